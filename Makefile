@@ -1,0 +1,54 @@
+# `make` lists the commands. PYTHON=python3.12 make install: another interpreter (3.11 or newer).
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+WANTED := -c constraints.txt -e .[dev,detect]
+NOT_GPU := not gpu
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help install demo check lint test test-all clean
+.DEFAULT_GOAL := help
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+install: $(INSTALLED)  ## make .venv from the versions in constraints.txt
+
+# uv is far faster than pip, but reads neither pip's configuration nor every mirror: pip is the way out.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -c constraints.txt setuptools uv \
+		|| $(VENV)/bin/pip install -q -c constraints.txt setuptools
+	export UV_DEFAULT_INDEX=$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$(pip config get global.index-url 2>/dev/null)}}; \
+	uv pip install -q --no-build-isolation $(WANTED) \
+		|| pip install -q --disable-pip-version-check --no-build-isolation $(WANTED)
+	touch $@
+
+demo: install  ## the whole chain on a local cluster: made-up X-rays, search, best checkpoint (minutes)
+	python cluster/demo.py
+
+lint: install
+	ruff check .
+	ruff format --check .
+	basedpyright
+
+check: lint  ## lint, types, the fast tests
+	pytest -m "not ray and not slow and not gpu"
+
+test: lint  ## lint, types, all tests that need no GPU, no network and no patience
+	pytest -m "not slow and not gpu"
+
+test-all: lint  ## the slow tests too
+	pytest -m "not gpu"
+
+.venv-swift:  # the S3 server of tests/servers
+	$(PYTHON) -m venv $@
+	$@/bin/pip install -q --disable-pip-version-check swift==2.38.3
+
+clean:  ## remove .venv, runs and caches
+	rm -rf $(VENV) .venv-swift runs build *.egg-info .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

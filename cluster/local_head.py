@@ -1,0 +1,130 @@
+"""A Ray head on this machine that nobody else can reach or use.
+
+    python cluster/local_head.py
+
+runs one until Ctrl-C or SIGTERM and prints the `export` lines with which `ray job submit` finds it. It
+listens on loopback alone, asks for a token that only this user can read, sends no usage statistics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+LOOPBACK = "127.0.0.1"
+
+
+@contextlib.contextmanager
+def local_head(log: Path) -> Iterator[dict[str, str]]:
+    """Start a head, yield the environment variables of its clients, stop it and all that it started.
+
+    Raises:
+        RuntimeError: it ended, or did not answer in 90 seconds; the message ends with its output.
+    """
+    with tempfile.TemporaryDirectory(prefix="cxr-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        gcs, dashboard, client, agent = _free_ports(4)  # folder: short, Ray's socket paths end at 107 bytes
+        variables = _variables(Path(folder), dashboard)
+        command = (
+            f"ray start --head --block --temp-dir {folder}/ray --port {gcs} --dashboard-port {dashboard}"
+        )
+        command += f" --dashboard-agent-listen-port {agent} --ray-client-server-port {client}"
+        with log.open("wb") as output, _started(command, variables, output) as head:
+            _wait(variables, head, log)
+            yield variables
+
+
+@contextlib.contextmanager
+def _started(command: str, variables: dict[str, str], output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own: Ctrl-C reaches this one alone, which then stops it in order."""
+    elsewhere = ("RAY_ADDRESS", "RAY_AUTH_TOKEN")  # another cluster's
+    environment = {name: value for name, value in os.environ.items() if name not in elsewhere} | variables
+    process = subprocess.Popen(
+        command.split(), stdout=output, stderr=output, env=environment, process_group=0
+    )
+    try:
+        yield process
+    finally:
+        _stop(process)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((LOOPBACK, 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _variables(folder: Path, dashboard: int) -> dict[str, str]:
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    return {
+        "RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:{dashboard}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        # Unset, Ray on Linux swaps 127.0.0.1 for the machine's address and listens to the whole network.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "no_proxy": ",".join(filter(None, (LOOPBACK, os.environ.get("no_proxy")))),
+    }
+
+
+def _wait(variables: dict[str, str], head: subprocess.Popen[bytes], log: Path) -> None:
+    token = Path(variables["RAY_AUTH_TOKEN_PATH"]).read_text()
+    jobs = variables["RAY_API_SERVER_ADDRESS"] + "/api/jobs/"
+    request = urllib.request.Request(jobs, headers={"Authorization": f"Bearer {token}"})
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and head.poll() is None:
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+            direct.open(request, timeout=10).close()
+            return
+        time.sleep(0.3)
+    raise RuntimeError(f"the Ray head did not come up:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def _stop(head: subprocess.Popen[bytes], patience_s: float = 20) -> None:
+    """End the head and its family by process id: `ray stop` would end every Ray of this user."""
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it
+    family: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(head.pid).children(recursive=True)
+    head.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        head.wait(patience_s)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    head.kill()
+    head.wait()
+    signal.signal(signal.SIGINT, interrupt)
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    log = Path(tempfile.gettempdir(), f"cxr-head-{os.getpid()}.log")
+    with contextlib.suppress(KeyboardInterrupt), local_head(log) as variables:
+        for name, value in variables.items():
+            print(f"export {name}={value}")
+        print(f"# a Ray head, until `kill {os.getpid()}` or Ctrl-C here", flush=True)
+        signal.pause()
+    log.unlink()
+
+
+if __name__ == "__main__":
+    main()

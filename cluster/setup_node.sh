@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Makes a fresh Ubuntu machine a node of the cluster; does nothing on one that is. Run by `ray up` on every node.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if ! command -v make >/dev/null || ! python3 -c 'import ensurepip' 2>/dev/null; then
+    sudo apt-get -qq update
+    sudo DEBIAN_FRONTEND=noninteractive apt-get -qq install -y make python3-venv
+fi
+make --no-print-directory install
+
+# The launcher's later commands, and thereby Ray and all its jobs, take these from here.
+if ! grep -q RAY_AUTH_MODE ~/.bashrc; then
+    cat >>~/.bashrc <<EOF
+export PATH="$PWD/.venv/bin:\$PATH"
+export RAY_AUTH_MODE=token
+export RAY_USAGE_STATS_ENABLED=0
+EOF
+fi
+chmod 600 ~/.ray/auth_token

@@ -1,0 +1,131 @@
+"""Arrow rows -> NumPy columns -> tensors: the last step before the training or scoring device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from queue import Full, Queue
+from threading import Event, Thread
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cxr import schema
+from cxr.schema import PixelFormat
+
+NO_MASK = 255  # fills a row's mask where the archive gives none
+
+Columns = dict[str, np.ndarray]  # column name -> array whose first axis is rows
+T = TypeVar("T")
+
+
+def to_columns(rows: pa.Table, names: Sequence[str], pixels: PixelFormat) -> Columns:
+    """Good rows (no `error`) as arrays with rows first.
+
+    pixels: (B, size, size) as stored, a view where Arrow allows; labels: (B, findings) int8;
+    pose_unit: (B, 6) float32, NaN where unknown; masks: (B, size² / 8) uint8, the lung mask packed,
+    and "has_mask": (B,) bool.
+    """
+    readers = {
+        schema.PIXELS: lambda: {schema.PIXELS: schema.pixels_array(rows[schema.PIXELS], pixels)},
+        schema.LABELS: lambda: {schema.LABELS: _matrix(rows[schema.LABELS], np.int8)},
+        schema.POSE_UNIT: lambda: {schema.POSE_UNIT: _poses(rows[schema.POSE_UNIT])},
+        schema.MASKS: lambda: _lung_masks(rows[schema.MASKS], pixels),
+    }
+    columns: Columns = {}
+    for name in names:
+        columns |= readers[name]()
+    return columns
+
+
+def _matrix(column: pa.ChunkedArray, dtype: type[np.generic]) -> np.ndarray:
+    return np.array(column.to_pylist(), dtype).reshape(len(column), -1)
+
+
+def _poses(column: pa.ChunkedArray) -> np.ndarray:
+    unknown = [np.nan] * 6
+    return np.array([pose or unknown for pose in column.to_pylist()], np.float32).reshape(len(column), 6)
+
+
+def _lung_masks(column: pa.ChunkedArray, pixels: PixelFormat) -> Columns:
+    """The lung mask of each row, still packed: an eighth of the memory until a batch needs it."""
+    packed = np.zeros((len(column), (pixels.size * pixels.size + 7) // 8), np.uint8)
+    present = np.zeros(len(column), bool)
+    for i, masks in enumerate(column.to_pylist()):
+        for mask in masks or ():
+            if mask[schema.LABEL] == schema.LUNGS:
+                packed[i] = np.frombuffer(mask[schema.MASK_BITS], np.uint8)
+                present[i] = True
+    return {schema.MASKS: packed, "has_mask": present}
+
+
+def take(columns: Columns, index: np.ndarray | slice) -> Columns:
+    return {name: values[index] for name, values in columns.items()}
+
+
+def join(parts: Sequence[Columns]) -> Columns:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def to_tensors(columns: Columns, pixels: PixelFormat) -> dict[str, torch.Tensor]:
+    """Columns of one batch as CPU tensors; masks unpacked to (B, size, size) uint8 of 0, 1 or NO_MASK."""
+    columns = dict(columns)
+    if schema.MASKS in columns:
+        present = columns.pop("has_mask")
+        bits = np.unpackbits(columns[schema.MASKS], axis=1, count=pixels.size * pixels.size)
+        bits[~present] = NO_MASK
+        columns[schema.MASKS] = bits.reshape(-1, pixels.size, pixels.size)
+    return {name: torch.from_numpy(_writable(values)) for name, values in columns.items()}
+
+
+def _writable(values: np.ndarray) -> np.ndarray:
+    return values if values.flags.writeable else values.copy()
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Move a batch as stored (uint8 travels, not float); returns before a copy to the GPU has ended."""
+    if device.type == "cpu":
+        return batch
+    return {name: values.pin_memory().to(device, non_blocking=True) for name, values in batch.items()}
+
+
+def prefetched(items: Iterable[T], depth: int = 3) -> Iterator[T]:
+    """`items`, made by a thread that stays up to `depth` ahead. Its exceptions are raised here."""
+    queue: Queue[tuple[bool, object]] = Queue(depth)
+    stop = Event()
+    worker = Thread(target=_fill, args=(iter(items), queue, stop), daemon=True)
+    worker.start()
+    try:
+        while True:
+            good, item = queue.get()
+            if good:
+                yield item  # pyright: ignore[reportReturnType]
+            elif item is None:
+                return
+            else:
+                raise item  # pyright: ignore[reportGeneralTypeIssues]
+    finally:
+        stop.set()
+        worker.join()
+
+
+def _fill(items: Iterator[object], queue: Queue[tuple[bool, object]], stop: Event) -> None:
+    end: object = None
+    try:
+        for item in items:
+            if not _put(queue, (True, item), stop):
+                return
+    except BaseException as error:
+        end = error
+    _put(queue, (False, end), stop)
+
+
+def _put(queue: Queue[tuple[bool, object]], entry: tuple[bool, object], stop: Event) -> bool:
+    while not stop.is_set():
+        try:
+            queue.put(entry, timeout=0.1)
+            return True
+        except Full:
+            continue
+    return False

@@ -1,0 +1,126 @@
+"""What a checkpoint holds: a folder that scoring and further training need nothing besides.
+
+    checkpoint.json   recipe, findings in order, input contract, metrics, versions, commit, SHA-256 of the weights
+    weights.pt        the network's state
+    task.pt           what the task learnt besides the network: the alignment target, say
+    resume.pt         optimiser, schedule and step, for going on; scoring does not read it
+
+All `.pt` files load with `weights_only=True`: no pickle is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cxr import provenance, storage
+from cxr.errors import UserError
+from cxr.recipes import recipe_from_dict
+from cxr.recipes.base import Recipe, Task
+
+ABOUT, WEIGHTS, TASK, RESUME = "checkpoint.json", "weights.pt", "task.pt", "resume.pt"
+KIND, VERSION = "cxr-checkpoint", 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint; `network` is on the CPU in eval mode."""
+
+    uri: str
+    recipe: Recipe
+    network: nn.Module
+    findings: tuple[str, ...]
+    about: dict[str, Any]
+
+    def task(self) -> Task:
+        """The training task around the network, with what it had learnt besides."""
+        task = self.recipe.task(self.network)
+        restore_task_state(task, _tensors(storage.join(self.uri, TASK)))
+        return task
+
+
+def save(
+    folder: Path,
+    recipe: Recipe,
+    task: Task,
+    weights: Mapping[str, Tensor],
+    *,
+    findings: Sequence[str],
+    metrics: Mapping[str, float],
+    resume: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint of `task` into the local `folder`; `weights` is the network's state to ship."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(weights), folder / WEIGHTS)
+    torch.save(task_state(task), folder / TASK)
+    if resume is not None:
+        torch.save(dict(resume), folder / RESUME)
+    about = {
+        "kind": KIND,
+        "version": VERSION,
+        "recipe": recipe.to_dict(),
+        "findings": list(findings),
+        "input": {"size": recipe.size, "channels": 1, "range": [0, 1], "normalisation": "inside the network"},
+        "metrics": dict(metrics),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
+    }
+    storage.write_json(str(folder / ABOUT), about)
+
+
+def load(uri: str) -> Checkpoint:
+    """Load a checkpoint folder from any URI.
+
+    Raises:
+        UserError: no checkpoint there, one of another version, or damaged weights.
+    """
+    uri = storage.normalise(uri)
+    about = read_about(uri)
+    recipe = recipe_from_dict(about["recipe"])
+    data = storage.read_bytes(storage.join(uri, WEIGHTS))
+    if hashlib.sha256(data).hexdigest() != about["sha256"]:
+        raise UserError(f"{uri}/{WEIGHTS} is damaged: its SHA-256 is not the one in {ABOUT}. Copy it again")
+    network = recipe.network(about["findings"])
+    network.load_state_dict(torch.load(io.BytesIO(data), weights_only=True, map_location="cpu"))
+    return Checkpoint(uri, recipe, network.eval(), tuple(about["findings"]), about)
+
+
+def read_about(uri: str) -> dict[str, Any]:
+    """The contents of checkpoint.json, checked to be of a kind and version that can be read here."""
+    if not storage.exists(storage.join(uri, ABOUT)):
+        raise UserError(f"{uri} holds no {ABOUT}: give a checkpoint's folder, e.g. the `checkpoint` of a result.json")
+    about = storage.read_json(storage.join(uri, ABOUT))
+    if (about.get("kind"), about.get("version")) != (KIND, VERSION):
+        raise UserError(f"{uri} is {about.get('kind')!r} version {about.get('version')}: wanted {KIND!r} {VERSION}")
+    return about
+
+
+def copy_for_scoring(source: str, target: str) -> str:
+    """Copy a checkpoint without what only resuming needs; checkpoint.json last, so that it is whole or absent."""
+    for name in (WEIGHTS, TASK, ABOUT):
+        storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
+    return target
+
+
+def task_state(task: Task) -> dict[str, Tensor]:
+    """Persistent buffers of the task itself, without its networks."""
+    state = task.state_dict()
+    return {name: state[name] for name, _ in task.named_buffers(recurse=False) if name in state}
+
+
+def restore_task_state(task: Task, state: Mapping[str, Tensor]) -> None:
+    """Put back what `task_state` gave; shapes are taken from the state, since `begin` may have set them."""
+    for name, values in state.items():
+        task.register_buffer(name, values.to(next(task.network.parameters()).device))
+
+
+def _tensors(uri: str) -> dict[str, Any]:
+    return torch.load(io.BytesIO(storage.read_bytes(uri)), weights_only=True, map_location="cpu")

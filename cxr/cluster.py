@@ -1,0 +1,47 @@
+"""Joining a Ray cluster, or starting a private one on this machine."""
+
+from __future__ import annotations
+
+import os
+
+import ray
+
+from cxr.errors import UserError
+from cxr.storage import is_local
+
+
+def connect(cpus: int | None = None) -> None:
+    """Join the cluster this job was submitted to (RAY_ADDRESS), else start one on this machine.
+
+    A cluster started here listens on loopback only, asks for a token, sends no usage statistics, and ends
+    with this process. Its dashboard is on: without one, Tune cannot free the workers of stopped trials.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address="auto", log_to_driver=True)
+    else:
+        ray.init(
+            num_cpus=cpus,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            _node_ip_address="127.0.0.1",
+            configure_logging=True,
+            logging_level="warning",
+        )
+
+
+def total(resource: str) -> float:
+    """How much of "CPU" or "GPU" the cluster has now, busy or not."""
+    return float(ray.cluster_resources().get(resource, 0))
+
+
+def check_shared(uri: str) -> None:
+    """Raise UserError where `uri` is a local path but the cluster has several machines."""
+    hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if is_local(uri) and len(hosts) > 1 and not os.environ.get("CXR_SHARED_FILESYSTEM"):
+        raise UserError(
+            f"{uri} is a local path, but this cluster has {len(hosts)} machines: give an s3:// or gs:// URI, "
+            f"or set CXR_SHARED_FILESYSTEM=1 if that path is the same shared folder on all of them"
+        )

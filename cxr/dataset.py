@@ -1,0 +1,207 @@
+"""Archives and shards as Ray datasets of schema rows, and a pool of workers over the parts of a plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from cxr import cluster, ledger, schema, shards, storage
+from cxr.errors import UserError
+from cxr.ledger import Part
+from cxr.rows import make_rows
+from cxr.schema import PixelFormat
+from cxr.sources import open_manifest
+
+_BLOCK_BYTES = 16 << 20  # of pixels in one block of a decoded archive
+_NAME = b"cxr.part"  # schema metadata by which a part's name travels with its rows
+_REPLY = pa.schema([("summary", pa.string()), ("mistake", pa.string())])
+_NO_PROGRESS_S = 300  # after which Ray Data tells that it is stuck
+
+Work = Callable[[Part], Mapping[str, Any]]
+
+
+def open_dataset(
+    uri: str,
+    *,
+    split: str | None = None,
+    columns: Sequence[str] | None = None,
+    pixels: PixelFormat | None = None,
+    source: str = "auto",
+) -> Dataset:
+    """An archive, decoded on the way, or shards: the same rows, `schema.row_schema`, streamed.
+
+    Rows of images that could not be used are kept when an archive is decoded: they have `error` set and no
+    pixels. Shards hold good rows only.
+
+    Args:
+        split: one of `schema.SPLITS`, or None for all.
+        columns: of `schema.row_schema`, or None for all.
+        pixels: what an archive is decoded to (default 256 x 256, 8 bits); shards come as they were written.
+        source: the archive's layout.
+
+    Raises:
+        UserError: neither shards nor an archive, shards that are not finished, or a split without images.
+    """
+    uri = storage.normalise(uri)
+    if shards.is_shards(uri) or storage.exists(storage.join(uri, ledger.LEDGER_FILE)):
+        return _open_shards(uri, split, columns)
+    manifest = _of_split(open_manifest(uri, source).table, split, uri)
+    return _decoded(manifest, pixels or PixelFormat(), columns)
+
+
+def open_streams(
+    uri: str, size: int, source: str = "auto"
+) -> tuple[dict[str, Dataset], tuple[str, ...], dict[str, int]]:
+    """The train and val splits of a raw archive, to train on without shards.
+
+    Returns:
+        a dataset of good rows for each split, train's in an order that is new in each pass; the archive's
+        findings; the number of images that each split lists, unusable ones included.
+
+    Raises:
+        UserError: no archive, or a split without images.
+    """
+    manifest = open_manifest(uri, source)
+    train, val = (_of_split(manifest.table, split, uri) for split in ("train", "val"))
+    train = train.take(np.random.default_rng(0).permutation(train.num_rows))
+    streams = {
+        "train": _decoded(train, PixelFormat(size), None, good_only=True, shuffled=True),
+        "val": _decoded(val, PixelFormat(size), None, good_only=True),
+    }
+    return streams, manifest.findings, {"train": train.num_rows, "val": val.num_rows}
+
+
+def _open_shards(uri: str, split: str | None, columns: Sequence[str] | None) -> Dataset:
+    info = shards.read_info(uri)
+    wanted = [split] if split else list(info.parts)
+    groups = [group for name in wanted for group in shards.row_groups(info, name)]
+    _check_any(len(groups), uri, split)
+    keys = [pa.table({"uri": [group.uri], "index": [group.index]}) for group in groups]
+    return _streamed(keys, partial(_read_group, columns=columns))
+
+
+def _read_group(key: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    filesystem, path = storage.filesystem(key["uri"][0].as_py())
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        chosen = list(columns or file.schema_arrow.names)
+        return file.read_row_group(key["index"][0].as_py(), columns=chosen, use_threads=False)
+
+
+def _of_split(manifest: pa.Table, split: str | None, uri: str) -> pa.Table:
+    if split is not None:
+        manifest = manifest.filter(pc.field(schema.SPLIT) == split)
+    _check_any(manifest.num_rows, uri, split)
+    return manifest
+
+
+def _check_any(count: int, uri: str, split: str | None) -> None:
+    if not count:
+        where = f" in its {split} split" if split else ""
+        raise UserError(f"{uri} has no image{where}: give another split or archive")
+
+
+def _decoded(
+    manifest: pa.Table,
+    pixels: PixelFormat,
+    columns: Sequence[str] | None,
+    *,
+    good_only: bool = False,
+    shuffled: bool = False,
+) -> Dataset:
+    step = max(1, min(-(-manifest.num_rows // 16), _BLOCK_BYTES // pixels.row_bytes))
+    keys = [manifest.slice(start, step) for start in range(0, manifest.num_rows, step)]
+    return _streamed(keys, partial(_decode, pixels=pixels, columns=columns, good_only=good_only), shuffled)
+
+
+def _decode(
+    manifest: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None, good_only: bool
+) -> pa.Table:
+    rows = make_rows(manifest, pixels)
+    if good_only:
+        rows = rows.filter(rows[schema.ERROR].is_null())
+    return rows.select(list(columns)) if columns else rows
+
+
+def _streamed(keys: list[pa.Table], read: Callable[[pa.Table], pa.Table], shuffled: bool = False) -> Dataset:
+    """A block for each table of keys, read by plain tasks, which share the CPUs with whatever else runs."""
+    blocks = ray.data.from_arrow(keys)
+    if shuffled:
+        blocks = blocks.randomize_block_order()
+    return _quiet(blocks.map_batches(read, batch_format="pyarrow", batch_size=None))
+
+
+def _quiet(rows: Dataset) -> Dataset:
+    context: DataContext = rows.context
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    return rows
+
+
+def map_parts(
+    parts: Sequence[Part], make: Callable[..., Work], args: Sequence[Any] = (), *, gpus: float = 0
+) -> Iterator[dict[str, Any]]:
+    """Call `make(*args)` in each worker of a pool, then what it returns with every part; yield the summaries.
+
+    One worker a CPU (or a share of `gpus` of a GPU), fewer while the cluster is busy, more when it grows.
+    Summaries are small dicts that JSON can hold, and come in any order; the part's data should not travel.
+
+    Raises:
+        UserError: as raised in a worker.
+    """
+    if not parts:
+        return
+    replies = ray.data.from_arrow([_named(part) for part in parts]).map_batches(
+        _OnPart,
+        fn_constructor_args=(make, tuple(args)),
+        compute=_pool(len(parts), gpus),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_gpus=gpus or None,
+    )
+    for batch in _quiet(replies).iter_batches(batch_size=None, batch_format="pyarrow"):
+        for reply in cast(pa.Table, batch).to_pylist():
+            if reply["mistake"] is not None:
+                raise UserError(reply["mistake"])
+            yield json.loads(reply["summary"])
+
+
+class _OnPart:
+    """A pool's worker: made once, called with each part's rows.
+
+    A user's mistake is sent back as a value: of an exception, Ray Data keeps the text of its traceback alone.
+    """
+
+    def __init__(self, make: Callable[..., Work], args: Sequence[Any]) -> None:
+        self._work = make(*args)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        summary, mistake = {}, None
+        try:
+            summary = dict(self._work(Part(rows.schema.metadata[_NAME].decode(), rows)))
+        except UserError as error:
+            mistake = str(error)
+        return pa.table([[json.dumps(summary)], [mistake]], schema=_REPLY)
+
+
+def _named(part: Part) -> pa.Table:
+    return part.rows.replace_schema_metadata({**(part.rows.schema.metadata or {}), _NAME: part.name})
+
+
+def _pool(parts: int, gpus: float) -> ActorPoolStrategy:
+    at_once = int(cluster.total("GPU") / gpus if gpus else cluster.total("CPU"))
+    return ActorPoolStrategy(
+        min_size=1,
+        max_size=parts,
+        initial_size=max(1, min(at_once, parts)),
+        max_tasks_in_flight_per_actor=2,  # more would leave the last parts waiting behind one worker
+    )

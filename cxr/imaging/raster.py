@@ -1,0 +1,115 @@
+"""PNG and JPEG pictures to gray pixels. Headers come first, so that bombs and torn files are not decoded.
+
+An EXIF orientation is ignored: annotations count pixels as they are stored. Damage inside a JPEG's coded data
+that leaves its markers whole cannot be noticed: the format has no checksum.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from cxr.errors import Refused
+from cxr.imaging.image import check_size, to_gray
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+JPEG_MAGIC = b"\xff\xd8\xff"
+
+JPEG_END = b"\xff\xd9"
+_JPEG_SCAN = 0xDA
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}  # the last is JPEG-LS
+_JPEG_DECODABLE = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive
+
+
+def decode_png(data: bytes) -> np.ndarray:
+    """A PNG's pixels (H, W), uint8 or uint16.
+
+    Raises:
+        Refused: torn, damaged, animated, coloured or of a refused size.
+    """
+    chunks = _png_chunks(data)
+    kind, header = next(chunks)
+    if kind != b"IHDR" or len(header) != 13:
+        raise Refused("damaged PNG: it does not begin with its header")
+    width, height = struct.unpack(">II", header[:8])
+    check_size(height, width)
+    if any(kind == b"acTL" for kind, _ in chunks):
+        raise Refused("multi-frame image: an animated PNG")
+    return _decode(data, "PNG")
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    position = len(PNG_MAGIC)
+    while True:
+        if position + 12 > len(data):
+            raise Refused("truncated PNG: it ends before its IEND chunk")
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if position + 12 + length > len(data):
+            raise Refused("truncated PNG: it ends inside a chunk")
+        body = data[position + 8 : position + 8 + length]
+        (checksum,) = struct.unpack_from(">I", data, position + 8 + length)
+        if zlib.crc32(body, zlib.crc32(kind)) != checksum:
+            raise Refused("damaged PNG: a checksum does not match")
+        yield kind, body
+        if kind == b"IEND":
+            return
+        position += 12 + length
+
+
+def decode_jpeg(data: bytes) -> np.ndarray:
+    """A JPEG's pixels (H, W) uint8.
+
+    Raises:
+        Refused: torn, damaged, CMYK, lossless or 12-bit, coloured or of a refused size.
+    """
+    marker, bits, height, width, channels = jpeg_frame(data)
+    check_size(height, width)
+    if marker not in _JPEG_DECODABLE or bits != 8:
+        raise Refused("unsupported JPEG: lossless, arithmetic or not 8 bits; convert it to PNG or DICOM")
+    if channels not in (1, 3):
+        raise Refused(f"colour image: a JPEG of {channels} channels (CMYK), an X-ray is gray")
+    return _decode(data, "JPEG")
+
+
+def jpeg_frame(data: bytes) -> tuple[int, int, int, int, int]:
+    """Frame marker, bits, height, width and channels of a JPEG (or JPEG-LS) that has its end marker."""
+    frame = None
+    for marker, start, length in _jpeg_segments(data):
+        if marker in _JPEG_FRAMES:
+            frame = (marker, *struct.unpack_from(">BHHB", data, start))
+        if marker == _JPEG_SCAN and data.find(JPEG_END, start + length) < 0:
+            raise Refused("truncated JPEG: it has no end marker")
+    if frame is None:
+        raise Refused("damaged JPEG: it has no frame header")
+    return frame
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start and length of its content) up to the first scan."""
+    position, marker = 2, 0
+    while marker != _JPEG_SCAN:
+        while data[position : position + 2] == b"\xff\xff":  # fill bytes
+            position += 1
+        if position + 4 > len(data):
+            raise Refused("truncated JPEG: it ends before its pixels")
+        mark, marker, length = struct.unpack_from(">BBH", data, position)
+        if mark != 0xFF or length < 2 or (marker in _JPEG_FRAMES and length < 8):
+            raise Refused("damaged JPEG: a marker is broken")
+        if position + 2 + length > len(data):
+            raise Refused("truncated JPEG: it ends before its pixels")
+        yield marker, position + 4, length - 2
+        position += 2 + length
+
+
+def _decode(data: bytes, kind: str) -> np.ndarray:
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise Refused(f"damaged {kind}: its pixels cannot be decoded")
+    return pixels if pixels.ndim == 2 else to_gray(pixels)

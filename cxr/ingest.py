@@ -1,0 +1,240 @@
+"""Archive -> shards: every image decoded once, into Parquet files of fixed-size pixels that are only scanned.
+
+OUT/train/part-00000.parquet …    good rows (schema.row_schema); the part's rejects stand in its footer
+OUT/rejects.parquet               images that could not be used, and why (schema.REJECTS)
+OUT/archive.json                  what the shards hold; written last: without it they are not finished
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cxr import cluster, schema, storage
+from cxr.dataset import map_parts
+from cxr.errors import UserError
+from cxr.ledger import Ledger, Part, open_ledger, plan
+from cxr.progress import Progress
+from cxr.rows import make_rows
+from cxr.schema import PixelFormat
+from cxr.shards import ARCHIVE_FILE, KIND
+from cxr.sources import find_source, open_manifest
+from cxr.sources.base import Manifest
+
+VERSION = 1
+REJECTS_FILE = "rejects.parquet"
+
+_REJECTS = b"cxr.rejects"  # key of a part's rejects in its Parquet footer
+_PART_BYTES = 64 << 20  # of pixels in a part, which a worker holds twice
+_GROUP_BYTES = 8 << 20  # of pixels in a row group, the unit of reading
+_SMALLEST_PART, _LARGEST_PART, _PARTS_AT_LEAST = 16, 512, 16
+_TOP_REASONS = 10
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What an ingest gave. `images_per_second` is this run's, start-up included; 0 if nothing was left."""
+
+    shards: str
+    counts: dict[str, int]  # good rows by split
+    rejects: int
+    reasons: dict[str, int]  # the most frequent ones
+    notes: list[str]
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a finished part's footer says."""
+
+    path: str
+    split: str
+    rows: int
+    rejects: list[dict[str, Any]]
+
+
+def ingest(
+    archive_uri: str,
+    out_uri: str,
+    *,
+    source: str = "auto",
+    pixels: PixelFormat | None = None,
+    max_rejects: float = 0.05,
+    limit: int | None = None,
+) -> IngestResult:
+    """Decode an archive into shards; called again after it was stopped, it goes on with what is missing.
+
+    Args:
+        pixels: what is stored; 256 x 256, 8 bits by default.
+        max_rejects: share of images that may be unusable; with more, UserError is raised once all is written.
+        limit: take only so many images, spread evenly over the archive.
+
+    Raises:
+        UserError: no such archive; OUT holds another ingest's work; too many rejects.
+    """
+    archive, out, pixels = storage.normalise(archive_uri), storage.normalise(out_uri), pixels or PixelFormat()
+    for uri in (archive, out):
+        cluster.check_shared(uri)
+    source = find_source(archive, source).name
+    manifest = open_manifest(archive, source)
+    table = _thinned(manifest.table, limit)
+    parts = plan(table, rows_per_part(table.num_rows, pixels), by=schema.SPLIT)
+    origin = {"version": VERSION, "archive": archive, "source": source, "pixels": asdict(pixels)}
+    ledger = open_ledger(out, {"job": "ingest", **origin, "limit": limit}, parts)
+    progress = _write_parts(ledger, parts, pixels)
+    contents = _read_footers(ledger, parts)
+    about = _describe(contents, manifest, origin)
+    _write_rejects(out, contents)
+    storage.write_json(storage.join(out, ARCHIVE_FILE), about)
+    _check_rejects(about, table.num_rows, max_rejects, out)
+    return IngestResult(
+        shards=out,
+        counts=about["counts"],
+        rejects=about["rejects"],
+        reasons=about["reasons"],
+        notes=about["notes"],
+        seconds=round(progress.seconds, 1),
+        images_per_second=round(progress.images_per_second, 1),
+    )
+
+
+def rows_per_part(images: int, pixels: PixelFormat) -> int:
+    """Rows of a part: as memory allows, and few enough for a small archive to keep several workers busy.
+
+    Hangs on nothing but the archive and the format, so that a run on another cluster plans the same parts.
+    """
+    balanced = min(max(-(-images // _PARTS_AT_LEAST), _SMALLEST_PART), _LARGEST_PART)
+    return min(balanced, max(1, _PART_BYTES // pixels.row_bytes))
+
+
+def row_group_rows(pixels: PixelFormat) -> int:
+    return max(1, _GROUP_BYTES // pixels.row_bytes)
+
+
+def _thinned(manifest: pa.Table, limit: int | None) -> pa.Table:
+    if limit is None or limit >= manifest.num_rows:
+        return manifest
+    if limit < 1:
+        raise UserError(f"limit={limit}: wanted 1 or more images")
+    chosen = np.linspace(0, manifest.num_rows - 1, limit).astype(np.int64)
+    return manifest.sort_by(schema.IMAGE_ID).take(chosen)
+
+
+# ---- Parts
+
+
+def _write_parts(ledger: Ledger, parts: Sequence[Part], pixels: PixelFormat) -> Progress:
+    todo = ledger.todo(parts)
+    total, left = (sum(part.rows.num_rows for part in some) for some in (parts, todo))
+    progress = Progress("ingest", total, done=total - left)
+    progress.tell()
+    for summary in map_parts(todo, PartWriter, (ledger, pixels)):
+        progress.add(summary["images"], summary["rejects"])
+    if todo:
+        progress.tell()
+    return progress
+
+
+class PartWriter:
+    """Decodes a part of the manifest and writes its file, good rows and rejects in one piece."""
+
+    def __init__(self, ledger: Ledger, pixels: PixelFormat) -> None:
+        self._ledger, self._pixels = ledger, pixels
+
+    def __call__(self, part: Part) -> dict[str, int]:
+        rows = make_rows(part.rows, self._pixels)
+        rejects = rows.filter(rows[schema.ERROR].is_valid()).select(schema.REJECTS.names)
+        good = rows.filter(rows[schema.ERROR].is_null()) if rejects.num_rows else rows
+        storage.write_bytes(self._ledger.file(part), _parquet(good, rejects, self._pixels))
+        return {"images": rows.num_rows, "rejects": rejects.num_rows}
+
+
+def _parquet(good: pa.Table, rejects: pa.Table, pixels: PixelFormat) -> bytes:
+    """LZ4 costs a scan next to nothing; a dictionary or statistics of pixels would only take room."""
+    metadata = {**(good.schema.metadata or {}), _REJECTS: json.dumps(rejects.to_pylist())}
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        good.replace_schema_metadata(metadata),
+        sink,
+        row_group_size=row_group_rows(pixels),
+        compression="lz4",
+        use_dictionary=[schema.SPLIT, schema.VIEW, schema.PATIENT_ID],  # pyright: ignore[reportArgumentType]
+        write_statistics=[schema.IMAGE_ID, schema.PATIENT_ID],  # pyright: ignore[reportArgumentType]
+    )
+    return sink.getvalue()
+
+
+def _read_footers(ledger: Ledger, parts: Sequence[Part]) -> list[_Contents]:
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda part: _contents(ledger, part), parts))
+
+
+def _contents(ledger: Ledger, part: Part) -> _Contents:
+    filesystem, path = storage.filesystem(ledger.file(part))
+    try:
+        footer = pq.read_metadata(path, filesystem=filesystem)
+        rejects = json.loads((footer.metadata or {})[_REJECTS])
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise _foreign(ledger, part) from error
+    if footer.num_rows + len(rejects) != part.rows.num_rows:
+        raise _foreign(ledger, part)
+    return _Contents(part.path, part.rows[schema.SPLIT][0].as_py(), footer.num_rows, rejects)
+
+
+def _foreign(ledger: Ledger, part: Part) -> UserError:
+    return UserError(f"{ledger.file(part)} is not the part that this ingest wrote: delete it and run again")
+
+
+# ---- The whole
+
+
+def _describe(contents: Sequence[_Contents], manifest: Manifest, origin: dict[str, Any]) -> dict[str, Any]:
+    """What goes into archive.json."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for part in contents:
+        parts.setdefault(part.split, []).append({"path": part.path, "rows": part.rows})
+    reasons = Counter(_kind(reject[schema.ERROR]) for part in contents for reject in part.rejects)
+    return {
+        "kind": KIND,
+        **origin,
+        "findings": list(manifest.findings),
+        "row_group_rows": row_group_rows(PixelFormat(**origin["pixels"])),
+        "counts": {split: sum(part["rows"] for part in listed) for split, listed in parts.items()},
+        "rejects": reasons.total(),
+        "reasons": dict(reasons.most_common(_TOP_REASONS)),
+        "notes": manifest.notes,
+        "parts": parts,
+    }
+
+
+def _kind(reason: str) -> str:
+    """A reason without its numbers, so that like ones are counted together."""
+    return re.sub(r"\d+", "#", reason)
+
+
+def _write_rejects(out: str, contents: Sequence[_Contents]) -> None:
+    rejects = [reject for part in contents for reject in part.rejects]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rejects, schema=schema.REJECTS), sink)
+    storage.write_bytes(storage.join(out, REJECTS_FILE), sink.getvalue())
+
+
+def _check_rejects(about: dict[str, Any], images: int, max_rejects: float, out: str) -> None:
+    share = about["rejects"] / images
+    if share > max_rejects:
+        top = "; ".join(f"{count} x {reason}" for reason, count in list(about["reasons"].items())[:3])
+        raise UserError(
+            f"{about['rejects']} of {images} images ({share:.1%}) cannot be used, more than the share of "
+            f"{max_rejects} that --max-rejects allows: {top}. {storage.join(out, REJECTS_FILE)} lists them. "
+            f"Mend them and ingest into another --out, or allow more: what could be used is written"
+        )

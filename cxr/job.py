@@ -1,0 +1,74 @@
+"""How every job starts and ends: options, result.json, exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import tyro
+
+from cxr import provenance, storage
+from cxr.errors import UserError
+
+DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+class HasOut(Protocol):
+    @property
+    def out(self) -> str: ...
+
+
+Options = TypeVar("Options", bound=HasOut)
+
+
+def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Options]) -> None:
+    """Parse the command line, run `main`, write OUT/result.json, print its path last, exit.
+
+    Exits with 0 when done, 2 on a mistake in what was given (its message alone is printed), 130 when
+    interrupted or terminated, and 1 on any other failure.
+    """
+    doc = sys.modules["__main__"].__doc__ or ""
+    options = tyro.cli(options_type, description=doc, config=(tyro.conf.OmitArgPrefixes,))
+    signal.signal(signal.SIGTERM, _interrupt)
+    sys.exit(_guarded(main, options))
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _guarded(main: Callable[[Options], dict[str, Any]], options: Options) -> int:
+    start = time.monotonic()
+    try:
+        result = main(options)
+        print(write_result(options, result, time.monotonic() - start), flush=True)
+        return DONE
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr, flush=True)
+        return MISUSED
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept; the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+
+
+def write_result(options: Any, result: dict[str, Any], seconds: float) -> str:
+    """Write OUT/result.json: the job's name, its settings, versions, duration and what it returned."""
+    uri = storage.join(storage.normalise(options.out), "result.json")
+    head = {
+        "job": Path(sys.argv[0]).stem,
+        "settings": dataclasses.asdict(options),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "seconds": round(seconds, 1),
+    }
+    storage.write_json(uri, head | result)
+    return uri

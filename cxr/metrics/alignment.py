@@ -1,0 +1,122 @@
+"""How well images lie on one another: correlations, overlap of masks, distance from known poses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cxr.metrics.meters import Mean, Workers
+from cxr.models.backbones import local_mean
+from cxr.models.spatial_transformer import compose, corner_distance, invert, warp
+
+COLLAPSED_BELOW, COLLAPSED_ABOVE = 0.6, 1.6  # mean scales at which a network has zoomed away from the chest
+
+
+def unit_vectors(x_B1HW: Tensor) -> Tensor:
+    """Each image as a vector (B, H·W) of mean 0 and length 1; the dot product of two is their correlation."""
+    x = x_B1HW.flatten(1).float()
+    return F.normalize(x - x.mean(1, keepdim=True), dim=1, eps=1e-6)
+
+
+def correlation_to_mean(mean_unit_vector: Tensor) -> float:
+    """Mean over images of the correlation with their common mean, from the mean of `unit_vectors`.
+
+    Since the mean m of unit vectors u has u·m/|m| = |m| on average, the length of m is the answer.
+    """
+    return float(torch.linalg.vector_norm(mean_unit_vector))
+
+
+def centred(theta: Tensor, mean_theta: Tensor) -> Tensor:
+    """Transforms with their group's mean transform removed: a zoom or shift common to all gains nothing."""
+    return compose(theta, invert(mean_theta).expand_as(theta))
+
+
+def mean_scale(theta: Tensor) -> Tensor:
+    """(B,) geometric mean of each transform's two scales; above 1 shrinks the image, below 1 zooms in."""
+    return torch.linalg.det(theta[..., :2].float()).abs().sqrt()
+
+
+def collapsed(scale: float) -> bool:
+    """Whether the group's mean scale says that the network looks at a corner, or from far away."""
+    return not COLLAPSED_BELOW <= scale <= COLLAPSED_ABOVE
+
+
+def pairwise_iou(masks_BHW: Tensor) -> float:
+    """Mean intersection over union of all pairs of different masks (bool); NaN for fewer than two.
+
+    Takes memory for B² numbers: choose some hundreds.
+    """
+    if len(masks_BHW) < 2:
+        return float("nan")
+    flat = masks_BHW.flatten(1).float()
+    intersection = flat @ flat.T
+    area = flat.sum(1)
+    union = area[:, None] + area[None, :] - intersection
+    iou = torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
+    count = len(flat)
+    return float((iou.sum() - iou.diagonal().sum()) / (count * (count - 1)))
+
+
+def pose_errors(theta: Tensor, pose: Tensor) -> Tensor:
+    """(B,) corner distance of θ∘H from the known pose, share of the width; H is the best constant frame.
+
+    A network is free to choose its common frame, so that one H (2, 3) is fitted by least squares over all
+    images and corners. A zoom common to all θ is undone by H and gains nothing.
+    """
+    theta, pose = theta.double(), pose.double()
+    linear, shift = theta[:, :, :2], theta[:, :, 2]
+    target = pose - F.pad(shift.unsqueeze(-1), (2, 0))  # θ∘H = [L·H2, L·h + t]
+    normal = (linear.transpose(1, 2) @ linear).sum(0)
+    frame = torch.linalg.solve(normal, (linear.transpose(1, 2) @ target).sum(0))
+    return corner_distance(compose(theta, frame.expand_as(theta)), pose)
+
+
+def local_correlation(a_BCHW: Tensor, b_BCHW: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) correlation of two images within squares of `side` (odd) pixels, from −1 to 1."""
+    mean_a, mean_b = local_mean(a_BCHW, side), local_mean(b_BCHW, side)
+    covariance = local_mean(a_BCHW * b_BCHW, side) - mean_a * mean_b
+    variance_a = (local_mean(a_BCHW.square(), side) - mean_a.square()).clamp(min=0)
+    variance_b = (local_mean(b_BCHW.square(), side) - mean_b.square()).clamp(min=0)
+    return covariance / torch.sqrt((variance_a + 1e-2) * (variance_b + 1e-2))
+
+
+class Overlap:
+    """How well a group's images lie on one another; sums over workers.
+
+    Args:
+        size: height and width at which images and masks are compared, pixels.
+        masks_kept: masks of this worker that are compared pair by pair, the first ones.
+    """
+
+    def __init__(self, size: int, device: torch.device, masks_kept: int = 512) -> None:
+        self._unit, self._value, self._square = Mean(), Mean(), Mean()
+        self._like = torch.zeros(size * size, device=device)
+        self._masks = torch.zeros(0, size, size, dtype=torch.uint8, device=device)
+        self._size, self._masks_kept = size, masks_kept
+
+    def add(self, x_B1HW: Tensor, theta: Tensor) -> None:
+        """Images in [0, 1] as `theta` (B or 1, 2, 3) shows them."""
+        aligned = warp(x_B1HW, theta, self._size)
+        self._unit.add(unit_vectors(aligned))
+        self._value.add(aligned.flatten(1))
+        self._square.add(aligned.flatten(1).square())
+
+    def add_masks(self, masks_BHW: Tensor, theta: Tensor) -> None:
+        """Bool masks as `theta` (B or 1, 2, 3) shows them."""
+        aligned = warp(masks_BHW[:, None], theta, self._size)[:, 0] > 0.5
+        self._masks = torch.cat([self._masks, aligned.to(torch.uint8)])[: self._masks_kept]
+
+    def results(self, workers: Workers) -> dict[str, float]:
+        """The group's correlation, spread and, where there are masks, iou.
+
+        correlation: of each image with the mean image, mean over images. spread: standard deviation over
+        images, which lie in [0, 1], mean over pixels. iou: mean over pairs of masks.
+        """
+        value, square = self._value.over(workers, self._like), self._square.over(workers, self._like)
+        masks = workers.gather(self._masks)
+        results = {
+            "correlation": correlation_to_mean(self._unit.over(workers, self._like)),
+            "spread": float((square - value.square()).clamp(min=0).sqrt().mean()),
+        }
+        return results | ({"iou": pairwise_iou(masks)} if len(masks) > 1 else {})

@@ -1,0 +1,43 @@
+"""Meters: sums and counts kept by each worker, added over the workers, then divided once."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Workers(Protocol):
+    """What a meter needs of the group that trains together; see `recipes.base.Workers`."""
+
+    def sum(self, values: Tensor) -> Tensor: ...
+    def gather(self, rows: Tensor) -> Tensor: ...
+
+
+class Mean:
+    """The mean of all values of all workers, whatever the shares and batches in which they came."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._count = 0
+
+    def add(self, values: Tensor) -> None:
+        """Count each row of `values` (B, ...) once."""
+        total = values.detach().double().sum(0)
+        self._total = total if self._total is None else self._total + total
+        self._count += len(values)
+
+    def over(self, workers: Workers, like: Tensor) -> Tensor:
+        """The mean over all workers, float64; NaN if nothing was counted.
+
+        `like` has its shape and device, for a worker that saw no value.
+        """
+        total = (
+            torch.zeros_like(like, dtype=torch.float64)
+            if self._total is None
+            else self._total.to(like.device)
+        )
+        message = torch.cat([total.flatten(), total.new_tensor([self._count])])
+        summed = workers.sum(message)
+        return (summed[:-1] / summed[-1]).reshape(like.shape)

@@ -1,0 +1,1 @@
+"""Networks, one idea a file; they take values and touch no files."""

@@ -1,0 +1,138 @@
+"""The spatial transformer (Jaderberg et al. 2015, arXiv 1506.02025) and the algebra of 2 x 3 transforms.
+
+A transform `theta_unit` (B, 2, 3) maps output points to input points, x to the right, y down, both axes
+from −1 to 1 between the image's outer edges (`affine_grid` with align_corners=False).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cxr.models.backbones import normalise_contrast
+
+Parameterisation = Literal["similarity", "anisotropic", "affine"]
+PARAMETERS: dict[Parameterisation, int] = {"similarity": 4, "anisotropic": 5, "affine": 6}
+
+MAX_ROTATION = math.radians(30)
+MAX_SCALE = 2.0
+MAX_SHIFT = 0.5
+MAX_SHEAR = 0.3
+
+
+class SpatialTransformer(nn.Module):
+    """Finds the transform that brings an image into the common frame; starts as the identity.
+
+    Args:
+        trunk: contrast-normalised (B, 1, H, W) to (B, trunk.features); see `backbones.trunk`.
+        parameterisation: similarity (4 parameters), anisotropic (5: two scales) or affine (6: shear too).
+        passes: how often the network is applied, each time to what it has aligned so far. The transforms are
+            composed and the original is sampled once, so further passes cost no sharpness.
+    """
+
+    def __init__(
+        self, trunk: nn.Module, parameterisation: Parameterisation = "anisotropic", passes: int = 1
+    ) -> None:
+        super().__init__()
+        if parameterisation not in PARAMETERS or passes < 1:
+            raise ValueError(
+                f"{parameterisation!r}, passes={passes}: wanted {', '.join(PARAMETERS)}, 1 pass or more"
+            )
+        self.trunk = trunk
+        self.head = nn.Linear(int(trunk.features), PARAMETERS[parameterisation])  # pyright: ignore[reportArgumentType]
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.parameterisation: Parameterisation = parameterisation
+        self.passes = passes
+
+    def forward(self, x_B1HW: Tensor) -> Tensor:
+        """Images in [0, 1] to `theta_unit` (B, 2, 3), float32; `bounded_theta` bounds each pass."""
+        x_B1HW = normalise_contrast(x_B1HW)
+        theta = self.localise(x_B1HW)
+        for _ in range(self.passes - 1):
+            theta = compose(theta, self.localise(warp(x_B1HW, theta)))
+        return theta
+
+    def localise(self, x_B1HW: Tensor) -> Tensor:
+        """One pass, from a contrast-normalised image."""
+        return bounded_theta(self.head(self.trunk(x_B1HW)), self.parameterisation)
+
+
+def bounded_theta(raw_BP: Tensor, parameterisation: Parameterisation) -> Tensor:
+    """Free numbers to transforms: 0 is the identity, no number leaves the bounds, no transform mirrors.
+
+    Rotation within ±30°, each scale within [1/2, 2], shifts within ±1/2, shear within ±.3. The order is
+    tx, ty, rotation, then the scales, then the shear:
+    theta = [[sx cos, −sy sin, tx], [sx sin, sy cos, ty]] for two scales without shear.
+    """
+    t = torch.tanh(raw_BP.float())
+    shift = MAX_SHIFT * t[:, 0:2]
+    cos, sin = torch.cos(MAX_ROTATION * t[:, 2]), torch.sin(MAX_ROTATION * t[:, 2])
+    sx = torch.pow(MAX_SCALE, t[:, 3])
+    sy = sx if parameterisation == "similarity" else torch.pow(MAX_SCALE, t[:, 4])
+    shear = MAX_SHEAR * t[:, 5] if parameterisation == "affine" else torch.zeros_like(sx)
+    x_axis = torch.stack([sx * cos, sx * sin], 1)
+    y_axis = torch.stack([sy * (shear * cos - sin), sy * (shear * sin + cos)], 1)
+    return torch.stack([x_axis, y_axis, shift], 2)
+
+
+def identity(count: int = 1, device: torch.device | str | None = None) -> Tensor:
+    """`count` transforms that change nothing, (count, 2, 3) float32."""
+    return torch.eye(2, 3, device=device).repeat(count, 1, 1)
+
+
+def warp(x_BCHW: Tensor, theta_unit: Tensor, size: int | None = None) -> Tensor:
+    """Sample images where `theta_unit` (B or 1, 2, 3) sends each output point; black outside; float32.
+
+    `size` is the height and width of the output, the input's if not given.
+    """
+    with torch.autocast(x_BCHW.device.type, enabled=False):
+        count, channels, height, width = x_BCHW.shape
+        shape = [count, channels, size or height, size or width]
+        grid = F.affine_grid(theta_unit.float().expand(count, 2, 3), shape, align_corners=False)
+        return F.grid_sample(x_BCHW.float(), grid, padding_mode="zeros", align_corners=False)
+
+
+def compose(first: Tensor, second: Tensor) -> Tensor:
+    """The one transform whose warp equals a warp by `first` followed by a warp by `second`.
+
+    As maps of points: output → `second` → `first` → input.
+    """
+    linear = _multiply(first[..., :2], second[..., :2])
+    shift = _multiply(first[..., :2], second[..., 2:]) + first[..., 2:]
+    return torch.cat([linear, shift], -1)
+
+
+def invert(theta: Tensor) -> Tensor:
+    """The transform that undoes `theta`; its 2 x 2 part must not be singular."""
+    (a, b, tx), (c, d, ty) = (row.unbind(-1) for row in theta.unbind(-2))
+    det = a * d - b * c
+    x_row = torch.stack([d, -b, b * ty - d * tx], -1)
+    y_row = torch.stack([-c, a, c * tx - a * ty], -1)
+    return torch.stack([x_row, y_row], -2) / det[..., None, None]
+
+
+def corner_distance(theta_a: Tensor, theta_b: Tensor) -> Tensor:
+    """(B,) mean distance between where two transforms send the four corners, as a share of the width."""
+    difference = theta_a - theta_b
+    corners = difference.new_tensor([[1, 1, 1], [1, -1, 1], [-1, 1, 1], [-1, -1, 1]])
+    offsets_unit = _multiply(difference, corners.T)
+    return torch.sqrt(offsets_unit.square().sum(-2) + 1e-12).mean(-1) / 2
+
+
+def frame_distance(theta_a: Tensor, theta_b: Tensor) -> Tensor:
+    """(B,) how far apart two alignments of one image are: corner distance of a∘b⁻¹ from the identity.
+
+    Measured between points of the image, hence blind to the choice of the common frame: zooming every output
+    in or out changes nothing, as compose(a, g) and compose(b, g) are as far apart as a and b.
+    """
+    return corner_distance(compose(theta_a, invert(theta_b)), identity(1, theta_a.device))
+
+
+def _multiply(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product written as sums: float32 under any autocast."""
+    return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)

@@ -1,0 +1,39 @@
+"""What produced a result: versions and the commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+import cxr
+
+_PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "optuna", "numpy", "pydicom")
+
+
+def versions() -> dict[str, str]:
+    """Version of cxr, Python and the packages that results depend on."""
+    return {"cxr": cxr.__version__, "python": platform.python_version()} | {
+        name: metadata.version(name) for name in _PACKAGES
+    }
+
+
+@lru_cache
+def commit() -> str:
+    """The commit of this checkout, "+changes" behind it where files were edited; CXR_COMMIT or "" elsewhere.
+
+    A cluster gets the working directory without its history: set CXR_COMMIT in the job's runtime environment.
+    """
+    here = Path(__file__).parent.parent
+    if "CXR_COMMIT" in os.environ or not (here / ".git").exists():
+        return os.environ.get("CXR_COMMIT", "")
+    git = ["git", "-C", str(here)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        edits = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + ("+changes" if edits.stdout.strip() else "")

@@ -1,0 +1,190 @@
+"""Family `align`: brings frontal chest X-rays into one common frame, trained on the images alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self, get_args
+
+import pyarrow as pa
+import torch
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from torch import Tensor, nn
+
+from cxr import schema, storage
+from cxr.errors import UserError
+from cxr.models import perceptual
+from cxr.models.backbones import TRUNKS, TrunkName, trunk
+from cxr.models.perceptual import FeatureKind
+from cxr.models.spatial_transformer import PARAMETERS, Parameterisation, SpatialTransformer, warp
+from cxr.recipes import weights
+from cxr.recipes.align_task import AlignTask, Augmentation, Strategy, TermWeights
+from cxr.recipes.base import Batch, Recipe, unit_pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignRecipe(Recipe):
+    """Spatial transformer (Jaderberg et al. 2015), trained by equivariance and by likeness to a target.
+
+    The defaults take a few minutes for 400 images on two CPU cores.
+    """
+
+    family: ClassVar[str] = "align"
+    monitor: ClassVar[str] = "correlation"
+    mode: ClassVar[Literal["min", "max"]] = "max"
+    columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.POSE_UNIT, schema.MASKS)
+    score_columns: ClassVar[pa.Schema] = pa.schema([(schema.THETA_UNIT, pa.list_(pa.float32(), 6))])
+
+    size: int = 128
+    epochs: int = 20
+    batch_size: int = 16
+    lr: float = 1e-3
+
+    transform: Parameterisation = "anisotropic"
+    """similarity: 4 parameters; anisotropic: 5 (two scales); affine: 6 (shear too)."""
+    trunk: TrunkName = "conv5"
+    """Localisation network: small nets of 3–6 blocks, or a ResNet without pretrained weights."""
+    passes: int = 2
+    """How often the network is applied, each time to what it has aligned so far."""
+    target: Strategy = "structure"
+    """mean: the mean image; features: the mean of features; structure: the mean of what is aligned so far."""
+    target_uri: str = ""
+    """A saved target.pt to align to, which then stays as it is; none if empty."""
+
+    features: FeatureKind = "local"
+    """Network of the perceptual loss; local needs no weights, align is the trunk of a trained aligner."""
+    feature_weights: str = "IMAGENET1K_V1"
+    """Weights of `features`: torchvision's name, or the URI of a state dict or of a checkpoint folder."""
+    feature_layers: int = 3
+    """How many layers are compared, from the shallowest on."""
+
+    pixel_weight: float = 0.1
+    """Of the squared difference from the target, both contrast-normalised."""
+    feature_weight: float = 0.3
+    """Of the squared difference of features from the target's."""
+    structure_weight: float = 1.0
+    """Of 1 − local correlation with the target, at two scales."""
+    equivariance_weight: float = 10.0
+    """Of the distance between the frames found for two random warps of one image, share of the width."""
+    identity_weight: float = 1.0
+    """Of the distance of a batch's mean transform from the identity, which fixes the common frame."""
+
+    rotation_deg: float = 15.0
+    """Augmentation: largest rotation."""
+    scale: float = 1.25
+    """Augmentation: largest zoom, in and out."""
+    shift: float = 0.1
+    """Augmentation: largest shift, share of the width."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("transform", self.transform, tuple(PARAMETERS))
+        _one_of("trunk", self.trunk, TRUNKS)
+        _one_of("target", self.target, get_args(Strategy))
+        _one_of("features", self.features, perceptual.KINDS)
+        if self.passes < 1:
+            raise ValueError(f"passes={self.passes}: wanted 1 or more")
+        if not 1 <= self.feature_layers <= perceptual.DEEPEST[self.features]:
+            deepest = perceptual.DEEPEST[self.features]
+            raise ValueError(f"feature_layers={self.feature_layers}: {self.features} has 1–{deepest}")
+        if self.features == "align" and not weights.is_uri(self.feature_weights):
+            raise ValueError("features='align' needs feature_weights, the URI of an aligner's checkpoint")
+        terms = vars(self._terms())
+        if min(terms.values()) < 0 or not 0 < sum(terms.values()) < math.inf:
+            raise ValueError(f"weights {terms}: wanted none negative and at least one above 0")
+
+    def network(self, findings: Sequence[str]) -> SpatialTransformer:
+        return SpatialTransformer(trunk(self.trunk), self.transform, self.passes)
+
+    def task(self, network: nn.Module) -> AlignTask:
+        return AlignTask(
+            network,
+            self._feature_network(),
+            size=self.size,
+            strategy=self.target,
+            terms=self._terms(),
+            augmentation=Augmentation(self.rotation_deg, self.scale, self.shift),
+            target_HW=read_target(self.target_uri) if self.target_uri else None,
+            seed=self.seed,
+        )
+
+    def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {schema.THETA_UNIT: network(unit_pixels(batch, self.size)).reshape(-1, 6)}
+
+    def draw(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        theta = network(unit_pixels(batch, self.size))
+        aligned = warp(unit_pixels(batch, batch[schema.PIXELS].shape[-1]), theta)
+        return {"aligned": aligned[:, 0].mul(255).round().clamp(0, 255).to(torch.uint8)}
+
+    def search_space(self) -> dict[str, BaseDistribution]:
+        def weight(low: float, high: float) -> FloatDistribution:
+            return FloatDistribution(low, high, log=True)
+
+        return {
+            "lr": weight(3e-4, 5e-3),
+            "trunk": CategoricalDistribution(["conv3", "conv4", "conv5", "conv6"]),
+            "transform": CategoricalDistribution(list(PARAMETERS)),
+            "target": CategoricalDistribution(list(get_args(Strategy))),
+            "feature_layers": IntDistribution(1, perceptual.DEEPEST[self.features]),
+            "pixel_weight": weight(0.01, 1),
+            "feature_weight": weight(0.03, 3),
+            "structure_weight": weight(0.1, 3),
+            "equivariance_weight": weight(1, 30),
+        }
+
+    def resolved(self) -> tuple[Self, list[str]]:
+        if self.features not in perceptual.LAYERS or weights.is_uri(self.feature_weights):
+            self._feature_state()
+            return self, []
+        try:
+            self._feature_state()
+        except OSError as error:
+            layers = min(self.feature_layers, perceptual.DEEPEST["local"])
+            note = (
+                f"{self.features}'s weights {self.feature_weights} cannot be had here ({error}): the "
+                f"perceptual loss compares local contrast and gradients instead (features=local). "
+                f"Or copy the weights to storage and give their URI as feature_weights"
+            )
+            return self.replace(features="local", feature_layers=layers), [note]
+        return self, []
+
+    def _terms(self) -> TermWeights:
+        names = [field.name for field in dataclasses.fields(TermWeights)]
+        return TermWeights(**{name: getattr(self, f"{name}_weight") for name in names})
+
+    def _feature_network(self) -> nn.Module:
+        if not self.feature_weight:
+            return perceptual.build("local", None, 1)
+        return perceptual.build(self.features, self._feature_state(), self.feature_layers)
+
+    def _feature_state(self) -> Mapping[str, Tensor] | None:
+        if self.features == "local" or not self.feature_weight:
+            return None
+        if weights.is_uri(self.feature_weights):
+            return weights.from_uri(self.feature_weights)
+        return weights.from_torchvision(self.features, self.feature_weights)
+
+
+def read_target(uri: str) -> Tensor:
+    """A target (H, W) that `AlignTask.save_pictures` wrote as target.pt.
+
+    Raises:
+        UserError: nothing there, or no picture.
+    """
+    target = torch.load(io.BytesIO(storage.read_bytes(uri)), weights_only=True, map_location="cpu")
+    if not isinstance(target, Tensor) or target.ndim != 2:
+        raise UserError(f"{uri} holds no target: wanted a tensor (height, width), as saved in target.pt")
+    return target
+
+
+def _one_of(name: str, value: str, wanted: Sequence[str]) -> None:
+    if value not in wanted:
+        raise ValueError(f"{name}={value!r}: wanted one of {', '.join(wanted)}")

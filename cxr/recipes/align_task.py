@@ -1,0 +1,264 @@
+"""How an aligner is trained and judged: its target, its loss terms, its metrics and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cxr import schema
+from cxr.batches import NO_MASK
+from cxr.imaging.augment import random_affine, random_exposure
+from cxr.metrics import alignment
+from cxr.metrics.meters import Mean
+from cxr.models.backbones import normalise_contrast
+from cxr.models.perceptual import as_unit, feature_distance
+from cxr.models.spatial_transformer import (
+    compose,
+    corner_distance,
+    frame_distance,
+    identity,
+    invert,
+    warp,
+)
+from cxr.recipes.base import Batch, Batches, Task, Workers, unit_pixels
+from cxr.report import figures
+
+Strategy = Literal["mean", "features", "structure"]
+
+NEIGHBOURHOODS = (0.12, 0.4)  # sides of the squares in which structure is compared, shares of the width
+MASKS_COMPARED = 512  # over all workers
+PICTURED = 64  # images in the mean before and after
+ROWS_PICTURED = 8
+
+
+@dataclass(frozen=True)
+class TermWeights:
+    """Weight of each loss term, 0 to leave it out."""
+
+    pixel: float
+    feature: float
+    structure: float
+    equivariance: float
+    identity: float
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Largest random warps of training images; see `imaging.augment.random_affine`."""
+
+    rotation_deg: float
+    scale: float
+    shift: float
+
+    def affine(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        affine = random_affine(
+            count, rotation_deg=self.rotation_deg, scale=self.scale, shift=self.shift, generator=generator,
+            device="cpu" if generator else device,
+        )  # fmt: skip
+        return affine.to(device)
+
+
+class AlignTask(Task):
+    """An aligner, the target that it aligns to, and a frozen network that compares the two.
+
+    All pictures that are compared are contrast-normalised, so that 0 (outside of the image) is neutral.
+
+    Args:
+        network: images in [0, 1] (B, 1, size, size) to transforms (B, 2, 3).
+        features: contrast-normalised images to feature maps; see `models.perceptual`.
+        target_HW: a target to keep; else `strategy` says how it is made.
+    """
+
+    target: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        features: nn.Module,
+        *,
+        size: int,
+        strategy: Strategy,
+        terms: TermWeights,
+        augmentation: Augmentation,
+        target_HW: Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network, self.features = network, features
+        self.size, self.terms, self.augmentation, self.seed = size, terms, augmentation, seed
+        self.strategy = "given" if target_HW is not None else strategy
+        given = torch.zeros(size, size) if target_HW is None else target_HW.float()
+        target = F.interpolate(given[None, None], (size, size), mode="bilinear", antialias=True)
+        self.register_buffer("target", target)
+        self.feature_targets: tuple[str, ...] = ()  # names of buffers, shallow to deep
+        if self.strategy == "features":
+            self._keep_features([torch.zeros_like(values) for values in self.features(target)])
+        self._seen, self._frames = Mean(), Mean()
+
+    def begin(self, batches: Batches, workers: Workers) -> None:
+        """Make the target from the training images as they are."""
+        if self.strategy == "given":
+            return
+        image, features = Mean(), [Mean() for _ in self.feature_targets]
+        with torch.no_grad():
+            for batch in batches():
+                z = normalise_contrast(unit_pixels(batch, self.size))
+                image.add(z)
+                for meter, values in zip(features, self.features(z) if features else (), strict=True):
+                    meter.add(values)
+        self.target = normalise_contrast(image.over(workers, self.target[0])[None].float())
+        likes = [self.get_buffer(name)[0] for name in self.feature_targets]
+        self._keep_features(
+            [meter.over(workers, like)[None].float() for meter, like in zip(features, likes, strict=True)]
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Align two random warps of each image; compare the results with the target and with each other."""
+        x = unit_pixels(batch, self.size).repeat(2, 1, 1, 1)
+        warps = self.augmentation.affine(len(x), x.device)
+        frames = compose(warps, self.network(random_exposure(warp(x, warps))))  # of the images as stored
+        aligned = warp(normalise_contrast(x), frames)
+        if self.strategy == "structure":
+            self._seen.add(aligned)
+            self._frames.add(frames)
+        return self._terms(aligned, frames)
+
+    def _terms(self, aligned: Tensor, frames: Tensor) -> dict[str, Tensor]:
+        one, two = frames.chunk(2)
+        sides = [int(self.size * share) // 2 * 2 + 1 for share in NEIGHBOURHOODS]
+        measures = {
+            "pixel": lambda: (aligned - self.target).square().mean(),
+            "feature": lambda: feature_distance(self.features(aligned), self._wanted_features()),
+            "structure": lambda: torch.stack(
+                [1 - alignment.local_correlation(aligned, self.target, side).mean() for side in sides]
+            ).mean(),
+            "equivariance": lambda: frame_distance(one, two).mean(),
+            "identity": lambda: corner_distance(frames.mean(0, True), identity(1, frames.device)).mean(),
+        }
+        return {name: weight * measures[name]() for name, weight in vars(self.terms).items() if weight}
+
+    def end_epoch(self, workers: Workers) -> None:
+        """Under "structure", take the mean of what was aligned in this epoch as the next target.
+
+        Its mean transform is removed, else the frame drifts; its contrast is restored, else it fades.
+        """
+        if self.strategy != "structure":
+            return
+        mean = self._seen.over(workers, self.target[0])[None].float()
+        drift = self._frames.over(workers, identity(1, mean.device)[0])[None].float()
+        self.target = normalise_contrast(warp(mean, invert(drift)))
+        self._seen, self._frames = Mean(), Mean()
+
+    @torch.no_grad()
+    def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:
+        """Metrics of `metrics.alignment`, all with the group's mean transform removed.
+
+        Always: correlation, spread; consistency_pct, the distance between the frames found before and after a
+        random warp; mean_scale, and collapsed, 1 if that has left its bounds. With lung masks: iou_aligned.
+        With known poses: corner_error_pct (mean) and corner_error_median_pct. Names with `given` tell
+        the same of the images as they are; distances are in % of the width.
+        """
+        device = self.target.device
+        frames, consistency, known = Mean(), Mean(), [torch.zeros(0, 12, device=device)]
+        generator = torch.Generator().manual_seed(self.seed + workers.rank)
+        for x, theta, batch in self._aligned(batches):
+            frames.add(theta)
+            warps = self.augmentation.affine(len(x), device, generator)
+            consistency.add(frame_distance(compose(warps, self.network(warp(x, warps))), theta))
+            known.append(_known_poses(theta, batch))
+        mean_theta = frames.over(workers, identity(1, device)[0])[None].float()
+        scale = float(alignment.mean_scale(mean_theta))
+        return {
+            **self._overlap(batches, workers, mean_theta),
+            "consistency_pct": 100 * float(consistency.over(workers, torch.zeros((), device=device))),
+            **_pose_metrics(workers.gather(torch.cat(known))),
+            "mean_scale": scale,
+            "collapsed": float(alignment.collapsed(scale)),
+        }
+
+    def _overlap(self, batches: Batches, workers: Workers, mean_theta: Tensor) -> dict[str, float]:
+        device, kept = self.target.device, -(-MASKS_COMPARED // workers.size)
+        given, aligned = (alignment.Overlap(self.size, device, kept) for _ in range(2))
+        for x, theta, batch in self._aligned(batches):
+            pairs = ((given, identity(len(x), device)), (aligned, alignment.centred(theta, mean_theta)))
+            for overlap, shown in pairs:
+                overlap.add(x, shown)
+                if schema.MASKS in batch:
+                    present = batch[schema.MASKS][:, 0, 0] != NO_MASK
+                    overlap.add_masks(batch[schema.MASKS][present], shown[present])
+        after, before = aligned.results(workers), given.results(workers)
+        metrics = {
+            "correlation": after["correlation"],
+            "correlation_given": before["correlation"],
+            "spread": after["spread"],
+            "spread_given": before["spread"],
+        }
+        if "iou" in after:
+            metrics |= {"iou_aligned": after["iou"], "iou_given": before["iou"]}
+        return metrics
+
+    @torch.inference_mode()
+    def save_pictures(self, batches: Batches, folder: Path) -> None:
+        """before_after.png, mean_before_after.png, target.png; and target.pt, (H, W) for `target_uri`."""
+        given, aligned, count = [], [], 0
+        for x, theta, _ in self._aligned(batches):
+            given.append(x[:, 0].cpu())
+            aligned.append(warp(x, theta)[:, 0].cpu())
+            count += len(x)
+            if count >= PICTURED:
+                break
+        before, after = torch.cat(given).numpy(), torch.cat(aligned).numpy()
+        target = self.target[0, 0].cpu()
+        rows = {"given": before[:ROWS_PICTURED], "aligned": after[:ROWS_PICTURED]}
+        figures.save_figure(figures.picture_rows(rows), str(folder), "before_after.png")
+        means = {
+            "mean as given": before.mean(0),
+            "mean aligned": after.mean(0),
+            "target": as_unit(target).numpy(),
+        }
+        figures.save_figure(figures.pictures(means), str(folder), "mean_before_after.png")
+        figures.save_gray(as_unit(target).numpy(), str(folder), "target.png")
+        torch.save(target.clone(), folder / "target.pt")
+
+    def _aligned(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor, Batch]]:
+        """Each batch's images in [0, 1] and the transforms found for them."""
+        for batch in batches():
+            x = unit_pixels(batch, self.size)
+            yield x, self.network(x), batch
+
+    def _wanted_features(self) -> list[Tensor]:
+        if self.feature_targets:
+            return [self.get_buffer(name) for name in self.feature_targets]
+        return self.features(self.target)
+
+    def _keep_features(self, features: list[Tensor]) -> None:
+        self.feature_targets = tuple(f"feature_target_{i}" for i in range(len(features)))
+        for name, values in zip(self.feature_targets, features, strict=True):
+            self.register_buffer(name, values)
+
+
+def _known_poses(theta: Tensor, batch: Batch) -> Tensor:
+    """Rows (K, 12) of found and known transforms of the batch's K images whose pose is known."""
+    if schema.POSE_UNIT not in batch:
+        return theta.new_zeros(0, 12)
+    pose = batch[schema.POSE_UNIT]
+    return torch.cat([theta.flatten(1), pose], 1)[~pose.isnan().any(1)]
+
+
+def _pose_metrics(rows_12: Tensor) -> dict[str, float]:
+    if not len(rows_12):
+        return {}
+    found, pose = (rows.reshape(-1, 2, 3) for rows in rows_12.split(6, 1))
+    errors = 100 * alignment.pose_errors(found, pose)
+    given = 100 * alignment.pose_errors(identity(len(pose), pose.device), pose)
+    return {
+        "corner_error_pct": float(errors.mean()),
+        "corner_error_median_pct": float(errors.quantile(0.5)),
+        "corner_error_given_pct": float(given.mean()),
+    }

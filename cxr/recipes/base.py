@@ -1,0 +1,184 @@
+"""What every family gives the chain: a Recipe (settings, network, scores) and a Task (losses, metrics).
+
+`train`, `tune` and `score` know only this file. No Ray here: a task can be trained in a bare torch loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+import pyarrow as pa
+import torch
+from optuna.distributions import BaseDistribution
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cxr import schema
+from cxr.errors import UserError
+
+# Column name -> tensor on the device. "pixels" is uint8 or uint16 (B, H, W) as stored; see `normalised`.
+Batch = dict[str, Tensor]
+Batches = Callable[[], Iterator[Batch]]  # each call is one pass over this worker's share
+
+
+class Workers(Protocol):
+    """The group that trains together. Every member must make the same calls in the same order."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of one tensor a worker, the same shape on all."""
+        ...
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows of all workers, concatenated along the first axis; lengths may differ."""
+        ...
+
+
+class Alone:
+    """A group of one."""
+
+    rank, size = 0, 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return rows
+
+
+class Task(nn.Module):
+    """A network together with the losses and metrics it is trained by.
+
+    `forward` is one training step's loss terms, already weighted; the loop minimises their sum. Only
+    `self.network` is kept for scoring; other state that training must resume with belongs in buffers.
+    """
+
+    network: nn.Module
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Loss terms by name, scalars. Runs under autocast, in train mode, augmentation included."""
+        raise NotImplementedError
+
+    def begin(self, batches: Batches, workers: Workers) -> None:
+        """Before the first step of a new run (not when resuming): statistics of the training images, say."""
+
+    def end_epoch(self, workers: Workers) -> None:
+        """After each epoch's last step, before validation."""
+
+    def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:
+        """Metrics of `self.network` on all workers' validation images together; the same on every worker."""
+        raise NotImplementedError
+
+    def save_pictures(self, batches: Batches, folder: Path) -> None:
+        """Pictures that show what the network does; called on rank 0 with each new best checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(ABC):
+    """Settings with which a family is trained. Frozen, typed, checked when made; JSON in every checkpoint."""
+
+    size: int = 256
+    """Height and width of the network's input, pixels; images are resized on the device."""
+    epochs: int = 20
+    batch_size: int = 32
+    """Images a step over all workers together."""
+    accumulate: int = 1
+    """Steps whose gradients are summed before the weights move."""
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: float = 0.05
+    """Share of all steps in which the learning rate rises to `lr`; then it falls along a cosine to 0."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 for no limit."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights that is validated and kept; 0 for none."""
+    patience: int = 0
+    """Epochs without a better `monitor` after which training stops; 0 for never."""
+    seed: int = 0
+
+    family: ClassVar[str]
+    monitor: ClassVar[str]
+    """The validation metric by which checkpoints and trials are ranked."""
+    mode: ClassVar[Literal["min", "max"]]
+    columns: ClassVar[tuple[str, ...]] = (schema.PIXELS,)
+    """Columns of `cxr.schema` that a batch must hold."""
+    score_columns: ClassVar[pa.Schema]
+    """Columns that `predict` adds to `schema.SCORES`."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: wanted 1 or more")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise UserError(f"lr={self.lr}: wanted a positive number")
+        if not 0 <= self.ema < 1 or not 0 <= self.warmup < 1:
+            raise UserError(f"ema={self.ema}, warmup={self.warmup}: wanted from 0 up to, not including, 1")
+
+    @abstractmethod
+    def network(self, findings: Sequence[str]) -> nn.Module:
+        """A new network, seeded by the caller, on the CPU. Loads no weights that a checkpoint would bring."""
+
+    @abstractmethod
+    def task(self, network: nn.Module) -> Task:
+        """The training task around `network`, on the CPU; may load frozen loss networks by URI."""
+
+    @abstractmethod
+    def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Scores of a batch, one tensor a column of `score_columns`, first axis B. Called in inference mode."""
+
+    def draw(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Pictures of a batch for `score_archive --save-images`: name -> uint8 (B, H, W) or (B, H, W, 3)."""
+        return {}
+
+    def search_space(self) -> dict[str, BaseDistribution]:
+        """Fields that Tune may draw, with Optuna's distributions."""
+        return {}
+
+    def resolved(self) -> tuple[Self, list[str]]:
+        """This recipe with everything settled that depends on what can be had here, and what to tell the user.
+
+        Called once, before any worker starts: a worker applies what it is given and never falls back by itself.
+        """
+        return self, []
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"family": self.family, **dataclasses.asdict(self)}
+
+    def replace(self, **changes: Any) -> Self:
+        unknown = set(changes) - {f.name for f in dataclasses.fields(self)}
+        if unknown:
+            raise UserError(f"{type(self).__name__} has no setting {', '.join(sorted(unknown))}")
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        values = dict(values)
+        family = values.pop("family", cls.family)
+        if family != cls.family:
+            raise UserError(f"a recipe of family {family!r} was given to {cls.family!r}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def unit_pixels(batch: Batch, size: int) -> Tensor:
+    """A batch's stored pixels as float32 (B, 1, size, size) in [0, 1], resized by area on the device.
+
+    Raises:
+        UserError: `size` is larger than what is stored; enlarging would only pretend detail.
+    """
+    stored = batch[schema.PIXELS]
+    if stored.shape[-1] < size:
+        raise UserError(
+            f"pixels stored at {stored.shape[-1]} px cannot feed a network of size={size}: "
+            f"ingest the archive again with a larger --size, or lower the recipe's size"
+        )
+    top = 255.0 if stored.dtype == torch.uint8 else 65535.0
+    x_B1HW = stored.unsqueeze(1).float().div_(top)
+    return x_B1HW if x_B1HW.shape[-1] == size else F.interpolate(x_B1HW, size=(size, size), mode="area")

@@ -1,0 +1,70 @@
+"""Weights for frozen networks: torchvision's by name, or a state dict or checkpoint by URI."""
+
+from __future__ import annotations
+
+import io
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models import get_model_weights
+
+from cxr import storage
+from cxr.errors import UserError
+
+PATIENCE_S = 15.0  # without an answer from torchvision's server
+CHECKPOINT_WEIGHTS = "weights.pt"  # in a checkpoint folder
+
+
+def is_uri(weights: str) -> bool:
+    """A URI or path, rather than one of torchvision's names such as IMAGENET1K_V1."""
+    return "/" in weights or weights.endswith((".pt", ".pth"))
+
+
+def from_torchvision(network: str, name: str) -> Mapping[str, Tensor]:
+    """The state dict, from torchvision's cache on this machine or, checked by its hash, from its server.
+
+    Raises:
+        UserError: `network` has no weights of this name.
+        OSError: the server cannot be reached, or sent something else.
+    """
+    known = get_model_weights(network)
+    if name not in known.__members__:
+        raise UserError(f"{network} has no weights {name!r}: wanted {', '.join(known.__members__)} or a URI")
+    try:
+        with _impatient():
+            return known[name].get_state_dict(progress=False, check_hash=True, map_location="cpu")
+    except RuntimeError as error:  # torch.hub's word for a wrong hash
+        raise OSError(str(error)) from error
+
+
+def from_uri(uri: str) -> Mapping[str, Tensor]:
+    """A state dict's file, or the network's weights in a checkpoint folder; no pickle is run.
+
+    Raises:
+        UserError: nothing there, or something that is no state dict.
+    """
+    inside = storage.join(uri, CHECKPOINT_WEIGHTS)
+    data = storage.read_bytes(inside if storage.exists(inside) else uri)
+    try:
+        state: Any = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise UserError(
+            f"{uri} cannot be read as weights: {error}. Wanted a state dict of tensors"
+        ) from error
+    if not isinstance(state, Mapping):
+        raise UserError(f"{uri} holds a {type(state).__name__}: wanted a state dict of tensors")
+    return state
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,190 @@
+"""The results of a search: a ranked table (CSV and Markdown), parallel coordinates, importances."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+from cxr import storage
+from cxr.report.figures import save_figure
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One row of the results: what was drawn and what came of it."""
+
+    trial: str
+    status: str  # "done", "stopped early" or "failed: …"
+    epochs: int
+    value: float  # best of the recipe's monitor; NaN for a failed trial
+    drawn: dict[str, Any]
+    metrics: dict[str, float]
+    checkpoint: str  # "" for a failed trial
+
+    def row(self, monitor: str) -> dict[str, Any]:
+        """The trial as one flat table row; the checkpoint's URI last."""
+        return {
+            "trial": self.trial,
+            monitor: self.value,
+            "status": self.status,
+            "epochs": self.epochs,
+            **self.drawn,
+            **{name: value for name, value in self.metrics.items() if name != monitor},
+            "checkpoint": self.checkpoint,
+        }
+
+
+def write_trials(trials: Sequence[Trial], monitor: str, out: str) -> str:
+    """Write OUT/trials.csv with every column and OUT/trials.md to read; returns the latter's URI.
+
+    `trials` are ranked already.
+    """
+    rows = [trial.row(monitor) for trial in trials]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    storage.write_text(storage.join(out, "trials.csv"), text.getvalue())
+    uri = storage.join(out, "trials.md")
+    storage.write_text(uri, trials_table(trials, monitor))
+    return uri
+
+
+def trials_table(trials: Sequence[Trial], monitor: str) -> str:
+    """Markdown table of rank, trial, monitor, epochs, status and what was drawn."""
+    drawn = list(dict.fromkeys(name for trial in trials for name in trial.drawn))
+    head = ["rank", "trial", monitor, "epochs", "status", *drawn]
+    rows = [
+        [
+            str(rank),
+            t.trial,
+            _number(t.value),
+            str(t.epochs),
+            t.status,
+            *(_number(t.drawn.get(n)) for n in drawn),
+        ]
+        for rank, t in enumerate(trials, 1)
+    ]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |\n"
+        for line in lines
+    )
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def study_of(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], maximise: bool) -> optuna.Study:
+    """The trials that gave a value, as an Optuna study: for its importance estimate and its own plots."""
+    quiet = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize" if maximise else "minimize")
+    for trial in trials:
+        if math.isfinite(trial.value):
+            params = {name: trial.drawn[name] for name in space}
+            study.add_trial(
+                optuna.trial.create_trial(params=params, distributions=dict(space), value=trial.value)
+            )
+    optuna.logging.set_verbosity(quiet)
+    return study
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """Each setting's share in the variance of the value (PED-ANOVA, Watanabe et al. 2023); {} for too few trials."""
+    if len(study.trials) < 4:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def write_search_pictures(
+    trials: Sequence[Trial], space: Mapping[str, BaseDistribution], monitor: str, maximise: bool, out: str
+) -> list[str]:
+    """Parallel coordinates and importances as PNG; returns their URIs, none where no trial gave a value."""
+    good = [trial for trial in trials if math.isfinite(trial.value)]
+    if not good:
+        return []
+    names = [name for name, d in space.items() if not d.single()]
+    pictures = [
+        save_figure(_parallel(good, {n: space[n] for n in names}, monitor), out, "parallel_coordinates.png")
+    ]
+    shares = importances(study_of(good, space, maximise))
+    if shares:
+        pictures.append(save_figure(_bars(shares, monitor), out, "importances.png"))
+    return pictures
+
+
+def _parallel(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], monitor: str) -> Figure:
+    """One line a trial over one axis a setting, coloured by rank; the best is drawn last and thick."""
+    figure = Figure(figsize=(1.5 * len(space) + 2.5, 4.8), layout="constrained")
+    axes = figure.subplots()
+    colours = _colours(trials)
+    for trial, colour in reversed(list(zip(trials, colours, strict=True))):
+        heights = [_height(trial.drawn[name], d) for name, d in space.items()] + [_share(trial, trials)]
+        axes.plot(heights, color=colour, lw=2.8 if trial is trials[0] else 1.2, alpha=0.9, marker="o", ms=3)
+    for at, (name, distribution) in enumerate(space.items()):
+        axes.axvline(at, color="0.8", lw=0.8, zorder=0)
+        for height, text in _ticks(distribution):
+            axes.text(at, height, text, fontsize=7, ha="center", va="bottom", color="0.25")
+    values = [trial.value for trial in trials]
+    for height, value in ((0, min(values)), (1, max(values))):
+        axes.text(len(space), height, f"{value:.3f}", fontsize=7, ha="center", va="bottom", color="0.25")
+    axes.set_xticks(range(len(space) + 1), [*space, monitor], rotation=30, ha="right", fontsize=8)
+    axes.set_yticks([])
+    axes.set_title(f"{len(trials)} trials by {monitor}; thick: the best", fontsize=10)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def _colours(trials: Sequence[Trial]) -> list[Any]:
+    return [colormaps["viridis"](0.95 - 0.85 * rank / max(1, len(trials) - 1)) for rank in range(len(trials))]
+
+
+def _share(trial: Trial, trials: Sequence[Trial]) -> float:
+    values = [t.value for t in trials]
+    return (trial.value - min(values)) / ((max(values) - min(values)) or 1)
+
+
+def _height(value: Any, distribution: BaseDistribution) -> float:
+    """Where a drawn value lies on its axis, 0–1, on a log scale where it was drawn on one."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices.index(value) / max(1, len(distribution.choices) - 1)
+    low, high = distribution.low, distribution.high  # pyright: ignore[reportAttributeAccessIssue]
+    if distribution.log:  # pyright: ignore[reportAttributeAccessIssue]
+        value, low, high = math.log(value), math.log(low), math.log(high)
+    return (value - low) / ((high - low) or 1)
+
+
+def _ticks(distribution: BaseDistribution) -> list[tuple[float, str]]:
+    if isinstance(distribution, CategoricalDistribution):
+        return [(_height(choice, distribution), str(choice)) for choice in distribution.choices]
+    ends = (distribution.low, distribution.high)  # pyright: ignore[reportAttributeAccessIssue]
+    return [(_height(end, distribution), f"{end:g}") for end in ends]
+
+
+def _bars(shares: Mapping[str, float], monitor: str) -> Figure:
+    figure = Figure(figsize=(5.5, 0.4 * len(shares) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    names = list(shares)[::-1]
+    bars = axes.barh(names, [shares[name] for name in names], color="#31688e")
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    axes.set_xlim(0, 1.1 * max(shares.values()))
+    axes.set_title(f"Importance for {monitor} (PED-ANOVA)", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,165 @@
+"""Manifest rows -> decoded rows: fetch, decode, fit, masks. A bad image is a row with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from cxr import schema, storage
+from cxr.errors import Refused
+from cxr.imaging import geometry
+from cxr.imaging.decode import Image, decode, to_bits
+from cxr.imaging.geometry import Frame
+from cxr.imaging.raster import PNG_MAGIC, decode_jpeg, decode_png
+from cxr.schema import PixelFormat
+from cxr.sources import rle
+from cxr.sources.base import boxes_frame_px
+
+_ASPECT_TOLERANCE = 0.01  # by which a mask picture's width : height may differ from its image's
+_MADE = (
+    schema.VIEW,
+    schema.HEIGHT_PX,
+    schema.WIDTH_PX,
+    schema.SPACING_MM,
+    schema.FRAME,
+    schema.BOXES,
+    schema.MASKS,
+)
+
+Values = dict[str, Any]  # column name -> value of one row
+
+
+def make_rows(manifest: pa.Table, pixels: PixelFormat, threads: int = 4) -> pa.Table:
+    """Fetch and decode the images of a manifest; one row of `schema.row_schema(pixels)` each, in its order.
+
+    A few threads fetch while others decode: OpenCV and file reads release the GIL. OpenCV's own threads are
+    switched off in this process, since every core has a worker of its own.
+
+    An image that is missing, unreadable, refused or broken becomes a row with `error` set, without pixels,
+    boxes and masks; its labels stay.
+
+    Raises:
+        StorageError: remote storage failed in a way that concerns more than one image (credentials, no
+            permission, a server that stays away): recorded as errors these would outlive their cause.
+    """
+    cv2.setNumThreads(0)
+    store = np.zeros((manifest.num_rows, pixels.size, pixels.size), pixels.dtype)
+    make = partial(_row, boxes_frame=boxes_frame_px(manifest.schema), bits=pixels.bits)
+    with ThreadPoolExecutor(threads) as pool:
+        made = list(pool.map(make, manifest.to_pylist(), store))
+    return _table(manifest, made, store, pixels)
+
+
+def _row(given: Values, out: np.ndarray, boxes_frame: int | None, bits: int) -> Values:
+    """What decoding one image adds to its manifest row; its pixels are written into `out` (size, size)."""
+    try:
+        image = decode(storage.read_bytes(given[schema.SOURCE_URI]))
+        square, frame = geometry.fit(image.pixels, len(out))
+        made = _described(given, image, frame, boxes_frame)
+        made[schema.MASKS] = _masks(given[schema.MASKS] or (), image.pixels.shape, len(out), frame)
+        out[:] = to_bits(square, bits)
+        return made
+    except Exception as error:
+        if isinstance(error, storage.StorageError) and not _concerns_one(error, given):
+            raise
+        return {schema.ERROR: _reason(error)}
+
+
+def _concerns_one(error: storage.StorageError, given: Values) -> bool:
+    return isinstance(error, storage.NotFound) or storage.is_local(given[schema.SOURCE_URI])
+
+
+def _reason(error: Exception) -> str:
+    """Why an image was not used; without its URI, which the row holds, and without values of its header."""
+    if isinstance(error, Refused):
+        return str(error)
+    if isinstance(error, storage.NotFound):
+        return "file not found"
+    if isinstance(error, storage.StorageError):
+        cause = error.__cause__
+        return f"file not readable: {getattr(cause, 'strerror', None) or type(cause).__name__}"
+    place = error.__traceback__
+    while place and place.tb_next:
+        place = place.tb_next
+    where = f" in {Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place else ""
+    return f"unexpected {type(error).__name__}{where}"
+
+
+def _described(given: Values, image: Image, frame: Frame, boxes_frame: int | None) -> Values:
+    """Everything about an image but its pixels and masks; boxes and spacing in the file's own pixels."""
+    height, width = image.pixels.shape
+    x_scale, y_scale = (width / boxes_frame, height / boxes_frame) if boxes_frame else (1.0, 1.0)
+    spacing = given[schema.SPACING_MM]
+    if spacing is not None:
+        spacing = [spacing[0] / y_scale, spacing[1] / x_scale]
+    return {
+        schema.VIEW: given[schema.VIEW] or image.view,
+        schema.HEIGHT_PX: height,
+        schema.WIDTH_PX: width,
+        schema.SPACING_MM: spacing or image.spacing_mm,
+        schema.FRAME: frame.as_dict(),
+        schema.BOXES: [_scaled(box, x_scale, y_scale) for box in given[schema.BOXES] or ()],
+    }
+
+
+def _scaled(box: Mapping[str, Any], x_scale: float, y_scale: float) -> Values:
+    scales = {schema.X_MIN: x_scale, schema.X_MAX: x_scale, schema.Y_MIN: y_scale, schema.Y_MAX: y_scale}
+    return {name: value * scales[name] if name in scales else value for name, value in box.items()}
+
+
+def _masks(sources: Sequence[Values], shape: tuple[int, ...], size: int, frame: Frame) -> list[Values]:
+    """One packed mask a label: several masks of a label (left and right lung, say) are united."""
+    united: dict[str, np.ndarray] = {}
+    for source in sources:
+        label = source[schema.LABEL]
+        mask = _original_mask(source, *shape)
+        united[label] = united[label] | mask if label in united else mask
+    return [
+        {schema.LABEL: label, schema.MASK_BITS: np.packbits(geometry.fit_mask(mask, size, frame)).tobytes()}
+        for label, mask in united.items()
+    ]
+
+
+def _original_mask(source: Values, height: int, width: int) -> np.ndarray:
+    """A mask as its source gives it, bool (height, width) of the original image.
+
+    A mask picture, PNG or JPEG, marks what is brighter than half of its brightest pixel; one of another
+    size is brought to the image's.
+    """
+    if source[schema.MASK_RLE] is not None:
+        return rle.decode(source[schema.MASK_RLE], height, width)
+    try:
+        data = storage.read_bytes(source[schema.MASK_URI])
+        picture = decode_png(data) if data.startswith(PNG_MAGIC) else decode_jpeg(data)  # may be blank
+    except (Refused, storage.NotFound) as error:
+        raise Refused(f"mask of {source[schema.LABEL]}: {_reason(error)}") from None
+    mask_height, mask_width = picture.shape
+    if abs(mask_width * height - mask_height * width) > _ASPECT_TOLERANCE * mask_height * width:
+        raise Refused(
+            f"mask of {source[schema.LABEL]} is {mask_width} x {mask_height}, its image {width} x {height}"
+        )
+    mask = (picture > picture.max() // 2).astype(np.uint8)
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
+
+
+def _table(manifest: pa.Table, made: Sequence[Values], store: np.ndarray, pixels: PixelFormat) -> pa.Table:
+    wanted = schema.row_schema(pixels)
+    errors = pa.array([row.get(schema.ERROR) for row in made], pa.string())
+    columns = {name: manifest[name] for name in manifest.column_names}
+    columns |= {name: pa.array([row.get(name) for row in made], wanted.field(name).type) for name in _MADE}
+    columns |= {schema.ERROR: errors, schema.PIXELS: _pixels_column(store, errors, pixels)}
+    return pa.table([columns[name] for name in wanted.names], schema=wanted)
+
+
+def _pixels_column(store: np.ndarray, errors: pa.Array, pixels: PixelFormat) -> pa.Array:
+    """A view on `store`, null where there is an error."""
+    good = np.packbits(errors.is_null().to_numpy(zero_copy_only=False), bitorder="little")
+    buffers = [pa.py_buffer(good), pa.py_buffer(store.reshape(-1))]
+    return pa.Array.from_buffers(pa.binary(pixels.row_bytes), len(store), buffers)

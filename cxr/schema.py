@@ -1,0 +1,152 @@
+"""Column names, types and label lists: the contract between sources, shards, training and scores.
+
+An archive is read by a source into a *manifest* (one row an image, nothing decoded yet), which decoding turns
+into *rows* (pixels of one fixed size). Coordinates in boxes are pixels of the original image, x to the right,
+y down, edges at integers: pixel i covers [i, i + 1].
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+# ChestX-ray14's findings (Wang et al. 2017), in the order in which `labels` holds them.
+FINDINGS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural_Thickening",
+    "Hernia",
+)
+LUNGS = "Lungs"  # the mask label of both lung fields together
+SPLITS = ("train", "val", "test")
+
+POSITIVE, NEGATIVE, UNKNOWN = 1, 0, -1
+
+IMAGE_ID = "image_id"
+PATIENT_ID = "patient_id"
+SPLIT = "split"
+SOURCE_URI = "source_uri"
+VIEW = "view"  # "PA", "AP", "LL", … (DICOM PS3.3 C.8.1.2, View Position); null if unknown
+HEIGHT_PX = "height_px"  # of the original image
+WIDTH_PX = "width_px"
+SPACING_MM = "spacing_mm"  # [between rows, between columns] of the original's pixels; null if unknown
+PIXELS = "pixels"  # size x size, uint8 or uint16, row-major; null where `error` is set
+FRAME = "frame"  # how `pixels` map back to the original: see imaging.geometry.Frame
+LABELS = "labels"  # one int8 a finding: 1, 0, −1 unknown
+BOXES = "boxes"
+MASKS = "masks"
+POSE_UNIT = "pose_unit"  # known 2 x 3 pose, canonical to image in affine_grid coordinates; phantoms only
+EXTRA = "extra"  # JSON object of the source's own columns, as published
+ERROR = "error"  # why there are no pixels; null for a good row
+THETA_UNIT = "theta_unit"  # score of `align`: 2 x 3, output to input, as affine_grid takes it
+
+LABEL, READER = "label", "reader"
+X_MIN, Y_MIN, X_MAX, Y_MAX = "x_min", "y_min", "x_max", "y_max"
+MASK_RLE, MASK_URI, MASK_BITS = "rle", "uri", "bits"
+
+BOX_TYPE = pa.struct(
+    [(LABEL, pa.string()), (READER, pa.string())] + [(n, pa.float32()) for n in (X_MIN, Y_MIN, X_MAX, Y_MAX)]
+)
+# A mask as its source gives it: relative RLE at the original size (sources/rle.py), or a picture's URI.
+MASK_SOURCE_TYPE = pa.struct([(LABEL, pa.string()), (MASK_RLE, pa.string()), (MASK_URI, pa.string())])
+# A mask in a row: numpy.packbits of size x size booleans in the frame of `pixels`.
+MASK_TYPE = pa.struct([(LABEL, pa.string()), (MASK_BITS, pa.binary())])
+FRAME_TYPE = pa.struct([(n, pa.float64()) for n in ("x_scale", "y_scale", "x_offset", "y_offset")])
+
+_IDENTITY = [
+    (IMAGE_ID, pa.string()),
+    (PATIENT_ID, pa.string()),
+    (SPLIT, pa.string()),
+    (SOURCE_URI, pa.string()),
+    (VIEW, pa.string()),
+]
+_TRUTH = [
+    (LABELS, pa.list_(pa.int8())),
+    (BOXES, pa.list_(BOX_TYPE)),
+    (POSE_UNIT, pa.list_(pa.float32(), 6)),
+    (EXTRA, pa.string()),
+]
+
+MANIFEST = pa.schema(
+    [*_IDENTITY, *_TRUTH, (MASKS, pa.list_(MASK_SOURCE_TYPE)), (SPACING_MM, pa.list_(pa.float32(), 2))]
+)
+REJECTS = pa.schema([(IMAGE_ID, pa.string()), (SOURCE_URI, pa.string()), (SPLIT, pa.string()), (ERROR, pa.string())])
+SCORES = pa.schema(
+    [
+        (IMAGE_ID, pa.string()),
+        (PATIENT_ID, pa.string()),
+        (SPLIT, pa.string()),
+        (SOURCE_URI, pa.string()),
+        (ERROR, pa.string()),
+        (HEIGHT_PX, pa.int32()),
+        (WIDTH_PX, pa.int32()),
+        (FRAME, FRAME_TYPE),
+    ]
+)  # columns that every family's scores begin with; `Recipe.score_columns` adds the family's own
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """The fixed shape of an archive's `pixels`: `size` x `size`, 8 or 16 bits, full range [0, 2**bits − 1]."""
+
+    size: int = 256
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        if self.bits not in (8, 16) or not 16 <= self.size <= 4096:
+            raise ValueError(f"pixels of {self.size} x {self.size}, {self.bits} bits: wanted 16–4096 px, 8 or 16 bits")
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.size * self.size * self.dtype.itemsize
+
+
+def row_schema(pixels: PixelFormat) -> pa.Schema:
+    """The Arrow schema of decoded rows; `pixels` travels in its metadata, so that a shard explains itself."""
+    fields = [
+        *_IDENTITY,
+        (HEIGHT_PX, pa.int32()),
+        (WIDTH_PX, pa.int32()),
+        (SPACING_MM, pa.list_(pa.float32(), 2)),
+        (PIXELS, pa.binary(pixels.row_bytes)),
+        (FRAME, FRAME_TYPE),
+        *_TRUTH,
+        (MASKS, pa.list_(MASK_TYPE)),
+        (ERROR, pa.string()),
+    ]
+    return pa.schema(fields, metadata={"cxr.pixels": json.dumps({"size": pixels.size, "bits": pixels.bits})})
+
+
+def pixel_format(schema: pa.Schema) -> PixelFormat:
+    """Read back what `row_schema` wrote."""
+    return PixelFormat(**json.loads((schema.metadata or {})[b"cxr.pixels"]))
+
+
+def pixels_array(column: pa.Array | pa.ChunkedArray, pixels: PixelFormat) -> np.ndarray:
+    """`pixels` column without nulls -> (B, size, size); a view on Arrow's memory where the column is one chunk."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # no chunks at all
+        return np.empty((0, pixels.size, pixels.size), pixels.dtype)
+    assert column.null_count == 0, "rows with an error have no pixels: filter them first"
+    flat = np.frombuffer(column.buffers()[1], pixels.dtype)
+    first = column.offset * pixels.size * pixels.size
+    flat = flat[first : first + len(column) * pixels.size * pixels.size]
+    return flat.reshape(len(column), pixels.size, pixels.size)

@@ -1,0 +1,35 @@
+"""Readers of archives: each layout in which X-rays are published becomes one manifest."""
+
+from __future__ import annotations
+
+from cxr.errors import UserError
+from cxr.sources import chestxray14, folder
+from cxr.sources.base import Manifest, Source
+from cxr.sources.truth import with_truth
+from cxr.storage import normalise
+
+SOURCES: tuple[Source, ...] = (chestxray14, folder)
+"""In the order in which they are asked; `folder` takes what no other knows."""
+
+
+def find_source(uri: str, source: str = "auto") -> Source:
+    """The source of that name, or with "auto" the first that knows the archive's layout.
+
+    Raises:
+        UserError: there is no such source.
+    """
+    for candidate in SOURCES:
+        if source == candidate.name or (source == "auto" and candidate.detect(uri)):
+            return candidate
+    known = ", ".join(candidate.name for candidate in SOURCES)
+    raise UserError(f"there is no source {source!r}: wanted auto, {known}")
+
+
+def open_manifest(uri: str, source: str = "auto") -> Manifest:
+    """Every image of an archive once, with what its source and a `truth.parquet` beside it know.
+
+    Raises:
+        UserError: no such source or archive, an archive without images, or one whose own files are broken.
+    """
+    uri = normalise(uri)
+    return with_truth(find_source(uri, source).manifest(uri), uri)

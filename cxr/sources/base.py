@@ -1,0 +1,79 @@
+"""What every source gives: a Manifest, one row an image, nothing decoded yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from cxr import schema
+
+_BOXES_FRAME_PX = b"cxr.boxes_frame_px"
+
+
+@dataclass
+class Manifest:
+    """An archive's images, the findings that their labels stand for, and notes for the user."""
+
+    table: pa.Table  # schema.MANIFEST
+    findings: tuple[str, ...]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def boxes_frame_px(self) -> int | None:
+        return boxes_frame_px(self.table.schema)
+
+
+class Source(Protocol):
+    """The reader of one layout. Modules of this package are sources."""
+
+    @property
+    def name(self) -> str: ...
+
+    def detect(self, uri: str) -> bool:
+        """Whether the archive has this layout, by a few known file names; lists nothing."""
+        ...
+
+    def manifest(self, uri: str) -> Manifest:
+        """Every image of the archive exactly once.
+
+        Raises:
+            UserError: the layout's own files cannot be read, or there is no image.
+        """
+        ...
+
+
+def manifest_table(
+    columns: Mapping[str, pa.Array | pa.ChunkedArray], frame_px: int | None = None
+) -> pa.Table:
+    """A table of `schema.MANIFEST` from some of its columns, null in the others.
+
+    `frame_px` is kept with it, to be read by `boxes_frame_px`.
+    """
+    rows = len(columns[schema.IMAGE_ID])
+    arrays = [
+        columns[field.name].cast(field.type) if field.name in columns else pa.nulls(rows, field.type)
+        for field in schema.MANIFEST
+    ]
+    metadata = {_BOXES_FRAME_PX: str(frame_px)} if frame_px else None
+    return pa.table(arrays, schema=schema.MANIFEST.with_metadata(metadata))
+
+
+def boxes_frame_px(manifest_schema: pa.Schema) -> int | None:
+    """Side of the square frame that a manifest's boxes and spacing refer to, whatever the files' own size.
+
+    For a file of W x H pixels its boxes are to be multiplied by W / side and H / side, its spacing divided by
+    them. None: boxes and spacing are those of each file's own pixels.
+    """
+    side = (manifest_schema.metadata or {}).get(_BOXES_FRAME_PX)
+    return int(side) if side else None
+
+
+def labels_column(labels_NC: np.ndarray) -> pa.ListArray:
+    """`labels` from int8 (N, findings)."""
+    rows, findings = labels_NC.shape
+    offsets = np.arange(rows + 1, dtype=np.int32) * findings
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(labels_NC.reshape(-1), pa.int8()))

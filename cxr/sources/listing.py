@@ -1,0 +1,75 @@
+"""Which files of an archive may be images."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cxr import schema
+from cxr.errors import UserError
+from cxr.storage import FileEntry, list_files
+
+PATH = "path"  # relative to the archive's root
+
+_COLUMNS = pa.schema([(PATH, pa.string()), (schema.SOURCE_URI, pa.string())])
+_LONG_COLUMNS = pa.schema([(PATH, pa.large_string()), (schema.SOURCE_URI, pa.large_string())])
+_CHUNK = 65_536
+_OTHER_FILES = re.compile(
+    r"dicomdir|readme|license|thumbs\.db|desktop\.ini"
+    r"|.*(?P<suffix>\.(csv|tsv|txt|log|md|rst|pdf|docx?|xlsx?|html?|jsonl?|xml|ya?ml|toml|parquet|py|ipynb|sh"
+    r"|md5|sha256|zip|gz|tgz|bz2|xz|tar|7z|rar))",
+    re.IGNORECASE,
+)
+
+
+def list_images(uri: str) -> tuple[pa.Table, list[str]]:
+    """Files that may be images, with columns PATH and schema.SOURCE_URI, sorted; and a note on the others.
+
+    Only its content can tell what a file is, so each one counts whatever its extension, but for hidden files
+    and names that are evidently something else. No file is opened.
+
+    Raises:
+        UserError: no file is left, or the URI cannot be listed.
+    """
+    others: Counter[str] = Counter()
+    batches = list(_batches(_candidates(list_files(uri), others)))
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(others.items()))
+    notes = [f"not taken for images: {kinds}"] if others else []
+    if not batches:
+        found = f" ({notes[0]})" if notes else ", nor any other file"
+        raise UserError(f"no image lies in {uri}{found}: give the folder that holds the X-rays")
+    return _sorted(pa.Table.from_batches(batches)), notes
+
+
+def _batches(entries: Iterator[FileEntry]) -> Iterator[pa.RecordBatch]:
+    while chunk := list(islice(entries, _CHUNK)):
+        yield pa.record_batch([[e.path for e in chunk], [e.uri for e in chunk]], schema=_LONG_COLUMNS)
+
+
+def _sorted(files: pa.Table) -> pa.Table:
+    """By path, in chunks, each far below the 2 GiB that an Arrow string array can hold."""
+    order = pc.sort_indices(files[PATH])
+    files = files.combine_chunks()
+    starts = range(0, len(order), _CHUNK)
+    return pa.concat_tables(files.take(order.slice(start, _CHUNK)).cast(_COLUMNS) for start in starts)
+
+
+def _candidates(entries: Iterable[FileEntry], others: Counter[str]) -> Iterator[FileEntry]:
+    for entry in entries:
+        if kind := _other_kind(entry.path):
+            others[kind] += 1
+        else:
+            yield entry
+
+
+def _other_kind(path: str) -> str | None:
+    """What a file evidently is that is no image, by its name alone."""
+    if path.startswith(".") or "/." in path:
+        return "hidden"
+    other = _OTHER_FILES.fullmatch(path.rpartition("/")[2])
+    return (other["suffix"] or other[0]).lower() if other else None

@@ -1,0 +1,56 @@
+"""Run-length codes of masks, as the SIIM-ACR Pneumothorax Segmentation data (2019) writes them.
+
+A code is a list of pairs, the gap since the end of the previous run and the run's length, over the mask's
+pixels in column-major order, counted from 0. An empty mask is "-1".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cxr.errors import Refused
+
+EMPTY = "-1"
+
+
+def encode(mask: np.ndarray) -> str:
+    """The code of a mask, bool (H, W)."""
+    flat = mask.T.reshape(-1).astype(bool, copy=False)
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if flat.size and flat[0]:
+        edges = np.insert(edges, 0, 0)
+    if flat.size and flat[-1]:
+        edges = np.append(edges, flat.size)
+    return " ".join(map(str, np.diff(edges, prepend=0).tolist())) or EMPTY
+
+
+def decode(rle: str, height: int, width: int) -> np.ndarray:
+    """The mask of a code, bool (height, width).
+
+    Raises:
+        Refused: the code is not a list of pairs of whole numbers, or runs over the end of the image.
+    """
+    values, pixels = _values(rle), height * width
+    edges = np.cumsum(values)
+    if values.max(initial=0) > pixels or edges.max(initial=0) > pixels:
+        raise Refused(f"mask code runs over the end of the image ({width} x {height} = {pixels} pixels)")
+    flat = np.zeros(pixels, bool)
+    for start, end in edges.reshape(-1, 2).tolist():
+        flat[start:end] = True
+    return flat.reshape(width, height).T
+
+
+def _values(rle: str) -> np.ndarray:
+    words = rle.split()
+    if words == [EMPTY]:
+        return np.empty(0, np.int64)
+    wanted = f"wanted pairs of gap and length, or {EMPTY} for an empty mask"
+    try:
+        values = np.array(words, np.int64)
+    except (ValueError, OverflowError):
+        raise Refused(f"mask code {rle[:40]!r} holds more than whole numbers: {wanted}") from None
+    if not words or len(words) % 2:
+        raise Refused(f"mask code of {len(words)} values: {wanted}")
+    if values.min() < 0:
+        raise Refused(f"mask code holds the negative value {values.min()}: {wanted}")
+    return values

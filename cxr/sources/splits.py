@@ -1,0 +1,67 @@
+"""Training, validation and test parts of an archive, disjoint by patient."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from cxr import schema
+
+VAL_SHARE = 0.1  # of the patients that no official list holds for the test
+TEST_SHARE = 0.1  # of the patients that no official list names
+
+
+def split_by_patient(
+    patient_ids: pa.Array | pa.ChunkedArray,
+    in_test: np.ndarray | None = None,
+    in_train_val: np.ndarray | None = None,
+    seed: int = 0,
+) -> pa.Array:
+    """The split of each image: what the official lists say of its patient, else a hash of the patient's id.
+
+    A patient with one image in the official test list is a test patient with all of them. Elsewhere the split
+    hangs on the id and the seed alone, so that it stays when images come or go; only where an archive is so
+    small that nothing would be left to train on or to validate with does the nearest patient fill the gap.
+
+    Args:
+        patient_ids: string (N), without nulls.
+        in_test: bool (N), whether the source's official test list names the image.
+        in_train_val: bool (N), the same for its list of training and validation together.
+        seed: another seed, another choice wherever no list decides.
+
+    Returns:
+        string (N), values of `schema.SPLITS`.
+    """
+    assert patient_ids.null_count == 0, "every image has a patient, if need be one of its own"
+    encoded = patient_ids.dictionary_encode()
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    patient_N = encoded.indices.to_numpy()
+    draws = _draws(encoded.dictionary.to_pylist(), seed)
+    test = _with_any(in_test, patient_N, len(draws))
+    train_val = _with_any(in_train_val, patient_N, len(draws))
+
+    ours = ~test
+    lowest, highest = draws.min(where=ours, initial=1.0), draws.max(where=ours, initial=0.0)
+    val = ours & (draws <= max(VAL_SHARE, lowest)) & (draws < highest)
+    more_test = ours & ~train_val & ~val & (draws >= 1 - TEST_SHARE)
+    if (ours & ~val & ~more_test).any():
+        test |= more_test
+    number = np.select([test, val], [schema.SPLITS.index("test"), schema.SPLITS.index("val")], 0)
+    return pa.array(schema.SPLITS).take(pa.array(number[patient_N]))
+
+
+def _draws(patients: Sequence[str], seed: int) -> np.ndarray:
+    """A number in [0, 1) a patient, the same on every machine and in every process."""
+    digests = (hashlib.blake2b(f"{seed}:{patient}".encode(), digest_size=4).digest() for patient in patients)
+    return np.frombuffer(b"".join(digests), ">u4") / 2.0**32
+
+
+def _with_any(images: np.ndarray | None, patient_N: np.ndarray, patients: int) -> np.ndarray:
+    """bool (patients): who has an image among `images`, bool (N)."""
+    found = np.zeros(patients, bool)
+    if images is not None:
+        found[patient_N[images]] = True
+    return found

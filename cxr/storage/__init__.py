@@ -1,0 +1,46 @@
+"""Files by URI: list, read and write on local disks, S3 and Google Cloud Storage.
+
+A URI is a local path, `file:///path`, `s3://bucket/key` or `gs://bucket/key`. S3's endpoint, region and
+credentials come from the standard AWS variables (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_REGION`,
+`AWS_PROFILE`, …), Google's from its application default credentials. Throttling, 5xx and lost connections are
+tried again for `CXR_STORAGE_PATIENCE_S` seconds (60 if unset); what is missing or refused is not. Every
+failure is a `StorageError` that names the URI and says what to do.
+"""
+
+from cxr.storage.files import (
+    delete,
+    download_folder,
+    exists,
+    read_bytes,
+    read_json,
+    read_text,
+    upload_folder,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from cxr.storage.filesystems import filesystem
+from cxr.storage.listing import FileEntry, list_files
+from cxr.storage.uri import NotFound, StorageError, is_local, join, name, normalise
+
+__all__ = [
+    "FileEntry",
+    "NotFound",
+    "StorageError",
+    "delete",
+    "download_folder",
+    "exists",
+    "filesystem",
+    "is_local",
+    "join",
+    "list_files",
+    "name",
+    "normalise",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "upload_folder",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]

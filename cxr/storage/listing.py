@@ -1,0 +1,105 @@
+"""Listing of folders that hold millions of files, without holding them in memory."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyarrow import fs
+
+from cxr.storage.filesystems import file_info, filesystem, s3_client
+from cxr.storage.retries import explained, retried
+from cxr.storage.uri import is_local, local_uri, name, normalise
+
+PARTIAL_SUFFIX = ".partial"
+_PARTIAL = re.compile(rf"\..*\.[0-9a-f]{{8}}\{PARTIAL_SUFFIX}")  # a local file that is being written
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A listed file: its URI, its `path` relative to what was listed, its size in bytes."""
+
+    uri: str
+    path: str
+    size: int
+
+
+def list_files(uri: str) -> Iterator[FileEntry]:
+    """Every file below the URI (or the one file there), in no sure order. Links are followed, once each.
+
+    Raises:
+        NotFound: neither a file nor a folder lies there.
+        StorageError: it may not be listed, or does not answer.
+    """
+    uri = normalise(uri)
+    if is_local(uri):
+        return _list_local(uri)
+    return _list_s3(uri) if uri.startswith("s3://") else _list_gcs(uri)
+
+
+def _list_local(root: str) -> Iterator[FileEntry]:
+    try:
+        if not os.path.isdir(root):  # noqa: PTH112
+            yield FileEntry(local_uri(root), name(root), os.stat(root).st_size)  # noqa: PTH116
+            return
+        for entry in _walk(root):
+            size = entry.stat().st_size if entry.is_file() else 0  # a broken link fails when it is read
+            path = os.path.relpath(os.fsencode(entry.path), os.fsencode(root))
+            yield FileEntry(local_uri(entry.path), path.decode("utf-8", "backslashreplace"), size)
+    except OSError as error:
+        raise explained(error.filename or root, error) from error
+
+
+def _walk(root: str) -> Iterator[os.DirEntry[str]]:
+    pending, seen = [root], set()
+    while pending:
+        folder = pending.pop()
+        status = os.stat(folder)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    pending.append(entry.path)
+                elif (entry.is_file() or entry.is_symlink()) and not _PARTIAL.fullmatch(entry.name):
+                    yield entry
+
+
+def _list_s3(uri: str) -> Iterator[FileEntry]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    prefix = f"{key}/" if key else ""
+    request = {"Bucket": bucket, "Prefix": prefix}
+    found = not key
+    while True:
+        page = retried(uri, lambda: s3_client().list_objects_v2(**request))
+        for item in page.get("Contents", ()):
+            found = True
+            if not item["Key"].endswith("/"):  # else the mark of an empty folder
+                path = item["Key"].removeprefix(prefix)
+                yield FileEntry(f"s3://{bucket}/{item['Key']}", path, item["Size"])
+        if not page.get("IsTruncated"):
+            break
+        request["ContinuationToken"] = page["NextContinuationToken"]
+    if not found:
+        yield _single(uri)
+
+
+def _list_gcs(uri: str) -> Iterator[FileEntry]:
+    filesystem_, path = filesystem(uri)
+    if retried(uri, lambda: file_info(uri)).type != fs.FileType.Directory:
+        yield _single(uri)
+        return
+    selector = fs.FileSelector(path, recursive=True)
+    for info in retried(uri, lambda: filesystem_.get_file_info(selector)):
+        if info.type == fs.FileType.File:
+            yield FileEntry(f"gs://{info.path}", info.path.removeprefix(f"{path}/"), info.size)
+
+
+def _single(uri: str) -> FileEntry:
+    info = retried(uri, lambda: file_info(uri))
+    if info.type != fs.FileType.File:
+        raise explained(uri, FileNotFoundError(uri))
+    return FileEntry(uri, name(uri), info.size)

@@ -1,0 +1,55 @@
+"""How a URI is spelt, and the errors that name one."""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import quote, unquote
+
+from cxr.errors import UserError
+
+REMOTE_SCHEMES = ("s3", "gs")
+
+
+class StorageError(UserError):
+    """A URI that cannot be listed, read or written."""
+
+
+class NotFound(StorageError):  # noqa: N818
+    """Nothing lies at the URI."""
+
+
+def normalise(uri: str | os.PathLike[str]) -> str:
+    """The one spelling of a URI: local paths absolute, `file://` taken off, no slash at the end."""
+    text = os.fspath(uri)
+    scheme, mark, rest = text.partition("://")
+    if not mark and text:
+        return os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111 (".." goes, links stay)
+    if scheme == "file" and rest.startswith("/"):
+        return os.path.abspath(unquote(rest, errors="surrogateescape"))  # noqa: PTH100
+    if scheme not in REMOTE_SCHEMES or not rest.strip("/") or rest.startswith("/"):
+        wanted = "a local path, file:///path, s3://bucket/key or gs://bucket/key"
+        raise StorageError(f"{text!r} is no place where files can lie: give {wanted}")
+    return f"{scheme}://{rest.rstrip('/')}"
+
+
+def is_local(uri: str) -> bool:
+    return "://" not in normalise(uri)
+
+
+def join(base: str, *parts: str) -> str:
+    """`base` with `parts` below it: join("s3://b/a/", "x", "y.png") -> "s3://b/a/x/y.png"."""
+    return "/".join([normalise(base).rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def name(uri: str) -> str:
+    """The last part of a URI."""
+    return normalise(uri).rpartition("/")[2]
+
+
+def local_uri(path: str) -> str:
+    """A local path as it is, or as file:// with % marks where its bytes are no UTF-8 text."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "file://" + quote(os.fsencode(path))
+    return path

@@ -1,0 +1,6 @@
+"""Training on Ray Train: `fit()` and what a run is laid out by."""
+
+from cxr.train.fit import Fitted, TrainingStopped, fit
+from cxr.train.options import RunOptions
+
+__all__ = ["Fitted", "RunOptions", "TrainingStopped", "fit"]

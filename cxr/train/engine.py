@@ -1,0 +1,188 @@
+"""The training step in plain torch: precision, gradients, schedule, moving average. No Ray, no files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cxr.batches import to_device
+from cxr.recipes.base import Batch, Batches, Recipe, Task, Workers
+
+
+class NonFinite(ArithmeticError):
+    """A loss term became NaN or infinite; the message names it."""
+
+
+class Engine:
+    """Trains one task on one device; with several workers, all of them call each method alike.
+
+    Args:
+        steps_per_epoch: for the schedule only; warm-up, then a cosine to 0 at the last step.
+        check_every: steps between looks at the running sums, the only time the host waits for the device.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        recipe: Recipe,
+        workers: Workers,
+        *,
+        steps_per_epoch: int,
+        device: torch.device,
+        compiled: bool = False,
+        check_every: int = 50,
+    ) -> None:
+        self.recipe, self.workers, self.device, self.check_every = recipe, workers, device, check_every
+        self.task = task.to(device=device)
+        if device.type == "cuda":
+            task.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            torch.backends.cudnn.benchmark = True
+        self.average = _moving_average(task.network, recipe.ema)
+        self.parameters = [p for p in task.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=device.type == "cuda"
+        )
+        total = recipe.epochs * max(1, steps_per_epoch // recipe.accumulate)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, _warmup_cosine(recipe.warmup, total))
+        if compiled:
+            task.network.compile()
+        self._module: nn.Module = task
+        self._forward: nn.Module | None = None
+
+    def epoch(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """Train on one epoch's batches. Returns each loss term's mean over all workers' steps, and their sum.
+
+        Raises:
+            NonFinite: on every worker alike, soon after a term stopped being finite.
+        """
+        self.task.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        steps = images = 0
+        for batch in batches:
+            steps += 1
+            images += len(next(iter(batch.values())))
+            terms = self.step(to_device(batch, self.device), last=steps % self.recipe.accumulate == 0)
+            for name, value in terms.items():
+                sums[name] = sums[name] + value if name in sums else value
+            if steps % self.check_every == 0:
+                self._means(sums, steps)
+        means = self._means(sums, steps)
+        means["loss"] = sum(value for name, value in means.items() if name != "grad_norm")
+        return means | {"images": self.workers.sum(torch.tensor(float(images), device=self.device)).item()}
+
+    def step(self, batch: Batch, *, last: bool = True) -> dict[str, Tensor]:
+        """Forward and backward; with `last`, also move the weights. Returns detached terms, without a host sync."""
+        module = self._distributed()
+        with self._no_sync(module, last):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                terms = module(batch)
+            total = torch.stack(list(terms.values())).sum()
+            (total / self.recipe.accumulate).backward()
+        detached = {name: value.detach().float() for name, value in terms.items()}
+        return detached | ({"grad_norm": self._move() * self.recipe.accumulate} if last else {})
+
+    def _move(self) -> Tensor:
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip or math.inf)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.task.network)
+        return norm.detach().float()
+
+    def _distributed(self) -> nn.Module:
+        """The task, wrapped once for gradient averaging where several workers train."""
+        if self._forward is None:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            wrap = self.workers.size > 1
+            self._forward = (
+                DistributedDataParallel(self.task, device_ids=ids, broadcast_buffers=False) if wrap else self.task
+            )
+        return self._forward
+
+    @staticmethod
+    def _no_sync(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        waits = isinstance(module, DistributedDataParallel) and not last
+        return module.no_sync() if waits else nullcontext()  # pyright: ignore[reportCallIssue, reportReturnType]
+
+    def _means(self, sums: dict[str, Tensor], steps: int) -> dict[str, float]:
+        """Means over all workers; raises where one is not finite, so that every worker stops together."""
+        totals = self.workers.sum(torch.stack([*sums.values()]))
+        means = dict(zip(sums, (totals / (steps * self.workers.size)).tolist(), strict=True))
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            raise NonFinite(
+                f"{', '.join(bad)} became NaN or infinite within {steps} steps of an epoch: lower lr, or the "
+                f"weight of that term; the last good checkpoint is kept"
+            )
+        return means
+
+    def finish_epoch(self, batches: Batches) -> dict[str, float]:
+        """Close the epoch: task statistics, equal batch-norm statistics on all workers, then validation."""
+        self.task.end_epoch(self.workers)
+        self._share_statistics()
+        shown, trained = self.shipped(), self.task.network
+        self.task.eval()
+        self.task.network = shown.eval()
+        try:
+            with torch.inference_mode():
+                return self.task.evaluate(lambda: self.moved(batches()), self.workers)
+        finally:
+            self.task.network = trained
+
+    def moved(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches on this engine's device."""
+        return (to_device(batch, self.device) for batch in batches)
+
+    def _share_statistics(self) -> None:
+        """Average the network's running statistics over workers: each saw only its own images."""
+        for buffer in self.task.network.buffers():
+            if self.workers.size > 1 and buffer.is_floating_point():
+                buffer.copy_(self.workers.sum(buffer) / self.workers.size)
+
+    def shipped(self) -> nn.Module:
+        """The network that is validated and kept: the moving average where there is one."""
+        return self.average.module if self.average is not None else self.task.network
+
+    def state(self) -> dict[str, Any]:
+        """All that an exact continuation needs besides the task's own state."""
+        state = {
+            "network": self.task.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        return state | ({"average": self.average.state_dict()} if self.average is not None else {})
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.task.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+
+def _moving_average(network: nn.Module, decay: float) -> AveragedModel | None:
+    if decay == 0:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def _warmup_cosine(warmup: float, total: int) -> Any:
+    """Factor of the learning rate at a step: linear rise over `warmup` of `total`, then a cosine to 0."""
+    rise = max(1, round(warmup * total))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        progress = min(1.0, (step - rise) / max(1, total - rise))
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor

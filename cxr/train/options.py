@@ -1,0 +1,38 @@
+"""How a training run is laid out on the cluster: workers, devices, checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cxr.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Settings of a run that do not change what is learnt."""
+
+    workers: int = 1
+    """Training processes; with GPUs, one GPU each."""
+    min_workers: int | None = None
+    """Go on with as few as this many workers when machines leave, and grow again; unset for a fixed number."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where to train; auto takes GPUs if the cluster has any."""
+    cpus_per_worker: float = 1
+    """CPUs that Ray sets aside for each worker; also its number of threads on a CPU."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    keep: int = 2
+    """Best checkpoints to keep, besides the last."""
+    max_failures: int = 3
+    """How often to start again from the last checkpoint after a worker or machine died."""
+    resume: bool = False
+    """Go on with the run that --out already holds, be it killed or finished (then with more --epochs)."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or not 1 <= (self.min_workers or 1) <= self.workers:
+            raise UserError(
+                f"workers={self.workers}, min_workers={self.min_workers}: wanted 1 ≤ min_workers ≤ workers"
+            )
+        if self.keep < 1 or self.cpus_per_worker <= 0:
+            raise UserError(f"keep={self.keep}, cpus_per_worker={self.cpus_per_worker}: wanted positive numbers")

@@ -1,0 +1,93 @@
+"""Where a worker's batches come from: shards read directly, or a raw archive streamed by Ray Data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+import ray.train
+from ray.data import DataIterator
+
+from cxr import batches, shards
+from cxr.recipes.base import Batch, Recipe, Workers
+from cxr.schema import PixelFormat
+from cxr.shards import ShardStream
+
+
+class Stream(Protocol):
+    """One worker's share of a split."""
+
+    @property
+    def steps(self) -> int: ...
+    def train(self, epoch: int) -> Iterator[Batch]: ...
+    def every(self) -> Iterator[Batch]: ...
+
+
+@dataclass
+class ArchiveStream:
+    """One worker's share of a Ray Data stream of schema rows, decoded anew in each pass.
+
+    Args:
+        rows: how many rows the split lists; rejected images make it fewer, so `steps` is an upper bound.
+    """
+
+    iterator: DataIterator
+    columns: tuple[str, ...]
+    pixels: PixelFormat
+    batch_size: int
+    rows: int
+    world: int
+
+    @property
+    def steps(self) -> int:
+        return max(1, self.rows // (self.batch_size * self.world))
+
+    def train(self, epoch: int) -> Iterator[Batch]:
+        """Whole batches only; Ray Data deals equal shares, its blocks in a new order in each pass."""
+        return self._batches(drop_last=self.rows >= self.batch_size * self.world)
+
+    def every(self) -> Iterator[Batch]:
+        return self._batches(drop_last=False)
+
+    def _batches(self, drop_last: bool) -> Iterator[Batch]:
+        tables = self.iterator.iter_batches(
+            batch_size=self.batch_size, batch_format="pyarrow", drop_last=drop_last, prefetch_batches=2
+        )
+        for rows in tables:
+            assert isinstance(rows, pa.Table)
+            yield batches.to_tensors(batches.to_columns(rows, self.columns, self.pixels), self.pixels)
+
+
+def open_streams(data: dict[str, Any], recipe: Recipe, workers: Workers) -> tuple[Stream, Stream]:
+    """This worker's shares of the train and the val split; `data` is what `fit` made of the archive's URI."""
+    own = max(1, round(recipe.batch_size / workers.size))
+    if "shards" in data:
+        info = shards.read_info(data["shards"])
+        train, val = (
+            ShardStream(
+                info,
+                split,
+                recipe.columns,
+                batch_size=own,
+                rank=workers.rank,
+                world=workers.size,
+                seed=recipe.seed,
+                cache_bytes=data["cache_bytes"],
+            )
+            for split in ("train", "val")
+        )
+        return train, val
+    train, val = (
+        ArchiveStream(
+            ray.train.get_dataset_shard(split),
+            recipe.columns,
+            PixelFormat(recipe.size),
+            own,
+            data["rows"][split],
+            workers.size,
+        )
+        for split in ("train", "val")
+    )
+    return train, val

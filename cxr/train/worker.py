@@ -1,0 +1,150 @@
+"""What each Ray Train worker runs: epochs of training and validation, a checkpoint after each, resuming."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from cxr import checkpoint
+from cxr.errors import UserError
+from cxr.recipes import recipe_from_dict
+from cxr.recipes.base import Alone, Recipe, Task, Workers
+from cxr.train.engine import Engine, NonFinite
+from cxr.train.group import Group
+from cxr.train.stream import Stream, open_streams
+
+
+@dataclass
+class Progress:
+    """What decides when to stop; travels in resume.pt."""
+
+    epoch: int = 0  # epochs finished
+    best: float = math.nan
+    since_best: int = 0
+    seconds: float = 0.0  # spent training so far, over all restarts
+
+    def update(self, value: float, mode: str) -> None:
+        better = math.isnan(self.best) or (value > self.best if mode == "max" else value < self.best)
+        self.best, self.since_best = (value, 0) if better else (self.best, self.since_best + 1)
+        self.epoch += 1
+
+    def done(self, recipe: Recipe) -> bool:
+        return self.epoch >= recipe.epochs or 0 < recipe.patience <= self.since_best
+
+
+@dataclass
+class Worker:
+    """One rank of a run."""
+
+    recipe: Recipe
+    config: dict[str, Any]
+    workers: Workers
+    device: torch.device
+    progress: Progress = field(default_factory=Progress)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end. Returns why not, alike on every rank, where another start would end the same way."""
+        torch.manual_seed(self.recipe.seed)
+        try:
+            train, val = open_streams(self.config["data"], self.recipe, self.workers)
+            task = self.recipe.task(self.recipe.network(self.config["findings"]))
+        except UserError as mistake:
+            return {"misuse": str(mistake)}
+        engine = self._engine(task, train)
+        try:
+            while not self.progress.done(self.recipe):
+                self._epoch(engine, train, val)
+        except NonFinite as reason:
+            return {"stopped": str(reason)}
+        return {"epochs": self.progress.epoch, "best": self.progress.best}
+
+    def _engine(self, task: Task, train: Stream) -> Engine:
+        """The engine, where the last checkpoint left it, or at the very beginning."""
+        previous = ray.train.get_checkpoint()
+        state = _read_resume(previous) if previous else None
+        if state:
+            checkpoint.restore_task_state(task, state["task"])
+            self.progress = Progress(**state["progress"])
+        engine = Engine(
+            task,
+            self.recipe,
+            self.workers,
+            steps_per_epoch=train.steps,
+            device=self.device,
+            compiled=self.config["compile"],
+        )
+        if state:
+            engine.restore(state["engine"])
+        else:
+            task.begin(lambda: engine.moved(train.every()), self.workers)
+        return engine
+
+    def _epoch(self, engine: Engine, train: Stream, val: Stream) -> None:
+        """One epoch, then a report; the seed depends on the epoch alone, so that a resumed run repeats it."""
+        epoch = self.progress.epoch
+        torch.manual_seed((self.recipe.seed * 1_000_003 + epoch) * 1_009 + self.workers.rank)
+        start = time.monotonic()
+        means = engine.epoch(train.train(epoch))
+        trained = time.monotonic() - start
+        metrics = engine.finish_epoch(val.every)
+        self.progress.update(metrics[self.recipe.monitor], self.recipe.mode)
+        self.progress.seconds += time.monotonic() - start
+        report = {
+            "epoch": self.progress.epoch,
+            "epochs": self.recipe.epochs,
+            "images_per_s": means.pop("images") / trained,
+            "seconds": self.progress.seconds,
+            "workers": self.workers.size,
+            "lr": engine.schedule.get_last_lr()[0],
+            **{f"train/{name}": value for name, value in means.items()},
+            **metrics,
+            "applied": self.recipe.to_dict(),
+        }
+        self._report(engine, metrics, report)
+
+    def _report(self, engine: Engine, metrics: dict[str, float], report: dict[str, Any]) -> None:
+        """Hand the epoch to Ray Train, rank 0 with a checkpoint; every rank waits for the others here."""
+        name = f"epoch_{self.progress.epoch:04d}"
+        if self.workers.rank > 0:
+            ray.train.report(report, checkpoint_dir_name=name)
+            return
+        resume = {
+            "engine": engine.state(),
+            "task": checkpoint.task_state(engine.task),
+            "progress": vars(self.progress),
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.save(
+                Path(folder),
+                self.recipe,
+                engine.task,
+                engine.shipped().state_dict(),
+                findings=self.config["findings"],
+                metrics=metrics,
+                resume=resume,
+            )
+            ray.train.report(report, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+
+
+def _read_resume(previous: ray.train.Checkpoint) -> dict[str, Any]:
+    with previous.as_directory() as folder:
+        return torch.load(Path(folder) / checkpoint.RESUME, weights_only=True, map_location="cpu")
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """The function that Ray Train calls on every worker; `config` is plain JSON-like data."""
+    recipe = recipe_from_dict(config["recipe"])
+    context = ray.train.get_context()
+    workers = Group() if context.get_world_size() > 1 else Alone()
+    # Under resources that only pretend to be GPUs, Ray names a device that torch cannot see.
+    device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
+    torch.set_num_threads(max(1, int(config["threads"])))
+    return Worker(recipe, config, workers, device).run()

@@ -1,0 +1,73 @@
+"""Decode an archive of X-rays once, into shards that training reads fast.
+
+ray job submit --working-dir . -- python jobs/ingest_archive.py --archive s3://bucket/chestxray14 --out s3://bucket/cxr14
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from cxr import cluster, storage
+from cxr.ingest import IngestResult, ingest
+from cxr.job import run_job
+from cxr.phantom.archive import write_phantom
+from cxr.schema import PixelFormat
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to ingest and how."""
+
+    archive: str | None = None
+    """Folder or bucket with X-rays; unset for a small phantom, written to OUT/phantom-archive."""
+    out: str = "runs/ingest"
+    """Where the shards go; a run that was stopped goes on from there."""
+    source: str = "auto"
+    """Layout of the archive, or auto to find it out."""
+    size: int = 256
+    """Height and width of the stored pixels; the aspect is kept by padding."""
+    bits: Literal[8, 16] = 8
+    """Bits a stored pixel."""
+    max_rejects: float = 0.05
+    """Share of unusable images above which the job fails, after writing everything."""
+    limit: int | None = None
+    """Take only so many images, spread evenly over the archive."""
+    seed: int = 0
+    """Of the phantom."""
+
+
+def main(options: Options) -> dict[str, Any]:
+    cluster.connect()
+    archive = options.archive or _phantom(options)
+    result = ingest(
+        archive,
+        options.out,
+        source=options.source,
+        pixels=PixelFormat(options.size, options.bits),
+        max_rejects=options.max_rejects,
+        limit=options.limit,
+    )
+    _tell(result)
+    return asdict(result)
+
+
+def _phantom(options: Options) -> str:
+    uri = storage.join(options.out, "phantom-archive")
+    if not storage.exists(uri):
+        write_phantom(uri, count=60, size=256, seed=options.seed)
+    return uri
+
+
+def _tell(result: IngestResult) -> None:
+    for note in result.notes:
+        print(f"note: {note}")
+    for split, count in result.counts.items():
+        print(f"{split:>8} {count:>9,}")
+    print(f"rejected {result.rejects:>9,}")
+    for reason, count in result.reasons.items():
+        print(f"{count:>18,}  {reason}")
+
+
+if __name__ == "__main__":
+    run_job(main, Options)

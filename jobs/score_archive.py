@@ -1,0 +1,45 @@
+"""Score every image of an archive with a checkpoint of any family.
+
+    ray job submit -- python jobs/score_archive.py --archive s3://bucket/images --checkpoint s3://bucket/align/checkpoint
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from cxr import cluster, storage
+from cxr.job import run_job
+from cxr.score import ScoreOptions, score
+from cxr.workflow import quick_checkpoint, phantom_archive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the job."""
+
+    archive: str = ""
+    """Archive or shards: a folder, s3://bucket/prefix or gs://bucket/prefix; left out, a small phantom archive."""
+    checkpoint: str = ""
+    """Folder of a checkpoint, any URI; left out, an aligner trained for a minute on the phantom archive."""
+    out: str = "runs/score"
+    """Folder or URI of the results: OUT/scores/*.parquet."""
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+
+
+def main(options: Options) -> dict[str, Any]:
+    cluster.connect()
+    out = storage.normalise(options.out)
+    archive = options.archive or phantom_archive(out)
+    kept = options.checkpoint or quick_checkpoint(archive, out)
+    scored = score(archive, kept, out, options.score)
+    print(f"scores: {scored.scores}: {scored.images} images, {scored.rejects} of them with an error", flush=True)
+    for reason, count in scored.reasons.items():
+        print(f"  {count:6d}  {reason}")
+    metrics = {"images": scored.images, "rejects": scored.rejects, "images_per_s": scored.images_per_s}
+    return {**dataclasses.asdict(scored), "checkpoint": kept, "metrics": metrics}
+
+
+if __name__ == "__main__":
+    run_job(main, Options)

@@ -1,0 +1,36 @@
+"""Search the aligner's loss weights, depths, parameterisation, target strategy and learning rate.
+
+    python jobs/tune_align.py                                    # on a small phantom archive
+    ray job submit -- python jobs/tune_align.py --archive s3://bucket/images --out s3://bucket/tune --trials 40
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cxr.job import run_job
+from cxr.recipes.align import AlignRecipe
+from cxr.train import RunOptions
+from cxr.tune import SearchOptions
+from cxr.workflow import ArchiveOptions, tune_job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the job; the recipe's are where the search starts from."""
+
+    out: str = "runs/tune_align"
+    """Folder or URI of the results."""
+    data: ArchiveOptions = field(default_factory=ArchiveOptions)
+    search: SearchOptions = field(default_factory=SearchOptions)
+    recipe: AlignRecipe = field(default_factory=lambda: AlignRecipe(size=96, epochs=12))
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+def main(options: Options) -> dict[str, Any]:
+    return tune_job(options.recipe, options.data, options.search, options.run, options.out)
+
+
+if __name__ == "__main__":
+    run_job(main, Options)

@@ -1,0 +1,1 @@
+"""What lies in cluster/: the local head, the launcher's and KubeRay's files."""

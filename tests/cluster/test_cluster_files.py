@@ -1,0 +1,138 @@
+"""The files for `ray up`, `ray job submit` and kubectl: accepted by Ray, and true of this tree."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import boto3
+import jsonschema
+import pytest
+import yaml
+from moto import mock_aws
+
+REPOSITORY = Path(__file__).parents[2]
+CLUSTER = REPOSITORY / "cluster"
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    return yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A made-up AWS account, and a home in which Ray may put its SSH key."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "none")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    with mock_aws():
+        yield
+
+
+def prepared(config: dict[str, Any]) -> dict[str, Any]:
+    from ray.autoscaler._private.util import prepare_config
+
+    return prepare_config(config)
+
+
+def test_ray_accepts_the_cluster(config: dict[str, Any]) -> None:
+    import ray.autoscaler
+    from ray.autoscaler._private.util import validate_config
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    jsonschema.validate(config, schema)
+    validate_config(prepared(config))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(config | {"max_workerz": 1}, schema)
+
+
+def test_pools_fill_and_empty(config: dict[str, Any]) -> None:
+    types = dict(config["available_node_types"])
+    assert types.pop(config["head_node_type"])["max_workers"] == 0
+    assert sum(pool["max_workers"] for pool in types.values()) == config["max_workers"]
+    assert [pool["min_workers"] for pool in types.values()] == [0, 0]
+    assert {name: pool["resources"]["GPU"] for name, pool in types.items()} == {"data": 0, "train": 1}
+    assert config["idle_timeout_minutes"] <= 10
+
+
+def test_callers_need_the_token_and_a_tunnel(config: dict[str, Any]) -> None:
+    assert config["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "export RAY_AUTH_MODE=token" in (CLUSTER / "setup_node.sh").read_text()
+    starts = [c for c in config["head_start_ray_commands"] if "ray start" in c]
+    assert len(starts) == 1
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+
+
+def test_mounted_files_and_setup_exist(config: dict[str, Any]) -> None:
+    assert config["file_mounts"]["/home/ubuntu/cxr"] == "."
+    scripts = [re.findall(r"~/cxr/(\S+)", command) for command in config["setup_commands"]]
+    assert scripts == [["cluster/setup_node.sh"]]
+    assert (REPOSITORY / scripts[0][0]).exists()
+
+
+def test_aws_takes_the_machines_and_their_roles(config, aws, monkeypatch, capsys) -> None:
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+
+    monkeypatch.setattr(sys, "argv", ["aws_roles.py", "--bucket", "xrays"])
+    for _ in range(2):  # again: updates what is there
+        runpy.run_path(str(CLUSTER / "aws_roles.py"), run_name="__main__")
+    machines = bootstrap_aws(prepared(config))["available_node_types"]
+    used = {name: m["node_config"]["IamInstanceProfile"]["Name"] for name, m in machines.items()}
+    assert used == {"head": "cxr-head", "data": "cxr-worker", "train": "cxr-worker"}
+    assert all(m["node_config"]["SubnetIds"] for m in machines.values())
+    profiles = boto3.client("iam").list_instance_profiles()["InstanceProfiles"]
+    roles = {profile["InstanceProfileName"]: profile["Roles"][0]["RoleName"] for profile in profiles}
+    assert roles == {"cxr-head": "cxr-head", "cxr-worker": "cxr-worker"}, "Ray made one of its own"
+
+
+def test_workers_may_use_the_bucket_alone(aws, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["aws_roles.py", "--bucket", "xrays"])
+    runpy.run_path(str(CLUSTER / "aws_roles.py"), run_name="__main__")
+    iam = boto3.client("iam")
+    statements = iam.get_role_policy(RoleName="cxr-worker", PolicyName="cxr")["PolicyDocument"]["Statement"]
+    resources = {resource for statement in statements for resource in statement["Resource"]}
+    assert resources == {"arn:aws:s3:::xrays", "arn:aws:s3:::xrays/*"}
+    head = iam.get_role_policy(RoleName="cxr-head", PolicyName="cxr")["PolicyDocument"]["Statement"]
+    stop = next(s for s in head if "ec2:TerminateInstances" in s["Action"])
+    assert stop["Condition"] == {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": "cxr"}}
+
+
+def test_jobs_take_the_runtime_environment() -> None:
+    from ray.runtime_env import RuntimeEnv
+
+    given = yaml.safe_load((CLUSTER / "runtime_env.yaml").read_text())
+    assert RuntimeEnv(**given)["env_vars"]["YOLO_OFFLINE"] == "true"
+
+
+def test_kubernetes_has_the_same_pools(config: dict[str, Any]) -> None:
+    import ray
+
+    cluster = yaml.safe_load((CLUSTER / "kuberay.yaml").read_text())
+    assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
+    spec = cluster["spec"]
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["rayVersion"] == ray.__version__
+    pools = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
+    for name, group in pools.items():
+        on_aws = config["available_node_types"][name]
+        (container,) = group["template"]["spec"]["containers"]
+        limits = container["resources"]["limits"]
+        assert group["maxReplicas"] == on_aws["max_workers"]
+        assert {"CPU": int(limits["cpu"]), "GPU": int(limits.get("nvidia.com/gpu", 0))} == on_aws["resources"]
+    assert set(pools) == {"data", "train"}
+
+
+def test_the_image_is_built_from_files_that_exist() -> None:
+    lines = (CLUSTER / "Dockerfile").read_text().splitlines()
+    copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
+    allowed = set(re.findall(r"^!(.+)$", (CLUSTER / "Dockerfile.dockerignore").read_text(), re.MULTILINE))
+    assert copied == allowed
+    assert all((REPOSITORY / name).exists() for name in copied)

@@ -1,0 +1,72 @@
+"""The local head: listens on loopback, wants its token, leaves no process and no file behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "cluster" / "local_head.py"
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+
+@pytest.fixture
+def head() -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """A running head and the variables that it printed."""
+    with subprocess.Popen([sys.executable, SCRIPT], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        variables = {}
+        for line in process.stdout:
+            if line.startswith("#"):
+                break
+            name, _, value = line.removeprefix("export ").strip().partition("=")
+            variables[name] = value
+        yield process, variables
+        process.terminate()
+
+
+def status_without_token(address: str) -> int:
+    try:
+        return urllib.request.urlopen(f"{address}/api/jobs/").status
+    except urllib.error.HTTPError as refusal:
+        return refusal.code
+
+
+def running(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_private_and_gone_when_interrupted_in_mid_job(head, tmp_path: Path) -> None:
+    process, variables = head
+    token = Path(variables["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o077 == 0
+    assert status_without_token(variables["RAY_API_SERVER_ADDRESS"]) == 401
+
+    started = tmp_path / "started"
+    work = f"import pathlib, time; pathlib.Path('{started}').touch(); time.sleep(600)"
+    submit = ["ray", "job", "submit", "--no-wait", "--", "python", "-c", work]
+    subprocess.run(submit, env=os.environ | variables, check=True, capture_output=True)
+    deadline = time.monotonic() + 60
+    while not started.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert started.exists()
+
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert any("time.sleep(600)" in " ".join(p.cmdline()) for p in running(family))
+    listening = {c.laddr.ip for p in running(family) for c in p.net_connections() if c.status == "LISTEN"}
+    assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert not running(family)
+    assert not token.parent.exists()

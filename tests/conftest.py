@@ -1,0 +1,42 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real X-rays; where there is none, the test is skipped."""
+    folder = Path(os.environ.get("CXR_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "chestxray14").is_dir():
+        pytest.skip(f"no real X-rays in {folder} (set CXR_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One private cluster of two CPUs for all tests marked `ray`."""
+    import ray
+
+    from cxr.cluster import connect
+
+    connect(cpus=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _few_threads() -> None:
+    import torch
+
+    torch.set_num_threads(1)

@@ -1,0 +1,117 @@
+"""Alignment metrics on tensors whose answers are known, and on cheats that must gain nothing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cxr.imaging.augment import random_affine
+from cxr.metrics import alignment
+from cxr.models.spatial_transformer import compose, identity, invert
+from cxr.recipes.base import Alone
+
+ZOOM = torch.tensor([[[0.3, 0, 0.1], [0, 0.3, -0.2]]])
+
+
+def affines(count: int, seed: int) -> Tensor:
+    return random_affine(count, generator=torch.Generator().manual_seed(seed))
+
+
+def images(count: int, size: int = 32) -> Tensor:
+    noise = torch.rand(count, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(noise, (size, size), mode="bilinear")
+
+
+def overlap(x: Tensor, theta: Tensor, masks: Tensor | None = None) -> dict[str, float]:
+    result = alignment.Overlap(32, torch.device("cpu"))
+    for part in range(0, len(x), 2):
+        result.add(x[part : part + 2], theta[part : part + 2])
+        if masks is not None:
+            result.add_masks(masks[part : part + 2], theta[part : part + 2])
+    return result.results(Alone())
+
+
+def test_correlation_to_the_mean_equals_its_definition() -> None:
+    unit = alignment.unit_vectors(images(7)).double()
+    wanted = torch.stack([torch.corrcoef(torch.stack([u, unit.mean(0)]))[0, 1] for u in unit]).mean()
+    assert alignment.correlation_to_mean(unit.mean(0)) == pytest.approx(wanted.item(), abs=1e-6)
+
+
+def test_equal_images_correlate_fully_whatever_their_exposure() -> None:
+    x = images(1).repeat(4, 1, 1, 1) * torch.tensor([0.3, 0.5, 0.8, 1]).reshape(4, 1, 1, 1)
+    metrics = overlap(x, identity(4))
+    assert metrics["correlation"] == pytest.approx(1, abs=1e-5)
+    assert metrics["spread"] > 0.1
+    assert "iou" not in metrics
+
+
+def test_spread_is_the_deviation_over_images() -> None:
+    x = torch.tensor([0.2, 0.6]).reshape(2, 1, 1, 1).expand(2, 1, 32, 32)
+    assert overlap(x, identity(2))["spread"] == pytest.approx(0.2, abs=1e-5)
+
+
+def test_pairwise_iou_on_three_masks() -> None:
+    masks = torch.zeros(3, 1, 4, dtype=torch.bool)
+    masks[0, 0, :2] = masks[1, 0, 1:3] = masks[2, 0, :3] = True
+    assert alignment.pairwise_iou(masks) == pytest.approx((1 / 3 + 2 / 3 + 2 / 3) / 3)
+    assert math.isnan(alignment.pairwise_iou(masks[:1]))
+
+
+def test_masks_follow_their_images() -> None:
+    mask = torch.zeros(32, 32)
+    mask[8:20, 10:22] = 1
+    poses = affines(4, 1)
+    placed = alignment.warp(mask.expand(4, 1, 32, 32), invert(poses))[:, 0] > 0.5
+    x = images(4)
+    assert overlap(x, identity(4), placed)["iou"] < 0.8
+    assert overlap(x, poses, placed)["iou"] > 0.8
+
+
+def test_removing_the_mean_transform_defeats_zoom() -> None:
+    theta = affines(6, 1)
+    zoomed = compose(theta, ZOOM.expand(6, 2, 3))
+    mean, mean_zoomed = theta.mean(0, keepdim=True), zoomed.mean(0, keepdim=True)
+    torch.testing.assert_close(
+        alignment.centred(zoomed, mean_zoomed), alignment.centred(theta, mean), atol=1e-5, rtol=1e-5
+    )
+    x = images(6)
+    plain = overlap(x, alignment.centred(identity(6), identity(1)))
+    cheat = overlap(x, alignment.centred(ZOOM.expand(6, 2, 3), ZOOM))
+    assert cheat["correlation"] == pytest.approx(plain["correlation"], abs=1e-4)
+
+
+def test_collapse_is_seen() -> None:
+    assert alignment.mean_scale(ZOOM).item() == pytest.approx(0.3)
+    assert alignment.collapsed(0.3)
+    assert alignment.collapsed(2.0)
+    assert not alignment.collapsed(1.0)
+
+
+def test_pose_errors_vanish_up_to_one_frame() -> None:
+    pose = affines(8, 1)
+    found = compose(pose, invert(ZOOM).expand(8, 2, 3))
+    assert alignment.pose_errors(found, pose).max() < 1e-4
+    assert alignment.pose_errors(pose, pose).max() < 1e-4
+
+
+def test_pose_errors_measure_shares_of_the_width_and_zoom_gains_nothing() -> None:
+    pose = affines(200, 1)
+    shift = torch.zeros(200, 2, 3)
+    shift[::2, 0, 2], shift[1::2, 0, 2] = 0.04, -0.04  # ±2 % of a width of 2
+    errors = alignment.pose_errors(pose + shift, pose)
+    assert errors.mean().item() == pytest.approx(0.02, abs=2e-3)
+    zoomed = compose(pose + shift, ZOOM.expand(200, 2, 3))
+    torch.testing.assert_close(alignment.pose_errors(zoomed, pose), errors, atol=1e-5, rtol=1e-3)
+
+
+def test_local_correlation_ignores_local_exposure() -> None:
+    x = 10 * torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        alignment.local_correlation(x, 3 * x + 7, 9), torch.ones_like(x), atol=1e-2, rtol=0
+    )
+    assert alignment.local_correlation(x, -x, 9).max() < -0.98
+    assert alignment.local_correlation(x, torch.zeros_like(x), 9).abs().max() < 1e-3

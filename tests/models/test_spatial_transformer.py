@@ -1,0 +1,153 @@
+"""The transform algebra, the bounds, and the spatial transformer's first guess."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cxr.imaging.augment import random_affine
+from cxr.models.backbones import trunk
+from cxr.models.spatial_transformer import (
+    PARAMETERS,
+    Parameterisation,
+    SpatialTransformer,
+    bounded_theta,
+    compose,
+    corner_distance,
+    frame_distance,
+    identity,
+    invert,
+    warp,
+)
+
+NAMES: list[Parameterisation] = list(PARAMETERS)
+
+
+def some_affines(count: int = 6, seed: int = 0) -> Tensor:
+    return random_affine(count, generator=torch.Generator().manual_seed(seed))
+
+
+def smooth_images(count: int, size: int = 64) -> Tensor:
+    noise = torch.rand(count, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    return nn.functional.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1)
+
+
+@pytest.mark.parametrize("parameterisation", NAMES)
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_new_network_is_the_identity(parameterisation: Parameterisation, passes: int) -> None:
+    network = SpatialTransformer(trunk("conv3"), parameterisation, passes)
+    theta = network(torch.rand(3, 1, 32, 32))
+    torch.testing.assert_close(theta, identity(3))
+
+
+@pytest.mark.parametrize("parameterisation", NAMES)
+def test_parameters_stay_in_their_bounds_and_never_mirror(parameterisation: Parameterisation) -> None:
+    raw = 50 * torch.randn(500, PARAMETERS[parameterisation], generator=torch.Generator().manual_seed(0))
+    theta = bounded_theta(raw, parameterisation)
+    assert theta[..., 2].abs().max() <= 0.5
+    x_scale = torch.linalg.vector_norm(theta[:, :, 0], dim=1)
+    assert x_scale.min() >= 0.5 - 1e-5
+    assert x_scale.max() <= 2 + 1e-5
+    angle = torch.atan2(theta[:, 1, 0], theta[:, 0, 0])
+    assert angle.abs().max() <= math.radians(30) + 1e-5
+    assert torch.linalg.det(theta[..., :2]).min() >= 0.25 - 1e-5
+
+
+def test_anisotropic_matrix_is_as_documented() -> None:
+    raw = torch.tensor([[0.1, -0.2, 0.3, 0.4, -0.5]])
+    t = torch.tanh(raw[0])
+    a, sx, sy = math.radians(30) * t[2], 2 ** t[3], 2 ** t[4]
+    wanted = [
+        [sx * torch.cos(a), -sy * torch.sin(a), 0.5 * t[0]],
+        [sx * torch.sin(a), sy * torch.cos(a), 0.5 * t[1]],
+    ]
+    torch.testing.assert_close(bounded_theta(raw, "anisotropic")[0], torch.tensor(wanted))
+
+
+def test_similarity_keeps_angles_and_affine_can_shear() -> None:
+    raw = torch.full((1, 6), 0.7)
+    axes = bounded_theta(raw[:, :4], "similarity")[0, :, :2]
+    torch.testing.assert_close(axes.T @ axes, axes[:, 0].square().sum() * torch.eye(2))
+    sheared = bounded_theta(raw, "affine")[0, :, :2]
+    assert (sheared[:, 0] @ sheared[:, 1]).abs() > 0.1
+
+
+def test_composition_is_the_matrix_product_and_inversion_undoes() -> None:
+    a, b = some_affines(seed=1), some_affines(seed=2)
+    below = torch.tensor([0.0, 0, 1]).expand(6, 1, 3)
+    product = torch.cat([a, below], 1) @ torch.cat([b, below], 1)
+    torch.testing.assert_close(compose(a, b), product[:, :2])
+    torch.testing.assert_close(compose(a, invert(a)), identity(6))
+    torch.testing.assert_close(compose(invert(a), a), identity(6))
+
+
+def test_warping_twice_is_warping_once_by_the_composition() -> None:
+    x, a, b = smooth_images(6), some_affines(seed=1), some_affines(seed=2)
+    twice, once = warp(warp(x, a), b), warp(x, compose(a, b))
+    inside = warp(warp(torch.ones_like(x), a), b) > 0.999
+    assert inside.float().mean() > 0.5
+    assert (twice - once)[inside].abs().mean() < 0.01
+
+
+def test_a_shift_of_a_quarter_moves_pixels_by_a_quarter_of_the_width() -> None:
+    x = torch.zeros(1, 1, 8, 8)
+    x[0, 0, 3, 5] = 1
+    shifted = warp(x, torch.tensor([[[1.0, 0, 0.5], [0, 1, 0]]]))
+    assert shifted[0, 0, 3, 3] == pytest.approx(1)
+    assert shifted.sum() == pytest.approx(1)
+
+
+def test_corner_distance_of_a_shift_is_its_share_of_the_width() -> None:
+    moved = identity()
+    moved[0, 0, 2] = 0.2  # of a width of 2
+    assert corner_distance(moved, identity()).item() == pytest.approx(0.1, abs=1e-5)
+
+
+def test_frame_distance_ignores_the_choice_of_frame() -> None:
+    a, b = some_affines(seed=1), some_affines(seed=2)
+    zoom = torch.tensor([[[0.1, 0, 0.3], [0, 0.1, 0]]]).expand(6, 2, 3)
+    plain = frame_distance(a, b)
+    assert plain.min() > 0.01
+    torch.testing.assert_close(frame_distance(compose(a, zoom), compose(b, zoom)), plain, rtol=1e-3, atol=1e-5)
+
+
+def test_a_network_that_finds_every_warp_has_no_frame_distance() -> None:
+    pose, warps = some_affines(seed=3), some_affines(seed=4)
+    found_after_warp = compose(invert(warps), pose)
+    assert frame_distance(compose(warps, found_after_warp), pose).max() < 1e-4
+
+
+class ShiftOnce(nn.Module):
+    """A trunk whose single feature asks for the same shift in x, whatever it sees."""
+
+    features = 1
+
+    def forward(self, x_B1HW: Tensor) -> Tensor:
+        return x_B1HW.new_ones(len(x_B1HW), 1)
+
+
+def test_two_passes_compose_what_each_finds() -> None:
+    network = SpatialTransformer(ShiftOnce(), "similarity", passes=2)
+    with torch.no_grad():
+        network.head.bias.copy_(torch.tensor([0.5, 0, 0, 0.5]))
+    one = bounded_theta(torch.tensor([[0.5, 0, 0, 0.5]]), "similarity")
+    torch.testing.assert_close(network(torch.rand(1, 1, 16, 16)), compose(one, one))
+
+
+def test_transforms_are_float32_under_autocast() -> None:
+    network = SpatialTransformer(trunk("conv3"), "affine", passes=2)
+    x = torch.rand(2, 1, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        theta = network(x)
+        assert theta.dtype == warp(x, theta).dtype == torch.float32
+        a, b = some_affines(seed=1), some_affines(seed=2)
+        torch.testing.assert_close(compose(a, invert(a)), identity(6))
+        assert corner_distance(a, b).dtype == torch.float32
+
+
+def test_unknown_parameterisation_is_refused() -> None:
+    with pytest.raises(ValueError, match="anisotropic"):
+        SpatialTransformer(trunk("conv3"), "projective")  # pyright: ignore[reportArgumentType]

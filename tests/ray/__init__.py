@@ -1,0 +1,1 @@
+"""End to end on one local Ray cluster."""

@@ -1,0 +1,90 @@
+"""fit() on a local cluster: workers that die, resuming, two workers, raw archives, clear refusals."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from torch import Tensor
+
+from cxr import checkpoint
+from cxr.errors import UserError
+from cxr.phantom.archive import write_phantom
+from cxr.recipes.align import AlignRecipe
+from cxr.train import RunOptions, TrainingStopped, fit
+from cxr.train.log import read_metrics
+from tests.made_shards import write_shards
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+RECIPE = AlignRecipe(size=32, epochs=2, batch_size=8, trunk="conv3")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_shards(tmp_path_factory.mktemp("fit") / "shards", {"train": 32, "val": 9}, size=32)
+
+
+def weights(uri: str) -> dict[str, Tensor]:
+    return checkpoint.load(uri).network.state_dict()
+
+
+def kill_a_worker_after(out: str, epoch: int) -> None:
+    """Kill one training process, hard, once the run has recorded `epoch`."""
+    while not any(row["epoch"] >= epoch for row in read_metrics(out)):
+        time.sleep(0.05)
+    for process in psutil.Process().children(recursive=True):
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            process.kill()
+            return
+
+
+def test_a_run_whose_worker_was_killed_ends_where_an_undisturbed_one_does(made: str, tmp_path: Path) -> None:
+    recipe = RECIPE.replace(epochs=6)
+    straight = fit(recipe, made, str(tmp_path / "straight"))
+    disturbed = str(tmp_path / "disturbed")
+    killer = threading.Thread(target=kill_a_worker_after, args=(disturbed, 2), daemon=True)
+    killer.start()
+    resumed = fit(recipe, made, disturbed, RunOptions(max_failures=1))
+    killer.join(5)
+    assert not killer.is_alive(), "no worker was killed"
+    assert [row["epoch"] for row in read_metrics(disturbed)] == [1, 2, 3, 4, 5, 6]
+    assert resumed.metrics == pytest.approx(straight.metrics, abs=1e-3, nan_ok=True)
+    one, other = weights(straight.checkpoint), weights(resumed.checkpoint)
+    assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-3
+
+
+def test_two_workers_finish_with_one_network_and_a_finished_run_goes_on(made: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "two")
+    first = fit(RECIPE, made, out, RunOptions(workers=2))
+    assert first.epochs == 2
+    assert [row["workers"] for row in read_metrics(out)] == [2, 2]
+    with pytest.raises(UserError, match="holds a run already: give --resume"):
+        fit(RECIPE, made, out)
+    longer = fit(RECIPE.replace(epochs=3), made, out, RunOptions(resume=True))
+    assert longer.epochs == 3
+
+
+def test_a_raw_archive_trains_without_shards(tmp_path: Path) -> None:
+    archive = str(tmp_path / "archive")
+    write_phantom(archive, 24, size=64)
+    fitted = fit(RECIPE.replace(epochs=1), archive, str(tmp_path / "raw"), RunOptions(cpus_per_worker=0.5))
+    assert fitted.epochs == 1
+    assert -1 <= fitted.metrics["correlation"] <= 1
+
+
+def test_a_loss_that_explodes_is_named(made: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped, match="became NaN or infinite"):
+        fit(RECIPE.replace(pixel_weight=float("inf")), made, str(tmp_path / "exploded"))
+
+
+def test_a_network_larger_than_the_shards_is_refused(made: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="stored at 32 px cannot feed a network of size=64"):
+        fit(RECIPE.replace(size=64), made, str(tmp_path / "large"))
+
+
+def test_nothing_to_resume(made: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run to resume"):
+        fit(RECIPE, made, str(tmp_path / "empty"), RunOptions(resume=True))

@@ -1,0 +1,84 @@
+"""search() on a local cluster: drawn values take effect, a worker that applies others fails its trial."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+from cxr import checkpoint
+from cxr.errors import UserError
+from cxr.recipes.align import AlignRecipe
+from cxr.report.trials import write_search_pictures, write_trials
+from cxr.train import RunOptions
+from cxr.train.log import read_metrics
+from cxr.tune import SearchOptions, room, search
+from tests.made_shards import write_shards
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+RECIPE = AlignRecipe(size=32, epochs=2, batch_size=8, trunk="conv3")
+SPACE = {
+    "structure_weight": FloatDistribution(0.1, 4.0),
+    "transform": CategoricalDistribution(["similarity", "affine"]),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_shards(tmp_path_factory.mktemp("tune") / "shards", {"train": 24, "val": 8}, size=32)
+
+
+def test_drawn_weights_take_effect_and_trials_are_ranked(made: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "search")
+    trials = search(RECIPE, made, out, SearchOptions(trials=3, grace=2), RunOptions(cpus_per_worker=0.5), space=SPACE)
+    assert len(trials) == 3
+    assert [t.value for t in trials] == sorted((t.value for t in trials), reverse=True)
+    assert len({t.drawn["structure_weight"] for t in trials}) == 3
+    losses = {read_metrics(f"{out}/trials/{t.trial}")[0]["train/structure"] for t in trials}
+    assert len(losses) == 3
+    for trial in trials:
+        recipe = checkpoint.load(trial.checkpoint).recipe
+        assert {name: getattr(recipe, name) for name in SPACE} == trial.drawn
+    write_trials(trials, "correlation", out)
+    with (Path(out) / "trials.csv").open() as file:
+        assert [row["trial"] for row in csv.DictReader(file)] == [t.trial for t in trials]
+    assert [Path(p).name for p in write_search_pictures(trials, SPACE, "correlation", True, out)] == [
+        "parallel_coordinates.png"
+    ]
+    with pytest.raises(UserError, match="holds a search already"):
+        search(RECIPE, made, out, SearchOptions(trials=1), space=SPACE)
+
+
+class Disobedient(AlignRecipe):
+    """Takes what is drawn and trains with something else."""
+
+    def replace(self, **changes: Any) -> Self:
+        return super().replace(**(changes | {"structure_weight": 1.5}))
+
+
+def test_a_worker_that_applies_another_config_fails_its_trial(made: str, tmp_path: Path) -> None:
+    import cxr.tune
+
+    original = cxr.tune.recipe_from_dict
+    cxr.tune.recipe_from_dict = lambda values: Disobedient.from_dict(values)
+    try:
+        trials = search(
+            RECIPE, made, str(tmp_path / "search"), SearchOptions(trials=1), RunOptions(cpus_per_worker=0.5), space=SPACE
+        )
+    finally:
+        cxr.tune.recipe_from_dict = original
+    assert trials[0].status.startswith("failed")
+    assert "applied 1.5" in trials[0].status
+    assert math.isnan(trials[0].value)
+    assert trials[0].checkpoint == ""
+
+
+def test_as_many_trials_at_once_as_fit(made: str) -> None:
+    assert room(RunOptions(cpus_per_worker=0.5), made) == 3
+    assert room(RunOptions(cpus_per_worker=0.9), made) == 2
+    with pytest.raises(UserError, match="too few for a trial of 4 workers"):
+        room(RunOptions(workers=4), made)

@@ -1,0 +1,1 @@
+"""Servers that system tests talk to, each on loopback and in one folder."""

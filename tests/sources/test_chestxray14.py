@@ -1,0 +1,223 @@
+"""ChestX-ray14's layout: what its lists say of each image, and what happens where lists and images differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+
+from cxr import schema
+from cxr.errors import UserError
+from cxr.sources import chestxray14
+from cxr.sources.base import Manifest
+
+HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
+)
+ENTRIES = [
+    "00000001_000.png,Cardiomegaly|Effusion,0,1,57,M,PA,2682,2749,0.143,0.143",
+    "00000001_001.png,No Finding,1,1,58,M,AP,2500,2048,0.168,0.168",
+    "00000002_000.png,Mass,0,2,81,F,PA,2992,2991,0.139,0.139",
+    "00000003_000.png,No Finding,0,3,20,F,PA,2048,2048,0.2,0.2",
+]
+NAMES = [entry.partition(",")[0] for entry in ENTRIES]
+BOXES = "Image Index,Finding Label,Bbox [x,y,w,h],,,\n00000003_000.png,Infiltrate,10.5,20,30,40.25\n"
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    (tmp_path / "Data_Entry_2017_v2020.csv").write_text("\n".join([HEADER, *ENTRIES, ""]))
+    (tmp_path / "BBox_List_2017.csv").write_text(BOXES)
+    (tmp_path / "train_val_list.txt").write_text("\n".join(NAMES[:3]))
+    (tmp_path / "test_list.txt").write_text("\n".join(NAMES[3:]))
+    _images(tmp_path, *(f"images/{name}" for name in NAMES))
+    return tmp_path
+
+
+def _images(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"?")
+
+
+def _read(archive: Path) -> tuple[Manifest, dict[str, dict]]:
+    manifest = chestxray14.manifest(str(archive))
+    return manifest, {row[schema.IMAGE_ID]: row for row in manifest.table.to_pylist()}
+
+
+def test_what_the_lists_say(archive: Path) -> None:
+    manifest, rows = _read(archive)
+    assert manifest.table.schema.equals(schema.MANIFEST)
+    assert manifest.findings == schema.FINDINGS
+    assert list(rows) == NAMES
+    row = rows["00000001_000.png"]
+    assert row[schema.LABELS] == [int(finding in ("Cardiomegaly", "Effusion")) for finding in schema.FINDINGS]
+    assert row[schema.PATIENT_ID] == "1"
+    assert row[schema.VIEW] == "PA"
+    assert row[schema.SOURCE_URI] == str(archive / "images" / "00000001_000.png")
+    assert rows["00000001_001.png"][schema.LABELS] == [schema.NEGATIVE] * 14
+    assert rows["00000003_000.png"][schema.SPLIT] == "test"
+
+
+def test_spacing_is_that_of_the_resized_image_down_and_across(archive: Path) -> None:
+    _, rows = _read(archive)
+    down, across = 0.143 * 2749 / 1024, 0.143 * 2682 / 1024
+    assert rows["00000001_000.png"][schema.SPACING_MM] == pytest.approx([down, across])
+
+
+def test_boxes_are_corners_in_the_1024_frame(archive: Path) -> None:
+    manifest, rows = _read(archive)
+    assert manifest.boxes_frame_px == 1024
+    (box,) = rows["00000003_000.png"][schema.BOXES]
+    assert box.pop(schema.LABEL) == "Infiltration"
+    assert box == {"reader": None, "x_min": 10.5, "y_min": 20, "x_max": 40.5, "y_max": 60.25}
+    assert rows["00000001_000.png"][schema.BOXES] is None
+
+
+def test_extra_holds_every_column_as_published(archive: Path) -> None:
+    _, rows = _read(archive)
+    extra = json.loads(rows["00000002_000.png"][schema.EXTRA])
+    assert list(extra.values()) == ENTRIES[2].split(",")
+    assert extra["Patient Age"] == "81"
+    assert extra["OriginalImage[Width]"] == "2992"
+    assert extra["OriginalImagePixelSpacing[y]"] == "0.139"
+
+
+def test_listed_images_that_are_missing_are_counted(archive: Path) -> None:
+    (archive / "images" / NAMES[1]).unlink()
+    manifest, rows = _read(archive)
+    assert len(rows) == 3
+    expected = "1 of the 4 images that Data_Entry_2017_v2020.csv lists are not here; going on with 3"
+    assert expected in manifest.notes
+
+
+def test_images_that_are_not_listed_stay_with_unknown_labels(archive: Path) -> None:
+    _images(archive, "images/00000003_007.png", "images/other.dcm")
+    manifest, rows = _read(archive)
+    assert rows["other.dcm"][schema.LABELS] == [schema.UNKNOWN] * 14
+    assert rows["other.dcm"][schema.PATIENT_ID] == "other.dcm"
+    assert rows["other.dcm"][schema.EXTRA] is None
+    assert rows["other.dcm"][schema.SPACING_MM] is None
+    assert rows["00000003_007.png"][schema.PATIENT_ID] == "3"
+    assert rows["00000003_007.png"][schema.SPLIT] == "test"  # as the patient's other image
+    expected = "2 images are not listed in Data_Entry_2017_v2020.csv: their labels are unknown"
+    assert expected in manifest.notes
+
+
+def test_images_in_numbered_folders_and_names_that_occur_twice(archive: Path) -> None:
+    _images(archive, f"images_001/images/{NAMES[0]}", "images_002/images/00000009_000.png")
+    manifest, rows = _read(archive)
+    twice = [f"images/{NAMES[0]}", f"images_001/images/{NAMES[0]}"]
+    assert set(rows) == {*twice, *NAMES[1:], "00000009_000.png"}
+    assert rows[twice[0]][schema.LABELS] == rows[twice[1]][schema.LABELS]
+    assert rows[twice[0]][schema.SPLIT] == rows[twice[1]][schema.SPLIT]
+    assert any("1 file names occur in several folders" in note for note in manifest.notes)
+
+
+def test_labels_in_strange_words(archive: Path) -> None:
+    entries = [
+        "a.png,Mass|Gallstones,0,1,,,,,,,",
+        "b.png,,0,2,,,,x,9,0.1,",
+        "c.png,Gallstones,0,3,,,,0,0,1,1",
+    ]
+    (archive / "Data_Entry_2017_v2020.csv").write_text("\n".join([HEADER, *entries]))
+    _images(archive, "a.png", "b.png", "c.png")
+    manifest, rows = _read(archive)
+    assert sum(rows["a.png"][schema.LABELS]) == 1
+    assert rows["b.png"][schema.LABELS] == rows["c.png"][schema.LABELS] == [schema.UNKNOWN] * 14
+    assert rows["a.png"][schema.VIEW] is None
+    assert rows["b.png"][schema.SPACING_MM] is rows["c.png"][schema.SPACING_MM] is None
+    assert "labels that are none of the findings are left out: Gallstones" in manifest.notes
+
+
+def test_the_older_release_has_a_comma_more_and_the_newer_one_comes_first(archive: Path) -> None:
+    older = archive / "Data_Entry_2017.csv"
+    older.write_bytes(
+        "\r\n".join([f"\ufeff{HEADER},", *(f"{e},".replace(",M,", ",X,") for e in ENTRIES)]).encode()
+    )
+    assert json.loads(_read(archive)[1][NAMES[0]][schema.EXTRA])["Patient Gender"] == "M"
+    (archive / "Data_Entry_2017_v2020.csv").unlink()
+    extra = json.loads(_read(archive)[1][NAMES[0]][schema.EXTRA])
+    assert extra["Patient Gender"] == "X"
+    assert len(extra) == 11
+    assert extra["OriginalImagePixelSpacing[y]"] == "0.143"
+
+
+def test_odd_lines_are_left_out_and_counted(archive: Path) -> None:
+    with (archive / "Data_Entry_2017_v2020.csv").open("a") as file:
+        file.write("half a line,Mass\n")
+    manifest, rows = _read(archive)
+    assert len(rows) == 4
+    assert "lines of Data_Entry_2017_v2020.csv that do not fit its header, left out: 1" in manifest.notes
+
+
+def test_without_lists_the_patients_are_split_by_hash(archive: Path) -> None:
+    for name in ("train_val_list.txt", "test_list.txt", "BBox_List_2017.csv"):
+        (archive / name).unlink()
+    _, rows = _read(archive)
+    assert {row[schema.SPLIT] for row in rows.values()} >= {"train", "val"}
+    assert rows[NAMES[0]][schema.SPLIT] == rows[NAMES[1]][schema.SPLIT]
+    assert {row[schema.BOXES] for row in rows.values()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "trouble"),
+    [
+        ("Data_Entry_2017_v2020.csv", "name,label\nx.png,Mass\n", "lacks the columns"),
+        ("Data_Entry_2017_v2020.csv", HEADER, "cannot be read as CSV"),
+        ("BBox_List_2017.csv", "header\n00000003_000.png,Mass,1,2,three,4\n", "line 2: wanted image, label"),
+        ("BBox_List_2017.csv", "header\n00000003_000.png\n", "line 2: wanted image, label"),
+    ],
+)
+def test_broken_lists_are_errors_that_name_the_file(
+    archive: Path, file: str, text: str, trouble: str
+) -> None:
+    (archive / file).write_text(text)
+    with pytest.raises(UserError, match=rf"{file}.*{trouble}"):
+        chestxray14.manifest(str(archive))
+
+
+def test_the_published_lists_with_a_part_of_the_images(real_data: Path) -> None:
+    manifest = chestxray14.manifest(str(real_data / "chestxray14"))
+    table = manifest.table
+    assert table.num_rows == 393
+    missing = (
+        "111,727 of the 112,120 images that Data_Entry_2017_v2020.csv lists are not here; going on with 393"
+    )
+    assert missing in manifest.notes
+    boxes = pc.list_value_length(table[schema.BOXES])
+    assert (pc.count(boxes).as_py(), pc.sum(boxes).as_py()) == (25, 29)
+    in_test = set((real_data / "chestxray14" / "test_list.txt").read_text().split())
+    for image, split in zip(
+        *(table[name].to_pylist() for name in (schema.IMAGE_ID, schema.SPLIT)), strict=True
+    ):
+        assert (split == "test") == (image in in_test)
+
+
+def test_the_published_lists_with_all_images(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cxr.sources import listing
+    from cxr.storage import FileEntry
+
+    root = real_data / "chestxray14"
+    names = [
+        line.partition(",")[0] for line in (root / "Data_Entry_2017_v2020.csv").read_text().splitlines()[1:]
+    ]
+    entries = [FileEntry(f"{root}/images/{name}", f"images/{name}", 1) for name in names]
+    monkeypatch.setattr(listing, "list_files", lambda uri: iter(entries))
+    manifest = chestxray14.manifest(str(root))
+    table = manifest.table
+    assert manifest.notes == []
+    count = {item["values"]: item["counts"] for item in table[schema.SPLIT].value_counts().to_pylist()}
+    assert count["test"] == 25_596
+    assert count["train"] + count["val"] == 86_524
+    assert count["val"] == pytest.approx(8_652, rel=0.05)
+    boxes = pc.list_value_length(table[schema.BOXES])
+    assert (pc.count(boxes).as_py(), pc.sum(boxes).as_py()) == (880, 984)
+    assert len(table.group_by([schema.PATIENT_ID, schema.SPLIT]).aggregate([])) == 30_805
+    assert len(table[schema.PATIENT_ID].unique()) == 30_805
+    assert pc.count(table[schema.SPACING_MM]).as_py() == 112_120

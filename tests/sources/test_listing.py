@@ -1,0 +1,59 @@
+"""Which files count as images, and in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cxr.errors import UserError
+from cxr.sources import listing
+
+
+def _write(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"?")
+
+
+def test_every_extension_counts_and_none_too(tmp_path: Path) -> None:
+    images = ["1.2.840.113619.5", "a/b.dcm", "a/scan", "b.JPG", "c.png", "d.unheard-of", "empty.png"]
+    _write(tmp_path, *images)
+    files, notes = listing.list_images(str(tmp_path))
+    assert files[listing.PATH].to_pylist() == images
+    assert [Path(uri).relative_to(tmp_path).as_posix() for uri in files["source_uri"].to_pylist()] == images
+    assert notes == []
+
+
+def test_what_is_evidently_no_image_is_named_and_left_out(tmp_path: Path) -> None:
+    _write(
+        tmp_path,
+        "x.png",
+        "a.csv",
+        "b.CSV",
+        "README",
+        "study/DICOMDIR",
+        ".git/x.png",
+        "a/._x.png",
+        "images.tar.gz",
+    )
+    files, notes = listing.list_images(str(tmp_path))
+    assert files[listing.PATH].to_pylist() == ["x.png"]
+    assert notes == ["not taken for images: 2 .csv, 1 .gz, 1 dicomdir, 2 hidden, 1 readme"]
+
+
+def test_the_order_is_by_path_over_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "_CHUNK", 3)
+    names = [f"{number:02d}.png" for number in range(10)]
+    _write(tmp_path, *reversed(names))
+    assert listing.list_images(str(tmp_path))[0][listing.PATH].to_pylist() == names
+
+
+def test_nothing_to_read_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no image lies in"):
+        listing.list_images(str(tmp_path))
+    _write(tmp_path, "labels.csv")
+    with pytest.raises(UserError, match=r"1 \.csv"):
+        listing.list_images(str(tmp_path))
+    with pytest.raises(UserError, match="missing"):
+        listing.list_images(str(tmp_path / "missing"))

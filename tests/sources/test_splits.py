@@ -1,0 +1,76 @@
+"""Splits are by patient, bound by official lists, the same everywhere, and leave something to train on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cxr.sources.splits import split_by_patient
+
+PATIENTS = st.lists(st.sampled_from([str(n) for n in range(12)]), min_size=1, max_size=40)
+
+
+def _split(patients: list[str], **options) -> list[str]:
+    return split_by_patient(pa.array(patients), **options).to_pylist()
+
+
+@given(PATIENTS, st.data())
+def test_no_patient_is_in_two_splits(patients: list[str], data: st.DataObject) -> None:
+    flags = st.lists(st.booleans(), min_size=len(patients), max_size=len(patients)).map(np.array)
+    splits = _split(
+        patients, in_test=data.draw(flags), in_train_val=data.draw(flags), seed=data.draw(st.integers(0, 9))
+    )
+    assert len(set(zip(patients, splits, strict=True))) == len(set(patients))
+
+
+def test_official_lists_bind() -> None:
+    patients = [str(n) for n in range(3000)]
+    number = np.arange(3000)
+    splits = np.array(_split(patients, in_test=number < 1000, in_train_val=number >= 1000))
+    assert (splits[:1000] == "test").all()
+    assert set(splits[1000:]) == {"train", "val"}
+    assert np.mean(splits[1000:] == "val") == pytest.approx(0.1, abs=0.02)
+
+
+def test_one_image_in_the_test_list_holds_back_the_whole_patient() -> None:
+    in_test = np.array([False, True, False, False])
+    assert _split(["a", "a", "b", "c"], in_test=in_test, in_train_val=~in_test)[:2] == ["test", "test"]
+
+
+def test_shares_without_lists() -> None:
+    splits = np.array(_split([str(n) for n in range(5000)]))
+    assert np.mean(splits == "val") == pytest.approx(0.1, abs=0.015)
+    assert np.mean(splits == "test") == pytest.approx(0.1, abs=0.015)
+
+
+def test_a_patient_stays_when_others_come() -> None:
+    few, many = [str(n) for n in range(400)], [str(n) for n in range(4000)]
+    assert _split(few) == _split(many)[:400]
+
+
+def test_seeds_choose_differently() -> None:
+    patients = [str(n) for n in range(400)]
+    assert _split(patients, seed=1) == _split(patients, seed=1) != _split(patients, seed=2)
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_small_archives_have_something_to_train_on_and_to_validate_with(count: int, seed: int) -> None:
+    assert {"train", "val"} <= set(_split([str(n) for n in range(count)], seed=seed))
+
+
+def test_one_patient_alone_is_trained_on() -> None:
+    assert {_split(["a", "a"], seed=seed)[0] for seed in range(30)} == {"train"}
+
+
+def test_the_same_in_another_process() -> None:
+    call = "split_by_patient(pa.array(list('abcdefgh')))"
+    code = f"import pyarrow as pa; from cxr.sources.splits import split_by_patient; print(*{call})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == _split(list("abcdefgh"))

@@ -1,0 +1,103 @@
+"""The shape of the tree: imports run one way, every module says what lives there, none grows too long."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+IN_CXR = sorted((REPOSITORY / "cxr").rglob("*.py"))
+MODULES = [
+    *IN_CXR,
+    *sorted((REPOSITORY / "jobs").glob("*.py")),
+    *sorted((REPOSITORY / "cluster").glob("*.py")),
+]
+
+MAY_IMPORT_RAY = {"train", "tune", "score", "ingest", "dataset", "cluster"}
+BASE = {"cxr.schema", "cxr.errors"}
+# A part of cxr -> what it may import of cxr besides itself. The parts not named here are the chain: they stand
+# above all of these, and know recipes.base, never a family.
+MAY_IMPORT = {
+    "errors": set(),
+    "schema": set(),
+    "storage": {"cxr.errors"},
+    "batches": BASE,
+    "models": set(),
+    "metrics": BASE | {"cxr.models"},
+    "imaging": BASE,
+    "sources": BASE | {"cxr.storage", "cxr.imaging"},
+    "phantom": BASE | {"cxr.storage", "cxr.imaging", "cxr.sources"},
+    "report": BASE | {"cxr.storage"},
+    "recipes": BASE
+    | {"cxr.storage", "cxr.batches", "cxr.models", "cxr.metrics", "cxr.imaging", "cxr.report"},
+}
+
+
+def part(path: Path) -> str:
+    """The part of cxr that a file belongs to: `train` for cxr/train.py and for cxr/train/fit.py."""
+    return path.relative_to(REPOSITORY / "cxr").parts[0].removesuffix(".py")
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of all that a file imports, wherever in it; `from cxr import schema` gives `cxr.schema`."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def test_names_are_told_apart() -> None:
+    assert within("cxr.models.unet", {"cxr.models"})
+    assert not within("cxr.modelsx", {"cxr.models"})
+    assert "ray.train" in set(imports(REPOSITORY / "cxr" / "train" / "fit.py"))
+
+
+def test_first_line_says_what_lives_there() -> None:
+    first = {path: (ast.get_docstring(parsed(path)) or "").partition("\n")[0] for path in MODULES}
+    assert [str(path) for path, line in first.items() if len(line) < 20 or line[-1] not in ".:"] == []
+
+
+def test_no_module_grows_too_long() -> None:
+    lengths = {str(path): len(path.read_text().splitlines()) for path in MODULES}
+    assert {path: length for path, length in lengths.items() if length > 400} == {}
+
+
+def test_ray_stays_in_its_rooms() -> None:
+    outside = [path for path in IN_CXR if part(path) not in MAY_IMPORT_RAY]
+    assert [str(path) for path in outside if any(within(name, {"ray"}) for name in imports(path))] == []
+
+
+def test_lower_rooms_import_nothing_above() -> None:
+    upward = []
+    for path in IN_CXR:
+        allowed = MAY_IMPORT.get(part(path), {"cxr"}) | {f"cxr.{part(path)}"}
+        ours = (name for name in imports(path) if within(name, {"cxr"}))
+        upward += [
+            f"{path.relative_to(REPOSITORY)} imports {name}" for name in ours if not within(name, allowed)
+        ]
+    assert upward == []
+
+
+def test_the_chain_knows_no_family() -> None:
+    recipes = {path.stem for path in (REPOSITORY / "cxr" / "recipes").glob("*.py")} - {"base", "__init__"}
+    families = {f"cxr.recipes.{name}" for name in recipes} | {"cxr.models"}
+    chain = [path for path in IN_CXR if part(path) not in MAY_IMPORT]
+    assert [str(path) for path in chain if any(within(name, families) for name in imports(path))] == []
+
+
+def test_nothing_imports_a_job() -> None:
+    scripts = {"jobs", "tests", "local_head", "demo"}
+    assert [str(path) for path in IN_CXR if any(within(name, scripts) for name in imports(path))] == []

@@ -1,0 +1,77 @@
+"""Reading shards: every row, the same batches for any number of workers, clear errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cxr import schema, shards
+from cxr.errors import UserError
+from cxr.shards import ShardStream
+from tests.made_shards import write_shards
+
+COLUMNS = (schema.PIXELS, schema.POSE_UNIT, schema.MASKS)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> shards.ShardInfo:
+    return shards.read_info(write_shards(tmp_path / "shards", {"train": 50, "val": 11}))
+
+
+def numbers(batches) -> list[list[int]]:
+    return [batch[schema.PIXELS][:, 0, 0].tolist() for batch in batches]
+
+
+def stream(info: shards.ShardInfo, split: str, **settings) -> ShardStream:
+    return ShardStream(info, split, COLUMNS, **({"batch_size": 4} | settings))
+
+
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_row_reaches_exactly_one_worker(made: shards.ShardInfo, world: int, cache_bytes: int) -> None:
+    shares = [stream(made, "val", rank=r, world=world, cache_bytes=cache_bytes).every() for r in range(world)]
+    seen = [number for share in shares for batch in numbers(share) for number in batch]
+    assert sorted(seen) == list(range(11))
+
+
+def test_two_workers_see_the_global_batches_of_one(made: shards.ShardInfo) -> None:
+    one = numbers(stream(made, "train", batch_size=8).train(3))
+    two = [numbers(stream(made, "train", rank=r, world=2).train(3)) for r in range(2)]
+    assert [sorted(batch) for batch in one] == [sorted(a + b) for a, b in zip(*two, strict=True)]
+
+
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
+def test_epochs_differ_and_repeat_by_seed(made: shards.ShardInfo, cache_bytes: int) -> None:
+    first, again, other = (
+        numbers(stream(made, "train", cache_bytes=cache_bytes).train(epoch)) for epoch in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_windows_give_every_worker_equally_many_whole_batches(made: shards.ShardInfo, world: int) -> None:
+    streams = [stream(made, "train", rank=r, world=world, cache_bytes=0) for r in range(world)]
+    for epoch in range(3):
+        batches = [numbers(s.train(epoch)) for s in streams]
+        assert [len(b) for b in batches] == [streams[0].steps] * world
+        seen = [number for share in batches for batch in share for number in batch]
+        assert len(seen) == len(set(seen))
+
+
+def test_unknown_pose_and_mask_are_marked(made: shards.ShardInfo) -> None:
+    batch = next(stream(made, "val").every())
+    assert np.isnan(batch[schema.POSE_UNIT].numpy()).all()
+    assert (batch[schema.MASKS] == 255).all()
+    assert batch[schema.MASKS].shape == batch[schema.PIXELS].shape
+
+
+def test_too_few_images_for_the_workers(made: shards.ShardInfo) -> None:
+    with pytest.raises(UserError, match="11 images in its val split: too few for 12"):
+        stream(made, "val", world=12)
+
+
+def test_unfinished_shards_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did not finish"):
+        shards.read_info(str(tmp_path))
