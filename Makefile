@@ -3,11 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
-WANTED := -c constraints.txt -e .[dev,detect]
-NOT_GPU := not gpu
+PIP := pip install -q --disable-pip-version-check -c constraints.txt
+WANTED := --no-build-isolation -e .[dev,detect]
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: help install demo check lint test test-all clean
@@ -18,14 +17,12 @@ help:  ## list these commands
 
 install: $(INSTALLED)  ## make .venv from the versions in constraints.txt
 
-# uv is far faster than pip, but reads neither pip's configuration nor every mirror: pip is the way out.
+# uv takes seconds where pip takes minutes, but knows pip's mirror only if told, and not all of pip's settings.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -c constraints.txt setuptools uv \
-		|| $(VENV)/bin/pip install -q -c constraints.txt setuptools
+	$(PIP) setuptools
 	export UV_DEFAULT_INDEX=$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$(pip config get global.index-url 2>/dev/null)}}; \
-	uv pip install -q --no-build-isolation $(WANTED) \
-		|| pip install -q --disable-pip-version-check --no-build-isolation $(WANTED)
+	test -z "$$PIP_NO_INDEX" && $(PIP) uv && uv pip install -q -p $(VENV) -c constraints.txt $(WANTED) || $(PIP) $(WANTED)
 	touch $@
 
 demo: install  ## the whole chain on a local cluster: made-up X-rays, search, best checkpoint (minutes)
@@ -35,6 +32,8 @@ lint: install
 	ruff check .
 	ruff format --check .
 	basedpyright
+
+check test test-all: export OMP_NUM_THREADS ?= 1
 
 check: lint  ## lint, types, the fast tests
 	pytest -m "not ray and not slow and not gpu"

@@ -36,7 +36,7 @@ def main() -> int:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     archive, run = out / "archive", out / "run"
-    shell("python", "jobs/make_phantom.py", "--out", archive, "--count", options.images)
+    shell("python", "jobs/make_phantom.py", "--out", archive, "--count", options.images, "--size", 256)
     job = ["python", "jobs/tune_align.py", "--archive", archive, "--out", run, "--trials", options.trials]
     print("\n$ python cluster/local_head.py", flush=True)
     with local_head(out / "head.log") as variables:
@@ -72,7 +72,7 @@ def submit(job: Sequence[object]) -> str:
         print(log[printed:], end="", flush=True)
         printed = len(log)
         if info.status.is_terminal():
-            print(f"\n{info.status}: {info.message}", flush=True)
+            print(f"\nThe job has ended: {info.status}", flush=True)
             return info.status.value
         time.sleep(2)
 

@@ -19,13 +19,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 import psutil
 
 LOOPBACK = "127.0.0.1"
+PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
 
 
 @contextlib.contextmanager
@@ -33,28 +34,27 @@ def local_head(log: Path) -> Iterator[dict[str, str]]:
     """Start a head, yield the environment variables of its clients, stop it and all that it started.
 
     Raises:
-        RuntimeError: it ended, or did not answer in 90 seconds; the message ends with its output.
+        RuntimeError: it ended, or did not answer in two minutes; the message ends with its output.
     """
+    # A short folder: Ray's socket paths end at 107 bytes.
     with tempfile.TemporaryDirectory(prefix="cxr-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        gcs, dashboard, client, agent = _free_ports(4)  # folder: short, Ray's socket paths end at 107 bytes
-        variables = _variables(Path(folder), dashboard)
-        command = (
-            f"ray start --head --block --temp-dir {folder}/ray --port {gcs} --dashboard-port {dashboard}"
-        )
-        command += f" --dashboard-agent-listen-port {agent} --ray-client-server-port {client}"
+        ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        variables = _variables(Path(folder), ports["dashboard-port"])
+        command = ["ray", "start", "--head", "--block", f"--temp-dir={folder}/ray"]
+        command += [f"--{name}={port}" for name, port in ports.items()]
         with log.open("wb") as output, _started(command, variables, output) as head:
             _wait(variables, head, log)
             yield variables
 
 
 @contextlib.contextmanager
-def _started(command: str, variables: dict[str, str], output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def _started(
+    command: Sequence[str], variables: dict[str, str], output: IO[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a group of its own: Ctrl-C reaches this one alone, which then stops it in order."""
-    elsewhere = ("RAY_ADDRESS", "RAY_AUTH_TOKEN")  # another cluster's
-    environment = {name: value for name, value in os.environ.items() if name not in elsewhere} | variables
-    process = subprocess.Popen(
-        command.split(), stdout=output, stderr=output, env=environment, process_group=0
-    )
+    environment = os.environ | variables
+    environment.pop("RAY_ADDRESS", None)  # another cluster's
+    process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, process_group=0)
     try:
         yield process
     finally:
@@ -76,6 +76,7 @@ def _variables(folder: Path, dashboard: int) -> dict[str, str]:
     return {
         "RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:{dashboard}",
         "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "",  # would come before the file
         "RAY_AUTH_TOKEN_PATH": str(token),
         # Unset, Ray on Linux swaps 127.0.0.1 for the machine's address and listens to the whole network.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -89,7 +90,7 @@ def _wait(variables: dict[str, str], head: subprocess.Popen[bytes], log: Path) -
     jobs = variables["RAY_API_SERVER_ADDRESS"] + "/api/jobs/"
     request = urllib.request.Request(jobs, headers={"Authorization": f"Bearer {token}"})
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and head.poll() is None:
         with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
             direct.open(request, timeout=10).close()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 
 import ray
+from ray._private import ray_constants
 
 from cxr.errors import UserError
 from cxr.storage import is_local
+
+LOOPBACK = "127.0.0.1"
 
 
 def connect(cpus: int | None = None) -> None:
@@ -20,16 +25,31 @@ def connect(cpus: int | None = None) -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", log_to_driver=True)
-    else:
-        ray.init(
-            num_cpus=cpus,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            _node_ip_address="127.0.0.1",
-            configure_logging=True,
-            logging_level="warning",
-        )
+        ray.init(address="auto")
+        return
+    port = _free_port()
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"  # else found by a look at all processes
+    _stay_on_loopback()
+    ray.init(
+        num_cpus=cpus,
+        include_dashboard=True,
+        dashboard_host=LOOPBACK,
+        dashboard_port=port,
+        _node_ip_address=LOOPBACK,
+        logging_level=logging.WARNING,
+    )
+
+
+def _stay_on_loopback() -> None:
+    """Keep Ray from swapping 127.0.0.1 for the machine's address, as it does on Linux, here and in its processes."""
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind((LOOPBACK, 0))
+        return one.getsockname()[1]
 
 
 def total(resource: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -15,7 +16,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from cxr import cluster, ledger, schema, shards, storage
+from cxr import cluster, ledger, schema, shard_info, storage
 from cxr.errors import UserError
 from cxr.ledger import Part
 from cxr.rows import make_rows
@@ -23,7 +24,6 @@ from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 
 _BLOCK_BYTES = 16 << 20  # of pixels in one block of a decoded archive
-_NAME = b"cxr.part"  # schema metadata by which a part's name travels with its rows
 _REPLY = pa.schema([("summary", pa.string()), ("mistake", pa.string())])
 _NO_PROGRESS_S = 300  # after which Ray Data tells that it is stuck
 
@@ -53,7 +53,7 @@ def open_dataset(
         UserError: neither shards nor an archive, shards that are not finished, or a split without images.
     """
     uri = storage.normalise(uri)
-    if shards.is_shards(uri) or storage.exists(storage.join(uri, ledger.LEDGER_FILE)):
+    if shard_info.is_shards(uri) or storage.exists(storage.join(uri, ledger.LEDGER_FILE)):
         return _open_shards(uri, split, columns)
     manifest = _of_split(open_manifest(uri, source).table, split, uri)
     return _decoded(manifest, pixels or PixelFormat(), columns)
@@ -82,19 +82,22 @@ def open_streams(
 
 
 def _open_shards(uri: str, split: str | None, columns: Sequence[str] | None) -> Dataset:
-    info = shards.read_info(uri)
+    info = shard_info.read_info(uri)
     wanted = [split] if split else list(info.parts)
-    groups = [group for name in wanted for group in shards.row_groups(info, name)]
+    groups = [group for name in wanted for group in shard_info.row_groups(info, name)]
     _check_any(len(groups), uri, split)
-    keys = [pa.table({"uri": [group.uri], "index": [group.index]}) for group in groups]
+    keys = [{"uri": group.uri, "index": group.index} for group in groups]
     return _streamed(keys, partial(_read_group, columns=columns))
 
 
 def _read_group(key: pa.Table, columns: Sequence[str] | None) -> pa.Table:
-    filesystem, path = storage.filesystem(key["uri"][0].as_py())
+    (group,) = key.to_pylist()
+    filesystem, path = storage.filesystem(group["uri"])
     with pq.ParquetFile(path, filesystem=filesystem) as file:
-        chosen = list(columns or file.schema_arrow.names)
-        return file.read_row_group(key["index"][0].as_py(), columns=chosen, use_threads=False)
+        wanted = schema.row_schema(schema.pixel_format(file.schema_arrow))
+        chosen = list(columns or wanted.names)
+        rows = file.read_row_group(group["index"], columns=chosen, use_threads=False)
+    return rows.select(chosen).replace_schema_metadata(wanted.metadata)
 
 
 def _of_split(manifest: pa.Table, split: str | None, uri: str) -> pa.Table:
@@ -119,54 +122,51 @@ def _decoded(
     shuffled: bool = False,
 ) -> Dataset:
     step = max(1, min(-(-manifest.num_rows // 16), _BLOCK_BYTES // pixels.row_bytes))
-    keys = [manifest.slice(start, step) for start in range(0, manifest.num_rows, step)]
+    keys = [{"rows": _packed(manifest.slice(start, step))} for start in range(0, manifest.num_rows, step)]
     return _streamed(keys, partial(_decode, pixels=pixels, columns=columns, good_only=good_only), shuffled)
 
 
-def _decode(
-    manifest: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None, good_only: bool
-) -> pa.Table:
-    rows = make_rows(manifest, pixels)
+def _decode(key: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None, good_only: bool) -> pa.Table:
+    rows = make_rows(_unpacked(key["rows"][0]), pixels)
     if good_only:
         rows = rows.filter(rows[schema.ERROR].is_null())
     return rows.select(list(columns)) if columns else rows
 
 
-def _streamed(keys: list[pa.Table], read: Callable[[pa.Table], pa.Table], shuffled: bool = False) -> Dataset:
-    """A block for each table of keys, read by plain tasks, which share the CPUs with whatever else runs."""
-    blocks = ray.data.from_arrow(keys)
+def _streamed(keys: list[dict[str, Any]], read: Callable[[pa.Table], pa.Table], shuffled: bool = False) -> Dataset:
+    """A block for each key, read by plain tasks, which share the CPUs with whatever else runs."""
+    blocks = ray.data.from_items(keys, override_num_blocks=len(keys))
     if shuffled:
         blocks = blocks.randomize_block_order()
     return _quiet(blocks.map_batches(read, batch_format="pyarrow", batch_size=None))
 
 
 def _quiet(rows: Dataset) -> Dataset:
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context: DataContext = rows.context
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     return rows
 
 
-def map_parts(
-    parts: Sequence[Part], make: Callable[..., Work], args: Sequence[Any] = (), *, gpus: float = 0
-) -> Iterator[dict[str, Any]]:
+def map_parts(parts: Sequence[Part], make: Callable[..., Work], args: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
     """Call `make(*args)` in each worker of a pool, then what it returns with every part; yield the summaries.
 
-    One worker a CPU (or a share of `gpus` of a GPU), fewer while the cluster is busy, more when it grows.
-    Summaries are small dicts that JSON can hold, and come in any order; the part's data should not travel.
+    One worker a CPU, fewer while the cluster is busy, more when it grows. Summaries are small dicts that
+    JSON can hold and come in any order; the part's data itself should not travel.
 
     Raises:
         UserError: as raised in a worker.
     """
     if not parts:
         return
-    replies = ray.data.from_arrow([_named(part) for part in parts]).map_batches(
+    keys = [{"name": part.name, "rows": _packed(part.rows)} for part in parts]
+    replies = ray.data.from_items(keys, override_num_blocks=len(keys)).map_batches(
         _OnPart,
         fn_constructor_args=(make, tuple(args)),
-        compute=_pool(len(parts), gpus),
+        compute=_pool(len(parts)),
         batch_format="pyarrow",
         batch_size=None,
-        num_gpus=gpus or None,
     )
     for batch in _quiet(replies).iter_batches(batch_size=None, batch_format="pyarrow"):
         for reply in cast(pa.Table, batch).to_pylist():
@@ -176,7 +176,7 @@ def map_parts(
 
 
 class _OnPart:
-    """A pool's worker: made once, called with each part's rows.
+    """A pool's worker: made once, called with each part.
 
     A user's mistake is sent back as a value: of an exception, Ray Data keeps the text of its traceback alone.
     """
@@ -184,24 +184,31 @@ class _OnPart:
     def __init__(self, make: Callable[..., Work], args: Sequence[Any]) -> None:
         self._work = make(*args)
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
+    def __call__(self, key: pa.Table) -> pa.Table:
         summary, mistake = {}, None
         try:
-            summary = dict(self._work(Part(rows.schema.metadata[_NAME].decode(), rows)))
+            summary = dict(self._work(Part(key["name"][0].as_py(), _unpacked(key["rows"][0]))))
         except UserError as error:
             mistake = str(error)
         return pa.table([[json.dumps(summary)], [mistake]], schema=_REPLY)
 
 
-def _named(part: Part) -> pa.Table:
-    return part.rows.replace_schema_metadata({**(part.rows.schema.metadata or {}), _NAME: part.name})
+def _packed(rows: pa.Table) -> bytes:
+    """A whole table in one cell: as blocks, tables would be opened, joined and split on their way."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    return sink.getvalue().to_pybytes()
 
 
-def _pool(parts: int, gpus: float) -> ActorPoolStrategy:
-    at_once = int(cluster.total("GPU") / gpus if gpus else cluster.total("CPU"))
+def _unpacked(cell: pa.Scalar) -> pa.Table:
+    return pa.ipc.open_stream(cell.as_buffer()).read_all()
+
+
+def _pool(parts: int) -> ActorPoolStrategy:
     return ActorPoolStrategy(
         min_size=1,
         max_size=parts,
-        initial_size=max(1, min(at_once, parts)),
+        initial_size=max(1, min(int(cluster.total("CPU")), parts)),
         max_tasks_in_flight_per_actor=2,  # more would leave the last parts waiting behind one worker
     )

@@ -44,9 +44,7 @@ class Progress:
 
     def line(self) -> str:
         share = 100 * self.done / max(1, self.total)
-        text = (
-            f"{self.what}: {self.done:,} of {self.total:,} images ({share:.0f} %), {self.rejects:,} rejected"
-        )
+        text = f"{self.what}: {self.done:,} of {self.total:,} images ({share:.0f} %), {self.rejects:,} rejected"
         if not self._new:
             return text
         left = (self.total - self.done) / self.images_per_second

@@ -142,9 +142,7 @@ def _original_mask(source: Values, height: int, width: int) -> np.ndarray:
         raise Refused(f"mask of {source[schema.LABEL]}: {_reason(error)}") from None
     mask_height, mask_width = picture.shape
     if abs(mask_width * height - mask_height * width) > _ASPECT_TOLERANCE * mask_height * width:
-        raise Refused(
-            f"mask of {source[schema.LABEL]} is {mask_width} x {mask_height}, its image {width} x {height}"
-        )
+        raise Refused(f"mask of {source[schema.LABEL]} is {mask_width} x {mask_height}, its image {width} x {height}")
     mask = (picture > picture.max() // 2).astype(np.uint8)
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
 

@@ -107,7 +107,9 @@ class PixelFormat:
 
     def __post_init__(self) -> None:
         if self.bits not in (8, 16) or not 16 <= self.size <= 4096:
-            raise ValueError(f"pixels of {self.size} x {self.size}, {self.bits} bits: wanted 16–4096 px, 8 or 16 bits")
+            raise ValueError(
+                f"pixels of {self.size} x {self.size}, {self.bits} bits: wanted 16–4096 px, 8 or 16 bits"
+            )
 
     @property
     def dtype(self) -> np.dtype:

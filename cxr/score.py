@@ -6,6 +6,7 @@ import io
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -140,7 +141,7 @@ def _score_parts(
     workers = options.workers or gpus or max(1, int(cluster.total("CPU")) // 2)
     done = (
         ray.data.from_arrow([_labelled(part) for part in todo])
-        .map_batches(_read, fn_args=(pixels,), batch_size=None, batch_format="pyarrow", num_cpus=share)
+        .map_batches(partial(_read, pixels=pixels), batch_size=None, batch_format="pyarrow", num_cpus=share)
         .map_batches(
             Scorer,
             fn_constructor_args=(kept, book, pixels, options.batch_size, options.save_images),
@@ -179,7 +180,7 @@ def _read(part: pa.Table, pixels: PixelFormat) -> pa.Table:
 
 def _read_shard(uri: str, pixels: PixelFormat) -> pa.Table:
     filesystem, path = storage.filesystem(uri)
-    found = pq.read_table(path, filesystem=filesystem, partitioning=None)
+    found = pq.ParquetFile(path, filesystem=filesystem).read()
     wanted = schema.row_schema(pixels)
     columns = [
         found[field.name] if field.name in found.column_names else pa.nulls(found.num_rows, field.type)
@@ -260,7 +261,7 @@ def _arrow(values: Tensor, kind: pa.DataType) -> pa.Array:
 def _reasons(uri: str) -> Counter[str]:
     """The errors in a part that an earlier run has written."""
     filesystem, path = storage.filesystem(uri)
-    errors = pq.read_table(path, filesystem=filesystem, columns=[schema.ERROR], partitioning=None)[schema.ERROR]
+    errors = pq.read_table(path, filesystem=filesystem, columns=[schema.ERROR])[schema.ERROR]
     return Counter(pc.drop_null(errors).to_pylist())
 
 

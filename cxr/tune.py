@@ -51,9 +51,7 @@ class CheckApplied(UserCallback):
     def __init__(self, drawn: Mapping[str, Any]) -> None:
         self.drawn = dict(drawn)
 
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
-    ) -> None:
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         for rank, reported in enumerate(metrics):
             check_applied(self.drawn, reported["applied"], rank)
 

@@ -1,6 +1,6 @@
 """Score every image of an archive with a checkpoint of any family.
 
-    ray job submit -- python jobs/score_archive.py --archive s3://bucket/images --checkpoint s3://bucket/align/checkpoint
+ray job submit -- python jobs/score_archive.py --archive s3://bucket/images --checkpoint s3://bucket/align/checkpoint
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from cxr import cluster, storage
 from cxr.job import run_job
 from cxr.score import ScoreOptions, score
-from cxr.workflow import quick_checkpoint, phantom_archive
+from cxr.workflow import phantom_archive, quick_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ def chest_like(rng: np.random.Generator, size: int) -> np.ndarray:
 def write_shards(
     folder: Path, counts: dict[str, int], *, size: int = 32, row_group_rows: int = 8, part_rows: int = 20
 ) -> str:
-    """Shards of `counts` images a split; each image's first pixel is its number within the split, modulo 256."""
+    """Shards of `counts` images a split; an image's first pixel is its number in the split."""
     rng = np.random.default_rng(0)
     pixels = PixelFormat(size)
     parts: dict[str, list[dict[str, object]]] = {}

@@ -219,9 +219,7 @@ def _odd_dicoms() -> list[OddFile]:
     files = {
         "explicit.dcm": explicit,
         "implicit.dcm": dicom(ds12, uid.ImplicitVRLittleEndian),
-        "big_endian.dcm": dicom(
-            dataset(twelve.astype(">u2"), BitsStored=12, HighBit=11), uid.ExplicitVRBigEndian
-        ),
+        "big_endian.dcm": dicom(dataset(twelve.astype(">u2"), BitsStored=12, HighBit=11), uid.ExplicitVRBigEndian),
         "jpeg_baseline.dcm": dicom(dataset(gray), uid.JPEGBaseline8Bit, jpeg),
         "jpeg_lossless.dcm": dicom(ds12, uid.JPEGLosslessSV1, lossless_jpeg(twelve, 12)),
         "jpeg_ls.dcm": dicom(ds12, uid.JPEGLSLossless),
@@ -273,9 +271,7 @@ def _broken_dicoms() -> list[OddFile]:
         OddFile("no_pixels.dcm", dicom(dataset(gray, PixelData=None)), "without pixel data"),
         OddFile("report.dcm", dicom(dataset(gray, **no_pixels)), "Encapsulated PDF"),
         OddFile("photograph.dcm", dicom(dataset(colours(), **_RGB)), "colour image"),
-        OddFile(
-            "palette.dcm", dicom(dataset(gray, PhotometricInterpretation="PALETTE COLOR")), "unsupported"
-        ),
+        OddFile("palette.dcm", dicom(dataset(gray, PhotometricInterpretation="PALETTE COLOR")), "unsupported"),
         OddFile("one_bit.dcm", dicom(dataset(gray, BitsAllocated=1, BitsStored=1, HighBit=0)), "unsupported"),
         OddFile("bits.dcm", dicom(dataset(gray, BitsStored=12, HighBit=11)), "Bits Stored"),
         OddFile("deflated.dcm", dicom(dataset(gray), deflated), "deflated"),

@@ -51,9 +51,7 @@ def box(x_min: float, y_min: float, x_max: float, y_max: float) -> dict[str, Any
 
 
 def unpacked(mask: Mapping[str, Any], size: int = 32) -> np.ndarray:
-    return np.unpackbits(np.frombuffer(mask[schema.MASK_BITS], np.uint8), count=size * size).reshape(
-        size, size
-    )
+    return np.unpackbits(np.frombuffer(mask[schema.MASK_BITS], np.uint8), count=size * size).reshape(size, size)
 
 
 def test_good_images_keep_their_order_and_what_is_known_of_them(tmp_path: Path) -> None:

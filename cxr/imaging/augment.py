@@ -46,9 +46,6 @@ def random_exposure(
     """
     device, count = x_BCHW.device, len(x_BCHW)
     u = 2 * torch.rand(4, count, 1, 1, 1, device=device, generator=generator) - 1
-    x = (
-        x_BCHW.clamp(min=1e-4) ** torch.exp(math.log(gamma) * u[0]) * (1 + contrast * u[1])
-        + brightness * u[2]
-    )
+    x = x_BCHW.clamp(min=1e-4) ** torch.exp(math.log(gamma) * u[0]) * (1 + contrast * u[1]) + brightness * u[2]
     grain = torch.randn(x.shape, device=device, generator=generator)
     return (x + noise * u[3].abs() * grain).clamp(0, 1)

@@ -45,11 +45,9 @@ def decode_dicom(data: bytes) -> Image:
         logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote values of tags
         try:
             return _decoded(data)
-        except Refused:
+        except (Refused, KeyboardInterrupt, SystemExit):
             raise
-        except (
-            Exception
-        ) as error:  # pydicom and its decoders raise many kinds, their messages quote values too
+        except BaseException as error:  # of any kind (a Rust panic is no Exception); texts may quote tags
             raise Refused(f"damaged DICOM: it cannot be read ({type(error).__name__})") from None
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cxr.metrics.meters import Mean, Workers
-from cxr.models.backbones import local_mean
+from cxr.models.backbones import local_mean, normalise_contrast
 from cxr.models.spatial_transformer import compose, corner_distance, invert, warp
 
 COLLAPSED_BELOW, COLLAPSED_ABOVE = 0.6, 1.6  # mean scales at which a network has zoomed away from the chest
@@ -97,21 +97,24 @@ class Overlap:
 
     def add(self, x_B1HW: Tensor, theta: Tensor) -> None:
         """Images in [0, 1] as `theta` (B or 1, 2, 3) shows them."""
-        aligned = warp(x_B1HW, theta, self._size)
-        self._unit.add(unit_vectors(aligned))
+        both = torch.cat([x_B1HW, normalise_contrast(x_B1HW)], 1)
+        aligned, normalised = warp(both, theta, self._size).split(1, 1)
+        self._unit.add(unit_vectors(normalised))
         self._value.add(aligned.flatten(1))
         self._square.add(aligned.flatten(1).square())
 
     def add_masks(self, masks_BHW: Tensor, theta: Tensor) -> None:
-        """Bool masks as `theta` (B or 1, 2, 3) shows them."""
+        """Bool masks as `theta` (B or 1, 2, 3) shows them; there may be none."""
+        if not len(masks_BHW):
+            return
         aligned = warp(masks_BHW[:, None], theta, self._size)[:, 0] > 0.5
         self._masks = torch.cat([self._masks, aligned.to(torch.uint8)])[: self._masks_kept]
 
     def results(self, workers: Workers) -> dict[str, float]:
         """The group's correlation, spread and, where there are masks, iou.
 
-        correlation: of each image with the mean image, mean over images. spread: standard deviation over
-        images, which lie in [0, 1], mean over pixels. iou: mean over pairs of masks.
+        correlation: of each contrast-normalised image with their mean, mean over images. spread: standard
+        deviation over images, which lie in [0, 1], mean over pixels. iou: mean over pairs of masks.
         """
         value, square = self._value.over(workers, self._like), self._square.over(workers, self._like)
         masks = workers.gather(self._masks)

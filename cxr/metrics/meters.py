@@ -33,11 +33,7 @@ class Mean:
 
         `like` has its shape and device, for a worker that saw no value.
         """
-        total = (
-            torch.zeros_like(like, dtype=torch.float64)
-            if self._total is None
-            else self._total.to(like.device)
-        )
+        total = torch.zeros_like(like, dtype=torch.float64) if self._total is None else self._total.to(like.device)
         message = torch.cat([total.flatten(), total.new_tensor([self._count])])
         summed = workers.sum(message)
         return (summed[:-1] / summed[-1]).reshape(like.shape)

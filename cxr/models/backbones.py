@@ -26,9 +26,7 @@ class Trunk(nn.Module):
     def __init__(self, blocks: nn.Sequential, channels: int, features: int = 128) -> None:
         super().__init__()
         self.blocks = blocks
-        self.squeeze = nn.Sequential(
-            nn.Conv2d(channels, 64, 1), nn.GELU(), nn.AdaptiveAvgPool2d(GRID), nn.Flatten()
-        )
+        self.squeeze = nn.Sequential(nn.Conv2d(channels, 64, 1), nn.GELU(), nn.AdaptiveAvgPool2d(GRID), nn.Flatten())
         self.mix = nn.Sequential(nn.Linear(64 * GRID * GRID, features), nn.GELU())
         self.features = features
 

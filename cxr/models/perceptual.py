@@ -71,8 +71,8 @@ class FrozenLayers(nn.Module):
 class LocalFeatures(nn.Module):
     """What needs no weights: at each level of a pyramid the contrast-normalised image and its gradients.
 
-    Each level gives (B, 4, h, w): the image, the gradient's size, and cosine and sine of twice its angle, since
-    an edge has no sign, times the size.
+    Each level gives (B, 4, h, w): the image, the gradient's size, and that size times cosine and sine of
+    twice the gradient's angle, since an edge has no sign.
     """
 
     def __init__(self, levels: int) -> None:

@@ -34,14 +34,10 @@ class SpatialTransformer(nn.Module):
             composed and the original is sampled once, so further passes cost no sharpness.
     """
 
-    def __init__(
-        self, trunk: nn.Module, parameterisation: Parameterisation = "anisotropic", passes: int = 1
-    ) -> None:
+    def __init__(self, trunk: nn.Module, parameterisation: Parameterisation = "anisotropic", passes: int = 1) -> None:
         super().__init__()
         if parameterisation not in PARAMETERS or passes < 1:
-            raise ValueError(
-                f"{parameterisation!r}, passes={passes}: wanted {', '.join(PARAMETERS)}, 1 pass or more"
-            )
+            raise ValueError(f"{parameterisation!r}, passes={passes}: wanted {', '.join(PARAMETERS)}, 1 pass or more")
         self.trunk = trunk
         self.head = nn.Linear(int(trunk.features), PARAMETERS[parameterisation])  # pyright: ignore[reportArgumentType]
         nn.init.zeros_(self.head.weight)

@@ -210,9 +210,7 @@ class Anatomy:
                 (side * 0.90, -0.52 - self.clavicle_rise),
             ]
         )
-        width = np.interp(
-            np.linspace(0, 1, len(line)), [0, 0.12, 0.5, 0.85, 1], [0.040, 0.030, 0.023, 0.026, 0.016]
-        )
+        width = np.interp(np.linspace(0, 1, len(line)), [0, 0.12, 0.5, 0.85, 1], [0.040, 0.030, 0.023, 0.026, 0.016])
         return strip(line, width)
 
     def scapula(self, side: int) -> Points:
@@ -231,9 +229,7 @@ class Anatomy:
         top = self.shoulder
         line = open_curve([(1.0, top + 0.06), (1.03, top + 0.20), (1.12, top + 0.5), (1.28, top + 1.0)])
         line[:, 0] += self.arms * np.linspace(0, 1, len(line))
-        width = np.interp(
-            np.linspace(0, 1, len(line)), [0, 0.08, 0.2, 0.4, 1], [0.05, 0.095, 0.085, 0.06, 0.052]
-        )
+        width = np.interp(np.linspace(0, 1, len(line)), [0, 0.08, 0.2, 0.4, 1], [0.05, 0.095, 0.085, 0.06, 0.052])
         return strip(line * (side, 1), width)
 
     def body(self) -> Points:

@@ -17,12 +17,8 @@ def draw_bones(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> La
     """All bones of a patient."""
     arcs = [anatomy.ribs(side) for side in SIDES]
     ribs = 1.7 * _tubes(canvas, [line for posterior, _ in arcs for line in posterior], anatomy.rib_width)
-    ribs += 1.0 * _tubes(
-        canvas, [line for _, anterior in arcs for line in anterior], 1.12 * anatomy.rib_width
-    )
-    ribs *= 1 - 0.65 * np.clip(
-        (canvas.y - anatomy.dome) * 4, 0, 1
-    )  # scattered light veils them below the lungs
+    ribs += 1.0 * _tubes(canvas, [line for _, anterior in arcs for line in anterior], 1.12 * anatomy.rib_width)
+    ribs *= 1 - 0.65 * np.clip((canvas.y - anatomy.dome) * 4, 0, 1)  # scattered light veils them below the lungs
     bones = ribs + _spine(canvas, anatomy)
     shoulders = [bone(side) for side in SIDES for bone in (anatomy.clavicle, anatomy.humerus)]
     bones += 2.4 * _rounded(canvas, shoulders, 0.025)

@@ -40,8 +40,7 @@ class Canvas:
         self._back = np.column_stack([back, -back @ shift])
         axis = (np.arange(size) + 0.5) * 2 / size - 1
         self.x, self.y = (
-            (row[0] * axis[None, :] + (row[1] * axis + row[2])[:, None]).astype(np.float32)
-            for row in self._back
+            (row[0] * axis[None, :] + (row[1] * axis + row[2])[:, None]).astype(np.float32) for row in self._back
         )
 
     @cached_property
@@ -183,6 +182,4 @@ def disc(centre: ArrayLike, radius: ArrayLike, wobble: ArrayLike = (), points: i
     swell = np.ones(points)
     for order, (cosine, sine) in enumerate(np.asarray(wobble, np.float64).reshape(-1, 2), start=2):
         swell += cosine * np.cos(order * angle) + sine * np.sin(order * angle)
-    return np.asarray(centre) + np.column_stack([np.cos(angle), np.sin(angle)]) * swell[:, None] * np.asarray(
-        radius
-    )
+    return np.asarray(centre) + np.column_stack([np.cos(angle), np.sin(angle)]) * swell[:, None] * np.asarray(radius)

@@ -59,8 +59,7 @@ def _behind_the_dome(canvas: Canvas, anatomy: Anatomy) -> Layer:
     """The lungs reach deeper behind the liver than the dome's line shows: a faint shade below it."""
     coarse, wall = canvas.coarser, anatomy.width
     right, left = (
-        coarse.bump((side * 0.5 * wall, anatomy.dome_y(side) + 0.08), (0.42 * wall, 0.16), 2.0)
-        for side in SIDES
+        coarse.bump((side * 0.5 * wall, anatomy.dome_y(side) + 0.08), (0.42 * wall, 0.16), 2.0) for side in SIDES
     )
     return canvas.enlarged(0.13 * (right + left))
 

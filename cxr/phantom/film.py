@@ -42,7 +42,7 @@ class Film:
         """A random exposure; bedside ones (AP) are greyer, noisier and captioned more often."""
         bedside = view == "AP"
         shut = rng.uniform(0.0, 0.035, 4) * (rng.random(4) < 0.3)
-        left, top = ("R", 0.08) if rng.random() < 0.3 else ("L", 0.92)
+        letter, across = ("R", 0.08) if rng.random() < 0.3 else ("L", 0.92)
         captions = ("PORTABLE", "AP ERECT", "SUPINE", "AP") if bedside else ("ERECT", "PA")
         return cls(
             middle=rng.normal(12.5, 1.0),
@@ -52,8 +52,8 @@ class Film:
             noise=rng.uniform(0.10, 0.22 if bedside else 0.15),
             sharpness=rng.uniform(0.0, 0.9),
             collimated=(float(shut[0]), float(shut[1]), float(shut[2]), float(shut[3])),
-            marker=left,
-            marker_at=(top + rng.normal(0, 0.015), rng.uniform(0.06, 0.22)),
+            marker=letter,
+            marker_at=(across + rng.normal(0, 0.015), rng.uniform(0.06, 0.22)),
             caption=str(rng.choice(captions)) if rng.random() < (0.5 if bedside else 0.12) else "",
         )
 

@@ -29,9 +29,7 @@ def mass(scene: Scene, rng: np.random.Generator) -> list[Mask]:
 def _round(scene: Scene, rng: np.random.Generator, radius: float, roughness: float) -> Mask:
     canvas = scene.canvas
     centre = scene.place(rng, int(rng.choice(SIDES)), -0.55, scene.anatomy.dome - 0.03)
-    outline = disc(
-        centre, radius * np.array([1.0, rng.uniform(0.85, 1.15)]), rng.normal(0, roughness, (4, 2))
-    )
+    outline = disc(centre, radius * np.array([1.0, rng.uniform(0.85, 1.15)]), rng.normal(0, roughness, (4, 2)))
     shape = canvas.inside(outline)
     chord = 2 * radius * CM_PER_UNIT * rng.uniform(1.2, 1.8)
     profile = 0.3 * shape.astype(np.float32) + 0.7 * canvas.solid(shape, radius)
@@ -61,9 +59,7 @@ def _bronchi(scene: Scene, side: int, upper: bool, rng: np.random.Generator) -> 
     aim = np.linspace(0.1, 1.1, 5) * (-1 if upper else 1) + rng.normal(0, 0.08, 5)
     ends = start + 0.34 * np.column_stack([side * np.cos(aim), np.sin(aim)])
     middles = (start + ends) / 2 + rng.normal(0, 0.02, (5, 2))
-    return scene.canvas.trace(
-        [open_curve([start, m, e], 6) for m, e in zip(middles, ends, strict=True)], 0.012
-    )
+    return scene.canvas.trace([open_curve([start, m, e], 6) for m, e in zip(middles, ends, strict=True)], 0.012)
 
 
 def pneumonia(scene: Scene, rng: np.random.Generator) -> list[Mask]:
@@ -94,9 +90,7 @@ def edema(scene: Scene, rng: np.random.Generator) -> list[Mask]:
     field = np.zeros_like(canvas.x)
     for side in SIDES:
         x, y = scene.anatomy.hilum(side)
-        field += canvas.bump(
-            (x + side * 0.12, y + 0.10), (rng.uniform(0.22, 0.28), rng.uniform(0.28, 0.36)), 1.7
-        )
+        field += canvas.bump((x + side * 0.12, y + 0.10), (rng.uniform(0.22, 0.28), rng.uniform(0.28, 0.36)), 1.7)
     field *= grade * (1 + _mottle(scene, rng, 0.13))
     scene.markings *= 1.35
     scene.tissue += 0.7 * canvas.trace(_kerley_lines(scene, rng), 0.006)
@@ -129,9 +123,7 @@ def _plates(scene: Scene, side: int, rng: np.random.Generator) -> list[Points]:
         half, tilt = rng.uniform(0.12, 0.20), side * rng.normal(0.08, 0.10)
         ends = np.array([(-half, -half * tilt), (0, rng.normal(0, 0.012)), (half, half * tilt)])
         line = open_curve(np.add(ends, (x + rng.normal(0, 0.03), y - 0.075 * step)), 8)
-        plates.append(
-            strip(line, rng.uniform(0.009, 0.015) * np.sin(np.linspace(0.25, np.pi - 0.25, len(line))))
-        )
+        plates.append(strip(line, rng.uniform(0.009, 0.015) * np.sin(np.linspace(0.25, np.pi - 0.25, len(line)))))
     return plates
 
 

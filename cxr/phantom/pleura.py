@@ -18,12 +18,8 @@ def effusion(scene: Scene, rng: np.random.Generator) -> list[Mask]:
 def _fluid(scene: Scene, side: int, rng: np.random.Generator) -> Mask:
     canvas, anatomy = scene.canvas, scene.anatomy
     wall = float(anatomy.cage_x(anatomy.angle_y(side)))
-    level = anatomy.angle_y(side) - rng.choice(
-        [rng.uniform(0.05, 0.16), rng.uniform(0.16, 0.50)], p=[0.65, 0.35]
-    )
-    climb = rng.uniform(0.10, 0.22) * np.exp(
-        -np.clip(wall - side * canvas.x, 0, None) / rng.uniform(0.08, 0.16)
-    )
+    level = anatomy.angle_y(side) - rng.choice([rng.uniform(0.05, 0.16), rng.uniform(0.16, 0.50)], p=[0.65, 0.35])
+    climb = rng.uniform(0.10, 0.22) * np.exp(-np.clip(wall - side * canvas.x, 0, None) / rng.uniform(0.08, 0.16))
     below = canvas.y - (level - climb)
     share = 1 / (1 + np.exp(-np.clip(below / 0.014, -30, 30)))
     scene.fill((0.96 * share * scene.within(side)).astype(np.float32))
@@ -52,9 +48,7 @@ def pneumothorax(scene: Scene, rng: np.random.Generator) -> list[Mask]:
 def _drawn_back(scene: Scene, side: int, amount: float, at_base: float) -> Points:
     """The outline of a lung shrunk towards its hilum, most at the apex, `at_base` of that at the bottom."""
     lung, hilum = scene.anatomy.lung(side), np.array(scene.anatomy.hilum(side))
-    height = np.clip(
-        (lung[:, 1] - scene.anatomy.apex) / (scene.anatomy.angle_y(side) - scene.anatomy.apex), 0, 1
-    )
+    height = np.clip((lung[:, 1] - scene.anatomy.apex) / (scene.anatomy.angle_y(side) - scene.anatomy.apex), 0, 1)
     lateral = np.clip((side * lung[:, 0] - 0.10) / 0.20, 0, 1)
     pull = amount * lateral * (1 - (1 - at_base) * height)
     down = np.where(lung[:, 1] < hilum[1], pull, 0)  # the base keeps its place on the diaphragm

@@ -36,9 +36,7 @@ def _tile(phantom: Phantom, image_id: str) -> NDArray[np.uint8]:
         x_min, y_min, x_max, y_max = (round(scale * edge) for edge in box.xyxy_px)
         cv2.rectangle(tile, (x_min, y_min), (x_max, y_max), _colour(box.label), 1)
     lines = [image_id, *phantom.labels]
-    for row, (line, colour) in enumerate(
-        zip(lines, [(255, 255, 255), *map(_colour, lines[1:])], strict=True)
-    ):
+    for row, (line, colour) in enumerate(zip(lines, [(255, 255, 255), *map(_colour, lines[1:])], strict=True)):
         cv2.putText(tile, line, (6, 16 + 15 * row), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
     return np.asarray(tile, np.uint8)
 

@@ -67,9 +67,7 @@ def render(
     canvas = Canvas(size, pose_unit)
     scene = healthy(canvas, anatomy, rng)
     shown = film.open_field(size)
-    instances = {
-        label: _visible(draw(scene, rng), shown) for label, draw in DRAW.items() if label in findings
-    }
+    instances = {label: _visible(draw(scene, rng), shown) for label, draw in DRAW.items() if label in findings}
     masks = {LUNGS: (scene.lungs[-1] | scene.lungs[1]) & shown}
     masks |= {label: np.logical_or.reduce(instances[label]) for label in FINDINGS if instances.get(label)}
     return Phantom(

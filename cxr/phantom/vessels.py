@@ -20,9 +20,7 @@ def draw_vessels(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> 
     coarse = canvas.coarser
     right, left = (coarse.bump(anatomy.hilum(side), (0.075, 0.13)) for side in SIDES)
     grain = 0.12 * canvas.texture(rng, 0.030) + 0.10 * canvas.texture(rng, 0.014)
-    return (
-        canvas.blur(vessels * np.float32(4.2 / 255), 0.0022) + canvas.enlarged(1.6 * (right + left)) + grain
-    )
+    return canvas.blur(vessels * np.float32(4.2 / 255), 0.0022) + canvas.enlarged(1.6 * (right + left)) + grain
 
 
 def _draw_trees(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> NDArray[np.uint8]:

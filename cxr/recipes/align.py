@@ -46,7 +46,7 @@ class AlignRecipe(Recipe):
     size: int = 128
     epochs: int = 20
     batch_size: int = 16
-    lr: float = 1e-3
+    lr: float = 2e-3
 
     transform: Parameterisation = "anisotropic"
     """similarity: 4 parameters; anisotropic: 5 (two scales); affine: 6 (shear too)."""

@@ -57,11 +57,17 @@ class Augmentation:
     shift: float
 
     def affine(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-        affine = random_affine(
-            count, rotation_deg=self.rotation_deg, scale=self.scale, shift=self.shift, generator=generator,
-            device="cpu" if generator else device,
-        )  # fmt: skip
-        return affine.to(device)
+        """`count` random warps on `device`, drawn by `generator` where it lives, if given."""
+        drawn_on = generator.device if generator else device
+        warps = random_affine(
+            count,
+            rotation_deg=self.rotation_deg,
+            scale=self.scale,
+            shift=self.shift,
+            device=drawn_on,
+            generator=generator,
+        )
+        return warps.to(device)
 
 
 class AlignTask(Task):

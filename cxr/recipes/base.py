@@ -164,7 +164,8 @@ class Recipe(ABC):
         family = values.pop("family", cls.family)
         if family != cls.family:
             raise UserError(f"a recipe of family {family!r} was given to {cls.family!r}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 def unit_pixels(batch: Batch, size: int) -> Tensor:

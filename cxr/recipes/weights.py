@@ -52,9 +52,7 @@ def from_uri(uri: str) -> Mapping[str, Tensor]:
     try:
         state: Any = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:
-        raise UserError(
-            f"{uri} cannot be read as weights: {error}. Wanted a state dict of tensors"
-        ) from error
+        raise UserError(f"{uri} cannot be read as weights: {error}. Wanted a state dict of tensors") from error
     if not isinstance(state, Mapping):
         raise UserError(f"{uri} holds a {type(state).__name__}: wanted a state dict of tensors")
     return state

@@ -37,9 +37,7 @@ def picture_rows(rows: Mapping[str, np.ndarray]) -> Figure:
 def pictures(named: Mapping[str, np.ndarray]) -> Figure:
     """Titled pictures (H, W) in [0, 1] side by side."""
     figure = Figure(figsize=(2 * TILE_INCHES * len(named), 2.2 * TILE_INCHES), layout="constrained")
-    for ax, (name, picture) in zip(
-        figure.subplots(1, len(named), squeeze=False)[0], named.items(), strict=True
-    ):
+    for ax, (name, picture) in zip(figure.subplots(1, len(named), squeeze=False)[0], named.items(), strict=True):
         _show(ax, picture)
         ax.set_title(name, fontsize=10)
     return figure

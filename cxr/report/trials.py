@@ -96,9 +96,7 @@ def study_of(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], max
     for trial in trials:
         if math.isfinite(trial.value):
             params = {name: trial.drawn[name] for name in space}
-            study.add_trial(
-                optuna.trial.create_trial(params=params, distributions=dict(space), value=trial.value)
-            )
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(space), value=trial.value))
     optuna.logging.set_verbosity(quiet)
     return study
 
@@ -121,9 +119,7 @@ def write_search_pictures(
     if not good:
         return []
     names = [name for name, d in space.items() if not d.single()]
-    pictures = [
-        save_figure(_parallel(good, {n: space[n] for n in names}, monitor), out, "parallel_coordinates.png")
-    ]
+    pictures = [save_figure(_parallel(good, {n: space[n] for n in names}, monitor), out, "parallel_coordinates.png")]
     shares = importances(study_of(good, space, maximise))
     if shares:
         pictures.append(save_figure(_bars(shares, monitor), out, "importances.png"))
@@ -138,7 +134,7 @@ def _parallel(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], mo
     for trial, colour in reversed(list(zip(trials, colours, strict=True))):
         heights = [_height(trial.drawn[name], d) for name, d in space.items()] + [_share(trial, trials)]
         axes.plot(heights, color=colour, lw=2.8 if trial is trials[0] else 1.2, alpha=0.9, marker="o", ms=3)
-    for at, (name, distribution) in enumerate(space.items()):
+    for at, distribution in enumerate(space.values()):
         axes.axvline(at, color="0.8", lw=0.8, zorder=0)
         for height, text in _ticks(distribution):
             axes.text(at, height, text, fontsize=7, ha="center", va="bottom", color="0.25")

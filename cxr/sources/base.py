@@ -46,9 +46,7 @@ class Source(Protocol):
         ...
 
 
-def manifest_table(
-    columns: Mapping[str, pa.Array | pa.ChunkedArray], frame_px: int | None = None
-) -> pa.Table:
+def manifest_table(columns: Mapping[str, pa.Array | pa.ChunkedArray], frame_px: int | None = None) -> pa.Table:
     """A table of `schema.MANIFEST` from some of its columns, null in the others.
 
     `frame_px` is kept with it, to be read by `boxes_frame_px`.

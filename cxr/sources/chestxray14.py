@@ -107,12 +107,8 @@ def _read_entries(location: str) -> tuple[pa.Table, list[str]]:
         )
     except pa.ArrowInvalid as error:
         raise UserError(f"{location} cannot be read as CSV ({error}): fetch it again") from None
-    notes = (
-        [f"lines of {storage.name(location)} that do not fit its header, left out: {len(odd):,}"]
-        if odd
-        else []
-    )
-    return table.select([column for column in columns if column]).combine_chunks(), notes
+    misfits = f"lines of {storage.name(location)} that do not fit its header, left out: {len(odd):,}"
+    return table.select([column for column in columns if column]).combine_chunks(), [misfits] if odd else []
 
 
 def _column_names(header: str) -> list[str]:
@@ -143,7 +139,7 @@ def _boxes(uri: str, names: pa.Array) -> pa.Array:
             x, y, width, height = map(float, line[2:6])
         except ValueError:
             wanted = "image, label, x, y, width, height"
-            raise UserError(f"{location}, line {number}: wanted {wanted}; it holds {line}") from None
+            raise UserError(f"{location}, line {number}: wanted {wanted}; mend the line") from None
         corners = {schema.X_MIN: x, schema.Y_MIN: y, schema.X_MAX: x + width, schema.Y_MAX: y + height}
         boxes[image].append({schema.LABEL: ALIASES.get(label, label), **corners})
     return pa.array([boxes.get(image) for image in names.to_pylist()], _BOXES_TYPE)
@@ -177,16 +173,10 @@ def _labels(listed: pa.ChunkedArray) -> tuple[pa.Array, list[str]]:
     labels_TC = np.full((len(texts) + 1, len(schema.FINDINGS)), schema.UNKNOWN, np.int8)  # T texts and null
     for labels_C, said in zip(labels_TC[:-1], words, strict=True):
         if said & known:
-            labels_C[:] = [
-                schema.POSITIVE if finding in said else schema.NEGATIVE for finding in schema.FINDINGS
-            ]
+            labels_C[:] = [schema.POSITIVE if finding in said else schema.NEGATIVE for finding in schema.FINDINGS]
     codes = encoded.indices.fill_null(len(texts)).to_numpy()
     strange = set().union(*words) - known
-    notes = (
-        [f"labels that are none of the findings are left out: {', '.join(sorted(strange))}"]
-        if strange
-        else []
-    )
+    notes = [f"labels that are none of the findings are left out: {', '.join(sorted(strange))}"] if strange else []
     return labels_column(labels_TC[codes]), notes
 
 

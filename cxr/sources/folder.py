@@ -33,9 +33,7 @@ def manifest(uri: str) -> Manifest:
     patients = pc.struct_field(pc.extract_regex(files[PATH], r"^(?P<first>[^/]+)/[^/]+/"), "first")
     if deep := len(patients) - patients.null_count:
         count = pc.count_distinct(patients).as_py()
-        notes.append(
-            f"{deep:,} images lie in folders of folders; the first one is the patient: {count:,} patients"
-        )
+        notes.append(f"the first of several folders counts as the patient: {deep:,} images, {count:,} patients")
     patient_ids = pc.coalesce(patients, files[PATH])
     columns = {
         schema.IMAGE_ID: files[PATH],

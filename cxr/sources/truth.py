@@ -37,11 +37,7 @@ def _read(location: str) -> pa.Table:
     wanted = (schema.IMAGE_ID, *COLUMNS)
     try:
         table = pq.read_table(pa.BufferReader(read_bytes(location)))
-        fields = [
-            schema.MANIFEST.field(name) for name in wanted if name in (schema.IMAGE_ID, *table.column_names)
-        ]
+        fields = [schema.MANIFEST.field(name) for name in wanted if name in (schema.IMAGE_ID, *table.column_names)]
         return table.select([field.name for field in fields]).cast(pa.schema(fields)).combine_chunks()
     except (pa.ArrowException, KeyError) as error:
-        raise UserError(
-            f"{location} is no table of {', '.join(wanted)} ({error}): mend or remove it"
-        ) from error
+        raise UserError(f"{location} is no table of {', '.join(wanted)} ({error}): mend or remove it") from error

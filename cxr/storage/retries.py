@@ -59,9 +59,7 @@ def explained(uri: str, error: Exception) -> StorageError:
     if isinstance(error, FileNotFoundError) and (is_local(uri) or _bucket_exists(uri)):
         return NotFound(f"{uri} does not exist: correct the URI, or write it first")
     if is_local(uri):
-        return StorageError(
-            f"{uri}: {getattr(error, 'strerror', None) or error}: check its rights and the disk"
-        )
+        return StorageError(f"{uri}: {getattr(error, 'strerror', None) or error}: check its rights and the disk")
     server, bucket = _server(uri), normalise(uri).split("/")[2]
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, FileNotFoundError) or _NO_BUCKET.search(text):

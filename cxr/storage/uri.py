@@ -14,7 +14,7 @@ class StorageError(UserError):
     """A URI that cannot be listed, read or written."""
 
 
-class NotFound(StorageError):  # noqa: N818
+class NotFound(StorageError):
     """Nothing lies at the URI."""
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray.train
-from ray.data import Dataset
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
@@ -92,10 +91,12 @@ def _check_resume(run: str, resume: bool) -> None:
     if storage.exists(run) and not resume:
         raise UserError(f"{run} holds a run already: give --resume to go on with it, or another --out")
     if resume and not storage.exists(run):
-        raise UserError(f"{run} holds no run to resume: give the --out of the run to go on with, or leave --resume out")
+        raise UserError(
+            f"{run} holds no run to resume: give the --out of the run to go on with, or leave --resume out"
+        )
 
 
-def _describe(archive: str, recipe: Recipe, source: str) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Dataset]]:
+def _describe(archive: str, recipe: Recipe, source: str) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]:
     """What workers must know of the data; for a raw archive also the Ray Data streams they share."""
     archive = storage.normalise(archive)
     if shards.is_shards(archive):

@@ -26,9 +26,7 @@ class RunLog(UserCallback):
         self._lines: list[str] | None = None
         self._board: Board | None = None
 
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
-    ) -> None:
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         row = {key: value for key, value in metrics[0].items() if key != "applied"}
         row["images_per_s"] = sum(worker["images_per_s"] for worker in metrics) / len(metrics)
         if checkpoint is not None:
@@ -41,9 +39,7 @@ class RunLog(UserCallback):
     def _append(self, row: dict[str, Any]) -> None:
         """Add a row; rows of epochs that a restart repeats give way to the new ones."""
         if self._lines is None:
-            self._lines = [
-                json.dumps(old) for old in read_metrics(self.out) if old["epoch"] < row["epoch"]
-            ]
+            self._lines = [json.dumps(old) for old in read_metrics(self.out) if old["epoch"] < row["epoch"]]
         self._lines = [line for line in self._lines if json.loads(line)["epoch"] < row["epoch"]]
         self._lines.append(json.dumps(row))
         storage.write_text(storage.join(self.out, METRICS_FILE), "\n".join(self._lines) + "\n")

@@ -79,15 +79,11 @@ def open_streams(data: dict[str, Any], recipe: Recipe, workers: Workers) -> tupl
             for split in ("train", "val")
         )
         return train, val
+    pixels = PixelFormat(recipe.size)
+    shares = {split: ray.train.get_dataset_shard(split) for split in ("train", "val")}
     train, val = (
-        ArchiveStream(
-            ray.train.get_dataset_shard(split),
-            recipe.columns,
-            PixelFormat(recipe.size),
-            own,
-            data["rows"][split],
-            workers.size,
-        )
-        for split in ("train", "val")
+        ArchiveStream(share, recipe.columns, pixels, own, data["rows"][split], workers.size)
+        for split, share in shares.items()
+        if share is not None
     )
     return train, val

@@ -27,9 +27,7 @@ def test_batches_count_by_their_rows() -> None:
     mean = Mean()
     mean.add(torch.tensor([[1.0, 10], [2, 20]]))
     mean.add(torch.tensor([[6.0, 60]]))
-    torch.testing.assert_close(
-        mean.over(Alone(), torch.zeros(2)), torch.tensor([3.0, 30], dtype=torch.float64)
-    )
+    torch.testing.assert_close(mean.over(Alone(), torch.zeros(2)), torch.tensor([3.0, 30], dtype=torch.float64))
 
 
 def test_workers_count_by_their_rows() -> None:

@@ -29,7 +29,7 @@ def test_layers_run_from_shallow_to_deep(kind: FeatureKind) -> None:
 
 
 def test_names_are_compared_exactly() -> None:
-    """"1" is part of "10" and of "11", but names one layer."""
+    """ "1" is part of "10" and of "11", but names one layer."""
     steps = nn.Sequential(*[AddOne() for _ in range(12)])
     features = FrozenLayers(steps, ["1", "10"], imagenet=False)(torch.zeros(1, 1, 1, 1))
     assert [f.item() for f in features] == [2, 11]

@@ -75,8 +75,7 @@ def test_source_reads_it(archive: Path) -> None:
     rows = {row[schema.IMAGE_ID]: row for row in manifest.table.to_pylist()}
     row = rows[study.image_id]
     assert (
-        tuple(f for f, on in zip(schema.FINDINGS, row[schema.LABELS], strict=True) if on == 1)
-        == study.phantom.labels
+        tuple(f for f, on in zip(schema.FINDINGS, row[schema.LABELS], strict=True) if on == 1) == study.phantom.labels
     )
     np.testing.assert_allclose(row[schema.POSE_UNIT], study.phantom.pose_unit.reshape(-1), rtol=1e-6)
     assert {mask[schema.LABEL] for mask in row[schema.MASKS]} == set(study.phantom.masks)
@@ -125,9 +124,7 @@ def test_contact_sheet_shows_the_boxes() -> None:
     assert (sheet[..., 0] != sheet[..., 2]).any()
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"count": 0}, {"size": 8}, {"prevalence": 1.5}, {"findings": ["Fracture"]}]
-)
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"size": 8}, {"prevalence": 1.5}, {"findings": ["Fracture"]}])
 def test_settings_out_of_range_are_refused(wrong: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UserError):
         write_phantom(str(tmp_path), **{"count": 1, "size": 64, **wrong})  # type: ignore[arg-type]

@@ -17,9 +17,7 @@ from cxr.schema import FINDINGS, LUNGS
 CLEAN = Film(noise=0.0, scatter=0.0, equalise=0.0, sharpness=0.0)
 
 
-def phantom(
-    *findings: str, seed: int = 0, film: Film = CLEAN, size: int = 256, **settings: object
-) -> Phantom:
+def phantom(*findings: str, seed: int = 0, film: Film = CLEAN, size: int = 256, **settings: object) -> Phantom:
     anatomy = Anatomy.sample(np.random.default_rng([1, seed]))
     return render(anatomy, findings, np.random.default_rng(seed), size=size, film=film, **settings)  # type: ignore[arg-type]
 

@@ -26,9 +26,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(1)
     network = recipe.network(schema.FINDINGS)
     torch.nn.init.normal_([*network.parameters()][-1], std=0.1)
-    checkpoint.save(
-        folder, recipe, recipe.task(network), network.state_dict(), findings=schema.FINDINGS, metrics={}
-    )
+    checkpoint.save(folder, recipe, recipe.task(network), network.state_dict(), findings=schema.FINDINGS, metrics={})
     return str(folder)
 
 
@@ -108,7 +106,7 @@ def test_too_many_rejects_fail_after_all_else_is_scored(kept: str, tmp_path: Pat
     write_phantom(str(archive), 4, size=64)
     for name in ("a.png", "b.png", "c.png"):
         (archive / "images" / name).write_bytes(b"")
-    with pytest.raises(UserError, match="3 of 7 images .43%. could not be read"):
+    with pytest.raises(UserError, match=r"3 of 7 images .43%. could not be read"):
         score(str(archive), kept, str(tmp_path / "out"), ScoreOptions(max_rejects=0.2))
     assert sum(row[schema.ERROR] is None for row in rows(str(tmp_path / "out")).values()) == 4
 

@@ -67,7 +67,12 @@ def test_a_worker_that_applies_another_config_fails_its_trial(made: str, tmp_pat
     cxr.tune.recipe_from_dict = lambda values: Disobedient.from_dict(values)
     try:
         trials = search(
-            RECIPE, made, str(tmp_path / "search"), SearchOptions(trials=1), RunOptions(cpus_per_worker=0.5), space=SPACE
+            RECIPE,
+            made,
+            str(tmp_path / "search"),
+            SearchOptions(trials=1),
+            RunOptions(cpus_per_worker=0.5),
+            space=SPACE,
         )
     finally:
         cxr.tune.recipe_from_dict = original

@@ -94,9 +94,9 @@ def test_every_drawn_value_is_a_setting_that_can_be_had() -> None:
     recipe = small()
     for number in range(20):
         drawn = {
-            name: optuna.create_trial(
-                params={name: value}, distributions={name: distribution}, value=number
-            ).params[name]
+            name: optuna.create_trial(params={name: value}, distributions={name: distribution}, value=number).params[
+                name
+            ]
             for name, distribution in recipe.search_space().items()
             for value in [_some_value(distribution, number)]
         }
@@ -191,7 +191,7 @@ def test_metrics_of_a_perfect_aligner_and_of_none() -> None:
     assert untrained["corner_error_pct"] == pytest.approx(untrained["corner_error_given_pct"], rel=1e-4)
     assert perfect["corner_error_given_pct"] > 3
     assert perfect["iou_aligned"] > 0.85 > 0.7 > perfect["iou_given"]
-    assert perfect["correlation"] > 0.95 > perfect["correlation_given"]
+    assert perfect["correlation"] > 0.9 > 0.8 > perfect["correlation_given"]
     assert perfect["spread"] < 0.5 * perfect["spread_given"]
     assert perfect["consistency_pct"] < 0.01
     assert perfect["collapsed"] == 0

@@ -94,9 +94,7 @@ def swift(folder: Path, venv: Path = VENV, port: int = 0) -> Iterator[dict[str, 
         with log.open("wb") as output:
             for name in ports:
                 command = [venv / "bin" / f"swift-{name}-server", folder / f"{name}.conf", "--verbose"]
-                servers.append(
-                    subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-                )
+                servers.append(subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True))
         variables = _variables(ports["proxy"])
         _wait(variables, servers, log)
         yield variables
@@ -183,9 +181,7 @@ def _stop(servers: Sequence[subprocess.Popen[bytes]]) -> None:
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="data and log; made if missing"
-    )
+    parser.add_argument("--folder", type=Path, required=True, help="data and log; made if missing")
     parser.add_argument("--bucket", action="append", default=[], help="make it if missing (repeatable)")
     parser.add_argument("--port", type=int, default=0, help="of the S3 endpoint; any free one by default")
     parser.add_argument("--venv", type=Path, default=VENV, help="where Swift is installed")

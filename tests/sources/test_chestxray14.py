@@ -135,9 +135,7 @@ def test_labels_in_strange_words(archive: Path) -> None:
 
 def test_the_older_release_has_a_comma_more_and_the_newer_one_comes_first(archive: Path) -> None:
     older = archive / "Data_Entry_2017.csv"
-    older.write_bytes(
-        "\r\n".join([f"\ufeff{HEADER},", *(f"{e},".replace(",M,", ",X,") for e in ENTRIES)]).encode()
-    )
+    older.write_bytes("\r\n".join([f"\ufeff{HEADER},", *(f"{e},".replace(",M,", ",X,") for e in ENTRIES)]).encode())
     assert json.loads(_read(archive)[1][NAMES[0]][schema.EXTRA])["Patient Gender"] == "M"
     (archive / "Data_Entry_2017_v2020.csv").unlink()
     extra = json.loads(_read(archive)[1][NAMES[0]][schema.EXTRA])
@@ -172,9 +170,7 @@ def test_without_lists_the_patients_are_split_by_hash(archive: Path) -> None:
         ("BBox_List_2017.csv", "header\n00000003_000.png\n", "line 2: wanted image, label"),
     ],
 )
-def test_broken_lists_are_errors_that_name_the_file(
-    archive: Path, file: str, text: str, trouble: str
-) -> None:
+def test_broken_lists_are_errors_that_name_the_file(archive: Path, file: str, text: str, trouble: str) -> None:
     (archive / file).write_text(text)
     with pytest.raises(UserError, match=rf"{file}.*{trouble}"):
         chestxray14.manifest(str(archive))
@@ -184,16 +180,12 @@ def test_the_published_lists_with_a_part_of_the_images(real_data: Path) -> None:
     manifest = chestxray14.manifest(str(real_data / "chestxray14"))
     table = manifest.table
     assert table.num_rows == 393
-    missing = (
-        "111,727 of the 112,120 images that Data_Entry_2017_v2020.csv lists are not here; going on with 393"
-    )
+    missing = "111,727 of the 112,120 images that Data_Entry_2017_v2020.csv lists are not here; going on with 393"
     assert missing in manifest.notes
     boxes = pc.list_value_length(table[schema.BOXES])
     assert (pc.count(boxes).as_py(), pc.sum(boxes).as_py()) == (25, 29)
     in_test = set((real_data / "chestxray14" / "test_list.txt").read_text().split())
-    for image, split in zip(
-        *(table[name].to_pylist() for name in (schema.IMAGE_ID, schema.SPLIT)), strict=True
-    ):
+    for image, split in zip(*(table[name].to_pylist() for name in (schema.IMAGE_ID, schema.SPLIT)), strict=True):
         assert (split == "test") == (image in in_test)
 
 
@@ -204,9 +196,7 @@ def test_the_published_lists_with_all_images(
     from cxr.storage import FileEntry
 
     root = real_data / "chestxray14"
-    names = [
-        line.partition(",")[0] for line in (root / "Data_Entry_2017_v2020.csv").read_text().splitlines()[1:]
-    ]
+    names = [line.partition(",")[0] for line in (root / "Data_Entry_2017_v2020.csv").read_text().splitlines()[1:]]
     entries = [FileEntry(f"{root}/images/{name}", f"images/{name}", 1) for name in names]
     monkeypatch.setattr(listing, "list_files", lambda uri: iter(entries))
     manifest = chestxray14.manifest(str(root))

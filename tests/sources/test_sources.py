@@ -31,9 +31,7 @@ def test_opening_by_detection_and_by_name(tmp_path: Path) -> None:
 
 def test_one_image_is_an_archive_too(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(b"?")
-    assert open_manifest(str(tmp_path / "a.dcm")).table[schema.SOURCE_URI].to_pylist() == [
-        str(tmp_path / "a.dcm")
-    ]
+    assert open_manifest(str(tmp_path / "a.dcm")).table[schema.SOURCE_URI].to_pylist() == [str(tmp_path / "a.dcm")]
 
 
 @pytest.mark.parametrize(

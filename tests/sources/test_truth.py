@@ -40,9 +40,7 @@ def test_poses_and_masks_join_by_image_id(archive: Path) -> None:
 
 
 def test_one_column_of_plain_lists_is_enough(archive: Path) -> None:
-    pq.write_table(
-        pa.table({schema.IMAGE_ID: ["b.png"], schema.POSE_UNIT: [POSE]}), archive / "truth.parquet"
-    )
+    pq.write_table(pa.table({schema.IMAGE_ID: ["b.png"], schema.POSE_UNIT: [POSE]}), archive / "truth.parquet")
     table = open_manifest(str(archive)).table
     assert table[schema.POSE_UNIT].to_pylist() == [None, POSE, None]
     assert table[schema.MASKS].null_count == 3

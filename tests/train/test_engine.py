@@ -59,7 +59,7 @@ def test_the_weight_of_a_term_changes_the_loss() -> None:
 
 
 def test_a_spoilt_term_is_named() -> None:
-    with pytest.raises(NonFinite, match="absolute.*lower lr"):
+    with pytest.raises(NonFinite, match=r"absolute.*lower lr"):
         engine(Line(spoilt=float("inf"))).epoch(data())
 
 
