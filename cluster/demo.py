@@ -81,9 +81,9 @@ def show(result_json: Path) -> None:
     """Print what the search found, as its result.json says."""
     result = json.loads(result_json.read_text())
     print(f"\nTrials, best first ({result['trials']}):\n\n{Path(result['trials']).read_text()}")
-    print(f"Best checkpoint   {result['checkpoint']}")
+    print(f"Best checkpoint  {result['checkpoint']}")
     for picture in result["pictures"]:
-        print(f"Before and after  {picture}")
+        print(f"Picture          {picture}")
 
 
 if __name__ == "__main__":

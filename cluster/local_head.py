@@ -40,7 +40,8 @@ def local_head(log: Path) -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="cxr-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         variables = _variables(Path(folder), ports["dashboard-port"])
-        command = ["ray", "start", "--head", "--block", f"--temp-dir={folder}/ray"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start"]
+        command += ["--head", "--block", f"--temp-dir={folder}/ray"]
         command += [f"--{name}={port}" for name, port in ports.items()]
         with log.open("wb") as output, _started(command, variables, output) as head:
             _wait(variables, head, log)
@@ -52,7 +53,9 @@ def _started(
     command: Sequence[str], variables: dict[str, str], output: IO[bytes]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a group of its own: Ctrl-C reaches this one alone, which then stops it in order."""
-    environment = os.environ | variables
+    # Jobs find this interpreter as `python`, whether its environment is activated or not.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = os.environ | variables | {"PATH": path}
     environment.pop("RAY_ADDRESS", None)  # another cluster's
     process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, process_group=0)
     try:

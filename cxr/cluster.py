@@ -8,6 +8,7 @@ import socket
 
 import ray
 from ray._private import ray_constants
+from ray._private.state import state
 
 from cxr.errors import UserError
 from cxr.storage import is_local
@@ -53,8 +54,9 @@ def _free_port() -> int:
 
 
 def total(resource: str) -> float:
-    """How much of "CPU" or "GPU" the cluster has now, busy or not."""
-    return float(ray.cluster_resources().get(resource, 0))
+    """How much of "CPU" or "GPU" the cluster has, busy or not, machines counted that it may still start."""
+    largest = state.get_max_resources_from_cluster_config() or {}
+    return float(max(ray.cluster_resources().get(resource, 0), largest.get(resource, 0)))
 
 
 def check_shared(uri: str) -> None:

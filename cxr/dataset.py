@@ -16,7 +16,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from cxr import cluster, ledger, schema, shard_info, storage
+from cxr import cluster, ledger, schema, shards, storage
 from cxr.errors import UserError
 from cxr.ledger import Part
 from cxr.rows import make_rows
@@ -53,7 +53,7 @@ def open_dataset(
         UserError: neither shards nor an archive, shards that are not finished, or a split without images.
     """
     uri = storage.normalise(uri)
-    if shard_info.is_shards(uri) or storage.exists(storage.join(uri, ledger.LEDGER_FILE)):
+    if shards.is_shards(uri) or storage.exists(storage.join(uri, ledger.LEDGER_FILE)):
         return _open_shards(uri, split, columns)
     manifest = _of_split(open_manifest(uri, source).table, split, uri)
     return _decoded(manifest, pixels or PixelFormat(), columns)
@@ -82,9 +82,9 @@ def open_streams(
 
 
 def _open_shards(uri: str, split: str | None, columns: Sequence[str] | None) -> Dataset:
-    info = shard_info.read_info(uri)
+    info = shards.read_info(uri)
     wanted = [split] if split else list(info.parts)
-    groups = [group for name in wanted for group in shard_info.row_groups(info, name)]
+    groups = [group for name in wanted for group in shards.row_groups(info, name)]
     _check_any(len(groups), uri, split)
     keys = [{"uri": group.uri, "index": group.index} for group in groups]
     return _streamed(keys, partial(_read_group, columns=columns))
@@ -143,6 +143,7 @@ def _streamed(keys: list[dict[str, Any]], read: Callable[[pa.Table], pa.Table], 
 
 def _quiet(rows: Dataset) -> Dataset:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that bars are off
     context: DataContext = rows.context
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S

@@ -26,7 +26,7 @@ from cxr.ledger import Ledger, Part, open_ledger, plan
 from cxr.progress import Progress
 from cxr.rows import make_rows
 from cxr.schema import PixelFormat
-from cxr.shard_info import ARCHIVE_FILE, KIND, REJECTS_FILE
+from cxr.shards import ARCHIVE_FILE, KIND, REJECTS_FILE
 from cxr.sources import find_source, open_manifest
 from cxr.sources.base import Manifest
 
@@ -98,10 +98,7 @@ def ingest(
     _check_rejects(about, table.num_rows, max_rejects, out)
     return IngestResult(
         shards=out,
-        counts=about["counts"],
-        rejects=about["rejects"],
-        reasons=about["reasons"],
-        notes=about["notes"],
+        **{name: about[name] for name in ("counts", "rejects", "reasons", "notes")},
         seconds=round(progress.seconds, 1),
         images_per_second=round(progress.images_per_second, 1),
     )

@@ -21,15 +21,17 @@ class Progress:
     done: int = 0
     rejects: int = 0
     every_s: float = 5.0
-    _begun: float = field(default_factory=time.monotonic)
-    _told: float = field(default_factory=time.monotonic)
+    _begun: float = field(default_factory=lambda: time.monotonic())
+    _told: float = field(default_factory=lambda: time.monotonic())
     _new: int = 0
+    _first: tuple[float, int] | None = None  # when the first images came, and how many
 
     def add(self, images: int, rejects: int = 0) -> None:
         """Note that `images` more are done, `rejects` of them without pixels."""
         self.done += images
         self._new += images
         self.rejects += rejects
+        self._first = self._first or (time.monotonic(), self._new)
         if time.monotonic() - self._told >= self.every_s:
             self.tell()
 
@@ -43,12 +45,22 @@ class Progress:
         return self._new / max(self.seconds, 1e-9)
 
     def line(self) -> str:
-        share = 100 * self.done / max(1, self.total)
-        text = f"{self.what}: {self.done:,} of {self.total:,} images ({share:.0f} %), {self.rejects:,} rejected"
-        if not self._new:
-            return text
-        left = (self.total - self.done) / self.images_per_second
-        return f"{text}, {self.images_per_second:.0f} images/s, {_duration(left)} left"
+        text = f"{self.what}: {self.done:,} of {self.total:,} images ({self.done / max(1, self.total):.0%})"
+        if self.rejects:
+            text += f", {self.rejects:,} rejected"
+        if self._new:
+            text += f", {self.images_per_second:.0f} images/s"
+        return text + self._time_left()
+
+    def _time_left(self) -> str:
+        """At the pace since the first images came: the start of a run says nothing of the rest."""
+        if self.done >= self.total:
+            return f", {_duration(self.seconds)}" if self._new else ""
+        since, images = self._first or (0.0, self._new)
+        if self._new == images:
+            return ""
+        left = (self.total - self.done) * (time.monotonic() - since) / (self._new - images)
+        return f", {_duration(left)} left"
 
     def tell(self) -> None:
         self._told = time.monotonic()

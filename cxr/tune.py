@@ -24,6 +24,7 @@ from cxr.train import RunOptions, fit
 from cxr.train.log import read_metrics
 
 NAME = "search"
+TRIAL_CPU = 0.01  # of the process that looks after a trial; its workers hold the rest
 TRIALS = "trials"  # folder of the trials' runs
 
 
@@ -113,7 +114,7 @@ def _new(
         mode=recipe.mode,
         num_samples=options.trials,
         max_concurrent_trials=at_once,
-        search_alg=OptunaSearch(space, seed=options.search_seed),
+        search_alg=OptunaSearch(space, metric=recipe.monitor, mode=recipe.mode, seed=options.search_seed),
         scheduler=asha,
     )
     return tune.Tuner(
@@ -144,7 +145,7 @@ def _trainable(recipe: Recipe, archive: str, out: str, run: RunOptions, source: 
             callbacks=[CheckApplied(drawn), TuneReportCallback()],
         )
 
-    return tune.with_resources(trial, {"CPU": 0.01})  # the workers hold the real resources
+    return tune.with_resources(trial, {"CPU": TRIAL_CPU})
 
 
 def room(run: RunOptions, archive: str) -> int:
@@ -153,8 +154,9 @@ def room(run: RunOptions, archive: str) -> int:
     Raises:
         UserError: not even one.
     """
-    reserve = 0.1 if shards.is_shards(storage.normalise(archive)) else 1
-    fits = math.floor((cluster.total("CPU") - reserve * run.workers) / (run.cpus_per_worker * run.workers + 0.01))
+    reserve = 0 if shards.is_shards(storage.normalise(archive)) else 1
+    each = run.workers * run.resources_per_worker["CPU"] + TRIAL_CPU
+    fits = math.floor((cluster.total("CPU") - reserve) / each)
     if run.device == "gpu" or (run.device == "auto" and cluster.total("GPU") > 0):
         fits = min(fits, math.floor(cluster.total("GPU") / run.workers))
     if fits < 1:

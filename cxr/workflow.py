@@ -14,7 +14,8 @@ from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Batch, Recipe
 from cxr.report.trials import trials_table, write_search_pictures, write_trials
 from cxr.schema import PixelFormat
-from cxr.shards import ShardStream
+from cxr.shard_stream import ShardStream
+from cxr.sources import chestxray14
 from cxr.train import RunOptions, fit
 from cxr.tune import SearchOptions, search
 
@@ -58,7 +59,7 @@ def make_ready(options: ArchiveOptions, out: str) -> str:
 def phantom_archive(out: str, count: int = 240, size: int = 256) -> str:
     """A small synthetic archive in OUT/phantoms, for a job that was given none; made once."""
     uri = storage.join(out, "phantoms")
-    if not storage.exists(storage.join(uri, "truth.parquet")):
+    if not chestxray14.detect(uri):
         print(f"no --archive given: making {count} phantom X-rays in {uri}", flush=True)
         write_phantom(uri, count, size=size)
     return uri
@@ -141,7 +142,7 @@ def picture(uri: str, data: str, out: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         task.save_pictures(lambda: _some(kept.recipe, data), Path(folder))
         storage.upload_folder(Path(folder), target)
-        return [storage.join(target, path.name) for path in sorted(Path(folder).iterdir())]
+        return [storage.join(target, path.name) for path in sorted(Path(folder).glob("*.png"))]
 
 
 def _some(recipe: Recipe, data: str) -> Iterator[Batch]:

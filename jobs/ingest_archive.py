@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from cxr import cluster, storage
+from cxr import cluster
 from cxr.ingest import IngestResult, ingest
 from cxr.job import run_job
-from cxr.phantom.archive import write_phantom
 from cxr.schema import PixelFormat
+from cxr.workflow import phantom_archive
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Options:
     """What to ingest and how."""
 
     archive: str | None = None
-    """Folder or bucket with X-rays; unset for a small phantom, written to OUT/phantom-archive."""
+    """Folder or bucket with X-rays; unset for a small phantom archive, written to OUT/phantoms."""
     out: str = "runs/ingest"
     """Where the shards go; a run that was stopped goes on from there."""
     source: str = "auto"
@@ -33,15 +33,12 @@ class Options:
     """Share of unusable images above which the job fails, after writing everything."""
     limit: int | None = None
     """Take only so many images, spread evenly over the archive."""
-    seed: int = 0
-    """Of the phantom."""
 
 
 def main(options: Options) -> dict[str, Any]:
     cluster.connect()
-    archive = options.archive or _phantom(options)
     result = ingest(
-        archive,
+        options.archive or phantom_archive(options.out, count=60),
         options.out,
         source=options.source,
         pixels=PixelFormat(options.size, options.bits),
@@ -50,13 +47,6 @@ def main(options: Options) -> dict[str, Any]:
     )
     _tell(result)
     return asdict(result)
-
-
-def _phantom(options: Options) -> str:
-    uri = storage.join(options.out, "phantom-archive")
-    if not storage.exists(uri):
-        write_phantom(uri, count=60, size=256, seed=options.seed)
-    return uri
 
 
 def _tell(result: IngestResult) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cxr import schema, shards
 from cxr.errors import UserError
-from cxr.shards import ShardStream
+from cxr.shard_stream import ShardStream
 from tests.made_shards import write_shards
 
 COLUMNS = (schema.PIXELS, schema.POSE_UNIT, schema.MASKS)

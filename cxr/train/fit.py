@@ -113,7 +113,7 @@ def _scaling(options: RunOptions, gpu: bool) -> ScalingConfig:
     return ScalingConfig(
         num_workers=workers,
         use_gpu=gpu,
-        resources_per_worker={"CPU": options.cpus_per_worker} | ({"GPU": 1} if gpu else {}),
+        resources_per_worker=options.resources_per_worker | ({"GPU": 1} if gpu else {}),
     )
 
 

@@ -7,6 +7,9 @@ from typing import Literal
 
 from cxr.errors import UserError
 
+# Of a worker's CPUs, how many Ray is asked for: what is left carries the processes that look after runs.
+CPU_SHARE = 0.98
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -36,3 +39,8 @@ class RunOptions:
             )
         if self.keep < 1 or self.cpus_per_worker <= 0:
             raise UserError(f"keep={self.keep}, cpus_per_worker={self.cpus_per_worker}: wanted positive numbers")
+
+    @property
+    def resources_per_worker(self) -> dict[str, float]:
+        """What Ray sets aside for a worker, its GPU apart."""
+        return {"CPU": self.cpus_per_worker * CPU_SHARE}

@@ -13,7 +13,7 @@ from ray.data import DataIterator
 from cxr import batches, shards
 from cxr.recipes.base import Batch, Recipe, Workers
 from cxr.schema import PixelFormat
-from cxr.shards import ShardStream
+from cxr.shard_stream import ShardStream
 
 
 class Stream(Protocol):

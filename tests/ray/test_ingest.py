@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cxr import schema, shard_info, storage
+from cxr import schema, shards, storage
 from cxr.errors import UserError
 from cxr.ingest import IngestResult, ingest, row_group_rows, rows_per_part
 from cxr.rows import make_rows
@@ -33,7 +33,7 @@ def ingested(archive: str, ray_cluster: None, tmp_path_factory: pytest.TempPathF
 
 
 def all_rows(out: str) -> pa.Table:
-    info = shard_info.read_info(out)
+    info = shards.read_info(out)
     files = [part.uri for parts in info.parts.values() for part in parts]
     return pa.concat_tables([pq.ParquetFile(file).read() for file in files]).sort_by(schema.IMAGE_ID)
 
@@ -54,7 +54,7 @@ def test_rejects_are_listed_with_their_reasons(archive: str, ingested: IngestRes
 
 
 def test_archive_file_tells_of_every_part(ingested: IngestResult) -> None:
-    info = shard_info.read_info(ingested.shards)
+    info = shards.read_info(ingested.shards)
     assert info.pixels == PIXELS
     assert {split: info.rows(split) for split in info.parts} == ingested.counts
     for split, parts in info.parts.items():
@@ -72,7 +72,7 @@ def test_a_stopped_ingest_goes_on_with_what_is_missing(archive: str, ingested: I
     first.unlink()
     (Path(ingested.shards) / "archive.json").unlink()
     with pytest.raises(UserError, match="did not finish"):
-        shard_info.read_info(ingested.shards)
+        shards.read_info(ingested.shards)
     again = ingest(archive, ingested.shards, pixels=PIXELS, max_rejects=0.1)
     assert all_rows(again.shards).equals(before)
     assert [path.stat().st_mtime_ns for path in kept] == times

@@ -83,7 +83,8 @@ def test_a_worker_that_applies_another_config_fails_its_trial(made: str, tmp_pat
 
 
 def test_as_many_trials_at_once_as_fit(made: str) -> None:
-    assert room(RunOptions(cpus_per_worker=0.5), made) == 3
-    assert room(RunOptions(cpus_per_worker=0.9), made) == 2
+    assert room(RunOptions(cpus_per_worker=0.5), made) == 4
+    assert room(RunOptions(), made) == 2
+    assert room(RunOptions(workers=2), made) == 1
     with pytest.raises(UserError, match="too few for a trial of 4 workers"):
         room(RunOptions(workers=4), made)
