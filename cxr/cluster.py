@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, ray_logging
 from ray._private.state import state
 
 from cxr.errors import UserError
 from cxr.storage import is_local
 
 LOOPBACK = "127.0.0.1"
+PROGRESS = re.compile(r" \d+/\d+  loss ")
+NOISE = re.compile(
+    "constructor arguments in the object store|worker processes have been started|Setting up process group|"
+    "Checkpoint successfully created|Reporting training result|Requesting resources|Attempting to start"
+)
 
 
 def connect(cpus: int | None = None) -> None:
@@ -25,6 +31,7 @@ def connect(cpus: int | None = None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _filter_worker_logs()
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address="auto")
         return
@@ -39,6 +46,12 @@ def connect(cpus: int | None = None) -> None:
         _node_ip_address=LOOPBACK,
         logging_level=logging.WARNING,
     )
+
+
+def _filter_worker_logs() -> None:
+    """Show every progress line, which Ray would merge as like ones, and leave out what no reader can act on."""
+    for lines in (ray_logging.stdout_deduplicator, ray_logging.stderr_deduplicator):
+        lines.allow_re, lines.skip_re = PROGRESS, NOISE
 
 
 def _stay_on_loopback() -> None:

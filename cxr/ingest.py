@@ -86,6 +86,7 @@ def ingest(
         cluster.check_shared(uri)
     source = find_source(archive, source).name
     manifest = open_manifest(archive, source)
+    manifest.tell()
     table = _thinned(manifest.table, limit)
     parts = plan(table, rows_per_part(table.num_rows, pixels), by=schema.SPLIT)
     origin = {"version": VERSION, "archive": archive, "source": source, "pixels": asdict(pixels)}

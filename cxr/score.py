@@ -105,8 +105,7 @@ def _plan(archive: str, recipe: Recipe, source: str) -> tuple[list[Part], PixelF
         info = shards.read_info(archive)
         return _shard_parts(info), info.pixels
     manifest = open_manifest(archive, source)
-    for note in manifest.notes:
-        print(f"note: {note}", flush=True)
+    manifest.tell()
     pixels = PixelFormat(recipe.size)
     rows = max(16, min(1024, PART_BYTES // pixels.row_bytes, math.ceil(manifest.table.num_rows / 8)))
     return ledger.plan(manifest.table, rows, folder=SCORES), pixels

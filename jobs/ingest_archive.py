@@ -50,8 +50,6 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def _tell(result: IngestResult) -> None:
-    for note in result.notes:
-        print(f"note: {note}")
     for split, count in result.counts.items():
         print(f"{split:>8} {count:>9,}")
     print(f"rejected {result.rejects:>9,}")

@@ -6,7 +6,6 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torchvision import models as torchvision_models
 
 TrunkName = Literal["conv3", "conv4", "conv5", "conv6", "resnet18", "resnet34", "resnet50"]
 TRUNKS: tuple[TrunkName, ...] = get_args(TrunkName)
@@ -45,6 +44,8 @@ def trunk(name: TrunkName) -> Trunk:
     if name.startswith("conv"):
         depth = int(name.removeprefix("conv"))
         return Trunk(conv_blocks(depth), WIDTHS[depth - 1])
+    from torchvision import models as torchvision_models  # here, for it takes seconds to import
+
     net = getattr(torchvision_models, name)(weights=None)
     net.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
     return Trunk(nn.Sequential(*list(net.children())[:-2]), net.fc.in_features)

@@ -12,7 +12,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision import models as torchvision_models
 
 from cxr.models.backbones import conv_blocks, normalise_contrast
 
@@ -107,6 +106,8 @@ def build(kind: FeatureKind, state_dict: Mapping[str, Tensor] | None, layers: in
         return LocalFeatures(layers)
     if kind == "align":
         return _align_trunk(state_dict, layers)
+    from torchvision import models as torchvision_models  # here, for it takes seconds to import
+
     network = getattr(torchvision_models, kind)(weights=None).features
     _load(network, state_dict, "features.")
     return FrozenLayers(network, LAYERS[kind][:layers], imagenet=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models import get_model_weights
 
 from cxr import storage
 from cxr.errors import UserError
@@ -31,6 +30,8 @@ def from_torchvision(network: str, name: str) -> Mapping[str, Tensor]:
         UserError: `network` has no weights of this name.
         OSError: the server cannot be reached, or sent something else.
     """
+    from torchvision.models import get_model_weights  # here, for it takes seconds to import
+
     known = get_model_weights(network)
     if name not in known.__members__:
         raise UserError(f"{network} has no weights {name!r}: wanted {', '.join(known.__members__)} or a URI")

@@ -26,6 +26,11 @@ class Manifest:
     def boxes_frame_px(self) -> int | None:
         return boxes_frame_px(self.table.schema)
 
+    def tell(self) -> None:
+        """Print the notes."""
+        for note in self.notes:
+            print(f"note: {note}", flush=True)
+
 
 class Source(Protocol):
     """The reader of one layout. Modules of this package are sources."""
