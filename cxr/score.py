@@ -233,7 +233,7 @@ class Scorer:
             pictures = self.recipe.draw(self.network, batch) if self.save_images else {}
         self._write_pictures(pictures, rows[schema.IMAGE_ID].to_pylist())
         fields = self.recipe.score_columns
-        return pa.table([_arrow(predicted[field.name], field.type) for field in fields], schema=fields)
+        return pa.table([as_arrow(predicted[field.name], field.type) for field in fields], schema=fields)
 
     def _write_pictures(self, pictures: dict[str, Tensor], image_ids: list[str]) -> None:
         for kind, images in pictures.items():
@@ -249,7 +249,7 @@ def picture_name(image_id: str) -> str:
     return inside if inside.lower().endswith(".png") else inside + ".png"
 
 
-def _arrow(values: Tensor, kind: pa.DataType) -> pa.Array:
+def as_arrow(values: Tensor, kind: pa.DataType) -> pa.Array:
     """A tensor (B,) or (B, n) as a column of plain or fixed-size list values."""
     array = values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy()
     if pa.types.is_fixed_size_list(kind):

@@ -1,0 +1,81 @@
+"""Columns to tensors, and the thread that reads ahead."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cxr import batches, schema
+from cxr.schema import PixelFormat
+
+PIXELS = PixelFormat(16)
+
+
+def table(masks: list[np.ndarray | None]) -> pa.Table:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (len(masks), 16, 16), np.uint8)
+    given = {
+        schema.PIXELS: [image.tobytes() for image in images],
+        schema.LABELS: [[1, 0, -1]] * len(masks),
+        schema.POSE_UNIT: [[1, 0, 0.5, 0, 1, 0], *[None] * (len(masks) - 1)],
+        schema.MASKS: [
+            None if mask is None else [{"label": schema.LUNGS, "bits": np.packbits(mask).tobytes()}] for mask in masks
+        ],
+    }
+    wanted = schema.row_schema(PIXELS)
+    return pa.table([pa.array(given.get(f.name, [None] * len(masks)), f.type) for f in wanted], schema=wanted)
+
+
+def test_columns_become_tensors_row_by_row() -> None:
+    mask = np.zeros((16, 16), bool)
+    mask[3:9, 2:5] = True
+    rows = table([mask, None, ~mask])
+    names = (schema.PIXELS, schema.LABELS, schema.POSE_UNIT, schema.MASKS)
+    found = batches.to_tensors(batches.to_columns(rows, names, PIXELS), PIXELS)
+    assert found[schema.PIXELS].numpy().tobytes() == b"".join(rows[schema.PIXELS].to_pylist())
+    assert found[schema.LABELS].tolist() == [[1, 0, -1]] * 3
+    assert found[schema.POSE_UNIT][0].tolist() == [1, 0, 0.5, 0, 1, 0]
+    assert found[schema.POSE_UNIT][1:].isnan().all()
+    assert (found[schema.MASKS][0].numpy() == mask).all()
+    assert (found[schema.MASKS][1] == batches.NO_MASK).all()
+    assert (found[schema.MASKS][2].numpy() == ~mask).all()
+
+
+def test_pixels_are_not_copied_out_of_arrow() -> None:
+    rows = table([None, None])
+    view = batches.to_columns(rows, [schema.PIXELS], PIXELS)[schema.PIXELS]
+    assert view.base is not None
+    assert not view.flags.owndata
+
+
+def test_a_slice_of_a_table_gives_its_own_pixels() -> None:
+    rows = table([None] * 5)
+    part = batches.to_columns(rows.slice(2, 2), [schema.PIXELS], PIXELS)[schema.PIXELS]
+    whole = batches.to_columns(rows, [schema.PIXELS], PIXELS)[schema.PIXELS]
+    assert (part == whole[2:4]).all()
+
+
+def test_items_come_in_order_and_an_error_comes_through() -> None:
+    def failing() -> Iterator[int]:
+        yield from range(5)
+        raise RuntimeError("the disk is gone")
+
+    found = []
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        found.extend(batches.prefetched(failing()))
+    assert found in ([], [0, 1, 2, 3, 4])
+    assert list(batches.prefetched(range(50), depth=2)) == list(range(50))
+
+
+def test_a_reader_that_is_left_early_ends_its_thread() -> None:
+    before = threading.active_count()
+    reading = batches.prefetched(range(1_000_000), depth=1)
+    assert next(reading) == 0
+    reading.close()
+    time.sleep(0.3)
+    assert threading.active_count() == before

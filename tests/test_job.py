@@ -1,0 +1,88 @@
+"""Jobs end with the exit code that scripts trust, and leave result.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+JOB = '''
+"""A job for tests."""
+import time
+from dataclasses import dataclass
+from cxr.errors import UserError
+from cxr.job import run_job
+
+@dataclass(frozen=True)
+class Options:
+    out: str
+    how: str = "well"
+
+def main(options):
+    if options.how == "badly":
+        raise UserError("given x, wanted y: do z")
+    if options.how == "broken":
+        raise ZeroDivisionError("oh")
+    if options.how == "slowly":
+        print("started", flush=True)
+        time.sleep(60)
+    return {"metrics": {"answer": 42}}
+
+run_job(main, Options)
+'''
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> list[str]:
+    script = tmp_path / "some_job.py"
+    script.write_text(JOB)
+    return [sys.executable, str(script), "--out", str(tmp_path / "out"), "--how"]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+def test_a_job_that_ends_well_writes_and_names_its_result(job: list[str], tmp_path: Path) -> None:
+    done = run([*job, "well"])
+    path = tmp_path / "out" / "result.json"
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, str(path))
+    result = json.loads(path.read_text())
+    assert result["job"] == "some_job"
+    assert result["metrics"] == {"answer": 42}
+    assert result["settings"] == {"out": str(tmp_path / "out"), "how": "well"}
+    assert {"cxr", "python", "ray", "torch"} <= set(result["versions"])
+
+
+def test_a_mistake_is_told_without_a_traceback(job: list[str], tmp_path: Path) -> None:
+    done = run([*job, "badly"])
+    assert (done.returncode, done.stderr) == (2, "error: given x, wanted y: do z\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failure_shows_its_traceback(job: list[str]) -> None:
+    done = run([*job, "broken"])
+    assert done.returncode == 1
+    assert "ZeroDivisionError: oh" in done.stderr
+
+
+def test_a_wrong_option_is_misuse(job: list[str]) -> None:
+    assert run([*job, "well", "--nonsense", "1"]).returncode == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_job_says_so(job: list[str], number: signal.Signals) -> None:
+    process = subprocess.Popen([*job, "slowly"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    time.sleep(0.1)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted" in errors

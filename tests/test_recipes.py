@@ -1,0 +1,116 @@
+"""The contract that every family keeps; a new one adds a small recipe to SMALL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import optuna
+import pytest
+import torch
+from optuna.distributions import BaseDistribution
+
+from cxr import batches, checkpoint, schema, score
+from cxr.errors import UserError
+from cxr.recipes import RECIPES, recipe_from_dict
+from cxr.recipes.align import AlignRecipe
+from cxr.recipes.base import Alone, Batch, Recipe
+from cxr.train.engine import Engine
+
+SMALL: dict[str, Recipe] = {"align": AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=1)}
+
+
+@pytest.fixture(params=sorted(RECIPES))
+def recipe(request: pytest.FixtureRequest) -> Recipe:
+    return SMALL[request.param]
+
+
+def some_batches(count: int = 2, rows: int = 4, size: int = 40) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(count):
+        yield {
+            schema.PIXELS: torch.randint(0, 255, (rows, size, size), generator=generator).to(torch.uint8),
+            schema.POSE_UNIT: torch.full((rows, 6), float("nan")),
+            schema.MASKS: torch.full((rows, size, size), batches.NO_MASK, dtype=torch.uint8),
+            schema.LABELS: torch.zeros(rows, len(schema.FINDINGS), dtype=torch.int8),
+        }
+
+
+def engine_of(recipe: Recipe) -> Engine:
+    torch.manual_seed(0)
+    task = recipe.task(recipe.network(schema.FINDINGS))
+    task.begin(some_batches, Alone())
+    return Engine(task, recipe, Alone(), steps_per_epoch=2, device=torch.device("cpu"))
+
+
+def test_settings_survive_json(recipe: Recipe) -> None:
+    again = recipe_from_dict(json.loads(json.dumps(recipe.to_dict())))
+    assert again == recipe
+    assert type(again) is type(recipe)
+
+
+def test_defaults_need_no_download(recipe: Recipe) -> None:
+    settled, notes = type(recipe)().resolved()
+    assert (settled, notes) == (type(recipe)(), [])
+
+
+def test_every_searched_setting_exists_and_takes_effect(recipe: Recipe) -> None:
+    space = recipe.search_space()
+    assert space
+    for seed in range(3):
+        drawn = draw(space, seed)
+        changed = recipe.replace(**drawn)
+        assert {name: getattr(changed, name) for name in drawn} == drawn
+
+
+def draw(space: dict[str, BaseDistribution], seed: int) -> dict[str, object]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    return study.ask(space).params
+
+
+def test_an_epoch_gives_finite_losses_and_the_monitored_metric(recipe: Recipe) -> None:
+    engine = engine_of(recipe)
+    before = {name: p.clone() for name, p in engine.task.network.named_parameters()}
+    means = engine.epoch(some_batches())
+    assert means["loss"] == pytest.approx(
+        sum(v for k, v in means.items() if k not in ("loss", "grad_norm", "images"))
+    )
+    assert any(not torch.equal(before[name], p) for name, p in engine.task.network.named_parameters())
+    assert recipe.monitor in engine.finish_epoch(some_batches)
+
+
+def test_predictions_have_the_announced_columns(recipe: Recipe) -> None:
+    network = recipe.network(schema.FINDINGS).eval()
+    with torch.inference_mode():
+        predicted = recipe.predict(network, next(some_batches()))
+        pictures = recipe.draw(network, next(some_batches()))
+    assert set(predicted) == set(recipe.score_columns.names)
+    for field in recipe.score_columns:
+        assert len(score.as_arrow(predicted[field.name], field.type)) == 4
+    for images in pictures.values():
+        assert images.dtype == torch.uint8
+        assert len(images) == 4
+
+
+def test_a_task_goes_on_from_its_state(recipe: Recipe) -> None:
+    engine = engine_of(recipe)
+    engine.epoch(some_batches())
+    other = recipe.task(recipe.network(schema.FINDINGS))
+    checkpoint.restore_task_state(other, checkpoint.task_state(engine.task))
+    other.network.load_state_dict(engine.task.network.state_dict())
+    torch.manual_seed(1)
+    expected = engine.task(next(some_batches()))
+    torch.manual_seed(1)
+    found = other(next(some_batches()))
+    assert {k: v.item() for k, v in found.items()} == pytest.approx({k: v.item() for k, v in expected.items()})
+
+
+def test_an_unknown_family_is_named() -> None:
+    with pytest.raises(UserError, match="'cat' is not known here; known are align"):
+        recipe_from_dict({"family": "cat"})
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"lr": -1.0}, {"lr": float("nan")}, {"ema": 1.0}, {"size": 0}])
+def test_settings_out_of_range_are_refused(recipe: Recipe, wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
+        recipe.replace(**wrong)
