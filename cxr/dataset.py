@@ -138,10 +138,10 @@ def _streamed(keys: list[dict[str, Any]], read: Callable[[pa.Table], pa.Table], 
     blocks = ray.data.from_items(keys, override_num_blocks=len(keys))
     if shuffled:
         blocks = blocks.randomize_block_order()
-    return _quiet(blocks.map_batches(read, batch_format="pyarrow", batch_size=None))
+    return quiet(blocks.map_batches(read, batch_format="pyarrow", batch_size=None))
 
 
-def _quiet(rows: Dataset) -> Dataset:
+def quiet(rows: Dataset) -> Dataset:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that bars are off
     context: DataContext = rows.context
@@ -169,7 +169,7 @@ def map_parts(parts: Sequence[Part], make: Callable[..., Work], args: Sequence[A
         batch_format="pyarrow",
         batch_size=None,
     )
-    for batch in _quiet(replies).iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in quiet(replies).iter_batches(batch_size=None, batch_format="pyarrow"):
         for reply in cast(pa.Table, batch).to_pylist():
             if reply["mistake"] is not None:
                 raise UserError(reply["mistake"])

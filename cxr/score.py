@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cxr import batches, checkpoint, cluster, ledger, schema, shards, storage
+from cxr.dataset import quiet
 from cxr.errors import UserError
 from cxr.ledger import Ledger, Part
 from cxr.progress import Progress
@@ -151,7 +152,7 @@ def _score_parts(
             num_gpus=1 if gpus else None,
         )
     )
-    for row in done.iter_rows():
+    for row in quiet(done).iter_rows():
         reasons.update(row["errors"])
         progress.add(row["images"], len(row["errors"]))
     return reasons

@@ -104,7 +104,7 @@ class Engine:
             ids = [self.device.index] if self.device.type == "cuda" else None
             wrap = self.workers.size > 1
             self._forward = (
-                DistributedDataParallel(self.task, device_ids=ids, broadcast_buffers=False) if wrap else self.task
+                DistributedDataParallel(self.task, device_ids=ids, forward_sync_buffers=False) if wrap else self.task
             )
         return self._forward
 
