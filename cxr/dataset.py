@@ -142,6 +142,7 @@ def _streamed(keys: list[dict[str, Any]], read: Callable[[pa.Table], pa.Table], 
 
 
 def quiet(rows: Dataset) -> Dataset:
+    """Without progress bars of its own; an execution that is stuck is told of after five minutes."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that bars are off
     context: DataContext = rows.context
