@@ -192,13 +192,13 @@ def _broken_pictures() -> list[OddFile]:
 def _no_pictures() -> list[OddFile]:
     gray = radiograph()
     return [
-        OddFile("error.html", b"<!DOCTYPE html><title>404 Not Found</title>", "HTML page"),
+        OddFile("error_page.dcm", b"<!DOCTYPE html><title>404 Not Found</title>", "HTML page"),
         OddFile("error_named.png", b"\n<html><body>Access denied</body></html>", "HTML page"),
         OddFile("denied.xml.png", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "text"),
-        OddFile("readme.txt", "Röntgen, Aufnahme 1–20\n".encode(), "text"),
-        OddFile("report.pdf", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "PDF"),
-        OddFile("images.zip", b"PK\x03\x04" + bytes(60), "ZIP"),
-        OddFile("mask.nii.gz", b"\x1f\x8b\x08" + bytes(60), "gzip"),
+        OddFile("text.dcm", "Röntgen, Aufnahme 1–20\n".encode(), "text"),
+        OddFile("document.dcm", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "PDF"),
+        OddFile("zipped.dcm", b"PK\x03\x04" + bytes(60), "ZIP"),
+        OddFile("gzipped.dcm", b"\x1f\x8b\x08" + bytes(60), "gzip"),
         OddFile("mask.gif", encoded(gray, "GIF"), "GIF"),
         OddFile("scan.tif", encoded(gray, "TIFF"), "TIFF"),
         OddFile("scan.bmp", encoded(gray, "BMP"), "BMP"),

@@ -91,15 +91,15 @@ class AlignRecipe(Recipe):
         _one_of("target", self.target, get_args(Strategy))
         _one_of("features", self.features, perceptual.KINDS)
         if self.passes < 1:
-            raise ValueError(f"passes={self.passes}: wanted 1 or more")
+            raise UserError(f"passes={self.passes}: wanted 1 or more")
         if not 1 <= self.feature_layers <= perceptual.DEEPEST[self.features]:
             deepest = perceptual.DEEPEST[self.features]
-            raise ValueError(f"feature_layers={self.feature_layers}: {self.features} has 1–{deepest}")
+            raise UserError(f"feature_layers={self.feature_layers}: {self.features} has 1–{deepest}")
         if self.features == "align" and not weights.is_uri(self.feature_weights):
-            raise ValueError("features='align' needs feature_weights, the URI of an aligner's checkpoint")
+            raise UserError("features='align' needs feature_weights, the URI of an aligner's checkpoint")
         terms = vars(self._terms())
         if min(terms.values()) < 0 or not 0 < sum(terms.values()) < math.inf:
-            raise ValueError(f"weights {terms}: wanted none negative and at least one above 0")
+            raise UserError(f"weights {terms}: wanted none negative and at least one above 0")
 
     def network(self, findings: Sequence[str]) -> SpatialTransformer:
         return SpatialTransformer(trunk(self.trunk), self.transform, self.passes)
@@ -187,4 +187,4 @@ def read_target(uri: str) -> Tensor:
 
 def _one_of(name: str, value: str, wanted: Sequence[str]) -> None:
     if value not in wanted:
-        raise ValueError(f"{name}={value!r}: wanted one of {', '.join(wanted)}")
+        raise UserError(f"{name}={value!r}: wanted one of {', '.join(wanted)}")

@@ -55,10 +55,9 @@ class Worker:
         torch.manual_seed(self.recipe.seed)
         try:
             train, val = open_streams(self.config["data"], self.recipe, self.workers)
-            task = self.recipe.task(self.recipe.network(self.config["findings"]))
+            engine = self._engine(self.recipe.task(self.recipe.network(self.config["findings"])), train)
         except UserError as mistake:
             return {"misuse": str(mistake)}
-        engine = self._engine(task, train)
         try:
             while not self.progress.done(self.recipe):
                 self._epoch(engine, train, val)
