@@ -116,6 +116,7 @@ def _stop(head: subprocess.Popen[bytes], patience_s: float = 20) -> None:
             process.kill()
     head.kill()
     head.wait()
+    psutil.wait_procs(family, timeout=patience_s)
     signal.signal(signal.SIGINT, interrupt)
 
 

@@ -18,7 +18,8 @@ LOOPBACK = "127.0.0.1"
 PROGRESS = re.compile(r" \d+/\d+  loss ")
 NOISE = re.compile(
     "constructor arguments in the object store|worker processes have been started|Setting up process group|"
-    "Checkpoint successfully created|Reporting training result|Requesting resources|Attempting to start"
+    "Checkpoint successfully created|Reporting training result|Requesting resources|Attempting to start|"
+    "Detected that the Ray Train controller actor"
 )
 
 
