@@ -11,6 +11,7 @@ import pyarrow as pa
 from cxr import schema
 
 VAL_SHARE = 0.1  # of the patients that no official list holds for the test
+VAL_AT_LEAST = 10  # patients, or VAL_SHARE of fewer than a hundred: chance alone may leave a small archive with one
 TEST_SHARE = 0.1  # of the patients that no official list names
 
 
@@ -24,7 +25,7 @@ def split_by_patient(
 
     A patient with one image in the official test list is a test patient with all of them. Elsewhere the split
     hangs on the id and the seed alone, so that it stays when images come or go; only where an archive is so
-    small that nothing would be left to train on or to validate with does the nearest patient fill the gap.
+    small that too little would be left to train on or to validate with do the nearest patients fill the gap.
 
     Args:
         patient_ids: string (N), without nulls.
@@ -44,8 +45,9 @@ def split_by_patient(
     train_val = _with_any(in_train_val, patient_N, len(draws))
 
     ours = ~test
-    lowest, highest = draws.min(where=ours, initial=1.0), draws.max(where=ours, initial=0.0)
-    val = ours & (draws <= max(VAL_SHARE, lowest)) & (draws < highest)
+    wanted = min(VAL_AT_LEAST, max(1, round(VAL_SHARE * ours.sum())))
+    enough, highest = np.sort(np.where(ours, draws, 1.0))[wanted - 1], draws.max(where=ours, initial=0.0)
+    val = ours & (draws <= max(VAL_SHARE, enough)) & (draws < highest)
     more_test = ours & ~train_val & ~val & (draws >= 1 - TEST_SHARE)
     if (ours & ~val & ~more_test).any():
         test |= more_test
