@@ -53,7 +53,11 @@ def _guarded(main: Callable[[Options], dict[str, Any]], options: Options) -> int
         print(f"error: {mistake}", file=sys.stderr, flush=True)
         return MISUSED
     except KeyboardInterrupt:
-        print("interrupted: what was finished is kept; the same command goes on from there", file=sys.stderr)
+        print(
+            "interrupted: what was finished is kept. The same command goes on from there, with --resume where "
+            "the job has that option",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     except Exception:
         traceback.print_exc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,6 +86,7 @@ def search(
     options, run = options or SearchOptions(), run or RunOptions()
     out = storage.normalise(out)
     cluster.check_shared(out)
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, not just the wait for its trials
     trainable = _trainable(recipe, archive, out, run, source)
     if run.resume:
         tuner = _restored(trainable, out)

@@ -66,7 +66,7 @@ def fit(
         "compile": options.compile,
         "threads": options.cpus_per_worker,
     }
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config=config,
         scaling_config=_scaling(options, gpu),
@@ -135,6 +135,13 @@ def _uri(out: str, kept: ray.train.Checkpoint) -> str:
     """A checkpoint's URI; Ray gives its path without a scheme."""
     scheme, mark, _ = out.partition("://")
     return f"{scheme}{mark}{kept.path}" if mark else kept.path
+
+
+class Trainer(TorchTrainer):
+    """A TorchTrainer that leaves Ctrl-C to the job: Ray's own handler would end it with exit code 0."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
 
 
 class EachRowOnce(DataConfig):
