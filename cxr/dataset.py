@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
@@ -92,12 +91,9 @@ def _open_shards(uri: str, split: str | None, columns: Sequence[str] | None) -> 
 
 def _read_group(key: pa.Table, columns: Sequence[str] | None) -> pa.Table:
     (group,) = key.to_pylist()
-    filesystem, path = storage.filesystem(group["uri"])
-    with pq.ParquetFile(path, filesystem=filesystem) as file:
-        wanted = schema.row_schema(schema.pixel_format(file.schema_arrow))
-        chosen = list(columns or wanted.names)
-        rows = file.read_row_group(group["index"], columns=chosen, use_threads=False)
-    return rows.select(chosen).replace_schema_metadata(wanted.metadata)
+    rows = storage.read_parquet(group["uri"], row_group=group["index"], columns=columns)
+    wanted = schema.row_schema(schema.pixel_format(rows.schema))
+    return rows.select(list(columns or wanted.names)).replace_schema_metadata(wanted.metadata)
 
 
 def _of_split(manifest: pa.Table, split: str | None, uri: str) -> pa.Table:

@@ -177,9 +177,8 @@ def _read_footers(ledger: Ledger, parts: Sequence[Part]) -> list[_Contents]:
 
 
 def _contents(ledger: Ledger, part: Part) -> _Contents:
-    filesystem, path = storage.filesystem(ledger.file(part))
     try:
-        footer = pq.read_metadata(path, filesystem=filesystem)
+        footer = storage.read_parquet_footer(ledger.file(part))
         rejects = json.loads((footer.metadata or {})[_REJECTS])
     except (pa.ArrowInvalid, KeyError) as error:
         raise _foreign(ledger, part) from error

@@ -105,8 +105,13 @@ def _described(given: Values, image: Image, frame: Frame, boxes_frame: int | Non
         schema.WIDTH_PX: width,
         schema.SPACING_MM: spacing or image.spacing_mm,
         schema.FRAME: frame.as_dict(),
-        schema.BOXES: [_scaled(box, x_scale, y_scale) for box in given[schema.BOXES] or ()],
+        schema.BOXES: _boxes(given[schema.BOXES], x_scale, y_scale),
     }
+
+
+def _boxes(boxes: Sequence[Values] | None, x_scale: float, y_scale: float) -> list[Values] | None:
+    """Null stays null: where a source says nothing of boxes, there may be findings all the same."""
+    return None if boxes is None else [_scaled(box, x_scale, y_scale) for box in boxes]
 
 
 def _scaled(box: Mapping[str, Any], x_scale: float, y_scale: float) -> Values:
@@ -144,7 +149,7 @@ def _original_mask(source: Values, height: int, width: int) -> np.ndarray:
     if abs(mask_width * height - mask_height * width) > _ASPECT_TOLERANCE * mask_height * width:
         raise Refused(f"mask of {source[schema.LABEL]} is {mask_width} x {mask_height}, its image {width} x {height}")
     mask = (picture > picture.max() // 2).astype(np.uint8)
-    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
 
 
 def _table(manifest: pa.Table, made: Sequence[Values], store: np.ndarray, pixels: PixelFormat) -> pa.Table:

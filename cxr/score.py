@@ -179,8 +179,7 @@ def _read(part: pa.Table, pixels: PixelFormat) -> pa.Table:
 
 
 def _read_shard(uri: str, pixels: PixelFormat) -> pa.Table:
-    filesystem, path = storage.filesystem(uri)
-    found = pq.ParquetFile(path, filesystem=filesystem).read()
+    found = storage.read_parquet(uri)
     wanted = schema.row_schema(pixels)
     columns = [
         found[field.name] if field.name in found.column_names else pa.nulls(found.num_rows, field.type)
@@ -260,8 +259,7 @@ def as_arrow(values: Tensor, kind: pa.DataType) -> pa.Array:
 
 def _reasons(uri: str) -> Counter[str]:
     """The errors in a part that an earlier run has written."""
-    filesystem, path = storage.filesystem(uri)
-    errors = pq.read_table(path, filesystem=filesystem, columns=[schema.ERROR])[schema.ERROR]
+    errors = storage.read_parquet(uri, columns=[schema.ERROR])[schema.ERROR]
     return Counter(pc.drop_null(errors).to_pylist())
 
 

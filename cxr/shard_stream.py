@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cxr import batches, schema, storage
 from cxr.batches import Columns
@@ -121,9 +119,7 @@ class ShardStream:
         return self._resident
 
     def _read(self, group: RowGroup) -> Columns:
-        filesystem, path = storage.filesystem(group.uri)
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            rows: pa.Table = file.read_row_group(group.index, columns=list(self.columns), use_threads=False)
+        rows = storage.read_parquet(group.uri, row_group=group.index, columns=self.columns)
         assert rows.num_rows == group.rows, f"{group.uri} was changed after {ARCHIVE_FILE} was written"
         return batches.to_columns(rows, self.columns, self.info.pixels)
 

@@ -81,8 +81,11 @@ def _looked_up(values: np.ndarray, dataset: Dataset, sequence: str) -> np.ndarra
     items = value(dataset, sequence)
     if not items:
         return None
-    descriptor, table = value(items[0], "LUTDescriptor"), _table(items[0], dataset)
-    if table is None or not table.size or len(descriptor or ()) != 3:
+    descriptor = value(items[0], "LUTDescriptor")
+    if len(descriptor or ()) != 3:
+        return None
+    table = _table(items[0], dataset, int(descriptor[0]) or 0x10000)
+    if table is None or not table.size:
         return None
     first = descriptor[1]
     if first > 0x7FFF and values.min() < 0:  # a signed number read as unsigned
@@ -90,8 +93,11 @@ def _looked_up(values: np.ndarray, dataset: Dataset, sequence: str) -> np.ndarra
     return table[np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)]
 
 
-def _table(item: Dataset, dataset: Dataset) -> np.ndarray | None:
+def _table(item: Dataset, dataset: Dataset, entries: int) -> np.ndarray | None:
+    """The table's values; entries of 8 bits may be packed, two in a word (PS3.3 C.11.1.1.1)."""
     data = value(item, "LUTData")
+    if isinstance(data, bytes) and len(data) - entries in (0, 1):
+        return np.frombuffer(data[:entries], np.uint8).astype(np.float64)
     if isinstance(data, bytes):
         little = dataset.original_encoding[1]
         return np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little else ">u2").astype(np.float64)

@@ -39,7 +39,14 @@ def decode_png(data: bytes) -> np.ndarray:
     check_size(height, width)
     if any(kind == b"acTL" for kind, _ in chunks):
         raise Refused("multi-frame image: an animated PNG")
-    return _decode(data, "PNG")
+    return _full_range(_decode(data, "PNG"))
+
+
+def _full_range(pixels: np.ndarray) -> np.ndarray:
+    """16-bit samples of which only lower bits are used, as in exports of 10–14-bit X-rays, shifted to the top."""
+    if pixels.dtype != np.uint16:
+        return pixels
+    return pixels << (16 - max(8, int(pixels.max(initial=0)).bit_length()))
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

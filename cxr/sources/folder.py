@@ -8,6 +8,7 @@ is as often a label. The split follows from the patient by a hash.
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr import schema
@@ -31,9 +32,7 @@ def manifest(uri: str) -> Manifest:
     """
     files, notes = list_images(uri)
     patients = pc.struct_field(pc.extract_regex(files[PATH], r"^(?P<first>[^/]+)/[^/]+/"), "first")
-    if deep := len(patients) - patients.null_count:
-        count = pc.count_distinct(patients).as_py()
-        notes.append(f"the first of several folders counts as the patient: {deep:,} images, {count:,} patients")
+    notes.append(_said(files.num_rows, patients))
     patient_ids = pc.coalesce(patients, files[PATH])
     columns = {
         schema.IMAGE_ID: files[PATH],
@@ -43,3 +42,14 @@ def manifest(uri: str) -> Manifest:
         schema.LABELS: labels_column(np.empty((files.num_rows, 0), np.int8)),
     }
     return Manifest(manifest_table(columns), (), notes)
+
+
+def _said(images: int, patients: pa.ChunkedArray) -> str:
+    """What counts as a patient here, since splits are only as disjoint as that is true."""
+    deep = len(patients) - patients.null_count
+    alone = f"{images - deep:,} images count as a patient each: one person's may lie in several splits"
+    if not deep:
+        return f"the folders tell no patient; {alone}"
+    count = pc.count_distinct(patients, mode="only_valid").as_py()
+    found = f"the first of several folders counts as the patient: {deep:,} images, {count:,} patients"
+    return found if deep == images else f"{found}; {alone}"

@@ -21,6 +21,7 @@ from cxr.storage.files import (
 )
 from cxr.storage.filesystems import filesystem
 from cxr.storage.listing import FileEntry, list_files
+from cxr.storage.tables import read_parquet, read_parquet_footer
 from cxr.storage.uri import NotFound, StorageError, is_local, join, name, normalise
 
 __all__ = [
@@ -38,6 +39,8 @@ __all__ = [
     "normalise",
     "read_bytes",
     "read_json",
+    "read_parquet",
+    "read_parquet_footer",
     "read_text",
     "upload_folder",
     "write_bytes",

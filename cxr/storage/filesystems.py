@@ -60,6 +60,7 @@ def _s3(bucket: str, endpoint: str | None, region: str | None) -> fs.S3FileSyste
         connect_timeout=_CONNECT_S,
         request_timeout=_REQUEST_S,
         allow_delayed_open=True,  # a small file is then one PUT
+        tls_ca_file_path=os.environ.get("AWS_CA_BUNDLE"),
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
     )
 

@@ -95,3 +95,8 @@ def test_real_png_files_hold_what_pillow_reads(real_data: Path) -> None:
         with Pillow.open(path) as picture:
             expected = np.asarray(picture.convert("L"))
         np.testing.assert_array_equal(decode(path.read_bytes()).pixels, expected)
+
+
+def test_twelve_bits_in_a_16_bit_png_use_the_full_range() -> None:
+    stored = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+    assert (decode(encoded(stored)).pixels == stored * 16).all()

@@ -107,6 +107,14 @@ def test_lookup_tables(sequence: str) -> None:
     np.testing.assert_allclose(pixels, looked_up / 1023 * 65535, atol=0.51)
 
 
+def test_a_table_of_packed_bytes() -> None:
+    eight = radiograph(8)
+    item = Dataset()
+    item.LUTDescriptor, item.LUTData = [256, 0, 8], np.arange(256)[::-1].astype(np.uint8).tobytes()
+    pixels = shown(eight, VOILUTSequence=Sequence([item])).astype(float)
+    np.testing.assert_allclose(pixels / np.iinfo(shown(eight).dtype).max, 1 - eight / 255, atol=0.01)
+
+
 def test_padding_is_black_and_out_of_the_range() -> None:
     padded = TWELVE.copy()
     padded[:10] = 60000

@@ -1,0 +1,40 @@
+"""Parquet files by URI, read with the same patience and the same errors as all other files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cxr.storage.filesystems import filesystem
+from cxr.storage.retries import retried
+
+
+def read_parquet(uri: str, *, row_group: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file, or one of its row groups; `columns` in the file's order.
+
+    Raises:
+        StorageError: it cannot be read.
+        pyarrow.ArrowInvalid: it is no Parquet file.
+    """
+    chosen = None if columns is None else list(columns)
+
+    def read() -> pa.Table:
+        files, path = filesystem(uri)
+        with pq.ParquetFile(path, filesystem=files) as file:
+            if row_group is None:
+                return file.read(chosen, use_threads=False)
+            return file.read_row_group(row_group, columns=chosen, use_threads=False)
+
+    return retried(uri, read)
+
+
+def read_parquet_footer(uri: str) -> pq.FileMetaData:
+    """A Parquet file's schema, row counts and key-value metadata, without its rows; raises as `read_parquet`."""
+
+    def read() -> pq.FileMetaData:
+        files, path = filesystem(uri)
+        return pq.read_metadata(path, filesystem=files)
+
+    return retried(uri, read)
