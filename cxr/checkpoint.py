@@ -103,8 +103,22 @@ def read_about(uri: str) -> dict[str, Any]:
     return about
 
 
+def check_same_settings(about: Mapping[str, Any], recipe: Recipe, findings: Sequence[str]) -> None:
+    """Raise UserError unless training can go on from a checkpoint; only how long to train may have changed."""
+    changed = recipe.changes_from(about["recipe"], free=("epochs", "patience"))
+    if list(findings) != about["findings"]:
+        changed.append("the archive has other findings")
+    if changed:
+        raise UserError(
+            f"the run to resume was trained otherwise ({'; '.join(changed)}): "
+            f"give the same settings, or another --out"
+        )
+
+
 def copy_for_scoring(source: str, target: str) -> str:
-    """Copy a checkpoint without what only resuming needs; checkpoint.json last, so that it is whole or absent."""
+    """Copy a checkpoint without what only resuming needs; what was at `target` is replaced, whole or not there."""
+    if storage.exists(storage.join(target, ABOUT)):
+        storage.delete(storage.join(target, ABOUT))
     for name in (WEIGHTS, TASK, ABOUT):
         storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
     return target

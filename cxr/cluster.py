@@ -74,10 +74,11 @@ def total(resource: str) -> float:
 
 
 def check_shared(uri: str) -> None:
-    """Raise UserError where `uri` is a local path but the cluster has several machines."""
+    """Raise UserError where `uri` is a local path but the cluster has, or may start, several machines."""
     hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    if is_local(uri) and len(hosts) > 1 and not os.environ.get("CXR_SHARED_FILESYSTEM"):
+    grows = total("CPU") > ray.cluster_resources().get("CPU", 0)
+    if is_local(uri) and (len(hosts) > 1 or grows) and not os.environ.get("CXR_SHARED_FILESYSTEM"):
         raise UserError(
-            f"{uri} is a local path, but this cluster has {len(hosts)} machines: give an s3:// or gs:// URI, "
-            f"or set CXR_SHARED_FILESYSTEM=1 if that path is the same shared folder on all of them"
+            f"{uri} is a local path, but this cluster has, or may start, several machines: give an s3:// or "
+            f"gs:// URI, or set CXR_SHARED_FILESYSTEM=1 if that path is the same shared folder on all of them"
         )

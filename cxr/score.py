@@ -23,7 +23,7 @@ from cxr.dataset import quiet
 from cxr.errors import UserError
 from cxr.ledger import Ledger, Part
 from cxr.progress import Progress
-from cxr.recipes.base import Recipe
+from cxr.recipes.base import Recipe, check_size
 from cxr.rows import make_rows
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
@@ -104,6 +104,7 @@ def _plan(archive: str, recipe: Recipe, source: str) -> tuple[list[Part], PixelF
     """The archive cut into parts, and the size its images have when they reach the network."""
     if shards.is_shards(archive):
         info = shards.read_info(archive)
+        check_size(recipe, info.pixels.size)
         return _shard_parts(info), info.pixels
     manifest = open_manifest(archive, source)
     manifest.tell()
@@ -228,9 +229,8 @@ class Scorer:
     def _batch(self, rows: pa.Table) -> pa.Table:
         columns = batches.to_columns(rows, [schema.PIXELS], self.pixels)
         batch = batches.to_device(batches.to_tensors(columns, self.pixels), self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            predicted = self.recipe.predict(self.network, batch)
-            pictures = self.recipe.draw(self.network, batch) if self.save_images else {}
+        predicted = self.recipe.predict(self.network, batch)
+        pictures = self.recipe.draw(self.network, batch) if self.save_images else {}
         self._write_pictures(pictures, rows[schema.IMAGE_ID].to_pylist())
         fields = self.recipe.score_columns
         return pa.table([as_arrow(predicted[field.name], field.type) for field in fields], schema=fields)

@@ -13,7 +13,7 @@ KIND = "cxr-shards"
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardFile:
     """One shard file: its URI and how many rows it holds."""
 
     uri: str
@@ -29,7 +29,7 @@ class ShardInfo:
     findings: tuple[str, ...]
     pixels: PixelFormat
     row_group_rows: int
-    parts: dict[str, tuple[Part, ...]]  # by split
+    parts: dict[str, tuple[ShardFile, ...]]  # by split
     rejects: int
 
     def rows(self, split: str) -> int:
@@ -62,7 +62,7 @@ def read_info(uri: str) -> ShardInfo:
         )
     about = storage.read_json(storage.join(uri, ARCHIVE_FILE))
     parts = {
-        split: tuple(Part(storage.join(uri, part["path"]), part["rows"]) for part in listed)
+        split: tuple(ShardFile(storage.join(uri, part["path"]), part["rows"]) for part in listed)
         for split, listed in about["parts"].items()
     }
     return ShardInfo(

@@ -10,21 +10,23 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution
 from ray import tune
+from ray._private import worker as ray_worker
 from ray.train import Checkpoint, UserCallback
 from ray.tune import ResultGrid
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from cxr import checkpoint, cluster, shards, storage
+from cxr import checkpoint, shards, storage
 from cxr.errors import UserError
 from cxr.recipes import recipe_from_dict
 from cxr.recipes.base import Recipe
 from cxr.report.trials import Trial
 from cxr.train import RunOptions, fit
-from cxr.train.log import read_metrics
+from cxr.train.fit import room
+from cxr.train.log import best_row, read_metrics
 
-NAME = "search"
+NAME, ABOUT = "search", "search.json"
 TRIAL_CPU = 0.01  # of the process that looks after a trial; its workers hold the rest
 TRIALS = "trials"  # folder of the trials' runs
 
@@ -85,14 +87,15 @@ def search(
     """
     options, run = options or SearchOptions(), run or RunOptions()
     out = storage.normalise(out)
-    cluster.check_shared(out)
+    _check_dashboard()
+    fits = room(run, raw=not shards.is_shards(storage.normalise(archive)), beside=TRIAL_CPU)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, not just the wait for its trials
     trainable = _trainable(recipe, archive, out, run, source)
     if run.resume:
-        tuner = _restored(trainable, out)
+        tuner = _restored(trainable, recipe, out)
     else:
         space = dict(space or recipe.search_space())
-        tuner = _new(trainable, recipe, out, space, options, options.at_once or room(run, archive))
+        tuner = _new(trainable, recipe, out, space, options, min(options.at_once or fits, fits))
     return ranked(tuner.fit(), recipe, out)
 
 
@@ -109,6 +112,7 @@ def _new(
     if not space:
         raise UserError(f"family {recipe.family} names no settings to search")
     grace = min(options.grace or max(1, recipe.epochs // 4), recipe.epochs)
+    storage.write_json(storage.join(out, ABOUT), recipe.to_dict())
     # max_t lies beyond the last epoch: Tune would otherwise stop trials there, before they end by themselves.
     asha = ASHAScheduler(time_attr="epoch", max_t=recipe.epochs + 1, grace_period=grace, reduction_factor=3)
     config = tune.TuneConfig(
@@ -124,11 +128,26 @@ def _new(
     )
 
 
-def _restored(trainable: Any, out: str) -> tune.Tuner:
+def _restored(trainable: Any, recipe: Recipe, out: str) -> tune.Tuner:
     path = storage.join(out, NAME)
     if not tune.Tuner.can_restore(path):
         raise UserError(f"{path} holds no search to resume: give the --out of the search, or leave --resume out")
+    changed = recipe.changes_from(storage.read_json(storage.join(out, ABOUT)))
+    if changed:
+        raise UserError(
+            f"the search to resume began otherwise ({'; '.join(changed)}), and its trials must compare: "
+            f"give the same settings, or another --out"
+        )
     return tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, restart_errored=True)
+
+
+def _check_dashboard() -> None:
+    node = ray_worker._global_node
+    if node is None or not node.webui_url:
+        raise UserError(
+            "this Ray cluster runs without its dashboard, which Tune needs to free the workers of stopped trials: "
+            "start the head with --include-dashboard=true"
+        )
 
 
 def _trainable(recipe: Recipe, archive: str, out: str, run: RunOptions, source: str) -> Any:
@@ -150,25 +169,6 @@ def _trainable(recipe: Recipe, archive: str, out: str, run: RunOptions, source: 
     return tune.with_resources(trial, {"CPU": TRIAL_CPU})
 
 
-def room(run: RunOptions, archive: str) -> int:
-    """How many trials the cluster can train at once, with CPUs left for decoding where the archive is raw.
-
-    Raises:
-        UserError: not even one.
-    """
-    reserve = 0 if shards.is_shards(storage.normalise(archive)) else 1
-    each = run.workers * run.resources_per_worker["CPU"] + TRIAL_CPU
-    fits = math.floor((cluster.total("CPU") - reserve) / each)
-    if run.device == "gpu" or (run.device == "auto" and cluster.total("GPU") > 0):
-        fits = min(fits, math.floor(cluster.total("GPU") / run.workers))
-    if fits < 1:
-        raise UserError(
-            f"the cluster has {cluster.total('CPU'):g} CPUs and {cluster.total('GPU'):g} GPUs: too few for a trial "
-            f"of {run.workers} workers with {run.cpus_per_worker:g} CPUs each. Lower --workers or --cpus-per-worker"
-        )
-    return fits
-
-
 def ranked(grid: ResultGrid, recipe: Recipe, out: str) -> list[Trial]:
     """All trials, the best first, failed ones last."""
     trials = [_trial(result, recipe, out) for result in grid]
@@ -181,11 +181,10 @@ def _trial(result: Any, recipe: Recipe, out: str) -> Trial:
     folder = storage.join(out, TRIALS, trial_id)
     rows = read_metrics(folder)
     drawn = dict(result.config or {})
-    if result.error is not None or not rows:
-        reason = str(result.error or "no epoch was finished").strip().splitlines()[-1]
+    best = best_row(rows, recipe)
+    if result.error is not None or best is None:
+        reason = str(result.error or f"no epoch gave a finite {recipe.monitor}").strip().splitlines()[-1]
         return Trial(trial_id, f"failed: {reason}", len(rows), math.nan, drawn, {}, "")
-    pick = max if recipe.mode == "max" else min
-    best = pick(rows, key=lambda row: row[recipe.monitor])
     kept = _keep(folder, best["checkpoint"])
     metrics = checkpoint.read_about(kept)["metrics"]
     status = "done" if rows[-1]["epoch"] == recipe.epochs else "stopped early"

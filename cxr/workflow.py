@@ -11,7 +11,7 @@ from typing import Any
 from cxr import checkpoint, cluster, ingest, shards, storage
 from cxr.phantom.archive import write_phantom
 from cxr.recipes.align import AlignRecipe
-from cxr.recipes.base import Batch, Recipe
+from cxr.recipes.base import Batch, Recipe, check_size
 from cxr.report.trials import trials_table, write_search_pictures, write_trials
 from cxr.schema import PixelFormat
 from cxr.shard_stream import ShardStream
@@ -72,7 +72,8 @@ def quick_checkpoint(archive: str, out: str) -> str:
     if not storage.exists(storage.join(kept, checkpoint.ABOUT)):
         print(f"no --checkpoint given: training a small aligner in {folder}", flush=True)
         recipe = AlignRecipe(size=64, epochs=4, trunk="conv3")
-        train_job(recipe, ArchiveOptions(archive=archive), RunOptions(), folder)
+        again = RunOptions(resume=storage.exists(storage.join(folder, "train")))
+        train_job(recipe, ArchiveOptions(archive=archive), again, folder)
     return kept
 
 
@@ -84,10 +85,19 @@ def settled(recipe: Recipe) -> Recipe:
     return recipe
 
 
+def _ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str) -> str:
+    """Join or start a cluster, after the mistakes that would otherwise show only once the archive is decoded."""
+    if not archive.stream and not (archive.archive and shards.is_shards(storage.normalise(archive.archive))):
+        check_size(recipe, archive.shard_size)
+    cluster.connect()
+    out = storage.normalise(out)
+    cluster.check_shared(out)
+    return out
+
+
 def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str) -> dict[str, Any]:
     """Everything a train_<family> job does; returns its result.json."""
-    out = storage.normalise(out)
-    cluster.connect()
+    out = _ready_to_begin(recipe, archive, out)
     data = make_ready(archive, out)
     fitted = fit(settled(recipe), data, out, run, source=archive.source)
     pictures = picture(fitted.checkpoint, data, out)
@@ -109,8 +119,7 @@ def tune_job(
     Raises:
         RuntimeError: no trial finished an epoch.
     """
-    out = storage.normalise(out)
-    cluster.connect()
+    out = _ready_to_begin(recipe, archive, out)
     data = make_ready(archive, out)
     recipe = settled(recipe)
     trials = search(recipe, data, out, options, run, source=archive.source)
@@ -146,7 +155,7 @@ def picture(uri: str, data: str, out: str) -> list[str]:
 
 
 def _some(recipe: Recipe, data: str) -> Iterator[Batch]:
-    stream = ShardStream(shards.read_info(data), "val", recipe.columns, batch_size=PICTURED)
+    stream = ShardStream(shards.read_info(data), "val", recipe.columns, batch_size=PICTURED, cache_bytes=0)
     batches = stream.every()
     yield next(batches)
     batches.close()  # pyright: ignore[reportAttributeAccessIssue]

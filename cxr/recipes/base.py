@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,7 +79,7 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def save_pictures(self, batches: Batches, folder: Path) -> None:
-        """Pictures that show what the network does; called on rank 0 with each new best checkpoint."""
+        """Write pictures that show what the network does, and what of the task is worth a file of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,6 +153,15 @@ class Recipe(ABC):
     def to_dict(self) -> dict[str, Any]:
         return {"family": self.family, **dataclasses.asdict(self)}
 
+    def changes_from(self, old: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:
+        """In words, each setting that differs from a recipe that `to_dict` wrote, but for those in `free`."""
+        new = json.loads(json.dumps(self.to_dict()))
+        return [
+            f"{name} was {old.get(name)!r}, is {value!r}"
+            for name, value in new.items()
+            if name not in free and old.get(name) != value
+        ]
+
     def replace(self, **changes: Any) -> Self:
         unknown = set(changes) - {f.name for f in dataclasses.fields(self)}
         if unknown:
@@ -168,18 +178,19 @@ class Recipe(ABC):
         return cls(**plain)
 
 
-def unit_pixels(batch: Batch, size: int) -> Tensor:
-    """A batch's stored pixels as float32 (B, 1, size, size) in [0, 1], resized by area on the device.
-
-    Raises:
-        UserError: `size` is larger than what is stored; enlarging would only pretend detail.
-    """
-    stored = batch[schema.PIXELS]
-    if stored.shape[-1] < size:
+def check_size(recipe: Recipe, stored: int) -> None:
+    """Raise UserError where images are stored smaller than the network wants them."""
+    if stored < recipe.size:
         raise UserError(
-            f"pixels stored at {stored.shape[-1]} px cannot feed a network of size={size}: "
-            f"ingest the archive again with a larger --size, or lower the recipe's size"
+            f"pixels stored at {stored} px cannot feed a network of size={recipe.size}: ingest the archive again "
+            f"with larger pixels, or lower the recipe's size"
         )
+
+
+def unit_pixels(batch: Batch, size: int) -> Tensor:
+    """A batch's stored pixels as float32 (B, 1, size, size) in [0, 1], resized by area on the device."""
+    stored = batch[schema.PIXELS]
+    assert stored.shape[-1] >= size, "enlarging would only pretend detail: see check_size"
     top = 255.0 if stored.dtype == torch.uint8 else 65535.0
     x_B1HW = stored.unsqueeze(1).float().div_(top)
     return x_B1HW if x_B1HW.shape[-1] == size else F.interpolate(x_B1HW, size=(size, size), mode="area")

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cxr.batches import to_device
+from cxr.errors import UserError
 from cxr.recipes.base import Batch, Batches, Recipe, Task, Workers
 
 
@@ -39,6 +40,11 @@ class Engine:
         compiled: bool = False,
         check_every: int = 50,
     ) -> None:
+        if steps_per_epoch < recipe.accumulate:
+            raise UserError(
+                f"accumulate={recipe.accumulate} with {steps_per_epoch} steps an epoch: the weights would never "
+                f"move. Lower accumulate or batch_size"
+            )
         self.recipe, self.workers, self.device, self.check_every = recipe, workers, device, check_every
         self.task = task.to(device=device)
         if device.type == "cuda":
@@ -74,6 +80,8 @@ class Engine:
                 sums[name] = sums[name] + value if name in sums else value
             if steps % self.check_every == 0:
                 self._means(sums, steps)
+        if not steps:
+            raise UserError("an epoch gave no batch: lower batch_size, or give a larger archive")
         means = self._means(sums, steps)
         means["loss"] = sum(value for name, value in means.items() if name != "grad_norm")
         return means | {"images": self.workers.sum(torch.tensor(float(images), device=self.device)).item()}
@@ -143,10 +151,14 @@ class Engine:
         return (to_device(batch, self.device) for batch in batches)
 
     def _share_statistics(self) -> None:
-        """Average the network's running statistics over workers: each saw only its own images."""
-        for buffer in self.task.network.buffers():
-            if self.workers.size > 1 and buffer.is_floating_point():
-                buffer.copy_(self.workers.sum(buffer) / self.workers.size)
+        """Average running statistics over workers, each of which saw only its own images."""
+        if self.workers.size == 1:
+            return
+        averaged = [] if self.average is None else [self.average.module]
+        for network in (self.task.network, *averaged):
+            for buffer in network.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.workers.sum(buffer) / self.workers.size)
 
     def shipped(self) -> nn.Module:
         """The network that is validated and kept: the moving average where there is one."""

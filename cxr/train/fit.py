@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ from ray.train.torch import TorchTrainer
 
 from cxr import checkpoint, cluster, dataset, shards, storage
 from cxr.errors import UserError
-from cxr.recipes.base import Recipe
-from cxr.train.log import RunLog, read_metrics
+from cxr.recipes.base import Recipe, check_size
+from cxr.train.log import RunLog, best_row, read_metrics
 from cxr.train.options import RunOptions
 from cxr.train.worker import train_worker
 
@@ -55,10 +56,11 @@ def fit(
     """
     options = options or RunOptions()
     out = storage.normalise(out)
-    cluster.check_shared(out)
     _check_resume(storage.join(out, name), options.resume)
-    gpu = options.device == "gpu" or (options.device == "auto" and cluster.total("GPU") > 0)
+    _check_batch(recipe, options)
     data, findings, datasets = _describe(archive, recipe, source)
+    room(options, raw=bool(datasets))
+    gpu = uses_gpu(options)
     config = {
         "recipe": recipe.to_dict(),
         "findings": list(findings),
@@ -84,7 +86,7 @@ def fit(
         datasets=datasets,
         dataset_config=EachRowOnce() if datasets else None,
     )
-    return _finish(trainer.fit(), recipe, out)
+    return _finish(trainer.fit(), recipe, out, name)
 
 
 def _check_resume(run: str, resume: bool) -> None:
@@ -96,6 +98,42 @@ def _check_resume(run: str, resume: bool) -> None:
         )
 
 
+def _check_batch(recipe: Recipe, options: RunOptions) -> None:
+    if options.min_workers is None and recipe.batch_size % options.workers:
+        raise UserError(
+            f"batch_size={recipe.batch_size} cannot be shared equally by {options.workers} workers: "
+            f"give a multiple of {options.workers}"
+        )
+
+
+def uses_gpu(options: RunOptions) -> bool:
+    """Whether workers train on GPUs, one each."""
+    return options.device == "gpu" or (options.device == "auto" and cluster.total("GPU") > 0)
+
+
+def room(options: RunOptions, *, raw: bool, beside: float = 0.0) -> int:
+    """How many runs with these options the cluster can hold at once, machines counted that it may still start.
+
+    Args:
+        raw: a raw archive is streamed, for which a CPU must stay free.
+        beside: CPUs that each run takes besides its workers'.
+
+    Raises:
+        UserError: not even one.
+    """
+    workers, cpus, gpus = options.min_workers or options.workers, cluster.total("CPU"), cluster.total("GPU")
+    fits = math.floor((cpus - raw) / (workers * options.resources_per_worker["CPU"] + beside))
+    if uses_gpu(options):
+        fits = min(fits, math.floor(gpus / workers))
+    if fits < 1:
+        raise UserError(
+            f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs: too few for a run of {workers} workers with "
+            f"{options.cpus_per_worker:g} CPUs{' and a GPU' * uses_gpu(options)} each"
+            f"{', and a CPU for decoding' * raw}. Lower --workers or --cpus-per-worker, or add machines"
+        )
+    return fits
+
+
 def _describe(archive: str, recipe: Recipe, source: str) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]:
     """What workers must know of the data; for a raw archive also the Ray Data streams they share."""
     archive = storage.normalise(archive)
@@ -103,6 +141,7 @@ def _describe(archive: str, recipe: Recipe, source: str) -> tuple[dict[str, Any]
         info = shards.read_info(archive)
         if min(info.rows("train"), info.rows("val")) == 0:
             raise UserError(f"{archive} has no images in its train or its val split: nothing to train on")
+        check_size(recipe, info.pixels.size)
         return {"shards": archive, "cache_bytes": CACHE_BYTES}, info.findings, {}
     datasets, findings, rows = dataset.open_streams(archive, recipe.size, source)
     return {"rows": rows}, findings, datasets
@@ -117,24 +156,19 @@ def _scaling(options: RunOptions, gpu: bool) -> ScalingConfig:
     )
 
 
-def _finish(result: ray.train.Result, recipe: Recipe, out: str) -> Fitted:
+def _finish(result: ray.train.Result, recipe: Recipe, out: str, name: str) -> Fitted:
     """Put the best checkpoint at OUT/checkpoint, where it is found without knowing the epoch."""
     returned = result.return_value or {}
     if "misuse" in returned:
         raise UserError(returned["misuse"])
     if "stopped" in returned:
         raise TrainingStopped(returned["stopped"])
-    best = result.get_best_checkpoint(recipe.monitor, recipe.mode)
-    assert best is not None, "a finished run has reported at least one epoch"
-    uri = _uri(out, best)
-    kept = checkpoint.copy_for_scoring(uri, storage.join(out, "checkpoint"))
-    return Fitted(kept, checkpoint.read_about(kept)["metrics"], read_metrics(out)[-1]["epoch"])
-
-
-def _uri(out: str, kept: ray.train.Checkpoint) -> str:
-    """A checkpoint's URI; Ray gives its path without a scheme."""
-    scheme, mark, _ = out.partition("://")
-    return f"{scheme}{mark}{kept.path}" if mark else kept.path
+    rows = read_metrics(out)
+    best = best_row(rows, recipe)
+    if best is None:
+        raise TrainingStopped(f"{recipe.monitor} was NaN in every epoch: is there anything to measure it by?")
+    kept = checkpoint.copy_for_scoring(storage.join(out, name, best["checkpoint"]), storage.join(out, "checkpoint"))
+    return Fitted(kept, checkpoint.read_about(kept)["metrics"], rows[-1]["epoch"])
 
 
 class Trainer(TorchTrainer):
@@ -152,6 +186,7 @@ class EachRowOnce(DataConfig):
     ) -> Any:
         shares: list[dict[str, Any]] = [{} for _ in range(world_size)]
         for split, rows in datasets.items():
+            rows.context.execution_options = self._resolve_execution_options(split)
             parts = rows.streaming_split(world_size, equal=split == "train", locality_hints=worker_node_ids)
             for share, part in zip(shares, parts, strict=True):
                 share[split] = part

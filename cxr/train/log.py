@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from ray.train import Checkpoint, UserCallback
 from torch.utils.tensorboard import SummaryWriter
 
 from cxr import storage
+from cxr.recipes.base import Recipe
 
 METRICS_FILE, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
@@ -68,7 +71,20 @@ class Board:
                 self.writer.add_scalar(name, value, row["epoch"])
         self.writer.flush()
         if not storage.is_local(self.uri):
+            self._upload()
+
+    def _upload(self) -> None:
+        try:
             storage.upload_folder(self.folder, self.uri)
+        except storage.StorageError as error:  # the next epoch brings these too: no reason to stop training
+            print(f"note: TensorBoard's files were not copied: {error}", flush=True)
+
+
+def best_row(rows: Sequence[dict[str, Any]], recipe: Recipe) -> dict[str, Any] | None:
+    """The best epoch by the recipe's monitor, the latest of equals as Ray Train keeps it; None if all are NaN."""
+    sign = 1 if recipe.mode == "max" else -1
+    finite = [row for row in rows if math.isfinite(row[recipe.monitor])]
+    return max(reversed(finite), key=lambda row: sign * row[recipe.monitor], default=None)
 
 
 def read_metrics(out: str) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import torch
 from cxr import checkpoint
 from cxr.errors import UserError
 from cxr.recipes import recipe_from_dict
-from cxr.recipes.base import Alone, Recipe, Task, Workers
+from cxr.recipes.base import Alone, Recipe, Workers
 from cxr.train.engine import Engine, NonFinite
 from cxr.train.group import Group
 from cxr.train.stream import Stream, open_streams
@@ -32,7 +32,8 @@ class Progress:
     seconds: float = 0.0  # spent training so far, over all restarts
 
     def update(self, value: float, mode: str) -> None:
-        better = math.isnan(self.best) or (value > self.best if mode == "max" else value < self.best)
+        beaten = math.isnan(self.best) or (value > self.best if mode == "max" else value < self.best)
+        better = beaten and not math.isnan(value)
         self.best, self.since_best = (value, 0) if better else (self.best, self.since_best + 1)
         self.epoch += 1
 
@@ -55,20 +56,30 @@ class Worker:
         torch.manual_seed(self.recipe.seed)
         try:
             train, val = open_streams(self.config["data"], self.recipe, self.workers)
-            engine = self._engine(self.recipe.task(self.recipe.network(self.config["findings"])), train)
-        except UserError as mistake:
-            return {"misuse": str(mistake)}
+            engine, resumed = self._engine(train)
+        except UserError as error:
+            self._all_well(False)
+            return {"misuse": str(error)}
+        if not self._all_well(True):
+            return {"misuse": "another worker could not be set up: its log says why"}
         try:
+            if not resumed:
+                engine.task.begin(lambda: engine.moved(train.every()), self.workers)
             while not self.progress.done(self.recipe):
                 self._epoch(engine, train, val)
-        except NonFinite as reason:
-            return {"stopped": str(reason)}
+        except (NonFinite, UserError) as reason:
+            return {"misuse" if isinstance(reason, UserError) else "stopped": str(reason)}
         return {"epochs": self.progress.epoch, "best": self.progress.best}
 
-    def _engine(self, task: Task, train: Stream) -> Engine:
-        """The engine, where the last checkpoint left it, or at the very beginning."""
+    def _all_well(self, well: bool) -> bool:
+        """Whether every worker is; a worker that gave up alone would leave the others waiting for it."""
+        return self.workers.sum(torch.tensor(float(well), device=self.device)).item() == self.workers.size
+
+    def _engine(self, train: Stream) -> tuple[Engine, bool]:
+        """The engine at the very beginning, or where the last checkpoint left it, and which of the two it is."""
+        task = self.recipe.task(self.recipe.network(self.config["findings"]))
         previous = ray.train.get_checkpoint()
-        state = _read_resume(previous) if previous else None
+        state = self._resume_state(previous) if previous else None
         if state:
             checkpoint.restore_task_state(task, state["task"])
             self.progress = Progress(**state["progress"])
@@ -82,9 +93,18 @@ class Worker:
         )
         if state:
             engine.restore(state["engine"])
-        else:
-            task.begin(lambda: engine.moved(train.every()), self.workers)
-        return engine
+        return engine, state is not None
+
+    def _resume_state(self, previous: ray.train.Checkpoint) -> dict[str, Any]:
+        """What a checkpoint holds for going on.
+
+        Raises:
+            UserError: it was trained with other settings, or on other findings.
+        """
+        with previous.as_directory() as folder:
+            about = checkpoint.read_about(folder)
+            checkpoint.check_same_settings(about, self.recipe, self.config["findings"])
+            return torch.load(Path(folder) / checkpoint.RESUME, weights_only=True, map_location="cpu")
 
     def _epoch(self, engine: Engine, train: Stream, val: Stream) -> None:
         """One epoch, then a report; the seed depends on the epoch alone, so that a resumed run repeats it."""
@@ -131,11 +151,6 @@ class Worker:
                 resume=resume,
             )
             ray.train.report(report, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
-
-
-def _read_resume(previous: ray.train.Checkpoint) -> dict[str, Any]:
-    with previous.as_directory() as folder:
-        return torch.load(Path(folder) / checkpoint.RESUME, weights_only=True, map_location="cpu")
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:

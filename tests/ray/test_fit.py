@@ -63,6 +63,8 @@ def test_two_workers_finish_with_one_network_and_a_finished_run_goes_on(made: st
     assert [row["workers"] for row in read_metrics(out)] == [2, 2]
     with pytest.raises(UserError, match="holds a run already: give --resume"):
         fit(RECIPE, made, out)
+    with pytest.raises(UserError, match=r"lr was 0.002, is 0.5"):
+        fit(RECIPE.replace(epochs=3, lr=0.5), made, out, RunOptions(resume=True))
     longer = fit(RECIPE.replace(epochs=3), made, out, RunOptions(resume=True))
     assert longer.epochs == 3
 
@@ -83,6 +85,13 @@ def test_a_loss_that_explodes_is_named(made: str, tmp_path: Path) -> None:
 def test_a_network_larger_than_the_shards_is_refused(made: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="stored at 32 px cannot feed a network of size=64"):
         fit(RECIPE.replace(size=64), made, str(tmp_path / "large"))
+
+
+def test_more_than_the_cluster_has_is_refused(made: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has 2 CPUs and 0 GPUs: too few for a run of 4 workers"):
+        fit(RECIPE, made, str(tmp_path / "many"), RunOptions(workers=4))
+    with pytest.raises(UserError, match="cannot be shared equally by 3 workers"):
+        fit(RECIPE, made, str(tmp_path / "odd"), RunOptions(workers=3))
 
 
 def test_nothing_to_resume(made: str, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from cxr.errors import UserError
 from cxr.recipes.align import AlignRecipe
 from cxr.report.trials import write_search_pictures, write_trials
 from cxr.train import RunOptions
+from cxr.train.fit import room
 from cxr.train.log import read_metrics
-from cxr.tune import SearchOptions, room, search
+from cxr.tune import TRIAL_CPU, SearchOptions, search
 from tests.made_shards import write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -51,6 +52,8 @@ def test_drawn_weights_take_effect_and_trials_are_ranked(made: str, tmp_path: Pa
     ]
     with pytest.raises(UserError, match="holds a search already"):
         search(RECIPE, made, out, SearchOptions(trials=1), space=SPACE)
+    with pytest.raises(UserError, match="epochs was 2, is 3"):
+        search(RECIPE.replace(epochs=3), made, out, run=RunOptions(resume=True), space=SPACE)
 
 
 class Disobedient(AlignRecipe):
@@ -82,9 +85,10 @@ def test_a_worker_that_applies_another_config_fails_its_trial(made: str, tmp_pat
     assert trials[0].checkpoint == ""
 
 
-def test_as_many_trials_at_once_as_fit(made: str) -> None:
-    assert room(RunOptions(cpus_per_worker=0.5), made) == 4
-    assert room(RunOptions(), made) == 2
-    assert room(RunOptions(workers=2), made) == 1
-    with pytest.raises(UserError, match="too few for a trial of 4 workers"):
-        room(RunOptions(workers=4), made)
+def test_as_many_trials_at_once_as_fit() -> None:
+    assert room(RunOptions(cpus_per_worker=0.5), raw=False) == 4
+    assert room(RunOptions(), raw=False, beside=TRIAL_CPU) == 2
+    assert room(RunOptions(), raw=True) == 1
+    assert room(RunOptions(workers=2), raw=False) == 1
+    with pytest.raises(UserError, match="too few for a run of 4 workers"):
+        room(RunOptions(workers=4), raw=False)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr import schema
+from cxr.errors import UserError
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Alone, Batch, Batches, Task, Workers
 from cxr.train.engine import Engine, NonFinite
@@ -82,6 +83,13 @@ def test_accumulated_steps_equal_one_large_batch() -> None:
     halves = engine(Line(), steps=60, clip=0.0, accumulate=2)
     halves.epoch(data(8))
     assert torch.allclose(whole.task.network.weight, halves.task.network.weight, atol=1e-5)
+
+
+def test_weights_that_would_never_move_are_refused() -> None:
+    with pytest.raises(UserError, match="accumulate=8 with 5 steps"):
+        engine(Line(), steps=5, accumulate=8)
+    with pytest.raises(UserError, match="an epoch gave no batch"):
+        engine(Line()).epoch(iter([]))
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:

@@ -1,0 +1,50 @@
+"""Two processes reduce and measure exactly what one does alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cxr.recipes.align import AlignRecipe
+from cxr.recipes.base import Alone, Task, Workers
+from cxr.train.group import Group
+from tests.test_recipes import some_batches
+
+RECIPE = AlignRecipe(size=32, trunk="conv3")
+EXACT = ("correlation", "correlation_given", "spread", "mean_scale")
+
+
+def task() -> Task:
+    torch.manual_seed(0)
+    network = RECIPE.network(())
+    torch.nn.init.normal_([*network.parameters()][-1], std=0.2)
+    return RECIPE.task(network)
+
+
+def measured(made: Task, workers: Workers) -> dict[str, float]:
+    """Metrics of two batches of four: alone both, in a group of two one each."""
+    shares = [*some_batches(2)][workers.rank :: workers.size]
+    return {name: value for name, value in made.evaluate(lambda: iter(shares), workers).items() if name in EXACT}
+
+
+def work(rank: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    group = Group()
+    assert group.sum(torch.tensor([1.0 + rank])).tolist() == [3.0]
+    rows = group.gather(torch.full((rank + 1, 2), float(rank)))
+    assert rows.tolist() == [[0, 0], [1, 1], [1, 1]]
+    assert group.gather(torch.zeros(0, 3)).shape == (0, 3)
+    torch.save(measured(task(), group), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_measure_what_one_does(tmp_path: Path) -> None:
+    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert one == other == pytest.approx(measured(task(), Alone()), abs=1e-5)
