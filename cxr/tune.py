@@ -39,7 +39,7 @@ class Mismatch(RuntimeError):
 class SearchOptions:
     """How the search goes about."""
 
-    trials: int = 12
+    trials: int = 8
     """Settings to try."""
     search_seed: int = 0
     """Seed of the sampler (TPE)."""

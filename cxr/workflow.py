@@ -36,7 +36,7 @@ class ArchiveOptions:
     """Train straight from the archive, decoding in every epoch, instead of writing shards to OUT/shards first."""
     max_rejects: float = 0.05
     """Share of images that may be unreadable before the job fails."""
-    phantoms: int = 240
+    phantoms: int = 160
     """Images of the phantom archive made when none is given."""
 
 
@@ -56,7 +56,7 @@ def make_ready(options: ArchiveOptions, out: str) -> str:
     return made
 
 
-def phantom_archive(out: str, count: int = 240, size: int = 256) -> str:
+def phantom_archive(out: str, count: int = 160, size: int = 256) -> str:
     """A small synthetic archive in OUT/phantoms, for a job that was given none; made once."""
     uri = storage.join(out, "phantoms")
     if not chestxray14.detect(uri):

@@ -72,17 +72,7 @@ def fit(
         train_worker,
         train_loop_config=config,
         scaling_config=_scaling(options, gpu),
-        run_config=RunConfig(
-            name=name,
-            storage_path=out,
-            failure_config=FailureConfig(max_failures=options.max_failures),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=options.keep,
-                checkpoint_score_attribute=recipe.monitor,
-                checkpoint_score_order=recipe.mode,
-            ),
-            callbacks=[RunLog(out, name, recipe.monitor), *callbacks],
-        ),
+        run_config=_run_config(recipe, out, name, options, callbacks),
         datasets=datasets,
         dataset_config=EachRowOnce() if datasets else None,
     )
@@ -145,6 +135,23 @@ def _describe(archive: str, recipe: Recipe, source: str) -> tuple[dict[str, Any]
         return {"shards": archive, "cache_bytes": CACHE_BYTES}, info.findings, {}
     datasets, findings, rows = dataset.open_streams(archive, recipe.size, source)
     return {"rows": rows}, findings, datasets
+
+
+def _run_config(
+    recipe: Recipe, out: str, name: str, options: RunOptions, callbacks: Sequence[UserCallback]
+) -> RunConfig:
+    kept = CheckpointConfig(
+        num_to_keep=options.keep,
+        checkpoint_score_attribute=recipe.monitor,
+        checkpoint_score_order=recipe.mode,
+    )
+    return RunConfig(
+        name=name,
+        storage_path=out,
+        failure_config=FailureConfig(max_failures=options.max_failures),
+        checkpoint_config=kept,
+        callbacks=[RunLog(out, name, recipe.monitor), *callbacks],
+    )
 
 
 def _scaling(options: RunOptions, gpu: bool) -> ScalingConfig:
