@@ -17,7 +17,11 @@ from cxr.errors import UserError
 from cxr.recipes.base import Batch, Batches, Recipe, Task, Workers
 
 
-class NonFinite(ArithmeticError):
+class CannotGoOn(RuntimeError):
+    """Training would end here however often it is started again; raised on every worker alike."""
+
+
+class NonFinite(CannotGoOn):
     """A loss term became NaN or infinite; the message names it."""
 
 
@@ -81,7 +85,7 @@ class Engine:
             if steps % self.check_every == 0:
                 self._means(sums, steps)
         if not steps:
-            raise UserError("an epoch gave no batch: lower batch_size, or give a larger archive")
+            raise CannotGoOn("an epoch gave no batch: lower batch_size, or give a larger archive")
         means = self._means(sums, steps)
         means["loss"] = sum(value for name, value in means.items() if name != "grad_norm")
         return means | {"images": self.workers.sum(torch.tensor(float(images), device=self.device)).item()}

@@ -51,7 +51,7 @@ def fit(
 
     Raises:
         UserError: OUT holds a run already and `options.resume` is off, or holds none and it is on.
-        TrainingStopped: a loss term stopped being finite.
+        TrainingStopped: a loss term stopped being finite, or an epoch gave no batch.
         ray.train.TrainingFailedError: workers died more often than `options.max_failures`.
     """
     options = options or RunOptions()

@@ -17,7 +17,7 @@ from cxr import checkpoint
 from cxr.errors import UserError
 from cxr.recipes import recipe_from_dict
 from cxr.recipes.base import Alone, Recipe, Workers
-from cxr.train.engine import Engine, NonFinite
+from cxr.train.engine import CannotGoOn, Engine
 from cxr.train.group import Group
 from cxr.train.stream import Stream, open_streams
 
@@ -67,8 +67,8 @@ class Worker:
                 engine.task.begin(lambda: engine.moved(train.every()), self.workers)
             while not self.progress.done(self.recipe):
                 self._epoch(engine, train, val)
-        except (NonFinite, UserError) as reason:
-            return {"misuse" if isinstance(reason, UserError) else "stopped": str(reason)}
+        except CannotGoOn as reason:
+            return {"stopped": str(reason)}
         return {"epochs": self.progress.epoch, "best": self.progress.best}
 
     def _all_well(self, well: bool) -> bool:

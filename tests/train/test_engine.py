@@ -12,7 +12,7 @@ from cxr import schema
 from cxr.errors import UserError
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Alone, Batch, Batches, Task, Workers
-from cxr.train.engine import Engine, NonFinite
+from cxr.train.engine import CannotGoOn, Engine, NonFinite
 
 
 class Line(Task):
@@ -88,7 +88,7 @@ def test_accumulated_steps_equal_one_large_batch() -> None:
 def test_weights_that_would_never_move_are_refused() -> None:
     with pytest.raises(UserError, match="accumulate=8 with 5 steps"):
         engine(Line(), steps=5, accumulate=8)
-    with pytest.raises(UserError, match="an epoch gave no batch"):
+    with pytest.raises(CannotGoOn, match="an epoch gave no batch"):
         engine(Line()).epoch(iter([]))
 
 
