@@ -36,6 +36,12 @@ def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Option
     doc = sys.modules["__main__"].__doc__ or ""
     options = tyro.cli(options_type, description=doc, config=(tyro.conf.OmitArgPrefixes,))
     signal.signal(signal.SIGTERM, _interrupt)
+    if "working_dir_files" in storage.normalise(options.out).split("/"):
+        print(
+            f"note: --out {options.out} lies in this submitted job's copy of the working directory, which Ray "
+            f"deletes in the end: give an absolute path or a URI to keep the results",
+            flush=True,
+        )
     sys.exit(_guarded(main, options))
 
 
