@@ -1,6 +1,6 @@
 """Score every image of an archive with a checkpoint of any family.
 
-ray job submit -- python jobs/score_archive.py --archive s3://bucket/images --checkpoint s3://bucket/align/checkpoint
+ray job submit --working-dir . -- python jobs/score_archive.py --archive s3://xrays/nih --checkpoint s3://xrays/align/checkpoint
 """
 
 from __future__ import annotations

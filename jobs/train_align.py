@@ -1,7 +1,8 @@
 """Train an aligner: an unsupervised spatial transformer that brings chest X-rays into one frame.
 
-python jobs/train_align.py                                   # on a small phantom archive
-ray job submit -- python jobs/train_align.py --archive s3://bucket/shards --out s3://bucket/align --workers 8
+python jobs/train_align.py  # on a small phantom archive
+
+ray job submit --working-dir . -- python jobs/train_align.py --archive s3://xrays/shards --out s3://xrays/align --workers 8
 """
 
 from __future__ import annotations

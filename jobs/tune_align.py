@@ -1,7 +1,8 @@
 """Search the aligner's loss weights, depths, parameterisation, target strategy and learning rate.
 
-python jobs/tune_align.py                                    # on a small phantom archive
-ray job submit -- python jobs/tune_align.py --archive s3://bucket/images --out s3://bucket/tune --trials 40
+python jobs/tune_align.py  # on a small phantom archive
+
+ray job submit --working-dir . -- python jobs/tune_align.py --archive s3://xrays/nih --out s3://xrays/tune --trials 40
 """
 
 from __future__ import annotations
