@@ -1,6 +1,6 @@
 """Decode an archive of X-rays once, into shards that training reads fast.
 
-ray job submit --working-dir . -- python jobs/ingest_archive.py --archive s3://xrays/chestxray14 --out s3://xrays/cxr14
+ray job submit --working-dir . -- python jobs/ingest_archive.py --archive s3://xrays/nih --out s3://xrays/shards
 """
 
 from __future__ import annotations

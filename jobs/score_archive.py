@@ -1,6 +1,6 @@
 """Score every image of an archive with a checkpoint of any family.
 
-ray job submit --working-dir . -- python jobs/score_archive.py --archive s3://xrays/nih --checkpoint s3://xrays/align/checkpoint
+ray job submit --working-dir . -- python jobs/score_archive.py --archive s3://xrays/nih --checkpoint s3://xrays/align
 """
 
 from __future__ import annotations

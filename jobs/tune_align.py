@@ -2,7 +2,7 @@
 
 python jobs/tune_align.py  # on a small phantom archive
 
-ray job submit --working-dir . -- python jobs/tune_align.py --archive s3://xrays/nih --out s3://xrays/tune --trials 40
+ray job submit --working-dir . -- python jobs/tune_align.py --archive s3://xrays/nih --out s3://xrays/tune --trials 20
 """
 
 from __future__ import annotations
