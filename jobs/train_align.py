@@ -2,7 +2,7 @@
 
 python jobs/train_align.py  # on a small phantom archive
 
-ray job submit --working-dir . -- python jobs/train_align.py --archive s3://xrays/nih --out s3://xrays/align --workers 8
+ray job submit --working-dir . -- python jobs/train_align.py --archive s3://xrays/nih --out s3://xrays/a --workers 8
 """
 
 from __future__ import annotations
