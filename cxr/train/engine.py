@@ -63,7 +63,6 @@ class Engine:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, _warmup_cosine(recipe.warmup, total))
         if compiled:
             task.network.compile()
-        self._module: nn.Module = task
         self._forward: nn.Module | None = None
 
     def epoch(self, batches: Iterator[Batch]) -> dict[str, float]:
