@@ -16,7 +16,7 @@ from cxr.report.trials import trials_table, write_search_pictures, write_trials
 from cxr.schema import PixelFormat
 from cxr.shard_stream import ShardStream
 from cxr.sources import chestxray14
-from cxr.train import RunOptions, fit
+from cxr.train import RunOptions, fit, prepare
 from cxr.tune import SearchOptions, search
 
 PICTURED = 64  # images that the pictures of a run are made from
@@ -71,24 +71,26 @@ def quick_checkpoint(archive: str, out: str) -> str:
     kept = storage.join(folder, "checkpoint")
     if not storage.exists(storage.join(kept, checkpoint.ABOUT)):
         print(f"no --checkpoint given: training a small aligner in {folder}", flush=True)
-        recipe = AlignRecipe(size=64, epochs=4, trunk="conv3")
+        recipe = AlignRecipe(size=64, epochs=4, trunk="conv3", lung_phantoms=200, lung_steps=150)
         again = RunOptions(resume=storage.exists(storage.join(folder, "train")))
         train_job(recipe, ArchiveOptions(archive=archive), again, folder)
     return kept
 
 
-def settled(recipe: Recipe) -> Recipe:
-    """The recipe with what depends on this place decided, each decision said aloud."""
+def settled(recipe: Recipe, out: str, run: RunOptions) -> Recipe:
+    """The recipe with what depends on this place decided, aloud, and what its trainings share made in OUT."""
     recipe, notes = recipe.resolved()
     for note in notes:
         print(f"note: {note}", flush=True)
-    return recipe
+    return prepare(recipe, out, run)
 
 
 def _ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str) -> str:
     """Join or start a cluster, after the mistakes that would otherwise show only once the archive is decoded."""
     if not archive.stream and not (archive.archive and shards.is_shards(storage.normalise(archive.archive))):
         check_size(recipe, archive.shard_size)
+    if archive.archive:
+        storage.check_readable(archive.archive)
     cluster.connect()
     out = storage.normalise(out)
     cluster.check_shared(out)
@@ -99,7 +101,7 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
     """Everything a train_<family> job does; returns its result.json."""
     out = _ready_to_begin(recipe, archive, out)
     data = make_ready(archive, out)
-    fitted = fit(settled(recipe), data, out, run, source=archive.source)
+    fitted = fit(settled(recipe, out, run), data, out, run, source=archive.source)
     pictures = picture(fitted.checkpoint, data, out)
     _say(fitted.metrics, fitted.checkpoint, pictures)
     return {
@@ -121,7 +123,7 @@ def tune_job(
     """
     out = _ready_to_begin(recipe, archive, out)
     data = make_ready(archive, out)
-    recipe = settled(recipe)
+    recipe = settled(recipe, out, run)
     trials = search(recipe, data, out, options, run, source=archive.source)
     table = write_trials(trials, recipe.monitor, out)
     print(trials_table(trials, recipe.monitor), flush=True)

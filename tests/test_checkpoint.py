@@ -11,7 +11,7 @@ from cxr import checkpoint, schema, storage
 from cxr.errors import UserError
 from cxr.recipes.align import AlignRecipe
 
-RECIPE = AlignRecipe(size=32, trunk="conv3", transform="affine")
+RECIPE = AlignRecipe(size=32, trunk="conv3", lungs=False, transform="affine")
 
 
 def save(folder: Path) -> torch.nn.Module:

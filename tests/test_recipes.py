@@ -17,7 +17,7 @@ from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Alone, Batch, Recipe
 from cxr.train.engine import Engine
 
-SMALL: dict[str, Recipe] = {"align": AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=1)}
+SMALL: dict[str, Recipe] = {"align": AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=1, lungs=False)}
 
 
 @pytest.fixture(params=sorted(RECIPES))

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def random_affine(
@@ -49,3 +50,28 @@ def random_exposure(
     x = x_BCHW.clamp(min=1e-4) ** torch.exp(math.log(gamma) * u[0]) * (1 + contrast * u[1]) + brightness * u[2]
     grain = torch.randn(x.shape, device=device, generator=generator)
     return (x + noise * u[3].abs() * grain).clamp(0, 1)
+
+
+def random_shading(x_BCHW: Tensor, *, depth: float = 0.12, blur: float = 1.0) -> Tensor:
+    """Images in [0, 1] shaded unevenly, by about `depth` at most, and blurred by up to `blur`: as other grids do."""
+    device, count = x_BCHW.device, len(x_BCHW)
+    coarse = torch.randn(count, 1, 4, 4, device=device)
+    shade = F.interpolate(coarse, x_BCHW.shape[-2:], mode="bicubic")
+    soft = F.avg_pool2d(x_BCHW, 3, 1, 1)
+    much = blur * torch.rand(count, 1, 1, 1, device=device)
+    shaded = x_BCHW + much * (soft - x_BCHW) + depth * torch.rand(count, 1, 1, 1, device=device) * shade
+    return shaded.clamp(0, 1)
+
+
+def random_plates(x_BCHW: Tensor, *, share: float = 0.5, largest: float = 0.3) -> Tensor:
+    """Images in [0, 1], a `share` of which gets one even rectangle: labels, shutters, things in the way.
+
+    Sides are up to `largest` of the image's; the rectangle may lie partly outside.
+    """
+    device, count = x_BCHW.device, len(x_BCHW)
+    u = torch.rand(6, count, 1, 1, 1, device=device)
+    height, width = x_BCHW.shape[-2:]
+    y = torch.linspace(0, 1, height, device=device).view(1, 1, -1, 1)
+    x = torch.linspace(0, 1, width, device=device).view(1, 1, 1, -1)
+    inside = ((y - u[0]).abs() < largest / 2 * u[1]) & ((x - u[2]).abs() < largest / 2 * u[3]) & (u[4] < share)
+    return torch.where(inside, u[5], x_BCHW)

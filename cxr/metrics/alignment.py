@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,7 +12,8 @@ from cxr.metrics.meters import Mean, Workers
 from cxr.models.backbones import local_mean, normalise_contrast
 from cxr.models.spatial_transformer import compose, corner_distance, invert, warp
 
-COLLAPSED_BELOW, COLLAPSED_ABOVE = 0.6, 1.6  # mean scales at which a network has zoomed away from the chest
+SCALES = 0.6, 1.6  # mean scales beyond which a network has zoomed into a corner, or away from the chest
+FARTHEST = 0.2  # share of the width by which the middle of the common frame may lie off the images' middle
 
 
 def unit_vectors(x_B1HW: Tensor) -> Tensor:
@@ -37,9 +40,25 @@ def mean_scale(theta: Tensor) -> Tensor:
     return torch.linalg.det(theta[..., :2].float()).abs().sqrt()
 
 
-def collapsed(scale: float) -> bool:
-    """Whether the group's mean scale says that the network looks at a corner, or from far away."""
-    return not COLLAPSED_BELOW <= scale <= COLLAPSED_ABOVE
+def middle_shift(theta: Tensor) -> Tensor:
+    """(B,) how far from the image's middle the middle of the common frame lies, share of the width."""
+    return torch.linalg.vector_norm(theta[..., 2].float(), dim=-1) / 2
+
+
+def mirrored(theta: Tensor) -> Tensor:
+    """(B,) bool: left and right changed places, or nothing is left of the image."""
+    return torch.linalg.det(theta[..., :2].float()) <= 0
+
+
+def degenerate(scale: float, shift: float, mirrored_share: float) -> str:
+    """Why a group's transforms are no alignment, from its mean scale, `middle_shift` and share mirrored; or empty."""
+    if not SCALES[0] <= scale <= SCALES[1]:
+        return f"collapsed: its mean scale is {scale:.2f}, wanted {SCALES[0]} to {SCALES[1]}"
+    if not shift <= FARTHEST:
+        return f"drifted: its frame's middle lies {shift:.0%} of the width off the images', at most {FARTHEST:.0%}"
+    if mirrored_share:
+        return f"mirrored: {mirrored_share:.0%} of the images come out with left and right exchanged"
+    return ""
 
 
 def pairwise_iou(masks_BHW: Tensor) -> float:
@@ -47,15 +66,22 @@ def pairwise_iou(masks_BHW: Tensor) -> float:
 
     Takes memory for B² numbers: choose some hundreds.
     """
-    if len(masks_BHW) < 2:
-        return float("nan")
+    return float(off_diagonal_mean(iou_matrix(masks_BHW)))
+
+
+def iou_matrix(masks_BHW: Tensor) -> Tensor:
+    """(B, B) intersection over union of each pair; 1 for two empty masks. Masks in [0, 1] may be soft."""
     flat = masks_BHW.flatten(1).float()
     intersection = flat @ flat.T
     area = flat.sum(1)
     union = area[:, None] + area[None, :] - intersection
-    iou = torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
-    count = len(flat)
-    return float((iou.sum() - iou.diagonal().sum()) / (count * (count - 1)))
+    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
+
+
+def off_diagonal_mean(matrix_BB: Tensor) -> Tensor:
+    """Mean over all pairs of different rows and columns; NaN for fewer than two."""
+    count = len(matrix_BB)
+    return (matrix_BB.sum() - matrix_BB.diagonal().sum()) / (count * (count - 1))
 
 
 def pose_errors(theta: Tensor, pose: Tensor) -> Tensor:
@@ -104,22 +130,26 @@ class Overlap:
         self._square.add(aligned.flatten(1).square())
 
     def add_masks(self, masks_BHW: Tensor, theta: Tensor) -> None:
-        """Bool masks as `theta` (B or 1, 2, 3) shows them; there may be none."""
+        """Masks, bool or in [0, 1], as `theta` (B or 1, 2, 3) shows them; there may be none."""
         if not len(masks_BHW):
             return
         aligned = warp(masks_BHW[:, None], theta, self._size)[:, 0] > 0.5
         self._masks = torch.cat([self._masks, aligned.to(torch.uint8)])[: self._masks_kept]
 
+    def iou(self, workers: Workers) -> float:
+        """Mean over pairs of masks; NaN for fewer than two."""
+        return pairwise_iou(workers.gather(self._masks))
+
     def results(self, workers: Workers) -> dict[str, float]:
         """The group's correlation, spread and, where there are masks, iou.
 
         correlation: of each contrast-normalised image with their mean, mean over images. spread: standard
-        deviation over images, which lie in [0, 1], mean over pixels. iou: mean over pairs of masks.
+        deviation over images, which lie in [0, 1], mean over pixels.
         """
         value, square = self._value.over(workers, self._like), self._square.over(workers, self._like)
-        masks = workers.gather(self._masks)
+        iou = self.iou(workers)
         results = {
             "correlation": correlation_to_mean(self._unit.over(workers, self._like)),
             "spread": float((square - value.square()).clamp(min=0).sqrt().mean()),
         }
-        return results | ({"iou": pairwise_iou(masks)} if len(masks) > 1 else {})
+        return results | ({"iou": iou} if not math.isnan(iou) else {})

@@ -1,7 +1,8 @@
-"""Trunks that read one-channel images: small conv nets and torchvision's ResNets."""
+"""Trunks that read images of one or a few channels: small conv nets and torchvision's ResNets."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -18,7 +19,7 @@ class Trunk(nn.Module):
     """Convolutions, then a small grid of cells flattened to `features` numbers.
 
     Args:
-        blocks: (B, 1, H, W) to (B, channels, h, w).
+        blocks: (B, C, H, W) to (B, channels, h, w).
         features: length of the output.
     """
 
@@ -33,8 +34,8 @@ class Trunk(nn.Module):
         return self.mix(self.squeeze(self.blocks(x_B1HW)))
 
 
-def trunk(name: TrunkName) -> Trunk:
-    """A new trunk with random weights.
+def trunk(name: TrunkName, channels: int = 1) -> Trunk:
+    """A new trunk with random weights for images of `channels` channels.
 
     Raises:
         ValueError: no such trunk.
@@ -43,22 +44,24 @@ def trunk(name: TrunkName) -> Trunk:
         raise ValueError(f"trunk {name!r}: wanted one of {', '.join(TRUNKS)}")
     if name.startswith("conv"):
         depth = int(name.removeprefix("conv"))
-        return Trunk(conv_blocks(depth), WIDTHS[depth - 1])
+        return Trunk(conv_blocks(depth, channels), WIDTHS[depth - 1])
     from torchvision import models as torchvision_models  # here, for it takes seconds to import
 
     net = getattr(torchvision_models, name)(weights=None)
-    net.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+    net.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
     return Trunk(nn.Sequential(*list(net.children())[:-2]), net.fc.in_features)
 
 
-def conv_blocks(depth: int) -> nn.Sequential:
-    """`depth` blocks, each halving the image. GroupNorm: the same in training as in use, for any batch."""
-    blocks, channels = [], 1
-    for width in WIDTHS[:depth]:
-        conv = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
-        blocks.append(nn.Sequential(conv, nn.GroupNorm(8, width), nn.GELU()))
-        channels = width
-    return nn.Sequential(*blocks)
+def conv_blocks(depth: int, channels: int = 1) -> nn.Sequential:
+    """`depth` blocks, each halving the image."""
+    ends = (channels, *WIDTHS[:depth])
+    return nn.Sequential(*[conv_block(*pair, stride=2) for pair in pairwise(ends)])
+
+
+def conv_block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+    """Convolution, GroupNorm (the same in training as in use, for any batch), GELU."""
+    conv = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(conv, nn.GroupNorm(8, channels_out), nn.GELU())
 
 
 def normalise_contrast(x_BCHW: Tensor, window: float = 0.5) -> Tensor:

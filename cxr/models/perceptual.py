@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cxr.models.backbones import conv_blocks, normalise_contrast
 
-FeatureKind = Literal["local", "vgg16", "densenet121", "align"]
+FeatureKind = Literal["local", "vgg16", "densenet121", "lungs"]
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 
 # Children of torchvision's `features`, shallow to deep: relu1_2, relu2_2, … of VGG; the stem, then the
@@ -24,7 +24,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "vgg16": ("3", "8", "15", "22", "29"),
     "densenet121": ("relu0", "transition1", "transition2", "transition3", "norm5"),
 }
-DEEPEST: dict[FeatureKind, int] = {"local": 4, "vgg16": 5, "densenet121": 5, "align": 6}
+DEEPEST: dict[FeatureKind, int] = {"local": 4, "vgg16": 5, "densenet121": 5, "lungs": 5}
 
 
 class FrozenLayers(nn.Module):
@@ -104,8 +104,8 @@ def build(kind: FeatureKind, state_dict: Mapping[str, Tensor] | None, layers: in
         )
     if kind == "local":
         return LocalFeatures(layers)
-    if kind == "align":
-        return _align_trunk(state_dict, layers)
+    if kind == "lungs":
+        return _lung_encoder(state_dict, layers)
     from torchvision import models as torchvision_models  # here, for it takes seconds to import
 
     network = getattr(torchvision_models, kind)(weights=None).features
@@ -123,9 +123,11 @@ def feature_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     return torch.stack([(x.float() - y.float()).square().mean() for x, y in zip(a, b, strict=True)]).mean()
 
 
-def _align_trunk(state_dict: Mapping[str, Tensor] | None, layers: int) -> FrozenLayers:
+def _lung_encoder(state_dict: Mapping[str, Tensor] | None, layers: int) -> FrozenLayers:
+    """From an aligner's state, or that of its lung network alone."""
     blocks = conv_blocks(layers)
-    _load(blocks, state_dict, "trunk.blocks.")
+    inside = any(name.startswith("lungs.") for name in state_dict or ())
+    _load(blocks, state_dict, "lungs.down." if inside else "down.")
     return FrozenLayers(blocks, [str(i) for i in range(layers)], imagenet=False)
 
 

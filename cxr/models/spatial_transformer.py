@@ -28,13 +28,22 @@ class SpatialTransformer(nn.Module):
     """Finds the transform that brings an image into the common frame; starts as the identity.
 
     Args:
-        trunk: contrast-normalised (B, 1, H, W) to (B, trunk.features); see `backbones.trunk`.
+        trunk: contrast-normalised (B, 1, H, W), with `lungs` (B, 2, H, W), to (B, trunk.features); see
+            `backbones.trunk`.
         parameterisation: similarity (4 parameters), anisotropic (5: two scales) or affine (6: shear too).
         passes: how often the network is applied, each time to what it has aligned so far. The transforms are
             composed and the original is sampled once, so further passes cost no sharpness.
+        lungs: shows the trunk where the lungs are, as a second channel; see `lung_field.LungField`. It is not
+            trained with the rest.
     """
 
-    def __init__(self, trunk: nn.Module, parameterisation: Parameterisation = "anisotropic", passes: int = 1) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        parameterisation: Parameterisation = "anisotropic",
+        passes: int = 1,
+        lungs: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         if parameterisation not in PARAMETERS or passes < 1:
             raise ValueError(f"{parameterisation!r}, passes={passes}: wanted {', '.join(PARAMETERS)}, 1 pass or more")
@@ -44,18 +53,23 @@ class SpatialTransformer(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.parameterisation: Parameterisation = parameterisation
         self.passes = passes
+        self.lungs = lungs.requires_grad_(False) if lungs is not None else None
 
     def forward(self, x_B1HW: Tensor) -> Tensor:
         """Images in [0, 1] to `theta_unit` (B, 2, 3), float32; `bounded_theta` bounds each pass."""
-        x_B1HW = normalise_contrast(x_B1HW)
-        theta = self.localise(x_B1HW)
+        shown_BCHW = self.shown(normalise_contrast(x_B1HW))
+        theta = self.localise(shown_BCHW)
         for _ in range(self.passes - 1):
-            theta = compose(theta, self.localise(warp(x_B1HW, theta)))
+            theta = compose(theta, self.localise(warp(shown_BCHW, theta)))
         return theta
 
-    def localise(self, x_B1HW: Tensor) -> Tensor:
-        """One pass, from a contrast-normalised image."""
-        return bounded_theta(self.head(self.trunk(x_B1HW)), self.parameterisation)
+    def shown(self, z_B1HW: Tensor) -> Tensor:
+        """What the trunk sees of contrast-normalised images: these, and the lung fields found in them."""
+        return z_B1HW if self.lungs is None else torch.cat([z_B1HW, self.lungs(z_B1HW)], 1)
+
+    def localise(self, shown_BCHW: Tensor) -> Tensor:
+        """One pass."""
+        return bounded_theta(self.head(self.trunk(shown_BCHW)), self.parameterisation)
 
 
 def bounded_theta(raw_BP: Tensor, parameterisation: Parameterisation) -> Tensor:

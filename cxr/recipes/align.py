@@ -21,24 +21,27 @@ from torch import Tensor, nn
 
 from cxr import schema, storage
 from cxr.errors import UserError
+from cxr.metrics import alignment
 from cxr.models import perceptual
 from cxr.models.backbones import TRUNKS, TrunkName, trunk
+from cxr.models.lung_field import LungField
 from cxr.models.perceptual import FeatureKind
 from cxr.models.spatial_transformer import PARAMETERS, Parameterisation, SpatialTransformer, warp
-from cxr.recipes import weights
+from cxr.recipes import lung_teacher, weights
 from cxr.recipes.align_task import AlignTask, Augmentation, Strategy, TermWeights
 from cxr.recipes.base import Batch, Recipe, unit_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignRecipe(Recipe):
-    """Spatial transformer (Jaderberg et al. 2015), trained by equivariance and by likeness to a target.
+    """Spatial transformer (Jaderberg et al. 2015) that sees the lungs, trained by likeness to a target.
 
-    The defaults take a few minutes for 400 images on two CPU cores.
+    No label and no real mask is needed: what a lung is, a small U-Net has learnt from phantoms. The defaults
+    take some minutes for 400 images on two CPU cores; docs/decisions/0003 says how they were found.
     """
 
     family: ClassVar[str] = "align"
-    monitor: ClassVar[str] = "correlation"
+    monitor: ClassVar[str] = "agreement"
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.POSE_UNIT, schema.MASKS)
     score_columns: ClassVar[pa.Schema] = pa.schema([(schema.THETA_UNIT, pa.list_(pa.float32(), 6))])
@@ -52,27 +55,38 @@ class AlignRecipe(Recipe):
     """similarity: 4 parameters; anisotropic: 5 (two scales); affine: 6 (shear too)."""
     trunk: TrunkName = "conv5"
     """Localisation network: small nets of 3–6 blocks, or a ResNet without pretrained weights."""
-    passes: int = 2
+    passes: int = 3
     """How often the network is applied, each time to what it has aligned so far."""
     target: Strategy = "structure"
     """mean: the mean image; features: the mean of features; structure: the mean of what is aligned so far."""
     target_uri: str = ""
     """A saved target.pt to align to, which then stays as it is; none if empty."""
 
+    lungs: bool = True
+    """Show the trunk, and the loss, where the lungs are; without, images are compared alone."""
+    lung_weights: str = ""
+    """URI of the lung network's weights, or of an aligner that holds one; if empty, one is taught before training."""
+    lung_phantoms: int = 1000
+    """Phantoms from which the lung network learns."""
+    lung_steps: int = 500
+    """Steps of 16 phantoms for which it learns."""
+
     features: FeatureKind = "local"
-    """Network of the perceptual loss; local needs no weights, align is the trunk of a trained aligner."""
+    """Network of the perceptual loss; local needs no weights, lungs is the encoder of an aligner's lung network."""
     feature_weights: str = "IMAGENET1K_V1"
     """Weights of `features`: torchvision's name, or the URI of a state dict or of a checkpoint folder."""
     feature_layers: int = 3
     """How many layers are compared, from the shallowest on."""
 
-    pixel_weight: float = 0.1
+    overlap_weight: float = 10.0
+    """Of 1 − Dice overlap of the lung fields with the target's."""
+    pixel_weight: float = 0.0
     """Of the squared difference from the target, both contrast-normalised."""
-    feature_weight: float = 0.3
+    feature_weight: float = 0.0
     """Of the squared difference of features from the target's."""
-    structure_weight: float = 1.0
+    structure_weight: float = 0.3
     """Of 1 − local correlation with the target, at two scales."""
-    equivariance_weight: float = 10.0
+    equivariance_weight: float = 3.0
     """Of the distance between the frames found for two random warps of one image, share of the width."""
     identity_weight: float = 1.0
     """Of the distance of a batch's mean transform from the identity, which fixes the common frame."""
@@ -95,14 +109,17 @@ class AlignRecipe(Recipe):
         if not 1 <= self.feature_layers <= perceptual.DEEPEST[self.features]:
             deepest = perceptual.DEEPEST[self.features]
             raise UserError(f"feature_layers={self.feature_layers}: {self.features} has 1–{deepest}")
-        if self.features == "align" and not weights.is_uri(self.feature_weights):
-            raise UserError("features='align' needs feature_weights, the URI of an aligner's checkpoint")
+        if self.features == "lungs" and not weights.is_uri(self.feature_weights):
+            raise UserError("features='lungs' needs feature_weights, the URI of an aligner's checkpoint")
+        if min(self.lung_phantoms, self.lung_steps) < 1:
+            raise UserError(f"lung_phantoms={self.lung_phantoms}, lung_steps={self.lung_steps}: wanted 1 or more")
         terms = vars(self._terms())
         if min(terms.values()) < 0 or not 0 < sum(terms.values()) < math.inf:
             raise UserError(f"weights {terms}: wanted none negative and at least one above 0")
 
     def network(self, findings: Sequence[str]) -> SpatialTransformer:
-        return SpatialTransformer(trunk(self.trunk), self.transform, self.passes)
+        lungs = LungField() if self.lungs else None
+        return SpatialTransformer(trunk(self.trunk, 1 + self.lungs), self.transform, self.passes, lungs)
 
     def task(self, network: nn.Module) -> AlignTask:
         return AlignTask(
@@ -113,6 +130,7 @@ class AlignRecipe(Recipe):
             terms=self._terms(),
             augmentation=Augmentation(self.rotation_deg, self.scale, self.shift),
             target_HW=read_target(self.target_uri) if self.target_uri else None,
+            lung_weights=self.lung_weights,
             seed=self.seed,
         )
 
@@ -128,17 +146,27 @@ class AlignRecipe(Recipe):
         def weight(low: float, high: float) -> FloatDistribution:
             return FloatDistribution(low, high, log=True)
 
-        return {
+        space: dict[str, BaseDistribution] = {
             "lr": weight(3e-4, 5e-3),
             "trunk": CategoricalDistribution(["conv3", "conv4", "conv5", "conv6"]),
             "transform": CategoricalDistribution(list(PARAMETERS)),
             "target": CategoricalDistribution(list(get_args(Strategy))),
             "feature_layers": IntDistribution(1, perceptual.DEEPEST[self.features]),
             "pixel_weight": weight(0.01, 1),
-            "feature_weight": weight(0.03, 3),
-            "structure_weight": weight(0.1, 3),
+            "feature_weight": weight(0.01, 3),
+            "structure_weight": weight(0.03, 3),
             "equivariance_weight": weight(1, 30),
         }
+        return space | ({"overlap_weight": weight(1, 30)} if self.lungs else {})
+
+    def prepared(self, out: str) -> Self:
+        if not self.lungs or self.lung_weights:
+            return self
+        lesson = lung_teacher.Lesson(self.size, self.lung_phantoms, self.lung_steps, self.seed)
+        return self.replace(lung_weights=lung_teacher.kept(lesson, storage.join(out, "lungs")))
+
+    def refusal(self, metrics: Mapping[str, float]) -> str:
+        return alignment.degenerate(metrics["mean_scale"], metrics["drift_pct"] / 100, metrics["mirrored"])
 
     def resolved(self) -> tuple[Self, list[str]]:
         if self.features not in perceptual.LAYERS or weights.is_uri(self.feature_weights):
@@ -157,8 +185,8 @@ class AlignRecipe(Recipe):
         return self, []
 
     def _terms(self) -> TermWeights:
-        names = [field.name for field in dataclasses.fields(TermWeights)]
-        return TermWeights(**{name: getattr(self, f"{name}_weight") for name in names})
+        named = {field.name: getattr(self, f"{field.name}_weight") for field in dataclasses.fields(TermWeights)}
+        return TermWeights(**(named if self.lungs else named | {"overlap": 0.0}))
 
     def _feature_network(self) -> nn.Module:
         if not self.feature_weight:

@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 from cxr import schema
 from cxr.batches import NO_MASK
+from cxr.errors import UserError
 from cxr.imaging.augment import random_affine, random_exposure
 from cxr.metrics import alignment
 from cxr.metrics.meters import Mean
 from cxr.models.backbones import normalise_contrast
+from cxr.models.lung_field import soft_dice
 from cxr.models.perceptual import as_unit, feature_distance
 from cxr.models.spatial_transformer import (
     compose,
@@ -26,6 +28,7 @@ from cxr.models.spatial_transformer import (
     invert,
     warp,
 )
+from cxr.recipes import weights
 from cxr.recipes.base import Batch, Batches, Task, Workers, unit_pixels
 from cxr.report import figures
 
@@ -39,8 +42,9 @@ ROWS_PICTURED = 8
 
 @dataclass(frozen=True)
 class TermWeights:
-    """Weight of each loss term, 0 to leave it out."""
+    """Weight of each loss term, 0 to leave it out; the first needs a network that sees lungs."""
 
+    overlap: float
     pixel: float
     feature: float
     structure: float
@@ -79,9 +83,11 @@ class AlignTask(Task):
         network: images in [0, 1] (B, 1, size, size) to transforms (B, 2, 3).
         features: contrast-normalised images to feature maps; see `models.perceptual`.
         target_HW: a target to keep; else `strategy` says how it is made.
+        lung_weights: URI of weights for `network.lungs`, if that is not None; read when training begins.
     """
 
     target: Tensor
+    lung_target: Tensor
 
     def __init__(
         self,
@@ -93,52 +99,88 @@ class AlignTask(Task):
         terms: TermWeights,
         augmentation: Augmentation,
         target_HW: Tensor | None = None,
+        lung_weights: str = "",
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.network, self.features = network, features
         self.size, self.terms, self.augmentation, self.seed = size, terms, augmentation, seed
+        self.lung_weights = lung_weights
         self.strategy = "given" if target_HW is not None else strategy
         given = torch.zeros(size, size) if target_HW is None else target_HW.float()
         target = F.interpolate(given[None, None], (size, size), mode="bilinear", antialias=True)
         self.register_buffer("target", target)
+        self.register_buffer("lung_target", torch.zeros_like(target))
         self.feature_targets: tuple[str, ...] = ()  # names of buffers, shallow to deep
         if self.strategy == "features":
             self._keep_features([torch.zeros_like(values) for values in self.features(target)])
         self._seen, self._frames = Mean(), Mean()
 
     def begin(self, batches: Batches, workers: Workers) -> None:
-        """Make the target from the training images as they are."""
+        """Make the target from the training images as they are.
+
+        Raises:
+            UserError: the network sees lungs, and nobody has taught it what they are.
+        """
+        if self._lung_network is not None:
+            self._load_lungs(self._lung_network)
         if self.strategy == "given":
+            self.lung_target = self._lungs(self.target)
             return
-        image, features = Mean(), [Mean() for _ in self.feature_targets]
+        image, lungs, features = Mean(), Mean(), [Mean() for _ in self.feature_targets]
         with torch.no_grad():
             for batch in batches():
                 z = normalise_contrast(unit_pixels(batch, self.size))
                 image.add(z)
+                lungs.add(self._lungs(z))
                 for meter, values in zip(features, self.features(z) if features else (), strict=True):
                     meter.add(values)
         self.target = normalise_contrast(image.over(workers, self.target[0])[None].float())
+        self.lung_target = lungs.over(workers, self.target[0])[None].float()
         likes = [self.get_buffer(name)[0] for name in self.feature_targets]
         self._keep_features(
             [meter.over(workers, like)[None].float() for meter, like in zip(features, likes, strict=True)]
         )
 
+    @property
+    def _lung_network(self) -> nn.Module | None:
+        return getattr(self.network, "lungs", None)
+
+    def _load_lungs(self, network: nn.Module) -> None:
+        if not self.lung_weights:
+            raise UserError("no lung_weights: call recipe.prepared(out) first, which teaches the lung network")
+        state = weights.from_uri(self.lung_weights)
+        inside = {name.removeprefix("lungs."): values for name, values in state.items() if name.startswith("lungs.")}
+        try:
+            network.load_state_dict(inside or dict(state))
+        except RuntimeError as error:
+            raise UserError(f"{self.lung_weights} holds no lung network's weights: {error}") from error
+
+    @torch.no_grad()
+    def _lungs(self, z_B1HW: Tensor) -> Tensor:
+        """Lung fields of contrast-normalised images, (B, 1, H, W); empty from a network that sees none."""
+        return torch.zeros_like(z_B1HW) if self._lung_network is None else self._lung_network(z_B1HW)
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Align two random warps of each image; compare the results with the target and with each other."""
-        x = unit_pixels(batch, self.size).repeat(2, 1, 1, 1)
+        x = unit_pixels(batch, self.size)
+        z = normalise_contrast(x)
+        shown = torch.cat([z, self._lungs(z)], 1).repeat(2, 1, 1, 1)
+        x = x.repeat(2, 1, 1, 1)
         warps = self.augmentation.affine(len(x), x.device)
         frames = compose(warps, self.network(random_exposure(warp(x, warps))))  # of the images as stored
-        aligned = warp(normalise_contrast(x), frames)
+        aligned = warp(shown, frames)
         if self.strategy == "structure":
             self._seen.add(aligned)
             self._frames.add(frames)
         return self._terms(aligned, frames)
 
-    def _terms(self, aligned: Tensor, frames: Tensor) -> dict[str, Tensor]:
+    def _terms(self, aligned_B2HW: Tensor, frames: Tensor) -> dict[str, Tensor]:
+        aligned, lungs = aligned_B2HW.split(1, 1)
         one, two = frames.chunk(2)
         sides = [int(self.size * share) // 2 * 2 + 1 for share in NEIGHBOURHOODS]
         measures = {
+            "overlap": lambda: (1 - soft_dice(lungs, self.lung_target)).mean(),
             "pixel": lambda: (aligned - self.target).square().mean(),
             "feature": lambda: feature_distance(self.features(aligned), self._wanted_features()),
             "structure": lambda: torch.stack(
@@ -156,50 +198,57 @@ class AlignTask(Task):
         """
         if self.strategy != "structure":
             return
-        mean = self._seen.over(workers, self.target[0])[None].float()
+        mean = self._seen.over(workers, torch.cat([self.target, self.lung_target], 1)[0])[None].float()
         drift = self._frames.over(workers, identity(1, mean.device)[0])[None].float()
-        self.target = normalise_contrast(warp(mean, invert(drift)))
+        image, self.lung_target = warp(mean, invert(drift)).split(1, 1)
+        self.target = normalise_contrast(image)
         self._seen, self._frames = Mean(), Mean()
 
     @torch.no_grad()
     def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:
         """Metrics of `metrics.alignment`, all with the group's mean transform removed.
 
-        Always: correlation, spread; consistency_pct, the distance between the frames found before and after a
-        random warp; mean_scale, and collapsed, 1 if that has left its bounds. With lung masks: iou_aligned.
-        With known poses: corner_error_pct (mean) and corner_error_median_pct. Names with `given` tell
-        the same of the images as they are; distances are in % of the width.
+        Always: agreement, the mean IoU of pairs of lung fields that the network finds, or the correlation if it
+        looks for none; correlation, spread; consistency_pct, the distance between the frames found before and
+        after a random warp; mean_scale, drift_pct and mirrored, by which `alignment.degenerate` judges. With
+        lung masks: iou_aligned. With known poses: corner_error_pct (mean) and corner_error_median_pct. Names
+        with `given` tell the same of the images as they are; distances are in % of the width.
         """
         device = self.target.device
-        frames, consistency, known = Mean(), Mean(), [torch.zeros(0, 12, device=device)]
+        frames, mirrored, consistency, known = Mean(), Mean(), Mean(), [torch.zeros(0, 12, device=device)]
         generator = torch.Generator().manual_seed(self.seed + workers.rank)
         for x, theta, batch in self._aligned(batches):
             frames.add(theta)
+            mirrored.add(alignment.mirrored(theta))
             warps = self.augmentation.affine(len(x), device, generator)
             consistency.add(frame_distance(compose(warps, self.network(warp(x, warps))), theta))
             known.append(_known_poses(theta, batch))
         mean_theta = frames.over(workers, identity(1, device)[0])[None].float()
-        scale = float(alignment.mean_scale(mean_theta))
+        number = torch.zeros((), device=device)
         return {
             **self._overlap(batches, workers, mean_theta),
-            "consistency_pct": 100 * float(consistency.over(workers, torch.zeros((), device=device))),
+            "consistency_pct": 100 * float(consistency.over(workers, number)),
             **_pose_metrics(workers.gather(torch.cat(known))),
-            "mean_scale": scale,
-            "collapsed": float(alignment.collapsed(scale)),
+            "mean_scale": float(alignment.mean_scale(mean_theta)),
+            "drift_pct": 100 * float(alignment.middle_shift(mean_theta)),
+            "mirrored": float(mirrored.over(workers, number)),
         }
 
     def _overlap(self, batches: Batches, workers: Workers, mean_theta: Tensor) -> dict[str, float]:
         device, kept = self.target.device, -(-MASKS_COMPARED // workers.size)
-        given, aligned = (alignment.Overlap(self.size, device, kept) for _ in range(2))
+        given, aligned, found = (alignment.Overlap(self.size, device, kept) for _ in range(3))
         for x, theta, batch in self._aligned(batches):
-            pairs = ((given, identity(len(x), device)), (aligned, alignment.centred(theta, mean_theta)))
-            for overlap, shown in pairs:
+            centred = alignment.centred(theta, mean_theta)
+            for overlap, shown in ((given, identity(len(x), device)), (aligned, centred)):
                 overlap.add(x, shown)
                 if schema.MASKS in batch:
                     present = batch[schema.MASKS][:, 0, 0] != NO_MASK
                     overlap.add_masks(batch[schema.MASKS][present], shown[present])
+            if self._lung_network is not None:
+                found.add_masks(self._lungs(normalise_contrast(x))[:, 0], centred)
         after, before = aligned.results(workers), given.results(workers)
         metrics = {
+            "agreement": found.iou(workers) if self._lung_network is not None else after["correlation"],
             "correlation": after["correlation"],
             "correlation_given": before["correlation"],
             "spread": after["spread"],

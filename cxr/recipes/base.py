@@ -150,6 +150,18 @@ class Recipe(ABC):
         """
         return self, []
 
+    def prepared(self, out: str) -> Self:
+        """This recipe with what all its trainings share made ready in OUT: a network that they build on, say.
+
+        Called once, on a device like a worker's; what an earlier call made in OUT is used again. `train.prepare`
+        does this on the cluster.
+        """
+        return self
+
+    def refusal(self, metrics: Mapping[str, float]) -> str:
+        """Why a network with these validation metrics must not be kept, however well it does; empty if it may."""
+        return ""
+
     def to_dict(self) -> dict[str, Any]:
         return {"family": self.family, **dataclasses.asdict(self)}
 

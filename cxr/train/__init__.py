@@ -2,5 +2,6 @@
 
 from cxr.train.fit import Fitted, TrainingStopped, fit
 from cxr.train.options import RunOptions
+from cxr.train.prepare import prepare
 
-__all__ = ["Fitted", "RunOptions", "TrainingStopped", "fit"]
+__all__ = ["Fitted", "RunOptions", "TrainingStopped", "fit", "prepare"]

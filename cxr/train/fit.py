@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray.train
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import (
+    CheckpointConfig,
+    DataConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+)
 from ray.train.torch import TorchTrainer
 
 from cxr import checkpoint, cluster, dataset, shards, storage
@@ -18,7 +27,7 @@ from cxr.train.log import RunLog, best_row, read_metrics
 from cxr.train.options import RunOptions
 from cxr.train.worker import train_worker
 
-CACHE_BYTES = 1 << 30  # of pixels that each worker keeps in memory
+CACHE_BYTES = 1 << 28  # of pixels that each worker keeps in memory
 
 
 class TrainingStopped(RuntimeError):
@@ -50,7 +59,8 @@ def fit(
     OUT/tensorboard. Call `recipe.resolved()` first: workers apply the recipe as it is.
 
     Raises:
-        UserError: OUT holds a run already and `options.resume` is off, or holds none and it is on.
+        UserError: OUT holds a run already and `options.resume` is off, or holds none and it is on; storage
+            failed for longer than it is waited for, as often as workers may die.
         TrainingStopped: a loss term stopped being finite, or an epoch gave no batch.
         ray.train.TrainingFailedError: workers died more often than `options.max_failures`.
     """
@@ -76,7 +86,7 @@ def fit(
         datasets=datasets,
         dataset_config=EachRowOnce() if datasets else None,
     )
-    return _finish(trainer.fit(), recipe, out, name)
+    return _finish(_result(trainer), recipe, out, name)
 
 
 def _check_resume(run: str, resume: bool) -> None:
@@ -130,10 +140,16 @@ def _describe(archive: str, recipe: Recipe, source: str) -> tuple[dict[str, Any]
     if shards.is_shards(archive):
         info = shards.read_info(archive)
         if min(info.rows("train"), info.rows("val")) == 0:
-            raise UserError(f"{archive} has no images in its train or its val split: nothing to train on")
+            raise UserError(
+                f"{archive} has {info.rows('train')} usable images in its train split and {info.rows('val')} in its "
+                f"val split, and {info.rejects} that cannot be used: both splits are needed. Give an archive of more "
+                f"patients, or mend its images"
+            )
         check_size(recipe, info.pixels.size)
         return {"shards": archive, "cache_bytes": CACHE_BYTES}, info.findings, {}
-    datasets, findings, rows = dataset.open_streams(archive, recipe.size, source)
+    datasets, findings, rows = dataset.open_streams(
+        archive, recipe.size, source, columns=recipe.columns, seed=recipe.seed
+    )
     return {"rows": rows}, findings, datasets
 
 
@@ -145,9 +161,11 @@ def _run_config(
         checkpoint_score_attribute=recipe.monitor,
         checkpoint_score_order=recipe.mode,
     )
+    path, files = storage.ray_storage(out)
     return RunConfig(
         name=name,
-        storage_path=out,
+        storage_path=path,
+        storage_filesystem=files,
         failure_config=FailureConfig(max_failures=options.max_failures),
         checkpoint_config=kept,
         callbacks=[RunLog(out, name, recipe.monitor), *callbacks],
@@ -163,6 +181,32 @@ def _scaling(options: RunOptions, gpu: bool) -> ScalingConfig:
     )
 
 
+def _result(trainer: TorchTrainer) -> ray.train.Result:
+    try:
+        return trainer.fit()
+    except TrainingFailedError as error:
+        mistake = next(filter(None, map(mistake_in, _failures(error))), None)
+        if mistake is None:
+            raise
+        raise UserError(f"{mistake}. Finished epochs are kept: --resume goes on from there") from error
+
+
+def _failures(error: TrainingFailedError) -> list[Any]:
+    """What went wrong in each worker, or in the process that controls them."""
+    return [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+
+
+def mistake_in(error: Any) -> str | None:
+    """The message of the UserError, or of the full disk, in an exception as Ray hands it on: wrapped, often twice."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return str(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{error.filename or 'a disk'}: {error.strerror}: make room"
+        error = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error.__cause__
+    return None
+
+
 def _finish(result: ray.train.Result, recipe: Recipe, out: str, name: str) -> Fitted:
     """Put the best checkpoint at OUT/checkpoint, where it is found without knowing the epoch."""
     returned = result.return_value or {}
@@ -173,7 +217,12 @@ def _finish(result: ray.train.Result, recipe: Recipe, out: str, name: str) -> Fi
     rows = read_metrics(out)
     best = best_row(rows, recipe)
     if best is None:
-        raise TrainingStopped(f"{recipe.monitor} was NaN in every epoch: is there anything to measure it by?")
+        refused = rows[-1].get("refused") if rows else None
+        raise TrainingStopped(
+            f"every epoch was refused, the last as {refused}: lower lr, or give equivariance and identity more weight"
+            if refused
+            else f"{recipe.monitor} was NaN in every epoch: is there anything to measure it by?"
+        )
     kept = checkpoint.copy_for_scoring(storage.join(out, name, best["checkpoint"]), storage.join(out, "checkpoint"))
     return Fitted(kept, checkpoint.read_about(kept)["metrics"], rows[-1]["epoch"])
 

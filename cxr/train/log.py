@@ -53,7 +53,7 @@ class RunLog(UserCallback):
         return (
             f"{self.name} {row['epoch']}/{row['epochs']}  loss {row['train/loss']:.4g}  "
             f"{self.monitor} {row[self.monitor]:.4f}  {row['images_per_s']:.0f} images/s  "
-            f"{left // 60}:{left % 60:02d} left"
+            f"{left // 60}:{left % 60:02d} left{'  refused, ' * ('refused' in row)}{row.get('refused', '')}"
         )
 
 

@@ -33,7 +33,7 @@ class Progress:
 
     def update(self, value: float, mode: str) -> None:
         beaten = math.isnan(self.best) or (value > self.best if mode == "max" else value < self.best)
-        better = beaten and not math.isnan(value)
+        better = beaten and math.isfinite(value)
         self.best, self.since_best = (value, 0) if better else (self.best, self.since_best + 1)
         self.epoch += 1
 
@@ -114,6 +114,9 @@ class Worker:
         means = engine.epoch(train.train(epoch))
         trained = time.monotonic() - start
         metrics = engine.finish_epoch(val.every)
+        refusal = self.recipe.refusal(metrics)
+        if refusal:  # ranked below whatever is kept, and told apart from it in the log
+            metrics[self.recipe.monitor] = -math.inf if self.recipe.mode == "max" else math.inf
         self.progress.update(metrics[self.recipe.monitor], self.recipe.mode)
         self.progress.seconds += time.monotonic() - start
         report = {
@@ -125,6 +128,7 @@ class Worker:
             "lr": engine.schedule.get_last_lr()[0],
             **{f"train/{name}": value for name, value in means.items()},
             **metrics,
+            **({"refused": refusal} if refusal else {}),
             "applied": self.recipe.to_dict(),
         }
         self._report(engine, metrics, report)

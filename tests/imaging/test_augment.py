@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from cxr.imaging.augment import random_affine, random_exposure
+from cxr.imaging.augment import random_affine, random_exposure, random_plates, random_shading
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -45,3 +45,24 @@ def test_no_strength_changes_nothing() -> None:
     torch.testing.assert_close(same, x, atol=2e-4, rtol=0)
     still = random_affine(2, rotation_deg=0, scale=1, shift=0)
     torch.testing.assert_close(still, torch.eye(2, 3).repeat(2, 1, 1))
+
+
+def test_shading_stays_in_range_and_differs_between_images() -> None:
+    torch.manual_seed(4)
+    x = 0.5 + 0.1 * torch.rand(1, 1, 16, 16).repeat(5, 1, 1, 1)
+    shaded = random_shading(x)
+    assert 0 <= shaded.min() < shaded.max() <= 1
+    assert (shaded[0] - shaded[1]).abs().max() > 0.01
+    assert (shaded - x).abs().mean() < 0.15
+
+
+def test_plates_are_even_rectangles_on_a_share_of_the_images() -> None:
+    torch.manual_seed(5)
+    x = torch.rand(400, 1, 32, 32)
+    changed = random_plates(x) != x
+    touched = changed.flatten(1).any(1)
+    assert 0.35 < touched.float().mean() < 0.55  # some plates are too thin to cover a pixel
+    assert changed.flatten(1).float().mean(1).max() < 0.3**2 * 1.2
+    one = random_plates(x[:1], share=1.0, largest=1.0)
+    assert one[one != x[:1]].unique().numel() == 1
+    assert torch.equal(random_plates(x, share=0.0), x)

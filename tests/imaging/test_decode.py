@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image as Pillow
@@ -34,6 +35,18 @@ def test_odd_file_is_decoded_or_refused_with_its_reason(file: OddFile) -> None:
     assert pixels.dtype in (np.uint8, np.uint16)
     shade = radiograph().astype(float) * (-1 if file.name == "monochrome1.dcm" else 1)
     assert np.corrcoef(pixels.ravel(), shade.ravel())[0, 1] > 0.7
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_gray_png_needs_no_opencv_and_is_exact(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (40, 30), dtype, endpoint=True)
+    for filters in (cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_ALL_FILTERS, cv2.IMWRITE_PNG_FILTER_PAETH):
+        _, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_FILTER, filters])
+        with monkeypatch.context() as patched:
+            patched.setattr(cv2, "imdecode", None)
+            found = decode(data.tobytes()).pixels
+        assert found.dtype == dtype
+        assert (found == pixels).all()
 
 
 @pytest.mark.parametrize("name", ["gray.png", "rgb_gray.png", "rgba.png", "gray_alpha.png", "png_named.dcm"])

@@ -84,11 +84,20 @@ def test_removing_the_mean_transform_defeats_zoom() -> None:
     assert cheat["correlation"] == pytest.approx(plain["correlation"], abs=1e-4)
 
 
-def test_collapse_is_seen() -> None:
+def test_degenerate_answers_are_told_apart() -> None:
     assert alignment.mean_scale(ZOOM).item() == pytest.approx(0.3)
-    assert alignment.collapsed(0.3)
-    assert alignment.collapsed(2.0)
-    assert not alignment.collapsed(1.0)
+    assert alignment.degenerate(0.3, 0, 0).startswith("collapsed")
+    assert alignment.degenerate(2.0, 0, 0).startswith("collapsed")
+    assert alignment.degenerate(float("nan"), 0, 0)
+    assert alignment.degenerate(1.0, 0.3, 0).startswith("drifted")
+    assert alignment.degenerate(1.0, 0, 0.25).startswith("mirrored: 25%")
+    assert alignment.degenerate(1.0, 0.1, 0) == ""
+
+
+def test_the_middle_of_a_shifted_frame_lies_off_by_the_shift() -> None:
+    theta = identity(1)
+    theta[0, :, 2] = torch.tensor([0.6, 0.8])  # of half the width
+    assert alignment.middle_shift(theta).item() == pytest.approx(0.5)
 
 
 def test_pose_errors_vanish_up_to_one_frame() -> None:

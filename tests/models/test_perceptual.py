@@ -9,6 +9,7 @@ from torchvision.models import densenet121, vgg16
 
 from cxr.models import perceptual
 from cxr.models.backbones import trunk
+from cxr.models.lung_field import LungField
 from cxr.models.perceptual import FeatureKind, FrozenLayers
 from cxr.models.spatial_transformer import SpatialTransformer
 
@@ -16,7 +17,7 @@ SIZES: dict[FeatureKind, list[tuple[int, int]]] = {  # channels, height at an in
     "vgg16": [(64, 64), (128, 32), (256, 16), (512, 8), (512, 4)],
     "densenet121": [(64, 32), (128, 8), (256, 4), (512, 2), (1024, 2)],
     "local": [(4, 32), (4, 16), (4, 8), (4, 4)],
-    "align": [(16, 32), (32, 16), (64, 8), (96, 4), (128, 2), (128, 1)],
+    "lungs": [(16, 32), (32, 16), (64, 8), (96, 4), (128, 2)],
 }
 
 
@@ -73,11 +74,13 @@ def test_weights_of_another_network_are_refused() -> None:
         perceptual.build("densenet121", vgg16(weights=None).state_dict(), 1)
 
 
-def test_align_features_are_the_aligners_own_blocks() -> None:
-    aligner = SpatialTransformer(trunk("conv4"))
-    frozen = perceptual.build("align", aligner.state_dict(), 2)
+def test_lung_features_are_the_lung_networks_encoder_alone_or_inside_an_aligner() -> None:
+    lungs = LungField()
+    aligner = SpatialTransformer(trunk("conv4", 2), lungs=lungs)
     x = torch.randn(1, 1, 32, 32)
-    torch.testing.assert_close(frozen(x)[1], aligner.trunk.blocks[:2](x))  # pyright: ignore
+    for state in (lungs.state_dict(), aligner.state_dict()):
+        frozen = perceptual.build("lungs", state, 2)
+        torch.testing.assert_close(frozen(x)[1], lungs.down[:2](x))
 
 
 def test_local_features_see_edges_without_sign_and_pass_gradients() -> None:

@@ -21,7 +21,7 @@ from cxr.tune import TRIAL_CPU, SearchOptions, search
 from tests.made_shards import write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-RECIPE = AlignRecipe(size=32, epochs=2, batch_size=8, trunk="conv3")
+RECIPE = AlignRecipe(size=32, epochs=2, batch_size=8, trunk="conv3", lungs=False)
 SPACE = {
     "structure_weight": FloatDistribution(0.1, 4.0),
     "transform": CategoricalDistribution(["similarity", "affine"]),

@@ -17,8 +17,9 @@ from cxr import schema
 from cxr.batches import NO_MASK
 from cxr.errors import UserError
 from cxr.imaging.augment import random_affine
+from cxr.models.lung_field import LungField
 from cxr.models.spatial_transformer import identity, invert, warp
-from cxr.recipes import recipe_from_dict
+from cxr.recipes import lung_teacher, recipe_from_dict
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.align_task import AlignTask
 from cxr.recipes.base import Alone, Batch, Recipe
@@ -41,7 +42,9 @@ def posed_batch(count: int = 8, seed: int = 0) -> Batch:
 
 
 def small(**changes: Any) -> AlignRecipe:
-    return AlignRecipe(size=SIZE, trunk="conv3", feature_layers=2).replace(**changes)
+    """Compares images alone, by every term, unless told otherwise."""
+    every = {f"{name}_weight": 1.0 for name in ("pixel", "feature", "structure")}
+    return AlignRecipe(size=SIZE, trunk="conv3", feature_layers=2, lungs=False, **every).replace(**changes)
 
 
 def started(recipe: AlignRecipe, batch: Batch, seed: int = 0) -> AlignTask:
@@ -77,10 +80,11 @@ def test_recipes_survive_json() -> None:
         {"target": "median"},
         {"features": "vgg"},
         {"feature_layers": 5},
-        {"features": "align"},
+        {"features": "lungs"},
+        {"lung_steps": 0},
         {"pixel_weight": -1.0},
         {"passes": 0},
-        {f"{name}_weight": 0.0 for name in ("pixel", "feature", "structure", "equivariance", "identity")},
+        {f"{name}_weight": 0.0 for name in ("overlap", "pixel", "feature", "structure", "equivariance", "identity")},
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any]) -> None:
@@ -145,7 +149,7 @@ def test_structure_target_sharpens_and_the_others_stay() -> None:
         task.end_epoch(Alone())
         assert (not torch.equal(before["target"], task.target)) is moves
         assert task.target.isfinite().all()
-        assert len(before) == (3 if strategy == "features" else 1)
+        assert len(before) == (4 if strategy == "features" else 2)
 
 
 def test_mean_of_features_is_not_the_features_of_the_mean() -> None:
@@ -194,7 +198,8 @@ def test_metrics_of_a_perfect_aligner_and_of_none() -> None:
     assert perfect["correlation"] > 0.9 > 0.8 > perfect["correlation_given"]
     assert perfect["spread"] < 0.5 * perfect["spread_given"]
     assert perfect["consistency_pct"] < 0.01
-    assert perfect["collapsed"] == 0
+    assert perfect["mirrored"] == 0
+    assert small().refusal(perfect) == small().refusal(untrained) == ""
 
 
 def test_rows_without_mask_or_pose_count_only_where_they_can() -> None:
@@ -270,8 +275,8 @@ def test_weights_that_cannot_be_had_are_replaced_aloud(monkeypatch: pytest.Monke
 
 def test_an_aligners_checkpoint_serves_as_feature_network(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    torch.save(small().network([]).state_dict(), tmp_path / "weights.pt")
-    recipe = small(features="align", feature_weights=str(tmp_path))
+    torch.save(small(lungs=True).network([]).state_dict(), tmp_path / "weights.pt")
+    recipe = small(features="lungs", feature_weights=str(tmp_path))
     assert recipe.resolved() == (recipe, [])
     batch = posed_batch()
     assert terms(started(recipe, batch), batch)["feature"] > 0
@@ -297,3 +302,74 @@ def test_a_small_training_lowers_the_loss_and_finds_the_poses() -> None:
     assert after["corner_error_pct"] < 0.7 * before["corner_error_pct"]
     assert after["consistency_pct"] < before["consistency_pct"]
     assert after["correlation"] > before["correlation"] + 0.02
+
+
+def test_lungs_are_taught_once_and_then_guide_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lung_teacher, "taught", lambda lesson, device: (LungField(), 0.9))
+    recipe = small(lungs=True).prepared(str(tmp_path))
+    weights = Path(recipe.lung_weights) / "weights.pt"
+    made = weights.stat().st_mtime_ns
+    assert small(lungs=True).prepared(str(tmp_path)) == recipe
+    assert weights.stat().st_mtime_ns == made
+    assert small(lungs=True, lung_steps=7).prepared(str(tmp_path)) != recipe
+    assert weights.stat().st_mtime_ns != made
+    batch = posed_batch()
+    task = started(recipe, batch)
+    assert terms(task, batch)["overlap"] > 0
+    task.end_epoch(Alone())
+    assert 0 < task.lung_target.mean() < 1
+    assert not [name for name, p in task.network.named_parameters() if name.startswith("lungs.") and p.requires_grad]
+
+
+def test_a_network_that_never_learnt_lungs_is_not_trained_with() -> None:
+    with pytest.raises(UserError, match="prepared"):
+        started(small(lungs=True), posed_batch())
+
+
+def test_weights_without_lungs_are_refused(tmp_path: Path) -> None:
+    torch.save(small().network([]).state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="no lung network"):
+        started(small(lungs=True, lung_weights=str(tmp_path)), posed_batch())
+
+
+def test_agreement_is_of_the_lungs_that_are_found() -> None:
+    batch = posed_batch(16)
+    network = Perfect(batch[schema.POSE_UNIT].reshape(-1, 2, 3))
+    network.lungs = Found(F.interpolate(batch[schema.MASKS][:, None].float(), (SIZE, SIZE)))
+    task = started(small(), batch).eval()
+    task.network = network
+    after = task.evaluate(lambda: iter([batch]), Alone())
+    network.pose = identity(16)
+    before = task.evaluate(lambda: iter([batch]), Alone())
+    assert after["agreement"] > 0.8 > 0.7 > before["agreement"]
+
+
+class Found(torch.nn.Module):
+    """Knows the lungs of one batch."""
+
+    def __init__(self, lungs: Tensor) -> None:
+        super().__init__()
+        self.found = lungs
+
+    def forward(self, z_B1HW: Tensor) -> Tensor:
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("bias", "reason"), [((0, 0, 0, -1.5, -1.5), "collapsed"), ((1.5, 0, 0, 0, 0), "drifted"), ((0,) * 5, "")]
+)
+def test_degenerate_answers_are_refused(bias: tuple[float, ...], reason: str) -> None:
+    batch, recipe = posed_batch(), small(passes=1)
+    task = started(recipe, batch).eval()
+    with torch.no_grad():
+        task.network.head.bias.copy_(torch.tensor(bias))  # pyright: ignore
+    refusal = recipe.refusal(task.evaluate(lambda: iter([batch]), Alone()))
+    assert refusal.startswith(reason)
+    assert bool(refusal) == bool(reason)
+
+
+def test_a_mirrored_answer_is_refused() -> None:
+    batch, recipe = posed_batch(), small()
+    task = started(recipe, batch).eval()
+    task.network = Perfect(identity(8) * torch.tensor([[-1.0], [1.0]]))
+    assert recipe.refusal(task.evaluate(lambda: iter([batch]), Alone())).startswith("mirrored: 100%")

@@ -15,7 +15,7 @@ from cxr.recipes.base import Alone, Task, Workers
 from cxr.train.group import Group
 from tests.test_recipes import some_batches
 
-RECIPE = AlignRecipe(size=32, trunk="conv3")
+RECIPE = AlignRecipe(size=32, trunk="conv3", lungs=False)
 EXACT = ("correlation", "correlation_given", "spread", "mean_scale")
 
 

@@ -1,0 +1,42 @@
+"""What all trainings of a recipe share, made once on the cluster before the first of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayTaskError
+
+from cxr.errors import UserError
+from cxr.recipes import recipe_from_dict
+from cxr.recipes.base import Recipe
+from cxr.train.fit import mistake_in, uses_gpu
+from cxr.train.options import RunOptions
+
+
+def prepare(recipe: Recipe, out: str, options: RunOptions) -> Recipe:
+    """`recipe.prepared(out)`, run with the resources of one worker.
+
+    Raises:
+        UserError: as `recipe.prepared` does.
+    """
+    if type(recipe).prepared is Recipe.prepared:
+        return recipe
+    threads = max(1, int(options.cpus_per_worker))
+    run = ray.remote(
+        num_cpus=options.resources_per_worker["CPU"],
+        num_gpus=float(uses_gpu(options)),
+        max_retries=options.max_failures,
+    )(_prepared)
+    try:
+        return recipe_from_dict(ray.get(run.remote(recipe.to_dict(), out, threads)))
+    except RayTaskError as error:
+        if mistake := mistake_in(error):
+            raise UserError(mistake) from error
+        raise
+
+
+def _prepared(recipe: dict[str, Any], out: str, threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    return recipe_from_dict(recipe).prepared(out).to_dict()

@@ -1,0 +1,85 @@
+"""Two processes train one network: the same steps, moving average and batch-norm statistics as one alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from cxr.recipes.align import AlignRecipe
+from cxr.recipes.base import Alone, Batch, Batches, Task, Workers
+from cxr.train.engine import Engine
+from cxr.train.group import Group
+
+STEPS = 5
+
+
+class Norm(Task):
+    """A network with a batch norm before a line that is fitted to y = 2x + 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return {"square": (self.network(batch["x"]) - 2 * batch["x"] - 1).square().mean()}
+
+    def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:
+        errors = [self({"x": batch["x"]})["square"] for batch in batches()]
+        return {"correlation": -(workers.sum(torch.stack(errors).sum()) / workers.size).item()}
+
+
+def data(workers: Workers) -> Iterator[Batch]:
+    """Eight rows a step, dealt to the workers so that each share has the whole's mean and spread."""
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(STEPS):
+        half = torch.randn(4, 1, generator=rng)
+        yield {"x": half if workers.size == 2 else torch.cat([half, half])}
+
+
+def uneven(workers: Workers) -> Iterator[Batch]:
+    """Rank 0 sees images around 0, rank 1 around 4."""
+    return iter([{"x": torch.linspace(-1, 1, 8).reshape(-1, 1) + 4.0 * workers.rank}] * STEPS)
+
+
+def trained(workers: Workers, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    recipe = AlignRecipe(epochs=2, lr=0.1, ema=0.8)
+    engine = Engine(Norm(), recipe, workers, steps_per_epoch=STEPS, device=torch.device("cpu"))
+    engine.epoch(batches)
+    metrics = engine.finish_epoch(lambda: data(workers))
+    kept = {f"own.{name}": value.clone() for name, value in engine.task.network.state_dict().items()}
+    return kept | {f"mean.{name}": value.clone() for name, value in engine.shipped().state_dict().items()}, metrics
+
+
+def work(rank: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    group = Group()
+    torch.save([trained(group, make(group)) for make in (data, uneven)], Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_keep_one_network_and_one_average(tmp_path: Path) -> None:
+    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    (alike, uneven_one), (alike_other, uneven_other) = (
+        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
+    )
+    for one, other in ((alike, alike_other), (uneven_one, uneven_other)):
+        assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+        assert one[1] == other[1]
+    alone, _ = trained(Alone(), data(Alone()))
+    statistics = {name for name in alone if "running_var" in name}  # unbiased: of 4 rows another factor than of 8
+    for name in alone.keys() - statistics:
+        assert torch.allclose(alike[0][name].float(), alone[name].float(), atol=1e-5), name
+    seen = 1 - 0.9**STEPS  # of the true mean, in batch norm's running one
+    own, slow = (uneven_one[0][f"{network}.0.running_mean"].item() for network in ("own", "mean"))
+    assert own == pytest.approx(2 * seen, abs=1e-5)  # between 0 and 4
+    assert 0.1 < slow < own
+    assert not torch.equal(alike[0]["own.1.weight"], alike[0]["mean.1.weight"])
