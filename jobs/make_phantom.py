@@ -1,4 +1,4 @@
-"""Make an archive of synthetic chest X-rays with known truth, in ChestX-ray14's layout.
+"""Make an archive of synthetic chest X-rays with known truth, in a published archive's layout.
 
 python jobs/make_phantom.py --out runs/phantom --count 200 --preview runs/phantom.jpg
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import cv2
 
 from cxr import storage
 from cxr.job import run_job
 from cxr.phantom.archive import Study, write_phantom
+from cxr.phantom.nlm import write_masked_phantom
 from cxr.phantom.preview import contact_sheet
 
 PREVIEWED = 36
@@ -25,6 +27,8 @@ class Options:
 
     out: str = "runs/phantom"
     """Folder or bucket prefix of the archive."""
+    layout: Literal["chestxray14", "montgomery", "shenzhen"] = "chestxray14"
+    """Source whose files it looks like; the last two have lung masks as pictures, and neither findings nor boxes."""
     count: int = 64
     """Number of images; one to four a patient."""
     size: int = 512
@@ -53,7 +57,10 @@ def main(options: Options) -> dict[str, Any]:
                 flush=True,
             )
 
-    write_phantom(
+    write = write_phantom
+    if options.layout != "chestxray14":
+        write = partial(write_masked_phantom, layout=options.layout)
+    write(
         options.out,
         options.count,
         size=options.size,

@@ -27,7 +27,11 @@ MAY_IMPORT = {
     "sources": BASE | {"cxr.storage", "cxr.imaging"},
     "phantom": BASE | {"cxr.storage", "cxr.imaging", "cxr.sources"},
     "report": BASE | {"cxr.storage"},
-    "recipes": BASE | {"cxr.storage", "cxr.batches", "cxr.models", "cxr.metrics", "cxr.imaging", "cxr.report"},
+    "recipes": BASE
+    | {f"cxr.{name}" for name in ("storage", "batches", "models", "metrics", "imaging", "phantom", "report")},
+    "benchmark": BASE
+    | {f"cxr.{name}" for name in ("storage", "sources", "rows", "batches", "models", "metrics", "report")}
+    | {"cxr.recipes.base", "cxr.checkpoint"},
 }
 
 

@@ -120,7 +120,7 @@ def write_phantom(
     Raises:
         UserError: a setting out of its range, an unknown finding, or nothing can be written to `out_uri`.
     """
-    _check(count, size, prevalence, pose)
+    check_settings(count, size, prevalence, pose)
     check_findings(findings)
     entries: list[Sequence[object]] = []
     boxes: list[Sequence[object]] = []
@@ -128,7 +128,7 @@ def write_phantom(
     lists: dict[bool, list[str]] = {False: [], True: []}
     for index in range(count):
         study = make_study(index, size=size, seed=seed, findings=findings, prevalence=prevalence, pose=pose)
-        storage.write_bytes(storage.join(out_uri, "images", study.image_id), _png(study.phantom.pixels))
+        storage.write_bytes(storage.join(out_uri, "images", study.image_id), png(study.phantom.pixels))
         entries.append(_entry(study))
         boxes.extend(_boxes(study))
         truth.append(_truth(study))
@@ -142,7 +142,8 @@ def write_phantom(
     storage.write_text(storage.join(out_uri, chestxray14.ENTRY_FILES[0]), _csv(ENTRY_HEADER, entries))
 
 
-def _check(count: int, size: int, prevalence: float, pose: float) -> None:
+def check_settings(count: int, size: int, prevalence: float, pose: float) -> None:
+    """Raise UserError where a setting is out of its range."""
     if count < 1:
         raise UserError(f"count={count}: wanted 1 or more images")
     if not 64 <= size <= 4096:
@@ -153,7 +154,8 @@ def _check(count: int, size: int, prevalence: float, pose: float) -> None:
         raise UserError(f"pose={pose}: wanted a strength from 0 (none) to 2")
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def png(pixels: np.ndarray) -> bytes:
+    """uint8 (H, W) as a PNG file."""
     done, data = cv2.imencode(".png", pixels)
     assert done
     return data.tobytes()

@@ -1,0 +1,91 @@
+"""Whole archives of phantoms in the layouts of Montgomery and Shenzhen (`sources.nlm`): X-rays with lung masks.
+
+    CXR_png/PREFIX_NNNN_{0,1}.png         8-bit gray; 1 for an image with a finding, of whatever kind
+    ManualMask/{left,right}Mask/*.png     montgomery: 0 and 255, the patient's left and right lung
+    mask/*_mask.png                       shenzhen: both lungs
+    truth.parquet                         image_id, pose_unit
+
+Image `index` is that of `archive.make_study`, and the patient counts as another one each time, as in the originals.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cxr import schema, storage
+from cxr.errors import UserError
+from cxr.phantom.archive import Study, check_settings, make_study, png
+from cxr.phantom.render import Phantom
+from cxr.schema import FINDINGS
+from cxr.sources import nlm
+from cxr.sources.truth import TRUTH_FILE
+
+Layout = Literal["montgomery", "shenzhen"]
+_SOURCES: dict[Layout, nlm.MaskedLungs] = {"montgomery": nlm.montgomery, "shenzhen": nlm.shenzhen}
+
+
+def write_masked_phantom(
+    out_uri: str,
+    count: int,
+    layout: Layout,
+    *,
+    size: int = 512,
+    seed: int = 0,
+    findings: Sequence[str] = FINDINGS,
+    prevalence: float = 0.5,
+    pose: float = 1.0,
+    on_study: Callable[[Study], None] | None = None,
+) -> None:
+    """Write an archive of `count` images in that layout; the settings are those of `archive.write_phantom`.
+
+    Raises:
+        UserError: an unknown layout, a setting out of its range, or nothing can be written to `out_uri`.
+    """
+    if layout not in _SOURCES:
+        raise UserError(f"layout={layout!r}: wanted one of {', '.join(get_args(Layout))}")
+    check_settings(count, size, prevalence, pose)
+    poses: list[dict[str, object]] = []
+    for index in range(count):
+        study = make_study(index, size=size, seed=seed, findings=findings, prevalence=prevalence, pose=pose)
+        stem = f"{_SOURCES[layout].prefix}{index + 1:04d}_{int(bool(study.phantom.labels))}"
+        name = f"{stem}.png"
+        storage.write_bytes(storage.join(out_uri, nlm.IMAGES, name), png(study.phantom.pixels))
+        masks = zip(_SOURCES[layout].masks, _masks(study.phantom, layout), strict=True)
+        for path, mask in masks:
+            storage.write_bytes(storage.join(out_uri, path.format(stem)), png(mask * np.uint8(255)))
+        poses.append({schema.IMAGE_ID: name, schema.POSE_UNIT: study.phantom.pose_unit.reshape(-1).tolist()})
+        if on_study:
+            on_study(study)
+    storage.write_bytes(storage.join(out_uri, TRUTH_FILE), _parquet(poses))
+
+
+def _masks(phantom: Phantom, layout: Layout) -> Iterator[np.ndarray]:
+    """The lungs in the order of the source's `masks`, uint8 of 0 and 1."""
+    lungs = phantom.masks[schema.LUNGS]
+    if layout == "shenzhen":
+        yield lungs.astype(np.uint8)
+        return
+    left = lungs & _patients_left(phantom)
+    yield left.astype(np.uint8)
+    yield (lungs & ~left).astype(np.uint8)
+
+
+def _patients_left(phantom: Phantom) -> np.ndarray:
+    """bool (size, size): where the chest's own frame has x > 0, which the film shows on the right."""
+    size = len(phantom.pixels)
+    centres = (2 * np.arange(size) + 1) / size - 1
+    inverse = np.linalg.inv(np.vstack([phantom.pose_unit, [0, 0, 1]]))
+    return inverse[0, 0] * centres[None, :] + inverse[0, 1] * centres[:, None] + inverse[0, 2] > 0
+
+
+def _parquet(rows: list[dict[str, object]]) -> bytes:
+    columns = pa.schema([schema.MANIFEST.field(name) for name in (schema.IMAGE_ID, schema.POSE_UNIT)])
+    data = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, columns), data)
+    return data.getvalue()

@@ -1,0 +1,105 @@
+"""The National Library of Medicine's two tuberculosis sets with lung masks: Montgomery and Shenzhen.
+
+    montgomery: CXR_png/MCUCXR_0001_0.png  ManualMask/leftMask/MCUCXR_0001_0.png  ManualMask/rightMask/…
+    shenzhen:   CXR_png/CHNCXR_0001_0.png  mask/CHNCXR_0001_0_mask.png
+
+Images and Montgomery's masks: Jaeger et al. 2014 (Quant. Imaging Med. Surg. 4(6), 475–477); Shenzhen's masks,
+which are not there for every image: Stirenko et al. 2018. One image a patient. The last digit of a name tells
+tuberculosis (1) from none (0), which is no finding of `schema.FINDINGS` and goes into `extra`.
+`ClinicalReadings/`, a text an image in the full releases, is not read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+
+from cxr import schema
+from cxr.sources.base import Manifest, labels_column, manifest_table
+from cxr.sources.listing import PATH, list_images
+from cxr.sources.splits import split_by_patient
+from cxr.storage import FileEntry, NotFound, Unreadable, join, list_files
+
+IMAGES = "CXR_png"
+TUBERCULOSIS = "tuberculosis"  # in `extra`: 0 or 1
+LISTED_TO_DETECT = 20  # files of CXR_png that are looked at
+
+
+@dataclass(frozen=True)
+class MaskedLungs:
+    """The source of one of the two sets.
+
+    Args:
+        name: of the source.
+        prefix: with which the images' names begin.
+        masks: paths of the masks that together cover an image's lungs, "{}" for its name without ".png".
+    """
+
+    name: str
+    prefix: str
+    masks: tuple[str, ...]
+
+    def detect(self, uri: str) -> bool:
+        """Whether CXR_png holds such names; lists a few of them, since no file is sure to be there."""
+        try:
+            names = [entry.path for entry in islice(_listed(join(uri, IMAGES)), LISTED_TO_DETECT)]
+        except Unreadable:  # below a file, say
+            return False
+        return any(name.startswith(self.prefix) for name in names)
+
+    def manifest(self, uri: str) -> Manifest:
+        """Every image of CXR_png; masks null for those without their masks, which a note counts.
+
+        Raises:
+            UserError: there is no image.
+        """
+        files, notes = list_images(join(uri, IMAGES))
+        names = files[PATH]
+        masks = self._masks(uri, [name.rpartition(".")[0] for name in names.to_pylist()])
+        columns = {
+            schema.IMAGE_ID: names,
+            schema.PATIENT_ID: names,
+            schema.SPLIT: split_by_patient(names),
+            schema.SOURCE_URI: files[schema.SOURCE_URI],
+            schema.LABELS: labels_column(np.empty((len(names), 0), np.int8)),
+            schema.MASKS: masks,
+            schema.EXTRA: pa.array([_extra(name) for name in names.to_pylist()], pa.string()),
+        }
+        if masks.null_count:
+            notes.append(f"{masks.null_count:,} of {len(names):,} images have no lung mask here")
+        return Manifest(manifest_table(columns), (), notes)
+
+    def _masks(self, uri: str, stems: Sequence[str]) -> pa.Array:
+        """`masks` of each image; null unless all of its mask files are there: one lung would be a wrong mask."""
+        folders = {mask.rpartition("/")[0] for mask in self.masks}
+        there = {f"{folder}/{entry.path}" for folder in folders for entry in _listed(join(uri, folder))}
+        paths = [[mask.format(stem) for mask in self.masks] for stem in stems]
+        masks = [[_mask(join(uri, path)) for path in each] if there.issuperset(each) else None for each in paths]
+        return pa.array(masks, schema.MANIFEST.field(schema.MASKS).type)
+
+
+def _listed(uri: str) -> Iterator[FileEntry]:
+    """Files below `uri`; none where there is no such folder."""
+    try:
+        yield from list_files(uri)
+    except NotFound:
+        return
+
+
+def _mask(uri: str) -> dict[str, str | None]:
+    return {schema.LABEL: schema.LUNGS, schema.MASK_RLE: None, schema.MASK_URI: uri}
+
+
+def _extra(name: str) -> str | None:
+    ending = re.search(r"_([01])\.", name)
+    return json.dumps({TUBERCULOSIS: int(ending[1])}) if ending else None
+
+
+montgomery = MaskedLungs("montgomery", "MCUCXR_", ("ManualMask/leftMask/{}.png", "ManualMask/rightMask/{}.png"))
+shenzhen = MaskedLungs("shenzhen", "CHNCXR_", ("mask/{}_mask.png",))

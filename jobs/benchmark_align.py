@@ -1,0 +1,80 @@
+"""Compare an aligner with OpenCV's ECC, with doing nothing and with the best affine, by the overlap of lungs.
+
+python jobs/benchmark_align.py  # on phantoms, with an aligner trained for a minute
+
+python jobs/benchmark_align.py --archive /data/montgomery --archive /data/shenzhen --checkpoint s3://xrays/align
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tyro
+
+from cxr import checkpoint, storage
+from cxr.benchmark import align
+from cxr.benchmark.align_pictures import save_pictures
+from cxr.benchmark.ecc import Ecc
+from cxr.job import run_job
+from cxr.models.spatial_transformer import identity
+from cxr.workflow import phantom_archive, quick_checkpoint
+
+AS_IS = "_as_is"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the job."""
+
+    archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Archive with lung masks, any URI; may be given several times; left out, a small phantom archive."""
+    checkpoint: str = ""
+    """Folder of an aligner's checkpoint, any URI; left out, one trained for a minute on the phantoms or archive."""
+    out: str = "runs/benchmark_align"
+    """Folder or URI of the results: metrics, pictures, OUT/transforms.parquet."""
+    seed: int = 0
+    """Of the random poses and of the bootstrap."""
+    limit: int = 0
+    """Images looked at in each archive; 0 for all."""
+    size: int = 256
+    """Height and width at which images and masks are compared, pixels."""
+
+
+def main(options: Options) -> dict[str, Any]:
+    out = storage.normalise(options.out)
+    archives = options.archive or (phantom_archive(out),)
+    kept = checkpoint.load(options.checkpoint or quick_checkpoint(archives[0], out))
+    images, notes = align.read(archives, options.size, options.limit)
+    for note in notes:
+        print(f"note: {note}", flush=True)
+    print(f"{len(images)} images with lung masks", flush=True)
+    poses = align.random_poses(images.image_ids, options.seed)
+    found, metrics, pictures = [], {"images": float(len(images))}, []
+    for ending, shown, pose in (("", images.shown(poses), poses), (AS_IS, images, identity(len(images)))):
+        compared = align.compare(shown, kept, Ecc())
+        metrics |= align.metrics(compared, images.sources, ending, options.seed)
+        pictures += save_pictures(shown, compared, storage.join(out, "pictures"), ending)
+        found.append(align.transforms(images, compared, pose))
+        _say(metrics, ending)
+    table = storage.join(out, "transforms.parquet")
+    data = io.BytesIO()
+    pq.write_table(pa.concat_tables(found), data)
+    storage.write_bytes(table, data.getvalue())
+    for uri in pictures:
+        print(f"picture: {uri}", flush=True)
+    return {"checkpoint": kept.uri, "metrics": metrics, "transforms": table, "pictures": pictures}
+
+
+def _say(metrics: dict[str, float], ending: str) -> None:
+    names = ["iou_given", "iou_ecc", "iou_cxr", "iou_best_affine", "gain_over_ecc"]
+    values = (f"{name}{ending} {metrics[name + ending]:.4f}" for name in names)
+    low, high = (metrics[f"gain_over_ecc_{end}{ending}"] for end in ("low", "high"))
+    print(f"{'  '.join(values)} (95 % interval {low:.4f} to {high:.4f})", flush=True)
+
+
+if __name__ == "__main__":
+    run_job(main, Options)
