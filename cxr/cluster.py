@@ -34,12 +34,13 @@ def connect(cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _filter_worker_logs()
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto")
+        _join(os.environ["RAY_ADDRESS"])
         return
     port = _free_port()
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"  # else found by a look at all processes
     _stay_on_loopback()
     ray.init(
+        address="local",  # else Ray would join whatever it finds on this machine, or wait for one that has ended
         num_cpus=cpus,
         include_dashboard=True,
         dashboard_host=LOOPBACK,
@@ -47,6 +48,19 @@ def connect(cpus: int | None = None) -> None:
         _node_ip_address=LOOPBACK,
         logging_level=logging.WARNING,
     )
+
+
+def _join(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdigit() and "://" not in address:  # Ray itself would wait for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        ray.init(address="auto")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it, correct the address, or unset "
+            f"RAY_ADDRESS to run on this machine alone"
+        ) from error
 
 
 def _filter_worker_logs() -> None:

@@ -36,12 +36,6 @@ def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Option
     doc = sys.modules["__main__"].__doc__ or ""
     options = tyro.cli(options_type, description=doc, config=(tyro.conf.OmitArgPrefixes,))
     signal.signal(signal.SIGTERM, _interrupt)
-    if "working_dir_files" in storage.normalise(options.out).split("/"):
-        print(
-            f"note: --out {options.out} lies in this submitted job's copy of the working directory, which Ray "
-            f"deletes in the end: give an absolute path or a URI to keep the results",
-            flush=True,
-        )
     sys.exit(_guarded(main, options))
 
 
@@ -52,6 +46,7 @@ def _interrupt(*_: object) -> None:
 def _guarded(main: Callable[[Options], dict[str, Any]], options: Options) -> int:
     start = time.monotonic()
     try:
+        _check_out(options.out)
         result = main(options)
         print(write_result(options, result, time.monotonic() - start), flush=True)
         return DONE
@@ -68,6 +63,17 @@ def _guarded(main: Callable[[Options], dict[str, Any]], options: Options) -> int
     except Exception:
         traceback.print_exc()
         return FAILED
+
+
+def _check_out(out: str) -> None:
+    """Look at the place of the results before anything starts: hours later would be a bad time to find it shut."""
+    if "working_dir_files" in storage.normalise(out).split("/"):
+        print(
+            f"note: --out {out} lies in this submitted job's copy of the working directory, which Ray "
+            f"deletes in the end: give an absolute path or a URI to keep the results",
+            flush=True,
+        )
+    storage.check_writable(out)
 
 
 def write_result(options: Any, result: dict[str, Any], seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,7 +31,7 @@ from cxr.sources import open_manifest
 
 SCORES = "scores"  # the folder of the result's Parquet files
 PART_BYTES = 64 << 20  # of decoded pixels in one part, well under the size at which Ray Data cuts a block in two
-PART, PART_ROWS, SHARD = "part", "part_rows", "shard"
+PART, PART_ROWS, SHARD, MISTAKE = "part", "part_rows", "shard", "mistake"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +155,8 @@ def _score_parts(
         )
     )
     for row in quiet(done).iter_rows():
+        if row[MISTAKE]:
+            raise UserError(f"{row[MISTAKE]}. What is scored is kept: the same command goes on from there")
         reasons.update(row["errors"])
         progress.add(row["images"], len(row["errors"]))
     return reasons
@@ -168,7 +171,17 @@ def _labelled(part: Part) -> pa.Table:
 
 
 def _read(part: pa.Table, pixels: PixelFormat) -> pa.Table:
-    """Manifest rows, or the name of a shard file -> schema rows, each with its part's name."""
+    """Manifest rows, or the name of a shard file -> schema rows, each with its part's name.
+
+    A user's mistake is handed on as a value: of an exception, Ray Data keeps the text of its traceback alone.
+    """
+    try:
+        return _rows(part, pixels)
+    except UserError as error:
+        return pa.table({MISTAKE: [str(error)]})
+
+
+def _rows(part: pa.Table, pixels: PixelFormat) -> pa.Table:
     name, count = part[PART][0].as_py(), part[PART_ROWS][0].as_py()
     if SHARD in part.column_names:
         rows = _read_shard(part[SHARD][0].as_py(), pixels)
@@ -201,6 +214,14 @@ class Scorer:
         self.network = loaded.network.to(self.device, memory_format=memory)  # pyright: ignore[reportCallIssue]
 
     def __call__(self, rows: pa.Table) -> dict[str, Any]:
+        if MISTAKE in rows.column_names:
+            return _reply(mistake=rows[MISTAKE][0].as_py())
+        try:
+            return self._score(rows)
+        except UserError as error:
+            return _reply(mistake=str(error))
+
+    def _score(self, rows: pa.Table) -> dict[str, Any]:
         name, count = rows[PART][0].as_py(), rows[PART_ROWS][0].as_py()
         assert rows.num_rows == count, f"{name} was cut in two on its way: {rows.num_rows} of {count} rows"
         table = self.table(rows)
@@ -208,7 +229,7 @@ class Scorer:
         pq.write_table(table, sink)
         storage.write_bytes(self.book.file(Part(name, rows)), sink.getvalue())
         errors = pc.drop_null(table[schema.ERROR]).to_pylist()
-        return {"images": [count], "errors": [errors]}
+        return _reply(count, errors)
 
     def table(self, rows: pa.Table) -> pa.Table:
         """Scores of `rows` in their order, null where there is an error."""
@@ -241,6 +262,10 @@ class Scorer:
                 good, data = cv2.imencode(".png", image)
                 assert good
                 storage.write_bytes(storage.join(self.book.uri, kind, picture_name(image_id)), data.tobytes())
+
+
+def _reply(images: int = 0, errors: Sequence[str] = (), mistake: str = "") -> dict[str, Any]:
+    return {"images": [images], "errors": [list(errors)], MISTAKE: [mistake]}
 
 
 def picture_name(image_id: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,9 +28,13 @@ from cxr.train import RunOptions, fit
 from cxr.train.fit import room
 from cxr.train.log import best_row, read_metrics
 
-NAME, ABOUT = "search", "search.json"
+NAME, ABOUT, FAILED = "search", "search.json", "failed.json"
 TRIAL_CPU = 0.01  # of the process that looks after a trial; its workers hold the rest
 TRIALS = "trials"  # folder of the trials' runs
+
+
+class Failed(RuntimeError):
+    """A trial that failed by itself, which would end the same way in a second attempt."""
 
 
 class Mismatch(RuntimeError):
@@ -95,7 +101,7 @@ def search(
         tuner = _restored(trainable, recipe, out)
     else:
         space = dict(space or recipe.search_space())
-        tuner = _new(trainable, recipe, out, space, options, min(options.at_once or fits, fits))
+        tuner = _new(trainable, recipe, out, space, options, min(options.at_once or fits, fits), run.max_failures)
     return ranked(tuner.fit(), recipe, out)
 
 
@@ -106,6 +112,7 @@ def _new(
     space: dict[str, BaseDistribution],
     options: SearchOptions,
     at_once: int,
+    max_failures: int,
 ) -> tune.Tuner:
     if storage.exists(storage.join(out, NAME)):
         raise UserError(f"{out} holds a search already: give --resume to go on with it, or another --out")
@@ -123,22 +130,25 @@ def _new(
         search_alg=OptunaSearch(space, metric=recipe.monitor, mode=recipe.mode, seed=options.search_seed),
         scheduler=asha,
     )
-    return tune.Tuner(
-        trainable, tune_config=config, run_config=tune.RunConfig(name=NAME, storage_path=out, verbose=0)
-    )
+    path, files = storage.ray_storage(out)
+    lost = tune.FailureConfig(max_failures=max_failures)  # with the machine they ran on
+    kept = tune.RunConfig(name=NAME, storage_path=path, storage_filesystem=files, failure_config=lost, verbose=0)
+    return tune.Tuner(trainable, tune_config=config, run_config=kept)
 
 
 def _restored(trainable: Any, recipe: Recipe, out: str) -> tune.Tuner:
-    path = storage.join(out, NAME)
-    if not tune.Tuner.can_restore(path):
-        raise UserError(f"{path} holds no search to resume: give the --out of the search, or leave --resume out")
+    path, files = storage.ray_storage(storage.join(out, NAME))
+    if not tune.Tuner.can_restore(path, storage_filesystem=files):
+        raise UserError(f"{out} holds no search to resume: give the --out of the search, or leave --resume out")
     changed = recipe.changes_from(storage.read_json(storage.join(out, ABOUT)))
     if changed:
         raise UserError(
             f"the search to resume began otherwise ({'; '.join(changed)}), and its trials must compare: "
             f"give the same settings, or another --out"
         )
-    return tune.Tuner.restore(path, trainable=trainable, resume_unfinished=True, restart_errored=True)
+    return tune.Tuner.restore(
+        path, trainable=trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=files
+    )
 
 
 def _check_dashboard() -> None:
@@ -151,22 +161,37 @@ def _check_dashboard() -> None:
 
 
 def _trainable(recipe: Recipe, archive: str, out: str, run: RunOptions, source: str) -> Any:
-    """The function that Tune calls for each trial: `fit` with what was drawn, told apart by the trial's id."""
-    base = recipe.to_dict()
+    """The function that Tune calls for each trial: `fit` with what was drawn, told apart by the trial's id.
+
+    Tune starts it again if it dies with its machine, and would as well if it failed: then it fails again at once.
+    """
+    base, this_search = recipe.to_dict(), secrets.token_hex(8)
 
     def trial(drawn: dict[str, Any]) -> None:
-        trial_id = tune.get_context().get_trial_id()
-        folder = storage.join(out, TRIALS, trial_id)
-        fit(
-            recipe_from_dict(base).replace(**drawn),
-            archive,
-            folder,
-            replace(run, resume=storage.exists(storage.join(folder, "train"))),
-            source=source,
-            callbacks=[CheckApplied(drawn), TuneReportCallback()],
-        )
+        folder = storage.join(out, TRIALS, tune.get_context().get_trial_id())
+        with _once(storage.join(folder, FAILED), this_search):
+            fit(
+                recipe_from_dict(base).replace(**drawn),
+                archive,
+                folder,
+                replace(run, resume=storage.exists(storage.join(folder, "train"))),
+                source=source,
+                callbacks=[CheckApplied(drawn), TuneReportCallback()],
+            )
 
     return tune.with_resources(trial, {"CPU": TRIAL_CPU})
+
+
+@contextmanager
+def _once(note: str, search: str) -> Iterator[None]:
+    """Keep a failure inside the block at `note`, and raise it at once where the same search comes back."""
+    if storage.exists(note) and (before := storage.read_json(note))["search"] == search:
+        raise Failed(before["reason"])
+    try:
+        yield
+    except Exception as error:
+        storage.write_json(note, {"search": search, "reason": str(error)})
+        raise
 
 
 def ranked(grid: ResultGrid, recipe: Recipe, out: str) -> list[Trial]:

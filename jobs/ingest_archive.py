@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from cxr import cluster
+from cxr import cluster, storage
 from cxr.ingest import IngestResult, ingest
 from cxr.job import run_job
 from cxr.schema import PixelFormat
@@ -36,6 +36,8 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
+    if options.archive:
+        storage.check_readable(options.archive)
     cluster.connect()
     result = ingest(
         options.archive or phantom_archive(options.out, count=60),

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from cxr import cluster, storage
+from cxr import checkpoint, cluster, storage
 from cxr.job import run_job
 from cxr.score import ScoreOptions, score
 from cxr.workflow import phantom_archive, quick_checkpoint
@@ -29,6 +29,10 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
+    if options.archive:
+        storage.check_readable(options.archive)
+    if options.checkpoint:
+        checkpoint.read_about(options.checkpoint)
     cluster.connect()
     out = storage.normalise(options.out)
     archive = options.archive or phantom_archive(out)

@@ -2,12 +2,15 @@
 
 A URI is a local path, `file:///path`, `s3://bucket/key` or `gs://bucket/key`. S3's endpoint, region and
 credentials come from the standard AWS variables (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_REGION`,
-`AWS_PROFILE`, …), Google's from its application default credentials. Throttling, 5xx and lost connections are
-tried again for `CXR_STORAGE_PATIENCE_S` seconds (60 if unset); what is missing or refused is not. Every
-failure is a `StorageError` that names the URI and says what to do.
+`AWS_PROFILE`, …), Google's from its application default credentials. Throttling, 5xx, lost connections and lost
+mounts are tried again for `CXR_STORAGE_PATIENCE_S` seconds (60 if unset); what is missing or refused is not. Every
+failure is a `StorageError` that names the URI and says what to do: `NotFound` or `Unreadable` where it concerns
+one file, a plain one where its whole place is concerned.
 """
 
 from cxr.storage.files import (
+    check_readable,
+    check_writable,
     delete,
     download_folder,
     exists,
@@ -21,13 +24,17 @@ from cxr.storage.files import (
 )
 from cxr.storage.filesystems import filesystem
 from cxr.storage.listing import FileEntry, list_files
+from cxr.storage.patient import ray_storage
 from cxr.storage.tables import read_parquet, read_parquet_footer
-from cxr.storage.uri import NotFound, StorageError, is_local, join, name, normalise
+from cxr.storage.uri import NotFound, StorageError, Unreadable, is_local, join, name, normalise
 
 __all__ = [
     "FileEntry",
     "NotFound",
     "StorageError",
+    "Unreadable",
+    "check_readable",
+    "check_writable",
     "delete",
     "download_folder",
     "exists",
@@ -37,6 +44,7 @@ __all__ = [
     "list_files",
     "name",
     "normalise",
+    "ray_storage",
     "read_bytes",
     "read_json",
     "read_parquet",

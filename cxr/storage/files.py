@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from boto3.s3.transfer import TransferConfig
 from pyarrow import fs
 
-from cxr.storage.filesystems import file_info, filesystem
+from cxr.storage.filesystems import file_info, filesystem, s3_client
 from cxr.storage.listing import PARTIAL_SUFFIX, list_files
 from cxr.storage.retries import retried
-from cxr.storage.uri import StorageError, is_local, join, normalise
+from cxr.storage.uri import NotFound, StorageError, is_local, join, normalise
 
 _COPY_THREADS = 8
+_PROBE_BYTES = 1 << 16
+_PIECE = 8 << 20  # bytes copied at a time
+_IN_PARTS = TransferConfig(multipart_threshold=4 * _PIECE, multipart_chunksize=2 * _PIECE, use_threads=False)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -39,12 +45,7 @@ def read_bytes(uri: str) -> bytes:
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file, its folders too. A reader sees the old file or the whole new one, never a part."""
-
-    def write() -> None:
-        with _writing(uri) as stream:
-            stream.write(data)
-
-    retried(uri, write)
+    retried(uri, lambda: _put(uri, io.BytesIO(data)))
 
 
 def read_text(uri: str) -> str:
@@ -86,10 +87,47 @@ def delete(uri: str) -> None:
         found = file_info(uri).type
         if found == fs.FileType.Directory:
             filesystem_.delete_dir(path)
+        elif uri.startswith("s3://"):  # pyarrow would leave a mark of the folder behind
+            bucket, _, key = path.partition("/")
+            s3_client().delete_object(Bucket=bucket, Key=key)
         elif found != fs.FileType.NotFound:
             filesystem_.delete_file(path)
 
     retried(uri, remove)
+
+
+def check_readable(uri: str) -> None:
+    """List the first file below the URI.
+
+    Raises:
+        NotFound: nothing lies there.
+        StorageError: it may not be listed, or does not answer.
+    """
+    if next(list_files(uri), None) is None:
+        raise NotFound(f"{uri} is an empty folder: correct the URI, or fill it first")
+
+
+def check_writable(folder: str) -> None:
+    """Write a small file into a folder that need not be there yet, and delete it where that is allowed.
+
+    Raises:
+        StorageError: files cannot be written there.
+    """
+    if not is_local(folder):
+        probe = join(folder, ".writable")
+        write_bytes(probe, b"?")
+        with suppress(StorageError):
+            delete(probe)
+        return
+    place = Path(normalise(folder))
+    while not place.exists() and place != place.parent:
+        place = place.parent
+
+    def probe_disk() -> None:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(_PROBE_BYTES))
+
+    retried(str(place), probe_disk)
 
 
 def upload_folder(local: Path, uri: str) -> None:
@@ -113,8 +151,8 @@ def _copy_all(pairs: list[tuple[str, str]]) -> None:
 
 def _copy(source: str, target: str) -> None:
     def copy() -> None:
-        with _reading(source) as reader, _writing(target) as writer:
-            shutil.copyfileobj(reader, writer, 8 << 20)
+        with _reading(source) as reader:
+            _put(target, reader)
 
     retried(source if is_local(target) else target, copy)
 
@@ -130,22 +168,64 @@ def _reading(uri: str) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, stream)
 
 
+def fetched(uri: str) -> BinaryIO:
+    """The file opened for reading; a remote one is copied here first, so that no connection is lost later on."""
+
+    def fetch() -> BinaryIO:
+        if is_local(uri):
+            return open(normalise(uri), "rb")
+        with ExitStack() as stack:
+            copy = stack.enter_context(tempfile.TemporaryFile())
+            with _reading(uri) as stream:
+                shutil.copyfileobj(stream, copy, _PIECE)
+            copy.seek(0)
+            stack.pop_all()
+            return cast(BinaryIO, copy)
+
+    return retried(uri, fetch)
+
+
 @contextmanager
-def _writing(uri: str) -> Iterator[BinaryIO]:
+def writing(uri: str) -> Iterator[BinaryIO]:
     """A stream whose bytes appear at the URI when the block ends well, and not at all when it does not."""
     if is_local(uri):
         with _replacing(Path(normalise(uri))) as stream:
             yield stream
         return
-    filesystem_, path = filesystem(uri)
-    stream = filesystem_.open_output_stream(path)
-    try:
+    with tempfile.TemporaryFile() as stream:
         yield cast(BinaryIO, stream)
+        stream.flush()
+
+        def send() -> None:
+            with os.fdopen(os.dup(stream.fileno()), "rb") as again:  # boto3 closes what it could not send
+                again.seek(0)
+                _put(uri, again)
+
+        retried(uri, send)
+
+
+def _put(uri: str, source: BinaryIO) -> None:
+    """Write what `source` still holds, whole or not at all: S3 shows an object once all of it has come."""
+    filesystem_, path = filesystem(uri)
+    if is_local(uri):
+        with _replacing(Path(path)) as target:
+            shutil.copyfileobj(source, target, _PIECE)
+    elif uri.startswith("s3://"):
+        bucket, _, key = path.partition("/")
+        s3_client().upload_fileobj(source, bucket, key, Config=_IN_PARTS)
+    else:
+        _put_gcs(filesystem_, path, source)
+
+
+def _put_gcs(files: fs.FileSystem, path: str, source: BinaryIO) -> None:
+    target = files.open_output_stream(path)
+    try:
+        shutil.copyfileobj(source, cast(BinaryIO, target), _PIECE)
     except BaseException:
-        stream.close()  # pyarrow cannot abandon an upload
-        filesystem_.delete_file(path)
+        target.close()  # pyarrow cannot abandon an upload
+        files.delete_file(path)
         raise
-    stream.close()
+    target.close()
 
 
 @contextmanager

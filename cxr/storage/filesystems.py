@@ -75,7 +75,16 @@ def _amazon_region(bucket: str) -> str | None:
 @lru_cache(maxsize=8)
 def _s3_client(endpoint: str | None, region: str | None) -> Any:
     retries: Any = {"mode": "standard", "max_attempts": _ATTEMPTS}
-    config = Config(connect_timeout=_CONNECT_S, read_timeout=_REQUEST_S, retries=retries)
+    # Checksums that trail a body, boto3's default, are Amazon's own: some other servers store them as data.
+    sums: Any = "when_required" if endpoint else None
+    config = Config(
+        connect_timeout=_CONNECT_S,
+        read_timeout=_REQUEST_S,
+        retries=retries,
+        max_pool_connections=32,
+        request_checksum_calculation=sums,
+        response_checksum_validation=sums,
+    )
     return Session(region_name=region).client("s3", endpoint_url=endpoint, config=config)
 
 

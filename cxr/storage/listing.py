@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from pyarrow import fs
 
+from cxr.storage.explain import explained
 from cxr.storage.filesystems import file_info, filesystem, s3_client
-from cxr.storage.retries import explained, retried
+from cxr.storage.retries import retried
 from cxr.storage.uri import is_local, local_uri, name, normalise
 
 PARTIAL_SUFFIX = ".partial"

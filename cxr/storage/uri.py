@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from urllib.parse import quote, unquote
 
 from cxr.errors import UserError
@@ -10,12 +11,23 @@ from cxr.errors import UserError
 REMOTE_SCHEMES = ("s3", "gs")
 
 
+_LOGIN = re.compile(r"(?<=://)[^\s/@\"']+@")  # user:password@ before a host
+_QUERY = re.compile(r"(://[^\s?\"']+)\?[^\s\"')]*")  # where signed URLs carry their signature
+
+
 class StorageError(UserError):
-    """A URI that cannot be listed, read or written."""
+    """A place that cannot be listed, read or written; its message shows no password and no signature."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_QUERY.sub(r"\1", _LOGIN.sub("", message)))
 
 
 class NotFound(StorageError):
-    """Nothing lies at the URI."""
+    """Nothing lies at the URI, though its place is there."""
+
+
+class Unreadable(StorageError):
+    """This one file cannot be had, though its place answers: its own rights, or it is no file."""
 
 
 def normalise(uri: str | os.PathLike[str]) -> str:

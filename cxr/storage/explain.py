@@ -1,0 +1,123 @@
+"""What went wrong with a file or its place, in the user's terms, and whether it may pass."""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import Any
+
+from boto3.session import Session
+from botocore.exceptions import BotoCoreError, ClientError
+from pyarrow import fs
+
+from cxr.storage.filesystems import file_info, s3_client, s3_endpoint
+from cxr.storage.uri import NotFound, StorageError, Unreadable, is_local, normalise
+
+# pyarrow tells S3's and Google's errors in the text alone (SLOW_DOWN), boto3 in text too (SlowDown).
+_NO_BUCKET = re.compile(r"no_?such_?bucket|bucket does not exist", re.I)
+_CREDENTIALS = re.compile(r"access_?key|signature|token|credentials|unauthenticated", re.I)
+_DENIED = re.compile(r"access_?denied|forbidden|permission_denied|\(403\)|status 403", re.I)
+_FROZEN = re.compile(r"invalid_?object_?state", re.I)  # moved to an archive class such as Glacier
+_PASSING = re.compile(
+    r"slow_?down|throttl|too_?many_?requests|request_?limit|internal_?(failure|error)|unavailable|connection|curlcode"
+    r"|incomplete_?body|incomplete_?read|time_?out|timed out|(status |\()(429|5\d\d)\b",
+    re.I,
+)
+_MAY_RETURN = {errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EAGAIN}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Errors of a mount, a disk or this process, which any other file would meet as well.
+_PLACE = _MAY_RETURN | _FULL | {errno.EIO, errno.ENODEV, errno.ENXIO, errno.EROFS}
+_PLACE |= {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EKEYEXPIRED, errno.EKEYREVOKED, errno.ENOKEY}
+_PROBED = 4  # neighbours asked for before a refusal is taken for the bucket's
+
+
+def may_pass(error: Exception, *, local: bool = False) -> bool:
+    """Whether the same request may succeed later: throttling, 5xx, lost connections, a share that went away."""
+    if local:
+        return getattr(error, "errno", None) in _MAY_RETURN
+    text = f"{type(error).__name__} {error}"
+    lasting = isinstance(error, FileNotFoundError) or any(p.search(text) for p in (_NO_BUCKET, _DENIED))
+    return not lasting and _PASSING.search(text) is not None
+
+
+def explained(uri: str, error: Exception) -> StorageError:
+    """The error in the user's terms: what was asked for, what is wrong, what to do.
+
+    `NotFound` and `Unreadable` concern this one file; any other StorageError its whole place.
+    """
+    if isinstance(error, FileNotFoundError) and (is_local(uri) or _bucket_exists(uri)):
+        return NotFound(f"{uri} does not exist: correct the URI, or write it first")
+    if is_local(uri):
+        return _explained_local(uri, error)
+    server, bucket = _server(uri), normalise(uri).split("/")[2]
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, FileNotFoundError) or _NO_BUCKET.search(text):
+        return StorageError(f"{uri}: there is no bucket {bucket!r} on {server}: create it, or correct the URI")
+    if _FROZEN.search(text):
+        return Unreadable(f"{uri} lies in an archive class of {server}: restore it first ({text})")
+    if may_pass(error):
+        return StorageError(f"{uri}: {server} keeps failing: check it and the network, or try later ({text})")
+    if _DENIED.search(text) or _CREDENTIALS.search(text):
+        return _refused(uri, server, text)
+    return StorageError(f"{uri}: {server} answered: {text}")
+
+
+def _explained_local(uri: str, error: Exception) -> StorageError:
+    number, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or error
+    if number in _FULL:
+        return StorageError(f"{uri}: {reason}: make room, or give another place; then run the same command again")
+    if number in _PLACE:
+        return StorageError(f"{uri}: {reason}: check the disk, or whether its share is mounted; then run again")
+    return Unreadable(f"{uri}: {reason}: check its rights and the disk")
+
+
+def _refused(uri: str, server: str, text: str) -> StorageError:
+    """A 403 of one object is its own where the server gives others beside it, else the credentials'."""
+    try:
+        if not _CREDENTIALS.search(text) and uri.startswith("s3://") and _gives_others(uri):
+            return Unreadable(f"{uri}: {server} refused access (403) to this object, though not to others: check it")
+    except (BotoCoreError, ClientError) as again:  # says more than the answer to a HEAD, which has no body
+        text = f"{text}; {again}"
+    return StorageError(f"{uri}: {server} {_refusal(uri, text)} ({text})")
+
+
+def _gives_others(uri: str) -> bool:
+    bucket, _, key = normalise(uri).removeprefix("s3://").partition("/")
+    folder = key.partition("/")[0] + "/" if "/" in key else ""
+    for start in (key, folder):
+        after = {"StartAfter": start} if start else {}
+        page = s3_client().list_objects_v2(Bucket=bucket, Prefix=folder, MaxKeys=_PROBED, **after)
+        others = [item for item in page.get("Contents", ()) if item["Key"] != key and item["Size"]]
+        if any(_given(bucket, item) for item in others):
+            return True
+    return False
+
+
+def _given(bucket: str, item: dict[str, Any]) -> bool:
+    try:
+        s3_client().get_object(Bucket=bucket, Key=item["Key"], Range="bytes=0-0")["Body"].close()
+    except (BotoCoreError, ClientError):
+        return False
+    return True
+
+
+def _refusal(uri: str, text: str) -> str:
+    keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if uri.startswith("gs://"):
+        return "refused access: set GOOGLE_APPLICATION_CREDENTIALS, or log in with gcloud"
+    if Session().get_credentials() is None:
+        return f"needs credentials and none were found: set {keys}, or AWS_PROFILE"
+    if _CREDENTIALS.search(text):
+        return f"does not accept the credentials: check {keys} (and AWS_SESSION_TOKEN)"
+    return f"refused access (403): check {keys} and what they may do in this bucket"
+
+
+def _server(uri: str) -> str:
+    return "Google Cloud Storage" if uri.startswith("gs://") else s3_endpoint() or "Amazon S3"
+
+
+def _bucket_exists(uri: str) -> bool:
+    try:
+        return file_info("/".join(normalise(uri).split("/")[:3])).type != fs.FileType.NotFound
+    except OSError:
+        return True  # not ours to judge: the key is missing at any rate

@@ -1,0 +1,30 @@
+"""The whole chain in one process, for tests that make it fail: python -m tests.ray.chain ARCHIVE OUT."""
+
+from __future__ import annotations
+
+import sys
+
+from cxr import cluster, storage
+from cxr.ingest import ingest
+from cxr.recipes.align import AlignRecipe
+from cxr.schema import PixelFormat
+from cxr.score import score
+from cxr.train import RunOptions, fit
+
+IMAGES, EPOCHS = 120, 4
+RECIPE = AlignRecipe(size=32, epochs=EPOCHS, batch_size=8, trunk="conv3", lungs=False)
+
+
+def main(archive: str, out: str) -> None:
+    """Ingest ARCHIVE into OUT/shards, train on it in OUT, score it into OUT/scored; says what it begins with."""
+    cluster.connect(cpus=2)
+    print("begins: ingest", flush=True)
+    shards = ingest(archive, storage.join(out, "shards"), pixels=PixelFormat(32)).shards
+    print("begins: fit", flush=True)
+    fitted = fit(RECIPE, shards, out, RunOptions(resume=storage.exists(storage.join(out, "train"))))
+    print("begins: score", flush=True)
+    print(score(archive, fitted.checkpoint, storage.join(out, "scored")), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

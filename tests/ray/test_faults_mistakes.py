@@ -1,0 +1,124 @@
+"""What a user gives wrong: every job says it in one line, before it starts Ray, and exits with 2."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from cxr import checkpoint, cluster, schema
+from cxr.errors import UserError
+from cxr.job import run_job
+from cxr.recipes.align import AlignRecipe
+from tests.ray.archives import write_archive
+from tests.servers import faulty
+from tests.servers.faulty import Faulty
+
+JOBS = ("ingest_archive", "train_align", "tune_align", "score_archive")
+
+
+@pytest.fixture(scope="module")
+def front() -> Iterator[Faulty]:
+    with faulty.moto() as backend, faulty.before(backend) as front:
+        yield front
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder, recipe = tmp_path_factory.mktemp("kept"), AlignRecipe(size=32, trunk="conv3", lungs=False)
+    network = recipe.network(schema.FINDINGS)
+    checkpoint.save(folder, recipe, recipe.task(network), network.state_dict(), findings=(), metrics={})
+    return str(folder)
+
+
+@pytest.fixture
+def places(front: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """Places good and bad by name; Ray must not be started."""
+    for name, value in faulty.variables(front.url).items():
+        monkeypatch.setenv(name, value)
+    front.refused = {}
+    boto3.client("s3").create_bucket(Bucket="xrays")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+
+    def unwanted(*_: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(cluster, "connect", unwanted)
+    before = signal.getsignal(signal.SIGTERM)
+    yield {
+        "good": write_archive(tmp_path / "good", good=4),
+        "out": str(tmp_path / "out"),
+        "empty": str(tmp_path / "empty"),
+        "missing": str(tmp_path / "missing"),
+        "file": str(tmp_path / "file"),
+        "no prefix": "s3://xrays/none",
+        "no bucket": "s3://nowhere/x",
+        "refused": "s3://xrays/x",
+        "unknown": "ftp://host/x",
+    }
+    signal.signal(signal.SIGTERM, before)
+
+
+CASES = [
+    ("missing", "out", "missing does not exist: correct the URI"),
+    ("empty", "out", "empty is an empty folder"),
+    ("no prefix", "out", "s3://xrays/none does not exist"),
+    ("no bucket", "out", "there is no bucket 'nowhere'"),
+    ("unknown", "out", "give a local path, file:///path, s3://"),
+    ("good", "no bucket", "there is no bucket 'nowhere'"),
+    ("good", "unknown", "give a local path, file:///path, s3://"),
+    ("good", "file", "Not a directory"),
+    ("good", "refused", "does not accept the credentials: check AWS_ACCESS_KEY_ID"),
+    ("refused", "out", "does not accept the credentials: check AWS_ACCESS_KEY_ID"),
+]
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize(("archive", "out", "message"), CASES)
+def test_a_wrong_place(
+    job: str,
+    archive: str,
+    out: str,
+    message: str,
+    places: dict[str, str],
+    front: Faulty,
+    kept: str,
+    capsys,
+    monkeypatch,
+) -> None:
+    front.refused = {"": "InvalidAccessKeyId"} if "refused" in (archive, out) else {}
+    options = ["--archive", places[archive], "--out", places[out]]
+    errors = run(job, options + ["--checkpoint", kept] * (job == "score_archive"), capsys, monkeypatch)
+    assert message in errors
+    assert not Path(places["out"]).exists()
+
+
+def test_no_checkpoint(places: dict[str, str], capsys, monkeypatch) -> None:
+    options = ["--archive", places["good"], "--out", places["out"], "--checkpoint", places["empty"]]
+    assert "holds no checkpoint.json" in run("score_archive", options, capsys, monkeypatch)
+
+
+def test_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UserError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):
+        cluster.connect()
+
+
+def run(job: str, options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the job prints as its error, a line of its own, before it exits with 2."""
+    module = importlib.import_module(f"jobs.{job}")
+    monkeypatch.setattr(sys, "argv", [job, *options])
+    with pytest.raises(SystemExit) as end:
+        run_job(module.main, module.Options)
+    errors = capsys.readouterr().err
+    assert end.value.code == 2, errors
+    assert errors.startswith("error: ")
+    assert len(errors.splitlines()) == 1
+    return errors

@@ -1,0 +1,81 @@
+"""Ingest, training and scoring on an S3 server that throttles, errs, tears answers and goes away: all end well."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from cxr import schema, shards, storage
+from cxr.phantom.archive import write_phantom
+from cxr.train.log import read_metrics
+from tests.conftest import REPOSITORY
+from tests.ray.chain import EPOCHS, IMAGES
+from tests.servers import faulty
+from tests.servers.faulty import Faulty
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+ARCHIVE, OUT = "s3://xrays/archive", "s3://xrays/out"
+
+
+@pytest.fixture
+def front(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Faulty]:
+    with faulty.moto() as backend, faulty.before(backend) as front:
+        for name, value in faulty.variables(front.url).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        storage.filesystems.s3_client().create_bucket(Bucket="xrays")
+        write_phantom(str(tmp_path / "archive"), IMAGES, size=64)
+        storage.upload_folder(tmp_path / "archive", ARCHIVE)
+        front.counts.clear()
+        yield front
+
+
+def one_in_five(front: Faulty, stage: str) -> None:
+    front.one_in = 5
+
+
+def throttled(front: Faulty, stage: str) -> None:
+    front.throttle(20)
+
+
+def down(front: Faulty, stage: str) -> None:
+    front.down(20)
+
+
+@pytest.mark.parametrize("fault", [one_in_five, throttled, down])
+def test_the_chain_ends_well(front: Faulty, fault, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.ray.chain", ARCHIVE, OUT]
+    with (tmp_path / "errors").open("w") as errors:
+        chain = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert chain.stdout is not None
+        said = []
+        for line in chain.stdout:
+            said.append(line)
+            if line.startswith("begins: ") or f"train 1/{EPOCHS}" in line:
+                fault(front, line)
+    front.one_in = 0
+    assert chain.wait() == 0, "".join(said[-20:]) + (tmp_path / "errors").read_text()[-3000:]
+    assert sum(count for kind, count in front.counts.items() if kind != "ok") > 20 or fault is down
+    check_whole()
+
+
+def check_whole() -> None:
+    """Every image once in shards and in scores, every epoch once."""
+    info = shards.read_info(f"{OUT}/shards")
+    files = [part.uri for parts in info.parts.values() for part in parts]
+    assert Counter(ids(files)).most_common(1)[0][1] == 1
+    assert len(ids(files)) == IMAGES
+    assert [row["epoch"] for row in read_metrics(OUT)] == [*range(1, EPOCHS + 1)]
+    scores = [entry.uri for entry in storage.list_files(f"{OUT}/scored/scores")]
+    assert sorted(ids(scores)) == sorted(ids(files))
+    assert pa.concat_tables(map(storage.read_parquet, scores))[schema.ERROR].null_count == IMAGES
+
+
+def ids(files: list[str]) -> list[str]:
+    return [name for uri in files for name in storage.read_parquet(uri)[schema.IMAGE_ID].to_pylist()]

@@ -1,0 +1,183 @@
+"""An S3 server that fails on demand: a proxy on loopback before moto, or before any other server."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPResponse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+LOOPBACK = "127.0.0.1"
+RESET, TORN = "reset", "torn"  # the connection ends before the answer, or in the middle of it
+PASSING = ("InternalError", RESET, TORN)
+STATUS = {"SlowDown": 503, "InternalError": 500}  # any other code is a 403
+PER_HOP = {"connection", "expect", "transfer-encoding", "keep-alive"}
+
+
+class Faulty:
+    """What the proxy does wrong; set its attributes while it serves.
+
+    Attributes:
+        one_in: of so many requests one meets one of PASSING in turn; 0 for none.
+        refused: part of a path -> the S3 error code that every request to such a path gets, "" for all paths.
+        counts: of requests, by what became of them: "ok" or the fault.
+    """
+
+    def __init__(self, backend: str) -> None:
+        self.backend = urlsplit(backend)
+        self.one_in, self.refused, self.counts = 0, dict[str, str](), dict[str, int]()
+        self.is_down, self._throttled_until = False, 0.0
+        self._numbers, self._kinds, self._lock = itertools.count(1), itertools.cycle(PASSING), threading.Lock()
+        self.server = self._start(0)
+        self.url = f"http://{LOOPBACK}:{self.server.server_port}"
+
+    def throttle(self, seconds: float) -> None:
+        """Answer every request with 503 SlowDown for so long."""
+        self._throttled_until = time.monotonic() + seconds
+
+    def down(self, seconds: float) -> None:
+        """Refuse connections for so long, and end those that are open; returns when up again."""
+        self.is_down = True
+        self.close()
+        time.sleep(seconds)
+        self.is_down = False
+        self.server = self._start(self.server.server_port)
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def _start(self, port: int) -> ThreadingHTTPServer:
+        handler = type("Handler", (_Handler,), {"faulty": self})
+        server = ThreadingHTTPServer((LOOPBACK, port), handler)
+        threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+        return server
+
+    def fault(self, path: str) -> str:
+        """What the next request meets; "" for an honest answer."""
+        with self._lock:
+            found = self._drawn(unquote(path))
+            self.counts[found or "ok"] = self.counts.get(found or "ok", 0) + 1
+            return found
+
+    def _drawn(self, path: str) -> str:
+        if self.is_down:
+            return RESET
+        if time.monotonic() < self._throttled_until:
+            return "SlowDown"
+        if code := next((code for part, code in self.refused.items() if part in path), ""):
+            return code
+        return next(self._kinds) if self.one_in and next(self._numbers) % self.one_in == 0 else ""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    faulty: Faulty
+
+    def _answer(self) -> None:
+        body = self._body()
+        fault = self.faulty.fault(self.path)
+        if fault == RESET:
+            self._hang_up()
+        elif fault and fault != TORN:
+            text = f"<Error><Code>{fault}</Code><Message>no</Message></Error>".encode()
+            self._send(STATUS.get(fault, 403), [("Content-Type", "text/xml")], text, len(text))
+        else:
+            self._forward(body, torn=fault == TORN)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _answer  # noqa: N815
+
+    def _body(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _forward(self, body: bytes, *, torn: bool) -> None:
+        """Ask the server behind; of a torn answer the client gets the half."""
+        backend = self.faulty.backend
+        connection = HTTPConnection(backend.hostname or LOOPBACK, backend.port, timeout=60)
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name.lower() not in {*PER_HOP, "content-length"}:
+                connection.putheader(name, value)
+        connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        response = connection.getresponse()
+        data = response.read()
+        connection.close()
+        self._send(response.status, _kept(response), data[: len(data) // 2] if torn else data, len(data))
+        if torn:
+            self._hang_up()
+
+    def _send(self, status: int, headers: list[tuple[str, str]], data: bytes, length: int) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        if not any(name.lower() == "content-length" for name, _ in headers):
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def _kept(response: HTTPResponse) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in response.getheaders() if name.lower() not in PER_HOP]
+
+
+@contextlib.contextmanager
+def moto() -> Iterator[str]:
+    """moto's S3, in memory; yields its URL."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it tells of every request
+    server = make_server(LOOPBACK, 0, DomainDispatcherApplication(create_backend_app), threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://{LOOPBACK}:{server.port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@contextlib.contextmanager
+def before(backend: str) -> Iterator[Faulty]:
+    """A faulty proxy before the server at the URL `backend`."""
+    proxy = Faulty(backend)
+    yield proxy
+    proxy.close()
+
+
+def variables(url: str) -> dict[str, str]:
+    """The environment that leads S3 clients to a server at `url`, and to no other."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ENDPOINT_URL_S3": url,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "word",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    }
