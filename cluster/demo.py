@@ -38,6 +38,7 @@ def main() -> int:
     archive, run = out / "archive", out / "run"
     shell("python", "jobs/make_phantom.py", "--out", archive, "--count", options.images, "--size", 256)
     job = ["python", "jobs/tune_align.py", "--archive", archive, "--out", run, "--trials", options.trials]
+    job += ["--lung-phantoms", 300, "--lung-steps", 150]
     print("\n$ python cluster/local_head.py", flush=True)
     with local_head(out / "head.log") as variables:
         os.environ.update(variables)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from queue import Full, Queue
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +16,10 @@ from cxr import schema
 from cxr.schema import PixelFormat
 
 NO_MASK = 255  # fills a row's mask where the archive gives none
+
+_RECYCLED = 16  # arrays that are kept at most
+_LISTED = [np.empty(0)]
+_UNHELD = sys.getrefcount(_LISTED[0])  # references that are counted to an array that only a list has
 
 Columns = dict[str, np.ndarray]  # column name -> array whose first axis is rows
 T = TypeVar("T")
@@ -64,8 +69,60 @@ def take(columns: Columns, index: np.ndarray | slice) -> Columns:
     return {name: values[index] for name, values in columns.items()}
 
 
-def join(parts: Sequence[Columns]) -> Columns:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+class Recycled:
+    """Arrays that are handed out again once nobody holds them: fresh pages cost more than what is put there."""
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+        self._lock = Lock()
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An array of arbitrary values that is nobody else's; tensors and views made of one hold it."""
+        with self._lock:
+            array = self._unheld(shape, dtype)
+            if array is None:
+                array = np.empty(shape, dtype)
+            self._arrays = [*self._arrays[1 - _RECYCLED :], array]
+            return array
+
+    def _unheld(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
+        for at in range(len(self._arrays)):
+            free = sys.getrefcount(self._arrays[at]) == _UNHELD
+            if free and self._arrays[at].shape == shape and self._arrays[at].dtype == dtype:
+                return self._arrays.pop(at)
+        return None
+
+
+class RowBuffer:
+    """Room for `capacity` rows of columns, in memory lent by `arrays`."""
+
+    def __init__(self, capacity: int, arrays: Recycled) -> None:
+        self.capacity, self.rows = capacity, 0
+        self._arrays = arrays
+        self._room: Columns = {}
+
+    def add(self, columns: Columns) -> None:
+        end = self.rows + len(next(iter(columns.values())))
+        assert end <= self.capacity
+        for name, values in columns.items():
+            if name not in self._room:
+                self._room[name] = self._arrays.empty((self.capacity, *values.shape[1:]), values.dtype)
+            self._room[name][self.rows : end] = values
+        self.rows = end
+
+    def take(self, index: np.ndarray) -> Columns:
+        """The rows at `index`, copied."""
+        taken: Columns = {}
+        for name, values in self._room.items():
+            out = self._arrays.empty((len(index), *values.shape[1:]), values.dtype)
+            taken[name] = np.take(values, index, axis=0, out=out, mode="clip")  # "raise" would copy twice
+        return taken
+
+    def keep(self, index: np.ndarray) -> None:
+        """Drop all rows but those at `index`, which become the first."""
+        for values in self._room.values():
+            values[: len(index)] = values[index]
+        self.rows = len(index)
 
 
 def to_tensors(columns: Columns, pixels: PixelFormat) -> dict[str, torch.Tensor]:
@@ -73,8 +130,8 @@ def to_tensors(columns: Columns, pixels: PixelFormat) -> dict[str, torch.Tensor]
     columns = dict(columns)
     if schema.MASKS in columns:
         present = columns.pop("has_mask")
-        bits = np.unpackbits(columns[schema.MASKS], axis=1, count=pixels.size * pixels.size)
-        bits[~present] = NO_MASK
+        bits = np.full((len(present), pixels.size * pixels.size), NO_MASK, np.uint8)
+        bits[present] = np.unpackbits(columns[schema.MASKS][present], axis=1, count=bits.shape[1])
         columns[schema.MASKS] = bits.reshape(-1, pixels.size, pixels.size)
     return {name: torch.from_numpy(_writable(values)) for name, values in columns.items()}
 

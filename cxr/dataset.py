@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset, RandomSeedConfig
 
 from cxr import cluster, ledger, schema, shards, storage
 from cxr.errors import UserError
@@ -22,9 +22,11 @@ from cxr.rows import make_rows
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 
-_BLOCK_BYTES = 16 << 20  # of pixels in one block of a decoded archive
+_BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 64  # at most, of pixels and of images in one block of a decoded archive
+_DECODER_CPUS = 0.5  # asked for a task that decodes: while one of two waits for files, the other has the CPU
 _REPLY = pa.schema([("summary", pa.string()), ("mistake", pa.string())])
 _NO_PROGRESS_S = 300  # after which Ray Data tells that it is stuck
+_EARLY_DEATHS = 5  # in a row, of a pool's workers before they began, as may happen on a busy machine
 
 Work = Callable[[Part], Mapping[str, Any]]
 
@@ -59,9 +61,13 @@ def open_dataset(
 
 
 def open_streams(
-    uri: str, size: int, source: str = "auto"
+    uri: str, size: int, source: str = "auto", *, columns: Sequence[str] | None = None, seed: int = 0
 ) -> tuple[dict[str, Dataset], tuple[str, ...], dict[str, int]]:
     """The train and val splits of a raw archive, to train on without shards.
+
+    Args:
+        columns: of `schema.row_schema`, or None for all.
+        seed: of train's order, as far as tasks end in the order in which they began.
 
     Returns:
         a dataset of good rows for each split, train's in an order that is new in each pass; the archive's
@@ -72,10 +78,10 @@ def open_streams(
     """
     manifest = open_manifest(uri, source)
     train, val = (_of_split(manifest.table, split, uri) for split in ("train", "val"))
-    train = train.take(np.random.default_rng(0).permutation(train.num_rows))
+    train = ledger.rows_at(train, pa.array(np.random.default_rng(seed).permutation(train.num_rows)))
     streams = {
-        "train": _decoded(train, PixelFormat(size), None, good_only=True, shuffled=True),
-        "val": _decoded(val, PixelFormat(size), None, good_only=True),
+        "train": _decoded(train, PixelFormat(size), columns, good_only=True, seed=seed),
+        "val": _decoded(val, PixelFormat(size), columns, good_only=True),
     }
     return streams, manifest.findings, {"train": train.num_rows, "val": val.num_rows}
 
@@ -115,11 +121,12 @@ def _decoded(
     columns: Sequence[str] | None,
     *,
     good_only: bool = False,
-    shuffled: bool = False,
+    seed: int | None = None,
 ) -> Dataset:
-    step = max(1, min(-(-manifest.num_rows // 16), _BLOCK_BYTES // pixels.row_bytes))
+    step = max(1, min(-(-manifest.num_rows // 16), _BLOCK_BYTES // pixels.row_bytes, _BLOCK_ROWS))
     keys = [{"rows": _packed(manifest.slice(start, step))} for start in range(0, manifest.num_rows, step)]
-    return _streamed(keys, partial(_decode, pixels=pixels, columns=columns, good_only=good_only), shuffled)
+    decode = partial(_decode, pixels=pixels, columns=columns, good_only=good_only)
+    return _streamed(keys, decode, cpus=_DECODER_CPUS, seed=seed)
 
 
 def _decode(key: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None, good_only: bool) -> pa.Table:
@@ -129,12 +136,17 @@ def _decode(key: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None, g
     return rows.select(list(columns)) if columns else rows
 
 
-def _streamed(keys: list[dict[str, Any]], read: Callable[[pa.Table], pa.Table], shuffled: bool = False) -> Dataset:
-    """A block for each key, read by plain tasks, which share the CPUs with whatever else runs."""
+def _streamed(
+    keys: list[dict[str, Any]], read: Callable[[pa.Table], pa.Table], *, cpus: float = 1, seed: int | None = None
+) -> Dataset:
+    """A block for each key, read by plain tasks, which share the CPUs with whatever else runs.
+
+    With `seed` the blocks come in an order of their own in each pass.
+    """
     blocks = ray.data.from_items(keys, override_num_blocks=len(keys))
-    if shuffled:
-        blocks = blocks.randomize_block_order()
-    return quiet(blocks.map_batches(read, batch_format="pyarrow", batch_size=None))
+    if seed is not None:
+        blocks = blocks.randomize_block_order(seed=RandomSeedConfig(seed))
+    return quiet(blocks.map_batches(read, batch_format="pyarrow", batch_size=None, num_cpus=cpus))
 
 
 def quiet(rows: Dataset) -> Dataset:
@@ -144,6 +156,7 @@ def quiet(rows: Dataset) -> Dataset:
     context: DataContext = rows.context
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    context.max_consecutive_actor_init_deaths = _EARLY_DEATHS
     return rows
 
 

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr import cluster, schema, storage
 from cxr.dataset import map_parts
 from cxr.errors import UserError
-from cxr.ledger import Ledger, Part, open_ledger, plan
+from cxr.ledger import Ledger, Part, open_ledger, plan, rows_at
 from cxr.progress import Progress
 from cxr.rows import make_rows
 from cxr.schema import PixelFormat
@@ -124,7 +125,7 @@ def _thinned(manifest: pa.Table, limit: int | None) -> pa.Table:
     if limit < 1:
         raise UserError(f"limit={limit}: wanted 1 or more images")
     chosen = np.linspace(0, manifest.num_rows - 1, limit).astype(np.int64)
-    return manifest.sort_by(schema.IMAGE_ID).take(chosen)
+    return rows_at(manifest, pc.sort_indices(manifest[schema.IMAGE_ID]).take(pa.array(chosen)))
 
 
 # ---- Parts

@@ -20,6 +20,8 @@ from cxr.errors import UserError
 
 LEDGER_FILE = "ledger.json"
 SUFFIX = ".parquet"
+_CHUNK = 16_384
+_LONG = {pa.string(): pa.large_string()}
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def plan(manifest: pa.Table, rows_per_part: int, *, by: str | None = None, folde
         UserError: an `image_id` stands twice in the manifest.
     """
     _check_unique(manifest[schema.IMAGE_ID])
-    ordered = manifest.sort_by(schema.IMAGE_ID)
+    ordered = rows_at(manifest, pc.sort_indices(manifest[schema.IMAGE_ID]))
     groups = {"": ordered}
     if by:
         values = sorted(ordered[by].unique().to_pylist())
@@ -72,6 +74,14 @@ def plan(manifest: pa.Table, rows_per_part: int, *, by: str | None = None, folde
         for value, rows in groups.items()
         for number, start in enumerate(range(0, rows.num_rows, rows_per_part))
     ]
+
+
+def rows_at(manifest: pa.Table, order: pa.Array) -> pa.Table:
+    """The rows at `order`, in chunks, each far below the 2 GiB that an Arrow string array can hold."""
+    long = [field.with_type(_LONG.get(field.type, field.type)) for field in manifest.schema]
+    whole = manifest.cast(pa.schema(long, manifest.schema.metadata)).combine_chunks()
+    starts = range(0, max(1, len(order)), _CHUNK)
+    return pa.concat_tables(whole.take(order.slice(start, _CHUNK)).cast(manifest.schema) for start in starts)
 
 
 def _check_unique(image_ids: pa.ChunkedArray) -> None:

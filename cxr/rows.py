@@ -46,8 +46,9 @@ def make_rows(manifest: pa.Table, pixels: PixelFormat, threads: int = 4) -> pa.T
     boxes and masks; its labels stay.
 
     Raises:
-        StorageError: remote storage failed in a way that concerns more than one image (credentials, no
-            permission, a server that stays away): recorded as errors these would outlive their cause.
+        StorageError: storage failed in a way that concerns more than one image (credentials, a server that
+            stays away, a share that is gone): recorded as errors these would outlive their cause.
+        MemoryError: likewise.
     """
     cv2.setNumThreads(0)
     store = np.zeros((manifest.num_rows, pixels.size, pixels.size), pixels.dtype)
@@ -67,13 +68,15 @@ def _row(given: Values, out: np.ndarray, boxes_frame: int | None, bits: int) -> 
         out[:] = to_bits(square, bits)
         return made
     except Exception as error:
-        if isinstance(error, storage.StorageError) and not _concerns_one(error, given):
+        if not _concerns_one(error):
             raise
         return {schema.ERROR: _reason(error)}
 
 
-def _concerns_one(error: storage.StorageError, given: Values) -> bool:
-    return isinstance(error, storage.NotFound) or storage.is_local(given[schema.SOURCE_URI])
+def _concerns_one(error: Exception) -> bool:
+    if isinstance(error, storage.StorageError):
+        return isinstance(error, (storage.NotFound, storage.Unreadable))
+    return not isinstance(error, MemoryError)
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 Every worker computes the same plan from `archive.json` and reads only what it needs. A split that fits in
 `cache_bytes` is kept in memory and permuted as a whole, so that one or several workers see the same global
-batches; a larger one is dealt to the workers by row groups and permuted inside a moving window.
+batches; a larger one is dealt to the workers by row groups and permuted inside a moving window. Both live in
+memory that is filled again and again: touching fresh pages costs more than reading the shards.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr import batches, schema, storage
-from cxr.batches import Columns
+from cxr import batches, storage
+from cxr.batches import Columns, Recycled, RowBuffer
 from cxr.errors import UserError
 from cxr.recipes.base import Batch
 from cxr.shards import ARCHIVE_FILE, RowGroup, ShardInfo, row_groups
@@ -28,7 +29,7 @@ class ShardStream:
         batch_size: rows of this worker in a step.
         rank, world: this worker among those that train together.
         seed: of the order; every worker must be given the same.
-        cache_bytes: pixels up to which a split is kept in memory.
+        cache_bytes: of pixels in memory at once: the whole split, or a window of it.
     """
 
     info: ShardInfo
@@ -38,12 +39,13 @@ class ShardStream:
     rank: int = 0
     world: int = 1
     seed: int = 0
-    cache_bytes: int = 1 << 30
+    cache_bytes: int = 1 << 28
 
     def __post_init__(self) -> None:
         self._groups = row_groups(self.info, self.split)
         self._rows = sum(group.rows for group in self._groups)
-        self._resident: Columns | None = None
+        self._resident: RowBuffer | None = None
+        self._arrays = Recycled()
         if self._rows < self.world:
             raise UserError(
                 f"{self.info.uri} has {self._rows} images in its {self.split} split: too few for {self.world} "
@@ -78,51 +80,52 @@ class ShardStream:
         return batches.prefetched(batches.to_tensors(columns, self.info.pixels) for columns in self._in_order())
 
     def _permuted(self, epoch: int) -> Iterator[Columns]:
-        columns = self._load()
+        rows = self._load()
         order = np.random.default_rng((self.seed, epoch)).permutation(self._rows)
         step = self.batch_size * self.world
         for i in range(self.steps):
-            yield batches.take(columns, order[i * step : (i + 1) * step][self.rank :: self.world])
+            yield rows.take(order[i * step : (i + 1) * step][self.rank :: self.world])
 
     def _windowed(self, epoch: int) -> Iterator[Columns]:
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self._groups))[self.rank :: self.world]
-        window = max(1, self.cache_bytes // (4 * self.info.pixels.row_bytes * self.info.row_group_rows))
-        left: list[Columns] = []
+        groups = max(1, self.cache_bytes // (self.info.pixels.row_bytes * self.info.row_group_rows))
+        window = RowBuffer(groups * self.info.row_group_rows + self.batch_size, self._arrays)
         made = 0
-        for start in range(0, len(order), window):
-            pool = batches.join(left + [self._read(self._groups[g]) for g in order[start : start + window]])
-            shuffled = rng.permutation(_length(pool))
+        for start in range(0, len(order), groups):
+            for group in order[start : start + groups]:
+                window.add(self._read(self._groups[group]))
+            shuffled = rng.permutation(window.rows)
             whole = len(shuffled) // self.batch_size * self.batch_size
             for at in range(0, whole, self.batch_size):
                 if made == self.steps:
                     return
-                yield batches.take(pool, shuffled[at : at + self.batch_size])
+                yield window.take(shuffled[at : at + self.batch_size])
                 made += 1
-            left = [batches.take(pool, shuffled[whole:])]
+            window.keep(shuffled[whole:])
 
     def _in_order(self) -> Iterator[Columns]:
         if self.fits:
-            columns = self._load()
+            rows = self._load()
             own = np.arange(self.rank, self._rows, self.world)
             for at in range(0, len(own), self.batch_size):
-                yield batches.take(columns, own[at : at + self.batch_size])
+                yield rows.take(own[at : at + self.batch_size])
             return
         for group in self._groups[self.rank :: self.world]:
             columns = self._read(group)
             for at in range(0, group.rows, self.batch_size):
                 yield batches.take(columns, slice(at, at + self.batch_size))
 
-    def _load(self) -> Columns:
+    def _load(self) -> RowBuffer:
+        """The whole split, read once."""
         if self._resident is None:
-            self._resident = batches.join([self._read(group) for group in self._groups])
+            rows = RowBuffer(self._rows, self._arrays)
+            for group in self._groups:
+                rows.add(self._read(group))
+            self._resident = rows
         return self._resident
 
     def _read(self, group: RowGroup) -> Columns:
         rows = storage.read_parquet(group.uri, row_group=group.index, columns=self.columns)
         assert rows.num_rows == group.rows, f"{group.uri} was changed after {ARCHIVE_FILE} was written"
         return batches.to_columns(rows, self.columns, self.info.pixels)
-
-
-def _length(columns: Columns) -> int:
-    return len(columns[schema.PIXELS])

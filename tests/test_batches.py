@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from cxr import batches, schema
 from cxr.schema import PixelFormat
@@ -79,3 +80,29 @@ def test_a_reader_that_is_left_early_ends_its_thread() -> None:
     reading.close()
     time.sleep(0.3)
     assert threading.active_count() == before
+
+
+def test_an_array_is_lent_again_only_when_nobody_holds_it() -> None:
+    arrays = batches.Recycled()
+    first = arrays.empty((4, 3), np.dtype(np.uint8))
+    address = first.ctypes.data
+    tensor = torch.from_numpy(first)[1:]
+    del first
+    second = arrays.empty((4, 3), np.dtype(np.uint8))
+    assert second.ctypes.data != address
+    tensor.fill_(7)
+    second[:] = 1
+    assert (tensor == 7).all()
+    del tensor
+    assert arrays.empty((4, 3), np.dtype(np.uint8)).ctypes.data == address
+    assert arrays.empty((2, 3), np.dtype(np.uint8)).shape == (2, 3)
+
+
+def test_rows_that_are_kept_come_before_those_added() -> None:
+    rows = batches.RowBuffer(6, batches.Recycled())
+    rows.add({"a": np.arange(4), "b": np.arange(8).reshape(4, 2)})
+    rows.keep(np.array([3, 1]))
+    rows.add({"a": np.arange(10, 13), "b": np.zeros((3, 2), int)})
+    taken = rows.take(np.array([0, 1, 4, 2]))
+    assert taken["a"].tolist() == [3, 1, 12, 10]
+    assert taken["b"][:2].tolist() == [[6, 7], [2, 3]]

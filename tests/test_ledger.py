@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cxr import schema, storage
+from cxr import ledger, schema, storage
 from cxr.errors import UserError
-from cxr.ledger import Part, open_ledger, plan
+from cxr.ledger import Part, open_ledger, plan, rows_at
 
 SETTINGS = {"job": "test", "size": 64}
 
@@ -43,6 +43,16 @@ def test_parts_do_not_hang_on_the_order_of_the_manifest() -> None:
         assert one.rows.equals(other.rows)
 
 
+def test_rows_are_taken_in_chunks_that_arrow_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "_CHUNK", 4)
+    halves = pa.concat_tables([manifest(10), manifest(9)])
+    order = np.random.default_rng(0).permutation(19)
+    taken = rows_at(halves, pa.array(order))
+    assert taken.schema.equals(halves.schema, check_metadata=True)
+    assert taken.equals(halves.take(order))
+    assert max(len(chunk) for chunk in taken[schema.IMAGE_ID].chunks) == 4
+
+
 def test_folder_goes_before_the_names() -> None:
     assert [part.path for part in plan(manifest(5), 3, folder="scores")] == [
         "scores/part-00000.parquet",
@@ -57,9 +67,9 @@ def test_an_image_id_that_stands_twice_is_refused() -> None:
 
 def test_only_parts_without_a_file_are_left_to_do(tmp_path: Path) -> None:
     parts = plan(manifest(), 4, by=schema.SPLIT)
-    ledger = open_ledger(str(tmp_path), SETTINGS, parts)
-    assert ledger.todo(parts) == parts
-    storage.write_bytes(ledger.file(parts[1]), b"done")
+    begun = open_ledger(str(tmp_path), SETTINGS, parts)
+    assert begun.todo(parts) == parts
+    storage.write_bytes(begun.file(parts[1]), b"done")
     again = open_ledger(str(tmp_path), SETTINGS, plan(manifest(), 4, by=schema.SPLIT))
     assert again.todo(parts) == [parts[0], *parts[2:]]
 

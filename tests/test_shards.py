@@ -60,6 +60,14 @@ def test_windows_give_every_worker_equally_many_whole_batches(made: shards.Shard
         assert len(seen) == len(set(seen))
 
 
+def test_a_window_mixes_no_more_than_it_may_hold(made: shards.ShardInfo) -> None:
+    """Two row groups of 8 rows: each batch of 16 comes from two groups, and nothing is seen twice."""
+    held = 2 * 8 * made.pixels.row_bytes
+    for batch in numbers(stream(made, "train", batch_size=8, cache_bytes=held).train(0))[:1]:
+        starts = {number // 20 * 20 + (number % 20) // 8 * 8 for number in batch}
+        assert len(starts) <= 2
+
+
 def test_unknown_pose_and_mask_are_marked(made: shards.ShardInfo) -> None:
     batch = next(stream(made, "val").every())
     assert np.isnan(batch[schema.POSE_UNIT].numpy()).all()

@@ -12,12 +12,15 @@ from collections.abc import Iterator
 
 import cv2
 import numpy as np
+from kornia_rs import io as rust  # pyright: ignore[reportMissingModuleSource]
 
 from cxr.errors import Refused
 from cxr.imaging.image import check_size, to_gray
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
+
+_PNG_GRAY = 0  # colour type
 
 JPEG_END = b"\xff\xd9"
 _JPEG_SCAN = 0xDA
@@ -35,11 +38,21 @@ def decode_png(data: bytes) -> np.ndarray:
     kind, header = next(chunks)
     if kind != b"IHDR" or len(header) != 13:
         raise Refused("damaged PNG: it does not begin with its header")
-    width, height = struct.unpack(">II", header[:8])
+    width, height, bits, colour = struct.unpack(">IIBB", header[:10])
     check_size(height, width)
     if any(kind == b"acTL" for kind, _ in chunks):
         raise Refused("multi-frame image: an animated PNG")
-    return _full_range(_decode(data, "PNG"))
+    fast = _decode_gray(data, height, width, bits) if colour == _PNG_GRAY and bits in (8, 16) else None
+    return _full_range(_decode(data, "PNG") if fast is None else fast)
+
+
+def _decode_gray(data: bytes, height: int, width: int, bits: int) -> np.ndarray | None:
+    """The pixels of a plain gray PNG in half of OpenCV's time, or None where OpenCV shall say what is wrong."""
+    read = rust.decode_image_png_u8 if bits == 8 else rust.decode_image_png_u16
+    try:
+        return read(data, (height, width), "mono")[..., 0]
+    except Exception:  # the decoder raises nothing more special
+        return None
 
 
 def _full_range(pixels: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ def prepare(recipe: Recipe, out: str, options: RunOptions) -> Recipe:
         num_cpus=options.resources_per_worker["CPU"],
         num_gpus=float(uses_gpu(options)),
         max_retries=options.max_failures,
-    )(_prepared)
+    )(prepare_here)
     try:
         return recipe_from_dict(ray.get(run.remote(recipe.to_dict(), out, threads)))
     except RayTaskError as error:
@@ -37,6 +37,7 @@ def prepare(recipe: Recipe, out: str, options: RunOptions) -> Recipe:
         raise
 
 
-def _prepared(recipe: dict[str, Any], out: str, threads: int) -> dict[str, Any]:
+def prepare_here(recipe: dict[str, Any], out: str, threads: int) -> dict[str, Any]:
+    """`recipe.prepared`, from plain data to plain data; its name is what Ray prints before each line."""
     torch.set_num_threads(threads)
     return recipe_from_dict(recipe).prepared(out).to_dict()

@@ -1,0 +1,58 @@
+"""An archive of many files made from few pictures, for measurements that hang on files and bytes alone."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import pyarrow as pa
+
+from cxr.phantom.archive import make_study
+from cxr.sources.splits import split_by_patient
+
+VAL_ROWS = 64
+
+
+def make_pictures(folder: Path, count: int, size: int) -> list[Path]:
+    """`count` phantoms as gray PNGs of `size` px, each row filtered as libpng chooses, as in published archives."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{index:04d}.png" for index in range(count)]
+    with ProcessPoolExecutor(mp_context=get_context("forkserver")) as pool:
+        for file, data in zip(files, pool.map(_png, range(count), repeat(size)), strict=True):
+            file.write_bytes(data)
+    return files
+
+
+def _png(index: int, size: int) -> bytes:
+    cv2.setNumThreads(0)
+    pixels = make_study(index, size=size).phantom.pixels
+    done, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_ALL_FILTERS])
+    assert done
+    return data.tobytes()
+
+
+def make_archive(folder: Path, pictures: list[Path], rows: int) -> list[Path]:
+    """A folder archive of exactly `rows` training images and VAL_ROWS others, links to `pictures`.
+
+    Returns:
+        the training images' paths.
+    """
+    patients = ["a", "b"]
+    splits = split_by_patient(pa.array(patients)).to_pylist()
+    made = {
+        split: _linked(folder / patients[splits.index(split)] / "study", pictures, count)
+        for split, count in (("train", rows), ("val", VAL_ROWS))
+    }
+    return made["train"]
+
+
+def _linked(folder: Path, pictures: list[Path], count: int) -> list[Path]:
+    folder.mkdir(parents=True)
+    files = [folder / f"{number:06d}.png" for number in range(count)]
+    for number, file in enumerate(files):
+        os.link(pictures[number % len(pictures)], file)
+    return files

@@ -1,0 +1,59 @@
+"""Memory of this process and all that it started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Thread
+
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+_EVERY_S = 1.0  # looking costs the kernel a walk over all pages
+
+
+class PeakMemory:
+    """Within the `with` block, watches the proportional set size (pages that several share count once) of all."""
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._stop = Event()
+        self._watch = Thread(target=self._watching, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._watch.join()
+
+    def _watching(self) -> None:
+        while True:
+            self.peak_bytes = max(self.peak_bytes, sum(_sizes()))
+            if self._stop.wait(_EVERY_S):
+                return
+
+
+def _sizes() -> Iterator[int]:
+    for process in _family(os.getpid()):
+        try:
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        except OSError:  # it has ended
+            continue
+        yield from (int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+
+
+def _family(process: int) -> Iterator[int]:
+    """A process and all its descendants."""
+    yield process
+    for listed in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in listed.read_text().split():
+                yield from _family(int(child))
+
+
+def spilled_bytes() -> int:
+    """What the cluster's object store has written to disk for want of memory."""
+    return get_memory_info_reply(get_state_from_address(None)).store_stats.spilled_bytes_total

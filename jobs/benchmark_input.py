@@ -1,0 +1,77 @@
+"""Measure how fast X-rays come in: shards, streaming, ingest and training beside plain loops, in one run.
+
+python jobs/benchmark_input.py --out runs/benchmark_input  # ten minutes on two cores, 12 GB of disk while it runs
+
+python jobs/benchmark_input.py --quick  # a minute, figures that say little
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cxr import cluster, storage
+from cxr.job import run_job
+from cxr.recipes.align import AlignRecipe
+from cxr.speed.chart import save_chart
+from cxr.speed.measure import Benchmark, Plan
+
+TARGETS = {"Training input, 256 px": 10, "Training input, 512 px": 8, "Training input, 1024 px": 4}
+OURS = ("shards", "stream", "ingest", "Ray Train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How much to measure."""
+
+    out: str = "runs/benchmark_input"
+    """Folder or URI of result.json and the picture."""
+    rows: int = 10_000
+    """Training images of an epoch."""
+    sizes: tuple[int, ...] = (256, 512, 1024)
+    """Heights and widths of stored pixels; ingest, streaming and training are measured at the first."""
+    sample: int = 600
+    """Images by which a DataLoader or a bare loop is timed."""
+    rounds: int = 2
+    """Turns that each side takes."""
+    workers: int = 2
+    """Processes of the DataLoader."""
+    scratch: str = ""
+    """Folder for temporary files; the system's own if empty."""
+    quick: bool = False
+    """Everything once, with a few small images."""
+
+    def plan(self) -> Plan:
+        if self.quick:
+            return Plan(
+                96, self.sizes[:1], 48, 32, 1, self.workers, pictures=8, picture_px=self.sizes[0], train_steps=2
+            )
+        return Plan(
+            self.rows,
+            self.sizes,
+            few=max(64, self.rows // 10),
+            sample=self.sample,
+            rounds=self.rounds,
+            workers=self.workers,
+            pictures=96,
+            picture_px=1024,
+            train_steps=12,
+        )
+
+
+def main(options: Options) -> dict[str, Any]:
+    cluster.connect()
+    with tempfile.TemporaryDirectory(prefix="cxr-input-", dir=options.scratch or None) as scratch:
+        benchmark = Benchmark(options.plan(), AlignRecipe(), Path(scratch))
+        found = benchmark.run()
+    picture = save_chart(benchmark.groups(), TARGETS, OURS, storage.normalise(options.out))
+    for name, value in found.metrics.items():
+        print(f"{name:<28} {value:>9.3f}")
+    print(f"picture: {picture}", flush=True)
+    return asdict(found) | {"pictures": [picture]}
+
+
+if __name__ == "__main__":
+    run_job(main, Options)
