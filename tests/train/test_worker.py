@@ -1,0 +1,58 @@
+"""What a worker makes of an epoch: how it ranks, and when a network is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from cxr import schema
+from cxr.recipes.align import AlignRecipe
+from cxr.recipes.base import Alone
+from cxr.train.engine import Engine
+from cxr.train.log import best_row
+from cxr.train.worker import Progress, Worker
+from tests.test_recipes import some_batches
+
+RECIPE = AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=3, lungs=False)
+
+
+class Pass:
+    """A stream that gives the same batches in every epoch."""
+
+    def train(self, epoch: int) -> Any:
+        return some_batches()
+
+    def every(self) -> Any:
+        return some_batches()
+
+
+def test_a_refused_epoch_is_never_the_best_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts = iter(["", "drifted: far away", ""])
+    monkeypatch.setattr(AlignRecipe, "refusal", lambda self, metrics: next(verdicts))
+    rows: list[Mapping[str, Any]] = []
+    monkeypatch.setattr(Worker, "_report", lambda self, engine, metrics, report: rows.append(report))
+    task = RECIPE.task(RECIPE.network(schema.FINDINGS))
+    task.begin(some_batches, Alone())
+    engine = Engine(task, RECIPE, Alone(), steps_per_epoch=2, device=torch.device("cpu"))
+    worker = Worker(RECIPE, {}, Alone(), torch.device("cpu"))
+    for _ in range(3):
+        worker._epoch(engine, Pass(), Pass())  # pyright: ignore[reportArgumentType]
+    assert [row.get("refused") for row in rows] == [None, "drifted: far away", None]
+    assert rows[1][RECIPE.monitor] == -math.inf
+    assert best_row([dict(row) for row in rows], RECIPE)["epoch"] in (1, 3)  # pyright: ignore[reportOptionalSubscript]
+    assert math.isfinite(worker.progress.best)
+
+
+@pytest.mark.parametrize(
+    ("values", "since_best"), [((0.5, math.nan), 1), ((0.5, -math.inf), 1), ((-math.inf, 0.1), 0)]
+)
+def test_patience_counts_epochs_that_cannot_be_ranked(values: tuple[float, ...], since_best: int) -> None:
+    progress = Progress()
+    for value in values:
+        progress.update(value, "max")
+    assert progress.since_best == since_best
+    assert progress.best == max(v for v in values if math.isfinite(v))
