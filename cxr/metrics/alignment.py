@@ -136,6 +136,11 @@ class Overlap:
         aligned = warp(masks_BHW[:, None], theta, self._size)[:, 0] > 0.5
         self._masks = torch.cat([self._masks, aligned.to(torch.uint8)])[: self._masks_kept]
 
+    @property
+    def full(self) -> bool:
+        """Whether further masks would not be kept."""
+        return len(self._masks) >= self._masks_kept
+
     def iou(self, workers: Workers) -> float:
         """Mean over pairs of masks; NaN for fewer than two."""
         return pairwise_iou(workers.gather(self._masks))

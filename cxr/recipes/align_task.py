@@ -36,6 +36,7 @@ Strategy = Literal["mean", "features", "structure"]
 
 NEIGHBOURHOODS = (0.12, 0.4)  # sides of the squares in which structure is compared, shares of the width
 MASKS_COMPARED = 512  # over all workers
+WARPS = 4  # of each validation image, from which its lungs must land in the same place
 PICTURED = 64  # images in the mean before and after
 ROWS_PICTURED = 8
 
@@ -208,11 +209,12 @@ class AlignTask(Task):
     def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:
         """Metrics of `metrics.alignment`, all with the group's mean transform removed.
 
-        Always: agreement, the mean IoU of pairs of lung fields that the network finds, or the correlation if it
-        looks for none; correlation, spread; consistency_pct, the distance between the frames found before and
-        after a random warp; mean_scale, drift_pct and mirrored, by which `alignment.degenerate` judges. With
-        lung masks: iou_aligned. With known poses: corner_error_pct (mean) and corner_error_median_pct. Names
-        with `given` tell the same of the images as they are; distances are in % of the width.
+        Always: agreement, the mean IoU of pairs of the lung fields that the network finds, each aligned from
+        some random warps of its image, or the correlation if it looks for none; correlation, spread;
+        consistency_pct, the distance between the frames found before and after a random warp; mean_scale,
+        drift_pct and mirrored, by which `alignment.degenerate` judges. With lung masks: iou_aligned. With known
+        poses: corner_error_pct (mean) and corner_error_median_pct. Names with `given` tell the same of the
+        images as they are; distances are in % of the width.
         """
         device = self.target.device
         frames, mirrored, consistency, known = Mean(), Mean(), Mean(), [torch.zeros(0, 12, device=device)]
@@ -237,6 +239,7 @@ class AlignTask(Task):
     def _overlap(self, batches: Batches, workers: Workers, mean_theta: Tensor) -> dict[str, float]:
         device, kept = self.target.device, -(-MASKS_COMPARED // workers.size)
         given, aligned, found = (alignment.Overlap(self.size, device, kept) for _ in range(3))
+        generator = torch.Generator().manual_seed(self.seed + workers.rank)
         for x, theta, batch in self._aligned(batches):
             centred = alignment.centred(theta, mean_theta)
             for overlap, shown in ((given, identity(len(x), device)), (aligned, centred)):
@@ -244,8 +247,12 @@ class AlignTask(Task):
                 if schema.MASKS in batch:
                     present = batch[schema.MASKS][:, 0, 0] != NO_MASK
                     overlap.add_masks(batch[schema.MASKS][present], shown[present])
-            if self._lung_network is not None:
-                found.add_masks(self._lungs(normalise_contrast(x))[:, 0], centred)
+            if self._lung_network is not None and not found.full:
+                lungs = self._lungs(normalise_contrast(x))[:, 0]
+                for _ in range(WARPS):
+                    warps = self.augmentation.affine(len(x), device, generator)
+                    moved = compose(warps, self.network(warp(x, warps)))
+                    found.add_masks(lungs, alignment.centred(moved, mean_theta))
         after, before = aligned.results(workers), given.results(workers)
         metrics = {
             "agreement": found.iou(workers) if self._lung_network is not None else after["correlation"],

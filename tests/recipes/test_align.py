@@ -21,7 +21,7 @@ from cxr.models.lung_field import LungField
 from cxr.models.spatial_transformer import identity, invert, warp
 from cxr.recipes import lung_teacher, recipe_from_dict
 from cxr.recipes.align import AlignRecipe
-from cxr.recipes.align_task import AlignTask
+from cxr.recipes.align_task import AlignTask, Augmentation
 from cxr.recipes.base import Alone, Batch, Recipe
 
 SIZE, STORED = 32, 64
@@ -336,12 +336,15 @@ def test_agreement_is_of_the_lungs_that_are_found() -> None:
     batch = posed_batch(16)
     network = Perfect(batch[schema.POSE_UNIT].reshape(-1, 2, 3))
     network.lungs = Found(F.interpolate(batch[schema.MASKS][:, None].float(), (SIZE, SIZE)))
-    task = started(small(), batch).eval()
+    task = started(small(rotation_deg=0.0, scale=1.0, shift=0.0), batch).eval()
     task.network = network
     after = task.evaluate(lambda: iter([batch]), Alone())
     network.pose = identity(16)
     before = task.evaluate(lambda: iter([batch]), Alone())
     assert after["agreement"] > 0.8 > 0.7 > before["agreement"]
+    task.augmentation = Augmentation(15.0, 1.25, 0.1)
+    deaf = task.evaluate(lambda: iter([batch]), Alone())
+    assert deaf["agreement"] < before["agreement"] - 0.03
 
 
 class Found(torch.nn.Module):
