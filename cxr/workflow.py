@@ -16,7 +16,7 @@ from cxr.report.trials import trials_table, write_search_pictures, write_trials
 from cxr.schema import PixelFormat
 from cxr.shard_stream import ShardStream
 from cxr.sources import chestxray14
-from cxr.train import RunOptions, fit, prepare
+from cxr.train import RunOptions, check_resume, fit, prepare
 from cxr.tune import SearchOptions, search
 
 PICTURED = 64  # images that the pictures of a run are made from
@@ -99,6 +99,7 @@ def _ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str) -> str:
 
 def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str) -> dict[str, Any]:
     """Everything a train_<family> job does; returns its result.json."""
+    check_resume(storage.join(storage.normalise(out), "train"), run.resume)
     out = _ready_to_begin(recipe, archive, out)
     data = make_ready(archive, out)
     fitted = fit(settled(recipe, out, run), data, out, run, source=archive.source)

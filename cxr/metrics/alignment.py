@@ -61,21 +61,21 @@ def degenerate(scale: float, shift: float, mirrored_share: float) -> str:
     return ""
 
 
-def pairwise_iou(masks_BHW: Tensor) -> float:
+def pairwise_iou(masks_BHW: Tensor, of_empty: float = 1.0) -> float:
     """Mean intersection over union of all pairs of different masks (bool); NaN for fewer than two.
 
-    Takes memory for B² numbers: choose some hundreds.
+    `of_empty` is what two empty masks count. Takes memory for B² numbers: choose some hundreds.
     """
-    return float(off_diagonal_mean(iou_matrix(masks_BHW)))
+    return float(off_diagonal_mean(iou_matrix(masks_BHW, of_empty)))
 
 
-def iou_matrix(masks_BHW: Tensor) -> Tensor:
-    """(B, B) intersection over union of each pair; 1 for two empty masks. Masks in [0, 1] may be soft."""
+def iou_matrix(masks_BHW: Tensor, of_empty: float = 1.0) -> Tensor:
+    """(B, B) intersection over union of each pair; `of_empty` for two empty masks. Masks in [0, 1] may be soft."""
     flat = masks_BHW.flatten(1).float()
     intersection = flat @ flat.T
     area = flat.sum(1)
     union = area[:, None] + area[None, :] - intersection
-    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
+    return torch.where(union > 0, intersection / union.clamp(min=1), of_empty)
 
 
 def off_diagonal_mean(matrix_BB: Tensor) -> Tensor:
@@ -141,9 +141,9 @@ class Overlap:
         """Whether further masks would not be kept."""
         return len(self._masks) >= self._masks_kept
 
-    def iou(self, workers: Workers) -> float:
+    def iou(self, workers: Workers, of_empty: float = 1.0) -> float:
         """Mean over pairs of masks; NaN for fewer than two."""
-        return pairwise_iou(workers.gather(self._masks))
+        return pairwise_iou(workers.gather(self._masks), of_empty)
 
     def results(self, workers: Workers) -> dict[str, float]:
         """The group's correlation, spread and, where there are masks, iou.

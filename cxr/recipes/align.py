@@ -44,6 +44,7 @@ class AlignRecipe(Recipe):
     monitor: ClassVar[str] = "agreement"
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.POSE_UNIT, schema.MASKS)
+    places: ClassVar[tuple[str, ...]] = ("lung_weights",)
     score_columns: ClassVar[pa.Schema] = pa.schema([(schema.THETA_UNIT, pa.list_(pa.float32(), 6))])
 
     size: int = 128
@@ -160,15 +161,21 @@ class AlignRecipe(Recipe):
         return space | ({"overlap_weight": weight(1, 30)} if self.lungs else {})
 
     def prepared(self, out: str) -> Self:
-        if not self.lungs or self.lung_weights:
+        if self.is_prepared:
             return self
         lesson = lung_teacher.Lesson(self.size, self.lung_phantoms, self.lung_steps, self.seed)
         return self.replace(lung_weights=lung_teacher.kept(lesson, storage.join(out, "lungs")))
+
+    @property
+    def is_prepared(self) -> bool:
+        return not self.lungs or bool(self.lung_weights)
 
     def refusal(self, metrics: Mapping[str, float]) -> str:
         return alignment.degenerate(metrics["mean_scale"], metrics["drift_pct"] / 100, metrics["mirrored"])
 
     def resolved(self) -> tuple[Self, list[str]]:
+        if self.lungs and self.lung_weights:
+            lung_teacher.load(LungField(), self.lung_weights)
         if self.features not in perceptual.LAYERS or weights.is_uri(self.feature_weights):
             self._feature_state()
             return self, []

@@ -28,7 +28,7 @@ from cxr.models.spatial_transformer import (
     invert,
     warp,
 )
-from cxr.recipes import weights
+from cxr.recipes import lung_teacher
 from cxr.recipes.base import Batch, Batches, Task, Workers, unit_pixels
 from cxr.report import figures
 
@@ -124,7 +124,9 @@ class AlignTask(Task):
             UserError: the network sees lungs, and nobody has taught it what they are.
         """
         if self._lung_network is not None:
-            self._load_lungs(self._lung_network)
+            if not self.lung_weights:
+                raise UserError("no lung_weights: call recipe.prepared(out) first, which teaches the lung network")
+            lung_teacher.load(self._lung_network, self.lung_weights)
         if self.strategy == "given":
             self.lung_target = self._lungs(self.target)
             return
@@ -146,16 +148,6 @@ class AlignTask(Task):
     @property
     def _lung_network(self) -> nn.Module | None:
         return getattr(self.network, "lungs", None)
-
-    def _load_lungs(self, network: nn.Module) -> None:
-        if not self.lung_weights:
-            raise UserError("no lung_weights: call recipe.prepared(out) first, which teaches the lung network")
-        state = weights.from_uri(self.lung_weights)
-        inside = {name.removeprefix("lungs."): values for name, values in state.items() if name.startswith("lungs.")}
-        try:
-            network.load_state_dict(inside or dict(state))
-        except RuntimeError as error:
-            raise UserError(f"{self.lung_weights} holds no lung network's weights: {error}") from error
 
     @torch.no_grad()
     def _lungs(self, z_B1HW: Tensor) -> Tensor:
@@ -255,7 +247,7 @@ class AlignTask(Task):
                     found.add_masks(lungs, alignment.centred(moved, mean_theta))
         after, before = aligned.results(workers), given.results(workers)
         metrics = {
-            "agreement": found.iou(workers) if self._lung_network is not None else after["correlation"],
+            "agreement": found.iou(workers, of_empty=0.0) if self._lung_network is not None else after["correlation"],
             "correlation": after["correlation"],
             "correlation_given": before["correlation"],
             "spread": after["spread"],

@@ -113,6 +113,8 @@ class Recipe(ABC):
     """Columns of `cxr.schema` that a batch must hold."""
     score_columns: ClassVar[pa.Schema]
     """Columns that `predict` adds to `schema.SCORES`."""
+    places: ClassVar[tuple[str, ...]] = ()
+    """Settings that say where something lies, not what it is: it may be moved between two runs."""
 
     def __post_init__(self) -> None:
         for name in ("size", "epochs", "batch_size", "accumulate"):
@@ -158,6 +160,11 @@ class Recipe(ABC):
         """
         return self
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `prepared` has nothing to do."""
+        return True
+
     def refusal(self, metrics: Mapping[str, float]) -> str:
         """Why a network with these validation metrics must not be kept, however well it does; empty if it may."""
         return ""
@@ -166,12 +173,12 @@ class Recipe(ABC):
         return {"family": self.family, **dataclasses.asdict(self)}
 
     def changes_from(self, old: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:
-        """In words, each setting that differs from a recipe that `to_dict` wrote, but for those in `free`."""
+        """In words, each setting that differs from what `to_dict` once wrote, but for `free` ones and `places`."""
         new = json.loads(json.dumps(self.to_dict()))
         return [
             f"{name} was {old.get(name)!r}, is {value!r}"
             for name, value in new.items()
-            if name not in free and old.get(name) != value
+            if name not in (*free, *self.places) and old.get(name) != value
         ]
 
     def replace(self, **changes: Any) -> Self:

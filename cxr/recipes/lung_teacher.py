@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -20,6 +20,7 @@ from cxr.models.backbones import normalise_contrast
 from cxr.models.lung_field import LungField, soft_dice
 from cxr.models.spatial_transformer import warp
 from cxr.phantom.archive import make_study
+from cxr.recipes import weights
 from cxr.schema import LUNGS
 
 WEIGHTS, ABOUT = "weights.pt", "about.json"
@@ -39,14 +40,15 @@ class Lesson:
     seed: int
 
 
-def kept(lesson: Lesson, folder: str) -> str:
-    """URI of a lung network's weights in `folder`, taught by `lesson` unless that has been done before.
+def kept(lesson: Lesson, parent: str) -> str:
+    """URI of a folder in `parent` with the weights that `lesson` gives; taught unless that has been done before.
 
     Raises:
         UserError: its Dice on unseen phantoms stayed below .8.
     """
-    about = storage.join(folder, ABOUT)
-    if storage.exists(about) and storage.read_json(about)["lesson"] == asdict(lesson):
+    folder = storage.join(parent, f"{lesson.size}px-{lesson.phantoms}-{lesson.steps}-seed{lesson.seed}")
+    about = storage.join(folder, ABOUT)  # written last
+    if storage.exists(about):
         return folder
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, dice = taught(lesson, device)
@@ -57,6 +59,20 @@ def kept(lesson: Lesson, folder: str) -> str:
     storage.write_bytes(storage.join(folder, WEIGHTS), data.getvalue())
     storage.write_json(about, {"lesson": asdict(lesson), "dice_on_unseen_phantoms": dice})
     return folder
+
+
+def load(network: nn.Module, uri: str) -> None:
+    """Load what `kept` wrote, or the lung network within an aligner's checkpoint.
+
+    Raises:
+        UserError: no such weights there.
+    """
+    state = weights.from_uri(uri)
+    inside = {name.removeprefix("lungs."): values for name, values in state.items() if name.startswith("lungs.")}
+    try:
+        network.load_state_dict(inside or dict(state))
+    except RuntimeError as error:
+        raise UserError(f"{uri} holds no lung network's weights: give an aligner's checkpoint ({error})") from error
 
 
 def taught(lesson: Lesson, device: torch.device) -> tuple[LungField, float]:

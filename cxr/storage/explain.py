@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import tempfile
 from typing import Any
 
 from boto3.session import Session
@@ -49,6 +50,8 @@ def explained(uri: str, error: Exception) -> StorageError:
         return NotFound(f"{uri} does not exist: correct the URI, or write it first")
     if is_local(uri):
         return _explained_local(uri, error)
+    if getattr(error, "errno", None) in _FULL:
+        return _explained_local(f"{tempfile.gettempdir()}, on the way to or from {uri}", error)
     server, bucket = _server(uri), normalise(uri).split("/")[2]
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, FileNotFoundError) or _NO_BUCKET.search(text):

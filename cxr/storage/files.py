@@ -222,8 +222,10 @@ def _put_gcs(files: fs.FileSystem, path: str, source: BinaryIO) -> None:
     try:
         shutil.copyfileobj(source, cast(BinaryIO, target), _PIECE)
     except BaseException:
-        target.close()  # pyarrow cannot abandon an upload
-        files.delete_file(path)
+        with suppress(OSError):
+            target.close()  # pyarrow cannot abandon an upload
+        with suppress(OSError):
+            files.delete_file(path)
         raise
     target.close()
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray.train
+from ray.exceptions import RayTaskError
 from ray.train import (
     CheckpointConfig,
     DataConfig,
@@ -66,7 +67,7 @@ def fit(
     """
     options = options or RunOptions()
     out = storage.normalise(out)
-    _check_resume(storage.join(out, name), options.resume)
+    check_resume(storage.join(out, name), options.resume)
     _check_batch(recipe, options)
     data, findings, datasets = _describe(archive, recipe, source)
     room(options, raw=bool(datasets))
@@ -89,7 +90,8 @@ def fit(
     return _finish(_result(trainer), recipe, out, name)
 
 
-def _check_resume(run: str, resume: bool) -> None:
+def check_resume(run: str, resume: bool) -> None:
+    """Raise UserError where a run would be started over another, or resumed where there is none."""
     if storage.exists(run) and not resume:
         raise UserError(f"{run} holds a run already: give --resume to go on with it, or another --out")
     if resume and not storage.exists(run):
@@ -199,6 +201,8 @@ def _failures(error: TrainingFailedError) -> list[Any]:
 def mistake_in(error: Any) -> str | None:
     """The message of the UserError, or of the full disk, in an exception as Ray hands it on: wrapped, often twice."""
     while error is not None:
+        if isinstance(error, RayTaskError):  # of its cause's type as well, with all of the traceback as its text
+            error = error.cause
         if isinstance(error, UserError):
             return str(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -11,7 +11,7 @@ from ray.exceptions import RayTaskError
 from cxr.errors import UserError
 from cxr.recipes import recipe_from_dict
 from cxr.recipes.base import Recipe
-from cxr.train.fit import mistake_in, uses_gpu
+from cxr.train.fit import mistake_in, room, uses_gpu
 from cxr.train.options import RunOptions
 
 
@@ -19,10 +19,11 @@ def prepare(recipe: Recipe, out: str, options: RunOptions) -> Recipe:
     """`recipe.prepared(out)`, run with the resources of one worker.
 
     Raises:
-        UserError: as `recipe.prepared` does.
+        UserError: as `recipe.prepared` does, or the cluster cannot hold one worker.
     """
-    if type(recipe).prepared is Recipe.prepared:
+    if recipe.is_prepared:
         return recipe
+    room(options, raw=False)  # else Ray would wait for ever for what the cluster lacks
     threads = max(1, int(options.cpus_per_worker))
     run = ray.remote(
         num_cpus=options.resources_per_worker["CPU"],

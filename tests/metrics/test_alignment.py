@@ -122,3 +122,9 @@ def test_local_correlation_ignores_local_exposure() -> None:
     torch.testing.assert_close(alignment.local_correlation(x, 3 * x + 7, 9), torch.ones_like(x), atol=1e-2, rtol=0)
     assert alignment.local_correlation(x, -x, 9).max() < -0.98
     assert alignment.local_correlation(x, torch.zeros_like(x), 9).abs().max() < 1e-3
+
+
+def test_lungs_that_nobody_finds_are_no_agreement() -> None:
+    empty = torch.zeros(3, 4, 4)
+    assert alignment.pairwise_iou(empty) == 1
+    assert alignment.pairwise_iou(empty, of_empty=0.0) == 0
