@@ -44,10 +44,10 @@ def test_drawn_weights_take_effect_and_trials_are_ranked(made: str, tmp_path: Pa
     for trial in trials:
         recipe = checkpoint.load(trial.checkpoint).recipe
         assert {name: getattr(recipe, name) for name in SPACE} == trial.drawn
-    write_trials(trials, "correlation", out)
+    write_trials(trials, "agreement", out)
     with (Path(out) / "trials.csv").open() as file:
         assert [row["trial"] for row in csv.DictReader(file)] == [t.trial for t in trials]
-    assert [Path(p).name for p in write_search_pictures(trials, SPACE, "correlation", True, out)] == [
+    assert [Path(p).name for p in write_search_pictures(trials, SPACE, "agreement", True, out)] == [
         "parallel_coordinates.png"
     ]
     with pytest.raises(UserError, match="holds a search already"):
