@@ -1,6 +1,6 @@
 """Measure how fast X-rays come in: shards, streaming, ingest and training beside plain loops, in one run.
 
-python jobs/benchmark_input.py --out runs/benchmark_input  # ten minutes on two cores, 12 GB of disk while it runs
+python jobs/benchmark_input.py --out runs/benchmark_input  # 14 minutes on two cores, 12 GB of disk
 
 python jobs/benchmark_input.py --quick  # a minute, figures that say little
 """
