@@ -45,7 +45,8 @@ def to_columns(rows: pa.Table, names: Sequence[str], pixels: PixelFormat) -> Col
 
 
 def _matrix(column: pa.ChunkedArray, dtype: type[np.generic]) -> np.ndarray:
-    return np.array(column.to_pylist(), dtype).reshape(len(column), -1)
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.astype(dtype).reshape(len(column), -1)
 
 
 def _poses(column: pa.ChunkedArray) -> np.ndarray:

@@ -69,6 +69,7 @@ def save(
         "findings": list(findings),
         "input": {"size": recipe.size, "channels": 1, "range": [0, 1], "normalisation": "inside the network"},
         "metrics": dict(metrics),
+        "learnt": task.described(),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
         "sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),

@@ -52,6 +52,8 @@ POSE_UNIT = "pose_unit"  # known 2 x 3 pose, canonical to image in affine_grid c
 EXTRA = "extra"  # JSON object of the source's own columns, as published
 ERROR = "error"  # why there are no pixels; null for a good row
 THETA_UNIT = "theta_unit"  # score of `align`: 2 x 3, output to input, as affine_grid takes it
+PROBABILITIES = "probabilities"  # score of classifiers: of each finding, in [0, 1], in the order of the checkpoint
+PREDICTED = "predicted"  # 1 where a probability reaches the threshold in the checkpoint, else 0
 
 LABEL, READER = "label", "reader"
 X_MIN, Y_MIN, X_MAX, Y_MAX = "x_min", "y_min", "x_max", "y_max"

@@ -13,11 +13,15 @@ from optuna.distributions import BaseDistribution
 from cxr import batches, checkpoint, schema, score
 from cxr.errors import UserError
 from cxr.recipes import RECIPES, recipe_from_dict
+from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Alone, Batch, Recipe
 from cxr.train.engine import Engine
 
-SMALL: dict[str, Recipe] = {"align": AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=1, lungs=False)}
+SMALL: dict[str, Recipe] = {
+    "align": AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=1, lungs=False),
+    "aecnn": AecnnRecipe(size=32, patch=16, width=8, classifier="resnet18", stem_stride=1, batch_size=4, epochs=1),
+}
 
 
 @pytest.fixture(params=sorted(RECIPES))
@@ -96,6 +100,7 @@ def test_a_task_goes_on_from_its_state(recipe: Recipe) -> None:
     engine = engine_of(recipe)
     engine.epoch(some_batches())
     other = recipe.task(recipe.network(schema.FINDINGS))
+    other.enter(engine.stage.name)
     checkpoint.restore_task_state(other, checkpoint.task_state(engine.task))
     other.network.load_state_dict(engine.task.network.state_dict())
     torch.manual_seed(1)

@@ -132,9 +132,12 @@ def _lung_encoder(state_dict: Mapping[str, Tensor] | None, layers: int) -> Froze
 
 
 def _load(network: nn.Module, state_dict: Mapping[str, Tensor] | None, prefix: str) -> None:
-    """Load the entries named `prefix` + the network's exact names; others belong to other parts."""
+    """Load the entries named `prefix` + the network's exact names, wherever a larger network holds these."""
     if state_dict is None:
         return
+    first = prefix + next(iter(network.state_dict()))
+    outer = next((name.removesuffix(first) for name in state_dict if name.endswith(f".{first}")), "")
+    prefix = outer + prefix
     wanted = {name: state_dict[prefix + name] for name in network.state_dict() if prefix + name in state_dict}
     missing = set(network.state_dict()) - set(wanted)
     if missing:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cxr.errors import UserError
+from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Recipe
 
-RECIPES: dict[str, type[Recipe]] = {r.family: r for r in (AlignRecipe,)}
+RECIPES: dict[str, type[Recipe]] = {r.family: r for r in (AlignRecipe, AecnnRecipe)}
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:

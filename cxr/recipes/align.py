@@ -41,7 +41,6 @@ class AlignRecipe(Recipe):
     """
 
     family: ClassVar[str] = "align"
-    monitor: ClassVar[str] = "agreement"
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.POSE_UNIT, schema.MASKS)
     places: ClassVar[tuple[str, ...]] = ("lung_weights",)
@@ -117,6 +116,10 @@ class AlignRecipe(Recipe):
         terms = vars(self._terms())
         if min(terms.values()) < 0 or not 0 < sum(terms.values()) < math.inf:
             raise UserError(f"weights {terms}: wanted none negative and at least one above 0")
+
+    @property
+    def monitor(self) -> str:
+        return "agreement"
 
     def network(self, findings: Sequence[str]) -> SpatialTransformer:
         lungs = LungField() if self.lungs else None

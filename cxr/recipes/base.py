@@ -68,6 +68,9 @@ class Task(nn.Module):
         """Loss terms by name, scalars. Runs under autocast, in train mode, augmentation included."""
         raise NotImplementedError
 
+    def enter(self, stage: str) -> None:
+        """Before each stage, and when resuming within one: let what is to learn require a gradient, nothing else."""
+
     def begin(self, batches: Batches, workers: Workers) -> None:
         """Before the first step of a new run (not when resuming): statistics of the training images, say."""
 
@@ -78,8 +81,21 @@ class Task(nn.Module):
         """Metrics of `self.network` on all workers' validation images together; the same on every worker."""
         raise NotImplementedError
 
+    def described(self) -> dict[str, Any]:
+        """What a reader of a checkpoint should know of what the task has learnt, as JSON takes it."""
+        return {}
+
     def save_pictures(self, batches: Batches, folder: Path) -> None:
         """Write pictures that show what the network does, and what of the task is worth a file of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stretch of training with an optimiser and a schedule of its own, in which other parts may learn."""
+
+    name: str
+    epochs: int
+    lr: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,9 +122,10 @@ class Recipe(ABC):
     seed: int = 0
 
     family: ClassVar[str]
-    monitor: ClassVar[str]
-    """The validation metric by which checkpoints and trials are ranked."""
     mode: ClassVar[Literal["min", "max"]]
+    """Which way `monitor` is better."""
+    objectives: ClassVar[dict[str, Literal["min", "max"]]] = {}
+    """Validation metrics that a search may weigh against each other, and which way each is better."""
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS,)
     """Columns of `cxr.schema` that a batch must hold."""
     score_columns: ClassVar[pa.Schema]
@@ -124,6 +141,25 @@ class Recipe(ABC):
             raise UserError(f"lr={self.lr}: wanted a positive number")
         if not 0 <= self.ema < 1 or not 0 <= self.warmup < 1:
             raise UserError(f"ema={self.ema}, warmup={self.warmup}: wanted from 0 up to, not including, 1")
+
+    @property
+    @abstractmethod
+    def monitor(self) -> str:
+        """The validation metric by which checkpoints and trials are ranked."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        """What training goes through, at least one stage; only networks of the last are ranked and kept as best."""
+        return (Stage("", self.epochs, self.lr),)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all stages."""
+        return sum(stage.epochs for stage in self.stages())
+
+    @property
+    def unranked_epochs(self) -> int:
+        """Epochs before the last stage."""
+        return self.total_epochs - self.stages()[-1].epochs
 
     @abstractmethod
     def network(self, findings: Sequence[str]) -> nn.Module:

@@ -44,11 +44,14 @@ class Reading(Recipe):
     """The settings that decide what is read; nothing is learnt."""
 
     family: ClassVar[str] = "reading"
-    monitor: ClassVar[str] = ""
     mode: ClassVar[Literal["min", "max"]] = "max"
     score_columns: ClassVar[pa.Schema] = pa.schema([])
 
     batch_size: int = BATCH_SIZE
+
+    @property
+    def monitor(self) -> str:
+        return ""
 
     def network(self, findings: Sequence[str]) -> nn.Module:
         return nn.Identity()

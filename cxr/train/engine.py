@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cxr.batches import to_device
 from cxr.errors import UserError
-from cxr.recipes.base import Batch, Batches, Recipe, Task, Workers
+from cxr.recipes.base import Batch, Batches, Recipe, Stage, Task, Workers
 
 
 class CannotGoOn(RuntimeError):
@@ -29,7 +29,8 @@ class Engine:
     """Trains one task on one device; with several workers, all of them call each method alike.
 
     Args:
-        steps_per_epoch: for the schedule only; warm-up, then a cosine to 0 at the last step.
+        steps_per_epoch: for the schedule only; warm-up, then a cosine to 0 at the last step of the stage.
+        stage: to begin with; the recipe's first if left out.
         check_every: steps between looks at the running sums, the only time the host waits for the device.
     """
 
@@ -41,6 +42,7 @@ class Engine:
         *,
         steps_per_epoch: int,
         device: torch.device,
+        stage: Stage | None = None,
         compiled: bool = False,
         check_every: int = 50,
     ) -> None:
@@ -50,19 +52,26 @@ class Engine:
                 f"move. Lower accumulate or batch_size"
             )
         self.recipe, self.workers, self.device, self.check_every = recipe, workers, device, check_every
+        self.steps_per_epoch = steps_per_epoch
         self.task = task.to(device=device)
         if device.type == "cuda":
             task.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             torch.backends.cudnn.benchmark = True
-        self.average = _moving_average(task.network, recipe.ema)
-        self.parameters = [p for p in task.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=device.type == "cuda"
-        )
-        total = recipe.epochs * max(1, steps_per_epoch // recipe.accumulate)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, _warmup_cosine(recipe.warmup, total))
         if compiled:
             task.network.compile()
+        self.enter(stage or recipe.stages()[0])
+
+    def enter(self, stage: Stage) -> None:
+        """Begin a stage: another part of the task may learn, with a new optimiser, schedule and moving average."""
+        self.stage = stage
+        self.task.enter(stage.name)
+        self.average = _moving_average(self.task.network, self.recipe.ema)
+        self.parameters = [p for p in self.task.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=stage.lr, weight_decay=self.recipe.weight_decay, fused=self.device.type == "cuda"
+        )
+        total = stage.epochs * max(1, self.steps_per_epoch // self.recipe.accumulate)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, _warmup_cosine(self.recipe.warmup, total))
         self._forward: nn.Module | None = None
 
     def epoch(self, batches: Iterator[Batch]) -> dict[str, float]:

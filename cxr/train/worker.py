@@ -16,7 +16,7 @@ import torch
 from cxr import checkpoint
 from cxr.errors import UserError
 from cxr.recipes import recipe_from_dict
-from cxr.recipes.base import Alone, Recipe, Workers
+from cxr.recipes.base import Alone, Recipe, Stage, Workers
 from cxr.train.engine import CannotGoOn, Engine
 from cxr.train.group import Group
 from cxr.train.stream import Stream, open_streams
@@ -32,13 +32,14 @@ class Progress:
     seconds: float = 0.0  # spent training so far, over all restarts
 
     def update(self, value: float, mode: str) -> None:
+        """Count an epoch whose network is ranked by `value`."""
         beaten = math.isnan(self.best) or (value > self.best if mode == "max" else value < self.best)
         better = beaten and math.isfinite(value)
         self.best, self.since_best = (value, 0) if better else (self.best, self.since_best + 1)
         self.epoch += 1
 
     def done(self, recipe: Recipe) -> bool:
-        return self.epoch >= recipe.epochs or 0 < recipe.patience <= self.since_best
+        return self.epoch >= recipe.total_epochs or 0 < recipe.patience <= self.since_best
 
 
 @dataclass
@@ -66,6 +67,9 @@ class Worker:
             if not resumed:
                 engine.task.begin(lambda: engine.moved(train.every()), self.workers)
             while not self.progress.done(self.recipe):
+                stage = stage_at(self.recipe, self.progress.epoch)
+                if engine.stage != stage:
+                    engine.enter(stage)
                 self._epoch(engine, train, val)
         except CannotGoOn as reason:
             return {"stopped": str(reason)}
@@ -81,7 +85,6 @@ class Worker:
         previous = ray.train.get_checkpoint()
         state = self._resume_state(previous) if previous else None
         if state:
-            checkpoint.restore_task_state(task, state["task"])
             self.progress = Progress(**state["progress"])
         engine = Engine(
             task,
@@ -89,9 +92,11 @@ class Worker:
             self.workers,
             steps_per_epoch=train.steps,
             device=self.device,
+            stage=stage_at(self.recipe, max(0, self.progress.epoch - 1)),  # the one that `state` comes from
             compiled=self.config["compile"],
         )
         if state:
+            checkpoint.restore_task_state(task, state["task"])
             engine.restore(state["engine"])
         return engine, state is not None
 
@@ -114,14 +119,12 @@ class Worker:
         means = engine.epoch(train.train(epoch))
         trained = time.monotonic() - start
         metrics = engine.finish_epoch(val.every)
-        refusal = self.recipe.refusal(metrics)
-        if refusal:  # ranked below whatever is kept, and told apart from it in the log
-            metrics[self.recipe.monitor] = -math.inf if self.recipe.mode == "max" else math.inf
-        self.progress.update(metrics[self.recipe.monitor], self.recipe.mode)
+        refusal = self._rank(metrics)
         self.progress.seconds += time.monotonic() - start
         report = {
             "epoch": self.progress.epoch,
-            "epochs": self.recipe.epochs,
+            "epochs": self.recipe.total_epochs,
+            "stage": engine.stage.name,
             "images_per_s": means.pop("images") / trained,
             "seconds": self.progress.seconds,
             "workers": self.workers.size,
@@ -132,6 +135,19 @@ class Worker:
             "applied": self.recipe.to_dict(),
         }
         self._report(engine, metrics, report)
+
+    def _rank(self, metrics: dict[str, float]) -> str:
+        """Count the epoch; one that must not be kept as best gets the worst monitor. Returns why it was refused."""
+        worst = -math.inf if self.recipe.mode == "max" else math.inf
+        if self.progress.epoch < self.recipe.unranked_epochs:
+            metrics[self.recipe.monitor] = worst
+            self.progress.epoch += 1
+            return ""
+        refusal = self.recipe.refusal(metrics)
+        if refusal:  # told apart in the log
+            metrics[self.recipe.monitor] = worst
+        self.progress.update(metrics[self.recipe.monitor], self.recipe.mode)
+        return refusal
 
     def _report(self, engine: Engine, metrics: dict[str, float], report: dict[str, Any]) -> None:
         """Hand the epoch to Ray Train, rank 0 with a checkpoint; every rank waits for the others here."""
@@ -155,6 +171,15 @@ class Worker:
                 resume=resume,
             )
             ray.train.report(report, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+
+
+def stage_at(recipe: Recipe, epoch: int) -> Stage:
+    """The stage that epoch number `epoch`, from 0, belongs to; the last one for epochs beyond it."""
+    for stage in recipe.stages():
+        if epoch < stage.epochs:
+            return stage
+        epoch -= stage.epochs
+    return recipe.stages()[-1]
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:

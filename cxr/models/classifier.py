@@ -1,0 +1,84 @@
+"""Classifiers of X-rays: torchvision's DenseNets and ResNets on images of one channel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+ClassifierName = Literal["densenet121", "densenet169", "densenet201", "resnet18", "resnet34", "resnet50"]
+CLASSIFIERS: tuple[ClassifierName, ...] = get_args(ClassifierName)
+StemStride = Literal[1, 2, 4]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Classifier(nn.Module):
+    """Images (B, 1, H, W) in [0, 1], of any size, to logits (B, findings).
+
+    The image is shown as three equal channels, normalised as torchvision's weights expect.
+
+    Args:
+        name: network of torchvision; `body` keeps its names of weights.
+        findings: length of the output.
+        stem_stride: by how much the first layers shrink the image. 4 is the network as published; 2 leaves out
+            the pooling, 1 the stride of the convolution too, for images of a few dozen pixels. Weights fit all.
+
+    Raises:
+        ValueError: no such network or stride.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: ClassifierName, findings: int, stem_stride: StemStride = 4) -> None:
+        super().__init__()
+        if name not in CLASSIFIERS or stem_stride not in get_args(StemStride):
+            raise ValueError(
+                f"classifier {name!r} with stem_stride {stem_stride}: wanted one of {', '.join(CLASSIFIERS)}; 1, 2, 4"
+            )
+        from torchvision import models as torchvision_models  # here, for it takes seconds to import
+
+        self.body = getattr(torchvision_models, name)(weights=None, num_classes=findings)
+        _set_stem(self.body, stem_stride)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, x_B1HW: Tensor) -> Tensor:
+        return self.body((x_B1HW.expand(-1, 3, -1, -1) - self.mean) / self.std)
+
+
+def _set_stem(body: nn.Module, stride: StemStride) -> None:
+    dense = hasattr(body, "features")
+    layers, conv, pool = (body.features, "conv0", "pool0") if dense else (body, "conv1", "maxpool")
+    if stride < 4:
+        setattr(layers, pool, nn.Identity())
+    if stride < 2:
+        getattr(layers, conv).stride = (1, 1)
+
+
+def load_body(classifier: Classifier, state: Mapping[str, Tensor]) -> None:
+    """Load torchvision's state dict, or that of a network that holds a Classifier; its head only where it fits.
+
+    Raises:
+        ValueError: the weights are not of this network.
+    """
+    inside = next((name.split("body.")[0] + "body." for name in state if "body." in name), "")
+    given = {name.removeprefix(inside): values for name, values in state.items() if name.startswith(inside)}
+    own = classifier.body.state_dict()
+    head = "classifier." if "classifier.weight" in own else "fc."
+    wanted = {name for name in own if not name.startswith(head)}
+    wrong = [name for name in sorted(wanted) if name not in given or given[name].shape != own[name].shape]
+    if wrong:
+        raise ValueError(
+            f"the weights lack {len(wrong)} of {len(wanted)} tensors of the classifier, {wrong[0]} for one"
+        )
+    fits = all(name in given and given[name].shape == own[name].shape for name in own)
+    classifier.body.load_state_dict(own | {name: given[name] for name in (own if fits else wanted)})
+
+
+def norm_layers(network: nn.Module) -> list[nn.Module]:
+    """The layers whose running statistics adapt to the data in training."""
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

@@ -1,0 +1,274 @@
+"""Family `aecnn`: compresses X-rays with an autoencoder and finds findings in what it kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import pyarrow as pa
+import torch
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from torch import Tensor, nn
+
+from cxr import schema
+from cxr.errors import UserError
+from cxr.models.aecnn import AECNN, Codec, NoCodec, PublishedCodec, ResidualCodec, ResizeCodec
+from cxr.models.classifier import CLASSIFIERS, Classifier, ClassifierName, StemStride, load_body
+from cxr.recipes import weights
+from cxr.recipes.aecnn_task import AecnnTask, Lesson, StageName, TestCrops, probabilities
+from cxr.recipes.base import Batch, Recipe, Stage, unit_pixels
+
+Compressor = Literal["residual", "published", "resize", "none"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+FACTORS = {4: 2, 16: 4, 64: 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AecnnRecipe(Recipe):
+    """AE-CNN (Ranjan et al. 2018), as published (`published()`) or with another codec, classifier or schedule."""
+
+    family: ClassVar[str] = "aecnn"
+    mode: ClassVar[Literal["min", "max"]] = "max"
+    objectives: ClassVar[dict[str, Literal["min", "max"]]] = {"mean_auroc": "max", "mean_ap": "max", "psnr": "max"}
+    columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS)
+    places: ClassVar[tuple[str, ...]] = ("start_from",)
+    score_columns: ClassVar[pa.Schema] = pa.schema(
+        [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.PREDICTED, pa.list_(pa.int8()))]
+    )
+
+    size: int = 256
+    epochs: int = 8
+    """Of the joint stage."""
+    batch_size: int = 16
+    lr: float = 5e-4
+    """Of the joint stage."""
+
+    compressor: Compressor = "residual"
+    """residual: resizing corrected by a network; published: the paper's 1,025 parameters, 16 : 1; resize: plain
+    resizing; none: the classifier sees the whole image. The last two are the baselines."""
+    compression: int = 16
+    """Pixels of the image to a value of the latent: 4, 16 or 64."""
+    depth: int = 2
+    """Convolutions of the residual codec in each direction, 1–4."""
+    width: int = 32
+    """Their channels."""
+    latent_bits: int = 8
+    """Of a stored latent's values: 8 or 16."""
+    clip_latent: bool = True
+    """Clip latents to [0, 1] in the autoencoder's own stage too; the paper does not."""
+
+    classifier: ClassifierName = "densenet121"
+    stem_stride: StemStride = 4
+    """By how much its first layers shrink what they see; 2 or 1 for latents of a few dozen pixels."""
+    classifier_weights: str = ""
+    """What its layers begin with: torchvision's name (IMAGENET1K_V1) or the URI of a state dict or checkpoint."""
+
+    start: StageName = "classifier"
+    """First stage: the classifier on resized images, the autoencoder on patches, or both jointly."""
+    stop: StageName = "joint"
+    """Last stage."""
+    start_from: str = ""
+    """URI of a checkpoint of this family whose weights the first stage begins with."""
+    classifier_epochs: int = 8
+    classifier_lr: float = 1e-3
+    autoencoder_epochs: int = 4
+    autoencoder_lr: float = 2e-3
+
+    mse_weight: float = 0.1
+    """Of the squared error of decoded images, in the joint stage."""
+    bce_weight: float = 0.9
+    """Of the cross-entropy of findings, in the joint stage."""
+    balance: float = 0.0
+    """How much more the positives of rare findings weigh: (negatives / positives) to this power; 0 for no more."""
+    norm_epochs: int | None = None
+    """Epochs of a stage in which batch norm adapts; unset for all. The published run stopped after 1 by mistake."""
+
+    crop: int = 0
+    """Side of the random squares in which training sees images, pixels; 0 for the whole image."""
+    patch: int = 128
+    """Side of the squares from which the autoencoder learns in its own stage."""
+    patches: int = 4
+    """Such squares of each image in each epoch."""
+    rotation_deg: float = 5.0
+    """Augmentation: largest rotation."""
+    flip: float = 0.5
+    """Augmentation: share of images that are mirrored."""
+    test: TestCrops = "full"
+    """What is classified in validation and use: the whole image, its center, or the mean of five or ten crops."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("compressor", self.compressor, get_args(Compressor))
+        _one_of("classifier", self.classifier, CLASSIFIERS)
+        _one_of("start", self.start, STAGES)
+        _one_of("stop", self.stop, STAGES)
+        _one_of("test", self.test, get_args(TestCrops))
+        _one_of("compression", self.compression, tuple(FACTORS))
+        _one_of("latent_bits", self.latent_bits, (8, 16))
+        _one_of("stem_stride", self.stem_stride, get_args(StemStride))
+        for name in ("depth", "width", "patch", "patches", "classifier_epochs", "autoencoder_epochs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: wanted 1 or more")
+        self._check_sizes()
+        self._check_stages()
+        if min(self.mse_weight, self.balance) < 0 or self.bce_weight <= 0:
+            raise UserError(
+                f"mse_weight={self.mse_weight}, balance={self.balance}, bce_weight={self.bce_weight}: wanted "
+                f"none negative, and bce_weight above 0"
+            )
+
+    def _check_sizes(self) -> None:
+        if self.compressor == "published" and self.compression != 16:
+            raise UserError(
+                f"compression={self.compression}: the published codec has 16; compressor=residual has others"
+            )
+        if self.crop > self.size or self.patch > self.size:
+            raise UserError(f"crop={self.crop}, patch={self.patch}: wanted at most size={self.size}")
+        for name in ("size", "crop", "patch"):
+            if getattr(self, name) % self._factor:
+                raise UserError(f"{name}={getattr(self, name)}: wanted a multiple of {self._factor}, as compressed")
+
+    def _check_stages(self) -> None:
+        if not self.stages():
+            raise UserError(
+                f"start={self.start!r}, stop={self.stop!r}: that leaves compressor={self.compressor} no stage"
+            )
+        if self.compressor == "published" and self.stop == "classifier":
+            raise UserError("stop='classifier' would leave the published encoder untaught: take compressor=resize")
+
+    @property
+    def _factor(self) -> int:
+        return 1 if self.compressor == "none" else FACTORS[self.compression]
+
+    @property
+    def monitor(self) -> str:
+        return "psnr" if self.stages()[-1].name == "autoencoder" else "mean_auroc"
+
+    def stages(self) -> tuple[Stage, ...]:
+        every = (
+            Stage("classifier", self.classifier_epochs, self.classifier_lr),
+            Stage("autoencoder", self.autoencoder_epochs, self.autoencoder_lr),
+            Stage("joint", self.epochs, self.lr),
+        )
+        wanted = every[STAGES.index(self.start) : STAGES.index(self.stop) + 1]
+        learns = self.compressor in ("residual", "published")
+        return tuple(stage for stage in wanted if learns or stage.name != "autoencoder")
+
+    def network(self, findings: Sequence[str]) -> AECNN:
+        if not findings:
+            raise UserError("the archive names no findings, and a classifier learns from labels: give one that does")
+        classifier = Classifier(self.classifier, len(findings), self.stem_stride)
+        return AECNN(self._codec(), classifier, findings, self.latent_bits)
+
+    def _codec(self) -> Codec:
+        if self.compressor == "residual":
+            return ResidualCodec(self._factor, self.depth, self.width)
+        if self.compressor == "resize":
+            return ResizeCodec(self._factor)
+        return PublishedCodec() if self.compressor == "published" else NoCodec()
+
+    def task(self, network: nn.Module) -> AecnnTask:
+        taken: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(Lesson)}
+        return AecnnTask(network, Lesson(**taken | {"crop": self.crop or self.size}), self._start)
+
+    def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(network, AECNN)
+        return self._classify(network, network.encode(unit_pixels(batch, self.size)))
+
+    def _classify(self, network: AECNN, latent_B1hw: Tensor) -> dict[str, Tensor]:
+        found = probabilities(network, latent_B1hw, self.crop or self.size, self.test)
+        return {schema.PROBABILITIES: found, schema.PREDICTED: (found >= network.thresholds).to(torch.int8)}
+
+    def draw(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(network, AECNN)
+        decoded = network.decode(network.encode(unit_pixels(batch, self.size)))
+        return {"decoded": decoded[:, 0].mul(255).round().to(torch.uint8)}
+
+    def search_space(self) -> dict[str, BaseDistribution]:
+        space: dict[str, BaseDistribution] = {
+            "lr": FloatDistribution(1e-4, 2e-3, log=True),
+            "bce_weight": FloatDistribution(0.1, 1, log=True),
+            "classifier": CategoricalDistribution(["resnet18", "densenet121", "densenet169", "densenet201"]),
+        }
+        if self.compressor in ("residual", "published"):
+            space["mse_weight"] = FloatDistribution(0.01, 100, log=True)
+        if self.compressor == "residual":
+            space |= {
+                "compression": CategoricalDistribution(list(FACTORS)),
+                "depth": IntDistribution(1, 4),
+                "width": CategoricalDistribution([8, 16, 32, 64]),
+            }
+        return space
+
+    def resolved(self) -> tuple[Self, list[str]]:
+        if not self.classifier_weights:
+            return self, []
+        try:
+            load_body(Classifier(self.classifier, 1, self.stem_stride), self._classifier_state())
+        except ValueError as error:
+            raise UserError(f"classifier_weights={self.classifier_weights}: {error}") from error
+        except OSError as error:
+            note = (
+                f"{self.classifier}'s weights {self.classifier_weights} cannot be had here ({error}): it is trained "
+                f"from scratch. Or copy the weights to storage and give their URI as classifier_weights"
+            )
+            return self.replace(classifier_weights=""), [note]
+        return self, []
+
+    def _classifier_state(self) -> Mapping[str, Tensor]:
+        if weights.is_uri(self.classifier_weights):
+            return weights.from_uri(self.classifier_weights)
+        return weights.from_torchvision(self.classifier, self.classifier_weights)
+
+    def _start(self, network: AECNN) -> None:
+        """Load what the first stage begins with."""
+        if self.start_from:
+            _load_all(network, self.start_from)
+        if self.classifier_weights:
+            assert isinstance(network.classifier, Classifier)
+            load_body(network.classifier, self._classifier_state())
+
+
+def published(**changes: object) -> AecnnRecipe:
+    """The recipe of Ranjan et al. 2018: mean AUROC .8241 on ChestX-ray14 (DenseNet-201), 35.8 dB on patches.
+
+    Learning rates fall along a cosine instead of by tenths every 5 epochs, batch norm adapts throughout, and the
+    three stages share a batch size. Needs images stored at 1024 px, and ImageNet weights by name or URI.
+    """
+    recipe = AecnnRecipe(
+        size=1024,
+        crop=896,
+        compressor="published",
+        clip_latent=False,
+        classifier="densenet201",
+        classifier_weights="IMAGENET1K_V1",
+        batch_size=8,
+        epochs=15,
+        classifier_epochs=15,
+        autoencoder_epochs=5,
+        lr=1e-4,
+        classifier_lr=1e-4,
+        autoencoder_lr=1e-3,
+        weight_decay=1e-5,
+        test="ten",
+    )
+    return recipe.replace(**changes)
+
+
+def _load_all(network: AECNN, uri: str) -> None:
+    state = weights.from_uri(uri)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise UserError(
+            f"start_from={uri} holds another network or other findings ({first}): give the settings it was trained "
+            f"with"
+        ) from error
+
+
+def _one_of(name: str, value: object, wanted: Sequence[object]) -> None:
+    if value not in wanted:
+        raise UserError(f"{name}={value!r}: wanted one of {', '.join(map(str, wanted))}")

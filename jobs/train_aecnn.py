@@ -1,0 +1,35 @@
+"""Train an aecnner: an unsupervised spatial transformer that brings chest X-rays into one frame.
+
+python jobs/train_aecnn.py  # on a small phantom archive
+
+ray job submit --working-dir . -- python jobs/train_aecnn.py --archive s3://xrays/nih --out s3://xrays/a --workers 8
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cxr.job import run_job
+from cxr.recipes.aecnn import AecnnRecipe
+from cxr.train import RunOptions
+from cxr.workflow import ArchiveOptions, train_job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the job."""
+
+    out: str = "runs/train_aecnn"
+    """Folder or URI of the results."""
+    data: ArchiveOptions = field(default_factory=ArchiveOptions)
+    recipe: AecnnRecipe = field(default_factory=AecnnRecipe)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+def main(options: Options) -> dict[str, Any]:
+    return train_job(options.recipe, options.data, options.run, options.out)
+
+
+if __name__ == "__main__":
+    run_job(main, Options)

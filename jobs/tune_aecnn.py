@@ -1,0 +1,37 @@
+"""Search the aecnner's loss weights, depths, parameterisation, target strategy and learning rate.
+
+python jobs/tune_aecnn.py  # on a small phantom archive
+
+ray job submit --working-dir . -- python jobs/tune_aecnn.py --archive s3://xrays/nih --out s3://xrays/tune --trials 20
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cxr.job import run_job
+from cxr.recipes.aecnn import AecnnRecipe
+from cxr.train import RunOptions
+from cxr.tune import SearchOptions
+from cxr.workflow import ArchiveOptions, tune_job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the job; the recipe's are where the search starts from."""
+
+    out: str = "runs/tune_aecnn"
+    """Folder or URI of the results."""
+    data: ArchiveOptions = field(default_factory=ArchiveOptions)
+    search: SearchOptions = field(default_factory=SearchOptions)
+    recipe: AecnnRecipe = field(default_factory=lambda: AecnnRecipe(size=96, epochs=12))
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+def main(options: Options) -> dict[str, Any]:
+    return tune_job(options.recipe, options.data, options.search, options.run, options.out)
+
+
+if __name__ == "__main__":
+    run_job(main, Options)
