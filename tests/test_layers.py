@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "imaging": BASE,
     "sources": BASE | {"cxr.storage", "cxr.imaging"},
     "phantom": BASE | {"cxr.storage", "cxr.imaging", "cxr.sources"},
-    "report": BASE | {"cxr.storage"},
+    "report": BASE | {"cxr.storage", "cxr.metrics"},
+    "judge": BASE | {f"cxr.{name}" for name in ("storage", "sources", "shards", "ledger", "metrics", "report")},
     "recipes": BASE
     | {f"cxr.{name}" for name in ("storage", "batches", "models", "metrics", "imaging", "phantom", "report")},
     "benchmark": BASE

@@ -12,12 +12,17 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from cxr import schema
+from cxr.models.aecnn import AECNN, ResidualCodec
+from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Alone, Batch, Batches, Task, Workers
 from cxr.train.engine import Engine
 from cxr.train.group import Group
+from cxr.train.worker import stage_at
 
 STEPS = 5
+NORM_EPOCHS = (0, None)  # batch norm fixed, batch norm of each worker's own images
 
 
 class Norm(Task):
@@ -58,18 +63,66 @@ def trained(workers: Workers, batches: Iterator[Batch]) -> tuple[dict[str, Tenso
     return kept | {f"mean.{name}": value.clone() for name, value in engine.shipped().state_dict().items()}, metrics
 
 
+def xrays(workers: Workers) -> Iterator[Batch]:
+    """16 noisy images a step with one bright half, dealt to the workers; some labels are known to one only."""
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(STEPS):
+        sides = torch.randint(2, (16, 2), generator=rng)
+        pixels = torch.randint(100, (16, 32, 32), generator=rng) + 100 * sides[:, :1, None] * (torch.arange(32) < 16)
+        labels = torch.where(torch.arange(16)[:, None] % 4 == 1, -1, sides)
+        share = slice(workers.rank, None, workers.size)
+        yield {schema.PIXELS: pixels[share].to(torch.uint8), schema.LABELS: labels[share].to(torch.int8)}
+
+
+def curve(workers: Workers, norm_epochs: int | None) -> list[float]:
+    """Losses of an AE-CNN through its three stages, two epochs each, without anything random."""
+    recipe = AecnnRecipe(
+        size=32, patch=32, patches=1, rotation_deg=0, flip=0, lr=3e-3, classifier_lr=3e-3, norm_epochs=norm_epochs,
+        epochs=2, classifier_epochs=2, autoencoder_epochs=2, mse_weight=10,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    norm = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    network = AECNN(ResidualCodec(4, 1, 8), nn.Sequential(norm, nn.Flatten(), nn.Linear(288, 2)), ("left", "noise"))
+    task = recipe.task(network)
+    engine = Engine(task, recipe, workers, steps_per_epoch=STEPS, device=torch.device("cpu"))
+    losses = []
+    for epoch in range(recipe.total_epochs):
+        if engine.stage != stage_at(recipe, epoch):
+            engine.enter(stage_at(recipe, epoch))
+        losses.append(engine.epoch(xrays(workers))["loss"])
+        engine.finish_epoch(lambda: xrays(workers))
+    return losses
+
+
 def work(rank: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     group = Group()
     torch.save([trained(group, make(group)) for make in (data, uneven)], Path(folder) / f"{rank}.pt")
+    torch.save([curve(group, norm_epochs) for norm_epochs in NORM_EPOCHS], Path(folder) / f"curves{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_workers_keep_one_network_and_one_average(tmp_path: Path) -> None:
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes wrote that trained together."""
+    folder = tmp_path_factory.mktemp("two")
+    mp.spawn(work, (str(folder),), nprocs=2)
+    return folder
+
+
+def test_two_workers_give_the_loss_curve_of_one(folder: Path) -> None:
+    one, other = (torch.load(folder / f"curves{rank}.pt", weights_only=True) for rank in range(2))
+    assert one == other
+    fixed, own = (curve(Alone(), norm_epochs) for norm_epochs in NORM_EPOCHS)
+    assert one[0] == pytest.approx(fixed, rel=1e-3)
+    assert one[1] == pytest.approx(own, rel=0.1)
+    assert all(first > second for first, second in (fixed[:2], fixed[2:4], fixed[4:]))
+
+
+def test_two_workers_keep_one_network_and_one_average(folder: Path) -> None:
     (alike, uneven_one), (alike_other, uneven_other) = (
-        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
+        torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)
     )
     for one, other in ((alike, alike_other), (uneven_one, uneven_other)):
         assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])

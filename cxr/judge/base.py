@@ -1,0 +1,132 @@
+"""What every family's report begins with: a run, its scores, and what the archive knows of the images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cxr import schema, shards, storage
+from cxr.errors import UserError
+from cxr.ledger import LEDGER_FILE, SUFFIX
+from cxr.metrics.classification.bootstrap import RESAMPLES
+from cxr.sources import open_manifest
+from cxr.sources.base import Manifest
+
+SCORES = "scores"  # the folder of a run's Parquet files
+_THREADS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What a run is judged by."""
+
+    archive: str = ""
+    """Archive or shards that know the truth, any URI; left out, the archive that was scored."""
+    source: str = "auto"
+    """Layout of the archive: auto, or the name of a source."""
+    split: Literal["train", "val", "test", "all"] = "test"
+    """Images that are judged."""
+    against: str = ""
+    """Another run's OUT: both are compared on the images that both have scored."""
+    resamples: int = RESAMPLES
+    """Of the bootstrap over patients."""
+    seed: int = 0
+    """Of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        if self.resamples < 1:
+            raise UserError(f"resamples={self.resamples}: wanted 1 or more")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A scoring run, as its ledger tells of it."""
+
+    uri: str
+    family: str
+    archive: str  # that was scored
+    checkpoint_sha256: str
+
+
+def read_run(uri: str) -> Run:
+    """The run that `score_archive` left in `uri`.
+
+    Raises:
+        UserError: nothing, or something else, lies there.
+    """
+    uri = storage.normalise(uri)
+    ledger = storage.join(uri, LEDGER_FILE)
+    settings = storage.read_json(ledger).get("settings", {}) if storage.exists(ledger) else {}
+    if not {"recipe", "archive", "checkpoint_sha256"} <= set(settings):
+        raise UserError(f"{uri} holds no scoring run: give the --out of jobs/score_archive.py, or run that first")
+    return Run(uri, settings["recipe"]["family"], settings["archive"], settings["checkpoint_sha256"])
+
+
+def read_scores(run: Run, columns: Sequence[str]) -> list[pa.Table]:
+    """These columns of each part of a run's scores; parts keep their schema's metadata.
+
+    Raises:
+        UserError: there is no part, one lacks a column, or an image stands twice.
+    """
+    folder = storage.join(run.uri, SCORES)
+    uris = sorted(file.uri for file in storage.list_files(folder) if file.path.endswith(SUFFIX))
+    if not uris:
+        raise UserError(f"{folder} holds no scores: run jobs/score_archive.py with --out {run.uri} to its end")
+    with ThreadPoolExecutor(_THREADS) as pool:
+        parts = list(pool.map(partial(storage.read_parquet, columns=columns), uris))
+    for uri, part in zip(uris, parts, strict=True):
+        if missing := set(columns) - set(part.column_names):
+            raise UserError(f"{uri} has no column {', '.join(sorted(missing))}: score the archive again")
+    images = sum(part.num_rows for part in parts)
+    if len({image_id for part in parts for image_id in part[schema.IMAGE_ID].to_pylist()}) < images:
+        raise UserError(f"{folder} holds images twice: score the archive again, into an empty --out")
+    return parts
+
+
+def read_truth(archive: str, source: str, split: str, columns: Sequence[str]) -> Manifest:
+    """These columns, `image_id` first, of an archive's images in `split` ("all" for every one), nothing decoded.
+
+    Of shards, images that ingest rejected are there too, with nothing but their ids.
+
+    Raises:
+        UserError: no such archive, or no image in that split.
+    """
+    archive = storage.normalise(archive)
+    wanted = [schema.IMAGE_ID, schema.SPLIT, *columns]
+    if shards.is_shards(archive):
+        known = _of_shards(shards.read_info(archive, latents=True), wanted)
+    else:
+        known = open_manifest(archive, source)
+    table = known.table.select(wanted)
+    if split != "all":
+        table = table.filter(pc.equal(table[schema.SPLIT], split))
+    if not table.num_rows:
+        found = Counter(known.table[schema.SPLIT].to_pylist())
+        told = ", ".join(f"{name} {count:,}" for name, count in found.most_common()) or "no image at all"
+        raise UserError(f"{archive} has no image in split {split!r} but {told}: give another --split, or all")
+    return Manifest(table, known.findings, known.notes)
+
+
+def _of_shards(info: shards.ShardInfo, columns: Sequence[str]) -> Manifest:
+    fields = pa.schema([schema.row_schema(info.pixels).field(name) for name in columns])
+    uris = [file.uri for files in info.parts.values() for file in files]
+    uris += [storage.join(info.uri, shards.REJECTS_FILE)] if info.rejects else []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        parts = list(pool.map(partial(storage.read_parquet, columns=columns), uris))
+    return Manifest(pa.concat_tables(_filled(part, fields) for part in parts), info.findings)
+
+
+def _filled(part: pa.Table, fields: pa.Schema) -> pa.Table:
+    """The part with null in the columns that it lacks."""
+    columns = [
+        part[field.name].cast(field.type) if field.name in part.column_names else pa.nulls(part.num_rows, field.type)
+        for field in fields
+    ]
+    return pa.table(columns, schema=fields)

@@ -1,0 +1,36 @@
+"""What classifiers are judged by: ranking, calibration, decisions, and how sure the figures are.
+
+Everywhere `scores_NF` are probabilities in [0, 1] and `labels_NF` are 1, 0 and −1 for unknown: an entry without a
+known label is left out of its finding. What cannot be measured is NaN, never a guess. NumPy alone, float64.
+"""
+
+from cxr.metrics.classification.bootstrap import Intervals, auroc_intervals, paired_gain
+from cxr.metrics.classification.calibration import Bins, brier, calibration_error, reliability
+from cxr.metrics.classification.delong import DeLong, delong
+from cxr.metrics.classification.ranking import auroc, average_precision, sensitivity_at, specificity_counts
+from cxr.metrics.classification.summary import Row, Summary, summarise
+from cxr.metrics.classification.thresholds import Decisions, Thresholds, at_thresholds, choose_thresholds, decisions
+
+__all__ = [
+    "Bins",
+    "DeLong",
+    "Decisions",
+    "Intervals",
+    "Row",
+    "Summary",
+    "Thresholds",
+    "at_thresholds",
+    "auroc",
+    "auroc_intervals",
+    "average_precision",
+    "brier",
+    "calibration_error",
+    "choose_thresholds",
+    "decisions",
+    "delong",
+    "paired_gain",
+    "reliability",
+    "sensitivity_at",
+    "specificity_counts",
+    "summarise",
+]

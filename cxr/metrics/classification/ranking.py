@@ -1,0 +1,140 @@
+"""What hangs on the order of the scores alone: AUROC, average precision, curves; ties are counted exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cxr.schema import NEGATIVE, POSITIVE, UNKNOWN
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Counts along the images of each finding, highest score first; images that tie share one count.
+
+    Row i says what is so when image i, all above it and all that tie with it are called positive. Images without
+    a known label come last, with a score of −inf, and count for nothing.
+    """
+
+    scores: np.ndarray  # (N, F) float64, falling
+    true: np.ndarray  # (N, F) positives called positive
+    false: np.ndarray  # (N, F) negatives called positive
+    positives: np.ndarray  # (F,)
+    negatives: np.ndarray  # (F,)
+
+    @property
+    def measurable(self) -> np.ndarray:
+        """(F,) bool: both classes are there."""
+        return (self.positives > 0) & (self.negatives > 0)
+
+
+def checked(scores_NF: np.ndarray, labels_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays, scores as float64 and 0 where the label is unknown.
+
+    Raises:
+        ValueError: shapes that differ, a label other than 1, 0, −1, or a score outside [0, 1] or NaN beside a
+            known label.
+    """
+    scores, labels = np.asarray(scores_NF, np.float64), np.asarray(labels_NF)
+    if scores.ndim != 2 or scores.shape != labels.shape:
+        raise ValueError(f"scores {scores.shape}, labels {labels.shape}: wanted (images, findings) for both")
+    if not np.isin(labels, (POSITIVE, NEGATIVE, UNKNOWN)).all():
+        raise ValueError(f"labels {np.unique(labels)}: wanted 1, 0 and −1 for unknown")
+    known = labels != UNKNOWN
+    if not (known <= ((scores >= 0) & (scores <= 1))).all():
+        raise ValueError("scores outside [0, 1], or NaN: wanted probabilities")
+    return np.where(known, scores, 0.0), labels
+
+
+def ranked(scores_NF: np.ndarray, labels_NF: np.ndarray) -> Ranked:
+    """Sort each finding's images once; raises as `checked`."""
+    scores, labels = checked(scores_NF, labels_NF)
+    scores = np.where(labels == UNKNOWN, -np.inf, scores)
+    order = np.argsort(-scores, axis=0, kind="stable")
+    scores, labels = np.take_along_axis(scores, order, 0), np.take_along_axis(labels, order, 0)
+    ends = _ends_of_ties(scores)
+    true, false = (np.cumsum(labels == kind, axis=0) for kind in (POSITIVE, NEGATIVE))
+    return Ranked(
+        scores=scores,
+        true=np.take_along_axis(true, ends, 0),
+        false=np.take_along_axis(false, ends, 0),
+        positives=(labels == POSITIVE).sum(0),
+        negatives=(labels == NEGATIVE).sum(0),
+    )
+
+
+def _ends_of_ties(scores_NF: np.ndarray) -> np.ndarray:
+    """The last row that has the same score as each row; columns are sorted."""
+    rows = len(scores_NF)
+    ends = np.broadcast_to(np.arange(rows)[:, None], scores_NF.shape).copy()
+    ends[:-1][scores_NF[:-1] == scores_NF[1:]] = rows
+    return np.minimum.accumulate(ends[::-1], axis=0)[::-1]
+
+
+def divided(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """above / below, NaN where `below` is 0."""
+    above, below = np.broadcast_arrays(np.asarray(above, np.float64), np.asarray(below, np.float64))
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below != 0)
+
+
+def auroc(scores_NF: np.ndarray, labels_NF: np.ndarray) -> np.ndarray:
+    """(F,) area under the ROC curve: how often a positive outranks a negative; NaN without a class."""
+    found = ranked(scores_NF, labels_NF)
+    return divided(_from_zero_area(found), found.positives * found.negatives)
+
+
+def _from_zero_area(found: Ranked) -> np.ndarray:
+    true, false = (np.pad(counts, ((1, 0), (0, 0))) for counts in (found.true, found.false))
+    return np.trapezoid(true, false, axis=0)
+
+
+def average_precision(scores_NF: np.ndarray, labels_NF: np.ndarray) -> np.ndarray:
+    """(F,) mean over the positives of the precision at each one's score; NaN without either class.
+
+    The step-wise sum of scikit-learn, without interpolation.
+    """
+    found = ranked(scores_NF, labels_NF)
+    precision = found.true / np.maximum(1, found.true + found.false)
+    gained = np.diff(found.true, axis=0, prepend=0)
+    return np.where(found.measurable, divided((gained * precision).sum(0), found.positives), np.nan)
+
+
+def specificity_counts(negatives: np.ndarray, specificity: float) -> np.ndarray:
+    """How many negatives may be called positive at this specificity or a better one."""
+    return np.floor((1 - specificity) * negatives + 1e-9)
+
+
+def sensitivity_at(scores_NF: np.ndarray, labels_NF: np.ndarray, specificity: float = 0.9) -> np.ndarray:
+    """(F,) highest sensitivity of any threshold with at least this specificity; NaN without either class."""
+    found = ranked(scores_NF, labels_NF)
+    allowed = found.false <= specificity_counts(found.negatives, specificity)
+    best = np.where(allowed, found.true, 0).max(0, initial=0)
+    return np.where(found.measurable, divided(best, found.positives), np.nan)
+
+
+def roc_curve(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One finding's false and true positive rates from (0, 0) to (1, 1), one point a distinct score.
+
+    Raises:
+        ValueError: a class is missing.
+    """
+    false, true = _steps(scores_N, labels_N)
+    return false / false[-1], true / true[-1]
+
+
+def precision_recall_curve(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One finding's precision and recall at each distinct score, recall rising; raises as `roc_curve`."""
+    false, true = (counts[1:] for counts in _steps(scores_N, labels_N))
+    return true / (true + false), true / true[-1]
+
+
+def _steps(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of negatives and positives called positive, from none to all, each pair once."""
+    found = ranked(scores_N[:, None], labels_N[:, None])
+    if not found.measurable[0]:
+        raise ValueError("a curve needs a positive and a negative")
+    pairs = np.stack([found.false[:, 0], found.true[:, 0]])
+    pairs = np.pad(pairs, ((0, 0), (1, 0)))
+    false, true = pairs[:, np.append(True, np.diff(pairs).any(0))]
+    return false, true

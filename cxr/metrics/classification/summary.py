@@ -1,0 +1,129 @@
+"""Everything that is said of a classifier on one set of images: a row a finding, and their mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cxr.metrics.classification.bootstrap import RESAMPLES, auroc_intervals
+from cxr.metrics.classification.calibration import brier, calibration_error
+from cxr.metrics.classification.ranking import average_precision, sensitivity_at
+from cxr.metrics.classification.thresholds import decisions, missing_class
+from cxr.schema import NEGATIVE, POSITIVE, UNKNOWN
+
+FEW = 10  # patients with a finding, or without it, below which an interval is not to be trusted
+_COUNTS = ("positives", "negatives", "unknown", "resamples_left_out")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finding, or the mean over findings; shares in [0, 1], NaN for what cannot be measured."""
+
+    finding: str
+    positives: int = 0  # images
+    negatives: int = 0
+    unknown: int = 0
+    auroc: float = math.nan
+    auroc_low: float = math.nan  # 95 % interval by bootstrap over patients
+    auroc_high: float = math.nan
+    average_precision: float = math.nan
+    sensitivity: float = math.nan  # at `Summary.specificity`
+    brier: float = math.nan
+    calibration_error: float = math.nan
+    accuracy: float = math.nan  # this and the next three: of the decisions
+    precision: float = math.nan
+    recall: float = math.nan
+    f1: float = math.nan
+    resamples_left_out: int = 0  # for want of a class; of the mean: those that lack a finding
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Rows in the order of the findings, and their mean, each column's over the findings that it could measure."""
+
+    rows: list[Row]
+    mean: Row
+    images: int
+    patients: int
+    resamples: int
+    specificity: float
+
+    @property
+    def measured(self) -> list[Row]:
+        """Rows with an AUROC."""
+        return [row for row in self.rows if math.isfinite(row.auroc)]
+
+
+def summarise(
+    scores_NF: np.ndarray,
+    labels_NF: np.ndarray,
+    called_NF: np.ndarray,
+    patients_N: np.ndarray,
+    findings: Sequence[str],
+    *,
+    specificity: float = 0.9,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Summary:
+    """Judge probabilities, and the decisions `called_NF` (1 or True: positive) that were made of them."""
+    intervals = auroc_intervals(scores_NF, labels_NF, patients_N, resamples=resamples, seed=seed)
+    columns = {
+        **{name: (np.asarray(labels_NF) == kind).sum(0) for name, kind in _KINDS.items()},
+        "auroc": intervals.value,
+        "auroc_low": intervals.low,
+        "auroc_high": intervals.high,
+        "average_precision": average_precision(scores_NF, labels_NF),
+        "sensitivity": sensitivity_at(scores_NF, labels_NF, specificity),
+        "brier": brier(scores_NF, labels_NF),
+        "calibration_error": calibration_error(scores_NF, labels_NF),
+        **vars(decisions(called_NF, labels_NF)),
+        "resamples_left_out": intervals.left_out,
+        "note": _notes(np.asarray(labels_NF), np.asarray(patients_N)),
+    }
+    plain = {name: values.tolist() if isinstance(values, np.ndarray) else values for name, values in columns.items()}
+    rows = [Row(finding, **{name: values[f] for name, values in plain.items()}) for f, finding in enumerate(findings)]
+    mean = dataclasses.replace(
+        mean_row(rows),
+        auroc_low=intervals.mean_low,
+        auroc_high=intervals.mean_high,
+        resamples_left_out=intervals.mean_incomplete,
+    )
+    patients = len(np.unique(np.asarray(patients_N)))
+    return Summary(rows, mean, len(np.asarray(labels_NF)), patients, resamples, specificity)
+
+
+_KINDS = {"positives": POSITIVE, "negatives": NEGATIVE, "unknown": UNKNOWN}
+
+
+def mean_row(rows: Sequence[Row]) -> Row:
+    """Means of the shares over the rows that have them, sums of the counts; the ends of the interval stay NaN."""
+    measured = sum(math.isfinite(row.auroc) for row in rows)
+    values: dict[str, float] = {}
+    for field in dataclasses.fields(Row)[1:-1]:
+        known = [value for row in rows if math.isfinite(value := getattr(row, field.name))]
+        if field.name in _COUNTS:
+            values[field.name] = sum(known)
+        elif known and field.name not in ("auroc_low", "auroc_high"):
+            values[field.name] = sum(known) / len(known)
+    return Row("mean", **values, note=f"AUROC of {measured} of {len(rows)} findings")  # pyright: ignore[reportArgumentType]
+
+
+def _notes(labels_NF: np.ndarray, patients_N: np.ndarray) -> list[str]:
+    return [_note(labels_NF[:, f], patients_N) for f in range(labels_NF.shape[1])]
+
+
+def _note(labels_N: np.ndarray, patients_N: np.ndarray) -> str:
+    """Why a finding cannot be measured, or why its interval is not to be trusted; empty if all is well."""
+    missing = missing_class(int((labels_N == POSITIVE).sum()), int((labels_N == NEGATIVE).sum()))
+    if missing:
+        return missing
+    for kind, name in ((POSITIVE, "with"), (NEGATIVE, "without")):
+        patients = len(np.unique(patients_N[labels_N == kind]))
+        if patients < FEW:
+            return f"{patients} patient{'s' * (patients != 1)} {name} it: too few to trust the interval"
+    return ""

@@ -1,0 +1,39 @@
+"""Judge what score_archive wrote: tables with intervals and pictures, alone or against another run.
+
+python jobs/report_run.py --run runs/scores --archive /data/chestxray14
+
+python jobs/report_run.py --run s3://xrays/scores/new --against s3://xrays/scores/old --out s3://xrays/reports/new
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cxr import judge
+from cxr.job import run_job
+from cxr.judge.base import ReportOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the job."""
+
+    run: str = "runs/score"
+    """OUT of jobs/score_archive.py: a folder, s3://bucket/prefix or gs://bucket/prefix."""
+    out: str = "runs/report"
+    """Folder or URI of the results: OUT/report.md, tables, OUT/pictures."""
+    report: ReportOptions = field(default_factory=ReportOptions)
+
+
+def main(options: Options) -> dict[str, Any]:
+    result = judge.report(options.run, options.report, options.out)
+    for name, value in result["metrics"].items():
+        print(f"{name} {value:.4g}" if value is not None else f"{name} not measured")
+    for uri in (*result["pictures"], result["report"]):
+        print(f"written: {uri}", flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    run_job(main, Options)
