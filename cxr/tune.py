@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from optuna.distributions import BaseDistribution
 from ray import tune
@@ -23,6 +23,7 @@ from cxr import checkpoint, shards, storage
 from cxr.errors import UserError
 from cxr.recipes import recipe_from_dict
 from cxr.recipes.base import Recipe
+from cxr.report.pareto import marked
 from cxr.report.trials import Trial
 from cxr.train import RunOptions, fit
 from cxr.train.fit import room
@@ -31,6 +32,9 @@ from cxr.train.log import best_row, read_metrics
 NAME, ABOUT, FAILED = "search", "search.json", "failed.json"
 TRIAL_CPU = 0.01  # of the process that looks after a trial; its workers hold the rest
 TRIALS = "trials"  # folder of the trials' runs
+# What Tune is told of a trial's best epoch so far: its metrics, NaN before there is one, for the sampler; its
+# monitor for early stopping, which takes means and so needs a finite value, however bad.
+BEST, STANDING, WORST = "best_{}", "standing", 1e30
 
 
 class Failed(RuntimeError):
@@ -49,8 +53,10 @@ class SearchOptions:
     """Settings to try."""
     search_seed: int = 0
     """Seed of the sampler (TPE)."""
+    objectives: tuple[str, ...] = ()
+    """Metrics to weigh against each other, e.g. mean_auroc psnr; empty for the recipe's monitor alone."""
     grace: int = 0
-    """Epochs that every trial gets before it may be stopped early; 0 for a quarter of the recipe's epochs."""
+    """Epochs of its last stage that every trial gets before it may be stopped early; 0 for a quarter of them."""
     at_once: int | None = None
     """Trials to run at the same time; unset for as many as the cluster has room for."""
 
@@ -73,6 +79,70 @@ def check_applied(drawn: Mapping[str, Any], applied: Mapping[str, Any], rank: in
         raise Mismatch(f"worker {rank} trained with another recipe than was drawn: {'; '.join(wrong)}")
 
 
+class ReportBest(TuneReportCallback):
+    """Tells Tune with every epoch what the trial's best epoch so far gave: the one that the table will show.
+
+    That is read from the run's log, which `fit` writes first and which outlives a restart.
+    """
+
+    def __init__(self, recipe: Recipe, folder: str, objectives: Sequence[str]) -> None:
+        super().__init__()
+        self.recipe, self.folder, self.objectives = recipe, folder, tuple(objectives)
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        told = standing(read_metrics(self.folder), self.recipe, self.objectives)
+        super().after_report(run_context, [metrics[0] | told], checkpoint)
+
+
+def standing(rows: Sequence[dict[str, Any]], recipe: Recipe, objectives: Sequence[str]) -> dict[str, float]:
+    """What Tune is told of a trial with these epochs: see BEST, STANDING and WORST."""
+    best = best_row(rows, recipe) or {}
+    told = {BEST.format(name): best.get(name, math.nan) for name in (recipe.monitor, *objectives)}
+    return told | {STANDING: best.get(recipe.monitor, -WORST if recipe.mode == "max" else WORST)}
+
+
+class Sampler(OptunaSearch):
+    """OptunaSearch that lets a trial without finite values fail; Optuna would take it to be running for ever."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        names = [self.metric] if isinstance(self.metric, str) else self.metric
+        finite = all(math.isfinite((result or {}).get(name, math.nan)) for name in names)
+        super().on_trial_complete(trial_id, result if finite else None, error or not finite)
+
+
+def objectives_of(recipe: Recipe, options: SearchOptions) -> dict[str, Literal["min", "max"]]:
+    """The metrics to weigh and which way each is better; {} where the monitor alone counts.
+
+    Raises:
+        UserError: a metric that the family does not offer, or one alone or twice.
+    """
+    names = options.objectives
+    if names in ((), (recipe.monitor,)):
+        return {}
+    if len(names) < 2 or len(set(names)) < len(names) or not set(names) <= set(recipe.objectives):
+        offered = ", ".join(recipe.objectives) or "no metrics"
+        raise UserError(
+            f"objectives={' '.join(names)}: family {recipe.family} can weigh {offered} against each other. Name two "
+            f"or more of these, each once, or leave --objectives out"
+        )
+    return {name: recipe.objectives[name] for name in names}
+
+
+def early_stopping(recipe: Recipe, options: SearchOptions) -> ASHAScheduler:
+    """ASHA (Li et al. 2020) by each trial's best epoch so far, some epochs into the last stage."""
+    last, unranked = recipe.total_epochs, recipe.unranked_epochs
+    grace = unranked + (options.grace or max(1, (last - unranked) // 4))
+    # max_t lies beyond the last epoch: Tune would otherwise stop trials there, before they end by themselves.
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric=STANDING,
+        mode=recipe.mode,
+        max_t=last + 1,
+        grace_period=min(grace, last),
+        reduction_factor=3,
+    )
+
+
 def search(
     recipe: Recipe,
     archive: str,
@@ -88,21 +158,26 @@ def search(
     Each trial lies in OUT/trials/ID as `fit` leaves it. With `run.resume`, a search that was killed goes on:
     finished trials are kept, interrupted ones continue from their last checkpoint.
 
+    With `options.objectives` the sampler seeks the Pareto front, and no trial is stopped early; trials are still
+    ranked, and their best epochs chosen, by the monitor.
+
     Raises:
-        UserError: OUT holds a search already and `run.resume` is off, or the cluster cannot hold one trial.
+        UserError: OUT holds a search already and `run.resume` is off, the cluster cannot hold one trial, or the
+            family does not offer the objectives.
     """
     options, run = options or SearchOptions(), run or RunOptions()
+    objectives = objectives_of(recipe, options)
     out = storage.normalise(out)
     _check_dashboard()
     fits = room(run, raw=not shards.is_shards(storage.normalise(archive)), beside=TRIAL_CPU)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, not just the wait for its trials
-    trainable = _trainable(recipe, archive, out, run, source)
+    trainable = _trainable(recipe, archive, out, run, source, tuple(objectives))
     if run.resume:
-        tuner = _restored(trainable, recipe, out)
+        tuner = _restored(trainable, recipe, out, tuple(objectives))
     else:
         space = dict(space or recipe.search_space())
         tuner = _new(trainable, recipe, out, space, options, min(options.at_once or fits, fits), run.max_failures)
-    return ranked(tuner.fit(), recipe, out)
+    return marked(ranked(tuner.fit(), recipe, out), objectives)
 
 
 def _new(
@@ -118,29 +193,38 @@ def _new(
         raise UserError(f"{out} holds a search already: give --resume to go on with it, or another --out")
     if not space:
         raise UserError(f"family {recipe.family} names no settings to search")
-    grace = min(options.grace or max(1, recipe.epochs // 4), recipe.epochs)
-    storage.write_json(storage.join(out, ABOUT), recipe.to_dict())
-    # max_t lies beyond the last epoch: Tune would otherwise stop trials there, before they end by themselves.
-    asha = ASHAScheduler(time_attr="epoch", max_t=recipe.epochs + 1, grace_period=grace, reduction_factor=3)
-    config = tune.TuneConfig(
-        metric=recipe.monitor,
-        mode=recipe.mode,
-        num_samples=options.trials,
-        max_concurrent_trials=at_once,
-        search_alg=OptunaSearch(space, metric=recipe.monitor, mode=recipe.mode, seed=options.search_seed),
-        scheduler=asha,
-    )
+    objectives = objectives_of(recipe, options)
+    if objectives:
+        print("note: several objectives give trials no order to be stopped by: each gets all its epochs", flush=True)
+    storage.write_json(storage.join(out, ABOUT), recipe.to_dict() | {"objectives": list(objectives)})
     path, files = storage.ray_storage(out)
     lost = tune.FailureConfig(max_failures=max_failures)  # with the machine they ran on
     kept = tune.RunConfig(name=NAME, storage_path=path, storage_filesystem=files, failure_config=lost, verbose=0)
-    return tune.Tuner(trainable, tune_config=config, run_config=kept)
+    return tune.Tuner(trainable, tune_config=_tune_config(recipe, space, options, at_once), run_config=kept)
 
 
-def _restored(trainable: Any, recipe: Recipe, out: str) -> tune.Tuner:
+def _tune_config(
+    recipe: Recipe, space: dict[str, BaseDistribution], options: SearchOptions, at_once: int
+) -> tune.TuneConfig:
+    objectives = objectives_of(recipe, options)
+    metrics, modes = [BEST.format(name) for name in objectives], [str(mode) for mode in objectives.values()]
+    metric, mode = (metrics, modes) if objectives else (BEST.format(recipe.monitor), recipe.mode)
+    return tune.TuneConfig(
+        num_samples=options.trials,
+        max_concurrent_trials=at_once,
+        search_alg=Sampler(space, metric=metric, mode=mode, seed=options.search_seed),
+        scheduler=None if objectives else early_stopping(recipe, options),
+    )
+
+
+def _restored(trainable: Any, recipe: Recipe, out: str, objectives: tuple[str, ...]) -> tune.Tuner:
     path, files = storage.ray_storage(storage.join(out, NAME))
     if not tune.Tuner.can_restore(path, storage_filesystem=files):
         raise UserError(f"{out} holds no search to resume: give the --out of the search, or leave --resume out")
-    changed = recipe.changes_from(storage.read_json(storage.join(out, ABOUT)))
+    began = storage.read_json(storage.join(out, ABOUT))
+    changed, weighed = recipe.changes_from(began), tuple(began.get("objectives", ()))
+    if weighed != objectives:
+        changed.append(f"objectives was {' '.join(weighed) or 'empty'}, is {' '.join(objectives) or 'empty'}")
     if changed:
         raise UserError(
             f"the search to resume began otherwise ({'; '.join(changed)}), and its trials must compare: "
@@ -160,7 +244,9 @@ def _check_dashboard() -> None:
         )
 
 
-def _trainable(recipe: Recipe, archive: str, out: str, run: RunOptions, source: str) -> Any:
+def _trainable(
+    recipe: Recipe, archive: str, out: str, run: RunOptions, source: str, objectives: tuple[str, ...]
+) -> Any:
     """The function that Tune calls for each trial: `fit` with what was drawn, told apart by the trial's id.
 
     Tune starts it again if it dies with its machine, and would as well if it failed: then it fails again at once.
@@ -170,13 +256,14 @@ def _trainable(recipe: Recipe, archive: str, out: str, run: RunOptions, source: 
     def trial(drawn: dict[str, Any]) -> None:
         folder = storage.join(out, TRIALS, tune.get_context().get_trial_id())
         with _once(storage.join(folder, FAILED), this_search):
+            mine = recipe_from_dict(base).replace(**drawn)
             fit(
-                recipe_from_dict(base).replace(**drawn),
+                mine,
                 archive,
                 folder,
                 replace(run, resume=storage.exists(storage.join(folder, "train"))),
                 source=source,
-                callbacks=[CheckApplied(drawn), TuneReportCallback()],
+                callbacks=[CheckApplied(drawn), ReportBest(mine, folder, objectives)],
             )
 
     return tune.with_resources(trial, {"CPU": TRIAL_CPU})
@@ -212,7 +299,7 @@ def _trial(result: Any, recipe: Recipe, out: str) -> Trial:
         return Trial(trial_id, f"failed: {reason}", len(rows), math.nan, drawn, {}, "")
     kept = _keep(folder, best["checkpoint"])
     metrics = checkpoint.read_about(kept)["metrics"]
-    status = "done" if rows[-1]["epoch"] == recipe.epochs else "stopped early"
+    status = "done" if rows[-1]["epoch"] == recipe.total_epochs else "stopped early"
     return Trial(trial_id, status, len(rows), best[recipe.monitor], drawn, metrics, kept)
 
 

@@ -6,18 +6,22 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cxr import checkpoint, cluster, ingest, shards, storage
 from cxr.phantom.archive import write_phantom
+from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Batch, Recipe, check_size
+from cxr.report import pareto
 from cxr.report.trials import trials_table, write_search_pictures, write_trials
 from cxr.schema import PixelFormat
 from cxr.shard_stream import ShardStream
 from cxr.sources import chestxray14
 from cxr.train import RunOptions, check_resume, fit, prepare
-from cxr.tune import SearchOptions, search
+from cxr.tune import SearchOptions, objectives_of, search
+
+SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
 
 PICTURED = 64  # images that the pictures of a run are made from
 
@@ -66,18 +70,29 @@ def phantom_archive(out: str, count: int = 160, size: int = 256) -> str:
 
 
 def quick_checkpoint(archive: str, out: str) -> str:
-    """An aligner trained for a minute, in OUT/aligner, for a scoring job that was given no checkpoint; made once."""
-    folder = storage.join(out, "aligner")
+    """An aligner trained for a minute, in OUT/aligner, for a job that was given no checkpoint; made once."""
+    recipe = AlignRecipe(size=64, epochs=4, trunk="conv3", lung_phantoms=200, lung_steps=150)
+    return _trained_once(recipe, archive, storage.join(out, "aligner"))
+
+
+def quick_compressor(archive: str, out: str) -> str:
+    """An AE-CNN trained for a minute, in OUT/compressor, for a job that was given no checkpoint; made once."""
+    recipe = AecnnRecipe(
+        classifier="resnet18", stem_stride=2, classifier_epochs=2, autoencoder_epochs=3, epochs=2, depth=1, width=16
+    )
+    return _trained_once(recipe, archive, storage.join(out, "compressor"))
+
+
+def _trained_once(recipe: Recipe, archive: str, folder: str) -> str:
     kept = storage.join(folder, "checkpoint")
     if not storage.exists(storage.join(kept, checkpoint.ABOUT)):
-        print(f"no --checkpoint given: training a small aligner in {folder}", flush=True)
-        recipe = AlignRecipe(size=64, epochs=4, trunk="conv3", lung_phantoms=200, lung_steps=150)
+        print(f"no --checkpoint given: training a small network of family {recipe.family} in {folder}", flush=True)
         again = RunOptions(resume=storage.exists(storage.join(folder, "train")))
         train_job(recipe, ArchiveOptions(archive=archive), again, folder)
     return kept
 
 
-def settled(recipe: Recipe, out: str, run: RunOptions) -> Recipe:
+def settled(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
     """The recipe with what depends on this place decided, aloud, and what its trainings share made in OUT."""
     recipe, notes = recipe.resolved()
     for note in notes:
@@ -85,9 +100,11 @@ def settled(recipe: Recipe, out: str, run: RunOptions) -> Recipe:
     return prepare(recipe, out, run)
 
 
-def _ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str) -> str:
+def ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str) -> str:
     """Join or start a cluster, after the mistakes that would otherwise show only once the archive is decoded."""
-    if not archive.stream and not (archive.archive and shards.is_shards(storage.normalise(archive.archive))):
+    if archive.archive and shards.is_shards(storage.normalise(archive.archive)):
+        shards.read_info(storage.normalise(archive.archive))  # raises for latents
+    elif not archive.stream:
         check_size(recipe, archive.shard_size)
     if archive.archive:
         storage.check_readable(archive.archive)
@@ -100,7 +117,7 @@ def _ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str) -> str:
 def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str) -> dict[str, Any]:
     """Everything a train_<family> job does; returns its result.json."""
     check_resume(storage.join(storage.normalise(out), "train"), run.resume)
-    out = _ready_to_begin(recipe, archive, out)
+    out = ready_to_begin(recipe, archive, out)
     data = make_ready(archive, out)
     fitted = fit(settled(recipe, out, run), data, out, run, source=archive.source)
     pictures = picture(fitted.checkpoint, data, out)
@@ -120,19 +137,23 @@ def tune_job(
     """Everything a tune_<family> job does; returns its result.json.
 
     Raises:
+        UserError: the family does not offer the objectives, before anything is made.
         RuntimeError: no trial finished an epoch.
     """
-    out = _ready_to_begin(recipe, archive, out)
+    objectives = objectives_of(recipe, options)
+    out = ready_to_begin(recipe, archive, out)
     data = make_ready(archive, out)
     recipe = settled(recipe, out, run)
     trials = search(recipe, data, out, options, run, source=archive.source)
-    table = write_trials(trials, recipe.monitor, out)
-    print(trials_table(trials, recipe.monitor), flush=True)
+    table = write_trials(trials, recipe.monitor, out, objectives)
+    print(trials_table(trials, recipe.monitor, objectives), flush=True)
     best = trials[0]
     if not best.checkpoint:
         raise RuntimeError(f"all {len(trials)} trials failed; see {table}. The first: {best.status}")
     pictures = picture(best.checkpoint, data, out)
-    pictures += write_search_pictures(trials, recipe.search_space(), recipe.monitor, recipe.mode == "max", out)
+    maximise = recipe.mode == "max"
+    pictures += write_search_pictures(trials, recipe.search_space(), recipe.monitor, maximise, out, objectives)
+    pictures += pareto.write_picture(trials, objectives, out)
     _say(best.metrics, best.checkpoint, pictures)
     return {
         "checkpoint": best.checkpoint,
@@ -141,6 +162,7 @@ def tune_job(
         "trials": table,
         "data": data,
         "pictures": pictures,
+        **({"pareto": pareto.entries(trials, objectives)} if objectives else {}),
     }
 
 

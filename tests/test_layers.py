@@ -12,7 +12,7 @@ IN_CXR = sorted((REPOSITORY / "cxr").rglob("*.py"))
 SCRIPTS = sorted(path for folder in ("jobs", "cluster") for path in (REPOSITORY / folder).glob("*.py"))
 MODULES = [*IN_CXR, *SCRIPTS]
 
-MAY_IMPORT_RAY = {"train", "tune", "score", "ingest", "dataset", "cluster", "speed"}
+MAY_IMPORT_RAY = {"train", "tune", "score", "ingest", "dataset", "cluster", "speed", "study"}
 BASE = {"cxr.schema", "cxr.errors"}
 # A part of cxr -> what it may import of cxr besides itself. The parts not named here are the chain: they
 # stand above all of these, and know recipes.base, never a family. (workflow.py, above it, is the jobs' own.)
@@ -32,7 +32,7 @@ MAY_IMPORT = {
     | {f"cxr.{name}" for name in ("storage", "batches", "models", "metrics", "imaging", "phantom", "report")},
     "benchmark": BASE
     | {f"cxr.{name}" for name in ("storage", "sources", "rows", "batches", "models", "metrics", "report")}
-    | {"cxr.recipes.base", "cxr.checkpoint"},
+    | {"cxr.recipes.base", "cxr.checkpoint", "cxr.shards", "cxr.latents"},
 }
 
 

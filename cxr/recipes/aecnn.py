@@ -19,6 +19,7 @@ from cxr.models.classifier import CLASSIFIERS, Classifier, ClassifierName, StemS
 from cxr.recipes import weights
 from cxr.recipes.aecnn_task import AecnnTask, Lesson, StageName, TestCrops, probabilities
 from cxr.recipes.base import Batch, Recipe, Stage, unit_pixels
+from cxr.schema import PixelFormat
 
 Compressor = Literal["residual", "published", "resize", "none"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -39,6 +40,7 @@ class AecnnRecipe(Recipe):
     )
 
     size: int = 256
+    precision: Literal["auto", "float32", "bfloat16"] = "bfloat16"
     epochs: int = 8
     """Of the joint stage."""
     batch_size: int = 16
@@ -171,7 +173,8 @@ class AecnnRecipe(Recipe):
 
     def task(self, network: nn.Module) -> AecnnTask:
         taken: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(Lesson)}
-        return AecnnTask(network, Lesson(**taken | {"crop": self.crop or self.size}), self._start)
+        taken["crop"] = self.crop or self.size
+        return AecnnTask(network, Lesson(**taken), self._start)
 
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(network, AECNN)
@@ -183,8 +186,31 @@ class AecnnRecipe(Recipe):
 
     def draw(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(network, AECNN)
-        decoded = network.decode(network.encode(unit_pixels(batch, self.size)))
-        return {"decoded": decoded[:, 0].mul(255).round().to(torch.uint8)}
+        return _drawn(network, network.encode(unit_pixels(batch, self.size)))
+
+    @property
+    def latents(self) -> PixelFormat:
+        try:
+            return PixelFormat(self.size // self._factor, self.latent_bits)
+        except ValueError as error:
+            raise UserError(f"size={self.size}: its latents cannot be stored as {error}") from error
+
+    def encode(self, network: nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(network, AECNN)
+        steps = network.encode(unit_pixels(batch, self.size))[:, 0] * (2**self.latent_bits - 1)
+        return steps.round().to(torch.uint8 if self.latent_bits == 8 else torch.uint16)
+
+    def encoder_state(self, network: nn.Module) -> dict[str, Tensor]:
+        assert isinstance(network, AECNN)
+        return {k: values for k, values in network.codec.state_dict().items() if k.startswith("encoder.")}
+
+    def predict_latents(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(network, AECNN)
+        return self._classify(network, unit_pixels(batch, self.latents.size))
+
+    def draw_latents(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        assert isinstance(network, AECNN)
+        return _drawn(network, unit_pixels(batch, self.latents.size))
 
     def search_space(self) -> dict[str, BaseDistribution]:
         space: dict[str, BaseDistribution] = {
@@ -255,6 +281,10 @@ def published(**changes: object) -> AecnnRecipe:
         test="ten",
     )
     return recipe.replace(**changes)
+
+
+def _drawn(network: AECNN, latent_B1hw: Tensor) -> dict[str, Tensor]:
+    return {"decoded": network.decode(latent_B1hw)[:, 0].mul(255).round().to(torch.uint8)}
 
 
 def _load_all(network: AECNN, uri: str) -> None:

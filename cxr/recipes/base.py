@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from cxr import schema
 from cxr.errors import UserError
+from cxr.schema import PixelFormat
 
 # Column name -> tensor on the device. "pixels" is uint8 or uint16 (B, H, W) as stored; see `normalised`.
 Batch = dict[str, Tensor]
@@ -119,6 +120,9 @@ class Recipe(ABC):
     """Decay of the moving average of the weights that is validated and kept; 0 for none."""
     patience: int = 0
     """Epochs without a better `monitor` after which training stops; 0 for never."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of convolutions and matrix products in training; auto: bfloat16 on GPUs, float32 on CPUs. A CPU that does not
+    compute in bfloat16 (AVX512-BF16 or AMX: twice the pace) takes float32 all the same."""
     seed: int = 0
 
     family: ClassVar[str]
@@ -176,6 +180,31 @@ class Recipe(ABC):
     def draw(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Pictures of a batch for `score_archive --save-images`: name -> uint8 (B, H, W) or (B, H, W, 3)."""
         return {}
+
+    @property
+    def latents(self) -> PixelFormat:
+        """What `encode` gives, as latent archives hold it.
+
+        Raises:
+            UserError: this family compresses nothing, or to less than an archive can hold.
+        """
+        raise UserError(f"family {self.family!r} has no latents: give a checkpoint of one that compresses images")
+
+    def encode(self, network: nn.Module, batch: Batch) -> Tensor:
+        """A batch's latents as they are stored, (B, h, h), uint8 or uint16. Called in inference mode."""
+        raise NotImplementedError
+
+    def encoder_state(self, network: nn.Module) -> dict[str, Tensor]:
+        """All tensors by which `encode` of two networks of this recipe may differ."""
+        raise NotImplementedError
+
+    def predict_latents(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """`predict`, where the batch's pixels are what `encode` gave of the images."""
+        raise NotImplementedError
+
+    def draw_latents(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """`draw`, where the batch's pixels are what `encode` gave of the images."""
+        raise NotImplementedError
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Fields that Tune may draw, with Optuna's distributions."""

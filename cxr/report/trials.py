@@ -6,8 +6,8 @@ import csv
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -30,12 +30,14 @@ class Trial:
     drawn: dict[str, Any]
     metrics: dict[str, float]
     checkpoint: str  # "" for a failed trial
+    on_front: bool | None = None  # the Pareto front of several objectives; None where only the monitor counts
 
     def row(self, monitor: str) -> dict[str, Any]:
         """The trial as one flat table row; the checkpoint's URI last."""
         return {
             "trial": self.trial,
             monitor: self.value,
+            **self.front(),
             "status": self.status,
             "epochs": self.epochs,
             **self.drawn,
@@ -43,11 +45,15 @@ class Trial:
             "checkpoint": self.checkpoint,
         }
 
+    def front(self) -> dict[str, str]:
+        """The column that says whether the trial is on the Pareto front, where there is one."""
+        return {} if self.on_front is None else {"on_front": "yes" if self.on_front else "no"}
 
-def write_trials(trials: Sequence[Trial], monitor: str, out: str) -> str:
+
+def write_trials(trials: Sequence[Trial], monitor: str, out: str, objectives: Collection[str] = ()) -> str:
     """Write OUT/trials.csv with every column and OUT/trials.md to read; returns the latter's URI.
 
-    `trials` are ranked already.
+    `trials` are ranked already, by the monitor.
     """
     rows = [trial.row(monitor) for trial in trials]
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -57,19 +63,23 @@ def write_trials(trials: Sequence[Trial], monitor: str, out: str) -> str:
     writer.writerows(rows)
     storage.write_text(storage.join(out, "trials.csv"), text.getvalue())
     uri = storage.join(out, "trials.md")
-    storage.write_text(uri, trials_table(trials, monitor))
+    storage.write_text(uri, trials_table(trials, monitor, objectives))
     return uri
 
 
-def trials_table(trials: Sequence[Trial], monitor: str) -> str:
-    """Markdown table of rank, trial, monitor, epochs, status and what was drawn."""
+def trials_table(trials: Sequence[Trial], monitor: str, objectives: Collection[str] = ()) -> str:
+    """Markdown table of rank, trial, monitor, other objectives, Pareto front, epochs, status and what was drawn."""
+    others = [name for name in objectives if name != monitor]
     drawn = list(dict.fromkeys(name for trial in trials for name in trial.drawn))
-    head = ["rank", "trial", monitor, "epochs", "status", *drawn]
+    front = list(dict.fromkeys(name for trial in trials for name in trial.front()))
+    head = ["rank", "trial", monitor, *others, *front, "epochs", "status", *drawn]
     rows = [
         [
             str(rank),
             t.trial,
             _number(t.value),
+            *(_number(t.metrics.get(n, math.nan)) for n in others),
+            *t.front().values(),
             str(t.epochs),
             t.status,
             *(_number(t.drawn.get(n)) for n in drawn),
@@ -112,18 +122,35 @@ def importances(study: optuna.Study) -> dict[str, float]:
 
 
 def write_search_pictures(
-    trials: Sequence[Trial], space: Mapping[str, BaseDistribution], monitor: str, maximise: bool, out: str
+    trials: Sequence[Trial],
+    space: Mapping[str, BaseDistribution],
+    monitor: str,
+    maximise: bool,
+    out: str,
+    objectives: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Parallel coordinates and importances as PNG; returns their URIs, none where no trial gave a value."""
+    """Parallel coordinates by the monitor, importances for it and for each other objective ("min" or "max"), as PNG.
+
+    Returns their URIs, none where no trial gave a value.
+    """
     good = [trial for trial in trials if math.isfinite(trial.value)]
     if not good:
         return []
     names = [name for name, d in space.items() if not d.single()]
     pictures = [save_figure(_parallel(good, {n: space[n] for n in names}, monitor), out, "parallel_coordinates.png")]
-    shares = importances(study_of(good, space, maximise))
-    if shares:
-        pictures.append(save_figure(_bars(shares, monitor), out, "importances.png"))
+    pictures += _write_importances(good, space, monitor, maximise, out, "importances.png")
+    for name, mode in (objectives or {}).items():
+        if name != monitor:
+            valued = [replace(trial, value=trial.metrics.get(name, math.nan)) for trial in good]
+            pictures += _write_importances(valued, space, name, mode == "max", out, f"importances_{name}.png")
     return pictures
+
+
+def _write_importances(
+    trials: Sequence[Trial], space: Mapping[str, BaseDistribution], metric: str, maximise: bool, out: str, name: str
+) -> list[str]:
+    shares = importances(study_of(trials, space, maximise))
+    return [save_figure(_bars(shares, metric), out, name)] if shares else []
 
 
 def _parallel(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], monitor: str) -> Figure:

@@ -54,9 +54,10 @@ class Engine:
         self.recipe, self.workers, self.device, self.check_every = recipe, workers, device, check_every
         self.steps_per_epoch = steps_per_epoch
         self.task = task.to(device=device)
-        if device.type == "cuda":
+        self.casts = casts(recipe.precision, device)
+        if self.casts:
             task.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-            torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = True
         if compiled:
             task.network.compile()
         self.enter(stage or recipe.stages()[0])
@@ -102,7 +103,7 @@ class Engine:
         """Forward and backward; with `last`, also move the weights. Returns detached terms, without a host sync."""
         module = self._distributed()
         with self._no_sync(module, last):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.casts):
                 terms = module(batch)
             total = torch.stack(list(terms.values())).sum()
             (total / self.recipe.accumulate).backward()
@@ -191,6 +192,14 @@ class Engine:
         self.schedule.load_state_dict(state["schedule"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+
+
+def casts(precision: str, device: torch.device) -> bool:
+    """Whether training computes in bfloat16; see `Recipe.precision`."""
+    if device.type == "cuda":
+        return precision != "float32"
+    able = torch.cpu.get_capabilities()
+    return precision == "bfloat16" and (able.get("avx512_bf16", False) or able.get("amx_bf16", False))
 
 
 def _moving_average(network: nn.Module, decay: float) -> AveragedModel | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -14,8 +14,10 @@ from cxr.recipes.base import Recipe
 from cxr.train.fit import mistake_in, room, uses_gpu
 from cxr.train.options import RunOptions
 
+SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
 
-def prepare(recipe: Recipe, out: str, options: RunOptions) -> Recipe:
+
+def prepare(recipe: SomeRecipe, out: str, options: RunOptions) -> SomeRecipe:
     """`recipe.prepared(out)`, run with the resources of one worker.
 
     Raises:
@@ -31,7 +33,7 @@ def prepare(recipe: Recipe, out: str, options: RunOptions) -> Recipe:
         max_retries=options.max_failures,
     )(prepare_here)
     try:
-        return recipe_from_dict(ray.get(run.remote(recipe.to_dict(), out, threads)))
+        return type(recipe).from_dict(ray.get(run.remote(recipe.to_dict(), out, threads)))
     except RayTaskError as error:
         if mistake := mistake_in(error):
             raise UserError(mistake) from error

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import pickle
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -83,6 +84,33 @@ def test_a_worker_that_applies_another_config_fails_its_trial(made: str, tmp_pat
     assert "applied 1.5" in trials[0].status
     assert math.isnan(trials[0].value)
     assert trials[0].checkpoint == ""
+
+
+class Weighed(AlignRecipe):
+    """Offers two metrics that can disagree."""
+
+    objectives: ClassVar[dict[str, Literal["min", "max"]]] = {"agreement": "max", "consistency_pct": "min"}
+
+
+def told(out: Path) -> list[list[float]]:
+    """What Optuna was told of each trial, from the sampler's last saved state."""
+    state = max((out / "search").glob("searcher-state-*.pkl"), key=lambda path: path.stat().st_mtime)
+    return [trial.values for trial in pickle.loads(state.read_bytes())["_ot_study"].trials]
+
+
+@pytest.mark.slow
+def test_two_objectives_are_weighed_by_each_trials_best_epoch(made: str, tmp_path: Path) -> None:
+    recipe, out = Weighed(**{**vars(RECIPE), "epochs": 3}), str(tmp_path / "search")
+    options = SearchOptions(trials=3, objectives=tuple(Weighed.objectives))
+    trials = search(recipe, made, out, options, RunOptions(cpus_per_worker=0.5), space=SPACE)
+    assert [t.status for t in trials] == ["done"] * 3
+    assert [t.value for t in trials] == sorted((t.value for t in trials), reverse=True)
+    assert trials[0].on_front, "the best by one objective cannot be dominated"
+    assert sorted(told(tmp_path / "search")) == sorted([t.metrics[n] for n in Weighed.objectives] for t in trials)
+    again = RunOptions(cpus_per_worker=0.5, resume=True)
+    with pytest.raises(UserError, match="objectives was agreement consistency_pct, is empty"):
+        search(recipe, made, out, SearchOptions(trials=3), again, space=SPACE)
+    assert search(recipe, made, out, options, again, space=SPACE) == trials
 
 
 def test_as_many_trials_at_once_as_fit() -> None:

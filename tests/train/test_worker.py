@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cxr import schema
+from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Alone
 from cxr.train.engine import Engine
@@ -22,6 +23,8 @@ RECIPE = AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=3, lungs=False
 
 class Pass:
     """A stream that gives the same batches in every epoch."""
+
+    steps = 2
 
     def train(self, epoch: int) -> Any:
         return some_batches()
@@ -45,6 +48,24 @@ def test_a_refused_epoch_is_never_the_best_and_says_why(monkeypatch: pytest.Monk
     assert rows[1][RECIPE.monitor] == -math.inf
     assert best_row([dict(row) for row in rows], RECIPE)["epoch"] in (1, 3)  # pyright: ignore[reportOptionalSubscript]
     assert math.isfinite(worker.progress.best)
+
+
+def test_only_the_last_stage_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[dict[str, Any]] = []
+    monkeypatch.setattr(Worker, "_report", lambda self, engine, metrics, report: rows.append(dict(report)))
+    monkeypatch.setattr("cxr.train.worker.open_streams", lambda *args: (Pass(), Pass()))
+    monkeypatch.setattr("ray.train.get_checkpoint", lambda: None)
+    small = {"size": 32, "patch": 16, "width": 8, "classifier": "resnet18", "stem_stride": 1, "batch_size": 4}
+    recipe = AecnnRecipe(**small, classifier_epochs=1, autoencoder_epochs=1, epochs=2)
+    config = {"data": {}, "findings": schema.FINDINGS, "compile": False}
+    done = Worker(recipe, config, Alone(), torch.device("cpu")).run()
+    assert done["epochs"] == 4
+    assert [row["stage"] for row in rows] == ["classifier", "autoencoder", "joint", "joint"]
+    assert [row["mean_auroc"] for row in rows[:2]] == [-math.inf, -math.inf]
+    assert not any(math.isinf(row["mean_auroc"]) for row in rows[2:])
+    assert "psnr" in rows[1]
+    assert rows[1]["lr"] < rows[0]["lr"] + 1e-3  # each stage ends its own schedule
+    assert best_row(rows, recipe) is None or best_row(rows, recipe)["epoch"] > 2  # pyright: ignore
 
 
 @pytest.mark.parametrize(

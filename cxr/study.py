@@ -1,0 +1,86 @@
+"""train_all(): several recipes, each with several seeds, trained by fit(), as many at once as the cluster holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from cxr import checkpoint, shards, storage
+from cxr.errors import UserError
+from cxr.recipes import recipe_from_dict
+from cxr.recipes.base import Recipe
+from cxr.train import RunOptions, fit
+from cxr.train.fit import mistake_in, room
+
+RUN_CPU = 0.01  # of the process that looks after a run; its workers hold the rest
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One run of a study."""
+
+    name: str
+    seed: int
+    checkpoint: str
+
+
+def train_all(
+    recipes: Mapping[str, Recipe],
+    seeds: Sequence[int],
+    archive: str,
+    out: str,
+    run: RunOptions | None = None,
+    *,
+    source: str = "auto",
+) -> list[Trained]:
+    """Train each recipe with each seed in OUT/NAME/seed-SEED; what an earlier call has finished is kept.
+
+    Runs that were killed go on from their last checkpoint.
+
+    Raises:
+        UserError: OUT holds a run of another recipe, a mistake inside a run, or a cluster too small for one.
+    """
+    run = run or RunOptions()
+    planned = [(name, seed, storage.join(out, name, f"seed-{seed}")) for name in recipes for seed in seeds]
+    todo = [one for one in planned if not _finished(recipes[one[0]].replace(seed=one[1]), one[2])]
+    fits = room(run, raw=not shards.is_shards(storage.normalise(archive)), beside=RUN_CPU)
+    start = ray.remote(num_cpus=RUN_CPU, max_retries=run.max_failures)(_train_one)
+    running: dict[Any, str] = {}
+    for number, (name, seed, folder) in enumerate(todo, 1):
+        if len(running) == fits:
+            _wait(running)
+        print(f"run {number} of {len(todo)}: {name}, seed {seed}", flush=True)
+        running[start.remote(recipes[name].replace(seed=seed).to_dict(), archive, folder, run, source)] = folder
+    while running:
+        _wait(running)
+    return [Trained(name, seed, storage.join(folder, "checkpoint")) for name, seed, folder in planned]
+
+
+def _finished(recipe: Recipe, folder: str) -> bool:
+    kept = storage.join(folder, "checkpoint")
+    if not storage.exists(storage.join(kept, checkpoint.ABOUT)):
+        return False
+    about = checkpoint.read_about(kept)
+    checkpoint.check_same_settings(about, recipe, about["findings"])
+    return True
+
+
+def _wait(running: dict[Any, str]) -> None:
+    """Until one run has ended, which leaves `running`."""
+    (done,), _ = ray.wait(list(running), num_returns=1)
+    folder = running.pop(done)
+    try:
+        ray.get(done)
+    except RayTaskError as error:
+        if mistake := mistake_in(error):
+            raise UserError(f"{folder}: {mistake}") from error
+        raise
+
+
+def _train_one(recipe: dict[str, Any], archive: str, folder: str, run: RunOptions, source: str) -> None:
+    again = replace(run, resume=storage.exists(storage.join(folder, "train")))
+    fit(recipe_from_dict(recipe), archive, folder, again, source=source)

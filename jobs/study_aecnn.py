@@ -1,0 +1,66 @@
+"""AE-CNN, the same classifier on plainly resized images and on whole ones: mean AUROC with seeds and intervals.
+
+python jobs/study_aecnn.py  # on a phantom archive
+
+ray job submit --working-dir . -- python jobs/study_aecnn.py --archive s3://xrays/nih --out s3://xrays/study --seeds 5
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cxr import checkpoint, storage
+from cxr.benchmark import aecnn, xrays
+from cxr.job import run_job
+from cxr.recipes.aecnn import AecnnRecipe
+from cxr.report import figures
+from cxr.study import train_all
+from cxr.train import RunOptions
+from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled
+
+COMPRESSED, RESIZED, WHOLE = "ae-cnn", "resized", "uncompressed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the job. A killed study goes on with the same command."""
+
+    out: str = "runs/study_aecnn"
+    """Folder or URI of the results: table.md, auroc.png, a folder a recipe."""
+    seeds: int = 3
+    """Networks of each recipe."""
+    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=600, shard_size=128))
+    recipe: AecnnRecipe = field(default_factory=lambda: AecnnRecipe(size=128, compression=4))
+    """Of the AE-CNN; the others differ in `compressor` alone, and have the autoencoder's stage not."""
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+def main(options: Options) -> dict[str, Any]:
+    out = ready_to_begin(options.recipe, options.data, options.out)
+    data = make_ready(options.data, out)
+    recipe = settled(options.recipe, out, options.run)
+    compressors = {COMPRESSED: recipe.compressor, RESIZED: "resize", WHOLE: "none"}
+    recipes = {name: recipe.replace(compressor=compressor) for name, compressor in compressors.items()}
+    trained = train_all(recipes, range(options.seeds), data, out, options.run, source=options.data.source)
+    networks = {name: [checkpoint.load(t.checkpoint) for t in trained if t.name == name] for name in recipes}
+    test, notes = xrays.read(data, "test", recipe)
+    for note in notes:
+        print(f"note: {note}", flush=True)
+    judged = aecnn.variants(networks, test)
+    text = aecnn.table(judged)
+    said = f"{len(test.pixels):,} test images of {len(set(test.patients)):,} patients, {options.seeds} seeds"
+    print(f"{text}{said}", flush=True)
+    storage.write_text(storage.join(out, "table.md"), f"{text}\n{said}\n")
+    picture = figures.save_figure(aecnn.picture(judged), out, "auroc.png")
+    print(f"picture: {picture}", flush=True)
+    return {
+        "metrics": {"images": float(len(test.pixels)), **aecnn.metrics(judged)},
+        "checkpoints": {f"{t.name}, seed {t.seed}": t.checkpoint for t in trained},
+        "data": data,
+        "pictures": [picture],
+    }
+
+
+if __name__ == "__main__":
+    run_job(main, Options)
