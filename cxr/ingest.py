@@ -27,11 +27,9 @@ from cxr.ledger import Ledger, Part, open_ledger, plan, rows_at
 from cxr.progress import Progress
 from cxr.rows import make_rows
 from cxr.schema import PixelFormat
-from cxr.shards import ARCHIVE_FILE, KIND, REJECTS_FILE
+from cxr.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION
 from cxr.sources import find_source, open_manifest
 from cxr.sources.base import Manifest
-
-VERSION = 1
 
 _REJECTS = b"cxr.rejects"  # key of a part's rejects in its Parquet footer
 _PART_BYTES = 64 << 20  # of pixels in a part, which a worker holds twice

@@ -55,6 +55,8 @@ THETA_UNIT = "theta_unit"  # score of `align`: 2 x 3, output to input, as affine
 PROBABILITIES = "probabilities"  # score of classifiers: of each finding, in [0, 1], in the order of the checkpoint
 PREDICTED = "predicted"  # 1 where a probability reaches the threshold in the checkpoint, else 0
 
+FINDINGS_KEY = b"cxr.findings"  # in a scores file's metadata: the checkpoint's findings in order, a JSON list
+
 LABEL, READER = "label", "reader"
 X_MIN, Y_MIN, X_MAX, Y_MAX = "x_min", "y_min", "x_max", "y_max"
 MASK_RLE, MASK_URI, MASK_BITS = "rle", "uri", "bits"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,17 +20,19 @@ import ray.data
 import torch
 from torch import Tensor
 
-from cxr import batches, checkpoint, cluster, ledger, schema, shards, storage
+from cxr import batches, checkpoint, cluster, latents, ledger, schema, shards, storage
+from cxr.checkpoint import Checkpoint
 from cxr.dataset import quiet
 from cxr.errors import UserError
+from cxr.latents import Origin
 from cxr.ledger import Ledger, Part
 from cxr.progress import Progress
-from cxr.recipes.base import Recipe, check_size
+from cxr.recipes.base import Batch, check_size
 from cxr.rows import make_rows
 from cxr.schema import PixelFormat
-from cxr.sources import open_manifest
+from cxr.sources import find_source, open_manifest
 
-SCORES = "scores"  # the folder of the result's Parquet files
+SCORES, LATENTS = "scores", "latents"  # folders of the result
 PART_BYTES = 64 << 20  # of decoded pixels in one part, well under the size at which Ray Data cuts a block in two
 PART, PART_ROWS, SHARD, MISTAKE = "part", "part_rows", "shard", "mistake"
 
@@ -46,6 +49,8 @@ class ScoreOptions:
     """Images a forward pass."""
     save_images: bool = False
     """Also write the family's pictures, e.g. OUT/aligned/IMAGE_ID.png."""
+    save_latents: bool = False
+    """Also write OUT/latents, an archive of what the checkpoint's encoder keeps of the images; it can be scored."""
     max_rejects: float = 0.5
     """Share of images that may be unreadable before the job fails; all others are scored all the same."""
 
@@ -55,6 +60,7 @@ class Scored:
     """What a scoring run gave."""
 
     scores: str  # folder of Parquet files, schema.SCORES and the family's columns
+    latents: str  # archive of latents, empty where none was asked for
     images: int
     rejects: int
     reasons: dict[str, int]  # the most frequent errors, with counts
@@ -74,24 +80,29 @@ def score(archive: str, checkpoint_uri: str, out: str, options: ScoreOptions | N
     archive, out = storage.normalise(archive), storage.normalise(out)
     cluster.check_shared(out)
     kept = checkpoint.load(checkpoint_uri)
-    parts, pixels = _plan(archive, kept.recipe, options.source)
+    plan = _plan(archive, kept, options)
     settings = {
         "archive": archive,
         "checkpoint_sha256": kept.about["sha256"],
         "recipe": kept.recipe.to_dict(),
         "save_images": options.save_images,
+        **({"save_latents": True} if options.save_latents else {}),
     }
-    book = ledger.open_ledger(out, settings, parts)
-    todo = book.todo(parts)
-    progress = Progress("scored", _images(parts), done=_images(parts) - _images(todo))
-    reasons = _score_parts(todo, book, kept.uri, pixels, options, progress)
-    finished = {part.name for part in parts} - {part.name for part in todo}
-    for part in parts:
+    book = ledger.open_ledger(out, settings, plan.parts)
+    todo = book.todo(plan.parts)
+    progress = Progress("scored", _images(plan.parts), done=_images(plan.parts) - _images(todo))
+    reasons = _score_parts(todo, book, kept.uri, plan, options, progress)
+    finished = {part.name for part in plan.parts} - {part.name for part in todo}
+    for part in plan.parts:
         if part.name in finished:
             reasons += _reasons(book.file(part))
+    if options.save_latents:
+        uris = {part.name: book.file(part) for part in plan.parts}
+        latents.finish(storage.join(out, LATENTS), uris, kept, plan.origin)
     progress.tell()
     scored = Scored(
         scores=storage.join(out, SCORES),
+        latents=storage.join(out, LATENTS) if options.save_latents else "",
         images=progress.total,
         rejects=reasons.total(),
         reasons=dict(reasons.most_common(20)),
@@ -101,17 +112,38 @@ def score(archive: str, checkpoint_uri: str, out: str, options: ScoreOptions | N
     return scored
 
 
-def _plan(archive: str, recipe: Recipe, source: str) -> tuple[list[Part], PixelFormat]:
-    """The archive cut into parts, and the size its images have when they reach the network."""
+@dataclass(frozen=True)
+class Plan:
+    """An archive cut into parts, and what its images are when they reach the network."""
+
+    parts: list[Part]
+    pixels: PixelFormat
+    origin: Origin
+    encoded: bool = False  # the pixels are latents
+
+
+def _plan(archive: str, kept: Checkpoint, options: ScoreOptions) -> Plan:
+    if options.save_latents:
+        _ = kept.recipe.latents  # raises for a family without
     if shards.is_shards(archive):
-        info = shards.read_info(archive)
-        check_size(recipe, info.pixels.size)
-        return _shard_parts(info), info.pixels
-    manifest = open_manifest(archive, source)
+        info = shards.read_info(archive, latents=True)
+        _check_shards(info, kept, options)
+        return Plan(_shard_parts(info), info.pixels, Origin(archive, info.source, info.findings), bool(info.latents))
+    manifest = open_manifest(archive, options.source)
     manifest.tell()
-    pixels = PixelFormat(recipe.size)
+    pixels = PixelFormat(kept.recipe.size)
     rows = max(16, min(1024, PART_BYTES // pixels.row_bytes, math.ceil(manifest.table.num_rows / 8)))
-    return ledger.plan(manifest.table, rows, folder=SCORES), pixels
+    origin = Origin(archive, find_source(archive, options.source).name, manifest.findings)
+    return Plan(ledger.plan(manifest.table, rows, folder=SCORES), pixels, origin)
+
+
+def _check_shards(info: shards.ShardInfo, kept: Checkpoint, options: ScoreOptions) -> None:
+    if info.latents is None:
+        check_size(kept.recipe, info.pixels.size)
+    elif options.save_latents:
+        raise UserError(f"{info.uri} holds latents already: leave --save-latents out")
+    else:
+        latents.check_encoder(info, kept)
 
 
 def _shard_parts(info: shards.ShardInfo) -> list[Part]:
@@ -132,7 +164,7 @@ def _images(parts: list[Part]) -> int:
 
 
 def _score_parts(
-    todo: list[Part], book: Ledger, kept: str, pixels: PixelFormat, options: ScoreOptions, progress: Progress
+    todo: list[Part], book: Ledger, kept: str, plan: Plan, options: ScoreOptions, progress: Progress
 ) -> Counter[str]:
     """Read parts on CPUs, score and write them on GPUs where there are any; only counts come back."""
     reasons: Counter[str] = Counter()
@@ -143,10 +175,10 @@ def _score_parts(
     workers = options.workers or gpus or max(1, int(cluster.total("CPU")) // 2)
     done = (
         ray.data.from_arrow([_labelled(part) for part in todo])
-        .map_batches(partial(_read, pixels=pixels), batch_size=None, batch_format="pyarrow", num_cpus=share)
+        .map_batches(partial(_read, pixels=plan.pixels), batch_size=None, batch_format="pyarrow", num_cpus=share)
         .map_batches(
             Scorer,
-            fn_constructor_args=(kept, book, pixels, options.batch_size, options.save_images),
+            fn_constructor_args=(kept, book, replace(plan, parts=[]), options),
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
@@ -205,10 +237,10 @@ def _read_shard(uri: str, pixels: PixelFormat) -> pa.Table:
 class Scorer:
     """A network in an actor: scores one part after another and writes each as one file."""
 
-    def __init__(self, kept: str, book: Ledger, pixels: PixelFormat, batch_size: int, save_images: bool) -> None:
+    def __init__(self, kept: str, book: Ledger, plan: Plan, options: ScoreOptions) -> None:
         loaded = checkpoint.load(kept)
-        self.recipe, self.book, self.pixels = loaded.recipe, book, pixels
-        self.batch_size, self.save_images = batch_size, save_images
+        self.recipe, self.findings, self.book = loaded.recipe, loaded.findings, book
+        self.plan, self.options = plan, options
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         memory = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         self.network = loaded.network.to(self.device, memory_format=memory)  # pyright: ignore[reportCallIssue]
@@ -224,37 +256,56 @@ class Scorer:
     def _score(self, rows: pa.Table) -> dict[str, Any]:
         name, count = rows[PART][0].as_py(), rows[PART_ROWS][0].as_py()
         assert rows.num_rows == count, f"{name} was cut in two on its way: {rows.num_rows} of {count} rows"
-        table = self.table(rows)
+        table, encoded = self.table(rows)
+        if encoded is not None and encoded.num_rows:
+            latents.write_part(storage.join(self.book.uri, LATENTS), name, encoded)
         sink = io.BytesIO()
         pq.write_table(table, sink)
         storage.write_bytes(self.book.file(Part(name, rows)), sink.getvalue())
         errors = pc.drop_null(table[schema.ERROR]).to_pylist()
         return _reply(count, errors)
 
-    def table(self, rows: pa.Table) -> pa.Table:
-        """Scores of `rows` in their order, null where there is an error."""
+    def table(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
+        """Scores of `rows` in their order, null where there is an error; and, if asked for, good rows' latents."""
         good = pc.is_null(rows[schema.ERROR])
-        scores = self._scores(rows.filter(good))
+        scores, encoded = self._scores(rows.filter(good))
         where = np.full(rows.num_rows, -1)
         where[good.to_numpy()] = np.arange(scores.num_rows)
         index = pa.array(where, mask=where < 0)
         found = {field.name: rows[field.name] for field in schema.SCORES}
-        return pa.table(found | {name: scores[name].take(index) for name in scores.column_names})
+        table = pa.table(found | {name: scores[name].take(index) for name in scores.column_names})
+        return table.replace_schema_metadata({schema.FINDINGS_KEY: json.dumps(self.findings)}), encoded
 
     @torch.inference_mode()
-    def _scores(self, rows: pa.Table) -> pa.Table:
-        wanted = self.recipe.score_columns
-        tables = [self._batch(rows.slice(at, self.batch_size)) for at in range(0, rows.num_rows, self.batch_size)]
-        return pa.concat_tables(tables) if tables else wanted.empty_table()
+    def _scores(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
+        step = self.options.batch_size
+        made = [self._batch(rows.slice(at, step)) for at in range(0, rows.num_rows, step)]
+        scores = [self.recipe.score_columns.empty_table(), *(scored for scored, _ in made)]
+        encoded = [one for _, one in made if one is not None]
+        return pa.concat_tables(scores), pa.concat_tables(encoded) if encoded else None
 
-    def _batch(self, rows: pa.Table) -> pa.Table:
-        columns = batches.to_columns(rows, [schema.PIXELS], self.pixels)
-        batch = batches.to_device(batches.to_tensors(columns, self.pixels), self.device)
-        predicted = self.recipe.predict(self.network, batch)
-        pictures = self.recipe.draw(self.network, batch) if self.save_images else {}
+    def _batch(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
+        columns = batches.to_columns(rows, [schema.PIXELS], self.plan.pixels)
+        batch = batches.to_device(batches.to_tensors(columns, self.plan.pixels), self.device)
+        encoded = None
+        if self.options.save_latents:  # scores are of what is stored
+            batch = {schema.PIXELS: self.recipe.encode(self.network, batch)}
+            encoded = latents.with_latents(
+                rows, self.plan.pixels, batch[schema.PIXELS].cpu().numpy(), self.recipe.latents
+            )
+        predicted, pictures = self._predicted(batch)
         self._write_pictures(pictures, rows[schema.IMAGE_ID].to_pylist())
         fields = self.recipe.score_columns
-        return pa.table([as_arrow(predicted[field.name], field.type) for field in fields], schema=fields)
+        scored = pa.table([as_arrow(predicted[field.name], field.type) for field in fields], schema=fields)
+        return scored, encoded
+
+    def _predicted(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Scores and, if asked for, pictures of a batch whose pixels are images or latents."""
+        recipe, drawing = self.recipe, self.options.save_images
+        if self.plan.encoded or self.options.save_latents:
+            pictures = recipe.draw_latents(self.network, batch) if drawing else {}
+            return recipe.predict_latents(self.network, batch), pictures
+        return recipe.predict(self.network, batch), recipe.draw(self.network, batch) if drawing else {}
 
     def _write_pictures(self, pictures: dict[str, Tensor], image_ids: list[str]) -> None:
         for kind, images in pictures.items():
@@ -275,10 +326,13 @@ def picture_name(image_id: str) -> str:
 
 
 def as_arrow(values: Tensor, kind: pa.DataType) -> pa.Array:
-    """A tensor (B,) or (B, n) as a column of plain or fixed-size list values."""
+    """A tensor (B,) or (B, n) as a column of plain or list values."""
     array = values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy()
     if pa.types.is_fixed_size_list(kind):
         return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)).cast(kind.value_type), kind.list_size)
+    if pa.types.is_list(kind):
+        ends = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]
+        return pa.ListArray.from_arrays(ends, pa.array(array.reshape(-1)).cast(kind.value_type))
     return pa.array(array).cast(kind)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from cxr import storage
 from cxr.errors import UserError
 from cxr.schema import PixelFormat
 
 ARCHIVE_FILE, REJECTS_FILE = "archive.json", "rejects.parquet"
-KIND = "cxr-shards"
+KIND, VERSION = "cxr-shards", 1
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class ShardInfo:
     row_group_rows: int
     parts: dict[str, tuple[ShardFile, ...]]  # by split
     rejects: int
+    latents: Mapping[str, Any] | None = None  # of a latent archive: the encoder, see cxr.latents
 
     def rows(self, split: str) -> int:
         return sum(part.rows for part in self.parts.get(split, ()))
@@ -49,11 +52,14 @@ def is_shards(uri: str) -> bool:
     return storage.exists(storage.join(uri, ARCHIVE_FILE))
 
 
-def read_info(uri: str) -> ShardInfo:
+def read_info(uri: str, *, latents: bool = False) -> ShardInfo:
     """Read `archive.json`.
 
+    Args:
+        latents: whether the pixels may be latents, too.
+
     Raises:
-        UserError: there is none, which also means an ingest that has not finished.
+        UserError: there is none, which also means an ingest that has not finished; or latents, unasked for.
     """
     if not is_shards(uri):
         raise UserError(
@@ -61,6 +67,11 @@ def read_info(uri: str) -> ShardInfo:
             f"Run jobs/ingest_archive.py with --out {uri}; it goes on from where it stopped"
         )
     about = storage.read_json(storage.join(uri, ARCHIVE_FILE))
+    if about.get("latents") and not latents:
+        raise UserError(
+            f"{uri} holds latents, not X-rays: jobs/score_archive.py alone can use them. Give the archive they were "
+            f"made of, {about['archive']}"
+        )
     parts = {
         split: tuple(ShardFile(storage.join(uri, part["path"]), part["rows"]) for part in listed)
         for split, listed in about["parts"].items()
@@ -73,6 +84,7 @@ def read_info(uri: str) -> ShardInfo:
         row_group_rows=about["row_group_rows"],
         parts=parts,
         rejects=about["rejects"],
+        latents=about.get("latents"),
     )
 
 

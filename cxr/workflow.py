@@ -76,7 +76,7 @@ def quick_checkpoint(archive: str, out: str) -> str:
 
 
 def quick_compressor(archive: str, out: str) -> str:
-    """An AE-CNN trained for a minute, in OUT/compressor, for a job that was given no checkpoint; made once."""
+    """An AE-CNN trained for minutes, in OUT/compressor, for a job that was given no checkpoint; made once."""
     recipe = AecnnRecipe(
         classifier="resnet18", stem_stride=2, classifier_epochs=2, autoencoder_epochs=3, epochs=2, depth=1, width=16
     )

@@ -12,7 +12,7 @@ from typing import Any
 from cxr import checkpoint, cluster, storage
 from cxr.job import run_job
 from cxr.score import ScoreOptions, score
-from cxr.workflow import phantom_archive, quick_checkpoint
+from cxr.workflow import phantom_archive, quick_checkpoint, quick_compressor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,13 @@ class Options:
     """Settings of the job."""
 
     archive: str = ""
-    """Archive or shards: a folder, s3://bucket/prefix or gs://bucket/prefix; left out, a small phantom archive."""
+    """Archive, shards or an earlier run's latents: a folder, s3://bucket/prefix or gs://bucket/prefix; left out, a
+    small phantom archive."""
     checkpoint: str = ""
-    """Folder of a checkpoint, any URI; left out, an aligner trained for a minute on the phantom archive."""
+    """Folder of a checkpoint, any URI; left out, an aligner trained for a minute on the archive, or with
+    --save-latents a compressor."""
     out: str = "runs/score"
-    """Folder or URI of the results: OUT/scores/*.parquet."""
+    """Folder or URI of the results: OUT/scores/*.parquet, OUT/latents."""
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
 
@@ -36,9 +38,12 @@ def main(options: Options) -> dict[str, Any]:
     cluster.connect()
     out = storage.normalise(options.out)
     archive = options.archive or phantom_archive(out)
-    kept = options.checkpoint or quick_checkpoint(archive, out)
+    quick = quick_compressor if options.score.save_latents else quick_checkpoint
+    kept = options.checkpoint or quick(archive, out)
     scored = score(archive, kept, out, options.score)
     print(f"scores: {scored.scores}: {scored.images} images, {scored.rejects} of them with an error", flush=True)
+    if scored.latents:
+        print(f"latents: {scored.latents}")
     for reason, count in scored.reasons.items():
         print(f"  {count:6d}  {reason}")
     metrics = {"images": scored.images, "rejects": scored.rejects, "images_per_s": scored.images_per_s}

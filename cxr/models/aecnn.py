@@ -127,16 +127,21 @@ class AECNN(nn.Module):
 
     def encode(self, x_B1HW: Tensor) -> Tensor:
         """Latents as they are stored, float32: within [0, 1], in steps of 1 / (2**bits − 1)."""
-        return stepped(self.codec.encode(x_B1HW).float().clamp(0, 1), self.bits)
+        return stepped(clipped(self.codec.encode(x_B1HW).float()), self.bits)
 
     def decode(self, z_B1hw: Tensor) -> Tensor:
         """Images in [0, 1] from latents, float32."""
-        return self.codec.decode(z_B1hw).float().clamp(0, 1)
+        return clipped(self.codec.decode(z_B1hw).float())
 
     def forward(self, x_B1HW: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, F) and decoded images (B, 1, H, W) of images in [0, 1] whose sides `codec.factor` divides."""
         z = self.encode(x_B1HW)
         return self.classifier(z), self.decode(z)
+
+
+def clipped(values: Tensor) -> Tensor:
+    """Values clipped to [0, 1]; gradients pass as if they were not, so that what begins outside is not lost."""
+    return values + (values.clamp(0, 1) - values).detach()
 
 
 def stepped(values: Tensor, bits: int) -> Tensor:

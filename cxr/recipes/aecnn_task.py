@@ -142,7 +142,7 @@ class AecnnTask(Task):
     def _decoded(self, x_B1HW: Tensor) -> Tensor:
         """Images after compression; in the autoencoder's own stage the published one does not clip its latents."""
         if self.stage == "autoencoder" and not self.lesson.clip_latent:
-            return self._net.codec.decode(self._net.codec.encode(x_B1HW)).float().clamp(0, 1)
+            return self._net.decode(self._net.codec.encode(x_B1HW))
         return self._net.decode(self._net.encode(x_B1HW))
 
     def _bce(self, logits_BF: Tensor, batch: Batch) -> Tensor:

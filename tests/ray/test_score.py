@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cxr import checkpoint, ingest, schema
+from cxr import checkpoint, ingest, schema, shards
 from cxr.errors import UserError
 from cxr.phantom.archive import write_phantom
+from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
 from cxr.schema import PixelFormat
 from cxr.score import ScoreOptions, picture_name, score
@@ -66,21 +68,6 @@ def test_odd_files_are_rows_with_reasons_and_the_rest_is_scored(kept: str, tmp_p
     assert scored.rejects == sum(file.reason is not None for file in odd)
 
 
-def test_a_killed_run_goes_on_and_gives_the_same_rows(kept: str, archive: str, tmp_path: Path) -> None:
-    out = str(tmp_path / "out")
-    score(archive, kept, out)
-    before = rows(out)
-    assert len(before) == 30
-    files = sorted(Path(out, "scores").glob("*.parquet"))
-    assert len(files) > 1
-    kept_file = files[0].stat().st_mtime_ns
-    files[1].unlink()
-    again = score(archive, kept, out)
-    assert rows(out) == before
-    assert files[0].stat().st_mtime_ns == kept_file
-    assert (again.images, again.rejects) == (30, 0)
-
-
 def test_shards_and_their_archive_get_the_same_scores(kept: str, archive: str, tmp_path: Path) -> None:
     ingest.ingest(archive, str(tmp_path / "shards"), pixels=PixelFormat(32))
     score(str(tmp_path / "shards"), kept, str(tmp_path / "from_shards"))
@@ -92,6 +79,58 @@ def test_shards_and_their_archive_get_the_same_scores(kept: str, archive: str, t
     assert {p.name for p in (tmp_path / "from_archive" / "aligned").iterdir()} == {
         picture_name(image_id) for image_id in other
     }
+
+
+@pytest.fixture(scope="module")
+def compressors(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two checkpoints with different encoders."""
+    recipe = AecnnRecipe(size=64, patch=16, width=8, classifier="resnet18", stem_stride=1)
+    folders = [tmp_path_factory.mktemp("compressor") for _ in range(2)]
+    for folder in folders:
+        network = recipe.network(schema.FINDINGS)
+        for values in network.codec.parameters():
+            torch.nn.init.normal_(values, std=0.05)
+        task = recipe.task(network)
+        checkpoint.save(folder, recipe, task, network.state_dict(), findings=schema.FINDINGS, metrics={})
+    return [str(folder) for folder in folders]
+
+
+def contents(folder: str) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def test_a_killed_run_goes_on_and_its_latents_score_the_same(
+    compressors: list[str], archive: str, tmp_path: Path
+) -> None:
+    kept, out, again = compressors[0], str(tmp_path / "out"), str(tmp_path / "again")
+    latents = f"{out}/latents"
+    score(archive, kept, out, ScoreOptions(save_latents=True))
+    before, parts = rows(out), contents(latents)
+    info = shards.read_info(latents, latents=True)
+    assert sum(info.rows(split) for split in info.parts) == len(before) == 30
+    assert len(info.parts) > 1
+    assert info.pixels == PixelFormat(16)
+
+    first, second = sorted(Path(out, "scores").glob("*.parquet"))
+    written = first.stat().st_mtime_ns
+    for path in (second, Path(latents, shards.ARCHIVE_FILE), *Path(latents).glob(f"*/{second.name}")):
+        path.unlink()
+    finished = score(archive, kept, out, ScoreOptions(save_latents=True))
+    assert (finished.images, finished.rejects) == (30, 0)
+    assert (rows(out), contents(latents)) == (before, parts)
+    assert first.stat().st_mtime_ns == written
+
+    score(latents, kept, again, ScoreOptions(save_images=True))
+    found = rows(again)
+    assert set(found) == set(before)
+    for image_id, row in found.items():
+        assert row[schema.PROBABILITIES] == pytest.approx(before[image_id][schema.PROBABILITIES], abs=1e-6)
+        assert row[schema.FRAME]["x_scale"] == 4 * before[image_id][schema.FRAME]["x_scale"]
+    assert {p.name for p in Path(again, "decoded").iterdir()} == {picture_name(image_id) for image_id in found}
+    metadata = pq.read_schema(Path(again, "scores", "part-00000.parquet")).metadata
+    assert json.loads(metadata[schema.FINDINGS_KEY]) == list(schema.FINDINGS)
+    with pytest.raises(UserError, match="has another encoder"):
+        score(latents, compressors[1], str(tmp_path / "other"))
 
 
 def test_another_checkpoint_is_refused_in_the_same_place(kept: str, archive: str, tmp_path: Path) -> None:

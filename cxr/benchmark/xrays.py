@@ -1,0 +1,102 @@
+"""One split of an archive or of shards in memory: pictures of one size, labels, patients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from cxr import schema, shards, storage
+from cxr.errors import UserError
+from cxr.recipes.base import Recipe, check_size, unit_pixels
+from cxr.rows import make_rows
+from cxr.schema import PixelFormat
+from cxr.sources import open_manifest
+
+_BLOCK = 256  # rows at once
+
+
+@dataclass(frozen=True)
+class XRays:
+    """Pictures and what is known of them; rows go together."""
+
+    pixels: np.ndarray  # (B, size, size) uint8
+    labels: np.ndarray  # (B, findings) int8
+    findings: tuple[str, ...]
+    patients: np.ndarray  # (B,) ids; an image whose patient is not known is a patient of its own
+
+
+def read(archive: str, split: str, recipe: Recipe, limit: int = 0) -> tuple[XRays, list[str]]:
+    """Images of a split as `recipe` sees them, rounded to 8 bits, and notes on those left out.
+
+    Args:
+        limit: take at most so many, spread evenly; 0 for all.
+
+    Raises:
+        UserError: no such archive, latents, no image in the split, or images stored smaller than `recipe` wants.
+    """
+    archive = storage.normalise(archive)
+    if shards.is_shards(archive):
+        info = shards.read_info(archive)
+        check_size(recipe, info.pixels.size)
+        findings, total, blocks = info.findings, info.rows(split), _of_shards(info, split)
+        pixels = info.pixels
+    else:
+        manifest, pixels = open_manifest(archive), PixelFormat(recipe.size)
+        table = manifest.table.filter(pc.field(schema.SPLIT) == split)
+        table = table.take(_chosen(table.num_rows, limit))
+        findings, total, blocks = manifest.findings, table.num_rows, _decoded(table, pixels)
+    if not total:
+        raise UserError(f"{archive} has no usable image in its {split} split: give another --split or archive")
+    wanted = _chosen(total, limit)
+    parts = [_part(rows, pixels, recipe.size, len(findings)) for rows in _taken(blocks, wanted) if rows.num_rows]
+    if not parts:
+        raise UserError(f"none of the {total} images of the {split} split of {archive} can be used")
+    pictures, labels, patients = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    left_out = len(wanted) - len(pictures)
+    notes = [f"{left_out} of {len(wanted)} images left out, which cannot be decoded"] if left_out else []
+    return XRays(pictures, labels, findings, patients), notes
+
+
+def _chosen(total: int, limit: int) -> np.ndarray:
+    return np.arange(total) if not limit or limit >= total else np.linspace(0, total - 1, limit).astype(int)
+
+
+def _of_shards(info: shards.ShardInfo, split: str) -> Iterator[pa.Table]:
+    columns = [schema.IMAGE_ID, schema.PATIENT_ID, schema.PIXELS, schema.LABELS]
+    for file in info.parts.get(split, ()):
+        yield storage.read_parquet(file.uri, columns=columns)
+
+
+def _decoded(table: pa.Table, pixels: PixelFormat) -> Iterator[pa.Table]:
+    for start in range(0, table.num_rows, _BLOCK):
+        yield make_rows(table.slice(start, _BLOCK), pixels)
+
+
+def _taken(blocks: Iterator[pa.Table], wanted: np.ndarray) -> Iterator[pa.Table]:
+    """Those rows of the blocks, counted through, whose numbers are `wanted`, without the bad ones."""
+    start = 0
+    for block in blocks:
+        own = wanted[(wanted >= start) & (wanted < start + block.num_rows)] - start
+        start += block.num_rows
+        rows = block.take(pa.array(own))
+        yield rows.filter(pc.is_valid(rows[schema.PIXELS]))
+
+
+def _part(rows: pa.Table, pixels: PixelFormat, size: int, findings: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pictures, labels and patients of good rows."""
+    stored = torch.from_numpy(schema.pixels_array(rows[schema.PIXELS], pixels).copy())
+    pictures = unit_pixels({schema.PIXELS: stored}, size)[:, 0].mul(255).round().to(torch.uint8).numpy()
+    unknown = [schema.UNKNOWN] * findings
+    labels = np.array([known or unknown for known in rows[schema.LABELS].to_pylist()], np.int8)
+    patients = [
+        patient or f"image {image_id}"
+        for image_id, patient in zip(
+            rows[schema.IMAGE_ID].to_pylist(), rows[schema.PATIENT_ID].to_pylist(), strict=True
+        )
+    ]
+    return pictures, labels.reshape(len(pictures), findings), np.array(patients, object).astype(str)
