@@ -1,6 +1,6 @@
-"""Train an aecnner: an unsupervised spatial transformer that brings chest X-rays into one frame.
+"""Train an AE-CNN: a codec that compresses chest X-rays, and a classifier that sees only what it kept.
 
-python jobs/train_aecnn.py  # on a small phantom archive
+python jobs/train_aecnn.py  # on a phantom archive
 
 ray job submit --working-dir . -- python jobs/train_aecnn.py --archive s3://xrays/nih --out s3://xrays/a --workers 8
 """
@@ -22,7 +22,7 @@ class Options:
 
     out: str = "runs/train_aecnn"
     """Folder or URI of the results."""
-    data: ArchiveOptions = field(default_factory=ArchiveOptions)
+    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=1200))
     recipe: AecnnRecipe = field(default_factory=AecnnRecipe)
     run: RunOptions = field(default_factory=RunOptions)
 

@@ -1,8 +1,9 @@
-"""Search the aecnner's loss weights, depths, parameterisation, target strategy and learning rate.
+"""Search the AE-CNN's loss weights, codec, compression, classifier and learning rate.
 
-python jobs/tune_aecnn.py  # on a small phantom archive
+python jobs/tune_aecnn.py  # on a phantom archive
 
-ray job submit --working-dir . -- python jobs/tune_aecnn.py --archive s3://xrays/nih --out s3://xrays/tune --trials 20
+ray job submit --working-dir . -- python jobs/tune_aecnn.py --archive s3://xrays/nih --out s3://xrays/tune \\
+    --objectives mean_auroc psnr --trials 40
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ class Options:
 
     out: str = "runs/tune_aecnn"
     """Folder or URI of the results."""
-    data: ArchiveOptions = field(default_factory=ArchiveOptions)
+    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=1200))
     search: SearchOptions = field(default_factory=SearchOptions)
-    recipe: AecnnRecipe = field(default_factory=lambda: AecnnRecipe(size=96, epochs=12))
+    recipe: AecnnRecipe = field(
+        default_factory=lambda: AecnnRecipe(
+            size=128, batch_size=32, classifier_epochs=3, autoencoder_epochs=1, epochs=6
+        )
+    )
     run: RunOptions = field(default_factory=RunOptions)
 
 

@@ -89,7 +89,7 @@ class AecnnRecipe(Recipe):
 
     crop: int = 0
     """Side of the random squares in which training sees images, pixels; 0 for the whole image."""
-    patch: int = 128
+    patch: int = 64
     """Side of the squares from which the autoencoder learns in its own stage."""
     patches: int = 4
     """Such squares of each image in each epoch."""
@@ -266,6 +266,7 @@ def published(**changes: object) -> AecnnRecipe:
     recipe = AecnnRecipe(
         size=1024,
         crop=896,
+        patch=128,
         compressor="published",
         clip_latent=False,
         classifier="densenet201",
