@@ -73,8 +73,10 @@ class Judge:
     def row(self, way: str, at: str, size: float, decoded: np.ndarray, quality: float = math.nan) -> Row:
         """A way's row; `decoded` is (B, H, W) uint8."""
         self.shown.append(Shown(way, at, size, decoded[self.kept]))
-        seen = predict(self.classifier, decoded)
-        return self.found(Row(way, at, size, quality, *fidelity(self.given.pixels, decoded)), seen, self.classifier)
+        row = Row(way, at, size, quality, *fidelity(self.given.pixels, decoded))
+        if not classifies(self.classifier):
+            return row
+        return self.found(row, predict(self.classifier, decoded), self.classifier)
 
     def found(self, row: Row, probabilities: np.ndarray, by: Checkpoint) -> Row:
         """The row with the AUROC of `probabilities` (B, findings of `by`)."""
@@ -102,14 +104,14 @@ def compare(given: XRays, kept: Checkpoint, judge: Judge) -> Iterator[Row]:
         codec: (encoded, judge.row(codec, AS_STORED, latents.stored_bytes(encoded), decode(kept, encoded))),
         RESIZED: (small, judge.row(RESIZED, AS_STORED, latents.stored_bytes(small), enlarged)),
     }
-    own = predict_latents(kept, encoded)
+    own = predict_latents(kept, encoded) if classifies(kept) else None
     for at in (AS_STORED, RAW):
         sizes = {
             way: row.bytes_per_image if at == AS_STORED else values[0].nbytes for way, (values, row) in rows.items()
         }
         for way, (_, row) in rows.items():
             yield replace(row, at=at, bytes_per_image=float(sizes[way]))
-            if way == codec:
+            if way == codec and own is not None:
                 yield judge.found(Row(f"{codec}, from latents", at, float(sizes[way])), own, kept)
         for still in codecs.LOSSY:
             coded = codecs.coded_near(still, pictures, sizes[codec])
@@ -150,6 +152,11 @@ def check_compressor(kept: Checkpoint) -> None:
     """Raise UserError unless `kept` compresses pictures and finds findings in what it keeps."""
     _ = kept.recipe.latents
     check_classifier(kept)
+
+
+def classifies(kept: Checkpoint) -> bool:
+    """Whether a classifier was trained, rather than the autoencoder alone."""
+    return "mean_auroc" in kept.about["metrics"]
 
 
 def check_classifier(kept: Checkpoint) -> None:

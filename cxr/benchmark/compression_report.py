@@ -91,9 +91,9 @@ def _out_of_reach(rows: Sequence[Row], codec: str) -> list[str]:
 
 def _findings(rows: Sequence[Row], codec: str) -> list[str]:
     original = next(row for row in rows if row.way == ORIGINAL)
-    latent = next(row for row in rows if row.way.startswith(f"{codec}, "))
     if math.isnan(original.auroc):
-        return ["No finding has both positives and negatives among these images: there is no AUROC."]
+        return ["There is no AUROC: no finding has both positives and negatives here, or no classifier was trained."]
+    latent = next(row for row in rows if row.way.startswith(f"{codec}, "))
     measured = [row for row in rows if row.at and math.isfinite(row.auroc)]
     outside = [row for row in measured if not original.auroc_low <= row.auroc <= original.auroc_high]
     named = ", ".join(f"{row.way} ({row.at})" for row in outside)

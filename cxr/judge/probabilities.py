@@ -16,8 +16,6 @@ from cxr.errors import UserError
 from cxr.judge.base import Run, read_scores
 from cxr.sources.base import Manifest
 
-FINDINGS_KEY = b"cxr.findings"  # in the metadata of a scores file: the findings in order, a JSON list
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -71,7 +69,7 @@ class Joined:
 def load_scores(run: Run) -> Scores:
     """A run's scores; raises UserError where they are not a classifier's."""
     parts = read_scores(run, [schema.IMAGE_ID, schema.ERROR, schema.PROBABILITIES, schema.PREDICTED])
-    named = {(part.schema.metadata or {}).get(FINDINGS_KEY) for part in parts}
+    named = {(part.schema.metadata or {}).get(schema.FINDINGS_KEY) for part in parts}
     if len(named) != 1 or None in named:
         raise UserError(f"the scores in {run.uri} do not name one list of findings: score the archive again")
     findings = tuple(json.loads(named.pop() or b"[]"))

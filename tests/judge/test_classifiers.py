@@ -17,9 +17,9 @@ from cxr import judge, schema, score, storage
 from cxr.errors import UserError
 from cxr.job import write_result
 from cxr.judge.base import SCORES, ReportOptions, read_run, read_truth
-from cxr.judge.probabilities import FINDINGS_KEY
 from cxr.metrics import classification
 from cxr.phantom.archive import write_phantom
+from cxr.schema import FINDINGS_KEY
 from cxr.shards import ARCHIVE_FILE, KIND, REJECTS_FILE
 from cxr.sources import open_manifest
 from jobs import report_run
