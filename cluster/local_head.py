@@ -8,6 +8,7 @@ listens on loopback alone, asks for a token that only this user can read, sends 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import secrets
@@ -121,6 +122,7 @@ def _stop(head: subprocess.Popen[bytes], patience_s: float = 20) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     log = Path(tempfile.gettempdir(), f"cxr-head-{os.getpid()}.log")
     with contextlib.suppress(KeyboardInterrupt), local_head(log) as variables:

@@ -51,6 +51,8 @@ class SearchOptions:
 
     trials: int = 8
     """Settings to try."""
+    fixed: tuple[str, ...] = ()
+    """Settings to leave as the recipe has them rather than to search, e.g. classifier."""
     search_seed: int = 0
     """Seed of the sampler (TPE)."""
     objectives: tuple[str, ...] = ()
@@ -128,6 +130,20 @@ def objectives_of(recipe: Recipe, options: SearchOptions) -> dict[str, Literal["
     return {name: recipe.objectives[name] for name in names}
 
 
+def searched(recipe: Recipe, options: SearchOptions) -> dict[str, BaseDistribution]:
+    """The settings to draw, with their distributions.
+
+    Raises:
+        UserError: one that is to be left alone is not searched anyway.
+    """
+    space = recipe.search_space()
+    if unknown := set(options.fixed) - set(space):
+        raise UserError(
+            f"fixed={' '.join(sorted(unknown))}: this search draws {', '.join(space)}; name some of these"
+        )
+    return {name: drawn for name, drawn in space.items() if name not in options.fixed}
+
+
 def early_stopping(recipe: Recipe, options: SearchOptions) -> ASHAScheduler:
     """ASHA (Li et al. 2020) by each trial's best epoch so far, some epochs into the last stage."""
     last, unranked = recipe.total_epochs, recipe.unranked_epochs
@@ -175,7 +191,7 @@ def search(
     if run.resume:
         tuner = _restored(trainable, recipe, out, tuple(objectives))
     else:
-        space = dict(space or recipe.search_space())
+        space = dict(space or searched(recipe, options))
         tuner = _new(trainable, recipe, out, space, options, min(options.at_once or fits, fits), run.max_failures)
     return marked(ranked(tuner.fit(), recipe, out), objectives)
 

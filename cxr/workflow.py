@@ -19,7 +19,7 @@ from cxr.schema import PixelFormat
 from cxr.shard_stream import ShardStream
 from cxr.sources import chestxray14
 from cxr.train import RunOptions, check_resume, fit, prepare
-from cxr.tune import SearchOptions, objectives_of, search
+from cxr.tune import SearchOptions, objectives_of, search, searched
 
 SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
 
@@ -140,7 +140,7 @@ def tune_job(
         UserError: the family does not offer the objectives, before anything is made.
         RuntimeError: no trial finished an epoch.
     """
-    objectives = objectives_of(recipe, options)
+    objectives, space = objectives_of(recipe, options), searched(recipe, options)
     out = ready_to_begin(recipe, archive, out)
     data = make_ready(archive, out)
     recipe = settled(recipe, out, run)
@@ -152,7 +152,7 @@ def tune_job(
         raise RuntimeError(f"all {len(trials)} trials failed; see {table}. The first: {best.status}")
     pictures = picture(best.checkpoint, data, out)
     maximise = recipe.mode == "max"
-    pictures += write_search_pictures(trials, recipe.search_space(), recipe.monitor, maximise, out, objectives)
+    pictures += write_search_pictures(trials, space, recipe.monitor, maximise, out, objectives)
     pictures += pareto.write_picture(trials, objectives, out)
     _say(best.metrics, best.checkpoint, pictures)
     return {
