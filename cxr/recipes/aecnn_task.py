@@ -20,7 +20,7 @@ from cxr.metrics import classification
 from cxr.models.aecnn import AECNN
 from cxr.models.classifier import norm_layers
 from cxr.models.spatial_transformer import warp
-from cxr.recipes.base import Batch, Batches, Task, Workers, unit_pixels
+from cxr.recipes.base import Batch, Batches, Task, Workers, unit, unit_pixels
 from cxr.report import figures
 
 StageName = Literal["classifier", "autoencoder", "joint"]
@@ -108,11 +108,10 @@ class AecnnTask(Task):
         self.positive_weight = (negative.clamp(min=1) / positive.clamp(min=1)) ** self.lesson.balance
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        x = unit_pixels(batch, self.lesson.size)
         if self.stage == "autoencoder":
-            x = torch.cat([random_crops(x, self.lesson.patch) for _ in range(self.lesson.patches)])
+            x = self._patches(batch)
             return {"mse": (self._decoded(x) - x).square().mean()}
-        x = self._augmented(x)
+        x = self._augmented(unit_pixels(batch, self.lesson.size))
         if self.stage == "classifier":
             return {"bce": self._bce(self._net.classifier(self._resized(x)), batch)}
         logits, decoded = self._net(x)
@@ -124,6 +123,13 @@ class AecnnTask(Task):
     @property
     def _compresses(self) -> bool:
         return self._net.codec.factor > 1
+
+    def _patches(self, batch: Batch) -> Tensor:
+        """Random squares; cut before they are made float, where images are stored at the size they are seen."""
+        stored, lesson = batch[schema.PIXELS], self.lesson
+        whole = stored.unsqueeze(1) if stored.shape[-1] == lesson.size else unit_pixels(batch, lesson.size)
+        cut = torch.cat([random_crops(whole, lesson.patch) for _ in range(lesson.patches)])
+        return cut if cut.is_floating_point() else unit(cut)
 
     def _augmented(self, x_B1HW: Tensor) -> Tensor:
         lesson = self.lesson

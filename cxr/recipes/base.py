@@ -275,6 +275,10 @@ def unit_pixels(batch: Batch, size: int) -> Tensor:
     """A batch's stored pixels as float32 (B, 1, size, size) in [0, 1], resized by area on the device."""
     stored = batch[schema.PIXELS]
     assert stored.shape[-1] >= size, "enlarging would only pretend detail: see check_size"
-    top = 255.0 if stored.dtype == torch.uint8 else 65535.0
-    x_B1HW = stored.unsqueeze(1).float().div_(top)
+    x_B1HW = unit(stored.unsqueeze(1))
     return x_B1HW if x_B1HW.shape[-1] == size else F.interpolate(x_B1HW, size=(size, size), mode="area")
+
+
+def unit(stored: Tensor) -> Tensor:
+    """Values of uint8 or uint16 as float32 in [0, 1]."""
+    return stored.float().div_(255.0 if stored.dtype == torch.uint8 else 65535.0)

@@ -9,19 +9,26 @@ from typing import Any
 
 import torch
 from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import get_device
 from torch import nn
 
 from cxr import shards
+from cxr.batches import to_device
 from cxr.recipes import recipe_from_dict
 from cxr.recipes.base import Alone, Batch, Recipe, Task
-from cxr.train.engine import Engine
+from cxr.train.engine import Engine, casts
 from cxr.train.fit import CACHE_BYTES, Trainer
 from cxr.train.options import RunOptions
 from cxr.train.stream import open_streams
 
 
-def both_paces(recipe: Recipe, shards_uri: str, steps: int, rounds: int, scratch: str) -> tuple[float, float]:
-    """Images a second through Ray Train and in a bare loop of the same model, batch and threads, median of rounds."""
+def both_paces(
+    recipe: Recipe, shards_uri: str, steps: int, rounds: int, scratch: str, *, gpu: bool = False
+) -> tuple[float, float]:
+    """Images a second through Ray Train and in a bare loop of the same model, batch and threads, median of rounds.
+
+    Steps are those of the recipe's first stage.
+    """
     config = {
         "recipe": recipe.to_dict(),
         "data": {"shards": shards_uri, "cache_bytes": CACHE_BYTES},
@@ -32,7 +39,11 @@ def both_paces(recipe: Recipe, shards_uri: str, steps: int, rounds: int, scratch
     trainer = Trainer(
         _train_on_worker,
         train_loop_config=config,
-        scaling_config=ScalingConfig(num_workers=1, resources_per_worker=RunOptions().resources_per_worker),
+        scaling_config=ScalingConfig(
+            num_workers=1,
+            use_gpu=gpu,
+            resources_per_worker=RunOptions().resources_per_worker | ({"GPU": 1} if gpu else {}),
+        ),
         run_config=RunConfig(storage_path=scratch),
     )
     found = trainer.fit().return_value
@@ -43,11 +54,12 @@ def both_paces(recipe: Recipe, shards_uri: str, steps: int, rounds: int, scratch
 def _train_on_worker(config: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(1)
     recipe, steps = recipe_from_dict(config["recipe"]), config["steps"]
+    device = get_device() if torch.cuda.is_available() else torch.device("cpu")
     train, _ = open_streams(config["data"], recipe, Alone())
     task = recipe.task(recipe.network(config["findings"]))
-    engine = Engine(task, recipe, Alone(), steps_per_epoch=steps, device=torch.device("cpu"))
-    bare = BareLoop(recipe.task(recipe.network(config["findings"])), recipe)
-    kept = _some(train.train(0), steps)
+    engine = Engine(task, recipe, Alone(), steps_per_epoch=steps, device=device)
+    bare = BareLoop(recipe.task(recipe.network(config["findings"])), recipe, device)
+    kept = [to_device(batch, device) for batch in _some(train.train(0), steps)]
     engine.epoch(iter(kept[:1]))
     bare(kept[:1])
     seconds: dict[str, list[float]] = {"fit": [], "bare": []}
@@ -64,14 +76,19 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, float]:
 class BareLoop:
     """What one would write without this project: batches in memory, a loss, an optimiser."""
 
-    def __init__(self, task: Task, recipe: Recipe) -> None:
-        self.task, self.clip = task.train(), recipe.clip
+    def __init__(self, task: Task, recipe: Recipe, device: torch.device) -> None:
+        self.task, self.clip, self.casts = task.to(device).train(), recipe.clip, casts(recipe.precision, device)
+        task.enter(recipe.stages()[0].name)
+        if self.casts:
+            task.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.parameters = [p for p in task.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
 
     def __call__(self, batches: list[Batch]) -> None:
         for batch in batches:
-            loss = torch.stack(list(self.task(batch).values())).sum()
+            with torch.autocast(next(iter(batch.values())).device.type, torch.bfloat16, enabled=self.casts):
+                terms = self.task(batch)
+            loss = torch.stack(list(terms.values())).sum()
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             if self.clip:
@@ -88,4 +105,6 @@ def _some(batches: Iterator[Batch], count: int) -> list[Batch]:
 def _seconds(run: Any) -> float:
     start = time.perf_counter()
     run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start

@@ -1,0 +1,77 @@
+"""How fast an AE-CNN's joint step is: through Ray Train and bare, in both precisions, beside the device's limit.
+
+python jobs/benchmark_step.py  # on one core, or on a GPU where there is one
+
+python jobs/benchmark_step.py --size 1024 --crop 896 --compressor published --classifier densenet201 --batch-size 64
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cxr import cluster, shards, storage
+from cxr.job import run_job
+from cxr.recipes.aecnn import AecnnRecipe
+from cxr.report.tables import markdown
+from cxr.speed.step import DTYPES, Step, limit, operations
+from cxr.speed.training import both_paces
+from cxr.workflow import ArchiveOptions, make_ready
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure."""
+
+    out: str = "runs/benchmark_step"
+    """Folder or URI of result.json, and of the phantoms that are trained on."""
+    steps: int = 6
+    """Steps timed at once."""
+    rounds: int = 5
+    """Turns that each side takes; the median counts."""
+    images: int = 200
+    """Phantoms that are trained on."""
+    recipe: AecnnRecipe = field(default_factory=lambda: AecnnRecipe(start="joint"))
+
+
+def main(options: Options) -> dict[str, Any]:
+    cluster.connect()
+    out = storage.normalise(options.out)
+    data = make_ready(ArchiveOptions(phantoms=options.images, shard_size=options.recipe.size), out)
+    findings = shards.read_info(data).findings
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    done = operations(options.recipe, findings)
+    steps = []
+    for precision in DTYPES:
+        recipe = options.recipe.replace(precision=precision)
+        with tempfile.TemporaryDirectory(prefix="cxr-step-") as scratch:
+            ours, bare = both_paces(recipe, data, options.steps, options.rounds, scratch, gpu=gpu)
+        steps.append(Step(precision, ours, bare, done, limit(precision, device)))
+    name = torch.cuda.get_device_name() if gpu else "one core"
+    print(f"{name}, batches of {options.recipe.batch_size}\n{_table(steps)}", flush=True)
+    return {"device": name, "metrics": {k: v for step in steps for k, v in step.metrics().items()}}
+
+
+def _table(steps: list[Step]) -> str:
+    head = ["precision", "images/s", "bare loop", "ratio", "GFLOP an image", "limit, GFLOP/s", "share of limit"]
+    rows = [
+        [
+            step.precision,
+            f"{step.images_per_s:.1f}",
+            f"{step.bare_images_per_s:.1f}",
+            f"{step.over_bare:.3f}",
+            f"{step.gflop_per_image:.2f}",
+            f"{step.limit_gflops:,.0f}",
+            f"{step.share:.0%}",
+        ]
+        for step in steps
+    ]
+    return markdown(head, rows)
+
+
+if __name__ == "__main__":
+    run_job(main, Options)
