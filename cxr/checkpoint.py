@@ -106,7 +106,7 @@ def read_about(uri: str) -> dict[str, Any]:
 
 def check_same_settings(about: Mapping[str, Any], recipe: Recipe, findings: Sequence[str]) -> None:
     """Raise UserError unless training can go on from a checkpoint; only how long to train may have changed."""
-    changed = recipe.changes_from(about["recipe"], free=("epochs", "patience"))
+    changed = recipe.changes_from(about["recipe"], free=recipe.may_grow)
     if list(findings) != about["findings"]:
         changed.append("the archive has other findings")
     if changed:

@@ -52,8 +52,10 @@ POSE_UNIT = "pose_unit"  # known 2 x 3 pose, canonical to image in affine_grid c
 EXTRA = "extra"  # JSON object of the source's own columns, as published
 ERROR = "error"  # why there are no pixels; null for a good row
 THETA_UNIT = "theta_unit"  # score of `align`: 2 x 3, output to input, as affine_grid takes it
-PROBABILITIES = "probabilities"  # score of classifiers: of each finding, in [0, 1], in the order of the checkpoint
-PREDICTED = "predicted"  # 1 where a probability reaches the threshold in the checkpoint, else 0
+PROBABILITIES = (
+    "probabilities"  # score of classifiers: of each finding, in [0, 1], in the checkpoint's order; NaN: not taught
+)
+PREDICTED = "predicted"  # 1 where a probability reaches the threshold in the checkpoint, else 0; −1: not taught
 
 FINDINGS_KEY = b"cxr.findings"  # in a scores file's metadata: the checkpoint's findings in order, a JSON list
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from cxr.recipes.base import Recipe
 from cxr.train import RunOptions, fit
 from cxr.train.fit import mistake_in, room
 
+ABOUT = "study.json"
 RUN_CPU = 0.01  # of the process that looks after a run; its workers hold the rest
 
 
@@ -42,11 +44,12 @@ def train_all(
     Runs that were killed go on from their last checkpoint.
 
     Raises:
-        UserError: OUT holds a run of another recipe, a mistake inside a run, or a cluster too small for one.
+        UserError: OUT holds runs of other recipes or archives, a mistake in a run, or a cluster too small for one.
     """
     run = run or RunOptions()
+    _check_same(recipes, archive, out)
     planned = [(name, seed, storage.join(out, name, f"seed-{seed}")) for name in recipes for seed in seeds]
-    todo = [one for one in planned if not _finished(recipes[one[0]].replace(seed=one[1]), one[2])]
+    todo = [one for one in planned if not storage.exists(storage.join(one[2], "checkpoint", checkpoint.ABOUT))]
     fits = room(run, raw=not shards.is_shards(storage.normalise(archive)), beside=RUN_CPU)
     start = ray.remote(num_cpus=RUN_CPU, max_retries=run.max_failures)(_train_one)
     running: dict[Any, str] = {}
@@ -60,13 +63,17 @@ def train_all(
     return [Trained(name, seed, storage.join(folder, "checkpoint")) for name, seed, folder in planned]
 
 
-def _finished(recipe: Recipe, folder: str) -> bool:
-    kept = storage.join(folder, "checkpoint")
-    if not storage.exists(storage.join(kept, checkpoint.ABOUT)):
-        return False
-    about = checkpoint.read_about(kept)
-    checkpoint.check_same_settings(about, recipe, about["findings"])
-    return True
+def _check_same(recipes: Mapping[str, Recipe], archive: str, out: str) -> None:
+    """Keep what the study compares; raise UserError where OUT holds another."""
+    about = storage.join(out, ABOUT)
+    now = {"archive": storage.normalise(archive), **{name: recipe.to_dict() for name, recipe in recipes.items()}}
+    if not storage.exists(about):
+        storage.write_json(about, now)
+        return
+    before = storage.read_json(about)
+    changed = [name for name in {**before, **now} if json.loads(json.dumps(now.get(name))) != before.get(name)]
+    if changed:
+        raise UserError(f"{out} holds a study of other settings ({', '.join(changed)}): give another --out, or these")
 
 
 def _wait(running: dict[Any, str]) -> None:

@@ -30,9 +30,11 @@ class Options:
     """Folder or URI of the results: table.md, auroc.png, a folder a recipe."""
     seeds: int = 3
     """Networks of each recipe."""
+    test_images: int = 5000
+    """Images of the test split, spread evenly, that networks are judged on; they are held in memory. 0: all."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=600, shard_size=128))
     recipe: AecnnRecipe = field(default_factory=lambda: AecnnRecipe(size=128, compression=4))
-    """Of the AE-CNN; the others differ in `compressor` alone, and have the autoencoder's stage not."""
+    """Of the AE-CNN; the others differ in `compressor` alone, and skip the autoencoder's stage."""
     run: RunOptions = field(default_factory=RunOptions)
 
 
@@ -44,7 +46,7 @@ def main(options: Options) -> dict[str, Any]:
     recipes = {name: recipe.replace(compressor=compressor) for name, compressor in compressors.items()}
     trained = train_all(recipes, range(options.seeds), data, out, options.run, source=options.data.source)
     networks = {name: [checkpoint.load(t.checkpoint) for t in trained if t.name == name] for name in recipes}
-    test, notes = xrays.read(data, "test", recipe)
+    test, notes = xrays.read(data, "test", recipe, options.test_images, options.data.source)
     for note in notes:
         print(f"note: {note}", flush=True)
     judged = aecnn.variants(networks, test)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cxr.job import run_job
-from cxr.recipes.aecnn import AecnnRecipe
+from cxr.recipes.aecnn import AecnnRecipe, as_published
 from cxr.train import RunOptions
 from cxr.workflow import ArchiveOptions, train_job
 
@@ -23,12 +23,15 @@ class Options:
     out: str = "runs/train_aecnn"
     """Folder or URI of the results."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=1200))
+    published: bool = False
+    """Take the paper's settings where no other are given; they need images of 1024 px (--shard-size 1024)."""
     recipe: AecnnRecipe = field(default_factory=AecnnRecipe)
     run: RunOptions = field(default_factory=RunOptions)
 
 
 def main(options: Options) -> dict[str, Any]:
-    return train_job(options.recipe, options.data, options.run, options.out)
+    recipe = as_published(options.recipe) if options.published else options.recipe
+    return train_job(recipe, options.data, options.run, options.out)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def metrics(judged: Sequence[Judged]) -> dict[str, float]:
     for one in judged[:-1]:
         gain, low, high = gained(one, judged[-1])
         found |= {f"{one.name}_gain": gain, f"{one.name}_gain_low": low, f"{one.name}_gain_high": high}
-    return found
+    return {name: value for name, value in found.items() if not np.isnan(value)}
 
 
 def gained(one: Judged, other: Judged) -> tuple[float, float, float]:

@@ -30,7 +30,7 @@ class XRays:
     patients: np.ndarray  # (B,) ids; an image whose patient is not known is a patient of its own
 
 
-def read(archive: str, split: str, recipe: Recipe, limit: int = 0) -> tuple[XRays, list[str]]:
+def read(archive: str, split: str, recipe: Recipe, limit: int = 0, source: str = "auto") -> tuple[XRays, list[str]]:
     """Images of a split as `recipe` sees them, rounded to 8 bits, and notes on those left out.
 
     Args:
@@ -46,7 +46,7 @@ def read(archive: str, split: str, recipe: Recipe, limit: int = 0) -> tuple[XRay
         findings, total, blocks = info.findings, info.rows(split), _of_shards(info, split)
         pixels = info.pixels
     else:
-        manifest, pixels = open_manifest(archive), PixelFormat(recipe.size)
+        manifest, pixels = open_manifest(archive, source), PixelFormat(recipe.size)
         table = manifest.table.filter(pc.field(schema.SPLIT) == split)
         table = table.take(_chosen(table.num_rows, limit))
         findings, total, blocks = manifest.findings, table.num_rows, _decoded(table, pixels)

@@ -12,6 +12,7 @@ ClassifierName = Literal["densenet121", "densenet169", "densenet201", "resnet18"
 CLASSIFIERS: tuple[ClassifierName, ...] = get_args(ClassifierName)
 StemStride = Literal[1, 2, 4]
 
+COUNTER = "num_batches_tracked"  # of batch norms; old files lack it, and it matters to no one
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -59,8 +60,11 @@ def _set_stem(body: nn.Module, stride: StemStride) -> None:
         getattr(layers, conv).stride = (1, 1)
 
 
-def load_body(classifier: Classifier, state: Mapping[str, Tensor]) -> None:
-    """Load torchvision's state dict, or that of a network that holds a Classifier; its head only where it fits.
+def load_body(classifier: Classifier, state: Mapping[str, Tensor], *, head: bool = False) -> None:
+    """Load torchvision's state dict, or that of a network that holds a Classifier.
+
+    Args:
+        head: load the last layer too, which knows the findings.
 
     Raises:
         ValueError: the weights are not of this network.
@@ -68,15 +72,14 @@ def load_body(classifier: Classifier, state: Mapping[str, Tensor]) -> None:
     inside = next((name.split("body.")[0] + "body." for name in state if "body." in name), "")
     given = {name.removeprefix(inside): values for name, values in state.items() if name.startswith(inside)}
     own = classifier.body.state_dict()
-    head = "classifier." if "classifier.weight" in own else "fc."
-    wanted = {name for name in own if not name.startswith(head)}
+    last = "classifier." if "classifier.weight" in own else "fc."
+    wanted = {name for name in own if not name.endswith(COUNTER) and (head or not name.startswith(last))}
     wrong = [name for name in sorted(wanted) if name not in given or given[name].shape != own[name].shape]
     if wrong:
         raise ValueError(
             f"the weights lack {len(wrong)} of {len(wanted)} tensors of the classifier, {wrong[0]} for one"
         )
-    fits = all(name in given and given[name].shape == own[name].shape for name in own)
-    classifier.body.load_state_dict(own | {name: given[name] for name in (own if fits else wanted)})
+    classifier.body.load_state_dict(own | {name: given[name] for name in wanted})
 
 
 def norm_layers(network: nn.Module) -> list[nn.Module]:

@@ -27,6 +27,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
 DEEPEST: dict[FeatureKind, int] = {"local": 4, "vgg16": 5, "densenet121": 5, "lungs": 5}
 
 
+COUNTER = "num_batches_tracked"  # of batch norms; old files lack it, and it matters to no one
+
+
 class FrozenLayers(nn.Module):
     """The named children of a sequential network, run in order up to the last that is wanted.
 
@@ -139,8 +142,8 @@ def _load(network: nn.Module, state_dict: Mapping[str, Tensor] | None, prefix: s
     outer = next((name.removesuffix(first) for name in state_dict if name.endswith(f".{first}")), "")
     prefix = outer + prefix
     wanted = {name: state_dict[prefix + name] for name in network.state_dict() if prefix + name in state_dict}
-    missing = set(network.state_dict()) - set(wanted)
+    missing = {name for name in network.state_dict() if not name.endswith(COUNTER)} - set(wanted)
     if missing:
         example = prefix + min(missing)
         raise ValueError(f"the weights lack {len(missing)} tensors of the feature network, {example} for one")
-    network.load_state_dict(wanted)
+    network.load_state_dict(network.state_dict() | wanted)

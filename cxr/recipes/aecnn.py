@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -24,6 +25,7 @@ from cxr.schema import PixelFormat
 Compressor = Literal["residual", "published", "resize", "none"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 FACTORS = {4: 2, 16: 4, 64: 8}
+SMALLEST = 8  # pixels that a DenseNet needs after its stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +34,8 @@ class AecnnRecipe(Recipe):
 
     family: ClassVar[str] = "aecnn"
     mode: ClassVar[Literal["min", "max"]] = "max"
-    objectives: ClassVar[dict[str, Literal["min", "max"]]] = {"mean_auroc": "max", "mean_ap": "max", "psnr": "max"}
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS)
-    places: ClassVar[tuple[str, ...]] = ("start_from",)
+    places: ClassVar[tuple[str, ...]] = ("start_from", "classifier_weights")  # of no more use once training has begun
     score_columns: ClassVar[pa.Schema] = pa.schema(
         [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.PREDICTED, pa.list_(pa.int8()))]
     )
@@ -62,8 +63,9 @@ class AecnnRecipe(Recipe):
     """Clip latents to [0, 1] in the autoencoder's own stage too; the paper does not."""
 
     classifier: ClassifierName = "densenet121"
-    stem_stride: StemStride = 4
-    """By how much its first layers shrink what they see; 2 or 1 for latents of a few dozen pixels."""
+    """Network of torchvision that sees the latents."""
+    stem_stride: Literal[0, 1, 2, 4] = 0
+    """By how much its first layers shrink what they see: 4 (as published), 2, 1; 0 for the most that leaves 8 pixels."""
     classifier_weights: str = ""
     """What its layers begin with: torchvision's name (IMAGENET1K_V1) or the URI of a state dict or checkpoint."""
 
@@ -74,9 +76,13 @@ class AecnnRecipe(Recipe):
     start_from: str = ""
     """URI of a checkpoint of this family whose weights the first stage begins with."""
     classifier_epochs: int = 8
+    """Of the classifier's own stage."""
     classifier_lr: float = 1e-3
+    """Of the classifier's own stage."""
     autoencoder_epochs: int = 4
+    """Of the autoencoder's own stage."""
     autoencoder_lr: float = 2e-3
+    """Of the autoencoder's own stage."""
 
     mse_weight: float = 0.1
     """Of the squared error of decoded images, in the joint stage."""
@@ -109,10 +115,19 @@ class AecnnRecipe(Recipe):
         _one_of("test", self.test, get_args(TestCrops))
         _one_of("compression", self.compression, tuple(FACTORS))
         _one_of("latent_bits", self.latent_bits, (8, 16))
-        _one_of("stem_stride", self.stem_stride, get_args(StemStride))
-        for name in ("depth", "width", "patch", "patches", "classifier_epochs", "autoencoder_epochs"):
+        _one_of("stem_stride", self.stem_stride, (0, *get_args(StemStride)))
+        _one_of("depth", self.depth, (1, 2, 3, 4))
+        for name in ("width", "patch", "patches", "classifier_epochs", "autoencoder_epochs"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: wanted 1 or more")
+        for name in ("crop", "rotation_deg", "norm_epochs"):
+            if (getattr(self, name) or 0) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: wanted 0 or more")
+        if not 0 <= self.flip <= 1 or not 0 < min(self.classifier_lr, self.autoencoder_lr) < math.inf:
+            raise UserError(
+                f"flip={self.flip}, classifier_lr={self.classifier_lr}, autoencoder_lr={self.autoencoder_lr}: wanted "
+                f"a share from 0 to 1, and positive learning rates"
+            )
         self._check_sizes()
         self._check_stages()
         if min(self.mse_weight, self.balance) < 0 or self.bce_weight <= 0:
@@ -131,6 +146,12 @@ class AecnnRecipe(Recipe):
         for name in ("size", "crop", "patch"):
             if getattr(self, name) % self._factor:
                 raise UserError(f"{name}={getattr(self, name)}: wanted a multiple of {self._factor}, as compressed")
+        side = (self.crop or self.size) // self._factor
+        if self.classifier.startswith("densenet") and side // self._stem < SMALLEST:
+            raise UserError(
+                f"latents of {side} pixels are too few for {self.classifier} with stem_stride={self.stem_stride}: "
+                f"raise size or crop, or lower compression or stem_stride"
+            )
 
     def _check_stages(self) -> None:
         if not self.stages():
@@ -139,14 +160,45 @@ class AecnnRecipe(Recipe):
             )
         if self.compressor == "published" and self.stop == "classifier":
             raise UserError("stop='classifier' would leave the published encoder untaught: take compressor=resize")
+        if self.start_from and self.stop == "classifier" and self._learns:
+            raise UserError(
+                "stop='classifier' teaches the classifier on resized images, not on the latents of start_from: "
+                "take stop=joint"
+            )
 
     @property
     def _factor(self) -> int:
         return 1 if self.compressor == "none" else FACTORS[self.compression]
 
     @property
+    def _learns(self) -> bool:
+        """Whether the codec has anything to learn."""
+        return self.compressor in ("residual", "published")
+
+    @property
+    def _stem(self) -> StemStride:
+        side = (self.crop or self.size) // self._factor
+        fitting: list[StemStride] = [stride for stride in (4, 2) if side // stride >= SMALLEST]
+        return self.stem_stride or (fitting[0] if fitting else 1)
+
+    @property
+    def _classifies(self) -> bool:
+        """Whether the classifier is taught on what it will see."""
+        return self.stop != "autoencoder"
+
+    @property
     def monitor(self) -> str:
-        return "psnr" if self.stages()[-1].name == "autoencoder" else "mean_auroc"
+        return "mean_auroc" if self._classifies else "psnr"
+
+    @property
+    def objectives(self) -> dict[str, Literal["min", "max"]]:
+        told = ["mean_auroc", "mean_ap"] if self._classifies else []
+        kept = ["psnr"] if self._learns or self.compressor == "resize" else []
+        return dict.fromkeys(told + kept, "max")
+
+    @property
+    def may_grow(self) -> tuple[str, ...]:
+        return ("epochs" if self.stop == "joint" else f"{self.stop}_epochs", "patience")
 
     def stages(self) -> tuple[Stage, ...]:
         every = (
@@ -155,13 +207,12 @@ class AecnnRecipe(Recipe):
             Stage("joint", self.epochs, self.lr),
         )
         wanted = every[STAGES.index(self.start) : STAGES.index(self.stop) + 1]
-        learns = self.compressor in ("residual", "published")
-        return tuple(stage for stage in wanted if learns or stage.name != "autoencoder")
+        return tuple(stage for stage in wanted if self._learns or stage.name != "autoencoder")
 
     def network(self, findings: Sequence[str]) -> AECNN:
         if not findings:
             raise UserError("the archive names no findings, and a classifier learns from labels: give one that does")
-        classifier = Classifier(self.classifier, len(findings), self.stem_stride)
+        classifier = Classifier(self.classifier, len(findings), self._stem)
         return AECNN(self._codec(), classifier, findings, self.latent_bits)
 
     def _codec(self) -> Codec:
@@ -181,6 +232,11 @@ class AecnnRecipe(Recipe):
         return self._classify(network, network.encode(unit_pixels(batch, self.size)))
 
     def _classify(self, network: AECNN, latent_B1hw: Tensor) -> dict[str, Tensor]:
+        """Probabilities and decisions; NaN and unknown from a checkpoint whose classifier was not taught."""
+        if not self._classifies:
+            unknown = latent_B1hw.new_full((len(latent_B1hw), len(network.findings)), math.nan)
+            told = torch.full_like(unknown, schema.UNKNOWN, dtype=torch.int8)
+            return {schema.PROBABILITIES: unknown, schema.PREDICTED: told}
         found = probabilities(network, latent_B1hw, self.crop or self.size, self.test)
         return {schema.PROBABILITIES: found, schema.PREDICTED: (found >= network.thresholds).to(torch.int8)}
 
@@ -213,26 +269,36 @@ class AecnnRecipe(Recipe):
         return _drawn(network, unit_pixels(batch, self.latents.size))
 
     def search_space(self) -> dict[str, BaseDistribution]:
+        """Loss weights, learning rate, codec and classifier; those that given weights leave open."""
         space: dict[str, BaseDistribution] = {
             "lr": FloatDistribution(1e-4, 2e-3, log=True),
             "bce_weight": FloatDistribution(0.1, 1, log=True),
-            "classifier": CategoricalDistribution(["resnet18", "densenet121", "densenet169", "densenet201"]),
         }
-        if self.compressor in ("residual", "published"):
+        if not self.start_from and not self.classifier_weights:
+            names = ["resnet18", "densenet121", "densenet169", "densenet201"]
+            space["classifier"] = CategoricalDistribution(names)
+        if self._learns:
             space["mse_weight"] = FloatDistribution(0.01, 100, log=True)
-        if self.compressor == "residual":
+        if self.compressor == "residual" and not self.start_from:
             space |= {
-                "compression": CategoricalDistribution(list(FACTORS)),
+                "compression": CategoricalDistribution(self._fitting()),
                 "depth": IntDistribution(1, 4),
                 "width": CategoricalDistribution([8, 16, 32, 64]),
             }
         return space
 
+    def _fitting(self) -> list[int]:
+        """Compressions that leave enough for every classifier."""
+        least = SMALLEST * (self.stem_stride or 1)
+        return [compression for compression, factor in FACTORS.items() if (self.crop or self.size) // factor >= least]
+
     def resolved(self) -> tuple[Self, list[str]]:
+        if self.start_from:
+            _load_all(self.network(weights.findings_of(self.start_from) or ("any",)), self.start_from)
         if not self.classifier_weights:
             return self, []
         try:
-            load_body(Classifier(self.classifier, 1, self.stem_stride), self._classifier_state())
+            load_body(Classifier(self.classifier, 1, self._stem), self._classifier_state())
         except ValueError as error:
             raise UserError(f"classifier_weights={self.classifier_weights}: {error}") from error
         except OSError as error:
@@ -254,14 +320,17 @@ class AecnnRecipe(Recipe):
             _load_all(network, self.start_from)
         if self.classifier_weights:
             assert isinstance(network.classifier, Classifier)
-            load_body(network.classifier, self._classifier_state())
+            uri = self.classifier_weights
+            same = weights.is_uri(uri) and weights.findings_of(uri) == network.findings
+            load_body(network.classifier, self._classifier_state(), head=same)
 
 
 def published(**changes: object) -> AecnnRecipe:
     """The recipe of Ranjan et al. 2018: mean AUROC .8241 on ChestX-ray14 (DenseNet-201), 35.8 dB on patches.
 
-    Learning rates fall along a cosine instead of by tenths every 5 epochs, batch norm adapts throughout, and the
-    three stages share a batch size. Needs images stored at 1024 px, and ImageNet weights by name or URI.
+    Otherwise than there, learning rates rise, then fall along a cosine, not by tenths every 5 epochs; the optimiser
+    is AdamW, gradients are clipped, the three stages share a batch size, and batch norm adapts throughout. Needs
+    images stored at 1024 px, and ImageNet weights by name or URI.
     """
     recipe = AecnnRecipe(
         size=1024,
@@ -288,15 +357,25 @@ def _drawn(network: AECNN, latent_B1hw: Tensor) -> dict[str, Tensor]:
     return {"decoded": network.decode(latent_B1hw)[:, 0].mul(255).round().to(torch.uint8)}
 
 
+def as_published(given: AecnnRecipe) -> AecnnRecipe:
+    """The published recipe, with what `given` has otherwise than by default."""
+    usual = dataclasses.asdict(AecnnRecipe())
+    return published(**{name: value for name, value in dataclasses.asdict(given).items() if value != usual[name]})
+
+
 def _load_all(network: AECNN, uri: str) -> None:
-    state = weights.from_uri(uri)
+    known = weights.findings_of(uri)
+    if known is not None and known != network.findings:
+        raise UserError(
+            f"start_from={uri} knows the findings {', '.join(known)}, the archive {', '.join(network.findings)}: "
+            f"give it as classifier_weights, which leaves them out"
+        )
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(weights.from_uri(uri))
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
         raise UserError(
-            f"start_from={uri} holds another network or other findings ({first}): give the settings it was trained "
-            f"with"
+            f"start_from={uri} holds another network ({first}): give the settings it was trained with"
         ) from error
 
 

@@ -71,6 +71,9 @@ class AecnnTask(Task):
         assert isinstance(self.network, AECNN)
         return self.network
 
+    def parts(self) -> list[nn.Module]:
+        return [self._net.classifier, *self._net.codec.children()]
+
     def enter(self, stage: str) -> None:
         """Let the stage's parts learn: the classifier, the codec, or both."""
         self.stage = stage  # pyright: ignore[reportAttributeAccessIssue]
@@ -127,7 +130,8 @@ class AecnnTask(Task):
     def _patches(self, batch: Batch) -> Tensor:
         """Random squares; cut before they are made float, where images are stored at the size they are seen."""
         stored, lesson = batch[schema.PIXELS], self.lesson
-        whole = stored.unsqueeze(1) if stored.shape[-1] == lesson.size else unit_pixels(batch, lesson.size)
+        ready = stored.dtype == torch.uint8 and stored.shape[-1] == lesson.size
+        whole = stored.unsqueeze(1) if ready else unit_pixels(batch, lesson.size)
         cut = torch.cat([random_crops(whole, lesson.patch) for _ in range(lesson.patches)])
         return cut if cut.is_floating_point() else unit(cut)
 
@@ -168,8 +172,8 @@ class AecnnTask(Task):
 
         mean_auroc and mean_ap are means over the `findings_measured`, those with both classes; auroc/FINDING is
         each one's. psnr is that of the mean squared error over all images, psnr_of_images the mean of the images'
-        own, psnr_resized that of plain resizing to as many values; dB. Thresholds are chosen here, and kept in the
-        network.
+        own, psnr_resized that of plain resizing to as many values; dB. In the autoencoder's own stage without
+        `clip_latent` latents are neither clipped nor rounded. Thresholds are chosen here, and kept in the network.
         """
         device, count = self.positive_weight.device, len(self._net.findings)
         scores, errors = [torch.zeros(0, 2 * count, device=device)], [torch.zeros(0, 2, device=device)]

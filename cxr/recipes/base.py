@@ -69,6 +69,10 @@ class Task(nn.Module):
         """Loss terms by name, scalars. Runs under autocast, in train mode, augmentation included."""
         raise NotImplementedError
 
+    def parts(self) -> list[nn.Module]:
+        """Modules that a step calls, to be compiled where that is asked for."""
+        return [self.network]
+
     def enter(self, stage: str) -> None:
         """Before each stage, and when resuming within one: let what is to learn require a gradient, nothing else."""
 
@@ -112,14 +116,15 @@ class Recipe(ABC):
     """Steps whose gradients are summed before the weights move."""
     lr: float = 1e-3
     weight_decay: float = 1e-4
+    """Of AdamW: apart from the gradient, and times the learning rate."""
     warmup: float = 0.05
-    """Share of all steps in which the learning rate rises to `lr`; then it falls along a cosine to 0."""
+    """Share of a stage's steps in which the learning rate rises to its peak; then it falls along a cosine to 0."""
     clip: float = 1.0
     """Largest gradient norm; 0 for no limit."""
     ema: float = 0.0
     """Decay of the moving average of the weights that is validated and kept; 0 for none."""
     patience: int = 0
-    """Epochs without a better `monitor` after which training stops; 0 for never."""
+    """Epochs of the last stage without a better `monitor` after which training stops; 0 for never."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of convolutions and matrix products in training; auto: bfloat16 on GPUs, float32 on CPUs. A CPU that does not
     compute in bfloat16 (AVX512-BF16 or AMX: twice the pace) takes float32 all the same."""
@@ -128,8 +133,6 @@ class Recipe(ABC):
     family: ClassVar[str]
     mode: ClassVar[Literal["min", "max"]]
     """Which way `monitor` is better."""
-    objectives: ClassVar[dict[str, Literal["min", "max"]]] = {}
-    """Validation metrics that a search may weigh against each other, and which way each is better."""
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS,)
     """Columns of `cxr.schema` that a batch must hold."""
     score_columns: ClassVar[pa.Schema]
@@ -150,6 +153,16 @@ class Recipe(ABC):
     @abstractmethod
     def monitor(self) -> str:
         """The validation metric by which checkpoints and trials are ranked."""
+
+    @property
+    def objectives(self) -> dict[str, Literal["min", "max"]]:
+        """Validation metrics that a search may weigh against each other, and which way each is better."""
+        return {}
+
+    @property
+    def may_grow(self) -> tuple[str, ...]:
+        """Settings that may differ when a finished or killed run is gone on with: how long to train."""
+        return ("epochs", "patience")
 
     def stages(self) -> tuple[Stage, ...]:
         """What training goes through, at least one stage; only networks of the last are ranked and kept as best."""

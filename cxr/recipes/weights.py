@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from cxr import storage
 from cxr.errors import UserError
 
 PATIENCE_S = 15.0  # without an answer from torchvision's server
-CHECKPOINT_WEIGHTS = "weights.pt"  # in a checkpoint folder
+CHECKPOINT_WEIGHTS, CHECKPOINT_ABOUT = "weights.pt", "checkpoint.json"  # in a checkpoint folder
+_OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 def is_uri(weights: str) -> bool:
@@ -37,7 +39,7 @@ def from_torchvision(network: str, name: str) -> Mapping[str, Tensor]:
         raise UserError(f"{network} has no weights {name!r}: wanted {', '.join(known.__members__)} or a URI")
     try:
         with _impatient():
-            return known[name].get_state_dict(progress=False, check_hash=True, map_location="cpu")
+            return renamed(known[name].get_state_dict(progress=False, check_hash=True, map_location="cpu"))
     except RuntimeError as error:  # torch.hub's word for a wrong hash
         raise OSError(str(error)) from error
 
@@ -56,7 +58,18 @@ def from_uri(uri: str) -> Mapping[str, Tensor]:
         raise UserError(f"{uri} cannot be read as weights: {error}. Wanted a state dict of tensors") from error
     if not isinstance(state, Mapping):
         raise UserError(f"{uri} holds a {type(state).__name__}: wanted a state dict of tensors")
-    return state
+    return renamed(state)
+
+
+def findings_of(uri: str) -> tuple[str, ...] | None:
+    """The findings of a checkpoint folder, in order; None for a mere file of weights."""
+    about = storage.join(uri, CHECKPOINT_ABOUT)
+    return tuple(storage.read_json(about)["findings"]) if storage.exists(about) else None
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with today's names for DenseNet's layers: torchvision's files still say `denselayer1.norm.1`."""
+    return {_OLD_NAME.sub(r"\1\2", name): values for name, values in state.items()}
 
 
 @contextmanager

@@ -59,11 +59,15 @@ class Engine:
             task.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         torch.backends.cudnn.benchmark = True
         if compiled:
-            task.network.compile()
+            for part in task.parts():
+                part.compile()
+        self.average: AveragedModel | None = None
         self.enter(stage or recipe.stages()[0])
 
     def enter(self, stage: Stage) -> None:
         """Begin a stage: another part of the task may learn, with a new optimiser, schedule and moving average."""
+        if self.average is not None:  # what the last stage gave is what it was validated by
+            self.task.network.load_state_dict(self.average.module.state_dict())
         self.stage = stage
         self.task.enter(stage.name)
         self.average = _moving_average(self.task.network, self.recipe.ema)

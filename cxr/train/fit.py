@@ -223,7 +223,7 @@ def _finish(result: ray.train.Result, recipe: Recipe, out: str, name: str) -> Fi
     if best is None:
         refused = rows[-1].get("refused") if rows else None
         raise TrainingStopped(
-            f"every epoch was refused, the last as {refused}: lower lr, or give equivariance and identity more weight"
+            f"every epoch was refused, the last as {refused}: change what leads there, lr for one"
             if refused
             else f"{recipe.monitor} was NaN in every epoch: is there anything to measure it by?"
         )

@@ -22,6 +22,8 @@ class Group:
         lengths = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(self.size)]
         dist.all_gather(lengths, torch.tensor([len(rows)], device=rows.device))
         longest = int(max(lengths))
+        if not longest:
+            return rows
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: len(rows)] = rows.detach()
         parts = [torch.empty_like(padded) for _ in range(self.size)]

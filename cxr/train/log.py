@@ -50,12 +50,12 @@ class RunLog(UserCallback):
     def line(self, row: dict[str, Any]) -> str:
         """E.g. `train 3/20  loss 0.412  correlation 0.8123  310 images/s  0:42 left`."""
         left = round(row["seconds"] / row["epoch"] * (row["epochs"] - row["epoch"]))
-        ranked = math.isfinite(row[self.monitor])
+        value = row.get(f"stage/{self.monitor}", row[self.monitor])
         parts = [
             f"{self.name} {row['epoch']}/{row['epochs']}",
             row.get("stage", ""),
             f"loss {row['train/loss']:.4g}",
-            f"{self.monitor} {row[self.monitor]:.4f}" if ranked else "",
+            f"{self.monitor} {value:.4f}" if math.isfinite(value) else "",
             f"{row['images_per_s']:.0f} images/s",
             f"{left // 60}:{left % 60:02d} left",
             f"refused, {row['refused']}" if "refused" in row else "",

@@ -58,14 +58,14 @@ class Worker:
         try:
             train, val = open_streams(self.config["data"], self.recipe, self.workers)
             engine, resumed = self._engine(train)
+            if not resumed:
+                engine.task.begin(lambda: engine.moved(train.every()), self.workers)
         except UserError as error:
             self._all_well(False)
             return {"misuse": str(error)}
         if not self._all_well(True):
             return {"misuse": "another worker could not be set up: its log says why"}
         try:
-            if not resumed:
-                engine.task.begin(lambda: engine.moved(train.every()), self.workers)
             while not self.progress.done(self.recipe):
                 stage = stage_at(self.recipe, self.progress.epoch)
                 if engine.stage != stage:
@@ -140,6 +140,8 @@ class Worker:
         """Count the epoch; one that must not be kept as best gets the worst monitor. Returns why it was refused."""
         worst = -math.inf if self.recipe.mode == "max" else math.inf
         if self.progress.epoch < self.recipe.unranked_epochs:
+            if self.recipe.monitor in metrics:
+                metrics[f"stage/{self.recipe.monitor}"] = metrics[self.recipe.monitor]
             metrics[self.recipe.monitor] = worst
             self.progress.epoch += 1
             return ""

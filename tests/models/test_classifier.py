@@ -40,7 +40,7 @@ def test_weights_are_found_inside_a_checkpoint_with_their_head() -> None:
     state = {f"classifier.{name}": values for name, values in one.state_dict().items()} | {
         "thresholds": torch.ones(3)
     }
-    load_body(other, state)
+    load_body(other, state, head=True)
     assert torch.equal(other.body.fc.weight, one.body.fc.weight)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cxr import checkpoint, schema
 from cxr.errors import UserError
 from cxr.models.aecnn import AECNN, Codec, PublishedCodec, ResidualCodec
-from cxr.recipes.aecnn import AecnnRecipe, published
+from cxr.recipes.aecnn import AecnnRecipe, as_published, published
 from cxr.recipes.aecnn_task import AecnnTask, probabilities
 from cxr.recipes.base import Alone, Batch
 from cxr.train.engine import Engine
@@ -79,6 +79,12 @@ def test_three_stages_or_those_between_start_and_stop() -> None:
         ({"bce_weight": 0.0}, "bce_weight above 0"),
         ({"latent_bits": 12}, "8, 16"),
         ({"patches": 0}, "wanted 1 or more"),
+        ({"flip": 7.0}, "share from 0 to 1"),
+        ({"classifier_lr": -1.0}, "positive learning rates"),
+        ({"rotation_deg": -5.0}, "wanted 0 or more"),
+        ({"depth": 5}, "depth=5"),
+        ({"classifier": "densenet121", "stem_stride": 2}, "too few for densenet121"),
+        ({"start_from": "s3://b/c", "stop": "classifier"}, "resized images"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, object], said: str) -> None:
@@ -210,7 +216,7 @@ def test_training_begins_with_a_checkpoint_s_weights(tmp_path: Path) -> None:
     fresh.begin(some, Alone())
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), fresh.network.parameters(), strict=True))
     wider = SMALL.replace(width=16, start_from=str(tmp_path))
-    with pytest.raises(UserError, match="holds another network or other findings"):
+    with pytest.raises(UserError, match="holds another network"):
         wider.task(wider.network(FINDINGS)).begin(some, Alone())
     head = SMALL.replace(compressor="none", classifier_weights=str(tmp_path))
     assert head.resolved() == (head, [])
@@ -224,6 +230,52 @@ def test_weights_of_another_classifier_are_refused_before_training(tmp_path: Pat
     torch.save({"features.conv0.weight": torch.ones(1)}, tmp_path / "odd.pt")
     with pytest.raises(UserError, match="tensors of the classifier"):
         SMALL.replace(classifier_weights=str(tmp_path / "odd.pt")).resolved()
+
+
+def test_weights_are_those_of_the_same_findings(tmp_path: Path) -> None:
+    network = SMALL.network(FINDINGS)
+    checkpoint.save(tmp_path, SMALL, SMALL.task(network), network.state_dict(), findings=FINDINGS, metrics={})
+    begun = SMALL.replace(start_from=str(tmp_path))
+    assert begun.resolved() == (begun, [])
+    with pytest.raises(UserError, match="knows the findings Mass, Nodule, Hernia, the archive Nodule, Mass, Hernia"):
+        begun.task(begun.network(("Nodule", "Mass", "Hernia"))).begin(some, Alone())
+    with pytest.raises(UserError, match="holds another network"):
+        SMALL.replace(width=16, start_from=str(tmp_path)).resolved()
+    heads = []
+    for findings in (FINDINGS, ("Nodule", "Mass", "Hernia")):
+        recipe = SMALL.replace(classifier_weights=str(tmp_path))
+        task = recipe.task(recipe.network(findings))
+        task.begin(some, Alone())
+        heads.append(torch.equal(task.network.classifier.body.fc.weight, network.classifier.body.fc.weight))  # pyright: ignore
+    assert heads == [True, False]
+
+
+def test_a_search_leaves_alone_what_given_weights_decide() -> None:
+    assert {"classifier", "compression", "depth"} <= set(SMALL.search_space())
+    assert not {"classifier", "compression", "depth"} & set(SMALL.replace(start_from="/a/b").search_space())
+    assert "classifier" not in SMALL.replace(classifier_weights="/a/b").search_space()
+    assert set(SMALL.objectives) == {"mean_auroc", "mean_ap", "psnr"}
+    assert set(SMALL.replace(compressor="none").objectives) == {"mean_auroc", "mean_ap"}
+
+
+def test_every_drawn_network_fits_its_latents() -> None:
+    recipe = AecnnRecipe(size=128, width=8, depth=1)
+    for compression in (4, 16, 64):
+        network = recipe.replace(compression=compression, classifier="densenet121").network(FINDINGS).eval()
+        with torch.inference_mode():
+            assert network(torch.rand(1, 1, 128, 128))[0].shape == (1, 3)
+
+
+def test_a_codec_alone_tells_no_probabilities() -> None:
+    recipe = SMALL.replace(start="autoencoder", stop="autoencoder")
+    told = recipe.predict(recipe.network(FINDINGS).eval(), batch())
+    assert told[schema.PROBABILITIES].isnan().all()
+    assert (told[schema.PREDICTED] == schema.UNKNOWN).all()
+
+
+def test_the_published_settings_give_way_to_those_that_are_named() -> None:
+    assert as_published(AecnnRecipe()) == published()
+    assert as_published(AecnnRecipe(epochs=3, classifier="resnet18")) == published(epochs=3, classifier="resnet18")
 
 
 def test_an_archive_without_findings_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from cxr.errors import UserError
+from cxr.models import perceptual
+from cxr.models.classifier import Classifier, load_body
 from cxr.recipes import weights
 
 
@@ -52,3 +55,20 @@ def test_an_unreachable_server_is_an_os_error_soon(monkeypatch: pytest.MonkeyPat
         weights.from_torchvision("vgg16", "IMAGENET1K_V1")
     assert patience == [weights.PATIENCE_S]
     assert socket.getdefaulttimeout() is None
+
+
+def test_torchvision_s_old_files_are_understood(tmp_path: Path) -> None:
+    classifier = Classifier("densenet121", 3)
+    state = classifier.body.state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name): v for name, v in state.items()}
+    old = {name: v for name, v in old.items() if not name.endswith("num_batches_tracked")}
+    assert any("denselayer1.norm.1.weight" in name for name in old)
+    torch.save(old, tmp_path / "densenet121.pth")
+    found = weights.from_uri(str(tmp_path / "densenet121.pth"))
+    fresh = Classifier("densenet121", 3)
+    load_body(fresh, found, head=True)
+    assert torch.equal(
+        fresh.body.features.denseblock1.denselayer1.conv1.weight,
+        state["features.denseblock1.denselayer1.conv1.weight"],
+    )
+    assert perceptual.build("densenet121", found, 5) is not None
