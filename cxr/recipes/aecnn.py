@@ -30,7 +30,7 @@ SMALLEST = 8  # pixels that a DenseNet needs after its stem
 
 @dataclass(frozen=True, kw_only=True)
 class AecnnRecipe(Recipe):
-    """AE-CNN (Ranjan et al. 2018), as published (`published()`) or with another codec, classifier or schedule."""
+    """AE-CNN (Ranjan et al. 2018), as published (`aecnn_published`) or with another codec, classifier or schedule."""
 
     family: ClassVar[str] = "aecnn"
     mode: ClassVar[Literal["min", "max"]] = "max"
@@ -65,7 +65,7 @@ class AecnnRecipe(Recipe):
     classifier: ClassifierName = "densenet121"
     """Network of torchvision that sees the latents."""
     stem_stride: Literal[0, 1, 2, 4] = 0
-    """By how much its first layers shrink what they see: 4 (as published), 2, 1; 0 for the most that leaves 8 pixels."""
+    """By how much its first layers shrink what they see: 4 (as published), 2, 1; 0: the most that leaves 8 pixels."""
     classifier_weights: str = ""
     """What its layers begin with: torchvision's name (IMAGENET1K_V1) or the URI of a state dict or checkpoint."""
 
@@ -325,42 +325,8 @@ class AecnnRecipe(Recipe):
             load_body(network.classifier, self._classifier_state(), head=same)
 
 
-def published(**changes: object) -> AecnnRecipe:
-    """The recipe of Ranjan et al. 2018: mean AUROC .8241 on ChestX-ray14 (DenseNet-201), 35.8 dB on patches.
-
-    Otherwise than there, learning rates rise, then fall along a cosine, not by tenths every 5 epochs; the optimiser
-    is AdamW, gradients are clipped, the three stages share a batch size, and batch norm adapts throughout. Needs
-    images stored at 1024 px, and ImageNet weights by name or URI.
-    """
-    recipe = AecnnRecipe(
-        size=1024,
-        crop=896,
-        patch=128,
-        compressor="published",
-        clip_latent=False,
-        classifier="densenet201",
-        classifier_weights="IMAGENET1K_V1",
-        batch_size=8,
-        epochs=15,
-        classifier_epochs=15,
-        autoencoder_epochs=5,
-        lr=1e-4,
-        classifier_lr=1e-4,
-        autoencoder_lr=1e-3,
-        weight_decay=1e-5,
-        test="ten",
-    )
-    return recipe.replace(**changes)
-
-
 def _drawn(network: AECNN, latent_B1hw: Tensor) -> dict[str, Tensor]:
     return {"decoded": network.decode(latent_B1hw)[:, 0].mul(255).round().to(torch.uint8)}
-
-
-def as_published(given: AecnnRecipe) -> AecnnRecipe:
-    """The published recipe, with what `given` has otherwise than by default."""
-    usual = dataclasses.asdict(AecnnRecipe())
-    return published(**{name: value for name, value in dataclasses.asdict(given).items() if value != usual[name]})
 
 
 def _load_all(network: AECNN, uri: str) -> None:

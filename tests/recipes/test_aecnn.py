@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from cxr import checkpoint, schema
 from cxr.errors import UserError
 from cxr.models.aecnn import AECNN, Codec, PublishedCodec, ResidualCodec
-from cxr.recipes.aecnn import AecnnRecipe, as_published, published
+from cxr.recipes.aecnn import AecnnRecipe
+from cxr.recipes.aecnn_published import as_published, published
 from cxr.recipes.aecnn_task import AecnnTask, probabilities
 from cxr.recipes.base import Alone, Batch
 from cxr.train.engine import Engine
