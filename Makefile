@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 PIP := pip install -q --disable-pip-version-check -c constraints.txt
+PYTEST := pytest -n 2 --dist loadgroup
 WANTED := --no-build-isolation -e .[dev,detect]
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -36,13 +37,13 @@ lint: install
 check test test-all: export OMP_NUM_THREADS ?= 1
 
 check: lint  ## lint, types, the fast tests
-	pytest -m "not ray and not slow and not gpu"
+	$(PYTEST) -m "not ray and not slow and not gpu"
 
 test: lint  ## lint, types, all tests that need no GPU, no network and no patience
-	pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: lint  ## the slow tests too
-	pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 .venv-swift:  # the S3 server of tests/servers
 	$(PYTHON) -m venv $@

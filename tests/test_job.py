@@ -83,6 +83,6 @@ def test_an_interrupted_job_says_so(job: list[str], number: signal.Signals) -> N
     assert process.stdout.readline() == "started\n"
     time.sleep(0.1)
     os.kill(process.pid, number)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=100)
     assert process.returncode == 130
     assert "interrupted" in errors
