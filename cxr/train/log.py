@@ -73,7 +73,7 @@ class Board:
 
     def write(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
-            if isinstance(value, (int, float)) and name != "epoch":
+            if isinstance(value, (int, float)) and math.isfinite(value) and name != "epoch":
                 self.writer.add_scalar(name, value, row["epoch"])
         self.writer.flush()
         if not storage.is_local(self.uri):
