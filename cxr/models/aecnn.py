@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,10 @@ class PublishedCodec(Codec):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(1, 32, 5, stride=4, padding=2), nn.ELU(), nn.Conv2d(32, 1, 1))
+        last = nn.Conv2d(32, 1, 1)
+        assert last.bias is not None
+        nn.init.constant_(last.bias, 0.5)  # latents begin within [0, 1], where clipping leaves them alone
+        self.encoder = nn.Sequential(nn.Conv2d(1, 32, 5, stride=4, padding=2), nn.ELU(), last)
         self.decoder = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.PixelShuffle(4))
 
     def encode(self, x_B1HW: Tensor) -> Tensor:
@@ -140,8 +144,21 @@ class AECNN(nn.Module):
 
 
 def clipped(values: Tensor) -> Tensor:
-    """Values clipped to [0, 1]; gradients pass as if they were not, so that what begins outside is not lost."""
-    return values + (values.clamp(0, 1) - values).detach()
+    """Values clipped to [0, 1]; what lies outside still learns its way back, and is not driven further away."""
+    return _Clip.apply(values)  # pyright: ignore[reportReturnType]
+
+
+class _Clip(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(values)
+        return values.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (values,) = ctx.saved_tensors
+        outward = ((values < 0) & (gradient > 0)) | ((values > 1) & (gradient < 0))
+        return gradient.masked_fill(outward, 0)
 
 
 def stepped(values: Tensor, bits: int) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cxr.models.aecnn import AECNN, Codec, NoCodec, PublishedCodec, ResidualCodec, ResizeCodec, stepped
+from cxr.models.aecnn import AECNN, Codec, NoCodec, PublishedCodec, ResidualCodec, ResizeCodec, clipped, stepped
 
 FINDINGS = ("Mass", "Nodule")
 
@@ -69,6 +69,15 @@ def test_rounding_lets_gradients_through() -> None:
     rounded.sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.ones(100))
+
+
+def test_clipped_values_learn_their_way_back_and_no_further() -> None:
+    values = torch.tensor([-1.0, -1.0, 0.5, 2.0, 2.0], requires_grad=True)
+    kept = clipped(values)
+    assert kept.tolist() == [0, 0, 0.5, 1, 1]
+    kept.backward(torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0]))  # a step goes against the gradient
+    assert values.grad is not None
+    assert values.grad.tolist() == [0, -1, 1, 1, 0]
 
 
 def test_without_a_codec_the_classifier_sees_the_image() -> None:
