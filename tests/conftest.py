@@ -14,8 +14,10 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
 REPOSITORY = Path(__file__).parent.parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Processes that share the tests (`pytest -n 2 --dist loadgroup`) take whole files, one of them all of Ray's."""
+    if not config.pluginmanager.has_plugin("xdist"):
+        return
     for item in items:
         group = "ray" if item.get_closest_marker("ray") else item.location[0]
         item.add_marker(pytest.mark.xdist_group(group))
