@@ -35,7 +35,8 @@ def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Option
     """
     doc = sys.modules["__main__"].__doc__ or ""
     options = tyro.cli(options_type, description=doc, config=(tyro.conf.OmitArgPrefixes,))
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first is ignored in what a script starts in the background
+        signal.signal(number, _interrupt)
     sys.exit(_guarded(main, options))
 
 
