@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from cxr import checkpoint, cluster, ingest, shards, storage
 from cxr.phantom.archive import write_phantom
 from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
-from cxr.recipes.base import Batch, Recipe, check_size
+from cxr.recipes.base import Batch, Recipe, SomeRecipe, check_size
 from cxr.report import pareto
 from cxr.report.trials import trials_table, write_search_pictures, write_trials
 from cxr.schema import PixelFormat
@@ -20,8 +20,6 @@ from cxr.shard_stream import ShardStream
 from cxr.sources import chestxray14
 from cxr.train import RunOptions, check_resume, fit, prepare
 from cxr.tune import SearchOptions, objectives_of, search, searched
-
-SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
 
 PICTURED = 64  # images that the pictures of a run are made from
 

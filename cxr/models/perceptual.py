@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr.models.backbones import conv_blocks, normalise_contrast
+from cxr.models.classifier import COUNTER, IMAGENET_MEAN, IMAGENET_STD
 
 FeatureKind = Literal["local", "vgg16", "densenet121", "lungs"]
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
@@ -25,9 +26,6 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "densenet121": ("relu0", "transition1", "transition2", "transition3", "norm5"),
 }
 DEEPEST: dict[FeatureKind, int] = {"local": 4, "vgg16": 5, "densenet121": 5, "lungs": 5}
-
-
-COUNTER = "num_batches_tracked"  # of batch norms; old files lack it, and it matters to no one
 
 
 class FrozenLayers(nn.Module):
@@ -52,8 +50,8 @@ class FrozenLayers(nn.Module):
         self.children_used = nn.ModuleDict({n: c for i, (n, c) in enumerate(children.items()) if i <= last})
         self.names = frozenset(names)
         self.imagenet = imagenet
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.train(False)
 

@@ -19,7 +19,7 @@ from cxr.models.aecnn import AECNN, Codec, NoCodec, PublishedCodec, ResidualCode
 from cxr.models.classifier import CLASSIFIERS, Classifier, ClassifierName, StemStride, load_body
 from cxr.recipes import weights
 from cxr.recipes.aecnn_task import AecnnTask, Lesson, StageName, TestCrops, probabilities
-from cxr.recipes.base import Batch, Recipe, Stage, unit_pixels
+from cxr.recipes.base import Batch, Recipe, Stage, one_of, unit_pixels
 from cxr.schema import PixelFormat
 
 Compressor = Literal["residual", "published", "resize", "none"]
@@ -108,15 +108,15 @@ class AecnnRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("compressor", self.compressor, get_args(Compressor))
-        _one_of("classifier", self.classifier, CLASSIFIERS)
-        _one_of("start", self.start, STAGES)
-        _one_of("stop", self.stop, STAGES)
-        _one_of("test", self.test, get_args(TestCrops))
-        _one_of("compression", self.compression, tuple(FACTORS))
-        _one_of("latent_bits", self.latent_bits, (8, 16))
-        _one_of("stem_stride", self.stem_stride, (0, *get_args(StemStride)))
-        _one_of("depth", self.depth, (1, 2, 3, 4))
+        one_of("compressor", self.compressor, get_args(Compressor))
+        one_of("classifier", self.classifier, CLASSIFIERS)
+        one_of("start", self.start, STAGES)
+        one_of("stop", self.stop, STAGES)
+        one_of("test", self.test, get_args(TestCrops))
+        one_of("compression", self.compression, tuple(FACTORS))
+        one_of("latent_bits", self.latent_bits, (8, 16))
+        one_of("stem_stride", self.stem_stride, (0, *get_args(StemStride)))
+        one_of("depth", self.depth, (1, 2, 3, 4))
         for name in ("width", "patch", "patches", "classifier_epochs", "autoencoder_epochs"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: wanted 1 or more")
@@ -343,8 +343,3 @@ def _load_all(network: AECNN, uri: str) -> None:
         raise UserError(
             f"start_from={uri} holds another network ({first}): give the settings it was trained with"
         ) from error
-
-
-def _one_of(name: str, value: object, wanted: Sequence[object]) -> None:
-    if value not in wanted:
-        raise UserError(f"{name}={value!r}: wanted one of {', '.join(map(str, wanted))}")

@@ -113,10 +113,10 @@ class AecnnTask(Task):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         if self.stage == "autoencoder":
             x = self._patches(batch)
-            return {"mse": (self._decoded(x) - x).square().mean()}
+            return {"mse": (self._net.decode(self._latent(x)) - x).square().mean()}
         x = self._augmented(unit_pixels(batch, self.lesson.size))
         if self.stage == "classifier":
-            return {"bce": self._bce(self._net.classifier(self._resized(x)), batch)}
+            return {"bce": self._bce(self._net.classifier(self._latent(x)), batch)}
         logits, decoded = self._net(x)
         terms = {"bce": self.lesson.bce_weight * self._bce(logits, batch)}
         if self.lesson.mse_weight and self._compresses:
@@ -149,11 +149,13 @@ class AecnnTask(Task):
     def _resized(self, x_B1HW: Tensor) -> Tensor:
         return F.avg_pool2d(x_B1HW, self._net.codec.factor)
 
-    def _decoded(self, x_B1HW: Tensor) -> Tensor:
-        """Images after compression; in the autoencoder's own stage the published one does not clip its latents."""
+    def _latent(self, x_B1HW: Tensor) -> Tensor:
+        """What the stage keeps of images; in the autoencoder's own one the published codec does not clip it."""
+        if self.stage == "classifier":
+            return self._resized(x_B1HW)
         if self.stage == "autoencoder" and not self.lesson.clip_latent:
-            return self._net.decode(self._net.codec.encode(x_B1HW))
-        return self._net.decode(self._net.encode(x_B1HW))
+            return self._net.codec.encode(x_B1HW)
+        return self._net.encode(x_B1HW)
 
     def _bce(self, logits_BF: Tensor, batch: Batch) -> Tensor:
         """Binary cross-entropy, mean over images and findings; an unknown label counts 0.
@@ -179,10 +181,12 @@ class AecnnTask(Task):
         scores, errors = [torch.zeros(0, 2 * count, device=device)], [torch.zeros(0, 2, device=device)]
         for batch in batches():
             x = unit_pixels(batch, self.lesson.size)
+            latent = self._latent(x)
             if self.stage != "autoencoder":
-                scores.append(torch.cat([self._probabilities(x), batch[schema.LABELS].float()], 1))
+                found = probabilities(self._net, latent, self.lesson.crop, self.lesson.test)
+                scores.append(torch.cat([found, batch[schema.LABELS].float()], 1))
             if self.stage != "classifier" and self._compresses:
-                errors.append(torch.stack([_mse(self._decoded(x), x), _mse(self._plain(x), x)], 1))
+                errors.append(torch.stack([_mse(self._net.decode(latent), x), _mse(self._plain(x), x)], 1))
         return self._told(workers.gather(torch.cat(scores))) | _kept(workers.gather(torch.cat(errors)))
 
     def _told(self, rows_N2F: Tensor) -> dict[str, float]:
@@ -205,10 +209,6 @@ class AecnnTask(Task):
 
     def described(self) -> dict[str, Any]:
         return {"thresholds": self._thresholds} if self._thresholds else {}
-
-    def _probabilities(self, x_B1HW: Tensor) -> Tensor:
-        latent = self._resized(x_B1HW) if self.stage == "classifier" else self._net.encode(x_B1HW)
-        return probabilities(self._net, latent, self.lesson.crop, self.lesson.test)
 
     def _plain(self, x_B1HW: Tensor) -> Tensor:
         """Images after plain resizing to as many values."""

@@ -29,7 +29,7 @@ from cxr.models.perceptual import FeatureKind
 from cxr.models.spatial_transformer import PARAMETERS, Parameterisation, SpatialTransformer, warp
 from cxr.recipes import lung_teacher, weights
 from cxr.recipes.align_task import AlignTask, Augmentation, Strategy, TermWeights
-from cxr.recipes.base import Batch, Recipe, unit_pixels
+from cxr.recipes.base import Batch, Recipe, one_of, unit_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +100,10 @@ class AlignRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("transform", self.transform, tuple(PARAMETERS))
-        _one_of("trunk", self.trunk, TRUNKS)
-        _one_of("target", self.target, get_args(Strategy))
-        _one_of("features", self.features, perceptual.KINDS)
+        one_of("transform", self.transform, tuple(PARAMETERS))
+        one_of("trunk", self.trunk, TRUNKS)
+        one_of("target", self.target, get_args(Strategy))
+        one_of("features", self.features, perceptual.KINDS)
         if self.passes < 1:
             raise UserError(f"passes={self.passes}: wanted 1 or more")
         if not 1 <= self.feature_layers <= perceptual.DEEPEST[self.features]:
@@ -221,8 +221,3 @@ def read_target(uri: str) -> Tensor:
     if not isinstance(target, Tensor) or target.ndim != 2:
         raise UserError(f"{uri} holds no target: wanted a tensor (height, width), as saved in target.pt")
     return target
-
-
-def _one_of(name: str, value: str, wanted: Sequence[str]) -> None:
-    if value not in wanted:
-        raise UserError(f"{name}={value!r}: wanted one of {', '.join(wanted)}")

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import pyarrow as pa
 import torch
@@ -273,6 +273,15 @@ class Recipe(ABC):
             raise UserError(f"a recipe of family {family!r} was given to {cls.family!r}")
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)
+
+
+SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
+
+
+def one_of(name: str, value: object, wanted: Sequence[object]) -> None:
+    """Raise UserError unless the setting `name` has one of the values that are `wanted`."""
+    if value not in wanted:
+        raise UserError(f"{name}={value!r}: wanted one of {', '.join(map(str, wanted))}")
 
 
 def check_size(recipe: Recipe, stored: int) -> None:

@@ -17,6 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from cxr import storage
 from cxr.report.figures import save_figure
+from cxr.report.tables import markdown
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,7 @@ def trials_table(trials: Sequence[Trial], monitor: str, objectives: Collection[s
         ]
         for rank, t in enumerate(trials, 1)
     ]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return "".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |\n"
-        for line in lines
-    )
+    return markdown(head, rows)
 
 
 def _number(value: Any) -> str:

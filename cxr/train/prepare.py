@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import torch
@@ -10,11 +10,9 @@ from ray.exceptions import RayTaskError
 
 from cxr.errors import UserError
 from cxr.recipes import recipe_from_dict
-from cxr.recipes.base import Recipe
+from cxr.recipes.base import SomeRecipe
 from cxr.train.fit import mistake_in, room, uses_gpu
 from cxr.train.options import RunOptions
-
-SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
 
 
 def prepare(recipe: SomeRecipe, out: str, options: RunOptions) -> SomeRecipe:
