@@ -16,7 +16,7 @@ from cxr.recipes.aecnn import AecnnRecipe
 from cxr.study import _check_same
 
 FINDINGS = ("Mass", "Nodule")
-BASE = AecnnRecipe(size=32, patch=16, depth=1, width=8, classifier="resnet18", stem_stride=1)
+BASE = AecnnRecipe(size=64, patch=16, depth=1, width=8, classifier="resnet18", stem_stride=1)
 
 
 def network(compressor: str, seed: int) -> Checkpoint:
@@ -28,7 +28,7 @@ def network(compressor: str, seed: int) -> Checkpoint:
 @pytest.fixture(scope="module")
 def judged() -> list[aecnn.Judged]:
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 255, (40, 32, 32)).astype(np.uint8)
+    pixels = rng.integers(0, 255, (40, 64, 64)).astype(np.uint8)
     labels = rng.integers(0, 2, (40, 2)).astype(np.int8)
     test = XRays(pixels, labels, FINDINGS, np.repeat(np.arange(20), 2).astype(str))
     named = {"ae-cnn": "residual", "uncompressed": "none"}
@@ -37,7 +37,7 @@ def judged() -> list[aecnn.Judged]:
 
 def test_each_recipe_is_told_with_its_seeds_and_patients(judged: list[aecnn.Judged]) -> None:
     one, other = judged
-    assert (one.values, other.values) == (8 * 8, 32 * 32)
+    assert (one.values, other.values) == (16 * 16, 64 * 64)
     assert len(one.aurocs) == 2
     low, high = one.ends()
     assert low < one.mean < high

@@ -6,19 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
-from cxr import schema
+from cxr.benchmark import compression
 from cxr.benchmark.xrays import XRays
 from cxr.checkpoint import Checkpoint
-from cxr.metrics.classification.bootstrap import RESAMPLES, resampled_aurocs
+from cxr.metrics.classification.bootstrap import ENDS, RESAMPLES, resampled_aurocs
 from cxr.metrics.classification.ranking import auroc
-from cxr.models.aecnn import AECNN
 from cxr.report.tables import interval, markdown, number
-
-BATCH = 32
-ENDS = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
@@ -54,32 +49,17 @@ def judge(name: str, networks: Sequence[Checkpoint], xrays: XRays, seed: int = 0
         np.nanmean(resampled_aurocs(found, xrays.labels, xrays.patients, RESAMPLES, seed), axis=1)
         for found in probabilities
     ]
-    kept = (xrays.pixels.shape[1] // _factor(networks[0])) ** 2
-    return Judged(name, areas, np.mean(drawn, axis=0), float(np.mean([psnr for _, psnr in told])), kept)
+    values = networks[0].recipe.latents.size ** 2
+    return Judged(name, areas, np.mean(drawn, axis=0), float(np.mean([psnr for _, psnr in told])), values)
 
 
-@torch.inference_mode()
 def _told(kept: Checkpoint, xrays: XRays) -> tuple[np.ndarray, float]:
-    """Probabilities (N, F), and the PSNR of decoded images, NaN where nothing is compressed."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = kept.network.to(device)
-    assert isinstance(network, AECNN)
-    found, errors = [], []
-    for start in range(0, len(xrays.pixels), BATCH):
-        pixels = torch.from_numpy(xrays.pixels[start : start + BATCH]).to(device)
-        predicted = kept.recipe.predict(network, {schema.PIXELS: pixels})
-        found.append(predicted[schema.PROBABILITIES].cpu())
-        x = pixels.unsqueeze(1).float() / 255
-        decoded = network.decode(network.encode(x))
-        errors.append((decoded - x).square().mean((1, 2, 3)).cpu())
-    psnr = float(-10 * torch.cat(errors).double().mean().log10()) if _factor(kept) > 1 else float("nan")
-    return torch.cat(found).double().numpy(), psnr
-
-
-def _factor(kept: Checkpoint) -> int:
-    """By which latents are smaller than images, to each side."""
-    assert isinstance(kept.network, AECNN)
-    return kept.network.codec.factor
+    """Probabilities (N, F) from stored latents, and the PSNR of decoded images, NaN where nothing is compressed."""
+    stored = compression.encode(kept, xrays.pixels)
+    found = compression.predict_latents(kept, stored).astype(np.float64)
+    if stored.shape == xrays.pixels.shape:
+        return found, float("nan")
+    return found, compression.psnr(xrays.pixels, compression.decode(kept, stored))
 
 
 def metrics(judged: Sequence[Judged]) -> dict[str, float]:

@@ -128,14 +128,26 @@ def codec_name(kept: Checkpoint) -> str:
 
 def fidelity(given_BHW: np.ndarray, decoded_BHW: np.ndarray) -> tuple[float, float, float]:
     """PSNR of the mean squared error and mean of the pictures' own, dB, and mean SSIM (Wang et al. 2004)."""
-    errors, alike = [], []
+    own = float((-10 * _squared_errors(given_BHW, decoded_BHW).log10()).mean())
+    alike = torch.cat([_ssim(a, b) for a, b in _pairs(given_BHW, decoded_BHW)])
+    return psnr(given_BHW, decoded_BHW), own, float(alike.mean())
+
+
+def psnr(given_BHW: np.ndarray, decoded_BHW: np.ndarray) -> float:
+    """PSNR of the mean squared error over all pictures, dB."""
+    return float(-10 * _squared_errors(given_BHW, decoded_BHW).mean().log10())
+
+
+def _squared_errors(given_BHW: np.ndarray, decoded_BHW: np.ndarray) -> Tensor:
+    """(B,) mean of each picture, of values in [0, 1]."""
+    return torch.cat([(a - b).square().flatten(1).mean(1) for a, b in _pairs(given_BHW, decoded_BHW)])
+
+
+def _pairs(given_BHW: np.ndarray, decoded_BHW: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of both as float64 (b, 1, H, W) in [0, 1]."""
     for start in range(0, len(given_BHW), _BLOCK):
         a, b = (torch.from_numpy(x[start : start + _BLOCK])[:, None].double() / 255 for x in (given_BHW, decoded_BHW))
-        errors.append((a - b).square().flatten(1).mean(1))
-        alike.append(_ssim(a, b))
-    error = torch.cat(errors)
-    own = float((-10 * error.log10()).mean())
-    return float(-10 * error.mean().log10()), own, float(torch.cat(alike).mean())
+        yield a, b
 
 
 def _ssim(a_B1HW: Tensor, b_B1HW: Tensor) -> Tensor:

@@ -98,7 +98,9 @@ class AecnnRecipe(Recipe):
     patch: int = 64
     """Side of the squares from which the autoencoder learns in its own stage."""
     patches: int = 4
-    """Such squares of each image in each epoch."""
+    """Such squares of each image in a step."""
+    echoes: int = 4
+    """Steps of the autoencoder's own stage on each batch, new squares in each."""
     rotation_deg: float = 5.0
     """Augmentation: largest rotation."""
     flip: float = 0.5
@@ -117,7 +119,7 @@ class AecnnRecipe(Recipe):
         one_of("latent_bits", self.latent_bits, (8, 16))
         one_of("stem_stride", self.stem_stride, (0, *get_args(StemStride)))
         one_of("depth", self.depth, (1, 2, 3, 4))
-        for name in ("width", "patch", "patches", "classifier_epochs", "autoencoder_epochs"):
+        for name in ("width", "patch", "patches", "echoes", "classifier_epochs", "autoencoder_epochs"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: wanted 1 or more")
         for name in ("crop", "rotation_deg", "norm_epochs"):
@@ -203,7 +205,7 @@ class AecnnRecipe(Recipe):
     def stages(self) -> tuple[Stage, ...]:
         every = (
             Stage("classifier", self.classifier_epochs, self.classifier_lr),
-            Stage("autoencoder", self.autoencoder_epochs, self.autoencoder_lr),
+            Stage("autoencoder", self.autoencoder_epochs, self.autoencoder_lr, self.echoes),
             Stage("joint", self.epochs, self.lr),
         )
         wanted = every[STAGES.index(self.start) : STAGES.index(self.stop) + 1]

@@ -17,7 +17,7 @@ from cxr import schema
 from cxr.imaging.augment import random_affine
 from cxr.imaging.crops import corner_crops, random_crops, random_flips
 from cxr.metrics import classification
-from cxr.models.aecnn import AECNN
+from cxr.models.aecnn import AECNN, ResizeCodec, clipped
 from cxr.models.classifier import norm_layers
 from cxr.models.spatial_transformer import warp
 from cxr.recipes.base import Batch, Batches, Task, Workers, unit, unit_pixels
@@ -61,6 +61,7 @@ class AecnnTask(Task):
     def __init__(self, network: nn.Module, lesson: Lesson, start: Callable[[AECNN], None]) -> None:
         super().__init__()
         self.network, self.lesson, self._start = network, lesson, start
+        self.plain = ResizeCodec(self._net.codec.factor)
         self.stage: StageName = "joint"
         self._thresholds: dict[str, Any] = {}
         self.register_buffer("positive_weight", torch.ones(len(self._net.findings)))
@@ -146,13 +147,10 @@ class AecnnTask(Task):
             x_B1HW = random_flips(x_B1HW, lesson.flip)
         return random_crops(x_B1HW, lesson.crop)
 
-    def _resized(self, x_B1HW: Tensor) -> Tensor:
-        return F.avg_pool2d(x_B1HW, self._net.codec.factor)
-
     def _latent(self, x_B1HW: Tensor) -> Tensor:
         """What the stage keeps of images; in the autoencoder's own one the published codec does not clip it."""
         if self.stage == "classifier":
-            return self._resized(x_B1HW)
+            return self.plain.encode(x_B1HW)
         if self.stage == "autoencoder" and not self.lesson.clip_latent:
             return self._net.codec.encode(x_B1HW)
         return self._net.encode(x_B1HW)
@@ -186,7 +184,8 @@ class AecnnTask(Task):
                 found = probabilities(self._net, latent, self.lesson.crop, self.lesson.test)
                 scores.append(torch.cat([found, batch[schema.LABELS].float()], 1))
             if self.stage != "classifier" and self._compresses:
-                errors.append(torch.stack([_mse(self._net.decode(latent), x), _mse(self._plain(x), x)], 1))
+                resized = clipped(self.plain.decode(self.plain.encode(x)))
+                errors.append(torch.stack([_mse(self._net.decode(latent), x), _mse(resized, x)], 1))
         return self._told(workers.gather(torch.cat(scores))) | _kept(workers.gather(torch.cat(errors)))
 
     def _told(self, rows_N2F: Tensor) -> dict[str, float]:
@@ -209,11 +208,6 @@ class AecnnTask(Task):
 
     def described(self) -> dict[str, Any]:
         return {"thresholds": self._thresholds} if self._thresholds else {}
-
-    def _plain(self, x_B1HW: Tensor) -> Tensor:
-        """Images after plain resizing to as many values."""
-        small = self._resized(x_B1HW)
-        return F.interpolate(small, scale_factor=float(self._net.codec.factor), mode="bicubic").clamp(0, 1)
 
     @torch.inference_mode()
     def save_pictures(self, batches: Batches, folder: Path) -> None:

@@ -101,6 +101,8 @@ class Stage:
     name: str
     epochs: int
     lr: float
+    echoes: int = 1
+    """Steps on each batch, its augmentation drawn anew: data echoing, where a step costs less than its images."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

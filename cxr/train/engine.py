@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class Engine:
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=stage.lr, weight_decay=self.recipe.weight_decay, fused=self.device.type == "cuda"
         )
-        total = stage.epochs * max(1, self.steps_per_epoch // self.recipe.accumulate)
+        total = stage.epochs * max(1, self.steps_per_epoch * stage.echoes // self.recipe.accumulate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, _warmup_cosine(self.recipe.warmup, total))
         self._forward: nn.Module | None = None
 
@@ -89,10 +90,10 @@ class Engine:
         self.optimiser.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         steps = images = 0
-        for batch in batches:
+        for batch in self._echoed(batches):
             steps += 1
             images += len(next(iter(batch.values())))
-            terms = self.step(to_device(batch, self.device), last=steps % self.recipe.accumulate == 0)
+            terms = self.step(batch, last=steps % self.recipe.accumulate == 0)
             for name, value in terms.items():
                 sums[name] = sums[name] + value if name in sums else value
             if steps % self.check_every == 0:
@@ -102,6 +103,10 @@ class Engine:
         means = self._means(sums, steps)
         means["loss"] = sum(value for name, value in means.items() if name != "grad_norm")
         return means | {"images": self.workers.sum(torch.tensor(float(images), device=self.device)).item()}
+
+    def _echoed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches on this engine's device, each as often as the stage wants it."""
+        return (batch for moved in self.moved(batches) for batch in repeat(moved, self.stage.echoes))
 
     def step(self, batch: Batch, *, last: bool = True) -> dict[str, Tensor]:
         """Forward and backward; with `last`, also move the weights. Returns detached terms, without a host sync."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cxr import schema
 from cxr.errors import UserError
 from cxr.recipes.align import AlignRecipe
-from cxr.recipes.base import Alone, Batch, Batches, Task, Workers
+from cxr.recipes.base import Alone, Batch, Batches, Stage, Task, Workers
 from cxr.train.engine import CannotGoOn, Engine, NonFinite
 
 
@@ -101,6 +101,14 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert rates[1] == pytest.approx(0.1, rel=0.02)
     assert rates[-1] == pytest.approx(0.0, abs=1e-4)
     assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True)
+
+
+def test_echoed_batches_are_as_many_steps() -> None:
+    plain, echoed = engine(Line()), engine(Line(), steps=10)
+    echoed.enter(Stage("", 8, 0.1, echoes=3))
+    means = [trained.epoch(data(steps)) for trained, steps in ((plain, 30), (echoed, 10)) for _ in range(8)]
+    assert means[-1] == means[7]
+    assert echoed.schedule.get_last_lr()[0] == pytest.approx(0)
 
 
 def test_validation_uses_the_moving_average_and_gives_the_network_back() -> None:

@@ -12,6 +12,7 @@ from cxr.schema import NEGATIVE, POSITIVE
 
 RESAMPLES = 1000
 LEVEL = 0.95
+ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 _BLOCK = 64  # resamples that are counted at once
 
 
@@ -65,9 +66,9 @@ def _intervals(value_F: np.ndarray, drawn_RF: np.ndarray) -> Intervals:
     lost = np.isnan(drawn_RF)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of columns and rows that are NaN throughout
-        low, high = np.nanquantile(drawn_RF, _ENDS, axis=0)
+        low, high = np.nanquantile(drawn_RF, ENDS, axis=0)
         means = np.nanmean(drawn_RF, axis=1)
-        mean_low, mean_high = np.nanquantile(means, _ENDS)
+        mean_low, mean_high = np.nanquantile(means, ENDS)
     return Intervals(
         value=value_F,
         low=low,
@@ -79,9 +80,6 @@ def _intervals(value_F: np.ndarray, drawn_RF: np.ndarray) -> Intervals:
         mean_incomplete=int(lost[:, measurable].any(1).sum()),
         resamples=len(drawn_RF),
     )
-
-
-_ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 
 
 def resampled_aurocs(
