@@ -17,7 +17,7 @@ from cxr.errors import Refused
 from cxr.imaging import geometry
 from cxr.imaging.decode import Image, decode, to_bits
 from cxr.imaging.geometry import Frame
-from cxr.imaging.raster import PNG_MAGIC, decode_jpeg, decode_png
+from cxr.imaging.raster import decode_picture
 from cxr.schema import PixelFormat
 from cxr.sources import rle
 from cxr.sources.base import boxes_frame_px
@@ -127,7 +127,7 @@ def _masks(sources: Sequence[Values], shape: tuple[int, ...], size: int, frame: 
     united: dict[str, np.ndarray] = {}
     for source in sources:
         label = source[schema.LABEL]
-        mask = _original_mask(source, *shape)
+        mask = original_mask(source, *shape)
         united[label] = united[label] | mask if label in united else mask
     return [
         {schema.LABEL: label, schema.MASK_BITS: np.packbits(geometry.fit_mask(mask, size, frame)).tobytes()}
@@ -135,17 +135,16 @@ def _masks(sources: Sequence[Values], shape: tuple[int, ...], size: int, frame: 
     ]
 
 
-def _original_mask(source: Values, height: int, width: int) -> np.ndarray:
+def original_mask(source: Values, height: int, width: int) -> np.ndarray:
     """A mask as its source gives it, bool (height, width) of the original image.
 
-    A mask picture, PNG or JPEG, marks what is brighter than half of its brightest pixel; one of another
+    A mask picture, PNG, GIF or JPEG, marks what is brighter than half of its brightest pixel; one of another
     size is brought to the image's.
     """
     if source[schema.MASK_RLE] is not None:
         return rle.decode(source[schema.MASK_RLE], height, width)
     try:
-        data = storage.read_bytes(source[schema.MASK_URI])
-        picture = decode_png(data) if data.startswith(PNG_MAGIC) else decode_jpeg(data)  # may be blank
+        picture = decode_picture(storage.read_bytes(source[schema.MASK_URI]))  # may be blank
     except (Refused, storage.NotFound) as error:
         raise Refused(f"mask of {source[schema.LABEL]}: {_reason(error)}") from None
     mask_height, mask_width = picture.shape

@@ -6,6 +6,7 @@ python jobs/make_phantom.py --out runs/phantom --count 200 --preview runs/phanto
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -15,10 +16,22 @@ import cv2
 from cxr import storage
 from cxr.job import run_job
 from cxr.phantom.archive import Study, write_phantom
+from cxr.phantom.jsrt import write_jsrt_phantom
 from cxr.phantom.nlm import write_masked_phantom
 from cxr.phantom.preview import contact_sheet
+from cxr.phantom.siim import write_siim_phantom
 
 PREVIEWED = 36
+
+Layout = Literal["chestxray14", "montgomery", "shenzhen", "siim", "siim-png", "jsrt"]
+WRITE: dict[Layout, Callable[..., None]] = {
+    "chestxray14": write_phantom,
+    "montgomery": partial(write_masked_phantom, layout="montgomery"),
+    "shenzhen": partial(write_masked_phantom, layout="shenzhen"),
+    "siim": partial(write_siim_phantom, layout="siim"),
+    "siim-png": partial(write_siim_phantom, layout="siim-png"),
+    "jsrt": write_jsrt_phantom,
+}
 
 
 @dataclass(frozen=True)
@@ -27,20 +40,20 @@ class Options:
 
     out: str = "runs/phantom"
     """Folder or bucket prefix of the archive."""
-    layout: Literal["chestxray14", "montgomery", "shenzhen"] = "chestxray14"
-    """Source whose files it looks like; the last two have lung masks as pictures, and neither findings nor boxes."""
+    layout: Layout = "chestxray14"
+    """Source whose files it looks like; montgomery, shenzhen, jsrt: lung masks; siim, siim-png: of pneumothorax."""
     count: int = 64
     """Number of images; one to four a patient."""
     size: int = 512
-    """Height and width, pixels."""
+    """Height and width, pixels; those of jsrt are then enlarged to 2048."""
     seed: int = 0
     """The same seed gives the same images; a larger count adds to them."""
-    prevalence: float = 0.5
-    """Share of images with a finding."""
+    prevalence: float | None = None
+    """Share of images with a finding; left out, .5, and as in the original for siim (.22) and jsrt (.62)."""
     pose: float = 1.0
     """Strength of the random shift, turn, scale and shear; 0 for none."""
     preview: str | None = None
-    """JPEG of the first images with findings and boxes drawn in; keep it outside of OUT/images."""
+    """JPEG of the first images with findings and boxes drawn in; keep it outside of OUT."""
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -57,17 +70,15 @@ def main(options: Options) -> dict[str, Any]:
                 flush=True,
             )
 
-    write = write_phantom
-    if options.layout != "chestxray14":
-        write = partial(write_masked_phantom, layout=options.layout)
-    write(
+    given = {} if options.prevalence is None else {"prevalence": options.prevalence}
+    WRITE[options.layout](
         options.out,
         options.count,
         size=options.size,
         seed=options.seed,
-        prevalence=options.prevalence,
         pose=options.pose,
         on_study=on_study,
+        **given,
     )
     archive = storage.normalise(options.out)
     if options.preview:

@@ -26,7 +26,7 @@ _FOREIGN = (  # (offset, magic bytes, name)
 
 
 def decode(data: bytes) -> Image:
-    """Decode PNG (1–16 bits, gray, RGB, RGBA, palette), JPEG or DICOM (see `dicom.decode_dicom`).
+    """Decode PNG (1–16 bits, gray, RGB, RGBA, palette), JPEG, DICOM (see `dicom.decode_dicom`) or raw JSRT.
 
     Raises:
         Refused: no X-ray can be had from it; the message is the reason, and holds nothing of the patient.
@@ -37,6 +37,8 @@ def decode(data: bytes) -> Image:
         image = Image(raster.decode_png(data))
     elif data.startswith(raster.JPEG_MAGIC):
         image = Image(raster.decode_jpeg(data))
+    elif raster.is_jsrt(data):
+        image = Image(raster.decode_jsrt(data))
     elif dicom.is_dicom(data):
         image = dicom.decode_dicom(data)
     else:

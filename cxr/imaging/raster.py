@@ -1,4 +1,4 @@
-"""PNG and JPEG pictures to gray pixels. Headers come first, so that bombs and torn files are not decoded.
+"""PNG, JPEG, GIF and raw JSRT pictures to gray pixels. Headers come first: bombs and torn files are not decoded.
 
 An EXIF orientation is ignored: annotations count pixels as they are stored. Damage inside a JPEG's coded data
 that leaves its markers whole cannot be noticed: the format has no checksum.
@@ -9,16 +9,19 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from io import BytesIO
 
 import cv2
 import numpy as np
 from kornia_rs import io as rust  # pyright: ignore[reportMissingModuleSource]
+from PIL import Image as Pillow
 
 from cxr.errors import Refused
 from cxr.imaging.image import check_size, to_gray
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
+GIF_MAGIC = b"GIF8"
 
 _PNG_GRAY = 0  # colour type
 
@@ -26,6 +29,19 @@ JPEG_END = b"\xff\xd9"
 _JPEG_SCAN = 0xDA
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}  # the last is JPEG-LS
 _JPEG_DECODABLE = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive
+
+_JSRT_SIDE_PX, _JSRT_BLACK = 2048, 4095
+
+
+def decode_picture(data: bytes) -> np.ndarray:
+    """The pixels (H, W), uint8 or uint16, of a PNG, GIF or JPEG.
+
+    Raises:
+        Refused: it is none of them, or cannot be used.
+    """
+    if data.startswith(PNG_MAGIC):
+        return decode_png(data)
+    return decode_gif(data) if data.startswith(GIF_MAGIC) else decode_jpeg(data)
 
 
 def decode_png(data: bytes) -> np.ndarray:
@@ -133,3 +149,42 @@ def _decode(data: bytes, kind: str) -> np.ndarray:
     if pixels is None:
         raise Refused(f"damaged {kind}: its pixels cannot be decoded")
     return pixels if pixels.ndim == 2 else to_gray(pixels)
+
+
+def decode_gif(data: bytes) -> np.ndarray:
+    """A GIF's pixels (H, W) uint8: the gray of its palette's colours.
+
+    Raises:
+        Refused: torn, damaged, animated or of a refused size.
+    """
+    if len(data) < 13:
+        raise Refused("truncated GIF: it ends inside its header")
+    width, height = struct.unpack_from("<HH", data, 6)
+    check_size(height, width)
+    try:
+        with Pillow.open(BytesIO(data), formats=["GIF"]) as picture:
+            check_size(picture.height, picture.width)  # its frame may be larger than the header says
+            if getattr(picture, "is_animated", False):
+                raise Refused("multi-frame image: an animated GIF")
+            return np.asarray(picture.convert("L"))
+    except (Refused, MemoryError):
+        raise
+    except Exception as error:  # of any kind, for damaged ones
+        raise Refused(f"damaged GIF: its pixels cannot be decoded ({type(error).__name__})") from None
+
+
+def is_jsrt(data: bytes) -> bool:
+    """Whether a file is as long as a raw image of the JSRT database and holds 12-bit numbers: it has no magic."""
+    if len(data) != 2 * _JSRT_SIDE_PX**2:
+        return False
+    return 0 < np.frombuffer(data, ">u2").max() <= _JSRT_BLACK
+
+
+def decode_jsrt(data: bytes) -> np.ndarray:
+    """A raw image of the JSRT database (Shiraishi et al. 2000): pixels (2048, 2048) uint16, dense tissue bright.
+
+    The file is nothing but 2048 rows of 2048 numbers: 16 bits, big-endian, 12 of them used, 0 for white.
+    """
+    stored = np.frombuffer(data, ">u2").reshape(_JSRT_SIDE_PX, _JSRT_SIDE_PX).astype(np.uint16)
+    shown = _JSRT_BLACK - stored
+    return shown << 4 | shown >> 8  # 4095 becomes 65,535

@@ -62,7 +62,7 @@ def write_masked_phantom(
         poses.append({schema.IMAGE_ID: name, schema.POSE_UNIT: study.phantom.pose_unit.reshape(-1).tolist()})
         if on_study:
             on_study(study)
-    storage.write_bytes(storage.join(out_uri, TRUTH_FILE), _parquet(poses))
+    storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))
 
 
 def _masks(phantom: Phantom, layout: Layout) -> Iterator[np.ndarray]:
@@ -71,12 +71,12 @@ def _masks(phantom: Phantom, layout: Layout) -> Iterator[np.ndarray]:
     if layout == "shenzhen":
         yield lungs.astype(np.uint8)
         return
-    left = lungs & _patients_left(phantom)
+    left = lungs & patients_left(phantom)
     yield left.astype(np.uint8)
     yield (lungs & ~left).astype(np.uint8)
 
 
-def _patients_left(phantom: Phantom) -> np.ndarray:
+def patients_left(phantom: Phantom) -> np.ndarray:
     """bool (size, size): where the chest's own frame has x > 0, which the film shows on the right."""
     size = len(phantom.pixels)
     centres = (2 * np.arange(size) + 1) / size - 1
@@ -84,7 +84,8 @@ def _patients_left(phantom: Phantom) -> np.ndarray:
     return inverse[0, 0] * centres[None, :] + inverse[0, 1] * centres[:, None] + inverse[0, 2] > 0
 
 
-def _parquet(rows: list[dict[str, object]]) -> bytes:
+def poses_parquet(rows: list[dict[str, object]]) -> bytes:
+    """A `truth.parquet` of image_id and pose_unit."""
     columns = pa.schema([schema.MANIFEST.field(name) for name in (schema.IMAGE_ID, schema.POSE_UNIT)])
     data = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, columns), data)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from cxr.errors import UserError
-from cxr.sources import chestxray14, folder
+from cxr.sources import chestxray14, folder, jsrt, siim
 from cxr.sources.base import Manifest, Source
 from cxr.sources.nlm import montgomery, shenzhen
 from cxr.sources.truth import with_truth
 from cxr.storage import normalise
 
-SOURCES: tuple[Source, ...] = (chestxray14, montgomery, shenzhen, folder)
+SOURCES: tuple[Source, ...] = (chestxray14, montgomery, shenzhen, siim, jsrt, folder)
 """In the order in which they are asked; `folder` takes what no other knows."""
 
 

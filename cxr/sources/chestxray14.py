@@ -22,7 +22,7 @@ from pyarrow import csv as pa_csv
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources.base import Manifest, labels_column, manifest_table
-from cxr.sources.listing import PATH, list_images
+from cxr.sources.listing import PATH, image_ids, list_images
 from cxr.sources.splits import split_by_patient
 
 name = "chestxray14"
@@ -64,12 +64,12 @@ def manifest(uri: str) -> Manifest:
     names = pc.replace_substring_regex(paths, r"^.*/", "")
     rows = pc.index_in(names, value_set=entries[INDEX])
     listed = entries.take(rows)
-    image_ids, id_notes = _image_ids(paths, names)
-    patient_ids = _patient_ids(listed[PATIENT], names, image_ids)
+    ids, id_notes = image_ids(paths, names)
+    patient_ids = _patient_ids(listed[PATIENT], names, ids)
     labels, label_notes = _labels(listed[FINDINGS])
     in_test, in_train_val = _named_in(uri, TEST_FILE, names), _named_in(uri, TRAIN_VAL_FILE, names)
     columns = {
-        schema.IMAGE_ID: image_ids,
+        schema.IMAGE_ID: ids,
         schema.PATIENT_ID: patient_ids,
         schema.SPLIT: split_by_patient(patient_ids, in_test, in_train_val),
         schema.SOURCE_URI: files[schema.SOURCE_URI],
@@ -148,20 +148,10 @@ def _boxes(uri: str, names: pa.Array) -> pa.Array:
 # ---- The manifest's columns
 
 
-def _image_ids(paths: pa.Array, names: pa.Array) -> tuple[pa.Array, list[str]]:
-    """File names; paths for files that share their name with another."""
-    counts = names.value_counts()
-    shared = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    if not len(shared):
-        return names, []
-    note = f"{len(shared):,} file names occur in several folders: those images all count, each by its path"
-    return pc.if_else(pc.is_in(names, value_set=shared), paths, names), [note]
-
-
-def _patient_ids(listed: pa.ChunkedArray, names: pa.Array, image_ids: pa.Array) -> pa.Array:
+def _patient_ids(listed: pa.ChunkedArray, names: pa.Array, ids: pa.Array) -> pa.Array:
     """The entry file's patient; else the one in a name such as 00000013_005.png; else the image itself."""
     in_name = pc.struct_field(pc.extract_regex(names, r"^0*(?P<patient>\d+)_\d+\."), "patient")
-    return pc.coalesce(_blank_to_null(listed), in_name, image_ids)
+    return pc.coalesce(_blank_to_null(listed), in_name, ids)
 
 
 def _labels(listed: pa.ChunkedArray) -> tuple[pa.Array, list[str]]:

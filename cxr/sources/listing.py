@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.storage import FileEntry, list_files
+from cxr.storage import FileEntry, NotFound, list_files
 
 PATH = "path"  # relative to the archive's root
 
@@ -44,6 +44,24 @@ def list_images(uri: str) -> tuple[pa.Table, list[str]]:
         found = f" ({notes[0]})" if notes else ", nor any other file"
         raise UserError(f"no image lies in {uri}{found}: give the folder that holds the X-rays")
     return _sorted(pa.Table.from_batches(batches)), notes
+
+
+def files_below(uri: str) -> Iterator[FileEntry]:
+    """Every file below `uri`; none where there is no such folder."""
+    try:
+        yield from list_files(uri)
+    except NotFound:
+        return
+
+
+def image_ids(paths: pa.Array, names: pa.Array) -> tuple[pa.Array, list[str]]:
+    """Files' names; paths for files that share their name with another, which a note counts."""
+    counts = names.value_counts()
+    shared = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    if not len(shared):
+        return names, []
+    note = f"{len(shared):,} file names occur in several folders: those images all count, each by its path"
+    return pc.if_else(pc.is_in(names, value_set=shared), paths, names), [note]
 
 
 def _batches(entries: Iterator[FileEntry]) -> Iterator[pa.RecordBatch]:

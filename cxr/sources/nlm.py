@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -22,9 +22,9 @@ import pyarrow as pa
 
 from cxr import schema
 from cxr.sources.base import Manifest, labels_column, manifest_table
-from cxr.sources.listing import PATH, list_images
+from cxr.sources.listing import PATH, files_below, list_images
 from cxr.sources.splits import split_by_patient
-from cxr.storage import FileEntry, NotFound, Unreadable, join, list_files
+from cxr.storage import Unreadable, join
 
 IMAGES = "CXR_png"
 TUBERCULOSIS = "tuberculosis"  # in `extra`: 0 or 1
@@ -48,7 +48,7 @@ class MaskedLungs:
     def detect(self, uri: str) -> bool:
         """Whether CXR_png holds such names; lists a few of them, since no file is sure to be there."""
         try:
-            names = [entry.path for entry in islice(_listed(join(uri, IMAGES)), LISTED_TO_DETECT)]
+            names = [entry.path for entry in islice(files_below(join(uri, IMAGES)), LISTED_TO_DETECT)]
         except Unreadable:  # below a file, say
             return False
         return any(name.startswith(self.prefix) for name in names)
@@ -78,18 +78,10 @@ class MaskedLungs:
     def _masks(self, uri: str, stems: Sequence[str]) -> pa.Array:
         """`masks` of each image; null unless all of its mask files are there: one lung would be a wrong mask."""
         folders = {mask.rpartition("/")[0] for mask in self.masks}
-        there = {f"{folder}/{entry.path}" for folder in folders for entry in _listed(join(uri, folder))}
+        there = {f"{folder}/{entry.path}" for folder in folders for entry in files_below(join(uri, folder))}
         paths = [[mask.format(stem) for mask in self.masks] for stem in stems]
         masks = [[_mask(join(uri, path)) for path in each] if there.issuperset(each) else None for each in paths]
         return pa.array(masks, schema.MANIFEST.field(schema.MASKS).type)
-
-
-def _listed(uri: str) -> Iterator[FileEntry]:
-    """Files below `uri`; none where there is no such folder."""
-    try:
-        yield from list_files(uri)
-    except NotFound:
-        return
 
 
 def _mask(uri: str) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ pixels in column-major order, counted from 0. An empty mask is "-1".
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from cxr.errors import Refused
@@ -15,13 +16,20 @@ EMPTY = "-1"
 
 def encode(mask: np.ndarray) -> str:
     """The code of a mask, bool (H, W)."""
-    flat = mask.T.reshape(-1).astype(bool, copy=False)
+    mask = mask.astype(bool, copy=False)
+    columns = np.flatnonzero(mask.any(axis=0))
+    if not columns.size:
+        return EMPTY
+    first = int(columns[0])
+    flat = _transposed(mask[:, first : columns[-1] + 1]).reshape(-1)
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    if flat.size and flat[0]:
+    if flat[0]:
         edges = np.insert(edges, 0, 0)
-    if flat.size and flat[-1]:
+    if flat[-1]:
         edges = np.append(edges, flat.size)
-    return " ".join(map(str, np.diff(edges, prepend=0).tolist())) or EMPTY
+    values = np.diff(edges, prepend=0)
+    values[0] += first * len(mask)
+    return " ".join(map(str, values.tolist()))
 
 
 def decode(rle: str, height: int, width: int) -> np.ndarray:
@@ -38,6 +46,11 @@ def decode(rle: str, height: int, width: int) -> np.ndarray:
     for start, end in edges.reshape(-1, 2).tolist():
         flat[start:end] = True
     return flat.reshape(width, height).T
+
+
+def _transposed(mask: np.ndarray) -> np.ndarray:
+    """bool (W, H) with its rows one after another in memory."""
+    return mask.T if mask.T.flags.c_contiguous else cv2.transpose(mask.view(np.uint8)).view(bool)
 
 
 def _values(rle: str) -> np.ndarray:

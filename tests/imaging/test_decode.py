@@ -11,6 +11,7 @@ from PIL import Image as Pillow
 
 from cxr.errors import Refused
 from cxr.imaging.decode import decode, to_bits
+from cxr.imaging.raster import decode_gif, decode_picture
 from tests.odd_files import OddFile, encoded, odd_files, radiograph
 
 ODD = odd_files()
@@ -113,3 +114,71 @@ def test_real_png_files_hold_what_pillow_reads(real_data: Path) -> None:
 def test_twelve_bits_in_a_16_bit_png_use_the_full_range() -> None:
     stored = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
     assert (decode(encoded(stored)).pixels == stored * 16).all()
+
+
+# ---- Raw images of the JSRT database
+
+
+def _raw(stored: np.ndarray) -> bytes:
+    return stored.astype(">u2").tobytes()
+
+
+def test_raw_jsrt_is_turned_and_uses_the_full_range() -> None:
+    stored = np.random.default_rng(0).integers(0, 4096, (2048, 2048), np.uint16)
+    stored[0, :3], stored[5, 7] = (0, 4095, 2048), 1000
+    pixels = decode(_raw(stored)).pixels
+    assert (pixels.shape, pixels.dtype) == ((2048, 2048), np.uint16)
+    assert pixels[0, :2].tolist() == [65535, 0]
+    np.testing.assert_allclose(pixels, (4095 - stored.astype(int)) * 65535 / 4095, atol=1)
+
+
+def test_raw_jsrt_that_begins_like_an_old_dicom_is_raw_jsrt() -> None:
+    stored = np.full((2048, 2048), 3000, np.uint16)
+    stored[0, :4] = (0x0200, 0x0000, 0x0800, 0x0500)
+    assert decode(_raw(stored)).pixels[0, 0] == (4095 - 512) * 65535 // 4095
+
+
+@pytest.mark.parametrize(
+    ("stored", "reason"),
+    [
+        (np.full((2048, 2048), 4096), "unsupported file type"),
+        (np.zeros((2048, 2048)), "only zero bytes"),
+        (np.full((2048, 2048), 77), "blank image"),
+        (np.full((2048, 2047), 77), "unsupported file type"),
+    ],
+    ids=["13 bits", "zeros", "blank", "a column less"],
+)
+def test_what_is_only_nearly_raw_jsrt_is_refused(stored: np.ndarray, reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        decode(_raw(stored))
+
+
+# ---- GIF, for masks
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_gif_masks_of_any_palette_are_exact(mode: str) -> None:
+    mask = np.where(radiograph() > 128, 255, 0).astype(np.uint8)
+    data = encoded(Pillow.fromarray(mask).convert(mode), "GIF")
+    np.testing.assert_array_equal(decode_picture(data), mask)
+
+
+def _gifs() -> dict[str, tuple[bytes, str]]:
+    gray = radiograph()
+    whole, other = encoded(gray, "GIF"), Pillow.fromarray(255 - gray)
+    large = whole[:6] + b"\xff\xff\xff\xff" + whole[10:]
+    frame = whole.index(b"\x2c\0\0\0\0")
+    return {
+        "cut in its header": (whole[:9], "truncated GIF"),
+        "cut in half": (whole[: len(whole) // 2], "damaged GIF"),
+        "bomb": (large, "too large"),
+        "bomb of a frame": (whole[: frame + 5] + b"\xff\xff\xff\xff" + whole[frame + 9 :], "damaged GIF"),
+        "animated": (encoded(Pillow.fromarray(gray), "GIF", save_all=True, append_images=[other]), "multi-frame"),
+        "small": (encoded(gray[:4, :4], "GIF"), "too small"),
+    }
+
+
+@pytest.mark.parametrize(("data", "reason"), _gifs().values(), ids=_gifs().keys())
+def test_broken_gifs_are_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        decode_gif(data)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import Dataset, Sequence, uid
+from pydicom import Dataset, Sequence, dcmread, uid
 
 from cxr.imaging.decode import decode
 from tests.odd_files import dataset, dicom, encoded, lossless_jpeg, radiograph
@@ -154,10 +154,26 @@ def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_real_dicom_and_its_monochrome1_twin(real_data: Path) -> None:
-    """The twin holds the same stored values, so that being marked MONOCHROME1 makes it the negative."""
+    """The twin differs in its tag alone: the same stored values marked MONOCHROME1 are the exact negative.
+
+    So the standard wants it (PS3.3 C.7.6.3.1.2): the least value is white. A twin that looks the same has its
+    values turned as well, as in the test below.
+    """
     folder = real_data / "siim" / "dicom"
     twin = decode((folder / "Fake_MONOHR1.dcm").read_bytes())
     (real,) = [decode(p.read_bytes()) for p in folder.glob("*.dcm") if p.name != "Fake_MONOHR1.dcm"]
     assert (real.pixels.shape, real.pixels.dtype) == ((1024, 1024), np.uint8)
     assert (real.spacing_mm, real.view) == ((0.168, 0.168), "PA")
     np.testing.assert_array_equal(twin.pixels, 255 - real.pixels)
+
+
+def test_real_dicom_written_as_monochrome1_looks_the_same(real_data: Path, tmp_path: Path) -> None:
+    """A correct MONOCHROME1 twin, with turned values and the tag, decodes to equal pixels."""
+    (path,) = [p for p in (real_data / "siim" / "dicom").glob("*.dcm") if p.name != "Fake_MONOHR1.dcm"]
+    file = dcmread(path)
+    file.decompress()
+    file.PixelData = (255 - file.pixel_array).tobytes()
+    file.PhotometricInterpretation = "MONOCHROME1"
+    file.save_as(tmp_path / "twin.dcm")
+    twin, real = decode((tmp_path / "twin.dcm").read_bytes()), decode(path.read_bytes())
+    np.testing.assert_array_equal(twin.pixels, real.pixels)

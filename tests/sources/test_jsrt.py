@@ -1,0 +1,128 @@
+"""JSRT with SCR's masks: raw images the right way round, lungs from both folds or none, nodules as labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cxr import schema
+from cxr.errors import UserError
+from cxr.phantom.archive import make_study
+from cxr.phantom.jsrt import write_jsrt_phantom
+from cxr.rows import make_rows
+from cxr.schema import PixelFormat
+from cxr.sources import find_source, open_manifest
+from cxr.sources.base import Manifest
+
+COUNT, SIZE = 4, 64
+PIXELS = PixelFormat(SIZE, 16)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("jsrt")
+    write_jsrt_phantom(str(folder), COUNT, size=SIZE)
+    return folder
+
+
+@pytest.fixture
+def archive(made: Path, tmp_path: Path) -> Path:
+    """A copy of links, which tests may change."""
+    for path in made.rglob("*.*"):
+        link = tmp_path / path.relative_to(made)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    return tmp_path
+
+
+def read(archive: Path) -> tuple[Manifest, list[dict]]:
+    manifest = open_manifest(str(archive))
+    return manifest, make_rows(manifest.table, PIXELS, threads=1).to_pylist()
+
+
+def test_a_phantom_archive_is_read_with_its_pixels_nodules_and_lungs(archive: Path) -> None:
+    assert find_source(str(archive)).name == "jsrt"
+    manifest, rows = read(archive)
+    assert manifest.findings == ("Nodule",)
+    assert manifest.table.schema.equals(schema.MANIFEST)
+    studies = [make_study(i, size=SIZE, findings=("Nodule",), prevalence=0.62) for i in range(COUNT)]
+    with_nodule = [study.phantom for study in studies if study.phantom.labels]
+    phantoms = [*with_nodule, *(study.phantom for study in studies if not study.phantom.labels)]
+    assert 0 < len(with_nodule) < COUNT
+    for row, phantom in zip(rows, phantoms, strict=True):
+        assert row[schema.LABELS] == [int(bool(phantom.labels))]
+        assert (row[schema.HEIGHT_PX], row[schema.WIDTH_PX]) == (2048, 2048)
+        assert row[schema.SPACING_MM] == pytest.approx([0.175, 0.175])
+        pixels = np.frombuffer(row[schema.PIXELS], np.uint16) / 257
+        assert np.abs(pixels - phantom.pixels.ravel()).mean() < 5  # it was enlarged and shrunk again
+        (mask,) = row[schema.MASKS]
+        lungs = np.unpackbits(np.frombuffer(mask[schema.MASK_BITS], np.uint8)).reshape(SIZE, SIZE)
+        assert mask[schema.LABEL] == schema.LUNGS
+        np.testing.assert_array_equal(lungs.astype(bool), phantom.masks[schema.LUNGS])
+        np.testing.assert_allclose(row[schema.POSE_UNIT], phantom.pose_unit.reshape(-1), rtol=1e-6)
+
+
+def test_masks_beside_the_images_count_as_those_in_folds(archive: Path) -> None:
+    _, before = read(archive)
+    for path in list(archive.glob("fold*/masks/*/*.gif")):
+        target = archive / "masks" / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    _, after = read(archive)
+    assert [row[schema.MASKS] for row in before] == [row[schema.MASKS] for row in after]
+
+
+def test_what_else_scr_and_jsrt_hold_is_no_image(archive: Path) -> None:
+    for path in ("fold1/masks/heart/JPCLN001.gif", "fold1/landmarks/JPCLN001.pfs", "CLNDAT_EN.txt"):
+        (archive / path).parent.mkdir(exist_ok=True, parents=True)
+        (archive / path).write_bytes(b"?")
+    manifest = open_manifest(str(archive))
+    assert manifest.table.num_rows == COUNT
+    assert "2 files are neither named as the database's images nor masks of lungs" in manifest.notes
+
+
+@pytest.mark.parametrize("side", ["left lung", "right lung"])
+def test_one_lung_alone_is_no_mask(archive: Path, side: str) -> None:
+    (archive / "fold1" / "masks" / side / "JPCLN001.gif").unlink()
+    manifest, rows = read(archive)
+    assert manifest.table[schema.MASKS].is_null().to_pylist() == [True, False, False, False]
+    assert f"1 of {COUNT} images have no lung masks here" in manifest.notes
+    assert not any(row[schema.ERROR] for row in rows)
+
+
+def test_a_broken_mask_is_a_row_with_its_reason(archive: Path) -> None:
+    path = archive / "fold1" / "masks" / "left lung" / "JPCLN001.gif"
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[: len(data) // 2])
+    errors = [row[schema.ERROR] for row in read(archive)[1]]
+    assert errors[0].startswith("mask of Lungs: damaged GIF")
+    assert errors[1:] == [None] * (COUNT - 1)
+
+
+def test_copies_as_png_of_another_size_keep_their_spacing(archive: Path) -> None:
+    pixels = make_study(0, size=512).phantom.pixels
+    assert cv2.imwrite(str(archive / "JPCNN093.png"), pixels)
+    (row,) = [row for row in read(archive)[1] if row[schema.IMAGE_ID] == "JPCNN093.png"]
+    assert (row[schema.PATIENT_ID], row[schema.LABELS], row[schema.MASKS]) == ("JPCNN093", [0], [])
+    assert row[schema.SPACING_MM] == pytest.approx([0.7, 0.7])
+
+
+@pytest.mark.parametrize(
+    "place", ["JPCNN001.IMG", "All247images/JPCLN001.IMG", "scratch/fold1/masks/left lung/x.gif"]
+)
+def test_known_by_its_files_wherever_they_are_unpacked(tmp_path: Path, place: str) -> None:
+    assert find_source(str(tmp_path)).name == "folder"
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_bytes(b"?")
+    assert find_source(str(tmp_path)).name == "jsrt"
+
+
+def test_without_images_the_error_names_them(tmp_path: Path) -> None:
+    (tmp_path / "fold1" / "masks" / "left lung").mkdir(parents=True)
+    (tmp_path / "fold1" / "masks" / "left lung" / "JPCLN001.gif").write_bytes(b"?")
+    with pytest.raises(UserError, match=r"no image JPCLN001\.IMG … JPCNN093\.IMG lies in"):
+        open_manifest(str(tmp_path))

@@ -1,0 +1,230 @@
+"""SIIM-ACR Pneumothorax: both releases, every image with its masks, and "none" told from "unknown"."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from functools import reduce
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cxr import schema
+from cxr.errors import UserError
+from cxr.phantom.archive import make_study
+from cxr.phantom.siim import Layout, image_uid, write_siim_phantom
+from cxr.rows import make_rows
+from cxr.schema import PixelFormat
+from cxr.sources import find_source, listing, open_manifest, rle, siim
+from cxr.sources.base import Manifest
+from cxr.storage import FileEntry
+
+COUNT, SIZE = 10, 64
+PIXELS = PixelFormat(SIZE)
+BOTH = pytest.mark.parametrize("layout", ["siim", "siim-png"])
+PNG = pytest.mark.parametrize("layout", ["siim-png"])
+EMPTY_MASK = {schema.LABEL: "Pneumothorax", schema.MASK_RLE: "-1", schema.MASK_URI: None}
+
+
+@pytest.fixture
+def archive(tmp_path: Path, layout: Layout) -> Path:
+    write_siim_phantom(str(tmp_path), COUNT, layout, size=SIZE, prevalence=0.5)
+    return tmp_path
+
+
+def read(archive: Path) -> tuple[Manifest, dict[str, dict]]:
+    manifest = open_manifest(str(archive))
+    return manifest, {row[schema.IMAGE_ID]: row for row in manifest.table.to_pylist()}
+
+
+def decoded(table: pa.Table) -> dict[str, dict]:
+    return {row[schema.IMAGE_ID]: row for row in make_rows(table, PIXELS, threads=1).to_pylist()}
+
+
+def write_lists(folder: Path, codes: str) -> None:
+    """A DICOM release of files a to d, whose content nobody looks at."""
+    for stem in "abcd":
+        (folder / "study" / stem).mkdir(parents=True)
+        (folder / "study" / stem / f"{stem}.dcm").write_bytes(b"?")
+    (folder / siim.CODES_FILE).write_text(f"ImageId, EncodedPixels\n{codes}")
+
+
+@BOTH
+def test_a_phantom_archive_is_read_with_its_pixels_labels_and_masks(archive: Path, layout: Layout) -> None:
+    assert find_source(str(archive)).name == "siim"
+    manifest, given = read(archive)
+    assert manifest.findings == ("Pneumothorax",)
+    assert manifest.table.schema.equals(schema.MANIFEST)
+    rows = decoded(manifest.table)
+    assert len(rows) == COUNT
+    positives = 0
+    for index in range(COUNT):
+        row, study = rows[image_uid(index, 0)], make_study(index, size=SIZE, findings=("Pneumothorax",))
+        truth = study.phantom.masks.get("Pneumothorax", np.zeros((SIZE, SIZE), bool))
+        (mask,) = row[schema.MASKS]
+        assert mask == {schema.LABEL: "Pneumothorax", schema.MASK_BITS: np.packbits(truth).tobytes()}
+        assert row[schema.LABELS] == [int(truth.any())]
+        pixels = np.frombuffer(row[schema.PIXELS], np.uint8)
+        assert np.corrcoef(pixels, study.phantom.pixels.ravel())[0, 1] > 0.998
+        np.testing.assert_allclose(row[schema.POSE_UNIT], study.phantom.pose_unit.reshape(-1), rtol=1e-6)
+        assert given[image_uid(index, 0)][schema.PATIENT_ID] == image_uid(index, 0)
+        assert (row[schema.VIEW], row[schema.SPACING_MM] is None) == (
+            (study.view, False) if layout == "siim" else (None, True)
+        )
+        positives += truth.any()
+        if not truth.any():
+            assert given[image_uid(index, 0)][schema.MASKS] == [EMPTY_MASK]
+        if layout == "siim-png":
+            assert (row[schema.SPLIT] == "test") == study.is_test
+    assert 0 < positives < COUNT
+
+
+def test_pieces_are_united_and_none_differs_from_unknown(tmp_path: Path) -> None:
+    write_lists(tmp_path, "a,0 3\nb, -1\na, 10 2\nc,-1\nc,5 5\n")
+    manifest, rows = read(tmp_path)
+    codes = {
+        image: row[schema.MASKS] and [m[schema.MASK_RLE] for m in row[schema.MASKS]] for image, row in rows.items()
+    }
+    assert codes == {"a": ["0 3", "10 2"], "b": ["-1"], "c": ["5 5"], "d": None}
+    assert {image: row[schema.LABELS] for image, row in rows.items()} == {"a": [1], "b": [0], "c": [1], "d": [-1]}
+    assert "1 images are not listed in train-rle.csv: whether they have a pneumothorax is unknown" in manifest.notes
+
+
+def test_images_without_a_row_are_the_test_part(tmp_path: Path) -> None:
+    write_lists(tmp_path, "a,-1\nc,-1\nd,-1\n")
+    assert {image for image, row in read(tmp_path)[1].items() if row[schema.SPLIT] == "test"} == {"b"}
+
+
+def test_where_all_have_a_row_a_hash_chooses_the_test_part(tmp_path: Path) -> None:
+    names = [f"{number}" for number in range(200)]
+    for each in names:
+        (tmp_path / f"{each}.dcm").write_bytes(b"?")
+    (tmp_path / siim.CODES_FILE).write_text("\n".join(["ImageId, EncodedPixels", *(f"{each},-1" for each in names)]))
+    splits = [row[schema.SPLIT] for row in read(tmp_path)[1].values()]
+    assert {split: splits.count(split) > 5 for split in schema.SPLITS} == {"train": True, "val": True, "test": True}
+
+
+def test_listed_images_that_are_missing_are_counted(tmp_path: Path) -> None:
+    write_lists(tmp_path, "a,-1\nb,-1\nc,-1\nd,-1\ne,-1\n")
+    expected = "1 of the 5 images that train-rle.csv lists are not here; going on with 4"
+    assert expected in read(tmp_path)[0].notes
+
+
+def test_an_image_that_lies_there_twice_counts_twice_in_one_split(tmp_path: Path) -> None:
+    write_lists(tmp_path, "a,0 3\nb,-1\nc,-1\n")
+    (tmp_path / "a.dcm").write_bytes(b"?")
+    _, rows = read(tmp_path)
+    assert set(rows) == {"a.dcm", "study/a/a.dcm", "b", "c", "d"}
+    one, other = rows["a.dcm"], rows["study/a/a.dcm"]
+    assert all(one[name] == other[name] for name in (schema.PATIENT_ID, schema.SPLIT, schema.LABELS, schema.MASKS))
+
+
+@PNG
+def test_the_png_release_is_known_where_the_other_lies_beside_it(archive: Path) -> None:
+    write_siim_phantom(str(archive), 2, "siim", size=SIZE)
+    assert read(archive)[0].table.num_rows == COUNT
+
+
+@PNG
+def test_a_positive_without_its_mask_picture_has_an_unknown_mask(archive: Path) -> None:
+    lost = min(archive.glob("png_masks/*_1_.png"))
+    lost.unlink()
+    manifest, rows = read(archive)
+    (row,) = [row for row in rows.values() if row[schema.SOURCE_URI].endswith(lost.name)]
+    assert (row[schema.LABELS], row[schema.MASKS]) == ([1], None)
+    assert "1 images with a pneumothorax have no mask in png_masks" in manifest.notes
+
+
+@PNG
+def test_mask_pictures_of_images_without_pneumothorax_are_not_read(archive: Path) -> None:
+    for path in archive.glob("png_masks/*_0_.png"):
+        path.write_bytes(b"no picture")
+    assert not any(row[schema.ERROR] for row in decoded(read(archive)[0].table).values())
+
+
+@PNG
+def test_a_mask_of_half_the_size_is_brought_to_its_image(archive: Path) -> None:
+    path = min(archive.glob("png_masks/*_1_.png"))
+    small = cv2.resize(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), None, fx=0.5, fy=0.5)
+    assert cv2.imwrite(str(path), small)
+    (row,) = [row for row in decoded(read(archive)[0].table).values() if row[schema.SOURCE_URI].endswith(path.name)]
+    area = np.unpackbits(np.frombuffer(row[schema.MASKS][0][schema.MASK_BITS], np.uint8)).sum()
+    assert area == 4 * (small > small.max() // 2).sum()
+
+
+@BOTH
+def test_a_code_that_does_not_fit_is_a_row_with_its_reason(archive: Path, layout: Layout) -> None:
+    if layout == "siim":
+        (archive / siim.CODES_FILE).write_text(f"ImageId, EncodedPixels\n{image_uid(0, 0)}, 5000 10\n")
+    else:
+        shutil.copy(archive / siim.TRAIN_FILE, next(archive.glob("png_masks/*_1_.png")))
+    errors = [row[schema.ERROR] for row in decoded(read(archive)[0].table).values() if row[schema.ERROR]]
+    assert len(errors) == 1
+    assert ("over the end of the image" if layout == "siim" else "mask of Pneumothorax: ") in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "trouble"),
+    [
+        ({"a.dcm": ""}, r"neither train-rle.csv nor png_images/ with stage_1_train_images.csv: put them there"),
+        ({siim.CODES_FILE: "ImageId, EncodedPixels\na,-1\n"}, "no image lies in"),
+        ({siim.CODES_FILE: "ImageId\na\n", "a.dcm": ""}, r"lacks the columns \['EncodedPixels'\]"),
+        ({siim.CODES_FILE: "ImageId,EncodedPixels\na\n", "a.dcm": ""}, "train-rle.csv cannot be read as CSV"),
+        ({siim.CODES_FILE: "", "a.dcm": ""}, "lacks the columns"),
+        ({siim.TRAIN_FILE: "file,ImageId\n", "png_images/a.png": ""}, r"lacks the columns \['has_pneumo', 'new_f"),
+    ],
+)
+def test_user_errors_say_what_was_wanted(tmp_path: Path, files: dict[str, str], trouble: str) -> None:
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    with pytest.raises(UserError, match=trouble):
+        open_manifest(str(tmp_path), "siim")
+
+
+def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="wanted one of siim, siim-png"):
+        write_siim_phantom(str(tmp_path), 1, "jsrt")  # type: ignore[arg-type]
+
+
+def test_phantoms_are_as_imbalanced_as_the_original() -> None:
+    drawn = [make_study(index, size=64, findings=("Pneumothorax",), prevalence=0.22) for index in range(60)]
+    assert 0.08 < np.mean([bool(study.phantom.labels) for study in drawn]) < 0.4
+
+
+def test_the_published_codes_with_all_images(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (real_data / "siim" / siim.CODES_FILE).open() as file:
+        names = sorted({line[0] for line in csv.reader(file)} - {"ImageId"})
+    entries = [FileEntry(f"{tmp_path}/{name}.dcm", f"{name}.dcm", 1) for name in names]
+    monkeypatch.setattr(listing, "list_files", lambda uri: iter(entries))
+    manifest = siim.manifest(str(real_data / "siim"))
+    assert manifest.notes == []
+    rows = manifest.table.to_pylist()
+    assert len(rows) == 12_047
+    assert sum(row[schema.LABELS] == [1] for row in rows) == 2_669
+    assert sum(row[schema.MASKS] == [EMPTY_MASK] for row in rows) == 9_378
+    assert max(len(row[schema.MASKS]) for row in rows) == 10
+    areas, sums = np.transpose([_areas(row[schema.MASKS]) for row in rows if row[schema.LABELS] == [1]])
+    assert (np.median(areas), min(areas), max(areas)) == (8_630, 55, 161_421)
+    assert np.median(sums) == 8_771
+    assert (areas < sums).sum() == 183
+
+
+def _areas(masks: list[dict[str, str]]) -> tuple[int, int]:
+    """Pixels of an image's masks united, and added up: pieces may overlap."""
+    pieces = [rle.decode(mask[schema.MASK_RLE], 1024, 1024) for mask in masks]
+    return int(reduce(np.logical_or, pieces).sum()), sum(int(piece.sum()) for piece in pieces)
+
+
+def test_the_real_dicoms(real_data: Path) -> None:
+    assert find_source(str(real_data / "siim")).name == "siim"
+    manifest, rows = read(real_data / "siim")
+    listed, twin = rows.values()
+    assert (listed[schema.LABELS], listed[schema.MASKS]) == ([0], [EMPTY_MASK])
+    assert (twin[schema.LABELS], twin[schema.MASKS], twin[schema.SPLIT]) == ([-1], None, "test")
+    assert not any(row[schema.ERROR] for row in decoded(manifest.table).values())
