@@ -5,6 +5,8 @@ Encoder blocks are those of the small trunks, so that its features serve as a pe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,13 +36,22 @@ class LungField(nn.Module):
 
     def logits(self, z_B1HW: Tensor) -> Tensor:
         """The same before the sigmoid."""
-        x, skips = z_B1HW, []
+        return self.decoded(self.features(z_B1HW), z_B1HW.shape[-2:])
+
+    def features(self, z_B1HW: Tensor) -> list[Tensor]:
+        """What each block of the encoder gives, shallow to deep, each half as large as the one before."""
+        x, features = z_B1HW, []
         for block in self.down:
             x = block(x)
-            skips.append(x)
-        for block, skip in zip(self.up, skips[-2::-1], strict=True):
-            x = block(torch.cat([_enlarged(x, skip), skip], 1))
-        return _enlarged(self.out(x), z_B1HW)
+            features.append(x)
+        return features
+
+    def decoded(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """Logits (B, 1, *size) from all `features`."""
+        x = features[-1]
+        for block, skip in zip(self.up, features[-2::-1], strict=True):
+            x = block(torch.cat([_enlarged(x, skip.shape[-2:]), skip], 1))
+        return _enlarged(self.out(x), size)
 
 
 def soft_dice(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
@@ -49,5 +60,5 @@ def soft_dice(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
     return (2 * (a * b).sum(1) + 1e-6) / (a.square().sum(1) + b.square().sum(1) + 1e-6)
 
 
-def _enlarged(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear")
+def _enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, size=list(size), mode="bilinear")

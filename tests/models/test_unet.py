@@ -1,0 +1,79 @@
+"""U-Nets: attention, torchvision's weights, nothing from the network."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import torch
+from torch import Tensor
+
+from cxr.imaging.augment_pairs import Variation, varied
+from cxr.models.architecture import architecture
+from cxr.models.lung_field import LungField, soft_dice
+from cxr.models.segmentation_loss import MaskLoss, image_loss
+from cxr.models.unet import SmallUNet, UNet
+
+
+def test_nothing_is_fetched_and_torchvisions_weights_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import resnet18
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    network, given = UNet("resnet18").eval(), resnet18(weights=None).eval()
+    network.load_backbone({name: v for name, v in given.state_dict().items() if not name.endswith("tracked")})
+    z = torch.randn(1, 3, 64, 64)
+    stem = given.maxpool(given.relu(given.bn1(given.conv1(z))))
+    deepest = given.layer4(given.layer3(given.layer2(given.layer1(stem))))
+    torch.testing.assert_close(network.backbone(z)[-1], deepest)
+
+
+def test_attention_adds_little_and_is_used() -> None:
+    plain, scse = UNet("resnet18"), UNet("resnet18", "scse")
+    sizes = [architecture(net, net.path()) for net in (plain, scse)]
+    assert sizes[0].parameters < sizes[1].parameters < 1.02 * sizes[0].parameters
+    assert sizes[0].receptive_field_px == sizes[1].receptive_field_px == 435
+    assert any("cSE" in name for name, _ in scse.named_modules())
+
+
+def test_the_small_one_is_the_lung_network() -> None:
+    small, x = SmallUNet().eval(), torch.rand(2, 1, 64, 96)
+    lungs = LungField()
+    lungs.load_state_dict(small.field.state_dict())
+    torch.testing.assert_close(small(x)[0], lungs.logits(small.normalised(x)))
+
+
+def test_bright_discs_are_learnt_from_varied_pairs() -> None:
+    torch.manual_seed(0)
+    network, loss = SmallUNet().train(), MaskLoss(focal=1)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    for _ in range(60):
+        x, mask = varied(*_discs(8), Variation())
+        found, present = network(x)
+        terms = [*loss(found, mask).values(), 0.3 * image_loss(present, mask.amax((1, 2, 3)))]
+        optimiser.zero_grad()
+        torch.stack(terms).sum().backward()
+        optimiser.step()
+    with torch.no_grad():
+        x, mask = _discs(64)
+        found, present = network.eval()(x)
+    shown = mask.amax((1, 2, 3)) == 1
+    assert soft_dice(found[shown] > 0, mask[shown]).mean() > 0.7
+    assert ((present > 0) == shown).float().mean() > 0.85
+
+
+def _discs(count: int, size: int = 64) -> tuple[Tensor, Tensor]:
+    """Noisy images of which most show a disc, and its mask."""
+    at = torch.arange(size)
+    (row, column, share), radius = torch.rand(3, count, 1, 1), 5 + 7 * torch.rand(count, 1, 1)
+    off = (at[:, None] - size * (0.2 + 0.6 * row)).square() + (at - size * (0.2 + 0.6 * column)).square()
+    mask = ((off < radius.square()) & (share < 0.7)).unsqueeze(1).to(torch.uint8)
+    return (0.4 + 0.2 * mask + 0.1 * torch.randn(mask.shape)).clamp(0, 1), mask
+
+
+@pytest.mark.parametrize("wrong", [{"encoder": "vgg16"}, {"attention": "yes"}])
+def test_other_names_are_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="wanted one of"):
+        UNet(**wrong)
