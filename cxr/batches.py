@@ -25,18 +25,18 @@ Columns = dict[str, np.ndarray]  # column name -> array whose first axis is rows
 T = TypeVar("T")
 
 
-def to_columns(rows: pa.Table, names: Sequence[str], pixels: PixelFormat) -> Columns:
+def to_columns(rows: pa.Table, names: Sequence[str], pixels: PixelFormat, mask_label: str = schema.LUNGS) -> Columns:
     """Good rows (no `error`) as arrays with rows first.
 
     pixels: (B, size, size) as stored, a view where Arrow allows; labels: (B, findings) int8;
-    pose_unit: (B, 6) float32, NaN where unknown; masks: (B, size² / 8) uint8, the lung mask packed,
+    pose_unit: (B, 6) float32, NaN where unknown; masks: (B, size² / 8) uint8, the mask of `mask_label` packed,
     and "has_mask": (B,) bool.
     """
     readers = {
         schema.PIXELS: lambda: {schema.PIXELS: schema.pixels_array(rows[schema.PIXELS], pixels)},
         schema.LABELS: lambda: {schema.LABELS: _matrix(rows[schema.LABELS], np.int8)},
         schema.POSE_UNIT: lambda: {schema.POSE_UNIT: _poses(rows[schema.POSE_UNIT])},
-        schema.MASKS: lambda: _lung_masks(rows[schema.MASKS], pixels),
+        schema.MASKS: lambda: _packed_masks(rows[schema.MASKS], pixels, mask_label),
     }
     columns: Columns = {}
     for name in names:
@@ -54,13 +54,13 @@ def _poses(column: pa.ChunkedArray) -> np.ndarray:
     return np.array([pose or unknown for pose in column.to_pylist()], np.float32).reshape(len(column), 6)
 
 
-def _lung_masks(column: pa.ChunkedArray, pixels: PixelFormat) -> Columns:
-    """The lung mask of each row, still packed: an eighth of the memory until a batch needs it."""
+def _packed_masks(column: pa.ChunkedArray, pixels: PixelFormat, label: str) -> Columns:
+    """Each row's mask of that label, still packed: an eighth of the memory until a batch needs it."""
     packed = np.zeros((len(column), (pixels.size * pixels.size + 7) // 8), np.uint8)
     present = np.zeros(len(column), bool)
     for i, masks in enumerate(column.to_pylist()):
         for mask in masks or ():
-            if mask[schema.LABEL] == schema.LUNGS:
+            if mask[schema.LABEL] == label:
                 packed[i] = np.frombuffer(mask[schema.MASK_BITS], np.uint8)
                 present[i] = True
     return {schema.MASKS: packed, "has_mask": present}
@@ -139,6 +139,17 @@ def to_tensors(columns: Columns, pixels: PixelFormat) -> dict[str, torch.Tensor]
 
 def _writable(values: np.ndarray) -> np.ndarray:
     return values if values.flags.writeable else values.copy()
+
+
+def to_arrow(values: torch.Tensor, kind: pa.DataType) -> pa.Array:
+    """A tensor (B,) or (B, n) as a column of plain or list values."""
+    array = values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy()
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)).cast(kind.value_type), kind.list_size)
+    if pa.types.is_list(kind):
+        ends = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]
+        return pa.ListArray.from_arrays(ends, pa.array(array.reshape(-1)).cast(kind.value_type))
+    return pa.array(array).cast(kind)
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -31,6 +31,7 @@ FINDINGS = (
     "Hernia",
 )
 LUNGS = "Lungs"  # the mask label of both lung fields together
+PNEUMOTHORAX = "Pneumothorax"  # the mask label, as the finding's name
 SPLITS = ("train", "val", "test")
 
 POSITIVE, NEGATIVE, UNKNOWN = 1, 0, -1
@@ -56,6 +57,9 @@ PROBABILITIES = (
     "probabilities"  # score of classifiers: of each finding, in [0, 1], in the checkpoint's order; NaN: not taught
 )
 PREDICTED = "predicted"  # 1 where a probability reaches the threshold in the checkpoint, else 0; −1: not taught
+FOUND_RLE = "mask_rle"  # score of mask finders: the mask as relative RLE at the original size (sources/rle.py)
+FOUND_AREA_PX = "mask_area_px"  # pixels of the original image that it covers
+FOUND_PROBABILITY = "mask_probability"  # that there is anything to find, in [0, 1]; NaN where the family gives none
 
 FINDINGS_KEY = b"cxr.findings"  # in a scores file's metadata: the checkpoint's findings in order, a JSON list
 
@@ -102,6 +106,9 @@ SCORES = pa.schema(
         (FRAME, FRAME_TYPE),
     ]
 )  # columns that every family's scores begin with; `Recipe.score_columns` adds the family's own
+MASK_SCORES = pa.schema(
+    [(FOUND_RLE, pa.string()), (FOUND_AREA_PX, pa.int64()), (FOUND_PROBABILITY, pa.float32())]
+)  # what families that find a mask add
 
 
 @dataclass(frozen=True)

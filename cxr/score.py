@@ -295,9 +295,7 @@ class Scorer:
             )
         predicted, pictures = self._predicted(batch)
         self._write_pictures(pictures, rows[schema.IMAGE_ID].to_pylist())
-        fields = self.recipe.score_columns
-        scored = pa.table([as_arrow(predicted[field.name], field.type) for field in fields], schema=fields)
-        return scored, encoded
+        return self.recipe.scored(predicted, rows), encoded
 
     def _predicted(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Scores and, if asked for, pictures of a batch whose pixels are images or latents."""
@@ -323,17 +321,6 @@ def picture_name(image_id: str) -> str:
     """The file a picture of `image_id` is written to: "a/b.dcm" -> "a/b.dcm.png"; never outside its folder."""
     inside = "/".join(part for part in image_id.split("/") if part not in ("", ".", ".."))
     return inside if inside.lower().endswith(".png") else inside + ".png"
-
-
-def as_arrow(values: Tensor, kind: pa.DataType) -> pa.Array:
-    """A tensor (B,) or (B, n) as a column of plain or list values."""
-    array = values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy()
-    if pa.types.is_fixed_size_list(kind):
-        return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)).cast(kind.value_type), kind.list_size)
-    if pa.types.is_list(kind):
-        ends = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]
-        return pa.ListArray.from_arrays(ends, pa.array(array.reshape(-1)).cast(kind.value_type))
-    return pa.array(array).cast(kind)
 
 
 def _reasons(uri: str) -> Counter[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr import batches, storage
+from cxr import batches, schema, storage
 from cxr.batches import Columns, Recycled, RowBuffer
 from cxr.errors import UserError
 from cxr.recipes.base import Batch
@@ -30,6 +30,7 @@ class ShardStream:
         rank, world: this worker among those that train together.
         seed: of the order; every worker must be given the same.
         cache_bytes: of pixels in memory at once: the whole split, or a window of it.
+        mask_label: which of the rows' masks batches hold, if they hold any.
     """
 
     info: ShardInfo
@@ -40,6 +41,7 @@ class ShardStream:
     world: int = 1
     seed: int = 0
     cache_bytes: int = 1 << 28
+    mask_label: str = schema.LUNGS
 
     def __post_init__(self) -> None:
         self._groups = row_groups(self.info, self.split)
@@ -128,4 +130,4 @@ class ShardStream:
     def _read(self, group: RowGroup) -> Columns:
         rows = storage.read_parquet(group.uri, row_group=group.index, columns=self.columns)
         assert rows.num_rows == group.rows, f"{group.uri} was changed after {ARCHIVE_FILE} was written"
-        return batches.to_columns(rows, self.columns, self.info.pixels)
+        return batches.to_columns(rows, self.columns, self.info.pixels, self.mask_label)

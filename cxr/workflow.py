@@ -178,7 +178,14 @@ def picture(uri: str, data: str, out: str) -> list[str]:
 
 
 def _some(recipe: Recipe, data: str) -> Iterator[Batch]:
-    stream = ShardStream(shards.read_info(data), "val", recipe.columns, batch_size=PICTURED, cache_bytes=0)
+    stream = ShardStream(
+        shards.read_info(data),
+        "val",
+        recipe.columns,
+        batch_size=PICTURED,
+        cache_bytes=0,
+        mask_label=recipe.mask_label,
+    )
     batches = stream.every()
     yield next(batches)
     batches.close()  # pyright: ignore[reportAttributeAccessIssue]

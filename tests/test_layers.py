@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "sources": BASE | {"cxr.storage", "cxr.imaging"},
     "phantom": BASE | {"cxr.storage", "cxr.imaging", "cxr.sources"},
     "report": BASE | {"cxr.storage", "cxr.metrics"},
-    "judge": BASE | {f"cxr.{name}" for name in ("storage", "sources", "shards", "ledger", "metrics", "report")},
+    "judge": BASE
+    | {f"cxr.{name}" for name in ("storage", "imaging", "sources", "rows", "shards", "ledger", "metrics", "report")},
     "recipes": BASE
     | {f"cxr.{name}" for name in ("storage", "batches", "models", "metrics", "imaging", "phantom", "report")},
     "benchmark": BASE

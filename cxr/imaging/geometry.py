@@ -28,6 +28,12 @@ class Frame:
         """Points (N, 2) of the original image -> float64 points of the stored square, both in pixels."""
         return (np.asarray(points_xy, np.float64) - self._offset) / self._scale
 
+    def then(self, outer: Frame) -> Frame:
+        """How pixels of this frame lie on the image on which those of `outer` lie: a crop of a stored square, say."""
+        scale = self._scale * outer._scale
+        offset = self._offset * outer._scale + outer._offset
+        return Frame(*scale.tolist(), *offset.tolist())
+
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 
@@ -59,6 +65,36 @@ def fit(pixels: np.ndarray, size: int) -> tuple[np.ndarray, Frame]:
 def fit_mask(mask: np.ndarray, size: int, frame: Frame) -> np.ndarray:
     """A mask (H, W) bool in the frame that `fit` gave its image: true where half of a pixel is covered."""
     return _placed(mask.astype(np.uint8) * np.uint8(255), size, frame) >= 128
+
+
+def mask_to_original(mask: np.ndarray, frame: Frame, height: int, width: int) -> np.ndarray:
+    """A mask of stored pixels (H, W), bool or shares in [0, 1], on its original image: bool (height, width).
+
+    True where the shares, interpolated linearly between pixel centres, reach half: smooth outlines need shares,
+    and a decided mask keeps its pixels' corners. False where the stored pixels do not reach. The padding that
+    `fit` adds has no influence.
+    """
+    square = np.array([[0, 0], mask.shape[::-1]])
+    whole = np.array([[0, 0], [width, height]])
+    (x0, y0), (x1, y1) = _whole_pixels(frame.to_original(square), whole[1])  # of the original, where the mask reaches
+    (left, top), (right, bottom) = _whole_pixels(frame.from_original(whole), square[1])  # of the mask, unpadded
+    found = np.zeros((height, width), bool)
+    if x1 > x0 and y1 > y0 and right > left and bottom > top:
+        step = 1 / frame._scale
+        first = (np.array([x0, y0]) + 0.5 - frame._offset) * step - 0.5 - (left, top)
+        shares = cv2.warpAffine(
+            mask[top:bottom, left:right].astype(np.float32),
+            np.column_stack([np.diag(step), first]),
+            (x1 - x0, y1 - y0),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        found[y0:y1, x0:x1] = shares >= 0.5
+    return found
+
+
+def _whole_pixels(corners_xy: np.ndarray, shape_xy: np.ndarray) -> list[list[int]]:
+    return np.rint(np.clip(corners_xy, 0, shape_xy)).astype(int).tolist()
 
 
 def _placed(pixels: np.ndarray, size: int, frame: Frame) -> np.ndarray:

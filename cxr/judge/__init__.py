@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from cxr import schema
 from cxr.errors import UserError
-from cxr.judge import classifiers
+from cxr.judge import classifiers, masks
 from cxr.judge.base import ReportOptions, Run, read_run
 
 # Family -> what reads its scores, writes the report into a URI and returns what the job's result.json holds.
-REPORTS: dict[str, Callable[[Run, ReportOptions, str], dict[str, Any]]] = {"aecnn": classifiers.report}
+REPORTS: dict[str, Callable[[Run, ReportOptions, str], dict[str, Any]]] = {
+    "aecnn": classifiers.report,
+    "lungs": partial(masks.report, label=schema.LUNGS),
+    "pneumothorax": partial(masks.report, label=schema.PNEUMOTHORAX),
+}
 
 
 def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:

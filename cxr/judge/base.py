@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -112,6 +113,13 @@ def read_truth(archive: str, source: str, split: str, columns: Sequence[str]) ->
         told = ", ".join(f"{name} {count:,}" for name, count in found.most_common()) or "no image at all"
         raise UserError(f"{archive} has no image in split {split!r} but {told}: give another --split, or all")
     return Manifest(table, known.findings, known.notes)
+
+
+def patient_numbers(table: pa.Table) -> np.ndarray:
+    """(N,) a number, the same for images of a patient, rising with the id; an unknown patient has one image."""
+    alone = pc.binary_join_element_wise("image", table[schema.IMAGE_ID], "\0")
+    patients = pc.coalesce(table[schema.PATIENT_ID], alone).to_numpy()
+    return np.unique(patients, return_inverse=True)[1]
 
 
 def _of_shards(info: shards.ShardInfo, columns: Sequence[str]) -> Manifest:

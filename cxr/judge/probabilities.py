@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.judge.base import Run, read_scores
+from cxr.judge.base import Run, patient_numbers, read_scores
 from cxr.sources.base import Manifest
 
 
@@ -88,12 +88,10 @@ def known_labels(manifest: Manifest) -> Truth:
     """The labels of a manifest; an image whose patient is not known is a patient of its own."""
     table = manifest.table
     labelled = table[schema.LABELS].is_valid()
-    alone = pc.binary_join_element_wise("image", table[schema.IMAGE_ID], "\0")
-    patients = pc.coalesce(table[schema.PATIENT_ID], alone).to_numpy()
     return Truth(
         findings=manifest.findings,
         image_ids=table[schema.IMAGE_ID],
-        patients=np.unique(patients, return_inverse=True)[1],
+        patients=patient_numbers(table),
         labels=_matrix(table[schema.LABELS], labelled, len(manifest.findings), schema.UNKNOWN),
         labelled=labelled.to_numpy(),
     )

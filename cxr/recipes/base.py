@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cxr import schema
+from cxr import batches, schema
 from cxr.errors import UserError
 from cxr.schema import PixelFormat
 
@@ -139,6 +139,8 @@ class Recipe(ABC):
     """Columns of `cxr.schema` that a batch must hold."""
     score_columns: ClassVar[pa.Schema]
     """Columns that `predict` adds to `schema.SCORES`."""
+    mask_label: ClassVar[str] = schema.LUNGS
+    """Which of an image's masks a batch holds, if `columns` has masks."""
     places: ClassVar[tuple[str, ...]] = ()
     """Settings that say where something lies, not what it is: it may be moved between two runs."""
 
@@ -190,7 +192,12 @@ class Recipe(ABC):
 
     @abstractmethod
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Scores of a batch, one tensor a column of `score_columns`, first axis B. Called in inference mode."""
+        """What scores are made of, tensors with the first axis B. Called in inference mode."""
+
+    def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table) -> pa.Table:
+        """Scores, a table of `score_columns`, from what `predict` made of `rows`, which have all columns of a row."""
+        columns = [batches.to_arrow(predicted[field.name], field.type) for field in self.score_columns]
+        return pa.table(columns, schema=self.score_columns)
 
     def draw(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Pictures of a batch for `score_archive --save-images`: name -> uint8 (B, H, W) or (B, H, W, 3)."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray.train
 from ray.data import DataIterator
 
-from cxr import batches, shards
+from cxr import batches, schema, shards
 from cxr.recipes.base import Batch, Recipe, Workers
 from cxr.schema import PixelFormat
 from cxr.shard_stream import ShardStream
@@ -39,6 +39,7 @@ class ArchiveStream:
     batch_size: int
     rows: int
     world: int
+    mask_label: str = schema.LUNGS
 
     @property
     def steps(self) -> int:
@@ -57,7 +58,9 @@ class ArchiveStream:
         )
         for rows in tables:
             assert isinstance(rows, pa.Table)
-            yield batches.to_tensors(batches.to_columns(rows, self.columns, self.pixels), self.pixels)
+            yield batches.to_tensors(
+                batches.to_columns(rows, self.columns, self.pixels, self.mask_label), self.pixels
+            )
 
 
 def open_streams(data: dict[str, Any], recipe: Recipe, workers: Workers) -> tuple[Stream, Stream]:
@@ -75,6 +78,7 @@ def open_streams(data: dict[str, Any], recipe: Recipe, workers: Workers) -> tupl
                 world=workers.size,
                 seed=recipe.seed,
                 cache_bytes=data["cache_bytes"],
+                mask_label=recipe.mask_label,
             )
             for split in ("train", "val")
         )
@@ -82,7 +86,7 @@ def open_streams(data: dict[str, Any], recipe: Recipe, workers: Workers) -> tupl
     pixels = PixelFormat(recipe.size)
     shares = {split: ray.train.get_dataset_shard(split) for split in ("train", "val")}
     train, val = (
-        ArchiveStream(share, recipe.columns, pixels, own, data["rows"][split], workers.size)
+        ArchiveStream(share, recipe.columns, pixels, own, data["rows"][split], workers.size, recipe.mask_label)
         for split, share in shares.items()
         if share is not None
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxr.imaging.geometry import Frame, fit, fit_mask
+from cxr.imaging.geometry import Frame, fit, fit_mask, mask_to_original
 
 SIDE = st.integers(1, 400)
 
@@ -80,3 +81,72 @@ def test_mask_follows_its_image() -> None:
 def test_frame_as_dict_makes_the_same_frame() -> None:
     _, frame = fit(np.zeros((30, 70), np.uint8), 32)
     assert Frame(**frame.as_dict()) == frame
+
+
+def discs(height: int, width: int, seed: int) -> np.ndarray:
+    """Bool (height, width): three smooth blobs, some of which meet the edges."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    mask = np.zeros((height, width), bool)
+    for _ in range(3):
+        centre_y, centre_x = rng.uniform(0, (height, width))
+        mask |= (y + 0.5 - centre_y) ** 2 + (x + 0.5 - centre_x) ** 2 < (0.25 * min(height, width)) ** 2
+    return mask
+
+
+def near_outline(mask: np.ndarray, by_px: float) -> np.ndarray:
+    """Bool (H, W): what lies at most `by_px`, rounded up, from the mask's outline, rows and columns apart."""
+    kernel = np.ones((2 * int(np.ceil(by_px)) + 1,) * 2, np.uint8)
+    return cv2.dilate(mask.astype(np.uint8), kernel) != cv2.erode(mask.astype(np.uint8), kernel)
+
+
+@settings(deadline=None, max_examples=60)
+@given(height=st.integers(60, 400), width=st.integers(60, 400), size=st.integers(48, 300), seed=st.integers(0, 99))
+def test_masks_come_back_to_the_original(height: int, width: int, size: int, seed: int) -> None:
+    mask = discs(height, width, seed)
+    _, frame = fit(np.zeros((height, width), np.uint8), size)
+    stored = fit_mask(mask, size, frame)
+    back = mask_to_original(stored, frame, height, width)
+    assert back.shape == mask.shape
+    assert back.dtype == bool
+    assert not ((back != mask) & ~near_outline(mask, max(frame.x_scale, frame.y_scale))).any()
+    assert (fit_mask(back, size, frame) != stored).mean() < 0.005
+
+
+def test_a_mask_of_whole_pixels_comes_back_exactly() -> None:
+    mask = np.kron(np.random.default_rng(0).random((6, 9)) < 0.5, np.ones((12, 12), bool))
+    _, frame = fit(np.zeros(mask.shape, np.uint8), 108)
+    np.testing.assert_array_equal(mask_to_original(fit_mask(mask, 108, frame), frame, *mask.shape), mask)
+    full = mask_to_original(np.ones((27, 27), bool), fit(np.zeros(mask.shape, np.uint8), 27)[1], *mask.shape)
+    assert full.all()
+
+
+@pytest.mark.parametrize("shape", [(90, 40), (40, 90), (91, 64)])
+def test_padding_has_no_say_in_the_original(shape: tuple[int, int]) -> None:
+    _, frame = fit(np.zeros(shape, np.uint8), 64)
+    inner = fit_mask(np.ones(shape, bool), 64, frame)
+    assert mask_to_original(inner, frame, *shape).all()
+    assert not mask_to_original(~inner, frame, *shape).any()
+
+
+def test_shares_cross_half_between_pixels() -> None:
+    shares = np.array([[0.0, 0.25, 0.75, 1.0]] * 4)
+    back = mask_to_original(shares, Frame(10, 10), 40, 40)
+    assert back[:, 20:].all()
+    assert not back[:, :20].any()
+    sure = mask_to_original(np.array([[0.0, 0.4, 1.0, 1.0]] * 4), Frame(10, 10), 40, 40)
+    assert sure[0].argmax() in (16, 17)  # at 15 + 10 · (0.5 − 0.4) / (1 − 0.4)
+
+
+def test_a_crop_comes_back_where_it_was_cut() -> None:
+    back = mask_to_original(np.ones((16, 16), bool), Frame(2, 2, 10, -4), 50, 60)
+    wanted = np.zeros((50, 60), bool)
+    wanted[:28, 10:42] = True
+    np.testing.assert_array_equal(back, wanted)
+    assert not mask_to_original(np.ones((16, 16), bool), Frame(2, 2, 100, 0), 50, 60).any()
+
+
+def test_frames_follow_one_another() -> None:
+    points = np.random.default_rng(0).uniform(0, 50, (9, 2))
+    crop, outer = Frame(0.5, 0.25, 3, -7), Frame(4, 3, -1, 2)
+    np.testing.assert_allclose(crop.then(outer).to_original(points), outer.to_original(crop.to_original(points)))

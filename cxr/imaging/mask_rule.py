@@ -1,0 +1,122 @@
+"""From probabilities to masks: the three thresholds of SIIM-ACR's winners, and how they are chosen.
+
+An image in which too few pixels are near certain gets an empty mask, any other one all of its likely pixels
+(Aimoldin, first place of SIIM-ACR Pneumothorax Segmentation, 2019). One threshold cannot do both: a false speck on
+a healthy image costs its whole Dice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TOPS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+BOTTOMS = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8, 0.1)  # of equally good ones the first is taken
+MIN_AREAS = (0.0, *(pixels / 1024**2 for pixels in (125, 250, 500, 1000, 1500, 2000, 3000, 4000, 8000)))
+_DIGITS = 12  # of a mean Dice, beyond which differences are rounding
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """When a mask is empty, and what belongs to one that is not. The defaults are the winners' own, (.75, 2000, .3).
+
+    Attributes:
+        top: probability above which a pixel is near certain.
+        min_area: share of the image's pixels that must be so, else the mask is empty. The winners count pixels of
+            1024 x 1024; as a share the rule holds at every size. 0: no mask is emptied.
+        bottom: probability above which a pixel belongs to a mask that is not empty.
+    """
+
+    top: float = 0.75
+    min_area: float = 2000 / 1024**2
+    bottom: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not all(0 <= value <= 1 for value in asdict(self).values()):
+            raise ValueError(f"{self}: wanted shares in [0, 1]")
+
+    def apply(self, probabilities_BHW: Tensor) -> Tensor:
+        """Bool masks (B, H, W)."""
+        p = probabilities_BHW.float()
+        certain = (p > self.top).flatten(1).sum(1)
+        wanted = math.ceil(self.min_area * p.shape[-2] * p.shape[-1])
+        return (p > self.bottom) & (certain >= wanted)[:, None, None]
+
+    def describe(self) -> dict[str, float]:
+        """For a checkpoint, as JSON takes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_description(cls, about: Mapping[str, Any]) -> Self:
+        """What `describe` wrote."""
+        return cls(**about)
+
+
+def rule_rows(
+    probabilities_BHW: Tensor, true_BHW: Tensor, tops: Sequence[float] = TOPS, bottoms: Sequence[float] = BOTTOMS
+) -> Tensor:
+    """All that `choose_rule` must know of each image, int64 (B, K), on the device.
+
+    Pixels above each of `tops`; above each of `bottoms`; above each of `bottoms` and true; true; of the image.
+    """
+    p, true = probabilities_BHW.flatten(1).float(), true_BHW.flatten(1).bool()
+    levels = sorted({*tops, *bottoms})
+    above_B2L = _above(p, true, levels)
+    certain, likely = ([levels.index(value) for value in values] for values in (tops, bottoms))
+    any_BL, true_BL = above_B2L.sum(1), above_B2L[:, 1]
+    sizes = torch.stack([true.sum(1), torch.full_like(any_BL[:, 0], p.shape[1])], 1)
+    return torch.cat([any_BL[:, certain], any_BL[:, likely], true_BL[:, likely], sizes], 1)
+
+
+def _above(p_BN: Tensor, true_BN: Tensor, levels: Sequence[float]) -> Tensor:
+    """(B, 2, L) how many of an image's untrue and true pixels have more than each of the rising `levels`."""
+    passed = torch.bucketize(p_BN, torch.tensor(levels, device=p_BN.device))  # levels that are below the pixel
+    kinds, bins = 2 * len(p_BN), len(levels) + 1
+    kind = 2 * torch.arange(len(p_BN), device=p_BN.device)[:, None] + true_BN
+    counts = torch.bincount((kind * bins + passed).flatten(), minlength=kinds * bins).reshape(-1, 2, bins)
+    return counts.flip(2).cumsum(2).flip(2)[:, :, 1:]
+
+
+def choose_rule(
+    rows: Tensor,
+    tops: Sequence[float] = TOPS,
+    bottoms: Sequence[float] = BOTTOMS,
+    min_areas: Sequence[float] = MIN_AREAS,
+) -> MaskRule:
+    """The rule with the highest mean Dice (two empty masks: 1) over images, of all combinations.
+
+    Of equally good rules that with the smallest `min_area`, then the first of `bottoms`, then of `tops` is taken.
+
+    Args:
+        rows: of `rule_rows`, gathered over workers, made with the same `tops` and `bottoms`.
+
+    Raises:
+        ValueError: no image, or rows of another grid.
+    """
+    counts = rows.cpu().double().numpy()
+    if not len(counts) or counts.shape[1] != len(tops) + 2 * len(bottoms) + 2:
+        raise ValueError(
+            f"rows {counts.shape} for {len(tops)} tops, {len(bottoms)} bottoms: wanted images of that grid"
+        )
+    certain, likely, both, true, pixels = np.split(
+        counts, np.cumsum([len(tops), len(bottoms), len(bottoms), 1]), axis=1
+    )
+    kept_ANT = np.stack([certain >= area * pixels for area in min_areas])
+    dice_ABT = _mean_dice(kept_ANT, likely, both, true)
+    area, bottom, top = map(int, np.unravel_index(np.round(dice_ABT, _DIGITS).argmax(), dice_ABT.shape))
+    return MaskRule(tops[top], min_areas[area], bottoms[bottom])
+
+
+def _mean_dice(kept_ANT: np.ndarray, likely_NB: np.ndarray, both_NB: np.ndarray, true_N1: np.ndarray) -> np.ndarray:
+    """(A, B, T) mean Dice of each combination: of the mask where it is kept, of an empty one elsewhere."""
+    below = likely_NB + true_N1
+    of_mask = np.where(below > 0, 2 * both_NB / np.maximum(below, 1), 1.0)
+    of_empty = (true_N1 == 0).astype(np.float64)
+    gain_NB = of_mask - of_empty
+    return of_empty.mean() + gain_NB.T @ kept_ANT / len(gain_NB)

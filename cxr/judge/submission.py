@@ -1,0 +1,36 @@
+"""What the SIIM-ACR Pneumothorax Segmentation challenge (2019) takes, from a scoring run."""
+
+from __future__ import annotations
+
+import re
+
+from cxr import storage
+from cxr.errors import UserError
+from cxr.judge.base import Run
+from cxr.judge.mask_scores import load_scores
+from cxr.report.segmentation import siim_submission
+from cxr.sources import rle
+
+_ENDING = re.compile(r"\.(dcm|dicom|png|jpe?g)$", re.IGNORECASE)
+
+
+def write_submission(run: Run, uri: str) -> dict[str, int]:
+    """Write a row an image of the run to `uri`, sorted by ImageId; returns counts of images, positives and errors.
+
+    ImageId is the file's name without folders and ending. The challenge wants every image: one with an error in
+    place of a mask is submitted as empty, and counted.
+
+    Raises:
+        UserError: the run finds no masks, or two of its images have the same name.
+    """
+    scores = load_scores(run)
+    codes: dict[str, str] = {}
+    rows = zip(scores.image_ids.to_pylist(), scores.codes.to_pylist(), scores.good.tolist(), strict=True)
+    for image_id, code, good in rows:
+        name = _ENDING.sub("", image_id.rpartition("/")[2])
+        if name in codes:
+            raise UserError(f"{run.uri} has scored two images named {name}: score the challenge's archive alone")
+        codes[name] = code if good else rle.EMPTY
+    storage.write_text(storage.normalise(uri), siim_submission(dict(sorted(codes.items()))))
+    errors = int((~scores.good).sum())
+    return {"images": len(codes), "positives": sum(code != rle.EMPTY for code in codes.values()), "errors": errors}

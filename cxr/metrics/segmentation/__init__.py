@@ -1,0 +1,21 @@
+"""What found masks are judged by: overlap, boundary distances, and whether anything was found at all.
+
+Counts and distances are taken image by image, gathered over workers as rows, and divided once. What cannot be
+measured is NaN, never a guess.
+"""
+
+from cxr.metrics.segmentation.boundary import hd95, hd95_rows
+from cxr.metrics.segmentation.intervals import MeanInterval, mean_interval
+from cxr.metrics.segmentation.overlap import dice, image_level, iou, overlap_rows, summary
+
+__all__ = [
+    "MeanInterval",
+    "dice",
+    "hd95",
+    "hd95_rows",
+    "image_level",
+    "iou",
+    "mean_interval",
+    "overlap_rows",
+    "summary",
+]

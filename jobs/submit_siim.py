@@ -1,0 +1,35 @@
+"""Write a run of score_archive as the CSV that the SIIM-ACR Pneumothorax Segmentation challenge takes.
+
+python jobs/submit_siim.py --run runs/scores --out runs/submission
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cxr import storage
+from cxr.job import run_job
+from cxr.judge.base import read_run
+from cxr.judge.submission import write_submission
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the job."""
+
+    run: str = "runs/score"
+    """OUT of jobs/score_archive.py with a checkpoint that finds pneumothorax: a folder or URI."""
+    out: str = "runs/submission"
+    """Folder or URI of the result: OUT/submission.csv."""
+
+
+def main(options: Options) -> dict[str, Any]:
+    uri = storage.join(storage.normalise(options.out), "submission.csv")
+    counts = write_submission(read_run(options.run), uri)
+    print("{images:,} images, {positives:,} with a mask, {errors:,} with an error, taken as empty".format(**counts))
+    return {"submission": uri, "metrics": counts}
+
+
+if __name__ == "__main__":
+    run_job(main, Options)
