@@ -30,7 +30,10 @@ MAY_IMPORT = {
     "judge": BASE
     | {f"cxr.{name}" for name in ("storage", "imaging", "sources", "rows", "shards", "ledger", "metrics", "report")},
     "recipes": BASE
-    | {f"cxr.{name}" for name in ("storage", "batches", "models", "metrics", "imaging", "phantom", "report")},
+    | {
+        f"cxr.{name}"
+        for name in ("storage", "sources", "batches", "models", "metrics", "imaging", "phantom", "report")
+    },
     "benchmark": BASE
     | {f"cxr.{name}" for name in ("storage", "sources", "rows", "batches", "models", "metrics", "report")}
     | {"cxr.recipes.base", "cxr.checkpoint", "cxr.shards", "cxr.latents"},

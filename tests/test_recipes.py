@@ -18,11 +18,15 @@ from cxr.recipes import RECIPES, recipe_from_dict
 from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Alone, Batch, Recipe
+from cxr.recipes.lungs import LungsRecipe
+from cxr.recipes.pneumothorax import PneumothoraxRecipe
 from cxr.train.engine import Engine
 
 SMALL: dict[str, Recipe] = {
     "align": AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=1, lungs=False),
     "aecnn": AecnnRecipe(size=32, patch=16, width=8, classifier="resnet18", stem_stride=1, batch_size=4, epochs=1),
+    "lungs": LungsRecipe(size=32, batch_size=4, epochs=1),
+    "pneumothorax": PneumothoraxRecipe(size=32, architecture="fcn16s", backbone="resnet18", batch_size=4, epochs=1),
 }
 
 

@@ -120,3 +120,15 @@ def _mean_dice(kept_ANT: np.ndarray, likely_NB: np.ndarray, both_NB: np.ndarray,
     of_empty = (true_N1 == 0).astype(np.float64)
     gain_NB = of_mask - of_empty
     return of_empty.mean() + gain_NB.T @ kept_ANT / len(gain_NB)
+
+
+def decided(rows: Tensor, rule: MaskRule, tops: Sequence[float] = TOPS, bottoms: Sequence[float] = BOTTOMS) -> Tensor:
+    """What `rule` makes of each image of `rule_rows`: int64 (B, 4), as `metrics.segmentation.overlap_rows` gives it.
+
+    Raises:
+        ValueError: the rule is not of that grid.
+    """
+    top, bottom = tops.index(rule.top), bottoms.index(rule.bottom)
+    certain, likely, both, sizes = rows.split([len(tops), len(bottoms), len(bottoms), 2], dim=1)
+    kept = certain[:, top] >= (rule.min_area * sizes[:, 1]).ceil()
+    return torch.stack([both[:, bottom] * kept, likely[:, bottom] * kept, *sizes.unbind(1)], 1)

@@ -9,8 +9,10 @@ from cxr.errors import UserError
 from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Recipe
+from cxr.recipes.lungs import LungsRecipe
+from cxr.recipes.pneumothorax import PneumothoraxRecipe
 
-RECIPES: dict[str, type[Recipe]] = {r.family: r for r in (AlignRecipe, AecnnRecipe)}
+RECIPES: dict[str, type[Recipe]] = {r.family: r for r in (AlignRecipe, AecnnRecipe, LungsRecipe, PneumothoraxRecipe)}
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:

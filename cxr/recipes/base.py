@@ -131,6 +131,11 @@ class Recipe(ABC):
     """Of convolutions and matrix products in training; auto: bfloat16 on GPUs, float32 on CPUs. A CPU that does not
     compute in bfloat16 (AVX512-BF16 or AMX: twice the pace) takes float32 all the same."""
     seed: int = 0
+    folds: int = 0
+    """Patients of the train and val splits are dealt anew into so many folds, of which one validates; 0: the archive's
+    own split."""
+    fold: int | None = None
+    """The fold that validates, from 0; left out, a train job trains a network for each."""
 
     family: ClassVar[str]
     mode: ClassVar[Literal["min", "max"]]
@@ -152,6 +157,11 @@ class Recipe(ABC):
             raise UserError(f"lr={self.lr}: wanted a positive number")
         if not 0 <= self.ema < 1 or not 0 <= self.warmup < 1:
             raise UserError(f"ema={self.ema}, warmup={self.warmup}: wanted from 0 up to, not including, 1")
+        if self.folds < 0 or self.folds == 1 or not (self.fold is None or 0 <= self.fold < self.folds):
+            raise UserError(
+                f"folds={self.folds}, fold={self.fold}: wanted 0 or at least 2 folds, and a fold from 0 up to, not "
+                f"including, their number"
+            )
 
     @property
     @abstractmethod
@@ -171,6 +181,14 @@ class Recipe(ABC):
     def stages(self) -> tuple[Stage, ...]:
         """What training goes through, at least one stage; only networks of the last are ranked and kept as best."""
         return (Stage("", self.epochs, self.lr),)
+
+    def positive_share(self, epoch: int) -> float | None:
+        """Share of the images of epoch number `epoch`, from 0, that are to show the finding `mask_label`.
+
+        None: images as they are. In all epochs or in none; every epoch then shows equally many images, see
+        `cxr.selection.Sampling`.
+        """
+        return None
 
     @property
     def total_epochs(self) -> int:

@@ -1,0 +1,36 @@
+"""Family `lungs`: finds both lung fields, for crops around them and for measures of size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from cxr import schema
+from cxr.imaging.lung_square import largest_two
+from cxr.imaging.mask_rule import MaskRule
+from cxr.recipes.segmentation import Architecture, SegmentationRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class LungsRecipe(SegmentationRecipe):
+    """Both lung fields as one mask, from archives with lung masks: `montgomery`, `shenzhen`, `jsrt`, phantoms."""
+
+    family: ClassVar[str] = "lungs"
+    mask_label: ClassVar[str] = schema.LUNGS
+    measures_distance: ClassVar[bool] = True
+    rule: ClassVar[MaskRule] = MaskRule(top=0.5, min_area=0, bottom=0.5)
+
+    epochs: int = 40
+    batch_size: int = 8
+    lr: float = 2e-3
+    precision: str = "bfloat16"  # pyright: ignore[reportIncompatibleVariableOverride]
+    architecture: Architecture = "small_unet"
+    rotation_deg: float = 15.0
+    scale: float = 1.2
+
+    def cleaned(self, shares_HW: np.ndarray) -> np.ndarray:
+        """Shares without specks: only the two largest components stay."""
+        found = shares_HW >= 0.5
+        return np.where(found & ~largest_two(found), 0, shares_HW)

@@ -1,0 +1,35 @@
+"""Train a network that finds the lung fields; its checkpoint crops images for other families (--crop).
+
+python jobs/train_lungs.py  # on a phantom archive
+
+python jobs/train_lungs.py --archive /data/montgomery --archive /data/shenzhen --out runs/lungs
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cxr.job import run_job
+from cxr.recipes.lungs import LungsRecipe
+from cxr.train import RunOptions
+from cxr.workflow import ArchiveOptions, train_job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the job."""
+
+    out: str = "runs/train_lungs"
+    """Folder or URI of the results."""
+    data: ArchiveOptions = field(default_factory=ArchiveOptions)
+    recipe: LungsRecipe = field(default_factory=LungsRecipe)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+def main(options: Options) -> dict[str, Any]:
+    return train_job(options.recipe, options.data, options.run, options.out)
+
+
+if __name__ == "__main__":
+    run_job(main, Options)
