@@ -101,7 +101,7 @@ def test_ssim_is_the_published_one_on_flat_pictures() -> None:
     """Without structure only the luminance term is left: (2 a b + c) / (a² + b² + c), c = .01²."""
     a, b = (np.full((1, 32, 32), value, np.uint8) for value in (100, 150))
     x, y = 100 / 255, 150 / 255
-    assert compression.fidelity(a, b)[2] == pytest.approx((2 * x * y + 1e-4) / (x * x + y * y + 1e-4), abs=1e-6)
+    assert compression.fidelity(a, b)[2] == pytest.approx((2 * x * y + 1e-4) / (x * x + y * y + 1e-4), abs=3e-4)
 
 
 def test_findings_are_matched_by_name(judge: Judge, kept: Checkpoint, given: XRays) -> None:

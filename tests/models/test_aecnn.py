@@ -85,3 +85,24 @@ def test_without_a_codec_the_classifier_sees_the_image() -> None:
     logits, decoded = network(x)
     assert torch.allclose(decoded, x, atol=1e-4)
     assert torch.allclose(logits, network.classifier(x), atol=1e-4)
+
+
+def test_the_published_codec_begins_as_resizing() -> None:
+    codec = PublishedCodec()
+    ramp = torch.linspace(0.2, 0.8, 64).expand(1, 1, 64, 64)
+    slope = ramp + 0.1 * ramp.transpose(2, 3)
+    decoded = codec.decode(codec.encode(slope))
+    assert (decoded - slope)[..., 8:-8, 8:-8].abs().max() < 1e-5
+    assert all(parameter.requires_grad for parameter in codec.parameters())
+
+
+def test_all_of_the_published_codec_learns() -> None:
+    torch.manual_seed(0)
+    codec = PublishedCodec()
+    optimiser = torch.optim.SGD(codec.parameters(), lr=0.1)
+    x = torch.rand(2, 1, 32, 32)
+    for _ in range(2):  # what mixes the channels moves first, then the channels
+        optimiser.zero_grad()
+        (codec.decode(codec.encode(x)) - x).square().mean().backward()
+        optimiser.step()
+    assert all((p.grad != 0).any() for p in codec.parameters())
