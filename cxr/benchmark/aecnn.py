@@ -115,7 +115,7 @@ def picture(judged: Sequence[Judged]) -> Figure:
         axes.plot([one.mean], [row], "|", color="black", ms=14, mew=2)
     axes.set_yticks(range(len(judged)), [one.name for one in reversed(judged)])
     axes.set_ylim(-0.6, len(judged) - 0.4)
-    axes.set_xlabel("mean AUROC on the test split; line: 95 % by patient, dots: seeds, bar: their mean")
+    axes.set_xlabel("mean AUROC on the test split\nline: 95 % by patient, dots: seeds, bar: their mean")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="0.92")
     return figure
