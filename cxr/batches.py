@@ -102,13 +102,15 @@ class RowBuffer:
         self._arrays = arrays
         self._room: Columns = {}
 
-    def add(self, columns: Columns) -> None:
-        end = self.rows + len(next(iter(columns.values())))
+    def add(self, columns: Columns, index: np.ndarray | None = None) -> None:
+        """Copy rows: those at `index`, in that order and as often as they stand there, or all."""
+        index = np.arange(len(next(iter(columns.values())))) if index is None else index
+        end = self.rows + len(index)
         assert end <= self.capacity
         for name, values in columns.items():
             if name not in self._room:
                 self._room[name] = self._arrays.empty((self.capacity, *values.shape[1:]), values.dtype)
-            self._room[name][self.rows : end] = values
+            np.take(values, index, axis=0, out=self._room[name][self.rows : end], mode="clip")
         self.rows = end
 
     def take(self, index: np.ndarray) -> Columns:

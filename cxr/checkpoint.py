@@ -4,6 +4,7 @@
     weights.pt        the network's state
     task.pt           what the task learnt besides the network: the alignment target, say
     resume.pt         optimiser, schedule and step, for going on; scoring does not read it
+    lungs/            the checkpoint by which images are cropped, where the recipe has `lung_crop`; in copies only
 
 All `.pt` files load with `weights_only=True`: no pickle is run.
 """
@@ -26,6 +27,7 @@ from cxr.recipes import recipe_from_dict
 from cxr.recipes.base import Recipe, Task
 
 ABOUT, WEIGHTS, TASK, RESUME = "checkpoint.json", "weights.pt", "task.pt", "resume.pt"
+LUNGS = "lungs"
 KIND, VERSION = "cxr-checkpoint", 1
 
 
@@ -116,13 +118,40 @@ def check_same_settings(about: Mapping[str, Any], recipe: Recipe, findings: Sequ
         )
 
 
+def averaged(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each floating tensor, batch norm's running statistics among them; all else is the first state's."""
+    return {
+        name: _mean([state[name] for state in states]) if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    total = torch.zeros_like(values[0], dtype=torch.float64)
+    for value in values:
+        total += value
+    return (total / len(values)).to(values[0].dtype)
+
+
 def copy_for_scoring(source: str, target: str) -> str:
-    """Copy a checkpoint without what only resuming needs; what was at `target` is replaced, whole or not there."""
+    """Copy a checkpoint without what only resuming needs; what was at `target` is replaced, whole or not there.
+
+    The checkpoint by which its images are cropped is copied too, so that scoring needs nothing else.
+    """
     if storage.exists(storage.join(target, ABOUT)):
         storage.delete(storage.join(target, ABOUT))
+    if lungs := lungs_of(source, read_about(source)["recipe"].get("lung_crop", "")):
+        copy_for_scoring(lungs, storage.join(target, LUNGS))
     for name in (WEIGHTS, TASK, ABOUT):
         storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
     return target
+
+
+def lungs_of(uri: str, lung_crop: str) -> str:
+    """Where the checkpoint lies by which images for the one at `uri` are cropped: in its folder, or where its recipe
+    says, which may be nowhere."""
+    inside = storage.join(uri, LUNGS)
+    return inside if lung_crop and storage.exists(storage.join(inside, ABOUT)) else lung_crop
 
 
 def task_state(task: Task) -> dict[str, Tensor]:

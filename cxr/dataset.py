@@ -99,7 +99,8 @@ def _read_group(key: pa.Table, columns: Sequence[str] | None) -> pa.Table:
     (group,) = key.to_pylist()
     rows = storage.read_parquet(group["uri"], row_group=group["index"], columns=columns)
     wanted = schema.row_schema(schema.pixel_format(rows.schema))
-    return rows.select(list(columns or wanted.names)).replace_schema_metadata(wanted.metadata)
+    fields = [wanted.field(name) for name in columns or wanted.names]
+    return schema.filled(rows, pa.schema(fields, metadata=wanted.metadata))
 
 
 def _of_split(manifest: pa.Table, split: str | None, uri: str) -> pa.Table:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,9 @@ from cxr.schema import PixelFormat
 from cxr.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION
 from cxr.sources import find_source, open_manifest
 from cxr.sources.base import Manifest
+
+if TYPE_CHECKING:  # torch, which it needs, would cost each decoding process seconds and memory
+    from cxr.lung_crop import LungCrop
 
 _REJECTS = b"cxr.rejects"  # key of a part's rejects in its Parquet footer
 _PART_BYTES = 64 << 20  # of pixels in a part, which a worker holds twice
@@ -69,6 +72,7 @@ def ingest(
     pixels: PixelFormat | None = None,
     max_rejects: float = 0.05,
     limit: int | None = None,
+    crop: LungCrop | None = None,
 ) -> IngestResult:
     """Decode an archive into shards; called again after it was stopped, it goes on with what is missing.
 
@@ -76,6 +80,7 @@ def ingest(
         pixels: what is stored; 256 x 256, 8 bits by default.
         max_rejects: share of images that may be unusable; with more, UserError is raised once all is written.
         limit: take only so many images, spread evenly over the archive.
+        crop: store the squares around the lungs instead of whole images.
 
     Raises:
         UserError: no such archive; OUT holds another ingest's work; too many rejects.
@@ -89,8 +94,9 @@ def ingest(
     table = _thinned(manifest.table, limit)
     parts = plan(table, rows_per_part(table.num_rows, pixels), by=schema.SPLIT)
     origin = {"version": VERSION, "archive": archive, "source": source, "pixels": asdict(pixels)}
+    origin |= {"lung_crop": crop.describe()} if crop else {}
     ledger = open_ledger(out, {"job": "ingest", **origin, "limit": limit}, parts)
-    progress = _write_parts(ledger, parts, pixels)
+    progress = _write_parts(ledger, parts, pixels, crop)
     contents = _read_footers(ledger, parts)
     about = _describe(contents, manifest, origin)
     _write_rejects(out, contents)
@@ -129,12 +135,12 @@ def _thinned(manifest: pa.Table, limit: int | None) -> pa.Table:
 # ---- Parts
 
 
-def _write_parts(ledger: Ledger, parts: Sequence[Part], pixels: PixelFormat) -> Progress:
+def _write_parts(ledger: Ledger, parts: Sequence[Part], pixels: PixelFormat, crop: LungCrop | None) -> Progress:
     todo = ledger.todo(parts)
     total, left = (sum(part.rows.num_rows for part in some) for some in (parts, todo))
     progress = Progress("ingest", total, done=total - left)
     progress.tell()
-    for summary in map_parts(todo, PartWriter, (ledger, pixels)):
+    for summary in map_parts(todo, PartWriter, (ledger, pixels, crop)):
         progress.add(summary["images"], summary["rejects"])
     if todo:
         progress.tell()
@@ -144,11 +150,11 @@ def _write_parts(ledger: Ledger, parts: Sequence[Part], pixels: PixelFormat) -> 
 class PartWriter:
     """Decodes a part of the manifest and writes its file, good rows and rejects in one piece."""
 
-    def __init__(self, ledger: Ledger, pixels: PixelFormat) -> None:
-        self._ledger, self._pixels = ledger, pixels
+    def __init__(self, ledger: Ledger, pixels: PixelFormat, crop: LungCrop | None = None) -> None:
+        self._ledger, self._pixels, self._crop = ledger, pixels, crop
 
     def __call__(self, part: Part) -> dict[str, int]:
-        rows = make_rows(part.rows, self._pixels)
+        rows = make_rows(part.rows, self._pixels, crop=self._crop.loaded() if self._crop else None)
         rejects = rows.filter(rows[schema.ERROR].is_valid()).select(schema.REJECTS.names)
         good = rows.filter(rows[schema.ERROR].is_null()) if rejects.num_rows else rows
         storage.write_bytes(self._ledger.file(part), _parquet(good, rejects, self._pixels))

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cxr import schema, storage
+from cxr import lung_crop, schema, storage
 from cxr.checkpoint import Checkpoint
 from cxr.errors import UserError
 from cxr.imaging.geometry import Frame, fit_mask
@@ -184,6 +184,7 @@ def _described(
     parts: dict[str, list[dict[str, Any]]], rejects: pa.Table, kept: Checkpoint, origin: Origin
 ) -> dict[str, Any]:
     """What goes into archive.json."""
+    crop = lung_crop.of_checkpoint(kept)
     return {
         "kind": KIND,
         "version": VERSION,
@@ -200,4 +201,5 @@ def _described(
             "checkpoint": kept.uri,
             "recipe": kept.recipe.to_dict(),
         },
+        **({"lung_crop": crop.describe()} if crop else {}),
     }

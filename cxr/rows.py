@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,33 +17,42 @@ from cxr.errors import Refused
 from cxr.imaging import geometry
 from cxr.imaging.decode import Image, decode, to_bits
 from cxr.imaging.geometry import Frame
+from cxr.imaging.lung_square import LungSquare
 from cxr.imaging.raster import decode_picture
 from cxr.schema import PixelFormat
 from cxr.sources import rle
 from cxr.sources.base import boxes_frame_px
 
 _ASPECT_TOLERANCE = 0.01  # by which a mask picture's width : height may differ from its image's
+CROPPED = "lungs"  # in column `crop`
 _MADE = (
     schema.VIEW,
     schema.HEIGHT_PX,
     schema.WIDTH_PX,
     schema.SPACING_MM,
     schema.FRAME,
+    schema.CROP,
+    schema.POSE_UNIT,
     schema.BOXES,
     schema.MASKS,
 )
 
 Values = dict[str, Any]  # column name -> value of one row
+Crop = Callable[[np.ndarray], LungSquare]  # an original's pixels (H, W) -> the square to cut out of them
 
 
-def make_rows(manifest: pa.Table, pixels: PixelFormat, threads: int = 4) -> pa.Table:
+def make_rows(manifest: pa.Table, pixels: PixelFormat, threads: int = 4, *, crop: Crop | None = None) -> pa.Table:
     """Fetch and decode the images of a manifest; one row of `schema.row_schema(pixels)` each, in its order.
 
     A few threads fetch while others decode: OpenCV and file reads release the GIL. OpenCV's own threads are
     switched off in this process, since every core has a worker of its own.
 
     An image that is missing, unreadable, refused or broken becomes a row with `error` set, without pixels,
-    boxes and masks; its labels stay.
+    boxes, masks and pose; its labels stay.
+
+    Args:
+        crop: finds the square that is stored of each image; None: all of it is. Where that finds a reason against
+            a crop, the whole image is stored, and column `crop` tells why. Boxes stay in pixels of the original.
 
     Raises:
         StorageError: storage failed in a way that concerns more than one image (credentials, a server that
@@ -52,18 +61,19 @@ def make_rows(manifest: pa.Table, pixels: PixelFormat, threads: int = 4) -> pa.T
     """
     cv2.setNumThreads(0)
     store = np.zeros((manifest.num_rows, pixels.size, pixels.size), pixels.dtype)
-    make = partial(_row, boxes_frame=boxes_frame_px(manifest.schema), bits=pixels.bits)
+    make = partial(_row, boxes_frame=boxes_frame_px(manifest.schema), bits=pixels.bits, crop=crop)
     with ThreadPoolExecutor(threads) as pool:
         made = list(pool.map(make, manifest.to_pylist(), store))
     return _table(manifest, made, store, pixels)
 
 
-def _row(given: Values, out: np.ndarray, boxes_frame: int | None, bits: int) -> Values:
+def _row(given: Values, out: np.ndarray, boxes_frame: int | None, bits: int, crop: Crop | None) -> Values:
     """What decoding one image adds to its manifest row; its pixels are written into `out` (size, size)."""
     try:
         image = decode(storage.read_bytes(given[schema.SOURCE_URI]))
-        square, frame = geometry.fit(image.pixels, len(out))
-        made = _described(given, image, frame, boxes_frame)
+        square, frame, cropped = _framed(image.pixels, len(out), crop)
+        made = _described(given, image, frame, boxes_frame) | {schema.CROP: cropped}
+        made[schema.POSE_UNIT] = None if cropped == CROPPED else given[schema.POSE_UNIT]
         made[schema.MASKS] = _masks(given[schema.MASKS] or (), image.pixels.shape, len(out), frame)
         out[:] = to_bits(square, bits)
         return made
@@ -71,6 +81,14 @@ def _row(given: Values, out: np.ndarray, boxes_frame: int | None, bits: int) -> 
         if not _concerns_one(error):
             raise
         return {schema.ERROR: _reason(error)}
+
+
+def _framed(pixels: np.ndarray, size: int, crop: Crop | None) -> tuple[np.ndarray, Frame, str | None]:
+    """The pixels that are stored, their frame, and what stands in column `crop`."""
+    lungs = crop(pixels) if crop else None
+    if lungs is None or lungs.reason:
+        return *geometry.fit(pixels, size), lungs and f"whole image: {lungs.reason}"
+    return lungs.crop(pixels, size), lungs.frame(size), CROPPED
 
 
 def _concerns_one(error: Exception) -> bool:

@@ -46,10 +46,11 @@ WIDTH_PX = "width_px"
 SPACING_MM = "spacing_mm"  # [between rows, between columns] of the original's pixels; null if unknown
 PIXELS = "pixels"  # size x size, uint8 or uint16, row-major; null where `error` is set
 FRAME = "frame"  # how `pixels` map back to the original: see imaging.geometry.Frame
+CROP = "crop"  # "lungs", or "whole image: REASON" where a crop to the lungs failed; null where none was wanted
 LABELS = "labels"  # one int8 a finding: 1, 0, −1 unknown
 BOXES = "boxes"
 MASKS = "masks"
-POSE_UNIT = "pose_unit"  # known 2 x 3 pose, canonical to image in affine_grid coordinates; phantoms only
+POSE_UNIT = "pose_unit"  # known 2 x 3 pose, canonical to whole image in affine_grid coordinates; of phantoms
 EXTRA = "extra"  # JSON object of the source's own columns, as published
 ERROR = "error"  # why there are no pixels; null for a good row
 THETA_UNIT = "theta_unit"  # score of `align`: 2 x 3, output to input, as affine_grid takes it
@@ -104,6 +105,7 @@ SCORES = pa.schema(
         (HEIGHT_PX, pa.int32()),
         (WIDTH_PX, pa.int32()),
         (FRAME, FRAME_TYPE),
+        (CROP, pa.string()),
     ]
 )  # columns that every family's scores begin with; `Recipe.score_columns` adds the family's own
 MASK_SCORES = pa.schema(
@@ -142,11 +144,21 @@ def row_schema(pixels: PixelFormat) -> pa.Schema:
         (SPACING_MM, pa.list_(pa.float32(), 2)),
         (PIXELS, pa.binary(pixels.row_bytes)),
         (FRAME, FRAME_TYPE),
+        (CROP, pa.string()),
         *_TRUTH,
         (MASKS, pa.list_(MASK_TYPE)),
         (ERROR, pa.string()),
     ]
     return pa.schema(fields, metadata={"cxr.pixels": json.dumps({"size": pixels.size, "bits": pixels.bits})})
+
+
+def filled(rows: pa.Table, wanted: pa.Schema) -> pa.Table:
+    """The columns of `wanted`; those that the rows, written before there were such, lack are null."""
+    columns = [
+        rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type)
+        for field in wanted
+    ]
+    return pa.table(columns, schema=wanted)
 
 
 def pixel_format(schema: pa.Schema) -> PixelFormat:

@@ -20,12 +20,13 @@ import ray.data
 import torch
 from torch import Tensor
 
-from cxr import batches, checkpoint, cluster, latents, ledger, schema, shards, storage
+from cxr import batches, checkpoint, cluster, latents, ledger, lung_crop, schema, shards, storage
 from cxr.checkpoint import Checkpoint
 from cxr.dataset import quiet
 from cxr.errors import UserError
 from cxr.latents import Origin
 from cxr.ledger import Ledger, Part
+from cxr.lung_crop import LungCrop
 from cxr.progress import Progress
 from cxr.recipes.base import Batch, check_size
 from cxr.rows import make_rows
@@ -87,6 +88,7 @@ def score(archive: str, checkpoint_uri: str, out: str, options: ScoreOptions | N
         "recipe": kept.recipe.to_dict(),
         "save_images": options.save_images,
         **({"save_latents": True} if options.save_latents else {}),
+        **({"lung_crop": plan.crop.describe()} if plan.crop else {}),
     }
     book = ledger.open_ledger(out, settings, plan.parts)
     todo = book.todo(plan.parts)
@@ -120,21 +122,25 @@ class Plan:
     pixels: PixelFormat
     origin: Origin
     encoded: bool = False  # the pixels are latents
+    crop: LungCrop | None = None  # how images are cropped, or were when they became shards
 
 
 def _plan(archive: str, kept: Checkpoint, options: ScoreOptions) -> Plan:
     if options.save_latents:
         _ = kept.recipe.latents  # raises for a family without
+    crop = lung_crop.of_checkpoint(kept)
     if shards.is_shards(archive):
         info = shards.read_info(archive, latents=True)
         _check_shards(info, kept, options)
-        return Plan(_shard_parts(info), info.pixels, Origin(archive, info.source, info.findings), bool(info.latents))
+        lung_crop.check_shards(info, crop)
+        origin = Origin(archive, info.source, info.findings)
+        return Plan(_shard_parts(info), info.pixels, origin, bool(info.latents), crop)
     manifest = open_manifest(archive, options.source)
     manifest.tell()
     pixels = PixelFormat(kept.recipe.size)
     rows = max(16, min(1024, PART_BYTES // pixels.row_bytes, math.ceil(manifest.table.num_rows / 8)))
     origin = Origin(archive, find_source(archive, options.source).name, manifest.findings)
-    return Plan(ledger.plan(manifest.table, rows, folder=SCORES), pixels, origin)
+    return Plan(ledger.plan(manifest.table, rows, folder=SCORES), pixels, origin, crop=crop)
 
 
 def _check_shards(info: shards.ShardInfo, kept: Checkpoint, options: ScoreOptions) -> None:
@@ -175,7 +181,12 @@ def _score_parts(
     workers = options.workers or gpus or max(1, int(cluster.total("CPU")) // 2)
     done = (
         ray.data.from_arrow([_labelled(part) for part in todo])
-        .map_batches(partial(_read, pixels=plan.pixels), batch_size=None, batch_format="pyarrow", num_cpus=share)
+        .map_batches(
+            partial(_read, pixels=plan.pixels, crop=plan.crop),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=share,
+        )
         .map_batches(
             Scorer,
             fn_constructor_args=(kept, book, replace(plan, parts=[]), options),
@@ -202,36 +213,27 @@ def _labelled(part: Part) -> pa.Table:
     return rows
 
 
-def _read(part: pa.Table, pixels: PixelFormat) -> pa.Table:
+def _read(part: pa.Table, pixels: PixelFormat, crop: LungCrop | None) -> pa.Table:
     """Manifest rows, or the name of a shard file -> schema rows, each with its part's name.
 
     A user's mistake is handed on as a value: of an exception, Ray Data keeps the text of its traceback alone.
     """
     try:
-        return _rows(part, pixels)
+        return _rows(part, pixels, crop)
     except UserError as error:
         return pa.table({MISTAKE: [str(error)]})
 
 
-def _rows(part: pa.Table, pixels: PixelFormat) -> pa.Table:
+def _rows(part: pa.Table, pixels: PixelFormat, crop: LungCrop | None) -> pa.Table:
     name, count = part[PART][0].as_py(), part[PART_ROWS][0].as_py()
     if SHARD in part.column_names:
-        rows = _read_shard(part[SHARD][0].as_py(), pixels)
+        rows = schema.filled(storage.read_parquet(part[SHARD][0].as_py()), schema.row_schema(pixels))
     else:
-        rows = make_rows(part.drop_columns([PART, PART_ROWS]), pixels)
+        manifest = part.drop_columns([PART, PART_ROWS])
+        rows = make_rows(manifest, pixels, crop=crop.loaded() if crop else None)
     assert rows.num_rows == count, f"{name}: planned {count} rows, read {rows.num_rows}"
     rows = rows.append_column(PART, pa.array([name] * count, pa.string()))
     return rows.append_column(PART_ROWS, pa.array([count] * count, pa.int64()))
-
-
-def _read_shard(uri: str, pixels: PixelFormat) -> pa.Table:
-    found = storage.read_parquet(uri)
-    wanted = schema.row_schema(pixels)
-    columns = [
-        found[field.name] if field.name in found.column_names else pa.nulls(found.num_rows, field.type)
-        for field in wanted
-    ]
-    return pa.table(columns, schema=wanted)
 
 
 class Scorer:

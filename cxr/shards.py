@@ -1,17 +1,23 @@
-"""What `archive.json` says of shards. Apart from their reader, so that an ingest need not load torch."""
+"""What `archive.json` says of shards, or of several that are used as one. Apart from their reader, without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cxr import storage
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.schema import PixelFormat
 
 ARCHIVE_FILE, REJECTS_FILE = "archive.json", "rejects.parquet"
 KIND, VERSION = "cxr-shards", 1
+MEMBERS, ARCHIVES = "members", "archives"  # of an archive.json that makes several shards one
+ALIKE = ("pixels", "findings", "row_group_rows", "lung_crop")  # in what these must agree
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class ShardInfo:
     parts: dict[str, tuple[ShardFile, ...]]  # by split
     rejects: int
     latents: Mapping[str, Any] | None = None  # of a latent archive: the encoder, see cxr.latents
+    lung_crop: Mapping[str, Any] | None = None  # of crops to the lungs: how, see cxr.lung_crop
 
     def rows(self, split: str) -> int:
         return sum(part.rows for part in self.parts.get(split, ()))
@@ -53,13 +60,14 @@ def is_shards(uri: str) -> bool:
 
 
 def read_info(uri: str, *, latents: bool = False) -> ShardInfo:
-    """Read `archive.json`.
+    """Read `archive.json`; where it names other shards, what these hold together.
 
     Args:
         latents: whether the pixels may be latents, too.
 
     Raises:
-        UserError: there is none, which also means an ingest that has not finished; or latents, unasked for.
+        UserError: there is none, which also means an ingest that has not finished; or latents, unasked for; or
+            shards named together that differ.
     """
     if not is_shards(uri):
         raise UserError(
@@ -67,6 +75,8 @@ def read_info(uri: str, *, latents: bool = False) -> ShardInfo:
             f"Run jobs/ingest_archive.py with --out {uri}; it goes on from where it stopped"
         )
     about = storage.read_json(storage.join(uri, ARCHIVE_FILE))
+    if MEMBERS in about:
+        return _together(uri, [read_info(member) for member in about[MEMBERS]])
     if about.get("latents") and not latents:
         raise UserError(
             f"{uri} holds latents, not X-rays: jobs/score_archive.py alone can use them. Give the archive they were "
@@ -85,6 +95,59 @@ def read_info(uri: str, *, latents: bool = False) -> ShardInfo:
         parts=parts,
         rejects=about["rejects"],
         latents=about.get("latents"),
+        lung_crop=about.get("lung_crop"),
+    )
+
+
+def join_shards(uri: str, members: Sequence[str], archives: Sequence[str]) -> ShardInfo:
+    """Make `uri` stand for all of `members`, which stay where they are: an `archive.json` and their rejects.
+
+    Args:
+        archives: what the members were made of, to tell one list from another: see `joined_archives`.
+
+    Raises:
+        UserError: their pixels or findings differ.
+    """
+    told = [read_info(member) for member in members]
+    info = _together(uri, told)
+    rejects = [storage.read_parquet(storage.join(one.uri, REJECTS_FILE)) for one in told if one.rejects]
+    sink = io.BytesIO()
+    pq.write_table(pa.concat_tables([schema.REJECTS.empty_table(), *rejects]), sink)
+    storage.write_bytes(storage.join(uri, REJECTS_FILE), sink.getvalue())
+    about = {"kind": KIND, "version": VERSION, MEMBERS: list(members), ARCHIVES: list(archives)}
+    storage.write_json(storage.join(uri, ARCHIVE_FILE), about)
+    return info
+
+
+def joined_archives(uri: str) -> tuple[str, ...]:
+    """The archives that `join_shards` was given at `uri`; none where it was not called."""
+    return tuple(storage.read_json(storage.join(uri, ARCHIVE_FILE)).get(ARCHIVES, ())) if is_shards(uri) else ()
+
+
+def check_alike(kinds: Mapping[str, Mapping[str, object]]) -> None:
+    """Raise UserError unless all shards, by URI, have the same pixels, findings and whatever else is told of them."""
+    (first, wanted), *others = kinds.items()
+    for uri, kind in others:
+        for name, value in kind.items():
+            if value != wanted[name]:
+                raise UserError(
+                    f"{first} and {uri} cannot be used together: their {name} differ, {wanted[name] or 'none'} and "
+                    f"{value or 'none'}. Give archives that agree in it, or train on one"
+                )
+
+
+def _together(uri: str, members: Sequence[ShardInfo]) -> ShardInfo:
+    first = members[0]
+    check_alike({info.uri: {name: getattr(info, name) for name in ALIKE} for info in members})
+    return ShardInfo(
+        uri=uri,
+        source=" + ".join(dict.fromkeys(info.source for info in members)),
+        findings=first.findings,
+        pixels=first.pixels,
+        row_group_rows=first.row_group_rows,
+        parts={split: sum((info.parts.get(split, ()) for info in members), ()) for split in schema.SPLITS},
+        rejects=sum(info.rejects for info in members),
+        lung_crop=first.lung_crop,
     )
 
 

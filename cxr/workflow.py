@@ -8,19 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cxr import checkpoint, cluster, ingest, shards, storage
+import tyro
+
+from cxr import checkpoint, cluster, ingest, lung_crop, selection, shards, storage
+from cxr.errors import UserError
+from cxr.ledger import LEDGER_FILE
+from cxr.lung_crop import LungCrop
 from cxr.phantom.archive import write_phantom
 from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Batch, Recipe, SomeRecipe, check_size
-from cxr.report import pareto
+from cxr.report import folds, pareto
 from cxr.report.trials import trials_table, write_search_pictures, write_trials
 from cxr.schema import PixelFormat
 from cxr.shard_stream import ShardStream
-from cxr.sources import chestxray14
+from cxr.sources import chestxray14, open_manifest
+from cxr.study import train_all
 from cxr.train import RunOptions, check_resume, fit, prepare
 from cxr.tune import SearchOptions, objectives_of, search, searched
 
+SHARDS = "shards"  # in OUT
 PICTURED = 64  # images that the pictures of a run are made from
 
 
@@ -28,32 +35,55 @@ PICTURED = 64  # images that the pictures of a run are made from
 class ArchiveOptions:
     """Which X-rays to use, and how they are read."""
 
-    archive: str = ""
-    """Archive or shards: a folder, s3://bucket/prefix or gs://bucket/prefix; left out, a small phantom archive."""
+    archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Archive or shards: a folder, s3://bucket/prefix or gs://bucket/prefix; left out, a small phantom archive. Given
+    several times, archives with the same findings are used as one."""
     source: str = "auto"
-    """Layout of the archive: auto, or the name of a source."""
+    """Layout of each archive: auto, or the name of a source."""
     shard_size: int = 256
     """Height and width at which an archive is turned into shards, pixels."""
     stream: bool = False
-    """Train straight from the archive, decoding in every epoch, instead of writing shards to OUT/shards first."""
+    """Train straight from one archive, decoding in every epoch, instead of writing shards to OUT/shards first."""
     max_rejects: float = 0.05
     """Share of images that may be unreadable before the job fails."""
     phantoms: int = 160
     """Images of the phantom archive made when none is given."""
 
 
-def make_ready(options: ArchiveOptions, out: str) -> str:
-    """The URI to train from: shards as given, shards made in OUT/shards, or the raw archive with `stream`."""
-    archive = storage.normalise(options.archive or phantom_archive(out, options.phantoms, options.shard_size))
-    if options.stream or shards.is_shards(archive):
+def make_ready(options: ArchiveOptions, out: str, crop: LungCrop | None = None) -> str:
+    """The URI to train from: shards as given, shards made in OUT/shards, or the raw archive with `stream`.
+
+    Several archives are made into OUT/shards-1, OUT/shards-2 … where they are not shards already, and OUT/shards
+    stands for all of them.
+
+    Args:
+        crop: how images are cropped when shards are made; None: not at all.
+    """
+    archives = _archives(options) or [phantom_archive(out, options.phantoms, options.shard_size)]
+    if len(archives) == 1:
+        return archives[0] if options.stream else _shards_of(archives[0], storage.join(out, SHARDS), options, crop)
+    made = [
+        _shards_of(archive, storage.join(out, f"{SHARDS}-{number}"), options, crop)
+        for number, archive in enumerate(archives, 1)
+    ]
+    return shards.join_shards(storage.join(out, SHARDS), made, archives).uri
+
+
+def _archives(options: ArchiveOptions) -> list[str]:
+    return [storage.normalise(archive) for archive in options.archive]
+
+
+def _shards_of(archive: str, made: str, options: ArchiveOptions, crop: LungCrop | None) -> str:
+    """The archive itself where it is shards, else shards of it, made at `made`."""
+    if shards.is_shards(archive):
         return archive
-    made = storage.join(out, "shards")
     ingest.ingest(
         archive,
         made,
         source=options.source,
         pixels=PixelFormat(options.shard_size),
         max_rejects=options.max_rejects,
+        crop=crop,
     )
     return made
 
@@ -86,12 +116,14 @@ def _trained_once(recipe: Recipe, archive: str, folder: str) -> str:
     if not storage.exists(storage.join(kept, checkpoint.ABOUT)):
         print(f"no --checkpoint given: training a small network of family {recipe.family} in {folder}", flush=True)
         again = RunOptions(resume=storage.exists(storage.join(folder, "train")))
-        train_job(recipe, ArchiveOptions(archive=archive), again, folder)
+        train_job(recipe, ArchiveOptions(archive=(archive,)), again, folder)
     return kept
 
 
 def settled(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
     """The recipe with what depends on this place decided, aloud, and what its trainings share made in OUT."""
+    if recipe.lung_crop:
+        recipe = recipe.replace(lung_crop=storage.normalise(recipe.lung_crop))
     recipe, notes = recipe.resolved()
     for note in notes:
         print(f"note: {note}", flush=True)
@@ -100,23 +132,57 @@ def settled(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
 
 def ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str) -> str:
     """Join or start a cluster, after the mistakes that would otherwise show only once the archive is decoded."""
-    if archive.archive and shards.is_shards(storage.normalise(archive.archive)):
-        shards.read_info(storage.normalise(archive.archive))  # raises for latents
-    elif not archive.stream:
+    out, given = storage.normalise(out), _archives(archive)
+    found, crop = [uri for uri in given if shards.is_shards(uri)], lung_crop.of_recipe(recipe)
+    for uri in found:
+        lung_crop.check_shards(shards.read_info(uri), crop)  # reading raises for latents
+    selection.fold_of(recipe)  # raises where it is left open
+    if archive.stream and not found:
+        selection.check_raw(recipe, given[0] if given else "the phantom archive")
+    elif len(found) < max(1, len(given)):
         check_size(recipe, archive.shard_size)
-    if archive.archive:
-        storage.check_readable(archive.archive)
+    for uri in given:
+        storage.check_readable(uri)
+    _check_together(archive, given, out)
     cluster.connect()
-    out = storage.normalise(out)
     cluster.check_shared(out)
     return out
 
 
+def _check_together(options: ArchiveOptions, given: list[str], out: str) -> None:
+    """Raise UserError where these archives cannot be used as one, or OUT holds the shards of others."""
+    made = storage.join(out, SHARDS)
+    before, several = shards.joined_archives(made), len(given) > 1
+    if (before and list(before) != given) or (several and storage.exists(storage.join(made, LEDGER_FILE))):
+        raise UserError(
+            f"{made} holds shards of {' and '.join(before) or 'one archive'}, not of "
+            f"{' and '.join(given) or 'phantoms'}: give another --out, or the same --archive in the same order"
+        )
+    if not several:
+        return
+    if options.stream or len(set(given)) < len(given):
+        raise UserError(
+            f"--archive {' --archive '.join(given)}: several archives can be used as one when each is another, and "
+            f"only as shards. Give each once, and leave --stream out"
+        )
+    shards.check_alike({uri: _kind(options, uri) for uri in given})
+
+
+def _kind(options: ArchiveOptions, uri: str) -> dict[str, object]:
+    """What shards of an archive, made or to be made, will have in common with others."""
+    if shards.is_shards(uri):
+        info = shards.read_info(uri)
+        return {"pixels": info.pixels, "findings": info.findings}
+    return {"pixels": PixelFormat(options.shard_size), "findings": open_manifest(uri, options.source).findings}
+
+
 def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str) -> dict[str, Any]:
-    """Everything a train_<family> job does; returns its result.json."""
+    """Everything a train_<family> job does; returns its result.json. Folds of which none is named are all trained."""
+    if recipe.folds and recipe.fold is None:
+        return train_folds_job(recipe, archive, run, out)
     check_resume(storage.join(storage.normalise(out), "train"), run.resume)
     out = ready_to_begin(recipe, archive, out)
-    data = make_ready(archive, out)
+    data = make_ready(archive, out, lung_crop.of_recipe(recipe))
     fitted = fit(settled(recipe, out, run), data, out, run, source=archive.source)
     pictures = picture(fitted.checkpoint, data, out)
     _say(fitted.metrics, fitted.checkpoint, pictures)
@@ -126,6 +192,32 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
         "epochs": fitted.epochs,
         "data": data,
         "pictures": pictures,
+    }
+
+
+def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str) -> dict[str, Any]:
+    """Train a network for each of `recipe.folds`, in OUT/fold-0/seed-SEED …, side by side; returns the result.json.
+
+    Its metrics are means over the folds, NAME_sd their standard deviations. What an earlier call has finished is
+    kept, what was killed goes on.
+    """
+    numbered = [recipe.replace(fold=number) for number in range(recipe.folds)]
+    out = ready_to_begin(numbered[0], archive, out)
+    data = make_ready(archive, out, lung_crop.of_recipe(recipe))
+    settled_once = settled(numbered[0], out, run)
+    recipes = {f"fold-{one.fold}": settled_once.replace(fold=one.fold) for one in numbered}
+    trained = train_all(recipes, (recipe.seed,), data, out, run, source=archive.source)
+    metrics = [checkpoint.read_about(one.checkpoint)["metrics"] for one in trained]
+    print(folds.table(metrics), flush=True)
+    for one in trained:
+        print(f"checkpoint of {one.name}: {one.checkpoint}", flush=True)
+    return {
+        "metrics": folds.together(metrics),
+        "folds": [
+            {"fold": number, "checkpoint": one.checkpoint, "metrics": of_fold}
+            for number, (one, of_fold) in enumerate(zip(trained, metrics, strict=True))
+        ],
+        "data": data,
     }
 
 
@@ -140,7 +232,7 @@ def tune_job(
     """
     objectives, space = objectives_of(recipe, options), searched(recipe, options)
     out = ready_to_begin(recipe, archive, out)
-    data = make_ready(archive, out)
+    data = make_ready(archive, out, lung_crop.of_recipe(recipe))
     recipe = settled(recipe, out, run)
     trials = search(recipe, data, out, options, run, source=archive.source)
     table = write_trials(trials, recipe.monitor, out, objectives)
@@ -185,6 +277,7 @@ def _some(recipe: Recipe, data: str) -> Iterator[Batch]:
         batch_size=PICTURED,
         cache_bytes=0,
         mask_label=recipe.mask_label,
+        fold=selection.fold_of(recipe),
     )
     batches = stream.every()
     yield next(batches)

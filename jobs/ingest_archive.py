@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from cxr import cluster, storage
+from cxr import cluster, lung_crop, storage
+from cxr.imaging.lung_square import MARGIN
 from cxr.ingest import IngestResult, ingest
 from cxr.job import run_job
 from cxr.schema import PixelFormat
@@ -33,11 +34,16 @@ class Options:
     """Share of unusable images above which the job fails, after writing everything."""
     limit: int | None = None
     """Take only so many images, spread evenly over the archive."""
+    lung_crop: str = ""
+    """URI of a checkpoint of family lungs: images are cropped to the square around the lungs; empty: whole images."""
+    lung_margin: float = MARGIN
+    """Added on each side of the smallest square around the lungs, as a share of its side."""
 
 
 def main(options: Options) -> dict[str, Any]:
     if options.archive:
         storage.check_readable(options.archive)
+    crop = lung_crop.by_checkpoint(options.lung_crop, options.lung_margin) if options.lung_crop else None
     cluster.connect()
     result = ingest(
         options.archive or phantom_archive(options.out, count=60),
@@ -46,6 +52,7 @@ def main(options: Options) -> dict[str, Any]:
         pixels=PixelFormat(options.size, options.bits),
         max_rejects=options.max_rejects,
         limit=options.limit,
+        crop=crop,
     )
     _tell(result)
     return asdict(result)

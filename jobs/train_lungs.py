@@ -1,4 +1,4 @@
-"""Train a network that finds the lung fields; its checkpoint crops images for other families (--crop).
+"""Train a network that finds the lung fields; its checkpoint crops images for other families (--lung-crop).
 
 python jobs/train_lungs.py  # on a phantom archive
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cv2
@@ -24,17 +25,35 @@ def chest_like(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
 
 
+Known = Callable[[str, int], Mapping[str, object]]
+
+
+def nothing_known(split: str, number: int) -> Mapping[str, object]:
+    return {}
+
+
 def write_shards(
-    folder: Path, counts: dict[str, int], *, size: int = 32, row_group_rows: int = 8, part_rows: int = 20
+    folder: Path,
+    counts: dict[str, int],
+    *,
+    size: int = 32,
+    row_group_rows: int = 8,
+    part_rows: int = 20,
+    known: Known = nothing_known,
+    findings: tuple[str, ...] = schema.FINDINGS,
 ) -> str:
-    """Shards of `counts` images a split; an image's first pixel is its number in the split."""
+    """Shards of `counts` images a split; an image's first pixel is its number in the split.
+
+    Args:
+        known: more columns of the image of a split with a number.
+    """
     rng = np.random.default_rng(0)
     pixels = PixelFormat(size)
     parts: dict[str, list[dict[str, object]]] = {}
     for split, count in counts.items():
         parts[split] = []
         for number, start in enumerate(range(0, count, part_rows)):
-            rows = _rows(split, range(start, min(count, start + part_rows)), pixels, rng)
+            rows = _rows(split, range(start, min(count, start + part_rows)), pixels, rng, known)
             path = f"{split}/part-{number:05d}.parquet"
             (folder / split).mkdir(parents=True, exist_ok=True)
             pq.write_table(rows, folder / path, row_group_size=row_group_rows)
@@ -44,7 +63,7 @@ def write_shards(
         "version": 1,
         "source": "made",
         "archive": "",
-        "findings": list(schema.FINDINGS),
+        "findings": list(findings),
         "pixels": {"size": size, "bits": 8},
         "row_group_rows": row_group_rows,
         "parts": parts,
@@ -54,7 +73,7 @@ def write_shards(
     return str(folder)
 
 
-def _rows(split: str, numbers: range, pixels: PixelFormat, rng: np.random.Generator) -> pa.Table:
+def _rows(split: str, numbers: range, pixels: PixelFormat, rng: np.random.Generator, known: Known) -> pa.Table:
     images = [chest_like(rng, pixels.size) for _ in numbers]
     for number, image in zip(numbers, images, strict=True):
         image[0, 0] = number % 256
@@ -65,6 +84,8 @@ def _rows(split: str, numbers: range, pixels: PixelFormat, rng: np.random.Genera
         schema.HEIGHT_PX: [pixels.size] * len(images),
         schema.WIDTH_PX: [pixels.size] * len(images),
     }
+    for name in known(split, 0):
+        given[name] = [known(split, number)[name] for number in numbers]
     wanted = schema.row_schema(pixels)
     columns = [pa.array(given.get(field.name, [None] * len(images)), field.type) for field in wanted]
     return pa.table(columns, schema=wanted)

@@ -106,3 +106,9 @@ def test_rows_that_are_kept_come_before_those_added() -> None:
     taken = rows.take(np.array([0, 1, 4, 2]))
     assert taken["a"].tolist() == [3, 1, 12, 10]
     assert taken["b"][:2].tolist() == [[6, 7], [2, 3]]
+
+
+def test_a_buffer_takes_some_rows_as_often_as_they_are_asked_for() -> None:
+    rows = batches.RowBuffer(4, batches.Recycled())
+    rows.add({"a": np.arange(10, 14)}, np.array([3, 0, 3]))
+    assert rows.take(np.arange(rows.rows))["a"].tolist() == [13, 10, 13]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from cxr import schema, shards
+from cxr import schema, shards, storage
 from cxr.errors import UserError
 from cxr.shard_stream import ShardStream
 from tests.made_shards import write_shards
@@ -76,10 +79,52 @@ def test_unknown_pose_and_mask_are_marked(made: shards.ShardInfo) -> None:
 
 
 def test_too_few_images_for_the_workers(made: shards.ShardInfo) -> None:
-    with pytest.raises(UserError, match="11 images in its val split: too few for 12"):
+    with pytest.raises(UserError, match="the 11 images in its val split are too few for 12 workers"):
         stream(made, "val", world=12)
 
 
 def test_unfinished_shards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did not finish"):
         shards.read_info(str(tmp_path))
+
+
+def reject(folder: Path, image_id: str) -> None:
+    """Say of finished shards that ingest could not use an image."""
+    row = {"image_id": image_id, "source_uri": image_id, "split": "train", "error": "torn"}
+    pq.write_table(pa.Table.from_pylist([row], schema=schema.REJECTS), folder / shards.REJECTS_FILE)
+    about = storage.read_json(str(folder / shards.ARCHIVE_FILE))
+    storage.write_json(str(folder / shards.ARCHIVE_FILE), about | {"rejects": 1})
+
+
+def test_shards_joined_are_read_as_one(tmp_path: Path) -> None:
+    members = [
+        write_shards(tmp_path / "a", {"train": 30, "val": 5}),
+        write_shards(tmp_path / "b", {"train": 20, "val": 4, "test": 3}),
+    ]
+    reject(tmp_path / "b", "torn.png")
+    both = str(tmp_path / "both")
+    told = shards.join_shards(both, members, ["/a", "/b"])
+    info = shards.read_info(both)
+    assert told == info
+    assert shards.is_shards(both)
+    assert ([info.rows(split) for split in schema.SPLITS], info.rejects, info.uri) == ([50, 9, 3], 1, both)
+    assert storage.read_parquet(f"{both}/{shards.REJECTS_FILE}")[schema.IMAGE_ID].to_pylist() == ["torn.png"]
+    seen = [number for batch in numbers(stream(info, "train").every()) for number in batch]
+    assert seen == [*range(30), *range(20)]
+    assert shards.joined_archives(both) == ("/a", "/b")
+    assert shards.joined_archives(members[0]) == shards.joined_archives(str(tmp_path / "none")) == ()
+
+
+@pytest.mark.parametrize(
+    ("other", "differing"),
+    [
+        ({"size": 16}, r"their pixels differ, PixelFormat\(size=32.* and PixelFormat\(size=16"),
+        ({"findings": ()}, r"their findings differ, .*Hernia.* and none"),
+        ({"row_group_rows": 4}, "their row_group_rows differ, 8 and 4"),
+    ],
+)
+def test_shards_that_differ_cannot_be_joined(tmp_path: Path, other: dict[str, Any], differing: str) -> None:
+    members = [write_shards(tmp_path / "a", {"train": 3}), write_shards(tmp_path / "b", {"train": 3}, **other)]
+    with pytest.raises(UserError, match=rf"/a and .*/b cannot be used together: {differing}"):
+        shards.join_shards(str(tmp_path / "both"), members, members)
+    assert not shards.is_shards(str(tmp_path / "both"))

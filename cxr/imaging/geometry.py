@@ -5,10 +5,13 @@ Coordinates have edges at integers: pixel i covers [i, i + 1], x to the right, y
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import cv2
 import numpy as np
+
+_WHOLE = 1e-6  # by which a coordinate may differ from that of a pixel's edge
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,23 @@ def fit(pixels: np.ndarray, size: int) -> tuple[np.ndarray, Frame]:
 
 
 def fit_mask(mask: np.ndarray, size: int, frame: Frame) -> np.ndarray:
-    """A mask (H, W) bool in the frame that `fit` gave its image: true where half of a pixel is covered."""
+    """A mask (H, W) bool in the frame of its image, of `fit` or of a `cut`: true where half of a pixel is covered."""
     return _placed(mask.astype(np.uint8) * np.uint8(255), size, frame) >= 128
+
+
+def cut(pixels: np.ndarray, low_xy: Sequence[int], high_xy: Sequence[int], size: int) -> np.ndarray:
+    """The box of whole pixels from `low_xy` up to `high_xy`, resized to (size, size); beyond the image it is 0.
+
+    Averaged by area when shrunk, interpolated linearly when enlarged.
+    """
+    (x0, y0), (x1, y1) = low_xy, high_xy
+    height, width = pixels.shape
+    top, left, bottom, right = max(0, y0), max(0, x0), min(height, y1), min(width, x1)
+    box = np.zeros((y1 - y0, x1 - x0), pixels.dtype)
+    if bottom > top and right > left:
+        box[top - y0 : bottom - y0, left - x0 : right - x0] = pixels[top:bottom, left:right]
+    method = cv2.INTER_AREA if max(box.shape) >= size else cv2.INTER_LINEAR
+    return cv2.resize(box, (size, size), interpolation=method)
 
 
 def mask_to_original(mask: np.ndarray, frame: Frame, height: int, width: int) -> np.ndarray:
@@ -99,6 +117,10 @@ def _whole_pixels(corners_xy: np.ndarray, shape_xy: np.ndarray) -> list[list[int
 
 def _placed(pixels: np.ndarray, size: int, frame: Frame) -> np.ndarray:
     height, width = pixels.shape
+    corners = frame.from_original(np.array([[0, 0], [width, height]]))
+    if np.abs(corners - np.rint(corners).clip(0, size)).max() > _WHOLE:  # not all of the image lies on whole pixels
+        low, high = np.rint(frame.to_original(np.array([[0, 0], [size, size]]))).astype(int).tolist()
+        return cut(pixels, low, high, size)
     inner_height, inner_width = round(height / frame.y_scale), round(width / frame.x_scale)
     top, left = round(-frame.y_offset / frame.y_scale), round(-frame.x_offset / frame.x_scale)
     shrinking = max(height, width) >= size

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cxr.imaging.geometry import Frame
+from cxr.imaging.geometry import Frame, cut
 
 MARGIN = 0.05  # of the side of the smallest enclosing square, added on each of its sides
 AREAS = 0.05, 0.6  # shares of the image that lungs may cover; Montgomery's and Shenzhen's: .09 to .37
@@ -36,17 +36,8 @@ class LungSquare:
         return Frame(scale, scale, self.x, self.y)
 
     def crop(self, pixels_HW: np.ndarray, size: int) -> np.ndarray:
-        """The square resized to (size, size), uint8 or uint16 as given; what lies beyond the image is 0.
-
-        Averaged by area when shrunk, interpolated linearly when enlarged.
-        """
-        height, width = pixels_HW.shape
-        top, left = max(0, self.y), max(0, self.x)
-        bottom, right = min(height, self.y + self.side), min(width, self.x + self.side)
-        square = np.zeros((self.side, self.side), pixels_HW.dtype)
-        square[top - self.y : bottom - self.y, left - self.x : right - self.x] = pixels_HW[top:bottom, left:right]
-        method = cv2.INTER_AREA if self.side >= size else cv2.INTER_LINEAR
-        return cv2.resize(square, (size, size), interpolation=method)
+        """The square resized to (size, size), uint8 or uint16 as given; what lies beyond the image is 0."""
+        return cut(pixels_HW, (self.x, self.y), (self.x + self.side, self.y + self.side), size)
 
     def on_original(self, frame: Frame, height: int, width: int) -> LungSquare:
         """This square of stored pixels in whole pixels of the original (height, width) on which `frame` puts them.

@@ -128,13 +128,4 @@ def _of_shards(info: shards.ShardInfo, columns: Sequence[str]) -> Manifest:
     uris += [storage.join(info.uri, shards.REJECTS_FILE)] if info.rejects else []
     with ThreadPoolExecutor(_THREADS) as pool:
         parts = list(pool.map(partial(storage.read_parquet, columns=columns), uris))
-    return Manifest(pa.concat_tables(_filled(part, fields) for part in parts), info.findings)
-
-
-def _filled(part: pa.Table, fields: pa.Schema) -> pa.Table:
-    """The part with null in the columns that it lacks."""
-    columns = [
-        part[field.name].cast(field.type) if field.name in part.column_names else pa.nulls(part.num_rows, field.type)
-        for field in fields
-    ]
-    return pa.table(columns, schema=fields)
+    return Manifest(pa.concat_tables(schema.filled(part, fields) for part in parts), info.findings)

@@ -35,7 +35,8 @@ class AecnnRecipe(Recipe):
     family: ClassVar[str] = "aecnn"
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS)
-    places: ClassVar[tuple[str, ...]] = ("start_from", "classifier_weights")  # of no more use once training has begun
+    # The last two are of no more use once training has begun.
+    places: ClassVar[tuple[str, ...]] = (*Recipe.places, "start_from", "classifier_weights")
     score_columns: ClassVar[pa.Schema] = pa.schema(
         [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.PREDICTED, pa.list_(pa.int8()))]
     )

@@ -43,7 +43,7 @@ class AlignRecipe(Recipe):
     family: ClassVar[str] = "align"
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.POSE_UNIT, schema.MASKS)
-    places: ClassVar[tuple[str, ...]] = ("lung_weights",)
+    places: ClassVar[tuple[str, ...]] = (*Recipe.places, "lung_weights")
     score_columns: ClassVar[pa.Schema] = pa.schema([(schema.THETA_UNIT, pa.list_(pa.float32(), 6))])
 
     size: int = 128

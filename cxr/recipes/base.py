@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from cxr import batches, schema
 from cxr.errors import UserError
+from cxr.imaging.lung_square import MARGIN
 from cxr.schema import PixelFormat
 
 # Column name -> tensor on the device. "pixels" is uint8 or uint16 (B, H, W) as stored; see `normalised`.
@@ -131,8 +132,12 @@ class Recipe(ABC):
     """Of convolutions and matrix products in training; auto: bfloat16 on GPUs, float32 on CPUs. A CPU that does not
     compute in bfloat16 (AVX512-BF16 or AMX: twice the pace) takes float32 all the same."""
     seed: int = 0
+    lung_crop: str = ""
+    """URI of a checkpoint of family `lungs`: images are cropped to the square around the lungs; empty: not at all."""
+    lung_margin: float = MARGIN
+    """Added on each side of the smallest square around the lungs, as a share of its side."""
     folds: int = 0
-    """Patients of the train and val splits are dealt anew into so many folds, of which one validates; 0: the archive's
+    """Deal the patients of the train and val splits anew into so many folds, of which one validates; 0: the archive's
     own split."""
     fold: int | None = None
     """The fold that validates, from 0; left out, a train job trains a network for each."""
@@ -146,7 +151,7 @@ class Recipe(ABC):
     """Columns that `predict` adds to `schema.SCORES`."""
     mask_label: ClassVar[str] = schema.LUNGS
     """Which of an image's masks a batch holds, if `columns` has masks."""
-    places: ClassVar[tuple[str, ...]] = ()
+    places: ClassVar[tuple[str, ...]] = ("lung_crop",)
     """Settings that say where something lies, not what it is: it may be moved between two runs."""
 
     def __post_init__(self) -> None:
@@ -157,6 +162,8 @@ class Recipe(ABC):
             raise UserError(f"lr={self.lr}: wanted a positive number")
         if not 0 <= self.ema < 1 or not 0 <= self.warmup < 1:
             raise UserError(f"ema={self.ema}, warmup={self.warmup}: wanted from 0 up to, not including, 1")
+        if not 0 <= self.lung_margin <= 1:
+            raise UserError(f"lung_margin={self.lung_margin}: wanted from 0 to 1")
         if self.folds < 0 or self.folds == 1 or not (self.fold is None or 0 <= self.fold < self.folds):
             raise UserError(
                 f"folds={self.folds}, fold={self.fold}: wanted 0 or at least 2 folds, and a fold from 0 up to, not "

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from cxr import schema
+from cxr.errors import UserError
 from cxr.imaging.lung_square import largest_two
 from cxr.imaging.mask_rule import MaskRule
 from cxr.recipes.segmentation import Architecture, SegmentationRecipe
@@ -29,6 +30,11 @@ class LungsRecipe(SegmentationRecipe):
     architecture: Architecture = "small_unet"
     rotation_deg: float = 15.0
     scale: float = 1.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lung_crop:
+            raise UserError(f"lung_crop={self.lung_crop}: lungs are sought in whole images. Leave it out")
 
     def cleaned(self, shares_HW: np.ndarray) -> np.ndarray:
         """Shares without specks: only the two largest components stay."""

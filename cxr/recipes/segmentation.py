@@ -40,7 +40,7 @@ class SegmentationRecipe(Recipe):
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.MASKS)
     score_columns: ClassVar[pa.Schema] = schema.MASK_SCORES
-    places: ClassVar[tuple[str, ...]] = ("backbone_weights",)
+    places: ClassVar[tuple[str, ...]] = (*Recipe.places, "backbone_weights")
     measures_distance: ClassVar[bool] = False
     """Whether validation also measures how far outlines lie apart (HD95)."""
     rule: ClassVar[MaskRule] = MaskRule()

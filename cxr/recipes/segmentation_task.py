@@ -98,7 +98,7 @@ class SegmentationTask(Task):
         rows = workers.gather(torch.cat(counts))
         if self.lesson.rule is None and len(rows):
             self._rule = choose_rule(rows)
-            self._finder.rule.copy_(torch.tensor(tuple(self._rule.describe().values())))
+            self._finder.rule.copy_(torch.tensor(tuple(self._rule.describe().values()), dtype=torch.float64))
         overlaps = decided(rows, self._rule or MaskRule())
         told = summary(overlaps) | image_level(
             overlaps, workers.gather(torch.cat(images)) if self.lesson.image_weight else None

@@ -159,7 +159,11 @@ class Engine:
         """Close the epoch: task statistics, equal batch-norm statistics on all workers, then validation."""
         self.task.end_epoch(self.workers)
         self._share_statistics()
-        shown, trained = self.shipped(), self.task.network
+        return self.validated(self.shipped(), batches)
+
+    def validated(self, shown: nn.Module, batches: Batches) -> dict[str, float]:
+        """What the task's validation says of a network, the same on all workers."""
+        trained = self.task.network
         self.task.eval()
         self.task.network = shown.eval()
         try:

@@ -21,7 +21,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from cxr import checkpoint, cluster, dataset, shards, storage
+from cxr import checkpoint, cluster, dataset, lung_crop, selection, shards, storage
 from cxr.errors import UserError
 from cxr.recipes.base import Recipe, check_size
 from cxr.train.log import RunLog, best_row, read_metrics
@@ -54,10 +54,11 @@ def fit(
     name: str = "train",
     callbacks: Sequence[UserCallback] = (),
 ) -> Fitted:
-    """Train `recipe` on the train split of `archive` (shards, or a raw archive), validating on its val split.
+    """Train `recipe` on the train split of `archive` (shards, or a raw archive), validating on its val split; or, in
+    folds, on all of these two splits' patients but one fold, which validates.
 
-    Writes OUT/checkpoint (the best), OUT/NAME/epoch_* (best and last, for resuming), OUT/metrics.jsonl and
-    OUT/tensorboard. Call `recipe.resolved()` first: workers apply the recipe as it is.
+    Writes OUT/checkpoint (the best), OUT/NAME/epoch_* (best and last, for resuming) and average_*, OUT/metrics.jsonl
+    and OUT/tensorboard. Call `recipe.resolved()` first: workers apply the recipe as it is.
 
     Raises:
         UserError: OUT holds a run already and `options.resume` is off, or holds none and it is on; storage
@@ -77,6 +78,7 @@ def fit(
         "findings": list(findings),
         "data": data,
         "compile": options.compile,
+        "average": options.average,
         "threads": options.cpus_per_worker,
     }
     trainer = Trainer(
@@ -141,25 +143,32 @@ def _describe(archive: str, recipe: Recipe, source: str) -> tuple[dict[str, Any]
     archive = storage.normalise(archive)
     if shards.is_shards(archive):
         info = shards.read_info(archive)
-        if min(info.rows("train"), info.rows("val")) == 0:
-            raise UserError(
-                f"{archive} has {info.rows('train')} usable images in its train split and {info.rows('val')} in its "
-                f"val split, and {info.rejects} that cannot be used: both splits are needed. Give an archive of more "
-                f"patients, or mend its images"
-            )
+        _check_splits(info, selection.fold_of(recipe))
         check_size(recipe, info.pixels.size)
+        lung_crop.check_shards(info, lung_crop.of_recipe(recipe))
         return {"shards": archive, "cache_bytes": CACHE_BYTES}, info.findings, {}
+    selection.check_raw(recipe, archive)
     datasets, findings, rows = dataset.open_streams(
         archive, recipe.size, source, columns=recipe.columns, seed=recipe.seed
     )
     return {"rows": rows}, findings, datasets
 
 
+def _check_splits(info: shards.ShardInfo, fold: selection.Fold | None) -> None:
+    """Raise UserError unless there is something to train on and something to validate with."""
+    train, val = info.rows("train"), info.rows("val")
+    if max(train, val) == 0 or (fold is None and min(train, val) == 0):
+        raise UserError(
+            f"{info.uri} has {train} usable images in its train split and {val} in its val split, and {info.rejects} "
+            f"that cannot be used: both splits are needed. Give an archive of more patients, or mend its images"
+        )
+
+
 def _run_config(
     recipe: Recipe, out: str, name: str, options: RunOptions, callbacks: Sequence[UserCallback]
 ) -> RunConfig:
     kept = CheckpointConfig(
-        num_to_keep=options.keep,
+        num_to_keep=options.num_to_keep,
         checkpoint_score_attribute=recipe.monitor,
         checkpoint_score_order=recipe.mode,
     )

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cxr import storage
 from cxr.recipes.base import Recipe
+from cxr.train.average import AVERAGE
 
 METRICS_FILE, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
@@ -31,24 +32,28 @@ class RunLog(UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         row = {key: value for key, value in metrics[0].items() if key != "applied"}
-        row["images_per_s"] = sum(worker["images_per_s"] for worker in metrics) / len(metrics)
+        if row.get("stage") != AVERAGE:
+            row["images_per_s"] = sum(worker["images_per_s"] for worker in metrics) / len(metrics)
         if checkpoint is not None:
             row["checkpoint"] = storage.name(checkpoint.path)
         self._append(row)
-        self._board = self._board or Board(storage.join(self.out, TENSORBOARD))
-        self._board.write(row)
+        if row.get("stage") != AVERAGE:  # it would be a second value at the last epoch
+            self._board = self._board or Board(storage.join(self.out, TENSORBOARD))
+            self._board.write(row)
         print(self.line(row), flush=True)
 
     def _append(self, row: dict[str, Any]) -> None:
-        """Add a row; rows of epochs that a restart repeats give way to the new ones."""
+        """Add a row; rows of epochs that a restart repeats give way to the new ones. Averages follow their epoch."""
         if self._lines is None:
-            self._lines = [json.dumps(old) for old in read_metrics(self.out) if old["epoch"] < row["epoch"]]
-        self._lines = [line for line in self._lines if json.loads(line)["epoch"] < row["epoch"]]
+            self._lines = [json.dumps(old) for old in read_metrics(self.out)]
+        self._lines = [line for line in self._lines if _order(json.loads(line)) < _order(row)]
         self._lines.append(json.dumps(row))
         storage.write_text(storage.join(self.out, METRICS_FILE), "\n".join(self._lines) + "\n")
 
     def line(self, row: dict[str, Any]) -> str:
         """E.g. `train 3/20  loss 0.412  correlation 0.8123  310 images/s  0:42 left`."""
+        if row.get("stage") == AVERAGE:
+            return f"{self.name} average of epochs {row['averaged']}  {self.monitor} {row[self.monitor]:.4f}"
         left = round(row["seconds"] / row["epoch"] * (row["epochs"] - row["epoch"]))
         value = row.get(f"stage/{self.monitor}", row[self.monitor])
         parts = [
@@ -61,6 +66,10 @@ class RunLog(UserCallback):
             f"refused, {row['refused']}" if "refused" in row else "",
         ]
         return "  ".join(filter(None, parts))
+
+
+def _order(row: dict[str, Any]) -> tuple[int, bool]:
+    return row["epoch"], row.get("stage") == AVERAGE
 
 
 class Board:
@@ -94,6 +103,6 @@ def best_row(rows: Sequence[dict[str, Any]], recipe: Recipe) -> dict[str, Any] |
 
 
 def read_metrics(out: str) -> list[dict[str, Any]]:
-    """Rows of a run's metrics.jsonl, one an epoch; empty where there is none yet."""
+    """Rows of a run's metrics.jsonl, one an epoch and one an average of epochs; empty where there is none yet."""
     uri = storage.join(out, METRICS_FILE)
     return [json.loads(line) for line in storage.read_text(uri).splitlines()] if storage.exists(uri) else []

@@ -27,6 +27,8 @@ class RunOptions:
     """Compile the network with torch.compile."""
     keep: int = 2
     """Best checkpoints to keep, besides the last."""
+    average: int = 0
+    """Networks of so many best epochs to average at the end; the average is kept if it is better. 0 for none."""
     max_failures: int = 3
     """How often to start again from the last checkpoint after a worker or machine died."""
     resume: bool = False
@@ -39,6 +41,13 @@ class RunOptions:
             )
         if self.keep < 1 or self.cpus_per_worker <= 0:
             raise UserError(f"keep={self.keep}, cpus_per_worker={self.cpus_per_worker}: wanted positive numbers")
+        if self.average < 0 or self.average == 1:
+            raise UserError(f"average={self.average}: wanted 0 for none, or at least 2 epochs to average")
+
+    @property
+    def num_to_keep(self) -> int:
+        """Best checkpoints that Ray Train keeps: enough to average, and room for the average itself."""
+        return max(self.keep, self.average + 1) if self.average else self.keep
 
     @property
     def resources_per_worker(self) -> dict[str, float]:

@@ -13,6 +13,7 @@ from ray.data import DataIterator
 from cxr import batches, schema, shards
 from cxr.recipes.base import Batch, Recipe, Workers
 from cxr.schema import PixelFormat
+from cxr.selection import fold_of, sampling_of
 from cxr.shard_stream import ShardStream
 
 
@@ -79,6 +80,8 @@ def open_streams(data: dict[str, Any], recipe: Recipe, workers: Workers) -> tupl
                 seed=recipe.seed,
                 cache_bytes=data["cache_bytes"],
                 mask_label=recipe.mask_label,
+                fold=fold_of(recipe),
+                sampling=sampling_of(recipe) if split == "train" else None,
             )
             for split in ("train", "val")
         )

@@ -12,11 +12,13 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
+from torch import nn
 
 from cxr import checkpoint
 from cxr.errors import UserError
 from cxr.recipes import recipe_from_dict
 from cxr.recipes.base import Alone, Recipe, Stage, Workers
+from cxr.train.average import AVERAGE, averaged_network, best_kept
 from cxr.train.engine import CannotGoOn, Engine
 from cxr.train.group import Group
 from cxr.train.stream import Stream, open_streams
@@ -30,6 +32,7 @@ class Progress:
     best: float = math.nan
     since_best: int = 0
     seconds: float = 0.0  # spent training so far, over all restarts
+    averaged: tuple[int, int] = (0, 0)  # after which epoch networks were averaged, and of how many epochs
 
     def update(self, value: float, mode: str) -> None:
         """Count an epoch whose network is ranked by `value`."""
@@ -71,6 +74,7 @@ class Worker:
                 if engine.stage != stage:
                     engine.enter(stage)
                 self._epoch(engine, train, val)
+            self._average(engine, val)
         except CannotGoOn as reason:
             return {"stopped": str(reason)}
         return {"epochs": self.progress.epoch, "best": self.progress.best}
@@ -114,7 +118,7 @@ class Worker:
     def _epoch(self, engine: Engine, train: Stream, val: Stream) -> None:
         """One epoch, then a report; the seed depends on the epoch alone, so that a resumed run repeats it."""
         epoch = self.progress.epoch
-        torch.manual_seed((self.recipe.seed * 1_000_003 + epoch) * 1_009 + self.workers.rank)
+        self._seed(epoch)
         start = time.monotonic()
         means = engine.epoch(train.train(epoch))
         trained = time.monotonic() - start
@@ -122,55 +126,106 @@ class Worker:
         refusal = self._rank(metrics)
         self.progress.seconds += time.monotonic() - start
         report = {
-            "epoch": self.progress.epoch,
-            "epochs": self.recipe.total_epochs,
-            "stage": engine.stage.name,
+            **self._described(engine.stage.name, metrics, refusal),
             "images_per_s": means.pop("images") / trained,
-            "seconds": self.progress.seconds,
-            "workers": self.workers.size,
             "lr": engine.schedule.get_last_lr()[0],
             **{f"train/{name}": value for name, value in means.items()},
+        }
+        self._report(engine, metrics, report)
+
+    def _seed(self, epoch: int) -> None:
+        torch.manual_seed((self.recipe.seed * 1_000_003 + epoch) * 1_009 + self.workers.rank)
+
+    def _described(self, stage: str, metrics: dict[str, float], refusal: str) -> dict[str, Any]:
+        """What a report has of an epoch and of an average of epochs alike."""
+        return {
+            "epoch": self.progress.epoch,
+            "epochs": self.recipe.total_epochs,
+            "stage": stage,
+            "seconds": self.progress.seconds,
+            "workers": self.workers.size,
             **metrics,
             **({"refused": refusal} if refusal else {}),
             "applied": self.recipe.to_dict(),
         }
-        self._report(engine, metrics, report)
+
+    def _average(self, engine: Engine, val: Stream) -> None:
+        """Validate and report the mean of the best epochs' networks like one more epoch, unless that was done.
+
+        Training can go on from its checkpoint as from the last epoch's.
+        """
+        wanted = (self.progress.epoch, self.config.get("average", 0))
+        best = best_kept(self.recipe, wanted[1]) if wanted[1] and self.progress.averaged != wanted else []
+        if len(best) < 2:
+            return
+        self.progress.averaged = wanted
+        resume = self._resume(engine)
+        network = averaged_network([one.checkpoint for one in best], engine)
+        self._seed(self.progress.epoch)
+        metrics = engine.validated(network, val.every)
+        refusal = self._refused(metrics)
+        report = self._described(AVERAGE, metrics, refusal)
+        report["averaged"] = sorted(one.metrics["epoch"] for one in best)
+        self._report(engine, metrics, report, network, resume)
 
     def _rank(self, metrics: dict[str, float]) -> str:
         """Count the epoch; one that must not be kept as best gets the worst monitor. Returns why it was refused."""
-        worst = -math.inf if self.recipe.mode == "max" else math.inf
         if self.progress.epoch < self.recipe.unranked_epochs:
             if self.recipe.monitor in metrics:
                 metrics[f"stage/{self.recipe.monitor}"] = metrics[self.recipe.monitor]
-            metrics[self.recipe.monitor] = worst
+            metrics[self.recipe.monitor] = self._worst
             self.progress.epoch += 1
             return ""
-        refusal = self.recipe.refusal(metrics)
-        if refusal:  # told apart in the log
-            metrics[self.recipe.monitor] = worst
+        refusal = self._refused(metrics)
         self.progress.update(metrics[self.recipe.monitor], self.recipe.mode)
         return refusal
 
-    def _report(self, engine: Engine, metrics: dict[str, float], report: dict[str, Any]) -> None:
-        """Hand the epoch to Ray Train, rank 0 with a checkpoint; every rank waits for the others here."""
-        name = f"epoch_{self.progress.epoch:04d}"
-        if self.workers.rank > 0:
-            ray.train.report(report, checkpoint_dir_name=name)
-            return
-        resume = {
+    def _refused(self, metrics: dict[str, float]) -> str:
+        """Why such a network must not be kept, which takes its monitor as well: told apart in the log."""
+        refusal = self.recipe.refusal(metrics)
+        if refusal:
+            metrics[self.recipe.monitor] = self._worst
+        return refusal
+
+    @property
+    def _worst(self) -> float:
+        return -math.inf if self.recipe.mode == "max" else math.inf
+
+    def _resume(self, engine: Engine) -> dict[str, Any]:
+        """What going on from here needs."""
+        return {
             "engine": engine.state(),
             "task": checkpoint.task_state(engine.task),
             "progress": vars(self.progress),
         }
+
+    def _report(
+        self,
+        engine: Engine,
+        metrics: dict[str, float],
+        report: dict[str, Any],
+        average: nn.Module | None = None,
+        resume: dict[str, Any] | None = None,
+    ) -> None:
+        """Hand the epoch to Ray Train, rank 0 with a checkpoint; every rank waits for the others here.
+
+        Args:
+            average: the network to keep in place of the epoch's, and with it what going on needs.
+        """
+        epoch, count = self.progress.epoch, self.progress.averaged[1]
+        name = f"epoch_{epoch:04d}" if average is None else f"{AVERAGE}_{epoch:04d}_of_{count}"
+        if self.workers.rank > 0:
+            ray.train.report(report, checkpoint_dir_name=name)
+            return
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.save(
                 Path(folder),
                 self.recipe,
                 engine.task,
-                engine.shipped().state_dict(),
+                (engine.shipped() if average is None else average).state_dict(),
                 findings=self.config["findings"],
                 metrics=metrics,
-                resume=resume,
+                resume=resume or self._resume(engine),
             )
             ray.train.report(report, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
 

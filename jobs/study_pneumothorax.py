@@ -1,0 +1,133 @@
+"""U-Nets and fully convolutional networks that find pneumothorax, side by side: Dice, speed, size, receptive field.
+
+python jobs/study_pneumothorax.py --networks unet-resnet18 fcn8s-resnet18  # two of them, on a phantom archive
+
+ray job submit --working-dir . -- python jobs/study_pneumothorax.py --archive s3://xrays/siim \\
+    --out s3://xrays/study --size 512 --shard-size 512 --epochs 20 --fully-connected --seeds 3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from cxr import checkpoint, lung_crop, storage
+from cxr.benchmark import segmentation, segmentation_report
+from cxr.errors import UserError
+from cxr.job import run_job
+from cxr.models.fcn import FCN_BACKBONES
+from cxr.phantom.siim import write_siim_phantom
+from cxr.recipes.pneumothorax import PneumothoraxRecipe
+from cxr.report import figures
+from cxr.sources import siim
+from cxr.study import train_all
+from cxr.train import RunOptions
+from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled
+
+# Name -> the settings in which its recipe differs from the job's.
+NETWORKS: dict[str, dict[str, str]] = {
+    "small_unet": {"architecture": "small_unet"},
+    **{
+        f"unet-{backbone}{suffix}": {"architecture": "unet", "backbone": backbone, "attention": attention}
+        for backbone in ("resnet18", "resnet34")
+        for suffix, attention in (("", "none"), ("-scse", "scse"))
+    },
+    **{
+        f"{architecture}-{backbone}": {"architecture": architecture, "backbone": backbone}
+        for backbone in FCN_BACKBONES
+        for architecture in ("fcn32s", "fcn16s", "fcn8s")
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the job. A killed study goes on with the same command."""
+
+    out: str = "runs/study_pneumothorax"
+    """Folder or URI of the results: table.md, networks.csv, dice.png, a folder a network."""
+    networks: tuple[str, ...] = ()
+    """Which: small_unet, unet-BACKBONE, unet-BACKBONE-scse (resnet18, resnet34), fcn32s-BACKBONE, fcn16s-BACKBONE,
+    fcn8s-BACKBONE (alexnet, vgg16, googlenet, resnet18, resnet34, resnet50); left out, all of them."""
+    seeds: int = 1
+    """Networks of each kind."""
+    test_images: int = 0
+    """Images of the test split, spread evenly, that networks are judged on; they are held in memory. 0: all."""
+    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=600, shard_size=128))
+    recipe: PneumothoraxRecipe = field(
+        default_factory=lambda: PneumothoraxRecipe(size=128, epochs=8, fully_connected=False)
+    )
+    """Of all networks, but for what their names say: architecture, backbone, attention."""
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+def main(options: Options) -> dict[str, Any]:
+    chosen = named(options.networks, options.recipe)
+    if options.data.stream:
+        raise UserError("networks are judged on shards, and all of them read the same: leave --stream out")
+    out = ready_to_begin(options.recipe, options.data, options.out)
+    data = make_ready(with_phantoms(options.data, out), out, lung_crop.of_recipe(options.recipe))
+    recipes = {name: settled(recipe, out, options.run) for name, recipe in chosen.items()}
+    trained = train_all(recipes, range(options.seeds), data, out, options.run)
+    test = segmentation.read(data, "test", options.recipe.mask_label, options.test_images)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    judged = []
+    for name in recipes:
+        networks = [checkpoint.load(one.checkpoint) for one in trained if one.name == name]
+        judged.append(segmentation.judge(name, networks, test, device))
+        print(f"judged: {name}, Dice {judged[-1].dice.value:.3f}", flush=True)
+    return {
+        "metrics": {"images": float(len(test.pixels)), **segmentation.metrics(judged)},
+        "checkpoints": {f"{one.name}, seed {one.seed}": one.checkpoint for one in trained},
+        "data": data,
+        **write(judged, test, options, out, device),
+    }
+
+
+def named(names: Sequence[str], recipe: PneumothoraxRecipe) -> dict[str, PneumothoraxRecipe]:
+    """Name -> recipe of each network asked for; all where none is named."""
+    if unknown := set(names) - set(NETWORKS):
+        raise UserError(f"networks={' '.join(sorted(unknown))}: wanted some of {', '.join(NETWORKS)}")
+    return {name: recipe.replace(**NETWORKS[name]) for name in names or NETWORKS}
+
+
+def with_phantoms(data: ArchiveOptions, out: str) -> ArchiveOptions:
+    """The archive as given, or one of phantoms as rarely ill as SIIM-ACR's, in OUT/phantoms; made once."""
+    if data.archive:
+        return data
+    uri = storage.join(out, "phantoms")
+    if not siim.detect(uri):
+        print(f"no --archive given: making {data.phantoms} phantom X-rays in {uri}", flush=True)
+        write_siim_phantom(uri, data.phantoms, size=max(256, data.shard_size))
+    return replace(data, archive=(uri,))
+
+
+def write(
+    judged: Sequence[segmentation.Judged],
+    test: segmentation.MaskedXRays,
+    options: Options,
+    out: str,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Print the table; write table.md, networks.csv and dice.png into `out`; their URIs."""
+    patients, recipe = len(set(test.patients)), options.recipe
+    said = (
+        f"{len(test.pixels):,} test images of {patients:,} patients, {judged[0].figures['positives']:.0f} with a "
+        f"pneumothorax, compared at {test.size} px; {options.seeds} seed{'s' * (options.seeds > 1)}."
+    )
+    with_what = torch.cuda.get_device_name(device) if device.type == "cuda" else "one thread of a CPU"
+    timed = f"Forward passes are of one image of {recipe.size} px, {with_what}, float32, the median of several."
+    print(f"{segmentation_report.table(judged)}{said}", flush=True)
+    page = segmentation_report.page(judged, said, timed, cut=not recipe.fully_connected)
+    storage.write_text(storage.join(out, "table.md"), page)
+    storage.write_text(storage.join(out, "networks.csv"), segmentation_report.csv(judged))
+    picture = figures.save_figure(segmentation_report.picture(judged), out, "dice.png")
+    print(f"picture: {picture}", flush=True)
+    return {"table": storage.join(out, "networks.csv"), "pictures": [picture]}
+
+
+if __name__ == "__main__":
+    run_job(main, Options)

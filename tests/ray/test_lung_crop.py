@@ -1,0 +1,69 @@
+"""A recipe with `lung_crop`, from a raw archive to scores: cropped alike in training and in scoring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cxr import lung_crop, schema, shards
+from cxr.errors import UserError
+from cxr.imaging.geometry import Frame
+from cxr.recipes.align import AlignRecipe
+from cxr.score import score
+from cxr.train import RunOptions
+from cxr.workflow import ArchiveOptions, train_job
+from tests.lung_rule import save_finder
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+COUNT, BLANK = 24, 3
+
+
+def write_archive(folder: Path) -> str:
+    """COUNT images with two bright blocks in the middle, of several shapes; BLANK of them have nothing but noise."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(COUNT):
+        height, width = 80, 80 + 10 * (number % 3)
+        pixels = rng.integers(0, 30, (height, width)).astype(np.uint8)
+        if number >= BLANK:
+            for x in (0.3, 0.55):
+                pixels[20:60, int(x * width) : int((x + 0.15) * width)] += 190
+        assert cv2.imwrite(str(folder / f"{number:02d}.png"), pixels)
+    return str(folder)
+
+
+def rows(folder: Path) -> dict[str, dict]:
+    found = [row for file in sorted(folder.rglob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    return {row[schema.IMAGE_ID]: row for row in found}
+
+
+def test_from_an_archive_to_scores(tmp_path: Path) -> None:
+    archive, finder = write_archive(tmp_path / "archive"), save_finder(tmp_path / "finder")
+    recipe = AlignRecipe(
+        size=32, epochs=1, batch_size=4, trunk="conv3", lungs=False, lung_crop=finder, lung_margin=0.1
+    )
+    given = ArchiveOptions(archive=(archive,), shard_size=32)
+    done = train_job(recipe, given, RunOptions(), str(tmp_path / "out"))
+    with pytest.raises(UserError, match="holds crops by the lung checkpoint"):
+        train_job(
+            recipe.replace(lung_crop=""), ArchiveOptions(archive=(done["data"],)), RunOptions(), str(tmp_path / "o")
+        )
+    crop = lung_crop.by_checkpoint(finder, 0.1)
+    assert shards.read_info(done["data"]).lung_crop == crop.describe()
+
+    (tmp_path / "finder").rename(tmp_path / "gone")  # scoring needs nothing but the checkpoint
+    score(archive, done["checkpoint"], str(tmp_path / "raw"))
+    score(done["data"], done["checkpoint"], str(tmp_path / "stored"))
+    raw, stored, cropped = (rows(Path(uri)) for uri in (tmp_path / "raw", tmp_path / "stored", done["data"]))
+    assert len(raw) == len(stored) == COUNT
+    for image_id, row in raw.items():
+        assert row[schema.FRAME] == stored[image_id][schema.FRAME] == cropped[image_id][schema.FRAME]
+        assert row[schema.CROP] == stored[image_id][schema.CROP] == cropped[image_id][schema.CROP]
+        assert row[schema.THETA_UNIT] == pytest.approx(stored[image_id][schema.THETA_UNIT], abs=1e-5)
+    assert sum(row[schema.CROP].startswith("whole image: the lung mask") for row in raw.values()) == BLANK
+    found = Frame(**raw["20.png"][schema.FRAME]).to_original(np.array([[0, 0], [32, 32]]))
+    assert np.abs(found - [[24, 12], [76, 64]]).max() <= 8  # of 100 x 80; blocks from (30, 20) to (70, 60)

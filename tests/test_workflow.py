@@ -1,0 +1,108 @@
+"""Several archives as one, and a network for each fold: what can be seen before and after training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from cxr import checkpoint, shards, storage, workflow
+from cxr.errors import UserError
+from cxr.ledger import LEDGER_FILE
+from cxr.phantom.nlm import write_masked_phantom
+from cxr.recipes.align import AlignRecipe
+from cxr.study import Trained
+from cxr.train import RunOptions
+from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, train_job
+from tests.made_shards import write_shards
+
+RECIPE = AlignRecipe(size=32, trunk="conv3", lungs=False)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> ArchiveOptions:
+    """Two archives that are shards already, so that nothing needs a cluster."""
+    given = [write_shards(tmp_path / name, {"train": 6, "val": 3}) for name in "ab"]
+    return ArchiveOptions(archive=tuple(given), shard_size=32)
+
+
+@pytest.fixture
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cxr.cluster.connect", lambda: None)
+    monkeypatch.setattr("cxr.cluster.check_shared", lambda uri: None)
+
+
+def other(options: ArchiveOptions, **changes: Any) -> ArchiveOptions:
+    return ArchiveOptions(**(vars(options) | changes))
+
+
+def test_archives_are_given_one_after_the_other() -> None:
+    options = tyro.cli(ArchiveOptions, args=["--archive", "/a", "--archive", "/b"])
+    assert options.archive == ("/a", "/b")
+    assert tyro.cli(ArchiveOptions, args=[]).archive == ()
+
+
+@pytest.mark.usefixtures("_no_cluster")
+def test_several_archives_become_one_and_stay_the_same(two: ArchiveOptions, tmp_path: Path) -> None:
+    out = ready_to_begin(RECIPE, two, str(tmp_path / "out"))
+    data = make_ready(two, out)
+    assert data == f"{out}/shards"
+    assert shards.read_info(data).rows("train") == 12
+    ready_to_begin(RECIPE, two, out)
+    assert make_ready(two, out) == data
+    for archives in (two.archive[::-1], two.archive[:1], ()):
+        with pytest.raises(UserError, match=rf"holds shards of .*/a and .*/b, not of {'(.*/b|phan)|.*/a:'}"):
+            ready_to_begin(RECIPE, other(two, archive=archives), out)
+
+
+def test_archives_that_cannot_be_one_are_refused_before_anything_is_made(two: ArchiveOptions, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for options in (other(two, stream=True), other(two, archive=two.archive[:1] * 2)):
+        with pytest.raises(UserError, match="Give each once, and leave --stream out"):
+            ready_to_begin(RECIPE, options, str(out))
+    raw = str(tmp_path / "raw")
+    write_masked_phantom(raw, 4, "montgomery", size=64)
+    with pytest.raises(UserError, match=r"cannot be used together: their findings differ, .*Hernia.* and none"):
+        ready_to_begin(RECIPE, other(two, archive=(two.archive[0], raw)), str(out))
+    with pytest.raises(UserError, match="their pixels differ"):
+        ready_to_begin(RECIPE, other(two, archive=(two.archive[0], raw), shard_size=64), str(out))
+    with pytest.raises(UserError, match="cannot feed a network of size=32"):
+        ready_to_begin(RECIPE, other(two, archive=(two.archive[0], raw), shard_size=16), str(out))
+    assert not out.exists()
+
+
+def test_the_shards_of_one_archive_are_not_taken_for_those_of_several(two: ArchiveOptions, tmp_path: Path) -> None:
+    storage.write_json(str(tmp_path / "out" / "shards" / LEDGER_FILE), {})
+    with pytest.raises(UserError, match=r"holds shards of one archive, not of .*/a and .*/b"):
+        ready_to_begin(RECIPE, two, str(tmp_path / "out"))
+
+
+def test_what_only_shards_allow_is_refused_of_a_stream(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the phantom archive is no shards: folds"):
+        ready_to_begin(RECIPE.replace(folds=3, fold=0), ArchiveOptions(stream=True), str(tmp_path))
+    with pytest.raises(UserError, match="folds=3 without fold"):
+        ready_to_begin(RECIPE.replace(folds=3), ArchiveOptions(), str(tmp_path))
+
+
+@pytest.mark.usefixtures("_no_cluster")
+def test_folds_of_which_none_is_named_are_all_trained(
+    two: ArchiveOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained(recipes: Any, seeds: Any, archive: str, out: str, *_: Any, **__: Any) -> list[Trained]:
+        assert [(name, one.folds, one.fold) for name, one in recipes.items()] == [("fold-0", 2, 0), ("fold-1", 2, 1)]
+        assert tuple(seeds) == (7,)
+        made = [Trained(name, 7, f"{out}/{name}/checkpoint") for name in recipes]
+        for one, value in zip(made, (0.5, 0.7), strict=True):
+            about = {"kind": checkpoint.KIND, "version": checkpoint.VERSION, "metrics": {"agreement": value}}
+            storage.write_json(f"{one.checkpoint}/{checkpoint.ABOUT}", about)
+        return made
+
+    monkeypatch.setattr(workflow, "train_all", trained)
+    out = str(tmp_path / "out")
+    result = train_job(RECIPE.replace(folds=2, seed=7), two, RunOptions(), out)
+    assert result["metrics"] == pytest.approx({"agreement": 0.6, "agreement_sd": 0.02**0.5})
+    assert [(one["fold"], one["metrics"]["agreement"]) for one in result["folds"]] == [(0, 0.5), (1, 0.7)]
+    assert result["data"] == f"{out}/shards"
+    assert "0.6 ± 0.1414" in capsys.readouterr().out
