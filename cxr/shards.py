@@ -17,7 +17,7 @@ from cxr.schema import PixelFormat
 ARCHIVE_FILE, REJECTS_FILE = "archive.json", "rejects.parquet"
 KIND, VERSION = "cxr-shards", 1
 MEMBERS, ARCHIVES = "members", "archives"  # of an archive.json that makes several shards one
-ALIKE = ("pixels", "findings", "row_group_rows", "lung_crop")  # in what these must agree
+ALIKE = ("pixels", "row_group_rows", "lung_crop")  # in what these must agree
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def join_shards(uri: str, members: Sequence[str], archives: Sequence[str]) -> Sh
         archives: what the members were made of, to tell one list from another: see `joined_archives`.
 
     Raises:
-        UserError: their pixels or findings differ.
+        UserError: their pixels differ.
     """
     told = [read_info(member) for member in members]
     info = _together(uri, told)
@@ -125,7 +125,7 @@ def joined_archives(uri: str) -> tuple[str, ...]:
 
 
 def check_alike(kinds: Mapping[str, Mapping[str, object]]) -> None:
-    """Raise UserError unless all shards, by URI, have the same pixels, findings and whatever else is told of them."""
+    """Raise UserError unless what is told of all shards, by URI, is the same: their pixels, say."""
     (first, wanted), *others = kinds.items()
     for uri, kind in others:
         for name, value in kind.items():
@@ -142,7 +142,7 @@ def _together(uri: str, members: Sequence[ShardInfo]) -> ShardInfo:
     return ShardInfo(
         uri=uri,
         source=" + ".join(dict.fromkeys(info.source for info in members)),
-        findings=first.findings,
+        findings=first.findings if len({info.findings for info in members}) == 1 else (),
         pixels=first.pixels,
         row_group_rows=first.row_group_rows,
         parts={split: sum((info.parts.get(split, ()) for info in members), ()) for split in schema.SPLITS},

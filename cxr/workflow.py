@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from cxr import checkpoint, cluster, ingest, lung_crop, selection, shards, storage
+from cxr import checkpoint, cluster, ingest, lung_crop, schema, selection, shards, storage
 from cxr.errors import UserError
 from cxr.ledger import LEDGER_FILE
 from cxr.lung_crop import LungCrop
 from cxr.phantom.archive import write_phantom
+from cxr.phantom.siim import write_siim_phantom
 from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Batch, Recipe, SomeRecipe, check_size
@@ -22,7 +23,7 @@ from cxr.report import folds, pareto
 from cxr.report.trials import trials_table, write_search_pictures, write_trials
 from cxr.schema import PixelFormat
 from cxr.shard_stream import ShardStream
-from cxr.sources import chestxray14, open_manifest
+from cxr.sources import chestxray14, open_manifest, siim
 from cxr.study import train_all
 from cxr.train import RunOptions, check_resume, fit, prepare
 from cxr.tune import SearchOptions, objectives_of, search, searched
@@ -37,7 +38,7 @@ class ArchiveOptions:
 
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Archive or shards: a folder, s3://bucket/prefix or gs://bucket/prefix; left out, a small phantom archive. Given
-    several times, archives with the same findings are used as one."""
+    several times, archives are used as one; where labels are learnt, their findings must be the same."""
     source: str = "auto"
     """Layout of each archive: auto, or the name of a source."""
     shard_size: int = 256
@@ -97,6 +98,17 @@ def phantom_archive(out: str, count: int = 160, size: int = 256) -> str:
     return uri
 
 
+def siim_phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
+    """The archive as given, or one of phantoms as rarely ill as SIIM-ACR's, in OUT/phantoms; made once."""
+    if options.archive:
+        return options
+    uri = storage.join(storage.normalise(out), "phantoms")
+    if not siim.detect(uri):
+        print(f"no --archive given: making {options.phantoms} phantom X-rays in {uri}", flush=True)
+        write_siim_phantom(uri, options.phantoms, size=max(256, options.shard_size))
+    return replace(options, archive=(uri,))
+
+
 def quick_checkpoint(archive: str, out: str) -> str:
     """An aligner trained for a minute, in OUT/aligner, for a job that was given no checkpoint; made once."""
     recipe = AlignRecipe(size=64, epochs=4, trunk="conv3", lung_phantoms=200, lung_steps=150)
@@ -143,13 +155,13 @@ def ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str) -> str:
         check_size(recipe, archive.shard_size)
     for uri in given:
         storage.check_readable(uri)
-    _check_together(archive, given, out)
+    _check_together(archive, given, out, labels=schema.LABELS in recipe.columns)
     cluster.connect()
     cluster.check_shared(out)
     return out
 
 
-def _check_together(options: ArchiveOptions, given: list[str], out: str) -> None:
+def _check_together(options: ArchiveOptions, given: list[str], out: str, *, labels: bool) -> None:
     """Raise UserError where these archives cannot be used as one, or OUT holds the shards of others."""
     made = storage.join(out, SHARDS)
     before, several = shards.joined_archives(made), len(given) > 1
@@ -165,7 +177,8 @@ def _check_together(options: ArchiveOptions, given: list[str], out: str) -> None
             f"--archive {' --archive '.join(given)}: several archives can be used as one when each is another, and "
             f"only as shards. Give each once, and leave --stream out"
         )
-    shards.check_alike({uri: _kind(options, uri) for uri in given})
+    kinds = {uri: _kind(options, uri) for uri in given}
+    shards.check_alike({uri: kind if labels else {"pixels": kind["pixels"]} for uri, kind in kinds.items()})
 
 
 def _kind(options: ArchiveOptions, uri: str) -> dict[str, object]:

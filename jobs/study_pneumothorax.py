@@ -9,7 +9,7 @@ ray job submit --working-dir . -- python jobs/study_pneumothorax.py --archive s3
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,13 +19,11 @@ from cxr.benchmark import segmentation, segmentation_report
 from cxr.errors import UserError
 from cxr.job import run_job
 from cxr.models.fcn import FCN_BACKBONES
-from cxr.phantom.siim import write_siim_phantom
 from cxr.recipes.pneumothorax import PneumothoraxRecipe
 from cxr.report import figures
-from cxr.sources import siim
 from cxr.study import train_all
 from cxr.train import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled
+from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, siim_phantoms
 
 # Name -> the settings in which its recipe differs from the job's.
 NETWORKS: dict[str, dict[str, str]] = {
@@ -69,7 +67,7 @@ def main(options: Options) -> dict[str, Any]:
     if options.data.stream:
         raise UserError("networks are judged on shards, and all of them read the same: leave --stream out")
     out = ready_to_begin(options.recipe, options.data, options.out)
-    data = make_ready(with_phantoms(options.data, out), out, lung_crop.of_recipe(options.recipe))
+    data = make_ready(siim_phantoms(options.data, out), out, lung_crop.of_recipe(options.recipe))
     recipes = {name: settled(recipe, out, options.run) for name, recipe in chosen.items()}
     trained = train_all(recipes, range(options.seeds), data, out, options.run)
     test = segmentation.read(data, "test", options.recipe.mask_label, options.test_images)
@@ -92,17 +90,6 @@ def named(names: Sequence[str], recipe: PneumothoraxRecipe) -> dict[str, Pneumot
     if unknown := set(names) - set(NETWORKS):
         raise UserError(f"networks={' '.join(sorted(unknown))}: wanted some of {', '.join(NETWORKS)}")
     return {name: recipe.replace(**NETWORKS[name]) for name in names or NETWORKS}
-
-
-def with_phantoms(data: ArchiveOptions, out: str) -> ArchiveOptions:
-    """The archive as given, or one of phantoms as rarely ill as SIIM-ACR's, in OUT/phantoms; made once."""
-    if data.archive:
-        return data
-    uri = storage.join(out, "phantoms")
-    if not siim.detect(uri):
-        print(f"no --archive given: making {data.phantoms} phantom X-rays in {uri}", flush=True)
-        write_siim_phantom(uri, data.phantoms, size=max(256, data.shard_size))
-    return replace(data, archive=(uri,))
 
 
 def write(

@@ -1,8 +1,9 @@
 """Train a network that finds pneumothorax, as SIIM-ACR (2019) marks it.
 
-python jobs/train_pneumothorax.py  # on a phantom archive
+python jobs/train_pneumothorax.py  # on a phantom archive, with a small network for CPUs
 
-python jobs/train_pneumothorax.py --archive /data/siim --shard-size 512 --out runs/pneumothorax
+python jobs/train_pneumothorax.py --archive /data/siim --shard-size 512 --size 512 --architecture unet --lr 5e-4 \\
+    --positives-from .8 --positives-to .4 --average 3 --out runs/pneumothorax  # as SIIM-ACR's winners did
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from cxr.job import run_job
 from cxr.recipes.pneumothorax import PneumothoraxRecipe
 from cxr.train import RunOptions
-from cxr.workflow import ArchiveOptions, train_job
+from cxr.workflow import ArchiveOptions, siim_phantoms, train_job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +23,16 @@ class Options:
 
     out: str = "runs/train_pneumothorax"
     """Folder or URI of the results."""
-    data: ArchiveOptions = field(default_factory=ArchiveOptions)
-    recipe: PneumothoraxRecipe = field(default_factory=PneumothoraxRecipe)
+    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=600))
+    recipe: PneumothoraxRecipe = field(
+        default_factory=lambda: PneumothoraxRecipe(size=256, architecture="small_unet", lr=2e-3)
+    )
     run: RunOptions = field(default_factory=RunOptions)
 
 
 def main(options: Options) -> dict[str, Any]:
-    return train_job(options.recipe, options.data, options.run, options.out)
+    data = siim_phantoms(options.data, options.out)
+    return train_job(options.recipe, data, options.run, options.out)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from cxr.train import RunOptions
 from cxr.workflow import ArchiveOptions, train_job
 from tests.lung_rule import save_finder
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 COUNT, BLANK = 24, 3
 
 

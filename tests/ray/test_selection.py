@@ -17,7 +17,7 @@ from cxr.train.log import read_metrics
 from cxr.train.worker import train_worker
 from cxr.workflow import ArchiveOptions, train_job
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 
 class Sampled(AlignRecipe):
