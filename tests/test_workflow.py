@@ -66,7 +66,9 @@ def test_archives_that_cannot_be_one_are_refused_before_anything_is_made(two: Ar
     raw = str(tmp_path / "raw")
     write_masked_phantom(raw, 4, "montgomery", size=64)
     with pytest.raises(UserError, match=r"cannot be used together: their findings differ, .*Hernia.* and none"):
-        ready_to_begin(AecnnRecipe(size=32, patch=32, classifier="resnet18"), other(two, archive=(two.archive[0], raw)), str(out))
+        ready_to_begin(
+            AecnnRecipe(size=32, patch=32, classifier="resnet18"), other(two, archive=(two.archive[0], raw)), str(out)
+        )
     with pytest.raises(UserError, match="their pixels differ"):
         ready_to_begin(RECIPE, other(two, archive=(two.archive[0], raw), shard_size=64), str(out))
     with pytest.raises(UserError, match="cannot feed a network of size=32"):
