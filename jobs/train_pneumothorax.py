@@ -3,7 +3,7 @@
 python jobs/train_pneumothorax.py  # on a phantom archive, with a small network for CPUs
 
 python jobs/train_pneumothorax.py --archive /data/siim --shard-size 512 --size 512 --architecture unet --lr 5e-4 \\
-    --positives-from .8 --positives-to .4 --average 3 --out runs/pneumothorax  # as SIIM-ACR's winners did
+    --positives-from .8 --positives-to .4 --average 3 --out runs/pneumothorax  # much of what SIIM-ACR's winners did
 """
 
 from __future__ import annotations

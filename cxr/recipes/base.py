@@ -158,6 +158,7 @@ class Recipe(ABC):
         for name in ("size", "epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: wanted 1 or more")
+        one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UserError(f"lr={self.lr}: wanted a positive number")
         if not 0 <= self.ema < 1 or not 0 <= self.warmup < 1:

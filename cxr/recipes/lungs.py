@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class LungsRecipe(SegmentationRecipe):
     epochs: int = 40
     batch_size: int = 8
     lr: float = 2e-3
-    precision: str = "bfloat16"  # pyright: ignore[reportIncompatibleVariableOverride]
+    precision: Literal["auto", "float32", "bfloat16"] = "bfloat16"
     architecture: Architecture = "small_unet"
     rotation_deg: float = 15.0
     scale: float = 1.2

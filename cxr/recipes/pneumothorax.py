@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from cxr import schema
 from cxr.errors import UserError
@@ -25,7 +25,7 @@ class PneumothoraxRecipe(SegmentationRecipe):
     epochs: int = 20
     batch_size: int = 8
     lr: float = 5e-4
-    precision: str = "bfloat16"  # pyright: ignore[reportIncompatibleVariableOverride]
+    precision: Literal["auto", "float32", "bfloat16"] = "bfloat16"
     bce: float = 3.0
     focal: float = 4.0
     image_weight: float = 0.5

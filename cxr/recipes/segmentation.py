@@ -186,16 +186,23 @@ class SegmentationRecipe(Recipe):
         shares, (stored, *_) = predicted[SHARES].cpu().numpy(), [*predicted[STORED_PX].tolist(), 1]
         zoom = Frame(stored / self.size, stored / self.size)
         places = (rows[name].to_pylist() for name in (schema.FRAME, schema.HEIGHT_PX, schema.WIDTH_PX))
-        masks = [
-            mask_to_original(self.cleaned(share), zoom.then(Frame(**frame)), height, width)
+        found = [
+            self._coded(share, zoom.then(Frame(**frame)), height, width)
             for share, frame, height, width in zip(shares, *places, strict=True)
         ]
         columns = {
-            schema.FOUND_RLE: [rle.encode(mask) for mask in masks],
-            schema.FOUND_AREA_PX: [int(mask.sum()) for mask in masks],
+            schema.FOUND_RLE: [code for code, _ in found],
+            schema.FOUND_AREA_PX: [area for _, area in found],
             schema.FOUND_PROBABILITY: predicted[schema.FOUND_PROBABILITY].float().cpu().numpy(),
         }
         return pa.table(columns, schema=self.score_columns)
+
+    def _coded(self, shares_HW: np.ndarray, frame: Frame, height: int, width: int) -> tuple[str, int]:
+        """The mask's code and area on the original image."""
+        if shares_HW.max() < 0.5:
+            return rle.EMPTY, 0
+        mask = mask_to_original(self.cleaned(shares_HW), frame, height, width)
+        return rle.encode(mask), int(mask.sum())
 
     def cleaned(self, shares_HW: np.ndarray) -> np.ndarray:
         """Shares without what cannot belong to the mask."""

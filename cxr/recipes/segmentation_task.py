@@ -88,13 +88,15 @@ class SegmentationTask(Task):
         mean over images of which it can be told, is in pixels of the network's input.
         """
         device = self._finder.rule.device
-        counts, images, far = ([] for _ in range(3))
+        nothing = torch.zeros(0, device=device)  # for a worker whose share has no image
+        counts = [rule_rows(nothing.view(0, 1, 1), nothing.view(0, 1, 1))]
+        images, far = [nothing], [torch.zeros(0, dtype=torch.float64)]
         for batch in batches():
             p, image, true = self._judged(batch)
             counts.append(rule_rows(p, true))
             images.append(image)
             if self.lesson.distances:
-                far.append(hd95_rows(p > MaskRule().bottom if self._rule is None else self._rule.apply(p), true))
+                far.append(hd95_rows((self._rule or MaskRule()).apply(p), true))
         rows = workers.gather(torch.cat(counts))
         if self.lesson.rule is None and len(rows):
             self._rule = choose_rule(rows)

@@ -86,7 +86,7 @@ def manifest(uri: str) -> Manifest:
     stems = pc.replace_substring_regex(stems, _SUFFIX, "").to_pylist()
     notes += _presence_notes(lists, entries, stems)
     told = [entries.get(stem) or _Entry(stem, schema.UNKNOWN, None, is_test=True) for stem in stems]
-    columns, id_notes = _columns(files, told)
+    columns, id_notes = _columns(files, told, lists != CODES_FILE)
     return Manifest(manifest_table(columns), (FINDING,), [*notes, *id_notes])
 
 
@@ -94,15 +94,21 @@ def _has_pictures(uri: str) -> bool:
     return all(storage.exists(storage.join(uri, each)) for each in (TRAIN_FILE, IMAGES))
 
 
-def _columns(files: pa.Table, told: Sequence[_Entry]) -> tuple[dict[str, pa.Array | pa.ChunkedArray], list[str]]:
-    """The manifest's columns, and notes."""
+def _columns(
+    files: pa.Table, told: Sequence[_Entry], has_test_list: bool
+) -> tuple[dict[str, pa.Array | pa.ChunkedArray], list[str]]:
+    """The manifest's columns, and notes.
+
+    Without a test list the images without a row are in the test split, but so are some with one: else nothing there
+    could be judged.
+    """
     names = pa.array([entry.image_id for entry in told], pa.string())
     ids, notes = image_ids(files[PATH].combine_chunks(), names)
     is_test = np.array([entry.is_test for entry in told])
     columns = {
         schema.IMAGE_ID: ids,
         schema.PATIENT_ID: names,
-        schema.SPLIT: split_by_patient(names, is_test, ~is_test) if is_test.any() else split_by_patient(names),
+        schema.SPLIT: split_by_patient(names, is_test, ~is_test if has_test_list and is_test.any() else None),
         schema.SOURCE_URI: files[schema.SOURCE_URI],
         schema.LABELS: labels_column(np.array([[entry.label] for entry in told], np.int8)),
         schema.MASKS: pa.array([entry.masks for entry in told], schema.MANIFEST.field(schema.MASKS).type),

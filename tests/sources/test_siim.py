@@ -93,9 +93,14 @@ def test_pieces_are_united_and_none_differs_from_unknown(tmp_path: Path) -> None
     assert "1 images are not listed in train-rle.csv: whether they have a pneumothorax is unknown" in manifest.notes
 
 
-def test_images_without_a_row_are_the_test_part(tmp_path: Path) -> None:
-    write_lists(tmp_path, "a,-1\nc,-1\nd,-1\n")
-    assert {image for image, row in read(tmp_path)[1].items() if row[schema.SPLIT] == "test"} == {"b"}
+def test_images_without_a_row_are_tested_with_some_of_the_others(tmp_path: Path) -> None:
+    names = [f"{number}" for number in range(200)]
+    for each in ("unlisted", *names):
+        (tmp_path / f"{each}.dcm").write_bytes(b"?")
+    (tmp_path / siim.CODES_FILE).write_text("\n".join(["ImageId, EncodedPixels", *(f"{each},-1" for each in names)]))
+    splits = {image: row[schema.SPLIT] for image, row in read(tmp_path)[1].items()}
+    assert splits.pop("unlisted") == "test"
+    assert 5 < sum(split == "test" for split in splits.values()) < 60
 
 
 def test_where_all_have_a_row_a_hash_chooses_the_test_part(tmp_path: Path) -> None:
