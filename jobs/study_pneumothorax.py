@@ -27,7 +27,7 @@ from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, si
 
 # Name -> the settings in which its recipe differs from the job's.
 NETWORKS: dict[str, dict[str, str]] = {
-    "small_unet": {"architecture": "small_unet"},
+    "small_unet": {"architecture": "small_unet", "backbone_weights": ""},
     **{
         f"unet-{backbone}{suffix}": {"architecture": "unet", "backbone": backbone, "attention": attention}
         for backbone in ("resnet18", "resnet34")
@@ -69,8 +69,8 @@ def main(options: Options) -> dict[str, Any]:
     out = ready_to_begin(options.recipe, options.data, options.out)
     data = make_ready(siim_phantoms(options.data, out), out, lung_crop.of_recipe(options.recipe))
     recipes = {name: settled(recipe, out, options.run) for name, recipe in chosen.items()}
+    test = segmentation.read(data, "test", options.recipe.mask_label, options.test_images)  # first: it may hold none
     trained = train_all(recipes, range(options.seeds), data, out, options.run)
-    test = segmentation.read(data, "test", options.recipe.mask_label, options.test_images)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     judged = []
     for name in recipes:

@@ -41,9 +41,16 @@ def some_batches(count: int = 2, rows: int = 4, size: int = 40) -> Iterator[Batc
         yield {
             schema.PIXELS: torch.randint(0, 255, (rows, size, size), generator=generator).to(torch.uint8),
             schema.POSE_UNIT: torch.full((rows, 6), float("nan")),
-            schema.MASKS: torch.full((rows, size, size), batches.NO_MASK, dtype=torch.uint8),
+            schema.MASKS: some_masks(rows, size),
             schema.LABELS: torch.zeros(rows, len(schema.FINDINGS), dtype=torch.int8),
         }
+
+
+def some_masks(rows: int, size: int) -> torch.Tensor:
+    """One is known, the others are not."""
+    masks = torch.full((rows, size, size), batches.NO_MASK, dtype=torch.uint8)
+    masks[0] = (torch.arange(size) < size // 2).to(torch.uint8)
+    return masks
 
 
 def engine_of(recipe: Recipe) -> Engine:
@@ -113,7 +120,8 @@ def test_a_task_goes_on_from_its_state(recipe: Recipe) -> None:
     expected = engine.task(next(some_batches()))
     torch.manual_seed(1)
     found = other(next(some_batches()))
-    assert {k: v.item() for k, v in found.items()} == pytest.approx({k: v.item() for k, v in expected.items()})
+    wanted = {name: value.item() for name, value in expected.items()}
+    assert {k: v.item() for k, v in found.items()} == pytest.approx(wanted, rel=1e-4)  # memory formats may differ
 
 
 def test_an_unknown_family_is_named() -> None:

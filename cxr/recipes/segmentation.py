@@ -155,6 +155,7 @@ class SegmentationRecipe(Recipe):
 
     def task(self, network: nn.Module) -> SegmentationTask:
         lesson = Lesson(
+            mask_label=self.mask_label,
             size=self.size,
             first_size=self.first_size,
             first_stage=f"{self.first_size} px",

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from cxr import schema
 from cxr.batches import NO_MASK
+from cxr.errors import UserError
 from cxr.imaging.augment_pairs import Variation, varied
 from cxr.imaging.mask_rule import MaskRule, choose_rule, decided, rule_rows
 from cxr.metrics.segmentation import hd95_rows, image_level, summary
@@ -36,6 +37,7 @@ class Lesson:
         distances: whether HD95 is measured.
     """
 
+    mask_label: str
     size: int
     first_size: int
     first_stage: str
@@ -71,6 +73,12 @@ class SegmentationTask(Task):
 
     def begin(self, batches: Batches, workers: Workers) -> None:
         self._start(self._finder)
+        known = any(bool((batch[schema.MASKS][:, 0, 0] != NO_MASK).any()) for batch in batches())
+        if not workers.sum(torch.tensor(float(known), device=self._finder.rule.device)).item():
+            raise UserError(
+                f"no image of the train split has a mask of {self.lesson.mask_label}: give an archive whose source "
+                f"has such masks"
+            )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         x, mask = varied(*_shown(batch, self.size), self.lesson.variation)

@@ -69,6 +69,7 @@ def test_two_workers_finish_with_one_network_and_a_finished_run_goes_on(made: st
     assert longer.epochs == 3
 
 
+@pytest.mark.slow
 def test_a_raw_archive_trains_without_shards(tmp_path: Path) -> None:
     archive = str(tmp_path / "archive")
     write_phantom(archive, 24, size=64)

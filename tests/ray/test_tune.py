@@ -64,6 +64,7 @@ class Disobedient(AlignRecipe):
         return super().replace(**(changes | {"structure_weight": 1.5}))
 
 
+@pytest.mark.slow
 def test_a_worker_that_applies_another_config_fails_its_trial(made: str, tmp_path: Path) -> None:
     import cxr.tune
 

@@ -42,6 +42,15 @@ SMALL = PneumothoraxRecipe(size=32, architecture="small_unet", batch_size=4, epo
 STEPS = 3
 
 
+def test_an_archive_without_such_masks_is_refused_at_once() -> None:
+    unknown = {
+        schema.PIXELS: torch.zeros(2, 32, 32, dtype=torch.uint8),
+        schema.MASKS: torch.full((2, 32, 32), NO_MASK, dtype=torch.uint8),
+    }
+    with pytest.raises(UserError, match="no image of the train split has a mask of Pneumothorax"):
+        SMALL.task(SMALL.network(())).begin(lambda: iter([unknown]), Alone())
+
+
 class Bright(Segmenter):
     """Finds what is brighter than mid-grey; remembers how large its images were."""
 
