@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cxr import batches, schema, shards, storage
+from cxr.benchmark.xrays import patients_of
 from cxr.checkpoint import Checkpoint
 from cxr.errors import UserError
 from cxr.metrics.segmentation import MeanInterval, dice, image_level, mean_interval, overlap_rows, summary
@@ -65,7 +66,7 @@ def read(uri: str, split: str, label: str, limit: int = 0) -> MaskedXRays:
         rows = storage.read_parquet(file.uri, columns=names)
         columns = batches.to_columns(rows, (schema.PIXELS, schema.MASKS), info.pixels, label)
         known = np.flatnonzero(columns.pop("has_mask"))
-        parts.append((batches.take(columns, known), _patients(rows)[known]))
+        parts.append((batches.take(columns, known), patients_of(rows)[known]))
     total = sum(len(patients) for _, patients in parts)
     if not total:
         raise UserError(
@@ -77,11 +78,6 @@ def read(uri: str, split: str, label: str, limit: int = 0) -> MaskedXRays:
         np.concatenate([columns[name] for columns, _ in parts]) for name in (schema.PIXELS, schema.MASKS)
     )
     return MaskedXRays(pixels[chosen], masks[chosen], np.concatenate([of for _, of in parts])[chosen])
-
-
-def _patients(rows: pa.Table) -> np.ndarray:
-    pairs = zip(rows[schema.PATIENT_ID].to_pylist(), rows[schema.IMAGE_ID].to_pylist(), strict=True)
-    return np.array([patient or f"image {image}" for patient, image in pairs], object).astype(str)
 
 
 @dataclass(frozen=True)

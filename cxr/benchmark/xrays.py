@@ -93,10 +93,10 @@ def _part(rows: pa.Table, pixels: PixelFormat, size: int, findings: int) -> tupl
     pictures = unit_pixels({schema.PIXELS: stored}, size)[:, 0].mul(255).round().to(torch.uint8).numpy()
     unknown = [schema.UNKNOWN] * findings
     labels = np.array([known or unknown for known in rows[schema.LABELS].to_pylist()], np.int8)
-    patients = [
-        patient or f"image {image_id}"
-        for image_id, patient in zip(
-            rows[schema.IMAGE_ID].to_pylist(), rows[schema.PATIENT_ID].to_pylist(), strict=True
-        )
-    ]
-    return pictures, labels.reshape(len(pictures), findings), np.array(patients, object).astype(str)
+    return pictures, labels.reshape(len(pictures), findings), patients_of(rows)
+
+
+def patients_of(rows: pa.Table) -> np.ndarray:
+    """(B,) ids; an image whose patient is not known is a patient of its own."""
+    pairs = zip(rows[schema.PATIENT_ID].to_pylist(), rows[schema.IMAGE_ID].to_pylist(), strict=True)
+    return np.array([patient or f"image {image}" for patient, image in pairs], object).astype(str)

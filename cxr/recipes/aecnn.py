@@ -305,17 +305,12 @@ class AecnnRecipe(Recipe):
         except ValueError as error:
             raise UserError(f"classifier_weights={self.classifier_weights}: {error}") from error
         except OSError as error:
-            note = (
-                f"{self.classifier}'s weights {self.classifier_weights} cannot be had here ({error}): it is trained "
-                f"from scratch. Or copy the weights to storage and give their URI as classifier_weights"
-            )
+            note = weights.from_scratch("classifier_weights", self.classifier, self.classifier_weights, error)
             return self.replace(classifier_weights=""), [note]
         return self, []
 
     def _classifier_state(self) -> Mapping[str, Tensor]:
-        if weights.is_uri(self.classifier_weights):
-            return weights.from_uri(self.classifier_weights)
-        return weights.from_torchvision(self.classifier, self.classifier_weights)
+        return weights.named(self.classifier, self.classifier_weights)
 
     def _start(self, network: AECNN) -> None:
         """Load what the first stage begins with."""

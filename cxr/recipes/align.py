@@ -206,9 +206,7 @@ class AlignRecipe(Recipe):
     def _feature_state(self) -> Mapping[str, Tensor] | None:
         if self.features == "local" or not self.feature_weight:
             return None
-        if weights.is_uri(self.feature_weights):
-            return weights.from_uri(self.feature_weights)
-        return weights.from_torchvision(self.features, self.feature_weights)
+        return weights.named(self.features, self.feature_weights)
 
 
 def read_target(uri: str) -> Tensor:

@@ -25,7 +25,7 @@ from cxr.models.segmenter import Segmenter
 from cxr.models.unet import UNET_ENCODERS, SmallUNet, UNet
 from cxr.recipes import weights
 from cxr.recipes.base import Batch, Recipe, Stage, one_of, unit_pixels
-from cxr.recipes.segmentation_task import Lesson, SegmentationTask, outlined
+from cxr.recipes.segmentation_task import Lesson, SegmentationTask, outlined, rule_of
 from cxr.sources import rle
 
 Architecture = Literal["small_unet", "unet", "fcn32s", "fcn16s", "fcn8s"]
@@ -131,10 +131,6 @@ class SegmentationRecipe(Recipe):
     def monitor(self) -> str:
         return "dice"
 
-    @property
-    def may_grow(self) -> tuple[str, ...]:
-        return ("epochs", "patience")
-
     def stages(self) -> tuple[Stage, ...]:
         first = (Stage(f"{self.first_size} px", self.first_epochs, self.lr),) if self.first_size else ()
         return (*first, Stage(f"{self.size} px", self.epochs, self.lr))
@@ -171,7 +167,7 @@ class SegmentationRecipe(Recipe):
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Shares of pixels (B, size, size), of which a mask has those from one half; 0 where there is none."""
         p, image = self._probabilities(network, batch)
-        rule = _rule_of(network)
+        rule = rule_of(network)
         kept = rule.apply(p).flatten(1).any(1)[:, None, None]
         return {
             SHARES: torch.where(kept, p - rule.bottom + 0.5, 0.0),
@@ -212,7 +208,7 @@ class SegmentationRecipe(Recipe):
     def draw(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """overlay: the image with the outline of what was found, (B, size, size, 3)."""
         p, _ = self._probabilities(network, batch)
-        return {"overlay": outlined(unit_pixels(batch, self.size), _rule_of(network).apply(p))}
+        return {"overlay": outlined(unit_pixels(batch, self.size), rule_of(network).apply(p))}
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Learning rate and loss weights."""
@@ -230,23 +226,13 @@ class SegmentationRecipe(Recipe):
         except ValueError as error:
             raise UserError(f"backbone_weights={self.backbone_weights}: {error}") from error
         except OSError as error:
-            note = (
-                f"{self.backbone}'s weights {self.backbone_weights} cannot be had here ({error}): it is trained from "
-                f"scratch. Or copy the weights to storage and give their URI as backbone_weights"
-            )
+            note = weights.from_scratch("backbone_weights", self.backbone, self.backbone_weights, error)
             return self.replace(backbone_weights="", freeze_backbone=False), [note]
         return self, []
 
     def _load_backbone(self, segmenter: Segmenter) -> None:
-        given = self.backbone_weights
-        named = weights.from_uri(given) if weights.is_uri(given) else weights.from_torchvision(self.backbone, given)
-        segmenter.load_backbone(named)
+        segmenter.load_backbone(weights.named(self.backbone, self.backbone_weights))
 
     def _start(self, network: MaskFinder) -> None:
         if self.backbone_weights:
             self._load_backbone(network.segmenter)
-
-
-def _rule_of(network: nn.Module) -> MaskRule:
-    assert isinstance(network, MaskFinder)
-    return MaskRule(*network.rule.tolist())

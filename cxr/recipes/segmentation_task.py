@@ -135,7 +135,7 @@ class SegmentationTask(Task):
         order = torch.argsort((mask == 1).flatten(1).any(1).int(), descending=True, stable=True)[:PICTURED]
         x, mask = x[order], mask[order, 0] == 1
         p, _ = self._finder.probabilities(x, mirrored=self.lesson.flip_test)
-        found = MaskRule(*self._finder.rule.tolist()).apply(p)
+        found = rule_of(self.network).apply(p)
         rows = {
             "given": x[:, 0],
             "true": outlined(x, mask, TRUE_COLOUR) / 255,
@@ -143,6 +143,12 @@ class SegmentationTask(Task):
         }
         figure = figures.picture_rows({name: images.cpu().numpy() for name, images in rows.items()})
         figures.save_figure(figure, str(folder), "masks.png")
+
+
+def rule_of(network: nn.Module) -> MaskRule:
+    """By which a network's probabilities become masks."""
+    assert isinstance(network, MaskFinder)
+    return MaskRule(*network.rule.tolist())
 
 
 def outlined(x_B1HW: Tensor, mask_BHW: Tensor, colour: tuple[float, float, float] = FOUND_COLOUR) -> Tensor:

@@ -25,6 +25,19 @@ def is_uri(weights: str) -> bool:
     return "/" in weights or weights.endswith((".pt", ".pth"))
 
 
+def named(network: str, given: str) -> Mapping[str, Tensor]:
+    """What `given` stands for: `from_uri`, or `from_torchvision` of `network`."""
+    return from_uri(given) if is_uri(given) else from_torchvision(network, given)
+
+
+def from_scratch(setting: str, network: str, given: str, error: OSError) -> str:
+    """What to tell a user whose `setting` names weights that cannot be had here."""
+    return (
+        f"{network}'s weights {given} cannot be had here ({error}): it is trained from scratch. Or copy the weights "
+        f"to storage and give their URI as {setting}"
+    )
+
+
 def from_torchvision(network: str, name: str) -> Mapping[str, Tensor]:
     """The state dict, from torchvision's cache on this machine or, checked by its hash, from its server.
 
