@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from queue import Full, Queue
 from threading import Event, Lock, Thread
 from typing import TypeVar
@@ -13,9 +13,12 @@ import pyarrow as pa
 import torch
 
 from cxr import schema
+from cxr.imaging.geometry import Frame
 from cxr.schema import PixelFormat
 
 NO_MASK = 255  # fills a row's mask where the archive gives none
+MOST_BOXES = 64  # of an image that a batch holds; three readers of VinBigData mark up to about 60
+HAS_MASK, HAS_BOXES = "has_mask", "has_boxes"  # whether a source says anything of an image's mask, or boxes
 
 _RECYCLED = 16  # arrays that are kept at most
 _LISTED = [np.empty(0)]
@@ -25,18 +28,32 @@ Columns = dict[str, np.ndarray]  # column name -> array whose first axis is rows
 T = TypeVar("T")
 
 
-def to_columns(rows: pa.Table, names: Sequence[str], pixels: PixelFormat, mask_label: str = schema.LUNGS) -> Columns:
-    """Good rows (no `error`) as arrays with rows first.
+def stored(names: Sequence[str]) -> list[str]:
+    """The columns of rows from which `to_columns` makes those of a batch."""
+    return list(dict.fromkeys([*names, schema.FRAME] if schema.BOXES in names else names))
+
+
+def to_columns(
+    rows: pa.Table,
+    names: Sequence[str],
+    pixels: PixelFormat,
+    mask_label: str = schema.LUNGS,
+    findings: Sequence[str] = (),
+) -> Columns:
+    """Good rows (no `error`), which have the columns `stored(names)`, as arrays with rows first.
 
     pixels: (B, size, size) as stored, a view where Arrow allows; labels: (B, findings) int8;
     pose_unit: (B, 6) float32, NaN where unknown; masks: (B, size² / 8) uint8, the mask of `mask_label` packed,
-    and "has_mask": (B,) bool.
+    and "has_mask": (B,) bool; boxes: (B, MOST_BOXES, 5) float32, of each the index of its label in `findings`, then
+    x_min, y_min, x_max, y_max as shares of the square of pixels, NaN where there is none, and "has_boxes": (B,) bool,
+    false where the source says nothing of boxes. A box of any other label, or outside the square, is left out.
     """
     readers = {
         schema.PIXELS: lambda: {schema.PIXELS: schema.pixels_array(rows[schema.PIXELS], pixels)},
         schema.LABELS: lambda: {schema.LABELS: _matrix(rows[schema.LABELS], np.int8)},
         schema.POSE_UNIT: lambda: {schema.POSE_UNIT: _poses(rows[schema.POSE_UNIT])},
         schema.MASKS: lambda: _packed_masks(rows[schema.MASKS], pixels, mask_label),
+        schema.BOXES: lambda: _boxes(rows, pixels, findings),
     }
     columns: Columns = {}
     for name in names:
@@ -63,7 +80,28 @@ def _packed_masks(column: pa.ChunkedArray, pixels: PixelFormat, label: str) -> C
             if mask[schema.LABEL] == label:
                 packed[i] = np.frombuffer(mask[schema.MASK_BITS], np.uint8)
                 present[i] = True
-    return {schema.MASKS: packed, "has_mask": present}
+    return {schema.MASKS: packed, HAS_MASK: present}
+
+
+def _boxes(rows: pa.Table, pixels: PixelFormat, findings: Sequence[str]) -> Columns:
+    index = {finding: i for i, finding in enumerate(findings)}
+    boxes = np.full((rows.num_rows, MOST_BOXES, 5), np.nan, np.float32)
+    listed = rows[schema.BOXES].to_pylist()
+    for i, (given, frame) in enumerate(zip(listed, rows[schema.FRAME].to_pylist(), strict=True)):
+        known = [box for box in given or () if box[schema.LABEL] in index]
+        if known:
+            made = _unit_boxes(known, Frame(**frame), pixels.size)
+            labels = np.array([index[box[schema.LABEL]] for box in known])
+            inside = np.flatnonzero((made[:, 2:] > made[:, :2]).all(1))[:MOST_BOXES]
+            boxes[i, : len(inside)] = np.column_stack([labels, made])[inside]
+    return {schema.BOXES: boxes, HAS_BOXES: np.array([given is not None for given in listed], bool)}
+
+
+def _unit_boxes(boxes: Sequence[Mapping[str, float]], frame: Frame, size: int) -> np.ndarray:
+    """Boxes of an original image as shares of the stored square, cut off at its border, (N, 4)."""
+    corners = [[box[name] for name in (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)] for box in boxes]
+    stored_px = frame.from_original(np.array(corners).reshape(-1, 2)).reshape(-1, 4)
+    return (stored_px / size).clip(0, 1)
 
 
 def take(columns: Columns, index: np.ndarray | slice) -> Columns:
@@ -132,7 +170,7 @@ def to_tensors(columns: Columns, pixels: PixelFormat) -> dict[str, torch.Tensor]
     """Columns of one batch as CPU tensors; masks unpacked to (B, size, size) uint8 of 0, 1 or NO_MASK."""
     columns = dict(columns)
     if schema.MASKS in columns:
-        present = columns.pop("has_mask")
+        present = columns.pop(HAS_MASK)
         bits = np.full((len(present), pixels.size * pixels.size), NO_MASK, np.uint8)
         bits[present] = np.unpackbits(columns[schema.MASKS][present], axis=1, count=bits.shape[1])
         columns[schema.MASKS] = bits.reshape(-1, pixels.size, pixels.size)

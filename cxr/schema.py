@@ -30,6 +30,23 @@ FINDINGS = (
     "Pleural_Thickening",
     "Hernia",
 )
+# VinBigData's classes 0 to 13 (Nguyen et al. 2022), as published; class 14 is "No finding".
+VINBIGDATA_FINDINGS = (
+    "Aortic enlargement",
+    "Atelectasis",
+    "Calcification",
+    "Cardiomegaly",
+    "Consolidation",
+    "ILD",
+    "Infiltration",
+    "Lung Opacity",
+    "Nodule/Mass",
+    "Other lesion",
+    "Pleural effusion",
+    "Pleural thickening",
+    "Pneumothorax",
+    "Pulmonary fibrosis",
+)
 LUNGS = "Lungs"  # the mask label of both lung fields together
 PNEUMOTHORAX = "Pneumothorax"  # the mask label, as the finding's name
 SPLITS = ("train", "val", "test")
@@ -49,6 +66,7 @@ FRAME = "frame"  # how `pixels` map back to the original: see imaging.geometry.F
 CROP = "crop"  # "lungs", or "whole image: REASON" where a crop to the lungs failed; null where none was wanted
 LABELS = "labels"  # one int8 a finding: 1, 0, −1 unknown
 BOXES = "boxes"
+BOXES_FRAME = "boxes_frame_px"  # of manifests: [height, width] of the image that its boxes refer to; null: see sources.base
 MASKS = "masks"
 POSE_UNIT = "pose_unit"  # known 2 x 3 pose, canonical to whole image in affine_grid coordinates; of phantoms
 EXTRA = "extra"  # JSON object of the source's own columns, as published
@@ -62,14 +80,19 @@ FOUND_RLE = "mask_rle"  # score of mask finders: the mask as relative RLE at the
 FOUND_AREA_PX = "mask_area_px"  # pixels of the original image that it covers
 FOUND_PROBABILITY = "mask_probability"  # that there is anything to find, in [0, 1]; NaN where the family gives none
 
+FOUND_BOXES = "found_boxes"  # score of detectors and localisers: boxes in the original's pixels, best score first
+
 FINDINGS_KEY = b"cxr.findings"  # in a scores file's metadata: the checkpoint's findings in order, a JSON list
 
-LABEL, READER = "label", "reader"
+LABEL, READER, SCORE = "label", "reader", "score"
 X_MIN, Y_MIN, X_MAX, Y_MAX = "x_min", "y_min", "x_max", "y_max"
 MASK_RLE, MASK_URI, MASK_BITS = "rle", "uri", "bits"
 
 BOX_TYPE = pa.struct(
     [(LABEL, pa.string()), (READER, pa.string())] + [(n, pa.float32()) for n in (X_MIN, Y_MIN, X_MAX, Y_MAX)]
+)
+FOUND_BOX_TYPE = pa.struct(
+    [(LABEL, pa.string()), (SCORE, pa.float32())] + [(n, pa.float32()) for n in (X_MIN, Y_MIN, X_MAX, Y_MAX)]
 )
 # A mask as its source gives it: relative RLE at the original size (sources/rle.py), or a picture's URI.
 MASK_SOURCE_TYPE = pa.struct([(LABEL, pa.string()), (MASK_RLE, pa.string()), (MASK_URI, pa.string())])
@@ -92,7 +115,13 @@ _TRUTH = [
 ]
 
 MANIFEST = pa.schema(
-    [*_IDENTITY, *_TRUTH, (MASKS, pa.list_(MASK_SOURCE_TYPE)), (SPACING_MM, pa.list_(pa.float32(), 2))]
+    [
+        *_IDENTITY,
+        *_TRUTH,
+        (BOXES_FRAME, pa.list_(pa.int32(), 2)),
+        (MASKS, pa.list_(MASK_SOURCE_TYPE)),
+        (SPACING_MM, pa.list_(pa.float32(), 2)),
+    ]
 )
 REJECTS = pa.schema([(IMAGE_ID, pa.string()), (SOURCE_URI, pa.string()), (SPLIT, pa.string()), (ERROR, pa.string())])
 SCORES = pa.schema(
@@ -111,6 +140,7 @@ SCORES = pa.schema(
 MASK_SCORES = pa.schema(
     [(FOUND_RLE, pa.string()), (FOUND_AREA_PX, pa.int64()), (FOUND_PROBABILITY, pa.float32())]
 )  # what families that find a mask add
+BOX_SCORES = pa.schema([(FOUND_BOXES, pa.list_(FOUND_BOX_TYPE))])  # what families that find boxes add
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,38 @@ def test_columns_become_tensors_row_by_row() -> None:
     assert (found[schema.MASKS][2].numpy() == ~mask).all()
 
 
+def test_boxes_become_shares_of_the_stored_square() -> None:
+    """40 x 20 px lie in 16 x 16, 2.5 of them to a stored one, with 4 of padding above and below."""
+    frame = {"x_scale": 2.5, "y_scale": 2.5, "x_offset": 0.0, "y_offset": -10.0}
+    given = [
+        [("Mass", 10, 5, 20, 15), ("Hernia", 0, 0, 4, 4), ("Nodule", -5, 0, 100, 20), ("Mass", 41, 0, 44, 4)],
+        [],
+        None,
+    ]
+    corners = ("x_min", "y_min", "x_max", "y_max")
+    boxes = [
+        None if listed is None else [{"label": label, **dict(zip(corners, at, strict=True))} for label, *at in listed]
+        for listed in given
+    ]
+    wanted = schema.row_schema(PIXELS)
+    rows = pa.table(
+        {
+            schema.BOXES: pa.array(boxes, wanted.field(schema.BOXES).type),
+            schema.FRAME: pa.array([frame] * 3, schema.FRAME_TYPE),
+        }
+    )
+    assert set(rows.column_names) == set(batches.stored([schema.BOXES]))
+    columns = batches.to_columns(rows, [schema.BOXES], PIXELS, findings=("Nodule", "Mass"))
+    found = batches.to_tensors(columns, PIXELS)
+    assert found[batches.HAS_BOXES].tolist() == [True, True, False]
+    assert found[schema.BOXES].shape == (3, batches.MOST_BOXES, 5)
+    mass, nodule = found[schema.BOXES][0, :2].tolist()
+    assert mass == pytest.approx([1, 0.25, 0.375, 0.5, 0.625])
+    assert nodule == pytest.approx([0, 0, 0.25, 1, 0.75]), "cut off at the border"
+    assert found[schema.BOXES][0, 2:].isnan().all(), "no other label, nothing outside"
+    assert found[schema.BOXES][1:].isnan().all()
+
+
 def test_pixels_are_not_copied_out_of_arrow() -> None:
     rows = table([None, None])
     view = batches.to_columns(rows, [schema.PIXELS], PIXELS)[schema.PIXELS]

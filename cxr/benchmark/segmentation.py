@@ -65,7 +65,7 @@ def read(uri: str, split: str, label: str, limit: int = 0) -> MaskedXRays:
         names = [schema.IMAGE_ID, schema.PATIENT_ID, schema.PIXELS, schema.MASKS]
         rows = storage.read_parquet(file.uri, columns=names)
         columns = batches.to_columns(rows, (schema.PIXELS, schema.MASKS), info.pixels, label)
-        known = np.flatnonzero(columns.pop("has_mask"))
+        known = np.flatnonzero(columns.pop(batches.HAS_MASK))
         parts.append((batches.take(columns, known), patients_of(rows)[known]))
     total = sum(len(patients) for _, patients in parts)
     if not total:

@@ -21,7 +21,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from cxr import checkpoint, cluster, dataset, lung_crop, selection, shards, storage
+from cxr import batches, checkpoint, cluster, dataset, lung_crop, selection, shards, storage
 from cxr.errors import UserError
 from cxr.recipes.base import Recipe, check_size
 from cxr.train.log import RunLog, best_row, read_metrics
@@ -149,9 +149,9 @@ def _describe(archive: str, recipe: Recipe, source: str) -> tuple[dict[str, Any]
         return {"shards": archive, "cache_bytes": CACHE_BYTES}, info.findings, {}
     selection.check_raw(recipe, archive)
     datasets, findings, rows = dataset.open_streams(
-        archive, recipe.size, source, columns=recipe.columns, seed=recipe.seed
+        archive, recipe.size, source, columns=batches.stored(recipe.columns), seed=recipe.seed
     )
-    return {"rows": rows}, findings, datasets
+    return {"rows": rows, "findings": list(findings)}, findings, datasets
 
 
 def _check_splits(info: shards.ShardInfo, fold: selection.Fold | None) -> None:

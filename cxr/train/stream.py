@@ -41,6 +41,7 @@ class ArchiveStream:
     rows: int
     world: int
     mask_label: str = schema.LUNGS
+    findings: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -59,9 +60,8 @@ class ArchiveStream:
         )
         for rows in tables:
             assert isinstance(rows, pa.Table)
-            yield batches.to_tensors(
-                batches.to_columns(rows, self.columns, self.pixels, self.mask_label), self.pixels
-            )
+            columns = batches.to_columns(rows, self.columns, self.pixels, self.mask_label, self.findings)
+            yield batches.to_tensors(columns, self.pixels)
 
 
 def open_streams(data: dict[str, Any], recipe: Recipe, workers: Workers) -> tuple[Stream, Stream]:
@@ -89,7 +89,16 @@ def open_streams(data: dict[str, Any], recipe: Recipe, workers: Workers) -> tupl
     pixels = PixelFormat(recipe.size)
     shares = {split: ray.train.get_dataset_shard(split) for split in ("train", "val")}
     train, val = (
-        ArchiveStream(share, recipe.columns, pixels, own, data["rows"][split], workers.size, recipe.mask_label)
+        ArchiveStream(
+            share,
+            recipe.columns,
+            pixels,
+            own,
+            data["rows"][split],
+            workers.size,
+            recipe.mask_label,
+            tuple(data["findings"]),
+        )
         for split, share in shares.items()
         if share is not None
     )
