@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -87,5 +88,14 @@ def write_result(options: Any, result: dict[str, Any], seconds: float) -> str:
         "commit": provenance.commit(),
         "seconds": round(seconds, 1),
     }
-    storage.write_json(uri, head | result)
+    storage.write_json(uri, _finite(head | result))
     return uri
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for each number that JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

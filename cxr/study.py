@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +16,7 @@ from cxr.recipes.base import Recipe
 from cxr.train import RunOptions, fit
 from cxr.train.fit import mistake_in, room
 
-ABOUT = "study.json"
+ABOUT, ARCHIVE = "study.json", "archive"
 RUN_CPU = 0.01  # of the process that looks after a run; its workers hold the rest
 
 
@@ -64,16 +63,15 @@ def train_all(
 
 
 def _check_same(recipes: Mapping[str, Recipe], archive: str, out: str) -> None:
-    """Keep what the study compares; raise UserError where OUT holds another."""
-    about = storage.join(out, ABOUT)
-    now = {"archive": storage.normalise(archive), **{name: recipe.to_dict() for name, recipe in recipes.items()}}
-    if not storage.exists(about):
-        storage.write_json(about, now)
-        return
-    before = storage.read_json(about)
-    changed = [name for name in {**before, **now} if json.loads(json.dumps(now.get(name))) != before.get(name)]
+    """Keep what the study compares, to which recipes may be added; raise UserError where OUT holds another."""
+    about, archive = storage.join(out, ABOUT), storage.normalise(archive)
+    before: dict[str, Any] = storage.read_json(about) if storage.exists(about) else {ARCHIVE: archive}
+    changed = [f"{ARCHIVE} was {before[ARCHIVE]}, is {archive}"] if before[ARCHIVE] != archive else []
+    for name, recipe in recipes.items():
+        changed += [f"{name}: {change}" for change in recipe.changes_from(before.get(name, recipe.to_dict()))]
     if changed:
-        raise UserError(f"{out} holds a study of other settings ({', '.join(changed)}): give another --out, or these")
+        raise UserError(f"{out} holds a study of other settings ({'; '.join(changed)}): give another --out, or these")
+    storage.write_json(about, {**before, **{name: recipe.to_dict() for name, recipe in recipes.items()}})
 
 
 def _wait(running: dict[Any, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import tyro
 from cxr import checkpoint, cluster, ingest, lung_crop, schema, selection, shards, storage
 from cxr.errors import UserError
 from cxr.ledger import LEDGER_FILE
-from cxr.lung_crop import LungCrop
 from cxr.phantom.archive import write_phantom
 from cxr.phantom.siim import write_siim_phantom
 from cxr.recipes.aecnn import AecnnRecipe
@@ -23,7 +22,7 @@ from cxr.report import folds, pareto
 from cxr.report.trials import trials_table, write_search_pictures, write_trials
 from cxr.schema import PixelFormat
 from cxr.shard_stream import ShardStream
-from cxr.sources import chestxray14, open_manifest, siim
+from cxr.sources import Labelling, chestxray14, open_manifest, siim
 from cxr.study import train_all
 from cxr.train import RunOptions, check_resume, fit, prepare
 from cxr.tune import SearchOptions, objectives_of, search, searched
@@ -49,22 +48,23 @@ class ArchiveOptions:
     """Share of images that may be unreadable before the job fails."""
     phantoms: int = 160
     """Images of the phantom archive made when none is given."""
+    labelling: Labelling = field(default_factory=Labelling)
 
 
-def make_ready(options: ArchiveOptions, out: str, crop: LungCrop | None = None) -> str:
+def make_ready(options: ArchiveOptions, out: str, recipe: Recipe | None = None) -> str:
     """The URI to train from: shards as given, shards made in OUT/shards, or the raw archive with `stream`.
 
     Several archives are made into OUT/shards-1, OUT/shards-2 … where they are not shards already, and OUT/shards
     stands for all of them.
 
     Args:
-        crop: how images are cropped when shards are made; None: not at all.
+        recipe: says how images are cropped and enhanced when shards are made; None: not at all.
     """
     archives = _archives(options) or [phantom_archive(out, options.phantoms, options.shard_size)]
     if len(archives) == 1:
-        return archives[0] if options.stream else _shards_of(archives[0], storage.join(out, SHARDS), options, crop)
+        return archives[0] if options.stream else _shards_of(archives[0], storage.join(out, SHARDS), options, recipe)
     made = [
-        _shards_of(archive, storage.join(out, f"{SHARDS}-{number}"), options, crop)
+        _shards_of(archive, storage.join(out, f"{SHARDS}-{number}"), options, recipe)
         for number, archive in enumerate(archives, 1)
     ]
     return shards.join_shards(storage.join(out, SHARDS), made, archives).uri
@@ -74,7 +74,7 @@ def _archives(options: ArchiveOptions) -> list[str]:
     return [storage.normalise(archive) for archive in options.archive]
 
 
-def _shards_of(archive: str, made: str, options: ArchiveOptions, crop: LungCrop | None) -> str:
+def _shards_of(archive: str, made: str, options: ArchiveOptions, recipe: Recipe | None) -> str:
     """The archive itself where it is shards, else shards of it, made at `made`."""
     if shards.is_shards(archive):
         return archive
@@ -84,7 +84,9 @@ def _shards_of(archive: str, made: str, options: ArchiveOptions, crop: LungCrop 
         source=options.source,
         pixels=PixelFormat(options.shard_size),
         max_rejects=options.max_rejects,
-        crop=crop,
+        crop=lung_crop.of_recipe(recipe) if recipe else None,
+        enhance=recipe.enhancement if recipe else None,
+        labelling=options.labelling,
     )
     return made
 
@@ -147,15 +149,21 @@ def ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str) -> str:
     out, given = storage.normalise(out), _archives(archive)
     found, crop = [uri for uri in given if shards.is_shards(uri)], lung_crop.of_recipe(recipe)
     for uri in found:
-        lung_crop.check_shards(shards.read_info(uri), crop)  # reading raises for latents
+        info = shards.read_info(uri)  # raises for latents
+        lung_crop.check_shards(info, crop)
+        shards.check_enhanced(info, recipe.enhancement)
+        archive.labelling.check_raw(uri)
     selection.fold_of(recipe)  # raises where it is left open
     if archive.stream and not found:
         selection.check_raw(recipe, given[0] if given else "the phantom archive")
+        if archive.labelling:
+            raise UserError("--annotations and --readers-agree: labels are read when shards are made. Leave --stream out")
     elif len(found) < max(1, len(given)):
         check_size(recipe, archive.shard_size)
     for uri in given:
         storage.check_readable(uri)
-    _check_together(archive, given, out, labels=schema.LABELS in recipe.columns)
+    by_findings = {schema.LABELS, schema.BOXES} & {*recipe.columns} or selection.sampling_of(recipe)
+    _check_together(archive, given, out, labels=bool(by_findings))
     cluster.connect()
     cluster.check_shared(out)
     return out
@@ -186,7 +194,7 @@ def _kind(options: ArchiveOptions, uri: str) -> dict[str, object]:
     if shards.is_shards(uri):
         info = shards.read_info(uri)
         return {"pixels": info.pixels, "findings": info.findings}
-    return {"pixels": PixelFormat(options.shard_size), "findings": open_manifest(uri, options.source).findings}
+    return {"pixels": PixelFormat(options.shard_size), "findings": open_manifest(uri, options.source, options.labelling).findings}
 
 
 def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str) -> dict[str, Any]:
@@ -195,7 +203,7 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
         return train_folds_job(recipe, archive, run, out)
     check_resume(storage.join(storage.normalise(out), "train"), run.resume)
     out = ready_to_begin(recipe, archive, out)
-    data = make_ready(archive, out, lung_crop.of_recipe(recipe))
+    data = make_ready(archive, out, recipe)
     fitted = fit(settled(recipe, out, run), data, out, run, source=archive.source)
     pictures = picture(fitted.checkpoint, data, out)
     _say(fitted.metrics, fitted.checkpoint, pictures)
@@ -216,7 +224,7 @@ def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, ou
     """
     numbered = [recipe.replace(fold=number) for number in range(recipe.folds)]
     out = ready_to_begin(numbered[0], archive, out)
-    data = make_ready(archive, out, lung_crop.of_recipe(recipe))
+    data = make_ready(archive, out, recipe)
     settled_once = settled(numbered[0], out, run)
     recipes = {f"fold-{one.fold}": settled_once.replace(fold=one.fold) for one in numbered}
     trained = train_all(recipes, (recipe.seed,), data, out, run, source=archive.source)
@@ -245,7 +253,7 @@ def tune_job(
     """
     objectives, space = objectives_of(recipe, options), searched(recipe, options)
     out = ready_to_begin(recipe, archive, out)
-    data = make_ready(archive, out, lung_crop.of_recipe(recipe))
+    data = make_ready(archive, out, recipe)
     recipe = settled(recipe, out, run)
     trials = search(recipe, data, out, options, run, source=archive.source)
     table = write_trials(trials, recipe.monitor, out, objectives)

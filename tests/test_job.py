@@ -32,7 +32,7 @@ def main(options):
     if options.how == "slowly":
         print("started", flush=True)
         time.sleep(60)
-    return {"metrics": {"answer": 42}}
+    return {"metrics": {"answer": 42, "unknown": float("nan")}}
 
 run_job(main, Options)
 '''
@@ -55,7 +55,7 @@ def test_a_job_that_ends_well_writes_and_names_its_result(job: list[str], tmp_pa
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, str(path))
     result = json.loads(path.read_text())
     assert result["job"] == "some_job"
-    assert result["metrics"] == {"answer": 42}
+    assert result["metrics"] == {"answer": 42, "unknown": None}
     assert result["settings"] == {"out": str(tmp_path / "out"), "how": "well"}
     assert {"cxr", "python", "ray", "torch"} <= set(result["versions"])
 

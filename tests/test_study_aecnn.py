@@ -63,3 +63,7 @@ def test_a_study_compares_one_set_of_settings(tmp_path: Path) -> None:
         _check_same({"a": BASE.replace(epochs=3)}, "/data", str(tmp_path))
     with pytest.raises(UserError, match="archive"):
         _check_same({"a": BASE}, "/other", str(tmp_path))
+    _check_same({"a": BASE, "b": BASE.replace(seed=4)}, "/data", str(tmp_path))
+    _check_same({"b": BASE.replace(seed=4)}, "/data", str(tmp_path))
+    with pytest.raises(UserError, match="b: seed was 4, is 5"):
+        _check_same({"b": BASE.replace(seed=5)}, "/data", str(tmp_path))

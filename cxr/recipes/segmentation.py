@@ -115,6 +115,11 @@ class SegmentationRecipe(Recipe):
             raise UserError(
                 f"first_size={self.first_size}, first_epochs={self.first_epochs}: wanted both, or neither"
             )
+        if self.freeze_backbone and not self.backbone_weights:
+            raise UserError(
+                f"freeze_backbone without backbone_weights: {self.backbone} would stay as chance made it. Give "
+                f"backbone_weights, a name of torchvision or a URI"
+            )
         try:
             _ = self._loss(), self._variation()
         except ValueError as error:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import ray.train
 import torch
@@ -34,14 +34,16 @@ def averaged_network(kept: Sequence[ray.train.Checkpoint], engine: Engine) -> nn
     """A new network with the mean of the kept ones' weights; the engine's task gets the first one's state."""
     states: list[dict[str, Tensor]] = []
     for one in kept:
-        with one.as_directory() as folder:
-            states.append(_loaded(folder, checkpoint.WEIGHTS))
-            if len(states) == 1:
-                checkpoint.restore_task_state(engine.task, _loaded(folder, checkpoint.TASK))
+        states.append(_loaded(one, checkpoint.WEIGHTS))
+        if len(states) == 1:
+            checkpoint.restore_task_state(engine.task, _loaded(one, checkpoint.TASK))
     network = copy.deepcopy(engine.shipped())
     network.load_state_dict(checkpoint.averaged(states))
     return network
 
 
-def _loaded(folder: str, name: str) -> dict[str, Tensor]:
-    return torch.load(Path(folder) / name, weights_only=True, map_location="cpu")
+def _loaded(kept: ray.train.Checkpoint, name: str) -> dict[str, Tensor]:
+    """One file of a checkpoint: what resuming needs is larger, and stays where it is."""
+    assert kept.filesystem is not None
+    with kept.filesystem.open_input_stream(f"{kept.path}/{name}") as file:
+        return torch.load(io.BytesIO(file.read()), weights_only=True, map_location="cpu")

@@ -30,7 +30,7 @@ class Engine:
     """Trains one task on one device; with several workers, all of them call each method alike.
 
     Args:
-        steps_per_epoch: for the schedule only; warm-up, then a cosine to 0 at the last step of the stage.
+        steps_per_epoch: for the schedule only.
         stage: to begin with; the recipe's first if left out.
         check_every: steps between looks at the running sums, the only time the host waits for the device.
     """
@@ -55,6 +55,7 @@ class Engine:
         self.recipe, self.workers, self.device, self.check_every = recipe, workers, device, check_every
         self.steps_per_epoch = steps_per_epoch
         self.task = task.to(device=device)
+        self.task.workers = workers
         self.casts = casts(recipe.precision, device)
         if self.casts:
             task.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -71,13 +72,11 @@ class Engine:
             self.task.network.load_state_dict(self.average.module.state_dict())
         self.stage = stage
         self.task.enter(stage.name)
-        self.average = _moving_average(self.task.network, self.recipe.ema)
+        self.average = _moving_average(self.task.network, self.recipe.ema, self.recipe.ema_ramp)
         self.parameters = [p for p in self.task.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=stage.lr, weight_decay=self.recipe.weight_decay, fused=self.device.type == "cuda"
-        )
-        total = stage.epochs * max(1, self.steps_per_epoch * stage.echoes // self.recipe.accumulate)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, _warmup_cosine(self.recipe.warmup, total))
+        self.optimiser = self.recipe.optimiser(self.task, stage, fused=self.device.type == "cuda")
+        moves = max(1, self.steps_per_epoch * stage.echoes // self.recipe.accumulate)
+        self.schedule = self.recipe.schedule(self.optimiser, stage, moves)
         self._forward: nn.Module | None = None
 
     def epoch(self, batches: Iterator[Batch]) -> dict[str, float]:
@@ -115,7 +114,7 @@ class Engine:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.casts):
                 terms = module(batch)
             total = torch.stack(list(terms.values())).sum()
-            (total / self.recipe.accumulate).backward()
+            (total * (self.recipe.loss_scale / self.recipe.accumulate)).backward()
         detached = {name: value.detach().float() for name, value in terms.items()}
         return detached | ({"grad_norm": self._move() * self.recipe.accumulate} if last else {})
 
@@ -215,20 +214,24 @@ def casts(precision: str, device: torch.device) -> bool:
     return precision == "bfloat16" and (able.get("avx512_bf16", False) or able.get("amx_bf16", False))
 
 
-def _moving_average(network: nn.Module, decay: float) -> AveragedModel | None:
+def _moving_average(network: nn.Module, decay: float, ramp: float) -> AveragedModel | None:
     if decay == 0:
         return None
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    update = _ramped(decay, ramp) if ramp else get_ema_multi_avg_fn(decay)
+    return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
 
 
-def _warmup_cosine(warmup: float, total: int) -> Any:
-    """Factor of the learning rate at a step: linear rise over `warmup` of `total`, then a cosine to 0."""
-    rise = max(1, round(warmup * total))
+def _ramped(decay: float, ramp: float) -> Any:
+    """What AveragedModel does with tensors of one type, where the decay rises; see `Recipe.ema_ramp`."""
 
-    def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        progress = min(1.0, (step - rise) / max(1, total - rise))
-        return 0.5 * (1 + math.cos(math.pi * progress))
+    @torch.no_grad()
+    def update(average: list[Tensor], current: list[Tensor], done: Tensor) -> None:
+        if not average[0].is_floating_point():
+            torch._foreach_copy_(average, current)  # pyright: ignore[reportPrivateImportUsage]
+            return
+        kept = decay * (1 - torch.exp(-(done + 1) / ramp))
+        step = torch._foreach_sub(current, average)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(step, 1 - kept)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(average, step)  # pyright: ignore[reportPrivateImportUsage]
 
-    return factor
+    return update

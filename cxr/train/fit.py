@@ -146,6 +146,7 @@ def _describe(archive: str, recipe: Recipe, source: str) -> tuple[dict[str, Any]
         _check_splits(info, selection.fold_of(recipe))
         check_size(recipe, info.pixels.size)
         lung_crop.check_shards(info, lung_crop.of_recipe(recipe))
+        shards.check_enhanced(info, recipe.enhancement)
         return {"shards": archive, "cache_bytes": CACHE_BYTES}, info.findings, {}
     selection.check_raw(recipe, archive)
     datasets, findings, rows = dataset.open_streams(

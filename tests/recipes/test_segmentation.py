@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torchvision
 from pydicom import uid
 from torch import Tensor, nn
 
@@ -218,9 +219,14 @@ def test_training_begins_at_the_first_size() -> None:
         assert set(seen) == {size}
 
 
-def test_a_frozen_backbone_stays_as_it_begins() -> None:
+def test_a_frozen_backbone_stays_as_it_begins(tmp_path: Path) -> None:
+    kept = str(tmp_path / "resnet18.pt")
+    torch.save(torchvision.models.resnet18().state_dict(), kept)
+
     def changed(frozen: bool) -> set[str]:
-        recipe = SMALL.replace(architecture="fcn32s", backbone="resnet18", freeze_backbone=frozen)
+        recipe = SMALL.replace(
+            architecture="fcn32s", backbone="resnet18", backbone_weights=kept, freeze_backbone=frozen
+        )
         engine = engine_of(recipe)
         before = {name: value.clone() for name, value in engine.task.network.state_dict().items()}
         engine.epoch(some())
@@ -266,6 +272,7 @@ def test_a_backbone_begins_with_weights_by_uri(architecture: str, tmp_path: Path
         ({"first_size": 64, "first_epochs": 1}, "first_size at most size=32"),
         ({"image_weight": -1.0}, "image_weight=-1.0: wanted none negative"),
         ({"bce": 0.0, "dice": 0.0, "focal": 0.0}, "one weight above 0"),
+        ({"freeze_backbone": True}, "freeze_backbone without backbone_weights"),
         ({"scale": 0.5}, "scale and gamma from 1"),
     ],
 )
