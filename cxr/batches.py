@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from queue import Full, Queue
@@ -47,6 +48,7 @@ def to_columns(
     and "has_mask": (B,) bool; boxes: (B, MOST_BOXES, 5) float32, of each the index of its label in `findings`, then
     x_min, y_min, x_max, y_max as shares of the square of pixels, NaN where there is none, and "has_boxes": (B,) bool,
     false where the source says nothing of boxes. A box of any other label, or outside the square, is left out.
+    image_id: (B,) int64, a hash that is not negative.
     """
     readers = {
         schema.PIXELS: lambda: {schema.PIXELS: schema.pixels_array(rows[schema.PIXELS], pixels)},
@@ -54,6 +56,7 @@ def to_columns(
         schema.POSE_UNIT: lambda: {schema.POSE_UNIT: _poses(rows[schema.POSE_UNIT])},
         schema.MASKS: lambda: _packed_masks(rows[schema.MASKS], pixels, mask_label),
         schema.BOXES: lambda: _boxes(rows, pixels, findings),
+        schema.IMAGE_ID: lambda: {schema.IMAGE_ID: _hashed(rows[schema.IMAGE_ID])},
     }
     columns: Columns = {}
     for name in names:
@@ -95,6 +98,11 @@ def _boxes(rows: pa.Table, pixels: PixelFormat, findings: Sequence[str]) -> Colu
             inside = np.flatnonzero((made[:, 2:] > made[:, :2]).all(1))[:MOST_BOXES]
             boxes[i, : len(inside)] = np.column_stack([labels, made])[inside]
     return {schema.BOXES: boxes, HAS_BOXES: np.array([given is not None for given in listed], bool)}
+
+
+def _hashed(column: pa.ChunkedArray) -> np.ndarray:
+    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in column.to_pylist()]
+    return np.array([int.from_bytes(digest) >> 1 for digest in digests], np.int64)
 
 
 def _unit_boxes(boxes: Sequence[Mapping[str, float]], frame: Frame, size: int) -> np.ndarray:

@@ -23,12 +23,13 @@ import pyarrow.parquet as pq
 from cxr import cluster, schema, storage
 from cxr.dataset import map_parts
 from cxr.errors import UserError
+from cxr.imaging.enhance import Enhancement
 from cxr.ledger import Ledger, Part, open_ledger, plan, rows_at
 from cxr.progress import Progress
 from cxr.rows import make_rows
 from cxr.schema import PixelFormat
 from cxr.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION
-from cxr.sources import find_source, open_manifest
+from cxr.sources import Labelling, find_source, open_manifest
 from cxr.sources.base import Manifest
 
 if TYPE_CHECKING:  # torch, which it needs, would cost each decoding process seconds and memory
@@ -73,6 +74,8 @@ def ingest(
     max_rejects: float = 0.05,
     limit: int | None = None,
     crop: LungCrop | None = None,
+    enhance: Enhancement | None = None,
+    labelling: Labelling | None = None,
 ) -> IngestResult:
     """Decode an archive into shards; called again after it was stopped, it goes on with what is missing.
 
@@ -81,6 +84,8 @@ def ingest(
         max_rejects: share of images that may be unusable; with more, UserError is raised once all is written.
         limit: take only so many images, spread evenly over the archive.
         crop: store the squares around the lungs instead of whole images.
+        enhance: what is done to images before they are stored.
+        labelling: labels and boxes other than the source's own.
 
     Raises:
         UserError: no such archive; OUT holds another ingest's work; too many rejects.
@@ -89,14 +94,16 @@ def ingest(
     for uri in (archive, out):
         cluster.check_shared(uri)
     source = find_source(archive, source).name
-    manifest = open_manifest(archive, source)
+    manifest = open_manifest(archive, source, labelling)
     manifest.tell()
     table = _thinned(manifest.table, limit)
     parts = plan(table, rows_per_part(table.num_rows, pixels), by=schema.SPLIT)
     origin = {"version": VERSION, "archive": archive, "source": source, "pixels": asdict(pixels)}
     origin |= {"lung_crop": crop.describe()} if crop else {}
+    origin |= {"enhancement": enhance.describe()} if enhance else {}
+    origin |= labelling.describe() if labelling else {}
     ledger = open_ledger(out, {"job": "ingest", **origin, "limit": limit}, parts)
-    progress = _write_parts(ledger, parts, pixels, crop)
+    progress = _write_parts(ledger, parts, (pixels, crop, enhance))
     contents = _read_footers(ledger, parts)
     about = _describe(contents, manifest, origin)
     _write_rejects(out, contents)
@@ -135,12 +142,13 @@ def _thinned(manifest: pa.Table, limit: int | None) -> pa.Table:
 # ---- Parts
 
 
-def _write_parts(ledger: Ledger, parts: Sequence[Part], pixels: PixelFormat, crop: LungCrop | None) -> Progress:
+def _write_parts(ledger: Ledger, parts: Sequence[Part], how: tuple[Any, ...]) -> Progress:
+    """Write what is missing; `how` is what a `PartWriter` takes besides the ledger."""
     todo = ledger.todo(parts)
     total, left = (sum(part.rows.num_rows for part in some) for some in (parts, todo))
     progress = Progress("ingest", total, done=total - left)
     progress.tell()
-    for summary in map_parts(todo, PartWriter, (ledger, pixels, crop)):
+    for summary in map_parts(todo, PartWriter, (ledger, *how)):
         progress.add(summary["images"], summary["rejects"])
     if todo:
         progress.tell()
@@ -150,11 +158,18 @@ def _write_parts(ledger: Ledger, parts: Sequence[Part], pixels: PixelFormat, cro
 class PartWriter:
     """Decodes a part of the manifest and writes its file, good rows and rejects in one piece."""
 
-    def __init__(self, ledger: Ledger, pixels: PixelFormat, crop: LungCrop | None = None) -> None:
-        self._ledger, self._pixels, self._crop = ledger, pixels, crop
+    def __init__(
+        self,
+        ledger: Ledger,
+        pixels: PixelFormat,
+        crop: LungCrop | None = None,
+        enhance: Enhancement | None = None,
+    ) -> None:
+        self._ledger, self._pixels, self._crop, self._enhance = ledger, pixels, crop, enhance
 
     def __call__(self, part: Part) -> dict[str, int]:
-        rows = make_rows(part.rows, self._pixels, crop=self._crop.loaded() if self._crop else None)
+        crop = self._crop.loaded() if self._crop else None
+        rows = make_rows(part.rows, self._pixels, crop=crop, enhance=self._enhance)
         rejects = rows.filter(rows[schema.ERROR].is_valid()).select(schema.REJECTS.names)
         good = rows.filter(rows[schema.ERROR].is_null()) if rejects.num_rows else rows
         storage.write_bytes(self._ledger.file(part), _parquet(good, rejects, self._pixels))

@@ -202,4 +202,5 @@ def _described(
             "recipe": kept.recipe.to_dict(),
         },
         **({"lung_crop": crop.describe()} if crop else {}),
+        **({"enhancement": done.describe()} if (done := kept.recipe.enhancement) else {}),
     }

@@ -117,7 +117,7 @@ def _finder(uri: str, sha256: str) -> Checkpoint:
 def _square(finder: Checkpoint, margin: float, pixels_HW: np.ndarray) -> LungSquare:
     """The network sees the image padded; what it finds in the padding is none of the lungs."""
     height, width = pixels_HW.shape
-    stored, frame = fit(to_bits(pixels_HW, 8), finder.recipe.size)
+    stored, frame = fit(to_bits(finder.recipe.enhancement(pixels_HW), 8), finder.recipe.size)
     corners = np.rint(frame.from_original(np.array([[0, 0], [width, height]])))
     (left, top), (right, bottom) = corners.astype(int).tolist()
     inner = _lungs(finder, stored)[top:bottom, left:right]

@@ -16,12 +16,13 @@ from cxr import schema, storage
 from cxr.errors import Refused
 from cxr.imaging import geometry
 from cxr.imaging.decode import Image, decode, to_bits
+from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import Frame
 from cxr.imaging.lung_square import LungSquare
 from cxr.imaging.raster import decode_picture
 from cxr.schema import PixelFormat
 from cxr.sources import rle
-from cxr.sources.base import boxes_frame_px
+from cxr.sources.base import boxes_frame_px, frame_scales
 
 _ASPECT_TOLERANCE = 0.01  # by which a mask picture's width : height may differ from its image's
 CROPPED = "lungs"  # in column `crop`
@@ -41,7 +42,14 @@ Values = dict[str, Any]  # column name -> value of one row
 Crop = Callable[[np.ndarray], LungSquare]  # an original's pixels (H, W) -> the square to cut out of them
 
 
-def make_rows(manifest: pa.Table, pixels: PixelFormat, threads: int = 4, *, crop: Crop | None = None) -> pa.Table:
+def make_rows(
+    manifest: pa.Table,
+    pixels: PixelFormat,
+    threads: int = 4,
+    *,
+    crop: Crop | None = None,
+    enhance: Enhancement | None = None,
+) -> pa.Table:
     """Fetch and decode the images of a manifest; one row of `schema.row_schema(pixels)` each, in its order.
 
     A few threads fetch while others decode: OpenCV and file reads release the GIL. OpenCV's own threads are
@@ -53,6 +61,7 @@ def make_rows(manifest: pa.Table, pixels: PixelFormat, threads: int = 4, *, crop
     Args:
         crop: finds the square that is stored of each image; None: all of it is. Where that finds a reason against
             a crop, the whole image is stored, and column `crop` tells why. Boxes stay in pixels of the original.
+        enhance: what is done to each image after it was decoded; `crop` sees it as it was.
 
     Raises:
         StorageError: storage failed in a way that concerns more than one image (credentials, a server that
@@ -61,17 +70,25 @@ def make_rows(manifest: pa.Table, pixels: PixelFormat, threads: int = 4, *, crop
     """
     cv2.setNumThreads(0)
     store = np.zeros((manifest.num_rows, pixels.size, pixels.size), pixels.dtype)
-    make = partial(_row, boxes_frame=boxes_frame_px(manifest.schema), bits=pixels.bits, crop=crop)
+    make = partial(_row, boxes_frame=boxes_frame_px(manifest.schema), bits=pixels.bits, crop=crop, enhance=enhance)
     with ThreadPoolExecutor(threads) as pool:
         made = list(pool.map(make, manifest.to_pylist(), store))
     return _table(manifest, made, store, pixels)
 
 
-def _row(given: Values, out: np.ndarray, boxes_frame: int | None, bits: int, crop: Crop | None) -> Values:
+def _row(
+    given: Values,
+    out: np.ndarray,
+    boxes_frame: int | None,
+    bits: int,
+    crop: Crop | None,
+    enhance: Enhancement | None,
+) -> Values:
     """What decoding one image adds to its manifest row; its pixels are written into `out` (size, size)."""
     try:
         image = decode(storage.read_bytes(given[schema.SOURCE_URI]))
-        square, frame, cropped = _framed(image.pixels, len(out), crop)
+        shown = enhance(image.pixels) if enhance else image.pixels
+        square, frame, cropped = _framed(shown, len(out), crop and crop(image.pixels))
         made = _described(given, image, frame, boxes_frame) | {schema.CROP: cropped}
         made[schema.POSE_UNIT] = None if cropped == CROPPED else given[schema.POSE_UNIT]
         made[schema.MASKS] = _masks(given[schema.MASKS] or (), image.pixels.shape, len(out), frame)
@@ -83,9 +100,8 @@ def _row(given: Values, out: np.ndarray, boxes_frame: int | None, bits: int, cro
         return {schema.ERROR: _reason(error)}
 
 
-def _framed(pixels: np.ndarray, size: int, crop: Crop | None) -> tuple[np.ndarray, Frame, str | None]:
+def _framed(pixels: np.ndarray, size: int, lungs: LungSquare | None) -> tuple[np.ndarray, Frame, str | None]:
     """The pixels that are stored, their frame, and what stands in column `crop`."""
-    lungs = crop(pixels) if crop else None
     if lungs is None or lungs.reason:
         return *geometry.fit(pixels, size), lungs and f"whole image: {lungs.reason}"
     return lungs.crop(pixels, size), lungs.frame(size), CROPPED
@@ -116,7 +132,7 @@ def _reason(error: Exception) -> str:
 def _described(given: Values, image: Image, frame: Frame, boxes_frame: int | None) -> Values:
     """Everything about an image but its pixels and masks; boxes and spacing in the file's own pixels."""
     height, width = image.pixels.shape
-    x_scale, y_scale = (width / boxes_frame, height / boxes_frame) if boxes_frame else (1.0, 1.0)
+    x_scale, y_scale = frame_scales(given[schema.BOXES_FRAME], boxes_frame, height, width)
     spacing = given[schema.SPACING_MM]
     if spacing is not None:
         spacing = [spacing[0] / y_scale, spacing[1] / x_scale]

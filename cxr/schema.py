@@ -49,6 +49,7 @@ VINBIGDATA_FINDINGS = (
 )
 LUNGS = "Lungs"  # the mask label of both lung fields together
 PNEUMOTHORAX = "Pneumothorax"  # the mask label, as the finding's name
+ANY_FINDING = "any finding"  # where a finding is asked for: an image that shows one of all
 SPLITS = ("train", "val", "test")
 
 POSITIVE, NEGATIVE, UNKNOWN = 1, 0, -1

@@ -24,6 +24,7 @@ from cxr import batches, checkpoint, cluster, latents, ledger, lung_crop, schema
 from cxr.checkpoint import Checkpoint
 from cxr.dataset import quiet
 from cxr.errors import UserError
+from cxr.imaging.enhance import Enhancement
 from cxr.latents import Origin
 from cxr.ledger import Ledger, Part
 from cxr.lung_crop import LungCrop
@@ -123,6 +124,7 @@ class Plan:
     origin: Origin
     encoded: bool = False  # the pixels are latents
     crop: LungCrop | None = None  # how images are cropped, or were when they became shards
+    enhance: Enhancement | None = None  # what is done to them, or was then
 
 
 def _plan(archive: str, kept: Checkpoint, options: ScoreOptions) -> Plan:
@@ -133,14 +135,17 @@ def _plan(archive: str, kept: Checkpoint, options: ScoreOptions) -> Plan:
         info = shards.read_info(archive, latents=True)
         _check_shards(info, kept, options)
         lung_crop.check_shards(info, crop)
+        shards.check_enhanced(info, kept.recipe.enhancement)
         origin = Origin(archive, info.source, info.findings)
-        return Plan(_shard_parts(info), info.pixels, origin, bool(info.latents), crop)
+        return Plan(_shard_parts(info), info.pixels, origin, bool(info.latents), crop, info.enhancement)
     manifest = open_manifest(archive, options.source)
     manifest.tell()
     pixels = PixelFormat(kept.recipe.size)
     rows = max(16, min(1024, PART_BYTES // pixels.row_bytes, math.ceil(manifest.table.num_rows / 8)))
     origin = Origin(archive, find_source(archive, options.source).name, manifest.findings)
-    return Plan(ledger.plan(manifest.table, rows, folder=SCORES), pixels, origin, crop=crop)
+    return Plan(
+        ledger.plan(manifest.table, rows, folder=SCORES), pixels, origin, crop=crop, enhance=kept.recipe.enhancement
+    )
 
 
 def _check_shards(info: shards.ShardInfo, kept: Checkpoint, options: ScoreOptions) -> None:
@@ -182,7 +187,7 @@ def _score_parts(
     done = (
         ray.data.from_arrow([_labelled(part) for part in todo])
         .map_batches(
-            partial(_read, pixels=plan.pixels, crop=plan.crop),
+            partial(_read, pixels=plan.pixels, crop=plan.crop, enhance=plan.enhance),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=share,
@@ -213,24 +218,24 @@ def _labelled(part: Part) -> pa.Table:
     return rows
 
 
-def _read(part: pa.Table, pixels: PixelFormat, crop: LungCrop | None) -> pa.Table:
+def _read(part: pa.Table, pixels: PixelFormat, crop: LungCrop | None, enhance: Enhancement | None) -> pa.Table:
     """Manifest rows, or the name of a shard file -> schema rows, each with its part's name.
 
     A user's mistake is handed on as a value: of an exception, Ray Data keeps the text of its traceback alone.
     """
     try:
-        return _rows(part, pixels, crop)
+        return _rows(part, pixels, crop, enhance)
     except UserError as error:
         return pa.table({MISTAKE: [str(error)]})
 
 
-def _rows(part: pa.Table, pixels: PixelFormat, crop: LungCrop | None) -> pa.Table:
+def _rows(part: pa.Table, pixels: PixelFormat, crop: LungCrop | None, enhance: Enhancement | None) -> pa.Table:
     name, count = part[PART][0].as_py(), part[PART_ROWS][0].as_py()
     if SHARD in part.column_names:
         rows = schema.filled(storage.read_parquet(part[SHARD][0].as_py()), schema.row_schema(pixels))
     else:
         manifest = part.drop_columns([PART, PART_ROWS])
-        rows = make_rows(manifest, pixels, crop=crop.loaded() if crop else None)
+        rows = make_rows(manifest, pixels, crop=crop.loaded() if crop else None, enhance=enhance)
     assert rows.num_rows == count, f"{name}: planned {count} rows, read {rows.num_rows}"
     rows = rows.append_column(PART, pa.array([name] * count, pa.string()))
     return rows.append_column(PART_ROWS, pa.array([count] * count, pa.int64()))

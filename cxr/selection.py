@@ -40,6 +40,7 @@ class Sampling:
     more than another.
 
     Args:
+        finding: a finding of the archive, or `schema.ANY_FINDING`.
         shares: one an epoch, in [0, 1].
     """
 
@@ -90,7 +91,7 @@ def sampling_of(recipe: Recipe) -> Sampling | None:
     shares = tuple(map(recipe.positive_share, range(recipe.total_epochs)))
     wanted = tuple(share for share in shares if share is not None)
     assert len(wanted) in (0, len(shares)), "a share of positives in all epochs, or in none"
-    return Sampling(recipe.mask_label, wanted) if wanted else None
+    return Sampling(recipe.sampled_finding, wanted) if wanted else None
 
 
 def check_raw(recipe: Recipe, archive: str) -> None:
@@ -99,6 +100,11 @@ def check_raw(recipe: Recipe, archive: str) -> None:
         raise UserError(
             f"{archive} is no shards: images are cropped to the lungs when shards are made. Leave --stream out, or "
             f"run jobs/ingest_archive.py with --lung-crop {recipe.lung_crop} and give its --out as --archive"
+        )
+    if recipe.enhancement:
+        raise UserError(
+            f"{archive} is no shards: images are enhanced when shards are made. Leave --stream out, or run "
+            f"jobs/ingest_archive.py with {recipe.enhancement} and give its --out as --archive"
         )
     if fold_of(recipe) or sampling_of(recipe):
         raise UserError(
@@ -137,11 +143,11 @@ class Rows:
         place = rng.permutation(len(self.groups))
         return rows[np.argsort(place[self.group_N[rows]], kind="stable")]
 
-    def showing(self, index: int) -> np.ndarray:
-        """(N,) bool: which rows show the finding of that index; of the files only the labels are read."""
+    def showing(self, indices: Sequence[int]) -> np.ndarray:
+        """(N,) bool: which rows show a finding of these indices; of the files only the labels are read."""
         labels = _columns(self.groups, [schema.LABELS])[schema.LABELS]
-        positive = pc.equal(pc.list_element(labels, index), schema.POSITIVE).fill_null(False)
-        return positive.to_numpy()[self.numbers_N]
+        shown = [pc.equal(pc.list_element(labels, i), schema.POSITIVE).fill_null(False).to_numpy() for i in indices]
+        return np.logical_or.reduce(shown)[self.numbers_N]
 
 
 def rows_of(info: ShardInfo, split: str, fold: Fold | None = None) -> Rows:

@@ -70,13 +70,14 @@ class ShardStream:
     def _positives(self, sampling: Sampling) -> np.ndarray:
         """(rows,) bool: which images show the finding that is sampled."""
         findings = self.info.findings
-        if sampling.finding not in findings:
+        wanted = findings if sampling.finding == schema.ANY_FINDING else (sampling.finding,)
+        if not wanted or not set(wanted) <= set(findings):
             known = f"its findings are {', '.join(findings)}" if findings else "it knows no findings"
             raise UserError(
                 f"{self.info.uri} does not say which images show {sampling.finding}: {known}. Give another archive, "
                 f"or train on its images as they are"
             )
-        positive_N = self._rows.showing(findings.index(sampling.finding))
+        positive_N = self._rows.showing([findings.index(finding) for finding in wanted])
         if not positive_N.any() or (positive_N.all() and min(sampling.shares) < 1):
             kind = "all" if positive_N.any() else "none"
             raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 
 from cxr import schema, storage
 from cxr.errors import UserError
+from cxr.imaging.enhance import Enhancement
 from cxr.schema import PixelFormat
 
 ARCHIVE_FILE, REJECTS_FILE = "archive.json", "rejects.parquet"
 KIND, VERSION = "cxr-shards", 1
 MEMBERS, ARCHIVES = "members", "archives"  # of an archive.json that makes several shards one
-ALIKE = ("pixels", "row_group_rows", "lung_crop")  # in what these must agree
+ALIKE = ("pixels", "row_group_rows", "lung_crop", "enhancement")  # in what these must agree
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class ShardInfo:
     rejects: int
     latents: Mapping[str, Any] | None = None  # of a latent archive: the encoder, see cxr.latents
     lung_crop: Mapping[str, Any] | None = None  # of crops to the lungs: how, see cxr.lung_crop
+    enhancement: Enhancement = field(default_factory=Enhancement)  # what was done to them before they were stored
 
     def rows(self, split: str) -> int:
         return sum(part.rows for part in self.parts.get(split, ()))
@@ -96,6 +98,7 @@ def read_info(uri: str, *, latents: bool = False) -> ShardInfo:
         rejects=about["rejects"],
         latents=about.get("latents"),
         lung_crop=about.get("lung_crop"),
+        enhancement=Enhancement(**about.get("enhancement", {})),
     )
 
 
@@ -148,7 +151,19 @@ def _together(uri: str, members: Sequence[ShardInfo]) -> ShardInfo:
         parts={split: sum((info.parts.get(split, ()) for info in members), ()) for split in schema.SPLITS},
         rejects=sum(info.rejects for info in members),
         lung_crop=first.lung_crop,
+        enhancement=first.enhancement,
     )
+
+
+def check_enhanced(info: ShardInfo, wanted: Enhancement) -> None:
+    """Raise UserError unless to the images of `info` was done what is wanted."""
+    if info.enhancement != wanted:
+        told, asked = info.enhancement.options() or "nothing", wanted.options()
+        raise UserError(
+            f"{info.uri} holds images to which was done: {told}; wanted is: {asked or 'nothing'}. Run "
+            f"jobs/ingest_archive.py {asked or 'without these'} into another --out, or give the archive that these "
+            f"shards were made of"
+        )
 
 
 def row_groups(info: ShardInfo, split: str) -> list[RowGroup]:

@@ -31,35 +31,50 @@ class Trained:
 
 def train_all(
     recipes: Mapping[str, Recipe],
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None,
     archive: str,
     out: str,
     run: RunOptions | None = None,
     *,
     source: str = "auto",
+    spared: bool = False,
 ) -> list[Trained]:
     """Train each recipe with each seed in OUT/NAME/seed-SEED; what an earlier call has finished is kept.
 
     Runs that were killed go on from their last checkpoint.
+
+    Args:
+        seeds: None: each recipe with its own.
+        spared: a run that fails is told of, and missing from what is returned; the others go on.
 
     Raises:
         UserError: OUT holds runs of other recipes or archives, a mistake in a run, or a cluster too small for one.
     """
     run = run or RunOptions()
     _check_same(recipes, archive, out)
-    planned = [(name, seed, storage.join(out, name, f"seed-{seed}")) for name in recipes for seed in seeds]
-    todo = [one for one in planned if not storage.exists(storage.join(one[2], "checkpoint", checkpoint.ABOUT))]
+    planned = [
+        (name, seed, storage.join(out, name, f"seed-{seed}"))
+        for name, recipe in recipes.items()
+        for seed in seeds or (recipe.seed,)
+    ]
+    todo = [one for one in planned if not _finished(one[2])]
     fits = room(run, raw=not shards.is_shards(storage.normalise(archive)), beside=RUN_CPU)
     start = ray.remote(num_cpus=RUN_CPU, max_retries=run.max_failures)(_train_one)
     running: dict[Any, str] = {}
     for number, (name, seed, folder) in enumerate(todo, 1):
         if len(running) == fits:
-            _wait(running)
+            _wait(running, spared)
         print(f"run {number} of {len(todo)}: {name}, seed {seed}", flush=True)
         running[start.remote(recipes[name].replace(seed=seed).to_dict(), archive, folder, run, source)] = folder
     while running:
-        _wait(running)
-    return [Trained(name, seed, storage.join(folder, "checkpoint")) for name, seed, folder in planned]
+        _wait(running, spared)
+    return [
+        Trained(name, seed, storage.join(folder, "checkpoint")) for name, seed, folder in planned if _finished(folder)
+    ]
+
+
+def _finished(folder: str) -> bool:
+    return storage.exists(storage.join(folder, "checkpoint", checkpoint.ABOUT))
 
 
 def _check_same(recipes: Mapping[str, Recipe], archive: str, out: str) -> None:
@@ -74,14 +89,18 @@ def _check_same(recipes: Mapping[str, Recipe], archive: str, out: str) -> None:
     storage.write_json(about, {**before, **{name: recipe.to_dict() for name, recipe in recipes.items()}})
 
 
-def _wait(running: dict[Any, str]) -> None:
-    """Until one run has ended, which leaves `running`."""
+def _wait(running: dict[Any, str], spared: bool) -> None:
+    """Until one run has ended, which leaves `running`; with `spared`, however it ended."""
     (done,), _ = ray.wait(list(running), num_returns=1)
     folder = running.pop(done)
     try:
         ray.get(done)
     except RayTaskError as error:
-        if mistake := mistake_in(error):
+        mistake = mistake_in(error)
+        if spared:
+            print(f"{folder} failed and is left out: {mistake or error.cause}", flush=True)
+            return
+        if mistake:
             raise UserError(f"{folder}: {mistake}") from error
         raise
 

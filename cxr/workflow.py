@@ -157,7 +157,9 @@ def ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str) -> str:
     if archive.stream and not found:
         selection.check_raw(recipe, given[0] if given else "the phantom archive")
         if archive.labelling:
-            raise UserError("--annotations and --readers-agree: labels are read when shards are made. Leave --stream out")
+            raise UserError(
+                "--annotations, --readers-agree: labels are read when shards are made. Leave --stream out"
+            )
     elif len(found) < max(1, len(given)):
         check_size(recipe, archive.shard_size)
     for uri in given:
@@ -194,7 +196,8 @@ def _kind(options: ArchiveOptions, uri: str) -> dict[str, object]:
     if shards.is_shards(uri):
         info = shards.read_info(uri)
         return {"pixels": info.pixels, "findings": info.findings}
-    return {"pixels": PixelFormat(options.shard_size), "findings": open_manifest(uri, options.source, options.labelling).findings}
+    findings = open_manifest(uri, options.source, options.labelling).findings
+    return {"pixels": PixelFormat(options.shard_size), "findings": findings}
 
 
 def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str) -> dict[str, Any]:

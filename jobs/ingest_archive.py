@@ -5,15 +5,27 @@ ray job submit --working-dir . -- python jobs/ingest_archive.py --archive s3://x
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from cxr import cluster, lung_crop, storage
+import numpy as np
+
+from cxr import cluster, lung_crop, schema, storage
+from cxr.errors import Refused
+from cxr.imaging.decode import decode, to_bits
+from cxr.imaging.enhance import Enhancement
+from cxr.imaging.geometry import fit
 from cxr.imaging.lung_square import MARGIN
 from cxr.ingest import IngestResult, ingest
 from cxr.job import run_job
+from cxr.report.figures import picture_rows, save_figure
 from cxr.schema import PixelFormat
+from cxr.sources import Labelling, open_manifest
 from cxr.workflow import phantom_archive
+
+PICTURED, PICTURE_PX = 4, 320
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,8 @@ class Options:
     """URI of a checkpoint of family lungs: images are cropped to the square around the lungs; empty: whole images."""
     lung_margin: float = MARGIN
     """Added on each side of the smallest square around the lungs, as a share of its side."""
+    enhancement: Enhancement = field(default_factory=Enhancement)
+    labelling: Labelling = field(default_factory=Labelling)
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -53,9 +67,29 @@ def main(options: Options) -> dict[str, Any]:
         max_rejects=options.max_rejects,
         limit=options.limit,
         crop=crop,
+        enhance=options.enhancement,
+        labelling=options.labelling,
     )
     _tell(result)
-    return asdict(result)
+    archive = options.archive or phantom_archive(options.out)
+    return asdict(result) | {"pictures": _pictures(options, archive) if options.enhancement else []}
+
+
+def _pictures(options: Options, archive: str) -> list[str]:
+    """OUT/pictures/enhanced.png: a few images before and after each step of the enhancement."""
+    rows: dict[str, list[np.ndarray]] = defaultdict(list)
+    files = open_manifest(archive, options.source).table[schema.SOURCE_URI]
+    for uri in files.slice(0, PICTURED).to_pylist():
+        with suppress(Refused, storage.NotFound):
+            image = decode(storage.read_bytes(uri)).pixels
+            for name, pixels in options.enhancement.shown(image).items():
+                rows[name].append(to_bits(fit(pixels, PICTURE_PX)[0], 8) / 255)
+    if not rows:
+        return []
+    shown = {name: np.stack(images) for name, images in rows.items()}
+    uri = save_figure(picture_rows(shown), storage.join(options.out, "pictures"), "enhanced.png")
+    print(f"picture: {uri}", flush=True)
+    return [uri]
 
 
 def _tell(result: IngestResult) -> None:

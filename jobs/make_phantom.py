@@ -14,16 +14,21 @@ from typing import Any, Literal
 import cv2
 
 from cxr import storage
+from cxr.errors import UserError
 from cxr.job import run_job
 from cxr.phantom.archive import Study, write_phantom
+from cxr.phantom.findings import check_findings
 from cxr.phantom.jsrt import write_jsrt_phantom
 from cxr.phantom.nlm import write_masked_phantom
 from cxr.phantom.preview import contact_sheet
 from cxr.phantom.siim import write_siim_phantom
+from cxr.phantom.vinbigdata import write_vinbigdata_phantom
+from cxr.schema import FINDINGS
 
 PREVIEWED = 36
+WITH_FINDINGS = ("chestxray14", "montgomery", "shenzhen")  # layouts in which any finding may occur
 
-Layout = Literal["chestxray14", "montgomery", "shenzhen", "siim", "siim-png", "jsrt"]
+Layout = Literal["chestxray14", "montgomery", "shenzhen", "siim", "siim-png", "jsrt", "vinbigdata", "vinbigdata-png"]
 WRITE: dict[Layout, Callable[..., None]] = {
     "chestxray14": write_phantom,
     "montgomery": partial(write_masked_phantom, layout="montgomery"),
@@ -31,6 +36,8 @@ WRITE: dict[Layout, Callable[..., None]] = {
     "siim": partial(write_siim_phantom, layout="siim"),
     "siim-png": partial(write_siim_phantom, layout="siim-png"),
     "jsrt": write_jsrt_phantom,
+    "vinbigdata": partial(write_vinbigdata_phantom, layout="vinbigdata"),
+    "vinbigdata-png": partial(write_vinbigdata_phantom, layout="vinbigdata-png"),
 }
 
 
@@ -41,15 +48,19 @@ class Options:
     out: str = "runs/phantom"
     """Folder or bucket prefix of the archive."""
     layout: Layout = "chestxray14"
-    """Source whose files it looks like; montgomery, shenzhen, jsrt: lung masks; siim, siim-png: of pneumothorax."""
+    """Source whose files it looks like; montgomery, shenzhen, jsrt: lung masks; siim, siim-png: of pneumothorax;
+    vinbigdata, vinbigdata-png: boxes of three readers an image."""
     count: int = 64
     """Number of images; one to four a patient."""
     size: int = 512
-    """Height and width, pixels; those of jsrt are then enlarged to 2048."""
+    """Height and width, pixels; those of jsrt are then enlarged to 2048, copies of vinbigdata-png halved."""
     seed: int = 0
     """The same seed gives the same images; a larger count adds to them."""
     prevalence: float | None = None
-    """Share of images with a finding; left out, .5, and as in the original for siim (.22) and jsrt (.62)."""
+    """Share of images with a finding; left out, .5, and as in the original for siim (.22), jsrt (.62), vinbigdata
+    (.29)."""
+    findings: tuple[str, ...] = ()
+    """Findings that may occur; left out, all. Of chestxray14, montgomery and shenzhen: the others have their own."""
     pose: float = 1.0
     """Strength of the random shift, turn, scale and shear; 0 for none."""
     preview: str | None = None
@@ -70,7 +81,7 @@ def main(options: Options) -> dict[str, Any]:
                 flush=True,
             )
 
-    given = {} if options.prevalence is None else {"prevalence": options.prevalence}
+    given = _given(options)
     WRITE[options.layout](
         options.out,
         options.count,
@@ -85,6 +96,19 @@ def main(options: Options) -> dict[str, Any]:
         _, data = cv2.imencode(".jpg", contact_sheet(shown))
         storage.write_bytes(options.preview, data.tobytes())
     return {"archive": archive, "images": made}
+
+
+def _given(options: Options) -> dict[str, Any]:
+    """Settings that differ from the layout's own."""
+    given: dict[str, Any] = {} if options.prevalence is None else {"prevalence": options.prevalence}
+    if options.findings:
+        if options.layout not in WITH_FINDINGS:
+            raise UserError(
+                f"findings={' '.join(options.findings)}: --layout {options.layout} has its own; leave them out"
+            )
+        given["findings"] = tuple(finding for finding in FINDINGS if finding in options.findings)
+        check_findings(options.findings)
+    return given
 
 
 if __name__ == "__main__":

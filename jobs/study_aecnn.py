@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cxr import checkpoint, lung_crop, storage
+from cxr import checkpoint, storage
 from cxr.benchmark import aecnn, xrays
 from cxr.job import run_job
 from cxr.recipes.aecnn import AecnnRecipe
@@ -40,7 +40,7 @@ class Options:
 
 def main(options: Options) -> dict[str, Any]:
     out = ready_to_begin(options.recipe, options.data, options.out)
-    data = make_ready(options.data, out, lung_crop.of_recipe(options.recipe))
+    data = make_ready(options.data, out, options.recipe)
     recipe = settled(options.recipe, out, options.run)
     compressors = {COMPRESSED: recipe.compressor, RESIZED: "resize", WHOLE: "none"}
     recipes = {name: recipe.replace(compressor=compressor) for name, compressor in compressors.items()}

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cxr import checkpoint, lung_crop, storage
+from cxr import checkpoint, storage
 from cxr.benchmark import segmentation, segmentation_report
 from cxr.errors import UserError
 from cxr.job import run_job
@@ -67,7 +67,7 @@ def main(options: Options) -> dict[str, Any]:
     if options.data.stream:
         raise UserError("networks are judged on shards, and all of them read the same: leave --stream out")
     out = ready_to_begin(options.recipe, options.data, options.out)
-    data = make_ready(siim_phantoms(options.data, out), out, lung_crop.of_recipe(options.recipe))
+    data = make_ready(siim_phantoms(options.data, out), out, options.recipe)
     recipes = {name: settled(recipe, out, options.run) for name, recipe in chosen.items()}
     test = segmentation.read(data, "test", options.recipe.mask_label, options.test_images)  # first: it may hold none
     trained = train_all(recipes, range(options.seeds), data, out, options.run)

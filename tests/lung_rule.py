@@ -17,7 +17,7 @@ NOWHERE, EVERYWHERE = -1e3, 1e3  # logits added to all pixels
 
 def save_finder(folder: Path, *, size: int = 64, bias: float = 0.0) -> str:
     """Write the checkpoint; returns its URI. The mask is sharp to about two of the network's `size` pixels."""
-    recipe = LungsRecipe(size=size)
+    recipe = LungsRecipe(size=size, first_size=0, first_epochs=0)
     network = recipe.network(())
     assert isinstance(network, MaskFinder)
     assert isinstance(network.segmenter, SmallUNet)
@@ -29,15 +29,17 @@ def save_finder(folder: Path, *, size: int = 64, bias: float = 0.0) -> str:
 @torch.no_grad()
 def _mark_bright(unet: SmallUNet, bias: float) -> None:
     """The finest features carry brightness in two channels, one group of the norms; the decoder passes these on."""
-    field = unet.field
-    for layer in field.modules():
+    field, head = unet.field, unet.head
+    for layer in (*field.modules(), *head.modules()):
         if isinstance(layer, nn.Conv2d):
             layer.weight.zero_()
-    first, last = field.down[0].get_submodule("0"), field.up[-1].get_submodule("0")
+    first, last, mix = (block.get_submodule("0") for block in (field.down[0], field.up[-1], head.mix))
     assert isinstance(first, nn.Conv2d)
     assert isinstance(last, nn.Conv2d)
+    assert isinstance(mix, nn.Conv2d)
     first.weight[:2, 0, 1, 1] = 1
     last.weight[:2, last.in_channels - first.out_channels, 1, 1] = 1
-    field.out.weight[0, 0] = 8
-    assert field.out.bias is not None
-    field.out.bias.fill_(-8 * 0.7 + bias)
+    mix.weight[:2, 0, 1, 1] = 1
+    head.out.weight[:, 0] = 8
+    assert head.out.bias is not None
+    head.out.bias.fill_(-8 * 0.7 + bias)

@@ -79,6 +79,14 @@ def test_boxes_become_shares_of_the_stored_square() -> None:
     assert found[schema.BOXES][1:].isnan().all()
 
 
+def test_an_image_is_known_by_a_hash_of_its_name() -> None:
+    rows = pa.table({schema.IMAGE_ID: ["a.png", "b.png", "a.png"]})
+    one, other, again = batches.to_columns(rows, [schema.IMAGE_ID], PIXELS)[schema.IMAGE_ID].tolist()
+    assert one == again != other
+    assert one == 8142997129579592491, "the same in every process and on every machine"
+    assert 0 <= other < 1 << 63
+
+
 def test_pixels_are_not_copied_out_of_arrow() -> None:
     rows = table([None, None])
     view = batches.to_columns(rows, [schema.PIXELS], PIXELS)[schema.PIXELS]

@@ -20,19 +20,23 @@ MAY_IMPORT = {
     "errors": set(),
     "schema": set(),
     "storage": {"cxr.errors"},
-    "batches": BASE,
+    "boxes": {"cxr.errors"},
+    "batches": BASE | {"cxr.imaging"},
     "models": set(),
-    "metrics": BASE | {"cxr.models"},
+    "metrics": BASE | {"cxr.boxes", "cxr.models"},
     "imaging": BASE,
-    "sources": BASE | {"cxr.storage", "cxr.imaging"},
+    "sources": BASE | {"cxr.storage", "cxr.imaging", "cxr.boxes"},
     "phantom": BASE | {"cxr.storage", "cxr.imaging", "cxr.sources"},
     "report": BASE | {"cxr.storage", "cxr.metrics"},
     "judge": BASE
-    | {f"cxr.{name}" for name in ("storage", "imaging", "sources", "rows", "shards", "ledger", "metrics", "report")},
+    | {
+        f"cxr.{name}"
+        for name in ("boxes", "storage", "imaging", "sources", "rows", "shards", "ledger", "metrics", "report")
+    },
     "recipes": BASE
     | {
         f"cxr.{name}"
-        for name in ("storage", "sources", "batches", "models", "metrics", "imaging", "phantom", "report")
+        for name in ("boxes", "storage", "sources", "batches", "models", "metrics", "imaging", "phantom", "report")
     },
     "benchmark": BASE
     | {f"cxr.{name}" for name in ("storage", "sources", "rows", "batches", "models", "metrics", "report")}

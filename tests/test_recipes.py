@@ -17,7 +17,10 @@ from cxr.imaging.geometry import Frame
 from cxr.recipes import RECIPES, recipe_from_dict
 from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
+from cxr.recipes.attend import AttendRecipe
 from cxr.recipes.base import Alone, Batch, Recipe
+from cxr.recipes.detect import DetectRecipe
+from cxr.recipes.localize import LocalizeRecipe
 from cxr.recipes.lungs import LungsRecipe
 from cxr.recipes.pneumothorax import PneumothoraxRecipe
 from cxr.train.engine import Engine
@@ -25,7 +28,10 @@ from cxr.train.engine import Engine
 SMALL: dict[str, Recipe] = {
     "align": AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=1, lungs=False),
     "aecnn": AecnnRecipe(size=32, patch=16, width=8, classifier="resnet18", stem_stride=1, batch_size=4, epochs=1),
-    "lungs": LungsRecipe(size=32, batch_size=4, epochs=1),
+    "attend": AttendRecipe(size=32, batch_size=4, epochs=1),
+    "detect": DetectRecipe(size=32, batch_size=4, epochs=1),
+    "localize": LocalizeRecipe(size=32, batch_size=4, epochs=1),
+    "lungs": LungsRecipe(size=32, first_size=0, first_epochs=0, batch_size=4, epochs=1),
     "pneumothorax": PneumothoraxRecipe(size=32, architecture="fcn16s", backbone="resnet18", batch_size=4, epochs=1),
 }
 
@@ -42,6 +48,9 @@ def some_batches(count: int = 2, rows: int = 4, size: int = 40) -> Iterator[Batc
             schema.PIXELS: torch.randint(0, 255, (rows, size, size), generator=generator).to(torch.uint8),
             schema.POSE_UNIT: torch.full((rows, 6), float("nan")),
             schema.MASKS: some_masks(rows, size),
+            schema.BOXES: some_boxes(rows),
+            batches.HAS_BOXES: torch.ones(rows, dtype=torch.bool),
+            schema.IMAGE_ID: torch.arange(rows),
             schema.LABELS: torch.zeros(rows, len(schema.FINDINGS), dtype=torch.int8),
         }
 
@@ -51,6 +60,13 @@ def some_masks(rows: int, size: int) -> torch.Tensor:
     masks = torch.full((rows, size, size), batches.NO_MASK, dtype=torch.uint8)
     masks[0] = (torch.arange(size) < size // 2).to(torch.uint8)
     return masks
+
+
+def some_boxes(rows: int) -> torch.Tensor:
+    """One image has one."""
+    boxes = torch.full((rows, batches.MOST_BOXES, 5), float("nan"))
+    boxes[0, 0] = torch.tensor([2, 0.1, 0.2, 0.6, 0.7])
+    return boxes
 
 
 def engine_of(recipe: Recipe) -> Engine:

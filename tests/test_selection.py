@@ -12,6 +12,7 @@ import pytest
 from cxr import schema, selection, shards
 from cxr.errors import UserError
 from cxr.recipes.align import AlignRecipe
+from cxr.recipes.attend import AttendRecipe
 from cxr.recipes.base import Alone
 from cxr.selection import Fold, Sampling
 from cxr.shard_stream import ShardStream
@@ -103,6 +104,26 @@ def test_images_are_shown_again_only_where_there_are_too_few(made: shards.ShardI
     assert workers[0].steps == 10
     assert {times[number] for number in range(0, TRAIN, 5)} == {1}
     assert {times[number] for number in range(TRAIN) if number % 5} == {2, 3}
+
+
+def test_images_with_any_finding_can_be_sampled(tmp_path: Path) -> None:
+    """Every tenth shows the first finding, every fifth the second, of image 1 nothing is known."""
+
+    def two(_split: str, number: int) -> Mapping[str, object]:
+        return {schema.LABELS: None if number == 1 else [int(number % 10 == 0), int(number % 5 == 2)]}
+
+    info = shards.read_info(write_shards(tmp_path, {"train": TRAIN}, size=16, known=two, findings=("Mass", "Hernia")))
+    workers = streams(info, 2, sampling=Sampling(schema.ANY_FINDING, (0.5,)))
+    times = together(workers, 0)
+    assert {number for number in times if number % 10 in (0, 2, 7)} == {
+        n for n in range(TRAIN) if n % 10 in (0, 2, 7)
+    }
+    assert sum(times.values()) == workers[0].steps * STEP == 36
+    assert sum(count for number, count in times.items() if number % 10 in (0, 2, 7)) == 18
+    assert selection.sampling_of(AttendRecipe(epochs=2)) == Sampling(schema.ANY_FINDING, (0.5, 0.5))
+    nameless = shards.read_info(write_shards(tmp_path / "nameless", {"train": 9}, findings=()))
+    with pytest.raises(UserError, match="does not say which images show any finding: it knows no findings"):
+        streams(nameless, 1, sampling=Sampling(schema.ANY_FINDING, (0.5,)))
 
 
 def test_what_is_not_an_epoch_shows_each_image_once(made: shards.ShardInfo) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.judge import classifiers, masks
+from cxr.judge import classifiers, detections, localization, masks
 from cxr.judge.base import ReportOptions, Run, read_run
 
 # Family -> what reads its scores, writes the report into a URI and returns what the job's result.json holds.
 REPORTS: dict[str, Callable[[Run, ReportOptions, str], dict[str, Any]]] = {
     "aecnn": classifiers.report,
+    "detect": detections.report,
+    "localize": localization.report,
     "lungs": partial(masks.report, label=schema.LUNGS),
     "pneumothorax": partial(masks.report, label=schema.PNEUMOTHORAX),
 }

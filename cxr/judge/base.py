@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -17,7 +17,7 @@ from cxr import schema, shards, storage
 from cxr.errors import UserError
 from cxr.ledger import LEDGER_FILE, SUFFIX
 from cxr.metrics.classification.bootstrap import RESAMPLES
-from cxr.sources import open_manifest
+from cxr.sources import Labelling, open_manifest
 from cxr.sources.base import Manifest
 
 SCORES = "scores"  # the folder of a run's Parquet files
@@ -40,6 +40,10 @@ class ReportOptions:
     """Of the bootstrap over patients."""
     seed: int = 0
     """Of the bootstrap."""
+    labelling: Labelling = field(default_factory=Labelling)
+    reader_boxes: Literal["wbf", "majority", "union"] = "wbf"
+    """Of detectors, where several readers drew boxes of an image. wbf: those of one finding that overlap become one;
+    majority: those of these that more than half of the readers drew; union: all, as they are."""
 
     def __post_init__(self) -> None:
         if self.resamples < 1:
@@ -91,7 +95,9 @@ def read_scores(run: Run, columns: Sequence[str]) -> list[pa.Table]:
     return parts
 
 
-def read_truth(archive: str, source: str, split: str, columns: Sequence[str]) -> Manifest:
+def read_truth(
+    archive: str, source: str, split: str, columns: Sequence[str], labelling: Labelling | None = None
+) -> Manifest:
     """These columns, `image_id` first, of an archive's images in `split` ("all" for every one), nothing decoded.
 
     Of shards, images that ingest rejected are there too, with nothing but their ids.
@@ -100,12 +106,22 @@ def read_truth(archive: str, source: str, split: str, columns: Sequence[str]) ->
         UserError: no such archive, or no image in that split.
     """
     archive = storage.normalise(archive)
+    return of_split(read_all_truth(archive, source, columns, labelling), archive, split)
+
+
+def read_all_truth(archive: str, source: str, columns: Sequence[str], labelling: Labelling | None = None) -> Manifest:
+    """What `read_truth` reads, of the images of all splits."""
     wanted = [schema.IMAGE_ID, schema.SPLIT, *columns]
     if shards.is_shards(archive):
-        known = _of_shards(shards.read_info(archive, latents=True), wanted)
-    else:
-        known = open_manifest(archive, source)
-    table = known.table.select(wanted)
+        (labelling or Labelling()).check_raw(archive)
+        return _of_shards(shards.read_info(archive, latents=True), wanted)
+    known = open_manifest(archive, source, labelling)
+    return Manifest(known.table.select(wanted), known.findings, known.notes)
+
+
+def of_split(known: Manifest, archive: str, split: str) -> Manifest:
+    """The images of a split, or of "all"; raises UserError where there is none."""
+    table = known.table
     if split != "all":
         table = table.filter(pc.equal(table[schema.SPLIT], split))
     if not table.num_rows:

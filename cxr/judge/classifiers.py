@@ -25,7 +25,8 @@ PICTURES = "pictures"
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     """Judge a run: OUT/report.md, findings.csv, pictures, and with `against` comparison.csv; the job's result."""
     out, archive = storage.normalise(out), storage.normalise(options.archive or run.archive)
-    manifest = read_truth(archive, options.source, options.split, [schema.PATIENT_ID, schema.LABELS])
+    columns = [schema.PATIENT_ID, schema.LABELS]
+    manifest = read_truth(archive, options.source, options.split, columns, options.labelling)
     manifest.tell()
     scores, truth = load_scores(run), known_labels(manifest)
     joined = join(scores, truth)

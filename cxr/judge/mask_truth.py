@@ -10,17 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cxr import schema, shards, storage
-from cxr.errors import Refused
+from cxr import schema, shards
 from cxr.imaging import geometry
-from cxr.imaging.decode import decode, to_bits
 from cxr.imaging.geometry import Frame
 from cxr.judge.base import ReportOptions, patient_numbers, read_truth
+from cxr.judge.pictured import decoded, stored
 from cxr.rows import original_mask
 from cxr.sources import rle
 from cxr.sources.base import Manifest
-
-PICTURE_PX = 384  # side of the pictures that are shown
 
 
 class MaskTruth(ABC):
@@ -82,15 +79,7 @@ class RawTruth(MaskTruth):
         return spacing[0] * self.boxes_frame_px / height, spacing[1] * self.boxes_frame_px / width
 
     def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, Frame]]:
-        found = {}
-        for row in rows:
-            try:
-                image = decode(storage.read_bytes(self.table[schema.SOURCE_URI][row].as_py()))
-            except (Refused, storage.NotFound):
-                continue
-            square, frame = geometry.fit(image.pixels, PICTURE_PX)
-            found[row] = to_bits(square, 8) / np.float32(255), frame
-        return found
+        return decoded(self.table, rows)
 
 
 class ShardTruth(MaskTruth):
@@ -112,19 +101,7 @@ class ShardTruth(MaskTruth):
         return spacing and (spacing[0] * frame.y_scale, spacing[1] * frame.x_scale)
 
     def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, Frame]]:
-        wanted = {self.image_ids[row].as_py(): row for row in rows}
-        found = {}
-        for part in (part for parts in self.info.parts.values() for part in parts):
-            ids = storage.read_parquet(part.uri, columns=[schema.IMAGE_ID])[schema.IMAGE_ID]
-            for at in np.flatnonzero(pc.is_in(ids, value_set=pa.array(wanted, ids.type))).tolist():
-                found[wanted[ids[at].as_py()]] = self._pixels(part.uri, at), Frame()
-        return found
-
-    def _pixels(self, uri: str, at: int) -> np.ndarray:
-        group, inside = divmod(at, self.info.row_group_rows)
-        column = storage.read_parquet(uri, row_group=group, columns=[schema.PIXELS])[schema.PIXELS]
-        pixels = schema.pixels_array(column.slice(inside, 1), self.info.pixels)[0]
-        return to_bits(pixels, 8) / np.float32(255)
+        return {row: (picture, Frame()) for row, picture in stored(self.info, self.table, rows).items()}
 
     def _frame(self, row: int) -> Frame:
         return Frame(**self.table[schema.FRAME][row].as_py())
@@ -138,11 +115,11 @@ def known_masks(archive: str, options: ReportOptions, label: str) -> MaskTruth:
     """
     columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.MASKS, schema.SPACING_MM]
     if not shards.is_shards(archive):
-        manifest = read_truth(archive, options.source, options.split, columns)
+        manifest = read_truth(archive, options.source, options.split, columns, options.labelling)
         manifest.tell()
         return RawTruth(manifest, label)
     info = shards.read_info(archive)
-    manifest = read_truth(archive, options.source, options.split, [*columns, schema.FRAME])
+    manifest = read_truth(archive, options.source, options.split, [*columns, schema.FRAME], options.labelling)
     return ShardTruth(manifest, label, info)
 
 

@@ -60,10 +60,11 @@ def _set_stem(body: nn.Module, stride: StemStride) -> None:
         getattr(layers, conv).stride = (1, 1)
 
 
-def load_body(classifier: Classifier, state: Mapping[str, Tensor], *, head: bool = False) -> None:
+def load_body(classifier: nn.Module, state: Mapping[str, Tensor], *, head: bool = False) -> None:
     """Load torchvision's state dict, or that of a network that holds a Classifier.
 
     Args:
+        classifier: a Classifier, or another network whose `body` has the same names of weights.
         head: load the last layer too, which knows the findings.
 
     Raises:
@@ -71,7 +72,8 @@ def load_body(classifier: Classifier, state: Mapping[str, Tensor], *, head: bool
     """
     inside = next((name.split("body.")[0] + "body." for name in state if "body." in name), "")
     given = {name.removeprefix(inside): values for name, values in state.items() if name.startswith(inside)}
-    own = classifier.body.state_dict()
+    body = classifier.get_submodule("body")
+    own = body.state_dict()
     last = "classifier." if "classifier.weight" in own else "fc."
     wanted = {name for name in own if not name.endswith(COUNTER) and (head or not name.startswith(last))}
     wrong = [name for name in sorted(wanted) if name not in given or given[name].shape != own[name].shape]
@@ -79,7 +81,7 @@ def load_body(classifier: Classifier, state: Mapping[str, Tensor], *, head: bool
         raise ValueError(
             f"the weights lack {len(wrong)} of {len(wanted)} tensors of the classifier, {wrong[0]} for one"
         )
-    classifier.body.load_state_dict(own | {name: given[name] for name in wanted})
+    body.load_state_dict(own | {name: given[name] for name in wanted})
 
 
 def norm_layers(network: nn.Module) -> list[nn.Module]:

@@ -16,27 +16,23 @@ from cxr.models.backbones import WIDTHS, conv_block, conv_blocks
 DEPTH = 5
 
 
-class LungField(nn.Module):
-    """Contrast-normalised images (B, 1, H, W) to the probability that a pixel shows lung, (B, 1, H, W) in [0, 1].
+class Hourglass(nn.Module):
+    """Contrast-normalised images (B, 1, H, W) to features (B, WIDTHS[0], H / 2, W / 2), which see far around.
 
-    Lung means the visible field: without what heart, great vessels and diaphragm cover.
+    Args:
+        deep: two more convolutions, with a shortcut, wherever the image is a quarter or less of its size.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, deep: bool = False) -> None:
         super().__init__()
         widths = WIDTHS[:DEPTH]
         self.down = conv_blocks(DEPTH)
         self.up = nn.ModuleList(
-            conv_block(deep + shallow, shallow) for deep, shallow in zip(widths[:0:-1], widths[-2::-1], strict=True)
+            conv_block(low + high, high) for low, high in zip(widths[:0:-1], widths[-2::-1], strict=True)
         )
-        self.out = nn.Conv2d(widths[0], 1, 1)
-
-    def forward(self, z_B1HW: Tensor) -> Tensor:
-        return self.logits(z_B1HW).float().sigmoid()
-
-    def logits(self, z_B1HW: Tensor) -> Tensor:
-        """The same before the sigmoid."""
-        return self.decoded(self.features(z_B1HW), z_B1HW.shape[-2:])
+        if deep:
+            for block, width in zip([*self.down[1:], *self.up[:-1]], [*widths[1:], *widths[-2:0:-1]], strict=True):
+                block.append(Refined(width))  # pyright: ignore[reportCallIssue]
 
     def features(self, z_B1HW: Tensor) -> list[Tensor]:
         """What each block of the encoder gives, shallow to deep, each half as large as the one before."""
@@ -46,12 +42,41 @@ class LungField(nn.Module):
             features.append(x)
         return features
 
-    def decoded(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Logits (B, 1, *size) from all `features`."""
+    def merged(self, features: Sequence[Tensor]) -> Tensor:
+        """What the decoder makes of all `features`."""
         x = features[-1]
         for block, skip in zip(self.up, features[-2::-1], strict=True):
-            x = block(torch.cat([_enlarged(x, skip.shape[-2:]), skip], 1))
-        return _enlarged(self.out(x), size)
+            x = block(torch.cat([enlarged(x, skip.shape[-2:]), skip], 1))
+        return x
+
+
+class Refined(nn.Module):
+    """Features and what two convolutions make of them, added."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(conv_block(channels, channels), conv_block(channels, channels))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW + self.blocks(x_BCHW)
+
+
+class LungField(Hourglass):
+    """Contrast-normalised images (B, 1, H, W) to the probability that a pixel shows lung, (B, 1, H, W) in [0, 1].
+
+    Lung means the visible field: without what heart, great vessels and diaphragm cover.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Conv2d(WIDTHS[0], 1, 1)
+
+    def forward(self, z_B1HW: Tensor) -> Tensor:
+        return self.logits(z_B1HW).float().sigmoid()
+
+    def logits(self, z_B1HW: Tensor) -> Tensor:
+        """The same before the sigmoid."""
+        return enlarged(self.out(self.merged(self.features(z_B1HW))), z_B1HW.shape[-2:])
 
 
 def soft_dice(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
@@ -60,5 +85,5 @@ def soft_dice(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
     return (2 * (a * b).sum(1) + 1e-6) / (a.square().sum(1) + b.square().sum(1) + 1e-6)
 
 
-def _enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
+def enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=list(size), mode="bilinear")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from cxr.models.backbones import WIDTHS, normalise_contrast
-from cxr.models.lung_field import DEPTH, LungField
+from cxr.models.backbones import WIDTHS, conv_block, normalise_contrast
+from cxr.models.lung_field import DEPTH, Hourglass
 from cxr.models.segmenter import ImageHead, Segmenter
 
 UnetEncoder = Literal["resnet18", "resnet34", "resnet50"]
@@ -54,14 +56,15 @@ class UNet(Segmenter):
 
 
 class SmallUNet(Segmenter):
-    """The network that finds lung fields, of half a million parameters, on images normalised in contrast.
+    """An hourglass on images normalised in contrast, with outlines of full resolution: for CPUs.
 
-    Its `backbone` are the blocks that shrink the image; a lung network's or an aligner's state dict has them.
+    Its `backbone` are the blocks that shrink the image.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.field = LungField()
+        self.field = Hourglass(deep=True)
+        self.head = SharpHead(WIDTHS[0])
         self.image_head = ImageHead(WIDTHS[DEPTH - 1])
 
     @property
@@ -76,4 +79,21 @@ class SmallUNet(Segmenter):
 
     def segment(self, z_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         features = self.field.features(z_BCHW)
-        return self.field.decoded(features, z_BCHW.shape[-2:]), self.image_head(features[-1])
+        return self.head(self.field.merged(features), z_BCHW), self.image_head(features[-1])
+
+
+class SharpHead(nn.Module):
+    """Features of half an image's resolution, and the image, to logits of its full resolution.
+
+    The image goes in as four channels of half its size, and four channels come out that make one of its size (Shi et
+    al. 2016, arXiv 1609.05158): convolutions on the full grid would cost four times as much.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = conv_block(channels + 4, channels)
+        self.out = nn.Conv2d(channels, 4, 1)
+
+    def forward(self, features_BChw: Tensor, z_B1HW: Tensor) -> Tensor:
+        fine = F.pixel_unshuffle(z_B1HW, 2).to(features_BChw.dtype)
+        return F.pixel_shuffle(self.out(self.mix(torch.cat([features_BChw, fine], 1))), 2)

@@ -8,11 +8,17 @@ from typing import Any
 from cxr.errors import UserError
 from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
+from cxr.recipes.attend import AttendRecipe
 from cxr.recipes.base import Recipe
+from cxr.recipes.detect import DetectRecipe
+from cxr.recipes.localize import LocalizeRecipe
 from cxr.recipes.lungs import LungsRecipe
 from cxr.recipes.pneumothorax import PneumothoraxRecipe
 
-RECIPES: dict[str, type[Recipe]] = {r.family: r for r in (AlignRecipe, AecnnRecipe, LungsRecipe, PneumothoraxRecipe)}
+RECIPES: dict[str, type[Recipe]] = {
+    r.family: r
+    for r in (AlignRecipe, AecnnRecipe, AttendRecipe, DetectRecipe, LocalizeRecipe, LungsRecipe, PneumothoraxRecipe)
+}
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:

@@ -18,10 +18,14 @@ import torch
 from optuna.distributions import BaseDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from cxr import batches, schema
 from cxr.errors import UserError
+from cxr.imaging.enhance import Denoise, Enhancement, Equalise, Normalise
 from cxr.imaging.lung_square import MARGIN
+from cxr.recipes import optimisers
 from cxr.schema import PixelFormat
 
 # Column name -> tensor on the device. "pixels" is uint8 or uint16 (B, H, W) as stored; see `normalised`.
@@ -65,6 +69,8 @@ class Task(nn.Module):
     """
 
     network: nn.Module
+    workers: Workers = Alone()
+    """Those that train together; the training loop sets it."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss terms by name, scalars. Runs under autocast, in train mode, augmentation included."""
@@ -136,6 +142,13 @@ class Recipe(ABC):
     """URI of a checkpoint of family `lungs`: images are cropped to the square around the lungs; empty: not at all."""
     lung_margin: float = MARGIN
     """Added on each side of the smallest square around the lungs, as a share of its side."""
+    denoise: Denoise = "none"
+    """Noise removal from the images as they were decoded: median, or nlm: non-local means, which take some
+    0.3 s of a core for 1024 x 1024."""
+    normalise: Normalise = "none"
+    """percentile: each image's 1st and 99th percentile become black and white."""
+    equalise: Equalise = "none"
+    """clahe: contrast equalised within parts of each image, with a limit."""
     folds: int = 0
     """Deal the patients of the train and val splits anew into so many folds, of which one validates; 0: the archive's
     own split."""
@@ -153,11 +166,15 @@ class Recipe(ABC):
     """Which of an image's masks a batch holds, if `columns` has masks."""
     places: ClassVar[tuple[str, ...]] = ("lung_crop",)
     """Settings that say where something lies, not what it is: it may be moved between two runs."""
+    ema_ramp: ClassVar[float] = 0.0
+    """Moves of the weights over which `ema` rises to its value: after n it is ema · (1 − exp(−n / ema_ramp)); 0: at
+    once."""
 
     def __post_init__(self) -> None:
         for name in ("size", "epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: wanted 1 or more")
+        _ = self.enhancement  # raises
         one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UserError(f"lr={self.lr}: wanted a positive number")
@@ -177,6 +194,11 @@ class Recipe(ABC):
         """The validation metric by which checkpoints and trials are ranked."""
 
     @property
+    def enhancement(self) -> Enhancement:
+        """What is done to images before they are stored or seen; the same in training and in scoring."""
+        return Enhancement(self.denoise, self.normalise, self.equalise)
+
+    @property
     def objectives(self) -> dict[str, Literal["min", "max"]]:
         """Validation metrics that a search may weigh against each other, and which way each is better."""
         return {}
@@ -190,13 +212,32 @@ class Recipe(ABC):
         """What training goes through, at least one stage; only networks of the last are ranked and kept as best."""
         return (Stage("", self.epochs, self.lr),)
 
+    @property
+    def loss_scale(self) -> float:
+        """What the sum of the loss terms is multiplied by before gradients are taken; `clip` is of such gradients."""
+        return 1.0
+
+    def optimiser(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:
+        """Of all of the task's parameters that require a gradient, for one stage."""
+        learning = [parameter for parameter in task.parameters() if parameter.requires_grad]
+        return optimisers.adamw(learning, stage.lr, self.weight_decay, fused=fused)
+
+    def schedule(self, optimiser: Optimizer, stage: Stage, moves: int) -> LRScheduler:
+        """Stepped whenever the weights have moved, `moves` times an epoch of the stage."""
+        return optimisers.warmup_cosine(optimiser, self.warmup, stage.epochs * moves)
+
     def positive_share(self, epoch: int) -> float | None:
-        """Share of the images of epoch number `epoch`, from 0, that are to show the finding `mask_label`.
+        """Share of the images of epoch number `epoch`, from 0, that are to show `sampled_finding`.
 
         None: images as they are. In all epochs or in none; every epoch then shows equally many images, see
         `cxr.selection.Sampling`.
         """
         return None
+
+    @property
+    def sampled_finding(self) -> str:
+        """A finding of the archive, or `schema.ANY_FINDING`: what `positive_share` speaks of."""
+        return self.mask_label
 
     @property
     def total_epochs(self) -> int:

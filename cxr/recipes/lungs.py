@@ -23,13 +23,16 @@ class LungsRecipe(SegmentationRecipe):
     measures_distance: ClassVar[bool] = True
     rule: ClassVar[MaskRule] = MaskRule(top=0.5, min_area=0, bottom=0.5)
 
-    epochs: int = 40
-    batch_size: int = 8
+    epochs: int = 30
+    first_size: int = 128
+    first_epochs: int = 50
+    batch_size: int = 4
     lr: float = 2e-3
+    ema: float = 0.996
     precision: Literal["auto", "float32", "bfloat16"] = "bfloat16"
     architecture: Architecture = "small_unet"
-    rotation_deg: float = 15.0
-    scale: float = 1.2
+    rotation_deg: float = 12.0
+    scale: float = 1.16
 
     def __post_init__(self) -> None:
         super().__post_init__()

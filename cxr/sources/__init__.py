@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from cxr.errors import UserError
-from cxr.sources import chestxray14, folder, jsrt, siim
+from cxr.sources import chestxray14, folder, jsrt, siim, vinbigdata
+from cxr.sources.annotations import Labelling, labelled
 from cxr.sources.base import Manifest, Source
 from cxr.sources.nlm import montgomery, shenzhen
 from cxr.sources.truth import with_truth
 from cxr.storage import normalise
 
-SOURCES: tuple[Source, ...] = (chestxray14, montgomery, shenzhen, siim, jsrt, folder)
+SOURCES: tuple[Source, ...] = (chestxray14, montgomery, shenzhen, siim, jsrt, vinbigdata, folder)
 """In the order in which they are asked; `folder` takes what no other knows."""
 
 
@@ -26,11 +27,16 @@ def find_source(uri: str, source: str = "auto") -> Source:
     raise UserError(f"there is no source {source!r}: wanted auto, {known}")
 
 
-def open_manifest(uri: str, source: str = "auto") -> Manifest:
+def open_manifest(uri: str, source: str = "auto", labelling: Labelling | None = None) -> Manifest:
     """Every image of an archive once, with what its source and a `truth.parquet` beside it know.
+
+    Args:
+        labelling: whose labels and boxes these are, where not the source's own; with annotations only the images
+            that they name are there.
 
     Raises:
         UserError: no such source or archive, an archive without images, or one whose own files are broken.
     """
     uri = normalise(uri)
-    return with_truth(find_source(uri, source).manifest(uri), uri)
+    manifest = with_truth(find_source(uri, source).manifest(uri), uri)
+    return labelled(manifest, labelling) if labelling else manifest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -68,11 +68,25 @@ def manifest_table(columns: Mapping[str, pa.Array | pa.ChunkedArray], frame_px: 
 def boxes_frame_px(manifest_schema: pa.Schema) -> int | None:
     """Side of the square frame that a manifest's boxes and spacing refer to, whatever the files' own size.
 
-    For a file of W x H pixels its boxes are to be multiplied by W / side and H / side, its spacing divided by
-    them. None: boxes and spacing are those of each file's own pixels.
+    None: they are those of each file's own pixels, but for images with a `schema.BOXES_FRAME` of their own; see
+    `frame_scales`.
     """
     side = (manifest_schema.metadata or {}).get(_BOXES_FRAME_PX)
     return int(side) if side else None
+
+
+def frame_scales(
+    own_frame_px: Sequence[int] | None, side_px: int | None, height_px: int, width_px: int
+) -> tuple[float, float]:
+    """What an image's boxes are to be multiplied by in x and y, its spacing divided by, in pixels of its file.
+
+    Args:
+        own_frame_px: the image's `schema.BOXES_FRAME`, [height, width].
+        side_px: `boxes_frame_px` of its manifest.
+        height_px, width_px: of the file.
+    """
+    height, width = own_frame_px or ((side_px, side_px) if side_px else (height_px, width_px))
+    return width_px / width, height_px / height
 
 
 def labels_column(labels_NC: np.ndarray) -> pa.ListArray:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from cxr import schema
+from cxr.errors import UserError
 
 VAL_SHARE = 0.1  # of the patients that no official list holds for the test
 VAL_AT_LEAST = 10  # patients, or VAL_SHARE of fewer than a hundred: chance alone may leave a small archive with one
@@ -53,6 +54,38 @@ def split_by_patient(
         test |= more_test
     number = np.select([test, val], [schema.SPLITS.index("test"), schema.SPLITS.index("val")], 0)
     return pa.array(schema.SPLITS).take(pa.array(number[patient_N]))
+
+
+def stratified(labels_NK: np.ndarray, groups_N: np.ndarray, folds: int) -> np.ndarray:
+    """(N,) each image's fold, from 0, so that each fold has its share of every finding and of the images.
+
+    Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011): the rarest finding of those left is dealt out
+    first, each group to the fold that lacks most of it. Groups (patients) stay whole, and come in the order of a hash
+    of their ids, so that the folds hang on the images, their labels and the number of folds alone.
+
+    Args:
+        labels_NK: as `schema.LABELS`; what is not positive counts as negative.
+        groups_N: ids, which become text.
+
+    Raises:
+        UserError: fewer groups than folds.
+    """
+    groups, group_N = np.unique(np.asarray(groups_N).astype(str), return_inverse=True)
+    if len(groups) < folds:
+        raise UserError(f"{len(groups)} patients to train and validate with are too few for {folds} folds")
+    counts_GK = np.zeros((len(groups), labels_NK.shape[1] + 1))  # images by finding, and at last all of them
+    np.add.at(counts_GK, group_N, np.column_stack([labels_NK == schema.POSITIVE, np.ones(len(group_N), bool)]))
+    lacking_FK = np.tile(counts_GK.sum(0) / folds, (folds, 1))
+    order = np.argsort([hashlib.blake2b(f"fold {group}".encode(), digest_size=8).hexdigest() for group in groups])
+    fold_G = np.full(len(groups), -1)
+    while (left := order[fold_G[order] < 0]).size:
+        having_K = (counts_GK[left] > 0).sum(0)
+        finding = int(np.where(having_K > 0, having_K, np.iinfo(np.int64).max).argmin())
+        for group in left[counts_GK[left, finding] > 0].tolist():
+            fold = int(np.lexsort((-lacking_FK[:, -1], -lacking_FK[:, finding]))[0])
+            fold_G[group] = fold
+            lacking_FK[fold] -= counts_GK[group]
+    return fold_G[group_N]
 
 
 def _draws(patients: Sequence[str], seed: int) -> np.ndarray:

@@ -138,7 +138,7 @@ def test_the_rule_that_validation_chooses_is_in_the_checkpoint_and_decides(tmp_p
         p, _ = SMALL._probabilities(kept.network, squares())
         shares = SMALL.predict(kept.network, squares())["shares"]
     assert torch.equal(shares >= 0.5, learnt.apply(p))
-    lungs = LungsRecipe(size=32, batch_size=4)
+    lungs = LungsRecipe(size=32, first_size=0, first_epochs=0, batch_size=4)
     fixed = engine_of(lungs, bright(lungs.rule)).task
     fixed.evaluate(some, Alone())
     assert fixed.described()["mask_rule"] == lungs.rule.describe()

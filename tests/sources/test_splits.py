@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxr.sources.splits import split_by_patient
+from cxr import schema
+from cxr.errors import UserError
+from cxr.sources import annotations, readers
+from cxr.sources.splits import split_by_patient, stratified
 
 PATIENTS = st.lists(st.sampled_from([str(n) for n in range(12)]), min_size=1, max_size=40)
 
@@ -20,6 +24,7 @@ def _split(patients: list[str], **options) -> list[str]:
     return split_by_patient(pa.array(patients), **options).to_pylist()
 
 
+@settings(deadline=None)
 @given(PATIENTS, st.data())
 def test_no_patient_is_in_two_splits(patients: list[str], data: st.DataObject) -> None:
     flags = st.lists(st.booleans(), min_size=len(patients), max_size=len(patients)).map(np.array)
@@ -74,3 +79,49 @@ def test_the_same_in_another_process() -> None:
     code = f"import pyarrow as pa; from cxr.sources.splits import split_by_patient; print(*{call})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == _split(list("abcdefgh"))
+
+
+# ---- Folds with their share of every finding
+
+
+def _labels(rng: np.random.Generator, images: int, rates: tuple[float, ...]) -> np.ndarray:
+    return (rng.random((images, len(rates))) < rates).astype(np.int8)
+
+
+def test_each_fold_has_its_share_of_rare_findings_and_of_images() -> None:
+    labels = _labels(np.random.default_rng(0), 2000, (0.3, 0.05, 0.01))
+    fold = stratified(labels, np.arange(2000), 5)
+    counts = np.array([labels[fold == number].sum(0) for number in range(5)])
+    assert np.ptp(counts, axis=0).max() <= 1
+    assert np.ptp(np.bincount(fold, minlength=5)) <= 2
+
+
+@settings(deadline=None)
+@given(st.integers(2, 4), st.integers(0, 10**6))
+def test_groups_stay_whole_and_the_order_of_images_does_not_matter(folds: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels, groups = _labels(rng, 40, (0.4, 0.1)), np.array([f"p{n}" for n in [*range(4), *rng.integers(0, 12, 36)]])
+    fold = stratified(labels, groups, folds)
+    assert len({*zip(groups, fold, strict=True)}) == len(set(groups))
+    assert set(fold) <= {*range(folds)}
+    order = rng.permutation(40)
+    np.testing.assert_array_equal(stratified(labels[order], groups[order], folds), fold[order])
+
+
+def test_folds_without_labels_are_as_large_as_each_other() -> None:
+    nothing = np.full((33, 2), schema.UNKNOWN, np.int8)
+    assert sorted(np.bincount(stratified(nothing, np.arange(33), 4))) == [8, 8, 8, 9]
+
+
+def test_too_few_patients() -> None:
+    with pytest.raises(UserError, match="2 patients to train and validate with are too few for 3 folds"):
+        stratified(np.zeros((5, 1), np.int8), np.array(["a", "a", "b", "b", "b"]), 3)
+
+
+def test_folds_of_the_published_vinbigdata(real_data: Path) -> None:
+    told = annotations.read(str(real_data / "vinbigdata" / "train.csv"))
+    labels = readers.labels(told.boxes.values(), schema.VINBIGDATA_FINDINGS)
+    fold = stratified(labels, np.array([*told.boxes]), 5)
+    counts = np.array([(labels[fold == number] == 1).sum(0) for number in range(5)])
+    assert np.bincount(fold).tolist() == [3000] * 5
+    assert np.ptp(counts, axis=0).max() <= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ def auroc_intervals(
         patients_N: an id an image, of any type that sorts; images of a patient are drawn together.
     """
     drawn = resampled_aurocs(scores_NF, labels_NF, patients_N, resamples, seed)
-    return _intervals(auroc(scores_NF, labels_NF), drawn)
+    return intervals(auroc(scores_NF, labels_NF), drawn)
 
 
 def paired_gain(
@@ -58,10 +59,11 @@ def paired_gain(
 ) -> Intervals:
     """AUROC of `scores` minus that of `others`, two models on the same images, both on the same resamples."""
     one, other = (resampled_aurocs(s, labels_NF, patients_N, resamples, seed) for s in (scores_NF, others_NF))
-    return _intervals(auroc(scores_NF, labels_NF) - auroc(others_NF, labels_NF), one - other)
+    return intervals(auroc(scores_NF, labels_NF) - auroc(others_NF, labels_NF), one - other)
 
 
-def _intervals(value_F: np.ndarray, drawn_RF: np.ndarray) -> Intervals:
+def intervals(value_F: np.ndarray, drawn_RF: np.ndarray) -> Intervals:
+    """Of figures by finding and of what they are in each resample, NaN where one cannot be measured."""
     measurable = np.isfinite(value_F)
     lost = np.isnan(drawn_RF)
     with warnings.catch_warnings():
@@ -91,13 +93,18 @@ def resampled_aurocs(
     if len(patients) != len(labels):
         raise ValueError(f"{len(patients)} patients of {len(labels)} images: wanted an id an image")
     findings = [_Finding.of(scores[:, f], labels[:, f], patients) for f in range(labels.shape[1])]
-    rng = np.random.default_rng(seed)
     found = np.full((resamples, len(findings)), np.nan)
-    for start in range(0, resamples if len(ids) else 0, _BLOCK):
-        times = _draw(rng, len(ids), min(_BLOCK, resamples - start))
+    for block, times in enumerate(draws(len(ids), resamples, seed)):
         for column, finding in enumerate(findings):
-            found[start : start + _BLOCK, column] = finding.aurocs(times)
+            found[block * _BLOCK : (block + 1) * _BLOCK, column] = finding.aurocs(times)
     return found
+
+
+def draws(patients: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Blocks of resamples, (P, r) int32: how many times each patient is drawn. They hang on the arguments alone."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples if patients else 0, _BLOCK):
+        yield _draw(rng, patients, min(_BLOCK, resamples - start))
 
 
 def _draw(rng: np.random.Generator, patients: int, resamples: int) -> np.ndarray:

@@ -1,0 +1,91 @@
+"""The boxes that an archive or shards know of the images that are judged, and of the training images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cxr import schema, shards
+from cxr.imaging.geometry import Frame
+from cxr.judge.base import ReportOptions, of_split, read_all_truth
+from cxr.judge.pictured import decoded, stored
+from cxr.judge.probabilities import Truth, known_labels
+from cxr.metrics.localization import Boxes, known_places
+
+
+@dataclass(frozen=True)
+class BoxTruth:
+    """What an archive knows of its images in a split, by rising ids; rows go together."""
+
+    table: pa.Table
+    labels: Truth
+    training: pa.Table  # of the images in the train split
+    side_px: int | None  # of the square frame that boxes refer to, see `sources.base.boxes_frame_px`
+    info: shards.ShardInfo | None  # None: of a raw archive
+
+    def boxes(self, findings: Sequence[str], rows: np.ndarray, sizes_px: np.ndarray) -> Boxes:
+        """True boxes of the images in `rows`, by their places there, in pixels of the originals.
+
+        Args:
+            sizes_px: (N, 2) width and height of those originals.
+        """
+        true = Boxes.of(self.table[schema.BOXES].take(pa.array(rows)), findings)
+        frames = sizes_px if self.info else _frames(self.table, self.side_px)[rows]
+        return true.scaled(*np.where(np.isnan(frames), 1, sizes_px / frames).T)
+
+    def known(self, findings: Sequence[str], rows: np.ndarray, true: Boxes) -> np.ndarray:
+        """(N, F) bool, see `metrics.localization.known_places`."""
+        labels = np.full((len(rows), len(findings)), schema.UNKNOWN, np.int8)
+        for column, finding in enumerate(findings):
+            if finding in self.labels.findings:
+                labels[:, column] = self.labels.labels[rows, self.labels.findings.index(finding)]
+        listed = pc.is_valid(self.table[schema.BOXES]).to_numpy()[rows]
+        return known_places(true, listed, labels)
+
+    def training_boxes(self, findings: Sequence[str]) -> Boxes:
+        """True boxes of the training images in shares of the image; none where the images' sizes are not known."""
+        if self.info:
+            sides = (self.training[name].fill_null(1).to_numpy() for name in (schema.WIDTH_PX, schema.HEIGHT_PX))
+            frames = np.stack([*sides], 1)
+        else:
+            frames = _frames(self.training, self.side_px)
+        boxes = Boxes.of(self.training[schema.BOXES], findings).scaled(*(1 / frames).T)
+        return boxes.at(np.isfinite(boxes.xyxy[:, 0]))
+
+    def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, Frame]]:
+        """Pictures (S, S) in [0, 1] by row, and how they lie on the originals; those that cannot be had left out."""
+        if self.info is None:
+            return decoded(self.table, rows)
+        frames = self.table[schema.FRAME]
+        return {
+            row: (picture, Frame(**frames[row].as_py()))
+            for row, picture in stored(self.info, self.table, rows).items()
+        }
+
+
+def known_boxes(archive: str, options: ReportOptions) -> BoxTruth:
+    """The boxes of an archive or of shards, in the split that the options name; prints its notes.
+
+    Raises:
+        UserError: no such archive, or no image in that split.
+    """
+    info = shards.read_info(archive) if shards.is_shards(archive) else None
+    columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.LABELS, schema.BOXES, schema.EXTRA]
+    columns += [schema.HEIGHT_PX, schema.WIDTH_PX, schema.FRAME] if info else [schema.BOXES_FRAME]
+    everything = read_all_truth(archive, options.source, columns, options.labelling)
+    everything.tell()
+    everything.table = everything.table.sort_by(schema.IMAGE_ID)  # however stored, the baselines are the same
+    manifest = of_split(everything, archive, options.split)
+    training = everything.table.filter(pc.equal(everything.table[schema.SPLIT], "train"))
+    return BoxTruth(manifest.table, known_labels(manifest), training, manifest.boxes_frame_px, info)
+
+
+def _frames(manifest: pa.Table, side_px: int | None) -> np.ndarray:
+    """(N, 2) width and height of the image that each row's boxes refer to; NaN where it is the file itself."""
+    common = [side_px or np.nan] * 2
+    own = manifest[schema.BOXES_FRAME].to_pylist()
+    return np.array([frame[::-1] if frame else common for frame in own], np.float64).reshape(-1, 2)

@@ -1,0 +1,106 @@
+"""What VinBigData Chest X-ray Abnormalities Detection (Kaggle, 2020) takes, from a scoring run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from cxr import schema, storage
+from cxr.boxes import Found, filtered
+from cxr.boxes.normal import NO_FINDING
+from cxr.errors import UserError
+from cxr.judge import box_scores, probabilities
+from cxr.judge.base import Run
+from cxr.metrics import detection
+from cxr.metrics.localization import Boxes
+from cxr.report.tables import csv_text
+from cxr.sources.annotations import stem
+
+_NORMAL = f"{NO_FINDING} 1 0 0 1 1"
+
+
+@dataclass(frozen=True)
+class NormalFilter:
+    """What is done with images that are normal with some probability: see `boxes.filtered`."""
+
+    p_normal: Mapping[str, float]  # by image id
+    low: float
+    high: float
+
+
+def normal_probabilities(run: Run) -> dict[str, float]:
+    """By image id: a classifier's probability of "No finding", or one minus its highest probability of any finding.
+
+    Raises:
+        UserError: the run is no classifier's.
+    """
+    scores = probabilities.load_scores(run)
+    if detection.NO_FINDING in scores.findings:
+        normal = scores.probabilities[:, scores.findings.index(detection.NO_FINDING)]
+    else:
+        normal = 1 - scores.probabilities.max(1, initial=0)
+    ids = scores.image_ids.to_pylist()
+    return {ids[row]: float(normal[row]) for row in np.flatnonzero(scores.good).tolist()}
+
+
+def write_submission(run: Run, uri: str, normal: NormalFilter | None = None) -> dict[str, int]:
+    """Write a row an image of the run to `uri`, sorted by image_id; returns counts.
+
+    image_id is the file's name without folders and ending. The challenge wants every image: one without boxes, or
+    with an error in place of them, is submitted as normal. Boxes are rounded to whole pixels; those of findings that
+    are not VinBigData's are left out and counted.
+
+    Raises:
+        UserError: the run finds no boxes, none of VinBigData's findings, or two of its images have the same name; or
+            the filter does not know an image.
+    """
+    scores = box_scores.load_scores(run)
+    found, others = _found(scores, run)
+    rows: dict[str, str] = {}
+    for image_id, good, boxes in zip(scores.image_ids.to_pylist(), scores.good.tolist(), found, strict=True):
+        if stem(image_id) in rows:
+            raise UserError(f"{run.uri} has scored two images named {stem(image_id)}: score the challenge's alone")
+        rows[stem(image_id)] = prediction(_filtered(boxes, image_id, normal)) if good else _NORMAL
+    table: list[dict[str, Any]] = [{"image_id": name, "PredictionString": rows[name]} for name in sorted(rows)]
+    storage.write_text(storage.normalise(uri), csv_text(table))
+    return {
+        "images": len(rows),
+        "normal": sum(row == _NORMAL for row in rows.values()),
+        "boxes_left_out": others,
+        "errors": int((~scores.good).sum()),
+    }
+
+
+def _found(scores: box_scores.Scores, run: Run) -> tuple[list[Found], int]:
+    """Of each image its boxes of VinBigData's findings, best score first, and how many boxes of others there are."""
+    flat = Boxes.of(scores.boxes, schema.VINBIGDATA_FINDINGS)
+    every = pc.sum(pc.list_value_length(scores.boxes)).as_py() or 0
+    if every and not len(flat.image):
+        raise UserError(f"{run.uri} has {every:,} boxes, none of VinBigData's findings: train on its annotations")
+    flat = flat.at(np.lexsort((-flat.score, flat.image)))
+    ends = np.searchsorted(flat.image, np.arange(len(scores.good) + 1)).tolist()
+    parts = (slice(*pair) for pair in pairwise(ends))
+    return [Found(flat.xyxy[of], flat.score[of], flat.finding[of]) for of in parts], every - len(flat.image)
+
+
+def _filtered(found: Found, image_id: str, normal: NormalFilter | None) -> Found:
+    if normal is None:
+        return found
+    if image_id not in normal.p_normal:
+        raise UserError(f"the run that tells normal images has not scored {image_id}: score the same archive with it")
+    return filtered(found, normal.p_normal[image_id], normal.low, normal.high)
+
+
+def prediction(found: Found) -> str:
+    """`class confidence x_min y_min x_max y_max` of each box, one after the other; of none: the normal image."""
+    edges = np.rint(found.boxes).astype(int).tolist()
+    words = [
+        f"{label} {score:.6g} {' '.join(map(str, box))}"
+        for label, score, box in zip(found.labels.tolist(), found.scores.tolist(), edges, strict=True)
+    ]
+    return " ".join(words) or _NORMAL

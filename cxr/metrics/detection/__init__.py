@@ -1,0 +1,34 @@
+"""What detectors are judged by: average precision of VOC and COCO, images as a whole, confusions.
+
+Boxes are `metrics.localization.Boxes` of both sides in one frame. A finding without a true box cannot be measured:
+it is NaN and no mean counts it. NumPy alone, float64.
+"""
+
+from cxr.metrics.detection.images import NO_FINDING, confusion, image_labels, image_probabilities
+from cxr.metrics.detection.precision import Curve
+from cxr.metrics.detection.summary import (
+    COCO_IOUS,
+    VOC_IOUS,
+    Summary,
+    average_precisions,
+    coco_average_precisions,
+    paired_gain,
+    right_boxes,
+    summarise,
+)
+
+__all__ = [
+    "COCO_IOUS",
+    "NO_FINDING",
+    "VOC_IOUS",
+    "Curve",
+    "Summary",
+    "average_precisions",
+    "coco_average_precisions",
+    "confusion",
+    "image_labels",
+    "image_probabilities",
+    "paired_gain",
+    "right_boxes",
+    "summarise",
+]

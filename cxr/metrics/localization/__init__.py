@@ -1,0 +1,28 @@
+"""What found boxes are judged by: localisation accuracy, false positives, the pointing game, and how sure they are.
+
+An *image-finding pair* is an image with a true box of a finding. Found boxes of that finding are compared with its
+true boxes in one frame, pixels of the original image. NumPy alone, float64.
+"""
+
+from cxr.metrics.localization.baselines import baselines, centre_boxes, random_boxes
+from cxr.metrics.localization.flat import Boxes
+from cxr.metrics.localization.overlap import MEASURES, THRESHOLDS, Located, counts, known_places, locate
+from cxr.metrics.localization.rates import Rates, column_means, drawn_means, paired_gain, summarise
+
+__all__ = [
+    "MEASURES",
+    "THRESHOLDS",
+    "Boxes",
+    "Located",
+    "Rates",
+    "baselines",
+    "centre_boxes",
+    "column_means",
+    "counts",
+    "drawn_means",
+    "known_places",
+    "locate",
+    "paired_gain",
+    "random_boxes",
+    "summarise",
+]

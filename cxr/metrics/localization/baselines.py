@@ -1,0 +1,55 @@
+"""What can be found without looking at an image: boxes at random, and the mean box of the training images."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cxr.metrics.localization.flat import Boxes
+
+RANDOM, CENTRE = "random", "centre"
+_SIDES = (1 / 16, 1 / 2)  # of random boxes of a finding without a training box, log-uniform, shares of the image
+_MIDDLE = (1 / 4, 1 / 4, 3 / 4, 3 / 4)
+
+
+def baselines(training: Boxes, images: int, findings: int, seed: int = 0) -> dict[str, Boxes]:
+    """Both by name, in shares of the image, as `training` is."""
+    return {
+        RANDOM: random_boxes(training, images, findings, seed),
+        CENTRE: centre_boxes(training, images, findings),
+    }
+
+
+def random_boxes(training: Boxes, images: int, findings: int, seed: int = 0) -> Boxes:
+    """One box an image and finding, anywhere in the image, as wide and high as one drawn of the training boxes.
+
+    Sides are drawn from 1/16 to 1/2 of the image, log-uniform, where a finding has no training box. Both sets are
+    in shares of the image. Deterministic in `seed` and the images' order.
+    """
+    rng = np.random.default_rng(seed)
+    sides = np.stack([_sides(training, finding, images, rng) for finding in range(findings)], axis=1)
+    low = rng.uniform(size=sides.shape) * (1 - sides)
+    return _everywhere(np.concatenate([low, low + sides], axis=2))
+
+
+def _sides(training: Boxes, finding: int, images: int, rng: np.random.Generator) -> np.ndarray:
+    """(N, 2) widths and heights."""
+    own = training.xyxy[training.finding == finding]
+    if not len(own):
+        return np.exp(rng.uniform(*np.log(_SIDES), size=(images, 2)))
+    return np.clip(own[:, 2:] - own[:, :2], 0, 1)[rng.integers(len(own), size=images)]
+
+
+def centre_boxes(training: Boxes, images: int, findings: int) -> Boxes:
+    """One box an image and finding: the mean of its training boxes, or without any the middle half of the image.
+
+    Both sets are in shares of the image.
+    """
+    own = [training.xyxy[training.finding == finding] for finding in range(findings)]
+    means = np.array([boxes.mean(0) if len(boxes) else _MIDDLE for boxes in own]).reshape(1, findings, 4)
+    return _everywhere(np.repeat(means, images, axis=0))
+
+
+def _everywhere(xyxy_NF4: np.ndarray) -> Boxes:
+    images, findings, _ = xyxy_NF4.shape
+    image, finding = np.indices((images, findings)).reshape(2, -1)
+    return Boxes(image, finding, xyxy_NF4.reshape(-1, 4), np.full(len(image), np.nan))

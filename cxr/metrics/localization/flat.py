@@ -1,0 +1,50 @@
+"""The boxes of many images as flat arrays, from the lists in which rows and scores hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cxr import schema
+
+_CORNERS = (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes of many images, M in all; those of an image stand together, in the order in which they were listed."""
+
+    image: np.ndarray  # (M,) int64, row of the image
+    finding: np.ndarray  # (M,) int64, index of the finding
+    xyxy: np.ndarray  # (M, 4) float64
+    score: np.ndarray  # (M,) float64, NaN of boxes without one
+
+    @classmethod
+    def of(cls, lists: pa.Array | pa.ChunkedArray, findings: Sequence[str]) -> Boxes:
+        """From a column of `schema.BOXES` or `schema.FOUND_BOXES`; boxes of other labels are left out."""
+        chunk = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
+        boxes = pc.list_flatten(chunk)
+        labels = pc.index_in(pc.struct_field(boxes, schema.LABEL), value_set=pa.array(findings, pa.string()))
+        named = pc.is_valid(labels).to_numpy(zero_copy_only=False)
+        scored = boxes.type.get_field_index(schema.SCORE) >= 0
+        score = _floats(boxes, schema.SCORE) if scored else np.full(len(boxes), np.nan)
+        xyxy = np.stack([_floats(boxes, name) for name in _CORNERS], axis=1)
+        image = pc.list_parent_indices(chunk).to_numpy(zero_copy_only=False).astype(np.int64)
+        return cls(image[named], labels.drop_null().to_numpy().astype(np.int64), xyxy[named], score[named])
+
+    def scaled(self, width_N: np.ndarray, height_N: np.ndarray) -> Boxes:
+        """The boxes with x times a number of their image, and y times another: its width and height, say."""
+        scale = np.stack([width_N, height_N, width_N, height_N], axis=1)[self.image]
+        return replace(self, xyxy=self.xyxy * scale)
+
+    def at(self, kept: np.ndarray) -> Boxes:
+        """Some of the boxes, by a mask or an index; images keep their rows."""
+        return Boxes(self.image[kept], self.finding[kept], self.xyxy[kept], self.score[kept])
+
+
+def _floats(boxes: pa.Array, name: str) -> np.ndarray:
+    return pc.struct_field(boxes, name).to_numpy(zero_copy_only=False).astype(np.float64)

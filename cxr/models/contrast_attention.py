@@ -1,0 +1,150 @@
+"""Contrast-induced attention (Liu et al., ICCV 2019): findings are where an X-ray differs from one without any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cxr.models.classifier import Classifier, load_body
+from cxr.models.multiple_instance import log_absent, unlikely_bias
+from cxr.models.spatial_transformer import SpatialTransformer, identity
+
+Backbone = Literal["resnet18", "resnet34", "resnet50"]
+BACKBONES: tuple[Backbone, ...] = get_args(Backbone)
+Stages = Literal[3, 4]
+HEAD_WIDTH = 512
+LAYERS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+
+
+class ContrastAttention(nn.Module):
+    """Aligned images (B, 1, H, W) in [0, 1] to logits of findings (B, K, grid, grid), cell by cell.
+
+    Every image, with findings or without, is compared with another that has none: F are its features, N the other's,
+    A = max over channels of |F − N|, brought into [0, 1], and the head sees A · F. In training N are the features of
+    one other image. In use no label is known: N is `mean_negative`, the mean over training images without findings,
+    which is why all images must be aligned alike.
+
+    Args:
+        backbone: a ResNet of torchvision.
+        grid: cells to a side; features of another size are pooled or interpolated.
+        stages: of the backbone: 4 shrink an image by 32, the first 3 by 16.
+        aligner: finds the transform that brings an image into the common frame; not trained with the rest.
+
+    Raises:
+        ValueError: no such backbone, or no cells.
+    """
+
+    mean_negative: Tensor
+    thresholds: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        findings: Sequence[str],
+        grid: int,
+        stages: Stages = 4,
+        aligner: SpatialTransformer | None = None,
+    ) -> None:
+        super().__init__()
+        if backbone not in BACKBONES or stages not in get_args(Stages) or grid < 1:
+            raise ValueError(
+                f"{backbone!r} with {stages} stages, grid {grid}: wanted one of {', '.join(BACKBONES)}; 3 or 4; cells"
+            )
+        self.findings, self.grid = tuple(findings), grid
+        self.backbone = _headless(backbone, stages)
+        channels = _channels(self.backbone)
+        self.head = nn.Sequential(
+            nn.Conv2d(channels, HEAD_WIDTH, 3, padding=1), nn.ReLU(), nn.Conv2d(HEAD_WIDTH, len(self.findings), 1)
+        )
+        nn.init.constant_(self.head[2].bias, unlikely_bias(grid))  # pyright: ignore[reportArgumentType]
+        self.aligner = aligner.requires_grad_(False).eval() if aligner is not None else None
+        self.register_buffer("mean_negative", torch.zeros(channels, grid, grid))
+        self.register_buffer("thresholds", torch.full((len(self.findings),), 0.5, dtype=torch.float64))
+
+    def train(self, mode: bool = True) -> ContrastAttention:
+        super().train(mode)
+        if self.aligner is not None:
+            self.aligner.eval()
+        return self
+
+    def forward(self, x_B1HW: Tensor) -> Tensor:
+        """Logits as in use, where the mean of images without findings stands in for another image."""
+        return self.located(self.features(x_B1HW), self.mean_negative)
+
+    def theta(self, x_B1HW: Tensor) -> Tensor:
+        """`theta_unit` (B, 2, 3), from the common frame to images as they are given; the identity without aligner."""
+        with torch.no_grad():
+            return identity(len(x_B1HW), x_B1HW.device) if self.aligner is None else self.aligner(x_B1HW)
+
+    def features(self, x_B1HW: Tensor) -> Tensor:
+        """(B, channels, grid, grid), none negative."""
+        x = (x_B1HW.expand(-1, 3, -1, -1) - self.backbone.mean) / self.backbone.std
+        for layer in self.layers():
+            x = layer(x)
+        return resized(x, self.grid)
+
+    def layers(self) -> list[nn.Module]:
+        """The backbone's, in order."""
+        return [self.backbone.body.get_submodule(name) for name in LAYERS]
+
+    def located(self, own_BCPP: Tensor, other_BCPP: Tensor) -> Tensor:
+        """Logits from an image's features and those of an image without findings, or (C, grid, grid) for all."""
+        return self.head(contrast(own_BCPP, other_BCPP) * own_BCPP)
+
+
+def contrast(own_BCPP: Tensor, other_BCPP: Tensor) -> Tensor:
+    """The attention (B, 1, P, P), float32, 0 where an image differs least from the other and 1 where most."""
+    apart = (own_BCPP.float() - other_BCPP.float()).abs().amax(1, keepdim=True)
+    low, high = apart.amin((2, 3), keepdim=True), apart.amax((2, 3), keepdim=True)
+    return (apart - low) / (high - low + 1e-6)
+
+
+def probabilities(logits_BKPP: Tensor) -> Tensor:
+    """(B, K) that an image shows a finding: 1 − ∏(1 − p_j)."""
+    return -torch.expm1(log_absent(logits_BKPP))
+
+
+def resized(features_BCHW: Tensor, grid: int) -> Tensor:
+    """Features on another grid: pooled where it is coarser, interpolated where it is finer."""
+    side = features_BCHW.shape[-1]
+    if side == grid:
+        return features_BCHW
+    if side > grid:
+        return F.adaptive_avg_pool2d(features_BCHW, grid)
+    return F.interpolate(features_BCHW, size=(grid, grid), mode="bilinear")
+
+
+def warp_boxes(boxes_BN4: Tensor, theta: Tensor) -> Tensor:
+    """Axis-aligned hulls of boxes moved as points of the output of `warp` by `theta` (B, 2, 3): to where it samples.
+
+    Boxes are x_min, y_min, x_max, y_max as shares (0–1) of the output, and come out as shares of the input; they are
+    not cut off at its border. With `spatial_transformer.invert(theta)` they go the other way. NaN stays NaN.
+    """
+    x0, y0, x1, y1 = (2 * boxes_BN4 - 1).unbind(-1)
+    corners_BN43 = torch.stack(
+        [torch.stack([x, y, torch.ones_like(x)], -1) for x, y in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))], -2
+    )
+    moved_BN42 = (corners_BN43.unsqueeze(-2) * theta[:, None, None].to(boxes_BN4)).sum(-1)
+    return (torch.cat([moved_BN42.amin(-2), moved_BN42.amax(-2)], -1) + 1) / 2
+
+
+def load_backbone(network: ContrastAttention, state: Mapping[str, Tensor]) -> None:
+    """Load torchvision's state dict, or that of a network that holds a Classifier; raises as `load_body`."""
+    load_body(network.backbone, state)
+
+
+def _headless(name: Backbone, stages: Stages) -> Classifier:
+    classifier = Classifier(name, 1)
+    classifier.body.fc = nn.Identity()
+    if stages < 4:
+        classifier.body.layer4 = nn.Identity()
+    return classifier
+
+
+def _channels(backbone: Classifier) -> int:
+    """Of the features that the backbone gives."""
+    return max(layer.out_channels for layer in backbone.body.modules() if isinstance(layer, nn.Conv2d))

@@ -1,0 +1,228 @@
+"""Class activation maps of several stages, weighed by learnt relevance (Sedai et al. 2018, arXiv 1808.08280).
+
+A 1 x 1 convolution makes a map a finding of what each of a backbone's four stages gives. Its pooled value is the
+stage's logit z; the finding's logit is Σ α z over the stages, where the relevance α is a softmax over them, each
+finding's own. The attention map is Σ α n(map), with the same α: small findings may be seen where the grid is fine,
+large ones where fields are large. One stage alone is CAM (Zhou et al. 2016).
+
+n brings the maps of a stage and finding to one fixed scale, kept in the network: 0 is the mean of maps in images
+without the finding, 1 the mean height of the peaks in images with it, both over validation images; what lies outside
+is cut off. A scale of each image's own (min-max, as is usual for CAM) would make every map reach 1, also those of
+absent findings; a sigmoid has its middle where the loss wants it, which for pooled maps is no place's own evidence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cxr.models.architecture import Reach, reaches
+from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, ClassifierName, StemStride
+
+CamBackbone = Literal[
+    "small", "densenet121", "densenet169", "densenet201", "resnet18", "resnet34", "resnet50"
+]  # small: a ResNet of a quarter of a million parameters, for CPUs
+CAM_BACKBONES: tuple[CamBackbone, ...] = get_args(CamBackbone)
+Pooling = Literal["mean", "max", "lse"]
+StageChoice = Literal["all", "last"]
+Relevance = Literal["learnt", "uniform"]
+
+SMALL_WIDTHS = (32, 32, 48, 64, 96)  # channels of the stem and of each stage
+PACE = 10.0  # by which relevance moves faster than other weights: at their pace it would stay near uniform
+_LEAST_RISE = 1e-6  # of a map's scale
+
+
+class MultiscaleCAM(nn.Module):
+    """Images (B, 1, H, W) in [0, 1] to logits (B, F), float32; and to maps of where the findings are.
+
+    Args:
+        findings: F names.
+        stem_stride: see `Classifier`; the stages' strides are 1, 2, 4 and 8 times this.
+        stages: all four, or the last alone.
+        relevance: of the stages: learnt, or the same of each.
+        pooling: of maps: their mean, maximum, or log-sum-exp, (1 / r) log mean exp(r map).
+        lse_r: r; near 0 the mean, large the maximum.
+
+    Raises:
+        ValueError: no such backbone, pooling, stages or relevance.
+    """
+
+    relevance_logits: Tensor
+    thresholds: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        backbone: CamBackbone,
+        findings: Sequence[str],
+        stem_stride: StemStride = 4,
+        *,
+        stages: StageChoice = "all",
+        relevance: Relevance = "learnt",
+        pooling: Pooling = "lse",
+        lse_r: float = 6.0,
+    ) -> None:
+        super().__init__()
+        _one_of(pooling, get_args(Pooling))
+        _one_of(stages, get_args(StageChoice))
+        _one_of(relevance, get_args(Relevance))
+        self.findings, self.pooling, self.lse_r = tuple(findings), pooling, lse_r
+        self.trunk = Stages(backbone, stem_stride, last_only=stages == "last")
+        self.heads = nn.ModuleList([nn.Conv2d(channels, len(findings), 1) for channels in self.trunk.channels])
+        self.reaches = reaches(self.trunk)
+        shape = len(self.heads), len(findings)
+        even = torch.zeros(shape)
+        if relevance == "learnt" and stages == "all":
+            self.relevance_logits = nn.Parameter(even)
+        else:
+            self.register_buffer("relevance_logits", even)
+        self.register_buffer("low", torch.zeros(shape))
+        self.register_buffer("high", torch.ones(shape))
+        self.register_buffer("thresholds", torch.full((len(findings),), 0.5, dtype=torch.float64))
+
+    def forward(self, x_B1HW: Tensor) -> Tensor:
+        return self.logits(self.maps(x_B1HW))
+
+    def maps(self, x_B1HW: Tensor) -> list[Tensor]:
+        """Each stage's class maps (B, F, h, w), float32, fine ones first."""
+        seen = self.trunk(x_B1HW)
+        return [head(features).float() for head, features in zip(self.heads, seen, strict=True)]
+
+    def logits(self, maps: Sequence[Tensor]) -> Tensor:
+        """The stages' logits, combined by relevance, (B, F)."""
+        stages_BSF = torch.stack([self._pooled(one) for one in maps], 1)
+        return (self.relevance() * stages_BSF).sum(1)
+
+    def _pooled(self, map_BFhw: Tensor) -> Tensor:
+        cells_BFN = map_BFhw.flatten(2)
+        if self.pooling == "mean":
+            return cells_BFN.mean(2)
+        if self.pooling == "max":
+            return cells_BFN.amax(2)
+        return (cells_BFN.mul(self.lse_r).logsumexp(2) - math.log(cells_BFN.shape[2])) / self.lse_r
+
+    def relevance(self) -> Tensor:
+        """(S, F) weights of the stages, none negative; each finding's sum to 1."""
+        return (PACE * self.relevance_logits.float()).softmax(0)
+
+    def scale_maps(self, low_SF: Tensor, high_SF: Tensor) -> None:
+        """Keep the values of each stage's maps that attention shows as 0 and as 1."""
+        self.low.copy_(low_SF)
+        self.high.copy_(torch.maximum(high_SF, low_SF + _LEAST_RISE))
+
+    def scaled(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Each stage's maps on the scale that is kept, in [0, 1]."""
+        edges = zip(maps, self.low, self.high, strict=True)
+        return [((one - low[:, None, None]) / (high - low)[:, None, None]).clamp(0, 1) for one, low, high in edges]
+
+    def attention(self, maps: Sequence[Tensor], size: int, stride: int) -> Tensor:
+        """Maps of where each finding is, (B, F, size / stride, size / stride) in [0, 1]; cell i covers i to i + 1.
+
+        Args:
+            size: height and width of the images that the maps are of, pixels.
+            stride: pixels of the image to a cell.
+        """
+        return (self.relevance()[..., None, None] * self.placed_maps(maps, size, stride)).sum(1)
+
+    def placed_maps(self, maps: Sequence[Tensor], size: int, stride: int) -> Tensor:
+        """What `attention` combines: each stage's maps on its grid, (B, S, F, size / stride, size / stride)."""
+        stages = zip(self.scaled(maps), self.reaches, strict=True)
+        return torch.stack([placed(one, reach, size, stride) for one, reach in stages], 1)
+
+
+class Stages(nn.Module):
+    """Images (B, 1, H, W) in [0, 1] to what the stages of a backbone give, (B, C, h, w) each, no value negative.
+
+    `body` has torchvision's names of weights, but for the last layer, which is left out. A DenseNet's stages are its
+    dense blocks with the norm that follows them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: CamBackbone, stem_stride: StemStride = 4, *, last_only: bool = False) -> None:
+        super().__init__()
+        _one_of(backbone, CAM_BACKBONES)
+        self.last_only = last_only
+        self.body = SmallResNet(stem_stride) if backbone == "small" else _headless(backbone, stem_stride)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        with torch.no_grad():
+            self.channels = [seen.shape[1] for seen in self.eval()(torch.zeros(1, 1, 64, 64))]
+        self.train()
+
+    def forward(self, x_B1HW: Tensor) -> list[Tensor]:
+        z_BCHW = (x_B1HW.expand(-1, 3, -1, -1) - self.mean) / self.std
+        stages = _dense_stages if hasattr(self.body, "features") else _residual_stages
+        seen = stages(self.body, z_BCHW)
+        return seen[-1:] if self.last_only else seen
+
+
+class SmallResNet(nn.Module):
+    """A ResNet of one narrow block a stage, under torchvision's names."""
+
+    def __init__(self, stem_stride: StemStride = 4) -> None:
+        super().__init__()
+        from torchvision.models.resnet import BasicBlock  # here, for it takes seconds to import
+
+        self.conv1 = nn.Conv2d(3, SMALL_WIDTHS[0], 5, stride=2 if stem_stride > 1 else 1, padding=2, bias=False)
+        self.bn1, self.relu = nn.BatchNorm2d(SMALL_WIDTHS[0]), nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem_stride > 2 else nn.Identity()
+        for number, (before, after) in enumerate(pairwise(SMALL_WIDTHS), 1):
+            stride = 1 if number == 1 else 2
+            shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+            block = BasicBlock(before, after, stride, None if (before, stride) == (after, 1) else shortcut)
+            setattr(self, f"layer{number}", nn.Sequential(block))
+
+
+def _headless(backbone: ClassifierName, stem_stride: StemStride) -> nn.Module:
+    body = Classifier(backbone, 1, stem_stride).body
+    setattr(body, "classifier" if backbone.startswith("densenet") else "fc", nn.Identity())
+    return body
+
+
+def _residual_stages(body: Any, z_BCHW: Tensor) -> list[Tensor]:
+    seen = [body.maxpool(body.relu(body.bn1(body.conv1(z_BCHW))))]
+    for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
+        seen.append(stage(seen[-1]))
+    return seen[1:]
+
+
+def _dense_stages(body: Any, z_BCHW: Tensor) -> list[Tensor]:
+    layers, seen = body.features, []
+    features = layers.pool0(layers.relu0(layers.norm0(layers.conv0(z_BCHW))))
+    for number in (1, 2, 3):
+        after = getattr(layers, f"transition{number}")
+        seen.append(after.relu(after.norm(getattr(layers, f"denseblock{number}")(features))))
+        features = after.pool(after.conv(seen[-1]))
+    return [*seen, F.relu(layers.norm5(layers.denseblock4(features)))]
+
+
+def placed(map_BFhw: Tensor, reach: Reach, size: int, stride: int) -> Tensor:
+    """Maps (B, F, size / stride, size / stride): interpolated linearly between where each value truly lies.
+
+    That is the centre of its receptive field: `reach.centre` and whole strides from there. Of a ResNet it is not the
+    middle of the cell, and taking it for that would shift a map of stride 32 by 15 pixels.
+    """
+    at = (torch.arange(size // stride, device=map_BFhw.device) + 0.5) * stride - 0.5  # indices of pixels
+    rows, columns = (_hats(at, cells, reach) for cells in map_BFhw.shape[-2:])
+    with torch.autocast(map_BFhw.device.type, enabled=False):
+        return rows @ (map_BFhw.float() @ columns.T)
+
+
+def _hats(at_N: Tensor, cells: int, reach: Reach) -> Tensor:
+    """(N, cells) weights of the values whose centres lie on both sides of each place; at the border of the last."""
+    nearest = ((at_N - reach.centre) / reach.stride).clamp(0, cells - 1)
+    return (1 - (nearest[:, None] - torch.arange(cells, device=at_N.device)).abs()).clamp(min=0)
+
+
+def _one_of(value: str, wanted: Sequence[str]) -> None:
+    if value not in wanted:
+        raise ValueError(f"{value!r}: wanted one of {', '.join(wanted)}")

@@ -1,0 +1,131 @@
+"""Several readers' boxes of one image: how far they agree, made one, and the labels that follow from them.
+
+Everything here works on the boxes of one image as arrays: boxes_N4 (x_min, y_min, x_max, y_max in pixels), label_N
+(numbers of findings) and reader_N (whoever drew each box), with N boxes of all readers together. What is made of them
+has as its scores the share of readers who drew it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cxr import schema
+from cxr.boxes import Found, iou
+from cxr.boxes import wbf as fuse
+
+IOU = 0.4  # at which two boxes show the same: VinBigData's own threshold
+CORNERS = (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
+
+Box = Mapping[str, Any]  # of schema.BOX_TYPE
+Fusion = Callable[[np.ndarray, np.ndarray, np.ndarray, int], Found]
+
+
+def union(boxes_N4: np.ndarray, label_N: np.ndarray, reader_N: np.ndarray, readers: int) -> Found:
+    """All boxes as they were drawn.
+
+    Args:
+        readers: how many looked at the image, those who drew nothing included.
+    """
+    return Found(_boxes(boxes_N4), np.full(len(label_N), 1 / max(1, readers)), np.asarray(label_N, np.int64))
+
+
+def majority(boxes_N4: np.ndarray, label_N: np.ndarray, reader_N: np.ndarray, readers: int) -> Found:
+    """The mean of the boxes that more than half of the readers agree on, at `IOU`; `readers` as in `union`."""
+    found = wbf(boxes_N4, label_N, reader_N, readers)
+    kept = found.scores > 0.5
+    return Found(found.boxes[kept], found.scores[kept], found.labels[kept])
+
+
+def wbf(boxes_N4: np.ndarray, label_N: np.ndarray, reader_N: np.ndarray, readers: int) -> Found:
+    """The mean of each group of boxes that show the same finding at the same place; `readers` as in `union`.
+
+    Weighted boxes fusion (Solovyev et al. 2021) at `IOU` where all scores are 1. A share counts readers, not boxes:
+    who drew two of a group counts once.
+    """
+    boxes, labels, who = _boxes(boxes_N4), np.asarray(label_N, np.int64), np.asarray(reader_N)
+    side = boxes.max(initial=1.0)
+    drawn = [_found(boxes[who == each] / side, labels[who == each]) for each in np.unique(who)]
+    drawn += [Found.nothing()] * (max(1, readers) - len(drawn))
+    (fused,) = fuse([drawn], iou_thr=IOU, conf_type="box_and_model_avg")
+    return fused._replace(boxes=fused.boxes * side)
+
+
+def _found(boxes_N4: np.ndarray, label_N: np.ndarray) -> Found:
+    return Found(boxes_N4, np.ones(len(boxes_N4)), label_N)
+
+
+FUSIONS: dict[str, Fusion] = {"union": union, "majority": majority, "wbf": wbf}
+
+
+def _boxes(boxes: ArrayLike) -> np.ndarray:
+    return np.asarray(boxes, np.float64).reshape(-1, 4)
+
+
+# ---- From rows of a manifest
+
+
+def arrays(boxes: Sequence[Box], findings: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """boxes_N4, label_N and reader_N of a row's boxes; those of other findings are left out."""
+    known = [box for box in boxes if box[schema.LABEL] in findings]
+    return (
+        _boxes([[box[corner] for corner in CORNERS] for box in known]),
+        np.array([findings.index(box[schema.LABEL]) for box in known], np.int64),
+        np.array([box[schema.READER] or "" for box in known], str),
+    )
+
+
+def labels(rows: Iterable[Sequence[Box] | None], findings: Sequence[str], agree: int = 1) -> np.ndarray:
+    """int8 (N, findings): positive where at least `agree` readers drew a box; unknown where the boxes are null."""
+    return np.array([_labels(boxes, findings, agree) for boxes in rows], np.int8).reshape(-1, len(findings))
+
+
+def _labels(boxes: Sequence[Box] | None, findings: Sequence[str], agree: int) -> list[int]:
+    if boxes is None:
+        return [schema.UNKNOWN] * len(findings)
+    votes = Counter(label for label, _ in {(box[schema.LABEL], box[schema.READER]) for box in boxes})
+    return [schema.POSITIVE if votes[finding] >= agree else schema.NEGATIVE for finding in findings]
+
+
+# ---- How far readers agree
+
+
+def pair_f1(images: Iterable[tuple[Sequence[Box], Sequence[str]]], findings: Sequence[str]) -> np.ndarray:
+    """(findings,) F1 of one reader's boxes against another's: 2 x matches / boxes of both, over all pairs of readers.
+
+    Within a finding boxes are matched one to one, best overlap first, above `IOU`. NaN where nobody drew a box.
+
+    Args:
+        images: each one's boxes, and the readers who looked at it.
+    """
+    matched, drawn = np.zeros(len(findings)), np.zeros(len(findings))
+    for boxes, readers in images:
+        by_reader = _by_finding(boxes, findings)
+        for one, other in combinations(readers, 2):
+            for number in by_reader[one].keys() | by_reader[other].keys():
+                a, b = (_boxes(by_reader[each].get(number, [])) for each in (one, other))
+                matched[number] += sum(1 for _ in matches(a, b))
+                drawn[number] += len(a) + len(b)
+    return np.divide(2 * matched, drawn, out=np.full(len(findings), np.nan), where=drawn > 0)
+
+
+def matches(a_N4: np.ndarray, b_M4: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Pairs of boxes that overlap by more than `IOU`, each box in one pair at most, best overlap first."""
+    overlap = iou(a_N4, b_M4)
+    while overlap.size and overlap.max() > IOU:
+        one, other = np.unravel_index(int(overlap.argmax()), overlap.shape)
+        yield int(one), int(other)
+        overlap[one, :] = overlap[:, other] = 0
+
+
+def _by_finding(boxes: Sequence[Box], findings: Sequence[str]) -> Mapping[str, dict[int, list[list[float]]]]:
+    by_reader: dict[str, dict[int, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+    for box in boxes:
+        number = findings.index(box[schema.LABEL])
+        by_reader[box[schema.READER]][number].append([box[corner] for corner in CORNERS])
+    return by_reader

@@ -1,0 +1,165 @@
+"""How fast a detector trains: through Ray Train from shards, and by Ultralytics' own trainer from PNG files.
+
+python jobs/benchmark_detect.py  # yolov5n at 320 px, one CPU; ten minutes
+
+Both take the same images, boxes, network, batch, augmentation and optimiser, one thread each, by turns. Ultralytics'
+trainer is given what helps it: images in memory (cache), no plots, no checkpoints, no validation between epochs. An
+epoch's pace is that of its training steps with the images' reading and variation; the first epoch of each turn, in
+which memory is filled, is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import torch
+import yaml
+
+from cxr import cluster, schema, shards, storage
+from cxr.job import run_job
+from cxr.models.yolo import targets, ultralytics
+from cxr.recipes.base import Batch
+from cxr.recipes.detect import DetectRecipe
+from cxr.shard_stream import ShardStream
+from cxr.train import RunOptions, fit
+from cxr.train.log import read_metrics
+from cxr.workflow import ArchiveOptions, make_ready
+
+_BATCH = 32  # images converted at once
+_REPORTERS = ("sync", "clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure."""
+
+    out: str = "runs/benchmark_detect"
+    """Folder or URI of result.json, and of the phantoms that are trained on."""
+    images: int = 200
+    """Phantoms, of which about seven in ten train."""
+    rounds: int = 2
+    """Turns that each side takes."""
+    recipe: DetectRecipe = field(
+        default_factory=lambda: DetectRecipe(size=320, epochs=4, close_mosaic=0, precision="float32")
+    )
+
+
+def main(options: Options) -> dict[str, Any]:
+    cluster.connect()
+    out = storage.normalise(options.out)
+    data = make_ready(ArchiveOptions(phantoms=options.images, shard_size=options.recipe.size), out)
+    paces: dict[str, list[float]] = {"ray train": [], "ultralytics": []}
+    with tempfile.TemporaryDirectory(prefix="cxr-detect-") as scratch:
+        yolo = yolo_folder(data, Path(scratch) / "yolo")
+        for number in range(options.rounds):
+            paces["ray train"] += ours(options.recipe, data, f"{scratch}/ours-{number}")
+            paces["ultralytics"] += theirs(options.recipe, yolo, Path(scratch) / f"theirs-{number}")
+    medians = {name: statistics.median(values) for name, values in paces.items()}
+    ratio = medians["ray train"] / medians["ultralytics"]
+    for name, values in paces.items():
+        print(f"{name:<12} {medians[name]:7.2f} images/s ({min(values):.2f} to {max(values):.2f})")
+    print(f"ratio {ratio:.3f}", flush=True)
+    return {"metrics": {"ratio": ratio, **medians}, "epochs": paces}
+
+
+def ours(recipe: DetectRecipe, data: str, out: str) -> list[float]:
+    """Images a second of each epoch but the first, as fit() logs them."""
+    fit(recipe, data, out, RunOptions())
+    return [row["images_per_s"] for row in read_metrics(out)][1:]
+
+
+def theirs(recipe: DetectRecipe, yolo: Path, out: Path) -> list[float]:
+    """The same of Ultralytics' own trainer, in this process."""
+    trainer_of = ultralytics("models.yolo.detect").DetectionTrainer
+    _stay_home()
+    trainer = trainer_of(overrides=settings(recipe, yolo, out))
+    begun: list[float] = []
+    paces: list[float] = []
+
+    def begin(trainer: Any) -> None:
+        torch.set_num_threads(1)
+        begun.append(time.perf_counter())
+
+    def end(trainer: Any) -> None:
+        paces.append(len(trainer.train_loader.dataset) / (time.perf_counter() - begun[-1]))
+
+    trainer.add_callback("on_train_epoch_start", begin)
+    trainer.add_callback("on_train_epoch_end", end)
+    trainer.train()
+    return paces[1:]
+
+
+def settings(recipe: DetectRecipe, yolo: Path, out: Path) -> dict[str, Any]:
+    """A recipe in Ultralytics' words."""
+    same = {name: getattr(recipe, name) for name in ("epochs", "box", "cls", "dfl", "mosaic", "mixup", "momentum")}
+    same |= {name: getattr(recipe, name) for name in ("close_mosaic", "translate", "scale", "seed", "weight_decay")}
+    return same | {
+        "model": f"{recipe.architecture}.yaml",
+        "data": str(yolo / "data.yaml"),
+        "imgsz": recipe.size,
+        "batch": recipe.batch_size,
+        "nbs": recipe.batch_size * recipe.accumulate,
+        "optimizer": "SGD",
+        "lr0": recipe.lr,
+        "lrf": recipe.last_lr,
+        "warmup_epochs": recipe.warmup * recipe.epochs,
+        "degrees": recipe.rotation_deg,
+        "shear": recipe.shear_deg,
+        "fliplr": recipe.flip,
+        "hsv_v": recipe.value,
+        "device": "cpu",
+        "cache": "ram",
+        "amp": False,
+        "deterministic": False,
+        "plots": False,
+        "save": False,
+        "val": False,
+        "verbose": False,
+        "project": str(out),
+    }
+
+
+def _stay_home() -> None:
+    """Without this Ultralytics' trainer would fetch a font, and report to whatever loggers are installed."""
+    font = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    shutil.copy(font, Path(os.environ["YOLO_CONFIG_DIR"]) / "Ultralytics" / "Arial.ttf")
+    ultralytics("utils").SETTINGS.update(dict.fromkeys(_REPORTERS, False))
+
+
+def yolo_folder(data: str, folder: Path) -> Path:
+    """Shards as Ultralytics reads data: images/SPLIT/*.png, labels/SPLIT/*.txt, data.yaml."""
+    info = shards.read_info(data)
+    for split in ("train", "val"):
+        stream = ShardStream(info, split, (schema.PIXELS, schema.BOXES), batch_size=_BATCH)
+        for name, (pixels, lines) in enumerate(_labelled(stream.every())):
+            for kind in ("images", "labels"):
+                (folder / kind / split).mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(folder / "images" / split / f"{name:06d}.png"), pixels)
+            (folder / "labels" / split / f"{name:06d}.txt").write_text(lines)
+    about = {"path": str(folder), "train": "images/train", "val": "images/val", "channels": 1}
+    (folder / "data.yaml").write_text(yaml.safe_dump(about | {"names": dict(enumerate(info.findings))}))
+    return folder
+
+
+def _labelled(batches: Iterator[Batch]) -> Iterator[tuple[Any, str]]:
+    """Each image's pixels, and its boxes as lines: finding, centre and size as shares."""
+    for batch in batches:
+        told = targets(batch[schema.BOXES])
+        for i, pixels in enumerate(batch[schema.PIXELS].numpy()):
+            own = told["batch_idx"] == i
+            boxes = zip(told["cls"][own, 0].tolist(), told["bboxes"][own].tolist(), strict=True)
+            yield pixels, "".join(f"{int(cls)} {' '.join(f'{v:.6f}' for v in box)}\n" for cls, box in boxes)
+
+
+if __name__ == "__main__":
+    run_job(main, Options)

@@ -1,0 +1,128 @@
+"""Networks that find where findings are by labels alone: several stages' maps beside the last one's, with seeds.
+
+python jobs/study_localization.py  # multiscale, uniform and last, on phantoms with small and large findings
+
+ray job submit --working-dir . -- python jobs/study_localization.py --archive s3://xrays/nih --out s3://xrays/study \\
+    --backbone densenet121 --size 512 --shard-size 512 --pooling mean --classifier-weights s3://models/densenet121.pth
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from cxr import checkpoint, storage
+from cxr.benchmark import boxed_xrays, localization, localization_report
+from cxr.benchmark.boxed_xrays import BoxedXRays
+from cxr.errors import UserError
+from cxr.job import run_job
+from cxr.metrics.classification.bootstrap import RESAMPLES
+from cxr.phantom.archive import write_phantom
+from cxr.recipes.localize import LocalizeRecipe
+from cxr.report import figures
+from cxr.sources import chestxray14
+from cxr.study import train_all
+from cxr.train import RunOptions
+from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled
+
+MULTISCALE, LAST = "multiscale", "last"
+# Name -> the settings in which its recipe differs from the job's.
+VARIANTS: dict[str, dict[str, str]] = {
+    MULTISCALE: {"cam_stages": "all", "relevance": "learnt"},
+    "uniform": {"cam_stages": "all", "relevance": "uniform"},
+    LAST: {"cam_stages": "last"},
+    **{
+        f"{name}-{pooling}": {"cam_stages": stages, "relevance": "learnt", "pooling": pooling}
+        for name, stages in ((MULTISCALE, "all"), (LAST, "last"))
+        for pooling in ("mean", "max", "lse")
+    },
+}
+FINDINGS = ("Cardiomegaly", "Mass", "Nodule")  # of the phantoms: large, smaller, small
+PREVALENCE = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the job. A killed study goes on with the same command."""
+
+    out: str = "runs/study_localization"
+    """Folder or URI of the results: table.md, networks.csv, accuracy.png, a folder a network."""
+    variants: tuple[str, ...] = (MULTISCALE, "uniform", LAST)
+    """Which: multiscale, uniform, last, and multiscale or last with -mean, -max or -lse for another pooling."""
+    seeds: int = 3
+    """Networks of each variant."""
+    test_images: int = 0
+    """Images of the test split, spread evenly, that networks are judged on; they are held in memory. 0: all."""
+    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=1200, shard_size=128))
+    recipe: LocalizeRecipe = field(default_factory=lambda: LocalizeRecipe(size=128))
+    """Of all networks, but for what their names say: cam_stages, relevance, pooling."""
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+def main(options: Options) -> dict[str, Any]:
+    chosen = named(options.variants, options.recipe)
+    if options.data.stream or options.seeds < 1:
+        raise UserError(
+            "networks are judged on shards, of one seed or more: leave --stream out, give --seeds 1 or more"
+        )
+    out = ready_to_begin(options.recipe, options.data, options.out)
+    data = make_ready(phantoms(options.data, out), out, options.recipe)
+    recipes = {name: settled(recipe, out, options.run) for name, recipe in chosen.items()}
+    test = boxed_xrays.read(data, "test", options.test_images)  # first: it may hold no boxes
+    trained = train_all(recipes, range(options.seeds), data, out, options.run)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    judged = []
+    for name in recipes:
+        networks = [checkpoint.load(one.checkpoint) for one in trained if one.name == name]
+        judged.append(localization.judge(name, networks, test, device))
+        print(f"judged: {name}", flush=True)
+    return {
+        "checkpoints": {f"{one.name}, seed {one.seed}": one.checkpoint for one in trained},
+        "data": data,
+        **write(judged, test, options.seeds, out),
+    }
+
+
+def named(names: Sequence[str], recipe: LocalizeRecipe) -> dict[str, LocalizeRecipe]:
+    """Name -> recipe of each variant asked for."""
+    if not names or set(names) - set(VARIANTS):
+        raise UserError(f"variants={' '.join(names)}: wanted some of {', '.join(VARIANTS)}")
+    return {name: recipe.replace(**VARIANTS[name]) for name in names}
+
+
+def phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
+    """The archive as given, or one of phantoms with small and large findings, in OUT/phantoms; made once."""
+    if options.archive:
+        return options
+    uri = storage.join(storage.normalise(out), "phantoms")
+    if not chestxray14.detect(uri):
+        print(f"no --archive given: making {options.phantoms} phantom X-rays in {uri}", flush=True)
+        size = max(256, options.shard_size)
+        write_phantom(uri, options.phantoms, size=size, findings=FINDINGS, prevalence=PREVALENCE)
+    return replace(options, archive=(uri,))
+
+
+def write(judged: Sequence[localization.Judged], test: BoxedXRays, seeds: int, out: str) -> dict[str, Any]:
+    """Print the tables; write table.md, networks.csv and accuracy.png into `out`; metrics and URIs."""
+    by_name = {one.name: one for one in judged}
+    gains = localization.gains(by_name[MULTISCALE], by_name[LAST]) if {MULTISCALE, LAST} <= set(by_name) else {}
+    gained = localization_report.gains_table(gains, MULTISCALE, LAST) if gains else ""
+    shown = [*judged, *localization.guesses(test)]
+    counts = test.pairs()
+    told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    said = f"{test.rows.num_rows:,} test images, of these with a box: {told}; {seeds} seed{'s' * (seeds > 1)}."
+    print(f"{localization_report.tables(shown)}{gained}{said}", flush=True)
+    storage.write_text(storage.join(out, "table.md"), localization_report.page(shown, gained, said, RESAMPLES))
+    storage.write_text(storage.join(out, "networks.csv"), localization_report.csv(shown))
+    picture = figures.save_figure(localization_report.picture(shown), out, "accuracy.png")
+    print(f"picture: {picture}", flush=True)
+    metrics = {"images": float(test.rows.num_rows), **{f"pairs/{name}": float(n) for name, n in counts.items()}}
+    metrics |= localization.metrics(shown, gains)
+    return {"metrics": metrics, "table": storage.join(out, "networks.csv"), "pictures": [picture]}
+
+
+if __name__ == "__main__":
+    run_job(main, Options)

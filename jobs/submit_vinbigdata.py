@@ -1,0 +1,44 @@
+"""Write a detector's run of score_archive as the CSV that VinBigData Chest X-ray Abnormalities Detection takes.
+
+python jobs/submit_vinbigdata.py --run runs/scores --normal-run runs/classified --out runs/submission
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cxr import storage
+from cxr.job import run_job
+from cxr.judge.base import read_run
+from cxr.judge.vinbigdata import NormalFilter, normal_probabilities, write_submission
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the job."""
+
+    run: str = "runs/score"
+    """OUT of jobs/score_archive.py with a checkpoint that finds VinBigData's findings: a folder or URI."""
+    normal_run: str = ""
+    """OUT of jobs/score_archive.py with a classifier, which tells how likely an image is normal; none if left out."""
+    low: float = 0.08
+    """Probability that an image is normal from which "no finding" is added to its boxes."""
+    high: float = 0.95
+    """Probability from which it takes their place."""
+    out: str = "runs/submission"
+    """Folder or URI of the result: OUT/submission.csv."""
+
+
+def main(options: Options) -> dict[str, Any]:
+    uri = storage.join(storage.normalise(options.out), "submission.csv")
+    known = normal_probabilities(read_run(options.normal_run)) if options.normal_run else None
+    normal = None if known is None else NormalFilter(known, options.low, options.high)
+    counts = write_submission(read_run(options.run), uri, normal)
+    print("{images:,} images, {normal:,} as normal, {errors:,} of these for an error; ".format(**counts), end="")
+    print("{boxes_left_out:,} boxes of other findings left out".format(**counts))
+    return {"submission": uri, "metrics": counts}
+
+
+if __name__ == "__main__":
+    run_job(main, Options)

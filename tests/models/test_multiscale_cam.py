@@ -1,0 +1,173 @@
+"""Multiscale CAM: convex relevance, logits as combinations, maps that lie where what they show lies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cxr.models.architecture import reaches
+from cxr.models.classifier import Classifier, load_body
+from cxr.models.multiscale_cam import CamBackbone, MultiscaleCAM, Pooling, Stages, placed
+
+FINDINGS = ("Mass", "Nodule", "Hernia")
+
+
+def small(**given: object) -> MultiscaleCAM:
+    torch.manual_seed(0)
+    return MultiscaleCAM("small", FINDINGS, **given).eval()  # pyright: ignore[reportArgumentType]
+
+
+def moved(network: MultiscaleCAM) -> MultiscaleCAM:
+    """With relevance that differs by stage and finding."""
+    with torch.no_grad():
+        network.relevance_logits.copy_(torch.randn_like(network.relevance_logits) / 5)
+    return network
+
+
+def test_relevance_is_convex_and_begins_uniform() -> None:
+    network = small()
+    assert torch.allclose(network.relevance(), torch.full((4, 3), 0.25))
+    weights = moved(network).relevance()
+    assert (weights > 0).all()
+    assert weights.std() > 0.05
+    assert torch.allclose(weights.sum(0), torch.ones(3))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "lse"])
+def test_logits_are_the_stages_combined(pooling: Pooling) -> None:
+    network, x = moved(small(pooling=pooling)), torch.rand(2, 1, 64, 64)
+    alpha, expected = network.relevance(), torch.zeros(2, 3)
+    pools = {
+        "mean": lambda cells: cells.mean(-1),
+        "max": lambda cells: cells.max(-1).values,
+        "lse": lambda cells: (6 * cells.double()).exp().mean(-1).log().float() / 6,
+    }
+    for stage, one in enumerate(network.maps(x)):
+        for finding in range(3):
+            expected[:, finding] += alpha[stage, finding] * pools[pooling](one[:, finding].flatten(1))
+    assert torch.allclose(network(x), expected, atol=1e-5)
+
+
+def test_lse_lies_between_mean_and_maximum() -> None:
+    x, found = torch.rand(2, 1, 64, 64), {}
+    for name, given in {
+        "mean": {"pooling": "mean"},
+        "max": {"pooling": "max"},
+        "low": {"lse_r": 1e-3},
+        "mid": {},
+    }.items():
+        found[name] = small(**given)(x)
+    assert torch.allclose(found["low"], found["mean"], atol=1e-2)
+    assert ((found["mean"] < found["mid"]) & (found["mid"] < found["max"])).all()
+
+
+def test_relevance_learns_where_it_may() -> None:
+    network = small()
+    network(torch.rand(2, 1, 64, 64)).sum().backward()
+    assert network.relevance_logits.grad is not None
+    assert (network.relevance_logits.grad.abs().sum(0) > 0).all()
+    for fixed in (small(relevance="uniform"), small(stages="last")):
+        assert "relevance_logits" not in dict(fixed.named_parameters())
+        fixed(torch.rand(2, 1, 64, 64)).sum().backward()
+        assert all(p.grad is not None for p in fixed.parameters())  # DistributedDataParallel stops otherwise
+    assert torch.equal(small(relevance="uniform").relevance(), torch.full((4, 3), 0.25))
+
+
+def test_one_stage_is_cam() -> None:
+    """Zhou et al. 2016: global average pooling and a linear layer; the map is the features weighed by that layer."""
+    network, x = small(stages="last", pooling="mean"), torch.rand(2, 1, 64, 64)
+    head = network.heads[0]
+    assert isinstance(head, nn.Conv2d)
+    assert head.bias is not None
+    (features,) = network.trunk(x)
+    linear = head.weight[:, :, 0, 0]
+    assert torch.allclose(network(x), features.mean((2, 3)) @ linear.T + head.bias, atol=1e-5)
+    cam = torch.einsum("bchw,fc->bfhw", features, linear) + head.bias[:, None, None]
+    (seen,) = network.maps(x)
+    assert torch.allclose(seen, cam, atol=1e-5)
+    network.scale_maps(torch.full((1, 3), -1.0), torch.full((1, 3), 1.0))
+    wanted = placed(((cam + 1) / 2).clamp(0, 1), network.reaches[0], 64, 4)
+    assert torch.allclose(network.attention([seen], 64, 4), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["small", "resnet18", "densenet121"])
+def test_a_blob_comes_out_where_it_lies(backbone: CamBackbone) -> None:
+    """A network that only averages: what each stage shows must have its middle where the blob has it."""
+    trunk, size = averaging(Stages(backbone)), 256
+    axis = torch.arange(size) + 0.5
+    for x, y in ((118.0, 140.0), (141.0, 119.0)):
+        blob = torch.exp(-((axis[None] - x) ** 2 + (axis[:, None] - y) ** 2) / 50)
+        for seen, reach in zip(trunk(blob[None, None]), reaches(trunk), strict=True):
+            shown = placed(seen.sum(1, keepdim=True), reach, size, 2)[0, 0]
+            at = (torch.arange(size // 2) + 0.5) * 2
+            middle = torch.stack([(shown.sum(0) * at).sum(), (shown.sum(1) * at).sum()]) / shown.sum()
+            assert middle.tolist() == pytest.approx([x, y], abs=3.0), reach
+
+
+def averaging(trunk: Stages) -> Stages:
+    trunk.mean.zero_()
+    trunk.std.fill_(1)
+    for layer in trunk.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.constant_(layer.weight, 1 / layer.weight[0].numel())
+    return trunk.eval().requires_grad_(False)
+
+
+def test_maps_reach_from_edge_to_edge() -> None:
+    network = small()
+    shown = network.attention(network.maps(torch.rand(1, 1, 64, 64)), 64, 2)
+    assert shown.shape == (1, 3, 32, 32)
+    assert 0 <= shown.min() <= shown.max() <= 1
+
+
+def test_the_scale_is_fixed_so_that_absent_findings_stay_dark() -> None:
+    network = small(relevance="uniform")
+    network.scale_maps(torch.zeros(4, 3), torch.full((4, 3), 2.0))
+    absent = [torch.full((1, 3, 8, 8), -1.0)] * 4
+    present = [one.clone() for one in absent]
+    for one in present:
+        one[..., 4, 4] = 5.0
+    assert network.attention(absent, 32, 4).max() == 0
+    scaled = network.scaled(present)
+    assert [one.max().item() for one in scaled] == [1.0] * 4
+    assert torch.equal(network.scaled([one / 5 for one in present])[0].max(), torch.tensor(0.5))
+
+
+def test_a_scale_without_rise_does_not_divide_by_nothing() -> None:
+    network = small()
+    network.scale_maps(torch.ones(4, 3), torch.ones(4, 3))
+    assert network.attention(network.maps(torch.rand(1, 1, 64, 64)), 64, 4).isfinite().all()
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "densenet121"])
+def test_torchvision_s_weights_fit_and_stages_are_its_own(backbone: CamBackbone) -> None:
+    torch.manual_seed(0)
+    assert backbone != "small"
+    whole, trunk = Classifier(backbone, 7).eval(), Stages(backbone).eval()
+    load_body(trunk, whole.body.state_dict())
+    x = torch.rand(1, 1, 64, 64)
+    last: list[Tensor] = []
+    inner = whole.body.features if backbone == "densenet121" else whole.body.layer4
+    inner.register_forward_hook(lambda *call: last.append(call[2]))
+    whole(x)
+    seen = trunk(x)
+    assert torch.allclose(seen[-1], last[0].relu(), atol=1e-5)
+    assert [s.shape[-1] for s in seen] == [16, 8, 4, 2]
+    assert len(Stages(backbone, last_only=True)(x)) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"pooling": "median"}, {"stages": "first"}, {"relevance": "guessed"}])
+def test_what_is_not_known_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="wanted one of"):
+        small(**wrong)
+    with pytest.raises(ValueError, match="'vgg16': wanted one of small"):
+        MultiscaleCAM("vgg16", FINDINGS)  # pyright: ignore[reportArgumentType]
+
+
+def test_half_precision_keeps_logits_close() -> None:
+    network, x = moved(small()), torch.rand(2, 1, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = network.to(memory_format=torch.channels_last)(x)  # pyright: ignore[reportCallIssue]
+    assert half.dtype == torch.float32
+    assert torch.allclose(half, network(x), atol=0.05)

@@ -1,0 +1,72 @@
+"""A detector on two workers: one is killed and the run goes on; an ensemble outlives a member; both are scored."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from cxr import checkpoint, schema
+from cxr.phantom.archive import write_phantom
+from cxr.recipes.detect import DetectRecipe
+from cxr.score import score
+from cxr.study import train_all
+from cxr.train import RunOptions, fit
+from cxr.train.log import read_metrics
+from cxr.workflow import ArchiveOptions, make_ready
+from jobs.train_detect import Options, members_of, save_ensemble
+from tests.ray.test_fit import kill_a_worker_after, weights
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.usefixtures("ray_cluster"),
+]
+RECIPE = DetectRecipe(size=64, epochs=3, batch_size=8, close_mosaic=1)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("detect") / "phantoms")
+    write_phantom(folder, 60, size=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(archive: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_ready(ArchiveOptions(archive=(archive,), shard_size=64), str(tmp_path_factory.mktemp("made")))
+
+
+def test_a_run_whose_worker_was_killed_ends_where_an_undisturbed_one_does(made: str, tmp_path: Path) -> None:
+    straight = fit(RECIPE, made, str(tmp_path / "straight"), RunOptions(workers=2))
+    disturbed = str(tmp_path / "disturbed")
+    killer = threading.Thread(target=kill_a_worker_after, args=(disturbed, 1), daemon=True)
+    killer.start()
+    resumed = fit(RECIPE, made, disturbed, RunOptions(workers=2, max_failures=1))
+    killer.join(5)
+    assert not killer.is_alive(), "no worker was killed"
+    assert [row["epoch"] for row in read_metrics(disturbed)] == [1, 2, 3]
+    assert resumed.metrics == pytest.approx(straight.metrics, abs=1e-2, nan_ok=True)
+    last = (f"{out}/train/epoch_0003" for out in (tmp_path / "straight", disturbed))
+    one, other = map(weights, last)
+    assert max((one[name].float() - other[name].float()).abs().max().item() for name in one) < 1e-2
+
+
+def test_members_that_are_left_make_one_checkpoint_that_scores(archive: str, made: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    recipes = members_of(Options(members=3, sizes=(64, 32), recipe=RECIPE.replace(epochs=1)))
+    recipes["member-2"] = recipes["member-2"].replace(lr=1e9, clip=0.0, warmup=0.0)
+    trained = train_all(recipes, None, made, out, spared=True)
+    assert [one.name for one in trained] == ["member-0", "member-1"], "the third's loss became infinite"
+    together = save_ensemble([one.checkpoint for one in trained], str(tmp_path / "checkpoint"))
+    kept = checkpoint.load(together)
+    assert [json.loads(member)["size"] for member in kept.recipe.to_dict()["members"]] == [64, 32]
+    scored = score(archive, together, str(tmp_path / "scores"))
+    rows = pq.read_table(scored.scores)
+    assert rows.num_rows == 60
+    assert rows[schema.ERROR].null_count == 60
+    assert {box["label"] for boxes in rows[schema.FOUND_BOXES].to_pylist() for box in boxes} <= set(kept.findings)

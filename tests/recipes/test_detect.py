@@ -1,0 +1,253 @@
+"""Training a detector: the same steps as Ultralytics' own parts take, what teaches, weights, scores."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cxr import batches, schema
+from cxr.errors import UserError
+from cxr.models.yolo import Yolo, targets, ultralytics
+from cxr.recipes.base import Alone, Batch
+from cxr.recipes.detect import FOUND, DetectRecipe, fused
+from cxr.recipes.found_boxes import explained
+from cxr.train.engine import Engine
+
+FINDINGS = ("Mass", "Nodule")
+STILL: dict[str, Any] = {"mosaic": 0, "translate": 0, "scale": 0, "flip": 0, "value": 0}
+STEPS, EPOCHS = 4, 3
+RECIPE = DetectRecipe(size=64, batch_size=4, epochs=EPOCHS, accumulate=2, warmup=0.4, weight_decay=0.05, **STILL)
+
+
+def some_batches(steps: int = STEPS) -> Iterator[Batch]:
+    """Noise with a bright box an image."""
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        pixels = torch.randint(100, (4, 64, 64), generator=rng)
+        boxes = torch.full((4, batches.MOST_BOXES, 5), math.nan)
+        for i in range(4):
+            left, top = torch.randint(0, 32, (2,), generator=rng).tolist()
+            pixels[i, top : top + 24, left : left + 24] += 150
+            boxes[i, 0] = torch.tensor([i % 2, left / 64, top / 64, (left + 24) / 64, (top + 24) / 64])
+        yield {
+            schema.PIXELS: pixels.to(torch.uint8),
+            schema.BOXES: boxes,
+            batches.HAS_BOXES: torch.ones(4, dtype=torch.bool),
+            schema.LABELS: torch.ones(4, 2, dtype=torch.int8),
+        }
+
+
+def engine_of(recipe: DetectRecipe, network: Yolo | None = None) -> Engine:
+    torch.manual_seed(0)
+    task = recipe.task(network or recipe.network(FINDINGS))
+    return Engine(task, recipe, Alone(), steps_per_epoch=STEPS, device=torch.device("cpu"))
+
+
+def plain_rates(move: int, moves: int, kind: str) -> tuple[float, float]:
+    """Learning rate and momentum as Ultralytics' trainer sets them before a move."""
+    args, warmup = RECIPE, round(RECIPE.warmup * EPOCHS * moves)
+    epoch = move // moves
+    rate = args.lr * (max(1 - epoch / EPOCHS, 0) * (1.0 - args.last_lr) + args.last_lr)
+    if move > warmup:
+        return rate, args.momentum
+    first = args.warmup_bias_lr if kind == "bias" else 0.0
+    span = [0, warmup]
+    return np.interp(move, span, [first, rate]), np.interp(move, span, [args.warmup_momentum, args.momentum])
+
+
+def plain_training(network: Yolo) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and their moving average after training with Ultralytics' optimiser, loss and average."""
+    trainer, average = ultralytics("engine.trainer").BaseTrainer, ultralytics("utils.torch_utils").ModelEMA
+    decay = RECIPE.weight_decay * 4 * 2 / 64
+    optimiser = trainer.build_optimizer(None, network.detector, "SGD", RECIPE.lr, RECIPE.momentum, decay)
+    slow, criterion = average(network.detector), network.detector.init_criterion()
+    network.train()
+    for step, batch in enumerate(batch for _ in range(EPOCHS) for batch in some_batches()):
+        for group in optimiser.param_groups:
+            group["lr"], group["momentum"] = plain_rates(step // 2, STEPS // 2, group["param_group"])
+        x = batch[schema.PIXELS][:, None].float() / 255
+        criterion(network(x), targets(batch[schema.BOXES]))[0].sum().backward()
+        if step % 2:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+            optimiser.step()
+            optimiser.zero_grad()
+            slow.update(network.detector)
+    return network.detector.state_dict(), slow.ema.state_dict()
+
+
+def test_steps_are_those_of_ultralytics() -> None:
+    """Parameter groups, rates, momentum, decay, the scale and clipping of gradients, the moving average."""
+    torch.manual_seed(0)
+    network = RECIPE.network(FINDINGS)
+    engine = engine_of(RECIPE, network)
+    begun = copy.deepcopy(network)
+    begun.detector.args = engine.task._criterion(torch.device("cpu"))._loss.hyp  # pyright: ignore
+    weights, average = plain_training(begun)
+    for _ in range(EPOCHS):
+        engine.epoch(some_batches())
+    ours, shipped = engine.task.network.detector.state_dict(), engine.shipped().detector.state_dict()  # pyright: ignore
+    for name, value in weights.items():
+        assert torch.allclose(ours[name].float(), value.float(), atol=2e-4), name
+    for name, value in average.items():
+        if "num_batches" not in name:
+            assert torch.allclose(shipped[name], value, atol=2e-3), name
+
+
+def test_parameters_are_grouped_as_ultralytics_does() -> None:
+    network = RECIPE.network(FINDINGS)
+    ours = RECIPE.optimiser(RECIPE.task(network), RECIPE.stages()[0], fused=False)
+    theirs = ultralytics("engine.trainer").BaseTrainer.build_optimizer(None, network.detector, "SGD", 0.01, 0.9, 0.1)
+    wanted = {
+        group["param_group"]: {id(p) for p in group["params"] if p.requires_grad} for group in theirs.param_groups
+    }
+    for kind, group in zip(("weight", "bn", "bias"), ours.param_groups, strict=True):
+        assert {id(p) for p in group["params"]} == wanted[kind]
+        assert (group["weight_decay"] > 0) == (kind == "weight")
+        assert group["nesterov"]
+
+
+def test_rates_and_momentum_follow_ultralytics_schedule_and_go_on_when_restored() -> None:
+    engine, other = engine_of(RECIPE), engine_of(RECIPE)
+    for move in range(EPOCHS * 2):
+        if move == 3:
+            other.restore(engine.state())
+            engine = other
+        for kind, group in zip(("weight", "bn", "bias"), engine.optimiser.param_groups, strict=True):
+            assert (group["lr"], group["momentum"]) == pytest.approx(plain_rates(move, 2, kind)), (move, kind)
+        engine.optimiser.step()
+        engine.schedule.step()
+
+
+def test_a_detector_learns() -> None:
+    recipe = DetectRecipe(size=64, batch_size=4, epochs=5, warmup=0.1, ema=0, close_mosaic=0, **STILL)
+    engine = engine_of(recipe)
+    means = [engine.epoch(some_batches(6)) for _ in range(5)]
+    assert means[-1]["loss"] < 0.8 * means[0]["loss"]
+
+
+def test_the_last_epochs_are_without_mosaic() -> None:
+    recipe = DetectRecipe(size=64, epochs=3, close_mosaic=1, mixup=0.5)
+    task = recipe.task(recipe.network(FINDINGS))
+    shares = []
+    for _ in range(3):
+        shares.append((task.variation.mosaic, task.variation.mixup))
+        task.end_epoch(Alone())
+    assert shares == [(1, 0.5), (1, 0.5), (0, 0)]
+    assert task.variation.scale == recipe.scale
+
+
+def test_images_of_unknown_boxes_teach_only_where_they_have_no_finding() -> None:
+    recipe = DetectRecipe(size=64, batch_size=4, **STILL)
+    torch.manual_seed(0)
+    task = recipe.task(recipe.network(FINDINGS)).train()
+    (batch,) = some_batches(1)
+    batch[schema.BOXES][2:] = math.nan
+    batch[batches.HAS_BOXES][2:] = False
+    batch[schema.LABELS][2] = 0
+    three = {name: values[:3] for name, values in batch.items()}
+    both = [sum(task(one).values()).item() for one in (batch, three)]  # pyright: ignore
+    assert both[0] == pytest.approx(both[1], rel=1e-5), "the fourth is left out, the third is not"
+    assert both[0] != pytest.approx(sum(task({n: v[:2] for n, v in batch.items()}).values()).item(), rel=1e-3)
+
+
+def test_an_archive_without_boxes_is_refused() -> None:
+    recipe = DetectRecipe(size=64)
+    task = recipe.task(recipe.network(FINDINGS))
+    (batch,) = some_batches(1)
+    batch[schema.BOXES][:] = math.nan
+    with pytest.raises(UserError, match="no image of the train split has a box"):
+        task.begin(lambda: iter([batch]), Alone())
+    with pytest.raises(UserError, match="no findings"):
+        recipe.network(())
+
+
+def test_validation_finds_what_was_learnt_by_heart() -> None:
+    """The network is one that finds just the true boxes."""
+    recipe = DetectRecipe(size=64)
+    task = recipe.task(recipe.network(FINDINGS))
+
+    def oracle(network: nn.Module, batch: Batch, most: int) -> Tensor:
+        boxes = batch[schema.BOXES][:, :2]
+        score = torch.where(boxes[..., :1].isnan(), math.nan, 0.9)
+        return torch.cat([boxes[..., 1:], score, boxes[..., :1]], -1)
+
+    task.lesson = replace(task.lesson, found=oracle)
+    told = task.evaluate(lambda: some_batches(2), Alone())
+    assert told == pytest.approx({"precision": 1, "recall": 1, "map50": 0.995, "map50_95": 0.995}, abs=2e-3)
+
+
+def test_scores_are_in_pixels_of_the_original() -> None:
+    """A network of 64 px, pixels stored at 128 px, of which each is 10 px of the original, 40 px to the right."""
+    found = torch.full((1, 100, 6), math.nan)
+    found[0, 0] = torch.tensor([0.25, 0.5, 0.5, 0.75, 0.9, 1])
+    found[0, 1] = torch.tensor([-0.5, 0.9, 0.5, 1.5, 0.4, 0])
+    batch = {schema.PIXELS: torch.zeros(1, 128, 128, dtype=torch.uint8)}
+    frame = {"x_scale": 10.0, "y_scale": 10.0, "x_offset": 40.0, "y_offset": 0.0}
+    rows = pa.table({schema.FRAME: [frame], schema.HEIGHT_PX: [1200], schema.WIDTH_PX: [1400]})
+    table = RECIPE.scored({FOUND: found, **explained(FINDINGS, batch)}, rows)
+    first, second = table[schema.FOUND_BOXES][0].as_py()
+    assert first["label"] == "Nodule"
+    assert [first[name] for name in ("x_min", "y_min", "x_max", "y_max")] == pytest.approx([360, 640, 680, 960])
+    assert (second["x_min"], second["y_max"]) == (0, 1200), "cut off at the image's border"
+    assert (first["score"], second["score"]) == pytest.approx((0.9, 0.4))
+
+
+def test_weights_begin_a_run_and_a_pickle_is_refused(tmp_path: Path) -> None:
+    network = RECIPE.network(FINDINGS)
+    torch.save(network.detector.state_dict(), tmp_path / "state.pt")
+    recipe = RECIPE.replace(weights=str(tmp_path / "state.pt"))
+    assert recipe.resolved() == (recipe, [])
+    torch.manual_seed(1)
+    task = recipe.task(recipe.network(FINDINGS))
+    task.begin(some_batches, Alone())
+    first = "detector.model.0.conv.weight"
+    assert torch.equal(task.network.state_dict()[first], network.state_dict()[first])
+    torch.save({"model": network}, tmp_path / "pickle.pt")
+    for name in ("pickle.pt", "yolov5nu.pt"):
+        with pytest.raises(UserError, match="make a state dict of it: python -c"):
+            RECIPE.replace(weights=str(tmp_path / name)).resolved()
+    with pytest.raises(UserError, match="same size of YOLOv5"):
+        recipe.replace(architecture="yolov5s").resolved()
+
+
+@pytest.mark.parametrize("wrong", [{"size": 100}, {"box": -1.0}, {"momentum": 0.0}, {"mosaic": 2.0}])
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        RECIPE.replace(**wrong)
+
+
+def test_an_ensemble_fuses_what_its_members_find() -> None:
+    """Two members find nearly the same box, one of them another besides."""
+    one, other = torch.full((1, 4, 6), math.nan), torch.full((1, 4, 6), math.nan)
+    one[0, 0] = torch.tensor([0.1, 0.1, 0.3, 0.3, 0.8, 1])
+    other[0, :2] = torch.tensor([[0.1, 0.1, 0.32, 0.3, 0.4, 1], [0.6, 0.6, 0.9, 0.9, 0.6, 0]])
+    both = fused([one, other], iou=0.5, most=4)[0]
+    assert both[:2, 5].tolist() == [1, 0]
+    assert both[:2, 4].tolist() == pytest.approx([0.6, 0.3])
+    assert both[0, 2].item() == pytest.approx((0.3 * 0.8 + 0.32 * 0.4) / 1.2)
+    assert both[2:].isnan().all()
+
+
+def test_an_ensemble_is_a_recipe_that_is_not_trained() -> None:
+    small = RECIPE.replace(size=32)
+    recipe = RECIPE.replace(members=tuple(json.dumps(one.to_dict()) for one in (RECIPE, small)))
+    recipe = DetectRecipe.from_dict(json.loads(json.dumps(recipe.to_dict())))
+    network = recipe.network(FINDINGS).eval()
+    with torch.inference_mode():
+        (batch,) = some_batches(1)
+        predicted = recipe.predict(network, batch)
+        boxes = [one.found(net, batch, 100) for one, net in zip((RECIPE, small), network.members, strict=True)]  # pyright: ignore
+    assert torch.equal(predicted[FOUND].nan_to_num(-1), fused(boxes, recipe.fusion_iou, 100).nan_to_num(-1))
+    with pytest.raises(UserError, match="not trained"):
+        recipe.resolved()

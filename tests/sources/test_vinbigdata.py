@@ -1,0 +1,214 @@
+"""VinBigData: both releases, all readers' boxes, originals of another size, and the complete published list."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from cxr import schema
+from cxr.errors import UserError
+from cxr.phantom.archive import make_study
+from cxr.phantom.vinbigdata import Layout, exact, image_id, read_by_three, write_vinbigdata_phantom
+from cxr.rows import make_rows
+from cxr.schema import PixelFormat
+from cxr.sources import Labelling, find_source, listing, open_manifest, readers, vinbigdata
+from cxr.sources.annotations import HEADER, stem
+from cxr.sources.base import Manifest
+from cxr.storage import FileEntry
+
+COUNT, SIZE = 12, 64
+PIXELS = PixelFormat(SIZE)
+CSV_HEADER = ",".join(HEADER) + "\n"
+BOTH = pytest.mark.parametrize("layout", ["vinbigdata", "vinbigdata-png"])
+
+
+@pytest.fixture
+def archive(tmp_path: Path, layout: Layout) -> Path:
+    write_vinbigdata_phantom(str(tmp_path), COUNT, layout, size=SIZE, prevalence=0.8)
+    return tmp_path
+
+
+def read(archive: Path) -> tuple[Manifest, dict[str, dict]]:
+    manifest = open_manifest(str(archive))
+    return manifest, {row[schema.IMAGE_ID]: row for row in manifest.table.to_pylist()}
+
+
+def write(folder: Path, rows: str, images: str = "abc") -> None:
+    """Images a to c, 40 x 20, below train/, and what train.csv says of them."""
+    (folder / "train").mkdir()
+    (folder / "train.csv").write_text(CSV_HEADER + rows)
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 40), np.uint8)
+    for each in images:
+        assert cv2.imwrite(str(folder / "train" / f"{each}.png"), pixels)
+
+
+@BOTH
+def test_a_phantom_archive_is_read_with_all_readers_boxes(archive: Path, layout: Layout) -> None:
+    assert find_source(str(archive)).name == "vinbigdata"
+    manifest, given = read(archive)
+    assert manifest.findings == schema.VINBIGDATA_FINDINGS
+    assert manifest.table.schema.equals(schema.MANIFEST)
+    rows = {row[schema.IMAGE_ID]: row for row in make_rows(manifest.table, PIXELS, threads=1).to_pylist()}
+    scale = 1 if layout == "vinbigdata" else 0.5
+    drawn, testing = 0, 0
+    for index in range(COUNT):
+        row, study = rows[image_id(index, 0)], make_study(index, size=SIZE, prevalence=0.8)
+        assert (row[schema.ERROR], row[schema.HEIGHT_PX]) == (None, SIZE * scale)
+        pixels = np.frombuffer(row[schema.PIXELS], np.uint8)
+        assert np.corrcoef(pixels, study.phantom.pixels.ravel())[0, 1] > 0.97
+        if study.is_test:
+            testing += 1
+            assert (row[schema.SPLIT], row[schema.BOXES], set(row[schema.LABELS])) == ("test", None, {-1})
+            continue
+        wanted = [each for each in read_by_three(study, index, 0) if each[2] != 14]
+        assert [(box["label"], box["reader"]) for box in row[schema.BOXES]] == [(each[1], each[3]) for each in wanted]
+        corners = [[box[corner] for corner in readers.CORNERS] for box in row[schema.BOXES]]
+        np.testing.assert_allclose(corners, [[scale * edge for edge in each[4:]] for each in wanted])
+        shown = {schema.VINBIGDATA_FINDINGS[number] for number, label in enumerate(row[schema.LABELS]) if label == 1}
+        assert shown == {each[1] for each in wanted}
+        assert len(set(json.loads(given[image_id(index, 0)][schema.EXTRA])["readers"])) == 3
+        drawn += len(wanted)
+    assert drawn > 5
+    assert testing > 0
+
+
+@BOTH
+def test_the_exact_truth_lies_beside_and_can_be_asked_for(archive: Path, layout: Layout) -> None:
+    truth = open_manifest(str(archive), labelling=Labelling(str(archive / "truth.csv")))
+    boxes = {row[schema.IMAGE_ID]: row[schema.BOXES] for row in truth.table.to_pylist()}
+    for index in range(COUNT):
+        wanted = exact(make_study(index, size=SIZE, prevalence=0.8))
+        found = [
+            (box["label"], tuple(box[corner] for corner in readers.CORNERS)) for box in boxes[image_id(index, 0)]
+        ]
+        assert found == wanted
+
+
+def test_copies_of_any_size_and_shape_have_their_boxes_scaled(tmp_path: Path) -> None:
+    rows = "a,ILD,5,R1,100,200,300,400\nb,ILD,5,R1,10,5,20,10\nc,No finding,14,R1,,,,\n"
+    write(tmp_path, rows)
+    (tmp_path / "train_meta.csv").write_text("image_id,dim0,dim1\na,400,400\n")
+    manifest, given = read(tmp_path)
+    assert [given[each][schema.BOXES_FRAME] for each in "abc"] == [[400, 400], None, None]
+    a, b, c = (row[schema.BOXES] for row in make_rows(manifest.table, PIXELS, threads=1).to_pylist())
+    corners = [[box[corner] for corner in readers.CORNERS] for box in (*a, *b)]
+    np.testing.assert_allclose(corners, [[10, 10, 30, 20], [10, 5, 20, 10]])
+    assert c == []
+    note = "of 1 images that are no DICOM no train_meta.csv tells the original's size: their boxes are taken"
+    assert any(each.startswith(note) for each in manifest.notes)
+
+
+def test_none_differs_from_unknown_and_the_untold_are_for_testing(tmp_path: Path) -> None:
+    write(tmp_path, "a,No finding,14,R1,,,,\na,ILD,5,R2,1,2,3,4\nz,No finding,14,R1,,,,\nb,No finding,14,R9,,,,\n")
+    manifest, rows = read(tmp_path)
+    assert [len(rows["a"][schema.BOXES]), rows["b"][schema.BOXES], rows["c"][schema.BOXES]] == [1, [], None]
+    assert [sum(rows[each][schema.LABELS]) for each in "abc"] == [1, 0, -14]
+    assert rows["c"][schema.SPLIT] == "test"
+    assert json.loads(rows["a"][schema.EXTRA]) == {"readers": ["R1", "R2"]}
+    assert "1 of the 3 images that train.csv lists are not here; going on with 3" in manifest.notes
+    assert "1 images are not listed in train.csv: what they show is unknown" in manifest.notes
+
+
+def test_a_file_of_that_name_alone_is_not_this_layout(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("id,label\n")
+    assert not vinbigdata.detect(str(tmp_path))
+    (tmp_path / "train.csv").write_text(CSV_HEADER)
+    assert vinbigdata.detect(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("files", "trouble"),
+    [
+        ({"a.png": ""}, "has no train.csv: put it there"),
+        ({"train.csv": CSV_HEADER}, "no image lies in"),
+        (
+            {"train.csv": CSV_HEADER, "a.png": "", "train_meta.csv": "image_id,dim0,dim1\na,9,x\n"},
+            "train_meta.csv, l",
+        ),
+        ({"train.csv": CSV_HEADER, "a.png": "", "train_meta.csv": "image_id\na\n"}, "lacks a column"),
+    ],
+)
+def test_user_errors_say_what_was_wanted(tmp_path: Path, files: dict[str, str], trouble: str) -> None:
+    for path, text in files.items():
+        (tmp_path / path).write_text(text)
+    with pytest.raises(UserError, match=trouble):
+        open_manifest(str(tmp_path), "vinbigdata")
+
+
+def test_the_published_boxes_with_all_images(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (real_data / "vinbigdata" / "train.csv").open() as file:
+        published = list(csv.DictReader(file))
+    names = sorted({line["image_id"] for line in published})
+    entries = [FileEntry(f"{tmp_path}/{name}.dicom", f"train/{name}.dicom", 1) for name in names]
+    monkeypatch.setattr(listing, "list_files", lambda uri: iter(entries))
+    manifest = vinbigdata.manifest(str(real_data / "vinbigdata"))
+    assert manifest.notes == []
+    rows = manifest.table.to_pylist()
+    looked = [json.loads(row[schema.EXTRA])["readers"] for row in rows]
+    assert (len(published), len(rows), sum(row[schema.BOXES] == [] for row in rows)) == (67_914, 15_000, 10_606)
+    assert {len(set(who)) for who in looked} == {3}
+    assert len({reader for who in looked for reader in who}) == 17
+    assert sum(len(row[schema.BOXES]) for row in rows) == sum(line["class_id"] != "14" for line in published)
+    names = {int(line["class_id"]): line["class_name"] for line in published}
+    assert tuple(names[number] for number in range(14)) == manifest.findings
+    splits = Counter(row[schema.SPLIT] for row in rows)
+    assert min(splits.values()) > 1_200
+    read_by = [(row[schema.BOXES], who) for row, who in zip(rows, looked, strict=True)]
+    agreement = readers.pair_f1(read_by, manifest.findings)
+    assert agreement.mean() == pytest.approx(0.409, abs=5e-4)
+    assert agreement.argmax() == manifest.findings.index("Cardiomegaly")
+
+
+# ---- The phantom's readers
+
+
+def test_readers_of_phantoms_agree_as_far_as_people_do() -> None:
+    studies = [make_study(index, size=64, seed=1, prevalence=1.0) for index in range(120)]
+    drawn = [read_by_three(study, index, 1) for index, study in enumerate(studies)]
+    columns = (schema.LABEL, schema.READER, *readers.CORNERS)
+    boxes = [[dict(zip(columns, (r[1], r[3], *r[4:]), strict=True)) for r in rows if r[2] != 14] for rows in drawn]
+    looked = [sorted({str(row[3]) for row in rows}) for rows in drawn]
+    assert {len(who) for who in looked} == {3}
+    assert {reader for who in looked for reader in who} == {f"R{number}" for number in range(1, 18)}
+    common = ("Cardiomegaly", "Infiltration", "Nodule/Mass", "Pleural effusion")
+    told = readers.pair_f1(zip(boxes, looked, strict=True), schema.VINBIGDATA_FINDINGS)
+    assert 0.35 < np.mean([told[schema.VINBIGDATA_FINDINGS.index(name)] for name in common]) < 0.8
+    assert sum(map(len, boxes)) < 0.95 * 3 * sum(len(exact(study)) for study in studies)
+
+
+def test_a_larger_archive_begins_with_the_smaller_one(tmp_path: Path) -> None:
+    for count in (3, 5):
+        write_vinbigdata_phantom(str(tmp_path / str(count)), count, size=64, seed=3, prevalence=1.0)
+    for path in (tmp_path / "3").rglob("*.dicom"):
+        assert (tmp_path / "5" / path.relative_to(tmp_path / "3")).read_bytes() == path.read_bytes()
+    smaller, larger = ((tmp_path / each / "train.csv").read_text() for each in ("3", "5"))
+    assert larger.startswith(smaller)
+
+
+def test_phantom_dicoms_say_nothing_of_a_patient_and_some_are_inverted(tmp_path: Path) -> None:
+    write_vinbigdata_phantom(str(tmp_path), 3, size=64)
+    files = [dcmread(path) for path in tmp_path.rglob("*.dicom")]
+    assert {"PatientID", "PatientName", "PatientSex"}.isdisjoint(
+        {element.keyword for file in files for element in file}
+    )
+    assert {file.PhotometricInterpretation for file in files} == {"MONOCHROME1", "MONOCHROME2"}
+
+
+def test_wrong_settings_of_phantoms(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="wanted one of vinbigdata, vinbigdata-png"):
+        write_vinbigdata_phantom(str(tmp_path), 1, "jsrt")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="prevalence"):
+        write_vinbigdata_phantom(str(tmp_path), 1, prevalence=2)
+
+
+def test_stems() -> None:
+    assert [stem(name) for name in ("train/a.dicom", "b.PNG", "1.2.840", "c.d/e.jpeg")] == ["a", "b", "1.2.840", "e"]
