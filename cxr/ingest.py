@@ -30,6 +30,7 @@ from cxr.rows import make_rows
 from cxr.schema import PixelFormat
 from cxr.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION
 from cxr.sources import Labelling, find_source, open_manifest
+from cxr.sources.annotations import one_reader
 from cxr.sources.base import Manifest
 
 if TYPE_CHECKING:  # torch, which it needs, would cost each decoding process seconds and memory
@@ -85,7 +86,7 @@ def ingest(
         limit: take only so many images, spread evenly over the archive.
         crop: store the squares around the lungs instead of whole images.
         enhance: what is done to images before they are stored.
-        labelling: labels and boxes other than the source's own.
+        labelling: labels and boxes other than the source's own, and how those of several readers become one set.
 
     Raises:
         UserError: no such archive; OUT holds another ingest's work; too many rejects.
@@ -94,14 +95,15 @@ def ingest(
     for uri in (archive, out):
         cluster.check_shared(uri)
     source = find_source(archive, source).name
-    manifest = open_manifest(archive, source, labelling)
+    labelling = labelling or Labelling()
+    manifest = one_reader(open_manifest(archive, source, labelling), labelling.reader_boxes)
     manifest.tell()
     table = _thinned(manifest.table, limit)
     parts = plan(table, rows_per_part(table.num_rows, pixels), by=schema.SPLIT)
     origin = {"version": VERSION, "archive": archive, "source": source, "pixels": asdict(pixels)}
     origin |= {"lung_crop": crop.describe()} if crop else {}
     origin |= {"enhancement": enhance.describe()} if enhance else {}
-    origin |= labelling.describe() if labelling else {}
+    origin |= labelling.describe()
     ledger = open_ledger(out, {"job": "ingest", **origin, "limit": limit}, parts)
     progress = _write_parts(ledger, parts, (pixels, crop, enhance))
     contents = _read_footers(ledger, parts)

@@ -5,7 +5,6 @@ All that is decided here follows from the shards, the seed and the epoch, so tha
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.recipes.base import Recipe
 from cxr.shards import RowGroup, ShardInfo, row_groups
+from cxr.sources.splits import stratified
 
 _THREADS = 16
 
@@ -160,23 +160,16 @@ def rows_of(info: ShardInfo, split: str, fold: Fold | None = None) -> Rows:
         groups = row_groups(info, split)
         return Rows(groups, np.arange(sum(group.rows for group in groups)))
     groups = [*row_groups(info, "train"), *row_groups(info, "val")]
-    in_fold = dealt(_patients(groups), fold.of) == fold.number
+    labels = _labels(groups, len(info.findings))
+    in_fold = stratified(labels, _patients(groups), fold.of) == fold.number
     return Rows(groups, np.flatnonzero(in_fold if split == "val" else ~in_fold))
 
 
-def dealt(patients_N: np.ndarray, folds: int) -> np.ndarray:
-    """(N,) each image's fold: patients, in the order of a hash of their ids, are dealt one by one.
-
-    Which patients make a fold hangs on the patients and the number of folds alone, not on a recipe's seed: the same
-    fold can be trained with several seeds.
-    """
-    patients, patient_N = np.unique(patients_N.astype(str), return_inverse=True)
-    if len(patients) < folds:
-        raise UserError(f"{len(patients)} patients to train and validate with are too few for {folds} folds")
-    digests = np.array([hashlib.blake2b(f"fold {p}".encode(), digest_size=8).hexdigest() for p in patients])
-    fold_of_patient = np.empty(len(patients), np.int64)
-    fold_of_patient[np.argsort(digests)] = np.arange(len(patients)) % folds
-    return fold_of_patient[patient_N]
+def _labels(groups: Sequence[RowGroup], findings: int) -> np.ndarray:
+    """(N, findings) int8."""
+    unknown = [schema.UNKNOWN] * findings
+    known = _columns(groups, [schema.LABELS])[schema.LABELS].to_pylist()
+    return np.array([labels or unknown for labels in known], np.int8).reshape(len(known), findings)
 
 
 def _patients(groups: Sequence[RowGroup]) -> np.ndarray:

@@ -41,9 +41,6 @@ class ReportOptions:
     seed: int = 0
     """Of the bootstrap."""
     labelling: Labelling = field(default_factory=Labelling)
-    reader_boxes: Literal["wbf", "majority", "union"] = "wbf"
-    """Of detectors, where several readers drew boxes of an image. wbf: those of one finding that overlap become one;
-    majority: those of these that more than half of the readers drew; union: all, as they are."""
 
     def __post_init__(self) -> None:
         if self.resamples < 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,38 +55,17 @@ def scored_findings(run: Run) -> tuple[str, ...]:
     return tuple(json.loads(named.pop() or b"[]")) if len(named) == 1 else ()
 
 
-def one_truth(truth: BoxTruth, how: str) -> tuple[BoxTruth, np.ndarray]:
+def one_truth(truth: BoxTruth, how: readers.ReaderBoxes) -> tuple[BoxTruth, np.ndarray]:
     """The truth with one set of boxes where several readers drew theirs, by a name of `readers.FUSIONS`.
 
     Also (N,) bool: named readers looked at the image, so that what they did not draw is not there.
     """
-    lists = truth.table[schema.BOXES].to_pylist()
     extras = truth.table[schema.EXTRA].to_pylist()
-    looked = [_readers(boxes, extra) for boxes, extra in zip(lists, extras, strict=True)]
-    findings = sorted({box[schema.LABEL] for boxes in lists for box in boxes or ()})
-    made = [
-        _fused(boxes, findings, how, count) if boxes and count > 1 else boxes
-        for boxes, count in zip(lists, looked, strict=True)
-    ]
+    made, looked = readers.one_set(truth.table[schema.BOXES].to_pylist(), extras, how)
     place = truth.table.schema.get_field_index(schema.BOXES)
     field = truth.table.schema.field(place)
     table = truth.table.set_column(place, field, pa.array(made, field.type))
-    return replace(truth, table=table), np.array([count > 0 for count in looked], bool)
-
-
-def _readers(boxes: Sequence[dict[str, Any]] | None, extra: str | None) -> int:
-    """How many looked at an image, as far as they are named: those who drew, or whom the source lists."""
-    listed = json.loads(extra).get("readers", ()) if extra else ()
-    drew = {box[schema.READER] for box in boxes or ()} - {None}
-    return len(drew | set(listed)) if isinstance(listed, (list, tuple)) else len(drew)
-
-
-def _fused(boxes: Sequence[dict[str, Any]], findings: Sequence[str], how: str, count: int) -> list[dict[str, Any]]:
-    made = readers.FUSIONS[how](*readers.arrays(boxes, findings), count)
-    return [
-        {schema.LABEL: findings[label], **dict(zip(readers.CORNERS, box, strict=True))}
-        for box, label in zip(made.boxes.tolist(), made.labels.tolist(), strict=True)
-    ]
+    return replace(truth, table=table), looked > 0
 
 
 def detected(scores: Scores, scored: Sequence[str], truth: BoxTruth, complete: np.ndarray) -> Detected:

@@ -33,7 +33,7 @@ SHOWN = 4  # images in a row of the picture
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     """Judge a run: OUT/report.md, boxes.csv, findings.csv, confusion.csv, pictures; the job's result."""
     out, archive = storage.normalise(out), storage.normalise(options.archive or run.archive)
-    truth, complete = one_truth(known_boxes(archive, options), options.reader_boxes)
+    truth, complete = one_truth(known_boxes(archive, options), options.labelling.reader_boxes)
     judged = detected(load_scores(run), scored_findings(run), truth, complete)
     summary = detection.summarise(
         judged.found, judged.true, judged.patients, judged.findings, resamples=options.resamples, seed=options.seed

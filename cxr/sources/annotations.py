@@ -22,6 +22,7 @@ from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources import readers
 from cxr.sources.base import Manifest, labels_column
+from cxr.sources.readers import ReaderBoxes
 
 IMAGE, CLASS, READER = "image_id", "class_id", "rad_id"
 CLASS_NAME = "class_name"
@@ -43,6 +44,9 @@ class Labelling:
     that it does not name are left out; empty: none."""
     readers_agree: int = 1
     """Readers who must have drawn a finding for its label to be positive, where the boxes are of several."""
+    reader_boxes: ReaderBoxes = "wbf"
+    """Where several readers drew boxes of an image. wbf: those of one finding that overlap become one; majority: of
+    these, those that more than half of the readers drew; union: all, as they are."""
 
     def __post_init__(self) -> None:
         if self.readers_agree < 1:
@@ -64,7 +68,8 @@ class Labelling:
     def describe(self) -> dict[str, Any]:
         """What differs from the source's own labels; empty where nothing does."""
         asked = {"annotations": storage.normalise(self.annotations)} if self.annotations else {}
-        return asked | ({"readers_agree": self.readers_agree} if self.readers_agree > 1 else {})
+        asked |= {"readers_agree": self.readers_agree} if self.readers_agree > 1 else {}
+        return asked | ({"reader_boxes": self.reader_boxes} if self.reader_boxes != "wbf" else {})
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,18 @@ def labelled(manifest: Manifest, labelling: Labelling) -> Manifest:
     if labelling.annotations:
         manifest = _annotated(manifest, storage.normalise(labelling.annotations))
     return _agreed(manifest, labelling.readers_agree) if labelling.readers_agree > 1 else manifest
+
+
+def one_reader(manifest: Manifest, how: ReaderBoxes) -> Manifest:
+    """The manifest with one set of boxes an image, where several readers drew theirs."""
+    table = manifest.table
+    made, looked = readers.one_set(table[schema.BOXES].to_pylist(), table[schema.EXTRA].to_pylist(), how)
+    several = int((looked > 1).sum())
+    if not several:
+        return manifest
+    notes = [*manifest.notes, f"boxes of several readers in {several:,} images: one set by {how}"]
+    boxes = pa.array(made, schema.MANIFEST.field(schema.BOXES).type)
+    return Manifest(_replaced(table, schema.BOXES, boxes), manifest.findings, notes)
 
 
 def stem(image_id: str) -> str:

@@ -7,10 +7,11 @@ has as its scores the share of readers who drew it.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -60,7 +61,8 @@ def _found(boxes_N4: np.ndarray, label_N: np.ndarray) -> Found:
     return Found(boxes_N4, np.ones(len(boxes_N4)), label_N)
 
 
-FUSIONS: dict[str, Fusion] = {"union": union, "majority": majority, "wbf": wbf}
+ReaderBoxes = Literal["wbf", "majority", "union"]
+FUSIONS: dict[ReaderBoxes, Fusion] = {"union": union, "majority": majority, "wbf": wbf}
 
 
 def _boxes(boxes: ArrayLike) -> np.ndarray:
@@ -90,6 +92,41 @@ def _labels(boxes: Sequence[Box] | None, findings: Sequence[str], agree: int) ->
         return [schema.UNKNOWN] * len(findings)
     votes = Counter(label for label, _ in {(box[schema.LABEL], box[schema.READER]) for box in boxes})
     return [schema.POSITIVE if votes[finding] >= agree else schema.NEGATIVE for finding in findings]
+
+
+def one_set(
+    rows: Sequence[Sequence[Box] | None], extras: Sequence[str | None], how: ReaderBoxes
+) -> tuple[list[Sequence[Box] | None], np.ndarray]:
+    """Boxes (of schema.BOX_TYPE) as one reader's, where several named ones looked at an image; as they are elsewhere.
+
+    Also (N,) how many named readers looked.
+
+    Args:
+        extras: `schema.EXTRA` of the images, whose "readers" also names those who drew nothing.
+        how: a name of `FUSIONS`.
+    """
+    looked = [_looked(boxes, extra) for boxes, extra in zip(rows, extras, strict=True)]
+    findings = sorted({box[schema.LABEL] for boxes in rows for box in boxes or ()})
+    made = [
+        _fused(boxes, findings, how, count) if boxes and count > 1 else boxes
+        for boxes, count in zip(rows, looked, strict=True)
+    ]
+    return made, np.array(looked, int)
+
+
+def _looked(boxes: Sequence[Box] | None, extra: str | None) -> int:
+    """How many looked at an image, as far as they are named: those who drew, or whom the source lists."""
+    listed = json.loads(extra).get("readers", ()) if extra else ()
+    drew = {box[schema.READER] for box in boxes or ()} - {None}
+    return len(drew | set(listed)) if isinstance(listed, (list, tuple)) else len(drew)
+
+
+def _fused(boxes: Sequence[Box], findings: Sequence[str], how: ReaderBoxes, count: int) -> list[Box]:
+    made = FUSIONS[how](*arrays(boxes, findings), count)
+    return [
+        {schema.LABEL: findings[label], **dict(zip(CORNERS, box, strict=True))}
+        for box, label in zip(made.boxes.tolist(), made.labels.tolist(), strict=True)
+    ]
 
 
 # ---- How far readers agree

@@ -19,7 +19,7 @@ from cxr.judge import detections
 from cxr.judge.base import SCORES, ReportOptions, read_run
 from cxr.judge.vinbigdata import NormalFilter, normal_probabilities, write_submission
 from cxr.phantom.vinbigdata import write_vinbigdata_phantom
-from cxr.sources import open_manifest, readers
+from cxr.sources import Labelling, open_manifest, readers
 from jobs import report_run, submit_vinbigdata
 
 IMAGES, SIZE = 16, 64
@@ -127,7 +127,9 @@ def test_the_truth_may_be_all_that_was_drawn_or_what_most_drew(
     how: Literal["union", "majority"], least: float, run: str, truth: dict[str, Boxes], archive: str, tmp_path: Path
 ) -> None:
     """Of all boxes as they are, a detector can find one a place: it misses the other readers'."""
-    result = judge.report(run, replace(ALL, reader_boxes=how), str(tmp_path / "report"))["metrics"]
+    result = judge.report(run, replace(ALL, labelling=Labelling(reader_boxes=how)), str(tmp_path / "report"))[
+        "metrics"
+    ]
     rows = open_manifest(archive).table.to_pylist()
     fused = [getattr(readers, how)(*readers.arrays(row[schema.BOXES] or [], FINDINGS), 3) for row in rows]
     assert result["true_boxes"] == sum(len(of.scores) for of in fused)

@@ -350,6 +350,7 @@ def test_a_real_image_and_its_inverted_twin_have_the_same_scores(real_data: Path
     with torch.inference_mode():
         predicted = kept.recipe.predict(kept.network, batch_of(rows))
     same, alike, negative = kept.recipe.scored(predicted, rows).to_pylist()
+    assert same.pop(schema.FOUND_PROBABILITY) == pytest.approx(alike.pop(schema.FOUND_PROBABILITY), abs=1e-6)
     assert same == alike
     assert same[schema.FOUND_RLE] != negative[schema.FOUND_RLE]
     assert 0.2 < same[schema.FOUND_AREA_PX] / 1024**2 < 0.8
