@@ -17,11 +17,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
+import tyro
 from optuna.distributions import BaseDistribution, FloatDistribution
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -106,7 +107,7 @@ class DetectRecipe(Recipe):
     """Augmentation: factors of brightness lie within 1 ± value."""
     nms_iou: float = 0.7
     """Overlap from which, of two boxes of a finding, the one with the lower score is left out."""
-    members: tuple[str, ...] = ()
+    members: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """Recipes, as JSON, of networks whose boxes are fused (WBF): an ensemble, which is made of trained networks and
     not trained itself; see `detect_ensemble`. Empty: one network."""
     fusion_iou: float = 0.55
