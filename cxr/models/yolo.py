@@ -18,7 +18,6 @@ from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 import torch
-import torchvision.ops  # noqa: F401  (Ultralytics takes its NMS where it finds it imported)
 from torch import Tensor, nn
 
 YoloSize = Literal["yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x"]
@@ -109,6 +108,7 @@ def found(network: Yolo, x_B1HW: Tensor, *, score: float, iou: float, most: int)
         score: below which a box is left out.
         iou: overlap from which a box of the same finding with a lower score is left out.
     """
+    importlib.import_module("torchvision.ops")  # Ultralytics takes its NMS where it finds it imported
     suppress = ultralytics("utils.nms").non_max_suppression
     height, width = x_B1HW.shape[-2:]
     kept = suppress(network(x_B1HW)[0], score, iou, multi_label=True, max_det=most, max_time_img=math.inf)
