@@ -14,6 +14,7 @@ from cxr.judge.base import ReportOptions, Run, read_run
 # Family -> what reads its scores, writes the report into a URI and returns what the job's result.json holds.
 REPORTS: dict[str, Callable[[Run, ReportOptions, str], dict[str, Any]]] = {
     "aecnn": classifiers.report,
+    "attend": localization.report,
     "detect": detections.report,
     "localize": localization.report,
     "lungs": partial(masks.report, label=schema.LUNGS),

@@ -81,7 +81,7 @@ class GridLoss:
         ValueError: a weight that is negative or not finite.
     """
 
-    box_weight: float = 0.1
+    box_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.box_weight < math.inf:

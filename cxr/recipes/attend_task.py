@@ -182,9 +182,9 @@ class AttendTask(Task):
         logits = self._net.located(own, self._net.mean_negative)
         given = unit_pixels(batch, self.lesson.size)
         rows = {
-            "given, with true boxes": framed(given, batch[schema.BOXES][..., 1:]),
-            "given, with the boxes of the finding that was found best": framed(given, self._best(logits, theta)),
-            "aligned, with the same": framed(x, self._best(logits, identity(len(x)))),
+            "given, true boxes": framed(given, batch[schema.BOXES][..., 1:]),
+            "given, boxes of the best found finding": framed(given, self._best(logits, theta)),
+            "aligned, the same": framed(x, self._best(logits, identity(len(x)))),
             "attention": contrast(own, self._net.mean_negative)[:, 0],
         }
         figure = figures.picture_rows({name: images.cpu().numpy() for name, images in rows.items()})

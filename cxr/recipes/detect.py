@@ -109,7 +109,7 @@ class DetectRecipe(Recipe):
     """Overlap from which, of two boxes of a finding, the one with the lower score is left out."""
     members: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """Recipes, as JSON, of networks whose boxes are fused (WBF): an ensemble, which is made of trained networks and
-    not trained itself; see `detect_ensemble`. Empty: one network."""
+    not trained itself; `train_detect --members` writes them. Empty: one network."""
     fusion_iou: float = 0.55
     """Of an ensemble: overlap from which boxes of a finding become one."""
 

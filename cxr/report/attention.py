@@ -31,12 +31,12 @@ def boxed(picture_HW3: np.ndarray, boxes_N4: np.ndarray, colour: tuple[int, int,
 
 
 def titled(picture_HW3: np.ndarray, text: str) -> np.ndarray:
-    """A picture with a line of text in its upper left corner."""
+    """A picture with a line of text on a darkened strip along its upper edge."""
     drawn = np.ascontiguousarray(picture_HW3)
     scale = max(0.3, _LETTERS * len(drawn))
-    place = (3, round(10 + 20 * scale - 6))
-    for colour, thick in (((0, 0, 0), 3), (TEXT_BGR, 1)):
-        cv2.putText(drawn, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thick, cv2.LINE_AA)
+    strip = round(36 * scale)
+    drawn[:strip] //= 2
+    cv2.putText(drawn, text, (3, round(26 * scale)), cv2.FONT_HERSHEY_SIMPLEX, scale, TEXT_BGR, 1, cv2.LINE_AA)
     return drawn
 
 
