@@ -82,8 +82,8 @@ def _check_same(recipes: Mapping[str, Recipe], archive: str, out: str) -> None:
     about, archive = storage.join(out, ABOUT), storage.normalise(archive)
     before: dict[str, Any] = storage.read_json(about) if storage.exists(about) else {ARCHIVE: archive}
     changed = [f"{ARCHIVE} was {before[ARCHIVE]}, is {archive}"] if before[ARCHIVE] != archive else []
-    for name, recipe in recipes.items():
-        changed += [f"{name}: {change}" for change in recipe.changes_from(before.get(name, recipe.to_dict()))]
+    for name in (name for name in recipes if name in before):
+        changed += [f"{name}: {change}" for change in recipes[name].changes_from(before[name])]
     if changed:
         raise UserError(f"{out} holds a study of other settings ({'; '.join(changed)}): give another --out, or these")
     storage.write_json(about, {**before, **{name: recipe.to_dict() for name, recipe in recipes.items()}})
