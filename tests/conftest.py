@@ -15,9 +15,13 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Processes that share the tests (`pytest -n 2 --dist loadgroup`) take whole files, one of them all of Ray's."""
+    """Processes that share the tests (`pytest -n 2 --dist loadgroup`) take whole files, one of them all of Ray's.
+
+    Those are half of the time: they come first, so that the other process does the rest meanwhile.
+    """
     if not config.pluginmanager.has_plugin("xdist"):
         return
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
     for item in items:
         group = "ray" if item.get_closest_marker("ray") else item.location[0]
         item.add_marker(pytest.mark.xdist_group(group))
