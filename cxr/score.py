@@ -136,6 +136,7 @@ def _plan(archive: str, kept: Checkpoint, options: ScoreOptions) -> Plan:
         _check_shards(info, kept, options)
         lung_crop.check_shards(info, crop)
         shards.check_enhanced(info, kept.recipe.enhancement)
+        shards.check_ids(info)
         origin = Origin(archive, info.source, info.findings)
         return Plan(_shard_parts(info), info.pixels, origin, bool(info.latents), crop, info.enhancement)
     manifest = open_manifest(archive, options.source)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +22,7 @@ ARCHIVE_FILE, REJECTS_FILE = "archive.json", "rejects.parquet"
 KIND, VERSION = "cxr-shards", 1
 MEMBERS, ARCHIVES = "members", "archives"  # of an archive.json that makes several shards one
 ALIKE = ("pixels", "row_group_rows", "lung_crop", "enhancement")  # in what these must agree
+_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,33 @@ def join_shards(uri: str, members: Sequence[str], archives: Sequence[str]) -> Sh
 def joined_archives(uri: str) -> tuple[str, ...]:
     """The archives that `join_shards` was given at `uri`; none where it was not called."""
     return tuple(storage.read_json(storage.join(uri, ARCHIVE_FILE)).get(ARCHIVES, ())) if is_shards(uri) else ()
+
+
+def made_of(uri: str) -> tuple[str, ...]:
+    """The raw archives of which shards were made, or latents of these; the archive itself where it is a raw one."""
+    if not is_shards(uri):
+        return (uri,) if uri else ()
+    about = storage.read_json(storage.join(uri, ARCHIVE_FILE))
+    return tuple(raw for one in about.get(MEMBERS) or (about["archive"],) for raw in made_of(one))
+
+
+def check_ids(info: ShardInfo) -> None:
+    """Raise UserError where several shards used as one name two images alike: scores are known by their image's id.
+
+    To train on them does no harm.
+    """
+    if not joined_archives(info.uri):
+        return
+    files = [file.uri for files in info.parts.values() for file in files]
+    files += [storage.join(info.uri, REJECTS_FILE)] if info.rejects else []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        tables = pool.map(partial(storage.read_parquet, columns=[schema.IMAGE_ID]), files)
+        counts = Counter(name for table in tables for name in table[schema.IMAGE_ID].to_pylist())
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise UserError(
+            f"{info.uri} stands for several archives, which have {len(twice):,} image ids in common, {twice[0]!r} "
+            f"for one: score and judge each archive alone, or rename the images of one"
+        )
 
 
 def check_alike(kinds: Mapping[str, Mapping[str, object]]) -> None:

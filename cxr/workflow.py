@@ -24,7 +24,7 @@ from cxr.schema import PixelFormat
 from cxr.shard_stream import ShardStream
 from cxr.sources import Labelling, chestxray14, open_manifest, siim
 from cxr.study import train_all
-from cxr.train import RunOptions, check_resume, fit, prepare
+from cxr.train import RunOptions, begun_with, check_resume, fit, prepare
 from cxr.tune import SearchOptions, objectives_of, search, searched
 
 SHARDS = "shards"  # in OUT
@@ -138,7 +138,8 @@ def settled(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
     """The recipe with what depends on this place decided, aloud, and what its trainings share made in OUT."""
     if recipe.lung_crop:
         recipe = recipe.replace(lung_crop=storage.normalise(recipe.lung_crop))
-    recipe, notes = recipe.resolved()
+    begun = begun_with(out) if run.resume else None
+    recipe, notes = recipe.resolved() if begun is None else recipe.resumed(begun)
     for note in notes:
         print(f"note: {note}", flush=True)
     return prepare(recipe, out, run)

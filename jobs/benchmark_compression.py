@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cxr import checkpoint, storage
+from cxr import checkpoint, lung_crop, storage
 from cxr.benchmark import compression, compression_report, xrays
 from cxr.benchmark.compression import Judge
 from cxr.checkpoint import Checkpoint
@@ -50,7 +50,8 @@ def main(options: Options) -> dict[str, Any]:
     classifier = checkpoint.load(options.classifier) if options.classifier else kept
     compression.check_compressor(kept)
     compression.check_classifier(classifier)
-    given, notes = xrays.read(archive, options.split, kept.recipe, options.limit)
+    crop = lung_crop.of_checkpoint(kept)
+    given, notes = xrays.read(archive, options.split, kept.recipe, options.limit, crop=crop)
     for note in notes:
         print(f"note: {note}", flush=True)
     judge = Judge(given, classifier, options.shown % len(given.pixels), options.resamples, options.seed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cxr import checkpoint, storage
+from cxr import checkpoint, lung_crop, storage
 from cxr.benchmark import aecnn, xrays
 from cxr.job import run_job
 from cxr.recipes.aecnn import AecnnRecipe
@@ -46,7 +46,8 @@ def main(options: Options) -> dict[str, Any]:
     recipes = {name: recipe.replace(compressor=compressor) for name, compressor in compressors.items()}
     trained = train_all(recipes, range(options.seeds), data, out, options.run, source=options.data.source)
     networks = {name: [checkpoint.load(t.checkpoint) for t in trained if t.name == name] for name in recipes}
-    test, notes = xrays.read(data, "test", recipe, options.test_images, options.data.source)
+    crop = lung_crop.of_recipe(recipe)
+    test, notes = xrays.read(data, "test", recipe, options.test_images, options.data.source, crop)
     for note in notes:
         print(f"note: {note}", flush=True)
     judged = aecnn.variants(networks, test)

@@ -12,6 +12,7 @@ from cxr import storage
 from cxr.job import run_job
 from cxr.judge.base import read_run
 from cxr.judge.vinbigdata import NormalFilter, normal_probabilities, write_submission
+from cxr.sources.vinbigdata import META_FILES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,11 @@ def main(options: Options) -> dict[str, Any]:
     counts = write_submission(read_run(options.run), uri, normal)
     print("{images:,} images, {normal:,} as normal, {errors:,} of these for an error; ".format(**counts), end="")
     print("{boxes_left_out:,} boxes of other findings left out".format(**counts))
+    if counts["of_unknown_size"]:
+        print(
+            "note: {of_unknown_size:,} images with boxes are no DICOM, and nothing tells their originals' sizes: "
+            "they are submitted in pixels of the files. {} would tell".format(" and ".join(META_FILES), **counts)
+        )
     return {"submission": uri, "metrics": counts}
 
 

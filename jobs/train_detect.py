@@ -3,21 +3,29 @@
 python jobs/train_detect.py  # on a phantom archive: the smallest network, for CPUs
 
 python jobs/train_detect.py --archive s3://xrays/vinbigdata --shard-size 640 --size 640 --architecture yolov5m \\
-    --epochs 100 --out s3://xrays/detect --workers 8
+    --algorithm sgd --lr 0.01 --mosaic 1 --close-mosaic 10 --scale 0.5 --batch-size 16 --epochs 100 \\
+    --out s3://xrays/detect --workers 8
 
 python jobs/train_detect.py --archive s3://xrays/vinbigdata --shard-size 1024 --folds 5 --members 5 \\
     --architectures yolov5s yolov5m --sizes 640 1024 --out s3://xrays/ensemble  # as many at once as there is room for
+
+Left to themselves the settings are for some hundred images and some thousand steps: AdamW, no mosaic. The first of
+these commands gives those of Ultralytics, for long trainings on many images.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cxr import checkpoint, storage
+from cxr.benchmark import detection
 from cxr.errors import UserError
 from cxr.job import run_job
 from cxr.models.yolo import YoloEnsemble, YoloSize
@@ -40,9 +48,14 @@ class Options:
     """Of members, in turn; left out, the recipe's."""
     sizes: tuple[int, ...] = ()
     """Of members, in turn; left out, the recipe's."""
+    test_images: int = 1000
+    """Images of the test split, spread evenly, by which an ensemble and its members are compared; 0: all. They are
+    held in memory, and seen by this machine."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=400))
     recipe: DetectRecipe = field(
-        default_factory=lambda: DetectRecipe(size=256, epochs=20, warmup=0.1, close_mosaic=5)
+        default_factory=lambda: DetectRecipe(
+            size=256, epochs=20, batch_size=8, algorithm="adamw", lr=0.001, mosaic=0.0, close_mosaic=0, scale=0.3
+        )
     )
     run: RunOptions = field(default_factory=RunOptions)
 
@@ -80,13 +93,34 @@ def train_members(options: Options) -> dict[str, Any]:
     trained = train_all(recipes, None, data, out, options.run, source=source, spared=True)
     if not trained:
         raise RuntimeError(f"all {len(recipes)} members failed: their messages stand above")
-    kept = [one.checkpoint for one in trained]
-    for one in trained:
-        print(f"checkpoint of {one.name}: {one.checkpoint}", flush=True)
-    together = save_ensemble(kept, storage.join(out, "checkpoint"))
+    kept = {one.name: one.checkpoint for one in trained}
+    for name, uri in kept.items():
+        print(f"checkpoint of {name}: {uri}", flush=True)
+    together = save_ensemble(list(kept.values()), storage.join(out, "checkpoint"))
     print(f"checkpoint of {len(kept)} members together: {together}", flush=True)
-    failed = sorted(set(recipes) - {one.name for one in trained})
-    return {"checkpoint": together, "members": kept, "failed": failed, "data": data}
+    told = {"checkpoint": together, "members": kept, "failed": sorted(set(recipes) - set(kept)), "data": data}
+    return told | {"metrics": compared(kept, together, data, options.test_images)}
+
+
+def compared(members: Mapping[str, str], together: str, data: str, limit: int) -> dict[str, float]:
+    """What the ensemble gains over its members, printed too; nothing where there are no images to see it by."""
+    found = detection.held_out(data, limit)
+    if found is None:
+        print(
+            f"note: {data} has no test or val images with boxes in shards: nothing to compare members by", flush=True
+        )
+        return {}
+    split, xrays = found
+    if split == "val":
+        print(
+            "note: no test images with boxes; validation images chose the members' epochs, or taught some", flush=True
+        )
+    loaded = {name: checkpoint.load(uri) for name, uri in members.items()}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    judged = detection.compare(loaded, checkpoint.load(together), xrays, device)
+    print(f"{judged.images:,} images of the {split} split, {judged.patients:,} patients", flush=True)
+    print(detection.table(judged), flush=True)
+    return detection.metrics(judged)
 
 
 def save_ensemble(members: list[str], target: str) -> str:

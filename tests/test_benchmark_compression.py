@@ -7,11 +7,13 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 
-from cxr import latents, schema
+from cxr import latents, lung_crop, schema, storage
 from cxr.benchmark import codecs, compression, compression_report, xrays
 from cxr.benchmark.compression import AS_STORED, RAW, Judge, Row
 from cxr.benchmark.xrays import XRays
@@ -20,7 +22,12 @@ from cxr.errors import UserError
 from cxr.phantom.archive import write_phantom
 from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
+from cxr.rows import make_rows
+from cxr.schema import PixelFormat
+from cxr.sources import open_manifest
+from tests.lung_rule import save_finder
 from tests.made_shards import chest_like, write_shards
+from tests.test_lung_crop import chest
 
 SIZE, COUNT = 64, 24
 CODEC = "aecnn 16:1"
@@ -160,6 +167,25 @@ def test_a_raw_archive_is_decoded_and_its_bad_images_told(tmp_path: Path, kept: 
         path.write_bytes(b"")
     with pytest.raises(UserError, match="can be used"):
         xrays.read(str(tmp_path), "train", kept.recipe)
+
+
+def test_images_are_cropped_and_enhanced_as_in_scoring(tmp_path: Path, kept: Checkpoint) -> None:
+    crop = lung_crop.by_checkpoint(save_finder(tmp_path / "finder"))
+    recipe = kept.recipe.replace(normalise="percentile", equalise="clahe")
+    raw = str(tmp_path / "raw")
+    for number in range(4):
+        storage.write_bytes(f"{raw}/{number}.png", cv2.imencode(".png", chest(100 + number, 80)[0])[1].tobytes())
+    read, _ = xrays.read(raw, "train", recipe, crop=crop)
+    table = open_manifest(raw).table.filter(pc.field(schema.SPLIT) == "train")
+    scored = make_rows(table, PixelFormat(SIZE), crop=crop.loaded(), enhance=recipe.enhancement)
+    np.testing.assert_array_equal(read.pixels, schema.pixels_array(scored[schema.PIXELS], PixelFormat(SIZE)))
+    for changes in ({"recipe": kept.recipe, "crop": crop}, {"recipe": recipe}):
+        assert not np.array_equal(xrays.read(raw, "train", **changes)[0].pixels, read.pixels)
+    shards = write_shards(tmp_path / "shards", {"train": 3}, size=SIZE)
+    with pytest.raises(UserError, match="was done: nothing; wanted is: --normalise percentile --equalise clahe"):
+        xrays.read(shards, "train", recipe)
+    with pytest.raises(UserError, match="holds whole images, wanted are crops"):
+        xrays.read(shards, "train", kept.recipe, crop=crop)
 
 
 def test_other_checkpoints_are_refused(kept: Checkpoint) -> None:

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     },
     "benchmark": BASE
     | {f"cxr.{name}" for name in ("storage", "sources", "rows", "batches", "models", "metrics", "report")}
-    | {"cxr.recipes.base", "cxr.checkpoint", "cxr.shards", "cxr.latents"},
+    | {"cxr.recipes.base", "cxr.checkpoint", "cxr.shards", "cxr.latents", "cxr.lung_crop"},
 }
 
 

@@ -82,6 +82,13 @@ def test_settings_survive_json(recipe: Recipe) -> None:
     assert type(again) is type(recipe)
 
 
+def test_settings_that_an_older_version_did_not_have_were_their_defaults(recipe: Recipe) -> None:
+    written = json.loads(json.dumps(recipe.to_dict()))
+    older = {name: value for name, value in written.items() if name != "denoise"}
+    assert recipe.changes_from(older) == []
+    assert recipe.replace(denoise="median").changes_from(older) == ["denoise was 'none', is 'median'"]
+
+
 def test_defaults_need_no_download(recipe: Recipe) -> None:
     settled, notes = type(recipe)().resolved()
     assert (settled, notes) == (type(recipe)(), [])

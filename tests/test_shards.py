@@ -112,6 +112,9 @@ def test_shards_joined_are_read_as_one(tmp_path: Path) -> None:
     seen = [number for batch in numbers(stream(info, "train").every()) for number in batch]
     assert seen == [*range(30), *range(20)]
     assert shards.joined_archives(both) == ("/a", "/b")
+    with pytest.raises(UserError, match=r"both stands for several archives, which have 24 image ids in common"):
+        shards.check_ids(info)
+    shards.check_ids(shards.read_info(members[0]))
     assert shards.joined_archives(members[0]) == shards.joined_archives(str(tmp_path / "none")) == ()
 
 
@@ -127,3 +130,11 @@ def test_shards_that_differ_cannot_be_joined(tmp_path: Path, other: dict[str, An
     with pytest.raises(UserError, match=rf"/a and .*/b cannot be used together: {differing}"):
         shards.join_shards(str(tmp_path / "both"), members, members)
     assert not shards.is_shards(str(tmp_path / "both"))
+
+
+def test_an_image_id_of_a_reject_counts_as_well(tmp_path: Path) -> None:
+    members = [write_shards(tmp_path / "a", {"train": 3}), write_shards(tmp_path / "b", {"val": 3})]
+    shards.check_ids(shards.join_shards(str(tmp_path / "both"), members, ["/a", "/b"]))
+    reject(tmp_path / "b", "train-0001.png")
+    with pytest.raises(UserError, match=r"1 image ids in common, 'train-0001.png' for one"):
+        shards.check_ids(shards.join_shards(str(tmp_path / "both"), members, ["/a", "/b"]))

@@ -14,9 +14,13 @@ from cxr.ledger import LEDGER_FILE
 from cxr.phantom.nlm import write_masked_phantom
 from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
+from cxr.recipes.attend import AttendRecipe
+from cxr.recipes.base import Recipe
+from cxr.recipes.pneumothorax import PneumothoraxRecipe
 from cxr.study import Trained
 from cxr.train import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, train_job
+from cxr.train.log import METRICS_FILE
+from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, train_job
 from tests.made_shards import write_shards
 
 RECIPE = AlignRecipe(size=32, trunk="conv3", lungs=False)
@@ -109,3 +113,31 @@ def test_folds_of_which_none_is_named_are_all_trained(
     assert [(one["fold"], one["metrics"]["agreement"]) for one in result["folds"]] == [(0, 0.5), (1, 0.7)]
     assert result["data"] == f"{out}/shards"
     assert "0.6 ± 0.1414" in capsys.readouterr().out
+
+
+GONE = "/gone/weights.pt"
+
+
+@pytest.mark.parametrize(
+    ("given", "filled_in"),
+    [
+        (AecnnRecipe(start_from=GONE), {}),
+        (AecnnRecipe(classifier_weights=GONE), {}),
+        (PneumothoraxRecipe(architecture="fcn8s", backbone_weights=GONE, freeze_backbone=True), {}),
+        (AttendRecipe(aligner=GONE), {"aligner_recipe": {"family": "align", "size": 64}}),
+        (AlignRecipe(lungs=True), {"lung_weights": GONE}),
+    ],
+)
+def test_going_on_does_not_need_what_training_started_from(
+    given: Recipe, filled_in: dict[str, Any], tmp_path: Path
+) -> None:
+    out, resume, begun = str(tmp_path), RunOptions(resume=True), given.replace(**filled_in)
+    with pytest.raises(UserError, match="gone"):
+        begun.resolved()
+    with pytest.raises(UserError, match="gone"):
+        settled(begun, out, resume)  # no checkpoint yet: training begins
+    storage.write_text(f"{out}/{METRICS_FILE}", '{"epoch": 1, "checkpoint": "epoch_0001"}\n')
+    about = {"kind": checkpoint.KIND, "version": checkpoint.VERSION, "recipe": begun.to_dict()}
+    storage.write_json(f"{out}/train/epoch_0001/{checkpoint.ABOUT}", about)
+    again = settled(given.replace(epochs=given.epochs + 1), out, resume)
+    assert again == begun.replace(epochs=given.epochs + 1)

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from cxr import schema, shards, storage
+from cxr import batches, schema, shards, storage
+from cxr.checkpoint import Checkpoint
 from cxr.errors import UserError
 from cxr.metrics.localization import Boxes, Located, known_places, locate
+from cxr.recipes.base import check_size
 from cxr.schema import PixelFormat
 
+BATCH = 32  # images that a network sees at once
 _SIZES = (schema.WIDTH_PX, schema.HEIGHT_PX)
 _COLUMNS = (schema.IMAGE_ID, schema.PATIENT_ID, schema.LABELS, schema.BOXES, *_SIZES, schema.FRAME, schema.PIXELS)
 
@@ -42,11 +46,30 @@ class BoxedXRays:
         """True boxes in pixels of the originals."""
         return Boxes.of(self.rows[schema.BOXES], self.findings)
 
+    @property
+    def known(self) -> np.ndarray:
+        """(N, F) bool: it is known whether and where an image shows a finding."""
+        return known_places(self.true, self.rows[schema.BOXES].is_valid().to_numpy(), self.labels)
+
     def located(self, found: Boxes) -> Located:
         """Found boxes, in pixels of the originals, laid over the true ones."""
-        true = self.true
-        listed = self.rows[schema.BOXES].is_valid().to_numpy()
-        return locate(found, true, known_places(true, listed, self.labels))
+        return locate(found, self.true, self.known)
+
+    @torch.inference_mode()
+    def scored(self, kept: Checkpoint, device: torch.device) -> pa.Table:
+        """Scores of the images, as scoring gives them.
+
+        Raises:
+            UserError: images stored smaller than the network wants them.
+        """
+        check_size(kept.recipe, self.pixels.size)
+        network, scores = kept.network.to(device), []
+        for start in range(0, self.rows.num_rows, BATCH):
+            rows = self.rows.slice(start, BATCH)
+            columns = batches.to_columns(rows, [schema.PIXELS], self.pixels)
+            batch = batches.to_device(batches.to_tensors(columns, self.pixels), device)
+            scores.append(kept.recipe.scored(kept.recipe.predict(network, batch), rows))
+        return pa.concat_tables(scores)
 
     def boxed(self) -> list[int]:
         """Findings of which there are true boxes, by their places."""

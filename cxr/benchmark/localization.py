@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import torch
 
-from cxr import batches, schema
+from cxr import schema
 from cxr.benchmark.boxed_xrays import BoxedXRays
 from cxr.benchmark.xrays import patients_of
 from cxr.checkpoint import Checkpoint
@@ -26,9 +25,7 @@ from cxr.metrics.localization import (
     column_means,
     drawn_means,
 )
-from cxr.recipes.base import check_size
 
-BATCH = 32
 SMALL, LARGE = ("Nodule", "Mass"), ("Cardiomegaly",)
 
 
@@ -131,20 +128,13 @@ def _mean(values_RF: np.ndarray) -> np.ndarray:
     return column_means(values_RF.T)
 
 
-@torch.inference_mode()
 def _found(kept: Checkpoint, xrays: BoxedXRays, device: torch.device) -> tuple[Boxes, np.ndarray]:
     """Found boxes in pixels of the originals, and probabilities (N, F)."""
-    check_size(kept.recipe, xrays.pixels.size)
     if not {schema.FOUND_BOXES, schema.PROBABILITIES} <= set(kept.recipe.score_columns.names):
         raise UserError(
             f"{kept.uri} is of family {kept.recipe.family!r}, which does not give boxes and probabilities"
         )
-    network, scores = kept.network.to(device), []
-    for start in range(0, xrays.rows.num_rows, BATCH):
-        rows = xrays.rows.slice(start, BATCH)
-        tensors = batches.to_tensors(batches.to_columns(rows, [schema.PIXELS], xrays.pixels), xrays.pixels)
-        scores.append(kept.recipe.scored(kept.recipe.predict(network, batches.to_device(tensors, device)), rows))
-    told = pa.concat_tables(scores)
+    told = xrays.scored(kept, device)
     probabilities = np.array(told[schema.PROBABILITIES].to_pylist(), np.float64)
     return Boxes.of(told[schema.FOUND_BOXES], xrays.findings), probabilities
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from cxr import schema, shards, storage
+from cxr import lung_crop, schema, shards, storage
 from cxr.errors import UserError
+from cxr.lung_crop import LungCrop
 from cxr.recipes.base import Recipe, check_size, unit_pixels
 from cxr.rows import make_rows
 from cxr.schema import PixelFormat
@@ -30,26 +32,33 @@ class XRays:
     patients: np.ndarray  # (B,) ids; an image whose patient is not known is a patient of its own
 
 
-def read(archive: str, split: str, recipe: Recipe, limit: int = 0, source: str = "auto") -> tuple[XRays, list[str]]:
-    """Images of a split as `recipe` sees them, rounded to 8 bits, and notes on those left out.
+def read(
+    archive: str, split: str, recipe: Recipe, limit: int = 0, source: str = "auto", crop: LungCrop | None = None
+) -> tuple[XRays, list[str]]:
+    """Images of a split as `recipe` sees them in scoring, rounded to 8 bits, and notes on those left out.
 
     Args:
         limit: take at most so many, spread evenly; 0 for all.
+        crop: how images are cropped for `recipe`; None: they are whole.
 
     Raises:
-        UserError: no such archive, latents, no image in the split, or images stored smaller than `recipe` wants.
+        UserError: no such archive, latents, no image in the split, or images stored smaller than `recipe` wants,
+            or cropped or enhanced otherwise.
     """
     archive = storage.normalise(archive)
     if shards.is_shards(archive):
         info = shards.read_info(archive)
         check_size(recipe, info.pixels.size)
+        lung_crop.check_shards(info, crop)
+        shards.check_enhanced(info, recipe.enhancement)
         findings, total, blocks = info.findings, info.rows(split), _of_shards(info, split)
         pixels = info.pixels
     else:
         manifest, pixels = open_manifest(archive, source), PixelFormat(recipe.size)
         table = manifest.table.filter(pc.field(schema.SPLIT) == split)
         table = table.take(_chosen(table.num_rows, limit))
-        findings, total, blocks = manifest.findings, table.num_rows, _decoded(table, pixels)
+        make = partial(make_rows, pixels=pixels, crop=crop and crop.loaded(), enhance=recipe.enhancement)
+        findings, total, blocks = manifest.findings, table.num_rows, _decoded(table, make)
     if not total:
         raise UserError(f"{archive} has no usable image in its {split} split: give another --split or archive")
     wanted = _chosen(total, limit)
@@ -72,9 +81,9 @@ def _of_shards(info: shards.ShardInfo, split: str) -> Iterator[pa.Table]:
         yield storage.read_parquet(file.uri, columns=columns)
 
 
-def _decoded(table: pa.Table, pixels: PixelFormat) -> Iterator[pa.Table]:
+def _decoded(table: pa.Table, make: Callable[[pa.Table], pa.Table]) -> Iterator[pa.Table]:
     for start in range(0, table.num_rows, _BLOCK):
-        yield make_rows(table.slice(start, _BLOCK), pixels)
+        yield make(table.slice(start, _BLOCK))
 
 
 def _taken(blocks: Iterator[pa.Table], wanted: np.ndarray) -> Iterator[pa.Table]:

@@ -100,18 +100,20 @@ def read_truth(
     Of shards, images that ingest rejected are there too, with nothing but their ids.
 
     Raises:
-        UserError: no such archive, or no image in that split.
+        UserError: no such archive, no image in that split, or shards used as one that name two images alike.
     """
     archive = storage.normalise(archive)
-    return of_split(read_all_truth(archive, source, columns, labelling), archive, split)
+    return of_split(read_all_truth(archive, source, columns, labelling, split), archive, split)
 
 
-def read_all_truth(archive: str, source: str, columns: Sequence[str], labelling: Labelling | None = None) -> Manifest:
-    """What `read_truth` reads, of the images of all splits."""
+def read_all_truth(
+    archive: str, source: str, columns: Sequence[str], labelling: Labelling | None = None, needed: str = "all"
+) -> Manifest:
+    """What `read_truth` reads, of the images of all splits; of shards perhaps those of `needed` alone."""
     wanted = [schema.IMAGE_ID, schema.SPLIT, *columns]
     if shards.is_shards(archive):
         (labelling or Labelling()).check_raw(archive)
-        return _of_shards(shards.read_info(archive, latents=True), wanted)
+        return _of_shards(shards.read_info(archive, latents=True), wanted, needed)
     known = open_manifest(archive, source, labelling)
     return Manifest(known.table.select(wanted), known.findings, known.notes)
 
@@ -135,10 +137,13 @@ def patient_numbers(table: pa.Table) -> np.ndarray:
     return np.unique(patients, return_inverse=True)[1]
 
 
-def _of_shards(info: shards.ShardInfo, columns: Sequence[str]) -> Manifest:
+def _of_shards(info: shards.ShardInfo, columns: Sequence[str], split: str) -> Manifest:
+    """The images of a split and of the rejects, or of all splits where it has none, or none is named."""
+    shards.check_ids(info)
     fields = pa.schema([schema.row_schema(info.pixels).field(name) for name in columns])
-    uris = [file.uri for files in info.parts.values() for file in files]
+    parts = [info.parts[split]] if info.rows(split) else info.parts.values()
+    uris = [file.uri for files in parts for file in files]
     uris += [storage.join(info.uri, shards.REJECTS_FILE)] if info.rejects else []
     with ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(partial(storage.read_parquet, columns=columns), uris))
-    return Manifest(pa.concat_tables(schema.filled(part, fields) for part in parts), info.findings)
+        tables = list(pool.map(partial(storage.read_parquet, columns=columns), uris))
+    return Manifest(pa.concat_tables(schema.filled(table, fields) for table in tables), info.findings)

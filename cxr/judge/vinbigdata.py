@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from cxr import schema, storage
+from cxr import schema, shards, storage
 from cxr.boxes import Found, filtered
 from cxr.boxes.normal import NO_FINDING
 from cxr.errors import UserError
 from cxr.judge import box_scores, probabilities
-from cxr.judge.base import Run
+from cxr.judge.base import Run, read_scores
 from cxr.metrics import detection
 from cxr.metrics.localization import Boxes
 from cxr.report.tables import csv_text
+from cxr.sources import vinbigdata
 from cxr.sources.annotations import stem
 
 _NORMAL = f"{NO_FINDING} 1 0 0 1 1"
@@ -52,15 +53,17 @@ def write_submission(run: Run, uri: str, normal: NormalFilter | None = None) -> 
     """Write a row an image of the run to `uri`, sorted by image_id; returns counts.
 
     image_id is the file's name without folders and ending. The challenge wants every image: one without boxes, or
-    with an error in place of them, is submitted as normal. Boxes are rounded to whole pixels; those of findings that
-    are not VinBigData's are left out and counted.
+    with an error in place of them, is submitted as normal. Boxes are brought to the originals' pixels, where the
+    archive that was scored holds copies and tells the originals' sizes, and rounded; those of findings that are not
+    VinBigData's are left out and counted, images with boxes that are no DICOM and of unknown original size as well.
 
     Raises:
         UserError: the run finds no boxes, none of VinBigData's findings, or two of its images have the same name; or
             the filter does not know an image.
     """
     scores = box_scores.load_scores(run)
-    found, others = _found(scores, run)
+    scales, of_unknown_size = _to_originals(scores, run)
+    found, others = _found(scores, run, scales)
     rows: dict[str, str] = {}
     for image_id, good, boxes in zip(scores.image_ids.to_pylist(), scores.good.tolist(), found, strict=True):
         if stem(image_id) in rows:
@@ -72,17 +75,37 @@ def write_submission(run: Run, uri: str, normal: NormalFilter | None = None) -> 
         "images": len(rows),
         "normal": sum(row == _NORMAL for row in rows.values()),
         "boxes_left_out": others,
+        "of_unknown_size": of_unknown_size,
         "errors": int((~scores.good).sum()),
     }
 
 
-def _found(scores: box_scores.Scores, run: Run) -> tuple[list[Found], int]:
+def _to_originals(scores: box_scores.Scores, run: Run) -> tuple[np.ndarray, int]:
+    """(N, 2) what boxes are to be multiplied by in x and y; and of how many images with boxes that is not known."""
+    sizes: dict[str, list[int]] = {}
+    for archive in shards.made_of(run.archive):
+        sizes |= vinbigdata.original_px(archive)
+    originals = np.array([sizes.get(stem(image_id), [np.nan] * 2)[::-1] for image_id in scores.image_ids.to_pylist()])
+    scales = originals.reshape(-1, 2) / np.maximum(scores.sizes_px, 1)
+    told = np.logical_and.reduce(np.isfinite(scales), axis=1)
+    boxed = pc.list_value_length(scores.boxes).fill_null(0).to_numpy() > 0
+    return np.where(told[:, None], scales, 1), int((boxed & ~told & ~_dicom(run)).sum())
+
+
+def _dicom(run: Run) -> np.ndarray:
+    """(N,) bool: which of the files that were scored are no copies, by their names."""
+    parts = read_scores(run, [schema.IMAGE_ID, schema.SOURCE_URI])
+    uris = (uri or "" for part in parts for uri in part[schema.SOURCE_URI].to_pylist())
+    return np.array([uri.lower().endswith(vinbigdata.DICOM) for uri in uris], bool)
+
+
+def _found(scores: box_scores.Scores, run: Run, scales: np.ndarray) -> tuple[list[Found], int]:
     """Of each image its boxes of VinBigData's findings, best score first, and how many boxes of others there are."""
     flat = Boxes.of(scores.boxes, schema.VINBIGDATA_FINDINGS)
     every = pc.sum(pc.list_value_length(scores.boxes)).as_py() or 0
     if every and not len(flat.image):
         raise UserError(f"{run.uri} has {every:,} boxes, none of VinBigData's findings: train on its annotations")
-    flat = flat.at(np.lexsort((-flat.score, flat.image)))
+    flat = flat.at(np.lexsort((-flat.score, flat.image))).scaled(*scales.T)
     ends = np.searchsorted(flat.image, np.arange(len(scores.good) + 1)).tolist()
     parts = (slice(*pair) for pair in pairwise(ends))
     return [Found(flat.xyxy[of], flat.score[of], flat.finding[of]) for of in parts], every - len(flat.image)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,10 +14,10 @@ from torch.nn import functional as F
 from cxr import schema
 from cxr.imaging.augment import random_affine
 from cxr.imaging.crops import corner_crops, random_crops, random_flips
-from cxr.metrics import classification
 from cxr.models.aecnn import AECNN, ResizeCodec, clipped
 from cxr.models.classifier import norm_layers
 from cxr.models.spatial_transformer import warp
+from cxr.recipes import judged_labels
 from cxr.recipes.base import Batch, Batches, Task, Workers, unit, unit_pixels
 from cxr.report import figures
 
@@ -191,20 +189,8 @@ class AecnnTask(Task):
     def _told(self, rows_N2F: Tensor) -> dict[str, float]:
         if self.stage == "autoencoder":
             return {}
-        scores, labels = (part.cpu().numpy() for part in rows_N2F.chunk(2, 1))
-        chosen = classification.choose_thresholds(scores, labels)
-        self._net.thresholds.copy_(torch.from_numpy(chosen.values))
-        self._thresholds = {"findings": list(self._net.findings), **chosen.describe()}
-        areas = classification.auroc(scores, labels)
-        measured = ~np.isnan(areas)
-        precisions = classification.average_precision(scores, labels)
-        named = zip(self._net.findings, areas, strict=True)
-        return {
-            "mean_auroc": _mean(areas[measured]),
-            "mean_ap": _mean(precisions[measured]),
-            "findings_measured": float(measured.sum()),
-            **{f"auroc/{finding}": float(area) for finding, area in named if not np.isnan(area)},
-        }
+        metrics, self._thresholds = judged_labels.judge(self._net, *rows_N2F.chunk(2, 1))
+        return metrics
 
     def described(self) -> dict[str, Any]:
         return {"thresholds": self._thresholds} if self._thresholds else {}
@@ -256,7 +242,3 @@ def _kept(errors_N2: Tensor) -> dict[str, float]:
         "psnr_of_images": float((-10 * decoded.log10()).mean()),
         "psnr_resized": float(-10 * resized.mean().log10()),
     }
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else math.nan

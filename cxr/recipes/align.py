@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import pyarrow as pa
 import torch
@@ -179,6 +179,14 @@ class AlignRecipe(Recipe):
     def resolved(self) -> tuple[Self, list[str]]:
         if self.lungs and self.lung_weights:
             lung_teacher.load(LungField(), self.lung_weights)
+        return self._with_features()
+
+    def resumed(self, begun: Mapping[str, Any]) -> tuple[Self, list[str]]:
+        same, notes = super().resumed(begun)
+        settled, more = same._with_features()  # the perceptual loss goes on comparing
+        return settled, notes + more
+
+    def _with_features(self) -> tuple[Self, list[str]]:
         if self.features not in perceptual.LAYERS or weights.is_uri(self.feature_weights):
             self._feature_state()
             return self, []

@@ -228,6 +228,11 @@ class AttendRecipe(Recipe):
                 settled = settled.replace(backbone_weights="")
         return settled, notes
 
+    def resumed(self, begun: Mapping[str, Any]) -> tuple[Self, list[str]]:
+        same = bool(self.aligner) and storage.normalise(self.aligner) == begun.get("aligner")
+        known = self.replace(aligner_recipe=begun["aligner_recipe"]) if same else self
+        return super(AttendRecipe, known).resumed(begun)
+
     def _backbone_state(self) -> Mapping[str, Tensor]:
         return weights.named(self.backbone, self.backbone_weights)
 

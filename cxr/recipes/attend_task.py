@@ -16,10 +16,10 @@ from cxr import boxes, schema
 from cxr.batches import HAS_BOXES
 from cxr.imaging.augment import random_affine
 from cxr.imaging.map_boxes import BoxRule, MapBoxes, boxes_of
-from cxr.metrics import classification
 from cxr.models.contrast_attention import ContrastAttention, contrast, probabilities, warp_boxes
 from cxr.models.multiple_instance import GridLoss, cells_inside
 from cxr.models.spatial_transformer import compose, identity, invert, warp
+from cxr.recipes import judged_labels
 from cxr.recipes.base import Batch, Batches, Task, Workers, unit_pixels
 from cxr.report import figures
 
@@ -146,23 +146,8 @@ class AttendTask(Task):
             scores.append(torch.cat([probabilities(logits), batch[schema.LABELS].float()], 1))
             found = boxes_found(logits, theta, self.lesson.rule, self.lesson.box_least)
             overlaps.append(torch.from_numpy(best_overlaps(found, batch)).to(device))
-        return self._told(workers.gather(torch.cat(scores))) | _located(workers.gather(torch.cat(overlaps)))
-
-    def _told(self, rows_N2F: Tensor) -> dict[str, float]:
-        scores, labels = (part.cpu().numpy() for part in rows_N2F.chunk(2, 1))
-        chosen = classification.choose_thresholds(scores, labels)
-        self._net.thresholds.copy_(torch.from_numpy(chosen.values))
-        self._thresholds = {"findings": list(self._net.findings), **chosen.describe()}
-        areas = classification.auroc(scores, labels)
-        measured = ~np.isnan(areas)
-        precisions = classification.average_precision(scores, labels)
-        named = zip(self._net.findings, areas, strict=True)
-        return {
-            "mean_auroc": float(areas[measured].mean()) if measured.any() else float("nan"),
-            "mean_ap": float(precisions[measured].mean()) if measured.any() else float("nan"),
-            "findings_measured": float(measured.sum()),
-            **{f"auroc/{finding}": float(area) for finding, area in named if not np.isnan(area)},
-        }
+        metrics, self._thresholds = judged_labels.judge(net, *workers.gather(torch.cat(scores)).chunk(2, 1))
+        return metrics | _located(workers.gather(torch.cat(overlaps)))
 
     def described(self) -> dict[str, Any]:
         compared = {

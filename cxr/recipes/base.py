@@ -165,7 +165,8 @@ class Recipe(ABC):
     mask_label: ClassVar[str] = schema.LUNGS
     """Which of an image's masks a batch holds, if `columns` has masks."""
     places: ClassVar[tuple[str, ...]] = ("lung_crop",)
-    """Settings that say where something lies, not what it is: it may be moved between two runs."""
+    """Settings that say where something lies, not what it is: it may be moved between two runs. What a family adds
+    to these is what training starts from, and not needed any more once it has."""
     ema_ramp: ClassVar[float] = 0.0
     """Moves of the weights over which `ema` rises to its value: after n it is ema · (1 − exp(−n / ema_ramp)); 0: at
     once."""
@@ -306,6 +307,16 @@ class Recipe(ABC):
         """
         return self, []
 
+    def resumed(self, begun: Mapping[str, Any]) -> tuple[Self, list[str]]:
+        """`resolved`, where training goes on from a checkpoint of the settings `begun`, as `to_dict` wrote them.
+
+        What it only started from, the family's own `places`, stays as it was and need not be had again.
+        """
+        if self.changes_from(begun, self.may_grow):
+            return self.resolved()
+        started = {name: begun[name] for name in self.places if name in begun and name not in Recipe.places}
+        return self.replace(**started), []
+
     def prepared(self, out: str) -> Self:
         """This recipe with what all its trainings share made ready in OUT: a network that they build on, say.
 
@@ -327,12 +338,16 @@ class Recipe(ABC):
         return {"family": self.family, **dataclasses.asdict(self)}
 
     def changes_from(self, old: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:
-        """In words, each setting that differs from what `to_dict` once wrote, but for `free` ones and `places`."""
-        new = json.loads(json.dumps(self.to_dict()))
+        """In words, each setting that differs from what `to_dict` once wrote, but for `free` ones and `places`.
+
+        A setting of which nothing was written, since there was none then, was as it is by default.
+        """
+        new, default = (json.loads(json.dumps(one.to_dict())) for one in (self, type(self)()))
+        was = default | dict(old)
         return [
-            f"{name} was {old.get(name)!r}, is {value!r}"
+            f"{name} was {was.get(name)!r}, is {value!r}"
             for name, value in new.items()
-            if name not in (*free, *self.places) and old.get(name) != value
+            if name not in (*free, *self.places) and was.get(name) != value
         ]
 
     def replace(self, **changes: Any) -> Self:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ from cxr.boxes import iou
 from cxr.imaging.augment import random_affine, random_exposure
 from cxr.imaging.crops import random_flips
 from cxr.imaging.map_boxes import FULL, BoxRule, MapBoxes, boxes_of
-from cxr.metrics import classification
 from cxr.models.multiscale_cam import MultiscaleCAM
 from cxr.models.spatial_transformer import warp
+from cxr.recipes import judged_labels
 from cxr.recipes.base import Batch, Batches, Task, Workers, unit_pixels
 from cxr.report import attention, figures
 
@@ -129,26 +128,12 @@ class LocalizeTask(Task):
         scores, labels, *heights = workers.gather(torch.cat(rows)).split(findings, 1)
         if len(scores):
             self._scale(labels, *torch.stack(heights).chunk(2))
-        return self._told(scores.cpu().numpy(), labels.cpu().numpy()) | self._located(batches, workers)
+        metrics, self._thresholds = judged_labels.judge(net, scores, labels)
+        return metrics | self._located(batches, workers)
 
     def _scale(self, labels_NF: Tensor, means_SNF: Tensor, peaks_SNF: Tensor) -> None:
         low = _mean_where(labels_NF == schema.NEGATIVE, means_SNF)
         self._net.scale_maps(low, _mean_where(labels_NF == schema.POSITIVE, peaks_SNF))
-
-    def _told(self, scores_NF: np.ndarray, labels_NF: np.ndarray) -> dict[str, float]:
-        chosen = classification.choose_thresholds(scores_NF, labels_NF)
-        self._net.thresholds.copy_(torch.from_numpy(chosen.values))
-        self._thresholds = {"findings": list(self._net.findings), **chosen.describe()}
-        areas = classification.auroc(scores_NF, labels_NF)
-        measured = ~np.isnan(areas)
-        precisions = classification.average_precision(scores_NF, labels_NF)
-        named = zip(self._net.findings, areas, strict=True)
-        return {
-            "mean_auroc": _mean(areas[measured]),
-            "mean_ap": _mean(precisions[measured]),
-            "findings_measured": float(measured.sum()),
-            **{f"auroc/{finding}": float(area) for finding, area in named if not np.isnan(area)},
-        }
 
     def _located(self, batches: Batches, workers: Workers) -> dict[str, float]:
         """A second pass, over the images that have boxes, since the maps' scale is known only after the first."""
@@ -265,7 +250,3 @@ def _mean_where(rows_NF: Tensor, values_SNF: Tensor) -> Tensor:
     """(S, F) mean over those rows that count for a finding; over all where none does."""
     counted = torch.where(rows_NF.any(0), rows_NF, True).float()
     return (values_SNF * counted).sum(1) / counted.sum(0)
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else math.nan

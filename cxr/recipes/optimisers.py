@@ -1,4 +1,4 @@
-"""Optimisers and schedules for one stage of training: AdamW with a cosine, and YOLO's SGD that decays linearly."""
+"""Optimisers and schedules for one stage of training: AdamW with a cosine, and YOLO's that decay linearly."""
 
 from __future__ import annotations
 
@@ -33,24 +33,31 @@ def warmup_cosine(optimiser: Optimizer, warmup: float, moves: int) -> LambdaLR:
 
 
 def grouped_sgd(network: nn.Module, lr: float, weight_decay: float, momentum: float) -> SGD:
-    """SGD with Nesterov's momentum as Ultralytics' trainer groups parameters: weights, norms' weights, biases.
+    """SGD with Nesterov's momentum, of parameters grouped as Ultralytics' trainer does; see `_groups`."""
+    return SGD(_groups(network, weight_decay), lr=lr, momentum=momentum, weight_decay=0.0, nesterov=True)
 
-    Only the first group decays. Parameters that require no gradient are left out.
-    """
+
+def grouped_adamw(network: nn.Module, lr: float, weight_decay: float, momentum: float, *, fused: bool) -> AdamW:
+    """AdamW of the same groups, `momentum` as the first beta."""
+    betas = momentum, 0.999
+    return AdamW(_groups(network, weight_decay), lr=lr, betas=betas, weight_decay=0.0, fused=fused)
+
+
+def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights, norms' weights, biases; only the first decay. Parameters that require no gradient are left out."""
     weights, norms, biases = [], [], []
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             group = biases if "bias" in name else norms if isinstance(module, _NORMS) else weights
             group += [parameter] * parameter.requires_grad
-    groups = [{"params": weights, "weight_decay": weight_decay}, {"params": norms}, {"params": biases}]
-    return SGD(groups, lr=lr, momentum=momentum, nesterov=True)
+    return [{"params": weights, "weight_decay": weight_decay}, {"params": norms}, {"params": biases}]
 
 
 @dataclass(frozen=True)
 class LinearDecay:
     """Ultralytics' schedule: from epoch to epoch the learning rate falls evenly, to the share `last` of its peak.
 
-    In the first `warmup` moves the biases' rate falls from `bias_lr`, all others' rises from 0, and the momentum
+    In the first `warmup` moves the biases' rate falls from `bias_lr`, all others' rises from 0, and SGD's momentum
     rises from `first_momentum`.
 
     Args:
@@ -64,12 +71,13 @@ class LinearDecay:
     bias_lr: float
     first_momentum: float
 
-    def schedule(self, optimiser: SGD) -> LambdaLR:
-        """For an optimiser of `grouped_sgd`."""
+    def schedule(self, optimiser: Optimizer) -> LambdaLR:
+        """For an optimiser of `grouped_sgd` or `grouped_adamw`."""
         *others, biases = optimiser.param_groups
-        of_biases = self._factor(self.bias_lr / biases["lr"])
-        peak = biases["momentum"]
-        return WithMomentum(optimiser, [self._factor(0.0)] * len(others) + [of_biases], self._momentum(peak))
+        factors = [self._factor(0.0)] * len(others) + [self._factor(self.bias_lr / biases["lr"])]
+        if isinstance(optimiser, SGD):
+            return WithMomentum(optimiser, factors, self._momentum(biases["momentum"]))
+        return LambdaLR(optimiser, factors)
 
     def _factor(self, first: float) -> Factor:
         def factor(move: int) -> float:

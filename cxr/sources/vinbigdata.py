@@ -36,7 +36,7 @@ ANNOTATIONS_FILE = "train.csv"
 META_FILES = ("train_meta.csv", "test_meta.csv")
 HEIGHT, WIDTH = "dim0", "dim1"  # of the original, pixels
 TRAIN, TEST = "train", "test"  # folders
-_DICOM = (".dicom", ".dcm")
+DICOM = (".dicom", ".dcm")
 
 
 def detect(uri: str) -> bool:
@@ -62,7 +62,7 @@ def manifest(uri: str) -> Manifest:
     stems = [stem(path) for path in paths.to_pylist()]
     ids, id_notes = image_ids(paths, pa.array(stems, pa.string()))
     boxes = [told.boxes.get(each) for each in stems]
-    frames = _original_px(uri)
+    frames = original_px(uri)
     columns = {
         schema.IMAGE_ID: ids,
         schema.PATIENT_ID: pa.array(stems, pa.string()),
@@ -79,8 +79,8 @@ def manifest(uri: str) -> Manifest:
     return Manifest(manifest_table(columns), schema.VINBIGDATA_FINDINGS, notes)
 
 
-def _original_px(uri: str) -> dict[str, list[int]]:
-    """[height, width] of the original by image id, as far as a file tells."""
+def original_px(uri: str) -> dict[str, list[int]]:
+    """[height, width] of the original by image id, as far as a file of the archive tells."""
     sizes: dict[str, list[int]] = {}
     for location in (storage.join(uri, file) for file in META_FILES):
         if storage.exists(location):
@@ -110,7 +110,7 @@ def _presence_notes(told: Read, stems: Sequence[str]) -> Iterator[str]:
 def _size_notes(paths: pa.Array, stems: Sequence[str], boxes: Sequence[Any], frames: dict[str, Any]) -> Iterator[str]:
     """Words on copies of unknown scale."""
     drawn = zip(paths.to_pylist(), stems, boxes, strict=True)
-    unsized = sum(bool(box) and each not in frames and not path.lower().endswith(_DICOM) for path, each, box in drawn)
+    unsized = sum(bool(box) and each not in frames and not path.lower().endswith(DICOM) for path, each, box in drawn)
     if unsized:
         where = f"of {unsized:,} images that are no DICOM no {META_FILES[0]} tells the original's size"
         yield f"{where}: their boxes are taken for pixels of the files"

@@ -58,7 +58,7 @@ def fit(
     folds, on all of these two splits' patients but one fold, which validates.
 
     Writes OUT/checkpoint (the best), OUT/NAME/epoch_* (best and last, for resuming) and average_*, OUT/metrics.jsonl
-    and OUT/tensorboard. Call `recipe.resolved()` first: workers apply the recipe as it is.
+    and OUT/tensorboard. Call `recipe.resolved()` first, or `resumed`: workers apply the recipe as it is.
 
     Raises:
         UserError: OUT holds a run already and `options.resume` is off, or holds none and it is on; storage
@@ -100,6 +100,17 @@ def check_resume(run: str, resume: bool) -> None:
         raise UserError(
             f"{run} holds no run to resume: give the --out of the run to go on with, or leave --resume out"
         )
+
+
+def begun_with(out: str, name: str = "train") -> dict[str, Any] | None:
+    """The settings, as `Recipe.to_dict` gives them, of the checkpoint from which the run in OUT/NAME would go on.
+
+    None: it has none, and training begins.
+    """
+    rows = read_metrics(out)
+    last = storage.join(out, name, rows[-1]["checkpoint"]) if rows else ""
+    there = bool(last) and storage.exists(storage.join(last, checkpoint.ABOUT))
+    return checkpoint.read_about(last)["recipe"] if there else None
 
 
 def _check_batch(recipe: Recipe, options: RunOptions) -> None:

@@ -20,7 +20,7 @@ from cxr.judge.base import SCORES, ReportOptions, read_run, read_truth
 from cxr.metrics import classification
 from cxr.phantom.archive import write_phantom
 from cxr.schema import FINDINGS_KEY
-from cxr.shards import ARCHIVE_FILE, KIND, REJECTS_FILE
+from cxr.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, join_shards
 from cxr.sources import open_manifest
 from jobs import report_run
 
@@ -201,6 +201,20 @@ def test_rejected_images_belong_to_the_truth(archive: str) -> None:
     assert known.table.num_rows == 52
     assert known.table[schema.LABELS].null_count == 2
     assert read_truth(archive, "auto", "all", []).table.num_rows == 62
+
+
+def test_only_the_split_that_is_judged_is_read(archive: str) -> None:
+    (Path(archive) / "val" / "part-00000.parquet").unlink()
+    assert read_truth(archive, "auto", "test", []).table.num_rows == 52
+    with pytest.raises(storage.NotFound):
+        read_truth(archive, "auto", "all", [])
+
+
+def test_archives_used_as_one_are_judged_only_where_ids_tell_their_images_apart(archive: str, tmp_path: Path) -> None:
+    other = write_archive(tmp_path / "other", images=12, rejects=0)
+    join_shards(str(tmp_path / "both"), [archive, other], ["/a", "/b"])
+    run = write_run(tmp_path / "run", named(guesses(60)), archive=archive)
+    assert "12 image ids in common" in mistake(run, tmp_path / "out", archive=str(tmp_path / "both"))
 
 
 def test_a_run_lies_where_scoring_puts_it(archive: str, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from cxr.judge import detections
 from cxr.judge.base import SCORES, ReportOptions, read_run
 from cxr.judge.vinbigdata import NormalFilter, normal_probabilities, write_submission
 from cxr.phantom.vinbigdata import write_vinbigdata_phantom
+from cxr.shards import ARCHIVE_FILE
 from cxr.sources import Labelling, open_manifest, readers
 from jobs import report_run, submit_vinbigdata
 
@@ -186,7 +187,7 @@ def test_a_submission_names_every_image_once(archive: str, truth: dict[str, Boxe
     run = write_run(tmp_path / "run", archive, found)
     options = submit_vinbigdata.Options(run=run, out=str(tmp_path / "out"))
     result = submit_vinbigdata.main(options)
-    assert result["metrics"] == {"images": 3, "normal": 2, "boxes_left_out": 1, "errors": 1}
+    assert result["metrics"] == {"images": 3, "normal": 2, "boxes_left_out": 1, "of_unknown_size": 1, "errors": 1}
     rows = read_csv(result["submission"])
     assert [row["image_id"] for row in rows] == ["a", "b", "c"]
     assert [row["PredictionString"] for row in rows] == [
@@ -194,6 +195,24 @@ def test_a_submission_names_every_image_once(archive: str, truth: dict[str, Boxe
         "0 0.5 2 3 11 15 3 0.123457 2 3 11 15",
         "14 1 0 0 1 1",
     ]
+
+
+@pytest.mark.parametrize("as_shards", [False, True])
+def test_boxes_found_in_copies_are_submitted_in_the_originals_pixels(
+    as_shards: bool, archive: str, truth: dict[str, Boxes], tmp_path: Path
+) -> None:
+    image = next(image for image, boxes in truth.items() if boxes)
+    scored = archive
+    if as_shards:
+        scored = str(tmp_path / "shards")
+        storage.write_json(f"{scored}/{ARCHIVE_FILE}", {"archive": archive})
+    run = write_run(tmp_path / "run", scored, {image: truth[image], "d": None})
+    counts = write_submission(read_run(run), str(tmp_path / "submission.csv"))
+    assert counts["of_unknown_size"] == 0
+    written = next(row for row in read_csv(str(tmp_path / "submission.csv")) if row["image_id"] == image)
+    found = np.array(written["PredictionString"].split(), float).reshape(-1, 6)
+    wanted = [[FINDINGS.index(box["label"]), *(box[name] for name in CORNERS)] for box in truth[image]]
+    assert sorted(found[:, [0, 2, 3, 4, 5]].tolist()) == sorted(np.rint(wanted).tolist())
 
 
 def test_a_submission_takes_a_classifiers_word_on_normal_images(archive: str, tmp_path: Path) -> None:

@@ -104,17 +104,30 @@ def test_steps_are_those_of_ultralytics() -> None:
             assert torch.allclose(shipped[name], value, atol=2e-3), name
 
 
-def test_parameters_are_grouped_as_ultralytics_does() -> None:
-    network = RECIPE.network(FINDINGS)
-    ours = RECIPE.optimiser(RECIPE.task(network), RECIPE.stages()[0], fused=False)
-    theirs = ultralytics("engine.trainer").BaseTrainer.build_optimizer(None, network.detector, "SGD", 0.01, 0.9, 0.1)
-    wanted = {
-        group["param_group"]: {id(p) for p in group["params"] if p.requires_grad} for group in theirs.param_groups
-    }
+@pytest.mark.parametrize(("algorithm", "named"), [("sgd", "SGD"), ("adamw", "AdamW")])
+def test_parameters_are_grouped_as_ultralytics_does(algorithm: str, named: str) -> None:
+    recipe = RECIPE.replace(algorithm=algorithm)
+    network = recipe.network(FINDINGS)
+    ours = recipe.optimiser(recipe.task(network), recipe.stages()[0], fused=False)
+    build = ultralytics("engine.trainer").BaseTrainer.build_optimizer
+    theirs = build(None, network.detector, named, recipe.lr, recipe.momentum, recipe.weight_decay / 8)
+    assert type(ours) is type(theirs)
+    of_kind = {group["param_group"]: group for group in theirs.param_groups}
     for kind, group in zip(("weight", "bn", "bias"), ours.param_groups, strict=True):
-        assert {id(p) for p in group["params"]} == wanted[kind]
-        assert (group["weight_decay"] > 0) == (kind == "weight")
-        assert group["nesterov"]
+        assert {id(p) for p in group["params"]} == {id(p) for p in of_kind[kind]["params"] if p.requires_grad}
+        for name in set(group) - {"params", "fused"}:
+            assert group[name] == pytest.approx(of_kind[kind][name]), (kind, name)
+
+
+def test_adamw_warms_up_all_rates_from_nothing() -> None:
+    engine = engine_of(RECIPE.replace(algorithm="adamw"))
+    rates = []
+    for _ in range(EPOCHS * 2):
+        rates.append({group["lr"] for group in engine.optimiser.param_groups})
+        engine.optimiser.step()
+        engine.schedule.step()
+    assert all(len(of_move) == 1 for of_move in rates)
+    assert [rate for (rate,) in rates] == pytest.approx([plain_rates(move, 2, "weight")[0] for move in range(6)])
 
 
 def test_rates_and_momentum_follow_ultralytics_schedule_and_go_on_when_restored() -> None:
