@@ -102,7 +102,7 @@ def swift(folder: Path, venv: Path = VENV, port: int = 0) -> Iterator[dict[str, 
         _stop(servers)
 
 
-def client(variables: dict[str, str]):
+def client(variables: dict[str, str], attempts: int = 1):
     """A boto3 client that ignores the caller's own AWS settings."""
     return boto3.client(
         "s3",
@@ -110,7 +110,7 @@ def client(variables: dict[str, str]):
         aws_access_key_id=variables["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=variables["AWS_SECRET_ACCESS_KEY"],
         region_name=REGION,
-        config=Config(connect_timeout=2, read_timeout=30, retries={"max_attempts": 1}),
+        config=Config(connect_timeout=2, read_timeout=30, retries={"max_attempts": attempts}),
     )
 
 
@@ -192,7 +192,7 @@ def main() -> None:
         swift(options.folder, options.venv, options.port) as variables,
     ):
         for bucket in options.bucket:
-            client(variables).create_bucket(Bucket=bucket)
+            client(variables, attempts=8).create_bucket(Bucket=bucket)  # a server just started may say 503
         for name, value in variables.items():
             print(f"export {name}={value}")
         print(
