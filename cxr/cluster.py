@@ -15,6 +15,8 @@ from cxr.errors import UserError
 from cxr.storage import is_local
 
 LOOPBACK = "127.0.0.1"
+STARTS = 3  # of a cluster on this machine, before it is given up
+SLOW = "timed out during startup"  # what Ray says after 30 s, a limit that cannot be set
 PROGRESS = re.compile(r" \d+/\d+  loss ")
 NOISE = re.compile(
     "constructor arguments in the object store|worker processes have been started|Setting up process group|"
@@ -36,9 +38,20 @@ def connect(cpus: int | None = None) -> None:
     if os.environ.get("RAY_ADDRESS"):
         _join(os.environ["RAY_ADDRESS"])
         return
+    _stay_on_loopback()
+    for left in reversed(range(STARTS)):
+        try:
+            return _start(cpus)
+        except Exception as error:  # Ray has no narrower one for this
+            if not left or SLOW not in str(error):
+                raise
+            print("note: this machine is too busy for Ray to start within 30 s; trying again", flush=True)
+            ray.shutdown()
+
+
+def _start(cpus: int | None) -> None:
     port = _free_port()
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"  # else found by a look at all processes
-    _stay_on_loopback()
     ray.init(
         address="local",  # else Ray would join whatever it finds on this machine, or wait for one that has ended
         num_cpus=cpus,
