@@ -23,13 +23,15 @@ COUNT, BLANK = 24, 3
 
 
 def write_archive(folder: Path) -> str:
-    """COUNT images with two bright blocks in the middle, of several shapes; BLANK of them have nothing but noise."""
+    """COUNT images with two bright blocks in the middle, of several shapes; BLANK of them show but a bright corner."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(COUNT):
         height, width = 80, 80 + 10 * (number % 3)
-        pixels = rng.integers(0, 30, (height, width)).astype(np.uint8)
+        pixels = np.zeros((height, width), np.uint8)
+        pixels[:8, :8] = 200
         if number >= BLANK:
+            pixels = rng.integers(0, 30, (height, width)).astype(np.uint8)
             for x in (0.3, 0.55):
                 pixels[20:60, int(x * width) : int((x + 0.15) * width)] += 190
         assert cv2.imwrite(str(folder / f"{number:02d}.png"), pixels)
