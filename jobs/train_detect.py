@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import torch
 
 from cxr import checkpoint, storage
 from cxr.benchmark import detection
+from cxr.checkpoint import Checkpoint
 from cxr.errors import UserError
 from cxr.job import run_job
 from cxr.models.yolo import YoloEnsemble, YoloSize
@@ -96,13 +97,14 @@ def train_members(options: Options) -> dict[str, Any]:
     kept = {one.name: one.checkpoint for one in trained}
     for name, uri in kept.items():
         print(f"checkpoint of {name}: {uri}", flush=True)
-    together = save_ensemble(list(kept.values()), storage.join(out, "checkpoint"))
+    loaded = {name: checkpoint.load(uri) for name, uri in kept.items()}
+    together = save_ensemble(list(loaded.values()), storage.join(out, "checkpoint"))
     print(f"checkpoint of {len(kept)} members together: {together}", flush=True)
     told = {"checkpoint": together, "members": kept, "failed": sorted(set(recipes) - set(kept)), "data": data}
-    return told | {"metrics": compared(kept, together, data, options.test_images)}
+    return told | {"metrics": compared(loaded, together, data, options.test_images)}
 
 
-def compared(members: Mapping[str, str], together: str, data: str, limit: int) -> dict[str, float]:
+def compared(members: Mapping[str, Checkpoint], together: str, data: str, limit: int) -> dict[str, float]:
     """What the ensemble gains over its members, printed too; nothing where there are no images to see it by."""
     found = detection.held_out(data, limit)
     if found is None:
@@ -115,23 +117,21 @@ def compared(members: Mapping[str, str], together: str, data: str, limit: int) -
         print(
             "note: no test images with boxes; validation images chose the members' epochs, or taught some", flush=True
         )
-    loaded = {name: checkpoint.load(uri) for name, uri in members.items()}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    judged = detection.compare(loaded, checkpoint.load(together), xrays, device)
+    judged = detection.compare(members, checkpoint.load(together), xrays, device)
     print(f"{judged.images:,} images of the {split} split, {judged.patients:,} patients", flush=True)
     print(detection.table(judged), flush=True)
     return detection.metrics(judged)
 
 
-def save_ensemble(members: list[str], target: str) -> str:
+def save_ensemble(members: Sequence[Checkpoint], target: str) -> str:
     """One checkpoint of several of family detect, at the URI `target`.
 
     Raises:
         UserError: they find other findings, or see other images.
     """
-    loaded = [checkpoint.load(uri) for uri in members]
-    first, recipes = loaded[0], [one.recipe for one in loaded]
-    for one, recipe in zip(loaded, recipes, strict=True):
+    first, recipes = members[0], [one.recipe for one in members]
+    for one, recipe in zip(members, recipes, strict=True):
         alike = recipe.enhancement == first.recipe.enhancement and recipe.lung_crop == first.recipe.lung_crop
         if one.findings != first.findings or not alike:
             raise UserError(f"{one.uri} has other findings than {first.uri}, or sees other images: train them alike")
@@ -140,9 +140,9 @@ def save_ensemble(members: list[str], target: str) -> str:
     )
     network = recipe.network(first.findings)
     assert isinstance(network, YoloEnsemble)
-    for own, one in zip(network.members, loaded, strict=True):
+    for own, one in zip(network.members, members, strict=True):
         own.load_state_dict(one.network.state_dict())
-    metrics = {f"member-{i}/{k}": v for i, one in enumerate(loaded) for k, v in one.about["metrics"].items()}
+    metrics = {f"member-{i}/{k}": v for i, one in enumerate(members) for k, v in one.about["metrics"].items()}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(
             Path(folder), recipe, recipe.task(network), network.state_dict(), findings=first.findings, metrics=metrics

@@ -102,15 +102,14 @@ def test_images_smaller_than_a_network_wants_are_refused(judged_by: BoxedXRays) 
 def test_validation_images_stand_in_for_a_missing_judged_by(
     made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = {**MEMBERS, "together": detector(lambda n: True)}
-    monkeypatch.setattr(train_detect.checkpoint, "load", lambda name: kept[name])
-    members = {name: name for name in MEMBERS}
-    told = train_detect.compared(members, "together", made, 0)
+    kept = {"together": detector(lambda n: True)}
+    monkeypatch.setattr(train_detect.checkpoint, "load", lambda uri: kept[uri])
+    told = train_detect.compared(MEMBERS, "together", made, 0)
     assert told["images"] == IMAGES
     assert "24 images of the test split, 12 patients" in capsys.readouterr().out
     bare = write_shards(tmp_path / "bare", {"train": 12, "val": 6}, size=SIZE, known=known)
-    assert train_detect.compared(members, "together", bare, 0)["images"] == 6
+    assert train_detect.compared(MEMBERS, "together", bare, 0)["images"] == 6
     assert "no test images with boxes" in capsys.readouterr().out
     unboxed = write_shards(tmp_path / "unboxed", {"train": 12, "val": 6}, size=SIZE)
-    assert train_detect.compared(members, "together", unboxed, 0) == {}
+    assert train_detect.compared(MEMBERS, "together", unboxed, 0) == {}
     assert json.dumps(told)

@@ -345,9 +345,9 @@ class Recipe(ABC):
         new, default = (json.loads(json.dumps(one.to_dict())) for one in (self, type(self)()))
         was = default | dict(old)
         return [
-            f"{name} was {was.get(name)!r}, is {value!r}"
+            f"{name} was {was[name]!r}, is {value!r}"
             for name, value in new.items()
-            if name not in (*free, *self.places) and was.get(name) != value
+            if name not in (*free, *self.places) and was[name] != value
         ]
 
     def replace(self, **changes: Any) -> Self:

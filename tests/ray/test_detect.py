@@ -62,7 +62,7 @@ def test_members_that_are_left_make_one_checkpoint_that_scores(archive: str, mad
     recipes["member-2"] = recipes["member-2"].replace(lr=1e9, clip=0.0, warmup=0.0)
     trained = train_all(recipes, None, made, out, spared=True)
     assert [one.name for one in trained] == ["member-0", "member-1"], "the third's loss became infinite"
-    together = save_ensemble([one.checkpoint for one in trained], str(tmp_path / "checkpoint"))
+    together = save_ensemble([checkpoint.load(one.checkpoint) for one in trained], str(tmp_path / "checkpoint"))
     kept = checkpoint.load(together)
     assert [json.loads(member)["size"] for member in kept.recipe.to_dict()["members"]] == [64, 32]
     scored = score(archive, together, str(tmp_path / "scores"))

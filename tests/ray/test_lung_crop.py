@@ -23,7 +23,7 @@ COUNT, BLANK = 24, 3
 
 
 def write_archive(folder: Path) -> str:
-    """COUNT images with two bright blocks in the middle, of several shapes; BLANK of them show but a bright corner."""
+    """COUNT images with two bright blocks in the middle, of several shapes; BLANK show but a bright corner."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(COUNT):
