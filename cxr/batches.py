@@ -200,6 +200,11 @@ def to_arrow(values: torch.Tensor, kind: pa.DataType) -> pa.Array:
     return pa.array(array).cast(kind)
 
 
+def best_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """Move a batch as stored (uint8 travels, not float); returns before a copy to the GPU has ended."""
     if device.type == "cpu":

@@ -249,7 +249,7 @@ class Scorer:
         loaded = checkpoint.load(kept)
         self.recipe, self.findings, self.book = loaded.recipe, loaded.findings, book
         self.plan, self.options = plan, options
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = batches.best_device()
         memory = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         self.network = loaded.network.to(self.device, memory_format=memory)  # pyright: ignore[reportCallIssue]
 

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from cxr import checkpoint, storage
+from cxr.batches import best_device
 from cxr.benchmark import boxed_xrays, localization, localization_report
 from cxr.benchmark.boxed_xrays import BoxedXRays
 from cxr.errors import UserError
@@ -73,7 +72,7 @@ def main(options: Options) -> dict[str, Any]:
     recipes = {name: settled(recipe, out, options.run) for name, recipe in chosen.items()}
     test = boxed_xrays.read(data, "test", options.test_images)  # first: it may hold no boxes
     trained = train_all(recipes, range(options.seeds), data, out, options.run)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     judged = []
     for name in recipes:
         networks = [checkpoint.load(one.checkpoint) for one in trained if one.name == name]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from cxr import checkpoint, storage
+from cxr.batches import best_device
 from cxr.benchmark import segmentation, segmentation_report
 from cxr.errors import UserError
 from cxr.job import run_job
@@ -71,7 +72,7 @@ def main(options: Options) -> dict[str, Any]:
     recipes = {name: settled(recipe, out, options.run) for name, recipe in chosen.items()}
     test = segmentation.read(data, "test", options.recipe.mask_label, options.test_images)  # first: it may hold none
     trained = train_all(recipes, range(options.seeds), data, out, options.run)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     judged = []
     for name in recipes:
         networks = [checkpoint.load(one.checkpoint) for one in trained if one.name == name]

@@ -22,9 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cxr import checkpoint, storage
+from cxr.batches import best_device
 from cxr.benchmark import detection
 from cxr.checkpoint import Checkpoint
 from cxr.errors import UserError
@@ -117,7 +116,7 @@ def compared(members: Mapping[str, Checkpoint], together: str, data: str, limit:
         print(
             "note: no test images with boxes; validation images chose the members' epochs, or taught some", flush=True
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     judged = detection.compare(members, checkpoint.load(together), xrays, device)
     print(f"{judged.images:,} images of the {split} split, {judged.patients:,} patients", flush=True)
     print(detection.table(judged), flush=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from cxr import latents, schema
+from cxr.batches import best_device
 from cxr.benchmark import codecs
 from cxr.benchmark.xrays import XRays
 from cxr.checkpoint import Checkpoint
@@ -225,7 +226,7 @@ def resized(pictures_BHW: np.ndarray, kept: Checkpoint) -> tuple[np.ndarray, np.
 
 
 def _batches(kept: Checkpoint, pictures_BHW: np.ndarray) -> Iterator[dict[str, Tensor]]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     kept.network.to(device)
     for start in range(0, len(pictures_BHW), _BLOCK):
         yield {schema.PIXELS: torch.from_numpy(pictures_BHW[start : start + _BLOCK]).to(device)}

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from cxr import storage
+from cxr.batches import best_device
 from cxr.errors import UserError
 from cxr.imaging.augment import random_affine, random_exposure, random_plates, random_shading
 from cxr.models.backbones import normalise_contrast
@@ -50,7 +51,7 @@ def kept(lesson: Lesson, parent: str) -> str:
     about = storage.join(folder, ABOUT)  # written last
     if storage.exists(about):
         return folder
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     network, dice = taught(lesson, device)
     if dice < 0.8:
         raise UserError(f"the lung network reached a Dice of only {dice:.3f} on phantoms: give more lung_steps")
