@@ -40,9 +40,13 @@ class ReportOptions:
     """Of the bootstrap over patients."""
     seed: int = 0
     """Of the bootstrap."""
+    box_score: float = 0.25
+    """Score from which found boxes count in decisions, confusions and pictures; average precision takes all."""
     labelling: Labelling = field(default_factory=Labelling)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.box_score <= 1:
+            raise UserError(f"box_score={self.box_score}: wanted 0 to 1")
         if self.resamples < 1:
             raise UserError(f"resamples={self.resamples}: wanted 1 or more")
 

@@ -26,7 +26,6 @@ from cxr.report.figures import save_figure
 from cxr.report.tables import interval, markdown
 
 PICTURES = "pictures"
-CALLED = 0.25  # score from which a box counts in decisions, confusions, distributions and pictures
 SHOWN = 4  # images in a row of the picture
 
 
@@ -38,16 +37,17 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     summary = detection.summarise(
         judged.found, judged.true, judged.patients, judged.findings, resamples=options.resamples, seed=options.seed
     )
+    called = options.box_score
     labels = _image_summary(judged, options)
-    confusion = detection.confusion(judged.found, judged.true, len(judged.findings), iou=VOC_IOUS[0], score=CALLED)
+    confusion = detection.confusion(judged.found, judged.true, len(judged.findings), iou=VOC_IOUS[0], score=called)
     told = _told(judged)
     print(told, flush=True)
-    drawn = _draw(judged, summary, confusion, truth, options.seed, out)
-    drawn += _label_pictures(judged, labels, storage.join(out, PICTURES))
+    drawn = _draw(judged, summary, confusion, truth, options, out)
+    drawn += _label_pictures(judged, labels, called, storage.join(out, PICTURES))
     page = [f"# {run.family}: {run.uri}, judged by {archive}, split {options.split}", told]
     page += ["## Boxes", tables.precision_table(summary), tables.precision_legend(summary, options.resamples)]
-    page += ["## Images as a whole", label_tables.summary_table(labels), _labels_legend()]
-    page += ["## Confusions", tables.confusion_table(confusion, judged.findings), _confusion_legend()]
+    page += ["## Images as a whole", label_tables.summary_table(labels), _labels_legend(called)]
+    page += ["## Confusions", tables.confusion_table(confusion, judged.findings), _confusion_legend(called)]
     result: dict[str, Any] = {"metrics": metrics(judged, summary, labels), "pictures": drawn}
     result |= {"boxes": tables.write_findings(summary, out), "findings": label_tables.write_summary(labels, out)}
     if options.against:
@@ -66,9 +66,9 @@ def image_level(judged: Detected) -> tuple[np.ndarray, np.ndarray]:
     return probabilities, detection.image_labels(judged.true, judged.known)
 
 
-def _called(probabilities_NF: np.ndarray) -> np.ndarray:
+def _called(probabilities_NF: np.ndarray, score: float) -> np.ndarray:
     """Decisions: a finding where a box reaches the score, no finding where none does."""
-    called = probabilities_NF >= CALLED
+    called = probabilities_NF >= score
     called[:, -1] = ~called[:, :-1].any(1)
     return called
 
@@ -76,12 +76,13 @@ def _called(probabilities_NF: np.ndarray) -> np.ndarray:
 def _image_summary(judged: Detected, options: ReportOptions) -> classification.Summary:
     probabilities, labels = image_level(judged)
     names, sure = [*judged.findings, NO_FINDING], {"resamples": options.resamples, "seed": options.seed}
-    return classification.summarise(probabilities, labels, _called(probabilities), judged.patients, names, **sure)
+    called = _called(probabilities, options.box_score)
+    return classification.summarise(probabilities, labels, called, judged.patients, names, **sure)
 
 
-def _label_pictures(judged: Detected, summary: classification.Summary, out: str) -> list[str]:
+def _label_pictures(judged: Detected, summary: classification.Summary, score: float, out: str) -> list[str]:
     probabilities, labels = image_level(judged)
-    return classification_pictures.write_pictures(summary, probabilities, labels, _called(probabilities), out)
+    return classification_pictures.write_pictures(summary, probabilities, labels, _called(probabilities, score), out)
 
 
 def metrics(judged: Detected, summary: Summary, labels: classification.Summary) -> dict[str, Any]:
@@ -123,31 +124,32 @@ def _told(judged: Detected) -> str:
     )
 
 
-def _labels_legend() -> str:
+def _labels_legend(score: float) -> str:
     return (
         f"An image's probability of a finding is the highest score of its boxes, that of {NO_FINDING!r} one minus "
         f"the highest of all. AUROC ranks images by it; accuracy, precision, recall and F1 are those of calling a "
-        f"finding where a box has a score of {CALLED:g} or more. Brier and ECE take scores for probabilities, which "
+        f"finding where a box has a score of {score:g} or more. Brier and ECE take scores for probabilities, which "
         f"those of a detector need not be.\n"
     )
 
 
-def _confusion_legend() -> str:
+def _confusion_legend(score: float) -> str:
     return (
-        f"Found boxes with a score of {CALLED:g} or more, paired with true boxes at IoU > {VOC_IOUS[0]:g} whatever "
+        f"Found boxes with a score of {score:g} or more, paired with true boxes at IoU > {VOC_IOUS[0]:g} whatever "
         f"their findings, the highest IoU first. Row {tables.BACKGROUND!r}: true boxes that were missed; its column: "
         f"boxes found where there is none.\n"
     )
 
 
 def _draw(
-    judged: Detected, summary: Summary, confusion: np.ndarray, truth: BoxTruth, seed: int, out: str
+    judged: Detected, summary: Summary, confusion: np.ndarray, truth: BoxTruth, options: ReportOptions, out: str
 ) -> list[str]:
     """All pictures of boxes; returns their URIs."""
-    called = judged.found.at(judged.found.score >= CALLED)
+    score = options.box_score
+    called = judged.found.at(judged.found.score >= score)
     count, names = len(judged.findings), judged.findings
     probabilities, labels = image_level(judged)
-    images = {"actual": (labels == 1).sum(0), "predicted": _called(probabilities).sum(0)}
+    images = {"actual": (labels == 1).sum(0), "predicted": _called(probabilities, score).sum(0)}
     boxes = {"actual": summary.true, "predicted": np.bincount(called.finding, minlength=count)}
     shares = {"actual": _shares(judged, judged.true), "predicted": _shares(judged, called)}
     of = tables.distribution_figure
@@ -155,11 +157,11 @@ def _draw(
         "box_precision_recall.png": tables.curves_figure(summary),
         "confusion.png": tables.confusion_figure(confusion, names),
         "labels.png": of({"actual": images["actual"]}, [*names, NO_FINDING], "Images by label", "images"),
-        "labels_predicted.png": of(images, [*names, NO_FINDING], f"Labels, score {CALLED:g} or more", "images"),
-        "boxes_predicted.png": of(boxes, names, f"Boxes, score {CALLED:g} or more", "boxes"),
+        "labels_predicted.png": of(images, [*names, NO_FINDING], f"Labels, score {score:g} or more", "images"),
+        "boxes_predicted.png": of(boxes, names, f"Boxes, score {score:g} or more", "boxes"),
         "box_area.png": tables.area_figure(shares, names),
     }
-    shown = overlays(judged, called, truth, seed)
+    shown = overlays(judged, called, truth, options.seed)
     if any(shown.values()):
         figures["boxes.png"] = tables.overlay_figure(shown)
     return [save_figure(figure, storage.join(out, PICTURES), name) for name, figure in figures.items()]

@@ -38,13 +38,14 @@ class Overlay:
 
 def precision_table(summary: Summary) -> str:
     """Markdown: a row a finding, the means last."""
-    head = ["finding", *(f"AP at IoU > {iou:g} (95 %)" for iou in VOC_IOUS), "AP, COCO"]
+    head = ["finding", *(f"AP at IoU > {iou:g} (95 %)" for iou in VOC_IOUS), "AP, COCO", "highest F1", "at score"]
     head += ["true boxes", "in images", "found boxes", "note"]
     rows = [
         [
             finding,
             *(interval(of.value[f], of.low[f], of.high[f]) for of in (summary.voc[iou] for iou in VOC_IOUS)),
             number(float(summary.coco[:, f].mean())),
+            *map(number, summary.curves[f].best_f1()),
             *(f"{of[f]:,}" for of in (summary.true, summary.true_images, summary.found)),
             _note(int(summary.true_images[f])),
         ]
@@ -53,7 +54,7 @@ def precision_table(summary: Summary) -> str:
     means = [interval(of.mean, of.mean_low, of.mean_high) for of in (summary.voc[iou] for iou in VOC_IOUS)]
     counts = [f"{of.sum():,}" for of in (summary.true, summary.true_images, summary.found)]
     measured = f"of {len(summary.findings) - len(summary.without_truth)} of {len(summary.findings)} findings"
-    return markdown(head, [*rows, ["mean", *means, number(summary.coco_map), *counts, measured]])
+    return markdown(head, [*rows, ["mean", *means, number(summary.coco_map), "", "", *counts, measured]])
 
 
 def _note(images: int) -> str:
@@ -69,7 +70,8 @@ def precision_legend(summary: Summary, resamples: int) -> str:
         "AP is the area under the curve of precision and recall, all points, as in PASCAL VOC 2010: best score "
         "first, a found box is right if it overlaps the true box that it overlaps most by more than the IoU, and no "
         "better scored box has found that one. AP of COCO is the mean over IoU .5 to .95 of the precision at 101 "
-        "recalls. "
+        f"recalls. The highest F1 is that of the best score to count boxes from, at IoU > {VOC_IOUS[0]:g}; chosen on "
+        "these same images, it flatters. "
         f"Intervals are percentile intervals of {resamples:,} bootstrap resamples of patients with all of their "
         f"images. A mean is that over the findings with true boxes{f'; there is none of {left}' if left else ''}.\n"
     )
@@ -97,6 +99,7 @@ def _csv_row(summary: Summary, f: int, finding: str) -> dict[str, Any]:
         of, name = summary.voc[iou], f"ap_{100 * iou:.0f}"
         values = (of.value[f], of.low[f], of.high[f])
         row |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, values), strict=True))
+    row |= dict(zip(("best_f1", "best_f1_score"), summary.curves[f].best_f1(), strict=True))
     return row | _coco(summary.coco[:, f])
 
 

@@ -174,6 +174,17 @@ def test_runs_that_cannot_be_judged_say_why(archive: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("_no_pictures")
+def test_boxes_below_the_score_asked_for_are_not_called(run: str, tmp_path: Path) -> None:
+    """All have a score of .9: no image is called anything but free of findings; average precision stays."""
+    result = judge.report(run, replace(ALL, box_score=0.95), str(tmp_path / "report"))
+    recalls = 1 / (1 + result["metrics"]["findings_measured"])
+    assert (result["metrics"]["map_40"], result["metrics"]["mean_recall"]) == (1, pytest.approx(recalls))
+    assert "score of 0.95 or more" in Path(result["report"]).read_text()
+    with pytest.raises(UserError, match=r"box_score=1\.5"):
+        replace(ALL, box_score=1.5)
+
+
+@pytest.mark.usefixtures("_no_pictures")
 def test_the_job_writes_a_result(run: str, tmp_path: Path) -> None:
     options = report_run.Options(run=run, report=replace(ALL, resamples=2), out=str(tmp_path / "report"))
     assert report_run.main(options)["metrics"]["map_40"] == 1

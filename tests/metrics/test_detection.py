@@ -123,6 +123,22 @@ def test_boxes_of_one_score_count_together_in_whatever_order() -> None:
         assert detection.average_precisions(found.at(np.array(order)), true, 1, 0.4)[0] == 0.5
 
 
+def test_the_highest_f1_is_that_of_the_best_score_to_count_from() -> None:
+    found, true = drawn(3, 12, 6, 2, 20)
+    rounded = Boxes(found.image, found.finding, found.xyxy, found.score.round(1))
+    for finding, curve in enumerate(
+        detection.summarise(rounded, true, np.arange(12), ["a", "b"], resamples=2).curves
+    ):
+        tried = {}
+        for score in np.unique(rounded.score[rounded.finding == finding]):
+            some = rounded.at((rounded.score >= score) & (rounded.finding == finding))
+            right = detection.right_boxes(some, true, VOC_IOUS[0]).sum()
+            tried[score] = 2 * right / (len(some.score) + (true.finding == finding).sum())
+        f1, score = curve.best_f1()
+        assert f1 == pytest.approx(max(tried.values())) == tried[score]
+        assert 0 < f1 < 1
+
+
 def test_findings_without_truth_are_left_out_and_named_and_those_without_found_boxes_are_nought() -> None:
     true, found = boxes([(0, 0, shifted(0), 0), (0, 2, shifted(0), 0)]), boxes([(0, 0, shifted(0), 0.9)])
     found = boxes([(0, 0, shifted(0), 0.9), (0, 1, shifted(0), 0.9)])
@@ -131,6 +147,8 @@ def test_findings_without_truth_are_left_out_and_named_and_those_without_found_b
     assert summary.voc[0.4].value.tolist() == pytest.approx([1, np.nan, 0], nan_ok=True)
     assert (summary.voc[0.4].mean, summary.coco_map) == (0.5, pytest.approx(0.5))
     assert (summary.true.tolist(), summary.found.tolist()) == ([1, 0, 1], [1, 1, 0])
+    best = [curve.best_f1() for curve in summary.curves]
+    assert best == [(1, 0.9), pytest.approx((np.nan, np.nan), nan_ok=True), pytest.approx((0, np.nan), nan_ok=True)]
 
 
 def test_no_boxes_at_all() -> None:

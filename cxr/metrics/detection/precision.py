@@ -52,6 +52,17 @@ class Curve:
         at = np.searchsorted(self.recall, _COCO_RECALLS, "left")
         return float(np.append(self.precision, 0)[at].mean())
 
+    def best_f1(self) -> tuple[float, float]:
+        """The highest F1 that boxes from some score on have, and that score.
+
+        NaN for both without a true box; an F1 of 0, at NaN, without a found one.
+        """
+        if not self.true or not len(self.scores):
+            return (0.0 if self.true else float("nan")), float("nan")
+        f1 = 2 * self.right / (self.right + self.wrong + self.true)
+        best = int(f1.argmax())
+        return float(f1[best]), float(self.scores[best])
+
 
 def curves(found: Boxes, right_M: np.ndarray, true: Boxes, findings: int) -> list[Curve]:
     """One a finding."""
