@@ -21,8 +21,8 @@ from cxr.metrics.localization import Boxes
 from cxr.report import classification as label_tables
 from cxr.report import classification_pictures
 from cxr.report import detection as tables
-from cxr.report.detection import Overlay
 from cxr.report.figures import save_figure
+from cxr.report.overlays import BoxPair, Overlay, overlay_figure
 from cxr.report.tables import interval, markdown
 
 PICTURES = "pictures"
@@ -163,7 +163,7 @@ def _draw(
     }
     shown = overlays(judged, called, truth, options.seed)
     if any(shown.values()):
-        figures["boxes.png"] = tables.overlay_figure(shown)
+        figures["boxes.png"] = overlay_figure(shown)
     return [save_figure(figure, storage.join(out, PICTURES), name) for name, figure in figures.items()]
 
 
@@ -190,9 +190,12 @@ def overlays(judged: Detected, called: Boxes, truth: BoxTruth, seed: int) -> dic
             picture, frame = pictured
             true, found = (some.at(some.image == image) for some in (judged.true, called))
             placed = [frame.from_original(some.xyxy.reshape(-1, 2)).reshape(-1, 4) for some in (true, found)]
-            words = [[judged.findings[f] for f in some.finding] for some in (true, found)]
-            words[1] = [f"{word} {score:.2f}" for word, score in zip(words[1], found.score, strict=True)]
-            shown[name].append(Overlay(f"F1 {f1[image]:.2f}", picture, placed[0], words[0], placed[1], words[1]))
+            names = [judged.findings[f] for f in true.finding]
+            scored = [
+                f"{judged.findings[f]} {score:.2f}" for f, score in zip(found.finding, found.score, strict=True)
+            ]
+            boxes = BoxPair(placed[0], names, placed[1], scored)
+            shown[name].append(Overlay(f"F1 {f1[image]:.2f}", picture, boxes))
     return shown
 
 

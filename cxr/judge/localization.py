@@ -21,7 +21,7 @@ from cxr.metrics.localization import MEASURES, THRESHOLDS, Rates, paired_gain, s
 from cxr.report import classification as label_tables
 from cxr.report import localization as tables
 from cxr.report.figures import save_figure
-from cxr.report.localization import Overlay
+from cxr.report.overlays import BoxPair, Overlay, overlay_figure
 
 PICTURES = "pictures"
 SHOWN = 4  # images in a row of the picture
@@ -154,14 +154,15 @@ def _overlay(judged: Judged, pair: np.ndarray, picture: np.ndarray, frame: Frame
     true, found = (some.at((some.image == image) & (some.finding == finding)) for some in (judged.true, judged.found))
     placed = [frame.from_original(some.xyxy.reshape(-1, 2)).reshape(-1, 4) for some in (true, found)]
     overlap = judged.located.best["iou"][image, finding]
-    return Overlay(f"{judged.findings[finding]}, IoU {overlap:.2f}", picture, placed[0], placed[1], found.score)
+    boxes = BoxPair(placed[0], [""] * len(placed[0]), placed[1], [f"{score:.2f}" for score in found.score])
+    return Overlay(f"{judged.findings[finding]}, IoU {overlap:.2f}", picture, boxes)
 
 
 def _draw(shown: Mapping[str, Sequence[Overlay]], out: str) -> list[str]:
     """The picture's URI; none where no image could be had."""
     if not any(shown.values()):
         return []
-    return [save_figure(tables.overlay_figure(shown), storage.join(out, PICTURES), "boxes.png")]
+    return [save_figure(overlay_figure(shown), storage.join(out, PICTURES), "boxes.png")]
 
 
 def compared(

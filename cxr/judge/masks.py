@@ -19,7 +19,7 @@ from cxr.metrics.segmentation import MeanInterval, mean_interval
 from cxr.metrics.segmentation.overlap import FOUND, TRUE
 from cxr.report import segmentation as tables
 from cxr.report.figures import save_figure
-from cxr.report.segmentation import Overlay
+from cxr.report.overlays import MaskPair, Overlay, overlay_figure
 
 PICTURES = "pictures"
 SHOWN = 4  # images in a row of the picture
@@ -148,7 +148,7 @@ def overlays(judged: Judged, scores: Scores, truth: MaskTruth) -> dict[str, list
                 found, true = both_masks(scores, truth, int(rows[rank]), int(judged.places[order][rank]))
                 picture, frame = pictures[int(rows[rank])]
                 masks = (fit_mask(mask, len(picture), frame) for mask in (true, found))
-                shown[name].append(Overlay(f"rank {rank + 1}, Dice {dice[rank]:.3f}", picture, *masks))
+                shown[name].append(Overlay(f"rank {rank + 1}, Dice {dice[rank]:.3f}", picture, MaskPair(*masks)))
     return shown
 
 
@@ -156,7 +156,7 @@ def _draw(shown: Mapping[str, Sequence[Overlay]], out: str) -> list[str]:
     """The picture's URI; none where no image could be had."""
     if not any(shown.values()):
         return []
-    return [save_figure(tables.overlay_figure(shown), storage.join(out, PICTURES), "masks.png")]
+    return [save_figure(overlay_figure(shown), storage.join(out, PICTURES), "masks.png")]
 
 
 def _shown(uris: Sequence[str]) -> str:

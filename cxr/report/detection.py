@@ -1,39 +1,20 @@
-"""What the judgement of a detector looks like: tables, curves, confusions, distributions, boxes on the images."""
+"""What the judgement of a detector looks like: tables, curves, confusions, distributions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 
 from cxr import storage
 from cxr.metrics.classification.summary import FEW
 from cxr.metrics.detection import COCO_IOUS, VOC_IOUS, Summary
-from cxr.report.figures import TILE_INCHES
-from cxr.report.segmentation import FOUND_COLOUR, TRUE_COLOUR
 from cxr.report.tables import csv_text, interval, markdown, number
 
 BACKGROUND = "background"
-_TILE = 1.9 * TILE_INCHES
 _TRUE, _FOUND = "#1b6ca8", "#e08a2c"
-
-
-@dataclass(frozen=True)
-class Overlay:
-    """An image to show: `picture` (H, W) in [0, 1], boxes (K, 4) xyxy in its pixels, and a word on each."""
-
-    title: str
-    picture: np.ndarray
-    true: np.ndarray
-    true_words: Sequence[str]
-    found: np.ndarray
-    found_words: Sequence[str]
 
 
 def precision_table(summary: Summary) -> str:
@@ -201,36 +182,3 @@ def area_figure(shares: Mapping[str, Sequence[np.ndarray]], findings: Sequence[s
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False, loc="lower right")
     return figure
-
-
-def overlay_figure(rows: Mapping[str, Sequence[Overlay]]) -> Figure:
-    """One titled row a name, each image with its true and its found boxes.
-
-    Raises:
-        ValueError: no image.
-    """
-    columns = max((len(row) for row in rows.values()), default=0)
-    if not columns:
-        raise ValueError("no image to show")
-    figure = Figure(figsize=(_TILE * columns, _TILE * len(rows) * 1.12 + 0.3), layout="constrained")
-    for axes_row, (name, shown) in zip(figure.subplots(len(rows), columns, squeeze=False), rows.items(), strict=True):
-        for ax in axes_row:
-            ax.set_axis_off()
-        for ax, overlay in zip(axes_row, shown, strict=False):
-            _show(ax, overlay)
-            ax.set_title(f"{name}: {overlay.title}", loc="left", fontsize=8)
-    handles = [Line2D([], [], color=c, label=n) for n, c in (("true", TRUE_COLOUR), ("found", FOUND_COLOUR))]
-    figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=8, frameon=False)
-    return figure
-
-
-def _show(ax: Axes, overlay: Overlay) -> None:
-    ax.imshow(overlay.picture, cmap="gray", vmin=0, vmax=1)
-    sides = ((overlay.true, overlay.true_words, TRUE_COLOUR), (overlay.found, overlay.found_words, FOUND_COLOUR))
-    for boxes, words, colour in sides:
-        for (x0, y0, x1, y1), word in zip(boxes.tolist(), words, strict=True):  # imshow's pixel centres at integers
-            ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1))
-            above = colour == TRUE_COLOUR
-            ax.text(x0, y0 - 1 if above else y1 + 1, word, color=colour, fontsize=5, va="bottom" if above else "top")
-    height, width = overlay.picture.shape
-    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))

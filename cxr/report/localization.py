@@ -1,38 +1,21 @@
-"""What the judgement of found boxes looks like: tables by threshold, curves, boxes on the images."""
+"""What the judgement of found boxes looks like: tables by threshold, curves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 
 from cxr.metrics.classification import Intervals
 from cxr.metrics.classification.summary import FEW
 from cxr.metrics.localization import MEASURES, THRESHOLDS, Rates
-from cxr.report.figures import TILE_INCHES
-from cxr.report.segmentation import FOUND_COLOUR, TRUE_COLOUR
 from cxr.report.tables import csv_text, interval, markdown, number
 
 NAMED = {"iou": "IoU", "iobb": "IoBB"}
 SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)  # thresholds in the page's tables; the CSV has all
-_TILE = 1.5 * TILE_INCHES
-
-
-@dataclass(frozen=True)
-class Overlay:
-    """An image to show: `picture` (H, W) in [0, 1], boxes (K, 4) xyxy in its pixels, scores of the found ones."""
-
-    title: str
-    picture: np.ndarray
-    true: np.ndarray
-    found: np.ndarray
-    scores: np.ndarray
 
 
 def accuracy_table(rates: Rates, baselines: Mapping[str, Rates], measure: str) -> str:
@@ -175,35 +158,3 @@ def tidy(axes: Axes, measure: str) -> None:
     axes.set(xlabel=f"threshold on {NAMED[measure]}", ylim=(0, 1), xlim=(THRESHOLDS[0], THRESHOLDS[-1]))
     axes.grid(color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def overlay_figure(rows: Mapping[str, Sequence[Overlay]]) -> Figure:
-    """One titled row a name, each image with its true boxes and the found ones with their scores.
-
-    Raises:
-        ValueError: no image.
-    """
-    columns = max((len(row) for row in rows.values()), default=0)
-    if not columns:
-        raise ValueError("no image to show")
-    figure = Figure(figsize=(_TILE * columns, _TILE * len(rows) * 1.15 + 0.3), layout="constrained")
-    for axes_row, (name, shown) in zip(figure.subplots(len(rows), columns, squeeze=False), rows.items(), strict=True):
-        for ax in axes_row:
-            ax.set_axis_off()
-        for ax, overlay in zip(axes_row, shown, strict=False):
-            _show(ax, overlay)
-            ax.set_title(f"{name}: {overlay.title}", loc="left", fontsize=8)
-    handles = [Line2D([], [], color=c, label=n) for n, c in (("true", TRUE_COLOUR), ("found", FOUND_COLOUR))]
-    figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=8, frameon=False)
-    return figure
-
-
-def _show(ax: Axes, overlay: Overlay) -> None:
-    ax.imshow(overlay.picture, cmap="gray", vmin=0, vmax=1)
-    for boxes, colour in ((overlay.true, TRUE_COLOUR), (overlay.found, FOUND_COLOUR)):
-        for x0, y0, x1, y1 in boxes.tolist():  # picture edges at integers, imshow's pixel centres there
-            ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1))
-    for (x0, y0, _, _), score in zip(overlay.found.tolist(), overlay.scores.tolist(), strict=True):
-        ax.text(x0, y0 - 1.5, f"{score:.2f}", color=FOUND_COLOUR, fontsize=6, va="bottom")
-    height, width = overlay.picture.shape
-    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))

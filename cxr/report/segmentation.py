@@ -1,66 +1,16 @@
-"""What the judgement of found masks looks like: a page, a table by image, outlines on the images."""
+"""What the judgement of found masks looks like: a page, a table by image."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from cxr import storage
 from cxr.metrics.segmentation import MeanInterval
-from cxr.report.figures import TILE_INCHES
 from cxr.report.tables import csv_text, interval, markdown, number
 
 TRUE_COLOUR, FOUND_COLOUR = "#00d0e0", "#ff9020"
-_TILE = 1.4 * TILE_INCHES
 _WORST = 10  # images in the page's table
-
-
-@dataclass(frozen=True)
-class Overlay:
-    """An image to show: `picture` (H, W) in [0, 1], masks (H, W) bool."""
-
-    title: str
-    picture: np.ndarray
-    true: np.ndarray
-    found: np.ndarray
-
-
-def overlay_figure(rows: Mapping[str, Sequence[Overlay]]) -> Figure:
-    """One titled row a name, each image with the outlines of its true and its found mask.
-
-    Raises:
-        ValueError: no image.
-    """
-    columns = max((len(row) for row in rows.values()), default=0)
-    if not columns:
-        raise ValueError("no image to show")
-    figure = Figure(figsize=(_TILE * columns, _TILE * len(rows) * 1.15 + 0.3), layout="constrained")
-    for axes_row, (name, shown) in zip(figure.subplots(len(rows), columns, squeeze=False), rows.items(), strict=True):
-        for ax in axes_row:
-            ax.set_axis_off()
-        for ax, overlay in zip(axes_row, shown, strict=False):
-            _show(ax, overlay)
-            ax.set_title(f"{name}: {overlay.title}", loc="left", fontsize=8)
-    for x, text, colour in ((0.01, "truth", TRUE_COLOUR), (0.08, "found", FOUND_COLOUR)):
-        figure.text(x, 0.995, text, color=colour, fontsize=9, weight="bold", va="top")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))  # pyright: ignore
-    return figure
-
-
-def _show(ax: Axes, overlay: Overlay) -> None:
-    ax.imshow(overlay.picture, cmap="gray", vmin=0, vmax=1)
-    for mask, colour in ((overlay.true, TRUE_COLOUR), (overlay.found, FOUND_COLOUR)):
-        if mask.any():
-            padded = np.pad(mask.astype(np.float32), 1)  # outlines that meet the image's edge close there
-            places = (np.arange(-1, length + 1) for length in mask.shape[::-1])
-            ax.contour(*places, padded, levels=[0.5], colors=[colour], linewidths=0.9)
-    height, width = overlay.picture.shape
-    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
 def summary_table(found: Mapping[str, float], sure: Mapping[str, MeanInterval]) -> str:

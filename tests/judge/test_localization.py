@@ -166,9 +166,9 @@ def test_shown_boxes_lie_on_the_shown_pixels(raw: str, images: Rows, tmp_path: P
         judged = localization.judge(localization.load_scores(run), SCORED, truth)
         for overlay in localization.overlays(judged, truth, 0)["random"]:
             assert overlay.picture.shape == (side, side)
-            assert len(overlay.scores) == len(overlay.found)
-            for box in overlay.true:
-                assert np.abs(overlay.found - box).max(1).min() < 1e-3
+            assert len(overlay.drawn.found_words) == len(overlay.drawn.found)
+            for box in overlay.drawn.true:
+                assert np.abs(overlay.drawn.found - box).max(1).min() < 1e-3
                 assert 0 <= box.min() < box.max() <= side
 
 
