@@ -116,7 +116,7 @@ def check_what_is_told(judged: list[segmentation.Judged]) -> None:
     assert float(rows[1]["dice"]) == pytest.approx(told["both_dice"])
     assert rows[0]["dice_sd"] == ""
     assert "small_unet_dice_sd" not in told
-    assert len(segmentation_report.picture(judged).axes) == 2
+    assert len(segmentation_report.picture(judged).axes) == 3
 
 
 def test_every_network_can_be_built_as_it_is_named() -> None:

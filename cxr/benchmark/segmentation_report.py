@@ -1,12 +1,10 @@
-"""The table of networks that find masks, beside what papers give, and its picture: Dice against forward time."""
+"""The table of networks that find masks, beside what papers give, and its picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
 
 from cxr.benchmark.segmentation import Judged
 from cxr.metrics.segmentation import MeanInterval
@@ -105,28 +103,25 @@ def csv(judged: Sequence[Judged]) -> str:
 
 
 def picture(judged: Sequence[Judged]) -> Figure:
-    """Dice against forward time, all images and those with something to find; a dot's area goes with parameters."""
-    figure = Figure(figsize=(12, 5.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True)
-    for axes, name in zip(panels, ("dice", "positive_dice"), strict=True):
-        for one in judged:
+    """A row a network, the best first: Dice of all images, of those with something to find, forward time."""
+    order = sorted(judged, key=lambda one: one.positive_dice.value)
+    figure = Figure(figsize=(11, 1.2 + 0.26 * len(order)), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    colours = [_COLOURS.get(one.name.partition("-")[0], "0.5") for one in order]
+    for axes, name in zip(panels, ("dice", "positive_dice"), strict=False):
+        for row, (one, colour) in enumerate(zip(order, colours, strict=True)):
             mean: MeanInterval = getattr(one, name)
-            colour = _COLOURS.get(one.name.partition("-")[0], "0.5")
-            axes.plot([one.forward_ms] * 2, [mean.low, mean.high], color=colour, lw=1, alpha=0.5)
-            area = 6 + 5 * one.built.parameters / 1e6
-            axes.scatter([one.forward_ms], [mean.value], s=area, color=colour, alpha=0.75, edgecolors="white")
-            axes.annotate(one.name, (one.forward_ms, mean.value), (4, 3), textcoords="offset points", fontsize=7)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.minorticks_off()
-        axes.set_xlabel("forward pass of one image, ms")
-        axes.grid(color="0.92")
+            axes.plot([mean.low, mean.high], [row] * 2, color=colour, lw=2, alpha=0.4)
+            axes.plot([mean.value], [row], "o", color=colour, ms=6)
+    panels[2].barh(range(len(order)), [one.forward_ms for one in order], height=0.5, color=colours)
+    panels[2].bar_label(panels[2].containers[0], fmt=" {:.0f}", fontsize=8)
+    panels[0].set_yticks(range(len(order)), [one.name for one in order], fontsize=8)
+    panels[0].axvline(judged[0].figures["empty_dice"], color="0.4", ls="--", lw=1)
+    panels[0].set_ylim(-0.6, len(order) - 0.4)
+    titles = ("mean Dice (95 %); dashed: of finding nothing", "of images with something to find (95 %)", "forward, ms")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.grid(axis="x", color="0.92")
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].axhline(judged[0].figures["empty_dice"], color="0.4", ls="--", lw=1)
-    panels[0].set_ylabel("mean Dice; dashed: of finding nothing")
-    panels[1].set_ylabel("mean Dice of the images with something to find")
-    shown = [name for name in _COLOURS if any(one.name.partition("-")[0] == name for one in judged)]
-    dots = [Line2D([], [], marker="o", ls="", color=_COLOURS[name], label=name) for name in shown]
-    panels[1].legend(handles=dots, fontsize=8, title="area: parameters", title_fontsize=8)
     return figure
