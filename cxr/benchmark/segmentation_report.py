@@ -118,7 +118,11 @@ def picture(judged: Sequence[Judged]) -> Figure:
     panels[0].set_yticks(range(len(order)), [one.name for one in order], fontsize=8)
     panels[0].axvline(judged[0].figures["empty_dice"], color="0.4", ls="--", lw=1)
     panels[0].set_ylim(-0.6, len(order) - 0.4)
-    titles = ("mean Dice (95 %); dashed: of finding nothing", "of images with something to find (95 %)", "forward, ms")
+    titles = (
+        "mean Dice (95 %); dashed: of finding nothing",
+        "of images with something to find (95 %)",
+        "forward, ms",
+    )
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, loc="left", fontsize=9)
         axes.grid(axis="x", color="0.92")
