@@ -50,7 +50,7 @@ def _draw_boxes(ax: Axes, boxes_K4: np.ndarray, words: Sequence[str], colour: st
     for (x0, y0, x1, y1), word in zip(boxes_K4.tolist(), words, strict=True):  # imshow's pixel centres at integers
         ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1))
         place, anchor = (y0 - 1, "bottom") if above else (y1 + 1, "top")
-        ax.text(x0, place, word, color=colour, fontsize=5, va=anchor)
+        ax.text(x0, place, word, color=colour, fontsize=6, va=anchor)
 
 
 @dataclass(frozen=True)
