@@ -99,7 +99,7 @@ def test_images_smaller_than_a_network_wants_are_refused(judged_by: BoxedXRays) 
         detection.compare(MEMBERS, large, judged_by, CPU)
 
 
-def test_validation_images_stand_in_for_a_missing_judged_by(
+def test_validation_images_stand_in_for_missing_test_images(
     made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = {"together": detector(lambda n: True)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,13 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
         judged.found, judged.true, judged.patients, judged.findings, resamples=options.resamples, seed=options.seed
     )
     called = options.box_score
-    labels = _image_summary(judged, options)
+    images = WholeImages.of(judged, called)
+    labels = _image_summary(judged, images, options)
     confusion = detection.confusion(judged.found, judged.true, len(judged.findings), iou=VOC_IOUS[0], score=called)
     told = _told(judged)
     print(told, flush=True)
-    drawn = _draw(judged, summary, confusion, truth, options, out)
-    drawn += _label_pictures(judged, labels, called, storage.join(out, PICTURES))
+    drawn = _draw(judged, images, summary, confusion, truth, options, out)
+    drawn += _label_pictures(images, labels, storage.join(out, PICTURES))
     page = [f"# {run.family}: {run.uri}, judged by {archive}, split {options.split}", told]
     page += ["## Boxes", tables.precision_table(summary), tables.precision_legend(summary, options.resamples)]
     page += ["## Images as a whole", label_tables.summary_table(labels), _labels_legend(called)]
@@ -59,30 +61,31 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     return result
 
 
-def image_level(judged: Detected) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities and labels (N, F + 1) of the images, the last column that of no finding."""
-    count = len(judged.findings)
-    probabilities = detection.image_probabilities(judged.found, len(judged.rows), count)
-    return probabilities, detection.image_labels(judged.true, judged.known)
+@dataclass(frozen=True)
+class WholeImages:
+    """What boxes say of the images, (N, F + 1) each, the last column that of no finding."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    called: np.ndarray  # bool: a finding where a box reaches the score, no finding where none does
+
+    @classmethod
+    def of(cls, judged: Detected, score: float) -> WholeImages:
+        probabilities = detection.image_probabilities(judged.found, len(judged.rows), len(judged.findings))
+        called = probabilities >= score
+        called[:, -1] = ~called[:, :-1].any(1)
+        return cls(probabilities, detection.image_labels(judged.true, judged.known), called)
 
 
-def _called(probabilities_NF: np.ndarray, score: float) -> np.ndarray:
-    """Decisions: a finding where a box reaches the score, no finding where none does."""
-    called = probabilities_NF >= score
-    called[:, -1] = ~called[:, :-1].any(1)
-    return called
-
-
-def _image_summary(judged: Detected, options: ReportOptions) -> classification.Summary:
-    probabilities, labels = image_level(judged)
+def _image_summary(judged: Detected, images: WholeImages, options: ReportOptions) -> classification.Summary:
     names, sure = [*judged.findings, NO_FINDING], {"resamples": options.resamples, "seed": options.seed}
-    called = _called(probabilities, options.box_score)
-    return classification.summarise(probabilities, labels, called, judged.patients, names, **sure)
+    return classification.summarise(
+        images.probabilities, images.labels, images.called, judged.patients, names, **sure
+    )
 
 
-def _label_pictures(judged: Detected, summary: classification.Summary, score: float, out: str) -> list[str]:
-    probabilities, labels = image_level(judged)
-    return classification_pictures.write_pictures(summary, probabilities, labels, _called(probabilities, score), out)
+def _label_pictures(images: WholeImages, summary: classification.Summary, out: str) -> list[str]:
+    return classification_pictures.write_pictures(summary, images.probabilities, images.labels, images.called, out)
 
 
 def metrics(judged: Detected, summary: Summary, labels: classification.Summary) -> dict[str, Any]:
@@ -142,22 +145,27 @@ def _confusion_legend(score: float) -> str:
 
 
 def _draw(
-    judged: Detected, summary: Summary, confusion: np.ndarray, truth: BoxTruth, options: ReportOptions, out: str
+    judged: Detected,
+    images: WholeImages,
+    summary: Summary,
+    confusion: np.ndarray,
+    truth: BoxTruth,
+    options: ReportOptions,
+    out: str,
 ) -> list[str]:
     """All pictures of boxes; returns their URIs."""
     score = options.box_score
     called = judged.found.at(judged.found.score >= score)
     count, names = len(judged.findings), judged.findings
-    probabilities, labels = image_level(judged)
-    images = {"actual": (labels == 1).sum(0), "predicted": _called(probabilities, score).sum(0)}
+    shown_by = {"actual": (images.labels == 1).sum(0), "predicted": images.called.sum(0)}
     boxes = {"actual": summary.true, "predicted": np.bincount(called.finding, minlength=count)}
     shares = {"actual": _shares(judged, judged.true), "predicted": _shares(judged, called)}
     of = tables.distribution_figure
     figures = {
         "box_precision_recall.png": tables.curves_figure(summary),
         "confusion.png": tables.confusion_figure(confusion, names),
-        "labels.png": of({"actual": images["actual"]}, [*names, NO_FINDING], "Images by label", "images"),
-        "labels_predicted.png": of(images, [*names, NO_FINDING], f"Labels, score {score:g} or more", "images"),
+        "labels.png": of({"actual": shown_by["actual"]}, [*names, NO_FINDING], "Images by label", "images"),
+        "labels_predicted.png": of(shown_by, [*names, NO_FINDING], f"Labels, score {score:g} or more", "images"),
         "boxes_predicted.png": of(boxes, names, f"Boxes, score {score:g} or more", "boxes"),
         "box_area.png": tables.area_figure(shares, names),
     }

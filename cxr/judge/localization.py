@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from cxr.metrics.localization import MEASURES, THRESHOLDS, Rates, paired_gain, s
 from cxr.report import classification as label_tables
 from cxr.report import localization as tables
 from cxr.report.figures import save_figure
-from cxr.report.overlays import BoxPair, Overlay, overlay_figure
+from cxr.report.overlays import BoxPair, Overlay, save_overlays
 
 PICTURES = "pictures"
 SHOWN = 4  # images in a row of the picture
@@ -81,7 +81,9 @@ def _located(judged: Judged, truth: BoxTruth, options: ReportOptions, out: str, 
     own = rates.pop("run")
     result["metrics"] = metrics(judged, own, rates)
     drawn = [save_figure(tables.curves_figure(own, rates), storage.join(out, PICTURES), "accuracy.png")]
-    result["pictures"] = drawn + _draw(overlays(judged, truth, options.seed), out)
+    result["pictures"] = drawn + save_overlays(
+        overlays(judged, truth, options.seed), storage.join(out, PICTURES), "boxes.png"
+    )
     shown = [f"![{name}]({PICTURES}/{name})" for name in map(storage.name, result["pictures"])]
     accuracy = [tables.accuracy_table(own, rates, measure) for measure in MEASURES]
     missed = ["## False positives an image, and the pointing game", tables.false_positives_table(own, rates)]
@@ -156,13 +158,6 @@ def _overlay(judged: Judged, pair: np.ndarray, picture: np.ndarray, frame: Frame
     overlap = judged.located.best["iou"][image, finding]
     boxes = BoxPair(placed[0], [""] * len(placed[0]), placed[1], [f"{score:.2f}" for score in found.score])
     return Overlay(f"{judged.findings[finding]}, IoU {overlap:.2f}", picture, boxes)
-
-
-def _draw(shown: Mapping[str, Sequence[Overlay]], out: str) -> list[str]:
-    """The picture's URI; none where no image could be had."""
-    if not any(shown.values()):
-        return []
-    return [save_figure(overlay_figure(shown), storage.join(out, PICTURES), "boxes.png")]
 
 
 def compared(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,7 @@ from cxr.metrics import segmentation
 from cxr.metrics.segmentation import MeanInterval, mean_interval
 from cxr.metrics.segmentation.overlap import FOUND, TRUE
 from cxr.report import segmentation as tables
-from cxr.report.figures import save_figure
-from cxr.report.overlays import MaskPair, Overlay, overlay_figure
+from cxr.report.overlays import MaskPair, Overlay, save_overlays
 
 PICTURES = "pictures"
 SHOWN = 4  # images in a row of the picture
@@ -35,7 +34,7 @@ def report(run: Run, options: ReportOptions, out: str, *, label: str) -> dict[st
     told = _told(judged)
     print(told, flush=True)
     listed = image_rows(judged, truth)
-    drawn = _draw(overlays(judged, scores, truth), out)
+    drawn = save_overlays(overlays(judged, scores, truth), storage.join(out, PICTURES), "masks.png")
     page = [f"# {run.family}: {run.uri}, judged by {archive}, split {options.split}", told]
     page += [tables.summary_table(found, sure), tables.summary_legend(truth.resolution, options.resamples, counts)]
     page += ["## The worst images", tables.worst_table(listed), "Ranks are those of `images.csv`.", _shown(drawn)]
@@ -150,13 +149,6 @@ def overlays(judged: Judged, scores: Scores, truth: MaskTruth) -> dict[str, list
                 masks = (fit_mask(mask, len(picture), frame) for mask in (true, found))
                 shown[name].append(Overlay(f"rank {rank + 1}, Dice {dice[rank]:.3f}", picture, MaskPair(*masks)))
     return shown
-
-
-def _draw(shown: Mapping[str, Sequence[Overlay]], out: str) -> list[str]:
-    """The picture's URI; none where no image could be had."""
-    if not any(shown.values()):
-        return []
-    return [save_figure(overlay_figure(shown), storage.join(out, PICTURES), "masks.png")]
 
 
 def _shown(uris: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from cxr.report.figures import TILE_INCHES
+from cxr.report.figures import TILE_INCHES, save_figure
 
 TRUE_COLOUR, FOUND_COLOUR = "#00d0e0", "#ff9020"
 _TILE = 1.6 * TILE_INCHES
@@ -81,6 +81,11 @@ def overlay_figure(rows: Mapping[str, Sequence[Overlay]]) -> Figure:
     handles = [Line2D([], [], color=c, label=n) for n, c in (("true", TRUE_COLOUR), ("found", FOUND_COLOUR))]
     figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=8, frameon=False)
     return figure
+
+
+def save_overlays(rows: Mapping[str, Sequence[Overlay]], folder: str, name: str) -> list[str]:
+    """Write `overlay_figure` as the PNG `name` into the URI `folder`; its URI, none where there is no image."""
+    return [save_figure(overlay_figure(rows), folder, name)] if any(rows.values()) else []
 
 
 def _show(ax: Axes, overlay: Overlay) -> None:
