@@ -20,7 +20,7 @@ from cxr.metrics import detection
 from cxr.metrics.localization import Boxes
 from cxr.report.tables import csv_text
 from cxr.sources import vinbigdata
-from cxr.sources.annotations import stem
+from cxr.sources.listing import image_key
 
 _NORMAL = f"{NO_FINDING} 1 0 0 1 1"
 
@@ -66,9 +66,11 @@ def write_submission(run: Run, uri: str, normal: NormalFilter | None = None) -> 
     found, others = _found(scores, run, scales)
     rows: dict[str, str] = {}
     for image_id, good, boxes in zip(scores.image_ids.to_pylist(), scores.good.tolist(), found, strict=True):
-        if stem(image_id) in rows:
-            raise UserError(f"{run.uri} has scored two images named {stem(image_id)}: score the challenge's alone")
-        rows[stem(image_id)] = prediction(_filtered(boxes, image_id, normal)) if good else _NORMAL
+        if image_key(image_id) in rows:
+            raise UserError(
+                f"{run.uri} has scored two images named {image_key(image_id)}: score the challenge's alone"
+            )
+        rows[image_key(image_id)] = prediction(_filtered(boxes, image_id, normal)) if good else _NORMAL
     table: list[dict[str, Any]] = [{"image_id": name, "PredictionString": rows[name]} for name in sorted(rows)]
     storage.write_text(storage.normalise(uri), csv_text(table))
     return {
@@ -85,7 +87,9 @@ def _to_originals(scores: box_scores.Scores, run: Run) -> tuple[np.ndarray, int]
     sizes: dict[str, list[int]] = {}
     for archive in shards.made_of(run.archive):
         sizes |= vinbigdata.original_px(archive)
-    originals = np.array([sizes.get(stem(image_id), [np.nan] * 2)[::-1] for image_id in scores.image_ids.to_pylist()])
+    originals = np.array(
+        [sizes.get(image_key(image_id), [np.nan] * 2)[::-1] for image_id in scores.image_ids.to_pylist()]
+    )
     scales = originals.reshape(-1, 2) / np.maximum(scores.sizes_px, 1)
     told = np.logical_and.reduce(np.isfinite(scales), axis=1)
     boxed = pc.list_value_length(scores.boxes).fill_null(0).to_numpy() > 0

@@ -9,19 +9,19 @@ the frame in which the images' source gives its boxes.
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import csv as pa_csv
 
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources import readers
 from cxr.sources.base import Manifest, labels_column
+from cxr.sources.csv_table import read_csv
+from cxr.sources.listing import image_key
 from cxr.sources.readers import ReaderBoxes
 
 IMAGE, CLASS, READER = "image_id", "class_id", "rad_id"
@@ -30,7 +30,6 @@ HEADER = (IMAGE, CLASS_NAME, CLASS, READER, schema.X_MIN, schema.Y_MIN, schema.X
 NO_FINDING, NO_FINDING_ID = "No finding", len(schema.VINBIGDATA_FINDINGS)
 _FINDINGS = {str(number): finding for number, finding in enumerate(schema.VINBIGDATA_FINDINGS)}
 _NEEDED = (IMAGE, CLASS, READER, *readers.CORNERS)
-_SUFFIX = re.compile(r"\.(dcm|dicom|png|jpe?g)$", re.IGNORECASE)
 
 Boxes = list[dict[str, Any]]  # of schema.BOX_TYPE
 
@@ -87,42 +86,24 @@ def read(location: str) -> Read:
     Raises:
         UserError: it is not such a file, or a row is not understood; the message names the row.
     """
-    table = read_columns(location, _NEEDED)
+    table = read_csv(location, _NEEDED)
+    columns = [table.column(name) for name in _NEEDED]
     boxes: dict[str, Boxes] = {}
     looked: dict[str, dict[str, None]] = defaultdict(dict)
     flat = 0
-    for number, (image, of_class, reader, *corners) in enumerate(zip(*table.values(), strict=True), 2):
-        drawn = boxes.setdefault(stem(image), [])
-        looked[stem(image)][reader] = None
+    for row, (image, of_class, reader, *corners) in enumerate(zip(*columns, strict=True)):
+        drawn = boxes.setdefault(image_key(image), [])
+        looked[image_key(image)][reader] = None
         try:
             box = _box(of_class, reader, corners)
         except ValueError as error:
-            raise UserError(f"{location}, line {number}: {error}; mend the line") from None
+            raise UserError(f"{location}, line {table.lines[row]}: {error}; mend the line") from None
         if box and (box[schema.X_MAX] <= box[schema.X_MIN] or box[schema.Y_MAX] <= box[schema.Y_MIN]):
             flat += 1
         elif box:
             drawn.append(box)
     notes = [f"{flat:,} boxes of {storage.name(location)} have no area: they are left out"] if flat else []
     return Read(boxes, {image: tuple(who) for image, who in looked.items()}, notes)
-
-
-def read_columns(location: str, wanted: Sequence[str]) -> dict[str, list[str]]:
-    """Columns of a CSV file as text, without spaces around values.
-
-    Raises:
-        UserError: it lacks one, or is no CSV.
-    """
-    text = pa_csv.ConvertOptions(
-        column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False, include_columns=list(wanted)
-    )
-    try:
-        table = pa_csv.read_csv(pa.BufferReader(storage.read_bytes(location)), convert_options=text)
-    except pa.ArrowKeyError as error:
-        wants = f"wanted are {', '.join(wanted)}"
-        raise UserError(f"{location} lacks a column ({str(error)[:200]}): {wants}; fetch it again") from None
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{location} cannot be read as CSV ({str(error)[:200]}): fetch it again") from None
-    return {name: [value.strip() for value in table[name].to_pylist()] for name in wanted}
 
 
 def _box(of_class: str, reader: str, corners: Sequence[str]) -> dict[str, Any] | None:
@@ -163,13 +144,8 @@ def one_reader(manifest: Manifest, how: ReaderBoxes) -> Manifest:
     return Manifest(_replaced(table, schema.BOXES, boxes), manifest.findings, notes)
 
 
-def stem(image_id: str) -> str:
-    """An image's name without folders and suffix, as annotations name it."""
-    return _SUFFIX.sub("", image_id.rpartition("/")[2])
-
-
 def _annotated(manifest: Manifest, location: str) -> Manifest:
-    told, stems = read(location), [stem(image_id) for image_id in manifest.table[schema.IMAGE_ID].to_pylist()]
+    told, stems = read(location), [image_key(image_id) for image_id in manifest.table[schema.IMAGE_ID].to_pylist()]
     named = [each for each in stems if each in told.boxes]
     file, images = storage.name(location), f"{len(told.boxes):,} images that {storage.name(location)} names"
     if not named:

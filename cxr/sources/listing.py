@@ -16,6 +16,9 @@ from cxr.storage import FileEntry, NotFound, list_files
 
 PATH = "path"  # relative to the archive's root
 
+_IMAGE_SUFFIXES = frozenset(
+    ("dcm", "dicom", "dic", "png", "jpg", "jpeg", "jp2", "tif", "tiff", "bmp", "gif", "webp", "img")
+)
 _COLUMNS = pa.schema([(PATH, pa.string()), (schema.SOURCE_URI, pa.string())])
 _LONG_COLUMNS = pa.schema([(PATH, pa.large_string()), (schema.SOURCE_URI, pa.large_string())])
 _CHUNK = 65_536
@@ -54,13 +57,31 @@ def files_below(uri: str) -> Iterator[FileEntry]:
         return
 
 
+def image_key(name: str) -> str:
+    """What joins an image's file to its rows in label files: the file's name without folders and image suffixes.
+
+    Blanks around the name, the suffix's case and the direction of slashes do not matter; the rest of the name does,
+    its case included. So "images\\A.PNG", "A.jpeg", " A" and "A.dcm.png" are one image, as are files of one name in
+    several folders: each gets what the label file says of that image.
+    """
+    key = name.replace("\\", "/").rpartition("/")[2].strip()
+    for _ in range(2):  # a copy may keep the original's suffix: A.dicom.png
+        stem, _, suffix = key.rpartition(".")
+        if not stem or suffix.lower() not in _IMAGE_SUFFIXES:
+            break
+        key = stem.rstrip()
+    return key
+
+
 def image_ids(paths: pa.Array, names: pa.Array) -> tuple[pa.Array, list[str]]:
     """Files' names; paths for files that share their name with another, which a note counts."""
     counts = names.value_counts()
     shared = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     if not len(shared):
         return names, []
-    note = f"{len(shared):,} file names occur in several folders: those images all count, each by its path"
+    note = (
+        f"{len(shared):,} image names belong to several files: each of these files is used, with its path as its id"
+    )
     return pc.if_else(pc.is_in(names, value_set=shared), paths, names), [note]
 
 

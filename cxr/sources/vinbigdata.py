@@ -25,9 +25,10 @@ import pyarrow as pa
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources import readers
-from cxr.sources.annotations import HEADER, IMAGE, Read, read, read_columns, stem
+from cxr.sources.annotations import HEADER, IMAGE, Read, read
 from cxr.sources.base import Manifest, labels_column, manifest_table
-from cxr.sources.listing import PATH, image_ids, list_images
+from cxr.sources.csv_table import has_columns, read_csv
+from cxr.sources.listing import PATH, image_ids, image_key, list_images
 from cxr.sources.splits import split_by_patient
 
 name = "vinbigdata"
@@ -41,10 +42,7 @@ DICOM = (".dicom", ".dcm")
 
 def detect(uri: str) -> bool:
     location = storage.join(uri, ANNOTATIONS_FILE)
-    if not storage.exists(location):
-        return False
-    header = storage.read_bytes(location).partition(b"\n")[0].decode("utf-8-sig", "replace")
-    return {column.strip() for column in header.split(",")} >= set(HEADER[:4])
+    return storage.exists(location) and has_columns(location, HEADER[:4])
 
 
 def manifest(uri: str) -> Manifest:
@@ -59,7 +57,7 @@ def manifest(uri: str) -> Manifest:
     told = read(location)
     files, notes = list_images(uri)
     paths = files[PATH].combine_chunks()
-    stems = [stem(path) for path in paths.to_pylist()]
+    stems = [image_key(path) for path in paths.to_pylist()]
     ids, id_notes = image_ids(paths, pa.array(stems, pa.string()))
     boxes = [told.boxes.get(each) for each in stems]
     frames = original_px(uri)
@@ -84,12 +82,13 @@ def original_px(uri: str) -> dict[str, list[int]]:
     sizes: dict[str, list[int]] = {}
     for location in (storage.join(uri, file) for file in META_FILES):
         if storage.exists(location):
-            columns = read_columns(location, (IMAGE, HEIGHT, WIDTH))
-            for number, (image, *size) in enumerate(zip(*columns.values(), strict=True), 2):
+            table = read_csv(location, (IMAGE, HEIGHT, WIDTH))
+            columns = [table.column(name) for name in (IMAGE, HEIGHT, WIDTH)]
+            for row, (image, *size) in enumerate(zip(*columns, strict=True)):
                 try:
-                    sizes[image] = [int(side) for side in size]
+                    sizes[image_key(image)] = [int(side) for side in size]
                 except ValueError:
-                    raise UserError(f"{location}, line {number}: {size}, wanted a height and a width") from None
+                    raise table.error(row, "a height and a width in pixels", ", ".join(size)) from None
     return sizes
 
 

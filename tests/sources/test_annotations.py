@@ -99,12 +99,12 @@ def test_boxes_without_area_are_left_out(archive: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "trouble"),
     [
-        ("", "cannot be read as CSV"),
-        ("image_id,class_id\na,14\n", "lacks a column"),
+        ("", "expected a header with the columns image_id, "),
+        ("image_id,class_id\na,14\n", "without rad_id, x_min"),
         (f"{HEADER}a,No finding,14,R1,,,,\nb,what,15,R1,1,2,3,4\n", r"line 3: class_id '15', wanted 0 to 14"),
         (f"{HEADER}a,ILD,5,R1,1,,3,4\n", "line 2: could not convert"),
         (f"{HEADER}a,ILD,5,R1,1,nan,3,4\n", "line 2: corners 1, nan, 3, 4"),
-        (f"{HEADER}a,ILD\n", "cannot be read as CSV"),
+        (f"{HEADER}a,ILD\n", "line 2: expected 8 fields as in the header, got 2"),
         (f"{HEADER}elsewhere,No finding,14,R1,,,,\n", "names none of the 3 images"),
     ],
 )

@@ -114,7 +114,7 @@ def test_images_in_numbered_folders_and_names_that_occur_twice(archive: Path) ->
     assert set(rows) == {*twice, *NAMES[1:], "00000009_000.png"}
     assert rows[twice[0]][schema.LABELS] == rows[twice[1]][schema.LABELS]
     assert rows[twice[0]][schema.SPLIT] == rows[twice[1]][schema.SPLIT]
-    assert any("1 file names occur in several folders" in note for note in manifest.notes)
+    assert any("1 image names belong to several files" in note for note in manifest.notes)
 
 
 def test_labels_in_strange_words(archive: Path) -> None:

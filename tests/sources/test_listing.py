@@ -57,3 +57,30 @@ def test_nothing_to_read_is_an_error_that_says_so(tmp_path: Path) -> None:
         listing.list_images(str(tmp_path))
     with pytest.raises(UserError, match="missing"):
         listing.list_images(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "A.1",
+        "A.1.png",
+        "A.1.PNG",
+        "a/b/A.1.Jpeg",
+        "a\\A.1.dcm",
+        " A.1.png ",
+        "A.1 .png",
+        "A.1.dicom.png",
+        "./A.1.DICOM",
+    ],
+)
+def test_folders_suffix_blanks_and_backslashes_do_not_change_an_images_key(name: str) -> None:
+    assert listing.image_key(name) == "A.1"
+
+
+@pytest.mark.parametrize("name", ["1.2.840.113619", ".png", "a.unheard-of", "png"])
+def test_what_is_not_an_image_suffix_stays_in_the_key(name: str) -> None:
+    assert listing.image_key(name) == name
+
+
+def test_the_case_of_the_name_itself_counts() -> None:
+    assert listing.image_key("a.png") != listing.image_key("A.png")

@@ -19,7 +19,7 @@ from cxr.phantom.vinbigdata import Layout, exact, image_id, read_by_three, write
 from cxr.rows import make_rows
 from cxr.schema import PixelFormat
 from cxr.sources import Labelling, find_source, listing, open_manifest, readers, vinbigdata
-from cxr.sources.annotations import HEADER, stem
+from cxr.sources.annotations import HEADER
 from cxr.sources.base import Manifest
 from cxr.storage import FileEntry
 
@@ -130,9 +130,12 @@ def test_a_file_of_that_name_alone_is_not_this_layout(tmp_path: Path) -> None:
         ({"train.csv": CSV_HEADER}, "no image lies in"),
         (
             {"train.csv": CSV_HEADER, "a.png": "", "train_meta.csv": "image_id,dim0,dim1\na,9,x\n"},
-            "train_meta.csv, l",
+            "train_meta.csv, line 2: expected a height and a width in pixels, got '9, x'",
         ),
-        ({"train.csv": CSV_HEADER, "a.png": "", "train_meta.csv": "image_id\na\n"}, "lacks a column"),
+        (
+            {"train.csv": CSV_HEADER, "a.png": "", "train_meta.csv": "image_id\na\n"},
+            "line 1: expected the columns image_id, dim0, dim1, got 1 columns without dim0, dim1",
+        ),
     ],
 )
 def test_user_errors_say_what_was_wanted(tmp_path: Path, files: dict[str, str], trouble: str) -> None:
@@ -208,7 +211,3 @@ def test_wrong_settings_of_phantoms(tmp_path: Path) -> None:
         write_vinbigdata_phantom(str(tmp_path), 1, "jsrt")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="prevalence"):
         write_vinbigdata_phantom(str(tmp_path), 1, prevalence=2)
-
-
-def test_stems() -> None:
-    assert [stem(name) for name in ("train/a.dicom", "b.PNG", "1.2.840", "c.d/e.jpeg")] == ["a", "b", "1.2.840", "e"]

@@ -1,0 +1,169 @@
+"""The one reader of CSV files: the published lists, and copies of them that other software has saved again.
+
+Text is UTF-8, with or without a byte order mark, or UTF-16 with one. Lines end with LF, CRLF or CR. Values are
+separated by commas, semicolons or tabs and may be quoted. Names of columns and values are trimmed. Blank lines, and
+blank fields after a row's last column, are ignored.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from cxr import storage
+from cxr.errors import UserError
+
+_SEPARATORS = (",", ";", "\t")
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_SHOWN = 60  # characters of a value that an error quotes
+_FIELD_LIMIT = 2**31 - 1  # characters; the csv module's own default of 131,072 is less than a long mask code
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """A CSV file's rows as text, each with as many values as the header has names."""
+
+    location: str
+    header: Sequence[str]
+    """Names of columns. A name may be blank; no other name occurs twice, whatever its case."""
+    rows: Sequence[Sequence[str]]
+    lines: Sequence[int]
+    """Each row's line in the file, counted from 1, for error messages."""
+
+    def __contains__(self, name: str) -> bool:
+        return _folded(name) in map(_folded, self.header)
+
+    def column(self, name: str) -> list[str]:
+        """A column's values. Its name's case does not matter."""
+        at = list(map(_folded, self.header)).index(_folded(name))
+        return [row[at] for row in self.rows]
+
+    def error(self, row: int, expected: str, got: str) -> UserError:
+        """The error to raise for a value of a row (its index in `rows`)."""
+        return _error(self.location, self.lines[row], expected, _quoted(got))
+
+
+def read_csv(location: str, columns: Sequence[str]) -> CsvTable:
+    """Read a CSV file that has at least these columns.
+
+    Raises:
+        UserError: a column is missing or occurs twice, a row has too few or too many fields, a quote is not closed on
+            its line, or the file is not text; the message names the line.
+        StorageError: the file cannot be read.
+    """
+    lines = read_lines(location)
+    start, separator = _start(lines)
+    if not lines[start].strip():
+        raise UserError(f"{location}: expected a header with the columns {', '.join(columns)}, got an empty file")
+    csv.field_size_limit(_FIELD_LIMIT)
+    reader = csv.reader(islice(lines, start, None), delimiter=separator, skipinitialspace=True, strict=True)
+    rows: list[list[str]] = []
+    numbers: list[int] = []
+    line = start  # the last one that was read
+    try:
+        first = [name.strip() for name in next(reader)]
+        line += 1
+        header, fields = _trimmed(first, 0), len(first)
+        _check_header(location, line, header, columns)
+        for values in reader:
+            line += 1
+            if start + reader.line_num != line:
+                raise _error(location, line, "a closing quote on the same line", "none")
+            row = [value.strip() for value in values]
+            if len(row) > fields:
+                row = _trimmed(row, fields)
+            if not any(row):
+                continue
+            if not len(header) <= len(row) <= fields:
+                raise _error(location, line, f"{len(header)} fields as in the header", str(len(row)))
+            rows.append(row if len(row) == len(header) else row[: len(header)])
+            numbers.append(line)
+    except csv.Error as error:
+        raise _error(location, line + 1, "fields quoted as in RFC 4180", f"an error: {error}") from None
+    return CsvTable(location, header, rows, numbers)
+
+
+def has_columns(location: str, columns: Sequence[str]) -> bool:
+    """Whether the file's header has these columns, whatever comes after it.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    lines = _lines(_decoded(storage.read_bytes(location), "replace"))
+    start, separator = _start(lines)
+    try:
+        header = next(csv.reader([lines[start]], delimiter=separator, skipinitialspace=True), [])
+    except csv.Error:
+        return False
+    return set(map(_folded, columns)) <= set(map(_folded, header))
+
+
+def read_lines(location: str) -> list[str]:
+    """A text file's lines without their ends, in the encodings and with the line ends that a CSV file may have.
+
+    Raises:
+        UserError: the file is not text.
+        StorageError: the file cannot be read.
+    """
+    data = storage.read_bytes(location)
+    try:
+        text = _decoded(data, "strict")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        got = "bytes in another encoding; save the file as UTF-8"
+        raise _error(location, line, "UTF-8, or UTF-16 with a byte order mark", got) from None
+    if "\0" in text:
+        raise UserError(f"{location}: expected UTF-8 text, got zero bytes; save the file as UTF-8")
+    return _lines(text)
+
+
+def _decoded(data: bytes, errors: str) -> str:
+    return data.decode("utf-16" if data.startswith(_UTF16_MARKS) else "utf-8-sig", errors)
+
+
+def _lines(text: str) -> list[str]:
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def _start(lines: Sequence[str]) -> tuple[int, str]:
+    """How many blank lines come before the header, and the separator that the header has most of."""
+    start = next((at for at, line in enumerate(lines) if line.strip()), 0)
+    return start, max(_SEPARATORS, key=lines[start].count)
+
+
+def _check_header(location: str, line: int, header: Sequence[str], columns: Sequence[str]) -> None:
+    names = [_folded(name) for name in header if name]
+    missing = [name for name in columns if _folded(name) not in names]
+    if missing:
+        raise _error(
+            location,
+            line,
+            f"the columns {', '.join(columns)}",
+            f"{len(header)} columns without {', '.join(missing)}",
+        )
+    twice = next((name for name in header if name and names.count(_folded(name)) > 1), None)
+    if twice is not None:
+        raise _error(location, line, f"one column {_quoted(twice)}", str(names.count(_folded(twice))))
+
+
+def _trimmed(row: Sequence[str], fields: int) -> list[str]:
+    """The row without blank fields at its end, but with `fields` of them at least."""
+    end = len(row)
+    while end > fields and not row[end - 1]:
+        end -= 1
+    return list(row[:end])
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _quoted(value: str) -> str:
+    return repr(value if len(value) <= _SHOWN else value[:_SHOWN] + "…")
+
+
+def _error(location: str, line: int, expected: str, got: str) -> UserError:
+    return UserError(f"{location}, line {line}: expected {expected}, got {got}")
