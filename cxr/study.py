@@ -13,8 +13,8 @@ from cxr import checkpoint, shards, storage
 from cxr.errors import UserError
 from cxr.recipes import recipe_from_dict
 from cxr.recipes.base import Recipe
-from cxr.train import RunOptions, fit
-from cxr.train.fit import mistake_in, room
+from cxr.train.fit import fit, mistake_in, room
+from cxr.train.options import RunOptions
 
 ABOUT, ARCHIVE = "study.json", "archive"
 RUN_CPU = 0.01  # of the process that looks after a run; its workers hold the rest

@@ -25,9 +25,9 @@ from cxr.recipes import recipe_from_dict
 from cxr.recipes.base import Recipe
 from cxr.report.pareto import marked
 from cxr.report.trials import Trial
-from cxr.train import RunOptions, fit
-from cxr.train.fit import room
+from cxr.train.fit import fit, room
 from cxr.train.log import best_row, read_metrics
+from cxr.train.options import RunOptions
 
 NAME, ABOUT, FAILED = "search", "search.json", "failed.json"
 TRIAL_CPU = 0.01  # of the process that looks after a trial; its workers hold the rest

@@ -24,7 +24,9 @@ from cxr.schema import PixelFormat
 from cxr.shard_stream import ShardStream
 from cxr.sources import Labelling, chestxray14, open_manifest, siim
 from cxr.study import train_all
-from cxr.train import RunOptions, begun_with, check_resume, fit, prepare
+from cxr.train.fit import begun_with, check_resume, fit
+from cxr.train.options import RunOptions
+from cxr.train.prepare import prepare
 from cxr.tune import SearchOptions, objectives_of, search, searched
 
 SHARDS = "shards"  # in OUT

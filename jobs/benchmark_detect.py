@@ -31,8 +31,9 @@ from cxr.models.yolo import targets, ultralytics
 from cxr.recipes.base import Batch
 from cxr.recipes.detect import DetectRecipe
 from cxr.shard_stream import ShardStream
-from cxr.train import RunOptions, fit
+from cxr.train.fit import fit
 from cxr.train.log import read_metrics
+from cxr.train.options import RunOptions
 from cxr.workflow import ArchiveOptions, make_ready
 
 _BATCH = 32  # images converted at once

@@ -16,7 +16,7 @@ from cxr.job import run_job
 from cxr.recipes.aecnn import AecnnRecipe
 from cxr.report import figures
 from cxr.study import train_all
-from cxr.train import RunOptions
+from cxr.train.options import RunOptions
 from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled
 
 COMPRESSED, RESIZED, WHOLE = "ae-cnn", "resized", "uncompressed"

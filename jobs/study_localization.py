@@ -24,7 +24,7 @@ from cxr.recipes.localize import LocalizeRecipe
 from cxr.report import figures
 from cxr.sources import chestxray14
 from cxr.study import train_all
-from cxr.train import RunOptions
+from cxr.train.options import RunOptions
 from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled
 
 MULTISCALE, LAST = "multiscale", "last"

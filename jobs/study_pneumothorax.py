@@ -23,7 +23,7 @@ from cxr.models.fcn import FCN_BACKBONES
 from cxr.recipes.pneumothorax import PneumothoraxRecipe
 from cxr.report import figures
 from cxr.study import train_all
-from cxr.train import RunOptions
+from cxr.train.options import RunOptions
 from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, siim_phantoms
 
 # Name -> the settings in which its recipe differs from the job's.

@@ -13,7 +13,7 @@ from typing import Any
 from cxr.job import run_job
 from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.aecnn_published import as_published
-from cxr.train import RunOptions
+from cxr.train.options import RunOptions
 from cxr.workflow import ArchiveOptions, train_job
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from cxr.job import run_job
 from cxr.recipes.attend import AttendRecipe
-from cxr.train import RunOptions
+from cxr.train.options import RunOptions
 from cxr.workflow import ArchiveOptions, train_job
 
 

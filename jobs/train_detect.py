@@ -31,7 +31,7 @@ from cxr.job import run_job
 from cxr.models.yolo import YoloEnsemble, YoloSize
 from cxr.recipes.detect import DetectRecipe
 from cxr.study import train_all
-from cxr.train import RunOptions
+from cxr.train.options import RunOptions
 from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, train_job
 
 

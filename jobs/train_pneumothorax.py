@@ -13,7 +13,7 @@ from typing import Any
 
 from cxr.job import run_job
 from cxr.recipes.pneumothorax import PneumothoraxRecipe
-from cxr.train import RunOptions
+from cxr.train.options import RunOptions
 from cxr.workflow import ArchiveOptions, siim_phantoms, train_job
 
 

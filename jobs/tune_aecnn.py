@@ -13,7 +13,7 @@ from typing import Any
 
 from cxr.job import run_job
 from cxr.recipes.aecnn import AecnnRecipe
-from cxr.train import RunOptions
+from cxr.train.options import RunOptions
 from cxr.tune import SearchOptions
 from cxr.workflow import ArchiveOptions, tune_job
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from cxr.job import run_job
 from cxr.recipes.align import AlignRecipe
-from cxr.train import RunOptions
+from cxr.train.options import RunOptions
 from cxr.tune import SearchOptions
 from cxr.workflow import ArchiveOptions, tune_job
 

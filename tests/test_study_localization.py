@@ -22,7 +22,7 @@ from cxr.errors import UserError
 from cxr.recipes.base import Recipe
 from cxr.recipes.localize import LocalizeRecipe
 from cxr.study import Trained
-from cxr.train import RunOptions
+from cxr.train.options import RunOptions
 from cxr.workflow import ArchiveOptions
 from jobs import make_phantom
 from jobs import study_localization as job

@@ -26,7 +26,7 @@ from cxr.recipes.pneumothorax import PneumothoraxRecipe
 from cxr.schema import PixelFormat
 from cxr.shards import ARCHIVE_FILE, KIND
 from cxr.study import Trained
-from cxr.train import RunOptions
+from cxr.train.options import RunOptions
 from cxr.workflow import ArchiveOptions
 from jobs import study_pneumothorax as job
 from jobs.study_pneumothorax import NETWORKS, Options, main, named

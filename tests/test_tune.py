@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from cxr.errors import UserError
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Stage
-from cxr.train import RunOptions
+from cxr.train.options import RunOptions
 from cxr.tune import (
     BEST,
     STANDING,

@@ -18,8 +18,8 @@ from cxr.recipes.attend import AttendRecipe
 from cxr.recipes.base import Recipe
 from cxr.recipes.pneumothorax import PneumothoraxRecipe
 from cxr.study import Trained
-from cxr.train import RunOptions
 from cxr.train.log import METRICS_FILE
+from cxr.train.options import RunOptions
 from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, train_job
 from tests.made_shards import write_shards
 

@@ -9,7 +9,8 @@ from cxr.ingest import ingest
 from cxr.recipes.align import AlignRecipe
 from cxr.schema import PixelFormat
 from cxr.score import score
-from cxr.train import RunOptions, fit
+from cxr.train.fit import fit
+from cxr.train.options import RunOptions
 
 IMAGES, EPOCHS = 120, 4
 RECIPE = AlignRecipe(size=32, epochs=EPOCHS, batch_size=8, trunk="conv3", lungs=False)

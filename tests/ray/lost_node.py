@@ -15,8 +15,9 @@ from ray.cluster_utils import Cluster
 
 from cxr import cluster
 from cxr.recipes.align import AlignRecipe
-from cxr.train import RunOptions, fit
+from cxr.train.fit import fit
 from cxr.train.log import read_metrics
+from cxr.train.options import RunOptions
 from cxr.tune import SearchOptions, search
 from tests.made_shards import write_shards
 

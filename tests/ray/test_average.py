@@ -9,8 +9,9 @@ import torch
 
 from cxr import checkpoint
 from cxr.recipes.align import AlignRecipe
-from cxr.train import RunOptions, fit
+from cxr.train.fit import fit
 from cxr.train.log import best_row, read_metrics
+from cxr.train.options import RunOptions
 from tests.made_shards import write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]

@@ -14,8 +14,9 @@ from cxr.phantom.archive import write_phantom
 from cxr.recipes.detect import DetectRecipe
 from cxr.score import score
 from cxr.study import train_all
-from cxr.train import RunOptions, fit
+from cxr.train.fit import fit
 from cxr.train.log import read_metrics
+from cxr.train.options import RunOptions
 from cxr.workflow import ArchiveOptions, make_ready
 from jobs.train_detect import Options, members_of, save_ensemble
 from tests.ray.test_fit import kill_a_worker_after, weights

@@ -14,8 +14,9 @@ from cxr import checkpoint
 from cxr.errors import UserError
 from cxr.phantom.archive import write_phantom
 from cxr.recipes.align import AlignRecipe
-from cxr.train import RunOptions, TrainingStopped, fit
+from cxr.train.fit import TrainingStopped, fit
 from cxr.train.log import read_metrics
+from cxr.train.options import RunOptions
 from tests.made_shards import write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

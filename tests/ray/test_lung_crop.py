@@ -14,7 +14,7 @@ from cxr.errors import UserError
 from cxr.imaging.geometry import Frame
 from cxr.recipes.align import AlignRecipe
 from cxr.score import score
-from cxr.train import RunOptions
+from cxr.train.options import RunOptions
 from cxr.workflow import ArchiveOptions, train_job
 from tests.lung_rule import save_finder
 

@@ -12,8 +12,8 @@ from cxr import checkpoint, schema, shards
 from cxr.phantom.archive import write_phantom
 from cxr.recipes import RECIPES
 from cxr.recipes.align import AlignRecipe
-from cxr.train import RunOptions
 from cxr.train.log import read_metrics
+from cxr.train.options import RunOptions
 from cxr.train.worker import train_worker
 from cxr.workflow import ArchiveOptions, train_job
 

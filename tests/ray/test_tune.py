@@ -15,9 +15,9 @@ from cxr import checkpoint
 from cxr.errors import UserError
 from cxr.recipes.align import AlignRecipe
 from cxr.report.trials import write_search_pictures, write_trials
-from cxr.train import RunOptions
 from cxr.train.fit import room
 from cxr.train.log import read_metrics
+from cxr.train.options import RunOptions
 from cxr.tune import TRIAL_CPU, SearchOptions, search
 from tests.made_shards import write_shards
 

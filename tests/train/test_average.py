@@ -16,10 +16,10 @@ from cxr import checkpoint, schema
 from cxr.errors import UserError
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Alone
-from cxr.train import RunOptions
 from cxr.train.average import best_kept
 from cxr.train.engine import Engine
 from cxr.train.log import RunLog, best_row, read_metrics
+from cxr.train.options import RunOptions
 from cxr.train.worker import Progress, Worker
 from tests.test_recipes import some_batches
 
