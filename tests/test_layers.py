@@ -13,7 +13,7 @@ SCRIPTS = sorted(path for folder in ("jobs", "cluster") for path in (REPOSITORY 
 MODULES = [*IN_CXR, *SCRIPTS]
 
 MAY_IMPORT_RAY = {"train", "tune", "score", "ingest", "dataset", "cluster", "speed", "study"}
-BASE = {"cxr.schema", "cxr.errors"}
+BASE = {"cxr.schema", "cxr.errors", "cxr.precision"}
 # A part of cxr -> what it may import of cxr besides itself. The parts not named here are the chain: they
 # stand above all of these, and know recipes.base, never a family. (workflow.py, above it, is the jobs' own.)
 MAY_IMPORT = {
@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "storage": {"cxr.errors"},
     "boxes": {"cxr.errors"},
     "batches": BASE | {"cxr.imaging"},
-    "models": set(),
+    "precision": set(),
+    "models": {"cxr.precision"},
     "metrics": BASE | {"cxr.boxes", "cxr.models"},
     "imaging": BASE,
     "sources": BASE | {"cxr.storage", "cxr.imaging", "cxr.boxes"},
@@ -81,7 +82,7 @@ def test_first_line_says_what_lives_there() -> None:
 
 def test_no_module_grows_too_long() -> None:
     lengths = {str(path): len(path.read_text().splitlines()) for path in MODULES}
-    assert {path: length for path, length in lengths.items() if length > 400} == {}
+    assert {path: length for path, length in lengths.items() if length > 500} == {}
 
 
 def test_ray_stays_in_its_rooms() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cxr.imaging.augment import random_affine, random_exposure
+from cxr.precision import affine_grid
 
 UNKNOWN = 255  # of a mask's pixels, as `batches.NO_MASK`
 
@@ -63,7 +64,7 @@ def varied(
     """Images in [0, 1] and their masks, moved alike; only the images' grey values change.
 
     Masks are 0 or 1 and stay so, in their dtype; one that holds 255 is unknown and stays as it is. What comes into
-    the picture is black, and outside the mask. `generator` must live on the images' device; nothing waits for it.
+    the picture is black, and outside the mask. `generator` is one of the CPU; nothing waits for the images' device.
     """
     x, mask = x_B1HW, mask_B1HW
     if variation.flip > 0:
@@ -87,8 +88,8 @@ def random_displacement(
     shape: torch.Size, cells: int, device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
     """(B, H, W, 2) smooth random fields of standard deviation 1 at `cells` by `cells` points, 0 at the edges."""
-    inner = torch.randn(shape[0], 2, cells, cells, device=device, generator=generator)
-    coarse = F.pad(inner, (1, 1, 1, 1))
+    inner = torch.randn(shape[0], 2, cells, cells, generator=generator)
+    coarse = F.pad(inner, (1, 1, 1, 1)).to(device, non_blocking=True)
     return F.interpolate(coarse, shape[-2:], mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
 
 
@@ -102,7 +103,7 @@ def _random_grid(x: Tensor, variation: Variation, generator: torch.Generator | N
         device=x.device,
         generator=generator,
     )
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    grid = affine_grid(theta, *x.shape[-2:])
     if variation.elastic == 0:
         return grid
     strength = 2 * variation.elastic * _uniform(len(x), x.device, generator)  # the width is 2
@@ -111,11 +112,10 @@ def _random_grid(x: Tensor, variation: Variation, generator: torch.Generator | N
 
 def _sampled(x: Tensor, mask: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     unknown = (mask == UNKNOWN).flatten(1).any(1).view(-1, 1, 1, 1)
-    with torch.autocast(x.device.type, enabled=False):
-        pair = torch.cat([x.float(), mask.float()], 1)
-        moved, lies = F.grid_sample(pair, grid, padding_mode="zeros", align_corners=False).split(1, 1)
-    return moved.to(x.dtype), torch.where(unknown, mask, (lies >= 0.5).to(mask.dtype))
+    pair = torch.cat([x, mask.to(x.dtype)], 1)
+    moved, lies = F.grid_sample(pair, grid, padding_mode="zeros", align_corners=False).split(1, 1)
+    return moved, torch.where(unknown, mask, (lies >= 0.5).to(mask.dtype))
 
 
 def _uniform(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(count, 1, 1, 1, device=device, generator=generator)
+    return torch.rand(count, 1, 1, 1, generator=generator).to(device, non_blocking=True)

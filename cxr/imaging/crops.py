@@ -19,7 +19,7 @@ def random_crops(x_BCHW: Tensor, size: int, generator: torch.Generator | None = 
 
 def random_flips(x_BCHW: Tensor, share: float = 0.5) -> Tensor:
     """Images of which about a `share` is mirrored, left to right."""
-    flipped = torch.rand(len(x_BCHW), 1, 1, 1, device=x_BCHW.device) < share
+    flipped = (torch.rand(len(x_BCHW), 1, 1, 1) < share).to(x_BCHW.device, non_blocking=True)
     return torch.where(flipped, x_BCHW.flip(-1), x_BCHW)
 
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cxr.precision import affine_grid, affine_points
+
 GREY = 114 / 255  # around images
 MIXED = 32.0  # of the beta distribution from which mixup draws shares
 _SMALLEST_PX, _LEAST_AREA, _LONGEST = 2, 0.1, 100  # what must be left of a box: sides, share of its area, their ratio
@@ -56,97 +58,135 @@ class MosaicVariation:
         return max(self.mosaic, self.rotation_deg, self.translate, self.scale, self.shear_deg) > 0
 
 
-def varied(x_B1HW: Tensor, boxes_BM5: Tensor, variation: MosaicVariation) -> tuple[Tensor, Tensor]:
+def varied(
+    x_B1HW: Tensor, boxes_BM5: Tensor, variation: MosaicVariation, usable_B: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Square images in [0, 1], and their boxes: [index, x_min, y_min, x_max, y_max] as shares, NaN for no box.
 
-    Returns as many images, and boxes (B, N, 5); N grows with mosaic and mixup. Draws from PyTorch's generator for the
-    CPU; nothing waits for the images' device.
+    Returns as many images, and boxes (B, N, 5); N grows with mosaic and mixup. Draws from
+    PyTorch's generator for the CPU; nothing waits for the images' device.
+
+    Args:
+        usable_B: bool, which images others may show; all if left out.
     """
     x, boxes = x_B1HW, boxes_BM5
+    usable = torch.ones(len(x), dtype=torch.bool, device=x.device) if usable_B is None else usable_B
     if variation.moves:
-        x, boxes = _affine(*_canvas(x, boxes, variation.mosaic), variation)
+        x, boxes = _affine(_sheet(x, boxes, variation.mosaic, usable), variation)
     if variation.mixup > 0:
-        x, boxes = _mixed(x, boxes, variation.mixup)
+        x, boxes = _mixed(x, boxes, variation.mixup, usable)
     if variation.value > 0:
-        x = (x * (1 + variation.value * _signed(len(x)).to(x.device)).view(-1, 1, 1, 1)).clamp(0, 1)
+        x = (x * (1 + variation.value * _moved(_signed(len(x)), x)).view(-1, 1, 1, 1)).clamp(0, 1)
     if variation.flip > 0:
-        flipped = (torch.rand(len(x)) < variation.flip).to(x.device)
+        flipped = _moved(torch.rand(len(x)) < variation.flip, x)
         x, boxes = torch.where(flipped.view(-1, 1, 1, 1), x.flip(-1), x), _mirrored(boxes, flipped)
     return x, boxes
+
+
+def _moved(drawn: Tensor, like: Tensor) -> Tensor:
+    """What was drawn on the CPU, on the device of the images."""
+    return drawn.to(like.device, non_blocking=True)
 
 
 def _signed(*shape: int) -> Tensor:
     return 2 * torch.rand(*shape) - 1
 
 
-def _canvas(x: Tensor, boxes: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Canvases of twice the size, less GREY: each image with three others around a point, or alone in the middle.
+def _others(usable_B: Tensor, number: int) -> Tensor:
+    """(B, number) indices of images that are usable, drawn evenly; any index where none is."""
+    usable_first, count = torch.argsort(~usable_B, stable=True), usable_B.sum()
+    drawn = _moved(torch.rand(len(usable_B), number), usable_B)
+    return usable_first[torch.minimum((drawn * count).long(), count - 1).clamp(min=0)]
 
-    Boxes are in pixels of the canvas, those of all its images one after another, cut off at its border.
+
+@dataclass(frozen=True)
+class _Sheet:
+    """Four images side by side, less GREY, of which a mosaic shows the part around the point where they meet.
+
+    Ultralytics puts four images on a canvas of twice the size so that they meet in a random place. Here they always
+    meet in the middle, and the canvas is what moves: no image has to be cut, and no cut has to be known on the host.
+
+    Args:
+        x: (B, 1, 2 size, 2 size); 0 wherever the canvas shows nothing.
+        boxes: (B, N, 5) in pixels of the sheet, cut off at the canvas.
+        corner: (B, 2) x and y of the canvas's upper left corner on the sheet, whole pixels, on the CPU.
     """
+
+    x: Tensor
+    boxes: Tensor
+    corner: Tensor
+
+
+def _sheet(x: Tensor, boxes: Tensor, share: float, usable: Tensor) -> _Sheet:
+    """Each image with three others, or alone in the middle of its canvas."""
     count, size = len(x), x.shape[-1]
-    partner = torch.cat([torch.arange(count)[:, None], torch.randint(count, (count, 3))], 1)
-    corner = _corners(count, size, share)
-    canvas = x.new_zeros(count, 1, 2 * size, 2 * size)
-    less = x - GREY
-    for i, (sources, places) in enumerate(zip(partner.tolist(), corner.tolist(), strict=True)):
-        for source, (left, top) in zip(sources, places, strict=True):
-            low, high = (max(0, left), max(0, top)), (min(2 * size, left + size), min(2 * size, top + size))
-            if high[0] > low[0] and high[1] > low[1]:
-                part = less[source, 0, low[1] - top : high[1] - top, low[0] - left : high[0] - left]
-                canvas[i, 0, low[1] : high[1], low[0] : high[0]] = part
-    moved = boxes[partner.to(x.device)]
-    shift = corner.to(x.device, boxes.dtype).repeat(1, 1, 2)[:, :, None]
-    moved[..., 1:] = (moved[..., 1:] * size + shift).clamp(0, 2 * size)
-    return canvas, moved.flatten(1, 2)
+    itself = torch.arange(count, device=x.device)[:, None]
+    sources = torch.cat([itself, _others(usable, 3)], 1)
+    less = x[:, 0] - GREY
+    sheet = less.new_empty(count, 2, size, 2, size)
+    places = [(0, 0), (1, 0), (0, 1), (1, 1)]
+    for (right, down), source in zip(places, sources.unbind(1), strict=True):
+        sheet[:, down, :, right] = less[source]
+    meet = (size / 2 + size * torch.rand(count, 2)).long()  # on the canvas
+    mosaic = (torch.rand(count) < share)[:, None]
+    low = torch.where(mosaic, size - meet, -(size // 2))
+    high = torch.where(mosaic, low + 2 * size, size)
+    edges = _moved(torch.stack([low, high], 1), x)
+    at = torch.arange(2 * size, device=x.device)
+    shown_B2S = (at >= edges[:, 0, :, None]) & (at < edges[:, 1, :, None])
+    sheet = sheet.view(count, 1, 2 * size, 2 * size)
+    sheet.mul_(shown_B2S[:, 0, None, None, :]).mul_(shown_B2S[:, 1, None, :, None])
+    moved = boxes[sources]
+    shift = torch.tensor(places).mul(size).repeat(1, 2)[:, None]
+    limits = edges.repeat(1, 1, 2)[:, :, None, None].to(boxes.dtype)
+    moved[..., 1:] = (moved[..., 1:] * size + _moved(shift, x)).clamp(limits[:, 0], limits[:, 1])
+    return _Sheet(sheet, moved.flatten(1, 2), low)
 
 
-def _corners(count: int, size: int, share: float) -> Tensor:
-    """(count, 4, 2) x and y on the canvas of four images' upper left corners; what is not shown lies outside."""
-    middle = (size / 2 + size * torch.rand(count, 1, 2)).long()
-    around = middle - size * torch.tensor([[1, 1], [0, 1], [1, 0], [0, 0]])
-    alone = torch.tensor([[size // 2] * 2] + [[2 * size] * 2] * 3)
-    return torch.where((torch.rand(count) < share).view(-1, 1, 1), around, alone)
-
-
-def _affine(canvas: Tensor, boxes: Tensor, variation: MosaicVariation) -> tuple[Tensor, Tensor]:
+def _affine(sheet: _Sheet, variation: MosaicVariation) -> tuple[Tensor, Tensor]:
     """The middle of each canvas, turned, scaled, sheared and shifted; boxes as shares again, without what is lost."""
-    size = canvas.shape[-1] // 2
-    forward, factor = _random_affine(len(canvas), size, variation)
-    unit = torch.tensor([[size / 2, 0, size / 2], [0, size / 2, size / 2], [0, 0, 1]])  # of grid_sample to pixels
-    back = torch.tensor([[1 / size, 0, -1], [0, 1 / size, -1], [0, 0, 1]])  # pixels of the canvas to grid_sample's
-    theta = (back @ torch.linalg.inv(forward) @ unit)[:, :2].to(canvas)
-    with torch.autocast(canvas.device.type, enabled=False):
-        grid = F.affine_grid(theta, [len(canvas), 1, size, size], align_corners=False)
-        x = F.grid_sample(canvas, grid, padding_mode="zeros", align_corners=False) + GREY
-    return x, _moved_boxes(boxes, forward.to(boxes), factor.to(boxes), size)
+    size = sheet.x.shape[-1] // 2
+    forward, factor = _random_affine(len(sheet.x), size, variation)
+    forward = forward @ _shift(-sheet.corner)
+    unit = torch.tensor([[size / 2, 0, size / 2], [0, size / 2, size / 2], [0, 0, 1]]).double()  # to pixels
+    back = torch.tensor([[1 / size, 0, -1], [0, 1 / size, -1], [0, 0, 1]]).double()  # pixels of the sheet to [-1, 1]
+    theta = _moved((back @ torch.linalg.inv(forward) @ unit)[:, :2].float(), sheet.x)
+    grid = affine_grid(theta, size, size)
+    x = F.grid_sample(sheet.x, grid, padding_mode="zeros", align_corners=False) + GREY
+    forward, factor = _moved(forward.float(), sheet.x), _moved(factor.float(), sheet.x)
+    return x, _moved_boxes(sheet.boxes, forward, factor, size)
 
 
 def _random_affine(count: int, size: int, variation: MosaicVariation) -> tuple[Tensor, Tensor]:
     """(count, 3, 3) from pixels of the canvas to pixels of the image, and each one's factor of scale (count,)."""
-    u = _signed(count, 6)
+    u = _signed(count, 6).double()
     angle, factor = math.radians(variation.rotation_deg) * u[:, 0], 1 + variation.scale * u[:, 1]
     tan = torch.tan(math.radians(variation.shear_deg) * u[:, 2:4])
     shift = (0.5 + variation.translate * u[:, 4:]) * size
-    zero, one = torch.zeros(count), torch.ones(count)
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
     cos, sin = factor * torch.cos(angle), factor * torch.sin(angle)
-    centred = _matrices(one, zero, -size * one, zero, one, -size * one)
     turned = _matrices(cos, sin, zero, -sin, cos, zero)
     sheared = _matrices(one, tan[:, 0], zero, tan[:, 1], one, zero)
-    shifted = _matrices(one, zero, shift[:, 0], zero, one, shift[:, 1])
-    return shifted @ sheared @ turned @ centred, factor
+    return _shift(shift) @ sheared @ turned @ _shift(torch.full_like(shift, -size)), factor
+
+
+def _shift(by_B2: Tensor) -> Tensor:
+    """(B, 3, 3) float64."""
+    x, y = by_B2.double().unbind(1)
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    return _matrices(one, zero, x, zero, one, y)
 
 
 def _matrices(*values: Tensor) -> Tensor:
     upper = torch.stack(values, 1).view(-1, 2, 3)
-    return torch.cat([upper, torch.tensor([0.0, 0.0, 1.0]).expand(len(upper), 1, 3)], 1)
+    return torch.cat([upper, upper.new_tensor([0, 0, 1]).expand(len(upper), 1, 3)], 1)
 
 
 def _moved_boxes(boxes: Tensor, forward: Tensor, factor: Tensor, size: int) -> Tensor:
     """The boxes around the moved corners, cut off at the border; NaN where too little is left of one."""
-    x, y = boxes[..., [1, 3, 1, 3]], boxes[..., [2, 4, 4, 2]]
-    corners = torch.stack([x, y, torch.ones_like(x)], -1).flatten(1, 2) @ forward[:, :2].mT
-    corners = corners.view(*x.shape, 2)
+    x0, y0, x1, y1 = boxes[..., 1:].unbind(-1)
+    corners = torch.stack([torch.stack([x, y], -1) for x, y in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))], -2)
+    corners = affine_points(forward[:, None, None, :2], corners)
     found = torch.cat([corners.amin(2), corners.amax(2)], -1).clamp(0, size)
     wide, high = (found[..., 2:] - found[..., :2]).unbind(-1)
     before = (boxes[..., 3] - boxes[..., 1]) * (boxes[..., 4] - boxes[..., 2]) * factor[:, None] ** 2
@@ -156,11 +196,11 @@ def _moved_boxes(boxes: Tensor, forward: Tensor, factor: Tensor, size: int) -> T
     return torch.where(kept[..., None], moved, math.nan)
 
 
-def _mixed(x: Tensor, boxes: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def _mixed(x: Tensor, boxes: Tensor, share: float, usable: Tensor) -> tuple[Tensor, Tensor]:
     count = len(x)
-    other = torch.randint(count, (count,)).to(x.device)
-    chosen = (torch.rand(count) < share).to(x.device)
-    weight = torch.distributions.Beta(MIXED, MIXED).sample((count,)).to(x)
+    other = _others(usable, 1)[:, 0]
+    chosen = _moved(torch.rand(count) < share, x)
+    weight = _moved(torch.distributions.Beta(MIXED, MIXED).sample((count,)), x)
     weight = torch.where(chosen, weight, 1.0).view(-1, 1, 1, 1)
     added = torch.where(chosen.view(-1, 1, 1), boxes[other], math.nan)
     return torch.lerp(x[other], x, weight), torch.cat([boxes, added], 1)

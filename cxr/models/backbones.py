@@ -8,6 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from cxr.precision import in_float32
+
 TrunkName = Literal["conv3", "conv4", "conv5", "conv6", "resnet18", "resnet34", "resnet50"]
 TRUNKS: tuple[TrunkName, ...] = get_args(TrunkName)
 
@@ -76,14 +78,14 @@ def normalise_contrast(x_BCHW: Tensor, window: float = 0.5) -> Tensor:
     return (x - mean) / torch.sqrt(variance + 1e-3)
 
 
+@in_float32
 def local_mean(x_BCHW: Tensor, side: int) -> Tensor:
     """Mean over squares of `side` (odd) pixels, over what of them lies inside the image; float32.
 
     As two matrix products: an order of magnitude faster on CPUs than pooling with large windows.
     """
-    with torch.autocast(x_BCHW.device.type, enabled=False):
-        over_rows, over_columns = (_box(n, side, x_BCHW.device) for n in x_BCHW.shape[-2:])
-        return over_rows @ (x_BCHW.float() @ over_columns.T)
+    over_rows, over_columns = (_box(n, side, x_BCHW.device) for n in x_BCHW.shape[-2:])
+    return over_rows @ (x_BCHW @ over_columns.T)
 
 
 def _box(length: int, side: int, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from cxr.models.classifier import Classifier, load_body
 from cxr.models.multiple_instance import log_absent, unlikely_bias
 from cxr.models.spatial_transformer import SpatialTransformer, identity
+from cxr.precision import affine_points, in_float32
 
 Backbone = Literal["resnet18", "resnet34", "resnet50"]
 BACKBONES: tuple[Backbone, ...] = get_args(Backbone)
@@ -118,6 +119,7 @@ def resized(features_BCHW: Tensor, grid: int) -> Tensor:
     return F.interpolate(features_BCHW, size=(grid, grid), mode="bilinear")
 
 
+@in_float32
 def warp_boxes(boxes_BN4: Tensor, theta: Tensor) -> Tensor:
     """Axis-aligned hulls of boxes moved as points of the output of `warp` by `theta` (B, 2, 3): to where it samples.
 
@@ -125,10 +127,8 @@ def warp_boxes(boxes_BN4: Tensor, theta: Tensor) -> Tensor:
     not cut off at its border. With `spatial_transformer.invert(theta)` they go the other way. NaN stays NaN.
     """
     x0, y0, x1, y1 = (2 * boxes_BN4 - 1).unbind(-1)
-    corners_BN43 = torch.stack(
-        [torch.stack([x, y, torch.ones_like(x)], -1) for x, y in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))], -2
-    )
-    moved_BN42 = (corners_BN43.unsqueeze(-2) * theta[:, None, None].to(boxes_BN4)).sum(-1)
+    corners_BN42 = torch.stack([torch.stack([x, y], -1) for x, y in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))], -2)
+    moved_BN42 = affine_points(theta[:, None, None].to(boxes_BN4), corners_BN42)
     return (torch.cat([moved_BN42.amin(-2), moved_BN42.amax(-2)], -1) + 1) / 2
 
 

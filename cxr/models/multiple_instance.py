@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cxr.precision import in_float32
+
 _TINY = -10.0  # log of a number x below which log(1 − exp(−x)) is log x − x / 2 to float32's precision
 _LINEAR = -15.0  # logit below which softplus is exp to float32's precision
 
@@ -41,6 +43,7 @@ def log_marked(logits_BKPP: Tensor, inside_BKPP: Tensor) -> Tensor:
     return F.logsigmoid(torch.where(inside_BKPP, s, -s)).flatten(2).sum(2)
 
 
+@in_float32
 def cells_inside(boxes_BN5: Tensor, findings: int, grid: int) -> Tensor:
     """Which cells each finding's boxes mark: bool (B, findings, grid, grid).
 

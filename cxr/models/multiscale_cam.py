@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from cxr.models.architecture import Reach, reaches
 from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, ClassifierName, StemStride
+from cxr.precision import in_float32
 
 CamBackbone = Literal[
     "small", "densenet121", "densenet169", "densenet201", "resnet18", "resnet34", "resnet50"
@@ -205,6 +206,7 @@ def _dense_stages(body: Any, z_BCHW: Tensor) -> list[Tensor]:
     return [*seen, F.relu(layers.norm5(layers.denseblock4(features)))]
 
 
+@in_float32
 def placed(map_BFhw: Tensor, reach: Reach, size: int, stride: int) -> Tensor:
     """Maps (B, F, size / stride, size / stride): interpolated linearly between where each value truly lies.
 
@@ -213,8 +215,7 @@ def placed(map_BFhw: Tensor, reach: Reach, size: int, stride: int) -> Tensor:
     """
     at = (torch.arange(size // stride, device=map_BFhw.device) + 0.5) * stride - 0.5  # indices of pixels
     rows, columns = (_hats(at, cells, reach) for cells in map_BFhw.shape[-2:])
-    with torch.autocast(map_BFhw.device.type, enabled=False):
-        return rows @ (map_BFhw.float() @ columns.T)
+    return rows @ (map_BFhw @ columns.T)
 
 
 def _hats(at_N: Tensor, cells: int, reach: Reach) -> Tensor:

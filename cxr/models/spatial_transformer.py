@@ -2,6 +2,8 @@
 
 A transform `theta_unit` (B, 2, 3) maps output points to input points, x to the right, y down, both axes
 from −1 to 1 between the image's outer edges (`affine_grid` with align_corners=False).
+
+The network's layers may run in bfloat16; all that is done with transforms is float32 (`cxr.precision`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr.models.backbones import normalise_contrast
+from cxr.precision import affine_grid, affine_points, in_float32
 
 Parameterisation = Literal["similarity", "anisotropic", "affine"]
 PARAMETERS: dict[Parameterisation, int] = {"similarity": 4, "anisotropic": 5, "affine": 6}
@@ -72,6 +75,7 @@ class SpatialTransformer(nn.Module):
         return bounded_theta(self.head(self.trunk(shown_BCHW)), self.parameterisation)
 
 
+@in_float32
 def bounded_theta(raw_BP: Tensor, parameterisation: Parameterisation) -> Tensor:
     """Free numbers to transforms: 0 is the identity, no number leaves the bounds, no transform mirrors.
 
@@ -79,7 +83,7 @@ def bounded_theta(raw_BP: Tensor, parameterisation: Parameterisation) -> Tensor:
     tx, ty, rotation, then the scales, then the shear:
     theta = [[sx cos, −sy sin, tx], [sx sin, sy cos, ty]] for two scales without shear.
     """
-    t = torch.tanh(raw_BP.float())
+    t = torch.tanh(raw_BP)
     shift = MAX_SHIFT * t[:, 0:2]
     cos, sin = torch.cos(MAX_ROTATION * t[:, 2]), torch.sin(MAX_ROTATION * t[:, 2])
     sx = torch.pow(MAX_SCALE, t[:, 3])
@@ -95,28 +99,28 @@ def identity(count: int = 1, device: torch.device | str | None = None) -> Tensor
     return torch.eye(2, 3, device=device).repeat(count, 1, 1)
 
 
+@in_float32
 def warp(x_BCHW: Tensor, theta_unit: Tensor, size: int | None = None) -> Tensor:
     """Sample images where `theta_unit` (B or 1, 2, 3) sends each output point; black outside; float32.
 
     `size` is the height and width of the output, the input's if not given.
     """
-    with torch.autocast(x_BCHW.device.type, enabled=False):
-        count, channels, height, width = x_BCHW.shape
-        shape = [count, channels, size or height, size or width]
-        grid = F.affine_grid(theta_unit.float().expand(count, 2, 3), shape, align_corners=False)
-        return F.grid_sample(x_BCHW.float(), grid, padding_mode="zeros", align_corners=False)
+    height, width = x_BCHW.shape[-2:]
+    grid = affine_grid(theta_unit.float(), size or height, size or width).expand(len(x_BCHW), -1, -1, -1)
+    return F.grid_sample(x_BCHW.float(), grid, padding_mode="zeros", align_corners=False)
 
 
+@in_float32
 def compose(first: Tensor, second: Tensor) -> Tensor:
     """The one transform whose warp equals a warp by `first` followed by a warp by `second`.
 
     As maps of points: output → `second` → `first` → input.
     """
-    linear = _multiply(first[..., :2], second[..., :2])
-    shift = _multiply(first[..., :2], second[..., 2:]) + first[..., 2:]
-    return torch.cat([linear, shift], -1)
+    linear = (first[..., :2, None] * second[..., None, :, :2]).sum(-2)
+    return torch.cat([linear, affine_points(first, second[..., 2])[..., None]], -1)
 
 
+@in_float32
 def invert(theta: Tensor) -> Tensor:
     """The transform that undoes `theta`; its 2 x 2 part must not be singular."""
     (a, b, tx), (c, d, ty) = (row.unbind(-1) for row in theta.unbind(-2))
@@ -126,14 +130,15 @@ def invert(theta: Tensor) -> Tensor:
     return torch.stack([x_row, y_row], -2) / det[..., None, None]
 
 
+@in_float32
 def corner_distance(theta_a: Tensor, theta_b: Tensor) -> Tensor:
     """(B,) mean distance between where two transforms send the four corners, as a share of the width."""
-    difference = theta_a - theta_b
-    corners = difference.new_tensor([[1, 1, 1], [1, -1, 1], [-1, 1, 1], [-1, -1, 1]])
-    offsets_unit = _multiply(difference, corners.T)
-    return torch.sqrt(offsets_unit.square().sum(-2) + 1e-12).mean(-1) / 2
+    x_axis, y_axis, shift = (theta_a - theta_b).unbind(-1)
+    offsets_unit = torch.stack([shift + x * x_axis + y * y_axis for x in (1, -1) for y in (1, -1)], -2)
+    return torch.sqrt(offsets_unit.square().sum(-1) + 1e-12).mean(-1) / 2
 
 
+@in_float32
 def frame_distance(theta_a: Tensor, theta_b: Tensor) -> Tensor:
     """(B,) how far apart two alignments of one image are: corner distance of a∘b⁻¹ from the identity.
 
@@ -141,8 +146,3 @@ def frame_distance(theta_a: Tensor, theta_b: Tensor) -> Tensor:
     in or out changes nothing, as compose(a, g) and compose(b, g) are as far apart as a and b.
     """
     return corner_distance(compose(theta_a, invert(theta_b)), identity(1, theta_a.device))
-
-
-def _multiply(a: Tensor, b: Tensor) -> Tensor:
-    """Matrix product written as sums: float32 under any autocast."""
-    return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)

@@ -20,6 +20,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from cxr.precision import outside_autocast
+
 YoloSize = Literal["yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x"]
 SIZES: tuple[str, ...] = get_args(YoloSize)
 STRIDE = 32  # the network's input must be a multiple
@@ -124,6 +126,10 @@ class DetectionLoss:
     It divides by the sum of targets in the batch. Here that is the batch of all workers together, so that any
     number of them takes the same step; Ultralytics' own trainer divides on each worker apart.
 
+    Boxes come padded, so that no shape depends on their number, which only the device knows. Ultralytics' code still
+    waits for the device twice: its assigner and its loss of boxes gather the anchors that count (`nonzero`), where a
+    computation over all pairs of anchors and boxes would cost far more than the wait.
+
     Args:
         gains: weights of the terms box, cls and dfl.
         total: sum over all workers of a scalar that each has.
@@ -135,6 +141,7 @@ class DetectionLoss:
     ) -> None:
         network.detector.args = SimpleNamespace(**gains)  # pyright: ignore[reportArgumentType]
         self._loss = network.detector.init_criterion()  # pyright: ignore[reportCallIssue]
+        self._loss.preprocess = padded
         self._assign, self._loss.assigner = self._loss.assigner, self._assigned
         self._total, self._workers = total, workers
         self._targets = torch.zeros(())
@@ -145,19 +152,23 @@ class DetectionLoss:
         self._targets = assigned[2].sum()
         return assigned
 
-    def __call__(self, raw: Mapping[str, Any], boxes_BM5: Tensor, weight: float = 1.0) -> dict[str, Tensor]:
+    def __call__(self, raw: Mapping[str, Any], boxes_BN5: Tensor, known_B: Tensor | None = None) -> dict[str, Tensor]:
         """Terms by name: their mean over workers is the loss of the whole batch.
 
         Args:
             raw: what the network gave in training.
-            boxes_BM5: [index of the finding, x_min, y_min, x_max, y_max] as shares of the image; NaN: no box.
-            weight: 0 for images of which nothing is known.
+            boxes_BN5: [index of the finding, x_min, y_min, x_max, y_max] as shares of the image; NaN: no box.
+            known_B: bool, the images whose boxes are known; the others weigh nothing. All if left out.
         """
-        with torch.autocast(boxes_BM5.device.type, enabled=False):
-            terms, _ = self._loss(_float32(raw), targets(boxes_BM5))
-        own = self._targets.detach() * weight
-        share = weight * self._workers * own.clamp(min=1) / self._total(own).clamp(min=1)
-        box, cls, dfl = terms / len(boxes_BM5) * share
+        count, device = len(boxes_BN5), boxes_BN5.device
+        known = torch.ones(count, dtype=torch.bool, device=device) if known_B is None else known_B
+        boxes = torch.where(known[:, None, None], boxes_BN5, torch.nan)
+        self._loss.class_weights = known[:, None, None].float()  # Ultralytics multiplies the cross-entropy by it
+        with outside_autocast(device):
+            terms, _ = self._loss(_float32(raw), targets(boxes))
+        own = self._targets.detach()
+        share = self._workers * own.clamp(min=1) / self._total(own).clamp(min=1)
+        box, cls, dfl = terms / count * share
         return {"box": box, "class": cls, "dfl": dfl}
 
 
@@ -167,9 +178,20 @@ def _float32(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {"boxes": raw["boxes"].float(), "scores": raw["scores"].float(), "feats": feats}
 
 
-def targets(boxes_BM5: Tensor) -> dict[str, Tensor]:
-    """Boxes as Ultralytics' loss takes them: flat, centre and size in place of corners."""
-    image, place = torch.nonzero(~boxes_BM5[..., 0].isnan(), as_tuple=True)
-    boxes = boxes_BM5[image, place].float()
+def targets(boxes_BN5: Tensor) -> dict[str, Tensor]:
+    """Boxes as Ultralytics' loss takes them: flat, centre and size in place of corners; without area for no box."""
+    count, most = boxes_BN5.shape[:2]
+    boxes = boxes_BN5.float().flatten(0, 1).nan_to_num(0)
     low, high = boxes[:, 1:3], boxes[:, 3:]
+    image = torch.arange(count, device=boxes.device).repeat_interleave(most, output_size=count * most)
     return {"batch_idx": image, "cls": boxes[:, :1], "bboxes": torch.cat([(low + high) / 2, high - low], 1)}
+
+
+def padded(targets_M6: Tensor, batch_size: int, scale_tensor: Tensor) -> Tensor:
+    """In place of `v8DetectionLoss.preprocess`: rows of `targets`, image by image, as (B, N, 5) of class and corners.
+
+    Every image has as many rows. Those without a box are 0 throughout, which the assigner takes for none.
+    """
+    rows = targets_M6.view(batch_size, -1, 6)
+    middle, half = rows[..., 2:4] * scale_tensor[:2], rows[..., 4:] * scale_tensor[2:] / 2
+    return torch.cat([rows[..., 1:2], middle - half, middle + half], -1)

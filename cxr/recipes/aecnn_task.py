@@ -109,11 +109,17 @@ class AecnnTask(Task):
         negative, positive = workers.sum(counts)
         self.positive_weight = (negative.clamp(min=1) / positive.clamp(min=1)) ** self.lesson.balance
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def augmented(self, batch: Batch) -> Batch:
+        """Random squares of the images: `patches` of each and nothing else of the batch where the codec learns alone;
+        else one of each, turned and mirrored."""
         if self.stage == "autoencoder":
-            x = self._patches(batch)
+            return {schema.PIXELS: self._patches(batch)[:, 0]}
+        return batch | {schema.PIXELS: self._turned(unit_pixels(batch, self.lesson.size))[:, 0]}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        x = unit(batch[schema.PIXELS].unsqueeze(1))
+        if self.stage == "autoencoder":
             return {"mse": (self._net.decode(self._latent(x)) - x).square().mean()}
-        x = self._augmented(unit_pixels(batch, self.lesson.size))
         if self.stage == "classifier":
             return {"bce": self._bce(self._net.classifier(self._latent(x)), batch)}
         logits, decoded = self._net(x)
@@ -134,7 +140,7 @@ class AecnnTask(Task):
         cut = torch.cat([random_crops(whole, lesson.patch) for _ in range(lesson.patches)])
         return cut if cut.is_floating_point() else unit(cut)
 
-    def _augmented(self, x_B1HW: Tensor) -> Tensor:
+    def _turned(self, x_B1HW: Tensor) -> Tensor:
         lesson = self.lesson
         if lesson.rotation_deg:
             turns = random_affine(

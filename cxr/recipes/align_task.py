@@ -37,6 +37,7 @@ Strategy = Literal["mean", "features", "structure"]
 NEIGHBOURHOODS = (0.12, 0.4)  # sides of the squares in which structure is compared, shares of the width
 MASKS_COMPARED = 512  # over all workers
 WARPS = 4  # of each validation image, from which its lungs must land in the same place
+WARPS_DRAWN, SHOWN = "warps", "shown"  # of an augmented batch; see `AlignTask.augmented`
 PICTURED = 64  # images in the mean before and after
 ROWS_PICTURED = 8
 
@@ -62,17 +63,15 @@ class Augmentation:
     shift: float
 
     def affine(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-        """`count` random warps on `device`, drawn by `generator` where it lives, if given."""
-        drawn_on = generator.device if generator else device
-        warps = random_affine(
+        """`count` random warps on `device`; see `random_affine`."""
+        return random_affine(
             count,
             rotation_deg=self.rotation_deg,
             scale=self.scale,
             shift=self.shift,
-            device=drawn_on,
+            device=device,
             generator=generator,
         )
-        return warps.to(device)
 
 
 class AlignTask(Task):
@@ -154,14 +153,22 @@ class AlignTask(Task):
         """Lung fields of contrast-normalised images, (B, 1, H, W); empty from a network that sees none."""
         return torch.zeros_like(z_B1HW) if self._lung_network is None else self._lung_network(z_B1HW)
 
+    def augmented(self, batch: Batch) -> Batch:
+        """Two random warps of each image, and how these look in another exposure.
+
+        pixels: (B, size, size), as stored but for their size. warps: (2B, 2, 3), those of all images twice. shown:
+        what the network sees, (2B, 1, size, size).
+        """
+        x = unit_pixels(batch, self.size)
+        warps = self.augmentation.affine(2 * len(x), x.device)
+        shown = random_exposure(warp(x.repeat(2, 1, 1, 1), warps))
+        return batch | {schema.PIXELS: x[:, 0], WARPS_DRAWN: warps, SHOWN: shown}
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Align two random warps of each image; compare the results with the target and with each other."""
-        x = unit_pixels(batch, self.size)
-        z = normalise_contrast(x)
+        z = normalise_contrast(unit_pixels(batch, self.size))
         shown = torch.cat([z, self._lungs(z)], 1).repeat(2, 1, 1, 1)
-        x = x.repeat(2, 1, 1, 1)
-        warps = self.augmentation.affine(len(x), x.device)
-        frames = compose(warps, self.network(random_exposure(warp(x, warps))))  # of the images as stored
+        frames = compose(batch[WARPS_DRAWN], self.network(batch[SHOWN]))  # of the images as stored
         aligned = warp(shown, frames)
         if self.strategy == "structure":
             self._seen.add(aligned)

@@ -25,6 +25,7 @@ from cxr.report import figures
 
 OVERLAPS = (0.1, 0.3, 0.5, 0.7)  # IoU from which a found box is right
 FINER = 4  # steps of a map within a cell, so that a box may end between two cells
+PARTNER = "partner"  # column of an augmented batch
 PICTURED = 6
 _HASHES = 1 << 20
 
@@ -74,18 +75,27 @@ class AttendTask(Task):
     def begin(self, batches: Batches, workers: Workers) -> None:
         self._start(self._net)
 
+    def augmented(self, batch: Batch) -> Batch:
+        """Aligned images turned, scaled and shifted, their boxes with them, and with whom each is compared.
+
+        pixels: (B, size, size). boxes: of the share of images whose boxes are used. partner: (B,), see `partners`.
+        """
+        x, theta = self._shown(batch, augmented=True)
+        without = (batch[schema.LABELS] == schema.NEGATIVE).all(1)
+        shown = {schema.PIXELS: x[:, 0], schema.BOXES: self._boxes_shown(batch, theta), PARTNER: partners(without)}
+        return batch | shown
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each image is compared with one of the batch without findings, drawn anew in each step.
 
         Where the batch has no other such image, the mean of those seen in the last epoch stands in for it, as in use.
         """
-        x, theta = self._shown(batch, augmented=True)
         labels = batch[schema.LABELS]
-        own = self._net.features(x)
-        without = (labels == schema.NEGATIVE).all(1)
-        self._remember(own.detach(), without)
-        other = compared(own, partners(without), self.negative)
-        return self.lesson.loss(self._net.located(own, other), labels, self._marked(batch, theta))
+        own = self._net.features(unit_pixels(batch, self.lesson.size))
+        self._remember(own.detach(), (labels == schema.NEGATIVE).all(1))
+        other = compared(own, batch[PARTNER], self.negative)
+        marked = cells_inside(batch[schema.BOXES], len(self._net.findings), self._net.grid)
+        return self.lesson.loss(self._net.located(own, other), labels, marked)
 
     def _shown(self, batch: Batch, *, augmented: bool = False) -> tuple[Tensor, Tensor]:
         """Images as the network sees them, (B, 1, size, size), and the transforms from there to the images given."""
@@ -104,13 +114,12 @@ class AttendTask(Task):
             return x, identity(len(x), x.device)
         return warp(x, theta), theta
 
-    def _marked(self, batch: Batch, theta: Tensor) -> Tensor:
-        """The cells that boxes mark, of the share of images whose boxes are used; bool (B, K, grid, grid)."""
+    def _boxes_shown(self, batch: Batch, theta: Tensor) -> Tensor:
+        """Boxes where `_shown` shows what they mark, (B, N, 5); NaN in images whose boxes are not used."""
         given = batch[schema.BOXES]
         shown = torch.cat([given[..., :1], warp_boxes(given[..., 1:], invert(theta))], -1)
         used = batch[schema.IMAGE_ID] % _HASHES < self.lesson.box_share * _HASHES
-        shown = torch.where(used[:, None, None], shown, torch.nan)
-        return cells_inside(shown, len(self._net.findings), self._net.grid)
+        return torch.where(used[:, None, None], shown, torch.nan)
 
     def _remember(self, features_BCPP: Tensor, without_B: Tensor) -> None:
         """Count the features of images without findings."""
@@ -182,10 +191,10 @@ class AttendTask(Task):
 
 def partners(without_B: Tensor) -> Tensor:
     """(B,) for each image the number of another without findings, drawn evenly; −1 where there is none."""
-    others_BB = without_B[None, :] & ~torch.eye(len(without_B), dtype=torch.bool, device=without_B.device)
-    any_B = others_BB.any(1)
-    drawn = torch.multinomial((others_BB | ~any_B[:, None]).float(), 1)[:, 0]
-    return torch.where(any_B, drawn, -1)
+    count, device = len(without_B), without_B.device
+    others_BB = without_B[None, :] & ~torch.eye(count, dtype=torch.bool, device=device)
+    lots_BB = torch.rand(count, count).to(device, non_blocking=True)
+    return torch.where(others_BB.any(1), torch.where(others_BB, lots_BB, -1).argmax(1), -1)
 
 
 def compared(own_BCPP: Tensor, partner_B: Tensor, mean_CPP: Tensor) -> Tensor:

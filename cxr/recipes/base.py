@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, final
 
 import pyarrow as pa
 import torch
@@ -25,10 +25,12 @@ from cxr import batches, schema
 from cxr.errors import UserError
 from cxr.imaging.enhance import Denoise, Enhancement, Equalise, Normalise
 from cxr.imaging.lung_square import MARGIN
+from cxr.precision import outside_autocast
 from cxr.recipes import optimisers
 from cxr.schema import PixelFormat
 
-# Column name -> tensor on the device. "pixels" is uint8 or uint16 (B, H, W) as stored; see `normalised`.
+# Column name -> tensor on the device. "pixels" is uint8 or uint16 (B, H, W) as stored, or float32 in [0, 1] after
+# `Task.augment`; see `unit_pixels`.
 Batch = dict[str, Tensor]
 Batches = Callable[[], Iterator[Batch]]  # each call is one pass over this worker's share
 
@@ -64,16 +66,42 @@ class Alone:
 class Task(nn.Module):
     """A network together with the losses and metrics it is trained by.
 
-    `forward` is one training step's loss terms, already weighted; the loop minimises their sum. Only
-    `self.network` is kept for scoring; other state that training must resume with belongs in buffers.
+    A training step calls `augment`, then `forward` on what it returns. `forward` gives the step's loss terms, already
+    weighted; the loop minimises their sum. Only `self.network` is kept for scoring; other state that training must
+    resume with belongs in buffers.
+
+    Neither of the two should wait for the device: no `.item()`, no `if` on a tensor, no boolean indexing.
     """
 
     network: nn.Module
     workers: Workers = Alone()
     """Those that train together; the training loop sets it."""
 
+    @final
+    @torch.no_grad()
+    def augment(self, batch: Batch) -> Batch:
+        """The batch as one training step shows it, with the random variation of `augmented`.
+
+        Runs on the batch's device, in train mode, once per step, outside any autocast: coordinates are float32.
+        """
+        with outside_autocast(next(iter(batch.values())).device):
+            return self.augmented(batch)
+
+    def augmented(self, batch: Batch) -> Batch:
+        """What `augment` returns; a family overrides this. All that is random in a step belongs here.
+
+        Returns a new batch and leaves the given one as it is, since a step may be repeated with the same batch.
+        Pixels are float32 in [0, 1] if they were changed. Small random parameters come from PyTorch's generator for
+        the CPU, so that a GPU draws the same, and are moved with `non_blocking=True`; noise of every pixel may be
+        drawn on the device.
+        """
+        return batch
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Loss terms by name, scalars. Runs under autocast, in train mode, augmentation included."""
+        """Loss terms by name, scalars, of an augmented batch. Runs under autocast, in train mode.
+
+        Geometry that has to be here is computed by functions of `cxr.precision`, or marked `in_float32`.
+        """
         raise NotImplementedError
 
     def parts(self) -> list[nn.Module]:
@@ -385,7 +413,7 @@ def check_size(recipe: Recipe, stored: int) -> None:
 
 
 def unit_pixels(batch: Batch, size: int) -> Tensor:
-    """A batch's stored pixels as float32 (B, 1, size, size) in [0, 1], resized by area on the device."""
+    """A batch's pixels, stored or augmented, as float32 (B, 1, size, size) in [0, 1], resized by area."""
     stored = batch[schema.PIXELS]
     assert stored.shape[-1] >= size, "enlarging would only pretend detail: see check_size"
     x_B1HW = unit(stored.unsqueeze(1))
@@ -393,5 +421,7 @@ def unit_pixels(batch: Batch, size: int) -> Tensor:
 
 
 def unit(stored: Tensor) -> Tensor:
-    """Values of uint8 or uint16 as float32 in [0, 1]."""
+    """Values of uint8 or uint16 as float32 in [0, 1]; float32 as it is."""
+    if stored.is_floating_point():
+        return stored
     return stored.float().div_(255.0 if stored.dtype == torch.uint8 else 65535.0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr import schema
-from cxr.batches import HAS_BOXES
+from cxr.batches import HAS_BOXES, MOST_BOXES
 from cxr.errors import UserError
 from cxr.imaging.mosaic import MosaicVariation, varied
 from cxr.metrics.yolo import judged_rows, summary
@@ -56,6 +56,7 @@ class DetectTask(Task):
         super().__init__()
         self.network, self.lesson, self._start = network, lesson, start
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
+        self.variation = lesson.variation  # of this epoch's images
         self._loss: DetectionLoss | None = None
 
     @property
@@ -68,11 +69,14 @@ class DetectTask(Task):
         assert isinstance(self.network, Yolo | YoloEnsemble)
         return len(self.network.findings)
 
-    @property
-    def variation(self) -> MosaicVariation:
-        """Of this epoch's images."""
-        still_open = int(self.epoch) < self.lesson.open_epochs
-        return self.lesson.variation if still_open else replace(self.lesson.variation, mosaic=0.0, mixup=0.0)
+    def train(self, mode: bool = True) -> DetectTask:
+        """Also decides how the epoch's images vary: the loop calls this once per epoch, when it may wait."""
+        super().train(mode)
+        if mode:
+            still_open = int(self.epoch) < self.lesson.open_epochs
+            closed = replace(self.lesson.variation, mosaic=0.0, mixup=0.0)
+            self.variation = self.lesson.variation if still_open else closed
+        return self
 
     def begin(self, batches: Batches, workers: Workers) -> None:
         self._start(self.network)
@@ -83,12 +87,22 @@ class DetectTask(Task):
     def end_epoch(self, workers: Workers) -> None:
         self.epoch += 1
 
+    def augmented(self, batch: Batch) -> Batch:
+        """Images and boxes varied together; only images whose boxes are known are shown beside, or in, others.
+
+        pixels: (B, size, size). boxes: (B, N, 5), at most `MOST_BOXES` of an image.
+        """
+        x = unit_pixels(batch, self.lesson.size)
+        x, boxes = varied(x, batch[schema.BOXES], self.variation, known_boxes(batch))
+        return batch | {schema.PIXELS: x[:, 0], schema.BOXES: first_boxes(boxes, MOST_BOXES)}
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        known = known_boxes(batch)
-        taught = bool(known.any())
-        chosen = known if taught else ~known  # a worker without anything to learn from still takes its part
-        x, boxes = varied(unit_pixels(batch, self.lesson.size)[chosen], batch[schema.BOXES][chosen], self.variation)
-        return self._criterion(x.device)(self.network(x), boxes, weight=float(taught))
+        """Loss of the images whose boxes are known: the others go through the network and weigh nothing.
+
+        So every step has as many images, on every worker, and nobody has to wait to learn how many count.
+        """
+        x = unit_pixels(batch, self.lesson.size)
+        return self._criterion(x.device)(self.network(x), batch[schema.BOXES], known_boxes(batch))
 
     def _criterion(self, device: torch.device) -> DetectionLoss:
         if self._loss is None or self._loss.device != device:
@@ -129,6 +143,14 @@ class DetectTask(Task):
 def known_boxes(batch: Batch) -> Tensor:
     """(B,) bool: images whose boxes their source lists, or that have no finding, and so no box."""
     return batch[HAS_BOXES] | (batch[schema.LABELS] == schema.NEGATIVE).all(1)
+
+
+def first_boxes(boxes_BN5: Tensor, most: int) -> Tensor:
+    """Boxes before NaN, their order kept, and of each image the first `most` at most."""
+    if boxes_BN5.shape[1] <= most:
+        return boxes_BN5
+    order = torch.argsort(boxes_BN5[..., 0].isnan(), dim=1, stable=True)[:, :most, None]
+    return boxes_BN5.gather(1, order.expand(-1, -1, 5))
 
 
 def confident(found_BN6: Tensor) -> Tensor:

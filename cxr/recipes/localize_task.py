@@ -80,10 +80,10 @@ class LocalizeTask(Task):
         self.class_weight = (counts.sum(0) / counts) ** self.lesson.balance
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return {"bce": self._bce(self.network(self._varied(unit_pixels(batch, self.lesson.size))), batch)}
+        return {"bce": self._bce(self.network(unit_pixels(batch, self.lesson.size)), batch)}
 
-    def _varied(self, x_B1HW: Tensor) -> Tensor:
-        lesson = self.lesson
+    def augmented(self, batch: Batch) -> Batch:
+        x_B1HW, lesson = unit_pixels(batch, self.lesson.size), self.lesson
         if lesson.rotation_deg or lesson.scale != 1 or lesson.shift:
             moves = random_affine(
                 len(x_B1HW),
@@ -95,7 +95,9 @@ class LocalizeTask(Task):
             x_B1HW = warp(x_B1HW, moves)
         if lesson.flip:
             x_B1HW = random_flips(x_B1HW, lesson.flip)
-        return _exposed(x_B1HW, lesson.exposure) if lesson.exposure else x_B1HW
+        if lesson.exposure:
+            x_B1HW = _exposed(x_B1HW, lesson.exposure)
+        return batch | {schema.PIXELS: x_B1HW[:, 0]}
 
     def _bce(self, logits_BF: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy with a weight for each class (Wang et al. 2017, W-CEL, a finding at a time).

@@ -21,6 +21,7 @@ from cxr.models.backbones import normalise_contrast
 from cxr.models.lung_field import LungField, soft_dice
 from cxr.models.spatial_transformer import warp
 from cxr.phantom.archive import make_study
+from cxr.precision import in_float32
 from cxr.recipes import weights
 from cxr.schema import LUNGS
 
@@ -88,7 +89,8 @@ def taught(lesson: Lesson, device: torch.device) -> tuple[LungField, float]:
         optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / lesson.steps)) * min(1, step / WARMUP)
     )
     for step in range(1, lesson.steps + 1):
-        loss = _loss(network, *_varied(chests[torch.randint(len(chests), (BATCH,), device=device)]))
+        chosen = torch.randint(len(chests), (BATCH,)).to(device, non_blocking=True)
+        loss = _loss(network, *_varied(chests[chosen]))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -121,6 +123,7 @@ def judged(network: LungField, chests: Tensor) -> float:
     return float(torch.cat(dice).mean())
 
 
+@in_float32
 def _varied(chests: Tensor) -> tuple[Tensor, Tensor]:
     """A batch as other positions, exposures and collimations might show it: images and lung fields."""
     warps = random_affine(len(chests), rotation_deg=15, scale=1.3, shift=0.1, device=chests.device)

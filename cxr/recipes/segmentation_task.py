@@ -80,8 +80,12 @@ class SegmentationTask(Task):
                 f"has such masks"
             )
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def augmented(self, batch: Batch) -> Batch:
         x, mask = varied(*_shown(batch, self.size), self.lesson.variation)
+        return batch | {schema.PIXELS: x[:, 0], schema.MASKS: mask[:, 0]}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        x, mask = _shown(batch, self.size)
         logits, image = self.network(x)
         terms = self.lesson.loss(logits, mask)
         if self.lesson.image_weight:

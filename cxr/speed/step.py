@@ -48,7 +48,7 @@ def operations(recipe: Recipe, findings: tuple[str, ...]) -> float:
         schema.LABELS: torch.zeros(2, len(findings), dtype=torch.int8),
     }
     with FlopCounterMode(display=False) as counter:
-        torch.stack(list(task(batch).values())).sum().backward()
+        torch.stack(list(task(task.augment(batch)).values())).sum().backward()
     return counter.get_total_flops() / len(batch[schema.PIXELS]) / 1e9
 
 

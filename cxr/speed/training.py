@@ -86,8 +86,9 @@ class BareLoop:
 
     def __call__(self, batches: list[Batch]) -> None:
         for batch in batches:
+            augmented = self.task.augment(batch)
             with torch.autocast(next(iter(batch.values())).device.type, torch.bfloat16, enabled=self.casts):
-                terms = self.task(batch)
+                terms = self.task(augmented)
             loss = torch.stack(list(terms.values())).sum()
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()

@@ -104,15 +104,20 @@ class Engine:
         return means | {"images": self.workers.sum(torch.tensor(float(images), device=self.device)).item()}
 
     def _echoed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Batches on this engine's device, each as often as the stage wants it."""
+        """Batches on this engine's device, each as often as the stage wants it; every step augments it anew."""
         return (batch for moved in self.moved(batches) for batch in repeat(moved, self.stage.echoes))
 
     def step(self, batch: Batch, *, last: bool = True) -> dict[str, Tensor]:
-        """Forward and backward; with `last`, also move the weights. Returns detached terms, without a host sync."""
+        """Augment, forward and backward; with `last`, also move the weights.
+
+        Returns detached terms, without a host sync. Augmentation runs outside autocast (`Task.augment`), and on the
+        bare task, since it has nothing to average over workers.
+        """
         module = self._distributed()
+        augmented = self.task.augment(batch)
         with self._no_sync(module, last):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.casts):
-                terms = module(batch)
+                terms = module(augmented)
             total = torch.stack(list(terms.values())).sum()
             (total * (self.recipe.loss_scale / self.recipe.accumulate)).backward()
         detached = {name: value.detach().float() for name, value in terms.items()}

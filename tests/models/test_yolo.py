@@ -37,17 +37,22 @@ def alone(values: Tensor) -> Tensor:
 
 
 def test_targets_are_centres_and_sizes() -> None:
-    told = targets(some_boxes())
-    assert told["batch_idx"].tolist() == [0, 0, 1]
-    assert told["cls"].tolist() == [[2], [0], [1]]
-    assert told["bboxes"][0].tolist() == pytest.approx([0.3, 0.4, 0.4, 0.4])
+    rows = targets(some_boxes())
+    assert rows["batch_idx"].tolist() == [image for image in range(4) for _ in range(6)]
+    real = rows["bboxes"][:, 2] > 0
+    assert real.nonzero()[:, 0].tolist() == [0, 4, 7]
+    assert rows["cls"][real].tolist() == [[2], [0], [1]]
+    assert rows["bboxes"][0].tolist() == pytest.approx([0.3, 0.4, 0.4, 0.4])
+    assert not rows["bboxes"][~real].any()
 
 
 def test_the_loss_is_that_of_ultralytics(network: Yolo) -> None:
     loss = DetectionLoss(network, GAINS, alone, 1)
     raw = network.train()(torch.rand(4, 1, 96, 96))
     terms = loss(raw, some_boxes())
-    theirs, _ = network.detector.init_criterion()(raw, targets(some_boxes()))
+    rows = targets(some_boxes())
+    real = rows["bboxes"][:, 2] > 0  # Ultralytics has no rows without a box
+    theirs, _ = network.detector.init_criterion()(raw, {name: values[real] for name, values in rows.items()})
     assert [4 * terms[name].item() for name in ("box", "class", "dfl")] == pytest.approx(theirs.tolist(), rel=1e-5)
     assert min(theirs.tolist()) > 0
 
@@ -55,7 +60,8 @@ def test_the_loss_is_that_of_ultralytics(network: Yolo) -> None:
 def test_what_is_not_known_teaches_nothing(network: Yolo) -> None:
     loss = DetectionLoss(network, GAINS, alone, 1)
     network.zero_grad()
-    terms = loss(network.train()(torch.rand(2, 1, 96, 96)), torch.full((2, 6, 5), math.nan), weight=0.0)
+    known = torch.zeros(4, dtype=torch.bool)
+    terms = loss(network.train()(torch.rand(4, 1, 96, 96)), some_boxes(), known)
     sum(terms.values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
     gradients = [p.grad for p in network.parameters() if p.requires_grad]
     assert all(g is not None and not g.any() for g in gradients), "all there, as a group needs them, and 0"

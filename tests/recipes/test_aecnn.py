@@ -111,7 +111,7 @@ def test_the_published_recipe_is_the_paper_s() -> None:
 def test_each_stage_teaches_its_parts(stage: str, terms: set[str], moves: set[str]) -> None:
     task = task_in(stage)
     before = {name: p.clone() for name, p in task.network.named_parameters()}
-    losses = task(batch())
+    losses = task(task.augment(batch()))
     assert set(losses) == terms
     optimiser = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], 0.1)
     torch.stack(list(losses.values())).sum().backward()

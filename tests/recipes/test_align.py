@@ -56,7 +56,7 @@ def started(recipe: AlignRecipe, batch: Batch, seed: int = 0) -> AlignTask:
 
 def terms(task: AlignTask, batch: Batch, seed: int = 0) -> dict[str, float]:
     torch.manual_seed(seed)
-    return {name: value.item() for name, value in task(batch).items()}
+    return {name: value.item() for name, value in task(task.augment(batch)).items()}
 
 
 def halves(batch: Batch) -> Iterator[Batch]:
@@ -132,8 +132,9 @@ def test_deeper_features_change_the_feature_term_alone() -> None:
 def test_terms_are_finite_float32_scalars_under_autocast() -> None:
     batch = posed_batch()
     task = started(small(), batch)
+    augmented = task.augment(batch)
     with torch.autocast("cpu", torch.bfloat16):
-        values = task(batch)
+        values = task(augmented)
     assert {(v.dtype, v.shape) for v in values.values()} == {(torch.float32, torch.Size())}
     sum(values.values(), torch.zeros(())).backward()
     gradients = [p.grad for p in task.network.parameters() if p.grad is not None]
@@ -290,7 +291,7 @@ def test_a_small_training_lowers_the_loss_and_finds_the_poses() -> None:
     losses = []
     for step in range(80):
         task.train()
-        loss = sum(task(batch).values(), torch.zeros(()))
+        loss = sum(task(task.augment(batch)).values(), torch.zeros(()))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -116,10 +116,11 @@ def test_workers_share_the_loss_exactly() -> None:
 
 
 def test_augmentation_can_be_switched_off() -> None:
-    x = torch.rand(4, 1, 32, 32)
-    assert torch.equal(task_of()._varied(x), x)
+    given = {schema.PIXELS: torch.rand(4, 32, 32)}
+    assert torch.equal(task_of().augment(given)[schema.PIXELS], given[schema.PIXELS])
     for change in ({"flip": 1.0}, {"rotation_deg": 5.0}, {"scale": 1.2}, {"shift": 0.1}, {"exposure": 0.5}):
-        assert not torch.equal(task_of(SMALL.replace(**change))._varied(x), x)
+        changed = task_of(SMALL.replace(**change)).augment(given)[schema.PIXELS]
+        assert not torch.equal(changed, given[schema.PIXELS])
 
 
 def test_validation_tells_findings_and_places_and_sets_the_scale() -> None:
