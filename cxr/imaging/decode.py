@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from cxr.errors import Refused
 from cxr.imaging import dicom, raster
-from cxr.imaging.image import Image, check_not_blank, to_bits
+from cxr.imaging.image import EncodedImage, Image, check_file_bytes, check_not_blank, to_bits
 
-__all__ = ["Image", "decode", "to_bits"]
+__all__ = ["HEAD_BYTES", "EncodedImage", "Image", "check_head", "decode", "inspect", "to_bits"]
+
+HEAD_BYTES = 4096  # enough to tell every type of file
 
 _FOREIGN = (  # (offset, magic bytes, name)
     (0, b"GIF8", "GIF"),
@@ -26,23 +30,54 @@ _FOREIGN = (  # (offset, magic bytes, name)
 
 
 def decode(data: bytes) -> Image:
-    """Decode PNG (1–16 bits, gray, RGB, RGBA, palette), JPEG, DICOM (see `dicom.decode_dicom`) or raw JSRT.
+    """Decode PNG (1–16 bits, gray, RGB, RGBA, palette), JPEG, DICOM (see `dicom.inspect_dicom`) or raw JSRT.
 
     Raises:
         Refused: no X-ray can be had from it; the message is the reason, and holds nothing of the patient.
+        MemoryError: there is too little memory at the moment.
+    """
+    return inspect(data).decode()
+
+
+def inspect(data: bytes) -> EncodedImage:
+    """Check all that a file's header tells, without decoding its pixels; `decode` in two steps.
+
+    Raises:
+        Refused: as `decode`; the image's own `decode` may still raise it.
     """
     if not data:
         raise Refused("empty file: 0 bytes")
-    if data.startswith(raster.PNG_MAGIC):
-        image = Image(raster.decode_png(data))
+    check_file_bytes(len(data))
+    if dicom.has_preamble(data):  # which may begin with another format's magic number
+        encoded = dicom.inspect_dicom(data)
+    elif data.startswith(raster.PNG_MAGIC):
+        encoded = raster.inspect_png(data)
     elif data.startswith(raster.JPEG_MAGIC):
-        image = Image(raster.decode_jpeg(data))
+        encoded = raster.inspect_jpeg(data)
     elif raster.is_jsrt(data):
-        image = Image(raster.decode_jsrt(data))
-    elif dicom.is_dicom(data):
-        image = dicom.decode_dicom(data)
+        encoded = raster.inspect_jsrt(data)
+    elif dicom.begins_like_data_set(data):
+        encoded = dicom.inspect_dicom(data)
     else:
-        raise Refused(f"unsupported file type: {_foreign_type(data)}; wanted DICOM, PNG or JPEG")
+        raise Refused(f"unsupported file type: {_foreign_type(data)}; expected DICOM, PNG or JPEG")
+    return EncodedImage(encoded.memory_bytes, partial(_not_blank, encoded))
+
+
+def check_head(head: bytes, file_bytes: int) -> None:
+    """Refuse a file by its first bytes and its size, before the rest is read.
+
+    Args:
+        head: at least the first `HEAD_BYTES`, or the whole of a smaller file.
+        file_bytes: size of the whole file.
+    """
+    known = dicom.has_preamble(head) or head.startswith((raster.PNG_MAGIC, raster.JPEG_MAGIC, raster.GIF_MAGIC))
+    if not (known or file_bytes == raster.JSRT_BYTES or dicom.begins_like_data_set(head)):
+        raise Refused(f"unsupported file type: {_foreign_type(head)}; expected DICOM, PNG or JPEG")
+    check_file_bytes(file_bytes)
+
+
+def _not_blank(encoded: EncodedImage) -> Image:
+    image = encoded.decode()
     check_not_blank(image.pixels)
     return image
 

@@ -3,70 +3,102 @@
 from __future__ import annotations
 
 import logging
-import re
 import struct
 import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 
-import numpy as np
 from pydicom import Dataset, dcmread, uid
-from pydicom.encaps import get_frame
-from pydicom.pixels.decoders.base import get_decoder
 
 from cxr.errors import Refused
+from cxr.imaging import dicom_tags
 from cxr.imaging.dicom_display import rendered
-from cxr.imaging.dicom_tags import kind, number, spacing_mm, value, view
-from cxr.imaging.image import Image, check_size, to_gray
-from cxr.imaging.raster import JPEG_END, JPEG_MAGIC, jpeg_frame
+from cxr.imaging.dicom_pixels import PixelData, read_pixel_data
+from cxr.imaging.image import MAX_FILE_BYTES, EncodedImage, Image, to_gray
 
-_MAGIC = b"DICM"
-_FIRST_TAG = re.compile(rb"[\x02\x08]\x00[\x00-\x18]\x00|\x00[\x02\x08]\x00[\x00-\x18]", re.S)
+_PREAMBLE_BYTES, _MAGIC = 128, b"DICM"
 _PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
-_JPEG_2000_SIZE = b"\xff\x4f\xff\x51"
+_FIRST_GROUPS = range(0x0002, 0x0033)
+_LONG_VR = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+_SHORT_VR = set(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+_UNDEFINED_LENGTH = 0xFFFFFFFF  # of a sequence
+_ITEMS = (b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0")  # what it begins with: an item, or its end
+_LIBRARIES = r"(pydicom|PIL|jpeg_ls|libjpeg|openjpeg|pylibjpeg)\b"
 
 
-def is_dicom(data: bytes) -> bool:
-    """Whether the bytes are DICOM (PS3.10), with its preamble or, as in old archives, without."""
-    return data[128:132] == _MAGIC or _FIRST_TAG.match(data) is not None
+def has_preamble(data: bytes) -> bool:
+    """Whether the bytes are a DICOM file (PS3.10), whatever its preamble resembles."""
+    return data.startswith(_MAGIC, _PREAMBLE_BYTES)
 
 
-def decode_dicom(data: bytes) -> Image:
-    """Decode a single-frame DICOM, uncompressed, RLE, JPEG, JPEG lossless, JPEG-LS or JPEG 2000.
+def begins_like_data_set(data: bytes) -> bool:
+    """Whether the bytes may be a data set without preamble, as in old archives: it begins at any low tag."""
+    if len(data) < 8:
+        return False
+    for order in "<>":
+        group, element = struct.unpack_from(order + "HH", data)
+        if group in _FIRST_GROUPS and data[4:6] in _LONG_VR | _SHORT_VR:
+            return True
+    group, element, length = struct.unpack_from("<HHI", data)  # implicit VR is little-endian
+    if group not in _FIRST_GROUPS:
+        return False
+    if length == _UNDEFINED_LENGTH:
+        return data.startswith(_ITEMS, 8)
+    next_tag = data[8 + length : 12 + length]
+    return len(next_tag) == 4 and (group, element) < struct.unpack("<HH", next_tag) <= (0x7FE0, 0x0010)
 
-    A window that is invalid, or shows nothing of the image, is passed over; without any, the least and the
-    greatest value become black and white. MONOCHROME1 or an inverse presentation LUT turns the image, once.
-    Padding is black. Up to 8 bits stored give uint8, more give uint16.
+
+def inspect_dicom(data: bytes) -> EncodedImage:
+    """Parse a single-frame DICOM, uncompressed, deflated, RLE, JPEG, JPEG lossless, JPEG-LS or JPEG 2000.
+
+    Decoding applies its display pipeline (`dicom_display.rendered`).
 
     Raises:
-        Refused: no X-ray can be had from it.
+        Refused: no X-ray can be had from it; decoding raises it too.
+        MemoryError: there is too little memory at the moment; likewise.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote values of tags
-        try:
-            return _decoded(data)
-        except (Refused, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # of any kind (a Rust panic is no Exception); texts may quote tags
-            raise Refused(f"damaged DICOM: it cannot be read ({type(error).__name__})") from None
+    with _damage_is_refused():
+        dataset = _parsed(data)
+        pixel_data = read_pixel_data(dataset)
+    return EncodedImage(pixel_data.memory_bytes, partial(_decoded, dataset, pixel_data))
 
 
-def _decoded(data: bytes) -> Image:
-    dataset = _parsed(data)
-    _check(dataset)
-    stored = _stored_pixels(dataset)
-    pixels = rendered(stored, dataset) if stored.ndim == 2 else to_gray(stored[..., ::-1])
-    return Image(pixels, spacing_mm(dataset), view(dataset))
+def _decoded(dataset: Dataset, pixel_data: PixelData) -> Image:
+    with _damage_is_refused():
+        samples = pixel_data.decode()
+        gray = samples.ndim == 2
+        return Image(
+            pixels=rendered(samples, pixel_data.bits, dataset) if gray else to_gray(samples[..., ::-1]),
+            spacing_mm=dicom_tags.spacing_mm(dataset),
+            view=dicom_tags.view(dataset),
+            body_part=dicom_tags.body_part(dataset),
+            modality=dicom_tags.modality(dataset),
+        )
+
+
+@contextmanager
+def _damage_is_refused() -> Iterator[None]:
+    """Turn any exception that a damaged file provokes into a refusal, and keep values out of warnings and logs."""
+    if not any(getattr(module, "pattern", None) == _LIBRARIES for _, _, _, module, _ in warnings.filters):
+        warnings.filterwarnings("ignore", module=_LIBRARIES)  # for good: threads share the filters
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    try:
+        yield
+    except (Refused, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # of any kind (a Rust panic is no Exception); texts may quote tags
+        raise Refused(f"damaged DICOM: it cannot be read ({type(error).__name__})") from None
 
 
 def _parsed(data: bytes) -> Dataset:
-    if uid.DeflatedExplicitVRLittleEndian.encode() in data[:1024]:
-        raise Refused("unsupported DICOM: deflated; convert it to another transfer syntax")
-    dataset = dcmread(BytesIO(data), force=True)
+    dataset = dcmread(BytesIO(_inflated(data)), force=True)
     if "PixelData" not in dataset:
         if any(tag in data for tag in _PIXEL_TAGS):
             raise Refused("truncated DICOM: it ends inside its pixel data")
-        raise Refused(f"DICOM without pixel data: truncated, or no image ({kind(dataset)})")
+        raise Refused(f"DICOM without pixel data: truncated, or no image ({dicom_tags.kind(dataset)})")
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
         explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
@@ -74,66 +106,36 @@ def _parsed(data: bytes) -> Dataset:
     return dataset
 
 
-def _check(dataset: Dataset) -> None:
-    rows, columns = number(dataset, "Rows"), number(dataset, "Columns")
-    if rows is None or columns is None:
-        raise Refused("damaged DICOM: Rows or Columns are missing")
-    check_size(int(rows), int(columns))
-    frames = number(dataset, "NumberOfFrames") or 1
-    if frames > 1:
-        raise Refused(f"multi-frame image: a DICOM of {frames:.0f} frames")
-    photometric = value(dataset, "PhotometricInterpretation")
-    samples, bits = number(dataset, "SamplesPerPixel") or 1, number(dataset, "BitsAllocated")
-    gray = samples == 1 and photometric in ("MONOCHROME1", "MONOCHROME2") and bits in (8, 16)
-    colour = samples == 3 and str(photometric).startswith(("RGB", "YBR")) and bits == 8
-    if not (gray or colour):
-        raise Refused("unsupported DICOM pixels: wanted MONOCHROME1 or MONOCHROME2 of 8 or 16 bits allocated")
-    allocated, stored, high = _bits(dataset)
-    if not 0 < stored <= high + 1 <= allocated:
-        raise Refused("damaged DICOM: Bits Stored and High Bit contradict Bits Allocated")
+def _inflated(data: bytes) -> bytes:
+    """The data set alone where the file is deflated (PS3.5 A.5), else the file as it is.
 
-
-def _bits(dataset: Dataset) -> tuple[int, int, int]:
-    """Bits Allocated, Bits Stored and High Bit; what is absent takes the whole of what is allocated."""
-    allocated = int(dataset.BitsAllocated)
-    stored = int(number(dataset, "BitsStored") or allocated)
-    return allocated, stored, int(number(dataset, "HighBit") or stored - 1)
-
-
-def _stored_pixels(dataset: Dataset) -> np.ndarray:
-    syntax = dataset.file_meta.TransferSyntaxUID
+    pydicom would inflate it without a limit.
+    """
+    syntax, start = _transfer_syntax(data)
+    if syntax != uid.DeflatedExplicitVRLittleEndian:
+        return data
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        get_decoder(syntax)
-    except NotImplementedError:
-        raise Refused("unsupported DICOM: no decoder for its transfer syntax; convert it") from None
-    if syntax.is_encapsulated:
-        _check_codestream(dataset)
-    elif len(dataset.PixelData) < dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8:
-        raise Refused("truncated DICOM: fewer bytes of pixels than Rows x Columns need")
-    pixels = dataset.pixel_array
-    if pixels.shape[:2] != (dataset.Rows, dataset.Columns):
-        raise Refused("damaged DICOM: Rows and Columns contradict its pixel data")
-    return pixels if syntax.is_encapsulated or pixels.ndim == 3 else _stored_bits(pixels, dataset)
+        inflated = inflater.decompress(memoryview(data)[start:], MAX_FILE_BYTES + 1)
+    except zlib.error:
+        raise Refused("damaged DICOM: its deflated data set cannot be inflated") from None
+    if len(inflated) > MAX_FILE_BYTES:
+        most = f"{MAX_FILE_BYTES >> 20} MiB"
+        raise Refused(f"decompression bomb: expected at most {most} in a deflated DICOM, got more")
+    if not inflater.eof:
+        raise Refused("truncated DICOM: it ends inside its deflated data set")
+    return inflated
 
 
-def _check_codestream(dataset: Dataset) -> None:
-    """Refuse a torn codestream, or one of another size than Rows x Columns, before it is decoded."""
-    coded = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    size = None
-    if coded.startswith(JPEG_MAGIC):
-        _, _, height, width, _ = jpeg_frame(coded)
-        size = (height or dataset.Rows, width)
-    elif (start := coded.find(_JPEG_2000_SIZE)) >= 0 and len(coded) > start + 24:
-        right, bottom, left, top = struct.unpack_from(">4I", coded, start + 8)
-        size = (bottom - top, right - left)
-        if JPEG_END not in coded[start:]:
-            raise Refused("truncated DICOM pixels: JPEG 2000 without its end marker")
-    if size is not None and size != (dataset.Rows, dataset.Columns):
-        raise Refused("damaged DICOM: Rows and Columns contradict its pixel data")
-
-
-def _stored_bits(pixels: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """Uncompressed pixels without overlays and unset sign bits above the bits stored (PS3.5 8.1.1)."""
-    allocated, stored, high = _bits(dataset)
-    native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    return (native << (allocated - 1 - high)) >> (allocated - stored)
+def _transfer_syntax(data: bytes) -> tuple[str | None, int]:
+    """The transfer syntax that the file meta information (PS3.10 7.1) names, and where the data set begins."""
+    position, syntax = _PREAMBLE_BYTES + len(_MAGIC) if has_preamble(data) else 0, None
+    while data.startswith(b"\2\0", position) and position + 12 <= len(data):
+        if data[position + 4 : position + 6] in _LONG_VR:
+            header, length = 12, struct.unpack_from("<I", data, position + 8)[0]
+        else:
+            header, length = 8, struct.unpack_from("<H", data, position + 6)[0]
+        if data.startswith(b"\x10\0", position + 2):
+            syntax = data[position + header : position + header + length].strip(b" \0").decode("ascii", "replace")
+        position += header + length
+    return syntax, position

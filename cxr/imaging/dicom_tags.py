@@ -1,53 +1,92 @@
-"""Reading of DICOM tags that may be absent, many, or nonsense."""
+"""Reading of DICOM tags that may be absent, have several values, or hold nonsense."""
 
 from __future__ import annotations
 
 import math
-import re
+import struct
 from typing import Any
 
 from pydicom import Dataset
 from pydicom.uid import UID
 
-_VIEW = re.compile(r"[A-Z]{1,4}")
+from cxr.imaging import dicom_terms
 
 
 def value(dataset: Dataset, keyword: str) -> Any:
     """The tag's value; None where it is absent or cannot be read."""
     try:
         return dataset.get(keyword)
+    except MemoryError:
+        raise
     except Exception:  # pydicom converts on access, and raises many kinds
         return None
 
 
-def numbers(dataset: Dataset, keyword: str) -> list[float]:
-    """The tag's values, one or many, as finite numbers; empty where it has others or none."""
+def code(dataset: Dataset, keyword: str) -> str:
+    """The tag's first code string, trimmed and in capitals as the standard has them; "" where there is none."""
     given = value(dataset, keyword)
+    if not isinstance(given, str) and hasattr(given, "__iter__"):
+        given = next(iter(given), None)
+    return str(given or "").strip(" \0").upper()
+
+
+def numbers(dataset: Dataset, keyword: str) -> list[float]:
+    """The tag's values, one or many, NaN where one is not finite; empty where they are no numbers."""
+    given = value(dataset, keyword)
+    if isinstance(given, (bytes, str)):  # of an unknown VR
+        return []
     try:
         values = [float(v) for v in (given if hasattr(given, "__iter__") else [given])]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return []
-    return values if all(map(math.isfinite, values)) else []
+    return [v if math.isfinite(v) else math.nan for v in values]
 
 
 def number(dataset: Dataset, keyword: str) -> float | None:
     """The tag's first number, None where it has none."""
-    return next(iter(numbers(dataset, keyword)), None)
+    first = next(iter(numbers(dataset, keyword)), math.nan)
+    return None if math.isnan(first) else first
+
+
+def words(dataset: Dataset, keyword: str) -> list[int]:
+    """The tag's values as unsigned numbers of 16 bits, whether its VR is US, SS or neither; empty without any."""
+    given = value(dataset, keyword)
+    if isinstance(given, bytes) and len(given) % 2 == 0:
+        order = "<" if dataset.original_encoding[1] is not False else ">"
+        return list(struct.unpack(f"{order}{len(given) // 2}H", given))
+    values = numbers(dataset, keyword)
+    return [] if any(map(math.isnan, values)) else [int(v) & 0xFFFF for v in values]
+
+
+def items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """The items of a sequence; empty where there is none."""
+    given = value(dataset, keyword)
+    return [item for item in given if isinstance(item, Dataset)] if hasattr(given, "__iter__") else []
 
 
 def spacing_mm(dataset: Dataset) -> tuple[float, float] | None:
     """Pixel Spacing, else Imager Pixel Spacing (PS3.3 10.7.1.3): (between rows, between columns)."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
         spacing = numbers(dataset, keyword)
-        if len(spacing) == 2 and min(spacing) > 0:
+        if len(spacing) == 2 and spacing[0] > 0 and spacing[1] > 0:
             return spacing[0], spacing[1]
     return None
 
 
 def view(dataset: Dataset) -> str | None:
-    """View Position where it is one of the standard's short codes; free text might name a patient."""
-    code = str(value(dataset, "ViewPosition") or "").strip().upper()
-    return code if _VIEW.fullmatch(code) else None
+    """View Position, else View Code Sequence, as a code of `dicom_terms.VIEWS`."""
+    coded = (dicom_terms.coded_view(code(item, "CodeValue")) for item in items(dataset, "ViewCodeSequence"))
+    return dicom_terms.view(code(dataset, "ViewPosition")) or next(filter(None, coded), None)
+
+
+def body_part(dataset: Dataset) -> str | None:
+    """Body Part Examined as a code of `dicom_terms.BODY_PARTS`."""
+    return dicom_terms.body_part(code(dataset, "BodyPartExamined"))
+
+
+def modality(dataset: Dataset) -> str | None:
+    """Modality as a code of `dicom_terms.MODALITIES`."""
+    return dicom_terms.modality(code(dataset, "Modality"))
 
 
 def kind(dataset: Dataset) -> str:

@@ -1,7 +1,8 @@
-"""What a decoded X-ray is, whatever its file's format, and what is refused as none."""
+"""What a decoded X-ray is, whatever its file's format, and the limits that are checked before decoding."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -11,6 +12,14 @@ from cxr.errors import Refused
 
 MIN_SIDE_PX = 16
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000; the largest films scanned have about 25 million
+MAX_FILE_BYTES = 256 << 20  # an uncompressed image of MAX_PIXELS with 16 bits takes 191 MiB
+MAX_DECODING_BYTES = 768 << 20  # leaves room in 1 GiB for the file itself
+
+# JPEG spends at least one bit on each block of 64 pixels, so it holds at most 512 pixels in a byte. JPEG-LS and
+# JPEG 2000 can say "nothing but black" in a few bytes whatever the size: up to the size of the largest films that is
+# cheap to decode and may be legitimate, beyond it is not. X-rays stay below 100 pixels in a byte.
+MAX_PIXELS_PER_BYTE = 1000
+_RATIO_IGNORED_PIXELS = 32_000_000
 
 _COLOURFUL = 0.15  # difference of a pixel's channels, as a part of full range, from which the eye sees colour
 _COLOURED_SHARE = 0.05  # arrows and letters drawn on an X-ray stay below
@@ -20,13 +29,23 @@ _COLOURED_SHARE = 0.05  # arrows and letters drawn on an X-ray stay below
 class Image:
     """One X-ray. `pixels` (H, W), uint8 or uint16, use the type's full range; dense tissue is bright.
 
-    `spacing_mm` is the distance of pixel centres (between rows, between columns), `view` is DICOM's View
-    Position ("PA", "AP", "LL", …, PS3.3 C.8.1.2). Both are None where the file has none.
+    `spacing_mm` is the distance of pixel centres (between rows, between columns). `view`, `body_part` and `modality`
+    are codes of `imaging.dicom_terms`. All four are None where the file does not have them.
     """
 
     pixels: np.ndarray
     spacing_mm: tuple[float, float] | None = None
     view: str | None = None
+    body_part: str | None = None
+    modality: str | None = None
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image whose header has been checked, but whose pixels have not been decoded."""
+
+    memory_bytes: int  # estimated peak memory of `decode`, without the file's own bytes
+    decode: Callable[[], Image]
 
 
 def to_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
@@ -41,14 +60,45 @@ def to_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
 
 
 def check_size(height_px: int, width_px: int) -> None:
-    """Refuse, before anything is decoded, what is no picture or would fill the memory."""
+    """Refuse a size that is no picture, or larger than any X-ray, before anything is decoded."""
     size = f"{width_px} x {height_px} pixels"
     if min(height_px, width_px) <= 0:
         raise Refused(f"zero size: the header says {size}")
     if min(height_px, width_px) < MIN_SIDE_PX:
-        raise Refused(f"too small: {size}, at least {MIN_SIDE_PX} x {MIN_SIDE_PX} are needed")
+        raise Refused(f"too small: expected at least {MIN_SIDE_PX} x {MIN_SIDE_PX} pixels, got {size}")
     if height_px * width_px > MAX_PIXELS:
-        raise Refused(f"too large: the header says {size}, at most {MAX_PIXELS // 10**6} million are decoded")
+        raise Refused(f"too large: expected at most {MAX_PIXELS // 10**6} million pixels, got {size}")
+
+
+def check_file_bytes(file_bytes: int) -> None:
+    """Refuse a file that is too large to be read whole."""
+    if file_bytes > MAX_FILE_BYTES:
+        raise Refused(f"too large: expected a file of at most {_mib(MAX_FILE_BYTES)}, got {_mib(file_bytes)}")
+
+
+def check_decoding_bytes(memory_bytes: int) -> None:
+    """Refuse an image that would take too much memory to decode."""
+    if memory_bytes > MAX_DECODING_BYTES:
+        most, needed = _mib(MAX_DECODING_BYTES), _mib(memory_bytes)
+        raise Refused(f"too large: expected an image that takes at most {most} to decode, got {needed}")
+
+
+def check_ratio(pixels: int, encoded_bytes: int) -> None:
+    """Refuse a large image that claims to hold more pixels than its encoded bytes plausibly can."""
+    if pixels > max(_RATIO_IGNORED_PIXELS, MAX_PIXELS_PER_BYTE * encoded_bytes):
+        raise Refused(
+            f"decompression bomb: expected at most {MAX_PIXELS_PER_BYTE:,} pixels from each encoded byte, "
+            f"got {pixels:,} pixels from {encoded_bytes:,} bytes"
+        )
+
+
+def require_memory(memory_bytes: int) -> None:
+    """Tell a lack of memory from a damaged file, after a decoder failed that reports both in the same way.
+
+    Raises:
+        MemoryError: the memory that the decoder needs cannot be allocated now.
+    """
+    np.empty(memory_bytes, np.uint8)
 
 
 def check_not_blank(pixels: np.ndarray) -> None:
@@ -70,3 +120,7 @@ def to_gray(pixels_HWC: np.ndarray) -> np.ndarray:
     if share > _COLOURED_SHARE:
         raise Refused(f"colour image: {share:.0%} of its pixels are coloured, an X-ray is gray")
     return cv2.cvtColor(np.ascontiguousarray(pixels_HWC[..., :3]), cv2.COLOR_BGR2GRAY)
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:,.0f} MiB"

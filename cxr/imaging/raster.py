@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from io import BytesIO
 
 import cv2
@@ -17,20 +18,34 @@ from kornia_rs import io as rust  # pyright: ignore[reportMissingModuleSource]
 from PIL import Image as Pillow
 
 from cxr.errors import Refused
-from cxr.imaging.image import check_size, to_gray
+from cxr.imaging.image import (
+    EncodedImage,
+    Image,
+    check_decoding_bytes,
+    check_ratio,
+    check_size,
+    require_memory,
+    to_gray,
+)
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
 GIF_MAGIC = b"GIF8"
 
 _PNG_GRAY = 0  # colour type
+_PNG_CHANNELS = {0: (1, 1), 2: (3, 3), 3: (1, 4), 4: (2, 4), 6: (4, 4)}  # by colour type: in the file, decoded
+_DEFLATE_RATIO = 1032  # bytes that one compressed byte can at most become
 
 JPEG_END = b"\xff\xd9"
 _JPEG_SCAN = 0xDA
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}  # the last is JPEG-LS
-_JPEG_DECODABLE = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive
+_JPEG_PROGRESSIVE = 0xC2
+_JPEG_DECODABLE = {0xC0, 0xC1, _JPEG_PROGRESSIVE}  # baseline, extended
+_JPEG_SCAN_MARKER = b"\xff\xda"
+_JPEG_MOST_SCANS = 100  # encoders use about ten; each goes over the whole picture
 
 _JSRT_SIDE_PX, _JSRT_BLACK = 2048, 4095
+JSRT_BYTES = 2 * _JSRT_SIDE_PX**2
 
 
 def decode_picture(data: bytes) -> np.ndarray:
@@ -40,15 +55,15 @@ def decode_picture(data: bytes) -> np.ndarray:
         Refused: it is none of them, or cannot be used.
     """
     if data.startswith(PNG_MAGIC):
-        return decode_png(data)
-    return decode_gif(data) if data.startswith(GIF_MAGIC) else decode_jpeg(data)
+        return inspect_png(data).decode().pixels
+    return decode_gif(data) if data.startswith(GIF_MAGIC) else inspect_jpeg(data).decode().pixels
 
 
-def decode_png(data: bytes) -> np.ndarray:
-    """A PNG's pixels (H, W), uint8 or uint16.
+def inspect_png(data: bytes) -> EncodedImage:
+    """Check a PNG's chunks and declared size. Decoding gives uint8 or uint16.
 
     Raises:
-        Refused: torn, damaged, animated, coloured or of a refused size.
+        Refused: torn, damaged, animated or of a refused size; decoding: coloured or damaged.
     """
     chunks = _png_chunks(data)
     kind, header = next(chunks)
@@ -56,18 +71,37 @@ def decode_png(data: bytes) -> np.ndarray:
         raise Refused("damaged PNG: it does not begin with its header")
     width, height, bits, colour = struct.unpack(">IIBB", header[:10])
     check_size(height, width)
-    if any(kind == b"acTL" for kind, _ in chunks):
+    if colour not in _PNG_CHANNELS or bits not in (1, 2, 4, 8, 16):
+        raise Refused(f"damaged PNG: colour type {colour} with {bits} bits does not exist")
+    lengths = {b"IDAT": 0}
+    for kind, body in chunks:
+        lengths[kind] = lengths.get(kind, 0) + len(body)
+    if b"acTL" in lengths:
         raise Refused("multi-frame image: an animated PNG")
-    fast = _decode_gray(data, height, width, bits) if colour == _PNG_GRAY and bits in (8, 16) else None
-    return _full_range(_decode(data, "PNG") if fast is None else fast)
+    stored_channels, decoded_channels = _PNG_CHANNELS[colour]
+    pixel_bytes = height * (width * stored_channels * bits // 8)
+    if pixel_bytes > _DEFLATE_RATIO * lengths[b"IDAT"]:
+        raise Refused("damaged PNG: expected more compressed bytes for a picture of its size")
+    memory_bytes = 2 * height * width * decoded_channels * max(8, bits) // 8
+    check_decoding_bytes(memory_bytes)
+    plain = colour == _PNG_GRAY and bits in (8, 16)
+    decoding = partial(_decode_png, data, (height, width), bits if plain else None, memory_bytes)
+    return EncodedImage(memory_bytes, decoding)
 
 
-def _decode_gray(data: bytes, height: int, width: int, bits: int) -> np.ndarray | None:
+def _decode_png(data: bytes, shape: tuple[int, int], gray_bits: int | None, memory_bytes: int) -> Image:
+    pixels = _decode_gray(data, shape, gray_bits) if gray_bits else None
+    return Image(_full_range(_decode(data, "PNG", memory_bytes) if pixels is None else pixels))
+
+
+def _decode_gray(data: bytes, shape: tuple[int, int], bits: int) -> np.ndarray | None:
     """The pixels of a plain gray PNG in half of OpenCV's time, or None where OpenCV shall say what is wrong."""
     read = rust.decode_image_png_u8 if bits == 8 else rust.decode_image_png_u16
     try:
-        return read(data, (height, width), "mono")[..., 0]
-    except Exception:  # the decoder raises nothing more special
+        return read(data, shape, "mono")[..., 0]
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # the decoder raises nothing more special, and a Rust panic is no Exception
         return None
 
 
@@ -96,11 +130,11 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         position += 12 + length
 
 
-def decode_jpeg(data: bytes) -> np.ndarray:
-    """A JPEG's pixels (H, W) uint8.
+def inspect_jpeg(data: bytes) -> EncodedImage:
+    """Check a JPEG's frame header. Decoding gives uint8.
 
     Raises:
-        Refused: torn, damaged, CMYK, lossless or 12-bit, coloured or of a refused size.
+        Refused: torn, damaged, CMYK, lossless or 12-bit, or of a refused size; decoding: coloured or damaged.
     """
     marker, bits, height, width, channels = jpeg_frame(data)
     check_size(height, width)
@@ -108,7 +142,14 @@ def decode_jpeg(data: bytes) -> np.ndarray:
         raise Refused("unsupported JPEG: lossless, arithmetic or not 8 bits; convert it to PNG or DICOM")
     if channels not in (1, 3):
         raise Refused(f"colour image: a JPEG of {channels} channels (CMYK), an X-ray is gray")
-    return _decode(data, "JPEG")
+    check_ratio(height * width, len(data))
+    scans = data.count(_JPEG_SCAN_MARKER)
+    if scans > _JPEG_MOST_SCANS:
+        raise Refused(f"damaged JPEG: expected at most {_JPEG_MOST_SCANS} scans, got {scans}")
+    progressive = marker == _JPEG_PROGRESSIVE
+    memory_bytes = (4 if progressive else 2) * height * width * channels  # coefficients of all scans are held
+    check_decoding_bytes(memory_bytes)
+    return EncodedImage(memory_bytes, lambda: Image(_decode(data, "JPEG", memory_bytes)))
 
 
 def jpeg_frame(data: bytes) -> tuple[int, int, int, int, int]:
@@ -141,12 +182,13 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         position += 2 + length
 
 
-def _decode(data: bytes, kind: str) -> np.ndarray:
+def _decode(data: bytes, kind: str, memory_bytes: int) -> np.ndarray:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         pixels = None
     if pixels is None:
+        require_memory(memory_bytes)
         raise Refused(f"damaged {kind}: its pixels cannot be decoded")
     return pixels if pixels.ndim == 2 else to_gray(pixels)
 
@@ -175,16 +217,20 @@ def decode_gif(data: bytes) -> np.ndarray:
 
 def is_jsrt(data: bytes) -> bool:
     """Whether a file is as long as a raw image of the JSRT database and holds 12-bit numbers: it has no magic."""
-    if len(data) != 2 * _JSRT_SIDE_PX**2:
+    if len(data) != JSRT_BYTES:
         return False
     return 0 < np.frombuffer(data, ">u2").max() <= _JSRT_BLACK
 
 
-def decode_jsrt(data: bytes) -> np.ndarray:
+def inspect_jsrt(data: bytes) -> EncodedImage:
     """A raw image of the JSRT database (Shiraishi et al. 2000): pixels (2048, 2048) uint16, dense tissue bright.
 
     The file is nothing but 2048 rows of 2048 numbers: 16 bits, big-endian, 12 of them used, 0 for white.
     """
+    return EncodedImage(3 * JSRT_BYTES, lambda: Image(_decode_jsrt(data)))
+
+
+def _decode_jsrt(data: bytes) -> np.ndarray:
     stored = np.frombuffer(data, ">u2").reshape(_JSRT_SIDE_PX, _JSRT_SIDE_PX).astype(np.uint16)
     shown = _JSRT_BLACK - stored
     return shown << 4 | shown >> 8  # 4095 becomes 65,535

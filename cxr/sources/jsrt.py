@@ -4,7 +4,7 @@
     JPCNN001.IMG … JPCNN093.IMG    chests without one
     masks/left lung/JPCLN001.gif, masks/right lung/JPCLN001.gif …   1024 x 1024, also below fold1/ and fold2/
 
-The images are 2048 x 2048 pixels of .175 mm without a header (`imaging.raster.decode_jsrt`); copies as PNG, of any
+The images are 2048 x 2048 pixels of .175 mm without a header (`imaging.raster.inspect_jsrt`); copies as PNG, of any
 size, count as well. One image a patient; the splits follow from the image's name by a hash, since SCR's two folds
 are for cross-validation. Hearts, clavicles, landmarks and the list of the nodules' places are not read.
 """

@@ -1,0 +1,133 @@
+"""Compressed DICOM frames: what their headers declare, checked before a codec sees them, and run-length decoding.
+
+A codec allocates what a header declares, and some crash or take minutes on headers that contradict each other.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from cxr.errors import Refused
+from cxr.imaging.image import check_ratio
+from cxr.imaging.raster import JPEG_END, JPEG_MAGIC, jpeg_frame
+
+_JPEG_FRAMES = {0xC0: 8, 0xC1: 12, 0xC2: 12, 0xC3: 16, 0xF7: 16}  # marker: most bits; arithmetic codes are not used
+_JPEG_2000_START = b"\xff\x4f\xff\x51"
+_JPEG_2000_BOXES = b"\0\0\0\x0cjP  "
+_COD = 0xFF52
+_SOT = 0xFF90
+_BYTES_PER_SAMPLE = 8  # peak of each codec, measured at 25 million pixels: OpenJPEG 7.1, libjpeg 6, CharLS 4
+_BYTES_PER_BLOCK = 400  # of OpenJPEG, for each code block; likewise
+_RLE_HEADER_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Codestream:
+    """What the header of a compressed frame declares."""
+
+    height: int
+    width: int
+    samples: int
+    bits: int  # of a sample
+    format: str
+    memory_bytes: int = 0  # estimated peak of decoding
+
+
+def read_header(coded: bytes) -> Codestream:
+    """The header of a JPEG, JPEG-LS or JPEG 2000 codestream.
+
+    Raises:
+        Refused: it is none, torn, or of a kind that DICOM does not use.
+    """
+    if coded.startswith(JPEG_MAGIC):
+        header = _jpeg(coded)
+    elif coded.startswith((_JPEG_2000_START, _JPEG_2000_BOXES)):
+        header = _jpeg_2000(coded)
+    else:
+        raise Refused("damaged DICOM pixels: expected JPEG, JPEG-LS or JPEG 2000, got something else")
+    check_ratio(header.height * header.width, len(coded))
+    return header
+
+
+def _jpeg(coded: bytes) -> Codestream:
+    marker, bits, height, width, samples = jpeg_frame(coded)
+    most = _JPEG_FRAMES.get(marker)
+    if most is None:
+        raise Refused("unsupported DICOM pixels: JPEG with arithmetic or hierarchical coding; convert them")
+    if not 2 <= bits <= most:
+        raise Refused(f"damaged DICOM pixels: expected JPEG of at most {most} bits, got {bits}")
+    name = "JPEG-LS" if marker == 0xF7 else "JPEG"
+    return Codestream(height, width, samples, bits, name, _BYTES_PER_SAMPLE * height * width * samples)
+
+
+def _jpeg_2000(coded: bytes) -> Codestream:
+    start = coded.find(_JPEG_2000_START)
+    if start < 0 or len(coded) < start + 45:
+        raise Refused("truncated DICOM pixels: JPEG 2000 that ends in its header")
+    if JPEG_END not in coded[start:]:
+        raise Refused("truncated DICOM pixels: JPEG 2000 without its end marker")
+    right, bottom, left, top, tile_width, tile_height, _, _, samples = struct.unpack_from(">8IH", coded, start + 8)
+    width, height, bits = right - left, bottom - top, (coded[start + 42] & 0x7F) + 1
+    if min(width, height, tile_width, tile_height, samples) <= 0 or bits > 16:
+        raise Refused(f"damaged DICOM pixels: JPEG 2000 of {width} x {height} x {samples} samples of {bits} bits")
+    if coded[start + 43 : start + 45] != b"\1\1":
+        raise Refused("unsupported DICOM pixels: subsampled JPEG 2000; convert them")
+    blocks = width * height * samples // _code_block_area(coded, start)
+    memory = _BYTES_PER_SAMPLE * width * height * samples + _BYTES_PER_BLOCK * blocks
+    return Codestream(height, width, samples, bits, "JPEG 2000", memory)
+
+
+def _code_block_area(coded: bytes, start: int) -> int:
+    """Pixels in a code block, from the COD marker segment (ISO/IEC 15444-1 A.6.1)."""
+    position = start + 2
+    while position + 14 <= len(coded):
+        marker, length = struct.unpack_from(">HH", coded, position)
+        if marker == _COD:
+            return 1 << (4 + (coded[position + 10] & 15) + (coded[position + 11] & 15))
+        if marker == _SOT or length < 2:
+            break
+        position += 2 + length
+    raise Refused("damaged DICOM pixels: JPEG 2000 without its coding style")
+
+
+def decode_rle(coded: bytes, pixels: int, samples: int, bytes_per_sample: int) -> np.ndarray:
+    """A frame in DICOM's run-length coding (PS3.5 annex G).
+
+    Returns:
+        (samples, pixels), uint8 or little-endian uint16.
+
+    Raises:
+        Refused: it is torn, or has another number of segments.
+    """
+    planes = samples * bytes_per_sample
+    if len(coded) < _RLE_HEADER_BYTES:
+        raise Refused("truncated DICOM pixels: RLE that ends in its header")
+    count, *starts = struct.unpack_from(f"<{planes + 1}I", coded)
+    if count != planes:
+        raise Refused(f"damaged DICOM pixels: expected {planes} RLE segments, got {count}")
+    ends = [*starts[1:], len(coded)]
+    decoded = np.empty((samples, pixels, bytes_per_sample), np.uint8)
+    for plane, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        sample, byte = divmod(plane, bytes_per_sample)  # the most significant byte comes first
+        decoded[sample, :, bytes_per_sample - 1 - byte] = _rle_segment(coded[start:end], pixels)
+    return decoded.view(f"<u{bytes_per_sample}")[..., 0]
+
+
+def _rle_segment(segment: bytes, length: int) -> np.ndarray:
+    """The first `length` bytes that a segment holds; no more are decoded."""
+    decoded, position = bytearray(), 0
+    while len(decoded) < length and position < len(segment):
+        control = segment[position]
+        if control < 128:
+            decoded += segment[position + 1 : position + 2 + control]
+            position += 2 + control
+        else:  # 128 itself is not used
+            if control > 128:
+                decoded += segment[position + 1 : position + 2] * (257 - control)
+            position += 1 if control == 128 else 2
+    if len(decoded) < length:
+        raise Refused("truncated DICOM pixels: RLE that ends before its last row")
+    return np.frombuffer(decoded, np.uint8, length)

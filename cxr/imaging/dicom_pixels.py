@@ -1,0 +1,230 @@
+"""DICOM pixel data to samples, and samples to stored values (PS3.5 section 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from pydicom import Dataset, uid
+from pydicom.encaps import get_frame
+from pydicom.pixels.decoders.base import get_decoder
+
+from cxr.errors import Refused
+from cxr.imaging.dicom_codestream import Codestream, decode_rle, read_header
+from cxr.imaging.dicom_tags import code, number, value
+from cxr.imaging.image import check_decoding_bytes, check_size, require_memory
+
+_LOSSY = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
+_CODECS = {  # format: library, pydicom's plugin for it
+    "JPEG": ("libjpeg", "pylibjpeg"),
+    "JPEG-LS": ("CharLS", "pyjpegls"),
+    "JPEG 2000": ("OpenJPEG", "pylibjpeg"),
+}
+
+
+@dataclass(frozen=True)
+class SampleBits:
+    """Where a sample has its stored value: in `stored` bits, the highest of which is bit `high` (PS3.5 8.1.1)."""
+
+    allocated: int  # 8 or 16; fewer where a codec gives samples of fewer bits
+    stored: int
+    high: int
+    signed: bool
+    clipped: bool = False  # lossy codecs may leave the range of the stored bits
+
+    @property
+    def smallest(self) -> int:
+        return -(1 << (self.stored - 1)) if self.signed else 0
+
+    @property
+    def largest(self) -> int:
+        return self.smallest + (1 << self.stored) - 1
+
+    def values(self, samples: np.ndarray) -> np.ndarray:
+        """Stored values, int32, of samples given as unsigned numbers."""
+        low = self.high + 1 - self.stored
+        if self.clipped:
+            whole = _as_signed(samples, self.allocated) if self.signed else samples.astype(np.int32)
+            return np.clip(whole >> low, self.smallest, self.largest)
+        bits = (samples.astype(np.int32) >> low) & ((1 << self.stored) - 1)
+        return _as_signed(bits, self.stored) if self.signed else bits
+
+    def value(self, written: int) -> int:
+        """The stored value that an attribute such as Pixel Padding Value means, however it was written.
+
+        Its VR may be US or SS contrary to Pixel Representation. Where it does not fit into the stored bits, it was
+        written as samples are, in all bits allocated.
+        """
+        word = np.array([written & 0xFFFF])
+        meant = int(_as_signed(word, 16)[0] if self.signed else word[0])
+        if self.smallest <= meant <= self.largest:
+            return meant
+        return int(replace(self, clipped=False).values(word & ((1 << self.allocated) - 1))[0])
+
+
+def _as_signed(numbers: np.ndarray, bits: int) -> np.ndarray:
+    """Unsigned numbers of so many bits, read as two's complement; int32."""
+    unused = 32 - bits
+    return (numbers.astype(np.uint32) << np.uint32(unused)).view(np.int32) >> unused
+
+
+@dataclass(frozen=True)
+class PixelData:
+    """The one frame of a dataset: its attributes and its codestream's header are checked, nothing is decoded."""
+
+    data: bytes
+    syntax: uid.UID
+    height: int
+    width: int
+    samples: int  # 1 or 3
+    photometric: str
+    planar: int  # Planar Configuration
+    vr: str
+    bits: SampleBits
+    coded: bytes | None = None  # the frame's codestream, where it is compressed
+    codestream: Codestream | None = None  # its header, where it has one
+
+    @property
+    def sample_bytes(self) -> int:
+        return self.height * self.width * self.samples * self.bits.allocated // 8
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimated peak of decoding and display."""
+        if self.codestream is not None:
+            return self.codestream.memory_bytes
+        return (2 if self.coded is None else 4) * self.sample_bytes
+
+    def decode(self) -> np.ndarray:
+        """Samples (height, width) as unsigned numbers of 8 or 16 bits; (height, width, 3) RGB of 8 bits.
+
+        Raises:
+            Refused: the codec cannot decode them; the message names it.
+        """
+        if self.codestream is not None:
+            return self._decompressed(self.codestream)
+        if self.coded is None:
+            return self._array(self.data, self.syntax, self.planar)
+        planes = decode_rle(self.coded, self.height * self.width, self.samples, self.bits.allocated // 8)
+        return self._array(planes.tobytes(), uid.ExplicitVRLittleEndian, 1)
+
+    def _decompressed(self, codestream: Codestream) -> np.ndarray:
+        library, plugin = _CODECS[codestream.format]
+        container = 8 if codestream.bits <= 8 else 16
+        try:
+            return self._array(self.data, self.syntax, self.planar, container, plugin)
+        except MemoryError:
+            raise
+        except Exception as error:  # pydicom reports all that codecs raise as RuntimeError
+            require_memory(codestream.memory_bytes)
+            reason = f"{library} cannot decode its {codestream.format} codestream ({type(error).__name__})"
+            raise Refused(f"damaged DICOM pixels: {reason}") from None
+
+    def _array(
+        self, data: bytes, syntax: uid.UID, planar: int, allocated: int | None = None, plugin: str = ""
+    ) -> np.ndarray:
+        """All bits of the samples as they are: pydicom's own corrections rely on High Bit being Bits Stored − 1."""
+        allocated = allocated or self.bits.allocated
+        options: dict[str, Any] = {
+            "rows": self.height,
+            "columns": self.width,
+            "samples_per_pixel": self.samples,
+            "photometric_interpretation": self.photometric,
+            "planar_configuration": planar,
+            "bits_allocated": allocated,
+            "bits_stored": allocated,
+            "pixel_representation": 0,
+            "pixel_keyword": "PixelData",
+            "number_of_frames": 1,
+            "allow_excess_frames": False,
+            "correct_unused_bits": False,
+            "apply_jls_sign_correction": False,
+            "apply_j2k_sign_correction": False,
+        }
+        if not syntax.is_encapsulated:
+            options |= {"view_only": True, "pixel_vr": self.vr}
+        array, _ = get_decoder(syntax).as_array(
+            data, index=0, raw=self.samples == 1, decoding_plugin=plugin, **options
+        )
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def read_pixel_data(dataset: Dataset) -> PixelData:
+    """The pixel data of a dataset whose file meta information names its transfer syntax.
+
+    Raises:
+        Refused: the attributes, the pixel data or its codestream contradict each other, are missing, or are of a kind
+            that no X-ray has; decoding would take too much memory.
+    """
+    height, width = number(dataset, "Rows"), number(dataset, "Columns")
+    if height is None or width is None:
+        raise Refused("damaged DICOM: Rows or Columns are missing")
+    check_size(int(height), int(width))
+    frames = number(dataset, "NumberOfFrames") or 1
+    if frames > 1:
+        raise Refused(f"multi-frame image: a DICOM of {frames:.0f} frames")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    data = value(dataset, "PixelData")
+    pixel_data = PixelData(
+        data=data if isinstance(data, bytes) else b"",
+        syntax=syntax,
+        height=int(height),
+        width=int(width),
+        samples=int(number(dataset, "SamplesPerPixel") or 1),
+        photometric=code(dataset, "PhotometricInterpretation"),
+        planar=int(number(dataset, "PlanarConfiguration") == 1),
+        vr=dataset["PixelData"].VR,
+        bits=_sample_bits(dataset),
+    )
+    _check_kind(pixel_data)
+    if not syntax.is_encapsulated:
+        if len(pixel_data.data) < pixel_data.sample_bytes:
+            raise Refused("truncated DICOM: fewer bytes of pixels than Rows x Columns need")
+    else:
+        pixel_data = _with_codestream(pixel_data)
+    check_decoding_bytes(pixel_data.memory_bytes)
+    return pixel_data
+
+
+def _sample_bits(dataset: Dataset) -> SampleBits:
+    """What is absent takes the whole of what is allocated."""
+    allocated = int(number(dataset, "BitsAllocated") or 0)
+    stored = int(number(dataset, "BitsStored") or allocated)
+    return SampleBits(
+        allocated=allocated,
+        stored=stored,
+        high=int(number(dataset, "HighBit") or stored - 1),
+        signed=number(dataset, "PixelRepresentation") == 1,
+        clipped=dataset.file_meta.TransferSyntaxUID in _LOSSY,
+    )
+
+
+def _check_kind(pixel_data: PixelData) -> None:
+    bits, photometric = pixel_data.bits, pixel_data.photometric
+    gray = pixel_data.samples == 1 and photometric in ("MONOCHROME1", "MONOCHROME2") and bits.allocated in (8, 16)
+    colour = pixel_data.samples == 3 and photometric.startswith(("RGB", "YBR")) and bits.allocated == 8
+    if not (gray or colour):
+        raise Refused("unsupported DICOM pixels: expected MONOCHROME1 or MONOCHROME2 with 8 or 16 bits allocated")
+    if not 0 < bits.stored <= bits.high + 1 <= bits.allocated:
+        raise Refused("damaged DICOM: Bits Stored and High Bit contradict Bits Allocated")
+    try:
+        get_decoder(pixel_data.syntax)
+    except NotImplementedError:
+        raise Refused("unsupported DICOM: no decoder for its transfer syntax; convert it") from None
+
+
+def _with_codestream(pixel_data: PixelData) -> PixelData:
+    coded = get_frame(pixel_data.data, 0, number_of_frames=1)
+    if pixel_data.syntax == uid.RLELossless:
+        return replace(pixel_data, coded=coded)
+    header = read_header(coded)
+    if (header.height, header.width) != (pixel_data.height, pixel_data.width):
+        raise Refused("damaged DICOM: Rows and Columns contradict its pixel data")
+    if header.samples != pixel_data.samples or header.bits > pixel_data.bits.allocated:
+        raise Refused("damaged DICOM: Samples per Pixel or Bits Allocated contradict its pixel data")
+    bits = replace(pixel_data.bits, allocated=header.bits)
+    if header.bits <= bits.high:  # the codec's samples begin at bit 0, whatever High Bit says
+        stored = min(bits.stored, header.bits)
+        bits = replace(bits, stored=stored, high=stored - 1)
+    return replace(pixel_data, coded=coded, codestream=header, bits=bits)

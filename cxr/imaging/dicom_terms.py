@@ -1,0 +1,167 @@
+"""Views, body parts and modalities as codes of the DICOM standard, and which of them are frontal chest views.
+
+Files hold these codes with qualifiers, in other words, or as free text that may name a patient. Only codes listed
+here leave this module.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+# View Position (PS3.3 C.8.1.2 and C.8.11.3), the views of CID 4010 and 4014 that have no such code, and FRONTAL where
+# it is not said which way the beam went.
+VIEWS = set(
+    """
+    AP PA FRONTAL LL RL LATERAL LLD RLD DECUBITUS LLO RLO LAO RAO LPO RPO OBLIQUE AXIAL TAN CC CV FB ML LM MLO LMO
+    XCCL XCCM
+    """.split()  # noqa: SIM905
+)
+_FRONTAL_VIEWS = {"AP", "PA", "FRONTAL"}
+_VIEW_WORDS = {
+    "ANTEROPOSTERIOR": "AP",
+    "POSTEROANTERIOR": "PA",
+    "LAT": "LATERAL",
+    "LLAT": "LL",
+    "RLAT": "RL",
+    "DECUB": "DECUBITUS",
+    "OBL": "OBLIQUE",
+}
+_SIDES = {"L": "L", "LEFT": "L", "R": "R", "RIGHT": "R"}
+
+# SNOMED CT and, as older files have it, SNOMED RT (PS3.16 CID 4010 "DX View", CID 4014 "View for Mammography").
+_VIEW_CODES = {
+    "399348003": "AP",
+    "R-10206": "AP",
+    "272479007": "PA",
+    "R-10214": "PA",
+    "R-40888": "PA",
+    "399033003": "FRONTAL",
+    "R-10202": "FRONTAL",
+    "399067008": "LATERAL",
+    "R-102CD": "LATERAL",
+    "399173006": "LL",
+    "R-10236": "LL",
+    "399198007": "RL",
+    "R-10232": "RL",
+    "399135007": "LAO",
+    "R-10220": "LAO",
+    "399356000": "RAO",
+    "R-10218": "RAO",
+    "R-40985": "RAO",
+    "399006002": "LPO",
+    "R-10212": "LPO",
+    "399038007": "RPO",
+    "R-10210": "RPO",
+    "399182000": "OBLIQUE",
+    "R-102C1": "OBLIQUE",
+    "399184004": "OBLIQUE",
+    "R-10238": "OBLIQUE",
+    "399236003": "OBLIQUE",
+    "R-10234": "OBLIQUE",
+    "399312000": "OBLIQUE",
+    "R-10208": "OBLIQUE",
+    "399059000": "OBLIQUE",
+    "R-10216": "OBLIQUE",
+    "399160007": "OBLIQUE",
+    "R-10204": "OBLIQUE",
+    "399061009": "AXIAL",
+    "R-10241": "AXIAL",
+    "399110001": "TAN",
+    "R-102C2": "TAN",
+    "399162004": "CC",
+    "R-10242": "CC",
+    "399196006": "FB",
+    "R-10244": "FB",
+    "399260004": "ML",
+    "R-10224": "ML",
+    "399352003": "LM",
+    "R-10228": "LM",
+    "399368009": "MLO",
+    "R-10226": "MLO",
+    "399099002": "LMO",
+    "R-10230": "LMO",
+}
+
+# Body Part Examined (PS3.16 annex L).
+BODY_PARTS = set(
+    """
+    ABDOMEN ABDOMENPELVIS ADRENAL ANKLE AORTA ARM AXILLA BACK BILEDUCT BLADDER BRAIN BREAST BRONCHUS BUTTOCK
+    CALCANEUS CALF CAROTID CEREBELLUM CERVIX CHEEK CHEST CHESTABDOMEN CHESTABDPELVIS CIRCLEOFWILLIS CLAVICLE COCCYX
+    COLON CORNEA CORONARYARTERY CSPINE CTSPINE DUODENUM EAR ELBOW ESOPHAGUS EXTREMITY EYE EYELID FACE FEMUR FIBULA
+    FINGER FOOT FOREARM GALLBLADDER HAND HEAD HEADNECK HEART HIP HUMERUS IAC ILEUM ILIUM JAW JEJUNUM KIDNEY KNEE
+    LARYNX LEG LIVER LSPINE LSSPINE LUNG MANDIBLE MAXILLA MEDIASTINUM MOUTH NECK NECKCHEST NECKCHESTABDOMEN
+    NECKCHESTABDPELV NOSE ORBIT OVARY PANCREAS PAROTID PATELLA PELVIS PENIS PHARYNX PROSTATE RADIUS RECTUM RIB
+    SACRUM SCALP SCAPULA SCLERA SCROTUM SELLA SHOULDER SIJOINT SINUS SKULL SPINE SPLEEN SSPINE STERNUM STOMACH
+    SUBMANDIBULAR TESTIS THIGH THUMB THYMUS THYROID TIBIA TLSPINE TMJ TOE TONGUE TRACHEA TSPINE ULNA URETER URETHRA
+    UTERUS VAGINA VULVA WHOLEBODY WRIST ZYGOMA
+    """.split()  # noqa: SIM905
+)
+_BODY_PART_WORDS = {"THORAX": "CHEST", "RIBS": "RIB", "LUNGS": "LUNG"}
+_CHEST = {"CHEST", "LUNG", "HEART", "MEDIASTINUM", "RIB", "STERNUM"}
+
+# Modality (PS3.3 C.7.3.1.1.1), DR and SC as devices write them.
+MODALITIES = set(
+    """
+    CR DX DR RG RF XA PX IO MG CT MR US NM PT OT SC ES XC GM SM OP OCT BMD BI HC TG
+    """.split()  # noqa: SIM905
+)
+_RADIOGRAPHS = {"CR", "DX", "DR", "RG", "RF", "XA", "HC", "SC", "OT"}  # the last ones may be copies of radiographs
+
+
+def view(text: str | None) -> str | None:
+    """A code of `VIEWS` for a View Position such as "PA", "AP AXIAL", "Left Lateral" or "XTABLE LATERAL"."""
+    words = _words(text)
+    codes = [_VIEW_WORDS.get(word, word) for word in ("".join(words), *words)]  # "POSTERO-ANTERIOR" is one word
+    codes = [code for code in codes if code in VIEWS]
+    side = next((_SIDES[word] for word in words if word in _SIDES), "")
+    if not codes:
+        return None
+    if codes[0] in _FRONTAL_VIEWS:
+        return "OBLIQUE" if "OBLIQUE" in codes else codes[0]
+    if "DECUBITUS" in codes:
+        return f"{side}LD" if side else "DECUBITUS"
+    return f"{side}L" if side and codes[0] == "LATERAL" else codes[0]
+
+
+def coded_view(code_value: str) -> str | None:
+    """A code of `VIEWS` for the Code Value of a View Code Sequence."""
+    return _VIEW_CODES.get(code_value.strip().upper())
+
+
+def body_part(text: str | None) -> str | None:
+    """A code of `BODY_PARTS` for a Body Part Examined such as "CHEST", "Thorax" or "CHEST NO GRID"."""
+    words = _words(text)
+    for word in ("".join(words), *words):
+        code = _BODY_PART_WORDS.get(word, word)
+        if code in BODY_PARTS:
+            return code
+    return None
+
+
+def modality(text: str | None) -> str | None:
+    """A code of `MODALITIES` for a Modality."""
+    code = (text or "").strip().upper()
+    return code if code in MODALITIES else None
+
+
+def other_than_frontal_chest(views: Iterable, body_parts: Iterable, modalities: Iterable) -> Counter[str]:
+    """What images are that are known not to be frontal radiographs of the chest, with counts.
+
+    Each image counts once, by the first that tells: its modality, its body part, its view. Images of which nothing is
+    known (None) do not count.
+    """
+    counts: Counter[str] = Counter()
+    for image_view, part, kind in zip(views, body_parts, modalities, strict=True):
+        if kind is not None and kind not in _RADIOGRAPHS:
+            counts[f"modality {kind}"] += 1
+        elif part is not None and part not in _CHEST:
+            counts[f"body part {part}"] += 1
+        elif image_view is not None and image_view not in _FRONTAL_VIEWS:
+            counts[f"view {image_view}"] += 1
+    return counts
+
+
+def _words(text: str | None) -> list[str]:
+    return re.findall(r"[A-Z]+", (text or "").upper().replace(".", ""))

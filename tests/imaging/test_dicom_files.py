@@ -1,0 +1,157 @@
+"""How DICOM files are told from others, deflated files, and what a refusal says of a codec."""
+
+from __future__ import annotations
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread, uid
+from pydicom.encaps import get_frame
+from pydicom.pixels.decoders.base import DecodeRunner
+
+from cxr.errors import Refused
+from cxr.imaging import image
+from cxr.imaging.decode import check_head, decode
+from tests.odd_files import dataset, dicom, lossless_jpeg, radiograph
+
+TWELVE = radiograph(12)
+DS = dataset(TWELVE, BitsStored=12, HighBit=11)
+EXPECTED = decode(dicom(DS)).pixels
+
+
+def bare(ds: Dataset, syntax: uid.UID) -> bytes:
+    """The data set alone, without preamble and file meta information."""
+    stream = io.BytesIO()
+    ds.save_as(stream, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian)
+    return stream.getvalue()
+
+
+MAGIC_NUMBERS = [
+    b"\xff\xd8\xff\xe0",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF89a",
+    b"II*\0",
+    b"MM\0*",
+    b"%PDF-1.7",
+    b"PK\3\4",
+    b"BM",
+]
+
+
+@pytest.mark.parametrize("magic", MAGIC_NUMBERS)
+def test_a_preamble_that_begins_like_another_format_is_a_dicom(magic: bytes) -> None:
+    data = magic + dicom(DS)[len(magic) :]
+    np.testing.assert_array_equal(decode(data).pixels, EXPECTED)
+    check_head(data[:4096], len(data))
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian],
+    ids=lambda syntax: syntax.name,
+)
+@pytest.mark.parametrize(
+    ("keyword", "given"),
+    [
+        ("SOPInstanceUID", "1.2.3"),
+        ("AccessionNumber", ""),
+        ("PatientName", "Doe^Jane"),
+        ("PatientID", "0815"),
+        ("BodyPartExamined", "CHEST"),
+        ("StudyInstanceUID", "1.2.3.4"),
+        ("SamplesPerPixel", 1),
+    ],
+)
+def test_a_data_set_without_preamble_may_begin_at_any_low_tag(keyword: str, given: object, syntax: uid.UID) -> None:
+    big = not syntax.is_little_endian
+    ds = dataset(TWELVE.astype(">u2") if big else TWELVE, BitsStored=12, HighBit=11)
+    del ds.SOPClassUID, ds.SOPInstanceUID, ds.PatientName
+    setattr(ds, keyword, given)
+    ds["PixelData"].VR = "OW"
+    np.testing.assert_array_equal(decode(bare(ds, syntax)).pixels, EXPECTED)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x10\0\x20\0" + b"\xff" * 400, b"\x08\0\5\0", b"\x08\0\5\0\4\0\0\0abcd\x08\0\4\0" + bytes(60), bytes(400)],
+)
+def test_bytes_that_only_begin_like_a_tag_are_no_dicom(data: bytes) -> None:
+    with pytest.raises(Refused, match="unsupported file type"):
+        decode(data)
+
+
+# ---- Deflated
+
+
+def deflated(ds: Dataset) -> tuple[bytes, bytes]:
+    """A deflated file's preamble with its file meta information, and its compressed data set."""
+    data = dicom(ds, uid.DeflatedExplicitVRLittleEndian)
+    start = 132 + 12 + int.from_bytes(data[140:144], "little")
+    return data[:start], data[start:]
+
+
+def test_a_deflated_dicom_gives_the_same_pixels() -> None:
+    np.testing.assert_array_equal(decode(b"".join(deflated(DS))).pixels, EXPECTED)
+
+
+def test_a_deflated_dicom_that_ends_early_is_refused_as_truncated() -> None:
+    meta, body = deflated(DS)
+    with pytest.raises(Refused, match="truncated DICOM: it ends inside its deflated data set"):
+        decode(meta + body[:-100])
+
+
+def test_a_deflated_dicom_that_cannot_be_inflated_is_refused_as_damaged() -> None:
+    meta, body = deflated(DS)
+    with pytest.raises(Refused, match="damaged DICOM: its deflated data set cannot be inflated"):
+        decode(meta + b"\xff" * len(body))
+
+
+def test_a_deflated_bomb_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cxr.imaging.dicom.MAX_FILE_BYTES", 1 << 20)
+    meta, _ = deflated(DS)
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    bomb = deflater.compress(bytes(image.MAX_FILE_BYTES)) + deflater.flush()
+    with pytest.raises(Refused, match="decompression bomb: expected at most 1 MiB"):
+        decode(meta + bomb)
+
+
+# ---- Codecs
+
+
+def torn(syntax: uid.UID, codestream: bytes, pixels: np.ndarray) -> bytes:
+    """A file whose codestream has its header and its end, but nonsense between them."""
+    middle = len(codestream) // 3
+    nonsense = bytes(range(1, 120)) * (len(codestream) // 119 + 1)
+    spoiled = codestream[:middle] + nonsense[: len(codestream) - middle - 2] + codestream[-2:]
+    return dicom(dataset(pixels, BitsStored=12, HighBit=11), syntax, spoiled)
+
+
+def codestream_of(syntax: uid.UID) -> bytes:
+    return get_frame(dcmread(io.BytesIO(dicom(DS, syntax))).PixelData, 0, number_of_frames=1)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "codestream", "codec"),
+    [
+        (uid.JPEGLSLossless, codestream_of(uid.JPEGLSLossless), "CharLS cannot decode its JPEG-LS codestream"),
+        (uid.JPEGLosslessSV1, lossless_jpeg(TWELVE, 12), "libjpeg cannot decode its JPEG codestream"),
+    ],
+    ids=["JPEG-LS", "JPEG lossless"],
+)
+def test_a_refusal_names_the_codec_that_failed(syntax: uid.UID, codestream: bytes, codec: str) -> None:
+    with pytest.raises(Refused, match=codec):
+        decode(torn(syntax, codestream, TWELVE))
+
+
+def test_a_failure_of_openjpeg_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: DecodeRunner, src: bytes) -> bytes:
+        raise RuntimeError("Doe^Jane")
+
+    monkeypatch.setattr(DecodeRunner, "_decode_frame", broken)
+    with pytest.raises(Refused) as refused:
+        decode(dicom(DS, uid.JPEG2000Lossless))
+    assert (
+        str(refused.value) == "damaged DICOM pixels: OpenJPEG cannot decode its JPEG 2000 codestream (RuntimeError)"
+    )
