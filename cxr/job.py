@@ -8,15 +8,17 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import tyro
 
 from cxr import provenance, storage
 from cxr.errors import UserError
 
+_APPENDS = set(get_args(tyro.conf.UseAppendAction[int])[1:])  # how tyro marks an option that can be repeated
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -35,10 +37,30 @@ def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Option
     interrupted or terminated, and 1 on any other failure.
     """
     doc = sys.modules["__main__"].__doc__ or ""
+    _check_given_once(sys.argv[1:], options_type)
     options = tyro.cli(options_type, description=doc, config=(tyro.conf.OmitArgPrefixes,))
     for number in (signal.SIGINT, signal.SIGTERM):  # the first is ignored in what a script starts in the background
         signal.signal(number, _interrupt)
     sys.exit(_guarded(main, options))
+
+
+def _check_given_once(arguments: Sequence[str], options_type: type) -> None:
+    """Exit where an option that takes one value is given several times: the parser would use the last one alone."""
+    names = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
+    repeated = {f"--{name.replace('_', '-')}" for name in _repeatable(options_type)}
+    for name, count in Counter(names).items():
+        if count > 1 and name not in repeated:
+            print(f"error: expected one {name}, got {count}: give it once", file=sys.stderr, flush=True)
+            sys.exit(MISUSED)
+
+
+def _repeatable(options_type: type) -> Iterator[str]:
+    """Names of the fields, nested ones included, of which every occurrence on the command line counts."""
+    for name, hint in get_type_hints(options_type, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _repeatable(cast(type, hint))
+        elif get_origin(hint) is Annotated and set(hint.__metadata__) >= _APPENDS:
+            yield name
 
 
 def _interrupt(*_: object) -> None:

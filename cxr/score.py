@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -50,7 +51,7 @@ class ScoreOptions:
     batch_size: int = 64
     """Images a forward pass."""
     save_images: bool = False
-    """Also write the family's pictures, e.g. OUT/aligned/IMAGE_ID.png."""
+    """Also write the family's pictures, e.g. OUT/aligned/IMAGE_ID.png, which is a.png.png for the image a.png."""
     save_latents: bool = False
     """Also write OUT/latents, an archive of what the checkpoint's encoder keeps of the images; it can be scored."""
     max_rejects: float = 0.5
@@ -69,39 +70,46 @@ class Scored:
     images_per_s: float
 
 
-def score(archive: str, checkpoint_uri: str, out: str, options: ScoreOptions | None = None) -> Scored:
-    """Score every image of `archive` (raw, or shards) into OUT/scores/*.parquet.
+def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: ScoreOptions | None = None) -> Scored:
+    """Score every image of an archive (raw, or shards), or of several archives, into OUT/scores/*.parquet.
 
     A rerun into the same OUT goes on with the parts that are missing; every image ends up in exactly one row,
     scored or with `error` set.
 
     Raises:
-        UserError: OUT holds scores of another archive or checkpoint, or more than `max_rejects` are unreadable.
+        UserError: OUT holds scores of other archives or another checkpoint, several archives share an image id, or
+            more than `max_rejects` are unreadable.
     """
     options = options or ScoreOptions()
-    archive, out = storage.normalise(archive), storage.normalise(out)
+    archives = check_archives([archive] if isinstance(archive, str) else archive, options)
+    out = storage.normalise(out)
     cluster.check_shared(out)
     kept = checkpoint.load(checkpoint_uri)
-    plan = _plan(archive, kept, options)
+    plans = _numbered([_plan(uri, kept, options) for uri in archives])
+    _check_ids(plans)
+    parts = [part for plan in plans for part in plan.parts]
     settings = {
-        "archive": archive,
+        "archive": archives[0] if len(archives) == 1 else archives,
         "checkpoint_sha256": kept.about["sha256"],
         "recipe": kept.recipe.to_dict(),
         "save_images": options.save_images,
         **({"save_latents": True} if options.save_latents else {}),
-        **({"lung_crop": plan.crop.describe()} if plan.crop else {}),
+        **({"lung_crop": plans[0].crop.describe()} if plans[0].crop else {}),
     }
-    book = ledger.open_ledger(out, settings, plan.parts)
-    todo = book.todo(plan.parts)
-    progress = Progress("scored", _images(plan.parts), done=_images(plan.parts) - _images(todo))
-    reasons = _score_parts(todo, book, kept.uri, plan, options, progress)
-    finished = {part.name for part in plan.parts} - {part.name for part in todo}
-    for part in plan.parts:
-        if part.name in finished:
+    book = ledger.open_ledger(out, settings, parts)
+    todo = book.todo(parts)
+    progress = Progress("scored", _images(parts), done=_images(parts) - _images(todo))
+    missing = {part.name for part in todo}
+    reasons: Counter[str] = Counter()
+    for plan in plans:
+        left = [part for part in plan.parts if part.name in missing]
+        reasons += _score_parts(left, book, kept.uri, plan, options, progress)
+    for part in parts:
+        if part.name not in missing:
             reasons += _reasons(book.file(part))
     if options.save_latents:
-        uris = {part.name: book.file(part) for part in plan.parts}
-        latents.finish(storage.join(out, LATENTS), uris, kept, plan.origin)
+        uris = {part.name: book.file(part) for part in parts}
+        latents.finish(storage.join(out, LATENTS), uris, kept, plans[0].origin)
     progress.tell()
     scored = Scored(
         scores=storage.join(out, SCORES),
@@ -125,6 +133,39 @@ class Plan:
     encoded: bool = False  # the pixels are latents
     crop: LungCrop | None = None  # how images are cropped, or were when they became shards
     enhance: Enhancement | None = None  # what is done to them, or was then
+
+
+def check_archives(uris: Sequence[str], options: ScoreOptions) -> list[str]:
+    """The archives' normalized URIs; raises UserError where several cannot be scored into one result."""
+    archives = [storage.normalise(uri) for uri in uris]
+    if len(set(archives)) < len(archives):
+        raise UserError(f"--archive {' --archive '.join(archives)}: the same archive twice; give each archive once")
+    if len(archives) > 1 and options.save_latents:
+        raise UserError("--save-latents takes one archive, got several: score each into its own --out")
+    return archives
+
+
+def _numbered(plans: Sequence[Plan]) -> list[Plan]:
+    """The same plans with their parts numbered through, so that no two archives share a part's name."""
+    numbers = itertools.count()
+    return [
+        replace(plan, parts=[replace(part, name=f"{SCORES}/part-{next(numbers):05d}") for part in plan.parts])
+        for plan in plans
+    ]
+
+
+def _check_ids(plans: Sequence[Plan]) -> None:
+    """Raise UserError where several archives name two images alike: a score is known by its image's id."""
+    if len(plans) > 1:
+        ids = itertools.chain.from_iterable(_image_ids(plan) for plan in plans)
+        shards.check_unique(ids, " and ".join(plan.origin.archive for plan in plans))
+
+
+def _image_ids(plan: Plan) -> Iterable[str]:
+    """Of all images of a plan, those that ingest rejected included."""
+    uris = [part.rows[SHARD][0].as_py() for part in plan.parts if SHARD in part.rows.column_names]
+    listed = (part.rows[schema.IMAGE_ID].to_pylist() for part in plan.parts if SHARD not in part.rows.column_names)
+    return itertools.chain(shards.image_ids(uris), *listed)
 
 
 def _plan(archive: str, kept: Checkpoint, options: ScoreOptions) -> Plan:
@@ -326,9 +367,8 @@ def _reply(images: int = 0, errors: Sequence[str] = (), mistake: str = "") -> di
 
 
 def picture_name(image_id: str) -> str:
-    """The file a picture of `image_id` is written to: "a/b.dcm" -> "a/b.dcm.png"; never outside its folder."""
-    inside = "/".join(part for part in image_id.split("/") if part not in ("", ".", ".."))
-    return inside if inside.lower().endswith(".png") else inside + ".png"
+    """The file of an image's picture: "a/b" -> "a/b.png", "a/b.png" -> "a/b.png.png": no two ids share one."""
+    return storage.safe_path(image_id) + ".png"
 
 
 def _reasons(uri: str) -> Counter[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -148,13 +148,23 @@ def check_ids(info: ShardInfo) -> None:
         return
     files = [file.uri for files in info.parts.values() for file in files]
     files += [storage.join(info.uri, REJECTS_FILE)] if info.rejects else []
+    check_unique(image_ids(files), f"the archives that {info.uri} stands for")
+
+
+def image_ids(files: Sequence[str]) -> Iterator[str]:
+    """The image ids in Parquet files of rows or rejects, by their URIs."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        tables = pool.map(partial(storage.read_parquet, columns=[schema.IMAGE_ID]), files)
-        counts = Counter(name for table in tables for name in table[schema.IMAGE_ID].to_pylist())
+        for table in pool.map(partial(storage.read_parquet, columns=[schema.IMAGE_ID]), files):
+            yield from table[schema.IMAGE_ID].to_pylist()
+
+
+def check_unique(ids: Iterable[str], archives: str) -> None:
+    """Raise UserError where an image id occurs twice in what is named `archives`."""
+    counts = Counter(ids)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise UserError(
-            f"{info.uri} stands for several archives, which have {len(twice):,} image ids in common, {twice[0]!r} "
-            f"for one: score and judge each archive alone, or rename the images of one"
+            f"{archives} have {len(twice):,} image ids in common, {twice[0]!r} for one: score and judge each archive "
+            f"alone, or rename the images of one"
         )
 
 

@@ -9,9 +9,11 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import tyro
+
 from cxr import checkpoint, cluster, storage
 from cxr.job import run_job
-from cxr.score import ScoreOptions, score
+from cxr.score import ScoreOptions, check_archives, score
 from cxr.workflow import phantom_archive, quick_checkpoint, quick_compressor
 
 
@@ -19,11 +21,11 @@ from cxr.workflow import phantom_archive, quick_checkpoint, quick_compressor
 class Options:
     """Settings of the job."""
 
-    archive: str = ""
+    archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Archive, shards or an earlier run's latents: a folder, s3://bucket/prefix or gs://bucket/prefix; left out, a
-    small phantom archive."""
+    small phantom archive. Given several times, all archives are scored into one result."""
     checkpoint: str = ""
-    """Folder of a checkpoint, any URI; left out, an aligner trained for a minute on the archive, or with
+    """Folder of a checkpoint, any URI; left out, an aligner trained for a minute on the first archive, or with
     --save-latents a compressor."""
     out: str = "runs/score"
     """Folder or URI of the results: OUT/scores/*.parquet, OUT/latents."""
@@ -31,16 +33,16 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    if options.archive:
-        storage.check_readable(options.archive)
+    for archive in check_archives(options.archive, options.score):
+        storage.check_readable(archive)
     if options.checkpoint:
         checkpoint.read_about(options.checkpoint)
     cluster.connect()
     out = storage.normalise(options.out)
-    archive = options.archive or phantom_archive(out)
+    archives = options.archive or (phantom_archive(out),)
     quick = quick_compressor if options.score.save_latents else quick_checkpoint
-    kept = options.checkpoint or quick(archive, out)
-    scored = score(archive, kept, out, options.score)
+    kept = options.checkpoint or quick(archives[0], out)
+    scored = score(archives, kept, out, options.score)
     print(f"scores: {scored.scores}: {scored.images} images, {scored.rejects} of them with an error", flush=True)
     if scored.latents:
         print(f"latents: {scored.latents}")

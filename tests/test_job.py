@@ -76,6 +76,13 @@ def test_a_wrong_option_is_misuse(job: list[str]) -> None:
     assert run([*job, "well", "--nonsense", "1"]).returncode == 2
 
 
+def test_an_option_that_takes_one_value_is_given_once(job: list[str], tmp_path: Path) -> None:
+    for again in (["--how", "badly"], ["--how=well"]):
+        done = run([*job, "well", *again])
+        assert (done.returncode, done.stderr) == (2, "error: expected one --how, got 2: give it once\n")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_job_says_so(job: list[str], number: signal.Signals) -> None:
     process = subprocess.Popen([*job, "slowly"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

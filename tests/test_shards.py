@@ -112,7 +112,7 @@ def test_shards_joined_are_read_as_one(tmp_path: Path) -> None:
     seen = [number for batch in numbers(stream(info, "train").every()) for number in batch]
     assert seen == [*range(30), *range(20)]
     assert shards.joined_archives(both) == ("/a", "/b")
-    with pytest.raises(UserError, match=r"both stands for several archives, which have 24 image ids in common"):
+    with pytest.raises(UserError, match=r"the archives that .*both stands for have 24 image ids in common"):
         shards.check_ids(info)
     shards.check_ids(shards.read_info(members[0]))
     assert shards.joined_archives(members[0]) == shards.joined_archives(str(tmp_path / "none")) == ()

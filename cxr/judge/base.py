@@ -29,7 +29,7 @@ class ReportOptions:
     """What a run is judged by."""
 
     archive: str = ""
-    """Archive or shards that know the truth, any URI; left out, the archive that was scored."""
+    """Archive or shards that know the truth, any URI; left out, the archive that was scored, if it was one."""
     source: str = "auto"
     """Layout of the archive: auto, or the name of a source."""
     split: Literal["train", "val", "test", "all"] = "test"
@@ -57,8 +57,16 @@ class Run:
 
     uri: str
     family: str
-    archive: str  # that was scored
+    archives: tuple[str, ...]  # that were scored
     checkpoint_sha256: str
+
+    @property
+    def archive(self) -> str:
+        """The archive that was scored; raises UserError where there were several."""
+        if len(self.archives) != 1:
+            several = " and ".join(self.archives)
+            raise UserError(f"{self.uri} holds scores of {several}: name the archive to judge with --archive")
+        return self.archives[0]
 
 
 def read_run(uri: str) -> Run:
@@ -72,7 +80,9 @@ def read_run(uri: str) -> Run:
     settings = storage.read_json(ledger).get("settings", {}) if storage.exists(ledger) else {}
     if not {"recipe", "archive", "checkpoint_sha256"} <= set(settings):
         raise UserError(f"{uri} holds no scoring run: give the --out of jobs/score_archive.py, or run that first")
-    return Run(uri, settings["recipe"]["family"], settings["archive"], settings["checkpoint_sha256"])
+    archives = settings["archive"]
+    archives = (archives,) if isinstance(archives, str) else tuple(archives)
+    return Run(uri, settings["recipe"]["family"], archives, settings["checkpoint_sha256"])
 
 
 def read_scores(run: Run, columns: Sequence[str]) -> list[pa.Table]:

@@ -85,8 +85,9 @@ def write_submission(run: Run, uri: str, normal: NormalFilter | None = None) -> 
 def _to_originals(scores: box_scores.Scores, run: Run) -> tuple[np.ndarray, int]:
     """(N, 2) what boxes are to be multiplied by in x and y; and of how many images with boxes that is not known."""
     sizes: dict[str, list[int]] = {}
-    for archive in shards.made_of(run.archive):
-        sizes |= vinbigdata.original_px(archive)
+    for archive in run.archives:
+        for raw in shards.made_of(archive):
+            sizes |= vinbigdata.original_px(raw)
     originals = np.array(
         [sizes.get(image_key(image_id), [np.nan] * 2)[::-1] for image_id in scores.image_ids.to_pylist()]
     )

@@ -26,7 +26,7 @@ from cxr.storage.filesystems import filesystem
 from cxr.storage.listing import FileEntry, list_files
 from cxr.storage.patient import ray_storage
 from cxr.storage.tables import read_parquet, read_parquet_footer
-from cxr.storage.uri import NotFound, StorageError, Unreadable, is_local, join, name, normalise
+from cxr.storage.uri import NotFound, StorageError, Unreadable, is_local, join, name, normalise, safe_path
 
 __all__ = [
     "FileEntry",
@@ -50,6 +50,7 @@ __all__ = [
     "read_parquet",
     "read_parquet_footer",
     "read_text",
+    "safe_path",
     "upload_folder",
     "write_bytes",
     "write_json",

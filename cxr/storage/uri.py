@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from urllib.parse import quote, unquote
@@ -9,7 +10,7 @@ from urllib.parse import quote, unquote
 from cxr.errors import UserError
 
 REMOTE_SCHEMES = ("s3", "gs")
-
+_NAME_BYTES = 160  # file systems take 255, of which endings and the marks of unfinished files need some
 
 _LOGIN = re.compile(r"(?<=://)[^\s/@\"']+@")  # user:password@ before a host
 _QUERY = re.compile(r"(://[^\s?\"']+)\?[^\s\"')]*")  # where signed URLs carry their signature
@@ -56,6 +57,23 @@ def join(base: str, *parts: str) -> str:
 def name(uri: str) -> str:
     """The last part of a URI."""
     return normalise(uri).rpartition("/")[2]
+
+
+def safe_path(identifier: str) -> str:
+    """A relative path for any text: "a/b" -> "a/b". No two texts share one, and none leads out of its folder.
+
+    Parts that would vanish or lead out are percent-encoded; parts too long for a file name end in their hash.
+    """
+    return "/".join(_safe_name(part) for part in identifier.split("/"))
+
+
+def _safe_name(part: str) -> str:
+    if part in ("", ".", ".."):
+        return "%" + part.replace(".", "%2E")
+    name = part.replace("%", "%25").encode(errors="surrogateescape")
+    if len(name) > _NAME_BYTES:
+        name = name[: _NAME_BYTES // 2] + b"~" + hashlib.sha256(name).hexdigest()[:32].encode()
+    return name.decode(errors="ignore")
 
 
 def local_uri(path: str) -> str:

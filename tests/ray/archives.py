@@ -10,13 +10,13 @@ import numpy as np
 GOOD, BAD = 40, 3
 
 
-def write_archive(folder: Path, good: int = GOOD) -> str:
-    """A tree of `good` gray noise PNGs and BAD files that are none."""
+def write_archive(folder: Path, good: int = GOOD, first: str = "") -> str:
+    """A tree of `good` gray noise PNGs and BAD files that are none; `first` begins every name."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for i in range(good):
-        cv2.imwrite(str(folder / f"image-{i:03d}.png"), rng.integers(0, 255, (40, 30), np.uint8))
-    whole = (folder / "image-000.png").read_bytes()
+        cv2.imwrite(str(folder / f"{first}image-{i:03d}.png"), rng.integers(0, 255, (40, 30), np.uint8))
+    whole = (folder / f"{first}image-000.png").read_bytes()
     for i in range(BAD):
-        (folder / f"torn-{i}.png").write_bytes(whole[: 50 + i])
+        (folder / f"{first}torn-{i}.png").write_bytes(whole[: 50 + i])
     return str(folder)

@@ -104,6 +104,15 @@ def test_no_checkpoint(places: dict[str, str], capsys, monkeypatch) -> None:
     assert "holds no checkpoint.json" in run("score_archive", options, capsys, monkeypatch)
 
 
+def test_score_takes_one_checkpoint_and_each_archive_once(places: dict[str, str], capsys, monkeypatch) -> None:
+    options = ["--out", places["out"], "--checkpoint", places["empty"], "--archive", places["good"]]
+    twice = run("score_archive", [*options, "--archive", places["good"]], capsys, monkeypatch)
+    assert "the same archive twice; give each archive once" in twice
+    several = run("score_archive", [*options, "--checkpoint", places["missing"]], capsys, monkeypatch)
+    assert several == "error: expected one --checkpoint, got 2: give it once\n"
+    assert not Path(places["out"]).exists()
+
+
 def test_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")

@@ -11,12 +11,14 @@ import torch
 
 from cxr import checkpoint, ingest, schema, shards
 from cxr.errors import UserError
+from cxr.judge.base import read_run
 from cxr.phantom.archive import write_phantom
 from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
 from cxr.schema import PixelFormat
 from cxr.score import ScoreOptions, picture_name, score
 from tests.odd_files import odd_files
+from tests.ray.archives import BAD, write_archive
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -150,9 +152,28 @@ def test_too_many_rejects_fail_after_all_else_is_scored(kept: str, tmp_path: Pat
     assert sum(row[schema.ERROR] is None for row in rows(str(tmp_path / "out")).values()) == 4
 
 
-@pytest.mark.parametrize(
-    ("image_id", "name"),
-    [("a.png", "a.png"), ("x/b.dcm", "x/b.dcm.png"), ("../../etc/c", "etc/c.png"), ("/d.PNG", "d.PNG")],
-)
-def test_pictures_stay_in_their_folder(image_id: str, name: str) -> None:
-    assert picture_name(image_id) == name
+def test_several_archives_are_scored_into_one_result_and_judged_one_by_one(kept: str, tmp_path: Path) -> None:
+    raw, stored, more = (write_archive(tmp_path / name, good=3, first=name) for name in ("raw", "stored", "more"))
+    ingest.ingest(stored, str(tmp_path / "shards"), pixels=PixelFormat(32), max_rejects=0.9)
+    archives, out = [raw, str(tmp_path / "shards"), more], str(tmp_path / "out")
+    scored = score(archives, kept, out, ScoreOptions(max_rejects=0.9))
+    assert set(rows(out)) == {path.name for name in ("raw", "stored", "more") for path in (tmp_path / name).iterdir()}
+    assert (scored.images, scored.rejects) == (3 * (3 + BAD), 3 * BAD)
+    parts = contents(out)
+    assert score(archives, kept, out, ScoreOptions(max_rejects=0.9)).rejects == 3 * BAD
+    assert contents(out) == parts
+    with pytest.raises(UserError, match=r"archive was .*, is .*another --out"):
+        score(archives[:2], kept, out)
+    with pytest.raises(UserError, match=r"holds scores of .*raw and .*shards and .*more: name the archive"):
+        _ = read_run(out).archive
+
+
+def test_archives_that_share_an_image_id_are_not_scored_together(kept: str, tmp_path: Path) -> None:
+    one, other = write_archive(tmp_path / "one", good=2), write_archive(tmp_path / "other", good=1)
+    with pytest.raises(UserError, match=r"one and .*other have 4 image ids in common, 'image-000.png' for one"):
+        score([one, other], kept, str(tmp_path / "out"))
+    with pytest.raises(UserError, match="the same archive twice"):
+        score([one, f"{one}/"], kept, str(tmp_path / "out"))
+    with pytest.raises(UserError, match="takes one archive, got several"):
+        score([one, other], kept, str(tmp_path / "out"), ScoreOptions(save_latents=True))
+    assert not (tmp_path / "out").exists()
