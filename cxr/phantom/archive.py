@@ -168,11 +168,17 @@ def _entry(study: Study) -> Sequence[object]:
 
 
 def _boxes(study: Study) -> Iterable[Sequence[object]]:
-    published = {finding: alias for alias, finding in chestxray14.ALIASES.items()}
     scale = chestxray14.FRAME_PX / len(study.phantom.pixels)
     for box in study.phantom.boxes:
         x_min, y_min, x_max, y_max = (scale * edge for edge in box.xyxy_px)
-        yield study.image_id, published.get(box.label, box.label), x_min, y_min, x_max - x_min, y_max - y_min
+        yield (
+            study.image_id,
+            chestxray14.BOX_WORDS.get(box.label, box.label),
+            x_min,
+            y_min,
+            x_max - x_min,
+            y_max - y_min,
+        )
 
 
 def _truth(study: Study) -> dict[str, object]:

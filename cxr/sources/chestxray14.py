@@ -3,31 +3,45 @@
     Data_Entry_2017_v2020.csv or Data_Entry_2017.csv, BBox_List_2017.csv, train_val_list.txt, test_list.txt
     images/*.png, or images_001/images/*.png … images_012/images/*.png, or anywhere below
 
+Copies of the images in another format or folder keep their labels and splits (see `listing.image_key`). Findings are
+understood whatever their case and blanks. A word that is not understood, and rows that contradict each other, make
+findings unknown, never negative.
+
 The published PNGs are the originals resized to 1024 x 1024 without keeping their aspect. The manifest's boxes
 and spacing refer to that frame (`base.boxes_frame_px`), so that copies of another size can be read as well.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import re
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import csv as pa_csv
 
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources.base import Manifest, labels_column, manifest_table
-from cxr.sources.listing import PATH, image_ids, list_images
+from cxr.sources.csv_table import read_csv, read_lines
+from cxr.sources.label_rows import (
+    agreed_labels,
+    contradictions_note,
+    merged_row,
+    rows_by_image,
+    unknown_words_note,
+    word_key,
+)
+from cxr.sources.listing import PATH, image_ids, image_key, list_images
 from cxr.sources.splits import split_by_patient
 
 name = "chestxray14"
 
-ENTRY_FILES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")  # the first that is there counts
+ENTRY_FILES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")  # the first that exists is read
 BOXES_FILE = "BBox_List_2017.csv"
 TEST_FILE, TRAIN_VAL_FILE = "test_list.txt", "train_val_list.txt"
 FRAME_PX = 1024
@@ -37,9 +51,22 @@ INDEX, FINDINGS, PATIENT, VIEW = "Image Index", "Finding Labels", "Patient ID", 
 ORIGINAL_PX = ("OriginalImage[Height]", "OriginalImage[Width]")
 ORIGINAL_SPACING_MM = ("OriginalImagePixelSpacing[y]", "OriginalImagePixelSpacing[x]")
 NO_FINDING = "No Finding"
-ALIASES = {"Infiltrate": "Infiltration"}  # the box list's word
 
+BOX_FINDING = "Finding Label"  # column of the box list
+BOX_WORDS = {"Infiltration": "Infiltrate"}  # findings that the box list calls by another name
+
+_WORDS = {word_key(finding): finding for finding in (*schema.FINDINGS, NO_FINDING)} | {
+    "infiltrate": "Infiltration",
+    "infiltrates": "Infiltration",
+    "pleuraleffusion": "Effusion",
+    "oedema": "Edema",
+    "nofindings": NO_FINDING,
+}
+_BETWEEN_WORDS = re.compile(r"[|;,]")
+_LARGEST_SPACING_MM = 1e6  # more is no spacing
 _BOXES_TYPE = schema.MANIFEST.field(schema.BOXES).type
+
+Row = Sequence[str]
 
 
 def detect(uri: str) -> bool:
@@ -58,155 +85,231 @@ def manifest(uri: str) -> Manifest:
     file = _entry_file(uri)
     if file is None:
         raise UserError(f"{uri} has no {' or '.join(ENTRY_FILES)}: put it there, or choose the source folder")
-    entries, entry_notes = _read_entries(storage.join(uri, file))
+    entries = _read_entries(storage.join(uri, file))
     files, file_notes = list_images(uri)
-    paths = files[PATH].combine_chunks()
-    names = pc.replace_substring_regex(paths, r"^.*/", "")
-    rows = pc.index_in(names, value_set=entries[INDEX])
-    listed = entries.take(rows)
-    ids, id_notes = image_ids(paths, names)
-    patient_ids = _patient_ids(listed[PATIENT], names, ids)
-    labels, label_notes = _labels(listed[FINDINGS])
-    in_test, in_train_val = _named_in(uri, TEST_FILE, names), _named_in(uri, TRAIN_VAL_FILE, names)
+    paths = files[PATH].to_pylist()
+    keys = [image_key(path) for path in paths]
+    names = pa.array([path.rpartition("/")[2] for path in paths], pa.string())
+    ids, id_notes = image_ids(files[PATH].combine_chunks(), names)
+    rows, labels_NC, label_notes = _understood(entries, keys)
+    boxes, box_notes = _boxes(uri, keys)
+    in_test, in_train_val, list_notes = _official_lists(uri, keys)
+    patient_ids = _patient_ids(entries.values(rows, PATIENT), keys, ids)
     columns = {
         schema.IMAGE_ID: ids,
         schema.PATIENT_ID: patient_ids,
         schema.SPLIT: split_by_patient(patient_ids, in_test, in_train_val),
         schema.SOURCE_URI: files[schema.SOURCE_URI],
-        schema.VIEW: _blank_to_null(listed[VIEW]),
-        schema.LABELS: labels,
-        schema.BOXES: _boxes(uri, names),
-        schema.EXTRA: _extra(listed),
-        schema.SPACING_MM: _spacing_mm(listed),
+        schema.VIEW: pa.array([view.upper() or None for view in entries.values(rows, VIEW)], pa.string()),
+        schema.LABELS: labels_column(labels_NC),
+        schema.BOXES: boxes,
+        schema.EXTRA: pa.array([entries.as_json(row) for row in rows], pa.string()),
+        schema.SPACING_MM: _spacing_mm(entries, rows),
     }
-    presence_notes = _presence_notes(file, entries, rows)
-    notes = [*entry_notes, *file_notes, *presence_notes, *id_notes, *label_notes]
+    presence_notes = _presence_notes(file, entries.by_image.keys(), keys)
+    notes = [*file_notes, *presence_notes, *id_notes, *label_notes, *box_notes, *list_notes]
     return Manifest(manifest_table(columns, FRAME_PX), schema.FINDINGS, notes)
 
 
 # ---- The published lists
 
 
+@dataclass(frozen=True)
+class _Entries:
+    """The entry file as published."""
+
+    file: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    by_image: Mapping[str, Sequence[int]]  # rows, mostly one, by the image's key
+
+    def values(self, rows: Sequence[Row | None], column: str) -> list[str]:
+        """A column of some rows, blank where there is no row or no such column."""
+        if column not in self.columns:
+            return [""] * len(rows)
+        at = self.columns.index(column)
+        return [row[at] if row else "" for row in rows]
+
+    def as_json(self, row: Row | None) -> str | None:
+        """A row's values by the names of their columns."""
+        if row is None:
+            return None
+        return json.dumps({column: value for column, value in zip(self.columns, row, strict=True) if column})
+
+
 def _entry_file(uri: str) -> str | None:
     return next((file for file in ENTRY_FILES if storage.exists(storage.join(uri, file))), None)
 
 
-def _read_entries(location: str) -> tuple[pa.Table, list[str]]:
-    """The entry file's columns as published, all strings, and notes."""
-    header, _, body = storage.read_bytes(location).partition(b"\n")
-    columns = _column_names(header.decode("utf-8-sig", "replace"))
-    if missing := {INDEX, FINDINGS, PATIENT, VIEW} - set(columns):
-        raise UserError(f"{location} lacks the columns {sorted(missing)}; its header gives {columns}")
-    odd: list[pa_csv.InvalidRow] = []
-    try:
-        table = pa_csv.read_csv(
-            pa.BufferReader(body),
-            pa_csv.ReadOptions(column_names=columns),
-            pa_csv.ParseOptions(invalid_row_handler=lambda row: odd.append(row) or "skip"),
-            pa_csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
-        )
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{location} cannot be read as CSV ({error}): fetch it again") from None
-    misfits = f"lines of {storage.name(location)} that do not fit its header, left out: {len(odd):,}"
-    return table.select([column for column in columns if column]).combine_chunks(), [misfits] if odd else []
+def _read_entries(location: str) -> _Entries:
+    needed = (INDEX, FINDINGS, PATIENT, VIEW)
+    table = read_csv(location, needed)
+    columns = list(table.header)
+    for column in needed:
+        columns[table.position(column)] = column
+    for at, (first, second) in enumerate(pairwise(table.header)):  # "A[b,c]" stands for A[b] and A[c]
+        stem, bracket, inner = first.partition("[")
+        if bracket and "]" not in inner and second.endswith("]"):
+            columns[at : at + 2] = [f"{stem}[{inner}]", f"{stem}[{second}"]
+    if not table.rows:
+        raise UserError(f"{location}: expected a row for each image, got none")
+    return _Entries(storage.name(location), columns, table.rows, rows_by_image(table, INDEX))
 
 
-def _column_names(header: str) -> list[str]:
-    """Names in a header where "A[b,c]" stands for A[b] and A[c]; a comma at its end makes a blank one."""
-    one_by_one = re.sub(r"(\w+)\[(\w+),(\w+)\]", r"\1[\2],\1[\3]", header.strip())
-    return [column.strip() for column in next(csv.reader([one_by_one]))]
+def _official_lists(uri: str, keys: Sequence[str]) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
+    """bool (N), whether the official lists of test, and of training and validation, name each image; and notes.
+
+    None for a list that is not there.
+    """
+    test, train_val = (_listed_in(storage.join(uri, file)) for file in (TEST_FILE, TRAIN_VAL_FILE))
+    in_test, in_train_val = (
+        None if listed is None else np.array([key in listed for key in keys], bool) for listed in (test, train_val)
+    )
+    notes = []
+    if in_test is not None and in_train_val is not None and (both := int((in_test & in_train_val).sum())):
+        notes.append(f"{both:,} images are in both {TEST_FILE} and {TRAIN_VAL_FILE}: they are used for testing")
+    return in_test, in_train_val, notes
 
 
-def _named_in(uri: str, list_file: str, names: pa.Array) -> np.ndarray | None:
-    """bool (N), whether an official list names each image; None if the list is not there."""
-    location = storage.join(uri, list_file)
-    if not storage.exists(location):
-        return None
-    listed = storage.read_bytes(location).decode("utf-8-sig", "replace").split()
-    return pc.is_in(names, value_set=pa.array(listed, pa.string())).to_numpy(zero_copy_only=False)
+def _listed_in(location: str) -> set[str] | None:
+    """The keys of the images that a list names, one on each line; None if the list is not there."""
+    return {image_key(line) for line in read_lines(location)} if storage.exists(location) else None
 
 
-def _boxes(uri: str, names: pa.Array) -> pa.Array:
-    """`boxes` in the 1024 x 1024 frame. The list's header is odd, so its columns go by position."""
+def _boxes(uri: str, keys: Sequence[str]) -> tuple[pa.Array, list[str]]:
+    """`boxes` in the 1024 x 1024 frame, and notes. Boxes of findings that are not understood are left out."""
     location = storage.join(uri, BOXES_FILE)
     if not storage.exists(location):
-        return pa.nulls(len(names), _BOXES_TYPE)
-    lines = storage.read_bytes(location).decode("utf-8-sig", "replace").splitlines()
-    boxes: dict[str, list[dict[str, str | float]]] = defaultdict(list)
-    for number, line in enumerate(csv.reader(lines[1:]), start=2):
-        try:
-            image, label = line[:2]
-            x, y, width, height = map(float, line[2:6])
-        except ValueError:
-            wanted = "image, label, x, y, width, height"
-            raise UserError(f"{location}, line {number}: wanted {wanted}; mend the line") from None
-        corners = {schema.X_MIN: x, schema.Y_MIN: y, schema.X_MAX: x + width, schema.Y_MAX: y + height}
-        boxes[image].append({schema.LABEL: ALIASES.get(label, label), **corners})
-    return pa.array([boxes.get(image) for image in names.to_pylist()], _BOXES_TYPE)
+        return pa.nulls(len(keys), _BOXES_TYPE), []
+    table = read_csv(location, (INDEX, BOX_FINDING))
+    words, corners_at = table.column(BOX_FINDING), _position_of_corners(location, table.header)
+    boxes: dict[str, list[dict[str, str | float]]] = {}
+    strange: Counter[str] = Counter()
+    for key, rows in rows_by_image(table, INDEX).items():
+        drawn: dict[tuple[str | float, ...], dict[str, str | float]] = {}  # the same box twice is one
+        for row in rows:
+            finding = _WORDS.get(word_key(words[row]), NO_FINDING)
+            if finding == NO_FINDING:
+                strange[words[row]] += 1
+                continue
+            values = table.rows[row][corners_at : corners_at + 4]
+            try:
+                x, y, width, height = map(float, values)
+            except ValueError:
+                raise table.error(row, "x, y, width and height as numbers", ", ".join(values)) from None
+            corners = {schema.X_MIN: x, schema.Y_MIN: y, schema.X_MAX: x + width, schema.Y_MAX: y + height}
+            drawn[finding, *corners.values()] = {schema.LABEL: finding, **corners}
+        if drawn:
+            boxes[key] = list(drawn.values())
+    notes = unknown_words_note(strange, BOXES_FILE, "and whose boxes are left out")
+    return pa.array([boxes.get(key) for key in keys], _BOXES_TYPE), notes
+
+
+def _position_of_corners(location: str, header: Sequence[str]) -> int:
+    """Where x, y, width and height begin. In the published header "Bbox [x,y,w,h]" stands for the four."""
+    letters = [re.sub(r"bbox|[^a-z,]", "", column.casefold()) for column in header]
+    for at in range(len(header) - 3):
+        if ",".join(letters[at : at + 4]).startswith("x,y,w,h"):
+            return at
+    raise UserError(f"{location}, line 1: expected columns x, y, w, h next to each other, got none of these")
 
 
 # ---- The manifest's columns
 
 
-def _patient_ids(listed: pa.ChunkedArray, names: pa.Array, ids: pa.Array) -> pa.Array:
-    """The entry file's patient; else the one in a name such as 00000013_005.png; else the image itself."""
-    in_name = pc.struct_field(pc.extract_regex(names, r"^0*(?P<patient>\d+)_\d+\."), "patient")
-    return pc.coalesce(_blank_to_null(listed), in_name, ids)
+@dataclass(frozen=True)
+class _Said:
+    """What one text in the column of findings says."""
+
+    statements: Sequence[np.ndarray]  # each int8 (findings,)
+    strange: Sequence[str]  # words that are not understood
 
 
-def _labels(listed: pa.ChunkedArray) -> tuple[pa.Array, list[str]]:
-    """`labels` from "Effusion|Mass" or "No Finding"; unknown where nothing is said in known words."""
-    encoded = listed.combine_chunks().dictionary_encode()
-    texts = encoded.dictionary.to_pylist()
-    words = [{ALIASES.get(word, word) for word in text.split("|")} - {""} for text in map(str, texts)]
-    known = {*schema.FINDINGS, NO_FINDING}
-    labels_TC = np.full((len(texts) + 1, len(schema.FINDINGS)), schema.UNKNOWN, np.int8)  # T texts and null
-    for labels_C, said in zip(labels_TC[:-1], words, strict=True):
-        if said & known:
-            labels_C[:] = [schema.POSITIVE if finding in said else schema.NEGATIVE for finding in schema.FINDINGS]
-    codes = encoded.indices.fill_null(len(texts)).to_numpy()
-    strange = set().union(*words) - known
-    notes = [f"labels that are none of the findings are left out: {', '.join(sorted(strange))}"] if strange else []
-    return labels_column(labels_TC[codes]), notes
+def _said(text: str) -> _Said:
+    """The meaning of "Effusion|Mass" or "No Finding"; two statements, which contradict each other, if it has both.
 
-
-def _spacing_mm(listed: pa.Table) -> pa.Array:
-    """[between rows, between columns] of the 1024 x 1024 frame: the original's spacing x its size / 1024."""
-    sides = [
-        _numbers(listed, px) * _numbers(listed, mm) / FRAME_PX
-        for px, mm in zip(ORIGINAL_PX, ORIGINAL_SPACING_MM, strict=True)
+    Findings that the text does not name are negative; they are unknown if one of its words is not understood.
+    """
+    words = [word.strip() for word in _BETWEEN_WORDS.split(text) if word.strip()]
+    known = {_WORDS[word_key(word)] for word in words if word_key(word) in _WORDS}
+    strange = [word for word in words if word_key(word) not in _WORDS]
+    others = schema.NEGATIVE if known and not strange else schema.UNKNOWN
+    of_known = [schema.POSITIVE, schema.NEGATIVE] if NO_FINDING in known and len(known) > 1 else [schema.POSITIVE]
+    statements = [
+        np.array([label if finding in known else others for finding in schema.FINDINGS], np.int8)
+        for label in of_known
     ]
-    spacing_N2 = np.stack(sides, axis=1)
-    unknown_N = ~(spacing_N2 > 0).all(axis=1)
-    values = pa.array(spacing_N2.reshape(-1), pa.float32())
-    return pa.FixedSizeListArray.from_arrays(values, 2, mask=pa.array(unknown_N))
+    return _Said(statements, strange)
 
 
-def _numbers(listed: pa.Table, column: str) -> np.ndarray:
+def _understood(entries: _Entries, keys: Sequence[str]) -> tuple[list[Row | None], np.ndarray, list[str]]:
+    """What the rows of each image say together: one row, labels as int8 (N, findings), and notes."""
+    at = entries.columns.index(FINDINGS)
+    texts = {text: _said(text) for text in {row[at] for row in entries.rows}}
+    of_text = {text: agreed_labels(said.statements) for text, said in texts.items()}
+    rows: list[Row | None] = []
+    labels_NC = np.full((len(keys), len(schema.FINDINGS)), schema.UNKNOWN, np.int8)
+    strange: Counter[str] = Counter()
+    contradictory = 0
+    for image, key in enumerate(keys):
+        listed = [entries.rows[row] for row in entries.by_image.get(key, ())]
+        row, differ, differ_in_labels = None, False, False
+        if len(listed) == 1:
+            row = listed[0]
+            labels_NC[image], differ_in_labels = of_text[row[at]]
+        elif listed:
+            statements = [each for other in listed for each in texts[other[at]].statements]
+            labels_NC[image], differ_in_labels = agreed_labels(statements)
+            row, differ = merged_row([[*other[:at], "", *other[at + 1 :]] for other in listed])
+            row[at] = "" if differ_in_labels else listed[0][at]
+        rows.append(row)
+        contradictory += differ or differ_in_labels
+        for other in listed:
+            if words := texts[other[at]].strange:
+                strange.update(words)
+    notes = unknown_words_note(strange, entries.file, "and findings beside them are unknown")
+    return rows, labels_NC, notes + contradictions_note(contradictory, entries.file)
+
+
+def _patient_ids(listed: Sequence[str], keys: Sequence[str], ids: pa.Array) -> pa.Array:
+    """The entry file's patient; else the one in a name such as 00000013_005; else the image itself.
+
+    Numbers lose the zeros before them, so that both ways lead to the same id.
+    """
+    in_names = pc.struct_field(pc.extract_regex(pa.array(keys, pa.string()), r"^(?P<patient>\d+)_\d+$"), "patient")
+    patients = pc.coalesce(pa.array([patient or None for patient in listed], pa.string()), in_names)
+    return pc.coalesce(pc.replace_substring_regex(patients, r"^0*(\d+)(\.0*)?$", r"\1"), ids)
+
+
+def _spacing_mm(entries: _Entries, rows: Sequence[Row | None]) -> pa.Array:
+    """[between rows, between columns] of the 1024 x 1024 frame: the original's spacing x its size / 1024."""
+    spacing_N2 = np.empty((len(rows), 2))
+    for side, (px, mm) in enumerate(zip(ORIGINAL_PX, ORIGINAL_SPACING_MM, strict=True)):
+        spacing_N2[:, side] = _numbers(entries.values(rows, px)) * _numbers(entries.values(rows, mm)) / FRAME_PX
+    known_N = np.all((spacing_N2 > 0) & (spacing_N2 < _LARGEST_SPACING_MM), axis=1)
+    values = pa.array(np.where(known_N[:, None], spacing_N2, 0).reshape(-1), pa.float32())
+    return pa.FixedSizeListArray.from_arrays(values, 2, mask=pa.array(~known_N))
+
+
+def _numbers(texts: Sequence[str]) -> np.ndarray:
     """float64 (N), NaN where there is no number."""
-    if column not in listed.column_names:
-        return np.full(listed.num_rows, np.nan)
-    text = listed[column].combine_chunks()
-    numeric = pc.match_substring_regex(text, r"^\d+(\.\d*)?$")
-    return pc.if_else(numeric, text, None).cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+    def number(text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            return np.nan
+
+    return np.array([number(text) for text in texts], np.float64)
 
 
-def _extra(listed: pa.Table) -> pa.Array:
-    """The entry file's columns as published, a JSON object an image; null for images it does not list."""
-    lines = listed.to_pylist()
-    return pa.array([json.dumps(line) if line[INDEX] is not None else None for line in lines], pa.string())
-
-
-def _blank_to_null(text: pa.ChunkedArray) -> pa.Array:
-    return pc.if_else(pc.equal(text, ""), None, text).combine_chunks()
-
-
-def _presence_notes(file: str, entries: pa.Table, rows: pa.Array) -> list[str]:
+def _presence_notes(file: str, listed: Set[str], keys: Sequence[str]) -> list[str]:
     """Words on listed images that are not there, and on images that are not listed."""
-    notes, missing = [], len(entries) - len(rows.drop_null().unique())
+    notes, missing, unlisted = [], len(listed - set(keys)), sum(key not in listed for key in keys)
     if missing:
-        listed = f"{missing:,} of the {len(entries):,} images that {file} lists"
-        notes.append(f"{listed} are not here; going on with {len(rows):,}")
-    if rows.null_count:
-        notes.append(f"{rows.null_count:,} images are not listed in {file}: their labels are unknown")
+        notes.append(
+            f"{missing:,} of the {len(listed):,} images that {file} lists are not here; going on with {len(keys):,}"
+        )
+    if unlisted:
+        notes.append(f"{unlisted:,} images are not listed in {file}: their labels are unknown")
     return notes

@@ -24,7 +24,7 @@ _FIELD_LIMIT = 2**31 - 1  # characters; the csv module's own default of 131,072 
 
 @dataclass(frozen=True)
 class CsvTable:
-    """A CSV file's rows as text, each with as many values as the header has names."""
+    """A CSV file's rows as text, each with one value for each name in the header."""
 
     location: str
     header: Sequence[str]
@@ -36,9 +36,13 @@ class CsvTable:
     def __contains__(self, name: str) -> bool:
         return _folded(name) in map(_folded, self.header)
 
+    def position(self, name: str) -> int:
+        """Where a column is, from 0. The case of its name does not matter."""
+        return list(map(_folded, self.header)).index(_folded(name))
+
     def column(self, name: str) -> list[str]:
-        """A column's values. Its name's case does not matter."""
-        at = list(map(_folded, self.header)).index(_folded(name))
+        """A column's values."""
+        at = self.position(name)
         return [row[at] for row in self.rows]
 
     def error(self, row: int, expected: str, got: str) -> UserError:
@@ -64,23 +68,23 @@ def read_csv(location: str, columns: Sequence[str]) -> CsvTable:
     numbers: list[int] = []
     line = start  # the last one that was read
     try:
-        first = [name.strip() for name in next(reader)]
+        header = [name.strip() for name in next(reader)]
         line += 1
-        header, fields = _trimmed(first, 0), len(first)
         _check_header(location, line, header, columns)
+        named = _filled(header)
         for values in reader:
             line += 1
             if start + reader.line_num != line:
                 raise _error(location, line, "a closing quote on the same line", "none")
             row = [value.strip() for value in values]
-            if len(row) > fields:
-                row = _trimmed(row, fields)
-            if not any(row):
-                continue
-            if not len(header) <= len(row) <= fields:
-                raise _error(location, line, f"{len(header)} fields as in the header", str(len(row)))
-            rows.append(row if len(row) == len(header) else row[: len(header)])
-            numbers.append(line)
+            if len(row) != len(header):
+                filled = _filled(row)
+                if filled > len(header) or (filled and len(row) < named):
+                    raise _error(location, line, f"{named} fields as in the header", str(len(row)))
+                row = [*row, *[""] * len(header)][: len(header)]
+            if any(row):
+                rows.append(row)
+                numbers.append(line)
     except csv.Error as error:
         raise _error(location, line + 1, "fields quoted as in RFC 4180", f"an error: {error}") from None
     return CsvTable(location, header, rows, numbers)
@@ -142,19 +146,16 @@ def _check_header(location: str, line: int, header: Sequence[str], columns: Sequ
             location,
             line,
             f"the columns {', '.join(columns)}",
-            f"{len(header)} columns without {', '.join(missing)}",
+            f"{_filled(header)} columns without {', '.join(missing)}",
         )
     twice = next((name for name in header if name and names.count(_folded(name)) > 1), None)
     if twice is not None:
         raise _error(location, line, f"one column {_quoted(twice)}", str(names.count(_folded(twice))))
 
 
-def _trimmed(row: Sequence[str], fields: int) -> list[str]:
-    """The row without blank fields at its end, but with `fields` of them at least."""
-    end = len(row)
-    while end > fields and not row[end - 1]:
-        end -= 1
-    return list(row[:end])
+def _filled(row: Sequence[str]) -> int:
+    """The number of fields without the blank ones at the row's end."""
+    return next((at for at in range(len(row), 0, -1) if row[at - 1]), 0)
 
 
 def _folded(name: str) -> str:

@@ -65,11 +65,12 @@ def image_key(name: str) -> str:
     several folders: each gets what the label file says of that image.
     """
     key = name.replace("\\", "/").rpartition("/")[2].strip()
-    for _ in range(2):  # a copy may keep the original's suffix: A.dicom.png
-        stem, _, suffix = key.rpartition(".")
-        if not stem or suffix.lower() not in _IMAGE_SUFFIXES:
-            break
+    stem, _, suffix = key.rpartition(".")
+    if stem and suffix.lower() in _IMAGE_SUFFIXES:
         key = stem.rstrip()
+        stem, _, suffix = key.rpartition(".")
+        if stem and suffix.lower() in _IMAGE_SUFFIXES:  # a copy may keep the original's suffix: A.dicom.png
+            key = stem.rstrip()
     return key
 
 

