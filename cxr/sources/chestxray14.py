@@ -201,7 +201,7 @@ def _boxes(uri: str, keys: Sequence[str]) -> tuple[pa.Array, list[str]]:
             drawn[finding, *corners.values()] = {schema.LABEL: finding, **corners}
         if drawn:
             boxes[key] = list(drawn.values())
-    notes = unknown_words_note(strange, BOXES_FILE, "and whose boxes are left out")
+    notes = unknown_words_note(strange, BOXES_FILE, "their boxes are left out")
     return pa.array([boxes.get(key) for key in keys], _BOXES_TYPE), notes
 
 
@@ -267,7 +267,7 @@ def _understood(entries: _Entries, keys: Sequence[str]) -> tuple[list[Row | None
         for other in listed:
             if words := texts[other[at]].strange:
                 strange.update(words)
-    notes = unknown_words_note(strange, entries.file, "and findings beside them are unknown")
+    notes = unknown_words_note(strange, entries.file, "the other findings of these rows are unknown")
     return rows, labels_NC, notes + contradictions_note(contradictory, entries.file)
 
 

@@ -66,7 +66,7 @@ def unknown_words_note(words: Counter[str], file: str, consequence: str) -> list
         return []
     named = [f"{word[:_LETTERS_IN_NOTE]!r} ({count:,})" for word, count in words.most_common(_WORDS_IN_NOTE)]
     more = [f"{len(words) - _WORDS_IN_NOTE:,} other words"] if len(words) > _WORDS_IN_NOTE else []
-    return [f"{file} has words that are not understood, {consequence}: {', '.join([*named, *more])}"]
+    return [f"{file} has words that are not understood, {', '.join([*named, *more])}: {consequence}"]
 
 
 def contradictions_note(images: int, file: str) -> list[str]:

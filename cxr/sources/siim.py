@@ -1,13 +1,15 @@
 """SIIM-ACR Pneumothorax Segmentation (Society for Imaging Informatics in Medicine, 2019), in its two releases.
 
-    DICOM: train-rle.csv (ImageId, EncodedPixels), and anywhere below it one file an image, ImageId.dcm
+    DICOM: train-rle.csv or stage_2_train.csv (ImageId, EncodedPixels), and anywhere below it one file an image,
+           ImageId.dcm
     PNG:   png_images/, png_masks/ (the same names), stage_1_train_images.csv and stage_1_test_images.csv
            (new_filename, ImageId, has_pneumo)
 
 `ImageId` is an image's SOP Instance UID and, in both releases, its id here. A pneumothorax in several pieces has
-several rows in train-rle.csv, which become several masks; a code counts the pixels of its own image, which has
-1024 x 1024 of them, so that it does not fit copies of another size. An image known to have none has the one empty
-mask "-1", so that it differs from an image of which nothing is known, whose masks are null.
+several rows in the list of codes, which become several masks; a code counts the pixels of its own image, which has
+1024 x 1024 of them, so that it does not fit copies of another size. An image known to have none, whose code is "-1"
+or blank, has the one empty mask "-1", so that it differs from an image of which nothing is known, whose masks are
+null. Rows that contradict each other, and values that are not understood, make an image unknown.
 
 The test part are the images of stage_1_test_images.csv, or those of which the lists say nothing; where none of
 these is here, and for training and validation, a hash of the image's id decides. No file tells the patients but
@@ -16,39 +18,39 @@ the DICOM headers, where each image has a patient of its own.
 
 from __future__ import annotations
 
-import csv
 import json
-import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import csv as pa_csv
 
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources import rle
 from cxr.sources.base import Manifest, labels_column, manifest_table
-from cxr.sources.listing import PATH, files_below, image_ids, list_images
+from cxr.sources.csv_table import has_columns, read_csv
+from cxr.sources.label_rows import contradictions_note, merged_row, rows_by_image, unknown_words_note
+from cxr.sources.listing import PATH, files_below, image_ids, image_key, list_images
 from cxr.sources.splits import split_by_patient
 
 name = "siim"
 
 FINDING = "Pneumothorax"  # also the masks' label
-CODES_FILE = "train-rle.csv"
+CODES_FILE, STAGE_2_FILE = "train-rle.csv", "stage_2_train.csv"  # the second, with more images, counts if both exist
 IMAGES, MASKS = "png_images", "png_masks"
 TRAIN_FILE, TEST_FILE = "stage_1_train_images.csv", "stage_1_test_images.csv"
 
-# Columns of those files, read without the space before the second one's name in train-rle.csv.
+# Columns of those files.
 IMAGE_ID, CODE = "ImageId", "EncodedPixels"
 FILE_NAME, HAS_PNEUMOTHORAX = "new_filename", "has_pneumo"
 
-_LABELS = {"1": schema.POSITIVE, "0": schema.NEGATIVE}
-_SUFFIX = r"(?i)\.(dcm|dicom|png|jpe?g)$"
+_NO_MASK = ("", rle.EMPTY, f"{rle.EMPTY}.0")
+_LABELS = {
+    **dict.fromkeys(("1", "1.0", "true"), schema.POSITIVE),
+    **dict.fromkeys(("0", "0.0", "false"), schema.NEGATIVE),
+}
 
 Mask = dict[str, str | None]
 
@@ -65,7 +67,7 @@ class _Entry:
 
 
 def detect(uri: str) -> bool:
-    return _has_pictures(uri) or storage.exists(storage.join(uri, CODES_FILE))
+    return _has_pictures(uri) or _codes_file(uri) is not None
 
 
 def manifest(uri: str) -> Manifest:
@@ -74,20 +76,31 @@ def manifest(uri: str) -> Manifest:
     Raises:
         UserError: the lists are missing or broken, or there is no image.
     """
+    codes_file = _codes_file(uri)
     if _has_pictures(uri):
-        entries, lists, images = _from_pictures(uri), f"{TRAIN_FILE} and {TEST_FILE}", storage.join(uri, IMAGES)
-    elif storage.exists(storage.join(uri, CODES_FILE)):
-        entries, lists, images = _from_codes(uri), CODES_FILE, uri
+        lists, images, has_test_list = f"{TRAIN_FILE} and {TEST_FILE}", storage.join(uri, IMAGES), True
+        entries, list_notes = _from_pictures(uri)
+    elif codes_file:
+        lists, images, has_test_list = codes_file, uri, False
+        entries, list_notes = _from_codes(storage.join(uri, codes_file))
     else:
-        wanted = f"neither {CODES_FILE} nor {IMAGES}/ with {TRAIN_FILE}"
-        raise UserError(f"{uri} has {wanted}: put them there, or choose the source folder")
+        missing = f"neither {CODES_FILE} nor {STAGE_2_FILE} nor {IMAGES}/ with {TRAIN_FILE}"
+        raise UserError(f"{uri} has {missing}: put them there, or choose the source folder")
     files, notes = list_images(images)
-    stems = pc.replace_substring_regex(files[PATH].combine_chunks(), r"^.*/", "")
-    stems = pc.replace_substring_regex(stems, _SUFFIX, "").to_pylist()
-    notes += _presence_notes(lists, entries, stems)
-    told = [entries.get(stem) or _Entry(stem, schema.UNKNOWN, None, is_test=True) for stem in stems]
-    columns, id_notes = _columns(files, told, lists != CODES_FILE)
+    keys = [image_key(path) for path in files[PATH].to_pylist()]
+    notes += [*_presence_notes(lists, entries, keys), *list_notes]
+    told = [entries.get(key) or _Entry(key, schema.UNKNOWN, None, is_test=True) for key in keys]
+    columns, id_notes = _columns(files, told, has_test_list)
+    lost = sum(entry.label == schema.POSITIVE and entry.masks is None for entry in told)
+    notes += [f"{lost:,} images with a pneumothorax have no mask that can be read"] if lost else []
     return Manifest(manifest_table(columns), (FINDING,), [*notes, *id_notes])
+
+
+def _codes_file(uri: str) -> str | None:
+    stage_2 = storage.join(uri, STAGE_2_FILE)
+    if storage.exists(stage_2) and has_columns(stage_2, (IMAGE_ID, CODE)):  # other challenges use this name too
+        return STAGE_2_FILE
+    return CODES_FILE if storage.exists(storage.join(uri, CODES_FILE)) else None
 
 
 def _has_pictures(uri: str) -> bool:
@@ -114,73 +127,84 @@ def _columns(
         schema.MASKS: pa.array([entry.masks for entry in told], schema.MANIFEST.field(schema.MASKS).type),
         schema.EXTRA: pa.array([entry.extra for entry in told], pa.string()),
     }
-    lost = sum(entry.label == schema.POSITIVE and entry.masks is None for entry in told)
-    return columns, [*notes, *([f"{lost:,} images with a pneumothorax have no mask in {MASKS}"] if lost else [])]
+    return columns, notes
 
 
 # ---- The published lists
 
 
-def _from_codes(uri: str) -> dict[str, _Entry]:
-    """Entries of the DICOM release, by its files' names without suffix."""
-    codes: dict[str, list[str]] = defaultdict(list)
-    for row in _read(storage.join(uri, CODES_FILE), (IMAGE_ID, CODE)):
-        codes[row[IMAGE_ID]].append(row[CODE])
-    return {image: _coded(image, each) for image, each in codes.items()}
+def _from_codes(location: str) -> tuple[dict[str, _Entry], list[str]]:
+    """Entries of the DICOM release, by `image_key`, and notes."""
+    table = read_csv(location, (IMAGE_ID, CODE))
+    codes = table.column(CODE)
+    entries: dict[str, _Entry] = {}
+    strange: Counter[str] = Counter()
+    contradictory = 0
+    for image, rows in rows_by_image(table, IMAGE_ID).items():
+        given = dict.fromkeys(codes[row] for row in rows)  # the same row twice is one
+        pieces = [code for code in given if _is_piece(code)]
+        empty = [code for code in given if code in _NO_MASK]
+        others = given.keys() - set(pieces) - set(empty)
+        strange.update(others)
+        contradictory += bool(pieces and empty)
+        if pieces and not empty:
+            entries[image] = _Entry(image, schema.POSITIVE, None if others else [_mask(code=code) for code in pieces])
+        elif empty and not pieces and not others:
+            entries[image] = _Entry(image, schema.NEGATIVE, [_mask(code=rle.EMPTY)])
+        else:
+            entries[image] = _Entry(image, schema.UNKNOWN, None)
+    file = storage.name(location)
+    notes = unknown_words_note(strange, file, "the masks of these images are unknown")
+    return entries, notes + contradictions_note(contradictory, file)
 
 
-def _coded(image: str, codes: Sequence[str]) -> _Entry:
-    """A mask a piece of the pneumothorax, or the empty one where all of the image's rows say that there is none."""
-    pieces = [_mask(code=code) for code in codes if code != rle.EMPTY]
-    return _Entry(image, int(bool(pieces)), pieces or [_mask(code=rle.EMPTY)])
+def _is_piece(code: str) -> bool:
+    """Whether this is a list of pairs of whole numbers."""
+    numbers = code.split()
+    return bool(numbers) and len(numbers) % 2 == 0 and code.isascii() and "".join(numbers).isdecimal()
 
 
-def _from_pictures(uri: str) -> dict[str, _Entry]:
-    """Entries of the PNG release, by its files' names without suffix."""
-    drawn = {entry.path for entry in files_below(storage.join(uri, MASKS))}
-    entries = {}
-    for file in (TRAIN_FILE, TEST_FILE):
-        location = storage.join(uri, file)
-        rows = _read(location, (FILE_NAME, IMAGE_ID, HAS_PNEUMOTHORAX)) if storage.exists(location) else ()
-        entries |= {
-            re.sub(_SUFFIX, "", row[FILE_NAME]): _pictured(uri, row, drawn, file == TEST_FILE) for row in rows
-        }
-    return entries
+def _from_pictures(uri: str) -> tuple[dict[str, _Entry], list[str]]:
+    """Entries of the PNG release, by `image_key` of its files, and notes.
 
-
-def _pictured(uri: str, row: dict[str, str], drawn: Set[str], is_test: bool) -> _Entry:
-    """The mask is a picture where there is a pneumothorax; the other pictures, all black, need not be read."""
-    label, file = _LABELS.get(row[HAS_PNEUMOTHORAX], schema.UNKNOWN), row[FILE_NAME]
-    masks = [_mask(code=rle.EMPTY)] if label == schema.NEGATIVE else None
-    if label == schema.POSITIVE and file in drawn:
-        masks = [_mask(uri=storage.join(uri, MASKS, file))]
-    return _Entry(row[IMAGE_ID], label, masks, is_test, json.dumps(row))
+    The mask is a picture where there is a pneumothorax; the other pictures, all black, need not be read.
+    """
+    columns = (FILE_NAME, IMAGE_ID, HAS_PNEUMOTHORAX)
+    rows: dict[str, list[list[str]]] = defaultdict(list)
+    listed: dict[str, set[str]] = {TRAIN_FILE: set(), TEST_FILE: set()}
+    for file in listed:
+        if storage.exists(location := storage.join(uri, file)):
+            table = read_csv(location, columns)
+            values = list(zip(*map(table.column, columns), strict=True))
+            for key, each in rows_by_image(table, FILE_NAME).items():
+                rows[key] += [list(values[row]) for row in each]
+                listed[file].add(key)
+    pictures = {image_key(entry.path): entry.uri for entry in files_below(storage.join(uri, MASKS))}
+    entries: dict[str, _Entry] = {}
+    strange: Counter[str] = Counter()
+    contradictory = 0
+    for key, each in rows.items():
+        merged, differ = merged_row(each)
+        contradictory += differ
+        strange.update(text for *_, text in each if text.casefold() not in _LABELS)
+        label = _LABELS.get(merged[2].casefold(), schema.UNKNOWN)
+        masks = [_mask(code=rle.EMPTY)] if label == schema.NEGATIVE else None
+        if label == schema.POSITIVE and key in pictures:
+            masks = [_mask(uri=pictures[key])]
+        extra = json.dumps(dict(zip(columns, merged, strict=True)))
+        entries[key] = _Entry(image_key(merged[1]) or key, label, masks, key in listed[TEST_FILE], extra)
+    notes = unknown_words_note(strange, f"{HAS_PNEUMOTHORAX} in {TRAIN_FILE}", "these images are unknown")
+    notes += contradictions_note(contradictory, f"{TRAIN_FILE} and {TEST_FILE}")
+    if both := len(listed[TRAIN_FILE] & listed[TEST_FILE]):
+        notes.append(f"{both:,} images are in both {TRAIN_FILE} and {TEST_FILE}: they are used for testing")
+    return entries, notes
 
 
 def _mask(code: str | None = None, uri: str | None = None) -> Mask:
     return {schema.LABEL: FINDING, schema.MASK_RLE: code, schema.MASK_URI: uri}
 
 
-def _read(location: str, wanted: tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of a list in its wanted columns, without spaces around names and values."""
-    header, _, body = storage.read_bytes(location).partition(b"\n")
-    columns = [column.strip() for column in next(csv.reader([header.decode("utf-8-sig", "replace")]), ())]
-    if missing := set(wanted) - set(columns):
-        raise UserError(f"{location} lacks the columns {sorted(missing)}; its header gives {columns}: fetch it again")
-    try:
-        table = pa_csv.read_csv(
-            pa.BufferReader(body),
-            pa_csv.ReadOptions(column_names=columns, block_size=len(body) + 1),  # a code may be of any length
-            convert_options=pa_csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.string()), include_columns=wanted
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{location} cannot be read as CSV ({str(error)[:200]}): fetch it again") from None
-    return pa.table({each: pc.utf8_trim_whitespace(table[each]) for each in wanted}).to_pylist()
-
-
-def _presence_notes(file: str, listed: Mapping[str, Any], here: Sequence[str]) -> list[str]:
+def _presence_notes(file: str, listed: Mapping[str, _Entry], here: Sequence[str]) -> list[str]:
     """Words on listed images that are not here, and on images that are not listed."""
     missing, untold = len(listed.keys() - set(here)), len([each for each in here if each not in listed])
     notes = []

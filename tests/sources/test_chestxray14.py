@@ -189,7 +189,7 @@ def test_a_word_that_is_not_understood_makes_the_rows_other_findings_unknown(arc
     assert [rows[f"{each}.png"][schema.VIEW] for each in "abcd"] == [None, None, None, "PA"]
     assert [rows[f"{each}.png"][schema.SPACING_MM] for each in "abcd"] == [None] * 4
     (note,) = [note for note in manifest.notes if "not understood" in note]
-    assert note.endswith("unknown: 'Gallstones' (2), 'gall bladder' (1)")
+    assert note.endswith("'Gallstones' (2), 'gall bladder' (1): the other findings of these rows are unknown")
 
 
 def test_the_same_row_twice_is_one_row(archive: Path) -> None:
@@ -263,7 +263,7 @@ def test_the_box_list_may_have_blank_lines_fields_and_repeated_rows(archive: Pat
     (box,) = rows["00000003_000.png"][schema.BOXES]
     assert box == {"label": "Infiltration", "reader": None, "x_min": 10.5, "y_min": 20, "x_max": 40.5, "y_max": 60.25}
     assert manifest.notes[1:] == [
-        "BBox_List_2017.csv has words that are not understood, and whose boxes are left out: 'Bone' (1)"
+        "BBox_List_2017.csv has words that are not understood, 'Bone' (1): their boxes are left out"
     ]
 
 

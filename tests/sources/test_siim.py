@@ -82,15 +82,60 @@ def test_a_phantom_archive_is_read_with_its_pixels_labels_and_masks(archive: Pat
     assert 0 < positives < COUNT
 
 
-def test_pieces_are_united_and_none_differs_from_unknown(tmp_path: Path) -> None:
-    write_lists(tmp_path, "a,0 3\nb, -1\na, 10 2\nc,-1\nc,5 5\n")
-    manifest, rows = read(tmp_path)
-    codes = {
-        image: row[schema.MASKS] and [m[schema.MASK_RLE] for m in row[schema.MASKS]] for image, row in rows.items()
+def codes_and_labels(rows: dict[str, dict]) -> dict[str, tuple[list[str] | None, int]]:
+    return {
+        image: (row[schema.MASKS] and [mask[schema.MASK_RLE] for mask in row[schema.MASKS]], row[schema.LABELS][0])
+        for image, row in rows.items()
     }
-    assert codes == {"a": ["0 3", "10 2"], "b": ["-1"], "c": ["5 5"], "d": None}
-    assert {image: row[schema.LABELS] for image, row in rows.items()} == {"a": [1], "b": [0], "c": [1], "d": [-1]}
+
+
+def test_pieces_are_united_and_none_differs_from_unknown(tmp_path: Path) -> None:
+    write_lists(tmp_path, "a,0 3\nb, -1\na, 10 2\nc,5 5\n")
+    manifest, rows = read(tmp_path)
+    assert codes_and_labels(rows) == {"a": (["0 3", "10 2"], 1), "b": (["-1"], 0), "c": (["5 5"], 1), "d": (None, -1)}
     assert "1 images are not listed in train-rle.csv: whether they have a pneumothorax is unknown" in manifest.notes
+
+
+def test_a_blank_code_is_an_empty_mask(tmp_path: Path) -> None:
+    write_lists(tmp_path, 'a,\nb, \nc,""\nd,-1\n')
+    assert codes_and_labels(read(tmp_path)[1]) == dict.fromkeys("abcd", (["-1"], 0))
+
+
+def test_the_same_row_twice_is_one_and_contradictory_rows_are_unknown(tmp_path: Path) -> None:
+    write_lists(tmp_path, "a,0 3\na,0 3\nb,-1\nb,-1\nc,-1\nc,5 5\nd,\nd,1 1\n")
+    manifest, rows = read(tmp_path)
+    assert codes_and_labels(rows) == {"a": (["0 3"], 1), "b": (["-1"], 0), "c": (None, -1), "d": (None, -1)}
+    assert manifest.notes[1:] == [
+        "2 images have rows in train-rle.csv that contradict each other: what they differ in is unknown"
+    ]
+
+
+def test_a_code_that_is_not_understood_is_unknown_and_named(tmp_path: Path) -> None:
+    write_lists(tmp_path, "a,none\nb,1 2 3\nc,1 2\nc,1 x\nd,-1\nd,?\n")
+    manifest, rows = read(tmp_path)
+    assert codes_and_labels(rows) == {"a": (None, -1), "b": (None, -1), "c": (None, 1), "d": (None, -1)}
+    note = "'none' (1), '1 2 3' (1), '1 x' (1), '?' (1): the masks of these images are unknown"
+    assert any(each.endswith(note) for each in manifest.notes)
+    assert "1 images with a pneumothorax have no mask that can be read" in manifest.notes
+
+
+@pytest.mark.parametrize("line", ["{}.png,{}", "{}.DCM,{}", "train\\{}.dcm , {}", '"study/{}",{}'])
+def test_image_ids_may_have_folders_and_suffixes(tmp_path: Path, line: str) -> None:
+    codes = {"a": "0 3", "b": "-1", "c": "5 5", "d": "-1"}
+    write_lists(tmp_path, "\n".join(line.format(*each) for each in codes.items()))
+    (tmp_path / "study" / "a" / "a.dcm").rename(tmp_path / "a.PNG")
+    found = codes_and_labels(read(tmp_path)[1])
+    assert {image: found[image][0] for image in found} == {image: [code] for image, code in codes.items()}
+
+
+def test_the_list_of_stage_2_is_a_known_layout(tmp_path: Path) -> None:
+    write_lists(tmp_path, "a,-1\n")
+    (tmp_path / "stage_2_train.csv").write_text("ImageId,EncodedPixels\na,-1\nb,1 2\n")
+    assert codes_and_labels(read(tmp_path)[1])["b"] == (["1 2"], 1)
+    (tmp_path / siim.CODES_FILE).unlink()
+    assert find_source(str(tmp_path)).name == "siim"
+    (tmp_path / "stage_2_train.csv").write_text("ID,Label\na,1\n")  # of another challenge
+    assert find_source(str(tmp_path)).name == "folder"
 
 
 def test_images_without_a_row_are_tested_with_some_of_the_others(tmp_path: Path) -> None:
@@ -140,7 +185,41 @@ def test_a_positive_without_its_mask_picture_has_an_unknown_mask(archive: Path) 
     manifest, rows = read(archive)
     (row,) = [row for row in rows.values() if row[schema.SOURCE_URI].endswith(lost.name)]
     assert (row[schema.LABELS], row[schema.MASKS]) == ([1], None)
-    assert "1 images with a pneumothorax have no mask in png_masks" in manifest.notes
+    assert "1 images with a pneumothorax have no mask that can be read" in manifest.notes
+
+
+@PNG
+def test_copies_of_the_png_release_keep_labels_masks_and_splits(archive: Path) -> None:
+    published = list(read(archive)[1].values())
+    for path in (archive / "png_images").iterdir():
+        path.rename(path.with_suffix(".JPG"))
+    for path in (archive / "png_masks").iterdir():
+        path.rename(path.with_suffix(".PNG"))
+    copies = list(read(archive)[1].values())
+    for name in (schema.IMAGE_ID, schema.LABELS, schema.SPLIT, schema.EXTRA):
+        assert [row[name] for row in copies] == [row[name] for row in published]
+    assert [row[schema.MASKS] is None for row in copies] == [row[schema.MASKS] is None for row in published]
+
+
+@PNG
+def test_lists_of_pictures_that_contradict_each_other_are_unknown_and_tested(archive: Path) -> None:
+    lines = (archive / siim.TRAIN_FILE).read_text().splitlines()
+    name, image, label = lines[1].split(",")
+    again = f"{name},{image},{1 - int(label)}"
+    odd = f"{lines[2].rpartition(',')[0]},perhaps"
+    (archive / siim.TRAIN_FILE).write_text("\n".join([*lines[:2], lines[1], odd, *lines[3:]]))
+    with (archive / siim.TEST_FILE).open("a") as file:
+        file.write(f"{again}\n")
+    manifest, rows = read(archive)
+    assert (rows[image][schema.LABELS], rows[image][schema.MASKS], rows[image][schema.SPLIT]) == ([-1], None, "test")
+    assert rows[lines[2].split(",")[1]][schema.LABELS] == [-1]
+    assert [note for note in manifest.notes if siim.TRAIN_FILE in note] == [
+        "has_pneumo in stage_1_train_images.csv has words that are not understood, 'perhaps' (1): these images "
+        "are unknown",
+        "1 images have rows in stage_1_train_images.csv and stage_1_test_images.csv that contradict each other: what "
+        "they differ in is unknown",
+        "1 images are in both stage_1_train_images.csv and stage_1_test_images.csv: they are used for testing",
+    ]
 
 
 @PNG
@@ -174,12 +253,12 @@ def test_a_code_that_does_not_fit_is_a_row_with_its_reason(archive: Path, layout
 @pytest.mark.parametrize(
     ("files", "trouble"),
     [
-        ({"a.dcm": ""}, r"neither train-rle.csv nor png_images/ with stage_1_train_images.csv: put them there"),
+        ({"a.dcm": ""}, "neither train-rle.csv nor stage_2_train.csv nor png_images/ with stage_1_train_images.csv"),
         ({siim.CODES_FILE: "ImageId, EncodedPixels\na,-1\n"}, "no image lies in"),
-        ({siim.CODES_FILE: "ImageId\na\n", "a.dcm": ""}, r"lacks the columns \['EncodedPixels'\]"),
-        ({siim.CODES_FILE: "ImageId,EncodedPixels\na\n", "a.dcm": ""}, "train-rle.csv cannot be read as CSV"),
-        ({siim.CODES_FILE: "", "a.dcm": ""}, "lacks the columns"),
-        ({siim.TRAIN_FILE: "file,ImageId\n", "png_images/a.png": ""}, r"lacks the columns \['has_pneumo', 'new_f"),
+        ({siim.CODES_FILE: "ImageId\na\n", "a.dcm": ""}, "line 1: .* got 1 columns without EncodedPixels"),
+        ({siim.CODES_FILE: "ImageId,EncodedPixels\na\n", "a.dcm": ""}, "line 2: expected 2 fields .* got 1"),
+        ({siim.CODES_FILE: "", "a.dcm": ""}, "expected a header with the columns ImageId, EncodedPixels"),
+        ({siim.TRAIN_FILE: "file,ImageId\n", "png_images/a.png": ""}, "without new_filename, has_pneumo"),
     ],
 )
 def test_user_errors_say_what_was_wanted(tmp_path: Path, files: dict[str, str], trouble: str) -> None:
