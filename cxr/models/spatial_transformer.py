@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr.models.backbones import normalise_contrast
-from cxr.precision import affine_grid, affine_points, in_float32
+from cxr.precision import affine_grid, affine_points, in_float32, outside_autocast
 
 Parameterisation = Literal["similarity", "anisotropic", "affine"]
 PARAMETERS: dict[Parameterisation, int] = {"similarity": 4, "anisotropic": 5, "affine": 6}
@@ -71,8 +71,10 @@ class SpatialTransformer(nn.Module):
         return z_B1HW if self.lungs is None else torch.cat([z_B1HW, self.lungs(z_B1HW)], 1)
 
     def localise(self, shown_BCHW: Tensor) -> Tensor:
-        """One pass."""
-        return bounded_theta(self.head(self.trunk(shown_BCHW)), self.parameterisation)
+        """One pass. The last layer, whose outputs are coordinates, is float32 under any autocast."""
+        features_BC = self.trunk(shown_BCHW)
+        with outside_autocast(features_BC.device):
+            return bounded_theta(self.head(features_BC.float()), self.parameterisation)
 
 
 @in_float32

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from cxr.batches import to_device
 from cxr.errors import UserError
@@ -63,7 +63,7 @@ class Engine:
         if compiled:
             for part in task.parts():
                 part.compile()
-        self.average: AveragedModel | None = None
+        self.average: MovingAverage | None = None
         self.enter(stage or recipe.stages()[0])
 
     def enter(self, stage: Stage) -> None:
@@ -72,7 +72,8 @@ class Engine:
             self.task.network.load_state_dict(self.average.module.state_dict())
         self.stage = stage
         self.task.enter(stage.name)
-        self.average = _moving_average(self.task.network, self.recipe.ema, self.recipe.ema_ramp)
+        ema = self.recipe.ema
+        self.average = MovingAverage(self.task.network, ema, self.recipe.ema_ramp) if ema else None
         self.parameters = [p for p in self.task.parameters() if p.requires_grad]
         self.optimiser = self.recipe.optimiser(self.task, stage, fused=self.device.type == "cuda")
         moves = max(1, self.steps_per_epoch * stage.echoes // self.recipe.accumulate)
@@ -219,24 +220,34 @@ def casts(precision: str, device: torch.device) -> bool:
     return precision == "bfloat16" and (able.get("avx512_bf16", False) or able.get("amx_bf16", False))
 
 
-def _moving_average(network: nn.Module, decay: float, ramp: float) -> AveragedModel | None:
-    if decay == 0:
-        return None
-    update = _ramped(decay, ramp) if ramp else get_ema_multi_avg_fn(decay)
-    return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+class MovingAverage(AveragedModel):
+    """An exponential moving average of a network's parameters and buffers; integers are copied.
 
+    AveragedModel's own update hands its count to the device in every step, for which the host waits.
 
-def _ramped(decay: float, ramp: float) -> Any:
-    """What AveragedModel does with tensors of one type, where the decay rises; see `Recipe.ema_ramp`."""
+    Args:
+        decay, ramp: see `Recipe.ema` and `Recipe.ema_ramp`.
+    """
+
+    def __init__(self, network: nn.Module, decay: float, ramp: float) -> None:
+        super().__init__(network, use_buffers=True)
+        self.decay, self.ramp = decay, ramp
 
     @torch.no_grad()
-    def update(average: list[Tensor], current: list[Tensor], done: Tensor) -> None:
-        if not average[0].is_floating_point():
-            torch._foreach_copy_(average, current)  # pyright: ignore[reportPrivateImportUsage]
-            return
-        kept = decay * (1 - torch.exp(-(done + 1) / ramp))
-        step = torch._foreach_sub(current, average)  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_mul_(step, 1 - kept)  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_add_(average, step)  # pyright: ignore[reportPrivateImportUsage]
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move towards `model`; the first time, become equal to it."""
+        done = int(self.n_averaged)  # on the CPU
+        grown = 1 - math.exp(-(done + 1) / self.ramp) if self.ramp else 1.0
+        kept = self.decay * grown if done else 0.0
+        pairs = list(zip(_values(self.module), _values(model), strict=True))
+        for dtype in {own.dtype for own, _ in pairs}:
+            averages, values = zip(*(pair for pair in pairs if pair[0].dtype == dtype), strict=True)
+            if dtype.is_floating_point:
+                torch._foreach_lerp_(averages, values, 1 - kept)  # pyright: ignore[reportPrivateImportUsage]
+            else:
+                torch._foreach_copy_(averages, values)  # pyright: ignore[reportPrivateImportUsage]
+        self.n_averaged += 1
 
-    return update
+
+def _values(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]

@@ -86,6 +86,44 @@ def test_a_mosaic_shows_four_images_around_a_point_and_the_first_is_its_own() ->
         assert torch.allclose(image[~covered], torch.tensor(GREY))
 
 
+@pytest.mark.parametrize("size", [640, 1024])
+def test_boxes_after_mosaic_are_exact_to_a_hundredth_of_a_pixel_under_autocast(size: int) -> None:
+    """Every image has the same boxes, so that it does not matter which of them a mosaic shows."""
+    settings = replace(STILL, mosaic=1.0, rotation_deg=10.0, translate=0.1, scale=0.5, shear_deg=5.0)
+    rng, count = np.random.default_rng(0), 8
+    edges = np.sort(rng.uniform(0, 1, (12, 2, 2)).astype(np.float32), 1).reshape(12, 4)
+    given = torch.from_numpy(np.column_stack([np.arange(12), edges]).astype(np.float32)).expand(count, -1, -1)
+    x = torch.zeros(count, 1, size, size)
+    torch.manual_seed(0)
+    corner = mosaic._sheet(x, given, 1.0, torch.ones(count, dtype=torch.bool)).corner.double().numpy()
+    forward = mosaic._random_affine(count, size, settings)[0].numpy()
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, found = varied(x, given, settings)
+    places = size * np.array([[0, 0], [1, 0], [0, 1], [1, 1]], np.float64)
+    tiled = edges.astype(np.float64).reshape(1, 12, 2, 2) * size + places[:, None, None]
+    tiled = tiled[None] - corner[:, None, None, None]  # (image, tile, box, corner, x and y), on the canvas
+    tiled = tiled.clip(0, 2 * size).reshape(count, 48, 2, 2)
+    corners = np.stack([tiled[:, :, [0, 1, 1, 0], 0], tiled[:, :, [0, 0, 1, 1], 1]], -1)
+    moved = np.einsum("bij,bncj->bnci", forward[:, :2, :2], corners) + forward[:, None, None, :2, 2]
+    hull = np.concatenate([moved.min(2), moved.max(2)], -1).clip(0, size)
+    kept = ~found[..., 0].isnan().numpy()
+    assert 50 < kept.sum() < kept.size - 50
+    assert np.abs(found[..., 1:].double().numpy() * size - hull)[kept].max() < 0.01
+
+
+def test_images_that_are_not_usable_are_shown_in_no_other() -> None:
+    torch.manual_seed(0)
+    x, boxes = framed(8)
+    usable = torch.tensor([True, False] * 4)
+    _, listed = varied(x, boxes, MosaicVariation(mixup=1.0), usable)
+    shown = [set(one[~one.isnan()].tolist()) for one in listed[..., 0]]
+    assert all(not (indices - {i}) & {1, 3, 5, 7} for i, indices in enumerate(shown))
+    assert set.union(*shown) > {0, 2, 4, 6}
+    x, boxes = varied(x, boxes, MosaicVariation(mixup=1.0), torch.zeros(8, dtype=torch.bool))
+    assert x.isfinite().all(), "where none is usable, images vary all the same"
+
+
 def test_mixed_images_bring_their_boxes() -> None:
     torch.manual_seed(0)
     x, boxes = varied(*framed(), replace(STILL, mixup=1.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,7 @@ from cxr import schema
 from cxr.errors import UserError
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Alone, Batch, Batches, Stage, Task, Workers
-from cxr.train.engine import CannotGoOn, Engine, NonFinite
+from cxr.train.engine import CannotGoOn, Engine, MovingAverage, NonFinite
 
 
 class Line(Task):
@@ -118,6 +119,23 @@ def test_validation_uses_the_moving_average_and_gives_the_network_back() -> None
     slow = trained.finish_epoch(lambda: data(1))["correlation"]
     assert trained.task.network is own
     assert slow < trained.task.evaluate(lambda: data(1), Alone())["correlation"]
+
+
+@pytest.mark.parametrize("ramp", [0.0, 5.0])
+def test_the_moving_average_is_that_of_all_weights_so_far(ramp: float) -> None:
+    network = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    average = MovingAverage(network, 0.9, ramp)
+    wanted = 0.0
+    for move in range(6):
+        for values in (*network.parameters(), network[1].running_mean):
+            values.data.fill_(float(move))
+        network[1].num_batches_tracked.fill_(move)
+        average.update_parameters(network)
+        kept = 0.9 * (1 - math.exp(-(move + 1) / ramp) if ramp else 1) if move else 0.0
+        wanted = kept * wanted + (1 - kept) * move
+    assert average.module[0].weight.item() == pytest.approx(wanted)
+    assert average.module[1].running_mean.item() == pytest.approx(wanted)
+    assert average.module[1].num_batches_tracked.item() == 5
 
 
 def test_batches_keep_their_columns_on_the_device() -> None:
