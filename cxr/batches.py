@@ -14,11 +14,11 @@ import pyarrow as pa
 import torch
 
 from cxr import schema
+from cxr.errors import UserError
 from cxr.imaging.geometry import Frame
-from cxr.schema import PixelFormat
+from cxr.schema import MOST_BOXES, PixelFormat
 
 NO_MASK = 255  # fills a row's mask where the archive gives none
-MOST_BOXES = 64  # of an image that a batch holds; three readers of VinBigData mark up to about 60
 HAS_MASK, HAS_BOXES = "has_mask", "has_boxes"  # whether a source says anything of an image's mask, or boxes
 
 _RECYCLED = 16  # arrays that are kept at most
@@ -40,22 +40,26 @@ def to_columns(
     pixels: PixelFormat,
     mask_label: str = schema.LUNGS,
     findings: Sequence[str] = (),
+    most_boxes: int = MOST_BOXES,
 ) -> Columns:
     """Good rows (no `error`), which have the columns `stored(names)`, as arrays with rows first.
 
     pixels: (B, size, size) as stored, a view where Arrow allows; labels: (B, findings) int8;
     pose_unit: (B, 6) float32, NaN where unknown; masks: (B, size² / 8) uint8, the mask of `mask_label` packed,
-    and "has_mask": (B,) bool; boxes: (B, MOST_BOXES, 5) float32, of each the index of its label in `findings`, then
+    and "has_mask": (B,) bool; boxes: (B, most_boxes, 5) float32, of each the index of its label in `findings`, then
     x_min, y_min, x_max, y_max as shares of the square of pixels, NaN where there is none, and "has_boxes": (B,) bool,
     false where the source says nothing of boxes. A box of any other label, or outside the square, is left out.
     image_id: (B,) int64, a hash that is not negative.
+
+    Raises:
+        UserError: an image has more than `most_boxes` boxes.
     """
     readers = {
         schema.PIXELS: lambda: {schema.PIXELS: schema.pixels_array(rows[schema.PIXELS], pixels)},
         schema.LABELS: lambda: {schema.LABELS: _matrix(rows[schema.LABELS], np.int8)},
         schema.POSE_UNIT: lambda: {schema.POSE_UNIT: _poses(rows[schema.POSE_UNIT])},
         schema.MASKS: lambda: _packed_masks(rows[schema.MASKS], pixels, mask_label),
-        schema.BOXES: lambda: _boxes(rows, pixels, findings),
+        schema.BOXES: lambda: _boxes(rows, pixels, findings, most_boxes),
         schema.IMAGE_ID: lambda: {schema.IMAGE_ID: _hashed(rows[schema.IMAGE_ID])},
     }
     columns: Columns = {}
@@ -86,16 +90,21 @@ def _packed_masks(column: pa.ChunkedArray, pixels: PixelFormat, label: str) -> C
     return {schema.MASKS: packed, HAS_MASK: present}
 
 
-def _boxes(rows: pa.Table, pixels: PixelFormat, findings: Sequence[str]) -> Columns:
+def _boxes(rows: pa.Table, pixels: PixelFormat, findings: Sequence[str], most: int) -> Columns:
     index = {finding: i for i, finding in enumerate(findings)}
-    boxes = np.full((rows.num_rows, MOST_BOXES, 5), np.nan, np.float32)
+    boxes = np.full((rows.num_rows, most, 5), np.nan, np.float32)
     listed = rows[schema.BOXES].to_pylist()
     for i, (given, frame) in enumerate(zip(listed, rows[schema.FRAME].to_pylist(), strict=True)):
         known = [box for box in given or () if box[schema.LABEL] in index]
         if known:
             made = _unit_boxes(known, Frame(**frame), pixels.size)
             labels = np.array([index[box[schema.LABEL]] for box in known])
-            inside = np.flatnonzero((made[:, 2:] > made[:, :2]).all(1))[:MOST_BOXES]
+            inside = np.flatnonzero((made[:, 2:] > made[:, :2]).all(1))
+            if len(inside) > most:
+                raise UserError(
+                    f"an image has {len(inside):,} boxes, and a batch has room for {most}: train on shards that this "
+                    f"version of jobs/ingest_archive.py makes, which say how much room is needed"
+                )
             boxes[i, : len(inside)] = np.column_stack([labels, made])[inside]
     return {schema.BOXES: boxes, HAS_BOXES: np.array([given is not None for given in listed], bool)}
 

@@ -18,9 +18,11 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, RandomSeedConfig
 from cxr import cluster, ledger, schema, shards, storage
 from cxr.errors import UserError
 from cxr.ledger import Part
-from cxr.rows import make_rows
+from cxr.rows import make_rows, placed_boxes
 from cxr.schema import PixelFormat
-from cxr.sources import open_manifest
+from cxr.sources import Labelling, open_manifest
+from cxr.sources.annotations import one_reader
+from cxr.sources.true_boxes import PART_SHARE
 
 _BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 64  # at most, of pixels and of images in one block of a decoded archive
 _DECODER_CPUS = 0.5  # asked for a task that decodes: while one of two waits for files, the other has the CPU
@@ -71,12 +73,13 @@ def open_streams(
 
     Returns:
         a dataset of good rows for each split, train's in an order that is new in each pass; the archive's
-        findings; the number of images that each split lists, unusable ones included.
+        findings; the number of images that each split lists, unusable ones included. Boxes of several readers are
+        fused as ingest does by default.
 
     Raises:
         UserError: no archive, or a split without images.
     """
-    manifest = open_manifest(uri, source)
+    manifest = one_reader(open_manifest(uri, source), Labelling().reader_boxes)
     train, val = (_of_split(manifest.table, split, uri) for split in ("train", "val"))
     train = ledger.rows_at(train, pa.array(np.random.default_rng(seed).permutation(train.num_rows)))
     streams = {
@@ -131,7 +134,9 @@ def _decoded(
 
 
 def _decode(key: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None, good_only: bool) -> pa.Table:
-    rows = make_rows(_unpacked(key["rows"][0]), pixels)
+    manifest = _unpacked(key["rows"][0])
+    rows = make_rows(manifest, pixels)
+    placed_boxes(manifest, rows[schema.WIDTH_PX], rows[schema.HEIGHT_PX]).counts.check(PART_SHARE)
     if good_only:
         rows = rows.filter(rows[schema.ERROR].is_null())
     return rows.select(list(columns)) if columns else rows

@@ -26,17 +26,19 @@ from cxr.errors import UserError
 from cxr.imaging.enhance import Enhancement
 from cxr.ledger import Ledger, Part, open_ledger, plan, rows_at
 from cxr.progress import Progress
-from cxr.rows import make_rows
+from cxr.rows import make_rows, placed_boxes
 from cxr.schema import PixelFormat
 from cxr.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION
 from cxr.sources import Labelling, find_source, open_manifest
 from cxr.sources.annotations import one_reader
 from cxr.sources.base import Manifest
+from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 
 if TYPE_CHECKING:  # torch, which it needs, would cost each decoding process seconds and memory
     from cxr.lung_crop import LungCrop
 
 _REJECTS = b"cxr.rejects"  # key of a part's rejects in its Parquet footer
+_BOXES, _MOST_BOXES = b"cxr.boxes", b"cxr.most_boxes"  # keys of how its boxes lie, and of an image's most boxes
 _PART_BYTES = 64 << 20  # of pixels in a part, which a worker holds twice
 _GROUP_BYTES = 8 << 20  # of pixels in a row group, the unit of reading
 _SMALLEST_PART, _LARGEST_PART, _PARTS_AT_LEAST = 16, 512, 16
@@ -64,6 +66,8 @@ class _Contents:
     split: str
     rows: int
     rejects: list[dict[str, Any]]
+    boxes: BoxCounts
+    most_boxes: int  # of an image
 
 
 def ingest(
@@ -89,7 +93,7 @@ def ingest(
         labelling: labels and boxes other than the source's own, and how those of several readers become one set.
 
     Raises:
-        UserError: no such archive; OUT holds another ingest's work; too many rejects.
+        UserError: no such archive; OUT holds another ingest's work; too many rejects, or boxes outside their images.
     """
     archive, out, pixels = storage.normalise(archive_uri), storage.normalise(out_uri), pixels or PixelFormat()
     for uri in (archive, out):
@@ -107,6 +111,11 @@ def ingest(
     ledger = open_ledger(out, {"job": "ingest", **origin, "limit": limit}, parts)
     progress = _write_parts(ledger, parts, (pixels, crop, enhance))
     contents = _read_footers(ledger, parts)
+    boxes = sum((part.boxes for part in contents), BoxCounts())
+    boxes.check(whole=True)
+    for note in boxes.notes():
+        print(f"note: {note}", flush=True)
+    manifest.notes += boxes.notes()
     about = _describe(contents, manifest, origin)
     _write_rejects(out, contents)
     storage.write_json(storage.join(out, ARCHIVE_FILE), about)
@@ -174,13 +183,21 @@ class PartWriter:
         rows = make_rows(part.rows, self._pixels, crop=crop, enhance=self._enhance)
         rejects = rows.filter(rows[schema.ERROR].is_valid()).select(schema.REJECTS.names)
         good = rows.filter(rows[schema.ERROR].is_null()) if rejects.num_rows else rows
-        storage.write_bytes(self._ledger.file(part), _parquet(good, rejects, self._pixels))
+        boxes = placed_boxes(part.rows, rows[schema.WIDTH_PX], rows[schema.HEIGHT_PX]).counts
+        boxes.check(PART_SHARE)
+        storage.write_bytes(self._ledger.file(part), _parquet(good, rejects, boxes, self._pixels))
         return {"images": rows.num_rows, "rejects": rejects.num_rows}
 
 
-def _parquet(good: pa.Table, rejects: pa.Table, pixels: PixelFormat) -> bytes:
+def _parquet(good: pa.Table, rejects: pa.Table, boxes: BoxCounts, pixels: PixelFormat) -> bytes:
     """LZ4 costs a scan next to nothing; a dictionary or statistics of pixels would only take room."""
-    metadata = {**(good.schema.metadata or {}), _REJECTS: json.dumps(rejects.to_pylist())}
+    most = pc.max(pc.list_value_length(good[schema.BOXES])).as_py() or 0
+    metadata = {
+        **(good.schema.metadata or {}),
+        _REJECTS: json.dumps(rejects.to_pylist()),
+        _BOXES: json.dumps(asdict(boxes)),
+        _MOST_BOXES: json.dumps(most),
+    }
     sink = pa.BufferOutputStream()
     pq.write_table(
         good.replace_schema_metadata(metadata),
@@ -201,12 +218,13 @@ def _read_footers(ledger: Ledger, parts: Sequence[Part]) -> list[_Contents]:
 def _contents(ledger: Ledger, part: Part) -> _Contents:
     try:
         footer = storage.read_parquet_footer(ledger.file(part))
-        rejects = json.loads((footer.metadata or {})[_REJECTS])
+        rejects, boxes, most = (json.loads((footer.metadata or {})[key]) for key in (_REJECTS, _BOXES, _MOST_BOXES))
     except (pa.ArrowInvalid, KeyError) as error:
         raise _foreign(ledger, part) from error
     if footer.num_rows + len(rejects) != part.rows.num_rows:
         raise _foreign(ledger, part)
-    return _Contents(part.path, part.rows[schema.SPLIT][0].as_py(), footer.num_rows, rejects)
+    split = part.rows[schema.SPLIT][0].as_py()
+    return _Contents(part.path, split, footer.num_rows, rejects, BoxCounts(**boxes), most)
 
 
 def _foreign(ledger: Ledger, part: Part) -> UserError:
@@ -226,6 +244,7 @@ def _describe(contents: Sequence[_Contents], manifest: Manifest, origin: dict[st
         "kind": KIND,
         **origin,
         "findings": list(manifest.findings),
+        "most_boxes": max((part.most_boxes for part in contents), default=0),
         "row_group_rows": row_group_rows(PixelFormat(**origin["pixels"])),
         "counts": {split: sum(part["rows"] for part in listed) for split, listed in parts.items()},
         "rejects": reasons.total(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from cxr.imaging.raster import decode_picture
 from cxr.schema import PixelFormat
 from cxr.sources import rle
 from cxr.sources.base import boxes_frame_px, frame_scales
+from cxr.sources.true_boxes import PlacedBoxes, frames_px, place_boxes
 
 _ASPECT_TOLERANCE = 0.01  # by which a mask picture's width : height may differ from its image's
 CROPPED = "lungs"  # in column `crop`
@@ -34,7 +35,6 @@ _MADE = (
     schema.FRAME,
     schema.CROP,
     schema.POSE_UNIT,
-    schema.BOXES,
     schema.MASKS,
 )
 
@@ -130,7 +130,7 @@ def _reason(error: Exception) -> str:
 
 
 def _described(given: Values, image: Image, frame: Frame, boxes_frame: int | None) -> Values:
-    """Everything about an image but its pixels and masks; boxes and spacing in the file's own pixels."""
+    """Everything about an image but its pixels, boxes and masks; spacing is that of the file's own pixels."""
     height, width = image.pixels.shape
     x_scale, y_scale = frame_scales(given[schema.BOXES_FRAME], boxes_frame, height, width)
     spacing = given[schema.SPACING_MM]
@@ -142,18 +142,7 @@ def _described(given: Values, image: Image, frame: Frame, boxes_frame: int | Non
         schema.WIDTH_PX: width,
         schema.SPACING_MM: spacing or image.spacing_mm,
         schema.FRAME: frame.as_dict(),
-        schema.BOXES: _boxes(given[schema.BOXES], x_scale, y_scale),
     }
-
-
-def _boxes(boxes: Sequence[Values] | None, x_scale: float, y_scale: float) -> list[Values] | None:
-    """Null stays null: where a source says nothing of boxes, there may be findings all the same."""
-    return None if boxes is None else [_scaled(box, x_scale, y_scale) for box in boxes]
-
-
-def _scaled(box: Mapping[str, Any], x_scale: float, y_scale: float) -> Values:
-    scales = {schema.X_MIN: x_scale, schema.X_MAX: x_scale, schema.Y_MIN: y_scale, schema.Y_MAX: y_scale}
-    return {name: value * scales[name] if name in scales else value for name, value in box.items()}
 
 
 def _masks(sources: Sequence[Values], shape: tuple[int, ...], size: int, frame: Frame) -> list[Values]:
@@ -194,7 +183,18 @@ def _table(manifest: pa.Table, made: Sequence[Values], store: np.ndarray, pixels
     columns = {name: manifest[name] for name in manifest.column_names}
     columns |= {name: pa.array([row.get(name) for row in made], wanted.field(name).type) for name in _MADE}
     columns |= {schema.ERROR: errors, schema.PIXELS: _pixels_column(store, errors, pixels)}
+    columns[schema.BOXES] = placed_boxes(manifest, columns[schema.WIDTH_PX], columns[schema.HEIGHT_PX]).boxes
     return pa.table([columns[name] for name in wanted.names], schema=wanted)
+
+
+def placed_boxes(manifest: pa.Table, width_px: pa.Array, height_px: pa.Array) -> PlacedBoxes:
+    """The boxes of manifest rows in pixels of their files, whose sizes these are, null where there is no image.
+
+    Null stays null: where a source says nothing of boxes, there may be findings all the same.
+    """
+    sizes = np.stack([side.to_numpy(zero_copy_only=False) for side in (width_px, height_px)], 1).astype(np.float64)
+    frames = frames_px(manifest[schema.BOXES_FRAME], boxes_frame_px(manifest.schema))
+    return place_boxes(manifest[schema.BOXES], frames, sizes)
 
 
 def _pixels_column(store: np.ndarray, errors: pa.Array, pixels: PixelFormat) -> pa.Array:

@@ -47,10 +47,25 @@ VINBIGDATA_FINDINGS = (
     "Pneumothorax",
     "Pulmonary fibrosis",
 )
+# VinDr-CXR's local findings, around which boxes are drawn, as PhysioNet publishes them: VinBigData's, then the rarer
+# ones that the challenge left out; and its global findings, which are diagnoses of an image as a whole.
+VINDR_LOCAL_FINDINGS = (
+    *VINBIGDATA_FINDINGS,
+    "Clavicle fracture",
+    "Edema",
+    "Emphysema",
+    "Enlarged PA",
+    "Lung cavity",
+    "Lung cyst",
+    "Mediastinal shift",
+    "Rib fracture",
+)
+VINDR_GLOBAL_FINDINGS = ("COPD", "Lung tumor", "Pneumonia", "Tuberculosis", "Other disease")
 LUNGS = "Lungs"  # the mask label of both lung fields together
 PNEUMOTHORAX = "Pneumothorax"  # the mask label, as the finding's name
 ANY_FINDING = "any finding"  # where a finding is asked for: an image that shows one of all
 SPLITS = ("train", "val", "test")
+MOST_BOXES = 64  # of an image that a batch has room for, where the shards do not say how many an image has
 
 POSITIVE, NEGATIVE, UNKNOWN = 1, 0, -1
 

@@ -191,4 +191,7 @@ class ShardStream:
     def _read(self, group: RowGroup) -> Columns:
         rows = storage.read_parquet(group.uri, row_group=group.index, columns=batches.stored(self.columns))
         assert rows.num_rows == group.rows, f"{group.uri} was changed after {ARCHIVE_FILE} was written"
-        return batches.to_columns(rows, self.columns, self.info.pixels, self.mask_label, self.info.findings)
+        info = self.info
+        return batches.to_columns(
+            rows, self.columns, info.pixels, self.mask_label, info.findings, max(1, info.most_boxes)
+        )

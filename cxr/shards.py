@@ -44,6 +44,7 @@ class ShardInfo:
     row_group_rows: int
     parts: dict[str, tuple[ShardFile, ...]]  # by split
     rejects: int
+    most_boxes: int = schema.MOST_BOXES  # that an image has
     latents: Mapping[str, Any] | None = None  # of a latent archive: the encoder, see cxr.latents
     lung_crop: Mapping[str, Any] | None = None  # of crops to the lungs: how, see cxr.lung_crop
     enhancement: Enhancement = field(default_factory=Enhancement)  # what was done to them before they were stored
@@ -100,6 +101,7 @@ def read_info(uri: str, *, latents: bool = False) -> ShardInfo:
         row_group_rows=about["row_group_rows"],
         parts=parts,
         rejects=about["rejects"],
+        most_boxes=about.get("most_boxes", schema.MOST_BOXES),
         latents=about.get("latents"),
         lung_crop=about.get("lung_crop"),
         enhancement=Enhancement(**about.get("enhancement", {})),
@@ -191,6 +193,7 @@ def _together(uri: str, members: Sequence[ShardInfo]) -> ShardInfo:
         row_group_rows=first.row_group_rows,
         parts={split: sum((info.parts.get(split, ()) for info in members), ()) for split in schema.SPLITS},
         rejects=sum(info.rejects for info in members),
+        most_boxes=max(info.most_boxes for info in members),
         lung_crop=first.lung_crop,
         enhancement=first.enhancement,
     )

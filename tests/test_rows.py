@@ -90,7 +90,7 @@ def test_boxes_and_spacing_are_brought_to_the_files_pixels(tmp_path: Path) -> No
     assert row[schema.BOXES] == [box(25, 100, 75, 200)]
     assert row[schema.SPACING_MM] == pytest.approx([0.2, 0.8])
     (row,) = make_rows(manifest([uri], **truth), PIXELS).to_pylist()
-    assert row[schema.BOXES] == [box(100, 200, 300, 400)]
+    assert row[schema.BOXES] == [box(100, 200, 256, 400)], "clipped to the file's 256 x 512 pixels"
     assert row[schema.SPACING_MM] == pytest.approx([0.1, 0.2])
 
 

@@ -49,7 +49,7 @@ class BoxedXRays:
     @property
     def known(self) -> np.ndarray:
         """(N, F) bool: it is known whether and where an image shows a finding."""
-        return known_places(self.true, self.rows[schema.BOXES].is_valid().to_numpy(), self.labels)
+        return known_places(self.true, self.labels)
 
     def located(self, found: Boxes) -> Located:
         """Found boxes, in pixels of the originals, laid over the true ones."""

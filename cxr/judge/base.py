@@ -21,6 +21,7 @@ from cxr.sources import Labelling, open_manifest
 from cxr.sources.base import Manifest
 
 SCORES = "scores"  # the folder of a run's Parquet files
+Split = Literal["train", "val", "test", "all"]
 _THREADS = 8
 
 
@@ -32,7 +33,7 @@ class ReportOptions:
     """Archive or shards that know the truth, any URI; left out, the archive that was scored, if it was one."""
     source: str = "auto"
     """Layout of the archive: auto, or the name of a source."""
-    split: Literal["train", "val", "test", "all"] = "test"
+    split: Split = "test"
     """Images that are judged."""
     against: str = ""
     """Another run's OUT: both are compared on the images that both have scored."""
@@ -85,25 +86,52 @@ def read_run(uri: str) -> Run:
     return Run(uri, settings["recipe"]["family"], archives, settings["checkpoint_sha256"])
 
 
-def read_scores(run: Run, columns: Sequence[str]) -> list[pa.Table]:
+def check_family(run: Run, families: Sequence[str], purpose: str) -> None:
+    """Raise UserError unless the run is of one of these families; `purpose` says what is to be made of it."""
+    if run.family not in families:
+        expected = f"family {' or '.join(families)}"
+        raise UserError(
+            f"{run.uri} is a run of family {run.family}, but {purpose} needs one of {expected}: give the --out of "
+            f"jobs/score_archive.py with such a checkpoint"
+        )
+
+
+def read_scores(run: Run, columns: Sequence[str], split: Split = "all") -> list[pa.Table]:
     """These columns of each part of a run's scores; parts keep their schema's metadata.
 
+    Args:
+        split: of which images; "all" for all that were scored.
+
     Raises:
-        UserError: there is no part, one lacks a column, or an image stands twice.
+        UserError: there is no part, one lacks a column, an image stands twice, or none is of that split.
     """
     folder = storage.join(run.uri, SCORES)
     uris = sorted(file.uri for file in storage.list_files(folder) if file.path.endswith(SUFFIX))
     if not uris:
         raise UserError(f"{folder} holds no scores: run jobs/score_archive.py with --out {run.uri} to its end")
+    read = [schema.SPLIT, *columns] if split != "all" else [*columns]
     with ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(partial(storage.read_parquet, columns=columns), uris))
+        parts = list(pool.map(partial(storage.read_parquet, columns=read), uris))
     for uri, part in zip(uris, parts, strict=True):
-        if missing := set(columns) - set(part.column_names):
-            raise UserError(f"{uri} has no column {', '.join(sorted(missing))}: score the archive again")
+        if missing := set(read) - set(part.column_names):
+            raise UserError(
+                f"{uri} has no column {', '.join(sorted(missing))}, although it is of a run of family {run.family}: "
+                f"score the archive again, into an empty --out"
+            )
     images = sum(part.num_rows for part in parts)
     if len({image_id for part in parts for image_id in part[schema.IMAGE_ID].to_pylist()}) < images:
         raise UserError(f"{folder} holds images twice: score the archive again, into an empty --out")
-    return parts
+    return parts if split == "all" else _of_split(parts, split, f"the run {run.uri}")
+
+
+def _of_split(tables: Sequence[pa.Table], split: str, where: str) -> list[pa.Table]:
+    """The rows of a split; raises UserError, which counts the images of the other splits, where there is none."""
+    chosen = [table.filter(pc.equal(table[schema.SPLIT], split)) for table in tables]
+    if not any(table.num_rows for table in chosen):
+        found = Counter(name for table in tables for name in table[schema.SPLIT].to_pylist())
+        told = ", ".join(f"{name or 'unknown'} {count:,}" for name, count in found.most_common()) or "no image at all"
+        raise UserError(f"{where} has no image in split {split!r} but {told}: give another --split, or all")
+    return chosen
 
 
 def read_truth(
@@ -134,13 +162,9 @@ def read_all_truth(
 
 def of_split(known: Manifest, archive: str, split: str) -> Manifest:
     """The images of a split, or of "all"; raises UserError where there is none."""
-    table = known.table
-    if split != "all":
-        table = table.filter(pc.equal(table[schema.SPLIT], split))
-    if not table.num_rows:
-        found = Counter(known.table[schema.SPLIT].to_pylist())
-        told = ", ".join(f"{name} {count:,}" for name, count in found.most_common()) or "no image at all"
-        raise UserError(f"{archive} has no image in split {split!r} but {told}: give another --split, or all")
+    if split == "all" and known.table.num_rows:
+        return known
+    (table,) = _of_split([known.table], split, archive)
     return Manifest(table, known.findings, known.notes)
 
 

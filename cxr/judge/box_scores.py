@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.judge.base import Run, read_scores
+from cxr.judge.base import Run, Split, read_scores
 from cxr.judge.box_truth import BoxTruth
 from cxr.metrics.localization import Boxes, Located, baselines, locate
 
-_COLUMNS = (schema.IMAGE_ID, schema.ERROR, schema.HEIGHT_PX, schema.WIDTH_PX, *schema.BOX_SCORES.names)
+_SIZES = (schema.WIDTH_PX, schema.HEIGHT_PX)
+_COLUMNS = (schema.IMAGE_ID, schema.SOURCE_URI, schema.ERROR, *_SIZES, *schema.BOX_SCORES.names)
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,16 @@ class Scores:
 
     uri: str
     image_ids: pa.Array
+    source_uris: pa.ChunkedArray
     boxes: pa.ChunkedArray  # lists of schema.FOUND_BOX_TYPE
     sizes_px: np.ndarray  # (N, 2) width and height of the original
     good: np.ndarray  # (N,) bool: scored without an error
+
+    def at(self, kept_N: np.ndarray) -> Scores:
+        """Those of some images."""
+        kept = pa.array(kept_N)
+        columns = {name: getattr(self, name).filter(kept) for name in ("image_ids", "source_uris", "boxes")}
+        return replace(self, **columns, sizes_px=self.sizes_px[kept_N], good=self.good[kept_N])
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,15 @@ class Judged:
         return replace(self, **named, found=nothing, true=nothing, located=self.located.at(kept))
 
 
-def load_scores(run: Run) -> Scores:
+def load_scores(run: Run, split: Split = "all") -> Scores:
     """A run's scores; raises UserError where they are not those of a family that finds boxes."""
-    table = pa.concat_tables(part.replace_schema_metadata() for part in read_scores(run, _COLUMNS))
+    table = pa.concat_tables(part.replace_schema_metadata() for part in read_scores(run, _COLUMNS, split))
     good = pc.and_(pc.is_null(table[schema.ERROR]), pc.is_valid(table[schema.FOUND_BOXES]))
-    sizes = (table[name].fill_null(0).to_numpy() for name in (schema.WIDTH_PX, schema.HEIGHT_PX))
+    sizes = (table[name].fill_null(0).to_numpy() for name in _SIZES)
     return Scores(
         uri=run.uri,
         image_ids=table[schema.IMAGE_ID].combine_chunks(),
+        source_uris=table[schema.SOURCE_URI],
         boxes=table[schema.FOUND_BOXES],
         sizes_px=np.stack(list(sizes), 1),
         good=good.to_numpy(),
@@ -81,11 +90,12 @@ def judge(scores: Scores, scored: Sequence[str], truth: BoxTruth) -> Judged:
     good = present & scores.good[places]
     rows = np.flatnonzero(good)
     sizes = scores.sizes_px[places[rows]]
-    boxed = set(np.unique(truth.boxes(scored, rows, sizes).finding).tolist())
-    if not boxed:
+    every = truth.boxes(scored, rows, sizes)
+    boxed = np.unique(every.finding)
+    if not boxed.size:
         raise UserError(_nothing_in_common(scores, truth, int(present.sum()), len(rows)))
-    findings = tuple(finding for number, finding in enumerate(scored) if number in boxed)
-    true = truth.boxes(findings, rows, sizes)
+    findings = tuple(scored[number] for number in boxed.tolist())
+    true = replace(every, finding=np.searchsorted(boxed, every.finding))
     found = Boxes.of(scores.boxes.take(pa.array(places[rows])), findings)
     return Judged(
         findings=findings,

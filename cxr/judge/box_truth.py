@@ -15,6 +15,7 @@ from cxr.judge.base import ReportOptions, of_split, read_all_truth
 from cxr.judge.pictured import decoded, stored
 from cxr.judge.probabilities import Truth, known_labels
 from cxr.metrics.localization import Boxes, known_places
+from cxr.sources.true_boxes import frames_px, place_boxes
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,28 @@ class BoxTruth:
     info: shards.ShardInfo | None  # None: of a raw archive
 
     def boxes(self, findings: Sequence[str], rows: np.ndarray, sizes_px: np.ndarray) -> Boxes:
-        """True boxes of the images in `rows`, by their places there, in pixels of the originals.
+        """True boxes of the images in `rows`, by their places there, in pixels of the files that were scored.
+
+        Prints how many had to be clipped.
 
         Args:
-            sizes_px: (N, 2) width and height of those originals.
+            sizes_px: (N, 2) width and height of those files.
+
+        Raises:
+            UserError: too many boxes lie outside their images; see `sources.true_boxes`.
         """
-        true = Boxes.of(self.table[schema.BOXES].take(pa.array(rows)), findings)
-        frames = sizes_px if self.info else _frames(self.table, self.side_px)[rows]
-        return true.scaled(*np.where(np.isnan(frames), 1, sizes_px / frames).T)
+        placed = place_boxes(self.table[schema.BOXES].take(pa.array(rows)), self._frames(self.table)[rows], sizes_px)
+        placed.counts.check()
+        for note in placed.counts.notes():
+            print(f"note: {note}", flush=True)
+        return Boxes.of(placed.boxes, findings)
+
+    def _frames(self, table: pa.Table) -> np.ndarray:
+        """(N, 2) width and height of what each row's boxes refer to; NaN where these are not known."""
+        if self.info is None:
+            return frames_px(table[schema.BOXES_FRAME], self.side_px)
+        sides = (table[name].to_numpy() for name in (schema.WIDTH_PX, schema.HEIGHT_PX))
+        return np.stack([*sides], 1).astype(np.float64)
 
     def known(self, findings: Sequence[str], rows: np.ndarray, true: Boxes) -> np.ndarray:
         """(N, F) bool, see `metrics.localization.known_places`."""
@@ -43,18 +58,13 @@ class BoxTruth:
         for column, finding in enumerate(findings):
             if finding in self.labels.findings:
                 labels[:, column] = self.labels.labels[rows, self.labels.findings.index(finding)]
-        listed = pc.is_valid(self.table[schema.BOXES]).to_numpy()[rows]
-        return known_places(true, listed, labels)
+        return known_places(true, labels)
 
     def training_boxes(self, findings: Sequence[str]) -> Boxes:
         """True boxes of the training images in shares of the image; none where the images' sizes are not known."""
-        if self.info:
-            sides = (self.training[name].fill_null(1).to_numpy() for name in (schema.WIDTH_PX, schema.HEIGHT_PX))
-            frames = np.stack([*sides], 1)
-        else:
-            frames = _frames(self.training, self.side_px)
-        boxes = Boxes.of(self.training[schema.BOXES], findings).scaled(*(1 / frames).T)
-        return boxes.at(np.isfinite(boxes.xyxy[:, 0]))
+        frames = self._frames(self.training)
+        placed = place_boxes(self.training[schema.BOXES], frames, frames).boxes
+        return Boxes.of(placed, findings).scaled(*(1 / frames).T)
 
     def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, Frame]]:
         """Pictures (S, S) in [0, 1] by row, and how they lie on the originals; those that cannot be had left out."""
@@ -82,10 +92,3 @@ def known_boxes(archive: str, options: ReportOptions) -> BoxTruth:
     manifest = of_split(everything, archive, options.split)
     training = everything.table.filter(pc.equal(everything.table[schema.SPLIT], "train"))
     return BoxTruth(manifest.table, known_labels(manifest), training, manifest.boxes_frame_px, info)
-
-
-def _frames(manifest: pa.Table, side_px: int | None) -> np.ndarray:
-    """(N, 2) width and height of the image that each row's boxes refer to; NaN where it is the file itself."""
-    common = [side_px or np.nan] * 2
-    own = manifest[schema.BOXES_FRAME].to_pylist()
-    return np.array([frame[::-1] if frame else common for frame in own], np.float64).reshape(-1, 2)

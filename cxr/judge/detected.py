@@ -55,25 +55,21 @@ def scored_findings(run: Run) -> tuple[str, ...]:
     return tuple(json.loads(named.pop() or b"[]")) if len(named) == 1 else ()
 
 
-def one_truth(truth: BoxTruth, how: readers.ReaderBoxes) -> tuple[BoxTruth, np.ndarray]:
-    """The truth with one set of boxes where several readers drew theirs, by a name of `readers.FUSIONS`.
-
-    Also (N,) bool: named readers looked at the image, so that what they did not draw is not there.
-    """
+def one_truth(truth: BoxTruth, how: readers.ReaderBoxes) -> BoxTruth:
+    """The truth with one set of boxes where several readers drew theirs, by a name of `readers.FUSIONS`."""
     extras = truth.table[schema.EXTRA].to_pylist()
-    made, looked = readers.one_set(truth.table[schema.BOXES].to_pylist(), extras, how)
+    made, _ = readers.one_set(truth.table[schema.BOXES].to_pylist(), extras, how)
     place = truth.table.schema.get_field_index(schema.BOXES)
     field = truth.table.schema.field(place)
     table = truth.table.set_column(place, field, pa.array(made, field.type))
-    return replace(truth, table=table), looked > 0
+    return replace(truth, table=table)
 
 
-def detected(scores: Scores, scored: Sequence[str], truth: BoxTruth, complete: np.ndarray) -> Detected:
+def detected(scores: Scores, scored: Sequence[str], truth: BoxTruth) -> Detected:
     """Join a run's boxes with the truth.
 
     Args:
         scored: findings of the checkpoint; findings that only the archive knows are judged too, as never found.
-        complete: as `one_truth` gives it.
 
     Raises:
         UserError: of no image that was scored is it known where it shows what.
@@ -85,7 +81,7 @@ def detected(scores: Scores, scored: Sequence[str], truth: BoxTruth, complete: n
     rows = np.flatnonzero(good)
     sizes = scores.sizes_px[places[rows]]
     true = truth.boxes(findings, rows, sizes)
-    known = truth.known(findings, rows, true) | complete[rows, None]
+    known = truth.known(findings, rows, true)
     found = Boxes.of(scores.boxes.take(pa.array(places[rows])), findings)
     judged = known.any(1)
     if not judged.any():

@@ -33,8 +33,8 @@ SHOWN = 4  # images in a row of the picture
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     """Judge a run: OUT/report.md, boxes.csv, findings.csv, confusion.csv, pictures; the job's result."""
     out, archive = storage.normalise(out), storage.normalise(options.archive or run.archive)
-    truth, complete = one_truth(known_boxes(archive, options), options.labelling.reader_boxes)
-    judged = detected(load_scores(run), scored_findings(run), truth, complete)
+    truth = one_truth(known_boxes(archive, options), options.labelling.reader_boxes)
+    judged = detected(load_scores(run), scored_findings(run), truth)
     summary = detection.summarise(
         judged.found, judged.true, judged.patients, judged.findings, resamples=options.resamples, seed=options.seed
     )
@@ -53,7 +53,7 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     result: dict[str, Any] = {"metrics": metrics(judged, summary, labels), "pictures": drawn}
     result |= {"boxes": tables.write_findings(summary, out), "findings": label_tables.write_summary(labels, out)}
     if options.against:
-        page += compared(judged, truth, complete, options, result)
+        page += compared(judged, truth, options, result)
     page.append("\n\n".join(f"![{storage.name(uri)}]({PICTURES}/{storage.name(uri)})" for uri in drawn))
     result["metrics"] = {name: None if value != value else value for name, value in result["metrics"].items()}
     result["report"] = storage.join(out, "report.md")
@@ -216,16 +216,14 @@ def image_f1(judged: Detected, called: Boxes) -> np.ndarray:
     return np.where(true > 0, 2 * hits / np.maximum(1, true + found), math.nan)
 
 
-def compared(
-    judged: Detected, truth: BoxTruth, complete: np.ndarray, options: ReportOptions, result: Mapping[str, Any]
-) -> list[str]:
+def compared(judged: Detected, truth: BoxTruth, options: ReportOptions, result: Mapping[str, Any]) -> list[str]:
     """The comparison with `options.against` as parts of the page; its figures are added to the result.
 
     Raises:
         UserError: the other run has no image in common with this one.
     """
     other = read_run(options.against)
-    theirs = detected(load_scores(other), scored_findings(other), truth, complete)
+    theirs = detected(load_scores(other), scored_findings(other), truth)
     rows = np.intersect1d(judged.rows, theirs.rows)
     if not len(rows) or theirs.findings != judged.findings:
         raise UserError(f"{other.uri} has scored none of the same images or findings: score the same archive")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from cxr.errors import UserError
-from cxr.sources import chestxray14, folder, jsrt, siim, vinbigdata
+from cxr.sources import chestxray14, folder, jsrt, siim, vinbigdata, vindr
 from cxr.sources.annotations import Labelling, labelled
 from cxr.sources.base import Manifest, Source
 from cxr.sources.nlm import montgomery, shenzhen
+from cxr.sources.true_boxes import with_usable_boxes
 from cxr.sources.truth import with_truth
 from cxr.storage import normalise
 
-SOURCES: tuple[Source, ...] = (chestxray14, montgomery, shenzhen, siim, jsrt, vinbigdata, folder)
+SOURCES: tuple[Source, ...] = (chestxray14, montgomery, shenzhen, vindr, siim, jsrt, vinbigdata, folder)
 """In the order in which they are asked; `folder` takes what no other knows."""
 
 
@@ -35,8 +36,9 @@ def open_manifest(uri: str, source: str = "auto", labelling: Labelling | None = 
             that they name are there.
 
     Raises:
-        UserError: no such source or archive, an archive without images, or one whose own files are broken.
+        UserError: no such source or archive, an archive without images, or one whose own files are broken; or too
+            many boxes outside the frame that the archive gives them.
     """
     uri = normalise(uri)
     manifest = with_truth(find_source(uri, source).manifest(uri), uri)
-    return labelled(manifest, labelling) if labelling else manifest
+    return with_usable_boxes(labelled(manifest, labelling) if labelling else manifest)

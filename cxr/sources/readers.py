@@ -11,7 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,6 +22,9 @@ from cxr.boxes import wbf as fuse
 
 IOU = 0.4  # at which two boxes show the same: VinBigData's own threshold
 CORNERS = (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
+
+READERS, IMAGE_LABELS = "readers", "image_labels"  # in `schema.EXTRA`: who looked; by finding, who saw it
+T = TypeVar("T")
 
 Box = Mapping[str, Any]  # of schema.BOX_TYPE
 Fusion = Callable[[np.ndarray, np.ndarray, np.ndarray, int], Found]
@@ -82,16 +85,38 @@ def arrays(boxes: Sequence[Box], findings: Sequence[str]) -> tuple[np.ndarray, n
     )
 
 
-def labels(rows: Iterable[Sequence[Box] | None], findings: Sequence[str], agree: int = 1) -> np.ndarray:
-    """int8 (N, findings): positive where at least `agree` readers drew a box; unknown where the boxes are null."""
-    return np.array([_labels(boxes, findings, agree) for boxes in rows], np.int8).reshape(-1, len(findings))
+def labels(rows: Iterable[Sequence[Box] | None], findings: Sequence[str]) -> np.ndarray:
+    """int8 (N, findings): positive where somebody drew a box; unknown where the boxes are null."""
+    shown = [None if boxes is None else {box[schema.LABEL] for box in boxes} for boxes in rows]
+    found = [
+        [schema.UNKNOWN if of_image is None else int(finding in of_image) for finding in findings]
+        for of_image in shown
+    ]
+    return np.array(found, np.int8).reshape(-1, len(findings))
 
 
-def _labels(boxes: Sequence[Box] | None, findings: Sequence[str], agree: int) -> list[int]:
-    if boxes is None:
-        return [schema.UNKNOWN] * len(findings)
-    votes = Counter(label for label, _ in {(box[schema.LABEL], box[schema.READER]) for box in boxes})
-    return [schema.POSITIVE if votes[finding] >= agree else schema.NEGATIVE for finding in findings]
+def agreed(
+    labels_NF: np.ndarray,
+    rows: Sequence[Sequence[Box] | None],
+    extras: Sequence[str | None],
+    findings: Sequence[str],
+    agree: int,
+) -> np.ndarray:
+    """Labels in which a finding stays positive only if `agree` readers saw it; others than positive ones stay.
+
+    A reader saw a finding who drew a box of it, or whom `IMAGE_LABELS` in the image's `schema.EXTRA` names. Images
+    without named readers, such as those of a consensus, stay as they are.
+    """
+    made = labels_NF.copy()
+    for labels_F, boxes, extra in zip(made, rows, extras, strict=True):
+        if not _looked(boxes, extra):
+            continue
+        seen = {(box[schema.LABEL], box[schema.READER]) for box in boxes or ()}
+        seen |= {(finding, who) for finding, named in _told(extra, IMAGE_LABELS, {}).items() for who in named}
+        votes = Counter(finding for finding, _ in seen)
+        too_few = np.array([votes[finding] < agree for finding in findings], bool)
+        labels_F[(labels_F == schema.POSITIVE) & too_few] = schema.NEGATIVE
+    return made
 
 
 def one_set(
@@ -102,29 +127,39 @@ def one_set(
     Also (N,) how many named readers looked.
 
     Args:
-        extras: `schema.EXTRA` of the images, whose "readers" also names those who drew nothing.
+        extras: `schema.EXTRA` of the images, whose `READERS` also names those who drew nothing.
         how: a name of `FUSIONS`.
     """
     looked = [_looked(boxes, extra) for boxes, extra in zip(rows, extras, strict=True)]
     findings = sorted({box[schema.LABEL] for boxes in rows for box in boxes or ()})
     made = [
-        _fused(boxes, findings, how, count) if boxes and count > 1 else boxes
+        _fused(boxes, findings, how, count) if count > 1 and _drawn_by_readers(boxes) else boxes
         for boxes, count in zip(rows, looked, strict=True)
     ]
     return made, np.array(looked, int)
 
 
+def _drawn_by_readers(boxes: Sequence[Box] | None) -> TypeGuard[Sequence[Box]]:
+    """Whether these are still each reader's own boxes; shards hold one set, of no reader."""
+    return any(box[schema.READER] for box in boxes or ())
+
+
 def _looked(boxes: Sequence[Box] | None, extra: str | None) -> int:
     """How many looked at an image, as far as they are named: those who drew, or whom the source lists."""
-    listed = json.loads(extra).get("readers", ()) if extra else ()
     drew = {box[schema.READER] for box in boxes or ()} - {None}
-    return len(drew | set(listed)) if isinstance(listed, (list, tuple)) else len(drew)
+    return len(drew | set(_told(extra, READERS, [])))
+
+
+def _told(extra: str | None, name: str, default: T) -> T:
+    """What an image's `schema.EXTRA` has under a name; the default where it has nothing of that type."""
+    value = json.loads(extra).get(name) if extra else None
+    return value if isinstance(value, type(default)) else default
 
 
 def _fused(boxes: Sequence[Box], findings: Sequence[str], how: ReaderBoxes, count: int) -> list[Box]:
     made = FUSIONS[how](*arrays(boxes, findings), count)
     return [
-        {schema.LABEL: findings[label], **dict(zip(CORNERS, box, strict=True))}
+        {schema.LABEL: findings[label], schema.READER: None, **dict(zip(CORNERS, box, strict=True))}
         for box, label in zip(made.boxes.tolist(), made.labels.tolist(), strict=True)
     ]
 

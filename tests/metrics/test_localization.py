@@ -100,9 +100,8 @@ def test_nothing_found_is_a_miss_without_false_positives() -> None:
 
 def test_what_is_known_of_an_image() -> None:
     true = boxes((0, 0, (0, 0, 1, 1), np.nan))
-    listed = np.array([True, False, True])
     labels = np.array([[1, 1], [0, -1], [-1, 1]])
-    np.testing.assert_array_equal(known_places(true, listed, labels), [[1, 0], [1, 0], [1, 0]])
+    np.testing.assert_array_equal(known_places(true, labels), [[1, 0], [1, 0], [0, 0]])
 
 
 def test_columns_of_rows_and_scores_become_flat() -> None:

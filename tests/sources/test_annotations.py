@@ -12,6 +12,7 @@ from cxr.judge.base import read_truth
 from cxr.rows import make_rows
 from cxr.schema import PixelFormat
 from cxr.sources import Labelling, annotations, open_manifest
+from cxr.sources.base import Manifest
 from tests.made_shards import write_shards
 
 HEADER = "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max\n"
@@ -89,21 +90,90 @@ def test_truth_of_a_report(archive: str, file: str, tmp_path: Path) -> None:
         read_truth(stored, "auto", "test", [schema.LABELS], Labelling(file))
 
 
-def test_boxes_without_area_are_left_out(archive: str, tmp_path: Path) -> None:
-    (tmp_path / "flat.csv").write_text(f"{HEADER}00000001_000,ILD,5,R1,10,20,10,40\n")
-    manifest = open_manifest(archive, labelling=Labelling(str(tmp_path / "flat.csv")))
-    assert (manifest.table[schema.BOXES].to_pylist(), manifest.table[schema.LABELS][0].as_py()) == ([[]], [0] * 14)
-    assert "1 boxes of flat.csv have no area: they are left out" in manifest.notes
+def annotated(archive: str, tmp_path: Path, rows: str, header: str = HEADER) -> Manifest:
+    (tmp_path / "given.csv").write_text(header + rows)
+    return open_manifest(archive, labelling=Labelling(str(tmp_path / "given.csv")))
+
+
+def shown(manifest: Manifest, row: int = 0) -> dict[str, int]:
+    """The labels of an image that are not negative."""
+    labels = manifest.table[schema.LABELS][row].as_py()
+    return {finding: label for finding, label in zip(manifest.findings, labels, strict=True) if label}
+
+
+def test_a_finding_whose_box_cannot_be_used_is_there_but_nobody_knows_where(archive: str, tmp_path: Path) -> None:
+    """Flat, inverted, and blank or NaN as pandas writes them."""
+    rows = "00000001_000,ILD,5,R1,10,20,10,40\n00000001_000,Edema,7,R1,9,9,3,3\n00000001_000,?,3,R1,,1,2,3\n"
+    manifest = annotated(archive, tmp_path, rows + "00000001_000,?,0,R2,1,nan,2,3\n")
+    assert manifest.table[schema.BOXES].to_pylist() == [[]]
+    assert shown(manifest) == {"Aortic enlargement": 1, "Cardiomegaly": 1, "ILD": 1, "Lung Opacity": 1}
+    assert "boxes dropped: 2 without area, 2 with a coordinate that is no number" in manifest.notes
+
+
+def test_the_same_row_twice_is_one_box(archive: str, tmp_path: Path) -> None:
+    row, other = "00000001_000,ILD,5,R1,1,2,3,4\n", "00000001_000,ILD,5,R2,1,2,3,4\n"
+    boxes = annotated(archive, tmp_path, row + other + row).table[schema.BOXES].to_pylist()
+    assert [[box["reader"] for box in of_image] for of_image in boxes] == [["R1", "R2"]]
+
+
+def test_what_a_reader_both_draws_and_denies_is_unknown_unless_another_draws_it(archive: str, tmp_path: Path) -> None:
+    rows = "00000001_000,ILD,5,R1,1,2,3,4\n00000001_000,Mass,8,R1,1,2,3,4\n00000001_000,No finding,14,R1,,,,\n"
+    manifest = annotated(archive, tmp_path, rows + "00000001_000,Mass,8,R2,5,5,9,9\n")
+    assert shown(manifest) == {"ILD": -1, "Nodule/Mass": 1}
+    assert [box["reader"] for box in manifest.table[schema.BOXES][0].as_py()] == ["R2"]
+    assert "readings in which nothing was found and a finding drawn: 1; what they drew is unknown" in manifest.notes
+
+
+def test_classes_may_be_named_alone_and_ids_be_written_as_other_software_does(archive: str, tmp_path: Path) -> None:
+    named = "image_id,class_name,x_min,y_min,x_max,y_max\n"
+    manifest = annotated(archive, tmp_path, "00000001_000.PNG,cardiomegaly ,1,2,3,4\n", named)
+    assert (manifest.findings, shown(manifest)) == (schema.VINDR_LOCAL_FINDINGS, {"Cardiomegaly": 1})
+    manifest = annotated(archive, tmp_path, "00000001_000,Cardiomegaly,3.0,R1,1,2,3,4\n00000002_000,?,14.0,R1,,,,\n")
+    assert [shown(manifest, row) for row in (0, 1)] == [{"Cardiomegaly": 1}, {}]
+
+
+def test_a_class_that_is_not_known_makes_what_nobody_drew_unknown(archive: str, tmp_path: Path) -> None:
+    rows = "00000001_000,Cardiomegally,1,2,3,4\n00000001_000,ILD,1,2,3,4\n00000002_000,No finding,,,,\n"
+    manifest = annotated(archive, tmp_path, rows, "image_id,class_name,x_min,y_min,x_max,y_max\n")
+    labels = shown(manifest)
+    assert (labels.pop("ILD"), set(labels.values()), len(labels)) == (1, {-1}, 21)
+    assert shown(manifest, 1) == {}
+    assert "classes that are not known: 'Cardiomegally' (1); what else these images show is unknown" in manifest.notes
+
+
+def test_boxes_may_refer_to_an_image_of_another_size(archive: str, tmp_path: Path) -> None:
+    """The archive's own frame is one of 1024 x 1024."""
+    header = HEADER.replace("\n", ",width,height\n")
+    rows = "00000001_000,ILD,5,R1,1000,2500,1500,2900,2048.0,3000\n00000002_000,?,14,R1,,,,,,\n"
+    frames = annotated(archive, tmp_path, rows, header).table[schema.BOXES_FRAME].to_pylist()
+    assert frames == [[3000, 2048], None]
+
+
+@pytest.mark.parametrize("size", ["0,9", "-5,9", "9.5,9", "nan,9", "inf,9", "1e400,9", "70000,9", "x,9", ",9"])
+def test_a_size_that_no_image_has_names_its_row(size: str, archive: str, tmp_path: Path) -> None:
+    header = HEADER.replace("\n", ",height,width\n")
+    with pytest.raises(
+        UserError, match="line 3: expected height and width as whole numbers of pixels from 1 to 65,535"
+    ):
+        annotated(archive, tmp_path, f"a,ILD,5,R1,1,2,3,4,8,8\nb,ILD,5,R1,1,2,3,4,{size}\n", header)
+    with pytest.raises(UserError, match="line 3: expected height and width as in line 2"):
+        annotated(archive, tmp_path, "a,ILD,5,R1,1,2,3,4,8,8\na,ILD,5,R2,1,2,3,4,8,9\n", header)
 
 
 @pytest.mark.parametrize(
     ("text", "trouble"),
     [
         ("", "expected a header with the columns image_id, "),
-        ("image_id,class_id\na,14\n", "without rad_id, x_min"),
-        (f"{HEADER}a,No finding,14,R1,,,,\nb,what,15,R1,1,2,3,4\n", r"line 3: class_id '15', wanted 0 to 14"),
-        (f"{HEADER}a,ILD,5,R1,1,,3,4\n", "line 2: could not convert"),
-        (f"{HEADER}a,ILD,5,R1,1,nan,3,4\n", "line 2: corners 1, nan, 3, 4"),
+        ("image_id,class_id\na,14\n", "without x_min"),
+        ("image_id,x_min,y_min,x_max,y_max\n", "expected a column class_id or class_name"),
+        (
+            f"{HEADER}a,No finding,14,R1,,,,\nb,what,15,R1,1,2,3,4\n",
+            "line 3: expected a class_id from 0 to 14, got '15'",
+        ),
+        (
+            f"{HEADER}a,ILD,5,R1,1,two,3,4\n",
+            "line 2: expected numbers in x_min, y_min, x_max, y_max, got '1, two, 3, 4'",
+        ),
         (f"{HEADER}a,ILD\n", "line 2: expected 8 fields as in the header, got 2"),
         (f"{HEADER}elsewhere,No finding,14,R1,,,,\n", "names none of the 3 images"),
     ],

@@ -73,9 +73,29 @@ def test_arrays_of_a_row() -> None:
 
 def test_labels_by_one_reader_or_by_more() -> None:
     drawn = [box("a", "r1", FAR), box("a", "r1", NEAR[0]), box("b", "r1", FAR), box("b", "r2", FAR)]
-    assert readers.labels([drawn, [], None], FINDINGS).tolist() == [[1, 1], [0, 0], [-1, -1]]
-    assert readers.labels([drawn], FINDINGS, agree=2).tolist() == [[0, 1]]
+    labels = readers.labels([drawn, [], None], FINDINGS)
+    assert labels.tolist() == [[1, 1], [0, 0], [-1, -1]]
+    extras = [None, '{"readers": ["r1"]}', None]
+    assert readers.agreed(labels, [drawn, [], None], extras, FINDINGS, 2).tolist() == [[0, 1], [0, 0], [-1, -1]]
     assert readers.labels([], FINDINGS).shape == (0, 2)
+
+
+def test_labels_of_images_are_votes_too_and_a_consensus_stays() -> None:
+    seen = ['{"readers": ["r1", "r2"], "image_labels": {"a": ["r1", "r2"], "b": ["r1"]}}', None]
+    consensus = [{**box("a", "r1", FAR), schema.READER: None}]
+    labels = np.array([[1, 1], [1, 0]], np.int8)
+    assert readers.agreed(labels, [[box("b", "r1", FAR)], consensus], seen, FINDINGS, 2).tolist() == [[1, 0], [1, 0]]
+
+
+def test_boxes_that_are_of_no_reader_any_more_stay_as_they_are() -> None:
+    """Shards hold one set of boxes, beside the names of the readers who drew them."""
+    extra = '{"readers": ["r1", "r2"]}'
+    own = [box("a", "r1", NEAR[0]), box("a", "r2", NEAR[1])]
+    (fused,), _ = readers.one_set([own], [extra], "wbf")
+    assert fused is not None
+    assert len(fused) == 1
+    union, _ = readers.one_set([own], [extra], "union")
+    assert readers.one_set(union, [extra], "wbf")[0] == union
 
 
 def test_agreement_of_pairs_of_readers() -> None:

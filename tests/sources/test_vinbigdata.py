@@ -101,8 +101,32 @@ def test_copies_of_any_size_and_shape_have_their_boxes_scaled(tmp_path: Path) ->
     corners = [[box[corner] for corner in readers.CORNERS] for box in (*a, *b)]
     np.testing.assert_allclose(corners, [[10, 10, 30, 20], [10, 5, 20, 10]])
     assert c == []
-    note = "of 1 images that are no DICOM no train_meta.csv tells the original's size: their boxes are taken"
+    note = "of 1 images that are no DICOM, no file tells the original's size (train_meta.csv would): their boxes are"
     assert any(each.startswith(note) for each in manifest.notes)
+
+
+@pytest.mark.parametrize("file", ["train_meta.csv", "train.csv", "test.csv"])
+def test_sizes_come_from_any_file_that_has_them_and_however_they_are_written(file: str, tmp_path: Path) -> None:
+    """Names may have an ending, and numbers a decimal point, as in public copies of 256 to 1024 pixels."""
+    write(tmp_path, "a,ILD,5,R1,100,200,300,400\n")
+    sizes = "image_id,width,height\na.png,800.0,400\n"
+    if file == "train_meta.csv":
+        sizes = "image_id,dim0,dim1\na.PNG,400.0,800\n"
+    elif file == "train.csv":
+        sizes = CSV_HEADER.replace("\n", ",width,height\n") + "a,ILD,5,R1,100,200,300,400,800.0,400.0\n"
+    (tmp_path / file).write_text(sizes)
+    manifest, given = read(tmp_path)
+    assert (given["a"][schema.BOXES_FRAME], given["b"][schema.BOXES_FRAME]) == ([400, 800], None)
+    (box,) = make_rows(manifest.table, PIXELS, threads=1).to_pylist()[0][schema.BOXES]
+    assert [box[corner] for corner in readers.CORNERS] == [5, 10, 15, 20]
+    assert not any("original's size" in note for note in manifest.notes)
+
+
+def test_boxes_outside_the_size_that_a_table_gives_stop_the_run(tmp_path: Path) -> None:
+    write(tmp_path, "".join(f"a,ILD,5,R{reader},100,200,300,400\n" for reader in range(4)))
+    (tmp_path / "train_meta.csv").write_text("image_id,dim0,dim1\na,20,40\n")
+    with pytest.raises(UserError, match="4 of 4 boxes lie outside their images"):
+        open_manifest(str(tmp_path))
 
 
 def test_none_differs_from_unknown_and_the_untold_are_for_testing(tmp_path: Path) -> None:
@@ -130,11 +154,11 @@ def test_a_file_of_that_name_alone_is_not_this_layout(tmp_path: Path) -> None:
         ({"train.csv": CSV_HEADER}, "no image lies in"),
         (
             {"train.csv": CSV_HEADER, "a.png": "", "train_meta.csv": "image_id,dim0,dim1\na,9,x\n"},
-            "train_meta.csv, line 2: expected a height and a width in pixels, got '9, x'",
+            "train_meta.csv, line 2: expected dim0 and dim1 as whole numbers of pixels from 1 to 65,535, got '9, x'",
         ),
         (
             {"train.csv": CSV_HEADER, "a.png": "", "train_meta.csv": "image_id\na\n"},
-            "line 1: expected the columns image_id, dim0, dim1, got 1 columns without dim0, dim1",
+            "train_meta.csv: expected the columns dim0 and dim1 or height and width, got image_id",
         ),
     ],
 )

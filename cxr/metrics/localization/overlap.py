@@ -9,7 +9,7 @@ import numpy as np
 
 from cxr import boxes
 from cxr.metrics.localization.flat import Boxes
-from cxr.schema import NEGATIVE, POSITIVE
+from cxr.schema import NEGATIVE
 
 MEASURES = ("iou", "iobb")  # intersection over union; over the area of the found box (Wang et al. 2017)
 THRESHOLDS = tuple(tenths / 10 for tenths in range(1, 10))
@@ -68,19 +68,18 @@ class Located:
         return np.where(self.known, count, np.nan)
 
 
-def known_places(true: Boxes, listed_N: np.ndarray, labels_NF: np.ndarray) -> np.ndarray:
+def known_places(true: Boxes, labels_NF: np.ndarray) -> np.ndarray:
     """(N, F) bool: it is known whether and where an image shows a finding.
 
-    It is where a box of it is listed, where its label is negative, and where boxes are listed but none of it, unless
-    its label is positive: published lists name some of an image's findings only.
+    It is where a box of it is listed, and where its label is negative. A positive finding without a box is somewhere
+    in the image, and one with an unknown label may be: neither can tell a right box from a wrong one.
 
     Args:
-        listed_N: whether the source says anything of an image's boxes.
         labels_NF: 1, 0, −1 unknown.
     """
-    boxed = np.zeros(labels_NF.shape, bool)
-    boxed[true.image, true.finding] = True
-    return boxed | (labels_NF == NEGATIVE) | (listed_N[:, None] & (labels_NF != POSITIVE))
+    known = labels_NF == NEGATIVE
+    known[true.image, true.finding] = True
+    return known
 
 
 def locate(found: Boxes, true: Boxes, known_NF: np.ndarray) -> Located:

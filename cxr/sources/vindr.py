@@ -1,0 +1,229 @@
+"""VinDr-CXR as PhysioNet publishes it (Nguyen et al. 2022): 18,000 DICOM files, official parts, labels of images.
+
+    annotations/annotations_train.csv    image_id, rad_id, class_name, x_min, y_min, x_max, y_max: three readers each
+    annotations/annotations_test.csv     the same without rad_id: the consensus of five
+    annotations/image_labels_train.csv   image_id, rad_id, and a column of 0 and 1 for each of 28 labels
+    annotations/image_labels_test.csv    the same without rad_id
+    train/IMAGE_ID.dicom, test/IMAGE_ID.dicom
+
+The lists may also lie in the archive's root, and some may be missing. A finding is positive where a reader drew a box
+of it or a label of the image says so, negative where it is denied, and unknown otherwise. Global findings are
+diagnoses without boxes, which only the labels of images tell. The test part are the images that the test lists name,
+or that lie in the folder test; the others are for training and validation. Copies as PNG or JPEG need the size of the
+originals, from the same files as those of VinBigData (`sources.vinbigdata`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cxr import schema, storage
+from cxr.errors import UserError
+from cxr.schema import NEGATIVE, POSITIVE, UNKNOWN
+from cxr.sources import readers, vinbigdata
+from cxr.sources.annotations import CLASS_NAME, IMAGE, NO_FINDING, READER, Read, read
+from cxr.sources.base import Manifest, labels_column, manifest_table
+from cxr.sources.csv_table import has_columns, read_csv
+from cxr.sources.listing import PATH, image_ids, image_key, list_images
+from cxr.sources.splits import split_by_patient
+
+name = "vindr"
+
+BOXES_FILES = {"train": "annotations_train.csv", "test": "annotations_test.csv"}
+LABELS_FILES = {"train": "image_labels_train.csv", "test": "image_labels_test.csv"}
+FOLDER = "annotations"
+TRAIN, TEST = "train", "test"  # folders of images, and the parts
+LOCAL, GLOBAL = schema.VINDR_LOCAL_FINDINGS, schema.VINDR_GLOBAL_FINDINGS
+_ALIASES = {"other diseases": "other disease"}  # the word in image_labels_train.csv
+_VALUES = {"0": NEGATIVE, "0.0": NEGATIVE, "1": POSITIVE, "1.0": POSITIVE, "": UNKNOWN}
+
+
+def detect(uri: str) -> bool:
+    needed = (IMAGE, CLASS_NAME, *readers.CORNERS)
+    locations = (_location(uri, file) for file in BOXES_FILES.values())
+    return any(location is not None and has_columns(location, needed) for location in locations)
+
+
+def manifest(uri: str) -> Manifest:
+    """Every image file once, with what the lists say of it; notes count what is only here or only there.
+
+    Raises:
+        UserError: there is no list of boxes, a list is broken, or there is no image.
+    """
+    parts = {part: _read_part(uri, part) for part in (TEST, TRAIN)}
+    if not any(part.drawn for part in parts.values()):
+        raise UserError(
+            f"{uri} has no {' or '.join(BOXES_FILES.values())}: put it there, or choose the source folder"
+        )
+    files, notes = list_images(uri)
+    paths = files[PATH].combine_chunks()
+    names = [image_key(path) for path in paths.to_pylist()]
+    ids, id_notes = image_ids(paths, pa.array(names, pa.string()))
+    listed = {name: part.images for name, part in parts.items()}
+    own = [_part_of(path, image, listed) for path, image in zip(paths.to_pylist(), names, strict=True)]
+    images = [(parts.get(part or "", _Part()), image) for part, image in zip(own, names, strict=True)]
+    findings = (*LOCAL, *GLOBAL) if any(part.labelled.labels for part in parts.values()) else LOCAL
+    labels = [part.labels_of(image)[: len(findings)] for part, image in images]
+    boxes = [part.boxes_of(image) for part, image in images]
+    frames = vinbigdata.original_px(uri)
+    for part in parts.values():
+        frames |= part.drawn.frames_px if part.drawn else {}
+    in_test, in_train = (np.array([part == each for part in own]) for each in (TEST, TRAIN))
+    columns = {
+        schema.IMAGE_ID: ids,
+        schema.PATIENT_ID: pa.array(names, pa.string()),
+        schema.SPLIT: split_by_patient(pa.array(names, pa.string()), in_test, in_train),
+        schema.SOURCE_URI: files[schema.SOURCE_URI],
+        schema.LABELS: labels_column(np.array(labels, np.int8)),
+        schema.BOXES: pa.array(boxes, schema.MANIFEST.field(schema.BOXES).type),
+        schema.BOXES_FRAME: pa.array([frames.get(image) for image in names], pa.list_(pa.int32(), 2)),
+        schema.EXTRA: pa.array([part.extra(image) for part, image in images], pa.string()),
+    }
+    notes += [
+        *id_notes,
+        *(note for part in parts.values() for note in part.notes),
+        *_presence_notes({*names}, set().union(*listed.values())),
+    ]
+    notes += vinbigdata.size_notes(paths.to_pylist(), names, boxes, frames)
+    return Manifest(manifest_table(columns), findings, notes)
+
+
+@dataclass(frozen=True)
+class _ImageLabels:
+    """What a list of image labels says, by image."""
+
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # int8, of all findings
+    readers: Mapping[str, Sequence[str]] = field(default_factory=dict)  # who gave them, as far as they are named
+    seen: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)  # by finding, who saw it
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the lists of the training or the test part say; nothing without arguments."""
+
+    drawn: Read | None = None
+    labelled: _ImageLabels = field(default_factory=_ImageLabels)
+
+    @property
+    def images(self) -> set[str]:
+        return {*self.labelled.labels, *(self.drawn.boxes if self.drawn else ())}
+
+    @property
+    def notes(self) -> list[str]:
+        return [*(self.drawn.notes if self.drawn else ()), *self.labelled.notes]
+
+    def boxes_of(self, image: str) -> list[dict[str, Any]] | None:
+        return self.drawn.boxes.get(image) if self.drawn else None
+
+    def labels_of(self, image: str) -> np.ndarray:
+        """int8, of all findings."""
+        told = np.full((2, len(LOCAL) + len(GLOBAL)), UNKNOWN, np.int8)
+        if self.drawn:
+            told[0, : len(LOCAL)] = self.drawn.labels([image])[0]
+        told[1] = self.labelled.labels.get(image, UNKNOWN)
+        return _either(told)
+
+    def extra(self, image: str) -> str | None:
+        """Who looked, and by finding who gave the image that label; null where no reader is named."""
+        drew = self.drawn.readers.get(image, ()) if self.drawn else ()
+        named = list(dict.fromkeys([*drew, *self.labelled.readers.get(image, ())]))
+        seen = self.labelled.seen.get(image, {})
+        return json.dumps({readers.READERS: named, readers.IMAGE_LABELS: seen}) if named else None
+
+
+def _location(uri: str, file: str) -> str | None:
+    """Where a list lies: in the archive's root, or in `FOLDER`."""
+    places = (storage.join(uri, file), storage.join(uri, FOLDER, file))
+    return next((location for location in places if storage.exists(location)), None)
+
+
+def _read_part(uri: str, part: str) -> _Part:
+    drawn, labelled = (_location(uri, files[part]) for files in (BOXES_FILES, LABELS_FILES))
+    return _Part(
+        read(drawn, by_name=True) if drawn else None,
+        _read_image_labels(labelled) if labelled else _ImageLabels(),
+    )
+
+
+def _part_of(path: str, image: str, listed: Mapping[str, set[str]]) -> str | None:
+    """The part whose lists name an image, else the one in whose folder it lies; None for neither."""
+    named = next((part for part, images in listed.items() if image in images), None)
+    return named or next((part for part in listed if part in path.split("/")[:-1]), None)
+
+
+def _read_image_labels(location: str) -> _ImageLabels:
+    """A finding is positive if a reader gave the image that label, else negative if one denied it, else unknown.
+
+    What a reader says both ways, or beside "No finding", counts as not said.
+    """
+    table = read_csv(location, (IMAGE,))
+    names = [_ALIASES.get(column.casefold(), column.casefold()) for column in table.header]
+    places = [
+        names.index(word.casefold()) if word.casefold() in names else None for word in (*LOCAL, *GLOBAL, NO_FINDING)
+    ]
+    who = table.column(READER) if READER in table else [""] * len(table.rows)
+    rows: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    contradicting: set[tuple[str, str]] = set()  # images and readers
+    for row, (image, reader, values) in enumerate(zip(table.column(IMAGE), who, table.rows, strict=True)):
+        fields = ["" if place is None else values[place] for place in places]
+        if strange := next((value for value in fields if value not in _VALUES), None):
+            raise table.error(row, "labels that are 0, 1 or blank", strange)
+        *given, normal = (_VALUES[value] for value in fields)
+        labels = np.array(given, np.int8)
+        if normal == POSITIVE:
+            contradicting |= {(image_key(image), reader)} if (labels == POSITIVE).any() else set()
+            labels = np.where(labels == POSITIVE, UNKNOWN, NEGATIVE)
+        rows[image_key(image)][reader].append(labels)
+    votes = {image: {who: _one_way(np.stack(of)) for who, of in own.items()} for image, own in rows.items()}
+    contradicting |= {
+        (i, who) for i, own in rows.items() for who, of in own.items() if _both_ways(np.stack(of)).any()
+    }
+    count, file = len(contradicting), storage.name(location)
+    return _ImageLabels(
+        labels={image: _either(np.stack([*own.values()])) for image, own in votes.items()},
+        readers={image: [reader for reader in own if reader] for image, own in votes.items()},
+        seen={image: _who_saw(own) for image, own in votes.items()},
+        notes=[f"readings in {file} that contradict themselves: {count:,}; such labels do not count"]
+        if count
+        else [],
+    )
+
+
+def _both_ways(rows_RF: np.ndarray) -> np.ndarray:
+    return (rows_RF == POSITIVE).any(0) & (rows_RF == NEGATIVE).any(0)
+
+
+def _one_way(rows_RF: np.ndarray) -> np.ndarray:
+    """What one reader's rows say of an image: unknown where they contradict each other."""
+    return np.where(_both_ways(rows_RF), UNKNOWN, _either(rows_RF)).astype(np.int8)
+
+
+def _either(rows_RF: np.ndarray) -> np.ndarray:
+    """int8 (F,): positive where a row is, else negative where one is, else unknown."""
+    any_positive, any_negative = (rows_RF == POSITIVE).any(0), (rows_RF == NEGATIVE).any(0)
+    return np.select([any_positive, any_negative], [POSITIVE, NEGATIVE], UNKNOWN).astype(np.int8)
+
+
+def _who_saw(votes: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+    """By finding that somebody saw, the named readers who did."""
+    seen: dict[str, list[str]] = {}
+    for reader, labels_F in votes.items():
+        for number in np.flatnonzero(labels_F == POSITIVE).tolist() if reader else ():
+            seen.setdefault((*LOCAL, *GLOBAL)[number], []).append(reader)
+    return seen
+
+
+def _presence_notes(here: set[str], listed: set[str]) -> Iterator[str]:
+    """Notes on listed images that are not here, and on images that are not listed."""
+    if missing := len(listed - here):
+        yield f"{missing:,} of the {len(listed):,} images that the lists name are not here"
+    if unlisted := len(here - listed):
+        yield f"{unlisted:,} images are in none of the lists: what they show is unknown"
