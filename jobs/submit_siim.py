@@ -10,7 +10,7 @@ from typing import Any
 
 from cxr import storage
 from cxr.job import run_job
-from cxr.judge.base import read_run
+from cxr.judge.base import Split, read_run
 from cxr.judge.submission import write_submission
 
 
@@ -19,15 +19,18 @@ class Options:
     """Settings of the job."""
 
     run: str = "runs/score"
-    """OUT of jobs/score_archive.py with a checkpoint that finds pneumothorax: a folder or URI."""
+    """OUT of jobs/score_archive.py with a checkpoint of family pneumothorax: a folder or URI."""
+    split: Split = "test"
+    """Images that are submitted; the challenge takes its test images."""
     out: str = "runs/submission"
     """Folder or URI of the result: OUT/submission.csv."""
 
 
 def main(options: Options) -> dict[str, Any]:
     uri = storage.join(storage.normalise(options.out), "submission.csv")
-    counts = write_submission(read_run(options.run), uri)
+    counts = write_submission(read_run(options.run), uri, options.split)
     print("{images:,} images, {positives:,} with a mask, {errors:,} with an error, taken as empty".format(**counts))
+    print(f"submission: {uri}")
     return {"submission": uri, "metrics": counts}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from cxr import storage
 from cxr.job import run_job
-from cxr.judge.base import read_run
+from cxr.judge.base import Split, read_run
 from cxr.judge.vinbigdata import NormalFilter, normal_probabilities, write_submission
 from cxr.sources.vinbigdata import META_FILES
 
@@ -21,6 +21,9 @@ class Options:
 
     run: str = "runs/score"
     """OUT of jobs/score_archive.py with a checkpoint that finds VinBigData's findings: a folder or URI."""
+    split: Split = "test"
+    """Images that are submitted. Of the test split, those that train.csv lists are left out: the challenge takes its
+    own test images alone."""
     normal_run: str = ""
     """OUT of jobs/score_archive.py with a classifier, which tells how likely an image is normal; none if left out."""
     low: float = 0.08
@@ -35,14 +38,17 @@ def main(options: Options) -> dict[str, Any]:
     uri = storage.join(storage.normalise(options.out), "submission.csv")
     known = normal_probabilities(read_run(options.normal_run)) if options.normal_run else None
     normal = None if known is None else NormalFilter(known, options.low, options.high)
-    counts = write_submission(read_run(options.run), uri, normal)
+    counts = write_submission(read_run(options.run), uri, normal, options.split)
     print("{images:,} images, {normal:,} as normal, {errors:,} of these for an error; ".format(**counts), end="")
     print("{boxes_left_out:,} boxes of other findings left out".format(**counts))
+    if counts["training_images_left_out"]:
+        print("note: {training_images_left_out:,} images left out, since train.csv lists them".format(**counts))
     if counts["of_unknown_size"]:
         print(
             "note: {of_unknown_size:,} images with boxes are no DICOM, and nothing tells their originals' sizes: "
             "they are submitted in pixels of the files. {} would tell".format(" and ".join(META_FILES), **counts)
         )
+    print(f"submission: {uri}")
     return {"submission": uri, "metrics": counts}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cxr import schema
 from cxr.errors import Refused, UserError
-from cxr.judge.base import Run, read_scores
+from cxr.judge.base import Run, Split, read_scores
 from cxr.judge.mask_truth import MaskTruth
 from cxr.metrics.segmentation import dice, hd95, overlap_rows
 from cxr.metrics.segmentation.overlap import FOUND, TRUE
@@ -69,9 +69,9 @@ class Judged:
         return np.lexsort((-(found + true - 2 * both) / pixels, dice(self.overlap).numpy()))
 
 
-def load_scores(run: Run) -> Scores:
+def load_scores(run: Run, split: Split = "all") -> Scores:
     """A run's scores; raises UserError where they are not those of a family that finds masks."""
-    table = pa.concat_tables(part.replace_schema_metadata() for part in read_scores(run, _COLUMNS))
+    table = pa.concat_tables(part.replace_schema_metadata() for part in read_scores(run, _COLUMNS, split))
     good = pc.and_(pc.is_null(table[schema.ERROR]), pc.is_valid(table[schema.FOUND_RLE]))
     sizes = (table[name].fill_null(0).to_numpy() for name in (schema.HEIGHT_PX, schema.WIDTH_PX))
     return Scores(

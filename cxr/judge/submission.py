@@ -6,7 +6,7 @@ import re
 
 from cxr import storage
 from cxr.errors import UserError
-from cxr.judge.base import Run
+from cxr.judge.base import Run, Split, check_family
 from cxr.judge.mask_scores import load_scores
 from cxr.report.segmentation import siim_submission
 from cxr.sources import rle
@@ -14,16 +14,20 @@ from cxr.sources import rle
 _ENDING = re.compile(r"\.(dcm|dicom|png|jpe?g)$", re.IGNORECASE)
 
 
-def write_submission(run: Run, uri: str) -> dict[str, int]:
-    """Write a row an image of the run to `uri`, sorted by ImageId; returns counts of images, positives and errors.
+FAMILIES = ("pneumothorax",)  # whose masks are of a pneumothorax
+
+
+def write_submission(run: Run, uri: str, split: Split = "test") -> dict[str, int]:
+    """Write a row for each image of a split to `uri`, sorted by ImageId; returns counts of images, positives, errors.
 
     ImageId is the file's name without folders and ending. The challenge wants every image: one with an error in
     place of a mask is submitted as empty, and counted.
 
     Raises:
-        UserError: the run finds no masks, or two of its images have the same name.
+        UserError: the run finds no pneumothorax or has no image of that split, or two images have the same name.
     """
-    scores = load_scores(run)
+    check_family(run, FAMILIES, "a submission to SIIM-ACR")
+    scores = load_scores(run, split)
     codes: dict[str, str] = {}
     rows = zip(scores.image_ids.to_pylist(), scores.codes.to_pylist(), scores.good.tolist(), strict=True)
     for image_id, code, good in rows:

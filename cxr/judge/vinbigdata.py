@@ -15,13 +15,15 @@ from cxr.boxes import Found, filtered
 from cxr.boxes.normal import NO_FINDING
 from cxr.errors import UserError
 from cxr.judge import box_scores, probabilities
-from cxr.judge.base import Run, read_scores
+from cxr.judge.base import Run, Split, check_family
 from cxr.metrics import detection
 from cxr.metrics.localization import Boxes
 from cxr.report.tables import csv_text
 from cxr.sources import vinbigdata
 from cxr.sources.listing import image_key
 
+BOX_FAMILIES = ("detect", "attend", "localize")
+CLASSIFIERS = ("aecnn", "attend", "localize")
 _NORMAL = f"{NO_FINDING} 1 0 0 1 1"
 
 
@@ -40,6 +42,7 @@ def normal_probabilities(run: Run) -> dict[str, float]:
     Raises:
         UserError: the run is no classifier's.
     """
+    check_family(run, CLASSIFIERS, "the filter of normal images")
     scores = probabilities.load_scores(run)
     if detection.NO_FINDING in scores.findings:
         normal = scores.probabilities[:, scores.findings.index(detection.NO_FINDING)]
@@ -49,37 +52,49 @@ def normal_probabilities(run: Run) -> dict[str, float]:
     return {ids[row]: float(normal[row]) for row in np.flatnonzero(scores.good).tolist()}
 
 
-def write_submission(run: Run, uri: str, normal: NormalFilter | None = None) -> dict[str, int]:
-    """Write a row an image of the run to `uri`, sorted by image_id; returns counts.
+def write_submission(run: Run, uri: str, normal: NormalFilter | None = None, split: Split = "test") -> dict[str, int]:
+    """Write a row for each image of a split to `uri`, sorted by image_id; returns counts.
 
-    image_id is the file's name without folders and ending. The challenge wants every image: one without boxes, or
-    with an error in place of them, is submitted as normal. Boxes are brought to the originals' pixels, where the
-    archive that was scored holds copies and tells the originals' sizes, and rounded; those of findings that are not
-    VinBigData's are left out and counted, images with boxes that are no DICOM and of unknown original size as well.
+    image_id is the file's name without folders and ending. Of the test split, only the challenge's own test images
+    are written: images that train.csv lists are left out and counted, unless there are no others.
+
+    The challenge wants every image: one without boxes, or with an error in place of them, is submitted as normal.
+    Boxes are brought to the originals' pixels, where the archive that was scored holds copies and tells the sizes of
+    the originals, and rounded; where nothing tells them, an image that is no DICOM is counted. Boxes of findings that
+    are not VinBigData's are left out and counted.
 
     Raises:
-        UserError: the run finds no boxes, none of VinBigData's findings, or two of its images have the same name; or
-            the filter does not know an image.
+        UserError: the run finds no boxes, none of VinBigData's findings, or has no image of that split; two images
+            have the same name; or the filter does not know an image.
     """
-    scores = box_scores.load_scores(run)
+    check_family(run, BOX_FAMILIES, "a submission to VinBigData")
+    of_split = box_scores.load_scores(run, split)
+    scores = _without_listed(of_split, run) if split == "test" else of_split
     scales, of_unknown_size = _to_originals(scores, run)
     found, others = _found(scores, run, scales)
     rows: dict[str, str] = {}
     for image_id, good, boxes in zip(scores.image_ids.to_pylist(), scores.good.tolist(), found, strict=True):
-        if image_key(image_id) in rows:
-            raise UserError(
-                f"{run.uri} has scored two images named {image_key(image_id)}: score the challenge's alone"
-            )
-        rows[image_key(image_id)] = prediction(_filtered(boxes, image_id, normal)) if good else _NORMAL
+        name = image_key(image_id)
+        if name in rows:
+            raise UserError(f"{run.uri} has scored two images named {name}: score the challenge's alone")
+        rows[name] = prediction(_filtered(boxes, image_id, normal)) if good else _NORMAL
     table: list[dict[str, Any]] = [{"image_id": name, "PredictionString": rows[name]} for name in sorted(rows)]
     storage.write_text(storage.normalise(uri), csv_text(table))
     return {
         "images": len(rows),
         "normal": sum(row == _NORMAL for row in rows.values()),
+        "training_images_left_out": len(of_split.good) - len(scores.good),
         "boxes_left_out": others,
         "of_unknown_size": of_unknown_size,
         "errors": int((~scores.good).sum()),
     }
+
+
+def _without_listed(scores: box_scores.Scores, run: Run) -> box_scores.Scores:
+    """The scores of images that train.csv of the scored archive does not list; all where it lists all."""
+    listed = {name for archive in shards.made_of(run.archive) for name in vinbigdata.listed(archive)}
+    own = np.array([image_key(image_id) not in listed for image_id in scores.image_ids.to_pylist()], bool)
+    return scores.at(own) if own.any() else scores
 
 
 def _to_originals(scores: box_scores.Scores, run: Run) -> tuple[np.ndarray, int]:
@@ -94,14 +109,8 @@ def _to_originals(scores: box_scores.Scores, run: Run) -> tuple[np.ndarray, int]
     scales = originals.reshape(-1, 2) / np.maximum(scores.sizes_px, 1)
     told = np.logical_and.reduce(np.isfinite(scales), axis=1)
     boxed = pc.list_value_length(scores.boxes).fill_null(0).to_numpy() > 0
-    return np.where(told[:, None], scales, 1), int((boxed & ~told & ~_dicom(run)).sum())
-
-
-def _dicom(run: Run) -> np.ndarray:
-    """(N,) bool: which of the files that were scored are no copies, by their names."""
-    parts = read_scores(run, [schema.IMAGE_ID, schema.SOURCE_URI])
-    uris = (uri or "" for part in parts for uri in part[schema.SOURCE_URI].to_pylist())
-    return np.array([uri.lower().endswith(vinbigdata.DICOM) for uri in uris], bool)
+    dicom = np.array([(uri or "").lower().endswith(vinbigdata.DICOM) for uri in scores.source_uris.to_pylist()], bool)
+    return np.where(told[:, None], scales, 1), int((boxed & ~told & ~dicom).sum())
 
 
 def _found(scores: box_scores.Scores, run: Run, scales: np.ndarray) -> tuple[list[Found], int]:

@@ -77,9 +77,14 @@ def write_run(folder: Path, archive: str, found: dict[str, Boxes | None], family
 
 def score_row(image: str, boxes: Boxes | None) -> dict[str, Any]:
     if boxes is None:
-        return {schema.IMAGE_ID: image, schema.ERROR: "no image"}
+        return {schema.IMAGE_ID: image, schema.SPLIT: "test", schema.ERROR: "no image"}
     size = {schema.HEIGHT_PX: SIZE // 2, schema.WIDTH_PX: SIZE // 2}
-    return {schema.IMAGE_ID: image, **size, schema.FOUND_BOXES: [halved(box) for box in boxes]}
+    return {
+        schema.IMAGE_ID: image,
+        schema.SPLIT: "train" if image.startswith("train/") else "test",
+        **size,
+        schema.FOUND_BOXES: [halved(box) for box in boxes],
+    }
 
 
 def halved(box: dict[str, Any]) -> dict[str, Any]:
@@ -196,9 +201,10 @@ def test_a_submission_names_every_image_once(archive: str, truth: dict[str, Boxe
     strange = {**box, "label": "Hernia"}
     found = {"train/b.dicom": [box, strange, other], "a.png": [], "c.dicom": None}
     run = write_run(tmp_path / "run", archive, found)
-    options = submit_vinbigdata.Options(run=run, out=str(tmp_path / "out"))
+    options = submit_vinbigdata.Options(run=run, split="all", out=str(tmp_path / "out"))
     result = submit_vinbigdata.main(options)
-    assert result["metrics"] == {"images": 3, "normal": 2, "boxes_left_out": 1, "of_unknown_size": 1, "errors": 1}
+    counts = {"images": 3, "normal": 2, "training_images_left_out": 0, "boxes_left_out": 1, "of_unknown_size": 1}
+    assert result["metrics"] == {**counts, "errors": 1}
     rows = read_csv(result["submission"])
     assert [row["image_id"] for row in rows] == ["a", "b", "c"]
     assert [row["PredictionString"] for row in rows] == [
@@ -206,6 +212,30 @@ def test_a_submission_names_every_image_once(archive: str, truth: dict[str, Boxe
         "0 0.5 2 3 11 15 3 0.123457 2 3 11 15",
         "14 1 0 0 1 1",
     ]
+
+
+def test_a_submission_holds_the_challenges_test_images_and_says_where_it_is(
+    archive: str, truth: dict[str, Boxes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the test split, the images that train.csv lists are no test images of the challenge."""
+    read, *_ = truth
+    run = write_run(tmp_path / "run", archive, {"train/b.png": [], "a.png": [], f"{read}.png": [], "c.png": None})
+    result = submit_vinbigdata.main(submit_vinbigdata.Options(run=run, out=str(tmp_path / "out")))
+    assert [row["image_id"] for row in read_csv(result["submission"])] == ["a", "c"]
+    assert (result["metrics"]["training_images_left_out"], result["metrics"]["errors"]) == (1, 1)
+    told = capsys.readouterr().out
+    assert f"submission: {result['submission']}" in told
+    assert "1 images left out, since train.csv lists them" in told
+    with pytest.raises(UserError, match="no image in split 'val' but test 3, train 1"):
+        write_submission(read_run(run), str(tmp_path / "submission.csv"), split="val")
+
+
+def test_a_run_without_boxes_is_no_submission_and_one_without_classes_no_filter(archive: str, tmp_path: Path) -> None:
+    aecnn = read_run(write_run(tmp_path / "aecnn", archive, {"a.png": []}, family="aecnn"))
+    with pytest.raises(UserError, match=r"is a run of family aecnn, but .* needs one of family detect or attend"):
+        write_submission(aecnn, str(tmp_path / "submission.csv"))
+    with pytest.raises(UserError, match=r"is a run of family detect, but .* needs one of family aecnn or"):
+        normal_probabilities(read_run(write_run(tmp_path / "detect", archive, {"a.png": []})))
 
 
 @pytest.mark.parametrize("as_shards", [False, True])
@@ -218,7 +248,7 @@ def test_boxes_found_in_copies_are_submitted_in_the_originals_pixels(
         scored = str(tmp_path / "shards")
         storage.write_json(f"{scored}/{ARCHIVE_FILE}", {"archive": archive})
     run = write_run(tmp_path / "run", scored, {image: truth[image], "d": None})
-    counts = write_submission(read_run(run), str(tmp_path / "submission.csv"))
+    counts = write_submission(read_run(run), str(tmp_path / "submission.csv"), split="all")
     assert counts["of_unknown_size"] == 0
     written = next(row for row in read_csv(str(tmp_path / "submission.csv")) if row["image_id"] == image)
     found = np.array(written["PredictionString"].split(), float).reshape(-1, 6)

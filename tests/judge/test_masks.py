@@ -113,9 +113,10 @@ def write_run(folder: Path, archive: str, found: dict[int, np.ndarray], family: 
 
 def score_row(image: int, mask: np.ndarray) -> dict[str, Any]:
     if not mask.size:
-        return {schema.IMAGE_ID: name_of(image), schema.ERROR: "no image"}
+        return {schema.IMAGE_ID: name_of(image), schema.SPLIT: "test", schema.ERROR: "no image"}
     return {
         schema.IMAGE_ID: name_of(image),
+        schema.SPLIT: "test" if image % 2 else "train",
         schema.HEIGHT_PX: SIDE,
         schema.WIDTH_PX: SIDE,
         schema.FOUND_RLE: rle.encode(mask),
@@ -270,7 +271,7 @@ def test_mistakes_are_told(raw: str, run: str, tmp_path: Path) -> None:
 
 
 def test_a_run_becomes_a_submission(run: str, tmp_path: Path) -> None:
-    options = submit_siim.Options(run=run, out=str(tmp_path / "out"))
+    options = submit_siim.Options(run=run, split="all", out=str(tmp_path / "out"))
     result = submit_siim.main(options)
     lines = Path(result["submission"]).read_text().splitlines()
     assert lines[0] == "ImageId,EncodedPixels"
@@ -283,6 +284,23 @@ def test_a_run_becomes_a_submission(run: str, tmp_path: Path) -> None:
     assert result["metrics"] == {"images": 11, "positives": 7, "errors": 1}
 
 
+def test_a_submission_holds_the_test_images_and_says_where_it_is(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = submit_siim.main(submit_siim.Options(run=run, out=str(tmp_path / "out")))
+    assert [row["ImageId"] for row in read_csv(result["submission"])] == ["01", "03", "05", "07", "09", "11"]
+    assert f"submission: {result['submission']}" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no image in split 'val' but test 6, train 5"):
+        submit_siim.main(submit_siim.Options(run=run, split="val", out=str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("family", ["lungs", "detect"])
+def test_a_run_of_another_family_is_no_submission(family: str, raw: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "other", raw, {1: found_mask(1)}, family=family)
+    with pytest.raises(UserError, match=f"is a run of family {family}, but .* needs one of family pneumothorax"):
+        submit_siim.main(submit_siim.Options(run=run, out=str(tmp_path / "out")))
+
+
 def test_two_images_of_one_name_are_no_submission(run: str, tmp_path: Path) -> None:
     part = Path(run) / SCORES / "part-00000.parquet"
     table = pq.read_table(part)
@@ -292,4 +310,4 @@ def test_two_images_of_one_name_are_no_submission(run: str, tmp_path: Path) -> N
     doubled = table.slice(0, 1)
     pq.write_table(doubled, part)
     with pytest.raises(UserError, match="two images named 11"):
-        write_submission(read_run(run), str(tmp_path / "submission.csv"))
+        write_submission(read_run(run), str(tmp_path / "submission.csv"), "all")
