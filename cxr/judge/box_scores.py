@@ -94,7 +94,7 @@ def judge(scores: Scores, scored: Sequence[str], truth: BoxTruth) -> Judged:
     boxed = np.unique(every.finding)
     if not boxed.size:
         raise UserError(_nothing_in_common(scores, truth, int(present.sum()), len(rows)))
-    findings = tuple(scored[number] for number in boxed.tolist())
+    findings = tuple(finding for number, finding in enumerate(scored) if number in boxed)
     true = replace(every, finding=np.searchsorted(boxed, every.finding))
     found = Boxes.of(scores.boxes.take(pa.array(places[rows])), findings)
     return Judged(
