@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from cxr import schema, storage
-from cxr.errors import Refused
+from cxr.decode_pool import Decoded, decode_image, decode_mask
+from cxr.errors import Refused, UserError, place_of
 from cxr.imaging import geometry
-from cxr.imaging.decode import Image, decode, to_bits
 from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import Frame
+from cxr.imaging.image import to_bits
 from cxr.imaging.lung_square import LungSquare
-from cxr.imaging.raster import decode_picture
 from cxr.schema import PixelFormat
 from cxr.sources import rle
 from cxr.sources.base import boxes_frame_px, frame_scales
@@ -52,11 +51,12 @@ def make_rows(
 ) -> pa.Table:
     """Fetch and decode the images of a manifest; one row of `schema.row_schema(pixels)` each, in its order.
 
-    A few threads fetch while others decode: OpenCV and file reads release the GIL. OpenCV's own threads are
-    switched off in this process, since every core has a worker of its own.
+    A few threads fetch, resize and store while processes of their own decode (`cxr.decode_pool`): OpenCV and file
+    reads release the GIL. OpenCV's own threads are switched off in this process, since every core has a worker of
+    its own.
 
-    An image that is missing, unreadable, refused or broken becomes a row with `error` set, without pixels,
-    boxes, masks and pose; its labels stay.
+    An image that is missing, unreadable, refused, broken or fatal to its decoder becomes a row with `error` set,
+    without pixels, boxes, masks and pose; its labels stay.
 
     Args:
         crop: finds the square that is stored of each image; None: all of it is. Where that finds a reason against
@@ -66,6 +66,7 @@ def make_rows(
     Raises:
         StorageError: storage failed in a way that concerns more than one image (credentials, a server that
             stays away, a share that is gone): recorded as errors these would outlive their cause.
+        UserError: no image can be decoded on this machine.
         MemoryError: likewise.
     """
     cv2.setNumThreads(0)
@@ -86,12 +87,12 @@ def _row(
 ) -> Values:
     """What decoding one image adds to its manifest row; its pixels are written into `out` (size, size)."""
     try:
-        image = decode(storage.read_bytes(given[schema.SOURCE_URI]))
-        shown = enhance(image.pixels) if enhance else image.pixels
-        square, frame, cropped = _framed(shown, len(out), crop and crop(image.pixels))
-        made = _described(given, image, frame, boxes_frame) | {schema.CROP: cropped}
+        data = storage.read_bytes(given[schema.SOURCE_URI])
+        decoded = decode_image(data, fit_px=None if crop or enhance else len(out))
+        square, frame, cropped = _framed(decoded, len(out), crop, enhance)
+        made = _described(given, decoded, frame, boxes_frame) | {schema.CROP: cropped}
         made[schema.POSE_UNIT] = None if cropped == CROPPED else given[schema.POSE_UNIT]
-        made[schema.MASKS] = _masks(given[schema.MASKS] or (), image.pixels.shape, len(out), frame)
+        made[schema.MASKS] = _masks(given[schema.MASKS] or (), decoded.height, decoded.width, len(out), frame)
         out[:] = to_bits(square, bits)
         return made
     except Exception as error:
@@ -100,8 +101,14 @@ def _row(
         return {schema.ERROR: _reason(error)}
 
 
-def _framed(pixels: np.ndarray, size: int, lungs: LungSquare | None) -> tuple[np.ndarray, Frame, str | None]:
+def _framed(
+    decoded: Decoded, size: int, crop: Crop | None, enhance: Enhancement | None
+) -> tuple[np.ndarray, Frame, str | None]:
     """The pixels that are stored, their frame, and what stands in column `crop`."""
+    if not (crop or enhance):
+        return decoded.image.pixels, geometry.fitted_frame(decoded.height, decoded.width, size), None
+    pixels = enhance(decoded.image.pixels) if enhance else decoded.image.pixels
+    lungs = crop(decoded.image.pixels) if crop else None
     if lungs is None or lungs.reason:
         return *geometry.fit(pixels, size), lungs and f"whole image: {lungs.reason}"
     return lungs.crop(pixels, size), lungs.frame(size), CROPPED
@@ -110,7 +117,7 @@ def _framed(pixels: np.ndarray, size: int, lungs: LungSquare | None) -> tuple[np
 def _concerns_one(error: Exception) -> bool:
     if isinstance(error, storage.StorageError):
         return isinstance(error, (storage.NotFound, storage.Unreadable))
-    return not isinstance(error, MemoryError)
+    return not isinstance(error, (MemoryError, UserError))
 
 
 def _reason(error: Exception) -> str:
@@ -122,16 +129,12 @@ def _reason(error: Exception) -> str:
     if isinstance(error, storage.StorageError):
         cause = error.__cause__
         return f"file not readable: {getattr(cause, 'strerror', None) or type(cause).__name__}"
-    place = error.__traceback__
-    while place and place.tb_next:
-        place = place.tb_next
-    where = f" in {Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place else ""
-    return f"unexpected {type(error).__name__}{where}"
+    return f"unexpected {type(error).__name__}{place_of(error)}"
 
 
-def _described(given: Values, image: Image, frame: Frame, boxes_frame: int | None) -> Values:
+def _described(given: Values, decoded: Decoded, frame: Frame, boxes_frame: int | None) -> Values:
     """Everything about an image but its pixels, boxes and masks; spacing is that of the file's own pixels."""
-    height, width = image.pixels.shape
+    image, height, width = decoded.image, decoded.height, decoded.width
     x_scale, y_scale = frame_scales(given[schema.BOXES_FRAME], boxes_frame, height, width)
     spacing = given[schema.SPACING_MM]
     if spacing is not None:
@@ -145,12 +148,12 @@ def _described(given: Values, image: Image, frame: Frame, boxes_frame: int | Non
     }
 
 
-def _masks(sources: Sequence[Values], shape: tuple[int, ...], size: int, frame: Frame) -> list[Values]:
+def _masks(sources: Sequence[Values], height: int, width: int, size: int, frame: Frame) -> list[Values]:
     """One packed mask a label: several masks of a label (left and right lung, say) are united."""
     united: dict[str, np.ndarray] = {}
     for source in sources:
         label = source[schema.LABEL]
-        mask = original_mask(source, *shape)
+        mask = original_mask(source, height, width)
         united[label] = united[label] | mask if label in united else mask
     return [
         {schema.LABEL: label, schema.MASK_BITS: np.packbits(geometry.fit_mask(mask, size, frame)).tobytes()}
@@ -167,7 +170,7 @@ def original_mask(source: Values, height: int, width: int) -> np.ndarray:
     if source[schema.MASK_RLE] is not None:
         return rle.decode(source[schema.MASK_RLE], height, width)
     try:
-        picture = decode_picture(storage.read_bytes(source[schema.MASK_URI]))  # may be blank
+        picture = decode_mask(storage.read_bytes(source[schema.MASK_URI]))  # may be blank
     except (Refused, storage.NotFound) as error:
         raise Refused(f"mask of {source[schema.LABEL]}: {_reason(error)}") from None
     mask_height, mask_width = picture.shape

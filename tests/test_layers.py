@@ -26,13 +26,26 @@ MAY_IMPORT = {
     "models": {"cxr.precision"},
     "metrics": BASE | {"cxr.boxes", "cxr.models"},
     "imaging": BASE,
+    "decode_worker": BASE | {"cxr.imaging"},
+    "decode_pool": BASE | {"cxr.imaging", "cxr.decode_worker"},
     "sources": BASE | {"cxr.storage", "cxr.imaging", "cxr.boxes"},
     "phantom": BASE | {"cxr.storage", "cxr.imaging", "cxr.sources"},
     "report": BASE | {"cxr.storage", "cxr.metrics"},
     "judge": BASE
     | {
         f"cxr.{name}"
-        for name in ("boxes", "storage", "imaging", "sources", "rows", "shards", "ledger", "metrics", "report")
+        for name in (
+            "boxes",
+            "storage",
+            "imaging",
+            "sources",
+            "decode_pool",
+            "rows",
+            "shards",
+            "ledger",
+            "metrics",
+            "report",
+        )
     },
     "recipes": BASE
     | {

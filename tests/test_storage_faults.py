@@ -16,6 +16,7 @@ import pytest
 from pyarrow import fs
 
 from cxr import schema, storage
+from cxr.decode_pool import DecodePool, DecoderUnavailableError
 from cxr.rows import make_rows
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
@@ -166,11 +167,19 @@ def test_a_failing_disk_stops_the_work(tmp_path: Path, monkeypatch: pytest.Monke
 def test_too_little_memory_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = open_manifest(write_archive(tmp_path / "archive", good=2)).table
 
-    def greedy(data: bytes) -> None:
+    def greedy(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("cxr.rows.decode", greedy)
+    monkeypatch.setattr("cxr.rows.geometry.fitted_frame", greedy)
     with pytest.raises(MemoryError):
+        make_rows(manifest, PixelFormat(32))
+
+
+def test_a_machine_that_cannot_start_decoders_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = open_manifest(write_archive(tmp_path / "archive", good=2)).table
+    monkeypatch.setattr("cxr.decode_pool._shared", DecodePool)
+    monkeypatch.setattr("cxr.decode_pool.sys.executable", "/bin/false")
+    with pytest.raises(DecoderUnavailableError, match="exited with code 1"):
         make_rows(manifest, PixelFormat(32))
 
 

@@ -57,12 +57,17 @@ def fit(pixels: np.ndarray, size: int) -> tuple[np.ndarray, Frame]:
     whole numbers of pixels that the sides really became.
     """
     height, width = pixels.shape
+    frame = fitted_frame(height, width, size)
+    return _placed(pixels, size, frame), frame
+
+
+def fitted_frame(height: int, width: int, size: int) -> Frame:
+    """The frame of `fit` for an image of this height and width."""
     longest = max(height, width)
     inner_height, inner_width = (max(1, round(side * size / longest)) for side in (height, width))
     top, left = (size - inner_height) // 2, (size - inner_width) // 2
     x_scale, y_scale = width / inner_width, height / inner_height
-    frame = Frame(x_scale, y_scale, -left * x_scale, -top * y_scale)
-    return _placed(pixels, size, frame), frame
+    return Frame(x_scale, y_scale, -left * x_scale, -top * y_scale)
 
 
 def fit_mask(mask: np.ndarray, size: int, frame: Frame) -> np.ndarray:

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr import schema, shards, storage
+from cxr.decode_pool import decode_image
 from cxr.errors import Refused
 from cxr.imaging import geometry
-from cxr.imaging.decode import decode, to_bits
 from cxr.imaging.geometry import Frame
+from cxr.imaging.image import to_bits
 
 PICTURE_PX = 384  # side of the pictures that are shown of raw archives
 
@@ -22,11 +23,11 @@ def decoded(table: pa.Table, rows: Sequence[int]) -> dict[int, tuple[np.ndarray,
     found = {}
     for row in rows:
         try:
-            image = decode(storage.read_bytes(table[schema.SOURCE_URI][row].as_py()))
+            fitted = decode_image(storage.read_bytes(table[schema.SOURCE_URI][row].as_py()), PICTURE_PX)
         except (Refused, storage.NotFound):
             continue
-        square, frame = geometry.fit(image.pixels, PICTURE_PX)
-        found[row] = to_bits(square, 8) / np.float32(255), frame
+        frame = geometry.fitted_frame(fitted.height, fitted.width, PICTURE_PX)
+        found[row] = to_bits(fitted.image.pixels, 8) / np.float32(255), frame
     return found
 
 
