@@ -1,4 +1,7 @@
-"""Judge what score_archive wrote: tables with intervals and pictures, alone or against another run.
+"""Report on what score_archive wrote: tables with intervals and pictures, alone or against another run.
+
+Where the archive has no ground truth, the report describes the scores: their distributions, what was found, and which
+images could not be scored.
 
 python jobs/report_run.py --run runs/scores --archive /data/chestxray14
 

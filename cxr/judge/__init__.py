@@ -1,32 +1,52 @@
-"""Scoring runs judged by what is known of their images: one report a family."""
+"""Reports of scoring runs: compared with what is known of their images, or described where nothing is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.judge import classifiers, detections, localization, masks
-from cxr.judge.base import ReportOptions, Run, read_run
+from cxr.judge import classifiers, detections, localization, masks, score_summary
+from cxr.judge.base import NoGroundTruthError, ReportOptions, Run, read_run
+from cxr.judge.score_summary import BOXES, MASKS, PROBABILITIES, Kind
 
-# Family -> what reads its scores, writes the report into a URI and returns what the job's result.json holds.
-REPORTS: dict[str, Callable[[Run, ReportOptions, str], dict[str, Any]]] = {
-    "aecnn": classifiers.report,
-    "attend": localization.report,
-    "detect": detections.report,
-    "localize": localization.report,
-    "lungs": partial(masks.report, label=schema.LUNGS),
-    "pneumothorax": partial(masks.report, label=schema.PNEUMOTHORAX),
+
+@dataclass(frozen=True)
+class Reports:
+    """How a family's runs are reported.
+
+    Args:
+        evaluate: compares a run with the ground truth, writes the report into a URI, and returns what the job's
+            result.json holds. Raises NoGroundTruthError where there is none.
+        kinds: of its scores, which are described where there is no ground truth.
+    """
+
+    evaluate: Callable[[Run, ReportOptions, str], dict[str, Any]]
+    kinds: tuple[Kind, ...]
+
+
+REPORTS: dict[str, Reports] = {
+    "aecnn": Reports(classifiers.report, (PROBABILITIES,)),
+    "attend": Reports(localization.report, (PROBABILITIES, BOXES)),
+    "detect": Reports(detections.report, (BOXES,)),
+    "localize": Reports(localization.report, (PROBABILITIES, BOXES)),
+    "lungs": Reports(partial(masks.report, label=schema.LUNGS), (MASKS,)),
+    "pneumothorax": Reports(partial(masks.report, label=schema.PNEUMOTHORAX), (MASKS,)),
 }
 
 
 def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
-    """Judge what `score_archive` wrote to `run_uri`.
+    """Report on what `score_archive` wrote to `run_uri`.
+
+    Where the archive that was scored has no ground truth, or where several were scored and none is named to compare
+    with, the report describes the scores, and says so.
 
     Raises:
-        UserError: no scoring run lies there, or its family has no report.
+        UserError: no scoring run lies there, its family has no report, or the options ask for a comparison that
+            nothing is known for.
     """
     run = read_run(run_uri)
     if run.family not in REPORTS:
@@ -34,4 +54,14 @@ def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
             f"{run.uri} holds scores of family {run.family!r}, for which there is no report yet; "
             f"there is one for {', '.join(REPORTS)}"
         )
-    return REPORTS[run.family](run, options, out)
+    how, scored = REPORTS[run.family], " and ".join(run.archives)
+    if len(run.archives) > 1 and not options.archive and not options.against:
+        print(f"note: {scored} were scored: the report describes the scores; --archive names one to compare with")
+        return score_summary.report(run, options, out, how.kinds)
+    try:
+        return how.evaluate(run, replace(options, split="test") if options.split == "auto" else options, out)
+    except NoGroundTruthError:
+        if options.archive or options.against:
+            raise
+        print(f"note: {scored} has no ground truth for these scores: the report describes them alone", flush=True)
+        return score_summary.report(run, options, out, how.kinds)

@@ -33,8 +33,8 @@ class ReportOptions:
     """Archive or shards that know the truth, any URI; left out, the archive that was scored, if it was one."""
     source: str = "auto"
     """Layout of the archive: auto, or the name of a source."""
-    split: Split = "test"
-    """Images that are judged."""
+    split: Literal["auto"] | Split = "auto"
+    """Images that the report is about. auto: the test images, or all images where the archive has no ground truth."""
     against: str = ""
     """Another run's OUT: both are compared on the images that both have scored."""
     resamples: int = RESAMPLES
@@ -50,6 +50,10 @@ class ReportOptions:
             raise UserError(f"box_score={self.box_score}: wanted 0 to 1")
         if self.resamples < 1:
             raise UserError(f"resamples={self.resamples}: wanted 1 or more")
+
+
+class NoGroundTruthError(UserError):
+    """The archive holds no ground truth of the kind that a run's scores could be compared with."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +128,15 @@ def read_scores(run: Run, columns: Sequence[str], split: Split = "all") -> list[
     return parts if split == "all" else _of_split(parts, split, f"the run {run.uri}")
 
 
-def _of_split(tables: Sequence[pa.Table], split: str, where: str) -> list[pa.Table]:
-    """The rows of a split; raises UserError, which counts the images of the other splits, where there is none."""
+def _of_split(
+    tables: Sequence[pa.Table], split: str, where: str, error: type[UserError] = UserError
+) -> list[pa.Table]:
+    """The rows of a split; raises an error, which counts the images of the other splits, where there is none."""
     chosen = [table.filter(pc.equal(table[schema.SPLIT], split)) for table in tables]
     if not any(table.num_rows for table in chosen):
         found = Counter(name for table in tables for name in table[schema.SPLIT].to_pylist())
         told = ", ".join(f"{name or 'unknown'} {count:,}" for name, count in found.most_common()) or "no image at all"
-        raise UserError(f"{where} has no image in split {split!r} but {told}: give another --split, or all")
+        raise error(f"{where} has no image in split {split!r} but {told}: give another --split, or all")
     return chosen
 
 
@@ -161,11 +167,25 @@ def read_all_truth(
 
 
 def of_split(known: Manifest, archive: str, split: str) -> Manifest:
-    """The images of a split, or of "all"; raises UserError where there is none."""
+    """The images of a split, or of "all".
+
+    Raises:
+        UserError: there is none; a NoGroundTruthError where nothing is known of the others either.
+    """
     if split == "all" and known.table.num_rows:
         return known
-    (table,) = _of_split([known.table], split, archive)
+    (table,) = _of_split([known.table], split, archive, UserError if _has_truth(known.table) else NoGroundTruthError)
     return Manifest(table, known.findings, known.notes)
+
+
+def _has_truth(table: pa.Table) -> bool:
+    """Whether any image has a known label, a list of boxes, or a mask, in such of these columns as there are."""
+    there = set(table.column_names)
+    labels = pc.list_flatten(table[schema.LABELS]) if schema.LABELS in there else []
+    masks = pc.list_flatten(table[schema.MASKS]) if schema.MASKS in there else []
+    boxed = schema.BOXES in there and table[schema.BOXES].null_count < table.num_rows
+    known = len(labels) > 0 and pc.any(pc.not_equal(labels, schema.UNKNOWN)).as_py()
+    return bool(known) or boxed or len(masks) > 0
 
 
 def patient_numbers(table: pa.Table) -> np.ndarray:

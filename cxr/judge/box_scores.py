@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.judge.base import Run, Split, read_scores
+from cxr.judge.base import NoGroundTruthError, Run, Split, read_scores
 from cxr.judge.box_truth import BoxTruth
 from cxr.metrics.localization import Boxes, Located, baselines, locate
 
@@ -83,7 +83,8 @@ def judge(scores: Scores, scored: Sequence[str], truth: BoxTruth) -> Judged:
         scored: the findings that the checkpoint knows.
 
     Raises:
-        UserError: none of these images has a true box of one of them.
+        UserError: none of these images has a true box of one of them; a NoGroundTruthError where the truth lists no
+            boxes.
     """
     places = pc.index_in(truth.table[schema.IMAGE_ID], value_set=scores.image_ids).fill_null(-1).to_numpy()
     present = places >= 0
@@ -93,7 +94,8 @@ def judge(scores: Scores, scored: Sequence[str], truth: BoxTruth) -> Judged:
     every = truth.boxes(scored, rows, sizes)
     boxed = np.unique(every.finding)
     if not boxed.size:
-        raise UserError(_nothing_in_common(scores, truth, int(present.sum()), len(rows)))
+        error = UserError if truth.listed else NoGroundTruthError
+        raise error(_nothing_in_common(scores, truth, int(present.sum()), len(rows)))
     findings = tuple(finding for number, finding in enumerate(scored) if number in boxed)
     true = replace(every, finding=np.searchsorted(boxed, every.finding))
     found = Boxes.of(scores.boxes.take(pa.array(places[rows])), findings)

@@ -52,6 +52,11 @@ class BoxTruth:
         sides = (table[name].to_numpy() for name in (schema.WIDTH_PX, schema.HEIGHT_PX))
         return np.stack([*sides], 1).astype(np.float64)
 
+    @property
+    def listed(self) -> bool:
+        """Whether it says of any image which boxes it has, if only that there is none."""
+        return self.table[schema.BOXES].null_count < self.table.num_rows
+
     def known(self, findings: Sequence[str], rows: np.ndarray, true: Boxes) -> np.ndarray:
         """(N, F) bool, see `metrics.localization.known_places`."""
         labels = np.full((len(rows), len(findings)), schema.UNKNOWN, np.int8)

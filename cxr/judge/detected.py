@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.judge.base import Run, read_scores
+from cxr.judge.base import NoGroundTruthError, Run, read_scores
 from cxr.judge.box_scores import Scores
 from cxr.judge.box_truth import BoxTruth
 from cxr.metrics.localization import Boxes
@@ -72,7 +72,8 @@ def detected(scores: Scores, scored: Sequence[str], truth: BoxTruth) -> Detected
         scored: findings of the checkpoint; findings that only the archive knows are judged too, as never found.
 
     Raises:
-        UserError: of no image that was scored is it known where it shows what.
+        UserError: of no image that was scored is it known where it shows what; a NoGroundTruthError where the truth
+            knows that of no image.
     """
     findings = tuple(dict.fromkeys([*(truth.labels.findings or scored), *(f for f in scored if f in _named(truth))]))
     places = pc.index_in(truth.table[schema.IMAGE_ID], value_set=scores.image_ids).fill_null(-1).to_numpy()
@@ -85,7 +86,8 @@ def detected(scores: Scores, scored: Sequence[str], truth: BoxTruth) -> Detected
     found = Boxes.of(scores.boxes.take(pa.array(places[rows])), findings)
     judged = known.any(1)
     if not judged.any():
-        raise UserError(_nothing_in_common(scores, truth, int(present.sum()), len(rows)))
+        error = UserError if truth.listed or truth.labels.findings else NoGroundTruthError
+        raise error(_nothing_in_common(scores, truth, int(present.sum()), len(rows)))
     sure = known[found.image, found.finding]
     every = Detected(
         findings=findings,

@@ -29,10 +29,15 @@ _TOLD = (0.1, 0.3, 0.5)  # thresholds of which result.json has each finding's ac
 
 
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
-    """Judge a run: OUT/report.md, boxes.csv, findings.csv, pictures, and with `against` gains; the job's result."""
+    """Judge a run: OUT/report.md, boxes.csv, findings.csv, pictures, and with `against` gains; the job's result.
+
+    Where the archive has labels but no boxes, the report is a classifier's.
+    """
     out, archive = storage.normalise(out), storage.normalise(options.archive or run.archive)
-    truth, classified = known_boxes(archive, options), probabilities.load_scores(run)
-    judged, joined = judge(load_scores(run), classified.findings, truth), _labelled(classified, truth)
+    truth, classified, found = known_boxes(archive, options), probabilities.load_scores(run), load_scores(run)
+    if not truth.listed and _labelled(classified, truth):
+        return classifiers.report(run, options, out)
+    judged, joined = judge(found, classified.findings, truth), _labelled(classified, truth)
     told = _told(judged)
     print(told, flush=True)
     result: dict[str, Any] = {}

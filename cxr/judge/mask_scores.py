@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cxr import schema
 from cxr.errors import Refused, UserError
-from cxr.judge.base import Run, Split, read_scores
+from cxr.judge.base import NoGroundTruthError, Run, Split, read_scores
 from cxr.judge.mask_truth import MaskTruth
 from cxr.metrics.segmentation import dice, hd95, overlap_rows
 from cxr.metrics.segmentation.overlap import FOUND, TRUE
@@ -88,14 +88,16 @@ def judge(scores: Scores, truth: MaskTruth) -> Judged:
     """Compare the masks of all images that have both; a mask that cannot be read leaves its image out.
 
     Raises:
-        UserError: there is no such image.
+        UserError: there is no such image, or none whose masks can be read; a NoGroundTruthError where the truth has
+            no mask.
     """
     places = pc.index_in(truth.image_ids, value_set=scores.image_ids).fill_null(-1).to_numpy()
     present = places >= 0
     good = present & scores.good[places]
     rows = np.flatnonzero(good & truth.known)
     if not len(rows):
-        raise UserError(_nothing_in_common(scores, truth, int(present.sum()), int(good.sum())))
+        error = UserError if truth.known.any() else NoGroundTruthError
+        raise error(_nothing_in_common(scores, truth, int(present.sum()), int(good.sum())))
     with ThreadPoolExecutor(_THREADS) as pool:
         compared = list(pool.map(lambda row: _compared(scores, truth, row, places[row]), rows.tolist()))
     refused = Counter(result for result in compared if isinstance(result, str))

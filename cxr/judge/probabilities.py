@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.judge.base import Run, patient_numbers, read_scores
+from cxr.judge.base import NoGroundTruthError, Run, patient_numbers, read_scores
 from cxr.sources.base import Manifest
 
 
@@ -109,7 +109,7 @@ def _matrix(lists: pa.ChunkedArray, good: pa.ChunkedArray, width: int, other: fl
         raise UserError(f"{list(lengths)} values an image for {width} findings: wanted one a finding; write it again")
     flat = values.flatten().to_numpy(zero_copy_only=False)
     found = np.full((len(lists), width), other, flat.dtype)
-    found[good.to_numpy()] = flat.reshape(-1, width)
+    found[good.to_numpy()] = flat.reshape(len(values), width)
     return found
 
 
@@ -117,7 +117,7 @@ def join(scores: Scores, truth: Truth) -> Joined:
     """The truth's images with their scores.
 
     Raises:
-        UserError: no image or no finding in common.
+        UserError: no image or no finding in common; a NoGroundTruthError where the truth has no labels.
     """
     findings = tuple(finding for finding in scores.findings if finding in truth.findings)
     place = pc.index_in(truth.image_ids, value_set=scores.image_ids).fill_null(-1).to_numpy()
@@ -125,7 +125,8 @@ def join(scores: Scores, truth: Truth) -> Joined:
     good = present & scores.good[place]
     rows = np.flatnonzero(good & truth.labelled)
     if not findings or not len(rows):
-        raise UserError(_nothing_in_common(scores, truth, int(present.sum()), int(good.sum())))
+        error = UserError if truth.findings and truth.labelled.any() else NoGroundTruthError
+        raise error(_nothing_in_common(scores, truth, int(present.sum()), int(good.sum())))
     scored = [scores.findings.index(finding) for finding in findings]
     return Joined(
         findings=findings,
@@ -144,5 +145,6 @@ def _nothing_in_common(scores: Scores, truth: Truth, present: int, good: int) ->
     return (
         f"of {len(truth.labelled):,} images of the archive {truth.labelled.sum():,} have labels, {present:,} are in "
         f"{scores.uri}, {good:,} without an error; it scores {', '.join(scores.findings)}, the archive has labels of "
-        f"{', '.join(truth.findings) or 'nothing'}: there is nothing to judge. Give the archive that was scored"
+        f"{', '.join(truth.findings) or 'nothing'}: there is nothing to judge. Give the archive that was scored, one "
+        f"that has labels, or another --split"
     )

@@ -19,14 +19,14 @@ _TILE = 1.6 * TILE_INCHES
 
 @dataclass(frozen=True)
 class MaskPair:
-    """The true and the found one, (H, W) bool."""
+    """The true and the found one, (H, W) bool; None where the truth is not known."""
 
-    true: np.ndarray
+    true: np.ndarray | None
     found: np.ndarray
 
     def draw(self, ax: Axes) -> None:
         for mask, colour in ((self.true, TRUE_COLOUR), (self.found, FOUND_COLOUR)):
-            if mask.any():
+            if mask is not None and mask.any():
                 padded = np.pad(mask.astype(np.float32), 1)  # outlines that meet the image's edge close there
                 places = (np.arange(-1, length + 1) for length in mask.shape[::-1])
                 ax.contour(*places, padded, levels=[0.5], colors=[colour], linewidths=0.9)
@@ -34,15 +34,19 @@ class MaskPair:
 
 @dataclass(frozen=True)
 class BoxPair:
-    """Boxes (K, 4) xyxy in the picture's pixels, and a word on each: above the true ones, below those found."""
+    """Boxes (K, 4) xyxy in the picture's pixels, and a word on each: above the true ones, below those found.
 
-    true: np.ndarray
+    `true` is None where the truth is not known.
+    """
+
+    true: np.ndarray | None
     true_words: Sequence[str]
     found: np.ndarray
     found_words: Sequence[str]
 
     def draw(self, ax: Axes) -> None:
-        _draw_boxes(ax, self.true, self.true_words, TRUE_COLOUR, above=True)
+        if self.true is not None:
+            _draw_boxes(ax, self.true, self.true_words, TRUE_COLOUR, above=True)
         _draw_boxes(ax, self.found, self.found_words, FOUND_COLOUR, above=False)
 
 
@@ -77,8 +81,11 @@ def overlay_figure(rows: Mapping[str, Sequence[Overlay]]) -> Figure:
             ax.set_axis_off()
         for ax, overlay in zip(axes_row, shown, strict=False):
             _show(ax, overlay)
-            ax.set_title(f"{name}: {overlay.title}", loc="left", fontsize=8)
-    handles = [Line2D([], [], color=c, label=n) for n, c in (("true", TRUE_COLOUR), ("found", FOUND_COLOUR))]
+            ax.set_title(f"{name}: {overlay.title}" if overlay.title else name, loc="left", fontsize=8)
+    colours = {"true": TRUE_COLOUR, "found": FOUND_COLOUR}
+    if all(overlay.drawn.true is None for shown in rows.values() for overlay in shown):
+        del colours["true"]
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=8, frameon=False)
     return figure
 
