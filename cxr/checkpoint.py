@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from cxr import provenance, storage
 from cxr.errors import UserError
+from cxr.models.state_dicts import matching
 from cxr.recipes import recipe_from_dict
 from cxr.recipes.base import Recipe, Task
 
@@ -92,7 +93,14 @@ def load(uri: str) -> Checkpoint:
     if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise UserError(f"{uri}/{WEIGHTS} is damaged: its SHA-256 is not the one in {ABOUT}. Copy it again")
     network = recipe.network(about["findings"])
-    network.load_state_dict(torch.load(io.BytesIO(data), weights_only=True, map_location="cpu"))
+    state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    own = network.state_dict()
+    try:
+        network.load_state_dict(own | matching(own, state, "the network", whole=True))
+    except ValueError as error:
+        raise UserError(
+            f"{uri} does not hold the weights of the network that its recipe describes: {error}. Give another one"
+        ) from error
     return Checkpoint(uri, recipe, network.eval(), tuple(about["findings"]), about)
 
 

@@ -15,6 +15,7 @@ from cxr.errors import UserError
 from cxr.ledger import LEDGER_FILE
 from cxr.phantom.archive import write_phantom
 from cxr.phantom.siim import write_siim_phantom
+from cxr.recipes import weights
 from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.base import Batch, Recipe, SomeRecipe, check_size
@@ -137,11 +138,11 @@ def _trained_once(recipe: Recipe, archive: str, folder: str) -> str:
 
 
 def settled(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
-    """The recipe with what depends on this place decided, aloud, and what its trainings share made in OUT."""
+    """The recipe with the weights that it names, and all else that its trainings share, in OUT; says what it did."""
     if recipe.lung_crop:
         recipe = recipe.replace(lung_crop=storage.normalise(recipe.lung_crop))
     begun = begun_with(out) if run.resume else None
-    recipe, notes = recipe.resolved() if begun is None else recipe.resumed(begun)
+    recipe, notes = recipe.resolved(out) if begun is None else recipe.resumed(begun, out)
     for note in notes:
         print(f"note: {note}", flush=True)
     return prepare(recipe, out, run)
@@ -209,8 +210,9 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
         return train_folds_job(recipe, archive, run, out)
     check_resume(storage.join(storage.normalise(out), "train"), run.resume)
     out = ready_to_begin(recipe, archive, out)
+    recipe = settled(recipe, out, run)
     data = make_ready(archive, out, recipe)
-    fitted = fit(settled(recipe, out, run), data, out, run, source=archive.source)
+    fitted = fit(recipe, data, out, run, source=archive.source)
     pictures = picture(fitted.checkpoint, data, out)
     _say(fitted.metrics, fitted.checkpoint, pictures)
     return {
@@ -219,7 +221,16 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
         "epochs": fitted.epochs,
         "data": data,
         "pictures": pictures,
+        **used(recipe),
     }
+
+
+def used(recipe: Recipe) -> dict[str, Any]:
+    """What result.json says of a recipe that was trained: its settings, and where its first weights came from.
+
+    These may differ from the settings that were given, where `auto` has found no weights.
+    """
+    return {"recipe": recipe.to_dict(), "initial_weights": weights.sources(recipe)}
 
 
 def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str) -> dict[str, Any]:
@@ -230,8 +241,8 @@ def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, ou
     """
     numbered = [recipe.replace(fold=number) for number in range(recipe.folds)]
     out = ready_to_begin(numbered[0], archive, out)
-    data = make_ready(archive, out, recipe)
     settled_once = settled(numbered[0], out, run)
+    data = make_ready(archive, out, recipe)
     recipes = {f"fold-{one.fold}": settled_once.replace(fold=one.fold) for one in numbered}
     trained = train_all(recipes, (recipe.seed,), data, out, run, source=archive.source)
     metrics = [checkpoint.read_about(one.checkpoint)["metrics"] for one in trained]
@@ -245,6 +256,7 @@ def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, ou
             for number, (one, of_fold) in enumerate(zip(trained, metrics, strict=True))
         ],
         "data": data,
+        **used(settled_once.replace(fold=None)),
     }
 
 
@@ -259,8 +271,8 @@ def tune_job(
     """
     objectives, space = objectives_of(recipe, options), searched(recipe, options)
     out = ready_to_begin(recipe, archive, out)
-    data = make_ready(archive, out, recipe)
     recipe = settled(recipe, out, run)
+    data = make_ready(archive, out, recipe)
     trials = search(recipe, data, out, options, run, source=archive.source)
     table = write_trials(trials, recipe.monitor, out, objectives)
     print(trials_table(trials, recipe.monitor, objectives), flush=True)
@@ -279,6 +291,7 @@ def tune_job(
         "trials": table,
         "data": data,
         "pictures": pictures,
+        **used(recipe.replace(**best.drawn)),
         **({"pareto": pareto.entries(trials, objectives)} if objectives else {}),
     }
 

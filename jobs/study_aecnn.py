@@ -17,7 +17,7 @@ from cxr.recipes.aecnn import AecnnRecipe
 from cxr.report import figures
 from cxr.study import train_all
 from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled
+from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, used
 
 COMPRESSED, RESIZED, WHOLE = "ae-cnn", "resized", "uncompressed"
 
@@ -40,8 +40,8 @@ class Options:
 
 def main(options: Options) -> dict[str, Any]:
     out = ready_to_begin(options.recipe, options.data, options.out)
-    data = make_ready(options.data, out, options.recipe)
     recipe = settled(options.recipe, out, options.run)
+    data = make_ready(options.data, out, options.recipe)
     compressors = {COMPRESSED: recipe.compressor, RESIZED: "resize", WHOLE: "none"}
     recipes = {name: recipe.replace(compressor=compressor) for name, compressor in compressors.items()}
     trained = train_all(recipes, range(options.seeds), data, out, options.run, source=options.data.source)
@@ -61,6 +61,7 @@ def main(options: Options) -> dict[str, Any]:
         "metrics": {"images": float(len(test.pixels)), **aecnn.metrics(judged)},
         "checkpoints": {f"{t.name}, seed {t.seed}": t.checkpoint for t in trained},
         "data": data,
+        "trained": {name: used(recipe) for name, recipe in recipes.items()},
         "pictures": [picture],
     }
 

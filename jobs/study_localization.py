@@ -25,7 +25,7 @@ from cxr.report import figures
 from cxr.sources import chestxray14
 from cxr.study import train_all
 from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled
+from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, used
 
 MULTISCALE, LAST = "multiscale", "last"
 # Name -> the settings in which its recipe differs from the job's.
@@ -68,8 +68,8 @@ def main(options: Options) -> dict[str, Any]:
             "networks are judged on shards, of one seed or more: leave --stream out, give --seeds 1 or more"
         )
     out = ready_to_begin(options.recipe, options.data, options.out)
-    data = make_ready(phantoms(options.data, out), out, options.recipe)
     recipes = {name: settled(recipe, out, options.run) for name, recipe in chosen.items()}
+    data = make_ready(phantoms(options.data, out), out, options.recipe)
     test = boxed_xrays.read(data, "test", options.test_images)  # first: it may hold no boxes
     trained = train_all(recipes, range(options.seeds), data, out, options.run)
     device = best_device()
@@ -81,6 +81,7 @@ def main(options: Options) -> dict[str, Any]:
     return {
         "checkpoints": {f"{one.name}, seed {one.seed}": one.checkpoint for one in trained},
         "data": data,
+        "trained": {name: used(recipe) for name, recipe in recipes.items()},
         **write(judged, test, options.seeds, out),
     }
 

@@ -24,7 +24,7 @@ from cxr.recipes.pneumothorax import PneumothoraxRecipe
 from cxr.report import figures
 from cxr.study import train_all
 from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, siim_phantoms
+from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, siim_phantoms, used
 
 # Name -> the settings in which its recipe differs from the job's.
 NETWORKS: dict[str, dict[str, str]] = {
@@ -68,8 +68,8 @@ def main(options: Options) -> dict[str, Any]:
     if options.data.stream:
         raise UserError("networks are judged on shards, and all of them read the same: leave --stream out")
     out = ready_to_begin(options.recipe, options.data, options.out)
-    data = make_ready(siim_phantoms(options.data, out), out, options.recipe)
     recipes = {name: settled(recipe, out, options.run) for name, recipe in chosen.items()}
+    data = make_ready(siim_phantoms(options.data, out), out, options.recipe)
     test = segmentation.read(data, "test", options.recipe.mask_label, options.test_images)  # first: it may hold none
     trained = train_all(recipes, range(options.seeds), data, out, options.run)
     device = best_device()
@@ -82,6 +82,7 @@ def main(options: Options) -> dict[str, Any]:
         "metrics": {"images": float(len(test.pixels)), **segmentation.metrics(judged)},
         "checkpoints": {f"{one.name}, seed {one.seed}": one.checkpoint for one in trained},
         "data": data,
+        "trained": {name: used(recipe) for name, recipe in recipes.items()},
         **write(judged, test, options, out, device),
     }
 

@@ -32,7 +32,7 @@ from cxr.models.yolo import YoloEnsemble, YoloSize
 from cxr.recipes.detect import DetectRecipe
 from cxr.study import train_all
 from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, train_job
+from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, train_job, used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +86,8 @@ def train_members(options: Options) -> dict[str, Any]:
     recipes = members_of(options)
     largest = max(recipes.values(), key=lambda recipe: recipe.size)
     out = ready_to_begin(largest, options.data, options.out)
-    data = make_ready(options.data, out, largest)
     ready = settled(largest, out, options.run)
+    data = make_ready(options.data, out, largest)
     recipes = {name: one.replace(lung_crop=ready.lung_crop, weights=ready.weights) for name, one in recipes.items()}
     source = options.data.source
     trained = train_all(recipes, None, data, out, options.run, source=source, spared=True)
@@ -100,6 +100,7 @@ def train_members(options: Options) -> dict[str, Any]:
     together = save_ensemble(list(loaded.values()), storage.join(out, "checkpoint"))
     print(f"checkpoint of {len(kept)} members together: {together}", flush=True)
     told = {"checkpoint": together, "members": kept, "failed": sorted(set(recipes) - set(kept)), "data": data}
+    told["trained"] = {name: used(recipe) for name, recipe in recipes.items()}
     return told | {"metrics": compared(loaded, together, data, options.test_images)}
 
 

@@ -12,6 +12,7 @@ from cxr import checkpoint, shards, storage, workflow
 from cxr.errors import UserError
 from cxr.ledger import LEDGER_FILE
 from cxr.phantom.nlm import write_masked_phantom
+from cxr.recipes import weights
 from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.attend import AttendRecipe
@@ -119,23 +120,28 @@ GONE = "/gone/weights.pt"
 
 
 @pytest.mark.parametrize(
-    ("given", "filled_in"),
+    ("given", "setting", "read"),
     [
-        (AecnnRecipe(start_from=GONE), {}),
-        (AecnnRecipe(classifier_weights=GONE), {}),
-        (PneumothoraxRecipe(architecture="fcn8s", backbone_weights=GONE, freeze_backbone=True), {}),
-        (AttendRecipe(aligner=GONE), {"aligner_recipe": {"family": "align", "size": 64}}),
-        (AlignRecipe(lungs=True), {"lung_weights": GONE}),
+        (AecnnRecipe(start_from=GONE), "start_from", {}),
+        (AecnnRecipe(classifier_weights=GONE), "classifier_weights", {}),
+        (
+            PneumothoraxRecipe(architecture="fcn8s", backbone_weights=GONE, freeze_backbone=True),
+            "backbone_weights",
+            {},
+        ),
+        (AttendRecipe(aligner=GONE), "aligner", {"aligner_recipe": {"family": "align", "size": 64}}),
+        (AlignRecipe(lungs=True, lung_weights=GONE), "lung_weights", {}),
     ],
 )
 def test_going_on_does_not_need_what_training_started_from(
-    given: Recipe, filled_in: dict[str, Any], tmp_path: Path
+    given: Recipe, setting: str, read: dict[str, Any], tmp_path: Path
 ) -> None:
-    out, resume, begun = str(tmp_path), RunOptions(resume=True), given.replace(**filled_in)
+    out, resume = str(tmp_path), RunOptions(resume=True)
+    begun = given.replace(**read, **{setting: f"{out}/weights/{weights.key(GONE)}"})
     with pytest.raises(UserError, match="gone"):
-        begun.resolved()
+        given.resolved(out)
     with pytest.raises(UserError, match="gone"):
-        settled(begun, out, resume)  # no checkpoint yet: training begins
+        settled(given, out, resume)  # no checkpoint yet: training begins
     storage.write_text(f"{out}/{METRICS_FILE}", '{"epoch": 1, "checkpoint": "epoch_0001"}\n')
     about = {"kind": checkpoint.KIND, "version": checkpoint.VERSION, "recipe": begun.to_dict()}
     storage.write_json(f"{out}/train/epoch_0001/{checkpoint.ABOUT}", about)

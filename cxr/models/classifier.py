@@ -8,11 +8,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from cxr.models.state_dicts import matching
+
 ClassifierName = Literal["densenet121", "densenet169", "densenet201", "resnet18", "resnet34", "resnet50"]
 CLASSIFIERS: tuple[ClassifierName, ...] = get_args(ClassifierName)
 StemStride = Literal[1, 2, 4]
 
-COUNTER = "num_batches_tracked"  # of batch norms; old files lack it, and it matters to no one
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -70,18 +71,11 @@ def load_body(classifier: nn.Module, state: Mapping[str, Tensor], *, head: bool 
     Raises:
         ValueError: the weights are not of this network.
     """
-    inside = next((name.split("body.")[0] + "body." for name in state if "body." in name), "")
-    given = {name.removeprefix(inside): values for name, values in state.items() if name.startswith(inside)}
     body = classifier.get_submodule("body")
     own = body.state_dict()
     last = "classifier." if "classifier.weight" in own else "fc."
-    wanted = {name for name in own if not name.endswith(COUNTER) and (head or not name.startswith(last))}
-    wrong = [name for name in sorted(wanted) if name not in given or given[name].shape != own[name].shape]
-    if wrong:
-        raise ValueError(
-            f"the weights lack {len(wrong)} of {len(wanted)} tensors of the classifier, {wrong[0]} for one"
-        )
-    body.load_state_dict(own | {name: given[name] for name in wanted})
+    wanted = {name: values for name, values in own.items() if head or not name.startswith(last)}
+    body.load_state_dict(own | matching(wanted, state, "the classifier"))
 
 
 def norm_layers(network: nn.Module) -> list[nn.Module]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr.models.backbones import conv_blocks, normalise_contrast
-from cxr.models.classifier import COUNTER, IMAGENET_MEAN, IMAGENET_STD
+from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD
+from cxr.models.state_dicts import matching
 
 FeatureKind = Literal["local", "vgg16", "densenet121", "lungs"]
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
@@ -25,6 +26,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "vgg16": ("3", "8", "15", "22", "29"),
     "densenet121": ("relu0", "transition1", "transition2", "transition3", "norm5"),
 }
+_PREFIX: dict[FeatureKind, str] = {"vgg16": "features.", "densenet121": "features.", "lungs": "down."}
 DEEPEST: dict[FeatureKind, int] = {"local": 4, "vgg16": 5, "densenet121": 5, "lungs": 5}
 
 
@@ -105,13 +107,39 @@ def build(kind: FeatureKind, state_dict: Mapping[str, Tensor] | None, layers: in
         )
     if kind == "local":
         return LocalFeatures(layers)
+    network = _sequential(kind, layers) if state_dict is None else _loaded(kind, state_dict, layers)
     if kind == "lungs":
-        return _lung_encoder(state_dict, layers)
+        return FrozenLayers(network, [str(i) for i in range(layers)], imagenet=False)
+    return FrozenLayers(network, LAYERS[kind][:layers], imagenet=True)
+
+
+def needed(kind: FeatureKind, state_dict: Mapping[str, Tensor], layers: int | None = None) -> dict[str, Tensor]:
+    """What `build` needs of a state dict; for all layers that there are, if `layers` is left out.
+
+    Raises:
+        ValueError: weights of another network.
+    """
+    with torch.device("meta"):
+        own = _sequential(kind, layers or DEEPEST[kind]).state_dict()
+    return matching({_PREFIX[kind] + name: values for name, values in own.items()}, state_dict, "the feature network")
+
+
+def _loaded(kind: FeatureKind, state_dict: Mapping[str, Tensor], layers: int) -> nn.Module:
+    given = {name.removeprefix(_PREFIX[kind]): values for name, values in needed(kind, state_dict, layers).items()}
+    with torch.device("meta"):  # VGG16's 120 million weights that are not used would take seconds to draw
+        network = _sequential(kind, layers)
+    counters = {name: torch.tensor(0) for name in network.state_dict() if name not in given}
+    network.load_state_dict(counters | given, assign=True)
+    return network
+
+
+def _sequential(kind: FeatureKind, layers: int) -> nn.Module:
+    """The network whose children are the layers, with random weights."""
+    if kind == "lungs":
+        return conv_blocks(layers)
     from torchvision import models as torchvision_models  # here, for it takes seconds to import
 
-    network = getattr(torchvision_models, kind)(weights=None).features
-    _load(network, state_dict, "features.")
-    return FrozenLayers(network, LAYERS[kind][:layers], imagenet=True)
+    return getattr(torchvision_models, kind)(weights=None).features
 
 
 def as_unit(normalised: Tensor) -> Tensor:
@@ -122,26 +150,3 @@ def as_unit(normalised: Tensor) -> Tensor:
 def feature_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     """Mean over layers of the mean squared difference; `b` may be one picture for all of `a`."""
     return torch.stack([(x.float() - y.float()).square().mean() for x, y in zip(a, b, strict=True)]).mean()
-
-
-def _lung_encoder(state_dict: Mapping[str, Tensor] | None, layers: int) -> FrozenLayers:
-    """From an aligner's state, or that of its lung network alone."""
-    blocks = conv_blocks(layers)
-    inside = any(name.startswith("lungs.") for name in state_dict or ())
-    _load(blocks, state_dict, "lungs.down." if inside else "down.")
-    return FrozenLayers(blocks, [str(i) for i in range(layers)], imagenet=False)
-
-
-def _load(network: nn.Module, state_dict: Mapping[str, Tensor] | None, prefix: str) -> None:
-    """Load the entries named `prefix` + the network's exact names, wherever a larger network holds these."""
-    if state_dict is None:
-        return
-    first = prefix + next(iter(network.state_dict()))
-    outer = next((name.removesuffix(first) for name in state_dict if name.endswith(f".{first}")), "")
-    prefix = outer + prefix
-    wanted = {name: state_dict[prefix + name] for name in network.state_dict() if prefix + name in state_dict}
-    missing = {name for name in network.state_dict() if not name.endswith(COUNTER)} - set(wanted)
-    if missing:
-        example = prefix + min(missing)
-        raise ValueError(f"the weights lack {len(missing)} tensors of the feature network, {example} for one")
-    network.load_state_dict(network.state_dict() | wanted)

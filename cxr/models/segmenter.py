@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cxr.models.classifier import COUNTER, IMAGENET_MEAN, IMAGENET_STD
+from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD
+from cxr.models.state_dicts import matching
 
 MULTIPLE = 32  # the largest stride of all backbones
 LEAST = 64  # pixels to a side that give each of them something to see
@@ -79,19 +80,7 @@ class Segmenter(nn.Module):
             ValueError: the weights are not of this backbone.
         """
         own = self.backbone.state_dict()
-        wanted = [name for name in own if not name.endswith(COUNTER)]
-        prefixes = ["", *(name.removesuffix(wanted[0]) for name in state if name.endswith(wanted[0]))]
-        missing = {
-            prefix: [name for name in wanted if not _fits(state, prefix + name, own[name])] for prefix in prefixes
-        }
-        prefix = min(prefixes, key=lambda prefix: len(missing[prefix]))
-        if missing[prefix]:
-            raise ValueError(
-                f"the weights lack {len(missing[prefix])} of {len(wanted)} tensors of the backbone, "
-                f"{prefix + missing[prefix][0]} for one"
-            )
-        given = {name: state[prefix + name].reshape(own[name].shape) for name in wanted}
-        self.backbone.load_state_dict(own | given)
+        self.backbone.load_state_dict(own | matching(own, state, "the backbone"))
 
 
 class ImageHead(nn.Module):
@@ -107,12 +96,3 @@ class ImageHead(nn.Module):
 
 def _rounded(side: int) -> int:
     return max(LEAST, -(-side // MULTIPLE) * MULTIPLE)
-
-
-def _fits(state: Mapping[str, Tensor], name: str, own: Tensor) -> bool:
-    """Of the same shape, or a linear layer's weights where they are a convolution's here."""
-    if name not in state:
-        return False
-    given = state[name]
-    unrolled = (given.ndim, own.ndim) == (2, 4) and given.numel() == own.numel()
-    return given.shape == own.shape or unrolled

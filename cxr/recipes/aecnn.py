@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import pyarrow as pa
 import torch
@@ -17,9 +17,11 @@ from cxr import schema
 from cxr.errors import UserError
 from cxr.models.aecnn import AECNN, Codec, NoCodec, PublishedCodec, ResidualCodec, ResizeCodec
 from cxr.models.classifier import CLASSIFIERS, Classifier, ClassifierName, StemStride, load_body
+from cxr.models.state_dicts import matching
 from cxr.recipes import weights
 from cxr.recipes.aecnn_task import AecnnTask, Lesson, StageName, TestCrops, probabilities
 from cxr.recipes.base import Batch, Recipe, Stage, one_of, unit_pixels
+from cxr.recipes.weights import Weights
 from cxr.schema import PixelFormat
 
 Compressor = Literal["residual", "published", "resize", "none"]
@@ -68,7 +70,8 @@ class AecnnRecipe(Recipe):
     stem_stride: Literal[0, 1, 2, 4] = 0
     """By how much its first layers shrink what they see: 4 (as published), 2, 1; 0: the most that leaves 8 pixels."""
     classifier_weights: str = ""
-    """What its layers begin with: torchvision's name (IMAGENET1K_V1) or the URI of a state dict or checkpoint."""
+    """Weights that its layers start from: a path or URI of a state dict or checkpoint, or a torchvision name
+    (IMAGENET1K_V1); auto takes torchvision's where they can be fetched. Empty: random weights."""
 
     start: StageName = "classifier"
     """First stage: the classifier on resized images, the autoencoder on patches, or both jointly."""
@@ -295,32 +298,23 @@ class AecnnRecipe(Recipe):
         least = SMALLEST * (self.stem_stride or 1)
         return [compression for compression, factor in FACTORS.items() if (self.crop or self.size) // factor >= least]
 
-    def resolved(self) -> tuple[Self, list[str]]:
-        if self.start_from:
-            _load_all(self.network(weights.findings_of(self.start_from) or ("any",)), self.start_from)
-        if not self.classifier_weights:
-            return self, []
-        try:
-            load_body(Classifier(self.classifier, 1, self._stem), self._classifier_state())
-        except ValueError as error:
-            raise UserError(f"classifier_weights={self.classifier_weights}: {error}") from error
-        except OSError as error:
-            note = weights.from_scratch("classifier_weights", self.classifier, self.classifier_weights, error)
-            return self.replace(classifier_weights=""), [note]
-        return self, []
+    def initial_weights(self) -> dict[str, str]:
+        return {"start_from": "", "classifier_weights": self.classifier}
 
-    def _classifier_state(self) -> Mapping[str, Tensor]:
-        return weights.named(self.classifier, self.classifier_weights)
+    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
+        if setting == "start_from":
+            return _whole(self.network(given.findings or ("any",)), given.state)
+        load_body(Classifier(self.classifier, 1, self._stem), given.state)
+        return given.state
 
     def _start(self, network: AECNN) -> None:
-        """Load what the first stage begins with."""
+        """Load what the first stage starts from."""
         if self.start_from:
             _load_all(network, self.start_from)
         if self.classifier_weights:
             assert isinstance(network.classifier, Classifier)
-            uri = self.classifier_weights
-            same = weights.is_uri(uri) and weights.findings_of(uri) == network.findings
-            load_body(network.classifier, self._classifier_state(), head=same)
+            same = weights.findings_of(self.classifier_weights) == network.findings
+            load_body(network.classifier, weights.from_uri(self.classifier_weights), head=same)
 
 
 def _drawn(network: AECNN, latent_B1hw: Tensor) -> dict[str, Tensor]:
@@ -334,10 +328,9 @@ def _load_all(network: AECNN, uri: str) -> None:
             f"start_from={uri} knows the findings {', '.join(known)}, the archive {', '.join(network.findings)}: "
             f"give it as classifier_weights, which leaves them out"
         )
-    try:
-        network.load_state_dict(weights.from_uri(uri))
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()
-        raise UserError(
-            f"start_from={uri} holds another network ({first}): give the settings it was trained with"
-        ) from error
+    network.load_state_dict(_whole(network, weights.from_uri(uri)))
+
+
+def _whole(network: AECNN, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    own = network.state_dict()
+    return own | matching(own, state, "the network that these settings describe", whole=True)

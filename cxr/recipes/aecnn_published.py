@@ -12,7 +12,7 @@ def published(**changes: object) -> AecnnRecipe:
 
     Otherwise than there, learning rates rise, then fall along a cosine, not by tenths every 5 epochs; the optimiser
     is AdamW, gradients are clipped, the three stages share a batch size, and batch norm adapts throughout. Needs
-    images stored at 1024 px, and ImageNet weights by name or URI.
+    images stored at 1024 px. The classifier starts from ImageNet weights where they can be fetched.
     """
     recipe = AecnnRecipe(
         size=1024,
@@ -21,7 +21,7 @@ def published(**changes: object) -> AecnnRecipe:
         compressor="published",
         clip_latent=False,
         classifier="densenet201",
-        classifier_weights="IMAGENET1K_V1",
+        classifier_weights="auto",
         batch_size=8,
         epochs=15,
         classifier_epochs=15,

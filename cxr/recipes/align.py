@@ -7,10 +7,11 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import pyarrow as pa
 import torch
+import tyro
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -30,6 +31,7 @@ from cxr.models.spatial_transformer import PARAMETERS, Parameterisation, Spatial
 from cxr.recipes import lung_teacher, weights
 from cxr.recipes.align_task import AlignTask, Augmentation, Strategy, TermWeights
 from cxr.recipes.base import Batch, Recipe, one_of, unit_pixels
+from cxr.recipes.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class AlignRecipe(Recipe):
     family: ClassVar[str] = "align"
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.POSE_UNIT, schema.MASKS)
-    places: ClassVar[tuple[str, ...]] = (*Recipe.places, "lung_weights")
+    places: ClassVar[tuple[str, ...]] = (*Recipe.places, "lung_weights", "feature_weights")
     score_columns: ClassVar[pa.Schema] = pa.schema([(schema.THETA_UNIT, pa.list_(pa.float32(), 6))])
 
     size: int = 128
@@ -65,7 +67,7 @@ class AlignRecipe(Recipe):
     lungs: bool = True
     """Show the trunk, and the loss, where the lungs are; without, images are compared alone."""
     lung_weights: str = ""
-    """URI of the lung network's weights, or of an aligner that holds one; if empty, one is taught before training."""
+    """Path or URI of the lung network's weights, or of an aligner that holds one. Empty: one is trained first."""
     lung_phantoms: int = 1000
     """Phantoms from which the lung network learns."""
     lung_steps: int = 500
@@ -73,8 +75,11 @@ class AlignRecipe(Recipe):
 
     features: FeatureKind = "local"
     """Network of the perceptual loss; local needs no weights, lungs is the encoder of an aligner's lung network."""
-    feature_weights: str = "IMAGENET1K_V1"
-    """Weights of `features`: torchvision's name, or the URI of a state dict or of a checkpoint folder."""
+    feature_weights: str = weights.AUTO
+    """Weights of `features`: a path or URI of a state dict or checkpoint, or a torchvision name (IMAGENET1K_V1); auto
+    takes torchvision's where they can be fetched, and features=local where they cannot."""
+    feature_sha256: Annotated[str, tyro.conf.Suppress] = ""
+    """Of those weights; read from them."""
     feature_layers: int = 3
     """How many layers are compared, from the shallowest on."""
 
@@ -111,6 +116,10 @@ class AlignRecipe(Recipe):
             raise UserError(f"feature_layers={self.feature_layers}: {self.features} has 1–{deepest}")
         if self.features == "lungs" and not weights.is_uri(self.feature_weights):
             raise UserError("features='lungs' needs feature_weights, the URI of an aligner's checkpoint")
+        if self.features != "local" and not self.feature_weights:
+            raise UserError(
+                f"features={self.features} needs feature_weights: give a path, a URI or a torchvision name"
+            )
         if min(self.lung_phantoms, self.lung_steps) < 1:
             raise UserError(f"lung_phantoms={self.lung_phantoms}, lung_steps={self.lung_steps}: wanted 1 or more")
         terms = vars(self._terms())
@@ -176,45 +185,47 @@ class AlignRecipe(Recipe):
     def refusal(self, metrics: Mapping[str, float]) -> str:
         return alignment.degenerate(metrics["mean_scale"], metrics["drift_pct"] / 100, metrics["mirrored"])
 
-    def resolved(self) -> tuple[Self, list[str]]:
-        if self.lungs and self.lung_weights:
-            lung_teacher.load(LungField(), self.lung_weights)
-        return self._with_features()
+    def initial_weights(self) -> dict[str, str]:
+        lungs = {"lung_weights": ""} if self.lungs else {}
+        return lungs | self._feature_weights()
 
-    def resumed(self, begun: Mapping[str, Any]) -> tuple[Self, list[str]]:
-        same, notes = super().resumed(begun)
-        settled, more = same._with_features()  # the perceptual loss goes on comparing
-        return settled, notes + more
+    def _feature_weights(self) -> dict[str, str]:
+        """The part of `initial_weights` that every epoch needs, for the perceptual loss."""
+        if self.features == "local":
+            return {}
+        return {"feature_weights": "" if self.features == "lungs" else self.features}
 
-    def _with_features(self) -> tuple[Self, list[str]]:
-        if self.features not in perceptual.LAYERS or weights.is_uri(self.feature_weights):
-            self._feature_state()
-            return self, []
-        try:
-            self._feature_state()
-        except OSError as error:
-            layers = min(self.feature_layers, perceptual.DEEPEST["local"])
-            note = (
-                f"{self.features}'s weights {self.feature_weights} cannot be had here ({error}): the "
-                f"perceptual loss compares local contrast and gradients instead (features=local). "
-                f"Or copy the weights to storage and give their URI as feature_weights"
-            )
-            return self.replace(features="local", feature_layers=layers), [note]
-        return self, []
+    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
+        if setting == "lung_weights":
+            return lung_teacher.matched(given.state)
+        return perceptual.needed(self.features, given.state)
+
+    def without_weights(self, setting: str) -> Self | None:
+        layers = min(self.feature_layers, perceptual.DEEPEST["local"])
+        return self.replace(features="local", feature_layers=layers)
+
+    def resolved(self, out: str) -> tuple[Self, list[str]]:
+        resolved, notes = super().resolved(out)
+        return resolved._with_sha256(), notes
+
+    def resumed(self, begun: Mapping[str, Any], out: str) -> tuple[Self, list[str]]:
+        """See `Recipe.resumed`; what the perceptual loss compares with is needed again, and must be the same."""
+        compared, notes = weights.resolve(self, self._feature_weights(), out)
+        compared = compared._with_sha256()
+        same, more = super(AlignRecipe, compared).resumed(begun, out)
+        return same.replace(feature_weights=compared.feature_weights), notes + more
+
+    def _with_sha256(self) -> Self:
+        return self.replace(feature_sha256=weights.sha256_of(self.feature_weights) if self._feature_weights() else "")
 
     def _terms(self) -> TermWeights:
         named = {field.name: getattr(self, f"{field.name}_weight") for field in dataclasses.fields(TermWeights)}
         return TermWeights(**(named if self.lungs else named | {"overlap": 0.0}))
 
     def _feature_network(self) -> nn.Module:
-        if not self.feature_weight:
-            return perceptual.build("local", None, 1)
-        return perceptual.build(self.features, self._feature_state(), self.feature_layers)
-
-    def _feature_state(self) -> Mapping[str, Tensor] | None:
-        if self.features == "local" or not self.feature_weight:
-            return None
-        return weights.named(self.features, self.feature_weights)
+        if not self.feature_weight or self.features == "local":
+            return perceptual.build("local", None, self.feature_layers if self.feature_weight else 1)
+        return perceptual.build(self.features, weights.from_uri(self.feature_weights), self.feature_layers)
 
 
 def read_target(uri: str) -> Tensor:

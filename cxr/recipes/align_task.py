@@ -28,7 +28,7 @@ from cxr.models.spatial_transformer import (
     invert,
     warp,
 )
-from cxr.recipes import lung_teacher
+from cxr.recipes import lung_teacher, weights
 from cxr.recipes.base import Batch, Batches, Task, Workers, unit_pixels
 from cxr.report import figures
 
@@ -125,7 +125,7 @@ class AlignTask(Task):
         if self._lung_network is not None:
             if not self.lung_weights:
                 raise UserError("no lung_weights: call recipe.prepared(out) first, which teaches the lung network")
-            lung_teacher.load(self._lung_network, self.lung_weights)
+            self._lung_network.load_state_dict(lung_teacher.matched(weights.from_uri(self.lung_weights)))
         if self.strategy == "given":
             self.lung_target = self._lungs(self.target)
             return

@@ -26,10 +26,12 @@ from cxr.models.contrast_attention import (
 )
 from cxr.models.multiple_instance import GridLoss
 from cxr.models.spatial_transformer import SpatialTransformer, identity, warp
+from cxr.models.state_dicts import matching
 from cxr.recipes import found_boxes, weights
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.attend_task import AttendTask, Lesson, boxes_found, framed, in_frame, strongest
 from cxr.recipes.base import Batch, Recipe, one_of, unit_pixels
+from cxr.recipes.weights import Weights
 
 LOGITS = "logits"  # what `scored` makes boxes of
 SHA256 = "sha256"  # of the aligner's weights: another aligner gives another network
@@ -76,7 +78,8 @@ class AttendRecipe(Recipe):
     backbone: Backbone = "resnet18"
     """ResNet of torchvision whose features are compared."""
     backbone_weights: str = ""
-    """What it begins with: torchvision's name (IMAGENET1K_V1) or the URI of a state dict or checkpoint."""
+    """Weights that the backbone starts from: a path or URI of a state dict or checkpoint, or a torchvision name
+    (IMAGENET1K_V1); auto takes torchvision's where they can be fetched. Empty: random weights."""
     backbone_stages: Stages = 3
     """Of the backbone: 4, as published, shrink an image by 32, the first 3 by 16."""
     grid: int = 0
@@ -160,7 +163,9 @@ class AttendRecipe(Recipe):
 
     def _aligner(self) -> SpatialTransformer | None:
         """A new aligner, without its weights."""
-        assert bool(self.aligner) == bool(self.aligner_recipe), "`resolved` reads what the aligner's checkpoint says"
+        assert bool(self.aligner) == bool(self.aligner_recipe), (
+            "`resolved` reads what the aligner's checkpoint says of itself"
+        )
         settings = {name: value for name, value in self.aligner_recipe.items() if name != SHA256}
         return AlignRecipe.from_dict(settings).network(()) if self.aligner else None
 
@@ -216,62 +221,60 @@ class AttendRecipe(Recipe):
         }
         return space if self.backbone_weights else space | {"backbone_stages": CategoricalDistribution([3, 4])}
 
-    def resolved(self) -> tuple[Self, list[str]]:
-        settled, notes = (self._with_aligner() if self.aligner else self), []
-        if self.backbone_weights:
-            try:
-                load_backbone(ContrastAttention(self.backbone, (), 1, self.backbone_stages), self._backbone_state())
-            except ValueError as error:
-                raise UserError(f"backbone_weights={self.backbone_weights}: {error}") from error
-            except OSError as error:
-                notes = [weights.from_scratch("backbone_weights", self.backbone, self.backbone_weights, error)]
-                settled = settled.replace(backbone_weights="")
-        return settled, notes
+    def initial_weights(self) -> dict[str, str]:
+        return {"aligner": "", "backbone_weights": self.backbone}
 
-    def resumed(self, begun: Mapping[str, Any]) -> tuple[Self, list[str]]:
-        same = bool(self.aligner) and storage.normalise(self.aligner) == begun.get("aligner")
+    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
+        if setting == "aligner":
+            return self._fit_aligner(given)
+        load_backbone(ContrastAttention(self.backbone, (), 1, self.backbone_stages), given.state)
+        return given.state
+
+    def resolved(self, out: str) -> tuple[Self, list[str]]:
+        resolved, notes = super().resolved(out)
+        return resolved._with_aligner_recipe(), notes
+
+    def resumed(self, begun: Mapping[str, Any], out: str) -> tuple[Self, list[str]]:
+        same = bool(self.aligner) and weights.key(self.aligner) == storage.name(begun["aligner"] or "none")
         known = self.replace(aligner_recipe=begun["aligner_recipe"]) if same else self
-        return super(AttendRecipe, known).resumed(begun)
+        return super(AttendRecipe, known).resumed(begun, out)
 
-    def _backbone_state(self) -> Mapping[str, Tensor]:
-        return weights.named(self.backbone, self.backbone_weights)
+    def _with_aligner_recipe(self) -> Self:
+        """This recipe with what its aligner's checkpoint says of itself."""
+        about = weights.about_of(self.aligner) if self.aligner else None
+        return self.replace(aligner_recipe=about["recipe"] | {SHA256: about["sha256"]} if about else {})
 
-    def _with_aligner(self) -> Self:
-        """This recipe with what the aligner's checkpoint says of itself.
+    def _fit_aligner(self, given: Weights) -> Mapping[str, Tensor]:
+        """The weights of an aligner.
 
         Raises:
-            UserError: no aligner there, or one that cannot be used on these images.
+            ValueError: they are not those of an aligner, or of one that cannot be used on these images.
         """
-        uri = storage.normalise(self.aligner)
-        file = storage.join(uri, weights.CHECKPOINT_ABOUT)
-        about = storage.read_json(file) if storage.exists(file) else {"recipe": {}}
-        recipe = about["recipe"]
+        recipe = given.about["recipe"] if given.about else {}
         if recipe.get("family") != AlignRecipe.family:
-            raise UserError(
-                f"aligner={uri}: wanted the folder of a checkpoint of family {AlignRecipe.family!r}, as "
-                f"jobs/train_align.py makes them, found {recipe.get('family', 'none')!r}"
+            raise ValueError(
+                f"expected a checkpoint folder of family {AlignRecipe.family!r}, as jobs/train_align.py writes it"
             )
         if recipe["size"] > self.size:
-            raise UserError(
-                f"aligner={uri} sees images of {recipe['size']} px: raise size={self.size} to that at least"
-            )
+            raise ValueError(f"it sees images of {recipe['size']} px, and size is {self.size}: raise size")
         self._check_same_images(recipe)
-        return self.replace(aligner=uri, aligner_recipe=recipe | {SHA256: about["sha256"]})
+        return matching(
+            AlignRecipe.from_dict(recipe).network(()).state_dict(), given.state, "the aligner", whole=True
+        )
 
     def _check_same_images(self, aligner: Mapping[str, Any]) -> None:
-        """Raise UserError where the aligner has learnt from images that were made in another way."""
+        """Raise ValueError where the aligner has learnt from images that were made in another way."""
         for name in ("lung_crop", "denoise", "normalise", "equalise"):
             theirs, ours = aligner.get(name) or "none", getattr(self, name) or "none"
             same = (theirs == "none") == (ours == "none") if name == "lung_crop" else theirs == ours
             if not same:
-                raise UserError(
-                    f"aligner={self.aligner} was trained with {name}={theirs}, this network is to be with {ours}: "
-                    f"give both the same"
+                raise ValueError(
+                    f"it was trained with {name}={theirs}, and {name} is {ours} here: give both the same value"
                 )
 
     def _start(self, network: ContrastAttention) -> None:
         """Load what training begins with."""
         if self.backbone_weights:
-            load_backbone(network, self._backbone_state())
+            load_backbone(network, weights.from_uri(self.backbone_weights))
         if network.aligner is not None:
             network.aligner.load_state_dict(weights.from_uri(self.aligner))

@@ -26,7 +26,8 @@ from cxr.errors import UserError
 from cxr.imaging.enhance import Denoise, Enhancement, Equalise, Normalise
 from cxr.imaging.lung_square import MARGIN
 from cxr.precision import outside_autocast
-from cxr.recipes import optimisers
+from cxr.recipes import optimisers, weights
+from cxr.recipes.weights import Weights
 from cxr.schema import PixelFormat
 
 # Column name -> tensor on the device. "pixels" is uint8 or uint16 (B, H, W) as stored, or float32 in [0, 1] after
@@ -284,7 +285,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def task(self, network: nn.Module) -> Task:
-        """The training task around `network`, on the CPU; may load frozen loss networks by URI."""
+        """The training task around `network`, on the CPU; may load frozen loss networks from their URI."""
 
     @abstractmethod
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -328,20 +329,48 @@ class Recipe(ABC):
         """Fields that Tune may draw, with Optuna's distributions."""
         return {}
 
-    def resolved(self) -> tuple[Self, list[str]]:
-        """This recipe with everything settled that depends on what can be had here, and what to tell the user.
+    def initial_weights(self) -> dict[str, str]:
+        """Settings that name weights which training starts from, but for those that have no effect.
 
-        Called once, before any worker starts: a worker applies what it is given and never falls back by itself.
+        To each, the torchvision network of which it may name weights; empty: it takes a path or URI alone.
         """
-        return self, []
+        return {}
 
-    def resumed(self, begun: Mapping[str, Any]) -> tuple[Self, list[str]]:
+    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
+        """What workers need of the weights that one of `initial_weights` names.
+
+        Raises:
+            ValueError: they do not fit this recipe; the message says in one line how they differ.
+        """
+        raise NotImplementedError
+
+    def without_weights(self, setting: str) -> Self | None:
+        """This recipe where the weights that `auto` stands for cannot be had; None where it needs them."""
+        return self.replace(**{setting: ""})
+
+    @property
+    def unresolved(self) -> tuple[str, ...]:
+        """Settings that name weights by something else than a URI; none after `resolved`."""
+        named = {name: getattr(self, name) for name in self.initial_weights()}
+        return tuple(name for name, value in named.items() if value and not weights.is_uri(value))
+
+    def resolved(self, out: str) -> tuple[Self, list[str]]:
+        """This recipe with the weights that it names stored in OUT, and what to tell the user; see `weights.resolve`.
+
+        Called once, before any worker starts: workers read the URIs that they are given.
+
+        Raises:
+            UserError: weights that were named cannot be had, or do not fit.
+        """
+        return weights.resolve(self, self.initial_weights(), out)
+
+    def resumed(self, begun: Mapping[str, Any], out: str) -> tuple[Self, list[str]]:
         """`resolved`, where training goes on from a checkpoint of the settings `begun`, as `to_dict` wrote them.
 
         What it only started from, the family's own `places`, stays as it was and need not be had again.
         """
         if self.changes_from(begun, self.may_grow):
-            return self.resolved()
+            return self.resolved(out)
         started = {name: begun[name] for name in self.places if name in begun and name not in Recipe.places}
         return self.replace(**started), []
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from cxr import schema
+from cxr import schema, storage
 from cxr.boxes import Found, wbf
 from cxr.errors import UserError
 from cxr.imaging.map_boxes import MapBoxes
@@ -38,6 +38,7 @@ from cxr.recipes import found_boxes, weights
 from cxr.recipes.base import Batch, Recipe, Stage, Task, one_of, unit_pixels
 from cxr.recipes.detect_task import DetectTask, Lesson, confident, outlined
 from cxr.recipes.optimisers import LinearDecay, grouped_adamw, grouped_sgd
+from cxr.recipes.weights import Weights
 
 LEAST_SCORE = 0.001  # below it no box is kept
 FOUND = "found"  # what `predict` gives
@@ -72,7 +73,7 @@ class DetectRecipe(Recipe):
     ema: float = 0.9999
     architecture: YoloSize = "yolov5n"
     weights: str = ""
-    """URI of a state dict or checkpoint to begin with; empty: from scratch."""
+    """Weights to start from: the path or URI of a state dict or checkpoint. Empty: random weights."""
 
     last_lr: float = 0.01
     """Learning rate at the end, as a share of `lr`."""
@@ -225,25 +226,25 @@ class DetectRecipe(Recipe):
             "scale": FloatDistribution(0.0, 0.9),
         }
 
-    def resolved(self) -> tuple[Self, list[str]]:
+    def initial_weights(self) -> dict[str, str]:
+        return {"weights": ""}
+
+    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
+        self.yolo(given.findings or schema.FINDINGS).load(given.state)
+        return given.state
+
+    def resolved(self, out: str) -> tuple[Self, list[str]]:
         if self.members:
             raise UserError("members: an ensemble is made of trained networks, not trained. Leave members out")
-        if self.weights:
-            self._start(self.yolo(schema.FINDINGS))
-        return self, []
+        try:
+            return super().resolved(out)
+        except (weights.NotWeightsError, storage.NotFound) as error:
+            raise UserError(f"{error}. {CONVERSION}") from error
 
     def _start(self, network: nn.Module) -> None:
         assert isinstance(network, Yolo)
-        if not self.weights:
-            return
-        try:
-            state = weights.from_uri(self.weights)
-        except UserError as error:
-            raise UserError(f"{error}. {CONVERSION}") from error
-        try:
-            network.load(state)
-        except ValueError as error:
-            raise UserError(f"weights={self.weights}: {error}") from error
+        if self.weights:
+            network.load(weights.from_uri(self.weights))
 
 
 CONVERSION = (

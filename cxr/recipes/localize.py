@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from cxr.models.multiscale_cam import (
 from cxr.recipes import found_boxes, weights
 from cxr.recipes.base import Batch, Recipe, one_of, unit_pixels
 from cxr.recipes.localize_task import Lesson, LocalizeTask, boxes_found, looked
+from cxr.recipes.weights import Weights
 from cxr.report import attention
 
 HEAT = "heat"  # what `predict` gives besides: maps (B, F, h, w), uint8
@@ -73,7 +74,8 @@ class LocalizeRecipe(Recipe):
     lse_r: float = 6.0
     """Sharpness of lse, the r of Pinheiro and Collobert 2015: near 0 it is the mean, above 10 nearly the max."""
     classifier_weights: str = ""
-    """What the backbone begins with: torchvision's name (IMAGENET1K_V1) or the URI of a state dict or checkpoint."""
+    """Weights that the backbone starts from: a path or URI of a state dict or checkpoint, or a torchvision name
+    (IMAGENET1K_V1); auto takes torchvision's where they can be fetched. Empty: random weights."""
     balance: float = 1.0
     """How much rare findings' positives weigh: classes are weighed by (images / images of the class) to this power;
     1 as published (beta_P, beta_N), 0 for not at all."""
@@ -217,29 +219,16 @@ class LocalizeRecipe(Recipe):
             "pooling": CategoricalDistribution(list(get_args(Pooling))),
         }
 
-    def resolved(self) -> tuple[Self, list[str]]:
-        if not self.classifier_weights:
-            return self, []
-        try:
-            load_body(Stages(self.backbone, self.stem_stride), self._state())
-        except ValueError as error:
-            raise UserError(f"classifier_weights={self.classifier_weights}: {error}") from error
-        except OSError as error:
-            note = weights.from_scratch("classifier_weights", self.backbone, self.classifier_weights, error)
-            return self.replace(classifier_weights=""), [note]
-        return self, []
+    def initial_weights(self) -> dict[str, str]:
+        return {"classifier_weights": "" if self.backbone == "small" else self.backbone}
 
-    def _state(self) -> Mapping[str, Tensor]:
-        if self.backbone == "small" and not weights.is_uri(self.classifier_weights):
-            raise UserError(
-                f"classifier_weights={self.classifier_weights}: torchvision has no backbone 'small'; give the "
-                f"URI of a checkpoint, or another backbone"
-            )
-        return weights.named(self.backbone, self.classifier_weights)
+    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
+        load_body(Stages(self.backbone, self.stem_stride), given.state)
+        return given.state
 
     def _start(self, network: MultiscaleCAM) -> None:
         if self.classifier_weights:
-            load_body(network.trunk, self._state())
+            load_body(network.trunk, weights.from_uri(self.classifier_weights))
 
 
 def _stacked(pictures: Sequence[np.ndarray]) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -20,9 +21,9 @@ from cxr.imaging.augment import random_affine, random_exposure, random_plates, r
 from cxr.models.backbones import normalise_contrast
 from cxr.models.lung_field import LungField, soft_dice
 from cxr.models.spatial_transformer import warp
+from cxr.models.state_dicts import matching
 from cxr.phantom.archive import make_study
 from cxr.precision import in_float32
-from cxr.recipes import weights
 from cxr.schema import LUNGS
 
 WEIGHTS, ABOUT = "weights.pt", "about.json"
@@ -63,18 +64,13 @@ def kept(lesson: Lesson, parent: str) -> str:
     return folder
 
 
-def load(network: nn.Module, uri: str) -> None:
-    """Load what `kept` wrote, or the lung network within an aligner's checkpoint.
+def matched(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A lung network's weights: those that `kept` wrote, or those of the lung network within an aligner.
 
     Raises:
-        UserError: no such weights there.
+        ValueError: there is no lung network's among these.
     """
-    state = weights.from_uri(uri)
-    inside = {name.removeprefix("lungs."): values for name, values in state.items() if name.startswith("lungs.")}
-    try:
-        network.load_state_dict(inside or dict(state))
-    except RuntimeError as error:
-        raise UserError(f"{uri} holds no lung network's weights: give an aligner's checkpoint ({error})") from error
+    return matching(LungField().state_dict(), state, "a lung network")
 
 
 def taught(lesson: Lesson, device: torch.device) -> tuple[LungField, float]:

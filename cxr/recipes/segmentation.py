@@ -26,6 +26,7 @@ from cxr.models.unet import UNET_ENCODERS, SmallUNet, UNet
 from cxr.recipes import weights
 from cxr.recipes.base import Batch, Recipe, Stage, one_of, unit_pixels
 from cxr.recipes.segmentation_task import Lesson, SegmentationTask, outlined, rule_of
+from cxr.recipes.weights import Weights
 from cxr.sources import rle
 
 Architecture = Literal["small_unet", "unet", "fcn32s", "fcn16s", "fcn8s"]
@@ -59,7 +60,8 @@ class SegmentationRecipe(Recipe):
     fully_connected: bool = True
     """Keep AlexNet's and VGG16's fully connected layers, as convolutions: most of their parameters."""
     backbone_weights: str = ""
-    """What the backbone begins with: torchvision's name (IMAGENET1K_V1) or the URI of a state dict or checkpoint."""
+    """Weights that the backbone starts from: a path or URI of a state dict or checkpoint, or a torchvision name
+    (IMAGENET1K_V1); auto takes torchvision's where they can be fetched. Empty: random weights."""
     freeze_backbone: bool = False
     """Leave the backbone as it begins."""
 
@@ -223,21 +225,16 @@ class SegmentationRecipe(Recipe):
             "positive_weight": FloatDistribution(1, 10, log=True),
         }
 
-    def resolved(self) -> tuple[Self, list[str]]:
-        if not self.backbone_weights:
-            return self, []
-        try:
-            self._load_backbone(self.segmenter())
-        except ValueError as error:
-            raise UserError(f"backbone_weights={self.backbone_weights}: {error}") from error
-        except OSError as error:
-            note = weights.from_scratch("backbone_weights", self.backbone, self.backbone_weights, error)
-            return self.replace(backbone_weights="", freeze_backbone=False), [note]
-        return self, []
+    def initial_weights(self) -> dict[str, str]:
+        return {"backbone_weights": "" if self.architecture == "small_unet" else self.backbone}
 
-    def _load_backbone(self, segmenter: Segmenter) -> None:
-        segmenter.load_backbone(weights.named(self.backbone, self.backbone_weights))
+    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
+        self.segmenter().load_backbone(given.state)
+        return given.state
+
+    def without_weights(self, setting: str) -> Self | None:
+        return None if self.freeze_backbone else super().without_weights(setting)
 
     def _start(self, network: MaskFinder) -> None:
         if self.backbone_weights:
-            self._load_backbone(network.segmenter)
+            network.segmenter.load_backbone(weights.from_uri(self.backbone_weights))

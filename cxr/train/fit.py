@@ -58,16 +58,21 @@ def fit(
     folds, on all of these two splits' patients but one fold, which validates.
 
     Writes OUT/checkpoint (the best), OUT/NAME/epoch_* (best and last, for resuming) and average_*, OUT/metrics.jsonl
-    and OUT/tensorboard. Call `recipe.resolved()` first, or `resumed`: workers apply the recipe as it is.
+    and OUT/tensorboard. Call `recipe.resolved(out)` first, or `resumed`: workers apply the recipe as it is,
+    and read weights from URIs alone.
 
     Raises:
-        UserError: OUT holds a run already and `options.resume` is off, or holds none and it is on; storage
-            failed for longer than it is waited for, as often as workers may die.
+        UserError: the recipe names weights other than by URI; OUT holds a run already and `options.resume` is off, or
+            holds none and it is on; storage failed for longer than it is waited for, as often as workers may die.
         TrainingStopped: a loss term stopped being finite, or an epoch gave no batch.
         ray.train.TrainingFailedError: workers died more often than `options.max_failures`.
     """
     options = options or RunOptions()
     out = storage.normalise(out)
+    if recipe.unresolved:
+        raise UserError(
+            f"{', '.join(recipe.unresolved)}: expected the URI of weights; call recipe.resolved(out) before fit"
+        )
     check_resume(storage.join(out, name), options.resume)
     _check_batch(recipe, options)
     data, findings, datasets = _describe(archive, recipe, source)

@@ -262,23 +262,30 @@ def test_another_file_is_no_target(tmp_path: Path) -> None:
         started(small(target_uri=str(tmp_path / "target.pt")), posed_batch())
 
 
-def test_weights_that_cannot_be_had_are_replaced_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_feature_weights_that_cannot_be_fetched_give_way_to_local_features(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def unreachable(network: str, name: str) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setattr("cxr.recipes.weights.from_torchvision", unreachable)
-    settled, notes = small(features="densenet121", feature_layers=5).resolved()
+    given = small(features="densenet121", feature_layers=5)
+    settled, notes = given.resolved(str(tmp_path))
     assert (settled.features, settled.feature_layers) == ("local", 4)
     assert "densenet121" in notes[0]
     assert "no route to host" in notes[0]
-    assert small().resolved() == (small(), [])
+    with pytest.raises(UserError, match=r"IMAGENET1K_V1 weights for densenet121 could not be fetched \(no route"):
+        given.replace(feature_weights="IMAGENET1K_V1").resolved(str(tmp_path))
 
 
 def test_an_aligners_checkpoint_serves_as_feature_network(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    torch.save(small(lungs=True).network([]).state_dict(), tmp_path / "weights.pt")
-    recipe = small(features="lungs", feature_weights=str(tmp_path))
-    assert recipe.resolved() == (recipe, [])
+    state = small(lungs=True).network([]).state_dict()
+    torch.save(state, tmp_path / "weights.pt")
+    recipe, notes = small(features="lungs", feature_weights=str(tmp_path)).resolved(str(tmp_path / "out"))
+    assert notes == []
+    features = recipe.task(recipe.network([])).features.state_dict()
+    assert any(torch.equal(values, state["lungs.down.1.0.weight"]) for values in features.values())
     batch = posed_batch()
     assert terms(started(recipe, batch), batch)["feature"] > 0
 
@@ -331,8 +338,8 @@ def test_a_network_that_never_learnt_lungs_is_not_trained_with() -> None:
 
 def test_weights_without_lungs_are_refused(tmp_path: Path) -> None:
     torch.save(small().network([]).state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(UserError, match="no lung network"):
-        small(lungs=True, lung_weights=str(tmp_path)).resolved()
+    with pytest.raises(UserError, match=r"does not fit: they have none of the .* tensors of a lung network"):
+        small(lungs=True, lung_weights=str(tmp_path)).resolved(str(tmp_path / "out"))
 
 
 def test_agreement_is_of_the_lungs_that_are_found() -> None:

@@ -81,7 +81,7 @@ def aligner(tmp_path_factory: pytest.TempPathFactory) -> tuple[AttendRecipe, str
     task = ALIGNER.task(ALIGNER.network(()))
     task.network.head.bias.data = torch.tensor([0.2, -0.1, 0.5, 0.2, 0.1])  # pyright: ignore[reportAttributeAccessIssue]
     checkpoint.save(folder, ALIGNER, task, task.network.state_dict(), findings=(), metrics={})
-    recipe, _ = SMALL.replace(aligner=str(folder)).resolved()
+    recipe, _ = SMALL.replace(aligner=str(folder)).resolved(str(tmp_path_factory.mktemp("out")))
     return recipe, str(folder)
 
 
@@ -269,15 +269,17 @@ def test_pictures_show_the_boxes_of_the_best_found_finding() -> None:
 
 def test_what_cannot_be_an_aligner_is_refused(aligner: tuple[AttendRecipe, str], tmp_path: Path) -> None:
     recipe, uri = aligner
-    with pytest.raises(UserError, match=r"wanted the folder of a checkpoint of family 'align'.* found 'none'"):
-        SMALL.replace(aligner=str(tmp_path)).resolved()
-    with pytest.raises(UserError, match="sees images of 32 px: raise size=16"):
-        SMALL.replace(aligner=uri, size=16).resolved()
-    with pytest.raises(UserError, match=r"was trained with lung_crop=none, this network is to be with somewhere"):
-        SMALL.replace(aligner=uri, lung_crop="somewhere").resolved()
-    with pytest.raises(UserError, match=r"was trained with equalise=none, this network is to be with clahe"):
-        SMALL.replace(aligner=uri, equalise="clahe").resolved()
-    assert recipe.resolved() == (recipe, [])
+    out = str(tmp_path / "out")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"does not fit: expected a checkpoint folder of family 'align'"):
+        SMALL.replace(aligner=str(tmp_path)).resolved(out)
+    with pytest.raises(UserError, match="sees images of 32 px, and size is 16: raise size"):
+        SMALL.replace(aligner=uri, size=16).resolved(out)
+    with pytest.raises(UserError, match=r"was trained with lung_crop=none, and lung_crop is somewhere here"):
+        SMALL.replace(aligner=uri, lung_crop="somewhere").resolved(out)
+    with pytest.raises(UserError, match=r"was trained with equalise=none, and equalise is clahe here"):
+        SMALL.replace(aligner=uri, equalise="clahe").resolved(out)
+    assert recipe.resolved(str(Path(recipe.aligner).parents[1])) == (recipe, [])
     assert recipe.changes_from(recipe.replace(aligner="moved/there").to_dict()) == []
     assert SMALL.changes_from(recipe.to_dict()) != [], "without alignment it is another network"
 

@@ -231,7 +231,8 @@ def test_weights_begin_a_run_and_a_pickle_is_refused(tmp_path: Path) -> None:
     network = RECIPE.network(FINDINGS)
     torch.save(network.detector.state_dict(), tmp_path / "state.pt")
     recipe = RECIPE.replace(weights=str(tmp_path / "state.pt"))
-    assert recipe.resolved() == (recipe, [])
+    out = str(tmp_path / "out")
+    recipe, _ = recipe.resolved(out)
     torch.manual_seed(1)
     task = recipe.task(recipe.network(FINDINGS))
     task.begin(some_batches, Alone())
@@ -240,9 +241,9 @@ def test_weights_begin_a_run_and_a_pickle_is_refused(tmp_path: Path) -> None:
     torch.save({"model": network}, tmp_path / "pickle.pt")
     for name in ("pickle.pt", "yolov5nu.pt"):
         with pytest.raises(UserError, match="make a state dict of it: python -c"):
-            RECIPE.replace(weights=str(tmp_path / name)).resolved()
+            RECIPE.replace(weights=str(tmp_path / name)).resolved(out)
     with pytest.raises(UserError, match="same size of YOLOv5"):
-        recipe.replace(architecture="yolov5s").resolved()
+        RECIPE.replace(architecture="yolov5s", weights=str(tmp_path / "state.pt")).resolved(str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize("wrong", [{"size": 100}, {"box": -1.0}, {"momentum": 0.0}, {"mosaic": 2.0}])
@@ -274,4 +275,4 @@ def test_an_ensemble_is_a_recipe_that_is_not_trained() -> None:
         boxes = [one.found(net, batch, 100) for one, net in zip((RECIPE, small), network.members, strict=True)]  # pyright: ignore
     assert torch.equal(predicted[FOUND].nan_to_num(-1), fused(boxes, recipe.fusion_iou, 100).nan_to_num(-1))
     with pytest.raises(UserError, match="not trained"):
-        recipe.resolved()
+        recipe.resolved("/nowhere")

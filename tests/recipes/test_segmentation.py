@@ -249,15 +249,17 @@ def test_a_backbone_begins_with_weights_by_uri(architecture: str, tmp_path: Path
     recipe = SMALL.replace(
         architecture=architecture, backbone="resnet18", backbone_weights=str(tmp_path / "resnet18.pt")
     )
-    assert recipe.resolved() == (recipe, [])
+    recipe, _ = recipe.resolved(str(tmp_path / "out"))
     network = engine_of(recipe).task.network
     assert isinstance(network, MaskFinder)
     begun = network.segmenter.backbone.state_dict()
     weights = [name for name in begun if name in given and not name.endswith("tracked")]
     assert len(weights) >= 100
     assert all(torch.equal(begun[name], given[name]) for name in weights)
-    with pytest.raises(UserError, match=r"backbone_weights=.*lack"):
-        recipe.replace(backbone="resnet34").resolved()
+    with pytest.raises(UserError, match=r"backbone_weights=.*does not fit: they lack"):
+        recipe.replace(backbone="resnet34", backbone_weights=str(tmp_path / "resnet18.pt")).resolved(
+            str(tmp_path / "other")
+        )
 
 
 @pytest.mark.parametrize(
