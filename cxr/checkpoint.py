@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from cxr import provenance, storage
 from cxr.errors import UserError
-from cxr.models.state_dicts import matching
 from cxr.recipes import recipe_from_dict
 from cxr.recipes.base import Recipe, Task
+from cxr.state_dicts import matching
 
 ABOUT, WEIGHTS, TASK, RESUME = "checkpoint.json", "weights.pt", "task.pt", "resume.pt"
 LUNGS = "lungs"

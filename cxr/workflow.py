@@ -221,14 +221,14 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
         "epochs": fitted.epochs,
         "data": data,
         "pictures": pictures,
-        **used(recipe),
+        **training_record(recipe),
     }
 
 
-def used(recipe: Recipe) -> dict[str, Any]:
-    """What result.json says of a recipe that was trained: its settings, and where its first weights came from.
+def training_record(recipe: Recipe) -> dict[str, Any]:
+    """What result.json says of a trained recipe: its settings and where the weights that it started from came from.
 
-    These may differ from the settings that were given, where `auto` has found no weights.
+    These are the facts, while `settings` are what was asked for: `auto` may have found no weights.
     """
     return {"recipe": recipe.to_dict(), "initial_weights": weights.sources(recipe)}
 
@@ -256,7 +256,7 @@ def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, ou
             for number, (one, of_fold) in enumerate(zip(trained, metrics, strict=True))
         ],
         "data": data,
-        **used(settled_once.replace(fold=None)),
+        **training_record(settled_once.replace(fold=None)),
     }
 
 
@@ -291,7 +291,7 @@ def tune_job(
         "trials": table,
         "data": data,
         "pictures": pictures,
-        **used(recipe.replace(**best.drawn)),
+        **training_record(recipe.replace(**best.drawn)),
         **({"pareto": pareto.entries(trials, objectives)} if objectives else {}),
     }
 

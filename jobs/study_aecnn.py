@@ -17,7 +17,7 @@ from cxr.recipes.aecnn import AecnnRecipe
 from cxr.report import figures
 from cxr.study import train_all
 from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, used
+from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, training_record
 
 COMPRESSED, RESIZED, WHOLE = "ae-cnn", "resized", "uncompressed"
 
@@ -61,7 +61,7 @@ def main(options: Options) -> dict[str, Any]:
         "metrics": {"images": float(len(test.pixels)), **aecnn.metrics(judged)},
         "checkpoints": {f"{t.name}, seed {t.seed}": t.checkpoint for t in trained},
         "data": data,
-        "trained": {name: used(recipe) for name, recipe in recipes.items()},
+        "trained": {name: training_record(recipe) for name, recipe in recipes.items()},
         "pictures": [picture],
     }
 

@@ -25,7 +25,7 @@ from cxr.report import figures
 from cxr.sources import chestxray14
 from cxr.study import train_all
 from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, used
+from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, training_record
 
 MULTISCALE, LAST = "multiscale", "last"
 # Name -> the settings in which its recipe differs from the job's.
@@ -81,7 +81,7 @@ def main(options: Options) -> dict[str, Any]:
     return {
         "checkpoints": {f"{one.name}, seed {one.seed}": one.checkpoint for one in trained},
         "data": data,
-        "trained": {name: used(recipe) for name, recipe in recipes.items()},
+        "trained": {name: training_record(recipe) for name, recipe in recipes.items()},
         **write(judged, test, options.seeds, out),
     }
 

@@ -24,7 +24,7 @@ from cxr.recipes.pneumothorax import PneumothoraxRecipe
 from cxr.report import figures
 from cxr.study import train_all
 from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, siim_phantoms, used
+from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, siim_phantoms, training_record
 
 # Name -> the settings in which its recipe differs from the job's.
 NETWORKS: dict[str, dict[str, str]] = {
@@ -82,7 +82,7 @@ def main(options: Options) -> dict[str, Any]:
         "metrics": {"images": float(len(test.pixels)), **segmentation.metrics(judged)},
         "checkpoints": {f"{one.name}, seed {one.seed}": one.checkpoint for one in trained},
         "data": data,
-        "trained": {name: used(recipe) for name, recipe in recipes.items()},
+        "trained": {name: training_record(recipe) for name, recipe in recipes.items()},
         **write(judged, test, options, out, device),
     }
 

@@ -32,7 +32,7 @@ from cxr.models.yolo import YoloEnsemble, YoloSize
 from cxr.recipes.detect import DetectRecipe
 from cxr.study import train_all
 from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, train_job, used
+from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, train_job, training_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def train_members(options: Options) -> dict[str, Any]:
     together = save_ensemble(list(loaded.values()), storage.join(out, "checkpoint"))
     print(f"checkpoint of {len(kept)} members together: {together}", flush=True)
     told = {"checkpoint": together, "members": kept, "failed": sorted(set(recipes) - set(kept)), "data": data}
-    told["trained"] = {name: used(recipe) for name, recipe in recipes.items()}
+    told["trained"] = {name: training_record(recipe) for name, recipe in recipes.items()}
     return told | {"metrics": compared(loaded, together, data, options.test_images)}
 
 

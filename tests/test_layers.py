@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "boxes": {"cxr.errors"},
     "batches": BASE | {"cxr.imaging"},
     "precision": set(),
-    "models": {"cxr.precision"},
+    "state_dicts": set(),
+    "models": {"cxr.precision", "cxr.state_dicts"},
     "metrics": BASE | {"cxr.boxes", "cxr.models"},
     "imaging": BASE,
     "decode_worker": BASE | {"cxr.imaging"},
@@ -48,6 +49,7 @@ MAY_IMPORT = {
         )
     },
     "recipes": BASE
+    | {"cxr.state_dicts"}
     | {
         f"cxr.{name}"
         for name in ("boxes", "storage", "sources", "batches", "models", "metrics", "imaging", "phantom", "report")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import tyro
 
 from cxr import checkpoint, shards, storage, workflow
 from cxr.errors import UserError
+from cxr.job import _guarded
 from cxr.ledger import LEDGER_FILE
+from cxr.models.classifier import Classifier
 from cxr.phantom.nlm import write_masked_phantom
 from cxr.recipes import weights
 from cxr.recipes.aecnn import AecnnRecipe
@@ -19,9 +23,11 @@ from cxr.recipes.attend import AttendRecipe
 from cxr.recipes.base import Recipe
 from cxr.recipes.pneumothorax import PneumothoraxRecipe
 from cxr.study import Trained
+from cxr.train.fit import Fitted, fit
 from cxr.train.log import METRICS_FILE
 from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, train_job
+from cxr.tune import SearchOptions
+from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, train_job, tune_job
 from tests.made_shards import write_shards
 
 RECIPE = AlignRecipe(size=32, trunk="conv3", lungs=False)
@@ -114,6 +120,61 @@ def test_folds_of_which_none_is_named_are_all_trained(
     assert [(one["fold"], one["metrics"]["agreement"]) for one in result["folds"]] == [(0, 0.5), (1, 0.7)]
     assert result["data"] == f"{out}/shards"
     assert "0.6 ± 0.1414" in capsys.readouterr().out
+
+
+@pytest.fixture
+def _no_internet(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(network: str, name: str) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("cxr.recipes.weights.from_torchvision", unreachable)
+
+
+FROZEN = PneumothoraxRecipe(size=32, backbone="resnet18", backbone_weights="IMAGENET1K_V1", freeze_backbone=True)
+
+
+@pytest.mark.usefixtures("_no_cluster", "_no_internet")
+def test_named_weights_that_cannot_be_fetched_end_a_job_with_2_before_an_image_is_decoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, out = str(tmp_path / "raw"), tmp_path / "out"
+    write_masked_phantom(archive, 4, "montgomery", size=64)
+    options = SimpleNamespace(out=str(out))
+    data = ArchiveOptions(archive=(archive,), shard_size=32)
+    for main in (
+        lambda _: train_job(FROZEN, data, RunOptions(), str(out)),
+        lambda _: train_job(FROZEN.replace(folds=2), data, RunOptions(), str(out)),
+        lambda _: tune_job(FROZEN, data, SearchOptions(), RunOptions(), str(out)),
+    ):
+        assert _guarded(main, options) == 2
+        said = capsys.readouterr().err
+        assert "backbone_weights=IMAGENET1K_V1: " in said
+        assert said.count("\n") == 1
+    assert not list(out.glob("**/*"))
+
+
+@pytest.mark.usefixtures("_no_cluster", "_no_internet")
+def test_the_result_says_what_training_started_from(
+    two: ArchiveOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workflow, "fit", lambda *_, **__: Fitted("checkpoint", {}, 1))
+    monkeypatch.setattr(workflow, "picture", lambda *_: [])
+    given = AecnnRecipe(size=32, patch=32, classifier="resnet18", classifier_weights="auto")
+    result = train_job(given, two, RunOptions(), str(tmp_path / "auto"))
+    assert result["initial_weights"] == {"start_from": None, "classifier_weights": None}
+    assert result["recipe"]["classifier_weights"] == ""
+    torch.save(Classifier("resnet18", 3).body.state_dict(), tmp_path / "mine.pt")
+    result = train_job(
+        given.replace(classifier_weights=str(tmp_path / "mine.pt")), two, RunOptions(), str(tmp_path / "mine")
+    )
+    assert result["initial_weights"]["classifier_weights"]["given"] == str(tmp_path / "mine.pt")
+
+
+def test_fit_refuses_weights_that_were_not_resolved(two: ArchiveOptions, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"backbone_weights: expected the URI of weights; call recipe.resolved\(out\) before fit"
+    ):
+        fit(FROZEN, two.archive[0], str(tmp_path / "out"))
 
 
 GONE = "/gone/weights.pt"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD
-from cxr.models.state_dicts import matching
+from cxr.state_dicts import matching
 
 MULTIPLE = 32  # the largest stride of all backbones
 LEAST = 64  # pixels to a side that give each of them something to see

@@ -17,12 +17,12 @@ from cxr import schema
 from cxr.errors import UserError
 from cxr.models.aecnn import AECNN, Codec, NoCodec, PublishedCodec, ResidualCodec, ResizeCodec
 from cxr.models.classifier import CLASSIFIERS, Classifier, ClassifierName, StemStride, load_body
-from cxr.models.state_dicts import matching
 from cxr.recipes import weights
 from cxr.recipes.aecnn_task import AecnnTask, Lesson, StageName, TestCrops, probabilities
 from cxr.recipes.base import Batch, Recipe, Stage, one_of, unit_pixels
 from cxr.recipes.weights import Weights
 from cxr.schema import PixelFormat
+from cxr.state_dicts import matching
 
 Compressor = Literal["residual", "published", "resize", "none"]
 STAGES: tuple[StageName, ...] = get_args(StageName)

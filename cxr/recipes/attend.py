@@ -26,12 +26,12 @@ from cxr.models.contrast_attention import (
 )
 from cxr.models.multiple_instance import GridLoss
 from cxr.models.spatial_transformer import SpatialTransformer, identity, warp
-from cxr.models.state_dicts import matching
 from cxr.recipes import found_boxes, weights
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.attend_task import AttendTask, Lesson, boxes_found, framed, in_frame, strongest
 from cxr.recipes.base import Batch, Recipe, one_of, unit_pixels
 from cxr.recipes.weights import Weights
+from cxr.state_dicts import matching
 
 LOGITS = "logits"  # what `scored` makes boxes of
 SHA256 = "sha256"  # of the aligner's weights: another aligner gives another network

@@ -21,10 +21,10 @@ from cxr.imaging.augment import random_affine, random_exposure, random_plates, r
 from cxr.models.backbones import normalise_contrast
 from cxr.models.lung_field import LungField, soft_dice
 from cxr.models.spatial_transformer import warp
-from cxr.models.state_dicts import matching
 from cxr.phantom.archive import make_study
 from cxr.precision import in_float32
 from cxr.schema import LUNGS
+from cxr.state_dicts import matching
 
 WEIGHTS, ABOUT = "weights.pt", "about.json"
 UNSEEN = 64  # phantoms kept for judging

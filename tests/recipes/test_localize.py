@@ -239,7 +239,7 @@ def test_weights_come_from_classifiers_and_from_checkpoints(tmp_path: Path) -> N
     checkpoint.save(tmp_path / "kept", recipe, task, task.network.state_dict(), findings=FINDINGS, metrics={})
     again = recipe.replace(classifier_weights=str(tmp_path / "kept"))
     again, _ = again.resolved(str(tmp_path / "out"))
-    with pytest.raises(UserError, match="tensors of the classifier"):
+    with pytest.raises(UserError, match="expected shape 32 x 3 x 5 x 5, got 64 x 3 x 7 x 7"):
         SMALL.replace(classifier_weights=str(tmp_path / "resnet.pt")).resolved(str(tmp_path / "other"))
     with pytest.raises(UserError, match="torchvision has no weights for this network"):
         SMALL.replace(classifier_weights="IMAGENET1K_V1").resolved(str(tmp_path / "other"))

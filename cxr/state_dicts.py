@@ -30,7 +30,9 @@ def matching(
     misfits = {
         prefix: [name for name in names if not _fits(own[name], given.get(prefix + name))] for prefix in prefixes
     }
-    prefix = min(prefixes, key=lambda prefix: len(misfits[prefix]))
+    prefix = min(
+        prefixes, key=lambda prefix: (len(misfits[prefix]), sum(prefix + name not in given for name in names))
+    )
     if misfits[prefix]:
         raise ValueError(_difference(own, given, prefix, names, misfits[prefix], what))
     extra = [name for name in given if name not in own] if whole else []
