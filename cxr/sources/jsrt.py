@@ -20,7 +20,7 @@ import pyarrow as pa
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources.base import Manifest, labels_column, manifest_table
-from cxr.sources.listing import PATH, image_ids, list_images
+from cxr.sources.listing import PATH, image_ids, image_key, list_images
 from cxr.sources.splits import split_by_patient
 
 name = "jsrt"
@@ -31,14 +31,11 @@ MASKS, SIDES = "masks", ("left lung", "right lung")
 FRAME_PX, SPACING_MM = 2048, 0.175
 
 _KNOWN = (  # the first image of a kind, or a folder of the two databases as they are unpacked
-    f"{NODULE}001.IMG",
-    f"{NO_NODULE}001.IMG",
+    *(f"{kind}001.{suffix}" for kind in (NODULE, NO_NODULE) for suffix in ("IMG", "png", "jpg")),
     "All247images",
     *(f"{folder}{MASKS}/{SIDES[0]}" for folder in ("", "fold1/", "scratch/fold1/")),
 )
-_STEM = rf"(?P<stem>({NODULE}|{NO_NODULE})\d+)"
-_IMAGE = re.compile(rf"(?!(.*/)?{MASKS}/)(.*/)?{_STEM}\.(img|png)", re.IGNORECASE)
-_MASK = re.compile(rf"(.*/)?{MASKS}/(?P<side>{'|'.join(SIDES)})/{_STEM}\.(gif|png)", re.IGNORECASE)
+_NAME = re.compile(rf"({NODULE}|{NO_NODULE})\d+", re.IGNORECASE)
 
 
 def detect(uri: str) -> bool:
@@ -54,12 +51,12 @@ def manifest(uri: str) -> Manifest:
     """
     files, notes = list_images(uri)
     paths = files[PATH].to_pylist()
-    found = [_IMAGE.fullmatch(path) for path in paths]
-    images = files.filter(pa.array([match is not None for match in found]))
+    found = [None if MASKS in _folders(path) else _name(path) for path in paths]
+    images = files.filter(pa.array([each is not None for each in found]))
     if not images.num_rows:
         wanted = f"{NODULE}001.IMG … {NO_NODULE}093.IMG"
         raise UserError(f"no image {wanted} lies in {uri}: put them there, or choose the source folder")
-    stems = [match["stem"].upper() for match in found if match]
+    stems = [each for each in found if each]
     masks = _masks(files, stems)
     names = pa.array([path.rpartition("/")[2] for path in images[PATH].to_pylist()], pa.string())
     ids, id_notes = image_ids(images[PATH].combine_chunks(), names)
@@ -80,11 +77,27 @@ def _masks(files: pa.Table, stems: Iterable[str]) -> pa.Array:
     """`masks` of each image; null unless both lungs are there: one alone would be a wrong mask."""
     lungs: dict[tuple[str, str], str] = {}
     for path, uri in zip(files[PATH].to_pylist(), files[schema.SOURCE_URI].to_pylist(), strict=True):
-        if match := _MASK.fullmatch(path):
-            lungs.setdefault((match["stem"].upper(), match["side"].lower()), uri)
+        if side := _side(path):
+            lungs.setdefault((_name(path) or "", side), uri)
     pairs = ([lungs.get((stem, side)) for side in SIDES] for stem in stems)
     masks = [[_mask(uri) for uri in pair] if all(pair) else None for pair in pairs]
     return pa.array(masks, schema.MANIFEST.field(schema.MASKS).type)
+
+
+def _name(path: str) -> str | None:
+    """The name in the database of an image or its mask; None for other files."""
+    key = image_key(path)
+    return key.upper() if _NAME.fullmatch(key) else None
+
+
+def _folders(path: str) -> list[str]:
+    return path.lower().split("/")[:-1]
+
+
+def _side(path: str) -> str | None:
+    """Which lung a file is the mask of; None for other files."""
+    *_, parent, side = ["", "", *_folders(path)]
+    return side if parent == MASKS and side in SIDES and _name(path) else None
 
 
 def _mask(uri: str | None) -> dict[str, str | None]:
@@ -92,6 +105,6 @@ def _mask(uri: str | None) -> dict[str, str | None]:
 
 
 def _notes(paths: Sequence[str], images: int, without_masks: int) -> list[str]:
-    others = sum(not _MASK.fullmatch(path) for path in paths) - images
+    others = sum(_side(path) is None for path in paths) - images
     notes = [f"{others:,} files are neither named as the database's images nor masks of lungs"] if others else []
     return [*notes, f"{without_masks:,} of {images:,} images have no lung masks here"] if without_masks else notes

@@ -4,9 +4,10 @@
     shenzhen:   CXR_png/CHNCXR_0001_0.png  mask/CHNCXR_0001_0_mask.png
 
 Images and Montgomery's masks: Jaeger et al. 2014 (Quant. Imaging Med. Surg. 4(6), 475–477); Shenzhen's masks,
-which are not there for every image: Stirenko et al. 2018. One image a patient. The last digit of a name tells
-tuberculosis (1) from none (0), which is no finding of `schema.FINDINGS` and goes into `extra`.
-`ClinicalReadings/`, a text an image in the full releases, is not read.
+which are not there for every image: Stirenko et al. 2018. Images and masks in another format count as well (see
+`listing.image_key`). One image a patient. The last digit of a name tells tuberculosis (1) from none (0), which is no
+finding of `schema.FINDINGS` and goes into `extra`. `ClinicalReadings/`, a text an image in the full releases, is not
+read.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from cxr import schema
 from cxr.sources.base import Manifest, labels_column, manifest_table
-from cxr.sources.listing import PATH, files_below, list_images
+from cxr.sources.listing import PATH, files_below, image_key, list_images
 from cxr.sources.splits import split_by_patient
 from cxr.storage import Unreadable, join
 
@@ -51,7 +52,7 @@ class MaskedLungs:
             names = [entry.path for entry in islice(files_below(join(uri, IMAGES)), LISTED_TO_DETECT)]
         except Unreadable:  # below a file, say
             return False
-        return any(name.startswith(self.prefix) for name in names)
+        return any(image_key(name).startswith(self.prefix) for name in names)
 
     def manifest(self, uri: str) -> Manifest:
         """Every image of CXR_png; masks null for those without their masks, which a note counts.
@@ -61,26 +62,30 @@ class MaskedLungs:
         """
         files, notes = list_images(join(uri, IMAGES))
         names = files[PATH]
-        masks = self._masks(uri, [name.rpartition(".")[0] for name in names.to_pylist()])
+        keys = [image_key(name) for name in names.to_pylist()]
+        masks = self._masks(uri, keys)
+        patients = pa.array([f"{key}.png" for key in keys], pa.string())  # the published name, of copies too
         columns = {
             schema.IMAGE_ID: names,
-            schema.PATIENT_ID: names,
-            schema.SPLIT: split_by_patient(names),
+            schema.PATIENT_ID: patients,
+            schema.SPLIT: split_by_patient(patients),
             schema.SOURCE_URI: files[schema.SOURCE_URI],
             schema.LABELS: labels_column(np.empty((len(names), 0), np.int8)),
             schema.MASKS: masks,
-            schema.EXTRA: pa.array([_extra(name) for name in names.to_pylist()], pa.string()),
+            schema.EXTRA: pa.array([_extra(key) for key in keys], pa.string()),
         }
         if masks.null_count:
             notes.append(f"{masks.null_count:,} of {len(names):,} images have no lung mask here")
         return Manifest(manifest_table(columns), (), notes)
 
-    def _masks(self, uri: str, stems: Sequence[str]) -> pa.Array:
+    def _masks(self, uri: str, keys: Sequence[str]) -> pa.Array:
         """`masks` of each image; null unless all of its mask files are there: one lung would be a wrong mask."""
-        folders = {mask.rpartition("/")[0] for mask in self.masks}
-        there = {f"{folder}/{entry.path}" for folder in folders for entry in files_below(join(uri, folder))}
-        paths = [[mask.format(stem) for mask in self.masks] for stem in stems]
-        masks = [[_mask(join(uri, path)) for path in each] if there.issuperset(each) else None for each in paths]
+        folders = [mask.rpartition("/")[0] for mask in self.masks]
+        there = [{image_key(entry.path): entry.uri for entry in files_below(join(uri, each))} for each in folders]
+        masks = []
+        for key in keys:
+            uris = [of.get(image_key(mask.format(key))) for of, mask in zip(there, self.masks, strict=True)]
+            masks.append([_mask(uri) for uri in uris if uri] if all(uris) else None)
         return pa.array(masks, schema.MANIFEST.field(schema.MASKS).type)
 
 
@@ -88,8 +93,8 @@ def _mask(uri: str) -> dict[str, str | None]:
     return {schema.LABEL: schema.LUNGS, schema.MASK_RLE: None, schema.MASK_URI: uri}
 
 
-def _extra(name: str) -> str | None:
-    ending = re.search(r"_([01])\.", name)
+def _extra(key: str) -> str | None:
+    ending = re.search(r"_([01])$", key)
     return json.dumps({TUBERCULOSIS: int(ending[1])}) if ending else None
 
 

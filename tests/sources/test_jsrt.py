@@ -111,8 +111,18 @@ def test_copies_as_png_of_another_size_keep_their_spacing(archive: Path) -> None
     assert row[schema.SPACING_MM] == pytest.approx([0.7, 0.7])
 
 
+def test_copies_in_another_format_keep_masks_and_labels(archive: Path) -> None:
+    published = open_manifest(str(archive)).table.to_pylist()
+    for path in [*archive.glob("*.IMG"), *archive.rglob("left lung/*.gif")]:
+        path.rename(path.with_suffix(".Tiff"))
+    copies = open_manifest(str(archive)).table.to_pylist()
+    for name in (schema.PATIENT_ID, schema.SPLIT, schema.LABELS):
+        assert [row[name] for row in copies] == [row[name] for row in published]
+    assert [len(row[schema.MASKS]) for row in copies] == [2] * COUNT
+
+
 @pytest.mark.parametrize(
-    "place", ["JPCNN001.IMG", "All247images/JPCLN001.IMG", "scratch/fold1/masks/left lung/x.gif"]
+    "place", ["JPCNN001.IMG", "JPCLN001.jpg", "All247images/JPCLN001.IMG", "scratch/fold1/masks/left lung/x.gif"]
 )
 def test_known_by_its_files_wherever_they_are_unpacked(tmp_path: Path, place: str) -> None:
     assert find_source(str(tmp_path)).name == "folder"

@@ -144,3 +144,17 @@ def _darker_within(image: np.ndarray, mask: np.ndarray) -> bool:
     square = np.ones((5, 5), np.uint8)
     around, rim = (cv2.dilate(mask, square) > mask), (mask > cv2.erode(mask, square))
     return bool(image[rim].mean() < image[around].mean())
+
+
+@BOTH
+def test_copies_in_another_format_keep_masks_splits_and_tuberculosis(archive: Path, layout: Layout) -> None:
+    published = open_manifest(str(archive)).table.to_pylist()
+    for path in (archive / "CXR_png").iterdir():
+        path.rename(path.with_suffix(".JPG"))
+    for path in [*archive.glob("mask/*"), *archive.glob("ManualMask/leftMask/*")]:
+        path.rename(path.with_suffix(".PNG"))
+    assert find_source(str(archive)).name == layout
+    copies = open_manifest(str(archive)).table.to_pylist()
+    for name in (schema.PATIENT_ID, schema.SPLIT, schema.EXTRA):
+        assert [row[name] for row in copies] == [row[name] for row in published]
+    assert [len(row[schema.MASKS]) for row in copies] == [len(row[schema.MASKS]) for row in published]
