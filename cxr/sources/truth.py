@@ -56,7 +56,7 @@ def _read(location: str) -> pa.Table:
         fields = [schema.MANIFEST.field(name) for name in columns if name in (schema.IMAGE_ID, *table.column_names)]
         table = table.select([field.name for field in fields]).cast(pa.schema(fields)).combine_chunks()
         table.validate(full=True)
-    except (pa.ArrowException, KeyError, OSError) as error:  # OSError: damaged pages and footers
+    except (pa.ArrowException, KeyError, OSError, ValueError) as error:  # of damaged pages, footers and names too
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{location}: expected a table of {', '.join(columns)}, got an error ({reason}): mend or remove it"
