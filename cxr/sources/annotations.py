@@ -23,6 +23,7 @@ from cxr.errors import UserError
 from cxr.sources import readers
 from cxr.sources.base import Manifest, labels_column
 from cxr.sources.csv_table import CsvTable, read_csv
+from cxr.sources.label_rows import image_keys, unknown_words_note, word_key
 from cxr.sources.listing import image_key
 from cxr.sources.readers import ReaderBoxes
 
@@ -112,7 +113,7 @@ def read(location: str, *, by_name: bool = False) -> Read:
         raise UserError(f"{location}: expected a column {CLASS} or {CLASS_NAME}, got {', '.join(table.header)}")
     findings = schema.VINBIGDATA_FINDINGS if by_id else schema.VINDR_LOCAL_FINDINGS
     who = table.column(READER) if READER in table else [""] * len(table.rows)
-    columns = table.column(IMAGE), table.column(CLASS if by_id else CLASS_NAME), who
+    columns = image_keys(table, IMAGE), table.column(CLASS if by_id else CLASS_NAME), who
     known = _classes(findings, by_id)
     drawn: dict[str, dict[tuple[str, ...], dict[str, Any]]] = {}
     looked: dict[str, dict[str, None]] = defaultdict(dict)
@@ -120,12 +121,11 @@ def read(location: str, *, by_name: bool = False) -> Read:
     unsure: dict[str, set[str]] = defaultdict(set)
     strange: Counter[str] = Counter()
     corner_columns = zip(*(table.column(name) for name in readers.CORNERS), strict=True)
-    for row, (name, word, reader, corners) in enumerate(zip(*columns, corner_columns, strict=True)):
-        image = image_key(name)
+    for row, (image, word, reader, corners) in enumerate(zip(*columns, corner_columns, strict=True)):
         of_image = drawn.setdefault(image, {})
         if reader:
             looked[image][reader] = None
-        finding = known.get(_normal(word))
+        finding = known.get(word.removesuffix(".0") if by_id else word_key(word))
         if finding == NO_FINDING:
             healthy.add((image, reader))
         elif finding is not None:
@@ -135,9 +135,8 @@ def read(location: str, *, by_name: bool = False) -> Read:
         else:
             strange[word] += 1
             unsure[image] |= {*findings}
-    notes = [f"classes that are not known: {_counted(strange)}; what else these images show is unknown"] * bool(
-        strange
-    )
+    file = storage.name(location)
+    notes = unknown_words_note(strange, file, "what else these images show is unknown")
     contradictions = 0
     for image, of_image in drawn.items():
         doubted = [key for key in of_image if (image, key[1]) in healthy]
@@ -173,10 +172,10 @@ def _frames(table: CsvTable, names: tuple[str, str] = FRAME) -> dict[str, list[i
     if not all(name in table for name in names):
         return sizes
     told: dict[str, int] = {}
-    for row, (name, *sides) in enumerate(zip(table.column(IMAGE), *map(table.column, names), strict=True)):
+    for row, (image, *sides) in enumerate(zip(image_keys(table, IMAGE), *map(table.column, names), strict=True)):
         if not any(sides):
             continue
-        image, size = image_key(name), [_side_px(side) for side in sides]
+        size = [_side_px(side) for side in sides]
         if None in size:
             expected = f"{' and '.join(names)} as whole numbers of pixels from 1 to {_LARGEST_PX:,}"
             raise table.error(row, expected, ", ".join(sides))
@@ -197,15 +196,10 @@ def _side_px(text: str) -> int | None:
 
 
 def _classes(findings: Sequence[str], by_id: bool) -> dict[str, str]:
-    """What each word in the column of classes stands for."""
+    """The finding that each number in the column of classes stands for, or the `word_key` of each name."""
     if by_id:
         return {str(number): name for number, name in enumerate([*findings, NO_FINDING])}
-    return {name.casefold(): name for name in (*findings, NO_FINDING)}
-
-
-def _normal(word: str) -> str:
-    """A class as `_classes` has it: "3.0" is 3, and case does not matter."""
-    return word.casefold().removesuffix(".0")
+    return {word_key(name): name for name in (*findings, NO_FINDING)}
 
 
 def _box(table: CsvTable, row: int, finding: str, reader: str, corners: Sequence[str]) -> dict[str, Any]:
@@ -215,10 +209,6 @@ def _box(table: CsvTable, row: int, finding: str, reader: str, corners: Sequence
     except ValueError:
         raise table.error(row, f"numbers in {', '.join(readers.CORNERS)}", ", ".join(corners)) from None
     return {schema.LABEL: finding, schema.READER: reader or None, **dict(zip(readers.CORNERS, numbers, strict=True))}
-
-
-def _counted(words: Mapping[str, int]) -> str:
-    return ", ".join(f"{word!r} ({count:,})" for word, count in sorted(words.items()))
 
 
 def labelled(manifest: Manifest, labelling: Labelling) -> Manifest:

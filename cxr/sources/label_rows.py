@@ -19,17 +19,24 @@ _WORDS_IN_NOTE = 10
 _LETTERS_IN_NOTE = 40  # of each word
 
 
-def rows_by_image(table: CsvTable, column: str) -> dict[str, list[int]]:
-    """The rows (as indices) about each image, by `image_key` of the name in `column`, in the file's order.
+def image_keys(table: CsvTable, column: str) -> list[str]:
+    """The `image_key` of each row's image, whose name is in `column`.
 
     Raises:
         UserError: a row names no image.
     """
+    names = table.column(column)
+    keys = [image_key(name) for name in names]
+    if "" in keys:
+        row = keys.index("")
+        raise table.error(row, "the name of an image", names[row])
+    return keys
+
+
+def rows_by_image(table: CsvTable, column: str) -> dict[str, list[int]]:
+    """The rows (as indices) about each image, by `image_key`, in the file's order; raises as `image_keys`."""
     rows: dict[str, list[int]] = defaultdict(list)
-    for row, name in enumerate(table.column(column)):
-        key = image_key(name)
-        if not key:
-            raise table.error(row, "the name of an image", name)
+    for row, key in enumerate(image_keys(table, column)):
         rows[key].append(row)
     return dict(rows)
 

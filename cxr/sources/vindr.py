@@ -31,6 +31,7 @@ from cxr.sources import readers, vinbigdata
 from cxr.sources.annotations import CLASS_NAME, IMAGE, NO_FINDING, READER, Read, read
 from cxr.sources.base import Manifest, labels_column, manifest_table
 from cxr.sources.csv_table import has_columns, read_csv
+from cxr.sources.label_rows import image_keys, word_key
 from cxr.sources.listing import PATH, image_ids, image_key, list_images
 from cxr.sources.splits import split_by_patient
 
@@ -41,7 +42,7 @@ LABELS_FILES = {"train": "image_labels_train.csv", "test": "image_labels_test.cs
 FOLDER = "annotations"
 TRAIN, TEST = "train", "test"  # folders of images, and the parts
 LOCAL, GLOBAL = schema.VINDR_LOCAL_FINDINGS, schema.VINDR_GLOBAL_FINDINGS
-_ALIASES = {"other diseases": "other disease"}  # the word in image_labels_train.csv
+_ALIASES = {"otherdiseases": "otherdisease"}  # the word in image_labels_train.csv
 _VALUES = {"0": NEGATIVE, "0.0": NEGATIVE, "1": POSITIVE, "1.0": POSITIVE, "": UNKNOWN}
 
 
@@ -165,23 +166,22 @@ def _read_image_labels(location: str) -> _ImageLabels:
     What a reader says both ways, or beside "No finding", counts as not said.
     """
     table = read_csv(location, (IMAGE,))
-    names = [_ALIASES.get(column.casefold(), column.casefold()) for column in table.header]
-    places = [
-        names.index(word.casefold()) if word.casefold() in names else None for word in (*LOCAL, *GLOBAL, NO_FINDING)
-    ]
+    names = [_ALIASES.get(word_key(column), word_key(column)) for column in table.header]
+    words = [word_key(word) for word in (*LOCAL, *GLOBAL, NO_FINDING)]
+    places = [names.index(word) if word in names else None for word in words]
     who = table.column(READER) if READER in table else [""] * len(table.rows)
     rows: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     contradicting: set[tuple[str, str]] = set()  # images and readers
-    for row, (image, reader, values) in enumerate(zip(table.column(IMAGE), who, table.rows, strict=True)):
+    for row, (image, reader, values) in enumerate(zip(image_keys(table, IMAGE), who, table.rows, strict=True)):
         fields = ["" if place is None else values[place] for place in places]
         if strange := next((value for value in fields if value not in _VALUES), None):
             raise table.error(row, "labels that are 0, 1 or blank", strange)
         *given, normal = (_VALUES[value] for value in fields)
         labels = np.array(given, np.int8)
         if normal == POSITIVE:
-            contradicting |= {(image_key(image), reader)} if (labels == POSITIVE).any() else set()
+            contradicting |= {(image, reader)} if (labels == POSITIVE).any() else set()
             labels = np.where(labels == POSITIVE, UNKNOWN, NEGATIVE)
-        rows[image_key(image)][reader].append(labels)
+        rows[image][reader].append(labels)
     votes = {image: {who: _one_way(np.stack(of)) for who, of in own.items()} for image, own in rows.items()}
     contradicting |= {
         (i, who) for i, own in rows.items() for who, of in own.items() if _both_ways(np.stack(of)).any()
