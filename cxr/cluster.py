@@ -6,13 +6,14 @@ import logging
 import os
 import re
 import socket
+from typing import Any
 
 import ray
 from ray._private import ray_constants, ray_logging
 from ray._private.state import state
 
 from cxr.errors import UserError
-from cxr.storage import is_local
+from cxr.storage import ANONYMOUS, REQUESTER_PAYS, is_local
 
 LOOPBACK = "127.0.0.1"
 STARTS = 3  # of a cluster on this machine, before it is given up
@@ -68,12 +69,20 @@ def _join(address: str) -> None:
     try:
         if port.isdigit() and "://" not in address:  # Ray itself would wait for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        ray.init(address="auto")
+        ray.init(address="auto", runtime_env=_carried())
     except (OSError, ValueError) as error:
         raise UserError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it, correct the address, or unset "
             f"RAY_ADDRESS to run on this machine alone"
         ) from error
+
+
+def _carried() -> dict[str, Any]:
+    """What this job's options say of buckets, for workers, whose environment is that of their machines."""
+    carried = {name: os.environ[name] for name in (ANONYMOUS, REQUESTER_PAYS) if name in os.environ}
+    if carried:  # they may come from the runtime environment the job was submitted with: Ray must not mind
+        os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+    return {"env_vars": carried} if carried else {}
 
 
 def _filter_worker_logs() -> None:

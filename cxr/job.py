@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import re
 import signal
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Generic, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -30,18 +33,50 @@ class HasOut(Protocol):
 Options = TypeVar("Options", bound=HasOut)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BucketOptions:
+    """Access to buckets, where the standard variables (AWS_PROFILE, AWS_ENDPOINT_URL, …) do not say it all."""
+
+    anonymous: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[BUCKET ...]")] = None
+    """Read these S3 and Google buckets without credentials, or all buckets if none is named."""
+    requester_pays: bool = False
+    """Agree to pay for requests to S3 buckets whose users pay."""
+
+    def apply(self) -> None:
+        """Set the variables that storage reads, here and in the workers of a cluster that comes later."""
+        if self.anonymous is not None:
+            names = (re.sub(r"^\w+://|/.*", "", name) for name in self.anonymous)  # a bucket's URI names it, too
+            os.environ[storage.ANONYMOUS] = ",".join(names) or "*"
+        if self.requester_pays:
+            os.environ[storage.REQUESTER_PAYS] = "1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Generic[Options]):
+    """A command line: what the job takes, and what every job takes."""
+
+    job: Annotated[Options, tyro.conf.arg(name="")]
+    buckets: BucketOptions = field(default_factory=BucketOptions)
+
+
+def parse(options_type: type[Options], arguments: Sequence[str], description: str = "") -> Command[Options]:
+    """Parse a job's command line; exits with 2 where it cannot be understood."""
+    _check_given_once(arguments, options_type)
+    command = cast(Any, Command)[options_type]
+    return tyro.cli(command, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
+
+
 def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Options]) -> None:
     """Parse the command line, run `main`, write OUT/result.json, print its path last, exit.
 
     Exits with 0 when done, 2 on a mistake in what was given (its message alone is printed), 130 when
     interrupted or terminated, and 1 on any other failure.
     """
-    doc = sys.modules["__main__"].__doc__ or ""
-    _check_given_once(sys.argv[1:], options_type)
-    options = tyro.cli(options_type, description=doc, config=(tyro.conf.OmitArgPrefixes,))
+    command = parse(options_type, sys.argv[1:], sys.modules["__main__"].__doc__ or "")
+    command.buckets.apply()
     for number in (signal.SIGINT, signal.SIGTERM):  # the first is ignored in what a script starts in the background
         signal.signal(number, _interrupt)
-    sys.exit(_guarded(main, options))
+    sys.exit(_guarded(main, command.job))
 
 
 def _check_given_once(arguments: Sequence[str], options_type: type) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
 from cxr import cluster
@@ -25,6 +27,22 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     return planned
+
+
+def test_access_to_buckets_reaches_the_workers_of_a_joined_cluster(
+    starts: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, object] = {}
+    monkeypatch.setattr(cluster.ray, "init", settings.update)
+    monkeypatch.setattr(cluster.socket, "create_connection", lambda *_, **__: io.BytesIO())
+    monkeypatch.setenv("RAY_OVERRIDE_JOB_RUNTIME_ENV", "0")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    cluster.connect()
+    assert settings == {"address": "auto", "runtime_env": {}}
+    monkeypatch.setenv("CXR_ANONYMOUS_BUCKETS", "*")
+    monkeypatch.setenv("CXR_REQUESTER_PAYS", "1")
+    cluster.connect()
+    assert settings["runtime_env"] == {"env_vars": {"CXR_ANONYMOUS_BUCKETS": "*", "CXR_REQUESTER_PAYS": "1"}}
 
 
 def test_a_start_that_takes_too_long_is_tried_again(starts: list[object], capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from cxr.job import parse
+from jobs import score_archive
+
 JOB = '''
 """A job for tests."""
 import time
@@ -81,6 +84,26 @@ def test_an_option_that_takes_one_value_is_given_once(job: list[str], tmp_path: 
         done = run([*job, "well", *again])
         assert (done.returncode, done.stderr) == (2, "error: expected one --how, got 2: give it once\n")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        ([], {}),
+        (["--anonymous"], {"CXR_ANONYMOUS_BUCKETS": "*"}),
+        (["--anonymous", "a", "s3://b/c/d"], {"CXR_ANONYMOUS_BUCKETS": "a,b"}),
+        (["--requester-pays"], {"CXR_REQUESTER_PAYS": "1"}),
+    ],
+)
+def test_every_job_has_options_for_access_to_buckets(
+    arguments: list[str], variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("CXR_ANONYMOUS_BUCKETS", "CXR_REQUESTER_PAYS")
+    for name in names:
+        monkeypatch.setenv(name, "before")  # so that it is put back
+        del os.environ[name]
+    parse(score_archive.Options, ["--out", "x", *arguments]).buckets.apply()
+    assert {name: os.environ[name] for name in names if name in os.environ} == variables
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -8,7 +8,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-import tyro
+
+from cxr.job import parse
 
 REPOSITORY = Path(__file__).parents[1]
 FOLDERS = ("cxr", "jobs", "cluster")
@@ -48,5 +49,4 @@ def commands() -> list[str]:
 def test_commands_are_understood(command: str) -> None:
     script, *arguments = shlex.split(command)
     job = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-    options = tyro.cli(job.Options, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
-    assert options.out in arguments
+    assert parse(job.Options, arguments).job.out in arguments

@@ -204,7 +204,7 @@ def test_folders_go_up_and_come_down(s3: Front, tmp_path: Path) -> None:
 
 
 def test_a_key_cannot_climb_out_of_the_folder(s3: Front, tmp_path: Path) -> None:
-    filesystems.s3_client().put_object(Bucket="archive", Key="evil/../../out.txt", Body=b"!")
+    storage.s3.client("archive").put_object(Bucket="archive", Key="evil/../../out.txt", Body=b"!")
     with pytest.raises(StorageError, match="would land outside"):
         storage.download_folder("s3://archive/evil", tmp_path / "in")
     assert not list(tmp_path.iterdir())
@@ -268,7 +268,7 @@ def test_absent_credentials_are_named(s3: Front, monkeypatch: pytest.MonkeyPatch
 def test_gs_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bucket" / "a").mkdir(parents=True)
     stand_in = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    monkeypatch.setattr(filesystems, "_gcs", lambda: stand_in)
+    monkeypatch.setattr(filesystems, "_gcs", lambda anonymous: stand_in)
     storage.write_text("gs://bucket/a/x.txt", "x")
     assert [(e.uri, e.path) for e in storage.list_files("gs://bucket/a")] == [("gs://bucket/a/x.txt", "x.txt")]
     assert paths("gs://bucket/a/x.txt") == ["x.txt"]

@@ -213,7 +213,7 @@ def test_a_place_is_checked_without_a_trace(front: Faulty, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
     assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket="xrays")
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="Not a directory"):
+    with pytest.raises(StorageError, match="expected a folder, got the file"):
         storage.check_writable(str(tmp_path / "file" / "out"))
 
 

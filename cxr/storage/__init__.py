@@ -1,11 +1,13 @@
 """Files by URI: list, read and write on local disks, S3 and Google Cloud Storage.
 
-A URI is a local path, `file:///path`, `s3://bucket/key` or `gs://bucket/key`. S3's endpoint, region and
-credentials come from the standard AWS variables (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_REGION`,
-`AWS_PROFILE`, …), Google's from its application default credentials. Throttling, 5xx, lost connections and lost
-mounts are tried again for `CXR_STORAGE_PATIENCE_S` seconds (60 if unset); what is missing or refused is not. Every
-failure is a `StorageError` that names the URI and says what to do: `NotFound` or `Unreadable` where it concerns
-one file, a plain one where its whole place is concerned.
+A URI is a local path, `file:///path`, `s3://bucket/key` or `gs://bucket/key`. Every request to S3 is made by boto3,
+which takes endpoint, region, credentials, proxy and certificates from the standard variables and files
+(`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_PROFILE`, `http_proxy`, `AWS_CA_BUNDLE`, `~/.aws/config`, …) and renews
+credentials that expire; Google's are its application default credentials. Buckets that `CXR_ANONYMOUS_BUCKETS` names
+(`*` for all) are read without credentials; with `CXR_REQUESTER_PAYS` set, requests to S3 agree to pay. Throttling,
+5xx, lost connections and lost mounts are tried again for `CXR_STORAGE_PATIENCE_S` seconds (60 if unset); what is
+missing or refused is not. Every failure is a `StorageError` that names the URI and says what to do: `NotFound` or
+`Unreadable` where it concerns one file, a plain one where its whole place is concerned.
 """
 
 from cxr.storage.files import (
@@ -26,9 +28,22 @@ from cxr.storage.filesystems import filesystem
 from cxr.storage.listing import FileEntry, list_files
 from cxr.storage.patient import ray_storage
 from cxr.storage.tables import read_parquet, read_parquet_footer
-from cxr.storage.uri import NotFound, StorageError, Unreadable, is_local, join, name, normalise, safe_path
+from cxr.storage.uri import (
+    ANONYMOUS,
+    REQUESTER_PAYS,
+    NotFound,
+    StorageError,
+    Unreadable,
+    is_local,
+    join,
+    name,
+    normalise,
+    safe_path,
+)
 
 __all__ = [
+    "ANONYMOUS",
+    "REQUESTER_PAYS",
     "FileEntry",
     "NotFound",
     "StorageError",

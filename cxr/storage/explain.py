@@ -7,17 +7,19 @@ import re
 import tempfile
 from typing import Any
 
-from boto3.session import Session
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from pyarrow import fs
 
-from cxr.storage.filesystems import file_info, s3_client, s3_endpoint
-from cxr.storage.uri import NotFound, StorageError, Unreadable, is_local, normalise
+from cxr.storage import s3
+from cxr.storage.filesystems import file_info
+from cxr.storage.uri import NotFound, StorageError, Unreadable, is_anonymous, is_local, normalise
 
-# pyarrow tells S3's and Google's errors in the text alone (SLOW_DOWN), boto3 in text too (SlowDown).
+# pyarrow and boto3 name the kind of an error in its text alone: SLOW_DOWN, SlowDown.
 _NO_BUCKET = re.compile(r"no_?such_?bucket|bucket does not exist", re.I)
 _CREDENTIALS = re.compile(r"access_?key|signature|token|credentials|unauthenticated", re.I)
 _DENIED = re.compile(r"access_?denied|forbidden|permission_denied|\(403\)|status 403", re.I)
+_UNTRUSTED = re.compile(r"certificate_?.?verify|ssl validation", re.I)
+_EXPIRED = re.compile(r"expired_?token|token (has|is) expired", re.I)
 _FROZEN = re.compile(r"invalid_?object_?state", re.I)  # moved to an archive class such as Glacier
 _PASSING = re.compile(
     r"slow_?down|throttl|too_?many_?requests|request_?limit|internal_?(failure|error)|unavailable|connection|curlcode"
@@ -37,8 +39,13 @@ def may_pass(error: Exception, *, local: bool = False) -> bool:
     if local:
         return getattr(error, "errno", None) in _MAY_RETURN
     text = f"{type(error).__name__} {error}"
-    lasting = isinstance(error, FileNotFoundError) or any(p.search(text) for p in (_NO_BUCKET, _DENIED))
+    lasting = isinstance(error, FileNotFoundError) or any(p.search(text) for p in (_NO_BUCKET, _DENIED, _UNTRUSTED))
     return not lasting and _PASSING.search(text) is not None
+
+
+def has_expired(error: Exception) -> bool:
+    """Whether the server says that the credentials have expired: files may hold new ones by now."""
+    return isinstance(error, ClientError) and _EXPIRED.search(str(error)) is not None
 
 
 def explained(uri: str, error: Exception) -> StorageError:
@@ -52,14 +59,18 @@ def explained(uri: str, error: Exception) -> StorageError:
         return _explained_local(uri, error)
     if getattr(error, "errno", None) in _FULL:
         return _explained_local(f"{tempfile.gettempdir()}, on the way to or from {uri}", error)
-    server, bucket = _server(uri), normalise(uri).split("/")[2]
-    text = f"{type(error).__name__}: {error}"
+    server, bucket = _server(uri), _bucket(uri)
+    text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, FileNotFoundError) or _NO_BUCKET.search(text):
         return StorageError(f"{uri}: there is no bucket {bucket!r} on {server}: create it, or correct the URI")
     if _FROZEN.search(text):
         return Unreadable(f"{uri} lies in an archive class of {server}: restore it first ({text})")
+    if _UNTRUSTED.search(text):
+        return StorageError(f"{uri}: {server} shows a certificate that is not trusted: set AWS_CA_BUNDLE ({text})")
     if may_pass(error):
         return StorageError(f"{uri}: {server} keeps failing: check it and the network, or try later ({text})")
+    if isinstance(error, BotoCoreError) and not isinstance(error, NoCredentialsError):
+        return StorageError(f"{uri}: the request cannot be made: correct the URI or the AWS settings ({text})")
     if _DENIED.search(text) or _CREDENTIALS.search(text):
         return _refused(uri, server, text)
     return StorageError(f"{uri}: {server} answered: {text}")
@@ -89,7 +100,7 @@ def _gives_others(uri: str) -> bool:
     folder = key.partition("/")[0] + "/" if "/" in key else ""
     for start in (key, folder):
         after = {"StartAfter": start} if start else {}
-        page = s3_client().list_objects_v2(Bucket=bucket, Prefix=folder, MaxKeys=_PROBED, **after)
+        page = s3.client(bucket).list_objects_v2(Bucket=bucket, Prefix=folder, MaxKeys=_PROBED, **after)
         others = [item for item in page.get("Contents", ()) if item["Key"] != key and item["Size"]]
         if any(_given(bucket, item) for item in others):
             return True
@@ -98,25 +109,34 @@ def _gives_others(uri: str) -> bool:
 
 def _given(bucket: str, item: dict[str, Any]) -> bool:
     try:
-        s3_client().get_object(Bucket=bucket, Key=item["Key"], Range="bytes=0-0")["Body"].close()
+        s3.client(bucket).get_object(Bucket=bucket, Key=item["Key"], Range="bytes=0-0")["Body"].close()
     except (BotoCoreError, ClientError):
         return False
     return True
 
 
 def _refusal(uri: str, text: str) -> str:
-    keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if is_anonymous(_bucket(uri)):
+        return "refused access without credentials: the bucket is not public, so leave --anonymous out"
     if uri.startswith("gs://"):
-        return "refused access: set GOOGLE_APPLICATION_CREDENTIALS, or log in with gcloud"
-    if Session().get_credentials() is None:
-        return f"needs credentials and none were found: set {keys}, or AWS_PROFILE"
+        return "refused access: set GOOGLE_APPLICATION_CREDENTIALS, or log in with gcloud, or give --anonymous"
+    keys = s3.credentials_from()
+    if keys is None:
+        set_keys = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        return f"needs credentials and none were found: {set_keys}, or give --anonymous for a public bucket"
+    if _EXPIRED.search(text):
+        return f"says that the credentials have expired: renew {keys}, then run the same command again"
     if _CREDENTIALS.search(text):
         return f"does not accept the credentials: check {keys} (and AWS_SESSION_TOKEN)"
-    return f"refused access (403): check {keys} and what they may do in this bucket"
+    return f"refused access (403): check {keys} and what they may do in this bucket, or give --requester-pays"
 
 
 def _server(uri: str) -> str:
-    return "Google Cloud Storage" if uri.startswith("gs://") else s3_endpoint() or "Amazon S3"
+    return "Google Cloud Storage" if uri.startswith("gs://") else s3.server(_bucket(uri))
+
+
+def _bucket(uri: str) -> str:
+    return normalise(uri).split("/")[2]
 
 
 def _bucket_exists(uri: str) -> bool:

@@ -10,17 +10,18 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from boto3.s3.transfer import TransferConfig
 from pyarrow import fs
 
-from cxr.storage.filesystems import file_info, filesystem, s3_client
+from cxr.storage import s3
+from cxr.storage.filesystems import file_info, filesystem
 from cxr.storage.listing import PARTIAL_SUFFIX, list_files
 from cxr.storage.retries import retried
-from cxr.storage.uri import NotFound, StorageError, is_local, join, normalise
+from cxr.storage.uri import NotFound, StorageError, check_no_empty_folder, is_local, join, normalise
 
 _COPY_THREADS = 8
 _PROBE_BYTES = 1 << 16
@@ -87,9 +88,6 @@ def delete(uri: str) -> None:
         found = file_info(uri).type
         if found == fs.FileType.Directory:
             filesystem_.delete_dir(path)
-        elif uri.startswith("s3://"):  # pyarrow would leave a mark of the folder behind
-            bucket, _, key = path.partition("/")
-            s3_client().delete_object(Bucket=bucket, Key=key)
         elif found != fs.FileType.NotFound:
             filesystem_.delete_file(path)
 
@@ -111,8 +109,9 @@ def check_writable(folder: str) -> None:
     """Write a small file into a folder that need not be there yet, and delete it where that is allowed.
 
     Raises:
-        StorageError: files cannot be written there.
+        StorageError: files cannot be written there, or it is a file itself.
     """
+    check_no_empty_folder(folder)
     if not is_local(folder):
         probe = join(folder, ".writable")
         write_bytes(probe, b"?")
@@ -122,6 +121,8 @@ def check_writable(folder: str) -> None:
     place = Path(normalise(folder))
     while not place.exists() and place != place.parent:
         place = place.parent
+    if not place.is_dir():
+        raise StorageError(f"expected a folder, got the file {place}: give another folder, or delete the file")
 
     def probe_disk() -> None:
         with tempfile.TemporaryFile(dir=place) as file:
@@ -164,6 +165,10 @@ def _reading(uri: str) -> Iterator[BinaryIO]:
             yield stream
         return
     filesystem_, path = filesystem(uri)
+    if uri.startswith("s3://"):
+        with closing(s3.open_object(path)) as stream:
+            yield stream
+        return
     with filesystem_.open_input_stream(path) as stream:
         yield cast(BinaryIO, stream)
 
@@ -211,8 +216,8 @@ def _put(uri: str, source: BinaryIO) -> None:
         with _replacing(Path(path)) as target:
             shutil.copyfileobj(source, target, _PIECE)
     elif uri.startswith("s3://"):
-        bucket, _, key = path.partition("/")
-        s3_client().upload_fileobj(source, bucket, key, Config=_IN_PARTS)
+        bucket, key = s3.split(path)
+        s3.client(bucket).upload_fileobj(source, bucket, key, Config=_IN_PARTS)
     else:
         _put_gcs(filesystem_, path, source)
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pyarrow import fs
 
 from cxr.storage.explain import explained
-from cxr.storage.filesystems import file_info, filesystem, s3_client
+from cxr.storage.filesystems import file_info, filesystem
 from cxr.storage.retries import retried
+from cxr.storage.s3 import client
 from cxr.storage.uri import is_local, local_uri, name, normalise
 
 PARTIAL_SUFFIX = ".partial"
@@ -75,7 +76,7 @@ def _list_s3(uri: str) -> Iterator[FileEntry]:
     request = {"Bucket": bucket, "Prefix": prefix}
     found = not key
     while True:
-        page = retried(uri, lambda: s3_client().list_objects_v2(**request))
+        page = retried(uri, lambda: client(bucket).list_objects_v2(**request))
         for item in page.get("Contents", ()):
             found = True
             if not item["Key"].endswith("/"):  # else the mark of an empty folder

@@ -13,7 +13,7 @@ from cxr.storage.explain import explained
 from cxr.storage.files import fetched, writing
 from cxr.storage.filesystems import filesystem
 from cxr.storage.retries import retried
-from cxr.storage.uri import NotFound, normalise
+from cxr.storage.uri import NotFound, check_no_empty_folder, normalise
 
 
 def ray_storage(uri: str) -> tuple[str, fs.FileSystem]:
@@ -22,6 +22,7 @@ def ray_storage(uri: str) -> tuple[str, fs.FileSystem]:
     Ray writes checkpoints and its own records through them. pyarrow's clients, which Ray would make itself, give up
     after seconds, forget their retry strategy on the way to a worker, and leave torn files on a full disk.
     """
+    check_no_empty_folder(uri)
     scheme, mark, path = normalise(uri).rpartition("://")
     return path, fs.PyFileSystem(_Patient(scheme + mark))
 

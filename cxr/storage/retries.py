@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cxr.storage.explain import explained, may_pass
+from cxr.storage.explain import explained, has_expired, may_pass
+from cxr.storage.s3 import forget_clients
 from cxr.storage.uri import is_local
 
 T = TypeVar("T")
@@ -23,11 +24,16 @@ def retried(uri: str, operation: Callable[[], T]) -> T:
         StorageError: it failed for good, or for longer than CXR_STORAGE_PATIENCE_S seconds.
     """
     patience_s = float(os.environ.get("CXR_STORAGE_PATIENCE_S", "60"))
+    looked_again = False  # for credentials that take the place of expired ones
     deadline, pause_s = time.monotonic() + patience_s, 0.25
     while True:
         try:
             return operation()
         except (OSError, BotoCoreError, ClientError) as error:
+            if has_expired(error) and not looked_again:
+                looked_again = True
+                forget_clients()
+                continue
             if not may_pass(error, local=is_local(uri)) or time.monotonic() + pause_s > deadline:
                 raise explained(uri, error) from error
         time.sleep(pause_s * random.uniform(0.5, 1))

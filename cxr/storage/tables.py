@@ -22,7 +22,7 @@ def read_parquet(uri: str, *, row_group: int | None = None, columns: Sequence[st
 
     def read() -> pa.Table:
         files, path = filesystem(uri)
-        with pq.ParquetFile(path, filesystem=files) as file:
+        with pq.ParquetFile(path, filesystem=files, pre_buffer=True) as file:
             if row_group is None:
                 return file.read(chosen, use_threads=False)
             return file.read_row_group(row_group, columns=chosen, use_threads=False)

@@ -10,6 +10,8 @@ from urllib.parse import quote, unquote
 from cxr.errors import UserError
 
 REMOTE_SCHEMES = ("s3", "gs")
+ANONYMOUS = "CXR_ANONYMOUS_BUCKETS"  # names of buckets that are read without credentials, or * for all
+REQUESTER_PAYS = "CXR_REQUESTER_PAYS"  # set: S3 may charge the requests to whoever makes them
 _NAME_BYTES = 160  # file systems take 255, of which endings and the marks of unfinished files need some
 
 _LOGIN = re.compile(r"(?<=://)[^\s/@\"']+@")  # user:password@ before a host
@@ -34,6 +36,8 @@ class Unreadable(StorageError):
 def normalise(uri: str | os.PathLike[str]) -> str:
     """The one spelling of a URI: local paths absolute, `file://` taken off, no slash at the end."""
     text = os.fspath(uri)
+    if "\0" in text:
+        raise StorageError(f"expected a path or URI, got {text!r}, which holds a NUL character: correct it")
     scheme, mark, rest = text.partition("://")
     if not mark and text:
         return os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111 (".." goes, links stay)
@@ -42,11 +46,25 @@ def normalise(uri: str | os.PathLike[str]) -> str:
     if scheme not in REMOTE_SCHEMES or not rest.strip("/") or rest.startswith("/"):
         wanted = "a local path, file:///path, s3://bucket/key or gs://bucket/key"
         raise StorageError(f"{text!r} is no place where files can lie: give {wanted}")
+    if scheme == "gs" and "//" in rest.rstrip("/"):
+        raise StorageError(f"{text!r} has an empty folder name (//), which cannot be read on gs://: rename the files")
     return f"{scheme}://{rest.rstrip('/')}"
+
+
+def check_no_empty_folder(uri: str) -> None:
+    """Raise StorageError where results cannot be written to a URI: Ray takes two slashes for one."""
+    if not is_local(uri) and "//" in normalise(uri).partition("://")[2]:
+        raise StorageError(f"{uri} has an empty folder name (//): leave it out")
 
 
 def is_local(uri: str) -> bool:
     return "://" not in normalise(uri)
+
+
+def is_anonymous(bucket: str) -> bool:
+    """Whether the bucket is read without credentials, as CXR_ANONYMOUS_BUCKETS says."""
+    named = os.environ.get(ANONYMOUS, "").replace(",", " ").split()
+    return "*" in named or bucket in named
 
 
 def join(base: str, *parts: str) -> str:

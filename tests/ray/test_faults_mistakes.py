@@ -73,7 +73,7 @@ CASES = [
     ("unknown", "out", "give a local path, file:///path, s3://"),
     ("good", "no bucket", "there is no bucket 'nowhere'"),
     ("good", "unknown", "give a local path, file:///path, s3://"),
-    ("good", "file", "Not a directory"),
+    ("good", "file", "expected a folder, got the file"),
     ("good", "refused", "does not accept the credentials: check AWS_ACCESS_KEY_ID"),
     ("refused", "out", "does not accept the credentials: check AWS_ACCESS_KEY_ID"),
 ]

@@ -29,7 +29,7 @@ def front(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Faulty]:
         for name, value in faulty.variables(front.url).items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
-        storage.filesystems.s3_client().create_bucket(Bucket="xrays")
+        storage.s3.client("xrays").create_bucket(Bucket="xrays")
         write_phantom(str(tmp_path / "archive"), IMAGES, size=64)
         storage.upload_folder(tmp_path / "archive", ARCHIVE)
         front.counts.clear()
@@ -62,6 +62,28 @@ def test_the_chain_ends_well(front: Faulty, fault, tmp_path: Path) -> None:
     front.one_in = 0
     assert chain.wait() == 0, "".join(said[-20:]) + (tmp_path / "errors").read_text()[-3000:]
     assert sum(count for kind, count in front.counts.items() if kind != "ok") > 20 or fault is down
+    check_whole()
+
+
+def test_every_request_of_the_chain_is_signed_by_the_assumed_role(
+    front: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text(
+        "[profile hospital]\nrole_arn = arn:aws:iam::123456789012:role/reader\nsource_profile = base\n"
+        "[profile base]\naws_access_key_id = BASE\naws_secret_access_key = word\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "hospital")
+    monkeypatch.setenv("CXR_REQUESTER_PAYS", "1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    front.seen.clear()
+    command = [sys.executable, "-m", "tests.ray.chain", ARCHIVE, OUT]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    to_s3 = [seen for seen in front.seen if seen.path.startswith("/xrays")]
+    assert {(seen.signer[:4], seen.payer) for seen in to_s3} == {("ASIA", "requester")}
+    assert len({seen.signer for seen in to_s3}) > 1  # workers assume the role, each for itself
     check_whole()
 
 

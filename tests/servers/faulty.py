@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -19,8 +22,20 @@ from werkzeug.serving import make_server
 LOOPBACK = "127.0.0.1"
 RESET, TORN = "reset", "torn"  # the connection ends before the answer, or in the middle of it
 PASSING = ("InternalError", RESET, TORN)
-STATUS = {"SlowDown": 503, "InternalError": 500}  # any other code is a 403
+STATUS = {"SlowDown": 503, "InternalError": 500, "ExpiredToken": 400}  # any other code is a 403
+SIGNER = re.compile(r"Credential=([^/]+)/\d+/[^/]*/(\w+)/")
 PER_HOP = {"connection", "expect", "transfer-encoding", "keep-alive"}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request, as it came in."""
+
+    method: str
+    path: str
+    service: str  # that it is signed for; empty for none
+    signer: str  # the id of the key that signed it; empty for none
+    payer: str  # the value of x-amz-request-payer
 
 
 class Faulty:
@@ -29,16 +44,19 @@ class Faulty:
     Attributes:
         one_in: of so many requests one meets one of PASSING in turn; 0 for none.
         refused: part of a path -> the S3 error code that every request to such a path gets, "" for all paths.
+        expired: ids of keys whose requests get an ExpiredToken.
         counts: of requests, by what became of them: "ok" or the fault.
+        seen: all requests.
     """
 
-    def __init__(self, backend: str) -> None:
-        self.backend = urlsplit(backend)
+    def __init__(self, backend: str, tls: ssl.SSLContext | None = None) -> None:
+        self.backend, self._tls = urlsplit(backend), tls
+        self.expired, self.seen = set[str](), list[Seen]()
         self.one_in, self.refused, self.counts = 0, dict[str, str](), dict[str, int]()
         self.is_down, self._throttled_until = False, 0.0
         self._numbers, self._kinds, self._lock = itertools.count(1), itertools.cycle(PASSING), threading.Lock()
         self.server = self._start(0)
-        self.url = f"http://{LOOPBACK}:{self.server.server_port}"
+        self.url = f"{'https' if tls else 'http'}://{LOOPBACK}:{self.server.server_port}"
 
     def throttle(self, seconds: float) -> None:
         """Answer every request with 503 SlowDown for so long."""
@@ -59,13 +77,16 @@ class Faulty:
     def _start(self, port: int) -> ThreadingHTTPServer:
         handler = type("Handler", (_Handler,), {"faulty": self})
         server = ThreadingHTTPServer((LOOPBACK, port), handler)
+        if self._tls:
+            server.socket = self._tls.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
         return server
 
-    def fault(self, path: str) -> str:
+    def fault(self, request: Seen) -> str:
         """What the next request meets; "" for an honest answer."""
         with self._lock:
-            found = self._drawn(unquote(path))
+            self.seen.append(request)
+            found = "ExpiredToken" if request.signer in self.expired else self._drawn(unquote(request.path))
             self.counts[found or "ok"] = self.counts.get(found or "ok", 0) + 1
             return found
 
@@ -85,7 +106,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self._body()
-        fault = self.faulty.fault(self.path)
+        self.path = self.path.removeprefix(f"http://{self.headers['Host']}")  # whole, where this is a proxy
+        signed = SIGNER.search(self.headers.get("Authorization", ""))
+        signer, service = signed.groups() if signed else ("", "")
+        payer = self.headers.get("x-amz-request-payer", "")
+        fault = self.faulty.fault(Seen(self.command, self.path, service, signer, payer))
         if fault == RESET:
             self._hang_up()
         elif fault and fault != TORN:
@@ -161,9 +186,9 @@ def moto() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def before(backend: str) -> Iterator[Faulty]:
+def before(backend: str, tls: ssl.SSLContext | None = None) -> Iterator[Faulty]:
     """A faulty proxy before the server at the URL `backend`."""
-    proxy = Faulty(backend)
+    proxy = Faulty(backend, tls)
     yield proxy
     proxy.close()
 

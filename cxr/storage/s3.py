@@ -1,0 +1,274 @@
+"""S3 by boto3 alone: one client finds credentials, endpoint, proxy and certificates, and signs every request."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from boto3.session import Session
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from pyarrow import fs
+
+from cxr.storage.uri import REQUESTER_PAYS, StorageError, is_anonymous
+
+_CONNECT_S, _REQUEST_S, _ATTEMPTS, _CONNECTIONS = 5, 30, 3, 32
+_TAIL = 1 << 16  # bytes at the end of a Parquet file, read at once: they hold its footer, unless it is a large one
+_DELETE_THREADS = 8
+# The variables on which a client depends.
+_CONCERNS_CLIENTS = re.compile(rf"AWS_.*|HOME|(https?|no|all)_proxy|{REQUESTER_PAYS}", re.IGNORECASE)
+_MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
+
+
+def client(bucket: str) -> Any:
+    """boto3's client for the requests to a bucket. Credentials that expire are renewed by it.
+
+    It is made once a process, and again when the environment has changed.
+    """
+    concerns = tuple(sorted(item for item in os.environ.items() if _CONCERNS_CLIENTS.fullmatch(item[0])))
+    return _client(concerns, is_anonymous(bucket))
+
+
+def forget_clients() -> None:
+    """Let the next request look for credentials anew, in files that may have changed."""
+    _client.cache_clear()
+
+
+def credentials_from() -> str | None:
+    """Where credentials come from, in words; None where there are none."""
+    found = Session().get_credentials()
+    if found is None:
+        return None
+    profile = os.environ.get("AWS_PROFILE")
+    named = f"of AWS_PROFILE={profile}" if profile else f"found by {found.method}"
+    return "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if found.method == "env" else f"the credentials {named}"
+
+
+def server(bucket: str) -> str:
+    """The server in words: its URL, or "Amazon S3"."""
+    try:
+        made = client(bucket)
+    except BotoCoreError:  # a profile that is not there, say
+        return "S3"
+    return "Amazon S3" if _is_amazon(made) else made.meta.endpoint_url.rstrip("/")
+
+
+@lru_cache(maxsize=16)
+def _client(environment: tuple[tuple[str, str], ...], anonymous: bool) -> Any:
+    bundle = os.environ.get("AWS_CA_BUNDLE")
+    if bundle and not Path(bundle).exists():
+        raise StorageError(f"AWS_CA_BUNDLE={bundle} does not exist: correct the path, or unset it")
+    settings: dict[str, Any] = {
+        "connect_timeout": _CONNECT_S,
+        "read_timeout": _REQUEST_S,
+        "retries": {"mode": "standard", "max_attempts": _ATTEMPTS},
+        "max_pool_connections": _CONNECTIONS,
+        "signature_version": UNSIGNED if anonymous else None,
+    }
+    session = Session(region_name=os.environ.get("AWS_REGION") or None)
+    made = session.client("s3", config=Config(**settings))
+    if not _is_amazon(made):
+        # Checksums that trail a body, boto3's default, are Amazon's own: some other servers store them as data.
+        sums = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+        made = session.client("s3", config=Config(**settings, **sums))
+    if os.environ.get(REQUESTER_PAYS) and not anonymous:
+        made.meta.events.register("before-parameter-build.s3", _agree_to_pay)
+    return made
+
+
+def _is_amazon(made: Any) -> bool:
+    return bool(re.search(r"\.amazonaws\.com(\.cn)?$", urlsplit(made.meta.endpoint_url).hostname or ""))
+
+
+def _agree_to_pay(params: dict[str, Any], model: Any, **_: Any) -> None:
+    if "RequestPayer" in model.input_shape.members:
+        params["RequestPayer"] = "requester"
+
+
+def split(path: str) -> tuple[str, str]:
+    """Bucket and key of "bucket/key"."""
+    bucket, _, key = path.partition("/")
+    return bucket, key
+
+
+def open_object(path: str) -> BinaryIO:
+    """An object's bytes, to be read once from start to end.
+
+    Raises:
+        FileNotFoundError: there is no such key in the bucket.
+        ClientError, BotoCoreError: the request was refused, or failed.
+    """
+    bucket, key = split(path)
+    return _get(bucket, key)["Body"]
+
+
+def _get(bucket: str, key: str, **options: Any) -> dict[str, Any]:
+    try:
+        return client(bucket).get_object(Bucket=bucket, Key=key, **options)
+    except ClientError as error:
+        if _code(error) in ("NoSuchKey", "404"):
+            raise FileNotFoundError(f"s3://{bucket}/{key}") from error
+        raise
+
+
+def _code(error: ClientError) -> str:
+    return error.response.get("Error", {}).get("Code", "")
+
+
+def pages(bucket: str, **request: Any) -> Iterator[dict[str, Any]]:
+    """The answers to a listing, page by page."""
+    yield from client(bucket).get_paginator("list_objects_v2").paginate(Bucket=bucket, **request)
+
+
+class S3Files(fs.FileSystemHandler):
+    """What Ray and Parquet's reader ask of a pyarrow filesystem; paths are "bucket/key".
+
+    S3 has no folders: one is there where a key continues its name with a slash.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, S3Files)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(S3Files)
+
+    def get_type_name(self) -> str:
+        return "s3"
+
+    def normalize_path(self, path: str) -> str:
+        return path
+
+    def get_file_info(self, paths: list[str]) -> list[fs.FileInfo]:
+        return [self._info(path) for path in paths]
+
+    def _info(self, path: str) -> fs.FileInfo:
+        bucket, key = split(path.rstrip("/"))
+        try:
+            if key and (found := self._head(bucket, key)):
+                return _file(path, found["ContentLength"], found["LastModified"])
+            page = client(bucket).list_objects_v2(Bucket=bucket, Prefix=f"{key}/" if key else "", MaxKeys=1)
+        except ClientError as error:
+            if _code(error) in _MISSING:
+                return fs.FileInfo(path, type=fs.FileType.NotFound)
+            raise
+        is_folder = not key or page.get("KeyCount", len(page.get("Contents", ())))
+        return fs.FileInfo(path, type=fs.FileType.Directory if is_folder else fs.FileType.NotFound)
+
+    def _head(self, bucket: str, key: str) -> dict[str, Any] | None:
+        try:
+            return client(bucket).head_object(Bucket=bucket, Key=key)
+        except ClientError as error:
+            if _code(error) in _MISSING:
+                return None
+            raise
+
+    def get_file_info_selector(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+        bucket, key = split(selector.base_dir.rstrip("/"))
+        prefix, found, folders = f"{key}/" if key else "", list[fs.FileInfo](), dict[str, None]()
+        for page in pages(bucket, Prefix=prefix, **({} if selector.recursive else {"Delimiter": "/"})):
+            folders |= dict.fromkeys(item["Prefix"].rstrip("/") for item in page.get("CommonPrefixes", ()))
+            for item in page.get("Contents", ()):
+                parents = item["Key"].removeprefix(prefix).split("/")[:-1]
+                folders |= dict.fromkeys(prefix + "/".join(parents[: n + 1]) for n in range(len(parents)))
+                if not item["Key"].endswith("/"):  # else the mark of an empty folder
+                    found.append(_file(f"{bucket}/{item['Key']}", item["Size"], item["LastModified"]))
+        is_there = found or folders or selector.allow_not_found
+        if not is_there and self._info(selector.base_dir).type != fs.FileType.Directory:
+            raise FileNotFoundError(f"s3://{selector.base_dir}")
+        return [fs.FileInfo(f"{bucket}/{name}", type=fs.FileType.Directory) for name in folders] + found
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        pass
+
+    def delete_dir(self, path: str) -> None:
+        bucket, key = split(path.rstrip("/"))
+        with ThreadPoolExecutor(_DELETE_THREADS) as pool:
+            for page in pages(bucket, Prefix=f"{key}/"):
+                # One by one: what many servers ask of a request for several, its checksum, differs.
+                keys = [item["Key"] for item in page.get("Contents", ())]
+                list(pool.map(lambda key: client(bucket).delete_object(Bucket=bucket, Key=key), keys))
+
+    def delete_dir_contents(self, path: str, missing_dir_ok: bool) -> None:
+        self.delete_dir(path)
+
+    def delete_root_dir_contents(self) -> None:
+        raise NotImplementedError("a bucket is never deleted")
+
+    def delete_file(self, path: str) -> None:
+        bucket, key = split(path)
+        client(bucket).delete_object(Bucket=bucket, Key=key)
+
+    def move(self, src: str, dest: str) -> None:
+        self.copy_file(src, dest)
+        self.delete_file(src)
+
+    def copy_file(self, src: str, dest: str) -> None:
+        (bucket, key), (to_bucket, to_key) = split(src), split(dest)
+        client(to_bucket).copy_object(Bucket=to_bucket, Key=to_key, CopySource={"Bucket": bucket, "Key": key})
+
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        return self.open_input_file(path)
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        return pa.PythonFile(_Pieces(*split(path)), mode="r")
+
+    def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:
+        raise NotImplementedError("objects are uploaded as a whole")
+
+    def open_append_stream(self, path: str, metadata: Any) -> pa.NativeFile:
+        raise NotImplementedError("objects are uploaded as a whole")
+
+
+def _file(path: str, size: int, modified: Any) -> fs.FileInfo:
+    return fs.FileInfo(path, type=fs.FileType.File, size=size, mtime=modified)
+
+
+class _Pieces(io.RawIOBase):
+    """An object of which pieces are read, each by a request; the last _TAIL bytes by the first one."""
+
+    def __init__(self, bucket: str, key: str) -> None:
+        self._bucket, self._key, self._at = bucket, key, 0
+        try:
+            answer = _get(bucket, key, Range=f"bytes=-{_TAIL}")
+        except ClientError as error:
+            if _code(error) not in ("InvalidRange", "416"):  # of an empty object
+                raise
+            self._size, self._tail = 0, b""
+            return
+        self._tail: bytes = answer["Body"].read()
+        total = answer.get("ContentRange", "").rpartition("/")[2]
+        self._size = int(total) if total.isdigit() else len(self._tail)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        start, end = self._at, self._size if size < 0 else min(self._at + size, self._size)
+        if start >= end:
+            return b""
+        self._at, tail_start = end, self._size - len(self._tail)
+        if start >= tail_start:
+            return self._tail[start - tail_start : end - tail_start]
+        return _get(self._bucket, self._key, Range=f"bytes={start}-{end - 1}")["Body"].read()
