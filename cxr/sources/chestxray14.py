@@ -62,6 +62,7 @@ _WORDS = {word_key(finding): finding for finding in (*schema.FINDINGS, NO_FINDIN
     "oedema": "Edema",
     "nofindings": NO_FINDING,
 }
+_AROUND_NAMES = " \t,;\"'"  # in the official lists, as other software writes them
 _BETWEEN_WORDS = re.compile(r"[|;,]")
 _LARGEST_SPACING_MM = 1e6  # more is no spacing
 _BOXES_TYPE = schema.MANIFEST.field(schema.BOXES).type
@@ -93,7 +94,7 @@ def manifest(uri: str) -> Manifest:
     ids, id_notes = image_ids(files[PATH].combine_chunks(), names)
     rows, labels_NC, label_notes = _understood(entries, keys)
     boxes, box_notes = _boxes(uri, keys)
-    in_test, in_train_val, list_notes = _official_lists(uri, keys)
+    in_test, in_train_val, list_notes = _official_lists(uri, entries, keys)
     patient_ids = _patient_ids(entries.values(rows, PATIENT), keys, ids)
     columns = {
         schema.IMAGE_ID: ids,
@@ -156,24 +157,28 @@ def _read_entries(location: str) -> _Entries:
     return _Entries(storage.name(location), columns, table.rows, rows_by_image(table, INDEX))
 
 
-def _official_lists(uri: str, keys: Sequence[str]) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
+def _official_lists(
+    uri: str, entries: _Entries, keys: Sequence[str]
+) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
     """bool (N), whether the official lists of test, and of training and validation, name each image; and notes.
 
     None for a list that is not there.
     """
-    test, train_val = (_listed_in(storage.join(uri, file)) for file in (TEST_FILE, TRAIN_VAL_FILE))
-    in_test, in_train_val = (
-        None if listed is None else np.array([key in listed for key in keys], bool) for listed in (test, train_val)
-    )
+    in_lists: list[np.ndarray | None] = []
     notes = []
+    for file in (TEST_FILE, TRAIN_VAL_FILE):
+        location = storage.join(uri, file)
+        if not storage.exists(location):
+            in_lists.append(None)
+            continue
+        names = {image_key(line.strip(_AROUND_NAMES)) for line in read_lines(location)} - {""}
+        in_lists.append(np.array([key in names for key in keys]))
+        if strange := len(names - entries.by_image.keys()):
+            notes.append(f"{strange:,} of the {len(names):,} images that {file} names are not in {entries.file}")
+    in_test, in_train_val = in_lists
     if in_test is not None and in_train_val is not None and (both := int((in_test & in_train_val).sum())):
         notes.append(f"{both:,} images are in both {TEST_FILE} and {TRAIN_VAL_FILE}: they are used for testing")
     return in_test, in_train_val, notes
-
-
-def _listed_in(location: str) -> set[str] | None:
-    """The keys of the images that a list names, one on each line; None if the list is not there."""
-    return {image_key(line) for line in read_lines(location)} if storage.exists(location) else None
 
 
 def _boxes(uri: str, keys: Sequence[str]) -> tuple[pa.Array, list[str]]:

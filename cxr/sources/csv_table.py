@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -139,18 +140,14 @@ def _start(lines: Sequence[str]) -> tuple[int, str]:
 
 
 def _check_header(location: str, line: int, header: Sequence[str], columns: Sequence[str]) -> None:
-    names = [_folded(name) for name in header if name]
+    names = Counter(_folded(name) for name in header if name)
     missing = [name for name in columns if _folded(name) not in names]
     if missing:
-        raise _error(
-            location,
-            line,
-            f"the columns {', '.join(columns)}",
-            f"{_filled(header)} columns without {', '.join(missing)}",
-        )
-    twice = next((name for name in header if name and names.count(_folded(name)) > 1), None)
-    if twice is not None:
-        raise _error(location, line, f"one column {_quoted(twice)}", str(names.count(_folded(twice))))
+        got = f"{_filled(header)} columns without {', '.join(missing)}"
+        raise _error(location, line, f"the columns {', '.join(columns)}", got)
+    name, count = next(iter(names.most_common(1)), ("", 0))
+    if count > 1:
+        raise _error(location, line, f"one column {_quoted(name)}", str(count))
 
 
 def _filled(row: Sequence[str]) -> int:

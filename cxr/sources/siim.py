@@ -112,8 +112,8 @@ def _columns(
 ) -> tuple[dict[str, pa.Array | pa.ChunkedArray], list[str]]:
     """The manifest's columns, and notes.
 
-    Without a test list the images without a row are in the test split, but so are some with one: else nothing there
-    could be judged.
+    Without a test list the images without a row are in the test split, and so are some with one: otherwise that split
+    would have no truth.
     """
     names = pa.array([entry.image_id for entry in told], pa.string())
     ids, notes = image_ids(files[PATH].combine_chunks(), names)
@@ -144,7 +144,7 @@ def _from_codes(location: str) -> tuple[dict[str, _Entry], list[str]]:
         given = dict.fromkeys(codes[row] for row in rows)  # the same row twice is one
         pieces = [code for code in given if _is_piece(code)]
         empty = [code for code in given if code in _NO_MASK]
-        others = given.keys() - set(pieces) - set(empty)
+        others = [code for code in given if code not in pieces and code not in empty]
         strange.update(others)
         contradictory += bool(pieces and empty)
         if pieces and not empty:

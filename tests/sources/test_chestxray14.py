@@ -231,6 +231,20 @@ def test_an_image_in_both_official_lists_is_for_testing(archive: Path) -> None:
     ]
 
 
+def test_names_in_an_official_list_that_are_in_no_row_are_counted(archive: Path) -> None:
+    (archive / "test_list.txt").write_text('"00000003_000.png",\nno-such-image.png\n\n')
+    manifest, rows = _read(archive)
+    assert rows[NAMES[3]][schema.SPLIT] == "test"
+    assert manifest.notes[1:] == ["1 of the 2 images that test_list.txt names are not in Data_Entry_2017_v2020.csv"]
+
+
+def test_two_files_of_one_image_are_both_used_with_its_labels_in_its_split(archive: Path) -> None:
+    _images(archive, f"jpeg/{Path(NAMES[3]).stem}.jpeg")
+    one, other = (_read(archive)[1][f"{Path(NAMES[3]).stem}{suffix}"] for suffix in (".png", ".jpeg"))
+    for name in (schema.LABELS, schema.BOXES, schema.PATIENT_ID, schema.SPLIT, schema.EXTRA):
+        assert one[name] == other[name]
+
+
 def test_patients_are_the_same_with_and_without_zeros(archive: Path) -> None:
     _entries(archive, "00000007_000.png,Mass,0,00000007,,,,,,,", "00000008_000.png,Mass,0,8.0,,,,,,,")
     _images(archive, "00000007_001.jpg", "00000008_001.png")

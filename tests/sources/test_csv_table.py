@@ -61,6 +61,7 @@ def test_columns_are_found_whatever_their_case_and_order(tmp_path: Path) -> None
         ('\n"name,finding\n', "line 2: expected fields quoted as in RFC 4180"),
         ("\nname,more\n", "line 2: expected the columns name, finding, got 2 columns without finding"),
         ("name,finding,Name\n", "line 1: expected one column 'name', got 2"),
+        ("name,finding," + ",".join(map(str, range(100_000))) + ",7\n", "line 1: expected one column '7', got 2"),
         ("name,finding\na,b\nc\n", "line 3: expected 2 fields as in the header, got 1"),
         ("name,finding\n\na,b,c\n", "line 3: expected 2 fields as in the header, got 3"),
         ('name,finding\na,b\nc,"d\ne,f\n', "line 3: expected fields quoted as in RFC 4180, got .* end of data"),
