@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -131,9 +132,13 @@ def test_bad_images_become_rows_with_their_reason(tmp_path: Path) -> None:
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder.png").mkdir()
-    names = [*contents, "missing.png", "folder.png"]
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    names = [*contents, "missing.png", "folder.png", "pipe.png", "circle.png"]
     rows = make_rows(manifest([str(tmp_path / name) for name in names] + [good]), PIXELS).to_pylist()
-    for row, word in zip(rows, ["truncated", "text", "empty", "not found", "not readable"], strict=False):
+    for row, word in zip(
+        rows, ["truncated", "text", "empty", "not found", "not readable", "a pipe", "Too many"], strict=False
+    ):
         assert word in row[schema.ERROR]
         assert str(tmp_path) not in row[schema.ERROR]
         assert (row[schema.PIXELS], row[schema.BOXES], row[schema.LABELS]) == (None, None, [1, 0, -1])

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
 from cxr import storage
-from cxr.storage import NotFound, StorageError, filesystems, retries
+from cxr.storage import NotFound, StorageError, Unreadable, filesystems, retries
 
 
 class Front:
@@ -146,11 +147,41 @@ def test_local_links_are_followed_once_and_odd_names_kept(tmp_path: Path) -> Non
     (tmp_path / "real" / "up").symlink_to(tmp_path)
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xf6ntgen.png")).write_bytes(b"latin")
-    os.mkfifo(tmp_path / "pipe")
-    assert paths(str(tmp_path)) == ["gone.png", "r\\xf6ntgen.png", "real/x.png"]
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    assert paths(str(tmp_path)) == ["circle.png", "gone.png", "r\\xf6ntgen.png", "real/x.png"]
     (odd,) = [e for e in storage.list_files(str(tmp_path)) if "ntgen" in e.path]
     assert odd.uri.encode().isascii()
     assert storage.read_bytes(odd.uri) == b"latin"
+
+
+@pytest.fixture
+def special(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A pipe, a socket and a link to each and to a device, in `tmp_path`."""
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)  # a socket's path may not be long
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("socket")
+    for name, target in {"to_pipe": "pipe", "to_socket": "socket", "to_device": "/dev/zero"}.items():
+        (tmp_path / f"{name}.png").symlink_to(target)
+    return ["pipe", "socket", "to_pipe.png", "to_socket.png", "to_device.png"]
+
+
+def test_pipes_sockets_and_devices_are_not_listed_but_counted(tmp_path: Path, special: list[str]) -> None:
+    (tmp_path / "a.png").write_text("a")
+    left_out: Counter[str] = Counter()
+    assert [entry.path for entry in storage.list_files(str(tmp_path), left_out)] == ["a.png"]
+    assert left_out == {"pipe": 2, "socket": 2, "device": 1}
+
+
+@pytest.mark.timeout(20)
+def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path, special: list[str]) -> None:
+    for name in special:
+        for act in (storage.read_bytes, storage.read_parquet, lambda uri: list(storage.list_files(uri))):
+            with pytest.raises(Unreadable, match=rf"{name} is a (pipe|socket|device): expected a file"):
+                act(str(tmp_path / name))
+        _, files = storage.ray_storage(str(tmp_path))
+        with pytest.raises(Unreadable, match="expected a file"):
+            files.open_input_stream(str(tmp_path / name))
 
 
 def test_local_mistakes_are_explained(tmp_path: Path) -> None:

@@ -34,13 +34,13 @@ def list_images(uri: str) -> tuple[pa.Table, list[str]]:
     """Files that may be images, with columns PATH and schema.SOURCE_URI, sorted; and a note on the others.
 
     Only its content can tell what a file is, so each one counts whatever its extension, but for hidden files
-    and names that are evidently something else. No file is opened.
+    and names that are evidently something else. Pipes, sockets and devices are none. No file is opened.
 
     Raises:
         UserError: no file is left, or the URI cannot be listed.
     """
     others: Counter[str] = Counter()
-    batches = list(_batches(_candidates(list_files(uri), others)))
+    batches = list(_batches(_candidates(list_files(uri, others), others)))
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(others.items()))
     notes = [f"not taken for images: {kinds}"] if others else []
     if not batches:

@@ -19,7 +19,7 @@ from pyarrow import fs
 
 from cxr.storage import s3
 from cxr.storage.filesystems import file_info, filesystem
-from cxr.storage.listing import PARTIAL_SUFFIX, list_files
+from cxr.storage.listing import PARTIAL_SUFFIX, check_regular, list_files
 from cxr.storage.retries import retried
 from cxr.storage.uri import NotFound, StorageError, check_no_empty_folder, is_local, join, normalise
 
@@ -158,10 +158,15 @@ def _copy(source: str, target: str) -> None:
     retried(source if is_local(target) else target, copy)
 
 
+def _opened(path: str) -> BinaryIO:
+    check_regular(path)
+    return open(path, "rb")
+
+
 @contextmanager
 def _reading(uri: str) -> Iterator[BinaryIO]:
     if is_local(uri):
-        with open(normalise(uri), "rb") as stream:
+        with _opened(normalise(uri)) as stream:
             yield stream
         return
     filesystem_, path = filesystem(uri)
@@ -178,7 +183,7 @@ def fetched(uri: str) -> BinaryIO:
 
     def fetch() -> BinaryIO:
         if is_local(uri):
-            return open(normalise(uri), "rb")
+            return _opened(normalise(uri))
         with ExitStack() as stack:
             copy = stack.enter_context(tempfile.TemporaryFile())
             with _reading(uri) as stream:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,8 +16,9 @@ from cxr.storage.explain import explained
 from cxr.storage.filesystems import file_info, filesystem
 from cxr.storage.retries import retried
 from cxr.storage.s3 import client
-from cxr.storage.uri import is_local, local_uri, name, normalise
+from cxr.storage.uri import Unreadable, is_local, local_uri, name, normalise
 
+_SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 PARTIAL_SUFFIX = ".partial"
 _PARTIAL = re.compile(rf"\..*\.[0-9a-f]{{8}}\{PARTIAL_SUFFIX}")  # a local file that is being written
 
@@ -28,8 +32,13 @@ class FileEntry:
     size: int
 
 
-def list_files(uri: str) -> Iterator[FileEntry]:
+def list_files(uri: str, special: Counter[str] | None = None) -> Iterator[FileEntry]:
     """Every file below the URI (or the one file there), in no sure order. Links are followed, once each.
+
+    A link that cannot be followed is listed as well: it fails when it is read.
+
+    Args:
+        special: where the pipes, sockets and devices that are left out are counted, by kind.
 
     Raises:
         NotFound: neither a file nor a folder lies there.
@@ -37,24 +46,41 @@ def list_files(uri: str) -> Iterator[FileEntry]:
     """
     uri = normalise(uri)
     if is_local(uri):
-        return _list_local(uri)
+        return _list_local(uri, Counter() if special is None else special)
     return _list_s3(uri) if uri.startswith("s3://") else _list_gcs(uri)
 
 
-def _list_local(root: str) -> Iterator[FileEntry]:
+def check_regular(path: str) -> None:
+    """Raise Unreadable where a pipe, a socket or a device lies at a local path, which may block for ever when opened.
+
+    Raises OSError where nothing lies there.
+    """
+    if kind := _special_kind(os.stat(path).st_mode):  # noqa: PTH116
+        raise Unreadable(f"{path} is a {kind}: expected a file; write its contents to one") from OSError(
+            errno.EINVAL, f"a {kind}, not a file"
+        )
+
+
+def _special_kind(mode: int) -> str:
+    """ "pipe", "socket" or "device"; empty for files and folders."""
+    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else _SPECIAL.get(stat.S_IFMT(mode), "device")
+
+
+def _list_local(root: str, special: Counter[str]) -> Iterator[FileEntry]:
     try:
         if not os.path.isdir(root):  # noqa: PTH112
+            check_regular(root)
             yield FileEntry(local_uri(root), name(root), os.stat(root).st_size)  # noqa: PTH116
             return
-        for entry in _walk(root):
-            size = entry.stat().st_size if entry.is_file() else 0  # a broken link fails when it is read
+        for entry, size in _walk(root, special):
             path = os.path.relpath(os.fsencode(entry.path), os.fsencode(root))
             yield FileEntry(local_uri(entry.path), path.decode("utf-8", "backslashreplace"), size)
     except OSError as error:
         raise explained(error.filename or root, error) from error
 
 
-def _walk(root: str) -> Iterator[os.DirEntry[str]]:
+def _walk(root: str, special: Counter[str]) -> Iterator[tuple[os.DirEntry[str], int]]:
+    """Files and broken links below a folder, with their sizes in bytes."""
     pending, seen = [root], set()
     while pending:
         folder = pending.pop()
@@ -64,10 +90,25 @@ def _walk(root: str) -> Iterator[os.DirEntry[str]]:
         seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if _PARTIAL.fullmatch(entry.name):
+                    continue
+                found = _status(entry)
+                if found and stat.S_ISDIR(found.st_mode):
                     pending.append(entry.path)
-                elif (entry.is_file() or entry.is_symlink()) and not _PARTIAL.fullmatch(entry.name):
-                    yield entry
+                elif found and (kind := _special_kind(found.st_mode)):
+                    special[kind] += 1
+                else:
+                    yield entry, found.st_size if found else 0
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """The status of an entry or of what it links to; None for a link that cannot be followed."""
+    try:
+        return entry.stat()
+    except OSError:
+        if entry.is_symlink():
+            return None
+        raise
 
 
 def _list_s3(uri: str) -> Iterator[FileEntry]:

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from cxr.storage.filesystems import filesystem
+from cxr.storage.listing import check_regular
 from cxr.storage.retries import retried
+from cxr.storage.uri import is_local
 
 
 def read_parquet(uri: str, *, row_group: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
@@ -21,7 +24,7 @@ def read_parquet(uri: str, *, row_group: int | None = None, columns: Sequence[st
     chosen = None if columns is None else list(columns)
 
     def read() -> pa.Table:
-        files, path = filesystem(uri)
+        files, path = _opened(uri)
         with pq.ParquetFile(path, filesystem=files, pre_buffer=True) as file:
             if row_group is None:
                 return file.read(chosen, use_threads=False)
@@ -30,11 +33,18 @@ def read_parquet(uri: str, *, row_group: int | None = None, columns: Sequence[st
     return retried(uri, read)
 
 
+def _opened(uri: str) -> tuple[fs.FileSystem, str]:
+    files, path = filesystem(uri)
+    if is_local(uri):
+        check_regular(path)
+    return files, path
+
+
 def read_parquet_footer(uri: str) -> pq.FileMetaData:
     """A Parquet file's schema, row counts and key-value metadata, without its rows; raises as `read_parquet`."""
 
     def read() -> pq.FileMetaData:
-        files, path = filesystem(uri)
+        files, path = _opened(uri)
         return pq.read_metadata(path, filesystem=files)
 
     return retried(uri, read)

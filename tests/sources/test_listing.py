@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def test_what_is_evidently_no_image_is_named_and_left_out(tmp_path: Path) -> Non
     files, notes = listing.list_images(str(tmp_path))
     assert files[listing.PATH].to_pylist() == ["x.png"]
     assert notes == ["not taken for images: 2 .csv, 1 .gz, 1 dicomdir, 2 hidden, 1 readme"]
+
+
+def test_special_files_and_links_to_them_are_counted_in_the_note(tmp_path: Path) -> None:
+    _write(tmp_path, "x.png", "a.csv")
+    os.mkfifo(tmp_path / "pipe")
+    for number in range(2):
+        (tmp_path / f"scan-{number}").symlink_to(tmp_path / "pipe")
+    (tmp_path / "screen").symlink_to(os.devnull)
+    files, notes = listing.list_images(str(tmp_path))
+    assert files[listing.PATH].to_pylist() == ["x.png"]
+    assert notes == ["not taken for images: 1 .csv, 1 device, 3 pipe"]
 
 
 def test_the_order_is_by_path_over_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
