@@ -1,4 +1,4 @@
-"""YOLOv5 with Ultralytics' anchor-free head, its loss and its non-maximum suppression, for grey X-rays.
+"""YOLOv5 with Ultralytics' anchor-free head and its non-maximum suppression, for grey X-rays.
 
 Ultralytics is imported when a network is made, not with this module: it is an optional and heavy dependency
 (`pip install '.[detect]'`), and looks at the process when it is imported. `ultralytics` sees to it that nothing of it
@@ -13,14 +13,11 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-
-from cxr.precision import outside_autocast
 
 YoloSize = Literal["yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x"]
 SIZES: tuple[str, ...] = get_args(YoloSize)
@@ -58,6 +55,8 @@ class Yolo(nn.Module):
 
     In training: raw "boxes" (B, 64, A), "scores" (B, findings, A), "feats". In eval mode: (B, 4 + findings, A), each
     anchor's x, y, width, height in pixels and a probability of each finding; and the raw outputs.
+
+    `strides` are the pixels between the anchors of each level, fine ones first.
     """
 
     def __init__(self, size: YoloSize, findings: Sequence[str]) -> None:
@@ -65,6 +64,7 @@ class Yolo(nn.Module):
         self.findings = tuple(findings)
         model = ultralytics("nn.tasks").DetectionModel
         self.detector: nn.Module = model(f"{size}.yaml", ch=1, nc=len(self.findings), verbose=False)
+        self.strides: tuple[float, ...] = tuple(self.detector.stride.tolist())  # pyright: ignore
 
     def forward(self, x_B1HW: Tensor) -> Any:
         return self.detector(x_B1HW)
@@ -118,80 +118,3 @@ def found(network: Yolo, x_B1HW: Tensor, *, score: float, iou: float, most: int)
     for row, one in zip(boxes, kept, strict=True):
         row[: len(one)] = one
     return boxes / boxes.new_tensor([width, height, width, height, 1, 1])
-
-
-class DetectionLoss:
-    """Ultralytics' v8DetectionLoss: task-aligned assignment, cross-entropy of classes, CIoU and focal distribution.
-
-    It divides by the sum of targets in the batch. Here that is the batch of all workers together, so that any
-    number of them takes the same step; Ultralytics' own trainer divides on each worker apart.
-
-    Boxes come padded, so that no shape depends on their number, which only the device knows. Ultralytics' code still
-    waits for the device twice: its assigner and its loss of boxes gather the anchors that count (`nonzero`), where a
-    computation over all pairs of anchors and boxes would cost far more than the wait.
-
-    Args:
-        gains: weights of the terms box, cls and dfl.
-        total: sum over all workers of a scalar that each has.
-        workers: their number.
-    """
-
-    def __init__(
-        self, network: Yolo, gains: Mapping[str, float], total: Callable[[Tensor], Tensor], workers: int
-    ) -> None:
-        network.detector.args = SimpleNamespace(**gains)  # pyright: ignore[reportArgumentType]
-        self._loss = network.detector.init_criterion()  # pyright: ignore[reportCallIssue]
-        self._loss.preprocess = padded
-        self._assign, self._loss.assigner = self._loss.assigner, self._assigned
-        self._total, self._workers = total, workers
-        self._targets = torch.zeros(())
-        self.device: torch.device = self._loss.device
-
-    def _assigned(self, *args: Any, **kwargs: Any) -> Any:
-        assigned = self._assign(*args, **kwargs)
-        self._targets = assigned[2].sum()
-        return assigned
-
-    def __call__(self, raw: Mapping[str, Any], boxes_BN5: Tensor, known_B: Tensor | None = None) -> dict[str, Tensor]:
-        """Terms by name: their mean over workers is the loss of the whole batch.
-
-        Args:
-            raw: what the network gave in training.
-            boxes_BN5: [index of the finding, x_min, y_min, x_max, y_max] as shares of the image; NaN: no box.
-            known_B: bool, the images whose boxes are known; the others weigh nothing. All if left out.
-        """
-        count, device = len(boxes_BN5), boxes_BN5.device
-        known = torch.ones(count, dtype=torch.bool, device=device) if known_B is None else known_B
-        boxes = torch.where(known[:, None, None], boxes_BN5, torch.nan)
-        self._loss.class_weights = known[:, None, None].float()  # Ultralytics multiplies the cross-entropy by it
-        with outside_autocast(device):
-            terms, _ = self._loss(_float32(raw), targets(boxes))
-        own = self._targets.detach()
-        share = self._workers * own.clamp(min=1) / self._total(own).clamp(min=1)
-        box, cls, dfl = terms / count * share
-        return {"box": box, "class": cls, "dfl": dfl}
-
-
-def _float32(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Outputs in which the loss can be added up exactly; of "feats" it takes only shape and type."""
-    feats = [torch.empty_like(each, dtype=torch.float32) for each in raw["feats"]]
-    return {"boxes": raw["boxes"].float(), "scores": raw["scores"].float(), "feats": feats}
-
-
-def targets(boxes_BN5: Tensor) -> dict[str, Tensor]:
-    """Boxes as Ultralytics' loss takes them: flat, centre and size in place of corners; without area for no box."""
-    count, most = boxes_BN5.shape[:2]
-    boxes = boxes_BN5.float().flatten(0, 1).nan_to_num(0)
-    low, high = boxes[:, 1:3], boxes[:, 3:]
-    image = torch.arange(count, device=boxes.device).repeat_interleave(most, output_size=count * most)
-    return {"batch_idx": image, "cls": boxes[:, :1], "bboxes": torch.cat([(low + high) / 2, high - low], 1)}
-
-
-def padded(targets_M6: Tensor, batch_size: int, scale_tensor: Tensor) -> Tensor:
-    """In place of `v8DetectionLoss.preprocess`: rows of `targets`, image by image, as (B, N, 5) of class and corners.
-
-    Every image has as many rows. Those without a box are 0 throughout, which the assigner takes for none.
-    """
-    rows = targets_M6.view(batch_size, -1, 6)
-    middle, half = rows[..., 2:4] * scale_tensor[:2], rows[..., 4:] * scale_tensor[2:] / 2
-    return torch.cat([rows[..., 1:2], middle - half, middle + half], -1)

@@ -1,12 +1,13 @@
 """Family `detect`: YOLOv5 finds boxes around findings, trained as Ultralytics trains it, by the house's own loop.
 
-Network, loss, non-maximum suppression and validation metrics are Ultralytics' code (`models.yolo`, `metrics.yolo`).
-Its trainer is not used: it owns the process group, the loader and the checkpoints, and calls home. What else it does
-is done here by its formulas, which the tests hold against its own code: parameter groups and SGD with Nesterov's
-momentum, the linear schedule with its warm-up of rates and momentum (`optimisers`), the moving average whose decay
-rises (`ema_ramp`), gradients of the sum over a batch, clipped at 10 (`loss_scale`), mosaic, affine, mixup, brightness
-and flip (`imaging.mosaic`), the last epochs without mosaic. So fit, resume, search, folds, lung crops and scoring are
-every family's, and workers share one batch exactly: the loss is divided by the targets of all of them.
+Network, non-maximum suppression and validation metrics are Ultralytics' code (`models.yolo`, `metrics.yolo`). Its
+trainer is not used: it owns the process group, the loader and the checkpoints, and calls home. What else it does is
+done here by its formulas, which the tests hold against its own code: the loss, for which the host never waits
+(`models.detection_loss`), parameter groups and SGD with Nesterov's momentum, the linear schedule with its warm-up of
+rates and momentum (`optimisers`), the moving average whose decay rises (`ema_ramp`), gradients of the sum over a
+batch, clipped at 10 (`loss_scale`), mosaic, affine, mixup, brightness and flip (`imaging.mosaic`), the last epochs
+without mosaic. So fit, resume, search, folds, lung crops and scoring are every family's, and workers share one batch
+exactly: the loss is divided by the targets of all of them.
 
 Two things differ from a run of Ultralytics. `accumulate` holds from the first step, where its warm-up raises it. And
 weights that are loaded leave the last layers of the classes as they are if their number differs.

@@ -1,4 +1,4 @@
-"""How a detector is trained and judged: Ultralytics' loss on varied batches, and its validator's metrics."""
+"""How a detector is trained and judged: Ultralytics' loss on augmented batches, and its validator's metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from cxr.batches import HAS_BOXES, MOST_BOXES
 from cxr.errors import UserError
 from cxr.imaging.mosaic import MosaicVariation, varied
 from cxr.metrics.yolo import judged_rows, summary
-from cxr.models.yolo import DetectionLoss, Yolo, YoloEnsemble
+from cxr.models.detection_loss import DetectionLoss
+from cxr.models.yolo import Yolo, YoloEnsemble
 from cxr.recipes.base import Batch, Batches, Task, Workers, unit_pixels
 from cxr.report import figures
 
@@ -57,7 +58,6 @@ class DetectTask(Task):
         self.network, self.lesson, self._start = network, lesson, start
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
         self.variation = lesson.variation  # of this epoch's images
-        self._loss: DetectionLoss | None = None
 
     @property
     def _yolo(self) -> Yolo:
@@ -101,13 +101,9 @@ class DetectTask(Task):
 
         So every step has as many images, on every worker, and nobody has to wait to learn how many count.
         """
-        x = unit_pixels(batch, self.lesson.size)
-        return self._criterion(x.device)(self.network(x), batch[schema.BOXES], known_boxes(batch))
-
-    def _criterion(self, device: torch.device) -> DetectionLoss:
-        if self._loss is None or self._loss.device != device:
-            self._loss = DetectionLoss(self._yolo, self.lesson.gains, self.workers.sum, self.workers.size)
-        return self._loss
+        loss = DetectionLoss(self._yolo.strides, self.lesson.gains, self.workers.sum, self.workers.size)
+        known = known_boxes(batch)[:, None].expand(-1, self._findings)
+        return loss(self.network(unit_pixels(batch, self.lesson.size)), batch[schema.BOXES], known)
 
     @torch.no_grad()
     def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:

@@ -59,7 +59,7 @@ class Engine:
         self.casts = casts(recipe.precision, device)
         if self.casts:
             task.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = True  # all steps of a stage have the same shapes
         if compiled:
             for part in task.parts():
                 part.compile()

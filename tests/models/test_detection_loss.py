@@ -1,0 +1,169 @@
+"""The loss of a detector: Ultralytics' values and gradients, what is unknown, parts of a batch, workers."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cxr.models import detection_loss
+from cxr.models.detection_loss import DetectionLoss, anchors, ciou
+from cxr.models.yolo import Yolo, ultralytics
+
+FINDINGS = ("Mass", "Nodule", "Effusion")
+GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
+SIZE, IMAGES, MOST = 96, 4, 12
+
+
+def alone(values: Tensor) -> Tensor:
+    return values
+
+
+@pytest.fixture(scope="module")
+def network() -> Yolo:
+    torch.manual_seed(0)
+    made = Yolo("yolov5n", FINDINGS).train()
+    made.detector.args = SimpleNamespace(**GAINS)  # pyright: ignore[reportArgumentType]
+    return made
+
+
+def loss_of(network: Yolo, workers: int = 1) -> DetectionLoss:
+    return DetectionLoss(network.strides, GAINS, alone, workers)
+
+
+def raw_of(network: Yolo, seed: int = 0) -> dict[str, Any]:
+    """Outputs with some confidence and boxes of all sizes, whose gradients can be taken."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        raw = network(torch.rand(IMAGES, 1, SIZE, SIZE, generator=generator))
+    for name, strength in (("boxes", 2), ("scores", 3)):
+        noise = strength * torch.randn(raw[name].shape, generator=generator)
+        raw[name] = (raw[name] + noise).requires_grad_()
+    return raw
+
+
+def some_boxes(seed: int = 0) -> Tensor:
+    """Twelve a crowded image, some of them tiny; then none, one behind gaps, and a few."""
+    generator = torch.Generator().manual_seed(seed)
+    low = 0.8 * torch.rand(IMAGES, MOST, 2, generator=generator)
+    side = 0.02 + 0.5 * torch.rand(IMAGES, MOST, 2, generator=generator) ** 3
+    index = torch.randint(len(FINDINGS), (IMAGES, MOST, 1), generator=generator).float()
+    boxes = torch.cat([index, low, (low + side).clamp(max=1)], -1)
+    boxes[1] = math.nan
+    boxes[2, :5] = boxes[2, 6:] = math.nan
+    boxes[3, 3:] = math.nan
+    return boxes
+
+
+def of_ultralytics(network: Yolo, raw: dict[str, Any], boxes: Tensor) -> Tensor:
+    """Its box, class and dfl, divided by the number of images, by which it multiplies."""
+    image, place = torch.nonzero(~boxes[..., 0].isnan(), as_tuple=True)
+    rows = boxes[image, place]
+    low, high = rows[:, 1:3], rows[:, 3:]
+    given = {"batch_idx": image, "cls": rows[:, :1], "bboxes": torch.cat([(low + high) / 2, high - low], 1)}
+    return network.detector.init_criterion()(raw, given)[0] / len(boxes)  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_values_and_gradients_are_those_of_ultralytics(network: Yolo, seed: int) -> None:
+    raw, boxes = raw_of(network, seed), some_boxes(seed)
+    ours, theirs = torch.stack([*loss_of(network)(raw, boxes).values()]), of_ultralytics(network, raw, boxes)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert theirs.min() > 0
+    for mine, its in zip(
+        *(torch.autograd.grad(v.sum(), [raw["boxes"], raw["scores"]]) for v in (ours, theirs)), strict=True
+    ):
+        torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-6)
+        assert its.any()
+
+
+def test_a_batch_without_boxes_has_the_loss_of_the_background(network: Yolo) -> None:
+    raw, none = raw_of(network), torch.full((IMAGES, MOST, 5), math.nan)
+    ours = torch.stack([*loss_of(network)(raw, none).values()])
+    torch.testing.assert_close(ours, of_ultralytics(network, raw, none), rtol=1e-5, atol=1e-6)
+    assert ours.tolist()[::2] == [0, 0]
+    assert ours[1] > 0
+
+
+def test_padding_and_parts_change_nothing(network: Yolo, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, boxes = raw_of(network), some_boxes()
+    whole = loss_of(network)(raw, boxes)
+    padded = torch.cat([boxes.new_full((IMAGES, 9, 5), math.nan), boxes], 1)
+    assert {k: v.item() for k, v in loss_of(network)(raw, padded).items()} == pytest.approx(
+        {k: v.item() for k, v in whole.items()}, rel=1e-5
+    )
+    monkeypatch.setattr(detection_loss, "_PAIRS", 1)
+    assert loss_of(network)(raw, boxes) == whole
+
+
+def test_what_is_unknown_teaches_nothing(network: Yolo) -> None:
+    """Neither an image nor one finding of it: no gradient but for what is known."""
+    raw, boxes = raw_of(network), some_boxes()
+    known = torch.ones(IMAGES, len(FINDINGS), dtype=torch.bool)
+    known[0] = False
+    known[3, 1] = False
+    sum(loss_of(network)(raw, boxes, known).values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    assert not raw["boxes"].grad[0].any()
+    assert not raw["scores"].grad[~known].any()
+    assert raw["scores"].grad[known].abs().amax(1).min() > 0
+    without = boxes.clone()
+    without[0] = math.nan
+    without[3, without[3, :, 0] == 1] = math.nan
+    ours = loss_of(network)(raw, without, known)
+    assert {k: v.item() for k, v in ours.items()} == pytest.approx(
+        {k: v.item() for k, v in loss_of(network)(raw, boxes, known).items()}
+    )
+
+
+def test_nothing_known_gives_gradients_of_zero(network: Yolo) -> None:
+    """All there, as a group of workers needs them."""
+    network.zero_grad()
+    known = torch.zeros(IMAGES, len(FINDINGS), dtype=torch.bool)
+    terms = loss_of(network)(network(torch.rand(IMAGES, 1, SIZE, SIZE)), some_boxes(), known)
+    sum(terms.values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    gradients = [p.grad for p in network.parameters() if p.requires_grad]
+    assert all(g is not None and not g.any() for g in gradients)
+
+
+def test_workers_divide_by_the_targets_of_all(network: Yolo) -> None:
+    """Two workers' terms, of two images each, have the mean that the four images have alone."""
+    raw, boxes = raw_of(network), some_boxes()
+    whole = loss_of(network)(raw, boxes)
+    halves = [
+        {
+            name: values[part] if isinstance(values, Tensor) else [one[part] for one in values]
+            for name, values in raw.items()
+        }
+        for part in (slice(2), slice(2, 4))
+    ]
+    sums: list[Tensor] = []
+
+    def noted(values: Tensor) -> Tensor:
+        sums.append(values)
+        return values
+
+    for half, part in zip(halves, boxes.split(2), strict=True):
+        DetectionLoss(network.strides, GAINS, noted, 2)(half, part)
+    both = [
+        DetectionLoss(network.strides, GAINS, lambda _: sums[0] + sums[1], 2)(half, part)
+        for half, part in zip(halves, boxes.split(2), strict=True)
+    ]
+    for name, value in whole.items():
+        assert torch.stack([one[name] for one in both]).mean().item() == pytest.approx(value.item(), rel=1e-5)
+
+
+def test_overlap_and_anchors_are_those_of_ultralytics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    low = torch.rand(2, 300, 2, generator=generator)
+    a, b = torch.cat([low, low + torch.rand(2, 300, 2, generator=generator)], -1)
+    theirs = ultralytics("utils.metrics").bbox_iou(a, b, xywh=False, CIoU=True)[:, 0]
+    torch.testing.assert_close(ciou(a, b), theirs)
+    feats = [torch.zeros(1, 1, *shape) for shape in ((4, 6), (2, 3))]
+    points, strides = ultralytics("utils.tal").make_anchors(feats, torch.tensor([8.0, 16.0]), 0.5)
+    ours = anchors([one.shape[-2:] for one in feats], (8.0, 16.0), torch.device("cpu"))
+    assert torch.equal(ours[0], points)
+    assert torch.equal(ours[1], strides)
