@@ -26,6 +26,8 @@ from typing import IO
 
 import psutil
 
+from cxr.socket_paths import shorten_temporary_folders
+
 LOOPBACK = "127.0.0.1"
 PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
 
@@ -37,6 +39,7 @@ def local_head(log: Path) -> Iterator[dict[str, str]]:
     Raises:
         RuntimeError: it ended, or did not answer in two minutes; the message ends with its output.
     """
+    shorten_temporary_folders(before_removal=lambda: None)
     # A short folder: Ray's socket paths end at 107 bytes.
     with tempfile.TemporaryDirectory(prefix="cxr-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))

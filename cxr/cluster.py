@@ -13,6 +13,7 @@ from ray._private import ray_constants, ray_logging
 from ray._private.state import state
 
 from cxr.errors import UserError
+from cxr.socket_paths import shorten_temporary_folders
 from cxr.storage import ANONYMOUS, REQUESTER_PAYS, is_local
 
 LOOPBACK = "127.0.0.1"
@@ -40,6 +41,7 @@ def connect(cpus: int | None = None) -> None:
         _join(os.environ["RAY_ADDRESS"])
         return
     _stay_on_loopback()
+    shorten_temporary_folders(before_removal=ray.shutdown)
     for left in reversed(range(STARTS)):
         try:
             return _start(cpus)
