@@ -63,8 +63,8 @@ def varied(
 ) -> tuple[Tensor, Tensor]:
     """Square images in [0, 1], and their boxes: [index, x_min, y_min, x_max, y_max] as shares, NaN for no box.
 
-    Returns as many images, and boxes (B, N, 5); N grows with mosaic and mixup. Draws from
-    PyTorch's generator for the CPU; nothing waits for the images' device.
+    Returns as many images, and boxes (B, N, 5); N grows with mosaic and mixup. Draws from PyTorch's generator for the
+    CPU; nothing waits for the images' device.
 
     Args:
         usable_B: bool, which images others may show; all if left out.

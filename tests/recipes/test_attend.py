@@ -174,6 +174,20 @@ def test_boxes_are_marked_where_alignment_takes_them(aligner: tuple[AttendRecipe
         assert cells.sum() < 12
 
 
+def test_images_and_boxes_are_aligned_in_float32_under_autocast(aligner: tuple[AttendRecipe, str]) -> None:
+    task = task_of(aligner[0].replace(rotation_deg=5.0, scale=1.1, shift=0.05))
+    task.begin(some, Alone())
+    results = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            results.append(task.augment(batch()))
+    plain, cast = results
+    assert not torch.allclose(plain[schema.BOXES][:4, 0], batch()[schema.BOXES][:4, 0], atol=0.02)
+    for name, values in plain.items():
+        torch.testing.assert_close(cast[name], values, rtol=0, atol=0, equal_nan=True)
+
+
 def test_it_learns_to_locate_and_needs_no_label_to_do_so() -> None:
     recipe, task = SMALL, task_of()
     engine = Engine(task, recipe, Alone(), steps_per_epoch=4, device=torch.device("cpu"))

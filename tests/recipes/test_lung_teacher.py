@@ -27,6 +27,18 @@ def test_phantoms_come_with_their_lungs() -> None:
     assert torch.equal(chests[:2], lung_teacher.draw_chests(2, 48, seed=3))
 
 
+def test_phantoms_are_augmented_in_float32_under_autocast() -> None:
+    chests = lung_teacher.draw_chests(3, 48, seed=3)
+    results = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            results.append(lung_teacher._varied(chests))
+    for plain, cast in zip(*results, strict=True):
+        assert torch.equal(plain, cast)
+        assert plain.dtype == torch.float32
+
+
 def test_a_lesson_that_taught_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lung_steps"):
         lung_teacher.kept(Lesson(size=32, phantoms=4, steps=10, seed=0), str(tmp_path))
