@@ -33,9 +33,11 @@ import numpy as np
 from cxr.decode_worker import Kind, SharedMemory
 from cxr.errors import Refused, UserError
 from cxr.imaging.image import Image
+from cxr.memory_budget import MemoryBudget
 
 PROCESSES = 2  # for each Ray worker: while one's pixels are resized and stored, the other decodes
 _START_S = 120.0  # a busy machine may need long to import OpenCV and pydicom; an idle one needs 1 s
+_DECODING_BYTES = 1 << 30  # that the decoders of a pool may take together, by what the headers of images tell
 _KEPT_BYTES = 64 << 20  # of shared memory that a process keeps between images
 _LOCK = threading.Lock()
 
@@ -120,6 +122,7 @@ class DecodePool:
     def __init__(self, limits: Limits | None = None, processes: int = PROCESSES) -> None:
         self._limits = limits or Limits()
         self._processes = processes
+        self._budget = MemoryBudget(_DECODING_BYTES)
         self._slots = threading.Semaphore(processes)
         self._exclusive = threading.Lock()
         self._idle: list[_Decoder] = []
@@ -160,7 +163,7 @@ class DecodePool:
         return decoded
 
     def _new(self) -> _Decoder:
-        return _Decoder(self._limits, self._starter)
+        return _Decoder(self._limits, self._budget, self._starter)
 
     def _keep(self, decoder: _Decoder) -> None:
         if len(self._idle) < self._processes:
@@ -186,8 +189,8 @@ class DecodePool:
 class _Decoder:
     """One process, which decodes one file at a time."""
 
-    def __init__(self, limits: Limits, starter: Executor) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits, budget: MemoryBudget, starter: Executor) -> None:
+        self._limits, self._budget = limits, budget
         try:
             self._memory = SharedMemory(_memory_file())
             self._channel, theirs = socket.socketpair()
@@ -214,6 +217,9 @@ class _Decoder:
         """Raises Refused, or DecoderFailedError, after which this process is of no further use."""
         self._memory.view(len(data))[:] = data
         answer = self._ask({"kind": kind, "bytes": len(data), "fit": fit_px})
+        if "needs" in answer:
+            with self._budget.hold(answer["needs"]):
+                answer = self._ask({})
         if "refused" in answer:
             raise Refused(answer["refused"])
         if "out_of_memory" in answer:

@@ -5,6 +5,8 @@ of a file in memory, the memory that this process may take, and the process that
 lines of JSON on the socket:
 
     -> {"kind": "image", "bytes": 700123, "fit": 256}   the encoded file lies at the start of the memory
+    <- {"needs": 12345678}                              bytes of memory, by its header, that decoding will take
+    -> {}                                               they may be taken now
     <- {"height": 2048, "width": 2500, ...}             its pixels lie there now, resized to 256 x 256
     <- {"refused": "truncated PNG: ..."}                the file is no X-ray
     <- {"out_of_memory": true}                          this process should be replaced
@@ -22,6 +24,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -30,9 +33,9 @@ import numpy as np
 
 from cxr.errors import Refused, place_of
 from cxr.imaging import geometry
-from cxr.imaging.decode import decode
+from cxr.imaging.decode import decode, inspect
 from cxr.imaging.image import Image
-from cxr.imaging.raster import decode_picture
+from cxr.imaging.raster import decode_picture, inspect_picture
 
 Kind = Literal["image", "mask"]
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -67,12 +70,20 @@ def main(channel: socket.socket, memory: SharedMemory, limit_bytes: int) -> None
         for line in requests:
             request = json.loads(line)
             data = bytes(memory.view(request["bytes"]))
-            _send(channel, _answer(request["kind"], data, request["fit"], memory))
+
+            def wait_for_memory(needed: int) -> None:
+                _send(channel, {"needs": needed})
+                requests.readline()
+
+            _send(channel, _answer(request["kind"], data, request["fit"], memory, wait_for_memory))
 
 
-def _answer(kind: Kind, data: bytes, fit_px: int | None, memory: SharedMemory) -> dict[str, Any]:
+def _answer(
+    kind: Kind, data: bytes, fit_px: int | None, memory: SharedMemory, wait_for_memory: Callable[[int], None]
+) -> dict[str, Any]:
     """Decode `data` and leave its pixels in `memory`."""
     try:
+        wait_for_memory((inspect if kind == "image" else inspect_picture)(data).memory_bytes)
         image = decode(data) if kind == "image" else Image(decode_picture(data))
         height, width = image.pixels.shape
         pixels = geometry.fit(image.pixels, fit_px)[0] if fit_px else image.pixels

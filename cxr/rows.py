@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,11 +15,13 @@ import pyarrow as pa
 from cxr import schema, storage
 from cxr.decode_pool import Decoded, decode_image, decode_mask
 from cxr.errors import Refused, UserError, place_of
-from cxr.imaging import geometry
+from cxr.imaging import dicom_terms, geometry
+from cxr.imaging.decode import check_head
 from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import Frame
 from cxr.imaging.image import to_bits
 from cxr.imaging.lung_square import LungSquare
+from cxr.memory_budget import MemoryBudget
 from cxr.schema import PixelFormat
 from cxr.sources import rle
 from cxr.sources.base import boxes_frame_px, frame_scales
@@ -26,8 +29,14 @@ from cxr.sources.true_boxes import PlacedBoxes, frames_px, place_boxes
 
 _ASPECT_TOLERANCE = 0.01  # by which a mask picture's width : height may differ from its image's
 CROPPED = "lungs"  # in column `crop`
+
+_FILES = MemoryBudget(512 << 20)  # that the threads of a process have read together
+_COPIES = 3  # of a file: here, on its way to the decoder, and there
+
 _MADE = (
     schema.VIEW,
+    schema.BODY_PART,
+    schema.MODALITY,
     schema.HEIGHT_PX,
     schema.WIDTH_PX,
     schema.SPACING_MM,
@@ -87,18 +96,31 @@ def _row(
 ) -> Values:
     """What decoding one image adds to its manifest row; its pixels are written into `out` (size, size)."""
     try:
-        data = storage.read_bytes(given[schema.SOURCE_URI])
-        decoded = decode_image(data, fit_px=None if crop or enhance else len(out))
-        square, frame, cropped = _framed(decoded, len(out), crop, enhance)
-        made = _described(given, decoded, frame, boxes_frame) | {schema.CROP: cropped}
-        made[schema.POSE_UNIT] = None if cropped == CROPPED else given[schema.POSE_UNIT]
-        made[schema.MASKS] = _masks(given[schema.MASKS] or (), decoded.height, decoded.width, len(out), frame)
-        out[:] = to_bits(square, bits)
-        return made
+        with _file_in_memory(given[schema.SOURCE_URI]) as data:
+            decoded = decode_image(data, fit_px=None if crop or enhance else len(out))
+            square, frame, cropped = _framed(decoded, len(out), crop, enhance)
+            made = _described(given, decoded, frame, boxes_frame) | {schema.CROP: cropped}
+            made[schema.POSE_UNIT] = None if cropped == CROPPED else given[schema.POSE_UNIT]
+            made[schema.MASKS] = _masks(given[schema.MASKS] or (), decoded.height, decoded.width, len(out), frame)
+            out[:] = to_bits(square, bits)
+            return made
     except Exception as error:
         if not _concerns_one(error):
             raise
         return {schema.ERROR: _reason(error)}
+
+
+@contextmanager
+def _file_in_memory(uri: str) -> Iterator[bytes]:
+    """A file that may be an image, while the block runs; what it takes is held from the budget of all threads."""
+    with ExitStack() as held:
+
+        def check(head: bytes, file_bytes: int) -> None:
+            check_head(head, file_bytes)
+            held.close()  # of an attempt that failed
+            held.enter_context(_FILES.hold(_COPIES * file_bytes))
+
+        yield storage.read_bytes(uri, check=check)
 
 
 def _framed(
@@ -140,7 +162,9 @@ def _described(given: Values, decoded: Decoded, frame: Frame, boxes_frame: int |
     if spacing is not None:
         spacing = [spacing[0] / y_scale, spacing[1] / x_scale]
     return {
-        schema.VIEW: given[schema.VIEW] or image.view,
+        schema.VIEW: dicom_terms.view(given[schema.VIEW]) or image.view,
+        schema.BODY_PART: image.body_part,
+        schema.MODALITY: image.modality,
         schema.HEIGHT_PX: height,
         schema.WIDTH_PX: width,
         schema.SPACING_MM: spacing or image.spacing_mm,
@@ -170,7 +194,7 @@ def original_mask(source: Values, height: int, width: int) -> np.ndarray:
     if source[schema.MASK_RLE] is not None:
         return rle.decode(source[schema.MASK_RLE], height, width)
     try:
-        picture = decode_mask(storage.read_bytes(source[schema.MASK_URI]))  # may be blank
+        picture = decode_mask(storage.read_bytes(source[schema.MASK_URI], check=check_head))  # may be blank
     except (Refused, storage.NotFound) as error:
         raise Refused(f"mask of {source[schema.LABEL]}: {_reason(error)}") from None
     mask_height, mask_width = picture.shape

@@ -73,7 +73,9 @@ IMAGE_ID = "image_id"
 PATIENT_ID = "patient_id"
 SPLIT = "split"
 SOURCE_URI = "source_uri"
-VIEW = "view"  # "PA", "AP", "LL", … (DICOM PS3.3 C.8.1.2, View Position); null if unknown
+VIEW = "view"  # "PA", "AP", "LATERAL", …, a code of imaging.dicom_terms.VIEWS; null if unknown
+BODY_PART = "body_part"  # "CHEST", "HAND", … of dicom_terms.BODY_PARTS; null if unknown
+MODALITY = "modality"  # "DX", "CR", … of dicom_terms.MODALITIES; null if unknown
 HEIGHT_PX = "height_px"  # of the original image
 WIDTH_PX = "width_px"
 SPACING_MM = "spacing_mm"  # [between rows, between columns] of the original's pixels; null if unknown
@@ -121,8 +123,8 @@ _IDENTITY = [
     (PATIENT_ID, pa.string()),
     (SPLIT, pa.string()),
     (SOURCE_URI, pa.string()),
-    (VIEW, pa.string()),
 ]
+_DICOM_CODES = [(VIEW, pa.string()), (BODY_PART, pa.string()), (MODALITY, pa.string())]
 _TRUTH = [
     (LABELS, pa.list_(pa.int8())),
     (BOXES, pa.list_(BOX_TYPE)),
@@ -133,6 +135,7 @@ _TRUTH = [
 MANIFEST = pa.schema(
     [
         *_IDENTITY,
+        (VIEW, pa.string()),
         *_TRUTH,
         (BOXES_FRAME, pa.list_(pa.int32(), 2)),
         (MASKS, pa.list_(MASK_SOURCE_TYPE)),
@@ -147,6 +150,7 @@ SCORES = pa.schema(
         (SPLIT, pa.string()),
         (SOURCE_URI, pa.string()),
         (ERROR, pa.string()),
+        *_DICOM_CODES,
         (HEIGHT_PX, pa.int32()),
         (WIDTH_PX, pa.int32()),
         (FRAME, FRAME_TYPE),
@@ -185,6 +189,7 @@ def row_schema(pixels: PixelFormat) -> pa.Schema:
     """The Arrow schema of decoded rows; `pixels` travels in its metadata, so that a shard explains itself."""
     fields = [
         *_IDENTITY,
+        *_DICOM_CODES,
         (HEIGHT_PX, pa.int32()),
         (WIDTH_PX, pa.int32()),
         (SPACING_MM, pa.list_(pa.float32(), 2)),

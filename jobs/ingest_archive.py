@@ -15,6 +15,7 @@ import numpy as np
 from cxr import cluster, lung_crop, schema, storage
 from cxr.decode_pool import decode_image
 from cxr.errors import Refused
+from cxr.imaging.decode import check_head
 from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import fit
 from cxr.imaging.image import to_bits
@@ -82,7 +83,7 @@ def _pictures(options: Options, archive: str) -> list[str]:
     files = open_manifest(archive, options.source).table[schema.SOURCE_URI]
     for uri in files.slice(0, PICTURED).to_pylist():
         with suppress(Refused, storage.NotFound):
-            image = decode_image(storage.read_bytes(uri)).image.pixels
+            image = decode_image(storage.read_bytes(uri, check=check_head)).image.pixels
             for name, pixels in options.enhancement.shown(image).items():
                 rows[name].append(to_bits(fit(pixels, PICTURE_PX)[0], 8) / 255)
     if not rows:

@@ -173,7 +173,7 @@ def test_a_mask_of_another_shape_is_the_images_error(tmp_path: Path) -> None:
 
 
 def test_an_unexpected_failure_tells_its_place_and_not_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(uri: str) -> bytes:
+    def broken(uri: str, check: object) -> bytes:
         raise KeyError("Doe^Jane")
 
     monkeypatch.setattr(storage, "read_bytes", broken)
@@ -183,7 +183,7 @@ def test_an_unexpected_failure_tells_its_place_and_not_its_values(monkeypatch: p
 
 
 def test_trouble_of_a_whole_store_is_raised_but_not_a_missing_object(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(uri: str) -> bytes:
+    def failing(uri: str, check: object) -> bytes:
         raise error
 
     monkeypatch.setattr(storage, "read_bytes", failing)

@@ -6,11 +6,9 @@ from functools import partial
 
 from cxr.errors import Refused
 from cxr.imaging import dicom, raster
-from cxr.imaging.image import EncodedImage, Image, check_file_bytes, check_not_blank, to_bits
+from cxr.imaging.image import EncodedImage, Image, check_file_bytes, check_not_blank, require_memory, to_bits
 
-__all__ = ["HEAD_BYTES", "EncodedImage", "Image", "check_head", "decode", "inspect", "to_bits"]
-
-HEAD_BYTES = 4096  # enough to tell every type of file
+__all__ = ["EncodedImage", "Image", "check_head", "decode", "inspect", "to_bits"]
 
 _FOREIGN = (  # (offset, magic bytes, name)
     (0, b"GIF8", "GIF"),
@@ -60,23 +58,26 @@ def inspect(data: bytes) -> EncodedImage:
         encoded = dicom.inspect_dicom(data)
     else:
         raise Refused(f"unsupported file type: {_foreign_type(data)}; expected DICOM, PNG or JPEG")
-    return EncodedImage(encoded.memory_bytes, partial(_not_blank, encoded))
+    return EncodedImage(encoded.memory_bytes, partial(_decoded, encoded))
 
 
 def check_head(head: bytes, file_bytes: int) -> None:
     """Refuse a file by its first bytes and its size, before the rest is read.
 
     Args:
-        head: at least the first `HEAD_BYTES`, or the whole of a smaller file.
+        head: at least the first 512 bytes, or the whole of a smaller file.
         file_bytes: size of the whole file.
     """
+    if not file_bytes:
+        raise Refused("empty file: 0 bytes")
     known = dicom.has_preamble(head) or head.startswith((raster.PNG_MAGIC, raster.JPEG_MAGIC, raster.GIF_MAGIC))
     if not (known or file_bytes == raster.JSRT_BYTES or dicom.begins_like_data_set(head)):
         raise Refused(f"unsupported file type: {_foreign_type(head)}; expected DICOM, PNG or JPEG")
     check_file_bytes(file_bytes)
 
 
-def _not_blank(encoded: EncodedImage) -> Image:
+def _decoded(encoded: EncodedImage) -> Image:
+    require_memory(encoded.memory_bytes)
     image = encoded.decode()
     check_not_blank(image.pixels)
     return image

@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
+from itertools import count
 
-from pydicom import Dataset, dcmread, uid
+from pydicom import Dataset, uid
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag, Tag
 
 from cxr.errors import Refused
 from cxr.imaging import dicom_tags
@@ -19,6 +22,37 @@ from cxr.imaging.dicom_display import rendered
 from cxr.imaging.dicom_pixels import PixelData, read_pixel_data
 from cxr.imaging.image import MAX_FILE_BYTES, EncodedImage, Image, to_gray
 
+_NEEDED = (  # nothing else is read
+    "SOPClassUID",
+    "Modality",
+    "BodyPartExamined",
+    "ViewPosition",
+    "ViewCodeSequence",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "ModalityLUTSequence",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "VOILUTSequence",
+    "VOILUTFunction",
+    "WindowCenter",
+    "WindowWidth",
+    "PresentationLUTShape",
+    "PixelData",
+)
+_MOST_ELEMENTS = 10_000  # X-rays have a few hundred; a file of nothing else takes long to read
 _PREAMBLE_BYTES, _MAGIC = 128, b"DICM"
 _PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 _FIRST_GROUPS = range(0x0002, 0x0033)
@@ -94,7 +128,14 @@ def _damage_is_refused() -> Iterator[None]:
 
 
 def _parsed(data: bytes) -> Dataset:
-    dataset = dcmread(BytesIO(_inflated(data)), force=True)
+    elements = count()
+
+    def too_many(tag: BaseTag, vr: str | None, length: int) -> bool:
+        if next(elements) > _MOST_ELEMENTS:
+            raise Refused(f"damaged DICOM: expected at most {_MOST_ELEMENTS:,} elements, got more")
+        return False
+
+    dataset = read_partial(BytesIO(_inflated(data)), too_many, force=True, specific_tags=[*map(Tag, _NEEDED)])
     if "PixelData" not in dataset:
         if any(tag in data for tag in _PIXEL_TAGS):
             raise Refused("truncated DICOM: it ends inside its pixel data")

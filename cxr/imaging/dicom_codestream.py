@@ -1,22 +1,31 @@
-"""Compressed DICOM frames: what their headers declare, checked before a codec sees them, and run-length decoding.
+"""Compressed DICOM frames: what their headers declare, checked before a codec sees them, and their decoding.
 
-A codec allocates what a header declares, and some crash or take minutes on headers that contradict each other.
+The codecs are called here rather than by pydicom, which reports whatever they raise, a lack of memory too, as a
+RuntimeError, and which parses the codestreams' headers once more, in places without an end.
 """
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import jpeg_ls
 import numpy as np
+from libjpeg.utils import decode_pixel_data as libjpeg_decode
+from openjpeg.utils import decode_pixel_data as openjpeg_decode
 
 from cxr.errors import Refused
-from cxr.imaging.image import check_ratio
+from cxr.imaging.image import BLANK_PIXELS, check_ratio
 from cxr.imaging.raster import JPEG_END, JPEG_MAGIC, jpeg_frame
 
 _JPEG_FRAMES = {0xC0: 8, 0xC1: 12, 0xC2: 12, 0xC3: 16, 0xF7: 16}  # marker: most bits; arithmetic codes are not used
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
 _JPEG_2000_BOXES = b"\0\0\0\x0cjP  "
+_JPEG_2000_MOST_TILES = 65_535
 _COD = 0xFF52
 _SOT = 0xFF90
 _BYTES_PER_SAMPLE = 8  # peak of each codec, measured at 25 million pixels: OpenJPEG 7.1, libjpeg 6, CharLS 4
@@ -44,11 +53,11 @@ def read_header(coded: bytes) -> Codestream:
     """
     if coded.startswith(JPEG_MAGIC):
         header = _jpeg(coded)
-    elif coded.startswith((_JPEG_2000_START, _JPEG_2000_BOXES)):
-        header = _jpeg_2000(coded)
+    elif coded.startswith((_JPEG_2000_START, _JPEG_2000_BOXES)):  # boxes, as in .jp2 files, are not in the standard
+        header = _jpeg_2000(coded[max(0, coded.find(_JPEG_2000_START)) :])
     else:
         raise Refused("damaged DICOM pixels: expected JPEG, JPEG-LS or JPEG 2000, got something else")
-    check_ratio(header.height * header.width, len(coded))
+    check_ratio(header.height * header.width, len(coded), 0 if header.format == "JPEG" else BLANK_PIXELS)
     return header
 
 
@@ -64,25 +73,26 @@ def _jpeg(coded: bytes) -> Codestream:
 
 
 def _jpeg_2000(coded: bytes) -> Codestream:
-    start = coded.find(_JPEG_2000_START)
-    if start < 0 or len(coded) < start + 45:
+    if len(coded) < 45:
         raise Refused("truncated DICOM pixels: JPEG 2000 that ends in its header")
-    if JPEG_END not in coded[start:]:
+    if JPEG_END not in coded:
         raise Refused("truncated DICOM pixels: JPEG 2000 without its end marker")
-    right, bottom, left, top, tile_width, tile_height, _, _, samples = struct.unpack_from(">8IH", coded, start + 8)
-    width, height, bits = right - left, bottom - top, (coded[start + 42] & 0x7F) + 1
+    right, bottom, left, top, tile_width, tile_height, _, _, samples = struct.unpack_from(">8IH", coded, 8)
+    width, height, bits = right - left, bottom - top, (coded[42] & 0x7F) + 1
     if min(width, height, tile_width, tile_height, samples) <= 0 or bits > 16:
         raise Refused(f"damaged DICOM pixels: JPEG 2000 of {width} x {height} x {samples} samples of {bits} bits")
-    if coded[start + 43 : start + 45] != b"\1\1":
+    if math.ceil(width / tile_width) * math.ceil(height / tile_height) > _JPEG_2000_MOST_TILES:
+        raise Refused("damaged DICOM pixels: JPEG 2000 of more tiles than can be numbered")
+    if coded[43:45] != b"\1\1":
         raise Refused("unsupported DICOM pixels: subsampled JPEG 2000; convert them")
-    blocks = width * height * samples // _code_block_area(coded, start)
+    blocks = width * height * samples // _code_block_area(coded)
     memory = _BYTES_PER_SAMPLE * width * height * samples + _BYTES_PER_BLOCK * blocks
     return Codestream(height, width, samples, bits, "JPEG 2000", memory)
 
 
-def _code_block_area(coded: bytes, start: int) -> int:
+def _code_block_area(coded: bytes) -> int:
     """Pixels in a code block, from the COD marker segment (ISO/IEC 15444-1 A.6.1)."""
-    position = start + 2
+    position = 2
     while position + 14 <= len(coded):
         marker, length = struct.unpack_from(">HH", coded, position)
         if marker == _COD:
@@ -91,6 +101,38 @@ def _code_block_area(coded: bytes, start: int) -> int:
             break
         position += 2 + length
     raise Refused("damaged DICOM pixels: JPEG 2000 without its coding style")
+
+
+def decode_codestream(coded: bytes, header: Codestream) -> np.ndarray:
+    """Samples (height, width, samples), uint8 or uint16, as unsigned numbers; colours as they are coded.
+
+    Raises:
+        Refused: its codec, which the message names, cannot decode it.
+    """
+    codec, decode = _CODECS[header.format]
+    dtype = np.dtype("<u1" if header.bits <= 8 else "<u2")
+    try:
+        return np.frombuffer(decode(coded), dtype).reshape(header.height, header.width, header.samples)
+    except MemoryError:
+        raise
+    except Exception as error:  # codecs raise many kinds
+        reason = f"{codec} cannot decode its {header.format} codestream ({type(error).__name__})"
+        raise Refused(f"damaged DICOM pixels: {reason}") from None
+
+
+def _decode_jpeg_ls(coded: bytes) -> bytes | bytearray:
+    decoded, about = jpeg_ls.decode_pixel_data(coded)
+    if about["components"] == 1 or about["interleave_mode"] != 0:
+        return decoded
+    planes = np.frombuffer(decoded, np.uint8).reshape(about["components"], about["height"] * about["width"], -1)
+    return planes.swapaxes(0, 1).tobytes()
+
+
+_CODECS: dict[str, tuple[str, Callable[[bytes], Any]]] = {
+    "JPEG": ("libjpeg", partial(libjpeg_decode, version=2)),
+    "JPEG-LS": ("CharLS", _decode_jpeg_ls),
+    "JPEG 2000": ("OpenJPEG", partial(openjpeg_decode, version=2)),
+}
 
 
 def decode_rle(coded: bytes, pixels: int, samples: int, bytes_per_sample: int) -> np.ndarray:

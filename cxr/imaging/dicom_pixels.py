@@ -9,18 +9,15 @@ import numpy as np
 from pydicom import Dataset, uid
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import convert_color_space
 
 from cxr.errors import Refused
-from cxr.imaging.dicom_codestream import Codestream, decode_rle, read_header
+from cxr.imaging.dicom_codestream import Codestream, decode_codestream, decode_rle, read_header
 from cxr.imaging.dicom_tags import code, number, value
-from cxr.imaging.image import check_decoding_bytes, check_size, require_memory
+from cxr.imaging.image import check_decoding_bytes, check_size
 
 _LOSSY = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
-_CODECS = {  # format: library, pydicom's plugin for it
-    "JPEG": ("libjpeg", "pylibjpeg"),
-    "JPEG-LS": ("CharLS", "pyjpegls"),
-    "JPEG 2000": ("OpenJPEG", "pylibjpeg"),
-}
+_RLE_RATIO = 64  # a run of 128 bytes is two bytes long
 
 
 @dataclass(frozen=True)
@@ -102,51 +99,37 @@ class PixelData:
         Raises:
             Refused: the codec cannot decode them; the message names it.
         """
-        if self.codestream is not None:
-            return self._decompressed(self.codestream)
-        if self.coded is None:
-            return self._array(self.data, self.syntax, self.planar)
-        planes = decode_rle(self.coded, self.height * self.width, self.samples, self.bits.allocated // 8)
-        return self._array(planes.tobytes(), uid.ExplicitVRLittleEndian, 1)
+        if self.codestream is not None and self.coded is not None:
+            samples = decode_codestream(self.coded, self.codestream)
+            if self.samples == 1:
+                return samples[..., 0]
+            jfif = self.codestream.format == "JPEG" and self.coded.startswith(b"JFIF", 6)
+            luminance = self.photometric in ("YBR_FULL", "YBR_FULL_422") or jfif
+            return convert_color_space(samples, "YBR_FULL", "RGB") if luminance else samples
+        if self.coded is not None:
+            planes = decode_rle(self.coded, self.height * self.width, self.samples, self.bits.allocated // 8)
+            return self._uncompressed(planes.tobytes(), uid.ExplicitVRLittleEndian, planar=1)
+        return self._uncompressed(self.data, self.syntax, self.planar)
 
-    def _decompressed(self, codestream: Codestream) -> np.ndarray:
-        library, plugin = _CODECS[codestream.format]
-        container = 8 if codestream.bits <= 8 else 16
-        try:
-            return self._array(self.data, self.syntax, self.planar, container, plugin)
-        except MemoryError:
-            raise
-        except Exception as error:  # pydicom reports all that codecs raise as RuntimeError
-            require_memory(codestream.memory_bytes)
-            reason = f"{library} cannot decode its {codestream.format} codestream ({type(error).__name__})"
-            raise Refused(f"damaged DICOM pixels: {reason}") from None
-
-    def _array(
-        self, data: bytes, syntax: uid.UID, planar: int, allocated: int | None = None, plugin: str = ""
-    ) -> np.ndarray:
-        """All bits of the samples as they are: pydicom's own corrections rely on High Bit being Bits Stored − 1."""
-        allocated = allocated or self.bits.allocated
+    def _uncompressed(self, data: bytes, syntax: uid.UID, planar: int) -> np.ndarray:
+        """All bits of the samples as they are: pydicom's own correction relies on High Bit being Bits Stored − 1."""
         options: dict[str, Any] = {
             "rows": self.height,
             "columns": self.width,
             "samples_per_pixel": self.samples,
             "photometric_interpretation": self.photometric,
             "planar_configuration": planar,
-            "bits_allocated": allocated,
-            "bits_stored": allocated,
+            "bits_allocated": self.bits.allocated,
+            "bits_stored": self.bits.allocated,
             "pixel_representation": 0,
             "pixel_keyword": "PixelData",
+            "pixel_vr": self.vr,
             "number_of_frames": 1,
             "allow_excess_frames": False,
             "correct_unused_bits": False,
-            "apply_jls_sign_correction": False,
-            "apply_j2k_sign_correction": False,
+            "view_only": True,
         }
-        if not syntax.is_encapsulated:
-            options |= {"view_only": True, "pixel_vr": self.vr}
-        array, _ = get_decoder(syntax).as_array(
-            data, index=0, raw=self.samples == 1, decoding_plugin=plugin, **options
-        )
+        array, _ = get_decoder(syntax).as_array(data, index=0, raw=self.samples == 1, **options)
         return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
@@ -215,10 +198,12 @@ def _check_kind(pixel_data: PixelData) -> None:
 
 
 def _with_codestream(pixel_data: PixelData) -> PixelData:
-    coded = get_frame(pixel_data.data, 0, number_of_frames=1)
+    frame = get_frame(pixel_data.data, 0, number_of_frames=1)
     if pixel_data.syntax == uid.RLELossless:
-        return replace(pixel_data, coded=coded)
-    header = read_header(coded)
+        if _RLE_RATIO * len(frame) < pixel_data.sample_bytes:
+            raise Refused("truncated DICOM pixels: fewer bytes of RLE than Rows x Columns need")
+        return replace(pixel_data, coded=frame)
+    header = read_header(frame)
     if (header.height, header.width) != (pixel_data.height, pixel_data.width):
         raise Refused("damaged DICOM: Rows and Columns contradict its pixel data")
     if header.samples != pixel_data.samples or header.bits > pixel_data.bits.allocated:
@@ -227,4 +212,4 @@ def _with_codestream(pixel_data: PixelData) -> PixelData:
     if header.bits <= bits.high:  # the codec's samples begin at bit 0, whatever High Bit says
         stored = min(bits.stored, header.bits)
         bits = replace(bits, stored=stored, high=stored - 1)
-    return replace(pixel_data, coded=coded, codestream=header, bits=bits)
+    return replace(pixel_data, coded=frame, codestream=header, bits=bits)

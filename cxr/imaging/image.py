@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,13 +16,14 @@ MAX_PIXELS = 100_000_000  # 10,000 x 10,000; the largest films scanned have abou
 MAX_FILE_BYTES = 256 << 20  # an uncompressed image of MAX_PIXELS with 16 bits takes 191 MiB
 MAX_DECODING_BYTES = 768 << 20  # leaves room in 1 GiB for the file itself
 
-# JPEG spends at least one bit on each block of 64 pixels, so it holds at most 512 pixels in a byte. JPEG-LS and
-# JPEG 2000 can say "nothing but black" in a few bytes whatever the size: up to the size of the largest films that is
-# cheap to decode and may be legitimate, beyond it is not. X-rays stay below 100 pixels in a byte.
+# X-rays stay below 100 pixels in a byte. JPEG spends at least one bit on each block of 64 pixels, so it cannot hold
+# more than 512 in a byte. JPEG-LS and JPEG 2000 can say "nothing but black" in a few bytes whatever the size: up to
+# the size of the largest films (BLANK_PIXELS) that may be legitimate and is cheap to decode.
 MAX_PIXELS_PER_BYTE = 1000
-_RATIO_IGNORED_PIXELS = 32_000_000
+BLANK_PIXELS = 32_000_000
 
 _COLOURFUL = 0.15  # difference of a pixel's channels, as a part of full range, from which the eye sees colour
+_COLOUR_SAMPLE_PX = 256 * 256  # about as many pixels are looked at
 _COLOURED_SHARE = 0.05  # arrows and letters drawn on an X-ray stay below
 
 
@@ -83,9 +85,9 @@ def check_decoding_bytes(memory_bytes: int) -> None:
         raise Refused(f"too large: expected an image that takes at most {most} to decode, got {needed}")
 
 
-def check_ratio(pixels: int, encoded_bytes: int) -> None:
-    """Refuse a large image that claims to hold more pixels than its encoded bytes plausibly can."""
-    if pixels > max(_RATIO_IGNORED_PIXELS, MAX_PIXELS_PER_BYTE * encoded_bytes):
+def check_ratio(pixels: int, encoded_bytes: int, exempt_pixels: int = 0) -> None:
+    """Refuse an image of more than `exempt_pixels` that claims more pixels than its encoded bytes can hold."""
+    if pixels > max(exempt_pixels, MAX_PIXELS_PER_BYTE * encoded_bytes):
         raise Refused(
             f"decompression bomb: expected at most {MAX_PIXELS_PER_BYTE:,} pixels from each encoded byte, "
             f"got {pixels:,} pixels from {encoded_bytes:,} bytes"
@@ -93,10 +95,10 @@ def check_ratio(pixels: int, encoded_bytes: int) -> None:
 
 
 def require_memory(memory_bytes: int) -> None:
-    """Tell a lack of memory from a damaged file, after a decoder failed that reports both in the same way.
+    """Fail now if decoding would run out of memory: codecs then abort, or report a damaged file.
 
     Raises:
-        MemoryError: the memory that the decoder needs cannot be allocated now.
+        MemoryError: so much memory cannot be allocated at the moment.
     """
     np.empty(memory_bytes, np.uint8)
 
@@ -113,7 +115,8 @@ def to_gray(pixels_HWC: np.ndarray) -> np.ndarray:
     Raises:
         Refused: a colour photograph or overlay.
     """
-    step = max(1, min(pixels_HWC.shape[:2]) // 256)
+    height, width = pixels_HWC.shape[:2]
+    step = max(1, math.isqrt(height * width // _COLOUR_SAMPLE_PX))
     sample = np.ascontiguousarray(pixels_HWC[::step, ::step, :3]).astype(np.float32)
     sample /= np.iinfo(pixels_HWC.dtype).max
     share = float((np.ptp(sample, axis=2) > _COLOURFUL).mean())

@@ -53,10 +53,22 @@ def decode_picture(data: bytes) -> np.ndarray:
 
     Raises:
         Refused: it is none of them, or cannot be used.
+        MemoryError: there is too little memory at the moment.
+    """
+    picture = inspect_picture(data)
+    require_memory(picture.memory_bytes)
+    return picture.decode().pixels
+
+
+def inspect_picture(data: bytes) -> EncodedImage:
+    """Check the header of a PNG, GIF or JPEG.
+
+    Raises:
+        Refused: as `decode_picture`.
     """
     if data.startswith(PNG_MAGIC):
-        return inspect_png(data).decode().pixels
-    return decode_gif(data) if data.startswith(GIF_MAGIC) else inspect_jpeg(data).decode().pixels
+        return inspect_png(data)
+    return inspect_gif(data) if data.startswith(GIF_MAGIC) else inspect_jpeg(data)
 
 
 def inspect_png(data: bytes) -> EncodedImage:
@@ -73,25 +85,24 @@ def inspect_png(data: bytes) -> EncodedImage:
     check_size(height, width)
     if colour not in _PNG_CHANNELS or bits not in (1, 2, 4, 8, 16):
         raise Refused(f"damaged PNG: colour type {colour} with {bits} bits does not exist")
+    stored_channels, decoded_channels = _PNG_CHANNELS[colour]
+    memory_bytes = 2 * height * width * decoded_channels * max(8, bits) // 8
+    check_decoding_bytes(memory_bytes)
     lengths = {b"IDAT": 0}
     for kind, body in chunks:
         lengths[kind] = lengths.get(kind, 0) + len(body)
     if b"acTL" in lengths:
         raise Refused("multi-frame image: an animated PNG")
-    stored_channels, decoded_channels = _PNG_CHANNELS[colour]
     pixel_bytes = height * (width * stored_channels * bits // 8)
     if pixel_bytes > _DEFLATE_RATIO * lengths[b"IDAT"]:
         raise Refused("damaged PNG: expected more compressed bytes for a picture of its size")
-    memory_bytes = 2 * height * width * decoded_channels * max(8, bits) // 8
-    check_decoding_bytes(memory_bytes)
     plain = colour == _PNG_GRAY and bits in (8, 16)
-    decoding = partial(_decode_png, data, (height, width), bits if plain else None, memory_bytes)
-    return EncodedImage(memory_bytes, decoding)
+    return EncodedImage(memory_bytes, partial(_decode_png, data, (height, width), bits if plain else None))
 
 
-def _decode_png(data: bytes, shape: tuple[int, int], gray_bits: int | None, memory_bytes: int) -> Image:
+def _decode_png(data: bytes, shape: tuple[int, int], gray_bits: int | None) -> Image:
     pixels = _decode_gray(data, shape, gray_bits) if gray_bits else None
-    return Image(_full_range(_decode(data, "PNG", memory_bytes) if pixels is None else pixels))
+    return Image(_full_range(_decode(data, "PNG") if pixels is None else pixels))
 
 
 def _decode_gray(data: bytes, shape: tuple[int, int], bits: int) -> np.ndarray | None:
@@ -99,7 +110,7 @@ def _decode_gray(data: bytes, shape: tuple[int, int], bits: int) -> np.ndarray |
     read = rust.decode_image_png_u8 if bits == 8 else rust.decode_image_png_u16
     try:
         return read(data, shape, "mono")[..., 0]
-    except (KeyboardInterrupt, SystemExit):
+    except (MemoryError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # the decoder raises nothing more special, and a Rust panic is no Exception
         return None
@@ -149,7 +160,7 @@ def inspect_jpeg(data: bytes) -> EncodedImage:
     progressive = marker == _JPEG_PROGRESSIVE
     memory_bytes = (4 if progressive else 2) * height * width * channels  # coefficients of all scans are held
     check_decoding_bytes(memory_bytes)
-    return EncodedImage(memory_bytes, lambda: Image(_decode(data, "JPEG", memory_bytes)))
+    return EncodedImage(memory_bytes, lambda: Image(_decode(data, "JPEG")))
 
 
 def jpeg_frame(data: bytes) -> tuple[int, int, int, int, int]:
@@ -182,27 +193,32 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         position += 2 + length
 
 
-def _decode(data: bytes, kind: str, memory_bytes: int) -> np.ndarray:
+def _decode(data: bytes, kind: str) -> np.ndarray:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
+    except cv2.error as error:
+        if error.code == cv2.Error.STS_NO_MEM:
+            raise MemoryError from None
         pixels = None
     if pixels is None:
-        require_memory(memory_bytes)
         raise Refused(f"damaged {kind}: its pixels cannot be decoded")
     return pixels if pixels.ndim == 2 else to_gray(pixels)
 
 
-def decode_gif(data: bytes) -> np.ndarray:
-    """A GIF's pixels (H, W) uint8: the gray of its palette's colours.
+def inspect_gif(data: bytes) -> EncodedImage:
+    """Check a GIF's header. Decoding gives uint8: the gray of its palette's colours.
 
     Raises:
-        Refused: torn, damaged, animated or of a refused size.
+        Refused: torn or of a refused size; decoding: damaged or animated.
     """
     if len(data) < 13:
         raise Refused("truncated GIF: it ends inside its header")
     width, height = struct.unpack_from("<HH", data, 6)
     check_size(height, width)
+    return EncodedImage(4 * height * width, lambda: Image(_decode_gif(data)))
+
+
+def _decode_gif(data: bytes) -> np.ndarray:
     try:
         with Pillow.open(BytesIO(data), formats=["GIF"]) as picture:
             check_size(picture.height, picture.width)  # its frame may be larger than the header says

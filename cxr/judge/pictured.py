@@ -12,6 +12,7 @@ from cxr import schema, shards, storage
 from cxr.decode_pool import decode_image
 from cxr.errors import Refused
 from cxr.imaging import geometry
+from cxr.imaging.decode import check_head
 from cxr.imaging.geometry import Frame
 from cxr.imaging.image import to_bits
 
@@ -23,7 +24,8 @@ def decoded(table: pa.Table, rows: Sequence[int]) -> dict[int, tuple[np.ndarray,
     found = {}
     for row in rows:
         try:
-            fitted = decode_image(storage.read_bytes(table[schema.SOURCE_URI][row].as_py()), PICTURE_PX)
+            data = storage.read_bytes(table[schema.SOURCE_URI][row].as_py(), check=check_head)
+            fitted = decode_image(data, PICTURE_PX)
         except (Refused, storage.NotFound):
             continue
         frame = geometry.fitted_frame(fitted.height, fitted.width, PICTURE_PX)

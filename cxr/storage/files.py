@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -23,14 +23,19 @@ from cxr.storage.listing import PARTIAL_SUFFIX, check_regular, list_files
 from cxr.storage.retries import retried
 from cxr.storage.uri import NotFound, StorageError, check_no_empty_folder, is_local, join, normalise
 
+HEAD_BYTES = 4096  # of a file, that `read_bytes` gives to its check
 _COPY_THREADS = 8
 _PROBE_BYTES = 1 << 16
 _PIECE = 8 << 20  # bytes copied at a time
 _IN_PARTS = TransferConfig(multipart_threshold=4 * _PIECE, multipart_chunksize=2 * _PIECE, use_threads=False)
 
 
-def read_bytes(uri: str) -> bytes:
+def read_bytes(uri: str, *, check: Callable[[bytes, int], None] | None = None) -> bytes:
     """The whole file.
+
+    Args:
+        check: called with the first `HEAD_BYTES` bytes and the size of the file before the rest is read, and again if
+            reading is tried again; what it raises ends the reading.
 
     Raises:
         NotFound: there is no such file, or no such bucket.
@@ -38,8 +43,12 @@ def read_bytes(uri: str) -> bytes:
     """
 
     def read() -> bytes:
-        with _reading(uri) as stream:
-            return stream.read()
+        with _reading(uri) as (stream, size):
+            if check is None:
+                return stream.read()
+            head = stream.read(HEAD_BYTES)
+            check(head, size)
+            return head + stream.read(max(0, size - len(head)))
 
     return retried(uri, read)
 
@@ -152,7 +161,7 @@ def _copy_all(pairs: list[tuple[str, str]]) -> None:
 
 def _copy(source: str, target: str) -> None:
     def copy() -> None:
-        with _reading(source) as reader:
+        with _reading(source) as (reader, _):
             _put(target, reader)
 
     retried(source if is_local(target) else target, copy)
@@ -164,18 +173,22 @@ def _opened(path: str) -> BinaryIO:
 
 
 @contextmanager
-def _reading(uri: str) -> Iterator[BinaryIO]:
+def _reading(uri: str) -> Iterator[tuple[BinaryIO, int]]:
+    """The file opened for reading once from start to end, and its size in bytes."""
     if is_local(uri):
         with _opened(normalise(uri)) as stream:
-            yield stream
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(0)
+            yield stream, size
         return
     filesystem_, path = filesystem(uri)
     if uri.startswith("s3://"):
-        with closing(s3.open_object(path)) as stream:
-            yield stream
+        stream, size = s3.open_object(path)
+        with closing(stream):
+            yield stream, size
         return
-    with filesystem_.open_input_stream(path) as stream:
-        yield cast(BinaryIO, stream)
+    with filesystem_.open_input_file(path) as stream:
+        yield cast(BinaryIO, stream), stream.size()
 
 
 def fetched(uri: str) -> BinaryIO:
@@ -186,7 +199,7 @@ def fetched(uri: str) -> BinaryIO:
             return _opened(normalise(uri))
         with ExitStack() as stack:
             copy = stack.enter_context(tempfile.TemporaryFile())
-            with _reading(uri) as stream:
+            with _reading(uri) as (stream, _):
                 shutil.copyfileobj(stream, copy, _PIECE)
             copy.seek(0)
             stack.pop_all()

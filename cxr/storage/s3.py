@@ -100,15 +100,16 @@ def split(path: str) -> tuple[str, str]:
     return bucket, key
 
 
-def open_object(path: str) -> BinaryIO:
-    """An object's bytes, to be read once from start to end.
+def open_object(path: str) -> tuple[BinaryIO, int]:
+    """An object's bytes, to be read once from start to end, and their number.
 
     Raises:
         FileNotFoundError: there is no such key in the bucket.
         ClientError, BotoCoreError: the request was refused, or failed.
     """
     bucket, key = split(path)
-    return _get(bucket, key)["Body"]
+    answer = _get(bucket, key)
+    return answer["Body"], answer["ContentLength"]
 
 
 def _get(bucket: str, key: str, **options: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 
 from cxr.errors import Refused
 from cxr.imaging.decode import decode, to_bits
-from cxr.imaging.raster import decode_gif, decode_picture
+from cxr.imaging.raster import decode_picture
 from tests.odd_files import OddFile, encoded, odd_files, radiograph
 
 ODD = odd_files()
@@ -181,4 +181,4 @@ def _gifs() -> dict[str, tuple[bytes, str]]:
 @pytest.mark.parametrize(("data", "reason"), _gifs().values(), ids=_gifs().keys())
 def test_broken_gifs_are_refused(data: bytes, reason: str) -> None:
     with pytest.raises(Refused, match=reason):
-        decode_gif(data)
+        decode_picture(data)

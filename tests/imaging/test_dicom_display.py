@@ -12,6 +12,8 @@ from pydicom import Dataset, Sequence, dcmread, uid
 from cxr.imaging.decode import decode
 from tests.odd_files import dataset, dicom, radiograph
 
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR:UserWarning")  # of writing them
+
 TWELVE = radiograph(12)  # 0 to 4095
 WINDOW = {"WindowCenter": "2000", "WindowWidth": "1000"}
 

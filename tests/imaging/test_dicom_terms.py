@@ -11,6 +11,8 @@ from cxr.imaging import dicom_terms
 from cxr.imaging.decode import decode
 from tests.odd_files import dataset, dicom, radiograph
 
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR:UserWarning")  # of writing them
+
 VIEWS = {
     "PA": "PA",
     " pa ": "PA",
