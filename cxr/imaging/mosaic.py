@@ -63,8 +63,11 @@ def varied(
 ) -> tuple[Tensor, Tensor]:
     """Square images in [0, 1], and their boxes: [index, x_min, y_min, x_max, y_max] as shares, NaN for no box.
 
-    Returns as many images, and boxes (B, N, 5); N grows with mosaic and mixup. Draws from PyTorch's generator for the
-    CPU; nothing waits for the images' device.
+    Returns as many images, and boxes (B, N, 5); N grows with mosaic and mixup: to a multiple of what it was. Draws
+    from PyTorch's generator for the CPU; nothing waits for the images' device.
+
+    A box of which too little is shown is left out. One with an index below 0 marks a region rather than something to
+    find, and stays as long as anything of it is shown.
 
     Args:
         usable_B: bool, which images others may show; all if left out.
@@ -192,6 +195,7 @@ def _moved_boxes(boxes: Tensor, forward: Tensor, factor: Tensor, size: int) -> T
     before = (boxes[..., 3] - boxes[..., 1]) * (boxes[..., 4] - boxes[..., 2]) * factor[:, None] ** 2
     kept = (wide > _SMALLEST_PX) & (high > _SMALLEST_PX) & (wide * high > _LEAST_AREA * before)
     kept &= (before > 0) & (wide < _LONGEST * high) & (high < _LONGEST * wide)
+    kept |= (boxes[..., 0] < 0) & (wide > 0) & (high > 0)
     moved = torch.cat([boxes[..., :1], found / size], -1)
     return torch.where(kept[..., None], moved, math.nan)
 

@@ -45,7 +45,7 @@ class DetectionLoss:
     workers: int
 
     def __call__(
-        self, raw: Mapping[str, Any], boxes_BN5: Tensor, known_BK: Tensor | None = None
+        self, raw: Mapping[str, Any], boxes_BN5: Tensor, unknown_BR5: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Terms by name, float32: their mean over workers is the loss of the whole batch.
 
@@ -53,7 +53,8 @@ class DetectionLoss:
             raw: what `Yolo` returns in training: "boxes" (B, 4 · bins, A), "scores" (B, K, A), and "feats", of which
                 only the shapes are used.
             boxes_BN5: [index of the finding, x_min, y_min, x_max, y_max] as shares of the image; NaN: no box.
-            known_BK: bool, the images and findings whose boxes are all known; others weigh nothing. All if left out.
+            unknown_BR5: regions in which it is unknown whether they show that finding, in the same form: their
+                anchors are no background of it, and count only where they take one of its boxes. None if left out.
         """
         scores_BAK = raw["scores"].float().transpose(1, 2)
         logits_BA4R = raw["boxes"].float().transpose(1, 2).unflatten(2, (4, -1))
@@ -63,9 +64,7 @@ class DetectionLoss:
         log_BA4R, bins_R = logits_BA4R.log_softmax(-1), torch.arange(logits_BA4R.shape[-1], device=scores_BAK.device)
         found_BA4 = around(cells_A2, (log_BA4R.exp() * bins_R).sum(-1))
 
-        truth_BN5 = boxes_BN5.float() if known_BK is None else only_known(boxes_BN5.float(), known_BK)
-        factors = (1, width, height, width, height)
-        truth_BN5 = torch.stack([v * f for v, f in zip(truth_BN5.unbind(-1), factors, strict=True)], -1)
+        truth_BN5 = in_pixels(boxes_BN5, width, height)
         target_BAK, target_px_BA4 = assign_in_parts(
             scores_BAK.detach().sigmoid(), found_BA4.detach() * stride_A1, cells_A2 * stride_A1, truth_BN5,
             least_px=self.strides[1] if len(self.strides) > 1 else self.strides[0],
@@ -73,8 +72,9 @@ class DetectionLoss:
         target_BA4, weight_BA = target_px_BA4 / stride_A1, target_BAK.sum(-1)
 
         entropy_BAK = F.binary_cross_entropy_with_logits(scores_BAK, target_BAK, reduction="none")
-        if known_BK is not None:
-            entropy_BAK = entropy_BAK * known_BK[:, None]
+        if unknown_BR5 is not None:
+            unknown_BAK = covered(in_pixels(unknown_BR5, width, height), cells_A2 * stride_A1, entropy_BAK.shape[-1])
+            entropy_BAK = entropy_BAK * (~unknown_BAK | (target_BAK > 0))
         sums = {
             "box": self.gains["box"] * ((1 - ciou(found_BA4, target_BA4)) * weight_BA).sum(),
             "class": self.gains["cls"] * entropy_BAK.sum(),
@@ -84,10 +84,37 @@ class DetectionLoss:
         return {name: value / divisor for name, value in sums.items()}
 
 
-def only_known(boxes_BN5: Tensor, known_BK: Tensor) -> Tensor:
-    """Boxes of findings that are known in their image; NaN in place of the others."""
-    known_BN = known_BK.gather(1, boxes_BN5[..., 0].nan_to_num(0).long())
-    return torch.where(known_BN[..., None], boxes_BN5, torch.nan)
+def in_pixels(boxes_BN5: Tensor, width: float, height: float) -> Tensor:
+    """Boxes behind an index, from shares of an image to pixels, float32."""
+    factors = (1, width, height, width, height)
+    return torch.stack([v * f for v, f in zip(boxes_BN5.float().unbind(-1), factors, strict=True)], -1)
+
+
+def covered(regions_BR5: Tensor, points_A2: Tensor, findings: int) -> Tensor:
+    """(B, A, K) bool: whether each point lies in a region of each finding.
+
+    Args:
+        regions_BR5: [index of the finding, x_min, y_min, x_max, y_max]; NaN for none.
+        points_A2: x and y in the same unit.
+    """
+    regions_BR5 = without_unused(regions_BR5)
+    images = max(1, _PAIRS // max(1, len(points_A2) * regions_BR5.shape[1]))
+    parts = []
+    for part_BR5 in regions_BR5.split(images):
+        low, high = part_BR5[:, :, None, 1:3], part_BR5[:, :, None, 3:]
+        inside_BRA = ((points_A2 >= low) & (points_A2 <= high)).all(-1)
+        of_finding_BRK = part_BR5[..., :1] == torch.arange(findings, device=part_BR5.device)
+        parts.append(torch.einsum("bra,brk->bak", inside_BRA.float(), of_finding_BRK.float()) > 0)
+    return torch.cat(parts)
+
+
+def without_unused(boxes_BN5: Tensor) -> Tensor:
+    """On the CPU, where nobody has to wait to learn which columns hold a box, only these and the first."""
+    if boxes_BN5.device.type != "cpu":
+        return boxes_BN5
+    used_N = ~boxes_BN5[..., 0].isnan().all(0)
+    used_N[0] = True
+    return boxes_BN5[:, used_N]
 
 
 def anchors(shapes: Sequence[Sequence[int]], strides: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -134,10 +161,7 @@ def assign_in_parts(
     scores_BAK: Tensor, found_BA4: Tensor, points_A2: Tensor, truth_BN5: Tensor, least_px: float
 ) -> tuple[Tensor, Tensor]:
     """`assign`, for as many images at once as memory is meant for."""
-    if truth_BN5.device.type == "cpu":  # where nobody has to wait to learn which columns hold a box
-        used_N = ~truth_BN5[..., 0].isnan().all(0)
-        used_N[0] = True
-        truth_BN5 = truth_BN5[:, used_N]
+    truth_BN5 = without_unused(truth_BN5)
     images = max(1, _PAIRS // max(1, len(points_A2) * truth_BN5.shape[1]))
     parts = zip(scores_BAK.split(images), found_BA4.split(images), truth_BN5.split(images), strict=True)
     targets, boxes = zip(*(assign(p, found, points_A2, truth, least_px) for p, found, truth in parts), strict=True)

@@ -49,7 +49,7 @@ NOMINAL = 64  # images of a step for which `weight_decay` is given
 
 @dataclass(frozen=True, kw_only=True)
 class DetectRecipe(Recipe):
-    """Finds boxes around findings. Where the source says nothing of boxes, only images without a finding teach."""
+    """Finds boxes around findings. Negative findings teach background in images without boxes, too."""
 
     family: ClassVar[str] = "detect"
     mode: ClassVar[Literal["min", "max"]] = "max"
@@ -84,6 +84,11 @@ class DetectRecipe(Recipe):
     """SGD's momentum in the first step."""
     warmup_bias_lr: float = 0.1
     """SGD's learning rate of biases in the first step."""
+
+    incomplete_boxes: Literal["mask", "exclude"] = "mask"
+    """How to use images that show a finding without a box for it, or of which a finding is unknown. mask: they teach
+    everything but that finding, which counts neither as background nor, in validation, as a false positive. exclude:
+    they are not used. Masking is the default because most boxed images of ChestX-ray14 are of this kind."""
 
     box: float = 7.5
     """Weight of the boxes' overlap (CIoU)."""
@@ -122,6 +127,7 @@ class DetectRecipe(Recipe):
         super().__post_init__()
         one_of("architecture", self.architecture, SIZES)
         one_of("algorithm", self.algorithm, ("sgd", "adamw"))
+        one_of("incomplete_boxes", self.incomplete_boxes, ("mask", "exclude"))
         if self.size % STRIDE:
             raise UserError(f"size={self.size}: wanted a multiple of {STRIDE}")
         if min(self.box, self.cls, self.dfl, self.close_mosaic, self.warmup_bias_lr) < 0:
@@ -192,6 +198,7 @@ class DetectRecipe(Recipe):
             open_epochs=self.epochs - self.close_mosaic,
             gains={"box": self.box, "cls": self.cls, "dfl": self.dfl},
             found=self.found,
+            exclude=self.incomplete_boxes == "exclude",
         )
         return DetectTask(network, lesson, self._start)
 

@@ -1,4 +1,9 @@
-"""How a detector is trained and judged: Ultralytics' loss on augmented batches, and its validator's metrics."""
+"""How a detector is trained and judged: Ultralytics' loss on augmented batches, and its validator's metrics.
+
+What is known of an image is known finding by finding: where its boxes are, that there are none, or neither. A finding
+of the last kind, positive without a box or with an unknown label, must not be taught as background: it becomes a
+region of the image in which that finding is unknown, which varies with the image as boxes do.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr import schema
-from cxr.batches import HAS_BOXES, MOST_BOXES
+from cxr.batches import MOST_BOXES
 from cxr.errors import UserError
 from cxr.imaging.mosaic import MosaicVariation, varied
 from cxr.metrics.yolo import judged_rows, summary
@@ -24,6 +29,7 @@ from cxr.report import figures
 
 VALIDATED = 300  # boxes of an image that validation looks at, as Ultralytics'
 PICTURED, PICTURED_SCORE = 6, 0.1
+UNKNOWN = "unknown"  # of an augmented batch: (B, K, 5) regions in which a finding is unknown, as boxes
 TRUE_COLOUR, FOUND_COLOUR = (251, 191, 36), (52, 211, 153)
 
 
@@ -35,6 +41,7 @@ class Lesson:
         open_epochs: epochs with mosaic and mixup; those after them are without.
         gains: weights of the loss terms: box, cls, dfl.
         found: what a network finds in a batch, at most so many boxes an image; see `models.yolo.found`.
+        exclude: images of which a finding is unknown teach nothing, instead of all but that finding.
     """
 
     size: int
@@ -42,6 +49,7 @@ class Lesson:
     open_epochs: int
     gains: Mapping[str, float]
     found: Callable[[nn.Module, Batch, int], Tensor]
+    exclude: bool = False
 
 
 class DetectTask(Task):
@@ -87,33 +95,52 @@ class DetectTask(Task):
     def end_epoch(self, workers: Workers) -> None:
         self.epoch += 1
 
-    def augmented(self, batch: Batch) -> Batch:
-        """Images and boxes varied together; only images whose boxes are known are shown beside, or in, others.
+    def truth(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A batch's boxes (B, M, 5), and of which findings it is known whether and where images show them, (B, F)."""
+        boxes, known = batch[schema.BOXES], known_places(batch)
+        if self.lesson.exclude:
+            whole = known.all(1)
+            boxes, known = torch.where(whole[:, None, None], boxes, torch.nan), known & whole[:, None]
+        return boxes, known
 
-        pixels: (B, size, size). boxes: (B, N, 5), at most `MOST_BOXES` of an image.
+    def augmented(self, batch: Batch) -> Batch:
+        """Images and boxes varied together; only images of which something is known are shown beside, or in, others.
+
+        pixels: (B, size, size). boxes: (B, N, 5), at most `MOST_BOXES` of an image, or as many as the archive's
+        images have; if a mosaic has more, their findings are unknown in it. "unknown": see `UNKNOWN`.
         """
-        x = unit_pixels(batch, self.lesson.size)
-        x, boxes = varied(x, batch[schema.BOXES], self.variation, known_boxes(batch))
-        return batch | {schema.PIXELS: x[:, 0], schema.BOXES: first_boxes(boxes, MOST_BOXES)}
+        boxes, known = self.truth(batch)
+        given = torch.cat([boxes, marked(unknown_regions(known))], 1)
+        x, moved = varied(unit_pixels(batch, self.lesson.size), given, self.variation, known.any(1))
+        most, findings = max(MOST_BOXES, boxes.shape[1]), known.shape[1]
+        shown = first_boxes(torch.where(moved[..., :1] >= 0, moved, torch.nan))
+        regions = first_boxes(torch.where(moved[..., :1] < 0, moved, torch.nan))
+        regions = regions[:, : moved.shape[1] // given.shape[1] * findings]  # of the images that are shown together
+        beyond = unknown_regions(~of_findings(shown[:, most:], findings))
+        unknown = torch.cat([marked(regions), beyond], 1)
+        return batch | {schema.PIXELS: x[:, 0], schema.BOXES: shown[:, :most], UNKNOWN: unknown}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Loss of the images whose boxes are known: the others go through the network and weigh nothing.
+        """Loss of what is known of the images; those of which nothing is go through the network and weigh nothing.
 
         So every step has as many images, on every worker, and nobody has to wait to learn how many count.
         """
+        boxes, unknown = batch[schema.BOXES], batch.get(UNKNOWN)
+        if unknown is None:  # images as they are
+            boxes, known = self.truth(batch)
+            unknown = unknown_regions(known)
         loss = DetectionLoss(self._yolo.strides, self.lesson.gains, self.workers.sum, self.workers.size)
-        known = known_boxes(batch)[:, None].expand(-1, self._findings)
-        return loss(self.network(unit_pixels(batch, self.lesson.size)), batch[schema.BOXES], known)
+        return loss(self.network(unit_pixels(batch, self.lesson.size)), boxes, unknown)
 
     @torch.no_grad()
     def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:
-        """Of images whose boxes are known; see `metrics.yolo.summary`."""
+        """Of the findings of each image of which it is known whether and where it shows them; see `yolo.summary`."""
         nothing = torch.zeros(0, device=self.epoch.device)  # for a worker whose share has no image
         rows, true = [judged_rows(nothing.view(0, 1, 6), nothing.view(0, 1, 5))], [nothing]
         for batch in batches():
-            known = known_boxes(batch)
-            boxes = batch[schema.BOXES][known]
-            rows.append(judged_rows(self.lesson.found(self.network, batch, VALIDATED)[known], boxes))
+            boxes, known = self.truth(batch)
+            found = self.lesson.found(self.network, batch, VALIDATED)
+            rows.append(judged_rows(of_known(found, known), boxes))
             true.append(boxes[..., 0][~boxes[..., 0].isnan()])
         told = summary(workers.gather(torch.cat(rows)), workers.gather(torch.cat(true)), self._findings)
         return {name: value for name, value in told.items() if value == value or name == "map50_95"}
@@ -136,16 +163,41 @@ class DetectTask(Task):
         figures.save_figure(figures.picture_rows(rows), str(folder), "boxes.png")
 
 
-def known_boxes(batch: Batch) -> Tensor:
-    """(B,) bool: images whose boxes their source lists, or that have no finding, and so no box."""
-    return batch[HAS_BOXES] | (batch[schema.LABELS] == schema.NEGATIVE).all(1)
+def known_places(batch: Batch) -> Tensor:
+    """(B, F) bool: findings of which it is known whether and where an image shows them.
+
+    As `metrics.localization.known_places` has it for reports: those that have a box, or a negative label.
+    """
+    labels = batch[schema.LABELS]
+    return of_findings(batch[schema.BOXES], labels.shape[1]) | (labels == schema.NEGATIVE)
 
 
-def first_boxes(boxes_BN5: Tensor, most: int) -> Tensor:
-    """Boxes before NaN, their order kept, and of each image the first `most` at most."""
-    if boxes_BN5.shape[1] <= most:
-        return boxes_BN5
-    order = torch.argsort(boxes_BN5[..., 0].isnan(), dim=1, stable=True)[:, :most, None]
+def of_findings(boxes_BN5: Tensor, findings: int) -> Tensor:
+    """(B, F) bool: findings of which an image has a box."""
+    return (boxes_BN5[..., :1] == torch.arange(findings, device=boxes_BN5.device)).any(1)
+
+
+def unknown_regions(known_BF: Tensor) -> Tensor:
+    """(B, F, 5) a box around the whole image for each finding that is not known; NaN for the others."""
+    low, high = torch.zeros_like(known_BF, dtype=torch.float32), torch.ones_like(known_BF, dtype=torch.float32)
+    index = torch.arange(known_BF.shape[1], dtype=low.dtype, device=known_BF.device).expand_as(low)
+    return torch.where(known_BF[..., None], torch.nan, torch.stack([index, low, low, high, high], -1))
+
+
+def marked(boxes_BN5: Tensor) -> Tensor:
+    """Boxes as the regions that `imaging.mosaic.varied` takes, whose index is below 0; and back."""
+    return torch.cat([-1 - boxes_BN5[..., :1], boxes_BN5[..., 1:]], -1)
+
+
+def of_known(found_BN6: Tensor, known_BF: Tensor) -> Tensor:
+    """Found boxes of findings that are known of their image; NaN in place of the others."""
+    finding = found_BN6[..., 5].nan_to_num(0).long()
+    return torch.where(known_BF.gather(1, finding)[..., None], found_BN6, torch.nan)
+
+
+def first_boxes(boxes_BN5: Tensor) -> Tensor:
+    """Boxes before NaN, their order kept."""
+    order = torch.argsort(boxes_BN5[..., 0].isnan(), dim=1, stable=True)[..., None]
     return boxes_BN5.gather(1, order.expand(-1, -1, 5))
 
 

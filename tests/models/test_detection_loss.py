@@ -100,30 +100,54 @@ def test_padding_and_parts_change_nothing(network: Yolo, monkeypatch: pytest.Mon
     assert loss_of(network)(raw, boxes) == whole
 
 
+def everywhere(*findings: int) -> Tensor:
+    """Regions around a whole image, (R, 5)."""
+    return torch.tensor([[finding, 0.0, 0, 1, 1] for finding in findings])
+
+
 def test_what_is_unknown_teaches_nothing(network: Yolo) -> None:
     """Neither an image nor one finding of it: no gradient but for what is known."""
     raw, boxes = raw_of(network), some_boxes()
-    known = torch.ones(IMAGES, len(FINDINGS), dtype=torch.bool)
-    known[0] = False
-    known[3, 1] = False
-    sum(loss_of(network)(raw, boxes, known).values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
-    assert not raw["boxes"].grad[0].any()
+    unknown = torch.full((IMAGES, len(FINDINGS), 5), math.nan)
+    unknown[1], unknown[3, 1] = everywhere(0, 1, 2), everywhere(1)[0]
+    boxes[3, boxes[3, :, 0] == 1] = math.nan
+    sum(loss_of(network)(raw, boxes, unknown).values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    assert not raw["boxes"].grad[1].any()
+    known = unknown[..., 0].isnan()
     assert not raw["scores"].grad[~known].any()
-    assert raw["scores"].grad[known].abs().amax(1).min() > 0
-    without = boxes.clone()
-    without[0] = math.nan
-    without[3, without[3, :, 0] == 1] = math.nan
-    ours = loss_of(network)(raw, without, known)
-    assert {k: v.item() for k, v in ours.items()} == pytest.approx(
-        {k: v.item() for k, v in loss_of(network)(raw, boxes, known).items()}
-    )
+    assert raw["scores"].grad[known].abs().amin(1).min() > 0
+    values = [{k: v.item() for k, v in loss_of(network)(raw, boxes, u).items()} for u in (unknown, None)]
+    assert values[0]["box"] == pytest.approx(values[1]["box"])
+    assert values[0]["class"] < values[1]["class"]
+
+
+def test_a_finding_that_is_unknown_in_a_region_is_no_background_there(
+    network: Yolo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The left half of the third image may show the second finding; one box of it is known there."""
+    raw, boxes = raw_of(network), torch.full((IMAGES, MOST, 5), math.nan)
+    boxes[2, 3] = torch.tensor([1, 0.05, 0.1, 0.3, 0.4])
+    unknown = torch.full((IMAGES, 2, 5), math.nan)
+    unknown[2, 1] = torch.tensor([1.0, 0, 0, 0.5, 1])
+    points, strides = anchors([one.shape[-2:] for one in raw["feats"]], network.strides, torch.device("cpu"))
+    points = points * strides / SIZE
+    left, inside = points[:, 0] <= 0.5, ((points > boxes[2, 3, 1:3]) & (points < boxes[2, 3, 3:])).all(1)
+    (gradient,) = torch.autograd.grad(loss_of(network)(raw, boxes, unknown)["class"], raw["scores"])
+    assert (gradient[[0, 1, 3]] != 0).all()
+    assert (gradient[2, [0, 2]] != 0).all(), "other findings are background wherever they have no box"
+    assert (gradient[2, 1, ~left] != 0).all()
+    assert (gradient[2, 1, left & ~inside] == 0).all()
+    assert (gradient[2, 1, inside] < 0).any(), "a box teaches all the same"
+    monkeypatch.setattr(detection_loss, "_PAIRS", 1)
+    (again,) = torch.autograd.grad(loss_of(network)(raw, boxes, unknown)["class"], raw["scores"])
+    torch.testing.assert_close(gradient, again)
 
 
 def test_nothing_known_gives_gradients_of_zero(network: Yolo) -> None:
     """All there, as a group of workers needs them."""
     network.zero_grad()
-    known = torch.zeros(IMAGES, len(FINDINGS), dtype=torch.bool)
-    terms = loss_of(network)(network(torch.rand(IMAGES, 1, SIZE, SIZE)), some_boxes(), known)
+    nothing, unknown = torch.full((IMAGES, MOST, 5), math.nan), everywhere(0, 1, 2).expand(IMAGES, -1, -1)
+    terms = loss_of(network)(network(torch.rand(IMAGES, 1, SIZE, SIZE)), nothing, unknown)
     sum(terms.values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
     gradients = [p.grad for p in network.parameters() if p.requires_grad]
     assert all(g is not None and not g.any() for g in gradients)

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from cxr import batches, schema
 from cxr.errors import UserError
 from cxr.models.classifier import norm_layers
+from cxr.models.detection_loss import covered
 from cxr.models.yolo import Yolo, ultralytics
+from cxr.recipes import detect_task
 from cxr.recipes.base import Alone, Batch, unit_pixels
 from cxr.recipes.detect import FOUND, DetectRecipe, fused
-from cxr.recipes.detect_task import first_boxes
+from cxr.recipes.detect_task import UNKNOWN, DetectTask, first_boxes
 from cxr.recipes.found_boxes import explained
 from cxr.train.engine import Engine
 
@@ -47,7 +49,7 @@ def some_batches(steps: int = STEPS) -> Iterator[Batch]:
             schema.PIXELS: pixels.to(torch.uint8),
             schema.BOXES: boxes,
             batches.HAS_BOXES: torch.ones(4, dtype=torch.bool),
-            schema.LABELS: torch.ones(4, 2, dtype=torch.int8),
+            schema.LABELS: torch.eye(2, dtype=torch.int8).repeat(2, 1),
         }
 
 
@@ -184,23 +186,72 @@ def test_the_last_epochs_are_without_mosaic() -> None:
     assert task.variation.scale == recipe.scale
 
 
-def test_images_of_unknown_boxes_teach_only_where_they_have_no_finding() -> None:
-    recipe = DetectRecipe(size=64, batch_size=4, **STILL)
+def task_of(recipe: DetectRecipe) -> DetectTask:
+    """A task whose batch norms are fixed: else all images of a batch depend on one another."""
     torch.manual_seed(0)
     task = recipe.task(recipe.network(FINDINGS)).train()
     for layer in norm_layers(task.network):
-        layer.eval()  # else all images of a batch depend on one another
+        layer.eval()
+    return task
+
+
+def gradients(task: DetectTask, batch: Batch) -> Tensor:
+    """Of the loss by each anchor's logits, (B, findings, A): 0 where nothing is taught."""
+    held = {}
+    keep = task.network.register_forward_hook(lambda module, given, raw: held.update(scores=raw["scores"]))
+    terms = task(batch)
+    keep.remove()
+    (gradient,) = torch.autograd.grad(sum(terms.values()), held["scores"])
+    return gradient
+
+
+@pytest.mark.parametrize("label", [schema.POSITIVE, schema.UNKNOWN])
+def test_a_finding_without_a_box_teaches_background_only_where_its_label_is_negative(label: int) -> None:
+    """The first two images have boxes of one finding each, the others have none."""
+    task = task_of(RECIPE)
     (batch,) = some_batches(1)
     batch[schema.BOXES][2:] = math.nan
-    batch[batches.HAS_BOXES][2:] = False
-    batch[schema.LABELS][2] = 0
+    batch[schema.LABELS] = torch.tensor([[1, 0], [label, 1], [0, label], [label, label]], dtype=torch.int8)
+    taught = gradients(task, batch) != 0
+    assert taught.all(2).tolist() == [[True, True], [False, True], [True, False], [False, False]]
+    assert taught.any(2).equal(taught.all(2)), "an anchor teaches as its image does"
+    excluding = gradients(task_of(RECIPE.replace(incomplete_boxes="exclude")), batch) != 0
+    assert excluding.any(2).tolist() == [[True, True], [False, False], [False, False], [False, False]]
 
-    def loss(images: int) -> float:
-        """Of the first so many images."""
-        return sum(task({name: values[:images] for name, values in batch.items()}).values()).item()  # pyright: ignore
 
-    assert loss(4) == pytest.approx(loss(3), rel=1e-5), "the fourth is left out"
-    assert loss(3) != pytest.approx(loss(2), rel=1e-3), "the third is not"
+def test_what_is_unknown_of_an_image_moves_with_it_into_mosaics() -> None:
+    """Bright images may show the second finding anywhere, dark ones do not show it."""
+    task = task_of(DetectRecipe(size=64, batch_size=8, mosaic=0.7, mixup=0, value=0, flip=0.5, scale=0.5))
+    bright = torch.arange(8) % 2 == 1
+    batch = {
+        schema.PIXELS: torch.where(bright[:, None, None], 250, 20).expand(-1, 64, 64).to(torch.uint8),
+        schema.BOXES: torch.full((8, 3, 5), math.nan),
+        schema.LABELS: torch.stack([torch.zeros(8), torch.where(bright, -1, 0)], 1).to(torch.int8),
+    }
+    shown = task.augment(batch)
+    at = (torch.arange(64) + 0.5) / 64
+    points = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).view(-1, 2)
+    unknown = covered(shown[UNKNOWN], points, 2).view(8, 64, 64, 2)
+    assert not unknown[..., 0].any()
+    x = shown[schema.PIXELS]
+    assert unknown[..., 1][x > 0.97].all(), "of a bright image, edges are blended with what lies beside"
+    assert not unknown[..., 1][x < 0.4].any()
+    assert 0.2 < unknown[..., 1].float().mean() < 0.8
+
+
+def test_findings_whose_boxes_find_no_room_in_a_mixed_image_are_unknown_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(detect_task, "MOST_BOXES", 5)
+    task = task_of(DetectRecipe(size=64, mixup=1, **STILL))
+    boxes = torch.tensor([0.0, 0.4, 0.4, 0.6, 0.6]).repeat(4, 5, 1)
+    boxes[:, 4, 0] = 1
+    labels = torch.ones(4, 2, dtype=torch.int8)
+    shown = task.augment({schema.PIXELS: torch.zeros(4, 64, 64), schema.BOXES: boxes, schema.LABELS: labels})
+    assert shown[schema.BOXES].shape == (4, 5, 5)
+    assert not shown[schema.BOXES].isnan().any()
+    for regions in shown[UNKNOWN]:
+        assert regions[~regions[:, 0].isnan()].tolist() == [[0, 0, 0, 1, 1], [1, 0, 0, 1, 1]]
 
 
 def test_every_step_has_the_same_shapes_whatever_is_known() -> None:
@@ -209,22 +260,24 @@ def test_every_step_has_the_same_shapes_whatever_is_known() -> None:
     task, shapes = recipe.task(recipe.network(FINDINGS)).train(), []
     (batch,) = some_batches(1)
     for known in ([True] * 4, [True, False, False, True], [False] * 4):
-        batch[batches.HAS_BOXES] = torch.tensor(known)
-        augmented = task.augment(batch)
-        shapes.append((augmented[schema.PIXELS].shape, augmented[schema.BOXES].shape))
+        known_B = torch.tensor(known)
+        boxes = torch.where(known_B[:, None, None], batch[schema.BOXES], math.nan)
+        labels = torch.where(known_B[:, None], batch[schema.LABELS], schema.UNKNOWN).to(torch.int8)
+        augmented = task.augment(batch | {schema.BOXES: boxes, schema.LABELS: labels})
+        shapes.append([augmented[name].shape for name in (schema.PIXELS, schema.BOXES, UNKNOWN)])
         terms = task(augmented)
         assert (terms["box"].item() > 0) == any(known)
         assert all(value.isfinite() for value in terms.values())
-    assert shapes == [((4, 64, 64), (4, batches.MOST_BOXES, 5))] * 3
+    assert shapes[0][:2] == [(4, 64, 64), (4, batches.MOST_BOXES, 5)]
+    assert shapes == [shapes[0]] * 3
 
 
 def test_an_image_of_many_boxes_keeps_those_that_stand_first() -> None:
     boxes = torch.arange(60.0).view(1, 12, 5).repeat(2, 1, 1)
     boxes[0, ::2] = math.nan
-    kept = first_boxes(boxes, 5)
+    kept = first_boxes(boxes)[:, :5]
     assert kept[0, :, 0].tolist() == [5, 15, 25, 35, 45]
     assert kept[1, :, 0].tolist() == [0, 5, 10, 15, 20]
-    assert first_boxes(boxes, 12) is boxes
 
 
 def test_an_archive_without_boxes_is_refused() -> None:
@@ -251,6 +304,29 @@ def test_validation_finds_what_was_learnt_by_heart() -> None:
     task.lesson = replace(task.lesson, found=oracle)
     told = task.evaluate(lambda: some_batches(2), Alone())
     assert told == pytest.approx({"precision": 1, "recall": 1, "map50": 0.995, "map50_95": 0.995}, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("label", "exact"), [(schema.POSITIVE, True), (schema.UNKNOWN, True), (schema.NEGATIVE, False)]
+)
+def test_validation_counts_no_false_positive_where_a_finding_is_unknown(label: int, exact: bool) -> None:
+    """The network finds the true boxes, and with more confidence the other finding in the same places."""
+    task = task_of(DetectRecipe(size=64))
+
+    def both(network: nn.Module, batch: Batch, most: int) -> Tensor:
+        finding, corners = batch[schema.BOXES][:, :1].split([1, 4], -1)
+        right, wrong = (
+            torch.cat([corners, torch.full_like(finding, score), of], -1)
+            for score, of in ((0.5, finding), (0.9, 1 - finding))
+        )
+        return torch.cat([wrong, right], 1)
+
+    def some() -> Iterator[Batch]:
+        for batch in some_batches(2):
+            yield batch | {schema.LABELS: torch.where(batch[schema.LABELS] == 1, 1, label).to(torch.int8)}
+
+    task.lesson = replace(task.lesson, found=both)
+    assert (task.evaluate(some, Alone())["map50"] > 0.99) == exact
 
 
 def test_scores_are_in_pixels_of_the_original() -> None:
