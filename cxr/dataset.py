@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, RandomSeedConfig
+from ray.exceptions import RayError
 
 from cxr import cluster, ledger, schema, shards, storage
 from cxr.errors import UserError
@@ -22,10 +23,12 @@ from cxr.rows import make_rows, placed_boxes
 from cxr.schema import PixelFormat
 from cxr.sources import Labelling, open_manifest
 from cxr.sources.annotations import one_reader
-from cxr.sources.true_boxes import PART_SHARE
+from cxr.sources.base import boxes_frame_px
+from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 
 _BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 64  # at most, of pixels and of images in one block of a decoded archive
 _DECODER_CPUS = 0.5  # asked for a task that decodes: while one of two waits for files, the other has the CPU
+_LOOKED_AT, _LOOK_S = 32, 120  # images with boxes that are looked at before a stream begins, and for how long at most
 _REPLY = pa.schema([("summary", pa.string()), ("mistake", pa.string())])
 _NO_PROGRESS_S = 300  # after which Ray Data tells that it is stuck
 _EARLY_DEATHS = 5  # in a row, of a pool's workers before they began, as may happen on a busy machine
@@ -77,9 +80,11 @@ def open_streams(
         fused as ingest does by default.
 
     Raises:
-        UserError: no archive, or a split without images.
+        UserError: no archive, a split without images, or boxes outside their images.
     """
     manifest = one_reader(open_manifest(uri, source), Labelling().reader_boxes)
+    if columns is None or schema.BOXES in columns:
+        _check_boxes(manifest.table)
     train, val = (_of_split(manifest.table, split, uri) for split in ("train", "val"))
     train = ledger.rows_at(train, pa.array(np.random.default_rng(seed).permutation(train.num_rows)))
     streams = {
@@ -119,6 +124,29 @@ def _check_any(count: int, uri: str, split: str | None) -> None:
         raise UserError(f"{uri} has no image{where}: give another split or archive")
 
 
+def _check_boxes(manifest: pa.Table) -> None:
+    """Raise UserError where boxes lie outside some images of unknown size: a stream sees its images too late."""
+    boxed = pc.greater(pc.list_value_length(manifest[schema.BOXES]), 0).fill_null(False)
+    rows = manifest.filter(pc.and_(boxed, pc.is_null(manifest[schema.BOXES_FRAME])))
+    if not rows.num_rows or boxes_frame_px(manifest.schema):
+        return
+    chosen = np.linspace(0, rows.num_rows - 1, min(_LOOKED_AT, rows.num_rows)).astype(int)
+    task = ray.remote(max_retries=0, num_cpus=_DECODER_CPUS)(_box_counts)
+    reply = task.remote(_packed(ledger.rows_at(rows, pa.array(chosen))))
+    try:
+        counts = ray.get(reply, timeout=_LOOK_S)
+    except RayError:  # a file that stops its decoder: the stream itself will say so
+        ray.cancel(reply, force=True)
+        return
+    counts.check(PART_SHARE)
+
+
+def _box_counts(rows: bytes) -> BoxCounts:
+    manifest = pa.ipc.open_stream(rows).read_all()
+    made = make_rows(manifest, PixelFormat(16))
+    return placed_boxes(manifest, made[schema.WIDTH_PX], made[schema.HEIGHT_PX]).counts
+
+
 def _decoded(
     manifest: pa.Table,
     pixels: PixelFormat,
@@ -134,9 +162,7 @@ def _decoded(
 
 
 def _decode(key: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None, good_only: bool) -> pa.Table:
-    manifest = _unpacked(key["rows"][0])
-    rows = make_rows(manifest, pixels)
-    placed_boxes(manifest, rows[schema.WIDTH_PX], rows[schema.HEIGHT_PX]).counts.check(PART_SHARE)
+    rows = make_rows(_unpacked(key["rows"][0]), pixels)
     if good_only:
         rows = rows.filter(rows[schema.ERROR].is_null())
     return rows.select(list(columns)) if columns else rows
