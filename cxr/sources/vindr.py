@@ -37,37 +37,36 @@ from cxr.sources.splits import split_by_patient
 
 name = "vindr"
 
-BOXES_FILES = {"train": "annotations_train.csv", "test": "annotations_test.csv"}
-LABELS_FILES = {"train": "image_labels_train.csv", "test": "image_labels_test.csv"}
+TRAIN, TEST = PARTS = ("train", "test")  # folders of images, and the parts
+BOXES_FILES = ("annotations_train.csv", "annotations_test.csv")
+LABELS_FILES = ("image_labels_train.csv", "image_labels_test.csv")
 FOLDER = "annotations"
-TRAIN, TEST = "train", "test"  # folders of images, and the parts
 LOCAL, GLOBAL = schema.VINDR_LOCAL_FINDINGS, schema.VINDR_GLOBAL_FINDINGS
 _ALIASES = {"otherdiseases": "otherdisease"}  # the word in image_labels_train.csv
 _VALUES = {"0": NEGATIVE, "0.0": NEGATIVE, "1": POSITIVE, "1.0": POSITIVE, "": UNKNOWN}
 
 
 def detect(uri: str) -> bool:
-    needed = (IMAGE, CLASS_NAME, *readers.CORNERS)
-    locations = (_location(uri, file) for file in BOXES_FILES.values())
-    return any(location is not None and has_columns(location, needed) for location in locations)
+    needed = {BOXES_FILES: (IMAGE, CLASS_NAME, *readers.CORNERS), LABELS_FILES: (IMAGE, NO_FINDING)}
+    lists = ((_location(uri, file), columns) for files, columns in needed.items() for file in files)
+    return any(location is not None and has_columns(location, columns) for location, columns in lists)
 
 
 def manifest(uri: str) -> Manifest:
     """Every image file once, with what the lists say of it; notes count what is only here or only there.
 
     Raises:
-        UserError: there is no list of boxes, a list is broken, or there is no image.
+        UserError: there is no list, one is broken, or there is no image.
     """
-    parts = {part: _read_part(uri, part) for part in (TEST, TRAIN)}
-    if not any(part.drawn for part in parts.values()):
-        raise UserError(
-            f"{uri} has no {' or '.join(BOXES_FILES.values())}: put it there, or choose the source folder"
-        )
+    lists = zip(PARTS, BOXES_FILES, LABELS_FILES, strict=True)
+    parts = {part: _read_part(_location(uri, drawn), _location(uri, labelled)) for part, drawn, labelled in lists}
+    listed = {part: told.images for part, told in parts.items()}
+    if not any(listed.values()):
+        raise UserError(f"{uri} has no {' or '.join(BOXES_FILES)}: put it there, or choose the source folder")
     files, notes = list_images(uri)
     paths = files[PATH].combine_chunks()
     names = [image_key(path) for path in paths.to_pylist()]
     ids, id_notes = image_ids(paths, pa.array(names, pa.string()))
-    listed = {name: part.images for name, part in parts.items()}
     own = [_part_of(path, image, listed) for path, image in zip(paths.to_pylist(), names, strict=True)]
     images = [(parts.get(part or "", _Part()), image) for part, image in zip(own, names, strict=True)]
     findings = (*LOCAL, *GLOBAL) if any(part.labelled.labels for part in parts.values()) else LOCAL
@@ -146,8 +145,8 @@ def _location(uri: str, file: str) -> str | None:
     return next((location for location in places if storage.exists(location)), None)
 
 
-def _read_part(uri: str, part: str) -> _Part:
-    drawn, labelled = (_location(uri, files[part]) for files in (BOXES_FILES, LABELS_FILES))
+def _read_part(drawn: str | None, labelled: str | None) -> _Part:
+    """What the lists at these places say, as far as they are there."""
     return _Part(
         read(drawn, by_name=True) if drawn else None,
         _read_image_labels(labelled) if labelled else _ImageLabels(),
@@ -156,8 +155,9 @@ def _read_part(uri: str, part: str) -> _Part:
 
 def _part_of(path: str, image: str, listed: Mapping[str, set[str]]) -> str | None:
     """The part whose lists name an image, else the one in whose folder it lies; None for neither."""
-    named = next((part for part, images in listed.items() if image in images), None)
-    return named or next((part for part in listed if part in path.split("/")[:-1]), None)
+    parts = (TEST, TRAIN)  # an image in both lists is for testing
+    named = next((part for part in parts if image in listed[part]), None)
+    return named or next((part for part in parts if part in path.split("/")[:-1]), None)
 
 
 def _read_image_labels(location: str) -> _ImageLabels:

@@ -100,6 +100,14 @@ def test_lists_may_lie_in_the_root_and_labels_of_images_may_be_missing(tmp_path:
     assert {row[schema.SPLIT] for image, row in rows_of(manifest).items() if image != "c"} <= {"train", "val"}
 
 
+def test_labels_of_images_may_come_without_boxes(tmp_path: Path) -> None:
+    archive = str(write(tmp_path, {"annotations/image_labels_train.csv": IN_TRAIN}))
+    manifest = open_manifest(archive)
+    assert find_source(archive).name == "vindr"
+    assert shown(manifest, "a") == {"Cardiomegaly", "Rib fracture", "COPD"}
+    assert {row[schema.BOXES] for row in rows_of(manifest).values()} == {None}
+
+
 def test_so_many_readers_must_agree_on_boxes_or_labels_and_a_consensus_counts_as_it_is(archive: str) -> None:
     manifest = open_manifest(archive, labelling=Labelling(readers_agree=2))
     assert shown(manifest, "a") == {"Cardiomegaly", "COPD"}
