@@ -176,7 +176,7 @@ def test_the_published_boxes_with_all_images(
         published = list(csv.DictReader(file))
     names = sorted({line["image_id"] for line in published})
     entries = [FileEntry(f"{tmp_path}/{name}.dicom", f"train/{name}.dicom", 1) for name in names]
-    monkeypatch.setattr(listing, "list_files", lambda uri: iter(entries))
+    monkeypatch.setattr(listing, "list_files", lambda uri, *_: iter(entries))
     manifest = vinbigdata.manifest(str(real_data / "vinbigdata"))
     assert manifest.notes == []
     rows = manifest.table.to_pylist()
