@@ -8,7 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from cxr import batches, checkpoint, cluster, latents, ledger, lung_crop, schema
 from cxr.checkpoint import Checkpoint
 from cxr.dataset import quiet
 from cxr.errors import UserError
+from cxr.imaging import dicom_terms
 from cxr.imaging.enhance import Enhancement
 from cxr.latents import Origin
 from cxr.ledger import Ledger, Part
@@ -37,6 +38,7 @@ from cxr.sources import find_source, open_manifest
 
 SCORES, LATENTS = "scores", "latents"  # folders of the result
 PART_BYTES = 64 << 20  # of decoded pixels in one part, well under the size at which Ray Data cuts a block in two
+_COUNTED = pa.schema([schema.SCORES.field(n) for n in (schema.ERROR, schema.VIEW, schema.BODY_PART, schema.MODALITY)])
 PART, PART_ROWS, SHARD, MISTAKE = "part", "part_rows", "shard", "mistake"
 
 
@@ -67,7 +69,23 @@ class Scored:
     images: int
     rejects: int
     reasons: dict[str, int]  # the most frequent errors, with counts
+    not_frontal_chest: dict[str, int]  # what images are known to be instead ("view LATERAL"), with counts
     images_per_s: float
+
+
+@dataclass
+class Tally:
+    """What the written parts of a run hold, counted."""
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    not_frontal_chest: Counter[str] = field(default_factory=Counter)
+
+    def add(self, part: pa.Table) -> None:
+        """Count a part's scores; those written before there were such columns have no codes."""
+        rows = schema.filled(part.select([n for n in _COUNTED.names if n in part.column_names]), _COUNTED)
+        self.reasons.update(pc.drop_null(rows[schema.ERROR]).to_pylist())
+        codes = (rows[name].to_pylist() for name in (schema.VIEW, schema.BODY_PART, schema.MODALITY))
+        self.not_frontal_chest += dicom_terms.other_than_frontal_chest(*codes)
 
 
 def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: ScoreOptions | None = None) -> Scored:
@@ -100,13 +118,13 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
     todo = book.todo(parts)
     progress = Progress("scored", _images(parts), done=_images(parts) - _images(todo))
     missing = {part.name for part in todo}
-    reasons: Counter[str] = Counter()
+    tally = Tally()
     for plan in plans:
         left = [part for part in plan.parts if part.name in missing]
-        reasons += _score_parts(left, book, kept.uri, plan, options, progress)
+        _score_parts(left, book, kept.uri, plan, options, progress, tally)
     for part in parts:
-        if part.name not in missing:
-            reasons += _reasons(book.file(part))
+        if part.name not in missing:  # an earlier run has written it
+            tally.add(storage.read_parquet(book.file(part), columns=_COUNTED.names))
     if options.save_latents:
         uris = {part.name: book.file(part) for part in parts}
         latents.finish(storage.join(out, LATENTS), uris, kept, plans[0].origin)
@@ -115,8 +133,9 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
         scores=storage.join(out, SCORES),
         latents=storage.join(out, LATENTS) if options.save_latents else "",
         images=progress.total,
-        rejects=reasons.total(),
-        reasons=dict(reasons.most_common(20)),
+        rejects=tally.reasons.total(),
+        reasons=dict(tally.reasons.most_common(20)),
+        not_frontal_chest=dict(tally.not_frontal_chest.most_common()),
         images_per_s=round(progress.images_per_second, 1),
     )
     _check_rejects(scored, options.max_rejects)
@@ -217,12 +236,11 @@ def _images(parts: list[Part]) -> int:
 
 
 def _score_parts(
-    todo: list[Part], book: Ledger, kept: str, plan: Plan, options: ScoreOptions, progress: Progress
-) -> Counter[str]:
-    """Read parts on CPUs, score and write them on GPUs where there are any; only counts come back."""
-    reasons: Counter[str] = Counter()
+    todo: list[Part], book: Ledger, kept: str, plan: Plan, options: ScoreOptions, progress: Progress, tally: Tally
+) -> None:
+    """Read parts on CPUs, score and write them on GPUs where there are any; only counts come back, into `tally`."""
     if not todo:
-        return reasons
+        return
     gpus = int(cluster.total("GPU"))
     share = min(1.0, cluster.total("CPU") / 2)  # of a CPU: reading and scoring must both find a place
     workers = options.workers or gpus or max(1, int(cluster.total("CPU")) // 2)
@@ -247,9 +265,9 @@ def _score_parts(
     for row in quiet(done).iter_rows():
         if row[MISTAKE]:
             raise UserError(f"{row[MISTAKE]}. What is scored is kept: the same command goes on from there")
-        reasons.update(row["errors"])
+        tally.reasons.update(row["errors"])
+        tally.not_frontal_chest.update(row["not_frontal_chest"])
         progress.add(row["images"], len(row["errors"]))
-    return reasons
 
 
 def _labelled(part: Part) -> pa.Table:
@@ -311,8 +329,9 @@ class Scorer:
         sink = io.BytesIO()
         pq.write_table(table, sink)
         storage.write_bytes(self.book.file(Part(name, rows)), sink.getvalue())
-        errors = pc.drop_null(table[schema.ERROR]).to_pylist()
-        return _reply(count, errors)
+        counts = Tally()
+        counts.add(table)
+        return _reply(count, counts)
 
     def table(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
         """Scores of `rows` in their order, null where there is an error; and, if asked for, good rows' latents."""
@@ -362,19 +381,19 @@ class Scorer:
                 storage.write_bytes(storage.join(self.book.uri, kind, picture_name(image_id)), data.tobytes())
 
 
-def _reply(images: int = 0, errors: Sequence[str] = (), mistake: str = "") -> dict[str, Any]:
-    return {"images": [images], "errors": [list(errors)], MISTAKE: [mistake]}
+def _reply(images: int = 0, counts: Tally | None = None, mistake: str = "") -> dict[str, Any]:
+    counts = counts or Tally()
+    return {
+        "images": [images],
+        "errors": [list(counts.reasons.elements())],
+        "not_frontal_chest": [list(counts.not_frontal_chest.elements())],
+        MISTAKE: [mistake],
+    }
 
 
 def picture_name(image_id: str) -> str:
     """The file of an image's picture: "a/b" -> "a/b.png", "a/b.png" -> "a/b.png.png": no two ids share one."""
     return storage.safe_path(image_id) + ".png"
-
-
-def _reasons(uri: str) -> Counter[str]:
-    """The errors in a part that an earlier run has written."""
-    errors = storage.read_parquet(uri, columns=[schema.ERROR])[schema.ERROR]
-    return Counter(pc.drop_null(errors).to_pylist())
 
 
 def _check_rejects(scored: Scored, most: float) -> None:

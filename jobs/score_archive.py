@@ -48,6 +48,10 @@ def main(options: Options) -> dict[str, Any]:
         print(f"latents: {scored.latents}")
     for reason, count in scored.reasons.items():
         print(f"  {count:6d}  {reason}")
+    if scored.not_frontal_chest:
+        listed = ", ".join(f"{count:,} {what}" for what, count in scored.not_frontal_chest.items())
+        total = sum(scored.not_frontal_chest.values())
+        print(f"note: {total:,} images are known not to be frontal radiographs of the chest: {listed}", flush=True)
     metrics = {"images": scored.images, "rejects": scored.rejects, "images_per_s": scored.images_per_s}
     return {**dataclasses.asdict(scored), "checkpoint": kept, "metrics": metrics}
 

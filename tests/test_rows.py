@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -18,6 +19,7 @@ from cxr.rows import make_rows
 from cxr.schema import PixelFormat
 from cxr.sources import rle
 from cxr.sources.base import manifest_table
+from tests.odd_files import dataset, dicom, radiograph
 
 PIXELS = PixelFormat(size=32)
 
@@ -193,6 +195,39 @@ def test_trouble_of_a_whole_store_is_raised_but_not_a_missing_object(monkeypatch
     error = storage.StorageError("the server does not accept the credentials")
     with pytest.raises(storage.StorageError, match="credentials"):
         make_rows(manifest(["s3://b/a.png"]), PIXELS)
+
+
+def test_rows_have_the_view_of_the_source_else_of_the_file_and_the_files_body_part_and_modality(
+    tmp_path: Path,
+) -> None:
+    tags = {"ViewPosition": "LATERAL", "BodyPartExamined": "HAND", "Modality": "CR"}
+    (tmp_path / "a.dcm").write_bytes(dicom(dataset(radiograph(), **tags)))
+    uris = [str(tmp_path / "a.dcm")] * 3 + [saved(tmp_path / "b.png", picture())]
+    rows = make_rows(manifest(uris, view=["AP ", None, "Jane Doe", "PA"]), PIXELS)
+    assert rows[schema.VIEW].to_pylist() == ["AP", "LATERAL", "LATERAL", "PA"]
+    assert rows[schema.BODY_PART].to_pylist() == ["HAND", "HAND", "HAND", None]
+    assert rows[schema.MODALITY].to_pylist() == ["CR", "CR", "CR", None]
+
+
+def test_rows_written_before_there_were_codes_are_read_with_nulls() -> None:
+    wanted = schema.row_schema(PIXELS)
+    old = wanted.empty_table().drop_columns([schema.BODY_PART, schema.MODALITY])
+    assert schema.filled(old, wanted).schema.equals(wanted)
+
+
+def test_a_file_that_is_no_image_or_too_large_is_refused_by_its_head(tmp_path: Path) -> None:
+    """The files are sparse: 3 GiB that are never read."""
+    (tmp_path / "movie.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
+    (tmp_path / "scan.png").write_bytes(Path(saved(tmp_path / "a.png", picture())).read_bytes())
+    for name in ("movie.mp4", "scan.png"):
+        os.truncate(tmp_path / name, 3 << 30)
+    before = psutil.Process().memory_info().vms
+    rows = make_rows(manifest([str(tmp_path / name) for name in ("movie.mp4", "scan.png", "a.png")]), PIXELS)
+    assert psutil.Process().memory_info().vms - before < 1 << 30
+    video, large, good = rows[schema.ERROR].to_pylist()
+    assert video == "unsupported file type: HEIC, AVIF or video; expected DICOM, PNG or JPEG"
+    assert large == "too large: expected a file of at most 256 MiB, got 3,072 MiB"
+    assert good is None
 
 
 def test_no_image_gives_no_row() -> None:

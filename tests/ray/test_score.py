@@ -17,7 +17,7 @@ from cxr.recipes.aecnn import AecnnRecipe
 from cxr.recipes.align import AlignRecipe
 from cxr.schema import PixelFormat
 from cxr.score import ScoreOptions, picture_name, score
-from tests.odd_files import odd_files
+from tests.odd_files import dataset, dicom, odd_files, radiograph
 from tests.ray.archives import BAD, write_archive
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -68,6 +68,25 @@ def test_odd_files_are_rows_with_reasons_and_the_rest_is_scored(kept: str, tmp_p
             assert file.reason in row[schema.ERROR], file.name
             assert row[schema.THETA_UNIT] is None
     assert scored.rejects == sum(file.reason is not None for file in odd)
+
+
+def test_scores_say_what_is_no_frontal_chest_view_also_of_parts_scored_earlier(kept: str, tmp_path: Path) -> None:
+    tags = {
+        "pa.dcm": {"ViewPosition": "PA", "BodyPartExamined": "CHEST", "Modality": "DX"},
+        "lateral.dcm": {"ViewPosition": "LATERAL", "BodyPartExamined": "CHEST", "Modality": "DX"},
+        "hand.dcm": {"ViewPosition": "PA", "BodyPartExamined": "HAND", "Modality": "DX"},
+        "unknown.dcm": {},
+    }
+    (tmp_path / "archive").mkdir()
+    for name, given in tags.items():
+        (tmp_path / "archive" / name).write_bytes(dicom(dataset(radiograph(), **given)))
+    for _ in range(2):
+        scored = score(str(tmp_path / "archive"), kept, str(tmp_path / "out"), ScoreOptions(source="folder"))
+        assert scored.not_frontal_chest == {"view LATERAL": 1, "body part HAND": 1}
+    found = rows(str(tmp_path / "out"))
+    columns = (schema.VIEW, schema.BODY_PART, schema.MODALITY)
+    for name, given in tags.items():
+        assert [found[name][column] for column in columns] == (list(given.values()) or [None] * 3)
 
 
 def test_shards_and_their_archive_get_the_same_scores(kept: str, archive: str, tmp_path: Path) -> None:
