@@ -19,6 +19,8 @@ from cxr import schema, storage
 from cxr.errors import UserError
 
 LEDGER_FILE = "ledger.json"
+_HASH = "_sha256"  # at the end of a setting's name: the hash of what the rest of the name says
+_VALUE_CHARS = 120  # of a setting in a message
 SUFFIX = ".parquet"
 _CHUNK = 16_384
 _LONG = {pa.string(): pa.large_string()}
@@ -122,13 +124,34 @@ def fingerprint(parts: Iterable[Part]) -> str:
 
 
 def _check_same(uri: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    old, new = before["settings"], now["settings"]
-    differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    changes = [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in differing]
+    changes = _changes(before["settings"], now["settings"])
     if not changes and before["fingerprint"] != now["fingerprint"]:
         changes = ["the archive's images, labels or splits have changed"]
     if changes:
         raise UserError(
-            f"{uri} holds the work of an earlier run, which cannot be gone on with ({'; '.join(changes)}): "
-            f"give another --out, or the earlier settings"
+            f"{uri} holds results of other settings ({'; '.join(changes)}): give another --out, or those settings"
         )
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """In words, the settings that differ.
+
+    Settings within settings, those of a checkpoint's recipe say, count only if nothing else differs: they follow from
+    the checkpoint.
+    """
+    differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    nested = [key for key in differing if isinstance(old.get(key), Mapping) and isinstance(new.get(key), Mapping)]
+    if plain := [key for key in differing if key not in nested]:
+        return [_change(key, old.get(key), new.get(key)) for key in plain]
+    return [f"{key}: {change}" for key in nested for change in _changes(old[key], new[key])]
+
+
+def _change(key: str, old: Any, new: Any) -> str:
+    if key.endswith(_HASH):
+        return f"another {key.removesuffix(_HASH)}: SHA-256 was {str(old)[:12]}, is {str(new)[:12]}"
+    return f"{key} was {_short(old)}, is {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _VALUE_CHARS else f"{text[:_VALUE_CHARS]}…"

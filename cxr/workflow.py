@@ -25,7 +25,7 @@ from cxr.schema import PixelFormat
 from cxr.shard_stream import ShardStream
 from cxr.sources import Labelling, chestxray14, open_manifest, siim
 from cxr.study import train_all
-from cxr.train.fit import begun_with, check_resume, fit
+from cxr.train.fit import begun_with, check_resume, fit, room
 from cxr.train.options import RunOptions
 from cxr.train.prepare import prepare
 from cxr.tune import SearchOptions, objectives_of, search, searched
@@ -148,8 +148,12 @@ def settled(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
     return prepare(recipe, out, run)
 
 
-def ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str) -> str:
-    """Join or start a cluster, after the mistakes that would otherwise show only once the archive is decoded."""
+def ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str, run: RunOptions | None = None) -> str:
+    """Join or start a cluster, after the mistakes that would otherwise show only once the archive is decoded.
+
+    Args:
+        run: what the cluster must have room for; None: not checked.
+    """
     out, given = storage.normalise(out), _archives(archive)
     found, crop = [uri for uri in given if shards.is_shards(uri)], lung_crop.of_recipe(recipe)
     for uri in found:
@@ -172,6 +176,8 @@ def ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str) -> str:
     _check_together(archive, given, out, labels=bool(by_findings))
     cluster.connect()
     cluster.check_shared(out)
+    if run:
+        room(run, raw=archive.stream)
     return out
 
 
@@ -209,7 +215,7 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
     if recipe.folds and recipe.fold is None:
         return train_folds_job(recipe, archive, run, out)
     check_resume(storage.join(storage.normalise(out), "train"), run.resume)
-    out = ready_to_begin(recipe, archive, out)
+    out = ready_to_begin(recipe, archive, out, run)
     recipe = settled(recipe, out, run)
     data = make_ready(archive, out, recipe)
     fitted = fit(recipe, data, out, run, source=archive.source)
@@ -240,7 +246,7 @@ def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, ou
     kept, what was killed goes on.
     """
     numbered = [recipe.replace(fold=number) for number in range(recipe.folds)]
-    out = ready_to_begin(numbered[0], archive, out)
+    out = ready_to_begin(numbered[0], archive, out, run)
     settled_once = settled(numbered[0], out, run)
     data = make_ready(archive, out, recipe)
     recipes = {f"fold-{one.fold}": settled_once.replace(fold=one.fold) for one in numbered}
@@ -270,7 +276,7 @@ def tune_job(
         RuntimeError: no trial finished an epoch.
     """
     objectives, space = objectives_of(recipe, options), searched(recipe, options)
-    out = ready_to_begin(recipe, archive, out)
+    out = ready_to_begin(recipe, archive, out, run)
     recipe = settled(recipe, out, run)
     data = make_ready(archive, out, recipe)
     trials = search(recipe, data, out, options, run, source=archive.source)

@@ -10,6 +10,7 @@ which memory is filled, is left out.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import statistics
@@ -27,7 +28,7 @@ import yaml
 
 from cxr import cluster, schema, shards, storage
 from cxr.job import run_job
-from cxr.models.yolo import targets, ultralytics
+from cxr.models.yolo import ultralytics
 from cxr.recipes.base import Batch
 from cxr.recipes.detect import DetectRecipe
 from cxr.shard_stream import ShardStream
@@ -155,11 +156,14 @@ def yolo_folder(data: str, folder: Path) -> Path:
 def _labelled(batches: Iterator[Batch]) -> Iterator[tuple[Any, str]]:
     """Each image's pixels, and its boxes as lines: finding, centre and size as shares."""
     for batch in batches:
-        told = targets(batch[schema.BOXES])
-        for i, pixels in enumerate(batch[schema.PIXELS].numpy()):
-            own = told["batch_idx"] == i
-            boxes = zip(told["cls"][own, 0].tolist(), told["bboxes"][own].tolist(), strict=True)
-            yield pixels, "".join(f"{int(cls)} {' '.join(f'{v:.6f}' for v in box)}\n" for cls, box in boxes)
+        for pixels, boxes_N5 in zip(batch[schema.PIXELS].numpy(), batch[schema.BOXES].tolist(), strict=True):
+            boxes = [box for box in boxes_N5 if not math.isnan(box[0])]  # NaN: the image has fewer boxes than others
+            yield pixels, "".join(_line(*box) for box in boxes)
+
+
+def _line(finding: float, x_min: float, y_min: float, x_max: float, y_max: float) -> str:
+    center_and_size = ((x_min + x_max) / 2, (y_min + y_max) / 2, x_max - x_min, y_max - y_min)
+    return f"{int(finding)} {' '.join(f'{value:.6f}' for value in center_and_size)}\n"
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    out = ready_to_begin(options.recipe, options.data, options.out)
+    out = ready_to_begin(options.recipe, options.data, options.out, options.run)
     recipe = settled(options.recipe, out, options.run)
     data = make_ready(options.data, out, options.recipe)
     compressors = {COMPRESSED: recipe.compressor, RESIZED: "resize", WHOLE: "none"}

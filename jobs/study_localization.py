@@ -67,7 +67,7 @@ def main(options: Options) -> dict[str, Any]:
         raise UserError(
             "networks are judged on shards, of one seed or more: leave --stream out, give --seeds 1 or more"
         )
-    out = ready_to_begin(options.recipe, options.data, options.out)
+    out = ready_to_begin(options.recipe, options.data, options.out, options.run)
     recipes = {name: settled(recipe, out, options.run) for name, recipe in chosen.items()}
     data = make_ready(phantoms(options.data, out), out, options.recipe)
     test = boxed_xrays.read(data, "test", options.test_images)  # first: it may hold no boxes

@@ -67,7 +67,7 @@ def main(options: Options) -> dict[str, Any]:
     chosen = named(options.networks, options.recipe)
     if options.data.stream:
         raise UserError("networks are judged on shards, and all of them read the same: leave --stream out")
-    out = ready_to_begin(options.recipe, options.data, options.out)
+    out = ready_to_begin(options.recipe, options.data, options.out, options.run)
     recipes = {name: settled(recipe, out, options.run) for name, recipe in chosen.items()}
     data = make_ready(siim_phantoms(options.data, out), out, options.recipe)
     test = segmentation.read(data, "test", options.recipe.mask_label, options.test_images)  # first: it may hold none

@@ -85,7 +85,7 @@ def train_members(options: Options) -> dict[str, Any]:
     """Train the members, in OUT/member-0 …, and make OUT/checkpoint of those that were finished."""
     recipes = members_of(options)
     largest = max(recipes.values(), key=lambda recipe: recipe.size)
-    out = ready_to_begin(largest, options.data, options.out)
+    out = ready_to_begin(largest, options.data, options.out, options.run)
     ready = settled(largest, out, options.run)
     data = make_ready(options.data, out, largest)
     recipes = {name: one.replace(lung_crop=ready.lung_crop, weights=ready.weights) for name, one in recipes.items()}

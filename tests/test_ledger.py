@@ -81,6 +81,25 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         open_ledger(str(tmp_path), SETTINGS | {"size": 128}, parts)
 
 
+def test_what_differs_is_said_in_one_short_line(tmp_path: Path) -> None:
+    """A checkpoint is named by its hash, without the settings of two recipes that follow from it."""
+    parts, recipes = plan(manifest(), 4), [{f"setting-{n}": value for n in range(80)} for value in "ab"]
+    recipes[1]["setting-7"] = "a"
+    open_ledger(str(tmp_path), {"checkpoint_sha256": "0" * 64, "recipe": recipes[0]}, parts)
+    for other, told in (
+        ({"checkpoint_sha256": "1" * 64, "recipe": recipes[1]}, "another checkpoint: SHA-256 was 0{12}, is 1{12}"),
+        (
+            {"checkpoint_sha256": "0" * 64, "recipe": {**recipes[0], "setting-7": "x" * 999}},
+            "recipe: setting-7 was 'a', is 'x{119}…",
+        ),
+    ):
+        with pytest.raises(
+            UserError, match=rf"holds results of other settings \({told}\): give another --out"
+        ) as caught:
+            open_ledger(str(tmp_path), other, parts)
+        assert len(str(caught.value)) < 400
+
+
 def test_changed_labels_are_refused(tmp_path: Path) -> None:
     open_ledger(str(tmp_path), SETTINGS, plan(manifest(), 4))
     labels = pa.array([[1]] * 25)

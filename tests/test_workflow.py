@@ -44,6 +44,7 @@ def two(tmp_path: Path) -> ArchiveOptions:
 def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cxr.cluster.connect", lambda: None)
     monkeypatch.setattr("cxr.cluster.check_shared", lambda uri: None)
+    monkeypatch.setattr("cxr.workflow.room", lambda *_, **__: 1)
 
 
 def other(options: ArchiveOptions, **changes: Any) -> ArchiveOptions:

@@ -399,6 +399,8 @@ class Recipe(ABC):
 
         A setting of which nothing was written, since there was none then, was as it is by default.
         """
+        if old.get("family", self.family) != self.family:
+            return [f"family was {old['family']!r}, is {self.family!r}"]
         new, default = (json.loads(json.dumps(one.to_dict())) for one in (self, type(self)()))
         was = default | dict(old)
         return [

@@ -142,14 +142,16 @@ def room(options: RunOptions, *, raw: bool, beside: float = 0.0) -> int:
         UserError: not even one.
     """
     workers, cpus, gpus = options.min_workers or options.workers, cluster.total("CPU"), cluster.total("GPU")
+    if uses_gpu(options) and gpus < workers:
+        remedy = f"give --workers {gpus:g}, or --device cpu" if gpus else "give --device cpu, or run where GPUs are"
+        raise UserError(f"expected {workers} GPUs, one for each worker, the cluster has {gpus:g}: {remedy}")
     fits = math.floor((cpus - raw) / (workers * options.resources_per_worker["CPU"] + beside))
     if uses_gpu(options):
         fits = min(fits, math.floor(gpus / workers))
     if fits < 1:
         raise UserError(
-            f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs: too few for a run of {workers} workers with "
-            f"{options.cpus_per_worker:g} CPUs{' and a GPU' * uses_gpu(options)} each"
-            f"{', and a CPU for decoding' * raw}. Lower --workers or --cpus-per-worker, or add machines"
+            f"the cluster has {cpus:g} CPUs: too few for a run of {workers} workers with {options.cpus_per_worker:g} "
+            f"CPUs each{', and a CPU for decoding' * raw}. Lower --workers or --cpus-per-worker, or add machines"
         )
     return fits
 

@@ -90,7 +90,7 @@ def test_a_network_larger_than_the_shards_is_refused(made: str, tmp_path: Path) 
 
 
 def test_more_than_the_cluster_has_is_refused(made: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has 2 CPUs and 0 GPUs: too few for a run of 4 workers"):
+    with pytest.raises(UserError, match="has 2 CPUs: too few for a run of 4 workers"):
         fit(RECIPE, made, str(tmp_path / "many"), RunOptions(workers=4))
     with pytest.raises(UserError, match="cannot be shared equally by 3 workers"):
         fit(RECIPE, made, str(tmp_path / "odd"), RunOptions(workers=3))
