@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -14,11 +15,13 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, RandomSeedConfig
-from ray.exceptions import RayError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
+from ray.util.annotations import RayDeprecationWarning
 
 from cxr import cluster, ledger, schema, shards, storage
-from cxr.errors import UserError
+from cxr.errors import ClusterError, UserError
 from cxr.ledger import Part
+from cxr.progress import warned
 from cxr.rows import make_rows, placed_boxes
 from cxr.schema import PixelFormat
 from cxr.sources import Labelling, open_manifest
@@ -29,8 +32,9 @@ from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 _BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 64  # at most, of pixels and of images in one block of a decoded archive
 _DECODER_CPUS = 0.5  # asked for a task that decodes: while one of two waits for files, the other has the CPU
 _LOOKED_AT, _LOOK_S = 32, 120  # images with boxes that are looked at before a stream begins, and for how long at most
-_REPLY = pa.schema([("summary", pa.string()), ("mistake", pa.string())])
-_NO_PROGRESS_S = 300  # after which Ray Data tells that it is stuck
+_REPLY = pa.schema([("name", pa.string()), ("summary", pa.string()), ("mistake", pa.string())])
+_RETRIES = 3  # of work whose process died, as it does with its machine; an image does not kill it (decode_pool)
+_NAMED = 3  # parts in a message
 _EARLY_DEATHS = 5  # in a row, of a pool's workers before they began, as may happen on a busy machine
 
 Work = Callable[[Part], Mapping[str, Any]]
@@ -178,16 +182,27 @@ def _streamed(
     blocks = ray.data.from_items(keys, override_num_blocks=len(keys))
     if seed is not None:
         blocks = blocks.randomize_block_order(seed=RandomSeedConfig(seed))
-    return quiet(blocks.map_batches(read, batch_format="pyarrow", batch_size=None, num_cpus=cpus))
+    return quiet(map_blocks(blocks, read, num_cpus=cpus))
+
+
+def map_blocks(rows: Dataset, work: Any, *, pool: ActorPoolStrategy | None = None, **options: Any) -> Dataset:
+    """`rows.map_batches` on whole blocks, which are tried again a few times if their process dies.
+
+    Ray Data would try for ever. Tasks with such a limit are not fused with the pool that follows them.
+    """
+    limits = {"max_restarts": -1, "max_task_retries": _RETRIES} if pool else {"max_retries": _RETRIES}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # there is no other way to set them yet
+        return rows.map_batches(work, batch_format="pyarrow", batch_size=None, compute=pool, **limits, **options)
 
 
 def quiet(rows: Dataset) -> Dataset:
-    """Without progress bars of its own; an execution that is stuck is told of after five minutes."""
+    """Without progress bars of its own, and without an end to its patience: `progress.warned` speaks of delays."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that bars are off
     context: DataContext = rows.context
     context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    context.execution_no_progress_timeout_s = -1  # else slow parts, or a wait for CPUs, would end the job
     context.max_consecutive_actor_init_deaths = _EARLY_DEATHS
     return rows
 
@@ -200,22 +215,49 @@ def map_parts(parts: Sequence[Part], make: Callable[..., Work], args: Sequence[A
 
     Raises:
         UserError: as raised in a worker.
+        ClusterError: workers died again and again.
     """
     if not parts:
         return
     keys = [{"name": part.name, "rows": _packed(part.rows)} for part in parts]
-    replies = ray.data.from_items(keys, override_num_blocks=len(keys)).map_batches(
-        _OnPart,
-        fn_constructor_args=(make, tuple(args)),
-        compute=_pool(len(parts)),
-        batch_format="pyarrow",
-        batch_size=None,
-    )
-    for batch in quiet(replies).iter_batches(batch_size=None, batch_format="pyarrow"):
-        for reply in cast(pa.Table, batch).to_pylist():
-            if reply["mistake"] is not None:
-                raise UserError(reply["mistake"])
-            yield json.loads(reply["summary"])
+    blocks = ray.data.from_items(keys, override_num_blocks=len(keys))
+    replies = map_blocks(blocks, _OnPart, pool=_pool(len(parts)), fn_constructor_args=(make, tuple(args)))
+    for reply in finished(replies, [part.name for part in parts]):
+        if reply["mistake"] is not None:
+            raise UserError(reply["mistake"])
+        yield json.loads(reply["summary"])
+
+
+def finished(replies: Dataset, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of `replies` as they come, one for each of the parts in `names`, whose name they have.
+
+    Raises:
+        ClusterError: processes that worked on a part died again and again.
+    """
+    missing = dict.fromkeys(names)
+
+    def waiting_for() -> str:
+        return f"{_some(missing)}, while {cluster.free()}"
+
+    try:
+        batches = quiet(replies).iter_batches(batch_size=None, batch_format="pyarrow")
+        for batch in warned(batches, waiting_for):
+            for reply in cast(pa.Table, batch).to_pylist():
+                missing.pop(reply["name"], None)
+                yield reply
+    except (WorkerCrashedError, RayActorError, OutOfMemoryError, NodeDiedError) as error:
+        raise ClusterError(
+            f"the process that worked on one of these died {_RETRIES + 1} times: {_some(missing)} "
+            f"({type(error).__name__}). Most likely its machine has too little memory: use machines with more, or "
+            f"fewer CPUs of each. What is finished is kept: the same command continues"
+        ) from error
+
+
+def _some(names: Iterable[str]) -> str:
+    """A few of the names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 class _OnPart:
@@ -228,12 +270,12 @@ class _OnPart:
         self._work = make(*args)
 
     def __call__(self, key: pa.Table) -> pa.Table:
-        summary, mistake = {}, None
+        name, summary, mistake = key["name"][0].as_py(), {}, None
         try:
-            summary = dict(self._work(Part(key["name"][0].as_py(), _unpacked(key["rows"][0]))))
+            summary = dict(self._work(Part(name, _unpacked(key["rows"][0]))))
         except UserError as error:
             mistake = str(error)
-        return pa.table([[json.dumps(summary)], [mistake]], schema=_REPLY)
+        return pa.table([[name], [json.dumps(summary)], [mistake]], schema=_REPLY)
 
 
 def _packed(rows: pa.Table) -> bytes:

@@ -13,6 +13,10 @@ class Refused(ValueError):
     """One image cannot be used; the message is the reason recorded in its row."""
 
 
+class ClusterError(RuntimeError):
+    """Ray or the machines failed, whatever was given. Jobs print the message alone and exit with 1."""
+
+
 def place_of(error: BaseException) -> str:
     """Where an error was raised, as " in file.py:12"; unlike its message, this quotes nothing of a patient."""
     place = error.__traceback__

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import re
-import signal
 import sys
 import time
 import traceback
@@ -19,10 +18,11 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar, cast, get_args, g
 import tyro
 
 from cxr import provenance, storage
-from cxr.errors import UserError
+from cxr.errors import ClusterError, UserError
+from cxr.interrupt import Interruption
 
 _APPENDS = set(get_args(tyro.conf.UseAppendAction[int])[1:])  # how tyro marks an option that can be repeated
-DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, MISUSED = 0, 1, 2
 
 
 class HasOut(Protocol):
@@ -69,14 +69,32 @@ def parse(options_type: type[Options], arguments: Sequence[str], description: st
 def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Options]) -> None:
     """Parse the command line, run `main`, write OUT/result.json, print its path last, exit.
 
-    Exits with 0 when done, 2 on a mistake in what was given (its message alone is printed), 130 when
-    interrupted or terminated, and 1 on any other failure.
+    Exits with 0 when done, 2 on a mistake in what was given (its message alone is printed), 130 after SIGINT, 143
+    after SIGTERM, and 1 on any other failure (with a traceback, unless it was the cluster's).
     """
     command = parse(options_type, sys.argv[1:], sys.modules["__main__"].__doc__ or "")
     command.buckets.apply()
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first is ignored in what a script starts in the background
-        signal.signal(number, _interrupt)
-    sys.exit(_guarded(main, command.job))
+    interruption = Interruption(_interrupted(command.job))
+    try:
+        code, error = _outcome(main, command.job)
+    finally:
+        if interruption.number:
+            interruption.end()  # says no more of what it made Ray raise
+    if error:
+        print(error, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _interrupted(options: object) -> str:
+    resume = ", with --resume if training had begun" if _has_resume(options) else ""
+    return f"interrupted; the same command continues{resume}"
+
+
+def _has_resume(options: object) -> bool:
+    """Whether the options, or options within them, have one named `resume`."""
+    if not dataclasses.is_dataclass(options):
+        return False
+    return any(f.name == "resume" or _has_resume(getattr(options, f.name)) for f in dataclasses.fields(options))
 
 
 def _check_given_once(arguments: Sequence[str], options_type: type) -> None:
@@ -98,30 +116,20 @@ def _repeatable(options_type: type) -> Iterator[str]:
             yield name
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _guarded(main: Callable[[Options], dict[str, Any]], options: Options) -> int:
+def _outcome(main: Callable[[Options], dict[str, Any]], options: Options) -> tuple[int, str]:
+    """Run `main`; the exit code, and what there is to say of an error."""
     start = time.monotonic()
     try:
         _check_out(options.out)
         result = main(options)
         print(write_result(options, result, time.monotonic() - start), flush=True)
-        return DONE
+        return DONE, ""
     except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr, flush=True)
-        return MISUSED
-    except KeyboardInterrupt:
-        print(
-            "interrupted: what was finished is kept. The same command goes on from there, with --resume where "
-            "the job has that option",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
+        return MISUSED, f"error: {mistake}"
+    except ClusterError as failure:
+        return FAILED, f"error: {failure}"
     except Exception:
-        traceback.print_exc()
-        return FAILED
+        return FAILED, traceback.format_exc().rstrip()
 
 
 def _check_out(out: str) -> None:

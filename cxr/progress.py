@@ -1,9 +1,19 @@
-"""How far a long run has come: a line every few seconds."""
+"""How far a long run has come: a line every few seconds, and a warning when nothing comes."""
 
 from __future__ import annotations
 
+import os
+import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+from cxr.errors import UserError
+
+T = TypeVar("T")
+STALL_S = "CXR_STALL_WARNING_S"
 
 
 @dataclass
@@ -73,3 +83,57 @@ def _duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def warned(items: Iterable[T], waiting_for: Callable[[], str]) -> Iterator[T]:
+    """The items, with a note for every five minutes, or CXR_STALL_WARNING_S seconds, that the next one takes.
+
+    A slow part and a wait for CPUs that others use look alike from here, so the work goes on either way.
+
+    Args:
+        waiting_for: what is waited for and why that may take long; called in another thread.
+    """
+    watch = _StallWatch(_stall_s(), waiting_for)
+    try:
+        iterator = iter(items)
+        while True:
+            watch.waiting_since = time.monotonic()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            watch.waiting_since = None
+            yield item
+    finally:
+        watch.stop()
+
+
+def _stall_s() -> float:
+    given = os.environ.get(STALL_S) or "300"
+    with suppress(ValueError):
+        if float(given) > 0:
+            return float(given)
+    raise UserError(f"{STALL_S}={given}: expected seconds above 0; correct or unset it")
+
+
+class _StallWatch:
+    """A thread that prints a note while `waiting_since` is longer ago than `stall_s` seconds."""
+
+    def __init__(self, stall_s: float, waiting_for: Callable[[], str]) -> None:
+        self.waiting_since: float | None = None
+        self._stall_s, self._waiting_for = stall_s, waiting_for
+        self._stopped = threading.Event()
+        threading.Thread(target=self._watch, name="stall-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _watch(self) -> None:
+        noted = 0.0
+        while not self._stopped.wait(min(1.0, self._stall_s / 4)):
+            since, now = self.waiting_since, time.monotonic()
+            if since is not None and now - max(since, noted) >= self._stall_s:
+                noted = now
+                print(
+                    f"note: {_duration(now - since)} without progress; waiting for {self._waiting_for()}", flush=True
+                )

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cxr import batches, checkpoint, cluster, latents, ledger, lung_crop, schema, shards, storage
 from cxr.checkpoint import Checkpoint
-from cxr.dataset import quiet
+from cxr.dataset import finished, map_blocks
 from cxr.errors import UserError
 from cxr.imaging import dicom_terms
 from cxr.imaging.enhance import Enhancement
@@ -244,25 +244,17 @@ def _score_parts(
     gpus = int(cluster.total("GPU"))
     share = min(1.0, cluster.total("CPU") / 2)  # of a CPU: reading and scoring must both find a place
     workers = options.workers or gpus or max(1, int(cluster.total("CPU")) // 2)
-    done = (
-        ray.data.from_arrow([_labelled(part) for part in todo])
-        .map_batches(
-            partial(_read, pixels=plan.pixels, crop=plan.crop, enhance=plan.enhance),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=share,
-        )
-        .map_batches(
-            Scorer,
-            fn_constructor_args=(kept, book, replace(plan, parts=[]), options),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
-            num_cpus=share,
-            num_gpus=1 if gpus else None,
-        )
+    read = partial(_read, pixels=plan.pixels, crop=plan.crop, enhance=plan.enhance)
+    tables = map_blocks(ray.data.from_arrow([_labelled(part) for part in todo]), read, num_cpus=share)
+    scored = map_blocks(
+        tables,
+        Scorer,
+        pool=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
+        fn_constructor_args=(kept, book, replace(plan, parts=[]), options),
+        num_cpus=share,
+        num_gpus=1 if gpus else None,
     )
-    for row in quiet(done).iter_rows():
+    for row in finished(scored, [part.name for part in todo]):
         if row[MISTAKE]:
             raise UserError(f"{row[MISTAKE]}. What is scored is kept: the same command goes on from there")
         tally.reasons.update(row["errors"])
@@ -331,7 +323,7 @@ class Scorer:
         storage.write_bytes(self.book.file(Part(name, rows)), sink.getvalue())
         counts = Tally()
         counts.add(table)
-        return _reply(count, counts)
+        return _reply(name, count, counts)
 
     def table(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
         """Scores of `rows` in their order, null where there is an error; and, if asked for, good rows' latents."""
@@ -381,9 +373,10 @@ class Scorer:
                 storage.write_bytes(storage.join(self.book.uri, kind, picture_name(image_id)), data.tobytes())
 
 
-def _reply(images: int = 0, counts: Tally | None = None, mistake: str = "") -> dict[str, Any]:
+def _reply(name: str = "", images: int = 0, counts: Tally | None = None, mistake: str = "") -> dict[str, Any]:
     counts = counts or Tally()
     return {
+        "name": [name],
         "images": [images],
         "errors": [list(counts.reasons.elements())],
         "not_frontal_chest": [list(counts.not_frontal_chest.elements())],

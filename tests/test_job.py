@@ -17,27 +17,51 @@ from jobs import score_archive
 
 JOB = '''
 """A job for tests."""
+import atexit
+import sys
 import time
-from dataclasses import dataclass
-from cxr.errors import UserError
+from dataclasses import dataclass, field
+from cxr import interrupt
+from cxr.errors import ClusterError, UserError
 from cxr.job import run_job
+
+@dataclass(frozen=True)
+class RunOptions:
+    resume: bool = False
 
 @dataclass(frozen=True)
 class Options:
     out: str
     how: str = "well"
 
+@dataclass(frozen=True)
+class TrainingOptions(Options):
+    run: RunOptions = field(default_factory=RunOptions)
+
 def main(options):
     if options.how == "badly":
         raise UserError("given x, wanted y: do z")
     if options.how == "broken":
         raise ZeroDivisionError("oh")
-    if options.how == "slowly":
-        print("started", flush=True)
-        time.sleep(60)
+    if options.how == "elsewhere":
+        raise ClusterError("Ray did not start")
+    if options.how in ("slowly", "training", "swallowing", "stubborn"):
+        try:
+            print("started", flush=True)
+            time.sleep(60)
+        except BaseException:
+            if options.how == "swallowing":
+                time.sleep(60)
+            if options.how == "stubborn":
+                print("tidying up", flush=True)
+                time.sleep(60)
+            print("tidied up", flush=True)
+            atexit.register(print, "at exit", flush=True)
+            raise ValueError("what an interrupted library may raise")
     return {"metrics": {"answer": 42, "unknown": float("nan")}}
 
-run_job(main, Options)
+interrupt.GRACE_S = 0.5 if "swallowing" in sys.argv else 30
+run_job(main, TrainingOptions if "training" in sys.argv else Options)
 '''
 
 
@@ -106,13 +130,32 @@ def test_every_job_has_options_for_access_to_buckets(
     assert {name: os.environ[name] for name in names if name in os.environ} == variables
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_job_says_so(job: list[str], number: signal.Signals) -> None:
-    process = subprocess.Popen([*job, "slowly"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_a_failure_of_the_cluster_is_told_without_a_traceback(job: list[str]) -> None:
+    done = run([*job, "elsewhere"])
+    assert (done.returncode, done.stderr) == (1, "error: Ray did not start\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("how", ["slowly", "training", "swallowing"])
+def test_an_interrupted_job_says_how_to_continue(job: list[str], how: str, number: signal.Signals, code: int) -> None:
+    process = subprocess.Popen([*job, how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
-    time.sleep(0.1)
     os.kill(process.pid, number)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 130
-    assert "interrupted" in errors
+    out, errors = process.communicate(timeout=30)
+    assert process.returncode == code
+    hint = ", with --resume if training had begun" if how == "training" else ""
+    assert errors == f"interrupted; the same command continues{hint}\n"
+    assert out == ("" if how == "swallowing" else "tidied up\nat exit\n")
+
+
+def test_a_second_signal_ends_a_job_at_once(job: list[str]) -> None:
+    process = subprocess.Popen([*job, "stubborn"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.terminate()
+    assert process.stdout.readline() == "tidying up\n"
+    start = time.monotonic()
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    assert time.monotonic() - start < 5

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from cxr.progress import Progress
+from cxr.errors import UserError
+from cxr.progress import Progress, warned
 
 
 class Clock:
@@ -49,3 +51,31 @@ def test_a_line_is_printed_every_few_seconds(clock: Clock, capsys: pytest.Captur
 def test_nothing_left_is_no_division_by_zero(clock: Clock) -> None:
     assert Progress("ingest", total=0).line() == "ingest: 0 of 0 images (0%)"
     assert Progress("ingest", total=5, done=5).images_per_second == 0
+
+
+def test_a_long_wait_is_noted_with_what_is_waited_for_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXR_STALL_WARNING_S", "0.2")
+
+    def slow() -> Iterator[int]:
+        yield 1
+        time.sleep(0.7)
+        yield 2
+
+    items = warned(slow(), lambda: "part-00007, while 0 of 2 CPUs are free")
+    assert next(items) == 1
+    time.sleep(0.4)  # of the consumer
+    assert capsys.readouterr().out == ""
+    assert list(items) == [2]
+    notes = capsys.readouterr().out.splitlines()
+    assert len(notes) >= 2
+    assert all(
+        note.endswith("without progress; waiting for part-00007, while 0 of 2 CPUs are free") for note in notes
+    )
+
+
+def test_a_stall_time_that_is_no_number_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXR_STALL_WARNING_S", "soon")
+    with pytest.raises(UserError, match="CXR_STALL_WARNING_S=soon: expected seconds above 0"):
+        next(warned([1], str))

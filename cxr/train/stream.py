@@ -10,7 +10,8 @@ import pyarrow as pa
 import ray.train
 from ray.data import DataIterator
 
-from cxr import batches, schema, shards
+from cxr import batches, cluster, schema, shards
+from cxr.progress import warned
 from cxr.recipes.base import Batch, Recipe, Workers
 from cxr.schema import PixelFormat
 from cxr.selection import fold_of, sampling_of
@@ -58,7 +59,7 @@ class ArchiveStream:
         tables = self.iterator.iter_batches(
             batch_size=self.batch_size, batch_format="pyarrow", drop_last=drop_last, prefetch_batches=2
         )
-        for rows in tables:
+        for rows in warned(tables, lambda: f"images to be decoded, while {cluster.free()}"):
             assert isinstance(rows, pa.Table)
             columns = batches.to_columns(rows, self.columns, self.pixels, self.mask_label, self.findings)
             yield batches.to_tensors(columns, self.pixels)

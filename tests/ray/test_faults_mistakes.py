@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -37,7 +37,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def places(front: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+def places(front: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Places good and bad by name; Ray must not be started."""
     for name, value in faulty.variables(front.url).items():
         monkeypatch.setenv(name, value)
@@ -50,8 +50,8 @@ def places(front: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr(cluster, "connect", unwanted)
-    before = signal.getsignal(signal.SIGTERM)
-    yield {
+    monkeypatch.setattr("cxr.job.Interruption", lambda message: SimpleNamespace(number=0))  # Ctrl-C stays pytest's
+    return {
         "good": write_archive(tmp_path / "good", good=4),
         "out": str(tmp_path / "out"),
         "empty": str(tmp_path / "empty"),
@@ -62,7 +62,6 @@ def places(front: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         "refused": "s3://xrays/x",
         "unknown": "ftp://host/x",
     }
-    signal.signal(signal.SIGTERM, before)
 
 
 CASES = [
