@@ -1,0 +1,182 @@
+"""Limits that are checked before decoding, and a lack of memory, which must never pass for a damaged file."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+
+import jpeg_ls
+import numpy as np
+import pytest
+from pydicom import uid
+
+from cxr.errors import Refused
+from cxr.imaging import decode as decoding
+from cxr.imaging import dicom, dicom_codestream, image, raster
+from cxr.imaging.decode import check_head, decode, inspect
+from tests.odd_files import HEIGHT, WIDTH, chunk, dataset, encoded, radiograph, run_lengths
+from tests.odd_files import dicom as dicom_file
+
+SIDE = 10_000
+
+
+def png(colour: int, bits: int, side: int = SIDE) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, bits, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def resized(data: bytes, side: int = SIDE, big_endian: bool = True) -> bytes:
+    """The data with every 96 x 80 in it, height or width first, made side x side."""
+    order, size = ">" if big_endian else "<", (HEIGHT, WIDTH)
+    for kind in "HI":
+        for old in (size, size[::-1]):
+            data = data.replace(struct.pack(f"{order}2{kind}", *old), struct.pack(f"{order}2{kind}", side, side))
+    return data
+
+
+def compressed_dicom(syntax: uid.UID, codestream: bytes, side: int) -> bytes:
+    return dicom_file(dataset(radiograph(), Rows=side, Columns=side), syntax, codestream)
+
+
+@pytest.fixture
+def _no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever would decode pixels fails."""
+    for module, name in ((raster.cv2, "imdecode"), (raster.rust, "decode_image_png_u8"), (dicom, "rendered")):
+        monkeypatch.setattr(module, name, None)
+    monkeypatch.setattr(dicom_codestream, "_CODECS", {})
+
+
+@pytest.mark.usefixtures("_no_decoder")
+@pytest.mark.parametrize(("colour", "bits"), [(6, 16), (2, 16), (4, 16)], ids=["RGBA", "RGB", "gray and alpha"])
+def test_a_png_that_takes_too_much_memory_is_refused_by_its_header(colour: int, bits: int) -> None:
+    with pytest.raises(Refused, match="too large: expected an image that takes at most 768 MiB to decode, got 1,"):
+        decode(png(colour, bits))
+
+
+@pytest.mark.usefixtures("_no_decoder")
+def test_a_png_of_fewer_bytes_than_deflate_needs_is_refused_by_its_header() -> None:
+    with pytest.raises(Refused, match="damaged PNG: expected more compressed bytes"):
+        decode(png(0, 8))
+
+
+GRAY = radiograph()
+BOMBS = {
+    "JPEG-LS": (uid.JPEGLSLossless, bytes(jpeg_ls.encode_array(GRAY)), "decompression bomb"),
+    "JPEG 2000": (uid.JPEG2000Lossless, encoded(GRAY, "JPEG2000", no_jp2=True, num_resolutions=2), "bomb"),
+    "JPEG": (uid.JPEGBaseline8Bit, encoded(GRAY, "JPEG"), "decompression bomb"),
+    "RLE": (uid.RLELossless, run_lengths(GRAY), "fewer bytes of RLE than"),
+}
+
+
+@pytest.mark.usefixtures("_no_decoder")
+@pytest.mark.parametrize(("syntax", "codestream", "reason"), BOMBS.values(), ids=BOMBS.keys())
+def test_a_dicom_of_few_bytes_that_claims_many_pixels_is_refused(
+    syntax: uid.UID, codestream: bytes, reason: str
+) -> None:
+    side = 9_000
+    with pytest.raises(Refused, match=reason):
+        decode(compressed_dicom(syntax, resized(codestream, side), side))
+
+
+@pytest.mark.usefixtures("_no_decoder")
+def test_a_jpeg_of_few_bytes_that_claims_many_pixels_is_refused() -> None:
+    with pytest.raises(Refused, match="decompression bomb: expected at most 1,000 pixels from each encoded byte"):
+        decode(resized(encoded(GRAY, "JPEG")))
+
+
+@pytest.mark.usefixtures("_no_decoder")
+def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
+    data = encoded(GRAY, "JPEG", progressive=True)
+    with pytest.raises(Refused, match="expected at most 100 scans, got 10"):
+        decode(data[:-2] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 1000 + data[-2:])
+
+
+def test_a_header_of_more_elements_than_any_image_has_is_refused() -> None:
+    whole = dicom_file(dataset(GRAY))
+    start = whole.index(b"\x28\0\x02\0US")
+    private = b"".join(struct.pack("<HH2sH", 0x0019, 0x1000 + number, b"LO", 0) for number in range(20_000))
+    with pytest.raises(Refused, match="expected at most 10,000 elements"):
+        decode(whole[:start] + private + whole[start:])
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEG2000Lossless], ids=lambda syntax: syntax.name)
+def test_a_film_that_is_all_but_blank_is_no_bomb(syntax: uid.UID) -> None:
+    film = np.zeros((4000, 3000), np.uint8)
+    film[10:20, 10:20] = 255
+    data = dicom_file(dataset(film), syntax)
+    assert film.size > 1000 * len(data)
+    np.testing.assert_array_equal(decode(data).pixels, film)
+
+
+def test_a_mask_that_is_all_but_blank_is_no_bomb() -> None:
+    mask = np.zeros((5000, 4000), np.uint8)
+    mask[:2500, :2000] = 255
+    np.testing.assert_array_equal(raster.decode_picture(encoded(mask)), mask)
+
+
+@pytest.mark.parametrize(
+    ("head", "file_bytes", "reason"),
+    [
+        (b"", 0, "empty file"),
+        (b"\0\0\0\x18ftypmp42" + bytes(500), 3 << 30, "unsupported file type: HEIC, AVIF or video"),
+        (encoded(GRAY)[:4096], 3 << 30, "too large: expected a file of at most 256 MiB, got 3,072 MiB"),
+        (dicom_file(dataset(GRAY))[:4096], 257 << 20, "too large: expected a file of at most 256 MiB, got 257 MiB"),
+    ],
+)
+def test_a_file_is_refused_by_its_first_bytes_and_its_size(head: bytes, file_bytes: int, reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        check_head(head, file_bytes)
+
+
+def test_the_limit_of_a_file_lets_the_largest_uncompressed_image_through() -> None:
+    assert 2 * image.MAX_PIXELS < image.MAX_FILE_BYTES
+
+
+# ---- Too little memory
+
+KINDS = {
+    "PNG": (encoded(GRAY), "cxr.imaging.raster.rust.decode_image_png_u8"),
+    "RGB PNG": (encoded(np.dstack([GRAY] * 3)), "cxr.imaging.raster.cv2.imdecode"),
+    "JPEG": (encoded(GRAY, "JPEG"), "cxr.imaging.raster.cv2.imdecode"),
+    "DICOM, parsing": (dicom_file(dataset(GRAY)), "cxr.imaging.dicom.read_partial"),
+    "DICOM, a tag": (dicom_file(dataset(GRAY)), "pydicom.Dataset.get"),
+    "DICOM, display": (dicom_file(dataset(GRAY)), "cxr.imaging.dicom.rendered"),
+}
+
+
+def out_of_memory(*arguments: object, **options: object) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize(("data", "place"), KINDS.values(), ids=KINDS.keys())
+def test_a_lack_of_memory_stays_a_memory_error(data: bytes, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, out_of_memory)
+    with pytest.raises(MemoryError):
+        decode(data)
+
+
+@pytest.mark.parametrize("name", ["JPEG", "JPEG-LS", "JPEG 2000"])
+def test_a_lack_of_memory_in_a_dicom_codec_stays_a_memory_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    syntax, codestream, _ = BOMBS[name]
+    monkeypatch.setitem(dicom_codestream._CODECS, name, ("codec", out_of_memory))
+    with pytest.raises(MemoryError):
+        decode(dicom_file(dataset(GRAY), syntax, codestream))
+
+
+@pytest.mark.parametrize("read", [decode, raster.decode_picture], ids=["image", "mask"])
+def test_memory_is_asked_for_before_a_codec_starts(
+    read: Callable[[bytes], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codecs abort the process, or report a damaged file, where they run out of memory themselves."""
+    for module in (decoding, raster):
+        monkeypatch.setattr(module, "require_memory", out_of_memory)
+    monkeypatch.setattr(raster, "_decode_gray", None)
+    with pytest.raises(MemoryError):
+        read(encoded(GRAY))
+
+
+def test_inspecting_tells_the_memory_and_decodes_nothing() -> None:
+    encoded_image = inspect(dicom_file(dataset(GRAY), uid.JPEG2000Lossless))
+    assert encoded_image.memory_bytes >= 8 * GRAY.size
+    np.testing.assert_array_equal(encoded_image.decode().pixels, GRAY)
