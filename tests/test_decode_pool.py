@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import cv2
@@ -15,8 +16,11 @@ import numpy as np
 import psutil
 import pytest
 
+from cxr import decode_pool
 from cxr.decode_pool import DecodePool, Limits
 from cxr.errors import Refused, UserError
+from cxr.imaging.decode import inspect
+from cxr.memory_budget import MemoryBudget
 
 MARKED = Path(__file__).parent / "marked_files"
 
@@ -95,6 +99,25 @@ def test_large_images_leave_no_memory_behind(pool: DecodePool) -> None:
     )
     assert all(os.fstat(decoder._memory.descriptor).st_size < 64 << 20 for decoder in pool._idle)
     assert np.array_equal(pool.decode(png(), "image").image.pixels, pixels_of(png()))
+
+
+def test_a_decoder_waits_for_the_memory_that_the_header_of_its_image_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+
+    class Recorded(MemoryBudget):
+        def hold(self, size_bytes: int) -> AbstractContextManager[None]:
+            held.append(size_bytes)
+            return super().hold(size_bytes)
+
+    monkeypatch.setattr(decode_pool, "MemoryBudget", Recorded)
+    pool = DecodePool()
+    image, mask = png(side=64), png(side=200)
+    pool.decode(image, "image")
+    pool.decode(mask, "mask")
+    with pytest.raises(Refused):
+        pool.decode(b"not an image", "image")
+    pool.close()
+    assert held == [inspect(image).memory_bytes, inspect(mask).memory_bytes]
 
 
 def test_no_decoder_outlives_a_killed_worker(tmp_path: Path) -> None:

@@ -293,6 +293,27 @@ def test_absent_credentials_are_named(s3: Front, monkeypatch: pytest.MonkeyPatch
             act("s3://archive/a.png")
 
 
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_files_head_and_size_are_checked_before_the_rest_is_read(place: str, s3: Front, tmp_path: Path) -> None:
+    uri = "s3://archive/a.bin" if place == "s3" else str(tmp_path / "a.bin")
+    content = bytes(range(256)) * 400
+    storage.write_bytes(uri, content)
+    checked = []
+    assert storage.read_bytes(uri, check=lambda *given: checked.append(given)) == content
+    assert checked == [(content[:4096], len(content))]
+
+    def refuse(head: bytes, size: int) -> None:
+        raise ValueError("no image")
+
+    before = s3.requests
+    with pytest.raises(ValueError, match="no image"):
+        storage.read_bytes(uri, check=refuse)
+    assert s3.requests - before == (1 if place == "s3" else 0)
+    storage.write_bytes(uri, b"")
+    assert storage.read_bytes(uri, check=lambda head, size: checked.append((head, size))) == b""
+    assert checked[-1] == (b"", 0)
+
+
 # ---- Google Cloud Storage, its service stood in for by a folder
 
 
