@@ -10,7 +10,7 @@ WANTED := --no-build-isolation -e .[dev,detect]
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo check lint test test-all clean
+.PHONY: help install demo check lint test test-all test-gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -44,6 +44,10 @@ test: lint  ## lint, types, all tests that need no GPU, no network and no patien
 
 test-all: lint  ## the slow tests too
 	$(PYTEST) -m "not gpu"
+
+# Not from .venv, since a machine with a GPU may have packages of its own; these tests need no Ray.
+test-gpu:  ## the tests that need a GPU, with the packages that PYTHON has (minutes)
+	$(PYTHON) -m pytest -m gpu tests/gpu
 
 .venv-swift:  # the S3 server of tests/servers
 	$(PYTHON) -m venv $@

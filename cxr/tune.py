@@ -134,14 +134,21 @@ def searched(recipe: Recipe, options: SearchOptions) -> dict[str, BaseDistributi
     """The settings to draw, with their distributions.
 
     Raises:
-        UserError: one that is to be left alone is not searched anyway.
+        UserError: one that is to be left alone is not searched anyway, or nothing is left whose draws could differ.
     """
-    space = recipe.search_space()
+    space = recipe.searched()
     if unknown := set(options.fixed) - set(space):
+        stages = " and ".join(stage.name for stage in recipe.stages() if stage.name)
         raise UserError(
-            f"fixed={' '.join(sorted(unknown))}: this search draws {', '.join(space)}; name some of these"
+            f"fixed={' '.join(sorted(unknown))}: expected settings that this search draws, which are "
+            f"{', '.join(space) or 'none'}{f' for the stages {stages}' * bool(stages)}"
         )
-    return {name: drawn for name, drawn in space.items() if name not in options.fixed}
+    if not (drawn := recipe.searched(options.fixed)):
+        raise UserError(
+            f"with fixed={' '.join(options.fixed)}, no setting of family {recipe.family} is left to search: every "
+            f"trial would be the same. Leave some of these out of --fixed"
+        )
+    return drawn
 
 
 def early_stopping(recipe: Recipe, options: SearchOptions) -> ASHAScheduler:
@@ -207,8 +214,6 @@ def _new(
 ) -> tune.Tuner:
     if storage.exists(storage.join(out, NAME)):
         raise UserError(f"{out} holds a search already: give --resume to go on with it, or another --out")
-    if not space:
-        raise UserError(f"family {recipe.family} names no settings to search")
     objectives = objectives_of(recipe, options)
     if objectives:
         print("note: several objectives give trials no order to be stopped by: each gets all its epochs", flush=True)

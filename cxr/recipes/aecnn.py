@@ -39,6 +39,7 @@ class AecnnRecipe(Recipe):
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS)
     # The last two are of no more use once training has begun.
     places: ClassVar[tuple[str, ...]] = (*Recipe.places, "start_from", "classifier_weights")
+    needs: ClassVar[Mapping[str, str]] = {"bce_weight": "mse_weight"}
     score_columns: ClassVar[pa.Schema] = pa.schema(
         [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.PREDICTED, pa.list_(pa.int8()))]
     )
@@ -188,9 +189,14 @@ class AecnnRecipe(Recipe):
         return self.stem_stride or (fitting[0] if fitting else 1)
 
     @property
+    def _last(self) -> str:
+        """The last stage that runs: not `stop` where the codec has nothing to learn in that one."""
+        return self.stages()[-1].name
+
+    @property
     def _classifies(self) -> bool:
         """Whether the classifier is taught on what it will see."""
-        return self.stop != "autoencoder"
+        return self._last != "autoencoder"
 
     @property
     def monitor(self) -> str:
@@ -199,12 +205,12 @@ class AecnnRecipe(Recipe):
     @property
     def objectives(self) -> dict[str, Literal["min", "max"]]:
         told = ["mean_auroc", "mean_ap"] if self._classifies else []
-        kept = ["psnr"] if self._learns or self.compressor == "resize" else []
+        kept = ["psnr"] if self._last != "classifier" and self._factor > 1 else []
         return dict.fromkeys(told + kept, "max")
 
     @property
     def may_grow(self) -> tuple[str, ...]:
-        return ("epochs" if self.stop == "joint" else f"{self.stop}_epochs", "patience")
+        return ("epochs" if self._last == "joint" else f"{self._last}_epochs", "patience")
 
     def stages(self) -> tuple[Stage, ...]:
         every = (
@@ -275,22 +281,28 @@ class AecnnRecipe(Recipe):
         return _drawn(network, unit_pixels(batch, self.latents.size))
 
     def search_space(self) -> dict[str, BaseDistribution]:
-        """Loss weights, learning rate, codec and classifier; those that given weights leave open."""
-        space: dict[str, BaseDistribution] = {
-            "lr": FloatDistribution(1e-4, 2e-3, log=True),
-            "bce_weight": FloatDistribution(0.1, 1, log=True),
-        }
-        if not self.start_from and not self.classifier_weights:
+        """The last stage's learning rate, loss weights, codec and classifier.
+
+        Without what the stages that run do not use, and what given weights fix.
+        """
+        rate, low, high = {
+            "joint": ("lr", 1e-4, 2e-3),
+            "autoencoder": ("autoencoder_lr", 4e-4, 8e-3),
+            "classifier": ("classifier_lr", 2e-4, 4e-3),
+        }[self._last]
+        space: dict[str, BaseDistribution] = {rate: FloatDistribution(low, high, log=True)}
+        if self._last == "joint" and self._learns:  # else there is one loss term, whose weight would only scale it
+            space |= {
+                "bce_weight": FloatDistribution(0.1, 1, log=True),
+                "mse_weight": FloatDistribution(0.01, 100, log=True),
+            }
+        if self._classifies and not self.start_from and not self.classifier_weights:
             names = ["resnet18", "densenet121", "densenet169", "densenet201"]
             space["classifier"] = CategoricalDistribution(names)
-        if self._learns:
-            space["mse_weight"] = FloatDistribution(0.01, 100, log=True)
         if self.compressor == "residual" and not self.start_from:
-            space |= {
-                "compression": CategoricalDistribution(self._fitting()),
-                "depth": IntDistribution(1, 4),
-                "width": CategoricalDistribution([8, 16, 32, 64]),
-            }
+            space["compression"] = CategoricalDistribution(self._fitting())
+            if self._last != "classifier":  # which sees resized images
+                space |= {"depth": IntDistribution(1, 4), "width": CategoricalDistribution([8, 16, 32, 64])}
         return space
 
     def _fitting(self) -> list[int]:

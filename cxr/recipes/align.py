@@ -47,6 +47,7 @@ class AlignRecipe(Recipe):
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.POSE_UNIT, schema.MASKS)
     places: ClassVar[tuple[str, ...]] = (*Recipe.places, "lung_weights", "feature_weights")
     score_columns: ClassVar[pa.Schema] = pa.schema([(schema.THETA_UNIT, pa.list_(pa.float32(), 6))])
+    needs: ClassVar[Mapping[str, str]] = {"feature_layers": "feature_weight"}
 
     size: int = 128
     epochs: int = 20
@@ -163,13 +164,14 @@ class AlignRecipe(Recipe):
             "lr": weight(3e-4, 5e-3),
             "trunk": CategoricalDistribution(["conv3", "conv4", "conv5", "conv6"]),
             "transform": CategoricalDistribution(list(PARAMETERS)),
-            "target": CategoricalDistribution(list(get_args(Strategy))),
             "feature_layers": IntDistribution(1, perceptual.DEEPEST[self.features]),
             "pixel_weight": weight(0.01, 1),
             "feature_weight": weight(0.01, 3),
             "structure_weight": weight(0.03, 3),
             "equivariance_weight": weight(1, 30),
         }
+        if not self.target_uri:
+            space["target"] = CategoricalDistribution(list(get_args(Strategy)))
         return space | ({"overlap_weight": weight(1, 30)} if self.lungs else {})
 
     def prepared(self, out: str) -> Self:

@@ -57,6 +57,7 @@ class AttendRecipe(Recipe):
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS, schema.BOXES, schema.IMAGE_ID)
     places: ClassVar[tuple[str, ...]] = (*Recipe.places, "aligner", "backbone_weights")
+    needs: ClassVar[Mapping[str, str]] = {"box_weight": "box_share"}
     score_columns: ClassVar[pa.Schema] = pa.schema(
         [
             (schema.PROBABILITIES, pa.list_(pa.float32())),

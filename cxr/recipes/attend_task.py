@@ -54,6 +54,8 @@ class AttendTask(Task):
 
     negative: Tensor
     negatives_seen: Tensor
+    _sum: Tensor  # of the features of images without findings in this epoch's steps
+    _count: Tensor  # of those images
 
     def __init__(self, network: nn.Module, lesson: Lesson, start: Callable[[ContrastAttention], None]) -> None:
         super().__init__()
@@ -62,7 +64,8 @@ class AttendTask(Task):
         mean = self._net.mean_negative
         self.register_buffer("negative", torch.zeros_like(mean))
         self.register_buffer("negatives_seen", torch.zeros((), dtype=torch.float64))
-        self._sum, self._count = torch.zeros_like(mean, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        self.register_buffer("_sum", torch.zeros_like(mean, dtype=torch.float64), persistent=False)
+        self.register_buffer("_count", torch.zeros((), dtype=torch.float64), persistent=False)
 
     @property
     def _net(self) -> ContrastAttention:
@@ -124,8 +127,7 @@ class AttendTask(Task):
     def _remember(self, features_BCPP: Tensor, without_B: Tensor) -> None:
         """Count the features of images without findings."""
         chosen = torch.where(without_B[:, None, None, None], features_BCPP.float(), 0.0)
-        self._sum = self._sum.to(chosen.device) + chosen.sum(0).double()
-        self._count = self._count.to(chosen.device) + without_B.sum()
+        self._sum, self._count = self._sum + chosen.sum(0).double(), self._count + without_B.sum()
 
     def end_epoch(self, workers: Workers) -> None:
         """Take the mean over all workers' images without findings, as they were seen in this epoch's steps."""

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, final
 
@@ -196,6 +196,8 @@ class Recipe(ABC):
     places: ClassVar[tuple[str, ...]] = ("lung_crop",)
     """Settings that say where something lies, not what it is: it may be moved between two runs. What a family adds
     to these is what training starts from, and not needed any more once it has."""
+    needs: ClassVar[Mapping[str, str]] = {}
+    """Searched setting -> the setting that switches off, with 0, what it belongs to."""
     ema_ramp: ClassVar[float] = 0.0
     """Moves of the weights over which `ema` rises to its value: after n it is ema · (1 − exp(−n / ema_ramp)); 0: at
     once."""
@@ -326,8 +328,20 @@ class Recipe(ABC):
         raise NotImplementedError
 
     def search_space(self) -> dict[str, BaseDistribution]:
-        """Fields that Tune may draw, with Optuna's distributions."""
+        """Fields that Tune may draw, with Optuna's distributions: only those that the stages that run make use of."""
         return {}
+
+    @final
+    def searched(self, fixed: Collection[str] = ()) -> dict[str, BaseDistribution]:
+        """`search_space` without `fixed` settings, and without those of which every draw would train the same.
+
+        The latter have a single value to draw, or belong to something that is switched off (`needs`).
+        """
+        space = {
+            name: drawn for name, drawn in self.search_space().items() if name not in fixed and not drawn.single()
+        }
+        idle = {name for name, other in self.needs.items() if other not in space and not getattr(self, other)}
+        return {name: drawn for name, drawn in space.items() if name not in idle}
 
     def initial_weights(self) -> dict[str, str]:
         """Settings that name weights which training starts from, but for those that have no effect.

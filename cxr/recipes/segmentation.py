@@ -42,6 +42,7 @@ class SegmentationRecipe(Recipe):
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.MASKS)
     score_columns: ClassVar[pa.Schema] = schema.MASK_SCORES
     places: ClassVar[tuple[str, ...]] = (*Recipe.places, "backbone_weights")
+    needs: ClassVar[Mapping[str, str]] = {"positive_weight": "bce"}
     measures_distance: ClassVar[bool] = False
     """Whether validation also measures how far outlines lie apart (HD95)."""
     rule: ClassVar[MaskRule] = MaskRule()
@@ -219,11 +220,12 @@ class SegmentationRecipe(Recipe):
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Learning rate and loss weights."""
-        return {
+        space: dict[str, BaseDistribution] = {
             "lr": FloatDistribution(1e-4, 5e-3, log=True),
-            "dice": FloatDistribution(0.25, 4, log=True),
             "positive_weight": FloatDistribution(1, 10, log=True),
         }
+        others = self.bce, self.focal, self.image_weight
+        return space | ({"dice": FloatDistribution(0.25, 4, log=True)} if any(others) else {})
 
     def initial_weights(self) -> dict[str, str]:
         return {"backbone_weights": "" if self.architecture == "small_unet" else self.backbone}

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
+
+from cxr.report.figures import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FOUND_BGR, TRUE_BGR, TEXT_BGR = (32, 144, 255), (224, 208, 0), (255, 255, 255)
 _STRONGEST = 0.65  # share of colour where a map is 1
@@ -52,7 +57,7 @@ def sheet_figure(tiles: Sequence[np.ndarray], columns: int, title: str) -> Figur
     """`sheet` under a title."""
     picture = sheet(tiles, columns)
     height, width = picture.shape[:2]
-    figure = Figure(figsize=(2.2 * columns, 2.2 * columns * height / width + 0.4), layout="constrained")
+    figure = new_figure(2.2 * columns, 2.2 * columns * height / width + 0.4)
     ax = figure.subplots()
     ax.imshow(picture)
     ax.set_axis_off()
@@ -62,7 +67,7 @@ def sheet_figure(tiles: Sequence[np.ndarray], columns: int, title: str) -> Figur
 
 def relevance_figure(relevance_SF: np.ndarray, findings: Sequence[str], stages: Sequence[str]) -> Figure:
     """A row a finding, a column a stage: the weight that each stage's map has, as a number and a colour."""
-    figure = Figure(figsize=(1.8 + 0.9 * len(stages), 0.9 + 0.3 * len(findings)), layout="constrained")
+    figure = new_figure(1.8 + 0.9 * len(stages), 0.9 + 0.3 * len(findings))
     ax = figure.subplots()
     ax.imshow(relevance_SF.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (stage, finding), weight in np.ndenumerate(relevance_SF):

@@ -1,0 +1,170 @@
+"""A family on a device from begin to use, for tests on the stand-in (`fake_cuda`) and on a GPU (`tests/gpu`).
+
+Imports no Ray, so that a GPU machine without it can run this.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from unittest import mock
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from cxr import checkpoint, schema
+from cxr.errors import UserError
+from cxr.imaging import augment
+from cxr.imaging.geometry import Frame
+from cxr.models.lung_field import LungField
+from cxr.recipes.align import AlignRecipe
+from cxr.recipes.base import Alone, Batch, Recipe, Workers
+from cxr.train.engine import Engine
+from tests.test_recipes import SMALL, some_batches
+
+RECIPES: dict[str, Recipe] = SMALL | {
+    "aecnn of ten crops": SMALL["aecnn"].replace(size=40, crop=32, test="ten", balance=1.0),
+    "align by features": SMALL["align"].replace(target="features", feature_weight=1.0),
+    "align by structure": SMALL["align"].replace(target="structure", passes=2),
+    "align with lungs": AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=1, lung_weights="lungs.pt"),
+    "detect by AdamW": SMALL["detect"].replace(algorithm="adamw", epochs=20, close_mosaic=0, mixup=0.5),
+    "lungs in two stages": SMALL["lungs"].replace(first_size=16, first_epochs=1),
+}
+
+# Families whose training step waits for the device: in which files, and why.
+WAITS: dict[str, dict[str, str]] = {
+    "detect": {
+        "ultralytics/utils/loss.py": "copies the images' size to the device, and gathers the anchors that count",
+        "ultralytics/utils/tal.py": "copies anchors and strides to the device, and gathers the anchors that count",
+    }
+}
+
+
+def given(recipe: Recipe) -> Iterator[Batch]:
+    """Two batches of four images, as large as the recipe needs them."""
+    return some_batches(size=max(40, recipe.size))
+
+
+def engine_on(device: torch.device | str, recipe: Recipe, folder: Path, workers: Workers | None = None) -> Engine:
+    """An engine in the first stage of a new run, seeded; `folder` is for what the recipe begins with."""
+    torch.manual_seed(0)
+    if isinstance(recipe, AlignRecipe) and recipe.lung_weights:
+        recipe = recipe.replace(lung_weights=str(folder / "lungs.pt"))
+        torch.save(LungField().state_dict(), recipe.lung_weights)
+    task, workers = recipe.task(recipe.network(schema.FINDINGS)), workers or Alone()
+    engine = Engine(task, recipe, workers, steps_per_epoch=2, device=torch.device(device))
+    engine.task.begin(lambda: engine.moved(given(recipe)), workers)
+    return engine
+
+
+def train(
+    engine: Engine, around_step: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> dict[str, float]:
+    """An epoch of two steps in every stage, each step within `around_step`. Returns the last validation's metrics."""
+    metrics: dict[str, float] = {}
+    for stage in engine.recipe.stages():
+        engine.enter(stage)
+        engine.task.train()
+        for batch in engine.moved(some_batches()):
+            with around_step():
+                engine.step(batch)
+        metrics = engine.finish_epoch(some_batches)
+    return metrics
+
+
+def resumed(engine: Engine, folder: Path) -> Engine:
+    """Another engine that goes on from what a checkpoint of this one holds, which is read to the CPU."""
+    state = [engine.state(), checkpoint.task_state(engine.task)]
+    of_engine, of_task = tree_map_only(Tensor, lambda values: values.cpu().clone(), state)
+    other = engine_on(engine.device, engine.recipe, folder, engine.workers)
+    other.enter(engine.stage)
+    checkpoint.restore_task_state(other.task, of_task)
+    other.restore(of_engine)
+    return other
+
+
+@torch.inference_mode()
+def use(engine: Engine) -> pa.Table:
+    """What `score_archive` does with a trained network: scores, pictures, and latents where there are any."""
+    recipe, network = engine.recipe, engine.shipped().eval()
+    batch = next(engine.moved(some_batches()))
+    count, side = batch[schema.PIXELS].shape[:2]
+    known = {schema.FRAME: [Frame().as_dict()] * count}
+    known |= {schema.HEIGHT_PX: [side] * count, schema.WIDTH_PX: [side] * count}
+    pictures = [*recipe.draw(network, batch).values()]
+    if stored := _latents(recipe):
+        encoded = {schema.PIXELS: recipe.encode(network, batch)}
+        assert encoded[schema.PIXELS].cpu().numpy().shape == (count, stored, stored)
+        recipe.scored(recipe.predict_latents(network, encoded), pa.table(known))
+        pictures += recipe.draw_latents(network, encoded).values()
+    assert all(picture.cpu().numpy().dtype == "uint8" for picture in pictures)
+    return recipe.scored(recipe.predict(network, batch), pa.table(known))
+
+
+def _latents(recipe: Recipe) -> int:
+    """Side of the latents in pixels; 0 where the family compresses nothing."""
+    try:
+        return recipe.latents.size
+    except UserError:
+        return 0
+
+
+@contextmanager
+def same_noise() -> Iterator[None]:
+    """Noise of every pixel comes from the CPU too: the one thing that a device draws by itself."""
+    with mock.patch.object(augment, "pixel_noise", lambda like, *_: torch.randn(like.shape).to(like.device)):
+        yield
+
+
+def augmented(engine: Engine) -> list[Batch]:
+    """A batch as the first step of every stage shows it, on the CPU; what is drawn is the same on every device."""
+    shown = []
+    for stage in engine.recipe.stages():
+        engine.enter(stage)
+        engine.task.train()
+        torch.manual_seed(1)
+        with same_noise():
+            batch = engine.task.augment(next(engine.moved(given(engine.recipe))))
+        shown.append({name: values.cpu() for name, values in batch.items()})
+    return shown
+
+
+def losses(engine: Engine, shown: list[Batch]) -> list[dict[str, float]]:
+    """The loss terms and the gradient's norm of every stage's first step, on batches that are augmented already.
+
+    Each stage begins with the weights that the engine has: were they those that the stage before has learned, small
+    differences between devices would have grown.
+    """
+    terms, begun = [], copy.deepcopy(engine.task.network.state_dict())
+    with mock.patch.object(engine.task, "augmented", lambda batch: batch):
+        for stage, batch in zip(engine.recipe.stages(), shown, strict=True):
+            engine.enter(stage)
+            engine.task.train()
+            engine.task.network.load_state_dict(begun)
+            moved = next(engine.moved(iter([batch])))
+            terms.append({name: value.item() for name, value in engine.step(moved).items()})
+    return terms
+
+
+def not_channels_last(engine: Engine) -> list[str]:
+    """Names of the convolutions that a step in bfloat16 gives weights, or takes results from, with channels first."""
+    found: list[str] = []
+
+    def check(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def hook(module: nn.Module, _: object, out: Tensor) -> None:
+            held = (module.weight, out)
+            if not all(values.is_contiguous(memory_format=torch.channels_last) for values in held):
+                found.append(name)
+
+        return hook
+
+    for name, module in engine.task.network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(check(name))
+    engine.task.train()
+    engine.step(next(engine.moved(some_batches())))
+    return found
