@@ -16,8 +16,9 @@ from cxr.benchmark import detection
 from cxr.benchmark.boxed_xrays import BoxedXRays
 from cxr.checkpoint import Checkpoint
 from cxr.errors import UserError
-from jobs import train_detect
+from jobs import benchmark_detect, train_detect
 from tests.made_shards import write_shards
+from tests.test_recipes import some_batches
 
 CPU = torch.device("cpu")
 SIZE, IMAGES = 32, 24
@@ -113,3 +114,9 @@ def test_validation_images_stand_in_for_missing_test_images(
     unboxed = write_shards(tmp_path / "unboxed", {"train": 12, "val": 6}, size=SIZE)
     assert train_detect.compared(MEMBERS, "together", unboxed, 0) == {}
     assert json.dumps(told)
+
+
+def test_boxes_are_written_as_ultralytics_reads_them() -> None:
+    """A line per box: finding, centre and size, all as shares of the image."""
+    lines = [text for _, text in benchmark_detect._labelled(some_batches(1))]
+    assert lines == ["2 0.350000 0.450000 0.500000 0.500000\n", "", "", ""]

@@ -76,6 +76,8 @@ def test_a_gpu_learns_what_the_cpu_learns(tmp_path: Path, name: str) -> None:
 def test_a_training_step_waits_for_the_gpu_only_where_it_must(tmp_path: Path, name: str) -> None:
     engine = engine_on(DEVICE, RECIPES[name], tmp_path)
     train(engine)  # what is done once, as cuDNN's choice of algorithms is, is done
+    with waiting_is_an_error(), pytest.raises(RuntimeError, match="synchronizing CUDA operation"):
+        torch.ones(1, device=DEVICE).item()
     if RECIPES[name].family not in WAITS:
         train(engine, waiting_is_an_error)
         return
