@@ -355,7 +355,7 @@ def test_the_published_lists_with_all_images(
     root = real_data / "chestxray14"
     names = [line.partition(",")[0] for line in (root / "Data_Entry_2017_v2020.csv").read_text().splitlines()[1:]]
     entries = [FileEntry(f"{root}/images/{name}", f"images/{name}", 1) for name in names]
-    monkeypatch.setattr(listing, "list_files", lambda uri: iter(entries))
+    monkeypatch.setattr(listing, "list_files", lambda uri, *_: iter(entries))
     manifest = chestxray14.manifest(str(root))
     table = manifest.table
     assert manifest.notes == []

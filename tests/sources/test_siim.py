@@ -285,7 +285,7 @@ def test_the_published_codes_with_all_images(
     with (real_data / "siim" / siim.CODES_FILE).open() as file:
         names = sorted({line[0] for line in csv.reader(file)} - {"ImageId"})
     entries = [FileEntry(f"{tmp_path}/{name}.dcm", f"{name}.dcm", 1) for name in names]
-    monkeypatch.setattr(listing, "list_files", lambda uri: iter(entries))
+    monkeypatch.setattr(listing, "list_files", lambda uri, *_: iter(entries))
     manifest = siim.manifest(str(real_data / "siim"))
     assert manifest.notes == []
     rows = manifest.table.to_pylist()
