@@ -292,6 +292,10 @@ class FakeNccl:
     def gather(self, rows: Tensor) -> Tensor:
         return torch.cat([self._received(rows)] * self.size)
 
+    def all_rows(self, rows: Tensor) -> Tensor:
+        self._received(rows)
+        return torch.cat([rows] * self.size)
+
     @staticmethod
     def _received(values: Tensor) -> Tensor:
         if not values.is_cuda:

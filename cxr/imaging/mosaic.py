@@ -1,14 +1,15 @@
 """Images with their boxes varied together as Ultralytics' trainer does: mosaic, affine, mixup, brightness, flip.
 
-The formulas are those of `ultralytics.data.augment` (v8_transforms), done on a whole batch on its device. Two things
-differ: the other images of a mosaic or mixup come from the same batch, and pixels lie at the centres of their areas,
-as boxes have it, where Ultralytics' images are half a pixel off their boxes. Of grey images, the jitter of hue,
-saturation and value is that of the value alone.
+The formulas are those of `ultralytics.data.augment` (v8_transforms), done on a whole batch on its device. One thing
+differs: pixels lie at the centres of their areas, as boxes have it, where Ultralytics' images are half a pixel off
+their boxes. The caller draws the other images of a mosaic or mixup, which Ultralytics takes from the batches that it
+loaded last. Of grey images, the jitter of hue, saturation and value is that of the value alone.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,13 +54,22 @@ class MosaicVariation:
             raise ValueError(f"{self}: wanted rotation_deg from 0 to 180, shear_deg from 0 up to 90")
 
     @property
+    def combines(self) -> bool:
+        """Whether images are shown beside, or in, others."""
+        return max(self.mosaic, self.mixup) > 0
+
+    @property
     def moves(self) -> bool:
         """Whether pixels change their places other than by a flip."""
         return max(self.mosaic, self.rotation_deg, self.translate, self.scale, self.shear_deg) > 0
 
 
+Partners = Callable[[int], tuple[Tensor, Tensor]]
+"""So many images (N, 1, H, W), drawn evenly and independently, and their boxes (N, M, 5)."""
+
+
 def varied(
-    x_B1HW: Tensor, boxes_BM5: Tensor, variation: MosaicVariation, usable_B: Tensor | None = None
+    x_B1HW: Tensor, boxes_BM5: Tensor, variation: MosaicVariation, partners: Partners | None = None
 ) -> tuple[Tensor, Tensor]:
     """Square images in [0, 1], and their boxes: [index, x_min, y_min, x_max, y_max] as shares, NaN for no box.
 
@@ -70,14 +80,18 @@ def varied(
     find, and stays as long as anything of it is shown.
 
     Args:
-        usable_B: bool, which images others may show; all if left out.
+        partners: draws the images that are shown beside or in others; left out, from the batch.
     """
-    x, boxes = x_B1HW, boxes_BM5
-    usable = torch.ones(len(x), dtype=torch.bool, device=x.device) if usable_B is None else usable_B
-    if variation.moves:
-        x, boxes = _affine(_sheet(x, boxes, variation.mosaic, usable), variation)
+    partners = partners or _from_batch(x_B1HW, boxes_BM5)
+    x, boxes, mixed = x_B1HW, boxes_BM5, torch.zeros(0, dtype=torch.long)
     if variation.mixup > 0:
-        x, boxes = _mixed(x, boxes, variation.mixup, usable)
+        mixed = torch.nonzero(torch.rand(len(x)) < variation.mixup)[:, 0]  # on the CPU
+        more, listed = partners(len(mixed))
+        x, boxes = torch.cat([x, more]), torch.cat([boxes, listed])
+    if variation.moves:
+        x, boxes = _affine(_sheet(x, boxes, variation.mosaic, partners), variation)
+    if variation.mixup > 0:
+        x, boxes = _mixed(x, boxes, _moved(mixed, x))
     if variation.value > 0:
         x = (x * (1 + variation.value * _moved(_signed(len(x)), x)).view(-1, 1, 1, 1)).clamp(0, 1)
     if variation.flip > 0:
@@ -95,11 +109,12 @@ def _signed(*shape: int) -> Tensor:
     return 2 * torch.rand(*shape) - 1
 
 
-def _others(usable_B: Tensor, number: int) -> Tensor:
-    """(B, number) indices of images that are usable, drawn evenly; any index where none is."""
-    usable_first, count = torch.argsort(~usable_B, stable=True), usable_B.sum()
-    drawn = _moved(torch.rand(len(usable_B), number), usable_B)
-    return usable_first[torch.minimum((drawn * count).long(), count - 1).clamp(min=0)]
+def _from_batch(x: Tensor, boxes: Tensor) -> Partners:
+    def drawn(count: int) -> tuple[Tensor, Tensor]:
+        index = _moved(torch.randint(len(x), (count,)), x)
+        return x[index], boxes[index]
+
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -120,16 +135,14 @@ class _Sheet:
     corner: Tensor
 
 
-def _sheet(x: Tensor, boxes: Tensor, share: float, usable: Tensor) -> _Sheet:
+def _sheet(x: Tensor, boxes: Tensor, share: float, partners: Partners) -> _Sheet:
     """Each image with three others, or alone in the middle of its canvas."""
     count, size = len(x), x.shape[-1]
-    itself = torch.arange(count, device=x.device)[:, None]
-    sources = torch.cat([itself, _others(usable, 3)], 1)
-    less = x[:, 0] - GREY
-    sheet = less.new_empty(count, 2, size, 2, size)
+    shown = [(x, boxes), *(partners(count) if share > 0 else (x, boxes) for _ in range(3))]
+    sheet = x.new_empty(count, 2, size, 2, size)
     places = [(0, 0), (1, 0), (0, 1), (1, 1)]
-    for (right, down), source in zip(places, sources.unbind(1), strict=True):
-        sheet[:, down, :, right] = less[source]
+    for (right, down), (image, _) in zip(places, shown, strict=True):
+        sheet[:, down, :, right] = image[:, 0] - GREY
     meet = (size / 2 + size * torch.rand(count, 2)).long()  # on the canvas
     mosaic = (torch.rand(count) < share)[:, None]
     low = torch.where(mosaic, size - meet, -(size // 2))
@@ -139,7 +152,7 @@ def _sheet(x: Tensor, boxes: Tensor, share: float, usable: Tensor) -> _Sheet:
     shown_B2S = (at >= edges[:, 0, :, None]) & (at < edges[:, 1, :, None])
     sheet = sheet.view(count, 1, 2 * size, 2 * size)
     sheet.mul_(shown_B2S[:, 0, None, None, :]).mul_(shown_B2S[:, 1, None, :, None])
-    moved = boxes[sources]
+    moved = torch.stack([listed for _, listed in shown], 1)
     shift = torch.tensor(places).mul(size).repeat(1, 2)[:, None]
     limits = edges.repeat(1, 1, 2)[:, :, None, None].to(boxes.dtype)
     moved[..., 1:] = (moved[..., 1:] * size + _moved(shift, x)).clamp(limits[:, 0], limits[:, 1])
@@ -200,14 +213,14 @@ def _moved_boxes(boxes: Tensor, forward: Tensor, factor: Tensor, size: int) -> T
     return torch.where(kept[..., None], moved, math.nan)
 
 
-def _mixed(x: Tensor, boxes: Tensor, share: float, usable: Tensor) -> tuple[Tensor, Tensor]:
-    count = len(x)
-    other = _others(usable, 1)[:, 0]
-    chosen = _moved(torch.rand(count) < share, x)
-    weight = _moved(torch.distributions.Beta(MIXED, MIXED).sample((count,)), x)
-    weight = torch.where(chosen, weight, 1.0).view(-1, 1, 1, 1)
-    added = torch.where(chosen.view(-1, 1, 1), boxes[other], math.nan)
-    return torch.lerp(x[other], x, weight), torch.cat([boxes, added], 1)
+def _mixed(x: Tensor, boxes: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
+    """The images without the last ones, which are mixed into those numbered `mixed`, one into each; boxes too."""
+    count = len(x) - len(mixed)
+    shown, added = x[:count].clone(), torch.full_like(boxes[:count], math.nan)
+    weight = _moved(torch.distributions.Beta(MIXED, MIXED).sample((len(mixed), 1, 1, 1)), x)
+    shown[mixed] = torch.lerp(x[count:], shown[mixed], weight)
+    added[mixed] = boxes[count:]
+    return shown, torch.cat([boxes[:count], added], 1)
 
 
 def _mirrored(boxes: Tensor, flipped: Tensor) -> Tensor:

@@ -187,9 +187,13 @@ class AlignTask(Task):
                 [1 - alignment.local_correlation(aligned, self.target, side).mean() for side in sides]
             ).mean(),
             "equivariance": lambda: frame_distance(one, two).mean(),
-            "identity": lambda: corner_distance(frames.mean(0, True), identity(1, frames.device)).mean(),
+            "identity": lambda: corner_distance(self._mean_of_all(frames), identity(1, frames.device)).mean(),
         }
         return {name: weight * measures[name]() for name, weight in vars(self.terms).items() if weight}
+
+    def _mean_of_all(self, frames: Tensor) -> Tensor:
+        """(1, 2, 3) over the images of all workers: the distance of a mean is not the mean of distances."""
+        return self.workers.all_rows(frames).mean(0, True)
 
     def end_epoch(self, workers: Workers) -> None:
         """Under "structure", take the mean of what was aligned in this epoch as the next target.

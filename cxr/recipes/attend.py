@@ -45,8 +45,8 @@ class AttendRecipe(Recipe):
     learns from labels, and from boxes where there are some, in which cells findings lie. The paper's settings are
     size=512 and backbone=resnet50 with all four stages and torchvision's weights; see `box_weight`.
 
-    In training an image is compared with another of its batch; in use, where no label may be known, with the mean of
-    the features of training images without findings, which is kept in the checkpoint. The aligner is kept there, too.
+    In training an image is compared with another of the same step; in use, where no label may be known, with the mean
+    of the features of training images without findings, which is kept in the checkpoint, as is the aligner.
 
     ChestX-ray14 has its boxes in the test split alone, and folds deal the patients of train and val: to train with
     boxes as Li et al. (2018) and Liu et al. (2019) did, in five folds, list all images of `BBox_List_2017.csv`, and

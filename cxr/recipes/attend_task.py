@@ -79,24 +79,24 @@ class AttendTask(Task):
         self._start(self._net)
 
     def augmented(self, batch: Batch) -> Batch:
-        """Aligned images turned, scaled and shifted, their boxes with them, and with whom each is compared.
+        """Aligned images turned, scaled and shifted, their boxes with them, and with which each is compared.
 
         pixels: (B, size, size). boxes: of the share of images whose boxes are used. partner: (B,), see `partners`.
         """
         x, theta = self._shown(batch, augmented=True)
-        without = (batch[schema.LABELS] == schema.NEGATIVE).all(1)
-        shown = {schema.PIXELS: x[:, 0], schema.BOXES: self._boxes_shown(batch, theta), PARTNER: partners(without)}
-        return batch | shown
+        without = self.workers.all_rows((batch[schema.LABELS] == schema.NEGATIVE).all(1).to(torch.uint8)) > 0
+        drawn = partners(without, self.workers.rank * len(x), len(x))
+        return batch | {schema.PIXELS: x[:, 0], schema.BOXES: self._boxes_shown(batch, theta), PARTNER: drawn}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Each image is compared with one of the batch without findings, drawn anew in each step.
+        """Each image is compared with one of all workers' images without findings, drawn anew in each step.
 
-        Where the batch has no other such image, the mean of those seen in the last epoch stands in for it, as in use.
+        Where the step has no other such image, the mean of those seen in the last epoch stands in for it, as in use.
         """
         labels = batch[schema.LABELS]
         own = self._net.features(unit_pixels(batch, self.lesson.size))
         self._remember(own.detach(), (labels == schema.NEGATIVE).all(1))
-        other = compared(own, batch[PARTNER], self.negative)
+        other = compared(self.workers.all_rows(own), batch[PARTNER], self.negative)
         marked = cells_inside(batch[schema.BOXES], len(self._net.findings), self._net.grid)
         return self.lesson.loss(self._net.located(own, other), labels, marked)
 
@@ -191,18 +191,23 @@ class AttendTask(Task):
         return strongest(boxes_found(logits_BKPP, theta, rule), rule.most).to(logits_BKPP.device)
 
 
-def partners(without_B: Tensor) -> Tensor:
-    """(B,) for each image the number of another without findings, drawn evenly; −1 where there is none."""
-    count, device = len(without_B), without_B.device
-    others_BB = without_B[None, :] & ~torch.eye(count, dtype=torch.bool, device=device)
-    lots_BB = torch.rand(count, count).to(device, non_blocking=True)
-    return torch.where(others_BB.any(1), torch.where(others_BB, lots_BB, -1).argmax(1), -1)
+def partners(without_A: Tensor, first: int, count: int) -> Tensor:
+    """(count,) for each of a worker's images the number of another without findings, drawn evenly; −1: there is none.
+
+    Args:
+        without_A: bool, which images of all workers' step have no findings.
+        first: number of the worker's first image among these.
+    """
+    images = torch.arange(len(without_A), device=without_A.device)
+    others_BA = without_A & (images != images[first : first + count, None])
+    lots_BA = torch.rand(count, len(without_A)).to(without_A.device, non_blocking=True)
+    return torch.where(others_BA.any(1), torch.where(others_BA, lots_BA, -1).argmax(1), -1)
 
 
-def compared(own_BCPP: Tensor, partner_B: Tensor, mean_CPP: Tensor) -> Tensor:
-    """The features of each image's partner; the mean where that is −1."""
+def compared(features_ACPP: Tensor, partner_B: Tensor, mean_CPP: Tensor) -> Tensor:
+    """The features of each image's partner, of all workers' features; the mean where the partner is −1."""
     none_B = (partner_B < 0)[:, None, None, None]
-    return torch.where(none_B, mean_CPP.to(own_BCPP.dtype), own_BCPP[partner_B.clamp(min=0)])
+    return torch.where(none_B, mean_CPP.to(features_ACPP.dtype), features_ACPP[partner_B.clamp(min=0)])
 
 
 def in_frame(net: ContrastAttention, batch: Batch, size: int, aligner_size: int) -> tuple[Tensor, Tensor | None]:

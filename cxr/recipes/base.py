@@ -51,6 +51,13 @@ class Workers(Protocol):
         """Rows of all workers, concatenated along the first axis; lengths may differ."""
         ...
 
+    def all_rows(self, rows: Tensor) -> Tensor:
+        """Rows of all workers, as many of each, by rank: `rows` stands at `rank * len(rows)`.
+
+        For training steps: it does not wait for the device, and gradients go back to the workers that gave the rows.
+        """
+        ...
+
 
 class Alone:
     """A group of one."""
@@ -63,6 +70,9 @@ class Alone:
     def gather(self, rows: Tensor) -> Tensor:
         return rows
 
+    def all_rows(self, rows: Tensor) -> Tensor:
+        return rows
+
 
 class Task(nn.Module):
     """A network together with the losses and metrics it is trained by.
@@ -71,12 +81,20 @@ class Task(nn.Module):
     weighted; the loop minimises their sum. Only `self.network` is kept for scoring; other state that training must
     resume with belongs in buffers.
 
+    The loop averages losses and gradients over workers. What is not a sum over images, such as the distance of a
+    batch's mean or the choice of another image, needs the rows of all (`workers.all_rows`): a worker's share may be a
+    single image.
+
     Neither of the two should wait for the device: no `.item()`, no `if` on a tensor, no boolean indexing.
     """
 
     network: nn.Module
     workers: Workers = Alone()
     """Those that train together; the training loop sets it."""
+
+    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """An epoch's batches, on the device of the task, in the same order; a task may look at those to come."""
+        return batches
 
     @final
     @torch.no_grad()
@@ -166,6 +184,8 @@ class Recipe(ABC):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of convolutions and matrix products in training; auto: bfloat16 on GPUs, float32 on CPUs. A CPU that does not
     compute in bfloat16 (AVX512-BF16 or AMX: twice the pace) takes float32 all the same."""
+    sync_batch_norm: bool = True
+    """With several GPUs, take the statistics of batch norm from the images of all of them (SyncBatchNorm)."""
     seed: int = 0
     lung_crop: str = ""
     """URI of a checkpoint of family `lungs`: images are cropped to the square around the lungs; empty: not at all."""

@@ -44,6 +44,7 @@ from cxr.recipes.weights import Weights
 LEAST_SCORE = 0.001  # below it no box is kept
 FOUND = "found"  # what `predict` gives
 MOST_FOUND = 100  # boxes of an image that are kept
+PARTNERS = 64  # images, or those of a step if they are more, of which mosaic and mixup take those that they add
 NOMINAL = 64  # images of a step for which `weight_decay` is given
 
 
@@ -195,6 +196,7 @@ class DetectRecipe(Recipe):
         lesson = Lesson(
             size=self.size,
             variation=self._variation(),
+            partners=max(PARTNERS, self.batch_size),
             open_epochs=self.epochs - self.close_mosaic,
             gains={"box": self.box, "cls": self.cls, "dfl": self.dfl},
             found=self.found,

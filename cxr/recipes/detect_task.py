@@ -7,7 +7,7 @@ region of the image in which that finding is unknown, which varies with the imag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from cxr.metrics.yolo import judged_rows, summary
 from cxr.models.detection_loss import DetectionLoss
 from cxr.models.yolo import Yolo, YoloEnsemble
 from cxr.recipes.base import Batch, Batches, Task, Workers, unit_pixels
+from cxr.recipes.partner_window import USABLE, PartnerWindow
 from cxr.report import figures
 
 VALIDATED = 300  # boxes of an image that validation looks at, as Ultralytics'
@@ -38,6 +39,7 @@ class Lesson:
     """What is shown and asked; see `DetectRecipe` for the fields.
 
     Args:
+        partners: images of which mosaic and mixup take those that they add.
         open_epochs: epochs with mosaic and mixup; those after them are without.
         gains: weights of the loss terms: box, cls, dfl.
         found: what a network finds in a batch, at most so many boxes an image; see `models.yolo.found`.
@@ -46,6 +48,7 @@ class Lesson:
 
     size: int
     variation: MosaicVariation
+    partners: int
     open_epochs: int
     gains: Mapping[str, float]
     found: Callable[[nn.Module, Batch, int], Tensor]
@@ -66,6 +69,7 @@ class DetectTask(Task):
         self.network, self.lesson, self._start = network, lesson, start
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
         self.variation = lesson.variation  # of this epoch's images
+        self.window = PartnerWindow(lesson.partners, self._shared)
 
     @property
     def _yolo(self) -> Yolo:
@@ -103,22 +107,36 @@ class DetectTask(Task):
             boxes, known = torch.where(whole[:, None, None], boxes, torch.nan), known & whole[:, None]
         return boxes, known
 
+    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return self.window.ahead(batches) if self.variation.combines else batches
+
+    def _shared(self, batch: Batch) -> dict[str, Tensor]:
+        """What an image brings into a mosaic or mixup: pixels as stored, boxes, regions of what is unknown of it."""
+        boxes, known = self.truth(batch)
+        given = torch.cat([boxes, marked(unknown_regions(known))], 1)
+        return {schema.PIXELS: batch[schema.PIXELS], schema.BOXES: given, USABLE: known.any(1)}
+
     def augmented(self, batch: Batch) -> Batch:
         """Images and boxes varied together; only images of which something is known are shown beside, or in, others.
 
         pixels: (B, size, size). boxes: (B, N, 5), at most `MOST_BOXES` of an image, or as many as the archive's
         images have; if a mosaic has more, their findings are unknown in it. "unknown": see `UNKNOWN`.
         """
-        boxes, known = self.truth(batch)
-        given = torch.cat([boxes, marked(unknown_regions(known))], 1)
-        x, moved = varied(unit_pixels(batch, self.lesson.size), given, self.variation, known.any(1))
-        most, findings = max(MOST_BOXES, boxes.shape[1]), known.shape[1]
+        if self.variation.combines:
+            self.window.show(batch)
+        given, findings = self._shared(batch)[schema.BOXES], batch[schema.LABELS].shape[1]
+        x, moved = varied(unit_pixels(batch, self.lesson.size), given, self.variation, self._partners)
+        most = max(MOST_BOXES, batch[schema.BOXES].shape[1])
         shown = first_boxes(torch.where(moved[..., :1] >= 0, moved, torch.nan))
         regions = first_boxes(torch.where(moved[..., :1] < 0, moved, torch.nan))
         regions = regions[:, : moved.shape[1] // given.shape[1] * findings]  # of the images that are shown together
         beyond = unknown_regions(~of_findings(shown[:, most:], findings))
         unknown = torch.cat([marked(regions), beyond], 1)
         return batch | {schema.PIXELS: x[:, 0], schema.BOXES: shown[:, :most], UNKNOWN: unknown}
+
+    def _partners(self, count: int) -> tuple[Tensor, Tensor]:
+        rows = self.window.draw(count)
+        return unit_pixels(rows, self.lesson.size), rows[schema.BOXES]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Loss of what is known of the images; those of which nothing is go through the network and weigh nothing.

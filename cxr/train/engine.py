@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from cxr.batches import to_device
 from cxr.errors import UserError
 from cxr.recipes.base import Batch, Batches, Recipe, Stage, Task, Workers
+from cxr.train import batch_norm
 
 
 class CannotGoOn(RuntimeError):
@@ -57,6 +58,8 @@ class Engine:
         self.task = task.to(device=device)
         self.task.workers = workers
         self.casts = casts(recipe.precision, device)
+        if recipe.sync_batch_norm and workers.size > 1 and device.type == "cuda":
+            task.network = batch_norm.synchronized(task.network)
         if self.casts:
             task.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         torch.backends.cudnn.benchmark = True  # all steps of a stage have the same shapes
@@ -106,7 +109,8 @@ class Engine:
 
     def _echoed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Batches on this engine's device, each as often as the stage wants it; every step augments it anew."""
-        return (batch for moved in self.moved(batches) for batch in repeat(moved, self.stage.echoes))
+        moved = self.task.ahead(self.moved(batches))
+        return (batch for one in moved for batch in repeat(one, self.stage.echoes))
 
     def step(self, batch: Batch, *, last: bool = True) -> dict[str, Tensor]:
         """Augment, forward and backward; with `last`, also move the weights.

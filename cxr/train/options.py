@@ -13,7 +13,13 @@ CPU_SHARE = 0.98
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Settings of a run that do not change what is learnt."""
+    """How a run is laid out on a cluster.
+
+    With several workers a step still shows `batch_size` images; losses, gradients and metrics are those of all of
+    them, and an image is combined or compared with others from as many as with one worker. These depend on the number
+    of workers: random draws, whose seeds differ by worker; which images share a step, where a split does not fit in a
+    worker's cache; and on CPUs batch norm, where each worker has statistics of its own images (a note says so).
+    """
 
     workers: int = 1
     """Training processes; with GPUs, one GPU each."""

@@ -65,9 +65,14 @@ class ArchiveStream:
             yield batches.to_tensors(columns, self.pixels)
 
 
+def share(recipe: Recipe, workers: Workers) -> int:
+    """Images of a worker in a step."""
+    return max(1, round(recipe.batch_size / workers.size))
+
+
 def open_streams(data: dict[str, Any], recipe: Recipe, workers: Workers) -> tuple[Stream, Stream]:
     """This worker's shares of the train and the val split; `data` is what `fit` made of the archive's URI."""
-    own = max(1, round(recipe.batch_size / workers.size))
+    own = share(recipe, workers)
     if "shards" in data:
         info = shards.read_info(data["shards"])
         train, val = (

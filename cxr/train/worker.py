@@ -18,10 +18,11 @@ from cxr import checkpoint
 from cxr.errors import UserError
 from cxr.recipes import recipe_from_dict
 from cxr.recipes.base import Alone, Recipe, Stage, Workers
+from cxr.train import batch_norm
 from cxr.train.average import AVERAGE, averaged_network, best_kept
 from cxr.train.engine import CannotGoOn, Engine
 from cxr.train.group import Group
-from cxr.train.stream import Stream, open_streams
+from cxr.train.stream import Stream, open_streams, share
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Worker:
         try:
             train, val = open_streams(self.config["data"], self.recipe, self.workers)
             engine, resumed = self._engine(train)
+            self._say_what_is_not_shared(engine)
             if not resumed:
                 engine.task.begin(lambda: engine.moved(train.every()), self.workers)
         except UserError as error:
@@ -78,6 +80,13 @@ class Worker:
         except CannotGoOn as reason:
             return {"stopped": str(reason)}
         return {"epochs": self.progress.epoch, "best": self.progress.best}
+
+    def _say_what_is_not_shared(self, engine: Engine) -> None:
+        """Print, once for all workers, what their number changes in what is learned."""
+        images = share(self.recipe, self.workers)
+        note = batch_norm.note(engine.task.network, self.workers.size, images, self.device)
+        if note and self.workers.rank == 0:
+            print(f"note: {note}", flush=True)
 
     def _all_well(self, well: bool) -> bool:
         """Whether every worker is; a worker that gave up alone would leave the others waiting for it."""

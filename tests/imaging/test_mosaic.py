@@ -73,7 +73,7 @@ def test_a_mosaic_shows_four_images_around_a_point_and_the_first_is_its_own() ->
     grey = torch.linspace(0.1, 0.9, 8)
     x = grey.view(-1, 1, 1, 1).expand(8, 1, SIZE, SIZE)
     whole = torch.cat([torch.arange(8.0)[:, None], torch.tensor([0.0, 0, 1, 1]).expand(8, 4)], 1)[:, None]
-    sheet = mosaic._sheet(x, whole, 1.0, torch.ones(8, dtype=torch.bool))
+    sheet = mosaic._sheet(x, whole, 1.0, mosaic._from_batch(x, whole))
     for i, (image, listed) in enumerate(zip(sheet.x[:, 0] + GREY, sheet.boxes, strict=True)):
         assert listed[0, 0] == i
         meeting = listed[0, 3:].long() - sheet.corner[i]
@@ -95,7 +95,7 @@ def test_boxes_after_mosaic_are_exact_to_a_hundredth_of_a_pixel_under_autocast(s
     given = torch.from_numpy(np.column_stack([np.arange(12), edges]).astype(np.float32)).expand(count, -1, -1)
     x = torch.zeros(count, 1, size, size)
     torch.manual_seed(0)
-    corner = mosaic._sheet(x, given, 1.0, torch.ones(count, dtype=torch.bool)).corner.double().numpy()
+    corner = mosaic._sheet(x, given, 1.0, mosaic._from_batch(x, given)).corner.double().numpy()
     forward = mosaic._random_affine(count, size, settings)[0].numpy()
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
@@ -112,16 +112,24 @@ def test_boxes_after_mosaic_are_exact_to_a_hundredth_of_a_pixel_under_autocast(s
     assert np.abs(found[..., 1:].double().numpy() * size - hull)[kept].max() < 0.01
 
 
-def test_images_that_are_not_usable_are_shown_in_no_other() -> None:
+def test_the_other_images_are_those_that_the_caller_draws() -> None:
     torch.manual_seed(0)
     x, boxes = framed(8)
-    usable = torch.tensor([True, False] * 4)
-    _, listed = varied(x, boxes, MosaicVariation(mixup=1.0), usable)
-    shown = [set(one[~one.isnan()].tolist()) for one in listed[..., 0]]
-    assert all(not (indices - {i}) & {1, 3, 5, 7} for i, indices in enumerate(shown))
-    assert set.union(*shown) > {0, 2, 4, 6}
-    x, boxes = varied(x, boxes, MosaicVariation(mixup=1.0), torch.zeros(8, dtype=torch.bool))
-    assert x.isfinite().all(), "where none is usable, images vary all the same"
+    asked = []
+
+    def partners(count: int) -> tuple[Tensor, Tensor]:
+        asked.append(count)
+        return torch.full((count, 1, SIZE, SIZE), 0.5), boxes.new_full((count, boxes.shape[1], 5), 77)
+
+    _, listed = varied(x, boxes, replace(STILL, mosaic=1.0), partners)
+    assert asked == [8, 8, 8]
+    assert varied(x, boxes, STILL, partners)[1].shape == boxes.shape
+    assert len(asked) == 3, "nobody is drawn who is not shown"
+    asked.clear()
+    _, listed = varied(x, boxes, replace(STILL, mixup=0.5), partners)
+    mixed = (listed[..., 0] == 77).any(1)
+    assert asked == [int(mixed.sum())]
+    assert 0 < asked[0] < 8
 
 
 def test_mixed_images_bring_their_boxes() -> None:

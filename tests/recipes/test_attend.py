@@ -22,7 +22,7 @@ from cxr.models.multiple_instance import cells_inside
 from cxr.models.spatial_transformer import bounded_theta, identity, invert
 from cxr.recipes.align import AlignRecipe
 from cxr.recipes.attend import AttendRecipe
-from cxr.recipes.attend_task import AttendTask, best_overlaps, boxes_found, framed, partners, strongest
+from cxr.recipes.attend_task import PARTNER, AttendTask, best_overlaps, boxes_found, framed, partners, strongest
 from cxr.recipes.base import Alone, Batch
 from cxr.train.engine import Engine
 
@@ -88,16 +88,49 @@ def aligner(tmp_path_factory: pytest.TempPathFactory) -> tuple[AttendRecipe, str
 def test_partners_are_others_without_findings_drawn_evenly() -> None:
     without = torch.tensor([False, True, True, False, True])
     torch.manual_seed(0)
-    drawn = torch.stack([partners(without) for _ in range(600)])
+    drawn = torch.stack([partners(without, 0, 5) for _ in range(600)])
     for image in range(5):
         wanted = {1, 2, 4} - {image}
         values, counts = drawn[:, image].unique(return_counts=True)
         assert set(values.tolist()) == wanted
         assert counts.min() > 0.7 * 600 / len(wanted)
     torch.manual_seed(0)
-    assert torch.equal(partners(without), drawn[0]), "seeded"
-    assert partners(torch.tensor([False, True, False])).tolist() == [1, -1, 1]
-    assert partners(torch.zeros(3, dtype=torch.bool)).tolist() == [-1] * 3
+    assert torch.equal(partners(without, 0, 5), drawn[0]), "seeded"
+    assert partners(torch.tensor([False, True, False]), 0, 3).tolist() == [1, -1, 1]
+    assert partners(torch.tensor([False, True, False]), 1, 2).tolist() == [-1, 1]
+    assert partners(torch.zeros(3, dtype=torch.bool), 0, 3).tolist() == [-1] * 3
+
+
+class Share(Alone):
+    """One of 8 workers in a step of 16 images, of which `everyone` says who has no finding."""
+
+    size = 8
+
+    def __init__(self, rank: int, everyone: Tensor) -> None:
+        self.rank, self.everyone = rank, everyone
+
+    def all_rows(self, rows: Tensor) -> Tensor:
+        assert torch.equal(rows, self.everyone[2 * self.rank :][:2])
+        return self.everyone
+
+
+def test_on_8_workers_an_image_finds_a_partner_as_on_one() -> None:
+    """Two images on each of 8 workers: alone, half of them would find nobody without findings."""
+    torch.manual_seed(0)
+    task, given, found = task_of(), batch(), []
+    for _ in range(20):
+        without = torch.rand(16) < 0.5
+        for rank in range(8):
+            task.workers = Share(rank, without.to(torch.uint8))
+            share = {name: values[:2].clone() for name, values in given.items()}
+            share[schema.LABELS][:] = (~without[2 * rank :][:2, None]).to(torch.int8)
+            partner = task.augment(share)[PARTNER]
+            assert without[partner[partner >= 0]].all()
+            assert not (partner == torch.arange(2 * rank, 2 * rank + 2)).any()
+            found.append(partner)
+    partner = torch.cat(found)
+    assert (partner < 0).float().mean() < 0.01
+    assert partner.unique().tolist()[-16:] == list(range(16)), "of all workers"
 
 
 def test_an_image_of_unknown_labels_is_nobodys_partner() -> None:

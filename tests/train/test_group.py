@@ -40,6 +40,14 @@ def work(rank: int, folder: str) -> None:
     rows = group.gather(torch.full((rank + 1, 2), float(rank)))
     assert rows.tolist() == [[0, 0], [1, 1], [1, 1]]
     assert group.gather(torch.zeros(0, 3)).shape == (0, 3)
+    for dtype in (torch.float32, torch.bfloat16):
+        mine = torch.tensor([[2.0 * rank], [2.0 * rank + 1]], dtype=dtype, requires_grad=True)
+        every = group.all_rows(mine)
+        assert every.flatten().tolist() == [0, 1, 2, 3]
+        (every * torch.tensor([[1.0], [2.0], [3.0], [4.0]]) * (1 + rank)).sum().backward()
+        assert mine.grad is not None
+        assert mine.grad.flatten().tolist() == [3 * (1 + 2 * rank), 3 * (2 + 2 * rank)], "of both workers' losses"
+    assert group.all_rows(torch.tensor([rank], dtype=torch.uint8)).tolist() == [0, 1]
     torch.save(measured(task(), group), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
