@@ -49,8 +49,9 @@ class PartnerWindow:
         self._reads_ahead = False
 
     def show(self, batch: Batch) -> None:
-        """Add a batch, unless `ahead` has: without reading ahead the window fills step by step."""
+        """Where `ahead` is not in use, make this batch the window: a step then depends on nothing else."""
         if not self._reads_ahead:
+            self._next = self._filled = 0
             self._add(batch)
 
     def draw(self, count: int) -> dict[str, Tensor]:
