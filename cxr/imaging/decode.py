@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from cxr.errors import Refused
-from cxr.imaging import dicom, raster
+from cxr.imaging import dicom_signature, raster
 from cxr.imaging.image import EncodedImage, Image, check_file_bytes, check_not_blank, require_memory, to_bits
 
 __all__ = ["EncodedImage", "Image", "check_head", "decode", "inspect", "to_bits"]
@@ -46,19 +46,25 @@ def inspect(data: bytes) -> EncodedImage:
     if not data:
         raise Refused("empty file: 0 bytes")
     check_file_bytes(len(data))
-    if dicom.has_preamble(data):  # which may begin with another format's magic number
-        encoded = dicom.inspect_dicom(data)
+    if dicom_signature.has_preamble(data):  # which may begin with another format's magic number
+        encoded = _inspect_dicom(data)
     elif data.startswith(raster.PNG_MAGIC):
         encoded = raster.inspect_png(data)
     elif data.startswith(raster.JPEG_MAGIC):
         encoded = raster.inspect_jpeg(data)
     elif raster.is_jsrt(data):
         encoded = raster.inspect_jsrt(data)
-    elif dicom.begins_like_data_set(data):
-        encoded = dicom.inspect_dicom(data)
+    elif dicom_signature.begins_like_data_set(data):
+        encoded = _inspect_dicom(data)
     else:
         raise Refused(f"unsupported file type: {_foreign_type(data)}; expected DICOM, PNG or JPEG")
     return EncodedImage(encoded.memory_bytes, partial(_decoded, encoded))
+
+
+def _inspect_dicom(data: bytes) -> EncodedImage:
+    from cxr.imaging.dicom import inspect_dicom  # here, so that processes that meet no DICOM do not import pydicom
+
+    return inspect_dicom(data)
 
 
 def check_head(head: bytes, file_bytes: int) -> None:
@@ -70,8 +76,10 @@ def check_head(head: bytes, file_bytes: int) -> None:
     """
     if not file_bytes:
         raise Refused("empty file: 0 bytes")
-    known = dicom.has_preamble(head) or head.startswith((raster.PNG_MAGIC, raster.JPEG_MAGIC, raster.GIF_MAGIC))
-    if not (known or file_bytes == raster.JSRT_BYTES or dicom.begins_like_data_set(head)):
+    known = dicom_signature.has_preamble(head) or head.startswith(
+        (raster.PNG_MAGIC, raster.JPEG_MAGIC, raster.GIF_MAGIC)
+    )
+    if not (known or file_bytes == raster.JSRT_BYTES or dicom_signature.begins_like_data_set(head)):
         raise Refused(f"unsupported file type: {_foreign_type(head)}; expected DICOM, PNG or JPEG")
     check_file_bytes(file_bytes)
 

@@ -20,6 +20,7 @@ from cxr.errors import Refused
 from cxr.imaging import dicom_tags
 from cxr.imaging.dicom_display import rendered
 from cxr.imaging.dicom_pixels import PixelData, read_pixel_data
+from cxr.imaging.dicom_signature import LONG_VR, MAGIC, PREAMBLE_BYTES, has_preamble
 from cxr.imaging.image import MAX_FILE_BYTES, EncodedImage, Image, to_gray
 
 _NEEDED = (  # nothing else is read
@@ -53,36 +54,8 @@ _NEEDED = (  # nothing else is read
     "PixelData",
 )
 _MOST_ELEMENTS = 10_000  # X-rays have a few hundred; a file of nothing else takes long to read
-_PREAMBLE_BYTES, _MAGIC = 128, b"DICM"
 _PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
-_FIRST_GROUPS = range(0x0002, 0x0033)
-_LONG_VR = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
-_SHORT_VR = set(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
-_UNDEFINED_LENGTH = 0xFFFFFFFF  # of a sequence
-_ITEMS = (b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0")  # what it begins with: an item, or its end
 _LIBRARIES = r"(pydicom|PIL|jpeg_ls|libjpeg|openjpeg|pylibjpeg)\b"
-
-
-def has_preamble(data: bytes) -> bool:
-    """Whether the bytes are a DICOM file (PS3.10), whatever its preamble resembles."""
-    return data.startswith(_MAGIC, _PREAMBLE_BYTES)
-
-
-def begins_like_data_set(data: bytes) -> bool:
-    """Whether the bytes may be a data set without preamble, as in old archives: it begins at any low tag."""
-    if len(data) < 8:
-        return False
-    for order in "<>":
-        group, element = struct.unpack_from(order + "HH", data)
-        if group in _FIRST_GROUPS and data[4:6] in _LONG_VR | _SHORT_VR:
-            return True
-    group, element, length = struct.unpack_from("<HHI", data)  # implicit VR is little-endian
-    if group not in _FIRST_GROUPS:
-        return False
-    if length == _UNDEFINED_LENGTH:
-        return data.startswith(_ITEMS, 8)
-    next_tag = data[8 + length : 12 + length]
-    return len(next_tag) == 4 and (group, element) < struct.unpack("<HH", next_tag) <= (0x7FE0, 0x0010)
 
 
 def inspect_dicom(data: bytes) -> EncodedImage:
@@ -170,9 +143,9 @@ def _inflated(data: bytes) -> bytes:
 
 def _transfer_syntax(data: bytes) -> tuple[str | None, int]:
     """The transfer syntax that the file meta information (PS3.10 7.1) names, and where the data set begins."""
-    position, syntax = _PREAMBLE_BYTES + len(_MAGIC) if has_preamble(data) else 0, None
+    position, syntax = PREAMBLE_BYTES + len(MAGIC) if has_preamble(data) else 0, None
     while data.startswith(b"\2\0", position) and position + 12 <= len(data):
-        if data[position + 4 : position + 6] in _LONG_VR:
+        if data[position + 4 : position + 6] in LONG_VR:
             header, length = 12, struct.unpack_from("<I", data, position + 8)[0]
         else:
             header, length = 8, struct.unpack_from("<H", data, position + 6)[0]
