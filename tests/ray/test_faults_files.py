@@ -16,7 +16,7 @@ from cxr import schema
 from cxr.phantom.archive import write_phantom
 from tests.conftest import REPOSITORY
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 IMAGES = 40
 REASONS = {
     "exits": "the decoder exited with code 3",
