@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cxr import cluster, schema, storage
+from cxr import cluster, lease, schema, storage
 from cxr.dataset import map_parts
 from cxr.errors import UserError
 from cxr.imaging.enhance import Enhancement
@@ -93,7 +93,8 @@ def ingest(
         labelling: labels and boxes other than the source's own, and how those of several readers become one set.
 
     Raises:
-        UserError: no such archive; OUT holds another ingest's work; too many rejects, or boxes outside their images.
+        UserError: no such archive; OUT holds another ingest's work or is in use by another run; too many rejects, or
+            boxes outside their images.
     """
     archive, out, pixels = storage.normalise(archive_uri), storage.normalise(out_uri), pixels or PixelFormat()
     for uri in (archive, out):
@@ -108,17 +109,18 @@ def ingest(
     origin |= {"lung_crop": crop.describe()} if crop else {}
     origin |= {"enhancement": enhance.describe()} if enhance else {}
     origin |= labelling.describe()
-    ledger = open_ledger(out, {"job": "ingest", **origin, "limit": limit}, parts)
-    progress = _write_parts(ledger, parts, (pixels, crop, enhance))
-    contents = _read_footers(ledger, parts)
-    boxes = sum((part.boxes for part in contents), BoxCounts())
-    boxes.check(whole=True)
-    for note in boxes.notes():
-        print(f"note: {note}", flush=True)
-    manifest.notes += boxes.notes()
-    about = _describe(contents, manifest, origin)
-    _write_rejects(out, contents)
-    storage.write_json(storage.join(out, ARCHIVE_FILE), about)
+    with lease.held(out):
+        ledger = open_ledger(out, {"job": "ingest", **origin, "limit": limit}, parts)
+        progress = _write_parts(ledger, parts, (pixels, crop, enhance))
+        contents = _read_footers(ledger, parts)
+        boxes = sum((part.boxes for part in contents), BoxCounts())
+        boxes.check(whole=True)
+        for note in boxes.notes():
+            print(f"note: {note}", flush=True)
+        manifest.notes += boxes.notes()
+        about = _describe(contents, manifest, origin)
+        _write_rejects(out, contents)
+        storage.write_json(storage.join(out, ARCHIVE_FILE), about)
     _check_rejects(about, table.num_rows, max_rejects, out)
     return IngestResult(
         shards=out,

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar, cast, get_args, g
 
 import tyro
 
-from cxr import provenance, storage
+from cxr import lease, provenance, storage
 from cxr.errors import ClusterError, UserError
 from cxr.interrupt import Interruption
 
@@ -121,8 +121,9 @@ def _outcome(main: Callable[[Options], dict[str, Any]], options: Options) -> tup
     start = time.monotonic()
     try:
         _check_out(options.out)
-        result = main(options)
-        print(write_result(options, result, time.monotonic() - start), flush=True)
+        with lease.held(options.out):
+            result = main(options)
+            print(write_result(options, result, time.monotonic() - start), flush=True)
         return DONE, ""
     except UserError as mistake:
         return MISUSED, f"error: {mistake}"

@@ -21,7 +21,7 @@ import ray.data
 import torch
 from torch import Tensor
 
-from cxr import batches, checkpoint, cluster, latents, ledger, lung_crop, schema, shards, storage
+from cxr import batches, checkpoint, cluster, latents, lease, ledger, lung_crop, schema, shards, storage
 from cxr.checkpoint import Checkpoint
 from cxr.dataset import finished, map_blocks
 from cxr.errors import UserError
@@ -114,20 +114,21 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
         **({"save_latents": True} if options.save_latents else {}),
         **({"lung_crop": plans[0].crop.describe()} if plans[0].crop else {}),
     }
-    book = ledger.open_ledger(out, settings, parts)
-    todo = book.todo(parts)
-    progress = Progress("scored", _images(parts), done=_images(parts) - _images(todo))
-    missing = {part.name for part in todo}
-    tally = Tally()
-    for plan in plans:
-        left = [part for part in plan.parts if part.name in missing]
-        _score_parts(left, book, kept.uri, plan, options, progress, tally)
-    for part in parts:
-        if part.name not in missing:  # an earlier run has written it
-            tally.add(storage.read_parquet(book.file(part), columns=_COUNTED.names))
-    if options.save_latents:
-        uris = {part.name: book.file(part) for part in parts}
-        latents.finish(storage.join(out, LATENTS), uris, kept, plans[0].origin)
+    with lease.held(out):
+        book = ledger.open_ledger(out, settings, parts)
+        todo = book.todo(parts)
+        progress = Progress("scored", _images(parts), done=_images(parts) - _images(todo))
+        missing = {part.name for part in todo}
+        tally = Tally()
+        for plan in plans:
+            left = [part for part in plan.parts if part.name in missing]
+            _score_parts(left, book, kept.uri, plan, options, progress, tally)
+        for part in parts:
+            if part.name not in missing:  # an earlier run has written it
+                tally.add(storage.read_parquet(book.file(part), columns=_COUNTED.names))
+        if options.save_latents:
+            uris = {part.name: book.file(part) for part in parts}
+            latents.finish(storage.join(out, LATENTS), uris, kept, plans[0].origin)
     progress.tell()
     scored = Scored(
         scores=storage.join(out, SCORES),

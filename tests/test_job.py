@@ -159,3 +159,15 @@ def test_a_second_signal_ends_a_job_at_once(job: list[str]) -> None:
     process.terminate()
     assert process.wait(timeout=30) == 143
     assert time.monotonic() - start < 5
+
+
+def test_two_jobs_into_one_folder_the_second_ends_with_2_and_the_first_goes_on(job: list[str]) -> None:
+    with subprocess.Popen([*job, "slowly"], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "started\n"
+        second = run([*job, "well"])
+        assert second.returncode == 2
+        assert f"is in use by another run (process {first.pid} on " in second.stderr
+        assert first.poll() is None
+        first.send_signal(signal.SIGKILL)
+    assert run([*job, "well"]).returncode == 0

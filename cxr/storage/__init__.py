@@ -10,6 +10,7 @@ missing or refused is not. Every failure is a `StorageError` that names the URI 
 `Unreadable` where it concerns one file, a plain one where its whole place is concerned.
 """
 
+from cxr.storage.conditional import replace_if
 from cxr.storage.files import (
     check_readable,
     check_writable,
@@ -65,6 +66,7 @@ __all__ = [
     "read_parquet",
     "read_parquet_footer",
     "read_text",
+    "replace_if",
     "safe_path",
     "upload_folder",
     "write_bytes",

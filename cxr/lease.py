@@ -1,0 +1,175 @@
+"""One run at a time in a folder: a lease that is renewed while the run lives, and taken over when it is dead.
+
+Parts of work have deterministic names, so two runs in one folder would not spoil it, but they would do all work twice
+without knowing of each other, and two trainings would write into one log.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cxr import storage
+from cxr.errors import UserError
+
+LEASE_FILE = "lease.json"
+HEARTBEAT_S = 10.0  # between renewals
+STALE_S = 60.0  # without a renewal, after which a run on another machine is taken for dead
+_HELD: set[str] = set()  # by this process
+
+
+@contextmanager
+def held(folder: str) -> Iterator[None]:
+    """Keep other runs out of a folder, any URI, while the block runs. Blocks within a block change nothing.
+
+    A killed run on this machine is recognized at once. For one on another machine it takes STALE_S seconds, by this
+    machine's clock. Two runs that begin in the same moment can both get the folder where the storage has neither file
+    locks nor conditional writes: see `storage.replace_if`.
+
+    Raises:
+        UserError: another run is alive there.
+    """
+    folder = storage.normalise(folder)
+    if folder in _HELD:
+        yield
+        return
+    lease = _Lease(storage.join(folder, LEASE_FILE), folder)
+    lease.take()
+    _HELD.add(folder)
+    try:
+        yield
+    finally:
+        _HELD.discard(folder)
+        lease.release()
+
+
+class _Lease:
+    def __init__(self, uri: str, folder: str) -> None:
+        self._uri, self._folder = uri, folder
+        self._made_folder = storage.is_local(folder) and not Path(folder).exists()
+        self._about = {
+            "token": secrets.token_hex(8),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            **_this_process(),
+        }
+        self._content = b""
+        self._released = threading.Event()
+        self._heartbeat = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def take(self) -> None:
+        if not self._write(self._left_by_dead()):
+            raise self._in_use(_read(self._uri))
+        self._heartbeat.start()
+
+    def release(self) -> None:
+        self._released.set()
+        self._heartbeat.join(timeout=HEARTBEAT_S)
+        if _read(self._uri) == self._content:
+            storage.delete(self._uri)
+        if self._made_folder:
+            with suppress(OSError):  # there are results in it
+                Path(self._folder).rmdir()
+
+    def _write(self, previous: bytes | None) -> bool:
+        content = json.dumps({**self._about, "renewed": time.time()}).encode()
+        written = storage.replace_if(self._uri, content, previous)
+        if written:
+            self._content = content
+        return written
+
+    def _renew(self) -> None:
+        while not self._released.wait(HEARTBEAT_S):
+            with suppress(storage.StorageError):  # which may pass before the lease is stale
+                if not self._write(self._content) and not self._write(None):  # None: somebody deleted the file
+                    print(f"note: another run has taken over {self._folder}; this one stops", flush=True)
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    return
+
+    def _left_by_dead(self) -> bytes | None:
+        """What a dead run left as its lease; None: there is no lease."""
+        left = _read(self._uri)
+        if left is None:
+            return None
+        other = _parsed(left)
+        if other.get("machine") == self._about["machine"]:
+            if _lives(other):
+                raise self._in_use(left)
+            return left
+        print(
+            f"note: {self._folder} was in use by another run ({_described(other)}); waiting up to {STALE_S:g} s to "
+            f"see whether it is still alive",
+            flush=True,
+        )
+        deadline = time.monotonic() + STALE_S
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, STALE_S / 10))
+            now = _read(self._uri)
+            if now is None:  # it has ended
+                return None
+            if now != left:
+                raise self._in_use(now)
+        return left
+
+    def _in_use(self, content: bytes | None) -> UserError:
+        return UserError(
+            f"{self._folder} is in use by another run ({_described(_parsed(content or b'{}'))}): wait until it has "
+            f"ended, stop it, or give another --out"
+        )
+
+
+def _read(uri: str) -> bytes | None:
+    try:
+        return storage.read_bytes(uri)
+    except storage.NotFound:
+        return None
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    with suppress(ValueError):
+        found = json.loads(content)
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _this_process() -> dict[str, Any]:
+    """What tells this process from all others, on this machine and elsewhere.
+
+    Process numbers mean something only within one start of one machine and, in containers, one namespace.
+    """
+    places = [socket.gethostname()]
+    with suppress(OSError):
+        places += [
+            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            str(Path("/proc/self/ns/pid").readlink()),
+        ]
+    process = psutil.Process()
+    return {
+        "host": places[0],
+        "machine": " ".join(places),
+        "process": process.pid,
+        "started": process.create_time(),
+    }
+
+
+def _lives(other: dict[str, Any]) -> bool:
+    """Whether a process of this machine still runs, and is not another one with its number."""
+    try:
+        process = psutil.Process(other.get("process", 0))
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - other.get("started", 0)) < 1
+    except psutil.Error:
+        return False
+
+
+def _described(other: dict[str, Any]) -> str:
+    return f"process {other.get('process', '?')} on {other.get('host', '?')}, since {other.get('since', '?')}"
