@@ -26,7 +26,7 @@ from typing import IO
 
 import psutil
 
-from cxr.socket_paths import shorten_temporary_folders
+from cxr.runtime.socket_paths import shorten_temporary_folders
 
 LOOPBACK = "127.0.0.1"
 PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")

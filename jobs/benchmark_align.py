@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from cxr import checkpoint, storage
-from cxr.benchmark import align
-from cxr.benchmark.align_pictures import save_pictures
-from cxr.benchmark.ecc import Ecc
-from cxr.job import run_job
+from cxr import storage
+from cxr.benchmarks.studies import align
+from cxr.benchmarks.studies.align_pictures import save_pictures
+from cxr.benchmarks.studies.ecc import Ecc
+from cxr.cli.training_jobs import phantom_archive, quick_checkpoint
+from cxr.families import checkpoint
 from cxr.models.spatial_transformer import identity
-from cxr.workflow import phantom_archive, quick_checkpoint
+from cxr.runtime.job import run_job
 
 AS_IS = "_as_is"
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cxr import checkpoint, lung_crop, storage
-from cxr.benchmark import compression, compression_report, xrays
-from cxr.benchmark.compression import Judge
-from cxr.checkpoint import Checkpoint
-from cxr.job import run_job
+from cxr import storage
+from cxr.benchmarks.studies import compression, compression_report, xrays
+from cxr.benchmarks.studies.compression import Judge
+from cxr.cli.training_jobs import phantom_archive, quick_compressor
+from cxr.families import checkpoint, lung_crop
+from cxr.families.checkpoint import Checkpoint
 from cxr.metrics.classification.bootstrap import RESAMPLES
-from cxr.workflow import phantom_archive, quick_compressor
+from cxr.runtime.job import run_job
 
 
 @dataclass(frozen=True, kw_only=True)

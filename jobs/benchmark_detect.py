@@ -26,16 +26,18 @@ import matplotlib
 import torch
 import yaml
 
-from cxr import cluster, schema, shards, storage
-from cxr.job import run_job
+from cxr import schema, storage
+from cxr.cli.training_jobs import ArchiveOptions, make_ready
+from cxr.data import shards
+from cxr.data.batch import Batch
+from cxr.data.shard_loader import ShardStream
+from cxr.families.detect import DetectRecipe
 from cxr.models.yolo import ultralytics
-from cxr.recipes.base import Batch
-from cxr.recipes.detect import DetectRecipe
-from cxr.shard_stream import ShardStream
-from cxr.train.fit import fit
-from cxr.train.log import read_metrics
-from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready
+from cxr.runtime import cluster
+from cxr.runtime.job import run_job
+from cxr.training.fit import fit
+from cxr.training.options import RunOptions
+from cxr.training.run_log import read_metrics
 
 _BATCH = 32  # images converted at once
 _REPORTERS = ("sync", "clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb")

@@ -15,8 +15,8 @@ import numpy as np
 from cxr import storage
 from cxr.boxes import Found, wbf
 from cxr.errors import UserError
-from cxr.job import run_job
-from cxr.report.tables import markdown
+from cxr.reporting.tables import markdown
+from cxr.runtime.job import run_job
 
 Images = list[list[Found]]
 

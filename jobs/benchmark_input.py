@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cxr import cluster, storage
-from cxr.job import run_job
-from cxr.recipes.align import AlignRecipe
-from cxr.speed.chart import save_chart
-from cxr.speed.measure import Benchmark, Plan
+from cxr import storage
+from cxr.benchmarks.throughput.chart import save_chart
+from cxr.benchmarks.throughput.measure import Benchmark, Plan
+from cxr.families.align import AlignRecipe
+from cxr.runtime import cluster
+from cxr.runtime.job import run_job
 
 TARGETS = {"Training input, 256 px": 10, "Training input, 512 px": 8, "Training input, 1024 px": 4}
 OURS = ("shards", "stream", "ingest", "Ray Train")

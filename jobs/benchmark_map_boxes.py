@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 
 from cxr import schema, storage
+from cxr.boxes.from_heatmaps import FULL, BoxRule, Hot, boxes_of
 from cxr.errors import UserError
-from cxr.imaging.map_boxes import FULL, BoxRule, Hot, boxes_of
-from cxr.job import run_job
-from cxr.report.tables import markdown
+from cxr.reporting.tables import markdown
+from cxr.runtime.job import run_job
 
 PEAKS = 3  # of a map, at most
 

@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 
-from cxr import cluster, shards, storage
-from cxr.job import run_job
-from cxr.recipes.aecnn import AecnnRecipe
-from cxr.report.tables import markdown
-from cxr.speed.step import DTYPES, Step, limit, operations
-from cxr.speed.training import both_paces
-from cxr.workflow import ArchiveOptions, make_ready
+from cxr import storage
+from cxr.benchmarks.throughput.step import DTYPES, Step, limit, operations
+from cxr.benchmarks.throughput.training import both_paces
+from cxr.cli.training_jobs import ArchiveOptions, make_ready
+from cxr.data import shards
+from cxr.families.aecnn import AecnnRecipe
+from cxr.reporting.tables import markdown
+from cxr.runtime import cluster
+from cxr.runtime.job import run_job
 
 
 @dataclass(frozen=True, kw_only=True)

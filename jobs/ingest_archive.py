@@ -12,20 +12,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cxr import cluster, lung_crop, schema, storage
-from cxr.decode_pool import decode_image
+from cxr import schema, storage
+from cxr.cli.training_jobs import phantom_archive
+from cxr.data.decode_pool import decode_image
+from cxr.data.ingest import IngestResult, ingest
 from cxr.errors import Refused
+from cxr.families import lung_crop
 from cxr.imaging.decode import check_head
 from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import fit
 from cxr.imaging.image import to_bits
-from cxr.imaging.lung_square import MARGIN
-from cxr.ingest import IngestResult, ingest
-from cxr.job import run_job
-from cxr.report.figures import picture_rows, save_figure
+from cxr.imaging.lung_bbox import MARGIN
+from cxr.reporting.figures import picture_rows, save_figure
+from cxr.runtime import cluster
+from cxr.runtime.job import run_job
 from cxr.schema import PixelFormat
 from cxr.sources import Labelling, open_manifest
-from cxr.workflow import phantom_archive
 
 PICTURED, PICTURE_PX = 4, 320
 

@@ -15,7 +15,6 @@ import cv2
 
 from cxr import storage
 from cxr.errors import UserError
-from cxr.job import run_job
 from cxr.phantom.archive import Study, write_phantom
 from cxr.phantom.findings import check_findings
 from cxr.phantom.jsrt import write_jsrt_phantom
@@ -23,6 +22,7 @@ from cxr.phantom.nlm import write_masked_phantom
 from cxr.phantom.preview import contact_sheet
 from cxr.phantom.siim import write_siim_phantom
 from cxr.phantom.vinbigdata import write_vinbigdata_phantom
+from cxr.runtime.job import run_job
 from cxr.schema import FINDINGS
 
 PREVIEWED = 36

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cxr import judge
-from cxr.job import run_job
-from cxr.judge.base import ReportOptions
+from cxr import evaluation
+from cxr.evaluation.run import ReportOptions
+from cxr.runtime.job import run_job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    result = judge.report(options.run, options.report, options.out)
+    result = evaluation.report(options.run, options.report, options.out)
     for name, value in result["metrics"].items():
         print(f"{name} {value:.4g}" if value is not None else f"{name} not measured")
     for uri in (*result["pictures"], result["report"]):

@@ -11,10 +11,12 @@ from typing import Any
 
 import tyro
 
-from cxr import checkpoint, cluster, storage
-from cxr.job import run_job
-from cxr.score import ScoreOptions, check_archives, score
-from cxr.workflow import phantom_archive, quick_checkpoint, quick_compressor
+from cxr import storage
+from cxr.cli.training_jobs import phantom_archive, quick_checkpoint, quick_compressor
+from cxr.families import checkpoint
+from cxr.inference.score import ScoreOptions, check_archives, score
+from cxr.runtime import cluster
+from cxr.runtime.job import run_job
 
 
 @dataclass(frozen=True, kw_only=True)

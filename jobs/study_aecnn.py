@@ -10,14 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cxr import checkpoint, lung_crop, storage
-from cxr.benchmark import aecnn, xrays
-from cxr.job import run_job
-from cxr.recipes.aecnn import AecnnRecipe
-from cxr.report import figures
-from cxr.study import train_all
-from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, training_record
+from cxr import storage
+from cxr.benchmarks.studies import aecnn, xrays
+from cxr.cli.training_jobs import ArchiveOptions, make_ready, ready_to_begin, settled, training_record
+from cxr.families import checkpoint, lung_crop
+from cxr.families.aecnn import AecnnRecipe
+from cxr.reporting import figures
+from cxr.runtime.job import run_job
+from cxr.training.options import RunOptions
+from cxr.training.sweep import train_all
 
 COMPRESSED, RESIZED, WHOLE = "ae-cnn", "resized", "uncompressed"
 

@@ -12,20 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cxr import checkpoint, storage
-from cxr.batches import best_device
-from cxr.benchmark import boxed_xrays, localization, localization_report
-from cxr.benchmark.boxed_xrays import BoxedXRays
+from cxr import storage
+from cxr.benchmarks.studies import boxed_xrays, localization, localization_report
+from cxr.benchmarks.studies.boxed_xrays import BoxedXRays
+from cxr.cli.training_jobs import ArchiveOptions, make_ready, ready_to_begin, settled, training_record
+from cxr.data.batch import best_device
 from cxr.errors import UserError
-from cxr.job import run_job
+from cxr.families import checkpoint
+from cxr.families.localize import LocalizeRecipe
 from cxr.metrics.classification.bootstrap import RESAMPLES
 from cxr.phantom.archive import write_phantom
-from cxr.recipes.localize import LocalizeRecipe
-from cxr.report import figures
+from cxr.reporting import figures
+from cxr.runtime.job import run_job
 from cxr.sources import chestxray14
-from cxr.study import train_all
-from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, training_record
+from cxr.training.options import RunOptions
+from cxr.training.sweep import train_all
 
 MULTISCALE, LAST = "multiscale", "last"
 # Name -> the settings in which its recipe differs from the job's.

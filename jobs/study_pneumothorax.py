@@ -14,17 +14,18 @@ from typing import Any
 
 import torch
 
-from cxr import checkpoint, storage
-from cxr.batches import best_device
-from cxr.benchmark import segmentation, segmentation_report
+from cxr import storage
+from cxr.benchmarks.studies import segmentation, segmentation_report
+from cxr.cli.training_jobs import ArchiveOptions, make_ready, ready_to_begin, settled, siim_phantoms, training_record
+from cxr.data.batch import best_device
 from cxr.errors import UserError
-from cxr.job import run_job
+from cxr.families import checkpoint
+from cxr.families.pneumothorax import PneumothoraxRecipe
 from cxr.models.fcn import FCN_BACKBONES
-from cxr.recipes.pneumothorax import PneumothoraxRecipe
-from cxr.report import figures
-from cxr.study import train_all
-from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, siim_phantoms, training_record
+from cxr.reporting import figures
+from cxr.runtime.job import run_job
+from cxr.training.options import RunOptions
+from cxr.training.sweep import train_all
 
 # Name -> the settings in which its recipe differs from the job's.
 NETWORKS: dict[str, dict[str, str]] = {

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cxr import storage
-from cxr.job import run_job
-from cxr.judge.base import Split, read_run
-from cxr.judge.submission import write_submission
+from cxr.evaluation.run import Split, read_run
+from cxr.export.kaggle_siim import write_submission
+from cxr.runtime.job import run_job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cxr import storage
-from cxr.job import run_job
-from cxr.judge.base import Split, read_run
-from cxr.judge.vinbigdata import NormalFilter, normal_probabilities, write_submission
+from cxr.evaluation.run import Split, read_run
+from cxr.export.kaggle_vinbigdata import NormalFilter, normal_probabilities, write_submission
+from cxr.runtime.job import run_job
 from cxr.sources.vinbigdata import META_FILES
 
 

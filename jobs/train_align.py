@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cxr.job import run_job
-from cxr.recipes.align import AlignRecipe
-from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, train_job
+from cxr.cli.training_jobs import ArchiveOptions, train_job
+from cxr.families.align import AlignRecipe
+from cxr.runtime.job import run_job
+from cxr.training.options import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)

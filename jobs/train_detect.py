@@ -22,17 +22,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cxr import checkpoint, storage
-from cxr.batches import best_device
-from cxr.benchmark import detection
-from cxr.checkpoint import Checkpoint
+from cxr import storage
+from cxr.benchmarks.studies import detection
+from cxr.cli.training_jobs import ArchiveOptions, make_ready, ready_to_begin, settled, train_job, training_record
+from cxr.data.batch import best_device
 from cxr.errors import UserError
-from cxr.job import run_job
+from cxr.families import checkpoint
+from cxr.families.checkpoint import Checkpoint
+from cxr.families.detect import DetectRecipe
 from cxr.models.yolo import YoloEnsemble, YoloSize
-from cxr.recipes.detect import DetectRecipe
-from cxr.study import train_all
-from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready, ready_to_begin, settled, train_job, training_record
+from cxr.runtime.job import run_job
+from cxr.training.options import RunOptions
+from cxr.training.sweep import train_all
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cxr.job import run_job
-from cxr.recipes.pneumothorax import PneumothoraxRecipe
-from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, siim_phantoms, train_job
+from cxr.cli.training_jobs import ArchiveOptions, siim_phantoms, train_job
+from cxr.families.pneumothorax import PneumothoraxRecipe
+from cxr.runtime.job import run_job
+from cxr.training.options import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)

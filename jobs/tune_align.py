@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cxr.job import run_job
-from cxr.recipes.align import AlignRecipe
-from cxr.train.options import RunOptions
-from cxr.tune import SearchOptions
-from cxr.workflow import ArchiveOptions, tune_job
+from cxr.cli.training_jobs import ArchiveOptions, tune_job
+from cxr.families.align import AlignRecipe
+from cxr.runtime.job import run_job
+from cxr.training.options import RunOptions
+from cxr.training.search import SearchOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ def ray_cluster() -> Iterator[None]:
     """One private cluster of two CPUs for all tests marked `ray`."""
     import ray
 
-    from cxr.cluster import connect
+    from cxr.runtime.cluster import connect
 
     connect(cpus=2)
     yield

@@ -16,15 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from cxr import checkpoint, schema
+from cxr import schema
+from cxr.augment import affine_exposure
+from cxr.data.batch import Batch
 from cxr.errors import UserError
-from cxr.imaging import augment
+from cxr.families import checkpoint
+from cxr.families.align import AlignRecipe
+from cxr.families.base import Alone, Recipe, Workers
 from cxr.imaging.geometry import Frame
-from cxr.models.lung_field import LungField
-from cxr.recipes.align import AlignRecipe
-from cxr.recipes.base import Alone, Batch, Recipe, Workers
-from cxr.train.engine import Engine
-from tests.test_recipes import SMALL, some_batches
+from cxr.models.small_unet import LungField
+from cxr.training.engine import Engine
+from tests.families.test_recipes import SMALL, some_batches
 
 RECIPES: dict[str, Recipe] = SMALL | {
     "aecnn of ten crops": SMALL["aecnn"].replace(size=40, crop=32, test="ten", balance=1.0),
@@ -111,7 +113,7 @@ def _latents(recipe: Recipe) -> int:
 @contextmanager
 def same_noise() -> Iterator[None]:
     """Noise of every pixel comes from the CPU too: the one thing that a device draws by itself."""
-    with mock.patch.object(augment, "pixel_noise", lambda like, *_: torch.randn(like.shape).to(like.device)):
+    with mock.patch.object(affine_exposure, "pixel_noise", lambda like, *_: torch.randn(like.shape).to(like.device)):
         yield
 
 

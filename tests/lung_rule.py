@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cxr import checkpoint
-from cxr.models.mask_finder import MaskFinder
+from cxr.families import checkpoint
+from cxr.families.lungs import LungsRecipe
+from cxr.models.segmentation_model import MaskFinder
 from cxr.models.unet import SmallUNet
-from cxr.recipes.lungs import LungsRecipe
 
 NOWHERE, EVERYWHERE = -1e3, 1e3  # logits added to all pixels
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr import schema, storage
+from cxr.data.shards import ARCHIVE_FILE, KIND
 from cxr.schema import PixelFormat
-from cxr.shards import ARCHIVE_FILE, KIND
 
 
 def chest_like(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -12,57 +12,36 @@ IN_CXR = sorted((REPOSITORY / "cxr").rglob("*.py"))
 SCRIPTS = sorted(path for folder in ("jobs", "cluster") for path in (REPOSITORY / folder).glob("*.py"))
 MODULES = [*IN_CXR, *SCRIPTS]
 
-MAY_IMPORT_RAY = {"train", "tune", "score", "ingest", "dataset", "cluster", "speed", "study"}
-BASE = {"cxr.schema", "cxr.errors", "cxr.precision"}
-# A part of cxr -> what it may import of cxr besides itself. The parts not named here are the chain: they
-# stand above all of these, and know recipes.base, never a family. (workflow.py, above it, is the jobs' own.)
-MAY_IMPORT = {
-    "errors": set(),
-    "schema": set(),
-    "storage": {"cxr.errors"},
-    "boxes": {"cxr.errors"},
-    "batches": BASE | {"cxr.imaging"},
-    "precision": set(),
-    "state_dicts": set(),
-    "models": {"cxr.precision", "cxr.state_dicts"},
-    "metrics": BASE | {"cxr.boxes", "cxr.models"},
-    "imaging": BASE,
-    "decode_worker": BASE | {"cxr.imaging"},
-    "memory_budget": set(),
-    "decode_pool": BASE | {"cxr.imaging", "cxr.decode_worker", "cxr.memory_budget"},
-    "sources": BASE | {"cxr.storage", "cxr.imaging", "cxr.boxes"},
-    "phantom": BASE | {"cxr.storage", "cxr.imaging", "cxr.sources"},
-    "report": BASE | {"cxr.storage", "cxr.metrics"},
-    "judge": BASE
-    | {
-        f"cxr.{name}"
-        for name in (
-            "boxes",
-            "storage",
-            "imaging",
-            "sources",
-            "decode_pool",
-            "rows",
-            "shards",
-            "ledger",
-            "metrics",
-            "report",
-        )
-    },
-    "recipes": BASE
-    | {"cxr.state_dicts"}
-    | {
-        f"cxr.{name}"
-        for name in ("boxes", "storage", "sources", "batches", "models", "metrics", "imaging", "phantom", "report")
-    },
-    "benchmark": BASE
-    | {f"cxr.{name}" for name in ("storage", "sources", "rows", "batches", "models", "metrics", "report")}
-    | {"cxr.recipes.base", "cxr.checkpoint", "cxr.shards", "cxr.latents", "cxr.lung_crop"},
-}
+# The parts of cxr from bottom to top. A part may import those that stand before it, and itself.
+ORDER = (
+    "errors",
+    "schema",
+    "precision",
+    "storage",
+    "imaging",
+    "boxes",
+    "augment",
+    "sources",
+    "phantom",
+    "runtime",
+    "data",
+    "models",
+    "metrics",
+    "reporting",
+    "families",
+    "training",
+    "inference",
+    "evaluation",
+    "export",
+    "benchmarks",
+    "cli",
+)
+MAY_IMPORT_RAY = {"data", "training", "inference", "benchmarks", "runtime"}
+KNOW_NO_FAMILY = {"data", "training", "inference"}  # they work with any recipe and task
 
 
 def part(path: Path) -> str:
-    """The part of cxr that a file belongs to: `train` for cxr/train.py and for cxr/train/fit.py."""
+    """The part of cxr that a file belongs to: `training` for cxr/training/fit.py."""
     return path.relative_to(REPOSITORY / "cxr").parts[0].removesuffix(".py")
 
 
@@ -88,7 +67,7 @@ def within(name: str, packages: set[str]) -> bool:
 def test_names_are_told_apart() -> None:
     assert within("cxr.models.unet", {"cxr.models"})
     assert not within("cxr.modelsx", {"cxr.models"})
-    assert "ray.train" in set(imports(REPOSITORY / "cxr" / "train" / "fit.py"))
+    assert "ray.train" in set(imports(REPOSITORY / "cxr" / "training" / "fit.py"))
 
 
 def test_first_line_says_what_lives_there() -> None:
@@ -101,27 +80,24 @@ def test_no_module_grows_too_long() -> None:
     assert {path: length for path, length in lengths.items() if length > 500} == {}
 
 
-def test_ray_stays_in_its_rooms() -> None:
+def test_ray_is_imported_only_where_it_may_be() -> None:
     outside = [path for path in IN_CXR if part(path) not in MAY_IMPORT_RAY]
     assert [str(path) for path in outside if any(within(name, {"ray"}) for name in imports(path))] == []
 
 
-def test_lower_rooms_import_nothing_above() -> None:
+def test_no_part_imports_one_above_it() -> None:
     upward = []
     for path in IN_CXR:
-        allowed = MAY_IMPORT.get(part(path), {"cxr"}) | {f"cxr.{part(path)}"}
-        ours = (name for name in imports(path) if within(name, {"cxr"}))
-        upward += [f"{path.relative_to(REPOSITORY)} imports {name}" for name in ours if not within(name, allowed)]
+        if part(path) == "__init__":
+            continue
+        above = {f"cxr.{name}" for name in ORDER[ORDER.index(part(path)) + 1 :]} | {"jobs", "tests", "cluster"}
+        upward += [f"{path.relative_to(REPOSITORY)} imports {name}" for name in imports(path) if within(name, above)]
     assert upward == []
 
 
-def test_the_chain_knows_no_family() -> None:
-    recipes = {path.stem for path in (REPOSITORY / "cxr" / "recipes").glob("*.py")} - {"base", "__init__"}
-    families = {f"cxr.recipes.{name}" for name in recipes} | {"cxr.models"}
-    chain = [path for path in IN_CXR if part(path) not in MAY_IMPORT and part(path) != "workflow"]
-    assert [str(path) for path in chain if any(within(name, families) for name in imports(path))] == []
-
-
-def test_nothing_imports_what_only_jobs_use() -> None:
-    above = {"cxr.workflow", "jobs", "tests", "local_head", "demo"}
-    assert [str(path) for path in IN_CXR if any(within(name, above) for name in imports(path))] == []
+def test_training_and_scoring_know_no_family() -> None:
+    shared = {"__init__", "base", "checkpoint", "compatibility", "lung_crop"}
+    names = {path.stem for path in (REPOSITORY / "cxr" / "families").glob("*.py")} - shared
+    families = {f"cxr.families.{name}" for name in names}
+    general = [path for path in IN_CXR if part(path) in KNOW_NO_FAMILY]
+    assert [str(path) for path in general if any(within(name, families) for name in imports(path))] == []

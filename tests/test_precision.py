@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cxr.imaging.augment import random_affine
-from cxr.models.multiple_instance import cells_inside
+from cxr.augment.affine_exposure import random_affine
+from cxr.models.mil_loss import cells_inside
 from cxr.models.spatial_transformer import compose, corner_distance, frame_distance, invert
 from cxr.precision import affine_grid, affine_points, in_float32
 

@@ -5,10 +5,10 @@ Boxes are [x_min, y_min, x_max, y_max], edges at real numbers, in one frame for 
 overlaps nothing. NumPy alone, float64.
 """
 
-from cxr.boxes.found import Found
 from cxr.boxes.fusion import nms, nmw, soft_nms, wbf
-from cxr.boxes.normal import filtered
+from cxr.boxes.no_finding import filtered
 from cxr.boxes.overlap import areas, intersections, iobb, iou, paired_iou
+from cxr.boxes.predictions import Found
 
 __all__ = [
     "Found",

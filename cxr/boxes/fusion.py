@@ -17,8 +17,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from cxr.boxes.clusters import blocks, cluster
-from cxr.boxes.found import Flat, Found, flat
 from cxr.boxes.overlap import paired_iou
+from cxr.boxes.predictions import Flat, Found, flat
 from cxr.errors import UserError
 
 ConfType = Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"]

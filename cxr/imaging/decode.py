@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from cxr.errors import Refused
-from cxr.imaging import dicom_signature, raster
+from cxr.imaging import dicom_signature, png_jpeg
 from cxr.imaging.image import EncodedImage, Image, check_file_bytes, check_not_blank, require_memory, to_bits
 
 __all__ = ["EncodedImage", "Image", "check_head", "decode", "inspect", "to_bits"]
@@ -48,12 +48,12 @@ def inspect(data: bytes) -> EncodedImage:
     check_file_bytes(len(data))
     if dicom_signature.has_preamble(data):  # which may begin with another format's magic number
         encoded = _inspect_dicom(data)
-    elif data.startswith(raster.PNG_MAGIC):
-        encoded = raster.inspect_png(data)
-    elif data.startswith(raster.JPEG_MAGIC):
-        encoded = raster.inspect_jpeg(data)
-    elif raster.is_jsrt(data):
-        encoded = raster.inspect_jsrt(data)
+    elif data.startswith(png_jpeg.PNG_MAGIC):
+        encoded = png_jpeg.inspect_png(data)
+    elif data.startswith(png_jpeg.JPEG_MAGIC):
+        encoded = png_jpeg.inspect_jpeg(data)
+    elif png_jpeg.is_jsrt(data):
+        encoded = png_jpeg.inspect_jsrt(data)
     elif dicom_signature.begins_like_data_set(data):
         encoded = _inspect_dicom(data)
     else:
@@ -77,9 +77,9 @@ def check_head(head: bytes, file_bytes: int) -> None:
     if not file_bytes:
         raise Refused("empty file: 0 bytes")
     known = dicom_signature.has_preamble(head) or head.startswith(
-        (raster.PNG_MAGIC, raster.JPEG_MAGIC, raster.GIF_MAGIC)
+        (png_jpeg.PNG_MAGIC, png_jpeg.JPEG_MAGIC, png_jpeg.GIF_MAGIC)
     )
-    if not (known or file_bytes == raster.JSRT_BYTES or dicom_signature.begins_like_data_set(head)):
+    if not (known or file_bytes == png_jpeg.JSRT_BYTES or dicom_signature.begins_like_data_set(head)):
         raise Refused(f"unsupported file type: {_foreign_type(head)}; expected DICOM, PNG or JPEG")
     check_file_bytes(file_bytes)
 

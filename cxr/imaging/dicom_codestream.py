@@ -20,7 +20,7 @@ from openjpeg.utils import decode_pixel_data as openjpeg_decode
 
 from cxr.errors import Refused
 from cxr.imaging.image import BLANK_PIXELS, check_ratio
-from cxr.imaging.raster import JPEG_END, JPEG_MAGIC, jpeg_frame
+from cxr.imaging.png_jpeg import JPEG_END, JPEG_MAGIC, jpeg_frame
 
 _JPEG_FRAMES = {0xC0: 8, 0xC1: 12, 0xC2: 12, 0xC3: 16, 0xF7: 16}  # marker: most bits; arithmetic codes are not used
 _JPEG_2000_START = b"\xff\x4f\xff\x51"

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from cxr.state_dicts import matching
+from cxr.models.state_dicts import matching
 
 ClassifierName = Literal["densenet121", "densenet169", "densenet201", "resnet18", "resnet34", "resnet50"]
 CLASSIFIERS: tuple[ClassifierName, ...] = get_args(ClassifierName)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr.models.classifier import Classifier, load_body
-from cxr.models.multiple_instance import log_absent, unlikely_bias
+from cxr.models.mil_loss import log_absent, unlikely_bias
 from cxr.models.spatial_transformer import SpatialTransformer, identity
 from cxr.precision import affine_points, in_float32
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cxr.models.architecture import reaches
 from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD
-from cxr.models.segmenter import ImageHead, Segmenter
+from cxr.models.receptive_field import reaches
+from cxr.models.smp_unet import ImageHead, Segmenter
 
 FcnBackbone = Literal["alexnet", "vgg16", "googlenet", "resnet18", "resnet34", "resnet50"]
 FCN_BACKBONES: tuple[FcnBackbone, ...] = get_args(FcnBackbone)

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cxr.models.architecture import Reach, reaches
 from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, ClassifierName, StemStride
+from cxr.models.receptive_field import Reach, reaches
 from cxr.precision import in_float32
 
 CamBackbone = Literal[

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cxr.models.backbones import conv_blocks, normalise_contrast
 from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD
-from cxr.state_dicts import matching
+from cxr.models.state_dicts import matching
 
 FeatureKind = Literal["local", "vgg16", "densenet121", "lungs"]
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr.models.backbones import WIDTHS, conv_block, normalise_contrast
-from cxr.models.lung_field import DEPTH, Hourglass
-from cxr.models.segmenter import ImageHead, Segmenter
+from cxr.models.small_unet import DEPTH, Hourglass
+from cxr.models.smp_unet import ImageHead, Segmenter
 
 UnetEncoder = Literal["resnet18", "resnet34", "resnet50"]
 UNET_ENCODERS: tuple[UnetEncoder, ...] = get_args(UnetEncoder)

@@ -31,7 +31,7 @@ from cxr.phantom.findings import check_findings, sample_findings
 from cxr.phantom.render import Phantom, render, sample_pose
 from cxr.schema import FINDINGS
 from cxr.sources import chestxray14, rle
-from cxr.sources.truth import TRUTH_FILE
+from cxr.sources.sidecar import TRUTH_FILE
 
 ENTRY_HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"

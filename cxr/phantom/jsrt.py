@@ -21,7 +21,7 @@ from cxr import schema, storage
 from cxr.phantom.archive import Study, check_settings, make_study
 from cxr.phantom.nlm import patients_left, poses_parquet
 from cxr.sources import jsrt
-from cxr.sources.truth import TRUTH_FILE
+from cxr.sources.sidecar import TRUTH_FILE
 
 PREVALENCE = 0.62  # 154 of 247 images
 MASK_PX = 1024

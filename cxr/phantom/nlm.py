@@ -24,7 +24,7 @@ from cxr.phantom.archive import Study, check_settings, make_study, png
 from cxr.phantom.render import Phantom
 from cxr.schema import FINDINGS
 from cxr.sources import nlm
-from cxr.sources.truth import TRUTH_FILE
+from cxr.sources.sidecar import TRUTH_FILE
 
 Layout = Literal["montgomery", "shenzhen"]
 _SOURCES: dict[Layout, nlm.MaskedLungs] = {"montgomery": nlm.montgomery, "shenzhen": nlm.shenzhen}

@@ -28,7 +28,7 @@ from cxr.errors import UserError
 from cxr.phantom.archive import Study, check_settings, make_study, png
 from cxr.phantom.nlm import poses_parquet
 from cxr.sources import rle, siim
-from cxr.sources.truth import TRUTH_FILE
+from cxr.sources.sidecar import TRUTH_FILE
 
 Layout = Literal["siim", "siim-png"]
 

@@ -32,7 +32,7 @@ from cxr.phantom.nlm import poses_parquet
 from cxr.schema import FINDINGS, VINBIGDATA_FINDINGS
 from cxr.sources import vinbigdata
 from cxr.sources.annotations import HEADER, IMAGE, NO_FINDING, NO_FINDING_ID
-from cxr.sources.truth import TRUTH_FILE
+from cxr.sources.sidecar import TRUTH_FILE
 
 Layout = Literal["vinbigdata", "vinbigdata-png"]
 Drawn = tuple[str, Sequence[float]]  # a class's name, and corners in pixels

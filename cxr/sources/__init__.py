@@ -5,10 +5,10 @@ from __future__ import annotations
 from cxr.errors import UserError
 from cxr.sources import chestxray14, folder, jsrt, siim, vinbigdata, vindr
 from cxr.sources.annotations import Labelling, labelled
-from cxr.sources.base import Manifest, Source
+from cxr.sources.manifest import Manifest, Source
 from cxr.sources.nlm import montgomery, shenzhen
+from cxr.sources.sidecar import with_truth
 from cxr.sources.true_boxes import with_usable_boxes
-from cxr.sources.truth import with_truth
 from cxr.storage import normalise
 
 SOURCES: tuple[Source, ...] = (chestxray14, montgomery, shenzhen, vindr, siim, jsrt, vinbigdata, folder)

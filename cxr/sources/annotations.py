@@ -20,12 +20,12 @@ import pyarrow as pa
 
 from cxr import schema, storage
 from cxr.errors import UserError
-from cxr.sources import readers
-from cxr.sources.base import Manifest, labels_column
+from cxr.sources import rater_agreement
 from cxr.sources.csv_table import CsvTable, read_csv
+from cxr.sources.image_files import image_key
 from cxr.sources.label_rows import image_keys, unknown_words_note, word_key
-from cxr.sources.listing import image_key
-from cxr.sources.readers import ReaderBoxes
+from cxr.sources.manifest import Manifest, labels_column
+from cxr.sources.rater_agreement import ReaderBoxes
 
 IMAGE, CLASS, READER = "image_id", "class_id", "rad_id"
 CLASS_NAME = "class_name"
@@ -87,7 +87,7 @@ class Read:
 
     def labels(self, images: Sequence[str]) -> np.ndarray:
         """int8 (N, findings): positive where somebody drew a box; unknown for images that the file does not name."""
-        labels = readers.labels([self.boxes.get(image) for image in images], self.findings)
+        labels = rater_agreement.labels([self.boxes.get(image) for image in images], self.findings)
         for labels_F, image in zip(labels, images, strict=True):
             for finding in self.unsure.get(image, ()):
                 number = self.findings.index(finding)
@@ -107,7 +107,7 @@ def read(location: str, *, by_name: bool = False) -> Read:
     Raises:
         UserError: it is not such a file, or a row is not understood; the message names the row.
     """
-    table = read_csv(location, (IMAGE, *readers.CORNERS))
+    table = read_csv(location, (IMAGE, *rater_agreement.CORNERS))
     by_id = CLASS in table and not by_name
     if not by_id and CLASS_NAME not in table:
         raise UserError(f"{location}: expected a column {CLASS} or {CLASS_NAME}, got {', '.join(table.header)}")
@@ -120,7 +120,7 @@ def read(location: str, *, by_name: bool = False) -> Read:
     healthy: set[tuple[str, str]] = set()  # images and the readers who found nothing there
     unsure: dict[str, set[str]] = defaultdict(set)
     strange: Counter[str] = Counter()
-    corner_columns = zip(*(table.column(name) for name in readers.CORNERS), strict=True)
+    corner_columns = zip(*(table.column(name) for name in rater_agreement.CORNERS), strict=True)
     for row, (image, word, reader, corners) in enumerate(zip(*columns, corner_columns, strict=True)):
         of_image = drawn.setdefault(image, {})
         if reader:
@@ -207,8 +207,12 @@ def _box(table: CsvTable, row: int, finding: str, reader: str, corners: Sequence
     try:
         numbers = [float(corner or "nan") for corner in corners]
     except ValueError:
-        raise table.error(row, f"numbers in {', '.join(readers.CORNERS)}", ", ".join(corners)) from None
-    return {schema.LABEL: finding, schema.READER: reader or None, **dict(zip(readers.CORNERS, numbers, strict=True))}
+        raise table.error(row, f"numbers in {', '.join(rater_agreement.CORNERS)}", ", ".join(corners)) from None
+    return {
+        schema.LABEL: finding,
+        schema.READER: reader or None,
+        **dict(zip(rater_agreement.CORNERS, numbers, strict=True)),
+    }
 
 
 def labelled(manifest: Manifest, labelling: Labelling) -> Manifest:
@@ -227,7 +231,7 @@ def labelled(manifest: Manifest, labelling: Labelling) -> Manifest:
 def one_reader(manifest: Manifest, how: ReaderBoxes) -> Manifest:
     """The manifest with one set of boxes an image, where several readers drew theirs."""
     table = manifest.table
-    made, looked = readers.one_set(table[schema.BOXES].to_pylist(), table[schema.EXTRA].to_pylist(), how)
+    made, looked = rater_agreement.one_set(table[schema.BOXES].to_pylist(), table[schema.EXTRA].to_pylist(), how)
     several = int((looked > 1).sum())
     if not several:
         return manifest
@@ -263,7 +267,7 @@ def _agreed(manifest: Manifest, agree: int) -> Manifest:
     if not any(box[schema.READER] for of_image in boxes for box in of_image or ()):
         raise UserError(f"readers_agree={agree}: these boxes are of no named readers. Leave it out")
     labels = np.array(manifest.table[schema.LABELS].to_pylist(), np.int8)
-    labels = labels_column(readers.agreed(labels, boxes, extras, manifest.findings, agree))
+    labels = labels_column(rater_agreement.agreed(labels, boxes, extras, manifest.findings, agree))
     note = f"a finding is positive where {agree} readers have seen it"
     return Manifest(_replaced(manifest.table, schema.LABELS, labels), manifest.findings, [*manifest.notes, note])
 

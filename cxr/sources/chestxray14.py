@@ -26,8 +26,8 @@ import pyarrow.compute as pc
 
 from cxr import schema, storage
 from cxr.errors import UserError
-from cxr.sources.base import Manifest, labels_column, manifest_table
 from cxr.sources.csv_table import read_csv, read_lines
+from cxr.sources.image_files import PATH, image_ids, image_key, list_images
 from cxr.sources.label_rows import (
     agreed_labels,
     contradictions_note,
@@ -36,7 +36,7 @@ from cxr.sources.label_rows import (
     unknown_words_note,
     word_key,
 )
-from cxr.sources.listing import PATH, image_ids, image_key, list_images
+from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
 
 name = "chestxray14"

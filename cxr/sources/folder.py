@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr import schema
-from cxr.sources.base import Manifest, labels_column, manifest_table
-from cxr.sources.listing import PATH, list_images
+from cxr.sources.image_files import PATH, list_images
+from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
 
 name = "folder"

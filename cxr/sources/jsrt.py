@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from cxr import schema, storage
 from cxr.errors import UserError
-from cxr.sources.base import Manifest, labels_column, manifest_table
-from cxr.sources.listing import PATH, image_ids, image_key, list_images
+from cxr.sources.image_files import PATH, image_ids, image_key, list_images
+from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
 
 name = "jsrt"

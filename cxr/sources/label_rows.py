@@ -13,7 +13,7 @@ import numpy as np
 
 from cxr import schema
 from cxr.sources.csv_table import CsvTable
-from cxr.sources.listing import image_key
+from cxr.sources.image_files import image_key
 
 _WORDS_IN_NOTE = 10
 _LETTERS_IN_NOTE = 40  # of each word

@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 
 from cxr import schema
-from cxr.sources.base import Manifest, labels_column, manifest_table
-from cxr.sources.listing import PATH, files_below, image_key, list_images
+from cxr.sources.image_files import PATH, files_below, image_key, list_images
+from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
 from cxr.storage import Unreadable, join
 

@@ -29,10 +29,10 @@ import pyarrow as pa
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources import rle
-from cxr.sources.base import Manifest, labels_column, manifest_table
 from cxr.sources.csv_table import has_columns, read_csv
+from cxr.sources.image_files import PATH, files_below, image_ids, image_key, list_images
 from cxr.sources.label_rows import contradictions_note, merged_row, rows_by_image, unknown_words_note
-from cxr.sources.listing import PATH, files_below, image_ids, image_key, list_images
+from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
 
 name = "siim"

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.sources.base import Manifest
+from cxr.sources.manifest import Manifest
 
 CORNERS = (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
 BOXES_TYPE = schema.MANIFEST.field(schema.BOXES).type

@@ -25,11 +25,11 @@ import pyarrow as pa
 
 from cxr import schema, storage
 from cxr.errors import UserError
-from cxr.sources import readers
+from cxr.sources import rater_agreement
 from cxr.sources.annotations import FRAME, HEADER, IMAGE, Read, read, read_frames
-from cxr.sources.base import Manifest, labels_column, manifest_table
 from cxr.sources.csv_table import has_columns
-from cxr.sources.listing import PATH, image_ids, image_key, list_images
+from cxr.sources.image_files import PATH, image_ids, image_key, list_images
+from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
 
 name = "vinbigdata"
@@ -106,7 +106,7 @@ def original_px(uri: str) -> dict[str, list[int]]:
 
 def _extra(told: Read, image: str) -> str | None:
     """Who looked, those who found nothing included: {"readers": ["R8", "R9", "R10"]}."""
-    return json.dumps({readers.READERS: told.readers[image]}) if image in told.readers else None
+    return json.dumps({rater_agreement.READERS: told.readers[image]}) if image in told.readers else None
 
 
 def _presence_notes(told: Read, stems: Sequence[str]) -> Iterator[str]:

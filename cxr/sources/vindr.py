@@ -27,12 +27,12 @@ import pyarrow as pa
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.schema import NEGATIVE, POSITIVE, UNKNOWN
-from cxr.sources import readers, vinbigdata
+from cxr.sources import rater_agreement, vinbigdata
 from cxr.sources.annotations import CLASS_NAME, IMAGE, NO_FINDING, READER, Read, read
-from cxr.sources.base import Manifest, labels_column, manifest_table
 from cxr.sources.csv_table import has_columns, read_csv
+from cxr.sources.image_files import PATH, image_ids, image_key, list_images
 from cxr.sources.label_rows import image_keys, word_key
-from cxr.sources.listing import PATH, image_ids, image_key, list_images
+from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
 
 name = "vindr"
@@ -47,7 +47,7 @@ _VALUES = {"0": NEGATIVE, "0.0": NEGATIVE, "1": POSITIVE, "1.0": POSITIVE, "": U
 
 
 def detect(uri: str) -> bool:
-    needed = {BOXES_FILES: (IMAGE, CLASS_NAME, *readers.CORNERS), LABELS_FILES: (IMAGE, NO_FINDING)}
+    needed = {BOXES_FILES: (IMAGE, CLASS_NAME, *rater_agreement.CORNERS), LABELS_FILES: (IMAGE, NO_FINDING)}
     lists = ((_location(uri, file), columns) for files, columns in needed.items() for file in files)
     return any(location is not None and has_columns(location, columns) for location, columns in lists)
 
@@ -136,7 +136,7 @@ class _Part:
         drew = self.drawn.readers.get(image, ()) if self.drawn else ()
         named = list(dict.fromkeys([*drew, *self.labelled.readers.get(image, ())]))
         seen = self.labelled.seen.get(image, {})
-        return json.dumps({readers.READERS: named, readers.IMAGE_LABELS: seen}) if named else None
+        return json.dumps({rater_agreement.READERS: named, rater_agreement.IMAGE_LABELS: seen}) if named else None
 
 
 def _location(uri: str, file: str) -> str | None:

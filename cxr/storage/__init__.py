@@ -27,8 +27,8 @@ from cxr.storage.files import (
 )
 from cxr.storage.filesystems import filesystem
 from cxr.storage.listing import FileEntry, list_files
-from cxr.storage.patient import ray_storage
-from cxr.storage.tables import read_parquet, read_parquet_footer
+from cxr.storage.parquet import read_parquet, read_parquet_footer
+from cxr.storage.ray_filesystem import ray_storage
 from cxr.storage.uri import (
     ANONYMOUS,
     REQUESTER_PAYS,

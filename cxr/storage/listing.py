@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pyarrow import fs
 
-from cxr.storage.explain import explained
+from cxr.storage.errors import explained
 from cxr.storage.filesystems import file_info, filesystem
 from cxr.storage.retries import retried
 from cxr.storage.s3 import client

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cxr.storage.explain import explained, has_expired, may_pass
+from cxr.storage.errors import explained, has_expired, may_pass
 from cxr.storage.s3 import forget_clients
 from cxr.storage.uri import is_local
 

@@ -1,7 +1,7 @@
 """Every family on a GPU: shows the images that the CPU shows, learns the same from them, and does not wait.
 
 `make test-gpu` runs these tests. They need no Ray; what they do with a family is in `tests.device_run`, and is tried
-on a stand-in for a GPU by `tests/test_device.py`.
+on a stand-in for a GPU by `tests/families/test_device.py`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from cxr import schema
 from tests.device_run import RECIPES, WAITS, augmented, engine_on, losses, not_channels_last, resumed, train, use
 from tests.fake_cuda import FakeNccl
-from tests.test_autocast import short_products
-from tests.test_recipes import some_batches
+from tests.families.test_autocast import short_products
+from tests.families.test_recipes import some_batches
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("name", sorted(RECIPES))]
 DEVICE = torch.device("cuda:0")

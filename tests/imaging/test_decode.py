@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 
 from cxr.errors import Refused
 from cxr.imaging.decode import decode, to_bits
-from cxr.imaging.raster import decode_picture
+from cxr.imaging.png_jpeg import decode_picture
 from tests.odd_files import OddFile, encoded, odd_files, radiograph
 
 ODD = odd_files()

@@ -13,7 +13,7 @@ from pydicom import uid
 
 from cxr.errors import Refused
 from cxr.imaging import decode as decoding
-from cxr.imaging import dicom, dicom_codestream, image, raster
+from cxr.imaging import dicom, dicom_codestream, image, png_jpeg
 from cxr.imaging.decode import check_head, decode, inspect
 from tests.odd_files import HEIGHT, WIDTH, chunk, dataset, encoded, radiograph, run_lengths
 from tests.odd_files import dicom as dicom_file
@@ -42,7 +42,7 @@ def compressed_dicom(syntax: uid.UID, codestream: bytes, side: int) -> bytes:
 @pytest.fixture
 def _no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever would decode pixels fails."""
-    for module, name in ((raster.cv2, "imdecode"), (raster.rust, "decode_image_png_u8"), (dicom, "rendered")):
+    for module, name in ((png_jpeg.cv2, "imdecode"), (png_jpeg.rust, "decode_image_png_u8"), (dicom, "rendered")):
         monkeypatch.setattr(module, name, None)
     monkeypatch.setattr(dicom_codestream, "_CODECS", {})
 
@@ -112,7 +112,7 @@ def test_a_film_that_is_all_but_blank_is_no_bomb(syntax: uid.UID) -> None:
 def test_a_mask_that_is_all_but_blank_is_no_bomb() -> None:
     mask = np.zeros((5000, 4000), np.uint8)
     mask[:2500, :2000] = 255
-    np.testing.assert_array_equal(raster.decode_picture(encoded(mask)), mask)
+    np.testing.assert_array_equal(png_jpeg.decode_picture(encoded(mask)), mask)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ def test_the_limit_of_a_file_lets_the_largest_uncompressed_image_through() -> No
 # ---- Too little memory
 
 KINDS = {
-    "PNG": (encoded(GRAY), "cxr.imaging.raster.rust.decode_image_png_u8"),
-    "RGB PNG": (encoded(np.dstack([GRAY] * 3)), "cxr.imaging.raster.cv2.imdecode"),
-    "JPEG": (encoded(GRAY, "JPEG"), "cxr.imaging.raster.cv2.imdecode"),
+    "PNG": (encoded(GRAY), "cxr.imaging.png_jpeg.rust.decode_image_png_u8"),
+    "RGB PNG": (encoded(np.dstack([GRAY] * 3)), "cxr.imaging.png_jpeg.cv2.imdecode"),
+    "JPEG": (encoded(GRAY, "JPEG"), "cxr.imaging.png_jpeg.cv2.imdecode"),
     "DICOM, parsing": (dicom_file(dataset(GRAY)), "cxr.imaging.dicom.read_partial"),
     "DICOM, a tag": (dicom_file(dataset(GRAY)), "pydicom.Dataset.get"),
     "DICOM, display": (dicom_file(dataset(GRAY)), "cxr.imaging.dicom.rendered"),
@@ -164,14 +164,14 @@ def test_a_lack_of_memory_in_a_dicom_codec_stays_a_memory_error(name: str, monke
         decode(dicom_file(dataset(GRAY), syntax, codestream))
 
 
-@pytest.mark.parametrize("read", [decode, raster.decode_picture], ids=["image", "mask"])
+@pytest.mark.parametrize("read", [decode, png_jpeg.decode_picture], ids=["image", "mask"])
 def test_memory_is_asked_for_before_a_codec_starts(
     read: Callable[[bytes], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Codecs abort the process, or report a damaged file, where they run out of memory themselves."""
-    for module in (decoding, raster):
+    for module in (decoding, png_jpeg):
         monkeypatch.setattr(module, "require_memory", out_of_memory)
-    monkeypatch.setattr(raster, "_decode_gray", None)
+    monkeypatch.setattr(png_jpeg, "_decode_gray", None)
     with pytest.raises(MemoryError):
         read(encoded(GRAY))
 

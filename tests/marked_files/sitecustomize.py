@@ -41,7 +41,7 @@ def fails_once() -> None:
 
 MARKS = {b"#" + action.__name__.encode(): action for action in (exits, crashes, hangs, fills_memory, fails_once)}
 
-if "cxr.decode_worker" in sys.orig_argv:
+if "cxr.data.decode_worker" in sys.orig_argv:
     from cxr.imaging import decode
 
     unmarked = decode.decode

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cxr.imaging.augment import random_affine
+from cxr.augment.affine_exposure import random_affine
+from cxr.families.base import Alone
 from cxr.metrics import alignment
 from cxr.models.spatial_transformer import compose, identity, invert
-from cxr.recipes.base import Alone
 
 ZOOM = torch.tensor([[[0.3, 0, 0.1], [0, 0.3, -0.2]]])
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cxr.families.base import Alone
 from cxr.metrics.meters import Mean
-from cxr.recipes.base import Alone
 
 
 class Two(Alone):

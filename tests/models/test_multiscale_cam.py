@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cxr.models.architecture import reaches
 from cxr.models.classifier import Classifier, load_body
 from cxr.models.multiscale_cam import CamBackbone, MultiscaleCAM, Pooling, Stages, placed
+from cxr.models.receptive_field import reaches
 
 FINDINGS = ("Mass", "Nodule", "Hernia")
 

@@ -9,8 +9,8 @@ from torchvision.models import densenet121, vgg16
 
 from cxr.models import perceptual
 from cxr.models.backbones import trunk
-from cxr.models.lung_field import LungField
 from cxr.models.perceptual import FeatureKind, FrozenLayers
+from cxr.models.small_unet import LungField
 from cxr.models.spatial_transformer import SpatialTransformer
 
 SIZES: dict[FeatureKind, list[tuple[int, int]]] = {  # channels, height at an input of 64

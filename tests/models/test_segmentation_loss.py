@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cxr.batches import NO_MASK
+from cxr.data.batch import NO_MASK
 from cxr.models.segmentation_loss import SMOOTH, UNKNOWN, MaskLoss, image_loss
 
 ALL = MaskLoss(bce=1, dice=1, focal=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cxr.imaging.augment import random_affine
+from cxr.augment.affine_exposure import random_affine
 from cxr.models.backbones import trunk
 from cxr.models.spatial_transformer import (
     PARAMETERS,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cxr.imaging.augment_pairs import Variation, varied
-from cxr.models.architecture import architecture
-from cxr.models.lung_field import soft_dice
+from cxr.augment.image_mask import Variation, varied
+from cxr.models.receptive_field import architecture
 from cxr.models.segmentation_loss import MaskLoss, image_loss
+from cxr.models.small_unet import soft_dice
 from cxr.models.unet import SharpHead, SmallUNet, UNet
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from cxr import cluster, storage
-from cxr.ingest import ingest
-from cxr.recipes.align import AlignRecipe
+from cxr import storage
+from cxr.data.ingest import ingest
+from cxr.families.align import AlignRecipe
+from cxr.inference.score import score
+from cxr.runtime import cluster
 from cxr.schema import PixelFormat
-from cxr.score import score
-from cxr.train.fit import fit
-from cxr.train.options import RunOptions
+from cxr.training.fit import fit
+from cxr.training.options import RunOptions
 
 IMAGES, EPOCHS = 120, 4
 RECIPE = AlignRecipe(size=32, epochs=EPOCHS, batch_size=8, trunk="conv3", lungs=False)

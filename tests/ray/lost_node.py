@@ -13,12 +13,12 @@ from typing import Any
 from ray._private import utils
 from ray.cluster_utils import Cluster
 
-from cxr import cluster
-from cxr.recipes.align import AlignRecipe
-from cxr.train.fit import fit
-from cxr.train.log import read_metrics
-from cxr.train.options import RunOptions
-from cxr.tune import SearchOptions, search
+from cxr.families.align import AlignRecipe
+from cxr.runtime import cluster
+from cxr.training.fit import fit
+from cxr.training.options import RunOptions
+from cxr.training.run_log import read_metrics
+from cxr.training.search import SearchOptions, search
 from tests.made_shards import write_shards
 
 EPOCHS, TRIALS = 8, 2

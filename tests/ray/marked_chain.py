@@ -6,12 +6,13 @@ import dataclasses
 import json
 import sys
 
-from cxr import cluster, storage
-from cxr.ingest import ingest
-from cxr.recipes.align import AlignRecipe
+from cxr import storage
+from cxr.data.ingest import ingest
+from cxr.families.align import AlignRecipe
+from cxr.inference.score import ScoreOptions, score
+from cxr.runtime import cluster
 from cxr.schema import PixelFormat
-from cxr.score import ScoreOptions, score
-from cxr.train.fit import fit
+from cxr.training.fit import fit
 
 RECIPE = AlignRecipe(size=32, epochs=1, batch_size=4, trunk="conv3", lungs=False)
 

@@ -9,15 +9,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cxr import checkpoint, schema
+from cxr import schema
+from cxr.cli.training_jobs import ArchiveOptions, make_ready
+from cxr.families import checkpoint
+from cxr.families.detect import DetectRecipe
+from cxr.inference.score import score
 from cxr.phantom.archive import write_phantom
-from cxr.recipes.detect import DetectRecipe
-from cxr.score import score
-from cxr.study import train_all
-from cxr.train.fit import fit
-from cxr.train.log import read_metrics
-from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, make_ready
+from cxr.training.fit import fit
+from cxr.training.options import RunOptions
+from cxr.training.run_log import read_metrics
+from cxr.training.sweep import train_all
 from jobs.train_detect import Options, members_of, save_ensemble
 from tests.ray.test_fit import kill_a_worker_after, weights
 

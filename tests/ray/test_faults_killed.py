@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cxr import checkpoint, schema
+from cxr import schema
+from cxr.families import checkpoint
+from cxr.families.align import AlignRecipe
 from cxr.phantom.archive import write_phantom
-from cxr.recipes.align import AlignRecipe
-from cxr.train.log import read_metrics
+from cxr.training.run_log import read_metrics
 from tests.conftest import REPOSITORY
 from tests.made_shards import write_shards
 

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import boto3
 import pytest
 
-from cxr import checkpoint, cluster, schema
+from cxr import schema
 from cxr.errors import UserError
-from cxr.job import run_job
-from cxr.recipes.align import AlignRecipe
+from cxr.families import checkpoint
+from cxr.families.align import AlignRecipe
+from cxr.runtime import cluster
+from cxr.runtime.job import run_job
 from tests.ray.archives import write_archive
 from tests.servers import faulty
 from tests.servers.faulty import Faulty
@@ -50,7 +52,9 @@ def places(front: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> di
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr(cluster, "connect", unwanted)
-    monkeypatch.setattr("cxr.job.Interruption", lambda message: SimpleNamespace(number=0))  # Ctrl-C stays pytest's
+    monkeypatch.setattr(
+        "cxr.runtime.job.Interruption", lambda message: SimpleNamespace(number=0)
+    )  # Ctrl-C stays pytest's
     return {
         "good": write_archive(tmp_path / "good", good=4),
         "out": str(tmp_path / "out"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr.train.log import read_metrics
+from cxr.training.run_log import read_metrics
 from tests.conftest import REPOSITORY
 from tests.ray.lost_node import EPOCHS, TRIALS
 

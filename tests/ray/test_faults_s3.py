@@ -11,9 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cxr import schema, shards, storage
+from cxr import schema, storage
+from cxr.data import shards
 from cxr.phantom.archive import write_phantom
-from cxr.train.log import read_metrics
+from cxr.training.run_log import read_metrics
 from tests.conftest import REPOSITORY
 from tests.ray.chain import EPOCHS, IMAGES
 from tests.servers import faulty

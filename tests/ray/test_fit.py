@@ -10,13 +10,13 @@ import psutil
 import pytest
 from torch import Tensor
 
-from cxr import checkpoint
 from cxr.errors import UserError
+from cxr.families import checkpoint
+from cxr.families.align import AlignRecipe
 from cxr.phantom.archive import write_phantom
-from cxr.recipes.align import AlignRecipe
-from cxr.train.fit import TrainingStopped, fit
-from cxr.train.log import read_metrics
-from cxr.train.options import RunOptions
+from cxr.training.fit import TrainingStopped, fit
+from cxr.training.options import RunOptions
+from cxr.training.run_log import read_metrics
 from tests.made_shards import write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

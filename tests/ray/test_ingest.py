@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cxr import schema, shards, storage
+from cxr import schema, storage
+from cxr.data import shards
+from cxr.data.decode import make_rows
+from cxr.data.ingest import IngestResult, ingest, row_group_rows, rows_per_part
 from cxr.errors import UserError
-from cxr.ingest import IngestResult, ingest, row_group_rows, rows_per_part
-from cxr.rows import make_rows
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 from tests.ray.archives import BAD, GOOD, write_archive

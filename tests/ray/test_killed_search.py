@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr.train.log import read_metrics
+from cxr.training.run_log import read_metrics
 from tests.conftest import REPOSITORY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -9,13 +9,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cxr import lung_crop, schema, shards
+from cxr import schema
+from cxr.cli.training_jobs import ArchiveOptions, train_job
+from cxr.data import shards
 from cxr.errors import UserError
+from cxr.families import lung_crop
+from cxr.families.align import AlignRecipe
 from cxr.imaging.geometry import Frame
-from cxr.recipes.align import AlignRecipe
-from cxr.score import score
-from cxr.train.options import RunOptions
-from cxr.workflow import ArchiveOptions, train_job
+from cxr.inference.score import score
+from cxr.training.options import RunOptions
 from tests.lung_rule import save_finder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]

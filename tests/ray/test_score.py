@@ -9,14 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cxr import checkpoint, ingest, schema, shards
+from cxr import schema
+from cxr.data import ingest, shards
 from cxr.errors import UserError
-from cxr.judge.base import read_run
+from cxr.evaluation.run import read_run
+from cxr.families import checkpoint
+from cxr.families.aecnn import AecnnRecipe
+from cxr.families.align import AlignRecipe
+from cxr.inference.score import ScoreOptions, picture_name, score
 from cxr.phantom.archive import write_phantom
-from cxr.recipes.aecnn import AecnnRecipe
-from cxr.recipes.align import AlignRecipe
 from cxr.schema import PixelFormat
-from cxr.score import ScoreOptions, picture_name, score
 from tests.odd_files import dataset, dicom, odd_files, radiograph
 from tests.ray.archives import BAD, write_archive
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from cxr import schema
+from cxr.data.decode import make_rows
 from cxr.errors import UserError
-from cxr.judge.base import read_truth
-from cxr.rows import make_rows
+from cxr.evaluation.run import read_truth
 from cxr.schema import PixelFormat
 from cxr.sources import Labelling, annotations, open_manifest
-from cxr.sources.base import Manifest
+from cxr.sources.manifest import Manifest
 from tests.made_shards import write_shards
 
 HEADER = "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max\n"

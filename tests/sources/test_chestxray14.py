@@ -11,7 +11,7 @@ import pytest
 from cxr import schema
 from cxr.errors import UserError
 from cxr.sources import chestxray14
-from cxr.sources.base import Manifest
+from cxr.sources.manifest import Manifest
 
 HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
@@ -349,13 +349,13 @@ def test_the_published_lists_with_a_part_of_the_images(real_data: Path) -> None:
 def test_the_published_lists_with_all_images(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cxr.sources import listing
+    from cxr.sources import image_files
     from cxr.storage import FileEntry
 
     root = real_data / "chestxray14"
     names = [line.partition(",")[0] for line in (root / "Data_Entry_2017_v2020.csv").read_text().splitlines()[1:]]
     entries = [FileEntry(f"{root}/images/{name}", f"images/{name}", 1) for name in names]
-    monkeypatch.setattr(listing, "list_files", lambda uri, *_: iter(entries))
+    monkeypatch.setattr(image_files, "list_files", lambda uri, *_: iter(entries))
     manifest = chestxray14.manifest(str(root))
     table = manifest.table
     assert manifest.notes == []

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from cxr import schema
+from cxr.data.decode import make_rows
 from cxr.errors import UserError
 from cxr.phantom.archive import make_study
 from cxr.phantom.jsrt import write_jsrt_phantom
-from cxr.rows import make_rows
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, open_manifest
-from cxr.sources.base import Manifest
+from cxr.sources.manifest import Manifest
 
 COUNT, SIZE = 4, 64
 PIXELS = PixelFormat(SIZE, 16)

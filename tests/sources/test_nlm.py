@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cxr import batches, schema
+from cxr import schema
+from cxr.data.batch import NO_MASK, to_columns, to_tensors
+from cxr.data.decode import make_rows
 from cxr.errors import UserError
 from cxr.phantom.archive import make_study
 from cxr.phantom.nlm import Layout, write_masked_phantom
-from cxr.rows import make_rows
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, nlm, open_manifest
 
@@ -32,8 +33,8 @@ def read(archive: Path, pixels: PixelFormat = PIXELS) -> tuple[pa.Table, np.ndar
     """Decoded rows, and the masks of the good ones as a batch has them."""
     rows = make_rows(open_manifest(str(archive)).table, pixels, threads=1)
     good = rows.filter(rows[schema.ERROR].is_null())
-    columns = batches.to_columns(good, [schema.MASKS], pixels)
-    return rows, batches.to_tensors(columns, pixels)[schema.MASKS].numpy()
+    columns = to_columns(good, [schema.MASKS], pixels)
+    return rows, to_tensors(columns, pixels)[schema.MASKS].numpy()
 
 
 @BOTH
@@ -81,7 +82,7 @@ def test_without_all_of_its_masks_an_image_has_none(archive: Path, layout: Layou
     assert any(f"1 of {COUNT} images have no lung mask" in note for note in manifest.notes)
     rows, read_masks = read(archive)
     assert rows[schema.ERROR].null_count == COUNT
-    assert (read_masks[1] == batches.NO_MASK).all()
+    assert (read_masks[1] == NO_MASK).all()
     assert read_masks[0].max() == 1
 
 

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pytest
 
 from cxr import schema
+from cxr.data.decode import make_rows
 from cxr.errors import UserError
 from cxr.phantom.archive import make_study
 from cxr.phantom.siim import Layout, image_uid, write_siim_phantom
-from cxr.rows import make_rows
 from cxr.schema import PixelFormat
-from cxr.sources import find_source, listing, open_manifest, rle, siim
-from cxr.sources.base import Manifest
+from cxr.sources import find_source, image_files, open_manifest, rle, siim
+from cxr.sources.manifest import Manifest
 from cxr.storage import FileEntry
 
 COUNT, SIZE = 10, 64
@@ -285,7 +285,7 @@ def test_the_published_codes_with_all_images(
     with (real_data / "siim" / siim.CODES_FILE).open() as file:
         names = sorted({line[0] for line in csv.reader(file)} - {"ImageId"})
     entries = [FileEntry(f"{tmp_path}/{name}.dcm", f"{name}.dcm", 1) for name in names]
-    monkeypatch.setattr(listing, "list_files", lambda uri, *_: iter(entries))
+    monkeypatch.setattr(image_files, "list_files", lambda uri, *_: iter(entries))
     manifest = siim.manifest(str(real_data / "siim"))
     assert manifest.notes == []
     rows = manifest.table.to_pylist()

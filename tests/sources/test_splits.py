@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.sources import annotations, readers
+from cxr.sources import annotations, rater_agreement
 from cxr.sources.splits import split_by_patient, stratified
 
 PATIENTS = st.lists(st.sampled_from([str(n) for n in range(12)]), min_size=1, max_size=40)
@@ -120,7 +120,7 @@ def test_too_few_patients() -> None:
 
 def test_folds_of_the_published_vinbigdata(real_data: Path) -> None:
     told = annotations.read(str(real_data / "vinbigdata" / "train.csv"))
-    labels = readers.labels(told.boxes.values(), schema.VINBIGDATA_FINDINGS)
+    labels = rater_agreement.labels(told.boxes.values(), schema.VINBIGDATA_FINDINGS)
     fold = stratified(labels, np.array([*told.boxes]), 5)
     counts = np.array([(labels[fold == number] == 1).sum(0) for number in range(5)])
     assert np.bincount(fold).tolist() == [3000] * 5

@@ -10,7 +10,7 @@ import pytest
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.sources.base import Manifest, manifest_table
+from cxr.sources.manifest import Manifest, manifest_table
 from cxr.sources.true_boxes import PART_SHARE, frames_px, place_boxes, with_usable_boxes
 
 NAN = float("nan")

@@ -13,14 +13,14 @@ import pytest
 from pydicom import dcmread
 
 from cxr import schema
+from cxr.data.decode import make_rows
 from cxr.errors import UserError
 from cxr.phantom.archive import make_study
 from cxr.phantom.vinbigdata import Layout, exact, image_id, read_by_three, write_vinbigdata_phantom
-from cxr.rows import make_rows
 from cxr.schema import PixelFormat
-from cxr.sources import Labelling, find_source, listing, open_manifest, readers, vinbigdata
+from cxr.sources import Labelling, find_source, image_files, open_manifest, rater_agreement, vinbigdata
 from cxr.sources.annotations import HEADER
-from cxr.sources.base import Manifest
+from cxr.sources.manifest import Manifest
 from cxr.storage import FileEntry
 
 COUNT, SIZE = 12, 64
@@ -69,7 +69,7 @@ def test_a_phantom_archive_is_read_with_all_readers_boxes(archive: Path, layout:
             continue
         wanted = [each for each in read_by_three(study, index, 0) if each[2] != 14]
         assert [(box["label"], box["reader"]) for box in row[schema.BOXES]] == [(each[1], each[3]) for each in wanted]
-        corners = [[box[corner] for corner in readers.CORNERS] for box in row[schema.BOXES]]
+        corners = [[box[corner] for corner in rater_agreement.CORNERS] for box in row[schema.BOXES]]
         np.testing.assert_allclose(corners, [[scale * edge for edge in each[4:]] for each in wanted])
         shown = {schema.VINBIGDATA_FINDINGS[number] for number, label in enumerate(row[schema.LABELS]) if label == 1}
         assert shown == {each[1] for each in wanted}
@@ -86,7 +86,8 @@ def test_the_exact_truth_lies_beside_and_can_be_asked_for(archive: Path, layout:
     for index in range(COUNT):
         wanted = exact(make_study(index, size=SIZE, prevalence=0.8))
         found = [
-            (box["label"], tuple(box[corner] for corner in readers.CORNERS)) for box in boxes[image_id(index, 0)]
+            (box["label"], tuple(box[corner] for corner in rater_agreement.CORNERS))
+            for box in boxes[image_id(index, 0)]
         ]
         assert found == wanted
 
@@ -98,7 +99,7 @@ def test_copies_of_any_size_and_shape_have_their_boxes_scaled(tmp_path: Path) ->
     manifest, given = read(tmp_path)
     assert [given[each][schema.BOXES_FRAME] for each in "abc"] == [[400, 400], None, None]
     a, b, c = (row[schema.BOXES] for row in make_rows(manifest.table, PIXELS, threads=1).to_pylist())
-    corners = [[box[corner] for corner in readers.CORNERS] for box in (*a, *b)]
+    corners = [[box[corner] for corner in rater_agreement.CORNERS] for box in (*a, *b)]
     np.testing.assert_allclose(corners, [[10, 10, 30, 20], [10, 5, 20, 10]])
     assert c == []
     note = "of 1 images that are no DICOM, no file tells the original's size (train_meta.csv would): their boxes are"
@@ -118,7 +119,7 @@ def test_sizes_come_from_any_file_that_has_them_and_however_they_are_written(fil
     manifest, given = read(tmp_path)
     assert (given["a"][schema.BOXES_FRAME], given["b"][schema.BOXES_FRAME]) == ([400, 800], None)
     (box,) = make_rows(manifest.table, PIXELS, threads=1).to_pylist()[0][schema.BOXES]
-    assert [box[corner] for corner in readers.CORNERS] == [5, 10, 15, 20]
+    assert [box[corner] for corner in rater_agreement.CORNERS] == [5, 10, 15, 20]
     assert not any("original's size" in note for note in manifest.notes)
 
 
@@ -176,7 +177,7 @@ def test_the_published_boxes_with_all_images(
         published = list(csv.DictReader(file))
     names = sorted({line["image_id"] for line in published})
     entries = [FileEntry(f"{tmp_path}/{name}.dicom", f"train/{name}.dicom", 1) for name in names]
-    monkeypatch.setattr(listing, "list_files", lambda uri, *_: iter(entries))
+    monkeypatch.setattr(image_files, "list_files", lambda uri, *_: iter(entries))
     manifest = vinbigdata.manifest(str(real_data / "vinbigdata"))
     assert manifest.notes == []
     rows = manifest.table.to_pylist()
@@ -190,7 +191,7 @@ def test_the_published_boxes_with_all_images(
     splits = Counter(row[schema.SPLIT] for row in rows)
     assert min(splits.values()) > 1_200
     read_by = [(row[schema.BOXES], who) for row, who in zip(rows, looked, strict=True)]
-    agreement = readers.pair_f1(read_by, manifest.findings)
+    agreement = rater_agreement.pair_f1(read_by, manifest.findings)
     assert agreement.mean() == pytest.approx(0.409, abs=5e-4)
     assert agreement.argmax() == manifest.findings.index("Cardiomegaly")
 
@@ -201,13 +202,13 @@ def test_the_published_boxes_with_all_images(
 def test_readers_of_phantoms_agree_as_far_as_people_do() -> None:
     studies = [make_study(index, size=64, seed=1, prevalence=1.0) for index in range(120)]
     drawn = [read_by_three(study, index, 1) for index, study in enumerate(studies)]
-    columns = (schema.LABEL, schema.READER, *readers.CORNERS)
+    columns = (schema.LABEL, schema.READER, *rater_agreement.CORNERS)
     boxes = [[dict(zip(columns, (r[1], r[3], *r[4:]), strict=True)) for r in rows if r[2] != 14] for rows in drawn]
     looked = [sorted({str(row[3]) for row in rows}) for rows in drawn]
     assert {len(who) for who in looked} == {3}
     assert {reader for who in looked for reader in who} == {f"R{number}" for number in range(1, 18)}
     common = ("Cardiomegaly", "Infiltration", "Nodule/Mass", "Pleural effusion")
-    told = readers.pair_f1(zip(boxes, looked, strict=True), schema.VINBIGDATA_FINDINGS)
+    told = rater_agreement.pair_f1(zip(boxes, looked, strict=True), schema.VINBIGDATA_FINDINGS)
     assert 0.35 < np.mean([told[schema.VINBIGDATA_FINDINGS.index(name)] for name in common]) < 0.8
     assert sum(map(len, boxes)) < 0.95 * 3 * sum(len(exact(study)) for study in studies)
 

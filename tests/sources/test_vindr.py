@@ -11,7 +11,7 @@ import pytest
 from cxr import schema
 from cxr.errors import UserError
 from cxr.sources import Labelling, find_source, open_manifest
-from cxr.sources.base import Manifest
+from cxr.sources.manifest import Manifest
 
 DRAWN = """image_id,rad_id,class_name,x_min,y_min,x_max,y_max
 a,R1,Cardiomegaly,10,20,30,40

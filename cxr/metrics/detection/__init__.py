@@ -4,9 +4,7 @@ Boxes are `metrics.localization.Boxes` of both sides in one frame. A finding wit
 it is NaN and no mean counts it. NumPy alone, float64.
 """
 
-from cxr.metrics.detection.images import NO_FINDING, confusion, image_labels, image_probabilities
-from cxr.metrics.detection.precision import Curve
-from cxr.metrics.detection.summary import (
+from cxr.metrics.detection.detection_summary import (
     COCO_IOUS,
     VOC_IOUS,
     Summary,
@@ -16,6 +14,8 @@ from cxr.metrics.detection.summary import (
     right_boxes,
     summarise,
 )
+from cxr.metrics.detection.image_scores import NO_FINDING, confusion, image_labels, image_probabilities
+from cxr.metrics.detection.precision import Curve
 
 __all__ = [
     "COCO_IOUS",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cxr.metrics.detection.pairs import Pairs, pairs
+from cxr.metrics.detection.candidate_pairs import Pairs, pairs
 from cxr.metrics.localization import Boxes
 
 _MOST = 100  # boxes of an image and finding that COCO looks at

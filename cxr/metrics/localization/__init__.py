@@ -5,9 +5,9 @@ true boxes in one frame, pixels of the original image. NumPy alone, float64.
 """
 
 from cxr.metrics.localization.baselines import baselines, centre_boxes, random_boxes
-from cxr.metrics.localization.flat import Boxes
-from cxr.metrics.localization.overlap import MEASURES, THRESHOLDS, Located, counts, known_places, locate
-from cxr.metrics.localization.rates import Rates, column_means, drawn_means, paired_gain, summarise
+from cxr.metrics.localization.box_arrays import Boxes
+from cxr.metrics.localization.box_overlap import MEASURES, THRESHOLDS, Located, counts, known_places, locate
+from cxr.metrics.localization.localization_accuracy import Rates, column_means, drawn_means, paired_gain, summarise
 
 __all__ = [
     "MEASURES",

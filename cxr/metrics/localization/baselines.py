@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cxr.metrics.localization.flat import Boxes
+from cxr.metrics.localization.box_arrays import Boxes
 
 RANDOM, CENTRE = "random", "centre"
 _SIDES = (1 / 16, 1 / 2)  # of random boxes of a finding without a training box, log-uniform, shares of the image

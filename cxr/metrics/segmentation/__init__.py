@@ -6,7 +6,7 @@ measured is NaN, never a guess.
 
 from cxr.metrics.segmentation.boundary import hd95, hd95_rows
 from cxr.metrics.segmentation.intervals import MeanInterval, mean_interval
-from cxr.metrics.segmentation.overlap import dice, image_level, iou, overlap_rows, summary
+from cxr.metrics.segmentation.overlap_metrics import dice, image_level, iou, overlap_rows, summary
 
 __all__ = [
     "MeanInterval",

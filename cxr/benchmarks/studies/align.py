@@ -1,0 +1,215 @@
+"""Aligners compared by how well they bring lungs onto one another: nothing, ECC, a checkpoint, the best affine.
+
+All methods see the same images, and all are judged by the mean intersection over union (IoU) of all pairs of lung
+masks that their transforms show. Every method's common frame is free, so its mean transform is removed first:
+zooming everything in gains nothing. What a transform moves out of the picture is lost and counts as that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from cxr import schema
+from cxr.benchmarks.studies import ecc
+from cxr.benchmarks.studies.ecc import Ecc
+from cxr.benchmarks.studies.mask_affine import align_masks
+from cxr.data.batch import NO_MASK, to_columns, to_tensors
+from cxr.data.decode import make_rows
+from cxr.errors import UserError
+from cxr.families.base import check_size
+from cxr.families.checkpoint import Checkpoint
+from cxr.metrics.alignment import centred, iou_matrix, off_diagonal_mean
+from cxr.models.spatial_transformer import identity, warp
+from cxr.schema import PixelFormat
+from cxr.sources import find_source, open_manifest
+from cxr.storage import normalise
+
+ROTATION_DEG, SCALE, SHIFT = 15.0, 0.2, 0.1  # largest turn; zoom from 1 − SCALE to 1 + SCALE; share of the width
+RESAMPLES = 2000
+GIVEN, ECC, CXR, BEST = "given", "ecc", "cxr", "best_affine"
+_BLOCK = 64  # images decoded, or aligned by the checkpoint, at once
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Images with known lungs."""
+
+    image_ids: list[str]
+    sources: list[str]  # the layout that each came from
+    pixels: Tensor  # (B, H, W) uint8
+    masks: Tensor  # (B, H, W) bool
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def shown(self, theta: Tensor) -> Masked:
+        """The same images as `theta` (B, 2, 3) shows them."""
+        images = warp(self.pixels[:, None].float(), theta)[:, 0].round().to(torch.uint8)
+        return Masked(self.image_ids, self.sources, images, warp_masks(self.masks, theta))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the methods found on the same images."""
+
+    theta: dict[str, Tensor]  # method -> (B, 2, 3), output to image, mean removed
+    iou: dict[str, Tensor]  # method -> (B, B)
+    seconds: dict[str, float] = field(default_factory=dict)  # method -> an image, one thread's processor time
+
+
+def read(archives: Sequence[str], size: int, limit: int = 0) -> tuple[Masked, list[str]]:
+    """Every image of the archives that has a lung mask, in squares of `size` px, and notes on those left out.
+
+    `limit` is the number of images looked at in each archive; 0 for all.
+
+    Raises:
+        UserError: fewer than two images with masks, or an archive that cannot be opened.
+    """
+    parts, notes = [], []
+    for archive in archives:
+        part, left_out = _read(archive, PixelFormat(size), limit)
+        parts.append(part)
+        notes += left_out
+    images = Masked(
+        [image_id for part in parts for image_id in part.image_ids],
+        [source for part in parts for source in part.sources],
+        torch.cat([part.pixels for part in parts]),
+        torch.cat([part.masks for part in parts]),
+    )
+    if len(images) < 2:
+        raise UserError(f"{len(images)} images with a lung mask in {', '.join(archives)}: wanted 2 or more")
+    return images, notes
+
+
+def _read(archive: str, pixels: PixelFormat, limit: int) -> tuple[Masked, list[str]]:
+    table = open_manifest(archive).table.slice(0, limit or None)
+    blocks = [_block(table.slice(start, _BLOCK), pixels) for start in range(0, len(table), _BLOCK)]
+    image_ids = [image_id for ids, _, _ in blocks for image_id in ids]
+    images, masks = torch.cat([block[1] for block in blocks]), torch.cat([block[2] for block in blocks])
+    source = find_source(normalise(archive)).name
+    left_out = len(table) - len(image_ids)
+    note = f"{archive}: {left_out} of {len(table)} images left out, which are broken or have no lung mask"
+    return Masked(image_ids, [source] * len(image_ids), images, masks), [note] if left_out else []
+
+
+def _block(manifest: pa.Table, pixels: PixelFormat) -> tuple[list[str], Tensor, Tensor]:
+    """Ids, pixels and bool masks of the images that have both."""
+    rows = make_rows(manifest, pixels, threads=1)
+    rows = rows.filter(rows[schema.ERROR].is_null())
+    batch = to_tensors(to_columns(rows, [schema.PIXELS, schema.MASKS], pixels), pixels)
+    present = batch[schema.MASKS][:, 0, 0] != NO_MASK
+    ids = [image_id for image_id, known in zip(rows[schema.IMAGE_ID].to_pylist(), present, strict=True) if known]
+    return ids, batch[schema.PIXELS][present], batch[schema.MASKS][present].bool()
+
+
+def random_poses(image_ids: Sequence[str], seed: int) -> Tensor:
+    """(B, 2, 3) similarities, each drawn from the seed and its image's id alone: turn, zoom and shift, uniform."""
+    return torch.stack([_random_pose(f"{seed}:{image_id}") for image_id in image_ids])
+
+
+def _random_pose(key: str) -> Tensor:
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    turn, zoom, x, y = np.random.default_rng(int.from_bytes(digest, "big")).uniform(-1, 1, 4)
+    angle, scale = math.radians(ROTATION_DEG) * turn, 1 + SCALE * zoom
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    return torch.tensor([[cos, -sin, 2 * SHIFT * x], [sin, cos, 2 * SHIFT * y]], dtype=torch.float32)
+
+
+def compare(images: Masked, kept: Checkpoint, settings: Ecc) -> Compared:
+    """All methods on the same images; times are seconds of one thread of the processor, decoding not counted."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        registered = ecc.align(images.pixels.numpy(), settings)
+        found, seconds_cxr = predict(kept, images.pixels)
+    finally:
+        torch.set_num_threads(threads)
+    theta = {
+        GIVEN: identity(len(images)),
+        ECC: registered.theta,
+        CXR: found,
+        BEST: align_masks(images.masks),
+    }
+    seconds = {ECC: registered.seconds_per_image, CXR: seconds_cxr}
+    return judged(images, theta, seconds)
+
+
+def judged(images: Masked, theta: dict[str, Tensor], seconds: dict[str, float] | None = None) -> Compared:
+    """Overlaps under each method's transforms, their mean removed."""
+    free = {method: centred(found, found.mean(0, keepdim=True)) for method, found in theta.items()}
+    iou = {method: iou_matrix(warp_masks(images.masks, found)) for method, found in free.items()}
+    return Compared(free, iou, seconds or {})
+
+
+@torch.inference_mode()
+def predict(kept: Checkpoint, pixels: Tensor) -> tuple[Tensor, float]:
+    """Transforms (B, 2, 3) that a checkpoint of an aligner finds in uint8 images, and the seconds an image took.
+
+    Raises:
+        UserError: the checkpoint is of another family, or wants larger images.
+    """
+    if schema.THETA_UNIT not in kept.recipe.score_columns.names:
+        raise UserError(f"{kept.uri} is of family {kept.recipe.family!r}: wanted an aligner's checkpoint")
+    check_size(kept.recipe, pixels.shape[-1])
+    start = time.thread_time()
+    parts = [
+        kept.recipe.predict(kept.network, {schema.PIXELS: part})[schema.THETA_UNIT] for part in pixels.split(_BLOCK)
+    ]
+    theta = torch.cat(parts).reshape(-1, 2, 3).float()
+    return theta, (time.thread_time() - start) / len(pixels)
+
+
+def metrics(compared: Compared, sources: Sequence[str], ending: str = "", seed: int = 0) -> dict[str, float]:
+    """`iou_<method>` over all pairs and `iou_<method>_<source>` over those within each source; the gain over ECC.
+
+    `gain_over_ecc_low` and `_high` are the ends of its 95 % interval by bootstrap over images.
+    """
+    results = {f"iou_{method}{ending}": float(off_diagonal_mean(iou)) for method, iou in compared.iou.items()}
+    for source in sorted(set(sources)):
+        rows = torch.tensor([i for i, other in enumerate(sources) if other == source])
+        for method, iou in compared.iou.items():
+            results[f"iou_{method}_{source}{ending}"] = float(off_diagonal_mean(iou[rows][:, rows]))
+    low, high = gain_interval(compared.iou[CXR], compared.iou[ECC], seed)
+    gain = results[f"iou_{CXR}{ending}"] - results[f"iou_{ECC}{ending}"]
+    results |= {f"gain_over_ecc{ending}": gain}
+    results |= {f"gain_over_ecc_low{ending}": low, f"gain_over_ecc_high{ending}": high}
+    return results | {f"seconds_per_image_{method}{ending}": value for method, value in compared.seconds.items()}
+
+
+def gain_interval(better_BB: Tensor, worse_BB: Tensor, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95 % interval of the difference of two mean pairwise IoUs, by drawing images with replacement.
+
+    Pairs of an image with itself do not count, also where it was drawn more than once.
+    """
+    difference = (better_BB - worse_BB).double().numpy()
+    np.fill_diagonal(difference, 0)
+    count = len(difference)
+    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64)
+    pairs = count**2 - (times**2).sum(1)
+    gains = ((times @ difference) * times).sum(1)[pairs > 0] / pairs[pairs > 0]
+    low, high = np.quantile(gains, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def transforms(images: Masked, compared: Compared, poses: Tensor) -> pa.Table:
+    """A row an image: id, source, the pose (2 x 3) it was put under, and each method's transform from there."""
+    named = {"pose": poses} | {f"theta_{method}": theta for method, theta in compared.theta.items()}
+    columns = {
+        f"{name}_unit": pa.FixedSizeListArray.from_arrays(pa.array(theta.reshape(-1).numpy()), 6)
+        for name, theta in named.items()
+    }
+    return pa.table({schema.IMAGE_ID: images.image_ids, "source": images.sources, **columns})
+
+
+def warp_masks(masks: Tensor, theta: Tensor) -> Tensor:
+    """Bool masks as `theta` (B or 1, 2, 3) shows them."""
+    return warp(masks[:, None].float(), theta)[:, 0] > 0.5

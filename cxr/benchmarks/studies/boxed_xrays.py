@@ -1,0 +1,120 @@
+"""One split of shards in memory with its true boxes, and the boxes of the training images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cxr import schema, storage
+from cxr.data import shards
+from cxr.data.batch import to_columns, to_device, to_tensors
+from cxr.errors import UserError
+from cxr.families.base import check_size
+from cxr.families.checkpoint import Checkpoint
+from cxr.metrics.localization import Boxes, Located, known_places, locate
+from cxr.schema import PixelFormat
+
+BATCH = 32  # images that a network sees at once
+_SIZES = (schema.WIDTH_PX, schema.HEIGHT_PX)
+_COLUMNS = (schema.IMAGE_ID, schema.PATIENT_ID, schema.LABELS, schema.BOXES, *_SIZES, schema.FRAME, schema.PIXELS)
+
+
+@dataclass(frozen=True)
+class BoxedXRays:
+    """Images of a split whose boxes are known; rows go together."""
+
+    rows: pa.Table  # with pixels
+    pixels: PixelFormat
+    findings: tuple[str, ...]  # of the archive
+    training: Boxes  # of the images to train with, in shares of the image
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N, F) int8."""
+        unknown = [schema.UNKNOWN] * len(self.findings)
+        return np.array([known or unknown for known in self.rows[schema.LABELS].to_pylist()], np.int8)
+
+    @property
+    def sizes_px(self) -> np.ndarray:
+        """(2, N) width and height of the originals."""
+        return np.stack([self.rows[name].to_numpy() for name in _SIZES]).astype(np.float64)
+
+    @property
+    def true(self) -> Boxes:
+        """True boxes in pixels of the originals."""
+        return Boxes.of(self.rows[schema.BOXES], self.findings)
+
+    @property
+    def known(self) -> np.ndarray:
+        """(N, F) bool: it is known whether and where an image shows a finding."""
+        return known_places(self.true, self.labels)
+
+    def located(self, found: Boxes) -> Located:
+        """Found boxes, in pixels of the originals, laid over the true ones."""
+        return locate(found, self.true, self.known)
+
+    @torch.inference_mode()
+    def scored(self, kept: Checkpoint, device: torch.device) -> pa.Table:
+        """Scores of the images, as scoring gives them.
+
+        Raises:
+            UserError: images stored smaller than the network wants them.
+        """
+        check_size(kept.recipe, self.pixels.size)
+        network, scores = kept.network.to(device), []
+        for start in range(0, self.rows.num_rows, BATCH):
+            rows = self.rows.slice(start, BATCH)
+            columns = to_columns(rows, [schema.PIXELS], self.pixels)
+            batch = to_device(to_tensors(columns, self.pixels), device)
+            scores.append(kept.recipe.scored(kept.recipe.predict(network, batch), rows))
+        return pa.concat_tables(scores)
+
+    def boxed(self) -> list[int]:
+        """Findings of which there are true boxes, by their places."""
+        return np.unique(self.true.finding).tolist()
+
+    def pairs(self) -> dict[str, int]:
+        """Images with a true box, by finding."""
+        true = self.true
+        pairs = np.unique(np.stack([true.image, true.finding]), axis=1)[1]
+        return {self.findings[f]: int((pairs == f).sum()) for f in self.boxed()}
+
+
+def read(uri: str, split: str, limit: int = 0) -> BoxedXRays:
+    """Images of a split of shards.
+
+    Args:
+        limit: take at most so many, spread evenly over the split; 0 for all.
+
+    Raises:
+        UserError: no shards, or none of these images has a box of one of the archive's findings.
+    """
+    info = shards.read_info(uri)
+    parts = [storage.read_parquet(file.uri, columns=_COLUMNS) for file in info.parts.get(split, ())]
+    total = sum(part.num_rows for part in parts)
+    if not total:
+        raise UserError(f"{uri} has no image in its {split} split: give another archive, or one of more patients")
+    chosen = pa.array(np.linspace(0, total - 1, min(limit or total, total)).astype(int))
+    training = [_shares(file.uri, info.findings) for file in info.parts.get("train", ())]
+    xrays = BoxedXRays(pa.concat_tables(parts).take(chosen), info.pixels, info.findings, _joined(training))
+    if not xrays.boxed():
+        raise UserError(
+            f"{uri}: none of {len(chosen):,} images of its {split} split has a box of {', '.join(info.findings)}: "
+            f"give an archive that has such boxes"
+        )
+    return xrays
+
+
+def _shares(uri: str, findings: Sequence[str]) -> Boxes:
+    rows = storage.read_parquet(uri, columns=[schema.BOXES, *_SIZES])
+    return Boxes.of(rows[schema.BOXES], findings).scaled(*(1 / rows[name].to_numpy() for name in _SIZES))
+
+
+def _joined(parts: Sequence[Boxes]) -> Boxes:
+    nothing = Boxes(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
+    fields = ("image", "finding", "xyxy", "score")
+    return Boxes(*(np.concatenate([getattr(part, name) for part in [nothing, *parts]]) for name in fields))

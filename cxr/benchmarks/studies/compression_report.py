@@ -1,0 +1,142 @@
+"""A comparison of ways to store X-rays as a page, a table to go on with, figures by name, and one picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cxr import storage
+from cxr.benchmarks.studies.compression import AS_STORED, ORIGINAL, RAW, RESIZED, Row, Shown
+from cxr.reporting import tables
+from cxr.reporting.figures import TILE_INCHES, save_figure
+
+HEAD = ("way", "size of latents", "bytes", "ratio", "quality", "PSNR", "PSNR of images", "SSIM", "mean AUROC (95 %)")
+LOUDER = 8  # errors are drawn so many times larger
+FAR = 0.05  # of the wanted size: more is said
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    return tables.markdown(HEAD, [_cells(row, rows[0].bytes_per_image) for row in rows])
+
+
+def _cells(row: Row, full: float) -> list[str]:
+    return [
+        row.way,
+        row.at or "–",
+        f"{row.bytes_per_image:,.0f}",
+        f"{full / row.bytes_per_image:.1f}",
+        "–" if math.isnan(row.quality) else f"{row.quality:.4g}",
+        *(_db(value) for value in (row.psnr, row.psnr_of_images)),
+        tables.number(row.ssim, 4),
+        tables.interval(row.auroc, row.auroc_low, row.auroc_high),
+    ]
+
+
+def _db(value: float) -> str:
+    return "exact" if value == math.inf else tables.number(value, 2)
+
+
+def csv(rows: Sequence[Row]) -> str:
+    return tables.csv_text([dataclasses.asdict(row) for row in rows])
+
+
+def metrics(rows: Sequence[Row]) -> dict[str, float]:
+    """For result.json: "psnr/jpeg_2000/as_stored"; what is not finite is left out."""
+    found = {}
+    for row in rows:
+        name = "/".join(filter(None, (row.way, row.at))).lower().replace(",", "").replace(" ", "_").replace(":", "_")
+        for field in dataclasses.fields(Row)[2:]:
+            value = getattr(row, field.name)
+            if math.isfinite(value):
+                found[f"{field.name}/{name}"] = float(value)
+    return found
+
+
+# ---- Words
+
+
+def said(rows: Sequence[Row], codec: str) -> str:
+    """What the figures say, without kindness."""
+    parts = [_ranked([row for row in rows if row.at == at], codec, at) for at in (AS_STORED, RAW)]
+    return "\n".join(f"- {part}" for part in [*parts, *_out_of_reach(rows, codec), *_findings(rows, codec)])
+
+
+def _ranked(rows: Sequence[Row], codec: str, at: str) -> str:
+    """Pictures at one size, best PSNR first."""
+    own = next(row for row in rows if row.way == codec)
+    best = sorted((row for row in rows if math.isfinite(row.psnr)), key=lambda row: -row.psnr)
+    order = ", ".join(f"{row.way} {row.psnr:.2f}" for row in best)
+    alike = max(best, key=lambda row: row.ssim)
+    return (
+        f"At the {own.bytes_per_image:,.0f} bytes of the {'latents as stored' if at == AS_STORED else 'raw latents'} "
+        f"the pictures' PSNR is, in dB: {order}; {codec} is number {best.index(own) + 1} of {len(best)}. "
+        f"{alike.way} has the best SSIM, {alike.ssim:.4f}; {codec} has {own.ssim:.4f}."
+    )
+
+
+def _out_of_reach(rows: Sequence[Row], codec: str) -> list[str]:
+    sizes = {row.at: row.bytes_per_image for row in rows if row.way == codec}
+    return [
+        f"{row.way} comes no nearer to {sizes[row.at]:,.0f} bytes than {row.bytes_per_image:,.0f}: it is not "
+        f"compared at the same size."
+        for row in rows
+        if row.at and not row.way.startswith((codec, RESIZED)) and abs(row.bytes_per_image / sizes[row.at] - 1) > FAR
+    ]
+
+
+def _findings(rows: Sequence[Row], codec: str) -> list[str]:
+    original = next(row for row in rows if row.way == ORIGINAL)
+    if math.isnan(original.auroc):
+        return ["There is no AUROC: no finding has both positives and negatives here, or no classifier was trained."]
+    latent = next(row for row in rows if row.way.startswith(f"{codec}, "))
+    measured = [row for row in rows if row.at and math.isfinite(row.auroc)]
+    outside = [row for row in measured if not original.auroc_low <= row.auroc <= original.auroc_high]
+    named = ", ".join(f"{row.way} ({row.at})" for row in outside)
+    apart = f"outside of it: {named}" if outside else "all others are within it"
+    return [
+        f"Mean AUROC on the originals is {tables.interval(original.auroc, original.auroc_low, original.auroc_high)}; "
+        f"{apart}. From the latents alone it is {tables.interval(latent.auroc, latent.auroc_low, latent.auroc_high)}."
+    ]
+
+
+# ---- Picture
+
+
+def picture(shown: Sequence[Shown], folder: str) -> str:
+    """compression.png: a cut of one X-ray as each way gives it back at the stored latents' size, over its errors."""
+    ways = [one for one in shown if one.at in ("", AS_STORED)]
+    given = _cut(ways[0].picture)
+    figure = Figure(figsize=(1.6 * TILE_INCHES * len(ways), 3.5 * TILE_INCHES), layout="constrained")
+    upper, lower = figure.subplots(2, len(ways), squeeze=False)
+    for one, top, bottom in zip(ways, upper, lower, strict=True):
+        cut = _cut(one.picture)
+        error = cut - given
+        psnr = -10 * math.log10(max(1e-10, float(np.square(error).mean())))
+        top.set_title(f"{one.way}\n{one.bytes_per_image:,.0f} bytes", fontsize=9)
+        top.imshow(cut, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        bottom.set_title(f"{LOUDER} x error, {psnr:.1f} dB" if error.any() else "no error", fontsize=8)
+        bottom.imshow(0.5 + LOUDER * error, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        top.set_axis_off()
+        bottom.set_axis_off()
+    return save_figure(figure, folder, "compression.png")
+
+
+def _cut(picture_HW: np.ndarray) -> np.ndarray:
+    """Heart and lower lung: the middle half of the width, two thirds down; float64 in [0, 1]."""
+    side = len(picture_HW)
+    top, left = round(0.35 * side), round(0.25 * side)
+    return picture_HW[top : top + side // 2, left : left + side // 2] / 255
+
+
+def write(rows: Sequence[Row], shown: Sequence[Shown], codec: str, about: str, out: str) -> dict[str, str]:
+    """OUT/compression.md, .csv and .png; their URIs."""
+    uris = {name: storage.join(out, f"compression.{name}") for name in ("md", "csv")}
+    page = ["# X-rays in few bytes", about, table(rows), said(rows, codec), "![One X-ray](compression.png)"]
+    storage.write_text(uris["md"], "\n\n".join(part.strip() for part in page) + "\n")
+    storage.write_text(uris["csv"], csv(rows))
+    return {"report": uris["md"], "table": uris["csv"], "picture": picture(shown, out)}

@@ -1,0 +1,149 @@
+"""The tables of networks that find boxes beside what papers give, and curves of accuracy against the threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cxr.benchmarks.studies.localization import Judged, Sure, accuracy, sure
+from cxr.metrics.localization import MEASURES, THRESHOLDS
+from cxr.reporting.localization import NAMED, tidy
+from cxr.reporting.tables import csv_text, interval, markdown, number
+
+_SHOWN = (("iou", 0.1), ("iou", 0.3), ("iou", 0.5), ("iobb", 0.1), ("iobb", 0.5))
+_COLOURS = ("#31688e", "#f46d43", "#35b779", "#a50026", "#fdae61", "#7b3294", "#26828e")
+_GUESSES = {"random": ":", "centre": "--"}
+_GAINS = {"small": "T({}) = {}, mean of Nodule and Mass", "large": "T({}) = {}, Cardiomegaly", "auroc": "mean AUROC"}
+_LEGEND = (
+    "An image with a true box of a finding is right if a found box of it, of any score, has an IoU (or an "
+    "intersection over the found box, IoBB) above T with a true one (Wang et al. 2017). Figures are means over "
+    "seeds; 95 % intervals are percentile intervals of {resamples:,} draws of patients with all of their images "
+    "and of seeds. Few seeds are drawn from few: such intervals are somewhat too narrow. `random` has one box an "
+    "image and finding, as large as one of the training images' and anywhere; `centre` has the mean box of the "
+    "training images. False positives are found boxes that do not pass T(IoU) = .3, an image, mean over findings.\n"
+)
+# As quoted in later papers: ChestX-ray14, no boxes in training, mean of its eight findings with boxes.
+_PAPERS = (
+    ("CAM (Zhou et al. 2016)", ".56", ".36", ".21", ".12", ".07"),
+    ("Grad-CAM++ (Chattopadhay et al. 2018)", ".62", ".42", ".28", ".18", ".10"),
+    ("PCAN", ".78", ".57", ".36", ".21", ".10"),
+    ("CLARiTy", ".81", ".69", ".59", ".47", ".32"),
+    ("random", ".29", ".17", ".10", ".05", ".03"),
+)
+_PAPERS_SAID = (
+    "Of ChestX-ray14's 984 boxes and without boxes in training, papers give a mean accuracy at T(IoU) of:\n\n"
+    "{table}\nUnless the archive is that one, these are other images and findings: they show what is usual.\n"
+)
+
+
+def tables(judged: Sequence[Judged]) -> str:
+    """Markdown: for each threshold a table with a row a network and a column a finding; then AUROC and the rest."""
+    parts = []
+    for measure, at in _SHOWN:
+        head = [f"T({NAMED[measure]}) = {at:.1f}", *judged[0].findings, "mean"]
+        rows = [
+            [
+                one.name,
+                *(_cell(accuracy(one, measure, at, of)) for of in (*([f] for f in one.findings), one.findings)),
+            ]
+            for one in judged
+        ]
+        parts.append(markdown(head, rows))
+    return "\n".join([*parts, _others(judged)])
+
+
+def _others(judged: Sequence[Judged]) -> str:
+    head = ["", "mean AUROC (95 %)", "SD of seeds", "pointing game", "false positives an image"]
+    at = THRESHOLDS.index(0.3)
+    rows = [
+        [
+            one.name,
+            _cell(areas := sure(one.aurocs, one.drawn_aurocs), 3),
+            number(areas.spread),
+            number(float(one.pointing.mean()), 2),
+            number(float(one.wrong["iou"][:, :, at].mean()), 2),
+        ]
+        for one in judged
+    ]
+    return markdown(head, rows)
+
+
+def _cell(of: Sure, digits: int = 2) -> str:
+    return interval(of.value, of.low, of.high, digits)
+
+
+def gains_table(gained: Mapping[str, Sure], one: str, other: str, threshold: float = 0.3) -> str:
+    """Markdown: what `benchmark.localization.gains` gives."""
+    told = {name: _GAINS[name.partition("_")[0]].format("IoU", f"{threshold:.1f}") for name in gained}
+    rows = [[told[name], _cell(of, 3), number(of.spread)] for name, of in gained.items()]
+    return markdown(["", f"{one} less {other} (95 %)", "SD of seeds"], rows)
+
+
+def page(judged: Sequence[Judged], gained: str, said: str, resamples: int) -> str:
+    """The tables with what they mean and what papers give, in Markdown.
+
+    Args:
+        gained: what `gains_table` gives, or nothing.
+        said: of which images and seeds it is.
+    """
+    papers = markdown(["", *(f"{at:.1f}" for at in THRESHOLDS[:5])], _PAPERS)
+    legend = _LEGEND.format(resamples=resamples)
+    return "\n".join([tables(judged), gained, f"{said}\n", legend, _PAPERS_SAID.format(table=papers)])
+
+
+def csv(judged: Sequence[Judged]) -> str:
+    """A row a network, finding, measure and threshold; the mean over findings is one of them."""
+    return csv_text([row for one in judged for row in _rows(one)])
+
+
+def _rows(one: Judged) -> list[dict[str, Any]]:
+    groups = {**{finding: [finding] for finding in one.findings}, "mean": list(one.findings)}
+    rows = []
+    for measure, (t, at), (name, of) in (
+        (m, t, g) for m in MEASURES for t in enumerate(THRESHOLDS) for g in groups.items()
+    ):
+        figure = accuracy(one, measure, at, of)
+        places = [one.findings.index(finding) for finding in of]
+        rows.append(
+            {"network": one.name, "measure": measure, "threshold": at, "finding": name}
+            | {"accuracy": figure.value, "low": figure.low, "high": figure.high, "sd": figure.spread}
+            | {"false_positives": float(one.wrong[measure][:, places, t].mean())}
+        )
+    return rows
+
+
+def picture(judged: Sequence[Judged]) -> Figure:
+    """Accuracy against the threshold on IoU: a panel a finding, a line a network with its interval, a dot a seed."""
+    panels = [[finding] for finding in judged[0].findings] + [list(judged[0].findings)]
+    columns = min(4, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.6 * columns, 3.4 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).reshape(-1)
+    for axes, of in zip(grid, panels, strict=False):
+        for place, one in enumerate(judged):
+            _curve(axes, one, of, _COLOURS[place % len(_COLOURS)])
+        tidy(axes, "iou")
+        axes.set_title(of[0] if len(of) == 1 else "mean over findings", fontsize=10)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(judged), frameon=False)
+    grid[0].set_ylabel("images in which it is found")
+    return figure
+
+
+def _curve(axes: Any, one: Judged, findings: Sequence[str], colour: str) -> None:
+    seen = [accuracy(one, "iou", at, findings) for at in THRESHOLDS]
+    guess = bool(np.isnan(one.aurocs).all())
+    style = {"color": "0.5", "ls": _GUESSES.get(one.name, "--")} if guess else {"color": colour}
+    axes.plot(THRESHOLDS, [of.value for of in seen], lw=1.6, label=one.name, **style)
+    if not guess:
+        axes.fill_between(
+            THRESHOLDS, [of.low for of in seen], [of.high for of in seen], color=colour, alpha=0.12, lw=0
+        )
+        for at in THRESHOLDS:
+            own, _ = one.at("iou", at, findings)
+            axes.plot([at] * len(own), own, ".", color=colour, ms=4, alpha=0.6)

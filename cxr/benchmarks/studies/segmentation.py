@@ -1,0 +1,184 @@
+"""Networks that find masks, side by side: what they find, how long they take, how large they are."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from cxr import schema, storage
+from cxr.benchmarks.studies.xrays import patients_of
+from cxr.data import shards
+from cxr.data.batch import HAS_MASK, Columns, take, to_columns, to_device
+from cxr.errors import UserError
+from cxr.families.base import check_size
+from cxr.families.checkpoint import Checkpoint
+from cxr.metrics.segmentation import MeanInterval, dice, image_level, mean_interval, overlap_rows, summary
+from cxr.metrics.segmentation.overlap_metrics import TRUE
+from cxr.models.receptive_field import Architecture, architecture
+from cxr.models.segmentation_model import MaskFinder
+from cxr.sources import rle
+
+BATCH = 16
+TIMED = 9  # forward passes, of whose times the median is taken
+_IN_PLACE = {"x_scale": 1.0, "y_scale": 1.0, "x_offset": 0.0, "y_offset": 0.0}  # a frame
+
+
+@dataclass(frozen=True)
+class MaskedXRays:
+    """Stored images whose mask is known; rows go together."""
+
+    pixels: np.ndarray  # (N, size, size) uint8 or uint16
+    masks: np.ndarray  # (N, size² / 8) uint8, packed
+    patients: np.ndarray  # (N,) ids; an image whose patient is not known is a patient of its own
+
+    @property
+    def size(self) -> int:
+        return self.pixels.shape[-1]
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels as stored and bool masks (B, size, size)."""
+        for start in range(0, len(self.pixels), BATCH):
+            packed = self.masks[start : start + BATCH]
+            masks = np.unpackbits(packed, axis=1, count=self.size**2).reshape(-1, self.size, self.size)
+            yield torch.from_numpy(self.pixels[start : start + BATCH].copy()), torch.from_numpy(masks == 1)
+
+
+def read(uri: str, split: str, label: str, limit: int = 0) -> MaskedXRays:
+    """Images of a split of shards of which it is known whether and where they show `label`.
+
+    Args:
+        limit: take at most so many, spread evenly over the split; 0 for all.
+
+    Raises:
+        UserError: no shards, or no such image.
+    """
+    info = shards.read_info(uri)
+    parts: list[tuple[Columns, np.ndarray]] = []
+    for file in info.parts.get(split, ()):
+        names = [schema.IMAGE_ID, schema.PATIENT_ID, schema.PIXELS, schema.MASKS]
+        rows = storage.read_parquet(file.uri, columns=names)
+        columns = to_columns(rows, (schema.PIXELS, schema.MASKS), info.pixels, label)
+        known = np.flatnonzero(columns.pop(HAS_MASK))
+        parts.append((take(columns, known), patients_of(rows)[known]))
+    total = sum(len(patients) for _, patients in parts)
+    if not total:
+        raise UserError(
+            f"{uri}: none of the {info.rows(split)} images in its {split} split has a known mask of {label}: give an "
+            f"archive that has such masks, and more patients"
+        )
+    chosen = np.linspace(0, total - 1, min(limit or total, total)).astype(int)
+    pixels, masks = (
+        np.concatenate([columns[name] for columns, _ in parts]) for name in (schema.PIXELS, schema.MASKS)
+    )
+    return MaskedXRays(pixels[chosen], masks[chosen], np.concatenate([of for _, of in parts])[chosen])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the networks of one recipe, a seed each, made of the test images."""
+
+    name: str
+    figures: dict[str, float]  # means over seeds, see `metrics.segmentation.summary` and `image_level`
+    dice: MeanInterval  # by patient, of the images' means over seeds
+    positive_dice: MeanInterval  # of the images with something to find
+    spread: float  # standard deviation of the mean Dice over seeds; NaN of one
+    built: Architecture
+    forward_ms: float  # of one image
+
+    def row(self) -> dict[str, Any]:
+        """All of it with plain values, for a CSV."""
+        ends = {
+            f"{name}_{end}": getattr(of, end)
+            for name, of in (("dice", self.dice), ("positive_dice", self.positive_dice))
+            for end in ("low", "high")
+        }
+        told = {"dice_sd": self.spread, "forward_ms": self.forward_ms, **asdict(self.built)}
+        return {"network": self.name, **self.figures, **ends, **told}
+
+
+def judge(name: str, networks: Sequence[Checkpoint], xrays: MaskedXRays, device: torch.device) -> Judged:
+    """Find masks with each network, as scoring does, and compare them with the true ones at their stored size.
+
+    Raises:
+        UserError: images stored smaller than the networks want them.
+    """
+    told = [_found(kept, xrays, device) for kept in networks]
+    figures = [summary(rows) | image_level(rows, probability) for rows, probability in told]
+    dice_N = np.mean([dice(rows).numpy() for rows, _ in told], axis=0)
+    positive_N = told[0][0][:, TRUE].numpy() > 0
+    means = [one["dice"] for one in figures]
+    segmenter = _finder(networks[0]).segmenter
+    return Judged(
+        name=name,
+        figures={key: float(np.mean([one[key] for one in figures])) for key in figures[0]},
+        dice=mean_interval(dice_N, xrays.patients),
+        positive_dice=mean_interval(np.where(positive_N, dice_N, np.nan), xrays.patients),
+        spread=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
+        built=architecture(segmenter, segmenter.path()),
+        forward_ms=forward_ms(_finder(networks[0]), networks[0].recipe.size, device),
+    )
+
+
+def _finder(kept: Checkpoint) -> MaskFinder:
+    assert isinstance(kept.network, MaskFinder)
+    return kept.network
+
+
+@torch.inference_mode()
+def _found(kept: Checkpoint, xrays: MaskedXRays, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Overlap rows (N, 4) at the stored size, and each image's probability (N,)."""
+    check_size(kept.recipe, xrays.size)
+    network, overlaps, probabilities = kept.network.to(device), [], []
+    for pixels, true in xrays.batches():
+        predicted = kept.recipe.predict(network, to_device({schema.PIXELS: pixels}, device))
+        scores = kept.recipe.scored(predicted, _as_stored(len(pixels), xrays.size))
+        masks = [rle.decode(code, xrays.size, xrays.size) for code in scores[schema.FOUND_RLE].to_pylist()]
+        overlaps.append(overlap_rows(torch.from_numpy(np.stack(masks)), true))
+        probabilities.append(torch.tensor(scores[schema.FOUND_PROBABILITY].to_numpy()))
+    return torch.cat(overlaps), torch.cat(probabilities)
+
+
+def _as_stored(count: int, size: int) -> pa.Table:
+    """Rows of images that are the stored squares themselves."""
+    known = {schema.FRAME: [_IN_PLACE] * count, schema.HEIGHT_PX: [size] * count, schema.WIDTH_PX: [size] * count}
+    return pa.table(known)
+
+
+@torch.inference_mode()
+def forward_ms(network: torch.nn.Module, size: int, device: torch.device) -> float:
+    """Median time of a forward pass of one image, milliseconds; one thread on a CPU."""
+    network, x = network.eval().to(device), torch.rand(1, 1, size, size, device=device)
+    times = []
+    with _one_thread():
+        for _ in range(TIMED + 2):  # the first ones choose algorithms and fill caches
+            start = time.perf_counter()
+            network(x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times[2:]))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def metrics(judged: Sequence[Judged]) -> dict[str, float]:
+    """Figures by name, NETWORK_FIGURE; what could not be measured is left out."""
+    found = {f"{one.name}_{name}": value for one in judged for name, value in one.row().items() if name != "network"}
+    return {name: float(value) for name, value in found.items() if not math.isnan(value)}

@@ -1,0 +1,131 @@
+"""The table of networks that find masks, beside what papers give, and its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from cxr.benchmarks.studies.segmentation import Judged
+from cxr.metrics.segmentation import MeanInterval
+from cxr.reporting.tables import csv_text, interval, markdown, number
+
+_COLOURS = {"unet": "#31688e", "small_unet": "#26828e", "fcn32s": "#fdae61", "fcn16s": "#f46d43", "fcn8s": "#a50026"}
+_HEAD = (
+    "network",
+    "Dice (95 % by patient)",
+    "Dice of positives (95 %)",
+    "SD of seeds",
+    "IoU",
+    "mean IU",
+    "pixel accuracy",
+    "image AUROC",
+    "forward, ms",
+    "parameters, M",
+    "conv. layers",
+    "receptive field, px",
+    "max. stride",
+)
+# Long et al. 2015, arXiv 1411.4038: the table of classifiers, then, below the line, that of skips.
+_PAPER_HEAD = (
+    "network",
+    "mean IU",
+    "forward, ms",
+    "conv. layers",
+    "parameters, M",
+    "receptive field, px",
+    "max. stride",
+)
+_PAPER = (
+    ("FCN-AlexNet", ".398", "50", "8", "57", "355", "32"),
+    ("FCN-VGG16", ".560", "210", "16", "134", "404", "32"),
+    ("FCN-GoogLeNet", ".425", "59", "22", "6", "907", "32"),
+    ("FCN-32s, VGG16", ".594", "–", "–", "–", "–", "–"),
+    ("FCN-16s, VGG16", ".624", "–", "–", "–", "–", "–"),
+    ("FCN-8s, VGG16", ".627", "–", "–", "–", "–", "–"),
+)
+_LEGEND = (
+    "Dice and IoU are means over images, of which two empty masks count 1; {empty} is the Dice of finding nothing in "
+    "any image. Mean IU and pixel accuracy are of all pixels together. Intervals are of other patients. {timed} "
+    "Depth, receptive field and stride are of the path to the coarsest features; a U-Net's is its encoder.{cut}\n"
+)
+_OTHERS = (
+    "Long et al. (2015) give, of 21 classes of objects in photographs (PASCAL VOC), with fully connected layers as "
+    "convolutions:\n\n{table}\nOn SIIM-ACR itself a U-Net on a ResNet was given a Dice of .843 and an IoU of .826 "
+    "(Jakhar et al. 2019), and the winner's ensemble had a Dice of .868 on the private test images.\n"
+)
+
+
+def table(judged: Sequence[Judged]) -> str:
+    """Markdown: a row a network."""
+    return markdown(_HEAD, [_cells(one) for one in judged])
+
+
+def _cells(one: Judged) -> list[str]:
+    figures, built = one.figures, one.built
+    return [
+        one.name,
+        _sure(one.dice),
+        _sure(one.positive_dice),
+        number(one.spread),
+        *(number(figures[name]) for name in ("iou", "mean_iu")),
+        number(figures["pixel_accuracy"], 4),
+        number(figures.get("image_auroc", float("nan"))),
+        f"{one.forward_ms:.1f}",
+        f"{built.parameters / 1e6:.1f}",
+        f"{built.convolutions}",
+        f"{built.receptive_field_px:,}",
+        f"{built.stride_px}",
+    ]
+
+
+def _sure(mean: MeanInterval) -> str:
+    return interval(mean.value, mean.low, mean.high)
+
+
+def page(judged: Sequence[Judged], said: str, timed: str, *, cut: bool) -> str:
+    """The table with what it means and what papers give, in Markdown.
+
+    Args:
+        said: of which images and seeds it is.
+        timed: how the forward passes were timed.
+        cut: whether AlexNet and VGG16 went without their fully connected layers.
+    """
+    empty = number(judged[0].figures["empty_dice"])
+    without = " AlexNet and VGG16 are without their fully connected layers (fc6, fc7)." if cut else ""
+    legend = _LEGEND.format(empty=empty, timed=timed, cut=without)
+    return "\n".join([table(judged), f"{said}\n", legend, _OTHERS.format(table=markdown(_PAPER_HEAD, _PAPER))])
+
+
+def csv(judged: Sequence[Judged]) -> str:
+    """A row a network, all figures."""
+    return csv_text([one.row() for one in judged])
+
+
+def picture(judged: Sequence[Judged]) -> Figure:
+    """A row a network, the best first: Dice of all images, of those with something to find, forward time."""
+    order = sorted(judged, key=lambda one: one.positive_dice.value)
+    figure = Figure(figsize=(11, 1.2 + 0.26 * len(order)), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    colours = [_COLOURS.get(one.name.partition("-")[0], "0.5") for one in order]
+    for axes, name in zip(panels, ("dice", "positive_dice"), strict=False):
+        for row, (one, colour) in enumerate(zip(order, colours, strict=True)):
+            mean: MeanInterval = getattr(one, name)
+            axes.plot([mean.low, mean.high], [row] * 2, color=colour, lw=2, alpha=0.4)
+            axes.plot([mean.value], [row], "o", color=colour, ms=6)
+    panels[2].barh(range(len(order)), [one.forward_ms for one in order], height=0.5, color=colours)
+    panels[2].bar_label(panels[2].containers[0], fmt=" {:.0f}", fontsize=8)
+    panels[0].set_yticks(range(len(order)), [one.name for one in order], fontsize=8)
+    panels[0].axvline(judged[0].figures["empty_dice"], color="0.4", ls="--", lw=1)
+    panels[0].set_ylim(-0.6, len(order) - 0.4)
+    titles = (
+        "mean Dice (95 %); dashed: of finding nothing",
+        "of images with something to find (95 %)",
+        "forward, ms",
+    )
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.grid(axis="x", color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

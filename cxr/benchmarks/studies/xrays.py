@@ -1,0 +1,113 @@
+"""One split of an archive or of shards in memory: pictures of one size, labels, patients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from cxr import schema, storage
+from cxr.data import shards
+from cxr.data.decode import make_rows
+from cxr.errors import UserError
+from cxr.families import lung_crop
+from cxr.families.base import Recipe, check_size, unit_pixels
+from cxr.families.lung_crop import LungCrop
+from cxr.schema import PixelFormat
+from cxr.sources import open_manifest
+
+_BLOCK = 256  # rows at once
+
+
+@dataclass(frozen=True)
+class XRays:
+    """Pictures and what is known of them; rows go together."""
+
+    pixels: np.ndarray  # (B, size, size) uint8
+    labels: np.ndarray  # (B, findings) int8
+    findings: tuple[str, ...]
+    patients: np.ndarray  # (B,) ids; an image whose patient is not known is a patient of its own
+
+
+def read(
+    archive: str, split: str, recipe: Recipe, limit: int = 0, source: str = "auto", crop: LungCrop | None = None
+) -> tuple[XRays, list[str]]:
+    """Images of a split as `recipe` sees them in scoring, rounded to 8 bits, and notes on those left out.
+
+    Args:
+        limit: take at most so many, spread evenly; 0 for all.
+        crop: how images are cropped for `recipe`; None: they are whole.
+
+    Raises:
+        UserError: no such archive, latents, no image in the split, or images stored smaller than `recipe` wants,
+            or cropped or enhanced otherwise.
+    """
+    archive = storage.normalise(archive)
+    if shards.is_shards(archive):
+        info = shards.read_info(archive)
+        check_size(recipe, info.pixels.size)
+        lung_crop.check_shards(info, crop)
+        shards.check_enhanced(info, recipe.enhancement)
+        findings, total, blocks = info.findings, info.rows(split), _of_shards(info, split)
+        pixels = info.pixels
+    else:
+        manifest, pixels = open_manifest(archive, source), PixelFormat(recipe.size)
+        table = manifest.table.filter(pc.field(schema.SPLIT) == split)
+        table = table.take(_chosen(table.num_rows, limit))
+        make = partial(make_rows, pixels=pixels, crop=crop and crop.loaded(), enhance=recipe.enhancement)
+        findings, total, blocks = manifest.findings, table.num_rows, _decoded(table, make)
+    if not total:
+        raise UserError(f"{archive} has no usable image in its {split} split: give another --split or archive")
+    wanted = _chosen(total, limit)
+    parts = [_part(rows, pixels, recipe.size, len(findings)) for rows in _taken(blocks, wanted) if rows.num_rows]
+    if not parts:
+        raise UserError(f"none of the {total} images of the {split} split of {archive} can be used")
+    pictures, labels, patients = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    left_out = len(wanted) - len(pictures)
+    notes = [f"{left_out} of {len(wanted)} images left out, which cannot be decoded"] if left_out else []
+    return XRays(pictures, labels, findings, patients), notes
+
+
+def _chosen(total: int, limit: int) -> np.ndarray:
+    return np.arange(total) if not limit or limit >= total else np.linspace(0, total - 1, limit).astype(int)
+
+
+def _of_shards(info: shards.ShardInfo, split: str) -> Iterator[pa.Table]:
+    columns = [schema.IMAGE_ID, schema.PATIENT_ID, schema.PIXELS, schema.LABELS]
+    for file in info.parts.get(split, ()):
+        yield storage.read_parquet(file.uri, columns=columns)
+
+
+def _decoded(table: pa.Table, make: Callable[[pa.Table], pa.Table]) -> Iterator[pa.Table]:
+    for start in range(0, table.num_rows, _BLOCK):
+        yield make(table.slice(start, _BLOCK))
+
+
+def _taken(blocks: Iterator[pa.Table], wanted: np.ndarray) -> Iterator[pa.Table]:
+    """Those rows of the blocks, counted through, whose numbers are `wanted`, without the bad ones."""
+    start = 0
+    for block in blocks:
+        own = wanted[(wanted >= start) & (wanted < start + block.num_rows)] - start
+        start += block.num_rows
+        rows = block.take(pa.array(own))
+        yield rows.filter(pc.is_valid(rows[schema.PIXELS]))
+
+
+def _part(rows: pa.Table, pixels: PixelFormat, size: int, findings: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pictures, labels and patients of good rows."""
+    stored = torch.from_numpy(schema.pixels_array(rows[schema.PIXELS], pixels).copy())
+    pictures = unit_pixels({schema.PIXELS: stored}, size)[:, 0].mul(255).round().to(torch.uint8).numpy()
+    unknown = [schema.UNKNOWN] * findings
+    labels = np.array([known or unknown for known in rows[schema.LABELS].to_pylist()], np.int8)
+    return pictures, labels.reshape(len(pictures), findings), patients_of(rows)
+
+
+def patients_of(rows: pa.Table) -> np.ndarray:
+    """(B,) ids; an image whose patient is not known is a patient of its own."""
+    pairs = zip(rows[schema.PATIENT_ID].to_pylist(), rows[schema.IMAGE_ID].to_pylist(), strict=True)
+    return np.array([patient or f"image {image}" for patient, image in pairs], object).astype(str)

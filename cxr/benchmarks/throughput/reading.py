@@ -1,0 +1,128 @@
+"""Epochs of reading through the same streams as fit(), into a training step that costs next to nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+import torch
+from ray.train import RunConfig, ScalingConfig
+from torch import Tensor, nn
+
+from cxr import schema
+from cxr.data import ray_data, shards
+from cxr.data.batch import Batch
+from cxr.data.shard_loader import ShardStream
+from cxr.families.base import Alone, Recipe, Task
+from cxr.training.fit import CACHE_BYTES, EachRowOnce, Trainer
+from cxr.training.options import RunOptions
+from cxr.training.raw_stream import Stream, open_streams
+
+BATCH_SIZE = 32
+_GRID = 8  # pixels that the step looks at, a side
+
+
+class Step:
+    """A training step of a linear layer on a few pixels of each image."""
+
+    def __init__(self) -> None:
+        self._layer = nn.Linear(_GRID * _GRID, 1)
+        self._optimiser = torch.optim.SGD(self._layer.parameters(), 1e-6)
+        self(torch.zeros(1, _GRID, _GRID))  # torch imports much at an optimiser's first step
+
+    def __call__(self, pixels_BHW: Tensor) -> None:
+        every = pixels_BHW.shape[-1] // _GRID
+        seen = pixels_BHW[:, ::every, ::every][:, :_GRID, :_GRID].reshape(len(pixels_BHW), -1)
+        self._layer(seen.float() / 255).square().mean().backward()
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Recipe):
+    """The settings that decide what is read; nothing is learnt."""
+
+    family: ClassVar[str] = "reading"
+    mode: ClassVar[Literal["min", "max"]] = "max"
+    score_columns: ClassVar[pa.Schema] = pa.schema([])
+
+    batch_size: int = BATCH_SIZE
+
+    @property
+    def monitor(self) -> str:
+        return ""
+
+    def network(self, findings: Sequence[str]) -> nn.Module:
+        return nn.Identity()
+
+    def task(self, network: nn.Module) -> Task:
+        return Task()
+
+    def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Of some epochs, all that they cost included."""
+
+    rows: int
+    seconds: float
+    first_batch_s: tuple[float, ...]  # from the beginning of each epoch
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.rows / self.seconds
+
+    @property
+    def first_batch_again_s(self) -> float:
+        """The longest wait of the second and later epochs."""
+        return max(self.first_batch_s[1:])
+
+
+def read_epochs(stream: Stream, epochs: int, first: int = 0) -> Pace:
+    """Read epochs `first`, `first` + 1, … into a step."""
+    step, rows, waits, start = Step(), 0, [], time.perf_counter()
+    for epoch in range(first, first + epochs):
+        begun, waited = time.perf_counter(), None
+        for batch in stream.train(epoch):
+            waited = waited or time.perf_counter() - begun
+            step(batch[schema.PIXELS])
+            rows += len(batch[schema.PIXELS])
+        waits.append(waited or 0.0)
+    return Pace(rows, time.perf_counter() - start, tuple(waits))
+
+
+def shard_stream(info: shards.ShardInfo) -> ShardStream:
+    """As one worker of fit() reads them."""
+    return ShardStream(info, "train", Reading.columns, batch_size=BATCH_SIZE, cache_bytes=CACHE_BYTES)
+
+
+def on_worker(archive: str, size: int, epochs: int, scratch: str) -> Pace:
+    """Read the train split of shards, or of a raw archive by Ray Data, on a worker of Ray Train."""
+    recipe = Reading(size=size)
+    streams: dict[str, Any] = {}
+    data: dict[str, Any] = {"shards": archive, "cache_bytes": CACHE_BYTES}
+    if not shards.is_shards(archive):
+        streams, _, rows = ray_data.open_streams(archive, size, columns=recipe.columns, seed=recipe.seed)
+        data = {"rows": rows}
+    trainer = Trainer(
+        _read_on_worker,
+        train_loop_config={"data": data, "size": size, "epochs": epochs},
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker=RunOptions().resources_per_worker),
+        run_config=RunConfig(storage_path=scratch),
+        datasets=streams,
+        dataset_config=EachRowOnce() if streams else None,
+    )
+    found = trainer.fit().return_value
+    assert found is not None
+    return Pace(found["rows"], found["seconds"], tuple(found["first_batch_s"]))
+
+
+def _read_on_worker(config: dict[str, Any]) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    train, _ = open_streams(config["data"], Reading(size=config["size"]), Alone())
+    return asdict(read_epochs(train, config["epochs"]))

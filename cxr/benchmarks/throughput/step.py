@@ -1,0 +1,77 @@
+"""A training step beside what the device can do: images a second, operations an image, share of its limit."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cxr import schema
+from cxr.data.batch import Batch
+from cxr.families.base import Recipe
+
+SIDE = {"cpu": 1024, "cuda": 8192}  # of the square matrices by which a device's limit is measured
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A recipe's step in one precision."""
+
+    precision: str
+    images_per_s: float  # through Ray Train
+    bare_images_per_s: float
+    gflop_per_image: float  # forward and backward, multiplications and additions
+    limit_gflops: float  # of a product of large matrices on the same device
+
+    @property
+    def over_bare(self) -> float:
+        return self.images_per_s / self.bare_images_per_s
+
+    @property
+    def share(self) -> float:
+        """Of the limit, that the step reaches."""
+        return self.images_per_s * self.gflop_per_image / self.limit_gflops
+
+    def metrics(self) -> dict[str, float]:
+        values = vars(self) | {"over_bare": self.over_bare, "share_of_limit": self.share}
+        return {f"{self.precision}/{name}": value for name, value in values.items() if name != "precision"}
+
+
+def operations(recipe: Recipe, findings: tuple[str, ...]) -> float:
+    """Giga-operations an image of a step of the recipe's first stage: convolutions and matrix products."""
+    task = recipe.task(recipe.network(findings)).train()
+    task.enter(recipe.stages()[0].name)
+    batch: Batch = {
+        schema.PIXELS: torch.randint(0, 255, (2, recipe.size, recipe.size)).to(torch.uint8),
+        schema.LABELS: torch.zeros(2, len(findings), dtype=torch.int8),
+    }
+    with FlopCounterMode(display=False) as counter:
+        torch.stack(list(task(task.augment(batch)).values())).sum().backward()
+    return counter.get_total_flops() / len(batch[schema.PIXELS]) / 1e9
+
+
+def limit(precision: str, device: torch.device, seconds: float = 2.0) -> float:
+    """Giga-operations a second of products of square matrices, one thread on a CPU."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    side = SIDE[device.type]
+    a, b = (torch.randn(side, side, device=device, dtype=DTYPES[precision]) for _ in range(2))
+    _products(a, b, 3)
+    count, taken = 0, 0.0
+    while taken < seconds:
+        taken += _products(a, b, 10)
+        count += 10
+    torch.set_num_threads(threads)
+    return 2 * side**3 * count / taken / 1e9
+
+
+def _products(a: torch.Tensor, b: torch.Tensor, count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        torch.mm(a, b)
+    if a.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,111 @@
+"""A recipe's training step as fit() runs it on a worker of Ray Train, and in a bare torch loop, by turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import get_device
+from torch import nn
+
+from cxr.data import shards
+from cxr.data.batch import Batch, to_device
+from cxr.families import recipe_from_dict
+from cxr.families.base import Alone, Recipe, Task
+from cxr.training.engine import Engine, casts
+from cxr.training.fit import CACHE_BYTES, Trainer
+from cxr.training.options import RunOptions
+from cxr.training.raw_stream import open_streams
+
+
+def both_paces(
+    recipe: Recipe, shards_uri: str, steps: int, rounds: int, scratch: str, *, gpu: bool = False
+) -> tuple[float, float]:
+    """Images a second through Ray Train and in a bare loop of the same model, batch and threads, median of rounds.
+
+    Steps are those of the recipe's first stage.
+    """
+    config = {
+        "recipe": recipe.to_dict(),
+        "data": {"shards": shards_uri, "cache_bytes": CACHE_BYTES},
+        "findings": list(shards.read_info(shards_uri).findings),
+        "steps": steps,
+        "rounds": rounds,
+    }
+    trainer = Trainer(
+        _train_on_worker,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=1,
+            use_gpu=gpu,
+            resources_per_worker=RunOptions().resources_per_worker | ({"GPU": 1} if gpu else {}),
+        ),
+        run_config=RunConfig(storage_path=scratch),
+    )
+    found = trainer.fit().return_value
+    assert found is not None
+    return found["fit"], found["bare"]
+
+
+def _train_on_worker(config: dict[str, Any]) -> dict[str, float]:
+    torch.set_num_threads(1)
+    recipe, steps = recipe_from_dict(config["recipe"]), config["steps"]
+    device = get_device() if torch.cuda.is_available() else torch.device("cpu")
+    train, _ = open_streams(config["data"], recipe, Alone())
+    task = recipe.task(recipe.network(config["findings"]))
+    engine = Engine(task, recipe, Alone(), steps_per_epoch=steps, device=device)
+    bare = BareLoop(recipe.task(recipe.network(config["findings"])), recipe, device)
+    kept = [to_device(batch, device) for batch in _some(train.train(0), steps)]
+    engine.epoch(iter(kept[:1]))
+    bare(kept[:1])
+    seconds: dict[str, list[float]] = {"fit": [], "bare": []}
+    for number in range(config["rounds"]):
+        batches = train.train(number + 1)
+        begun = chain([next(batches)], islice(batches, steps - 1))  # the wait for it is measured elsewhere
+        seconds["fit"].append(_seconds(lambda begun=begun: engine.epoch(begun)))
+        batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+        seconds["bare"].append(_seconds(lambda: bare(kept)))
+    images = steps * recipe.batch_size
+    return {name: images / sorted(taken)[len(taken) // 2] for name, taken in seconds.items()}
+
+
+class BareLoop:
+    """What one would write without this project: batches in memory, a loss, an optimiser."""
+
+    def __init__(self, task: Task, recipe: Recipe, device: torch.device) -> None:
+        self.task, self.clip, self.casts = task.to(device).train(), recipe.clip, casts(recipe.precision, device)
+        task.enter(recipe.stages()[0].name)
+        if self.casts:
+            task.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.parameters = [p for p in task.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+    def __call__(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            augmented = self.task.augment(batch)
+            with torch.autocast(next(iter(batch.values())).device.type, torch.bfloat16, enabled=self.casts):
+                terms = self.task(augmented)
+            loss = torch.stack(list(terms.values())).sum()
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            if self.clip:
+                nn.utils.clip_grad_norm_(self.parameters, self.clip)
+            self.optimiser.step()
+
+
+def _some(batches: Iterator[Batch], count: int) -> list[Batch]:
+    kept = list(islice(batches, count))
+    batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+    return kept
+
+
+def _seconds(run: Any) -> float:
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

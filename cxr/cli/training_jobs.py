@@ -1,0 +1,343 @@
+"""What every training job does around fit() and search(): data made ready, notes, pictures, the result."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from cxr import schema, storage
+from cxr.data import ingest, shards
+from cxr.data.batch import Batch
+from cxr.data.ledger import LEDGER_FILE
+from cxr.data.shard_loader import ShardStream
+from cxr.errors import UserError
+from cxr.families import checkpoint, lung_crop
+from cxr.families.aecnn import AecnnRecipe
+from cxr.families.align import AlignRecipe
+from cxr.families.base import Recipe, SomeRecipe, check_size
+from cxr.families.compatibility import check_raw, fold_of, sampling_of
+from cxr.models import pretrained
+from cxr.phantom.archive import write_phantom
+from cxr.phantom.siim import write_siim_phantom
+from cxr.reporting import folds, pareto
+from cxr.reporting.trials import trials_table, write_search_pictures, write_trials
+from cxr.runtime import cluster
+from cxr.schema import PixelFormat
+from cxr.sources import Labelling, chestxray14, open_manifest, siim
+from cxr.training.fit import begun_with, check_resume, fit, room
+from cxr.training.options import RunOptions
+from cxr.training.search import SearchOptions, objectives_of, search, searched
+from cxr.training.shared_pretraining import prepare
+from cxr.training.sweep import train_all
+
+SHARDS = "shards"  # in OUT
+PICTURED = 64  # images that the pictures of a run are made from
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveOptions:
+    """Which X-rays to use, and how they are read."""
+
+    archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Archive or shards: a folder, s3://bucket/prefix or gs://bucket/prefix; left out, a small phantom archive. Given
+    several times, archives are used as one; where labels are learnt, their findings must be the same."""
+    source: str = "auto"
+    """Layout of each archive: auto, or the name of a source."""
+    shard_size: int = 256
+    """Height and width at which an archive is turned into shards, pixels."""
+    stream: bool = False
+    """Train straight from one archive, decoding in every epoch, instead of writing shards to OUT/shards first."""
+    max_rejects: float = 0.05
+    """Share of images that may be unreadable before the job fails."""
+    phantoms: int = 160
+    """Images of the phantom archive made when none is given."""
+    labelling: Labelling = field(default_factory=Labelling)
+
+
+def make_ready(options: ArchiveOptions, out: str, recipe: Recipe | None = None) -> str:
+    """The URI to train from: shards as given, shards made in OUT/shards, or the raw archive with `stream`.
+
+    Several archives are made into OUT/shards-1, OUT/shards-2 … where they are not shards already, and OUT/shards
+    stands for all of them.
+
+    Args:
+        recipe: says how images are cropped and enhanced when shards are made; None: not at all.
+    """
+    archives = _archives(options) or [phantom_archive(out, options.phantoms, options.shard_size)]
+    if len(archives) == 1:
+        return archives[0] if options.stream else _shards_of(archives[0], storage.join(out, SHARDS), options, recipe)
+    made = [
+        _shards_of(archive, storage.join(out, f"{SHARDS}-{number}"), options, recipe)
+        for number, archive in enumerate(archives, 1)
+    ]
+    return shards.join_shards(storage.join(out, SHARDS), made, archives).uri
+
+
+def _archives(options: ArchiveOptions) -> list[str]:
+    return [storage.normalise(archive) for archive in options.archive]
+
+
+def _shards_of(archive: str, made: str, options: ArchiveOptions, recipe: Recipe | None) -> str:
+    """The archive itself where it is shards, else shards of it, made at `made`."""
+    if shards.is_shards(archive):
+        return archive
+    ingest.ingest(
+        archive,
+        made,
+        source=options.source,
+        pixels=PixelFormat(options.shard_size),
+        max_rejects=options.max_rejects,
+        crop=lung_crop.of_recipe(recipe) if recipe else None,
+        enhance=recipe.enhancement if recipe else None,
+        labelling=options.labelling,
+    )
+    return made
+
+
+def phantom_archive(out: str, count: int = 160, size: int = 256) -> str:
+    """A small synthetic archive in OUT/phantoms, for a job that was given none; made once."""
+    uri = storage.join(out, "phantoms")
+    if not chestxray14.detect(uri):
+        print(f"no --archive given: making {count} phantom X-rays in {uri}", flush=True)
+        write_phantom(uri, count, size=size)
+    return uri
+
+
+def siim_phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
+    """The archive as given, or one of phantoms as rarely ill as SIIM-ACR's, in OUT/phantoms; made once."""
+    if options.archive:
+        return options
+    uri = storage.join(storage.normalise(out), "phantoms")
+    if not siim.detect(uri):
+        print(f"no --archive given: making {options.phantoms} phantom X-rays in {uri}", flush=True)
+        write_siim_phantom(uri, options.phantoms, size=max(256, options.shard_size))
+    return replace(options, archive=(uri,))
+
+
+def quick_checkpoint(archive: str, out: str) -> str:
+    """An aligner trained for a minute, in OUT/aligner, for a job that was given no checkpoint; made once."""
+    recipe = AlignRecipe(size=64, epochs=4, trunk="conv3", lung_phantoms=200, lung_steps=150)
+    return _trained_once(recipe, archive, storage.join(out, "aligner"))
+
+
+def quick_compressor(archive: str, out: str) -> str:
+    """An AE-CNN trained for minutes, in OUT/compressor, for a job that was given no checkpoint; made once."""
+    recipe = AecnnRecipe(
+        classifier="resnet18", stem_stride=2, classifier_epochs=2, autoencoder_epochs=3, epochs=2, depth=1, width=16
+    )
+    return _trained_once(recipe, archive, storage.join(out, "compressor"))
+
+
+def _trained_once(recipe: Recipe, archive: str, folder: str) -> str:
+    kept = storage.join(folder, "checkpoint")
+    if not storage.exists(storage.join(kept, checkpoint.ABOUT)):
+        print(f"no --checkpoint given: training a small network of family {recipe.family} in {folder}", flush=True)
+        again = RunOptions(resume=storage.exists(storage.join(folder, "train")))
+        train_job(recipe, ArchiveOptions(archive=(archive,)), again, folder)
+    return kept
+
+
+def settled(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
+    """The recipe with the weights that it names, and all else that its trainings share, in OUT; says what it did."""
+    if recipe.lung_crop:
+        recipe = recipe.replace(lung_crop=storage.normalise(recipe.lung_crop))
+    begun = begun_with(out) if run.resume else None
+    recipe, notes = recipe.resolved(out) if begun is None else recipe.resumed(begun, out)
+    for note in notes:
+        print(f"note: {note}", flush=True)
+    return prepare(recipe, out, run)
+
+
+def ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str, run: RunOptions | None = None) -> str:
+    """Join or start a cluster, after the mistakes that would otherwise show only once the archive is decoded.
+
+    Args:
+        run: what the cluster must have room for; None: not checked.
+    """
+    out, given = storage.normalise(out), _archives(archive)
+    found, crop = [uri for uri in given if shards.is_shards(uri)], lung_crop.of_recipe(recipe)
+    for uri in found:
+        info = shards.read_info(uri)  # raises for latents
+        lung_crop.check_shards(info, crop)
+        shards.check_enhanced(info, recipe.enhancement)
+        archive.labelling.check_raw(uri)
+    fold_of(recipe)  # raises where it is left open
+    if archive.stream and not found:
+        check_raw(recipe, given[0] if given else "the phantom archive")
+        if archive.labelling:
+            raise UserError(
+                "--annotations, --readers-agree: labels are read when shards are made. Leave --stream out"
+            )
+    elif len(found) < max(1, len(given)):
+        check_size(recipe, archive.shard_size)
+    for uri in given:
+        storage.check_readable(uri)
+    by_findings = {schema.LABELS, schema.BOXES} & {*recipe.columns} or sampling_of(recipe)
+    _check_together(archive, given, out, labels=bool(by_findings))
+    cluster.connect()
+    cluster.check_shared(out)
+    if run:
+        room(run, raw=archive.stream)
+    return out
+
+
+def _check_together(options: ArchiveOptions, given: list[str], out: str, *, labels: bool) -> None:
+    """Raise UserError where these archives cannot be used as one, or OUT holds the shards of others."""
+    made = storage.join(out, SHARDS)
+    before, several = shards.joined_archives(made), len(given) > 1
+    if (before and list(before) != given) or (several and storage.exists(storage.join(made, LEDGER_FILE))):
+        raise UserError(
+            f"{made} holds shards of {' and '.join(before) or 'one archive'}, not of "
+            f"{' and '.join(given) or 'phantoms'}: give another --out, or the same --archive in the same order"
+        )
+    if not several:
+        return
+    if options.stream or len(set(given)) < len(given):
+        raise UserError(
+            f"--archive {' --archive '.join(given)}: several archives can be used as one when each is another, and "
+            f"only as shards. Give each once, and leave --stream out"
+        )
+    kinds = {uri: _kind(options, uri) for uri in given}
+    shards.check_alike({uri: kind if labels else {"pixels": kind["pixels"]} for uri, kind in kinds.items()})
+
+
+def _kind(options: ArchiveOptions, uri: str) -> dict[str, object]:
+    """What shards of an archive, made or to be made, will have in common with others."""
+    if shards.is_shards(uri):
+        info = shards.read_info(uri)
+        return {"pixels": info.pixels, "findings": info.findings}
+    findings = open_manifest(uri, options.source, options.labelling).findings
+    return {"pixels": PixelFormat(options.shard_size), "findings": findings}
+
+
+def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str) -> dict[str, Any]:
+    """Everything a train_<family> job does; returns its result.json. Folds of which none is named are all trained."""
+    if recipe.folds and recipe.fold is None:
+        return train_folds_job(recipe, archive, run, out)
+    check_resume(storage.join(storage.normalise(out), "train"), run.resume)
+    out = ready_to_begin(recipe, archive, out, run)
+    recipe = settled(recipe, out, run)
+    data = make_ready(archive, out, recipe)
+    fitted = fit(recipe, data, out, run, source=archive.source)
+    pictures = picture(fitted.checkpoint, data, out)
+    _say(fitted.metrics, fitted.checkpoint, pictures)
+    return {
+        "checkpoint": fitted.checkpoint,
+        "metrics": fitted.metrics,
+        "epochs": fitted.epochs,
+        "data": data,
+        "pictures": pictures,
+        **training_record(recipe),
+    }
+
+
+def training_record(recipe: Recipe) -> dict[str, Any]:
+    """What result.json says of a trained recipe: its settings and where the weights that it started from came from.
+
+    These are the facts, while `settings` are what was asked for: `auto` may have found no weights.
+    """
+    return {"recipe": recipe.to_dict(), "initial_weights": pretrained.sources(recipe)}
+
+
+def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str) -> dict[str, Any]:
+    """Train a network for each of `recipe.folds`, in OUT/fold-0/seed-SEED …, side by side; returns the result.json.
+
+    Its metrics are means over the folds, NAME_sd their standard deviations. What an earlier call has finished is
+    kept, what was killed goes on.
+    """
+    numbered = [recipe.replace(fold=number) for number in range(recipe.folds)]
+    out = ready_to_begin(numbered[0], archive, out, run)
+    settled_once = settled(numbered[0], out, run)
+    data = make_ready(archive, out, recipe)
+    recipes = {f"fold-{one.fold}": settled_once.replace(fold=one.fold) for one in numbered}
+    trained = train_all(recipes, (recipe.seed,), data, out, run, source=archive.source)
+    metrics = [checkpoint.read_about(one.checkpoint)["metrics"] for one in trained]
+    print(folds.table(metrics), flush=True)
+    for one in trained:
+        print(f"checkpoint of {one.name}: {one.checkpoint}", flush=True)
+    return {
+        "metrics": folds.together(metrics),
+        "folds": [
+            {"fold": number, "checkpoint": one.checkpoint, "metrics": of_fold}
+            for number, (one, of_fold) in enumerate(zip(trained, metrics, strict=True))
+        ],
+        "data": data,
+        **training_record(settled_once.replace(fold=None)),
+    }
+
+
+def tune_job(
+    recipe: Recipe, archive: ArchiveOptions, options: SearchOptions, run: RunOptions, out: str
+) -> dict[str, Any]:
+    """Everything a tune_<family> job does; returns its result.json.
+
+    Raises:
+        UserError: the family does not offer the objectives, before anything is made.
+        RuntimeError: no trial finished an epoch.
+    """
+    objectives, space = objectives_of(recipe, options), searched(recipe, options)
+    out = ready_to_begin(recipe, archive, out, run)
+    recipe = settled(recipe, out, run)
+    data = make_ready(archive, out, recipe)
+    trials = search(recipe, data, out, options, run, source=archive.source)
+    table = write_trials(trials, recipe.monitor, out, objectives)
+    print(trials_table(trials, recipe.monitor, objectives), flush=True)
+    best = trials[0]
+    if not best.checkpoint:
+        raise RuntimeError(f"all {len(trials)} trials failed; see {table}. The first: {best.status}")
+    pictures = picture(best.checkpoint, data, out)
+    maximise = recipe.mode == "max"
+    pictures += write_search_pictures(trials, space, recipe.monitor, maximise, out, objectives)
+    pictures += pareto.write_picture(trials, objectives, out)
+    _say(best.metrics, best.checkpoint, pictures)
+    return {
+        "checkpoint": best.checkpoint,
+        "metrics": best.metrics,
+        "drawn": best.drawn,
+        "trials": table,
+        "data": data,
+        "pictures": pictures,
+        **training_record(recipe.replace(**best.drawn)),
+        **({"pareto": pareto.entries(trials, objectives)} if objectives else {}),
+    }
+
+
+def picture(uri: str, data: str, out: str) -> list[str]:
+    """Pictures of what a checkpoint does to validation images, in OUT/pictures; their URIs."""
+    if not shards.is_shards(data):
+        return []
+    kept = checkpoint.load(uri)
+    task = kept.task().eval()
+    target = storage.join(out, "pictures")
+    with tempfile.TemporaryDirectory() as folder:
+        task.save_pictures(lambda: _some(kept.recipe, data), Path(folder))
+        storage.upload_folder(Path(folder), target)
+        return [storage.join(target, path.name) for path in sorted(Path(folder).glob("*.png"))]
+
+
+def _some(recipe: Recipe, data: str) -> Iterator[Batch]:
+    stream = ShardStream(
+        shards.read_info(data),
+        "val",
+        recipe.columns,
+        batch_size=PICTURED,
+        cache_bytes=0,
+        mask_label=recipe.mask_label,
+        fold=fold_of(recipe),
+    )
+    batches = stream.every()
+    yield next(batches)
+    batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _say(metrics: dict[str, float], kept: str, pictures: list[str]) -> None:
+    """The end of a job, for the reader."""
+    print("  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items())))
+    print(f"checkpoint: {kept}")
+    for uri in pictures:
+        print(f"picture: {uri}", flush=True)

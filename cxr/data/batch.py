@@ -1,0 +1,265 @@
+"""Arrow rows -> NumPy columns -> tensors: the last step before the training or scoring device."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from queue import Full, Queue
+from threading import Event, Lock, Thread
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cxr import schema
+from cxr.errors import UserError
+from cxr.imaging.geometry import Frame
+from cxr.schema import MOST_BOXES, PixelFormat
+
+NO_MASK = 255  # fills a row's mask where the archive gives none
+HAS_MASK, HAS_BOXES = "has_mask", "has_boxes"  # whether a source says anything of an image's mask, or boxes
+
+_RECYCLED = 16  # arrays that are kept at most
+_LISTED = [np.empty(0)]
+_UNHELD = sys.getrefcount(_LISTED[0])  # references that are counted to an array that only a list has
+
+Columns = dict[str, np.ndarray]  # column name -> array whose first axis is rows
+# Column name -> tensor on the device. "pixels" is uint8 or uint16 (B, H, W) as stored, or float32 in [0, 1] after
+# `Task.augment`.
+Batch = dict[str, torch.Tensor]
+T = TypeVar("T")
+
+
+def stored(names: Sequence[str]) -> list[str]:
+    """The columns of rows from which `to_columns` makes those of a batch."""
+    return list(dict.fromkeys([*names, schema.FRAME] if schema.BOXES in names else names))
+
+
+def to_columns(
+    rows: pa.Table,
+    names: Sequence[str],
+    pixels: PixelFormat,
+    mask_label: str = schema.LUNGS,
+    findings: Sequence[str] = (),
+    most_boxes: int = MOST_BOXES,
+) -> Columns:
+    """Good rows (no `error`), which have the columns `stored(names)`, as arrays with rows first.
+
+    pixels: (B, size, size) as stored, a view where Arrow allows; labels: (B, findings) int8;
+    pose_unit: (B, 6) float32, NaN where unknown; masks: (B, size² / 8) uint8, the mask of `mask_label` packed,
+    and "has_mask": (B,) bool; boxes: (B, most_boxes, 5) float32, of each the index of its label in `findings`, then
+    x_min, y_min, x_max, y_max as shares of the square of pixels, NaN where there is none, and "has_boxes": (B,) bool,
+    false where the source says nothing of boxes. A box of any other label, or outside the square, is left out.
+    image_id: (B,) int64, a hash that is not negative.
+
+    Raises:
+        UserError: an image has more than `most_boxes` boxes.
+    """
+    readers = {
+        schema.PIXELS: lambda: {schema.PIXELS: schema.pixels_array(rows[schema.PIXELS], pixels)},
+        schema.LABELS: lambda: {schema.LABELS: _matrix(rows[schema.LABELS], np.int8)},
+        schema.POSE_UNIT: lambda: {schema.POSE_UNIT: _poses(rows[schema.POSE_UNIT])},
+        schema.MASKS: lambda: _packed_masks(rows[schema.MASKS], pixels, mask_label),
+        schema.BOXES: lambda: _boxes(rows, pixels, findings, most_boxes),
+        schema.IMAGE_ID: lambda: {schema.IMAGE_ID: _hashed(rows[schema.IMAGE_ID])},
+    }
+    columns: Columns = {}
+    for name in names:
+        columns |= readers[name]()
+    return columns
+
+
+def _matrix(column: pa.ChunkedArray, dtype: type[np.generic]) -> np.ndarray:
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.astype(dtype).reshape(len(column), -1)
+
+
+def _poses(column: pa.ChunkedArray) -> np.ndarray:
+    unknown = [np.nan] * 6
+    return np.array([pose or unknown for pose in column.to_pylist()], np.float32).reshape(len(column), 6)
+
+
+def _packed_masks(column: pa.ChunkedArray, pixels: PixelFormat, label: str) -> Columns:
+    """Each row's mask of that label, still packed: an eighth of the memory until a batch needs it."""
+    packed = np.zeros((len(column), (pixels.size * pixels.size + 7) // 8), np.uint8)
+    present = np.zeros(len(column), bool)
+    for i, masks in enumerate(column.to_pylist()):
+        for mask in masks or ():
+            if mask[schema.LABEL] == label:
+                packed[i] = np.frombuffer(mask[schema.MASK_BITS], np.uint8)
+                present[i] = True
+    return {schema.MASKS: packed, HAS_MASK: present}
+
+
+def _boxes(rows: pa.Table, pixels: PixelFormat, findings: Sequence[str], most: int) -> Columns:
+    index = {finding: i for i, finding in enumerate(findings)}
+    boxes = np.full((rows.num_rows, most, 5), np.nan, np.float32)
+    listed = rows[schema.BOXES].to_pylist()
+    for i, (given, frame) in enumerate(zip(listed, rows[schema.FRAME].to_pylist(), strict=True)):
+        known = [box for box in given or () if box[schema.LABEL] in index]
+        if known:
+            made = _unit_boxes(known, Frame(**frame), pixels.size)
+            labels = np.array([index[box[schema.LABEL]] for box in known])
+            inside = np.flatnonzero((made[:, 2:] > made[:, :2]).all(1))
+            if len(inside) > most:
+                raise UserError(
+                    f"an image has {len(inside):,} boxes, and a batch has room for {most}: train on shards that this "
+                    f"version of jobs/ingest_archive.py makes, which say how much room is needed"
+                )
+            boxes[i, : len(inside)] = np.column_stack([labels, made])[inside]
+    return {schema.BOXES: boxes, HAS_BOXES: np.array([given is not None for given in listed], bool)}
+
+
+def _hashed(column: pa.ChunkedArray) -> np.ndarray:
+    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in column.to_pylist()]
+    return np.array([int.from_bytes(digest) >> 1 for digest in digests], np.int64)
+
+
+def _unit_boxes(boxes: Sequence[Mapping[str, float]], frame: Frame, size: int) -> np.ndarray:
+    """Boxes of an original image as shares of the stored square, cut off at its border, (N, 4)."""
+    corners = [[box[name] for name in (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)] for box in boxes]
+    stored_px = frame.from_original(np.array(corners).reshape(-1, 2)).reshape(-1, 4)
+    return (stored_px / size).clip(0, 1)
+
+
+def take(columns: Columns, index: np.ndarray | slice) -> Columns:
+    return {name: values[index] for name, values in columns.items()}
+
+
+class Recycled:
+    """Arrays that are handed out again once nobody holds them: fresh pages cost more than what is put there."""
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+        self._lock = Lock()
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An array of arbitrary values that is nobody else's; tensors and views made of one hold it."""
+        with self._lock:
+            array = self._unheld(shape, dtype)
+            if array is None:
+                array = np.empty(shape, dtype)
+            self._arrays = [*self._arrays[1 - _RECYCLED :], array]
+            return array
+
+    def _unheld(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
+        for at in range(len(self._arrays)):
+            free = sys.getrefcount(self._arrays[at]) == _UNHELD
+            if free and self._arrays[at].shape == shape and self._arrays[at].dtype == dtype:
+                return self._arrays.pop(at)
+        return None
+
+
+class RowBuffer:
+    """Room for `capacity` rows of columns, in memory lent by `arrays`."""
+
+    def __init__(self, capacity: int, arrays: Recycled) -> None:
+        self.capacity, self.rows = capacity, 0
+        self._arrays = arrays
+        self._room: Columns = {}
+
+    def add(self, columns: Columns, index: np.ndarray | None = None) -> None:
+        """Copy rows: those at `index`, in that order and as often as they stand there, or all."""
+        index = np.arange(len(next(iter(columns.values())))) if index is None else index
+        end = self.rows + len(index)
+        assert end <= self.capacity
+        for name, values in columns.items():
+            if name not in self._room:
+                self._room[name] = self._arrays.empty((self.capacity, *values.shape[1:]), values.dtype)
+            np.take(values, index, axis=0, out=self._room[name][self.rows : end], mode="clip")
+        self.rows = end
+
+    def take(self, index: np.ndarray) -> Columns:
+        """The rows at `index`, copied."""
+        taken: Columns = {}
+        for name, values in self._room.items():
+            out = self._arrays.empty((len(index), *values.shape[1:]), values.dtype)
+            taken[name] = np.take(values, index, axis=0, out=out, mode="clip")  # "raise" would copy twice
+        return taken
+
+    def keep(self, index: np.ndarray) -> None:
+        """Drop all rows but those at `index`, which become the first."""
+        for values in self._room.values():
+            values[: len(index)] = values[index]
+        self.rows = len(index)
+
+
+def to_tensors(columns: Columns, pixels: PixelFormat) -> dict[str, torch.Tensor]:
+    """Columns of one batch as CPU tensors; masks unpacked to (B, size, size) uint8 of 0, 1 or NO_MASK."""
+    columns = dict(columns)
+    if schema.MASKS in columns:
+        present = columns.pop(HAS_MASK)
+        bits = np.full((len(present), pixels.size * pixels.size), NO_MASK, np.uint8)
+        bits[present] = np.unpackbits(columns[schema.MASKS][present], axis=1, count=bits.shape[1])
+        columns[schema.MASKS] = bits.reshape(-1, pixels.size, pixels.size)
+    return {name: torch.from_numpy(_writable(values)) for name, values in columns.items()}
+
+
+def _writable(values: np.ndarray) -> np.ndarray:
+    return values if values.flags.writeable else values.copy()
+
+
+def to_arrow(values: torch.Tensor, kind: pa.DataType) -> pa.Array:
+    """A tensor (B,) or (B, n) as a column of plain or list values."""
+    array = values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy()
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)).cast(kind.value_type), kind.list_size)
+    if pa.types.is_list(kind):
+        ends = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]
+        return pa.ListArray.from_arrays(ends, pa.array(array.reshape(-1)).cast(kind.value_type))
+    return pa.array(array).cast(kind)
+
+
+def best_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Move a batch as stored (uint8 travels, not float); returns before a copy to the GPU has ended."""
+    if device.type == "cpu":
+        return batch
+    return {name: values.pin_memory().to(device, non_blocking=True) for name, values in batch.items()}
+
+
+def prefetched(items: Iterable[T], depth: int = 3) -> Iterator[T]:
+    """`items`, made by a thread that stays up to `depth` ahead. Its exceptions are raised here."""
+    queue: Queue[tuple[bool, object]] = Queue(depth)
+    stop = Event()
+    worker = Thread(target=_fill, args=(iter(items), queue, stop), daemon=True)
+    worker.start()
+    try:
+        while True:
+            good, item = queue.get()
+            if good:
+                yield item  # pyright: ignore[reportReturnType]
+            elif item is None:
+                return
+            else:
+                raise item  # pyright: ignore[reportGeneralTypeIssues]
+    finally:
+        stop.set()
+        worker.join()
+
+
+def _fill(items: Iterator[object], queue: Queue[tuple[bool, object]], stop: Event) -> None:
+    end: object = None
+    try:
+        for item in items:
+            if not _put(queue, (True, item), stop):
+                return
+    except BaseException as error:
+        end = error
+    _put(queue, (False, end), stop)
+
+
+def _put(queue: Queue[tuple[bool, object]], entry: tuple[bool, object], stop: Event) -> bool:
+    while not stop.is_set():
+        try:
+            queue.put(entry, timeout=0.1)
+            return True
+        except Full:
+            continue
+    return False

@@ -1,0 +1,277 @@
+"""Archive -> shards: every image decoded once, into Parquet files of fixed-size pixels that are only scanned.
+
+OUT/train/part-00000.parquet …    good rows (schema.row_schema); the part's rejects stand in its footer
+OUT/rejects.parquet               images that could not be used, and why (schema.REJECTS)
+OUT/archive.json                  what the shards hold; written last: without it they are not finished
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cxr import schema, storage
+from cxr.data.decode import CropSettings, make_rows, placed_boxes
+from cxr.data.ledger import Ledger, Part, open_ledger, plan, rows_at
+from cxr.data.ray_data import map_parts
+from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION
+from cxr.errors import UserError
+from cxr.imaging.enhance import Enhancement
+from cxr.runtime import cluster, lease
+from cxr.runtime.progress import Progress
+from cxr.schema import PixelFormat
+from cxr.sources import Labelling, find_source, open_manifest
+from cxr.sources.annotations import one_reader
+from cxr.sources.manifest import Manifest
+from cxr.sources.true_boxes import PART_SHARE, BoxCounts
+
+_REJECTS = b"cxr.rejects"  # key of a part's rejects in its Parquet footer
+_BOXES, _MOST_BOXES = b"cxr.boxes", b"cxr.most_boxes"  # keys of how its boxes lie, and of an image's most boxes
+_PART_BYTES = 64 << 20  # of pixels in a part, which a worker holds twice
+_GROUP_BYTES = 8 << 20  # of pixels in a row group, the unit of reading
+_SMALLEST_PART, _LARGEST_PART, _PARTS_AT_LEAST = 16, 512, 16
+_TOP_REASONS = 10
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What an ingest gave. `images_per_second` is this run's, start-up included; 0 if nothing was left."""
+
+    shards: str
+    counts: dict[str, int]  # good rows by split
+    rejects: int
+    reasons: dict[str, int]  # the most frequent ones
+    notes: list[str]
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a finished part's footer says."""
+
+    path: str
+    split: str
+    rows: int
+    rejects: list[dict[str, Any]]
+    boxes: BoxCounts
+    most_boxes: int  # of an image
+
+
+def ingest(
+    archive_uri: str,
+    out_uri: str,
+    *,
+    source: str = "auto",
+    pixels: PixelFormat | None = None,
+    max_rejects: float = 0.05,
+    limit: int | None = None,
+    crop: CropSettings | None = None,
+    enhance: Enhancement | None = None,
+    labelling: Labelling | None = None,
+) -> IngestResult:
+    """Decode an archive into shards; called again after it was stopped, it goes on with what is missing.
+
+    Args:
+        pixels: what is stored; 256 x 256, 8 bits by default.
+        max_rejects: share of images that may be unusable; with more, UserError is raised once all is written.
+        limit: take only so many images, spread evenly over the archive.
+        crop: store the squares around the lungs instead of whole images.
+        enhance: what is done to images before they are stored.
+        labelling: labels and boxes other than the source's own, and how those of several readers become one set.
+
+    Raises:
+        UserError: no such archive; OUT holds another ingest's work or is in use by another run; too many rejects, or
+            boxes outside their images.
+    """
+    archive, out, pixels = storage.normalise(archive_uri), storage.normalise(out_uri), pixels or PixelFormat()
+    for uri in (archive, out):
+        cluster.check_shared(uri)
+    source = find_source(archive, source).name
+    labelling = labelling or Labelling()
+    manifest = one_reader(open_manifest(archive, source, labelling), labelling.reader_boxes)
+    manifest.tell()
+    table = _thinned(manifest.table, limit)
+    parts = plan(table, rows_per_part(table.num_rows, pixels), by=schema.SPLIT)
+    origin = {"version": VERSION, "archive": archive, "source": source, "pixels": asdict(pixels)}
+    origin |= {"lung_crop": crop.describe()} if crop else {}
+    origin |= {"enhancement": enhance.describe()} if enhance else {}
+    origin |= labelling.describe()
+    with lease.held(out):
+        ledger = open_ledger(out, {"job": "ingest", **origin, "limit": limit}, parts)
+        progress = _write_parts(ledger, parts, (pixels, crop, enhance))
+        contents = _read_footers(ledger, parts)
+        boxes = sum((part.boxes for part in contents), BoxCounts())
+        boxes.check(whole=True)
+        for note in boxes.notes():
+            print(f"note: {note}", flush=True)
+        manifest.notes += boxes.notes()
+        about = _describe(contents, manifest, origin)
+        _write_rejects(out, contents)
+        storage.write_json(storage.join(out, ARCHIVE_FILE), about)
+    _check_rejects(about, table.num_rows, max_rejects, out)
+    return IngestResult(
+        shards=out,
+        **{name: about[name] for name in ("counts", "rejects", "reasons", "notes")},
+        seconds=round(progress.seconds, 1),
+        images_per_second=round(progress.images_per_second, 1),
+    )
+
+
+def rows_per_part(images: int, pixels: PixelFormat) -> int:
+    """Rows of a part: as memory allows, and few enough for a small archive to keep several workers busy.
+
+    Hangs on nothing but the archive and the format, so that a run on another cluster plans the same parts.
+    """
+    balanced = min(max(-(-images // _PARTS_AT_LEAST), _SMALLEST_PART), _LARGEST_PART)
+    return min(balanced, max(1, _PART_BYTES // pixels.row_bytes))
+
+
+def row_group_rows(pixels: PixelFormat) -> int:
+    return max(1, _GROUP_BYTES // pixels.row_bytes)
+
+
+def _thinned(manifest: pa.Table, limit: int | None) -> pa.Table:
+    if limit is None or limit >= manifest.num_rows:
+        return manifest
+    if limit < 1:
+        raise UserError(f"limit={limit}: wanted 1 or more images")
+    chosen = np.linspace(0, manifest.num_rows - 1, limit).astype(np.int64)
+    return rows_at(manifest, pc.sort_indices(manifest[schema.IMAGE_ID]).take(pa.array(chosen)))
+
+
+# ---- Parts
+
+
+def _write_parts(ledger: Ledger, parts: Sequence[Part], how: tuple[Any, ...]) -> Progress:
+    """Write what is missing; `how` is what a `PartWriter` takes besides the ledger."""
+    todo = ledger.todo(parts)
+    total, left = (sum(part.rows.num_rows for part in some) for some in (parts, todo))
+    progress = Progress("ingest", total, done=total - left)
+    progress.tell()
+    for summary in map_parts(todo, PartWriter, (ledger, *how)):
+        progress.add(summary["images"], summary["rejects"])
+    if todo:
+        progress.tell()
+    return progress
+
+
+class PartWriter:
+    """Decodes a part of the manifest and writes its file, good rows and rejects in one piece."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        pixels: PixelFormat,
+        crop: CropSettings | None = None,
+        enhance: Enhancement | None = None,
+    ) -> None:
+        self._ledger, self._pixels, self._crop, self._enhance = ledger, pixels, crop, enhance
+
+    def __call__(self, part: Part) -> dict[str, int]:
+        crop = self._crop.loaded() if self._crop else None
+        rows = make_rows(part.rows, self._pixels, crop=crop, enhance=self._enhance)
+        rejects = rows.filter(rows[schema.ERROR].is_valid()).select(schema.REJECTS.names)
+        good = rows.filter(rows[schema.ERROR].is_null()) if rejects.num_rows else rows
+        boxes = placed_boxes(part.rows, rows[schema.WIDTH_PX], rows[schema.HEIGHT_PX]).counts
+        boxes.check(PART_SHARE)
+        storage.write_bytes(self._ledger.file(part), _parquet(good, rejects, boxes, self._pixels))
+        return {"images": rows.num_rows, "rejects": rejects.num_rows}
+
+
+def _parquet(good: pa.Table, rejects: pa.Table, boxes: BoxCounts, pixels: PixelFormat) -> bytes:
+    """LZ4 costs a scan next to nothing; a dictionary or statistics of pixels would only take room."""
+    most = pc.max(pc.list_value_length(good[schema.BOXES])).as_py() or 0
+    metadata = {
+        **(good.schema.metadata or {}),
+        _REJECTS: json.dumps(rejects.to_pylist()),
+        _BOXES: json.dumps(asdict(boxes)),
+        _MOST_BOXES: json.dumps(most),
+    }
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        good.replace_schema_metadata(metadata),
+        sink,
+        row_group_size=row_group_rows(pixels),
+        compression="lz4",
+        use_dictionary=[schema.SPLIT, schema.VIEW, schema.PATIENT_ID],  # pyright: ignore[reportArgumentType]
+        write_statistics=[schema.IMAGE_ID, schema.PATIENT_ID],  # pyright: ignore[reportArgumentType]
+    )
+    return sink.getvalue()
+
+
+def _read_footers(ledger: Ledger, parts: Sequence[Part]) -> list[_Contents]:
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda part: _contents(ledger, part), parts))
+
+
+def _contents(ledger: Ledger, part: Part) -> _Contents:
+    try:
+        footer = storage.read_parquet_footer(ledger.file(part))
+        rejects, boxes, most = (json.loads((footer.metadata or {})[key]) for key in (_REJECTS, _BOXES, _MOST_BOXES))
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise _foreign(ledger, part) from error
+    if footer.num_rows + len(rejects) != part.rows.num_rows:
+        raise _foreign(ledger, part)
+    split = part.rows[schema.SPLIT][0].as_py()
+    return _Contents(part.path, split, footer.num_rows, rejects, BoxCounts(**boxes), most)
+
+
+def _foreign(ledger: Ledger, part: Part) -> UserError:
+    return UserError(f"{ledger.file(part)} is not the part that this ingest wrote: delete it and run again")
+
+
+# ---- The whole
+
+
+def _describe(contents: Sequence[_Contents], manifest: Manifest, origin: dict[str, Any]) -> dict[str, Any]:
+    """What goes into archive.json."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for part in contents:
+        parts.setdefault(part.split, []).append({"path": part.path, "rows": part.rows})
+    reasons = Counter(_kind(reject[schema.ERROR]) for part in contents for reject in part.rejects)
+    return {
+        "kind": KIND,
+        **origin,
+        "findings": list(manifest.findings),
+        "most_boxes": max((part.most_boxes for part in contents), default=0),
+        "row_group_rows": row_group_rows(PixelFormat(**origin["pixels"])),
+        "counts": {split: sum(part["rows"] for part in listed) for split, listed in parts.items()},
+        "rejects": reasons.total(),
+        "reasons": dict(reasons.most_common(_TOP_REASONS)),
+        "notes": manifest.notes,
+        "parts": parts,
+    }
+
+
+def _kind(reason: str) -> str:
+    """A reason without its numbers, so that like ones are counted together."""
+    return re.sub(r"\d+", "#", reason)
+
+
+def _write_rejects(out: str, contents: Sequence[_Contents]) -> None:
+    rejects = [reject for part in contents for reject in part.rejects]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rejects, schema=schema.REJECTS), sink)
+    storage.write_bytes(storage.join(out, REJECTS_FILE), sink.getvalue())
+
+
+def _check_rejects(about: dict[str, Any], images: int, max_rejects: float, out: str) -> None:
+    share = about["rejects"] / images
+    if share > max_rejects:
+        top = "; ".join(f"{count} x {reason}" for reason, count in list(about["reasons"].items())[:3])
+        raise UserError(
+            f"{about['rejects']} of {images} images ({share:.1%}) cannot be used, more than the share of "
+            f"{max_rejects} that --max-rejects allows: {top}. {storage.join(out, REJECTS_FILE)} lists them. "
+            f"Mend them and ingest into another --out, or allow more: what could be used is written"
+        )

@@ -1,0 +1,301 @@
+"""Archives and shards as Ray datasets of schema rows, and a pool of workers over the parts of a plan."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Dataset, RandomSeedConfig
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
+from ray.util.annotations import RayDeprecationWarning
+
+from cxr import schema, storage
+from cxr.data import ledger, shards
+from cxr.data.decode import make_rows, placed_boxes
+from cxr.data.ledger import Part
+from cxr.errors import ClusterError, UserError
+from cxr.runtime import cluster
+from cxr.runtime.progress import warned
+from cxr.schema import PixelFormat
+from cxr.sources import Labelling, open_manifest
+from cxr.sources.annotations import one_reader
+from cxr.sources.manifest import boxes_frame_px
+from cxr.sources.true_boxes import PART_SHARE, BoxCounts
+
+_BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 64  # at most, of pixels and of images in one block of a decoded archive
+_DECODER_CPUS = 0.5  # asked for a task that decodes: while one of two waits for files, the other has the CPU
+_LOOKED_AT, _LOOK_S = 32, 120  # images with boxes that are looked at before a stream begins, and for how long at most
+_REPLY = pa.schema([("name", pa.string()), ("summary", pa.string()), ("mistake", pa.string())])
+_RETRIES = 3  # of work whose process died, as it does with its machine; an image does not kill it (decode_pool)
+_NAMED = 3  # parts in a message
+_EARLY_DEATHS = 5  # in a row, of a pool's workers before they began, as may happen on a busy machine
+
+Work = Callable[[Part], Mapping[str, Any]]
+
+
+def open_dataset(
+    uri: str,
+    *,
+    split: str | None = None,
+    columns: Sequence[str] | None = None,
+    pixels: PixelFormat | None = None,
+    source: str = "auto",
+) -> Dataset:
+    """An archive, decoded on the way, or shards: the same rows, `schema.row_schema`, streamed.
+
+    Rows of images that could not be used are kept when an archive is decoded: they have `error` set and no
+    pixels. Shards hold good rows only.
+
+    Args:
+        split: one of `schema.SPLITS`, or None for all.
+        columns: of `schema.row_schema`, or None for all.
+        pixels: what an archive is decoded to (default 256 x 256, 8 bits); shards come as they were written.
+        source: the archive's layout.
+
+    Raises:
+        UserError: neither shards nor an archive, shards that are not finished, or a split without images.
+    """
+    uri = storage.normalise(uri)
+    if shards.is_shards(uri) or storage.exists(storage.join(uri, ledger.LEDGER_FILE)):
+        return _open_shards(uri, split, columns)
+    manifest = _of_split(open_manifest(uri, source).table, split, uri)
+    return _decoded(manifest, pixels or PixelFormat(), columns)
+
+
+def open_streams(
+    uri: str, size: int, source: str = "auto", *, columns: Sequence[str] | None = None, seed: int = 0
+) -> tuple[dict[str, Dataset], tuple[str, ...], dict[str, int]]:
+    """The train and val splits of a raw archive, to train on without shards.
+
+    Args:
+        columns: of `schema.row_schema`, or None for all.
+        seed: of train's order, as far as tasks end in the order in which they began.
+
+    Returns:
+        a dataset of good rows for each split, train's in an order that is new in each pass; the archive's
+        findings; the number of images that each split lists, unusable ones included. Boxes of several readers are
+        fused as ingest does by default.
+
+    Raises:
+        UserError: no archive, a split without images, or boxes outside their images.
+    """
+    manifest = one_reader(open_manifest(uri, source), Labelling().reader_boxes)
+    if columns is None or schema.BOXES in columns:
+        _check_boxes(manifest.table)
+    train, val = (_of_split(manifest.table, split, uri) for split in ("train", "val"))
+    train = ledger.rows_at(train, pa.array(np.random.default_rng(seed).permutation(train.num_rows)))
+    streams = {
+        "train": _decoded(train, PixelFormat(size), columns, good_only=True, seed=seed),
+        "val": _decoded(val, PixelFormat(size), columns, good_only=True),
+    }
+    return streams, manifest.findings, {"train": train.num_rows, "val": val.num_rows}
+
+
+def _open_shards(uri: str, split: str | None, columns: Sequence[str] | None) -> Dataset:
+    info = shards.read_info(uri)
+    wanted = [split] if split else list(info.parts)
+    groups = [group for name in wanted for group in shards.row_groups(info, name)]
+    _check_any(len(groups), uri, split)
+    keys = [{"uri": group.uri, "index": group.index} for group in groups]
+    return _streamed(keys, partial(_read_group, columns=columns))
+
+
+def _read_group(key: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    (group,) = key.to_pylist()
+    rows = storage.read_parquet(group["uri"], row_group=group["index"], columns=columns)
+    wanted = schema.row_schema(schema.pixel_format(rows.schema))
+    fields = [wanted.field(name) for name in columns or wanted.names]
+    return schema.filled(rows, pa.schema(fields, metadata=wanted.metadata))
+
+
+def _of_split(manifest: pa.Table, split: str | None, uri: str) -> pa.Table:
+    if split is not None:
+        manifest = manifest.filter(pc.field(schema.SPLIT) == split)
+    _check_any(manifest.num_rows, uri, split)
+    return manifest
+
+
+def _check_any(count: int, uri: str, split: str | None) -> None:
+    if not count:
+        where = f" in its {split} split" if split else ""
+        raise UserError(f"{uri} has no image{where}: give another split or archive")
+
+
+def _check_boxes(manifest: pa.Table) -> None:
+    """Raise UserError where boxes lie outside some images of unknown size: a stream sees its images too late."""
+    boxed = pc.greater(pc.list_value_length(manifest[schema.BOXES]), 0).fill_null(False)
+    rows = manifest.filter(pc.and_(boxed, pc.is_null(manifest[schema.BOXES_FRAME])))
+    if not rows.num_rows or boxes_frame_px(manifest.schema):
+        return
+    chosen = np.linspace(0, rows.num_rows - 1, min(_LOOKED_AT, rows.num_rows)).astype(int)
+    task = ray.remote(max_retries=0, num_cpus=_DECODER_CPUS)(_box_counts)
+    reply = task.remote(_packed(ledger.rows_at(rows, pa.array(chosen))))
+    try:
+        counts = ray.get(reply, timeout=_LOOK_S)
+    except RayError:  # a file that stops its decoder: the stream itself will say so
+        ray.cancel(reply, force=True)
+        return
+    counts.check(PART_SHARE)
+
+
+def _box_counts(rows: bytes) -> BoxCounts:
+    manifest = pa.ipc.open_stream(rows).read_all()
+    made = make_rows(manifest, PixelFormat(16))
+    return placed_boxes(manifest, made[schema.WIDTH_PX], made[schema.HEIGHT_PX]).counts
+
+
+def _decoded(
+    manifest: pa.Table,
+    pixels: PixelFormat,
+    columns: Sequence[str] | None,
+    *,
+    good_only: bool = False,
+    seed: int | None = None,
+) -> Dataset:
+    step = max(1, min(-(-manifest.num_rows // 16), _BLOCK_BYTES // pixels.row_bytes, _BLOCK_ROWS))
+    keys = [{"rows": _packed(manifest.slice(start, step))} for start in range(0, manifest.num_rows, step)]
+    decode = partial(_decode, pixels=pixels, columns=columns, good_only=good_only)
+    return _streamed(keys, decode, cpus=_DECODER_CPUS, seed=seed)
+
+
+def _decode(key: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None, good_only: bool) -> pa.Table:
+    rows = make_rows(_unpacked(key["rows"][0]), pixels)
+    if good_only:
+        rows = rows.filter(rows[schema.ERROR].is_null())
+    return rows.select(list(columns)) if columns else rows
+
+
+def _streamed(
+    keys: list[dict[str, Any]], read: Callable[[pa.Table], pa.Table], *, cpus: float = 1, seed: int | None = None
+) -> Dataset:
+    """A block for each key, read by plain tasks, which share the CPUs with whatever else runs.
+
+    With `seed` the blocks come in an order of their own in each pass.
+    """
+    blocks = ray.data.from_items(keys, override_num_blocks=len(keys))
+    if seed is not None:
+        blocks = blocks.randomize_block_order(seed=RandomSeedConfig(seed))
+    return quiet(map_blocks(blocks, read, num_cpus=cpus))
+
+
+def map_blocks(rows: Dataset, work: Any, *, pool: ActorPoolStrategy | None = None, **options: Any) -> Dataset:
+    """`rows.map_batches` on whole blocks, which are tried again a few times if their process dies.
+
+    Ray Data would try for ever. Tasks with such a limit are not fused with the pool that follows them.
+    """
+    limits = {"max_restarts": -1, "max_task_retries": _RETRIES} if pool else {"max_retries": _RETRIES}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # there is no other way to set them yet
+        return rows.map_batches(work, batch_format="pyarrow", batch_size=None, compute=pool, **limits, **options)
+
+
+def quiet(rows: Dataset) -> Dataset:
+    """Without progress bars of its own, and without an end to its patience: `progress.warned` speaks of delays."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that bars are off
+    context: DataContext = rows.context
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = -1  # else slow parts, or a wait for CPUs, would end the job
+    context.max_consecutive_actor_init_deaths = _EARLY_DEATHS
+    return rows
+
+
+def map_parts(parts: Sequence[Part], make: Callable[..., Work], args: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
+    """Call `make(*args)` in each worker of a pool, then what it returns with every part; yield the summaries.
+
+    One worker a CPU, fewer while the cluster is busy, more when it grows. Summaries are small dicts that
+    JSON can hold and come in any order; the part's data itself should not travel.
+
+    Raises:
+        UserError: as raised in a worker.
+        ClusterError: workers died again and again.
+    """
+    if not parts:
+        return
+    keys = [{"name": part.name, "rows": _packed(part.rows)} for part in parts]
+    blocks = ray.data.from_items(keys, override_num_blocks=len(keys))
+    replies = map_blocks(blocks, _OnPart, pool=_pool(len(parts)), fn_constructor_args=(make, tuple(args)))
+    for reply in finished(replies, [part.name for part in parts]):
+        if reply["mistake"] is not None:
+            raise UserError(reply["mistake"])
+        yield json.loads(reply["summary"])
+
+
+def finished(replies: Dataset, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of `replies` as they come, one for each of the parts in `names`, whose name they have.
+
+    Raises:
+        ClusterError: processes that worked on a part died again and again.
+    """
+    missing = dict.fromkeys(names)
+
+    def waiting_for() -> str:
+        return f"{_some(missing)}, while {cluster.free()}"
+
+    try:
+        batches = quiet(replies).iter_batches(batch_size=None, batch_format="pyarrow")
+        for batch in warned(batches, waiting_for):
+            for reply in cast(pa.Table, batch).to_pylist():
+                missing.pop(reply["name"], None)
+                yield reply
+    except (WorkerCrashedError, RayActorError, OutOfMemoryError, NodeDiedError) as error:
+        raise ClusterError(
+            f"the process that worked on one of these died {_RETRIES + 1} times: {_some(missing)} "
+            f"({type(error).__name__}). Most likely its machine has too little memory: use machines with more, or "
+            f"fewer CPUs of each. What is finished is kept: the same command continues"
+        ) from error
+
+
+def _some(names: Iterable[str]) -> str:
+    """A few of the names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+class _OnPart:
+    """A pool's worker: made once, called with each part.
+
+    A user's mistake is sent back as a value: of an exception, Ray Data keeps the text of its traceback alone.
+    """
+
+    def __init__(self, make: Callable[..., Work], args: Sequence[Any]) -> None:
+        self._work = make(*args)
+
+    def __call__(self, key: pa.Table) -> pa.Table:
+        name, summary, mistake = key["name"][0].as_py(), {}, None
+        try:
+            summary = dict(self._work(Part(name, _unpacked(key["rows"][0]))))
+        except UserError as error:
+            mistake = str(error)
+        return pa.table([[name], [json.dumps(summary)], [mistake]], schema=_REPLY)
+
+
+def _packed(rows: pa.Table) -> bytes:
+    """A whole table in one cell: as blocks, tables would be opened, joined and split on their way."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    return sink.getvalue().to_pybytes()
+
+
+def _unpacked(cell: pa.Scalar) -> pa.Table:
+    return pa.ipc.open_stream(cell.as_buffer()).read_all()
+
+
+def _pool(parts: int) -> ActorPoolStrategy:
+    return ActorPoolStrategy(
+        min_size=1,
+        max_size=parts,
+        initial_size=max(1, min(int(cluster.total("CPU")), parts)),
+        max_tasks_in_flight_per_actor=2,  # more would leave the last parts waiting behind one worker
+    )

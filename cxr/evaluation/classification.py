@@ -1,0 +1,150 @@
+"""The report of a classifier's run: judged, pictured, and compared with another run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from cxr import schema, storage
+from cxr.errors import UserError
+from cxr.evaluation.classification_data import Joined, Scores, Truth, join, known_labels, load_scores
+from cxr.evaluation.run import ReportOptions, Run, read_run, read_truth
+from cxr.metrics import classification
+from cxr.metrics.classification import Row, Summary
+from cxr.reporting import classification as tables
+from cxr.reporting import classification_pictures as pictures
+from cxr.reporting.figures import save_figure
+
+PICTURES = "pictures"
+
+
+def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
+    """Judge a run: OUT/report.md, findings.csv, pictures, and with `against` comparison.csv; the job's result."""
+    out, archive = storage.normalise(out), storage.normalise(options.archive or run.archive)
+    columns = [schema.PATIENT_ID, schema.LABELS]
+    manifest = read_truth(archive, options.source, options.split, columns, options.labelling)
+    manifest.tell()
+    scores, truth = load_scores(run), known_labels(manifest)
+    joined = join(scores, truth)
+    judged = classification.summarise(
+        joined.probabilities,
+        joined.labels,
+        joined.called,
+        joined.patients,
+        joined.findings,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+    drawn = pictures.write_pictures(
+        judged, joined.probabilities, joined.labels, joined.called, storage.join(out, PICTURES)
+    )
+    summary = replace(judged, rows=[*judged.rows, *one_sided(scores, truth, joined.rows)])
+    counted = _counted(joined, summary)
+    print(counted, flush=True)
+    page = [f"# {run.family}: {run.uri}, judged by {archive}, split {options.split}", counted]
+    page += [tables.summary_table(summary), tables.summary_legend(summary), _shown(drawn)]
+    result = {"metrics": metrics(summary, joined), "findings": tables.write_summary(summary, out), "pictures": drawn}
+    if options.against:
+        page += compared(joined, truth, options, out, result)
+    result["report"] = storage.join(out, "report.md")
+    storage.write_text(result["report"], "\n\n".join(part.rstrip("\n") for part in page) + "\n")
+    return result
+
+
+def one_sided(scores: Scores, truth: Truth, rows: np.ndarray) -> list[Row]:
+    """Rows for the findings that only the archive or only the checkpoint knows, with their counts and a note."""
+    found = []
+    for finding, labels in zip(truth.findings, truth.labels[rows].T, strict=True):
+        counts = (int((labels == kind).sum()) for kind in (schema.POSITIVE, schema.NEGATIVE, schema.UNKNOWN))
+        if finding not in scores.findings:
+            found.append(Row(finding, *counts, note="not scored by the checkpoint"))
+    unlabelled = [finding for finding in scores.findings if finding not in truth.findings]
+    return found + [Row(finding, unknown=len(rows), note="the archive has no labels of it") for finding in unlabelled]
+
+
+def metrics(summary: Summary, joined: Joined) -> dict[str, float | None]:
+    """For result.json; null for what could not be measured."""
+    mean = summary.mean
+    found = {
+        "mean_auroc": mean.auroc,
+        "mean_auroc_low": mean.auroc_low,
+        "mean_auroc_high": mean.auroc_high,
+        "mean_ap": mean.average_precision,
+        "findings_measured": len(summary.measured),
+        **{f"auroc/{row.finding}": row.auroc for row in summary.rows},
+        "images": summary.images,
+        "patients": summary.patients,
+        "images_with_error": joined.images_with_error,
+        "images_without_score": joined.images_without_score,
+        "images_without_labels": joined.images_without_labels,
+    }
+    return _without_nan(found)
+
+
+def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def _counted(joined: Joined, summary: Summary) -> str:
+    """How many images were judged, and why others were not."""
+    others = {
+        "an error in place of scores": joined.images_with_error,
+        "no score": joined.images_without_score,
+        "a score but no labels": joined.images_without_labels,
+    }
+    left = "".join(f"; {count:,} with {reason}" for reason, count in others.items() if count)
+    return f"{summary.images:,} images of {summary.patients:,} patients judged{left}."
+
+
+def _shown(uris: Sequence[str]) -> str:
+    names = [storage.name(uri) for uri in uris]
+    return "\n\n".join(f"![{name.removesuffix('.png').replace('_', ' ')}]({PICTURES}/{name})" for name in names)
+
+
+def compared(joined: Joined, truth: Truth, options: ReportOptions, out: str, result: dict[str, Any]) -> list[str]:
+    """The comparison with `options.against` as parts of the page; files and figures are added to `result`.
+
+    Raises:
+        UserError: the other run has no image or finding in common with this one.
+    """
+    other = read_run(options.against)
+    ours, theirs = in_common(joined, join(load_scores(other), truth), other.uri)
+    tested = classification.delong(ours.probabilities, theirs.probabilities, ours.labels)
+    gain = classification.paired_gain(
+        ours.probabilities,
+        theirs.probabilities,
+        ours.labels,
+        ours.patients,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+    picture = save_figure(pictures.gain_figure(ours.findings, gain), storage.join(out, PICTURES), "gain.png")
+    result["comparison"] = tables.write_comparison(ours.findings, tested, gain, out)
+    result["pictures"].append(picture)
+    result["metrics"] |= _without_nan(
+        {
+            "images_compared": len(ours.rows),
+            "mean_auroc_gain": gain.mean,
+            "mean_auroc_gain_low": gain.mean_low,
+            "mean_auroc_gain_high": gain.mean_high,
+            **{f"p/{finding}": float(p) for finding, p in zip(ours.findings, tested.p, strict=True)},
+        }
+    )
+    head = f"## Compared with {other.uri}, on the {len(ours.rows):,} images that both have scored"
+    table = tables.comparison_table(ours.findings, tested, gain)
+    return [head, table, tables.comparison_legend(gain), _shown([picture])]
+
+
+def in_common(ours: Joined, theirs: Joined, their_uri: str) -> tuple[Joined, Joined]:
+    """Both on the images and findings that both have scored."""
+    rows = np.intersect1d(ours.rows, theirs.rows)
+    findings = [finding for finding in ours.findings if finding in theirs.findings]
+    if not len(rows) or not findings:
+        raise UserError(
+            f"{their_uri} has scored none of the same images or findings: score the same archive with both"
+        )
+    return ours.at(rows, findings), theirs.at(rows, findings)

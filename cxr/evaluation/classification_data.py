@@ -1,0 +1,150 @@
+"""Probabilities of a classifier's run joined with the archive's labels, image by image, finding by finding."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cxr import schema
+from cxr.errors import UserError
+from cxr.evaluation.run import NoGroundTruthError, Run, patient_numbers, read_scores
+from cxr.sources.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a run says of its images; rows go together."""
+
+    uri: str
+    findings: tuple[str, ...]
+    image_ids: pa.Array
+    probabilities: np.ndarray  # (N, F) float64, NaN where there is an error
+    called: np.ndarray  # (N, F) int8: 1 where the checkpoint's threshold is reached
+
+    @property
+    def good(self) -> np.ndarray:
+        """(N,) bool: scored without an error, and with numbers."""
+        return np.logical_and.reduce(np.isfinite(self.probabilities), axis=1)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the archive knows of its images; rows go together."""
+
+    findings: tuple[str, ...]
+    image_ids: pa.ChunkedArray
+    patients: np.ndarray  # (N,) a number, the same for images of a patient, rising with the id
+    labels: np.ndarray  # (N, F) int8
+    labelled: np.ndarray  # (N,) bool
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Images with labels and good scores, and how many others there are."""
+
+    findings: tuple[str, ...]  # that are both scored and labelled, in the run's order
+    rows: np.ndarray  # (N,) of the truth, rising
+    patients: np.ndarray  # (N,)
+    probabilities: np.ndarray  # (N, F)
+    called: np.ndarray  # (N, F)
+    labels: np.ndarray  # (N, F) int8
+    images_with_error: int
+    images_without_score: int
+    images_without_labels: int  # scored, but the archive has no labels of them
+
+    def at(self, rows: np.ndarray, findings: Sequence[str]) -> Joined:
+        """Some of these images and findings."""
+        images = np.searchsorted(self.rows, rows)
+        columns = [self.findings.index(finding) for finding in findings]
+        parts = {name: getattr(self, name)[images][:, columns] for name in ("probabilities", "called", "labels")}
+        return replace(self, findings=tuple(findings), rows=rows, patients=self.patients[images], **parts)
+
+
+def load_scores(run: Run) -> Scores:
+    """A run's scores; raises UserError where they are not a classifier's."""
+    parts = read_scores(run, [schema.IMAGE_ID, schema.ERROR, schema.PROBABILITIES, schema.PREDICTED])
+    named = {(part.schema.metadata or {}).get(schema.FINDINGS_KEY) for part in parts}
+    if len(named) != 1 or None in named:
+        raise UserError(f"the scores in {run.uri} do not name one list of findings: score the archive again")
+    findings = tuple(json.loads(named.pop() or b"[]"))
+    table = pa.concat_tables(part.replace_schema_metadata() for part in parts)
+    good = pc.and_(pc.is_null(table[schema.ERROR]), pc.is_valid(table[schema.PROBABILITIES]))
+    return Scores(
+        uri=run.uri,
+        findings=findings,
+        image_ids=table[schema.IMAGE_ID].combine_chunks(),
+        probabilities=_matrix(table[schema.PROBABILITIES], good, len(findings), math.nan).astype(np.float64),
+        called=_matrix(table[schema.PREDICTED], good, len(findings), 0),
+    )
+
+
+def known_labels(manifest: Manifest) -> Truth:
+    """The labels of a manifest; an image whose patient is not known is a patient of its own."""
+    table = manifest.table
+    labelled = table[schema.LABELS].is_valid()
+    return Truth(
+        findings=manifest.findings,
+        image_ids=table[schema.IMAGE_ID],
+        patients=patient_numbers(table),
+        labels=_matrix(table[schema.LABELS], labelled, len(manifest.findings), schema.UNKNOWN),
+        labelled=labelled.to_numpy(),
+    )
+
+
+def _matrix(lists: pa.ChunkedArray, good: pa.ChunkedArray, width: int, other: float) -> np.ndarray:
+    """(N, width) from a column of lists, `other` in the rows that are not good.
+
+    Raises:
+        UserError: a list of another length.
+    """
+    values = lists.filter(good).combine_chunks()
+    lengths = set(pc.unique(pc.list_value_length(values)).to_pylist())
+    if lengths - {width}:
+        raise UserError(f"{list(lengths)} values an image for {width} findings: wanted one a finding; write it again")
+    flat = values.flatten().to_numpy(zero_copy_only=False)
+    found = np.full((len(lists), width), other, flat.dtype)
+    found[good.to_numpy()] = flat.reshape(len(values), width)
+    return found
+
+
+def join(scores: Scores, truth: Truth) -> Joined:
+    """The truth's images with their scores.
+
+    Raises:
+        UserError: no image or no finding in common; a NoGroundTruthError where the truth has no labels.
+    """
+    findings = tuple(finding for finding in scores.findings if finding in truth.findings)
+    place = pc.index_in(truth.image_ids, value_set=scores.image_ids).fill_null(-1).to_numpy()
+    present = place >= 0
+    good = present & scores.good[place]
+    rows = np.flatnonzero(good & truth.labelled)
+    if not findings or not len(rows):
+        error = UserError if truth.findings and truth.labelled.any() else NoGroundTruthError
+        raise error(_nothing_in_common(scores, truth, int(present.sum()), int(good.sum())))
+    scored = [scores.findings.index(finding) for finding in findings]
+    return Joined(
+        findings=findings,
+        rows=rows,
+        patients=truth.patients[rows],
+        probabilities=scores.probabilities[place[rows]][:, scored],
+        called=scores.called[place[rows]][:, scored],
+        labels=truth.labels[rows][:, [truth.findings.index(finding) for finding in findings]],
+        images_with_error=int((present & ~good).sum()),
+        images_without_score=int((~present).sum()),
+        images_without_labels=int((good & ~truth.labelled).sum()),
+    )
+
+
+def _nothing_in_common(scores: Scores, truth: Truth, present: int, good: int) -> str:
+    return (
+        f"of {len(truth.labelled):,} images of the archive {truth.labelled.sum():,} have labels, {present:,} are in "
+        f"{scores.uri}, {good:,} without an error; it scores {', '.join(scores.findings)}, the archive has labels of "
+        f"{', '.join(truth.findings) or 'nothing'}: there is nothing to judge. Give the archive that was scored, one "
+        f"that has labels, or another --split"
+    )

@@ -1,0 +1,242 @@
+"""The report of a detector's run: boxes, and images as a whole, judged by the archive's own, pictured, compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cxr import storage
+from cxr.boxes import areas
+from cxr.errors import UserError
+from cxr.evaluation.detection_data import Detected, detected, one_truth, scored_findings
+from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
+from cxr.evaluation.localization_data import load_scores
+from cxr.evaluation.run import ReportOptions, Run, read_run
+from cxr.metrics import classification, detection
+from cxr.metrics.detection import NO_FINDING, VOC_IOUS, Summary
+from cxr.metrics.localization import Boxes
+from cxr.reporting import classification as label_tables
+from cxr.reporting import classification_pictures
+from cxr.reporting import detection as tables
+from cxr.reporting.figures import save_figure
+from cxr.reporting.overlays import BoxPair, Overlay, overlay_figure
+from cxr.reporting.tables import interval, markdown
+
+PICTURES = "pictures"
+SHOWN = 4  # images in a row of the picture
+
+
+def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
+    """Judge a run: OUT/report.md, boxes.csv, findings.csv, confusion.csv, pictures; the job's result."""
+    out, archive = storage.normalise(out), storage.normalise(options.archive or run.archive)
+    truth = one_truth(known_boxes(archive, options), options.labelling.reader_boxes)
+    judged = detected(load_scores(run), scored_findings(run), truth)
+    summary = detection.summarise(
+        judged.found, judged.true, judged.patients, judged.findings, resamples=options.resamples, seed=options.seed
+    )
+    called = options.box_score
+    images = WholeImages.of(judged, called)
+    labels = _image_summary(judged, images, options)
+    confusion = detection.confusion(judged.found, judged.true, len(judged.findings), iou=VOC_IOUS[0], score=called)
+    told = _told(judged)
+    print(told, flush=True)
+    drawn = _draw(judged, images, summary, confusion, truth, options, out)
+    drawn += _label_pictures(images, labels, storage.join(out, PICTURES))
+    page = [f"# {run.family}: {run.uri}, judged by {archive}, split {options.split}", told]
+    page += ["## Boxes", tables.precision_table(summary), tables.precision_legend(summary, options.resamples)]
+    page += ["## Images as a whole", label_tables.summary_table(labels), _labels_legend(called)]
+    page += ["## Confusions", tables.confusion_table(confusion, judged.findings), _confusion_legend(called)]
+    result: dict[str, Any] = {"metrics": metrics(judged, summary, labels), "pictures": drawn}
+    result |= {"boxes": tables.write_findings(summary, out), "findings": label_tables.write_summary(labels, out)}
+    if options.against:
+        page += compared(judged, truth, options, result)
+    page.append("\n\n".join(f"![{storage.name(uri)}]({PICTURES}/{storage.name(uri)})" for uri in drawn))
+    result["metrics"] = {name: None if value != value else value for name, value in result["metrics"].items()}
+    result["report"] = storage.join(out, "report.md")
+    storage.write_text(result["report"], "\n\n".join(part.rstrip("\n") for part in page) + "\n")
+    return result
+
+
+@dataclass(frozen=True)
+class WholeImages:
+    """What boxes say of the images, (N, F + 1) each, the last column that of no finding."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    called: np.ndarray  # bool: a finding where a box reaches the score, no finding where none does
+
+    @classmethod
+    def of(cls, judged: Detected, score: float) -> WholeImages:
+        probabilities = detection.image_probabilities(judged.found, len(judged.rows), len(judged.findings))
+        called = probabilities >= score
+        called[:, -1] = ~called[:, :-1].any(1)
+        return cls(probabilities, detection.image_labels(judged.true, judged.known), called)
+
+
+def _image_summary(judged: Detected, images: WholeImages, options: ReportOptions) -> classification.Summary:
+    names, sure = [*judged.findings, NO_FINDING], {"resamples": options.resamples, "seed": options.seed}
+    return classification.summarise(
+        images.probabilities, images.labels, images.called, judged.patients, names, **sure
+    )
+
+
+def _label_pictures(images: WholeImages, summary: classification.Summary, out: str) -> list[str]:
+    return classification_pictures.write_pictures(summary, images.probabilities, images.labels, images.called, out)
+
+
+def metrics(judged: Detected, summary: Summary, labels: classification.Summary) -> dict[str, Any]:
+    """For result.json: IoU in percent; NaN for what could not be measured."""
+    found: dict[str, Any] = {
+        "images": summary.images,
+        "patients": summary.patients,
+        "true_boxes": int(summary.true.sum()),
+        "found_boxes": int(summary.found.sum()),
+        "findings_measured": len(summary.findings) - len(summary.without_truth),
+        "images_with_error": judged.images_with_error,
+        "images_without_score": judged.images_without_score,
+        "images_without_boxes": judged.images_without_boxes,
+        "coco_map": summary.coco_map,
+    }
+    for iou, of in summary.voc.items():
+        name = f"map_{100 * iou:.0f}"
+        found |= {name: of.mean, f"{name}_low": of.mean_low, f"{name}_high": of.mean_high}
+    aps = summary.voc[VOC_IOUS[0]].value.tolist()
+    found |= {f"ap_{100 * VOC_IOUS[0]:.0f}/{f}": ap for f, ap in zip(summary.findings, aps, strict=True)}
+    shares = ("auroc", "accuracy", "precision", "recall", "f1")
+    found |= {f"mean_{name}": getattr(labels.mean, name) for name in shares}
+    return found | {f"auroc/{row.finding}": row.auroc for row in labels.rows}
+
+
+def _told(judged: Detected) -> str:
+    """How many images were judged, and why others were not."""
+    others = {
+        f"{judged.images_with_error:,} images with an error in place of boxes": judged.images_with_error,
+        f"{judged.images_without_score:,} images with no score": judged.images_without_score,
+        f"{judged.images_without_boxes:,} scored images whose boxes are not known": judged.images_without_boxes,
+        f"{judged.found_elsewhere:,} boxes found where nothing is known of the finding": judged.found_elsewhere,
+    }
+    left = "".join(f"; {words}" for words, count in others.items() if count)
+    boxed = len(np.unique(judged.true.image))
+    return (
+        f"{len(judged.rows):,} images of {len(np.unique(judged.patients)):,} patients judged, {boxed:,} of them with "
+        f"{len(judged.true.image):,} true boxes; {len(judged.found.image):,} boxes found{left}."
+    )
+
+
+def _labels_legend(score: float) -> str:
+    return (
+        f"An image's probability of a finding is the highest score of its boxes, that of {NO_FINDING!r} one minus "
+        f"the highest of all. AUROC ranks images by it; accuracy, precision, recall and F1 are those of calling a "
+        f"finding where a box has a score of {score:g} or more. Brier and ECE take scores for probabilities, which "
+        f"those of a detector need not be.\n"
+    )
+
+
+def _confusion_legend(score: float) -> str:
+    return (
+        f"Found boxes with a score of {score:g} or more, paired with true boxes at IoU > {VOC_IOUS[0]:g} whatever "
+        f"their findings, the highest IoU first. Row {tables.BACKGROUND!r}: true boxes that were missed; its column: "
+        f"boxes found where there is none.\n"
+    )
+
+
+def _draw(
+    judged: Detected,
+    images: WholeImages,
+    summary: Summary,
+    confusion: np.ndarray,
+    truth: BoxTruth,
+    options: ReportOptions,
+    out: str,
+) -> list[str]:
+    """All pictures of boxes; returns their URIs."""
+    score = options.box_score
+    called = judged.found.at(judged.found.score >= score)
+    count, names = len(judged.findings), judged.findings
+    shown_by = {"actual": (images.labels == 1).sum(0), "predicted": images.called.sum(0)}
+    boxes = {"actual": summary.true, "predicted": np.bincount(called.finding, minlength=count)}
+    shares = {"actual": _shares(judged, judged.true), "predicted": _shares(judged, called)}
+    of = tables.distribution_figure
+    figures = {
+        "box_precision_recall.png": tables.curves_figure(summary),
+        "confusion.png": tables.confusion_figure(confusion, names),
+        "labels.png": of({"actual": shown_by["actual"]}, [*names, NO_FINDING], "Images by label", "images"),
+        "labels_predicted.png": of(shown_by, [*names, NO_FINDING], f"Labels, score {score:g} or more", "images"),
+        "boxes_predicted.png": of(boxes, names, f"Boxes, score {score:g} or more", "boxes"),
+        "box_area.png": tables.area_figure(shares, names),
+    }
+    shown = overlays(judged, called, truth, options.seed)
+    if any(shown.values()):
+        figures["boxes.png"] = overlay_figure(shown)
+    return [save_figure(figure, storage.join(out, PICTURES), name) for name, figure in figures.items()]
+
+
+def _shares(judged: Detected, boxes: Boxes) -> list[np.ndarray]:
+    """By finding, the boxes' areas as shares of their images."""
+    whole = np.maximum(1, judged.sizes_px.prod(1))[boxes.image]
+    shares = areas(boxes.xyxy) / whole
+    return [shares[(boxes.finding == f) & (shares > 0)] for f in range(len(judged.findings))]
+
+
+def overlays(judged: Detected, called: Boxes, truth: BoxTruth, seed: int) -> dict[str, list[Overlay]]:
+    """Of the images with true boxes those with the lowest and the highest F1, and some drawn at random."""
+    f1 = image_f1(judged, called)
+    boxed = np.flatnonzero(np.isfinite(f1))
+    order = boxed[np.argsort(f1[boxed], kind="stable")]
+    drawn = np.random.default_rng(seed).permutation(order)
+    chosen = {"worst": order[:SHOWN], "best": order[::-1][:SHOWN], "random": drawn[:SHOWN]}
+    pictures = truth.pictures(sorted({int(judged.rows[image]) for part in chosen.values() for image in part}))
+    shown: dict[str, list[Overlay]] = {name: [] for name in chosen}
+    for name, part in chosen.items():
+        for image in part.tolist():
+            if (pictured := pictures.get(int(judged.rows[image]))) is None:
+                continue
+            picture, frame = pictured
+            true, found = (some.at(some.image == image) for some in (judged.true, called))
+            placed = [frame.from_original(some.xyxy.reshape(-1, 2)).reshape(-1, 4) for some in (true, found)]
+            names = [judged.findings[f] for f in true.finding]
+            scored = [
+                f"{judged.findings[f]} {score:.2f}" for f, score in zip(found.finding, found.score, strict=True)
+            ]
+            boxes = BoxPair(placed[0], names, placed[1], scored)
+            shown[name].append(Overlay(f"F1 {f1[image]:.2f}", picture, boxes))
+    return shown
+
+
+def image_f1(judged: Detected, called: Boxes) -> np.ndarray:
+    """(N,) of the boxes with a score high enough; NaN for images without a true box."""
+    right = detection.right_boxes(called, judged.true, VOC_IOUS[0])
+    count = len(judged.rows)
+    true, found = (np.bincount(some.image, minlength=count) for some in (judged.true, called))
+    hits = np.bincount(called.image[right], minlength=count)
+    return np.where(true > 0, 2 * hits / np.maximum(1, true + found), math.nan)
+
+
+def compared(judged: Detected, truth: BoxTruth, options: ReportOptions, result: Mapping[str, Any]) -> list[str]:
+    """The comparison with `options.against` as parts of the page; its figures are added to the result.
+
+    Raises:
+        UserError: the other run has no image in common with this one.
+    """
+    other = read_run(options.against)
+    theirs = detected(load_scores(other), scored_findings(other), truth)
+    rows = np.intersect1d(judged.rows, theirs.rows)
+    if not len(rows) or theirs.findings != judged.findings:
+        raise UserError(f"{other.uri} has scored none of the same images or findings: score the same archive")
+    ours, theirs = judged.at(rows), theirs.at(rows)
+    sure = {"resamples": options.resamples, "seed": options.seed}
+    lines: list[Sequence[str]] = []
+    result["metrics"]["images_compared"] = len(rows)
+    for iou in VOC_IOUS:
+        gain = detection.paired_gain(
+            ours.found, theirs.found, ours.true, ours.patients, len(ours.findings), iou=iou, **sure
+        )
+        name = f"map_{100 * iou:.0f}_gain"
+        result["metrics"].update({name: gain.mean, f"{name}_low": gain.mean_low, f"{name}_high": gain.mean_high})
+        lines.append([f"mean AP at IoU > {iou:g}", interval(gain.mean, gain.mean_low, gain.mean_high)])
+    head = f"## Compared with {other.uri}, on the {len(rows):,} images that both have scored"
+    return [head, markdown(["figure", "this run minus the other (95 %)"], lines)]

@@ -1,0 +1,120 @@
+"""Boxes that a detector has found joined with one set of true boxes, be they of one reader or of several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cxr import schema
+from cxr.errors import UserError
+from cxr.evaluation.ground_truth_boxes import BoxTruth
+from cxr.evaluation.localization_data import Scores
+from cxr.evaluation.run import NoGroundTruthError, Run, read_scores
+from cxr.metrics.localization import Boxes
+from cxr.sources import rater_agreement
+
+
+@dataclass(frozen=True)
+class Detected:
+    """Images that were scored and of whose boxes something is known; boxes are in pixels of the originals."""
+
+    findings: tuple[str, ...]
+    rows: np.ndarray  # (N,) of the truth, rising
+    patients: np.ndarray  # (N,)
+    sizes_px: np.ndarray  # (N, 2) width and height of the originals
+    known: np.ndarray  # (N, F) bool: it is known whether and where the image shows the finding
+    found: Boxes  # of known findings
+    true: Boxes
+    images_with_error: int
+    images_without_score: int
+    images_without_boxes: int  # scored, but the archive does not say whether they have boxes
+    found_elsewhere: int  # boxes found of findings of which nothing is known, left out
+
+    def at(self, rows: np.ndarray) -> Detected:
+        """Some of these images."""
+        kept = np.searchsorted(self.rows, rows)
+        named = {name: getattr(self, name)[kept] for name in ("rows", "patients", "sizes_px", "known")}
+        return replace(self, **named, found=_of_images(self.found, kept), true=_of_images(self.true, kept))
+
+
+def _of_images(boxes: Boxes, kept: np.ndarray) -> Boxes:
+    """The boxes of some images, by rising rows, which are numbered anew."""
+    some = boxes.at(np.isin(boxes.image, kept))
+    return replace(some, image=np.searchsorted(kept, some.image))
+
+
+def scored_findings(run: Run) -> tuple[str, ...]:
+    """The findings that a run's checkpoint knows; none where its scores do not say."""
+    parts = read_scores(run, [schema.IMAGE_ID])
+    named = {(part.schema.metadata or {}).get(schema.FINDINGS_KEY) for part in parts}
+    return tuple(json.loads(named.pop() or b"[]")) if len(named) == 1 else ()
+
+
+def one_truth(truth: BoxTruth, how: rater_agreement.ReaderBoxes) -> BoxTruth:
+    """The truth with one set of boxes where several readers drew theirs, by a name of `readers.FUSIONS`."""
+    extras = truth.table[schema.EXTRA].to_pylist()
+    made, _ = rater_agreement.one_set(truth.table[schema.BOXES].to_pylist(), extras, how)
+    place = truth.table.schema.get_field_index(schema.BOXES)
+    field = truth.table.schema.field(place)
+    table = truth.table.set_column(place, field, pa.array(made, field.type))
+    return replace(truth, table=table)
+
+
+def detected(scores: Scores, scored: Sequence[str], truth: BoxTruth) -> Detected:
+    """Join a run's boxes with the truth.
+
+    Args:
+        scored: findings of the checkpoint; findings that only the archive knows are judged too, as never found.
+
+    Raises:
+        UserError: of no image that was scored is it known where it shows what; a NoGroundTruthError where the truth
+            knows that of no image.
+    """
+    findings = tuple(dict.fromkeys([*(truth.labels.findings or scored), *(f for f in scored if f in _named(truth))]))
+    places = pc.index_in(truth.table[schema.IMAGE_ID], value_set=scores.image_ids).fill_null(-1).to_numpy()
+    present = places >= 0
+    good = present & scores.good[places]
+    rows = np.flatnonzero(good)
+    sizes = scores.sizes_px[places[rows]]
+    true = truth.boxes(findings, rows, sizes)
+    known = truth.known(findings, rows, true)
+    found = Boxes.of(scores.boxes.take(pa.array(places[rows])), findings)
+    judged = known.any(1)
+    if not judged.any():
+        error = UserError if truth.listed or truth.labels.findings else NoGroundTruthError
+        raise error(_nothing_in_common(scores, truth, int(present.sum()), len(rows)))
+    sure = known[found.image, found.finding]
+    every = Detected(
+        findings=findings,
+        rows=rows,
+        patients=truth.labels.patients[rows],
+        sizes_px=sizes,
+        known=known,
+        found=found.at(sure),
+        true=true,
+        images_with_error=int((present & ~good).sum()),
+        images_without_score=int((~present).sum()),
+        images_without_boxes=int((~judged).sum()),
+        found_elsewhere=int((~sure).sum()),
+    )
+    return every.at(rows[judged])
+
+
+def _named(truth: BoxTruth) -> set[str]:
+    """The labels of all true boxes."""
+    flat = pc.list_flatten(truth.table[schema.BOXES].combine_chunks())
+    return set(pc.unique(pc.struct_field(flat, schema.LABEL)).to_pylist())
+
+
+def _nothing_in_common(scores: Scores, truth: BoxTruth, present: int, good: int) -> str:
+    listed = int(pc.is_valid(truth.table[schema.BOXES]).to_numpy().sum())
+    return (
+        f"of {truth.table.num_rows:,} images of the archive {listed:,} have a list of boxes, {present:,} are in "
+        f"{scores.uri}, {good:,} without an error: there is nothing to judge. Give the archive that was scored, one "
+        f"that has boxes, or another --split"
+    )

@@ -1,0 +1,134 @@
+"""The masks that an archive knows of one label, image by image: of a raw archive, or of shards."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cxr import schema
+from cxr.data import shards
+from cxr.data.decode import original_mask
+from cxr.evaluation.images import decoded, stored
+from cxr.evaluation.run import ReportOptions, patient_numbers, read_truth
+from cxr.imaging import geometry
+from cxr.imaging.geometry import Frame
+from cxr.sources import rle
+from cxr.sources.manifest import Manifest
+
+
+class MaskTruth(ABC):
+    """What an archive knows of its images' masks of `label`; a mask is read when it is asked for.
+
+    Attributes:
+        image_ids: of the archive's images in the split.
+        patients: (N,) a number, the same for images of a patient.
+        known: (N,) bool: the archive has a mask of that label, be it an empty one.
+        resolution: at which masks are compared, in words.
+    """
+
+    resolution = ""
+
+    def __init__(self, manifest: Manifest, label: str) -> None:
+        self.table, self.label, self.boxes_frame_px = manifest.table, label, manifest.boxes_frame_px
+        self.image_ids: pa.ChunkedArray = manifest.table[schema.IMAGE_ID]
+        self.patients = patient_numbers(manifest.table)
+        self.known = _labelled(manifest.table[schema.MASKS], label)
+
+    @abstractmethod
+    def masks(self, row: int, code: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """The found mask, of its code at the original size, and the true one, bool and of one size.
+
+        Raises:
+            Refused: the archive's mask cannot be read, or one of them does not fit the image.
+        """
+
+    @abstractmethod
+    def spacing_mm(self, row: int, height: int, width: int) -> tuple[float, float] | None:
+        """Distance of the compared pixels' centres, between rows and between columns; None if unknown."""
+
+    @abstractmethod
+    def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, Frame]]:
+        """Images to show, by row: (S, S) in [0, 1], and how their pixels lie on the compared ones.
+
+        Rows whose image cannot be had are left out.
+        """
+
+    def _entries(self, row: int) -> list[dict[str, Any]]:
+        return [mask for mask in self.table[schema.MASKS][row].as_py() if mask[schema.LABEL] == self.label]
+
+
+class RawTruth(MaskTruth):
+    """Of an archive as its source publishes it: masks at the images' own size."""
+
+    resolution = "the images' own resolution"
+
+    def masks(self, row: int, code: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        true = np.zeros((height, width), bool)
+        for entry in self._entries(row):
+            true |= original_mask(entry, height, width)
+        return rle.decode(code, height, width), true
+
+    def spacing_mm(self, row: int, height: int, width: int) -> tuple[float, float] | None:
+        spacing = self.table[schema.SPACING_MM][row].as_py()
+        if spacing is None or not self.boxes_frame_px:
+            return spacing and tuple(spacing)
+        return spacing[0] * self.boxes_frame_px / height, spacing[1] * self.boxes_frame_px / width
+
+    def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, Frame]]:
+        return decoded(self.table, rows)
+
+
+class ShardTruth(MaskTruth):
+    """Of shards: masks at the size of the stored pixels."""
+
+    def __init__(self, manifest: Manifest, label: str, info: shards.ShardInfo) -> None:
+        super().__init__(manifest, label)
+        self.info, self.size = info, info.pixels.size
+        self.resolution = f"{self.size} x {self.size} px, the shards' resolution"
+
+    def masks(self, row: int, code: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        found = geometry.fit_mask(rle.decode(code, height, width), self.size, self._frame(row))
+        (entry,) = self._entries(row)
+        true = np.unpackbits(np.frombuffer(entry[schema.MASK_BITS], np.uint8), count=self.size**2)
+        return found, true.astype(bool).reshape(self.size, self.size)
+
+    def spacing_mm(self, row: int, height: int, width: int) -> tuple[float, float] | None:
+        spacing, frame = self.table[schema.SPACING_MM][row].as_py(), self._frame(row)
+        return spacing and (spacing[0] * frame.y_scale, spacing[1] * frame.x_scale)
+
+    def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, Frame]]:
+        return {row: (picture, Frame()) for row, picture in stored(self.info, self.table, rows).items()}
+
+    def _frame(self, row: int) -> Frame:
+        return Frame(**self.table[schema.FRAME][row].as_py())
+
+
+def known_masks(archive: str, options: ReportOptions, label: str) -> MaskTruth:
+    """The masks of `label` of an archive or of shards, in the split that the options name; prints its notes.
+
+    Raises:
+        UserError: no such archive, or no image in that split.
+    """
+    columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.MASKS, schema.SPACING_MM]
+    if not shards.is_shards(archive):
+        manifest = read_truth(archive, options.source, options.split, columns, options.labelling)
+        manifest.tell()
+        return RawTruth(manifest, label)
+    info = shards.read_info(archive)
+    manifest = read_truth(archive, options.source, options.split, [*columns, schema.FRAME], options.labelling)
+    return ShardTruth(manifest, label, info)
+
+
+def _labelled(masks: pa.ChunkedArray, label: str) -> np.ndarray:
+    """(N,) bool: which lists of masks hold one of that label."""
+    known, start = np.zeros(len(masks), bool), 0
+    for chunk in masks.chunks:
+        labels = pc.struct_field(pc.list_flatten(chunk), schema.LABEL)
+        known[start + np.asarray(pc.list_parent_indices(chunk).filter(pc.equal(labels, label)))] = True
+        start += len(chunk)
+    return known

@@ -1,0 +1,195 @@
+"""The report of a run that finds boxes: judged finding by finding against the true ones, pictured, compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from cxr import storage
+from cxr.errors import UserError
+from cxr.evaluation import classification, classification_data
+from cxr.evaluation.classification_data import Joined
+from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
+from cxr.evaluation.localization_data import Judged, guessed, judge, load_scores
+from cxr.evaluation.run import ReportOptions, Run, read_run
+from cxr.imaging.geometry import Frame
+from cxr.metrics.classification import summarise as summarise_labels
+from cxr.metrics.localization import MEASURES, THRESHOLDS, Rates, paired_gain, summarise
+from cxr.reporting import classification as label_tables
+from cxr.reporting import localization as tables
+from cxr.reporting.figures import save_figure
+from cxr.reporting.overlays import BoxPair, Overlay, save_overlays
+
+PICTURES = "pictures"
+SHOWN = 4  # images in a row of the picture
+_TOLD = (0.1, 0.3, 0.5)  # thresholds of which result.json has each finding's accuracy
+
+
+def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
+    """Judge a run: OUT/report.md, boxes.csv, findings.csv, pictures, and with `against` gains; the job's result.
+
+    Where the archive has labels but no boxes, the report is a classifier's.
+    """
+    out, archive = storage.normalise(out), storage.normalise(options.archive or run.archive)
+    truth, classified, found = known_boxes(archive, options), classification_data.load_scores(run), load_scores(run)
+    if not truth.listed and _labelled(classified, truth):
+        return classification.report(run, options, out)
+    judged, joined = judge(found, classified.findings, truth), _labelled(classified, truth)
+    told = _told(judged)
+    print(told, flush=True)
+    result: dict[str, Any] = {}
+    page = [f"# {run.family}: {run.uri}, judged by {archive}, split {options.split}", told]
+    page += _located(judged, truth, options, out, result)
+    if joined:
+        page += _classified(joined, options, out, result)
+    if options.against:
+        page += compared(judged, joined, truth, options, out, result)
+    result["metrics"] = {name: None if value != value else value for name, value in result["metrics"].items()}
+    result["report"] = storage.join(out, "report.md")
+    storage.write_text(result["report"], "\n\n".join(part.rstrip("\n") for part in page) + "\n")
+    return result
+
+
+def _labelled(scores: classification_data.Scores, truth: BoxTruth) -> Joined | None:
+    """Probabilities with labels; None where the archive has no labels."""
+    common = set(scores.findings) & set(truth.labels.findings)
+    return classification_data.join(scores, truth.labels) if common and truth.labels.labelled.any() else None
+
+
+def _told(judged: Judged) -> str:
+    """How many images were judged, and why others were not."""
+    boxed = len(np.unique(judged.true.image))
+    others = {
+        f"{judged.images_with_error:,} images with an error in place of scores": judged.images_with_error,
+        f"{judged.images_without_score:,} images with no score": judged.images_without_score,
+        f"{judged.pairs_not_scored:,} images with a box of a finding that is not scored": judged.pairs_not_scored,
+        f"no true box of {', '.join(judged.left_out)}": len(judged.left_out),
+    }
+    left = "".join(f"; {words}" for words, count in others.items() if count)
+    return (
+        f"{len(judged.rows):,} images of {len(np.unique(judged.patients)):,} patients judged, {boxed:,} of them with "
+        f"{len(judged.true.image):,} true boxes of {len(judged.findings)} findings; {len(judged.found.image):,} "
+        f"boxes found of these{left}."
+    )
+
+
+def _located(judged: Judged, truth: BoxTruth, options: ReportOptions, out: str, result: dict[str, Any]) -> list[str]:
+    """The boxes' part of the page; its figures, file and pictures are put into `result`."""
+    ways = {"run": judged.located, **guessed(judged, truth.training_boxes(judged.findings), options.seed)}
+    sure = partial(summarise, resamples=options.resamples, seed=options.seed)
+    rates = {name: sure(of, judged.patients, judged.findings) for name, of in ways.items()}
+    result["boxes"] = storage.join(out, "boxes.csv")
+    storage.write_text(result["boxes"], tables.csv(rates))
+    own = rates.pop("run")
+    result["metrics"] = metrics(judged, own, rates)
+    drawn = [save_figure(tables.curves_figure(own, rates), storage.join(out, PICTURES), "accuracy.png")]
+    result["pictures"] = drawn + save_overlays(
+        overlays(judged, truth, options.seed), storage.join(out, PICTURES), "boxes.png"
+    )
+    shown = [f"![{name}]({PICTURES}/{name})" for name in map(storage.name, result["pictures"])]
+    accuracy = [tables.accuracy_table(own, rates, measure) for measure in MEASURES]
+    missed = ["## False positives an image, and the pointing game", tables.false_positives_table(own, rates)]
+    return ["## Localisation accuracy", *accuracy, *missed, tables.legend(own, options.resamples), *shown]
+
+
+def _classified(joined: Joined, options: ReportOptions, out: str, result: dict[str, Any]) -> list[str]:
+    """The classification's part of the page; its figures and file are added to `result`."""
+    summary = summarise_labels(
+        joined.probabilities,
+        joined.labels,
+        joined.called,
+        joined.patients,
+        joined.findings,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+    figures = classification.metrics(summary, joined)
+    result["metrics"] |= {name: figures[name] for name in figures if "auroc" in name or name == "mean_ap"}
+    result["metrics"]["images_with_labels"] = summary.images
+    result["findings"] = label_tables.write_summary(summary, out)
+    head = f"## Classification, of {summary.images:,} images with labels"
+    return [head, label_tables.summary_table(summary), label_tables.summary_legend(summary)]
+
+
+def metrics(judged: Judged, rates: Rates, others: Mapping[str, Rates]) -> dict[str, Any]:
+    """For result.json: thresholds in percent; NaN for what could not be measured."""
+    found: dict[str, Any] = {
+        "images": len(judged.rows),
+        "patients": len(np.unique(judged.patients)),
+        "pairs": int(rates.pairs.sum()),
+        "findings_located": len(rates.findings),
+        "images_with_error": judged.images_with_error,
+        "images_without_score": judged.images_without_score,
+        "mean_pointing": rates.pointing.mean,
+        "mean_pointing_low": rates.pointing.mean_low,
+        "mean_pointing_high": rates.pointing.mean_high,
+    }
+    for measure, at, key in ((m, t, f"{m}_{100 * t:.0f}") for m in MEASURES for t in THRESHOLDS):
+        mean = rates.at(measure, at)
+        found |= {f"mean_accuracy_{key}{end}": v for end, v in _ends(mean.mean, mean.mean_low, mean.mean_high)}
+        found[f"mean_false_positives_{key}"] = rates.wrong[measure][THRESHOLDS.index(at)].mean
+        found |= {f"{name}_mean_accuracy_{key}": of.at(measure, at).mean for name, of in others.items()}
+        if at in _TOLD:
+            found |= {f"accuracy_{key}/{finding}": mean.value[f] for f, finding in enumerate(rates.findings)}
+    found |= {f"pointing/{finding}": rates.pointing.value[f] for f, finding in enumerate(rates.findings)}
+    return {name: value if isinstance(value, int) else float(value) for name, value in found.items()}
+
+
+def _ends(value: float, low: float, high: float) -> tuple[tuple[str, float], ...]:
+    return ("", value), ("_low", low), ("_high", high)
+
+
+def overlays(judged: Judged, truth: BoxTruth, seed: int) -> dict[str, list[Overlay]]:
+    """Image-finding pairs with the worst and the best overlap, and some drawn at random."""
+    pairs = np.argwhere(np.isfinite(judged.located.pointed))
+    order = np.argsort(judged.located.best["iou"][tuple(pairs.T)], kind="stable")
+    drawn = np.random.default_rng(seed).permutation(len(order))
+    chosen = {"worst": order[:SHOWN], "best": order[::-1][:SHOWN], "random": drawn[:SHOWN]}
+    rows = judged.rows[pairs[:, 0]].tolist()
+    pictures = truth.pictures(sorted({rows[pair] for part in chosen.values() for pair in part}))
+    return {
+        name: [_overlay(judged, pairs[pair], *pictures[rows[pair]]) for pair in part if rows[pair] in pictures]
+        for name, part in chosen.items()
+    }
+
+
+def _overlay(judged: Judged, pair: np.ndarray, picture: np.ndarray, frame: Frame) -> Overlay:
+    image, finding = pair.tolist()
+    true, found = (some.at((some.image == image) & (some.finding == finding)) for some in (judged.true, judged.found))
+    placed = [frame.from_original(some.xyxy.reshape(-1, 2)).reshape(-1, 4) for some in (true, found)]
+    overlap = judged.located.best["iou"][image, finding]
+    boxes = BoxPair(placed[0], [""] * len(placed[0]), placed[1], [f"{score:.2f}" for score in found.score])
+    return Overlay(f"{judged.findings[finding]}, IoU {overlap:.2f}", picture, boxes)
+
+
+def compared(
+    judged: Judged, joined: Joined | None, truth: BoxTruth, options: ReportOptions, out: str, result: dict[str, Any]
+) -> list[str]:
+    """The comparison with `options.against` as parts of the page; its figures are added to the result.
+
+    Raises:
+        UserError: the other run has no image in common with this one.
+    """
+    other = read_run(options.against)
+    scored = tuple(
+        finding for finding in classification_data.load_scores(other).findings if finding in judged.findings
+    )
+    theirs = judge(load_scores(other), scored, truth)
+    rows = np.intersect1d(judged.rows, theirs.rows)
+    kept = [judged.findings.index(finding) for finding in theirs.findings]
+    ours, theirs = judged.at(rows), theirs.at(rows)
+    if not np.isfinite(theirs.located.pointed).any():
+        raise UserError(f"{other.uri} has scored no image with a box that this run has: score the same archive")
+    gains = paired_gain(
+        ours.located.of(kept), theirs.located, ours.patients, resamples=options.resamples, seed=options.seed
+    )
+    result["metrics"]["images_compared"] = len(rows)
+    for measure, at, of in ((m, t, of) for m in MEASURES for t, of in zip(THRESHOLDS, gains[m], strict=True)):
+        name = f"mean_accuracy_gain_{measure}_{100 * at:.0f}"
+        result["metrics"] |= {f"{name}{end}": v for end, v in _ends(of.mean, of.mean_low, of.mean_high)}
+    head = f"## Compared with {other.uri}, on the {len(rows):,} images that both have scored"
+    parts = [head, tables.gain_table(gains)]
+    return parts + (classification.compared(joined, truth.labels, options, out, result) if joined else [])

@@ -1,0 +1,141 @@
+"""Boxes that a run has found, joined with the archive's true ones and laid over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cxr import schema
+from cxr.errors import UserError
+from cxr.evaluation.ground_truth_boxes import BoxTruth
+from cxr.evaluation.run import NoGroundTruthError, Run, Split, read_scores
+from cxr.metrics.localization import Boxes, Located, baselines, locate
+
+_SIZES = (schema.WIDTH_PX, schema.HEIGHT_PX)
+_COLUMNS = (schema.IMAGE_ID, schema.SOURCE_URI, schema.ERROR, *_SIZES, *schema.BOX_SCORES.names)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a run says of its images; rows go together."""
+
+    uri: str
+    image_ids: pa.Array
+    source_uris: pa.ChunkedArray
+    boxes: pa.ChunkedArray  # lists of schema.FOUND_BOX_TYPE
+    sizes_px: np.ndarray  # (N, 2) width and height of the original
+    good: np.ndarray  # (N,) bool: scored without an error
+
+    def at(self, kept_N: np.ndarray) -> Scores:
+        """Those of some images."""
+        kept = pa.array(kept_N)
+        columns = {name: getattr(self, name).filter(kept) for name in ("image_ids", "source_uris", "boxes")}
+        return replace(self, **columns, sizes_px=self.sizes_px[kept_N], good=self.good[kept_N])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Images that were scored and what is known of them; boxes are in pixels of the originals."""
+
+    findings: tuple[str, ...]  # that are scored and of which an image has a true box
+    left_out: tuple[str, ...]  # scored, but no image has a true box of them
+    rows: np.ndarray  # (N,) of the truth, rising
+    patients: np.ndarray  # (N,)
+    sizes_px: np.ndarray  # (N, 2) width and height of the originals
+    found: Boxes
+    true: Boxes
+    located: Located
+    pairs_not_scored: int  # with a true box of a finding that the checkpoint does not know
+    images_with_error: int
+    images_without_score: int
+
+    def at(self, rows: np.ndarray) -> Judged:
+        """Some of these images, without their boxes."""
+        kept = np.searchsorted(self.rows, rows)
+        named = {name: getattr(self, name)[kept] for name in ("rows", "patients", "sizes_px")}
+        nothing = self.found.at(np.zeros(len(self.found.image), bool))
+        return replace(self, **named, found=nothing, true=nothing, located=self.located.at(kept))
+
+
+def load_scores(run: Run, split: Split = "all") -> Scores:
+    """A run's scores; raises UserError where they are not those of a family that finds boxes."""
+    table = pa.concat_tables(part.replace_schema_metadata() for part in read_scores(run, _COLUMNS, split))
+    good = pc.and_(pc.is_null(table[schema.ERROR]), pc.is_valid(table[schema.FOUND_BOXES]))
+    sizes = (table[name].fill_null(0).to_numpy() for name in _SIZES)
+    return Scores(
+        uri=run.uri,
+        image_ids=table[schema.IMAGE_ID].combine_chunks(),
+        source_uris=table[schema.SOURCE_URI],
+        boxes=table[schema.FOUND_BOXES],
+        sizes_px=np.stack(list(sizes), 1),
+        good=good.to_numpy(),
+    )
+
+
+def judge(scores: Scores, scored: Sequence[str], truth: BoxTruth) -> Judged:
+    """Lay found boxes over true ones, in all images that were scored.
+
+    Args:
+        scored: the findings that the checkpoint knows.
+
+    Raises:
+        UserError: none of these images has a true box of one of them; a NoGroundTruthError where the truth lists no
+            boxes.
+    """
+    places = pc.index_in(truth.table[schema.IMAGE_ID], value_set=scores.image_ids).fill_null(-1).to_numpy()
+    present = places >= 0
+    good = present & scores.good[places]
+    rows = np.flatnonzero(good)
+    sizes = scores.sizes_px[places[rows]]
+    every = truth.boxes(scored, rows, sizes)
+    boxed = np.unique(every.finding)
+    if not boxed.size:
+        error = UserError if truth.listed else NoGroundTruthError
+        raise error(_nothing_in_common(scores, truth, int(present.sum()), len(rows)))
+    findings = tuple(finding for number, finding in enumerate(scored) if number in boxed)
+    true = replace(every, finding=np.searchsorted(boxed, every.finding))
+    found = Boxes.of(scores.boxes.take(pa.array(places[rows])), findings)
+    return Judged(
+        findings=findings,
+        left_out=tuple(finding for finding in scored if finding not in findings),
+        rows=rows,
+        patients=truth.labels.patients[rows],
+        sizes_px=sizes,
+        found=found,
+        true=true,
+        located=locate(found, true, truth.known(findings, rows, true)),
+        pairs_not_scored=_pairs_of_others(truth, rows, scored),
+        images_with_error=int((present & ~good).sum()),
+        images_without_score=int((~present).sum()),
+    )
+
+
+def _pairs_of_others(truth: BoxTruth, rows: np.ndarray, scored: Sequence[str]) -> int:
+    lists = truth.table[schema.BOXES].take(pa.array(rows)).combine_chunks()
+    labels = pc.struct_field(pc.list_flatten(lists), schema.LABEL).to_pylist()
+    pairs = set(zip(pc.list_parent_indices(lists).to_pylist(), labels, strict=True))
+    return sum(label not in scored for _, label in pairs)
+
+
+def _nothing_in_common(scores: Scores, truth: BoxTruth, present: int, good: int) -> str:
+    boxed = pc.greater(pc.list_value_length(truth.table[schema.BOXES]).fill_null(0), 0).to_numpy()
+    return (
+        f"of {len(boxed):,} images of the archive {int(boxed.sum()):,} have boxes, {present:,} are in {scores.uri}, "
+        f"{good:,} without an error, and none of these has a box of a finding that was scored: there is nothing to "
+        f"judge. Give the archive that was scored, one that has boxes, or another --split"
+    )
+
+
+def guessed(judged: Judged, training: Boxes, seed: int) -> dict[str, Located]:
+    """What is found in the same images without looking at them, see `metrics.localization.baselines`.
+
+    Args:
+        training: boxes of `judged.findings` in shares of their images.
+    """
+    boxes = baselines(training, len(judged.rows), len(judged.findings), seed)
+    known = judged.located.known
+    return {name: locate(of.scaled(*judged.sizes_px.T), judged.true, known) for name, of in boxes.items()}

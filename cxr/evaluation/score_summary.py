@@ -1,0 +1,305 @@
+"""The report of a run whose images come without ground truth: what was found, how sure, and which images failed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cxr import schema, storage
+from cxr.boxes import areas
+from cxr.data import shards
+from cxr.evaluation.images import decoded, stored
+from cxr.evaluation.run import ReportOptions, Run, patient_numbers, read_scores
+from cxr.imaging.geometry import Frame, fit_mask
+from cxr.metrics.localization import Boxes
+from cxr.reporting import score_summary as tables
+from cxr.reporting.detection import area_figure, distribution_figure
+from cxr.reporting.figures import save_figure
+from cxr.reporting.overlays import BoxPair, MaskPair, Overlay, save_overlays
+from cxr.reporting.tables import csv_text
+from cxr.sources import rle
+
+PICTURES = "pictures"
+SHOWN = 4  # images in a row of an overlay picture
+_COLUMNS = (
+    schema.IMAGE_ID,
+    schema.PATIENT_ID,
+    schema.SOURCE_URI,
+    schema.ERROR,
+    schema.HEIGHT_PX,
+    schema.WIDTH_PX,
+    schema.FRAME,
+)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The images of a run that were scored without an error, by rising id."""
+
+    run: Run
+    options: ReportOptions
+    table: pa.Table
+    findings: tuple[str, ...]  # of the checkpoint; empty where its scores name none
+
+    @cached_property
+    def sizes_px(self) -> np.ndarray:
+        """(N, 2) width and height of the originals."""
+        return np.stack([self.table[name].to_numpy() for name in (schema.WIDTH_PX, schema.HEIGHT_PX)], 1)
+
+    @property
+    def random(self) -> np.random.Generator:
+        return np.random.default_rng(self.options.seed)
+
+    def overlays(
+        self, chosen: dict[str, np.ndarray], draw: Callable[[int, np.ndarray, Frame], Overlay]
+    ) -> dict[str, list[Overlay]]:
+        """The first `SHOWN` of the rows that each name has; images that can no longer be read are left out.
+
+        Args:
+            draw: takes a row, its picture (S, S) in [0, 1], and how the picture lies on the original.
+        """
+        shown = {name: rows[:SHOWN].tolist() for name, rows in chosen.items() if len(rows)}
+        pictures = self._pictures(sorted({row for rows in shown.values() for row in rows}))
+        drawn = {name: [draw(row, *pictures[row]) for row in rows if row in pictures] for name, rows in shown.items()}
+        return {name: some for name, some in drawn.items() if some}
+
+    def _pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, Frame]]:
+        frames, pictures = self.table[schema.FRAME], {}
+        for archive in filter(shards.is_shards, self.run.archives):
+            found = stored(shards.read_info(archive), self.table, rows)
+            pictures |= {row: (picture, Frame(**frames[row].as_py())) for row, picture in found.items()}
+        readable = self.table[schema.SOURCE_URI].is_valid().to_pylist()
+        return pictures | decoded(self.table, [row for row in rows if row not in pictures and readable[row]])
+
+
+@dataclass
+class Section:
+    """A part of the page, and what it adds to the job's result."""
+
+    text: list[str]
+    metrics: dict[str, float] = field(default_factory=dict)
+    pictures: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of scores.
+
+    Args:
+        columns: in which a run holds them.
+        describe: writes its files and pictures into a URI.
+    """
+
+    columns: tuple[str, ...]
+    describe: Callable[[Scored, str], Section]
+
+
+def report(run: Run, options: ReportOptions, out: str, kinds: Sequence[Kind]) -> dict[str, Any]:
+    """Describe a run without ground truth: OUT/report.md, rejects.csv, a table and pictures of each kind of scores.
+
+    Raises:
+        UserError: the run has scored no image of the split.
+    """
+    out = storage.normalise(out)
+    columns = [*_COLUMNS, *(name for kind in kinds for name in kind.columns)]
+    parts = read_scores(run, columns, "all" if options.split == "auto" else options.split)
+    named = {(part.schema.metadata or {}).get(schema.FINDINGS_KEY, b"[]") for part in parts}
+    table = pa.concat_tables(part.replace_schema_metadata() for part in parts).sort_by(schema.IMAGE_ID)
+    good = table.filter(pc.is_null(table[schema.ERROR]))
+    patients, failed = len(np.unique(patient_numbers(table))), table.num_rows - good.num_rows
+    text = f"{table.num_rows:,} images of {patients:,} patients, {failed:,} of them with an error in place of scores."
+    print(text, flush=True)
+    page = [f"# {run.family}: {run.uri}, without ground truth", text]
+    metrics: dict[str, Any] = {"images": table.num_rows, "patients": patients, "images_with_error": failed}
+    result: dict[str, Any] = {"metrics": metrics, "pictures": []}
+    scored = Scored(run, options, good, tuple(json.loads(named.pop())) if len(named) == 1 else ())
+    sections = [_rejects(table, out), *(kind.describe(scored, out) for kind in kinds if good.num_rows)]
+    for section in sections:
+        page += [
+            *section.text,
+            *(f"![{storage.name(uri)}]({PICTURES}/{storage.name(uri)})" for uri in section.pictures),
+        ]
+        metrics |= {name: None if value != value else value for name, value in section.metrics.items()}
+        result["pictures"] += section.pictures
+        result |= section.files
+    result["report"] = storage.join(out, "report.md")
+    storage.write_text(result["report"], "\n\n".join(part.rstrip("\n") for part in page) + "\n")
+    return result
+
+
+def _rejects(table: pa.Table, out: str) -> Section:
+    """Why images have no scores; rejects.csv names them, where there are any."""
+    failed = table.filter(pc.is_valid(table[schema.ERROR])).select([schema.IMAGE_ID, schema.ERROR])
+    if not failed.num_rows:
+        return Section(["## Images without scores", "None."])
+    uri = storage.join(out, "rejects.csv")
+    storage.write_text(uri, csv_text(failed.to_pylist()))
+    reasons = Counter(failed[schema.ERROR].to_pylist())
+    text = ["## Images without scores", tables.rejects_table(reasons, table.num_rows)]
+    return Section([*text, "`rejects.csv` names each image."], files={"rejects": uri})
+
+
+def _describe_probabilities(scored: Scored, out: str) -> Section:
+    """findings.csv; a histogram per finding."""
+    head = "## Probabilities of findings"
+    probabilities, called = (
+        np.array(scored.table[name].to_pylist(), np.float64).reshape(scored.table.num_rows, -1)
+        for name in (schema.PROBABILITIES, schema.PREDICTED)
+    )
+    if not np.isfinite(probabilities).any():
+        return Section([head, "There are none: the checkpoint's classifier was not trained."])
+    rows = [
+        {"finding": finding, "images": len(p), "positive": int(hit.sum()), "positive_share": float(hit.mean())}
+        | tables.quantiles(p)
+        for finding, p, hit in zip(scored.findings, probabilities.T, called.T == 1, strict=True)
+    ]
+    named = dict(zip(scored.findings, probabilities.T, strict=True))
+    figure = tables.histograms_figure(named, "Probabilities, all images", "probability", "images")
+    return Section(
+        [
+            head,
+            tables.finding_table(rows),
+            "An image is positive where its probability reaches the checkpoint's threshold.",
+        ],
+        metrics={f"positive_share/{row['finding']}": row["positive_share"] for row in rows},
+        pictures=[save_figure(figure, storage.join(out, PICTURES), "probabilities.png")],
+        files={"findings": _write(rows, out, "findings.csv")},
+    )
+
+
+def _describe_boxes(scored: Scored, out: str) -> Section:
+    """boxes.csv; histograms of scores, bars of counts, areas, and images with what was found in them."""
+    least, images = scored.options.box_score, scored.table.num_rows
+    found = Boxes.of(scored.table[schema.FOUND_BOXES], scored.findings)
+    called = found.at(found.score >= least)
+    rows = []
+    for f, finding in enumerate(scored.findings):
+        own = called.at(called.finding == f)
+        with_box = len(np.unique(own.image))
+        rows.append(
+            {"finding": finding, "images": images, "positive": with_box, "positive_share": with_box / images}
+            | {"boxes": len(own.image)}
+            | tables.quantiles(own.score)
+        )
+    folder, names = storage.join(out, PICTURES), scored.findings
+    by_finding = {finding: found.score[found.finding == f] for f, finding in enumerate(names)}
+    shares = areas(called.xyxy) / scored.sizes_px.prod(1)[called.image]
+    counts = np.bincount(called.finding, minlength=len(names))
+    title = f"Boxes with a score of {least:g} or more"
+    pictures = [
+        save_figure(figure, folder, name)
+        for name, figure in {
+            "box_scores.png": tables.histograms_figure(by_finding, "Scores of all boxes", "score", "boxes"),
+            "box_counts.png": distribution_figure({"found": counts}, names, title, "boxes"),
+            "box_area.png": area_figure({"found": [shares[called.finding == f] for f in range(len(names))]}, names),
+        }.items()
+    ]
+    pictures += save_overlays(_box_overlays(scored, called), folder, "boxes.png")
+    legend = (
+        f"An image is positive where it has a box with a score of {least:g} or more; only such boxes are counted."
+    )
+    boxed = len(np.unique(called.image))
+    return Section(
+        ["## Boxes", f"{len(called.image):,} boxes in {boxed:,} images.", tables.finding_table(rows), legend],
+        metrics={"found_boxes": len(called.image), "images_with_boxes": float(boxed)}
+        | {f"images_with_boxes/{row['finding']}": row["positive"] for row in rows},
+        pictures=pictures,
+        files={"boxes": _write(rows, out, "boxes.csv")},
+    )
+
+
+def _box_overlays(scored: Scored, called: Boxes) -> dict[str, list[Overlay]]:
+    """Images with the highest scores, some drawn at random, and some in which nothing was found."""
+    best = np.zeros(scored.table.num_rows)
+    np.maximum.at(best, called.image, called.score)
+    boxed, empty = np.flatnonzero(best > 0), np.flatnonzero(best == 0)
+    chosen = {
+        "highest score": boxed[np.argsort(-best[boxed], kind="stable")],
+        "random": scored.random.permutation(boxed),
+        "no box": scored.random.permutation(empty),
+    }
+
+    def draw(row: int, picture: np.ndarray, frame: Frame) -> Overlay:
+        own = called.at(called.image == row)
+        placed = frame.from_original(own.xyxy.reshape(-1, 2)).reshape(-1, 4)
+        words = [f"{scored.findings[f]} {score:.2f}" for f, score in zip(own.finding, own.score, strict=True)]
+        return Overlay(f"{best[row]:.2f}" if words else "", picture, BoxPair(None, (), placed, words))
+
+    return scored.overlays(chosen, draw)
+
+
+def _describe_masks(scored: Scored, out: str) -> Section:
+    """images.csv; histograms of area and probability, and images with the outlines of what was found."""
+    area = scored.table[schema.FOUND_AREA_PX].to_numpy()
+    share = area / scored.sizes_px.prod(1)
+    probability = scored.table[schema.FOUND_PROBABILITY].cast(pa.float64()).to_numpy()
+    found = np.flatnonzero(area > 0)
+    images = [
+        {"image_id": image_id, "area_px": pixels, "area_share": part, "probability": p}
+        for image_id, pixels, part, p in zip(
+            scored.table[schema.IMAGE_ID].to_pylist(),
+            area.tolist(),
+            share.tolist(),
+            probability.tolist(),
+            strict=True,
+        )
+    ]
+    folder = storage.join(out, PICTURES)
+    rate = tables.share(len(found), len(area))
+    panels = {"area of masks that are not empty": share[found]}
+    if np.isfinite(probability).any():
+        panels["probability of a mask"] = probability[np.isfinite(probability)]
+    figure = tables.histograms_figure(panels, "Masks", "share of the image; probability", "images")
+    pictures = [save_figure(figure, folder, "mask_area.png")]
+    pictures += save_overlays(_mask_overlays(scored, share, found), folder, "masks.png")
+    return Section(
+        [
+            "## Masks",
+            f"{len(found):,} of {len(area):,} images ({rate}) have a mask that is not empty.",
+            tables.quantile_table(panels),
+        ],
+        metrics={"images_with_mask": len(found), "median_area_share": tables.quantiles(share[found])["median"]},
+        pictures=pictures,
+        files={"images": _write(images, out, "images.csv")},
+    )
+
+
+def _mask_overlays(scored: Scored, share: np.ndarray, found: np.ndarray) -> dict[str, list[Overlay]]:
+    """The largest masks, some of middling size, the smallest, and some images in which nothing was found."""
+    order = found[np.argsort(-share[found], kind="stable")]
+    middle = max(0, (len(order) - SHOWN) // 2)
+    empty = np.setdiff1d(np.arange(len(share)), found)
+    chosen = {
+        "largest": order,
+        "middle": order[middle:],
+        "smallest": order[::-1],
+        "no mask": scored.random.permutation(empty),
+    }
+
+    def draw(row: int, picture: np.ndarray, frame: Frame) -> Overlay:
+        width, height = scored.sizes_px[row].tolist()
+        mask = rle.decode(scored.table[schema.FOUND_RLE][row].as_py(), height, width)
+        title = f"{share[row]:.1%} of the image" if share[row] else ""
+        return Overlay(title, picture, MaskPair(None, fit_mask(mask, len(picture), frame)))
+
+    return scored.overlays(chosen, draw)
+
+
+def _write(rows: Sequence[dict[str, Any]], out: str, name: str) -> str:
+    uri = storage.join(out, name)
+    storage.write_text(uri, csv_text(rows))
+    return uri
+
+
+PROBABILITIES = Kind((schema.PROBABILITIES, schema.PREDICTED), _describe_probabilities)
+BOXES = Kind(schema.BOX_SCORES.names, _describe_boxes)
+MASKS = Kind(schema.MASK_SCORES.names, _describe_masks)

@@ -1,0 +1,144 @@
+"""Masks that a run has found, joined with the archive's and judged image by image."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from cxr import schema
+from cxr.errors import Refused, UserError
+from cxr.evaluation.ground_truth_masks import MaskTruth
+from cxr.evaluation.run import NoGroundTruthError, Run, Split, read_scores
+from cxr.metrics.segmentation import dice, hd95, overlap_rows
+from cxr.metrics.segmentation.overlap_metrics import FOUND, TRUE
+
+_COLUMNS = (schema.IMAGE_ID, schema.ERROR, schema.HEIGHT_PX, schema.WIDTH_PX, *schema.MASK_SCORES.names)
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a run says of its images; rows go together."""
+
+    uri: str
+    image_ids: pa.Array
+    codes: pa.ChunkedArray  # relative RLE at the original size, null where there is an error
+    sizes: np.ndarray  # (N, 2) height and width of the original
+    probabilities: np.ndarray  # (N,) NaN where there is none
+    good: np.ndarray  # (N,) bool: scored without an error
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Images of which both masks are known, and how many others there are."""
+
+    rows: np.ndarray  # (N,) of the truth, rising
+    places: np.ndarray  # (N,) of the scores
+    patients: np.ndarray  # (N,)
+    probabilities: np.ndarray  # (N,) NaN where there is none
+    overlap: Tensor  # (N, 4) as metrics.segmentation.overlap counts
+    hd95_px: np.ndarray  # (N,) NaN where a mask is empty
+    hd95_mm: np.ndarray  # (N,) NaN also where the spacing is unknown
+    refused: dict[str, int]  # reasons for which images were left out, with counts
+    images_with_error: int
+    images_without_score: int
+    images_without_truth: int  # scored, but whether and where there is something to find is not known
+
+    def at(self, rows: np.ndarray) -> Judged:
+        """Some of these images."""
+        kept = np.searchsorted(self.rows, rows)
+        names = ("rows", "places", "patients", "probabilities", "overlap", "hd95_px", "hd95_mm")
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
+
+    @property
+    def one_empty(self) -> int:
+        """Images in which one mask is empty and the other is not."""
+        return int(((self.overlap[:, FOUND] > 0) != (self.overlap[:, TRUE] > 0)).sum())
+
+    def worst_first(self) -> np.ndarray:
+        """(N,) order by Dice; of equally bad ones that with more wrong pixels, as a share of the image, first."""
+        both, found, true, pixels = self.overlap.double().numpy().T
+        return np.lexsort((-(found + true - 2 * both) / pixels, dice(self.overlap).numpy()))
+
+
+def load_scores(run: Run, split: Split = "all") -> Scores:
+    """A run's scores; raises UserError where they are not those of a family that finds masks."""
+    table = pa.concat_tables(part.replace_schema_metadata() for part in read_scores(run, _COLUMNS, split))
+    good = pc.and_(pc.is_null(table[schema.ERROR]), pc.is_valid(table[schema.FOUND_RLE]))
+    sizes = (table[name].fill_null(0).to_numpy() for name in (schema.HEIGHT_PX, schema.WIDTH_PX))
+    return Scores(
+        uri=run.uri,
+        image_ids=table[schema.IMAGE_ID].combine_chunks(),
+        codes=table[schema.FOUND_RLE],
+        sizes=np.stack(list(sizes), 1),
+        probabilities=table[schema.FOUND_PROBABILITY].fill_null(math.nan).to_numpy(),
+        good=good.to_numpy(),
+    )
+
+
+def judge(scores: Scores, truth: MaskTruth) -> Judged:
+    """Compare the masks of all images that have both; a mask that cannot be read leaves its image out.
+
+    Raises:
+        UserError: there is no such image, or none whose masks can be read; a NoGroundTruthError where the truth has
+            no mask.
+    """
+    places = pc.index_in(truth.image_ids, value_set=scores.image_ids).fill_null(-1).to_numpy()
+    present = places >= 0
+    good = present & scores.good[places]
+    rows = np.flatnonzero(good & truth.known)
+    if not len(rows):
+        error = UserError if truth.known.any() else NoGroundTruthError
+        raise error(_nothing_in_common(scores, truth, int(present.sum()), int(good.sum())))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        compared = list(pool.map(lambda row: _compared(scores, truth, row, places[row]), rows.tolist()))
+    refused = Counter(result for result in compared if isinstance(result, str))
+    kept = np.array([not isinstance(result, str) for result in compared])
+    figures = [result for result in compared if not isinstance(result, str)]
+    if not figures:
+        raise UserError(f"none of {len(rows):,} images can be judged: {', '.join(refused)}")
+    return Judged(
+        rows=rows[kept],
+        places=places[rows[kept]],
+        patients=truth.patients[rows[kept]],
+        probabilities=scores.probabilities[places[rows[kept]]],
+        overlap=torch.cat([counts for counts, _, _ in figures]),
+        hd95_px=np.array([px for _, px, _ in figures]),
+        hd95_mm=np.array([mm for _, _, mm in figures]),
+        refused=dict(refused.most_common()),
+        images_with_error=int((present & ~good).sum()),
+        images_without_score=int((~present).sum()),
+        images_without_truth=int((good & ~truth.known).sum()),
+    )
+
+
+def both_masks(scores: Scores, truth: MaskTruth, row: int, place: int) -> tuple[np.ndarray, np.ndarray]:
+    """The found and the true mask of one image; raises Refused where one cannot be read."""
+    return truth.masks(row, scores.codes[place].as_py(), *scores.sizes[place].tolist())
+
+
+def _compared(scores: Scores, truth: MaskTruth, row: int, place: int) -> tuple[Tensor, float, float] | str:
+    """Overlap counts (1, 4), HD95 in px and in mm of one image; or why there are none."""
+    try:
+        found, true = both_masks(scores, truth, row, place)
+    except Refused as refused:
+        return str(refused)
+    counts = overlap_rows(torch.from_numpy(found)[None], torch.from_numpy(true)[None])
+    spacing = truth.spacing_mm(row, *scores.sizes[place].tolist())
+    return counts, hd95(found, true), hd95(found, true, spacing) if spacing else math.nan
+
+
+def _nothing_in_common(scores: Scores, truth: MaskTruth, present: int, good: int) -> str:
+    return (
+        f"of {len(truth.known):,} images of the archive {int(truth.known.sum()):,} have a mask of {truth.label}, "
+        f"{present:,} are in {scores.uri}, {good:,} without an error: there is nothing to judge. Give the archive "
+        f"that was scored, one that has such masks, or another --split"
+    )

@@ -1,0 +1,1 @@
+"""What leaves the system in other people's formats."""

@@ -1,0 +1,144 @@
+"""What VinBigData Chest X-ray Abnormalities Detection (Kaggle, 2020) takes, from a scoring run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from cxr import schema, storage
+from cxr.boxes import Found, filtered
+from cxr.boxes.no_finding import NO_FINDING
+from cxr.data import shards
+from cxr.errors import UserError
+from cxr.evaluation import classification_data, localization_data
+from cxr.evaluation.run import Run, Split, check_family
+from cxr.metrics import detection
+from cxr.metrics.localization import Boxes
+from cxr.reporting.tables import csv_text
+from cxr.sources import vinbigdata
+from cxr.sources.image_files import image_key
+
+BOX_FAMILIES = ("detect", "attend", "localize")
+CLASSIFIERS = ("aecnn", "attend", "localize")
+_NORMAL = f"{NO_FINDING} 1 0 0 1 1"
+
+
+@dataclass(frozen=True)
+class NormalFilter:
+    """What is done with images that are normal with some probability: see `boxes.filtered`."""
+
+    p_normal: Mapping[str, float]  # by image id
+    low: float
+    high: float
+
+
+def normal_probabilities(run: Run) -> dict[str, float]:
+    """By image id: a classifier's probability of "No finding", or one minus its highest probability of any finding.
+
+    Raises:
+        UserError: the run is no classifier's.
+    """
+    check_family(run, CLASSIFIERS, "the filter of normal images")
+    scores = classification_data.load_scores(run)
+    if detection.NO_FINDING in scores.findings:
+        normal = scores.probabilities[:, scores.findings.index(detection.NO_FINDING)]
+    else:
+        normal = 1 - scores.probabilities.max(1, initial=0)
+    ids = scores.image_ids.to_pylist()
+    return {ids[row]: float(normal[row]) for row in np.flatnonzero(scores.good).tolist()}
+
+
+def write_submission(run: Run, uri: str, normal: NormalFilter | None = None, split: Split = "test") -> dict[str, int]:
+    """Write a row for each image of a split to `uri`, sorted by image_id; returns counts.
+
+    image_id is the file's name without folders and ending. Of the test split, only the challenge's own test images
+    are written: images that train.csv lists are left out and counted, unless there are no others.
+
+    The challenge wants every image: one without boxes, or with an error in place of them, is submitted as normal.
+    Boxes are brought to the originals' pixels, where the archive that was scored holds copies and tells the sizes of
+    the originals, and rounded; where nothing tells them, an image that is no DICOM is counted. Boxes of findings that
+    are not VinBigData's are left out and counted.
+
+    Raises:
+        UserError: the run finds no boxes, none of VinBigData's findings, or has no image of that split; two images
+            have the same name; or the filter does not know an image.
+    """
+    check_family(run, BOX_FAMILIES, "a submission to VinBigData")
+    of_split = localization_data.load_scores(run, split)
+    scores = _without_listed(of_split, run) if split == "test" else of_split
+    scales, of_unknown_size = _to_originals(scores, run)
+    found, others = _found(scores, run, scales)
+    rows: dict[str, str] = {}
+    for image_id, good, boxes in zip(scores.image_ids.to_pylist(), scores.good.tolist(), found, strict=True):
+        name = image_key(image_id)
+        if name in rows:
+            raise UserError(f"{run.uri} has scored two images named {name}: score the challenge's alone")
+        rows[name] = prediction(_filtered(boxes, image_id, normal)) if good else _NORMAL
+    table: list[dict[str, Any]] = [{"image_id": name, "PredictionString": rows[name]} for name in sorted(rows)]
+    storage.write_text(storage.normalise(uri), csv_text(table))
+    return {
+        "images": len(rows),
+        "normal": sum(row == _NORMAL for row in rows.values()),
+        "training_images_left_out": len(of_split.good) - len(scores.good),
+        "boxes_left_out": others,
+        "of_unknown_size": of_unknown_size,
+        "errors": int((~scores.good).sum()),
+    }
+
+
+def _without_listed(scores: localization_data.Scores, run: Run) -> localization_data.Scores:
+    """The scores of images that train.csv of the scored archive does not list; all where it lists all."""
+    listed = {name for archive in shards.made_of(run.archive) for name in vinbigdata.listed(archive)}
+    own = np.array([image_key(image_id) not in listed for image_id in scores.image_ids.to_pylist()], bool)
+    return scores.at(own) if own.any() else scores
+
+
+def _to_originals(scores: localization_data.Scores, run: Run) -> tuple[np.ndarray, int]:
+    """(N, 2) what boxes are to be multiplied by in x and y; and of how many images with boxes that is not known."""
+    sizes: dict[str, list[int]] = {}
+    for archive in run.archives:
+        for raw in shards.made_of(archive):
+            sizes |= vinbigdata.original_px(raw)
+    originals = np.array(
+        [sizes.get(image_key(image_id), [np.nan] * 2)[::-1] for image_id in scores.image_ids.to_pylist()]
+    )
+    scales = originals.reshape(-1, 2) / np.maximum(scores.sizes_px, 1)
+    told = np.logical_and.reduce(np.isfinite(scales), axis=1)
+    boxed = pc.list_value_length(scores.boxes).fill_null(0).to_numpy() > 0
+    dicom = np.array([(uri or "").lower().endswith(vinbigdata.DICOM) for uri in scores.source_uris.to_pylist()], bool)
+    return np.where(told[:, None], scales, 1), int((boxed & ~told & ~dicom).sum())
+
+
+def _found(scores: localization_data.Scores, run: Run, scales: np.ndarray) -> tuple[list[Found], int]:
+    """Of each image its boxes of VinBigData's findings, best score first, and how many boxes of others there are."""
+    flat = Boxes.of(scores.boxes, schema.VINBIGDATA_FINDINGS)
+    every = pc.sum(pc.list_value_length(scores.boxes)).as_py() or 0
+    if every and not len(flat.image):
+        raise UserError(f"{run.uri} has {every:,} boxes, none of VinBigData's findings: train on its annotations")
+    flat = flat.at(np.lexsort((-flat.score, flat.image))).scaled(*scales.T)
+    ends = np.searchsorted(flat.image, np.arange(len(scores.good) + 1)).tolist()
+    parts = (slice(*pair) for pair in pairwise(ends))
+    return [Found(flat.xyxy[of], flat.score[of], flat.finding[of]) for of in parts], every - len(flat.image)
+
+
+def _filtered(found: Found, image_id: str, normal: NormalFilter | None) -> Found:
+    if normal is None:
+        return found
+    if image_id not in normal.p_normal:
+        raise UserError(f"the run that tells normal images has not scored {image_id}: score the same archive with it")
+    return filtered(found, normal.p_normal[image_id], normal.low, normal.high)
+
+
+def prediction(found: Found) -> str:
+    """`class confidence x_min y_min x_max y_max` of each box, one after the other; of none: the normal image."""
+    edges = np.rint(found.boxes).astype(int).tolist()
+    words = [
+        f"{label} {score:.6g} {' '.join(map(str, box))}"
+        for label, score, box in zip(found.labels.tolist(), found.scores.tolist(), edges, strict=True)
+    ]
+    return " ".join(words) or _NORMAL

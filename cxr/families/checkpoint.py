@@ -1,0 +1,179 @@
+"""What a checkpoint holds: a folder that scoring and further training need nothing besides.
+
+    checkpoint.json   recipe, findings in order, input contract, metrics, versions, commit, SHA-256 of the weights
+    weights.pt        the network's state
+    task.pt           what the task learnt besides the network: the alignment target, say
+    resume.pt         optimiser, schedule and step, for going on; scoring does not read it
+    lungs/            the checkpoint by which images are cropped, where the recipe has `lung_crop`; in copies only
+
+All `.pt` files load with `weights_only=True`: no pickle is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cxr import storage
+from cxr.errors import UserError
+from cxr.families import recipe_from_dict
+from cxr.families.base import Recipe, Task
+from cxr.models.state_dicts import matching
+from cxr.runtime import provenance
+
+ABOUT, WEIGHTS, TASK, RESUME = "checkpoint.json", "weights.pt", "task.pt", "resume.pt"
+LUNGS = "lungs"
+KIND, VERSION = "cxr-checkpoint", 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint; `network` is on the CPU in eval mode."""
+
+    uri: str
+    recipe: Recipe
+    network: nn.Module
+    findings: tuple[str, ...]
+    about: dict[str, Any]
+
+    def task(self) -> Task:
+        """The training task around the network, with what it had learnt besides."""
+        task = self.recipe.task(self.network)
+        restore_task_state(task, _tensors(storage.join(self.uri, TASK)))
+        return task
+
+
+def save(
+    folder: Path,
+    recipe: Recipe,
+    task: Task,
+    weights: Mapping[str, Tensor],
+    *,
+    findings: Sequence[str],
+    metrics: Mapping[str, float],
+    resume: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint of `task` into the local `folder`; `weights` is the network's state to ship."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(weights), folder / WEIGHTS)
+    torch.save(task_state(task), folder / TASK)
+    if resume is not None:
+        torch.save(dict(resume), folder / RESUME)
+    about = {
+        "kind": KIND,
+        "version": VERSION,
+        "recipe": recipe.to_dict(),
+        "findings": list(findings),
+        "input": {"size": recipe.size, "channels": 1, "range": [0, 1], "normalisation": "inside the network"},
+        "metrics": dict(metrics),
+        "learnt": task.described(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
+    }
+    storage.write_json(str(folder / ABOUT), about)
+
+
+def load(uri: str) -> Checkpoint:
+    """Load a checkpoint folder from any URI.
+
+    Raises:
+        UserError: no checkpoint there, one of another version, or damaged weights.
+    """
+    uri = storage.normalise(uri)
+    about = read_about(uri)
+    recipe = recipe_from_dict(about["recipe"])
+    data = storage.read_bytes(storage.join(uri, WEIGHTS))
+    if hashlib.sha256(data).hexdigest() != about["sha256"]:
+        raise UserError(f"{uri}/{WEIGHTS} is damaged: its SHA-256 is not the one in {ABOUT}. Copy it again")
+    network = recipe.network(about["findings"])
+    state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    own = network.state_dict()
+    try:
+        network.load_state_dict(own | matching(own, state, "the network", whole=True))
+    except ValueError as error:
+        raise UserError(
+            f"{uri} does not hold the weights of the network that its recipe describes: {error}. Give another one"
+        ) from error
+    return Checkpoint(uri, recipe, network.eval(), tuple(about["findings"]), about)
+
+
+def read_about(uri: str) -> dict[str, Any]:
+    """The contents of checkpoint.json, checked to be of a kind and version that can be read here."""
+    if not storage.exists(storage.join(uri, ABOUT)):
+        raise UserError(f"{uri} holds no {ABOUT}: give a checkpoint's folder, e.g. the `checkpoint` of a result.json")
+    about = storage.read_json(storage.join(uri, ABOUT))
+    if (about.get("kind"), about.get("version")) != (KIND, VERSION):
+        raise UserError(f"{uri} is {about.get('kind')!r} version {about.get('version')}: wanted {KIND!r} {VERSION}")
+    return about
+
+
+def check_same_settings(about: Mapping[str, Any], recipe: Recipe, findings: Sequence[str]) -> None:
+    """Raise UserError unless training can go on from a checkpoint; only how long to train may have changed."""
+    changed = recipe.changes_from(about["recipe"], free=recipe.may_grow)
+    if list(findings) != about["findings"]:
+        changed.append("the archive has other findings")
+    if changed:
+        raise UserError(
+            f"the run to resume was trained otherwise ({'; '.join(changed)}): "
+            f"give the same settings, or another --out"
+        )
+
+
+def averaged(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each floating tensor, batch norm's running statistics among them; all else is the first state's."""
+    return {
+        name: _mean([state[name] for state in states]) if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    total = torch.zeros_like(values[0], dtype=torch.float64)
+    for value in values:
+        total += value
+    return (total / len(values)).to(values[0].dtype)
+
+
+def copy_for_scoring(source: str, target: str) -> str:
+    """Copy a checkpoint without what only resuming needs; what was at `target` is replaced, whole or not there.
+
+    The checkpoint by which its images are cropped is copied too, so that scoring needs nothing else.
+    """
+    if storage.exists(storage.join(target, ABOUT)):
+        storage.delete(storage.join(target, ABOUT))
+    if lungs := lungs_of(source, read_about(source)["recipe"].get("lung_crop", "")):
+        copy_for_scoring(lungs, storage.join(target, LUNGS))
+    for name in (WEIGHTS, TASK, ABOUT):
+        storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
+    return target
+
+
+def lungs_of(uri: str, lung_crop: str) -> str:
+    """Where the checkpoint lies by which images for the one at `uri` are cropped: in its folder, or where its recipe
+    says, which may be nowhere."""
+    inside = storage.join(uri, LUNGS)
+    return inside if lung_crop and storage.exists(storage.join(inside, ABOUT)) else lung_crop
+
+
+def task_state(task: Task) -> dict[str, Tensor]:
+    """Persistent buffers of the task itself, without its networks."""
+    state = task.state_dict()
+    return {name: state[name] for name, _ in task.named_buffers(recurse=False) if name in state}
+
+
+def restore_task_state(task: Task, state: Mapping[str, Tensor]) -> None:
+    """Put back what `task_state` gave; shapes are taken from the state, since `begin` may have set them."""
+    for name, values in state.items():
+        task.register_buffer(name, values.to(next(task.network.parameters()).device))
+
+
+def _tensors(uri: str) -> dict[str, Any]:
+    return torch.load(io.BytesIO(storage.read_bytes(uri)), weights_only=True, map_location="cpu")

@@ -1,0 +1,134 @@
+"""Images cropped to the square around the lungs before any family sees them; a checkpoint finds the lungs.
+
+An image is decoded, a network sees it whole and small, and the square is cut out of the original's own pixels: a crop
+loses no detail, and its frame leads back to the original exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cxr import schema, storage
+from cxr.data.batch import to_tensors
+from cxr.data.shards import ShardInfo
+from cxr.errors import UserError
+from cxr.families import checkpoint, recipe_from_dict
+from cxr.families.base import Recipe
+from cxr.families.checkpoint import Checkpoint
+from cxr.imaging.geometry import Frame, fit
+from cxr.imaging.image import to_bits
+from cxr.imaging.lung_bbox import MARGIN, LungSquare, lung_square
+from cxr.schema import PixelFormat
+from cxr.sources import rle
+
+
+@dataclass(frozen=True)
+class LungCrop:
+    """How images are cropped: by which checkpoint, known by the SHA-256 of its weights, and with which margin.
+
+    Wherever the checkpoint lies: equal crops have equal `describe()`.
+    """
+
+    uri: str
+    sha256: str
+    margin: float
+
+    def describe(self) -> dict[str, Any]:
+        return {"sha256": self.sha256, "margin": self.margin}
+
+    def loaded(self) -> Callable[[np.ndarray], LungSquare]:
+        """From an original's pixels (H, W), uint8 or uint16, to the square to cut out of them.
+
+        The network is loaded once in each process; the function may be called by several threads.
+
+        Raises:
+            UserError: the checkpoint is gone, damaged, or another now.
+        """
+        return partial(_square, _finder(self.uri, self.sha256), self.margin)
+
+
+def by_checkpoint(uri: str, margin: float = MARGIN) -> LungCrop:
+    """Crops by the checkpoint at `uri`.
+
+    Args:
+        margin: share of the side of the smallest square around the lungs, added on each side.
+
+    Raises:
+        UserError: no checkpoint there, or one that does not find lungs.
+    """
+    uri = storage.normalise(uri)
+    about = checkpoint.read_about(uri)
+    recipe = recipe_from_dict(about["recipe"])
+    if schema.FOUND_RLE not in recipe.score_columns.names or recipe.mask_label != schema.LUNGS:
+        raise UserError(
+            f"lung_crop={uri}: a checkpoint of family {recipe.family!r}, which does not find lungs. Give one that "
+            f"jobs/train_lungs.py made"
+        )
+    return LungCrop(uri, about["sha256"], margin)
+
+
+def of_recipe(recipe: Recipe) -> LungCrop | None:
+    """How images are cropped that a network of this recipe is trained on; None: they are whole."""
+    return by_checkpoint(recipe.lung_crop, recipe.lung_margin) if recipe.lung_crop else None
+
+
+def of_checkpoint(kept: Checkpoint) -> LungCrop | None:
+    """How images are cropped that `kept` scores; None: they are whole."""
+    uri = checkpoint.lungs_of(kept.uri, kept.recipe.lung_crop)
+    return by_checkpoint(uri, kept.recipe.lung_margin) if uri else None
+
+
+def check_shards(info: ShardInfo, crop: LungCrop | None) -> None:
+    """Raise UserError unless the images of `info` were cropped like that; None: unless they are whole."""
+    wanted = crop.describe() if crop else None
+    if info.lung_crop == wanted:
+        return
+    how = f"with --lung-crop {crop.uri} --lung-margin {crop.margin:g}" if crop else "without --lung-crop"
+    raise UserError(
+        f"{info.uri} holds {_told(info.lung_crop)}, wanted are {_told(wanted)}: run jobs/ingest_archive.py {how} "
+        f"into another --out, or give the archive that these shards were made of"
+    )
+
+
+def _told(crop: Mapping[str, Any] | None) -> str:
+    if crop is None:
+        return "whole images"
+    return f"crops by the lung checkpoint {crop['sha256'][:12]} with margin {crop['margin']:g}"
+
+
+@lru_cache(maxsize=2)
+def _finder(uri: str, sha256: str) -> Checkpoint:
+    kept = checkpoint.load(uri)
+    if kept.about["sha256"] != sha256:
+        raise UserError(
+            f"the lung checkpoint {uri} was replaced by another (its weights' SHA-256 was {sha256[:12]}, is "
+            f"{kept.about['sha256'][:12]}): put the first back, or begin again in another --out"
+        )
+    return kept
+
+
+@torch.inference_mode()
+def _square(finder: Checkpoint, margin: float, pixels_HW: np.ndarray) -> LungSquare:
+    """The network sees the image padded; what it finds in the padding is none of the lungs."""
+    height, width = pixels_HW.shape
+    stored, frame = fit(to_bits(finder.recipe.enhancement(pixels_HW), 8), finder.recipe.size)
+    corners = np.rint(frame.from_original(np.array([[0, 0], [width, height]])))
+    (left, top), (right, bottom) = corners.astype(int).tolist()
+    inner = _lungs(finder, stored)[top:bottom, left:right]
+    return lung_square(inner, margin).on_original(Frame(frame.x_scale, frame.y_scale), height, width)
+
+
+def _lungs(finder: Checkpoint, stored_SS: np.ndarray) -> np.ndarray:
+    """The lungs in an image of the network's own size, bool (size, size): what its scores would be."""
+    size = len(stored_SS)
+    batch = to_tensors({schema.PIXELS: stored_SS[None]}, PixelFormat(size))
+    here = {schema.FRAME: [Frame().as_dict()], schema.HEIGHT_PX: [size], schema.WIDTH_PX: [size]}
+    scores = finder.recipe.scored(finder.recipe.predict(finder.network, batch), pa.table(here))
+    return rle.decode(scores[schema.FOUND_RLE][0].as_py(), size, size)

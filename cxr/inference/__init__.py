@@ -1,0 +1,1 @@
+"""Scores of whole archives by checkpoints."""

@@ -1,0 +1,207 @@
+"""Latent archives: shards whose pixels are what an encoder kept of X-rays, and of which encoder.
+
+LATENTS/train/part-00003.parquet …   rows (schema.row_schema) of one part of scores, by split
+LATENTS/rejects.parquet              images that could not be used, and why (schema.REJECTS)
+LATENTS/archive.json                 as of other shards, and the encoder; written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cxr import schema, storage
+from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION, ShardInfo
+from cxr.errors import UserError
+from cxr.families import lung_crop
+from cxr.families.checkpoint import Checkpoint
+from cxr.imaging.geometry import Frame, fit_mask
+from cxr.schema import PixelFormat
+
+# Of Parquet's compressions the one that makes latents smallest within a few ms an image; 10 and 11 take tens of them.
+COMPRESSION, LEVEL = "brotli", 9
+_THREADS = 8
+_TOP_REASONS = 10
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The images that were encoded: their archive, its layout, its findings in the order of the labels."""
+
+    archive: str
+    source: str
+    findings: tuple[str, ...]
+
+
+def encoder_fingerprint(kept: Checkpoint) -> str:
+    """SHA-256 of all that latents depend on: the encoder's tensors, and what goes in and comes out.
+
+    Other classifiers on the same encoder have the same.
+
+    Raises:
+        UserError: the family has no latents.
+    """
+    recipe = kept.recipe
+    digest = hashlib.sha256(json.dumps([recipe.family, recipe.size, asdict(recipe.latents)]).encode())
+    for name, values in sorted(recipe.encoder_state(kept.network).items()):
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
+        digest.update(values.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_encoder(info: ShardInfo, kept: Checkpoint) -> None:
+    """Raise UserError unless the encoder of `kept` made the latents of `info`."""
+    about = info.latents or {}
+    same_family = kept.recipe.family == about["recipe"]["family"]
+    if not same_family or encoder_fingerprint(kept) != about["encoder_sha256"]:
+        other = "has another encoder" if same_family else f"is of family {kept.recipe.family!r}"
+        raise UserError(
+            f"{kept.uri} {other}: a latent archive can be scored only by a checkpoint with the encoder that made it. "
+            f"{info.uri} was made by that of {about['checkpoint']}"
+        )
+
+
+# ---- Parts
+
+
+def with_latents(rows: pa.Table, pixels: PixelFormat, latents_Bhw: np.ndarray, latents: PixelFormat) -> pa.Table:
+    """Good rows with latents in the place of their pixels; frames and masks become those of the latents."""
+    wanted, ratio = schema.row_schema(latents), pixels.size / latents.size
+    columns: dict[str, Any] = {name: rows[name] for name in wanted.names}
+    flat = pa.py_buffer(np.ascontiguousarray(latents_Bhw, latents.dtype).reshape(-1))
+    columns[schema.PIXELS] = pa.Array.from_buffers(pa.binary(latents.row_bytes), rows.num_rows, [None, flat])
+    columns[schema.FRAME] = pa.array([_coarser(f, ratio) for f in rows[schema.FRAME].to_pylist()], schema.FRAME_TYPE)
+    masks = [_smaller(of_row, pixels.size, latents.size) for of_row in rows[schema.MASKS].to_pylist()]
+    columns[schema.MASKS] = pa.array(masks, wanted.field(schema.MASKS).type)
+    return pa.table([columns[name] for name in wanted.names], schema=wanted)
+
+
+def _coarser(frame: Mapping[str, float] | None, ratio: float) -> dict[str, float] | None:
+    """The frame of pixels that are `ratio` times as wide and high."""
+    if frame is None:
+        return None
+    fine = Frame(**frame)
+    return Frame(fine.x_scale * ratio, fine.y_scale * ratio, fine.x_offset, fine.y_offset).as_dict()
+
+
+def _smaller(masks: Sequence[Mapping[str, Any]] | None, size: int, wanted: int) -> list[dict[str, Any]] | None:
+    """Packed masks at another size: true where half of a pixel is covered."""
+    if masks is None:
+        return None
+    ratio, made = size / wanted, []
+    for mask in masks:
+        bits = np.unpackbits(np.frombuffer(mask[schema.MASK_BITS], np.uint8), count=size * size)
+        fitted = fit_mask(bits.reshape(size, size), wanted, Frame(ratio, ratio))
+        made.append({**mask, schema.MASK_BITS: np.packbits(fitted).tobytes()})
+    return made
+
+
+def write_part(folder: str, part: str, rows: pa.Table) -> None:
+    """Write `rows` (of `with_latents`) as the files of a part of scores, one a split."""
+    for split in rows[schema.SPLIT].unique().to_pylist():
+        of_split = rows.filter(pc.field(schema.SPLIT) == split)
+        storage.write_bytes(storage.join(folder, part_path(split, part)), parquet_bytes(of_split))
+
+
+def part_path(split: str, part: str) -> str:
+    """Where in a latent archive the rows of a part of scores, "scores/part-00003", lie."""
+    return f"{split}/{part.rpartition('/')[2]}.parquet"
+
+
+def parquet_bytes(rows: pa.Table) -> bytes:
+    """A Parquet file of one row group."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        rows,
+        sink,
+        row_group_size=max(1, rows.num_rows),
+        compression=COMPRESSION,
+        compression_level=LEVEL,
+        use_dictionary=[schema.SPLIT, schema.VIEW, schema.PATIENT_ID],  # pyright: ignore[reportArgumentType]
+        write_statistics=[schema.IMAGE_ID, schema.PATIENT_ID],  # pyright: ignore[reportArgumentType]
+    )
+    return sink.getvalue()
+
+
+def stored_bytes(pictures_Bhw: np.ndarray) -> float:
+    """Bytes an image of a Parquet file with nothing but these pixels, (B, h, h) uint8 or uint16."""
+    width = pictures_Bhw[0].nbytes
+    flat = pa.py_buffer(np.ascontiguousarray(pictures_Bhw).reshape(-1))
+    column = pa.Array.from_buffers(pa.binary(width), len(pictures_Bhw), [None, flat])
+    return len(parquet_bytes(pa.table({schema.PIXELS: column}))) / len(pictures_Bhw)
+
+
+# ---- The whole
+
+
+def finish(folder: str, scores: Mapping[str, str], kept: Checkpoint, origin: Origin) -> None:
+    """Write rejects.parquet and archive.json, once all parts are there.
+
+    Args:
+        scores: of every part its name and the URI of its scores, which tell what its latents hold.
+
+    Raises:
+        UserError: a part's latents are not there although its scores are.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        told = list(pool.map(_told, scores.values()))
+    rejects = pa.concat_tables([bad for _, bad in told])
+    _write_rejects(storage.join(folder, REJECTS_FILE), rejects)
+    found = {entry.path for entry in storage.list_files(folder)}
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for (name, uri), (counts, _) in zip(scores.items(), told, strict=True):
+        for split, rows in sorted(counts.items()):
+            path = part_path(split, name)
+            if path not in found:
+                raise UserError(f"{storage.join(folder, path)} is gone: delete {uri} too, and run again")
+            parts.setdefault(split, []).append({"path": path, "rows": rows})
+    storage.write_json(storage.join(folder, ARCHIVE_FILE), _described(parts, rejects, kept, origin))
+
+
+def _told(uri: str) -> tuple[Counter[str], pa.Table]:
+    """Of a part of scores: how many good rows each split has, and the rejects."""
+    table = storage.read_parquet(uri, columns=schema.REJECTS.names).replace_schema_metadata()
+    good = pc.is_null(table[schema.ERROR])
+    return Counter(table[schema.SPLIT].filter(good).to_pylist()), table.filter(pc.invert(good))
+
+
+def _write_rejects(uri: str, rejects: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(rejects.select(schema.REJECTS.names), sink)
+    storage.write_bytes(uri, sink.getvalue())
+
+
+def _described(
+    parts: dict[str, list[dict[str, Any]]], rejects: pa.Table, kept: Checkpoint, origin: Origin
+) -> dict[str, Any]:
+    """What goes into archive.json."""
+    crop = lung_crop.of_checkpoint(kept)
+    return {
+        "kind": KIND,
+        "version": VERSION,
+        **asdict(origin),
+        "pixels": asdict(kept.recipe.latents),
+        "row_group_rows": max((part["rows"] for listed in parts.values() for part in listed), default=1),
+        "counts": {split: sum(part["rows"] for part in listed) for split, listed in parts.items()},
+        "rejects": rejects.num_rows,
+        "reasons": dict(Counter(rejects[schema.ERROR].to_pylist()).most_common(_TOP_REASONS)),
+        "notes": [],
+        "parts": parts,
+        "latents": {
+            "encoder_sha256": encoder_fingerprint(kept),
+            "checkpoint": kept.uri,
+            "recipe": kept.recipe.to_dict(),
+        },
+        **({"lung_crop": crop.describe()} if crop else {}),
+        **({"enhancement": done.describe()} if (done := kept.recipe.enhancement) else {}),
+    }

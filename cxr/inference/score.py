@@ -1,0 +1,405 @@
+"""score(): a checkpoint applied to a whole archive, each image exactly once, on Ray Data."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray.data
+import torch
+from torch import Tensor
+
+from cxr import schema, storage
+from cxr.data import ledger, shards
+from cxr.data.batch import Batch, best_device, to_columns, to_device, to_tensors
+from cxr.data.decode import make_rows
+from cxr.data.ledger import Ledger, Part
+from cxr.data.ray_data import finished, map_blocks
+from cxr.errors import UserError
+from cxr.families import checkpoint, lung_crop
+from cxr.families.base import check_size
+from cxr.families.checkpoint import Checkpoint
+from cxr.families.lung_crop import LungCrop
+from cxr.imaging import dicom_terms
+from cxr.imaging.enhance import Enhancement
+from cxr.inference import latents
+from cxr.inference.latents import Origin
+from cxr.runtime import cluster, lease
+from cxr.runtime.progress import Progress
+from cxr.schema import PixelFormat
+from cxr.sources import find_source, open_manifest
+
+SCORES, LATENTS = "scores", "latents"  # folders of the result
+PART_BYTES = 64 << 20  # of decoded pixels in one part, well under the size at which Ray Data cuts a block in two
+_COUNTED = pa.schema([schema.SCORES.field(n) for n in (schema.ERROR, schema.VIEW, schema.BODY_PART, schema.MODALITY)])
+PART, PART_ROWS, SHARD, MISTAKE = "part", "part_rows", "shard", "mistake"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """How an archive is scored."""
+
+    source: str = "auto"
+    """Layout of the archive: auto, or the name of a source."""
+    workers: int | None = None
+    """Copies of the network that score at once; unset for one a GPU, or half of the CPUs."""
+    batch_size: int = 64
+    """Images a forward pass."""
+    save_images: bool = False
+    """Also write the family's pictures, e.g. OUT/aligned/IMAGE_ID.png, which is a.png.png for the image a.png."""
+    save_latents: bool = False
+    """Also write OUT/latents, an archive of what the checkpoint's encoder keeps of the images; it can be scored."""
+    max_rejects: float = 0.5
+    """Share of images that may be unreadable before the job fails; all others are scored all the same."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a scoring run gave."""
+
+    scores: str  # folder of Parquet files, schema.SCORES and the family's columns
+    latents: str  # archive of latents, empty where none was asked for
+    images: int
+    rejects: int
+    reasons: dict[str, int]  # the most frequent errors, with counts
+    not_frontal_chest: dict[str, int]  # what images are known to be instead ("view LATERAL"), with counts
+    images_per_s: float
+
+
+@dataclass
+class Tally:
+    """What the written parts of a run hold, counted."""
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    not_frontal_chest: Counter[str] = field(default_factory=Counter)
+
+    def add(self, part: pa.Table) -> None:
+        """Count a part's scores; those written before there were such columns have no codes."""
+        rows = schema.filled(part.select([n for n in _COUNTED.names if n in part.column_names]), _COUNTED)
+        self.reasons.update(pc.drop_null(rows[schema.ERROR]).to_pylist())
+        codes = (rows[name].to_pylist() for name in (schema.VIEW, schema.BODY_PART, schema.MODALITY))
+        self.not_frontal_chest += dicom_terms.other_than_frontal_chest(*codes)
+
+
+def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: ScoreOptions | None = None) -> Scored:
+    """Score every image of an archive (raw, or shards), or of several archives, into OUT/scores/*.parquet.
+
+    A rerun into the same OUT goes on with the parts that are missing; every image ends up in exactly one row,
+    scored or with `error` set.
+
+    Raises:
+        UserError: OUT holds scores of other archives or another checkpoint, several archives share an image id, or
+            more than `max_rejects` are unreadable.
+    """
+    options = options or ScoreOptions()
+    archives = check_archives([archive] if isinstance(archive, str) else archive, options)
+    out = storage.normalise(out)
+    cluster.check_shared(out)
+    kept = checkpoint.load(checkpoint_uri)
+    plans = _numbered([_plan(uri, kept, options) for uri in archives])
+    _check_ids(plans)
+    parts = [part for plan in plans for part in plan.parts]
+    settings = {
+        "archive": archives[0] if len(archives) == 1 else archives,
+        "checkpoint_sha256": kept.about["sha256"],
+        "recipe": kept.recipe.to_dict(),
+        "save_images": options.save_images,
+        **({"save_latents": True} if options.save_latents else {}),
+        **({"lung_crop": plans[0].crop.describe()} if plans[0].crop else {}),
+    }
+    with lease.held(out):
+        book = ledger.open_ledger(out, settings, parts)
+        todo = book.todo(parts)
+        progress = Progress("scored", _images(parts), done=_images(parts) - _images(todo))
+        missing = {part.name for part in todo}
+        tally = Tally()
+        for plan in plans:
+            left = [part for part in plan.parts if part.name in missing]
+            _score_parts(left, book, kept.uri, plan, options, progress, tally)
+        for part in parts:
+            if part.name not in missing:  # an earlier run has written it
+                tally.add(storage.read_parquet(book.file(part), columns=_COUNTED.names))
+        if options.save_latents:
+            uris = {part.name: book.file(part) for part in parts}
+            latents.finish(storage.join(out, LATENTS), uris, kept, plans[0].origin)
+    progress.tell()
+    scored = Scored(
+        scores=storage.join(out, SCORES),
+        latents=storage.join(out, LATENTS) if options.save_latents else "",
+        images=progress.total,
+        rejects=tally.reasons.total(),
+        reasons=dict(tally.reasons.most_common(20)),
+        not_frontal_chest=dict(tally.not_frontal_chest.most_common()),
+        images_per_s=round(progress.images_per_second, 1),
+    )
+    _check_rejects(scored, options.max_rejects)
+    return scored
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An archive cut into parts, and what its images are when they reach the network."""
+
+    parts: list[Part]
+    pixels: PixelFormat
+    origin: Origin
+    encoded: bool = False  # the pixels are latents
+    crop: LungCrop | None = None  # how images are cropped, or were when they became shards
+    enhance: Enhancement | None = None  # what is done to them, or was then
+
+
+def check_archives(uris: Sequence[str], options: ScoreOptions) -> list[str]:
+    """The archives' normalized URIs; raises UserError where several cannot be scored into one result."""
+    archives = [storage.normalise(uri) for uri in uris]
+    if len(set(archives)) < len(archives):
+        raise UserError(f"--archive {' --archive '.join(archives)}: the same archive twice; give each archive once")
+    if len(archives) > 1 and options.save_latents:
+        raise UserError("--save-latents takes one archive, got several: score each into its own --out")
+    return archives
+
+
+def _numbered(plans: Sequence[Plan]) -> list[Plan]:
+    """The same plans with their parts numbered through, so that no two archives share a part's name."""
+    numbers = itertools.count()
+    return [
+        replace(plan, parts=[replace(part, name=f"{SCORES}/part-{next(numbers):05d}") for part in plan.parts])
+        for plan in plans
+    ]
+
+
+def _check_ids(plans: Sequence[Plan]) -> None:
+    """Raise UserError where several archives name two images alike: a score is known by its image's id."""
+    if len(plans) > 1:
+        ids = itertools.chain.from_iterable(_image_ids(plan) for plan in plans)
+        shards.check_unique(ids, " and ".join(plan.origin.archive for plan in plans))
+
+
+def _image_ids(plan: Plan) -> Iterable[str]:
+    """Of all images of a plan, those that ingest rejected included."""
+    uris = [part.rows[SHARD][0].as_py() for part in plan.parts if SHARD in part.rows.column_names]
+    listed = (part.rows[schema.IMAGE_ID].to_pylist() for part in plan.parts if SHARD not in part.rows.column_names)
+    return itertools.chain(shards.image_ids(uris), *listed)
+
+
+def _plan(archive: str, kept: Checkpoint, options: ScoreOptions) -> Plan:
+    if options.save_latents:
+        _ = kept.recipe.latents  # raises for a family without
+    crop = lung_crop.of_checkpoint(kept)
+    if shards.is_shards(archive):
+        info = shards.read_info(archive, latents=True)
+        _check_shards(info, kept, options)
+        lung_crop.check_shards(info, crop)
+        shards.check_enhanced(info, kept.recipe.enhancement)
+        shards.check_ids(info)
+        origin = Origin(archive, info.source, info.findings)
+        return Plan(_shard_parts(info), info.pixels, origin, bool(info.latents), crop, info.enhancement)
+    manifest = open_manifest(archive, options.source)
+    manifest.tell()
+    pixels = PixelFormat(kept.recipe.size)
+    rows = max(16, min(1024, PART_BYTES // pixels.row_bytes, math.ceil(manifest.table.num_rows / 8)))
+    origin = Origin(archive, find_source(archive, options.source).name, manifest.findings)
+    return Plan(
+        ledger.plan(manifest.table, rows, folder=SCORES), pixels, origin, crop=crop, enhance=kept.recipe.enhancement
+    )
+
+
+def _check_shards(info: shards.ShardInfo, kept: Checkpoint, options: ScoreOptions) -> None:
+    if info.latents is None:
+        check_size(kept.recipe, info.pixels.size)
+    elif options.save_latents:
+        raise UserError(f"{info.uri} holds latents already: leave --save-latents out")
+    else:
+        latents.check_encoder(info, kept)
+
+
+def _shard_parts(info: shards.ShardInfo) -> list[Part]:
+    """One part of scores a shard file, and one more for the images that ingest had rejected."""
+    files = [file for split in sorted(info.parts) for file in info.parts[split]]
+    rejects = [storage.join(info.uri, shards.REJECTS_FILE)] if info.rejects else []
+    listed = [(file.uri, file.rows) for file in files] + [(uri, info.rejects) for uri in rejects]
+    return [
+        Part(f"{SCORES}/part-{number:05d}", pa.table({SHARD: [uri], PART_ROWS: [rows]}))
+        for number, (uri, rows) in enumerate(listed)
+    ]
+
+
+def _images(parts: list[Part]) -> int:
+    return sum(
+        part.rows[PART_ROWS][0].as_py() if SHARD in part.rows.column_names else part.rows.num_rows for part in parts
+    )
+
+
+def _score_parts(
+    todo: list[Part], book: Ledger, kept: str, plan: Plan, options: ScoreOptions, progress: Progress, tally: Tally
+) -> None:
+    """Read parts on CPUs, score and write them on GPUs where there are any; only counts come back, into `tally`."""
+    if not todo:
+        return
+    gpus = int(cluster.total("GPU"))
+    share = min(1.0, cluster.total("CPU") / 2)  # of a CPU: reading and scoring must both find a place
+    workers = options.workers or gpus or max(1, int(cluster.total("CPU")) // 2)
+    read = partial(_read, pixels=plan.pixels, crop=plan.crop, enhance=plan.enhance)
+    tables = map_blocks(ray.data.from_arrow([_labelled(part) for part in todo]), read, num_cpus=share)
+    scored = map_blocks(
+        tables,
+        Scorer,
+        pool=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
+        fn_constructor_args=(kept, book, replace(plan, parts=[]), options),
+        num_cpus=share,
+        num_gpus=1 if gpus else None,
+    )
+    for row in finished(scored, [part.name for part in todo]):
+        if row[MISTAKE]:
+            raise UserError(f"{row[MISTAKE]}. What is scored is kept: the same command goes on from there")
+        tally.reasons.update(row["errors"])
+        tally.not_frontal_chest.update(row["not_frontal_chest"])
+        progress.add(row["images"], len(row["errors"]))
+
+
+def _labelled(part: Part) -> pa.Table:
+    """A part's rows with its name, which must stay together with them on the way through Ray Data."""
+    rows = part.rows.append_column(PART, pa.array([part.name] * part.rows.num_rows))
+    if PART_ROWS not in rows.column_names:
+        rows = rows.append_column(PART_ROWS, pa.array([part.rows.num_rows] * part.rows.num_rows))
+    return rows
+
+
+def _read(part: pa.Table, pixels: PixelFormat, crop: LungCrop | None, enhance: Enhancement | None) -> pa.Table:
+    """Manifest rows, or the name of a shard file -> schema rows, each with its part's name.
+
+    A user's mistake is handed on as a value: of an exception, Ray Data keeps the text of its traceback alone.
+    """
+    try:
+        return _rows(part, pixels, crop, enhance)
+    except UserError as error:
+        return pa.table({MISTAKE: [str(error)]})
+
+
+def _rows(part: pa.Table, pixels: PixelFormat, crop: LungCrop | None, enhance: Enhancement | None) -> pa.Table:
+    name, count = part[PART][0].as_py(), part[PART_ROWS][0].as_py()
+    if SHARD in part.column_names:
+        rows = schema.filled(storage.read_parquet(part[SHARD][0].as_py()), schema.row_schema(pixels))
+    else:
+        manifest = part.drop_columns([PART, PART_ROWS])
+        rows = make_rows(manifest, pixels, crop=crop.loaded() if crop else None, enhance=enhance)
+    assert rows.num_rows == count, f"{name}: planned {count} rows, read {rows.num_rows}"
+    rows = rows.append_column(PART, pa.array([name] * count, pa.string()))
+    return rows.append_column(PART_ROWS, pa.array([count] * count, pa.int64()))
+
+
+class Scorer:
+    """A network in an actor: scores one part after another and writes each as one file."""
+
+    def __init__(self, kept: str, book: Ledger, plan: Plan, options: ScoreOptions) -> None:
+        loaded = checkpoint.load(kept)
+        self.recipe, self.findings, self.book = loaded.recipe, loaded.findings, book
+        self.plan, self.options = plan, options
+        self.device = best_device()
+        memory = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        self.network = loaded.network.to(self.device, memory_format=memory)  # pyright: ignore[reportCallIssue]
+
+    def __call__(self, rows: pa.Table) -> dict[str, Any]:
+        if MISTAKE in rows.column_names:
+            return _reply(mistake=rows[MISTAKE][0].as_py())
+        try:
+            return self._score(rows)
+        except UserError as error:
+            return _reply(mistake=str(error))
+
+    def _score(self, rows: pa.Table) -> dict[str, Any]:
+        name, count = rows[PART][0].as_py(), rows[PART_ROWS][0].as_py()
+        assert rows.num_rows == count, f"{name} was cut in two on its way: {rows.num_rows} of {count} rows"
+        table, encoded = self.table(rows)
+        if encoded is not None and encoded.num_rows:
+            latents.write_part(storage.join(self.book.uri, LATENTS), name, encoded)
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        storage.write_bytes(self.book.file(Part(name, rows)), sink.getvalue())
+        counts = Tally()
+        counts.add(table)
+        return _reply(name, count, counts)
+
+    def table(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
+        """Scores of `rows` in their order, null where there is an error; and, if asked for, good rows' latents."""
+        good = pc.is_null(rows[schema.ERROR])
+        scores, encoded = self._scores(rows.filter(good))
+        where = np.full(rows.num_rows, -1)
+        where[good.to_numpy()] = np.arange(scores.num_rows)
+        index = pa.array(where, mask=where < 0)
+        found = {field.name: rows[field.name] for field in schema.SCORES}
+        table = pa.table(found | {name: scores[name].take(index) for name in scores.column_names})
+        return table.replace_schema_metadata({schema.FINDINGS_KEY: json.dumps(self.findings)}), encoded
+
+    @torch.inference_mode()
+    def _scores(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
+        step = self.options.batch_size
+        made = [self._batch(rows.slice(at, step)) for at in range(0, rows.num_rows, step)]
+        scores = [self.recipe.score_columns.empty_table(), *(scored for scored, _ in made)]
+        encoded = [one for _, one in made if one is not None]
+        return pa.concat_tables(scores), pa.concat_tables(encoded) if encoded else None
+
+    def _batch(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
+        columns = to_columns(rows, [schema.PIXELS], self.plan.pixels)
+        batch = to_device(to_tensors(columns, self.plan.pixels), self.device)
+        encoded = None
+        if self.options.save_latents:  # scores are of what is stored
+            batch = {schema.PIXELS: self.recipe.encode(self.network, batch)}
+            encoded = latents.with_latents(
+                rows, self.plan.pixels, batch[schema.PIXELS].cpu().numpy(), self.recipe.latents
+            )
+        predicted, pictures = self._predicted(batch)
+        self._write_pictures(pictures, rows[schema.IMAGE_ID].to_pylist())
+        return self.recipe.scored(predicted, rows), encoded
+
+    def _predicted(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Scores and, if asked for, pictures of a batch whose pixels are images or latents."""
+        recipe, drawing = self.recipe, self.options.save_images
+        if self.plan.encoded or self.options.save_latents:
+            pictures = recipe.draw_latents(self.network, batch) if drawing else {}
+            return recipe.predict_latents(self.network, batch), pictures
+        return recipe.predict(self.network, batch), recipe.draw(self.network, batch) if drawing else {}
+
+    def _write_pictures(self, pictures: dict[str, Tensor], image_ids: list[str]) -> None:
+        for kind, images in pictures.items():
+            for image_id, image in zip(image_ids, images.cpu().numpy(), strict=True):
+                good, data = cv2.imencode(".png", image)
+                assert good
+                storage.write_bytes(storage.join(self.book.uri, kind, picture_name(image_id)), data.tobytes())
+
+
+def _reply(name: str = "", images: int = 0, counts: Tally | None = None, mistake: str = "") -> dict[str, Any]:
+    counts = counts or Tally()
+    return {
+        "name": [name],
+        "images": [images],
+        "errors": [list(counts.reasons.elements())],
+        "not_frontal_chest": [list(counts.not_frontal_chest.elements())],
+        MISTAKE: [mistake],
+    }
+
+
+def picture_name(image_id: str) -> str:
+    """The file of an image's picture: "a/b" -> "a/b.png", "a/b.png" -> "a/b.png.png": no two ids share one."""
+    return storage.safe_path(image_id) + ".png"
+
+
+def _check_rejects(scored: Scored, most: float) -> None:
+    share = scored.rejects / max(1, scored.images)
+    if share > most:
+        top = "; ".join(f"{reason} ({count})" for reason, count in list(scored.reasons.items())[:3])
+        raise UserError(
+            f"{scored.rejects} of {scored.images} images ({share:.0%}) could not be read, more than --max-rejects "
+            f"{most:g} allows: {top}. All others are scored in {scored.scores}"
+        )

@@ -1,0 +1,113 @@
+"""Everything that is said of found boxes on one set of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cxr.metrics.classification.bootstrap import RESAMPLES, Intervals, intervals
+from cxr.metrics.detection.candidate_pairs import pairs
+from cxr.metrics.detection.matching import coco_right, voc_right
+from cxr.metrics.detection.precision import Curve, curves, resampled_aps
+from cxr.metrics.localization import Boxes
+
+VOC_IOUS = (0.4, 0.5)  # VinBigData's, and VOC's own
+COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures by finding, in the findings' order; NaN for a finding without true boxes, which no mean counts."""
+
+    findings: tuple[str, ...]
+    true: np.ndarray  # (F,) boxes
+    true_images: np.ndarray  # (F,) with such a box
+    found: np.ndarray  # (F,) boxes
+    voc: dict[float, Intervals]  # IoU -> average precision with its interval by patient, and the mean
+    coco: np.ndarray  # (T, F) average precision at each of COCO_IOUS
+    curves: list[Curve]  # at the first of VOC_IOUS
+    images: int
+    patients: int
+
+    @property
+    def without_truth(self) -> list[str]:
+        """Findings that the means leave out."""
+        return [finding for finding, count in zip(self.findings, self.true, strict=True) if not count]
+
+    @property
+    def coco_map(self) -> float:
+        """Mean over COCO's IoUs and the findings with true boxes."""
+        measured = self.coco[:, self.true > 0]
+        return float(measured.mean()) if measured.size else float("nan")
+
+
+def right_boxes(found: Boxes, true: Boxes, iou: float) -> np.ndarray:
+    """(M,) bool: which found boxes are right, see `matching.voc_right`."""
+    return voc_right(found, pairs(found, true), iou)
+
+
+def average_precisions(found: Boxes, true: Boxes, findings: int, iou: float) -> np.ndarray:
+    """(F,) of PASCAL VOC 2010 at IoU > `iou`; NaN without true boxes."""
+    right = right_boxes(found, true, iou)
+    return np.array([curve.voc_ap() for curve in curves(found, right, true, findings)])
+
+
+def coco_average_precisions(
+    found: Boxes, true: Boxes, findings: int, ious: Sequence[float] = COCO_IOUS
+) -> np.ndarray:
+    """(T, F) of COCO at IoU >= each of `ious`; NaN without true boxes."""
+    right, seen = coco_right(found, true, ious)
+    some = found.at(seen)
+    return np.array([[c.coco_ap() for c in curves(some, of[seen], true, findings)] for of in right])
+
+
+def paired_gain(
+    found: Boxes,
+    others: Boxes,
+    true: Boxes,
+    patients_N: np.ndarray,
+    findings: int,
+    *,
+    iou: float = VOC_IOUS[0],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Intervals:
+    """VOC's average precisions of `found` minus those of `others`, on the same images and the same resamples."""
+    right = [(some, right_boxes(some, true, iou)) for some in (found, others)]
+    one, other = (np.array([curve.voc_ap() for curve in curves(*of, true, findings)]) for of in right)
+    drawn, drawn_other = (resampled_aps(*of, true, patients_N, findings, resamples, seed) for of in right)
+    return intervals(one - other, drawn - drawn_other)
+
+
+def summarise(
+    found: Boxes,
+    true: Boxes,
+    patients_N: np.ndarray,
+    findings: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Summary:
+    """Judge found boxes with scores; both sets in one frame, `image` rows of `patients_N`."""
+    candidates, count = pairs(found, true), len(findings)
+    right = {iou: voc_right(found, candidates, iou) for iou in VOC_IOUS}
+    some = np.unique(true.image * count + true.finding) % max(1, count)
+    return Summary(
+        findings=tuple(findings),
+        true=np.bincount(true.finding, minlength=count),
+        true_images=np.bincount(some, minlength=count),
+        found=np.bincount(found.finding, minlength=count),
+        voc={
+            iou: intervals(
+                np.array([curve.voc_ap() for curve in curves(found, of, true, count)]),
+                resampled_aps(found, of, true, patients_N, count, resamples, seed),
+            )
+            for iou, of in right.items()
+        },
+        coco=coco_average_precisions(found, true, count),
+        curves=curves(found, right[VOC_IOUS[0]], true, count),
+        images=len(patients_N),
+        patients=len(np.unique(patients_N)),
+    )

@@ -1,0 +1,81 @@
+"""Where a network looked: heat over X-rays, boxes, and the relevance of its stages as a table of colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from cxr.reporting.figures import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FOUND_BGR, TRUE_BGR, TEXT_BGR = (32, 144, 255), (224, 208, 0), (255, 255, 255)
+_STRONGEST = 0.65  # share of colour where a map is 1
+_LETTERS = 0.0016  # their scale for each pixel of the picture's height
+
+
+def heated(picture_HW: np.ndarray, map_hw: np.ndarray) -> np.ndarray:
+    """A picture in [0, 1] with a map in [0, 1] laid over it, uint8 (H, W, 3), blue, green, red; 0 leaves it grey."""
+    heat = cv2.resize(map_hw.astype(np.float32), picture_HW.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    colours = cv2.applyColorMap(np.rint(255 * heat.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_JET)
+    much = _STRONGEST * heat.clip(0, 1)[..., None]
+    return np.rint((1 - much) * 255 * picture_HW[..., None] + much * colours).astype(np.uint8)
+
+
+def boxed(picture_HW3: np.ndarray, boxes_N4: np.ndarray, colour: tuple[int, int, int] = FOUND_BGR) -> np.ndarray:
+    """A picture with the outlines of boxes, which are shares of its width and height."""
+    height, width = picture_HW3.shape[:2]
+    drawn = np.ascontiguousarray(picture_HW3)
+    for x_min, y_min, x_max, y_max in np.rint(boxes_N4 * (width, height, width, height)).astype(int).tolist():
+        cv2.rectangle(drawn, (x_min, y_min), (x_max - 1, y_max - 1), colour, max(1, height // 256))
+    return drawn
+
+
+def titled(picture_HW3: np.ndarray, text: str) -> np.ndarray:
+    """A picture with a line of text on a darkened strip along its upper edge."""
+    drawn = np.ascontiguousarray(picture_HW3)
+    scale = max(0.3, _LETTERS * len(drawn))
+    strip = round(36 * scale)
+    drawn[:strip] //= 2
+    cv2.putText(drawn, text, (3, round(26 * scale)), cv2.FONT_HERSHEY_SIMPLEX, scale, TEXT_BGR, 1, cv2.LINE_AA)
+    return drawn
+
+
+def sheet(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Pictures of one size, blue, green, red, in rows: one picture in red, green, blue."""
+    blank = [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+    every = [*tiles, *blank]
+    rows = [np.hstack(every[at : at + columns]) for at in range(0, len(every), columns)]
+    return np.vstack(rows)[..., ::-1]
+
+
+def sheet_figure(tiles: Sequence[np.ndarray], columns: int, title: str) -> Figure:
+    """`sheet` under a title."""
+    picture = sheet(tiles, columns)
+    height, width = picture.shape[:2]
+    figure = new_figure(2.2 * columns, 2.2 * columns * height / width + 0.4)
+    ax = figure.subplots()
+    ax.imshow(picture)
+    ax.set_axis_off()
+    ax.set_title(title, loc="left", fontsize=9)
+    return figure
+
+
+def relevance_figure(relevance_SF: np.ndarray, findings: Sequence[str], stages: Sequence[str]) -> Figure:
+    """A row a finding, a column a stage: the weight that each stage's map has, as a number and a colour."""
+    figure = new_figure(1.8 + 0.9 * len(stages), 0.9 + 0.3 * len(findings))
+    ax = figure.subplots()
+    ax.imshow(relevance_SF.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (stage, finding), weight in np.ndenumerate(relevance_SF):
+        ax.text(
+            stage, finding, f"{weight:.2f}", ha="center", va="center", fontsize=8, color="w" if weight > 0.6 else "k"
+        )
+    ax.set_xticks(range(len(stages)), list(stages), fontsize=8)
+    ax.set_yticks(range(len(findings)), list(findings), fontsize=8)
+    ax.tick_params(length=0)
+    ax.set_title("relevance of the stages", loc="left", fontsize=9)
+    return figure

@@ -1,0 +1,199 @@
+"""Pictures of how well a classifier does: ROC and precision-recall curves, reliability, intervals of AUROC."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cxr.metrics.classification import Intervals, Row, Summary, reliability
+from cxr.metrics.classification.ranking import precision_recall_curve, roc_curve
+from cxr.reporting.figures import save_figure
+from cxr.reporting.tables import interval
+from cxr.schema import POSITIVE, UNKNOWN
+
+_COLUMNS = 5
+_NOTE_AT = 0.66  # of the width of the numbers beside a forest plot
+_OURS, _DOT, _GREY, _PALE = "#1b6ca8", "#c0392b", "0.55", "#d5e5f1"
+_LINE = {"color": _GREY, "linewidth": 0.8, "linestyle": "--"}
+
+
+def write_pictures(
+    summary: Summary, scores_NF: np.ndarray, labels_NF: np.ndarray, called_NF: np.ndarray, out: str
+) -> list[str]:
+    """Write all pictures into the URI `out`; returns their URIs. Columns go as the summary's rows."""
+    figures = {
+        "auroc.png": auroc_figure(summary),
+        "roc.png": roc_figure(summary.rows, scores_NF, labels_NF, called_NF),
+        "precision_recall.png": precision_recall_figure(summary.rows, scores_NF, labels_NF, called_NF),
+        "reliability.png": reliability_figure(summary.rows, scores_NF, labels_NF),
+    }
+    return [save_figure(figure, out, name) for name, figure in figures.items()]
+
+
+def roc_figure(rows: Sequence[Row], scores_NF: np.ndarray, labels_NF: np.ndarray, called_NF: np.ndarray) -> Figure:
+    """A panel a finding: its ROC curve, chance, and where the decisions lie on it."""
+
+    def draw(ax: Axes, f: int) -> str:
+        known, positive = labels_NF[:, f] != UNKNOWN, labels_NF[:, f] == POSITIVE
+        ax.plot([0, 1], [0, 1], **_LINE)
+        false, true = roc_curve(scores_NF[:, f], labels_NF[:, f])
+        ax.fill_between(false, true, color=_PALE)
+        ax.plot(false, true, color=_OURS, linewidth=1.6)
+        called = called_NF[:, f].astype(bool)
+        ax.plot(called[known & ~positive].mean(), called[positive].mean(), "o", color=_DOT, markersize=4)
+        return f"AUROC {rows[f].auroc:.3f}"
+
+    title = "ROC curves; red: the decisions by the checkpoint's thresholds"
+    return _panels(rows, draw, title, "1 − specificity", "sensitivity")
+
+
+def precision_recall_figure(
+    rows: Sequence[Row], scores_NF: np.ndarray, labels_NF: np.ndarray, called_NF: np.ndarray
+) -> Figure:
+    """A panel a finding: precision against recall, the share of positives, and where the decisions lie."""
+
+    def draw(ax: Axes, f: int) -> str:
+        row = rows[f]
+        prevalence = row.positives / (row.positives + row.negatives)
+        ax.axhline(prevalence, **_LINE)
+        precision, recall = precision_recall_curve(scores_NF[:, f], labels_NF[:, f])
+        precision, recall = np.append(precision[0], precision), np.append(0, recall)
+        ax.fill_between(recall, precision, step="pre", color=_PALE)
+        ax.step(recall, precision, where="pre", color=_OURS, linewidth=1.6)
+        if not math.isnan(row.precision):
+            ax.plot(row.recall, row.precision, "o", color=_DOT, markersize=4)
+        return f"AP {row.average_precision:.3f}"
+
+    title = "Precision and recall; red: the decisions; dashed: the share of positives, which chance reaches"
+    return _panels(rows, draw, title, "recall", "precision")
+
+
+def reliability_figure(rows: Sequence[Row], scores_NF: np.ndarray, labels_NF: np.ndarray) -> Figure:
+    """A panel a finding: share of positives against mean probability, with 95 % intervals; area shows images."""
+    bins = reliability(scores_NF, labels_NF)
+
+    def draw(ax: Axes, f: int) -> str:
+        used = bins.counts[f] > 0
+        probability, observed, counts = (x[f][used] for x in (bins.probability, bins.observed, bins.counts))
+        low, high = _wilson(observed, counts)
+        ends = np.clip([observed - low, high - observed], 0, None)
+        ax.plot([0, 1], [0, 1], **_LINE)
+        ax.errorbar(probability, observed, ends, fmt="none", ecolor=_OURS, elinewidth=0.8, alpha=0.6)
+        ax.scatter(probability, observed, 8 + 90 * counts / counts.sum(), color=_OURS, zorder=3, clip_on=False)
+        return f"ECE {rows[f].calibration_error:.3f}"
+
+    title = "Reliability; on the dashed line a probability is what it says. Areas: shares of images"
+    return _panels(rows, draw, title, "mean probability", "share of positives")
+
+
+def _wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of a share of `count` (Wilson 1927)."""
+    z2 = 1.96**2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = np.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
+    return middle - half, middle + half
+
+
+def _panels(rows: Sequence[Row], draw: Callable[[Axes, int], str], title: str, x_label: str, y_label: str) -> Figure:
+    """Square panels of axes from 0 to 1, one a finding, titled by what `draw` says, or why it is not measured."""
+    columns = min(_COLUMNS, len(rows))
+    lines = -(-len(rows) // columns)
+    figure = Figure(figsize=(2.15 * columns + 0.5, 2.55 * lines + 0.6), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).flat
+    for f, row in enumerate(rows):
+        ax = axes[f]
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        ax.tick_params(labelsize=7)
+        ax.spines[["top", "right"]].set_visible(False)
+        if math.isnan(row.auroc):
+            note, told = row.note.replace(" among", "\namong"), "not measured"
+            ax.text(0.5, 0.5, note, ha="center", va="center", fontsize=8, color=_GREY)
+        else:
+            told = draw(ax, f)
+        ax.set_title(f"{_spoken(row.finding)}\n{told}", fontsize=8.5)
+    for ax in axes[len(rows) :]:
+        ax.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel(x_label, fontsize=9)
+    figure.supylabel(y_label, fontsize=9)
+    return figure
+
+
+def auroc_figure(summary: Summary) -> Figure:
+    """Forest plot of AUROC with its intervals: best finding first, then the mean, then what was not measured."""
+    rows = sorted(summary.measured, key=lambda row: -row.auroc)
+    lines = [_line(row, f"{row.positives:,} of {row.positives + row.negatives:,}") for row in rows]
+    if rows:
+        lines.append(_line(summary.mean, f"of {len(rows)} findings", bold=True))
+    lines += [_Line(_spoken(row.finding), note=row.note) for row in summary.rows if math.isnan(row.auroc)]
+    title = f"AUROC and 95 % interval, {summary.images:,} images of {summary.patients:,} patients"
+    return _forest(lines, title, 0.5, "positive images")
+
+
+def gain_figure(findings: Sequence[str], gain: Intervals) -> Figure:
+    """Forest plot of the differences of two models' AUROCs, with intervals by patient."""
+    measured = [f for f in range(len(findings)) if math.isfinite(gain.value[f])]
+    measured.sort(key=lambda f: -gain.value[f])
+    lines = [_Line(_spoken(findings[f]), gain.value[f], gain.low[f], gain.high[f]) for f in measured]
+    if lines:
+        lines.append(_Line("mean", gain.mean, gain.mean_low, gain.mean_high, bold=True))
+    rest = [findings[f] for f in range(len(findings)) if f not in measured]
+    lines += [_Line(_spoken(finding), note="not measured") for finding in rest]
+    return _forest(lines, "AUROC minus that of the other run, and 95 % interval by patient", 0.0, "")
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of a forest plot."""
+
+    name: str
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    note: str = ""
+    bold: bool = False
+
+
+def _line(row: Row, note: str, bold: bool = False) -> _Line:
+    return _Line(_spoken(row.finding), row.auroc, row.auroc_low, row.auroc_high, note, bold)
+
+
+def _forest(lines: Sequence[_Line], title: str, at: float, noted: str) -> Figure:
+    """Values with their intervals on an axis with a mark at `at`; beside it the same in numbers, and the notes."""
+    figure = Figure(figsize=(8.6, 0.3 * len(lines) + 1.3), layout="constrained")
+    ax, beside = figure.subplots(1, 2, sharey=True, width_ratios=[5, 3 if noted else 2])
+    ax.axvline(at, **_LINE)
+    for place, line in enumerate(lines):
+        _draw_line(ax, beside, place, line)
+    ax.set_yticks(range(len(lines)), [line.name for line in lines], fontsize=9)
+    ax.set_ylim(len(lines) - 0.4, -0.6)
+    ax.tick_params("x", labelsize=8)
+    ax.tick_params("y", length=0)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.grid(axis="x", color="0.92")
+    ax.set_axisbelow(True)
+    beside.set_axis_off()
+    beside.set_title(noted, x=_NOTE_AT, loc="left", fontsize=8, color=_GREY)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _draw_line(ax: Axes, beside: Axes, place: int, line: _Line) -> None:
+    if math.isnan(line.value):
+        beside.text(0, place, line.note, va="center", fontsize=8, color=_GREY)
+        return
+    weight, marker, colour, width = ("bold", "D", _DOT, 1.8) if line.bold else ("normal", "o", _OURS, 1.2)
+    ax.plot([line.low, line.high], [place, place], color=colour, linewidth=width, solid_capstyle="butt")
+    ax.plot(line.value, place, marker, color=colour, markersize=5)
+    said = interval(line.value, line.low, line.high)
+    beside.text(0, place, said, va="center", fontsize=8, weight=weight)
+    beside.text(_NOTE_AT, place, line.note, va="center", fontsize=8, color=_GREY)
+
+
+def _spoken(finding: str) -> str:
+    return finding.replace("_", " ")

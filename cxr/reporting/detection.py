@@ -1,0 +1,184 @@
+"""What the judgement of a detector looks like: tables, curves, confusions, distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cxr import storage
+from cxr.metrics.classification.classification_summary import FEW
+from cxr.metrics.detection import COCO_IOUS, VOC_IOUS, Summary
+from cxr.reporting.tables import csv_text, interval, markdown, number
+
+BACKGROUND = "background"
+_TRUE, _FOUND = "#1b6ca8", "#e08a2c"
+
+
+def precision_table(summary: Summary) -> str:
+    """Markdown: a row a finding, the means last."""
+    head = ["finding", *(f"AP at IoU > {iou:g} (95 %)" for iou in VOC_IOUS), "AP, COCO", "highest F1", "at score"]
+    head += ["true boxes", "in images", "found boxes", "note"]
+    rows = [
+        [
+            finding,
+            *(interval(of.value[f], of.low[f], of.high[f]) for of in (summary.voc[iou] for iou in VOC_IOUS)),
+            number(float(summary.coco[:, f].mean())),
+            *map(number, summary.curves[f].best_f1()),
+            *(f"{of[f]:,}" for of in (summary.true, summary.true_images, summary.found)),
+            _note(int(summary.true_images[f])),
+        ]
+        for f, finding in enumerate(summary.findings)
+    ]
+    means = [interval(of.mean, of.mean_low, of.mean_high) for of in (summary.voc[iou] for iou in VOC_IOUS)]
+    counts = [f"{of.sum():,}" for of in (summary.true, summary.true_images, summary.found)]
+    measured = f"of {len(summary.findings) - len(summary.without_truth)} of {len(summary.findings)} findings"
+    return markdown(head, [*rows, ["mean", *means, number(summary.coco_map), "", "", *counts, measured]])
+
+
+def _note(images: int) -> str:
+    if not images:
+        return "no true box: not measured"
+    return "" if images >= FEW else f"{images} image{'s' * (images != 1)}: too few to trust the interval"
+
+
+def precision_legend(summary: Summary, resamples: int) -> str:
+    """What the columns mean, in Markdown."""
+    left = ", ".join(summary.without_truth)
+    return (
+        "AP is the area under the curve of precision and recall, all points, as in PASCAL VOC 2010: best score "
+        "first, a found box is right if it overlaps the true box that it overlaps most by more than the IoU, and no "
+        "better scored box has found that one. AP of COCO is the mean over IoU .5 to .95 of the precision at 101 "
+        f"recalls. The highest F1 is that of the best score to count boxes from, at IoU > {VOC_IOUS[0]:g}; chosen on "
+        "these same images, it flatters. "
+        f"Intervals are percentile intervals of {resamples:,} bootstrap resamples of patients with all of their "
+        f"images. A mean is that over the findings with true boxes{f'; there is none of {left}' if left else ''}.\n"
+    )
+
+
+def write_findings(summary: Summary, out: str) -> str:
+    """Write every figure as OUT/boxes.csv, a row a finding and the mean; returns its URI."""
+    rows = [_csv_row(summary, f, finding) for f, finding in enumerate(summary.findings)]
+    mean: dict[str, Any] = {"finding": "mean", "true_boxes": int(summary.true.sum())}
+    mean |= {"true_images": int(summary.true_images.sum()), "found_boxes": int(summary.found.sum())}
+    for iou in VOC_IOUS:
+        of, name = summary.voc[iou], f"ap_{100 * iou:.0f}"
+        mean |= {name: of.mean, f"{name}_low": of.mean_low, f"{name}_high": of.mean_high}
+    measured = summary.coco[:, summary.true > 0]
+    mean |= _coco(measured.mean(1) if measured.size else np.full(len(COCO_IOUS), np.nan))
+    uri = storage.join(out, "boxes.csv")
+    storage.write_text(uri, csv_text([*rows, mean]))
+    return uri
+
+
+def _csv_row(summary: Summary, f: int, finding: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"finding": finding, "true_boxes": int(summary.true[f])}
+    row |= {"true_images": int(summary.true_images[f]), "found_boxes": int(summary.found[f])}
+    for iou in VOC_IOUS:
+        of, name = summary.voc[iou], f"ap_{100 * iou:.0f}"
+        values = (of.value[f], of.low[f], of.high[f])
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), map(float, values), strict=True))
+    row |= dict(zip(("best_f1", "best_f1_score"), summary.curves[f].best_f1(), strict=True))
+    return row | _coco(summary.coco[:, f])
+
+
+def _coco(values_T: np.ndarray) -> dict[str, float]:
+    named = {f"coco_ap_{100 * iou:.0f}": float(value) for iou, value in zip(COCO_IOUS, values_T, strict=True)}
+    return {"coco_ap": float(values_T.mean()), **named}
+
+
+def confusion_table(counts: np.ndarray, findings: Sequence[str]) -> str:
+    """Markdown: rows what was found, columns what is there."""
+    names = [*findings, BACKGROUND]
+    rows = [[name, *(f"{value:,}" for value in line)] for name, line in zip(names, counts.tolist(), strict=True)]
+    return markdown(["found \\ there", *names], rows)
+
+
+def confusion_figure(counts: np.ndarray, findings: Sequence[str]) -> Figure:
+    """Each column as shares of what is there (of the background: of what was found there)."""
+    names = [*findings, BACKGROUND]
+    side = 2.6 + 0.42 * len(names)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / np.maximum(1, counts.sum(0))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(counts > 0).tolist():
+        shade = "white" if shares[row, column] > 0.5 else "0.2"
+        axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=6, color=shade)
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set(xlabel="there", ylabel="found")
+    axes.set_title("Found boxes by what is there; shades: shares of a column", fontsize=9)
+    return figure
+
+
+def curves_figure(summary: Summary) -> Figure:
+    """Precision against recall of the boxes, a line a finding with true boxes."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    aps = summary.voc[VOC_IOUS[0]].value
+    for f in np.argsort(-np.nan_to_num(aps, nan=-1.0), kind="stable").tolist():
+        curve = summary.curves[f]
+        if curve.true and len(curve.scores):
+            recall, precision = np.append(0, curve.recall), np.append(curve.precision[0], curve.precision)
+            label, line = f"{summary.findings[f]} {aps[f]:.2f}", "-" if f < 10 else "--"
+            axes.step(recall, precision, where="pre", lw=1.4, label=label, color=f"C{f % 10}", linestyle=line)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    axes.set_title(f"Precision and recall of boxes at IoU > {VOC_IOUS[0]:g}; numbers: AP", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def distribution_figure(counts: Mapping[str, np.ndarray], names: Sequence[str], title: str, unit: str) -> Figure:
+    """Bars side by side: how many of each name each of the two counts has."""
+    figure = Figure(figsize=(7, 0.36 * len(names) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(counts)
+    for number_, ((name, of), colour) in enumerate(zip(counts.items(), (_TRUE, _FOUND), strict=False)):
+        places = np.arange(len(names)) + (number_ - (len(counts) - 1) / 2) * height
+        bars = axes.barh(places, of, height, label=name, color=colour)
+        axes.bar_label(bars, [f"{value:,.0f}" for value in of], padding=2, fontsize=6)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit, fontsize=8)
+    axes.margins(x=0.12)
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(counts) > 1:
+        axes.legend(fontsize=8, frameon=False, loc="lower right")
+    return figure
+
+
+def area_figure(shares: Mapping[str, Sequence[np.ndarray]], findings: Sequence[str]) -> Figure:
+    """Box plots of the boxes' areas as shares of the image, by finding, on a log axis."""
+    figure = Figure(figsize=(7, 0.42 * len(findings) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    for (name, of), colour, shift in zip(shares.items(), (_TRUE, _FOUND), (-0.19, 0.19), strict=False):
+        filled = [f for f, values in enumerate(of) if len(values)]
+        if filled:
+            drawn = axes.boxplot(
+                [of[f] for f in filled],
+                positions=[f + shift for f in filled],
+                widths=0.3,
+                orientation="horizontal",
+                patch_artist=True,
+                manage_ticks=False,
+                flierprops={"marker": ".", "markersize": 2, "markeredgecolor": "0.6"},
+                medianprops={"color": "black"},
+            )
+            for patch in drawn["boxes"]:
+                patch.set_facecolor(colour)
+            drawn["boxes"][0].set_label(name)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(findings)), findings, fontsize=8)
+    axes.set_ylim(len(findings) - 0.5, -0.5)
+    axes.set_xlabel("area, share of the image", fontsize=8)
+    axes.set_title("Area of boxes by finding", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False, loc="lower right")
+    return figure

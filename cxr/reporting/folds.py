@@ -1,0 +1,42 @@
+"""What the networks of a k-fold run say together: each fold's metrics, their mean and standard deviation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cxr.reporting import tables
+
+SD = "_sd"
+
+
+def together(folds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each metric over the folds, and as NAME_sd its standard deviation (n − 1).
+
+    NaN where a fold could not measure it: a mean over other folds would be one over other patients.
+    """
+    found: dict[str, float] = {}
+    for name in folds[0]:
+        values = np.array([metrics.get(name, math.nan) for metrics in folds])
+        found |= {name: float(values.mean()), name + SD: float(values.std(ddof=1))}
+    return found
+
+
+def table(folds: Sequence[Mapping[str, float]]) -> str:
+    """A line a metric: mean ± SD, then each fold's value."""
+    found = together(folds)
+    rows = [
+        [
+            name,
+            f"{_number(found[name])} ± {_number(found[name + SD])}",
+            *(_number(metrics.get(name, math.nan)) for metrics in folds),
+        ]
+        for name in sorted(folds[0])
+    ]
+    return tables.markdown(["metric", "mean ± SD", *(f"fold {number}" for number in range(len(folds)))], rows)
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4g}"

@@ -1,0 +1,160 @@
+"""What the judgement of found boxes looks like: tables by threshold, curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cxr.metrics.classification import Intervals
+from cxr.metrics.classification.classification_summary import FEW
+from cxr.metrics.localization import MEASURES, THRESHOLDS, Rates
+from cxr.reporting.tables import csv_text, interval, markdown, number
+
+NAMED = {"iou": "IoU", "iobb": "IoBB"}
+SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)  # thresholds in the page's tables; the CSV has all
+
+
+def accuracy_table(rates: Rates, baselines: Mapping[str, Rates], measure: str) -> str:
+    """Markdown: a row a finding, the mean, then the baselines' means; a column a threshold."""
+    head = ["finding", "images with a box", *(f"T({NAMED[measure]}) = {at:.1f}" for at in SHOWN), "note"]
+    shown = [rates.at(measure, at) for at in SHOWN]
+    rows = [
+        [finding, f"{rates.pairs[f]:,}", *(_of_finding(rates, of, f) for of in shown), _few(int(rates.patients[f]))]
+        for f, finding in enumerate(rates.findings)
+    ]
+    rows.append(["mean", f"{rates.pairs.sum():,}", *(_mean(of) for of in shown), ""])
+    rows += [
+        [f"{name}: mean", "", *(_mean(of.at(measure, at)) for at in SHOWN), ""] for name, of in baselines.items()
+    ]
+    return markdown(head, rows)
+
+
+def false_positives_table(rates: Rates, baselines: Mapping[str, Rates]) -> str:
+    """Markdown: wrong boxes an image at each shown threshold on IoU, and the pointing game."""
+    head = ["finding", "images", *(f"T(IoU) = {at:.1f}" for at in SHOWN), "pointing game (95 %)"]
+    shown = [THRESHOLDS.index(at) for at in SHOWN]
+    rows = [
+        [
+            finding,
+            f"{rates.images[f]:,}",
+            *(number(rates.wrong["iou"][at].value[f], 2) for at in shown),
+            _of_finding(rates, rates.pointing, f),
+        ]
+        for f, finding in enumerate(rates.findings)
+    ]
+    for name, of in {"mean": rates, **{f"{name}: mean": of for name, of in baselines.items()}}.items():
+        rows.append([name, "", *(number(of.wrong["iou"][at].mean, 2) for at in shown), _mean(of.pointing)])
+    return markdown(head, rows)
+
+
+def _of_finding(rates: Rates, of: Intervals, f: int) -> str:
+    """With its interval, which a single patient cannot have."""
+    return interval(of.value[f], of.low[f], of.high[f], 2) if rates.patients[f] > 1 else number(of.value[f], 2)
+
+
+def _mean(of: Intervals) -> str:
+    return interval(of.mean, of.mean_low, of.mean_high, 2)
+
+
+def _few(patients: int) -> str:
+    if patients >= FEW:
+        return ""
+    return f"{patients} patient{'s' * (patients != 1)} with a box: too few to trust the interval"
+
+
+def legend(rates: Rates, resamples: int) -> str:
+    """What the figures mean and what they cannot show, in Markdown."""
+    few = sum(int(patients) < FEW for patients in rates.patients)
+    trust = (
+        f" {few} of {len(rates.findings)} findings have boxes in fewer than {FEW} patients: neither their figures "
+        f"nor the mean, in which each finding counts the same, can tell two networks apart or be set beside "
+        f"published ones."
+        if few
+        else ""
+    )
+    return (
+        "An image with a true box of a finding is right at T(IoU) if a found box of that finding has an intersection "
+        "over union above T with one of its true boxes, and at T(IoBB) if the intersection is more than T of the "
+        "found box (Wang et al. 2017); found boxes of any score count. False positives are found boxes of a finding "
+        "that do not pass, an image, over all images of which it is known whether and where they show it: those with "
+        "its box, those labelled without it, and those whose list of boxes lacks it unless their label says "
+        "otherwise. The pointing game is won where the centre of the box with the highest score lies in a true box, "
+        "and lost where none is found. `random` has one box an image and finding, as large as one of the training "
+        "images' and anywhere; `centre` has the mean box of the training images. Without training boxes their sides "
+        "are 1/16 to 1/2 of the image, and the box is its middle half. Intervals are percentile intervals of "
+        f"{resamples:,} bootstrap resamples of patients with all of their images.{trust}\n"
+    )
+
+
+def gain_table(gains: Mapping[str, Sequence[Intervals]]) -> str:
+    """Markdown: how much higher the mean accuracy of one run is than another's on the same images."""
+    rows = [
+        [f"{NAMED[name]} > {at:.1f}", interval(of.mean, of.mean_low, of.mean_high)]
+        for name in MEASURES
+        for at, of in zip(THRESHOLDS, gains[name], strict=True)
+    ]
+    return markdown(["mean accuracy", "this run minus the other (95 %)"], rows)
+
+
+def csv(named: Mapping[str, Rates]) -> str:
+    """Every figure: a row a way to find boxes, finding, measure and threshold; the mean is a finding."""
+    return csv_text([row for name, rates in named.items() for row in _csv_rows(name, rates)])
+
+
+def _csv_rows(name: str, rates: Rates) -> list[dict[str, Any]]:
+    rows = []
+    for measure in MEASURES:
+        for at, right, wrong in zip(THRESHOLDS, rates.accuracy[measure], rates.wrong[measure], strict=True):
+            head = {"boxes": name, "measure": measure, "threshold": at}
+            for f, finding in enumerate(rates.findings):
+                rows.append(
+                    head
+                    | {"finding": finding, "pairs": int(rates.pairs[f]), "images": int(rates.images[f])}
+                    | {"accuracy": right.value[f], "low": right.low[f], "high": right.high[f]}
+                    | {"false_positives": wrong.value[f], "fp_low": wrong.low[f], "fp_high": wrong.high[f]}
+                )
+            rows.append(
+                head
+                | {"finding": "mean", "pairs": int(rates.pairs.sum()), "images": ""}
+                | {"accuracy": right.mean, "low": right.mean_low, "high": right.mean_high}
+                | {"false_positives": wrong.mean, "fp_low": wrong.mean_low, "fp_high": wrong.mean_high}
+            )
+    return [
+        {key: float(value) if isinstance(value, np.floating) else value for key, value in r.items()} for r in rows
+    ]
+
+
+def curves_figure(rates: Rates, baselines: Mapping[str, Rates]) -> Figure:
+    """Accuracy against threshold, IoU and IoBB: a line a finding, the mean with its interval, the baselines."""
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, measure in zip(panels, MEASURES, strict=True):
+        for f, finding in enumerate(rates.findings):
+            values = [of.value[f] for of in rates.accuracy[measure]]
+            axes.plot(THRESHOLDS, values, lw=1, color=f"C{f % 10}", ls="-" if f < 10 else ":", label=finding)
+        curves(axes, rates, measure, "mean", "black")
+        for (name, of), style in zip(baselines.items(), ("--", ":"), strict=False):
+            means = [at.mean for at in of.accuracy[measure]]
+            axes.plot(THRESHOLDS, means, color="0.45", ls=style, lw=1.5, label=f"{name}, mean")
+        tidy(axes, measure)
+    panels[0].set_ylabel("images with a box in which it is found")
+    panels[1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def curves(axes: Axes, rates: Rates, measure: str, name: str, colour: str) -> None:
+    """The mean accuracy over findings against the threshold, with its interval."""
+    means = rates.accuracy[measure]
+    axes.plot(THRESHOLDS, [of.mean for of in means], color=colour, lw=2, label=name)
+    low, high = [of.mean_low for of in means], [of.mean_high for of in means]
+    axes.fill_between(THRESHOLDS, low, high, color=colour, alpha=0.12, lw=0)
+
+
+def tidy(axes: Axes, measure: str) -> None:
+    axes.set(xlabel=f"threshold on {NAMED[measure]}", ylim=(0, 1), xlim=(THRESHOLDS[0], THRESHOLDS[-1]))
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)

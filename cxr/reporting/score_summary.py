@@ -1,0 +1,82 @@
+"""How the scores of a run are distributed: tables and histograms that need no ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+from cxr.reporting.tables import markdown, number
+
+QUANTILES = {"5th percentile": 0.05, "median": 0.5, "95th percentile": 0.95}
+_COLUMNS, _BINS = 5, 40
+_COLOR = "#1b6ca8"
+
+
+def rejects_table(reasons: Mapping[str, int], images: int) -> str:
+    """Markdown: how many of the images have no scores, by reason."""
+    rows = [[reason, f"{count:,}", share(count, images)] for reason, count in reasons.items()]
+    return markdown(["reason", "images", "share"], rows)
+
+
+def share(count: int, of: int) -> str:
+    """A percentage to read."""
+    return f"{100 * count / of:.1f} %" if of else "–"
+
+
+def quantiles(values: np.ndarray) -> dict[str, float]:
+    """By the names of QUANTILES; NaN where there is no value."""
+    if not len(values):
+        return dict.fromkeys(QUANTILES, float("nan"))
+    return dict(zip(QUANTILES, np.quantile(values, list(QUANTILES.values())).tolist(), strict=True))
+
+
+def finding_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row per finding with its positive images, its boxes if it has some, and QUANTILES of its scores."""
+    boxes = ["boxes"] if rows and "boxes" in rows[0] else []
+    lines = [
+        [row["finding"], f"{row['positive']:,}", share(row["positive"], row["images"])]
+        + [f"{row[name]:,}" for name in boxes]
+        + [number(row[name]) for name in QUANTILES]
+        for row in rows
+    ]
+    return markdown(["finding", "positive images", "share", *boxes, *(f"score, {name}" for name in QUANTILES)], lines)
+
+
+def quantile_table(values: Mapping[str, np.ndarray]) -> str:
+    """Markdown: a row per name with the QUANTILES of its values."""
+    return markdown(["", *QUANTILES], [[name, *map(number, quantiles(of).values())] for name, of in values.items()])
+
+
+def histograms_figure(values: Mapping[str, np.ndarray], title: str, x_label: str, y_label: str) -> Figure:
+    """A panel per name with a histogram of values in [0, 1], its counts on a logarithmic axis.
+
+    Raises:
+        ValueError: no name.
+    """
+    columns = min(_COLUMNS, len(values))
+    if not columns:
+        raise ValueError("no histogram to draw")
+    lines = -(-len(values) // columns)
+    figure = Figure(figsize=(2.3 * columns + 0.6, 1.9 * lines + 0.8), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flatten()
+    for ax, (name, of) in zip(axes, values.items(), strict=False):
+        ax.set_yscale("log")
+        if len(of):
+            ax.hist(of, bins=_BINS, range=(0, 1), color=_COLOR, log=True)
+        ax.set_xlim(0, 1)
+        ax.set_ylim(bottom=0.8)  # a bar of one image shows
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.tick_params(labelsize=7)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.set_title(name.replace("_", " "), fontsize=8)
+    for ax in axes[len(values) :]:
+        ax.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel(x_label, fontsize=9)
+    figure.supylabel(y_label, fontsize=9)
+    return figure

@@ -1,0 +1,1 @@
+"""How a job runs: the Ray cluster, signals, exit codes, progress, the lease on its folder."""

@@ -1,0 +1,213 @@
+"""Joining a Ray cluster, or starting a private one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import ray
+from ray._private import ray_constants, ray_logging
+from ray._private import utils as ray_utils
+from ray._private.state import state
+
+from cxr.errors import ClusterError, UserError
+from cxr.runtime.socket_paths import shorten_temporary_folders
+from cxr.storage import ANONYMOUS, REQUESTER_PAYS, is_local
+
+LOOPBACK = "127.0.0.1"
+CARRIED = (
+    ANONYMOUS,
+    REQUESTER_PAYS,
+    "CXR_STORAGE_PATIENCE_S",
+    "CXR_DECODE_SECONDS",
+    "CXR_DECODE_MEMORY_GIB",
+    "CXR_STALL_WARNING_S",
+)
+OOM_RETRIES = 5  # of a task that the node killed for want of memory; Ray itself would try without end
+STARTS = 3  # of a cluster on this machine, before it is given up
+PROGRESS = re.compile(r" \d+/\d+  loss ")
+NOISE = re.compile(
+    "constructor arguments in the object store|worker processes have been started|Setting up process group|"
+    "Checkpoint successfully created|Reporting training result|Requesting resources|Attempting to start|"
+    "Detected that the Ray Train controller actor"
+)
+# Ray Train tells its autoscaler what it needs every few seconds. Where the machine is too busy for an answer, it logs
+# a traceback and goes on; the next one gets through.
+HARMLESS = re.compile("Failed to (send|cancel) resource request")
+TRACEBACK = re.compile(r"\s|$|Traceback |During handling of|The above exception|[\w.]+(Error|Exception)\b")
+
+
+def connect(cpus: int | None = None) -> None:
+    """Join the cluster this job was submitted to (RAY_ADDRESS), else start one on this machine.
+
+    A cluster started here listens on loopback only, asks for a token, sends no usage statistics, and ends
+    with this process. Its dashboard is on: without one, Tune cannot free the workers of stopped trials.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _leave_signals_alone()
+    _filter_worker_logs()
+    if os.environ.get("RAY_ADDRESS"):
+        _join(os.environ["RAY_ADDRESS"])
+        return
+    _stay_on_loopback()
+    shorten_temporary_folders(before_removal=ray.shutdown)
+    _start_here(cpus)
+
+
+def _start_here(cpus: int | None) -> None:
+    """Start a cluster; on a busy machine Ray's processes may miss its limits of 30 or 60 s, or take a port first.
+
+    Raises:
+        ClusterError: it failed several times.
+    """
+    logging.getLogger("ray._private.services").addFilter(_below_error)  # the log's last lines, at each failure
+    reason = ""
+    for number in range(1, STARTS + 1):
+        running = set(psutil.Process().children(recursive=True))
+        try:
+            return _start(cpus)
+        except Exception as error:  # Ray has no narrower one for this
+            ray.shutdown()
+            _kill(set(psutil.Process().children(recursive=True)) - running)
+            reason = _last_line(error)
+        if number < STARTS:
+            print(f"note: Ray did not start on this machine ({reason}); trying again", flush=True)
+    raise ClusterError(
+        f"Ray did not start on this machine in {STARTS} attempts, the last time for this reason: {reason}. The "
+        f"machine may be too busy, or short of memory, processes or disk: run the same command again when it is not, "
+        f"or set RAY_ADDRESS to join a cluster"
+    )
+
+
+def _below_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR
+
+
+def _kill(processes: set[psutil.Process]) -> None:
+    """End what a failed start leaves running."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
+def _last_line(error: Exception) -> str:
+    """What a failed start says: of a process that failed, Ray quotes the end of its log."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _start(cpus: int | None) -> None:
+    port = _free_port()
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"  # else found by a look at all processes
+    ray.init(
+        address="local",  # else Ray would join whatever it finds on this machine, or wait for one that has ended
+        num_cpus=cpus,
+        include_dashboard=True,
+        dashboard_host=LOOPBACK,
+        dashboard_port=port,
+        _node_ip_address=LOOPBACK,
+        _system_config={"task_oom_retries": OOM_RETRIES},
+        logging_level=logging.WARNING,
+    )
+
+
+def _join(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdigit() and "://" not in address:  # Ray itself would wait for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        ray.init(address="auto", runtime_env=_carried())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it, correct the address, or unset "
+            f"RAY_ADDRESS to run on this machine alone"
+        ) from error
+
+
+def _carried() -> dict[str, Any]:
+    """Variables that this job was given, for workers, whose environment is that of their machines."""
+    carried = {name: os.environ[name] for name in CARRIED if name in os.environ}
+    if carried:  # they may come from the runtime environment the job was submitted with: Ray must not mind
+        os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+    return {"env_vars": carried} if carried else {}
+
+
+def _leave_signals_alone() -> None:
+    """Keep the job's handlers: Ray's own end it with other exit codes, in C++ with a stack trace and SIGABRT."""
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+    ray_utils.set_sigterm_handler = lambda handler: None
+
+
+def _filter_worker_logs() -> None:
+    """Show every progress line, which Ray would merge as like ones, and leave out what no reader can act on.
+
+    Ray's log folder has all of it.
+    """
+    for lines in (ray_logging.stdout_deduplicator, ray_logging.stderr_deduplicator):
+        lines.allow_re, lines.skip_re = PROGRESS, NOISE
+        if not isinstance(lines.deduplicate, WithoutHarmlessTracebacks):
+            lines.deduplicate = WithoutHarmlessTracebacks(lines.deduplicate)
+
+
+class WithoutHarmlessTracebacks:
+    """Drops lines that match HARMLESS, and the traceback that follows, from batches of one process's lines each."""
+
+    def __init__(self, show: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> None:
+        self._show = show
+        self._inside: set[tuple[Any, Any]] = set()  # processes whose last line was dropped
+
+    def __call__(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        source = batch.get("ip"), batch.get("pid")
+        shown = []
+        for line in batch["lines"]:
+            if HARMLESS.search(line):
+                self._inside.add(source)
+            elif source not in self._inside or not TRACEBACK.match(line):
+                self._inside.discard(source)
+                shown.append(line)
+        return self._show(batch | {"lines": shown})
+
+
+def _stay_on_loopback() -> None:
+    """Keep Ray from swapping 127.0.0.1 for the machine's address, as it does on Linux, here and in its processes."""
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind((LOOPBACK, 0))
+        return one.getsockname()[1]
+
+
+def total(resource: str) -> float:
+    """How much of "CPU" or "GPU" the cluster has, busy or not, machines counted that it may still start."""
+    largest = state.get_max_resources_from_cluster_config() or {}
+    return float(max(ray.cluster_resources().get(resource, 0), largest.get(resource, 0)))
+
+
+def free() -> str:
+    """What of the cluster is unused now: "0 of 2 CPUs are free"."""
+    available, whole = ray.available_resources(), ray.cluster_resources()
+    shown = [f"{available.get(name, 0):g} of {whole[name]:g} {name}s" for name in ("CPU", "GPU") if whole.get(name)]
+    return f"{' and '.join(shown) or '0 CPUs'} are free"
+
+
+def check_shared(uri: str) -> None:
+    """Raise UserError where `uri` is a local path but the cluster has, or may start, several machines."""
+    hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    grows = total("CPU") > ray.cluster_resources().get("CPU", 0)
+    if is_local(uri) and (len(hosts) > 1 or grows) and not os.environ.get("CXR_SHARED_FILESYSTEM"):
+        raise UserError(
+            f"{uri} is a local path, but this cluster has, or may start, several machines: give an s3:// or "
+            f"gs:// URI, or set CXR_SHARED_FILESYSTEM=1 if that path is the same shared folder on all of them"
+        )

@@ -1,0 +1,168 @@
+"""How every job starts and ends: options, result.json, exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Generic, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
+
+import tyro
+
+from cxr import storage
+from cxr.errors import ClusterError, UserError
+from cxr.runtime import lease, provenance
+from cxr.runtime.interrupt import Interruption
+
+_APPENDS = set(get_args(tyro.conf.UseAppendAction[int])[1:])  # how tyro marks an option that can be repeated
+DONE, FAILED, MISUSED = 0, 1, 2
+
+
+class HasOut(Protocol):
+    @property
+    def out(self) -> str: ...
+
+
+Options = TypeVar("Options", bound=HasOut)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketOptions:
+    """Access to buckets, where the standard variables (AWS_PROFILE, AWS_ENDPOINT_URL, …) do not say it all."""
+
+    anonymous: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[BUCKET ...]")] = None
+    """Read these S3 and Google buckets without credentials, or all buckets if none is named."""
+    requester_pays: bool = False
+    """Agree to pay for requests to S3 buckets whose users pay."""
+
+    def apply(self) -> None:
+        """Set the variables that storage reads, here and in the workers of a cluster that comes later."""
+        if self.anonymous is not None:
+            names = (re.sub(r"^\w+://|/.*", "", name) for name in self.anonymous)  # a bucket's URI names it, too
+            os.environ[storage.ANONYMOUS] = ",".join(names) or "*"
+        if self.requester_pays:
+            os.environ[storage.REQUESTER_PAYS] = "1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(Generic[Options]):
+    """A command line: what the job takes, and what every job takes."""
+
+    job: Annotated[Options, tyro.conf.arg(name="")]
+    buckets: BucketOptions = field(default_factory=BucketOptions)
+
+
+def parse(options_type: type[Options], arguments: Sequence[str], description: str = "") -> Command[Options]:
+    """Parse a job's command line; exits with 2 where it cannot be understood."""
+    _check_given_once(arguments, options_type)
+    command = cast(Any, Command)[options_type]
+    return tyro.cli(command, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Options]) -> None:
+    """Parse the command line, run `main`, write OUT/result.json, print its path last, exit.
+
+    Exits with 0 when done, 2 on a mistake in what was given (its message alone is printed), 130 after SIGINT, 143
+    after SIGTERM, and 1 on any other failure (with a traceback, unless it was the cluster's).
+    """
+    command = parse(options_type, sys.argv[1:], sys.modules["__main__"].__doc__ or "")
+    command.buckets.apply()
+    interruption = Interruption(_interrupted(command.job))
+    try:
+        code, error = _outcome(main, command.job)
+    finally:
+        if interruption.number:
+            interruption.end()  # says no more of what it made Ray raise
+    if error:
+        print(error, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _interrupted(options: object) -> str:
+    resume = ", with --resume if training had begun" if _has_resume(options) else ""
+    return f"interrupted; the same command continues{resume}"
+
+
+def _has_resume(options: object) -> bool:
+    """Whether the options, or options within them, have one named `resume`."""
+    if not dataclasses.is_dataclass(options):
+        return False
+    return any(f.name == "resume" or _has_resume(getattr(options, f.name)) for f in dataclasses.fields(options))
+
+
+def _check_given_once(arguments: Sequence[str], options_type: type) -> None:
+    """Exit where an option that takes one value is given several times: the parser would use the last one alone."""
+    names = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
+    repeated = {f"--{name.replace('_', '-')}" for name in _repeatable(options_type)}
+    for name, count in Counter(names).items():
+        if count > 1 and name not in repeated:
+            print(f"error: expected one {name}, got {count}: give it once", file=sys.stderr, flush=True)
+            sys.exit(MISUSED)
+
+
+def _repeatable(options_type: type) -> Iterator[str]:
+    """Names of the fields, nested ones included, of which every occurrence on the command line counts."""
+    for name, hint in get_type_hints(options_type, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _repeatable(cast(type, hint))
+        elif get_origin(hint) is Annotated and set(hint.__metadata__) >= _APPENDS:
+            yield name
+
+
+def _outcome(main: Callable[[Options], dict[str, Any]], options: Options) -> tuple[int, str]:
+    """Run `main`; the exit code, and what there is to say of an error."""
+    start = time.monotonic()
+    try:
+        _check_out(options.out)
+        with lease.held(options.out):
+            result = main(options)
+            print(write_result(options, result, time.monotonic() - start), flush=True)
+        return DONE, ""
+    except UserError as mistake:
+        return MISUSED, f"error: {mistake}"
+    except ClusterError as failure:
+        return FAILED, f"error: {failure}"
+    except Exception:
+        return FAILED, traceback.format_exc().rstrip()
+
+
+def _check_out(out: str) -> None:
+    """Look at the place of the results before anything starts: hours later would be a bad time to find it shut."""
+    if "working_dir_files" in storage.normalise(out).split("/"):
+        print(
+            f"note: --out {out} lies in this submitted job's copy of the working directory, which Ray "
+            f"deletes in the end: give an absolute path or a URI to keep the results",
+            flush=True,
+        )
+    storage.check_writable(out)
+
+
+def write_result(options: Any, result: dict[str, Any], seconds: float) -> str:
+    """Write OUT/result.json: the job's name, its settings, versions, duration and what it returned."""
+    uri = storage.join(storage.normalise(options.out), "result.json")
+    head = {
+        "job": Path(sys.argv[0]).stem,
+        "settings": dataclasses.asdict(options),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "seconds": round(seconds, 1),
+    }
+    storage.write_json(uri, _finite(head | result))
+    return uri
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for each number that JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,129 @@
+"""The project's files as a pyarrow filesystem for Ray: with the same patience, and each file whole or absent."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from cxr.storage.errors import explained
+from cxr.storage.files import fetched, writing
+from cxr.storage.filesystems import filesystem
+from cxr.storage.retries import retried
+from cxr.storage.uri import NotFound, check_no_empty_folder, normalise
+
+
+def ray_storage(uri: str) -> tuple[str, fs.FileSystem]:
+    """`storage_path` and `storage_filesystem` for Ray's RunConfig.
+
+    Ray writes checkpoints and its own records through them. pyarrow's clients, which Ray would make itself, give up
+    after seconds, forget their retry strategy on the way to a worker, and leave torn files on a full disk.
+    """
+    check_no_empty_folder(uri)
+    scheme, mark, path = normalise(uri).rpartition("://")
+    return path, fs.PyFileSystem(_Patient(scheme + mark))
+
+
+class _Patient(fs.FileSystemHandler):
+    """Asks pyarrow's filesystem of this process, again and again; missing files are FileNotFoundError."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix  # "s3://", or nothing for local disks
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Patient) and other.prefix == self.prefix
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.prefix)
+
+    def _ask(self, operation: str, path: str, *values: Any, **options: Any) -> Any:
+        uri = self.prefix + path
+
+        def ask() -> Any:
+            return getattr(filesystem(uri)[0], operation)(*values, **options)
+
+        try:
+            return retried(uri, ask)
+        except NotFound as error:
+            raise FileNotFoundError(str(error)) from error
+
+    def get_type_name(self) -> str:
+        return f"cxr+{self.prefix or 'file://'}"
+
+    def normalize_path(self, path: str) -> str:
+        return path
+
+    def get_file_info(self, paths: list[str]) -> Any:
+        return self._ask("get_file_info", paths[0], paths) if paths else []
+
+    def get_file_info_selector(self, selector: fs.FileSelector) -> Any:
+        return self._ask("get_file_info", selector.base_dir, selector)
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        if self.prefix != "s3://":  # which has no folders
+            self._ask("create_dir", path, path, recursive=recursive)
+
+    def delete_dir(self, path: str) -> None:
+        self._ask("delete_dir", path, path)
+
+    def delete_dir_contents(self, path: str, missing_dir_ok: bool) -> None:
+        self._ask("delete_dir_contents", path, path, missing_dir_ok=missing_dir_ok)
+
+    def delete_root_dir_contents(self) -> None:
+        raise NotImplementedError("a whole disk or bucket is never deleted")
+
+    def delete_file(self, path: str) -> None:
+        self._ask("delete_file", path, path)
+
+    def move(self, src: str, dest: str) -> None:
+        self._ask("move", src, src, dest)
+
+    def copy_file(self, src: str, dest: str) -> None:
+        self._ask("copy_file", src, src, dest)
+
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        return self.open_input_file(path)
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        try:
+            return pa.PythonFile(fetched(self.prefix + path), mode="r")
+        except NotFound as error:
+            raise FileNotFoundError(str(error)) from error
+
+    def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:
+        return pa.PythonFile(_Outgoing(self.prefix + path), mode="w")
+
+    def open_append_stream(self, path: str, metadata: Any) -> pa.NativeFile:
+        raise NotImplementedError("files are written as a whole")
+
+
+class _Outgoing:
+    """A file that appears at its URI when it is closed."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._stack = uri, ExitStack()
+        self._stream = self._stack.enter_context(writing(uri))
+        self.closed = False
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._stream.write(data)
+        except OSError as error:
+            self.closed = True
+            with suppress(OSError):
+                self._stack.__exit__(*sys.exc_info())
+            raise explained(self._uri, error) from error
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._stack.close()

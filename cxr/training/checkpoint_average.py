@@ -1,0 +1,49 @@
+"""The mean of a run's best networks, made once, at its end (as in Izmailov et al. 2018, arXiv 1803.05407)."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from collections.abc import Sequence
+
+import ray.train
+import torch
+from torch import Tensor, nn
+
+from cxr.families import checkpoint
+from cxr.families.base import Recipe
+from cxr.training.engine import Engine
+
+AVERAGE = "average"  # the stage that its row in the log names
+
+
+def best_kept(recipe: Recipe, count: int) -> list[ray.train.ReportedCheckpoint]:
+    """At most `count` epochs of this run that are kept and ranked, the best first; the same list on every worker."""
+    sign = 1 if recipe.mode == "max" else -1
+    ranked = [
+        one
+        for one in ray.train.get_all_reported_checkpoints()
+        if one.metrics["stage"] != AVERAGE and math.isfinite(one.metrics[recipe.monitor])
+    ]
+    order = sorted(ranked, key=lambda one: (sign * one.metrics[recipe.monitor], one.metrics["epoch"]), reverse=True)
+    return order[:count]
+
+
+def averaged_network(kept: Sequence[ray.train.Checkpoint], engine: Engine) -> nn.Module:
+    """A new network with the mean of the kept ones' weights; the engine's task gets the first one's state."""
+    states: list[dict[str, Tensor]] = []
+    for one in kept:
+        states.append(_loaded(one, checkpoint.WEIGHTS))
+        if len(states) == 1:
+            checkpoint.restore_task_state(engine.task, _loaded(one, checkpoint.TASK))
+    network = copy.deepcopy(engine.shipped())
+    network.load_state_dict(checkpoint.averaged(states))
+    return network
+
+
+def _loaded(kept: ray.train.Checkpoint, name: str) -> dict[str, Tensor]:
+    """One file of a checkpoint: what resuming needs is larger, and stays where it is."""
+    assert kept.filesystem is not None
+    with kept.filesystem.open_input_stream(f"{kept.path}/{name}") as file:
+        return torch.load(io.BytesIO(file.read()), weights_only=True, map_location="cpu")

@@ -1,0 +1,286 @@
+"""fit(): one training run on Ray Train, from any archive to a checkpoint at any URI."""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+from ray.exceptions import RayTaskError
+from ray.train import (
+    CheckpointConfig,
+    DataConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+)
+from ray.train.torch import TorchTrainer
+
+from cxr import storage
+from cxr.data import ray_data, sampling, shards
+from cxr.data.batch import stored
+from cxr.errors import UserError
+from cxr.families import checkpoint, lung_crop
+from cxr.families.base import Recipe, check_size
+from cxr.families.compatibility import check_raw, fold_of
+from cxr.runtime import cluster
+from cxr.training.options import RunOptions
+from cxr.training.run_log import RunLog, best_row, read_metrics
+from cxr.training.worker import train_worker
+
+CACHE_BYTES = 1 << 28  # of pixels that each worker keeps in memory
+
+
+class TrainingStopped(RuntimeError):
+    """Training could not go on; the message says why. Checkpoints of earlier epochs are kept."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a run gave: the best epoch's checkpoint and metrics, and how many epochs were trained."""
+
+    checkpoint: str
+    metrics: dict[str, float]
+    epochs: int
+
+
+def fit(
+    recipe: Recipe,
+    archive: str,
+    out: str,
+    options: RunOptions | None = None,
+    *,
+    source: str = "auto",
+    name: str = "train",
+    callbacks: Sequence[UserCallback] = (),
+) -> Fitted:
+    """Train `recipe` on the train split of `archive` (shards, or a raw archive), validating on its val split; or, in
+    folds, on all of these two splits' patients but one fold, which validates.
+
+    Writes OUT/checkpoint (the best), OUT/NAME/epoch_* (best and last, for resuming) and average_*, OUT/metrics.jsonl
+    and OUT/tensorboard. Call `recipe.resolved(out)` first, or `resumed`: workers apply the recipe as it is,
+    and read weights from URIs alone.
+
+    Raises:
+        UserError: the recipe names weights other than by URI; OUT holds a run already and `options.resume` is off, or
+            holds none and it is on; storage failed for longer than it is waited for, as often as workers may die.
+        TrainingStopped: a loss term stopped being finite, or an epoch gave no batch.
+        ray.train.TrainingFailedError: workers died more often than `options.max_failures`.
+    """
+    options = options or RunOptions()
+    out = storage.normalise(out)
+    if recipe.unresolved:
+        raise UserError(
+            f"{', '.join(recipe.unresolved)}: expected the URI of weights; call recipe.resolved(out) before fit"
+        )
+    check_resume(storage.join(out, name), options.resume)
+    _check_batch(recipe, options)
+    data, findings, datasets = _describe(archive, recipe, source)
+    room(options, raw=bool(datasets))
+    gpu = uses_gpu(options)
+    config = {
+        "recipe": recipe.to_dict(),
+        "findings": list(findings),
+        "data": data,
+        "compile": options.compile,
+        "average": options.average,
+        "threads": options.cpus_per_worker,
+    }
+    trainer = Trainer(
+        train_worker,
+        train_loop_config=config,
+        scaling_config=_scaling(options, gpu),
+        run_config=_run_config(recipe, out, name, options, callbacks),
+        datasets=datasets,
+        dataset_config=EachRowOnce() if datasets else None,
+    )
+    return _finish(_result(trainer), recipe, out, name)
+
+
+def check_resume(run: str, resume: bool) -> None:
+    """Raise UserError where a run would be started over another, or resumed where there is none."""
+    if storage.exists(run) and not resume:
+        raise UserError(f"{run} holds a run already: give --resume to go on with it, or another --out")
+    if resume and not storage.exists(run):
+        raise UserError(
+            f"{run} holds no run to resume: give the --out of the run to go on with, or leave --resume out"
+        )
+
+
+def begun_with(out: str, name: str = "train") -> dict[str, Any] | None:
+    """The settings, as `Recipe.to_dict` gives them, of the checkpoint from which the run in OUT/NAME would go on.
+
+    None: it has none, and training begins.
+    """
+    rows = read_metrics(out)
+    last = storage.join(out, name, rows[-1]["checkpoint"]) if rows else ""
+    there = bool(last) and storage.exists(storage.join(last, checkpoint.ABOUT))
+    return checkpoint.read_about(last)["recipe"] if there else None
+
+
+def _check_batch(recipe: Recipe, options: RunOptions) -> None:
+    if options.min_workers is None and recipe.batch_size % options.workers:
+        raise UserError(
+            f"batch_size={recipe.batch_size} cannot be shared equally by {options.workers} workers: "
+            f"give a multiple of {options.workers}"
+        )
+
+
+def uses_gpu(options: RunOptions) -> bool:
+    """Whether workers train on GPUs, one each."""
+    return options.device == "gpu" or (options.device == "auto" and cluster.total("GPU") > 0)
+
+
+def room(options: RunOptions, *, raw: bool, beside: float = 0.0) -> int:
+    """How many runs with these options the cluster can hold at once, machines counted that it may still start.
+
+    Args:
+        raw: a raw archive is streamed, for which a CPU must stay free.
+        beside: CPUs that each run takes besides its workers'.
+
+    Raises:
+        UserError: not even one.
+    """
+    workers, cpus, gpus = options.min_workers or options.workers, cluster.total("CPU"), cluster.total("GPU")
+    if uses_gpu(options) and gpus < workers:
+        remedy = f"give --workers {gpus:g}, or --device cpu" if gpus else "give --device cpu, or run where GPUs are"
+        raise UserError(f"expected {workers} GPUs, one for each worker, the cluster has {gpus:g}: {remedy}")
+    fits = math.floor((cpus - raw) / (workers * options.resources_per_worker["CPU"] + beside))
+    if uses_gpu(options):
+        fits = min(fits, math.floor(gpus / workers))
+    if fits < 1:
+        raise UserError(
+            f"the cluster has {cpus:g} CPUs: too few for a run of {workers} workers with {options.cpus_per_worker:g} "
+            f"CPUs each{', and a CPU for decoding' * raw}. Lower --workers or --cpus-per-worker, or add machines"
+        )
+    return fits
+
+
+def _describe(archive: str, recipe: Recipe, source: str) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]:
+    """What workers must know of the data; for a raw archive also the Ray Data streams they share."""
+    archive = storage.normalise(archive)
+    if shards.is_shards(archive):
+        info = shards.read_info(archive)
+        _check_splits(info, fold_of(recipe))
+        check_size(recipe, info.pixels.size)
+        lung_crop.check_shards(info, lung_crop.of_recipe(recipe))
+        shards.check_enhanced(info, recipe.enhancement)
+        return {"shards": archive, "cache_bytes": CACHE_BYTES}, info.findings, {}
+    check_raw(recipe, archive)
+    datasets, findings, rows = ray_data.open_streams(
+        archive, recipe.size, source, columns=stored(recipe.columns), seed=recipe.seed
+    )
+    return {"rows": rows, "findings": list(findings)}, findings, datasets
+
+
+def _check_splits(info: shards.ShardInfo, fold: sampling.Fold | None) -> None:
+    """Raise UserError unless there is something to train on and something to validate with."""
+    train, val = info.rows("train"), info.rows("val")
+    if max(train, val) == 0 or (fold is None and min(train, val) == 0):
+        raise UserError(
+            f"{info.uri} has {train} usable images in its train split and {val} in its val split, and {info.rejects} "
+            f"that cannot be used: both splits are needed. Give an archive of more patients, or mend its images"
+        )
+
+
+def _run_config(
+    recipe: Recipe, out: str, name: str, options: RunOptions, callbacks: Sequence[UserCallback]
+) -> RunConfig:
+    kept = CheckpointConfig(
+        num_to_keep=options.num_to_keep,
+        checkpoint_score_attribute=recipe.monitor,
+        checkpoint_score_order=recipe.mode,
+    )
+    path, files = storage.ray_storage(out)
+    return RunConfig(
+        name=name,
+        storage_path=path,
+        storage_filesystem=files,
+        failure_config=FailureConfig(max_failures=options.max_failures),
+        checkpoint_config=kept,
+        callbacks=[RunLog(out, name, recipe.monitor), *callbacks],
+    )
+
+
+def _scaling(options: RunOptions, gpu: bool) -> ScalingConfig:
+    workers = options.workers if options.min_workers is None else (options.min_workers, options.workers)
+    return ScalingConfig(
+        num_workers=workers,
+        use_gpu=gpu,
+        resources_per_worker=options.resources_per_worker | ({"GPU": 1} if gpu else {}),
+    )
+
+
+def _result(trainer: TorchTrainer) -> ray.train.Result:
+    try:
+        return trainer.fit()
+    except TrainingFailedError as error:
+        mistake = next(filter(None, map(mistake_in, _failures(error))), None)
+        if mistake is None:
+            raise
+        raise UserError(f"{mistake}. Finished epochs are kept: --resume goes on from there") from error
+
+
+def _failures(error: TrainingFailedError) -> list[Any]:
+    """What went wrong in each worker, or in the process that controls them."""
+    return [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+
+
+def mistake_in(error: Any) -> str | None:
+    """The message of the UserError, or of the full disk, in an exception as Ray hands it on: wrapped, often twice."""
+    while error is not None:
+        if isinstance(error, RayTaskError):  # of its cause's type as well, with all of the traceback as its text
+            error = error.cause
+        if isinstance(error, UserError):
+            return str(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{error.filename or 'a disk'}: {error.strerror}: make room"
+        error = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+def _finish(result: ray.train.Result, recipe: Recipe, out: str, name: str) -> Fitted:
+    """Put the best checkpoint at OUT/checkpoint, where it is found without knowing the epoch."""
+    returned = result.return_value or {}
+    if "misuse" in returned:
+        raise UserError(returned["misuse"])
+    if "stopped" in returned:
+        raise TrainingStopped(returned["stopped"])
+    rows = read_metrics(out)
+    best = best_row(rows, recipe)
+    if best is None:
+        refused = rows[-1].get("refused") if rows else None
+        raise TrainingStopped(
+            f"every epoch was refused, the last as {refused}: change what leads there, lr for one"
+            if refused
+            else f"{recipe.monitor} was NaN in every epoch: is there anything to measure it by?"
+        )
+    kept = checkpoint.copy_for_scoring(storage.join(out, name, best["checkpoint"]), storage.join(out, "checkpoint"))
+    return Fitted(kept, checkpoint.read_about(kept)["metrics"], rows[-1]["epoch"])
+
+
+class Trainer(TorchTrainer):
+    """A TorchTrainer that leaves Ctrl-C to the job: Ray's own handler would end it with exit code 0."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
+class EachRowOnce(DataConfig):
+    """Deals train rows in equal shares, so that workers step alike, and every other split whole: no row is lost."""
+
+    def configure(
+        self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
+    ) -> Any:
+        shares: list[dict[str, Any]] = [{} for _ in range(world_size)]
+        for split, rows in datasets.items():
+            rows.context.execution_options = self._resolve_execution_options(split)
+            parts = rows.streaming_split(world_size, equal=split == "train", locality_hints=worker_node_ids)
+            for share, part in zip(shares, parts, strict=True):
+                share[split] = part
+        return shares

@@ -1,0 +1,114 @@
+"""Where a worker's batches come from: shards read directly, or a raw archive streamed by Ray Data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+import ray.train
+from ray.data import DataIterator
+
+from cxr import schema
+from cxr.data import shards
+from cxr.data.batch import Batch, to_columns, to_tensors
+from cxr.data.shard_loader import ShardStream
+from cxr.families.base import Recipe, Workers
+from cxr.families.compatibility import fold_of, sampling_of
+from cxr.runtime import cluster
+from cxr.runtime.progress import warned
+from cxr.schema import PixelFormat
+
+
+class Stream(Protocol):
+    """One worker's share of a split."""
+
+    @property
+    def steps(self) -> int: ...
+    def train(self, epoch: int) -> Iterator[Batch]: ...
+    def every(self) -> Iterator[Batch]: ...
+
+
+@dataclass
+class ArchiveStream:
+    """One worker's share of a Ray Data stream of schema rows, decoded anew in each pass.
+
+    Args:
+        rows: how many rows the split lists; rejected images make it fewer, so `steps` is an upper bound.
+    """
+
+    iterator: DataIterator
+    columns: tuple[str, ...]
+    pixels: PixelFormat
+    batch_size: int
+    rows: int
+    world: int
+    mask_label: str = schema.LUNGS
+    findings: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        return max(1, self.rows // (self.batch_size * self.world))
+
+    def train(self, epoch: int) -> Iterator[Batch]:
+        """Whole batches only; Ray Data deals equal shares, its blocks in a new order in each pass."""
+        return self._batches(drop_last=self.rows >= self.batch_size * self.world)
+
+    def every(self) -> Iterator[Batch]:
+        return self._batches(drop_last=False)
+
+    def _batches(self, drop_last: bool) -> Iterator[Batch]:
+        tables = self.iterator.iter_batches(
+            batch_size=self.batch_size, batch_format="pyarrow", drop_last=drop_last, prefetch_batches=2
+        )
+        for rows in warned(tables, lambda: f"images to be decoded, while {cluster.free()}"):
+            assert isinstance(rows, pa.Table)
+            columns = to_columns(rows, self.columns, self.pixels, self.mask_label, self.findings)
+            yield to_tensors(columns, self.pixels)
+
+
+def share(recipe: Recipe, workers: Workers) -> int:
+    """Images of a worker in a step."""
+    return max(1, round(recipe.batch_size / workers.size))
+
+
+def open_streams(data: dict[str, Any], recipe: Recipe, workers: Workers) -> tuple[Stream, Stream]:
+    """This worker's shares of the train and the val split; `data` is what `fit` made of the archive's URI."""
+    own = share(recipe, workers)
+    if "shards" in data:
+        info = shards.read_info(data["shards"])
+        train, val = (
+            ShardStream(
+                info,
+                split,
+                recipe.columns,
+                batch_size=own,
+                rank=workers.rank,
+                world=workers.size,
+                seed=recipe.seed,
+                cache_bytes=data["cache_bytes"],
+                mask_label=recipe.mask_label,
+                fold=fold_of(recipe),
+                sampling=sampling_of(recipe) if split == "train" else None,
+            )
+            for split in ("train", "val")
+        )
+        return train, val
+    pixels = PixelFormat(recipe.size)
+    shares = {split: ray.train.get_dataset_shard(split) for split in ("train", "val")}
+    train, val = (
+        ArchiveStream(
+            share,
+            recipe.columns,
+            pixels,
+            own,
+            data["rows"][split],
+            workers.size,
+            recipe.mask_label,
+            tuple(data["findings"]),
+        )
+        for split, share in shares.items()
+        if share is not None
+    )
+    return train, val

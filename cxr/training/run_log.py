@@ -1,0 +1,108 @@
+"""The record of a run: every metric to metrics.jsonl and TensorBoard, a line an epoch for the reader."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.train import Checkpoint, UserCallback
+from torch.utils.tensorboard import SummaryWriter
+
+from cxr import storage
+from cxr.families.base import Recipe
+from cxr.training.checkpoint_average import AVERAGE
+
+METRICS_FILE, TENSORBOARD = "metrics.jsonl", "tensorboard"
+
+
+class RunLog(UserCallback):
+    """Writes what workers report, from the process that controls the run.
+
+    Object stores cannot append, so there the whole file is written anew each epoch: a few kilobytes.
+    """
+
+    def __init__(self, out: str, name: str, monitor: str) -> None:
+        self.out, self.name, self.monitor = out, name, monitor
+        self._lines: list[str] | None = None
+        self._board: Board | None = None
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        row = {key: value for key, value in metrics[0].items() if key != "applied"}
+        if row.get("stage") != AVERAGE:
+            row["images_per_s"] = sum(worker["images_per_s"] for worker in metrics) / len(metrics)
+        if checkpoint is not None:
+            row["checkpoint"] = storage.name(checkpoint.path)
+        self._append(row)
+        if row.get("stage") != AVERAGE:  # it would be a second value at the last epoch
+            self._board = self._board or Board(storage.join(self.out, TENSORBOARD))
+            self._board.write(row)
+        print(self.line(row), flush=True)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        """Add a row; rows of epochs that a restart repeats give way to the new ones. Averages follow their epoch."""
+        if self._lines is None:
+            self._lines = [json.dumps(old) for old in read_metrics(self.out)]
+        self._lines = [line for line in self._lines if _order(json.loads(line)) < _order(row)]
+        self._lines.append(json.dumps(row))
+        storage.write_text(storage.join(self.out, METRICS_FILE), "\n".join(self._lines) + "\n")
+
+    def line(self, row: dict[str, Any]) -> str:
+        """E.g. `train 3/20  loss 0.412  correlation 0.8123  310 images/s  0:42 left`."""
+        if row.get("stage") == AVERAGE:
+            return f"{self.name} average of epochs {row['averaged']}  {self.monitor} {row[self.monitor]:.4f}"
+        left = round(row["seconds"] / row["epoch"] * (row["epochs"] - row["epoch"]))
+        value = row.get(f"stage/{self.monitor}", row[self.monitor])
+        parts = [
+            f"{self.name} {row['epoch']}/{row['epochs']}",
+            row.get("stage", ""),
+            f"loss {row['train/loss']:.4g}",
+            f"{self.monitor} {value:.4f}" if math.isfinite(value) else "",
+            f"{row['images_per_s']:.0f} images/s",
+            f"{left // 60}:{left % 60:02d} left",
+            f"refused, {row['refused']}" if "refused" in row else "",
+        ]
+        return "  ".join(filter(None, parts))
+
+
+def _order(row: dict[str, Any]) -> tuple[int, bool]:
+    return row["epoch"], row.get("stage") == AVERAGE
+
+
+class Board:
+    """TensorBoard event files at any URI: written locally, then copied to an object store."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.folder = Path(uri) if storage.is_local(uri) else Path(tempfile.mkdtemp(prefix="cxr-tensorboard-"))
+        self.writer = SummaryWriter(str(self.folder))
+
+    def write(self, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if isinstance(value, (int, float)) and math.isfinite(value) and name != "epoch":
+                self.writer.add_scalar(name, value, row["epoch"])
+        self.writer.flush()
+        if not storage.is_local(self.uri):
+            self._upload()
+
+    def _upload(self) -> None:
+        try:
+            storage.upload_folder(self.folder, self.uri)
+        except storage.StorageError as error:  # the next epoch brings these too: no reason to stop training
+            print(f"note: TensorBoard's files were not copied: {error}", flush=True)
+
+
+def best_row(rows: Sequence[dict[str, Any]], recipe: Recipe) -> dict[str, Any] | None:
+    """The best epoch by the recipe's monitor, the latest of equals as Ray Train keeps it; None if all are NaN."""
+    sign = 1 if recipe.mode == "max" else -1
+    finite = [row for row in rows if math.isfinite(row[recipe.monitor])]
+    return max(reversed(finite), key=lambda row: sign * row[recipe.monitor], default=None)
+
+
+def read_metrics(out: str) -> list[dict[str, Any]]:
+    """Rows of a run's metrics.jsonl, one an epoch and one an average of epochs; empty where there is none yet."""
+    uri = storage.join(out, METRICS_FILE)
+    return [json.loads(line) for line in storage.read_text(uri).splitlines()] if storage.exists(uri) else []

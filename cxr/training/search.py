@@ -1,0 +1,333 @@
+"""search(): Ray Tune with Optuna around fit(); one trial is one Ray Train run."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from optuna.distributions import BaseDistribution
+from ray import tune
+from ray._private import worker as ray_worker
+from ray.train import Checkpoint, UserCallback
+from ray.tune import ResultGrid
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from cxr import storage
+from cxr.data import shards
+from cxr.errors import UserError
+from cxr.families import checkpoint, recipe_from_dict
+from cxr.families.base import Recipe
+from cxr.reporting.pareto import marked
+from cxr.reporting.trials import Trial
+from cxr.training.fit import fit, room
+from cxr.training.options import RunOptions
+from cxr.training.run_log import best_row, read_metrics
+
+NAME, ABOUT, FAILED = "search", "search.json", "failed.json"
+TRIAL_CPU = 0.01  # of the process that looks after a trial; its workers hold the rest
+TRIALS = "trials"  # folder of the trials' runs
+# What Tune is told of a trial's best epoch so far: its metrics, NaN before there is one, for the sampler; its
+# monitor for early stopping, which takes means and so needs a finite value, however bad.
+BEST, STANDING, WORST = "best_{}", "standing", 1e30
+
+
+class Failed(RuntimeError):
+    """A trial that failed by itself, which would end the same way in a second attempt."""
+
+
+class Mismatch(RuntimeError):
+    """A worker trained with another setting than the search had drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How the search goes about."""
+
+    trials: int = 8
+    """Settings to try."""
+    fixed: tuple[str, ...] = ()
+    """Settings to leave as the recipe has them rather than to search, e.g. classifier."""
+    search_seed: int = 0
+    """Seed of the sampler (TPE)."""
+    objectives: tuple[str, ...] = ()
+    """Metrics to weigh against each other, e.g. mean_auroc psnr; empty for the recipe's monitor alone."""
+    grace: int = 0
+    """Epochs of its last stage that every trial gets before it may be stopped early; 0 for a quarter of them."""
+    at_once: int | None = None
+    """Trials to run at the same time; unset for as many as the cluster has room for."""
+
+
+class CheckApplied(UserCallback):
+    """Ends a trial whose workers report other settings than were drawn."""
+
+    def __init__(self, drawn: Mapping[str, Any]) -> None:
+        self.drawn = dict(drawn)
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        for rank, reported in enumerate(metrics):
+            check_applied(self.drawn, reported["applied"], rank)
+
+
+def check_applied(drawn: Mapping[str, Any], applied: Mapping[str, Any], rank: int = 0) -> None:
+    """Raise Mismatch unless every drawn value is what the worker of `rank` says it trained with."""
+    wrong = [f"{k}: drawn {v!r}, applied {applied.get(k)!r}" for k, v in drawn.items() if applied.get(k) != v]
+    if wrong:
+        raise Mismatch(f"worker {rank} trained with another recipe than was drawn: {'; '.join(wrong)}")
+
+
+class ReportBest(TuneReportCallback):
+    """Tells Tune with every epoch what the trial's best epoch so far gave: the one that the table will show.
+
+    That is read from the run's log, which `fit` writes first and which outlives a restart.
+    """
+
+    def __init__(self, recipe: Recipe, folder: str, objectives: Sequence[str]) -> None:
+        super().__init__()
+        self.recipe, self.folder, self.objectives = recipe, folder, tuple(objectives)
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        told = standing(read_metrics(self.folder), self.recipe, self.objectives)
+        super().after_report(run_context, [metrics[0] | told], checkpoint)
+
+
+def standing(rows: Sequence[dict[str, Any]], recipe: Recipe, objectives: Sequence[str]) -> dict[str, float]:
+    """What Tune is told of a trial with these epochs: see BEST, STANDING and WORST."""
+    best = best_row(rows, recipe) or {}
+    told = {BEST.format(name): best.get(name, math.nan) for name in (recipe.monitor, *objectives)}
+    return told | {STANDING: best.get(recipe.monitor, -WORST if recipe.mode == "max" else WORST)}
+
+
+class Sampler(OptunaSearch):
+    """OptunaSearch that lets a trial without finite values fail; Optuna would take it to be running for ever."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        names = [self.metric] if isinstance(self.metric, str) else self.metric
+        finite = all(math.isfinite((result or {}).get(name, math.nan)) for name in names)
+        super().on_trial_complete(trial_id, result if finite else None, error or not finite)
+
+
+def objectives_of(recipe: Recipe, options: SearchOptions) -> dict[str, Literal["min", "max"]]:
+    """The metrics to weigh and which way each is better; {} where the monitor alone counts.
+
+    Raises:
+        UserError: a metric that the family does not offer, or one alone or twice.
+    """
+    names = options.objectives
+    if names in ((), (recipe.monitor,)):
+        return {}
+    if len(names) < 2 or len(set(names)) < len(names) or not set(names) <= set(recipe.objectives):
+        offered = ", ".join(recipe.objectives) or "no metrics"
+        raise UserError(
+            f"objectives={' '.join(names)}: family {recipe.family} can weigh {offered} against each other. Name two "
+            f"or more of these, each once, or leave --objectives out"
+        )
+    return {name: recipe.objectives[name] for name in names}
+
+
+def searched(recipe: Recipe, options: SearchOptions) -> dict[str, BaseDistribution]:
+    """The settings to draw, with their distributions.
+
+    Raises:
+        UserError: one that is to be left alone is not searched anyway, or nothing is left whose draws could differ.
+    """
+    space = recipe.searched()
+    if unknown := set(options.fixed) - set(space):
+        stages = " and ".join(stage.name for stage in recipe.stages() if stage.name)
+        raise UserError(
+            f"fixed={' '.join(sorted(unknown))}: expected settings that this search draws, which are "
+            f"{', '.join(space) or 'none'}{f' for the stages {stages}' * bool(stages)}"
+        )
+    if not (drawn := recipe.searched(options.fixed)):
+        raise UserError(
+            f"with fixed={' '.join(options.fixed)}, no setting of family {recipe.family} is left to search: every "
+            f"trial would be the same. Leave some of these out of --fixed"
+        )
+    return drawn
+
+
+def early_stopping(recipe: Recipe, options: SearchOptions) -> ASHAScheduler:
+    """ASHA (Li et al. 2020) by each trial's best epoch so far, some epochs into the last stage."""
+    last, unranked = recipe.total_epochs, recipe.unranked_epochs
+    grace = unranked + (options.grace or max(1, (last - unranked) // 4))
+    # max_t lies beyond the last epoch: Tune would otherwise stop trials there, before they end by themselves.
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric=STANDING,
+        mode=recipe.mode,
+        max_t=last + 1,
+        grace_period=min(grace, last),
+        reduction_factor=3,
+    )
+
+
+def search(
+    recipe: Recipe,
+    archive: str,
+    out: str,
+    options: SearchOptions | None = None,
+    run: RunOptions | None = None,
+    *,
+    space: Mapping[str, BaseDistribution] | None = None,
+    source: str = "auto",
+) -> list[Trial]:
+    """Try settings drawn from `space` (default: the recipe's), each by `fit`; the best come first.
+
+    Each trial lies in OUT/trials/ID as `fit` leaves it. With `run.resume`, a search that was killed goes on:
+    finished trials are kept, interrupted ones continue from their last checkpoint.
+
+    With `options.objectives` the sampler seeks the Pareto front, and no trial is stopped early; trials are still
+    ranked, and their best epochs chosen, by the monitor.
+
+    Raises:
+        UserError: OUT holds a search already and `run.resume` is off, the cluster cannot hold one trial, or the
+            family does not offer the objectives.
+    """
+    options, run = options or SearchOptions(), run or RunOptions()
+    objectives = objectives_of(recipe, options)
+    out = storage.normalise(out)
+    _check_dashboard()
+    fits = room(run, raw=not shards.is_shards(storage.normalise(archive)), beside=TRIAL_CPU)
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, not just the wait for its trials
+    trainable = _trainable(recipe, archive, out, run, source, tuple(objectives))
+    if run.resume:
+        tuner = _restored(trainable, recipe, out, tuple(objectives))
+    else:
+        space = dict(space or searched(recipe, options))
+        tuner = _new(trainable, recipe, out, space, options, min(options.at_once or fits, fits), run.max_failures)
+    return marked(ranked(tuner.fit(), recipe, out), objectives)
+
+
+def _new(
+    trainable: Any,
+    recipe: Recipe,
+    out: str,
+    space: dict[str, BaseDistribution],
+    options: SearchOptions,
+    at_once: int,
+    max_failures: int,
+) -> tune.Tuner:
+    if storage.exists(storage.join(out, NAME)):
+        raise UserError(f"{out} holds a search already: give --resume to go on with it, or another --out")
+    objectives = objectives_of(recipe, options)
+    if objectives:
+        print("note: several objectives give trials no order to be stopped by: each gets all its epochs", flush=True)
+    storage.write_json(storage.join(out, ABOUT), recipe.to_dict() | {"objectives": list(objectives)})
+    path, files = storage.ray_storage(out)
+    lost = tune.FailureConfig(max_failures=max_failures)  # with the machine they ran on
+    kept = tune.RunConfig(name=NAME, storage_path=path, storage_filesystem=files, failure_config=lost, verbose=0)
+    return tune.Tuner(trainable, tune_config=_tune_config(recipe, space, options, at_once), run_config=kept)
+
+
+def _tune_config(
+    recipe: Recipe, space: dict[str, BaseDistribution], options: SearchOptions, at_once: int
+) -> tune.TuneConfig:
+    objectives = objectives_of(recipe, options)
+    metrics, modes = [BEST.format(name) for name in objectives], [str(mode) for mode in objectives.values()]
+    metric, mode = (metrics, modes) if objectives else (BEST.format(recipe.monitor), recipe.mode)
+    return tune.TuneConfig(
+        num_samples=options.trials,
+        max_concurrent_trials=at_once,
+        search_alg=Sampler(space, metric=metric, mode=mode, seed=options.search_seed),
+        scheduler=None if objectives else early_stopping(recipe, options),
+    )
+
+
+def _restored(trainable: Any, recipe: Recipe, out: str, objectives: tuple[str, ...]) -> tune.Tuner:
+    path, files = storage.ray_storage(storage.join(out, NAME))
+    if not tune.Tuner.can_restore(path, storage_filesystem=files):
+        raise UserError(f"{out} holds no search to resume: give the --out of the search, or leave --resume out")
+    began = storage.read_json(storage.join(out, ABOUT))
+    changed, weighed = recipe.changes_from(began), tuple(began.get("objectives", ()))
+    if weighed != objectives:
+        changed.append(f"objectives was {' '.join(weighed) or 'empty'}, is {' '.join(objectives) or 'empty'}")
+    if changed:
+        raise UserError(
+            f"the search to resume began otherwise ({'; '.join(changed)}), and its trials must compare: "
+            f"give the same settings, or another --out"
+        )
+    return tune.Tuner.restore(
+        path, trainable=trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=files
+    )
+
+
+def _check_dashboard() -> None:
+    node = ray_worker._global_node
+    if node is None or not node.webui_url:
+        raise UserError(
+            "this Ray cluster runs without its dashboard, which Tune needs to free the workers of stopped trials: "
+            "start the head with --include-dashboard=true"
+        )
+
+
+def _trainable(
+    recipe: Recipe, archive: str, out: str, run: RunOptions, source: str, objectives: tuple[str, ...]
+) -> Any:
+    """The function that Tune calls for each trial: `fit` with what was drawn, told apart by the trial's id.
+
+    Tune starts it again if it dies with its machine, and would as well if it failed: then it fails again at once.
+    """
+    base, this_search = recipe.to_dict(), secrets.token_hex(8)
+
+    def trial(drawn: dict[str, Any]) -> None:
+        folder = storage.join(out, TRIALS, tune.get_context().get_trial_id())
+        with _once(storage.join(folder, FAILED), this_search):
+            mine = recipe_from_dict(base).replace(**drawn)
+            fit(
+                mine,
+                archive,
+                folder,
+                replace(run, resume=storage.exists(storage.join(folder, "train"))),
+                source=source,
+                callbacks=[CheckApplied(drawn), ReportBest(mine, folder, objectives)],
+            )
+
+    return tune.with_resources(trial, {"CPU": TRIAL_CPU})
+
+
+@contextmanager
+def _once(note: str, search: str) -> Iterator[None]:
+    """Keep a failure inside the block at `note`, and raise it at once where the same search comes back."""
+    if storage.exists(note) and (before := storage.read_json(note))["search"] == search:
+        raise Failed(before["reason"])
+    try:
+        yield
+    except Exception as error:
+        storage.write_json(note, {"search": search, "reason": str(error)})
+        raise
+
+
+def ranked(grid: ResultGrid, recipe: Recipe, out: str) -> list[Trial]:
+    """All trials, the best first, failed ones last."""
+    trials = [_trial(result, recipe, out) for result in grid]
+    sign = -1 if recipe.mode == "max" else 1
+    return sorted(trials, key=lambda t: (math.isnan(t.value), sign * t.value))
+
+
+def _trial(result: Any, recipe: Recipe, out: str) -> Trial:
+    trial_id = (result.metrics or {}).get("trial_id") or storage.name(result.path).split("_")[1]
+    folder = storage.join(out, TRIALS, trial_id)
+    rows = read_metrics(folder)
+    drawn = dict(result.config or {})
+    best = best_row(rows, recipe)
+    if result.error is not None or best is None:
+        reason = str(result.error or f"no epoch gave a finite {recipe.monitor}").strip().splitlines()[-1]
+        return Trial(trial_id, f"failed: {reason}", len(rows), math.nan, drawn, {}, "")
+    kept = _keep(folder, best["checkpoint"])
+    metrics = checkpoint.read_about(kept)["metrics"]
+    status = "done" if rows[-1]["epoch"] == recipe.total_epochs else "stopped early"
+    return Trial(trial_id, status, len(rows), best[recipe.monitor], drawn, metrics, kept)
+
+
+def _keep(folder: str, epoch: str) -> str:
+    """The trial's best checkpoint under its stable name; a trial stopped early has not been given it yet."""
+    kept = storage.join(folder, "checkpoint")
+    if not storage.exists(storage.join(kept, checkpoint.ABOUT)):
+        checkpoint.copy_for_scoring(storage.join(folder, "train", epoch), kept)
+    return kept

@@ -1,0 +1,44 @@
+"""What all trainings of a recipe share, made once on the cluster before the first of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayTaskError
+
+from cxr.errors import UserError
+from cxr.families import recipe_from_dict
+from cxr.families.base import SomeRecipe
+from cxr.training.fit import mistake_in, room, uses_gpu
+from cxr.training.options import RunOptions
+
+
+def prepare(recipe: SomeRecipe, out: str, options: RunOptions) -> SomeRecipe:
+    """`recipe.prepared(out)`, run with the resources of one worker.
+
+    Raises:
+        UserError: as `recipe.prepared` does, or the cluster cannot hold one worker.
+    """
+    if recipe.is_prepared:
+        return recipe
+    room(options, raw=False)  # else Ray would wait for ever for what the cluster lacks
+    threads = max(1, int(options.cpus_per_worker))
+    run = ray.remote(
+        num_cpus=options.resources_per_worker["CPU"],
+        num_gpus=float(uses_gpu(options)),
+        max_retries=options.max_failures,
+    )(prepare_here)
+    try:
+        return type(recipe).from_dict(ray.get(run.remote(recipe.to_dict(), out, threads)))
+    except RayTaskError as error:
+        if mistake := mistake_in(error):
+            raise UserError(mistake) from error
+        raise
+
+
+def prepare_here(recipe: dict[str, Any], out: str, threads: int) -> dict[str, Any]:
+    """`recipe.prepared`, from plain data to plain data; its name is what Ray prints before each line."""
+    torch.set_num_threads(threads)
+    return recipe_from_dict(recipe).prepared(out).to_dict()

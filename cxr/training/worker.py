@@ -1,0 +1,258 @@
+"""What each Ray Train worker runs: epochs of training and validation, a checkpoint after each, resuming."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from torch import nn
+
+from cxr.errors import UserError
+from cxr.families import checkpoint, recipe_from_dict
+from cxr.families.base import Alone, Recipe, Stage, Workers
+from cxr.training import batch_norm
+from cxr.training.checkpoint_average import AVERAGE, averaged_network, best_kept
+from cxr.training.distributed import Group
+from cxr.training.engine import CannotGoOn, Engine
+from cxr.training.raw_stream import Stream, open_streams, share
+
+
+@dataclass
+class Progress:
+    """What decides when to stop; travels in resume.pt."""
+
+    epoch: int = 0  # epochs finished
+    best: float = math.nan
+    since_best: int = 0
+    seconds: float = 0.0  # spent training so far, over all restarts
+    averaged: tuple[int, int] = (0, 0)  # after which epoch networks were averaged, and of how many epochs
+
+    def update(self, value: float, mode: str) -> None:
+        """Count an epoch whose network is ranked by `value`."""
+        beaten = math.isnan(self.best) or (value > self.best if mode == "max" else value < self.best)
+        better = beaten and math.isfinite(value)
+        self.best, self.since_best = (value, 0) if better else (self.best, self.since_best + 1)
+        self.epoch += 1
+
+    def done(self, recipe: Recipe) -> bool:
+        return self.epoch >= recipe.total_epochs or 0 < recipe.patience <= self.since_best
+
+
+@dataclass
+class Worker:
+    """One rank of a run."""
+
+    recipe: Recipe
+    config: dict[str, Any]
+    workers: Workers
+    device: torch.device
+    progress: Progress = field(default_factory=Progress)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end. Returns why not, alike on every rank, where another start would end the same way."""
+        torch.manual_seed(self.recipe.seed)
+        try:
+            train, val = open_streams(self.config["data"], self.recipe, self.workers)
+            engine, resumed = self._engine(train)
+            self._say_what_is_not_shared(engine)
+            if not resumed:
+                engine.task.begin(lambda: engine.moved(train.every()), self.workers)
+        except UserError as error:
+            self._all_well(False)
+            return {"misuse": str(error)}
+        if not self._all_well(True):
+            return {"misuse": "another worker could not be set up: its log says why"}
+        try:
+            while not self.progress.done(self.recipe):
+                stage = stage_at(self.recipe, self.progress.epoch)
+                if engine.stage != stage:
+                    engine.enter(stage)
+                self._epoch(engine, train, val)
+            self._average(engine, val)
+        except CannotGoOn as reason:
+            return {"stopped": str(reason)}
+        return {"epochs": self.progress.epoch, "best": self.progress.best}
+
+    def _say_what_is_not_shared(self, engine: Engine) -> None:
+        """Print, once for all workers, what their number changes in what is learned."""
+        images = share(self.recipe, self.workers)
+        note = batch_norm.note(engine.task.network, self.workers.size, images, self.device)
+        if note and self.workers.rank == 0:
+            print(f"note: {note}", flush=True)
+
+    def _all_well(self, well: bool) -> bool:
+        """Whether every worker is; a worker that gave up alone would leave the others waiting for it."""
+        return self.workers.sum(torch.tensor(float(well), device=self.device)).item() == self.workers.size
+
+    def _engine(self, train: Stream) -> tuple[Engine, bool]:
+        """The engine at the very beginning, or where the last checkpoint left it, and which of the two it is."""
+        task = self.recipe.task(self.recipe.network(self.config["findings"]))
+        previous = ray.train.get_checkpoint()
+        state = self._resume_state(previous) if previous else None
+        if state:
+            self.progress = Progress(**state["progress"])
+        engine = Engine(
+            task,
+            self.recipe,
+            self.workers,
+            steps_per_epoch=train.steps,
+            device=self.device,
+            stage=stage_at(self.recipe, max(0, self.progress.epoch - 1)),  # the one that `state` comes from
+            compiled=self.config["compile"],
+        )
+        if state:
+            checkpoint.restore_task_state(task, state["task"])
+            engine.restore(state["engine"])
+        return engine, state is not None
+
+    def _resume_state(self, previous: ray.train.Checkpoint) -> dict[str, Any]:
+        """What a checkpoint holds for going on.
+
+        Raises:
+            UserError: it was trained with other settings, or on other findings.
+        """
+        with previous.as_directory() as folder:
+            about = checkpoint.read_about(folder)
+            checkpoint.check_same_settings(about, self.recipe, self.config["findings"])
+            return torch.load(Path(folder) / checkpoint.RESUME, weights_only=True, map_location="cpu")
+
+    def _epoch(self, engine: Engine, train: Stream, val: Stream) -> None:
+        """One epoch, then a report; the seed depends on the epoch alone, so that a resumed run repeats it."""
+        epoch = self.progress.epoch
+        self._seed(epoch)
+        start = time.monotonic()
+        means = engine.epoch(train.train(epoch))
+        trained = time.monotonic() - start
+        metrics = engine.finish_epoch(val.every)
+        refusal = self._rank(metrics)
+        self.progress.seconds += time.monotonic() - start
+        report = {
+            **self._described(engine.stage.name, metrics, refusal),
+            "images_per_s": means.pop("images") / trained,
+            "lr": engine.schedule.get_last_lr()[0],
+            **{f"train/{name}": value for name, value in means.items()},
+        }
+        self._report(engine, metrics, report)
+
+    def _seed(self, epoch: int) -> None:
+        torch.manual_seed((self.recipe.seed * 1_000_003 + epoch) * 1_009 + self.workers.rank)
+
+    def _described(self, stage: str, metrics: dict[str, float], refusal: str) -> dict[str, Any]:
+        """What a report has of an epoch and of an average of epochs alike."""
+        return {
+            "epoch": self.progress.epoch,
+            "epochs": self.recipe.total_epochs,
+            "stage": stage,
+            "seconds": self.progress.seconds,
+            "workers": self.workers.size,
+            **metrics,
+            **({"refused": refusal} if refusal else {}),
+            "applied": self.recipe.to_dict(),
+        }
+
+    def _average(self, engine: Engine, val: Stream) -> None:
+        """Validate and report the mean of the best epochs' networks like one more epoch, unless that was done.
+
+        Training can go on from its checkpoint as from the last epoch's.
+        """
+        wanted = (self.progress.epoch, self.config.get("average", 0))
+        best = best_kept(self.recipe, wanted[1]) if wanted[1] and self.progress.averaged != wanted else []
+        if len(best) < 2:
+            return
+        self.progress.averaged = wanted
+        resume = self._resume(engine)
+        network = averaged_network([one.checkpoint for one in best], engine)
+        self._seed(self.progress.epoch)
+        metrics = engine.validated(network, val.every)
+        refusal = self._refused(metrics)
+        report = self._described(AVERAGE, metrics, refusal)
+        report["averaged"] = sorted(one.metrics["epoch"] for one in best)
+        self._report(engine, metrics, report, network, resume)
+
+    def _rank(self, metrics: dict[str, float]) -> str:
+        """Count the epoch; one that must not be kept as best gets the worst monitor. Returns why it was refused."""
+        if self.progress.epoch < self.recipe.unranked_epochs:
+            if self.recipe.monitor in metrics:
+                metrics[f"stage/{self.recipe.monitor}"] = metrics[self.recipe.monitor]
+            metrics[self.recipe.monitor] = self._worst
+            self.progress.epoch += 1
+            return ""
+        refusal = self._refused(metrics)
+        self.progress.update(metrics[self.recipe.monitor], self.recipe.mode)
+        return refusal
+
+    def _refused(self, metrics: dict[str, float]) -> str:
+        """Why such a network must not be kept, which takes its monitor as well: told apart in the log."""
+        refusal = self.recipe.refusal(metrics)
+        if refusal:
+            metrics[self.recipe.monitor] = self._worst
+        return refusal
+
+    @property
+    def _worst(self) -> float:
+        return -math.inf if self.recipe.mode == "max" else math.inf
+
+    def _resume(self, engine: Engine) -> dict[str, Any]:
+        """What going on from here needs."""
+        return {
+            "engine": engine.state(),
+            "task": checkpoint.task_state(engine.task),
+            "progress": vars(self.progress),
+        }
+
+    def _report(
+        self,
+        engine: Engine,
+        metrics: dict[str, float],
+        report: dict[str, Any],
+        average: nn.Module | None = None,
+        resume: dict[str, Any] | None = None,
+    ) -> None:
+        """Hand the epoch to Ray Train, rank 0 with a checkpoint; every rank waits for the others here.
+
+        Args:
+            average: the network to keep in place of the epoch's, and with it what going on needs.
+        """
+        epoch, count = self.progress.epoch, self.progress.averaged[1]
+        name = f"epoch_{epoch:04d}" if average is None else f"{AVERAGE}_{epoch:04d}_of_{count}"
+        if self.workers.rank > 0:
+            ray.train.report(report, checkpoint_dir_name=name)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.save(
+                Path(folder),
+                self.recipe,
+                engine.task,
+                (engine.shipped() if average is None else average).state_dict(),
+                findings=self.config["findings"],
+                metrics=metrics,
+                resume=resume or self._resume(engine),
+            )
+            ray.train.report(report, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+
+
+def stage_at(recipe: Recipe, epoch: int) -> Stage:
+    """The stage that epoch number `epoch`, from 0, belongs to; the last one for epochs beyond it."""
+    for stage in recipe.stages():
+        if epoch < stage.epochs:
+            return stage
+        epoch -= stage.epochs
+    return recipe.stages()[-1]
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """The function that Ray Train calls on every worker; `config` is plain JSON-like data."""
+    recipe = recipe_from_dict(config["recipe"])
+    context = ray.train.get_context()
+    workers = Group() if context.get_world_size() > 1 else Alone()
+    # Under resources that only pretend to be GPUs, Ray names a device that torch cannot see.
+    device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
+    torch.set_num_threads(max(1, int(config["threads"])))
+    return Worker(recipe, config, workers, device).run()

@@ -1,0 +1,209 @@
+"""The table of networks that find boxes: the same boxes judged the same, seeds and patients drawn anew, the job."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from cxr import schema
+from cxr.benchmarks.studies import boxed_xrays, localization, localization_report
+from cxr.benchmarks.studies.localization import Judged
+from cxr.cli.training_jobs import ArchiveOptions
+from cxr.errors import UserError
+from cxr.families import checkpoint
+from cxr.families.base import Recipe
+from cxr.families.checkpoint import Checkpoint
+from cxr.families.localize import LocalizeRecipe
+from cxr.training.options import RunOptions
+from cxr.training.sweep import Trained
+from jobs import make_phantom
+from jobs import study_localization as job
+from jobs.study_localization import FINDINGS, LAST, MULTISCALE, VARIANTS, Options, main, named, phantoms
+from tests.made_shards import write_shards
+
+CPU = torch.device("cpu")
+SIZE, IMAGES = 32, 40
+EDGES = (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
+FRAME = {"x_scale": 2.0, "y_scale": 2.0, "x_offset": 0.0, "y_offset": 0.0}
+
+
+def known(split: str, number: int) -> Mapping[str, object]:
+    """A heart in every second image and a nodule in every third, in pixels of originals of 64 px."""
+    shown = {"Cardiomegaly": number % 2 == 0, "Nodule": number % 3 == 0}
+    places = {"Cardiomegaly": (10, 20, 50, 60), "Nodule": (30 + number % 5, 8, 38 + number % 5, 16)}
+    boxes = [{"label": f, **dict(zip(EDGES, places[f], strict=True))} for f, there in shown.items() if there]
+    labels = [int(shown.get(finding, False)) for finding in schema.FINDINGS]
+    return {
+        schema.PATIENT_ID: f"{split} {number // 2}",
+        schema.LABELS: labels,
+        schema.BOXES: boxes or None,
+        schema.FRAME: FRAME,
+        schema.HEIGHT_PX: 64,
+        schema.WIDTH_PX: 64,
+    }
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("shards")
+    return write_shards(folder, {"train": 12, "val": 6, "test": IMAGES}, size=SIZE, known=known)
+
+
+def network(shift: Mapping[str, float], right: float = 1.0) -> Checkpoint:
+    """One that knows the truth: boxes moved by a share of their width, the probability of its label `right`."""
+
+    def scored(predicted: dict[str, torch.Tensor], rows: pa.Table) -> pa.Table:
+        found = [[_moved(box, shift) for box in boxes or []] for boxes in rows[schema.BOXES].to_pylist()]
+        p = [[right * label + (1 - right) * 0.5 for label in labels] for labels in rows[schema.LABELS].to_pylist()]
+        types = LocalizeRecipe.score_columns
+        columns = {schema.PROBABILITIES: p, schema.FOUND_BOXES: found}
+        return pa.table({name: pa.array(values, types.field(name).type) for name, values in columns.items()})
+
+    recipe = SimpleNamespace(
+        size=SIZE, family="knowing", score_columns=LocalizeRecipe.score_columns, predict=lambda *_: {}, scored=scored
+    )
+    return Checkpoint("/kept", recipe, torch.nn.Identity(), schema.FINDINGS, {})  # pyright: ignore[reportArgumentType]
+
+
+def _moved(box: dict[str, Any], shift: Mapping[str, float]) -> dict[str, Any]:
+    width = shift[box["label"]] * (box["x_max"] - box["x_min"])
+    moved = {"x_min": box["x_min"] + width, "x_max": box["x_max"] + width}
+    return {"label": box["label"], "score": 0.5, **{name: box[name] for name in EDGES}, **moved}
+
+
+@pytest.fixture(scope="module")
+def judged(shards: str) -> list[Judged]:
+    """Three seeds: nodules found exactly, and not at all by one of them; hearts by both kinds alike."""
+    test = boxed_xrays.read(shards, "test")
+    exact, lost = {"Nodule": 0.0, "Cardiomegaly": 0.3}, {"Nodule": 1.0, "Cardiomegaly": 0.3}
+    ones = [network(exact), network(exact), network(lost)]
+    others = [network(lost, 0.0)] * 3
+    return [localization.judge(name, of, test, CPU) for name, of in ((MULTISCALE, ones), (LAST, others))]
+
+
+def test_networks_are_judged_by_seed_and_finding(judged: list[Judged]) -> None:
+    multiscale, last = judged
+    assert multiscale.findings == ("Cardiomegaly", "Nodule")
+    nodules = localization.accuracy(multiscale, "iou", 0.5, ["Nodule"])
+    assert (nodules.value, nodules.spread) == pytest.approx((2 / 3, np.std([1, 1, 0], ddof=1)))
+    assert (nodules.low, nodules.high) == (0, 1), "seeds are drawn anew: all may be good, or none"
+    hearts = [localization.accuracy(one, "iou", 0.5, ["Cardiomegaly"]) for one in judged]
+    assert [h.value for h in hearts] == [1, 1]  # 70 of 130: IoU .54
+    assert localization.accuracy(multiscale, "iou", 0.6, ["Cardiomegaly"]).value == 0
+    assert multiscale.wrong["iou"][2, 1, 0] == pytest.approx(14 / IMAGES)
+    assert multiscale.aurocs.tolist() == [1, 1, 1]
+    assert last.aurocs.tolist() == [0.5] * 3
+
+
+def test_gains_are_of_the_same_patients_and_seeds(judged: list[Judged]) -> None:
+    gains = localization.gains(judged[0], judged[1])
+    assert gains["small_gain_iou_30"].value == pytest.approx(2 / 3)
+    assert gains["large_gain_iou_30"] == localization.Sure(0, 0, 0, 0)
+    assert (gains["auroc_gain"].value, gains["auroc_gain"].low) == (0.5, 0.5)
+    same = localization.gains(judged[0], judged[0])
+    assert same["small_gain_iou_30"] == localization.Sure(0, 0, 0, 0), "paired: nothing is left to chance"
+
+
+def test_intervals_hold_the_chance_of_patients(shards: str) -> None:
+    """One seed that finds hearts in every second of twenty pairs: the interval is the binomial's."""
+    test = boxed_xrays.read(shards, "test")
+    found = test.true.at(test.true.image % 4 == 0)
+    located = test.located(found)
+    of = localization._judged("half", [located], test, np.arange(IMAGES), np.zeros(1), np.zeros((1, 1000)), 0)
+    hearts = localization.accuracy(of, "iou", 0.5, ["Cardiomegaly"])
+    assert hearts.value == 0.5
+    assert hearts.low == pytest.approx(0.5 - 1.96 * np.sqrt(0.25 / 20), abs=0.05)
+    assert np.isnan(hearts.spread)
+
+
+def test_guesses_stand_beside_them(shards: str, judged: list[Judged]) -> None:
+    test = boxed_xrays.read(shards, "test")
+    chance, centre = localization.guesses(test)
+    hearts = localization.accuracy(centre, "iou", 0.9, ["Cardiomegaly"])
+    assert hearts.value == 1, "it never moves in these images"
+    assert localization.accuracy(chance, "iou", 0.9, ["Nodule"]).value < 0.5
+    assert np.isnan(chance.aurocs).all()
+    page = localization_report.page([*judged, chance, centre], "", "40 images.", 1000)
+    assert "0.67 (0.00 to 1.00)" in page
+    assert "40 images." in page
+    rows = list(csv.DictReader(io.StringIO(localization_report.csv([*judged, centre]))))
+    assert len(rows) == 3 * 2 * 9 * 3
+    told = localization.metrics([*judged, chance, centre], {})
+    row = next(r for r in rows if (r["network"], r["measure"], r["threshold"]) == (MULTISCALE, "iou", "0.3"))
+    assert float(row["accuracy"]) == pytest.approx(told[f"{MULTISCALE}_accuracy_iou_30/Cardiomegaly"])
+    assert "random_auroc" not in told
+    assert not any(np.isnan(value) for value in told.values())
+    assert len(localization_report.picture([*judged, chance, centre]).axes) == 3
+
+
+def test_an_archive_without_boxes_is_told(tmp_path: Path) -> None:
+    bare = write_shards(tmp_path, {"test": 4}, size=SIZE)
+    with pytest.raises(UserError, match="none of 4 images of its test split has a box"):
+        boxed_xrays.read(bare, "test")
+    with pytest.raises(UserError, match="no image in its val split"):
+        boxed_xrays.read(bare, "val")
+
+
+def test_mistakes_are_told_before_anything_is_made(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    with pytest.raises(UserError, match="variants=first: wanted some of multiscale, uniform, last"):
+        main(Options(out=out, variants=("first",)))
+    with pytest.raises(UserError, match="leave --stream out"):
+        main(Options(out=out, data=ArchiveOptions(stream=True)))
+    phantom = make_phantom.Options(out=out, layout="siim", findings=("Mass",))
+    with pytest.raises(UserError, match="findings=Mass: --layout siim has its own"):
+        make_phantom.main(phantom)
+    assert not Path(out).exists()
+
+
+def test_every_variant_differs_as_it_is_named() -> None:
+    recipes = named(tuple(VARIANTS), LocalizeRecipe())
+    told = {(one.cam_stages, one.relevance, one.pooling) for one in recipes.values()}
+    assert len(told) == len(recipes) - 2  # multiscale-lse and last-lse are the defaults by name
+    assert recipes["last-mean"].pooling == "mean"
+    assert recipes["uniform"].relevance == "uniform"
+
+
+def test_phantoms_show_small_and_large_findings(tmp_path: Path) -> None:
+    options = phantoms(ArchiveOptions(phantoms=8, shard_size=64), str(tmp_path))
+    lines = (Path(options.archive[0]) / "BBox_List_2017.csv").read_text().splitlines()[1:]
+    assert {line.split(",")[1] for line in lines} <= set(FINDINGS)
+    assert len(lines) > 3
+
+
+def untrained(
+    recipes: Mapping[str, Recipe], seeds: Sequence[int], archive: str, out: str, run: RunOptions
+) -> list[Trained]:
+    """Networks as they begin, where training would leave its own."""
+    made = [(name, seed, f"{out}/{name}/seed-{seed}/checkpoint") for name in recipes for seed in seeds]
+    for name, seed, folder in made:
+        torch.manual_seed(seed)
+        task = recipes[name].task(recipes[name].network(schema.FINDINGS))
+        weights = task.network.state_dict()
+        checkpoint.save(Path(folder), recipes[name], task, weights, findings=schema.FINDINGS, metrics={})
+    return [Trained(*one) for one in made]
+
+
+def test_the_job_tells_of_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "train_all", untrained)
+    monkeypatch.setattr(job, "ready_to_begin", lambda recipe, data, out, run: out)
+    recipe = LocalizeRecipe(size=32)
+    data = ArchiveOptions(archive=(shards,))
+    result = main(Options(out=str(tmp_path), variants=(MULTISCALE, LAST), seeds=2, data=data, recipe=recipe))
+    metrics = result["metrics"]
+    assert (metrics["images"], metrics["pairs/Cardiomegaly"], metrics["pairs/Nodule"]) == (IMAGES, 20, 14)
+    for name in ("small_gain_iou_30", "large_gain_iou_30", "auroc_gain"):
+        assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
+    page = (tmp_path / "table.md").read_text()
+    assert "40 test images, of these with a box: Cardiomegaly 20, Nodule 14; 2 seeds." in page
+    assert "T(IoU) = 0.3, mean of Nodule and Mass" in page
+    assert all(Path(uri).exists() for uri in (result["table"], *result["pictures"]))

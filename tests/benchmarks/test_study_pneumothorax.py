@@ -1,0 +1,167 @@
+"""The table of segmentation networks: known masks judged, every network named, what is told of each."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+
+from cxr import schema, storage
+from cxr.benchmarks.studies import segmentation, segmentation_report
+from cxr.cli.training_jobs import ArchiveOptions
+from cxr.data.shards import ARCHIVE_FILE, KIND
+from cxr.errors import UserError
+from cxr.families import checkpoint
+from cxr.families.base import Recipe
+from cxr.families.checkpoint import Checkpoint
+from cxr.families.pneumothorax import PneumothoraxRecipe
+from cxr.models.segmentation_model import MaskFinder
+from cxr.models.unet import SmallUNet
+from cxr.schema import PixelFormat
+from cxr.training.options import RunOptions
+from cxr.training.sweep import Trained
+from jobs import study_pneumothorax as job
+from jobs.study_pneumothorax import NETWORKS, Options, main, named
+
+SIZE, IMAGES = 64, 12
+CPU = torch.device("cpu")
+RECIPE = PneumothoraxRecipe(size=32, architecture="small_unet", flip_test=False)
+
+
+class Bright(SmallUNet):
+    """Finds what is brighter than mid-grey, shifted by some pixels."""
+
+    def __init__(self, shift: int) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, x_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+        logits = 20 * (x_B1HW.roll(self.shift, -1) - 0.5)
+        return logits, logits.amax((1, 2, 3))
+
+
+def network(shift: int) -> Checkpoint:
+    return Checkpoint("/kept", RECIPE, MaskFinder(Bright(shift), (0.5, 0, 0.5)).eval(), (), {})
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A third of the images have a bright square, which is their mask; the last image's mask is not known."""
+    folder = tmp_path_factory.mktemp("shards")
+    masks = np.zeros((IMAGES, SIZE, SIZE), bool)
+    masks[::3, 16:40, 16:40] = True
+    bits = [[{schema.LABEL: "Pneumothorax", schema.MASK_BITS: np.packbits(mask).tobytes()}] for mask in masks]
+    given = {
+        schema.IMAGE_ID: [f"{number}" for number in range(IMAGES)],
+        schema.PATIENT_ID: [None, *(f"p{number // 2}" for number in range(1, IMAGES))],
+        schema.PIXELS: [(mask * np.uint8(255)).tobytes() for mask in masks],
+        schema.MASKS: [*bits[:-1], None],
+    }
+    wanted = schema.row_schema(PixelFormat(SIZE))
+    columns = [pa.array(given.get(field.name, [None] * IMAGES), field.type) for field in wanted]
+    pq.write_table(pa.table(columns, schema=wanted), folder / "part.parquet")
+    parts = {"test": [{"path": "part.parquet", "rows": IMAGES}]}
+    about = {"kind": KIND, "version": 1, "source": "made", "findings": [], "pixels": {"size": SIZE, "bits": 8}}
+    storage.write_json(str(folder / ARCHIVE_FILE), about | {"row_group_rows": 8, "parts": parts, "rejects": 0})
+    return str(folder)
+
+
+def test_images_with_a_known_mask_are_read(shards: str) -> None:
+    test = segmentation.read(shards, "test", schema.PNEUMOTHORAX)
+    assert test.pixels.shape == (IMAGES - 1, SIZE, SIZE)
+    pixels, masks = (torch.cat(parts) for parts in zip(*test.batches(), strict=True))
+    assert torch.equal(pixels > 0, masks)
+    assert test.patients[:3].tolist() == ["image 0", "p0", "p1"]
+    assert len(segmentation.read(shards, "test", schema.PNEUMOTHORAX, 4).pixels) == 4
+    with pytest.raises(UserError, match="none of the 12 images in its test split has a known mask of Lungs"):
+        segmentation.read(shards, "test", schema.LUNGS)
+
+
+def test_a_perfect_network_and_one_that_misses_by_a_third(shards: str) -> None:
+    test = segmentation.read(shards, "test", schema.PNEUMOTHORAX)
+    perfect = segmentation.judge("small_unet", [network(0)], test, CPU)
+    assert (perfect.dice.value, perfect.positive_dice.value) == (1, 1)
+    assert perfect.figures["mean_iu"] == perfect.figures["image_auroc"] == 1
+    assert perfect.figures["empty_dice"] == pytest.approx(7 / 11)
+    assert (perfect.built.convolutions, perfect.built.stride_px) > (5, 4)
+    assert perfect.forward_ms > 0
+    assert math.isnan(perfect.spread)
+    pair = segmentation.judge("both", [network(0), network(4)], test, CPU)  # 8 of 24 stored pixels away
+    assert pair.positive_dice.value == pytest.approx((1 + 2 / 3) / 2, abs=0.01)
+    assert pair.figures["positive_dice"] == pytest.approx(pair.positive_dice.value)
+    assert pair.dice.value == pytest.approx((7 + 4 * pair.positive_dice.value) / 11)
+    assert pair.dice.low <= pair.dice.value <= pair.dice.high
+    assert pair.spread > 0
+    check_what_is_told([perfect, pair])
+
+
+def check_what_is_told(judged: list[segmentation.Judged]) -> None:
+    """The table, the CSV and the metrics say the same."""
+    page = segmentation_report.page(judged, "11 images.", "On a CPU.", cut=True)
+    told = segmentation.metrics(judged)
+    assert f"{told['both_positive_dice']:.3f}" in page
+    assert ".560" in page
+    assert "without their fully connected layers" in page
+    assert "fully connected layers (fc6" not in segmentation_report.page(judged, "", "", cut=False)
+    rows = list(csv.DictReader(io.StringIO(segmentation_report.csv(judged))))
+    assert [row["network"] for row in rows] == ["small_unet", "both"]
+    assert float(rows[1]["dice"]) == pytest.approx(told["both_dice"])
+    assert rows[0]["dice_sd"] == ""
+    assert "small_unet_dice_sd" not in told
+    assert len(segmentation_report.picture(judged).axes) == 3
+
+
+def test_every_network_can_be_built_as_it_is_named() -> None:
+    recipes = named((), PneumothoraxRecipe(size=64, fully_connected=False))
+    assert list(recipes) == list(NETWORKS)
+    assert len(recipes) == 1 + 4 + 18
+    for name in ("small_unet", "unet-resnet18-scse", "fcn16s-alexnet"):
+        assert type(recipes[name].segmenter()).__name__.lower() in ("smallunet", "unet", "fullyconvolutional")
+    assert (recipes["fcn16s-vgg16"].architecture, recipes["fcn16s-vgg16"].backbone) == ("fcn16s", "vgg16")
+    assert recipes["unet-resnet34-scse"].attention == "scse"
+
+
+def test_mistakes_are_told_before_anything_is_made(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    with pytest.raises(UserError, match="networks=segnet: wanted some of small_unet, unet-resnet18"):
+        main(Options(out=out, networks=("segnet",)))
+    with pytest.raises(UserError, match="leave --stream out"):
+        main(Options(out=out, data=ArchiveOptions(stream=True)))
+    assert not Path(out).exists()
+
+
+def untrained(
+    recipes: Mapping[str, Recipe], seeds: Sequence[int], archive: str, out: str, run: RunOptions
+) -> list[Trained]:
+    """Networks as they begin, where training would leave its own."""
+    made = [(name, seed, f"{out}/{name}/seed-{seed}/checkpoint") for name in recipes for seed in seeds]
+    for name, seed, folder in made:
+        torch.manual_seed(seed)
+        task = recipes[name].task(recipes[name].network(()))
+        weights = task.network.state_dict()
+        checkpoint.save(Path(folder), recipes[name], task, weights, findings=(), metrics={})
+    return [Trained(*one) for one in made]
+
+
+def test_the_job_tells_of_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "train_all", untrained)
+    monkeypatch.setattr(job, "ready_to_begin", lambda recipe, data, out, run: out)
+    names = ("small_unet", "fcn32s-resnet18")
+    result = main(
+        Options(out=str(tmp_path), networks=names, seeds=2, data=ArchiveOptions(archive=(shards,)), recipe=RECIPE)
+    )
+    assert list(result["checkpoints"]) == [f"{name}, seed {seed}" for name in names for seed in (0, 1)]
+    assert result["metrics"]["images"] == IMAGES - 1
+    page = (tmp_path / "table.md").read_text()
+    assert "11 test images of 7 patients, 4 with a pneumothorax, compared at 64 px; 2 seeds." in page
+    assert f"{result['metrics']['small_unet_dice']:.3f}" in page
+    assert all(Path(uri).exists() for uri in (result["table"], *result["pictures"]))

@@ -1,0 +1,214 @@
+"""Several archives as one, and a network for each fold: what can be seen before and after training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import tyro
+
+from cxr import storage
+from cxr.cli import training_jobs
+from cxr.cli.training_jobs import ArchiveOptions, make_ready, ready_to_begin, settled, train_job, tune_job
+from cxr.data import shards
+from cxr.data.ledger import LEDGER_FILE
+from cxr.errors import UserError
+from cxr.families import checkpoint
+from cxr.families.aecnn import AecnnRecipe
+from cxr.families.align import AlignRecipe
+from cxr.families.attend import AttendRecipe
+from cxr.families.base import Recipe
+from cxr.families.pneumothorax import PneumothoraxRecipe
+from cxr.models import pretrained
+from cxr.models.classifier import Classifier
+from cxr.phantom.nlm import write_masked_phantom
+from cxr.runtime.job import _outcome
+from cxr.training.fit import Fitted, fit
+from cxr.training.options import RunOptions
+from cxr.training.run_log import METRICS_FILE
+from cxr.training.search import SearchOptions
+from cxr.training.sweep import Trained
+from tests.made_shards import write_shards
+
+RECIPE = AlignRecipe(size=32, trunk="conv3", lungs=False)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> ArchiveOptions:
+    """Two archives that are shards already, so that nothing needs a cluster."""
+    given = [write_shards(tmp_path / name, {"train": 6, "val": 3}) for name in "ab"]
+    return ArchiveOptions(archive=tuple(given), shard_size=32)
+
+
+@pytest.fixture
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cxr.runtime.cluster.connect", lambda: None)
+    monkeypatch.setattr("cxr.runtime.cluster.check_shared", lambda uri: None)
+    monkeypatch.setattr("cxr.cli.training_jobs.room", lambda *_, **__: 1)
+
+
+def other(options: ArchiveOptions, **changes: Any) -> ArchiveOptions:
+    return ArchiveOptions(**(vars(options) | changes))
+
+
+def test_archives_are_given_one_after_the_other() -> None:
+    options = tyro.cli(ArchiveOptions, args=["--archive", "/a", "--archive", "/b"])
+    assert options.archive == ("/a", "/b")
+    assert tyro.cli(ArchiveOptions, args=[]).archive == ()
+
+
+@pytest.mark.usefixtures("_no_cluster")
+def test_several_archives_become_one_and_stay_the_same(two: ArchiveOptions, tmp_path: Path) -> None:
+    out = ready_to_begin(RECIPE, two, str(tmp_path / "out"))
+    data = make_ready(two, out)
+    assert data == f"{out}/shards"
+    assert shards.read_info(data).rows("train") == 12
+    ready_to_begin(RECIPE, two, out)
+    assert make_ready(two, out) == data
+    for archives in (two.archive[::-1], two.archive[:1], ()):
+        with pytest.raises(UserError, match=rf"holds shards of .*/a and .*/b, not of {'(.*/b|phan)|.*/a:'}"):
+            ready_to_begin(RECIPE, other(two, archive=archives), out)
+
+
+def test_archives_that_cannot_be_one_are_refused_before_anything_is_made(two: ArchiveOptions, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for options in (other(two, stream=True), other(two, archive=two.archive[:1] * 2)):
+        with pytest.raises(UserError, match="Give each once, and leave --stream out"):
+            ready_to_begin(RECIPE, options, str(out))
+    raw = str(tmp_path / "raw")
+    write_masked_phantom(raw, 4, "montgomery", size=64)
+    with pytest.raises(UserError, match=r"cannot be used together: their findings differ, .*Hernia.* and none"):
+        ready_to_begin(
+            AecnnRecipe(size=32, patch=32, classifier="resnet18"), other(two, archive=(two.archive[0], raw)), str(out)
+        )
+    with pytest.raises(UserError, match="their pixels differ"):
+        ready_to_begin(RECIPE, other(two, archive=(two.archive[0], raw), shard_size=64), str(out))
+    with pytest.raises(UserError, match="cannot feed a network of size=32"):
+        ready_to_begin(RECIPE, other(two, archive=(two.archive[0], raw), shard_size=16), str(out))
+    assert not out.exists()
+
+
+def test_the_shards_of_one_archive_are_not_taken_for_those_of_several(two: ArchiveOptions, tmp_path: Path) -> None:
+    storage.write_json(str(tmp_path / "out" / "shards" / LEDGER_FILE), {})
+    with pytest.raises(UserError, match=r"holds shards of one archive, not of .*/a and .*/b"):
+        ready_to_begin(RECIPE, two, str(tmp_path / "out"))
+
+
+def test_what_only_shards_allow_is_refused_of_a_stream(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the phantom archive is no shards: folds"):
+        ready_to_begin(RECIPE.replace(folds=3, fold=0), ArchiveOptions(stream=True), str(tmp_path))
+    with pytest.raises(UserError, match="folds=3 without fold"):
+        ready_to_begin(RECIPE.replace(folds=3), ArchiveOptions(), str(tmp_path))
+
+
+@pytest.mark.usefixtures("_no_cluster")
+def test_folds_of_which_none_is_named_are_all_trained(
+    two: ArchiveOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained(recipes: Any, seeds: Any, archive: str, out: str, *_: Any, **__: Any) -> list[Trained]:
+        assert [(name, one.folds, one.fold) for name, one in recipes.items()] == [("fold-0", 2, 0), ("fold-1", 2, 1)]
+        assert tuple(seeds) == (7,)
+        made = [Trained(name, 7, f"{out}/{name}/checkpoint") for name in recipes]
+        for one, value in zip(made, (0.5, 0.7), strict=True):
+            about = {"kind": checkpoint.KIND, "version": checkpoint.VERSION, "metrics": {"agreement": value}}
+            storage.write_json(f"{one.checkpoint}/{checkpoint.ABOUT}", about)
+        return made
+
+    monkeypatch.setattr(training_jobs, "train_all", trained)
+    out = str(tmp_path / "out")
+    result = train_job(RECIPE.replace(folds=2, seed=7), two, RunOptions(), out)
+    assert result["metrics"] == pytest.approx({"agreement": 0.6, "agreement_sd": 0.02**0.5})
+    assert [(one["fold"], one["metrics"]["agreement"]) for one in result["folds"]] == [(0, 0.5), (1, 0.7)]
+    assert result["data"] == f"{out}/shards"
+    assert "0.6 ± 0.1414" in capsys.readouterr().out
+
+
+@pytest.fixture
+def _no_internet(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(network: str, name: str) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("cxr.models.pretrained.from_torchvision", unreachable)
+
+
+FROZEN = PneumothoraxRecipe(size=32, backbone="resnet18", backbone_weights="IMAGENET1K_V1", freeze_backbone=True)
+
+
+@pytest.mark.usefixtures("_no_cluster", "_no_internet")
+def test_named_weights_that_cannot_be_fetched_end_a_job_with_2_before_an_image_is_decoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, out = str(tmp_path / "raw"), tmp_path / "out"
+    write_masked_phantom(archive, 4, "montgomery", size=64)
+    options = SimpleNamespace(out=str(out))
+    data = ArchiveOptions(archive=(archive,), shard_size=32)
+    for main in (
+        lambda _: train_job(FROZEN, data, RunOptions(), str(out)),
+        lambda _: train_job(FROZEN.replace(folds=2), data, RunOptions(), str(out)),
+        lambda _: tune_job(FROZEN, data, SearchOptions(), RunOptions(), str(out)),
+    ):
+        code, said = _outcome(main, options)
+        assert code == 2
+        assert "backbone_weights=IMAGENET1K_V1: " in said
+        assert "\n" not in said
+    assert not list(out.glob("**/*"))
+
+
+@pytest.mark.usefixtures("_no_cluster", "_no_internet")
+def test_the_result_says_what_training_started_from(
+    two: ArchiveOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_jobs, "fit", lambda *_, **__: Fitted("checkpoint", {}, 1))
+    monkeypatch.setattr(training_jobs, "picture", lambda *_: [])
+    given = AecnnRecipe(size=32, patch=32, classifier="resnet18", classifier_weights="auto")
+    result = train_job(given, two, RunOptions(), str(tmp_path / "auto"))
+    assert result["initial_weights"] == {"start_from": None, "classifier_weights": None}
+    assert result["recipe"]["classifier_weights"] == ""
+    torch.save(Classifier("resnet18", 3).body.state_dict(), tmp_path / "mine.pt")
+    result = train_job(
+        given.replace(classifier_weights=str(tmp_path / "mine.pt")), two, RunOptions(), str(tmp_path / "mine")
+    )
+    assert result["initial_weights"]["classifier_weights"]["given"] == str(tmp_path / "mine.pt")
+
+
+def test_fit_refuses_weights_that_were_not_resolved(two: ArchiveOptions, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"backbone_weights: expected the URI of weights; call recipe.resolved\(out\) before fit"
+    ):
+        fit(FROZEN, two.archive[0], str(tmp_path / "out"))
+
+
+GONE = "/gone/weights.pt"
+
+
+@pytest.mark.parametrize(
+    ("given", "setting", "read"),
+    [
+        (AecnnRecipe(start_from=GONE), "start_from", {}),
+        (AecnnRecipe(classifier_weights=GONE), "classifier_weights", {}),
+        (
+            PneumothoraxRecipe(architecture="fcn8s", backbone_weights=GONE, freeze_backbone=True),
+            "backbone_weights",
+            {},
+        ),
+        (AttendRecipe(aligner=GONE), "aligner", {"aligner_recipe": {"family": "align", "size": 64}}),
+        (AlignRecipe(lungs=True, lung_weights=GONE), "lung_weights", {}),
+    ],
+)
+def test_going_on_does_not_need_what_training_started_from(
+    given: Recipe, setting: str, read: dict[str, Any], tmp_path: Path
+) -> None:
+    out, resume = str(tmp_path), RunOptions(resume=True)
+    begun = given.replace(**read, **{setting: f"{out}/weights/{pretrained.key(GONE)}"})
+    with pytest.raises(UserError, match="gone"):
+        given.resolved(out)
+    with pytest.raises(UserError, match="gone"):
+        settled(given, out, resume)  # no checkpoint yet: training begins
+    storage.write_text(f"{out}/{METRICS_FILE}", '{"epoch": 1, "checkpoint": "epoch_0001"}\n')
+    about = {"kind": checkpoint.KIND, "version": checkpoint.VERSION, "recipe": begun.to_dict()}
+    storage.write_json(f"{out}/train/epoch_0001/{checkpoint.ABOUT}", about)
+    again = settled(given.replace(epochs=given.epochs + 1), out, resume)
+    assert again == begun.replace(epochs=given.epochs + 1)

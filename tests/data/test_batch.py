@@ -1,0 +1,164 @@
+"""Columns to tensors, and the thread that reads ahead."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from cxr import schema
+from cxr.data.batch import (
+    HAS_BOXES,
+    NO_MASK,
+    Recycled,
+    RowBuffer,
+    prefetched,
+    stored,
+    to_columns,
+    to_tensors,
+)
+from cxr.schema import MOST_BOXES, PixelFormat
+
+PIXELS = PixelFormat(16)
+
+
+def table(masks: list[np.ndarray | None]) -> pa.Table:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (len(masks), 16, 16), np.uint8)
+    given = {
+        schema.PIXELS: [image.tobytes() for image in images],
+        schema.LABELS: [[1, 0, -1]] * len(masks),
+        schema.POSE_UNIT: [[1, 0, 0.5, 0, 1, 0], *[None] * (len(masks) - 1)],
+        schema.MASKS: [
+            None if mask is None else [{"label": schema.LUNGS, "bits": np.packbits(mask).tobytes()}] for mask in masks
+        ],
+    }
+    wanted = schema.row_schema(PIXELS)
+    return pa.table([pa.array(given.get(f.name, [None] * len(masks)), f.type) for f in wanted], schema=wanted)
+
+
+def test_columns_become_tensors_row_by_row() -> None:
+    mask = np.zeros((16, 16), bool)
+    mask[3:9, 2:5] = True
+    rows = table([mask, None, ~mask])
+    names = (schema.PIXELS, schema.LABELS, schema.POSE_UNIT, schema.MASKS)
+    found = to_tensors(to_columns(rows, names, PIXELS), PIXELS)
+    assert found[schema.PIXELS].numpy().tobytes() == b"".join(rows[schema.PIXELS].to_pylist())
+    assert found[schema.LABELS].tolist() == [[1, 0, -1]] * 3
+    assert found[schema.POSE_UNIT][0].tolist() == [1, 0, 0.5, 0, 1, 0]
+    assert found[schema.POSE_UNIT][1:].isnan().all()
+    assert (found[schema.MASKS][0].numpy() == mask).all()
+    assert (found[schema.MASKS][1] == NO_MASK).all()
+    assert (found[schema.MASKS][2].numpy() == ~mask).all()
+
+
+def test_boxes_become_shares_of_the_stored_square() -> None:
+    """40 x 20 px lie in 16 x 16, 2.5 of them to a stored one, with 4 of padding above and below."""
+    frame = {"x_scale": 2.5, "y_scale": 2.5, "x_offset": 0.0, "y_offset": -10.0}
+    given = [
+        [("Mass", 10, 5, 20, 15), ("Hernia", 0, 0, 4, 4), ("Nodule", -5, 0, 100, 20), ("Mass", 41, 0, 44, 4)],
+        [],
+        None,
+    ]
+    corners = ("x_min", "y_min", "x_max", "y_max")
+    boxes = [
+        None if listed is None else [{"label": label, **dict(zip(corners, at, strict=True))} for label, *at in listed]
+        for listed in given
+    ]
+    wanted = schema.row_schema(PIXELS)
+    rows = pa.table(
+        {
+            schema.BOXES: pa.array(boxes, wanted.field(schema.BOXES).type),
+            schema.FRAME: pa.array([frame] * 3, schema.FRAME_TYPE),
+        }
+    )
+    assert set(rows.column_names) == set(stored([schema.BOXES]))
+    columns = to_columns(rows, [schema.BOXES], PIXELS, findings=("Nodule", "Mass"))
+    found = to_tensors(columns, PIXELS)
+    assert found[HAS_BOXES].tolist() == [True, True, False]
+    assert found[schema.BOXES].shape == (3, MOST_BOXES, 5)
+    mass, nodule = found[schema.BOXES][0, :2].tolist()
+    assert mass == pytest.approx([1, 0.25, 0.375, 0.5, 0.625])
+    assert nodule == pytest.approx([0, 0, 0.25, 1, 0.75]), "cut off at the border"
+    assert found[schema.BOXES][0, 2:].isnan().all(), "no other label, nothing outside"
+    assert found[schema.BOXES][1:].isnan().all()
+
+
+def test_an_image_is_known_by_a_hash_of_its_name() -> None:
+    rows = pa.table({schema.IMAGE_ID: ["a.png", "b.png", "a.png"]})
+    one, other, again = to_columns(rows, [schema.IMAGE_ID], PIXELS)[schema.IMAGE_ID].tolist()
+    assert one == again != other
+    assert one == 8142997129579592491, "the same in every process and on every machine"
+    assert 0 <= other < 1 << 63
+
+
+def test_pixels_are_not_copied_out_of_arrow() -> None:
+    rows = table([None, None])
+    view = to_columns(rows, [schema.PIXELS], PIXELS)[schema.PIXELS]
+    assert view.base is not None
+    assert not view.flags.owndata
+
+
+def test_a_slice_of_a_table_gives_its_own_pixels() -> None:
+    rows = table([None] * 5)
+    part = to_columns(rows.slice(2, 2), [schema.PIXELS], PIXELS)[schema.PIXELS]
+    whole = to_columns(rows, [schema.PIXELS], PIXELS)[schema.PIXELS]
+    assert (part == whole[2:4]).all()
+
+
+def test_items_come_in_order_and_an_error_comes_through() -> None:
+    def failing() -> Iterator[int]:
+        yield from range(5)
+        raise RuntimeError("the disk is gone")
+
+    found = []
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        found.extend(prefetched(failing()))
+    assert found in ([], [0, 1, 2, 3, 4])
+    assert list(prefetched(range(50), depth=2)) == list(range(50))
+
+
+def test_a_reader_that_is_left_early_ends_its_thread() -> None:
+    before = threading.active_count()
+    reading = prefetched(range(1_000_000), depth=1)
+    assert next(reading) == 0
+    reading.close()
+    time.sleep(0.3)
+    assert threading.active_count() == before
+
+
+def test_an_array_is_lent_again_only_when_nobody_holds_it() -> None:
+    arrays = Recycled()
+    first = arrays.empty((4, 3), np.dtype(np.uint8))
+    address = first.ctypes.data
+    tensor = torch.from_numpy(first)[1:]
+    del first
+    second = arrays.empty((4, 3), np.dtype(np.uint8))
+    assert second.ctypes.data != address
+    tensor.fill_(7)
+    second[:] = 1
+    assert (tensor == 7).all()
+    del tensor
+    assert arrays.empty((4, 3), np.dtype(np.uint8)).ctypes.data == address
+    assert arrays.empty((2, 3), np.dtype(np.uint8)).shape == (2, 3)
+
+
+def test_rows_that_are_kept_come_before_those_added() -> None:
+    rows = RowBuffer(6, Recycled())
+    rows.add({"a": np.arange(4), "b": np.arange(8).reshape(4, 2)})
+    rows.keep(np.array([3, 1]))
+    rows.add({"a": np.arange(10, 13), "b": np.zeros((3, 2), int)})
+    taken = rows.take(np.array([0, 1, 4, 2]))
+    assert taken["a"].tolist() == [3, 1, 12, 10]
+    assert taken["b"][:2].tolist() == [[6, 7], [2, 3]]
+
+
+def test_a_buffer_takes_some_rows_as_often_as_they_are_asked_for() -> None:
+    rows = RowBuffer(4, Recycled())
+    rows.add({"a": np.arange(10, 14)}, np.array([3, 0, 3]))
+    assert rows.take(np.arange(rows.rows))["a"].tolist() == [13, 10, 13]

@@ -1,0 +1,189 @@
+"""Enhancement of images: the same in ingest, training and scoring, and refused where it would not be."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cxr import schema, storage
+from cxr.cli.training_jobs import ArchiveOptions, make_ready, ready_to_begin
+from cxr.data import ingest, shards
+from cxr.data.decode import make_rows
+from cxr.data.ledger import Part
+from cxr.errors import UserError
+from cxr.families import checkpoint, lung_crop
+from cxr.families.align import AlignRecipe
+from cxr.families.base import Recipe
+from cxr.families.checkpoint import Checkpoint
+from cxr.families.compatibility import check_raw
+from cxr.imaging.enhance import Enhancement
+from cxr.imaging.geometry import fit
+from cxr.imaging.lung_bbox import LungSquare
+from cxr.inference import score
+from cxr.runtime import cluster
+from cxr.schema import PixelFormat
+from cxr.sources import Labelling, open_manifest
+from tests.lung_rule import save_finder
+from tests.made_shards import chest_like, write_shards
+
+PIXELS = PixelFormat(32)
+DONE = Enhancement("median", "percentile", "clahe")
+PLAIN = AlignRecipe(size=32, trunk="conv3", lungs=False, epochs=1)
+RECIPE = PLAIN.replace(**DONE.describe())
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> str:
+    folder, rng = tmp_path / "archive", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(12):
+        assert cv2.imwrite(str(folder / f"{number:02d}.png"), chest_like(rng, 64))
+    return str(folder)
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def serial(parts: Sequence[Part], make: Any, args: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        work = make(*args)
+        return [work(part) for part in parts]
+
+    monkeypatch.setattr(ingest, "map_parts", serial)
+    monkeypatch.setattr(cluster, "check_shared", lambda uri: None)
+
+
+def saved(folder: Path, recipe: Recipe) -> Checkpoint:
+    network = recipe.network(schema.FINDINGS)
+    task = recipe.task(network)
+    checkpoint.save(folder, recipe, task, network.state_dict(), findings=schema.FINDINGS, metrics={})
+    return checkpoint.load(str(folder))
+
+
+def stored(uri: str) -> dict[str, bytes]:
+    tables = [storage.read_parquet(file.uri) for files in shards.read_info(uri).parts.values() for file in files]
+    return dict(pa.concat_tables(tables).select([schema.IMAGE_ID, schema.PIXELS]).to_pandas().itertuples(index=False))
+
+
+def test_the_original_is_enhanced_and_the_crop_sees_it_as_it_was(archive: str) -> None:
+    table = open_manifest(archive).table.slice(0, 1)
+    original = cv2.imread(table[schema.SOURCE_URI][0].as_py(), cv2.IMREAD_UNCHANGED)
+    seen: list[np.ndarray] = []
+
+    def crop(pixels: np.ndarray) -> LungSquare:
+        seen.append(pixels)
+        return LungSquare(8, 8, 32)
+
+    for given, wanted in ((None, fit(DONE(original), 32)[0]), (crop, DONE(original)[8:40, 8:40])):
+        rows = make_rows(table, PIXELS, crop=given, enhance=DONE)
+        np.testing.assert_array_equal(schema.pixels_array(rows[schema.PIXELS], PIXELS)[0], wanted)
+    np.testing.assert_array_equal(seen[0], original)
+    assert make_rows(table, PIXELS, enhance=Enhancement()).equals(make_rows(table, PIXELS))
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_shards_of_a_training_hold_what_scoring_of_the_archive_sees(archive: str, tmp_path: Path) -> None:
+    options = ArchiveOptions(archive=(archive,), shard_size=32)
+    made = make_ready(options, str(tmp_path / "out"), RECIPE)
+    info = shards.read_info(made)
+    assert info.enhancement == DONE
+    plan = score._plan(archive, saved(tmp_path / "kept", RECIPE), score.ScoreOptions())
+    rows = pa.concat_tables(
+        score._rows(score._labelled(part), plan.pixels, plan.crop, plan.enhance) for part in plan.parts
+    )
+    seen = dict(zip(rows[schema.IMAGE_ID].to_pylist(), rows[schema.PIXELS].to_pylist(), strict=True))
+    assert stored(made) == seen
+    assert stored(make_ready(options, str(tmp_path / "plain"), PLAIN)) != seen
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_another_enhancement_is_not_gone_on_with(archive: str, tmp_path: Path) -> None:
+    ingest.ingest(archive, str(tmp_path / "out"), pixels=PIXELS, enhance=DONE)
+    with pytest.raises(UserError, match="enhancement was"):
+        ingest.ingest(archive, str(tmp_path / "out"), pixels=PIXELS)
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("image_id,class_id,rad_id,x_min,y_min,x_max,y_max\n00,5,R1,1,2,3,4\n")
+    with pytest.raises(UserError, match="annotations was None"):
+        ingest.ingest(archive, str(tmp_path / "out"), pixels=PIXELS, enhance=DONE, labelling=Labelling(str(boxes)))
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_annotations_become_labels_of_shards(archive: str, tmp_path: Path) -> None:
+    boxes = tmp_path / "boxes.csv"
+    rows = "".join(f"{number:02d},{'5,R1,1,2,3,4' if number % 2 else '14,R1,,,,'}\n" for number in range(10))
+    boxes.write_text(f"image_id,class_id,rad_id,x_min,y_min,x_max,y_max\n{rows}")
+    options = ArchiveOptions(archive=(archive,), shard_size=32, labelling=Labelling(str(boxes)))
+    info = shards.read_info(make_ready(options, str(tmp_path / "out")))
+    assert info.findings == schema.VINBIGDATA_FINDINGS
+    read = [storage.read_parquet(file.uri) for files in info.parts.values() for file in files]
+    known = {row[schema.IMAGE_ID]: row for row in pa.concat_tables(read).to_pylist()}
+    assert sorted(known) == [f"{number:02d}.png" for number in range(10)]
+    assert [sum(known[f"{number:02d}.png"][schema.LABELS]) for number in range(4)] == [0, 1, 0, 1]
+    assert [len(known[f"{number:02d}.png"][schema.BOXES]) for number in range(4)] == [0, 1, 0, 1]
+
+
+def test_shards_of_another_enhancement_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    plain = write_shards(tmp_path / "plain", {"train": 4, "val": 2})
+    done = write_shards(tmp_path / "done", {"train": 4, "val": 2})
+    about = storage.read_json(f"{done}/{shards.ARCHIVE_FILE}")
+    storage.write_json(f"{done}/{shards.ARCHIVE_FILE}", about | {"enhancement": DONE.describe()})
+    shards.check_enhanced(shards.read_info(plain), Enhancement())
+    shards.check_enhanced(shards.read_info(done), DONE)
+    wanted = "to which was done: nothing; wanted is: --denoise median --normalise percentile --equalise clahe"
+    for refused in (
+        lambda: ready_to_begin(RECIPE, ArchiveOptions(archive=(plain,)), str(tmp_path / "out")),
+        lambda: score._plan(plain, saved(tmp_path / "kept", RECIPE), score.ScoreOptions()),
+    ):
+        with pytest.raises(UserError, match=f"{wanted}. Run jobs/ingest_archive.py --denoise median"):
+            refused()
+    with pytest.raises(UserError, match=r"was done: --denoise .*; wanted is: nothing. .* without these"):
+        shards.check_enhanced(shards.read_info(done), Enhancement())
+    with pytest.raises(UserError, match="their enhancement differ"):
+        shards.join_shards(str(tmp_path / "joined"), [plain, done], ["/a", "/b"])
+    assert shards.join_shards(str(tmp_path / "joined"), [done, done], ["/a", "/b"]).enhancement == DONE
+
+
+def test_shards_have_the_labels_they_were_made_with(tmp_path: Path) -> None:
+    plain = write_shards(tmp_path / "plain", {"train": 4, "val": 2})
+    given = ArchiveOptions(archive=(plain,), labelling=Labelling(readers_agree=2))
+    with pytest.raises(UserError, match="leave --readers-agree out"):
+        ready_to_begin(PLAIN, given, str(tmp_path / "out"))
+
+
+def test_raw_archives_are_not_streamed(archive: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Leave --stream out, or run jobs/ingest_archive.py with --denoise median"):
+        check_raw(RECIPE, archive)
+    given = ArchiveOptions(archive=(archive,), stream=True, labelling=Labelling(readers_agree=2))
+    with pytest.raises(UserError, match="labels are read when shards are made"):
+        ready_to_begin(PLAIN, given, str(tmp_path / "out"))
+
+
+def test_a_recipe_says_what_is_done(tmp_path: Path) -> None:
+    assert (RECIPE.enhancement, PLAIN.enhancement) == (DONE, Enhancement())
+    with pytest.raises(UserError, match="equalise='more': wanted one of none, clahe"):
+        PLAIN.replace(equalise="more")
+    assert saved(tmp_path / "kept", RECIPE).recipe.enhancement == DONE
+
+
+def test_ingest_shows_each_step(archive: str, tmp_path: Path) -> None:
+    job = importlib.import_module("jobs.ingest_archive")
+    (Path(archive) / "00.png").write_bytes(b"no picture")
+    (uri,) = job._pictures(job.Options(archive=archive, out=str(tmp_path / "out"), enhancement=DONE), archive)
+    height, width = cv2.imread(uri, cv2.IMREAD_GRAYSCALE).shape
+    assert 1.1 < height / width < 1.8  # four rows of three images
+
+
+def test_lungs_are_sought_in_images_as_their_network_saw_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finder = lung_crop.by_checkpoint(save_finder(tmp_path)).loaded()
+    pixels = chest_like(np.random.default_rng(0), 64)
+    asked: list[np.ndarray] = []
+    monkeypatch.setattr(Enhancement, "__call__", lambda self, given: asked.append(given) or given)
+    finder(pixels)
+    np.testing.assert_array_equal(asked, [pixels])

@@ -1,0 +1,109 @@
+"""Parts of the work, and what a second run does with those that are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cxr import schema, storage
+from cxr.data import ledger
+from cxr.data.ledger import Part, open_ledger, plan, rows_at
+from cxr.errors import UserError
+
+SETTINGS = {"job": "test", "size": 64}
+
+
+def manifest(count: int = 25) -> pa.Table:
+    ids = [f"image-{i:03d}" for i in range(count)]
+    splits = [schema.SPLITS[i % 3] for i in range(count)]
+    columns = {schema.IMAGE_ID: ids, schema.SPLIT: splits, schema.LABELS: [[i % 2] for i in range(count)]}
+    return pa.table(columns).replace_schema_metadata({"kept": "yes"})
+
+
+def ids(parts: list[Part]) -> list[str]:
+    return [image for part in parts for image in part.rows[schema.IMAGE_ID].to_pylist()]
+
+
+def test_parts_hold_every_image_once_and_only_their_split() -> None:
+    parts = plan(manifest(), 4, by=schema.SPLIT)
+    assert sorted(ids(parts)) == manifest()[schema.IMAGE_ID].to_pylist()
+    assert [part.name for part in parts][:3] == ["test/part-00000", "test/part-00001", "train/part-00000"]
+    for part in parts:
+        assert part.rows.num_rows <= 4
+        assert set(part.rows[schema.SPLIT].to_pylist()) == {part.name.split("/")[0]}
+        assert part.rows.schema.metadata == {b"kept": b"yes"}
+
+
+def test_parts_do_not_hang_on_the_order_of_the_manifest() -> None:
+    shuffled = manifest().take(np.random.default_rng(0).permutation(25))
+    for one, other in zip(plan(manifest(), 4), plan(shuffled, 4), strict=True):
+        assert one.name == other.name
+        assert one.rows.equals(other.rows)
+
+
+def test_rows_are_taken_in_chunks_that_arrow_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "_CHUNK", 4)
+    halves = pa.concat_tables([manifest(10), manifest(9)])
+    order = np.random.default_rng(0).permutation(19)
+    taken = rows_at(halves, pa.array(order))
+    assert taken.schema.equals(halves.schema, check_metadata=True)
+    assert taken.equals(halves.take(order))
+    assert max(len(chunk) for chunk in taken[schema.IMAGE_ID].chunks) == 4
+
+
+def test_folder_goes_before_the_names() -> None:
+    assert [part.path for part in plan(manifest(5), 3, folder="scores")] == [
+        "scores/part-00000.parquet",
+        "scores/part-00001.parquet",
+    ]
+
+
+def test_an_image_id_that_stands_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="image-000"):
+        plan(pa.concat_tables([manifest(3), manifest(1)]), 4)
+
+
+def test_only_parts_without_a_file_are_left_to_do(tmp_path: Path) -> None:
+    parts = plan(manifest(), 4, by=schema.SPLIT)
+    begun = open_ledger(str(tmp_path), SETTINGS, parts)
+    assert begun.todo(parts) == parts
+    storage.write_bytes(begun.file(parts[1]), b"done")
+    again = open_ledger(str(tmp_path), SETTINGS, plan(manifest(), 4, by=schema.SPLIT))
+    assert again.todo(parts) == [parts[0], *parts[2:]]
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    parts = plan(manifest(), 4)
+    open_ledger(str(tmp_path), SETTINGS, parts)
+    with pytest.raises(UserError, match="size was 64, is 128"):
+        open_ledger(str(tmp_path), SETTINGS | {"size": 128}, parts)
+
+
+def test_what_differs_is_said_in_one_short_line(tmp_path: Path) -> None:
+    """A checkpoint is named by its hash, without the settings of two recipes that follow from it."""
+    parts, recipes = plan(manifest(), 4), [{f"setting-{n}": value for n in range(80)} for value in "ab"]
+    recipes[1]["setting-7"] = "a"
+    open_ledger(str(tmp_path), {"checkpoint_sha256": "0" * 64, "recipe": recipes[0]}, parts)
+    for other, told in (
+        ({"checkpoint_sha256": "1" * 64, "recipe": recipes[1]}, "another checkpoint: SHA-256 was 0{12}, is 1{12}"),
+        (
+            {"checkpoint_sha256": "0" * 64, "recipe": {**recipes[0], "setting-7": "x" * 999}},
+            "recipe: setting-7 was 'a', is 'x{119}…",
+        ),
+    ):
+        with pytest.raises(
+            UserError, match=rf"holds results of other settings \({told}\): give another --out"
+        ) as caught:
+            open_ledger(str(tmp_path), other, parts)
+        assert len(str(caught.value)) < 400
+
+
+def test_changed_labels_are_refused(tmp_path: Path) -> None:
+    open_ledger(str(tmp_path), SETTINGS, plan(manifest(), 4))
+    labels = pa.array([[1]] * 25)
+    changed = manifest().set_column(2, schema.LABELS, labels)
+    with pytest.raises(UserError, match="have changed"):
+        open_ledger(str(tmp_path), SETTINGS, plan(changed, 4))

@@ -1,0 +1,141 @@
+"""Reading shards: every row, the same batches for any number of workers, clear errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cxr import schema, storage
+from cxr.data import shards
+from cxr.data.shard_loader import ShardStream
+from cxr.errors import UserError
+from tests.made_shards import write_shards
+
+COLUMNS = (schema.PIXELS, schema.POSE_UNIT, schema.MASKS)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> shards.ShardInfo:
+    return shards.read_info(write_shards(tmp_path / "shards", {"train": 50, "val": 11}))
+
+
+def numbers(batches) -> list[list[int]]:
+    return [batch[schema.PIXELS][:, 0, 0].tolist() for batch in batches]
+
+
+def stream(info: shards.ShardInfo, split: str, **settings) -> ShardStream:
+    return ShardStream(info, split, COLUMNS, **({"batch_size": 4} | settings))
+
+
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_row_reaches_exactly_one_worker(made: shards.ShardInfo, world: int, cache_bytes: int) -> None:
+    shares = [stream(made, "val", rank=r, world=world, cache_bytes=cache_bytes).every() for r in range(world)]
+    seen = [number for share in shares for batch in numbers(share) for number in batch]
+    assert sorted(seen) == list(range(11))
+
+
+def test_two_workers_see_the_global_batches_of_one(made: shards.ShardInfo) -> None:
+    one = numbers(stream(made, "train", batch_size=8).train(3))
+    two = [numbers(stream(made, "train", rank=r, world=2).train(3)) for r in range(2)]
+    assert [sorted(batch) for batch in one] == [sorted(a + b) for a, b in zip(*two, strict=True)]
+
+
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
+def test_epochs_differ_and_repeat_by_seed(made: shards.ShardInfo, cache_bytes: int) -> None:
+    first, again, other = (
+        numbers(stream(made, "train", cache_bytes=cache_bytes).train(epoch)) for epoch in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_windows_give_every_worker_equally_many_whole_batches(made: shards.ShardInfo, world: int) -> None:
+    streams = [stream(made, "train", rank=r, world=world, cache_bytes=0) for r in range(world)]
+    for epoch in range(3):
+        batches = [numbers(s.train(epoch)) for s in streams]
+        assert [len(b) for b in batches] == [streams[0].steps] * world
+        seen = [number for share in batches for batch in share for number in batch]
+        assert len(seen) == len(set(seen))
+
+
+def test_a_window_mixes_no_more_than_it_may_hold(made: shards.ShardInfo) -> None:
+    """Two row groups of 8 rows: each batch of 16 comes from two groups, and nothing is seen twice."""
+    held = 2 * 8 * made.pixels.row_bytes
+    for batch in numbers(stream(made, "train", batch_size=8, cache_bytes=held).train(0))[:1]:
+        starts = {number // 20 * 20 + (number % 20) // 8 * 8 for number in batch}
+        assert len(starts) <= 2
+
+
+def test_unknown_pose_and_mask_are_marked(made: shards.ShardInfo) -> None:
+    batch = next(stream(made, "val").every())
+    assert np.isnan(batch[schema.POSE_UNIT].numpy()).all()
+    assert (batch[schema.MASKS] == 255).all()
+    assert batch[schema.MASKS].shape == batch[schema.PIXELS].shape
+
+
+def test_too_few_images_for_the_workers(made: shards.ShardInfo) -> None:
+    with pytest.raises(UserError, match="the 11 images in its val split are too few for 12 workers"):
+        stream(made, "val", world=12)
+
+
+def test_unfinished_shards_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did not finish"):
+        shards.read_info(str(tmp_path))
+
+
+def reject(folder: Path, image_id: str) -> None:
+    """Say of finished shards that ingest could not use an image."""
+    row = {"image_id": image_id, "source_uri": image_id, "split": "train", "error": "torn"}
+    pq.write_table(pa.Table.from_pylist([row], schema=schema.REJECTS), folder / shards.REJECTS_FILE)
+    about = storage.read_json(str(folder / shards.ARCHIVE_FILE))
+    storage.write_json(str(folder / shards.ARCHIVE_FILE), about | {"rejects": 1})
+
+
+def test_shards_joined_are_read_as_one(tmp_path: Path) -> None:
+    members = [
+        write_shards(tmp_path / "a", {"train": 30, "val": 5}),
+        write_shards(tmp_path / "b", {"train": 20, "val": 4, "test": 3}),
+    ]
+    reject(tmp_path / "b", "torn.png")
+    both = str(tmp_path / "both")
+    told = shards.join_shards(both, members, ["/a", "/b"])
+    info = shards.read_info(both)
+    assert told == info
+    assert shards.is_shards(both)
+    assert ([info.rows(split) for split in schema.SPLITS], info.rejects, info.uri) == ([50, 9, 3], 1, both)
+    assert storage.read_parquet(f"{both}/{shards.REJECTS_FILE}")[schema.IMAGE_ID].to_pylist() == ["torn.png"]
+    seen = [number for batch in numbers(stream(info, "train").every()) for number in batch]
+    assert seen == [*range(30), *range(20)]
+    assert shards.joined_archives(both) == ("/a", "/b")
+    with pytest.raises(UserError, match=r"the archives that .*both stands for have 24 image ids in common"):
+        shards.check_ids(info)
+    shards.check_ids(shards.read_info(members[0]))
+    assert shards.joined_archives(members[0]) == shards.joined_archives(str(tmp_path / "none")) == ()
+
+
+@pytest.mark.parametrize(
+    ("other", "differing"),
+    [
+        ({"size": 16}, r"their pixels differ, PixelFormat\(size=32.* and PixelFormat\(size=16"),
+        ({"row_group_rows": 4}, "their row_group_rows differ, 8 and 4"),
+    ],
+)
+def test_shards_that_differ_cannot_be_joined(tmp_path: Path, other: dict[str, Any], differing: str) -> None:
+    members = [write_shards(tmp_path / "a", {"train": 3}), write_shards(tmp_path / "b", {"train": 3}, **other)]
+    with pytest.raises(UserError, match=rf"/a and .*/b cannot be used together: {differing}"):
+        shards.join_shards(str(tmp_path / "both"), members, members)
+    assert not shards.is_shards(str(tmp_path / "both"))
+
+
+def test_an_image_id_of_a_reject_counts_as_well(tmp_path: Path) -> None:
+    members = [write_shards(tmp_path / "a", {"train": 3}), write_shards(tmp_path / "b", {"val": 3})]
+    shards.check_ids(shards.join_shards(str(tmp_path / "both"), members, ["/a", "/b"]))
+    reject(tmp_path / "b", "train-0001.png")
+    with pytest.raises(UserError, match=r"1 image ids in common, 'train-0001.png' for one"):
+        shards.check_ids(shards.join_shards(str(tmp_path / "both"), members, ["/a", "/b"]))

@@ -1,0 +1,262 @@
+"""Scores and labels come together by image and by finding, and what is missing is counted and said."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cxr import evaluation, schema, storage
+from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, join_shards
+from cxr.errors import UserError
+from cxr.evaluation.run import SCORES, ReportOptions, read_run, read_truth
+from cxr.inference import score
+from cxr.metrics import classification
+from cxr.phantom.archive import write_phantom
+from cxr.runtime.job import write_result
+from cxr.schema import FINDINGS_KEY
+from cxr.sources import open_manifest
+from jobs import report_run
+
+FINDINGS = ("Mass", "Edema", "Hernia")
+
+
+def labels_of(images: int) -> np.ndarray:
+    """Labels with unknowns; no image has the last finding."""
+    labels = (np.random.default_rng(0).random((images, 3)) < (0.4, 0.5, 0)).astype(np.int8)
+    labels[::7, 1] = -1
+    return labels
+
+
+def write_archive(folder: Path, images: int = 60, rejects: int = 2) -> str:
+    """Shards without pixels, two images a patient, all but the last ten in the test split."""
+    ids = [f"{i:03d}.png" for i in range(images)]
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for split, rows in (("test", slice(0, images - 10)), ("val", slice(images - 10, images))):
+        columns = {
+            schema.IMAGE_ID: ids[rows],
+            schema.PATIENT_ID: [f"P{i // 2}" for i in range(images)][rows],
+            schema.SPLIT: [split] * len(ids[rows]),
+            schema.LABELS: pa.array(labels_of(images)[rows].tolist(), pa.list_(pa.int8())),
+        }
+        (folder / split).mkdir(parents=True)
+        pq.write_table(pa.table(columns), folder / split / "part-00000.parquet")
+        parts[split] = [{"path": f"{split}/part-00000.parquet", "rows": len(ids[rows])}]
+    broken = [{"image_id": f"broken {i}.png", "split": "test", "error": "no image"} for i in range(rejects)]
+    pq.write_table(pa.Table.from_pylist(broken, schema.REJECTS), folder / REJECTS_FILE)
+    about = {"kind": KIND, "version": 1, "source": "made", "archive": "", "findings": list(FINDINGS)}
+    about |= {"pixels": {"size": 16, "bits": 8}, "row_group_rows": 8, "parts": parts, "rejects": rejects}
+    storage.write_json(str(folder / ARCHIVE_FILE), about)
+    return str(folder)
+
+
+def write_run(
+    folder: Path,
+    probabilities: dict[str, list[float] | None],
+    findings: tuple[str, ...] = FINDINGS,
+    family: str = "aecnn",
+    archive: str = "",
+) -> str:
+    """A run of `score_archive` in two parts; None is an image with an error."""
+    settings = {"archive": archive, "checkpoint_sha256": "0", "recipe": {"family": family}}
+    storage.write_json(str(folder / "ledger.json"), {"settings": settings, "fingerprint": ""})
+    fields = pa.schema(
+        [
+            (schema.IMAGE_ID, pa.string()),
+            (schema.ERROR, pa.string()),
+            (schema.PROBABILITIES, pa.list_(pa.float32())),
+            (schema.PREDICTED, pa.list_(pa.int8())),
+        ],
+        metadata={FINDINGS_KEY: json.dumps(findings)},
+    )
+    rows = [
+        (i, None if p else "no image", p, [int(v >= 0.5) for v in p] if p else None) for i, p in probabilities.items()
+    ]
+    (folder / SCORES).mkdir(parents=True)
+    for number, part in enumerate((rows[:20], rows[20:])):
+        table = pa.Table.from_pylist([dict(zip(fields.names, row, strict=True)) for row in part], fields)
+        pq.write_table(table, folder / SCORES / f"part-{number:05d}.parquet")
+    return str(folder)
+
+
+def guesses(images: int, seed: int = 0, signal: float = 0.3) -> np.ndarray:
+    noise = np.random.default_rng(seed).uniform(0.1, 0.6, (images, 3)).astype(np.float32)
+    return noise + np.float32(signal) * (labels_of(images) == 1)
+
+
+def named(values: np.ndarray, reverse: bool = True) -> dict[str, list[float] | None]:
+    """By image; in another order than the archive's."""
+    rows = [(f"{i:03d}.png", row) for i, row in enumerate(values.tolist())]
+    return dict(rows[::-1] if reverse else rows)
+
+
+def read_csv(uri: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(Path(uri).read_text().splitlines()))
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> str:
+    return write_archive(tmp_path / "shards")
+
+
+def test_the_job_judges_the_split_and_counts_the_rest(archive: str, tmp_path: Path) -> None:
+    scored = named(guesses(60)) | {"broken 0.png": None, "of another archive.png": [0.1, 0.2, 0.3]}
+    scored["004.png"] = None
+    scored["005.png"] = [float("nan"), 0.5, 0.5]
+    del scored["006.png"]
+    run = write_run(tmp_path / "run", scored, archive=archive)
+    options = report_run.Options(run=run, out=str(tmp_path / "out"), report=ReportOptions(resamples=50))
+    write_result(options, report_run.main(options), 0)
+    result = json.loads((tmp_path / "out" / "result.json").read_text(), parse_constant=pytest.fail)
+    metrics = result["metrics"]
+    kept = [i for i in range(50) if i not in (4, 5, 6)]
+    wanted = classification.summarise(
+        guesses(60)[kept],
+        labels_of(60)[kept],
+        guesses(60)[kept] >= 0.5,
+        np.array([f"P{i // 2}" for i in kept]),
+        FINDINGS,
+        resamples=50,
+    )
+    counts = {"images": 47, "images_with_error": 3, "images_without_score": 2, "images_without_labels": 0}
+    assert {name: metrics[name] for name in counts} == counts
+    assert metrics["patients"] == 24
+    assert metrics["auroc/Hernia"] is None
+    assert metrics["auroc/Mass"] == pytest.approx(wanted.rows[0].auroc)
+    assert metrics["mean_auroc"] == pytest.approx(wanted.mean.auroc)
+    assert [metrics["mean_auroc_low"], metrics["mean_auroc_high"]] == pytest.approx(
+        [wanted.mean.auroc_low, wanted.mean.auroc_high]
+    )
+    page = Path(result["report"]).read_text()
+    assert "47 images of 24 patients judged; 3 with an error in place of scores; 2 with no score." in page
+    assert "no positive among 47 images" in page
+    for uri in result["pictures"]:
+        assert cv2.imread(uri) is not None
+        assert f"(pictures/{Path(uri).name})" in page
+    table = read_csv(result["findings"])
+    assert [row["finding"] for row in table] == [*FINDINGS, "mean"]
+    assert float(table[1]["recall"]) == pytest.approx(wanted.rows[1].recall)
+    assert table[2]["auroc"] == ""
+
+
+def test_findings_meet_by_name_in_a_raw_archive(tmp_path: Path) -> None:
+    write_phantom(str(tmp_path / "raw"), 60, size=64, prevalence=0.9)
+    table = open_manifest(str(tmp_path / "raw")).table
+    known = {row[schema.IMAGE_ID]: row[schema.LABELS] for row in table.to_pylist()}
+    right, wrong = (schema.FINDINGS.index(finding) for finding in ("Infiltration", "Effusion"))
+    scored = {i: [0.5, 1 - labels[wrong], 0.1 + 0.8 * labels[right]] for i, labels in known.items()}
+    run = write_run(tmp_path / "run", scored, ("Fracture", "Effusion", "Infiltration"))
+    options = ReportOptions(archive=str(tmp_path / "raw"), split="all", resamples=20)
+    result = evaluation.report(run, options, str(tmp_path / "out"))
+    metrics = result["metrics"]
+    assert (metrics["auroc/Effusion"], metrics["auroc/Infiltration"]) == (0, 1)
+    assert (metrics["mean_auroc"], metrics["findings_measured"], metrics["images"]) == (0.5, 2, 60)
+    notes = {row["finding"]: row for row in read_csv(result["findings"])}
+    assert set(notes) == {*schema.FINDINGS, "Fracture", "mean"}
+    assert notes["Fracture"]["note"] == "the archive has no labels of it"
+    assert notes["Mass"]["note"] == "not scored by the checkpoint"
+    assert int(notes["Mass"]["positives"]) == sum(row[schema.FINDINGS.index("Mass")] for row in known.values())
+    fewer = evaluation.report(run, ReportOptions(archive=str(tmp_path / "raw"), resamples=20), str(tmp_path / "test"))
+    assert fewer["metrics"]["images"] == table[schema.SPLIT].to_pylist().count("test")
+
+
+def test_two_runs_are_compared_on_what_both_have_scored(archive: str, tmp_path: Path) -> None:
+    weaker = {i: p for i, p in named(guesses(60, 1, 0.1)).items() if i > "009.png"}
+    reordered = {i: [p[2], p[0]] for i, p in weaker.items() if p}
+    run = write_run(tmp_path / "run", named(guesses(60)), archive=archive)
+    other = write_run(tmp_path / "other", reordered, ("Hernia", "Mass"), archive=archive)
+    result = evaluation.report(run, ReportOptions(against=other, resamples=100), str(tmp_path / "out"))
+    metrics = result["metrics"]
+    rows = slice(10, 50)
+    labels, ours, theirs = labels_of(60)[rows, :1], guesses(60)[rows, :1], guesses(60, 1, 0.1)[rows, :1]
+    tested = classification.delong(ours, theirs, labels)
+    assert metrics["images_compared"] == 40
+    assert metrics["p/Mass"] == pytest.approx(tested.p[0])
+    assert metrics["p/Hernia"] is None
+    assert metrics["mean_auroc_gain"] == pytest.approx(tested.difference[0])
+    assert metrics["mean_auroc_gain_low"] < metrics["mean_auroc_gain"] < metrics["mean_auroc_gain_high"]
+    assert [row["finding"] for row in read_csv(result["comparison"])] == ["Mass", "Hernia", "mean"]
+    assert f"Compared with {other}, on the 40 images" in Path(result["report"]).read_text()
+    same = evaluation.report(run, ReportOptions(against=run, resamples=20), str(tmp_path / "same"))["metrics"]
+    assert (same["mean_auroc_gain"], same["p/Mass"], same["images_compared"]) == (0, 1, 50)
+
+
+def test_patients_that_are_not_known_are_their_own(archive: str, tmp_path: Path) -> None:
+    part = tmp_path / "shards" / "test" / "part-00000.parquet"
+    table = pq.read_table(part)
+    patients = pa.array([None] * 10 + table[schema.PATIENT_ID].to_pylist()[10:], pa.string())
+    pq.write_table(table.set_column(1, schema.PATIENT_ID, patients), part)
+    run = write_run(tmp_path / "run", named(guesses(60)), archive=archive)
+    assert (
+        evaluation.report(run, ReportOptions(resamples=20), str(tmp_path / "out"))["metrics"]["patients"] == 10 + 20
+    )
+
+
+def test_rejected_images_belong_to_the_truth(archive: str) -> None:
+    known = read_truth(archive, "auto", "test", [schema.LABELS])
+    assert known.table.num_rows == 52
+    assert known.table[schema.LABELS].null_count == 2
+    assert read_truth(archive, "auto", "all", []).table.num_rows == 62
+
+
+def test_only_the_split_that_is_judged_is_read(archive: str) -> None:
+    (Path(archive) / "val" / "part-00000.parquet").unlink()
+    assert read_truth(archive, "auto", "test", []).table.num_rows == 52
+    with pytest.raises(storage.NotFound):
+        read_truth(archive, "auto", "all", [])
+
+
+def test_archives_used_as_one_are_judged_only_where_ids_tell_their_images_apart(archive: str, tmp_path: Path) -> None:
+    other = write_archive(tmp_path / "other", images=12, rejects=0)
+    join_shards(str(tmp_path / "both"), [archive, other], ["/a", "/b"])
+    run = write_run(tmp_path / "run", named(guesses(60)), archive=archive)
+    assert "12 image ids in common" in mistake(run, tmp_path / "out", archive=str(tmp_path / "both"))
+
+
+def test_a_run_lies_where_scoring_puts_it(archive: str, tmp_path: Path) -> None:
+    assert SCORES == score.SCORES
+    run = read_run(write_run(tmp_path / "run", named(guesses(60)), archive=archive))
+    assert (run.family, run.archive) == ("aecnn", archive)
+
+
+def mistake(run: str, out: Path, **options: Any) -> str:
+    with pytest.raises(UserError) as raised:
+        evaluation.report(run, ReportOptions(**{"resamples": 20, **options}), str(out))
+    return str(raised.value)
+
+
+def test_mistakes_are_told(archive: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    scored = named(guesses(60))
+    run = write_run(tmp_path / "run", scored, archive=archive)
+    assert "no scoring run" in mistake(str(tmp_path / "nothing"), out)
+    aligner = write_run(tmp_path / "align", scored, family="align")
+    assert "'align', for which there is no report yet; there is one for aecnn" in mistake(aligner, out)
+    assert "no image in split 'train' but test 52, val 10" in mistake(run, out, split="train")
+    strangers = write_run(tmp_path / "strangers", {"a.png": [0.1, 0.2, 0.3]}, archive=archive)
+    assert "0 are in" in mistake(strangers, out)
+    assert "0 are in" in mistake(run, out, against=strangers)
+    others = write_run(tmp_path / "others", dict(list(scored.items())[-5:]), archive=archive)
+    rest = write_run(tmp_path / "rest", dict(list(scored.items())[:-5]), archive=archive)
+    assert "none of the same images" in mistake(rest, out, against=others)
+    fracture = write_run(tmp_path / "fracture", {i: [0.5] for i in scored}, ("Fracture",), archive=archive)
+    assert "it scores Fracture, the archive has labels of Mass, Edema, Hernia" in mistake(fracture, out)
+    narrow = write_run(tmp_path / "narrow", {i: [0.5] for i in scored}, archive=archive)
+    assert "[1] values an image for 3 findings" in mistake(narrow, out)
+    assert "wanted 1 or more" in mistake(run, out, resamples=0)
+    twice = write_run(tmp_path / "twice", scored, archive=archive)
+    part = tmp_path / "twice" / SCORES / "part-00000.parquet"
+    pq.write_table(pq.read_table(part), part.with_name("part-00009.parquet"))
+    assert "images twice" in mistake(twice, out)
+    pq.write_table(pq.read_table(part).replace_schema_metadata(), part)
+    part.with_name("part-00009.parquet").unlink()
+    assert "do not name one list of findings" in mistake(twice, out)
+    pq.write_table(pq.read_table(part).drop_columns([schema.PREDICTED]), part)
+    assert "no column predicted" in mistake(twice, out)

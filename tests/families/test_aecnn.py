@@ -1,0 +1,291 @@
+"""AE-CNN: its stages, what learns in each, unknown labels, crops, thresholds, what it begins with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cxr import schema
+from cxr.data.batch import Batch
+from cxr.errors import UserError
+from cxr.families import checkpoint
+from cxr.families.aecnn import AecnnRecipe
+from cxr.families.aecnn_published import as_published, published
+from cxr.families.aecnn_task import AecnnTask, probabilities
+from cxr.families.base import Alone
+from cxr.models.aecnn import AECNN, Codec, PublishedCodec, ResidualCodec
+from cxr.training.engine import Engine
+from cxr.training.worker import stage_at
+
+FINDINGS = ("Mass", "Nodule", "Hernia")
+SMALL = AecnnRecipe(size=32, patch=16, width=8, classifier="resnet18", stem_stride=1, rotation_deg=0, flip=0)
+
+
+def small_network(codec: Codec | None = None) -> AECNN:
+    torch.manual_seed(0)
+    norm = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
+    head = nn.Sequential(norm, nn.Flatten(), nn.Linear(32, len(FINDINGS)))
+    return AECNN(codec or ResidualCodec(4, 1, 8), head, FINDINGS)
+
+
+def batch(labels: list[list[int]] | None = None, size: int = 32) -> Batch:
+    """Four images; those with a Mass are brighter. No Hernia."""
+    given = torch.tensor(labels or [[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]], dtype=torch.int8)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(60, 140, (len(given), size, size), generator=generator)
+    pixels += 100 * (given[:, :1, None] == 1)
+    return {schema.PIXELS: pixels.to(torch.uint8), schema.LABELS: given}
+
+
+def some() -> Iterator[Batch]:
+    return iter([batch(), batch()])
+
+
+def task_in(stage: str, recipe: AecnnRecipe = SMALL, network: AECNN | None = None) -> AecnnTask:
+    task = recipe.task(network or small_network())
+    task.enter(stage)
+    return task
+
+
+def test_three_stages_or_those_between_start_and_stop() -> None:
+    def names(**changes: object) -> list[str]:
+        return [stage.name for stage in SMALL.replace(**changes).stages()]
+
+    assert names() == ["classifier", "autoencoder", "joint"]
+    assert names(start="autoencoder") == ["autoencoder", "joint"]
+    assert names(start="autoencoder", stop="autoencoder") == ["autoencoder"]
+    assert names(compressor="none") == ["classifier", "joint"]
+    assert SMALL.monitor == "mean_auroc"
+    assert SMALL.replace(start="autoencoder", stop="autoencoder").monitor == "psnr"
+    assert SMALL.unranked_epochs == SMALL.classifier_epochs + SMALL.autoencoder_epochs
+    assert [stage_at(SMALL, epoch).name for epoch in (0, 7, 8, 11, 12, 99)] == [
+        "classifier", "classifier", "autoencoder", "autoencoder", "joint", "joint",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"start": "joint", "stop": "classifier"}, "no stage"),
+        ({"start": "autoencoder", "stop": "autoencoder", "compressor": "resize"}, "no stage"),
+        ({"compressor": "published", "stop": "classifier"}, "untaught"),
+        ({"compressor": "published", "compression": 4}, "published codec has 16"),
+        ({"compression": 5}, "wanted one of 4, 16, 64"),
+        ({"size": 30}, "multiple of 4"),
+        ({"crop": 64}, "at most size=32"),
+        ({"bce_weight": 0.0}, "bce_weight above 0"),
+        ({"latent_bits": 12}, "8, 16"),
+        ({"patches": 0}, "wanted 1 or more"),
+        ({"flip": 7.0}, "share from 0 to 1"),
+        ({"classifier_lr": -1.0}, "positive learning rates"),
+        ({"rotation_deg": -5.0}, "wanted 0 or more"),
+        ({"depth": 5}, "depth=5"),
+        ({"classifier": "densenet121", "stem_stride": 2}, "too few for densenet121"),
+        ({"start_from": "s3://b/c", "stop": "classifier"}, "resized images"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        SMALL.replace(**wrong)
+
+
+def test_the_published_recipe_is_the_paper_s() -> None:
+    recipe = published(classifier="densenet121")
+    assert (recipe.size, recipe.crop, recipe.compressor, recipe.test) == (1024, 896, "published", "ten")
+    assert (recipe.mse_weight, recipe.bce_weight, recipe.lr, recipe.weight_decay) == (0.1, 0.9, 1e-4, 1e-5)
+    assert isinstance(recipe.replace(classifier="resnet18").network(FINDINGS).codec, PublishedCodec)
+
+
+@pytest.mark.parametrize(
+    ("stage", "terms", "moves"),
+    [
+        ("classifier", {"bce"}, {"classifier"}),
+        ("autoencoder", {"mse"}, {"codec"}),
+        ("joint", {"bce", "mse"}, {"classifier", "codec"}),
+    ],
+)
+def test_each_stage_teaches_its_parts(stage: str, terms: set[str], moves: set[str]) -> None:
+    task = task_in(stage)
+    before = {name: p.clone() for name, p in task.network.named_parameters()}
+    losses = task(task.augment(batch()))
+    assert set(losses) == terms
+    optimiser = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], 0.1)
+    torch.stack(list(losses.values())).sum().backward()
+    optimiser.step()
+    moved = {name.split(".")[0] for name, p in task.network.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == moves
+
+
+def test_an_unknown_label_teaches_nothing() -> None:
+    task = task_in("joint").eval()
+    logits = torch.randn(4, 3, requires_grad=True)
+    unknown = batch([[1, 0, 0], [0, -1, 0], [1, 1, 0], [-1, -1, -1]])
+    task._bce(logits, unknown).backward()
+    assert logits.grad is not None
+    assert torch.equal(logits.grad == 0, unknown[schema.LABELS] == -1)
+
+
+def test_the_cross_entropy_is_shared_exactly_by_workers() -> None:
+    task, logits = task_in("joint"), torch.randn(4, 3)
+    whole = batch([[1, 0, 0], [0, -1, 0], [1, 1, 0], [-1, -1, -1]])
+    parts = [{schema.LABELS: whole[schema.LABELS][rows]} for rows in (slice(2), slice(2, 4))]
+    halves = [task._bce(logits[rows], part) for rows, part in zip((slice(2), slice(2, 4)), parts, strict=True)]
+    assert torch.stack(halves).mean() == pytest.approx(task._bce(logits, whole).item())
+
+
+def test_rare_findings_weigh_more_if_wished() -> None:
+    task = task_in("joint", SMALL.replace(balance=0.5))
+    labels = [[1, 1, 0]] + [[1, 0, 0]] * 2 + [[0, 0, 0]] * 6 + [[-1, -1, 0]]
+    task.begin(lambda: iter([batch(labels)]), Alone())
+    assert task.positive_weight.tolist() == pytest.approx([math.sqrt(6 / 3), math.sqrt(8 / 1), math.sqrt(10)])
+
+
+def test_batch_norm_adapts_throughout_unless_it_is_told_to_stop() -> None:
+    def mean_after_two_epochs(norm_epochs: int | None) -> list[Tensor]:
+        recipe = SMALL.replace(norm_epochs=norm_epochs)
+        engine = Engine(recipe.task(small_network()), recipe, Alone(), steps_per_epoch=2, device=torch.device("cpu"))
+        means = []
+        for _ in range(2):
+            engine.epoch(some())
+            engine.finish_epoch(some)
+            means.append(engine.task.network.classifier[0][1].running_mean.clone())  # pyright: ignore
+        return means
+
+    first, second = mean_after_two_epochs(None)
+    assert not torch.equal(first, second)
+    first, second = mean_after_two_epochs(1)
+    assert torch.equal(first, second)
+    assert first.abs().max() > 0
+
+
+def test_what_cannot_be_measured_is_left_out_and_thresholds_are_kept() -> None:
+    task = task_in("joint").eval()
+    metrics = task.evaluate(some, Alone())
+    assert metrics["findings_measured"] == 2
+    assert "auroc/Hernia" not in metrics
+    assert metrics["mean_auroc"] == pytest.approx(np.mean([metrics["auroc/Mass"], metrics["auroc/Nodule"]]))
+    kept = task.described()["thresholds"]
+    assert kept["findings"] == list(FINDINGS)
+    network = task.network
+    assert isinstance(network, AECNN)
+    assert network.thresholds.tolist() == pytest.approx(kept["values"])
+    assert kept["values"][2] == 0.5
+    predicted = SMALL.predict(network, batch())
+    assert torch.equal(predicted[schema.PREDICTED].bool(), predicted[schema.PROBABILITIES] >= network.thresholds)
+
+
+def test_decoded_images_are_measured_beside_resized_ones() -> None:
+    metrics = task_in("autoencoder").eval().evaluate(some, Alone())
+    assert set(metrics) == {"psnr", "psnr_of_images", "psnr_resized"}
+    assert metrics["psnr"] == pytest.approx(metrics["psnr_resized"], abs=0.1)  # the codec begins as resizing
+    assert "psnr" not in task_in("classifier").eval().evaluate(some, Alone())
+    assert "psnr" not in AecnnTask.evaluate(task_in("joint", SMALL.replace(compressor="none"), SMALL.replace(
+        compressor="none").network(FINDINGS)).eval(), some, Alone())  # fmt: skip
+
+
+def test_the_published_codec_learns_without_clipped_latents() -> None:
+    network = small_network(PublishedCodec())
+    x = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        network.codec.encoder[2].bias.fill_(5)  # pyright: ignore
+    free = task_in("autoencoder", SMALL.replace(compressor="published", clip_latent=False), network)
+    clipped = task_in("autoencoder", SMALL.replace(compressor="published"), network)
+    assert torch.equal(free._net.decode(free._latent(x)), network.codec.decode(network.codec.encode(x)).clamp(0, 1))
+    assert torch.equal(clipped._net.decode(clipped._latent(x)), network.decode(torch.ones(2, 1, 8, 8)))
+
+
+def test_ten_crops_are_the_mean_of_ten() -> None:
+    network, latent = small_network().eval(), torch.rand(2, 1, 10, 10)
+    five = [latent[..., a : a + 8, b : b + 8] for a, b in ((1, 1), (0, 0), (0, 2), (2, 0), (2, 2))]
+    views = five + [view.flip(-1) for view in five]
+    expected = torch.stack([network.classifier(view).sigmoid() for view in views]).mean(0)
+    assert torch.allclose(probabilities(network, latent, 32, "ten"), expected)
+    assert torch.allclose(probabilities(network, latent, 32, "center"), network.classifier(five[0]).sigmoid())
+
+
+def test_training_begins_with_a_checkpoint_s_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = SMALL.network(FINDINGS)
+    task = SMALL.task(network)
+    checkpoint.save(tmp_path, SMALL, task, network.state_dict(), findings=FINDINGS, metrics={})
+    again = SMALL.replace(start="joint", start_from=str(tmp_path))
+    fresh = again.task(again.network(FINDINGS))
+    fresh.begin(some, Alone())
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), fresh.network.parameters(), strict=True))
+    wider = SMALL.replace(width=16, start_from=str(tmp_path))
+    with pytest.raises(ValueError, match="of the network that these settings describe: expected shape 16 x"):
+        wider.task(wider.network(FINDINGS)).begin(some, Alone())
+    head = SMALL.replace(compressor="none", classifier_weights=str(tmp_path))
+    head, _ = head.resolved(str(tmp_path / "out"))
+    other = head.task(head.network(("Edema",)))
+    other.begin(some, Alone())
+    body = other.network.classifier.body  # pyright: ignore
+    assert torch.equal(body.layer1[0].conv1.weight, network.classifier.body.layer1[0].conv1.weight)  # pyright: ignore
+
+
+def test_weights_of_another_classifier_are_refused_before_training(tmp_path: Path) -> None:
+    torch.save({"features.conv0.weight": torch.ones(1)}, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=r"none of the .* tensors of the classifier"):
+        SMALL.replace(classifier_weights=str(tmp_path / "odd.pt")).resolved(str(tmp_path / "out"))
+
+
+def test_weights_are_those_of_the_same_findings(tmp_path: Path) -> None:
+    network = SMALL.network(FINDINGS)
+    checkpoint.save(tmp_path, SMALL, SMALL.task(network), network.state_dict(), findings=FINDINGS, metrics={})
+    out = str(tmp_path / "out")
+    begun, _ = SMALL.replace(start_from=str(tmp_path)).resolved(out)
+    with pytest.raises(UserError, match="knows the findings Mass, Nodule, Hernia, the archive Nodule, Mass, Hernia"):
+        begun.task(begun.network(("Nodule", "Mass", "Hernia"))).begin(some, Alone())
+    with pytest.raises(UserError, match=r"a checkpoint of family 'aecnn', does not fit: .* expected shape 16 x"):
+        SMALL.replace(width=16, start_from=str(tmp_path)).resolved(str(tmp_path / "other"))
+    heads = []
+    for findings in (FINDINGS, ("Nodule", "Mass", "Hernia")):
+        recipe = SMALL.replace(classifier_weights=str(tmp_path))
+        task = recipe.task(recipe.network(findings))
+        task.begin(some, Alone())
+        heads.append(torch.equal(task.network.classifier.body.fc.weight, network.classifier.body.fc.weight))  # pyright: ignore
+    assert heads == [True, False]
+
+
+def test_a_search_leaves_alone_what_given_weights_decide() -> None:
+    assert {"classifier", "compression", "depth"} <= set(SMALL.search_space())
+    assert not {"classifier", "compression", "depth"} & set(SMALL.replace(start_from="/a/b").search_space())
+    assert "classifier" not in SMALL.replace(classifier_weights="/a/b").search_space()
+    assert set(SMALL.objectives) == {"mean_auroc", "mean_ap", "psnr"}
+    assert set(SMALL.replace(compressor="none").objectives) == {"mean_auroc", "mean_ap"}
+
+
+def test_every_drawn_network_fits_its_latents() -> None:
+    recipe = AecnnRecipe(size=128, width=8, depth=1)
+    for compression in (4, 16, 64):
+        network = recipe.replace(compression=compression, classifier="densenet121").network(FINDINGS).eval()
+        with torch.inference_mode():
+            assert network(torch.rand(1, 1, 128, 128))[0].shape == (1, 3)
+
+
+def test_a_codec_alone_tells_no_probabilities() -> None:
+    recipe = SMALL.replace(start="autoencoder", stop="autoencoder")
+    told = recipe.predict(recipe.network(FINDINGS).eval(), batch())
+    assert told[schema.PROBABILITIES].isnan().all()
+    assert (told[schema.PREDICTED] == schema.UNKNOWN).all()
+
+
+def test_the_published_settings_give_way_to_those_that_are_named() -> None:
+    assert as_published(AecnnRecipe()) == published()
+    assert as_published(AecnnRecipe(epochs=3, classifier="resnet18")) == published(epochs=3, classifier="resnet18")
+
+
+def test_an_archive_without_findings_is_refused() -> None:
+    with pytest.raises(UserError, match="names no findings"):
+        SMALL.network(())
+
+
+def test_pictures_show_what_is_lost(tmp_path: Path) -> None:
+    task_in("joint").eval().save_pictures(some, tmp_path)
+    assert (tmp_path / "compressed.png").stat().st_size > 1000

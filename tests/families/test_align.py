@@ -1,0 +1,388 @@
+"""The align family: settings, loss terms, targets, metrics, one small training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cxr import schema
+from cxr.augment.affine_exposure import random_affine
+from cxr.data.batch import NO_MASK, Batch
+from cxr.errors import UserError
+from cxr.families import lung_pretraining, recipe_from_dict
+from cxr.families.align import AlignRecipe
+from cxr.families.align_task import AlignTask, Augmentation
+from cxr.families.base import Alone, Recipe
+from cxr.models.small_unet import LungField
+from cxr.models.spatial_transformer import identity, invert, warp
+
+SIZE, STORED = 32, 64
+
+
+def posed_batch(count: int = 8, seed: int = 0) -> Batch:
+    """One body with two dark lungs under random known poses."""
+    body, lungs = torch.zeros(1, 1, STORED, STORED), torch.zeros(1, 1, STORED, STORED)
+    body[..., 6:58, 8:56] = 0.8
+    lungs[..., 14:44, 14:28] = lungs[..., 14:46, 36:50] = 1
+    pose = random_affine(count, rotation_deg=10, generator=torch.Generator().manual_seed(seed))
+    seen = [warp(x.expand(count, -1, -1, -1), invert(pose))[:, 0] for x in (body - 0.6 * lungs, lungs)]
+    return {
+        schema.PIXELS: (255 * F.relu(seen[0])).to(torch.uint8),
+        schema.MASKS: (seen[1] > 0.5).to(torch.uint8),
+        schema.POSE_UNIT: pose.reshape(count, 6),
+    }
+
+
+def small(**changes: Any) -> AlignRecipe:
+    """Compares images alone, by every term, unless told otherwise."""
+    every = {f"{name}_weight": 1.0 for name in ("pixel", "feature", "structure")}
+    return AlignRecipe(size=SIZE, trunk="conv3", feature_layers=2, lungs=False, **every).replace(**changes)
+
+
+def started(recipe: AlignRecipe, batch: Batch, seed: int = 0) -> AlignTask:
+    torch.manual_seed(seed)
+    task = recipe.task(recipe.network([]))
+    task.begin(lambda: iter([batch]), Alone())
+    return task
+
+
+def terms(task: AlignTask, batch: Batch, seed: int = 0) -> dict[str, float]:
+    torch.manual_seed(seed)
+    return {name: value.item() for name, value in task(task.augment(batch)).items()}
+
+
+def halves(batch: Batch) -> Iterator[Batch]:
+    middle = len(batch[schema.PIXELS]) // 2
+    for part in (slice(None, middle), slice(middle, None)):
+        yield {name: values[part] for name, values in batch.items()}
+
+
+def test_recipes_survive_json() -> None:
+    recipe = small(transform="affine", features="vgg16", feature_layers=4, target="mean")
+    again = recipe_from_dict(json.loads(json.dumps(recipe.to_dict())))
+    assert again == recipe
+    assert isinstance(again, Recipe)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"transform": "projective"},
+        {"trunk": "conv33"},
+        {"target": "median"},
+        {"features": "vgg"},
+        {"feature_layers": 5},
+        {"features": "lungs"},
+        {"lung_steps": 0},
+        {"pixel_weight": -1.0},
+        {"passes": 0},
+        {f"{name}_weight": 0.0 for name in ("overlap", "pixel", "feature", "structure", "equivariance", "identity")},
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"wanted|has|needs"):
+        small(**changes)
+
+
+def test_every_drawn_value_is_a_setting_that_can_be_had() -> None:
+    import optuna
+
+    recipe = small()
+    for number in range(20):
+        drawn = {
+            name: optuna.create_trial(params={name: value}, distributions={name: distribution}, value=number).params[
+                name
+            ]
+            for name, distribution in recipe.search_space().items()
+            for value in [_some_value(distribution, number)]
+        }
+        assert recipe.replace(**drawn).to_dict() != recipe.to_dict()
+
+
+def _some_value(distribution: Any, number: int) -> Any:
+    choices = getattr(distribution, "choices", None) or [distribution.low, distribution.high]
+    return choices[number % len(choices)]
+
+
+def test_weights_scale_their_terms_and_zero_leaves_them_out() -> None:
+    batch = posed_batch()
+    plain = terms(started(small(), batch), batch)
+    heavy = terms(started(small(structure_weight=3.0), batch), batch)
+    assert heavy["structure"] == pytest.approx(3 * plain["structure"] / small().structure_weight, rel=1e-5)
+    assert heavy["equivariance"] == pytest.approx(plain["equivariance"], rel=1e-5)
+    lean = terms(started(small(feature_weight=0.0, pixel_weight=0.0), batch), batch)
+    assert set(lean) == {"structure", "equivariance", "identity"}
+
+
+def test_deeper_features_change_the_feature_term_alone() -> None:
+    batch = posed_batch()
+    one, two = (terms(started(small(feature_layers=n), batch), batch) for n in (1, 2))
+    assert one["feature"] != pytest.approx(two["feature"], rel=1e-2)
+    assert one["pixel"] == pytest.approx(two["pixel"], rel=1e-5)
+
+
+def test_terms_are_finite_float32_scalars_under_autocast() -> None:
+    batch = posed_batch()
+    task = started(small(), batch)
+    augmented = task.augment(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = task(augmented)
+    assert {(v.dtype, v.shape) for v in values.values()} == {(torch.float32, torch.Size())}
+    sum(values.values(), torch.zeros(())).backward()
+    gradients = [p.grad for p in task.network.parameters() if p.grad is not None]
+    assert all(g.isfinite().all() for g in gradients)
+
+
+def test_structure_target_sharpens_and_the_others_stay() -> None:
+    batch = posed_batch(32)
+    for strategy, moves in (("structure", True), ("mean", False), ("features", False)):
+        task = started(small(target=strategy), batch)
+        before = {name: values.clone() for name, values in task.named_buffers(recurse=False)}
+        terms(task, batch)
+        task.end_epoch(Alone())
+        assert (not torch.equal(before["target"], task.target)) is moves
+        assert task.target.isfinite().all()
+        assert len(before) == (4 if strategy == "features" else 2)
+
+
+def test_mean_of_features_is_not_the_features_of_the_mean() -> None:
+    batch = posed_batch(16)
+    mean, features = (terms(started(small(target=t), batch), batch) for t in ("mean", "features"))
+    assert mean["pixel"] == pytest.approx(features["pixel"], rel=1e-5)
+    assert mean["feature"] != pytest.approx(features["feature"], rel=1e-2)
+
+
+def test_a_constant_zoom_does_not_move_the_structure_target_out_of_frame() -> None:
+    batch = posed_batch(32)
+    task, zoomed = (started(small(rotation_deg=0.0, scale=1.0, shift=0.0), batch) for _ in range(2))
+    with torch.no_grad():
+        zoomed.network.head.bias[3:5] = -0.5  # pyright: ignore
+    for t in (task, zoomed):
+        terms(t, batch)
+        t.end_epoch(Alone())
+    inner = (slice(None), slice(None), slice(12, 20), slice(12, 20))  # what both have seen
+    correlation = torch.corrcoef(torch.stack([t.target[inner].flatten() for t in (task, zoomed)]))[0, 1]
+    assert correlation > 0.9
+
+
+class Perfect(torch.nn.Module):
+    """Knows the poses of one batch of stored images, in order."""
+
+    def __init__(self, pose: Tensor) -> None:
+        super().__init__()
+        self.pose, self.calls = pose, 0
+
+    def forward(self, x_B1HW: Tensor) -> Tensor:
+        start = self.calls % len(self.pose)
+        self.calls += len(x_B1HW)
+        return self.pose[start : start + len(x_B1HW)]
+
+
+def test_metrics_of_a_perfect_aligner_and_of_none() -> None:
+    batch = posed_batch(16)
+    task = started(small(rotation_deg=0.0, scale=1.0, shift=0.0), batch)
+    untrained = task.eval().evaluate(lambda: iter([batch]), Alone())
+    task.network = Perfect(batch[schema.POSE_UNIT].reshape(-1, 2, 3))
+    perfect = task.evaluate(lambda: iter([batch]), Alone())
+    assert perfect["corner_error_pct"] < 0.01
+    assert untrained["corner_error_pct"] == pytest.approx(untrained["corner_error_given_pct"], rel=1e-4)
+    assert perfect["corner_error_given_pct"] > 3
+    assert perfect["iou_aligned"] > 0.85 > 0.7 > perfect["iou_given"]
+    assert perfect["correlation"] > 0.9 > 0.8 > perfect["correlation_given"]
+    assert perfect["spread"] < 0.5 * perfect["spread_given"]
+    assert perfect["consistency_pct"] < 0.01
+    assert perfect["mirrored"] == 0
+    assert small().refusal(perfect) == small().refusal(untrained) == ""
+
+
+def test_rows_without_mask_or_pose_count_only_where_they_can() -> None:
+    batch = posed_batch(8)
+    task = started(small(), batch).eval()
+    whole = task.evaluate(lambda: iter([batch]), Alone())
+    batch[schema.MASKS][4:] = NO_MASK
+    batch[schema.POSE_UNIT][4:] = float("nan")
+    partly = task.evaluate(lambda: iter([batch]), Alone())
+    assert partly["correlation"] == whole["correlation"]
+    assert partly["iou_given"] != whole["iou_given"]
+    assert partly["corner_error_pct"] != whole["corner_error_pct"]
+    bare = task.evaluate(lambda: iter([{schema.PIXELS: batch[schema.PIXELS]}]), Alone())
+    assert not [name for name in bare if name.startswith(("iou", "corner"))]
+
+
+def test_batching_does_not_change_the_metrics() -> None:
+    batch = posed_batch(8)
+    task = started(small(), batch).eval()
+    with torch.no_grad():
+        task.network.head.weight.normal_(std=0.05)  # pyright: ignore
+    one = task.evaluate(lambda: iter([batch]), Alone())
+    two = task.evaluate(lambda: halves(batch), Alone())
+    for name in one:
+        assert two[name] == pytest.approx(one[name], rel=1e-3), name
+
+
+def test_scores_are_six_numbers_that_undo_the_pose() -> None:
+    recipe, batch = small(), posed_batch(3)
+    network = recipe.network([]).eval()
+    scores = recipe.predict(network, batch)[schema.THETA_UNIT]
+    torch.testing.assert_close(scores, identity(3).reshape(3, 6))
+    assert recipe.score_columns.field(schema.THETA_UNIT).type == pa.list_(pa.float32(), 6)
+    drawn = recipe.draw(network, batch)["aligned"]
+    assert drawn.dtype == torch.uint8
+    assert (drawn.int() - batch[schema.PIXELS].int()).abs().max() <= 1
+
+
+def test_pictures_are_written_and_the_target_can_be_used_again(tmp_path: Path) -> None:
+    batch = posed_batch()
+    task = started(small(), batch)
+    task.save_pictures(lambda: iter([batch]), tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "before_after.png",
+        "mean_before_after.png",
+        "target.png",
+        "target.pt",
+    }
+    again = started(small(target_uri=str(tmp_path / "target.pt")), posed_batch(seed=9))
+    torch.testing.assert_close(again.target, task.target)
+    terms(again, batch)
+    again.end_epoch(Alone())
+    torch.testing.assert_close(again.target, task.target)
+
+
+def test_another_file_is_no_target(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "target.pt")
+    with pytest.raises(UserError, match="no target"):
+        started(small(target_uri=str(tmp_path / "target.pt")), posed_batch())
+
+
+def test_default_feature_weights_that_cannot_be_fetched_give_way_to_local_features(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unreachable(network: str, name: str) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("cxr.models.pretrained.from_torchvision", unreachable)
+    given = small(features="densenet121", feature_layers=5)
+    settled, notes = given.resolved(str(tmp_path))
+    assert (settled.features, settled.feature_layers) == ("local", 4)
+    assert "densenet121" in notes[0]
+    assert "no route to host" in notes[0]
+    with pytest.raises(UserError, match=r"IMAGENET1K_V1 weights for densenet121 could not be fetched \(no route"):
+        given.replace(feature_weights="IMAGENET1K_V1").resolved(str(tmp_path))
+
+
+def test_an_aligners_checkpoint_serves_as_feature_network(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    state = small(lungs=True).network([]).state_dict()
+    torch.save(state, tmp_path / "weights.pt")
+    recipe, notes = small(features="lungs", feature_weights=str(tmp_path)).resolved(str(tmp_path / "out"))
+    assert notes == []
+    features = recipe.task(recipe.network([])).features.state_dict()
+    assert any(torch.equal(values, state["lungs.down.1.0.weight"]) for values in features.values())
+    batch = posed_batch()
+    assert terms(started(recipe, batch), batch)["feature"] > 0
+
+
+def test_a_small_training_lowers_the_loss_and_finds_the_poses() -> None:
+    batch = posed_batch(16)
+    task = started(small(lr=3e-3), batch)
+    before = task.eval().evaluate(lambda: iter([batch]), Alone())
+    optimiser = torch.optim.AdamW(task.network.parameters(), lr=3e-3)
+    losses = []
+    for step in range(80):
+        task.train()
+        loss = sum(task(task.augment(batch)).values(), torch.zeros(()))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+        if step % 20 == 19:
+            task.end_epoch(Alone())
+    after = task.eval().evaluate(lambda: iter([batch]), Alone())
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    assert after["corner_error_pct"] < 0.7 * before["corner_error_pct"]
+    assert after["consistency_pct"] < before["consistency_pct"]
+    assert after["correlation"] > before["correlation"] + 0.02
+
+
+def test_lungs_are_taught_once_and_then_guide_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lung_pretraining, "taught", lambda lesson, device: (LungField(), 0.9))
+    recipe = small(lungs=True).prepared(str(tmp_path))
+    weights = Path(recipe.lung_weights) / "weights.pt"
+    made = weights.stat().st_mtime_ns
+    assert small(lungs=True).prepared(str(tmp_path)) == recipe
+    assert weights.stat().st_mtime_ns == made
+    other = small(lungs=True, lung_steps=7).prepared(str(tmp_path))
+    assert other.lung_weights != recipe.lung_weights
+    assert weights.stat().st_mtime_ns == made
+    assert recipe.changes_from(recipe.replace(lung_weights="/elsewhere").to_dict()) == []
+    batch = posed_batch()
+    task = started(recipe, batch)
+    assert terms(task, batch)["overlap"] > 0
+    task.end_epoch(Alone())
+    assert 0 < task.lung_target.mean() < 1
+    assert not [name for name, p in task.network.named_parameters() if name.startswith("lungs.") and p.requires_grad]
+
+
+def test_a_network_that_never_learnt_lungs_is_not_trained_with() -> None:
+    with pytest.raises(UserError, match="prepared"):
+        started(small(lungs=True), posed_batch())
+
+
+def test_weights_without_lungs_are_refused(tmp_path: Path) -> None:
+    torch.save(small().network([]).state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"does not fit: they have none of the .* tensors of a lung network"):
+        small(lungs=True, lung_weights=str(tmp_path)).resolved(str(tmp_path / "out"))
+
+
+def test_agreement_is_of_the_lungs_that_are_found() -> None:
+    batch = posed_batch(16)
+    network = Perfect(batch[schema.POSE_UNIT].reshape(-1, 2, 3))
+    network.lungs = Found(F.interpolate(batch[schema.MASKS][:, None].float(), (SIZE, SIZE)))
+    task = started(small(rotation_deg=0.0, scale=1.0, shift=0.0), batch).eval()
+    task.network = network
+    after = task.evaluate(lambda: iter([batch]), Alone())
+    network.pose = identity(16)
+    before = task.evaluate(lambda: iter([batch]), Alone())
+    assert after["agreement"] > 0.8 > 0.7 > before["agreement"]
+    task.augmentation = Augmentation(15.0, 1.25, 0.1)
+    deaf = task.evaluate(lambda: iter([batch]), Alone())
+    assert deaf["agreement"] < before["agreement"] - 0.03
+
+
+class Found(torch.nn.Module):
+    """Knows the lungs of one batch."""
+
+    def __init__(self, lungs: Tensor) -> None:
+        super().__init__()
+        self.found = lungs
+
+    def forward(self, z_B1HW: Tensor) -> Tensor:
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("bias", "reason"), [((0, 0, 0, -1.5, -1.5), "collapsed"), ((1.5, 0, 0, 0, 0), "drifted"), ((0,) * 5, "")]
+)
+def test_degenerate_answers_are_refused(bias: tuple[float, ...], reason: str) -> None:
+    batch, recipe = posed_batch(), small(passes=1)
+    task = started(recipe, batch).eval()
+    with torch.no_grad():
+        task.network.head.bias.copy_(torch.tensor(bias))  # pyright: ignore
+    refusal = recipe.refusal(task.evaluate(lambda: iter([batch]), Alone()))
+    assert refusal.startswith(reason)
+    assert bool(refusal) == bool(reason)
+
+
+def test_a_mirrored_answer_is_refused() -> None:
+    batch, recipe = posed_batch(), small()
+    task = started(recipe, batch).eval()
+    task.network = Perfect(identity(8) * torch.tensor([[-1.0], [1.0]]))
+    assert recipe.refusal(task.evaluate(lambda: iter([batch]), Alone())).startswith("mirrored: 100%")

@@ -1,0 +1,349 @@
+"""Align, attend, locate: pairs, the mean that stands in for them, boxes there and back, scores, what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+
+from cxr import schema
+from cxr.boxes.from_heatmaps import BoxRule
+from cxr.data.batch import HAS_BOXES, Batch
+from cxr.errors import UserError
+from cxr.families import checkpoint
+from cxr.families.align import AlignRecipe
+from cxr.families.attend import AttendRecipe
+from cxr.families.attend_task import PARTNER, AttendTask, best_overlaps, boxes_found, framed, partners, strongest
+from cxr.families.base import Alone
+from cxr.imaging.geometry import Frame
+from cxr.models.contrast_attention import ContrastAttention, warp_boxes
+from cxr.models.mil_loss import cells_inside
+from cxr.models.spatial_transformer import bounded_theta, identity, invert
+from cxr.training.engine import Engine
+
+FINDINGS = ("Mass", "Nodule")
+SMALL = AttendRecipe(
+    size=64, epochs=8, batch_size=8, lr=2e-3, box_weight=0.2, rotation_deg=0, scale=1, shift=0, precision="float32"
+)
+ALIGNER = AlignRecipe(size=32, trunk="conv3", lungs=False, passes=1)
+IDS = torch.arange(8) * (1 << 17)  # hashes spread evenly: box_share=.5 takes the first four
+
+
+def batch(seed: int = 0) -> Batch:
+    """Eight noisy images, of which the first four have a bright Mass in a quarter of their own; no Nodule."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 60, (8, 64, 64), generator=generator)
+    boxes = torch.full((8, 3, 5), math.nan)
+    for i in range(4):
+        y, x = 32 * (i // 2), 32 * (i % 2)
+        pixels[i, y : y + 32, x : x + 32] += 160
+        boxes[i, 0] = torch.tensor([0, x, y, x + 32, y + 32]) / 64
+    labels = torch.zeros(8, 2, dtype=torch.int8)
+    labels[:4, 0] = 1
+    return {
+        schema.PIXELS: pixels.to(torch.uint8),
+        schema.LABELS: labels,
+        schema.BOXES: boxes,
+        HAS_BOXES: torch.ones(8, dtype=torch.bool),
+        schema.IMAGE_ID: IDS.clone(),
+    }
+
+
+def some() -> Iterator[Batch]:
+    return iter([batch(0), batch(1)])
+
+
+def task_of(recipe: AttendRecipe = SMALL) -> AttendTask:
+    torch.manual_seed(0)
+    return recipe.task(recipe.network(FINDINGS))
+
+
+def terms_of(task: AttendTask, batch: Batch) -> dict[str, Tensor]:
+    """The loss of a training step."""
+    return task(task.augment(batch))
+
+
+def net_of(task: AttendTask) -> ContrastAttention:
+    assert isinstance(task.network, ContrastAttention)
+    return task.network
+
+
+@pytest.fixture(scope="module")
+def aligner(tmp_path_factory: pytest.TempPathFactory) -> tuple[AttendRecipe, str]:
+    """A small recipe with an aligner that turns and shifts every image alike, and where that aligner lies."""
+    folder = tmp_path_factory.mktemp("aligner") / "checkpoint"
+    torch.manual_seed(0)
+    task = ALIGNER.task(ALIGNER.network(()))
+    task.network.head.bias.data = torch.tensor([0.2, -0.1, 0.5, 0.2, 0.1])  # pyright: ignore[reportAttributeAccessIssue]
+    checkpoint.save(folder, ALIGNER, task, task.network.state_dict(), findings=(), metrics={})
+    recipe, _ = SMALL.replace(aligner=str(folder)).resolved(str(tmp_path_factory.mktemp("out")))
+    return recipe, str(folder)
+
+
+def test_partners_are_others_without_findings_drawn_evenly() -> None:
+    without = torch.tensor([False, True, True, False, True])
+    torch.manual_seed(0)
+    drawn = torch.stack([partners(without, 0, 5) for _ in range(600)])
+    for image in range(5):
+        wanted = {1, 2, 4} - {image}
+        values, counts = drawn[:, image].unique(return_counts=True)
+        assert set(values.tolist()) == wanted
+        assert counts.min() > 0.7 * 600 / len(wanted)
+    torch.manual_seed(0)
+    assert torch.equal(partners(without, 0, 5), drawn[0]), "seeded"
+    assert partners(torch.tensor([False, True, False]), 0, 3).tolist() == [1, -1, 1]
+    assert partners(torch.tensor([False, True, False]), 1, 2).tolist() == [-1, 1]
+    assert partners(torch.zeros(3, dtype=torch.bool), 0, 3).tolist() == [-1] * 3
+
+
+class Share(Alone):
+    """One of 8 workers in a step of 16 images, of which `everyone` says who has no finding."""
+
+    size = 8
+
+    def __init__(self, rank: int, everyone: Tensor) -> None:
+        self.rank, self.everyone = rank, everyone
+
+    def all_rows(self, rows: Tensor) -> Tensor:
+        assert torch.equal(rows, self.everyone[2 * self.rank :][:2])
+        return self.everyone
+
+
+def test_on_8_workers_an_image_finds_a_partner_as_on_one() -> None:
+    """Two images on each of 8 workers: alone, half of them would find nobody without findings."""
+    torch.manual_seed(0)
+    task, given, found = task_of(), batch(), []
+    for _ in range(20):
+        without = torch.rand(16) < 0.5
+        for rank in range(8):
+            task.workers = Share(rank, without.to(torch.uint8))
+            share = {name: values[:2].clone() for name, values in given.items()}
+            share[schema.LABELS][:] = (~without[2 * rank :][:2, None]).to(torch.int8)
+            partner = task.augment(share)[PARTNER]
+            assert without[partner[partner >= 0]].all()
+            assert not (partner == torch.arange(2 * rank, 2 * rank + 2)).any()
+            found.append(partner)
+    partner = torch.cat(found)
+    assert (partner < 0).float().mean() < 0.01
+    assert partner.unique().tolist()[-16:] == list(range(16)), "of all workers"
+
+
+def test_an_image_of_unknown_labels_is_nobodys_partner() -> None:
+    task, given = task_of(), batch()
+    given[schema.LABELS][4:, 1] = schema.UNKNOWN
+    terms_of(task, given)
+    task.end_epoch(Alone())
+    assert task.negatives_seen == 0
+
+
+def test_the_mean_of_images_without_findings_is_that_of_all_workers() -> None:
+    """Two workers' shares, 4 and 1 such images, together give the mean of the five: not the mean of two means."""
+
+    class Pair(Alone):
+        size = 2
+
+        def __init__(self, other: AttendTask) -> None:
+            self.other = other
+
+        def sum(self, values: Tensor) -> Tensor:
+            return values + torch.cat([self.other._sum.flatten(), self.other._count.reshape(1)])
+
+    one, other, few = task_of().eval(), task_of().eval(), batch(1)
+    few[schema.LABELS][4:7, 1] = 1
+    with torch.no_grad():
+        terms_of(one, batch(0))
+        terms_of(other, few)
+        features = [net_of(one).features(shown[schema.PIXELS][:, None] / 255) for shown in (batch(0), few)]
+    one.end_epoch(Pair(other))
+    wanted = torch.cat([features[0][4:], features[1][7:]]).mean(0)
+    assert int(one.negatives_seen) == 5
+    assert torch.allclose(one.negative, wanted, atol=1e-4)
+    assert one._sum.eq(0).all()
+
+
+def test_without_another_normal_image_the_mean_stands_in() -> None:
+    task, given = task_of(), batch()
+    given[schema.LABELS][4:, 0] = 1
+    before = terms_of(task, given)["label"].item()
+    task.negative += 3
+    assert terms_of(task, given)["label"].item() != before
+    with_partners, changed = task_of(), task_of()
+    changed.negative += 3
+    terms = []
+    for one in (with_partners, changed):
+        torch.manual_seed(3)
+        terms.append(terms_of(one, batch())["label"].item())
+    assert terms[0] == terms[1]
+
+
+def test_boxes_of_a_share_of_the_images_are_used_the_same_each_time() -> None:
+    def marked(share: float) -> list[bool]:
+        task = task_of(SMALL.replace(box_share=share))
+        return (~task._boxes_shown(batch(), identity(8))[..., 0].isnan()).any(1).tolist()
+
+    assert marked(1.0) == [True] * 4 + [False] * 4
+    assert marked(0.25) == [True] * 2 + [False] * 6
+    assert marked(0.0) == [False] * 8
+    task = task_of(SMALL.replace(box_share=0.0))
+    assert terms_of(task, batch())["box"].item() == 0
+    assert terms_of(task_of(), batch())["box"].item() > 0
+
+
+def test_boxes_are_marked_where_alignment_takes_them(aligner: tuple[AttendRecipe, str]) -> None:
+    """The bright quarter of an aligned image lies in the cells that its box marks."""
+    task = task_of(aligner[0])
+    task.begin(some, Alone())
+    x, theta = task._shown(batch())
+    assert not torch.allclose(theta, identity(8), atol=0.05)
+    marked = cells_inside(task._boxes_shown(batch(), theta), len(FINDINGS), 4)[:4, 0].float()
+    bright = torch.nn.functional.adaptive_avg_pool2d((x[:4] > 0.5).float(), 4)[:, 0]
+    for cells, light in zip(marked, bright, strict=True):
+        assert cells[light > 0.9].all()
+        assert cells.sum() < 12
+
+
+def test_images_and_boxes_are_aligned_in_float32_under_autocast(aligner: tuple[AttendRecipe, str]) -> None:
+    task = task_of(aligner[0].replace(rotation_deg=5.0, scale=1.1, shift=0.05))
+    task.begin(some, Alone())
+    results = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            results.append(task.augment(batch()))
+    plain, cast = results
+    assert not torch.allclose(plain[schema.BOXES][:4, 0], batch()[schema.BOXES][:4, 0], atol=0.02)
+    for name, values in plain.items():
+        torch.testing.assert_close(cast[name], values, rtol=0, atol=0, equal_nan=True)
+
+
+def test_it_learns_to_locate_and_needs_no_label_to_do_so() -> None:
+    recipe, task = SMALL, task_of()
+    engine = Engine(task, recipe, Alone(), steps_per_epoch=4, device=torch.device("cpu"))
+    metrics: dict[str, float] = {}
+    for epoch in range(recipe.epochs):
+        torch.manual_seed(epoch)
+        engine.epoch(iter([batch(4 * epoch + i) for i in range(4)]))
+        metrics = engine.finish_epoch(some)
+    assert metrics["mean_auroc"] > 0.95
+    assert metrics["findings_measured"] == 1
+    assert metrics["boxes_measured"] == 8
+    assert metrics["located_iou50"] > 0.7
+    blind = {schema.PIXELS: batch()[schema.PIXELS]}
+    net = net_of(task).eval()
+    with torch.inference_mode():
+        predicted = recipe.predict(net, blind)
+    frame = Frame(4, 4, 0, 0).as_dict()
+    rows = pa.table({schema.FRAME: [frame] * 8, schema.HEIGHT_PX: [256] * 8, schema.WIDTH_PX: [256] * 8})
+    scores = recipe.scored(predicted, rows)
+    assert scores.schema.names == [schema.PROBABILITIES, schema.PREDICTED, schema.FOUND_BOXES]
+    best = scores[schema.FOUND_BOXES][3].as_py()[0]
+    assert best["label"] == "Mass"
+    assert best["score"] > 0.3
+    edges = [best[name] for name in (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)]
+    assert edges == pytest.approx([128, 128, 256, 256], abs=48)
+
+
+def test_the_checkpoint_holds_mean_thresholds_and_aligner(aligner: tuple[AttendRecipe, str], tmp_path: Path) -> None:
+    recipe, uri = aligner
+    task = task_of(recipe)
+    task.begin(some, Alone())
+    engine = Engine(task, recipe, Alone(), steps_per_epoch=2, device=torch.device("cpu"))
+    engine.epoch(some())
+    metrics = engine.finish_epoch(some)
+    checkpoint.save(tmp_path, recipe, task, engine.shipped().state_dict(), findings=FINDINGS, metrics=metrics)
+    moved = Path(uri).rename(tmp_path / "elsewhere")
+    try:
+        kept = checkpoint.load(str(tmp_path))
+    finally:
+        moved.rename(uri)
+    assert isinstance(kept.network, ContrastAttention)
+    assert torch.equal(kept.network.mean_negative, task.negative)
+    assert kept.network.mean_negative.abs().sum() > 0
+    assert kept.about["learnt"]["images_without_findings"] == 8
+    with torch.inference_mode():
+        theirs = checkpoint.load(uri).network(torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
+        ours = kept.network.theta(torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(ours, theirs)
+    task.save_pictures(some, tmp_path)
+    assert (tmp_path / "attention.png").stat().st_size > 1000
+    assert recipe.draw(kept.network, batch())["located"].shape == (8, 64, 128)
+
+
+def test_found_boxes_come_back_through_alignment() -> None:
+    """A hot square of cells, and another finding that is too improbable for a box."""
+    torch.manual_seed(0)
+    logits = torch.full((5, 2, 8, 8), -12.0)
+    logits[:, 0, 2:5, 1:4] = 3
+    theta = bounded_theta(0.5 * torch.randn(5, 5), "anisotropic")
+    found = boxes_found(logits, theta, BoxRule(), least=0.05)
+    wanted = warp_boxes(torch.tensor([[[1, 2, 4, 5]]]).expand(5, 1, 4) / 8, theta)[:, 0].clamp(0, 1)
+    for boxed, box in zip(found, wanted, strict=True):
+        assert boxed.index_N.tolist() == [0]
+        assert boxed.boxes_N4[0] == pytest.approx(box.numpy(), abs=0.02)
+        assert 0.7 < boxed.score_N[0] <= 1
+    assert [len(boxed) for boxed in boxes_found(logits, theta, BoxRule())] == [2] * 5
+    back = warp_boxes(torch.from_numpy(found[0].boxes_N4)[None].float(), invert(theta[:1]))
+    assert back[0, 0].numpy() == pytest.approx(np.array([1, 2, 4, 5]) / 8, abs=0.1)
+
+
+def test_overlap_is_of_each_findings_first_box_with_the_nearest_true_one() -> None:
+    logits = torch.full((8, 2, 4, 4), -12.0)
+    for i in range(4):
+        logits[i, 0, 2 * (i // 2) : 2 * (i // 2) + 2, 2 * (i % 2) : 2 * (i % 2) + 2] = 9
+    given = batch()
+    given[schema.BOXES][0, 1] = torch.tensor([1, 0.0, 0.0, 1.0, 1.0])  # a Nodule, of which no box is found
+    given[HAS_BOXES][3] = False
+    overlaps = best_overlaps(boxes_found(logits, identity(8), BoxRule(), least=0.05), given)
+    assert overlaps == pytest.approx([1, 0, 1, 1], abs=0.05)
+
+
+def test_pictures_show_the_boxes_of_the_best_found_finding() -> None:
+    logits = torch.full((2, 2, 4, 4), -12.0)
+    logits[0, 1, :2, :2] = 9
+    found = boxes_found(logits, identity(2), BoxRule(), least=0.05)
+    top = strongest(found, 3)
+    assert top[0, 0].tolist() == pytest.approx([0, 0, 0.5, 0.5])
+    assert top.isnan().all(-1).tolist() == [[False, True, True], [True] * 3]
+    picture = framed(torch.zeros(2, 1, 32, 32), top)
+    assert picture[0].sum() == 16 * 16 - 12 * 12
+    assert picture[1].sum() == 0
+
+
+def test_what_cannot_be_an_aligner_is_refused(aligner: tuple[AttendRecipe, str], tmp_path: Path) -> None:
+    recipe, uri = aligner
+    out = str(tmp_path / "out")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=r"does not fit: expected a checkpoint folder of family 'align'"):
+        SMALL.replace(aligner=str(tmp_path)).resolved(out)
+    with pytest.raises(UserError, match="sees images of 32 px, and size is 16: raise size"):
+        SMALL.replace(aligner=uri, size=16).resolved(out)
+    with pytest.raises(UserError, match=r"was trained with lung_crop=none, and lung_crop is somewhere here"):
+        SMALL.replace(aligner=uri, lung_crop="somewhere").resolved(out)
+    with pytest.raises(UserError, match=r"was trained with equalise=none, and equalise is clahe here"):
+        SMALL.replace(aligner=uri, equalise="clahe").resolved(out)
+    assert recipe.resolved(str(Path(recipe.aligner).parents[1])) == (recipe, [])
+    assert recipe.changes_from(recipe.replace(aligner="moved/there").to_dict()) == []
+    assert SMALL.changes_from(recipe.to_dict()) != [], "without alignment it is another network"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"backbone": "vgg16"}, {"backbone_stages": 2}, {"grid": -1}, {"box_share": 1.5}, {"positives": 0.0},
+        {"scale": 0.5}, {"box_weight": -1.0}, {"box_most": 0}, {"box_cut": 0.0},
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=r"[Ww]anted|boxes by"):
+        SMALL.replace(**wrong)
+
+
+def test_an_archive_without_findings_is_refused() -> None:
+    with pytest.raises(UserError, match="names no findings"):
+        SMALL.network(())

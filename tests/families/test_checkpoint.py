@@ -1,0 +1,64 @@
+"""A checkpoint folder: everything scoring needs, verified, without pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cxr import schema, storage
+from cxr.errors import UserError
+from cxr.families import checkpoint
+from cxr.families.align import AlignRecipe
+
+RECIPE = AlignRecipe(size=32, trunk="conv3", lungs=False, transform="affine")
+
+
+def save(folder: Path) -> torch.nn.Module:
+    torch.manual_seed(0)
+    network = RECIPE.network(schema.FINDINGS)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    task = RECIPE.task(network)
+    task.target += 0.25
+    checkpoint.save(
+        folder, RECIPE, task, network.state_dict(), findings=schema.FINDINGS, metrics={"correlation": 0.5}
+    )
+    return network.eval()
+
+
+def test_load_gives_the_network_recipe_and_target_back(tmp_path: Path) -> None:
+    network = save(tmp_path)
+    loaded = checkpoint.load(str(tmp_path))
+    x = torch.rand(3, 1, 32, 32)
+    assert torch.equal(loaded.network(x), network(x))
+    assert loaded.recipe == RECIPE
+    assert loaded.findings == schema.FINDINGS
+    assert loaded.about["metrics"] == {"correlation": 0.5}
+    assert torch.equal(loaded.task().target, RECIPE.task(network).target + 0.25)
+
+
+def test_a_copy_for_scoring_loads(tmp_path: Path) -> None:
+    save(tmp_path / "from")
+    (tmp_path / "from" / checkpoint.RESUME).write_bytes(b"large")
+    copy = checkpoint.copy_for_scoring(str(tmp_path / "from"), str(tmp_path / "to"))
+    assert checkpoint.load(copy).recipe == RECIPE
+    assert not (tmp_path / "to" / checkpoint.RESUME).exists()
+
+
+def test_damaged_weights_are_seen(tmp_path: Path) -> None:
+    save(tmp_path)
+    with (tmp_path / checkpoint.WEIGHTS).open("r+b") as file:
+        file.seek(2000)
+        file.write(b"\0\1\2\3")
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(str(tmp_path))
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no checkpoint\.json"):
+        checkpoint.load(str(tmp_path))
+    storage.write_json(str(tmp_path / checkpoint.ABOUT), {"kind": "other", "version": 7})
+    with pytest.raises(UserError, match="'other' version 7"):
+        checkpoint.load(str(tmp_path))

@@ -1,0 +1,398 @@
+"""Training a detector: the same steps as Ultralytics' own parts take, what teaches, weights, scores."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cxr import schema
+from cxr.data.batch import HAS_BOXES, Batch
+from cxr.errors import UserError
+from cxr.families import detect_task
+from cxr.families.base import Alone, unit_pixels
+from cxr.families.box_scores import explained
+from cxr.families.detect import FOUND, DetectRecipe, fused
+from cxr.families.detect_task import UNKNOWN, DetectTask, first_boxes
+from cxr.models.classifier import norm_layers
+from cxr.models.detection_loss import covered
+from cxr.models.yolo import Yolo, ultralytics
+from cxr.schema import MOST_BOXES
+from cxr.training.engine import Engine
+
+FINDINGS = ("Mass", "Nodule")
+STILL: dict[str, Any] = {"mosaic": 0, "translate": 0, "scale": 0, "flip": 0, "value": 0}
+STEPS, EPOCHS = 4, 3
+RECIPE = DetectRecipe(size=64, batch_size=4, epochs=EPOCHS, accumulate=2, warmup=0.4, weight_decay=0.05, **STILL)
+
+
+def some_batches(steps: int = STEPS) -> Iterator[Batch]:
+    """Noise with a bright box an image."""
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        pixels = torch.randint(100, (4, 64, 64), generator=rng)
+        boxes = torch.full((4, MOST_BOXES, 5), math.nan)
+        for i in range(4):
+            left, top = torch.randint(0, 32, (2,), generator=rng).tolist()
+            pixels[i, top : top + 24, left : left + 24] += 150
+            boxes[i, 0] = torch.tensor([i % 2, left / 64, top / 64, (left + 24) / 64, (top + 24) / 64])
+        yield {
+            schema.PIXELS: pixels.to(torch.uint8),
+            schema.BOXES: boxes,
+            HAS_BOXES: torch.ones(4, dtype=torch.bool),
+            schema.LABELS: torch.eye(2, dtype=torch.int8).repeat(2, 1),
+        }
+
+
+def engine_of(recipe: DetectRecipe, network: Yolo | None = None) -> Engine:
+    torch.manual_seed(0)
+    task = recipe.task(network or recipe.network(FINDINGS))
+    return Engine(task, recipe, Alone(), steps_per_epoch=STEPS, device=torch.device("cpu"))
+
+
+def plain_rates(move: int, moves: int, kind: str) -> tuple[float, float]:
+    """Learning rate and momentum as Ultralytics' trainer sets them before a move."""
+    args, warmup = RECIPE, round(RECIPE.warmup * EPOCHS * moves)
+    epoch = move // moves
+    rate = args.lr * (max(1 - epoch / EPOCHS, 0) * (1.0 - args.last_lr) + args.last_lr)
+    if move > warmup:
+        return rate, args.momentum
+    first = args.warmup_bias_lr if kind == "bias" else 0.0
+    span = [0, warmup]
+    return np.interp(move, span, [first, rate]), np.interp(move, span, [args.warmup_momentum, args.momentum])
+
+
+def ultralytics_loss(criterion: Any, network: Yolo, batch: Batch) -> Tensor:
+    """Of images with one box each."""
+    index, low, high = batch[schema.BOXES][:, 0].split([1, 2, 2], 1)
+    boxes = {
+        "batch_idx": torch.arange(len(index)),
+        "cls": index,
+        "bboxes": torch.cat([(low + high) / 2, high - low], 1),
+    }
+    return criterion(network(unit_pixels(batch, 64)), boxes)[0]
+
+
+def plain_training(network: Yolo) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and their moving average after training with Ultralytics' optimiser, loss and average."""
+    trainer, average = ultralytics("engine.trainer").BaseTrainer, ultralytics("utils.torch_utils").ModelEMA
+    decay = RECIPE.weight_decay * 4 * 2 / 64
+    optimiser = trainer.build_optimizer(None, network.detector, "SGD", RECIPE.lr, RECIPE.momentum, decay)
+    slow, criterion = average(network.detector), network.detector.init_criterion()
+    network.train()
+    for step, batch in enumerate(batch for _ in range(EPOCHS) for batch in some_batches()):
+        for group in optimiser.param_groups:
+            group["lr"], group["momentum"] = plain_rates(step // 2, STEPS // 2, group["param_group"])
+        ultralytics_loss(criterion, network, batch).sum().backward()
+        if step % 2:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+            optimiser.step()
+            optimiser.zero_grad()
+            slow.update(network.detector)
+    return network.detector.state_dict(), slow.ema.state_dict()
+
+
+def test_steps_are_those_of_ultralytics() -> None:
+    """Parameter groups, rates, momentum, decay, the scale and clipping of gradients, the moving average."""
+    torch.manual_seed(0)
+    network = RECIPE.network(FINDINGS)
+    engine = engine_of(RECIPE, network)
+    begun = copy.deepcopy(network)
+    begun.detector.args = SimpleNamespace(box=RECIPE.box, cls=RECIPE.cls, dfl=RECIPE.dfl)  # pyright: ignore
+    network.detector.args = begun.detector.args
+    criterion = network.detector.init_criterion()  # pyright: ignore
+    weights, average = plain_training(begun)
+    engine.task.forward = lambda batch: dict(  # of the same values as ours, but for rounding, which grows quickly
+        zip("abc", ultralytics_loss(criterion, network, batch) / len(batch[schema.PIXELS]), strict=True)
+    )
+    for _ in range(EPOCHS):
+        engine.epoch(some_batches())
+    ours, shipped = engine.task.network.detector.state_dict(), engine.shipped().detector.state_dict()  # pyright: ignore
+    for name, value in weights.items():
+        assert torch.allclose(ours[name].float(), value.float(), atol=2e-4), name
+    for name, value in average.items():
+        if "num_batches" not in name:
+            assert torch.allclose(shipped[name], value, atol=2e-3), name
+
+
+@pytest.mark.parametrize(("algorithm", "named"), [("sgd", "SGD"), ("adamw", "AdamW")])
+def test_parameters_are_grouped_as_ultralytics_does(algorithm: str, named: str) -> None:
+    recipe = RECIPE.replace(algorithm=algorithm)
+    network = recipe.network(FINDINGS)
+    ours = recipe.optimiser(recipe.task(network), recipe.stages()[0], fused=False)
+    build = ultralytics("engine.trainer").BaseTrainer.build_optimizer
+    theirs = build(None, network.detector, named, recipe.lr, recipe.momentum, recipe.weight_decay / 8)
+    assert type(ours) is type(theirs)
+    of_kind = {group["param_group"]: group for group in theirs.param_groups}
+    for kind, group in zip(("weight", "bn", "bias"), ours.param_groups, strict=True):
+        assert {id(p) for p in group["params"]} == {id(p) for p in of_kind[kind]["params"] if p.requires_grad}
+        for name in set(group) - {"params", "fused"}:
+            assert group[name] == pytest.approx(of_kind[kind][name]), (kind, name)
+
+
+def test_adamw_warms_up_all_rates_from_nothing() -> None:
+    engine = engine_of(RECIPE.replace(algorithm="adamw"))
+    rates = []
+    for _ in range(EPOCHS * 2):
+        rates.append({group["lr"] for group in engine.optimiser.param_groups})
+        engine.optimiser.step()
+        engine.schedule.step()
+    assert all(len(of_move) == 1 for of_move in rates)
+    assert [rate for (rate,) in rates] == pytest.approx([plain_rates(move, 2, "weight")[0] for move in range(6)])
+
+
+def test_rates_and_momentum_follow_ultralytics_schedule_and_go_on_when_restored() -> None:
+    engine, other = engine_of(RECIPE), engine_of(RECIPE)
+    for move in range(EPOCHS * 2):
+        if move == 3:
+            other.restore(engine.state())
+            engine = other
+        for kind, group in zip(("weight", "bn", "bias"), engine.optimiser.param_groups, strict=True):
+            assert (group["lr"], group["momentum"]) == pytest.approx(plain_rates(move, 2, kind)), (move, kind)
+        engine.optimiser.step()
+        engine.schedule.step()
+
+
+@pytest.mark.slow
+def test_a_detector_learns_images_by_heart() -> None:
+    settings = STILL | {"algorithm": "adamw", "lr": 2e-3}  # SGD's result would hang on rounding
+    recipe = DetectRecipe(size=64, batch_size=4, epochs=30, warmup=0.1, ema=0, close_mosaic=0, **settings)
+    torch.manual_seed(0)
+    task = recipe.task(recipe.network(FINDINGS))
+    engine = Engine(task, recipe, Alone(), steps_per_epoch=8, device=torch.device("cpu"))
+    for _ in range(18):
+        engine.epoch(batch for _ in range(2) for batch in some_batches(4))
+    assert engine.finish_epoch(lambda: some_batches(4))["map50"] > 0.7
+
+
+def test_the_last_epochs_are_without_mosaic() -> None:
+    recipe = DetectRecipe(size=64, epochs=3, close_mosaic=1, mixup=0.5)
+    task = recipe.task(recipe.network(FINDINGS))
+    shares = []
+    for _ in range(3):
+        task.train()
+        shares.append((task.variation.mosaic, task.variation.mixup))
+        task.end_epoch(Alone())
+    assert shares == [(1, 0.5), (1, 0.5), (0, 0)]
+    assert task.variation.scale == recipe.scale
+
+
+def task_of(recipe: DetectRecipe) -> DetectTask:
+    """A task whose batch norms are fixed: else all images of a batch depend on one another."""
+    torch.manual_seed(0)
+    task = recipe.task(recipe.network(FINDINGS)).train()
+    for layer in norm_layers(task.network):
+        layer.eval()
+    return task
+
+
+def gradients(task: DetectTask, batch: Batch) -> Tensor:
+    """Of the loss by each anchor's logits, (B, findings, A): 0 where nothing is taught."""
+    held = {}
+    keep = task.network.register_forward_hook(lambda module, given, raw: held.update(scores=raw["scores"]))
+    terms = task(batch)
+    keep.remove()
+    (gradient,) = torch.autograd.grad(sum(terms.values()), held["scores"])
+    return gradient
+
+
+@pytest.mark.parametrize("label", [schema.POSITIVE, schema.UNKNOWN])
+def test_a_finding_without_a_box_teaches_background_only_where_its_label_is_negative(label: int) -> None:
+    """The first two images have boxes of one finding each, the others have none."""
+    task = task_of(RECIPE)
+    (batch,) = some_batches(1)
+    batch[schema.BOXES][2:] = math.nan
+    batch[schema.LABELS] = torch.tensor([[1, 0], [label, 1], [0, label], [label, label]], dtype=torch.int8)
+    taught = gradients(task, batch) != 0
+    assert taught.all(2).tolist() == [[True, True], [False, True], [True, False], [False, False]]
+    assert taught.any(2).equal(taught.all(2)), "an anchor teaches as its image does"
+    excluding = gradients(task_of(RECIPE.replace(incomplete_boxes="exclude")), batch) != 0
+    assert excluding.any(2).tolist() == [[True, True], [False, False], [False, False], [False, False]]
+
+
+def test_what_is_unknown_of_an_image_moves_with_it_into_mosaics() -> None:
+    """Bright images may show the second finding anywhere, dark ones do not show it."""
+    task = task_of(DetectRecipe(size=64, batch_size=8, mosaic=0.7, mixup=0, value=0, flip=0.5, scale=0.5))
+    bright = torch.arange(8) % 2 == 1
+    batch = {
+        schema.PIXELS: torch.where(bright[:, None, None], 250, 20).expand(-1, 64, 64).to(torch.uint8),
+        schema.BOXES: torch.full((8, 3, 5), math.nan),
+        schema.LABELS: torch.stack([torch.zeros(8), torch.where(bright, -1, 0)], 1).to(torch.int8),
+    }
+    shown = task.augment(batch)
+    at = (torch.arange(64) + 0.5) / 64
+    points = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).view(-1, 2)
+    unknown = covered(shown[UNKNOWN], points, 2).view(8, 64, 64, 2)
+    assert not unknown[..., 0].any()
+    x = shown[schema.PIXELS]
+    assert unknown[..., 1][x > 0.97].all(), "of a bright image, edges are blended with what lies beside"
+    assert not unknown[..., 1][x < 0.4].any()
+    assert 0.2 < unknown[..., 1].float().mean() < 0.8
+
+
+def test_findings_whose_boxes_find_no_room_in_a_mixed_image_are_unknown_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(detect_task, "MOST_BOXES", 5)
+    task = task_of(DetectRecipe(size=64, mixup=1, **STILL))
+    boxes = torch.tensor([0.0, 0.4, 0.4, 0.6, 0.6]).repeat(4, 5, 1)
+    boxes[:, 4, 0] = 1
+    labels = torch.ones(4, 2, dtype=torch.int8)
+    shown = task.augment({schema.PIXELS: torch.zeros(4, 64, 64), schema.BOXES: boxes, schema.LABELS: labels})
+    assert shown[schema.BOXES].shape == (4, 5, 5)
+    assert not shown[schema.BOXES].isnan().any()
+    for regions in shown[UNKNOWN]:
+        assert regions[~regions[:, 0].isnan()].tolist() == [[0, 0, 0, 1, 1], [1, 0, 0, 1, 1]]
+
+
+def test_every_step_has_the_same_shapes_whatever_is_known() -> None:
+    """Else cuDNN searches for the fastest convolutions again and again, and the host waits for the numbers."""
+    recipe = DetectRecipe(size=64, batch_size=4, mixup=0.5)
+    task, shapes = recipe.task(recipe.network(FINDINGS)).train(), []
+    (batch,) = some_batches(1)
+    for known in ([True] * 4, [True, False, False, True], [False] * 4):
+        known_B = torch.tensor(known)
+        boxes = torch.where(known_B[:, None, None], batch[schema.BOXES], math.nan)
+        labels = torch.where(known_B[:, None], batch[schema.LABELS], schema.UNKNOWN).to(torch.int8)
+        augmented = task.augment(batch | {schema.BOXES: boxes, schema.LABELS: labels})
+        shapes.append([augmented[name].shape for name in (schema.PIXELS, schema.BOXES, UNKNOWN)])
+        terms = task(augmented)
+        assert (terms["box"].item() > 0) == any(known)
+        assert all(value.isfinite() for value in terms.values())
+    assert shapes[0][:2] == [(4, 64, 64), (4, MOST_BOXES, 5)]
+    assert shapes == [shapes[0]] * 3
+
+
+def test_an_image_of_many_boxes_keeps_those_that_stand_first() -> None:
+    boxes = torch.arange(60.0).view(1, 12, 5).repeat(2, 1, 1)
+    boxes[0, ::2] = math.nan
+    kept = first_boxes(boxes)[:, :5]
+    assert kept[0, :, 0].tolist() == [5, 15, 25, 35, 45]
+    assert kept[1, :, 0].tolist() == [0, 5, 10, 15, 20]
+
+
+def test_an_archive_without_boxes_is_refused() -> None:
+    recipe = DetectRecipe(size=64)
+    task = recipe.task(recipe.network(FINDINGS))
+    (batch,) = some_batches(1)
+    batch[schema.BOXES][:] = math.nan
+    with pytest.raises(UserError, match="no image of the train split has a box"):
+        task.begin(lambda: iter([batch]), Alone())
+    with pytest.raises(UserError, match="no findings"):
+        recipe.network(())
+
+
+def test_validation_finds_what_was_learnt_by_heart() -> None:
+    """The network is one that finds just the true boxes."""
+    recipe = DetectRecipe(size=64)
+    task = recipe.task(recipe.network(FINDINGS))
+
+    def oracle(network: nn.Module, batch: Batch, most: int) -> Tensor:
+        boxes = batch[schema.BOXES][:, :2]
+        score = torch.where(boxes[..., :1].isnan(), math.nan, 0.9)
+        return torch.cat([boxes[..., 1:], score, boxes[..., :1]], -1)
+
+    task.lesson = replace(task.lesson, found=oracle)
+    told = task.evaluate(lambda: some_batches(2), Alone())
+    assert told == pytest.approx({"precision": 1, "recall": 1, "map50": 0.995, "map50_95": 0.995}, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("label", "exact"), [(schema.POSITIVE, True), (schema.UNKNOWN, True), (schema.NEGATIVE, False)]
+)
+def test_validation_counts_no_false_positive_where_a_finding_is_unknown(label: int, exact: bool) -> None:
+    """The network finds the true boxes, and with more confidence the other finding in the same places."""
+    task = task_of(DetectRecipe(size=64))
+
+    def both(network: nn.Module, batch: Batch, most: int) -> Tensor:
+        finding, corners = batch[schema.BOXES][:, :1].split([1, 4], -1)
+        right, wrong = (
+            torch.cat([corners, torch.full_like(finding, score), of], -1)
+            for score, of in ((0.5, finding), (0.9, 1 - finding))
+        )
+        return torch.cat([wrong, right], 1)
+
+    def some() -> Iterator[Batch]:
+        for batch in some_batches(2):
+            yield batch | {schema.LABELS: torch.where(batch[schema.LABELS] == 1, 1, label).to(torch.int8)}
+
+    task.lesson = replace(task.lesson, found=both)
+    assert (task.evaluate(some, Alone())["map50"] > 0.99) == exact
+
+
+def test_scores_are_in_pixels_of_the_original() -> None:
+    """A network of 64 px, pixels stored at 128 px, of which each is 10 px of the original, 40 px to the right."""
+    found = torch.full((1, 100, 6), math.nan)
+    found[0, 0] = torch.tensor([0.25, 0.5, 0.5, 0.75, 0.9, 1])
+    found[0, 1] = torch.tensor([-0.5, 0.9, 0.5, 1.5, 0.4, 0])
+    batch = {schema.PIXELS: torch.zeros(1, 128, 128, dtype=torch.uint8)}
+    frame = {"x_scale": 10.0, "y_scale": 10.0, "x_offset": 40.0, "y_offset": 0.0}
+    rows = pa.table({schema.FRAME: [frame], schema.HEIGHT_PX: [1200], schema.WIDTH_PX: [1400]})
+    table = RECIPE.scored({FOUND: found, **explained(FINDINGS, batch)}, rows)
+    first, second = table[schema.FOUND_BOXES][0].as_py()
+    assert first["label"] == "Nodule"
+    assert [first[name] for name in ("x_min", "y_min", "x_max", "y_max")] == pytest.approx([360, 640, 680, 960])
+    assert (second["x_min"], second["y_max"]) == (0, 1200), "cut off at the image's border"
+    assert (first["score"], second["score"]) == pytest.approx((0.9, 0.4))
+
+
+def test_weights_begin_a_run_and_a_pickle_is_refused(tmp_path: Path) -> None:
+    network = RECIPE.network(FINDINGS)
+    torch.save(network.detector.state_dict(), tmp_path / "state.pt")
+    recipe = RECIPE.replace(weights=str(tmp_path / "state.pt"))
+    out = str(tmp_path / "out")
+    recipe, _ = recipe.resolved(out)
+    torch.manual_seed(1)
+    task = recipe.task(recipe.network(FINDINGS))
+    task.begin(some_batches, Alone())
+    first = "detector.model.0.conv.weight"
+    assert torch.equal(task.network.state_dict()[first], network.state_dict()[first])
+    torch.save({"model": network}, tmp_path / "pickle.pt")
+    for name in ("pickle.pt", "yolov5nu.pt"):
+        with pytest.raises(UserError, match="make a state dict of it: python -c"):
+            RECIPE.replace(weights=str(tmp_path / name)).resolved(out)
+    with pytest.raises(UserError, match="same size of YOLOv5"):
+        RECIPE.replace(architecture="yolov5s", weights=str(tmp_path / "state.pt")).resolved(str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("wrong", [{"size": 100}, {"box": -1.0}, {"momentum": 0.0}, {"mosaic": 2.0}])
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        RECIPE.replace(**wrong)
+
+
+def test_an_ensemble_fuses_what_its_members_find() -> None:
+    """Two members find nearly the same box, one of them another besides."""
+    one, other = torch.full((1, 4, 6), math.nan), torch.full((1, 4, 6), math.nan)
+    one[0, 0] = torch.tensor([0.1, 0.1, 0.3, 0.3, 0.8, 1])
+    other[0, :2] = torch.tensor([[0.1, 0.1, 0.32, 0.3, 0.4, 1], [0.6, 0.6, 0.9, 0.9, 0.6, 0]])
+    both = fused([one, other], iou=0.5, most=4)[0]
+    assert both[:2, 5].tolist() == [1, 0]
+    assert both[:2, 4].tolist() == pytest.approx([0.6, 0.3])
+    assert both[0, 2].item() == pytest.approx((0.3 * 0.8 + 0.32 * 0.4) / 1.2)
+    assert both[2:].isnan().all()
+
+
+def test_an_ensemble_is_a_recipe_that_is_not_trained() -> None:
+    small = RECIPE.replace(size=32)
+    recipe = RECIPE.replace(members=tuple(json.dumps(one.to_dict()) for one in (RECIPE, small)))
+    recipe = DetectRecipe.from_dict(json.loads(json.dumps(recipe.to_dict())))
+    network = recipe.network(FINDINGS).eval()
+    with torch.inference_mode():
+        (batch,) = some_batches(1)
+        predicted = recipe.predict(network, batch)
+        boxes = [one.found(net, batch, 100) for one, net in zip((RECIPE, small), network.members, strict=True)]  # pyright: ignore
+    assert torch.equal(predicted[FOUND].nan_to_num(-1), fused(boxes, recipe.fusion_iou, 100).nan_to_num(-1))
+    with pytest.raises(UserError, match="not trained"):
+        recipe.resolved("/nowhere")

@@ -1,0 +1,166 @@
+"""Every family trains and is used on a device that is not the CPU, and no training step waits for it.
+
+The device is a stand-in (`fake_cuda`); `tests/gpu` makes the same demands on a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from cxr.families import RECIPES as FAMILIES
+from cxr.families import lung_pretraining
+from cxr.training.engine import Engine
+from tests.device_run import RECIPES, WAITS, augmented, engine_on, losses, not_channels_last, resumed, train, use
+from tests.fake_cuda import DEVICE, FakeCuda, FakeNccl, Sync
+from tests.families.test_recipes import some_batches
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass
+class Trained:
+    """What an epoch of two steps of each stage gave, and how often these steps waited for the device."""
+
+    engine: Engine
+    folder: Path
+    metrics: dict[str, float]
+    waits: list[Sync]
+
+
+@pytest.fixture(scope="module", params=sorted(RECIPES))
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder, waits = tmp_path_factory.mktemp("device"), []
+    with FakeCuda() as cuda:
+
+        @contextmanager
+        def noted() -> Iterator[None]:
+            before = len(cuda.syncs)
+            yield
+            waits.extend(cuda.syncs[before:])
+
+        engine = engine_on(DEVICE, RECIPES[request.param], folder, FakeNccl())
+        return Trained(engine, folder, train(engine, noted), waits)
+
+
+@pytest.fixture
+def _cuda() -> Iterator[None]:
+    with FakeCuda():
+        yield
+
+
+def test_every_family_is_run_here() -> None:
+    assert {recipe.family for recipe in RECIPES.values()} == set(FAMILIES)
+
+
+@pytest.mark.usefixtures("_cuda")
+def test_a_family_trains_on_the_device(trained: Trained) -> None:
+    assert trained.engine.recipe.monitor in trained.metrics
+    assert {values.device for values in trained.engine.task.state_dict().values()} == {DEVICE}
+
+
+def test_a_training_step_waits_for_the_device_only_where_it_must(trained: Trained) -> None:
+    places = "\n".join(sorted(set(map(str, trained.waits))))
+    assert {sync.file for sync in trained.waits} == set(WAITS.get(trained.engine.recipe.family, {})), places
+
+
+@pytest.mark.usefixtures("_cuda")
+def test_a_network_on_the_device_is_used_and_pictured(trained: Trained) -> None:
+    assert use(trained.engine).num_rows == 4
+    trained.engine.task.save_pictures(lambda: trained.engine.moved(some_batches()), trained.folder)
+    assert any(trained.folder.glob("*.png"))
+
+
+@pytest.mark.usefixtures("_cuda")
+def test_training_goes_on_from_a_checkpoint_on_the_device(trained: Trained) -> None:
+    again = resumed(trained.engine, trained.folder)
+    terms = again.step(next(again.moved(some_batches())))
+    assert all(math.isfinite(value) for value in terms.values())
+
+
+@pytest.mark.usefixtures("_cuda")
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_workers_exchange_tensors_of_the_device_alone(tmp_path: Path, name: str) -> None:
+    engine = engine_on(DEVICE, RECIPES[name], tmp_path, FakeNccl(2))
+    engine.task.train()
+    engine.task(engine.task.augment(next(engine.moved(some_batches()))))
+    assert engine.recipe.monitor in engine.finish_epoch(some_batches)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_the_device_shows_and_learns_what_the_cpu_does(tmp_path: Path, name: str) -> None:
+    recipe = RECIPES[name].replace(precision="float32")
+    on_cpu = engine_on("cpu", recipe, tmp_path)
+    shown = augmented(on_cpu)
+    expected = losses(on_cpu, shown)
+    with FakeCuda():
+        on_device = engine_on(DEVICE, recipe, tmp_path)
+        torch.testing.assert_close(augmented(on_device), shown, rtol=0, atol=0, equal_nan=True)
+        found = losses(on_device, shown)
+    assert found == [pytest.approx(terms, rel=1e-5) for terms in expected]
+
+
+@pytest.mark.usefixtures("_cuda")
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_channels_stay_last_in_bfloat16(tmp_path: Path, name: str) -> None:
+    assert not_channels_last(engine_on(DEVICE, RECIPES[name].replace(precision="bfloat16"), tmp_path)) == []
+
+
+@pytest.mark.usefixtures("_cuda")
+def test_the_lung_network_is_taught_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lung_pretraining, "UNSEEN", 2)
+    network, dice = lung_pretraining.taught(lung_pretraining.Lesson(size=32, phantoms=2, steps=2, seed=0), DEVICE)
+    assert {parameter.device for parameter in network.parameters()} == {DEVICE}
+    assert 0 <= dice <= 1
+
+
+ABSENT = "ray,matplotlib,torchmetrics,pylibjpeg,openjpeg,libjpeg,jpeg_ls,sklearn,tensorboard,moto"
+BARE = """
+import sys
+class Without:
+    def __init__(self, finder): self.finder = finder
+    def __getattr__(self, name): return getattr(self.finder, name)
+    def find_spec(self, name, *args):
+        return None if name.partition(".")[0] in absent else self.finder.find_spec(name, *args)
+absent = sys.argv[1].split(",")
+sys.meta_path[:] = map(Without, sys.meta_path)
+"""
+SKIPPED = """
+import pytest
+sys.exit(pytest.main(["-q", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider", "-rs"]))
+"""
+RUN = """
+import pathlib, tempfile
+from tests.device_run import RECIPES, engine_on, resumed, train, use
+from tests.fake_cuda import DEVICE, FakeCuda
+folder = pathlib.Path(tempfile.mkdtemp())
+with FakeCuda():
+    for recipe in RECIPES.values():
+        engine = engine_on(DEVICE, recipe, folder)
+        train(engine)
+        use(engine)
+        resumed(engine, folder)
+"""
+
+
+@pytest.mark.parametrize("code", [SKIPPED, pytest.param(RUN, marks=pytest.mark.slow)], ids=["collected", "run"])
+def test_gpu_tests_need_neither_ray_nor_what_only_reports_need(code: str, tmp_path: Path) -> None:
+    """Where these packages are not installed, they are collected, and skipped for want of a GPU; their calls run."""
+    done = subprocess.run(
+        [sys.executable, "-c", BARE + code, ABSENT],
+        cwd=REPOSITORY,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert code == RUN or "no CUDA device" in done.stdout

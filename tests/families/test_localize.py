@@ -1,0 +1,275 @@
+"""Localising by labels: class weights, what is learnt from which labels, the maps' scale, boxes in the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cxr import schema
+from cxr.data.batch import HAS_BOXES, Batch
+from cxr.errors import UserError
+from cxr.families import checkpoint
+from cxr.families.base import Alone
+from cxr.families.localize import HEAT, LocalizeRecipe
+from cxr.families.localize_task import LocalizeTask
+from cxr.imaging.geometry import Frame
+from cxr.models.classifier import Classifier
+from cxr.models.multiscale_cam import MultiscaleCAM
+from cxr.schema import MOST_BOXES
+from cxr.training.engine import Engine
+
+FINDINGS = ("Mass", "Nodule", "Hernia")
+STILL = {"flip": 0.0, "rotation_deg": 0.0, "scale": 1.0, "shift": 0.0, "exposure": 0.0}
+SMALL = LocalizeRecipe(size=32, batch_size=8, epochs=1, map_stride=2, **STILL)  # pyright: ignore[reportArgumentType]
+SIDE = 40  # of stored pixels
+SQUARE = (0.25, 0.5, 0.5, 0.75)  # where images with a Mass are bright, as shares
+
+
+def batch(labels: list[list[int]] | None = None, seed: int = 0) -> Batch:
+    """Dark noisy images with a bright square where they show a Mass, and its box. No Hernia."""
+    given = torch.tensor(labels or [[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]], dtype=torch.int8)
+    pixels = torch.randint(40, 80, (len(given), SIDE, SIDE), generator=torch.Generator().manual_seed(seed))
+    boxes = torch.full((len(given), MOST_BOXES, 5), float("nan"))
+    for image in (given[:, 0] == 1).nonzero()[:, 0]:
+        left, top, right, bottom = (round(SIDE * edge) for edge in SQUARE)
+        pixels[image, top:bottom, left:right] = 230
+        boxes[image, 0] = torch.tensor([0, *SQUARE])
+    return {
+        schema.PIXELS: pixels.to(torch.uint8),
+        schema.LABELS: given,
+        schema.BOXES: boxes,
+        HAS_BOXES: torch.ones(len(given), dtype=torch.bool),
+    }
+
+
+def some() -> Iterator[Batch]:
+    return iter([batch(), batch(seed=1)])
+
+
+def task_of(recipe: LocalizeRecipe = SMALL) -> LocalizeTask:
+    torch.manual_seed(0)
+    return recipe.task(recipe.network(FINDINGS))
+
+
+class Bright(nn.Module):
+    """A trunk whose one feature is how bright a pixel is."""
+
+    def forward(self, x_B1HW: Tensor) -> list[Tensor]:
+        return [x_B1HW]
+
+
+def seeing(recipe: LocalizeRecipe = SMALL) -> MultiscaleCAM:
+    """A network that takes brightness for a Mass, and sees nothing else."""
+    network = recipe.replace(cam_stages="last", pooling="max").network(FINDINGS).eval()
+    head = nn.Conv2d(1, 3, 1)
+    head.load_state_dict(
+        {"weight": torch.tensor([20.0, 0, 0]).view(3, 1, 1, 1), "bias": torch.tensor([-10.0, -9, -9])}
+    )
+    network.trunk, network.heads = Bright(), nn.ModuleList([head])  # pyright: ignore[reportAttributeAccessIssue]
+    network.reaches = [type(network.reaches[0])()]
+    network.scale_maps(torch.full((1, 3), -6.0), torch.full((1, 3), 8.0))
+    return network
+
+
+def rows_of(frame: Frame, height: int, width: int, count: int = 4) -> pa.Table:
+    return pa.table({
+        schema.FRAME: [frame.as_dict()] * count,
+        schema.HEIGHT_PX: [height] * count,
+        schema.WIDTH_PX: [width] * count,
+    })  # fmt: skip
+
+
+def test_classes_of_a_finding_weigh_alike() -> None:
+    labels = [[1, 1, 0]] + [[1, 0, 0]] * 2 + [[0, 0, 0]] * 6 + [[-1, -1, 0]]
+    task = task_of()
+    task.begin(lambda: iter([batch(labels)]), Alone())
+    negative, positive = [9 / 6, 9 / 8, 11 / 10], [9 / 3, 9 / 1, 11 / 1]  # no Hernia counts as one
+    assert task.class_weight.tolist() == [pytest.approx(negative), pytest.approx(positive)]
+    mild = task_of(SMALL.replace(balance=0.5))
+    mild.begin(lambda: iter([batch(labels)]), Alone())
+    assert mild.class_weight[1, 1].item() == pytest.approx(3)
+
+
+def test_the_loss_is_the_weighted_cross_entropy() -> None:
+    task = task_of().eval()
+    task.class_weight = torch.tensor([[2.0, 3, 5], [7.0, 11, 13]])
+    labels = batch([[1, 0, -1], [0, -1, 1]])
+    logits = torch.tensor([[0.3, -1.0, 4.0], [2.0, 1.0, -0.5]], requires_grad=True)
+    p = logits.detach().double().sigmoid()
+    wanted = -(7 * p[0, 0].log() + 3 * (1 - p[0, 1]).log() + 2 * (1 - p[1, 0]).log() + 13 * p[1, 2].log()) / 6
+    loss = task._bce(logits, labels)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    loss.backward()
+    assert logits.grad is not None
+    assert torch.equal(logits.grad == 0, labels[schema.LABELS] == schema.UNKNOWN)
+
+
+def test_workers_share_the_loss_exactly() -> None:
+    task, logits = task_of(), torch.randn(4, 3)
+    task.class_weight = torch.rand(2, 3) + 1
+    whole = batch([[1, 0, 0], [0, -1, 0], [1, 1, 0], [-1, -1, -1]])
+    halves = [task._bce(logits[r], {schema.LABELS: whole[schema.LABELS][r]}) for r in (slice(2), slice(2, 4))]
+    assert torch.stack(halves).mean().item() == pytest.approx(task._bce(logits, whole).item())
+
+
+def test_augmentation_can_be_switched_off() -> None:
+    given = {schema.PIXELS: torch.rand(4, 32, 32)}
+    assert torch.equal(task_of().augment(given)[schema.PIXELS], given[schema.PIXELS])
+    for change in ({"flip": 1.0}, {"rotation_deg": 5.0}, {"scale": 1.2}, {"shift": 0.1}, {"exposure": 0.5}):
+        changed = task_of(SMALL.replace(**change)).augment(given)[schema.PIXELS]
+        assert not torch.equal(changed, given[schema.PIXELS])
+
+
+def test_validation_tells_findings_and_places_and_sets_the_scale() -> None:
+    task = SMALL.task(seeing()).eval()
+    metrics = task.evaluate(some, Alone())
+    assert metrics["findings_measured"] == 2  # no Hernia
+    assert "auroc/Hernia" not in metrics
+    assert metrics["auroc/Mass"] == 1
+    assert metrics["mean_auroc"] == pytest.approx(np.mean([metrics["auroc/Mass"], metrics["auroc/Nodule"]]))
+    assert (metrics["accuracy_iou30"], metrics["boxes_measured"]) == (1, 4)
+    network = task._net
+    x = batches_of_masses()
+    (maps,) = network.maps(x)
+    assert network.high[0, 0] == pytest.approx(maps[:, 0].amax((1, 2)).mean().item(), abs=0.2)
+    assert network.low[0, 0] == pytest.approx(
+        maps[:, 0].median().item(), abs=0.5
+    )  # of images without: the background
+    assert network.attention([maps], 32, 2)[:, 0].amax((1, 2)).mean() > 0.9
+    about = task.described()
+    assert about["thresholds"]["findings"] == list(FINDINGS)
+    assert network.thresholds.tolist() == pytest.approx(about["thresholds"]["values"])
+    assert about["relevance"]["Nodule"] == [1.0]
+
+
+def batches_of_masses() -> Tensor:
+    shown = batch([[1, 0, 0]] * 4)[schema.PIXELS][:, None].float() / 255
+    return nn.functional.interpolate(shown, size=(32, 32), mode="area")
+
+
+def test_images_whose_boxes_are_not_known_are_not_judged() -> None:
+    def unknown() -> Iterator[Batch]:
+        for one in some():
+            yield one | {HAS_BOXES: torch.zeros(4, dtype=torch.bool)}
+
+    assert "accuracy_iou30" not in SMALL.task(seeing()).eval().evaluate(unknown, Alone())
+
+
+@torch.inference_mode()
+def test_found_boxes_are_pixels_of_the_original() -> None:
+    predicted = SMALL.predict(seeing(), batch())
+    frame = Frame(10.0, 10.0, 0.0, -50.0)  # 40 stored pixels are 400 of the original; 5 rows on top are padding
+    recipe = SMALL.replace(coldest=0.3)
+    scores = recipe.scored(predicted, rows_of(frame, 300, 400))
+    assert scores.schema.equals(recipe.score_columns)
+    found = scores[schema.FOUND_BOXES].to_pylist()
+    assert [[box[schema.LABEL] for box in boxes] for boxes in found] == [["Mass"], [], ["Mass"], []]
+    (box,) = found[0]
+    edges = [box[name] for name in (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)]
+    assert edges == pytest.approx([100, 150, 200, 250], abs=15)
+    p = scores[schema.PROBABILITIES].to_pylist()[0][0]
+    assert 0.8 * p < box[schema.SCORE] <= p
+
+
+@torch.inference_mode()
+def test_scores_come_from_pixels_alone() -> None:
+    network, whole = seeing(), batch()
+    bare = SMALL.predict(network, {schema.PIXELS: whole[schema.PIXELS]})
+    full = SMALL.predict(network, whole)
+    assert all(torch.equal(bare[name], full[name]) for name in bare)
+    assert bare[HEAT].shape == (4, 3, 16, 16)
+    assert torch.equal(bare[schema.PREDICTED].bool(), bare[schema.PROBABILITIES] >= network.thresholds)
+
+
+@torch.inference_mode()
+def test_most_boxes_and_the_coldest_map_are_settings() -> None:
+    warm = SMALL.predict(seeing(), batch())
+    none = SMALL.replace(coldest=1.0, hot="wang")
+    network = seeing()
+    network.scale_maps(torch.full((1, 3), -6.0), torch.full((1, 3), 30.0))
+    assert (
+        none.scored(none.predict(network, batch()), rows_of(Frame(), 40, 40))[schema.FOUND_BOXES].to_pylist()[0] == []
+    )
+    assert len(SMALL.scored(warm, rows_of(Frame(), 40, 40))[schema.FOUND_BOXES].to_pylist()[0]) == 1
+
+
+def test_a_few_steps_teach_where_the_bright_square_is() -> None:
+    recipe = SMALL.replace(epochs=6, lr=5e-3, size=40, stem_stride=2)
+    engine = Engine(task_of(recipe), recipe, Alone(), steps_per_epoch=8, device=torch.device("cpu"))
+    labels = [[1, 0, 0], [0, 0, 0]] * 4
+    means = [engine.epoch(batch(labels, seed=8 * epoch + step) for step in range(8)) for epoch in range(6)]
+    metrics = engine.finish_epoch(lambda: iter([batch(labels, seed=99)]))
+    assert means[-1]["bce"] < 0.3
+    assert metrics["auroc/Mass"] == 1
+    with torch.inference_mode():
+        heat = recipe.predict(engine.task.network.eval(), batch([[1, 0, 0]], seed=100))[HEAT][0, 0]
+    row, column = np.unravel_index(int(heat.argmax()), heat.shape)
+    left, top, right, bottom = (20 * edge for edge in SQUARE)
+    assert left <= column + 0.5 <= right
+    assert top <= row + 0.5 <= bottom
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    with torch.inference_mode():
+        drawn = SMALL.draw(SMALL.network(FINDINGS).eval(), batch())
+    assert {name: tuple(images.shape) for name, images in drawn.items()} == {
+        "overlay": (4, 32, 32, 3),
+        "stages": (4, 32, 6 * 32, 3),
+    }
+    task = SMALL.task(seeing()).eval()
+    task.save_pictures(some, tmp_path)
+    task.save_pictures(lambda: iter([{name: v[:1] for name, v in batch([[0, 0, 0]]).items()}]), tmp_path)  # no boxes
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["boxes.png", "relevance.png"]
+    assert all(path.stat().st_size > 1000 for path in tmp_path.iterdir())
+
+
+def test_weights_come_from_classifiers_and_from_checkpoints(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = Classifier("resnet18", 5)
+    torch.save(whole.body.state_dict(), tmp_path / "resnet.pt")
+    recipe = SMALL.replace(backbone="resnet18", classifier_weights=str(tmp_path / "resnet.pt"))
+    recipe, _ = recipe.resolved(str(tmp_path / "out"))
+    task = recipe.task(recipe.network(FINDINGS))
+    task.begin(some, Alone())
+    own = task._net.trunk.body.get_submodule("layer4").state_dict()
+    assert all(torch.equal(own[name], values) for name, values in whole.body.layer4.state_dict().items())
+    checkpoint.save(tmp_path / "kept", recipe, task, task.network.state_dict(), findings=FINDINGS, metrics={})
+    again = recipe.replace(classifier_weights=str(tmp_path / "kept"))
+    again, _ = again.resolved(str(tmp_path / "out"))
+    with pytest.raises(UserError, match="expected shape 32 x 3 x 5 x 5, got 64 x 3 x 7 x 7"):
+        SMALL.replace(classifier_weights=str(tmp_path / "resnet.pt")).resolved(str(tmp_path / "other"))
+    with pytest.raises(UserError, match="torchvision has no weights for this network"):
+        SMALL.replace(classifier_weights="IMAGENET1K_V1").resolved(str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"backbone": "vgg16"},
+        {"pooling": "median"},
+        {"cam_stages": "first"},
+        {"relevance": "fair"},
+        {"lse_r": 0.0},
+        {"balance": -1.0},
+        {"map_stride": 5},
+        {"hot": "cold"},
+        {"most_boxes": 0},
+        {"flip": 2.0},
+        {"scale": 0.5},
+        {"stem_stride": 3},
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="wanted"):
+        SMALL.replace(**wrong)
+
+
+def test_an_archive_without_findings_is_refused() -> None:
+    with pytest.raises(UserError, match="names no findings"):
+        SMALL.network(())

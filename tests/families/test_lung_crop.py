@@ -1,0 +1,271 @@
+"""Crops to the lungs: what is stored, why not, where it lies on the original, and who may use it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cxr import schema, storage
+from cxr.data import shards
+from cxr.data.decode import make_rows
+from cxr.errors import UserError
+from cxr.families import checkpoint, lung_crop
+from cxr.families.align import AlignRecipe
+from cxr.families.base import Recipe
+from cxr.families.compatibility import check_raw
+from cxr.families.lungs import LungsRecipe
+from cxr.families.pneumothorax import PneumothoraxRecipe
+from cxr.imaging.geometry import Frame, fit_mask, mask_to_original
+from cxr.imaging.lung_bbox import LungSquare, lung_square
+from cxr.schema import PixelFormat
+from cxr.sources import rle
+from cxr.sources.manifest import manifest_table
+from tests.lung_rule import EVERYWHERE, NOWHERE, save_finder
+from tests.made_shards import write_shards
+
+PIXELS = PixelFormat(48)
+ALIGN = AlignRecipe(size=32, trunk="conv3", lungs=False, epochs=1)
+BOX = {
+    schema.LABEL: "Mass",
+    schema.READER: None,
+    schema.X_MIN: 7,
+    schema.Y_MIN: 9,
+    schema.X_MAX: 31,
+    schema.Y_MAX: 20,
+}
+
+
+@pytest.fixture(scope="module")
+def finder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_finder(tmp_path_factory.mktemp("finder"))
+
+
+def chest(height: int, width: int, dtype: type = np.uint8) -> tuple[np.ndarray, np.ndarray]:
+    """A dark body with two bright lungs, as on a negative, right above the middle, and their bool mask."""
+    lungs = np.zeros((height, width), np.uint8)
+    for x in (0.47, 0.75):
+        axes = (int(0.09 * width), int(0.25 * height))
+        cv2.ellipse(lungs, (int(x * width), int(0.4 * height)), axes, 0, 0, 360, 1, -1)
+    noise = np.random.default_rng(0).normal(0, 4, lungs.shape)
+    pixels = (np.where(lungs > 0, 200, 20) + noise) * (np.iinfo(dtype).max / 255)
+    return pixels.astype(dtype), lungs > 0
+
+
+def manifest(folder: Path, images: dict[str, np.ndarray], **columns: list[Any]) -> pa.Table:
+    for name, pixels in images.items():
+        assert cv2.imwrite(str(folder / name), pixels)
+    given = {
+        schema.IMAGE_ID: list(images),
+        schema.SPLIT: ["train"] * len(images),
+        schema.SOURCE_URI: [str(folder / name) for name in images],
+        **columns,
+    }
+    return manifest_table({name: pa.array(v, schema.MANIFEST.field(name).type) for name, v in given.items()}, None)
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 120), (90, 160), (160, 100)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_lungs_are_found_in_originals_of_any_shape(finder: str, height: int, width: int, dtype: type) -> None:
+    pixels, lungs = chest(height, width, dtype)
+    found = lung_crop.by_checkpoint(finder, margin=0.1).loaded()(pixels)
+    wanted = lung_square(lungs, margin=0.1)
+    assert found.reason == ""
+    for name in ("x", "y", "side"):
+        assert abs(getattr(found, name) - getattr(wanted, name)) <= 4 * max(height, width) / 64, name
+
+
+def test_rows_hold_crops_masks_and_boxes_of_the_original(finder: str, tmp_path: Path) -> None:
+    pixels, lungs = chest(90, 160)
+    masks = [[{schema.LABEL: schema.LUNGS, schema.MASK_RLE: rle.encode(lungs), schema.MASK_URI: None}]]
+    pose = [[1, 0, 0, 0, 1, 0]]
+    crop = lung_crop.by_checkpoint(finder, margin=0.0).loaded()
+    table = manifest(tmp_path, {"a.png": pixels}, boxes=[[BOX]], masks=masks, pose_unit=pose)
+    rows = make_rows(table, PIXELS, crop=crop)
+    (row,) = rows.to_pylist()
+    square = crop(pixels)
+    assert rows.schema.equals(schema.row_schema(PIXELS))
+    assert (row[schema.CROP], row[schema.POSE_UNIT], row[schema.BOXES]) == ("lungs", None, [BOX])
+    assert (row[schema.HEIGHT_PX], row[schema.WIDTH_PX]) == (90, 160)
+    assert Frame(**row[schema.FRAME]) == square.frame(48)
+    np.testing.assert_array_equal(schema.pixels_array(rows[schema.PIXELS], PIXELS)[0], square.crop(pixels, 48))
+    stored = np.unpackbits(np.frombuffer(row[schema.MASKS][0][schema.MASK_BITS], np.uint8)).reshape(48, 48)
+    np.testing.assert_array_equal(stored, square.crop(lungs.astype(np.uint8) * 255, 48) >= 128)
+    assert stored.sum() * square.frame(48).x_scale ** 2 == pytest.approx(lungs.sum(), rel=0.05)
+    (whole,) = make_rows(table, PIXELS).to_pylist()
+    assert (whole[schema.CROP], whole[schema.POSE_UNIT]) == (None, pose[0])
+
+
+@pytest.mark.parametrize(
+    ("bias", "reason"),
+    [
+        (NOWHERE, "whole image: the lung mask is empty"),
+        (EVERYWHERE, "whole image: the lung mask covers 100.0% of the image, lungs at most 60%"),
+    ],
+)
+def test_absurd_masks_leave_the_image_whole_and_say_why(bias: float, reason: str, tmp_path: Path) -> None:
+    crop = lung_crop.by_checkpoint(save_finder(tmp_path / "finder", bias=bias)).loaded()
+    pose = [[1, 0, 0, 0, 1, 0]]
+    table = manifest(tmp_path, {"a.png": chest(90, 160)[0]}, pose_unit=pose)
+    whole, kept = make_rows(table, PIXELS), make_rows(table, PIXELS, crop=crop)
+    assert kept[schema.CROP].to_pylist() == [reason]
+    assert kept.drop_columns([schema.CROP]).equals(whole.drop_columns([schema.CROP]))
+
+
+def test_bad_images_stay_rows_with_their_reason(finder: str, tmp_path: Path) -> None:
+    table = manifest(tmp_path, {"a.png": chest(64, 64)[0], "b.png": chest(64, 64)[0]})
+    (tmp_path / "a.png").write_bytes(b"")
+    bad, good = make_rows(table, PIXELS, crop=lung_crop.by_checkpoint(finder).loaded()).to_pylist()
+    assert (bad[schema.ERROR], bad[schema.CROP], bad[schema.PIXELS]) == ("empty file: 0 bytes", None, None)
+    assert good[schema.CROP] == "lungs"
+
+
+SIDE = st.integers(20, 200)
+
+
+@pytest.fixture(scope="module")
+def one_image(tmp_path_factory: pytest.TempPathFactory) -> Callable[[np.ndarray], pa.Table]:
+    folder = tmp_path_factory.mktemp("one")
+    return lambda pixels: manifest(folder, {"a.png": pixels})
+
+
+@settings(deadline=None, max_examples=60)
+@given(height=SIDE, width=SIDE, size=st.integers(16, 150), margin=st.floats(0, 0.5), seed=st.integers(0, 10**6))
+def test_points_and_boxes_map_back_exactly(
+    one_image: Callable[[np.ndarray], pa.Table], height: int, width: int, size: int, margin: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((height, width), bool)
+    (y0, y1), (x0, x1) = np.sort(rng.integers(0, height + 1, 2)), np.sort(rng.integers(0, width + 1, 2))
+    mask[y0:y1, x0:x1] = True  # often absurd: then the whole image is stored, padded by `fit`
+    square = lung_square(mask, margin)
+    pixels = rng.integers(0, 255, (height, width), np.uint8)
+    (row,) = make_rows(one_image(pixels), PixelFormat(size), crop=lambda _: square).to_pylist()
+    frame = Frame(**row[schema.FRAME])
+    points = rng.uniform(0, size, (20, 2))
+    np.testing.assert_allclose(frame.from_original(frame.to_original(points)), points, atol=1e-6)
+    boxes = rng.uniform(0, (width, height), (20, 2))
+    np.testing.assert_allclose(frame.to_original(frame.from_original(boxes)), boxes, atol=1e-6)
+    if square.reason:
+        corners = frame.from_original(np.array([[0, 0], [width, height]]))
+        assert corners.min() >= -1e-6
+        assert corners.max() == pytest.approx(size)
+    else:
+        corners = frame.to_original(np.array([[0, 0], [size, size]])) - (square.x, square.y)
+        np.testing.assert_allclose(corners, [[0, 0], [square.side, square.side]], atol=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(height=SIDE, width=SIDE, size=st.integers(16, 150), seed=st.integers(0, 10**6))
+def test_masks_follow_their_crop_and_come_back(height: int, width: int, size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y, side = (int(value) for value in rng.integers((-20, -20, 16), (width - 8, height - 8, 200)))
+    square = LungSquare(x, y, side)
+    blobs = cv2.resize(rng.random((5, 5)), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
+    frame = square.frame(size)
+    stored = fit_mask(blobs, size, frame)
+    assert (stored != (square.crop(blobs.astype(np.uint8) * 255, size) >= 128)).mean() < 0.001
+    back = mask_to_original(stored, frame, height, width)
+    inside = np.zeros_like(blobs)
+    inside[max(0, y) : y + side, max(0, x) : x + side] = True
+    assert not back[~inside].any()
+    near = 2 * int(np.ceil(frame.x_scale)) + 1
+    framed = cv2.copyMakeBorder((blobs & inside).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    kernel = np.ones((near, near), np.uint8)
+    outline = (cv2.dilate(framed, kernel) != cv2.erode(framed, kernel))[1:-1, 1:-1]
+    assert not ((back != (blobs & inside)) & ~outline).any()
+
+
+# ---- Who may crop, and what fits together
+
+
+def saved(folder: Path, recipe: Recipe) -> str:
+    network = recipe.network(schema.FINDINGS)
+    task = recipe.task(network)
+    checkpoint.save(folder, recipe, task, network.state_dict(), findings=schema.FINDINGS, metrics={})
+    return str(folder)
+
+
+@pytest.mark.parametrize("recipe", [ALIGN, PneumothoraxRecipe(size=64, architecture="small_unet")])
+def test_only_what_finds_lungs_may_crop(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"of family '{recipe.family}', which does not find lungs"):
+        lung_crop.by_checkpoint(saved(tmp_path, recipe))
+    with pytest.raises(UserError, match=r"holds no checkpoint\.json"):
+        lung_crop.of_recipe(ALIGN.replace(lung_crop=str(tmp_path / "none")))
+
+
+def test_settings_that_make_no_sense(finder: str) -> None:
+    with pytest.raises(UserError, match="lungs are sought in whole images"):
+        LungsRecipe(lung_crop=finder)
+    with pytest.raises(UserError, match="lung_margin=2"):
+        ALIGN.replace(lung_margin=2.0)
+    with pytest.raises(UserError, match="Leave --stream out"):
+        check_raw(ALIGN.replace(lung_crop=finder), "/archive")
+    check_raw(ALIGN, "/archive")
+
+
+def test_a_checkpoint_that_was_replaced_is_not_used(tmp_path: Path) -> None:
+    crop = lung_crop.by_checkpoint(save_finder(tmp_path))
+    save_finder(tmp_path, bias=0.1)
+    with pytest.raises(UserError, match="was replaced by another"):
+        crop.loaded()
+
+
+def test_shards_must_be_cropped_alike(finder: str, tmp_path: Path) -> None:
+    crop = lung_crop.by_checkpoint(finder)
+    whole = write_shards(tmp_path / "whole", {"train": 4, "val": 2})
+    about = storage.read_json(f"{whole}/{shards.ARCHIVE_FILE}")
+    cropped = write_shards(tmp_path / "cropped", {"train": 4, "val": 2})
+    storage.write_json(f"{cropped}/{shards.ARCHIVE_FILE}", about | {"lung_crop": crop.describe()})
+    elsewhere = dataclasses.replace(crop, uri="/elsewhere")
+    lung_crop.check_shards(shards.read_info(whole), None)
+    lung_crop.check_shards(shards.read_info(cropped), elsewhere)
+    with pytest.raises(UserError, match=r"holds whole images, wanted are crops .* with --lung-crop .* --lung-margin"):
+        lung_crop.check_shards(shards.read_info(whole), crop)
+    with pytest.raises(UserError, match=r"holds crops by .* wanted are whole images: .* without --lung-crop"):
+        lung_crop.check_shards(shards.read_info(cropped), None)
+    with pytest.raises(UserError, match=r"margin 0.05, wanted are crops .* margin 0.2"):
+        lung_crop.check_shards(shards.read_info(cropped), dataclasses.replace(crop, margin=0.2))
+    with pytest.raises(UserError, match="their lung_crop differ"):
+        shards.join_shards(str(tmp_path / "joined"), [whole, cropped], ["/a", "/b"])
+    joined = shards.join_shards(str(tmp_path / "joined"), [cropped, cropped], ["/a", "/b"])
+    lung_crop.check_shards(joined, crop)
+
+
+def test_a_copy_for_scoring_brings_the_lungs_along(tmp_path: Path) -> None:
+    finder = save_finder(tmp_path / "finder")
+    recipe = ALIGN.replace(lung_crop=finder, lung_margin=0.2)
+    given = lung_crop.of_recipe(recipe)
+    copy = checkpoint.copy_for_scoring(saved(tmp_path / "epoch", recipe), str(tmp_path / "copy"))
+    (tmp_path / "finder").rename(tmp_path / "gone")
+    again = checkpoint.copy_for_scoring(copy, str(tmp_path / "again"))
+    found = lung_crop.of_checkpoint(checkpoint.load(again))
+    assert given is not None
+    assert found is not None
+    assert found == dataclasses.replace(given, uri=f"{again}/lungs")
+    pixels, _ = chest(90, 120)
+    assert found.loaded()(pixels) == lung_crop.by_checkpoint(str(tmp_path / "gone"), 0.2).loaded()(pixels)
+
+
+def test_a_lung_checkpoint_may_move_but_not_change_its_margin(finder: str) -> None:
+    began = ALIGN.replace(lung_crop=finder).to_dict()
+    assert ALIGN.replace(lung_crop="/elsewhere").changes_from(began) == []
+    assert ALIGN.replace(lung_crop=finder, lung_margin=0.1).changes_from(began) == ["lung_margin was 0.05, is 0.1"]
+    assert all("lung_crop" in family.places for family in (AlignRecipe, LungsRecipe, PneumothoraxRecipe))
+
+
+def test_rows_written_before_there_were_crops_are_read() -> None:
+    wanted = schema.row_schema(PIXELS)
+    old = wanted.empty_table().drop_columns([schema.CROP])
+    one = pa.table([pa.nulls(1, field.type) for field in old.schema], schema=old.schema)
+    rows = schema.filled(one, wanted)
+    assert rows.schema.equals(wanted, check_metadata=True)
+    assert rows[schema.CROP].to_pylist() == [None]

@@ -1,0 +1,359 @@
+"""Mask finders: what is learnt from which masks, the rule that validation chooses, scores at the original's size."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pydicom
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torchvision
+from pydicom import uid
+from torch import Tensor, nn
+
+from cxr import schema
+from cxr.data.batch import NO_MASK, Batch, to_columns, to_tensors
+from cxr.data.decode import make_rows
+from cxr.errors import UserError
+from cxr.families import checkpoint
+from cxr.families.base import Alone, Recipe, Workers
+from cxr.families.checkpoint import Checkpoint
+from cxr.families.lungs import LungsRecipe
+from cxr.families.pneumothorax import PneumothoraxRecipe
+from cxr.families.segmentation import SegmentationRecipe
+from cxr.imaging.geometry import fit
+from cxr.metrics.segmentation.mask_thresholds import MaskRule
+from cxr.models.segmentation_model import MaskFinder
+from cxr.models.smp_unet import Segmenter
+from cxr.schema import PixelFormat
+from cxr.sources import open_manifest, rle
+from cxr.training.distributed import Group
+from cxr.training.engine import Engine
+
+STILL = {"flip": 0, "rotation_deg": 0, "scale": 1, "shift": 0, "elastic": 0}
+STILL |= {"gamma": 1, "contrast": 0, "brightness": 0, "noise": 0}
+SMALL = PneumothoraxRecipe(size=32, architecture="small_unet", batch_size=4, epochs=1, lr=1e-3, **STILL)
+STEPS = 3
+
+
+def test_an_archive_without_such_masks_is_refused_at_once() -> None:
+    unknown = {
+        schema.PIXELS: torch.zeros(2, 32, 32, dtype=torch.uint8),
+        schema.MASKS: torch.full((2, 32, 32), NO_MASK, dtype=torch.uint8),
+    }
+    with pytest.raises(UserError, match="no image of the train split has a mask of Pneumothorax"):
+        SMALL.task(SMALL.network(())).begin(lambda: iter([unknown]), Alone())
+
+
+class Bright(Segmenter):
+    """Finds what is brighter than mid-grey; remembers how large its images were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.gain = nn.Parameter(torch.tensor(20.0))
+
+    @property
+    def backbone(self) -> nn.Module:
+        return nn.Identity()
+
+    def forward(self, x_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+        self.sizes.append(x_B1HW.shape[-1])
+        logits = self.gain * (x_B1HW - 0.5)
+        return logits, logits.amax((1, 2, 3))
+
+
+def bright(rule: MaskRule = SMALL.rule) -> MaskFinder:
+    return MaskFinder(Bright(), tuple(rule.describe().values()))
+
+
+def squares(known: tuple[bool, ...] = (True, True, True, True), size: int = 32, seed: int = 0) -> Batch:
+    """Dark noisy images, every other one with a bright square, which is its mask where it is known."""
+    rng = torch.Generator().manual_seed(seed)
+    mask = torch.zeros(len(known), size, size, dtype=torch.bool)
+    mask[::2, size // 4 : size // 2, size // 4 : size // 2] = True
+    pixels = torch.randint(0, 60, mask.shape, generator=rng) + 190 * mask
+    masks = torch.where(torch.tensor(known)[:, None, None], mask.to(torch.uint8), NO_MASK)
+    return {schema.PIXELS: pixels.to(torch.uint8), schema.MASKS: masks}
+
+
+def some(workers: Workers | None = None) -> Iterator[Batch]:
+    """Steps of four images, dealt to the workers."""
+    rank, size = (workers.rank, workers.size) if workers else (0, 1)
+    for step in range(STEPS):
+        yield {name: values[rank::size] for name, values in squares(seed=step).items()}
+
+
+def engine_of(recipe: Recipe, network: nn.Module | None = None, workers: Workers | None = None) -> Engine:
+    torch.manual_seed(0)
+    task = recipe.task(recipe.network(()) if network is None else network)
+    workers = workers or Alone()
+    task.begin(lambda: some(workers), workers)
+    return Engine(task, recipe, workers, steps_per_epoch=STEPS, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("stored", [32, 64, 96])
+def test_masks_stored_larger_than_the_network_are_brought_to_its_size(stored: int) -> None:
+    task = SMALL.task(bright())
+    found = task.evaluate(lambda: iter([squares(size=stored)]), Alone())
+    assert found["dice"] == found["iou"] == found["positive_dice"] == found["pixel_accuracy"] == 1
+    assert (found["empty_dice"], found["image_auroc"], found["images"], found["positives"]) == (0.5, 1, 4, 2)
+    assert SMALL.task(bright())(squares(size=stored))["bce"] < 0.01
+
+
+def test_an_image_whose_mask_is_unknown_counts_nothing() -> None:
+    known = (True, False, True, True)
+    task = SMALL.task(bright())
+    found = task.evaluate(lambda: iter([squares(known), squares((False,) * 4)]), Alone())
+    assert (found["images"], found["positives"]) == (3, 2)
+    assert found["empty_dice"] == pytest.approx(1 / 3)
+    other = squares(known)
+    other[schema.PIXELS][1] = 255
+    first, second = task(squares(known)), task(other)
+    assert {name: value.item() for name, value in first.items()} == {k: v.item() for k, v in second.items()}
+    seen = squares()
+    seen[schema.PIXELS][1] = 255
+    assert task(seen)["bce"] > 10 * first["bce"]
+    nothing = task.evaluate(lambda: iter([squares((False,) * 4)]), Alone())
+    assert np.isnan(nothing["dice"])
+
+
+def test_the_rule_that_validation_chooses_is_in_the_checkpoint_and_decides(tmp_path: Path) -> None:
+    engine = engine_of(SMALL)
+    engine.epoch(some())
+    engine.finish_epoch(some)
+    checkpoint.save(tmp_path, SMALL, engine.task, engine.shipped().state_dict(), findings=(), metrics={})
+    kept = checkpoint.load(str(tmp_path))
+    learnt = MaskRule.from_description(kept.about["learnt"]["mask_rule"])
+    assert learnt != SMALL.rule
+    assert MaskRule(*kept.network.rule.tolist()) == learnt  # pyright: ignore
+    with torch.inference_mode():
+        p, _ = SMALL._probabilities(kept.network, squares())
+        shares = SMALL.predict(kept.network, squares())["shares"]
+    assert torch.equal(shares >= 0.5, learnt.apply(p))
+    lungs = LungsRecipe(size=32, first_size=0, first_epochs=0, batch_size=4)
+    fixed = engine_of(lungs, bright(lungs.rule)).task
+    fixed.evaluate(some, Alone())
+    assert fixed.described()["mask_rule"] == lungs.rule.describe()
+
+
+def ellipse(height: int, width: int) -> np.ndarray:
+    mask = np.zeros((height, width), np.uint8)
+    cv2.ellipse(mask, (width // 3, height // 2), (width // 5, height // 6), 20, 0, 360, 1, -1)
+    return mask.astype(bool)
+
+
+def scored(recipe: SegmentationRecipe, network: nn.Module, masks: list[np.ndarray], stored: int) -> pa.Table:
+    """Scores of images that are bright where their mask is, through the frame in which they are stored."""
+    fitted = [fit(mask.astype(np.uint8) * np.uint8(255), stored) for mask in masks]
+    rows = pa.table(
+        {
+            schema.FRAME: [frame.as_dict() for _, frame in fitted],
+            schema.HEIGHT_PX: [mask.shape[0] for mask in masks],
+            schema.WIDTH_PX: [mask.shape[1] for mask in masks],
+        }
+    )
+    pixels = torch.from_numpy(np.stack([pixels for pixels, _ in fitted]))
+    with torch.inference_mode():
+        return recipe.scored(recipe.predict(network, {schema.PIXELS: pixels}), rows)
+
+
+@pytest.mark.parametrize("stored", [64, 128])
+def test_a_found_mask_comes_out_at_the_original_s_size(stored: int) -> None:
+    masks = [ellipse(150, 230), ellipse(301, 200), np.zeros((90, 70), bool)]
+    found = scored(SMALL.replace(size=64), bright(MaskRule(0.5, 0, 0.5)), masks, stored)
+    for mask, code, area in zip(
+        masks[:2], *(found[name].to_pylist() for name in found.column_names[:2]), strict=False
+    ):
+        decoded = rle.decode(code, *mask.shape)
+        assert area == decoded.sum()
+        assert (decoded & mask).sum() / (decoded | mask).sum() > 0.95
+    assert found[schema.FOUND_RLE].to_pylist()[2] == rle.EMPTY
+    assert found[schema.FOUND_PROBABILITY].to_numpy() == pytest.approx([1, 1, 0], abs=1e-3)
+
+
+def test_too_few_certain_pixels_leave_the_image_empty() -> None:
+    masks = [ellipse(150, 230)]
+    share = masks[0].sum() / 230**2  # of the padded square
+    for factor, empty in ((0.9, False), (1.1, True)):
+        found = scored(SMALL.replace(size=64), bright(MaskRule(0.5, factor * share, 0.5)), masks, 64)
+        assert (found[schema.FOUND_RLE][0].as_py() == rle.EMPTY) is empty
+        assert (found[schema.FOUND_AREA_PX][0].as_py() == 0) is empty
+
+
+def test_both_sides_are_treated_alike_if_wished() -> None:
+    torch.manual_seed(0)
+    network = SMALL.network(()).eval()
+    there = squares()
+    mirrored = {name: values.flip(-1) for name, values in there.items()}
+
+    def both(recipe: SegmentationRecipe) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            return recipe._probabilities(network, there)[0], recipe._probabilities(network, mirrored)[0].flip(-1)
+
+    one, other = both(SMALL)
+    torch.testing.assert_close(one, other)
+    one, other = both(SMALL.replace(flip_test=False))
+    assert (one - other).abs().max() > 1e-3
+
+
+def test_training_begins_at_the_first_size() -> None:
+    recipe = SMALL.replace(first_size=16, first_epochs=2, epochs=3)
+    assert [(stage.name, stage.epochs) for stage in recipe.stages()] == [("16 px", 2), ("32 px", 3)]
+    assert recipe.unranked_epochs == 2
+    network = bright()
+    seen = network.segmenter.sizes  # pyright: ignore[reportAttributeAccessIssue]
+    engine = engine_of(recipe, network)
+    for stage, size in zip(recipe.stages(), (16, 32), strict=True):
+        engine.enter(stage)
+        seen.clear()
+        engine.epoch(some())
+        engine.finish_epoch(some)
+        assert set(seen) == {size}
+
+
+def test_a_frozen_backbone_stays_as_it_begins(tmp_path: Path) -> None:
+    kept = str(tmp_path / "resnet18.pt")
+    torch.save(torchvision.models.resnet18().state_dict(), kept)
+
+    def changed(frozen: bool) -> set[str]:
+        recipe = SMALL.replace(
+            architecture="fcn32s", backbone="resnet18", backbone_weights=kept, freeze_backbone=frozen
+        )
+        engine = engine_of(recipe)
+        before = {name: value.clone() for name, value in engine.task.network.state_dict().items()}
+        engine.epoch(some())
+        engine.finish_epoch(some)
+        after = engine.task.network.state_dict()
+        moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+        return {name.split(".")[1] for name in moved if name.startswith("segmenter.")}
+
+    assert changed(False) == {"trunk", "scores", "image_head"}
+    assert changed(True) == {"scores", "image_head"}
+
+
+@pytest.mark.parametrize("architecture", ["unet", "fcn8s"])
+def test_a_backbone_begins_with_weights_by_uri(architecture: str, tmp_path: Path) -> None:
+    from torchvision.models import resnet18
+
+    torch.manual_seed(1)
+    given = resnet18(weights=None).state_dict()
+    torch.save(given, tmp_path / "resnet18.pt")
+    recipe = SMALL.replace(
+        architecture=architecture, backbone="resnet18", backbone_weights=str(tmp_path / "resnet18.pt")
+    )
+    recipe, _ = recipe.resolved(str(tmp_path / "out"))
+    network = engine_of(recipe).task.network
+    assert isinstance(network, MaskFinder)
+    begun = network.segmenter.backbone.state_dict()
+    weights = [name for name in begun if name in given and not name.endswith("tracked")]
+    assert len(weights) >= 100
+    assert all(torch.equal(begun[name], given[name]) for name in weights)
+    with pytest.raises(UserError, match=r"backbone_weights=.*does not fit: they lack"):
+        recipe.replace(backbone="resnet34", backbone_weights=str(tmp_path / "resnet18.pt")).resolved(
+            str(tmp_path / "other")
+        )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"architecture": "segnet"}, "architecture='segnet': wanted one of small_unet, unet, fcn32s"),
+        ({"architecture": "unet", "backbone": "vgg16"}, "backbone='vgg16': wanted one of resnet18"),
+        ({"backbone": "lenet"}, "backbone='lenet': wanted one of alexnet"),
+        ({"attention": "yes"}, "attention='yes': wanted one of none, scse"),
+        ({"upsampling": "none"}, "upsampling='none': wanted one of published"),
+        ({"first_size": 16}, "first_size=16, first_epochs=0: wanted both, or neither"),
+        ({"first_size": 64, "first_epochs": 1}, "first_size at most size=32"),
+        ({"image_weight": -1.0}, "image_weight=-1.0: wanted none negative"),
+        ({"bce": 0.0, "dice": 0.0, "focal": 0.0}, "one weight above 0"),
+        ({"freeze_backbone": True}, "freeze_backbone without backbone_weights"),
+        ({"scale": 0.5}, "scale and gamma from 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        SMALL.replace(**wrong)
+
+
+def curve(workers: Workers) -> tuple[list[float], dict[str, float]]:
+    """Loss of two epochs, and what validation says after them."""
+    engine = engine_of(SMALL.replace(epochs=2), workers=workers)
+    losses = [engine.epoch(some(workers))["loss"] for _ in range(2)]
+    return losses, engine.finish_epoch(lambda: some(workers))
+
+
+def work(rank: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save(curve(Group()), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_give_the_loss_and_the_masks_of_one(tmp_path: Path) -> None:
+    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    (losses, found), other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert (losses, found) == other
+    alone, alike = curve(Alone())
+    assert losses == pytest.approx(alone, rel=1e-3)
+    assert losses[1] < losses[0]
+    assert found == pytest.approx(alike, abs=0.02)
+
+
+def twin(source: Path, target: Path) -> None:
+    """The same picture stored the other way round, as MONOCHROME1 says it is."""
+    file = pydicom.dcmread(source)
+    file.decompress()
+    stored = file.pixel_array
+    file.PixelData = (255 - stored).astype(np.uint8).tobytes()
+    file.PhotometricInterpretation = "MONOCHROME1"
+    file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = uid.generate_uid()
+    file.save_as(target)
+
+
+def network_that_finds_half(folder: Path, rows: pa.Table) -> Checkpoint:
+    """A checkpoint of random weights whose rule takes the likelier half of the first row's pixels."""
+    recipe = SMALL.replace(size=64)
+    torch.manual_seed(0)
+    network = recipe.network(())
+    with torch.inference_mode():
+        p, _ = recipe._probabilities(network, batch_of(rows))
+    network.rule.copy_(torch.tensor([0, 0, p[0].median().item()]))
+    checkpoint.save(folder, recipe, recipe.task(network), network.state_dict(), findings=(), metrics={})
+    return checkpoint.load(str(folder))
+
+
+def batch_of(rows: pa.Table) -> Batch:
+    pixels = PixelFormat(64)
+    return to_tensors(to_columns(rows, [schema.PIXELS], pixels), pixels)
+
+
+def test_a_real_image_and_its_inverted_twin_have_the_same_scores(real_data: Path, tmp_path: Path) -> None:
+    folder = real_data / "siim" / "dicom"
+    (original,) = (path for path in folder.glob("*.dcm") if "Fake" not in path.name)
+    (tmp_path / "images").mkdir()
+    shutil.copyfile(original, tmp_path / "images" / "a.dcm")
+    twin(original, tmp_path / "images" / "b.dcm")
+    shutil.copyfile(folder / "Fake_MONOHR1.dcm", tmp_path / "images" / "c.dcm")  # the tag alone is another
+    table = open_manifest(str(tmp_path / "images"), "folder").table.sort_by(schema.IMAGE_ID)
+    whole = schema.pixels_array(make_rows(table, PixelFormat(1024))[schema.PIXELS], PixelFormat(1024))
+    assert np.array_equal(whole[0], whole[1])
+    assert np.array_equal(whole[0], 255 - whole[2])
+    rows = make_rows(table, PixelFormat(64))
+    kept = network_that_finds_half(tmp_path / "kept", rows)
+    with torch.inference_mode():
+        predicted = kept.recipe.predict(kept.network, batch_of(rows))
+    same, alike, negative = kept.recipe.scored(predicted, rows).to_pylist()
+    assert same.pop(schema.FOUND_PROBABILITY) == pytest.approx(alike.pop(schema.FOUND_PROBABILITY), abs=1e-6)
+    assert same == alike
+    assert same[schema.FOUND_RLE] != negative[schema.FOUND_RLE]
+    assert 0.2 < same[schema.FOUND_AREA_PX] / 1024**2 < 0.8

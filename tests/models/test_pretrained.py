@@ -1,0 +1,326 @@
+"""Weights that training starts from: read once for a run, stored with it, an error where named ones are missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cxr import schema
+from cxr.errors import UserError
+from cxr.families import checkpoint, recipe_from_dict
+from cxr.families.aecnn import AecnnRecipe
+from cxr.families.aecnn_published import published
+from cxr.families.align import AlignRecipe
+from cxr.families.attend import AttendRecipe
+from cxr.families.base import Alone, Recipe
+from cxr.families.detect import DetectRecipe
+from cxr.families.localize import LocalizeRecipe
+from cxr.families.lungs import LungsRecipe
+from cxr.families.pneumothorax import PneumothoraxRecipe
+from cxr.models import perceptual, pretrained
+from cxr.models.classifier import Classifier, load_body
+from cxr.models.small_unet import LungField
+from tests.families.test_recipes import SMALL, some_batches
+
+NAME = "IMAGENET1K_V1"
+FROZEN = PneumothoraxRecipe(size=32, backbone="resnet18", batch_size=4, backbone_weights=NAME, freeze_backbone=True)
+# A recipe of each family that starts from weights of torchvision's by name, and the setting that names them.
+NAMED: dict[str, tuple[Recipe, str]] = {
+    "aecnn": (SMALL["aecnn"].replace(classifier_weights=NAME), "classifier_weights"),
+    "align": (SMALL["align"].replace(features="vgg16", feature_weight=1.0, feature_weights=NAME), "feature_weights"),
+    "attend": (SMALL["attend"].replace(backbone_weights=NAME), "backbone_weights"),
+    "localize": (SMALL["localize"].replace(backbone="resnet18", classifier_weights=NAME), "classifier_weights"),
+    "lungs": (
+        SMALL["lungs"].replace(architecture="unet", backbone="resnet18", backbone_weights=NAME),
+        "backbone_weights",
+    ),
+    "pneumothorax": (FROZEN, "backbone_weights"),
+}
+
+
+class Server:
+    """In place of torchvision's: networks with random weights, until it is gone."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.gone = False
+
+    def __call__(self, network: str, name: str) -> Mapping[str, Tensor]:
+        self.asked.append((network, name))
+        if self.gone:
+            raise OSError("no route to host")
+        from torchvision import models
+
+        torch.manual_seed(7)
+        if network == "vgg16":  # most of it is in its classifier, which is slow to make
+            features = torch.nn.Module()
+            features.features = models.vgg.make_layers(models.vgg.cfgs["D"])
+            return features.state_dict() | {"classifier.6.weight": torch.zeros(9)}
+        return getattr(models, network)(weights=None).state_dict()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server()
+    monkeypatch.setattr(pretrained, "from_torchvision", server)
+    return server
+
+
+@pytest.mark.parametrize("family", sorted(NAMED))
+def test_workers_start_from_the_weights_in_out_and_never_ask_torchvision(
+    family: str, server: Server, tmp_path: Path
+) -> None:
+    recipe, setting = NAMED[family]
+    assert recipe.unresolved == (setting,)
+    resolved, notes = recipe.resolved(str(tmp_path))
+    assert (notes, len(server.asked)) == ([], 1)
+    stored = getattr(resolved, setting)
+    assert stored.startswith(f"{tmp_path}/weights/")
+    assert resolved.unresolved == ()
+    server.gone = True
+    on_worker = recipe_from_dict(json.loads(json.dumps(resolved.to_dict())))
+    task = on_worker.task(on_worker.network(schema.FINDINGS))
+    task.begin(some_batches, Alone())
+    given = pretrained.from_uri(stored)
+    kept = [values for values in task.state_dict().values() if values.ndim == 4]
+    convolutions = [values for values in given.values() if values.ndim == 4][:3]
+    assert all(any(torch.equal(values, own) for own in kept) for values in convolutions)
+    assert len(server.asked) == 1
+
+
+def test_a_search_has_the_weights_of_a_perceptual_loss_that_only_some_trials_use(
+    server: Server, tmp_path: Path
+) -> None:
+    base = SMALL["align"].replace(features="vgg16", feature_weight=0.0)
+    resolved, _ = base.resolved(str(tmp_path))
+    server.gone = True
+    trial = resolved.replace(feature_weight=0.5, feature_layers=2)
+    assert trial.task(trial.network([])).features.names == {"3", "8"}  # pyright: ignore
+    stored = pretrained.from_uri(resolved.feature_weights)  # pyright: ignore[reportAttributeAccessIssue]
+    assert not [name for name in stored if name.startswith("classifier")], "nine tenths of VGG16, which are not used"
+
+
+@pytest.mark.parametrize("family", sorted(NAMED))
+def test_named_weights_that_cannot_be_fetched_are_an_error_that_says_how_to_provide_them(
+    family: str, server: Server, tmp_path: Path
+) -> None:
+    server.gone = True
+    recipe, setting = NAMED[family]
+    option = f"--{setting.replace('_', '-')}"
+    with pytest.raises(
+        UserError, match=rf"{setting}=IMAGENET1K_V1: .*no route to host.*https://.*pth.* {option}"
+    ) as e:
+        recipe.resolved(str(tmp_path))
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_frozen_backbone_does_not_fall_back_even_by_default(server: Server, tmp_path: Path) -> None:
+    server.gone = True
+    with pytest.raises(UserError, match=r"backbone_weights=auto: .*could not be fetched"):
+        FROZEN.replace(backbone_weights="auto").resolved(str(tmp_path))
+
+
+def test_default_weights_fall_back_aloud_and_keep_to_it_in_one_out(server: Server, tmp_path: Path) -> None:
+    server.gone = True
+    given = published(size=128, crop=0, compressor="residual", compression=4, classifier="resnet18", patch=64)
+    resolved, notes = given.resolved(str(tmp_path))
+    assert resolved.classifier_weights == ""
+    assert pretrained.sources(resolved)["classifier_weights"] is None
+    assert len(notes) == 1
+    assert "no route to host" in notes[0]
+    server.gone = False
+    again, told = given.resolved(str(tmp_path))
+    assert again == resolved, "trials of one search start alike"
+    assert "at the first run" in told[0]
+    insisted, notes = given.replace(classifier_weights=NAME).resolved(str(tmp_path))
+    assert (notes, pretrained.sources(insisted)["classifier_weights"]["given"]) == ([], NAME)  # pyright: ignore
+    elsewhere, notes = given.resolved(str(tmp_path / "other"))
+    assert pretrained.is_uri(elsewhere.classifier_weights)
+
+
+def test_the_record_says_which_weights_were_used(server: Server, tmp_path: Path) -> None:
+    resolved, _ = FROZEN.resolved(str(tmp_path))
+    record = pretrained.sources(resolved)["backbone_weights"]
+    assert record == {
+        "given": NAME,
+        "network": "resnet18",
+        "sha256": pretrained.digest(pretrained.from_uri(resolved.backbone_weights)),
+        "uri": f"{tmp_path}/weights/resnet18-IMAGENET1K_V1",
+    }
+    assert pretrained.sources(FROZEN.replace(backbone_weights="", freeze_backbone=False)) == {
+        "backbone_weights": None
+    }
+
+
+def test_weights_by_uri_are_copied_once_and_need_not_be_there_afterwards(tmp_path: Path) -> None:
+    given, out = tmp_path / "mine", str(tmp_path / "out")
+    given.mkdir()
+    torch.save(Classifier("resnet18", 3).body.state_dict(), given / "resnet18.pt")
+    recipe = FROZEN.replace(backbone_weights=str(given / "resnet18.pt"))
+    resolved, _ = recipe.resolved(out)
+    assert resolved.resolved(out) == (resolved, [])
+    state = pretrained.from_uri(resolved.backbone_weights)
+    torch.save(Classifier("resnet18", 3).body.state_dict(), given / "resnet18.pt")
+    with pytest.raises(UserError, match=r"other weights than those that an earlier run in .* started from"):
+        recipe.resolved(out)
+    shutil.rmtree(given)
+    again, _ = recipe.resolved(out)
+    assert again == resolved
+    torch.testing.assert_close(dict(pretrained.from_uri(again.backbone_weights)), dict(state))
+
+
+def test_a_perceptual_loss_goes_on_with_the_same_weights_and_no_others(server: Server, tmp_path: Path) -> None:
+    given = SMALL["align"].replace(features="vgg16", feature_weight=1.0, feature_weights=NAME)
+    out = str(tmp_path / "out")
+    begun, _ = given.resolved(out)
+    server.gone = True
+    assert given.replace(epochs=9).resumed(begun.to_dict(), out) == (begun.replace(epochs=9), [])
+    shutil.move(out, tmp_path / "moved")
+    moved, _ = given.resumed(begun.to_dict(), str(tmp_path / "moved"))
+    assert moved.changes_from(begun.to_dict()) == []
+    other = {name: values + 1 for name, values in pretrained.from_uri(moved.feature_weights).items()}  # pyright: ignore
+    torch.save(other, tmp_path / "other.pt")
+    changed, _ = given.replace(feature_weights=str(tmp_path / "other.pt")).resumed(begun.to_dict(), out)
+    assert changed.changes_from(begun.to_dict())[0].startswith("feature_sha256 was ")
+
+
+def _one_channel() -> dict[str, Tensor]:
+    state = dict(Classifier("resnet18", 3).body.state_dict())
+    return state | {"conv1.weight": state["conv1.weight"][:, :1].clone()}
+
+
+def _checkpoint(folder: Path) -> None:
+    recipe = SMALL["attend"]
+    task = recipe.task(recipe.network(schema.FINDINGS))
+    checkpoint.save(folder, recipe, task, task.network.state_dict(), findings=schema.FINDINGS, metrics={})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "setting"),
+    [
+        (AecnnRecipe(classifier="resnet18"), "classifier_weights"),
+        (AttendRecipe(), "backbone_weights"),
+        (LocalizeRecipe(backbone="resnet18"), "classifier_weights"),
+        (PneumothoraxRecipe(backbone="resnet18"), "backbone_weights"),
+    ],
+)
+def test_weights_of_one_channel_are_said_to_be_that(recipe: Recipe, setting: str, tmp_path: Path) -> None:
+    torch.save(_one_channel(), tmp_path / "gray.pt")
+    with pytest.raises(
+        UserError, match=r"expected shape 64 x 3 x 7 x 7, got 64 x 1 x 7 x 7 .input channels: expected 3"
+    ):
+        recipe.replace(**{setting: str(tmp_path / "gray.pt")}).resolved(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "setting"),
+    [
+        (AecnnRecipe(), "start_from"),
+        (AecnnRecipe(), "classifier_weights"),
+        (AlignRecipe(), "lung_weights"),
+        (AlignRecipe(features="lungs", feature_weights="/x"), "feature_weights"),
+        (AttendRecipe(), "aligner"),
+        (AttendRecipe(backbone="resnet50"), "backbone_weights"),
+        (DetectRecipe(size=32), "weights"),
+        (LocalizeRecipe(), "classifier_weights"),
+        (LungsRecipe(), "backbone_weights"),
+    ],
+)
+def test_a_checkpoint_of_another_family_is_refused_in_one_line_that_names_the_difference(
+    recipe: Recipe, setting: str, tmp_path: Path
+) -> None:
+    _checkpoint(tmp_path / "attend")
+    with pytest.raises(UserError, match=f"^{setting}=.*, a checkpoint of family 'attend', does not fit: ") as refused:
+        recipe.replace(**{setting: str(tmp_path / "attend")}).resolved(str(tmp_path / "out"))
+    assert len(str(refused.value)) < 500 + len(str(tmp_path))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_damaged_checkpoint_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+    _checkpoint(tmp_path)
+    about = json.loads((tmp_path / "checkpoint.json").read_text())
+    about["recipe"]["backbone"] = "resnet50"
+    (tmp_path / "checkpoint.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="does not hold the weights of the network that its recipe describes: ") as e:
+        checkpoint.load(str(tmp_path))
+    assert "\n" not in str(e.value)
+
+
+def test_names_and_uris_are_told_apart() -> None:
+    assert not any(map(pretrained.is_uri, (NAME, "auto")))
+    assert all(map(pretrained.is_uri, ("s3://bucket/run", "/data/vgg.pth", "vgg.pth")))
+
+
+def test_files_and_checkpoint_folders_are_read(tmp_path: Path) -> None:
+    state = {"a": torch.arange(3.0)}
+    torch.save(state, tmp_path / "weights.pt")
+    for uri in (str(tmp_path), str(tmp_path / "weights.pt")):
+        torch.testing.assert_close(dict(pretrained.from_uri(uri)), state)
+
+
+def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("not weights")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"epoch": 3, "state_dict": {"a": torch.zeros(1)}}, tmp_path / "wrapped.pt")
+    torch.save({"model": LungField()}, tmp_path / "objects.pt")
+    for name in ("text.pt", "list.pt", "wrapped.pt", "objects.pt"):
+        with pytest.raises(pretrained.NotWeightsError, match="expected a state dict") as refused:
+            pretrained.from_uri(str(tmp_path / name))
+        assert "\n" not in str(refused.value)
+    with pytest.raises(UserError):
+        pretrained.from_uri(str(tmp_path / "missing.pt"))
+
+
+def test_unknown_names_list_the_known() -> None:
+    with pytest.raises(UserError, match="IMAGENET1K_V1"):
+        pretrained.from_torchvision("vgg16", "IMAGENET")
+
+
+def test_an_unreachable_server_is_an_os_error_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    patience = []
+
+    def unreachable(*args: object, **options: object) -> None:
+        patience.append(socket.getdefaulttimeout())
+        raise OSError("unreachable")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    with pytest.raises(OSError, match="unreachable"):
+        pretrained.from_torchvision("vgg16", "IMAGENET1K_V1")
+    assert patience == [pretrained.PATIENCE_S]
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_damaged_download_counts_as_one_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cached = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"PK\x03\x04 half a file")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(OSError, match=r"^[^\n]+$"):
+        pretrained.from_torchvision("resnet18", NAME)
+
+
+def test_torchvision_s_old_files_are_understood(tmp_path: Path) -> None:
+    classifier = Classifier("densenet121", 3)
+    state = classifier.body.state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name): v for name, v in state.items()}
+    old = {name: v for name, v in old.items() if not name.endswith("num_batches_tracked")}
+    assert any("denselayer1.norm.1.weight" in name for name in old)
+    torch.save(old, tmp_path / "densenet121.pth")
+    found = pretrained.from_uri(str(tmp_path / "densenet121.pth"))
+    fresh = Classifier("densenet121", 3)
+    load_body(fresh, found, head=True)
+    assert torch.equal(
+        fresh.body.features.denseblock1.denselayer1.conv1.weight,
+        state["features.denseblock1.denselayer1.conv1.weight"],
+    )
+    assert perceptual.build("densenet121", found, 5) is not None

@@ -1,0 +1,105 @@
+"""Depth, stride and receptive field: by hand, by gradients, and as papers print them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cxr.models.fcn import FcnBackbone, FullyConvolutional
+from cxr.models.receptive_field import Architecture, Reach, architecture, reaches
+
+
+class Branches(nn.Module):
+    """Two branches that see different amounts, then a layer behind both; gives what is inside too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 2, 5, stride=3, padding=1)
+        self.wide = nn.Sequential(nn.Conv2d(2, 2, 3, dilation=2, padding=2), nn.Conv2d(2, 2, 3, padding="same"))
+        self.narrow = nn.AvgPool2d(3, stride=1, padding=1)
+        self.end = nn.Conv2d(4, 1, 4, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        return x, self.end(torch.cat([self.wide(x), self.narrow(x)], 1))
+
+
+def seen(layers: nn.Module, image: int, index: int, which: int) -> tuple[int, int]:
+    """First and last row of the image on which an output far from the edges depends: all weights are 1."""
+    for values in layers.parameters():
+        nn.init.ones_(values)
+    x = torch.ones(1, 1, image, image, requires_grad=True)
+    out = layers(x)[which]
+    out[0, 0, index, index].backward()
+    assert x.grad is not None
+    rows = x.grad[0, 0].sum(1).nonzero().flatten().tolist()
+    return rows[0], rows[-1]
+
+
+def test_by_hand() -> None:
+    layers = nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Conv2d(1, 1, 3, padding=1))
+    assert reaches(layers) == [Reach(-2, 5, 2, 2)]  # 3 pixels; 4 after pooling; 4 + 2 · 2, moved by the padding
+    assert (reaches(layers)[0].size, reaches(layers)[0].centre) == (8, 1.5)
+    assert architecture(layers, layers) == Architecture(20, 2, 8, 2)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_as_the_gradient_says(which: int) -> None:
+    layers = Branches()
+    reach, index = reaches(layers)[which], 5
+    moved = index * reach.stride
+    assert seen(layers, 96, index, which) == (reach.first + moved, reach.last + moved)
+    assert [r.depth for r in reaches(layers)] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "convolutions", "millions", "field"), [("alexnet", 8, 57, 355), ("vgg16", 16, 134, 404)]
+)
+def test_as_the_paper_tabulates(name: FcnBackbone, convolutions: int, millions: int, field: int) -> None:
+    """Long et al. 2015, table 1. Padding, in which torchvision's AlexNet differs, does not enter."""
+    with torch.device("meta"):
+        network = FullyConvolutional(name, 32)
+    found = architecture(network, network.path())
+    assert (found.convolutions, found.receptive_field_px, found.stride_px) == (convolutions, field, 32)
+    assert round(found.parameters / 1e6) == millions
+
+
+def test_googlenet_is_the_papers_but_for_what_torchvision_changed() -> None:
+    """Its fourth pooling is 2 px wide, not 3, its 5 x 5 convolutions are 3 x 3; and the paper counts the 7 x 7
+    pooling before the classifier, which no mask needs."""
+    with torch.device("meta"):
+        network = FullyConvolutional("googlenet", 32)
+        found = architecture(network, network.path())
+        assert (found.convolutions, found.receptive_field_px, found.stride_px) == (22, 379, 32)
+        assert round(found.parameters / 1e6) == 6
+        trunk = network.trunk
+        trunk.maxpool4 = nn.MaxPool2d(3, stride=2)
+        for name, layer in trunk.named_modules():
+            if name.endswith("branch3.1.conv"):
+                layer.kernel_size, layer.padding = (5, 5), (2, 2)
+        path = nn.Sequential(network.path(), nn.AvgPool2d(7, stride=1))
+    assert reaches(path)[0].size == 907
+
+
+class Uneven(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 1, 2, stride=2), nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + self.two(x)
+
+
+@pytest.mark.parametrize(
+    ("layers", "about"),
+    [
+        (Uneven(), "strides"),
+        (nn.Conv2d(1, 1, (3, 5)), "both ways"),
+        (nn.Sequential(nn.Conv2d(1, 1, 3), nn.AdaptiveAvgPool2d(1)), "not followed"),
+        (nn.Upsample(scale_factor=2), "not followed"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(layers: nn.Module, about: str) -> None:
+    with pytest.raises(ValueError, match=about):
+        reaches(nn.Sequential(layers))

@@ -1,0 +1,124 @@
+"""search() on a local cluster: drawn values take effect, a worker that applies others fails its trial."""
+
+from __future__ import annotations
+
+import csv
+import math
+import pickle
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+from cxr.errors import UserError
+from cxr.families import checkpoint
+from cxr.families.align import AlignRecipe
+from cxr.reporting.trials import write_search_pictures, write_trials
+from cxr.training.fit import room
+from cxr.training.options import RunOptions
+from cxr.training.run_log import read_metrics
+from cxr.training.search import TRIAL_CPU, SearchOptions, search
+from tests.made_shards import write_shards
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+RECIPE = AlignRecipe(size=32, epochs=2, batch_size=8, trunk="conv3", lungs=False)
+SPACE = {
+    "structure_weight": FloatDistribution(0.1, 4.0),
+    "transform": CategoricalDistribution(["similarity", "affine"]),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_shards(tmp_path_factory.mktemp("tune") / "shards", {"train": 24, "val": 8}, size=32)
+
+
+@pytest.mark.timeout(600)
+def test_drawn_weights_take_effect_and_trials_are_ranked(made: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "search")
+    trials = search(RECIPE, made, out, SearchOptions(trials=2, grace=2), RunOptions(cpus_per_worker=0.5), space=SPACE)
+    assert len(trials) == 2
+    assert [t.value for t in trials] == sorted((t.value for t in trials), reverse=True)
+    assert len({t.drawn["structure_weight"] for t in trials}) == 2
+    losses = {read_metrics(f"{out}/trials/{t.trial}")[0]["train/structure"] for t in trials}
+    assert len(losses) == 2
+    for trial in trials:
+        recipe = checkpoint.load(trial.checkpoint).recipe
+        assert {name: getattr(recipe, name) for name in SPACE} == trial.drawn
+    write_trials(trials, "agreement", out)
+    with (Path(out) / "trials.csv").open() as file:
+        assert [row["trial"] for row in csv.DictReader(file)] == [t.trial for t in trials]
+    assert [Path(p).name for p in write_search_pictures(trials, SPACE, "agreement", True, out)] == [
+        "parallel_coordinates.png"
+    ]
+    with pytest.raises(UserError, match="holds a search already"):
+        search(RECIPE, made, out, SearchOptions(trials=1), space=SPACE)
+    with pytest.raises(UserError, match="epochs was 2, is 3"):
+        search(RECIPE.replace(epochs=3), made, out, run=RunOptions(resume=True), space=SPACE)
+
+
+class Disobedient(AlignRecipe):
+    """Takes what is drawn and trains with something else."""
+
+    def replace(self, **changes: Any) -> Self:
+        return super().replace(**(changes | {"structure_weight": 1.5}))
+
+
+@pytest.mark.slow
+def test_a_worker_that_applies_another_config_fails_its_trial(made: str, tmp_path: Path) -> None:
+    import cxr.tune
+
+    original = cxr.training.search.recipe_from_dict
+    cxr.training.search.recipe_from_dict = lambda values: Disobedient.from_dict(values)
+    try:
+        trials = search(
+            RECIPE,
+            made,
+            str(tmp_path / "search"),
+            SearchOptions(trials=1),
+            RunOptions(cpus_per_worker=0.5),
+            space=SPACE,
+        )
+    finally:
+        cxr.training.search.recipe_from_dict = original
+    assert trials[0].status.startswith("failed")
+    assert "applied 1.5" in trials[0].status
+    assert math.isnan(trials[0].value)
+    assert trials[0].checkpoint == ""
+
+
+class Weighed(AlignRecipe):
+    """Offers two metrics that can disagree."""
+
+    objectives: ClassVar[dict[str, Literal["min", "max"]]] = {"agreement": "max", "consistency_pct": "min"}
+
+
+def told(out: Path) -> list[list[float]]:
+    """What Optuna was told of each trial, from the sampler's last saved state."""
+    state = max((out / "search").glob("searcher-state-*.pkl"), key=lambda path: path.stat().st_mtime)
+    return [trial.values for trial in pickle.loads(state.read_bytes())["_ot_study"].trials]
+
+
+@pytest.mark.slow
+def test_two_objectives_are_weighed_by_each_trials_best_epoch(made: str, tmp_path: Path) -> None:
+    recipe, out = Weighed(**{**vars(RECIPE), "epochs": 3}), str(tmp_path / "search")
+    options = SearchOptions(trials=3, objectives=tuple(Weighed.objectives))
+    trials = search(recipe, made, out, options, RunOptions(cpus_per_worker=0.5), space=SPACE)
+    assert [t.status for t in trials] == ["done"] * 3
+    assert [t.value for t in trials] == sorted((t.value for t in trials), reverse=True)
+    assert trials[0].on_front, "the best by one objective cannot be dominated"
+    assert sorted(told(tmp_path / "search")) == sorted([t.metrics[n] for n in Weighed.objectives] for t in trials)
+    again = RunOptions(cpus_per_worker=0.5, resume=True)
+    with pytest.raises(UserError, match="objectives was agreement consistency_pct, is empty"):
+        search(recipe, made, out, SearchOptions(trials=3), again, space=SPACE)
+    assert search(recipe, made, out, options, again, space=SPACE) == trials
+
+
+def test_as_many_trials_at_once_as_fit() -> None:
+    assert room(RunOptions(cpus_per_worker=0.5), raw=False) == 4
+    assert room(RunOptions(), raw=False, beside=TRIAL_CPU) == 2
+    assert room(RunOptions(), raw=True) == 1
+    assert room(RunOptions(workers=2), raw=False) == 1
+    with pytest.raises(UserError, match="too few for a run of 4 workers"):
+        room(RunOptions(workers=4), raw=False)

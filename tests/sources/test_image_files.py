@@ -1,0 +1,98 @@
+"""Which files count as images, and in which order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cxr.errors import UserError
+from cxr.sources import image_files
+
+
+def _write(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"?")
+
+
+def test_every_extension_counts_and_none_too(tmp_path: Path) -> None:
+    images = ["1.2.840.113619.5", "a/b.dcm", "a/scan", "b.JPG", "c.png", "d.unheard-of", "empty.png"]
+    _write(tmp_path, *images)
+    files, notes = image_files.list_images(str(tmp_path))
+    assert files[image_files.PATH].to_pylist() == images
+    assert [Path(uri).relative_to(tmp_path).as_posix() for uri in files["source_uri"].to_pylist()] == images
+    assert notes == []
+
+
+def test_what_is_evidently_no_image_is_named_and_left_out(tmp_path: Path) -> None:
+    _write(
+        tmp_path,
+        "x.png",
+        "a.csv",
+        "b.CSV",
+        "README",
+        "study/DICOMDIR",
+        ".git/x.png",
+        "a/._x.png",
+        "images.tar.gz",
+    )
+    files, notes = image_files.list_images(str(tmp_path))
+    assert files[image_files.PATH].to_pylist() == ["x.png"]
+    assert notes == ["not taken for images: 2 .csv, 1 .gz, 1 dicomdir, 2 hidden, 1 readme"]
+
+
+def test_special_files_and_links_to_them_are_counted_in_the_note(tmp_path: Path) -> None:
+    _write(tmp_path, "x.png", "a.csv")
+    os.mkfifo(tmp_path / "pipe")
+    for number in range(2):
+        (tmp_path / f"scan-{number}").symlink_to(tmp_path / "pipe")
+    (tmp_path / "screen").symlink_to(os.devnull)
+    files, notes = image_files.list_images(str(tmp_path))
+    assert files[image_files.PATH].to_pylist() == ["x.png"]
+    assert notes == ["not taken for images: 1 .csv, 1 device, 3 pipe"]
+
+
+def test_the_order_is_by_path_over_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_files, "_CHUNK", 3)
+    names = [f"{number:02d}.png" for number in range(10)]
+    _write(tmp_path, *reversed(names))
+    assert image_files.list_images(str(tmp_path))[0][image_files.PATH].to_pylist() == names
+
+
+def test_nothing_to_read_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no image lies in"):
+        image_files.list_images(str(tmp_path))
+    _write(tmp_path, "labels.csv")
+    with pytest.raises(UserError, match=r"1 \.csv"):
+        image_files.list_images(str(tmp_path))
+    with pytest.raises(UserError, match="missing"):
+        image_files.list_images(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "A.1",
+        "A.1.png",
+        "A.1.PNG",
+        "a/b/A.1.Jpeg",
+        "a\\A.1.dcm",
+        " A.1.png ",
+        "A.1 .png",
+        "A.1.dicom.png",
+        "./A.1.DICOM",
+    ],
+)
+def test_folders_suffix_blanks_and_backslashes_do_not_change_an_images_key(name: str) -> None:
+    assert image_files.image_key(name) == "A.1"
+
+
+@pytest.mark.parametrize("name", ["1.2.840.113619", ".png", "a.unheard-of", "png"])
+def test_what_is_not_an_image_suffix_stays_in_the_key(name: str) -> None:
+    assert image_files.image_key(name) == name
+
+
+def test_the_case_of_the_name_itself_counts() -> None:
+    assert image_files.image_key("a.png") != image_files.image_key("A.png")

@@ -1,0 +1,224 @@
+"""Storage behind a server that fails on demand, and on disks that fill up or go away."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from pyarrow import fs
+
+from cxr import schema, storage
+from cxr.data.decode import make_rows
+from cxr.data.decode_pool import DecodePool, DecoderUnavailableError
+from cxr.schema import PixelFormat
+from cxr.sources import open_manifest
+from cxr.storage import NotFound, StorageError, Unreadable
+from cxr.storage import errors as explain
+from tests.ray.archives import write_archive
+from tests.servers import faulty
+from tests.servers.faulty import Faulty
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Faulty]:
+    with faulty.moto() as backend, faulty.before(backend) as front:
+        yield front
+
+
+@pytest.fixture
+def front(server: Faulty, monkeypatch: pytest.MonkeyPatch) -> Faulty:
+    """A server that behaves until told otherwise, with an empty bucket `xrays`."""
+    for name, value in faulty.variables(server.url).items():
+        monkeypatch.setenv(name, value)
+    server.one_in, server.refused = 0, {}
+    server.throttle(0)
+    bucket = boto3.resource("s3").Bucket("xrays")
+    bucket.create()
+    bucket.objects.delete()
+    server.counts.clear()
+    return server
+
+
+# ---- What passes
+
+
+def test_errors_resets_and_torn_answers_change_nothing(front: Faulty, tmp_path: Path) -> None:
+    """40 files of which some go up in parts: every byte arrives, whatever one request in five meets."""
+    rng = os.urandom(40 << 20)
+    for number in range(40):
+        size = len(rng) if number == 0 else 1000 * number
+        (tmp_path / f"{number}.bin").write_bytes(rng[:size])
+    front.one_in = 5
+    storage.upload_folder(tmp_path, "s3://xrays/up")
+    storage.download_folder("s3://xrays/up", tmp_path / "down")
+    for path in tmp_path.glob("*.bin"):
+        assert (tmp_path / "down" / path.name).read_bytes() == path.read_bytes()
+    assert min(front.counts.get(kind, 0) for kind in faulty.PASSING) > 3
+
+
+def test_rays_filesystem_is_as_patient_and_outlives_pickling(front: Faulty, tmp_path: Path) -> None:
+    storage_path, files = storage.ray_storage("s3://xrays/run")
+    files = pickle.loads(pickle.dumps(files))
+    assert storage_path == "xrays/run"
+    (tmp_path / "epoch").mkdir()
+    (tmp_path / "back").mkdir()
+    (tmp_path / "epoch" / "weights.pt").write_bytes(b"w" * 100_000)
+    front.one_in = 3
+    for _ in range(5):
+        fs.copy_files(str(tmp_path / "epoch"), "xrays/run/epoch", destination_filesystem=files)
+        fs.copy_files("xrays/run/epoch", str(tmp_path / "back"), source_filesystem=files)
+        assert (tmp_path / "back" / "weights.pt").read_bytes() == b"w" * 100_000
+        assert [i.base_name for i in files.get_file_info(fs.FileSelector("xrays/run/epoch"))] == ["weights.pt"]
+    front.throttle(3)
+    with files.open_output_stream("xrays/run/snapshot.json") as stream:
+        stream.write(b"{}")
+    assert files.open_input_stream("xrays/run/snapshot.json").read() == b"{}"
+    assert front.counts["SlowDown"] >= 3
+    files.delete_dir("xrays/run/epoch")
+    assert files.get_file_info("xrays/run/epoch").type == fs.FileType.NotFound
+    with pytest.raises(FileNotFoundError):
+        files.open_input_stream("xrays/run/none")
+
+
+def test_a_share_that_comes_back_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, troubles = str(tmp_path / "a.txt"), [errno.ESTALE, errno.ENOTCONN]
+    storage.write_text(uri, "a")
+    monkeypatch.setattr("cxr.storage.files.open", lambda *_: raise_next(troubles) or io.BytesIO(b"a"), raising=False)
+    assert storage.read_text(uri) == "a"
+    assert troubles == []
+
+
+def raise_next(troubles: list[int]) -> None:
+    if troubles:
+        number = troubles.pop()
+        raise OSError(number, os.strerror(number))
+
+
+# ---- What does not
+
+
+def test_an_upload_that_fails_midway_is_never_seen(front: Faulty, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CXR_STORAGE_PATIENCE_S", "0")
+    storage.write_text("s3://xrays/a.bin", "old")
+    front.refused = {"partNumber=2": "AccessDenied"}
+    with pytest.raises(StorageError, match="403"):
+        storage.write_bytes("s3://xrays/a.bin", bytes(40 << 20))
+    assert storage.read_text("s3://xrays/a.bin") == "old"
+    assert "Uploads" not in boto3.client("s3").list_multipart_uploads(Bucket="xrays")
+
+
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch"])
+def test_wrong_credentials_are_named_whatever_is_done(front: Faulty, code: str) -> None:
+    front.refused = {"": code}
+    for act in (
+        storage.read_bytes,
+        storage.check_writable,
+        storage.exists,
+        lambda uri: list(storage.list_files(uri)),
+    ):
+        with pytest.raises(StorageError, match="does not accept the credentials: check AWS_ACCESS_KEY_ID") as caught:
+            act("s3://xrays/a.png")
+        assert type(caught.value) is StorageError
+
+
+def test_one_forbidden_object_is_a_row_and_a_forbidden_bucket_stops(front: Faulty, tmp_path: Path) -> None:
+    storage.upload_folder(Path(write_archive(tmp_path / "archive", good=6)), "s3://xrays/nih")
+    manifest = open_manifest("s3://xrays/nih").table
+    front.refused = {"/xrays/nih/image-002.png": "AccessDenied"}
+    rows = make_rows(manifest, PixelFormat(32)).to_pylist()
+    errors = {row[schema.IMAGE_ID]: row[schema.ERROR] for row in rows if "image" in row[schema.IMAGE_ID]}
+    assert [name for name, error in errors.items() if error] == ["image-002.png"]
+    assert "file not readable" in errors["image-002.png"]
+    for forbidden in ("/xrays/nih/", "nih"):  # its objects; the listing too
+        front.refused = {forbidden: "AccessDenied"}
+        with pytest.raises(StorageError, match=r"refused access \(403\): check AWS_ACCESS_KEY_ID"):
+            make_rows(manifest, PixelFormat(32))
+
+
+def test_an_archived_object_is_its_own_trouble(front: Faulty) -> None:
+    storage.write_text("s3://xrays/cold.png", "x")
+    front.refused = {"cold.png": "InvalidObjectState"}
+    error = OSError("AWS Error UNKNOWN (HTTP status 403): Unable to parse ExceptionName: InvalidObjectState")
+    assert isinstance(explain.explained("s3://xrays/cold.png", error), Unreadable)
+
+
+def test_a_bucket_that_is_missing_is_no_missing_image(front: Faulty) -> None:
+    for act in (storage.read_bytes, storage.check_writable):
+        with pytest.raises(StorageError, match="there is no bucket 'nowhere'") as caught:
+            act("s3://nowhere/a.png")
+        assert not isinstance(caught.value, NotFound)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENODEV, errno.ENOMEM, errno.EMFILE])
+def test_a_failing_disk_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    manifest = open_manifest(write_archive(tmp_path / "archive", good=2)).table
+    monkeypatch.setattr("cxr.storage.files.open", lambda *_: raise_next([number]), raising=False)
+    with pytest.raises(StorageError, match="check the disk, or whether its share is mounted"):
+        make_rows(manifest, PixelFormat(32))
+
+
+def test_too_little_memory_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = open_manifest(write_archive(tmp_path / "archive", good=2)).table
+
+    def greedy(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("cxr.data.decode.geometry.fitted_frame", greedy)
+    with pytest.raises(MemoryError):
+        make_rows(manifest, PixelFormat(32))
+
+
+def test_a_machine_that_cannot_start_decoders_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = open_manifest(write_archive(tmp_path / "archive", good=2)).table
+    monkeypatch.setattr("cxr.data.decode_pool._shared", DecodePool)
+    monkeypatch.setattr("cxr.data.decode_pool.sys.executable", "/bin/false")
+    with pytest.raises(DecoderUnavailableError, match="exited with code 1"):
+        make_rows(manifest, PixelFormat(32))
+
+
+FILL = """
+import resource, sys
+from pyarrow import fs
+from cxr import storage
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+def rays(uri, data):
+    with storage.ray_storage(uri)[1].open_output_stream(uri) as stream:
+        stream.write(data)
+for write in (storage.write_bytes, rays):
+    try:
+        write(sys.argv[1], bytes(100_000))
+    except Exception as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_torn(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"old")
+    done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path / "a.bin")], capture_output=True, text=True)
+    assert done.stdout.count("File too large") == 2, done.stdout + done.stderr
+    assert "make room, or give another place" in done.stdout
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.bin", b"old")]
+
+
+def test_a_place_is_checked_without_a_trace(front: Faulty, tmp_path: Path) -> None:
+    storage.check_writable(str(tmp_path / "a" / "b"))
+    storage.check_writable("s3://xrays/a/b")
+    assert list(tmp_path.iterdir()) == []
+    assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket="xrays")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="expected a folder, got the file"):
+        storage.check_writable(str(tmp_path / "file" / "out"))
+
+
+def test_messages_show_no_password_and_no_signature() -> None:
+    text = str(StorageError('s3://key:word@b/x.png: "http://u:p@host/b?X-Amz-Signature=abc&list-type=2" failed'))
+    assert text == 's3://b/x.png: "http://host/b" failed'
+    assert str(pickle.loads(pickle.dumps(StorageError(text)))) == text

@@ -1,0 +1,111 @@
+"""Two processes train one detector: the same weights after every epoch, and the losses of one process alone."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cxr import schema
+from cxr.data.batch import HAS_BOXES, Batch
+from cxr.families.base import Alone, Workers
+from cxr.families.detect import DetectRecipe
+from cxr.schema import MOST_BOXES
+from cxr.training.distributed import Group
+from cxr.training.engine import Engine
+
+STEPS, EPOCHS, IMAGES, SIZE = 3, 3, 8, 64
+RECIPE = DetectRecipe(
+    size=SIZE, batch_size=IMAGES, epochs=EPOCHS, warmup=0.2, mosaic=0, translate=0, scale=0, flip=0, value=0
+)
+
+
+def some_batches(workers: Workers) -> Iterator[Batch]:
+    """Eight noisy images a step, dealt to the workers: the last worker's have most of the boxes."""
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(STEPS):
+        pixels = torch.randint(100, (IMAGES, SIZE, SIZE), generator=rng)
+        boxes = torch.full((IMAGES, MOST_BOXES, 5), math.nan)
+        for i in range(IMAGES):
+            for number in range(3 if i % 2 else i // 4):
+                left, top = torch.randint(0, 32, (2,), generator=rng).tolist()
+                pixels[i, top : top + 24, left : left + 24] += 50
+                boxes[i, number] = torch.tensor([i % 2, *(v / SIZE for v in (left, top, left + 24, top + 24))])
+        given = {
+            schema.PIXELS: pixels.to(torch.uint8),
+            schema.BOXES: boxes,
+            HAS_BOXES: torch.ones(IMAGES, dtype=torch.bool),
+            schema.LABELS: (boxes[..., :1] == torch.arange(2)).any(1).to(torch.int8),
+        }
+        yield {name: values[workers.rank :: workers.size] for name, values in given.items()}
+
+
+class FixedNorm(nn.BatchNorm2d):
+    """A batch norm that uses what it begins with: an image does not depend on which others are in its share."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+def fix_norms(module: nn.Module) -> None:
+    if isinstance(module, nn.BatchNorm2d):
+        module.__class__ = FixedNorm
+
+
+def trained(workers: Workers, *, fixed: bool) -> tuple[list[float], list[dict[str, Tensor]], list[dict[str, float]]]:
+    """Losses, the network after each epoch, validation metrics."""
+    torch.manual_seed(0)
+    network = RECIPE.network(("Mass", "Nodule"))
+    if fixed:
+        network.apply(fix_norms)
+    engine = Engine(RECIPE.task(network), RECIPE, workers, steps_per_epoch=STEPS, device=torch.device("cpu"))
+    losses, kept, metrics = [], [], []
+    for _ in range(EPOCHS):
+        losses.append(engine.epoch(some_batches(workers))["loss"])
+        metrics.append(engine.finish_epoch(lambda: some_batches(workers)))
+        both = {"own": engine.task.network, "average": engine.shipped()}
+        kept.append({f"{k}.{n}": v.clone() for k, net in both.items() for n, v in net.state_dict().items()})
+    return losses, kept, metrics
+
+
+def work(rank: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save([trained(Group(), fixed=fixed) for fixed in (True, False)], Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[list[tuple]]:
+    """What each of two processes made, with fixed batch norms and with each worker's own."""
+    folder = tmp_path_factory.mktemp("two")
+    mp.spawn(work, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_workers_have_one_network_after_every_epoch(both: list[list[tuple]]) -> None:
+    for (losses, kept, metrics), (others, kept_other, metrics_other) in zip(*both, strict=True):
+        assert losses == others
+        assert metrics == metrics_other
+        for one, other in zip(kept, kept_other, strict=True):
+            assert all(torch.equal(one[name], other[name]) for name in one)
+        assert not torch.equal(
+            kept[0]["own.detector.model.0.conv.weight"], kept[1]["own.detector.model.0.conv.weight"]
+        )
+
+
+def test_two_workers_give_the_loss_curve_of_one(both: list[list[tuple]]) -> None:
+    """Exactly, although one worker has most of the boxes; with batch norms of each worker's own images, nearly."""
+    for fixed, (losses, *_), tolerance in zip((True, False), both[0], (1e-3, 0.1), strict=True):
+        alone, *_ = trained(Alone(), fixed=fixed)
+        assert losses == pytest.approx(alone, rel=tolerance)
+        assert alone[-1] != pytest.approx(alone[0], rel=0.02), "something was learnt"

@@ -1,0 +1,58 @@
+"""Two processes reduce and measure exactly what one does alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cxr.families.align import AlignRecipe
+from cxr.families.base import Alone, Task, Workers
+from cxr.training.distributed import Group
+from tests.families.test_recipes import some_batches
+
+RECIPE = AlignRecipe(size=32, trunk="conv3", lungs=False)
+EXACT = ("correlation", "correlation_given", "spread", "mean_scale")
+
+
+def task() -> Task:
+    torch.manual_seed(0)
+    network = RECIPE.network(())
+    torch.nn.init.normal_([*network.parameters()][-1], std=0.2)
+    return RECIPE.task(network)
+
+
+def measured(made: Task, workers: Workers) -> dict[str, float]:
+    """Metrics of two batches of four: alone both, in a group of two one each."""
+    shares = [*some_batches(2)][workers.rank :: workers.size]
+    return {name: value for name, value in made.evaluate(lambda: iter(shares), workers).items() if name in EXACT}
+
+
+def work(rank: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    group = Group()
+    assert group.sum(torch.tensor([1.0 + rank])).tolist() == [3.0]
+    rows = group.gather(torch.full((rank + 1, 2), float(rank)))
+    assert rows.tolist() == [[0, 0], [1, 1], [1, 1]]
+    assert group.gather(torch.zeros(0, 3)).shape == (0, 3)
+    for dtype in (torch.float32, torch.bfloat16):
+        mine = torch.tensor([[2.0 * rank], [2.0 * rank + 1]], dtype=dtype, requires_grad=True)
+        every = group.all_rows(mine)
+        assert every.flatten().tolist() == [0, 1, 2, 3]
+        (every * torch.tensor([[1.0], [2.0], [3.0], [4.0]]) * (1 + rank)).sum().backward()
+        assert mine.grad is not None
+        assert mine.grad.flatten().tolist() == [3 * (1 + 2 * rank), 3 * (2 + 2 * rank)], "of both workers' losses"
+    assert group.all_rows(torch.tensor([rank], dtype=torch.uint8)).tolist() == [0, 1]
+    torch.save(measured(task(), group), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_measure_what_one_does(tmp_path: Path) -> None:
+    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert one == other == pytest.approx(measured(task(), Alone()), abs=1e-5)

@@ -1,0 +1,39 @@
+"""Clusters that have no room for a run: the message says what is there and what to give."""
+
+from __future__ import annotations
+
+import pytest
+
+from cxr.errors import UserError
+from cxr.runtime import cluster
+from cxr.training.fit import room
+from cxr.training.options import RunOptions
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options", "message"),
+    [
+        (
+            0,
+            {"device": "gpu"},
+            "expected 1 GPUs, one for each worker, the cluster has 0: give --device cpu, or run where GPUs",
+        ),
+        (2, {"device": "gpu", "workers": 4}, "expected 4 GPUs, .* has 2: give --workers 2, or --device cpu"),
+        (2, {"workers": 4}, "expected 4 GPUs, .* has 2: give --workers 2, or --device cpu"),
+        (0, {"workers": 9}, "the cluster has 8 CPUs: too few for a run of 9 workers .* Lower --workers or --cpus"),
+        (9, {"workers": 9, "device": "gpu"}, "the cluster has 8 CPUs: too few for a run of 9 workers"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_remedy(
+    gpus: int, options: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "total", {"CPU": 8, "GPU": gpus}.__getitem__)
+    with pytest.raises(UserError, match=message) as caught:
+        room(RunOptions(**options), raw=False)
+    assert ("Lower --workers" in str(caught.value)) is ("too few" in message)
+
+
+def test_a_cluster_that_is_large_enough_holds_several_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "total", {"CPU": 8, "GPU": 2}.__getitem__)
+    assert room(RunOptions(device="cpu", workers=2), raw=False) == 4
+    assert room(RunOptions(), raw=True) == 2

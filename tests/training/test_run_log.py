@@ -1,0 +1,45 @@
+"""The record of a run: the best epoch, rows that a restart repeats, a board that cannot be copied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cxr.families.align import AlignRecipe
+from cxr.training.run_log import RunLog, best_row, read_metrics
+
+NAN = float("nan")
+
+
+def row(epoch: int, value: float) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "epochs": 3,
+        "agreement": value,
+        "images_per_s": 10.0,
+        "seconds": 1.0,
+        "train/loss": 0.5,
+    }
+
+
+def test_the_best_epoch_is_the_latest_of_equals_and_never_nan() -> None:
+    recipe = AlignRecipe()
+    rows = [row(1, NAN), row(2, 0.5), row(3, 0.7), row(4, 0.7), row(5, 0.1)]
+    assert best_row(rows, recipe) == rows[3]
+    assert best_row(rows[:1], recipe) is None
+
+
+def test_a_repeated_epoch_gives_way(tmp_path: Path) -> None:
+    log = RunLog(str(tmp_path), "train", "agreement")
+    for epoch, value in ((1, 0.1), (2, 0.2)):
+        log.after_report(None, [row(epoch, value)], None)
+    resumed = RunLog(str(tmp_path), "train", "agreement")
+    resumed.after_report(None, [row(2, 0.3) | {"applied": {"lr": 1}}], None)
+    assert [(r["epoch"], r["agreement"]) for r in read_metrics(str(tmp_path))] == [(1, 0.1), (2, 0.3)]
+    assert "applied" not in read_metrics(str(tmp_path))[1]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_the_line_tells_how_far_and_how_fast() -> None:
+    line = RunLog("out", "train", "agreement").line(row(1, 0.25))
+    assert line == "train 1/3  loss 0.5  agreement 0.2500  10 images/s  0:02 left"

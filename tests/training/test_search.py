@@ -1,0 +1,152 @@
+"""The parts of a search that need no cluster."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
+
+from cxr.cli.training_jobs import ArchiveOptions, tune_job
+from cxr.errors import UserError
+from cxr.families.align import AlignRecipe
+from cxr.families.base import Stage
+from cxr.training.options import RunOptions
+from cxr.training.search import (
+    BEST,
+    STANDING,
+    WORST,
+    Mismatch,
+    Sampler,
+    SearchOptions,
+    check_applied,
+    early_stopping,
+    objectives_of,
+    standing,
+)
+
+
+class Weighed(AlignRecipe):
+    """Offers two metrics to weigh, and learns in two stages."""
+
+    @property
+    def objectives(self) -> dict[str, Literal["min", "max"]]:
+        return {"agreement": "max", "consistency_pct": "min"}
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage("first", 6, 1e-3), Stage("last", self.epochs, 1e-3))
+
+
+RECIPE = Weighed(epochs=4)
+NAMES = ("agreement", "consistency_pct")
+
+
+def test_what_was_drawn_must_be_what_was_applied() -> None:
+    check_applied({"lr": 0.1}, {"lr": 0.1, "epochs": 3})
+    with pytest.raises(Mismatch, match=r"worker 1 .*lr: drawn 0.1, applied 0.2"):
+        check_applied({"lr": 0.1, "trunk": "conv3"}, {"lr": 0.2, "trunk": "conv3"}, rank=1)
+    with pytest.raises(Mismatch, match="applied None"):
+        check_applied({"lr": 0.1}, {})
+
+
+def test_objectives_come_with_which_way_each_is_better() -> None:
+    assert objectives_of(RECIPE, SearchOptions(objectives=NAMES[::-1])) == {
+        "consistency_pct": "min",
+        "agreement": "max",
+    }
+    assert objectives_of(RECIPE, SearchOptions()) == {}
+    assert objectives_of(RECIPE, SearchOptions(objectives=("agreement",))) == {}
+
+
+@pytest.mark.parametrize("names", [("agreement", "psnr"), ("agreement", "agreement"), ("consistency_pct",)])
+def test_objectives_that_cannot_be_weighed_are_refused_with_those_that_can(names: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="family align can weigh agreement, consistency_pct against"):
+        objectives_of(RECIPE, SearchOptions(objectives=names))
+    with pytest.raises(UserError, match="can weigh no metrics"):
+        objectives_of(AlignRecipe(), SearchOptions(objectives=("agreement", "correlation")))
+
+
+def test_a_job_with_objectives_that_cannot_be_weighed_ends_before_it_makes_anything(tmp_path: Path) -> None:
+    options = SearchOptions(objectives=("agreement", "psnr"))
+    with pytest.raises(UserError, match="can weigh no metrics"):
+        tune_job(AlignRecipe(), ArchiveOptions(), options, RunOptions(), str(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tune_is_told_the_best_epoch_by_the_monitor_not_the_last() -> None:
+    rows = [
+        {"epoch": 1, "agreement": -math.inf, "consistency_pct": 1.0},
+        {"epoch": 2, "agreement": 0.8, "consistency_pct": 7.0},
+        {"epoch": 3, "agreement": 0.6, "consistency_pct": 2.0},
+    ]
+    assert standing(rows, RECIPE, NAMES) == {"best_agreement": 0.8, "best_consistency_pct": 7.0, STANDING: 0.8}
+    unranked = standing(rows[:1], RECIPE, NAMES)
+    assert unranked[STANDING] == -WORST
+    assert math.isnan(unranked["best_agreement"])
+    assert math.isnan(unranked["best_consistency_pct"])
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
+def test_a_trial_without_finite_values_fails_and_the_sampler_goes_on(names: tuple[str, ...]) -> None:
+    metrics = [BEST.format(name) for name in names]
+    modes = [str(RECIPE.objectives[name]) for name in names]
+    metric, mode = (metrics, modes) if len(names) > 1 else (metrics[0], modes[0])
+    sampler = Sampler({"lr": FloatDistribution(0, 1)}, metric=metric, mode=mode, seed=0)
+    for i in range(24):  # TPE itself begins after ten
+        drawn = sampler.suggest(str(i))
+        assert drawn is not None
+        told: dict[str, Any] = dict.fromkeys(metrics, drawn["lr"]) | {"training_iteration": 1}
+        if i % 4 == 0:
+            told[metrics[-1]] = [math.nan, math.inf, -math.inf][i // 4 % 3]
+        sampler.on_trial_result(str(i), told)
+        sampler.on_trial_complete(str(i), *[(told, False), (None, True), ({"done": True}, False)][max(0, i - 21)])
+    assert sampler._ot_study is not None
+    states = [trial.state for trial in sampler._ot_study.trials]
+    assert [state == TrialState.FAIL for state in states] == [i % 4 == 0 or i > 21 for i in range(24)]
+    assert set(states) == {TrialState.FAIL, TrialState.COMPLETE}
+
+
+def decisions(recipe: AlignRecipe, options: SearchOptions, values: list[list[float]]) -> list[list[str]]:
+    """What ASHA says to each epoch of each trial, one trial after the other."""
+    asha: Any = early_stopping(recipe, options)
+    said: list[list[str]] = []
+    for number, epochs in enumerate(values):
+        trial: Any = SimpleNamespace(trial_id=str(number))
+        asha.on_trial_add(None, trial)
+        rows = [{"epoch": epoch, "agreement": value} for epoch, value in enumerate(epochs, 1)]
+        told = [row | standing(rows[: row["epoch"]], recipe, ()) for row in rows]
+        said.append([asha.on_trial_result(None, trial, result) for result in told])
+    return said
+
+
+def first_stop(recipe: AlignRecipe, options: SearchOptions) -> int | None:
+    """The epoch at which a trial that is always worse than one before it is stopped."""
+    last = decisions(recipe, options, [[0.9] * recipe.total_epochs, [0.1] * recipe.total_epochs])[-1]
+    return last.index("STOP") + 1 if "STOP" in last else None
+
+
+def test_no_trial_is_judged_before_its_last_stage_has_begun() -> None:
+    assert first_stop(RECIPE, SearchOptions()) == 7
+    assert first_stop(RECIPE, SearchOptions(grace=2)) == 8
+    assert first_stop(RECIPE, SearchOptions(grace=9)) == 10
+    assert first_stop(RECIPE, SearchOptions(grace=50)) == 10
+    assert first_stop(AlignRecipe(epochs=20), SearchOptions()) == 5
+    assert first_stop(AlignRecipe(epochs=2), SearchOptions()) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_trials_without_a_network_to_rank_stop_nobody_at_a_rung() -> None:
+    refused, ranked = [-math.inf] * 10, [-math.inf] * 6 + [0.5] * 4
+    said = decisions(RECIPE, SearchOptions(), [refused, refused, refused, ranked, [math.nan] * 6 + [0.4] * 4])
+    assert {word for trial in said for word in trial} == {"CONTINUE"}
+    said = decisions(RECIPE, SearchOptions(), [ranked, ranked, ranked, refused])
+    assert [("STOP" in trial) for trial in said] == [False, False, False, True]
+
+
+def test_a_trial_is_judged_by_its_best_epoch_so_far() -> None:
+    said = decisions(AlignRecipe(epochs=4), SearchOptions(grace=3), [[0.5] * 4, [0.1, 0.6, 0.2, 0.2]])
+    assert "STOP" not in said[1]

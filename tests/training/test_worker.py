@@ -1,0 +1,79 @@
+"""What a worker makes of an epoch: how it ranks, and when a network is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from cxr import schema
+from cxr.families.aecnn import AecnnRecipe
+from cxr.families.align import AlignRecipe
+from cxr.families.base import Alone
+from cxr.training.engine import Engine
+from cxr.training.run_log import best_row
+from cxr.training.worker import Progress, Worker
+from tests.families.test_recipes import some_batches
+
+RECIPE = AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=3, lungs=False)
+
+
+class Pass:
+    """A stream that gives the same batches in every epoch."""
+
+    steps = 2
+
+    def train(self, epoch: int) -> Any:
+        return some_batches()
+
+    def every(self) -> Any:
+        return some_batches()
+
+
+def test_a_refused_epoch_is_never_the_best_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts = iter(["", "drifted: far away", ""])
+    monkeypatch.setattr(AlignRecipe, "refusal", lambda self, metrics: next(verdicts))
+    rows: list[Mapping[str, Any]] = []
+    monkeypatch.setattr(Worker, "_report", lambda self, engine, metrics, report: rows.append(report))
+    task = RECIPE.task(RECIPE.network(schema.FINDINGS))
+    task.begin(some_batches, Alone())
+    engine = Engine(task, RECIPE, Alone(), steps_per_epoch=2, device=torch.device("cpu"))
+    worker = Worker(RECIPE, {}, Alone(), torch.device("cpu"))
+    for _ in range(3):
+        worker._epoch(engine, Pass(), Pass())  # pyright: ignore[reportArgumentType]
+    assert [row.get("refused") for row in rows] == [None, "drifted: far away", None]
+    assert rows[1][RECIPE.monitor] == -math.inf
+    assert best_row([dict(row) for row in rows], RECIPE)["epoch"] in (1, 3)  # pyright: ignore[reportOptionalSubscript]
+    assert math.isfinite(worker.progress.best)
+
+
+def test_only_the_last_stage_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[dict[str, Any]] = []
+    monkeypatch.setattr(Worker, "_report", lambda self, engine, metrics, report: rows.append(dict(report)))
+    monkeypatch.setattr("cxr.training.worker.open_streams", lambda *args: (Pass(), Pass()))
+    monkeypatch.setattr("ray.train.get_checkpoint", lambda: None)
+    small = {"size": 32, "patch": 16, "width": 8, "classifier": "resnet18", "stem_stride": 1, "batch_size": 4}
+    recipe = AecnnRecipe(**small, classifier_epochs=1, autoencoder_epochs=1, epochs=2)
+    config = {"data": {}, "findings": schema.FINDINGS, "compile": False}
+    done = Worker(recipe, config, Alone(), torch.device("cpu")).run()
+    assert done["epochs"] == 4
+    assert [row["stage"] for row in rows] == ["classifier", "autoencoder", "joint", "joint"]
+    assert [row["mean_auroc"] for row in rows[:2]] == [-math.inf, -math.inf]
+    assert not any(math.isinf(row["mean_auroc"]) for row in rows[2:])
+    assert "psnr" in rows[1]
+    assert rows[1]["lr"] < rows[0]["lr"] + 1e-3  # each stage ends its own schedule
+    assert best_row(rows, recipe) is None or best_row(rows, recipe)["epoch"] > 2  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("values", "since_best"), [((0.5, math.nan), 1), ((0.5, -math.inf), 1), ((-math.inf, 0.1), 0)]
+)
+def test_patience_counts_epochs_that_cannot_be_ranked(values: tuple[float, ...], since_best: int) -> None:
+    progress = Progress()
+    for value in values:
+        progress.update(value, "max")
+    assert progress.since_best == since_best
+    assert progress.best == max(v for v in values if math.isfinite(v))
