@@ -9,7 +9,7 @@ class UserError(ValueError):
     """Something given by the user cannot be used. Jobs print the message alone and exit with 2."""
 
 
-class Refused(ValueError):
+class ImageRejectedError(ValueError):
     """One image cannot be used; the message is the reason recorded in its row."""
 
 

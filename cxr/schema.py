@@ -80,7 +80,7 @@ HEIGHT_PX = "height_px"  # of the original image
 WIDTH_PX = "width_px"
 SPACING_MM = "spacing_mm"  # [between rows, between columns] of the original's pixels; null if unknown
 PIXELS = "pixels"  # size x size, uint8 or uint16, row-major; null where `error` is set
-FRAME = "frame"  # how `pixels` map back to the original: see imaging.geometry.Frame
+FRAME = "frame"  # how `pixels` map back to the original: see `imaging.geometry.ResizeTransform`
 CROP = "crop"  # "lungs", or "whole image: REASON" where a crop to the lungs failed; null where none was wanted
 LABELS = "labels"  # one int8 a finding: 1, 0, −1 unknown
 BOXES = "boxes"
@@ -98,7 +98,7 @@ FOUND_RLE = "mask_rle"  # score of mask finders: the mask as relative RLE at the
 FOUND_AREA_PX = "mask_area_px"  # pixels of the original image that it covers
 FOUND_PROBABILITY = "mask_probability"  # that there is anything to find, in [0, 1]; NaN where the family gives none
 
-FOUND_BOXES = "found_boxes"  # score of detectors and localisers: boxes in the original's pixels, best score first
+FOUND_BOXES = "found_boxes"  # score of detectors and localizers: boxes in the original's pixels, best score first
 
 FINDINGS_KEY = b"cxr.findings"  # in a scores file's metadata: the checkpoint's findings in order, a JSON list
 

@@ -46,7 +46,7 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    out = storage.normalise(options.out)
+    out = storage.normalize(options.out)
     archives = options.archive or (phantom_archive(out),)
     kept = checkpoint.load(options.checkpoint or quick_checkpoint(archives[0], out))
     images, notes = align.read(archives, options.size, options.limit)

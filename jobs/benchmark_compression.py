@@ -45,7 +45,7 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    out = storage.normalise(options.out)
+    out = storage.normalize(options.out)
     archive = options.archive or phantom_archive(out)
     kept = checkpoint.load(options.checkpoint or quick_compressor(archive, out))
     classifier = checkpoint.load(options.classifier) if options.classifier else kept

@@ -2,7 +2,7 @@
 
 python jobs/benchmark_detect.py  # yolov5n at 320 px, one CPU; ten minutes
 
-Both take the same images, boxes, network, batch, augmentation and optimiser, one thread each, by turns. Ultralytics'
+Both take the same images, boxes, network, batch, augmentation and optimizer, one thread each, by turns. Ultralytics'
 trainer is given what helps it: images in memory (cache), no plots, no checkpoints, no validation between epochs. An
 epoch's pace is that of its training steps with the images' reading and variation; the first epoch of each turn, in
 which memory is filled, is left out.
@@ -60,7 +60,7 @@ class Options:
 
 def main(options: Options) -> dict[str, Any]:
     cluster.connect()
-    out = storage.normalise(options.out)
+    out = storage.normalize(options.out)
     data = make_ready(ArchiveOptions(phantoms=options.images, shard_size=options.recipe.size), out)
     paces: dict[str, list[float]] = {"ray train": [], "ultralytics": []}
     with tempfile.TemporaryDirectory(prefix="cxr-detect-") as scratch:
@@ -145,7 +145,7 @@ def yolo_folder(data: str, folder: Path) -> Path:
     info = shards.read_info(data)
     for split in ("train", "val"):
         stream = ShardStream(info, split, (schema.PIXELS, schema.BOXES), batch_size=_BATCH)
-        for name, (pixels, lines) in enumerate(_labelled(stream.every())):
+        for name, (pixels, lines) in enumerate(_labeled(stream.every())):
             for kind in ("images", "labels"):
                 (folder / kind / split).mkdir(parents=True, exist_ok=True)
             assert cv2.imwrite(str(folder / "images" / split / f"{name:06d}.png"), pixels)
@@ -155,8 +155,8 @@ def yolo_folder(data: str, folder: Path) -> Path:
     return folder
 
 
-def _labelled(batches: Iterator[Batch]) -> Iterator[tuple[Any, str]]:
-    """Each image's pixels, and its boxes as lines: finding, centre and size as shares."""
+def _labeled(batches: Iterator[Batch]) -> Iterator[tuple[Any, str]]:
+    """Each image's pixels, and its boxes as lines: finding, center and size as shares."""
     for batch in batches:
         for pixels, boxes_N5 in zip(batch[schema.PIXELS].numpy(), batch[schema.BOXES].tolist(), strict=True):
             boxes = [box for box in boxes_N5 if not math.isnan(box[0])]  # NaN: the image has fewer boxes than others

@@ -61,7 +61,7 @@ def main(options: Options) -> dict[str, Any]:
     head = ["labels", "cxr.boxes.wbf, s", "ensemble-boxes, s", "ratio", "largest difference"]
     table = markdown(head, rows)
     print(f"{options.images:,} images x {options.models} models x {options.boxes} boxes, CPU seconds\n{table}")
-    uri = storage.join(storage.normalise(options.out), "fusion.md")
+    uri = storage.join(storage.normalize(options.out), "fusion.md")
     storage.write_text(uri, table)
     return {"metrics": metrics, "report": uri}
 

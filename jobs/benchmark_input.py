@@ -67,7 +67,7 @@ def main(options: Options) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="cxr-input-", dir=options.scratch or None) as scratch:
         benchmark = Benchmark(options.plan(), AlignRecipe(), Path(scratch))
         found = benchmark.run()
-    picture = save_chart(benchmark.groups(), TARGETS, OURS, storage.normalise(options.out))
+    picture = save_chart(benchmark.groups(), TARGETS, OURS, storage.normalize(options.out))
     for name, value in found.metrics.items():
         print(f"{name:<28} {value:>9.3f}")
     print(f"picture: {picture}", flush=True)

@@ -53,7 +53,7 @@ def main(options: Options) -> dict[str, Any]:
         rows.append([hot, f"{rates[hot]:,.0f}", f"{boxes / len(images):.1f}"])
     table = markdown(["rule", "images a second of one core", "boxes an image"], rows)
     print(f"{options.images:,} images x {options.findings} maps of {options.cells} x {options.cells} cells\n{table}")
-    uri = storage.join(storage.normalise(options.out), "map_boxes.md")
+    uri = storage.join(storage.normalize(options.out), "map_boxes.md")
     storage.write_text(uri, table)
     return {"metrics": {f"images_per_s_{hot}": rate for hot, rate in rates.items()}, "report": uri}
 

@@ -41,7 +41,7 @@ class Options:
 
 def main(options: Options) -> dict[str, Any]:
     cluster.connect()
-    out = storage.normalise(options.out)
+    out = storage.normalize(options.out)
     data = make_ready(ArchiveOptions(phantoms=options.images, shard_size=options.recipe.size), out)
     findings = shards.read_info(data).findings
     gpu = torch.cuda.is_available()

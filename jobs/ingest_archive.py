@@ -16,7 +16,7 @@ from cxr import schema, storage
 from cxr.cli.training_jobs import phantom_archive
 from cxr.data.decode_pool import decode_image
 from cxr.data.ingest import IngestResult, ingest
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 from cxr.families import lung_crop
 from cxr.imaging.decode import check_head
 from cxr.imaging.enhance import Enhancement
@@ -27,7 +27,7 @@ from cxr.reporting.figures import picture_rows, save_figure
 from cxr.runtime import cluster
 from cxr.runtime.job import run_job
 from cxr.schema import PixelFormat
-from cxr.sources import Labelling, open_manifest
+from cxr.sources import Labeling, open_manifest
 
 PICTURED, PICTURE_PX = 4, 320
 
@@ -55,7 +55,7 @@ class Options:
     lung_margin: float = MARGIN
     """Added on each side of the smallest square around the lungs, as a share of its side."""
     enhancement: Enhancement = field(default_factory=Enhancement)
-    labelling: Labelling = field(default_factory=Labelling)
+    labeling: Labeling = field(default_factory=Labeling)
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def main(options: Options) -> dict[str, Any]:
         limit=options.limit,
         crop=crop,
         enhance=options.enhancement,
-        labelling=options.labelling,
+        labeling=options.labeling,
     )
     _tell(result)
     archive = options.archive or phantom_archive(options.out)
@@ -84,7 +84,7 @@ def _pictures(options: Options, archive: str) -> list[str]:
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
     files = open_manifest(archive, options.source).table[schema.SOURCE_URI]
     for uri in files.slice(0, PICTURED).to_pylist():
-        with suppress(Refused, storage.NotFound):
+        with suppress(ImageRejectedError, storage.NotFoundError):
             image = decode_image(storage.read_bytes(uri, check=check_head)).image.pixels
             for name, pixels in options.enhancement.shown(image).items():
                 rows[name].append(to_bits(fit(pixels, PICTURE_PX)[0], 8) / 255)

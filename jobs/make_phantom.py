@@ -91,7 +91,7 @@ def main(options: Options) -> dict[str, Any]:
         on_study=on_study,
         **given,
     )
-    archive = storage.normalise(options.out)
+    archive = storage.normalize(options.out)
     if options.preview:
         _, data = cv2.imencode(".jpg", contact_sheet(shown))
         storage.write_bytes(options.preview, data.tobytes())

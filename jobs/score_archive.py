@@ -40,7 +40,7 @@ def main(options: Options) -> dict[str, Any]:
     if options.checkpoint:
         checkpoint.read_about(options.checkpoint)
     cluster.connect()
-    out = storage.normalise(options.out)
+    out = storage.normalize(options.out)
     archives = options.archive or (phantom_archive(out),)
     quick = quick_compressor if options.score.save_latents else quick_checkpoint
     kept = options.checkpoint or quick(archives[0], out)

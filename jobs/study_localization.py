@@ -98,7 +98,7 @@ def phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
     """The archive as given, or one of phantoms with small and large findings, in OUT/phantoms; made once."""
     if options.archive:
         return options
-    uri = storage.join(storage.normalise(out), "phantoms")
+    uri = storage.join(storage.normalize(out), "phantoms")
     if not chestxray14.detect(uri):
         print(f"no --archive given: making {options.phantoms} phantom X-rays in {uri}", flush=True)
         size = max(256, options.shard_size)

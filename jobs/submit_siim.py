@@ -27,7 +27,7 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    uri = storage.join(storage.normalise(options.out), "submission.csv")
+    uri = storage.join(storage.normalize(options.out), "submission.csv")
     counts = write_submission(read_run(options.run), uri, options.split)
     print("{images:,} images, {positives:,} with a mask, {errors:,} with an error, taken as empty".format(**counts))
     print(f"submission: {uri}")

@@ -35,7 +35,7 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    uri = storage.join(storage.normalise(options.out), "submission.csv")
+    uri = storage.join(storage.normalize(options.out), "submission.csv")
     known = normal_probabilities(read_run(options.normal_run)) if options.normal_run else None
     normal = None if known is None else NormalFilter(known, options.low, options.high)
     counts = write_submission(read_run(options.run), uri, normal, options.split)

@@ -1,4 +1,4 @@
-"""Search the aligner's loss weights, depths, parameterisation, target strategy and learning rate.
+"""Search the aligner's loss weights, depths, parameterization, target strategy and learning rate.
 
 python jobs/tune_align.py  # on a small phantom archive
 

@@ -22,8 +22,8 @@ from cxr.data.batch import Batch
 from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.align import AlignRecipe
-from cxr.families.base import Alone, Recipe, Workers
-from cxr.imaging.geometry import Frame
+from cxr.families.base import Communicator, Recipe, SingleProcess
+from cxr.imaging.geometry import ResizeTransform
 from cxr.models.small_unet import LungField
 from cxr.training.engine import Engine
 from tests.families.test_recipes import SMALL, some_batches
@@ -46,13 +46,15 @@ def given(recipe: Recipe) -> Iterator[Batch]:
     return some_batches(size=max(40, recipe.size))
 
 
-def engine_on(device: torch.device | str, recipe: Recipe, folder: Path, workers: Workers | None = None) -> Engine:
+def engine_on(
+    device: torch.device | str, recipe: Recipe, folder: Path, workers: Communicator | None = None
+) -> Engine:
     """An engine in the first stage of a new run, seeded; `folder` is for what the recipe begins with."""
     torch.manual_seed(0)
     if isinstance(recipe, AlignRecipe) and recipe.lung_weights:
         recipe = recipe.replace(lung_weights=str(folder / "lungs.pt"))
         torch.save(LungField().state_dict(), recipe.lung_weights)
-    task, workers = recipe.task(recipe.network(schema.FINDINGS)), workers or Alone()
+    task, workers = recipe.task(recipe.network(schema.FINDINGS)), workers or SingleProcess()
     engine = Engine(task, recipe, workers, steps_per_epoch=2, device=torch.device(device))
     engine.task.begin(lambda: engine.moved(given(recipe)), workers)
     return engine
@@ -90,7 +92,7 @@ def use(engine: Engine) -> pa.Table:
     recipe, network = engine.recipe, engine.shipped().eval()
     batch = next(engine.moved(some_batches()))
     count, side = batch[schema.PIXELS].shape[:2]
-    known = {schema.FRAME: [Frame().as_dict()] * count}
+    known = {schema.FRAME: [ResizeTransform().as_dict()] * count}
     known |= {schema.HEIGHT_PX: [side] * count, schema.WIDTH_PX: [side] * count}
     pictures = [*recipe.draw(network, batch).values()]
     if stored := _latents(recipe):

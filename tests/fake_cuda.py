@@ -280,7 +280,7 @@ class FakeCuda:
 class FakeNccl:
     """`size` workers that train together, all of which hold the same; as NCCL, it takes no tensor of the CPU.
 
-    It stands for `cxr.families.base.Workers`.
+    It stands for `cxr.families.base.Communicator`.
     """
 
     def __init__(self, size: int = 1) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from cxr.families import checkpoint
 from cxr.families.lungs import LungsRecipe
-from cxr.models.segmentation_model import MaskFinder
+from cxr.models.segmentation_model import SegmentationModel
 from cxr.models.unet import SmallUNet
 
 NOWHERE, EVERYWHERE = -1e3, 1e3  # logits added to all pixels
@@ -19,7 +19,7 @@ def save_finder(folder: Path, *, size: int = 64, bias: float = 0.0) -> str:
     """Write the checkpoint; returns its URI. The mask is sharp to about two of the network's `size` pixels."""
     recipe = LungsRecipe(size=size, first_size=0, first_epochs=0)
     network = recipe.network(())
-    assert isinstance(network, MaskFinder)
+    assert isinstance(network, SegmentationModel)
     assert isinstance(network.segmenter, SmallUNet)
     _mark_bright(network.segmenter, bias)
     checkpoint.save(folder, recipe, recipe.task(network), network.state_dict(), findings=(), metrics={})

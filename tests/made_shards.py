@@ -20,8 +20,8 @@ def chest_like(rng: np.random.Generator, size: int) -> np.ndarray:
     image = np.full((size, size), 180, np.uint8)
     x, y = rng.uniform(-0.06, 0.06, 2) * size
     for side in (-1, 1):
-        centre = (int(size * (0.5 + side * 0.18) + x), int(size * 0.5 + y))
-        cv2.ellipse(image, centre, (int(size * 0.13), int(size * 0.3)), 0, 0, 360, 60, -1)
+        center = (int(size * (0.5 + side * 0.18) + x), int(size * 0.5 + y))
+        cv2.ellipse(image, center, (int(size * 0.13), int(size * 0.3)), 0, 0, 360, 60, -1)
     return np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
 
 

@@ -47,7 +47,7 @@ def encoded(picture: np.ndarray | Image.Image, kind: str = "PNG", **options: Any
     return stream.getvalue()
 
 
-def colours() -> np.ndarray:
+def colors() -> np.ndarray:
     few = np.random.default_rng(1).integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), np.uint8)
     return few.repeat(8, 0).repeat(8, 1)
 
@@ -189,8 +189,8 @@ def _broken_pictures() -> list[OddFile]:
         OddFile("one_pixel.png", encoded(gray[:1, :1]), "too small"),
         OddFile("animated.png", animated, "multi-frame"),
         OddFile("blank.png", encoded(np.full_like(gray, 128)), "blank"),
-        OddFile("photograph.png", encoded(colours()), "colour image"),
-        OddFile("photograph.jpg", encoded(colours(), "JPEG"), "colour image"),
+        OddFile("photograph.png", encoded(colors()), "color image"),
+        OddFile("photograph.jpg", encoded(colors(), "JPEG"), "color image"),
         OddFile("cmyk.jpg", encoded(cmyk, "JPEG"), "CMYK"),
         OddFile("cut_in_half.jpg", jpeg[: len(jpeg) // 2], "truncated JPEG"),
         OddFile("cut_in_header.jpg", jpeg[:40], "truncated JPEG"),
@@ -283,7 +283,7 @@ def _broken_dicoms() -> list[OddFile]:
         OddFile("two_frames.dcm", dicom(two), "multi-frame"),
         OddFile("no_pixels.dcm", dicom(dataset(gray, PixelData=None)), "without pixel data"),
         OddFile("report.dcm", dicom(dataset(gray, **no_pixels)), "Encapsulated PDF"),
-        OddFile("photograph.dcm", dicom(dataset(colours(), **_RGB)), "colour image"),
+        OddFile("photograph.dcm", dicom(dataset(colors(), **_RGB)), "color image"),
         OddFile("palette.dcm", dicom(dataset(gray, PhotometricInterpretation="PALETTE COLOR")), "unsupported"),
         OddFile("one_bit.dcm", dicom(dataset(gray, BitsAllocated=1, BitsStored=1, HighBit=0)), "unsupported"),
         OddFile("bits.dcm", dicom(dataset(gray, BitsStored=12, HighBit=11)), "Bits Stored"),

@@ -51,7 +51,7 @@ class Variation:
 
     @property
     def exposes(self) -> bool:
-        """Whether grey values change."""
+        """Whether gray values change."""
         return self.gamma > 1 or self.contrast > 0 or self.brightness > 0 or self.noise > 0
 
 
@@ -61,7 +61,7 @@ STILL = Variation(flip=0, rotation_deg=0, scale=1, shift=0, elastic=0, gamma=1, 
 def varied(
     x_B1HW: Tensor, mask_B1HW: Tensor, variation: Variation, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Images in [0, 1] and their masks, moved alike; only the images' grey values change.
+    """Images in [0, 1] and their masks, moved alike; only the images' gray values change.
 
     Masks are 0 or 1 and stay so, in their dtype; one that holds 255 is unknown and stays as it is. What comes into
     the picture is black, and outside the mask. `generator` is one of the CPU; nothing waits for the images' device.

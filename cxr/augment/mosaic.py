@@ -1,9 +1,9 @@
 """Images with their boxes varied together as Ultralytics' trainer does: mosaic, affine, mixup, brightness, flip.
 
 The formulas are those of `ultralytics.data.augment` (v8_transforms), done on a whole batch on its device. One thing
-differs: pixels lie at the centres of their areas, as boxes have it, where Ultralytics' images are half a pixel off
+differs: pixels lie at the centers of their areas, as boxes have it, where Ultralytics' images are half a pixel off
 their boxes. The caller draws the other images of a mosaic or mixup, which Ultralytics takes from the batches that it
-loaded last. Of grey images, the jitter of hue, saturation and value is that of the value alone.
+loaded last. Of gray images, the jitter of hue, saturation and value is that of the value alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from cxr.precision import affine_grid, affine_points
 
-GREY = 114 / 255  # around images
+GRAY = 114 / 255  # around images
 MIXED = 32.0  # of the beta distribution from which mixup draws shares
 _SMALLEST_PX, _LEAST_AREA, _LONGEST = 2, 0.1, 100  # what must be left of a box: sides, share of its area, their ratio
 
@@ -119,7 +119,7 @@ def _from_batch(x: Tensor, boxes: Tensor) -> Partners:
 
 @dataclass(frozen=True)
 class _Sheet:
-    """Four images side by side, less GREY, of which a mosaic shows the part around the point where they meet.
+    """Four images side by side, less GRAY, of which a mosaic shows the part around the point where they meet.
 
     Ultralytics puts four images on a canvas of twice the size so that they meet in a random place. Here they always
     meet in the middle, and the canvas is what moves: no image has to be cut, and no cut has to be known on the host.
@@ -142,7 +142,7 @@ def _sheet(x: Tensor, boxes: Tensor, share: float, partners: Partners) -> _Sheet
     sheet = x.new_empty(count, 2, size, 2, size)
     places = [(0, 0), (1, 0), (0, 1), (1, 1)]
     for (right, down), (image, _) in zip(places, shown, strict=True):
-        sheet[:, down, :, right] = image[:, 0] - GREY
+        sheet[:, down, :, right] = image[:, 0] - GRAY
     meet = (size / 2 + size * torch.rand(count, 2)).long()  # on the canvas
     mosaic = (torch.rand(count) < share)[:, None]
     low = torch.where(mosaic, size - meet, -(size // 2))
@@ -168,7 +168,7 @@ def _affine(sheet: _Sheet, variation: MosaicVariation) -> tuple[Tensor, Tensor]:
     back = torch.tensor([[1 / size, 0, -1], [0, 1 / size, -1], [0, 0, 1]]).double()  # pixels of the sheet to [-1, 1]
     theta = _moved((back @ torch.linalg.inv(forward) @ unit)[:, :2].float(), sheet.x)
     grid = affine_grid(theta, size, size)
-    x = F.grid_sample(sheet.x, grid, padding_mode="zeros", align_corners=False) + GREY
+    x = F.grid_sample(sheet.x, grid, padding_mode="zeros", align_corners=False) + GRAY
     forward, factor = _moved(forward.float(), sheet.x), _moved(factor.float(), sheet.x)
     return x, _moved_boxes(sheet.boxes, forward, factor, size)
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
-from cxr.imaging.geometry import Frame
+from cxr.imaging.geometry import ResizeTransform
 
 Hot = Literal["share", "otsu", "wang"]
 FULL = 255  # the heat of 1
@@ -120,7 +120,7 @@ def _otsu(map_HW: np.ndarray) -> float:
     return cv2.threshold(map_HW, 0, FULL, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[0] + 1
 
 
-def to_original(boxes_N4: np.ndarray, frame: Frame, stored_px: int, height: int, width: int) -> np.ndarray:
+def to_original(boxes_N4: np.ndarray, frame: ResizeTransform, stored_px: int, height: int, width: int) -> np.ndarray:
     """Boxes as shares of the stored square of `stored_px` pixels -> pixels of the original image, within it.
 
     A box that lies in the padding alone comes out without area.

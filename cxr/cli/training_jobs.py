@@ -28,7 +28,7 @@ from cxr.reporting import folds, pareto
 from cxr.reporting.trials import trials_table, write_search_pictures, write_trials
 from cxr.runtime import cluster
 from cxr.schema import PixelFormat
-from cxr.sources import Labelling, chestxray14, open_manifest, siim
+from cxr.sources import Labeling, chestxray14, open_manifest, siim
 from cxr.training.fit import begun_with, check_resume, fit, room
 from cxr.training.options import RunOptions
 from cxr.training.search import SearchOptions, objectives_of, search, searched
@@ -56,7 +56,7 @@ class ArchiveOptions:
     """Share of images that may be unreadable before the job fails."""
     phantoms: int = 160
     """Images of the phantom archive made when none is given."""
-    labelling: Labelling = field(default_factory=Labelling)
+    labeling: Labeling = field(default_factory=Labeling)
 
 
 def make_ready(options: ArchiveOptions, out: str, recipe: Recipe | None = None) -> str:
@@ -79,7 +79,7 @@ def make_ready(options: ArchiveOptions, out: str, recipe: Recipe | None = None) 
 
 
 def _archives(options: ArchiveOptions) -> list[str]:
-    return [storage.normalise(archive) for archive in options.archive]
+    return [storage.normalize(archive) for archive in options.archive]
 
 
 def _shards_of(archive: str, made: str, options: ArchiveOptions, recipe: Recipe | None) -> str:
@@ -94,7 +94,7 @@ def _shards_of(archive: str, made: str, options: ArchiveOptions, recipe: Recipe 
         max_rejects=options.max_rejects,
         crop=lung_crop.of_recipe(recipe) if recipe else None,
         enhance=recipe.enhancement if recipe else None,
-        labelling=options.labelling,
+        labeling=options.labeling,
     )
     return made
 
@@ -112,7 +112,7 @@ def siim_phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
     """The archive as given, or one of phantoms as rarely ill as SIIM-ACR's, in OUT/phantoms; made once."""
     if options.archive:
         return options
-    uri = storage.join(storage.normalise(out), "phantoms")
+    uri = storage.join(storage.normalize(out), "phantoms")
     if not siim.detect(uri):
         print(f"no --archive given: making {options.phantoms} phantom X-rays in {uri}", flush=True)
         write_siim_phantom(uri, options.phantoms, size=max(256, options.shard_size))
@@ -145,7 +145,7 @@ def _trained_once(recipe: Recipe, archive: str, folder: str) -> str:
 def settled(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
     """The recipe with the weights that it names, and all else that its trainings share, in OUT; says what it did."""
     if recipe.lung_crop:
-        recipe = recipe.replace(lung_crop=storage.normalise(recipe.lung_crop))
+        recipe = recipe.replace(lung_crop=storage.normalize(recipe.lung_crop))
     begun = begun_with(out) if run.resume else None
     recipe, notes = recipe.resolved(out) if begun is None else recipe.resumed(begun, out)
     for note in notes:
@@ -159,17 +159,17 @@ def ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str, run: RunOp
     Args:
         run: what the cluster must have room for; None: not checked.
     """
-    out, given = storage.normalise(out), _archives(archive)
+    out, given = storage.normalize(out), _archives(archive)
     found, crop = [uri for uri in given if shards.is_shards(uri)], lung_crop.of_recipe(recipe)
     for uri in found:
         info = shards.read_info(uri)  # raises for latents
         lung_crop.check_shards(info, crop)
         shards.check_enhanced(info, recipe.enhancement)
-        archive.labelling.check_raw(uri)
+        archive.labeling.check_raw(uri)
     fold_of(recipe)  # raises where it is left open
     if archive.stream and not found:
         check_raw(recipe, given[0] if given else "the phantom archive")
-        if archive.labelling:
+        if archive.labeling:
             raise UserError(
                 "--annotations, --readers-agree: labels are read when shards are made. Leave --stream out"
             )
@@ -211,7 +211,7 @@ def _kind(options: ArchiveOptions, uri: str) -> dict[str, object]:
     if shards.is_shards(uri):
         info = shards.read_info(uri)
         return {"pixels": info.pixels, "findings": info.findings}
-    findings = open_manifest(uri, options.source, options.labelling).findings
+    findings = open_manifest(uri, options.source, options.labeling).findings
     return {"pixels": PixelFormat(options.shard_size), "findings": findings}
 
 
@@ -219,7 +219,7 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
     """Everything a train_<family> job does; returns its result.json. Folds of which none is named are all trained."""
     if recipe.folds and recipe.fold is None:
         return train_folds_job(recipe, archive, run, out)
-    check_resume(storage.join(storage.normalise(out), "train"), run.resume)
+    check_resume(storage.join(storage.normalize(out), "train"), run.resume)
     out = ready_to_begin(recipe, archive, out, run)
     recipe = settled(recipe, out, run)
     data = make_ready(archive, out, recipe)
@@ -291,8 +291,8 @@ def tune_job(
     if not best.checkpoint:
         raise RuntimeError(f"all {len(trials)} trials failed; see {table}. The first: {best.status}")
     pictures = picture(best.checkpoint, data, out)
-    maximise = recipe.mode == "max"
-    pictures += write_search_pictures(trials, space, recipe.monitor, maximise, out, objectives)
+    maximize = recipe.mode == "max"
+    pictures += write_search_pictures(trials, space, recipe.monitor, maximize, out, objectives)
     pictures += pareto.write_picture(trials, objectives, out)
     _say(best.metrics, best.checkpoint, pictures)
     return {

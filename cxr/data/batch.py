@@ -15,7 +15,7 @@ import torch
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.imaging.geometry import Frame
+from cxr.imaging.geometry import ResizeTransform
 from cxr.schema import MOST_BOXES, PixelFormat
 
 NO_MASK = 255  # fills a row's mask where the archive gives none
@@ -100,7 +100,7 @@ def _boxes(rows: pa.Table, pixels: PixelFormat, findings: Sequence[str], most: i
     for i, (given, frame) in enumerate(zip(listed, rows[schema.FRAME].to_pylist(), strict=True)):
         known = [box for box in given or () if box[schema.LABEL] in index]
         if known:
-            made = _unit_boxes(known, Frame(**frame), pixels.size)
+            made = _unit_boxes(known, ResizeTransform(**frame), pixels.size)
             labels = np.array([index[box[schema.LABEL]] for box in known])
             inside = np.flatnonzero((made[:, 2:] > made[:, :2]).all(1))
             if len(inside) > most:
@@ -117,7 +117,7 @@ def _hashed(column: pa.ChunkedArray) -> np.ndarray:
     return np.array([int.from_bytes(digest) >> 1 for digest in digests], np.int64)
 
 
-def _unit_boxes(boxes: Sequence[Mapping[str, float]], frame: Frame, size: int) -> np.ndarray:
+def _unit_boxes(boxes: Sequence[Mapping[str, float]], frame: ResizeTransform, size: int) -> np.ndarray:
     """Boxes of an original image as shares of the stored square, cut off at its border, (N, 4)."""
     corners = [[box[name] for name in (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)] for box in boxes]
     stored_px = frame.from_original(np.array(corners).reshape(-1, 2)).reshape(-1, 4)
@@ -128,7 +128,7 @@ def take(columns: Columns, index: np.ndarray | slice) -> Columns:
     return {name: values[index] for name, values in columns.items()}
 
 
-class Recycled:
+class BufferPool:
     """Arrays that are handed out again once nobody holds them: fresh pages cost more than what is put there."""
 
     def __init__(self) -> None:
@@ -152,10 +152,10 @@ class Recycled:
         return None
 
 
-class RowBuffer:
+class ShuffleBuffer:
     """Room for `capacity` rows of columns, in memory lent by `arrays`."""
 
-    def __init__(self, capacity: int, arrays: Recycled) -> None:
+    def __init__(self, capacity: int, arrays: BufferPool) -> None:
         self.capacity, self.rows = capacity, 0
         self._arrays = arrays
         self._room: Columns = {}

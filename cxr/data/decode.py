@@ -15,11 +15,11 @@ import pyarrow as pa
 from cxr import schema, storage
 from cxr.data.decode_pool import Decoded, decode_image, decode_mask
 from cxr.data.memory_budget import MemoryBudget
-from cxr.errors import Refused, UserError, place_of
+from cxr.errors import ImageRejectedError, UserError, place_of
 from cxr.imaging import dicom_terms, geometry
 from cxr.imaging.decode import check_head
 from cxr.imaging.enhance import Enhancement
-from cxr.imaging.geometry import Frame
+from cxr.imaging.geometry import ResizeTransform
 from cxr.imaging.image import to_bits
 from cxr.imaging.lung_bbox import LungSquare
 from cxr.schema import PixelFormat
@@ -131,10 +131,10 @@ def _file_in_memory(uri: str) -> Iterator[bytes]:
 
 def _framed(
     decoded: Decoded, size: int, crop: Crop | None, enhance: Enhancement | None
-) -> tuple[np.ndarray, Frame, str | None]:
+) -> tuple[np.ndarray, ResizeTransform, str | None]:
     """The pixels that are stored, their frame, and what stands in column `crop`."""
     if not (crop or enhance):
-        return decoded.image.pixels, geometry.fitted_frame(decoded.height, decoded.width, size), None
+        return decoded.image.pixels, geometry.fitted_transform(decoded.height, decoded.width, size), None
     pixels = enhance(decoded.image.pixels) if enhance else decoded.image.pixels
     lungs = crop(decoded.image.pixels) if crop else None
     if lungs is None or lungs.reason:
@@ -144,15 +144,15 @@ def _framed(
 
 def _concerns_one(error: Exception) -> bool:
     if isinstance(error, storage.StorageError):
-        return isinstance(error, (storage.NotFound, storage.Unreadable))
+        return isinstance(error, (storage.NotFoundError, storage.UnreadableError))
     return not isinstance(error, (MemoryError, UserError))
 
 
 def _reason(error: Exception) -> str:
     """Why an image was not used; without its URI, which the row holds, and without values of its header."""
-    if isinstance(error, Refused):
+    if isinstance(error, ImageRejectedError):
         return str(error)
-    if isinstance(error, storage.NotFound):
+    if isinstance(error, storage.NotFoundError):
         return "file not found"
     if isinstance(error, storage.StorageError):
         cause = error.__cause__
@@ -160,7 +160,7 @@ def _reason(error: Exception) -> str:
     return f"unexpected {type(error).__name__}{place_of(error)}"
 
 
-def _described(given: Values, decoded: Decoded, frame: Frame, boxes_frame: int | None) -> Values:
+def _described(given: Values, decoded: Decoded, frame: ResizeTransform, boxes_frame: int | None) -> Values:
     """Everything about an image but its pixels, boxes and masks; spacing is that of the file's own pixels."""
     image, height, width = decoded.image, decoded.height, decoded.width
     x_scale, y_scale = frame_scales(given[schema.BOXES_FRAME], boxes_frame, height, width)
@@ -178,7 +178,7 @@ def _described(given: Values, decoded: Decoded, frame: Frame, boxes_frame: int |
     }
 
 
-def _masks(sources: Sequence[Values], height: int, width: int, size: int, frame: Frame) -> list[Values]:
+def _masks(sources: Sequence[Values], height: int, width: int, size: int, frame: ResizeTransform) -> list[Values]:
     """One packed mask a label: several masks of a label (left and right lung, say) are united."""
     united: dict[str, np.ndarray] = {}
     for source in sources:
@@ -201,11 +201,13 @@ def original_mask(source: Values, height: int, width: int) -> np.ndarray:
         return rle.decode(source[schema.MASK_RLE], height, width)
     try:
         picture = decode_mask(storage.read_bytes(source[schema.MASK_URI], check=check_head))  # may be blank
-    except (Refused, storage.NotFound) as error:
-        raise Refused(f"mask of {source[schema.LABEL]}: {_reason(error)}") from None
+    except (ImageRejectedError, storage.NotFoundError) as error:
+        raise ImageRejectedError(f"mask of {source[schema.LABEL]}: {_reason(error)}") from None
     mask_height, mask_width = picture.shape
     if abs(mask_width * height - mask_height * width) > _ASPECT_TOLERANCE * mask_height * width:
-        raise Refused(f"mask of {source[schema.LABEL]} is {mask_width} x {mask_height}, its image {width} x {height}")
+        raise ImageRejectedError(
+            f"mask of {source[schema.LABEL]} is {mask_width} x {mask_height}, its image {width} x {height}"
+        )
     mask = (picture > picture.max() // 2).astype(np.uint8)
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
 

@@ -32,7 +32,7 @@ import numpy as np
 
 from cxr.data.decode_worker import Kind, SharedMemory
 from cxr.data.memory_budget import MemoryBudget
-from cxr.errors import Refused, UserError
+from cxr.errors import ImageRejectedError, UserError
 from cxr.imaging.image import Image
 
 PROCESSES = 2  # for each Ray worker: while one's pixels are resized and stored, the other decodes
@@ -132,7 +132,7 @@ class DecodePool:
 
     def decode(self, data: bytes, kind: Kind, fit_px: int | None = None) -> Decoded:
         if self._known and (reason := self._known.get(_digest(data))):
-            raise Refused(reason)
+            raise ImageRejectedError(reason)
         with suppress(DecoderFailedError), self._slots:
             return self._attempt(self._idle_one() or self._new(), data, kind, fit_px)
         with self._all_slots():
@@ -140,7 +140,7 @@ class DecodePool:
                 return self._attempt(self._new(), data, kind, fit_px)
             except DecoderFailedError as failure:
                 self._known[_digest(data)] = str(failure)
-                raise Refused(str(failure)) from None
+                raise ImageRejectedError(str(failure)) from None
 
     def close(self) -> None:
         """End the idle processes; new ones are started when they are needed."""
@@ -150,7 +150,7 @@ class DecodePool:
     def _attempt(self, decoder: _Decoder, data: bytes, kind: Kind, fit_px: int | None) -> Decoded:
         try:
             decoded = decoder.decode(data, kind, fit_px)
-        except Refused:
+        except ImageRejectedError:
             self._keep(decoder)
             raise
         except OSError as error:
@@ -221,7 +221,7 @@ class _Decoder:
             with self._budget.hold(answer["needs"]):
                 answer = self._ask({})
         if "refused" in answer:
-            raise Refused(answer["refused"])
+            raise ImageRejectedError(answer["refused"])
         if "out_of_memory" in answer:
             raise DecoderFailedError(f"decoding needed more than {self._limits.memory_gib:g} GiB of memory")
         height, width, dtype = answer["height"], answer["width"], np.dtype(answer["dtype"])

@@ -31,7 +31,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from cxr.errors import Refused, place_of
+from cxr.errors import ImageRejectedError, place_of
 from cxr.imaging import geometry
 from cxr.imaging.decode import decode, inspect
 from cxr.imaging.image import Image
@@ -91,7 +91,7 @@ def _answer(
         stored[:] = pixels
         about = {field.name: getattr(image, field.name) for field in fields(image) if field.name != "pixels"}
         return {"height": height, "width": width, "dtype": stored.dtype.name, "about": about}
-    except Refused as error:
+    except ImageRejectedError as error:
         return {"refused": str(error)}
     except MemoryError:
         return {"out_of_memory": True}

@@ -30,7 +30,7 @@ from cxr.imaging.enhance import Enhancement
 from cxr.runtime import cluster, lease
 from cxr.runtime.progress import Progress
 from cxr.schema import PixelFormat
-from cxr.sources import Labelling, find_source, open_manifest
+from cxr.sources import Labeling, find_source, open_manifest
 from cxr.sources.annotations import one_reader
 from cxr.sources.manifest import Manifest
 from cxr.sources.true_boxes import PART_SHARE, BoxCounts
@@ -78,7 +78,7 @@ def ingest(
     limit: int | None = None,
     crop: CropSettings | None = None,
     enhance: Enhancement | None = None,
-    labelling: Labelling | None = None,
+    labeling: Labeling | None = None,
 ) -> IngestResult:
     """Decode an archive into shards; called again after it was stopped, it goes on with what is missing.
 
@@ -88,25 +88,25 @@ def ingest(
         limit: take only so many images, spread evenly over the archive.
         crop: store the squares around the lungs instead of whole images.
         enhance: what is done to images before they are stored.
-        labelling: labels and boxes other than the source's own, and how those of several readers become one set.
+        labeling: labels and boxes other than the source's own, and how those of several readers become one set.
 
     Raises:
         UserError: no such archive; OUT holds another ingest's work or is in use by another run; too many rejects, or
             boxes outside their images.
     """
-    archive, out, pixels = storage.normalise(archive_uri), storage.normalise(out_uri), pixels or PixelFormat()
+    archive, out, pixels = storage.normalize(archive_uri), storage.normalize(out_uri), pixels or PixelFormat()
     for uri in (archive, out):
         cluster.check_shared(uri)
     source = find_source(archive, source).name
-    labelling = labelling or Labelling()
-    manifest = one_reader(open_manifest(archive, source, labelling), labelling.reader_boxes)
+    labeling = labeling or Labeling()
+    manifest = one_reader(open_manifest(archive, source, labeling), labeling.reader_boxes)
     manifest.tell()
     table = _thinned(manifest.table, limit)
     parts = plan(table, rows_per_part(table.num_rows, pixels), by=schema.SPLIT)
     origin = {"version": VERSION, "archive": archive, "source": source, "pixels": asdict(pixels)}
     origin |= {"lung_crop": crop.describe()} if crop else {}
     origin |= {"enhancement": enhance.describe()} if enhance else {}
-    origin |= labelling.describe()
+    origin |= labeling.describe()
     with lease.held(out):
         ledger = open_ledger(out, {"job": "ingest", **origin, "limit": limit}, parts)
         progress = _write_parts(ledger, parts, (pixels, crop, enhance))

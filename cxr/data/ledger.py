@@ -106,7 +106,7 @@ def open_ledger(out_uri: str, settings: Mapping[str, Any], parts: Iterable[Part]
         UserError: what lies there was made with other settings or of other images.
     """
     entry = {"settings": json.loads(json.dumps(settings)), "fingerprint": fingerprint(parts)}
-    ledger = Ledger(storage.normalise(out_uri))
+    ledger = Ledger(storage.normalize(out_uri))
     uri = storage.join(ledger.uri, LEDGER_FILE)
     if storage.exists(uri):
         _check_same(ledger.uri, storage.read_json(uri), entry)

@@ -26,7 +26,7 @@ from cxr.errors import ClusterError, UserError
 from cxr.runtime import cluster
 from cxr.runtime.progress import warned
 from cxr.schema import PixelFormat
-from cxr.sources import Labelling, open_manifest
+from cxr.sources import Labeling, open_manifest
 from cxr.sources.annotations import one_reader
 from cxr.sources.manifest import boxes_frame_px
 from cxr.sources.true_boxes import PART_SHARE, BoxCounts
@@ -64,7 +64,7 @@ def open_dataset(
     Raises:
         UserError: neither shards nor an archive, shards that are not finished, or a split without images.
     """
-    uri = storage.normalise(uri)
+    uri = storage.normalize(uri)
     if shards.is_shards(uri) or storage.exists(storage.join(uri, ledger.LEDGER_FILE)):
         return _open_shards(uri, split, columns)
     manifest = _of_split(open_manifest(uri, source).table, split, uri)
@@ -88,7 +88,7 @@ def open_streams(
     Raises:
         UserError: no archive, a split without images, or boxes outside their images.
     """
-    manifest = one_reader(open_manifest(uri, source), Labelling().reader_boxes)
+    manifest = one_reader(open_manifest(uri, source), Labeling().reader_boxes)
     if columns is None or schema.BOXES in columns:
         _check_boxes(manifest.table)
     train, val = (_of_split(manifest.table, split, uri) for split in ("train", "val"))

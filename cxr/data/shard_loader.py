@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cxr import schema, storage
-from cxr.data.batch import Batch, Columns, Recycled, RowBuffer, prefetched, stored, take, to_columns, to_tensors
+from cxr.data.batch import Batch, BufferPool, Columns, ShuffleBuffer, prefetched, stored, take, to_columns, to_tensors
 from cxr.data.sampling import Fold, Sampling, rows_of
 from cxr.data.shards import ARCHIVE_FILE, RowGroup, ShardInfo
 from cxr.errors import UserError
@@ -53,8 +53,8 @@ class ShardStream:
 
     def __post_init__(self) -> None:
         self._rows = rows_of(self.info, self.split, self.fold)
-        self._resident: RowBuffer | None = None
-        self._arrays = Recycled()
+        self._resident: ShuffleBuffer | None = None
+        self._arrays = BufferPool()
         if self.rows < self.world:
             raise UserError(
                 f"{self._named} are too few for {self.world} workers. Give a larger archive or fewer workers"
@@ -139,7 +139,7 @@ class ShardStream:
         own = self._rows.together(shown, rng)[slice(*ends)]
         held = max(1, self.cache_bytes // (self.info.pixels.row_bytes * self.info.row_group_rows))
         held *= self.info.row_group_rows
-        window, fresh = RowBuffer(held + self.batch_size, self._arrays), 0
+        window, fresh = ShuffleBuffer(held + self.batch_size, self._arrays), 0
         for columns, inside in self._pieces(own):
             if fresh + len(inside) > held:
                 yield from self._shuffled(window, rng)
@@ -158,7 +158,7 @@ class ShardStream:
             for start in range(0, len(inside), most):
                 yield columns, inside[start : start + most]
 
-    def _shuffled(self, window: RowBuffer, rng: np.random.Generator) -> Iterator[Columns]:
+    def _shuffled(self, window: ShuffleBuffer, rng: np.random.Generator) -> Iterator[Columns]:
         """The window's whole batches; what is left over stays in it."""
         order = rng.permutation(window.rows)
         whole = len(order) // self.batch_size * self.batch_size
@@ -178,10 +178,10 @@ class ShardStream:
             for start in range(0, len(inside), self.batch_size):
                 yield take(columns, inside[start : start + self.batch_size])
 
-    def _load(self) -> RowBuffer:
+    def _load(self) -> ShuffleBuffer:
         """The whole split, read once."""
         if self._resident is None:
-            rows = RowBuffer(self.rows, self._arrays)
+            rows = ShuffleBuffer(self.rows, self._arrays)
             for group, inside in self._rows.by_group(np.arange(self.rows)):
                 rows.add(self._read(group), inside)
             self._resident = rows

@@ -24,13 +24,13 @@ PICTURES = "pictures"
 
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     """Judge a run: OUT/report.md, findings.csv, pictures, and with `against` comparison.csv; the job's result."""
-    out, archive = storage.normalise(out), storage.normalise(options.archive or run.archive)
+    out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     columns = [schema.PATIENT_ID, schema.LABELS]
-    manifest = read_truth(archive, options.source, options.split, columns, options.labelling)
+    manifest = read_truth(archive, options.source, options.split, columns, options.labeling)
     manifest.tell()
     scores, truth = load_scores(run), known_labels(manifest)
     joined = join(scores, truth)
-    judged = classification.summarise(
+    judged = classification.summarize(
         joined.probabilities,
         joined.labels,
         joined.called,
@@ -62,8 +62,8 @@ def one_sided(scores: Scores, truth: Truth, rows: np.ndarray) -> list[Row]:
         counts = (int((labels == kind).sum()) for kind in (schema.POSITIVE, schema.NEGATIVE, schema.UNKNOWN))
         if finding not in scores.findings:
             found.append(Row(finding, *counts, note="not scored by the checkpoint"))
-    unlabelled = [finding for finding in scores.findings if finding not in truth.findings]
-    return found + [Row(finding, unknown=len(rows), note="the archive has no labels of it") for finding in unlabelled]
+    unlabeled = [finding for finding in scores.findings if finding not in truth.findings]
+    return found + [Row(finding, unknown=len(rows), note="the archive has no labels of it") for finding in unlabeled]
 
 
 def metrics(summary: Summary, joined: Joined) -> dict[str, float | None]:

@@ -41,14 +41,14 @@ class Truth:
     image_ids: pa.ChunkedArray
     patients: np.ndarray  # (N,) a number, the same for images of a patient, rising with the id
     labels: np.ndarray  # (N, F) int8
-    labelled: np.ndarray  # (N,) bool
+    labeled: np.ndarray  # (N,) bool
 
 
 @dataclass(frozen=True)
 class Joined:
     """Images with labels and good scores, and how many others there are."""
 
-    findings: tuple[str, ...]  # that are both scored and labelled, in the run's order
+    findings: tuple[str, ...]  # that are both scored and labeled, in the run's order
     rows: np.ndarray  # (N,) of the truth, rising
     patients: np.ndarray  # (N,)
     probabilities: np.ndarray  # (N, F)
@@ -87,13 +87,13 @@ def load_scores(run: Run) -> Scores:
 def known_labels(manifest: Manifest) -> Truth:
     """The labels of a manifest; an image whose patient is not known is a patient of its own."""
     table = manifest.table
-    labelled = table[schema.LABELS].is_valid()
+    labeled = table[schema.LABELS].is_valid()
     return Truth(
         findings=manifest.findings,
         image_ids=table[schema.IMAGE_ID],
         patients=patient_numbers(table),
-        labels=_matrix(table[schema.LABELS], labelled, len(manifest.findings), schema.UNKNOWN),
-        labelled=labelled.to_numpy(),
+        labels=_matrix(table[schema.LABELS], labeled, len(manifest.findings), schema.UNKNOWN),
+        labeled=labeled.to_numpy(),
     )
 
 
@@ -123,9 +123,9 @@ def join(scores: Scores, truth: Truth) -> Joined:
     place = pc.index_in(truth.image_ids, value_set=scores.image_ids).fill_null(-1).to_numpy()
     present = place >= 0
     good = present & scores.good[place]
-    rows = np.flatnonzero(good & truth.labelled)
+    rows = np.flatnonzero(good & truth.labeled)
     if not findings or not len(rows):
-        error = UserError if truth.findings and truth.labelled.any() else NoGroundTruthError
+        error = UserError if truth.findings and truth.labeled.any() else NoGroundTruthError
         raise error(_nothing_in_common(scores, truth, int(present.sum()), int(good.sum())))
     scored = [scores.findings.index(finding) for finding in findings]
     return Joined(
@@ -137,13 +137,13 @@ def join(scores: Scores, truth: Truth) -> Joined:
         labels=truth.labels[rows][:, [truth.findings.index(finding) for finding in findings]],
         images_with_error=int((present & ~good).sum()),
         images_without_score=int((~present).sum()),
-        images_without_labels=int((good & ~truth.labelled).sum()),
+        images_without_labels=int((good & ~truth.labeled).sum()),
     )
 
 
 def _nothing_in_common(scores: Scores, truth: Truth, present: int, good: int) -> str:
     return (
-        f"of {len(truth.labelled):,} images of the archive {truth.labelled.sum():,} have labels, {present:,} are in "
+        f"of {len(truth.labeled):,} images of the archive {truth.labeled.sum():,} have labels, {present:,} are in "
         f"{scores.uri}, {good:,} without an error; it scores {', '.join(scores.findings)}, the archive has labels of "
         f"{', '.join(truth.findings) or 'nothing'}: there is nothing to judge. Give the archive that was scored, one "
         f"that has labels, or another --split"

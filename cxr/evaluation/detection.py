@@ -32,10 +32,10 @@ SHOWN = 4  # images in a row of the picture
 
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     """Judge a run: OUT/report.md, boxes.csv, findings.csv, confusion.csv, pictures; the job's result."""
-    out, archive = storage.normalise(out), storage.normalise(options.archive or run.archive)
-    truth = one_truth(known_boxes(archive, options), options.labelling.reader_boxes)
+    out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
+    truth = one_truth(known_boxes(archive, options), options.labeling.reader_boxes)
     judged = detected(load_scores(run), scored_findings(run), truth)
-    summary = detection.summarise(
+    summary = detection.summarize(
         judged.found, judged.true, judged.patients, judged.findings, resamples=options.resamples, seed=options.seed
     )
     called = options.box_score
@@ -79,7 +79,7 @@ class WholeImages:
 
 def _image_summary(judged: Detected, images: WholeImages, options: ReportOptions) -> classification.Summary:
     names, sure = [*judged.findings, NO_FINDING], {"resamples": options.resamples, "seed": options.seed}
-    return classification.summarise(
+    return classification.summarize(
         images.probabilities, images.labels, images.called, judged.patients, names, **sure
     )
 

@@ -14,7 +14,7 @@ from cxr.data import shards
 from cxr.evaluation.classification_data import Truth, known_labels
 from cxr.evaluation.images import decoded, stored
 from cxr.evaluation.run import ReportOptions, of_split, read_all_truth
-from cxr.imaging.geometry import Frame
+from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics.localization import Boxes, known_places
 from cxr.sources.true_boxes import frames_px, place_boxes
 
@@ -72,13 +72,13 @@ class BoxTruth:
         placed = place_boxes(self.training[schema.BOXES], frames, frames).boxes
         return Boxes.of(placed, findings).scaled(*(1 / frames).T)
 
-    def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, Frame]]:
+    def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
         """Pictures (S, S) in [0, 1] by row, and how they lie on the originals; those that cannot be had left out."""
         if self.info is None:
             return decoded(self.table, rows)
         frames = self.table[schema.FRAME]
         return {
-            row: (picture, Frame(**frames[row].as_py()))
+            row: (picture, ResizeTransform(**frames[row].as_py()))
             for row, picture in stored(self.info, self.table, rows).items()
         }
 
@@ -92,7 +92,7 @@ def known_boxes(archive: str, options: ReportOptions) -> BoxTruth:
     info = shards.read_info(archive) if shards.is_shards(archive) else None
     columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.LABELS, schema.BOXES, schema.EXTRA]
     columns += [schema.HEIGHT_PX, schema.WIDTH_PX, schema.FRAME] if info else [schema.BOXES_FRAME]
-    everything = read_all_truth(archive, options.source, columns, options.labelling)
+    everything = read_all_truth(archive, options.source, columns, options.labeling)
     everything.tell()
     everything.table = everything.table.sort_by(schema.IMAGE_ID)  # however stored, the baselines are the same
     manifest = of_split(everything, archive, options.split)

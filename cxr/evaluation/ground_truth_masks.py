@@ -16,7 +16,7 @@ from cxr.data.decode import original_mask
 from cxr.evaluation.images import decoded, stored
 from cxr.evaluation.run import ReportOptions, patient_numbers, read_truth
 from cxr.imaging import geometry
-from cxr.imaging.geometry import Frame
+from cxr.imaging.geometry import ResizeTransform
 from cxr.sources import rle
 from cxr.sources.manifest import Manifest
 
@@ -37,7 +37,7 @@ class MaskTruth(ABC):
         self.table, self.label, self.boxes_frame_px = manifest.table, label, manifest.boxes_frame_px
         self.image_ids: pa.ChunkedArray = manifest.table[schema.IMAGE_ID]
         self.patients = patient_numbers(manifest.table)
-        self.known = _labelled(manifest.table[schema.MASKS], label)
+        self.known = _labeled(manifest.table[schema.MASKS], label)
 
     @abstractmethod
     def masks(self, row: int, code: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,10 +49,10 @@ class MaskTruth(ABC):
 
     @abstractmethod
     def spacing_mm(self, row: int, height: int, width: int) -> tuple[float, float] | None:
-        """Distance of the compared pixels' centres, between rows and between columns; None if unknown."""
+        """Distance of the compared pixels' centers, between rows and between columns; None if unknown."""
 
     @abstractmethod
-    def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, Frame]]:
+    def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
         """Images to show, by row: (S, S) in [0, 1], and how their pixels lie on the compared ones.
 
         Rows whose image cannot be had are left out.
@@ -79,7 +79,7 @@ class RawTruth(MaskTruth):
             return spacing and tuple(spacing)
         return spacing[0] * self.boxes_frame_px / height, spacing[1] * self.boxes_frame_px / width
 
-    def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, Frame]]:
+    def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
         return decoded(self.table, rows)
 
 
@@ -101,11 +101,11 @@ class ShardTruth(MaskTruth):
         spacing, frame = self.table[schema.SPACING_MM][row].as_py(), self._frame(row)
         return spacing and (spacing[0] * frame.y_scale, spacing[1] * frame.x_scale)
 
-    def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, Frame]]:
-        return {row: (picture, Frame()) for row, picture in stored(self.info, self.table, rows).items()}
+    def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
+        return {row: (picture, ResizeTransform()) for row, picture in stored(self.info, self.table, rows).items()}
 
-    def _frame(self, row: int) -> Frame:
-        return Frame(**self.table[schema.FRAME][row].as_py())
+    def _frame(self, row: int) -> ResizeTransform:
+        return ResizeTransform(**self.table[schema.FRAME][row].as_py())
 
 
 def known_masks(archive: str, options: ReportOptions, label: str) -> MaskTruth:
@@ -116,15 +116,15 @@ def known_masks(archive: str, options: ReportOptions, label: str) -> MaskTruth:
     """
     columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.MASKS, schema.SPACING_MM]
     if not shards.is_shards(archive):
-        manifest = read_truth(archive, options.source, options.split, columns, options.labelling)
+        manifest = read_truth(archive, options.source, options.split, columns, options.labeling)
         manifest.tell()
         return RawTruth(manifest, label)
     info = shards.read_info(archive)
-    manifest = read_truth(archive, options.source, options.split, [*columns, schema.FRAME], options.labelling)
+    manifest = read_truth(archive, options.source, options.split, [*columns, schema.FRAME], options.labeling)
     return ShardTruth(manifest, label, info)
 
 
-def _labelled(masks: pa.ChunkedArray, label: str) -> np.ndarray:
+def _labeled(masks: pa.ChunkedArray, label: str) -> np.ndarray:
     """(N,) bool: which lists of masks hold one of that label."""
     known, start = np.zeros(len(masks), bool), 0
     for chunk in masks.chunks:

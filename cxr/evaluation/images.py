@@ -11,25 +11,25 @@ import pyarrow.compute as pc
 from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.decode_pool import decode_image
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 from cxr.imaging import geometry
 from cxr.imaging.decode import check_head
-from cxr.imaging.geometry import Frame
+from cxr.imaging.geometry import ResizeTransform
 from cxr.imaging.image import to_bits
 
 PICTURE_PX = 384  # side of the pictures that are shown of raw archives
 
 
-def decoded(table: pa.Table, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, Frame]]:
+def decoded(table: pa.Table, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
     """Pictures (S, S) in [0, 1] by row, and how they lie on the original; images that cannot be had are left out."""
     found = {}
     for row in rows:
         try:
             data = storage.read_bytes(table[schema.SOURCE_URI][row].as_py(), check=check_head)
             fitted = decode_image(data, PICTURE_PX)
-        except (Refused, storage.NotFound):
+        except (ImageRejectedError, storage.NotFoundError):
             continue
-        frame = geometry.fitted_frame(fitted.height, fitted.width, PICTURE_PX)
+        frame = geometry.fitted_transform(fitted.height, fitted.width, PICTURE_PX)
         found[row] = to_bits(fitted.image.pixels, 8) / np.float32(255), frame
     return found
 

@@ -15,9 +15,9 @@ from cxr.evaluation.classification_data import Joined
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import Judged, guessed, judge, load_scores
 from cxr.evaluation.run import ReportOptions, Run, read_run
-from cxr.imaging.geometry import Frame
-from cxr.metrics.classification import summarise as summarise_labels
-from cxr.metrics.localization import MEASURES, THRESHOLDS, Rates, paired_gain, summarise
+from cxr.imaging.geometry import ResizeTransform
+from cxr.metrics.classification import summarize as summarise_labels
+from cxr.metrics.localization import MEASURES, THRESHOLDS, Rates, paired_gain, summarize
 from cxr.reporting import classification as label_tables
 from cxr.reporting import localization as tables
 from cxr.reporting.figures import save_figure
@@ -33,11 +33,11 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
 
     Where the archive has labels but no boxes, the report is a classifier's.
     """
-    out, archive = storage.normalise(out), storage.normalise(options.archive or run.archive)
+    out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     truth, classified, found = known_boxes(archive, options), classification_data.load_scores(run), load_scores(run)
-    if not truth.listed and _labelled(classified, truth):
+    if not truth.listed and _labeled(classified, truth):
         return classification.report(run, options, out)
-    judged, joined = judge(found, classified.findings, truth), _labelled(classified, truth)
+    judged, joined = judge(found, classified.findings, truth), _labeled(classified, truth)
     told = _told(judged)
     print(told, flush=True)
     result: dict[str, Any] = {}
@@ -53,10 +53,10 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     return result
 
 
-def _labelled(scores: classification_data.Scores, truth: BoxTruth) -> Joined | None:
+def _labeled(scores: classification_data.Scores, truth: BoxTruth) -> Joined | None:
     """Probabilities with labels; None where the archive has no labels."""
     common = set(scores.findings) & set(truth.labels.findings)
-    return classification_data.join(scores, truth.labels) if common and truth.labels.labelled.any() else None
+    return classification_data.join(scores, truth.labels) if common and truth.labels.labeled.any() else None
 
 
 def _told(judged: Judged) -> str:
@@ -79,7 +79,7 @@ def _told(judged: Judged) -> str:
 def _located(judged: Judged, truth: BoxTruth, options: ReportOptions, out: str, result: dict[str, Any]) -> list[str]:
     """The boxes' part of the page; its figures, file and pictures are put into `result`."""
     ways = {"run": judged.located, **guessed(judged, truth.training_boxes(judged.findings), options.seed)}
-    sure = partial(summarise, resamples=options.resamples, seed=options.seed)
+    sure = partial(summarize, resamples=options.resamples, seed=options.seed)
     rates = {name: sure(of, judged.patients, judged.findings) for name, of in ways.items()}
     result["boxes"] = storage.join(out, "boxes.csv")
     storage.write_text(result["boxes"], tables.csv(rates))
@@ -92,7 +92,7 @@ def _located(judged: Judged, truth: BoxTruth, options: ReportOptions, out: str, 
     shown = [f"![{name}]({PICTURES}/{name})" for name in map(storage.name, result["pictures"])]
     accuracy = [tables.accuracy_table(own, rates, measure) for measure in MEASURES]
     missed = ["## False positives an image, and the pointing game", tables.false_positives_table(own, rates)]
-    return ["## Localisation accuracy", *accuracy, *missed, tables.legend(own, options.resamples), *shown]
+    return ["## Localization accuracy", *accuracy, *missed, tables.legend(own, options.resamples), *shown]
 
 
 def _classified(joined: Joined, options: ReportOptions, out: str, result: dict[str, Any]) -> list[str]:
@@ -156,7 +156,7 @@ def overlays(judged: Judged, truth: BoxTruth, seed: int) -> dict[str, list[Overl
     }
 
 
-def _overlay(judged: Judged, pair: np.ndarray, picture: np.ndarray, frame: Frame) -> Overlay:
+def _overlay(judged: Judged, pair: np.ndarray, picture: np.ndarray, frame: ResizeTransform) -> Overlay:
     image, finding = pair.tolist()
     true, found = (some.at((some.image == image) & (some.finding == finding)) for some in (judged.true, judged.found))
     placed = [frame.from_original(some.xyxy.reshape(-1, 2)).reshape(-1, 4) for some in (true, found)]

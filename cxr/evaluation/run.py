@@ -18,7 +18,7 @@ from cxr.data import shards
 from cxr.data.ledger import LEDGER_FILE, SUFFIX
 from cxr.errors import UserError
 from cxr.metrics.classification.bootstrap import RESAMPLES
-from cxr.sources import Labelling, open_manifest
+from cxr.sources import Labeling, open_manifest
 from cxr.sources.manifest import Manifest
 
 SCORES = "scores"  # the folder of a run's Parquet files
@@ -44,7 +44,7 @@ class ReportOptions:
     """Of the bootstrap."""
     box_score: float = 0.25
     """Score from which found boxes count in decisions, confusions and pictures; average precision takes all."""
-    labelling: Labelling = field(default_factory=Labelling)
+    labeling: Labeling = field(default_factory=Labeling)
 
     def __post_init__(self) -> None:
         if not 0 <= self.box_score <= 1:
@@ -81,7 +81,7 @@ def read_run(uri: str) -> Run:
     Raises:
         UserError: nothing, or something else, lies there.
     """
-    uri = storage.normalise(uri)
+    uri = storage.normalize(uri)
     ledger = storage.join(uri, LEDGER_FILE)
     settings = storage.read_json(ledger).get("settings", {}) if storage.exists(ledger) else {}
     if not {"recipe", "archive", "checkpoint_sha256"} <= set(settings):
@@ -142,7 +142,7 @@ def _of_split(
 
 
 def read_truth(
-    archive: str, source: str, split: str, columns: Sequence[str], labelling: Labelling | None = None
+    archive: str, source: str, split: str, columns: Sequence[str], labeling: Labeling | None = None
 ) -> Manifest:
     """These columns, `image_id` first, of an archive's images in `split` ("all" for every one), nothing decoded.
 
@@ -151,19 +151,19 @@ def read_truth(
     Raises:
         UserError: no such archive, no image in that split, or shards used as one that name two images alike.
     """
-    archive = storage.normalise(archive)
-    return of_split(read_all_truth(archive, source, columns, labelling, split), archive, split)
+    archive = storage.normalize(archive)
+    return of_split(read_all_truth(archive, source, columns, labeling, split), archive, split)
 
 
 def read_all_truth(
-    archive: str, source: str, columns: Sequence[str], labelling: Labelling | None = None, needed: str = "all"
+    archive: str, source: str, columns: Sequence[str], labeling: Labeling | None = None, needed: str = "all"
 ) -> Manifest:
     """What `read_truth` reads, of the images of all splits; of shards perhaps those of `needed` alone."""
     wanted = [schema.IMAGE_ID, schema.SPLIT, *columns]
     if shards.is_shards(archive):
-        (labelling or Labelling()).check_raw(archive)
+        (labeling or Labeling()).check_raw(archive)
         return _of_shards(shards.read_info(archive, latents=True), wanted, needed)
-    known = open_manifest(archive, source, labelling)
+    known = open_manifest(archive, source, labeling)
     return Manifest(known.table.select(wanted), known.findings, known.notes)
 
 

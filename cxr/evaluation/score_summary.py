@@ -18,7 +18,7 @@ from cxr.boxes import areas
 from cxr.data import shards
 from cxr.evaluation.images import decoded, stored
 from cxr.evaluation.run import ReportOptions, Run, patient_numbers, read_scores
-from cxr.imaging.geometry import Frame, fit_mask
+from cxr.imaging.geometry import ResizeTransform, fit_mask
 from cxr.metrics.localization import Boxes
 from cxr.reporting import score_summary as tables
 from cxr.reporting.detection import area_figure, distribution_figure
@@ -59,7 +59,7 @@ class Scored:
         return np.random.default_rng(self.options.seed)
 
     def overlays(
-        self, chosen: dict[str, np.ndarray], draw: Callable[[int, np.ndarray, Frame], Overlay]
+        self, chosen: dict[str, np.ndarray], draw: Callable[[int, np.ndarray, ResizeTransform], Overlay]
     ) -> dict[str, list[Overlay]]:
         """The first `SHOWN` of the rows that each name has; images that can no longer be read are left out.
 
@@ -71,11 +71,11 @@ class Scored:
         drawn = {name: [draw(row, *pictures[row]) for row in rows if row in pictures] for name, rows in shown.items()}
         return {name: some for name, some in drawn.items() if some}
 
-    def _pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, Frame]]:
+    def _pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
         frames, pictures = self.table[schema.FRAME], {}
         for archive in filter(shards.is_shards, self.run.archives):
             found = stored(shards.read_info(archive), self.table, rows)
-            pictures |= {row: (picture, Frame(**frames[row].as_py())) for row, picture in found.items()}
+            pictures |= {row: (picture, ResizeTransform(**frames[row].as_py())) for row, picture in found.items()}
         readable = self.table[schema.SOURCE_URI].is_valid().to_pylist()
         return pictures | decoded(self.table, [row for row in rows if row not in pictures and readable[row]])
 
@@ -109,7 +109,7 @@ def report(run: Run, options: ReportOptions, out: str, kinds: Sequence[Kind]) ->
     Raises:
         UserError: the run has scored no image of the split.
     """
-    out = storage.normalise(out)
+    out = storage.normalize(out)
     columns = [*_COLUMNS, *(name for kind in kinds for name in kind.columns)]
     parts = read_scores(run, columns, "all" if options.split == "auto" else options.split)
     named = {(part.schema.metadata or {}).get(schema.FINDINGS_KEY, b"[]") for part in parts}
@@ -228,7 +228,7 @@ def _box_overlays(scored: Scored, called: Boxes) -> dict[str, list[Overlay]]:
         "no box": scored.random.permutation(empty),
     }
 
-    def draw(row: int, picture: np.ndarray, frame: Frame) -> Overlay:
+    def draw(row: int, picture: np.ndarray, frame: ResizeTransform) -> Overlay:
         own = called.at(called.image == row)
         placed = frame.from_original(own.xyxy.reshape(-1, 2)).reshape(-1, 4)
         words = [f"{scored.findings[f]} {score:.2f}" for f, score in zip(own.finding, own.score, strict=True)]
@@ -285,7 +285,7 @@ def _mask_overlays(scored: Scored, share: np.ndarray, found: np.ndarray) -> dict
         "no mask": scored.random.permutation(empty),
     }
 
-    def draw(row: int, picture: np.ndarray, frame: Frame) -> Overlay:
+    def draw(row: int, picture: np.ndarray, frame: ResizeTransform) -> Overlay:
         width, height = scored.sizes_px[row].tolist()
         mask = rle.decode(scored.table[schema.FOUND_RLE][row].as_py(), height, width)
         title = f"{share[row]:.1%} of the image" if share[row] else ""

@@ -26,7 +26,7 @@ SHOWN = 4  # images in a row of the picture
 
 def report(run: Run, options: ReportOptions, out: str, *, label: str) -> dict[str, Any]:
     """Judge a run that finds masks of `label`: OUT/report.md, images.csv, pictures; the job's result."""
-    out, archive = storage.normalise(out), storage.normalise(options.archive or run.archive)
+    out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     truth, scores = known_masks(archive, options, label), load_scores(run)
     judged = judge(scores, truth)
     found, sure = figures(judged), intervals(judged, options)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cxr import schema
-from cxr.errors import Refused, UserError
+from cxr.errors import ImageRejectedError, UserError
 from cxr.evaluation.ground_truth_masks import MaskTruth
 from cxr.evaluation.run import NoGroundTruthError, Run, Split, read_scores
 from cxr.metrics.segmentation import dice, hd95, overlap_rows
@@ -129,7 +129,7 @@ def _compared(scores: Scores, truth: MaskTruth, row: int, place: int) -> tuple[T
     """Overlap counts (1, 4), HD95 in px and in mm of one image; or why there are none."""
     try:
         found, true = both_masks(scores, truth, row, place)
-    except Refused as refused:
+    except ImageRejectedError as refused:
         return str(refused)
     counts = overlap_rows(torch.from_numpy(found)[None], torch.from_numpy(true)[None])
     spacing = truth.spacing_mm(row, *scores.sizes[place].tolist())

@@ -35,6 +35,6 @@ def write_submission(run: Run, uri: str, split: Split = "test") -> dict[str, int
         if name in codes:
             raise UserError(f"{run.uri} has scored two images named {name}: score the challenge's archive alone")
         codes[name] = code if good else rle.EMPTY
-    storage.write_text(storage.normalise(uri), siim_submission(dict(sorted(codes.items()))))
+    storage.write_text(storage.normalize(uri), siim_submission(dict(sorted(codes.items()))))
     errors = int((~scores.good).sum())
     return {"images": len(codes), "positives": sum(code != rle.EMPTY for code in codes.values()), "errors": errors}

@@ -80,7 +80,7 @@ def write_submission(run: Run, uri: str, normal: NormalFilter | None = None, spl
             raise UserError(f"{run.uri} has scored two images named {name}: score the challenge's alone")
         rows[name] = prediction(_filtered(boxes, image_id, normal)) if good else _NORMAL
     table: list[dict[str, Any]] = [{"image_id": name, "PredictionString": rows[name]} for name in sorted(rows)]
-    storage.write_text(storage.normalise(uri), csv_text(table))
+    storage.write_text(storage.normalize(uri), csv_text(table))
     return {
         "images": len(rows),
         "normal": sum(row == _NORMAL for row in rows.values()),

@@ -10,7 +10,7 @@ from cxr.families.aecnn import AecnnRecipe
 def published(**changes: object) -> AecnnRecipe:
     """The recipe of Ranjan et al. 2018: mean AUROC .8241 on ChestX-ray14 (DenseNet-201), 35.8 dB on patches.
 
-    Otherwise than there, learning rates rise, then fall along a cosine, not by tenths every 5 epochs; the optimiser
+    Otherwise than there, learning rates rise, then fall along a cosine, not by tenths every 5 epochs; the optimizer
     is AdamW, gradients are clipped, the three stages share a batch size, and batch norm adapts throughout. Needs
     images stored at 1024 px. The classifier starts from ImageNet weights where they can be fetched.
     """

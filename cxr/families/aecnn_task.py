@@ -16,7 +16,7 @@ from cxr.augment.affine_exposure import random_affine
 from cxr.augment.crops import corner_crops, random_crops, random_flips
 from cxr.data.batch import Batch
 from cxr.families import label_metrics
-from cxr.families.base import Batches, Task, Workers, unit, unit_pixels
+from cxr.families.base import Batches, Communicator, Task, unit, unit_pixels
 from cxr.models.aecnn import AECNN, ResizeCodec, clipped
 from cxr.models.classifier import norm_layers
 from cxr.models.spatial_transformer import warp
@@ -91,10 +91,10 @@ class AecnnTask(Task):
                 layer.eval()
         return self
 
-    def end_epoch(self, workers: Workers) -> None:
+    def end_epoch(self, workers: Communicator) -> None:
         self.stage_epochs += 1
 
-    def begin(self, batches: Batches, workers: Workers) -> None:
+    def begin(self, batches: Batches, workers: Communicator) -> None:
         """Load what training starts from; count findings, if the rare ones are to weigh more."""
         self._start(self._net)
         if not self.lesson.balance:
@@ -172,7 +172,7 @@ class AecnnTask(Task):
         )
 
     @torch.no_grad()
-    def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:
+    def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
         """How well findings are told where the classifier learns, how well images are kept where the codec does.
 
         mean_auroc and mean_ap are means over the `findings_measured`, those with both classes; auroc/FINDING is

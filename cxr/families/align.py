@@ -32,7 +32,7 @@ from cxr.models.backbones import TRUNKS, TrunkName, trunk
 from cxr.models.perceptual import FeatureKind
 from cxr.models.pretrained import Weights
 from cxr.models.small_unet import LungField
-from cxr.models.spatial_transformer import PARAMETERS, Parameterisation, SpatialTransformer, warp
+from cxr.models.spatial_transformer import PARAMETERS, Parameterization, SpatialTransformer, warp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +55,10 @@ class AlignRecipe(Recipe):
     batch_size: int = 16
     lr: float = 2e-3
 
-    transform: Parameterisation = "anisotropic"
+    transform: Parameterization = "anisotropic"
     """similarity: 4 parameters; anisotropic: 5 (two scales); affine: 6 (shear too)."""
     trunk: TrunkName = "conv5"
-    """Localisation network: small nets of 3–6 blocks, or a ResNet without pretrained weights."""
+    """Localization network: small nets of 3–6 blocks, or a ResNet without pretrained weights."""
     passes: int = 3
     """How often the network is applied, each time to what it has aligned so far."""
     target: Strategy = "structure"
@@ -88,7 +88,7 @@ class AlignRecipe(Recipe):
     overlap_weight: float = 10.0
     """Of 1 − Dice overlap of the lung fields with the target's."""
     pixel_weight: float = 0.0
-    """Of the squared difference from the target, both contrast-normalised."""
+    """Of the squared difference from the target, both contrast-normalized."""
     feature_weight: float = 0.0
     """Of the squared difference of features from the target's."""
     structure_weight: float = 0.3

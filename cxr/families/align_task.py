@@ -16,7 +16,7 @@ from cxr.augment.affine_exposure import random_affine, random_exposure
 from cxr.data.batch import NO_MASK, Batch
 from cxr.errors import UserError
 from cxr.families import lung_pretraining
-from cxr.families.base import Batches, Task, Workers, unit_pixels
+from cxr.families.base import Batches, Communicator, Task, unit_pixels
 from cxr.metrics import alignment
 from cxr.metrics.meters import Mean
 from cxr.models import pretrained
@@ -35,7 +35,7 @@ from cxr.reporting import figures
 
 Strategy = Literal["mean", "features", "structure"]
 
-NEIGHBOURHOODS = (0.12, 0.4)  # sides of the squares in which structure is compared, shares of the width
+NEIGHBORHOODS = (0.12, 0.4)  # sides of the squares in which structure is compared, shares of the width
 MASKS_COMPARED = 512  # over all workers
 WARPS = 4  # of each validation image, from which its lungs must land in the same place
 WARPS_DRAWN, SHOWN = "warps", "shown"  # of an augmented batch; see `AlignTask.augmented`
@@ -78,11 +78,11 @@ class Augmentation:
 class AlignTask(Task):
     """An aligner, the target that it aligns to, and a frozen network that compares the two.
 
-    All pictures that are compared are contrast-normalised, so that 0 (outside of the image) is neutral.
+    All pictures that are compared are contrast-normalized, so that 0 (outside of the image) is neutral.
 
     Args:
         network: images in [0, 1] (B, 1, size, size) to transforms (B, 2, 3).
-        features: contrast-normalised images to feature maps; see `models.perceptual`.
+        features: contrast-normalized images to feature maps; see `models.perceptual`.
         target_HW: a target to keep; else `strategy` says how it is made.
         lung_weights: URI of weights for `network.lungs`, if that is not None; read when training begins.
     """
@@ -117,7 +117,7 @@ class AlignTask(Task):
             self._keep_features([torch.zeros_like(values) for values in self.features(target)])
         self._seen, self._frames = Mean(), Mean()
 
-    def begin(self, batches: Batches, workers: Workers) -> None:
+    def begin(self, batches: Batches, workers: Communicator) -> None:
         """Make the target from the training images as they are.
 
         Raises:
@@ -151,7 +151,7 @@ class AlignTask(Task):
 
     @torch.no_grad()
     def _lungs(self, z_B1HW: Tensor) -> Tensor:
-        """Lung fields of contrast-normalised images, (B, 1, H, W); empty from a network that sees none."""
+        """Lung fields of contrast-normalized images, (B, 1, H, W); empty from a network that sees none."""
         return torch.zeros_like(z_B1HW) if self._lung_network is None else self._lung_network(z_B1HW)
 
     def augmented(self, batch: Batch) -> Batch:
@@ -179,7 +179,7 @@ class AlignTask(Task):
     def _terms(self, aligned_B2HW: Tensor, frames: Tensor) -> dict[str, Tensor]:
         aligned, lungs = aligned_B2HW.split(1, 1)
         one, two = frames.chunk(2)
-        sides = [int(self.size * share) // 2 * 2 + 1 for share in NEIGHBOURHOODS]
+        sides = [int(self.size * share) // 2 * 2 + 1 for share in NEIGHBORHOODS]
         measures = {
             "overlap": lambda: (1 - soft_dice(lungs, self.lung_target)).mean(),
             "pixel": lambda: (aligned - self.target).square().mean(),
@@ -196,7 +196,7 @@ class AlignTask(Task):
         """(1, 2, 3) over the images of all workers: the distance of a mean is not the mean of distances."""
         return self.workers.all_rows(frames).mean(0, True)
 
-    def end_epoch(self, workers: Workers) -> None:
+    def end_epoch(self, workers: Communicator) -> None:
         """Under "structure", take the mean of what was aligned in this epoch as the next target.
 
         Its mean transform is removed, else the frame drifts; its contrast is restored, else it fades.
@@ -210,7 +210,7 @@ class AlignTask(Task):
         self._seen, self._frames = Mean(), Mean()
 
     @torch.no_grad()
-    def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:
+    def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
         """Metrics of `metrics.alignment`, all with the group's mean transform removed.
 
         Always: agreement, the mean IoU of pairs of the lung fields that the network finds, each aligned from
@@ -240,13 +240,13 @@ class AlignTask(Task):
             "mirrored": float(mirrored.over(workers, number)),
         }
 
-    def _overlap(self, batches: Batches, workers: Workers, mean_theta: Tensor) -> dict[str, float]:
+    def _overlap(self, batches: Batches, workers: Communicator, mean_theta: Tensor) -> dict[str, float]:
         device, kept = self.target.device, -(-MASKS_COMPARED // workers.size)
         given, aligned, found = (alignment.Overlap(self.size, device, kept) for _ in range(3))
         generator = torch.Generator().manual_seed(self.seed + workers.rank)
         for x, theta, batch in self._aligned(batches):
-            centred = alignment.centred(theta, mean_theta)
-            for overlap, shown in ((given, identity(len(x), device)), (aligned, centred)):
+            centerd = alignment.centerd(theta, mean_theta)
+            for overlap, shown in ((given, identity(len(x), device)), (aligned, centerd)):
                 overlap.add(x, shown)
                 if schema.MASKS in batch:
                     present = batch[schema.MASKS][:, 0, 0] != NO_MASK
@@ -256,7 +256,7 @@ class AlignTask(Task):
                 for _ in range(WARPS):
                     warps = self.augmentation.affine(len(x), device, generator)
                     moved = compose(warps, self.network(warp(x, warps)))
-                    found.add_masks(lungs, alignment.centred(moved, mean_theta))
+                    found.add_masks(lungs, alignment.centerd(moved, mean_theta))
         after, before = aligned.results(workers), given.results(workers)
         metrics = {
             "agreement": found.iou(workers, of_empty=0.0) if self._lung_network is not None else after["correlation"],

@@ -30,7 +30,7 @@ from cxr.models.contrast_attention import (
     load_backbone,
     probabilities,
 )
-from cxr.models.mil_loss import GridLoss
+from cxr.models.mil_loss import MILLoss
 from cxr.models.pretrained import Weights
 from cxr.models.spatial_transformer import SpatialTransformer, identity, warp
 from cxr.models.state_dicts import matching
@@ -133,8 +133,8 @@ class AttendRecipe(Recipe):
             raise UserError(str(error)) from error
 
     @property
-    def _loss(self) -> GridLoss:
-        return GridLoss(self.box_weight)
+    def _loss(self) -> MILLoss:
+        return MILLoss(self.box_weight)
 
     @property
     def _rule(self) -> BoxRule:
@@ -267,7 +267,7 @@ class AttendRecipe(Recipe):
 
     def _check_same_images(self, aligner: Mapping[str, Any]) -> None:
         """Raise ValueError where the aligner has learnt from images that were made in another way."""
-        for name in ("lung_crop", "denoise", "normalise", "equalise"):
+        for name in ("lung_crop", "denoise", "normalize", "equalize"):
             theirs, ours = aligner.get(name) or "none", getattr(self, name) or "none"
             same = (theirs == "none") == (ours == "none") if name == "lung_crop" else theirs == ours
             if not same:

@@ -17,9 +17,9 @@ from cxr.augment.affine_exposure import random_affine
 from cxr.boxes.from_heatmaps import BoxRule, MapBoxes, boxes_of
 from cxr.data.batch import HAS_BOXES, Batch
 from cxr.families import label_metrics
-from cxr.families.base import Batches, Task, Workers, unit_pixels
+from cxr.families.base import Batches, Communicator, Task, unit_pixels
 from cxr.models.contrast_attention import ContrastAttention, contrast, probabilities, warp_boxes
-from cxr.models.mil_loss import GridLoss, cells_inside
+from cxr.models.mil_loss import MILLoss, cells_inside
 from cxr.models.spatial_transformer import compose, identity, invert, warp
 from cxr.reporting import figures
 
@@ -36,7 +36,7 @@ class Lesson:
 
     size: int
     aligner_size: int
-    loss: GridLoss
+    loss: MILLoss
     box_share: float
     rotation_deg: float
     scale: float
@@ -75,7 +75,7 @@ class AttendTask(Task):
     def parts(self) -> list[nn.Module]:
         return [*self._net.layers(), self._net.head]
 
-    def begin(self, batches: Batches, workers: Workers) -> None:
+    def begin(self, batches: Batches, workers: Communicator) -> None:
         self._start(self._net)
 
     def augmented(self, batch: Batch) -> Batch:
@@ -129,7 +129,7 @@ class AttendTask(Task):
         chosen = torch.where(without_B[:, None, None, None], features_BCPP.float(), 0.0)
         self._sum, self._count = self._sum + chosen.sum(0).double(), self._count + without_B.sum()
 
-    def end_epoch(self, workers: Workers) -> None:
+    def end_epoch(self, workers: Communicator) -> None:
         """Take the mean over all workers' images without findings, as they were seen in this epoch's steps."""
         message = workers.sum(torch.cat([self._sum.flatten(), self._count.reshape(1)]))
         total, count = message[:-1].reshape(self._sum.shape), message[-1]
@@ -138,7 +138,7 @@ class AttendTask(Task):
         self._sum, self._count = torch.zeros_like(self._sum), torch.zeros_like(self._count)
 
     @torch.no_grad()
-    def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:
+    def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
         """How well findings are told, and found, as in use: no label and no box is looked at to make a prediction.
 
         mean_auroc and mean_ap are means over the `findings_measured`, those with both classes; auroc/FINDING is

@@ -25,7 +25,7 @@ from cxr import schema
 from cxr.data.batch import Batch, to_arrow
 from cxr.errors import UserError
 from cxr.families import optimizers
-from cxr.imaging.enhance import Denoise, Enhancement, Equalise, Normalise
+from cxr.imaging.enhance import Denoise, Enhancement, Equalize, Normalize
 from cxr.imaging.lung_bbox import MARGIN
 from cxr.models import pretrained
 from cxr.models.pretrained import Weights
@@ -35,7 +35,7 @@ from cxr.schema import PixelFormat
 Batches = Callable[[], Iterator[Batch]]  # each call is one pass over this worker's share
 
 
-class Workers(Protocol):
+class Communicator(Protocol):
     """The group that trains together. Every member must make the same calls in the same order."""
 
     @property
@@ -58,7 +58,7 @@ class Workers(Protocol):
         ...
 
 
-class Alone:
+class SingleProcess:
     """A group of one."""
 
     rank, size = 0, 1
@@ -77,7 +77,7 @@ class Task(nn.Module):
     """A network together with the losses and metrics it is trained by.
 
     A training step calls `augment`, then `forward` on what it returns. `forward` gives the step's loss terms, already
-    weighted; the loop minimises their sum. Only `self.network` is kept for scoring; other state that training must
+    weighted; the loop minimizes their sum. Only `self.network` is kept for scoring; other state that training must
     resume with belongs in buffers.
 
     The loop averages losses and gradients over workers. What is not a sum over images, such as the distance of a
@@ -88,7 +88,7 @@ class Task(nn.Module):
     """
 
     network: nn.Module
-    workers: Workers = Alone()
+    workers: Communicator = SingleProcess()
     """Those that train together; the training loop sets it."""
 
     def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -129,13 +129,13 @@ class Task(nn.Module):
     def enter(self, stage: str) -> None:
         """Before each stage, and when resuming within one: let what is to learn require a gradient, nothing else."""
 
-    def begin(self, batches: Batches, workers: Workers) -> None:
+    def begin(self, batches: Batches, workers: Communicator) -> None:
         """Before the first step of a new run (not when resuming): statistics of the training images, say."""
 
-    def end_epoch(self, workers: Workers) -> None:
+    def end_epoch(self, workers: Communicator) -> None:
         """After each epoch's last step, before validation."""
 
-    def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:
+    def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
         """Metrics of `self.network` on all workers' validation images together; the same on every worker."""
         raise NotImplementedError
 
@@ -149,7 +149,7 @@ class Task(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stretch of training with an optimiser and a schedule of its own, in which other parts may learn."""
+    """A stretch of training with an optimizer and a schedule of its own, in which other parts may learn."""
 
     name: str
     epochs: int
@@ -193,10 +193,10 @@ class Recipe(ABC):
     denoise: Denoise = "none"
     """Noise removal from the images as they were decoded: median, or nlm: non-local means, which take some
     0.3 s of a core for 1024 x 1024."""
-    normalise: Normalise = "none"
+    normalize: Normalize = "none"
     """percentile: each image's 1st and 99th percentile become black and white."""
-    equalise: Equalise = "none"
-    """clahe: contrast equalised within parts of each image, with a limit."""
+    equalize: Equalize = "none"
+    """clahe: contrast equalized within parts of each image, with a limit."""
     folds: int = 0
     """Deal the patients of the train and val splits anew into so many folds, of which one validates; 0: the archive's
     own split."""
@@ -247,7 +247,7 @@ class Recipe(ABC):
     @property
     def enhancement(self) -> Enhancement:
         """What is done to images before they are stored or seen; the same in training and in scoring."""
-        return Enhancement(self.denoise, self.normalise, self.equalise)
+        return Enhancement(self.denoise, self.normalize, self.equalize)
 
     @property
     def objectives(self) -> dict[str, Literal["min", "max"]]:
@@ -268,14 +268,14 @@ class Recipe(ABC):
         """What the sum of the loss terms is multiplied by before gradients are taken; `clip` is of such gradients."""
         return 1.0
 
-    def optimiser(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:
+    def optimizer(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:
         """Of all of the task's parameters that require a gradient, for one stage."""
         learning = [parameter for parameter in task.parameters() if parameter.requires_grad]
         return optimizers.adamw(learning, stage.lr, self.weight_decay, fused=fused)
 
-    def schedule(self, optimiser: Optimizer, stage: Stage, moves: int) -> LRScheduler:
+    def schedule(self, optimizer: Optimizer, stage: Stage, moves: int) -> LRScheduler:
         """Stepped whenever the weights have moved, `moves` times an epoch of the stage."""
-        return optimizers.warmup_cosine(optimiser, self.warmup, stage.epochs * moves)
+        return optimizers.warmup_cosine(optimizer, self.warmup, stage.epochs * moves)
 
     def positive_share(self, epoch: int) -> float | None:
         """Share of the images of epoch number `epoch`, from 0, that are to show `sampled_finding`.

@@ -12,7 +12,7 @@ from torch import Tensor
 from cxr import schema
 from cxr.boxes.from_heatmaps import MapBoxes, to_original
 from cxr.data.batch import Batch
-from cxr.imaging.geometry import Frame
+from cxr.imaging.geometry import ResizeTransform
 
 NAMES, STORED_PX = "finding_names", "stored_px"  # what `predict` gives besides the boxes
 _EDGES = (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
@@ -38,7 +38,7 @@ def column(found: Sequence[MapBoxes], predicted: Mapping[str, Tensor], rows: pa.
     """
     places = (rows[name].to_pylist() for name in (schema.FRAME, schema.HEIGHT_PX, schema.WIDTH_PX))
     made = [
-        _row(boxes, _names(name), Frame(**frame), stored, height, width)
+        _row(boxes, _names(name), ResizeTransform(**frame), stored, height, width)
         for boxes, name, stored, frame, height, width in zip(
             found, predicted[NAMES].cpu(), predicted[STORED_PX].tolist(), *places, strict=True
         )
@@ -47,7 +47,7 @@ def column(found: Sequence[MapBoxes], predicted: Mapping[str, Tensor], rows: pa.
 
 
 def _row(
-    found: MapBoxes, names: Sequence[str], frame: Frame, stored: int, height: int, width: int
+    found: MapBoxes, names: Sequence[str], frame: ResizeTransform, stored: int, height: int, width: int
 ) -> list[dict[str, str | float]]:
     boxes = to_original(found.boxes_N4, frame, stored, height, width)
     inside = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))

@@ -3,7 +3,7 @@
     checkpoint.json   recipe, findings in order, input contract, metrics, versions, commit, SHA-256 of the weights
     weights.pt        the network's state
     task.pt           what the task learnt besides the network: the alignment target, say
-    resume.pt         optimiser, schedule and step, for going on; scoring does not read it
+    resume.pt         optimizer, schedule and step, for going on; scoring does not read it
     lungs/            the checkpoint by which images are cropped, where the recipe has `lung_crop`; in copies only
 
 All `.pt` files load with `weights_only=True`: no pickle is run.
@@ -71,7 +71,7 @@ def save(
         "version": VERSION,
         "recipe": recipe.to_dict(),
         "findings": list(findings),
-        "input": {"size": recipe.size, "channels": 1, "range": [0, 1], "normalisation": "inside the network"},
+        "input": {"size": recipe.size, "channels": 1, "range": [0, 1], "normalization": "inside the network"},
         "metrics": dict(metrics),
         "learnt": task.described(),
         "versions": provenance.versions(),
@@ -87,7 +87,7 @@ def load(uri: str) -> Checkpoint:
     Raises:
         UserError: no checkpoint there, one of another version, or damaged weights.
     """
-    uri = storage.normalise(uri)
+    uri = storage.normalize(uri)
     about = read_about(uri)
     recipe = recipe_from_dict(about["recipe"])
     data = storage.read_bytes(storage.join(uri, WEIGHTS))

@@ -4,7 +4,7 @@ Network, non-maximum suppression and validation metrics are Ultralytics' code (`
 trainer is not used: it owns the process group, the loader and the checkpoints, and calls home. What else it does is
 done here by its formulas, which the tests hold against its own code: the loss, for which the host never waits
 (`models.detection_loss`), parameter groups and SGD with Nesterov's momentum, the linear schedule with its warm-up of
-rates and momentum (`optimisers`), the moving average whose decay rises (`ema_ramp`), gradients of the sum over a
+rates and momentum (`optimizers`), the moving average whose decay rises (`ema_ramp`), gradients of the sum over a
 batch, clipped at 10 (`loss_scale`), mosaic, affine, mixup, brightness and flip (`imaging.mosaic`), the last epochs
 without mosaic. So fit, resume, search, folds, lung crops and scoring are every family's, and workers share one batch
 exactly: the loss is divided by the targets of all of them.
@@ -66,7 +66,7 @@ class DetectRecipe(Recipe):
     batch_size: int = 16
     lr: float = 0.01
     algorithm: Literal["sgd", "adamw"] = "sgd"
-    """Of optimisation: SGD with Nesterov's momentum for long trainings; AdamW, with an lr near 0.001 and biases that
+    """Of optimization: SGD with Nesterov's momentum for long trainings; AdamW, with an lr near 0.001 and biases that
     warm up as all others do, learns sooner where there are only some thousand steps."""
     weight_decay: float = 5e-4
     """Of the weights of convolutions, added to the gradient; for steps of 64 images, in proportion for others."""
@@ -161,13 +161,13 @@ class DetectRecipe(Recipe):
         """Ultralytics adds up the gradients of all images of a step."""
         return float(self.batch_size * self.accumulate)
 
-    def optimiser(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:
+    def optimizer(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:
         decay = self.weight_decay * self.loss_scale / NOMINAL
         if self.algorithm == "adamw":
             return grouped_adamw(task.network, stage.lr, decay, self.momentum, fused=fused)
         return grouped_sgd(task.network, stage.lr, decay, self.momentum)
 
-    def schedule(self, optimiser: Optimizer, stage: Stage, moves: int) -> LRScheduler:
+    def schedule(self, optimizer: Optimizer, stage: Stage, moves: int) -> LRScheduler:
         return LinearDecay(
             epochs=stage.epochs,
             moves_an_epoch=moves,
@@ -175,7 +175,7 @@ class DetectRecipe(Recipe):
             last=self.last_lr,
             bias_lr=self.warmup_bias_lr if self.algorithm == "sgd" else 0.0,
             first_momentum=self.warmup_momentum,
-        ).schedule(optimiser)
+        ).schedule(optimizer)
 
     def network(self, findings: Sequence[str]) -> Yolo | YoloEnsemble:
         if self.members:
@@ -250,7 +250,7 @@ class DetectRecipe(Recipe):
             raise UserError("members: an ensemble is made of trained networks, not trained. Leave members out")
         try:
             return super().resolved(out)
-        except (pretrained.NotWeightsError, storage.NotFound) as error:
+        except (pretrained.NotWeightsError, storage.NotFoundError) as error:
             raise UserError(f"{error}. {CONVERSION}") from error
 
     def _start(self, network: nn.Module) -> None:

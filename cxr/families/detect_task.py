@@ -21,7 +21,7 @@ from cxr import schema
 from cxr.augment.mosaic import MosaicVariation, varied
 from cxr.data.batch import MOST_BOXES, Batch
 from cxr.errors import UserError
-from cxr.families.base import Batches, Task, Workers, unit_pixels
+from cxr.families.base import Batches, Communicator, Task, unit_pixels
 from cxr.families.partner_window import USABLE, PartnerWindow
 from cxr.metrics.yolo import judged_rows, summary
 from cxr.models.detection_loss import DetectionLoss
@@ -31,7 +31,7 @@ from cxr.reporting import figures
 VALIDATED = 300  # boxes of an image that validation looks at, as Ultralytics'
 PICTURED, PICTURED_SCORE = 6, 0.1
 UNKNOWN = "unknown"  # of an augmented batch: (B, K, 5) regions in which a finding is unknown, as boxes
-TRUE_COLOUR, FOUND_COLOUR = (251, 191, 36), (52, 211, 153)
+TRUE_COLOR, FOUND_COLOR = (251, 191, 36), (52, 211, 153)
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,13 @@ class DetectTask(Task):
             self.variation = self.lesson.variation if still_open else closed
         return self
 
-    def begin(self, batches: Batches, workers: Workers) -> None:
+    def begin(self, batches: Batches, workers: Communicator) -> None:
         self._start(self.network)
         boxed = any(not bool(batch[schema.BOXES].isnan().all()) for batch in batches())
         if not workers.sum(torch.tensor(float(boxed), device=self.epoch.device)).item():
             raise UserError("no image of the train split has a box: give an archive whose source has boxes")
 
-    def end_epoch(self, workers: Workers) -> None:
+    def end_epoch(self, workers: Communicator) -> None:
         self.epoch += 1
 
     def truth(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -151,7 +151,7 @@ class DetectTask(Task):
         return loss(self.network(unit_pixels(batch, self.lesson.size)), boxes, unknown)
 
     @torch.no_grad()
-    def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:
+    def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
         """Of the findings of each image of which it is known whether and where it shows them; see `yolo.summary`."""
         nothing = torch.zeros(0, device=self.epoch.device)  # for a worker whose share has no image
         rows, true = [judged_rows(nothing.view(0, 1, 6), nothing.view(0, 1, 5))], [nothing]
@@ -175,7 +175,7 @@ class DetectTask(Task):
         boxes = self.lesson.found(self.network, batch, VALIDATED)[order]
         rows = {
             "given": x[:, 0].cpu().numpy(),
-            "true": outlined(x, true[..., 1:], TRUE_COLOUR).numpy() / 255,
+            "true": outlined(x, true[..., 1:], TRUE_COLOR).numpy() / 255,
             f"found, score from {PICTURED_SCORE:g}": outlined(x, confident(boxes)).numpy() / 255,
         }
         figures.save_figure(figures.picture_rows(rows), str(folder), "boxes.png")
@@ -224,12 +224,12 @@ def confident(found_BN6: Tensor) -> Tensor:
     return torch.where(found_BN6[..., 4:5] >= PICTURED_SCORE, found_BN6[..., :4], torch.nan)
 
 
-def outlined(x_B1HW: Tensor, boxes_BN4: Tensor, colour: tuple[int, int, int] = FOUND_COLOUR) -> Tensor:
+def outlined(x_B1HW: Tensor, boxes_BN4: Tensor, color: tuple[int, int, int] = FOUND_COLOR) -> Tensor:
     """Images in [0, 1] with the outlines of boxes, shares of the image or NaN, uint8 (B, H, W, 3) on the CPU."""
     pictures = (x_B1HW[:, 0, :, :, None].expand(-1, -1, -1, 3) * 255).round().to(torch.uint8).cpu().numpy().copy()
     size = np.array([x_B1HW.shape[-1], x_B1HW.shape[-2]] * 2)
     for picture, boxes in zip(pictures, boxes_BN4.cpu().numpy(), strict=True):
         for box in boxes[~np.isnan(boxes[:, 0])]:
             left, top, right, bottom = np.rint(box.clip(0, 1) * size).astype(int).tolist()
-            cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), colour, max(1, picture.shape[0] // 256))
+            cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), color, max(1, picture.shape[0] // 256))
     return torch.from_numpy(pictures)

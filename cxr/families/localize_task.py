@@ -1,4 +1,4 @@
-"""How a network that localises findings by their labels alone is trained and judged."""
+"""How a network that localizes findings by their labels alone is trained and judged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cxr.boxes import iou
 from cxr.boxes.from_heatmaps import FULL, BoxRule, MapBoxes, boxes_of
 from cxr.data.batch import HAS_BOXES, Batch
 from cxr.families import label_metrics
-from cxr.families.base import Batches, Task, Workers, unit_pixels
+from cxr.families.base import Batches, Communicator, Task, unit_pixels
 from cxr.models.multiscale_cam import MultiscaleCAM
 from cxr.models.spatial_transformer import warp
 from cxr.reporting import attention, figures
@@ -65,7 +65,7 @@ class LocalizeTask(Task):
         assert isinstance(self.network, MultiscaleCAM)
         return self.network
 
-    def begin(self, batches: Batches, workers: Workers) -> None:
+    def begin(self, batches: Batches, workers: Communicator) -> None:
         """Load what training starts from; count labels, by which the two classes of a finding weigh alike."""
         self._start(self._net)
         counts = torch.zeros(2, self.class_weight.shape[1], device=self.class_weight.device)
@@ -111,7 +111,7 @@ class LocalizeTask(Task):
         return F.binary_cross_entropy_with_logits(logits_BF.float(), (labels == schema.POSITIVE).float(), weight)
 
     @torch.no_grad()
-    def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:
+    def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
         """How well findings are told, and where there are boxes, how often one is found.
 
         mean_auroc and mean_ap are means over the `findings_measured`, those with both classes; auroc/FINDING is
@@ -137,7 +137,7 @@ class LocalizeTask(Task):
         low = _mean_where(labels_NF == schema.NEGATIVE, means_SNF)
         self._net.scale_maps(low, _mean_where(labels_NF == schema.POSITIVE, peaks_SNF))
 
-    def _located(self, batches: Batches, workers: Workers) -> dict[str, float]:
+    def _located(self, batches: Batches, workers: Communicator) -> dict[str, float]:
         """A second pass, over the images that have boxes, since the maps' scale is known only after the first."""
         right = [
             best >= OVERLAP

@@ -22,7 +22,7 @@ from cxr.errors import UserError
 from cxr.families import checkpoint, recipe_from_dict
 from cxr.families.base import Recipe
 from cxr.families.checkpoint import Checkpoint
-from cxr.imaging.geometry import Frame, fit
+from cxr.imaging.geometry import ResizeTransform, fit
 from cxr.imaging.image import to_bits
 from cxr.imaging.lung_bbox import MARGIN, LungSquare, lung_square
 from cxr.schema import PixelFormat
@@ -63,7 +63,7 @@ def by_checkpoint(uri: str, margin: float = MARGIN) -> LungCrop:
     Raises:
         UserError: no checkpoint there, or one that does not find lungs.
     """
-    uri = storage.normalise(uri)
+    uri = storage.normalize(uri)
     about = checkpoint.read_about(uri)
     recipe = recipe_from_dict(about["recipe"])
     if schema.FOUND_RLE not in recipe.score_columns.names or recipe.mask_label != schema.LUNGS:
@@ -122,13 +122,13 @@ def _square(finder: Checkpoint, margin: float, pixels_HW: np.ndarray) -> LungSqu
     corners = np.rint(frame.from_original(np.array([[0, 0], [width, height]])))
     (left, top), (right, bottom) = corners.astype(int).tolist()
     inner = _lungs(finder, stored)[top:bottom, left:right]
-    return lung_square(inner, margin).on_original(Frame(frame.x_scale, frame.y_scale), height, width)
+    return lung_square(inner, margin).on_original(ResizeTransform(frame.x_scale, frame.y_scale), height, width)
 
 
 def _lungs(finder: Checkpoint, stored_SS: np.ndarray) -> np.ndarray:
     """The lungs in an image of the network's own size, bool (size, size): what its scores would be."""
     size = len(stored_SS)
     batch = to_tensors({schema.PIXELS: stored_SS[None]}, PixelFormat(size))
-    here = {schema.FRAME: [Frame().as_dict()], schema.HEIGHT_PX: [size], schema.WIDTH_PX: [size]}
+    here = {schema.FRAME: [ResizeTransform().as_dict()], schema.HEIGHT_PX: [size], schema.WIDTH_PX: [size]}
     scores = finder.recipe.scored(finder.recipe.predict(finder.network, batch), pa.table(here))
     return rle.decode(scores[schema.FOUND_RLE][0].as_py(), size, size)

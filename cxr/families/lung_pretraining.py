@@ -80,16 +80,16 @@ def taught(lesson: Lesson, device: torch.device) -> tuple[LungField, float]:
     chests = draw_chests(lesson.phantoms + UNSEEN, lesson.size, lesson.seed)
     unseen, chests = chests[:UNSEEN].to(device), chests[UNSEEN:].to(device)
     network = LungField().to(device).train()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=1e-4)
     schedule = LambdaLR(
-        optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / lesson.steps)) * min(1, step / WARMUP)
+        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / lesson.steps)) * min(1, step / WARMUP)
     )
     for step in range(1, lesson.steps + 1):
         chosen = torch.randint(len(chests), (BATCH,)).to(device, non_blocking=True)
         loss = _loss(network, *_varied(chests[chosen]))
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         if step % max(1, lesson.steps // TOLD) == 0:
             print(f"lung network: step {step}/{lesson.steps}, loss {loss.item():.3f}", flush=True)
@@ -99,7 +99,7 @@ def taught(lesson: Lesson, device: torch.device) -> tuple[LungField, float]:
 
 
 def draw_chests(count: int, size: int, seed: int) -> Tensor:
-    """Phantoms and their lung fields, (count, 2, size, size) uint8: grey values, and 255 where there is lung."""
+    """Phantoms and their lung fields, (count, 2, size, size) uint8: gray values, and 255 where there is lung."""
     drawn = np.empty((count, 2, size, size), np.uint8)
     for index in range(count):
         phantom = make_study(index, size=round(FINER * size), seed=seed).phantom

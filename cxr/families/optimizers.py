@@ -1,4 +1,4 @@
-"""Optimisers and schedules for one stage of training: AdamW with a cosine, and YOLO's that decay linearly."""
+"""Optimizers and schedules for one stage of training: AdamW with a cosine, and YOLO's that decay linearly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, *,
     return AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
 
 
-def warmup_cosine(optimiser: Optimizer, warmup: float, moves: int) -> LambdaLR:
+def warmup_cosine(optimizer: Optimizer, warmup: float, moves: int) -> LambdaLR:
     """The learning rate rises linearly over the share `warmup` of all moves, then falls along a cosine to 0."""
     rise = max(1, round(warmup * moves))
 
@@ -29,7 +29,7 @@ def warmup_cosine(optimiser: Optimizer, warmup: float, moves: int) -> LambdaLR:
         progress = min(1.0, (move - rise) / max(1, moves - rise))
         return 0.5 * (1 + math.cos(math.pi * progress))
 
-    return LambdaLR(optimiser, factor)
+    return LambdaLR(optimizer, factor)
 
 
 def grouped_sgd(network: nn.Module, lr: float, weight_decay: float, momentum: float) -> SGD:
@@ -71,13 +71,13 @@ class LinearDecay:
     bias_lr: float
     first_momentum: float
 
-    def schedule(self, optimiser: Optimizer) -> LambdaLR:
-        """For an optimiser of `grouped_sgd` or `grouped_adamw`."""
-        *others, biases = optimiser.param_groups
+    def schedule(self, optimizer: Optimizer) -> LambdaLR:
+        """For an optimizer of `grouped_sgd` or `grouped_adamw`."""
+        *others, biases = optimizer.param_groups
         factors = [self._factor(0.0)] * len(others) + [self._factor(self.bias_lr / biases["lr"])]
-        if isinstance(optimiser, SGD):
-            return WithMomentum(optimiser, factors, self._momentum(biases["momentum"]))
-        return LambdaLR(optimiser, factors)
+        if isinstance(optimizer, SGD):
+            return WithMomentum(optimizer, factors, self._momentum(biases["momentum"]))
+        return LambdaLR(optimizer, factors)
 
     def _factor(self, first: float) -> Factor:
         def factor(move: int) -> float:
@@ -97,9 +97,9 @@ class LinearDecay:
 class WithMomentum(LambdaLR):
     """A LambdaLR that also sets the momentum of all groups."""
 
-    def __init__(self, optimiser: Optimizer, factors: Sequence[Factor], momentum: Factor) -> None:
+    def __init__(self, optimizer: Optimizer, factors: Sequence[Factor], momentum: Factor) -> None:
         self._momentum = momentum
-        super().__init__(optimiser, list(factors))
+        super().__init__(optimizer, list(factors))
 
     def get_lr(self) -> list[Any]:
         for group in self.optimizer.param_groups:

@@ -19,13 +19,13 @@ from cxr.data.batch import Batch
 from cxr.errors import UserError
 from cxr.families.base import Recipe, Stage, one_of, unit_pixels
 from cxr.families.segmentation_task import Lesson, SegmentationTask, outlined, rule_of
-from cxr.imaging.geometry import Frame, mask_to_original
+from cxr.imaging.geometry import ResizeTransform, mask_to_original
 from cxr.metrics.segmentation.mask_thresholds import MaskRule
 from cxr.models import pretrained
 from cxr.models.fcn import FcnBackbone, FcnStride, FullyConvolutional, Upsampling
 from cxr.models.pretrained import Weights
 from cxr.models.segmentation_loss import MaskLoss
-from cxr.models.segmentation_model import MaskFinder
+from cxr.models.segmentation_model import SegmentationModel
 from cxr.models.smp_unet import Segmenter
 from cxr.models.unet import UNET_ENCODERS, SmallUNet, UNet
 from cxr.sources import rle
@@ -94,7 +94,7 @@ class SegmentationRecipe(Recipe):
     elastic: float = 0.01
     """Augmentation: largest standard deviation of a smooth displacement, as a share of the width."""
     gamma: float = 1.3
-    """Augmentation: largest exponent of grey values."""
+    """Augmentation: largest exponent of gray values."""
     contrast: float = 0.2
     """Augmentation: largest change of contrast, as a share."""
     brightness: float = 0.1
@@ -144,12 +144,12 @@ class SegmentationRecipe(Recipe):
         first = (Stage(f"{self.first_size} px", self.first_epochs, self.lr),) if self.first_size else ()
         return (*first, Stage(f"{self.size} px", self.epochs, self.lr))
 
-    def network(self, findings: Any) -> MaskFinder:
+    def network(self, findings: Any) -> SegmentationModel:
         segmenter = self.segmenter()
         segmenter.freeze_backbone(self.freeze_backbone)
         if not self.image_weight:
             segmenter.image_head.requires_grad_(False)
-        return MaskFinder(segmenter, tuple(self.rule.describe().values()))
+        return SegmentationModel(segmenter, tuple(self.rule.describe().values()))
 
     def segmenter(self) -> Segmenter:
         if self.architecture == "small_unet":
@@ -185,15 +185,15 @@ class SegmentationRecipe(Recipe):
         }
 
     def _probabilities(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        assert isinstance(network, MaskFinder)
+        assert isinstance(network, SegmentationModel)
         return network.probabilities(unit_pixels(batch, self.size), mirrored=self.flip_test)
 
     def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table) -> pa.Table:
         shares, (stored, *_) = predicted[SHARES].cpu().numpy(), [*predicted[STORED_PX].tolist(), 1]
-        zoom = Frame(stored / self.size, stored / self.size)
+        zoom = ResizeTransform(stored / self.size, stored / self.size)
         places = (rows[name].to_pylist() for name in (schema.FRAME, schema.HEIGHT_PX, schema.WIDTH_PX))
         found = [
-            self._coded(share, zoom.then(Frame(**frame)), height, width)
+            self._coded(share, zoom.then(ResizeTransform(**frame)), height, width)
             for share, frame, height, width in zip(shares, *places, strict=True)
         ]
         columns = {
@@ -203,7 +203,7 @@ class SegmentationRecipe(Recipe):
         }
         return pa.table(columns, schema=self.score_columns)
 
-    def _coded(self, shares_HW: np.ndarray, frame: Frame, height: int, width: int) -> tuple[str, int]:
+    def _coded(self, shares_HW: np.ndarray, frame: ResizeTransform, height: int, width: int) -> tuple[str, int]:
         """The mask's code and area on the original image."""
         if shares_HW.max() < 0.5:
             return rle.EMPTY, 0
@@ -238,6 +238,6 @@ class SegmentationRecipe(Recipe):
     def without_weights(self, setting: str) -> Self | None:
         return None if self.freeze_backbone else super().without_weights(setting)
 
-    def _start(self, network: MaskFinder) -> None:
+    def _start(self, network: SegmentationModel) -> None:
         if self.backbone_weights:
             network.segmenter.load_backbone(pretrained.from_uri(self.backbone_weights))

@@ -16,15 +16,15 @@ from cxr import schema
 from cxr.augment.image_mask import Variation, varied
 from cxr.data.batch import NO_MASK, Batch
 from cxr.errors import UserError
-from cxr.families.base import Batches, Task, Workers, unit_pixels
+from cxr.families.base import Batches, Communicator, Task, unit_pixels
 from cxr.metrics.segmentation import hd95_rows, image_level, summary
 from cxr.metrics.segmentation.mask_thresholds import MaskRule, choose_rule, decided, rule_rows
 from cxr.models.segmentation_loss import MaskLoss, image_loss
-from cxr.models.segmentation_model import MaskFinder
+from cxr.models.segmentation_model import SegmentationModel
 from cxr.reporting import figures
 
 PICTURED = 6
-TRUE_COLOUR, FOUND_COLOUR = (0.98, 0.75, 0.14), (0.20, 0.83, 0.60)
+TRUE_COLOR, FOUND_COLOR = (0.98, 0.75, 0.14), (0.20, 0.83, 0.60)
 
 
 @dataclass(frozen=True)
@@ -56,22 +56,22 @@ class SegmentationTask(Task):
         start: loads what the network begins with; called once, when a new run begins.
     """
 
-    def __init__(self, network: nn.Module, lesson: Lesson, start: Callable[[MaskFinder], None]) -> None:
+    def __init__(self, network: nn.Module, lesson: Lesson, start: Callable[[SegmentationModel], None]) -> None:
         super().__init__()
         self.network, self.lesson, self._start = network, lesson, start
         self.size = lesson.size
         self._rule = lesson.rule
 
     @property
-    def _finder(self) -> MaskFinder:
-        assert isinstance(self.network, MaskFinder)
+    def _finder(self) -> SegmentationModel:
+        assert isinstance(self.network, SegmentationModel)
         return self.network
 
     def enter(self, stage: str) -> None:
         first = self.lesson.first_size > 0 and stage == self.lesson.first_stage
         self.size = self.lesson.first_size if first else self.lesson.size
 
-    def begin(self, batches: Batches, workers: Workers) -> None:
+    def begin(self, batches: Batches, workers: Communicator) -> None:
         self._start(self._finder)
         known = any(bool((batch[schema.MASKS][:, 0, 0] != NO_MASK).any()) for batch in batches())
         if not workers.sum(torch.tensor(float(known), device=self._finder.rule.device)).item():
@@ -93,7 +93,7 @@ class SegmentationTask(Task):
         return terms
 
     @torch.no_grad()
-    def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:
+    def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
         """Overlap of found and true masks over images whose mask is known; see `metrics.segmentation.summary`.
 
         image_auroc, image_sensitivity and image_specificity are of images with and without a mask; hd95_px, the
@@ -142,7 +142,7 @@ class SegmentationTask(Task):
         found = rule_of(self.network).apply(p)
         rows = {
             "given": x[:, 0],
-            "true": outlined(x, mask, TRUE_COLOUR) / 255,
+            "true": outlined(x, mask, TRUE_COLOR) / 255,
             "found": outlined(x, found) / 255,
         }
         figure = figures.picture_rows({name: images.cpu().numpy() for name, images in rows.items()})
@@ -151,15 +151,15 @@ class SegmentationTask(Task):
 
 def rule_of(network: nn.Module) -> MaskRule:
     """By which a network's probabilities become masks."""
-    assert isinstance(network, MaskFinder)
+    assert isinstance(network, SegmentationModel)
     return MaskRule(*network.rule.tolist())
 
 
-def outlined(x_B1HW: Tensor, mask_BHW: Tensor, colour: tuple[float, float, float] = FOUND_COLOUR) -> Tensor:
+def outlined(x_B1HW: Tensor, mask_BHW: Tensor, color: tuple[float, float, float] = FOUND_COLOR) -> Tensor:
     """Images in [0, 1] with the outline of their bool masks, uint8 (B, H, W, 3)."""
     mask = mask_BHW[:, None].float()
     edge = F.max_pool2d(mask, 3, 1, 1) - mask
-    paint = torch.tensor(colour, device=x_B1HW.device).view(3, 1, 1)
+    paint = torch.tensor(color, device=x_B1HW.device).view(3, 1, 1)
     return ((1 - edge) * x_B1HW + edge * paint).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 

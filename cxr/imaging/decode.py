@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 from cxr.imaging import dicom_signature, png_jpeg
 from cxr.imaging.image import EncodedImage, Image, check_file_bytes, check_not_blank, require_memory, to_bits
 
@@ -44,7 +44,7 @@ def inspect(data: bytes) -> EncodedImage:
         Refused: as `decode`; the image's own `decode` may still raise it.
     """
     if not data:
-        raise Refused("empty file: 0 bytes")
+        raise ImageRejectedError("empty file: 0 bytes")
     check_file_bytes(len(data))
     if dicom_signature.has_preamble(data):  # which may begin with another format's magic number
         encoded = _inspect_dicom(data)
@@ -57,7 +57,7 @@ def inspect(data: bytes) -> EncodedImage:
     elif dicom_signature.begins_like_data_set(data):
         encoded = _inspect_dicom(data)
     else:
-        raise Refused(f"unsupported file type: {_foreign_type(data)}; expected DICOM, PNG or JPEG")
+        raise ImageRejectedError(f"unsupported file type: {_foreign_type(data)}; expected DICOM, PNG or JPEG")
     return EncodedImage(encoded.memory_bytes, partial(_decoded, encoded))
 
 
@@ -75,12 +75,12 @@ def check_head(head: bytes, file_bytes: int) -> None:
         file_bytes: size of the whole file.
     """
     if not file_bytes:
-        raise Refused("empty file: 0 bytes")
+        raise ImageRejectedError("empty file: 0 bytes")
     known = dicom_signature.has_preamble(head) or head.startswith(
         (png_jpeg.PNG_MAGIC, png_jpeg.JPEG_MAGIC, png_jpeg.GIF_MAGIC)
     )
     if not (known or file_bytes == png_jpeg.JSRT_BYTES or dicom_signature.begins_like_data_set(head)):
-        raise Refused(f"unsupported file type: {_foreign_type(head)}; expected DICOM, PNG or JPEG")
+        raise ImageRejectedError(f"unsupported file type: {_foreign_type(head)}; expected DICOM, PNG or JPEG")
     check_file_bytes(file_bytes)
 
 

@@ -16,7 +16,7 @@ from pydicom import Dataset, uid
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 from cxr.imaging import dicom_tags
 from cxr.imaging.dicom_display import rendered
 from cxr.imaging.dicom_pixels import PixelData, read_pixel_data
@@ -94,10 +94,10 @@ def _damage_is_refused() -> Iterator[None]:
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     try:
         yield
-    except (Refused, MemoryError, KeyboardInterrupt, SystemExit):
+    except (ImageRejectedError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # of any kind (a Rust panic is no Exception); texts may quote tags
-        raise Refused(f"damaged DICOM: it cannot be read ({type(error).__name__})") from None
+        raise ImageRejectedError(f"damaged DICOM: it cannot be read ({type(error).__name__})") from None
 
 
 def _parsed(data: bytes) -> Dataset:
@@ -105,14 +105,14 @@ def _parsed(data: bytes) -> Dataset:
 
     def too_many(tag: BaseTag, vr: str | None, length: int) -> bool:
         if next(elements) > _MOST_ELEMENTS:
-            raise Refused(f"damaged DICOM: expected at most {_MOST_ELEMENTS:,} elements, got more")
+            raise ImageRejectedError(f"damaged DICOM: expected at most {_MOST_ELEMENTS:,} elements, got more")
         return False
 
     dataset = read_partial(BytesIO(_inflated(data)), too_many, force=True, specific_tags=[*map(Tag, _NEEDED)])
     if "PixelData" not in dataset:
         if any(tag in data for tag in _PIXEL_TAGS):
-            raise Refused("truncated DICOM: it ends inside its pixel data")
-        raise Refused(f"DICOM without pixel data: truncated, or no image ({dicom_tags.kind(dataset)})")
+            raise ImageRejectedError("truncated DICOM: it ends inside its pixel data")
+        raise ImageRejectedError(f"DICOM without pixel data: truncated, or no image ({dicom_tags.kind(dataset)})")
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
         explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
@@ -132,12 +132,12 @@ def _inflated(data: bytes) -> bytes:
     try:
         inflated = inflater.decompress(memoryview(data)[start:], MAX_FILE_BYTES + 1)
     except zlib.error:
-        raise Refused("damaged DICOM: its deflated data set cannot be inflated") from None
+        raise ImageRejectedError("damaged DICOM: its deflated data set cannot be inflated") from None
     if len(inflated) > MAX_FILE_BYTES:
         most = f"{MAX_FILE_BYTES >> 20} MiB"
-        raise Refused(f"decompression bomb: expected at most {most} in a deflated DICOM, got more")
+        raise ImageRejectedError(f"decompression bomb: expected at most {most} in a deflated DICOM, got more")
     if not inflater.eof:
-        raise Refused("truncated DICOM: it ends inside its deflated data set")
+        raise ImageRejectedError("truncated DICOM: it ends inside its deflated data set")
     return inflated
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from libjpeg.utils import decode_pixel_data as libjpeg_decode
 from openjpeg.utils import decode_pixel_data as openjpeg_decode
 
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 from cxr.imaging.image import BLANK_PIXELS, check_ratio
 from cxr.imaging.png_jpeg import JPEG_END, JPEG_MAGIC, jpeg_frame
 
@@ -56,7 +56,7 @@ def read_header(coded: bytes) -> Codestream:
     elif coded.startswith((_JPEG_2000_START, _JPEG_2000_BOXES)):  # boxes, as in .jp2 files, are not in the standard
         header = _jpeg_2000(coded[max(0, coded.find(_JPEG_2000_START)) :])
     else:
-        raise Refused("damaged DICOM pixels: expected JPEG, JPEG-LS or JPEG 2000, got something else")
+        raise ImageRejectedError("damaged DICOM pixels: expected JPEG, JPEG-LS or JPEG 2000, got something else")
     check_ratio(header.height * header.width, len(coded), 0 if header.format == "JPEG" else BLANK_PIXELS)
     return header
 
@@ -65,26 +65,30 @@ def _jpeg(coded: bytes) -> Codestream:
     marker, bits, height, width, samples = jpeg_frame(coded)
     most = _JPEG_FRAMES.get(marker)
     if most is None:
-        raise Refused("unsupported DICOM pixels: JPEG with arithmetic or hierarchical coding; convert them")
+        raise ImageRejectedError(
+            "unsupported DICOM pixels: JPEG with arithmetic or hierarchical coding; convert them"
+        )
     if not 2 <= bits <= most:
-        raise Refused(f"damaged DICOM pixels: expected JPEG of at most {most} bits, got {bits}")
+        raise ImageRejectedError(f"damaged DICOM pixels: expected JPEG of at most {most} bits, got {bits}")
     name = "JPEG-LS" if marker == 0xF7 else "JPEG"
     return Codestream(height, width, samples, bits, name, _BYTES_PER_SAMPLE * height * width * samples)
 
 
 def _jpeg_2000(coded: bytes) -> Codestream:
     if len(coded) < 45:
-        raise Refused("truncated DICOM pixels: JPEG 2000 that ends in its header")
+        raise ImageRejectedError("truncated DICOM pixels: JPEG 2000 that ends in its header")
     if JPEG_END not in coded:
-        raise Refused("truncated DICOM pixels: JPEG 2000 without its end marker")
+        raise ImageRejectedError("truncated DICOM pixels: JPEG 2000 without its end marker")
     right, bottom, left, top, tile_width, tile_height, _, _, samples = struct.unpack_from(">8IH", coded, 8)
     width, height, bits = right - left, bottom - top, (coded[42] & 0x7F) + 1
     if min(width, height, tile_width, tile_height, samples) <= 0 or bits > 16:
-        raise Refused(f"damaged DICOM pixels: JPEG 2000 of {width} x {height} x {samples} samples of {bits} bits")
+        raise ImageRejectedError(
+            f"damaged DICOM pixels: JPEG 2000 of {width} x {height} x {samples} samples of {bits} bits"
+        )
     if math.ceil(width / tile_width) * math.ceil(height / tile_height) > _JPEG_2000_MOST_TILES:
-        raise Refused("damaged DICOM pixels: JPEG 2000 of more tiles than can be numbered")
+        raise ImageRejectedError("damaged DICOM pixels: JPEG 2000 of more tiles than can be numbered")
     if coded[43:45] != b"\1\1":
-        raise Refused("unsupported DICOM pixels: subsampled JPEG 2000; convert them")
+        raise ImageRejectedError("unsupported DICOM pixels: subsampled JPEG 2000; convert them")
     blocks = width * height * samples // _code_block_area(coded)
     memory = _BYTES_PER_SAMPLE * width * height * samples + _BYTES_PER_BLOCK * blocks
     return Codestream(height, width, samples, bits, "JPEG 2000", memory)
@@ -100,11 +104,11 @@ def _code_block_area(coded: bytes) -> int:
         if marker == _SOT or length < 2:
             break
         position += 2 + length
-    raise Refused("damaged DICOM pixels: JPEG 2000 without its coding style")
+    raise ImageRejectedError("damaged DICOM pixels: JPEG 2000 without its coding style")
 
 
 def decode_codestream(coded: bytes, header: Codestream) -> np.ndarray:
-    """Samples (height, width, samples), uint8 or uint16, as unsigned numbers; colours as they are coded.
+    """Samples (height, width, samples), uint8 or uint16, as unsigned numbers; colors as they are coded.
 
     Raises:
         Refused: its codec, which the message names, cannot decode it.
@@ -117,7 +121,7 @@ def decode_codestream(coded: bytes, header: Codestream) -> np.ndarray:
         raise
     except Exception as error:  # codecs raise many kinds
         reason = f"{codec} cannot decode its {header.format} codestream ({type(error).__name__})"
-        raise Refused(f"damaged DICOM pixels: {reason}") from None
+        raise ImageRejectedError(f"damaged DICOM pixels: {reason}") from None
 
 
 def _decode_jpeg_ls(coded: bytes) -> bytes | bytearray:
@@ -146,10 +150,10 @@ def decode_rle(coded: bytes, pixels: int, samples: int, bytes_per_sample: int) -
     """
     planes = samples * bytes_per_sample
     if len(coded) < _RLE_HEADER_BYTES:
-        raise Refused("truncated DICOM pixels: RLE that ends in its header")
+        raise ImageRejectedError("truncated DICOM pixels: RLE that ends in its header")
     count, *starts = struct.unpack_from(f"<{planes + 1}I", coded)
     if count != planes:
-        raise Refused(f"damaged DICOM pixels: expected {planes} RLE segments, got {count}")
+        raise ImageRejectedError(f"damaged DICOM pixels: expected {planes} RLE segments, got {count}")
     ends = [*starts[1:], len(coded)]
     decoded = np.empty((samples, pixels, bytes_per_sample), np.uint8)
     for plane, (start, end) in enumerate(zip(starts, ends, strict=True)):
@@ -171,5 +175,5 @@ def _rle_segment(segment: bytes, length: int) -> np.ndarray:
                 decoded += segment[position + 1 : position + 2] * (257 - control)
             position += 1 if control == 128 else 2
     if len(decoded) < length:
-        raise Refused("truncated DICOM pixels: RLE that ends before its last row")
+        raise ImageRejectedError("truncated DICOM pixels: RLE that ends before its last row")
     return np.frombuffer(decoded, np.uint8, length)

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 import numpy as np
 from pydicom import Dataset
 
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 from cxr.imaging.dicom_pixels import SampleBits
 from cxr.imaging.dicom_tags import code, items, number, numbers, value, words
 
 _CHUNK_PIXELS = 1 << 20  # NumPy makes an index of 8 bytes of each pixel
-_LARGEST_VALUE = 1e12  # of what a rescale may give; beyond it float64 cannot tell neighbours apart reliably
+_LARGEST_VALUE = 1e12  # of what a rescale may give; beyond it float64 cannot tell neighbors apart reliably
 
 
 def rendered(samples: np.ndarray, bits: SampleBits, dataset: Dataset) -> np.ndarray:
@@ -29,7 +29,7 @@ def rendered(samples: np.ndarray, bits: SampleBits, dataset: Dataset) -> np.ndar
     padding = _is_padding(stored, bits, dataset)
     present = _occurs(samples, len(stored)) & ~padding
     if not present.any():
-        raise Refused("blank image: all pixels are padding")
+        raise ImageRejectedError("blank image: all pixels are padding")
     with np.errstate(all="ignore"):
         shown_unit = _shown(_modality_values(stored, present, dataset), present, dataset)
     monochrome1 = code(dataset, "PhotometricInterpretation") == "MONOCHROME1"
@@ -100,15 +100,15 @@ def _tells_apart(mapped: np.ndarray, values: np.ndarray, present: np.ndarray) ->
 def _windows(values: np.ndarray, dataset: Dataset) -> Iterator[np.ndarray]:
     """Brightness by each valid window of the dataset (PS3.3 C.11.2.1.2)."""
     function = code(dataset, "VOILUTFunction")
-    for centre, width in zip(numbers(dataset, "WindowCenter"), numbers(dataset, "WindowWidth"), strict=False):
-        if not (np.isfinite(centre) and width > 0):
+    for center, width in zip(numbers(dataset, "WindowCenter"), numbers(dataset, "WindowWidth"), strict=False):
+        if not (np.isfinite(center) and width > 0):
             continue
         if function == "SIGMOID":
-            yield 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -500, 500)))
+            yield 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -500, 500)))
         elif function == "LINEAR_EXACT":
-            yield np.clip((values - centre) / width + 0.5, 0, 1)
+            yield np.clip((values - center) / width + 0.5, 0, 1)
         elif width >= 1:
-            yield np.clip((values - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5, 0, 1)
+            yield np.clip((values - (center - 0.5)) / max(width - 1, 1e-6) + 0.5, 0, 1)
 
 
 def _tables(values: np.ndarray, dataset: Dataset, sequence: str) -> Iterator[tuple[np.ndarray, float]]:

@@ -11,7 +11,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import convert_color_space
 
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 from cxr.imaging.dicom_codestream import Codestream, decode_codestream, decode_rle, read_header
 from cxr.imaging.dicom_tags import code, number, value
 from cxr.imaging.image import check_decoding_bytes, check_size
@@ -142,11 +142,11 @@ def read_pixel_data(dataset: Dataset) -> PixelData:
     """
     height, width = number(dataset, "Rows"), number(dataset, "Columns")
     if height is None or width is None:
-        raise Refused("damaged DICOM: Rows or Columns are missing")
+        raise ImageRejectedError("damaged DICOM: Rows or Columns are missing")
     check_size(int(height), int(width))
     frames = number(dataset, "NumberOfFrames") or 1
     if frames > 1:
-        raise Refused(f"multi-frame image: a DICOM of {frames:.0f} frames")
+        raise ImageRejectedError(f"multi-frame image: a DICOM of {frames:.0f} frames")
     syntax = dataset.file_meta.TransferSyntaxUID
     data = value(dataset, "PixelData")
     pixel_data = PixelData(
@@ -163,7 +163,7 @@ def read_pixel_data(dataset: Dataset) -> PixelData:
     _check_kind(pixel_data)
     if not syntax.is_encapsulated:
         if len(pixel_data.data) < pixel_data.sample_bytes:
-            raise Refused("truncated DICOM: fewer bytes of pixels than Rows x Columns need")
+            raise ImageRejectedError("truncated DICOM: fewer bytes of pixels than Rows x Columns need")
     else:
         pixel_data = _with_codestream(pixel_data)
     check_decoding_bytes(pixel_data.memory_bytes)
@@ -186,28 +186,30 @@ def _sample_bits(dataset: Dataset) -> SampleBits:
 def _check_kind(pixel_data: PixelData) -> None:
     bits, photometric = pixel_data.bits, pixel_data.photometric
     gray = pixel_data.samples == 1 and photometric in ("MONOCHROME1", "MONOCHROME2") and bits.allocated in (8, 16)
-    colour = pixel_data.samples == 3 and photometric.startswith(("RGB", "YBR")) and bits.allocated == 8
-    if not (gray or colour):
-        raise Refused("unsupported DICOM pixels: expected MONOCHROME1 or MONOCHROME2 with 8 or 16 bits allocated")
+    color = pixel_data.samples == 3 and photometric.startswith(("RGB", "YBR")) and bits.allocated == 8
+    if not (gray or color):
+        raise ImageRejectedError(
+            "unsupported DICOM pixels: expected MONOCHROME1 or MONOCHROME2 with 8 or 16 bits allocated"
+        )
     if not 0 < bits.stored <= bits.high + 1 <= bits.allocated:
-        raise Refused("damaged DICOM: Bits Stored and High Bit contradict Bits Allocated")
+        raise ImageRejectedError("damaged DICOM: Bits Stored and High Bit contradict Bits Allocated")
     try:
         get_decoder(pixel_data.syntax)
     except NotImplementedError:
-        raise Refused("unsupported DICOM: no decoder for its transfer syntax; convert it") from None
+        raise ImageRejectedError("unsupported DICOM: no decoder for its transfer syntax; convert it") from None
 
 
 def _with_codestream(pixel_data: PixelData) -> PixelData:
     frame = get_frame(pixel_data.data, 0, number_of_frames=1)
     if pixel_data.syntax == uid.RLELossless:
         if _RLE_RATIO * len(frame) < pixel_data.sample_bytes:
-            raise Refused("truncated DICOM pixels: fewer bytes of RLE than Rows x Columns need")
+            raise ImageRejectedError("truncated DICOM pixels: fewer bytes of RLE than Rows x Columns need")
         return replace(pixel_data, coded=frame)
     header = read_header(frame)
     if (header.height, header.width) != (pixel_data.height, pixel_data.width):
-        raise Refused("damaged DICOM: Rows and Columns contradict its pixel data")
+        raise ImageRejectedError("damaged DICOM: Rows and Columns contradict its pixel data")
     if header.samples != pixel_data.samples or header.bits > pixel_data.bits.allocated:
-        raise Refused("damaged DICOM: Samples per Pixel or Bits Allocated contradict its pixel data")
+        raise ImageRejectedError("damaged DICOM: Samples per Pixel or Bits Allocated contradict its pixel data")
     bits = replace(pixel_data.bits, allocated=header.bits)
     if header.bits <= bits.high:  # the codec's samples begin at bit 0, whatever High Bit says
         stored = min(bits.stored, header.bits)

@@ -1,4 +1,4 @@
-"""Noise removal, normalisation and contrast of decoded X-rays, each optional, before they are resized and stored."""
+"""Noise removal, normalization and contrast of decoded X-rays, each optional, before they are resized and stored."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cxr.errors import UserError
 from cxr.imaging.image import to_bits
 
 Denoise = Literal["none", "median", "nlm"]
-Normalise = Literal["none", "percentile"]
-Equalise = Literal["none", "clahe"]
+Normalize = Literal["none", "percentile"]
+Equalize = Literal["none", "clahe"]
 
 MEDIAN_PX = 3
 NLM_PATCH_PX, NLM_SEARCH_PX = 5, 11  # sides of what is compared, and of where it is sought
@@ -32,13 +32,13 @@ class Enhancement:
 
     denoise: Denoise = "none"
     """Noise removal: the median of 3 x 3 pixels; or non-local means, as strong as the image is noisy, and slow."""
-    normalise: Normalise = "none"
+    normalize: Normalize = "none"
     """Percentile: black and white are the 1st and 99th percentile of the image's own pixels."""
-    equalise: Equalise = "none"
+    equalize: Equalize = "none"
     """Contrast within parts of the image: CLAHE, with a limit of 2 and 8 x 8 tiles."""
 
     def __post_init__(self) -> None:
-        wanted = {"denoise": Denoise, "normalise": Normalise, "equalise": Equalise}
+        wanted = {"denoise": Denoise, "normalize": Normalize, "equalize": Equalize}
         for name, literal in wanted.items():
             if getattr(self, name) not in get_args(literal):
                 raise UserError(f"{name}={getattr(self, name)!r}: wanted one of {', '.join(get_args(literal))}")
@@ -68,7 +68,7 @@ class Enhancement:
         return {name: value for name, value in asdict(self).items() if value != "none"}
 
     def options(self) -> str:
-        """As jobs take it: "--denoise median --equalise clahe"."""
+        """As jobs take it: "--denoise median --equalize clahe"."""
         return " ".join(f"--{name} {value}" for name, value in self.describe().items())
 
     def _steps(self) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
@@ -95,7 +95,7 @@ def non_local_means(pixels: np.ndarray) -> np.ndarray:
 
 
 def noise(pixels: np.ndarray) -> float:
-    """Standard deviation of white noise in grey levels, by Immerkaer's mask (1996)."""
+    """Standard deviation of white noise in gray levels, by Immerkaer's mask (1996)."""
     mask = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
     response = cv2.filter2D(pixels, cv2.CV_32F, mask)
     return float(np.sqrt(np.pi / 2) / 6 * cv2.absdiff(response, np.zeros_like(response)).mean())
@@ -113,9 +113,9 @@ def percentile_window(pixels: np.ndarray) -> np.ndarray:
 
 
 def clahe(pixels: np.ndarray) -> np.ndarray:
-    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994).
+    """Contrast-limited adaptive histogram equalization (Zuiderveld 1994).
 
-    Of 16 bits the upper 8 are equalised and the rest goes along: OpenCV counts 65,536 grey levels there, of which a
+    Of 16 bits the upper 8 are equalized and the rest goes along: OpenCV counts 65,536 gray levels there, of which a
     tile has too few pixels for its limit to mean anything.
     """
     coarse = to_bits(pixels, 8)

@@ -15,7 +15,7 @@ _WHOLE = 1e-6  # by which a coordinate may differ from that of a pixel's edge
 
 
 @dataclass(frozen=True)
-class Frame:
+class ResizeTransform:
     """How stored pixels lie on the original image: original_px = stored_px * scale + offset, for x and y."""
 
     x_scale: float = 1.0
@@ -31,11 +31,11 @@ class Frame:
         """Points (N, 2) of the original image -> float64 points of the stored square, both in pixels."""
         return (np.asarray(points_xy, np.float64) - self._offset) / self._scale
 
-    def then(self, outer: Frame) -> Frame:
+    def then(self, outer: ResizeTransform) -> ResizeTransform:
         """How pixels of this frame lie on the image on which those of `outer` lie: a crop of a stored square, say."""
         scale = self._scale * outer._scale
         offset = self._offset * outer._scale + outer._offset
-        return Frame(*scale.tolist(), *offset.tolist())
+        return ResizeTransform(*scale.tolist(), *offset.tolist())
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -49,7 +49,7 @@ class Frame:
         return np.array([self.x_offset, self.y_offset])
 
 
-def fit(pixels: np.ndarray, size: int) -> tuple[np.ndarray, Frame]:
+def fit(pixels: np.ndarray, size: int) -> tuple[np.ndarray, ResizeTransform]:
     """Resize (H, W) pixels into a (size, size) square: the long side fills it, the short one is padded by 0.
 
     The picture lies in the middle; where the padding is odd, its larger part is right or below. Pixels are
@@ -57,20 +57,20 @@ def fit(pixels: np.ndarray, size: int) -> tuple[np.ndarray, Frame]:
     whole numbers of pixels that the sides really became.
     """
     height, width = pixels.shape
-    frame = fitted_frame(height, width, size)
+    frame = fitted_transform(height, width, size)
     return _placed(pixels, size, frame), frame
 
 
-def fitted_frame(height: int, width: int, size: int) -> Frame:
+def fitted_transform(height: int, width: int, size: int) -> ResizeTransform:
     """The frame of `fit` for an image of this height and width."""
     longest = max(height, width)
     inner_height, inner_width = (max(1, round(side * size / longest)) for side in (height, width))
     top, left = (size - inner_height) // 2, (size - inner_width) // 2
     x_scale, y_scale = width / inner_width, height / inner_height
-    return Frame(x_scale, y_scale, -left * x_scale, -top * y_scale)
+    return ResizeTransform(x_scale, y_scale, -left * x_scale, -top * y_scale)
 
 
-def fit_mask(mask: np.ndarray, size: int, frame: Frame) -> np.ndarray:
+def fit_mask(mask: np.ndarray, size: int, frame: ResizeTransform) -> np.ndarray:
     """A mask (H, W) bool in the frame of its image, of `fit` or of a `cut`: true where half of a pixel is covered."""
     return _placed(mask.astype(np.uint8) * np.uint8(255), size, frame) >= 128
 
@@ -90,10 +90,10 @@ def cut(pixels: np.ndarray, low_xy: Sequence[int], high_xy: Sequence[int], size:
     return cv2.resize(box, (size, size), interpolation=method)
 
 
-def mask_to_original(mask: np.ndarray, frame: Frame, height: int, width: int) -> np.ndarray:
+def mask_to_original(mask: np.ndarray, frame: ResizeTransform, height: int, width: int) -> np.ndarray:
     """A mask of stored pixels (H, W), bool or shares in [0, 1], on its original image: bool (height, width).
 
-    True where the shares, interpolated linearly between pixel centres, reach half: smooth outlines need shares,
+    True where the shares, interpolated linearly between pixel centers, reach half: smooth outlines need shares,
     and a decided mask keeps its pixels' corners. False where the stored pixels do not reach. The padding that
     `fit` adds has no influence.
     """
@@ -120,7 +120,7 @@ def _whole_pixels(corners_xy: np.ndarray, shape_xy: np.ndarray) -> list[list[int
     return np.rint(np.clip(corners_xy, 0, shape_xy)).astype(int).tolist()
 
 
-def _placed(pixels: np.ndarray, size: int, frame: Frame) -> np.ndarray:
+def _placed(pixels: np.ndarray, size: int, frame: ResizeTransform) -> np.ndarray:
     height, width = pixels.shape
     corners = frame.from_original(np.array([[0, 0], [width, height]]))
     if np.abs(corners - np.rint(corners).clip(0, size)).max() > _WHOLE:  # not all of the image lies on whole pixels

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 
 MIN_SIDE_PX = 16
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000; the largest films scanned have about 25 million
@@ -22,16 +22,16 @@ MAX_DECODING_BYTES = 768 << 20  # leaves room in 1 GiB for the file itself
 MAX_PIXELS_PER_BYTE = 1000
 BLANK_PIXELS = 32_000_000
 
-_COLOURFUL = 0.15  # difference of a pixel's channels, as a part of full range, from which the eye sees colour
-_COLOUR_SAMPLE_PX = 256 * 256  # about as many pixels are looked at
-_COLOURED_SHARE = 0.05  # arrows and letters drawn on an X-ray stay below
+_COLORFUL = 0.15  # difference of a pixel's channels, as a part of full range, from which the eye sees color
+_COLOR_SAMPLE_PX = 256 * 256  # about as many pixels are looked at
+_COLORED_SHARE = 0.05  # arrows and letters drawn on an X-ray stay below
 
 
 @dataclass(frozen=True)
 class Image:
     """One X-ray. `pixels` (H, W), uint8 or uint16, use the type's full range; dense tissue is bright.
 
-    `spacing_mm` is the distance of pixel centres (between rows, between columns). `view`, `body_part` and `modality`
+    `spacing_mm` is the distance of pixel centers (between rows, between columns). `view`, `body_part` and `modality`
     are codes of `imaging.dicom_terms`. All four are None where the file does not have them.
     """
 
@@ -65,30 +65,32 @@ def check_size(height_px: int, width_px: int) -> None:
     """Refuse a size that is no picture, or larger than any X-ray, before anything is decoded."""
     size = f"{width_px} x {height_px} pixels"
     if min(height_px, width_px) <= 0:
-        raise Refused(f"zero size: the header says {size}")
+        raise ImageRejectedError(f"zero size: the header says {size}")
     if min(height_px, width_px) < MIN_SIDE_PX:
-        raise Refused(f"too small: expected at least {MIN_SIDE_PX} x {MIN_SIDE_PX} pixels, got {size}")
+        raise ImageRejectedError(f"too small: expected at least {MIN_SIDE_PX} x {MIN_SIDE_PX} pixels, got {size}")
     if height_px * width_px > MAX_PIXELS:
-        raise Refused(f"too large: expected at most {MAX_PIXELS // 10**6} million pixels, got {size}")
+        raise ImageRejectedError(f"too large: expected at most {MAX_PIXELS // 10**6} million pixels, got {size}")
 
 
 def check_file_bytes(file_bytes: int) -> None:
     """Refuse a file that is too large to be read whole."""
     if file_bytes > MAX_FILE_BYTES:
-        raise Refused(f"too large: expected a file of at most {_mib(MAX_FILE_BYTES)}, got {_mib(file_bytes)}")
+        raise ImageRejectedError(
+            f"too large: expected a file of at most {_mib(MAX_FILE_BYTES)}, got {_mib(file_bytes)}"
+        )
 
 
 def check_decoding_bytes(memory_bytes: int) -> None:
     """Refuse an image that would take too much memory to decode."""
     if memory_bytes > MAX_DECODING_BYTES:
         most, needed = _mib(MAX_DECODING_BYTES), _mib(memory_bytes)
-        raise Refused(f"too large: expected an image that takes at most {most} to decode, got {needed}")
+        raise ImageRejectedError(f"too large: expected an image that takes at most {most} to decode, got {needed}")
 
 
 def check_ratio(pixels: int, encoded_bytes: int, exempt_pixels: int = 0) -> None:
     """Refuse an image of more than `exempt_pixels` that claims more pixels than its encoded bytes can hold."""
     if pixels > max(exempt_pixels, MAX_PIXELS_PER_BYTE * encoded_bytes):
-        raise Refused(
+        raise ImageRejectedError(
             f"decompression bomb: expected at most {MAX_PIXELS_PER_BYTE:,} pixels from each encoded byte, "
             f"got {pixels:,} pixels from {encoded_bytes:,} bytes"
         )
@@ -106,22 +108,22 @@ def require_memory(memory_bytes: int) -> None:
 def check_not_blank(pixels: np.ndarray) -> None:
     low, high, _, _ = cv2.minMaxLoc(pixels)
     if low == high:
-        raise Refused("blank image: all pixels are equal")
+        raise ImageRejectedError("blank image: all pixels are equal")
 
 
 def to_gray(pixels_HWC: np.ndarray) -> np.ndarray:
     """Luminance of BGR or BGRA pixels (alpha ignored); exactly the one channel where all three are equal.
 
     Raises:
-        Refused: a colour photograph or overlay.
+        Refused: a color photograph or overlay.
     """
     height, width = pixels_HWC.shape[:2]
-    step = max(1, math.isqrt(height * width // _COLOUR_SAMPLE_PX))
+    step = max(1, math.isqrt(height * width // _COLOR_SAMPLE_PX))
     sample = np.ascontiguousarray(pixels_HWC[::step, ::step, :3]).astype(np.float32)
     sample /= np.iinfo(pixels_HWC.dtype).max
-    share = float((np.ptp(sample, axis=2) > _COLOURFUL).mean())
-    if share > _COLOURED_SHARE:
-        raise Refused(f"colour image: {share:.0%} of its pixels are coloured, an X-ray is gray")
+    share = float((np.ptp(sample, axis=2) > _COLORFUL).mean())
+    if share > _COLORED_SHARE:
+        raise ImageRejectedError(f"color image: {share:.0%} of its pixels are colored, an X-ray is gray")
     return cv2.cvtColor(np.ascontiguousarray(pixels_HWC[..., :3]), cv2.COLOR_BGR2GRAY)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cxr.imaging.geometry import Frame, cut
+from cxr.imaging.geometry import ResizeTransform, cut
 
 MARGIN = 0.05  # of the side of the smallest enclosing square, added on each of its sides
 AREAS = 0.05, 0.6  # shares of the image that lungs may cover; Montgomery's and Shenzhen's: .09 to .37
@@ -30,16 +30,16 @@ class LungSquare:
     side: int
     reason: str = ""
 
-    def frame(self, size: int) -> Frame:
+    def frame(self, size: int) -> ResizeTransform:
         """How the pixels of `crop(…, size)` lie on the image that was cropped."""
         scale = self.side / size
-        return Frame(scale, scale, self.x, self.y)
+        return ResizeTransform(scale, scale, self.x, self.y)
 
     def crop(self, pixels_HW: np.ndarray, size: int) -> np.ndarray:
         """The square resized to (size, size), uint8 or uint16 as given; what lies beyond the image is 0."""
         return cut(pixels_HW, (self.x, self.y), (self.x + self.side, self.y + self.side), size)
 
-    def on_original(self, frame: Frame, height: int, width: int) -> LungSquare:
+    def on_original(self, frame: ResizeTransform, height: int, width: int) -> LungSquare:
         """This square of stored pixels in whole pixels of the original (height, width) on which `frame` puts them.
 
         Nothing of it is lost: its sides are rounded outwards. To crop the original keeps what storing has blurred.

@@ -17,7 +17,7 @@ import numpy as np
 from kornia_rs import io as rust  # pyright: ignore[reportMissingModuleSource]
 from PIL import Image as Pillow
 
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 from cxr.imaging.image import (
     EncodedImage,
     Image,
@@ -32,8 +32,8 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
 GIF_MAGIC = b"GIF8"
 
-_PNG_GRAY = 0  # colour type
-_PNG_CHANNELS = {0: (1, 1), 2: (3, 3), 3: (1, 4), 4: (2, 4), 6: (4, 4)}  # by colour type: in the file, decoded
+_PNG_GRAY = 0  # color type
+_PNG_CHANNELS = {0: (1, 1), 2: (3, 3), 3: (1, 4), 4: (2, 4), 6: (4, 4)}  # by color type: in the file, decoded
 _DEFLATE_RATIO = 1032  # bytes that one compressed byte can at most become
 
 JPEG_END = b"\xff\xd9"
@@ -75,28 +75,28 @@ def inspect_png(data: bytes) -> EncodedImage:
     """Check a PNG's chunks and declared size. Decoding gives uint8 or uint16.
 
     Raises:
-        Refused: torn, damaged, animated or of a refused size; decoding: coloured or damaged.
+        Refused: torn, damaged, animated or of a refused size; decoding: colored or damaged.
     """
     chunks = _png_chunks(data)
     kind, header = next(chunks)
     if kind != b"IHDR" or len(header) != 13:
-        raise Refused("damaged PNG: it does not begin with its header")
-    width, height, bits, colour = struct.unpack(">IIBB", header[:10])
+        raise ImageRejectedError("damaged PNG: it does not begin with its header")
+    width, height, bits, color = struct.unpack(">IIBB", header[:10])
     check_size(height, width)
-    if colour not in _PNG_CHANNELS or bits not in (1, 2, 4, 8, 16):
-        raise Refused(f"damaged PNG: colour type {colour} with {bits} bits does not exist")
-    stored_channels, decoded_channels = _PNG_CHANNELS[colour]
+    if color not in _PNG_CHANNELS or bits not in (1, 2, 4, 8, 16):
+        raise ImageRejectedError(f"damaged PNG: color type {color} with {bits} bits does not exist")
+    stored_channels, decoded_channels = _PNG_CHANNELS[color]
     memory_bytes = 2 * height * width * decoded_channels * max(8, bits) // 8
     check_decoding_bytes(memory_bytes)
     lengths = {b"IDAT": 0}
     for kind, body in chunks:
         lengths[kind] = lengths.get(kind, 0) + len(body)
     if b"acTL" in lengths:
-        raise Refused("multi-frame image: an animated PNG")
+        raise ImageRejectedError("multi-frame image: an animated PNG")
     pixel_bytes = height * (width * stored_channels * bits // 8)
     if pixel_bytes > _DEFLATE_RATIO * lengths[b"IDAT"]:
-        raise Refused("damaged PNG: expected more compressed bytes for a picture of its size")
-    plain = colour == _PNG_GRAY and bits in (8, 16)
+        raise ImageRejectedError("damaged PNG: expected more compressed bytes for a picture of its size")
+    plain = color == _PNG_GRAY and bits in (8, 16)
     return EncodedImage(memory_bytes, partial(_decode_png, data, (height, width), bits if plain else None))
 
 
@@ -127,14 +127,14 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     position = len(PNG_MAGIC)
     while True:
         if position + 12 > len(data):
-            raise Refused("truncated PNG: it ends before its IEND chunk")
+            raise ImageRejectedError("truncated PNG: it ends before its IEND chunk")
         length, kind = struct.unpack_from(">I4s", data, position)
         if position + 12 + length > len(data):
-            raise Refused("truncated PNG: it ends inside a chunk")
+            raise ImageRejectedError("truncated PNG: it ends inside a chunk")
         body = data[position + 8 : position + 8 + length]
         (checksum,) = struct.unpack_from(">I", data, position + 8 + length)
         if zlib.crc32(body, zlib.crc32(kind)) != checksum:
-            raise Refused("damaged PNG: a checksum does not match")
+            raise ImageRejectedError("damaged PNG: a checksum does not match")
         yield kind, body
         if kind == b"IEND":
             return
@@ -145,18 +145,18 @@ def inspect_jpeg(data: bytes) -> EncodedImage:
     """Check a JPEG's frame header. Decoding gives uint8.
 
     Raises:
-        Refused: torn, damaged, CMYK, lossless or 12-bit, or of a refused size; decoding: coloured or damaged.
+        Refused: torn, damaged, CMYK, lossless or 12-bit, or of a refused size; decoding: colored or damaged.
     """
     marker, bits, height, width, channels = jpeg_frame(data)
     check_size(height, width)
     if marker not in _JPEG_DECODABLE or bits != 8:
-        raise Refused("unsupported JPEG: lossless, arithmetic or not 8 bits; convert it to PNG or DICOM")
+        raise ImageRejectedError("unsupported JPEG: lossless, arithmetic or not 8 bits; convert it to PNG or DICOM")
     if channels not in (1, 3):
-        raise Refused(f"colour image: a JPEG of {channels} channels (CMYK), an X-ray is gray")
+        raise ImageRejectedError(f"color image: a JPEG of {channels} channels (CMYK), an X-ray is gray")
     check_ratio(height * width, len(data))
     scans = data.count(_JPEG_SCAN_MARKER)
     if scans > _JPEG_MOST_SCANS:
-        raise Refused(f"damaged JPEG: expected at most {_JPEG_MOST_SCANS} scans, got {scans}")
+        raise ImageRejectedError(f"damaged JPEG: expected at most {_JPEG_MOST_SCANS} scans, got {scans}")
     progressive = marker == _JPEG_PROGRESSIVE
     memory_bytes = (4 if progressive else 2) * height * width * channels  # coefficients of all scans are held
     check_decoding_bytes(memory_bytes)
@@ -170,9 +170,9 @@ def jpeg_frame(data: bytes) -> tuple[int, int, int, int, int]:
         if marker in _JPEG_FRAMES:
             frame = (marker, *struct.unpack_from(">BHHB", data, start))
         if marker == _JPEG_SCAN and data.find(JPEG_END, start + length) < 0:
-            raise Refused("truncated JPEG: it has no end marker")
+            raise ImageRejectedError("truncated JPEG: it has no end marker")
     if frame is None:
-        raise Refused("damaged JPEG: it has no frame header")
+        raise ImageRejectedError("damaged JPEG: it has no frame header")
     return frame
 
 
@@ -183,12 +183,12 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         while data[position : position + 2] == b"\xff\xff":  # fill bytes
             position += 1
         if position + 4 > len(data):
-            raise Refused("truncated JPEG: it ends before its pixels")
+            raise ImageRejectedError("truncated JPEG: it ends before its pixels")
         mark, marker, length = struct.unpack_from(">BBH", data, position)
         if mark != 0xFF or length < 2 or (marker in _JPEG_FRAMES and length < 8):
-            raise Refused("damaged JPEG: a marker is broken")
+            raise ImageRejectedError("damaged JPEG: a marker is broken")
         if position + 2 + length > len(data):
-            raise Refused("truncated JPEG: it ends before its pixels")
+            raise ImageRejectedError("truncated JPEG: it ends before its pixels")
         yield marker, position + 4, length - 2
         position += 2 + length
 
@@ -201,18 +201,18 @@ def _decode(data: bytes, kind: str) -> np.ndarray:
             raise MemoryError from None
         pixels = None
     if pixels is None:
-        raise Refused(f"damaged {kind}: its pixels cannot be decoded")
+        raise ImageRejectedError(f"damaged {kind}: its pixels cannot be decoded")
     return pixels if pixels.ndim == 2 else to_gray(pixels)
 
 
 def inspect_gif(data: bytes) -> EncodedImage:
-    """Check a GIF's header. Decoding gives uint8: the gray of its palette's colours.
+    """Check a GIF's header. Decoding gives uint8: the gray of its palette's colors.
 
     Raises:
         Refused: torn or of a refused size; decoding: damaged or animated.
     """
     if len(data) < 13:
-        raise Refused("truncated GIF: it ends inside its header")
+        raise ImageRejectedError("truncated GIF: it ends inside its header")
     width, height = struct.unpack_from("<HH", data, 6)
     check_size(height, width)
     return EncodedImage(4 * height * width, lambda: Image(_decode_gif(data)))
@@ -223,12 +223,12 @@ def _decode_gif(data: bytes) -> np.ndarray:
         with Pillow.open(BytesIO(data), formats=["GIF"]) as picture:
             check_size(picture.height, picture.width)  # its frame may be larger than the header says
             if getattr(picture, "is_animated", False):
-                raise Refused("multi-frame image: an animated GIF")
+                raise ImageRejectedError("multi-frame image: an animated GIF")
             return np.asarray(picture.convert("L"))
-    except (Refused, MemoryError):
+    except (ImageRejectedError, MemoryError):
         raise
     except Exception as error:  # of any kind, for damaged ones
-        raise Refused(f"damaged GIF: its pixels cannot be decoded ({type(error).__name__})") from None
+        raise ImageRejectedError(f"damaged GIF: its pixels cannot be decoded ({type(error).__name__})") from None
 
 
 def is_jsrt(data: bytes) -> bool:

@@ -25,7 +25,7 @@ from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION, ShardInfo
 from cxr.errors import UserError
 from cxr.families import lung_crop
 from cxr.families.checkpoint import Checkpoint
-from cxr.imaging.geometry import Frame, fit_mask
+from cxr.imaging.geometry import ResizeTransform, fit_mask
 from cxr.schema import PixelFormat
 
 # Of Parquet's compressions the one that makes latents smallest within a few ms an image; 10 and 11 take tens of them.
@@ -90,8 +90,8 @@ def _coarser(frame: Mapping[str, float] | None, ratio: float) -> dict[str, float
     """The frame of pixels that are `ratio` times as wide and high."""
     if frame is None:
         return None
-    fine = Frame(**frame)
-    return Frame(fine.x_scale * ratio, fine.y_scale * ratio, fine.x_offset, fine.y_offset).as_dict()
+    fine = ResizeTransform(**frame)
+    return ResizeTransform(fine.x_scale * ratio, fine.y_scale * ratio, fine.x_offset, fine.y_offset).as_dict()
 
 
 def _smaller(masks: Sequence[Mapping[str, Any]] | None, size: int, wanted: int) -> list[dict[str, Any]] | None:
@@ -101,7 +101,7 @@ def _smaller(masks: Sequence[Mapping[str, Any]] | None, size: int, wanted: int) 
     ratio, made = size / wanted, []
     for mask in masks:
         bits = np.unpackbits(np.frombuffer(mask[schema.MASK_BITS], np.uint8), count=size * size)
-        fitted = fit_mask(bits.reshape(size, size), wanted, Frame(ratio, ratio))
+        fitted = fit_mask(bits.reshape(size, size), wanted, ResizeTransform(ratio, ratio))
         made.append({**mask, schema.MASK_BITS: np.packbits(fitted).tobytes()})
     return made
 

@@ -105,7 +105,7 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
     """
     options = options or ScoreOptions()
     archives = check_archives([archive] if isinstance(archive, str) else archive, options)
-    out = storage.normalise(out)
+    out = storage.normalize(out)
     cluster.check_shared(out)
     kept = checkpoint.load(checkpoint_uri)
     plans = _numbered([_plan(uri, kept, options) for uri in archives])
@@ -162,7 +162,7 @@ class Plan:
 
 def check_archives(uris: Sequence[str], options: ScoreOptions) -> list[str]:
     """The archives' normalized URIs; raises UserError where several cannot be scored into one result."""
-    archives = [storage.normalise(uri) for uri in uris]
+    archives = [storage.normalize(uri) for uri in uris]
     if len(set(archives)) < len(archives):
         raise UserError(f"--archive {' --archive '.join(archives)}: the same archive twice; give each archive once")
     if len(archives) > 1 and options.save_latents:
@@ -251,7 +251,7 @@ def _score_parts(
     share = min(1.0, cluster.total("CPU") / 2)  # of a CPU: reading and scoring must both find a place
     workers = options.workers or gpus or max(1, int(cluster.total("CPU")) // 2)
     read = partial(_read, pixels=plan.pixels, crop=plan.crop, enhance=plan.enhance)
-    tables = map_blocks(ray.data.from_arrow([_labelled(part) for part in todo]), read, num_cpus=share)
+    tables = map_blocks(ray.data.from_arrow([_labeled(part) for part in todo]), read, num_cpus=share)
     scored = map_blocks(
         tables,
         Scorer,
@@ -268,7 +268,7 @@ def _score_parts(
         progress.add(row["images"], len(row["errors"]))
 
 
-def _labelled(part: Part) -> pa.Table:
+def _labeled(part: Part) -> pa.Table:
     """A part's rows with its name, which must stay together with them on the way through Ray Data."""
     rows = part.rows.append_column(PART, pa.array([part.name] * part.rows.num_rows))
     if PART_ROWS not in rows.column_names:

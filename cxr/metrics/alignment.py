@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cxr.metrics.meters import Mean, Workers
+from cxr.metrics.meters import Communicator, Mean
 from cxr.models.backbones import local_mean, normalise_contrast
 from cxr.models.spatial_transformer import compose, corner_distance, invert, warp
 
@@ -30,7 +30,7 @@ def correlation_to_mean(mean_unit_vector: Tensor) -> float:
     return float(torch.linalg.vector_norm(mean_unit_vector))
 
 
-def centred(theta: Tensor, mean_theta: Tensor) -> Tensor:
+def centerd(theta: Tensor, mean_theta: Tensor) -> Tensor:
     """Transforms with their group's mean transform removed: a zoom or shift common to all gains nothing."""
     return compose(theta, invert(mean_theta).expand_as(theta))
 
@@ -124,8 +124,8 @@ class Overlap:
     def add(self, x_B1HW: Tensor, theta: Tensor) -> None:
         """Images in [0, 1] as `theta` (B or 1, 2, 3) shows them."""
         both = torch.cat([x_B1HW, normalise_contrast(x_B1HW)], 1)
-        aligned, normalised = warp(both, theta, self._size).split(1, 1)
-        self._unit.add(unit_vectors(normalised))
+        aligned, normalized = warp(both, theta, self._size).split(1, 1)
+        self._unit.add(unit_vectors(normalized))
         self._value.add(aligned.flatten(1))
         self._square.add(aligned.flatten(1).square())
 
@@ -141,14 +141,14 @@ class Overlap:
         """Whether further masks would not be kept."""
         return len(self._masks) >= self._masks_kept
 
-    def iou(self, workers: Workers, of_empty: float = 1.0) -> float:
+    def iou(self, workers: Communicator, of_empty: float = 1.0) -> float:
         """Mean over pairs of masks; NaN for fewer than two."""
         return pairwise_iou(workers.gather(self._masks), of_empty)
 
-    def results(self, workers: Workers) -> dict[str, float]:
+    def results(self, workers: Communicator) -> dict[str, float]:
         """The group's correlation, spread and, where there are masks, iou.
 
-        correlation: of each contrast-normalised image with their mean, mean over images. spread: standard
+        correlation: of each contrast-normalized image with their mean, mean over images. spread: standard
         deviation over images, which lie in [0, 1], mean over pixels.
         """
         value, square = self._value.over(workers, self._like), self._square.over(workers, self._like)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 
-class Workers(Protocol):
-    """What a meter needs of the group that trains together; see `recipes.base.Workers`."""
+class Communicator(Protocol):
+    """What a meter needs of the group that trains together; see `recipes.base.Communicator`."""
 
     def sum(self, values: Tensor) -> Tensor: ...
     def gather(self, rows: Tensor) -> Tensor: ...
@@ -28,7 +28,7 @@ class Mean:
         self._total = total if self._total is None else self._total + total
         self._count += len(values)
 
-    def over(self, workers: Workers, like: Tensor) -> Tensor:
+    def over(self, workers: Communicator, like: Tensor) -> Tensor:
         """The mean over all workers, float64; NaN if nothing was counted.
 
         `like` has its shape and device, for a worker that saw no value.

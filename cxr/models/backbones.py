@@ -69,7 +69,7 @@ def conv_block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Seque
 def normalise_contrast(x_BCHW: Tensor, window: float = 0.5) -> Tensor:
     """Subtract the local mean and divide by the local deviation, so that exposure does not matter; float32.
 
-    `window` is the side of the neighbourhood as a share of the height.
+    `window` is the side of the neighborhood as a share of the height.
     """
     side = int(window * x_BCHW.shape[-2]) // 2 * 2 + 1
     x = x_BCHW.float()

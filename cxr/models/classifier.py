@@ -20,7 +20,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Classifier(nn.Module):
     """Images (B, 1, H, W) in [0, 1], of any size, to logits (B, findings).
 
-    The image is shown as three equal channels, normalised as torchvision's weights expect.
+    The image is shown as three equal channels, normalized as torchvision's weights expect.
 
     Args:
         name: network of torchvision; `body` keeps its names of weights.

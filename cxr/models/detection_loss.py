@@ -134,7 +134,7 @@ def around(points_A2: Tensor, reach_BA4: Tensor) -> Tensor:
 
 
 def ciou(a: Tensor, b: Tensor) -> Tensor:
-    """Complete IoU (…) of boxes (…, 4): less where centres or proportions differ; leading axes broadcast."""
+    """Complete IoU (…) of boxes (…, 4): less where centers or proportions differ; leading axes broadcast."""
     (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.unbind(-1), b.unbind(-1)
     a_wide, a_high, b_wide, b_high = ax1 - ax0, ay1 - ay0 + _TINY, bx1 - bx0, by1 - by0 + _TINY
     inside = (ax1.minimum(bx1) - ax0.maximum(bx0)).clamp(min=0) * (ay1.minimum(by1) - ay0.maximum(by0)).clamp(min=0)

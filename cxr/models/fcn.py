@@ -91,8 +91,8 @@ class FullyConvolutional(Segmenter):
         nn.init.zeros_(score.bias)  # pyright: ignore[reportArgumentType]
         self.scores[str(coarser)] = score
         learns = upsampling == "learnt" or (upsampling == "published" and finer > 1)
-        centres = {1: 0.0} | self.trunk.centres
-        offset = (centres[coarser] - centres[finer]) / finer
+        centers = {1: 0.0} | self.trunk.centers
+        offset = (centers[coarser] - centers[finer]) / finer
         self.enlarged[str(coarser)] = Enlargement(coarser // finer, offset, learns)
 
     @property
@@ -118,7 +118,7 @@ class Trunk(nn.Module):
 
     Attributes:
         channels: of each stride's features.
-        centres: where in the image the first cell of each stride lies: the middle of its receptive field, pixels.
+        centers: where in the image the first cell of each stride lies: the middle of its receptive field, pixels.
     """
 
     def __init__(self, name: FcnBackbone, fully_connected: bool) -> None:
@@ -135,8 +135,8 @@ class Trunk(nn.Module):
             self.classifier = _convolutional(classifier, cut.channels[-1])
             self.ends[-1] = f"classifier.{len(self.classifier) - 1}"
             self.channels[32] = FC_CHANNELS
-        strides = {reach.stride: reach.centre for reach in reaches(self)}
-        self.centres = {at: strides[at] for at in (8, 16, 32)}
+        strides = {reach.stride: reach.center for reach in reaches(self)}
+        self.centers = {at: strides[at] for at in (8, 16, 32)}
 
     def forward(self, z_B3HW: Tensor) -> list[Tensor]:
         x, features = z_B3HW, []

@@ -73,7 +73,7 @@ def _rectangle(spans_BN2P: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GridLoss:
+class MILLoss:
     """Negative log-likelihood of labels, and of boxes where they are known.
 
     Args:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, ClassifierName, StemStride
-from cxr.models.receptive_field import Reach, reaches
+from cxr.models.receptive_field import ReceptiveField, reaches
 from cxr.precision import in_float32
 
 CamBackbone = Literal[
@@ -207,10 +207,10 @@ def _dense_stages(body: Any, z_BCHW: Tensor) -> list[Tensor]:
 
 
 @in_float32
-def placed(map_BFhw: Tensor, reach: Reach, size: int, stride: int) -> Tensor:
+def placed(map_BFhw: Tensor, reach: ReceptiveField, size: int, stride: int) -> Tensor:
     """Maps (B, F, size / stride, size / stride): interpolated linearly between where each value truly lies.
 
-    That is the centre of its receptive field: `reach.centre` and whole strides from there. Of a ResNet it is not the
+    That is the center of its receptive field: `reach.center` and whole strides from there. Of a ResNet it is not the
     middle of the cell, and taking it for that would shift a map of stride 32 by 15 pixels.
     """
     at = (torch.arange(size // stride, device=map_BFhw.device) + 0.5) * stride - 0.5  # indices of pixels
@@ -218,9 +218,9 @@ def placed(map_BFhw: Tensor, reach: Reach, size: int, stride: int) -> Tensor:
     return rows @ (map_BFhw @ columns.T)
 
 
-def _hats(at_N: Tensor, cells: int, reach: Reach) -> Tensor:
-    """(N, cells) weights of the values whose centres lie on both sides of each place; at the border of the last."""
-    nearest = ((at_N - reach.centre) / reach.stride).clamp(0, cells - 1)
+def _hats(at_N: Tensor, cells: int, reach: ReceptiveField) -> Tensor:
+    """(N, cells) weights of the values whose centers lie on both sides of each place; at the border of the last."""
+    nearest = ((at_N - reach.center) / reach.stride).clamp(0, cells - 1)
     return (1 - (nearest[:, None] - torch.arange(cells, device=at_N.device)).abs()).clamp(min=0)
 
 

@@ -1,6 +1,6 @@
 """Frozen networks whose features compare pictures (perceptual loss, Johnson et al. 2016, arXiv 1603.08155).
 
-All take contrast-normalised images (`backbones.normalise_contrast`) and give a list of feature maps,
+All take contrast-normalized images (`backbones.normalise_contrast`) and give a list of feature maps,
 shallow to deep.
 """
 
@@ -36,7 +36,7 @@ class FrozenLayers(nn.Module):
     Args:
         sequence: its children are called one after the other.
         names: exact names of the children whose outputs are wanted.
-        imagenet: expects three channels, normalised as torchvision's weights expect.
+        imagenet: expects three channels, normalized as torchvision's weights expect.
     """
 
     mean: Tensor
@@ -71,7 +71,7 @@ class FrozenLayers(nn.Module):
 
 
 class LocalFeatures(nn.Module):
-    """What needs no weights: at each level of a pyramid the contrast-normalised image and its gradients.
+    """What needs no weights: at each level of a pyramid the contrast-normalized image and its gradients.
 
     Each level gives (B, 4, h, w): the image, the gradient's size, and that size times cosine and sine of
     twice the gradient's angle, since an edge has no sign.
@@ -142,9 +142,9 @@ def _sequential(kind: FeatureKind, layers: int) -> nn.Module:
     return getattr(torchvision_models, kind)(weights=None).features
 
 
-def as_unit(normalised: Tensor) -> Tensor:
-    """Contrast-normalised values as gray levels in [0, 1]."""
-    return (0.5 + 0.2 * normalised).clamp(0, 1)
+def as_unit(normalized: Tensor) -> Tensor:
+    """Contrast-normalized values as gray levels in [0, 1]."""
+    return (0.5 + 0.2 * normalized).clamp(0, 1)
 
 
 def feature_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:

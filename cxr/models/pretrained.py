@@ -121,7 +121,7 @@ def _stored(recipe: Starting, setting: str, network: str, out: str) -> str:
             f"another --out, or delete {folder} to use the new weights there"
         )
     if not have:
-        source = storage.normalise(given) if is_uri(given) else given
+        source = storage.normalize(given) if is_uri(given) else given
         _write(folder, state, loaded.about, {"given": source, "network": network, "sha256": sha256})
     return folder
 
@@ -161,7 +161,7 @@ def key(given: str, network: str = "") -> str:
     """Name of the folder in OUT/weights with the weights that `given` stands for; of `network`, if it is a name."""
     if not is_uri(given):
         return f"{network}-{AUTO_NAME if given == AUTO else given}"
-    uri = storage.normalise(given)
+    uri = storage.normalize(given)
     return f"{storage.name(uri)}-{hashlib.blake2b(uri.encode(), digest_size=4).hexdigest()}"
 
 

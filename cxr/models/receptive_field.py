@@ -20,10 +20,10 @@ _END_FUNCTIONS = (F.interpolate, F.conv2d, F.max_pool2d, F.avg_pool2d, F.adaptiv
 
 
 @dataclass(frozen=True)
-class Reach:
+class ReceptiveField:
     """What the first output of a layer sees of the image. Positions are indices of pixels; padding is below 0.
 
-    `stride` is the distance of neighbouring outputs in pixels, `depth` the convolutions on the longest way there.
+    `stride` is the distance of neighboring outputs in pixels, `depth` the convolutions on the longest way there.
     """
 
     first: int = 0
@@ -37,7 +37,7 @@ class Reach:
         return self.last - self.first + 1
 
     @property
-    def centre(self) -> float:
+    def center(self) -> float:
         """Of the first output; the i-th one's lies i strides further."""
         return (self.first + self.last) / 2
 
@@ -63,7 +63,7 @@ def architecture(network: nn.Module, path: nn.Module) -> Architecture:
     return Architecture(parameters, end.depth, end.size, end.stride)
 
 
-def reaches(path: nn.Module) -> list[Reach]:
+def reaches(path: nn.Module) -> list[ReceptiveField]:
     """The reach of each tensor that a module of one input returns. Nothing is computed: any device will do.
 
     Branches that meet see together what each of them sees.
@@ -73,10 +73,10 @@ def reaches(path: nn.Module) -> list[Reach]:
             behind a layer that is not followed: one that is linear, enlarges, or pools all there is.
     """
     graph = fx.Tracer().trace(path)
-    known: dict[fx.Node, Reach] = {}
+    known: dict[fx.Node, ReceptiveField] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
-            known[node] = Reach()
+            known[node] = ReceptiveField()
         elif node.op == "output":
             return [known[end] for end in node.all_input_nodes]
         elif before := [known[other] for other in node.all_input_nodes if other in known]:
@@ -84,7 +84,7 @@ def reaches(path: nn.Module) -> list[Reach]:
     raise AssertionError("a graph without an output")
 
 
-def _through(node: fx.Node, path: nn.Module, before: Reach) -> Reach:
+def _through(node: fx.Node, path: nn.Module, before: ReceptiveField) -> ReceptiveField:
     layer = path.get_submodule(str(node.target)) if node.op == "call_module" else None
     if isinstance(layer, _END) or node.target in _END_FUNCTIONS:
         raise ValueError(f"{node.target} ({layer or 'a function'}) is not followed: end the path before it")
@@ -93,10 +93,10 @@ def _through(node: fx.Node, path: nn.Module, before: Reach) -> Reach:
     return before
 
 
-def _behind(layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, before: Reach) -> Reach:
+def _behind(layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, before: ReceptiveField) -> ReceptiveField:
     kernel, stride, dilation, padding = _geometry(layer)
     span = (kernel - 1) * dilation
-    return Reach(
+    return ReceptiveField(
         before.first - padding * before.stride,
         before.last + (span - padding) * before.stride,
         before.stride * stride,
@@ -125,8 +125,8 @@ def _named_padding(layer: Any, name: str) -> tuple[int, ...]:
     )
 
 
-def _joined(branches: list[Reach]) -> Reach:
+def _joined(branches: list[ReceptiveField]) -> ReceptiveField:
     if len({branch.stride for branch in branches}) > 1:
         raise ValueError(f"branches of different strides meet: {branches}")
     first, last = min(branch.first for branch in branches), max(branch.last for branch in branches)
-    return Reach(first, last, branches[0].stride, max(branch.depth for branch in branches))
+    return ReceptiveField(first, last, branches[0].stride, max(branch.depth for branch in branches))

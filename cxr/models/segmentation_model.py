@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cxr.models.smp_unet import Segmenter
 
 
-class MaskFinder(nn.Module):
+class SegmentationModel(nn.Module):
     """X-rays (B, 1, H, W) in [0, 1] to mask logits (B, 1, H, W) and the image's logit (B,).
 
     Args:

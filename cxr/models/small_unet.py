@@ -16,8 +16,8 @@ from cxr.models.backbones import WIDTHS, conv_block, conv_blocks
 DEPTH = 5
 
 
-class Hourglass(nn.Module):
-    """Contrast-normalised images (B, 1, H, W) to features (B, WIDTHS[0], H / 2, W / 2), which see far around.
+class SmallUNetBody(nn.Module):
+    """Contrast-normalized images (B, 1, H, W) to features (B, WIDTHS[0], H / 2, W / 2), which see far around.
 
     Args:
         deep: two more convolutions, with a shortcut, wherever the image is a quarter or less of its size.
@@ -61,8 +61,8 @@ class Refined(nn.Module):
         return x_BCHW + self.blocks(x_BCHW)
 
 
-class LungField(Hourglass):
-    """Contrast-normalised images (B, 1, H, W) to the probability that a pixel shows lung, (B, 1, H, W) in [0, 1].
+class LungField(SmallUNetBody):
+    """Contrast-normalized images (B, 1, H, W) to the probability that a pixel shows lung, (B, 1, H, W) in [0, 1].
 
     Lung means the visible field: without what heart, great vessels and diaphragm cover.
     """

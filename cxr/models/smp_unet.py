@@ -21,7 +21,7 @@ class Segmenter(nn.Module):
     The second says whether there is anything to find in the image at all. Images whose sides are no multiples of 32
     px, or below 64, are continued to the right and below by their last pixels; the masks are cut to size again.
 
-    A subclass gives `backbone`, `path` and `segment`; it sees three equal channels, normalised by `mean` and `std`
+    A subclass gives `backbone`, `path` and `segment`; it sees three equal channels, normalized by `mean` and `std`
     as the backbone's weights expect.
     """
 
@@ -48,17 +48,17 @@ class Segmenter(nn.Module):
         raise NotImplementedError
 
     def segment(self, z_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images, sides multiples of 32, to logits as `forward` gives them, of any precision."""
+        """Normalized images, sides multiples of 32, to logits as `forward` gives them, of any precision."""
         raise NotImplementedError
 
-    def normalised(self, x_B1HW: Tensor) -> Tensor:
+    def normalized(self, x_B1HW: Tensor) -> Tensor:
         return (x_B1HW.expand(-1, 3, -1, -1) - self.mean) / self.std
 
     def forward(self, x_B1HW: Tensor) -> tuple[Tensor, Tensor]:
         height, width = x_B1HW.shape[-2:]
         more = (0, _rounded(width) - width, 0, _rounded(height) - height)
         whole = F.pad(x_B1HW, more, mode="replicate") if any(more) else x_B1HW
-        mask, image = self.segment(self.normalised(whole))
+        mask, image = self.segment(self.normalized(whole))
         return mask[..., :height, :width].float(), image.float()
 
     def freeze_backbone(self, frozen: bool = True) -> None:

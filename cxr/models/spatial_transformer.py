@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from cxr.models.backbones import normalise_contrast
 from cxr.precision import affine_grid, affine_points, in_float32, outside_autocast
 
-Parameterisation = Literal["similarity", "anisotropic", "affine"]
-PARAMETERS: dict[Parameterisation, int] = {"similarity": 4, "anisotropic": 5, "affine": 6}
+Parameterization = Literal["similarity", "anisotropic", "affine"]
+PARAMETERS: dict[Parameterization, int] = {"similarity": 4, "anisotropic": 5, "affine": 6}
 
 MAX_ROTATION = math.radians(30)
 MAX_SCALE = 2.0
@@ -31,9 +31,9 @@ class SpatialTransformer(nn.Module):
     """Finds the transform that brings an image into the common frame; starts as the identity.
 
     Args:
-        trunk: contrast-normalised (B, 1, H, W), with `lungs` (B, 2, H, W), to (B, trunk.features); see
+        trunk: contrast-normalized (B, 1, H, W), with `lungs` (B, 2, H, W), to (B, trunk.features); see
             `backbones.trunk`.
-        parameterisation: similarity (4 parameters), anisotropic (5: two scales) or affine (6: shear too).
+        parameterization: similarity (4 parameters), anisotropic (5: two scales) or affine (6: shear too).
         passes: how often the network is applied, each time to what it has aligned so far. The transforms are
             composed and the original is sampled once, so further passes cost no sharpness.
         lungs: shows the trunk where the lungs are, as a second channel; see `lung_field.LungField`. It is not
@@ -43,42 +43,42 @@ class SpatialTransformer(nn.Module):
     def __init__(
         self,
         trunk: nn.Module,
-        parameterisation: Parameterisation = "anisotropic",
+        parameterization: Parameterization = "anisotropic",
         passes: int = 1,
         lungs: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if parameterisation not in PARAMETERS or passes < 1:
-            raise ValueError(f"{parameterisation!r}, passes={passes}: wanted {', '.join(PARAMETERS)}, 1 pass or more")
+        if parameterization not in PARAMETERS or passes < 1:
+            raise ValueError(f"{parameterization!r}, passes={passes}: wanted {', '.join(PARAMETERS)}, 1 pass or more")
         self.trunk = trunk
-        self.head = nn.Linear(int(trunk.features), PARAMETERS[parameterisation])  # pyright: ignore[reportArgumentType]
+        self.head = nn.Linear(int(trunk.features), PARAMETERS[parameterization])  # pyright: ignore[reportArgumentType]
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.parameterisation: Parameterisation = parameterisation
+        self.parameterization: Parameterization = parameterization
         self.passes = passes
         self.lungs = lungs.requires_grad_(False) if lungs is not None else None
 
     def forward(self, x_B1HW: Tensor) -> Tensor:
         """Images in [0, 1] to `theta_unit` (B, 2, 3), float32; `bounded_theta` bounds each pass."""
         shown_BCHW = self.shown(normalise_contrast(x_B1HW))
-        theta = self.localise(shown_BCHW)
+        theta = self.localize(shown_BCHW)
         for _ in range(self.passes - 1):
-            theta = compose(theta, self.localise(warp(shown_BCHW, theta)))
+            theta = compose(theta, self.localize(warp(shown_BCHW, theta)))
         return theta
 
     def shown(self, z_B1HW: Tensor) -> Tensor:
-        """What the trunk sees of contrast-normalised images: these, and the lung fields found in them."""
+        """What the trunk sees of contrast-normalized images: these, and the lung fields found in them."""
         return z_B1HW if self.lungs is None else torch.cat([z_B1HW, self.lungs(z_B1HW)], 1)
 
-    def localise(self, shown_BCHW: Tensor) -> Tensor:
+    def localize(self, shown_BCHW: Tensor) -> Tensor:
         """One pass. The last layer, whose outputs are coordinates, is float32 under any autocast."""
         features_BC = self.trunk(shown_BCHW)
         with outside_autocast(features_BC.device):
-            return bounded_theta(self.head(features_BC.float()), self.parameterisation)
+            return bounded_theta(self.head(features_BC.float()), self.parameterization)
 
 
 @in_float32
-def bounded_theta(raw_BP: Tensor, parameterisation: Parameterisation) -> Tensor:
+def bounded_theta(raw_BP: Tensor, parameterization: Parameterization) -> Tensor:
     """Free numbers to transforms: 0 is the identity, no number leaves the bounds, no transform mirrors.
 
     Rotation within ±30°, each scale within [1/2, 2], shifts within ±1/2, shear within ±.3. The order is
@@ -89,8 +89,8 @@ def bounded_theta(raw_BP: Tensor, parameterisation: Parameterisation) -> Tensor:
     shift = MAX_SHIFT * t[:, 0:2]
     cos, sin = torch.cos(MAX_ROTATION * t[:, 2]), torch.sin(MAX_ROTATION * t[:, 2])
     sx = torch.pow(MAX_SCALE, t[:, 3])
-    sy = sx if parameterisation == "similarity" else torch.pow(MAX_SCALE, t[:, 4])
-    shear = MAX_SHEAR * t[:, 5] if parameterisation == "affine" else torch.zeros_like(sx)
+    sy = sx if parameterization == "similarity" else torch.pow(MAX_SCALE, t[:, 4])
+    shear = MAX_SHEAR * t[:, 5] if parameterization == "affine" else torch.zeros_like(sx)
     x_axis = torch.stack([sx * cos, sx * sin], 1)
     y_axis = torch.stack([sy * (shear * cos - sin), sy * (shear * sin + cos)], 1)
     return torch.stack([x_axis, y_axis, shift], 2)

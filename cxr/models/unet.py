@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr.models.backbones import WIDTHS, conv_block, normalise_contrast
-from cxr.models.small_unet import DEPTH, Hourglass
+from cxr.models.small_unet import DEPTH, SmallUNetBody
 from cxr.models.smp_unet import ImageHead, Segmenter
 
 UnetEncoder = Literal["resnet18", "resnet34", "resnet50"]
@@ -56,14 +56,14 @@ class UNet(Segmenter):
 
 
 class SmallUNet(Segmenter):
-    """An hourglass on images normalised in contrast, with outlines of full resolution: for CPUs.
+    """An hourglass on images normalized in contrast, with outlines of full resolution: for CPUs.
 
     Its `backbone` are the blocks that shrink the image.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.field = Hourglass(deep=True)
+        self.field = SmallUNetBody(deep=True)
         self.head = SharpHead(WIDTHS[0])
         self.image_head = ImageHead(WIDTHS[DEPTH - 1])
 
@@ -74,7 +74,7 @@ class SmallUNet(Segmenter):
     def path(self) -> nn.Module:
         return self.field.down
 
-    def normalised(self, x_B1HW: Tensor) -> Tensor:
+    def normalized(self, x_B1HW: Tensor) -> Tensor:
         return normalise_contrast(x_B1HW)
 
     def segment(self, z_BCHW: Tensor) -> tuple[Tensor, Tensor]:

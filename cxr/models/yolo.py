@@ -1,4 +1,4 @@
-"""YOLOv5 with Ultralytics' anchor-free head and its non-maximum suppression, for grey X-rays.
+"""YOLOv5 with Ultralytics' anchor-free head and its non-maximum suppression, for gray X-rays.
 
 Ultralytics is imported when a network is made, not with this module: it is an optional and heavy dependency
 (`pip install '.[detect]'`), and looks at the process when it is imported. `ultralytics` sees to it that nothing of it
@@ -72,8 +72,8 @@ class Yolo(nn.Module):
     def load(self, state: Mapping[str, Tensor]) -> list[str]:
         """Take all weights of the same name and shape; returns the names of those that stay as they were.
 
-        Names are Ultralytics' (`model.0.conv.weight`) or ours. A first convolution of colour images is summed over
-        colours: of grey images it gives the same.
+        Names are Ultralytics' (`model.0.conv.weight`) or ours. A first convolution of color images is summed over
+        colors: of gray images it gives the same.
 
         Raises:
             ValueError: hardly anything fits, so that it must be another network's.

@@ -182,7 +182,7 @@ class Anatomy:
         return np.column_stack([self.spine_x(y), y, half_width, gap * 0.41])
 
     def ribs(self, side: int) -> tuple[list[Points], list[Points]]:
-        """Centre lines of the posterior and of the anterior arcs, first rib first."""
+        """Center lines of the posterior and of the anterior arcs, first rib first."""
         posterior, anterior = [], []
         quarter = np.linspace(0, np.pi / 2, 24)
         for i in range(RIBS):

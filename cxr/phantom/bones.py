@@ -43,12 +43,12 @@ def _rounded(canvas: Canvas, outlines: Iterable[Points], radius: float) -> Layer
 def _spine(canvas: Canvas, anatomy: Anatomy) -> Layer:
     """Vertebral bodies with end plates, pedicles, spinous and transverse processes."""
     vertebrae = anatomy.vertebrae()[:, None]  # (N, 1, 4)
-    centre, half = vertebrae[..., :2], vertebrae[..., 2:]
-    bodies = centre + half * _VERTEBRA
+    center, half = vertebrae[..., :2], vertebrae[..., 2:]
+    bodies = center + half * _VERTEBRA
     plates = np.concatenate([bodies[:, :3], bodies[:, 4:7]])
-    pedicles = [centre + half * (side * 0.62, -0.25) + (0.013, 0.018) * _ROUND for side in SIDES]
-    spinous = centre + half * (0, 0.75) + (0.011, 0.030) * _ROUND
-    transverse = centre + half * (0, -0.3) + half * (1.6, 0.26) * _ROUND
+    pedicles = [center + half * (side * 0.62, -0.25) + (0.013, 0.018) * _ROUND for side in SIDES]
+    spinous = center + half * (0, 0.75) + (0.011, 0.030) * _ROUND
+    transverse = center + half * (0, -0.3) + half * (1.6, 0.26) * _ROUND
     spine = 1.5 * canvas.fill(bodies) + 0.7 * canvas.trace(plates, 0.010)
     spine += 0.9 * canvas.fill(np.concatenate([*pedicles, spinous])) + 0.7 * canvas.fill(transverse)
     return canvas.blur(spine, 0.007)

@@ -1,7 +1,7 @@
 """The sheet on which a phantom is drawn: canonical coordinates, the pose that moves them, drawing primitives.
 
 Two frames. *Canonical*: x to the right, y down, both in [−1, 1] over the picture of an unmoved chest (the
-frame of `affine_grid`, edges at ±1). *Pixels*: of the image, centres at integers. A pose is the 2 x 3 affine
+frame of `affine_grid`, edges at ±1). *Pixels*: of the image, centers at integers. A pose is the 2 x 3 affine
 from canonical to image coordinates; all is drawn where the pose puts it, so nothing is ever resampled.
 """
 
@@ -27,7 +27,7 @@ _REACH = 1.7  # textures cover [−_REACH, _REACH] of the canonical frame
 class Canvas:
     """Drawing on a `size` x `size` image under `pose_unit` (2 x 3, canonical to image).
 
-    Attributes: `x`, `y`, the canonical coordinates of each pixel's centre; `px_per_unit`, how many pixels one
+    Attributes: `x`, `y`, the canonical coordinates of each pixel's center; `px_per_unit`, how many pixels one
     canonical unit spans (the mean over directions).
     """
 
@@ -55,7 +55,7 @@ class Canvas:
         return cv2.resize(layer, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
 
     def to_px(self, points: Points) -> Points:
-        """Canonical points -> pixel coordinates, centres at integers."""
+        """Canonical points -> pixel coordinates, centers at integers."""
         unit = points @ self.pose_unit[:, :2].T + self.pose_unit[:, 2]
         return (unit + 1) * self.size / 2 - 0.5
 
@@ -117,9 +117,9 @@ class Canvas:
         sheet = cv2.warpAffine(noise, warp, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
         return self.enlarged(sheet * np.float32(1.35))  # what interpolation takes from the deviation
 
-    def bump(self, centre: ArrayLike, radii: ArrayLike, power: float = 1.0) -> Layer:
-        """A soft ellipse: 1 at the centre, falling as exp(−r^(2·power)); r is 1 at `radii`."""
-        (cx, cy), (rx, ry) = np.asarray(centre, np.float32), np.asarray(radii, np.float32)
+    def bump(self, center: ArrayLike, radii: ArrayLike, power: float = 1.0) -> Layer:
+        """A soft ellipse: 1 at the center, falling as exp(−r^(2·power)); r is 1 at `radii`."""
+        (cx, cy), (rx, ry) = np.asarray(center, np.float32), np.asarray(radii, np.float32)
         distance = ((self.x - cx) / rx) ** 2 + ((self.y - cy) / ry) ** 2
         return np.exp(-(distance if power == 1.0 else distance**power))
 
@@ -152,7 +152,7 @@ def blur(layer: Layer, sigma_px: float) -> Layer:
 
 
 def closed_curve(points: ArrayLike, steps: int = 10) -> Points:
-    """A smooth closed outline through `points` (Catmull–Rom), `steps` points between neighbours."""
+    """A smooth closed outline through `points` (Catmull–Rom), `steps` points between neighbors."""
     p1 = np.asarray(points, np.float64)
     p0, p2, p3 = np.roll(p1, 1, 0), np.roll(p1, -1, 0), np.roll(p1, -2, 0)
     t = (np.arange(steps) / steps)[None, :, None]
@@ -176,10 +176,10 @@ def strip(line: Points, half_width: ArrayLike) -> Points:
     return np.vstack([line + across, (line - across)[::-1]])
 
 
-def disc(centre: ArrayLike, radius: ArrayLike, wobble: ArrayLike = (), points: int = 48) -> Points:
+def disc(center: ArrayLike, radius: ArrayLike, wobble: ArrayLike = (), points: int = 48) -> Points:
     """A circle or ellipse; `wobble` (harmonics, 2) holds the cosine and sine shares that roughen it."""
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
     swell = np.ones(points)
     for order, (cosine, sine) in enumerate(np.asarray(wobble, np.float64).reshape(-1, 2), start=2):
         swell += cosine * np.cos(order * angle) + sine * np.sin(order * angle)
-    return np.asarray(centre) + np.column_stack([np.cos(angle), np.sin(angle)]) * swell[:, None] * np.asarray(radius)
+    return np.asarray(center) + np.column_stack([np.cos(angle), np.sin(angle)]) * swell[:, None] * np.asarray(radius)

@@ -90,7 +90,7 @@ def _airway(canvas: Canvas, anatomy: Anatomy) -> Layer:
 
 def _stomach_gas(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> Layer:
     """The bubble below the left dome; half of the time too little to see."""
-    centre = (rng.uniform(0.26, 0.44), anatomy.dome_y(1) + rng.uniform(0.13, 0.18))
-    bubble = disc(centre, (rng.uniform(0.07, 0.16), rng.uniform(0.045, 0.08)), rng.normal(0, 0.06, (2, 2)))
+    center = (rng.uniform(0.26, 0.44), anatomy.dome_y(1) + rng.uniform(0.13, 0.18))
+    bubble = disc(center, (rng.uniform(0.07, 0.16), rng.uniform(0.045, 0.08)), rng.normal(0, 0.06, (2, 2)))
     thickness = max(0.0, rng.uniform(-5, 5))
     return np.float32(thickness) * canvas.blur(canvas.solid(canvas.inside(bubble), 0.05), 0.012)

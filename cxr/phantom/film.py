@@ -1,4 +1,4 @@
-"""From line integrals to grey values: scatter, quantum noise, film curve, collimation and side markers."""
+"""From line integrals to gray values: scatter, quantum noise, film curve, collimation and side markers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Film:
     """How one exposure looks."""
 
     middle: float = 12.0
-    """Thickness, cm, that becomes middle grey."""
+    """Thickness, cm, that becomes middle gray."""
     latitude: float = 5.0
     """Thickness, cm, over which the curve rises; less is more contrast."""
-    equalise: float = 0.25
+    equalize: float = 0.25
     """Share of the coarse differences that processing takes out."""
     scatter: float = 0.12
     """Share of the signal spread over the film."""
@@ -39,7 +39,7 @@ class Film:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, view: str) -> Film:
-        """A random exposure; bedside ones (AP) are greyer, noisier and captioned more often."""
+        """A random exposure; bedside ones (AP) are grayer, noisier and captioned more often."""
         bedside = view == "AP"
         shut = rng.uniform(0.0, 0.035, 4) * (rng.random(4) < 0.3)
         letter, across = ("R", 0.08) if rng.random() < 0.3 else ("L", 0.92)
@@ -47,7 +47,7 @@ class Film:
         return cls(
             middle=rng.normal(12.5, 1.0),
             latitude=float(np.clip(rng.normal(5.6 if bedside else 4.6, 0.7), 3.4, 7.5)),
-            equalise=rng.uniform(0.2, 0.5),
+            equalize=rng.uniform(0.2, 0.5),
             scatter=rng.uniform(0.10, 0.22 if bedside else 0.16),
             noise=rng.uniform(0.10, 0.22 if bedside else 0.15),
             sharpness=rng.uniform(0.0, 0.9),
@@ -58,19 +58,19 @@ class Film:
         )
 
     def develop(self, thickness: Layer, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Thickness (size, size), cm -> grey values, dense tissue bright."""
+        """Thickness (size, size), cm -> gray values, dense tissue bright."""
         size = len(thickness)
         ray = thickness + self.scatter * (blur(thickness, 0.10 * size) - thickness)
         roughness = np.clip(0.5 + 0.06 * ray, 0.5, 2.5)  # fewer arrive behind more tissue: more noise
         ray += self.noise * roughness * _grain(ray.shape, rng)
         ray += self.sharpness * (ray - blur(ray, 0.004 * size))
-        ray += self.equalise * np.clip(ray * 0.2, 0, 1) * (11 - blur(ray, 0.12 * size))
+        ray += self.equalize * np.clip(ray * 0.2, 0, 1) * (11 - blur(ray, 0.12 * size))
         curve = self._curve()
         steps = np.clip(ray * _STEPS_PER_CM, 0, len(curve) - 1).astype(np.uint16)
         return self._write(curve[steps]) * self.open_field(size)
 
     def _curve(self) -> NDArray[np.uint8]:
-        """Grey value for each step of thickness: a logistic curve that begins at black."""
+        """Gray value for each step of thickness: a logistic curve that begins at black."""
         ray = np.arange(64 * _STEPS_PER_CM) / _STEPS_PER_CM
         rise = 1 / (1 + np.exp((self.middle - ray) / self.latitude))
         return (255 * np.clip(0.98 * (rise - rise[0]) / (1 - rise[0]), 0.004, 1)).astype(np.uint8)

@@ -112,10 +112,10 @@ def hernia(scene: Scene, rng: np.random.Generator) -> list[Mask]:
     """Stomach behind the heart (hiatal hernia): a round density with gas over a fluid level."""
     canvas = scene.canvas
     radius = rng.uniform(0.12, 0.18)
-    centre = np.array([rng.uniform(-0.02, 0.10), scene.anatomy.dome - 0.35 * radius])
-    sac = canvas.inside(disc(centre, (radius * 1.1, radius), rng.normal(0, 0.02, (3, 2))))
-    gas = canvas.inside(disc(centre, (radius * 0.98, radius * 0.88))) & (
-        canvas.y < centre[1] - rng.uniform(0, 0.25) * radius
+    center = np.array([rng.uniform(-0.02, 0.10), scene.anatomy.dome - 0.35 * radius])
+    sac = canvas.inside(disc(center, (radius * 1.1, radius), rng.normal(0, 0.02, (3, 2))))
+    gas = canvas.inside(disc(center, (radius * 0.98, radius * 0.88))) & (
+        canvas.y < center[1] - rng.uniform(0, 0.25) * radius
     )
     scene.tissue += 2.6 * canvas.blur(canvas.solid(sac, radius * 0.6), 0.004)
     scene.tissue -= 4.5 * canvas.blur(canvas.solid(gas, 0.06), 0.005)

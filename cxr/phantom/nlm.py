@@ -79,9 +79,9 @@ def _masks(phantom: Phantom, layout: Layout) -> Iterator[np.ndarray]:
 def patients_left(phantom: Phantom) -> np.ndarray:
     """bool (size, size): where the chest's own frame has x > 0, which the film shows on the right."""
     size = len(phantom.pixels)
-    centres = (2 * np.arange(size) + 1) / size - 1
+    centers = (2 * np.arange(size) + 1) / size - 1
     inverse = np.linalg.inv(np.vstack([phantom.pose_unit, [0, 0, 1]]))
-    return inverse[0, 0] * centres[None, :] + inverse[0, 1] * centres[:, None] + inverse[0, 2] > 0
+    return inverse[0, 0] * centers[None, :] + inverse[0, 1] * centers[:, None] + inverse[0, 2] > 0
 
 
 def poses_parquet(rows: list[dict[str, object]]) -> bytes:

@@ -28,8 +28,8 @@ def mass(scene: Scene, rng: np.random.Generator) -> list[Mask]:
 
 def _round(scene: Scene, rng: np.random.Generator, radius: float, roughness: float) -> Mask:
     canvas = scene.canvas
-    centre = scene.place(rng, int(rng.choice(SIDES)), -0.55, scene.anatomy.dome - 0.03)
-    outline = disc(centre, radius * np.array([1.0, rng.uniform(0.85, 1.15)]), rng.normal(0, roughness, (4, 2)))
+    center = scene.place(rng, int(rng.choice(SIDES)), -0.55, scene.anatomy.dome - 0.03)
+    outline = disc(center, radius * np.array([1.0, rng.uniform(0.85, 1.15)]), rng.normal(0, roughness, (4, 2)))
     shape = canvas.inside(outline)
     chord = 2 * radius * CM_PER_UNIT * rng.uniform(1.2, 1.8)
     profile = 0.3 * shape.astype(np.float32) + 0.7 * canvas.solid(shape, radius)
@@ -65,8 +65,8 @@ def _bronchi(scene: Scene, side: int, upper: bool, rng: np.random.Generator) -> 
 def pneumonia(scene: Scene, rng: np.random.Generator) -> list[Mask]:
     """A patchy segmental density on one side with vague borders."""
     side = int(rng.choice(SIDES))
-    centre = scene.place(rng, side, -0.25, scene.anatomy.dome + 0.02)
-    field = scene.canvas.bump(centre, rng.uniform(0.14, 0.24, 2), 1.4)
+    center = scene.place(rng, side, -0.25, scene.anatomy.dome + 0.02)
+    field = scene.canvas.bump(center, rng.uniform(0.14, 0.24, 2), 1.4)
     field *= rng.uniform(0.55, 0.72) * (1 + _mottle(scene, rng, 0.14))
     return _vague(scene, field, [side], 0.25)
 
@@ -77,8 +77,8 @@ def infiltration(scene: Scene, rng: np.random.Generator) -> list[Mask]:
     field = np.zeros_like(canvas.x)
     for side in sides:
         for _ in range(rng.integers(2, 4)):
-            centre = scene.place(rng, side, -0.35, scene.anatomy.dome)
-            field = np.maximum(field, canvas.bump(centre, rng.uniform(0.10, 0.20, 2)))
+            center = scene.place(rng, side, -0.35, scene.anatomy.dome)
+            field = np.maximum(field, canvas.bump(center, rng.uniform(0.10, 0.20, 2)))
     streaks = np.exp(-((canvas.texture(rng, 0.035) / 0.5) ** 2))
     field *= rng.uniform(0.32, 0.42) * (0.6 + 0.5 * streaks + _mottle(scene, rng, 0.15))
     return _vague(scene, field, sides, 0.12)
@@ -146,11 +146,11 @@ def fibrosis(scene: Scene, rng: np.random.Generator) -> list[Mask]:
     )
     zone = np.zeros_like(canvas.x)
     for side in SIDES:
-        centre = (
+        center = (
             side * rng.uniform(0.60, 0.74) * anatomy.width,
             anatomy.angle_y(side) - rng.uniform(0.14, 0.22),
         )
-        zone += canvas.bump(centre, (rng.uniform(0.22, 0.30), rng.uniform(0.20, 0.30)), 2.0)
+        zone += canvas.bump(center, (rng.uniform(0.22, 0.30), rng.uniform(0.20, 0.30)), 2.0)
     scene.tissue += (0.9 * zone * (scene.within(-1) + scene.within(1))).astype(np.float32)
     scene.fill(np.clip(zone * net * rng.uniform(0.22, 0.34), 0, 0.8).astype(np.float32))
     return [scene.aerated[side] & (zone > 0.4) for side in SIDES]

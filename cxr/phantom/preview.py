@@ -13,7 +13,7 @@ from cxr.phantom.render import Phantom
 from cxr.schema import FINDINGS, LUNGS
 
 _TILE = 384
-_LUNGS_COLOUR = (140, 110, 60)  # blue, green, red
+_LUNGS_COLOR = (140, 110, 60)  # blue, green, red
 
 
 def contact_sheet(studies: Sequence[Study], columns: int = 6) -> NDArray[np.uint8]:
@@ -30,20 +30,20 @@ def _tile(phantom: Phantom, image_id: str) -> NDArray[np.uint8]:
     for label, mask in phantom.masks.items():
         small = cv2.resize(mask.astype(np.uint8), (_TILE, _TILE), interpolation=cv2.INTER_NEAREST)
         outlines, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(tile, outlines, -1, _colour(label), 1)
+        cv2.drawContours(tile, outlines, -1, _color(label), 1)
     scale = _TILE / len(phantom.pixels)
     for box in phantom.boxes:
         x_min, y_min, x_max, y_max = (round(scale * edge) for edge in box.xyxy_px)
-        cv2.rectangle(tile, (x_min, y_min), (x_max, y_max), _colour(box.label), 1)
+        cv2.rectangle(tile, (x_min, y_min), (x_max, y_max), _color(box.label), 1)
     lines = [image_id, *phantom.labels]
-    for row, (line, colour) in enumerate(zip(lines, [(255, 255, 255), *map(_colour, lines[1:])], strict=True)):
-        cv2.putText(tile, line, (6, 16 + 15 * row), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
+    for row, (line, color) in enumerate(zip(lines, [(255, 255, 255), *map(_color, lines[1:])], strict=True)):
+        cv2.putText(tile, line, (6, 16 + 15 * row), cv2.FONT_HERSHEY_SIMPLEX, 0.42, color, 1, cv2.LINE_AA)
     return np.asarray(tile, np.uint8)
 
 
-def _colour(label: str) -> tuple[int, int, int]:
+def _color(label: str) -> tuple[int, int, int]:
     if label == LUNGS:
-        return _LUNGS_COLOUR
+        return _LUNGS_COLOR
     hue = np.uint8(180 * FINDINGS.index(label) / len(FINDINGS))
     blue, green, red = cv2.cvtColor(np.array([[[hue, 170, 255]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
     return int(blue), int(green), int(red)

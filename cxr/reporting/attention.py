@@ -1,4 +1,4 @@
-"""Where a network looked: heat over X-rays, boxes, and the relevance of its stages as a table of colours."""
+"""Where a network looked: heat over X-rays, boxes, and the relevance of its stages as a table of colors."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOUND_BGR, TRUE_BGR, TEXT_BGR = (32, 144, 255), (224, 208, 0), (255, 255, 255)
-_STRONGEST = 0.65  # share of colour where a map is 1
+_STRONGEST = 0.65  # share of color where a map is 1
 _LETTERS = 0.0016  # their scale for each pixel of the picture's height
 
 
 def heated(picture_HW: np.ndarray, map_hw: np.ndarray) -> np.ndarray:
-    """A picture in [0, 1] with a map in [0, 1] laid over it, uint8 (H, W, 3), blue, green, red; 0 leaves it grey."""
+    """A picture in [0, 1] with a map in [0, 1] laid over it, uint8 (H, W, 3), blue, green, red; 0 leaves it gray."""
     heat = cv2.resize(map_hw.astype(np.float32), picture_HW.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    colours = cv2.applyColorMap(np.rint(255 * heat.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_JET)
+    colors = cv2.applyColorMap(np.rint(255 * heat.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_JET)
     much = _STRONGEST * heat.clip(0, 1)[..., None]
-    return np.rint((1 - much) * 255 * picture_HW[..., None] + much * colours).astype(np.uint8)
+    return np.rint((1 - much) * 255 * picture_HW[..., None] + much * colors).astype(np.uint8)
 
 
-def boxed(picture_HW3: np.ndarray, boxes_N4: np.ndarray, colour: tuple[int, int, int] = FOUND_BGR) -> np.ndarray:
+def boxed(picture_HW3: np.ndarray, boxes_N4: np.ndarray, color: tuple[int, int, int] = FOUND_BGR) -> np.ndarray:
     """A picture with the outlines of boxes, which are shares of its width and height."""
     height, width = picture_HW3.shape[:2]
     drawn = np.ascontiguousarray(picture_HW3)
     for x_min, y_min, x_max, y_max in np.rint(boxes_N4 * (width, height, width, height)).astype(int).tolist():
-        cv2.rectangle(drawn, (x_min, y_min), (x_max - 1, y_max - 1), colour, max(1, height // 256))
+        cv2.rectangle(drawn, (x_min, y_min), (x_max - 1, y_max - 1), color, max(1, height // 256))
     return drawn
 
 
@@ -66,7 +66,7 @@ def sheet_figure(tiles: Sequence[np.ndarray], columns: int, title: str) -> Figur
 
 
 def relevance_figure(relevance_SF: np.ndarray, findings: Sequence[str], stages: Sequence[str]) -> Figure:
-    """A row a finding, a column a stage: the weight that each stage's map has, as a number and a colour."""
+    """A row a finding, a column a stage: the weight that each stage's map has, as a number and a color."""
     figure = new_figure(1.8 + 0.9 * len(stages), 0.9 + 0.3 * len(findings))
     ax = figure.subplots()
     ax.imshow(relevance_SF.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -18,8 +18,8 @@ from cxr.schema import POSITIVE, UNKNOWN
 
 _COLUMNS = 5
 _NOTE_AT = 0.66  # of the width of the numbers beside a forest plot
-_OURS, _DOT, _GREY, _PALE = "#1b6ca8", "#c0392b", "0.55", "#d5e5f1"
-_LINE = {"color": _GREY, "linewidth": 0.8, "linestyle": "--"}
+_OURS, _DOT, _GRAY, _PALE = "#1b6ca8", "#c0392b", "0.55", "#d5e5f1"
+_LINE = {"color": _GRAY, "linewidth": 0.8, "linestyle": "--"}
 
 
 def write_pictures(
@@ -112,7 +112,7 @@ def _panels(rows: Sequence[Row], draw: Callable[[Axes, int], str], title: str, x
         ax.spines[["top", "right"]].set_visible(False)
         if math.isnan(row.auroc):
             note, told = row.note.replace(" among", "\namong"), "not measured"
-            ax.text(0.5, 0.5, note, ha="center", va="center", fontsize=8, color=_GREY)
+            ax.text(0.5, 0.5, note, ha="center", va="center", fontsize=8, color=_GRAY)
         else:
             told = draw(ax, f)
         ax.set_title(f"{_spoken(row.finding)}\n{told}", fontsize=8.5)
@@ -178,21 +178,21 @@ def _forest(lines: Sequence[_Line], title: str, at: float, noted: str) -> Figure
     ax.grid(axis="x", color="0.92")
     ax.set_axisbelow(True)
     beside.set_axis_off()
-    beside.set_title(noted, x=_NOTE_AT, loc="left", fontsize=8, color=_GREY)
+    beside.set_title(noted, x=_NOTE_AT, loc="left", fontsize=8, color=_GRAY)
     figure.suptitle(title, fontsize=10)
     return figure
 
 
 def _draw_line(ax: Axes, beside: Axes, place: int, line: _Line) -> None:
     if math.isnan(line.value):
-        beside.text(0, place, line.note, va="center", fontsize=8, color=_GREY)
+        beside.text(0, place, line.note, va="center", fontsize=8, color=_GRAY)
         return
-    weight, marker, colour, width = ("bold", "D", _DOT, 1.8) if line.bold else ("normal", "o", _OURS, 1.2)
-    ax.plot([line.low, line.high], [place, place], color=colour, linewidth=width, solid_capstyle="butt")
-    ax.plot(line.value, place, marker, color=colour, markersize=5)
+    weight, marker, color, width = ("bold", "D", _DOT, 1.8) if line.bold else ("normal", "o", _OURS, 1.2)
+    ax.plot([line.low, line.high], [place, place], color=color, linewidth=width, solid_capstyle="butt")
+    ax.plot(line.value, place, marker, color=color, markersize=5)
     said = interval(line.value, line.low, line.high)
     beside.text(0, place, said, va="center", fontsize=8, weight=weight)
-    beside.text(_NOTE_AT, place, line.note, va="center", fontsize=8, color=_GREY)
+    beside.text(_NOTE_AT, place, line.note, va="center", fontsize=8, color=_GRAY)
 
 
 def _spoken(finding: str) -> str:

@@ -138,9 +138,9 @@ def distribution_figure(counts: Mapping[str, np.ndarray], names: Sequence[str], 
     figure = Figure(figsize=(7, 0.36 * len(names) + 1.3), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(counts)
-    for number_, ((name, of), colour) in enumerate(zip(counts.items(), (_TRUE, _FOUND), strict=False)):
+    for number_, ((name, of), color) in enumerate(zip(counts.items(), (_TRUE, _FOUND), strict=False)):
         places = np.arange(len(names)) + (number_ - (len(counts) - 1) / 2) * height
-        bars = axes.barh(places, of, height, label=name, color=colour)
+        bars = axes.barh(places, of, height, label=name, color=color)
         axes.bar_label(bars, [f"{value:,.0f}" for value in of], padding=2, fontsize=6)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
@@ -157,7 +157,7 @@ def area_figure(shares: Mapping[str, Sequence[np.ndarray]], findings: Sequence[s
     """Box plots of the boxes' areas as shares of the image, by finding, on a log axis."""
     figure = Figure(figsize=(7, 0.42 * len(findings) + 1.3), layout="constrained")
     axes = figure.subplots()
-    for (name, of), colour, shift in zip(shares.items(), (_TRUE, _FOUND), (-0.19, 0.19), strict=False):
+    for (name, of), color, shift in zip(shares.items(), (_TRUE, _FOUND), (-0.19, 0.19), strict=False):
         filled = [f for f, values in enumerate(of) if len(values)]
         if filled:
             drawn = axes.boxplot(
@@ -171,7 +171,7 @@ def area_figure(shares: Mapping[str, Sequence[np.ndarray]], findings: Sequence[s
                 medianprops={"color": "black"},
             )
             for patch in drawn["boxes"]:
-                patch.set_facecolor(colour)
+                patch.set_facecolor(color)
             drawn["boxes"][0].set_label(name)
     axes.set_xscale("log")
     axes.set_yticks(range(len(findings)), findings, fontsize=8)

@@ -73,7 +73,7 @@ def save_gray(picture: np.ndarray, folder: str, name: str) -> str:
 
 
 def _write(png: io.BytesIO, folder: str, name: str) -> str:
-    uri = storage.join(storage.normalise(folder), name)
+    uri = storage.join(storage.normalize(folder), name)
     storage.write_bytes(uri, png.getvalue())
     return uri
 

@@ -81,10 +81,10 @@ def legend(rates: Rates, resamples: int) -> str:
         "over union above T with one of its true boxes, and at T(IoBB) if the intersection is more than T of the "
         "found box (Wang et al. 2017); found boxes of any score count. False positives are found boxes of a finding "
         "that do not pass, an image, over all images of which it is known whether and where they show it: those with "
-        "its box, those labelled without it, and those whose list of boxes lacks it unless their label says "
-        "otherwise. The pointing game is won where the centre of the box with the highest score lies in a true box, "
+        "its box, those labeled without it, and those whose list of boxes lacks it unless their label says "
+        "otherwise. The pointing game is won where the center of the box with the highest score lies in a true box, "
         "and lost where none is found. `random` has one box an image and finding, as large as one of the training "
-        "images' and anywhere; `centre` has the mean box of the training images. Without training boxes their sides "
+        "images' and anywhere; `center` has the mean box of the training images. Without training boxes their sides "
         "are 1/16 to 1/2 of the image, and the box is its middle half. Intervals are percentile intervals of "
         f"{resamples:,} bootstrap resamples of patients with all of their images.{trust}\n"
     )
@@ -146,12 +146,12 @@ def curves_figure(rates: Rates, baselines: Mapping[str, Rates]) -> Figure:
     return figure
 
 
-def curves(axes: Axes, rates: Rates, measure: str, name: str, colour: str) -> None:
+def curves(axes: Axes, rates: Rates, measure: str, name: str, color: str) -> None:
     """The mean accuracy over findings against the threshold, with its interval."""
     means = rates.accuracy[measure]
-    axes.plot(THRESHOLDS, [of.mean for of in means], color=colour, lw=2, label=name)
+    axes.plot(THRESHOLDS, [of.mean for of in means], color=color, lw=2, label=name)
     low, high = [of.mean_low for of in means], [of.mean_high for of in means]
-    axes.fill_between(THRESHOLDS, low, high, color=colour, alpha=0.12, lw=0)
+    axes.fill_between(THRESHOLDS, low, high, color=color, alpha=0.12, lw=0)
 
 
 def tidy(axes: Axes, measure: str) -> None:

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from cxr.reporting.figures import TILE_INCHES, save_figure
 
-TRUE_COLOUR, FOUND_COLOUR = "#00d0e0", "#ff9020"
+TRUE_COLOR, FOUND_COLOR = "#00d0e0", "#ff9020"
 _TILE = 1.6 * TILE_INCHES
 
 
@@ -25,11 +25,11 @@ class MaskPair:
     found: np.ndarray
 
     def draw(self, ax: Axes) -> None:
-        for mask, colour in ((self.true, TRUE_COLOUR), (self.found, FOUND_COLOUR)):
+        for mask, color in ((self.true, TRUE_COLOR), (self.found, FOUND_COLOR)):
             if mask is not None and mask.any():
                 padded = np.pad(mask.astype(np.float32), 1)  # outlines that meet the image's edge close there
                 places = (np.arange(-1, length + 1) for length in mask.shape[::-1])
-                ax.contour(*places, padded, levels=[0.5], colors=[colour], linewidths=0.9)
+                ax.contour(*places, padded, levels=[0.5], colors=[color], linewidths=0.9)
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class BoxPair:
 
     def draw(self, ax: Axes) -> None:
         if self.true is not None:
-            _draw_boxes(ax, self.true, self.true_words, TRUE_COLOUR, above=True)
-        _draw_boxes(ax, self.found, self.found_words, FOUND_COLOUR, above=False)
+            _draw_boxes(ax, self.true, self.true_words, TRUE_COLOR, above=True)
+        _draw_boxes(ax, self.found, self.found_words, FOUND_COLOR, above=False)
 
 
-def _draw_boxes(ax: Axes, boxes_K4: np.ndarray, words: Sequence[str], colour: str, *, above: bool) -> None:
-    for (x0, y0, x1, y1), word in zip(boxes_K4.tolist(), words, strict=True):  # imshow's pixel centres at integers
-        ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1))
+def _draw_boxes(ax: Axes, boxes_K4: np.ndarray, words: Sequence[str], color: str, *, above: bool) -> None:
+    for (x0, y0, x1, y1), word in zip(boxes_K4.tolist(), words, strict=True):  # imshow's pixel centers at integers
+        ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, ec=color, lw=1))
         place, anchor = (y0 - 1, "bottom") if above else (y1 + 1, "top")
-        ax.text(x0, place, word, color=colour, fontsize=6, va=anchor)
+        ax.text(x0, place, word, color=color, fontsize=6, va=anchor)
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ def overlay_figure(rows: Mapping[str, Sequence[Overlay]]) -> Figure:
         for ax, overlay in zip(axes_row, shown, strict=False):
             _show(ax, overlay)
             ax.set_title(f"{name}: {overlay.title}" if overlay.title else name, loc="left", fontsize=8)
-    colours = {"true": TRUE_COLOUR, "found": FOUND_COLOUR}
+    colors = {"true": TRUE_COLOR, "found": FOUND_COLOR}
     if all(overlay.drawn.true is None for shown in rows.values() for overlay in shown):
-        del colours["true"]
-    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+        del colors["true"]
+    handles = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
     figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=8, frameon=False)
     return figure
 

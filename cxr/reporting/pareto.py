@@ -107,7 +107,7 @@ def _plot(axes: Axes, places: Mapping[Place, list[Trial]], objectives: Mapping[s
 
 
 def _name(axes: Axes, place: Place, named: Sequence[Trial], objectives: Mapping[str, str], leads: bool) -> None:
-    """Write the trials' names: outside the front and across it, so that neighbours fit, or well inside."""
+    """Write the trials' names: outside the front and across it, so that neighbors fit, or well inside."""
     right, up = ((mode == "max") == leads for mode in objectives.values())
     axes.annotate(
         _ids(named),

@@ -9,7 +9,7 @@ from cxr import storage
 from cxr.metrics.segmentation import MeanInterval
 from cxr.reporting.tables import csv_text, interval, markdown, number
 
-TRUE_COLOUR, FOUND_COLOUR = "#00d0e0", "#ff9020"
+TRUE_COLOR, FOUND_COLOR = "#00d0e0", "#ff9020"
 _WORST = 10  # images in the page's table
 
 

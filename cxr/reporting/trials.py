@@ -94,11 +94,11 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def study_of(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], maximise: bool) -> optuna.Study:
+def study_of(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], maximize: bool) -> optuna.Study:
     """The trials that gave a value, as an Optuna study: for its importance estimate and its own plots."""
     quiet = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize" if maximise else "minimize")
+    study = optuna.create_study(direction="maximize" if maximize else "minimize")
     for trial in trials:
         if math.isfinite(trial.value):
             params = {name: trial.drawn[name] for name in space}
@@ -121,7 +121,7 @@ def write_search_pictures(
     trials: Sequence[Trial],
     space: Mapping[str, BaseDistribution],
     monitor: str,
-    maximise: bool,
+    maximize: bool,
     out: str,
     objectives: Mapping[str, str] | None = None,
 ) -> list[str]:
@@ -134,7 +134,7 @@ def write_search_pictures(
         return []
     names = [name for name, d in space.items() if not d.single()]
     pictures = [save_figure(_parallel(good, {n: space[n] for n in names}, monitor), out, "parallel_coordinates.png")]
-    pictures += _write_importances(good, space, monitor, maximise, out, "importances.png")
+    pictures += _write_importances(good, space, monitor, maximize, out, "importances.png")
     for name, mode in (objectives or {}).items():
         if name != monitor:
             valued = [replace(trial, value=trial.metrics.get(name, math.nan)) for trial in good]
@@ -143,20 +143,20 @@ def write_search_pictures(
 
 
 def _write_importances(
-    trials: Sequence[Trial], space: Mapping[str, BaseDistribution], metric: str, maximise: bool, out: str, name: str
+    trials: Sequence[Trial], space: Mapping[str, BaseDistribution], metric: str, maximize: bool, out: str, name: str
 ) -> list[str]:
-    shares = importances(study_of(trials, space, maximise))
+    shares = importances(study_of(trials, space, maximize))
     return [save_figure(_bars(shares, metric), out, name)] if shares else []
 
 
 def _parallel(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], monitor: str) -> Figure:
-    """One line a trial over one axis a setting, coloured by rank; the best is drawn last and thick."""
+    """One line a trial over one axis a setting, colored by rank; the best is drawn last and thick."""
     figure = Figure(figsize=(1.5 * len(space) + 2.5, 4.8), layout="constrained")
     axes = figure.subplots()
-    colours = _colours(trials)
-    for trial, colour in reversed(list(zip(trials, colours, strict=True))):
+    colors = _colors(trials)
+    for trial, color in reversed(list(zip(trials, colors, strict=True))):
         heights = [_height(trial.drawn[name], d) for name, d in space.items()] + [_share(trial, trials)]
-        axes.plot(heights, color=colour, lw=2.8 if trial is trials[0] else 1.2, alpha=0.9, marker="o", ms=3)
+        axes.plot(heights, color=color, lw=2.8 if trial is trials[0] else 1.2, alpha=0.9, marker="o", ms=3)
     for at, distribution in enumerate(space.values()):
         axes.axvline(at, color="0.8", lw=0.8, zorder=0)
         for height, text in _ticks(distribution):
@@ -171,7 +171,7 @@ def _parallel(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], mo
     return figure
 
 
-def _colours(trials: Sequence[Trial]) -> list[Any]:
+def _colors(trials: Sequence[Trial]) -> list[Any]:
     return [colormaps["viridis"](0.95 - 0.85 * rank / max(1, len(trials) - 1)) for rank in range(len(trials))]
 
 

@@ -136,7 +136,7 @@ def _outcome(main: Callable[[Options], dict[str, Any]], options: Options) -> tup
 
 def _check_out(out: str) -> None:
     """Look at the place of the results before anything starts: hours later would be a bad time to find it shut."""
-    if "working_dir_files" in storage.normalise(out).split("/"):
+    if "working_dir_files" in storage.normalize(out).split("/"):
         print(
             f"note: --out {out} lies in this submitted job's copy of the working directory, which Ray "
             f"deletes in the end: give an absolute path or a URI to keep the results",
@@ -147,7 +147,7 @@ def _check_out(out: str) -> None:
 
 def write_result(options: Any, result: dict[str, Any], seconds: float) -> str:
     """Write OUT/result.json: the job's name, its settings, versions, duration and what it returned."""
-    uri = storage.join(storage.normalise(options.out), "result.json")
+    uri = storage.join(storage.normalize(options.out), "result.json")
     head = {
         "job": Path(sys.argv[0]).stem,
         "settings": dataclasses.asdict(options),

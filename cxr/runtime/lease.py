@@ -39,7 +39,7 @@ def held(folder: str) -> Iterator[None]:
     Raises:
         UserError: another run is alive there.
     """
-    folder = storage.normalise(folder)
+    folder = storage.normalize(folder)
     if folder in _HELD:
         yield
         return
@@ -130,7 +130,7 @@ class _Lease:
 def _read(uri: str) -> bytes | None:
     try:
         return storage.read_bytes(uri)
-    except storage.NotFound:
+    except storage.NotFoundError:
         return None
 
 

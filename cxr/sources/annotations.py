@@ -38,7 +38,7 @@ Boxes = list[dict[str, Any]]  # of schema.BOX_TYPE
 
 
 @dataclass(frozen=True)
-class Labelling:
+class Labeling:
     """Where an archive's labels and boxes come from, other than from its source."""
 
     annotations: str = ""
@@ -69,7 +69,7 @@ class Labelling:
 
     def describe(self) -> dict[str, Any]:
         """What differs from the source's own labels; empty where nothing does."""
-        asked = {"annotations": storage.normalise(self.annotations)} if self.annotations else {}
+        asked = {"annotations": storage.normalize(self.annotations)} if self.annotations else {}
         asked |= {"readers_agree": self.readers_agree} if self.readers_agree > 1 else {}
         return asked | ({"reader_boxes": self.reader_boxes} if self.reader_boxes != "wbf" else {})
 
@@ -215,7 +215,7 @@ def _box(table: CsvTable, row: int, finding: str, reader: str, corners: Sequence
     }
 
 
-def labelled(manifest: Manifest, labelling: Labelling) -> Manifest:
+def labeled(manifest: Manifest, labeling: Labeling) -> Manifest:
     """The manifest with labels and boxes as asked for; the one given where nothing is.
 
     With annotations only the images stay that these name; files, patients and splits stay as the source has them.
@@ -223,9 +223,9 @@ def labelled(manifest: Manifest, labelling: Labelling) -> Manifest:
     Raises:
         UserError: annotations that name none of the images, or boxes without readers who could agree.
     """
-    if labelling.annotations:
-        manifest = _annotated(manifest, storage.normalise(labelling.annotations))
-    return _agreed(manifest, labelling.readers_agree) if labelling.readers_agree > 1 else manifest
+    if labeling.annotations:
+        manifest = _annotated(manifest, storage.normalize(labeling.annotations))
+    return _agreed(manifest, labeling.readers_agree) if labeling.readers_agree > 1 else manifest
 
 
 def one_reader(manifest: Manifest, how: ReaderBoxes) -> Manifest:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.storage import FileEntry, NotFound, list_files
+from cxr.storage import FileEntry, NotFoundError, list_files
 
 PATH = "path"  # relative to the archive's root
 
@@ -53,7 +53,7 @@ def files_below(uri: str) -> Iterator[FileEntry]:
     """Every file below `uri`; none where there is no such folder."""
     try:
         yield from list_files(uri)
-    except NotFound:
+    except NotFoundError:
         return
 
 

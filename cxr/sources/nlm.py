@@ -25,7 +25,7 @@ from cxr import schema
 from cxr.sources.image_files import PATH, files_below, image_key, list_images
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
-from cxr.storage import Unreadable, join
+from cxr.storage import UnreadableError, join
 
 IMAGES = "CXR_png"
 TUBERCULOSIS = "tuberculosis"  # in `extra`: 0 or 1
@@ -50,7 +50,7 @@ class MaskedLungs:
         """Whether CXR_png holds such names; lists a few of them, since no file is sure to be there."""
         try:
             names = [entry.path for entry in islice(files_below(join(uri, IMAGES)), LISTED_TO_DETECT)]
-        except Unreadable:  # below a file, say
+        except UnreadableError:  # below a file, say
             return False
         return any(image_key(name).startswith(self.prefix) for name in names)
 

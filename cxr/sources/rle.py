@@ -9,7 +9,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 
 EMPTY = "-1"
 
@@ -41,7 +41,7 @@ def decode(rle: str, height: int, width: int) -> np.ndarray:
     values, pixels = _values(rle), height * width
     edges = np.cumsum(values)
     if values.max(initial=0) > pixels or edges.max(initial=0) > pixels:
-        raise Refused(f"mask code runs over the end of the image ({width} x {height} = {pixels} pixels)")
+        raise ImageRejectedError(f"mask code runs over the end of the image ({width} x {height} = {pixels} pixels)")
     flat = np.zeros(pixels, bool)
     for start, end in edges.reshape(-1, 2).tolist():
         flat[start:end] = True
@@ -61,9 +61,9 @@ def _values(rle: str) -> np.ndarray:
     try:
         values = np.array(words, np.int64)
     except (ValueError, OverflowError):
-        raise Refused(f"mask code {rle[:40]!r} holds more than whole numbers: {wanted}") from None
+        raise ImageRejectedError(f"mask code {rle[:40]!r} holds more than whole numbers: {wanted}") from None
     if not words or len(words) % 2:
-        raise Refused(f"mask code of {len(words)} values: {wanted}")
+        raise ImageRejectedError(f"mask code of {len(words)} values: {wanted}")
     if values.min() < 0:
-        raise Refused(f"mask code holds the negative value {values.min()}: {wanted}")
+        raise ImageRejectedError(f"mask code holds the negative value {values.min()}: {wanted}")
     return values

@@ -19,7 +19,7 @@ from cxr import schema
 from cxr.errors import UserError
 from cxr.sources.label_rows import contradictions_note
 from cxr.sources.manifest import Manifest
-from cxr.storage import exists, is_local, join, normalise, read_bytes
+from cxr.storage import exists, is_local, join, normalize, read_bytes
 
 TRUTH_FILE = "truth.parquet"  # schema.IMAGE_ID and any of COLUMNS, in the types of schema.MANIFEST
 COLUMNS = (schema.POSE_UNIT, schema.MASKS)
@@ -37,7 +37,7 @@ def with_truth(manifest: Manifest, uri: str) -> Manifest:
         return manifest
     truth, contradictory = _one_row_per_image(_read(location))
     if schema.MASKS in truth.column_names:
-        truth = with_masks_inside(truth, location, normalise(uri))
+        truth = with_masks_inside(truth, location, normalize(uri))
     table = manifest.table
     rows = pc.index_in(table[schema.IMAGE_ID], value_set=truth[schema.IMAGE_ID])
     for column in truth.column_names[1:]:
@@ -105,7 +105,7 @@ def with_masks_inside(truth: pa.Table, location: str, archive: str) -> pa.Table:
 
 def _resolved(given: str, location: str, archive: str) -> str:
     """The whole URI, without "." and "..", of a mask that is given by its own, or relative to the archive."""
-    uri = normalise(given if "://" in given or given.startswith("/") else f"{archive}/{given}")
+    uri = normalize(given if "://" in given or given.startswith("/") else f"{archive}/{given}")
     if not is_local(uri):
         scheme, _, rest = uri.partition("://")
         uri = f"{scheme}://{posixpath.normpath(rest)}"

@@ -59,7 +59,7 @@ def manifest(uri: str) -> Manifest:
         UserError: there is no list, one is broken, or there is no image.
     """
     lists = zip(PARTS, BOXES_FILES, LABELS_FILES, strict=True)
-    parts = {part: _read_part(_location(uri, drawn), _location(uri, labelled)) for part, drawn, labelled in lists}
+    parts = {part: _read_part(_location(uri, drawn), _location(uri, labeled)) for part, drawn, labeled in lists}
     listed = {part: told.images for part, told in parts.items()}
     if not any(listed.values()):
         raise UserError(f"{uri} has no {' or '.join(BOXES_FILES)}: put it there, or choose the source folder")
@@ -69,7 +69,7 @@ def manifest(uri: str) -> Manifest:
     ids, id_notes = image_ids(paths, pa.array(names, pa.string()))
     own = [_part_of(path, image, listed) for path, image in zip(paths.to_pylist(), names, strict=True)]
     images = [(parts.get(part or "", _Part()), image) for part, image in zip(own, names, strict=True)]
-    findings = (*LOCAL, *GLOBAL) if any(part.labelled.labels for part in parts.values()) else LOCAL
+    findings = (*LOCAL, *GLOBAL) if any(part.labeled.labels for part in parts.values()) else LOCAL
     labels = [part.labels_of(image)[: len(findings)] for part, image in images]
     boxes = [part.boxes_of(image) for part, image in images]
     frames = vinbigdata.original_px(uri)
@@ -110,15 +110,15 @@ class _Part:
     """What the lists of the training or the test part say; nothing without arguments."""
 
     drawn: Read | None = None
-    labelled: _ImageLabels = field(default_factory=_ImageLabels)
+    labeled: _ImageLabels = field(default_factory=_ImageLabels)
 
     @property
     def images(self) -> set[str]:
-        return {*self.labelled.labels, *(self.drawn.boxes if self.drawn else ())}
+        return {*self.labeled.labels, *(self.drawn.boxes if self.drawn else ())}
 
     @property
     def notes(self) -> list[str]:
-        return [*(self.drawn.notes if self.drawn else ()), *self.labelled.notes]
+        return [*(self.drawn.notes if self.drawn else ()), *self.labeled.notes]
 
     def boxes_of(self, image: str) -> list[dict[str, Any]] | None:
         return self.drawn.boxes.get(image) if self.drawn else None
@@ -128,14 +128,14 @@ class _Part:
         told = np.full((2, len(LOCAL) + len(GLOBAL)), UNKNOWN, np.int8)
         if self.drawn:
             told[0, : len(LOCAL)] = self.drawn.labels([image])[0]
-        told[1] = self.labelled.labels.get(image, UNKNOWN)
+        told[1] = self.labeled.labels.get(image, UNKNOWN)
         return _either(told)
 
     def extra(self, image: str) -> str | None:
         """Who looked, and by finding who gave the image that label; null where no reader is named."""
         drew = self.drawn.readers.get(image, ()) if self.drawn else ()
-        named = list(dict.fromkeys([*drew, *self.labelled.readers.get(image, ())]))
-        seen = self.labelled.seen.get(image, {})
+        named = list(dict.fromkeys([*drew, *self.labeled.readers.get(image, ())]))
+        seen = self.labeled.seen.get(image, {})
         return json.dumps({rater_agreement.READERS: named, rater_agreement.IMAGE_LABELS: seen}) if named else None
 
 
@@ -145,11 +145,11 @@ def _location(uri: str, file: str) -> str | None:
     return next((location for location in places if storage.exists(location)), None)
 
 
-def _read_part(drawn: str | None, labelled: str | None) -> _Part:
+def _read_part(drawn: str | None, labeled: str | None) -> _Part:
     """What the lists at these places say, as far as they are there."""
     return _Part(
         read(drawn, by_name=True) if drawn else None,
-        _read_image_labels(labelled) if labelled else _ImageLabels(),
+        _read_image_labels(labeled) if labeled else _ImageLabels(),
     )
 
 

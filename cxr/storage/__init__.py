@@ -6,8 +6,8 @@ which takes endpoint, region, credentials, proxy and certificates from the stand
 credentials that expire; Google's are its application default credentials. Buckets that `CXR_ANONYMOUS_BUCKETS` names
 (`*` for all) are read without credentials; with `CXR_REQUESTER_PAYS` set, requests to S3 agree to pay. Throttling,
 5xx, lost connections and lost mounts are tried again for `CXR_STORAGE_PATIENCE_S` seconds (60 if unset); what is
-missing or refused is not. Every failure is a `StorageError` that names the URI and says what to do: `NotFound` or
-`Unreadable` where it concerns one file, a plain one where its whole place is concerned.
+missing or refused is not. Every failure is a `StorageError` that names the URI and says what to do: `NotFoundError` or
+`UnreadableError` where it concerns one file, a plain one where its whole place is concerned.
 """
 
 from cxr.storage.conditional import replace_if
@@ -32,13 +32,13 @@ from cxr.storage.ray_filesystem import ray_storage
 from cxr.storage.uri import (
     ANONYMOUS,
     REQUESTER_PAYS,
-    NotFound,
+    NotFoundError,
     StorageError,
-    Unreadable,
+    UnreadableError,
     is_local,
     join,
     name,
-    normalise,
+    normalize,
     safe_path,
 )
 
@@ -46,9 +46,9 @@ __all__ = [
     "ANONYMOUS",
     "REQUESTER_PAYS",
     "FileEntry",
-    "NotFound",
+    "NotFoundError",
     "StorageError",
-    "Unreadable",
+    "UnreadableError",
     "check_readable",
     "check_writable",
     "delete",
@@ -59,7 +59,7 @@ __all__ = [
     "join",
     "list_files",
     "name",
-    "normalise",
+    "normalize",
     "ray_storage",
     "read_bytes",
     "read_json",

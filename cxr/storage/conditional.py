@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from cxr.storage import s3
 from cxr.storage.files import read_bytes, write_bytes
 from cxr.storage.retries import retried
-from cxr.storage.uri import NotFound, is_local, normalise
+from cxr.storage.uri import NotFoundError, is_local, normalize
 
 _REFUSED = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 _UNKNOWN = {"NotImplemented", "InvalidArgument", "InvalidRequest", "501"}  # servers without conditional writes
@@ -28,7 +28,7 @@ def replace_if(uri: str, data: bytes, previous: bytes | None) -> bool:
     """
     if uri.startswith("s3://"):
         return retried(uri, lambda: _replace_s3(uri, data, previous))
-    with _locked(Path(normalise(uri)).parent) if is_local(uri) else _unlocked():
+    with _locked(Path(normalize(uri)).parent) if is_local(uri) else _unlocked():
         found = _content(uri)
         if found == previous:
             write_bytes(uri, data)
@@ -38,13 +38,13 @@ def replace_if(uri: str, data: bytes, previous: bytes | None) -> bool:
 def _content(uri: str) -> bytes | None:
     try:
         return read_bytes(uri)
-    except NotFound:
+    except NotFoundError:
         return None
 
 
 def _replace_s3(uri: str, data: bytes, previous: bytes | None) -> bool:
     """May be tried again after an answer was lost: data that is there already is this call's own."""
-    bucket, key = s3.split(normalise(uri).removeprefix("s3://"))
+    bucket, key = s3.split(normalize(uri).removeprefix("s3://"))
     client = s3.client(bucket)
     found, tag = _with_tag(client, bucket, key)
     if found != previous:

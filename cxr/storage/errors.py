@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from cxr.storage import s3
 from cxr.storage.filesystems import file_info
-from cxr.storage.uri import NotFound, StorageError, Unreadable, is_anonymous, is_local, normalise
+from cxr.storage.uri import NotFoundError, StorageError, UnreadableError, is_anonymous, is_local, normalize
 
 # pyarrow and boto3 name the kind of an error in its text alone: SLOW_DOWN, SlowDown.
 _NO_BUCKET = re.compile(r"no_?such_?bucket|bucket does not exist", re.I)
@@ -31,7 +31,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Errors of a mount, a disk or this process, which any other file would meet as well.
 _PLACE = _MAY_RETURN | _FULL | {errno.EIO, errno.ENODEV, errno.ENXIO, errno.EROFS}
 _PLACE |= {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EKEYEXPIRED, errno.EKEYREVOKED, errno.ENOKEY}
-_PROBED = 4  # neighbours asked for before a refusal is taken for the bucket's
+_PROBED = 4  # neighbors asked for before a refusal is taken for the bucket's
 
 
 def may_pass(error: Exception, *, local: bool = False) -> bool:
@@ -51,10 +51,10 @@ def has_expired(error: Exception) -> bool:
 def explained(uri: str, error: Exception) -> StorageError:
     """The error in the user's terms: what was asked for, what is wrong, what to do.
 
-    `NotFound` and `Unreadable` concern this one file; any other StorageError its whole place.
+    `NotFoundError` and `UnreadableError` concern this one file; any other StorageError its whole place.
     """
     if isinstance(error, FileNotFoundError) and (is_local(uri) or _bucket_exists(uri)):
-        return NotFound(f"{uri} does not exist: correct the URI, or write it first")
+        return NotFoundError(f"{uri} does not exist: correct the URI, or write it first")
     if is_local(uri):
         return _explained_local(uri, error)
     if getattr(error, "errno", None) in _FULL:
@@ -64,7 +64,7 @@ def explained(uri: str, error: Exception) -> StorageError:
     if isinstance(error, FileNotFoundError) or _NO_BUCKET.search(text):
         return StorageError(f"{uri}: there is no bucket {bucket!r} on {server}: create it, or correct the URI")
     if _FROZEN.search(text):
-        return Unreadable(f"{uri} lies in an archive class of {server}: restore it first ({text})")
+        return UnreadableError(f"{uri} lies in an archive class of {server}: restore it first ({text})")
     if _UNTRUSTED.search(text):
         return StorageError(f"{uri}: {server} shows a certificate that is not trusted: set AWS_CA_BUNDLE ({text})")
     if may_pass(error):
@@ -82,21 +82,23 @@ def _explained_local(uri: str, error: Exception) -> StorageError:
         return StorageError(f"{uri}: {reason}: make room, or give another place; then run the same command again")
     if number in _PLACE:
         return StorageError(f"{uri}: {reason}: check the disk, or whether its share is mounted; then run again")
-    return Unreadable(f"{uri}: {reason}: check its rights and the disk")
+    return UnreadableError(f"{uri}: {reason}: check its rights and the disk")
 
 
 def _refused(uri: str, server: str, text: str) -> StorageError:
     """A 403 of one object is its own where the server gives others beside it, else the credentials'."""
     try:
         if not _CREDENTIALS.search(text) and uri.startswith("s3://") and _gives_others(uri):
-            return Unreadable(f"{uri}: {server} refused access (403) to this object, though not to others: check it")
+            return UnreadableError(
+                f"{uri}: {server} refused access (403) to this object, though not to others: check it"
+            )
     except (BotoCoreError, ClientError) as again:  # says more than the answer to a HEAD, which has no body
         text = f"{text}; {again}"
     return StorageError(f"{uri}: {server} {_refusal(uri, text)} ({text})")
 
 
 def _gives_others(uri: str) -> bool:
-    bucket, _, key = normalise(uri).removeprefix("s3://").partition("/")
+    bucket, _, key = normalize(uri).removeprefix("s3://").partition("/")
     folder = key.partition("/")[0] + "/" if "/" in key else ""
     for start in (key, folder):
         after = {"StartAfter": start} if start else {}
@@ -136,11 +138,11 @@ def _server(uri: str) -> str:
 
 
 def _bucket(uri: str) -> str:
-    return normalise(uri).split("/")[2]
+    return normalize(uri).split("/")[2]
 
 
 def _bucket_exists(uri: str) -> bool:
     try:
-        return file_info("/".join(normalise(uri).split("/")[:3])).type != fs.FileType.NotFound
+        return file_info("/".join(normalize(uri).split("/")[:3])).type != fs.FileType.NotFound
     except OSError:
         return True  # not ours to judge: the key is missing at any rate

@@ -21,7 +21,7 @@ from cxr.storage import s3
 from cxr.storage.filesystems import file_info, filesystem
 from cxr.storage.listing import PARTIAL_SUFFIX, check_regular, list_files
 from cxr.storage.retries import retried
-from cxr.storage.uri import NotFound, StorageError, check_no_empty_folder, is_local, join, normalise
+from cxr.storage.uri import NotFoundError, StorageError, check_no_empty_folder, is_local, join, normalize
 
 HEAD_BYTES = 4096  # of a file, that `read_bytes` gives to its check
 _COPY_THREADS = 8
@@ -111,7 +111,7 @@ def check_readable(uri: str) -> None:
         StorageError: it may not be listed, or does not answer.
     """
     if next(list_files(uri), None) is None:
-        raise NotFound(f"{uri} is an empty folder: correct the URI, or fill it first")
+        raise NotFoundError(f"{uri} is an empty folder: correct the URI, or fill it first")
 
 
 def check_writable(folder: str) -> None:
@@ -127,7 +127,7 @@ def check_writable(folder: str) -> None:
         with suppress(StorageError):
             delete(probe)
         return
-    place = Path(normalise(folder))
+    place = Path(normalize(folder))
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
@@ -149,7 +149,7 @@ def download_folder(uri: str, local: Path) -> None:
     """Copy the files below a URI into a local folder, several at once."""
     pairs = [(entry.uri, join(str(local), entry.path)) for entry in list_files(uri)]
     for source, target in pairs:
-        if not Path(normalise(target)).is_relative_to(normalise(local)):
+        if not Path(normalize(target)).is_relative_to(normalize(local)):
             raise StorageError(f"{source} would land outside {local}: rename it and try again")
     _copy_all(pairs)
 
@@ -176,7 +176,7 @@ def _opened(path: str) -> BinaryIO:
 def _reading(uri: str) -> Iterator[tuple[BinaryIO, int]]:
     """The file opened for reading once from start to end, and its size in bytes."""
     if is_local(uri):
-        with _opened(normalise(uri)) as stream:
+        with _opened(normalize(uri)) as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(0)
             yield stream, size
@@ -196,7 +196,7 @@ def fetched(uri: str) -> BinaryIO:
 
     def fetch() -> BinaryIO:
         if is_local(uri):
-            return _opened(normalise(uri))
+            return _opened(normalize(uri))
         with ExitStack() as stack:
             copy = stack.enter_context(tempfile.TemporaryFile())
             with _reading(uri) as (stream, _):
@@ -212,7 +212,7 @@ def fetched(uri: str) -> BinaryIO:
 def writing(uri: str) -> Iterator[BinaryIO]:
     """A stream whose bytes appear at the URI when the block ends well, and not at all when it does not."""
     if is_local(uri):
-        with _replacing(Path(normalise(uri))) as stream:
+        with _replacing(Path(normalize(uri))) as stream:
             yield stream
         return
     with tempfile.TemporaryFile() as stream:

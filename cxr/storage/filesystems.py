@@ -8,12 +8,12 @@ from functools import lru_cache
 from pyarrow import fs
 
 from cxr.storage.s3 import S3Files
-from cxr.storage.uri import is_anonymous, normalise
+from cxr.storage.uri import is_anonymous, normalize
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """pyarrow's filesystem for a URI, and the path in it."""
-    scheme, mark, path = normalise(uri).partition("://")
+    scheme, mark, path = normalize(uri).partition("://")
     if not mark:
         return fs.LocalFileSystem(), scheme
     if scheme == "gs":

@@ -16,7 +16,7 @@ from cxr.storage.errors import explained
 from cxr.storage.filesystems import file_info, filesystem
 from cxr.storage.retries import retried
 from cxr.storage.s3 import client
-from cxr.storage.uri import Unreadable, is_local, local_uri, name, normalise
+from cxr.storage.uri import UnreadableError, is_local, local_uri, name, normalize
 
 _SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 PARTIAL_SUFFIX = ".partial"
@@ -44,7 +44,7 @@ def list_files(uri: str, special: Counter[str] | None = None) -> Iterator[FileEn
         NotFound: neither a file nor a folder lies there.
         StorageError: it may not be listed, or does not answer.
     """
-    uri = normalise(uri)
+    uri = normalize(uri)
     if is_local(uri):
         return _list_local(uri, Counter() if special is None else special)
     return _list_s3(uri) if uri.startswith("s3://") else _list_gcs(uri)
@@ -56,7 +56,7 @@ def check_regular(path: str) -> None:
     Raises OSError where nothing lies there.
     """
     if kind := _special_kind(os.stat(path).st_mode):  # noqa: PTH116
-        raise Unreadable(f"{path} is a {kind}: expected a file; write its contents to one") from OSError(
+        raise UnreadableError(f"{path} is a {kind}: expected a file; write its contents to one") from OSError(
             errno.EINVAL, f"a {kind}, not a file"
         )
 

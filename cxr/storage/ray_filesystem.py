@@ -13,7 +13,7 @@ from cxr.storage.errors import explained
 from cxr.storage.files import fetched, writing
 from cxr.storage.filesystems import filesystem
 from cxr.storage.retries import retried
-from cxr.storage.uri import NotFound, check_no_empty_folder, normalise
+from cxr.storage.uri import NotFoundError, check_no_empty_folder, normalize
 
 
 def ray_storage(uri: str) -> tuple[str, fs.FileSystem]:
@@ -23,7 +23,7 @@ def ray_storage(uri: str) -> tuple[str, fs.FileSystem]:
     after seconds, forget their retry strategy on the way to a worker, and leave torn files on a full disk.
     """
     check_no_empty_folder(uri)
-    scheme, mark, path = normalise(uri).rpartition("://")
+    scheme, mark, path = normalize(uri).rpartition("://")
     return path, fs.PyFileSystem(_Patient(scheme + mark))
 
 
@@ -50,7 +50,7 @@ class _Patient(fs.FileSystemHandler):
 
         try:
             return retried(uri, ask)
-        except NotFound as error:
+        except NotFoundError as error:
             raise FileNotFoundError(str(error)) from error
 
     def get_type_name(self) -> str:
@@ -93,7 +93,7 @@ class _Patient(fs.FileSystemHandler):
     def open_input_file(self, path: str) -> pa.NativeFile:
         try:
             return pa.PythonFile(fetched(self.prefix + path), mode="r")
-        except NotFound as error:
+        except NotFoundError as error:
             raise FileNotFoundError(str(error)) from error
 
     def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:

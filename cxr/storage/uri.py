@@ -25,15 +25,15 @@ class StorageError(UserError):
         super().__init__(_QUERY.sub(r"\1", _LOGIN.sub("", message)))
 
 
-class NotFound(StorageError):
+class NotFoundError(StorageError):
     """Nothing lies at the URI, though its place is there."""
 
 
-class Unreadable(StorageError):
+class UnreadableError(StorageError):
     """This one file cannot be had, though its place answers: its own rights, or it is no file."""
 
 
-def normalise(uri: str | os.PathLike[str]) -> str:
+def normalize(uri: str | os.PathLike[str]) -> str:
     """The one spelling of a URI: local paths absolute, `file://` taken off, no slash at the end."""
     text = os.fspath(uri)
     if "\0" in text:
@@ -53,12 +53,12 @@ def normalise(uri: str | os.PathLike[str]) -> str:
 
 def check_no_empty_folder(uri: str) -> None:
     """Raise StorageError where results cannot be written to a URI: Ray takes two slashes for one."""
-    if not is_local(uri) and "//" in normalise(uri).partition("://")[2]:
+    if not is_local(uri) and "//" in normalize(uri).partition("://")[2]:
         raise StorageError(f"{uri} has an empty folder name (//): leave it out")
 
 
 def is_local(uri: str) -> bool:
-    return "://" not in normalise(uri)
+    return "://" not in normalize(uri)
 
 
 def is_anonymous(bucket: str) -> bool:
@@ -69,12 +69,12 @@ def is_anonymous(bucket: str) -> bool:
 
 def join(base: str, *parts: str) -> str:
     """`base` with `parts` below it: join("s3://b/a/", "x", "y.png") -> "s3://b/a/x/y.png"."""
-    return "/".join([normalise(base).rstrip("/"), *(part.strip("/") for part in parts)])
+    return "/".join([normalize(base).rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def name(uri: str) -> str:
     """The last part of a URI."""
-    return normalise(uri).rpartition("/")[2]
+    return normalize(uri).rpartition("/")[2]
 
 
 def safe_path(identifier: str) -> str:

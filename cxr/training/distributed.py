@@ -1,4 +1,4 @@
-"""The workers of one Ray Train run as `recipes.base.Workers`: exact sums and gathers over processes."""
+"""The workers of one Ray Train run as `recipes.base.Communicator`: exact sums and gathers over processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class Group:
+class ProcessGroup:
     """All processes of the default torch.distributed group, which Ray Train has set up."""
 
     def __init__(self) -> None:

@@ -15,15 +15,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from cxr.data.batch import Batch, to_device
 from cxr.errors import UserError
-from cxr.families.base import Batches, Recipe, Stage, Task, Workers
+from cxr.families.base import Batches, Communicator, Recipe, Stage, Task
 from cxr.training import batch_norm
 
 
-class CannotGoOn(RuntimeError):
+class UnrecoverableTrainingError(RuntimeError):
     """Training would end here however often it is started again; raised on every worker alike."""
 
 
-class NonFinite(CannotGoOn):
+class NonFiniteLossError(UnrecoverableTrainingError):
     """A loss term became NaN or infinite; the message names it."""
 
 
@@ -40,7 +40,7 @@ class Engine:
         self,
         task: Task,
         recipe: Recipe,
-        workers: Workers,
+        workers: Communicator,
         *,
         steps_per_epoch: int,
         device: torch.device,
@@ -70,7 +70,7 @@ class Engine:
         self.enter(stage or recipe.stages()[0])
 
     def enter(self, stage: Stage) -> None:
-        """Begin a stage: another part of the task may learn, with a new optimiser, schedule and moving average."""
+        """Begin a stage: another part of the task may learn, with a new optimizer, schedule and moving average."""
         if self.average is not None:  # what the last stage gave is what it was validated by
             self.task.network.load_state_dict(self.average.module.state_dict())
         self.stage = stage
@@ -78,9 +78,9 @@ class Engine:
         ema = self.recipe.ema
         self.average = MovingAverage(self.task.network, ema, self.recipe.ema_ramp) if ema else None
         self.parameters = [p for p in self.task.parameters() if p.requires_grad]
-        self.optimiser = self.recipe.optimiser(self.task, stage, fused=self.device.type == "cuda")
+        self.optimizer = self.recipe.optimizer(self.task, stage, fused=self.device.type == "cuda")
         moves = max(1, self.steps_per_epoch * stage.echoes // self.recipe.accumulate)
-        self.schedule = self.recipe.schedule(self.optimiser, stage, moves)
+        self.schedule = self.recipe.schedule(self.optimizer, stage, moves)
         self._forward: nn.Module | None = None
 
     def epoch(self, batches: Iterator[Batch]) -> dict[str, float]:
@@ -90,7 +90,7 @@ class Engine:
             NonFinite: on every worker alike, soon after a term stopped being finite.
         """
         self.task.train()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         steps = images = 0
         for batch in self._echoed(batches):
@@ -102,7 +102,7 @@ class Engine:
             if steps % self.check_every == 0:
                 self._means(sums, steps)
         if not steps:
-            raise CannotGoOn("an epoch gave no batch: lower batch_size, or give a larger archive")
+            raise UnrecoverableTrainingError("an epoch gave no batch: lower batch_size, or give a larger archive")
         means = self._means(sums, steps)
         means["loss"] = sum(value for name, value in means.items() if name != "grad_norm")
         return means | {"images": self.workers.sum(torch.tensor(float(images), device=self.device)).item()}
@@ -130,8 +130,8 @@ class Engine:
 
     def _move(self) -> Tensor:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip or math.inf)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.task.network)
@@ -158,7 +158,7 @@ class Engine:
         means = dict(zip(sums, (totals / (steps * self.workers.size)).tolist(), strict=True))
         bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:
-            raise NonFinite(
+            raise NonFiniteLossError(
                 f"{', '.join(bad)} became NaN or infinite within {steps} steps of an epoch: lower lr, or the "
                 f"weight of that term; the last good checkpoint is kept"
             )
@@ -203,14 +203,14 @@ class Engine:
         """All that an exact continuation needs besides the task's own state."""
         state = {
             "network": self.task.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
         return state | ({"average": self.average.state_dict()} if self.average is not None else {})
 
     def restore(self, state: dict[str, Any]) -> None:
         self.task.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

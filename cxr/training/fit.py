@@ -36,7 +36,7 @@ from cxr.training.worker import train_worker
 CACHE_BYTES = 1 << 28  # of pixels that each worker keeps in memory
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStoppedError(RuntimeError):
     """Training could not go on; the message says why. Checkpoints of earlier epochs are kept."""
 
 
@@ -73,7 +73,7 @@ def fit(
         ray.train.TrainingFailedError: workers died more often than `options.max_failures`.
     """
     options = options or RunOptions()
-    out = storage.normalise(out)
+    out = storage.normalize(out)
     if recipe.unresolved:
         raise UserError(
             f"{', '.join(recipe.unresolved)}: expected the URI of weights; call recipe.resolved(out) before fit"
@@ -97,7 +97,7 @@ def fit(
         scaling_config=_scaling(options, gpu),
         run_config=_run_config(recipe, out, name, options, callbacks),
         datasets=datasets,
-        dataset_config=EachRowOnce() if datasets else None,
+        dataset_config=ExactlyOnceDataConfig() if datasets else None,
     )
     return _finish(_result(trainer), recipe, out, name)
 
@@ -163,7 +163,7 @@ def room(options: RunOptions, *, raw: bool, beside: float = 0.0) -> int:
 
 def _describe(archive: str, recipe: Recipe, source: str) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]:
     """What workers must know of the data; for a raw archive also the Ray Data streams they share."""
-    archive = storage.normalise(archive)
+    archive = storage.normalize(archive)
     if shards.is_shards(archive):
         info = shards.read_info(archive)
         _check_splits(info, fold_of(recipe))
@@ -250,12 +250,12 @@ def _finish(result: ray.train.Result, recipe: Recipe, out: str, name: str) -> Fi
     if "misuse" in returned:
         raise UserError(returned["misuse"])
     if "stopped" in returned:
-        raise TrainingStopped(returned["stopped"])
+        raise TrainingStoppedError(returned["stopped"])
     rows = read_metrics(out)
     best = best_row(rows, recipe)
     if best is None:
         refused = rows[-1].get("refused") if rows else None
-        raise TrainingStopped(
+        raise TrainingStoppedError(
             f"every epoch was refused, the last as {refused}: change what leads there, lr for one"
             if refused
             else f"{recipe.monitor} was NaN in every epoch: is there anything to measure it by?"
@@ -271,7 +271,7 @@ class Trainer(TorchTrainer):
         pass
 
 
-class EachRowOnce(DataConfig):
+class ExactlyOnceDataConfig(DataConfig):
     """Deals train rows in equal shares, so that workers step alike, and every other split whole: no row is lost."""
 
     def configure(

@@ -14,7 +14,7 @@ from cxr import schema
 from cxr.data import shards
 from cxr.data.batch import Batch, to_columns, to_tensors
 from cxr.data.shard_loader import ShardStream
-from cxr.families.base import Recipe, Workers
+from cxr.families.base import Communicator, Recipe
 from cxr.families.compatibility import fold_of, sampling_of
 from cxr.runtime import cluster
 from cxr.runtime.progress import warned
@@ -68,12 +68,12 @@ class ArchiveStream:
             yield to_tensors(columns, self.pixels)
 
 
-def share(recipe: Recipe, workers: Workers) -> int:
+def share(recipe: Recipe, workers: Communicator) -> int:
     """Images of a worker in a step."""
     return max(1, round(recipe.batch_size / workers.size))
 
 
-def open_streams(data: dict[str, Any], recipe: Recipe, workers: Workers) -> tuple[Stream, Stream]:
+def open_streams(data: dict[str, Any], recipe: Recipe, workers: Communicator) -> tuple[Stream, Stream]:
     """This worker's shares of the train and the val split; `data` is what `fit` made of the archive's URI."""
     own = share(recipe, workers)
     if "shards" in data:

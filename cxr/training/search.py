@@ -38,11 +38,11 @@ TRIALS = "trials"  # folder of the trials' runs
 BEST, STANDING, WORST = "best_{}", "standing", 1e30
 
 
-class Failed(RuntimeError):
+class TrialFailedError(RuntimeError):
     """A trial that failed by itself, which would end the same way in a second attempt."""
 
 
-class Mismatch(RuntimeError):
+class SettingsMismatchError(RuntimeError):
     """A worker trained with another setting than the search had drawn."""
 
 
@@ -79,7 +79,7 @@ def check_applied(drawn: Mapping[str, Any], applied: Mapping[str, Any], rank: in
     """Raise Mismatch unless every drawn value is what the worker of `rank` says it trained with."""
     wrong = [f"{k}: drawn {v!r}, applied {applied.get(k)!r}" for k, v in drawn.items() if applied.get(k) != v]
     if wrong:
-        raise Mismatch(f"worker {rank} trained with another recipe than was drawn: {'; '.join(wrong)}")
+        raise SettingsMismatchError(f"worker {rank} trained with another recipe than was drawn: {'; '.join(wrong)}")
 
 
 class ReportBest(TuneReportCallback):
@@ -191,9 +191,9 @@ def search(
     """
     options, run = options or SearchOptions(), run or RunOptions()
     objectives = objectives_of(recipe, options)
-    out = storage.normalise(out)
+    out = storage.normalize(out)
     _check_dashboard()
-    fits = room(run, raw=not shards.is_shards(storage.normalise(archive)), beside=TRIAL_CPU)
+    fits = room(run, raw=not shards.is_shards(storage.normalize(archive)), beside=TRIAL_CPU)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, not just the wait for its trials
     trainable = _trainable(recipe, archive, out, run, source, tuple(objectives))
     if run.resume:
@@ -295,7 +295,7 @@ def _trainable(
 def _once(note: str, search: str) -> Iterator[None]:
     """Keep a failure inside the block at `note`, and raise it at once where the same search comes back."""
     if storage.exists(note) and (before := storage.read_json(note))["search"] == search:
-        raise Failed(before["reason"])
+        raise TrialFailedError(before["reason"])
     try:
         yield
     except Exception as error:

@@ -59,7 +59,7 @@ def train_all(
         for seed in seeds or (recipe.seed,)
     ]
     todo = [one for one in planned if not _finished(one[2])]
-    fits = room(run, raw=not shards.is_shards(storage.normalise(archive)), beside=RUN_CPU)
+    fits = room(run, raw=not shards.is_shards(storage.normalize(archive)), beside=RUN_CPU)
     start = ray.remote(num_cpus=RUN_CPU, max_retries=run.max_failures)(_train_one)
     running: dict[Any, str] = {}
     for number, (name, seed, folder) in enumerate(todo, 1):
@@ -80,7 +80,7 @@ def _finished(folder: str) -> bool:
 
 def _check_same(recipes: Mapping[str, Recipe], archive: str, out: str) -> None:
     """Keep what the study compares, to which recipes may be added; raise UserError where OUT holds another."""
-    about, archive = storage.join(out, ABOUT), storage.normalise(archive)
+    about, archive = storage.join(out, ABOUT), storage.normalize(archive)
     before: dict[str, Any] = storage.read_json(about) if storage.exists(about) else {ARCHIVE: archive}
     changed = [f"{ARCHIVE} was {before[ARCHIVE]}, is {archive}"] if before[ARCHIVE] != archive else []
     for name in (name for name in recipes if name in before):

@@ -16,11 +16,11 @@ from torch import nn
 
 from cxr.errors import UserError
 from cxr.families import checkpoint, recipe_from_dict
-from cxr.families.base import Alone, Recipe, Stage, Workers
+from cxr.families.base import Communicator, Recipe, SingleProcess, Stage
 from cxr.training import batch_norm
 from cxr.training.checkpoint_average import AVERAGE, averaged_network, best_kept
-from cxr.training.distributed import Group
-from cxr.training.engine import CannotGoOn, Engine
+from cxr.training.distributed import ProcessGroup
+from cxr.training.engine import Engine, UnrecoverableTrainingError
 from cxr.training.raw_stream import Stream, open_streams, share
 
 
@@ -51,7 +51,7 @@ class Worker:
 
     recipe: Recipe
     config: dict[str, Any]
-    workers: Workers
+    workers: Communicator
     device: torch.device
     progress: Progress = field(default_factory=Progress)
 
@@ -76,7 +76,7 @@ class Worker:
                     engine.enter(stage)
                 self._epoch(engine, train, val)
             self._average(engine, val)
-        except CannotGoOn as reason:
+        except UnrecoverableTrainingError as reason:
             return {"stopped": str(reason)}
         return {"epochs": self.progress.epoch, "best": self.progress.best}
 
@@ -251,7 +251,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """The function that Ray Train calls on every worker; `config` is plain JSON-like data."""
     recipe = recipe_from_dict(config["recipe"])
     context = ray.train.get_context()
-    workers = Group() if context.get_world_size() > 1 else Alone()
+    workers = ProcessGroup() if context.get_world_size() > 1 else SingleProcess()
     # Under resources that only pretend to be GPUs, Ray names a device that torch cannot see.
     device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
     torch.set_num_threads(max(1, int(config["threads"])))

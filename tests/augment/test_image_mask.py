@@ -85,7 +85,7 @@ def test_what_is_still_changes_nothing() -> None:
     assert torch.equal(follows, mask)
 
 
-def test_grey_values_change_and_masks_do_not() -> None:
+def test_gray_values_change_and_masks_do_not() -> None:
     mask = disc(4)
     x = 0.3 + 0.4 * mask
     exposed, follows = varied(x, mask, only(gamma=1.5, contrast=0.3, brightness=0.1), seeded(2))

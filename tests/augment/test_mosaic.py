@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cxr.augment import mosaic
-from cxr.augment.mosaic import GREY, MosaicVariation, varied
+from cxr.augment.mosaic import GRAY, MosaicVariation, varied
 from cxr.models.yolo import ultralytics
 
 STILL = MosaicVariation(mosaic=0, translate=0, scale=0, flip=0, value=0)
@@ -70,20 +70,20 @@ def test_a_turned_box_is_the_hull_of_its_corners() -> None:
 
 def test_a_mosaic_shows_four_images_around_a_point_and_the_first_is_its_own() -> None:
     torch.manual_seed(0)
-    grey = torch.linspace(0.1, 0.9, 8)
-    x = grey.view(-1, 1, 1, 1).expand(8, 1, SIZE, SIZE)
+    gray = torch.linspace(0.1, 0.9, 8)
+    x = gray.view(-1, 1, 1, 1).expand(8, 1, SIZE, SIZE)
     whole = torch.cat([torch.arange(8.0)[:, None], torch.tensor([0.0, 0, 1, 1]).expand(8, 4)], 1)[:, None]
     sheet = mosaic._sheet(x, whole, 1.0, mosaic._from_batch(x, whole))
-    for i, (image, listed) in enumerate(zip(sheet.x[:, 0] + GREY, sheet.boxes, strict=True)):
+    for i, (image, listed) in enumerate(zip(sheet.x[:, 0] + GRAY, sheet.boxes, strict=True)):
         assert listed[0, 0] == i
         meeting = listed[0, 3:].long() - sheet.corner[i]
         assert ((meeting >= SIZE // 2) & (meeting <= 3 * SIZE // 2)).all()
         covered = torch.zeros(2 * SIZE, 2 * SIZE, dtype=torch.bool)
         for index, left, top, right, bottom in listed.long().tolist():
-            assert torch.allclose(image[top:bottom, left:right], grey[index])
+            assert torch.allclose(image[top:bottom, left:right], gray[index])
             assert not covered[top:bottom, left:right].any()
             covered[top:bottom, left:right] = True
-        assert torch.allclose(image[~covered], torch.tensor(GREY))
+        assert torch.allclose(image[~covered], torch.tensor(GRAY))
 
 
 @pytest.mark.parametrize("size", [640, 1024])

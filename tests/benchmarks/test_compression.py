@@ -173,7 +173,7 @@ def test_a_raw_archive_is_decoded_and_its_bad_images_told(tmp_path: Path, kept: 
 
 def test_images_are_cropped_and_enhanced_as_in_scoring(tmp_path: Path, kept: Checkpoint) -> None:
     crop = lung_crop.by_checkpoint(save_finder(tmp_path / "finder"))
-    recipe = kept.recipe.replace(normalise="percentile", equalise="clahe")
+    recipe = kept.recipe.replace(normalize="percentile", equalize="clahe")
     raw = str(tmp_path / "raw")
     for number in range(4):
         storage.write_bytes(f"{raw}/{number}.png", cv2.imencode(".png", chest(100 + number, 80)[0])[1].tobytes())
@@ -184,7 +184,7 @@ def test_images_are_cropped_and_enhanced_as_in_scoring(tmp_path: Path, kept: Che
     for changes in ({"recipe": kept.recipe, "crop": crop}, {"recipe": recipe}):
         assert not np.array_equal(xrays.read(raw, "train", **changes)[0].pixels, read.pixels)
     shards = write_shards(tmp_path / "shards", {"train": 3}, size=SIZE)
-    with pytest.raises(UserError, match="was done: nothing; wanted is: --normalise percentile --equalise clahe"):
+    with pytest.raises(UserError, match="was done: nothing; wanted is: --normalize percentile --equalize clahe"):
         xrays.read(shards, "train", recipe)
     with pytest.raises(UserError, match="holds whole images, wanted are crops"):
         xrays.read(shards, "train", kept.recipe, crop=crop)

@@ -117,6 +117,6 @@ def test_validation_images_stand_in_for_missing_test_images(
 
 
 def test_boxes_are_written_as_ultralytics_reads_them() -> None:
-    """A line per box: finding, centre and size, all as shares of the image."""
-    lines = [text for _, text in benchmark_detect._labelled(some_batches(1))]
+    """A line per box: finding, center and size, all as shares of the image."""
+    lines = [text for _, text in benchmark_detect._labeled(some_batches(1))]
     assert lines == ["2 0.350000 0.450000 0.500000 0.500000\n", "", "", ""]

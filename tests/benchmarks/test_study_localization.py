@@ -127,22 +127,22 @@ def test_intervals_hold_the_chance_of_patients(shards: str) -> None:
 
 def test_guesses_stand_beside_them(shards: str, judged: list[Judged]) -> None:
     test = boxed_xrays.read(shards, "test")
-    chance, centre = localization.guesses(test)
-    hearts = localization.accuracy(centre, "iou", 0.9, ["Cardiomegaly"])
+    chance, center = localization.guesses(test)
+    hearts = localization.accuracy(center, "iou", 0.9, ["Cardiomegaly"])
     assert hearts.value == 1, "it never moves in these images"
     assert localization.accuracy(chance, "iou", 0.9, ["Nodule"]).value < 0.5
     assert np.isnan(chance.aurocs).all()
-    page = localization_report.page([*judged, chance, centre], "", "40 images.", 1000)
+    page = localization_report.page([*judged, chance, center], "", "40 images.", 1000)
     assert "0.67 (0.00 to 1.00)" in page
     assert "40 images." in page
-    rows = list(csv.DictReader(io.StringIO(localization_report.csv([*judged, centre]))))
+    rows = list(csv.DictReader(io.StringIO(localization_report.csv([*judged, center]))))
     assert len(rows) == 3 * 2 * 9 * 3
-    told = localization.metrics([*judged, chance, centre], {})
+    told = localization.metrics([*judged, chance, center], {})
     row = next(r for r in rows if (r["network"], r["measure"], r["threshold"]) == (MULTISCALE, "iou", "0.3"))
     assert float(row["accuracy"]) == pytest.approx(told[f"{MULTISCALE}_accuracy_iou_30/Cardiomegaly"])
     assert "random_auroc" not in told
     assert not any(np.isnan(value) for value in told.values())
-    assert len(localization_report.picture([*judged, chance, centre]).axes) == 3
+    assert len(localization_report.picture([*judged, chance, center]).axes) == 3
 
 
 def test_an_archive_without_boxes_is_told(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from cxr.families import checkpoint
 from cxr.families.base import Recipe
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.pneumothorax import PneumothoraxRecipe
-from cxr.models.segmentation_model import MaskFinder
+from cxr.models.segmentation_model import SegmentationModel
 from cxr.models.unet import SmallUNet
 from cxr.schema import PixelFormat
 from cxr.training.options import RunOptions
@@ -38,7 +38,7 @@ RECIPE = PneumothoraxRecipe(size=32, architecture="small_unet", flip_test=False)
 
 
 class Bright(SmallUNet):
-    """Finds what is brighter than mid-grey, shifted by some pixels."""
+    """Finds what is brighter than mid-gray, shifted by some pixels."""
 
     def __init__(self, shift: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Bright(SmallUNet):
 
 
 def network(shift: int) -> Checkpoint:
-    return Checkpoint("/kept", RECIPE, MaskFinder(Bright(shift), (0.5, 0, 0.5)).eval(), (), {})
+    return Checkpoint("/kept", RECIPE, SegmentationModel(Bright(shift), (0.5, 0, 0.5)).eval(), (), {})
 
 
 @pytest.fixture(scope="module")

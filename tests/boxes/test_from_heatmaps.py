@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cxr.boxes.from_heatmaps import BoxRule, boxes_of, to_original
-from cxr.imaging.geometry import Frame, fit
+from cxr.imaging.geometry import ResizeTransform, fit
 from jobs import benchmark_map_boxes
 
 EMPTY = np.zeros((20, 30), np.uint8)
@@ -99,7 +99,7 @@ def test_boxes_go_back_to_the_original_through_resizing_and_padding() -> None:
 
 
 def test_a_box_in_the_padding_comes_out_without_area() -> None:
-    frame = Frame(10, 10, 0, -150)  # the square's first 15 rows are padding
+    frame = ResizeTransform(10, 10, 0, -150)  # the square's first 15 rows are padding
     boxes = to_original(np.array([[0.1, 0, 0.5, 0.1], [0.1, 0, 0.5, 0.5]]), frame, 90, 600, 900)
     assert boxes.tolist() == [[90, 0, 450, 0], [90, 0, 450, 300]]
 

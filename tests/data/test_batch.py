@@ -15,8 +15,8 @@ from cxr import schema
 from cxr.data.batch import (
     HAS_BOXES,
     NO_MASK,
-    Recycled,
-    RowBuffer,
+    BufferPool,
+    ShuffleBuffer,
     prefetched,
     stored,
     to_columns,
@@ -133,7 +133,7 @@ def test_a_reader_that_is_left_early_ends_its_thread() -> None:
 
 
 def test_an_array_is_lent_again_only_when_nobody_holds_it() -> None:
-    arrays = Recycled()
+    arrays = BufferPool()
     first = arrays.empty((4, 3), np.dtype(np.uint8))
     address = first.ctypes.data
     tensor = torch.from_numpy(first)[1:]
@@ -149,7 +149,7 @@ def test_an_array_is_lent_again_only_when_nobody_holds_it() -> None:
 
 
 def test_rows_that_are_kept_come_before_those_added() -> None:
-    rows = RowBuffer(6, Recycled())
+    rows = ShuffleBuffer(6, BufferPool())
     rows.add({"a": np.arange(4), "b": np.arange(8).reshape(4, 2)})
     rows.keep(np.array([3, 1]))
     rows.add({"a": np.arange(10, 13), "b": np.zeros((3, 2), int)})
@@ -159,6 +159,6 @@ def test_rows_that_are_kept_come_before_those_added() -> None:
 
 
 def test_a_buffer_takes_some_rows_as_often_as_they_are_asked_for() -> None:
-    rows = RowBuffer(4, Recycled())
+    rows = ShuffleBuffer(4, BufferPool())
     rows.add({"a": np.arange(10, 14)}, np.array([3, 0, 3]))
     assert rows.take(np.arange(rows.rows))["a"].tolist() == [13, 10, 13]

@@ -15,7 +15,7 @@ import pytest
 
 from cxr import schema, storage
 from cxr.data.decode import make_rows
-from cxr.imaging.geometry import Frame
+from cxr.imaging.geometry import ResizeTransform
 from cxr.schema import PixelFormat
 from cxr.sources import rle
 from cxr.sources.manifest import manifest_table
@@ -72,7 +72,7 @@ def test_good_images_keep_their_order_and_what_is_known_of_them(tmp_path: Path) 
 
 def test_frame_leads_back_to_the_original(tmp_path: Path) -> None:
     rows = make_rows(manifest([saved(tmp_path / "wide.png", picture(50, 100))]), PIXELS).to_pylist()
-    frame = Frame(**rows[0][schema.FRAME])
+    frame = ResizeTransform(**rows[0][schema.FRAME])
     assert frame.to_original(np.array([[0, 8], [32, 24]])).tolist() == [[0, 0], [100, 50]]
 
 
@@ -180,7 +180,7 @@ def test_an_unexpected_failure_tells_its_place_and_not_its_values(monkeypatch: p
 
     monkeypatch.setattr(storage, "read_bytes", broken)
     (row,) = make_rows(manifest(["/a.png"]), PIXELS).to_pylist()
-    assert row[schema.ERROR].startswith("unexpected KeyError in test_rows.py:")
+    assert row[schema.ERROR].startswith("unexpected KeyError in test_decode.py:")
     assert "Doe" not in row[schema.ERROR]
 
 
@@ -189,7 +189,7 @@ def test_trouble_of_a_whole_store_is_raised_but_not_a_missing_object(monkeypatch
         raise error
 
     monkeypatch.setattr(storage, "read_bytes", failing)
-    error = storage.NotFound("s3://b/a.png does not exist")
+    error = storage.NotFoundError("s3://b/a.png does not exist")
     (row,) = make_rows(manifest(["s3://b/a.png"]), PIXELS).to_pylist()
     assert row[schema.ERROR] == "file not found"
     error = storage.StorageError("the server does not accept the credentials")

@@ -19,10 +19,10 @@ import pytest
 from cxr.data import decode_pool
 from cxr.data.decode_pool import DecodePool, Limits
 from cxr.data.memory_budget import MemoryBudget
-from cxr.errors import Refused, UserError
+from cxr.errors import ImageRejectedError, UserError
 from cxr.imaging.decode import inspect
 
-MARKED = Path(__file__).parent / "marked_files"
+MARKED = Path(__file__).parents[1] / "marked_files"
 
 
 def png(seed: int = 0, side: int = 64) -> bytes:
@@ -54,7 +54,7 @@ def test_pixels_and_what_the_file_says_of_them_are_those_of_decoding_here(pool: 
 def test_masks_may_be_blank_and_images_may_not(pool: DecodePool) -> None:
     blank = cv2.imencode(".png", np.zeros((32, 32), np.uint8))[1].tobytes()
     assert not pool.decode(blank, "mask").image.pixels.any()
-    with pytest.raises(Refused, match="blank image"):
+    with pytest.raises(ImageRejectedError, match="blank image"):
         pool.decode(blank, "image")
 
 
@@ -71,7 +71,7 @@ def test_files_that_end_their_decoder_are_refused_and_their_neighbors_are_decode
     def outcome(data: bytes) -> np.ndarray | str:
         try:
             return pool.decode(data, "image").image.pixels
-        except Refused as error:
+        except ImageRejectedError as error:
             return str(error)
 
     with ThreadPoolExecutor(4) as threads:
@@ -114,7 +114,7 @@ def test_a_decoder_waits_for_the_memory_that_the_header_of_its_image_tells(monke
     image, mask = png(side=64), png(side=200)
     pool.decode(image, "image")
     pool.decode(mask, "mask")
-    with pytest.raises(Refused):
+    with pytest.raises(ImageRejectedError):
         pool.decode(b"not an image", "image")
     pool.close()
     assert held == [inspect(image).memory_bytes, inspect(mask).memory_bytes]

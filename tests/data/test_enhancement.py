@@ -29,7 +29,7 @@ from cxr.imaging.lung_bbox import LungSquare
 from cxr.inference import score
 from cxr.runtime import cluster
 from cxr.schema import PixelFormat
-from cxr.sources import Labelling, open_manifest
+from cxr.sources import Labeling, open_manifest
 from tests.lung_rule import save_finder
 from tests.made_shards import chest_like, write_shards
 
@@ -94,7 +94,7 @@ def test_shards_of_a_training_hold_what_scoring_of_the_archive_sees(archive: str
     assert info.enhancement == DONE
     plan = score._plan(archive, saved(tmp_path / "kept", RECIPE), score.ScoreOptions())
     rows = pa.concat_tables(
-        score._rows(score._labelled(part), plan.pixels, plan.crop, plan.enhance) for part in plan.parts
+        score._rows(score._labeled(part), plan.pixels, plan.crop, plan.enhance) for part in plan.parts
     )
     seen = dict(zip(rows[schema.IMAGE_ID].to_pylist(), rows[schema.PIXELS].to_pylist(), strict=True))
     assert stored(made) == seen
@@ -109,7 +109,7 @@ def test_another_enhancement_is_not_gone_on_with(archive: str, tmp_path: Path) -
     boxes = tmp_path / "boxes.csv"
     boxes.write_text("image_id,class_id,rad_id,x_min,y_min,x_max,y_max\n00,5,R1,1,2,3,4\n")
     with pytest.raises(UserError, match="annotations was None"):
-        ingest.ingest(archive, str(tmp_path / "out"), pixels=PIXELS, enhance=DONE, labelling=Labelling(str(boxes)))
+        ingest.ingest(archive, str(tmp_path / "out"), pixels=PIXELS, enhance=DONE, labeling=Labeling(str(boxes)))
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -117,7 +117,7 @@ def test_annotations_become_labels_of_shards(archive: str, tmp_path: Path) -> No
     boxes = tmp_path / "boxes.csv"
     rows = "".join(f"{number:02d},{'5,R1,1,2,3,4' if number % 2 else '14,R1,,,,'}\n" for number in range(10))
     boxes.write_text(f"image_id,class_id,rad_id,x_min,y_min,x_max,y_max\n{rows}")
-    options = ArchiveOptions(archive=(archive,), shard_size=32, labelling=Labelling(str(boxes)))
+    options = ArchiveOptions(archive=(archive,), shard_size=32, labeling=Labeling(str(boxes)))
     info = shards.read_info(make_ready(options, str(tmp_path / "out")))
     assert info.findings == schema.VINBIGDATA_FINDINGS
     read = [storage.read_parquet(file.uri) for files in info.parts.values() for file in files]
@@ -134,7 +134,7 @@ def test_shards_of_another_enhancement_are_refused_with_what_to_do(tmp_path: Pat
     storage.write_json(f"{done}/{shards.ARCHIVE_FILE}", about | {"enhancement": DONE.describe()})
     shards.check_enhanced(shards.read_info(plain), Enhancement())
     shards.check_enhanced(shards.read_info(done), DONE)
-    wanted = "to which was done: nothing; wanted is: --denoise median --normalise percentile --equalise clahe"
+    wanted = "to which was done: nothing; wanted is: --denoise median --normalize percentile --equalize clahe"
     for refused in (
         lambda: ready_to_begin(RECIPE, ArchiveOptions(archive=(plain,)), str(tmp_path / "out")),
         lambda: score._plan(plain, saved(tmp_path / "kept", RECIPE), score.ScoreOptions()),
@@ -150,7 +150,7 @@ def test_shards_of_another_enhancement_are_refused_with_what_to_do(tmp_path: Pat
 
 def test_shards_have_the_labels_they_were_made_with(tmp_path: Path) -> None:
     plain = write_shards(tmp_path / "plain", {"train": 4, "val": 2})
-    given = ArchiveOptions(archive=(plain,), labelling=Labelling(readers_agree=2))
+    given = ArchiveOptions(archive=(plain,), labeling=Labeling(readers_agree=2))
     with pytest.raises(UserError, match="leave --readers-agree out"):
         ready_to_begin(PLAIN, given, str(tmp_path / "out"))
 
@@ -158,15 +158,15 @@ def test_shards_have_the_labels_they_were_made_with(tmp_path: Path) -> None:
 def test_raw_archives_are_not_streamed(archive: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Leave --stream out, or run jobs/ingest_archive.py with --denoise median"):
         check_raw(RECIPE, archive)
-    given = ArchiveOptions(archive=(archive,), stream=True, labelling=Labelling(readers_agree=2))
+    given = ArchiveOptions(archive=(archive,), stream=True, labeling=Labeling(readers_agree=2))
     with pytest.raises(UserError, match="labels are read when shards are made"):
         ready_to_begin(PLAIN, given, str(tmp_path / "out"))
 
 
 def test_a_recipe_says_what_is_done(tmp_path: Path) -> None:
     assert (RECIPE.enhancement, PLAIN.enhancement) == (DONE, Enhancement())
-    with pytest.raises(UserError, match="equalise='more': wanted one of none, clahe"):
-        PLAIN.replace(equalise="more")
+    with pytest.raises(UserError, match="equalize='more': wanted one of none, clahe"):
+        PLAIN.replace(equalize="more")
     assert saved(tmp_path / "kept", RECIPE).recipe.enhancement == DONE
 
 

@@ -16,7 +16,7 @@ from cxr.data.shard_loader import ShardStream
 from cxr.errors import UserError
 from cxr.families.align import AlignRecipe
 from cxr.families.attend import AttendRecipe
-from cxr.families.base import Alone
+from cxr.families.base import SingleProcess
 from cxr.families.compatibility import check_raw, fold_of, sampling_of
 from cxr.training.raw_stream import open_streams
 from tests.made_shards import write_shards
@@ -220,7 +220,7 @@ class Massive(Sliding):
 
 def test_training_reads_what_its_recipe_says(made: shards.ShardInfo) -> None:
     recipe = Massive(epochs=2, batch_size=STEP, folds=4, fold=1)
-    train, val = open_streams({"shards": made.uri, "cache_bytes": 0}, recipe, Alone())
+    train, val = open_streams({"shards": made.uri, "cache_bytes": 0}, recipe, SingleProcess())
     assert isinstance(train, ShardStream)
     assert (train.fold, train.sampling) == (Fold(1, 4), Sampling(FINDING, (0.75, 0.5)))
     images = train.steps * STEP

@@ -117,7 +117,7 @@ def test_the_job_judges_the_split_and_counts_the_rest(archive: str, tmp_path: Pa
     result = json.loads((tmp_path / "out" / "result.json").read_text(), parse_constant=pytest.fail)
     metrics = result["metrics"]
     kept = [i for i in range(50) if i not in (4, 5, 6)]
-    wanted = classification.summarise(
+    wanted = classification.summarize(
         guesses(60)[kept],
         labels_of(60)[kept],
         guesses(60)[kept] >= 0.5,
@@ -209,7 +209,7 @@ def test_rejected_images_belong_to_the_truth(archive: str) -> None:
 def test_only_the_split_that_is_judged_is_read(archive: str) -> None:
     (Path(archive) / "val" / "part-00000.parquet").unlink()
     assert read_truth(archive, "auto", "test", []).table.num_rows == 52
-    with pytest.raises(storage.NotFound):
+    with pytest.raises(storage.NotFoundError):
         read_truth(archive, "auto", "all", [])
 
 

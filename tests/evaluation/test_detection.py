@@ -20,7 +20,7 @@ from cxr.evaluation import detection
 from cxr.evaluation.run import SCORES, ReportOptions, read_run
 from cxr.export.kaggle_vinbigdata import NormalFilter, normal_probabilities, write_submission
 from cxr.phantom.vinbigdata import write_vinbigdata_phantom
-from cxr.sources import Labelling, open_manifest, rater_agreement
+from cxr.sources import Labeling, open_manifest, rater_agreement
 from jobs import report_run, submit_vinbigdata
 
 IMAGES, SIZE = 16, 64
@@ -133,7 +133,7 @@ def test_the_truth_may_be_all_that_was_drawn_or_what_most_drew(
     how: Literal["union", "majority"], least: float, run: str, truth: dict[str, Boxes], archive: str, tmp_path: Path
 ) -> None:
     """Of all boxes as they are, a detector can find one a place: it misses the other readers'."""
-    result = evaluation.report(run, replace(ALL, labelling=Labelling(reader_boxes=how)), str(tmp_path / "report"))[
+    result = evaluation.report(run, replace(ALL, labeling=Labeling(reader_boxes=how)), str(tmp_path / "report"))[
         "metrics"
     ]
     rows = open_manifest(archive).table.to_pylist()

@@ -131,7 +131,7 @@ def test_the_job_judges_boxes_and_labels(raw: str, images: Rows, tmp_path: Path)
     assert metrics["mean_accuracy_iou_90"] == metrics["mean_accuracy_iobb_90"] == metrics["mean_pointing"] == 1
     assert metrics["mean_false_positives_iou_50"] == pytest.approx(1 / 2), "a false nodule in each, no false mass"
     assert metrics["random_mean_accuracy_iou_50"] <= metrics["random_mean_accuracy_iou_10"] < 1
-    assert metrics["centre_mean_accuracy_iou_50"] < 1
+    assert metrics["center_mean_accuracy_iou_50"] < 1
     assert metrics["auroc/Mass"] == metrics["mean_auroc"] == 1
     page = Path(result["report"]).read_text()
     assert f"{pairs_of(scored, 'Cardiomegaly')} images with a box of a finding that is not scored" in page

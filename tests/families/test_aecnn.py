@@ -18,7 +18,7 @@ from cxr.families import checkpoint
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.aecnn_published import as_published, published
 from cxr.families.aecnn_task import AecnnTask, probabilities
-from cxr.families.base import Alone
+from cxr.families.base import SingleProcess
 from cxr.models.aecnn import AECNN, Codec, PublishedCodec, ResidualCodec
 from cxr.training.engine import Engine
 from cxr.training.worker import stage_at
@@ -115,9 +115,9 @@ def test_each_stage_teaches_its_parts(stage: str, terms: set[str], moves: set[st
     before = {name: p.clone() for name, p in task.network.named_parameters()}
     losses = task(task.augment(batch()))
     assert set(losses) == terms
-    optimiser = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], 0.1)
+    optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], 0.1)
     torch.stack(list(losses.values())).sum().backward()
-    optimiser.step()
+    optimizer.step()
     moved = {name.split(".")[0] for name, p in task.network.named_parameters() if not torch.equal(p, before[name])}
     assert moved == moves
 
@@ -142,14 +142,16 @@ def test_the_cross_entropy_is_shared_exactly_by_workers() -> None:
 def test_rare_findings_weigh_more_if_wished() -> None:
     task = task_in("joint", SMALL.replace(balance=0.5))
     labels = [[1, 1, 0]] + [[1, 0, 0]] * 2 + [[0, 0, 0]] * 6 + [[-1, -1, 0]]
-    task.begin(lambda: iter([batch(labels)]), Alone())
+    task.begin(lambda: iter([batch(labels)]), SingleProcess())
     assert task.positive_weight.tolist() == pytest.approx([math.sqrt(6 / 3), math.sqrt(8 / 1), math.sqrt(10)])
 
 
 def test_batch_norm_adapts_throughout_unless_it_is_told_to_stop() -> None:
     def mean_after_two_epochs(norm_epochs: int | None) -> list[Tensor]:
         recipe = SMALL.replace(norm_epochs=norm_epochs)
-        engine = Engine(recipe.task(small_network()), recipe, Alone(), steps_per_epoch=2, device=torch.device("cpu"))
+        engine = Engine(
+            recipe.task(small_network()), recipe, SingleProcess(), steps_per_epoch=2, device=torch.device("cpu")
+        )
         means = []
         for _ in range(2):
             engine.epoch(some())
@@ -166,7 +168,7 @@ def test_batch_norm_adapts_throughout_unless_it_is_told_to_stop() -> None:
 
 def test_what_cannot_be_measured_is_left_out_and_thresholds_are_kept() -> None:
     task = task_in("joint").eval()
-    metrics = task.evaluate(some, Alone())
+    metrics = task.evaluate(some, SingleProcess())
     assert metrics["findings_measured"] == 2
     assert "auroc/Hernia" not in metrics
     assert metrics["mean_auroc"] == pytest.approx(np.mean([metrics["auroc/Mass"], metrics["auroc/Nodule"]]))
@@ -181,12 +183,12 @@ def test_what_cannot_be_measured_is_left_out_and_thresholds_are_kept() -> None:
 
 
 def test_decoded_images_are_measured_beside_resized_ones() -> None:
-    metrics = task_in("autoencoder").eval().evaluate(some, Alone())
+    metrics = task_in("autoencoder").eval().evaluate(some, SingleProcess())
     assert set(metrics) == {"psnr", "psnr_of_images", "psnr_resized"}
     assert metrics["psnr"] == pytest.approx(metrics["psnr_resized"], abs=0.1)  # the codec begins as resizing
-    assert "psnr" not in task_in("classifier").eval().evaluate(some, Alone())
+    assert "psnr" not in task_in("classifier").eval().evaluate(some, SingleProcess())
     assert "psnr" not in AecnnTask.evaluate(task_in("joint", SMALL.replace(compressor="none"), SMALL.replace(
-        compressor="none").network(FINDINGS)).eval(), some, Alone())  # fmt: skip
+        compressor="none").network(FINDINGS)).eval(), some, SingleProcess())  # fmt: skip
 
 
 def test_the_published_codec_learns_without_clipped_latents() -> None:
@@ -216,15 +218,15 @@ def test_training_begins_with_a_checkpoint_s_weights(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, SMALL, task, network.state_dict(), findings=FINDINGS, metrics={})
     again = SMALL.replace(start="joint", start_from=str(tmp_path))
     fresh = again.task(again.network(FINDINGS))
-    fresh.begin(some, Alone())
+    fresh.begin(some, SingleProcess())
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), fresh.network.parameters(), strict=True))
     wider = SMALL.replace(width=16, start_from=str(tmp_path))
     with pytest.raises(ValueError, match="of the network that these settings describe: expected shape 16 x"):
-        wider.task(wider.network(FINDINGS)).begin(some, Alone())
+        wider.task(wider.network(FINDINGS)).begin(some, SingleProcess())
     head = SMALL.replace(compressor="none", classifier_weights=str(tmp_path))
     head, _ = head.resolved(str(tmp_path / "out"))
     other = head.task(head.network(("Edema",)))
-    other.begin(some, Alone())
+    other.begin(some, SingleProcess())
     body = other.network.classifier.body  # pyright: ignore
     assert torch.equal(body.layer1[0].conv1.weight, network.classifier.body.layer1[0].conv1.weight)  # pyright: ignore
 
@@ -241,14 +243,14 @@ def test_weights_are_those_of_the_same_findings(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     begun, _ = SMALL.replace(start_from=str(tmp_path)).resolved(out)
     with pytest.raises(UserError, match="knows the findings Mass, Nodule, Hernia, the archive Nodule, Mass, Hernia"):
-        begun.task(begun.network(("Nodule", "Mass", "Hernia"))).begin(some, Alone())
+        begun.task(begun.network(("Nodule", "Mass", "Hernia"))).begin(some, SingleProcess())
     with pytest.raises(UserError, match=r"a checkpoint of family 'aecnn', does not fit: .* expected shape 16 x"):
         SMALL.replace(width=16, start_from=str(tmp_path)).resolved(str(tmp_path / "other"))
     heads = []
     for findings in (FINDINGS, ("Nodule", "Mass", "Hernia")):
         recipe = SMALL.replace(classifier_weights=str(tmp_path))
         task = recipe.task(recipe.network(findings))
-        task.begin(some, Alone())
+        task.begin(some, SingleProcess())
         heads.append(torch.equal(task.network.classifier.body.fc.weight, network.classifier.body.fc.weight))  # pyright: ignore
     assert heads == [True, False]
 

@@ -20,7 +20,7 @@ from cxr.errors import UserError
 from cxr.families import lung_pretraining, recipe_from_dict
 from cxr.families.align import AlignRecipe
 from cxr.families.align_task import AlignTask, Augmentation
-from cxr.families.base import Alone, Recipe
+from cxr.families.base import Recipe, SingleProcess
 from cxr.models.small_unet import LungField
 from cxr.models.spatial_transformer import identity, invert, warp
 
@@ -50,7 +50,7 @@ def small(**changes: Any) -> AlignRecipe:
 def started(recipe: AlignRecipe, batch: Batch, seed: int = 0) -> AlignTask:
     torch.manual_seed(seed)
     task = recipe.task(recipe.network([]))
-    task.begin(lambda: iter([batch]), Alone())
+    task.begin(lambda: iter([batch]), SingleProcess())
     return task
 
 
@@ -147,7 +147,7 @@ def test_structure_target_sharpens_and_the_others_stay() -> None:
         task = started(small(target=strategy), batch)
         before = {name: values.clone() for name, values in task.named_buffers(recurse=False)}
         terms(task, batch)
-        task.end_epoch(Alone())
+        task.end_epoch(SingleProcess())
         assert (not torch.equal(before["target"], task.target)) is moves
         assert task.target.isfinite().all()
         assert len(before) == (4 if strategy == "features" else 2)
@@ -167,7 +167,7 @@ def test_a_constant_zoom_does_not_move_the_structure_target_out_of_frame() -> No
         zoomed.network.head.bias[3:5] = -0.5  # pyright: ignore
     for t in (task, zoomed):
         terms(t, batch)
-        t.end_epoch(Alone())
+        t.end_epoch(SingleProcess())
     inner = (slice(None), slice(None), slice(12, 20), slice(12, 20))  # what both have seen
     correlation = torch.corrcoef(torch.stack([t.target[inner].flatten() for t in (task, zoomed)]))[0, 1]
     assert correlation > 0.9
@@ -189,9 +189,9 @@ class Perfect(torch.nn.Module):
 def test_metrics_of_a_perfect_aligner_and_of_none() -> None:
     batch = posed_batch(16)
     task = started(small(rotation_deg=0.0, scale=1.0, shift=0.0), batch)
-    untrained = task.eval().evaluate(lambda: iter([batch]), Alone())
+    untrained = task.eval().evaluate(lambda: iter([batch]), SingleProcess())
     task.network = Perfect(batch[schema.POSE_UNIT].reshape(-1, 2, 3))
-    perfect = task.evaluate(lambda: iter([batch]), Alone())
+    perfect = task.evaluate(lambda: iter([batch]), SingleProcess())
     assert perfect["corner_error_pct"] < 0.01
     assert untrained["corner_error_pct"] == pytest.approx(untrained["corner_error_given_pct"], rel=1e-4)
     assert perfect["corner_error_given_pct"] > 3
@@ -206,14 +206,14 @@ def test_metrics_of_a_perfect_aligner_and_of_none() -> None:
 def test_rows_without_mask_or_pose_count_only_where_they_can() -> None:
     batch = posed_batch(8)
     task = started(small(), batch).eval()
-    whole = task.evaluate(lambda: iter([batch]), Alone())
+    whole = task.evaluate(lambda: iter([batch]), SingleProcess())
     batch[schema.MASKS][4:] = NO_MASK
     batch[schema.POSE_UNIT][4:] = float("nan")
-    partly = task.evaluate(lambda: iter([batch]), Alone())
+    partly = task.evaluate(lambda: iter([batch]), SingleProcess())
     assert partly["correlation"] == whole["correlation"]
     assert partly["iou_given"] != whole["iou_given"]
     assert partly["corner_error_pct"] != whole["corner_error_pct"]
-    bare = task.evaluate(lambda: iter([{schema.PIXELS: batch[schema.PIXELS]}]), Alone())
+    bare = task.evaluate(lambda: iter([{schema.PIXELS: batch[schema.PIXELS]}]), SingleProcess())
     assert not [name for name in bare if name.startswith(("iou", "corner"))]
 
 
@@ -222,8 +222,8 @@ def test_batching_does_not_change_the_metrics() -> None:
     task = started(small(), batch).eval()
     with torch.no_grad():
         task.network.head.weight.normal_(std=0.05)  # pyright: ignore
-    one = task.evaluate(lambda: iter([batch]), Alone())
-    two = task.evaluate(lambda: halves(batch), Alone())
+    one = task.evaluate(lambda: iter([batch]), SingleProcess())
+    two = task.evaluate(lambda: halves(batch), SingleProcess())
     for name in one:
         assert two[name] == pytest.approx(one[name], rel=1e-3), name
 
@@ -252,7 +252,7 @@ def test_pictures_are_written_and_the_target_can_be_used_again(tmp_path: Path) -
     again = started(small(target_uri=str(tmp_path / "target.pt")), posed_batch(seed=9))
     torch.testing.assert_close(again.target, task.target)
     terms(again, batch)
-    again.end_epoch(Alone())
+    again.end_epoch(SingleProcess())
     torch.testing.assert_close(again.target, task.target)
 
 
@@ -293,19 +293,19 @@ def test_an_aligners_checkpoint_serves_as_feature_network(tmp_path: Path) -> Non
 def test_a_small_training_lowers_the_loss_and_finds_the_poses() -> None:
     batch = posed_batch(16)
     task = started(small(lr=3e-3), batch)
-    before = task.eval().evaluate(lambda: iter([batch]), Alone())
-    optimiser = torch.optim.AdamW(task.network.parameters(), lr=3e-3)
+    before = task.eval().evaluate(lambda: iter([batch]), SingleProcess())
+    optimizer = torch.optim.AdamW(task.network.parameters(), lr=3e-3)
     losses = []
     for step in range(80):
         task.train()
         loss = sum(task(task.augment(batch)).values(), torch.zeros(()))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
         if step % 20 == 19:
-            task.end_epoch(Alone())
-    after = task.eval().evaluate(lambda: iter([batch]), Alone())
+            task.end_epoch(SingleProcess())
+    after = task.eval().evaluate(lambda: iter([batch]), SingleProcess())
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
     assert after["corner_error_pct"] < 0.7 * before["corner_error_pct"]
     assert after["consistency_pct"] < before["consistency_pct"]
@@ -326,7 +326,7 @@ def test_lungs_are_taught_once_and_then_guide_the_loss(tmp_path: Path, monkeypat
     batch = posed_batch()
     task = started(recipe, batch)
     assert terms(task, batch)["overlap"] > 0
-    task.end_epoch(Alone())
+    task.end_epoch(SingleProcess())
     assert 0 < task.lung_target.mean() < 1
     assert not [name for name, p in task.network.named_parameters() if name.startswith("lungs.") and p.requires_grad]
 
@@ -348,12 +348,12 @@ def test_agreement_is_of_the_lungs_that_are_found() -> None:
     network.lungs = Found(F.interpolate(batch[schema.MASKS][:, None].float(), (SIZE, SIZE)))
     task = started(small(rotation_deg=0.0, scale=1.0, shift=0.0), batch).eval()
     task.network = network
-    after = task.evaluate(lambda: iter([batch]), Alone())
+    after = task.evaluate(lambda: iter([batch]), SingleProcess())
     network.pose = identity(16)
-    before = task.evaluate(lambda: iter([batch]), Alone())
+    before = task.evaluate(lambda: iter([batch]), SingleProcess())
     assert after["agreement"] > 0.8 > 0.7 > before["agreement"]
     task.augmentation = Augmentation(15.0, 1.25, 0.1)
-    deaf = task.evaluate(lambda: iter([batch]), Alone())
+    deaf = task.evaluate(lambda: iter([batch]), SingleProcess())
     assert deaf["agreement"] < before["agreement"] - 0.03
 
 
@@ -376,7 +376,7 @@ def test_degenerate_answers_are_refused(bias: tuple[float, ...], reason: str) ->
     task = started(recipe, batch).eval()
     with torch.no_grad():
         task.network.head.bias.copy_(torch.tensor(bias))  # pyright: ignore
-    refusal = recipe.refusal(task.evaluate(lambda: iter([batch]), Alone()))
+    refusal = recipe.refusal(task.evaluate(lambda: iter([batch]), SingleProcess()))
     assert refusal.startswith(reason)
     assert bool(refusal) == bool(reason)
 
@@ -385,4 +385,4 @@ def test_a_mirrored_answer_is_refused() -> None:
     batch, recipe = posed_batch(), small()
     task = started(recipe, batch).eval()
     task.network = Perfect(identity(8) * torch.tensor([[-1.0], [1.0]]))
-    assert recipe.refusal(task.evaluate(lambda: iter([batch]), Alone())).startswith("mirrored: 100%")
+    assert recipe.refusal(task.evaluate(lambda: iter([batch]), SingleProcess())).startswith("mirrored: 100%")

@@ -20,8 +20,8 @@ from cxr.families import checkpoint
 from cxr.families.align import AlignRecipe
 from cxr.families.attend import AttendRecipe
 from cxr.families.attend_task import PARTNER, AttendTask, best_overlaps, boxes_found, framed, partners, strongest
-from cxr.families.base import Alone
-from cxr.imaging.geometry import Frame
+from cxr.families.base import SingleProcess
+from cxr.imaging.geometry import ResizeTransform
 from cxr.models.contrast_attention import ContrastAttention, warp_boxes
 from cxr.models.mil_loss import cells_inside
 from cxr.models.spatial_transformer import bounded_theta, identity, invert
@@ -102,7 +102,7 @@ def test_partners_are_others_without_findings_drawn_evenly() -> None:
     assert partners(torch.zeros(3, dtype=torch.bool), 0, 3).tolist() == [-1] * 3
 
 
-class Share(Alone):
+class Share(SingleProcess):
     """One of 8 workers in a step of 16 images, of which `everyone` says who has no finding."""
 
     size = 8
@@ -138,14 +138,14 @@ def test_an_image_of_unknown_labels_is_nobodys_partner() -> None:
     task, given = task_of(), batch()
     given[schema.LABELS][4:, 1] = schema.UNKNOWN
     terms_of(task, given)
-    task.end_epoch(Alone())
+    task.end_epoch(SingleProcess())
     assert task.negatives_seen == 0
 
 
 def test_the_mean_of_images_without_findings_is_that_of_all_workers() -> None:
     """Two workers' shares, 4 and 1 such images, together give the mean of the five: not the mean of two means."""
 
-    class Pair(Alone):
+    class Pair(SingleProcess):
         size = 2
 
         def __init__(self, other: AttendTask) -> None:
@@ -198,7 +198,7 @@ def test_boxes_of_a_share_of_the_images_are_used_the_same_each_time() -> None:
 def test_boxes_are_marked_where_alignment_takes_them(aligner: tuple[AttendRecipe, str]) -> None:
     """The bright quarter of an aligned image lies in the cells that its box marks."""
     task = task_of(aligner[0])
-    task.begin(some, Alone())
+    task.begin(some, SingleProcess())
     x, theta = task._shown(batch())
     assert not torch.allclose(theta, identity(8), atol=0.05)
     marked = cells_inside(task._boxes_shown(batch(), theta), len(FINDINGS), 4)[:4, 0].float()
@@ -210,7 +210,7 @@ def test_boxes_are_marked_where_alignment_takes_them(aligner: tuple[AttendRecipe
 
 def test_images_and_boxes_are_aligned_in_float32_under_autocast(aligner: tuple[AttendRecipe, str]) -> None:
     task = task_of(aligner[0].replace(rotation_deg=5.0, scale=1.1, shift=0.05))
-    task.begin(some, Alone())
+    task.begin(some, SingleProcess())
     results = []
     for enabled in (False, True):
         torch.manual_seed(0)
@@ -224,7 +224,7 @@ def test_images_and_boxes_are_aligned_in_float32_under_autocast(aligner: tuple[A
 
 def test_it_learns_to_locate_and_needs_no_label_to_do_so() -> None:
     recipe, task = SMALL, task_of()
-    engine = Engine(task, recipe, Alone(), steps_per_epoch=4, device=torch.device("cpu"))
+    engine = Engine(task, recipe, SingleProcess(), steps_per_epoch=4, device=torch.device("cpu"))
     metrics: dict[str, float] = {}
     for epoch in range(recipe.epochs):
         torch.manual_seed(epoch)
@@ -238,7 +238,7 @@ def test_it_learns_to_locate_and_needs_no_label_to_do_so() -> None:
     net = net_of(task).eval()
     with torch.inference_mode():
         predicted = recipe.predict(net, blind)
-    frame = Frame(4, 4, 0, 0).as_dict()
+    frame = ResizeTransform(4, 4, 0, 0).as_dict()
     rows = pa.table({schema.FRAME: [frame] * 8, schema.HEIGHT_PX: [256] * 8, schema.WIDTH_PX: [256] * 8})
     scores = recipe.scored(predicted, rows)
     assert scores.schema.names == [schema.PROBABILITIES, schema.PREDICTED, schema.FOUND_BOXES]
@@ -252,8 +252,8 @@ def test_it_learns_to_locate_and_needs_no_label_to_do_so() -> None:
 def test_the_checkpoint_holds_mean_thresholds_and_aligner(aligner: tuple[AttendRecipe, str], tmp_path: Path) -> None:
     recipe, uri = aligner
     task = task_of(recipe)
-    task.begin(some, Alone())
-    engine = Engine(task, recipe, Alone(), steps_per_epoch=2, device=torch.device("cpu"))
+    task.begin(some, SingleProcess())
+    engine = Engine(task, recipe, SingleProcess(), steps_per_epoch=2, device=torch.device("cpu"))
     engine.epoch(some())
     metrics = engine.finish_epoch(some)
     checkpoint.save(tmp_path, recipe, task, engine.shipped().state_dict(), findings=FINDINGS, metrics=metrics)
@@ -325,8 +325,8 @@ def test_what_cannot_be_an_aligner_is_refused(aligner: tuple[AttendRecipe, str],
         SMALL.replace(aligner=uri, size=16).resolved(out)
     with pytest.raises(UserError, match=r"was trained with lung_crop=none, and lung_crop is somewhere here"):
         SMALL.replace(aligner=uri, lung_crop="somewhere").resolved(out)
-    with pytest.raises(UserError, match=r"was trained with equalise=none, and equalise is clahe here"):
-        SMALL.replace(aligner=uri, equalise="clahe").resolved(out)
+    with pytest.raises(UserError, match=r"was trained with equalize=none, and equalize is clahe here"):
+        SMALL.replace(aligner=uri, equalize="clahe").resolved(out)
     assert recipe.resolved(str(Path(recipe.aligner).parents[1])) == (recipe, [])
     assert recipe.changes_from(recipe.replace(aligner="moved/there").to_dict()) == []
     assert SMALL.changes_from(recipe.to_dict()) != [], "without alignment it is another network"

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from cxr import schema
 from cxr.data.batch import Batch
 from cxr.families.align import AlignRecipe
-from cxr.families.base import Alone, Recipe, Stage
+from cxr.families.base import Recipe, SingleProcess, Stage
 from cxr.families.lungs import LungsRecipe
 from cxr.training.engine import Engine
 from tests.families.test_recipes import SMALL, engine_of, some_batches
@@ -41,7 +41,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     else:  # whose lung network need not have learned anything here
         torch.manual_seed(0)
         task = recipe.task(recipe.network(()))
-        made = Engine(task, recipe, Alone(), steps_per_epoch=2, device=torch.device("cpu"))
+        made = Engine(task, recipe, SingleProcess(), steps_per_epoch=2, device=torch.device("cpu"))
     made.casts = True
     return made
 

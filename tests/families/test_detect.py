@@ -21,7 +21,7 @@ from cxr import schema
 from cxr.data.batch import HAS_BOXES, Batch
 from cxr.errors import UserError
 from cxr.families import detect_task
-from cxr.families.base import Alone, unit_pixels
+from cxr.families.base import SingleProcess, unit_pixels
 from cxr.families.box_scores import explained
 from cxr.families.detect import FOUND, DetectRecipe, fused
 from cxr.families.detect_task import UNKNOWN, DetectTask, first_boxes
@@ -58,7 +58,7 @@ def some_batches(steps: int = STEPS) -> Iterator[Batch]:
 def engine_of(recipe: DetectRecipe, network: Yolo | None = None) -> Engine:
     torch.manual_seed(0)
     task = recipe.task(network or recipe.network(FINDINGS))
-    return Engine(task, recipe, Alone(), steps_per_epoch=STEPS, device=torch.device("cpu"))
+    return Engine(task, recipe, SingleProcess(), steps_per_epoch=STEPS, device=torch.device("cpu"))
 
 
 def plain_rates(move: int, moves: int, kind: str) -> tuple[float, float]:
@@ -85,20 +85,20 @@ def ultralytics_loss(criterion: Any, network: Yolo, batch: Batch) -> Tensor:
 
 
 def plain_training(network: Yolo) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights and their moving average after training with Ultralytics' optimiser, loss and average."""
+    """Weights and their moving average after training with Ultralytics' optimizer, loss and average."""
     trainer, average = ultralytics("engine.trainer").BaseTrainer, ultralytics("utils.torch_utils").ModelEMA
     decay = RECIPE.weight_decay * 4 * 2 / 64
-    optimiser = trainer.build_optimizer(None, network.detector, "SGD", RECIPE.lr, RECIPE.momentum, decay)
+    optimizer = trainer.build_optimizer(None, network.detector, "SGD", RECIPE.lr, RECIPE.momentum, decay)
     slow, criterion = average(network.detector), network.detector.init_criterion()
     network.train()
     for step, batch in enumerate(batch for _ in range(EPOCHS) for batch in some_batches()):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"], group["momentum"] = plain_rates(step // 2, STEPS // 2, group["param_group"])
         ultralytics_loss(criterion, network, batch).sum().backward()
         if step % 2:
             torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
             slow.update(network.detector)
     return network.detector.state_dict(), slow.ema.state_dict()
 
@@ -130,7 +130,7 @@ def test_steps_are_those_of_ultralytics() -> None:
 def test_parameters_are_grouped_as_ultralytics_does(algorithm: str, named: str) -> None:
     recipe = RECIPE.replace(algorithm=algorithm)
     network = recipe.network(FINDINGS)
-    ours = recipe.optimiser(recipe.task(network), recipe.stages()[0], fused=False)
+    ours = recipe.optimizer(recipe.task(network), recipe.stages()[0], fused=False)
     build = ultralytics("engine.trainer").BaseTrainer.build_optimizer
     theirs = build(None, network.detector, named, recipe.lr, recipe.momentum, recipe.weight_decay / 8)
     assert type(ours) is type(theirs)
@@ -145,8 +145,8 @@ def test_adamw_warms_up_all_rates_from_nothing() -> None:
     engine = engine_of(RECIPE.replace(algorithm="adamw"))
     rates = []
     for _ in range(EPOCHS * 2):
-        rates.append({group["lr"] for group in engine.optimiser.param_groups})
-        engine.optimiser.step()
+        rates.append({group["lr"] for group in engine.optimizer.param_groups})
+        engine.optimizer.step()
         engine.schedule.step()
     assert all(len(of_move) == 1 for of_move in rates)
     assert [rate for (rate,) in rates] == pytest.approx([plain_rates(move, 2, "weight")[0] for move in range(6)])
@@ -158,9 +158,9 @@ def test_rates_and_momentum_follow_ultralytics_schedule_and_go_on_when_restored(
         if move == 3:
             other.restore(engine.state())
             engine = other
-        for kind, group in zip(("weight", "bn", "bias"), engine.optimiser.param_groups, strict=True):
+        for kind, group in zip(("weight", "bn", "bias"), engine.optimizer.param_groups, strict=True):
             assert (group["lr"], group["momentum"]) == pytest.approx(plain_rates(move, 2, kind)), (move, kind)
-        engine.optimiser.step()
+        engine.optimizer.step()
         engine.schedule.step()
 
 
@@ -170,7 +170,7 @@ def test_a_detector_learns_images_by_heart() -> None:
     recipe = DetectRecipe(size=64, batch_size=4, epochs=30, warmup=0.1, ema=0, close_mosaic=0, **settings)
     torch.manual_seed(0)
     task = recipe.task(recipe.network(FINDINGS))
-    engine = Engine(task, recipe, Alone(), steps_per_epoch=8, device=torch.device("cpu"))
+    engine = Engine(task, recipe, SingleProcess(), steps_per_epoch=8, device=torch.device("cpu"))
     for _ in range(18):
         engine.epoch(batch for _ in range(2) for batch in some_batches(4))
     assert engine.finish_epoch(lambda: some_batches(4))["map50"] > 0.7
@@ -183,7 +183,7 @@ def test_the_last_epochs_are_without_mosaic() -> None:
     for _ in range(3):
         task.train()
         shares.append((task.variation.mosaic, task.variation.mixup))
-        task.end_epoch(Alone())
+        task.end_epoch(SingleProcess())
     assert shares == [(1, 0.5), (1, 0.5), (0, 0)]
     assert task.variation.scale == recipe.scale
 
@@ -288,7 +288,7 @@ def test_an_archive_without_boxes_is_refused() -> None:
     (batch,) = some_batches(1)
     batch[schema.BOXES][:] = math.nan
     with pytest.raises(UserError, match="no image of the train split has a box"):
-        task.begin(lambda: iter([batch]), Alone())
+        task.begin(lambda: iter([batch]), SingleProcess())
     with pytest.raises(UserError, match="no findings"):
         recipe.network(())
 
@@ -304,7 +304,7 @@ def test_validation_finds_what_was_learnt_by_heart() -> None:
         return torch.cat([boxes[..., 1:], score, boxes[..., :1]], -1)
 
     task.lesson = replace(task.lesson, found=oracle)
-    told = task.evaluate(lambda: some_batches(2), Alone())
+    told = task.evaluate(lambda: some_batches(2), SingleProcess())
     assert told == pytest.approx({"precision": 1, "recall": 1, "map50": 0.995, "map50_95": 0.995}, abs=2e-3)
 
 
@@ -328,7 +328,7 @@ def test_validation_counts_no_false_positive_where_a_finding_is_unknown(label: i
             yield batch | {schema.LABELS: torch.where(batch[schema.LABELS] == 1, 1, label).to(torch.int8)}
 
     task.lesson = replace(task.lesson, found=both)
-    assert (task.evaluate(some, Alone())["map50"] > 0.99) == exact
+    assert (task.evaluate(some, SingleProcess())["map50"] > 0.99) == exact
 
 
 def test_scores_are_in_pixels_of_the_original() -> None:
@@ -355,7 +355,7 @@ def test_weights_begin_a_run_and_a_pickle_is_refused(tmp_path: Path) -> None:
     recipe, _ = recipe.resolved(out)
     torch.manual_seed(1)
     task = recipe.task(recipe.network(FINDINGS))
-    task.begin(some_batches, Alone())
+    task.begin(some_batches, SingleProcess())
     first = "detector.model.0.conv.weight"
     assert torch.equal(task.network.state_dict()[first], network.state_dict()[first])
     torch.save({"model": network}, tmp_path / "pickle.pt")

@@ -24,7 +24,7 @@ from tests.device_run import RECIPES, WAITS, augmented, engine_on, losses, not_c
 from tests.fake_cuda import DEVICE, FakeCuda, FakeNccl, Sync
 from tests.families.test_recipes import some_batches
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Localising by labels: class weights, what is learnt from which labels, the maps' scale, boxes in the original."""
+"""Localizing by labels: class weights, what is learnt from which labels, the maps' scale, boxes in the original."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cxr import schema
 from cxr.data.batch import HAS_BOXES, Batch
 from cxr.errors import UserError
 from cxr.families import checkpoint
-from cxr.families.base import Alone
+from cxr.families.base import SingleProcess
 from cxr.families.localize import HEAT, LocalizeRecipe
 from cxr.families.localize_task import LocalizeTask
-from cxr.imaging.geometry import Frame
+from cxr.imaging.geometry import ResizeTransform
 from cxr.models.classifier import Classifier
 from cxr.models.multiscale_cam import MultiscaleCAM
 from cxr.schema import MOST_BOXES
@@ -77,7 +77,7 @@ def seeing(recipe: LocalizeRecipe = SMALL) -> MultiscaleCAM:
     return network
 
 
-def rows_of(frame: Frame, height: int, width: int, count: int = 4) -> pa.Table:
+def rows_of(frame: ResizeTransform, height: int, width: int, count: int = 4) -> pa.Table:
     return pa.table({
         schema.FRAME: [frame.as_dict()] * count,
         schema.HEIGHT_PX: [height] * count,
@@ -88,11 +88,11 @@ def rows_of(frame: Frame, height: int, width: int, count: int = 4) -> pa.Table:
 def test_classes_of_a_finding_weigh_alike() -> None:
     labels = [[1, 1, 0]] + [[1, 0, 0]] * 2 + [[0, 0, 0]] * 6 + [[-1, -1, 0]]
     task = task_of()
-    task.begin(lambda: iter([batch(labels)]), Alone())
+    task.begin(lambda: iter([batch(labels)]), SingleProcess())
     negative, positive = [9 / 6, 9 / 8, 11 / 10], [9 / 3, 9 / 1, 11 / 1]  # no Hernia counts as one
     assert task.class_weight.tolist() == [pytest.approx(negative), pytest.approx(positive)]
     mild = task_of(SMALL.replace(balance=0.5))
-    mild.begin(lambda: iter([batch(labels)]), Alone())
+    mild.begin(lambda: iter([batch(labels)]), SingleProcess())
     assert mild.class_weight[1, 1].item() == pytest.approx(3)
 
 
@@ -128,7 +128,7 @@ def test_augmentation_can_be_switched_off() -> None:
 
 def test_validation_tells_findings_and_places_and_sets_the_scale() -> None:
     task = SMALL.task(seeing()).eval()
-    metrics = task.evaluate(some, Alone())
+    metrics = task.evaluate(some, SingleProcess())
     assert metrics["findings_measured"] == 2  # no Hernia
     assert "auroc/Hernia" not in metrics
     assert metrics["auroc/Mass"] == 1
@@ -158,13 +158,15 @@ def test_images_whose_boxes_are_not_known_are_not_judged() -> None:
         for one in some():
             yield one | {HAS_BOXES: torch.zeros(4, dtype=torch.bool)}
 
-    assert "accuracy_iou30" not in SMALL.task(seeing()).eval().evaluate(unknown, Alone())
+    assert "accuracy_iou30" not in SMALL.task(seeing()).eval().evaluate(unknown, SingleProcess())
 
 
 @torch.inference_mode()
 def test_found_boxes_are_pixels_of_the_original() -> None:
     predicted = SMALL.predict(seeing(), batch())
-    frame = Frame(10.0, 10.0, 0.0, -50.0)  # 40 stored pixels are 400 of the original; 5 rows on top are padding
+    frame = ResizeTransform(
+        10.0, 10.0, 0.0, -50.0
+    )  # 40 stored pixels are 400 of the original; 5 rows on top are padding
     recipe = SMALL.replace(coldest=0.3)
     scores = recipe.scored(predicted, rows_of(frame, 300, 400))
     assert scores.schema.equals(recipe.score_columns)
@@ -194,14 +196,17 @@ def test_most_boxes_and_the_coldest_map_are_settings() -> None:
     network = seeing()
     network.scale_maps(torch.full((1, 3), -6.0), torch.full((1, 3), 30.0))
     assert (
-        none.scored(none.predict(network, batch()), rows_of(Frame(), 40, 40))[schema.FOUND_BOXES].to_pylist()[0] == []
+        none.scored(none.predict(network, batch()), rows_of(ResizeTransform(), 40, 40))[
+            schema.FOUND_BOXES
+        ].to_pylist()[0]
+        == []
     )
-    assert len(SMALL.scored(warm, rows_of(Frame(), 40, 40))[schema.FOUND_BOXES].to_pylist()[0]) == 1
+    assert len(SMALL.scored(warm, rows_of(ResizeTransform(), 40, 40))[schema.FOUND_BOXES].to_pylist()[0]) == 1
 
 
 def test_a_few_steps_teach_where_the_bright_square_is() -> None:
     recipe = SMALL.replace(epochs=6, lr=5e-3, size=40, stem_stride=2)
-    engine = Engine(task_of(recipe), recipe, Alone(), steps_per_epoch=8, device=torch.device("cpu"))
+    engine = Engine(task_of(recipe), recipe, SingleProcess(), steps_per_epoch=8, device=torch.device("cpu"))
     labels = [[1, 0, 0], [0, 0, 0]] * 4
     means = [engine.epoch(batch(labels, seed=8 * epoch + step) for step in range(8)) for epoch in range(6)]
     metrics = engine.finish_epoch(lambda: iter([batch(labels, seed=99)]))
@@ -236,7 +241,7 @@ def test_weights_come_from_classifiers_and_from_checkpoints(tmp_path: Path) -> N
     recipe = SMALL.replace(backbone="resnet18", classifier_weights=str(tmp_path / "resnet.pt"))
     recipe, _ = recipe.resolved(str(tmp_path / "out"))
     task = recipe.task(recipe.network(FINDINGS))
-    task.begin(some, Alone())
+    task.begin(some, SingleProcess())
     own = task._net.trunk.body.get_submodule("layer4").state_dict()
     assert all(torch.equal(own[name], values) for name, values in whole.body.layer4.state_dict().items())
     checkpoint.save(tmp_path / "kept", recipe, task, task.network.state_dict(), findings=FINDINGS, metrics={})

@@ -24,7 +24,7 @@ from cxr.families.base import Recipe
 from cxr.families.compatibility import check_raw
 from cxr.families.lungs import LungsRecipe
 from cxr.families.pneumothorax import PneumothoraxRecipe
-from cxr.imaging.geometry import Frame, fit_mask, mask_to_original
+from cxr.imaging.geometry import ResizeTransform, fit_mask, mask_to_original
 from cxr.imaging.lung_bbox import LungSquare, lung_square
 from cxr.schema import PixelFormat
 from cxr.sources import rle
@@ -95,7 +95,7 @@ def test_rows_hold_crops_masks_and_boxes_of_the_original(finder: str, tmp_path: 
     assert rows.schema.equals(schema.row_schema(PIXELS))
     assert (row[schema.CROP], row[schema.POSE_UNIT], row[schema.BOXES]) == ("lungs", None, [BOX])
     assert (row[schema.HEIGHT_PX], row[schema.WIDTH_PX]) == (90, 160)
-    assert Frame(**row[schema.FRAME]) == square.frame(48)
+    assert ResizeTransform(**row[schema.FRAME]) == square.frame(48)
     np.testing.assert_array_equal(schema.pixels_array(rows[schema.PIXELS], PIXELS)[0], square.crop(pixels, 48))
     stored = np.unpackbits(np.frombuffer(row[schema.MASKS][0][schema.MASK_BITS], np.uint8)).reshape(48, 48)
     np.testing.assert_array_equal(stored, square.crop(lungs.astype(np.uint8) * 255, 48) >= 128)
@@ -149,7 +149,7 @@ def test_points_and_boxes_map_back_exactly(
     square = lung_square(mask, margin)
     pixels = rng.integers(0, 255, (height, width), np.uint8)
     (row,) = make_rows(one_image(pixels), PixelFormat(size), crop=lambda _: square).to_pylist()
-    frame = Frame(**row[schema.FRAME])
+    frame = ResizeTransform(**row[schema.FRAME])
     points = rng.uniform(0, size, (20, 2))
     np.testing.assert_allclose(frame.from_original(frame.to_original(points)), points, atol=1e-6)
     boxes = rng.uniform(0, (width, height), (20, 2))

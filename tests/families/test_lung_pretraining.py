@@ -20,8 +20,8 @@ def test_phantoms_come_with_their_lungs() -> None:
     chests = lung_pretraining.draw_chests(4, 48, seed=3)
     assert chests.shape == (4, 2, 48, 48)
     assert chests.dtype == torch.uint8
-    grey, lungs = chests.float().div(255).unbind(1)
-    for x, lung in zip(grey, lungs > 0.5, strict=True):
+    gray, lungs = chests.float().div(255).unbind(1)
+    for x, lung in zip(gray, lungs > 0.5, strict=True):
         assert 0.08 < lung.float().mean() < 0.5
         assert x[lung].mean() < x[~lung].mean() + 0.1
     assert torch.equal(chests[:2], lung_pretraining.draw_chests(2, 48, seed=3))
@@ -57,7 +57,7 @@ def test_lungs_learnt_from_phantoms_are_found_in_real_images(real_data: Path) ->
         lungs = np.maximum(*sides)
         pictures = [cv2.imread(str(path), 0), lungs]
         real.append([cv2.resize(x, (96, 96), interpolation=cv2.INTER_AREA) for x in pictures])
-    grey, lungs = torch.from_numpy(np.array(real)).float().div(255).split(1, 1)
+    gray, lungs = torch.from_numpy(np.array(real)).float().div(255).split(1, 1)
     with torch.no_grad():
-        found = network(normalise_contrast(grey))
+        found = network(normalise_contrast(gray))
     assert soft_dice(found > 0.5, lungs > 0.5).mean() > 0.88

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cxr import schema
 from cxr.data.batch import HAS_BOXES, Batch
-from cxr.families.base import Alone
+from cxr.families.base import SingleProcess
 from cxr.families.detect import DetectRecipe
 from cxr.families.detect_task import DetectTask
 from cxr.families.partner_window import USABLE, PartnerWindow
@@ -154,7 +154,7 @@ def test_a_resumed_epoch_is_augmented_as_it_would_have_been() -> None:
 def test_the_loop_reads_ahead_and_epochs_without_mosaic_do_not() -> None:
     recipe = DetectRecipe(size=SIZE, batch_size=2, epochs=2, close_mosaic=1)
     task = recipe.task(recipe.network(("a",)))
-    engine = Engine(task, recipe, Alone(), steps_per_epoch=6, device=torch.device("cpu"))
+    engine = Engine(task, recipe, SingleProcess(), steps_per_epoch=6, device=torch.device("cpu"))
     windows: list[int] = []
 
     def step(batch: Batch, *, last: bool) -> dict[str, Tensor]:
@@ -164,7 +164,7 @@ def test_the_loop_reads_ahead_and_epochs_without_mosaic_do_not() -> None:
     engine.step = step
     engine.epoch(shares(2, count=6))
     assert windows == [12] * 6
-    task.end_epoch(Alone())
+    task.end_epoch(SingleProcess())
     task.train()
     again = shares(2, count=6)
     assert task.ahead(again) is again

@@ -19,12 +19,12 @@ from cxr.families import RECIPES, checkpoint, recipe_from_dict
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.families.attend import AttendRecipe
-from cxr.families.base import Alone, Recipe
+from cxr.families.base import Recipe, SingleProcess
 from cxr.families.detect import DetectRecipe
 from cxr.families.localize import LocalizeRecipe
 from cxr.families.lungs import LungsRecipe
 from cxr.families.pneumothorax import PneumothoraxRecipe
-from cxr.imaging.geometry import Frame
+from cxr.imaging.geometry import ResizeTransform
 from cxr.schema import MOST_BOXES
 from cxr.training.engine import Engine
 
@@ -75,8 +75,8 @@ def some_boxes(rows: int) -> torch.Tensor:
 def engine_of(recipe: Recipe) -> Engine:
     torch.manual_seed(0)
     task = recipe.task(recipe.network(schema.FINDINGS))
-    task.begin(some_batches, Alone())
-    return Engine(task, recipe, Alone(), steps_per_epoch=2, device=torch.device("cpu"))
+    task.begin(some_batches, SingleProcess())
+    return Engine(task, recipe, SingleProcess(), steps_per_epoch=2, device=torch.device("cpu"))
 
 
 def test_settings_survive_json(recipe: Recipe) -> None:
@@ -128,7 +128,7 @@ def test_predictions_have_the_announced_columns(recipe: Recipe) -> None:
     with torch.inference_mode():
         predicted = recipe.predict(network, next(some_batches()))
         pictures = recipe.draw(network, next(some_batches()))
-    frame = Frame().as_dict()
+    frame = ResizeTransform().as_dict()
     known = {schema.FRAME: [frame] * 4, schema.HEIGHT_PX: [40] * 4, schema.WIDTH_PX: [40] * 4}
     assert recipe.scored(predicted, pa.table(known)).schema.names == recipe.score_columns.names
     for images in pictures.values():

@@ -20,7 +20,7 @@ from cxr.families import recipe_from_dict
 from cxr.families.aecnn import STAGES, AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.families.attend import AttendRecipe
-from cxr.families.base import Alone, Recipe
+from cxr.families.base import Recipe, SingleProcess
 from cxr.families.lungs import LungsRecipe
 from cxr.training.engine import Engine
 from cxr.training.search import SearchOptions, searched
@@ -58,8 +58,8 @@ def _trained(settings: str) -> Trained:
     recipe = recipe_from_dict(json.loads(settings))
     torch.manual_seed(0)
     task = recipe.task(recipe.network(schema.FINDINGS))
-    task.begin(batches, Alone())
-    engine = Engine(task, recipe, Alone(), steps_per_epoch=2, device=torch.device("cpu"))
+    task.begin(batches, SingleProcess())
+    engine = Engine(task, recipe, SingleProcess(), steps_per_epoch=2, device=torch.device("cpu"))
     loss, metrics = 0.0, {}
     for stage in recipe.stages():
         engine.enter(stage)

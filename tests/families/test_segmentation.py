@@ -24,18 +24,18 @@ from cxr.data.batch import NO_MASK, Batch, to_columns, to_tensors
 from cxr.data.decode import make_rows
 from cxr.errors import UserError
 from cxr.families import checkpoint
-from cxr.families.base import Alone, Recipe, Workers
+from cxr.families.base import Communicator, Recipe, SingleProcess
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.lungs import LungsRecipe
 from cxr.families.pneumothorax import PneumothoraxRecipe
 from cxr.families.segmentation import SegmentationRecipe
 from cxr.imaging.geometry import fit
 from cxr.metrics.segmentation.mask_thresholds import MaskRule
-from cxr.models.segmentation_model import MaskFinder
+from cxr.models.segmentation_model import SegmentationModel
 from cxr.models.smp_unet import Segmenter
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest, rle
-from cxr.training.distributed import Group
+from cxr.training.distributed import ProcessGroup
 from cxr.training.engine import Engine
 
 STILL = {"flip": 0, "rotation_deg": 0, "scale": 1, "shift": 0, "elastic": 0}
@@ -50,11 +50,11 @@ def test_an_archive_without_such_masks_is_refused_at_once() -> None:
         schema.MASKS: torch.full((2, 32, 32), NO_MASK, dtype=torch.uint8),
     }
     with pytest.raises(UserError, match="no image of the train split has a mask of Pneumothorax"):
-        SMALL.task(SMALL.network(())).begin(lambda: iter([unknown]), Alone())
+        SMALL.task(SMALL.network(())).begin(lambda: iter([unknown]), SingleProcess())
 
 
 class Bright(Segmenter):
-    """Finds what is brighter than mid-grey; remembers how large its images were."""
+    """Finds what is brighter than mid-gray; remembers how large its images were."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,8 +71,8 @@ class Bright(Segmenter):
         return logits, logits.amax((1, 2, 3))
 
 
-def bright(rule: MaskRule = SMALL.rule) -> MaskFinder:
-    return MaskFinder(Bright(), tuple(rule.describe().values()))
+def bright(rule: MaskRule = SMALL.rule) -> SegmentationModel:
+    return SegmentationModel(Bright(), tuple(rule.describe().values()))
 
 
 def squares(known: tuple[bool, ...] = (True, True, True, True), size: int = 32, seed: int = 0) -> Batch:
@@ -85,17 +85,17 @@ def squares(known: tuple[bool, ...] = (True, True, True, True), size: int = 32, 
     return {schema.PIXELS: pixels.to(torch.uint8), schema.MASKS: masks}
 
 
-def some(workers: Workers | None = None) -> Iterator[Batch]:
+def some(workers: Communicator | None = None) -> Iterator[Batch]:
     """Steps of four images, dealt to the workers."""
     rank, size = (workers.rank, workers.size) if workers else (0, 1)
     for step in range(STEPS):
         yield {name: values[rank::size] for name, values in squares(seed=step).items()}
 
 
-def engine_of(recipe: Recipe, network: nn.Module | None = None, workers: Workers | None = None) -> Engine:
+def engine_of(recipe: Recipe, network: nn.Module | None = None, workers: Communicator | None = None) -> Engine:
     torch.manual_seed(0)
     task = recipe.task(recipe.network(()) if network is None else network)
-    workers = workers or Alone()
+    workers = workers or SingleProcess()
     task.begin(lambda: some(workers), workers)
     return Engine(task, recipe, workers, steps_per_epoch=STEPS, device=torch.device("cpu"))
 
@@ -103,7 +103,7 @@ def engine_of(recipe: Recipe, network: nn.Module | None = None, workers: Workers
 @pytest.mark.parametrize("stored", [32, 64, 96])
 def test_masks_stored_larger_than_the_network_are_brought_to_its_size(stored: int) -> None:
     task = SMALL.task(bright())
-    found = task.evaluate(lambda: iter([squares(size=stored)]), Alone())
+    found = task.evaluate(lambda: iter([squares(size=stored)]), SingleProcess())
     assert found["dice"] == found["iou"] == found["positive_dice"] == found["pixel_accuracy"] == 1
     assert (found["empty_dice"], found["image_auroc"], found["images"], found["positives"]) == (0.5, 1, 4, 2)
     assert SMALL.task(bright())(squares(size=stored))["bce"] < 0.01
@@ -112,7 +112,7 @@ def test_masks_stored_larger_than_the_network_are_brought_to_its_size(stored: in
 def test_an_image_whose_mask_is_unknown_counts_nothing() -> None:
     known = (True, False, True, True)
     task = SMALL.task(bright())
-    found = task.evaluate(lambda: iter([squares(known), squares((False,) * 4)]), Alone())
+    found = task.evaluate(lambda: iter([squares(known), squares((False,) * 4)]), SingleProcess())
     assert (found["images"], found["positives"]) == (3, 2)
     assert found["empty_dice"] == pytest.approx(1 / 3)
     other = squares(known)
@@ -122,7 +122,7 @@ def test_an_image_whose_mask_is_unknown_counts_nothing() -> None:
     seen = squares()
     seen[schema.PIXELS][1] = 255
     assert task(seen)["bce"] > 10 * first["bce"]
-    nothing = task.evaluate(lambda: iter([squares((False,) * 4)]), Alone())
+    nothing = task.evaluate(lambda: iter([squares((False,) * 4)]), SingleProcess())
     assert np.isnan(nothing["dice"])
 
 
@@ -141,7 +141,7 @@ def test_the_rule_that_validation_chooses_is_in_the_checkpoint_and_decides(tmp_p
     assert torch.equal(shares >= 0.5, learnt.apply(p))
     lungs = LungsRecipe(size=32, first_size=0, first_epochs=0, batch_size=4)
     fixed = engine_of(lungs, bright(lungs.rule)).task
-    fixed.evaluate(some, Alone())
+    fixed.evaluate(some, SingleProcess())
     assert fixed.described()["mask_rule"] == lungs.rule.describe()
 
 
@@ -252,7 +252,7 @@ def test_a_backbone_begins_with_weights_by_uri(architecture: str, tmp_path: Path
     )
     recipe, _ = recipe.resolved(str(tmp_path / "out"))
     network = engine_of(recipe).task.network
-    assert isinstance(network, MaskFinder)
+    assert isinstance(network, SegmentationModel)
     begun = network.segmenter.backbone.state_dict()
     weights = [name for name in begun if name in given and not name.endswith("tracked")]
     assert len(weights) >= 100
@@ -284,7 +284,7 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, object], said: str
         SMALL.replace(**wrong)
 
 
-def curve(workers: Workers) -> tuple[list[float], dict[str, float]]:
+def curve(workers: Communicator) -> tuple[list[float], dict[str, float]]:
     """Loss of two epochs, and what validation says after them."""
     engine = engine_of(SMALL.replace(epochs=2), workers=workers)
     losses = [engine.epoch(some(workers))["loss"] for _ in range(2)]
@@ -295,7 +295,7 @@ def work(rank: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(curve(Group()), Path(folder) / f"{rank}.pt")
+    torch.save(curve(ProcessGroup()), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -303,7 +303,7 @@ def test_two_workers_give_the_loss_and_the_masks_of_one(tmp_path: Path) -> None:
     mp.spawn(work, (str(tmp_path),), nprocs=2)
     (losses, found), other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert (losses, found) == other
-    alone, alike = curve(Alone())
+    alone, alike = curve(SingleProcess())
     assert losses == pytest.approx(alone, rel=1e-3)
     assert losses[1] < losses[0]
     assert found == pytest.approx(alike, abs=0.02)

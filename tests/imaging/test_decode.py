@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 from cxr.imaging.decode import decode, to_bits
 from cxr.imaging.png_jpeg import decode_picture
 from tests.odd_files import OddFile, encoded, odd_files, radiograph
@@ -26,7 +26,7 @@ def test_there_are_fifty_kinds_and_more() -> None:
 @pytest.mark.parametrize("file", ODD, ids=lambda file: file.name)
 def test_odd_file_is_decoded_or_refused_with_its_reason(file: OddFile) -> None:
     if file.reason is not None:
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(ImageRejectedError) as refused:
             decode(file.data)
         assert file.reason in str(refused.value)
         assert "Doe" not in str(refused.value)
@@ -72,7 +72,7 @@ def test_jpeg_is_near_its_source_and_not_rotated() -> None:
     assert np.abs(difference).mean() < 6
 
 
-def test_a_faint_tint_is_no_colour_photograph() -> None:
+def test_a_faint_tint_is_no_color_photograph() -> None:
     gray = radiograph()
     tinted = np.dstack([gray, gray, np.maximum(gray, 20)])
     assert np.abs(decode(encoded(tinted)).pixels.astype(int) - gray).max() <= 10
@@ -98,7 +98,7 @@ def test_damaged_bytes_give_an_image_or_a_reason(seed: int) -> None:
         cut = rng.integers(len(data)) if rng.random() < 0.2 else len(data)
         try:
             pixels = decode(bytes(data[:cut])).pixels
-        except Refused:
+        except ImageRejectedError:
             continue
         assert pixels.ndim == 2
         assert pixels.dtype in (np.uint8, np.uint16)
@@ -149,7 +149,7 @@ def test_raw_jsrt_that_begins_like_an_old_dicom_is_raw_jsrt() -> None:
     ids=["13 bits", "zeros", "blank", "a column less"],
 )
 def test_what_is_only_nearly_raw_jsrt_is_refused(stored: np.ndarray, reason: str) -> None:
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(ImageRejectedError, match=reason):
         decode(_raw(stored))
 
 
@@ -180,5 +180,5 @@ def _gifs() -> dict[str, tuple[bytes, str]]:
 
 @pytest.mark.parametrize(("data", "reason"), _gifs().values(), ids=_gifs().keys())
 def test_broken_gifs_are_refused(data: bytes, reason: str) -> None:
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(ImageRejectedError, match=reason):
         decode_picture(data)

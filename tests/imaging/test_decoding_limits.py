@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pydicom import uid
 
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 from cxr.imaging import decode as decoding
 from cxr.imaging import dicom, dicom_codestream, image, png_jpeg
 from cxr.imaging.decode import check_head, decode, inspect
@@ -21,8 +21,8 @@ from tests.odd_files import dicom as dicom_file
 SIDE = 10_000
 
 
-def png(colour: int, bits: int, side: int = SIDE) -> bytes:
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, bits, colour, 0, 0, 0))
+def png(color: int, bits: int, side: int = SIDE) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, bits, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
@@ -48,15 +48,17 @@ def _no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_decoder")
-@pytest.mark.parametrize(("colour", "bits"), [(6, 16), (2, 16), (4, 16)], ids=["RGBA", "RGB", "gray and alpha"])
-def test_a_png_that_takes_too_much_memory_is_refused_by_its_header(colour: int, bits: int) -> None:
-    with pytest.raises(Refused, match="too large: expected an image that takes at most 768 MiB to decode, got 1,"):
-        decode(png(colour, bits))
+@pytest.mark.parametrize(("color", "bits"), [(6, 16), (2, 16), (4, 16)], ids=["RGBA", "RGB", "gray and alpha"])
+def test_a_png_that_takes_too_much_memory_is_refused_by_its_header(color: int, bits: int) -> None:
+    with pytest.raises(
+        ImageRejectedError, match="too large: expected an image that takes at most 768 MiB to decode, got 1,"
+    ):
+        decode(png(color, bits))
 
 
 @pytest.mark.usefixtures("_no_decoder")
 def test_a_png_of_fewer_bytes_than_deflate_needs_is_refused_by_its_header() -> None:
-    with pytest.raises(Refused, match="damaged PNG: expected more compressed bytes"):
+    with pytest.raises(ImageRejectedError, match="damaged PNG: expected more compressed bytes"):
         decode(png(0, 8))
 
 
@@ -75,20 +77,22 @@ def test_a_dicom_of_few_bytes_that_claims_many_pixels_is_refused(
     syntax: uid.UID, codestream: bytes, reason: str
 ) -> None:
     side = 9_000
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(ImageRejectedError, match=reason):
         decode(compressed_dicom(syntax, resized(codestream, side), side))
 
 
 @pytest.mark.usefixtures("_no_decoder")
 def test_a_jpeg_of_few_bytes_that_claims_many_pixels_is_refused() -> None:
-    with pytest.raises(Refused, match="decompression bomb: expected at most 1,000 pixels from each encoded byte"):
+    with pytest.raises(
+        ImageRejectedError, match="decompression bomb: expected at most 1,000 pixels from each encoded byte"
+    ):
         decode(resized(encoded(GRAY, "JPEG")))
 
 
 @pytest.mark.usefixtures("_no_decoder")
 def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
     data = encoded(GRAY, "JPEG", progressive=True)
-    with pytest.raises(Refused, match="expected at most 100 scans, got 10"):
+    with pytest.raises(ImageRejectedError, match="expected at most 100 scans, got 10"):
         decode(data[:-2] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 1000 + data[-2:])
 
 
@@ -96,7 +100,7 @@ def test_a_header_of_more_elements_than_any_image_has_is_refused() -> None:
     whole = dicom_file(dataset(GRAY))
     start = whole.index(b"\x28\0\x02\0US")
     private = b"".join(struct.pack("<HH2sH", 0x0019, 0x1000 + number, b"LO", 0) for number in range(20_000))
-    with pytest.raises(Refused, match="expected at most 10,000 elements"):
+    with pytest.raises(ImageRejectedError, match="expected at most 10,000 elements"):
         decode(whole[:start] + private + whole[start:])
 
 
@@ -125,7 +129,7 @@ def test_a_mask_that_is_all_but_blank_is_no_bomb() -> None:
     ],
 )
 def test_a_file_is_refused_by_its_first_bytes_and_its_size(head: bytes, file_bytes: int, reason: str) -> None:
-    with pytest.raises(Refused, match=reason):
+    with pytest.raises(ImageRejectedError, match=reason):
         check_head(head, file_bytes)
 
 

@@ -92,9 +92,9 @@ def test_first_of_many_windows_is_taken() -> None:
     np.testing.assert_array_equal(both, shown(TWELVE, WindowCenter="2000", WindowWidth="1000"))
 
 
-@pytest.mark.parametrize(("centre", "width"), [("0", "0"), ("2000", "-5"), ("-9000", "10")])
-def test_windows_that_show_nothing_are_passed_over(centre: str, width: str) -> None:
-    np.testing.assert_array_equal(shown(TWELVE, WindowCenter=centre, WindowWidth=width), AS_16_BITS)
+@pytest.mark.parametrize(("center", "width"), [("0", "0"), ("2000", "-5"), ("-9000", "10")])
+def test_windows_that_show_nothing_are_passed_over(center: str, width: str) -> None:
+    np.testing.assert_array_equal(shown(TWELVE, WindowCenter=center, WindowWidth=width), AS_16_BITS)
 
 
 @pytest.mark.parametrize("sequence", ["ModalityLUTSequence", "VOILUTSequence"])

@@ -10,7 +10,7 @@ import pytest
 from pydicom import Dataset, dcmread, uid
 from pydicom.encaps import get_frame
 
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 from cxr.imaging import image
 from cxr.imaging.decode import check_head, decode
 from tests.odd_files import dataset, dicom, lossless_jpeg, radiograph
@@ -77,7 +77,7 @@ def test_a_data_set_without_preamble_may_begin_at_any_low_tag(keyword: str, give
     [b"\x10\0\x20\0" + b"\xff" * 400, b"\x08\0\5\0", b"\x08\0\5\0\4\0\0\0abcd\x08\0\4\0" + bytes(60), bytes(400)],
 )
 def test_bytes_that_only_begin_like_a_tag_are_no_dicom(data: bytes) -> None:
-    with pytest.raises(Refused, match="unsupported file type"):
+    with pytest.raises(ImageRejectedError, match="unsupported file type"):
         decode(data)
 
 
@@ -97,13 +97,13 @@ def test_a_deflated_dicom_gives_the_same_pixels() -> None:
 
 def test_a_deflated_dicom_that_ends_early_is_refused_as_truncated() -> None:
     meta, body = deflated(DS)
-    with pytest.raises(Refused, match="truncated DICOM: it ends inside its deflated data set"):
+    with pytest.raises(ImageRejectedError, match="truncated DICOM: it ends inside its deflated data set"):
         decode(meta + body[:-100])
 
 
 def test_a_deflated_dicom_that_cannot_be_inflated_is_refused_as_damaged() -> None:
     meta, body = deflated(DS)
-    with pytest.raises(Refused, match="damaged DICOM: its deflated data set cannot be inflated"):
+    with pytest.raises(ImageRejectedError, match="damaged DICOM: its deflated data set cannot be inflated"):
         decode(meta + b"\xff" * len(body))
 
 
@@ -112,7 +112,7 @@ def test_a_deflated_bomb_is_refused_before_it_fills_the_memory(monkeypatch: pyte
     meta, _ = deflated(DS)
     deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     bomb = deflater.compress(bytes(image.MAX_FILE_BYTES)) + deflater.flush()
-    with pytest.raises(Refused, match="decompression bomb: expected at most 1 MiB"):
+    with pytest.raises(ImageRejectedError, match="decompression bomb: expected at most 1 MiB"):
         decode(meta + bomb)
 
 
@@ -140,12 +140,12 @@ def codestream_of(syntax: uid.UID) -> bytes:
     ids=["JPEG-LS", "JPEG lossless"],
 )
 def test_a_refusal_names_the_codec_that_failed(syntax: uid.UID, codestream: bytes, codec: str) -> None:
-    with pytest.raises(Refused, match=codec):
+    with pytest.raises(ImageRejectedError, match=codec):
         decode(torn(syntax, codestream, TWELVE))
 
 
 def test_a_refusal_names_openjpeg_too() -> None:
     data = bytearray(dicom(DS, uid.JPEG2000Lossless))
     data[data.index(b"\xff\x52") + 9] = 40  # decomposition levels
-    with pytest.raises(Refused, match="OpenJPEG cannot decode its JPEG 2000 codestream"):
+    with pytest.raises(ImageRejectedError, match="OpenJPEG cannot decode its JPEG 2000 codestream"):
         decode(bytes(data))

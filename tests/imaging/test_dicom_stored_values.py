@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydicom import uid
 
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 from cxr.imaging.decode import decode
 from tests.odd_files import dataset, dicom, radiograph, run_lengths
 
@@ -154,7 +154,7 @@ def test_padding_of_left_aligned_samples_may_be_written_as_value_or_as_sample(wr
 def test_rle_of_another_number_of_segments_is_refused() -> None:
     data = dicom(dataset(radiograph(12)), uid.RLELossless)
     start = data.index(b"\2\0\0\0\x40\0\0\0")
-    with pytest.raises(Refused, match="expected 2 RLE segments, got 3"):
+    with pytest.raises(ImageRejectedError, match="expected 2 RLE segments, got 3"):
         decode(data[:start] + b"\3" + data[start + 1 :])
 
 
@@ -162,5 +162,5 @@ def test_rle_that_ends_early_is_refused_as_truncated() -> None:
     tall = dataset(radiograph(12))
     data = dicom(tall, uid.RLELossless)
     rows = b"\x28\0\x10\0US\2\0"
-    with pytest.raises(Refused, match="truncated"):
+    with pytest.raises(ImageRejectedError, match="truncated"):
         decode(data.replace(rows + b"\x60\0", rows + b"\xff\0"))

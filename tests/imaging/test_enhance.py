@@ -1,4 +1,4 @@
-"""Noise removal, normalisation and contrast: what each does to a known picture, alike in 8 and 16 bits."""
+"""Noise removal, normalization and contrast: what each does to a known picture, alike in 8 and 16 bits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ALL = Enhancement("nlm", "percentile", "clahe")
 
 
 def ramp(bits: int, low: int = 60, high: int = 120, side: int = 96) -> np.ndarray:
-    """A smooth picture between two 8-bit grey levels."""
+    """A smooth picture between two 8-bit gray levels."""
     y, x = np.mgrid[:side, :side] / (side - 1)
-    grey = low + (high - low) * (0.5 * x + 0.5 * np.sin(4 * y) ** 2)
-    return np.rint(grey * (1 if bits == 8 else 257)).astype(np.uint8 if bits == 8 else np.uint16)
+    gray = low + (high - low) * (0.5 * x + 0.5 * np.sin(4 * y) ** 2)
+    return np.rint(gray * (1 if bits == 8 else 257)).astype(np.uint8 if bits == 8 else np.uint16)
 
 
 def noisy(bits: int, level: float) -> np.ndarray:
@@ -29,7 +29,7 @@ def noisy(bits: int, level: float) -> np.ndarray:
 
 
 def error(pixels: np.ndarray, bits: int) -> float:
-    """Root mean squared difference from the clean picture, in 8-bit grey levels."""
+    """Root mean squared difference from the clean picture, in 8-bit gray levels."""
     most = np.iinfo(pixels.dtype).max
     return float(np.sqrt(((pixels.astype(float) - ramp(bits)) ** 2).mean()) * 255 / most)
 
@@ -75,7 +75,7 @@ def test_the_window_spans_the_range_whatever_a_marker_shows(bits: int) -> None:
 
 
 @BITS
-def test_a_window_of_one_grey_level_changes_nothing(bits: int) -> None:
+def test_a_window_of_one_gray_level_changes_nothing(bits: int) -> None:
     pixels = np.zeros_like(ramp(bits))
     pixels[0, 0] = 9
     assert enhance.percentile_window(pixels) is pixels
@@ -108,7 +108,7 @@ def test_steps_come_in_order_and_each_can_be_shown(bits: int) -> None:
 
 
 def test_words_and_mistakes() -> None:
-    assert str(ALL) == "--denoise nlm --normalise percentile --equalise clahe"
+    assert str(ALL) == "--denoise nlm --normalize percentile --equalize clahe"
     assert Enhancement(**ALL.describe()) == ALL
     with pytest.raises(UserError, match="denoise='gauss': wanted one of none, median, nlm"):
         Enhancement("gauss")  # type: ignore[arg-type]

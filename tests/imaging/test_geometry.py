@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxr.imaging.geometry import Frame, fit, fit_mask, mask_to_original
+from cxr.imaging.geometry import ResizeTransform, fit, fit_mask, mask_to_original
 
 SIDE = st.integers(1, 400)
 
@@ -44,7 +44,7 @@ def test_shrinking_averages_areas(dtype: type) -> None:
     top = np.iinfo(dtype).max
     checks = (np.indices((128, 128)).sum(0) % 2 * top).astype(dtype)
     square, frame = fit(checks, 32)
-    assert frame == Frame(4.0, 4.0, -0.0, -0.0)
+    assert frame == ResizeTransform(4.0, 4.0, -0.0, -0.0)
     assert square.dtype == dtype
     assert np.abs(square.astype(float) - top / 2).max() <= 1
 
@@ -80,7 +80,7 @@ def test_mask_follows_its_image() -> None:
 
 def test_frame_as_dict_makes_the_same_frame() -> None:
     _, frame = fit(np.zeros((30, 70), np.uint8), 32)
-    assert Frame(**frame.as_dict()) == frame
+    assert ResizeTransform(**frame.as_dict()) == frame
 
 
 def discs(height: int, width: int, seed: int) -> np.ndarray:
@@ -89,8 +89,8 @@ def discs(height: int, width: int, seed: int) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     mask = np.zeros((height, width), bool)
     for _ in range(3):
-        centre_y, centre_x = rng.uniform(0, (height, width))
-        mask |= (y + 0.5 - centre_y) ** 2 + (x + 0.5 - centre_x) ** 2 < (0.25 * min(height, width)) ** 2
+        center_y, center_x = rng.uniform(0, (height, width))
+        mask |= (y + 0.5 - center_y) ** 2 + (x + 0.5 - center_x) ** 2 < (0.25 * min(height, width)) ** 2
     return mask
 
 
@@ -131,22 +131,22 @@ def test_padding_has_no_say_in_the_original(shape: tuple[int, int]) -> None:
 
 def test_shares_cross_half_between_pixels() -> None:
     shares = np.array([[0.0, 0.25, 0.75, 1.0]] * 4)
-    back = mask_to_original(shares, Frame(10, 10), 40, 40)
+    back = mask_to_original(shares, ResizeTransform(10, 10), 40, 40)
     assert back[:, 20:].all()
     assert not back[:, :20].any()
-    sure = mask_to_original(np.array([[0.0, 0.4, 1.0, 1.0]] * 4), Frame(10, 10), 40, 40)
+    sure = mask_to_original(np.array([[0.0, 0.4, 1.0, 1.0]] * 4), ResizeTransform(10, 10), 40, 40)
     assert sure[0].argmax() in (16, 17)  # at 15 + 10 · (0.5 − 0.4) / (1 − 0.4)
 
 
 def test_a_crop_comes_back_where_it_was_cut() -> None:
-    back = mask_to_original(np.ones((16, 16), bool), Frame(2, 2, 10, -4), 50, 60)
+    back = mask_to_original(np.ones((16, 16), bool), ResizeTransform(2, 2, 10, -4), 50, 60)
     wanted = np.zeros((50, 60), bool)
     wanted[:28, 10:42] = True
     np.testing.assert_array_equal(back, wanted)
-    assert not mask_to_original(np.ones((16, 16), bool), Frame(2, 2, 100, 0), 50, 60).any()
+    assert not mask_to_original(np.ones((16, 16), bool), ResizeTransform(2, 2, 100, 0), 50, 60).any()
 
 
 def test_frames_follow_one_another() -> None:
     points = np.random.default_rng(0).uniform(0, 50, (9, 2))
-    crop, outer = Frame(0.5, 0.25, 3, -7), Frame(4, 3, -1, 2)
+    crop, outer = ResizeTransform(0.5, 0.25, 3, -7), ResizeTransform(4, 3, -1, 2)
     np.testing.assert_allclose(crop.then(outer).to_original(points), outer.to_original(crop.to_original(points)))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cxr import schema
 from cxr.data.decode import make_rows
-from cxr.imaging.geometry import Frame, fit
+from cxr.imaging.geometry import ResizeTransform, fit
 from cxr.imaging.lung_bbox import LungSquare, largest_two, lung_square, whole_image
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
@@ -145,5 +145,5 @@ def test_a_square_of_stored_pixels_crops_the_original(height: int, width: int, s
 
 
 def test_the_whole_image_stays_whole_on_the_original() -> None:
-    found = whole_image(64, 64, "the lung mask is empty").on_original(Frame(4, 4, 0, -28), 200, 256)
+    found = whole_image(64, 64, "the lung mask is empty").on_original(ResizeTransform(4, 4, 0, -28), 200, 256)
     assert found == LungSquare(0, -28, 256, "the lung mask is empty")

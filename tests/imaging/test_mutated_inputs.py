@@ -23,7 +23,7 @@ import psutil
 import pytest
 from pydicom import uid
 
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 from cxr.imaging.decode import decode
 from tests.odd_files import HEIGHT, WIDTH, chunk, dataset, dicom, encoded, odd_files, radiograph, run_lengths
 
@@ -39,7 +39,7 @@ def whole_files() -> list[bytes]:
     """Every kind of file that can be decoded: all transfer syntaxes, PNG, JPEG and raw JSRT."""
     gray, twelve = radiograph(), radiograph(12)
     rgb = np.dstack([gray] * 3)
-    colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+    color = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
     tiles = {"no_jp2": True, "tile_size": (32, 32), "codeblock_size": (8, 8), "precinct_size": (64, 64)}
     lossy = {"no_jp2": True, "irreversible": True, "quality_layers": [10]}
     compressed = [
@@ -54,8 +54,8 @@ def whole_files() -> list[bytes]:
     return [
         *(file.data for file in odd_files() if file.reason is None),
         *(dicom(dataset(pixels), syntax, codestream) for syntax, pixels, codestream in compressed),
-        *(dicom(dataset(rgb, **colour), syntax) for syntax in (uid.JPEG2000Lossless, uid.RLELossless)),
-        dicom(dataset(rgb, **colour), uid.JPEGBaseline8Bit, encoded(rgb, "JPEG")),
+        *(dicom(dataset(rgb, **color), syntax) for syntax in (uid.JPEG2000Lossless, uid.RLELossless)),
+        dicom(dataset(rgb, **color), uid.JPEGBaseline8Bit, encoded(rgb, "JPEG")),
         np.random.default_rng(0).integers(0, 4096, (2048, 2048)).astype(">u2").tobytes(),
     ]
 
@@ -127,7 +127,7 @@ def decode_all(channel: Connection, first: int, last: int, decoder: Callable[[by
         try:
             pixels = decoder(data).pixels
             outcome = "decoded" if pixels.ndim == 2 and pixels.dtype in (np.uint8, np.uint16) else "no picture"
-        except Refused:
+        except ImageRejectedError:
             outcome = "refused"
         except BaseException as error:
             outcome = f"{type(error).__name__}: {error}"

@@ -18,7 +18,7 @@ from cxr.errors import UserError
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.families.checkpoint import Checkpoint
-from cxr.imaging.geometry import Frame
+from cxr.imaging.geometry import ResizeTransform
 from cxr.inference import latents
 from cxr.inference.latents import Origin
 from cxr.models.aecnn import AECNN
@@ -97,7 +97,7 @@ def rows_with_everything() -> pa.Table:
         schema.IMAGE_ID: ["a", "b"],
         schema.SPLIT: ["train", "test"],
         schema.PIXELS: [bytes(pixels.row_bytes)] * 2,
-        schema.FRAME: [Frame(2.0, 3.0, -4.0, 5.0).as_dict(), None],
+        schema.FRAME: [ResizeTransform(2.0, 3.0, -4.0, 5.0).as_dict(), None],
         schema.LABELS: [[1, 0, -1], [0, 0, 0]],
         schema.BOXES: [[box], None],
         schema.EXTRA: ['{"Age": 3}', None],
@@ -121,8 +121,8 @@ def test_rows_keep_all_but_what_depends_on_the_size() -> None:
     same = [schema.IMAGE_ID, schema.SPLIT, schema.LABELS, schema.BOXES, schema.EXTRA]
     assert found.select(same).to_pylist() == rows.select(same).to_pylist()
     frame, none = found[schema.FRAME].to_pylist()
-    corner = Frame(2.0, 3.0, -4.0, 5.0).to_original(np.array([[SIZE / 4, SIZE]]))
-    np.testing.assert_allclose(Frame(**frame).to_original(np.array([[4, 16]])), corner)
+    corner = ResizeTransform(2.0, 3.0, -4.0, 5.0).to_original(np.array([[SIZE / 4, SIZE]]))
+    np.testing.assert_allclose(ResizeTransform(**frame).to_original(np.array([[4, 16]])), corner)
     assert none is None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cxr.augment.affine_exposure import random_affine
-from cxr.families.base import Alone
+from cxr.families.base import SingleProcess
 from cxr.metrics import alignment
 from cxr.models.spatial_transformer import compose, identity, invert
 
@@ -32,7 +32,7 @@ def overlap(x: Tensor, theta: Tensor, masks: Tensor | None = None) -> dict[str, 
         result.add(x[part : part + 2], theta[part : part + 2])
         if masks is not None:
             result.add_masks(masks[part : part + 2], theta[part : part + 2])
-    return result.results(Alone())
+    return result.results(SingleProcess())
 
 
 def test_correlation_to_the_mean_equals_its_definition() -> None:
@@ -76,11 +76,11 @@ def test_removing_the_mean_transform_defeats_zoom() -> None:
     zoomed = compose(theta, ZOOM.expand(6, 2, 3))
     mean, mean_zoomed = theta.mean(0, keepdim=True), zoomed.mean(0, keepdim=True)
     torch.testing.assert_close(
-        alignment.centred(zoomed, mean_zoomed), alignment.centred(theta, mean), atol=1e-5, rtol=1e-5
+        alignment.centerd(zoomed, mean_zoomed), alignment.centerd(theta, mean), atol=1e-5, rtol=1e-5
     )
     x = images(6)
-    plain = overlap(x, alignment.centred(identity(6), identity(1)))
-    cheat = overlap(x, alignment.centred(ZOOM.expand(6, 2, 3), ZOOM))
+    plain = overlap(x, alignment.centerd(identity(6), identity(1)))
+    cheat = overlap(x, alignment.centerd(ZOOM.expand(6, 2, 3), ZOOM))
     assert cheat["correlation"] == pytest.approx(plain["correlation"], abs=1e-4)
 
 

@@ -100,7 +100,7 @@ def test_a_single_class_is_not_measured_and_said() -> None:
     for function in (ours.auroc, ours.average_precision, ours.sensitivity_at):
         assert np.isfinite(function(scores, labels)).tolist() == [False, False, False, True]
     assert np.isfinite(ours.brier(scores, labels)).tolist() == [True, False, True, True]
-    found = ours.summarise(scores, labels, scores > 0.5, np.arange(300), FINDINGS, resamples=50)
+    found = ours.summarize(scores, labels, scores > 0.5, np.arange(300), FINDINGS, resamples=50)
     negatives, positives = (labels[:, 0] == 0).sum(), (labels[:, 2] == 1).sum()
     assert [row.note for row in found.rows[:3]] == [
         f"no positive among {negatives} images",
@@ -117,7 +117,7 @@ def test_a_single_class_is_not_measured_and_said() -> None:
 
 def test_nothing_at_all_is_no_crash() -> None:
     scores, labels = np.zeros((0, 4)), np.zeros((0, 4), np.int8)
-    found = ours.summarise(scores, labels, scores > 0.5, np.array([], str), FINDINGS, resamples=20)
+    found = ours.summarize(scores, labels, scores > 0.5, np.array([], str), FINDINGS, resamples=20)
     assert math.isnan(found.mean.auroc)
     assert ours.choose_thresholds(scores, labels).values.tolist() == [0.5] * 4
 
@@ -159,7 +159,7 @@ def test_no_threshold_is_better_than_the_chosen(rule: ours.thresholds.Rule, step
 def test_thresholds_mean_the_same_in_both_precisions_and_after_json() -> None:
     rng = np.random.default_rng(0)
     scores = rng.random((200, 4), np.float32)
-    scores[:100] = np.nextafter(scores[100:], np.float32(1))  # neighbours
+    scores[:100] = np.nextafter(scores[100:], np.float32(1))  # neighbors
     labels = (rng.random((200, 4)) < 0.3).astype(np.int8)
     chosen = ours.choose_thresholds(scores, labels, "f1")
     again = ours.Thresholds.from_description(json.loads(json.dumps(chosen.describe())))
@@ -290,7 +290,7 @@ def test_the_summary_holds_each_figure_in_its_row() -> None:
     scores, labels = made(12)
     labels[np.flatnonzero(labels[:, 3] == 1)[5:], 3] = -1
     patients = np.arange(300) // 2
-    found = ours.summarise(scores, labels, scores >= 0.5, patients, FINDINGS, resamples=100, specificity=0.8)
+    found = ours.summarize(scores, labels, scores >= 0.5, patients, FINDINGS, resamples=100, specificity=0.8)
     assert [row.finding for row in found.rows] == list(FINDINGS)
     close(np.array([row.sensitivity for row in found.rows]), ours.sensitivity_at(scores, labels, 0.8).tolist())
     close(

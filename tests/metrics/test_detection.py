@@ -127,7 +127,7 @@ def test_the_highest_f1_is_that_of_the_best_score_to_count_from() -> None:
     found, true = drawn(3, 12, 6, 2, 20)
     rounded = Boxes(found.image, found.finding, found.xyxy, found.score.round(1))
     for finding, curve in enumerate(
-        detection.summarise(rounded, true, np.arange(12), ["a", "b"], resamples=2).curves
+        detection.summarize(rounded, true, np.arange(12), ["a", "b"], resamples=2).curves
     ):
         tried = {}
         for score in np.unique(rounded.score[rounded.finding == finding]):
@@ -142,7 +142,7 @@ def test_the_highest_f1_is_that_of_the_best_score_to_count_from() -> None:
 def test_findings_without_truth_are_left_out_and_named_and_those_without_found_boxes_are_nought() -> None:
     true, found = boxes([(0, 0, shifted(0), 0), (0, 2, shifted(0), 0)]), boxes([(0, 0, shifted(0), 0.9)])
     found = boxes([(0, 0, shifted(0), 0.9), (0, 1, shifted(0), 0.9)])
-    summary = detection.summarise(found, true, np.arange(1), ["a", "b", "c"], resamples=10)
+    summary = detection.summarize(found, true, np.arange(1), ["a", "b", "c"], resamples=10)
     assert summary.without_truth == ["b"]
     assert summary.voc[0.4].value.tolist() == pytest.approx([1, np.nan, 0], nan_ok=True)
     assert (summary.voc[0.4].mean, summary.coco_map) == (0.5, pytest.approx(0.5))
@@ -152,7 +152,7 @@ def test_findings_without_truth_are_left_out_and_named_and_those_without_found_b
 
 
 def test_no_boxes_at_all() -> None:
-    summary = detection.summarise(boxes([]), boxes([]), np.arange(3), ["a"], resamples=10)
+    summary = detection.summarize(boxes([]), boxes([]), np.arange(3), ["a"], resamples=10)
     assert np.isnan([summary.voc[0.4].mean, summary.coco_map]).all()
 
 
@@ -161,7 +161,7 @@ def test_a_resample_is_what_the_drawn_images_give() -> None:
     found, true = drawn(1, images=12, per_image=10, findings=2, true=30)
     found = Boxes(found.image, found.finding, found.xyxy, np.round(found.score, 1))
     patients = np.arange(12) // 2
-    sure = detection.summarise(found, true, patients, ["a", "b"], resamples=1, seed=3).voc[0.4]
+    sure = detection.summarize(found, true, patients, ["a", "b"], resamples=1, seed=3).voc[0.4]
     drawn_patients = np.random.default_rng(3).integers(6, size=(1, 6))[0]
     images = [image for patient in drawn_patients for image in (2 * patient, 2 * patient + 1)]
     copies = [_renamed(of, images) for of in (found, true)]
@@ -180,7 +180,7 @@ def _renamed(of: Boxes, images: list[int]) -> Boxes:
 
 def test_intervals_hold_the_value() -> None:
     found, true = drawn(2, images=60, per_image=20, findings=2, true=150)
-    sure = detection.summarise(found, true, np.arange(60), ["a", "b"], resamples=200).voc[0.4]
+    sure = detection.summarize(found, true, np.arange(60), ["a", "b"], resamples=200).voc[0.4]
     assert (sure.low < sure.value).all()
     assert (sure.value < sure.high).all()
     assert sure.mean_low < sure.mean < sure.mean_high

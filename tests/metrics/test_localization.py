@@ -12,14 +12,14 @@ from cxr.metrics.localization import (
     THRESHOLDS,
     Boxes,
     Located,
-    centre_boxes,
+    center_boxes,
     counts,
     drawn_means,
     known_places,
     locate,
     paired_gain,
     random_boxes,
-    summarise,
+    summarize,
 )
 
 FINDINGS = ("Nodule", "Mass")
@@ -94,7 +94,7 @@ def test_the_pointing_game_takes_the_best_scored_box(located: Located) -> None:
 def test_nothing_found_is_a_miss_without_false_positives() -> None:
     located = locate(NOTHING, TRUE, KNOWN)
     assert np.nanmax(located.best["iou"]) == 0
-    rates = summarise(located, np.arange(4), FINDINGS, resamples=20)
+    rates = summarize(located, np.arange(4), FINDINGS, resamples=20)
     assert rates.at("iou", 0.1).mean == rates.wrong["iou"][0].mean == rates.pointing.mean == 0
 
 
@@ -137,7 +137,7 @@ def many(seed: int, images: int = 60) -> tuple[Boxes, Boxes, np.ndarray]:
 def test_rates_are_plain_means_and_intervals_hold_them() -> None:
     found, true, known = many(0)
     located, patients = locate(found, true, known), np.arange(60) // 2
-    rates = summarise(located, patients, FINDINGS, resamples=300)
+    rates = summarize(located, patients, FINDINGS, resamples=300)
     for measure in ("iou", "iobb"):
         for at in THRESHOLDS:
             of = rates.at(measure, at)
@@ -182,7 +182,7 @@ def test_paired_gains_are_surer_than_unpaired_ones() -> None:
     one, other = locate(found, true, known), locate(shrunk, true, known)
     patients = np.arange(60) // 2
     gain = paired_gain(one, other, patients, resamples=300)["iou"][4]
-    rates = [summarise(of, patients, FINDINGS, resamples=300).at("iou", 0.5) for of in (one, other)]
+    rates = [summarize(of, patients, FINDINGS, resamples=300).at("iou", 0.5) for of in (one, other)]
     assert gain.mean == pytest.approx(rates[0].mean - rates[1].mean)
     assert gain.mean_high - gain.mean_low < rates[0].mean_high - rates[1].mean_low
     assert paired_gain(one, one, patients, resamples=20)["iou"][4].mean_high == 0
@@ -190,9 +190,9 @@ def test_paired_gains_are_surer_than_unpaired_ones() -> None:
 
 def test_baselines_look_at_no_image() -> None:
     training = boxes((0, 0, (0.1, 0.2, 0.3, 0.6), np.nan), (1, 0, (0.3, 0.2, 0.7, 0.4), np.nan))
-    centre = centre_boxes(training, 3, 2)
-    np.testing.assert_allclose(centre.xyxy[centre.finding == 0], [[0.2, 0.2, 0.5, 0.5]] * 3)
-    np.testing.assert_allclose(centre.xyxy[centre.finding == 1], [[0.25, 0.25, 0.75, 0.75]] * 3)
+    center = center_boxes(training, 3, 2)
+    np.testing.assert_allclose(center.xyxy[center.finding == 0], [[0.2, 0.2, 0.5, 0.5]] * 3)
+    np.testing.assert_allclose(center.xyxy[center.finding == 1], [[0.25, 0.25, 0.75, 0.75]] * 3)
     chance = random_boxes(training, 500, 2, seed=1)
     assert (chance.image == np.arange(500).repeat(2)).all()
     assert chance.xyxy.min() >= 0

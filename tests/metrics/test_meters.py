@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cxr.families.base import Alone
+from cxr.families.base import SingleProcess
 from cxr.metrics.meters import Mean
 
 
-class Two(Alone):
+class Two(SingleProcess):
     """The first of two workers; `other` is what the second one sends."""
 
     size = 2
@@ -27,7 +27,9 @@ def test_batches_count_by_their_rows() -> None:
     mean = Mean()
     mean.add(torch.tensor([[1.0, 10], [2, 20]]))
     mean.add(torch.tensor([[6.0, 60]]))
-    torch.testing.assert_close(mean.over(Alone(), torch.zeros(2)), torch.tensor([3.0, 30], dtype=torch.float64))
+    torch.testing.assert_close(
+        mean.over(SingleProcess(), torch.zeros(2)), torch.tensor([3.0, 30], dtype=torch.float64)
+    )
 
 
 def test_workers_count_by_their_rows() -> None:
@@ -43,4 +45,4 @@ def test_a_worker_without_rows_still_sends_the_right_shape() -> None:
 
 
 def test_nothing_counted_is_not_a_number() -> None:
-    assert Mean().over(Alone(), torch.zeros(())).isnan()
+    assert Mean().over(SingleProcess(), torch.zeros(())).isnan()

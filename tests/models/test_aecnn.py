@@ -39,14 +39,14 @@ def test_the_residual_codec_begins_as_plain_resizing(factor: int, depth: int) ->
 def test_the_residual_codec_learns_what_resizing_loses() -> None:
     torch.manual_seed(0)
     codec = ResidualCodec(4, 1, 16)
-    x = (torch.arange(32) % 4 == 0).float().expand(4, 1, 32, 32)  # stripes that resizing makes an even grey
-    optimiser = torch.optim.Adam(codec.parameters(), 1e-2)
+    x = (torch.arange(32) % 4 == 0).float().expand(4, 1, 32, 32)  # stripes that resizing makes an even gray
+    optimizer = torch.optim.Adam(codec.parameters(), 1e-2)
     before = (codec.decode(codec.encode(x)) - x).square().mean().item()
     for _ in range(60):
         loss = (codec.decode(codec.encode(x)) - x).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert loss.item() < 0.2 * before
 
 
@@ -99,10 +99,10 @@ def test_the_published_codec_begins_as_resizing() -> None:
 def test_all_of_the_published_codec_learns() -> None:
     torch.manual_seed(0)
     codec = PublishedCodec()
-    optimiser = torch.optim.SGD(codec.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(codec.parameters(), lr=0.1)
     x = torch.rand(2, 1, 32, 32)
     for _ in range(2):  # what mixes the channels moves first, then the channels
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (codec.decode(codec.encode(x)) - x).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
     assert all((p.grad != 0).any() for p in codec.parameters())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cxr.models.mil_loss import GridLoss, cells_inside, log_absent, log_marked, log_present, unlikely_bias
+from cxr.models.mil_loss import MILLoss, cells_inside, log_absent, log_marked, log_present, unlikely_bias
 
 NONE = [math.nan] * 5
 
@@ -100,7 +100,7 @@ def test_each_finding_counts_by_its_box_its_label_or_not_at_all() -> None:
     inside[0, 0, 1:3, 1:3] = True
     inside[1, 1, 0, 0] = True  # of a finding that the label denies
     present, absent, marked = (value.log() for value in products(logits, inside))
-    terms = GridLoss(box_weight=5)(logits, labels, inside)
+    terms = MILLoss(box_weight=5)(logits, labels, inside)
     by_label = -(present[0, 1] + absent[0, 2] + absent[1, 1] + present[1, 2]) / 6
     assert terms["label"].item() == pytest.approx(by_label.item(), rel=1e-5)
     assert terms["box"].item() == pytest.approx(-5 * marked[0, 0].item() / 6, rel=1e-5)
@@ -109,7 +109,7 @@ def test_each_finding_counts_by_its_box_its_label_or_not_at_all() -> None:
 def test_a_box_of_the_whole_image_wants_every_cell() -> None:
     logits = torch.zeros(1, 1, 4, 4, requires_grad=True)
     everywhere = cells_inside(torch.tensor([[[0, 0.0, 0.0, 1.0, 1.0]]]), 1, 4)
-    terms = GridLoss(1)(logits, torch.ones(1, 1, dtype=torch.int8), everywhere)
+    terms = MILLoss(1)(logits, torch.ones(1, 1, dtype=torch.int8), everywhere)
     assert terms["label"].item() == 0
     assert terms["box"].item() == pytest.approx(16 * math.log(2))
     terms["box"].backward()
@@ -126,4 +126,4 @@ def test_training_begins_with_findings_as_rare_as_said() -> None:
 def test_weights_out_of_range_are_refused() -> None:
     for wrong in (-1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="box_weight"):
-            GridLoss(wrong)
+            MILLoss(wrong)

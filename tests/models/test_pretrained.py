@@ -20,7 +20,7 @@ from cxr.families.aecnn import AecnnRecipe
 from cxr.families.aecnn_published import published
 from cxr.families.align import AlignRecipe
 from cxr.families.attend import AttendRecipe
-from cxr.families.base import Alone, Recipe
+from cxr.families.base import Recipe, SingleProcess
 from cxr.families.detect import DetectRecipe
 from cxr.families.localize import LocalizeRecipe
 from cxr.families.lungs import LungsRecipe
@@ -88,7 +88,7 @@ def test_workers_start_from_the_weights_in_out_and_never_ask_torchvision(
     server.gone = True
     on_worker = recipe_from_dict(json.loads(json.dumps(resolved.to_dict())))
     task = on_worker.task(on_worker.network(schema.FINDINGS))
-    task.begin(some_batches, Alone())
+    task.begin(some_batches, SingleProcess())
     given = pretrained.from_uri(stored)
     kept = [values for values in task.state_dict().values() if values.ndim == 4]
     convolutions = [values for values in given.values() if values.ndim == 4][:3]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr.models.fcn import FcnBackbone, FullyConvolutional
-from cxr.models.receptive_field import Architecture, Reach, architecture, reaches
+from cxr.models.receptive_field import Architecture, ReceptiveField, architecture, reaches
 
 
 class Branches(nn.Module):
@@ -39,8 +39,10 @@ def seen(layers: nn.Module, image: int, index: int, which: int) -> tuple[int, in
 
 def test_by_hand() -> None:
     layers = nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Conv2d(1, 1, 3, padding=1))
-    assert reaches(layers) == [Reach(-2, 5, 2, 2)]  # 3 pixels; 4 after pooling; 4 + 2 · 2, moved by the padding
-    assert (reaches(layers)[0].size, reaches(layers)[0].centre) == (8, 1.5)
+    assert reaches(layers) == [
+        ReceptiveField(-2, 5, 2, 2)
+    ]  # 3 pixels; 4 after pooling; 4 + 2 · 2, moved by the padding
+    assert (reaches(layers)[0].size, reaches(layers)[0].center) == (8, 1.5)
     assert architecture(layers, layers) == Architecture(20, 2, 8, 2)
 
 

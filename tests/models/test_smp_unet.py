@@ -50,7 +50,7 @@ def test_an_odd_size_sees_what_the_same_image_continued_shows(network: Segmenter
     torch.testing.assert_close(network(x[..., :50])[0], network(x)[0][..., :50])
 
 
-def test_images_do_not_depend_on_their_neighbours(network: Segmenter) -> None:
+def test_images_do_not_depend_on_their_neighbors(network: Segmenter) -> None:
     x = torch.rand(3, 1, 64, 64)
     for whole, alone in zip(network(x), network(x[1:2]), strict=True):
         torch.testing.assert_close(whole[1:2], alone, atol=1e-4, rtol=1e-4)

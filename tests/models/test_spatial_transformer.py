@@ -12,7 +12,7 @@ from cxr.augment.affine_exposure import random_affine
 from cxr.models.backbones import trunk
 from cxr.models.spatial_transformer import (
     PARAMETERS,
-    Parameterisation,
+    Parameterization,
     SpatialTransformer,
     bounded_theta,
     compose,
@@ -23,7 +23,7 @@ from cxr.models.spatial_transformer import (
     warp,
 )
 
-NAMES: list[Parameterisation] = list(PARAMETERS)
+NAMES: list[Parameterization] = list(PARAMETERS)
 
 
 def some_affines(count: int = 6, seed: int = 0) -> Tensor:
@@ -35,18 +35,18 @@ def smooth_images(count: int, size: int = 64) -> Tensor:
     return nn.functional.interpolate(noise, (size, size), mode="bicubic").clamp(0, 1)
 
 
-@pytest.mark.parametrize("parameterisation", NAMES)
+@pytest.mark.parametrize("parameterization", NAMES)
 @pytest.mark.parametrize("passes", [1, 2])
-def test_a_new_network_is_the_identity(parameterisation: Parameterisation, passes: int) -> None:
-    network = SpatialTransformer(trunk("conv3"), parameterisation, passes)
+def test_a_new_network_is_the_identity(parameterization: Parameterization, passes: int) -> None:
+    network = SpatialTransformer(trunk("conv3"), parameterization, passes)
     theta = network(torch.rand(3, 1, 32, 32))
     torch.testing.assert_close(theta, identity(3))
 
 
-@pytest.mark.parametrize("parameterisation", NAMES)
-def test_parameters_stay_in_their_bounds_and_never_mirror(parameterisation: Parameterisation) -> None:
-    raw = 50 * torch.randn(500, PARAMETERS[parameterisation], generator=torch.Generator().manual_seed(0))
-    theta = bounded_theta(raw, parameterisation)
+@pytest.mark.parametrize("parameterization", NAMES)
+def test_parameters_stay_in_their_bounds_and_never_mirror(parameterization: Parameterization) -> None:
+    raw = 50 * torch.randn(500, PARAMETERS[parameterization], generator=torch.Generator().manual_seed(0))
+    theta = bounded_theta(raw, parameterization)
     assert theta[..., 2].abs().max() <= 0.5
     x_scale = torch.linalg.vector_norm(theta[:, :, 0], dim=1)
     assert x_scale.min() >= 0.5 - 1e-5

@@ -50,14 +50,14 @@ def test_the_sharp_head_puts_each_pixel_in_its_place() -> None:
 def test_bright_discs_are_learnt_from_varied_pairs() -> None:
     torch.manual_seed(0)
     network, loss = SmallUNet().train(), MaskLoss(focal=1)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     for _ in range(60):
         x, mask = varied(*_discs(8), Variation())
         found, present = network(x)
         terms = [*loss(found, mask).values(), 0.3 * image_loss(present, mask.amax((1, 2, 3)))]
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.stack(terms).sum().backward()
-        optimiser.step()
+        optimizer.step()
     with torch.no_grad():
         x, mask = _discs(64)
         found, present = network.eval()(x)

@@ -31,15 +31,15 @@ def test_found_boxes_are_sorted_shares(network: Yolo) -> None:
         assert found(network, torch.rand(1, 1, 96, 96), score=0.99, iou=0.5, most=7).isnan().all()
 
 
-def test_colour_weights_are_summed_and_other_classes_left_out(network: Yolo) -> None:
+def test_color_weights_are_summed_and_other_classes_left_out(network: Yolo) -> None:
     other = Yolo("yolov5n", (*FINDINGS, "Mass again"))
-    colours = {name: values.clone() for name, values in other.detector.state_dict().items()}
-    colours["model.0.conv.weight"] = torch.rand(16, 3, 6, 6)
+    colors = {name: values.clone() for name, values in other.detector.state_dict().items()}
+    colors["model.0.conv.weight"] = torch.rand(16, 3, 6, 6)
     fresh = Yolo("yolov5n", FINDINGS)
-    left = fresh.load(colours)
+    left = fresh.load(colors)
     assert {name.split(".")[2] for name in left} == {"cv3"}, "the last layers of the classes"
     first = fresh.detector.state_dict()["model.0.conv.weight"]
-    assert torch.allclose(first, colours["model.0.conv.weight"].sum(1, keepdim=True))
+    assert torch.allclose(first, colors["model.0.conv.weight"].sum(1, keepdim=True))
     assert Yolo("yolov5n", FINDINGS).load(network.state_dict()) == [], "our own names"
 
 

@@ -14,7 +14,7 @@ from cxr.phantom import Anatomy, Film, Phantom, render, sample_pose
 from cxr.phantom.render import enclosing_box
 from cxr.schema import FINDINGS, LUNGS
 
-CLEAN = Film(noise=0.0, scatter=0.0, equalise=0.0, sharpness=0.0)
+CLEAN = Film(noise=0.0, scatter=0.0, equalize=0.0, sharpness=0.0)
 
 
 def phantom(*findings: str, seed: int = 0, film: Film = CLEAN, size: int = 256, **settings: object) -> Phantom:

@@ -14,7 +14,7 @@ from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.align import AlignRecipe
 from cxr.phantom.archive import write_phantom
-from cxr.training.fit import TrainingStopped, fit
+from cxr.training.fit import TrainingStoppedError, fit
 from cxr.training.options import RunOptions
 from cxr.training.run_log import read_metrics
 from tests.made_shards import write_shards
@@ -80,7 +80,7 @@ def test_a_raw_archive_trains_without_shards(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_explodes_is_named(made: str, tmp_path: Path) -> None:
-    with pytest.raises(TrainingStopped, match="became NaN or infinite"):
+    with pytest.raises(TrainingStoppedError, match="became NaN or infinite"):
         fit(RECIPE.replace(pixel_weight=1e300), made, str(tmp_path / "exploded"))
 
 

@@ -15,7 +15,7 @@ from cxr.data import shards
 from cxr.errors import UserError
 from cxr.families import lung_crop
 from cxr.families.align import AlignRecipe
-from cxr.imaging.geometry import Frame
+from cxr.imaging.geometry import ResizeTransform
 from cxr.inference.score import score
 from cxr.training.options import RunOptions
 from tests.lung_rule import save_finder
@@ -69,5 +69,5 @@ def test_from_an_archive_to_scores(tmp_path: Path) -> None:
         assert row[schema.CROP] == stored[image_id][schema.CROP] == cropped[image_id][schema.CROP]
         assert row[schema.THETA_UNIT] == pytest.approx(stored[image_id][schema.THETA_UNIT], abs=1e-5)
     assert sum(row[schema.CROP].startswith("whole image: the lung mask") for row in raw.values()) == BLANK
-    found = Frame(**raw["20.png"][schema.FRAME]).to_original(np.array([[0, 0], [32, 32]]))
+    found = ResizeTransform(**raw["20.png"][schema.FRAME]).to_original(np.array([[0, 0], [32, 32]]))
     assert np.abs(found - [[24, 12], [76, 64]]).max() <= 8  # of 100 x 80; blocks from (30, 20) to (70, 60)

@@ -26,7 +26,7 @@ def made() -> Made:
     labels = (rng.random((120, 3)) < (0.4, 0.4, 0)).astype(np.int8)
     scores = rng.uniform(0, 0.6, labels.shape) + labels * (0.1, 0.4, 0)
     called = scores >= 0.4
-    summary = classification.summarise(scores, labels, called, np.arange(120), FINDINGS, resamples=100)
+    summary = classification.summarize(scores, labels, called, np.arange(120), FINDINGS, resamples=100)
     return summary, scores, labels, called
 
 
@@ -98,5 +98,5 @@ def test_intervals_are_drawn_best_first_and_the_unmeasured_last(made: Made) -> N
 
 def test_nothing_measured_is_still_a_picture(tmp_path: Path) -> None:
     scores, labels = np.full((4, 2), 0.5), np.zeros((4, 2), np.int8)
-    summary = classification.summarise(scores, labels, scores > 0, np.arange(4), FINDINGS[:2], resamples=20)
+    summary = classification.summarize(scores, labels, scores > 0, np.arange(4), FINDINGS[:2], resamples=20)
     assert len(pictures.write_pictures(summary, scores, labels, scores > 0, str(tmp_path))) == 4

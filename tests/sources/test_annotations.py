@@ -11,7 +11,7 @@ from cxr.data.decode import make_rows
 from cxr.errors import UserError
 from cxr.evaluation.run import read_truth
 from cxr.schema import PixelFormat
-from cxr.sources import Labelling, annotations, open_manifest
+from cxr.sources import Labeling, annotations, open_manifest
 from cxr.sources.manifest import Manifest
 from tests.made_shards import write_shards
 
@@ -46,7 +46,7 @@ def file(tmp_path: Path) -> str:
 
 def test_labels_and_boxes_are_replaced_and_all_else_stays(archive: str, file: str) -> None:
     plain = {row[schema.IMAGE_ID]: row for row in open_manifest(archive).table.to_pylist()}
-    manifest = open_manifest(archive, labelling=Labelling(file))
+    manifest = open_manifest(archive, labeling=Labeling(file))
     assert manifest.findings == schema.VINBIGDATA_FINDINGS
     assert manifest.table.schema.equals(schema.MANIFEST)
     assert manifest.boxes_frame_px == 1024
@@ -66,33 +66,33 @@ def test_labels_and_boxes_are_replaced_and_all_else_stays(archive: str, file: st
 
 
 def test_so_many_readers_must_agree(archive: str, file: str) -> None:
-    labels = open_manifest(archive, labelling=Labelling(file, readers_agree=2)).table[schema.LABELS].to_pylist()
+    labels = open_manifest(archive, labeling=Labeling(file, readers_agree=2)).table[schema.LABELS].to_pylist()
     assert [number for number, label in enumerate(labels[0]) if label == 1] == [OPACITY]
     with pytest.raises(UserError, match="boxes are of no named readers"):
-        open_manifest(archive, labelling=Labelling(readers_agree=2))
+        open_manifest(archive, labeling=Labeling(readers_agree=2))
     with pytest.raises(UserError, match="readers_agree=0"):
-        Labelling(readers_agree=0)
+        Labeling(readers_agree=0)
 
 
 def test_nothing_asked_for_is_nothing_said() -> None:
-    assert not Labelling()
-    assert Labelling().describe() == {}
-    assert Labelling("/a", 2).describe() == {"annotations": "/a", "readers_agree": 2}
+    assert not Labeling()
+    assert Labeling().describe() == {}
+    assert Labeling("/a", 2).describe() == {"annotations": "/a", "readers_agree": 2}
 
 
 def test_truth_of_a_report(archive: str, file: str, tmp_path: Path) -> None:
-    known = read_truth(archive, "auto", "test", [schema.LABELS], Labelling(file))
+    known = read_truth(archive, "auto", "test", [schema.LABELS], Labeling(file))
     assert known.table[schema.IMAGE_ID].to_pylist() == ["00000002_000.png"]
     assert known.findings == schema.VINBIGDATA_FINDINGS
     stored = write_shards(tmp_path / "shards", {"train": 2, "test": 2})
-    assert read_truth(stored, "auto", "test", [schema.LABELS], Labelling()).table.num_rows == 2
+    assert read_truth(stored, "auto", "test", [schema.LABELS], Labeling()).table.num_rows == 2
     with pytest.raises(UserError, match=r"is shards, which hold the labels .* leave --annotations out"):
-        read_truth(stored, "auto", "test", [schema.LABELS], Labelling(file))
+        read_truth(stored, "auto", "test", [schema.LABELS], Labeling(file))
 
 
 def annotated(archive: str, tmp_path: Path, rows: str, header: str = HEADER) -> Manifest:
     (tmp_path / "given.csv").write_text(header + rows)
-    return open_manifest(archive, labelling=Labelling(str(tmp_path / "given.csv")))
+    return open_manifest(archive, labeling=Labeling(str(tmp_path / "given.csv")))
 
 
 def shown(manifest: Manifest, row: int = 0) -> dict[str, int]:
@@ -191,14 +191,14 @@ def test_a_size_that_no_image_has_names_its_row(size: str, archive: str, tmp_pat
 def test_user_errors_say_what_was_wanted(archive: str, tmp_path: Path, text: str, trouble: str) -> None:
     (tmp_path / "odd.csv").write_text(text)
     with pytest.raises(UserError, match=trouble):
-        open_manifest(archive, labelling=Labelling(str(tmp_path / "odd.csv")))
+        open_manifest(archive, labeling=Labeling(str(tmp_path / "odd.csv")))
 
 
 def test_the_rsna_boxes_on_real_x_rays(real_data: Path) -> None:
     location = str(real_data / "rsna_boxes" / "train.csv")
     told = annotations.read(location)
     assert (len(told.boxes), sum(map(len, told.boxes.values()))) == (234, 140)
-    manifest = open_manifest(str(real_data / "chestxray14"), labelling=Labelling(location))
+    manifest = open_manifest(str(real_data / "chestxray14"), labeling=Labeling(location))
     table = manifest.table
     assert table.num_rows == 234
     positive = [labels[OPACITY] for labels in table[schema.LABELS].to_pylist()]

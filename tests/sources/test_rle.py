@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from cxr.errors import Refused
+from cxr.errors import ImageRejectedError
 from cxr.sources import rle
 
 MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=12))
@@ -63,7 +63,7 @@ def test_minus_one_is_an_empty_mask(empty: str) -> None:
     ],
 )
 def test_broken_codes_are_refused(code: str, trouble: str) -> None:
-    with pytest.raises(Refused, match=trouble):
+    with pytest.raises(ImageRejectedError, match=trouble):
         rle.decode(code, 4, 4)
 
 

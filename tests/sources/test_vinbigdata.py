@@ -18,7 +18,7 @@ from cxr.errors import UserError
 from cxr.phantom.archive import make_study
 from cxr.phantom.vinbigdata import Layout, exact, image_id, read_by_three, write_vinbigdata_phantom
 from cxr.schema import PixelFormat
-from cxr.sources import Labelling, find_source, image_files, open_manifest, rater_agreement, vinbigdata
+from cxr.sources import Labeling, find_source, image_files, open_manifest, rater_agreement, vinbigdata
 from cxr.sources.annotations import HEADER
 from cxr.sources.manifest import Manifest
 from cxr.storage import FileEntry
@@ -81,7 +81,7 @@ def test_a_phantom_archive_is_read_with_all_readers_boxes(archive: Path, layout:
 
 @BOTH
 def test_the_exact_truth_lies_beside_and_can_be_asked_for(archive: Path, layout: Layout) -> None:
-    truth = open_manifest(str(archive), labelling=Labelling(str(archive / "truth.csv")))
+    truth = open_manifest(str(archive), labeling=Labeling(str(archive / "truth.csv")))
     boxes = {row[schema.IMAGE_ID]: row[schema.BOXES] for row in truth.table.to_pylist()}
     for index in range(COUNT):
         wanted = exact(make_study(index, size=SIZE, prevalence=0.8))

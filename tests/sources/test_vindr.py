@@ -10,7 +10,7 @@ import pytest
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.sources import Labelling, find_source, open_manifest
+from cxr.sources import Labeling, find_source, open_manifest
 from cxr.sources.manifest import Manifest
 
 DRAWN = """image_id,rad_id,class_name,x_min,y_min,x_max,y_max
@@ -109,7 +109,7 @@ def test_labels_of_images_may_come_without_boxes(tmp_path: Path) -> None:
 
 
 def test_so_many_readers_must_agree_on_boxes_or_labels_and_a_consensus_counts_as_it_is(archive: str) -> None:
-    manifest = open_manifest(archive, labelling=Labelling(readers_agree=2))
+    manifest = open_manifest(archive, labeling=Labeling(readers_agree=2))
     assert shown(manifest, "a") == {"Cardiomegaly", "COPD"}
     assert shown(manifest, "t") == {"Nodule/Mass", "Edema", "Other disease"}
 

@@ -20,7 +20,7 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
 from cxr import storage
-from cxr.storage import NotFound, StorageError, Unreadable, filesystems, retries
+from cxr.storage import NotFoundError, StorageError, UnreadableError, filesystems, retries
 
 
 class Front:
@@ -93,9 +93,9 @@ def paths(uri: str) -> list[str]:
 
 def test_uris_have_one_spelling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert storage.normalise("a/../b/") == f"{tmp_path}/b"
-    assert storage.normalise("file:///x/a%20b/") == "/x/a b"
-    assert storage.normalise("s3://bucket/key/") == "s3://bucket/key"
+    assert storage.normalize("a/../b/") == f"{tmp_path}/b"
+    assert storage.normalize("file:///x/a%20b/") == "/x/a b"
+    assert storage.normalize("s3://bucket/key/") == "s3://bucket/key"
     assert storage.join("s3://bucket/", "a/", "/b.png") == "s3://bucket/a/b.png"
     assert storage.join("/", "a") == "/a"
     assert storage.name("s3://bucket/a/b.png") == "b.png"
@@ -106,7 +106,7 @@ def test_uris_have_one_spelling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 @pytest.mark.parametrize("uri", ["ftp://host/x", "http://host/x", "s3://", "s3:///key", "file://host/x", ""])
 def test_other_places_are_refused(uri: str) -> None:
     with pytest.raises(StorageError, match=r"give a local path, file:///path, s3://bucket/key or gs://"):
-        storage.normalise(uri)
+        storage.normalize(uri)
 
 
 # ---- Local disks
@@ -177,17 +177,17 @@ def test_pipes_sockets_and_devices_are_not_listed_but_counted(tmp_path: Path, sp
 def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path, special: list[str]) -> None:
     for name in special:
         for act in (storage.read_bytes, storage.read_parquet, lambda uri: list(storage.list_files(uri))):
-            with pytest.raises(Unreadable, match=rf"{name} is a (pipe|socket|device): expected a file"):
+            with pytest.raises(UnreadableError, match=rf"{name} is a (pipe|socket|device): expected a file"):
                 act(str(tmp_path / name))
         _, files = storage.ray_storage(str(tmp_path))
-        with pytest.raises(Unreadable, match="expected a file"):
+        with pytest.raises(UnreadableError, match="expected a file"):
             files.open_input_stream(str(tmp_path / name))
 
 
 def test_local_mistakes_are_explained(tmp_path: Path) -> None:
     missing = str(tmp_path / "nothing")
     for act in (storage.read_bytes, lambda uri: list(storage.list_files(uri))):
-        with pytest.raises(NotFound, match="nothing does not exist"):
+        with pytest.raises(NotFoundError, match="nothing does not exist"):
             act(missing)
     with pytest.raises(StorageError, match="Is a directory"):
         storage.read_bytes(str(tmp_path))
@@ -275,7 +275,7 @@ def test_refusals_are_not_tried_again(s3: Front) -> None:
 def test_what_is_missing_is_not_tried_again(s3: Front) -> None:
     begin = time.monotonic()
     for act in (storage.read_bytes, lambda uri: list(storage.list_files(uri))):
-        with pytest.raises(NotFound, match=r"s3://archive/none.png does not exist"):
+        with pytest.raises(NotFoundError, match=r"s3://archive/none.png does not exist"):
             act("s3://archive/none.png")
         with pytest.raises(StorageError, match=rf"no bucket 'nowhere' on {s3.url}"):
             act("s3://nowhere/a.png")
@@ -325,7 +325,7 @@ def test_gs_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(e.uri, e.path) for e in storage.list_files("gs://bucket/a")] == [("gs://bucket/a/x.txt", "x.txt")]
     assert paths("gs://bucket/a/x.txt") == ["x.txt"]
     assert storage.read_text("gs://bucket/a/x.txt") == "x"
-    with pytest.raises(NotFound, match="gs://bucket/b does not exist"):
+    with pytest.raises(NotFoundError, match="gs://bucket/b does not exist"):
         list(storage.list_files("gs://bucket/b"))
 
 

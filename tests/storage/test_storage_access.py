@@ -285,7 +285,7 @@ def test_keys_and_prefixes_with_two_slashes_are_read(front: Faulty, tmp_path: Pa
     }
     assert [storage.read_text(uri) for uri in sorted(listed)] == keys[:3]
     assert [entry.uri for entry in storage.list_files("s3://xrays//nih")] == ["s3://xrays//nih/f.png"]
-    with pytest.raises(storage.NotFound, match=r"s3://xrays//nih/b\.png does not exist"):
+    with pytest.raises(storage.NotFoundError, match=r"s3://xrays//nih/b\.png does not exist"):
         storage.read_text("s3://xrays//nih/b.png")
 
 

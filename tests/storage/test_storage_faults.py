@@ -20,7 +20,7 @@ from cxr.data.decode import make_rows
 from cxr.data.decode_pool import DecodePool, DecoderUnavailableError
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
-from cxr.storage import NotFound, StorageError, Unreadable
+from cxr.storage import NotFoundError, StorageError, UnreadableError
 from cxr.storage import errors as explain
 from tests.ray.archives import write_archive
 from tests.servers import faulty
@@ -147,14 +147,14 @@ def test_an_archived_object_is_its_own_trouble(front: Faulty) -> None:
     storage.write_text("s3://xrays/cold.png", "x")
     front.refused = {"cold.png": "InvalidObjectState"}
     error = OSError("AWS Error UNKNOWN (HTTP status 403): Unable to parse ExceptionName: InvalidObjectState")
-    assert isinstance(explain.explained("s3://xrays/cold.png", error), Unreadable)
+    assert isinstance(explain.explained("s3://xrays/cold.png", error), UnreadableError)
 
 
 def test_a_bucket_that_is_missing_is_no_missing_image(front: Faulty) -> None:
     for act in (storage.read_bytes, storage.check_writable):
         with pytest.raises(StorageError, match="there is no bucket 'nowhere'") as caught:
             act("s3://nowhere/a.png")
-        assert not isinstance(caught.value, NotFound)
+        assert not isinstance(caught.value, NotFoundError)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENODEV, errno.ENOMEM, errno.EMFILE])
@@ -171,7 +171,7 @@ def test_too_little_memory_stops_the_work(tmp_path: Path, monkeypatch: pytest.Mo
     def greedy(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("cxr.data.decode.geometry.fitted_frame", greedy)
+    monkeypatch.setattr("cxr.data.decode.geometry.fitted_transform", greedy)
     with pytest.raises(MemoryError):
         make_rows(manifest, PixelFormat(32))
 

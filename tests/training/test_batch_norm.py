@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cxr import schema
-from cxr.families.base import Alone, Recipe, Workers
+from cxr.families.base import Communicator, Recipe, SingleProcess
 from cxr.families.pneumothorax import PneumothoraxRecipe
 from cxr.training import batch_norm
 from cxr.training.engine import Engine
@@ -50,9 +50,11 @@ def test_a_frozen_backbone_stays_frozen() -> None:
 
 @pytest.mark.parametrize(
     ("workers", "wanted", "synchronized"),
-    [(FakeNccl(2), True, True), (FakeNccl(2), False, False), (Alone(), True, False)],
+    [(FakeNccl(2), True, True), (FakeNccl(2), False, False), (SingleProcess(), True, False)],
 )
-def test_several_gpus_share_statistics_unless_that_is_off(workers: Workers, wanted: bool, synchronized: bool) -> None:
+def test_several_gpus_share_statistics_unless_that_is_off(
+    workers: Communicator, wanted: bool, synchronized: bool
+) -> None:
     recipe = SMALL["localize"].replace(sync_batch_norm=wanted, ema=0.9)
     with FakeCuda():
         task = recipe.task(recipe.network(schema.FINDINGS))

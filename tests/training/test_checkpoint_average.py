@@ -16,7 +16,7 @@ from cxr import schema
 from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.align import AlignRecipe
-from cxr.families.base import Alone
+from cxr.families.base import SingleProcess
 from cxr.training.checkpoint_average import best_kept
 from cxr.training.engine import Engine
 from cxr.training.options import RunOptions
@@ -70,9 +70,9 @@ def trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Worker, Engi
     """A worker at the end of two epochs, whose checkpoints are kept in `folder`."""
     torch.manual_seed(0)
     task = RECIPE.task(RECIPE.network(schema.FINDINGS))
-    task.begin(some_batches, Alone())
-    engine = Engine(task, RECIPE, Alone(), steps_per_epoch=2, device=torch.device("cpu"))
-    worker = Worker(RECIPE, {"average": 2, "findings": ()}, Alone(), torch.device("cpu"), Progress(epoch=2))
+    task.begin(some_batches, SingleProcess())
+    engine = Engine(task, RECIPE, SingleProcess(), steps_per_epoch=2, device=torch.device("cpu"))
+    worker = Worker(RECIPE, {"average": 2, "findings": ()}, SingleProcess(), torch.device("cpu"), Progress(epoch=2))
     for epoch in (1, 2):
         engine.epoch(some_batches())
         weights = engine.shipped().state_dict()
@@ -108,7 +108,7 @@ def test_the_average_is_reported_once_and_training_can_go_on_from_it(
             torch.testing.assert_close(value, (first[name] + second[name]) / 2)
     resume = torch.load(tmp_path / report["checkpoint"] / checkpoint.RESUME, weights_only=True)
     assert all(torch.equal(value, before[name]) for name, value in resume["engine"]["network"].items())
-    again = Worker(RECIPE, worker.config, Alone(), worker.device, Progress(**resume["progress"]))
+    again = Worker(RECIPE, worker.config, SingleProcess(), worker.device, Progress(**resume["progress"]))
     again._average(engine, stream)
     assert len(reports) == 1
     again.config["average"] = 3

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from cxr import schema
 from cxr.data.batch import HAS_BOXES, Batch
-from cxr.families.base import Alone, Workers
+from cxr.families.base import Communicator, SingleProcess
 from cxr.families.detect import DetectRecipe
 from cxr.schema import MOST_BOXES
-from cxr.training.distributed import Group
+from cxr.training.distributed import ProcessGroup
 from cxr.training.engine import Engine
 
 STEPS, EPOCHS, IMAGES, SIZE = 3, 3, 8, 64
@@ -28,7 +28,7 @@ RECIPE = DetectRecipe(
 )
 
 
-def some_batches(workers: Workers) -> Iterator[Batch]:
+def some_batches(workers: Communicator) -> Iterator[Batch]:
     """Eight noisy images a step, dealt to the workers: the last worker's have most of the boxes."""
     rng = torch.Generator().manual_seed(0)
     for _ in range(STEPS):
@@ -60,7 +60,9 @@ def fix_norms(module: nn.Module) -> None:
         module.__class__ = FixedNorm
 
 
-def trained(workers: Workers, *, fixed: bool) -> tuple[list[float], list[dict[str, Tensor]], list[dict[str, float]]]:
+def trained(
+    workers: Communicator, *, fixed: bool
+) -> tuple[list[float], list[dict[str, Tensor]], list[dict[str, float]]]:
     """Losses, the network after each epoch, validation metrics."""
     torch.manual_seed(0)
     network = RECIPE.network(("Mass", "Nodule"))
@@ -80,7 +82,7 @@ def work(rank: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save([trained(Group(), fixed=fixed) for fixed in (True, False)], Path(folder) / f"{rank}.pt")
+    torch.save([trained(ProcessGroup(), fixed=fixed) for fixed in (True, False)], Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -106,6 +108,6 @@ def test_two_workers_have_one_network_after_every_epoch(both: list[list[tuple]])
 def test_two_workers_give_the_loss_curve_of_one(both: list[list[tuple]]) -> None:
     """Exactly, although one worker has most of the boxes; with batch norms of each worker's own images, nearly."""
     for fixed, (losses, *_), tolerance in zip((True, False), both[0], (1e-3, 0.1), strict=True):
-        alone, *_ = trained(Alone(), fixed=fixed)
+        alone, *_ = trained(SingleProcess(), fixed=fixed)
         assert losses == pytest.approx(alone, rel=tolerance)
         assert alone[-1] != pytest.approx(alone[0], rel=0.02), "something was learnt"

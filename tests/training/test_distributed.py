@@ -11,8 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from cxr.families.align import AlignRecipe
-from cxr.families.base import Alone, Task, Workers
-from cxr.training.distributed import Group
+from cxr.families.base import Communicator, SingleProcess, Task
+from cxr.training.distributed import ProcessGroup
 from tests.families.test_recipes import some_batches
 
 RECIPE = AlignRecipe(size=32, trunk="conv3", lungs=False)
@@ -26,7 +26,7 @@ def task() -> Task:
     return RECIPE.task(network)
 
 
-def measured(made: Task, workers: Workers) -> dict[str, float]:
+def measured(made: Task, workers: Communicator) -> dict[str, float]:
     """Metrics of two batches of four: alone both, in a group of two one each."""
     shares = [*some_batches(2)][workers.rank :: workers.size]
     return {name: value for name, value in made.evaluate(lambda: iter(shares), workers).items() if name in EXACT}
@@ -35,7 +35,7 @@ def measured(made: Task, workers: Workers) -> dict[str, float]:
 def work(rank: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    group = Group()
+    group = ProcessGroup()
     assert group.sum(torch.tensor([1.0 + rank])).tolist() == [3.0]
     rows = group.gather(torch.full((rank + 1, 2), float(rank)))
     assert rows.tolist() == [[0, 0], [1, 1], [1, 1]]
@@ -55,4 +55,4 @@ def work(rank: int, folder: str) -> None:
 def test_two_workers_measure_what_one_does(tmp_path: Path) -> None:
     mp.spawn(work, (str(tmp_path),), nprocs=2)
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert one == other == pytest.approx(measured(task(), Alone()), abs=1e-5)
+    assert one == other == pytest.approx(measured(task(), SingleProcess()), abs=1e-5)

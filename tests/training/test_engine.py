@@ -13,8 +13,8 @@ from cxr import schema
 from cxr.data.batch import Batch
 from cxr.errors import UserError
 from cxr.families.align import AlignRecipe
-from cxr.families.base import Alone, Batches, Stage, Task, Workers
-from cxr.training.engine import CannotGoOn, Engine, MovingAverage, NonFinite
+from cxr.families.base import Batches, Communicator, SingleProcess, Stage, Task
+from cxr.training.engine import Engine, MovingAverage, NonFiniteLossError, UnrecoverableTrainingError
 
 
 class Line(Task):
@@ -30,7 +30,7 @@ class Line(Task):
         spoil = torch.tensor(self.spoilt)
         return {"square": self.weight * error.square().mean(), "absolute": error.abs().mean() + spoil * 0}
 
-    def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:
+    def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
         return {"correlation": -sum(self({"x": b["x"]})["square"].item() for b in batches())}
 
 
@@ -45,7 +45,7 @@ def engine(task: Task, steps: int = 30, **settings) -> Engine:
         for parameter in task.network.parameters():
             parameter.fill_(0.1)
     recipe = AlignRecipe(epochs=8, lr=0.1, weight_decay=0.0, **settings)
-    return Engine(task, recipe, Alone(), steps_per_epoch=steps, device=torch.device("cpu"), check_every=10)
+    return Engine(task, recipe, SingleProcess(), steps_per_epoch=steps, device=torch.device("cpu"), check_every=10)
 
 
 def test_loss_falls_and_terms_add_up() -> None:
@@ -62,7 +62,7 @@ def test_the_weight_of_a_term_changes_the_loss() -> None:
 
 
 def test_a_spoilt_term_is_named() -> None:
-    with pytest.raises(NonFinite, match=r"absolute.*lower lr"):
+    with pytest.raises(NonFiniteLossError, match=r"absolute.*lower lr"):
         engine(Line(spoilt=float("inf"))).epoch(data())
 
 
@@ -90,7 +90,7 @@ def test_accumulated_steps_equal_one_large_batch() -> None:
 def test_weights_that_would_never_move_are_refused() -> None:
     with pytest.raises(UserError, match="accumulate=8 with 5 steps"):
         engine(Line(), steps=5, accumulate=8)
-    with pytest.raises(CannotGoOn, match="an epoch gave no batch"):
+    with pytest.raises(UnrecoverableTrainingError, match="an epoch gave no batch"):
         engine(Line()).epoch(iter([]))
 
 
@@ -119,7 +119,7 @@ def test_validation_uses_the_moving_average_and_gives_the_network_back() -> None
     own = trained.task.network
     slow = trained.finish_epoch(lambda: data(1))["correlation"]
     assert trained.task.network is own
-    assert slow < trained.task.evaluate(lambda: data(1), Alone())["correlation"]
+    assert slow < trained.task.evaluate(lambda: data(1), SingleProcess())["correlation"]
 
 
 @pytest.mark.parametrize("ramp", [0.0, 5.0])

@@ -16,9 +16,9 @@ from cxr import schema
 from cxr.data.batch import Batch
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
-from cxr.families.base import Alone, Batches, Task, Workers
+from cxr.families.base import Batches, Communicator, SingleProcess, Task
 from cxr.models.aecnn import AECNN, ResidualCodec
-from cxr.training.distributed import Group
+from cxr.training.distributed import ProcessGroup
 from cxr.training.engine import Engine
 from cxr.training.worker import stage_at
 
@@ -37,12 +37,12 @@ class Norm(Task):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         return {"square": (self.network(batch["x"]) - 2 * batch["x"] - 1).square().mean()}
 
-    def evaluate(self, batches: Batches, workers: Workers) -> dict[str, float]:
+    def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
         errors = [self({"x": batch["x"]})["square"] for batch in batches()]
         return {"correlation": -(workers.sum(torch.stack(errors).sum()) / workers.size).item()}
 
 
-def data(workers: Workers) -> Iterator[Batch]:
+def data(workers: Communicator) -> Iterator[Batch]:
     """Eight rows a step, dealt to the workers so that each share has the whole's mean and spread."""
     rng = torch.Generator().manual_seed(0)
     for _ in range(STEPS):
@@ -50,12 +50,12 @@ def data(workers: Workers) -> Iterator[Batch]:
         yield {"x": half if workers.size == 2 else torch.cat([half, half])}
 
 
-def uneven(workers: Workers) -> Iterator[Batch]:
+def uneven(workers: Communicator) -> Iterator[Batch]:
     """Rank 0 sees images around 0, rank 1 around 4."""
     return iter([{"x": torch.linspace(-1, 1, 8).reshape(-1, 1) + 4.0 * workers.rank}] * STEPS)
 
 
-def trained(workers: Workers, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], dict[str, float]]:
+def trained(workers: Communicator, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], dict[str, float]]:
     recipe = AlignRecipe(epochs=2, lr=0.1, ema=0.8)
     engine = Engine(Norm(), recipe, workers, steps_per_epoch=STEPS, device=torch.device("cpu"))
     engine.epoch(batches)
@@ -64,7 +64,7 @@ def trained(workers: Workers, batches: Iterator[Batch]) -> tuple[dict[str, Tenso
     return kept | {f"mean.{name}": value.clone() for name, value in engine.shipped().state_dict().items()}, metrics
 
 
-def xrays(workers: Workers) -> Iterator[Batch]:
+def xrays(workers: Communicator) -> Iterator[Batch]:
     """16 noisy images a step with one bright half, dealt to the workers; some labels are known to one only."""
     rng = torch.Generator().manual_seed(0)
     for _ in range(STEPS):
@@ -75,7 +75,7 @@ def xrays(workers: Workers) -> Iterator[Batch]:
         yield {schema.PIXELS: pixels[share].to(torch.uint8), schema.LABELS: labels[share].to(torch.int8)}
 
 
-def curve(workers: Workers, norm_epochs: int | None) -> list[float]:
+def curve(workers: Communicator, norm_epochs: int | None) -> list[float]:
     """Losses of an AE-CNN through its three stages, two epochs each, without anything random."""
     recipe = AecnnRecipe(
         size=32, patch=32, patches=1, rotation_deg=0, flip=0, lr=3e-3, classifier_lr=3e-3, norm_epochs=norm_epochs,
@@ -98,7 +98,7 @@ def curve(workers: Workers, norm_epochs: int | None) -> list[float]:
 def work(rank: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    group = Group()
+    group = ProcessGroup()
     torch.save([trained(group, make(group)) for make in (data, uneven)], Path(folder) / f"{rank}.pt")
     torch.save([curve(group, norm_epochs) for norm_epochs in NORM_EPOCHS], Path(folder) / f"curves{rank}.pt")
     dist.destroy_process_group()
@@ -115,7 +115,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_workers_give_the_loss_curve_of_one(folder: Path) -> None:
     one, other = (torch.load(folder / f"curves{rank}.pt", weights_only=True) for rank in range(2))
     assert one == other
-    fixed, own = (curve(Alone(), norm_epochs) for norm_epochs in NORM_EPOCHS)
+    fixed, own = (curve(SingleProcess(), norm_epochs) for norm_epochs in NORM_EPOCHS)
     assert one[0] == pytest.approx(fixed, rel=1e-3)
     assert one[1] == pytest.approx(own, rel=0.1)
     assert all(first > second for first, second in (fixed[:2], fixed[2:4], fixed[4:]))
@@ -128,7 +128,7 @@ def test_two_workers_keep_one_network_and_one_average(folder: Path) -> None:
     for one, other in ((alike, alike_other), (uneven_one, uneven_other)):
         assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
         assert one[1] == other[1]
-    alone, _ = trained(Alone(), data(Alone()))
+    alone, _ = trained(SingleProcess(), data(SingleProcess()))
     statistics = {name for name in alone if "running_var" in name}  # unbiased: of 4 rows another factor than of 8
     for name in alone.keys() - statistics:
         assert torch.allclose(alike[0][name].float(), alone[name].float(), atol=1e-5), name

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from cxr import schema
 from cxr.data.batch import HAS_BOXES, NO_MASK, Batch
 from cxr.families import RECIPES, align_task, attend_task
-from cxr.families.base import Alone, Recipe, Workers
+from cxr.families.base import Communicator, Recipe, SingleProcess
 from cxr.schema import MOST_BOXES
-from cxr.training.distributed import Group
+from cxr.training.distributed import ProcessGroup
 from cxr.training.engine import Engine
 from tests.families.test_recipes import SMALL
 from tests.training.test_detect_group import fix_norms
@@ -51,7 +51,7 @@ def recipe_of(family: str) -> Recipe:
     return SMALL[family].replace(batch_size=IMAGES, precision="float32", **CHANGES[family])
 
 
-def some_batches(workers: Workers) -> Iterator[Batch]:
+def some_batches(workers: Communicator) -> Iterator[Batch]:
     """Noisy images, dealt to the workers by turns: the shares differ in labels, boxes and masks.
 
     Two images have no finding, the first of each worker; so that the first of them is every other image's partner.
@@ -85,7 +85,7 @@ def first_partner(without_A: Tensor, first: int, count: int) -> Tensor:
     return torch.where(others_BA.any(1), others_BA.int().argmax(1), -1)
 
 
-def trained(family: str, workers: Workers, *, fixed: bool) -> tuple[list[float], Tensor, Tensor]:
+def trained(family: str, workers: Communicator, *, fixed: bool) -> tuple[list[float], Tensor, Tensor]:
     """Losses of an epoch of each stage; all weights before and after."""
     recipe = recipe_of(family)
     torch.manual_seed(0)
@@ -119,7 +119,7 @@ def work(rank: int, folder: str) -> None:
     _without_chance(pytest.MonkeyPatch())
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for family in RECIPES:
-        found = [trained(family, Group(), fixed=fixed) for fixed in FIXED[family]]
+        found = [trained(family, ProcessGroup(), fixed=fixed) for fixed in FIXED[family]]
         torch.save(found, Path(folder) / f"{family}{rank}.pt")
     dist.destroy_process_group()
 
@@ -140,7 +140,7 @@ def test_two_workers_learn_what_one_does(family: str, folder: Path, monkeypatch:
         losses, before, after = one
         assert losses == other[0]
         assert torch.equal(after, other[2]), "one network on both workers"
-        alone, started, ended = trained(family, Alone(), fixed=fixed)
+        alone, started, ended = trained(family, SingleProcess(), fixed=fixed)
         assert torch.equal(before, started)
         moved = (ended - started).norm()
         assert moved > 0

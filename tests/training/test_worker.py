@@ -12,7 +12,7 @@ import torch
 from cxr import schema
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
-from cxr.families.base import Alone
+from cxr.families.base import SingleProcess
 from cxr.training.engine import Engine
 from cxr.training.run_log import best_row
 from cxr.training.worker import Progress, Worker
@@ -39,9 +39,9 @@ def test_a_refused_epoch_is_never_the_best_and_says_why(monkeypatch: pytest.Monk
     rows: list[Mapping[str, Any]] = []
     monkeypatch.setattr(Worker, "_report", lambda self, engine, metrics, report: rows.append(report))
     task = RECIPE.task(RECIPE.network(schema.FINDINGS))
-    task.begin(some_batches, Alone())
-    engine = Engine(task, RECIPE, Alone(), steps_per_epoch=2, device=torch.device("cpu"))
-    worker = Worker(RECIPE, {}, Alone(), torch.device("cpu"))
+    task.begin(some_batches, SingleProcess())
+    engine = Engine(task, RECIPE, SingleProcess(), steps_per_epoch=2, device=torch.device("cpu"))
+    worker = Worker(RECIPE, {}, SingleProcess(), torch.device("cpu"))
     for _ in range(3):
         worker._epoch(engine, Pass(), Pass())  # pyright: ignore[reportArgumentType]
     assert [row.get("refused") for row in rows] == [None, "drifted: far away", None]
@@ -58,7 +58,7 @@ def test_only_the_last_stage_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"size": 32, "patch": 16, "width": 8, "classifier": "resnet18", "stem_stride": 1, "batch_size": 4}
     recipe = AecnnRecipe(**small, classifier_epochs=1, autoencoder_epochs=1, epochs=2)
     config = {"data": {}, "findings": schema.FINDINGS, "compile": False}
-    done = Worker(recipe, config, Alone(), torch.device("cpu")).run()
+    done = Worker(recipe, config, SingleProcess(), torch.device("cpu")).run()
     assert done["epochs"] == 4
     assert [row["stage"] for row in rows] == ["classifier", "autoencoder", "joint", "joint"]
     assert [row["mean_auroc"] for row in rows[:2]] == [-math.inf, -math.inf]

@@ -27,11 +27,11 @@ from cxr.data.decode import make_rows
 from cxr.errors import UserError
 from cxr.families.base import check_size
 from cxr.families.checkpoint import Checkpoint
-from cxr.metrics.alignment import centred, iou_matrix, off_diagonal_mean
+from cxr.metrics.alignment import centerd, iou_matrix, off_diagonal_mean
 from cxr.models.spatial_transformer import identity, warp
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, open_manifest
-from cxr.storage import normalise
+from cxr.storage import normalize
 
 ROTATION_DEG, SCALE, SHIFT = 15.0, 0.2, 0.1  # largest turn; zoom from 1 − SCALE to 1 + SCALE; share of the width
 RESAMPLES = 2000
@@ -95,7 +95,7 @@ def _read(archive: str, pixels: PixelFormat, limit: int) -> tuple[Masked, list[s
     blocks = [_block(table.slice(start, _BLOCK), pixels) for start in range(0, len(table), _BLOCK)]
     image_ids = [image_id for ids, _, _ in blocks for image_id in ids]
     images, masks = torch.cat([block[1] for block in blocks]), torch.cat([block[2] for block in blocks])
-    source = find_source(normalise(archive)).name
+    source = find_source(normalize(archive)).name
     left_out = len(table) - len(image_ids)
     note = f"{archive}: {left_out} of {len(table)} images left out, which are broken or have no lung mask"
     return Masked(image_ids, [source] * len(image_ids), images, masks), [note] if left_out else []
@@ -145,7 +145,7 @@ def compare(images: Masked, kept: Checkpoint, settings: Ecc) -> Compared:
 
 def judged(images: Masked, theta: dict[str, Tensor], seconds: dict[str, float] | None = None) -> Compared:
     """Overlaps under each method's transforms, their mean removed."""
-    free = {method: centred(found, found.mean(0, keepdim=True)) for method, found in theta.items()}
+    free = {method: centerd(found, found.mean(0, keepdim=True)) for method, found in theta.items()}
     iou = {method: iou_matrix(warp_masks(images.masks, found)) for method, found in free.items()}
     return Compared(free, iou, seconds or {})
 

@@ -1,9 +1,9 @@
 """Groupwise alignment by OpenCV's ECC: each image is registered to the mean of all, which is then taken anew.
 
-Evangelidis and Psarakis 2008 (IEEE TPAMI 30(10), 1858–1865) maximise the correlation of an image with a template,
+Evangelidis and Psarakis 2008 (IEEE TPAMI 30(10), 1858–1865) maximize the correlation of an image with a template,
 which brightness and contrast do not change. From coarse to fine: first turned and shifted, then any affine, at
 first from several starts. Tried one at a time on real X-rays under random poses and left out, since lungs overlapped
-less: images as they are, equalised, or with CLAHE; much smaller or larger windows; finer or still coarser pictures at
+less: images as they are, equalized, or with CLAHE; much smaller or larger windows; finer or still coarser pictures at
 first; one start. More rounds, or a window of .4, changed next to nothing.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cxr.metrics.alignment import centred
+from cxr.metrics.alignment import centerd
 from cxr.models.backbones import normalise_contrast
 from cxr.models.spatial_transformer import compose, identity, warp
 
@@ -60,7 +60,7 @@ class Ecc:
     rounds: Sequence[Sequence[Stage]] = ROUNDS
     """Stages a round; after each round the mean is taken again."""
     window: float = 0.5
-    """Side of the square in which contrast is normalised, share of the width; 0 for the image as it is."""
+    """Side of the square in which contrast is normalized, share of the width; 0 for the image as it is."""
     clip: float = 1.0
     """Largest contrast, in local deviations: beyond it lie markers and the edges of the picture; 0 for no limit."""
     epsilon: float = 1e-5
@@ -96,7 +96,7 @@ def _rounds(x_B1HW: Tensor, settings: Ecc) -> tuple[Tensor, int]:
         for i, image in enumerate(x_B1HW[:, 0].numpy()):
             found[i], failed = register(image, template, theta[i], stages, settings.epsilon)
             failures += failed
-        theta = centred(found, found.mean(0, keepdim=True))
+        theta = centerd(found, found.mean(0, keepdim=True))
     return theta, failures
 
 
@@ -154,7 +154,7 @@ def _similarity(turn_deg: float, scale: float) -> Tensor:
 def to_pixels(theta: Tensor, size: int) -> np.ndarray:
     """`theta_unit` (2, 3) as a float32 map of pixels' indices, with which OpenCV's warps take it."""
     linear, shift = theta[:, :2].double().numpy(), theta[:, 2].double().numpy()
-    first = 1 / size - 1  # of the centre of pixel 0, on an axis from −1 to 1
+    first = 1 / size - 1  # of the center of pixel 0, on an axis from −1 to 1
     moved = (linear @ np.full(2, first) + shift - first) * size / 2
     return np.column_stack([linear, moved]).astype(np.float32)
 

@@ -15,15 +15,15 @@ from cxr.reporting.localization import NAMED, tidy
 from cxr.reporting.tables import csv_text, interval, markdown, number
 
 _SHOWN = (("iou", 0.1), ("iou", 0.3), ("iou", 0.5), ("iobb", 0.1), ("iobb", 0.5))
-_COLOURS = ("#31688e", "#f46d43", "#35b779", "#a50026", "#fdae61", "#7b3294", "#26828e")
-_GUESSES = {"random": ":", "centre": "--"}
+_COLORS = ("#31688e", "#f46d43", "#35b779", "#a50026", "#fdae61", "#7b3294", "#26828e")
+_GUESSES = {"random": ":", "center": "--"}
 _GAINS = {"small": "T({}) = {}, mean of Nodule and Mass", "large": "T({}) = {}, Cardiomegaly", "auroc": "mean AUROC"}
 _LEGEND = (
     "An image with a true box of a finding is right if a found box of it, of any score, has an IoU (or an "
     "intersection over the found box, IoBB) above T with a true one (Wang et al. 2017). Figures are means over "
     "seeds; 95 % intervals are percentile intervals of {resamples:,} draws of patients with all of their images "
     "and of seeds. Few seeds are drawn from few: such intervals are somewhat too narrow. `random` has one box an "
-    "image and finding, as large as one of the training images' and anywhere; `centre` has the mean box of the "
+    "image and finding, as large as one of the training images' and anywhere; `center` has the mean box of the "
     "training images. False positives are found boxes that do not pass T(IoU) = .3, an image, mean over findings.\n"
 )
 # As quoted in later papers: ChestX-ray14, no boxes in training, mean of its eight findings with boxes.
@@ -125,7 +125,7 @@ def picture(judged: Sequence[Judged]) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).reshape(-1)
     for axes, of in zip(grid, panels, strict=False):
         for place, one in enumerate(judged):
-            _curve(axes, one, of, _COLOURS[place % len(_COLOURS)])
+            _curve(axes, one, of, _COLORS[place % len(_COLORS)])
         tidy(axes, "iou")
         axes.set_title(of[0] if len(of) == 1 else "mean over findings", fontsize=10)
     for axes in grid[len(panels) :]:
@@ -135,15 +135,15 @@ def picture(judged: Sequence[Judged]) -> Figure:
     return figure
 
 
-def _curve(axes: Any, one: Judged, findings: Sequence[str], colour: str) -> None:
+def _curve(axes: Any, one: Judged, findings: Sequence[str], color: str) -> None:
     seen = [accuracy(one, "iou", at, findings) for at in THRESHOLDS]
     guess = bool(np.isnan(one.aurocs).all())
-    style = {"color": "0.5", "ls": _GUESSES.get(one.name, "--")} if guess else {"color": colour}
+    style = {"color": "0.5", "ls": _GUESSES.get(one.name, "--")} if guess else {"color": color}
     axes.plot(THRESHOLDS, [of.value for of in seen], lw=1.6, label=one.name, **style)
     if not guess:
         axes.fill_between(
-            THRESHOLDS, [of.low for of in seen], [of.high for of in seen], color=colour, alpha=0.12, lw=0
+            THRESHOLDS, [of.low for of in seen], [of.high for of in seen], color=color, alpha=0.12, lw=0
         )
         for at in THRESHOLDS:
             own, _ = one.at("iou", at, findings)
-            axes.plot([at] * len(own), own, ".", color=colour, ms=4, alpha=0.6)
+            axes.plot([at] * len(own), own, ".", color=color, ms=4, alpha=0.6)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cxr.metrics.alignment import centred, iou_matrix, off_diagonal_mean
+from cxr.metrics.alignment import centerd, iou_matrix, off_diagonal_mean
 from cxr.models.spatial_transformer import warp
 
 SIZE = 64  # pixels at which masks are fitted
@@ -17,7 +17,7 @@ STEP = 0.01  # of each number of a transform, at first
 def align_masks(masks_BHW: Tensor, steps: int = STEPS) -> Tensor:
     """Transforms (B, 2, 3), their mean removed, under which bool masks overlap best, pair by pair.
 
-    Starts where all masks have the same centre and spread, then climbs the mean pairwise IoU of soft masks with
+    Starts where all masks have the same center and spread, then climbs the mean pairwise IoU of soft masks with
     Adam. Their mean transform is removed before each step, so that zooming in gains nothing here either. It
     is what was found, not proved to be the best.
     """
@@ -26,37 +26,37 @@ def align_masks(masks_BHW: Tensor, steps: int = STEPS) -> Tensor:
     climb = torch.optim.Adam([free], STEP)
     fall = torch.optim.lr_scheduler.CosineAnnealingLR(climb, max(1, steps))
     for _ in range(steps):
-        theta = centred(free, free.mean(0, keepdim=True))
+        theta = centerd(free, free.mean(0, keepdim=True))
         loss = -off_diagonal_mean(iou_matrix(warp(soft_B1HW, theta)[:, 0]))
         climb.zero_grad()
         loss.backward()
         climb.step()
         fall.step()
     found = free.detach()
-    return centred(found, found.mean(0, keepdim=True))
+    return centerd(found, found.mean(0, keepdim=True))
 
 
 def same_moments(soft_B1HW: Tensor) -> Tensor:
-    """Transforms (B, 2, 3) that give masks in [0, 1] one centre and one covariance, without turning them."""
-    centre, covariance = _moments(soft_B1HW)
+    """Transforms (B, 2, 3) that give masks in [0, 1] one center and one covariance, without turning them."""
+    center, covariance = _moments(soft_B1HW)
     spread = _square_root(covariance)
     linear = spread @ torch.linalg.inv(_square_root(covariance.mean(0, keepdim=True)))
-    shift = centre - (linear @ centre.mean(0)[:, None])[..., 0]
+    shift = center - (linear @ center.mean(0)[:, None])[..., 0]
     return torch.cat([linear, shift[..., None]], -1).float()
 
 
 def _moments(soft_B1HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres (B, 2) and covariances (B, 2, 2), float64, on axes from −1 to 1; those of a square if empty."""
+    """Centers (B, 2) and covariances (B, 2, 2), float64, on axes from −1 to 1; those of a square if empty."""
     mass = soft_B1HW.flatten(1).double()
     mass = torch.where(mass.sum(1, keepdim=True) > 0, mass, torch.ones_like(mass))
     axis = (2 * torch.arange(soft_B1HW.shape[-1], dtype=torch.float64) + 1) / soft_B1HW.shape[-1] - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     points = torch.stack([x.flatten(), y.flatten()], 1)
     weight = mass / mass.sum(1, keepdim=True)
-    centre = weight @ points
-    offset = points[None] - centre[:, None]
+    center = weight @ points
+    offset = points[None] - center[:, None]
     covariance = torch.einsum("bp,bpi,bpj->bij", weight, offset, offset)
-    return centre, covariance + 1e-4 * torch.eye(2, dtype=torch.float64)
+    return center, covariance + 1e-4 * torch.eye(2, dtype=torch.float64)
 
 
 def _square_root(covariance: Tensor) -> Tensor:

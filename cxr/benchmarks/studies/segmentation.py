@@ -24,7 +24,7 @@ from cxr.families.checkpoint import Checkpoint
 from cxr.metrics.segmentation import MeanInterval, dice, image_level, mean_interval, overlap_rows, summary
 from cxr.metrics.segmentation.overlap_metrics import TRUE
 from cxr.models.receptive_field import Architecture, architecture
-from cxr.models.segmentation_model import MaskFinder
+from cxr.models.segmentation_model import SegmentationModel
 from cxr.sources import rle
 
 BATCH = 16
@@ -128,8 +128,8 @@ def judge(name: str, networks: Sequence[Checkpoint], xrays: MaskedXRays, device:
     )
 
 
-def _finder(kept: Checkpoint) -> MaskFinder:
-    assert isinstance(kept.network, MaskFinder)
+def _finder(kept: Checkpoint) -> SegmentationModel:
+    assert isinstance(kept.network, SegmentationModel)
     return kept.network
 
 

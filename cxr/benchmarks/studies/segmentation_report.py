@@ -10,7 +10,7 @@ from cxr.benchmarks.studies.segmentation import Judged
 from cxr.metrics.segmentation import MeanInterval
 from cxr.reporting.tables import csv_text, interval, markdown, number
 
-_COLOURS = {"unet": "#31688e", "small_unet": "#26828e", "fcn32s": "#fdae61", "fcn16s": "#f46d43", "fcn8s": "#a50026"}
+_COLORS = {"unet": "#31688e", "small_unet": "#26828e", "fcn32s": "#fdae61", "fcn16s": "#f46d43", "fcn8s": "#a50026"}
 _HEAD = (
     "network",
     "Dice (95 % by patient)",
@@ -107,13 +107,13 @@ def picture(judged: Sequence[Judged]) -> Figure:
     order = sorted(judged, key=lambda one: one.positive_dice.value)
     figure = Figure(figsize=(11, 1.2 + 0.26 * len(order)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    colours = [_COLOURS.get(one.name.partition("-")[0], "0.5") for one in order]
+    colors = [_COLORS.get(one.name.partition("-")[0], "0.5") for one in order]
     for axes, name in zip(panels, ("dice", "positive_dice"), strict=False):
-        for row, (one, colour) in enumerate(zip(order, colours, strict=True)):
+        for row, (one, color) in enumerate(zip(order, colors, strict=True)):
             mean: MeanInterval = getattr(one, name)
-            axes.plot([mean.low, mean.high], [row] * 2, color=colour, lw=2, alpha=0.4)
-            axes.plot([mean.value], [row], "o", color=colour, ms=6)
-    panels[2].barh(range(len(order)), [one.forward_ms for one in order], height=0.5, color=colours)
+            axes.plot([mean.low, mean.high], [row] * 2, color=color, lw=2, alpha=0.4)
+            axes.plot([mean.value], [row], "o", color=color, ms=6)
+    panels[2].barh(range(len(order)), [one.forward_ms for one in order], height=0.5, color=colors)
     panels[2].bar_label(panels[2].containers[0], fmt=" {:.0f}", fontsize=8)
     panels[0].set_yticks(range(len(order)), [one.name for one in order], fontsize=8)
     panels[0].axvline(judged[0].figures["empty_dice"], color="0.4", ls="--", lw=1)

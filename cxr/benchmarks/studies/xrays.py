@@ -47,7 +47,7 @@ def read(
         UserError: no such archive, latents, no image in the split, or images stored smaller than `recipe` wants,
             or cropped or enhanced otherwise.
     """
-    archive = storage.normalise(archive)
+    archive = storage.normalize(archive)
     if shards.is_shards(archive):
         info = shards.read_info(archive)
         check_size(recipe, info.pixels.size)

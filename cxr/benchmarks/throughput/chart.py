@@ -26,8 +26,8 @@ def save_chart(
     """
     figure = Figure(figsize=(3.6 * len(groups), 3.4), layout="constrained")
     for ax, (title, bars) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
-        colours = [_OURS if name in ours else _PEERS for name in bars]
-        drawn = ax.bar(list(bars), list(bars.values()), color=colours)
+        colors = [_OURS if name in ours else _PEERS for name in bars]
+        drawn = ax.bar(list(bars), list(bars.values()), color=colors)
         ax.bar_label(drawn, [_said(value) for value in bars.values()], fontsize=8)
         peer = max((value for name, value in bars.items() if name not in ours), default=0.0)
         if title in targets and peer:

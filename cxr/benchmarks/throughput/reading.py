@@ -16,8 +16,8 @@ from cxr import schema
 from cxr.data import ray_data, shards
 from cxr.data.batch import Batch
 from cxr.data.shard_loader import ShardStream
-from cxr.families.base import Alone, Recipe, Task
-from cxr.training.fit import CACHE_BYTES, EachRowOnce, Trainer
+from cxr.families.base import Recipe, SingleProcess, Task
+from cxr.training.fit import CACHE_BYTES, ExactlyOnceDataConfig, Trainer
 from cxr.training.options import RunOptions
 from cxr.training.raw_stream import Stream, open_streams
 
@@ -30,15 +30,15 @@ class Step:
 
     def __init__(self) -> None:
         self._layer = nn.Linear(_GRID * _GRID, 1)
-        self._optimiser = torch.optim.SGD(self._layer.parameters(), 1e-6)
-        self(torch.zeros(1, _GRID, _GRID))  # torch imports much at an optimiser's first step
+        self._optimizer = torch.optim.SGD(self._layer.parameters(), 1e-6)
+        self(torch.zeros(1, _GRID, _GRID))  # torch imports much at an optimizer's first step
 
     def __call__(self, pixels_BHW: Tensor) -> None:
         every = pixels_BHW.shape[-1] // _GRID
         seen = pixels_BHW[:, ::every, ::every][:, :_GRID, :_GRID].reshape(len(pixels_BHW), -1)
         self._layer(seen.float() / 255).square().mean().backward()
-        self._optimiser.step()
-        self._optimiser.zero_grad()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def on_worker(archive: str, size: int, epochs: int, scratch: str) -> Pace:
         scaling_config=ScalingConfig(num_workers=1, resources_per_worker=RunOptions().resources_per_worker),
         run_config=RunConfig(storage_path=scratch),
         datasets=streams,
-        dataset_config=EachRowOnce() if streams else None,
+        dataset_config=ExactlyOnceDataConfig() if streams else None,
     )
     found = trainer.fit().return_value
     assert found is not None
@@ -124,5 +124,5 @@ def on_worker(archive: str, size: int, epochs: int, scratch: str) -> Pace:
 
 def _read_on_worker(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
-    train, _ = open_streams(config["data"], Reading(size=config["size"]), Alone())
+    train, _ = open_streams(config["data"], Reading(size=config["size"]), SingleProcess())
     return asdict(read_epochs(train, config["epochs"]))

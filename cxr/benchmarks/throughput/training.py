@@ -15,7 +15,7 @@ from torch import nn
 from cxr.data import shards
 from cxr.data.batch import Batch, to_device
 from cxr.families import recipe_from_dict
-from cxr.families.base import Alone, Recipe, Task
+from cxr.families.base import Recipe, SingleProcess, Task
 from cxr.training.engine import Engine, casts
 from cxr.training.fit import CACHE_BYTES, Trainer
 from cxr.training.options import RunOptions
@@ -55,9 +55,9 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(1)
     recipe, steps = recipe_from_dict(config["recipe"]), config["steps"]
     device = get_device() if torch.cuda.is_available() else torch.device("cpu")
-    train, _ = open_streams(config["data"], recipe, Alone())
+    train, _ = open_streams(config["data"], recipe, SingleProcess())
     task = recipe.task(recipe.network(config["findings"]))
-    engine = Engine(task, recipe, Alone(), steps_per_epoch=steps, device=device)
+    engine = Engine(task, recipe, SingleProcess(), steps_per_epoch=steps, device=device)
     bare = BareLoop(recipe.task(recipe.network(config["findings"])), recipe, device)
     kept = [to_device(batch, device) for batch in _some(train.train(0), steps)]
     engine.epoch(iter(kept[:1]))
@@ -74,7 +74,7 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, float]:
 
 
 class BareLoop:
-    """What one would write without this project: batches in memory, a loss, an optimiser."""
+    """What one would write without this project: batches in memory, a loss, an optimizer."""
 
     def __init__(self, task: Task, recipe: Recipe, device: torch.device) -> None:
         self.task, self.clip, self.casts = task.to(device).train(), recipe.clip, casts(recipe.precision, device)
@@ -82,7 +82,7 @@ class BareLoop:
         if self.casts:
             task.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.parameters = [p for p in task.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
 
     def __call__(self, batches: list[Batch]) -> None:
         for batch in batches:
@@ -90,11 +90,11 @@ class BareLoop:
             with torch.autocast(next(iter(batch.values())).device.type, torch.bfloat16, enabled=self.casts):
                 terms = self.task(augmented)
             loss = torch.stack(list(terms.values())).sum()
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if self.clip:
                 nn.utils.clip_grad_norm_(self.parameters, self.clip)
-            self.optimiser.step()
+            self.optimizer.step()
 
 
 def _some(batches: Iterator[Batch], count: int) -> list[Batch]:

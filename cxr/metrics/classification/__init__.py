@@ -6,7 +6,7 @@ known label is left out of its finding. What cannot be measured is NaN, never a 
 
 from cxr.metrics.classification.bootstrap import Intervals, auroc_intervals, paired_gain
 from cxr.metrics.classification.calibration import Bins, brier, calibration_error, reliability
-from cxr.metrics.classification.classification_summary import Row, Summary, summarise
+from cxr.metrics.classification.classification_summary import Row, Summary, summarize
 from cxr.metrics.classification.delong import DeLong, delong
 from cxr.metrics.classification.ranking import auroc, average_precision, sensitivity_at, specificity_counts
 from cxr.metrics.classification.thresholds import Decisions, Thresholds, at_thresholds, choose_thresholds, decisions
@@ -32,5 +32,5 @@ __all__ = [
     "reliability",
     "sensitivity_at",
     "specificity_counts",
-    "summarise",
+    "summarize",
 ]

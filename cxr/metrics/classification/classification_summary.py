@@ -59,7 +59,7 @@ class Summary:
         return [row for row in self.rows if math.isfinite(row.auroc)]
 
 
-def summarise(
+def summarize(
     scores_NF: np.ndarray,
     labels_NF: np.ndarray,
     called_NF: np.ndarray,

@@ -12,7 +12,7 @@ from cxr.metrics.detection.detection_summary import (
     coco_average_precisions,
     paired_gain,
     right_boxes,
-    summarise,
+    summarize,
 )
 from cxr.metrics.detection.image_scores import NO_FINDING, confusion, image_labels, image_probabilities
 from cxr.metrics.detection.precision import Curve
@@ -30,5 +30,5 @@ __all__ = [
     "image_probabilities",
     "paired_gain",
     "right_boxes",
-    "summarise",
+    "summarize",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from cxr.metrics.classification.bootstrap import RESAMPLES, Intervals, intervals
 from cxr.metrics.detection.candidate_pairs import pairs
-from cxr.metrics.detection.matching import coco_right, voc_right
+from cxr.metrics.detection.matching import coco_right, voc_true_positives
 from cxr.metrics.detection.precision import Curve, curves, resampled_aps
 from cxr.metrics.localization import Boxes
 
@@ -44,8 +44,8 @@ class Summary:
 
 
 def right_boxes(found: Boxes, true: Boxes, iou: float) -> np.ndarray:
-    """(M,) bool: which found boxes are right, see `matching.voc_right`."""
-    return voc_right(found, pairs(found, true), iou)
+    """(M,) bool: which found boxes are right, see `matching.voc_true_positives`."""
+    return voc_true_positives(found, pairs(found, true), iou)
 
 
 def average_precisions(found: Boxes, true: Boxes, findings: int, iou: float) -> np.ndarray:
@@ -81,7 +81,7 @@ def paired_gain(
     return intervals(one - other, drawn - drawn_other)
 
 
-def summarise(
+def summarize(
     found: Boxes,
     true: Boxes,
     patients_N: np.ndarray,
@@ -92,7 +92,7 @@ def summarise(
 ) -> Summary:
     """Judge found boxes with scores; both sets in one frame, `image` rows of `patients_N`."""
     candidates, count = pairs(found, true), len(findings)
-    right = {iou: voc_right(found, candidates, iou) for iou in VOC_IOUS}
+    right = {iou: voc_true_positives(found, candidates, iou) for iou in VOC_IOUS}
     some = np.unique(true.image * count + true.finding) % max(1, count)
     return Summary(
         findings=tuple(findings),

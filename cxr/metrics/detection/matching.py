@@ -17,7 +17,7 @@ def by_score(found: Boxes) -> np.ndarray:
     return np.argsort(-found.score, kind="stable")
 
 
-def voc_right(found: Boxes, candidates: Pairs, iou: float) -> np.ndarray:
+def voc_true_positives(found: Boxes, candidates: Pairs, iou: float) -> np.ndarray:
     """(M,) bool, as PASCAL VOC 2010 counts (Everingham et al.).
 
     A found box is held against the true box that it overlaps most. It is right if that is by more than `iou` and no

@@ -1,13 +1,13 @@
-"""What found boxes are judged by: localisation accuracy, false positives, the pointing game, and how sure they are.
+"""What found boxes are judged by: localization accuracy, false positives, the pointing game, and how sure they are.
 
 An *image-finding pair* is an image with a true box of a finding. Found boxes of that finding are compared with its
 true boxes in one frame, pixels of the original image. NumPy alone, float64.
 """
 
-from cxr.metrics.localization.baselines import baselines, centre_boxes, random_boxes
+from cxr.metrics.localization.baselines import baselines, center_boxes, random_boxes
 from cxr.metrics.localization.box_arrays import Boxes
 from cxr.metrics.localization.box_overlap import MEASURES, THRESHOLDS, Located, counts, known_places, locate
-from cxr.metrics.localization.localization_accuracy import Rates, column_means, drawn_means, paired_gain, summarise
+from cxr.metrics.localization.localization_accuracy import Rates, column_means, drawn_means, paired_gain, summarize
 
 __all__ = [
     "MEASURES",
@@ -16,7 +16,7 @@ __all__ = [
     "Located",
     "Rates",
     "baselines",
-    "centre_boxes",
+    "center_boxes",
     "column_means",
     "counts",
     "drawn_means",
@@ -24,5 +24,5 @@ __all__ = [
     "locate",
     "paired_gain",
     "random_boxes",
-    "summarise",
+    "summarize",
 ]

@@ -6,7 +6,7 @@ import numpy as np
 
 from cxr.metrics.localization.box_arrays import Boxes
 
-RANDOM, CENTRE = "random", "centre"
+RANDOM, CENTER = "random", "center"
 _SIDES = (1 / 16, 1 / 2)  # of random boxes of a finding without a training box, log-uniform, shares of the image
 _MIDDLE = (1 / 4, 1 / 4, 3 / 4, 3 / 4)
 
@@ -15,7 +15,7 @@ def baselines(training: Boxes, images: int, findings: int, seed: int = 0) -> dic
     """Both by name, in shares of the image, as `training` is."""
     return {
         RANDOM: random_boxes(training, images, findings, seed),
-        CENTRE: centre_boxes(training, images, findings),
+        CENTER: center_boxes(training, images, findings),
     }
 
 
@@ -39,7 +39,7 @@ def _sides(training: Boxes, finding: int, images: int, rng: np.random.Generator)
     return np.clip(own[:, 2:] - own[:, :2], 0, 1)[rng.integers(len(own), size=images)]
 
 
-def centre_boxes(training: Boxes, images: int, findings: int) -> Boxes:
+def center_boxes(training: Boxes, images: int, findings: int) -> Boxes:
     """One box an image and finding: the mean of its training boxes, or without any the middle half of the image.
 
     Both sets are in shares of the image.

@@ -23,7 +23,7 @@ class Located:
     best: dict[
         str, np.ndarray
     ]  # measure -> (N, F) largest overlap of a found with a true box, NaN without a true one
-    pointed: np.ndarray  # (N, F) 1 where the centre of the best scored box lies in a true one, else 0; NaN likewise
+    pointed: np.ndarray  # (N, F) 1 where the center of the best scored box lies in a true one, else 0; NaN likewise
     known: np.ndarray  # (N, F) bool: it is known whether and where the image shows the finding
     image: np.ndarray  # (M,) of found boxes
     finding: np.ndarray  # (M,)
@@ -108,12 +108,12 @@ def _sorted(some: Boxes, known_NF: np.ndarray) -> Boxes:
 
 
 def _points_into(found: Boxes, true_K4: np.ndarray) -> bool:
-    """Whether the centre of the box with the highest score, the first of several, lies in a true box."""
+    """Whether the center of the box with the highest score, the first of several, lies in a true box."""
     if not len(found.image):
         return False
     box = found.xyxy[int(np.argmax(found.score))]
-    centre = (box[:2] + box[2:]) / 2
-    return bool(((true_K4[:, :2] <= centre) & (centre <= true_K4[:, 2:])).all(1).any())
+    center = (box[:2] + box[2:]) / 2
+    return bool(((true_K4[:, :2] <= center) & (center <= true_K4[:, 2:])).all(1).any())
 
 
 def counts(located: Located, measure: str, threshold: float) -> np.ndarray:

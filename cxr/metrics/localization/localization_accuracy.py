@@ -24,14 +24,14 @@ class Rates:
     images: np.ndarray  # (F,) of which it is known whether and where they show it
     accuracy: ByThreshold  # share of the pairs that a found box passes
     wrong: ByThreshold  # found boxes that do not pass, an image
-    pointing: Intervals  # share of the pairs in which the best box's centre lies in a true box
+    pointing: Intervals  # share of the pairs in which the best box's center lies in a true box
 
     def at(self, measure: str, threshold: float) -> Intervals:
         """The accuracy at one threshold."""
         return self.accuracy[measure][THRESHOLDS.index(threshold)]
 
 
-def summarise(
+def summarize(
     located: Located,
     patients_N: np.ndarray,
     findings: Sequence[str],

@@ -17,10 +17,10 @@ def hd95(found_HW: np.ndarray, true_HW: np.ndarray, spacing: tuple[float, float]
 
     The larger of two 95th percentiles (as in Maier-Hein et al. 2024, Metrics reloaded): of the distances of each
     boundary pixel of the one mask to the nearest of the other, and the other way round. A boundary pixel is one of
-    the mask that has one of its four neighbours outside of it, or outside of the image.
+    the mask that has one of its four neighbors outside of it, or outside of the image.
 
     Args:
-        spacing: distance of pixel centres between rows and between columns, in the unit of the answer: (1, 1) for
+        spacing: distance of pixel centers between rows and between columns, in the unit of the answer: (1, 1) for
             pixels, the image's spacing for mm.
     """
     window = _window(found_HW | true_HW)
