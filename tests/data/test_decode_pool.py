@@ -125,7 +125,7 @@ def test_no_decoder_outlives_a_killed_worker(tmp_path: Path) -> None:
     script = f"""
 import threading
 from pathlib import Path
-from cxr.decode_pool import DecodePool
+from cxr.data.decode_pool import DecodePool
 pool = DecodePool()
 threading.Thread(target=pool.decode, args=({png()!r}, "image")).start()  # which ends before its decoder
 while not pool._idle: pass

@@ -17,9 +17,10 @@ from cxr import evaluation, schema, storage
 from cxr.data.decode import make_rows
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE
 from cxr.errors import UserError
-from cxr.evaluation.ground_truth_masks import RawTruth
+from cxr.evaluation.ground_truth_masks import RawTruth, known_masks
 from cxr.evaluation.run import SCORES, ReportOptions, read_run
 from cxr.export.kaggle_siim import write_submission
+from cxr.imaging.geometry import fit_mask
 from cxr.metrics.segmentation import hd95
 from cxr.runtime.job import write_result
 from cxr.schema import PixelFormat
@@ -207,7 +208,7 @@ def test_shown_pixels_are_the_images_own(raw: str, run: str, tmp_path: Path) -> 
     stored = write_shards(tmp_path / "shards", raw, SIDE)
     options = ReportOptions(split="all")
     for archive in (raw, stored):
-        truth = evaluation.masks.known_masks(archive, options, schema.PNEUMOTHORAX)
+        truth = known_masks(archive, options, schema.PNEUMOTHORAX)
         rows = [truth.image_ids.to_pylist().index(name_of(image)) for image in (10, 3)]
         shown = truth.pictures(rows)
         assert set(shown) == set(rows)
@@ -215,7 +216,7 @@ def test_shown_pixels_are_the_images_own(raw: str, run: str, tmp_path: Path) -> 
             picture, frame = shown[row]
             pixels = cv2.imread(str(Path(raw) / name_of(image)), cv2.IMREAD_GRAYSCALE)
             assert pixels is not None
-            wanted = evaluation.masks.fit_mask(pixels > 127, len(picture), frame)
+            wanted = fit_mask(pixels > 127, len(picture), frame)
             assert np.corrcoef(picture.reshape(-1), wanted.reshape(-1))[0, 1] > 0.7
 
 

@@ -59,15 +59,15 @@ for name in ("connect", "connect_ex", "sendto"):
 socket.getaddrinfo = socket.gethostbyname = socket.create_connection = no
 import torch
 save = torch.save
-from cxr import batches, schema
-from cxr.recipes.base import Alone
-from cxr.recipes.detect import DetectRecipe
-from cxr.train.engine import Engine
-from tests.test_recipes import some_batches
+from cxr import schema
+from cxr.families.base import SingleProcess
+from cxr.families.detect import DetectRecipe
+from cxr.training.engine import Engine
+from tests.families.test_recipes import some_batches
 torch.set_num_threads(1)
 subprocess.Popen = no  # Ultralytics is imported from here on
 recipe = DetectRecipe(size=32, batch_size=4, epochs=1, close_mosaic=0)
-engine = Engine(recipe.task(recipe.network(schema.FINDINGS)), recipe, Alone(), steps_per_epoch=2,
+engine = Engine(recipe.task(recipe.network(schema.FINDINGS)), recipe, SingleProcess(), steps_per_epoch=2,
                 device=torch.device("cpu"))
 engine.epoch(some_batches())
 assert "map50_95" in engine.finish_epoch(some_batches)

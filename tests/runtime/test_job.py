@@ -21,9 +21,9 @@ import atexit
 import sys
 import time
 from dataclasses import dataclass, field
-from cxr import interrupt
+from cxr.runtime import interrupt
 from cxr.errors import ClusterError, UserError
-from cxr.job import run_job
+from cxr.runtime.job import run_job
 
 @dataclass(frozen=True)
 class RunOptions:

@@ -26,7 +26,7 @@ from tests.servers import faulty
 
 HOLD = """
 import sys, time
-from cxr import lease
+from cxr.runtime import lease
 lease.HEARTBEAT_S = 0.2
 with lease.held(sys.argv[1]):
     print("held", flush=True)
