@@ -80,25 +80,29 @@ HEIGHT_PX = "height_px"  # of the original image
 WIDTH_PX = "width_px"
 SPACING_MM = "spacing_mm"  # [between rows, between columns] of the original's pixels; null if unknown
 PIXELS = "pixels"  # size x size, uint8 or uint16, row-major; null where `error` is set
-FRAME = "frame"  # how `pixels` map back to the original: see `imaging.geometry.ResizeTransform`
-CROP = "crop"  # "lungs", or "whole image: REASON" where a crop to the lungs failed; null where none was wanted
+RESIZE_TRANSFORM = "resize_transform"  # how `pixels` map back to the original: see `imaging.geometry.ResizeTransform`
+CROP_STATUS = (
+    "crop_status"  # "lungs", or "whole image: REASON" where a crop to the lungs failed; null where none was wanted
+)
 LABELS = "labels"  # one int8 a finding: 1, 0, −1 unknown
 BOXES = "boxes"
 BOXES_FRAME = "boxes_frame_px"  # of manifests: [height, width] to which its boxes refer; null: see sources.base
 MASKS = "masks"
-POSE_UNIT = "pose_unit"  # known 2 x 3 pose, canonical to whole image in affine_grid coordinates; of phantoms
+TRUE_THETA = "true_theta"  # known 2 x 3 pose, canonical to whole image in affine_grid coordinates; of phantoms
 EXTRA = "extra"  # JSON object of the source's own columns, as published
 ERROR = "error"  # why there are no pixels; null for a good row
-THETA_UNIT = "theta_unit"  # score of `align`: 2 x 3, output to input, as affine_grid takes it
+THETA = "theta"  # score of `align`: 2 x 3, output to input, as affine_grid takes it
 PROBABILITIES = (
     "probabilities"  # score of classifiers: of each finding, in [0, 1], in the checkpoint's order; NaN: not taught
 )
-PREDICTED = "predicted"  # 1 where a probability reaches the threshold in the checkpoint, else 0; −1: not taught
-FOUND_RLE = "mask_rle"  # score of mask finders: the mask as relative RLE at the original size (sources/rle.py)
-FOUND_AREA_PX = "mask_area_px"  # pixels of the original image that it covers
-FOUND_PROBABILITY = "mask_probability"  # that there is anything to find, in [0, 1]; NaN where the family gives none
+DECISIONS = "decisions"  # 1 where a probability reaches the threshold in the checkpoint, else 0; −1: not taught
+PRED_MASK_RLE = "mask_rle"  # score of mask finders: the mask as relative RLE at the original size (sources/rle.py)
+PRED_MASK_AREA_PX = "mask_area_px"  # pixels of the original image that it covers
+PRED_MASK_PROBABILITY = (
+    "mask_probability"  # that there is anything to find, in [0, 1]; NaN where the family gives none
+)
 
-FOUND_BOXES = "found_boxes"  # score of detectors and localizers: boxes in the original's pixels, best score first
+PRED_BOXES = "pred_boxes"  # score of detectors and localizers: boxes in the original's pixels, best score first
 
 FINDINGS_KEY = b"cxr.findings"  # in a scores file's metadata: the checkpoint's findings in order, a JSON list
 
@@ -109,14 +113,14 @@ MASK_RLE, MASK_URI, MASK_BITS = "rle", "uri", "bits"
 BOX_TYPE = pa.struct(
     [(LABEL, pa.string()), (READER, pa.string())] + [(n, pa.float32()) for n in (X_MIN, Y_MIN, X_MAX, Y_MAX)]
 )
-FOUND_BOX_TYPE = pa.struct(
+PRED_BOX_TYPE = pa.struct(
     [(LABEL, pa.string()), (SCORE, pa.float32())] + [(n, pa.float32()) for n in (X_MIN, Y_MIN, X_MAX, Y_MAX)]
 )
 # A mask as its source gives it: relative RLE at the original size (sources/rle.py), or a picture's URI.
 MASK_SOURCE_TYPE = pa.struct([(LABEL, pa.string()), (MASK_RLE, pa.string()), (MASK_URI, pa.string())])
 # A mask in a row: numpy.packbits of size x size booleans in the frame of `pixels`.
 MASK_TYPE = pa.struct([(LABEL, pa.string()), (MASK_BITS, pa.binary())])
-FRAME_TYPE = pa.struct([(n, pa.float64()) for n in ("x_scale", "y_scale", "x_offset", "y_offset")])
+RESIZE_TRANSFORM_TYPE = pa.struct([(n, pa.float64()) for n in ("x_scale", "y_scale", "x_offset", "y_offset")])
 
 _IDENTITY = [
     (IMAGE_ID, pa.string()),
@@ -128,7 +132,7 @@ _DICOM_CODES = [(VIEW, pa.string()), (BODY_PART, pa.string()), (MODALITY, pa.str
 _TRUTH = [
     (LABELS, pa.list_(pa.int8())),
     (BOXES, pa.list_(BOX_TYPE)),
-    (POSE_UNIT, pa.list_(pa.float32(), 6)),
+    (TRUE_THETA, pa.list_(pa.float32(), 6)),
     (EXTRA, pa.string()),
 ]
 
@@ -153,14 +157,14 @@ SCORES = pa.schema(
         *_DICOM_CODES,
         (HEIGHT_PX, pa.int32()),
         (WIDTH_PX, pa.int32()),
-        (FRAME, FRAME_TYPE),
-        (CROP, pa.string()),
+        (RESIZE_TRANSFORM, RESIZE_TRANSFORM_TYPE),
+        (CROP_STATUS, pa.string()),
     ]
 )  # columns that every family's scores begin with; `Recipe.score_columns` adds the family's own
 MASK_SCORES = pa.schema(
-    [(FOUND_RLE, pa.string()), (FOUND_AREA_PX, pa.int64()), (FOUND_PROBABILITY, pa.float32())]
+    [(PRED_MASK_RLE, pa.string()), (PRED_MASK_AREA_PX, pa.int64()), (PRED_MASK_PROBABILITY, pa.float32())]
 )  # what families that find a mask add
-BOX_SCORES = pa.schema([(FOUND_BOXES, pa.list_(FOUND_BOX_TYPE))])  # what families that find boxes add
+BOX_SCORES = pa.schema([(PRED_BOXES, pa.list_(PRED_BOX_TYPE))])  # what families that find boxes add
 
 
 @dataclass(frozen=True)
@@ -194,8 +198,8 @@ def row_schema(pixels: PixelFormat) -> pa.Schema:
         (WIDTH_PX, pa.int32()),
         (SPACING_MM, pa.list_(pa.float32(), 2)),
         (PIXELS, pa.binary(pixels.row_bytes)),
-        (FRAME, FRAME_TYPE),
-        (CROP, pa.string()),
+        (RESIZE_TRANSFORM, RESIZE_TRANSFORM_TYPE),
+        (CROP_STATUS, pa.string()),
         *_TRUTH,
         (MASKS, pa.list_(MASK_TYPE)),
         (ERROR, pa.string()),

@@ -92,7 +92,7 @@ def use(engine: Engine) -> pa.Table:
     recipe, network = engine.recipe, engine.shipped().eval()
     batch = next(engine.moved(some_batches()))
     count, side = batch[schema.PIXELS].shape[:2]
-    known = {schema.FRAME: [ResizeTransform().as_dict()] * count}
+    known = {schema.RESIZE_TRANSFORM: [ResizeTransform().as_dict()] * count}
     known |= {schema.HEIGHT_PX: [side] * count, schema.WIDTH_PX: [side] * count}
     pictures = [*recipe.draw(network, batch).values()]
     if stored := _latents(recipe):

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 def stored(names: Sequence[str]) -> list[str]:
     """The columns of rows from which `to_columns` makes those of a batch."""
-    return list(dict.fromkeys([*names, schema.FRAME] if schema.BOXES in names else names))
+    return list(dict.fromkeys([*names, schema.RESIZE_TRANSFORM] if schema.BOXES in names else names))
 
 
 def to_columns(
@@ -60,7 +60,7 @@ def to_columns(
     readers = {
         schema.PIXELS: lambda: {schema.PIXELS: schema.pixels_array(rows[schema.PIXELS], pixels)},
         schema.LABELS: lambda: {schema.LABELS: _matrix(rows[schema.LABELS], np.int8)},
-        schema.POSE_UNIT: lambda: {schema.POSE_UNIT: _poses(rows[schema.POSE_UNIT])},
+        schema.TRUE_THETA: lambda: {schema.TRUE_THETA: _poses(rows[schema.TRUE_THETA])},
         schema.MASKS: lambda: _packed_masks(rows[schema.MASKS], pixels, mask_label),
         schema.BOXES: lambda: _boxes(rows, pixels, findings, most_boxes),
         schema.IMAGE_ID: lambda: {schema.IMAGE_ID: _hashed(rows[schema.IMAGE_ID])},
@@ -97,7 +97,7 @@ def _boxes(rows: pa.Table, pixels: PixelFormat, findings: Sequence[str], most: i
     index = {finding: i for i, finding in enumerate(findings)}
     boxes = np.full((rows.num_rows, most, 5), np.nan, np.float32)
     listed = rows[schema.BOXES].to_pylist()
-    for i, (given, frame) in enumerate(zip(listed, rows[schema.FRAME].to_pylist(), strict=True)):
+    for i, (given, frame) in enumerate(zip(listed, rows[schema.RESIZE_TRANSFORM].to_pylist(), strict=True)):
         known = [box for box in given or () if box[schema.LABEL] in index]
         if known:
             made = _unit_boxes(known, ResizeTransform(**frame), pixels.size)

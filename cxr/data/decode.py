@@ -28,7 +28,7 @@ from cxr.sources.manifest import boxes_frame_px, frame_scales
 from cxr.sources.true_boxes import PlacedBoxes, frames_px, place_boxes
 
 _ASPECT_TOLERANCE = 0.01  # by which a mask picture's width : height may differ from its image's
-CROPPED = "lungs"  # in column `crop`
+CROPPED = "lungs"  # in column `crop_status`
 
 _FILES = MemoryBudget(512 << 20)  # that the threads of a process have read together
 _COPIES = 3  # of a file: here, on its way to the decoder, and there
@@ -40,9 +40,9 @@ _MADE = (
     schema.HEIGHT_PX,
     schema.WIDTH_PX,
     schema.SPACING_MM,
-    schema.FRAME,
-    schema.CROP,
-    schema.POSE_UNIT,
+    schema.RESIZE_TRANSFORM,
+    schema.CROP_STATUS,
+    schema.TRUE_THETA,
     schema.MASKS,
 )
 
@@ -75,7 +75,7 @@ def make_rows(
 
     Args:
         crop: finds the square that is stored of each image; None: all of it is. Where that finds a reason against
-            a crop, the whole image is stored, and column `crop` tells why. Boxes stay in pixels of the original.
+            a crop, the whole image is stored, and column `crop_status` tells why. Boxes stay in pixels of the original.
         enhance: what is done to each image after it was decoded; `crop` sees it as it was.
 
     Raises:
@@ -105,8 +105,8 @@ def _row(
         with _file_in_memory(given[schema.SOURCE_URI]) as data:
             decoded = decode_image(data, fit_px=None if crop or enhance else len(out))
             square, frame, cropped = _framed(decoded, len(out), crop, enhance)
-            made = _described(given, decoded, frame, boxes_frame) | {schema.CROP: cropped}
-            made[schema.POSE_UNIT] = None if cropped == CROPPED else given[schema.POSE_UNIT]
+            made = _described(given, decoded, frame, boxes_frame) | {schema.CROP_STATUS: cropped}
+            made[schema.TRUE_THETA] = None if cropped == CROPPED else given[schema.TRUE_THETA]
             made[schema.MASKS] = _masks(given[schema.MASKS] or (), decoded.height, decoded.width, len(out), frame)
             out[:] = to_bits(square, bits)
             return made
@@ -132,7 +132,7 @@ def _file_in_memory(uri: str) -> Iterator[bytes]:
 def _framed(
     decoded: Decoded, size: int, crop: Crop | None, enhance: Enhancement | None
 ) -> tuple[np.ndarray, ResizeTransform, str | None]:
-    """The pixels that are stored, their frame, and what stands in column `crop`."""
+    """The pixels that are stored, their frame, and what stands in column `crop_status`."""
     if not (crop or enhance):
         return decoded.image.pixels, geometry.fitted_transform(decoded.height, decoded.width, size), None
     pixels = enhance(decoded.image.pixels) if enhance else decoded.image.pixels
@@ -174,7 +174,7 @@ def _described(given: Values, decoded: Decoded, frame: ResizeTransform, boxes_fr
         schema.HEIGHT_PX: height,
         schema.WIDTH_PX: width,
         schema.SPACING_MM: spacing or image.spacing_mm,
-        schema.FRAME: frame.as_dict(),
+        schema.RESIZE_TRANSFORM: frame.as_dict(),
     }
 
 

@@ -68,7 +68,7 @@ class Joined:
 
 def load_scores(run: Run) -> Scores:
     """A run's scores; raises UserError where they are not a classifier's."""
-    parts = read_scores(run, [schema.IMAGE_ID, schema.ERROR, schema.PROBABILITIES, schema.PREDICTED])
+    parts = read_scores(run, [schema.IMAGE_ID, schema.ERROR, schema.PROBABILITIES, schema.DECISIONS])
     named = {(part.schema.metadata or {}).get(schema.FINDINGS_KEY) for part in parts}
     if len(named) != 1 or None in named:
         raise UserError(f"the scores in {run.uri} do not name one list of findings: score the archive again")
@@ -80,7 +80,7 @@ def load_scores(run: Run) -> Scores:
         findings=findings,
         image_ids=table[schema.IMAGE_ID].combine_chunks(),
         probabilities=_matrix(table[schema.PROBABILITIES], good, len(findings), math.nan).astype(np.float64),
-        called=_matrix(table[schema.PREDICTED], good, len(findings), 0),
+        called=_matrix(table[schema.DECISIONS], good, len(findings), 0),
     )
 
 

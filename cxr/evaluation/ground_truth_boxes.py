@@ -76,7 +76,7 @@ class BoxTruth:
         """Pictures (S, S) in [0, 1] by row, and how they lie on the originals; those that cannot be had left out."""
         if self.info is None:
             return decoded(self.table, rows)
-        frames = self.table[schema.FRAME]
+        frames = self.table[schema.RESIZE_TRANSFORM]
         return {
             row: (picture, ResizeTransform(**frames[row].as_py()))
             for row, picture in stored(self.info, self.table, rows).items()
@@ -91,7 +91,7 @@ def known_boxes(archive: str, options: ReportOptions) -> BoxTruth:
     """
     info = shards.read_info(archive) if shards.is_shards(archive) else None
     columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.LABELS, schema.BOXES, schema.EXTRA]
-    columns += [schema.HEIGHT_PX, schema.WIDTH_PX, schema.FRAME] if info else [schema.BOXES_FRAME]
+    columns += [schema.HEIGHT_PX, schema.WIDTH_PX, schema.RESIZE_TRANSFORM] if info else [schema.BOXES_FRAME]
     everything = read_all_truth(archive, options.source, columns, options.labeling)
     everything.tell()
     everything.table = everything.table.sort_by(schema.IMAGE_ID)  # however stored, the baselines are the same

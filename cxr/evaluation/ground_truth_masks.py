@@ -105,7 +105,7 @@ class ShardTruth(MaskTruth):
         return {row: (picture, ResizeTransform()) for row, picture in stored(self.info, self.table, rows).items()}
 
     def _frame(self, row: int) -> ResizeTransform:
-        return ResizeTransform(**self.table[schema.FRAME][row].as_py())
+        return ResizeTransform(**self.table[schema.RESIZE_TRANSFORM][row].as_py())
 
 
 def known_masks(archive: str, options: ReportOptions, label: str) -> MaskTruth:
@@ -120,7 +120,9 @@ def known_masks(archive: str, options: ReportOptions, label: str) -> MaskTruth:
         manifest.tell()
         return RawTruth(manifest, label)
     info = shards.read_info(archive)
-    manifest = read_truth(archive, options.source, options.split, [*columns, schema.FRAME], options.labeling)
+    manifest = read_truth(
+        archive, options.source, options.split, [*columns, schema.RESIZE_TRANSFORM], options.labeling
+    )
     return ShardTruth(manifest, label, info)
 
 

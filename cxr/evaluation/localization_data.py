@@ -26,7 +26,7 @@ class Scores:
     uri: str
     image_ids: pa.Array
     source_uris: pa.ChunkedArray
-    boxes: pa.ChunkedArray  # lists of schema.FOUND_BOX_TYPE
+    boxes: pa.ChunkedArray  # lists of schema.PRED_BOX_TYPE
     sizes_px: np.ndarray  # (N, 2) width and height of the original
     good: np.ndarray  # (N,) bool: scored without an error
 
@@ -64,13 +64,13 @@ class Judged:
 def load_scores(run: Run, split: Split = "all") -> Scores:
     """A run's scores; raises UserError where they are not those of a family that finds boxes."""
     table = pa.concat_tables(part.replace_schema_metadata() for part in read_scores(run, _COLUMNS, split))
-    good = pc.and_(pc.is_null(table[schema.ERROR]), pc.is_valid(table[schema.FOUND_BOXES]))
+    good = pc.and_(pc.is_null(table[schema.ERROR]), pc.is_valid(table[schema.PRED_BOXES]))
     sizes = (table[name].fill_null(0).to_numpy() for name in _SIZES)
     return Scores(
         uri=run.uri,
         image_ids=table[schema.IMAGE_ID].combine_chunks(),
         source_uris=table[schema.SOURCE_URI],
-        boxes=table[schema.FOUND_BOXES],
+        boxes=table[schema.PRED_BOXES],
         sizes_px=np.stack(list(sizes), 1),
         good=good.to_numpy(),
     )

@@ -36,7 +36,7 @@ _COLUMNS = (
     schema.ERROR,
     schema.HEIGHT_PX,
     schema.WIDTH_PX,
-    schema.FRAME,
+    schema.RESIZE_TRANSFORM,
 )
 
 
@@ -72,7 +72,7 @@ class Scored:
         return {name: some for name, some in drawn.items() if some}
 
     def _pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
-        frames, pictures = self.table[schema.FRAME], {}
+        frames, pictures = self.table[schema.RESIZE_TRANSFORM], {}
         for archive in filter(shards.is_shards, self.run.archives):
             found = stored(shards.read_info(archive), self.table, rows)
             pictures |= {row: (picture, ResizeTransform(**frames[row].as_py())) for row, picture in found.items()}
@@ -153,7 +153,7 @@ def _describe_probabilities(scored: Scored, out: str) -> Section:
     head = "## Probabilities of findings"
     probabilities, called = (
         np.array(scored.table[name].to_pylist(), np.float64).reshape(scored.table.num_rows, -1)
-        for name in (schema.PROBABILITIES, schema.PREDICTED)
+        for name in (schema.PROBABILITIES, schema.DECISIONS)
     )
     if not np.isfinite(probabilities).any():
         return Section([head, "There are none: the checkpoint's classifier was not trained."])
@@ -179,7 +179,7 @@ def _describe_probabilities(scored: Scored, out: str) -> Section:
 def _describe_boxes(scored: Scored, out: str) -> Section:
     """boxes.csv; histograms of scores, bars of counts, areas, and images with what was found in them."""
     least, images = scored.options.box_score, scored.table.num_rows
-    found = Boxes.of(scored.table[schema.FOUND_BOXES], scored.findings)
+    found = Boxes.of(scored.table[schema.PRED_BOXES], scored.findings)
     called = found.at(found.score >= least)
     rows = []
     for f, finding in enumerate(scored.findings):
@@ -239,9 +239,9 @@ def _box_overlays(scored: Scored, called: Boxes) -> dict[str, list[Overlay]]:
 
 def _describe_masks(scored: Scored, out: str) -> Section:
     """images.csv; histograms of area and probability, and images with the outlines of what was found."""
-    area = scored.table[schema.FOUND_AREA_PX].to_numpy()
+    area = scored.table[schema.PRED_MASK_AREA_PX].to_numpy()
     share = area / scored.sizes_px.prod(1)
-    probability = scored.table[schema.FOUND_PROBABILITY].cast(pa.float64()).to_numpy()
+    probability = scored.table[schema.PRED_MASK_PROBABILITY].cast(pa.float64()).to_numpy()
     found = np.flatnonzero(area > 0)
     images = [
         {"image_id": image_id, "area_px": pixels, "area_share": part, "probability": p}
@@ -287,7 +287,7 @@ def _mask_overlays(scored: Scored, share: np.ndarray, found: np.ndarray) -> dict
 
     def draw(row: int, picture: np.ndarray, frame: ResizeTransform) -> Overlay:
         width, height = scored.sizes_px[row].tolist()
-        mask = rle.decode(scored.table[schema.FOUND_RLE][row].as_py(), height, width)
+        mask = rle.decode(scored.table[schema.PRED_MASK_RLE][row].as_py(), height, width)
         title = f"{share[row]:.1%} of the image" if share[row] else ""
         return Overlay(title, picture, MaskPair(None, fit_mask(mask, len(picture), frame)))
 
@@ -300,6 +300,6 @@ def _write(rows: Sequence[dict[str, Any]], out: str, name: str) -> str:
     return uri
 
 
-PROBABILITIES = Kind((schema.PROBABILITIES, schema.PREDICTED), _describe_probabilities)
+PROBABILITIES = Kind((schema.PROBABILITIES, schema.DECISIONS), _describe_probabilities)
 BOXES = Kind(schema.BOX_SCORES.names, _describe_boxes)
 MASKS = Kind(schema.MASK_SCORES.names, _describe_masks)

@@ -72,14 +72,14 @@ class Judged:
 def load_scores(run: Run, split: Split = "all") -> Scores:
     """A run's scores; raises UserError where they are not those of a family that finds masks."""
     table = pa.concat_tables(part.replace_schema_metadata() for part in read_scores(run, _COLUMNS, split))
-    good = pc.and_(pc.is_null(table[schema.ERROR]), pc.is_valid(table[schema.FOUND_RLE]))
+    good = pc.and_(pc.is_null(table[schema.ERROR]), pc.is_valid(table[schema.PRED_MASK_RLE]))
     sizes = (table[name].fill_null(0).to_numpy() for name in (schema.HEIGHT_PX, schema.WIDTH_PX))
     return Scores(
         uri=run.uri,
         image_ids=table[schema.IMAGE_ID].combine_chunks(),
-        codes=table[schema.FOUND_RLE],
+        codes=table[schema.PRED_MASK_RLE],
         sizes=np.stack(list(sizes), 1),
-        probabilities=table[schema.FOUND_PROBABILITY].fill_null(math.nan).to_numpy(),
+        probabilities=table[schema.PRED_MASK_PROBABILITY].fill_null(math.nan).to_numpy(),
         good=good.to_numpy(),
     )
 

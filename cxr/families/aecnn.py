@@ -42,7 +42,7 @@ class AecnnRecipe(Recipe):
     places: ClassVar[tuple[str, ...]] = (*Recipe.places, "start_from", "classifier_weights")
     needs: ClassVar[Mapping[str, str]] = {"bce_weight": "mse_weight"}
     score_columns: ClassVar[pa.Schema] = pa.schema(
-        [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.PREDICTED, pa.list_(pa.int8()))]
+        [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.DECISIONS, pa.list_(pa.int8()))]
     )
 
     size: int = 256
@@ -249,9 +249,9 @@ class AecnnRecipe(Recipe):
         if not self._classifies:
             unknown = latent_B1hw.new_full((len(latent_B1hw), len(network.findings)), math.nan)
             told = torch.full_like(unknown, schema.UNKNOWN, dtype=torch.int8)
-            return {schema.PROBABILITIES: unknown, schema.PREDICTED: told}
+            return {schema.PROBABILITIES: unknown, schema.DECISIONS: told}
         found = probabilities(network, latent_B1hw, self.crop or self.size, self.test)
-        return {schema.PROBABILITIES: found, schema.PREDICTED: (found >= network.thresholds).to(torch.int8)}
+        return {schema.PROBABILITIES: found, schema.DECISIONS: (found >= network.thresholds).to(torch.int8)}
 
     def draw(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(network, AECNN)

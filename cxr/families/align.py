@@ -45,9 +45,9 @@ class AlignRecipe(Recipe):
 
     family: ClassVar[str] = "align"
     mode: ClassVar[Literal["min", "max"]] = "max"
-    columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.POSE_UNIT, schema.MASKS)
+    columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.TRUE_THETA, schema.MASKS)
     places: ClassVar[tuple[str, ...]] = (*Recipe.places, "lung_weights", "feature_weights")
-    score_columns: ClassVar[pa.Schema] = pa.schema([(schema.THETA_UNIT, pa.list_(pa.float32(), 6))])
+    score_columns: ClassVar[pa.Schema] = pa.schema([(schema.THETA, pa.list_(pa.float32(), 6))])
     needs: ClassVar[Mapping[str, str]] = {"feature_layers": "feature_weight"}
 
     size: int = 128
@@ -150,7 +150,7 @@ class AlignRecipe(Recipe):
         )
 
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return {schema.THETA_UNIT: network(unit_pixels(batch, self.size)).reshape(-1, 6)}
+        return {schema.THETA: network(unit_pixels(batch, self.size)).reshape(-1, 6)}
 
     def draw(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         theta = network(unit_pixels(batch, self.size))

@@ -311,9 +311,9 @@ class AlignTask(Task):
 
 def _known_poses(theta: Tensor, batch: Batch) -> Tensor:
     """Rows (K, 12) of found and known transforms of the batch's K images whose pose is known."""
-    if schema.POSE_UNIT not in batch:
+    if schema.TRUE_THETA not in batch:
         return theta.new_zeros(0, 12)
-    pose = batch[schema.POSE_UNIT]
+    pose = batch[schema.TRUE_THETA]
     return torch.cat([theta.flatten(1), pose], 1)[~pose.isnan().any(1)]
 
 

@@ -63,7 +63,7 @@ class AttendRecipe(Recipe):
     score_columns: ClassVar[pa.Schema] = pa.schema(
         [
             (schema.PROBABILITIES, pa.list_(pa.float32())),
-            (schema.PREDICTED, pa.list_(pa.int8())),
+            (schema.DECISIONS, pa.list_(pa.int8())),
             *schema.BOX_SCORES,
         ]
     )
@@ -186,8 +186,8 @@ class AttendRecipe(Recipe):
         p = probabilities(logits)
         return {
             schema.PROBABILITIES: p,
-            schema.PREDICTED: (p >= network.thresholds).to(torch.int8),
-            schema.THETA_UNIT: theta,
+            schema.DECISIONS: (p >= network.thresholds).to(torch.int8),
+            schema.THETA: theta,
             LOGITS: logits,
             **box_scores.explained(network.findings, batch),
         }
@@ -197,10 +197,10 @@ class AttendRecipe(Recipe):
         return (x, identity(len(x), x.device)) if theta is None else (warp(x, theta), theta)
 
     def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table) -> pa.Table:
-        found = boxes_found(predicted[LOGITS], predicted[schema.THETA_UNIT], self._rule, self.box_least)
+        found = boxes_found(predicted[LOGITS], predicted[schema.THETA], self._rule, self.box_least)
         columns = [
             to_arrow(predicted[name], self.score_columns.field(name).type)
-            for name in (schema.PROBABILITIES, schema.PREDICTED)
+            for name in (schema.PROBABILITIES, schema.DECISIONS)
         ]
         return pa.table([*columns, box_scores.column(found, predicted, rows)], schema=self.score_columns)
 

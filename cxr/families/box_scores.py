@@ -36,14 +36,14 @@ def column(found: Sequence[MapBoxes], predicted: Mapping[str, Tensor], rows: pa.
         predicted: with what `explained` gave.
         rows: with the columns frame, height and width.
     """
-    places = (rows[name].to_pylist() for name in (schema.FRAME, schema.HEIGHT_PX, schema.WIDTH_PX))
+    places = (rows[name].to_pylist() for name in (schema.RESIZE_TRANSFORM, schema.HEIGHT_PX, schema.WIDTH_PX))
     made = [
         _row(boxes, _names(name), ResizeTransform(**frame), stored, height, width)
         for boxes, name, stored, frame, height, width in zip(
             found, predicted[NAMES].cpu(), predicted[STORED_PX].tolist(), *places, strict=True
         )
     ]
-    return pa.array(made, schema.BOX_SCORES.field(schema.FOUND_BOXES).type)
+    return pa.array(made, schema.BOX_SCORES.field(schema.PRED_BOXES).type)
 
 
 def _row(

@@ -52,7 +52,7 @@ class LocalizeRecipe(Recipe):
     score_columns: ClassVar[pa.Schema] = pa.schema(
         [
             (schema.PROBABILITIES, pa.list_(pa.float32())),
-            (schema.PREDICTED, pa.list_(pa.int8())),
+            (schema.DECISIONS, pa.list_(pa.int8())),
             *schema.BOX_SCORES,
         ]
     )
@@ -166,7 +166,7 @@ class LocalizeRecipe(Recipe):
         _, heat, p = looked(network, unit_pixels(batch, self.size), self.map_stride)
         return {
             schema.PROBABILITIES: p,
-            schema.PREDICTED: (p >= network.thresholds).to(torch.int8),
+            schema.DECISIONS: (p >= network.thresholds).to(torch.int8),
             HEAT: heat,
             **box_scores.explained(network.findings, batch),
         }
@@ -176,7 +176,7 @@ class LocalizeRecipe(Recipe):
         found = [boxes_found(heat, p, self._rule) for heat, p in told]
         columns = [
             to_arrow(predicted[name], self.score_columns.field(name).type)
-            for name in (schema.PROBABILITIES, schema.PREDICTED)
+            for name in (schema.PROBABILITIES, schema.DECISIONS)
         ]
         return pa.table([*columns, box_scores.column(found, predicted, rows)], schema=self.score_columns)
 

@@ -66,7 +66,7 @@ def by_checkpoint(uri: str, margin: float = MARGIN) -> LungCrop:
     uri = storage.normalize(uri)
     about = checkpoint.read_about(uri)
     recipe = recipe_from_dict(about["recipe"])
-    if schema.FOUND_RLE not in recipe.score_columns.names or recipe.mask_label != schema.LUNGS:
+    if schema.PRED_MASK_RLE not in recipe.score_columns.names or recipe.mask_label != schema.LUNGS:
         raise UserError(
             f"lung_crop={uri}: a checkpoint of family {recipe.family!r}, which does not find lungs. Give one that "
             f"jobs/train_lungs.py made"
@@ -129,6 +129,6 @@ def _lungs(finder: Checkpoint, stored_SS: np.ndarray) -> np.ndarray:
     """The lungs in an image of the network's own size, bool (size, size): what its scores would be."""
     size = len(stored_SS)
     batch = to_tensors({schema.PIXELS: stored_SS[None]}, PixelFormat(size))
-    here = {schema.FRAME: [ResizeTransform().as_dict()], schema.HEIGHT_PX: [size], schema.WIDTH_PX: [size]}
+    here = {schema.RESIZE_TRANSFORM: [ResizeTransform().as_dict()], schema.HEIGHT_PX: [size], schema.WIDTH_PX: [size]}
     scores = finder.recipe.scored(finder.recipe.predict(finder.network, batch), pa.table(here))
-    return rle.decode(scores[schema.FOUND_RLE][0].as_py(), size, size)
+    return rle.decode(scores[schema.PRED_MASK_RLE][0].as_py(), size, size)

@@ -180,7 +180,7 @@ class SegmentationRecipe(Recipe):
         kept = rule.apply(p).flatten(1).any(1)[:, None, None]
         return {
             SHARES: torch.where(kept, p - rule.bottom + 0.5, 0.0),
-            schema.FOUND_PROBABILITY: image if self.image_weight else torch.full_like(image, math.nan),
+            schema.PRED_MASK_PROBABILITY: image if self.image_weight else torch.full_like(image, math.nan),
             STORED_PX: torch.full_like(image, batch[schema.PIXELS].shape[-1]),
         }
 
@@ -191,15 +191,15 @@ class SegmentationRecipe(Recipe):
     def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table) -> pa.Table:
         shares, (stored, *_) = predicted[SHARES].cpu().numpy(), [*predicted[STORED_PX].tolist(), 1]
         zoom = ResizeTransform(stored / self.size, stored / self.size)
-        places = (rows[name].to_pylist() for name in (schema.FRAME, schema.HEIGHT_PX, schema.WIDTH_PX))
+        places = (rows[name].to_pylist() for name in (schema.RESIZE_TRANSFORM, schema.HEIGHT_PX, schema.WIDTH_PX))
         found = [
             self._coded(share, zoom.then(ResizeTransform(**frame)), height, width)
             for share, frame, height, width in zip(shares, *places, strict=True)
         ]
         columns = {
-            schema.FOUND_RLE: [code for code, _ in found],
-            schema.FOUND_AREA_PX: [area for _, area in found],
-            schema.FOUND_PROBABILITY: predicted[schema.FOUND_PROBABILITY].float().cpu().numpy(),
+            schema.PRED_MASK_RLE: [code for code, _ in found],
+            schema.PRED_MASK_AREA_PX: [area for _, area in found],
+            schema.PRED_MASK_PROBABILITY: predicted[schema.PRED_MASK_PROBABILITY].float().cpu().numpy(),
         }
         return pa.table(columns, schema=self.score_columns)
 

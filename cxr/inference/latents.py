@@ -80,7 +80,9 @@ def with_latents(rows: pa.Table, pixels: PixelFormat, latents_Bhw: np.ndarray, l
     columns: dict[str, Any] = {name: rows[name] for name in wanted.names}
     flat = pa.py_buffer(np.ascontiguousarray(latents_Bhw, latents.dtype).reshape(-1))
     columns[schema.PIXELS] = pa.Array.from_buffers(pa.binary(latents.row_bytes), rows.num_rows, [None, flat])
-    columns[schema.FRAME] = pa.array([_coarser(f, ratio) for f in rows[schema.FRAME].to_pylist()], schema.FRAME_TYPE)
+    columns[schema.RESIZE_TRANSFORM] = pa.array(
+        [_coarser(f, ratio) for f in rows[schema.RESIZE_TRANSFORM].to_pylist()], schema.RESIZE_TRANSFORM_TYPE
+    )
     masks = [_smaller(of_row, pixels.size, latents.size) for of_row in rows[schema.MASKS].to_pylist()]
     columns[schema.MASKS] = pa.array(masks, wanted.field(schema.MASKS).type)
     return pa.table([columns[name] for name in wanted.names], schema=wanted)

@@ -5,7 +5,7 @@
     BBox_List_2017.csv             exact boxes of every finding, in pixels of a 1024 x 1024 frame whatever the
                                    images' size, as the published list has them; here for training images too
     train_val_list.txt, test_list.txt     disjoint by patient, about one patient in five is for testing
-    truth.parquet                  image_id, pose_unit, masks at the images' own size
+    truth.parquet                  image_id, true_theta, masks at the images' own size
 
 How image `index` of `seed` looks depends on nothing else, not on how many are made: the parts of an archive
 can be made in parallel, and a larger one begins with the smaller one.
@@ -187,11 +187,11 @@ def _truth(study: Study) -> dict[str, object]:
         for label, mask in study.phantom.masks.items()
     ]
     pose = study.phantom.pose_unit.reshape(-1).tolist()
-    return {schema.IMAGE_ID: study.image_id, schema.POSE_UNIT: pose, schema.MASKS: masks}
+    return {schema.IMAGE_ID: study.image_id, schema.TRUE_THETA: pose, schema.MASKS: masks}
 
 
 def _parquet(rows: list[dict[str, object]]) -> bytes:
-    columns = pa.schema([schema.MANIFEST.field(n) for n in (schema.IMAGE_ID, schema.POSE_UNIT, schema.MASKS)])
+    columns = pa.schema([schema.MANIFEST.field(n) for n in (schema.IMAGE_ID, schema.TRUE_THETA, schema.MASKS)])
     data = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, columns), data)
     return data.getvalue()

@@ -2,7 +2,7 @@
 
     JPCLN001.IMG …, JPCNN001.IMG …            with and without: 2048 x 2048, 12 bits, big-endian, 0 for white; 8 MiB
     fold{1,2}/masks/{left,right} lung/*.gif   1024 x 1024, 0 and 255; odd numbers in fold 1, even ones in fold 2
-    truth.parquet                             image_id, pose_unit
+    truth.parquet                             image_id, true_theta
 
 Image `index` is that of `archive.make_study`, and the patient counts as another one each time. It is drawn at any
 size and brought to those of the databases.
@@ -56,7 +56,7 @@ def write_jsrt_phantom(
         kind = jsrt.NODULE if study.phantom.labels else jsrt.NO_NODULE
         numbers[kind] += 1
         name = _write(out_uri, study, kind, numbers[kind])
-        poses.append({schema.IMAGE_ID: name, schema.POSE_UNIT: study.phantom.pose_unit.reshape(-1).tolist()})
+        poses.append({schema.IMAGE_ID: name, schema.TRUE_THETA: study.phantom.pose_unit.reshape(-1).tolist()})
         if on_study:
             on_study(study)
     storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))

@@ -3,7 +3,7 @@
     CXR_png/PREFIX_NNNN_{0,1}.png         8-bit gray; 1 for an image with a finding, of whatever kind
     ManualMask/{left,right}Mask/*.png     montgomery: 0 and 255, the patient's left and right lung
     mask/*_mask.png                       shenzhen: both lungs
-    truth.parquet                         image_id, pose_unit
+    truth.parquet                         image_id, true_theta
 
 Image `index` is that of `archive.make_study`, and the patient counts as another one each time, as in the originals.
 """
@@ -59,7 +59,7 @@ def write_masked_phantom(
         masks = zip(_SOURCES[layout].masks, _masks(study.phantom, layout), strict=True)
         for path, mask in masks:
             storage.write_bytes(storage.join(out_uri, path.format(stem)), png(mask * np.uint8(255)))
-        poses.append({schema.IMAGE_ID: name, schema.POSE_UNIT: study.phantom.pose_unit.reshape(-1).tolist()})
+        poses.append({schema.IMAGE_ID: name, schema.TRUE_THETA: study.phantom.pose_unit.reshape(-1).tolist()})
         if on_study:
             on_study(study)
     storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))
@@ -86,7 +86,7 @@ def patients_left(phantom: Phantom) -> np.ndarray:
 
 def poses_parquet(rows: list[dict[str, object]]) -> bytes:
     """A `truth.parquet` of image_id and pose_unit."""
-    columns = pa.schema([schema.MANIFEST.field(name) for name in (schema.IMAGE_ID, schema.POSE_UNIT)])
+    columns = pa.schema([schema.MANIFEST.field(name) for name in (schema.IMAGE_ID, schema.TRUE_THETA)])
     data = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, columns), data)
     return data.getvalue()

@@ -4,7 +4,7 @@
                train-rle.csv                               a row a piece of the pneumothorax, -1 for none
     siim-png:  png_images/, png_masks/                     8-bit gray; 0 and 255
                stage_1_train_images.csv, stage_1_test_images.csv   the latter has about one image in five
-    truth.parquet                                          image_id, pose_unit
+    truth.parquet                                          image_id, true_theta
 
 Image `index` is that of `archive.make_study`, and the patient counts as another one each time, as in the original.
 The lists are written last, so that they mark a finished archive.
@@ -77,7 +77,7 @@ def write_siim_phantom(
         file, rows = write(out_uri, study, index, seed)
         lists.setdefault(file, []).extend(rows)
         image = image_uid(index, seed)
-        poses.append({schema.IMAGE_ID: image, schema.POSE_UNIT: study.phantom.pose_unit.reshape(-1).tolist()})
+        poses.append({schema.IMAGE_ID: image, schema.TRUE_THETA: study.phantom.pose_unit.reshape(-1).tolist()})
         if on_study:
             on_study(study)
     storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))

@@ -5,7 +5,7 @@
                      train_meta.csv, test_meta.csv               the size before that, to which boxes refer
     train.csv        what three readers of seventeen drew in the images of train/; of test/ it says nothing
     truth.csv        in the same columns, and of all images, what is really there: for `--annotations`
-    truth.parquet    image_id, pose_unit
+    truth.parquet    image_id, true_theta
 
 A reader sees most findings, draws around them with a hand that is not sure, sometimes mistakes one for another, and
 sometimes draws one that is not there. Image `index` is that of `archive.make_study`, and the patient counts as
@@ -100,7 +100,7 @@ def write_vinbigdata_phantom(
         files[vinbigdata.META_FILES[study.is_test]].append((image, size, size))
         files[EXACT_FILE] += _rows(image, TRUTH, exact(study))
         readings += [] if study.is_test else read_by_three(study, index, seed)
-        poses.append({schema.IMAGE_ID: image, schema.POSE_UNIT: study.phantom.pose_unit.reshape(-1).tolist()})
+        poses.append({schema.IMAGE_ID: image, schema.TRUE_THETA: study.phantom.pose_unit.reshape(-1).tolist()})
         if on_study:
             on_study(study)
     storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))

@@ -22,7 +22,7 @@ from cxr.sources.manifest import Manifest
 from cxr.storage import exists, is_local, join, normalize, read_bytes
 
 TRUTH_FILE = "truth.parquet"  # schema.IMAGE_ID and any of COLUMNS, in the types of schema.MANIFEST
-COLUMNS = (schema.POSE_UNIT, schema.MASKS)
+COLUMNS = (schema.TRUE_THETA, schema.MASKS)
 ALLOW_OUTSIDE = "CXR_ALLOW_OUTSIDE_MASKS"
 
 

@@ -34,7 +34,7 @@ def known(split: str, number: int) -> Mapping[str, object]:
         schema.PATIENT_ID: f"{split} {number // 2}",
         schema.LABELS: [int(finding == shown["label"]) for finding in schema.FINDINGS],
         schema.BOXES: None if number % 6 == 0 else [shown],
-        schema.FRAME: FRAME,
+        schema.RESIZE_TRANSFORM: FRAME,
         schema.HEIGHT_PX: 64,
         schema.WIDTH_PX: 64,
     }

@@ -46,7 +46,7 @@ def known(split: str, number: int) -> Mapping[str, object]:
         schema.PATIENT_ID: f"{split} {number // 2}",
         schema.LABELS: labels,
         schema.BOXES: boxes or None,
-        schema.FRAME: FRAME,
+        schema.RESIZE_TRANSFORM: FRAME,
         schema.HEIGHT_PX: 64,
         schema.WIDTH_PX: 64,
     }
@@ -65,7 +65,7 @@ def network(shift: Mapping[str, float], right: float = 1.0) -> Checkpoint:
         found = [[_moved(box, shift) for box in boxes or []] for boxes in rows[schema.BOXES].to_pylist()]
         p = [[right * label + (1 - right) * 0.5 for label in labels] for labels in rows[schema.LABELS].to_pylist()]
         types = LocalizeRecipe.score_columns
-        columns = {schema.PROBABILITIES: p, schema.FOUND_BOXES: found}
+        columns = {schema.PROBABILITIES: p, schema.PRED_BOXES: found}
         return pa.table({name: pa.array(values, types.field(name).type) for name, values in columns.items()})
 
     recipe = SimpleNamespace(

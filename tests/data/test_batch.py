@@ -33,7 +33,7 @@ def table(masks: list[np.ndarray | None]) -> pa.Table:
     given = {
         schema.PIXELS: [image.tobytes() for image in images],
         schema.LABELS: [[1, 0, -1]] * len(masks),
-        schema.POSE_UNIT: [[1, 0, 0.5, 0, 1, 0], *[None] * (len(masks) - 1)],
+        schema.TRUE_THETA: [[1, 0, 0.5, 0, 1, 0], *[None] * (len(masks) - 1)],
         schema.MASKS: [
             None if mask is None else [{"label": schema.LUNGS, "bits": np.packbits(mask).tobytes()}] for mask in masks
         ],
@@ -46,12 +46,12 @@ def test_columns_become_tensors_row_by_row() -> None:
     mask = np.zeros((16, 16), bool)
     mask[3:9, 2:5] = True
     rows = table([mask, None, ~mask])
-    names = (schema.PIXELS, schema.LABELS, schema.POSE_UNIT, schema.MASKS)
+    names = (schema.PIXELS, schema.LABELS, schema.TRUE_THETA, schema.MASKS)
     found = to_tensors(to_columns(rows, names, PIXELS), PIXELS)
     assert found[schema.PIXELS].numpy().tobytes() == b"".join(rows[schema.PIXELS].to_pylist())
     assert found[schema.LABELS].tolist() == [[1, 0, -1]] * 3
-    assert found[schema.POSE_UNIT][0].tolist() == [1, 0, 0.5, 0, 1, 0]
-    assert found[schema.POSE_UNIT][1:].isnan().all()
+    assert found[schema.TRUE_THETA][0].tolist() == [1, 0, 0.5, 0, 1, 0]
+    assert found[schema.TRUE_THETA][1:].isnan().all()
     assert (found[schema.MASKS][0].numpy() == mask).all()
     assert (found[schema.MASKS][1] == NO_MASK).all()
     assert (found[schema.MASKS][2].numpy() == ~mask).all()
@@ -74,7 +74,7 @@ def test_boxes_become_shares_of_the_stored_square() -> None:
     rows = pa.table(
         {
             schema.BOXES: pa.array(boxes, wanted.field(schema.BOXES).type),
-            schema.FRAME: pa.array([frame] * 3, schema.FRAME_TYPE),
+            schema.RESIZE_TRANSFORM: pa.array([frame] * 3, schema.RESIZE_TRANSFORM_TYPE),
         }
     )
     assert set(rows.column_names) == set(stored([schema.BOXES]))

@@ -72,7 +72,7 @@ def test_good_images_keep_their_order_and_what_is_known_of_them(tmp_path: Path) 
 
 def test_frame_leads_back_to_the_original(tmp_path: Path) -> None:
     rows = make_rows(manifest([saved(tmp_path / "wide.png", picture(50, 100))]), PIXELS).to_pylist()
-    frame = ResizeTransform(**rows[0][schema.FRAME])
+    frame = ResizeTransform(**rows[0][schema.RESIZE_TRANSFORM])
     assert frame.to_original(np.array([[0, 8], [32, 24]])).tolist() == [[0, 0], [100, 50]]
 
 

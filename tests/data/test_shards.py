@@ -16,7 +16,7 @@ from cxr.data.shard_loader import ShardStream
 from cxr.errors import UserError
 from tests.made_shards import write_shards
 
-COLUMNS = (schema.PIXELS, schema.POSE_UNIT, schema.MASKS)
+COLUMNS = (schema.PIXELS, schema.TRUE_THETA, schema.MASKS)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_window_mixes_no_more_than_it_may_hold(made: shards.ShardInfo) -> None
 
 def test_unknown_pose_and_mask_are_marked(made: shards.ShardInfo) -> None:
     batch = next(stream(made, "val").every())
-    assert np.isnan(batch[schema.POSE_UNIT].numpy()).all()
+    assert np.isnan(batch[schema.TRUE_THETA].numpy()).all()
     assert (batch[schema.MASKS] == 255).all()
     assert batch[schema.MASKS].shape == batch[schema.PIXELS].shape
 

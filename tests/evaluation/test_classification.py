@@ -72,7 +72,7 @@ def write_run(
             (schema.IMAGE_ID, pa.string()),
             (schema.ERROR, pa.string()),
             (schema.PROBABILITIES, pa.list_(pa.float32())),
-            (schema.PREDICTED, pa.list_(pa.int8())),
+            (schema.DECISIONS, pa.list_(pa.int8())),
         ],
         metadata={FINDINGS_KEY: json.dumps(findings)},
     )
@@ -258,5 +258,5 @@ def test_mistakes_are_told(archive: str, tmp_path: Path) -> None:
     pq.write_table(pq.read_table(part).replace_schema_metadata(), part)
     part.with_name("part-00009.parquet").unlink()
     assert "do not name one list of findings" in mistake(twice, out)
-    pq.write_table(pq.read_table(part).drop_columns([schema.PREDICTED]), part)
+    pq.write_table(pq.read_table(part).drop_columns([schema.DECISIONS]), part)
     assert "no column predicted" in mistake(twice, out)

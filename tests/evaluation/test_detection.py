@@ -83,7 +83,7 @@ def score_row(image: str, boxes: Boxes | None) -> dict[str, Any]:
         schema.IMAGE_ID: image,
         schema.SPLIT: "train" if image.startswith("train/") else "test",
         **size,
-        schema.FOUND_BOXES: [halved(box) for box in boxes],
+        schema.PRED_BOXES: [halved(box) for box in boxes],
     }
 
 
@@ -276,10 +276,10 @@ def test_a_submission_takes_a_classifiers_word_on_normal_images(archive: str, tm
 def test_the_probability_that_an_image_is_normal(findings: list[str], expected: list[float], tmp_path: Path) -> None:
     settings = {"archive": "x", "checkpoint_sha256": "0", "recipe": {"family": "aecnn"}}
     storage.write_json(str(tmp_path / "ledger.json"), {"settings": settings, "fingerprint": ""})
-    own = [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.PREDICTED, pa.list_(pa.int8()))]
+    own = [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.DECISIONS, pa.list_(pa.int8()))]
     fields = pa.schema([*schema.SCORES, *own], metadata={schema.FINDINGS_KEY: json.dumps(findings)})
     rows = [
-        {schema.IMAGE_ID: name, schema.PROBABILITIES: p, schema.PREDICTED: [0, 0]}
+        {schema.IMAGE_ID: name, schema.PROBABILITIES: p, schema.DECISIONS: [0, 0]}
         for name, p in (("a", [0.6, 0.3]), ("b", [0.1, 0.9]))
     ]
     (tmp_path / SCORES).mkdir()

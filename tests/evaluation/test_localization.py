@@ -69,15 +69,15 @@ def write_run(folder: Path, archive: str, images: Rows, shift: float = 0.0, brok
     """A run of `score_archive` in two parts; its first `broken` images have an error."""
     settings = {"archive": archive, "checkpoint_sha256": "0", "recipe": {"family": "localize"}}
     storage.write_json(str(folder / "ledger.json"), {"settings": settings, "fingerprint": ""})
-    own = [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.PREDICTED, pa.list_(pa.int8()))]
+    own = [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.DECISIONS, pa.list_(pa.int8()))]
     fields = pa.schema([*schema.SCORES, *own, *schema.BOX_SCORES], metadata={FINDINGS_KEY: json.dumps(SCORED)})
     rows = [score_row(row, found_in(row, shift)) for row in reversed(images)]
     for row in rows[:broken]:
         row |= {
             schema.ERROR: "no image",
-            schema.FOUND_BOXES: None,
+            schema.PRED_BOXES: None,
             schema.PROBABILITIES: None,
-            schema.PREDICTED: None,
+            schema.DECISIONS: None,
         }
     (folder / SCORES).mkdir(parents=True)
     for number, part in enumerate((rows[:7], rows[7:])):
@@ -92,8 +92,8 @@ def score_row(row: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any
         schema.HEIGHT_PX: SIDE,
         schema.WIDTH_PX: SIDE,
         schema.PROBABILITIES: [0.2 + 0.6 * label for label in labels],
-        schema.PREDICTED: labels,
-        schema.FOUND_BOXES: found,
+        schema.DECISIONS: labels,
+        schema.PRED_BOXES: found,
     }
 
 
@@ -209,7 +209,7 @@ def test_mistakes_are_told(raw: str, images: Rows, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"40 are in .*0 without an error"):
         evaluation.report(run, ALL, str(tmp_path / "out"))
     part = tmp_path / "run" / SCORES / "part-00000.parquet"
-    pq.write_table(pq.read_table(part).drop_columns([schema.FOUND_BOXES]), part)
+    pq.write_table(pq.read_table(part).drop_columns([schema.PRED_BOXES]), part)
     with pytest.raises(UserError, match="no column found_boxes"):
         evaluation.report(run, ALL, str(tmp_path / "out"))
 

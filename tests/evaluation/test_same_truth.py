@@ -98,7 +98,7 @@ def write_run(folder: Path, archive: str, rows: pa.Table, findings: tuple[str, .
     column = box_scores.column(found, box_scores.explained(findings, {schema.PIXELS: stored}), rows)
     settings = {"archive": archive, "checkpoint_sha256": "0", "recipe": {"family": "detect"}}
     storage.write_json(str(folder / "ledger.json"), {"settings": settings, "fingerprint": ""})
-    table = pa.table({f.name: rows[f.name] for f in schema.SCORES} | {schema.FOUND_BOXES: column})
+    table = pa.table({f.name: rows[f.name] for f in schema.SCORES} | {schema.PRED_BOXES: column})
     (folder / SCORES).mkdir(parents=True)
     metadata = {schema.FINDINGS_KEY: json.dumps(findings)}
     pq.write_table(table.replace_schema_metadata(metadata), folder / SCORES / "part-00000.parquet")

@@ -53,7 +53,7 @@ def write_run(out: Path, archive: str, images: list[dict[str, Any]], family: str
 def kinds(family: str) -> pa.Schema:
     if family in ("lungs", "pneumothorax"):
         return schema.MASK_SCORES
-    labels = [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.PREDICTED, pa.list_(pa.int8()))]
+    labels = [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.DECISIONS, pa.list_(pa.int8()))]
     boxes = {"aecnn": [], "attend": schema.BOX_SCORES, "localize": schema.BOX_SCORES, "detect": schema.BOX_SCORES}
     return pa.schema([*(labels if family != "detect" else ()), *boxes[family]])
 
@@ -64,11 +64,11 @@ def scores(family: str, number: int, rng: np.random.Generator) -> dict[str, Any]
     p = rng.uniform(0, 1, len(FINDINGS))
     own = {
         schema.PROBABILITIES: p.tolist(),
-        schema.PREDICTED: (p > 0.5).astype(int).tolist(),
-        schema.FOUND_BOXES: [BOX | {"score": 0.3 + 0.05 * number}, BOX | {"score": 0.1}] if number % 3 else [],
-        schema.FOUND_RLE: rle.encode(mask),
-        schema.FOUND_AREA_PX: int(mask.sum()),
-        schema.FOUND_PROBABILITY: float("nan") if family == "lungs" else 0.5,
+        schema.DECISIONS: (p > 0.5).astype(int).tolist(),
+        schema.PRED_BOXES: [BOX | {"score": 0.3 + 0.05 * number}, BOX | {"score": 0.1}] if number % 3 else [],
+        schema.PRED_MASK_RLE: rle.encode(mask),
+        schema.PRED_MASK_AREA_PX: int(mask.sum()),
+        schema.PRED_MASK_PROBABILITY: float("nan") if family == "lungs" else 0.5,
     }
     return {name: own[name] for name in kinds(family).names}
 
@@ -101,14 +101,14 @@ def test_a_run_over_an_unlabeled_folder_is_described(folder: str, tmp_path: Path
     if schema.PROBABILITIES in own:
         assert [row["finding"] for row in read_csv(result["findings"])] == list(FINDINGS)
         assert 0 < metrics["positive_share/Mass"] < 1
-    if schema.FOUND_BOXES in own:
+    if schema.PRED_BOXES in own:
         assert (metrics["found_boxes"], metrics["images_with_boxes/Mass"], metrics["images_with_boxes/Hernia"]) == (
             7,
             7,
             0,
         )
         assert "boxes.png" in page
-    if schema.FOUND_RLE in own:
+    if schema.PRED_MASK_RLE in own:
         assert (metrics["images_with_mask"], len(read_csv(result["images"]))) == (7, IMAGES - 1)
         assert "masks.png" in page
 
@@ -118,7 +118,7 @@ def test_pictures_of_a_run_over_shards_come_from_the_shards(tmp_path: Path, fami
     archive = write_shards(tmp_path / "shards", {"test": IMAGES}, size=SIDE, findings=())
     frame = {"x_scale": 1.0, "y_scale": 1.0, "x_offset": 0.0, "y_offset": 0.0}
     images = [
-        {schema.IMAGE_ID: f"test-{number:04d}.png", schema.SPLIT: "test", schema.FRAME: frame}
+        {schema.IMAGE_ID: f"test-{number:04d}.png", schema.SPLIT: "test", schema.RESIZE_TRANSFORM: frame}
         | {schema.HEIGHT_PX: SIDE, schema.WIDTH_PX: SIDE}
         for number in range(IMAGES)
     ]

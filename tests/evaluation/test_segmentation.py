@@ -120,9 +120,9 @@ def score_row(image: int, mask: np.ndarray) -> dict[str, Any]:
         schema.SPLIT: "test" if image % 2 else "train",
         schema.HEIGHT_PX: SIDE,
         schema.WIDTH_PX: SIDE,
-        schema.FOUND_RLE: rle.encode(mask),
-        schema.FOUND_AREA_PX: int(mask.sum()),
-        schema.FOUND_PROBABILITY: 0.1 + 0.04 * image + 0.3 * bool(mask.any()),
+        schema.PRED_MASK_RLE: rle.encode(mask),
+        schema.PRED_MASK_AREA_PX: int(mask.sum()),
+        schema.PRED_MASK_PROBABILITY: 0.1 + 0.04 * image + 0.3 * bool(mask.any()),
     }
 
 
@@ -268,7 +268,7 @@ def test_mistakes_are_told(raw: str, run: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of 1 images can be judged: mask code of 3 values"):
         evaluation.report(broken, options, out)
     part = Path(run) / SCORES / "part-00000.parquet"
-    pq.write_table(pq.read_table(part).drop_columns([schema.FOUND_RLE]), part)
+    pq.write_table(pq.read_table(part).drop_columns([schema.PRED_MASK_RLE]), part)
     with pytest.raises(UserError, match="no column mask_rle"):
         evaluation.report(run, options, out)
 

@@ -179,7 +179,7 @@ def test_what_cannot_be_measured_is_left_out_and_thresholds_are_kept() -> None:
     assert network.thresholds.tolist() == pytest.approx(kept["values"])
     assert kept["values"][2] == 0.5
     predicted = SMALL.predict(network, batch())
-    assert torch.equal(predicted[schema.PREDICTED].bool(), predicted[schema.PROBABILITIES] >= network.thresholds)
+    assert torch.equal(predicted[schema.DECISIONS].bool(), predicted[schema.PROBABILITIES] >= network.thresholds)
 
 
 def test_decoded_images_are_measured_beside_resized_ones() -> None:
@@ -275,7 +275,7 @@ def test_a_codec_alone_tells_no_probabilities() -> None:
     recipe = SMALL.replace(start="autoencoder", stop="autoencoder")
     told = recipe.predict(recipe.network(FINDINGS).eval(), batch())
     assert told[schema.PROBABILITIES].isnan().all()
-    assert (told[schema.PREDICTED] == schema.UNKNOWN).all()
+    assert (told[schema.DECISIONS] == schema.UNKNOWN).all()
 
 
 def test_the_published_settings_give_way_to_those_that_are_named() -> None:

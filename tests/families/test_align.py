@@ -37,7 +37,7 @@ def posed_batch(count: int = 8, seed: int = 0) -> Batch:
     return {
         schema.PIXELS: (255 * F.relu(seen[0])).to(torch.uint8),
         schema.MASKS: (seen[1] > 0.5).to(torch.uint8),
-        schema.POSE_UNIT: pose.reshape(count, 6),
+        schema.TRUE_THETA: pose.reshape(count, 6),
     }
 
 
@@ -190,7 +190,7 @@ def test_metrics_of_a_perfect_aligner_and_of_none() -> None:
     batch = posed_batch(16)
     task = started(small(rotation_deg=0.0, scale=1.0, shift=0.0), batch)
     untrained = task.eval().evaluate(lambda: iter([batch]), SingleProcess())
-    task.network = Perfect(batch[schema.POSE_UNIT].reshape(-1, 2, 3))
+    task.network = Perfect(batch[schema.TRUE_THETA].reshape(-1, 2, 3))
     perfect = task.evaluate(lambda: iter([batch]), SingleProcess())
     assert perfect["corner_error_pct"] < 0.01
     assert untrained["corner_error_pct"] == pytest.approx(untrained["corner_error_given_pct"], rel=1e-4)
@@ -208,7 +208,7 @@ def test_rows_without_mask_or_pose_count_only_where_they_can() -> None:
     task = started(small(), batch).eval()
     whole = task.evaluate(lambda: iter([batch]), SingleProcess())
     batch[schema.MASKS][4:] = NO_MASK
-    batch[schema.POSE_UNIT][4:] = float("nan")
+    batch[schema.TRUE_THETA][4:] = float("nan")
     partly = task.evaluate(lambda: iter([batch]), SingleProcess())
     assert partly["correlation"] == whole["correlation"]
     assert partly["iou_given"] != whole["iou_given"]
@@ -231,9 +231,9 @@ def test_batching_does_not_change_the_metrics() -> None:
 def test_scores_are_six_numbers_that_undo_the_pose() -> None:
     recipe, batch = small(), posed_batch(3)
     network = recipe.network([]).eval()
-    scores = recipe.predict(network, batch)[schema.THETA_UNIT]
+    scores = recipe.predict(network, batch)[schema.THETA]
     torch.testing.assert_close(scores, identity(3).reshape(3, 6))
-    assert recipe.score_columns.field(schema.THETA_UNIT).type == pa.list_(pa.float32(), 6)
+    assert recipe.score_columns.field(schema.THETA).type == pa.list_(pa.float32(), 6)
     drawn = recipe.draw(network, batch)["aligned"]
     assert drawn.dtype == torch.uint8
     assert (drawn.int() - batch[schema.PIXELS].int()).abs().max() <= 1
@@ -344,7 +344,7 @@ def test_weights_without_lungs_are_refused(tmp_path: Path) -> None:
 
 def test_agreement_is_of_the_lungs_that_are_found() -> None:
     batch = posed_batch(16)
-    network = Perfect(batch[schema.POSE_UNIT].reshape(-1, 2, 3))
+    network = Perfect(batch[schema.TRUE_THETA].reshape(-1, 2, 3))
     network.lungs = Found(F.interpolate(batch[schema.MASKS][:, None].float(), (SIZE, SIZE)))
     task = started(small(rotation_deg=0.0, scale=1.0, shift=0.0), batch).eval()
     task.network = network

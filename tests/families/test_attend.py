@@ -239,10 +239,10 @@ def test_it_learns_to_locate_and_needs_no_label_to_do_so() -> None:
     with torch.inference_mode():
         predicted = recipe.predict(net, blind)
     frame = ResizeTransform(4, 4, 0, 0).as_dict()
-    rows = pa.table({schema.FRAME: [frame] * 8, schema.HEIGHT_PX: [256] * 8, schema.WIDTH_PX: [256] * 8})
+    rows = pa.table({schema.RESIZE_TRANSFORM: [frame] * 8, schema.HEIGHT_PX: [256] * 8, schema.WIDTH_PX: [256] * 8})
     scores = recipe.scored(predicted, rows)
-    assert scores.schema.names == [schema.PROBABILITIES, schema.PREDICTED, schema.FOUND_BOXES]
-    best = scores[schema.FOUND_BOXES][3].as_py()[0]
+    assert scores.schema.names == [schema.PROBABILITIES, schema.DECISIONS, schema.PRED_BOXES]
+    best = scores[schema.PRED_BOXES][3].as_py()[0]
     assert best["label"] == "Mass"
     assert best["score"] > 0.3
     edges = [best[name] for name in (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)]

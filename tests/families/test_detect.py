@@ -338,9 +338,9 @@ def test_scores_are_in_pixels_of_the_original() -> None:
     found[0, 1] = torch.tensor([-0.5, 0.9, 0.5, 1.5, 0.4, 0])
     batch = {schema.PIXELS: torch.zeros(1, 128, 128, dtype=torch.uint8)}
     frame = {"x_scale": 10.0, "y_scale": 10.0, "x_offset": 40.0, "y_offset": 0.0}
-    rows = pa.table({schema.FRAME: [frame], schema.HEIGHT_PX: [1200], schema.WIDTH_PX: [1400]})
+    rows = pa.table({schema.RESIZE_TRANSFORM: [frame], schema.HEIGHT_PX: [1200], schema.WIDTH_PX: [1400]})
     table = RECIPE.scored({FOUND: found, **explained(FINDINGS, batch)}, rows)
-    first, second = table[schema.FOUND_BOXES][0].as_py()
+    first, second = table[schema.PRED_BOXES][0].as_py()
     assert first["label"] == "Nodule"
     assert [first[name] for name in ("x_min", "y_min", "x_max", "y_max")] == pytest.approx([360, 640, 680, 960])
     assert (second["x_min"], second["y_max"]) == (0, 1200), "cut off at the image's border"

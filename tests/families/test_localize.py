@@ -79,7 +79,7 @@ def seeing(recipe: LocalizeRecipe = SMALL) -> MultiscaleCAM:
 
 def rows_of(frame: ResizeTransform, height: int, width: int, count: int = 4) -> pa.Table:
     return pa.table({
-        schema.FRAME: [frame.as_dict()] * count,
+        schema.RESIZE_TRANSFORM: [frame.as_dict()] * count,
         schema.HEIGHT_PX: [height] * count,
         schema.WIDTH_PX: [width] * count,
     })  # fmt: skip
@@ -170,7 +170,7 @@ def test_found_boxes_are_pixels_of_the_original() -> None:
     recipe = SMALL.replace(coldest=0.3)
     scores = recipe.scored(predicted, rows_of(frame, 300, 400))
     assert scores.schema.equals(recipe.score_columns)
-    found = scores[schema.FOUND_BOXES].to_pylist()
+    found = scores[schema.PRED_BOXES].to_pylist()
     assert [[box[schema.LABEL] for box in boxes] for boxes in found] == [["Mass"], [], ["Mass"], []]
     (box,) = found[0]
     edges = [box[name] for name in (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)]
@@ -186,7 +186,7 @@ def test_scores_come_from_pixels_alone() -> None:
     full = SMALL.predict(network, whole)
     assert all(torch.equal(bare[name], full[name]) for name in bare)
     assert bare[HEAT].shape == (4, 3, 16, 16)
-    assert torch.equal(bare[schema.PREDICTED].bool(), bare[schema.PROBABILITIES] >= network.thresholds)
+    assert torch.equal(bare[schema.DECISIONS].bool(), bare[schema.PROBABILITIES] >= network.thresholds)
 
 
 @torch.inference_mode()
@@ -197,11 +197,11 @@ def test_most_boxes_and_the_coldest_map_are_settings() -> None:
     network.scale_maps(torch.full((1, 3), -6.0), torch.full((1, 3), 30.0))
     assert (
         none.scored(none.predict(network, batch()), rows_of(ResizeTransform(), 40, 40))[
-            schema.FOUND_BOXES
+            schema.PRED_BOXES
         ].to_pylist()[0]
         == []
     )
-    assert len(SMALL.scored(warm, rows_of(ResizeTransform(), 40, 40))[schema.FOUND_BOXES].to_pylist()[0]) == 1
+    assert len(SMALL.scored(warm, rows_of(ResizeTransform(), 40, 40))[schema.PRED_BOXES].to_pylist()[0]) == 1
 
 
 def test_a_few_steps_teach_where_the_bright_square_is() -> None:

@@ -93,15 +93,15 @@ def test_rows_hold_crops_masks_and_boxes_of_the_original(finder: str, tmp_path: 
     (row,) = rows.to_pylist()
     square = crop(pixels)
     assert rows.schema.equals(schema.row_schema(PIXELS))
-    assert (row[schema.CROP], row[schema.POSE_UNIT], row[schema.BOXES]) == ("lungs", None, [BOX])
+    assert (row[schema.CROP_STATUS], row[schema.TRUE_THETA], row[schema.BOXES]) == ("lungs", None, [BOX])
     assert (row[schema.HEIGHT_PX], row[schema.WIDTH_PX]) == (90, 160)
-    assert ResizeTransform(**row[schema.FRAME]) == square.frame(48)
+    assert ResizeTransform(**row[schema.RESIZE_TRANSFORM]) == square.frame(48)
     np.testing.assert_array_equal(schema.pixels_array(rows[schema.PIXELS], PIXELS)[0], square.crop(pixels, 48))
     stored = np.unpackbits(np.frombuffer(row[schema.MASKS][0][schema.MASK_BITS], np.uint8)).reshape(48, 48)
     np.testing.assert_array_equal(stored, square.crop(lungs.astype(np.uint8) * 255, 48) >= 128)
     assert stored.sum() * square.frame(48).x_scale ** 2 == pytest.approx(lungs.sum(), rel=0.05)
     (whole,) = make_rows(table, PIXELS).to_pylist()
-    assert (whole[schema.CROP], whole[schema.POSE_UNIT]) == (None, pose[0])
+    assert (whole[schema.CROP_STATUS], whole[schema.TRUE_THETA]) == (None, pose[0])
 
 
 @pytest.mark.parametrize(
@@ -116,16 +116,16 @@ def test_absurd_masks_leave_the_image_whole_and_say_why(bias: float, reason: str
     pose = [[1, 0, 0, 0, 1, 0]]
     table = manifest(tmp_path, {"a.png": chest(90, 160)[0]}, pose_unit=pose)
     whole, kept = make_rows(table, PIXELS), make_rows(table, PIXELS, crop=crop)
-    assert kept[schema.CROP].to_pylist() == [reason]
-    assert kept.drop_columns([schema.CROP]).equals(whole.drop_columns([schema.CROP]))
+    assert kept[schema.CROP_STATUS].to_pylist() == [reason]
+    assert kept.drop_columns([schema.CROP_STATUS]).equals(whole.drop_columns([schema.CROP_STATUS]))
 
 
 def test_bad_images_stay_rows_with_their_reason(finder: str, tmp_path: Path) -> None:
     table = manifest(tmp_path, {"a.png": chest(64, 64)[0], "b.png": chest(64, 64)[0]})
     (tmp_path / "a.png").write_bytes(b"")
     bad, good = make_rows(table, PIXELS, crop=lung_crop.by_checkpoint(finder).loaded()).to_pylist()
-    assert (bad[schema.ERROR], bad[schema.CROP], bad[schema.PIXELS]) == ("empty file: 0 bytes", None, None)
-    assert good[schema.CROP] == "lungs"
+    assert (bad[schema.ERROR], bad[schema.CROP_STATUS], bad[schema.PIXELS]) == ("empty file: 0 bytes", None, None)
+    assert good[schema.CROP_STATUS] == "lungs"
 
 
 SIDE = st.integers(20, 200)
@@ -149,7 +149,7 @@ def test_points_and_boxes_map_back_exactly(
     square = lung_square(mask, margin)
     pixels = rng.integers(0, 255, (height, width), np.uint8)
     (row,) = make_rows(one_image(pixels), PixelFormat(size), crop=lambda _: square).to_pylist()
-    frame = ResizeTransform(**row[schema.FRAME])
+    frame = ResizeTransform(**row[schema.RESIZE_TRANSFORM])
     points = rng.uniform(0, size, (20, 2))
     np.testing.assert_allclose(frame.from_original(frame.to_original(points)), points, atol=1e-6)
     boxes = rng.uniform(0, (width, height), (20, 2))
@@ -264,8 +264,8 @@ def test_a_lung_checkpoint_may_move_but_not_change_its_margin(finder: str) -> No
 
 def test_rows_written_before_there_were_crops_are_read() -> None:
     wanted = schema.row_schema(PIXELS)
-    old = wanted.empty_table().drop_columns([schema.CROP])
+    old = wanted.empty_table().drop_columns([schema.CROP_STATUS])
     one = pa.table([pa.nulls(1, field.type) for field in old.schema], schema=old.schema)
     rows = schema.filled(one, wanted)
     assert rows.schema.equals(wanted, check_metadata=True)
-    assert rows[schema.CROP].to_pylist() == [None]
+    assert rows[schema.CROP_STATUS].to_pylist() == [None]

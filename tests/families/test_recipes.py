@@ -49,7 +49,7 @@ def some_batches(count: int = 2, rows: int = 4, size: int = 40) -> Iterator[Batc
     for _ in range(count):
         yield {
             schema.PIXELS: torch.randint(0, 255, (rows, size, size), generator=generator).to(torch.uint8),
-            schema.POSE_UNIT: torch.full((rows, 6), float("nan")),
+            schema.TRUE_THETA: torch.full((rows, 6), float("nan")),
             schema.MASKS: some_masks(rows, size),
             schema.BOXES: some_boxes(rows),
             HAS_BOXES: torch.ones(rows, dtype=torch.bool),
@@ -129,7 +129,7 @@ def test_predictions_have_the_announced_columns(recipe: Recipe) -> None:
         predicted = recipe.predict(network, next(some_batches()))
         pictures = recipe.draw(network, next(some_batches()))
     frame = ResizeTransform().as_dict()
-    known = {schema.FRAME: [frame] * 4, schema.HEIGHT_PX: [40] * 4, schema.WIDTH_PX: [40] * 4}
+    known = {schema.RESIZE_TRANSFORM: [frame] * 4, schema.HEIGHT_PX: [40] * 4, schema.WIDTH_PX: [40] * 4}
     assert recipe.scored(predicted, pa.table(known)).schema.names == recipe.score_columns.names
     for images in pictures.values():
         assert images.dtype == torch.uint8

@@ -156,7 +156,7 @@ def scored(recipe: SegmentationRecipe, network: nn.Module, masks: list[np.ndarra
     fitted = [fit(mask.astype(np.uint8) * np.uint8(255), stored) for mask in masks]
     rows = pa.table(
         {
-            schema.FRAME: [frame.as_dict() for _, frame in fitted],
+            schema.RESIZE_TRANSFORM: [frame.as_dict() for _, frame in fitted],
             schema.HEIGHT_PX: [mask.shape[0] for mask in masks],
             schema.WIDTH_PX: [mask.shape[1] for mask in masks],
         }
@@ -176,8 +176,8 @@ def test_a_found_mask_comes_out_at_the_original_s_size(stored: int) -> None:
         decoded = rle.decode(code, *mask.shape)
         assert area == decoded.sum()
         assert (decoded & mask).sum() / (decoded | mask).sum() > 0.95
-    assert found[schema.FOUND_RLE].to_pylist()[2] == rle.EMPTY
-    assert found[schema.FOUND_PROBABILITY].to_numpy() == pytest.approx([1, 1, 0], abs=1e-3)
+    assert found[schema.PRED_MASK_RLE].to_pylist()[2] == rle.EMPTY
+    assert found[schema.PRED_MASK_PROBABILITY].to_numpy() == pytest.approx([1, 1, 0], abs=1e-3)
 
 
 def test_too_few_certain_pixels_leave_the_image_empty() -> None:
@@ -185,8 +185,8 @@ def test_too_few_certain_pixels_leave_the_image_empty() -> None:
     share = masks[0].sum() / 230**2  # of the padded square
     for factor, empty in ((0.9, False), (1.1, True)):
         found = scored(SMALL.replace(size=64), bright(MaskRule(0.5, factor * share, 0.5)), masks, 64)
-        assert (found[schema.FOUND_RLE][0].as_py() == rle.EMPTY) is empty
-        assert (found[schema.FOUND_AREA_PX][0].as_py() == 0) is empty
+        assert (found[schema.PRED_MASK_RLE][0].as_py() == rle.EMPTY) is empty
+        assert (found[schema.PRED_MASK_AREA_PX][0].as_py() == 0) is empty
 
 
 def test_both_sides_are_treated_alike_if_wished() -> None:
@@ -353,7 +353,7 @@ def test_a_real_image_and_its_inverted_twin_have_the_same_scores(real_data: Path
     with torch.inference_mode():
         predicted = kept.recipe.predict(kept.network, batch_of(rows))
     same, alike, negative = kept.recipe.scored(predicted, rows).to_pylist()
-    assert same.pop(schema.FOUND_PROBABILITY) == pytest.approx(alike.pop(schema.FOUND_PROBABILITY), abs=1e-6)
+    assert same.pop(schema.PRED_MASK_PROBABILITY) == pytest.approx(alike.pop(schema.PRED_MASK_PROBABILITY), abs=1e-6)
     assert same == alike
-    assert same[schema.FOUND_RLE] != negative[schema.FOUND_RLE]
-    assert 0.2 < same[schema.FOUND_AREA_PX] / 1024**2 < 0.8
+    assert same[schema.PRED_MASK_RLE] != negative[schema.PRED_MASK_RLE]
+    assert 0.2 < same[schema.PRED_MASK_AREA_PX] / 1024**2 < 0.8

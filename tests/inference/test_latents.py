@@ -97,7 +97,7 @@ def rows_with_everything() -> pa.Table:
         schema.IMAGE_ID: ["a", "b"],
         schema.SPLIT: ["train", "test"],
         schema.PIXELS: [bytes(pixels.row_bytes)] * 2,
-        schema.FRAME: [ResizeTransform(2.0, 3.0, -4.0, 5.0).as_dict(), None],
+        schema.RESIZE_TRANSFORM: [ResizeTransform(2.0, 3.0, -4.0, 5.0).as_dict(), None],
         schema.LABELS: [[1, 0, -1], [0, 0, 0]],
         schema.BOXES: [[box], None],
         schema.EXTRA: ['{"Age": 3}', None],
@@ -120,7 +120,7 @@ def test_rows_keep_all_but_what_depends_on_the_size() -> None:
     assert mask.sum() == 8 * 4
     same = [schema.IMAGE_ID, schema.SPLIT, schema.LABELS, schema.BOXES, schema.EXTRA]
     assert found.select(same).to_pylist() == rows.select(same).to_pylist()
-    frame, none = found[schema.FRAME].to_pylist()
+    frame, none = found[schema.RESIZE_TRANSFORM].to_pylist()
     corner = ResizeTransform(2.0, 3.0, -4.0, 5.0).to_original(np.array([[SIZE / 4, SIZE]]))
     np.testing.assert_allclose(ResizeTransform(**frame).to_original(np.array([[4, 16]])), corner)
     assert none is None

@@ -112,7 +112,7 @@ def test_columns_of_rows_and_scores_become_flat() -> None:
         [],
         [{"label": "Nodule", "score": 0.25, **corners}],
     ]
-    column = pa.chunked_array([pa.array(part, pa.list_(schema.FOUND_BOX_TYPE)) for part in (found[:2], found[2:])])
+    column = pa.chunked_array([pa.array(part, pa.list_(schema.PRED_BOX_TYPE)) for part in (found[:2], found[2:])])
     flat = Boxes.of(column, FINDINGS)
     assert (flat.image.tolist(), flat.finding.tolist(), flat.score.tolist()) == ([0, 3], [1, 0], [0.5, 0.25])
     scaled = flat.scaled(np.array([2, 0, 0, 10]), np.array([3, 0, 0, 100]))

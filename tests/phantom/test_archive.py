@@ -77,7 +77,7 @@ def test_source_reads_it(archive: Path) -> None:
     assert (
         tuple(f for f, on in zip(schema.FINDINGS, row[schema.LABELS], strict=True) if on == 1) == study.phantom.labels
     )
-    np.testing.assert_allclose(row[schema.POSE_UNIT], study.phantom.pose_unit.reshape(-1), rtol=1e-6)
+    np.testing.assert_allclose(row[schema.TRUE_THETA], study.phantom.pose_unit.reshape(-1), rtol=1e-6)
     assert {mask[schema.LABEL] for mask in row[schema.MASKS]} == set(study.phantom.masks)
     assert row[schema.SPLIT] == "test" if study.is_test else row[schema.SPLIT] in ("train", "val")
     assert sum(len(row[schema.BOXES] or []) for row in rows.values()) > COUNT / 2

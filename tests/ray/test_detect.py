@@ -71,4 +71,4 @@ def test_members_that_are_left_make_one_checkpoint_that_scores(archive: str, mad
     rows = pq.read_table(scored.scores)
     assert rows.num_rows == 60
     assert rows[schema.ERROR].null_count == 60
-    assert {box["label"] for boxes in rows[schema.FOUND_BOXES].to_pylist() for box in boxes} <= set(kept.findings)
+    assert {box["label"] for boxes in rows[schema.PRED_BOXES].to_pylist() for box in boxes} <= set(kept.findings)

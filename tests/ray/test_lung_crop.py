@@ -65,9 +65,15 @@ def test_from_an_archive_to_scores(tmp_path: Path) -> None:
     raw, stored, cropped = (rows(Path(uri)) for uri in (tmp_path / "raw", tmp_path / "stored", done["data"]))
     assert len(raw) == len(stored) == COUNT
     for image_id, row in raw.items():
-        assert row[schema.FRAME] == stored[image_id][schema.FRAME] == cropped[image_id][schema.FRAME]
-        assert row[schema.CROP] == stored[image_id][schema.CROP] == cropped[image_id][schema.CROP]
-        assert row[schema.THETA_UNIT] == pytest.approx(stored[image_id][schema.THETA_UNIT], abs=1e-5)
-    assert sum(row[schema.CROP].startswith("whole image: the lung mask") for row in raw.values()) == BLANK
-    found = ResizeTransform(**raw["20.png"][schema.FRAME]).to_original(np.array([[0, 0], [32, 32]]))
+        assert (
+            row[schema.RESIZE_TRANSFORM]
+            == stored[image_id][schema.RESIZE_TRANSFORM]
+            == cropped[image_id][schema.RESIZE_TRANSFORM]
+        )
+        assert (
+            row[schema.CROP_STATUS] == stored[image_id][schema.CROP_STATUS] == cropped[image_id][schema.CROP_STATUS]
+        )
+        assert row[schema.THETA] == pytest.approx(stored[image_id][schema.THETA], abs=1e-5)
+    assert sum(row[schema.CROP_STATUS].startswith("whole image: the lung mask") for row in raw.values()) == BLANK
+    found = ResizeTransform(**raw["20.png"][schema.RESIZE_TRANSFORM]).to_original(np.array([[0, 0], [32, 32]]))
     assert np.abs(found - [[24, 12], [76, 64]]).max() <= 8  # of 100 x 80; blocks from (30, 20) to (70, 60)

@@ -65,10 +65,10 @@ def test_odd_files_are_rows_with_reasons_and_the_rest_is_scored(kept: str, tmp_p
         row = found[file.name]
         if file.reason is None:
             assert row[schema.ERROR] is None, f"{file.name}: {row[schema.ERROR]}"
-            assert len(row[schema.THETA_UNIT]) == 6
+            assert len(row[schema.THETA]) == 6
         else:
             assert file.reason in row[schema.ERROR], file.name
-            assert row[schema.THETA_UNIT] is None
+            assert row[schema.THETA] is None
     assert scored.rejects == sum(file.reason is not None for file in odd)
 
 
@@ -98,7 +98,7 @@ def test_shards_and_their_archive_get_the_same_scores(kept: str, archive: str, t
     one, other = rows(str(tmp_path / "from_shards")), rows(str(tmp_path / "from_archive"))
     assert set(one) == set(other)
     for image_id in one:
-        assert one[image_id][schema.THETA_UNIT] == pytest.approx(other[image_id][schema.THETA_UNIT], abs=1e-5)
+        assert one[image_id][schema.THETA] == pytest.approx(other[image_id][schema.THETA], abs=1e-5)
     assert {p.name for p in (tmp_path / "from_archive" / "aligned").iterdir()} == {
         picture_name(image_id) for image_id in other
     }
@@ -148,7 +148,7 @@ def test_a_killed_run_goes_on_and_its_latents_score_the_same(
     assert set(found) == set(before)
     for image_id, row in found.items():
         assert row[schema.PROBABILITIES] == pytest.approx(before[image_id][schema.PROBABILITIES], abs=1e-6)
-        assert row[schema.FRAME]["x_scale"] == 4 * before[image_id][schema.FRAME]["x_scale"]
+        assert row[schema.RESIZE_TRANSFORM]["x_scale"] == 4 * before[image_id][schema.RESIZE_TRANSFORM]["x_scale"]
     assert {p.name for p in Path(again, "decoded").iterdir()} == {picture_name(image_id) for image_id in found}
     metadata = pq.read_schema(Path(again, "scores", "part-00000.parquet")).metadata
     assert json.loads(metadata[schema.FINDINGS_KEY]) == list(schema.FINDINGS)

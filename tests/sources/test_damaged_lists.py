@@ -30,7 +30,7 @@ def _truth() -> bytes:
     masks = [[{schema.LABEL: "Lungs", schema.MASK_RLE: None, schema.MASK_URI: f"m/{name}.png"}] for name in NAMES]
     columns = {
         schema.IMAGE_ID: [f"{name}.png" for name in NAMES],
-        schema.POSE_UNIT: [[1.0, 0.0, 0.25, 0.0, 1.0, -0.5]] * len(NAMES),
+        schema.TRUE_THETA: [[1.0, 0.0, 0.25, 0.0, 1.0, -0.5]] * len(NAMES),
         schema.MASKS: masks,
     }
     stream = io.BytesIO()

@@ -62,7 +62,7 @@ def test_a_phantom_archive_is_read_with_its_pixels_nodules_and_lungs(archive: Pa
         lungs = np.unpackbits(np.frombuffer(mask[schema.MASK_BITS], np.uint8)).reshape(SIZE, SIZE)
         assert mask[schema.LABEL] == schema.LUNGS
         np.testing.assert_array_equal(lungs.astype(bool), phantom.masks[schema.LUNGS])
-        np.testing.assert_allclose(row[schema.POSE_UNIT], phantom.pose_unit.reshape(-1), rtol=1e-6)
+        np.testing.assert_allclose(row[schema.TRUE_THETA], phantom.pose_unit.reshape(-1), rtol=1e-6)
 
 
 def test_masks_beside_the_images_count_as_those_in_folds(archive: Path) -> None:

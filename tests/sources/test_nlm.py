@@ -48,7 +48,7 @@ def test_a_phantom_archive_is_read_with_its_masks_and_poses(archive: Path, layou
     for index, (row, mask) in enumerate(zip(rows.to_pylist(), masks, strict=True)):
         phantom = make_study(index, size=SIZE).phantom
         np.testing.assert_array_equal(mask.astype(bool), phantom.masks[schema.LUNGS])
-        np.testing.assert_allclose(row[schema.POSE_UNIT], phantom.pose_unit.reshape(-1), rtol=1e-6)
+        np.testing.assert_allclose(row[schema.TRUE_THETA], phantom.pose_unit.reshape(-1), rtol=1e-6)
         assert row[schema.EXTRA] == f'{{"tuberculosis": {int(bool(phantom.labels))}}}'
 
 

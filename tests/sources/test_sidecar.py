@@ -26,7 +26,7 @@ def test_poses_and_masks_join_by_image_id(archive: Path) -> None:
     mask = {schema.LABEL: schema.LUNGS, schema.MASK_RLE: "0 4", schema.MASK_URI: None}
     columns = {
         schema.IMAGE_ID: ["c.png", "a.png", "z.png"],
-        schema.POSE_UNIT: [POSE, None, POSE],
+        schema.TRUE_THETA: [POSE, None, POSE],
         schema.MASKS: [[mask], [], []],
     }
     types = pa.schema([schema.MANIFEST.field(name) for name in columns])
@@ -34,15 +34,15 @@ def test_poses_and_masks_join_by_image_id(archive: Path) -> None:
     manifest = open_manifest(str(archive))
     assert manifest.table.schema.equals(schema.MANIFEST)
     assert manifest.table[schema.IMAGE_ID].to_pylist() == ["a.png", "b.png", "c.png"]
-    assert manifest.table[schema.POSE_UNIT].to_pylist() == [None, None, POSE]
+    assert manifest.table[schema.TRUE_THETA].to_pylist() == [None, None, POSE]
     assert manifest.table[schema.MASKS].to_pylist() == [[], None, [mask]]
     assert "truth.parquet speaks of 2 of 3 images" in manifest.notes
 
 
 def test_one_column_of_plain_lists_is_enough(archive: Path) -> None:
-    pq.write_table(pa.table({schema.IMAGE_ID: ["b.png"], schema.POSE_UNIT: [POSE]}), archive / "truth.parquet")
+    pq.write_table(pa.table({schema.IMAGE_ID: ["b.png"], schema.TRUE_THETA: [POSE]}), archive / "truth.parquet")
     table = open_manifest(str(archive)).table
-    assert table[schema.POSE_UNIT].to_pylist() == [None, POSE, None]
+    assert table[schema.TRUE_THETA].to_pylist() == [None, POSE, None]
     assert table[schema.MASKS].null_count == 3
 
 
@@ -51,11 +51,11 @@ def test_the_frame_of_boxes_survives_the_join(real_data: Path, tmp_path: Path) -
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "00000001_000.png").write_bytes(b"?")
     pq.write_table(
-        pa.table({schema.IMAGE_ID: ["00000001_000.png"], schema.POSE_UNIT: [POSE]}),
+        pa.table({schema.IMAGE_ID: ["00000001_000.png"], schema.TRUE_THETA: [POSE]}),
         tmp_path / "truth.parquet",
     )
     manifest = open_manifest(str(tmp_path))
-    assert manifest.table[schema.POSE_UNIT].to_pylist() == [POSE]
+    assert manifest.table[schema.TRUE_THETA].to_pylist() == [POSE]
     assert manifest.boxes_frame_px == 1024
 
 
@@ -146,7 +146,7 @@ def test_rows_that_repeat_are_one_and_those_that_contradict_are_unknown(archive:
         masks=[[of_uri(None, "0 4")]] * 5,
     )
     manifest = open_manifest(str(archive))
-    assert manifest.table[schema.POSE_UNIT].to_pylist() == [POSE, None, POSE]
+    assert manifest.table[schema.TRUE_THETA].to_pylist() == [POSE, None, POSE]
     assert manifest.table[schema.MASKS].null_count == 0
     assert manifest.notes[-1].startswith("1 images have rows in truth.parquet that contradict each other")
 

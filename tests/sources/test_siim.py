@@ -69,7 +69,7 @@ def test_a_phantom_archive_is_read_with_its_pixels_labels_and_masks(archive: Pat
         assert row[schema.LABELS] == [int(truth.any())]
         pixels = np.frombuffer(row[schema.PIXELS], np.uint8)
         assert np.corrcoef(pixels, study.phantom.pixels.ravel())[0, 1] > 0.998
-        np.testing.assert_allclose(row[schema.POSE_UNIT], study.phantom.pose_unit.reshape(-1), rtol=1e-6)
+        np.testing.assert_allclose(row[schema.TRUE_THETA], study.phantom.pose_unit.reshape(-1), rtol=1e-6)
         assert given[image_uid(index, 0)][schema.PATIENT_ID] == image_uid(index, 0)
         assert (row[schema.VIEW], row[schema.SPACING_MM] is None) == (
             (study.view, False) if layout == "siim" else (None, True)

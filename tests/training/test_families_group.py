@@ -71,7 +71,7 @@ def some_batches(workers: Communicator) -> Iterator[Batch]:
             schema.LABELS: labels,
             schema.BOXES: boxes,
             schema.MASKS: masks.to(torch.uint8),
-            schema.POSE_UNIT: torch.full((IMAGES, 6), math.nan),
+            schema.TRUE_THETA: torch.full((IMAGES, 6), math.nan),
             schema.IMAGE_ID: torch.arange(IMAGES),
             HAS_BOXES: torch.ones(IMAGES, dtype=torch.bool),
         }

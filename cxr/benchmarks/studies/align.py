@@ -157,13 +157,11 @@ def predict(kept: Checkpoint, pixels: Tensor) -> tuple[Tensor, float]:
     Raises:
         UserError: the checkpoint is of another family, or wants larger images.
     """
-    if schema.THETA_UNIT not in kept.recipe.score_columns.names:
+    if schema.THETA not in kept.recipe.score_columns.names:
         raise UserError(f"{kept.uri} is of family {kept.recipe.family!r}: wanted an aligner's checkpoint")
     check_size(kept.recipe, pixels.shape[-1])
     start = time.thread_time()
-    parts = [
-        kept.recipe.predict(kept.network, {schema.PIXELS: part})[schema.THETA_UNIT] for part in pixels.split(_BLOCK)
-    ]
+    parts = [kept.recipe.predict(kept.network, {schema.PIXELS: part})[schema.THETA] for part in pixels.split(_BLOCK)]
     theta = torch.cat(parts).reshape(-1, 2, 3).float()
     return theta, (time.thread_time() - start) / len(pixels)
 

@@ -20,7 +20,15 @@ from cxr.schema import PixelFormat
 
 BATCH = 32  # images that a network sees at once
 _SIZES = (schema.WIDTH_PX, schema.HEIGHT_PX)
-_COLUMNS = (schema.IMAGE_ID, schema.PATIENT_ID, schema.LABELS, schema.BOXES, *_SIZES, schema.FRAME, schema.PIXELS)
+_COLUMNS = (
+    schema.IMAGE_ID,
+    schema.PATIENT_ID,
+    schema.LABELS,
+    schema.BOXES,
+    *_SIZES,
+    schema.RESIZE_TRANSFORM,
+    schema.PIXELS,
+)
 
 
 @dataclass(frozen=True)

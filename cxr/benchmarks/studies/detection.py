@@ -83,7 +83,7 @@ def compare(
 
 def found(kept: Checkpoint, xrays: BoxedXRays, device: torch.device) -> Boxes:
     """What a detector finds, in pixels of the originals, where it is known what there is."""
-    boxes = Boxes.of(xrays.scored(kept, device)[schema.FOUND_BOXES], xrays.findings)
+    boxes = Boxes.of(xrays.scored(kept, device)[schema.PRED_BOXES], xrays.findings)
     return boxes.at(xrays.known[boxes.image, boxes.finding])
 
 

@@ -130,13 +130,13 @@ def _mean(values_RF: np.ndarray) -> np.ndarray:
 
 def _found(kept: Checkpoint, xrays: BoxedXRays, device: torch.device) -> tuple[Boxes, np.ndarray]:
     """Found boxes in pixels of the originals, and probabilities (N, F)."""
-    if not {schema.FOUND_BOXES, schema.PROBABILITIES} <= set(kept.recipe.score_columns.names):
+    if not {schema.PRED_BOXES, schema.PROBABILITIES} <= set(kept.recipe.score_columns.names):
         raise UserError(
             f"{kept.uri} is of family {kept.recipe.family!r}, which does not give boxes and probabilities"
         )
     told = xrays.scored(kept, device)
     probabilities = np.array(told[schema.PROBABILITIES].to_pylist(), np.float64)
-    return Boxes.of(told[schema.FOUND_BOXES], xrays.findings), probabilities
+    return Boxes.of(told[schema.PRED_BOXES], xrays.findings), probabilities
 
 
 def sure(values_S: np.ndarray, drawn_SR: np.ndarray, seed: int = 0) -> Sure:

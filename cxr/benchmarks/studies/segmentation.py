@@ -141,15 +141,19 @@ def _found(kept: Checkpoint, xrays: MaskedXRays, device: torch.device) -> tuple[
     for pixels, true in xrays.batches():
         predicted = kept.recipe.predict(network, to_device({schema.PIXELS: pixels}, device))
         scores = kept.recipe.scored(predicted, _as_stored(len(pixels), xrays.size))
-        masks = [rle.decode(code, xrays.size, xrays.size) for code in scores[schema.FOUND_RLE].to_pylist()]
+        masks = [rle.decode(code, xrays.size, xrays.size) for code in scores[schema.PRED_MASK_RLE].to_pylist()]
         overlaps.append(overlap_rows(torch.from_numpy(np.stack(masks)), true))
-        probabilities.append(torch.tensor(scores[schema.FOUND_PROBABILITY].to_numpy()))
+        probabilities.append(torch.tensor(scores[schema.PRED_MASK_PROBABILITY].to_numpy()))
     return torch.cat(overlaps), torch.cat(probabilities)
 
 
 def _as_stored(count: int, size: int) -> pa.Table:
     """Rows of images that are the stored squares themselves."""
-    known = {schema.FRAME: [_IN_PLACE] * count, schema.HEIGHT_PX: [size] * count, schema.WIDTH_PX: [size] * count}
+    known = {
+        schema.RESIZE_TRANSFORM: [_IN_PLACE] * count,
+        schema.HEIGHT_PX: [size] * count,
+        schema.WIDTH_PX: [size] * count,
+    }
     return pa.table(known)
 
 

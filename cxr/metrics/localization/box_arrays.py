@@ -25,7 +25,7 @@ class Boxes:
 
     @classmethod
     def of(cls, lists: pa.Array | pa.ChunkedArray, findings: Sequence[str]) -> Boxes:
-        """From a column of `schema.BOXES` or `schema.FOUND_BOXES`; boxes of other labels are left out."""
+        """From a column of `schema.BOXES` or `schema.PRED_BOXES`; boxes of other labels are left out."""
         chunk = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
         boxes = pc.list_flatten(chunk)
         labels = pc.index_in(pc.struct_field(boxes, schema.LABEL), value_set=pa.array(findings, pa.string()))
