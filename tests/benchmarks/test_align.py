@@ -151,7 +151,7 @@ def test_a_checkpoint_is_compared_pictured_and_tabled(shown: Masked, poses: Tens
     rows = align.transforms(shown, compared, poses).to_pylist()
     assert [row[schema.IMAGE_ID] for row in rows] == shown.image_ids
     np.testing.assert_allclose(rows[3]["theta_given_unit"], [1, 0, 0, 0, 1, 0])
-    np.testing.assert_allclose(rows[3]["true_theta"], poses[3].flatten())
+    np.testing.assert_allclose(rows[3]["pose_unit"], poses[3].flatten())
 
 
 def test_only_an_aligner_large_enough_will_do(shown: Masked, tmp_path: Path) -> None:

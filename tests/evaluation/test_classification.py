@@ -259,4 +259,4 @@ def test_mistakes_are_told(archive: str, tmp_path: Path) -> None:
     part.with_name("part-00009.parquet").unlink()
     assert "do not name one list of findings" in mistake(twice, out)
     pq.write_table(pq.read_table(part).drop_columns([schema.DECISIONS]), part)
-    assert "no column predicted" in mistake(twice, out)
+    assert "no column decisions" in mistake(twice, out)

@@ -210,7 +210,7 @@ def test_mistakes_are_told(raw: str, images: Rows, tmp_path: Path) -> None:
         evaluation.report(run, ALL, str(tmp_path / "out"))
     part = tmp_path / "run" / SCORES / "part-00000.parquet"
     pq.write_table(pq.read_table(part).drop_columns([schema.PRED_BOXES]), part)
-    with pytest.raises(UserError, match="no column found_boxes"):
+    with pytest.raises(UserError, match="no column pred_boxes"):
         evaluation.report(run, ALL, str(tmp_path / "out"))
 
 

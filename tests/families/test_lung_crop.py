@@ -88,7 +88,7 @@ def test_rows_hold_crops_masks_and_boxes_of_the_original(finder: str, tmp_path: 
     masks = [[{schema.LABEL: schema.LUNGS, schema.MASK_RLE: rle.encode(lungs), schema.MASK_URI: None}]]
     pose = [[1, 0, 0, 0, 1, 0]]
     crop = lung_crop.by_checkpoint(finder, margin=0.0).loaded()
-    table = manifest(tmp_path, {"a.png": pixels}, boxes=[[BOX]], masks=masks, pose_unit=pose)
+    table = manifest(tmp_path, {"a.png": pixels}, boxes=[[BOX]], masks=masks, true_theta=pose)
     rows = make_rows(table, PIXELS, crop=crop)
     (row,) = rows.to_pylist()
     square = crop(pixels)
@@ -114,7 +114,7 @@ def test_rows_hold_crops_masks_and_boxes_of_the_original(finder: str, tmp_path: 
 def test_absurd_masks_leave_the_image_whole_and_say_why(bias: float, reason: str, tmp_path: Path) -> None:
     crop = lung_crop.by_checkpoint(save_finder(tmp_path / "finder", bias=bias)).loaded()
     pose = [[1, 0, 0, 0, 1, 0]]
-    table = manifest(tmp_path, {"a.png": chest(90, 160)[0]}, pose_unit=pose)
+    table = manifest(tmp_path, {"a.png": chest(90, 160)[0]}, true_theta=pose)
     whole, kept = make_rows(table, PIXELS), make_rows(table, PIXELS, crop=crop)
     assert kept[schema.CROP_STATUS].to_pylist() == [reason]
     assert kept.drop_columns([schema.CROP_STATUS]).equals(whole.drop_columns([schema.CROP_STATUS]))

@@ -142,7 +142,7 @@ def test_rows_that_repeat_are_one_and_those_that_contradict_are_unknown(archive:
     write_truth(
         archive,
         ["a.png", "b.png", "a.png", "b.png", "c.png"],
-        pose_unit=[POSE, POSE, POSE, other, POSE],
+        true_theta=[POSE, POSE, POSE, other, POSE],
         masks=[[of_uri(None, "0 4")]] * 5,
     )
     manifest = open_manifest(str(archive))
@@ -154,7 +154,7 @@ def test_rows_that_repeat_are_one_and_those_that_contradict_are_unknown(archive:
 @pytest.mark.parametrize("content", ["no table", "no ids", "damaged", "cut off", "twice"])
 def test_what_is_no_truth_is_an_error(archive: Path, content: str) -> None:
     path = archive / "truth.parquet"
-    write_truth(archive, ["a.png"] * 1_000, pose_unit=[POSE] * 1_000)
+    write_truth(archive, ["a.png"] * 1_000, true_theta=[POSE] * 1_000)
     data = path.read_bytes()
     path.write_bytes({"no table": b"no table", "cut off": data[: len(data) // 2]}.get(content, data))
     if content == "damaged":
