@@ -16,15 +16,18 @@ REPOSITORY = Path(__file__).parent.parent
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Processes that share the tests (`pytest -n 2 --dist loadgroup`) take whole files, one of them all of Ray's.
+    """Processes that share the tests (`pytest -n 2 --dist loadgroup`) take whole files.
 
-    Those are half of the time: they come first, so that the other process does the rest meanwhile.
+    One of them takes all tests that need Ray, which come first since they take longest, so that only one cluster is
+    started; likewise for the tests with two workers.
     """
     if not config.pluginmanager.has_plugin("xdist"):
         return
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
     for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.location[0]
+        fixtures = getattr(item, "fixturenames", ())
+        shared = [name for name in ("ray_cluster", "two_workers") if name in fixtures]
+        group = "ray" if item.get_closest_marker("ray") else shared[0] if shared else item.location[0]
         item.add_marker(pytest.mark.xdist_group(group))
 
 

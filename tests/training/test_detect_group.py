@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +17,7 @@ from cxr.families.detect import DetectRecipe
 from cxr.schema import MOST_BOXES
 from cxr.training.distributed import ProcessGroup
 from cxr.training.engine import Engine
+from tests.two_workers import TwoWorkers
 
 STEPS, EPOCHS, IMAGES, SIZE = 3, 3, 8, 64
 RECIPE = DetectRecipe(
@@ -78,20 +75,14 @@ def trained(
     return losses, kept, metrics
 
 
-def work(rank: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save([trained(ProcessGroup(), fixed=fixed) for fixed in (True, False)], Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+def train(_: int) -> list[tuple]:
+    return [trained(ProcessGroup(), fixed=fixed) for fixed in (True, False)]
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> list[list[tuple]]:
-    """What each of two processes made, with fixed batch norms and with each worker's own."""
-    folder = tmp_path_factory.mktemp("two")
-    mp.spawn(work, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def both(two_workers: TwoWorkers) -> list[list[tuple]]:
+    """The results of both processes, with fixed batch norms and with each worker's own."""
+    return two_workers.run(train)
 
 
 def test_two_workers_have_one_network_after_every_epoch(both: list[list[tuple]]) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from cxr.families.align import AlignRecipe
 from cxr.families.base import Communicator, SingleProcess, Task
 from cxr.training.distributed import ProcessGroup
 from tests.families.test_recipes import some_batches
+from tests.two_workers import TwoWorkers
 
 RECIPE = AlignRecipe(size=32, trunk="conv3", lungs=False)
 EXACT = ("correlation", "correlation_given", "spread", "mean_scale")
@@ -32,9 +28,7 @@ def measured(made: Task, workers: Communicator) -> dict[str, float]:
     return {name: value for name, value in made.evaluate(lambda: iter(shares), workers).items() if name in EXACT}
 
 
-def work(rank: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def reduce_and_measure(rank: int) -> dict[str, float]:
     group = ProcessGroup()
     assert group.sum(torch.tensor([1.0 + rank])).tolist() == [3.0]
     rows = group.gather(torch.full((rank + 1, 2), float(rank)))
@@ -48,11 +42,9 @@ def work(rank: int, folder: str) -> None:
         assert mine.grad is not None
         assert mine.grad.flatten().tolist() == [3 * (1 + 2 * rank), 3 * (2 + 2 * rank)], "of both workers' losses"
     assert group.all_rows(torch.tensor([rank], dtype=torch.uint8)).tolist() == [0, 1]
-    torch.save(measured(task(), group), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return measured(task(), group)
 
 
-def test_two_workers_measure_what_one_does(tmp_path: Path) -> None:
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+def test_two_workers_measure_what_one_does(two_workers: TwoWorkers) -> None:
+    one, other = two_workers.run(reduce_and_measure)
     assert one == other == pytest.approx(measured(task(), SingleProcess()), abs=1e-5)

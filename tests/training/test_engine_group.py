@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from cxr import schema
@@ -21,6 +17,7 @@ from cxr.models.aecnn import AECNN, ResidualCodec
 from cxr.training.distributed import ProcessGroup
 from cxr.training.engine import Engine
 from cxr.training.worker import stage_at
+from tests.two_workers import TwoWorkers
 
 STEPS = 5
 NORM_EPOCHS = (0, None)  # batch norm fixed, batch norm of each worker's own images
@@ -95,25 +92,16 @@ def curve(workers: Communicator, norm_epochs: int | None) -> list[float]:
     return losses
 
 
-def work(rank: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    group = ProcessGroup()
-    torch.save([trained(group, make(group)) for make in (data, uneven)], Path(folder) / f"{rank}.pt")
-    torch.save([curve(group, norm_epochs) for norm_epochs in NORM_EPOCHS], Path(folder) / f"curves{rank}.pt")
-    dist.destroy_process_group()
+def train(_: int) -> list[tuple[dict[str, Tensor], dict[str, float]]]:
+    return [trained(ProcessGroup(), make(ProcessGroup())) for make in (data, uneven)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes wrote that trained together."""
-    folder = tmp_path_factory.mktemp("two")
-    mp.spawn(work, (str(folder),), nprocs=2)
-    return folder
+def train_curves(_: int) -> list[list[float]]:
+    return [curve(ProcessGroup(), norm_epochs) for norm_epochs in NORM_EPOCHS]
 
 
-def test_two_workers_give_the_loss_curve_of_one(folder: Path) -> None:
-    one, other = (torch.load(folder / f"curves{rank}.pt", weights_only=True) for rank in range(2))
+def test_two_workers_give_the_loss_curve_of_one(two_workers: TwoWorkers) -> None:
+    one, other = two_workers.run(train_curves)
     assert one == other
     fixed, own = (curve(SingleProcess(), norm_epochs) for norm_epochs in NORM_EPOCHS)
     assert one[0] == pytest.approx(fixed, rel=1e-3)
@@ -121,10 +109,8 @@ def test_two_workers_give_the_loss_curve_of_one(folder: Path) -> None:
     assert all(first > second for first, second in (fixed[:2], fixed[2:4], fixed[4:]))
 
 
-def test_two_workers_keep_one_network_and_one_average(folder: Path) -> None:
-    (alike, uneven_one), (alike_other, uneven_other) = (
-        torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)
-    )
+def test_two_workers_keep_one_network_and_one_average(two_workers: TwoWorkers) -> None:
+    (alike, uneven_one), (alike_other, uneven_other) = two_workers.run(train)
     for one, other in ((alike, alike_other), (uneven_one, uneven_other)):
         assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
         assert one[1] == other[1]

@@ -8,15 +8,11 @@ CPUs, losses are within 25 % of one worker's, and weights end as far from one wo
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from cxr import schema
@@ -28,6 +24,7 @@ from cxr.training.distributed import ProcessGroup
 from cxr.training.engine import Engine
 from tests.families.test_recipes import SMALL
 from tests.training.test_detect_group import fix_norms
+from tests.two_workers import TwoWorkers
 
 IMAGES, SIZE, STEPS = 8, 32, 2
 FINDINGS = ("Mass", "Nodule")
@@ -113,29 +110,18 @@ def _without_chance(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attend_task, "partners", first_partner)
 
 
-def work(rank: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
-    torch.set_num_threads(1)
-    _without_chance(pytest.MonkeyPatch())
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    for family in RECIPES:
-        found = [trained(family, ProcessGroup(), fixed=fixed) for fixed in FIXED[family]]
-        torch.save(found, Path(folder) / f"{family}{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes wrote that trained together."""
-    folder = tmp_path_factory.mktemp("two")
-    mp.spawn(work, (str(folder),), nprocs=2)
-    return folder
+def train(_: int, family: str) -> list[tuple[list[float], Tensor, Tensor]]:
+    with pytest.MonkeyPatch.context() as patch:
+        _without_chance(patch)
+        return [trained(family, ProcessGroup(), fixed=fixed) for fixed in FIXED[family]]
 
 
 @pytest.mark.parametrize("family", sorted(RECIPES))
-def test_two_workers_learn_what_one_does(family: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_workers_learn_what_one_does(
+    family: str, two_workers: TwoWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = two_workers.run(train, family)
     _without_chance(monkeypatch)
-    both = [torch.load(folder / f"{family}{rank}.pt", weights_only=True) for rank in range(2)]
     for fixed, one, other in zip(FIXED[family], *both, strict=True):
         losses, before, after = one
         assert losses == other[0]
