@@ -23,7 +23,7 @@ from cxr.data import ledger, shards
 from cxr.data.decode import make_rows, placed_boxes
 from cxr.data.ledger import Part
 from cxr.errors import ClusterError, UserError
-from cxr.runtime import cluster
+from cxr.runtime import cluster, ray_private
 from cxr.runtime.progress import warned
 from cxr.schema import PixelFormat
 from cxr.sources import Labeling, open_manifest
@@ -201,7 +201,7 @@ def map_blocks(rows: Dataset, work: Any, *, pool: ActorPoolStrategy | None = Non
 def quiet(rows: Dataset) -> Dataset:
     """Without progress bars of its own, and without an end to its patience: `progress.warned` speaks of delays."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that bars are off
+    logging.getLogger(ray_private.DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)  # warns that bars are off
     context: DataContext = rows.context
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = -1  # else slow parts, or a wait for CPUs, would end the job

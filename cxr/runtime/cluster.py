@@ -12,11 +12,9 @@ from typing import Any
 
 import psutil
 import ray
-from ray._private import ray_constants, ray_logging
-from ray._private import utils as ray_utils
-from ray._private.state import state
 
 from cxr.errors import ClusterError, UserError
+from cxr.runtime import ray_private
 from cxr.runtime.socket_paths import shorten_temporary_folders
 from cxr.storage import ANONYMOUS, REQUESTER_PAYS, is_local
 
@@ -52,12 +50,12 @@ def connect(cpus: int | None = None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    _leave_signals_alone()
-    _filter_worker_logs()
+    ray_private.keep_signal_handlers()
+    ray_private.filter_worker_lines(PROGRESS, NOISE, WithoutHarmlessTracebacks)
     if os.environ.get("RAY_ADDRESS"):
         _join(os.environ["RAY_ADDRESS"])
         return
-    _stay_on_loopback()
+    ray_private.stay_on_loopback()
     shorten_temporary_folders(before_removal=ray.shutdown)
     _start_here(cpus)
 
@@ -68,7 +66,7 @@ def _start_here(cpus: int | None) -> None:
     Raises:
         ClusterError: it failed several times.
     """
-    logging.getLogger("ray._private.services").addFilter(_below_error)  # the log's last lines, at each failure
+    ray_private.quiet_failed_starts()
     reason = ""
     for number in range(1, STARTS + 1):
         running = set(psutil.Process().children(recursive=True))
@@ -87,10 +85,6 @@ def _start_here(cpus: int | None) -> None:
     )
 
 
-def _below_error(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR
-
-
 def _kill(processes: set[psutil.Process]) -> None:
     """End what a failed start leaves running."""
     for process in processes:
@@ -106,7 +100,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _start(cpus: int | None) -> None:
-    port = _free_port()
+    port = free_port()
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"  # else found by a look at all processes
     ray.init(
         address="local",  # else Ray would join whatever it finds on this machine, or wait for one that has ended
@@ -114,9 +108,8 @@ def _start(cpus: int | None) -> None:
         include_dashboard=True,
         dashboard_host=LOOPBACK,
         dashboard_port=port,
-        _node_ip_address=LOOPBACK,
-        _system_config={"task_oom_retries": OOM_RETRIES},
         logging_level=logging.WARNING,
+        **ray_private.start_options(LOOPBACK, OOM_RETRIES),
     )
 
 
@@ -137,25 +130,8 @@ def _carried() -> dict[str, Any]:
     """Variables that this job was given, for workers, whose environment is that of their machines."""
     carried = {name: os.environ[name] for name in CARRIED if name in os.environ}
     if carried:  # they may come from the runtime environment the job was submitted with: Ray must not mind
-        os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+        ray_private.allow_another_runtime_environment()
     return {"env_vars": carried} if carried else {}
-
-
-def _leave_signals_alone() -> None:
-    """Keep the job's handlers: Ray's own end it with other exit codes, in C++ with a stack trace and SIGABRT."""
-    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
-    ray_utils.set_sigterm_handler = lambda handler: None
-
-
-def _filter_worker_logs() -> None:
-    """Show every progress line, which Ray would merge as like ones, and leave out what no reader can act on.
-
-    Ray's log folder has all of it.
-    """
-    for lines in (ray_logging.stdout_deduplicator, ray_logging.stderr_deduplicator):
-        lines.allow_re, lines.skip_re = PROGRESS, NOISE
-        if not isinstance(lines.deduplicate, WithoutHarmlessTracebacks):
-            lines.deduplicate = WithoutHarmlessTracebacks(lines.deduplicate)
 
 
 class WithoutHarmlessTracebacks:
@@ -177,13 +153,7 @@ class WithoutHarmlessTracebacks:
         return self._show(batch | {"lines": shown})
 
 
-def _stay_on_loopback() -> None:
-    """Keep Ray from swapping 127.0.0.1 for the machine's address, as it does on Linux, here and in its processes."""
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False
-
-
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as one:
         one.bind((LOOPBACK, 0))
         return one.getsockname()[1]
@@ -191,8 +161,7 @@ def _free_port() -> int:
 
 def total(resource: str) -> float:
     """How much of "CPU" or "GPU" the cluster has, busy or not, machines counted that it may still start."""
-    largest = state.get_max_resources_from_cluster_config() or {}
-    return float(max(ray.cluster_resources().get(resource, 0), largest.get(resource, 0)))
+    return max(ray.cluster_resources().get(resource, 0.0), ray_private.largest_resources().get(resource, 0.0))
 
 
 def free() -> str:

@@ -28,7 +28,7 @@ from cxr.errors import UserError
 from cxr.families import checkpoint, lung_crop
 from cxr.families.base import Recipe, check_size
 from cxr.families.compatibility import check_raw, fold_of
-from cxr.runtime import cluster
+from cxr.runtime import cluster, ray_private
 from cxr.training.options import RunOptions
 from cxr.training.run_log import RunLog, best_row, read_metrics
 from cxr.training.worker import train_worker
@@ -91,7 +91,7 @@ def fit(
         "average": options.average,
         "threads": options.cpus_per_worker,
     }
-    trainer = Trainer(
+    trainer = ray_private.torch_trainer(
         train_worker,
         train_loop_config=config,
         scaling_config=_scaling(options, gpu),
@@ -240,7 +240,7 @@ def mistake_in(error: Any) -> str | None:
             return str(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"{error.filename or 'a disk'}: {error.strerror}: make room"
-        error = getattr(error, "_base_exc", None) or getattr(error, "cause", None) or error.__cause__
+        error = ray_private.wrapped_error(error) or getattr(error, "cause", None) or error.__cause__
     return None
 
 
@@ -264,13 +264,6 @@ def _finish(result: ray.train.Result, recipe: Recipe, out: str, name: str) -> Fi
     return Fitted(kept, checkpoint.read_about(kept)["metrics"], rows[-1]["epoch"])
 
 
-class Trainer(TorchTrainer):
-    """A TorchTrainer that leaves Ctrl-C to the job: Ray's own handler would end it with exit code 0."""
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        pass
-
-
 class ExactlyOnceDataConfig(DataConfig):
     """Deals train rows in equal shares, so that workers step alike, and every other split whole: no row is lost."""
 
@@ -279,7 +272,7 @@ class ExactlyOnceDataConfig(DataConfig):
     ) -> Any:
         shares: list[dict[str, Any]] = [{} for _ in range(world_size)]
         for split, rows in datasets.items():
-            rows.context.execution_options = self._resolve_execution_options(split)
+            rows.context.execution_options = ray_private.execution_options(self, split)
             parts = rows.streaming_split(world_size, equal=split == "train", locality_hints=worker_node_ids)
             for share, part in zip(shares, parts, strict=True):
                 share[split] = part

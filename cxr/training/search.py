@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from optuna.distributions import BaseDistribution
 from ray import tune
-from ray._private import worker as ray_worker
 from ray.train import Checkpoint, UserCallback
 from ray.tune import ResultGrid
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -26,6 +25,7 @@ from cxr.families import checkpoint, recipe_from_dict
 from cxr.families.base import Recipe
 from cxr.reporting.pareto import marked
 from cxr.reporting.trials import Trial
+from cxr.runtime import ray_private
 from cxr.training.fit import fit, room
 from cxr.training.options import RunOptions
 from cxr.training.run_log import best_row, read_metrics
@@ -258,8 +258,7 @@ def _restored(trainable: Any, recipe: Recipe, out: str, objectives: tuple[str, .
 
 
 def _check_dashboard() -> None:
-    node = ray_worker._global_node
-    if node is None or not node.webui_url:
+    if not ray_private.dashboard_url():
         raise UserError(
             "this Ray cluster runs without its dashboard, which Tune needs to free the workers of stopped trials: "
             "start the head with --include-dashboard=true"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import runpy
 import sys
@@ -14,6 +13,8 @@ import jsonschema
 import pytest
 import yaml
 from moto import mock_aws
+
+from tests.ray_private import aws_cluster, cluster_schema, prepared_cluster, validate_cluster
 
 REPOSITORY = Path(__file__).parents[2]
 CLUSTER = REPOSITORY / "cluster"
@@ -37,19 +38,10 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         yield
 
 
-def prepared(config: dict[str, Any]) -> dict[str, Any]:
-    from ray.autoscaler._private.util import prepare_config
-
-    return prepare_config(config)
-
-
 def test_ray_accepts_the_cluster(config: dict[str, Any]) -> None:
-    import ray.autoscaler
-    from ray.autoscaler._private.util import validate_config
-
-    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    schema = cluster_schema()
     jsonschema.validate(config, schema)
-    validate_config(prepared(config))
+    validate_cluster(prepared_cluster(config))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(config | {"max_workerz": 1}, schema)
 
@@ -79,12 +71,10 @@ def test_mounted_files_and_setup_exist(config: dict[str, Any]) -> None:
 
 
 def test_aws_takes_the_machines_and_their_roles(config, aws, monkeypatch, capsys) -> None:
-    from ray.autoscaler._private.aws.config import bootstrap_aws
-
     monkeypatch.setattr(sys, "argv", ["aws_roles.py", "--bucket", "xrays"])
     for _ in range(2):  # again: updates what is there
         runpy.run_path(str(CLUSTER / "aws_roles.py"), run_name="__main__")
-    machines = bootstrap_aws(prepared(config))["available_node_types"]
+    machines = aws_cluster(prepared_cluster(config))["available_node_types"]
     used = {name: m["node_config"]["IamInstanceProfile"]["Name"] for name, m in machines.items()}
     assert used == {"head": "cxr-head", "data": "cxr-worker", "train": "cxr-worker"}
     assert all(m["node_config"]["SubnetIds"] for m in machines.values())

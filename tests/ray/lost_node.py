@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray._private import utils
 from ray.cluster_utils import Cluster
 
 from cxr.families.align import AlignRecipe
-from cxr.runtime import cluster
+from cxr.runtime import cluster, ray_private
 from cxr.training.fit import fit
 from cxr.training.options import RunOptions
 from cxr.training.run_log import read_metrics
 from cxr.training.search import SearchOptions, search
 from tests.made_shards import write_shards
+from tests.ray_private import write_no_address_file
 
 EPOCHS, TRIALS = 8, 2
 RECIPE = AlignRecipe(size=32, epochs=EPOCHS, batch_size=8, trunk="conv3", lungs=False)
@@ -28,9 +28,9 @@ ADDRESS = {"node_ip_address": cluster.LOOPBACK}
 
 def start() -> tuple[Cluster, Any]:
     """A head without CPUs and two machines with one each, all on loopback; the second one is to be lost."""
-    utils.write_ray_address = lambda *_: None  # in a file by which other programs' Ray would find this one
-    cluster._stay_on_loopback()
-    port = cluster._free_port()
+    write_no_address_file()
+    ray_private.stay_on_loopback()
+    port = cluster.free_port()
     os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{cluster.LOOPBACK}:{port}"
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": cluster.LOOPBACK, "dashboard_port": port}
     machines = Cluster(initialize_head=True, connect=True, head_node_args=head | ADDRESS)

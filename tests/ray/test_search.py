@@ -20,6 +20,7 @@ from cxr.training.options import RunOptions
 from cxr.training.run_log import read_metrics
 from cxr.training.search import TRIAL_CPU, SearchOptions, search
 from tests.made_shards import write_shards
+from tests.ray_private import trial_values
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 RECIPE = AlignRecipe(size=32, epochs=2, batch_size=8, trunk="conv3", lungs=False)
@@ -67,10 +68,10 @@ class Disobedient(AlignRecipe):
 
 @pytest.mark.slow
 def test_a_worker_that_applies_another_config_fails_its_trial(made: str, tmp_path: Path) -> None:
-    import cxr.tune
+    from cxr.training import search as search_module
 
-    original = cxr.training.search.recipe_from_dict
-    cxr.training.search.recipe_from_dict = lambda values: Disobedient.from_dict(values)
+    original = search_module.recipe_from_dict
+    search_module.recipe_from_dict = lambda values: Disobedient.from_dict(values)
     try:
         trials = search(
             RECIPE,
@@ -81,7 +82,7 @@ def test_a_worker_that_applies_another_config_fails_its_trial(made: str, tmp_pat
             space=SPACE,
         )
     finally:
-        cxr.training.search.recipe_from_dict = original
+        search_module.recipe_from_dict = original
     assert trials[0].status.startswith("failed")
     assert "applied 1.5" in trials[0].status
     assert math.isnan(trials[0].value)
@@ -97,7 +98,7 @@ class Weighed(AlignRecipe):
 def told(out: Path) -> list[list[float]]:
     """What Optuna was told of each trial, from the sampler's last saved state."""
     state = max((out / "search").glob("searcher-state-*.pkl"), key=lambda path: path.stat().st_mtime)
-    return [trial.values for trial in pickle.loads(state.read_bytes())["_ot_study"].trials]
+    return trial_values(pickle.loads(state.read_bytes()))
 
 
 @pytest.mark.slow

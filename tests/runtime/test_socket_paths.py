@@ -14,6 +14,7 @@ import pytest
 
 from cxr.errors import UserError
 from cxr.runtime import socket_paths
+from tests.ray_private import dashboard_socket_names
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -70,14 +71,6 @@ def test_no_place_for_a_link_is_an_error_that_says_what_to_do(
 
 def test_the_limit_is_that_of_the_installed_ray() -> None:
     """The names of Ray's sockets may change with its version."""
-    import ray
-
-    modules = Path(ray.__file__).parent.glob("dashboard/modules/*/*_head.py")
-    names = [
-        line.split("(")[0].removeprefix("class ")
-        for path in modules
-        for line in path.read_text().splitlines()
-        if "(SubprocessModule)" in line
-    ]
+    names = dashboard_socket_names()
     assert len(names) > 3
-    assert max(len(f"dash_{name}") for name in names) == len(Path(socket_paths.LONGEST).name)
+    assert max(map(len, names)) == len(Path(socket_paths.LONGEST).name)

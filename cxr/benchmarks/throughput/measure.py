@@ -12,13 +12,14 @@ from typing import Any
 
 from cxr.benchmarks.throughput import reading
 from cxr.benchmarks.throughput.archive import make_archive, make_pictures
-from cxr.benchmarks.throughput.memory import PeakMemory, spilled_bytes
+from cxr.benchmarks.throughput.memory import PeakMemory
 from cxr.benchmarks.throughput.peers import READERS, Loader, one_core, scan
 from cxr.benchmarks.throughput.reading import BATCH_SIZE, Step, on_worker, read_epochs, shard_stream
 from cxr.benchmarks.throughput.training import both_paces
 from cxr.data import shards
 from cxr.data.ingest import ingest
 from cxr.families.base import Recipe
+from cxr.runtime import ray_private
 from cxr.schema import PixelFormat
 
 _ROOM = 1.1  # disk that shards take, as a multiple of their pixels
@@ -75,7 +76,7 @@ class Benchmark:
         for part in (self._ingest, self._memory, self._stream, self._train, *self._by_size()):
             part()
             print(f"… {time.monotonic() - begun:.0f} s", flush=True)
-        self.found.metrics["spilled_bytes"] = float(spilled_bytes())
+        self.found.metrics["spilled_bytes"] = float(ray_private.spilled_bytes())
         return self.found
 
     def _prepare(self) -> None:

@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 
-from ray._private.internal_api import get_memory_info_reply, get_state_from_address
-
 _EVERY_S = 1.0  # looking costs the kernel a walk over all pages
 
 
@@ -52,8 +50,3 @@ def _family(process: int) -> Iterator[int]:
         with suppress(OSError):
             for child in listed.read_text().split():
                 yield from _family(int(child))
-
-
-def spilled_bytes() -> int:
-    """What the cluster's object store has written to disk for want of memory."""
-    return get_memory_info_reply(get_state_from_address(None)).store_stats.spilled_bytes_total

@@ -17,7 +17,8 @@ from cxr.data import ray_data, shards
 from cxr.data.batch import Batch
 from cxr.data.shard_loader import ShardStream
 from cxr.families.base import Recipe, SingleProcess, Task
-from cxr.training.fit import CACHE_BYTES, ExactlyOnceDataConfig, Trainer
+from cxr.runtime import ray_private
+from cxr.training.fit import CACHE_BYTES, ExactlyOnceDataConfig
 from cxr.training.options import RunOptions
 from cxr.training.raw_stream import Stream, open_streams
 
@@ -109,7 +110,7 @@ def on_worker(archive: str, size: int, epochs: int, scratch: str) -> Pace:
     if not shards.is_shards(archive):
         streams, _, rows = ray_data.open_streams(archive, size, columns=recipe.columns, seed=recipe.seed)
         data = {"rows": rows}
-    trainer = Trainer(
+    trainer = ray_private.torch_trainer(
         _read_on_worker,
         train_loop_config={"data": data, "size": size, "epochs": epochs},
         scaling_config=ScalingConfig(num_workers=1, resources_per_worker=RunOptions().resources_per_worker),

@@ -16,8 +16,9 @@ from cxr.data import shards
 from cxr.data.batch import Batch, to_device
 from cxr.families import recipe_from_dict
 from cxr.families.base import Recipe, SingleProcess, Task
+from cxr.runtime import ray_private
 from cxr.training.engine import Engine, casts
-from cxr.training.fit import CACHE_BYTES, Trainer
+from cxr.training.fit import CACHE_BYTES
 from cxr.training.options import RunOptions
 from cxr.training.raw_stream import open_streams
 
@@ -36,7 +37,7 @@ def both_paces(
         "steps": steps,
         "rounds": rounds,
     }
-    trainer = Trainer(
+    trainer = ray_private.torch_trainer(
         _train_on_worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(

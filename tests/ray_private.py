@@ -1,0 +1,60 @@
+"""The tests' own uses of Ray's private API, read from Ray 2.60.0; the package's are in `cxr/runtime/ray_private.py`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def cluster_schema() -> dict[str, Any]:
+    """The JSON schema of a cluster file (autoscaler/ray-schema.json)."""
+    import ray.autoscaler
+
+    return json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+
+
+def prepared_cluster(config: dict[str, Any]) -> dict[str, Any]:
+    """A cluster file with Ray's defaults filled in (autoscaler/_private/util.py)."""
+    from ray.autoscaler._private.util import prepare_config
+
+    return prepare_config(config)
+
+
+def validate_cluster(config: dict[str, Any]) -> None:
+    """Ray's own check of a prepared cluster file (autoscaler/_private/util.py)."""
+    from ray.autoscaler._private.util import validate_config
+
+    validate_config(config)
+
+
+def aws_cluster(config: dict[str, Any]) -> dict[str, Any]:
+    """A prepared cluster file with the AWS resources it needs found or made (autoscaler/_private/aws/config.py)."""
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+
+    return bootstrap_aws(config)
+
+
+def write_no_address_file() -> None:
+    """Keep a cluster to itself: `cluster_utils` leaves its address in a file that other programs' Ray would join."""
+    from ray._private import utils
+
+    utils.write_ray_address = lambda *_: None
+
+
+def dashboard_socket_names() -> list[str]:
+    """Names of the dashboard's sockets in a session's folder (dashboard/subprocesses/module.py)."""
+    import ray
+
+    modules = Path(ray.__file__).parent.glob("dashboard/modules/*/*_head.py")
+    return [
+        "dash_" + line.split("(")[0].removeprefix("class ")
+        for path in modules
+        for line in path.read_text().splitlines()
+        if "(SubprocessModule)" in line
+    ]
+
+
+def trial_values(searcher_state: dict[str, Any]) -> list[list[float]]:
+    """What Optuna was given for each trial, in a state that OptunaSearch saved (tune/search/optuna)."""
+    return [trial.values for trial in searcher_state["_ot_study"].trials]
