@@ -25,7 +25,7 @@ class Options:
     run: str = "runs/score"
     """OUT of jobs/score_archive.py: a folder, s3://bucket/prefix or gs://bucket/prefix."""
     out: str = "runs/report"
-    """Folder or URI of the results: OUT/report.md, tables, OUT/pictures."""
+    """Folder or URI of the results: OUT/report.html to open in a browser, the same as OUT/report.md, tables, pictures."""
     report: ReportOptions = field(default_factory=ReportOptions)
 
 
@@ -33,8 +33,7 @@ def main(options: Options) -> dict[str, Any]:
     result = evaluation.report(options.run, options.report, options.out)
     for name, value in result["metrics"].items():
         print(f"{name} {value:.4g}" if value is not None else f"{name} not measured")
-    for uri in (*result["pictures"], result["report"]):
-        print(f"written: {uri}", flush=True)
+    print(f"text and tables: {result['report']}\nopen in a browser: {result['page']}", flush=True)
     return result
 
 

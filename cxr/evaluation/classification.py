@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +10,12 @@ import numpy as np
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.evaluation.classification_data import Joined, Scores, Truth, join, known_labels, load_scores
-from cxr.evaluation.run import ReportOptions, Run, read_run, read_truth
+from cxr.evaluation.run import ReportOptions, Run, finish_report, read_run, read_truth
 from cxr.metrics import classification
 from cxr.metrics.classification import Row, Summary
 from cxr.reporting import classification as tables
 from cxr.reporting import classification_pictures as pictures
-from cxr.reporting.figures import save_figure
+from cxr.reporting.page import Section, save_picture
 
 PICTURES = "pictures"
 
@@ -45,14 +43,11 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     summary = replace(judged, rows=[*judged.rows, *one_sided(scores, truth, joined.rows)])
     counted = _counted(joined, summary)
     print(counted, flush=True)
-    page = [f"# {run.family}: {run.uri}, judged by {archive}, split {options.split}", counted]
-    page += [tables.summary_table(summary), tables.summary_legend(summary), _shown(drawn)]
-    result = {"metrics": metrics(summary, joined), "findings": tables.write_summary(summary, out), "pictures": drawn}
+    sections = [Section("Findings", [tables.summary_table(summary), tables.summary_legend(summary), *drawn])]
+    result = {"metrics": metrics(summary, joined), "findings": tables.write_summary(summary, out)}
     if options.against:
-        page += compared(joined, truth, options, out, result)
-    result["report"] = storage.join(out, "report.md")
-    storage.write_text(result["report"], "\n\n".join(part.rstrip("\n") for part in page) + "\n")
-    return result
+        sections.append(compared(joined, truth, options, out, result))
+    return finish_report(run, archive, options.split, counted, sections, result, out)
 
 
 def one_sided(scores: Scores, truth: Truth, rows: np.ndarray) -> list[Row]:
@@ -66,10 +61,10 @@ def one_sided(scores: Scores, truth: Truth, rows: np.ndarray) -> list[Row]:
     return found + [Row(finding, unknown=len(rows), note="the archive has no labels of it") for finding in unlabeled]
 
 
-def metrics(summary: Summary, joined: Joined) -> dict[str, float | None]:
-    """For result.json; null for what could not be measured."""
+def metrics(summary: Summary, joined: Joined) -> dict[str, float]:
+    """For result.json; NaN for what could not be measured."""
     mean = summary.mean
-    found = {
+    return {
         "mean_auroc": mean.auroc,
         "mean_auroc_low": mean.auroc_low,
         "mean_auroc_high": mean.auroc_high,
@@ -82,11 +77,6 @@ def metrics(summary: Summary, joined: Joined) -> dict[str, float | None]:
         "images_without_score": joined.images_without_score,
         "images_without_labels": joined.images_without_labels,
     }
-    return _without_nan(found)
-
-
-def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def _counted(joined: Joined, summary: Summary) -> str:
@@ -100,13 +90,8 @@ def _counted(joined: Joined, summary: Summary) -> str:
     return f"{summary.images:,} images of {summary.patients:,} patients judged{left}."
 
 
-def _shown(uris: Sequence[str]) -> str:
-    names = [storage.name(uri) for uri in uris]
-    return "\n\n".join(f"![{name.removesuffix('.png').replace('_', ' ')}]({PICTURES}/{name})" for name in names)
-
-
-def compared(joined: Joined, truth: Truth, options: ReportOptions, out: str, result: dict[str, Any]) -> list[str]:
-    """The comparison with `options.against` as parts of the page; files and figures are added to `result`.
+def compared(joined: Joined, truth: Truth, options: ReportOptions, out: str, result: dict[str, Any]) -> Section:
+    """The comparison with `options.against` ; files and figures are added to `result`.
 
     Raises:
         UserError: the other run has no image or finding in common with this one.
@@ -122,21 +107,23 @@ def compared(joined: Joined, truth: Truth, options: ReportOptions, out: str, res
         resamples=options.resamples,
         seed=options.seed,
     )
-    picture = save_figure(pictures.gain_figure(ours.findings, gain), storage.join(out, PICTURES), "gain.png")
-    result["comparison"] = tables.write_comparison(ours.findings, tested, gain, out)
-    result["pictures"].append(picture)
-    result["metrics"] |= _without_nan(
-        {
-            "images_compared": len(ours.rows),
-            "mean_auroc_gain": gain.mean,
-            "mean_auroc_gain_low": gain.mean_low,
-            "mean_auroc_gain_high": gain.mean_high,
-            **{f"p/{finding}": float(p) for finding, p in zip(ours.findings, tested.p, strict=True)},
-        }
+    picture = save_picture(
+        pictures.gain_figure(ours.findings, gain),
+        storage.join(out, PICTURES),
+        "gain.png",
+        "Difference in AUROC between the two runs, with 95 % intervals by patient.",
     )
-    head = f"## Compared with {other.uri}, on the {len(ours.rows):,} images that both have scored"
+    result["comparison"] = tables.write_comparison(ours.findings, tested, gain, out)
+    result["metrics"] |= {
+        "images_compared": len(ours.rows),
+        "mean_auroc_gain": gain.mean,
+        "mean_auroc_gain_low": gain.mean_low,
+        "mean_auroc_gain_high": gain.mean_high,
+        **{f"p/{finding}": float(p) for finding, p in zip(ours.findings, tested.p, strict=True)},
+    }
+    head = f"Compared with {other.uri}, on the {len(ours.rows):,} images that both have scored"
     table = tables.comparison_table(ours.findings, tested, gain)
-    return [head, table, tables.comparison_legend(gain), _shown([picture])]
+    return Section(head, [table, tables.comparison_legend(gain), picture])
 
 
 def in_common(ours: Joined, theirs: Joined, their_uri: str) -> tuple[Joined, Joined]:

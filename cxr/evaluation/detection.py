@@ -15,16 +15,16 @@ from cxr.errors import UserError
 from cxr.evaluation.detection_data import Detected, detected, one_truth, scored_findings
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import load_scores
-from cxr.evaluation.run import ReportOptions, Run, read_run
+from cxr.evaluation.run import ReportOptions, Run, finish_report, read_run
 from cxr.metrics import classification, detection
 from cxr.metrics.detection import NO_FINDING, VOC_IOUS, Summary
 from cxr.metrics.localization import Boxes
 from cxr.reporting import classification as label_tables
 from cxr.reporting import classification_pictures
 from cxr.reporting import detection as tables
-from cxr.reporting.figures import save_figure
-from cxr.reporting.overlays import BoxPair, Overlay, overlay_figure
-from cxr.reporting.tables import interval, markdown
+from cxr.reporting.overlays import BoxPair, Overlay, save_overlays
+from cxr.reporting.page import Picture, Section, save_picture
+from cxr.reporting.tables import Table, interval
 
 PICTURES = "pictures"
 SHOWN = 4  # images in a row of the picture
@@ -45,20 +45,19 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     told = _told(judged)
     print(told, flush=True)
     drawn = _draw(judged, images, summary, confusion, truth, options, out)
-    drawn += _label_pictures(images, labels, storage.join(out, PICTURES))
-    page = [f"# {run.family}: {run.uri}, judged by {archive}, split {options.split}", told]
-    page += ["## Boxes", tables.precision_table(summary), tables.precision_legend(summary, options.resamples)]
-    page += ["## Images as a whole", label_tables.summary_table(labels), _labels_legend(called)]
-    page += ["## Confusions", tables.confusion_table(confusion, judged.findings), _confusion_legend(called)]
-    result: dict[str, Any] = {"metrics": metrics(judged, summary, labels), "pictures": drawn}
+    label_pictures = _label_pictures(images, labels, storage.join(out, PICTURES))
+    box_legend = tables.precision_legend(summary, options.resamples)
+    confusions = [tables.confusion_table(confusion, judged.findings), _confusion_legend(called)]
+    sections = [
+        Section("Boxes", [tables.precision_table(summary), box_legend, *drawn]),
+        Section("Whole images", [label_tables.summary_table(labels), _labels_legend(called), *label_pictures]),
+        Section("Confusions", confusions),
+    ]
+    result: dict[str, Any] = {"metrics": metrics(judged, summary, labels)}
     result |= {"boxes": tables.write_findings(summary, out), "findings": label_tables.write_summary(labels, out)}
     if options.against:
-        page += compared(judged, truth, options, result)
-    page.append("\n\n".join(f"![{storage.name(uri)}]({PICTURES}/{storage.name(uri)})" for uri in drawn))
-    result["metrics"] = {name: None if value != value else value for name, value in result["metrics"].items()}
-    result["report"] = storage.join(out, "report.md")
-    storage.write_text(result["report"], "\n\n".join(part.rstrip("\n") for part in page) + "\n")
-    return result
+        sections.append(compared(judged, truth, options, result))
+    return finish_report(run, archive, options.split, told, sections, result, out)
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def _image_summary(judged: Detected, images: WholeImages, options: ReportOptions
     )
 
 
-def _label_pictures(images: WholeImages, summary: classification.Summary, out: str) -> list[str]:
+def _label_pictures(images: WholeImages, summary: classification.Summary, out: str) -> list[Picture]:
     return classification_pictures.write_pictures(summary, images.probabilities, images.labels, images.called, out)
 
 
@@ -132,7 +131,7 @@ def _labels_legend(score: float) -> str:
         f"An image's probability of a finding is the highest score of its boxes, that of {NO_FINDING!r} one minus "
         f"the highest of all. AUROC ranks images by it; accuracy, precision, recall and F1 are those of calling a "
         f"finding where a box has a score of {score:g} or more. Brier and ECE take scores for probabilities, which "
-        f"those of a detector need not be.\n"
+        f"those of a detector need not be."
     )
 
 
@@ -140,7 +139,7 @@ def _confusion_legend(score: float) -> str:
     return (
         f"Found boxes with a score of {score:g} or more, paired with true boxes at IoU > {VOC_IOUS[0]:g} whatever "
         f"their findings, the highest IoU first. Row {tables.BACKGROUND!r}: true boxes that were missed; its column: "
-        f"boxes found where there is none.\n"
+        f"boxes found where there is none."
     )
 
 
@@ -152,8 +151,8 @@ def _draw(
     truth: BoxTruth,
     options: ReportOptions,
     out: str,
-) -> list[str]:
-    """All pictures of boxes; returns their URIs."""
+) -> list[Picture]:
+    """All pictures of boxes."""
     score = options.box_score
     called = judged.found.at(judged.found.score >= score)
     count, names = len(judged.findings), judged.findings
@@ -162,17 +161,36 @@ def _draw(
     shares = {"actual": _shares(judged, judged.true), "predicted": _shares(judged, called)}
     of = tables.distribution_figure
     figures = {
-        "box_precision_recall.png": tables.curves_figure(summary),
-        "confusion.png": tables.confusion_figure(confusion, names),
-        "labels.png": of({"actual": shown_by["actual"]}, [*names, NO_FINDING], "Images by label", "images"),
-        "labels_predicted.png": of(shown_by, [*names, NO_FINDING], f"Labels, score {score:g} or more", "images"),
-        "boxes_predicted.png": of(boxes, names, f"Boxes, score {score:g} or more", "boxes"),
-        "box_area.png": tables.area_figure(shares, names),
+        "box_precision_recall.png": (
+            tables.curves_figure(summary),
+            "Precision and recall of boxes, one curve for each finding.",
+        ),
+        "confusion.png": (
+            tables.confusion_figure(confusion, names),
+            "Predicted boxes by the finding that is there; shades are shares of a column.",
+        ),
+        "labels.png": (
+            of({"actual": shown_by["actual"]}, [*names, NO_FINDING], "Images by label", "images"),
+            "Number of images with each finding.",
+        ),
+        "labels_predicted.png": (
+            of(shown_by, [*names, NO_FINDING], f"Labels, score {score:g} or more", "images"),
+            "Number of images in which each finding is present, and in which it is predicted.",
+        ),
+        "boxes_predicted.png": (
+            of(boxes, names, f"Boxes, score {score:g} or more", "boxes"),
+            "Number of true and predicted boxes of each finding.",
+        ),
+        "box_area.png": (
+            tables.area_figure(shares, names),
+            "Area of true and predicted boxes, as a share of the image.",
+        ),
     }
-    shown = overlays(judged, called, truth, options.seed)
-    if any(shown.values()):
-        figures["boxes.png"] = overlay_figure(shown)
-    return [save_figure(figure, storage.join(out, PICTURES), name) for name, figure in figures.items()]
+    folder, shown = storage.join(out, PICTURES), overlays(judged, called, truth, options.seed)
+    drawn = save_overlays(
+        shown, folder, "boxes.png", "Images with the lowest and the highest F1, and a random sample."
+    )
+    return drawn + [save_picture(figure, folder, name, caption) for name, (figure, caption) in figures.items()]
 
 
 def _shares(judged: Detected, boxes: Boxes) -> list[np.ndarray]:
@@ -216,8 +234,8 @@ def image_f1(judged: Detected, called: Boxes) -> np.ndarray:
     return np.where(true > 0, 2 * hits / np.maximum(1, true + found), math.nan)
 
 
-def compared(judged: Detected, truth: BoxTruth, options: ReportOptions, result: Mapping[str, Any]) -> list[str]:
-    """The comparison with `options.against` as parts of the page; its figures are added to the result.
+def compared(judged: Detected, truth: BoxTruth, options: ReportOptions, result: Mapping[str, Any]) -> Section:
+    """The comparison with `options.against` ; its figures are added to the result.
 
     Raises:
         UserError: the other run has no image in common with this one.
@@ -238,5 +256,5 @@ def compared(judged: Detected, truth: BoxTruth, options: ReportOptions, result: 
         name = f"map_{100 * iou:.0f}_gain"
         result["metrics"].update({name: gain.mean, f"{name}_low": gain.mean_low, f"{name}_high": gain.mean_high})
         lines.append([f"mean AP at IoU > {iou:g}", interval(gain.mean, gain.mean_low, gain.mean_high)])
-    head = f"## Compared with {other.uri}, on the {len(rows):,} images that both have scored"
-    return [head, markdown(["figure", "this run minus the other (95 %)"], lines)]
+    head = f"Compared with {other.uri}, on the {len(rows):,} images that both have scored"
+    return Section(head, [Table(["figure", "this run minus the other (95 %)"], lines)])

@@ -14,14 +14,14 @@ from cxr.evaluation import classification, classification_data
 from cxr.evaluation.classification_data import Joined
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import Judged, guessed, judge, load_scores
-from cxr.evaluation.run import ReportOptions, Run, read_run
+from cxr.evaluation.run import ReportOptions, Run, finish_report, read_run
 from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics.classification import summarize as summarise_labels
 from cxr.metrics.localization import MEASURES, THRESHOLDS, Rates, paired_gain, summarize
 from cxr.reporting import classification as label_tables
 from cxr.reporting import localization as tables
-from cxr.reporting.figures import save_figure
 from cxr.reporting.overlays import BoxPair, Overlay, save_overlays
+from cxr.reporting.page import Section, save_picture
 
 PICTURES = "pictures"
 SHOWN = 4  # images in a row of the picture
@@ -41,16 +41,12 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     told = _told(judged)
     print(told, flush=True)
     result: dict[str, Any] = {}
-    page = [f"# {run.family}: {run.uri}, judged by {archive}, split {options.split}", told]
-    page += _located(judged, truth, options, out, result)
+    sections = _located(judged, truth, options, out, result)
     if joined:
-        page += _classified(joined, options, out, result)
+        sections.append(_classified(joined, options, out, result))
     if options.against:
-        page += compared(judged, joined, truth, options, out, result)
-    result["metrics"] = {name: None if value != value else value for name, value in result["metrics"].items()}
-    result["report"] = storage.join(out, "report.md")
-    storage.write_text(result["report"], "\n\n".join(part.rstrip("\n") for part in page) + "\n")
-    return result
+        sections += compared(judged, joined, truth, options, out, result)
+    return finish_report(run, archive, options.split, told, sections, result, out)
 
 
 def _labeled(scores: classification_data.Scores, truth: BoxTruth) -> Joined | None:
@@ -76,8 +72,10 @@ def _told(judged: Judged) -> str:
     )
 
 
-def _located(judged: Judged, truth: BoxTruth, options: ReportOptions, out: str, result: dict[str, Any]) -> list[str]:
-    """The boxes' part of the page; its figures, file and pictures are put into `result`."""
+def _located(
+    judged: Judged, truth: BoxTruth, options: ReportOptions, out: str, result: dict[str, Any]
+) -> list[Section]:
+    """The boxes' part of the page; its figures and file are put into `result`."""
     ways = {"run": judged.located, **guessed(judged, truth.training_boxes(judged.findings), options.seed)}
     sure = partial(summarize, resamples=options.resamples, seed=options.seed)
     rates = {name: sure(of, judged.patients, judged.findings) for name, of in ways.items()}
@@ -85,17 +83,28 @@ def _located(judged: Judged, truth: BoxTruth, options: ReportOptions, out: str, 
     storage.write_text(result["boxes"], tables.csv(rates))
     own = rates.pop("run")
     result["metrics"] = metrics(judged, own, rates)
-    drawn = [save_figure(tables.curves_figure(own, rates), storage.join(out, PICTURES), "accuracy.png")]
-    result["pictures"] = drawn + save_overlays(
-        overlays(judged, truth, options.seed), storage.join(out, PICTURES), "boxes.png"
+    folder = storage.join(out, PICTURES)
+    curves = save_picture(
+        tables.curves_figure(own, rates),
+        folder,
+        "accuracy.png",
+        "Localization accuracy at each threshold, for each finding and for the baselines.",
     )
-    shown = [f"![{name}]({PICTURES}/{name})" for name in map(storage.name, result["pictures"])]
+    examples = save_overlays(
+        overlays(judged, truth, options.seed),
+        folder,
+        "boxes.png",
+        "Images with the smallest and the largest overlap, and a random sample.",
+    )
     accuracy = [tables.accuracy_table(own, rates, measure) for measure in MEASURES]
-    missed = ["## False positives an image, and the pointing game", tables.false_positives_table(own, rates)]
-    return ["## Localization accuracy", *accuracy, *missed, tables.legend(own, options.resamples), *shown]
+    missed = [tables.false_positives_table(own, rates), tables.legend(own, options.resamples)]
+    return [
+        Section("Localization accuracy", [*accuracy, curves, *examples]),
+        Section("False positives per image, and the pointing game", missed),
+    ]
 
 
-def _classified(joined: Joined, options: ReportOptions, out: str, result: dict[str, Any]) -> list[str]:
+def _classified(joined: Joined, options: ReportOptions, out: str, result: dict[str, Any]) -> Section:
     """The classification's part of the page; its figures and file are added to `result`."""
     summary = summarise_labels(
         joined.probabilities,
@@ -110,8 +119,8 @@ def _classified(joined: Joined, options: ReportOptions, out: str, result: dict[s
     result["metrics"] |= {name: figures[name] for name in figures if "auroc" in name or name == "mean_ap"}
     result["metrics"]["images_with_labels"] = summary.images
     result["findings"] = label_tables.write_summary(summary, out)
-    head = f"## Classification, of {summary.images:,} images with labels"
-    return [head, label_tables.summary_table(summary), label_tables.summary_legend(summary)]
+    head = f"Classification of the {summary.images:,} images with labels"
+    return Section(head, [label_tables.summary_table(summary), label_tables.summary_legend(summary)])
 
 
 def metrics(judged: Judged, rates: Rates, others: Mapping[str, Rates]) -> dict[str, Any]:
@@ -167,8 +176,8 @@ def _overlay(judged: Judged, pair: np.ndarray, picture: np.ndarray, frame: Resiz
 
 def compared(
     judged: Judged, joined: Joined | None, truth: BoxTruth, options: ReportOptions, out: str, result: dict[str, Any]
-) -> list[str]:
-    """The comparison with `options.against` as parts of the page; its figures are added to the result.
+) -> list[Section]:
+    """The comparison with `options.against`; its figures are added to the result.
 
     Raises:
         UserError: the other run has no image in common with this one.
@@ -190,6 +199,6 @@ def compared(
     for measure, at, of in ((m, t, of) for m in MEASURES for t, of in zip(THRESHOLDS, gains[m], strict=True)):
         name = f"mean_accuracy_gain_{measure}_{100 * at:.0f}"
         result["metrics"] |= {f"{name}{end}": v for end, v in _ends(of.mean, of.mean_low, of.mean_high)}
-    head = f"## Compared with {other.uri}, on the {len(rows):,} images that both have scored"
-    parts = [head, tables.gain_table(gains)]
-    return parts + (classification.compared(joined, truth.labels, options, out, result) if joined else [])
+    head = f"Compared with {other.uri}, on the {len(rows):,} images that both have scored"
+    labels = [classification.compared(joined, truth.labels, options, out, result)] if joined else []
+    return [Section(head, [tables.gain_table(gains)]), *labels]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,8 @@ from cxr.data import shards
 from cxr.data.ledger import LEDGER_FILE, SUFFIX
 from cxr.errors import UserError
 from cxr.metrics.classification.bootstrap import RESAMPLES
+from cxr.reporting.page import Picture, Section, write_report
+from cxr.reporting.tables import Table
 from cxr.sources import Labeling, open_manifest
 from cxr.sources.manifest import Manifest
 
@@ -89,6 +91,25 @@ def read_run(uri: str) -> Run:
     archives = settings["archive"]
     archives = (archives,) if isinstance(archives, str) else tuple(archives)
     return Run(uri, settings["recipe"]["family"], archives, settings["checkpoint_sha256"])
+
+
+def finish_report(
+    run: Run, archive: str, split: str, lead: str, sections: Sequence[Section], result: dict[str, Any], out: str
+) -> dict[str, Any]:
+    """Write the report's pages into the URI `out`; returns `result` with their URIs, those of its pictures, and null
+    for NaN.
+
+    Args:
+        archive: the ground truth; empty for a report without one.
+    """
+    facts = {"scores": run.uri, "model family": run.family, "checkpoint SHA-256": run.checkpoint_sha256}
+    facts |= {"scored archive": ", ".join(run.archives), "ground truth": archive or "none", "split": split}
+    about = Section("About this report", [Table(["", ""], [[name, fact] for name, fact in facts.items()])])
+    title = f"{run.family} on {storage.name(archive or run.archives[0])}"
+    pages = write_report(out, title, lead, [*sections, about])
+    pictures = [block.uri for section in sections for block in section.blocks if isinstance(block, Picture)]
+    metrics = {name: None if value != value else value for name, value in result["metrics"].items()}
+    return {**result, "metrics": metrics, "pictures": pictures, **pages}
 
 
 def check_family(run: Run, families: Sequence[str], purpose: str) -> None:

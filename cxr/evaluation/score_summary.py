@@ -17,13 +17,13 @@ from cxr import schema, storage
 from cxr.boxes import areas
 from cxr.data import shards
 from cxr.evaluation.images import decoded, stored
-from cxr.evaluation.run import ReportOptions, Run, patient_numbers, read_scores
+from cxr.evaluation.run import ReportOptions, Run, finish_report, patient_numbers, read_scores
 from cxr.imaging.geometry import ResizeTransform, fit_mask
 from cxr.metrics.localization import Boxes
 from cxr.reporting import score_summary as tables
 from cxr.reporting.detection import area_figure, distribution_figure
-from cxr.reporting.figures import save_figure
 from cxr.reporting.overlays import BoxPair, MaskPair, Overlay, save_overlays
+from cxr.reporting.page import Section, save_picture
 from cxr.reporting.tables import csv_text
 from cxr.sources import rle
 
@@ -80,13 +80,12 @@ class Scored:
         return pictures | decoded(self.table, [row for row in rows if row not in pictures and readable[row]])
 
 
-@dataclass
-class Section:
-    """A part of the page, and what it adds to the job's result."""
+@dataclass(frozen=True)
+class Description:
+    """A section of the report, and what it adds to the job's result."""
 
-    text: list[str]
+    section: Section
     metrics: dict[str, float] = field(default_factory=dict)
-    pictures: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
 
 
@@ -100,11 +99,11 @@ class Kind:
     """
 
     columns: tuple[str, ...]
-    describe: Callable[[Scored, str], Section]
+    describe: Callable[[Scored, str], Description]
 
 
 def report(run: Run, options: ReportOptions, out: str, kinds: Sequence[Kind]) -> dict[str, Any]:
-    """Describe a run without ground truth: OUT/report.md, rejects.csv, a table and pictures of each kind of scores.
+    """Describe a run without ground truth: its pages, rejects.csv, a table and pictures of each kind of scores.
 
     Raises:
         UserError: the run has scored no image of the split.
@@ -118,65 +117,58 @@ def report(run: Run, options: ReportOptions, out: str, kinds: Sequence[Kind]) ->
     patients, failed = len(np.unique(patient_numbers(table))), table.num_rows - good.num_rows
     text = f"{table.num_rows:,} images of {patients:,} patients, {failed:,} of them with an error in place of scores."
     print(text, flush=True)
-    page = [f"# {run.family}: {run.uri}, without ground truth", text]
     metrics: dict[str, Any] = {"images": table.num_rows, "patients": patients, "images_with_error": failed}
-    result: dict[str, Any] = {"metrics": metrics, "pictures": []}
     scored = Scored(run, options, good, tuple(json.loads(named.pop())) if len(named) == 1 else ())
-    sections = [_rejects(table, out), *(kind.describe(scored, out) for kind in kinds if good.num_rows)]
-    for section in sections:
-        page += [
-            *section.text,
-            *(f"![{storage.name(uri)}]({PICTURES}/{storage.name(uri)})" for uri in section.pictures),
-        ]
-        metrics |= {name: None if value != value else value for name, value in section.metrics.items()}
-        result["pictures"] += section.pictures
-        result |= section.files
-    result["report"] = storage.join(out, "report.md")
-    storage.write_text(result["report"], "\n\n".join(part.rstrip("\n") for part in page) + "\n")
-    return result
+    described = [*(kind.describe(scored, out) for kind in kinds if good.num_rows), _rejects(table, out)]
+    result: dict[str, Any] = {"metrics": metrics}
+    for part in described:
+        metrics |= part.metrics
+        result |= part.files
+    return finish_report(run, "", options.split, text, [part.section for part in described], result, out)
 
 
-def _rejects(table: pa.Table, out: str) -> Section:
+def _rejects(table: pa.Table, out: str) -> Description:
     """Why images have no scores; rejects.csv names them, where there are any."""
     failed = table.filter(pc.is_valid(table[schema.ERROR])).select([schema.IMAGE_ID, schema.ERROR])
     if not failed.num_rows:
-        return Section(["## Images without scores", "None."])
+        return Description(Section("Images without scores", ["None."]))
     uri = storage.join(out, "rejects.csv")
     storage.write_text(uri, csv_text(failed.to_pylist()))
     reasons = Counter(failed[schema.ERROR].to_pylist())
-    text = ["## Images without scores", tables.rejects_table(reasons, table.num_rows)]
-    return Section([*text, "`rejects.csv` names each image."], files={"rejects": uri})
+    blocks = [tables.rejects_table(reasons, table.num_rows), "`rejects.csv` names each image."]
+    return Description(Section("Images without scores", blocks), files={"rejects": uri})
 
 
-def _describe_probabilities(scored: Scored, out: str) -> Section:
+def _describe_probabilities(scored: Scored, out: str) -> Description:
     """findings.csv; a histogram per finding."""
-    head = "## Probabilities of findings"
+    head = "Probabilities of findings"
     probabilities, called = (
         np.array(scored.table[name].to_pylist(), np.float64).reshape(scored.table.num_rows, -1)
         for name in (schema.PROBABILITIES, schema.DECISIONS)
     )
     if not np.isfinite(probabilities).any():
-        return Section([head, "There are none: the checkpoint's classifier was not trained."])
+        return Description(Section(head, ["There are none: the checkpoint's classifier was not trained."]))
     rows = [
         {"finding": finding, "images": len(p), "positive": int(hit.sum()), "positive_share": float(hit.mean())}
         | tables.quantiles(p)
         for finding, p, hit in zip(scored.findings, probabilities.T, called.T == 1, strict=True)
     ]
     named = dict(zip(scored.findings, probabilities.T, strict=True))
-    figure = tables.histograms_figure(named, "Probabilities, all images", "probability", "images")
-    return Section(
-        [
-            head,
-            tables.finding_table(rows),
-            "An image is positive where its probability reaches the checkpoint's threshold.",
-        ],
+    picture = save_picture(
+        tables.histograms_figure(named, "Probabilities, all images", "probability", "images"),
+        storage.join(out, PICTURES),
+        "probabilities.png",
+        "Distribution of each finding's probability over all images, on a logarithmic axis.",
+    )
+    legend = "An image is positive where its probability reaches the checkpoint's threshold."
+    return Description(
+        Section(head, [tables.finding_table(rows), legend, picture]),
         metrics={f"positive_share/{row['finding']}": row["positive_share"] for row in rows},
-        pictures=[save_figure(figure, storage.join(out, PICTURES), "probabilities.png")],
         files={"findings": _write(rows, out, "findings.csv")},
     )
 
 
-def _describe_boxes(scored: Scored, out: str) -> Section:
+def _describe_boxes(scored: Scored, out: str) -> Description:
     """boxes.csv; histograms of scores, bars of counts, areas, and images with what was found in them."""
     least, images = scored.options.box_score, scored.table.num_rows
     found = Boxes.of(scored.table[schema.PRED_BOXES], scored.findings)
@@ -195,24 +187,42 @@ def _describe_boxes(scored: Scored, out: str) -> Section:
     shares = areas(called.xyxy) / scored.sizes_px.prod(1)[called.image]
     counts = np.bincount(called.finding, minlength=len(names))
     title = f"Boxes with a score of {least:g} or more"
-    pictures = [
-        save_figure(figure, folder, name)
-        for name, figure in {
-            "box_scores.png": tables.histograms_figure(by_finding, "Scores of all boxes", "score", "boxes"),
-            "box_counts.png": distribution_figure({"found": counts}, names, title, "boxes"),
-            "box_area.png": area_figure({"found": [shares[called.finding == f] for f in range(len(names))]}, names),
-        }.items()
+    pictures = save_overlays(
+        _box_overlays(scored, called),
+        folder,
+        "boxes.png",
+        "Images with the highest scores, a random sample of images with boxes, and images without a box.",
+    )
+    areas_by_finding = {"found": [shares[called.finding == f] for f in range(len(names))]}
+    pictures += [
+        save_picture(figure, folder, name, caption)
+        for name, figure, caption in (
+            (
+                "box_scores.png",
+                tables.histograms_figure(by_finding, "Scores of all boxes", "score", "boxes"),
+                "Distribution of the boxes' scores for each finding, on a logarithmic axis.",
+            ),
+            (
+                "box_counts.png",
+                distribution_figure({"found": counts}, names, title, "boxes"),
+                "Number of boxes of each finding.",
+            ),
+            (
+                "box_area.png",
+                area_figure(areas_by_finding, names),
+                "Area of the boxes of each finding, as a share of the image.",
+            ),
+        )
     ]
-    pictures += save_overlays(_box_overlays(scored, called), folder, "boxes.png")
     legend = (
         f"An image is positive where it has a box with a score of {least:g} or more; only such boxes are counted."
     )
     boxed = len(np.unique(called.image))
-    return Section(
-        ["## Boxes", f"{len(called.image):,} boxes in {boxed:,} images.", tables.finding_table(rows), legend],
+    count = f"{len(called.image):,} boxes in {boxed:,} images."
+    return Description(
+        Section("Boxes", [count, tables.finding_table(rows), legend, *pictures]),
         metrics={"found_boxes": len(called.image), "images_with_boxes": float(boxed)}
         | {f"images_with_boxes/{row['finding']}": row["positive"] for row in rows},
-        pictures=pictures,
         files={"boxes": _write(rows, out, "boxes.csv")},
     )
 
@@ -237,7 +247,7 @@ def _box_overlays(scored: Scored, called: Boxes) -> dict[str, list[Overlay]]:
     return scored.overlays(chosen, draw)
 
 
-def _describe_masks(scored: Scored, out: str) -> Section:
+def _describe_masks(scored: Scored, out: str) -> Description:
     """images.csv; histograms of area and probability, and images with the outlines of what was found."""
     area = scored.table[schema.PRED_MASK_AREA_PX].to_numpy()
     share = area / scored.sizes_px.prod(1)
@@ -258,17 +268,22 @@ def _describe_masks(scored: Scored, out: str) -> Section:
     panels = {"area of masks that are not empty": share[found]}
     if np.isfinite(probability).any():
         panels["probability of a mask"] = probability[np.isfinite(probability)]
-    figure = tables.histograms_figure(panels, "Masks", "share of the image; probability", "images")
-    pictures = [save_figure(figure, folder, "mask_area.png")]
-    pictures += save_overlays(_mask_overlays(scored, share, found), folder, "masks.png")
-    return Section(
-        [
-            "## Masks",
-            f"{len(found):,} of {len(area):,} images ({rate}) have a mask that is not empty.",
-            tables.quantile_table(panels),
-        ],
+    examples = save_overlays(
+        _mask_overlays(scored, share, found),
+        folder,
+        "masks.png",
+        "The largest, middle and smallest masks, and images without a mask.",
+    )
+    histograms = save_picture(
+        tables.histograms_figure(panels, "Masks", "share of the image; probability", "images"),
+        folder,
+        "mask_area.png",
+        "Distribution of the masks' areas and of the images' probabilities, on a logarithmic axis.",
+    )
+    count = f"{len(found):,} of {len(area):,} images ({rate}) have a mask that is not empty."
+    return Description(
+        Section("Masks", [count, tables.quantile_table(panels), *examples, histograms]),
         metrics={"images_with_mask": len(found), "median_area_share": tables.quantiles(share[found])["median"]},
-        pictures=pictures,
         files={"images": _write(images, out, "images.csv")},
     )
 

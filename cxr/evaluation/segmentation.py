@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from cxr import storage
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_masks import MaskTruth, known_masks
-from cxr.evaluation.run import ReportOptions, Run, read_run
+from cxr.evaluation.run import ReportOptions, Run, finish_report, read_run
 from cxr.evaluation.segmentation_data import Judged, Scores, both_masks, judge, load_scores
 from cxr.imaging.geometry import fit_mask
 from cxr.metrics import segmentation
@@ -19,6 +18,7 @@ from cxr.metrics.segmentation import MeanInterval, mean_interval
 from cxr.metrics.segmentation.overlap_metrics import FOUND, TRUE
 from cxr.reporting import segmentation as tables
 from cxr.reporting.overlays import MaskPair, Overlay, save_overlays
+from cxr.reporting.page import Section
 
 PICTURES = "pictures"
 SHOWN = 4  # images in a row of the picture
@@ -34,22 +34,20 @@ def report(run: Run, options: ReportOptions, out: str, *, label: str) -> dict[st
     told = _told(judged)
     print(told, flush=True)
     listed = image_rows(judged, truth)
-    drawn = save_overlays(overlays(judged, scores, truth), storage.join(out, PICTURES), "masks.png")
-    page = [f"# {run.family}: {run.uri}, judged by {archive}, split {options.split}", told]
-    page += [tables.summary_table(found, sure), tables.summary_legend(truth.resolution, options.resamples, counts)]
-    page += ["## The worst images", tables.worst_table(listed), "Ranks are those of `images.csv`.", _shown(drawn)]
+    drawn = save_overlays(
+        overlays(judged, scores, truth),
+        storage.join(out, PICTURES),
+        "masks.png",
+        "The worst, middle and best images of those with a true or predicted mask.",
+    )
+    legend = tables.summary_legend(truth.resolution, options.resamples, counts)
+    worst = [tables.worst_table(listed), "Ranks are those of `images.csv`.", *drawn]
+    sections = [Section("Masks", [tables.summary_table(found, sure), legend]), Section("The worst images", worst)]
     ends = {f"{name}_{end}": getattr(of, end) for name, of in sure.items() for end in ("low", "high")}
-    result = {
-        "metrics": {**found, **ends, **counts},
-        "images": tables.write_images(listed, out),
-        "pictures": drawn,
-    }
+    result = {"metrics": {**found, **ends, **counts}, "images": tables.write_images(listed, out)}
     if options.against:
-        page += compared(judged, truth, options, result)
-    result["metrics"] = {name: None if value != value else value for name, value in result["metrics"].items()}
-    result["report"] = storage.join(out, "report.md")
-    storage.write_text(result["report"], "\n\n".join(part.rstrip("\n") for part in page) + "\n")
-    return result
+        sections.append(compared(judged, truth, options, result))
+    return finish_report(run, archive, options.split, told, sections, result, out)
 
 
 def figures(judged: Judged) -> dict[str, float]:
@@ -151,12 +149,8 @@ def overlays(judged: Judged, scores: Scores, truth: MaskTruth) -> dict[str, list
     return shown
 
 
-def _shown(uris: Sequence[str]) -> str:
-    return "\n\n".join(f"![outlines]({PICTURES}/{storage.name(uri)})" for uri in uris)
-
-
-def compared(judged: Judged, truth: MaskTruth, options: ReportOptions, result: dict[str, Any]) -> list[str]:
-    """The comparison with `options.against` as parts of the page; its figures are added to the result.
+def compared(judged: Judged, truth: MaskTruth, options: ReportOptions, result: dict[str, Any]) -> Section:
+    """The comparison with `options.against`; its figures are added to the result.
 
     Raises:
         UserError: the other run has no image in common with this one.
@@ -176,5 +170,5 @@ def compared(judged: Judged, truth: MaskTruth, options: ReportOptions, result: d
     result["metrics"]["images_compared"] = len(rows)
     for name, of in gains.items():
         result["metrics"] |= {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
-    head = f"## Compared with {other.uri}, on the {len(rows):,} images that both have scored"
-    return [head, tables.gain_table(gains)]
+    head = f"Compared with {other.uri}, on the {len(rows):,} images that both have scored"
+    return Section(head, [tables.gain_table(gains)])

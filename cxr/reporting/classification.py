@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 from cxr import storage
 from cxr.metrics.classification import DeLong, Intervals, Row, Summary
-from cxr.reporting.tables import csv_text, interval, markdown, number
+from cxr.reporting.tables import Table, csv_text, interval, number
 
 _SHARES = ("average_precision", "sensitivity", "brier", "calibration_error", "accuracy", "precision", "recall", "f1")
 _COUNTS = ("positives", "negatives", "unknown")
 
 
-def summary_table(summary: Summary) -> str:
-    """Markdown: a row a finding, the mean last."""
+def summary_table(summary: Summary) -> Table:
+    """A row a finding, the mean last."""
     head = ["finding", "AUROC (95 %)", "AP", f"sens. at spec. {summary.specificity:g}", "Brier", "ECE"]
     head += ["accuracy", "precision", "recall", "F1", "positive", "negative", "unknown", "note"]
-    return markdown(head, [_cells(row) for row in (*summary.rows, summary.mean)])
+    return Table(head, [_cells(row) for row in (*summary.rows, summary.mean)])
 
 
 def _cells(row: Row) -> list[str]:
@@ -35,7 +35,7 @@ def summary_legend(summary: Summary) -> str:
         f"probabilities. ECE: expected calibration error of the finding's probability, 15 equally wide bins. "
         f"Accuracy, precision, recall and F1 are those of the decisions by the checkpoint's thresholds. A dash is "
         f"what could not be measured; the mean of a column is over the findings that it could measure, and counts "
-        f"are summed.\n"
+        f"are summed."
     )
 
 
@@ -46,8 +46,8 @@ def write_summary(summary: Summary, out: str) -> str:
     return uri
 
 
-def comparison_table(findings: Sequence[str], tested: DeLong, gain: Intervals) -> str:
-    """Markdown: DeLong's test and the paired bootstrap, a row a finding; the mean, which has no DeLong test, last."""
+def comparison_table(findings: Sequence[str], tested: DeLong, gain: Intervals) -> Table:
+    """DeLong's test and the paired bootstrap, a row a finding; the mean, which has no DeLong test, last."""
     head = ["finding", "AUROC", "other", "difference (95 %, DeLong)", "p", "difference (95 %, by patient)"]
     rows = [
         [
@@ -62,7 +62,7 @@ def comparison_table(findings: Sequence[str], tested: DeLong, gain: Intervals) -
     ]
     mean = interval(gain.mean, gain.mean_low, gain.mean_high)
     means = [number(_mean_of_known(values.tolist())) for values in (tested.auroc, tested.other)]
-    return markdown(head, [*rows, ["mean", *means, "", "", mean]])
+    return Table(head, [*rows, ["mean", *means, "", "", mean]])
 
 
 def _mean_of_known(values: Sequence[float]) -> float:
@@ -76,7 +76,7 @@ def comparison_legend(gain: Intervals) -> str:
     return (
         "DeLong's test takes every image for a patient of its own and is made for each finding alone: p is not "
         f"corrected for the number of findings. The last column draws patients anew, {gain.resamples:,} times, and "
-        "is the one to trust where patients have several images.\n"
+        "is the one to trust where patients have several images."
     )
 
 

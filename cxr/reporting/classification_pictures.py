@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from cxr.metrics.classification import Intervals, Row, Summary, reliability
 from cxr.metrics.classification.ranking import precision_recall_curve, roc_curve
-from cxr.reporting.figures import save_figure
+from cxr.reporting.page import Picture, save_picture
 from cxr.reporting.tables import interval
 from cxr.schema import POSITIVE, UNKNOWN
 
@@ -24,15 +24,24 @@ _LINE = {"color": _GRAY, "linewidth": 0.8, "linestyle": "--"}
 
 def write_pictures(
     summary: Summary, scores_NF: np.ndarray, labels_NF: np.ndarray, called_NF: np.ndarray, out: str
-) -> list[str]:
-    """Write all pictures into the URI `out`; returns their URIs. Columns go as the summary's rows."""
+) -> list[Picture]:
+    """Write all pictures into the URI `out`. Columns go as the summary's rows."""
     figures = {
-        "auroc.png": auroc_figure(summary),
-        "roc.png": roc_figure(summary.rows, scores_NF, labels_NF, called_NF),
-        "precision_recall.png": precision_recall_figure(summary.rows, scores_NF, labels_NF, called_NF),
-        "reliability.png": reliability_figure(summary.rows, scores_NF, labels_NF),
+        "auroc.png": (auroc_figure(summary), "AUROC of each finding with its 95 % interval."),
+        "roc.png": (
+            roc_figure(summary.rows, scores_NF, labels_NF, called_NF),
+            "ROC curves; the dot marks the checkpoint's decision threshold.",
+        ),
+        "precision_recall.png": (
+            precision_recall_figure(summary.rows, scores_NF, labels_NF, called_NF),
+            "Precision and recall; the dot marks the decision threshold, the dashed line the prevalence.",
+        ),
+        "reliability.png": (
+            reliability_figure(summary.rows, scores_NF, labels_NF),
+            "Reliability: a calibrated model lies on the dashed line; the area of a dot is its share of the images.",
+        ),
     }
-    return [save_figure(figure, out, name) for name, figure in figures.items()]
+    return [save_picture(figure, out, name, caption) for name, (figure, caption) in figures.items()]
 
 
 def roc_figure(rows: Sequence[Row], scores_NF: np.ndarray, labels_NF: np.ndarray, called_NF: np.ndarray) -> Figure:

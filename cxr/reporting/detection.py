@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from cxr import storage
 from cxr.metrics.classification.classification_summary import FEW
 from cxr.metrics.detection import COCO_IOUS, VOC_IOUS, Summary
-from cxr.reporting.tables import csv_text, interval, markdown, number
+from cxr.reporting.tables import Table, csv_text, interval, number
 
 BACKGROUND = "background"
 _TRUE, _FOUND = "#1b6ca8", "#e08a2c"
 
 
-def precision_table(summary: Summary) -> str:
-    """Markdown: a row a finding, the means last."""
+def precision_table(summary: Summary) -> Table:
+    """A row a finding, the means last."""
     head = ["finding", *(f"AP at IoU > {iou:g} (95 %)" for iou in VOC_IOUS), "AP, COCO", "highest F1", "at score"]
     head += ["true boxes", "in images", "found boxes", "note"]
     rows = [
@@ -35,7 +35,7 @@ def precision_table(summary: Summary) -> str:
     means = [interval(of.mean, of.mean_low, of.mean_high) for of in (summary.voc[iou] for iou in VOC_IOUS)]
     counts = [f"{of.sum():,}" for of in (summary.true, summary.true_images, summary.found)]
     measured = f"of {len(summary.findings) - len(summary.without_truth)} of {len(summary.findings)} findings"
-    return markdown(head, [*rows, ["mean", *means, number(summary.coco_map), "", "", *counts, measured]])
+    return Table(head, [*rows, ["mean", *means, number(summary.coco_map), "", "", *counts, measured]])
 
 
 def _note(images: int) -> str:
@@ -54,7 +54,7 @@ def precision_legend(summary: Summary, resamples: int) -> str:
         f"recalls. The highest F1 is that of the best score to count boxes from, at IoU > {VOC_IOUS[0]:g}; chosen on "
         "these same images, it flatters. "
         f"Intervals are percentile intervals of {resamples:,} bootstrap resamples of patients with all of their "
-        f"images. A mean is that over the findings with true boxes{f'; there is none of {left}' if left else ''}.\n"
+        f"images. A mean is that over the findings with true boxes{f'; there is none of {left}' if left else ''}."
     )
 
 
@@ -89,11 +89,11 @@ def _coco(values_T: np.ndarray) -> dict[str, float]:
     return {"coco_ap": float(values_T.mean()), **named}
 
 
-def confusion_table(counts: np.ndarray, findings: Sequence[str]) -> str:
-    """Markdown: rows what was found, columns what is there."""
+def confusion_table(counts: np.ndarray, findings: Sequence[str]) -> Table:
+    """Rows what was found, columns what is there."""
     names = [*findings, BACKGROUND]
     rows = [[name, *(f"{value:,}" for value in line)] for name, line in zip(names, counts.tolist(), strict=True)]
-    return markdown(["found \\ there", *names], rows)
+    return Table(["found \\ there", *names], rows)
 
 
 def confusion_figure(counts: np.ndarray, findings: Sequence[str]) -> Figure:

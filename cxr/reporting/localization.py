@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from cxr.metrics.classification import Intervals
 from cxr.metrics.classification.classification_summary import FEW
 from cxr.metrics.localization import MEASURES, THRESHOLDS, Rates
-from cxr.reporting.tables import csv_text, interval, markdown, number
+from cxr.reporting.tables import Table, csv_text, interval, number
 
 NAMED = {"iou": "IoU", "iobb": "IoBB"}
 SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)  # thresholds in the page's tables; the CSV has all
 
 
-def accuracy_table(rates: Rates, baselines: Mapping[str, Rates], measure: str) -> str:
-    """Markdown: a row a finding, the mean, then the baselines' means; a column a threshold."""
+def accuracy_table(rates: Rates, baselines: Mapping[str, Rates], measure: str) -> Table:
+    """A row a finding, the mean, then the baselines' means; a column a threshold."""
     head = ["finding", "images with a box", *(f"T({NAMED[measure]}) = {at:.1f}" for at in SHOWN), "note"]
     shown = [rates.at(measure, at) for at in SHOWN]
     rows = [
@@ -30,11 +30,11 @@ def accuracy_table(rates: Rates, baselines: Mapping[str, Rates], measure: str) -
     rows += [
         [f"{name}: mean", "", *(_mean(of.at(measure, at)) for at in SHOWN), ""] for name, of in baselines.items()
     ]
-    return markdown(head, rows)
+    return Table(head, rows)
 
 
-def false_positives_table(rates: Rates, baselines: Mapping[str, Rates]) -> str:
-    """Markdown: wrong boxes an image at each shown threshold on IoU, and the pointing game."""
+def false_positives_table(rates: Rates, baselines: Mapping[str, Rates]) -> Table:
+    """Wrong boxes an image at each shown threshold on IoU, and the pointing game."""
     head = ["finding", "images", *(f"T(IoU) = {at:.1f}" for at in SHOWN), "pointing game (95 %)"]
     shown = [THRESHOLDS.index(at) for at in SHOWN]
     rows = [
@@ -48,7 +48,7 @@ def false_positives_table(rates: Rates, baselines: Mapping[str, Rates]) -> str:
     ]
     for name, of in {"mean": rates, **{f"{name}: mean": of for name, of in baselines.items()}}.items():
         rows.append([name, "", *(number(of.wrong["iou"][at].mean, 2) for at in shown), _mean(of.pointing)])
-    return markdown(head, rows)
+    return Table(head, rows)
 
 
 def _of_finding(rates: Rates, of: Intervals, f: int) -> str:
@@ -90,14 +90,14 @@ def legend(rates: Rates, resamples: int) -> str:
     )
 
 
-def gain_table(gains: Mapping[str, Sequence[Intervals]]) -> str:
-    """Markdown: how much higher the mean accuracy of one run is than another's on the same images."""
+def gain_table(gains: Mapping[str, Sequence[Intervals]]) -> Table:
+    """How much higher the mean accuracy of one run is than another's on the same images."""
     rows = [
         [f"{NAMED[name]} > {at:.1f}", interval(of.mean, of.mean_low, of.mean_high)]
         for name in MEASURES
         for at, of in zip(THRESHOLDS, gains[name], strict=True)
     ]
-    return markdown(["mean accuracy", "this run minus the other (95 %)"], rows)
+    return Table(["mean accuracy", "this run minus the other (95 %)"], rows)
 
 
 def csv(named: Mapping[str, Rates]) -> str:

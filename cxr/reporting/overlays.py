@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from cxr.reporting.figures import TILE_INCHES, save_figure
+from cxr.reporting.figures import TILE_INCHES
+from cxr.reporting.page import Picture, save_picture
 
 TRUE_COLOR, FOUND_COLOR = "#00d0e0", "#ff9020"
 _TILE = 1.6 * TILE_INCHES
@@ -90,9 +91,9 @@ def overlay_figure(rows: Mapping[str, Sequence[Overlay]]) -> Figure:
     return figure
 
 
-def save_overlays(rows: Mapping[str, Sequence[Overlay]], folder: str, name: str) -> list[str]:
-    """Write `overlay_figure` as the PNG `name` into the URI `folder`; its URI, none where there is no image."""
-    return [save_figure(overlay_figure(rows), folder, name)] if any(rows.values()) else []
+def save_overlays(rows: Mapping[str, Sequence[Overlay]], folder: str, name: str, caption: str) -> list[Picture]:
+    """Write `overlay_figure` as the PNG `name` into the URI `folder`; no picture where there is no image."""
+    return [save_picture(overlay_figure(rows), folder, name, caption)] if any(rows.values()) else []
 
 
 def _show(ax: Axes, overlay: Overlay) -> None:

@@ -9,17 +9,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from cxr.reporting.tables import markdown, number
+from cxr.reporting.tables import Table, number
 
 QUANTILES = {"5th percentile": 0.05, "median": 0.5, "95th percentile": 0.95}
 _COLUMNS, _BINS = 5, 40
 _COLOR = "#1b6ca8"
 
 
-def rejects_table(reasons: Mapping[str, int], images: int) -> str:
-    """Markdown: how many of the images have no scores, by reason."""
+def rejects_table(reasons: Mapping[str, int], images: int) -> Table:
+    """How many of the images have no scores, by reason."""
     rows = [[reason, f"{count:,}", share(count, images)] for reason, count in reasons.items()]
-    return markdown(["reason", "images", "share"], rows)
+    return Table(["reason", "images", "share"], rows)
 
 
 def share(count: int, of: int) -> str:
@@ -34,8 +34,8 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
     return dict(zip(QUANTILES, np.quantile(values, list(QUANTILES.values())).tolist(), strict=True))
 
 
-def finding_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a row per finding with its positive images, its boxes if it has some, and QUANTILES of its scores."""
+def finding_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A row per finding with its positive images, its boxes if it has some, and QUANTILES of its scores."""
     boxes = ["boxes"] if rows and "boxes" in rows[0] else []
     lines = [
         [row["finding"], f"{row['positive']:,}", share(row["positive"], row["images"])]
@@ -43,12 +43,12 @@ def finding_table(rows: Sequence[Mapping[str, Any]]) -> str:
         + [number(row[name]) for name in QUANTILES]
         for row in rows
     ]
-    return markdown(["finding", "positive images", "share", *boxes, *(f"score, {name}" for name in QUANTILES)], lines)
+    return Table(["finding", "positive images", "share", *boxes, *(f"score, {name}" for name in QUANTILES)], lines)
 
 
-def quantile_table(values: Mapping[str, np.ndarray]) -> str:
-    """Markdown: a row per name with the QUANTILES of its values."""
-    return markdown(["", *QUANTILES], [[name, *map(number, quantiles(of).values())] for name, of in values.items()])
+def quantile_table(values: Mapping[str, np.ndarray]) -> Table:
+    """A row per name with the QUANTILES of its values."""
+    return Table(["", *QUANTILES], [[name, *map(number, quantiles(of).values())] for name, of in values.items()])
 
 
 def histograms_figure(values: Mapping[str, np.ndarray], title: str, x_label: str, y_label: str) -> Figure:

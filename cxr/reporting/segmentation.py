@@ -7,16 +7,16 @@ from typing import Any
 
 from cxr import storage
 from cxr.metrics.segmentation import MeanInterval
-from cxr.reporting.tables import csv_text, interval, markdown, number
+from cxr.reporting.tables import Table, csv_text, interval, number
 
 TRUE_COLOR, FOUND_COLOR = "#00d0e0", "#ff9020"
 _WORST = 10  # images in the page's table
 
 
-def summary_table(found: Mapping[str, float], sure: Mapping[str, MeanInterval]) -> str:
-    """Markdown: a row a figure, those of `sure` with their intervals."""
+def summary_table(found: Mapping[str, float], sure: Mapping[str, MeanInterval]) -> Table:
+    """A row a figure, those of `sure` with their intervals."""
     named = [(title, name) for name, title in _TITLES.items() if name in found]
-    return markdown(["figure", "value (95 %)"], [[title, _cell(name, found, sure)] for title, name in named])
+    return Table(["figure", "value (95 %)"], [[title, _cell(name, found, sure)] for title, name in named])
 
 
 _TITLES = {
@@ -50,15 +50,15 @@ def summary_legend(resolution: str, resamples: int, counts: Mapping[str, int]) -
         f"which is the share of images with nothing to find. Mean IU is that of Long et al. (2015). HD95 is the "
         f"larger of the two 95th percentiles of the distances between the outlines, mean over the {measured} images "
         f"where neither mask is empty, {in_mm} of them with a known spacing; in {one_empty} images one of the two is "
-        f"empty and there is no distance. A dash is what could not be measured.\n"
+        f"empty and there is no distance. A dash is what could not be measured."
     )
 
 
-def gain_table(gains: Mapping[str, MeanInterval]) -> str:
-    """Markdown: how much better one run is than another on the same images, by patient."""
+def gain_table(gains: Mapping[str, MeanInterval]) -> Table:
+    """How much better one run is than another on the same images, by patient."""
     named = {"dice_gain": "mean Dice", "positive_dice_gain": "mean Dice of the images with something to find"}
     rows = [[named[name], interval(gain.value, gain.low, gain.high)] for name, gain in gains.items()]
-    return markdown(["difference", "this run minus the other (95 %)"], rows)
+    return Table(["difference", "this run minus the other (95 %)"], rows)
 
 
 def write_images(rows: Sequence[Mapping[str, Any]], out: str) -> str:
@@ -68,8 +68,8 @@ def write_images(rows: Sequence[Mapping[str, Any]], out: str) -> str:
     return uri
 
 
-def worst_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: the first of the rows that `write_images` takes."""
+def worst_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The first of the rows that `write_images` takes."""
     head = ["rank", "image", "Dice", "IoU", "HD95, px", "found, px", "true, px"]
     cells = [
         [
@@ -83,7 +83,7 @@ def worst_table(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in rows[:_WORST]
     ]
-    return markdown(head, cells)
+    return Table(head, cells)
 
 
 def siim_submission(codes: Mapping[str, str]) -> str:

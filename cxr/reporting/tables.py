@@ -1,4 +1,4 @@
-"""Tables as text: Markdown to read, CSV to go on with."""
+"""Tables as text: Markdown for people, CSV for programs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of cells that are ready to read."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        return markdown(self.head, self.rows)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

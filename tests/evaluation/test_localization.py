@@ -137,7 +137,7 @@ def test_the_job_judges_boxes_and_labels(raw: str, images: Rows, tmp_path: Path)
     assert f"{pairs_of(scored, 'Cardiomegaly')} images with a box of a finding that is not scored" in page
     assert "2 images with an error in place of scores" in page
     assert "no true box of Hernia" in page
-    assert "## Classification, of 38 images with labels" in page
+    assert "## Classification of the 38 images with labels" in page
     assert all(cv2.imread(uri) is not None and f"(pictures/{Path(uri).name})" in page for uri in result["pictures"])
     assert len(result["pictures"]) == 2
     table = list(csv.DictReader(Path(result["boxes"]).read_text().splitlines()))

@@ -32,7 +32,7 @@ def made() -> Made:
 
 def test_the_table_has_a_line_a_finding(made: Made) -> None:
     summary = made[0]
-    lines = tables.summary_table(summary).splitlines()
+    lines = tables.summary_table(summary).markdown().splitlines()
     assert len({len(line) for line in lines}) == 1
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert [line[0] for line in cells] == ["finding", "---".ljust(18, "-"), *FINDINGS, "mean"]
@@ -60,7 +60,7 @@ def test_comparison_ends_with_the_mean(made: Made, tmp_path: Path) -> None:
     others = np.clip(scores - 0.1 * labels, 0, 1)
     tested = classification.delong(scores, others, labels)
     gain = classification.paired_gain(scores, others, labels, np.arange(120), resamples=100)
-    last = tables.comparison_table(FINDINGS, tested, gain).splitlines()[-1]
+    last = tables.comparison_table(FINDINGS, tested, gain).markdown().splitlines()[-1]
     assert interval(gain.mean, gain.mean_low, gain.mean_high) in last
     written = tables.write_comparison(FINDINGS, tested, gain, str(tmp_path))
     rows = list(csv.DictReader(Path(written).read_text().splitlines()))
@@ -70,7 +70,7 @@ def test_comparison_ends_with_the_mean(made: Made, tmp_path: Path) -> None:
 
 
 def test_pictures_of_all_findings_are_written(made: Made, tmp_path: Path) -> None:
-    uris = pictures.write_pictures(*made, str(tmp_path))
+    uris = [picture.uri for picture in pictures.write_pictures(*made, str(tmp_path))]
     assert [Path(uri).name for uri in uris] == ["auroc.png", "roc.png", "precision_recall.png", "reliability.png"]
     assert all(cv2.imread(uri) is not None for uri in uris)
 
