@@ -1,4 +1,4 @@
-"""The errors that a user can cause and mend; every message says what was given, what was wanted, what to do."""
+"""Exceptions for the user. Every message says what was expected, what was found and what to do."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """Something given by the user cannot be used. Jobs print the message alone and exit with 2."""
+    """The user's input cannot be used. Jobs print only the message and exit with code 2."""
 
 
 class ImageRejectedError(ValueError):
-    """One image cannot be used; the message is the reason recorded in its row."""
+    """An image cannot be used; the message is recorded in the `error` column of its row."""
 
 
 class ClusterError(RuntimeError):
-    """Ray or the machines failed, whatever was given. Jobs print the message alone and exit with 1."""
+    """Ray or a machine failed, independently of the input. Jobs print only the message and exit with code 1."""
 
 
-def place_of(error: BaseException) -> str:
-    """Where an error was raised, as " in file.py:12"; unlike its message, this quotes nothing of a patient."""
-    place = error.__traceback__
-    while place and place.tb_next:
-        place = place.tb_next
-    return f" in {Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place else ""
+def raised_at(error: BaseException) -> str:
+    """Where an exception was raised, as " in file.py:12"; unlike its message, this contains no patient data."""
+    traceback = error.__traceback__
+    while traceback and traceback.tb_next:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return ""
+    return f" in {Path(traceback.tb_frame.f_code.co_filename).name}:{traceback.tb_lineno}"

@@ -1,7 +1,7 @@
 """Column names, types and label lists: the contract between sources, shards, training and scores.
 
-An archive is read by a source into a *manifest* (one row an image, nothing decoded yet), which decoding turns
-into *rows* (pixels of one fixed size). Coordinates in boxes are pixels of the original image, x to the right,
+A source reads an archive into a *manifest* (one row per image, nothing decoded yet), which decoding turns
+into *rows* (pixels of one fixed size). Box coordinates are in pixels of the original image: x to the right,
 y down, edges at integers: pixel i covers [i, i + 1].
 """
 
@@ -47,8 +47,8 @@ VINBIGDATA_FINDINGS = (
     "Pneumothorax",
     "Pulmonary fibrosis",
 )
-# VinDr-CXR's local findings, around which boxes are drawn, as PhysioNet publishes them: VinBigData's, then the rarer
-# ones that the challenge left out; and its global findings, which are diagnoses of an image as a whole.
+# VinDr-CXR's local findings (annotated with boxes), in PhysioNet's order: VinBigData's, then the rarer
+# ones that the challenge left out. Its global findings are diagnoses of the whole image.
 VINDR_LOCAL_FINDINGS = (
     *VINBIGDATA_FINDINGS,
     "Clavicle fracture",
@@ -61,11 +61,11 @@ VINDR_LOCAL_FINDINGS = (
     "Rib fracture",
 )
 VINDR_GLOBAL_FINDINGS = ("COPD", "Lung tumor", "Pneumonia", "Tuberculosis", "Other disease")
-LUNGS = "Lungs"  # the mask label of both lung fields together
-PNEUMOTHORAX = "Pneumothorax"  # the mask label, as the finding's name
-ANY_FINDING = "any finding"  # where a finding is asked for: an image that shows one of all
+LUNGS = "Lungs"  # mask label: both lung fields together
+PNEUMOTHORAX = "Pneumothorax"  # mask label; the same as the finding's name
+ANY_FINDING = "any finding"  # in place of a finding's name: at least one of all findings
 SPLITS = ("train", "val", "test")
-MOST_BOXES = 64  # of an image that a batch has room for, where the shards do not say how many an image has
+MOST_BOXES = 64  # boxes per image in a batch, if the shards do not say how many there are at most
 
 POSITIVE, NEGATIVE, UNKNOWN = 1, 0, -1
 
@@ -80,31 +80,27 @@ HEIGHT_PX = "height_px"  # of the original image
 WIDTH_PX = "width_px"
 SPACING_MM = "spacing_mm"  # [between rows, between columns] of the original's pixels; null if unknown
 PIXELS = "pixels"  # size x size, uint8 or uint16, row-major; null where `error` is set
-RESIZE_TRANSFORM = "resize_transform"  # how `pixels` map back to the original: see `imaging.geometry.ResizeTransform`
-CROP_STATUS = (
-    "crop_status"  # "lungs", or "whole image: REASON" where a crop to the lungs failed; null where none was wanted
-)
-LABELS = "labels"  # one int8 a finding: 1, 0, −1 unknown
+RESIZE_TRANSFORM = "resize_transform"  # maps `pixels` back to the original: see `imaging.geometry.ResizeTransform`
+CROP_STATUS = "crop_status"  # "lungs"; "whole image: REASON" if the crop failed; null if no crop was requested
+LABELS = "labels"  # one int8 per finding: 1, 0, −1 unknown
 BOXES = "boxes"
-BOXES_FRAME = "boxes_frame_px"  # of manifests: [height, width] to which its boxes refer; null: see sources.base
+BOXES_FRAME = "boxes_frame_px"  # in manifests: [height, width] that its boxes refer to; null: see sources.manifest
 MASKS = "masks"
-TRUE_THETA = "true_theta"  # known 2 x 3 pose, canonical to whole image in affine_grid coordinates; of phantoms
-EXTRA = "extra"  # JSON object of the source's own columns, as published
+TRUE_THETA = "true_theta"  # phantoms: known 2 x 3 pose, canonical to whole image in affine_grid coordinates
+EXTRA = "extra"  # JSON object with the source's own columns, as published
 ERROR = "error"  # why there are no pixels; null for a good row
-THETA = "theta"  # score of `align`: 2 x 3, output to input, as affine_grid takes it
-PROBABILITIES = (
-    "probabilities"  # score of classifiers: of each finding, in [0, 1], in the checkpoint's order; NaN: not taught
-)
-DECISIONS = "decisions"  # 1 where a probability reaches the threshold in the checkpoint, else 0; −1: not taught
-PRED_MASK_RLE = "mask_rle"  # score of mask finders: the mask as relative RLE at the original size (sources/rle.py)
-PRED_MASK_AREA_PX = "mask_area_px"  # pixels of the original image that it covers
-PRED_MASK_PROBABILITY = (
-    "mask_probability"  # that there is anything to find, in [0, 1]; NaN where the family gives none
-)
+THETA = "theta"  # score of `align`: 2 x 3, output to input, as in F.affine_grid
+# Scores of classifiers, one value per finding in the checkpoint's order. A finding is untrained if no label was known.
+PROBABILITIES = "probabilities"  # in [0, 1]; NaN: untrained finding
+DECISIONS = "decisions"  # 1 if the probability is at least the checkpoint's threshold, else 0; −1: untrained finding
+# Scores of segmentation models.
+PRED_MASK_RLE = "mask_rle"  # the mask as relative RLE at the original size (sources/rle.py)
+PRED_MASK_AREA_PX = "mask_area_px"  # area of the mask in pixels of the original image
+PRED_MASK_PROBABILITY = "mask_probability"  # that the mask is not empty, in [0, 1]; NaN if the family gives none
 
-PRED_BOXES = "pred_boxes"  # score of detectors and localizers: boxes in the original's pixels, best score first
+PRED_BOXES = "pred_boxes"  # score of detectors and localizers: boxes in the original's pixels, highest score first
 
-FINDINGS_KEY = b"cxr.findings"  # in a scores file's metadata: the checkpoint's findings in order, a JSON list
+FINDINGS_KEY = b"cxr.findings"  # metadata key of a scores file: the checkpoint's findings in order, a JSON list
 
 LABEL, READER, SCORE = "label", "reader", "score"
 X_MIN, Y_MIN, X_MAX, Y_MAX = "x_min", "y_min", "x_max", "y_max"
@@ -116,9 +112,9 @@ BOX_TYPE = pa.struct(
 PRED_BOX_TYPE = pa.struct(
     [(LABEL, pa.string()), (SCORE, pa.float32())] + [(n, pa.float32()) for n in (X_MIN, Y_MIN, X_MAX, Y_MAX)]
 )
-# A mask as its source gives it: relative RLE at the original size (sources/rle.py), or a picture's URI.
+# A mask as published: relative RLE at the original size (sources/rle.py), or the URI of an image file.
 MASK_SOURCE_TYPE = pa.struct([(LABEL, pa.string()), (MASK_RLE, pa.string()), (MASK_URI, pa.string())])
-# A mask in a row: numpy.packbits of size x size booleans in the frame of `pixels`.
+# A mask in a row: numpy.packbits of size x size booleans on the pixel grid of `pixels`.
 MASK_TYPE = pa.struct([(LABEL, pa.string()), (MASK_BITS, pa.binary())])
 RESIZE_TRANSFORM_TYPE = pa.struct([(n, pa.float64()) for n in ("x_scale", "y_scale", "x_offset", "y_offset")])
 
@@ -160,16 +156,16 @@ SCORES = pa.schema(
         (RESIZE_TRANSFORM, RESIZE_TRANSFORM_TYPE),
         (CROP_STATUS, pa.string()),
     ]
-)  # columns that every family's scores begin with; `Recipe.score_columns` adds the family's own
+)  # first columns of every family's scores; `Recipe.score_columns` adds the family's own
 MASK_SCORES = pa.schema(
     [(PRED_MASK_RLE, pa.string()), (PRED_MASK_AREA_PX, pa.int64()), (PRED_MASK_PROBABILITY, pa.float32())]
-)  # what families that find a mask add
-BOX_SCORES = pa.schema([(PRED_BOXES, pa.list_(PRED_BOX_TYPE))])  # what families that find boxes add
+)  # added by segmentation families
+BOX_SCORES = pa.schema([(PRED_BOXES, pa.list_(PRED_BOX_TYPE))])  # added by families that predict boxes
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """The fixed shape of an archive's `pixels`: `size` x `size`, 8 or 16 bits, full range [0, 2**bits − 1]."""
+    """Format of the column `pixels`: `size` x `size`, 8 or 16 bits, full range [0, 2**bits − 1]."""
 
     size: int = 256
     bits: int = 8
@@ -177,7 +173,8 @@ class PixelFormat:
     def __post_init__(self) -> None:
         if self.bits not in (8, 16) or not 16 <= self.size <= 4096:
             raise ValueError(
-                f"pixels of {self.size} x {self.size}, {self.bits} bits: wanted 16–4096 px, 8 or 16 bits"
+                f"expected 16 to 4096 pixels and 8 or 16 bits, got {self.size} pixels and {self.bits} bits: "
+                "correct the pixel format"
             )
 
     @property
@@ -190,7 +187,7 @@ class PixelFormat:
 
 
 def row_schema(pixels: PixelFormat) -> pa.Schema:
-    """The Arrow schema of decoded rows; `pixels` travels in its metadata, so that a shard explains itself."""
+    """The Arrow schema of decoded rows; its metadata contain `pixels`, so that a shard describes itself."""
     fields = [
         *_IDENTITY,
         *_DICOM_CODES,
@@ -207,27 +204,27 @@ def row_schema(pixels: PixelFormat) -> pa.Schema:
     return pa.schema(fields, metadata={"cxr.pixels": json.dumps({"size": pixels.size, "bits": pixels.bits})})
 
 
-def filled(rows: pa.Table, wanted: pa.Schema) -> pa.Table:
-    """The columns of `wanted`; those that the rows, written before there were such, lack are null."""
+def conform_to_schema(rows: pa.Table, expected: pa.Schema) -> pa.Table:
+    """Select and cast the columns of a schema; columns missing from `rows` (older files) become null."""
     columns = [
         rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type)
-        for field in wanted
+        for field in expected
     ]
-    return pa.table(columns, schema=wanted)
+    return pa.table(columns, schema=expected)
 
 
 def pixel_format(schema: pa.Schema) -> PixelFormat:
-    """Read back what `row_schema` wrote."""
+    """The pixel format that `row_schema` stored in a schema's metadata."""
     return PixelFormat(**json.loads((schema.metadata or {})[b"cxr.pixels"]))
 
 
 def pixels_array(column: pa.Array | pa.ChunkedArray, pixels: PixelFormat) -> np.ndarray:
-    """`pixels` column without nulls -> (B, size, size); a view on Arrow's memory where the column is one chunk."""
+    """Column `pixels` without nulls -> (B, size, size); a view on Arrow's memory if the column is one chunk."""
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # no chunks at all
         return np.empty((0, pixels.size, pixels.size), pixels.dtype)
-    assert column.null_count == 0, "rows with an error have no pixels: filter them first"
+    assert column.null_count == 0, "rows with an error have no pixels: filter them out first"
     flat = np.frombuffer(column.buffers()[1], pixels.dtype)
     first = column.offset * pixels.size * pixels.size
     flat = flat[first : first + len(column) * pixels.size * pixels.size]

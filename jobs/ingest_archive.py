@@ -86,7 +86,7 @@ def _pictures(options: Options, archive: str) -> list[str]:
     for uri in files.slice(0, PICTURED).to_pylist():
         with suppress(ImageRejectedError, storage.NotFoundError):
             image = decode_image(storage.read_bytes(uri, check=check_head)).image.pixels
-            for name, pixels in options.enhancement.shown(image).items():
+            for name, pixels in options.enhancement.after_each_step(image).items():
                 rows[name].append(to_bits(fit(pixels, PICTURE_PX)[0], 8) / 255)
     if not rows:
         return []

@@ -21,7 +21,7 @@ DIGITAL_XRAY = "1.2.840.10008.5.1.4.1.1.1.1"
 
 @dataclass(frozen=True)
 class OddFile:
-    """`reason` is a part of the message with which the file must be refused; None: it must be decoded."""
+    """`reason` is part of the message with which the file must be rejected; None: it must be decoded."""
 
     name: str
     data: bytes
@@ -57,7 +57,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png_claiming(height: int, width: int) -> bytes:
-    """A whole PNG whose header claims a size that its few bytes of pixels do not have."""
+    """A complete PNG whose header declares a larger size than its few bytes of pixels have."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     body = chunk(b"IDAT", zlib.compress(bytes(1000)))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
@@ -81,7 +81,7 @@ def dataset(pixels: np.ndarray, **tags: Any) -> Dataset:
 
 
 def dicom(ds: Dataset, syntax: uid.UID = uid.ExplicitVRLittleEndian, codestream: bytes = b"") -> bytes:
-    """A DICOM file of the dataset, compressed where pydicom can, or holding the codestream given."""
+    """Write a data set as a DICOM file, compressed if pydicom can, or with the given codestream."""
     encoding = {"is_little_endian": syntax.is_little_endian, "is_implicit_VR": syntax.is_implicit_VR}
     file = FileDataset("", deepcopy(ds), preamble=bytes(128), file_meta=FileMetaDataset(), **encoding)
     file.file_meta.TransferSyntaxUID = syntax
@@ -99,7 +99,7 @@ def dicom(ds: Dataset, syntax: uid.UID = uid.ExplicitVRLittleEndian, codestream:
 
 
 def run_lengths(samples: np.ndarray) -> bytes:
-    """DICOM's run-length coding (PS3.5 annex G) of gray samples (H, W), with literal runs alone."""
+    """DICOM's run-length encoding (PS3.5 annex G) of gray samples (H, W), with literal runs only."""
     itemsize = samples.dtype.itemsize
     planes = samples.astype(samples.dtype.newbyteorder(">")).reshape(-1, 1).view(np.uint8).T
     segments = []
@@ -274,7 +274,7 @@ def _broken_dicoms() -> list[OddFile]:
         OddFile("cut_by_a_row.dcm", whole[: -2 * WIDTH], "truncated DICOM"),
         OddFile("cut_in_fragment.dcm", ls[: len(ls) // 2], "truncated DICOM"),
         OddFile("torn_jpeg.dcm", torn, "truncated JPEG"),
-        OddFile("torn_jpeg_2000.dcm", j2k.replace(b"\xff\xd9", b"\0\0"), "JPEG 2000 without its end"),
+        OddFile("torn_jpeg_2000.dcm", j2k.replace(b"\xff\xd9", b"\0\0"), "JPEG 2000 codestream has no end marker"),
         OddFile("other_size.dcm", other_size, "contradict"),
         OddFile("rows_missing.dcm", dicom(dataset(gray, Rows=None)), "Rows or Columns are missing"),
         OddFile("no_columns.dcm", dicom(dataset(gray, Columns=0)), "zero size"),

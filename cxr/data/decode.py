@@ -15,7 +15,7 @@ import pyarrow as pa
 from cxr import schema, storage
 from cxr.data.decode_pool import Decoded, decode_image, decode_mask
 from cxr.data.memory_budget import MemoryBudget
-from cxr.errors import ImageRejectedError, UserError, place_of
+from cxr.errors import ImageRejectedError, UserError, raised_at
 from cxr.imaging import dicom_terms, geometry
 from cxr.imaging.decode import check_head
 from cxr.imaging.enhance import Enhancement
@@ -139,7 +139,7 @@ def _framed(
     lungs = crop(decoded.image.pixels) if crop else None
     if lungs is None or lungs.reason:
         return *geometry.fit(pixels, size), lungs and f"whole image: {lungs.reason}"
-    return lungs.crop(pixels, size), lungs.frame(size), CROPPED
+    return lungs.crop(pixels, size), lungs.transform(size), CROPPED
 
 
 def _concerns_one(error: Exception) -> bool:
@@ -157,7 +157,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, storage.StorageError):
         cause = error.__cause__
         return f"file not readable: {getattr(cause, 'strerror', None) or type(cause).__name__}"
-    return f"unexpected {type(error).__name__}{place_of(error)}"
+    return f"unexpected {type(error).__name__}{raised_at(error)}"
 
 
 def _described(given: Values, decoded: Decoded, frame: ResizeTransform, boxes_frame: int | None) -> Values:

@@ -31,7 +31,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from cxr.errors import ImageRejectedError, place_of
+from cxr.errors import ImageRejectedError, raised_at
 from cxr.imaging import geometry
 from cxr.imaging.decode import decode, inspect
 from cxr.imaging.image import Image
@@ -98,7 +98,7 @@ def _answer(
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic in a Rust library is no Exception
-        return {"refused": f"unexpected {type(error).__name__}{place_of(error)}"}
+        return {"refused": f"unexpected {type(error).__name__}{raised_at(error)}"}
 
 
 def _send(channel: socket.socket, message: dict[str, Any]) -> None:

@@ -114,7 +114,7 @@ def _read_group(key: pa.Table, columns: Sequence[str] | None) -> pa.Table:
     rows = storage.read_parquet(group["uri"], row_group=group["index"], columns=columns)
     wanted = schema.row_schema(schema.pixel_format(rows.schema))
     fields = [wanted.field(name) for name in columns or wanted.names]
-    return schema.filled(rows, pa.schema(fields, metadata=wanted.metadata))
+    return schema.conform_to_schema(rows, pa.schema(fields, metadata=wanted.metadata))
 
 
 def _of_split(manifest: pa.Table, split: str | None, uri: str) -> pa.Table:

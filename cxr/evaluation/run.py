@@ -226,4 +226,4 @@ def _of_shards(info: shards.ShardInfo, columns: Sequence[str], split: str) -> Ma
     uris += [storage.join(info.uri, shards.REJECTS_FILE)] if info.rejects else []
     with ThreadPoolExecutor(_THREADS) as pool:
         tables = list(pool.map(partial(storage.read_parquet, columns=columns), uris))
-    return Manifest(pa.concat_tables(schema.filled(table, fields) for table in tables), info.findings)
+    return Manifest(pa.concat_tables(schema.conform_to_schema(table, fields) for table in tables), info.findings)

@@ -1,1 +1,1 @@
-"""From a file's bytes to pixels of one size: decoding, geometry, augmentation."""
+"""From a file's bytes to pixels of a fixed size: decoding, enhancement, geometry."""

@@ -1,4 +1,4 @@
-"""Any file's bytes to one X-ray, or the reason why not. Its content decides its type, never its name."""
+"""Decode a file's bytes into one X-ray, or say why it is rejected. The type follows from the content, not the name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cxr.imaging.image import EncodedImage, Image, check_file_bytes, check_not_b
 
 __all__ = ["EncodedImage", "Image", "check_head", "decode", "inspect", "to_bits"]
 
-_FOREIGN = (  # (offset, magic bytes, name)
+_UNSUPPORTED = (  # (offset, magic bytes, name)
     (0, b"GIF8", "GIF"),
     (0, b"II*\0", "TIFF"),
     (0, b"MM\0*", "TIFF"),
@@ -31,22 +31,22 @@ def decode(data: bytes) -> Image:
     """Decode PNG (1–16 bits, gray, RGB, RGBA, palette), JPEG, DICOM (see `dicom.inspect_dicom`) or raw JSRT.
 
     Raises:
-        Refused: no X-ray can be had from it; the message is the reason, and holds nothing of the patient.
-        MemoryError: there is too little memory at the moment.
+        ImageRejectedError: the file does not contain a usable X-ray; the message is the reason, without patient data.
+        MemoryError: there is not enough memory at the moment.
     """
     return inspect(data).decode()
 
 
 def inspect(data: bytes) -> EncodedImage:
-    """Check all that a file's header tells, without decoding its pixels; `decode` in two steps.
+    """Check everything in a file's header without decoding its pixels: the first step of `decode`.
 
     Raises:
-        Refused: as `decode`; the image's own `decode` may still raise it.
+        ImageRejectedError: as for `decode`; the returned image's `decode` may still raise it.
     """
     if not data:
         raise ImageRejectedError("empty file: 0 bytes")
     check_file_bytes(len(data))
-    if dicom_signature.has_preamble(data):  # which may begin with another format's magic number
+    if dicom_signature.has_preamble(data):  # checked first: a preamble may begin with another format's magic number
         encoded = _inspect_dicom(data)
     elif data.startswith(png_jpeg.PNG_MAGIC):
         encoded = png_jpeg.inspect_png(data)
@@ -57,42 +57,42 @@ def inspect(data: bytes) -> EncodedImage:
     elif dicom_signature.begins_like_data_set(data):
         encoded = _inspect_dicom(data)
     else:
-        raise ImageRejectedError(f"unsupported file type: {_foreign_type(data)}; expected DICOM, PNG or JPEG")
-    return EncodedImage(encoded.memory_bytes, partial(_decoded, encoded))
+        raise ImageRejectedError(f"unsupported file type: {_unsupported_type(data)}; expected DICOM, PNG or JPEG")
+    return EncodedImage(encoded.memory_bytes, partial(_decode, encoded))
 
 
 def _inspect_dicom(data: bytes) -> EncodedImage:
-    from cxr.imaging.dicom import inspect_dicom  # here, so that processes that meet no DICOM do not import pydicom
+    from cxr.imaging.dicom import inspect_dicom  # pydicom is slow to import
 
     return inspect_dicom(data)
 
 
 def check_head(head: bytes, file_bytes: int) -> None:
-    """Refuse a file by its first bytes and its size, before the rest is read.
+    """Reject a file by its first bytes and its size, before the rest is read.
 
     Args:
-        head: at least the first 512 bytes, or the whole of a smaller file.
+        head: at least the first 512 bytes, or all of a smaller file.
         file_bytes: size of the whole file.
     """
     if not file_bytes:
         raise ImageRejectedError("empty file: 0 bytes")
-    known = dicom_signature.has_preamble(head) or head.startswith(
+    supported = dicom_signature.has_preamble(head) or head.startswith(
         (png_jpeg.PNG_MAGIC, png_jpeg.JPEG_MAGIC, png_jpeg.GIF_MAGIC)
     )
-    if not (known or file_bytes == png_jpeg.JSRT_BYTES or dicom_signature.begins_like_data_set(head)):
-        raise ImageRejectedError(f"unsupported file type: {_foreign_type(head)}; expected DICOM, PNG or JPEG")
+    if not (supported or file_bytes == png_jpeg.JSRT_BYTES or dicom_signature.begins_like_data_set(head)):
+        raise ImageRejectedError(f"unsupported file type: {_unsupported_type(head)}; expected DICOM, PNG or JPEG")
     check_file_bytes(file_bytes)
 
 
-def _decoded(encoded: EncodedImage) -> Image:
+def _decode(encoded: EncodedImage) -> Image:
     require_memory(encoded.memory_bytes)
     image = encoded.decode()
     check_not_blank(image.pixels)
     return image
 
 
-def _foreign_type(data: bytes) -> str:
-    for offset, magic, name in _FOREIGN:
+def _unsupported_type(data: bytes) -> str:
+    for offset, magic, name in _UNSUPPORTED:
         if data.startswith(magic, offset):
             return name
     head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()

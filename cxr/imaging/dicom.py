@@ -1,4 +1,4 @@
-"""DICOM files (PS3.10) to X-rays. No tag's value is ever logged or put into an error."""
+"""Read X-rays from DICOM files (PS3.10). Tag values never appear in logs or errors."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pydicom.tag import BaseTag, Tag
 
 from cxr.errors import ImageRejectedError
 from cxr.imaging import dicom_tags
-from cxr.imaging.dicom_display import rendered
+from cxr.imaging.dicom_display import apply_display_pipeline
 from cxr.imaging.dicom_pixels import PixelData, read_pixel_data
 from cxr.imaging.dicom_signature import LONG_VR, MAGIC, PREAMBLE_BYTES, has_preamble
 from cxr.imaging.image import MAX_FILE_BYTES, EncodedImage, Image, to_gray
 
-_NEEDED = (  # nothing else is read
+_REQUESTED = (  # no other tags are read
     "SOPClassUID",
     "Modality",
     "BodyPartExamined",
@@ -53,32 +53,32 @@ _NEEDED = (  # nothing else is read
     "PresentationLUTShape",
     "PixelData",
 )
-_MOST_ELEMENTS = 10_000  # X-rays have a few hundred; a file of nothing else takes long to read
+_MAX_ELEMENTS = 10_000  # X-rays have a few hundred; many more take long to parse
 _PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 _LIBRARIES = r"(pydicom|PIL|jpeg_ls|libjpeg|openjpeg|pylibjpeg)\b"
 
 
 def inspect_dicom(data: bytes) -> EncodedImage:
-    """Parse a single-frame DICOM, uncompressed, deflated, RLE, JPEG, JPEG lossless, JPEG-LS or JPEG 2000.
+    """Parse a single-frame DICOM file: uncompressed, deflated, RLE, JPEG, JPEG lossless, JPEG-LS or JPEG 2000.
 
     Decoding applies its display pipeline (`dicom_display.rendered`).
 
     Raises:
-        Refused: no X-ray can be had from it; decoding raises it too.
-        MemoryError: there is too little memory at the moment; likewise.
+        ImageRejectedError: the file does not contain a usable X-ray; decoding may raise it too.
+        MemoryError: there is not enough memory at the moment; decoding may raise it too.
     """
-    with _damage_is_refused():
-        dataset = _parsed(data)
+    with _rejecting_damaged_files():
+        dataset = _parse(data)
         pixel_data = read_pixel_data(dataset)
-    return EncodedImage(pixel_data.memory_bytes, partial(_decoded, dataset, pixel_data))
+    return EncodedImage(pixel_data.memory_bytes, partial(_decode, dataset, pixel_data))
 
 
-def _decoded(dataset: Dataset, pixel_data: PixelData) -> Image:
-    with _damage_is_refused():
+def _decode(dataset: Dataset, pixel_data: PixelData) -> Image:
+    with _rejecting_damaged_files():
         samples = pixel_data.decode()
         gray = samples.ndim == 2
         return Image(
-            pixels=rendered(samples, pixel_data.bits, dataset) if gray else to_gray(samples[..., ::-1]),
+            pixels=apply_display_pipeline(samples, pixel_data.bits, dataset) if gray else to_gray(samples[..., ::-1]),
             spacing_mm=dicom_tags.spacing_mm(dataset),
             view=dicom_tags.view(dataset),
             body_part=dicom_tags.body_part(dataset),
@@ -87,32 +87,32 @@ def _decoded(dataset: Dataset, pixel_data: PixelData) -> Image:
 
 
 @contextmanager
-def _damage_is_refused() -> Iterator[None]:
-    """Turn any exception that a damaged file provokes into a refusal, and keep values out of warnings and logs."""
+def _rejecting_damaged_files() -> Iterator[None]:
+    """Turn any exception caused by a damaged file into ImageRejectedError; keep tag values out of warnings and logs."""
     if not any(getattr(module, "pattern", None) == _LIBRARIES for _, _, _, module, _ in warnings.filters):
-        warnings.filterwarnings("ignore", module=_LIBRARIES)  # for good: threads share the filters
+        warnings.filterwarnings("ignore", module=_LIBRARIES)  # permanently, because threads share the filters
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     try:
         yield
     except (ImageRejectedError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # of any kind (a Rust panic is no Exception); texts may quote tags
-        raise ImageRejectedError(f"damaged DICOM: it cannot be read ({type(error).__name__})") from None
+    except BaseException as error:  # any kind (a Rust panic is not an Exception); its text may quote tags
+        raise ImageRejectedError(f"damaged DICOM: the file cannot be read ({type(error).__name__})") from None
 
 
-def _parsed(data: bytes) -> Dataset:
+def _parse(data: bytes) -> Dataset:
     elements = count()
 
     def too_many(tag: BaseTag, vr: str | None, length: int) -> bool:
-        if next(elements) > _MOST_ELEMENTS:
-            raise ImageRejectedError(f"damaged DICOM: expected at most {_MOST_ELEMENTS:,} elements, got more")
+        if next(elements) > _MAX_ELEMENTS:
+            raise ImageRejectedError(f"damaged DICOM: expected at most {_MAX_ELEMENTS:,} elements, got more")
         return False
 
-    dataset = read_partial(BytesIO(_inflated(data)), too_many, force=True, specific_tags=[*map(Tag, _NEEDED)])
+    dataset = read_partial(BytesIO(_inflate(data)), too_many, force=True, specific_tags=[*map(Tag, _REQUESTED)])
     if "PixelData" not in dataset:
         if any(tag in data for tag in _PIXEL_TAGS):
-            raise ImageRejectedError("truncated DICOM: it ends inside its pixel data")
-        raise ImageRejectedError(f"DICOM without pixel data: truncated, or no image ({dicom_tags.kind(dataset)})")
+            raise ImageRejectedError("truncated DICOM: the file ends inside the pixel data")
+        raise ImageRejectedError(f"DICOM without pixel data: truncated or not an image ({dicom_tags.kind(dataset)})")
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
         explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
@@ -120,10 +120,10 @@ def _parsed(data: bytes) -> Dataset:
     return dataset
 
 
-def _inflated(data: bytes) -> bytes:
-    """The data set alone where the file is deflated (PS3.5 A.5), else the file as it is.
+def _inflate(data: bytes) -> bytes:
+    """The inflated data set of a deflated file (PS3.5 A.5), else the file unchanged.
 
-    pydicom would inflate it without a limit.
+    pydicom would inflate it without a size limit.
     """
     syntax, start = _transfer_syntax(data)
     if syntax != uid.DeflatedExplicitVRLittleEndian:
@@ -132,17 +132,17 @@ def _inflated(data: bytes) -> bytes:
     try:
         inflated = inflater.decompress(memoryview(data)[start:], MAX_FILE_BYTES + 1)
     except zlib.error:
-        raise ImageRejectedError("damaged DICOM: its deflated data set cannot be inflated") from None
+        raise ImageRejectedError("damaged DICOM: the deflated data set cannot be inflated") from None
     if len(inflated) > MAX_FILE_BYTES:
-        most = f"{MAX_FILE_BYTES >> 20} MiB"
-        raise ImageRejectedError(f"decompression bomb: expected at most {most} in a deflated DICOM, got more")
+        limit = f"{MAX_FILE_BYTES >> 20} MiB"
+        raise ImageRejectedError(f"decompression bomb: expected at most {limit} in a deflated DICOM, got more")
     if not inflater.eof:
-        raise ImageRejectedError("truncated DICOM: it ends inside its deflated data set")
+        raise ImageRejectedError("truncated DICOM: the file ends inside the deflated data set")
     return inflated
 
 
 def _transfer_syntax(data: bytes) -> tuple[str | None, int]:
-    """The transfer syntax that the file meta information (PS3.10 7.1) names, and where the data set begins."""
+    """The transfer syntax in the file meta information (PS3.10 7.1), and the offset of the data set."""
     position, syntax = PREAMBLE_BYTES + len(MAGIC) if has_preamble(data) else 0, None
     while data.startswith(b"\2\0", position) and position + 12 <= len(data):
         if data[position + 4 : position + 6] in LONG_VR:

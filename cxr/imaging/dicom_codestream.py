@@ -1,7 +1,7 @@
-"""Compressed DICOM frames: what their headers declare, checked before a codec sees them, and their decoding.
+"""Compressed DICOM frames: check their headers before calling a codec, then decode them.
 
-The codecs are called here rather than by pydicom, which reports whatever they raise, a lack of memory too, as a
-RuntimeError, and which parses the codestreams' headers once more, in places without an end.
+The codecs are called here rather than by pydicom, which turns all of their exceptions, MemoryError included, into
+RuntimeError, and which parses the codestreams' headers again, sometimes in an endless loop.
 """
 
 from __future__ import annotations
@@ -22,73 +22,81 @@ from cxr.errors import ImageRejectedError
 from cxr.imaging.image import BLANK_PIXELS, check_ratio
 from cxr.imaging.png_jpeg import JPEG_END, JPEG_MAGIC, jpeg_frame
 
-_JPEG_FRAMES = {0xC0: 8, 0xC1: 12, 0xC2: 12, 0xC3: 16, 0xF7: 16}  # marker: most bits; arithmetic codes are not used
+_JPEG_FRAMES = {
+    0xC0: 8,
+    0xC1: 12,
+    0xC2: 12,
+    0xC3: 16,
+    0xF7: 16,
+}  # marker: maximum bits; DICOM does not use arithmetic coding
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
 _JPEG_2000_BOXES = b"\0\0\0\x0cjP  "
-_JPEG_2000_MOST_TILES = 65_535
+_JPEG_2000_MAX_TILES = 65_535
 _COD = 0xFF52
 _SOT = 0xFF90
-_BYTES_PER_SAMPLE = 8  # peak of each codec, measured at 25 million pixels: OpenJPEG 7.1, libjpeg 6, CharLS 4
-_BYTES_PER_BLOCK = 400  # of OpenJPEG, for each code block; likewise
+_BYTES_PER_SAMPLE = 8  # peak per codec, measured with 25 million pixels: OpenJPEG 7.1, libjpeg 6, CharLS 4
+_BYTES_PER_BLOCK = 400  # OpenJPEG's overhead per code block, measured likewise
 _RLE_HEADER_BYTES = 64
 
 
 @dataclass(frozen=True)
 class Codestream:
-    """What the header of a compressed frame declares."""
+    """The header of a compressed frame."""
 
     height: int
     width: int
     samples: int
-    bits: int  # of a sample
+    bits: int  # per sample
     format: str
     memory_bytes: int = 0  # estimated peak of decoding
 
 
 def read_header(coded: bytes) -> Codestream:
-    """The header of a JPEG, JPEG-LS or JPEG 2000 codestream.
+    """Parse the header of a JPEG, JPEG-LS or JPEG 2000 codestream.
 
     Raises:
-        Refused: it is none, torn, or of a kind that DICOM does not use.
+        ImageRejectedError: it is none of these, truncated, or of a kind that DICOM does not use.
     """
     if coded.startswith(JPEG_MAGIC):
         header = _jpeg(coded)
-    elif coded.startswith((_JPEG_2000_START, _JPEG_2000_BOXES)):  # boxes, as in .jp2 files, are not in the standard
+    elif coded.startswith(
+        (_JPEG_2000_START, _JPEG_2000_BOXES)
+    ):  # the boxes of .jp2 files are not allowed by the standard
         header = _jpeg_2000(coded[max(0, coded.find(_JPEG_2000_START)) :])
     else:
-        raise ImageRejectedError("damaged DICOM pixels: expected JPEG, JPEG-LS or JPEG 2000, got something else")
+        raise ImageRejectedError("damaged DICOM pixels: expected JPEG, JPEG-LS or JPEG 2000, got another format")
     check_ratio(header.height * header.width, len(coded), 0 if header.format == "JPEG" else BLANK_PIXELS)
     return header
 
 
 def _jpeg(coded: bytes) -> Codestream:
     marker, bits, height, width, samples = jpeg_frame(coded)
-    most = _JPEG_FRAMES.get(marker)
-    if most is None:
+    max_bits = _JPEG_FRAMES.get(marker)
+    if max_bits is None:
         raise ImageRejectedError(
-            "unsupported DICOM pixels: JPEG with arithmetic or hierarchical coding; convert them"
+            "unsupported DICOM pixels: JPEG with arithmetic or hierarchical coding; convert the file"
         )
-    if not 2 <= bits <= most:
-        raise ImageRejectedError(f"damaged DICOM pixels: expected JPEG of at most {most} bits, got {bits}")
+    if not 2 <= bits <= max_bits:
+        raise ImageRejectedError(f"damaged DICOM pixels: expected JPEG with at most {max_bits} bits, got {bits}")
     name = "JPEG-LS" if marker == 0xF7 else "JPEG"
     return Codestream(height, width, samples, bits, name, _BYTES_PER_SAMPLE * height * width * samples)
 
 
 def _jpeg_2000(coded: bytes) -> Codestream:
     if len(coded) < 45:
-        raise ImageRejectedError("truncated DICOM pixels: JPEG 2000 that ends in its header")
+        raise ImageRejectedError("truncated DICOM pixels: the JPEG 2000 codestream ends inside its header")
     if JPEG_END not in coded:
-        raise ImageRejectedError("truncated DICOM pixels: JPEG 2000 without its end marker")
+        raise ImageRejectedError("truncated DICOM pixels: the JPEG 2000 codestream has no end marker")
     right, bottom, left, top, tile_width, tile_height, _, _, samples = struct.unpack_from(">8IH", coded, 8)
     width, height, bits = right - left, bottom - top, (coded[42] & 0x7F) + 1
     if min(width, height, tile_width, tile_height, samples) <= 0 or bits > 16:
         raise ImageRejectedError(
-            f"damaged DICOM pixels: JPEG 2000 of {width} x {height} x {samples} samples of {bits} bits"
+            f"damaged DICOM pixels: JPEG 2000 header with {width} x {height} x {samples} samples of {bits} bits"
         )
-    if math.ceil(width / tile_width) * math.ceil(height / tile_height) > _JPEG_2000_MOST_TILES:
-        raise ImageRejectedError("damaged DICOM pixels: JPEG 2000 of more tiles than can be numbered")
+    if math.ceil(width / tile_width) * math.ceil(height / tile_height) > _JPEG_2000_MAX_TILES:
+        raise ImageRejectedError(f"damaged DICOM pixels: JPEG 2000 with more than {_JPEG_2000_MAX_TILES:,} tiles")
     if coded[43:45] != b"\1\1":
-        raise ImageRejectedError("unsupported DICOM pixels: subsampled JPEG 2000; convert them")
+        raise ImageRejectedError("unsupported DICOM pixels: subsampled JPEG 2000; convert the file")
     blocks = width * height * samples // _code_block_area(coded)
     memory = _BYTES_PER_SAMPLE * width * height * samples + _BYTES_PER_BLOCK * blocks
     return Codestream(height, width, samples, bits, "JPEG 2000", memory)
@@ -104,14 +112,14 @@ def _code_block_area(coded: bytes) -> int:
         if marker == _SOT or length < 2:
             break
         position += 2 + length
-    raise ImageRejectedError("damaged DICOM pixels: JPEG 2000 without its coding style")
+    raise ImageRejectedError("damaged DICOM pixels: JPEG 2000 without a COD marker segment")
 
 
 def decode_codestream(coded: bytes, header: Codestream) -> np.ndarray:
-    """Samples (height, width, samples), uint8 or uint16, as unsigned numbers; colors as they are coded.
+    """Decode to (height, width, samples), uint8 or uint16, as unsigned numbers; colors are not converted.
 
     Raises:
-        Refused: its codec, which the message names, cannot decode it.
+        ImageRejectedError: the codec, which the message names, cannot decode it.
     """
     codec, decode = _CODECS[header.format]
     dtype = np.dtype("<u1" if header.bits <= 8 else "<u2")
@@ -120,15 +128,15 @@ def decode_codestream(coded: bytes, header: Codestream) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # codecs raise many kinds
-        reason = f"{codec} cannot decode its {header.format} codestream ({type(error).__name__})"
+        reason = f"{codec} cannot decode the {header.format} codestream ({type(error).__name__})"
         raise ImageRejectedError(f"damaged DICOM pixels: {reason}") from None
 
 
 def _decode_jpeg_ls(coded: bytes) -> bytes | bytearray:
-    decoded, about = jpeg_ls.decode_pixel_data(coded)
-    if about["components"] == 1 or about["interleave_mode"] != 0:
+    decoded, info = jpeg_ls.decode_pixel_data(coded)
+    if info["components"] == 1 or info["interleave_mode"] != 0:
         return decoded
-    planes = np.frombuffer(decoded, np.uint8).reshape(about["components"], about["height"] * about["width"], -1)
+    planes = np.frombuffer(decoded, np.uint8).reshape(info["components"], info["height"] * info["width"], -1)
     return planes.swapaxes(0, 1).tobytes()
 
 
@@ -140,17 +148,17 @@ _CODECS: dict[str, tuple[str, Callable[[bytes], Any]]] = {
 
 
 def decode_rle(coded: bytes, pixels: int, samples: int, bytes_per_sample: int) -> np.ndarray:
-    """A frame in DICOM's run-length coding (PS3.5 annex G).
+    """Decode a frame in DICOM's run-length encoding (PS3.5 annex G).
 
     Returns:
         (samples, pixels), uint8 or little-endian uint16.
 
     Raises:
-        Refused: it is torn, or has another number of segments.
+        ImageRejectedError: it is truncated, or has the wrong number of segments.
     """
     planes = samples * bytes_per_sample
     if len(coded) < _RLE_HEADER_BYTES:
-        raise ImageRejectedError("truncated DICOM pixels: RLE that ends in its header")
+        raise ImageRejectedError("truncated DICOM pixels: the RLE data end inside the header")
     count, *starts = struct.unpack_from(f"<{planes + 1}I", coded)
     if count != planes:
         raise ImageRejectedError(f"damaged DICOM pixels: expected {planes} RLE segments, got {count}")
@@ -163,17 +171,17 @@ def decode_rle(coded: bytes, pixels: int, samples: int, bytes_per_sample: int) -
 
 
 def _rle_segment(segment: bytes, length: int) -> np.ndarray:
-    """The first `length` bytes that a segment holds; no more are decoded."""
+    """Decode the first `length` bytes of a segment, and no more."""
     decoded, position = bytearray(), 0
     while len(decoded) < length and position < len(segment):
         control = segment[position]
         if control < 128:
             decoded += segment[position + 1 : position + 2 + control]
             position += 2 + control
-        else:  # 128 itself is not used
+        else:  # 128 itself is a no-op
             if control > 128:
                 decoded += segment[position + 1 : position + 2] * (257 - control)
             position += 1 if control == 128 else 2
     if len(decoded) < length:
-        raise ImageRejectedError("truncated DICOM pixels: RLE that ends before its last row")
+        raise ImageRejectedError("truncated DICOM pixels: the RLE data end before the last row")
     return np.frombuffer(decoded, np.uint8, length)

@@ -1,4 +1,4 @@
-"""DICOM pixel data to samples, and samples to stored values (PS3.5 section 8)."""
+"""Decode DICOM pixel data to samples, and convert samples to stored values (PS3.5 section 8)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from cxr.imaging.dicom_tags import code, number, value
 from cxr.imaging.image import check_decoding_bytes, check_size
 
 _LOSSY = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
-_RLE_RATIO = 64  # a run of 128 bytes is two bytes long
+_RLE_RATIO = 64  # two bytes encode a run of up to 128 bytes
 
 
 @dataclass(frozen=True)
 class SampleBits:
-    """Where a sample has its stored value: in `stored` bits, the highest of which is bit `high` (PS3.5 8.1.1)."""
+    """Position of the stored value in a sample: `stored` bits, the highest of which is bit `high` (PS3.5 8.1.1)."""
 
-    allocated: int  # 8 or 16; fewer where a codec gives samples of fewer bits
+    allocated: int  # 8 or 16; fewer if the codestream has fewer
     stored: int
     high: int
     signed: bool
-    clipped: bool = False  # lossy codecs may leave the range of the stored bits
+    clipped: bool = False  # lossy codecs may exceed the range of the stored bits
 
     @property
     def smallest(self) -> int:
@@ -39,7 +39,7 @@ class SampleBits:
         return self.smallest + (1 << self.stored) - 1
 
     def values(self, samples: np.ndarray) -> np.ndarray:
-        """Stored values, int32, of samples given as unsigned numbers."""
+        """Samples as unsigned numbers -> stored values, int32."""
         low = self.high + 1 - self.stored
         if self.clipped:
             whole = _as_signed(samples, self.allocated) if self.signed else samples.astype(np.int32)
@@ -47,28 +47,28 @@ class SampleBits:
         bits = (samples.astype(np.int32) >> low) & ((1 << self.stored) - 1)
         return _as_signed(bits, self.stored) if self.signed else bits
 
-    def value(self, written: int) -> int:
-        """The stored value that an attribute such as Pixel Padding Value means, however it was written.
+    def value(self, encoded: int) -> int:
+        """The stored value meant by an attribute such as Pixel Padding Value, which writers encode differently.
 
-        Its VR may be US or SS contrary to Pixel Representation. Where it does not fit into the stored bits, it was
-        written as samples are, in all bits allocated.
+        Its VR (US or SS) may contradict Pixel Representation. A value that does not fit into the stored bits was
+        written like a sample, with all bits allocated.
         """
-        word = np.array([written & 0xFFFF])
-        meant = int(_as_signed(word, 16)[0] if self.signed else word[0])
-        if self.smallest <= meant <= self.largest:
-            return meant
+        word = np.array([encoded & 0xFFFF])
+        stored = int(_as_signed(word, 16)[0] if self.signed else word[0])
+        if self.smallest <= stored <= self.largest:
+            return stored
         return int(replace(self, clipped=False).values(word & ((1 << self.allocated) - 1))[0])
 
 
 def _as_signed(numbers: np.ndarray, bits: int) -> np.ndarray:
-    """Unsigned numbers of so many bits, read as two's complement; int32."""
+    """Unsigned numbers of `bits` bits, reinterpreted as two's complement; int32."""
     unused = 32 - bits
     return (numbers.astype(np.uint32) << np.uint32(unused)).view(np.int32) >> unused
 
 
 @dataclass(frozen=True)
 class PixelData:
-    """The one frame of a dataset: its attributes and its codestream's header are checked, nothing is decoded."""
+    """The only frame of a data set, undecoded, with checked attributes and codestream header."""
 
     data: bytes
     syntax: uid.UID
@@ -79,8 +79,8 @@ class PixelData:
     planar: int  # Planar Configuration
     vr: str
     bits: SampleBits
-    coded: bytes | None = None  # the frame's codestream, where it is compressed
-    codestream: Codestream | None = None  # its header, where it has one
+    coded: bytes | None = None  # the frame's codestream, if it is compressed
+    codestream: Codestream | None = None  # its header; None for RLE
 
     @property
     def sample_bytes(self) -> int:
@@ -94,10 +94,10 @@ class PixelData:
         return (2 if self.coded is None else 4) * self.sample_bytes
 
     def decode(self) -> np.ndarray:
-        """Samples (height, width) as unsigned numbers of 8 or 16 bits; (height, width, 3) RGB of 8 bits.
+        """Samples as unsigned numbers: (height, width) of 8 or 16 bits, or (height, width, 3) RGB of 8 bits.
 
         Raises:
-            Refused: the codec cannot decode them; the message names it.
+            ImageRejectedError: the codec, which the message names, cannot decode them.
         """
         if self.codestream is not None and self.coded is not None:
             samples = decode_codestream(self.coded, self.codestream)
@@ -112,7 +112,7 @@ class PixelData:
         return self._uncompressed(self.data, self.syntax, self.planar)
 
     def _uncompressed(self, data: bytes, syntax: uid.UID, planar: int) -> np.ndarray:
-        """All bits of the samples as they are: pydicom's own correction relies on High Bit being Bits Stored − 1."""
+        """Samples with all bits unchanged: pydicom's own correction assumes that High Bit is Bits Stored − 1."""
         options: dict[str, Any] = {
             "rows": self.height,
             "columns": self.width,
@@ -134,11 +134,11 @@ class PixelData:
 
 
 def read_pixel_data(dataset: Dataset) -> PixelData:
-    """The pixel data of a dataset whose file meta information names its transfer syntax.
+    """The pixel data of a data set whose file meta information contains the transfer syntax.
 
     Raises:
-        Refused: the attributes, the pixel data or its codestream contradict each other, are missing, or are of a kind
-            that no X-ray has; decoding would take too much memory.
+        ImageRejectedError: attributes, pixel data or codestream are missing, contradict each other or are not those of
+            an X-ray, or decoding would take too much memory.
     """
     height, width = number(dataset, "Rows"), number(dataset, "Columns")
     if height is None or width is None:
@@ -146,7 +146,7 @@ def read_pixel_data(dataset: Dataset) -> PixelData:
     check_size(int(height), int(width))
     frames = number(dataset, "NumberOfFrames") or 1
     if frames > 1:
-        raise ImageRejectedError(f"multi-frame image: a DICOM of {frames:.0f} frames")
+        raise ImageRejectedError(f"multi-frame image: a DICOM file with {frames:.0f} frames")
     syntax = dataset.file_meta.TransferSyntaxUID
     data = value(dataset, "PixelData")
     pixel_data = PixelData(
@@ -163,7 +163,7 @@ def read_pixel_data(dataset: Dataset) -> PixelData:
     _check_kind(pixel_data)
     if not syntax.is_encapsulated:
         if len(pixel_data.data) < pixel_data.sample_bytes:
-            raise ImageRejectedError("truncated DICOM: fewer bytes of pixels than Rows x Columns need")
+            raise ImageRejectedError("truncated DICOM: the pixel data are shorter than Rows x Columns require")
     else:
         pixel_data = _with_codestream(pixel_data)
     check_decoding_bytes(pixel_data.memory_bytes)
@@ -171,7 +171,7 @@ def read_pixel_data(dataset: Dataset) -> PixelData:
 
 
 def _sample_bits(dataset: Dataset) -> SampleBits:
-    """What is absent takes the whole of what is allocated."""
+    """Absent attributes default to all bits allocated."""
     allocated = int(number(dataset, "BitsAllocated") or 0)
     stored = int(number(dataset, "BitsStored") or allocated)
     return SampleBits(
@@ -196,22 +196,24 @@ def _check_kind(pixel_data: PixelData) -> None:
     try:
         get_decoder(pixel_data.syntax)
     except NotImplementedError:
-        raise ImageRejectedError("unsupported DICOM: no decoder for its transfer syntax; convert it") from None
+        raise ImageRejectedError(
+            "unsupported DICOM: there is no decoder for the transfer syntax; convert the file"
+        ) from None
 
 
 def _with_codestream(pixel_data: PixelData) -> PixelData:
     frame = get_frame(pixel_data.data, 0, number_of_frames=1)
     if pixel_data.syntax == uid.RLELossless:
         if _RLE_RATIO * len(frame) < pixel_data.sample_bytes:
-            raise ImageRejectedError("truncated DICOM pixels: fewer bytes of RLE than Rows x Columns need")
+            raise ImageRejectedError("truncated DICOM pixels: the RLE data are shorter than Rows x Columns require")
         return replace(pixel_data, coded=frame)
     header = read_header(frame)
     if (header.height, header.width) != (pixel_data.height, pixel_data.width):
-        raise ImageRejectedError("damaged DICOM: Rows and Columns contradict its pixel data")
+        raise ImageRejectedError("damaged DICOM: Rows and Columns contradict the pixel data")
     if header.samples != pixel_data.samples or header.bits > pixel_data.bits.allocated:
-        raise ImageRejectedError("damaged DICOM: Samples per Pixel or Bits Allocated contradict its pixel data")
+        raise ImageRejectedError("damaged DICOM: Samples per Pixel or Bits Allocated contradict the pixel data")
     bits = replace(pixel_data.bits, allocated=header.bits)
-    if header.bits <= bits.high:  # the codec's samples begin at bit 0, whatever High Bit says
+    if header.bits <= bits.high:  # decoded samples begin at bit 0, regardless of High Bit
         stored = min(bits.stored, header.bits)
         bits = replace(bits, stored=stored, high=stored - 1)
     return replace(pixel_data, coded=frame, codestream=header, bits=bits)

@@ -1,7 +1,7 @@
-"""Views, body parts and modalities as codes of the DICOM standard, and which of them are frontal chest views.
+"""Views, body parts and modalities as codes of the DICOM standard, and which of them are frontal chest X-rays.
 
-Files hold these codes with qualifiers, in other words, or as free text that may name a patient. Only codes listed
-here leave this module.
+Files contain these codes with qualifiers, as synonyms, or as free text that may name a patient. This module returns
+only the codes that it lists.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-# View Position (PS3.3 C.8.1.2 and C.8.11.3), the views of CID 4010 and 4014 that have no such code, and FRONTAL where
-# it is not said which way the beam went.
+# View Position (PS3.3 C.8.1.2 and C.8.11.3), the views of CID 4010 and 4014 that have no such code, and FRONTAL if the
+# direction of the beam is unknown.
 VIEWS = set(
     """
     AP PA FRONTAL LL RL LATERAL LLD RLD DECUBITUS LLO RLO LAO RAO LPO RPO OBLIQUE AXIAL TAN CC CV FB ML LM MLO LMO
@@ -30,7 +30,7 @@ _VIEW_WORDS = {
 }
 _SIDES = {"L": "L", "LEFT": "L", "R": "R", "RIGHT": "R"}
 
-# SNOMED CT and, as older files have it, SNOMED RT (PS3.16 CID 4010 "DX View", CID 4014 "View for Mammography").
+# SNOMED CT and, in older files, SNOMED RT (PS3.16 CID 4010 "DX View", CID 4014 "View for Mammography").
 _VIEW_CODES = {
     "399348003": "AP",
     "R-10206": "AP",
@@ -101,17 +101,17 @@ BODY_PARTS = set(
 _BODY_PART_WORDS = {"THORAX": "CHEST", "RIBS": "RIB", "LUNGS": "LUNG"}
 _CHEST = {"CHEST", "LUNG", "HEART", "MEDIASTINUM", "RIB", "STERNUM"}
 
-# Modality (PS3.3 C.7.3.1.1.1), DR and SC as devices write them.
+# Modality (PS3.3 C.7.3.1.1.1); DR and SC are not defined there, but devices write them.
 MODALITIES = set(
     """
     CR DX DR RG RF XA PX IO MG CT MR US NM PT OT SC ES XC GM SM OP OCT BMD BI HC TG
     """.split()  # noqa: SIM905
 )
-_RADIOGRAPHS = {"CR", "DX", "DR", "RG", "RF", "XA", "HC", "SC", "OT"}  # the last ones may be copies of radiographs
+_RADIOGRAPHS = {"CR", "DX", "DR", "RG", "RF", "XA", "HC", "SC", "OT"}  # HC, SC and OT may be copies of radiographs
 
 
 def view(text: str | None) -> str | None:
-    """A code of `VIEWS` for a View Position such as "PA", "AP AXIAL", "Left Lateral" or "XTABLE LATERAL"."""
+    """The code in `VIEWS` for a View Position such as "PA", "AP AXIAL", "Left Lateral" or "XTABLE LATERAL"."""
     words = _words(text)
     codes = [_VIEW_WORDS.get(word, word) for word in ("".join(words), *words)]  # "POSTERO-ANTERIOR" is one word
     codes = [code for code in codes if code in VIEWS]
@@ -126,12 +126,12 @@ def view(text: str | None) -> str | None:
 
 
 def coded_view(code_value: str) -> str | None:
-    """A code of `VIEWS` for the Code Value of a View Code Sequence."""
+    """The code in `VIEWS` for the Code Value of a View Code Sequence."""
     return _VIEW_CODES.get(code_value.strip().upper())
 
 
 def body_part(text: str | None) -> str | None:
-    """A code of `BODY_PARTS` for a Body Part Examined such as "CHEST", "Thorax" or "CHEST NO GRID"."""
+    """The code in `BODY_PARTS` for a Body Part Examined such as "CHEST", "Thorax" or "CHEST NO GRID"."""
     words = _words(text)
     for word in ("".join(words), *words):
         code = _BODY_PART_WORDS.get(word, word)
@@ -141,16 +141,16 @@ def body_part(text: str | None) -> str | None:
 
 
 def modality(text: str | None) -> str | None:
-    """A code of `MODALITIES` for a Modality."""
+    """The code in `MODALITIES` for a Modality."""
     code = (text or "").strip().upper()
     return code if code in MODALITIES else None
 
 
 def other_than_frontal_chest(views: Iterable, body_parts: Iterable, modalities: Iterable) -> Counter[str]:
-    """What images are that are known not to be frontal radiographs of the chest, with counts.
+    """Count the images that are known not to be frontal chest radiographs, by reason.
 
-    Each image counts once, by the first that tells: its modality, its body part, its view. Images of which nothing is
-    known (None) do not count.
+    Each image counts once, by the first of modality, body part and view that rules it out. Unknown values (None) rule
+    nothing out.
     """
     counts: Counter[str] = Counter()
     for image_view, part, kind in zip(views, body_parts, modalities, strict=True):

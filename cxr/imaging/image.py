@@ -1,4 +1,4 @@
-"""What a decoded X-ray is, whatever its file's format, and the limits that are checked before decoding."""
+"""Decoded X-rays, whatever their file format, and the limits that are checked before decoding."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import numpy as np
 from cxr.errors import ImageRejectedError
 
 MIN_SIDE_PX = 16
-MAX_PIXELS = 100_000_000  # 10,000 x 10,000; the largest films scanned have about 25 million
+MAX_PIXELS = 100_000_000  # 10,000 x 10,000; the largest scanned films have about 25 million
 MAX_FILE_BYTES = 256 << 20  # an uncompressed image of MAX_PIXELS with 16 bits takes 191 MiB
 MAX_DECODING_BYTES = 768 << 20  # leaves room in 1 GiB for the file itself
 
-# X-rays stay below 100 pixels in a byte. JPEG spends at least one bit on each block of 64 pixels, so it cannot hold
-# more than 512 in a byte. JPEG-LS and JPEG 2000 can say "nothing but black" in a few bytes whatever the size: up to
-# the size of the largest films (BLANK_PIXELS) that may be legitimate and is cheap to decode.
+# X-rays have fewer than 100 pixels per encoded byte. JPEG needs at least one bit per block of 64 pixels, so it cannot
+# exceed 512. JPEG-LS and JPEG 2000 encode a black image of any size in a few bytes: up to the size of the largest
+# films (BLANK_PIXELS), that may be legitimate and is cheap to decode.
 MAX_PIXELS_PER_BYTE = 1000
 BLANK_PIXELS = 32_000_000
 
-_COLORFUL = 0.15  # difference of a pixel's channels, as a part of full range, from which the eye sees color
-_COLOR_SAMPLE_PX = 256 * 256  # about as many pixels are looked at
-_COLORED_SHARE = 0.05  # arrows and letters drawn on an X-ray stay below
+_COLORFUL = 0.15  # visible difference between a pixel's channels, as a fraction of the full range
+_COLOR_SAMPLE_PX = 256 * 256  # about this many pixels are examined
+_COLORED_SHARE = 0.05  # arrows and letters on an X-ray stay below this
 
 
 @dataclass(frozen=True)
 class Image:
     """One X-ray. `pixels` (H, W), uint8 or uint16, use the type's full range; dense tissue is bright.
 
-    `spacing_mm` is the distance of pixel centers (between rows, between columns). `view`, `body_part` and `modality`
-    are codes of `imaging.dicom_terms`. All four are None where the file does not have them.
+    `spacing_mm` is the distance between pixel centers (between rows, between columns). `view`, `body_part` and `modality`
+    are codes from `imaging.dicom_terms`. All four are None if the file does not contain them.
     """
 
     pixels: np.ndarray
@@ -51,7 +51,7 @@ class EncodedImage:
 
 
 def to_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """Full-range pixels as uint8 (`bits` 8) or uint16 (16). 255 and 65,535 become one another."""
+    """Convert full-range pixels to uint8 (`bits` 8) or uint16 (16); 255 corresponds to 65,535."""
     assert bits in (8, 16)
     assert pixels.dtype in (np.uint8, np.uint16)
     if pixels.dtype.itemsize * 8 == bits:
@@ -62,10 +62,10 @@ def to_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
 
 
 def check_size(height_px: int, width_px: int) -> None:
-    """Refuse a size that is no picture, or larger than any X-ray, before anything is decoded."""
+    """Reject an image that is empty, or smaller or larger than any X-ray, before it is decoded."""
     size = f"{width_px} x {height_px} pixels"
     if min(height_px, width_px) <= 0:
-        raise ImageRejectedError(f"zero size: the header says {size}")
+        raise ImageRejectedError(f"zero size: the header declares {size}")
     if min(height_px, width_px) < MIN_SIDE_PX:
         raise ImageRejectedError(f"too small: expected at least {MIN_SIDE_PX} x {MIN_SIDE_PX} pixels, got {size}")
     if height_px * width_px > MAX_PIXELS:
@@ -73,7 +73,7 @@ def check_size(height_px: int, width_px: int) -> None:
 
 
 def check_file_bytes(file_bytes: int) -> None:
-    """Refuse a file that is too large to be read whole."""
+    """Reject a file that is too large to read."""
     if file_bytes > MAX_FILE_BYTES:
         raise ImageRejectedError(
             f"too large: expected a file of at most {_mib(MAX_FILE_BYTES)}, got {_mib(file_bytes)}"
@@ -81,26 +81,26 @@ def check_file_bytes(file_bytes: int) -> None:
 
 
 def check_decoding_bytes(memory_bytes: int) -> None:
-    """Refuse an image that would take too much memory to decode."""
+    """Reject an image that would take too much memory to decode."""
     if memory_bytes > MAX_DECODING_BYTES:
-        most, needed = _mib(MAX_DECODING_BYTES), _mib(memory_bytes)
-        raise ImageRejectedError(f"too large: expected an image that takes at most {most} to decode, got {needed}")
+        limit, needed = _mib(MAX_DECODING_BYTES), _mib(memory_bytes)
+        raise ImageRejectedError(f"too large: expected an image that needs at most {limit} to decode, got {needed}")
 
 
 def check_ratio(pixels: int, encoded_bytes: int, exempt_pixels: int = 0) -> None:
-    """Refuse an image of more than `exempt_pixels` that claims more pixels than its encoded bytes can hold."""
+    """Reject an image of more than `exempt_pixels` that declares more pixels than its encoded bytes can contain."""
     if pixels > max(exempt_pixels, MAX_PIXELS_PER_BYTE * encoded_bytes):
         raise ImageRejectedError(
-            f"decompression bomb: expected at most {MAX_PIXELS_PER_BYTE:,} pixels from each encoded byte, "
+            f"decompression bomb: expected at most {MAX_PIXELS_PER_BYTE:,} pixels per encoded byte, "
             f"got {pixels:,} pixels from {encoded_bytes:,} bytes"
         )
 
 
 def require_memory(memory_bytes: int) -> None:
-    """Fail now if decoding would run out of memory: codecs then abort, or report a damaged file.
+    """Fail early if decoding would run out of memory: codecs would abort, or report a damaged file.
 
     Raises:
-        MemoryError: so much memory cannot be allocated at the moment.
+        MemoryError: `memory_bytes` cannot be allocated at the moment.
     """
     np.empty(memory_bytes, np.uint8)
 
@@ -112,18 +112,18 @@ def check_not_blank(pixels: np.ndarray) -> None:
 
 
 def to_gray(pixels_HWC: np.ndarray) -> np.ndarray:
-    """Luminance of BGR or BGRA pixels (alpha ignored); exactly the one channel where all three are equal.
+    """Luminance of BGR or BGRA pixels (alpha ignored); exact where all three channels are equal.
 
     Raises:
-        Refused: a color photograph or overlay.
+        ImageRejectedError: the image is a color photograph or has a color overlay.
     """
     height, width = pixels_HWC.shape[:2]
     step = max(1, math.isqrt(height * width // _COLOR_SAMPLE_PX))
     sample = np.ascontiguousarray(pixels_HWC[::step, ::step, :3]).astype(np.float32)
     sample /= np.iinfo(pixels_HWC.dtype).max
-    share = float((np.ptp(sample, axis=2) > _COLORFUL).mean())
-    if share > _COLORED_SHARE:
-        raise ImageRejectedError(f"color image: {share:.0%} of its pixels are colored, an X-ray is gray")
+    colored = float((np.ptp(sample, axis=2) > _COLORFUL).mean())
+    if colored > _COLORED_SHARE:
+        raise ImageRejectedError(f"color image: expected a grayscale X-ray, got {colored:.0%} colored pixels")
     return cv2.cvtColor(np.ascontiguousarray(pixels_HWC[..., :3]), cv2.COLOR_BGR2GRAY)
 
 

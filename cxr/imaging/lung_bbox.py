@@ -1,4 +1,4 @@
-"""The square around the lungs: found from a mask, cut out of the image at one size, with the way back."""
+"""The square around the lungs: computed from a mask and cropped from the image, with the transform back."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 
 from cxr.imaging.geometry import ResizeTransform, cut
 
-MARGIN = 0.05  # of the side of the smallest enclosing square, added on each of its sides
-AREAS = 0.05, 0.6  # shares of the image that lungs may cover; Montgomery's and Shenzhen's: .09 to .37
-SPECK = 0.02  # share of the largest component's area below which the second is none
+MARGIN = 0.05  # added on each side, as a fraction of the smallest enclosing square's side
+AREAS = 0.05, 0.6  # plausible fractions of the image covered by lungs; Montgomery and Shenzhen: .09 to .37
+SPECK = 0.02  # a second component below this fraction of the largest one's area is ignored
 
 
 @dataclass(frozen=True)
 class LungSquare:
-    """A square of whole pixels; it may reach beyond an image that is not square, never beyond a square one.
+    """A square of whole pixels. It may extend beyond a non-square image, but never beyond a square one.
 
     Attributes:
-        x, y: its left and upper edge; may be negative.
-        side: at least 1.
-        reason: why it is the whole image; empty where lungs were found.
+        x, y: left and upper edge; may be negative.
+        side: length of its sides, at least 1.
+        reason: why it is the whole image; empty if lungs were detected.
     """
 
     x: int
@@ -30,74 +30,74 @@ class LungSquare:
     side: int
     reason: str = ""
 
-    def frame(self, size: int) -> ResizeTransform:
-        """How the pixels of `crop(…, size)` lie on the image that was cropped."""
+    def transform(self, size: int) -> ResizeTransform:
+        """Map from the pixels of `crop(…, size)` to the image that was cropped."""
         scale = self.side / size
         return ResizeTransform(scale, scale, self.x, self.y)
 
     def crop(self, pixels_HW: np.ndarray, size: int) -> np.ndarray:
-        """The square resized to (size, size), uint8 or uint16 as given; what lies beyond the image is 0."""
+        """Crop the square and resize it to (size, size), same dtype; 0 outside the image."""
         return cut(pixels_HW, (self.x, self.y), (self.x + self.side, self.y + self.side), size)
 
-    def on_original(self, frame: ResizeTransform, height: int, width: int) -> LungSquare:
-        """This square of stored pixels in whole pixels of the original (height, width) on which `frame` puts them.
+    def on_original(self, transform: ResizeTransform, height: int, width: int) -> LungSquare:
+        """Map this square of stored pixels to whole pixels of the original (height, width) by their `transform`.
 
-        Nothing of it is lost: its sides are rounded outwards. To crop the original keeps what storing has blurred.
+        Its sides are rounded outwards. Cropping the original keeps the detail that stored pixels have lost.
         """
         if self.reason:
             return whole_image(height, width, self.reason)
-        corners = frame.to_original(np.array([[self.x, self.y], [self.x + self.side, self.y + self.side]]))
+        corners = transform.to_original(np.array([[self.x, self.y], [self.x + self.side, self.y + self.side]]))
         return _around(corners[0], corners[1], height, width)
 
 
 def lung_square(mask_HW: np.ndarray, margin: float = MARGIN) -> LungSquare:
-    """The smallest square that encloses the lungs of a bool mask, with a margin, in the mask's pixels.
+    """The smallest square that encloses the lungs of a bool mask, plus a margin, in the mask's pixels.
 
-    Only the two largest connected components count, so that false specks do not widen it. It is moved to lie
-    within the image; where a side of the image is shorter than the square, it reaches beyond it on both sides.
-    A mask that is empty, or covers less or more of the image than lungs can (`AREAS`), gives the whole image.
+    Only the two largest connected components count, so that false specks do not widen it. It is moved into the image;
+    if a side of the image is shorter than the square, the square extends beyond it on both sides. A mask that is empty,
+    or covers an implausible fraction of the image (`AREAS`), gives the whole image.
 
     Args:
-        margin: share of the smallest square's side, added on each side.
+        margin: added on each side, as a fraction of the smallest square's side.
     """
     height, width = mask_HW.shape
     lungs = largest_two(mask_HW)
-    share = float(lungs.mean())
-    if reason := _absurd(share):
+    area_fraction = float(lungs.mean())
+    if reason := _implausible(area_fraction):
         return whole_image(height, width, reason)
     y, x = (np.flatnonzero(lungs.any(axis)) for axis in (1, 0))
     low, high = np.array([x[0], y[0]]), np.array([x[-1] + 1, y[-1] + 1])
-    wider = margin * (high - low).max()
-    return _around(low - wider, high + wider, height, width)
+    margin_px = margin * (high - low).max()
+    return _around(low - margin_px, high + margin_px, height, width)
 
 
 def whole_image(height: int, width: int, reason: str = "") -> LungSquare:
-    """The smallest square around the whole image, which lies in its middle, as `geometry.fit` puts it."""
+    """The smallest square around the whole image, which is centered in it as by `geometry.fit`."""
     side = max(height, width)
     return LungSquare((width - side) // 2, (height - side) // 2, side, reason)
 
 
 def largest_two(mask_HW: np.ndarray) -> np.ndarray:
-    """The bool mask's two largest 8-connected components; one, where all others are specks beside it."""
+    """The bool mask's two largest 8-connected components, or only the largest if the second is a speck."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask_HW.astype(np.uint8))
     areas = stats[1:, cv2.CC_STAT_AREA]
     order = np.argsort(-areas, kind="stable")[:2]
-    kept = [label + 1 for label in order.tolist() if areas[label] >= SPECK * areas[order[0]]]
-    return np.isin(np.arange(count), kept)[np.asarray(labels, np.intp)]
+    lungs = [label + 1 for label in order.tolist() if areas[label] >= SPECK * areas[order[0]]]
+    return np.isin(np.arange(count), lungs)[np.asarray(labels, np.intp)]
 
 
-def _absurd(share: float) -> str:
-    if not share:
+def _implausible(area_fraction: float) -> str:
+    if not area_fraction:
         return "the lung mask is empty"
-    if share < AREAS[0]:
-        return f"the lung mask covers {share:.1%} of the image, lungs at least {AREAS[0]:.0%}"
-    if share > AREAS[1]:
-        return f"the lung mask covers {share:.1%} of the image, lungs at most {AREAS[1]:.0%}"
+    if area_fraction < AREAS[0]:
+        return f"the lung mask covers {area_fraction:.1%} of the image, expected at least {AREAS[0]:.0%}"
+    if area_fraction > AREAS[1]:
+        return f"the lung mask covers {area_fraction:.1%} of the image, expected at most {AREAS[1]:.0%}"
     return ""
 
 
 def _around(low_xy: np.ndarray, high_xy: np.ndarray, height: int, width: int) -> LungSquare:
-    """The smallest square of whole pixels that holds a box and lies within the image, as far as it has room."""
+    """The smallest square of whole pixels around a box, within the image if it fits."""
     low_xy, high_xy = np.floor(low_xy + 1e-6), np.ceil(high_xy - 1e-6)
     side = min(int((high_xy - low_xy).max()), max(height, width))
     x, y = (
@@ -107,6 +107,6 @@ def _around(low_xy: np.ndarray, high_xy: np.ndarray, height: int, width: int) ->
     return LungSquare(x, y, side)
 
 
-def _start(wanted: int, side: int, length: int) -> int:
-    """Where a side begins: as wanted, moved into the image; around its middle where it is longer than the image."""
-    return min(max(wanted, 0), length - side) if side <= length else (length - side) // 2
+def _start(preferred: int, side: int, length: int) -> int:
+    """Start of a side: moved into the image, or centered if the side is longer than the image."""
+    return min(max(preferred, 0), length - side) if side <= length else (length - side) // 2

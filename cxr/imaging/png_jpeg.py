@@ -1,7 +1,8 @@
-"""PNG, JPEG, GIF and raw JSRT pictures to gray pixels. Headers come first: bombs and torn files are not decoded.
+"""Decode PNG, JPEG, GIF and raw JSRT files to gray pixels. Headers are checked first: bombs and truncated files are
+never decoded.
 
-An EXIF orientation is ignored: annotations count pixels as they are stored. Damage inside a JPEG's coded data
-that leaves its markers whole cannot be noticed: the format has no checksum.
+EXIF orientation is ignored, because annotations refer to pixels as stored. Damage inside a JPEG's coded data that
+leaves its markers intact cannot be detected, because the format has no checksum.
 """
 
 from __future__ import annotations
@@ -33,8 +34,14 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 GIF_MAGIC = b"GIF8"
 
 _PNG_GRAY = 0  # color type
-_PNG_CHANNELS = {0: (1, 1), 2: (3, 3), 3: (1, 4), 4: (2, 4), 6: (4, 4)}  # by color type: in the file, decoded
-_DEFLATE_RATIO = 1032  # bytes that one compressed byte can at most become
+_PNG_CHANNELS = {
+    0: (1, 1),
+    2: (3, 3),
+    3: (1, 4),
+    4: (2, 4),
+    6: (4, 4),
+}  # channels by color type: in the file, decoded
+_DEFLATE_RATIO = 1032  # maximum bytes from one compressed byte
 
 JPEG_END = b"\xff\xd9"
 _JPEG_SCAN = 0xDA
@@ -42,7 +49,7 @@ _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}  # the last is
 _JPEG_PROGRESSIVE = 0xC2
 _JPEG_DECODABLE = {0xC0, 0xC1, _JPEG_PROGRESSIVE}  # baseline, extended
 _JPEG_SCAN_MARKER = b"\xff\xda"
-_JPEG_MOST_SCANS = 100  # encoders use about ten; each goes over the whole picture
+_JPEG_MAX_SCANS = 100  # encoders use about ten; each covers the whole image
 
 _JSRT_SIDE_PX, _JSRT_BLACK = 2048, 4095
 JSRT_BYTES = 2 * _JSRT_SIDE_PX**2
@@ -52,8 +59,8 @@ def decode_picture(data: bytes) -> np.ndarray:
     """The pixels (H, W), uint8 or uint16, of a PNG, GIF or JPEG.
 
     Raises:
-        Refused: it is none of them, or cannot be used.
-        MemoryError: there is too little memory at the moment.
+        ImageRejectedError: it is none of these, or unusable.
+        MemoryError: there is not enough memory at the moment.
     """
     picture = inspect_picture(data)
     require_memory(picture.memory_bytes)
@@ -64,7 +71,7 @@ def inspect_picture(data: bytes) -> EncodedImage:
     """Check the header of a PNG, GIF or JPEG.
 
     Raises:
-        Refused: as `decode_picture`.
+        ImageRejectedError: as for `decode_picture`.
     """
     if data.startswith(PNG_MAGIC):
         return inspect_png(data)
@@ -75,12 +82,12 @@ def inspect_png(data: bytes) -> EncodedImage:
     """Check a PNG's chunks and declared size. Decoding gives uint8 or uint16.
 
     Raises:
-        Refused: torn, damaged, animated or of a refused size; decoding: colored or damaged.
+        ImageRejectedError: truncated, damaged, animated or of an invalid size; on decoding: colored or damaged.
     """
     chunks = _png_chunks(data)
     kind, header = next(chunks)
     if kind != b"IHDR" or len(header) != 13:
-        raise ImageRejectedError("damaged PNG: it does not begin with its header")
+        raise ImageRejectedError("damaged PNG: the file does not begin with an IHDR chunk")
     width, height, bits, color = struct.unpack(">IIBB", header[:10])
     check_size(height, width)
     if color not in _PNG_CHANNELS or bits not in (1, 2, 4, 8, 16):
@@ -95,9 +102,9 @@ def inspect_png(data: bytes) -> EncodedImage:
         raise ImageRejectedError("multi-frame image: an animated PNG")
     pixel_bytes = height * (width * stored_channels * bits // 8)
     if pixel_bytes > _DEFLATE_RATIO * lengths[b"IDAT"]:
-        raise ImageRejectedError("damaged PNG: expected more compressed bytes for a picture of its size")
-    plain = color == _PNG_GRAY and bits in (8, 16)
-    return EncodedImage(memory_bytes, partial(_decode_png, data, (height, width), bits if plain else None))
+        raise ImageRejectedError("damaged PNG: too few compressed bytes for the declared size")
+    is_plain_gray = color == _PNG_GRAY and bits in (8, 16)
+    return EncodedImage(memory_bytes, partial(_decode_png, data, (height, width), bits if is_plain_gray else None))
 
 
 def _decode_png(data: bytes, shape: tuple[int, int], gray_bits: int | None) -> Image:
@@ -106,18 +113,18 @@ def _decode_png(data: bytes, shape: tuple[int, int], gray_bits: int | None) -> I
 
 
 def _decode_gray(data: bytes, shape: tuple[int, int], bits: int) -> np.ndarray | None:
-    """The pixels of a plain gray PNG in half of OpenCV's time, or None where OpenCV shall say what is wrong."""
+    """Decode a plain gray PNG in half of OpenCV's time; None on errors, which OpenCV then diagnoses."""
     read = rust.decode_image_png_u8 if bits == 8 else rust.decode_image_png_u16
     try:
         return read(data, shape, "mono")[..., 0]
     except (MemoryError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # the decoder raises nothing more special, and a Rust panic is no Exception
+    except BaseException:  # the decoder has no specific exceptions, and a Rust panic is not an Exception
         return None
 
 
 def _full_range(pixels: np.ndarray) -> np.ndarray:
-    """16-bit samples of which only lower bits are used, as in exports of 10–14-bit X-rays, shifted to the top."""
+    """Shift 16-bit samples that use only lower bits, as in exports of 10–14-bit X-rays, to the full range."""
     if pixels.dtype != np.uint16:
         return pixels
     return pixels << (16 - max(8, int(pixels.max(initial=0)).bit_length()))
@@ -127,10 +134,10 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     position = len(PNG_MAGIC)
     while True:
         if position + 12 > len(data):
-            raise ImageRejectedError("truncated PNG: it ends before its IEND chunk")
+            raise ImageRejectedError("truncated PNG: the file ends before its IEND chunk")
         length, kind = struct.unpack_from(">I4s", data, position)
         if position + 12 + length > len(data):
-            raise ImageRejectedError("truncated PNG: it ends inside a chunk")
+            raise ImageRejectedError("truncated PNG: the file ends inside a chunk")
         body = data[position + 8 : position + 8 + length]
         (checksum,) = struct.unpack_from(">I", data, position + 8 + length)
         if zlib.crc32(body, zlib.crc32(kind)) != checksum:
@@ -145,50 +152,56 @@ def inspect_jpeg(data: bytes) -> EncodedImage:
     """Check a JPEG's frame header. Decoding gives uint8.
 
     Raises:
-        Refused: torn, damaged, CMYK, lossless or 12-bit, or of a refused size; decoding: colored or damaged.
+        ImageRejectedError: truncated, damaged, CMYK, lossless, 12-bit or of an invalid size; on decoding: colored or damaged.
     """
     marker, bits, height, width, channels = jpeg_frame(data)
     check_size(height, width)
     if marker not in _JPEG_DECODABLE or bits != 8:
-        raise ImageRejectedError("unsupported JPEG: lossless, arithmetic or not 8 bits; convert it to PNG or DICOM")
+        raise ImageRejectedError(
+            "unsupported JPEG: lossless, arithmetic or not 8 bits; convert the file to PNG or DICOM"
+        )
     if channels not in (1, 3):
-        raise ImageRejectedError(f"color image: a JPEG of {channels} channels (CMYK), an X-ray is gray")
+        raise ImageRejectedError(
+            f"color image: expected a grayscale X-ray, got a JPEG with {channels} channels (CMYK)"
+        )
     check_ratio(height * width, len(data))
     scans = data.count(_JPEG_SCAN_MARKER)
-    if scans > _JPEG_MOST_SCANS:
-        raise ImageRejectedError(f"damaged JPEG: expected at most {_JPEG_MOST_SCANS} scans, got {scans}")
+    if scans > _JPEG_MAX_SCANS:
+        raise ImageRejectedError(f"damaged JPEG: expected at most {_JPEG_MAX_SCANS} scans, got {scans}")
     progressive = marker == _JPEG_PROGRESSIVE
-    memory_bytes = (4 if progressive else 2) * height * width * channels  # coefficients of all scans are held
+    memory_bytes = (
+        (4 if progressive else 2) * height * width * channels
+    )  # progressive decoding keeps the coefficients of all scans
     check_decoding_bytes(memory_bytes)
     return EncodedImage(memory_bytes, lambda: Image(_decode(data, "JPEG")))
 
 
 def jpeg_frame(data: bytes) -> tuple[int, int, int, int, int]:
-    """Frame marker, bits, height, width and channels of a JPEG (or JPEG-LS) that has its end marker."""
+    """Frame marker, bits, height, width and channels of a JPEG or JPEG-LS; rejects one without an end marker."""
     frame = None
     for marker, start, length in _jpeg_segments(data):
         if marker in _JPEG_FRAMES:
             frame = (marker, *struct.unpack_from(">BHHB", data, start))
         if marker == _JPEG_SCAN and data.find(JPEG_END, start + length) < 0:
-            raise ImageRejectedError("truncated JPEG: it has no end marker")
+            raise ImageRejectedError("truncated JPEG: there is no end marker")
     if frame is None:
-        raise ImageRejectedError("damaged JPEG: it has no frame header")
+        raise ImageRejectedError("damaged JPEG: there is no frame header")
     return frame
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start and length of its content) up to the first scan."""
+    """Segments up to the first scan: (marker, start of content, length of content)."""
     position, marker = 2, 0
     while marker != _JPEG_SCAN:
         while data[position : position + 2] == b"\xff\xff":  # fill bytes
             position += 1
         if position + 4 > len(data):
-            raise ImageRejectedError("truncated JPEG: it ends before its pixels")
+            raise ImageRejectedError("truncated JPEG: the file ends before the pixel data")
         mark, marker, length = struct.unpack_from(">BBH", data, position)
         if mark != 0xFF or length < 2 or (marker in _JPEG_FRAMES and length < 8):
-            raise ImageRejectedError("damaged JPEG: a marker is broken")
+            raise ImageRejectedError("damaged JPEG: invalid marker")
         if position + 2 + length > len(data):
-            raise ImageRejectedError("truncated JPEG: it ends before its pixels")
+            raise ImageRejectedError("truncated JPEG: the file ends before the pixel data")
         yield marker, position + 4, length - 2
         position += 2 + length
 
@@ -201,18 +214,18 @@ def _decode(data: bytes, kind: str) -> np.ndarray:
             raise MemoryError from None
         pixels = None
     if pixels is None:
-        raise ImageRejectedError(f"damaged {kind}: its pixels cannot be decoded")
+        raise ImageRejectedError(f"damaged {kind}: the pixels cannot be decoded")
     return pixels if pixels.ndim == 2 else to_gray(pixels)
 
 
 def inspect_gif(data: bytes) -> EncodedImage:
-    """Check a GIF's header. Decoding gives uint8: the gray of its palette's colors.
+    """Check a GIF's header. Decoding gives uint8: the luminance of the palette's colors.
 
     Raises:
-        Refused: torn or of a refused size; decoding: damaged or animated.
+        ImageRejectedError: truncated or of an invalid size; on decoding: damaged or animated.
     """
     if len(data) < 13:
-        raise ImageRejectedError("truncated GIF: it ends inside its header")
+        raise ImageRejectedError("truncated GIF: the file ends inside its header")
     width, height = struct.unpack_from("<HH", data, 6)
     check_size(height, width)
     return EncodedImage(4 * height * width, lambda: Image(_decode_gif(data)))
@@ -221,32 +234,32 @@ def inspect_gif(data: bytes) -> EncodedImage:
 def _decode_gif(data: bytes) -> np.ndarray:
     try:
         with Pillow.open(BytesIO(data), formats=["GIF"]) as picture:
-            check_size(picture.height, picture.width)  # its frame may be larger than the header says
+            check_size(picture.height, picture.width)  # the frame may be larger than the header declares
             if getattr(picture, "is_animated", False):
                 raise ImageRejectedError("multi-frame image: an animated GIF")
             return np.asarray(picture.convert("L"))
     except (ImageRejectedError, MemoryError):
         raise
-    except Exception as error:  # of any kind, for damaged ones
-        raise ImageRejectedError(f"damaged GIF: its pixels cannot be decoded ({type(error).__name__})") from None
+    except Exception as error:  # damaged files raise many kinds
+        raise ImageRejectedError(f"damaged GIF: the pixels cannot be decoded ({type(error).__name__})") from None
 
 
 def is_jsrt(data: bytes) -> bool:
-    """Whether a file is as long as a raw image of the JSRT database and holds 12-bit numbers: it has no magic."""
+    """Whether a file has the size of a raw JSRT image and contains 12-bit numbers; the format has no magic number."""
     if len(data) != JSRT_BYTES:
         return False
     return 0 < np.frombuffer(data, ">u2").max() <= _JSRT_BLACK
 
 
 def inspect_jsrt(data: bytes) -> EncodedImage:
-    """A raw image of the JSRT database (Shiraishi et al. 2000): pixels (2048, 2048) uint16, dense tissue bright.
+    """Check a raw image of the JSRT database (Shiraishi et al. 2000): pixels (2048, 2048) uint16, dense tissue bright.
 
-    The file is nothing but 2048 rows of 2048 numbers: 16 bits, big-endian, 12 of them used, 0 for white.
+    The file contains only 2048 rows of 2048 big-endian 16-bit numbers, of which 12 bits are used; 0 is white.
     """
     return EncodedImage(3 * JSRT_BYTES, lambda: Image(_decode_jsrt(data)))
 
 
 def _decode_jsrt(data: bytes) -> np.ndarray:
     stored = np.frombuffer(data, ">u2").reshape(_JSRT_SIDE_PX, _JSRT_SIDE_PX).astype(np.uint16)
-    shown = _JSRT_BLACK - stored
-    return shown << 4 | shown >> 8  # 4095 becomes 65,535
+    bright = _JSRT_BLACK - stored
+    return bright << 4 | bright >> 8  # 4095 becomes 65,535

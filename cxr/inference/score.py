@@ -87,7 +87,7 @@ class Tally:
 
     def add(self, part: pa.Table) -> None:
         """Count a part's scores; those written before there were such columns have no codes."""
-        rows = schema.filled(part.select([n for n in _COUNTED.names if n in part.column_names]), _COUNTED)
+        rows = schema.conform_to_schema(part.select([n for n in _COUNTED.names if n in part.column_names]), _COUNTED)
         self.reasons.update(pc.drop_null(rows[schema.ERROR]).to_pylist())
         codes = (rows[name].to_pylist() for name in (schema.VIEW, schema.BODY_PART, schema.MODALITY))
         self.not_frontal_chest += dicom_terms.other_than_frontal_chest(*codes)
@@ -290,7 +290,7 @@ def _read(part: pa.Table, pixels: PixelFormat, crop: LungCrop | None, enhance: E
 def _rows(part: pa.Table, pixels: PixelFormat, crop: LungCrop | None, enhance: Enhancement | None) -> pa.Table:
     name, count = part[PART][0].as_py(), part[PART_ROWS][0].as_py()
     if SHARD in part.column_names:
-        rows = schema.filled(storage.read_parquet(part[SHARD][0].as_py()), schema.row_schema(pixels))
+        rows = schema.conform_to_schema(storage.read_parquet(part[SHARD][0].as_py()), schema.row_schema(pixels))
     else:
         manifest = part.drop_columns([PART, PART_ROWS])
         rows = make_rows(manifest, pixels, crop=crop.loaded() if crop else None, enhance=enhance)

@@ -1,13 +1,14 @@
 """Files by URI: list, read and write on local disks, S3 and Google Cloud Storage.
 
 A URI is a local path, `file:///path`, `s3://bucket/key` or `gs://bucket/key`. Every request to S3 is made by boto3,
-which takes endpoint, region, credentials, proxy and certificates from the standard variables and files
-(`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_PROFILE`, `http_proxy`, `AWS_CA_BUNDLE`, `~/.aws/config`, …) and renews
-credentials that expire; Google's are its application default credentials. Buckets that `CXR_ANONYMOUS_BUCKETS` names
-(`*` for all) are read without credentials; with `CXR_REQUESTER_PAYS` set, requests to S3 agree to pay. Throttling,
-5xx, lost connections and lost mounts are tried again for `CXR_STORAGE_PATIENCE_S` seconds (60 if unset); what is
-missing or refused is not. Every failure is a `StorageError` that names the URI and says what to do: `NotFoundError` or
-`UnreadableError` where it concerns one file, a plain one where its whole place is concerned.
+which reads endpoint, region, credentials, proxy and certificates from the standard variables and files
+(`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_PROFILE`, `http_proxy`, `AWS_CA_BUNDLE`, `~/.aws/config`, …) and refreshes
+expiring credentials. Google Cloud Storage uses application default credentials. Buckets listed in
+`CXR_ANONYMOUS_BUCKETS` (`*` for all) are read without credentials; if `CXR_REQUESTER_PAYS` is set, requests to S3
+accept requester-pays charges. Throttling, 5xx, lost connections and lost mounts are retried for
+`CXR_STORAGE_PATIENCE_S` seconds (60 if unset); missing files and denied access are not. Every failure is a
+`StorageError` that names the URI and says what to do: `NotFoundError` or `UnreadableError` if it concerns one file,
+plain `StorageError` if it concerns the whole bucket, disk or mount.
 """
 
 from cxr.storage.conditional import replace_if

@@ -23,23 +23,23 @@ from cxr.storage.listing import PARTIAL_SUFFIX, check_regular, list_files
 from cxr.storage.retries import retried
 from cxr.storage.uri import NotFoundError, StorageError, check_no_empty_folder, is_local, join, normalize
 
-HEAD_BYTES = 4096  # of a file, that `read_bytes` gives to its check
+HEAD_BYTES = 4096  # first bytes of a file, which `read_bytes` passes to its check
 _COPY_THREADS = 8
 _PROBE_BYTES = 1 << 16
-_PIECE = 8 << 20  # bytes copied at a time
-_IN_PARTS = TransferConfig(multipart_threshold=4 * _PIECE, multipart_chunksize=2 * _PIECE, use_threads=False)
+_CHUNK = 8 << 20  # bytes copied at a time
+_IN_PARTS = TransferConfig(multipart_threshold=4 * _CHUNK, multipart_chunksize=2 * _CHUNK, use_threads=False)
 
 
 def read_bytes(uri: str, *, check: Callable[[bytes, int], None] | None = None) -> bytes:
-    """The whole file.
+    """Read a whole file.
 
     Args:
-        check: called with the first `HEAD_BYTES` bytes and the size of the file before the rest is read, and again if
-            reading is tried again; what it raises ends the reading.
+        check: called with the first `HEAD_BYTES` bytes and the size of the file before the rest is read, and again
+            on every retry; an exception that it raises ends the reading.
 
     Raises:
-        NotFound: there is no such file, or no such bucket.
-        StorageError: it may not be read, or its server does not answer.
+        NotFoundError: the file does not exist.
+        StorageError: it cannot be read, or its server does not respond.
     """
 
     def read() -> bytes:
@@ -54,7 +54,7 @@ def read_bytes(uri: str, *, check: Callable[[bytes, int], None] | None = None) -
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a file, its folders too. A reader sees the old file or the whole new one, never a part."""
+    """Write a file and create its folders. Readers see the old file or the complete new one, never a part."""
     retried(uri, lambda: _put(uri, io.BytesIO(data)))
 
 
@@ -79,46 +79,48 @@ def write_json(uri: str, value: Any) -> None:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or a folder lies at the URI. An empty folder exists on local disks alone."""
+    """Whether the URI is a file or a folder. Empty folders exist only on local disks."""
     return retried(uri, lambda: file_info(uri)).type != fs.FileType.NotFound
 
 
 def delete(uri: str) -> None:
-    """Delete a file, or a folder with all that is in it. Where nothing lies, nothing happens.
+    """Delete a file, or a folder with its contents. Does nothing if the URI does not exist.
 
     Raises:
-        StorageError: it may not be deleted, or is a whole disk or bucket.
+        StorageError: it cannot be deleted, or it is a whole disk or bucket.
     """
     filesystem_, path = filesystem(uri)
     if not path.strip("/") or (not is_local(uri) and "/" not in path):
-        raise StorageError(f"{uri} is a whole disk or bucket, which is never deleted: name a folder in it")
+        raise StorageError(f"{uri} is a whole disk or bucket, which is never deleted: give a folder inside it")
 
     def remove() -> None:
-        found = file_info(uri).type
-        if found == fs.FileType.Directory:
+        file_type = file_info(uri).type
+        if file_type == fs.FileType.Directory:
             filesystem_.delete_dir(path)
-        elif found != fs.FileType.NotFound:
+        elif file_type != fs.FileType.NotFound:
             filesystem_.delete_file(path)
 
     retried(uri, remove)
 
 
 def check_readable(uri: str) -> None:
-    """List the first file below the URI.
+    """Check that there is a file at or below the URI by listing the first one.
 
     Raises:
-        NotFound: nothing lies there.
-        StorageError: it may not be listed, or does not answer.
+        NotFoundError: it does not exist, or it is an empty folder.
+        StorageError: it cannot be listed, or its server does not respond.
     """
     if next(list_files(uri), None) is None:
-        raise NotFoundError(f"{uri} is an empty folder: correct the URI, or fill it first")
+        raise NotFoundError(f"{uri} is an empty folder: correct the URI, or add files first")
 
 
 def check_writable(folder: str) -> None:
-    """Write a small file into a folder that need not be there yet, and delete it where that is allowed.
+    """Check that files can be written to a folder, which need not exist yet.
+
+    Writes a small file and deletes it again, if deleting is allowed.
 
     Raises:
-        StorageError: files cannot be written there, or it is a file itself.
+        StorageError: files cannot be written there, or `folder` is a file.
     """
     check_no_empty_folder(folder)
     if not is_local(folder):
@@ -127,30 +129,30 @@ def check_writable(folder: str) -> None:
         with suppress(StorageError):
             delete(probe)
         return
-    place = Path(normalize(folder))
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise StorageError(f"expected a folder, got the file {place}: give another folder, or delete the file")
+    parent = Path(normalize(folder))
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir():
+        raise StorageError(f"expected a folder, got the file {parent}: choose another folder, or delete the file")
 
     def probe_disk() -> None:
-        with tempfile.TemporaryFile(dir=place) as file:
+        with tempfile.TemporaryFile(dir=parent) as file:
             file.write(bytes(_PROBE_BYTES))
 
-    retried(str(place), probe_disk)
+    retried(str(parent), probe_disk)
 
 
 def upload_folder(local: Path, uri: str) -> None:
-    """Copy the files of a local folder to below a URI, several at once."""
+    """Copy the files of a local folder to a folder at a URI, several at a time."""
     _copy_all([(entry.uri, join(uri, entry.path)) for entry in list_files(str(local))])
 
 
 def download_folder(uri: str, local: Path) -> None:
-    """Copy the files below a URI into a local folder, several at once."""
+    """Copy the files of the folder at a URI into a local folder, several at a time."""
     pairs = [(entry.uri, join(str(local), entry.path)) for entry in list_files(uri)]
     for source, target in pairs:
         if not Path(normalize(target)).is_relative_to(normalize(local)):
-            raise StorageError(f"{source} would land outside {local}: rename it and try again")
+            raise StorageError(f"{source} would be written outside {local}: rename it and try again")
     _copy_all(pairs)
 
 
@@ -167,16 +169,16 @@ def _copy(source: str, target: str) -> None:
     retried(source if is_local(target) else target, copy)
 
 
-def _opened(path: str) -> BinaryIO:
+def _open_local(path: str) -> BinaryIO:
     check_regular(path)
     return open(path, "rb")
 
 
 @contextmanager
 def _reading(uri: str) -> Iterator[tuple[BinaryIO, int]]:
-    """The file opened for reading once from start to end, and its size in bytes."""
+    """Open a file for one sequential read; yields the stream and the size in bytes."""
     if is_local(uri):
-        with _opened(normalize(uri)) as stream:
+        with _open_local(normalize(uri)) as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(0)
             yield stream, size
@@ -191,16 +193,16 @@ def _reading(uri: str) -> Iterator[tuple[BinaryIO, int]]:
         yield cast(BinaryIO, stream), stream.size()
 
 
-def fetched(uri: str) -> BinaryIO:
-    """The file opened for reading; a remote one is copied here first, so that no connection is lost later on."""
+def open_local_copy(uri: str) -> BinaryIO:
+    """Open a file for reading. A remote file is first copied to a temporary file, so that later reads cannot fail."""
 
     def fetch() -> BinaryIO:
         if is_local(uri):
-            return _opened(normalize(uri))
+            return _open_local(normalize(uri))
         with ExitStack() as stack:
             copy = stack.enter_context(tempfile.TemporaryFile())
             with _reading(uri) as (stream, _):
-                shutil.copyfileobj(stream, copy, _PIECE)
+                shutil.copyfileobj(stream, copy, _CHUNK)
             copy.seek(0)
             stack.pop_all()
             return cast(BinaryIO, copy)
@@ -209,8 +211,8 @@ def fetched(uri: str) -> BinaryIO:
 
 
 @contextmanager
-def writing(uri: str) -> Iterator[BinaryIO]:
-    """A stream whose bytes appear at the URI when the block ends well, and not at all when it does not."""
+def atomic_writer(uri: str) -> Iterator[BinaryIO]:
+    """A stream whose bytes appear at the URI if the block ends without an exception, and not at all otherwise."""
     if is_local(uri):
         with _replacing(Path(normalize(uri))) as stream:
             yield stream
@@ -220,19 +222,21 @@ def writing(uri: str) -> Iterator[BinaryIO]:
         stream.flush()
 
         def send() -> None:
-            with os.fdopen(os.dup(stream.fileno()), "rb") as again:  # boto3 closes what it could not send
-                again.seek(0)
-                _put(uri, again)
+            with os.fdopen(
+                os.dup(stream.fileno()), "rb"
+            ) as duplicate:  # boto3 closes a stream that it failed to send
+                duplicate.seek(0)
+                _put(uri, duplicate)
 
         retried(uri, send)
 
 
 def _put(uri: str, source: BinaryIO) -> None:
-    """Write what `source` still holds, whole or not at all: S3 shows an object once all of it has come."""
+    """Write the rest of `source`, completely or not at all: an object on S3 appears once its upload is complete."""
     filesystem_, path = filesystem(uri)
     if is_local(uri):
         with _replacing(Path(path)) as target:
-            shutil.copyfileobj(source, target, _PIECE)
+            shutil.copyfileobj(source, target, _CHUNK)
     elif uri.startswith("s3://"):
         bucket, key = s3.split(path)
         s3.client(bucket).upload_fileobj(source, bucket, key, Config=_IN_PARTS)
@@ -243,7 +247,7 @@ def _put(uri: str, source: BinaryIO) -> None:
 def _put_gcs(files: fs.FileSystem, path: str, source: BinaryIO) -> None:
     target = files.open_output_stream(path)
     try:
-        shutil.copyfileobj(source, cast(BinaryIO, target), _PIECE)
+        shutil.copyfileobj(source, cast(BinaryIO, target), _CHUNK)
     except BaseException:
         with suppress(OSError):
             target.close()  # pyarrow cannot abandon an upload

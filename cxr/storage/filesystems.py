@@ -1,4 +1,4 @@
-"""pyarrow's filesystem for each kind of URI, set up from the environment, one a process."""
+"""pyarrow's file system for each kind of URI, configured from the environment, one per process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cxr.storage.uri import is_anonymous, normalize
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """pyarrow's filesystem for a URI, and the path in it."""
+    """pyarrow's file system for a URI, and the path within it."""
     scheme, mark, path = normalize(uri).partition("://")
     if not mark:
         return fs.LocalFileSystem(), scheme
@@ -22,7 +22,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def file_info(uri: str) -> fs.FileInfo:
-    """Type and size of what lies at the URI; type NotFound where nothing does."""
+    """Type and size of the file or folder at the URI; the type is NotFound if there is none."""
     filesystem_, path = filesystem(uri)
     info = filesystem_.get_file_info(path)
     assert isinstance(info, fs.FileInfo)

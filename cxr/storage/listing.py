@@ -1,4 +1,4 @@
-"""Listing of folders that hold millions of files, without holding them in memory."""
+"""List folders with millions of files without keeping the list in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pyarrow import fs
 
-from cxr.storage.errors import explained
+from cxr.storage.errors import storage_error
 from cxr.storage.filesystems import file_info, filesystem
 from cxr.storage.retries import retried
 from cxr.storage.s3 import client
@@ -20,12 +20,12 @@ from cxr.storage.uri import UnreadableError, is_local, local_uri, name, normaliz
 
 _SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 PARTIAL_SUFFIX = ".partial"
-_PARTIAL = re.compile(rf"\..*\.[0-9a-f]{{8}}\{PARTIAL_SUFFIX}")  # a local file that is being written
+_PARTIAL = re.compile(rf"\..*\.[0-9a-f]{{8}}\{PARTIAL_SUFFIX}")  # a local file while it is written
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A listed file: its URI, its `path` relative to what was listed, its size in bytes."""
+    """A listed file: its URI, its `path` relative to the listed folder, its size in bytes."""
 
     uri: str
     path: str
@@ -33,16 +33,16 @@ class FileEntry:
 
 
 def list_files(uri: str, special: Counter[str] | None = None) -> Iterator[FileEntry]:
-    """Every file below the URI (or the one file there), in no sure order. Links are followed, once each.
+    """Every file below the URI (or the file at the URI), in no particular order.
 
-    A link that cannot be followed is listed as well: it fails when it is read.
+    Symbolic links are followed, each folder once. A broken link is listed too: it fails when it is read.
 
     Args:
-        special: where the pipes, sockets and devices that are left out are counted, by kind.
+        special: counts the pipes, sockets and devices that are skipped, by kind.
 
     Raises:
-        NotFound: neither a file nor a folder lies there.
-        StorageError: it may not be listed, or does not answer.
+        NotFoundError: the URI is neither a file nor a folder.
+        StorageError: it cannot be listed, or its server does not respond.
     """
     uri = normalize(uri)
     if is_local(uri):
@@ -51,12 +51,12 @@ def list_files(uri: str, special: Counter[str] | None = None) -> Iterator[FileEn
 
 
 def check_regular(path: str) -> None:
-    """Raise Unreadable where a pipe, a socket or a device lies at a local path, which may block for ever when opened.
+    """Raise UnreadableError if a local path is a pipe, socket or device: opening one may block forever.
 
-    Raises OSError where nothing lies there.
+    Raises OSError if the path does not exist.
     """
     if kind := _special_kind(os.stat(path).st_mode):  # noqa: PTH116
-        raise UnreadableError(f"{path} is a {kind}: expected a file; write its contents to one") from OSError(
+        raise UnreadableError(f"expected a file, got {path}, a {kind}: write its contents to a file") from OSError(
             errno.EINVAL, f"a {kind}, not a file"
         )
 
@@ -76,33 +76,33 @@ def _list_local(root: str, special: Counter[str]) -> Iterator[FileEntry]:
             path = os.path.relpath(os.fsencode(entry.path), os.fsencode(root))
             yield FileEntry(local_uri(entry.path), path.decode("utf-8", "backslashreplace"), size)
     except OSError as error:
-        raise explained(error.filename or root, error) from error
+        raise storage_error(error.filename or root, error) from error
 
 
 def _walk(root: str, special: Counter[str]) -> Iterator[tuple[os.DirEntry[str], int]]:
     """Files and broken links below a folder, with their sizes in bytes."""
-    pending, seen = [root], set()
+    pending, visited = [root], set()
     while pending:
         folder = pending.pop()
         status = os.stat(folder)  # noqa: PTH116
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in visited:
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
                 if _PARTIAL.fullmatch(entry.name):
                     continue
-                found = _status(entry)
-                if found and stat.S_ISDIR(found.st_mode):
+                status = _status(entry)
+                if status and stat.S_ISDIR(status.st_mode):
                     pending.append(entry.path)
-                elif found and (kind := _special_kind(found.st_mode)):
+                elif status and (kind := _special_kind(status.st_mode)):
                     special[kind] += 1
                 else:
-                    yield entry, found.st_size if found else 0
+                    yield entry, status.st_size if status else 0
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """The status of an entry or of what it links to; None for a link that cannot be followed."""
+    """The status of an entry or of its link target; None for a broken link."""
     try:
         return entry.stat()
     except OSError:
@@ -115,18 +115,18 @@ def _list_s3(uri: str) -> Iterator[FileEntry]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     prefix = f"{key}/" if key else ""
     request = {"Bucket": bucket, "Prefix": prefix}
-    found = not key
+    exists = not key
     while True:
         page = retried(uri, lambda: client(bucket).list_objects_v2(**request))
         for item in page.get("Contents", ()):
-            found = True
-            if not item["Key"].endswith("/"):  # else the mark of an empty folder
+            exists = True
+            if not item["Key"].endswith("/"):  # else the marker of an empty folder
                 path = item["Key"].removeprefix(prefix)
                 yield FileEntry(f"s3://{bucket}/{item['Key']}", path, item["Size"])
         if not page.get("IsTruncated"):
             break
         request["ContinuationToken"] = page["NextContinuationToken"]
-    if not found:
+    if not exists:
         yield _single(uri)
 
 
@@ -144,5 +144,5 @@ def _list_gcs(uri: str) -> Iterator[FileEntry]:
 def _single(uri: str) -> FileEntry:
     info = retried(uri, lambda: file_info(uri))
     if info.type != fs.FileType.File:
-        raise explained(uri, FileNotFoundError(uri))
+        raise storage_error(uri, FileNotFoundError(uri))
     return FileEntry(uri, name(uri), info.size)

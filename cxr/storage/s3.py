@@ -1,4 +1,4 @@
-"""S3 by boto3 alone: one client finds credentials, endpoint, proxy and certificates, and signs every request."""
+"""S3 through boto3 only: one client resolves credentials, endpoint, proxy and certificates and signs every request."""
 
 from __future__ import annotations
 
@@ -22,44 +22,46 @@ from pyarrow import fs
 from cxr.storage.uri import REQUESTER_PAYS, StorageError, is_anonymous
 
 _CONNECT_S, _REQUEST_S, _ATTEMPTS, _CONNECTIONS = 5, 30, 3, 32
-_TAIL = 1 << 16  # bytes at the end of a Parquet file, read at once: they hold its footer, unless it is a large one
+_TAIL = 1 << 16  # bytes at the end of a file that the first request reads: they contain most Parquet footers
 _DELETE_THREADS = 8
-# The variables on which a client depends.
-_CONCERNS_CLIENTS = re.compile(rf"AWS_.*|HOME|(https?|no|all)_proxy|{REQUESTER_PAYS}", re.IGNORECASE)
+# The environment variables that a client depends on.
+_CLIENT_VARIABLES = re.compile(rf"AWS_.*|HOME|(https?|no|all)_proxy|{REQUESTER_PAYS}", re.IGNORECASE)
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 
 
 def client(bucket: str) -> Any:
-    """boto3's client for the requests to a bucket. Credentials that expire are renewed by it.
+    """boto3's client for a bucket, which refreshes expiring credentials.
 
-    It is made once a process, and again when the environment has changed.
+    It is created once per process, and again after the environment has changed.
     """
-    concerns = tuple(sorted(item for item in os.environ.items() if _CONCERNS_CLIENTS.fullmatch(item[0])))
-    return _client(concerns, is_anonymous(bucket))
+    environment = tuple(sorted(item for item in os.environ.items() if _CLIENT_VARIABLES.fullmatch(item[0])))
+    return _client(environment, is_anonymous(bucket))
 
 
 def forget_clients() -> None:
-    """Let the next request look for credentials anew, in files that may have changed."""
+    """Make the next request reload the credentials from files, which may have changed."""
     _client.cache_clear()
 
 
 def credentials_from() -> str | None:
-    """Where credentials come from, in words; None where there are none."""
-    found = Session().get_credentials()
-    if found is None:
+    """Describe where the credentials come from; None if there are none."""
+    credentials = Session().get_credentials()
+    if credentials is None:
         return None
     profile = os.environ.get("AWS_PROFILE")
-    named = f"of AWS_PROFILE={profile}" if profile else f"found by {found.method}"
-    return "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if found.method == "env" else f"the credentials {named}"
+    origin = f"of AWS_PROFILE={profile}" if profile else f"found by {credentials.method}"
+    return (
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if credentials.method == "env" else f"the credentials {origin}"
+    )
 
 
 def server(bucket: str) -> str:
-    """The server in words: its URL, or "Amazon S3"."""
+    """The server's name in messages: its URL, or "Amazon S3"."""
     try:
-        made = client(bucket)
-    except BotoCoreError:  # a profile that is not there, say
+        s3_client = client(bucket)
+    except BotoCoreError:  # for example, an unknown profile
         return "S3"
-    return "Amazon S3" if _is_amazon(made) else made.meta.endpoint_url.rstrip("/")
+    return "Amazon S3" if _is_amazon(s3_client) else s3_client.meta.endpoint_url.rstrip("/")
 
 
 @lru_cache(maxsize=16)
@@ -75,18 +77,18 @@ def _client(environment: tuple[tuple[str, str], ...], anonymous: bool) -> Any:
         "signature_version": UNSIGNED if anonymous else None,
     }
     session = Session(region_name=os.environ.get("AWS_REGION") or None)
-    made = session.client("s3", config=Config(**settings))
-    if not _is_amazon(made):
-        # Checksums that trail a body, boto3's default, are Amazon's own: some other servers store them as data.
-        sums = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
-        made = session.client("s3", config=Config(**settings, **sums))
+    s3_client = session.client("s3", config=Config(**settings))
+    if not _is_amazon(s3_client):
+        # boto3 appends a checksum to each body by default; some servers other than Amazon's store it as data.
+        checksums = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+        s3_client = session.client("s3", config=Config(**settings, **checksums))
     if os.environ.get(REQUESTER_PAYS) and not anonymous:
-        made.meta.events.register("before-parameter-build.s3", _agree_to_pay)
-    return made
+        s3_client.meta.events.register("before-parameter-build.s3", _agree_to_pay)
+    return s3_client
 
 
-def _is_amazon(made: Any) -> bool:
-    return bool(re.search(r"\.amazonaws\.com(\.cn)?$", urlsplit(made.meta.endpoint_url).hostname or ""))
+def _is_amazon(s3_client: Any) -> bool:
+    return bool(re.search(r"\.amazonaws\.com(\.cn)?$", urlsplit(s3_client.meta.endpoint_url).hostname or ""))
 
 
 def _agree_to_pay(params: dict[str, Any], model: Any, **_: Any) -> None:
@@ -101,15 +103,15 @@ def split(path: str) -> tuple[str, str]:
 
 
 def open_object(path: str) -> tuple[BinaryIO, int]:
-    """An object's bytes, to be read once from start to end, and their number.
+    """A stream of an object's bytes for one sequential read, and its size in bytes.
 
     Raises:
-        FileNotFoundError: there is no such key in the bucket.
-        ClientError, BotoCoreError: the request was refused, or failed.
+        FileNotFoundError: the bucket has no such key.
+        ClientError, BotoCoreError: the request was denied, or failed.
     """
     bucket, key = split(path)
-    answer = _get(bucket, key)
-    return answer["Body"], answer["ContentLength"]
+    response = _get(bucket, key)
+    return response["Body"], response["ContentLength"]
 
 
 def _get(bucket: str, key: str, **options: Any) -> dict[str, Any]:
@@ -126,14 +128,14 @@ def _code(error: ClientError) -> str:
 
 
 def pages(bucket: str, **request: Any) -> Iterator[dict[str, Any]]:
-    """The answers to a listing, page by page."""
+    """The pages of a listing."""
     yield from client(bucket).get_paginator("list_objects_v2").paginate(Bucket=bucket, **request)
 
 
 class S3Files(fs.FileSystemHandler):
-    """What Ray and Parquet's reader ask of a pyarrow filesystem; paths are "bucket/key".
+    """The operations of a pyarrow file system that Ray and the Parquet reader need; paths are "bucket/key".
 
-    S3 has no folders: one is there where a key continues its name with a slash.
+    S3 has no folders: a folder exists if a key starts with its name and a slash.
     """
 
     def __eq__(self, other: object) -> bool:
@@ -157,8 +159,8 @@ class S3Files(fs.FileSystemHandler):
     def _info(self, path: str) -> fs.FileInfo:
         bucket, key = split(path.rstrip("/"))
         try:
-            if key and (found := self._head(bucket, key)):
-                return _file(path, found["ContentLength"], found["LastModified"])
+            if key and (head := self._head(bucket, key)):
+                return _file(path, head["ContentLength"], head["LastModified"])
             page = client(bucket).list_objects_v2(Bucket=bucket, Prefix=f"{key}/" if key else "", MaxKeys=1)
         except ClientError as error:
             if _code(error) in _MISSING:
@@ -177,18 +179,18 @@ class S3Files(fs.FileSystemHandler):
 
     def get_file_info_selector(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
         bucket, key = split(selector.base_dir.rstrip("/"))
-        prefix, found, folders = f"{key}/" if key else "", list[fs.FileInfo](), dict[str, None]()
+        prefix, files, folders = f"{key}/" if key else "", list[fs.FileInfo](), dict[str, None]()
         for page in pages(bucket, Prefix=prefix, **({} if selector.recursive else {"Delimiter": "/"})):
             folders |= dict.fromkeys(item["Prefix"].rstrip("/") for item in page.get("CommonPrefixes", ()))
             for item in page.get("Contents", ()):
                 parents = item["Key"].removeprefix(prefix).split("/")[:-1]
                 folders |= dict.fromkeys(prefix + "/".join(parents[: n + 1]) for n in range(len(parents)))
-                if not item["Key"].endswith("/"):  # else the mark of an empty folder
-                    found.append(_file(f"{bucket}/{item['Key']}", item["Size"], item["LastModified"]))
-        is_there = found or folders or selector.allow_not_found
-        if not is_there and self._info(selector.base_dir).type != fs.FileType.Directory:
+                if not item["Key"].endswith("/"):  # else the marker of an empty folder
+                    files.append(_file(f"{bucket}/{item['Key']}", item["Size"], item["LastModified"]))
+        exists = files or folders or selector.allow_not_found
+        if not exists and self._info(selector.base_dir).type != fs.FileType.Directory:
             raise FileNotFoundError(f"s3://{selector.base_dir}")
-        return [fs.FileInfo(f"{bucket}/{name}", type=fs.FileType.Directory) for name in folders] + found
+        return [fs.FileInfo(f"{bucket}/{name}", type=fs.FileType.Directory) for name in folders] + files
 
     def create_dir(self, path: str, recursive: bool) -> None:
         pass
@@ -197,7 +199,7 @@ class S3Files(fs.FileSystemHandler):
         bucket, key = split(path.rstrip("/"))
         with ThreadPoolExecutor(_DELETE_THREADS) as pool:
             for page in pages(bucket, Prefix=f"{key}/"):
-                # One by one: what many servers ask of a request for several, its checksum, differs.
+                # One at a time: servers differ in the checksum that they require of a request for several.
                 keys = [item["Key"] for item in page.get("Contents", ())]
                 list(pool.map(lambda key: client(bucket).delete_object(Bucket=bucket, Key=key), keys))
 
@@ -223,33 +225,33 @@ class S3Files(fs.FileSystemHandler):
         return self.open_input_file(path)
 
     def open_input_file(self, path: str) -> pa.NativeFile:
-        return pa.PythonFile(_Pieces(*split(path)), mode="r")
+        return pa.PythonFile(_RangeReader(*split(path)), mode="r")
 
     def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:
-        raise NotImplementedError("objects are uploaded as a whole")
+        raise NotImplementedError("S3Files does not write; use storage.write_bytes")
 
     def open_append_stream(self, path: str, metadata: Any) -> pa.NativeFile:
-        raise NotImplementedError("objects are uploaded as a whole")
+        raise NotImplementedError("S3Files does not write; use storage.write_bytes")
 
 
 def _file(path: str, size: int, modified: Any) -> fs.FileInfo:
     return fs.FileInfo(path, type=fs.FileType.File, size=size, mtime=modified)
 
 
-class _Pieces(io.RawIOBase):
-    """An object of which pieces are read, each by a request; the last _TAIL bytes by the first one."""
+class _RangeReader(io.RawIOBase):
+    """A seekable object, read by range requests; the first request reads the last _TAIL bytes."""
 
     def __init__(self, bucket: str, key: str) -> None:
         self._bucket, self._key, self._at = bucket, key, 0
         try:
-            answer = _get(bucket, key, Range=f"bytes=-{_TAIL}")
+            response = _get(bucket, key, Range=f"bytes=-{_TAIL}")
         except ClientError as error:
-            if _code(error) not in ("InvalidRange", "416"):  # of an empty object
+            if _code(error) not in ("InvalidRange", "416"):  # the object is empty
                 raise
             self._size, self._tail = 0, b""
             return
-        self._tail: bytes = answer["Body"].read()
-        total = answer.get("ContentRange", "").rpartition("/")[2]
+        self._tail: bytes = response["Body"].read()
+        total = response.get("ContentRange", "").rpartition("/")[2]
         self._size = int(total) if total.isdigit() else len(self._tail)
 
     def readable(self) -> bool:

@@ -1,4 +1,4 @@
-"""How a URI is spelt, and the errors that name one."""
+"""Normal form of URIs, safe file names, and the errors that name a URI."""
 
 from __future__ import annotations
 
@@ -10,51 +10,54 @@ from urllib.parse import quote, unquote
 from cxr.errors import UserError
 
 REMOTE_SCHEMES = ("s3", "gs")
-ANONYMOUS = "CXR_ANONYMOUS_BUCKETS"  # names of buckets that are read without credentials, or * for all
-REQUESTER_PAYS = "CXR_REQUESTER_PAYS"  # set: S3 may charge the requests to whoever makes them
-_NAME_BYTES = 160  # file systems take 255, of which endings and the marks of unfinished files need some
+ANONYMOUS = "CXR_ANONYMOUS_BUCKETS"  # buckets to read without credentials, or * for all
+REQUESTER_PAYS = "CXR_REQUESTER_PAYS"  # if set, accept requester-pays charges
+_NAME_BYTES = 160  # file systems allow 255; suffixes and the marks of partial files need some of them
 
 _LOGIN = re.compile(r"(?<=://)[^\s/@\"']+@")  # user:password@ before a host
-_QUERY = re.compile(r"(://[^\s?\"']+)\?[^\s\"')]*")  # where signed URLs carry their signature
+_QUERY = re.compile(r"(://[^\s?\"']+)\?[^\s\"')]*")  # contains the signature of a signed URL
 
 
 class StorageError(UserError):
-    """A place that cannot be listed, read or written; its message shows no password and no signature."""
+    """A file, folder or bucket cannot be listed, read or written; passwords and signatures are removed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_QUERY.sub(r"\1", _LOGIN.sub("", message)))
 
 
 class NotFoundError(StorageError):
-    """Nothing lies at the URI, though its place is there."""
+    """The URI does not exist, although its disk or bucket does."""
 
 
 class UnreadableError(StorageError):
-    """This one file cannot be had, though its place answers: its own rights, or it is no file."""
+    """Only this file cannot be read, because of its permissions or because it is not a regular file."""
 
 
 def normalize(uri: str | os.PathLike[str]) -> str:
-    """The one spelling of a URI: local paths absolute, `file://` taken off, no slash at the end."""
+    """The normal form of a URI: local paths absolute, `file://` removed, no slash at the end."""
     text = os.fspath(uri)
     if "\0" in text:
-        raise StorageError(f"expected a path or URI, got {text!r}, which holds a NUL character: correct it")
+        raise StorageError(f"expected a path or URI, got {text!r}, which contains a NUL character: correct it")
     scheme, mark, rest = text.partition("://")
     if not mark and text:
-        return os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111 (".." goes, links stay)
+        return os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111 (resolves "..", keeps links)
     if scheme == "file" and rest.startswith("/"):
         return os.path.abspath(unquote(rest, errors="surrogateescape"))  # noqa: PTH100
     if scheme not in REMOTE_SCHEMES or not rest.strip("/") or rest.startswith("/"):
-        wanted = "a local path, file:///path, s3://bucket/key or gs://bucket/key"
-        raise StorageError(f"{text!r} is no place where files can lie: give {wanted}")
+        raise StorageError(
+            f"expected a local path, file:///path, s3://bucket/key or gs://bucket/key, got {text!r}: correct it"
+        )
     if scheme == "gs" and "//" in rest.rstrip("/"):
-        raise StorageError(f"{text!r} has an empty folder name (//), which cannot be read on gs://: rename the files")
+        raise StorageError(
+            f"{text!r} has an empty folder name (//), which is not supported on gs://: rename the files"
+        )
     return f"{scheme}://{rest.rstrip('/')}"
 
 
 def check_no_empty_folder(uri: str) -> None:
-    """Raise StorageError where results cannot be written to a URI: Ray takes two slashes for one."""
+    """Raise StorageError if a URI for results has an empty folder name: Ray merges two slashes into one."""
     if not is_local(uri) and "//" in normalize(uri).partition("://")[2]:
-        raise StorageError(f"{uri} has an empty folder name (//): leave it out")
+        raise StorageError(f"{uri} has an empty folder name (//): remove it")
 
 
 def is_local(uri: str) -> bool:
@@ -62,13 +65,13 @@ def is_local(uri: str) -> bool:
 
 
 def is_anonymous(bucket: str) -> bool:
-    """Whether the bucket is read without credentials, as CXR_ANONYMOUS_BUCKETS says."""
-    named = os.environ.get(ANONYMOUS, "").replace(",", " ").split()
-    return "*" in named or bucket in named
+    """Whether CXR_ANONYMOUS_BUCKETS says to read the bucket without credentials."""
+    buckets = os.environ.get(ANONYMOUS, "").replace(",", " ").split()
+    return "*" in buckets or bucket in buckets
 
 
 def join(base: str, *parts: str) -> str:
-    """`base` with `parts` below it: join("s3://b/a/", "x", "y.png") -> "s3://b/a/x/y.png"."""
+    """Append `parts` to `base`: join("s3://b/a/", "x", "y.png") -> "s3://b/a/x/y.png"."""
     return "/".join([normalize(base).rstrip("/"), *(part.strip("/") for part in parts)])
 
 
@@ -78,9 +81,9 @@ def name(uri: str) -> str:
 
 
 def safe_path(identifier: str) -> str:
-    """A relative path for any text: "a/b" -> "a/b". No two texts share one, and none leads out of its folder.
+    """An injective map from any text to a relative path inside its folder: "a/b" -> "a/b".
 
-    Parts that would vanish or lead out are percent-encoded; parts too long for a file name end in their hash.
+    Empty parts, "." and ".." are percent-encoded; parts too long for a file name are truncated and end in their hash.
     """
     return "/".join(_safe_name(part) for part in identifier.split("/"))
 
@@ -95,7 +98,7 @@ def _safe_name(part: str) -> str:
 
 
 def local_uri(path: str) -> str:
-    """A local path as it is, or as file:// with % marks where its bytes are no UTF-8 text."""
+    """A local path unchanged, or percent-encoded as file:// if its bytes are not valid UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -192,7 +192,7 @@ def test_trouble_of_a_whole_store_is_raised_but_not_a_missing_object(monkeypatch
     error = storage.NotFoundError("s3://b/a.png does not exist")
     (row,) = make_rows(manifest(["s3://b/a.png"]), PIXELS).to_pylist()
     assert row[schema.ERROR] == "file not found"
-    error = storage.StorageError("the server does not accept the credentials")
+    error = storage.StorageError("the server rejected the credentials")
     with pytest.raises(storage.StorageError, match="credentials"):
         make_rows(manifest(["s3://b/a.png"]), PIXELS)
 
@@ -212,7 +212,7 @@ def test_rows_have_the_view_of_the_source_else_of_the_file_and_the_files_body_pa
 def test_rows_written_before_there_were_codes_are_read_with_nulls() -> None:
     wanted = schema.row_schema(PIXELS)
     old = wanted.empty_table().drop_columns([schema.BODY_PART, schema.MODALITY])
-    assert schema.filled(old, wanted).schema.equals(wanted)
+    assert schema.conform_to_schema(old, wanted).schema.equals(wanted)
 
 
 def test_a_file_that_is_no_image_or_too_large_is_refused_by_its_head(tmp_path: Path) -> None:

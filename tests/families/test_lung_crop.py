@@ -95,11 +95,11 @@ def test_rows_hold_crops_masks_and_boxes_of_the_original(finder: str, tmp_path: 
     assert rows.schema.equals(schema.row_schema(PIXELS))
     assert (row[schema.CROP_STATUS], row[schema.TRUE_THETA], row[schema.BOXES]) == ("lungs", None, [BOX])
     assert (row[schema.HEIGHT_PX], row[schema.WIDTH_PX]) == (90, 160)
-    assert ResizeTransform(**row[schema.RESIZE_TRANSFORM]) == square.frame(48)
+    assert ResizeTransform(**row[schema.RESIZE_TRANSFORM]) == square.transform(48)
     np.testing.assert_array_equal(schema.pixels_array(rows[schema.PIXELS], PIXELS)[0], square.crop(pixels, 48))
     stored = np.unpackbits(np.frombuffer(row[schema.MASKS][0][schema.MASK_BITS], np.uint8)).reshape(48, 48)
     np.testing.assert_array_equal(stored, square.crop(lungs.astype(np.uint8) * 255, 48) >= 128)
-    assert stored.sum() * square.frame(48).x_scale ** 2 == pytest.approx(lungs.sum(), rel=0.05)
+    assert stored.sum() * square.transform(48).x_scale ** 2 == pytest.approx(lungs.sum(), rel=0.05)
     (whole,) = make_rows(table, PIXELS).to_pylist()
     assert (whole[schema.CROP_STATUS], whole[schema.TRUE_THETA]) == (None, pose[0])
 
@@ -108,7 +108,7 @@ def test_rows_hold_crops_masks_and_boxes_of_the_original(finder: str, tmp_path: 
     ("bias", "reason"),
     [
         (NOWHERE, "whole image: the lung mask is empty"),
-        (EVERYWHERE, "whole image: the lung mask covers 100.0% of the image, lungs at most 60%"),
+        (EVERYWHERE, "whole image: the lung mask covers 100.0% of the image, expected at most 60%"),
     ],
 )
 def test_absurd_masks_leave_the_image_whole_and_say_why(bias: float, reason: str, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_masks_follow_their_crop_and_come_back(height: int, width: int, size: in
     x, y, side = (int(value) for value in rng.integers((-20, -20, 16), (width - 8, height - 8, 200)))
     square = LungSquare(x, y, side)
     blobs = cv2.resize(rng.random((5, 5)), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
-    frame = square.frame(size)
+    frame = square.transform(size)
     stored = fit_mask(blobs, size, frame)
     assert (stored != (square.crop(blobs.astype(np.uint8) * 255, size) >= 128)).mean() < 0.001
     back = mask_to_original(stored, frame, height, width)
@@ -266,6 +266,6 @@ def test_rows_written_before_there_were_crops_are_read() -> None:
     wanted = schema.row_schema(PIXELS)
     old = wanted.empty_table().drop_columns([schema.CROP_STATUS])
     one = pa.table([pa.nulls(1, field.type) for field in old.schema], schema=old.schema)
-    rows = schema.filled(one, wanted)
+    rows = schema.conform_to_schema(one, wanted)
     assert rows.schema.equals(wanted, check_metadata=True)
     assert rows[schema.CROP_STATUS].to_pylist() == [None]

@@ -1,4 +1,4 @@
-"""Decoding of pictures, whole, odd and broken: pixels right, or refused with the reason."""
+"""Decode valid, unusual and damaged images: the pixels are right, or the file is rejected with the reason."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ ODD = odd_files()
 GOOD = [file for file in ODD if file.reason is None]
 
 
-def test_there_are_fifty_kinds_and_more() -> None:
+def test_there_are_more_than_fifty_kinds_of_odd_files() -> None:
     assert len({file.name for file in ODD}) == len(ODD) > 80
     assert len([file for file in ODD if file.reason]) > 50
 
 
 @pytest.mark.parametrize("file", ODD, ids=lambda file: file.name)
-def test_odd_file_is_decoded_or_refused_with_its_reason(file: OddFile) -> None:
+def test_odd_file_is_decoded_or_rejected_with_its_reason(file: OddFile) -> None:
     if file.reason is not None:
-        with pytest.raises(ImageRejectedError) as refused:
+        with pytest.raises(ImageRejectedError) as rejection:
             decode(file.data)
-        assert file.reason in str(refused.value)
-        assert "Doe" not in str(refused.value)
+        assert file.reason in str(rejection.value)
+        assert "Doe" not in str(rejection.value)
         return
     pixels = decode(file.data).pixels
     assert pixels.shape == (96, 80)
@@ -39,7 +39,7 @@ def test_odd_file_is_decoded_or_refused_with_its_reason(file: OddFile) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_gray_png_needs_no_opencv_and_is_exact(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gray_png_is_exact_without_opencv(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (40, 30), dtype, endpoint=True)
     for filters in (cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_ALL_FILTERS, cv2.IMWRITE_PNG_FILTER_PAETH):
         _, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_FILTER, filters])
@@ -51,12 +51,12 @@ def test_gray_png_needs_no_opencv_and_is_exact(dtype: type, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["gray.png", "rgb_gray.png", "rgba.png", "gray_alpha.png", "png_named.dcm"])
-def test_gray_pixels_stay_what_they_are(name: str) -> None:
+def test_gray_pixels_are_unchanged(name: str) -> None:
     (file,) = [file for file in ODD if file.name == name]
     np.testing.assert_array_equal(decode(file.data).pixels, radiograph())
 
 
-def test_sixteen_bits_stay_sixteen_bits() -> None:
+def test_sixteen_bits_are_preserved() -> None:
     pixels = radiograph(16)
     np.testing.assert_array_equal(decode(encoded(pixels)).pixels, pixels)
 
@@ -66,19 +66,19 @@ def test_one_bit_uses_the_full_range() -> None:
     np.testing.assert_array_equal(decode(encoded(Pillow.fromarray(pixels))).pixels, pixels * np.uint8(255))
 
 
-def test_jpeg_is_near_its_source_and_not_rotated() -> None:
+def test_jpeg_is_close_to_its_source_and_not_rotated() -> None:
     (rotated,) = [file for file in ODD if file.name == "exif_rotated.jpg"]
     difference = decode(rotated.data).pixels.astype(int) - radiograph()
     assert np.abs(difference).mean() < 6
 
 
-def test_a_faint_tint_is_no_color_photograph() -> None:
+def test_a_faint_tint_is_not_a_color_photograph() -> None:
     gray = radiograph()
     tinted = np.dstack([gray, gray, np.maximum(gray, 20)])
     assert np.abs(decode(encoded(tinted)).pixels.astype(int) - gray).max() <= 10
 
 
-def test_bits() -> None:
+def test_to_bits() -> None:
     eight = np.arange(256, dtype=np.uint8)[None]
     sixteen = to_bits(eight, 16)
     assert (sixteen.dtype, sixteen[0, 0], sixteen[0, -1]) == (np.uint16, 0, 65535)
@@ -89,7 +89,7 @@ def test_bits() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_damaged_bytes_give_an_image_or_a_reason(seed: int) -> None:
+def test_damaged_bytes_are_decoded_or_rejected(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(60):
         data = bytearray(GOOD[rng.integers(len(GOOD))].data)
@@ -104,7 +104,7 @@ def test_damaged_bytes_give_an_image_or_a_reason(seed: int) -> None:
         assert pixels.dtype in (np.uint8, np.uint16)
 
 
-def test_real_png_files_hold_what_pillow_reads(real_data: Path) -> None:
+def test_real_png_files_decode_as_with_pillow(real_data: Path) -> None:
     for path in sorted((real_data / "chestxray14" / "images").glob("*.png"))[::40]:
         with Pillow.open(path) as picture:
             expected = np.asarray(picture.convert("L"))
@@ -123,7 +123,7 @@ def _raw(stored: np.ndarray) -> bytes:
     return stored.astype(">u2").tobytes()
 
 
-def test_raw_jsrt_is_turned_and_uses_the_full_range() -> None:
+def test_raw_jsrt_is_inverted_and_uses_the_full_range() -> None:
     stored = np.random.default_rng(0).integers(0, 4096, (2048, 2048), np.uint16)
     stored[0, :3], stored[5, 7] = (0, 4095, 2048), 1000
     pixels = decode(_raw(stored)).pixels
@@ -132,7 +132,7 @@ def test_raw_jsrt_is_turned_and_uses_the_full_range() -> None:
     np.testing.assert_allclose(pixels, (4095 - stored.astype(int)) * 65535 / 4095, atol=1)
 
 
-def test_raw_jsrt_that_begins_like_an_old_dicom_is_raw_jsrt() -> None:
+def test_raw_jsrt_with_the_first_bytes_of_an_old_dicom_is_raw_jsrt() -> None:
     stored = np.full((2048, 2048), 3000, np.uint16)
     stored[0, :4] = (0x0200, 0x0000, 0x0800, 0x0500)
     assert decode(_raw(stored)).pixels[0, 0] == (4095 - 512) * 65535 // 4095
@@ -148,7 +148,7 @@ def test_raw_jsrt_that_begins_like_an_old_dicom_is_raw_jsrt() -> None:
     ],
     ids=["13 bits", "zeros", "blank", "a column less"],
 )
-def test_what_is_only_nearly_raw_jsrt_is_refused(stored: np.ndarray, reason: str) -> None:
+def test_files_that_only_resemble_raw_jsrt_are_rejected(stored: np.ndarray, reason: str) -> None:
     with pytest.raises(ImageRejectedError, match=reason):
         decode(_raw(stored))
 
@@ -179,6 +179,6 @@ def _gifs() -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize(("data", "reason"), _gifs().values(), ids=_gifs().keys())
-def test_broken_gifs_are_refused(data: bytes, reason: str) -> None:
+def test_damaged_gifs_are_rejected(data: bytes, reason: str) -> None:
     with pytest.raises(ImageRejectedError, match=reason):
         decode_picture(data)

@@ -1,4 +1,4 @@
-"""Limits that are checked before decoding, and a lack of memory, which must never pass for a damaged file."""
+"""Limits that are checked before decoding; and running out of memory must never be reported as a damaged file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def png(color: int, bits: int, side: int = SIDE) -> bytes:
 
 
 def resized(data: bytes, side: int = SIDE, big_endian: bool = True) -> bytes:
-    """The data with every 96 x 80 in it, height or width first, made side x side."""
+    """Replace every 96 x 80 in the data, height or width first, by side x side."""
     order, size = ">" if big_endian else "<", (HEIGHT, WIDTH)
     for kind in "HI":
         for old in (size, size[::-1]):
@@ -41,24 +41,28 @@ def compressed_dicom(syntax: uid.UID, codestream: bytes, side: int) -> bytes:
 
 @pytest.fixture
 def _no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever would decode pixels fails."""
-    for module, name in ((png_jpeg.cv2, "imdecode"), (png_jpeg.rust, "decode_image_png_u8"), (dicom, "rendered")):
+    """Make every pixel decoder fail."""
+    for module, name in (
+        (png_jpeg.cv2, "imdecode"),
+        (png_jpeg.rust, "decode_image_png_u8"),
+        (dicom, "apply_display_pipeline"),
+    ):
         monkeypatch.setattr(module, name, None)
     monkeypatch.setattr(dicom_codestream, "_CODECS", {})
 
 
 @pytest.mark.usefixtures("_no_decoder")
 @pytest.mark.parametrize(("color", "bits"), [(6, 16), (2, 16), (4, 16)], ids=["RGBA", "RGB", "gray and alpha"])
-def test_a_png_that_takes_too_much_memory_is_refused_by_its_header(color: int, bits: int) -> None:
+def test_a_png_that_needs_too_much_memory_is_rejected_by_its_header(color: int, bits: int) -> None:
     with pytest.raises(
-        ImageRejectedError, match="too large: expected an image that takes at most 768 MiB to decode, got 1,"
+        ImageRejectedError, match="too large: expected an image that needs at most 768 MiB to decode, got 1,"
     ):
         decode(png(color, bits))
 
 
 @pytest.mark.usefixtures("_no_decoder")
-def test_a_png_of_fewer_bytes_than_deflate_needs_is_refused_by_its_header() -> None:
-    with pytest.raises(ImageRejectedError, match="damaged PNG: expected more compressed bytes"):
+def test_a_png_with_too_few_bytes_for_deflate_is_rejected_by_its_header() -> None:
+    with pytest.raises(ImageRejectedError, match="damaged PNG: too few compressed bytes"):
         decode(png(0, 8))
 
 
@@ -67,36 +71,34 @@ BOMBS = {
     "JPEG-LS": (uid.JPEGLSLossless, bytes(jpeg_ls.encode_array(GRAY)), "decompression bomb"),
     "JPEG 2000": (uid.JPEG2000Lossless, encoded(GRAY, "JPEG2000", no_jp2=True, num_resolutions=2), "bomb"),
     "JPEG": (uid.JPEGBaseline8Bit, encoded(GRAY, "JPEG"), "decompression bomb"),
-    "RLE": (uid.RLELossless, run_lengths(GRAY), "fewer bytes of RLE than"),
+    "RLE": (uid.RLELossless, run_lengths(GRAY), "RLE data are shorter than"),
 }
 
 
 @pytest.mark.usefixtures("_no_decoder")
 @pytest.mark.parametrize(("syntax", "codestream", "reason"), BOMBS.values(), ids=BOMBS.keys())
-def test_a_dicom_of_few_bytes_that_claims_many_pixels_is_refused(
-    syntax: uid.UID, codestream: bytes, reason: str
-) -> None:
+def test_a_small_dicom_that_declares_many_pixels_is_rejected(syntax: uid.UID, codestream: bytes, reason: str) -> None:
     side = 9_000
     with pytest.raises(ImageRejectedError, match=reason):
         decode(compressed_dicom(syntax, resized(codestream, side), side))
 
 
 @pytest.mark.usefixtures("_no_decoder")
-def test_a_jpeg_of_few_bytes_that_claims_many_pixels_is_refused() -> None:
+def test_a_small_jpeg_that_declares_many_pixels_is_rejected() -> None:
     with pytest.raises(
-        ImageRejectedError, match="decompression bomb: expected at most 1,000 pixels from each encoded byte"
+        ImageRejectedError, match="decompression bomb: expected at most 1,000 pixels per encoded byte"
     ):
         decode(resized(encoded(GRAY, "JPEG")))
 
 
 @pytest.mark.usefixtures("_no_decoder")
-def test_a_jpeg_of_a_thousand_scans_is_refused() -> None:
+def test_a_jpeg_with_a_thousand_scans_is_rejected() -> None:
     data = encoded(GRAY, "JPEG", progressive=True)
     with pytest.raises(ImageRejectedError, match="expected at most 100 scans, got 10"):
         decode(data[:-2] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 1000 + data[-2:])
 
 
-def test_a_header_of_more_elements_than_any_image_has_is_refused() -> None:
+def test_a_header_with_too_many_elements_is_rejected() -> None:
     whole = dicom_file(dataset(GRAY))
     start = whole.index(b"\x28\0\x02\0US")
     private = b"".join(struct.pack("<HH2sH", 0x0019, 0x1000 + number, b"LO", 0) for number in range(20_000))
@@ -105,7 +107,7 @@ def test_a_header_of_more_elements_than_any_image_has_is_refused() -> None:
 
 
 @pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEG2000Lossless], ids=lambda syntax: syntax.name)
-def test_a_film_that_is_all_but_blank_is_no_bomb(syntax: uid.UID) -> None:
+def test_an_almost_blank_film_is_not_a_bomb(syntax: uid.UID) -> None:
     film = np.zeros((4000, 3000), np.uint8)
     film[10:20, 10:20] = 255
     data = dicom_file(dataset(film), syntax)
@@ -113,7 +115,7 @@ def test_a_film_that_is_all_but_blank_is_no_bomb(syntax: uid.UID) -> None:
     np.testing.assert_array_equal(decode(data).pixels, film)
 
 
-def test_a_mask_that_is_all_but_blank_is_no_bomb() -> None:
+def test_an_almost_blank_mask_is_not_a_bomb() -> None:
     mask = np.zeros((5000, 4000), np.uint8)
     mask[:2500, :2000] = 255
     np.testing.assert_array_equal(png_jpeg.decode_picture(encoded(mask)), mask)
@@ -128,16 +130,16 @@ def test_a_mask_that_is_all_but_blank_is_no_bomb() -> None:
         (dicom_file(dataset(GRAY))[:4096], 257 << 20, "too large: expected a file of at most 256 MiB, got 257 MiB"),
     ],
 )
-def test_a_file_is_refused_by_its_first_bytes_and_its_size(head: bytes, file_bytes: int, reason: str) -> None:
+def test_a_file_is_rejected_by_its_first_bytes_and_its_size(head: bytes, file_bytes: int, reason: str) -> None:
     with pytest.raises(ImageRejectedError, match=reason):
         check_head(head, file_bytes)
 
 
-def test_the_limit_of_a_file_lets_the_largest_uncompressed_image_through() -> None:
+def test_the_file_size_limit_allows_the_largest_uncompressed_image() -> None:
     assert 2 * image.MAX_PIXELS < image.MAX_FILE_BYTES
 
 
-# ---- Too little memory
+# ---- Out of memory
 
 KINDS = {
     "PNG": (encoded(GRAY), "cxr.imaging.png_jpeg.rust.decode_image_png_u8"),
@@ -145,7 +147,7 @@ KINDS = {
     "JPEG": (encoded(GRAY, "JPEG"), "cxr.imaging.png_jpeg.cv2.imdecode"),
     "DICOM, parsing": (dicom_file(dataset(GRAY)), "cxr.imaging.dicom.read_partial"),
     "DICOM, a tag": (dicom_file(dataset(GRAY)), "pydicom.Dataset.get"),
-    "DICOM, display": (dicom_file(dataset(GRAY)), "cxr.imaging.dicom.rendered"),
+    "DICOM, display": (dicom_file(dataset(GRAY)), "cxr.imaging.dicom.apply_display_pipeline"),
 }
 
 
@@ -154,14 +156,16 @@ def out_of_memory(*arguments: object, **options: object) -> None:
 
 
 @pytest.mark.parametrize(("data", "place"), KINDS.values(), ids=KINDS.keys())
-def test_a_lack_of_memory_stays_a_memory_error(data: bytes, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_stays_a_memory_error(data: bytes, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(place, out_of_memory)
     with pytest.raises(MemoryError):
         decode(data)
 
 
 @pytest.mark.parametrize("name", ["JPEG", "JPEG-LS", "JPEG 2000"])
-def test_a_lack_of_memory_in_a_dicom_codec_stays_a_memory_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_in_a_dicom_codec_stays_a_memory_error(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     syntax, codestream, _ = BOMBS[name]
     monkeypatch.setitem(dicom_codestream._CODECS, name, ("codec", out_of_memory))
     with pytest.raises(MemoryError):
@@ -169,10 +173,10 @@ def test_a_lack_of_memory_in_a_dicom_codec_stays_a_memory_error(name: str, monke
 
 
 @pytest.mark.parametrize("read", [decode, png_jpeg.decode_picture], ids=["image", "mask"])
-def test_memory_is_asked_for_before_a_codec_starts(
+def test_memory_is_checked_before_a_codec_starts(
     read: Callable[[bytes], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Codecs abort the process, or report a damaged file, where they run out of memory themselves."""
+    """Codecs that run out of memory abort the process or report a damaged file."""
     for module in (decoding, png_jpeg):
         monkeypatch.setattr(module, "require_memory", out_of_memory)
     monkeypatch.setattr(png_jpeg, "_decode_gray", None)
@@ -180,7 +184,7 @@ def test_memory_is_asked_for_before_a_codec_starts(
         read(encoded(GRAY))
 
 
-def test_inspecting_tells_the_memory_and_decodes_nothing() -> None:
+def test_inspect_returns_the_memory_and_decodes_nothing() -> None:
     encoded_image = inspect(dicom_file(dataset(GRAY), uid.JPEG2000Lossless))
     assert encoded_image.memory_bytes >= 8 * GRAY.size
     np.testing.assert_array_equal(encoded_image.decode().pixels, GRAY)

@@ -1,4 +1,4 @@
-"""DICOM: each step from stored values to brightness checked against values worked out by hand."""
+"""DICOM: each step from stored values to brightness, checked against values computed by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TWELVE = radiograph(12)  # 0 to 4095
 AS_16_BITS = np.rint(TWELVE / 4095 * 65535).astype(np.uint16)
 
 
-def shown(pixels: np.ndarray, **tags: object) -> np.ndarray:
+def display(pixels: np.ndarray, **tags: object) -> np.ndarray:
     return decode(dicom(dataset(pixels, **tags))).pixels
 
 
@@ -42,36 +42,36 @@ def test_big_endian_gives_the_same_pixels() -> None:
     np.testing.assert_array_equal(decode(data).pixels, AS_16_BITS)
 
 
-def test_jpeg_baseline_is_near_its_source() -> None:
+def test_jpeg_baseline_is_close_to_its_source() -> None:
     gray = radiograph()
     pixels = decode(dicom(dataset(gray), uid.JPEGBaseline8Bit, encoded(gray, "JPEG"))).pixels
     assert pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - gray).mean() < 6
 
 
-def test_monochrome1_is_turned() -> None:
-    turned = shown(TWELVE, PhotometricInterpretation="MONOCHROME1")
+def test_monochrome1_is_inverted() -> None:
+    turned = display(TWELVE, PhotometricInterpretation="MONOCHROME1")
     np.testing.assert_array_equal(turned, 65535 - AS_16_BITS)
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
-def test_inverse_presentation_turns_once(photometric: str) -> None:
-    turned = shown(TWELVE, PhotometricInterpretation=photometric, PresentationLUTShape="INVERSE")
+def test_inverse_presentation_inverts_once(photometric: str) -> None:
+    turned = display(TWELVE, PhotometricInterpretation=photometric, PresentationLUTShape="INVERSE")
     np.testing.assert_array_equal(turned, 65535 - AS_16_BITS)
 
 
 def test_signed_values_and_rescale() -> None:
     signed = TWELVE.astype(np.int16) - 2048
-    np.testing.assert_array_equal(shown(signed), AS_16_BITS)
+    np.testing.assert_array_equal(display(signed), AS_16_BITS)
     window = {"RescaleSlope": "2", "RescaleIntercept": "4096", "WindowCenter": "4096", "WindowWidth": "4096"}
-    pixels = shown(signed, VOILUTFunction="LINEAR_EXACT", **window)
+    pixels = display(signed, VOILUTFunction="LINEAR_EXACT", **window)
     expected_unit = np.clip((signed * 2.0 + 4096 - 4096) / 4096 + 0.5, 0, 1)
     np.testing.assert_allclose(pixels, expected_unit * 65535, atol=0.51)
 
 
-def test_bits_above_those_stored_are_no_values() -> None:
+def test_bits_above_the_stored_bits_are_ignored() -> None:
     overlaid = TWELVE | (np.indices(TWELVE.shape).sum(0) % 2 << 15).astype(np.uint16)
-    np.testing.assert_array_equal(shown(overlaid, BitsStored=12, HighBit=11), AS_16_BITS)
+    np.testing.assert_array_equal(display(overlaid, BitsStored=12, HighBit=11), AS_16_BITS)
 
 
 @pytest.mark.parametrize(
@@ -83,18 +83,18 @@ def test_bits_above_those_stored_are_no_values() -> None:
     ],
 )
 def test_window_functions(function: str, unit) -> None:
-    pixels = shown(TWELVE, WindowCenter="2000", WindowWidth="1000", VOILUTFunction=function)
+    pixels = display(TWELVE, WindowCenter="2000", WindowWidth="1000", VOILUTFunction=function)
     np.testing.assert_allclose(pixels, unit(TWELVE.astype(float)) * 65535, atol=0.51)
 
 
-def test_first_of_many_windows_is_taken() -> None:
-    both = shown(TWELVE, WindowCenter=["2000", "50"], WindowWidth=["1000", "10"])
-    np.testing.assert_array_equal(both, shown(TWELVE, WindowCenter="2000", WindowWidth="1000"))
+def test_the_first_of_several_windows_is_used() -> None:
+    both = display(TWELVE, WindowCenter=["2000", "50"], WindowWidth=["1000", "10"])
+    np.testing.assert_array_equal(both, display(TWELVE, WindowCenter="2000", WindowWidth="1000"))
 
 
 @pytest.mark.parametrize(("center", "width"), [("0", "0"), ("2000", "-5"), ("-9000", "10")])
-def test_windows_that_show_nothing_are_passed_over(center: str, width: str) -> None:
-    np.testing.assert_array_equal(shown(TWELVE, WindowCenter=center, WindowWidth=width), AS_16_BITS)
+def test_windows_without_contrast_are_skipped(center: str, width: str) -> None:
+    np.testing.assert_array_equal(display(TWELVE, WindowCenter=center, WindowWidth=width), AS_16_BITS)
 
 
 @pytest.mark.parametrize("sequence", ["ModalityLUTSequence", "VOILUTSequence"])
@@ -102,25 +102,25 @@ def test_lookup_tables(sequence: str) -> None:
     table = np.sqrt(np.arange(4000) / 3999) * 1023
     item = Dataset()
     item.LUTDescriptor, item.LUTData = [4000, 50, 10], table.astype(np.uint16).tobytes()
-    pixels = shown(TWELVE, **{sequence: Sequence([item])})
+    pixels = display(TWELVE, **{sequence: Sequence([item])})
     looked_up = table.astype(np.uint16)[np.clip(TWELVE.astype(int) - 50, 0, 3999)]
     np.testing.assert_allclose(pixels, looked_up / 1023 * 65535, atol=0.51)
 
 
-def test_a_table_of_packed_bytes() -> None:
+def test_lookup_table_of_packed_bytes() -> None:
     eight = radiograph(8)
     item = Dataset()
     item.LUTDescriptor, item.LUTData = [256, 0, 8], np.arange(256)[::-1].astype(np.uint8).tobytes()
-    pixels = shown(eight, VOILUTSequence=Sequence([item])).astype(float)
-    np.testing.assert_allclose(pixels / np.iinfo(shown(eight).dtype).max, 1 - eight / 255, atol=0.01)
+    pixels = display(eight, VOILUTSequence=Sequence([item])).astype(float)
+    np.testing.assert_allclose(pixels / np.iinfo(display(eight).dtype).max, 1 - eight / 255, atol=0.01)
 
 
-def test_padding_is_black_and_out_of_the_range() -> None:
+def test_padding_is_black_and_excluded_from_the_range() -> None:
     padded = TWELVE.copy()
     padded[:10] = 60000
-    rest = shown(TWELVE[10:])
+    rest = display(TWELVE[10:])
     for photometric, expected in (("MONOCHROME2", rest), ("MONOCHROME1", 65535 - rest)):
-        pixels = shown(padded, PixelPaddingValue=60000, PhotometricInterpretation=photometric)
+        pixels = display(padded, PixelPaddingValue=60000, PhotometricInterpretation=photometric)
         assert not pixels[:10].any()
         np.testing.assert_allclose(pixels[10:], expected, atol=1)
 
@@ -139,14 +139,14 @@ def test_spacing_and_view(tags: dict, spacing_mm: tuple | None, view: str | None
     assert (image.spacing_mm, image.view) == (spacing_mm, view)
 
 
-def test_eight_bits_stored_stay_eight_bits() -> None:
+def test_eight_stored_bits_give_eight_bits() -> None:
     gray = radiograph()
-    np.testing.assert_array_equal(shown(gray), gray)
+    np.testing.assert_array_equal(display(gray), gray)
 
 
 def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     data = dicom(dataset(TWELVE, WindowCenter="2000", WindowWidth="1000"))
-    odd = data.replace(b"2000", b"2o0o")  # pydicom warns of it with the value
+    odd = data.replace(b"2000", b"2o0o")  # pydicom's warning would quote the value
     with warnings.catch_warnings(), caplog.at_level(logging.DEBUG):
         warnings.simplefilter("error")
         np.testing.assert_array_equal(decode(odd).pixels, AS_16_BITS)
@@ -154,7 +154,7 @@ def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_real_dicom_and_its_monochrome1_twin(real_data: Path) -> None:
-    """The twin differs in its tag alone: the same stored values marked MONOCHROME1 are the exact negative.
+    """The twin differs only in its tag: the same stored values marked MONOCHROME1 give the exact negative.
 
     So the standard wants it (PS3.3 C.7.6.3.1.2): the least value is white. A twin that looks the same has its
     values turned as well, as in the test below.
@@ -168,7 +168,7 @@ def test_real_dicom_and_its_monochrome1_twin(real_data: Path) -> None:
 
 
 def test_real_dicom_written_as_monochrome1_looks_the_same(real_data: Path, tmp_path: Path) -> None:
-    """A correct MONOCHROME1 twin, with turned values and the tag, decodes to equal pixels."""
+    """A correct MONOCHROME1 twin, with inverted values and the tag, decodes to equal pixels."""
     (path,) = [p for p in (real_data / "siim" / "dicom").glob("*.dcm") if p.name != "Fake_MONOHR1.dcm"]
     file = dcmread(path)
     file.decompress()

@@ -1,4 +1,4 @@
-"""Display of DICOM: which table or window is used, and which are passed over because they cannot be."""
+"""DICOM display: which LUT or window is used, and which are skipped as unusable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydicom import Dataset, Sequence, dcmread, uid
 from cxr.imaging.decode import decode
 from tests.odd_files import dataset, dicom, radiograph
 
-pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR:UserWarning")  # of writing them
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR:UserWarning")  # from writing invalid values
 
 TWELVE = radiograph(12)  # 0 to 4095
 WINDOW = {"WindowCenter": "2000", "WindowWidth": "1000"}
@@ -75,7 +75,7 @@ def test_the_first_usable_item_of_a_sequence_is_used(sequence: str) -> None:
 
 
 @pytest.mark.parametrize("rescale", [{"RescaleSlope": "1e300"}, {"RescaleSlope": "0"}, {"RescaleIntercept": "1e30"}])
-def test_a_rescale_that_leaves_no_values_apart_is_ignored(rescale: dict[str, str]) -> None:
+def test_a_rescale_without_contrast_is_ignored(rescale: dict[str, str]) -> None:
     np.testing.assert_array_equal(shown(**rescale), shown())
 
 
@@ -89,7 +89,7 @@ def test_entries_beyond_the_declared_number_are_not_used(sequence: str) -> None:
 
 
 def test_a_table_with_fewer_entries_than_declared_ends_with_its_last_one() -> None:
-    """4,096 entries of 12 bits are declared and 4,096 bytes are there: they are 2,048 words."""
+    """The descriptor declares 4,096 entries of 12 bits, but the data are 4,096 bytes, i.e. 2,048 words."""
     pixels = shown(VOILUTSequence=Sequence([lut([4096, 0, 12], words(np.arange(2048)))]))
     np.testing.assert_allclose(pixels, np.minimum(TWELVE, 2047) / 2047 * 65535, atol=0.51)
 
@@ -127,7 +127,7 @@ def test_big_endian_tables_are_read_in_their_byte_order(item: Dataset) -> None:
 
 
 @pytest.mark.parametrize("first", [-2000, 63536])
-def test_the_first_mapped_value_of_signed_pixels_is_signed_whatever_its_vr(first: int) -> None:
+def test_the_first_mapped_value_of_signed_pixels_is_signed_for_any_vr(first: int) -> None:
     signed = TWELVE.astype(np.int16) - 2048
     item = lut([4096, 0, 12], words(SQUARES))
     del item.LUTDescriptor
@@ -142,7 +142,7 @@ def test_the_first_valid_window_is_used() -> None:
     np.testing.assert_array_equal(shown(**several), shown(**WINDOW))
 
 
-def test_a_window_that_shows_nothing_is_passed_over_for_the_next() -> None:
+def test_a_window_without_contrast_is_skipped() -> None:
     both = {"WindowCenter": ["-9000", "2000"], "WindowWidth": ["10", "1000"]}
     np.testing.assert_array_equal(shown(**both), shown(**WINDOW))
 
@@ -151,7 +151,7 @@ def test_a_window_that_shows_nothing_is_passed_over_for_the_next() -> None:
 
 
 @pytest.mark.parametrize("written", ["Sigmoid", " SIGMOID ", ["SIGMOID", "LINEAR"], "sigmoid"])
-def test_voi_lut_function_is_read_trimmed_in_any_case_and_first_of_several(written: str | list[str]) -> None:
+def test_voi_lut_function_is_trimmed_case_insensitive_and_the_first_of_several(written: str | list[str]) -> None:
     expected = 1 / (1 + np.exp(-4 * (TWELVE - 2000.0) / 1000))
     np.testing.assert_allclose(shown(VOILUTFunction=written, **WINDOW), expected * 65535, atol=0.51)
 
@@ -162,19 +162,21 @@ def test_an_unknown_voi_lut_function_is_linear() -> None:
 
 @pytest.mark.parametrize("written", ["monochrome1", " Monochrome1", ["MONOCHROME1", "MONOCHROME2"]])
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.JPEGLSLossless], ids=["native", "JPEG-LS"])
-def test_photometric_interpretation_likewise(written: str | list[str], syntax: uid.UID) -> None:
+def test_photometric_interpretation_is_trimmed_and_case_insensitive(
+    written: str | list[str], syntax: uid.UID
+) -> None:
     data = dicom(dataset(TWELVE, BitsStored=12, HighBit=11), syntax)
     file = dicom_with(data, "PhotometricInterpretation", written)
     np.testing.assert_array_equal(decode(file).pixels, 65535 - decode(data).pixels)
 
 
 @pytest.mark.parametrize("written", ["inverse", " Inverse ", ["INVERSE", "IDENTITY"]])
-def test_presentation_lut_shape_likewise(written: str | list[str]) -> None:
+def test_presentation_lut_shape_is_trimmed_and_case_insensitive(written: str | list[str]) -> None:
     np.testing.assert_array_equal(shown(PresentationLUTShape=written), 65535 - shown())
 
 
 def dicom_with(data: bytes, keyword: str, given: Any) -> bytes:
-    """The file with one tag replaced, its pixel data as it is."""
+    """The file with one tag replaced and unchanged pixel data."""
     file = dcmread(io.BytesIO(data))
     setattr(file, keyword, given)
     stream = io.BytesIO()

@@ -1,4 +1,4 @@
-"""How DICOM files are told from others, deflated files, and what a refusal says of a codec."""
+"""Recognition of DICOM files, deflated files, and the codec's name in errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXPECTED = decode(dicom(DS)).pixels
 
 
 def bare(ds: Dataset, syntax: uid.UID) -> bytes:
-    """The data set alone, without preamble and file meta information."""
+    """Only the data set, without preamble and file meta information."""
     stream = io.BytesIO()
     ds.save_as(stream, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian)
     return stream.getvalue()
@@ -40,7 +40,7 @@ MAGIC_NUMBERS = [
 
 
 @pytest.mark.parametrize("magic", MAGIC_NUMBERS)
-def test_a_preamble_that_begins_like_another_format_is_a_dicom(magic: bytes) -> None:
+def test_a_preamble_with_the_magic_number_of_another_format_is_a_dicom(magic: bytes) -> None:
     data = magic + dicom(DS)[len(magic) :]
     np.testing.assert_array_equal(decode(data).pixels, EXPECTED)
     check_head(data[:4096], len(data))
@@ -63,7 +63,7 @@ def test_a_preamble_that_begins_like_another_format_is_a_dicom(magic: bytes) -> 
         ("SamplesPerPixel", 1),
     ],
 )
-def test_a_data_set_without_preamble_may_begin_at_any_low_tag(keyword: str, given: object, syntax: uid.UID) -> None:
+def test_a_data_set_without_preamble_may_begin_with_any_low_tag(keyword: str, given: object, syntax: uid.UID) -> None:
     big = not syntax.is_little_endian
     ds = dataset(TWELVE.astype(">u2") if big else TWELVE, BitsStored=12, HighBit=11)
     del ds.SOPClassUID, ds.SOPInstanceUID, ds.PatientName
@@ -76,7 +76,7 @@ def test_a_data_set_without_preamble_may_begin_at_any_low_tag(keyword: str, give
     "data",
     [b"\x10\0\x20\0" + b"\xff" * 400, b"\x08\0\5\0", b"\x08\0\5\0\4\0\0\0abcd\x08\0\4\0" + bytes(60), bytes(400)],
 )
-def test_bytes_that_only_begin_like_a_tag_are_no_dicom(data: bytes) -> None:
+def test_bytes_that_only_begin_like_a_tag_are_not_a_dicom(data: bytes) -> None:
     with pytest.raises(ImageRejectedError, match="unsupported file type"):
         decode(data)
 
@@ -95,19 +95,19 @@ def test_a_deflated_dicom_gives_the_same_pixels() -> None:
     np.testing.assert_array_equal(decode(b"".join(deflated(DS))).pixels, EXPECTED)
 
 
-def test_a_deflated_dicom_that_ends_early_is_refused_as_truncated() -> None:
+def test_a_deflated_dicom_that_ends_early_is_rejected_as_truncated() -> None:
     meta, body = deflated(DS)
-    with pytest.raises(ImageRejectedError, match="truncated DICOM: it ends inside its deflated data set"):
+    with pytest.raises(ImageRejectedError, match="truncated DICOM: the file ends inside the deflated data set"):
         decode(meta + body[:-100])
 
 
-def test_a_deflated_dicom_that_cannot_be_inflated_is_refused_as_damaged() -> None:
+def test_a_deflated_dicom_that_cannot_be_inflated_is_rejected_as_damaged() -> None:
     meta, body = deflated(DS)
-    with pytest.raises(ImageRejectedError, match="damaged DICOM: its deflated data set cannot be inflated"):
+    with pytest.raises(ImageRejectedError, match="damaged DICOM: the deflated data set cannot be inflated"):
         decode(meta + b"\xff" * len(body))
 
 
-def test_a_deflated_bomb_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deflated_bomb_is_rejected_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cxr.imaging.dicom.MAX_FILE_BYTES", 1 << 20)
     meta, _ = deflated(DS)
     deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
@@ -120,7 +120,7 @@ def test_a_deflated_bomb_is_refused_before_it_fills_the_memory(monkeypatch: pyte
 
 
 def torn(syntax: uid.UID, codestream: bytes, pixels: np.ndarray) -> bytes:
-    """A file whose codestream has its header and its end, but nonsense between them."""
+    """A file whose codestream has a valid header and end, but random bytes between them."""
     middle = len(codestream) // 3
     nonsense = bytes(range(1, 120)) * (len(codestream) // 119 + 1)
     spoiled = codestream[:middle] + nonsense[: len(codestream) - middle - 2] + codestream[-2:]
@@ -134,18 +134,18 @@ def codestream_of(syntax: uid.UID) -> bytes:
 @pytest.mark.parametrize(
     ("syntax", "codestream", "codec"),
     [
-        (uid.JPEGLSLossless, codestream_of(uid.JPEGLSLossless), "CharLS cannot decode its JPEG-LS codestream"),
-        (uid.JPEGLosslessSV1, lossless_jpeg(TWELVE, 12), "libjpeg cannot decode its JPEG codestream"),
+        (uid.JPEGLSLossless, codestream_of(uid.JPEGLSLossless), "CharLS cannot decode the JPEG-LS codestream"),
+        (uid.JPEGLosslessSV1, lossless_jpeg(TWELVE, 12), "libjpeg cannot decode the JPEG codestream"),
     ],
     ids=["JPEG-LS", "JPEG lossless"],
 )
-def test_a_refusal_names_the_codec_that_failed(syntax: uid.UID, codestream: bytes, codec: str) -> None:
+def test_the_error_names_the_codec_that_failed(syntax: uid.UID, codestream: bytes, codec: str) -> None:
     with pytest.raises(ImageRejectedError, match=codec):
         decode(torn(syntax, codestream, TWELVE))
 
 
-def test_a_refusal_names_openjpeg_too() -> None:
+def test_the_error_names_openjpeg_too() -> None:
     data = bytearray(dicom(DS, uid.JPEG2000Lossless))
     data[data.index(b"\xff\x52") + 9] = 40  # decomposition levels
-    with pytest.raises(ImageRejectedError, match="OpenJPEG cannot decode its JPEG 2000 codestream"):
+    with pytest.raises(ImageRejectedError, match="OpenJPEG cannot decode the JPEG 2000 codestream"):
         decode(bytes(data))

@@ -22,7 +22,7 @@ def shown(samples: np.ndarray, syntax: uid.UID = uid.ExplicitVRLittleEndian, **t
 
 
 def laid_out(values: np.ndarray, allocated: int, stored: int, high: int, others: bool) -> np.ndarray:
-    """Samples with the values in bits `high` to `high` + 1 − `stored`, noise in all other bits if asked for."""
+    """Samples with the values in bits `high` to `high` + 1 − `stored`, optionally with noise in all other bits."""
     low, mask = high + 1 - stored, (1 << stored) - 1
     samples = (values.astype(np.int64) & mask) << low
     if others:
@@ -47,7 +47,7 @@ def laid_out(values: np.ndarray, allocated: int, stored: int, high: int, others:
         (8, 8, 7),
     ],
 )
-def test_high_bit_says_where_the_stored_value_lies_among_other_bits(
+def test_high_bit_locates_the_stored_value_among_other_bits(
     allocated: int, stored: int, high: int, signed: bool, syntax: uid.UID
 ) -> None:
     values = radiograph(stored).astype(np.int64) - (1 << (stored - 1) if signed else 0)
@@ -70,8 +70,8 @@ def test_left_aligned_samples_of_a_jpeg_ls_codestream_are_shifted() -> None:
     np.testing.assert_array_equal(decode(data).pixels, expected)
 
 
-def test_samples_that_a_codec_gives_with_fewer_bits_begin_at_bit_0() -> None:
-    """A codestream of 12 bits whose data set still names the bits of the uncompressed image."""
+def test_codec_samples_with_fewer_bits_begin_at_bit_0() -> None:
+    """A 12-bit codestream whose data set still has the bit attributes of the uncompressed image."""
     data = dicom(dataset(radiograph(12), BitsStored=12, HighBit=11), uid.JPEGLSLossless)
     expected = decode(data).pixels
     element = b"\x28\0\x02\1US\2\0"
@@ -79,7 +79,7 @@ def test_samples_that_a_codec_gives_with_fewer_bits_begin_at_bit_0() -> None:
 
 
 @pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEG2000Lossless], ids=lambda syntax: syntax.name)
-def test_signed_values_of_codecs_keep_their_sign(syntax: uid.UID) -> None:
+def test_signed_codec_values_keep_their_sign(syntax: uid.UID) -> None:
     signed = radiograph(12).astype(np.int16) - 2048
     tags = {"BitsStored": 12, "HighBit": 11}
     np.testing.assert_array_equal(shown(signed, syntax, **tags), shown(signed, **tags))
@@ -111,7 +111,7 @@ PADDINGS = [  # allocated, stored, signed, padding as a sample, as written, its 
 
 @pytest.mark.parametrize(("allocated", "stored", "signed", "padding", "written", "vr"), PADDINGS)
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.RLELossless], ids=["native", "RLE"])
-def test_padding_is_black_and_the_rest_is_as_without_it(
+def test_padding_is_black_and_does_not_change_the_rest(
     allocated: int, stored: int, signed: bool, padding: int, written: int, vr: str, syntax: uid.UID
 ) -> None:
     kind = np.dtype(f"{'i' if signed else 'u'}{allocated // 8}")
@@ -126,7 +126,7 @@ def test_padding_is_black_and_the_rest_is_as_without_it(
 
 
 @pytest.mark.parametrize(("vr", "first", "last"), [("SS", -2000, -1900), ("US", 63536, 63636), ("US", 63636, 63536)])
-def test_a_range_of_padding_is_of_stored_values(vr: str, first: int, last: int) -> None:
+def test_the_padding_range_is_in_stored_values(vr: str, first: int, last: int) -> None:
     values = radiograph(12).astype(np.int16)
     padded = bordered(values, -2000)
     padded[:5] = -1900
@@ -139,7 +139,7 @@ def test_a_range_of_padding_is_of_stored_values(vr: str, first: int, last: int) 
 
 
 @pytest.mark.parametrize("written", [0xFFF, 0xFFF0], ids=["stored value", "as the samples"])
-def test_padding_of_left_aligned_samples_may_be_written_as_value_or_as_sample(written: int) -> None:
+def test_padding_of_left_aligned_samples_may_be_a_stored_value_or_a_sample(written: int) -> None:
     values = radiograph(12) // 2
     ds = dataset(bordered(values << 4, 0xFFF0), BitsStored=12, HighBit=15)
     ds.add_new("PixelPaddingValue", "US", written)
@@ -148,17 +148,17 @@ def test_padding_of_left_aligned_samples_may_be_written_as_value_or_as_sample(wr
     np.testing.assert_array_equal(pixels[10:-10, 10:-10], shown(values, BitsStored=12, HighBit=11))
 
 
-# ---- Run lengths
+# ---- Run-length encoding
 
 
-def test_rle_of_another_number_of_segments_is_refused() -> None:
+def test_rle_with_the_wrong_number_of_segments_is_rejected() -> None:
     data = dicom(dataset(radiograph(12)), uid.RLELossless)
     start = data.index(b"\2\0\0\0\x40\0\0\0")
     with pytest.raises(ImageRejectedError, match="expected 2 RLE segments, got 3"):
         decode(data[:start] + b"\3" + data[start + 1 :])
 
 
-def test_rle_that_ends_early_is_refused_as_truncated() -> None:
+def test_rle_that_ends_early_is_rejected_as_truncated() -> None:
     tall = dataset(radiograph(12))
     data = dicom(tall, uid.RLELossless)
     rows = b"\x28\0\x10\0US\2\0"

@@ -1,4 +1,4 @@
-"""Codes of views, body parts and modalities, and that no free text gets through."""
+"""Codes of views, body parts and modalities; free text never gets through."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cxr.imaging import dicom_terms
 from cxr.imaging.decode import decode
 from tests.odd_files import dataset, dicom, radiograph
 
-pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR:UserWarning")  # of writing them
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR:UserWarning")  # from writing invalid values
 
 VIEWS = {
     "PA": "PA",
@@ -72,7 +72,7 @@ def test_a_modality_is_a_code_of_the_standard(written: str | None, code: str | N
 
 
 def test_snomed_codes_of_views_are_those_of_cid_4010() -> None:
-    """SNOMED CT and SNOMED RT, which pydicom holds for equal where they mean the same."""
+    """SNOMED CT and SNOMED RT, whose equivalent codes pydicom treats as equal."""
     meant = {
         codes.cid4010.AnteroPosterior: "AP",
         codes.cid4010.PosteroAnterior: "PA",
@@ -115,7 +115,7 @@ def test_a_view_code_sequence_gives_a_view_where_view_position_gives_none(scheme
     assert decode(dicom(ds)).view == "AP"
 
 
-def test_what_is_known_not_to_be_a_frontal_chest_view_is_counted_once() -> None:
+def test_images_other_than_frontal_chest_count_once() -> None:
     views = ["PA", "AP", "LATERAL", None, None, "LL", None, None]
     parts = ["CHEST", None, "CHEST", "HAND", None, "HAND", "CHEST", "RIB"]
     kinds = ["DX", "CR", "DX", "DX", None, "CT", None, "MR"]

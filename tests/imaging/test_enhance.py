@@ -1,4 +1,4 @@
-"""Noise removal, normalization and contrast: what each does to a known picture, alike in 8 and 16 bits."""
+"""Noise removal, normalization and contrast: their effect on a known image, the same in 8 and 16 bits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALL = Enhancement("nlm", "percentile", "clahe")
 
 
 def ramp(bits: int, low: int = 60, high: int = 120, side: int = 96) -> np.ndarray:
-    """A smooth picture between two 8-bit gray levels."""
+    """A smooth image between two 8-bit gray levels."""
     y, x = np.mgrid[:side, :side] / (side - 1)
     gray = low + (high - low) * (0.5 * x + 0.5 * np.sin(4 * y) ** 2)
     return np.rint(gray * (1 if bits == 8 else 257)).astype(np.uint8 if bits == 8 else np.uint16)
@@ -29,13 +29,13 @@ def noisy(bits: int, level: float) -> np.ndarray:
 
 
 def error(pixels: np.ndarray, bits: int) -> float:
-    """Root mean squared difference from the clean picture, in 8-bit gray levels."""
+    """Root mean squared difference from the clean image, in 8-bit gray levels."""
     most = np.iinfo(pixels.dtype).max
     return float(np.sqrt(((pixels.astype(float) - ramp(bits)) ** 2).mean()) * 255 / most)
 
 
 @BITS
-def test_nothing_asked_for_gives_the_very_same_array(bits: int) -> None:
+def test_no_enhancement_returns_the_same_array(bits: int) -> None:
     pixels = ramp(bits)
     assert Enhancement()(pixels) is pixels
     assert not Enhancement()
@@ -44,7 +44,7 @@ def test_nothing_asked_for_gives_the_very_same_array(bits: int) -> None:
 
 @BITS
 @pytest.mark.parametrize(("denoise", "most"), [("median", 0.6), ("nlm", 0.45)])
-def test_noise_goes_and_the_picture_stays(bits: int, denoise: enhance.Denoise, most: float) -> None:
+def test_noise_is_removed_and_the_image_is_preserved(bits: int, denoise: enhance.Denoise, most: float) -> None:
     done = Enhancement(denoise)
     assert error(done(noisy(bits, 8)), bits) < most * error(noisy(bits, 8), bits)
     assert error(done(ramp(bits)), bits) < 0.5
@@ -52,19 +52,19 @@ def test_noise_goes_and_the_picture_stays(bits: int, denoise: enhance.Denoise, m
 
 @BITS
 @pytest.mark.parametrize("level", [2, 8])
-def test_noise_is_measured(bits: int, level: float) -> None:
+def test_noise_estimate(bits: int, level: float) -> None:
     pixels = noisy(bits, level)
     assert enhance.noise(pixels) * 255 / np.iinfo(pixels.dtype).max == pytest.approx(level, rel=0.1)
 
 
 @BITS
-def test_a_quiet_picture_is_not_blurred(bits: int) -> None:
+def test_an_image_without_noise_is_not_blurred(bits: int) -> None:
     pixels = ramp(bits)
     assert enhance.non_local_means(pixels) is pixels
 
 
 @BITS
-def test_the_window_spans_the_range_whatever_a_marker_shows(bits: int) -> None:
+def test_the_percentile_window_ignores_a_small_marker(bits: int) -> None:
     pixels = ramp(bits, 60, 120, side=200)
     pixels[:3, :3], pixels[-3:, -3:] = 0, np.iinfo(pixels.dtype).max  # far fewer than 1 %
     shown = enhance.percentile_window(pixels).astype(float) / np.iinfo(pixels.dtype).max
@@ -82,13 +82,13 @@ def test_a_window_of_one_gray_level_changes_nothing(bits: int) -> None:
 
 
 @BITS
-def test_contrast_grows_within_parts_up_to_a_limit(bits: int) -> None:
+def test_clahe_increases_local_contrast_up_to_its_limit(bits: int) -> None:
     pixels = ramp(bits, 100, 110)
     before, after = (np.ptp(to_bits(each, 8)[:24, :24].astype(int)) for each in (pixels, enhance.clahe(pixels)))
     assert before < after < 25 * before
 
 
-def test_16_bits_are_equalised_like_8_and_keep_their_depth() -> None:
+def test_16_bits_are_equalized_like_8_and_keep_their_depth() -> None:
     coarse = ramp(8)
     np.testing.assert_array_equal(enhance.clahe(coarse * np.uint16(257)), enhance.clahe(coarse) * np.uint16(257))
     fine = ramp(16)
@@ -97,9 +97,9 @@ def test_16_bits_are_equalised_like_8_and_keep_their_depth() -> None:
 
 
 @BITS
-def test_steps_come_in_order_and_each_can_be_shown(bits: int) -> None:
+def test_steps_run_in_order_and_each_result_is_available(bits: int) -> None:
     pixels = noisy(bits, 8)
-    shown = ALL.shown(pixels)
+    shown = ALL.after_each_step(pixels)
     assert list(shown) == ["as decoded", "nlm", "percentile", "clahe"]
     np.testing.assert_array_equal(shown["clahe"], ALL(pixels))
     wanted = enhance.clahe(enhance.percentile_window(enhance.non_local_means(pixels)))
@@ -107,8 +107,8 @@ def test_steps_come_in_order_and_each_can_be_shown(bits: int) -> None:
     assert {each.dtype for each in shown.values()} == {pixels.dtype}
 
 
-def test_words_and_mistakes() -> None:
+def test_options_and_invalid_values() -> None:
     assert str(ALL) == "--denoise nlm --normalize percentile --equalize clahe"
     assert Enhancement(**ALL.describe()) == ALL
-    with pytest.raises(UserError, match="denoise='gauss': wanted one of none, median, nlm"):
+    with pytest.raises(UserError, match="expected denoise to be one of none, median, nlm, got 'gauss'"):
         Enhancement("gauss")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Fitting into a square: where pixels and masks land, and that every coordinate maps back."""
+"""Fitting into a square: positions of pixels and masks, and every coordinate maps back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_points_map_to_the_square_and_back(height: int, width: int, size: int, s
 
 @settings(deadline=None, max_examples=60)
 @given(height=SIDE, width=SIDE, size=st.integers(16, 300))
-def test_image_edges_lie_on_whole_stored_pixels(height: int, width: int, size: int) -> None:
+def test_image_edges_are_whole_stored_pixels(height: int, width: int, size: int) -> None:
     square, frame = fit(np.full((height, width), 200, np.uint8), size)
     corners = frame.from_original(np.array([[0, 0], [width, height]]))
     np.testing.assert_allclose(corners, np.rint(corners), atol=1e-9)
@@ -49,7 +49,7 @@ def test_shrinking_averages_areas(dtype: type) -> None:
     assert np.abs(square.astype(float) - top / 2).max() <= 1
 
 
-def test_a_dot_lands_where_its_frame_says() -> None:
+def test_a_dot_is_where_its_transform_says() -> None:
     pixels = np.zeros((300, 200), np.uint8)
     pixels[90:96, 30:36] = 255
     square, frame = fit(pixels, 100)
@@ -67,7 +67,7 @@ def test_small_images_are_enlarged() -> None:
     assert len(np.unique(square)) > len(np.unique(ramp))
 
 
-def test_mask_follows_its_image() -> None:
+def test_a_mask_matches_its_image() -> None:
     mask = np.zeros((301, 173), bool)
     mask[40:200, 60:120] = True
     square, frame = fit(mask.astype(np.uint8) * 255, 64)
@@ -78,13 +78,13 @@ def test_mask_follows_its_image() -> None:
     assert area_px == pytest.approx(mask.sum(), rel=0.06)
 
 
-def test_frame_as_dict_makes_the_same_frame() -> None:
+def test_transform_survives_as_dict() -> None:
     _, frame = fit(np.zeros((30, 70), np.uint8), 32)
     assert ResizeTransform(**frame.as_dict()) == frame
 
 
 def discs(height: int, width: int, seed: int) -> np.ndarray:
-    """Bool (height, width): three smooth blobs, some of which meet the edges."""
+    """Bool (height, width): three smooth blobs, some of which touch the edges."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     mask = np.zeros((height, width), bool)
@@ -95,14 +95,14 @@ def discs(height: int, width: int, seed: int) -> np.ndarray:
 
 
 def near_outline(mask: np.ndarray, by_px: float) -> np.ndarray:
-    """Bool (H, W): what lies at most `by_px`, rounded up, from the mask's outline, rows and columns apart."""
+    """Bool (H, W): pixels within `by_px` (rows, columns; rounded up) of the mask's outline."""
     kernel = np.ones((2 * int(np.ceil(by_px)) + 1,) * 2, np.uint8)
     return cv2.dilate(mask.astype(np.uint8), kernel) != cv2.erode(mask.astype(np.uint8), kernel)
 
 
 @settings(deadline=None, max_examples=60)
 @given(height=st.integers(60, 400), width=st.integers(60, 400), size=st.integers(48, 300), seed=st.integers(0, 99))
-def test_masks_come_back_to_the_original(height: int, width: int, size: int, seed: int) -> None:
+def test_masks_map_back_to_the_original(height: int, width: int, size: int, seed: int) -> None:
     mask = discs(height, width, seed)
     _, frame = fit(np.zeros((height, width), np.uint8), size)
     stored = fit_mask(mask, size, frame)
@@ -113,7 +113,7 @@ def test_masks_come_back_to_the_original(height: int, width: int, size: int, see
     assert (fit_mask(back, size, frame) != stored).mean() < 0.005
 
 
-def test_a_mask_of_whole_pixels_comes_back_exactly() -> None:
+def test_a_mask_of_whole_pixels_maps_back_exactly() -> None:
     mask = np.kron(np.random.default_rng(0).random((6, 9)) < 0.5, np.ones((12, 12), bool))
     _, frame = fit(np.zeros(mask.shape, np.uint8), 108)
     np.testing.assert_array_equal(mask_to_original(fit_mask(mask, 108, frame), frame, *mask.shape), mask)
@@ -122,23 +122,23 @@ def test_a_mask_of_whole_pixels_comes_back_exactly() -> None:
 
 
 @pytest.mark.parametrize("shape", [(90, 40), (40, 90), (91, 64)])
-def test_padding_has_no_say_in_the_original(shape: tuple[int, int]) -> None:
+def test_padding_has_no_influence_on_the_original(shape: tuple[int, int]) -> None:
     _, frame = fit(np.zeros(shape, np.uint8), 64)
     inner = fit_mask(np.ones(shape, bool), 64, frame)
     assert mask_to_original(inner, frame, *shape).all()
     assert not mask_to_original(~inner, frame, *shape).any()
 
 
-def test_shares_cross_half_between_pixels() -> None:
+def test_probabilities_cross_one_half_between_pixels() -> None:
     shares = np.array([[0.0, 0.25, 0.75, 1.0]] * 4)
     back = mask_to_original(shares, ResizeTransform(10, 10), 40, 40)
     assert back[:, 20:].all()
     assert not back[:, :20].any()
-    sure = mask_to_original(np.array([[0.0, 0.4, 1.0, 1.0]] * 4), ResizeTransform(10, 10), 40, 40)
-    assert sure[0].argmax() in (16, 17)  # at 15 + 10 · (0.5 − 0.4) / (1 − 0.4)
+    confident = mask_to_original(np.array([[0.0, 0.4, 1.0, 1.0]] * 4), ResizeTransform(10, 10), 40, 40)
+    assert confident[0].argmax() in (16, 17)  # at 15 + 10 · (0.5 − 0.4) / (1 − 0.4)
 
 
-def test_a_crop_comes_back_where_it_was_cut() -> None:
+def test_a_crop_maps_back_to_where_it_was_cut() -> None:
     back = mask_to_original(np.ones((16, 16), bool), ResizeTransform(2, 2, 10, -4), 50, 60)
     wanted = np.zeros((50, 60), bool)
     wanted[:28, 10:42] = True
@@ -146,7 +146,7 @@ def test_a_crop_comes_back_where_it_was_cut() -> None:
     assert not mask_to_original(np.ones((16, 16), bool), ResizeTransform(2, 2, 100, 0), 50, 60).any()
 
 
-def test_frames_follow_one_another() -> None:
+def test_transforms_compose() -> None:
     points = np.random.default_rng(0).uniform(0, 50, (9, 2))
     crop, outer = ResizeTransform(0.5, 0.25, 3, -7), ResizeTransform(4, 3, -1, 2)
     np.testing.assert_allclose(crop.then(outer).to_original(points), outer.to_original(crop.to_original(points)))

@@ -1,4 +1,4 @@
-"""The square around the lungs: it holds them, stays in the image, and every coordinate maps back."""
+"""The square around the lungs contains them and stays in the image, and every coordinate maps back."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_square_is_moved_into_the_image(box: tuple[int, int, int, int], wanted
     assert lung_square(lungs(100, 100, box), margin=0) == LungSquare(*wanted, 60)
 
 
-def test_a_square_longer_than_a_side_reaches_beyond_it() -> None:
+def test_a_square_longer_than_a_side_extends_beyond_it() -> None:
     found = lung_square(lungs(200, 100, (20, 180, 10, 60)), margin=0)
     assert found == LungSquare(-30, 20, 160)
     crop = found.crop(np.full((200, 100), 7, np.uint8), 160)
@@ -45,7 +45,7 @@ def test_a_square_longer_than_a_side_reaches_beyond_it() -> None:
     assert crop[:, :30].max() == crop[:, 130:].max() == 0
 
 
-def test_specks_do_not_widen_it() -> None:
+def test_specks_do_not_enlarge_the_square() -> None:
     mask = lungs(100, 100, (20, 70, 20, 40), (20, 70, 50, 70), (95, 97, 95, 97))
     assert lung_square(mask, margin=0) == LungSquare(20, 20, 50)
     one = lungs(100, 100, (20, 70, 20, 70), (95, 97, 95, 97))
@@ -56,37 +56,37 @@ def test_specks_do_not_widen_it() -> None:
     ("box", "reason"),
     [
         ((0, 0, 0, 0), "the lung mask is empty"),
-        ((0, 5, 0, 10), "covers 0.5% of the image, lungs at least 5%"),
-        ((0, 100, 0, 90), "covers 90.0% of the image, lungs at most 60%"),
+        ((0, 5, 0, 10), "covers 0.5% of the image, expected at least 5%"),
+        ((0, 100, 0, 90), "covers 90.0% of the image, expected at most 60%"),
     ],
 )
-def test_absurd_masks_give_the_whole_image(box: tuple[int, int, int, int], reason: str) -> None:
+def test_implausible_masks_give_the_whole_image(box: tuple[int, int, int, int], reason: str) -> None:
     found = lung_square(lungs(100, 100, box))
     assert (found.x, found.y, found.side) == (0, 0, 100)
     assert reason in found.reason
 
 
-def test_the_whole_image_is_cropped_as_fit_puts_it() -> None:
+def test_cropping_the_whole_image_equals_fit() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (60, 90), np.uint8)
     square, frame = fit(pixels, 30)
     whole = whole_image(60, 90)
     np.testing.assert_array_equal(whole.crop(pixels, 30), square)
-    assert whole.frame(30) == frame
+    assert whole.transform(30) == frame
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("size", [20, 90])
-def test_what_is_seen_in_the_crop_lies_where_its_frame_says(dtype: type, size: int) -> None:
+def test_pixels_of_the_crop_are_where_its_transform_says(dtype: type, size: int) -> None:
     pixels = np.zeros((100, 100), dtype)
     pixels[40:50, 60:70] = np.iinfo(dtype).max
     square = lung_square(lungs(100, 100, (20, 80, 25, 75)), margin=0)
     crop = square.crop(pixels, size)
     assert (crop.dtype, crop.shape) == (dtype, (size, size))
     y, x = np.argwhere(crop == np.iinfo(dtype).max).mean(0)
-    np.testing.assert_allclose(square.frame(size).to_original(np.array([[x, y]]) + 0.5), [[65, 45]], atol=1)
+    np.testing.assert_allclose(square.transform(size).to_original(np.array([[x, y]]) + 0.5), [[65, 45]], atol=1)
 
 
-def test_real_lungs_are_never_absurd(real_data: Path) -> None:
+def test_real_lung_masks_are_plausible(real_data: Path) -> None:
     squares = []
     for archive in ("montgomery", "shenzhen"):
         manifest = open_manifest(str(real_data / archive)).table.slice(0, 40)
@@ -112,7 +112,7 @@ def test_boxes_map_back_and_the_lungs_are_inside(
         (y0, y1), (x0, x1) = np.sort(rng.integers(0, height + 1, 2)), np.sort(rng.integers(0, width + 1, 2))
         mask[y0:y1, x0:x1] = True
     square = lung_square(mask, margin)
-    frame = square.frame(size)
+    frame = square.transform(size)
     boxes = rng.uniform(0, (width, height), (12, 2))
     np.testing.assert_allclose(frame.to_original(frame.from_original(boxes)), boxes, atol=1e-9)
     corners = frame.to_original(np.array([[0, 0], [size, size]]))
@@ -139,11 +139,13 @@ def test_a_square_of_stored_pixels_crops_the_original(height: int, width: int, s
     at = np.array([on_original.x, on_original.y])
     assert (at <= low + 1e-5).all()
     assert (at + on_original.side >= high - 1e-5).all()
-    through = square.frame(size=50).then(frame)
+    through = square.transform(size=50).then(frame)
     points = rng.uniform(0, 50, (8, 2))
-    np.testing.assert_allclose(through.to_original(points), frame.to_original(square.frame(50).to_original(points)))
+    np.testing.assert_allclose(
+        through.to_original(points), frame.to_original(square.transform(50).to_original(points))
+    )
 
 
-def test_the_whole_image_stays_whole_on_the_original() -> None:
+def test_the_whole_image_maps_to_the_whole_original() -> None:
     found = whole_image(64, 64, "the lung mask is empty").on_original(ResizeTransform(4, 4, 0, -28), 200, 256)
     assert found == LungSquare(0, -28, 256, "the lung mask is empty")

@@ -1,7 +1,7 @@
-"""Thousands of damaged files through the decoder: a picture or a refusal, in a few seconds and a little memory.
+"""Decode thousands of damaged files: each is decoded or rejected, in a few seconds and with little memory.
 
-They are decoded in a child process whose memory is limited, so that a crash, a hang or an allocation without end in a
-C library is a failed test that names the seed.
+They are decoded in a child process with limited memory, so that a crash, a hang or an unlimited allocation in a
+C library fails a test that names the seed.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from cxr.errors import ImageRejectedError
 from cxr.imaging.decode import decode
 from tests.odd_files import HEIGHT, WIDTH, chunk, dataset, dicom, encoded, odd_files, radiograph, run_lengths
 
-MOST_SECONDS = 5.0  # of the processor, for one file
-MOST_BYTES = 1 << 30  # more than the process has before it decodes anything
-HANG_S = 120.0  # of the clock, on a busy machine
+MAX_CPU_S = 5.0  # CPU time per file
+MAX_BYTES = 1 << 30  # memory per file, beyond that of the process before decoding
+HANG_S = 120.0  # wall-clock time per file, for a busy machine
 NUMBERS = (0, 1, 2, 7, 16, HEIGHT, WIDTH, 255, 256, 4095, 4096, 8000, 10_000, 32_767, 65_535, 0x7FFFFFFF, 0xFFFFFFFF)
 SIDES = (17, HEIGHT - 1, HEIGHT + 1, 200, 1000, 4000, 9999, 65_535)
-HEADER = 1500  # bytes in which most headers lie
+HEADER = 1500  # bytes that contain most headers
 
 
 def whole_files() -> list[bytes]:
-    """Every kind of file that can be decoded: all transfer syntaxes, PNG, JPEG and raw JSRT."""
+    """One file of every kind that can be decoded: all transfer syntaxes, PNG, JPEG and raw JSRT."""
     gray, twelve = radiograph(), radiograph(12)
     rgb = np.dstack([gray] * 3)
     color = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
@@ -61,7 +61,7 @@ def whole_files() -> list[bytes]:
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    """The file after one to three of: flipped bytes, a cut, edited numbers, swapped, repeated or missing slices."""
+    """Apply one to three of: flip bytes, truncate, edit numbers, swap, repeat or remove slices."""
     damaged = bytearray(data)
     for kind in rng.integers(0, 7, rng.integers(1, 4)):
         length = len(damaged)
@@ -81,11 +81,11 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
             order, size = rng.choice(["<", ">"]), rng.choice(["H", "I"])
             written = struct.pack(order + size, number & (0xFFFF if size == "H" else 0xFFFFFFFF))
             damaged[place : place + len(written)] = written
-        elif kind == 4:  # tags, or whatever lies there
+        elif kind == 4:  # tags, or other bytes at their position
             size = int(rng.integers(2, 40))
             one, other = (slice(at, at + size) for at in rng.integers(0, length - 8, 2))
             damaged[one], damaged[other] = bytes(damaged[other]), bytes(damaged[one])
-        elif kind == 5:  # all places that declare the size, so that they still agree
+        elif kind == 5:  # every declaration of the size, so that they still agree
             for old, new in ((HEIGHT, rng.choice(SIDES)), (WIDTH, rng.choice(SIDES))):
                 for code in ("<H", ">H", "<I", ">I"):
                     damaged = damaged.replace(struct.pack(code, old), struct.pack(code, new))
@@ -96,7 +96,7 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def with_checksums(data: bytes) -> bytes:
-    """A PNG whose checksums match again, so that the damage reaches its decoder; other files as they are."""
+    """Correct a PNG's checksums, so that the damage reaches its decoder; other files are unchanged."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
     mended, position = data[:8], 8
@@ -114,11 +114,11 @@ def damaged_file(seed: int, files: list[bytes]) -> bytes:
 
 
 def decode_all(channel: Connection, first: int, last: int, decoder: Callable[[bytes], Any]) -> None:
-    """Send (seed, None) before and (seed, outcome) after each file; outcomes other than these two are failures."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where C libraries complain
+    """Send (seed, None) before and (seed, outcome) after each file; outcomes other than "decoded" and "rejected" fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # messages of C libraries
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     files = whole_files()
-    limit = psutil.Process().memory_info().data + MOST_BYTES
+    limit = psutil.Process().memory_info().data + MAX_BYTES
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     for seed in range(first, last):
         data = damaged_file(seed, files)
@@ -126,17 +126,17 @@ def decode_all(channel: Connection, first: int, last: int, decoder: Callable[[by
         start = time.process_time()
         try:
             pixels = decoder(data).pixels
-            outcome = "decoded" if pixels.ndim == 2 and pixels.dtype in (np.uint8, np.uint16) else "no picture"
+            outcome = "decoded" if pixels.ndim == 2 and pixels.dtype in (np.uint8, np.uint16) else "not an image"
         except ImageRejectedError:
-            outcome = "refused"
+            outcome = "rejected"
         except BaseException as error:
             outcome = f"{type(error).__name__}: {error}"
         seconds = time.process_time() - start
-        channel.send((seed, outcome if seconds <= MOST_SECONDS else f"{outcome} after {seconds:.1f} s"))
+        channel.send((seed, outcome if seconds <= MAX_CPU_S else f"{outcome} after {seconds:.1f} s"))
 
 
 def outcomes(count: int, decoder: Callable[[bytes], Any] = decode) -> tuple[Counter[str], list[str]]:
-    """How often files were decoded and refused, and what happened to others, with their seeds."""
+    """Counts of decoded and rejected files, and the other outcomes with their seeds."""
     processes = multiprocessing.get_context("spawn")
     counts: Counter[str] = Counter()
     failures: list[str] = []
@@ -155,7 +155,7 @@ def outcomes(count: int, decoder: Callable[[bytes], Any] = decode) -> tuple[Coun
                 began = seed
                 if outcome is not None:
                     began, seed = None, seed + 1
-                    if outcome in ("decoded", "refused"):
+                    if outcome in ("decoded", "rejected"):
                         counts[outcome] += 1
                     else:
                         failures.append(f"seed {seed - 1}: {outcome}")
@@ -174,21 +174,21 @@ def check(count: int) -> None:
     counts, failures = outcomes(count)
     assert not failures
     assert counts.total() == count
-    assert min(counts["decoded"], counts["refused"]) > count / 10
+    assert min(counts["decoded"], counts["rejected"]) > count / 10
 
 
-def test_300_mutated_files_are_decoded_or_refused() -> None:
+def test_300_mutated_files_are_decoded_or_rejected() -> None:
     check(300)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_10_000_mutated_files_are_decoded_or_refused_within_5_s_and_1_gib() -> None:
+def test_10_000_mutated_files_are_decoded_or_rejected_within_5_s_and_1_gib() -> None:
     check(10_000)
 
 
 def fails_then_crashes(data: bytes) -> None:
-    """The first file of each process raises an error, the second one kills the process."""
+    """Simulated decoder: the first file of each process raises an error, the second one kills the process."""
     fails_then_crashes.met = getattr(fails_then_crashes, "met", 0) + 1
     if fails_then_crashes.met == 1:
         raise KeyError("a bug")
@@ -196,11 +196,11 @@ def fails_then_crashes(data: bytes) -> None:
 
 
 def fills_memory(data: bytes) -> None:
-    np.ones(MOST_BYTES + (64 << 20), np.uint8)
+    np.ones(MAX_BYTES + (64 << 20), np.uint8)
 
 
 @pytest.mark.slow
-def test_errors_crashes_and_too_much_memory_are_noticed_with_their_seeds() -> None:
+def test_errors_crashes_and_excessive_memory_are_reported_with_their_seeds() -> None:
     counts, failures = outcomes(3, fails_then_crashes)
     assert not counts
     assert failures == ["seed 0: KeyError: 'a bug'", "seed 1: Segmentation fault", "seed 2: KeyError: 'a bug'"]

@@ -77,8 +77,8 @@ CASES = [
     ("good", "no bucket", "there is no bucket 'nowhere'"),
     ("good", "unknown", "give a local path, file:///path, s3://"),
     ("good", "file", "expected a folder, got the file"),
-    ("good", "refused", "does not accept the credentials: check AWS_ACCESS_KEY_ID"),
-    ("refused", "out", "does not accept the credentials: check AWS_ACCESS_KEY_ID"),
+    ("good", "refused", "rejected the credentials: check AWS_ACCESS_KEY_ID"),
+    ("refused", "out", "rejected the credentials: check AWS_ACCESS_KEY_ID"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""All that is done to a place where files lie, each in a few requests."""
+"""Run every storage operation once, each in a few requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Storage on disks and on an S3 server that throttles, refuses and loses connections."""
+"""Storage on local disks and on an S3 server that throttles, denies access and drops connections."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from cxr import storage
 from cxr.storage import NotFoundError, StorageError, UnreadableError, filesystems, retries
 
 
-class Front:
-    """An S3 server that fails the next `failures` requests, refuses keys with "secret", wants signatures."""
+class FlakyS3:
+    """An S3 server that fails the next `failures` requests, denies keys with "secret" and requires signatures."""
 
     def __init__(self) -> None:
         self.failures, self.status, self.requests = 0, 503, 0
@@ -51,8 +51,8 @@ def _refusal(request: Request, status: int, code: str) -> Response:
 
 
 @pytest.fixture(scope="module")
-def front() -> Iterator[Front]:
-    front = Front()
+def front() -> Iterator[FlakyS3]:
+    front = FlakyS3()
     thread = threading.Thread(target=front.server.serve_forever, daemon=True)
     thread.start()
     yield front
@@ -62,8 +62,8 @@ def front() -> Iterator[Front]:
 
 
 @pytest.fixture
-def s3(front: Front, monkeypatch: pytest.MonkeyPatch) -> Front:
-    """The server with an empty bucket `archive`, and the environment that leads there."""
+def s3(front: FlakyS3, monkeypatch: pytest.MonkeyPatch) -> FlakyS3:
+    """The server with an empty bucket `archive`; the environment points to it."""
     for variable in [v for v in os.environ if v.startswith("AWS_")]:
         monkeypatch.delenv(variable)
     for variable, value in {
@@ -91,7 +91,7 @@ def paths(uri: str) -> list[str]:
 # ---- URIs
 
 
-def test_uris_have_one_spelling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_normalize_uris(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage.normalize("a/../b/") == f"{tmp_path}/b"
     assert storage.normalize("file:///x/a%20b/") == "/x/a b"
@@ -104,8 +104,8 @@ def test_uris_have_one_spelling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 @pytest.mark.parametrize("uri", ["ftp://host/x", "http://host/x", "s3://", "s3:///key", "file://host/x", ""])
-def test_other_places_are_refused(uri: str) -> None:
-    with pytest.raises(StorageError, match=r"give a local path, file:///path, s3://bucket/key or gs://"):
+def test_unsupported_uris_are_rejected(uri: str) -> None:
+    with pytest.raises(StorageError, match=r"expected a local path, file:///path, s3://bucket/key or gs://"):
         storage.normalize(uri)
 
 
@@ -126,7 +126,7 @@ def test_local_files(tmp_path: Path) -> None:
     assert paths(str(tmp_path)) == []
 
 
-def test_local_writes_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_writes_are_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "a.txt"
     storage.write_text(str(target), "old")
 
@@ -142,7 +142,7 @@ def test_local_writes_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.Mo
     assert target.read_text() == "old"
 
 
-def test_local_links_are_followed_once_and_odd_names_kept(tmp_path: Path) -> None:
+def test_listing_follows_links_once_and_supports_undecodable_names(tmp_path: Path) -> None:
     storage.write_text(str(tmp_path / "real" / "x.png"), "x")
     (tmp_path / "real" / "up").symlink_to(tmp_path)
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
@@ -156,17 +156,17 @@ def test_local_links_are_followed_once_and_odd_names_kept(tmp_path: Path) -> Non
 
 @pytest.fixture
 def special(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A pipe, a socket and a link to each and to a device, in `tmp_path`."""
+    """Create a pipe, a socket and links to them and to a device in `tmp_path`."""
     os.mkfifo(tmp_path / "pipe")
-    monkeypatch.chdir(tmp_path)  # a socket's path may not be long
-    with socket.socket(socket.AF_UNIX) as one:
-        one.bind("socket")
+    monkeypatch.chdir(tmp_path)  # the length of a socket's path is limited
+    with socket.socket(socket.AF_UNIX) as unix_socket:
+        unix_socket.bind("socket")
     for name, target in {"to_pipe": "pipe", "to_socket": "socket", "to_device": "/dev/zero"}.items():
         (tmp_path / f"{name}.png").symlink_to(target)
     return ["pipe", "socket", "to_pipe.png", "to_socket.png", "to_device.png"]
 
 
-def test_pipes_sockets_and_devices_are_not_listed_but_counted(tmp_path: Path, special: list[str]) -> None:
+def test_listing_skips_and_counts_pipes_sockets_and_devices(tmp_path: Path, special: list[str]) -> None:
     (tmp_path / "a.png").write_text("a")
     left_out: Counter[str] = Counter()
     assert [entry.path for entry in storage.list_files(str(tmp_path), left_out)] == ["a.png"]
@@ -176,19 +176,19 @@ def test_pipes_sockets_and_devices_are_not_listed_but_counted(tmp_path: Path, sp
 @pytest.mark.timeout(20)
 def test_pipes_sockets_and_devices_are_never_opened(tmp_path: Path, special: list[str]) -> None:
     for name in special:
-        for act in (storage.read_bytes, storage.read_parquet, lambda uri: list(storage.list_files(uri))):
-            with pytest.raises(UnreadableError, match=rf"{name} is a (pipe|socket|device): expected a file"):
-                act(str(tmp_path / name))
+        for operation in (storage.read_bytes, storage.read_parquet, lambda uri: list(storage.list_files(uri))):
+            with pytest.raises(UnreadableError, match=rf"expected a file, got \S*{name}, a (pipe|socket|device)"):
+                operation(str(tmp_path / name))
         _, files = storage.ray_storage(str(tmp_path))
         with pytest.raises(UnreadableError, match="expected a file"):
             files.open_input_stream(str(tmp_path / name))
 
 
-def test_local_mistakes_are_explained(tmp_path: Path) -> None:
+def test_errors_of_local_files(tmp_path: Path) -> None:
     missing = str(tmp_path / "nothing")
-    for act in (storage.read_bytes, lambda uri: list(storage.list_files(uri))):
+    for operation in (storage.read_bytes, lambda uri: list(storage.list_files(uri))):
         with pytest.raises(NotFoundError, match="nothing does not exist"):
-            act(missing)
+            operation(missing)
     with pytest.raises(StorageError, match="Is a directory"):
         storage.read_bytes(str(tmp_path))
     with pytest.raises(StorageError, match="never deleted"):
@@ -201,7 +201,7 @@ def test_local_mistakes_are_explained(tmp_path: Path) -> None:
 # ---- S3
 
 
-def test_s3_files(s3: Front, tmp_path: Path) -> None:
+def test_s3_files(s3: FlakyS3, tmp_path: Path) -> None:
     storage.write_bytes("s3://archive/a/b/x.bin", b"x" * 1000)
     storage.write_text("s3://archive/a/y.txt", "y")
     assert storage.read_bytes("s3://archive/a/b/x.bin") == b"x" * 1000
@@ -215,7 +215,7 @@ def test_s3_files(s3: Front, tmp_path: Path) -> None:
     assert filesystem.get_file_info(path).size == 1
 
 
-def test_s3_lists_page_by_page(s3: Front) -> None:
+def test_s3_listing_is_paged(s3: FlakyS3) -> None:
     for number in range(1050):
         s3_backends["123456789012"]["aws"].put_object("archive", f"many/{number}.png", b"")
     listed = storage.list_files("s3://archive/many")
@@ -225,7 +225,7 @@ def test_s3_lists_page_by_page(s3: Front) -> None:
     assert s3.requests == 2
 
 
-def test_folders_go_up_and_come_down(s3: Front, tmp_path: Path) -> None:
+def test_upload_and_download_folder(s3: FlakyS3, tmp_path: Path) -> None:
     for part in ("weights.pt", "deep/recipe.json"):
         storage.write_text(str(tmp_path / "run" / part), part)
     storage.upload_folder(tmp_path / "run", "s3://archive/best")
@@ -234,15 +234,15 @@ def test_folders_go_up_and_come_down(s3: Front, tmp_path: Path) -> None:
     assert (tmp_path / "back" / "deep" / "recipe.json").read_text() == "deep/recipe.json"
 
 
-def test_a_key_cannot_climb_out_of_the_folder(s3: Front, tmp_path: Path) -> None:
+def test_keys_cannot_escape_the_download_folder(s3: FlakyS3, tmp_path: Path) -> None:
     storage.s3.client("archive").put_object(Bucket="archive", Key="evil/../../out.txt", Body=b"!")
-    with pytest.raises(StorageError, match="would land outside"):
+    with pytest.raises(StorageError, match="would be written outside"):
         storage.download_folder("s3://archive/evil", tmp_path / "in")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("status", [503, 500, 0], ids=["throttled", "broken", "connection lost"])
-def test_passing_troubles_are_waited_out(s3: Front, status: int) -> None:
+def test_transient_errors_are_retried(s3: FlakyS3, status: int) -> None:
     storage.write_text("s3://archive/a.txt", "a")
     s3.status = status
     s3.failures = 4
@@ -254,52 +254,52 @@ def test_passing_troubles_are_waited_out(s3: Front, status: int) -> None:
     assert s3.failures == 0
 
 
-def test_patience_has_an_end(s3: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_end(s3: FlakyS3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXR_STORAGE_PATIENCE_S", "1")
     s3.failures = 10**6
     begin = time.monotonic()
-    for act in (storage.read_bytes, lambda uri: list(storage.list_files(uri))):
-        with pytest.raises(StorageError, match=rf"{s3.url} keeps failing: check it and the network"):
-            act("s3://archive/a.txt")
+    for operation in (storage.read_bytes, lambda uri: list(storage.list_files(uri))):
+        with pytest.raises(StorageError, match=rf"{s3.url} keeps failing: check the server and the network"):
+            operation("s3://archive/a.txt")
     assert time.monotonic() - begin < 15
 
 
-def test_refusals_are_not_tried_again(s3: Front) -> None:
-    for act in (storage.read_bytes, lambda uri: storage.write_bytes(uri, b"")):
+def test_denied_access_is_not_retried(s3: FlakyS3) -> None:
+    for operation in (storage.read_bytes, lambda uri: storage.write_bytes(uri, b"")):
         s3.requests = 0
-        with pytest.raises(StorageError, match=r"refused access \(403\): check AWS_ACCESS_KEY_ID"):
-            act("s3://archive/secret.png")
-        assert s3.requests <= 3  # one, and two to learn whether other objects are given
+        with pytest.raises(StorageError, match=r"denied access \(403\): check AWS_ACCESS_KEY_ID"):
+            operation("s3://archive/secret.png")
+        assert s3.requests <= 3  # one, and two to find out whether its neighbors can be read
 
 
-def test_what_is_missing_is_not_tried_again(s3: Front) -> None:
+def test_missing_files_are_not_retried(s3: FlakyS3) -> None:
     begin = time.monotonic()
-    for act in (storage.read_bytes, lambda uri: list(storage.list_files(uri))):
+    for operation in (storage.read_bytes, lambda uri: list(storage.list_files(uri))):
         with pytest.raises(NotFoundError, match=r"s3://archive/none.png does not exist"):
-            act("s3://archive/none.png")
+            operation("s3://archive/none.png")
         with pytest.raises(StorageError, match=rf"no bucket 'nowhere' on {s3.url}"):
-            act("s3://nowhere/a.png")
+            operation("s3://nowhere/a.png")
     with pytest.raises(StorageError, match="no bucket 'nowhere'"):
         storage.write_bytes("s3://nowhere/a.png", b"")
     assert time.monotonic() - begin < 2
 
 
-def test_absent_credentials_are_named(s3: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_reported(s3: FlakyS3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.url + "/")  # another spelling: no client is kept for it
-    for act in (storage.read_bytes, lambda uri: list(storage.list_files(uri))):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.url + "/")  # a different spelling, for which no client is cached
+    for operation in (storage.read_bytes, lambda uri: list(storage.list_files(uri))):
         with pytest.raises(StorageError, match="none were found: set AWS_ACCESS_KEY_ID"):
-            act("s3://archive/a.png")
+            operation("s3://archive/a.png")
 
 
-@pytest.mark.parametrize("place", ["local", "s3"])
-def test_a_files_head_and_size_are_checked_before_the_rest_is_read(place: str, s3: Front, tmp_path: Path) -> None:
-    uri = "s3://archive/a.bin" if place == "s3" else str(tmp_path / "a.bin")
+@pytest.mark.parametrize("storage_kind", ["local", "s3"])
+def test_check_sees_head_and_size_before_the_rest_is_read(storage_kind: str, s3: FlakyS3, tmp_path: Path) -> None:
+    uri = "s3://archive/a.bin" if storage_kind == "s3" else str(tmp_path / "a.bin")
     content = bytes(range(256)) * 400
     storage.write_bytes(uri, content)
     checked = []
-    assert storage.read_bytes(uri, check=lambda *given: checked.append(given)) == content
+    assert storage.read_bytes(uri, check=lambda *head_and_size: checked.append(head_and_size)) == content
     assert checked == [(content[:4096], len(content))]
 
     def refuse(head: bytes, size: int) -> None:
@@ -308,13 +308,13 @@ def test_a_files_head_and_size_are_checked_before_the_rest_is_read(place: str, s
     before = s3.requests
     with pytest.raises(ValueError, match="no image"):
         storage.read_bytes(uri, check=refuse)
-    assert s3.requests - before == (1 if place == "s3" else 0)
+    assert s3.requests - before == (1 if storage_kind == "s3" else 0)
     storage.write_bytes(uri, b"")
     assert storage.read_bytes(uri, check=lambda head, size: checked.append((head, size))) == b""
     assert checked[-1] == (b"", 0)
 
 
-# ---- Google Cloud Storage, its service stood in for by a folder
+# ---- Google Cloud Storage, simulated by a local folder
 
 
 def test_gs_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +330,7 @@ def test_gs_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "passes"),
+    ("text", "transient"),
     [
         ("AWS Error SLOW_DOWN during PutObject operation: Please reduce your request rate", True),
         ("AWS Error UNKNOWN (HTTP status 503) during HeadObject operation: No response body", True),
@@ -341,5 +341,5 @@ def test_gs_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("AWS Error SIGNATURE_DOES_NOT_MATCH during GetObject operation", False),
     ],
 )
-def test_which_troubles_may_pass(text: str, passes: bool) -> None:
-    assert retries.may_pass(OSError(text)) is passes
+def test_is_transient(text: str, transient: bool) -> None:
+    assert retries.is_transient(OSError(text)) is transient

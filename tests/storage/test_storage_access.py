@@ -1,4 +1,4 @@
-"""Who signs requests to S3 and which way they go: the same for listing, reading, writing and Ray's own storage."""
+"""Credentials, endpoints, proxies and certificates of S3 requests: the same for listing, reading, writing and Ray."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def test_every_request_is_signed_by_the_assumed_role(front: Faulty, tmp_path: Pa
     assert "" not in {seen.signer for seen in front.seen if seen.path.startswith("/xrays")}
 
 
-def test_credentials_that_run_out_are_renewed_for_every_kind_of_request(
+def test_expiring_credentials_are_refreshed_for_every_kind_of_request(
     front: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A command gives keys that are about to expire, each time others: the old ones are soon used no more."""
+    """A credential process returns new keys, about to expire, each time; every operation must use new ones."""
     script = tmp_path / "renew.py"
     script.write_text(
         "import json, pathlib, sys\n"
@@ -114,18 +114,18 @@ def test_credentials_that_run_out_are_renewed_for_every_kind_of_request(
         monkeypatch.delenv(name)
     storage.write_text("s3://xrays/a.txt", "a")
     _, files = storage.ray_storage("s3://xrays")
-    for act in (
+    for operation in (
         lambda: list(storage.list_files("s3://xrays")),
         lambda: storage.read_text("s3://xrays/a.txt"),
         lambda: storage.write_text("s3://xrays/a.txt", "b"),
         lambda: files.get_file_info("xrays/a.txt"),
     ):
         before = signers(front)
-        act()
-        assert signers(front) - before, "the same key went on to be used"
+        operation()
+        assert signers(front) - before, "the old key is still in use"
 
 
-def test_a_session_that_has_expired_is_looked_up_anew_in_the_credentials_file(
+def test_expired_credentials_are_reloaded_from_the_credentials_file(
     front: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def log_in(key: str) -> None:
@@ -138,29 +138,31 @@ def test_a_session_that_has_expired_is_looked_up_anew_in_the_credentials_file(
     log_in("MORNING")
     use_everything()
     front.expired, front.seen[:] = {"MORNING"}, []
-    with pytest.raises(StorageError, match=r"credentials have expired: renew the credentials found by shared-cred"):
+    with pytest.raises(
+        StorageError, match=r"reports expired credentials: renew the credentials found by shared-cred"
+    ):
         storage.write_text("s3://xrays/a.txt", "a")
     log_in("NOON")
     use_everything()
     assert [seen.signer for seen in front.seen][-1] == "NOON"
 
 
-def test_settings_that_cannot_be_used_are_named_in_one_line(
+def test_invalid_settings_give_one_line_messages(
     front: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def message(uri: str = "s3://xrays/a") -> str:
-        said = set()
-        for act in (
+        messages = set()
+        for operation in (
             storage.read_bytes,
             storage.exists,
             storage.check_writable,
             lambda uri: [*storage.list_files(uri)],
         ):
             with pytest.raises(StorageError) as caught:
-                act(uri)
-            said.add(str(caught.value))
-        assert not any("\n" in text for text in said)
-        return said.pop()
+                operation(uri)
+            messages.add(str(caught.value))
+        assert not any("\n" in text for text in messages)
+        return messages.pop()
 
     assert "correct the URI or the AWS settings" in message("s3://not a bucket/a")
     monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "none.pem"))
@@ -170,12 +172,10 @@ def test_settings_that_cannot_be_used_are_named_in_one_line(
     assert "The config profile (nobody) could not be found" in message()
 
 
-# ---- Public buckets, and those whose users pay
+# ---- Public and requester-pays buckets
 
 
-def test_anonymous_buckets_are_read_without_a_signature_and_others_with_one(
-    front: Faulty, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_anonymous_buckets_are_read_without_a_signature(front: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     boto3.client("s3").create_bucket(Bucket="public")
     for bucket in ("public", "xrays"):
         boto3.client("s3").put_object(Bucket=bucket, Key="a.txt", Body=b"a", ACL="public-read")
@@ -192,11 +192,11 @@ def test_anonymous_buckets_are_read_without_a_signature_and_others_with_one(
     assert storage.read_text("s3://xrays/a.txt") == "a"
     assert front.seen[-1].signer == ""
     front.refused = {"/xrays": "AccessDenied"}
-    with pytest.raises(StorageError, match="the bucket is not public, so leave --anonymous out"):
+    with pytest.raises(StorageError, match="the bucket is not public, so omit --anonymous"):
         storage.read_text("s3://xrays/a.txt")
 
 
-def test_requests_to_requester_pays_buckets_agree_to_pay(front: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_accept_requester_pays_charges(front: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     use_everything()
     assert {seen.payer for seen in front.seen} == {""}
     front.seen.clear()
@@ -205,7 +205,7 @@ def test_requests_to_requester_pays_buckets_agree_to_pay(front: Faulty, monkeypa
     assert {seen.payer for seen in front.seen} == {"requester"}
 
 
-# ---- The way there
+# ---- Endpoints, proxies and certificates
 
 
 def test_every_request_goes_through_the_proxy(front: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def test_every_request_goes_through_the_proxy(front: Faulty, monkeypatch: pytest
         storage.read_bytes("s3://xrays/a.txt")
 
 
-def test_the_endpoint_of_a_profile_is_used(front: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endpoint_of_a_profile_is_used(front: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config").write_text(f"[default]\nendpoint_url = {front.url}\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
@@ -230,13 +230,13 @@ def test_the_endpoint_of_a_profile_is_used(front: Faulty, tmp_path: Path, monkey
 
 
 def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """A self-signed certificate for loopback: its file, and what a server needs."""
+    """A self-signed certificate for localhost: its file, and the server's SSL context."""
     key, name = (
         ec.generate_private_key(ec.SECP256R1()),
         x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, LOOPBACK)]),
     )
     now = datetime.now(UTC)
-    made = (
+    signed = (
         x509.CertificateBuilder()
         .issuer_name(name)
         .subject_name(name)
@@ -252,13 +252,13 @@ def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     (folder / "key.pem").write_bytes(secret)
-    (folder / "ca.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "ca.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "ca.pem", folder / "key.pem")
     return folder / "ca.pem", context
 
 
-def test_the_certificates_of_a_hospital_are_trusted_everywhere(
+def test_custom_ca_bundle_is_trusted_by_every_operation(
     front: Faulty, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, context = certificate(tmp_path)
@@ -268,11 +268,11 @@ def test_the_certificates_of_a_hospital_are_trusted_everywhere(
         monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
         use_everything()
         monkeypatch.delenv("AWS_CA_BUNDLE")
-        with pytest.raises(StorageError, match="shows a certificate that is not trusted: set AWS_CA_BUNDLE"):
+        with pytest.raises(StorageError, match="presented an untrusted certificate: set AWS_CA_BUNDLE"):
             storage.read_bytes("s3://xrays/a.txt")
 
 
-# ---- Keys with empty parts
+# ---- Keys with empty folder names
 
 
 def test_keys_and_prefixes_with_two_slashes_are_read(front: Faulty, tmp_path: Path) -> None:
@@ -289,11 +289,11 @@ def test_keys_and_prefixes_with_two_slashes_are_read(front: Faulty, tmp_path: Pa
         storage.read_text("s3://xrays//nih/b.png")
 
 
-def test_places_with_two_slashes_that_cannot_be_used_are_refused(front: Faulty) -> None:
-    for act in (storage.check_writable, storage.ray_storage):
-        with pytest.raises(StorageError, match=r"s3://xrays/a//b has an empty folder name \(//\): leave it out"):
-            act("s3://xrays/a//b")
-    with pytest.raises(StorageError, match=r"an empty folder name \(//\), which cannot be read on gs://"):
+def test_unsupported_uris_with_two_slashes_are_rejected(front: Faulty) -> None:
+    for operation in (storage.check_writable, storage.ray_storage):
+        with pytest.raises(StorageError, match=r"s3://xrays/a//b has an empty folder name \(//\): remove it"):
+            operation("s3://xrays/a//b")
+    with pytest.raises(StorageError, match=r"an empty folder name \(//\), which is not supported on gs://"):
         storage.read_bytes("gs://xrays/a//b")
     with pytest.raises(StorageError, match="NUL character"):
         storage.read_bytes("/tmp/a\0b")

@@ -1,4 +1,4 @@
-"""Storage behind a server that fails on demand, and on disks that fill up or go away."""
+"""Storage behind a server that fails on demand, and on disks that fill up or disappear."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cxr.data.decode_pool import DecodePool, DecoderUnavailableError
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 from cxr.storage import NotFoundError, StorageError, UnreadableError
-from cxr.storage import errors as explain
+from cxr.storage.errors import storage_error
 from tests.ray.archives import write_archive
 from tests.servers import faulty
 from tests.servers.faulty import Faulty
@@ -35,7 +35,7 @@ def server() -> Iterator[Faulty]:
 
 @pytest.fixture
 def front(server: Faulty, monkeypatch: pytest.MonkeyPatch) -> Faulty:
-    """A server that behaves until told otherwise, with an empty bucket `xrays`."""
+    """A server without faults, with an empty bucket `xrays`; tests switch faults on."""
     for name, value in faulty.variables(server.url).items():
         monkeypatch.setenv(name, value)
     server.one_in, server.refused = 0, {}
@@ -47,11 +47,11 @@ def front(server: Faulty, monkeypatch: pytest.MonkeyPatch) -> Faulty:
     return server
 
 
-# ---- What passes
+# ---- Transient errors
 
 
-def test_errors_resets_and_torn_answers_change_nothing(front: Faulty, tmp_path: Path) -> None:
-    """40 files of which some go up in parts: every byte arrives, whatever one request in five meets."""
+def test_transfers_survive_errors_resets_and_truncated_responses(front: Faulty, tmp_path: Path) -> None:
+    """40 files, some uploaded in parts: every byte arrives although one request in five fails."""
     rng = os.urandom(40 << 20)
     for number in range(40):
         size = len(rng) if number == 0 else 1000 * number
@@ -64,7 +64,7 @@ def test_errors_resets_and_torn_answers_change_nothing(front: Faulty, tmp_path: 
     assert min(front.counts.get(kind, 0) for kind in faulty.PASSING) > 3
 
 
-def test_rays_filesystem_is_as_patient_and_outlives_pickling(front: Faulty, tmp_path: Path) -> None:
+def test_ray_filesystem_retries_after_pickling(front: Faulty, tmp_path: Path) -> None:
     storage_path, files = storage.ray_storage("s3://xrays/run")
     files = pickle.loads(pickle.dumps(files))
     assert storage_path == "xrays/run"
@@ -88,24 +88,26 @@ def test_rays_filesystem_is_as_patient_and_outlives_pickling(front: Faulty, tmp_
         files.open_input_stream("xrays/run/none")
 
 
-def test_a_share_that_comes_back_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri, troubles = str(tmp_path / "a.txt"), [errno.ESTALE, errno.ENOTCONN]
+def test_a_network_share_that_returns_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri, error_numbers = str(tmp_path / "a.txt"), [errno.ESTALE, errno.ENOTCONN]
     storage.write_text(uri, "a")
-    monkeypatch.setattr("cxr.storage.files.open", lambda *_: raise_next(troubles) or io.BytesIO(b"a"), raising=False)
+    monkeypatch.setattr(
+        "cxr.storage.files.open", lambda *_: raise_next(error_numbers) or io.BytesIO(b"a"), raising=False
+    )
     assert storage.read_text(uri) == "a"
-    assert troubles == []
+    assert error_numbers == []
 
 
-def raise_next(troubles: list[int]) -> None:
-    if troubles:
-        number = troubles.pop()
+def raise_next(error_numbers: list[int]) -> None:
+    if error_numbers:
+        number = error_numbers.pop()
         raise OSError(number, os.strerror(number))
 
 
-# ---- What does not
+# ---- Permanent errors
 
 
-def test_an_upload_that_fails_midway_is_never_seen(front: Faulty, tmp_path: Path, monkeypatch) -> None:
+def test_a_failed_multipart_upload_leaves_the_old_object(front: Faulty, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("CXR_STORAGE_PATIENCE_S", "0")
     storage.write_text("s3://xrays/a.bin", "old")
     front.refused = {"partNumber=2": "AccessDenied"}
@@ -116,20 +118,20 @@ def test_an_upload_that_fails_midway_is_never_seen(front: Faulty, tmp_path: Path
 
 
 @pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch"])
-def test_wrong_credentials_are_named_whatever_is_done(front: Faulty, code: str) -> None:
+def test_wrong_credentials_are_reported_by_every_operation(front: Faulty, code: str) -> None:
     front.refused = {"": code}
-    for act in (
+    for operation in (
         storage.read_bytes,
         storage.check_writable,
         storage.exists,
         lambda uri: list(storage.list_files(uri)),
     ):
-        with pytest.raises(StorageError, match="does not accept the credentials: check AWS_ACCESS_KEY_ID") as caught:
-            act("s3://xrays/a.png")
+        with pytest.raises(StorageError, match="rejected the credentials: check AWS_ACCESS_KEY_ID") as caught:
+            operation("s3://xrays/a.png")
         assert type(caught.value) is StorageError
 
 
-def test_one_forbidden_object_is_a_row_and_a_forbidden_bucket_stops(front: Faulty, tmp_path: Path) -> None:
+def test_a_denied_object_is_a_row_and_a_denied_bucket_stops(front: Faulty, tmp_path: Path) -> None:
     storage.upload_folder(Path(write_archive(tmp_path / "archive", good=6)), "s3://xrays/nih")
     manifest = open_manifest("s3://xrays/nih").table
     front.refused = {"/xrays/nih/image-002.png": "AccessDenied"}
@@ -137,23 +139,23 @@ def test_one_forbidden_object_is_a_row_and_a_forbidden_bucket_stops(front: Fault
     errors = {row[schema.IMAGE_ID]: row[schema.ERROR] for row in rows if "image" in row[schema.IMAGE_ID]}
     assert [name for name, error in errors.items() if error] == ["image-002.png"]
     assert "file not readable" in errors["image-002.png"]
-    for forbidden in ("/xrays/nih/", "nih"):  # its objects; the listing too
+    for forbidden in ("/xrays/nih/", "nih"):  # its objects; then the listing too
         front.refused = {forbidden: "AccessDenied"}
-        with pytest.raises(StorageError, match=r"refused access \(403\): check AWS_ACCESS_KEY_ID"):
+        with pytest.raises(StorageError, match=r"denied access \(403\): check AWS_ACCESS_KEY_ID"):
             make_rows(manifest, PixelFormat(32))
 
 
-def test_an_archived_object_is_its_own_trouble(front: Faulty) -> None:
+def test_an_object_in_an_archive_class_is_unreadable(front: Faulty) -> None:
     storage.write_text("s3://xrays/cold.png", "x")
     front.refused = {"cold.png": "InvalidObjectState"}
     error = OSError("AWS Error UNKNOWN (HTTP status 403): Unable to parse ExceptionName: InvalidObjectState")
-    assert isinstance(explain.explained("s3://xrays/cold.png", error), UnreadableError)
+    assert isinstance(storage_error("s3://xrays/cold.png", error), UnreadableError)
 
 
-def test_a_bucket_that_is_missing_is_no_missing_image(front: Faulty) -> None:
-    for act in (storage.read_bytes, storage.check_writable):
+def test_a_missing_bucket_is_not_a_missing_file(front: Faulty) -> None:
+    for operation in (storage.read_bytes, storage.check_writable):
         with pytest.raises(StorageError, match="there is no bucket 'nowhere'") as caught:
-            act("s3://nowhere/a.png")
+            operation("s3://nowhere/a.png")
         assert not isinstance(caught.value, NotFoundError)
 
 
@@ -161,11 +163,11 @@ def test_a_bucket_that_is_missing_is_no_missing_image(front: Faulty) -> None:
 def test_a_failing_disk_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     manifest = open_manifest(write_archive(tmp_path / "archive", good=2)).table
     monkeypatch.setattr("cxr.storage.files.open", lambda *_: raise_next([number]), raising=False)
-    with pytest.raises(StorageError, match="check the disk, or whether its share is mounted"):
+    with pytest.raises(StorageError, match="check the disk and whether the network share is mounted"):
         make_rows(manifest, PixelFormat(32))
 
 
-def test_too_little_memory_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = open_manifest(write_archive(tmp_path / "archive", good=2)).table
 
     def greedy(*_: object) -> None:
@@ -176,7 +178,7 @@ def test_too_little_memory_stops_the_work(tmp_path: Path, monkeypatch: pytest.Mo
         make_rows(manifest, PixelFormat(32))
 
 
-def test_a_machine_that_cannot_start_decoders_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoders_that_cannot_start_stop_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = open_manifest(write_archive(tmp_path / "archive", good=2)).table
     monkeypatch.setattr("cxr.data.decode_pool._shared", DecodePool)
     monkeypatch.setattr("cxr.data.decode_pool.sys.executable", "/bin/false")
@@ -189,10 +191,10 @@ import resource, sys
 from pyarrow import fs
 from cxr import storage
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-def rays(uri, data):
+def write_through_ray(uri, data):
     with storage.ray_storage(uri)[1].open_output_stream(uri) as stream:
         stream.write(data)
-for write in (storage.write_bytes, rays):
+for write in (storage.write_bytes, write_through_ray):
     try:
         write(sys.argv[1], bytes(100_000))
     except Exception as error:
@@ -200,15 +202,15 @@ for write in (storage.write_bytes, rays):
 """
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_torn(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_file_and_no_partial_file(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"old")
     done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path / "a.bin")], capture_output=True, text=True)
     assert done.stdout.count("File too large") == 2, done.stdout + done.stderr
-    assert "make room, or give another place" in done.stdout
+    assert "free some space or choose another folder" in done.stdout
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.bin", b"old")]
 
 
-def test_a_place_is_checked_without_a_trace(front: Faulty, tmp_path: Path) -> None:
+def test_check_writable_leaves_no_files(front: Faulty, tmp_path: Path) -> None:
     storage.check_writable(str(tmp_path / "a" / "b"))
     storage.check_writable("s3://xrays/a/b")
     assert list(tmp_path.iterdir()) == []
