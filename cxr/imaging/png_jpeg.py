@@ -1,5 +1,6 @@
-"""Decode PNG, JPEG, GIF and raw JSRT files to gray pixels. Headers are checked first: bombs and truncated files are
-never decoded.
+"""Decode PNG, JPEG, GIF and raw JSRT files to gray pixels.
+
+Headers are checked first, so that bombs and truncated files are never decoded.
 
 EXIF orientation is ignored, because annotations refer to pixels as stored. Damage inside a JPEG's coded data that
 leaves its markers intact cannot be detected, because the format has no checksum.
