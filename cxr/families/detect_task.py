@@ -26,12 +26,12 @@ from cxr.families.partner_window import USABLE, PartnerWindow
 from cxr.metrics.yolo import judged_rows, summary
 from cxr.models.detection_loss import DetectionLoss
 from cxr.models.yolo import Yolo, YoloEnsemble
-from cxr.reporting import figures
+from cxr.reporting import figures, palette
 
 VALIDATED = 300  # boxes of an image that validation looks at, as Ultralytics'
 PICTURED, PICTURED_SCORE = 6, 0.1
 UNKNOWN = "unknown"  # of an augmented batch: (B, K, 5) regions in which a finding is unknown, as boxes
-TRUE_COLOR, FOUND_COLOR = (251, 191, 36), (52, 211, 153)
+TRUE_COLOR, FOUND_COLOR = palette.rgb(palette.TRUTH), palette.rgb(palette.PREDICTION)
 
 
 @dataclass(frozen=True)

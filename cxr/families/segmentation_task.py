@@ -21,10 +21,10 @@ from cxr.metrics.segmentation import hd95_rows, image_level, summary
 from cxr.metrics.segmentation.mask_thresholds import MaskRule, choose_rule, decided, rule_rows
 from cxr.models.segmentation_loss import MaskLoss, image_loss
 from cxr.models.segmentation_model import SegmentationModel
-from cxr.reporting import figures
+from cxr.reporting import figures, palette
 
 PICTURED = 6
-TRUE_COLOR, FOUND_COLOR = (0.98, 0.75, 0.14), (0.20, 0.83, 0.60)
+TRUE_COLOR, FOUND_COLOR = palette.rgb(palette.TRUTH), palette.rgb(palette.PREDICTION)
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,11 @@ def rule_of(network: nn.Module) -> MaskRule:
     return MaskRule(*network.rule.tolist())
 
 
-def outlined(x_B1HW: Tensor, mask_BHW: Tensor, color: tuple[float, float, float] = FOUND_COLOR) -> Tensor:
+def outlined(x_B1HW: Tensor, mask_BHW: Tensor, color: tuple[int, int, int] = FOUND_COLOR) -> Tensor:
     """Images in [0, 1] with the outline of their bool masks, uint8 (B, H, W, 3)."""
     mask = mask_BHW[:, None].float()
     edge = F.max_pool2d(mask, 3, 1, 1) - mask
-    paint = torch.tensor(color, device=x_B1HW.device).view(3, 1, 1)
+    paint = torch.tensor(color, device=x_B1HW.device).view(3, 1, 1) / 255
     return ((1 - edge) * x_B1HW + edge * paint).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from cxr.reporting import palette
 from cxr.reporting.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FOUND_BGR, TRUE_BGR, TEXT_BGR = (32, 144, 255), (224, 208, 0), (255, 255, 255)
+FOUND_BGR, TRUE_BGR, TEXT_BGR = palette.bgr(palette.PREDICTION), palette.bgr(palette.TRUTH), (255, 255, 255)
 _STRONGEST = 0.65  # share of color where a map is 1
 _LETTERS = 0.0016  # their scale for each pixel of the picture's height
 

@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 
 from cxr.metrics.classification import Intervals, Row, Summary, reliability
 from cxr.metrics.classification.ranking import precision_recall_curve, roc_curve
+from cxr.reporting import palette
 from cxr.reporting.page import Picture, save_picture
 from cxr.reporting.tables import interval
 from cxr.schema import POSITIVE, UNKNOWN
 
 _COLUMNS = 5
 _NOTE_AT = 0.66  # of the width of the numbers beside a forest plot
-_OURS, _DOT, _GRAY, _PALE = "#1b6ca8", "#c0392b", "0.55", "#d5e5f1"
-_LINE = {"color": _GRAY, "linewidth": 0.8, "linestyle": "--"}
+_LINE = {"color": palette.NEUTRAL, "linewidth": 0.8, "linestyle": "--"}
 
 
 def write_pictures(
@@ -51,10 +51,10 @@ def roc_figure(rows: Sequence[Row], scores_NF: np.ndarray, labels_NF: np.ndarray
         known, positive = labels_NF[:, f] != UNKNOWN, labels_NF[:, f] == POSITIVE
         ax.plot([0, 1], [0, 1], **_LINE)
         false, true = roc_curve(scores_NF[:, f], labels_NF[:, f])
-        ax.fill_between(false, true, color=_PALE)
-        ax.plot(false, true, color=_OURS, linewidth=1.6)
+        ax.fill_between(false, true, color=palette.MODEL_PALE)
+        ax.plot(false, true, color=palette.MODEL, linewidth=1.6)
         called = called_NF[:, f].astype(bool)
-        ax.plot(called[known & ~positive].mean(), called[positive].mean(), "o", color=_DOT, markersize=4)
+        ax.plot(called[known & ~positive].mean(), called[positive].mean(), "o", color=palette.MARK, markersize=4)
         return f"AUROC {rows[f].auroc:.3f}"
 
     title = "ROC curves; red: the decisions by the checkpoint's thresholds"
@@ -72,10 +72,10 @@ def precision_recall_figure(
         ax.axhline(prevalence, **_LINE)
         precision, recall = precision_recall_curve(scores_NF[:, f], labels_NF[:, f])
         precision, recall = np.append(precision[0], precision), np.append(0, recall)
-        ax.fill_between(recall, precision, step="pre", color=_PALE)
-        ax.step(recall, precision, where="pre", color=_OURS, linewidth=1.6)
+        ax.fill_between(recall, precision, step="pre", color=palette.MODEL_PALE)
+        ax.step(recall, precision, where="pre", color=palette.MODEL, linewidth=1.6)
         if not math.isnan(row.precision):
-            ax.plot(row.recall, row.precision, "o", color=_DOT, markersize=4)
+            ax.plot(row.recall, row.precision, "o", color=palette.MARK, markersize=4)
         return f"AP {row.average_precision:.3f}"
 
     title = "Precision and recall; red: the decisions; dashed: the share of positives, which chance reaches"
@@ -92,8 +92,10 @@ def reliability_figure(rows: Sequence[Row], scores_NF: np.ndarray, labels_NF: np
         low, high = _wilson(observed, counts)
         ends = np.clip([observed - low, high - observed], 0, None)
         ax.plot([0, 1], [0, 1], **_LINE)
-        ax.errorbar(probability, observed, ends, fmt="none", ecolor=_OURS, elinewidth=0.8, alpha=0.6)
-        ax.scatter(probability, observed, 8 + 90 * counts / counts.sum(), color=_OURS, zorder=3, clip_on=False)
+        ax.errorbar(probability, observed, ends, fmt="none", ecolor=palette.MODEL, elinewidth=0.8, alpha=0.6)
+        ax.scatter(
+            probability, observed, 8 + 90 * counts / counts.sum(), color=palette.MODEL, zorder=3, clip_on=False
+        )
         return f"ECE {rows[f].calibration_error:.3f}"
 
     title = "Reliability; on the dashed line a probability is what it says. Areas: shares of images"
@@ -121,7 +123,7 @@ def _panels(rows: Sequence[Row], draw: Callable[[Axes, int], str], title: str, x
         ax.spines[["top", "right"]].set_visible(False)
         if math.isnan(row.auroc):
             note, told = row.note.replace(" among", "\namong"), "not measured"
-            ax.text(0.5, 0.5, note, ha="center", va="center", fontsize=8, color=_GRAY)
+            ax.text(0.5, 0.5, note, ha="center", va="center", fontsize=8, color=palette.NEUTRAL)
         else:
             told = draw(ax, f)
         ax.set_title(f"{_spoken(row.finding)}\n{told}", fontsize=8.5)
@@ -184,24 +186,26 @@ def _forest(lines: Sequence[_Line], title: str, at: float, noted: str) -> Figure
     ax.tick_params("x", labelsize=8)
     ax.tick_params("y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.grid(axis="x", color="0.92")
+    ax.grid(axis="x", color=palette.GRID)
     ax.set_axisbelow(True)
     beside.set_axis_off()
-    beside.set_title(noted, x=_NOTE_AT, loc="left", fontsize=8, color=_GRAY)
+    beside.set_title(noted, x=_NOTE_AT, loc="left", fontsize=8, color=palette.NEUTRAL)
     figure.suptitle(title, fontsize=10)
     return figure
 
 
 def _draw_line(ax: Axes, beside: Axes, place: int, line: _Line) -> None:
     if math.isnan(line.value):
-        beside.text(0, place, line.note, va="center", fontsize=8, color=_GRAY)
+        beside.text(0, place, line.note, va="center", fontsize=8, color=palette.NEUTRAL)
         return
-    weight, marker, color, width = ("bold", "D", _DOT, 1.8) if line.bold else ("normal", "o", _OURS, 1.2)
+    weight, marker, color, width = (
+        ("bold", "D", palette.MARK, 1.8) if line.bold else ("normal", "o", palette.MODEL, 1.2)
+    )
     ax.plot([line.low, line.high], [place, place], color=color, linewidth=width, solid_capstyle="butt")
     ax.plot(line.value, place, marker, color=color, markersize=5)
     said = interval(line.value, line.low, line.high)
     beside.text(0, place, said, va="center", fontsize=8, weight=weight)
-    beside.text(_NOTE_AT, place, line.note, va="center", fontsize=8, color=_GRAY)
+    beside.text(_NOTE_AT, place, line.note, va="center", fontsize=8, color=palette.NEUTRAL)
 
 
 def _spoken(finding: str) -> str:

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from cxr import storage
 from cxr.metrics.classification.classification_summary import FEW
 from cxr.metrics.detection import COCO_IOUS, VOC_IOUS, Summary
+from cxr.reporting import palette
 from cxr.reporting.tables import Table, csv_text, interval, number
 
 BACKGROUND = "background"
-_TRUE, _FOUND = "#1b6ca8", "#e08a2c"
 
 
 def precision_table(summary: Summary) -> Table:
@@ -124,7 +124,7 @@ def curves_figure(summary: Summary) -> Figure:
         if curve.true and len(curve.scores):
             recall, precision = np.append(0, curve.recall), np.append(curve.precision[0], curve.precision)
             label, line = f"{summary.findings[f]} {aps[f]:.2f}", "-" if f < 10 else "--"
-            axes.step(recall, precision, where="pre", lw=1.4, label=label, color=f"C{f % 10}", linestyle=line)
+            axes.step(recall, precision, where="pre", lw=1.4, label=label, color=palette.series(f), linestyle=line)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.set_title(f"Precision and recall of boxes at IoU > {VOC_IOUS[0]:g}; numbers: AP", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
@@ -138,7 +138,9 @@ def distribution_figure(counts: Mapping[str, np.ndarray], names: Sequence[str], 
     figure = Figure(figsize=(7, 0.36 * len(names) + 1.3), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(counts)
-    for number_, ((name, of), color) in enumerate(zip(counts.items(), (_TRUE, _FOUND), strict=False)):
+    for number_, ((name, of), color) in enumerate(
+        zip(counts.items(), (palette.TRUTH, palette.PREDICTION), strict=False)
+    ):
         places = np.arange(len(names)) + (number_ - (len(counts) - 1) / 2) * height
         bars = axes.barh(places, of, height, label=name, color=color)
         axes.bar_label(bars, [f"{value:,.0f}" for value in of], padding=2, fontsize=6)
@@ -157,7 +159,9 @@ def area_figure(shares: Mapping[str, Sequence[np.ndarray]], findings: Sequence[s
     """Box plots of the boxes' areas as shares of the image, by finding, on a log axis."""
     figure = Figure(figsize=(7, 0.42 * len(findings) + 1.3), layout="constrained")
     axes = figure.subplots()
-    for (name, of), color, shift in zip(shares.items(), (_TRUE, _FOUND), (-0.19, 0.19), strict=False):
+    for (name, of), color, shift in zip(
+        shares.items(), (palette.TRUTH, palette.PREDICTION), (-0.19, 0.19), strict=False
+    ):
         filled = [f for f, values in enumerate(of) if len(values)]
         if filled:
             drawn = axes.boxplot(

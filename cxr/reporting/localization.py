@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from cxr.metrics.classification import Intervals
 from cxr.metrics.classification.classification_summary import FEW
 from cxr.metrics.localization import MEASURES, THRESHOLDS, Rates
+from cxr.reporting import palette
 from cxr.reporting.tables import Table, csv_text, interval, number
 
 NAMED = {"iou": "IoU", "iobb": "IoBB"}
@@ -135,11 +136,11 @@ def curves_figure(rates: Rates, baselines: Mapping[str, Rates]) -> Figure:
     for axes, measure in zip(panels, MEASURES, strict=True):
         for f, finding in enumerate(rates.findings):
             values = [of.value[f] for of in rates.accuracy[measure]]
-            axes.plot(THRESHOLDS, values, lw=1, color=f"C{f % 10}", ls="-" if f < 10 else ":", label=finding)
+            axes.plot(THRESHOLDS, values, lw=1, color=palette.series(f), ls="-" if f < 10 else ":", label=finding)
         curves(axes, rates, measure, "mean", "black")
         for (name, of), style in zip(baselines.items(), ("--", ":"), strict=False):
             means = [at.mean for at in of.accuracy[measure]]
-            axes.plot(THRESHOLDS, means, color="0.45", ls=style, lw=1.5, label=f"{name}, mean")
+            axes.plot(THRESHOLDS, means, color=palette.NEUTRAL, ls=style, lw=1.5, label=f"{name}, mean")
         tidy(axes, measure)
     panels[0].set_ylabel("images with a box in which it is found")
     panels[1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
@@ -156,5 +157,5 @@ def curves(axes: Axes, rates: Rates, measure: str, name: str, color: str) -> Non
 
 def tidy(axes: Axes, measure: str) -> None:
     axes.set(xlabel=f"threshold on {NAMED[measure]}", ylim=(0, 1), xlim=(THRESHOLDS[0], THRESHOLDS[-1]))
-    axes.grid(color="0.92")
+    axes.grid(color=palette.GRID)
     axes.spines[["top", "right"]].set_visible(False)

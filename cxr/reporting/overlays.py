@@ -13,8 +13,8 @@ from matplotlib.patches import Rectangle
 
 from cxr.reporting.figures import TILE_INCHES
 from cxr.reporting.page import Picture, save_picture
+from cxr.reporting.palette import PREDICTION, TRUTH
 
-TRUE_COLOR, FOUND_COLOR = "#00d0e0", "#ff9020"
 _TILE = 1.6 * TILE_INCHES
 
 
@@ -26,7 +26,7 @@ class MaskPair:
     found: np.ndarray
 
     def draw(self, ax: Axes) -> None:
-        for mask, color in ((self.true, TRUE_COLOR), (self.found, FOUND_COLOR)):
+        for mask, color in ((self.true, TRUTH), (self.found, PREDICTION)):
             if mask is not None and mask.any():
                 padded = np.pad(mask.astype(np.float32), 1)  # outlines that meet the image's edge close there
                 places = (np.arange(-1, length + 1) for length in mask.shape[::-1])
@@ -47,8 +47,8 @@ class BoxPair:
 
     def draw(self, ax: Axes) -> None:
         if self.true is not None:
-            _draw_boxes(ax, self.true, self.true_words, TRUE_COLOR, above=True)
-        _draw_boxes(ax, self.found, self.found_words, FOUND_COLOR, above=False)
+            _draw_boxes(ax, self.true, self.true_words, TRUTH, above=True)
+        _draw_boxes(ax, self.found, self.found_words, PREDICTION, above=False)
 
 
 def _draw_boxes(ax: Axes, boxes_K4: np.ndarray, words: Sequence[str], color: str, *, above: bool) -> None:
@@ -83,7 +83,7 @@ def overlay_figure(rows: Mapping[str, Sequence[Overlay]]) -> Figure:
         for ax, overlay in zip(axes_row, shown, strict=False):
             _show(ax, overlay)
             ax.set_title(f"{name}: {overlay.title}" if overlay.title else name, loc="left", fontsize=8)
-    colors = {"true": TRUE_COLOR, "found": FOUND_COLOR}
+    colors = {"true": TRUTH, "found": PREDICTION}
     if all(overlay.drawn.true is None for shown in rows.values() for overlay in shown):
         del colors["true"]
     handles = [Line2D([], [], color=color, label=name) for name, color in colors.items()]

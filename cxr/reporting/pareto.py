@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cxr.reporting import palette
 from cxr.reporting.figures import save_figure
 from cxr.reporting.trials import Trial
 
-FRONT, BEATEN = "#31688e", "0.6"
 Place = tuple[float, float]
 
 
@@ -93,16 +93,21 @@ def _plot(axes: Axes, places: Mapping[Place, list[Trial]], objectives: Mapping[s
     """Every place named by its trials' ids; the ends of a joined front are told in full above."""
     front = sorted(place for place, named in places.items() if any(trial.on_front for trial in named))
     if joined:
-        axes.plot(*zip(*front, strict=True), color=FRONT, lw=1.2, zorder=1)
+        axes.plot(*zip(*front, strict=True), color=palette.MODEL, lw=1.2, zorder=1)
         ends = dict.fromkeys((front[0], front[-1]))
         axes.set_title("\n".join(_told(end, places[end], objectives) for end in ends), loc="left", fontsize=8)
     for place, named in places.items():
-        axes.scatter(*place, s=36 if place in front else 14, color=FRONT if place in front else BEATEN, zorder=2)
+        axes.scatter(
+            *place,
+            s=36 if place in front else 14,
+            color=palette.MODEL if place in front else palette.NEUTRAL,
+            zorder=2,
+        )
         _name(axes, place, named, objectives, leads=place in front)
     axes.margins(0.2)
     x, y = (f"{name} ({'more' if mode == 'max' else 'less'} is better)" for name, mode in objectives.items())
     axes.set(xlabel=x, ylabel=y)
-    axes.grid(color="0.92")
+    axes.grid(color=palette.GRID)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -119,7 +124,7 @@ def _name(axes: Axes, place: Place, named: Sequence[Trial], objectives: Mapping[
         rotation=(45 if right == up else -45) * leads,
         rotation_mode="anchor",
         fontsize=8 if leads else 6,
-        color="black" if leads else "0.45",
+        color="black" if leads else palette.NEUTRAL,
         zorder=3,
     )
 

@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
+from cxr.reporting import palette
 from cxr.reporting.tables import Table, number
 
 QUANTILES = {"5th percentile": 0.05, "median": 0.5, "95th percentile": 0.95}
 _COLUMNS, _BINS = 5, 40
-_COLOR = "#1b6ca8"
 
 
 def rejects_table(reasons: Mapping[str, int], images: int) -> Table:
@@ -66,7 +66,7 @@ def histograms_figure(values: Mapping[str, np.ndarray], title: str, x_label: str
     for ax, (name, of) in zip(axes, values.items(), strict=False):
         ax.set_yscale("log")
         if len(of):
-            ax.hist(of, bins=_BINS, range=(0, 1), color=_COLOR, log=True)
+            ax.hist(of, bins=_BINS, range=(0, 1), color=palette.MODEL, log=True)
         ax.set_xlim(0, 1)
         ax.set_ylim(bottom=0.8)  # a bar of one image shows
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

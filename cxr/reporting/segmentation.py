@@ -9,7 +9,6 @@ from cxr import storage
 from cxr.metrics.segmentation import MeanInterval
 from cxr.reporting.tables import Table, csv_text, interval, number
 
-TRUE_COLOR, FOUND_COLOR = "#00d0e0", "#ff9020"
 _WORST = 10  # images in the page's table
 
 

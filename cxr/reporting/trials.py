@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from cxr import storage
+from cxr.reporting import palette
 from cxr.reporting.figures import save_figure
 from cxr.reporting.tables import markdown
 
@@ -158,12 +159,12 @@ def _parallel(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], mo
         heights = [_height(trial.drawn[name], d) for name, d in space.items()] + [_share(trial, trials)]
         axes.plot(heights, color=color, lw=2.8 if trial is trials[0] else 1.2, alpha=0.9, marker="o", ms=3)
     for at, distribution in enumerate(space.values()):
-        axes.axvline(at, color="0.8", lw=0.8, zorder=0)
+        axes.axvline(at, color=palette.FRAME, lw=0.8, zorder=0)
         for height, text in _ticks(distribution):
-            axes.text(at, height, text, fontsize=7, ha="center", va="bottom", color="0.25")
+            axes.text(at, height, text, fontsize=7, ha="center", va="bottom", color=palette.NEUTRAL)
     values = [trial.value for trial in trials]
     for height, value in ((0, min(values)), (1, max(values))):
-        axes.text(len(space), height, f"{value:.3f}", fontsize=7, ha="center", va="bottom", color="0.25")
+        axes.text(len(space), height, f"{value:.3f}", fontsize=7, ha="center", va="bottom", color=palette.NEUTRAL)
     axes.set_xticks(range(len(space) + 1), [*space, monitor], rotation=30, ha="right", fontsize=8)
     axes.set_yticks([])
     axes.set_title(f"{len(trials)} trials by {monitor}; thick: the best", fontsize=10)
@@ -201,7 +202,7 @@ def _bars(shares: Mapping[str, float], monitor: str) -> Figure:
     figure = Figure(figsize=(5.5, 0.4 * len(shares) + 1.4), layout="constrained")
     axes = figure.subplots()
     names = list(shares)[::-1]
-    bars = axes.barh(names, [shares[name] for name in names], color="#31688e")
+    bars = axes.barh(names, [shares[name] for name in names], color=palette.MODEL)
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.set_xlim(0, 1.1 * max(shares.values()))
     axes.set_title(f"Importance for {monitor} (PED-ANOVA)", fontsize=10)

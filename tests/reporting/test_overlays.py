@@ -8,7 +8,8 @@ from matplotlib.colors import to_hex
 from matplotlib.contour import ContourSet
 from matplotlib.patches import Rectangle
 
-from cxr.reporting.overlays import FOUND_COLOR, TRUE_COLOR, BoxPair, MaskPair, Overlay, overlay_figure
+from cxr.reporting.overlays import BoxPair, MaskPair, Overlay, overlay_figure
+from cxr.reporting.palette import PREDICTION, TRUTH
 
 
 def block(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
@@ -27,7 +28,7 @@ def test_outlines_lie_around_their_masks() -> None:
     for contour in drawn:
         points = np.concatenate([path.vertices for path in contour.get_paths()])
         ends[to_hex(np.asarray(contour.get_edgecolor())[0])] = (points.min(0), points.max(0))
-    true, found = ends[TRUE_COLOR], ends[FOUND_COLOR]
+    true, found = ends[TRUTH], ends[PREDICTION]
     np.testing.assert_allclose(true, [[9.5, 3.5], [19.5, 8.5]])
     np.testing.assert_allclose(found, [[-0.5, -0.5], [4.5, 19.5]])
     assert (axes.get_xlim(), axes.get_ylim()) == ((-0.5, 29.5), (19.5, -0.5))
@@ -47,9 +48,9 @@ def test_boxes_lie_on_pixel_edges_with_their_words() -> None:
     drawn = {
         to_hex(box.get_edgecolor()): box.get_bbox().extents for box in axes.patches if isinstance(box, Rectangle)
     }
-    np.testing.assert_allclose(drawn[TRUE_COLOR], [1.5, 2.5, 11.5, 8.5])
-    np.testing.assert_allclose(drawn[FOUND_COLOR], [-0.5, -0.5, 29.5, 19.5])
+    np.testing.assert_allclose(drawn[TRUTH], [1.5, 2.5, 11.5, 8.5])
+    np.testing.assert_allclose(drawn[PREDICTION], [-0.5, -0.5, 29.5, 19.5])
     assert {text.get_text(): text.get_color() for text in axes.texts} == {
-        "Mass": TRUE_COLOR,
-        "Mass 0.50": FOUND_COLOR,
+        "Mass": TRUTH,
+        "Mass 0.50": PREDICTION,
     }

@@ -13,6 +13,7 @@ from cxr.benchmarks.studies.xrays import XRays
 from cxr.families.checkpoint import Checkpoint
 from cxr.metrics.classification.bootstrap import ENDS, RESAMPLES, resampled_aurocs
 from cxr.metrics.classification.ranking import auroc
+from cxr.reporting import palette
 from cxr.reporting.tables import interval, markdown, number
 
 
@@ -110,14 +111,14 @@ def picture(judged: Sequence[Judged]) -> Figure:
     axes = figure.subplots()
     for row, one in enumerate(reversed(judged)):
         low, high = one.ends()
-        axes.plot([low, high], [row, row], color="#31688e", lw=2, solid_capstyle="butt")
-        axes.plot(one.aurocs, [row] * len(one.aurocs), "o", color="#31688e", alpha=0.6, mec="white")
+        axes.plot([low, high], [row, row], color=palette.MODEL, lw=2, solid_capstyle="butt")
+        axes.plot(one.aurocs, [row] * len(one.aurocs), "o", color=palette.MODEL, alpha=0.6, mec="white")
         axes.plot([one.mean], [row], "|", color="black", ms=14, mew=2)
     axes.set_yticks(range(len(judged)), [one.name for one in reversed(judged)])
     axes.set_ylim(-0.6, len(judged) - 0.4)
     axes.set_xlabel("mean AUROC on the test split\nline: 95 % by patient, dots: seeds, bar: their mean")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", color="0.92")
+    axes.grid(axis="x", color=palette.GRID)
     return figure
 
 

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 from cxr.benchmarks.studies.localization import Judged, Sure, accuracy, sure
 from cxr.metrics.localization import MEASURES, THRESHOLDS
+from cxr.reporting import palette
 from cxr.reporting.localization import NAMED, tidy
 from cxr.reporting.tables import csv_text, interval, markdown, number
 
 _SHOWN = (("iou", 0.1), ("iou", 0.3), ("iou", 0.5), ("iobb", 0.1), ("iobb", 0.5))
-_COLORS = ("#31688e", "#f46d43", "#35b779", "#a50026", "#fdae61", "#7b3294", "#26828e")
 _GUESSES = {"random": ":", "center": "--"}
 _GAINS = {"small": "T({}) = {}, mean of Nodule and Mass", "large": "T({}) = {}, Cardiomegaly", "auroc": "mean AUROC"}
 _LEGEND = (
@@ -125,7 +125,7 @@ def picture(judged: Sequence[Judged]) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).reshape(-1)
     for axes, of in zip(grid, panels, strict=False):
         for place, one in enumerate(judged):
-            _curve(axes, one, of, _COLORS[place % len(_COLORS)])
+            _curve(axes, one, of, palette.series(place))
         tidy(axes, "iou")
         axes.set_title(of[0] if len(of) == 1 else "mean over findings", fontsize=10)
     for axes in grid[len(panels) :]:

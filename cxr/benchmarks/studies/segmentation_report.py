@@ -8,9 +8,12 @@ from matplotlib.figure import Figure
 
 from cxr.benchmarks.studies.segmentation import Judged
 from cxr.metrics.segmentation import MeanInterval
+from cxr.reporting import palette
 from cxr.reporting.tables import csv_text, interval, markdown, number
 
-_COLORS = {"unet": "#31688e", "small_unet": "#26828e", "fcn32s": "#fdae61", "fcn16s": "#f46d43", "fcn8s": "#a50026"}
+_COLORS: dict[str, str] = {
+    model: palette.series(number) for number, model in enumerate(("unet", "small_unet", "fcn32s", "fcn16s", "fcn8s"))
+}
 _HEAD = (
     "network",
     "Dice (95 % by patient)",
@@ -107,7 +110,7 @@ def picture(judged: Sequence[Judged]) -> Figure:
     order = sorted(judged, key=lambda one: one.positive_dice.value)
     figure = Figure(figsize=(11, 1.2 + 0.26 * len(order)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    colors = [_COLORS.get(one.name.partition("-")[0], "0.5") for one in order]
+    colors = [_COLORS.get(one.name.partition("-")[0], palette.NEUTRAL) for one in order]
     for axes, name in zip(panels, ("dice", "positive_dice"), strict=False):
         for row, (one, color) in enumerate(zip(order, colors, strict=True)):
             mean: MeanInterval = getattr(one, name)
@@ -116,7 +119,7 @@ def picture(judged: Sequence[Judged]) -> Figure:
     panels[2].barh(range(len(order)), [one.forward_ms for one in order], height=0.5, color=colors)
     panels[2].bar_label(panels[2].containers[0], fmt=" {:.0f}", fontsize=8)
     panels[0].set_yticks(range(len(order)), [one.name for one in order], fontsize=8)
-    panels[0].axvline(judged[0].figures["empty_dice"], color="0.4", ls="--", lw=1)
+    panels[0].axvline(judged[0].figures["empty_dice"], color=palette.NEUTRAL, ls="--", lw=1)
     panels[0].set_ylim(-0.6, len(order) - 0.4)
     titles = (
         "mean Dice (95 %); dashed: of finding nothing",
@@ -125,7 +128,7 @@ def picture(judged: Sequence[Judged]) -> Figure:
     )
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, loc="left", fontsize=9)
-        axes.grid(axis="x", color="0.92")
+        axes.grid(axis="x", color=palette.GRID)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from cxr.reporting import palette
 from cxr.reporting.figures import save_figure
 
-_OURS, _PEERS = "#1b6ca8", "#b9bec4"
+_OURS, _PEERS = palette.MODEL, palette.FRAME
 
 
 def save_chart(
@@ -31,13 +32,13 @@ def save_chart(
         ax.bar_label(drawn, [_said(value) for value in bars.values()], fontsize=8)
         peer = max((value for name, value in bars.items() if name not in ours), default=0.0)
         if title in targets and peer:
-            ax.axhline(targets[title] * peer, color="#c0392b", linewidth=1, linestyle="--")
+            ax.axhline(targets[title] * peer, color=palette.MARK, linewidth=1, linestyle="--")
             ax.text(
                 0.02,
                 targets[title] * peer,
                 f"target: {targets[title]:g} x the fastest other",
                 fontsize=7,
-                color="#c0392b",
+                color=palette.MARK,
                 va="bottom",
                 transform=ax.get_yaxis_transform(),
             )
