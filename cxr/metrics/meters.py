@@ -15,6 +15,15 @@ class Communicator(Protocol):
     def gather(self, rows: Tensor) -> Tensor: ...
 
 
+class RankedCommunicator(Communicator, Protocol):
+    """A communicator whose workers are numbered."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+
 class Mean:
     """The mean of all values of all workers, whatever the shares and batches in which they came."""
 

@@ -4,6 +4,7 @@ Boxes are `metrics.localization.Boxes` of both sides in one frame. A finding wit
 it is NaN and no mean counts it. NumPy alone, float64.
 """
 
+from cxr.metrics.detection.box_meter import BoxMeter
 from cxr.metrics.detection.detection_summary import (
     COCO_IOUS,
     VOC_IOUS,
@@ -21,6 +22,7 @@ __all__ = [
     "COCO_IOUS",
     "NO_FINDING",
     "VOC_IOUS",
+    "BoxMeter",
     "Curve",
     "Summary",
     "average_precisions",

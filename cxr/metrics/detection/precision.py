@@ -40,6 +40,11 @@ class Curve:
         precision = self.right / np.maximum(1, self.right + self.wrong)
         return np.maximum.accumulate(precision[::-1])[::-1]
 
+    def counts_at(self, scores_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(S,) right and wrong boxes with at least each of these scores."""
+        count = np.searchsorted(-self.scores, -scores_S, "right")
+        return np.append(0, self.right)[count], np.append(0, self.wrong)[count]
+
     def voc_ap(self) -> float:
         """Area under the curve, all points (VOC 2010); NaN without a true box."""
         gained = np.diff(self.right, prepend=0)
