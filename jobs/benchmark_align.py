@@ -19,7 +19,8 @@ from cxr import storage
 from cxr.benchmarks.studies import align
 from cxr.benchmarks.studies.align_pictures import save_pictures
 from cxr.benchmarks.studies.ecc import Ecc
-from cxr.cli.training_jobs import phantom_archive, quick_checkpoint
+from cxr.cli.phantoms import phantom_archive
+from cxr.cli.training_jobs import quick_checkpoint
 from cxr.families import checkpoint
 from cxr.models.spatial_transformer import identity
 from cxr.runtime.job import run_job

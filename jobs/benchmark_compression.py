@@ -13,7 +13,8 @@ from typing import Any, Literal
 from cxr import storage
 from cxr.benchmarks.studies import compression, compression_report, xrays
 from cxr.benchmarks.studies.compression import Judge
-from cxr.cli.training_jobs import phantom_archive, quick_compressor
+from cxr.cli.phantoms import phantom_archive
+from cxr.cli.training_jobs import quick_compressor
 from cxr.families import checkpoint, lung_crop
 from cxr.families.checkpoint import Checkpoint
 from cxr.metrics.classification.bootstrap import RESAMPLES

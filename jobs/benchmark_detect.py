@@ -27,7 +27,8 @@ import torch
 import yaml
 
 from cxr import schema, storage
-from cxr.cli.training_jobs import ArchiveOptions, make_ready
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.training_jobs import make_ready
 from cxr.data import shards
 from cxr.data.batch import Batch
 from cxr.data.shard_loader import ShardStream

@@ -16,7 +16,8 @@ import torch
 from cxr import storage
 from cxr.benchmarks.throughput.step import DTYPES, Step, limit, operations
 from cxr.benchmarks.throughput.training import both_paces
-from cxr.cli.training_jobs import ArchiveOptions, make_ready
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.training_jobs import make_ready
 from cxr.data import shards
 from cxr.families.aecnn import AecnnRecipe
 from cxr.reporting.tables import markdown

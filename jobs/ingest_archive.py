@@ -8,26 +8,24 @@ from __future__ import annotations
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from cxr import schema, storage
-from cxr.cli.training_jobs import phantom_archive
-from cxr.data.decode_pool import decode_image
-from cxr.data.ingest import IngestResult, ingest
+from cxr.cli.phantoms import phantom_archive
 from cxr.errors import ImageRejectedError
-from cxr.families import lung_crop
 from cxr.imaging.decode import check_head
 from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import fit
 from cxr.imaging.image import to_bits
 from cxr.imaging.lung_bbox import MARGIN
-from cxr.reporting.figures import picture_rows, save_figure
-from cxr.runtime import cluster
 from cxr.runtime.job import run_job
 from cxr.schema import PixelFormat
 from cxr.sources import Labeling, open_manifest
+
+if TYPE_CHECKING:
+    from cxr.data.ingest import IngestResult
 
 PICTURED, PICTURE_PX = 4, 320
 
@@ -61,6 +59,12 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     if options.archive:
         storage.check_readable(options.archive)
+
+    # These import torch and Ray, which takes seconds: mistakes above are reported without them.
+    from cxr.data.ingest import ingest
+    from cxr.families import lung_crop
+    from cxr.runtime import cluster
+
     crop = lung_crop.by_checkpoint(options.lung_crop, options.lung_margin) if options.lung_crop else None
     cluster.connect()
     result = ingest(
@@ -81,6 +85,9 @@ def main(options: Options) -> dict[str, Any]:
 
 def _pictures(options: Options, archive: str) -> list[str]:
     """OUT/pictures/enhanced.png: a few images before and after each step of the enhancement."""
+    from cxr.data.decode_pool import decode_image
+    from cxr.reporting.figures import picture_rows, save_figure
+
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
     files = open_manifest(archive, options.source).table[schema.SOURCE_URI]
     for uri in files.slice(0, PICTURED).to_pylist():

@@ -13,8 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cxr import evaluation
-from cxr.evaluation.run import ReportOptions
+from cxr.evaluation.run import ReportOptions, read_run
 from cxr.runtime.job import run_job
 
 
@@ -30,7 +29,11 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    result = evaluation.report(options.run, options.report, options.out)
+    read_run(options.run)  # raises where there is none, before torch and matplotlib are imported
+
+    from cxr.evaluation.reports import report
+
+    result = report(options.run, options.report, options.out)
     for name, value in result["metrics"].items():
         print(f"{name} {value:.4g}" if value is not None else f"{name} not measured")
     print(f"text and tables: {result['report']}\nopen in a browser: {result['page']}", flush=True)

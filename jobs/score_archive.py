@@ -12,10 +12,9 @@ from typing import Any
 import tyro
 
 from cxr import storage
-from cxr.cli.training_jobs import phantom_archive, quick_checkpoint, quick_compressor
-from cxr.families import checkpoint
-from cxr.inference.score import ScoreOptions, check_archives, score
-from cxr.runtime import cluster
+from cxr.cli.phantoms import phantom_archive
+from cxr.families.checkpoint_files import read_about
+from cxr.inference.options import ScoreOptions, check_archives
 from cxr.runtime.job import run_job
 
 
@@ -38,7 +37,13 @@ def main(options: Options) -> dict[str, Any]:
     for archive in check_archives(options.archive, options.score):
         storage.check_readable(archive)
     if options.checkpoint:
-        checkpoint.read_about(options.checkpoint)
+        read_about(options.checkpoint)
+
+    # These import torch and Ray, which takes seconds: mistakes above are reported without them.
+    from cxr.cli.training_jobs import quick_checkpoint, quick_compressor
+    from cxr.inference.score import score
+    from cxr.runtime import cluster
+
     cluster.connect()
     out = storage.normalize(options.out)
     archives = options.archive or (phantom_archive(out),)

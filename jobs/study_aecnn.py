@@ -12,7 +12,8 @@ from typing import Any
 
 from cxr import storage
 from cxr.benchmarks.studies import aecnn, xrays
-from cxr.cli.training_jobs import ArchiveOptions, make_ready, ready_to_begin, settled, training_record
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.training_jobs import make_ready, ready_to_begin, settled, training_record
 from cxr.families import checkpoint, lung_crop
 from cxr.families.aecnn import AecnnRecipe
 from cxr.reporting import figures

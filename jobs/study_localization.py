@@ -15,7 +15,8 @@ from typing import Any
 from cxr import storage
 from cxr.benchmarks.studies import boxed_xrays, localization, localization_report
 from cxr.benchmarks.studies.boxed_xrays import BoxedXRays
-from cxr.cli.training_jobs import ArchiveOptions, make_ready, ready_to_begin, settled, training_record
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.training_jobs import make_ready, ready_to_begin, settled, training_record
 from cxr.data.batch import best_device
 from cxr.errors import UserError
 from cxr.families import checkpoint

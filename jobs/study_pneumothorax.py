@@ -16,7 +16,9 @@ import torch
 
 from cxr import storage
 from cxr.benchmarks.studies import segmentation, segmentation_report
-from cxr.cli.training_jobs import ArchiveOptions, make_ready, ready_to_begin, settled, siim_phantoms, training_record
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.phantoms import siim_phantoms
+from cxr.cli.training_jobs import make_ready, ready_to_begin, settled, training_record
 from cxr.data.batch import best_device
 from cxr.errors import UserError
 from cxr.families import checkpoint

@@ -10,7 +10,6 @@ from typing import Any
 
 from cxr import storage
 from cxr.evaluation.run import Split, read_run
-from cxr.export.kaggle_siim import write_submission
 from cxr.runtime.job import run_job
 
 
@@ -27,8 +26,12 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
+    run = read_run(options.run)
+
+    from cxr.export.kaggle_siim import write_submission  # torch takes seconds to import
+
     uri = storage.join(storage.normalize(options.out), "submission.csv")
-    counts = write_submission(read_run(options.run), uri, options.split)
+    counts = write_submission(run, uri, options.split)
     print("{images:,} images, {positives:,} with a mask, {errors:,} with an error, taken as empty".format(**counts))
     print(f"submission: {uri}")
     return {"submission": uri, "metrics": counts}

@@ -10,7 +10,6 @@ from typing import Any
 
 from cxr import storage
 from cxr.evaluation.run import Split, read_run
-from cxr.export.kaggle_vinbigdata import NormalFilter, normal_probabilities, write_submission
 from cxr.runtime.job import run_job
 from cxr.sources.vinbigdata import META_FILES
 
@@ -35,10 +34,15 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
+    run = read_run(options.run)
+    normal_run = read_run(options.normal_run) if options.normal_run else None
+
+    from cxr.export.kaggle_vinbigdata import NormalFilter, normal_probabilities, write_submission  # torch: seconds
+
     uri = storage.join(storage.normalize(options.out), "submission.csv")
-    known = normal_probabilities(read_run(options.normal_run)) if options.normal_run else None
+    known = normal_probabilities(normal_run) if normal_run else None
     normal = None if known is None else NormalFilter(known, options.low, options.high)
-    counts = write_submission(read_run(options.run), uri, normal, options.split)
+    counts = write_submission(run, uri, normal, options.split)
     print("{images:,} images, {normal:,} as normal, {errors:,} of these for an error; ".format(**counts), end="")
     print("{boxes_left_out:,} boxes of other findings left out".format(**counts))
     if counts["training_images_left_out"]:

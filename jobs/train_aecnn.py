@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cxr.cli.training_jobs import ArchiveOptions, train_job
+from cxr.cli.options import ArchiveOptions
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.aecnn_published import as_published
 from cxr.runtime.job import run_job
@@ -31,6 +31,8 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
+    from cxr.cli.training_jobs import train_job  # Ray takes seconds to import
+
     recipe = as_published(options.recipe) if options.published else options.recipe
     return train_job(recipe, options.data, options.run, options.out)
 

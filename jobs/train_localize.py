@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cxr.cli.training_jobs import ArchiveOptions, train_job
+from cxr.cli.options import ArchiveOptions
 from cxr.families.localize import LocalizeRecipe
 from cxr.runtime.job import run_job
 from cxr.training.options import RunOptions
@@ -29,6 +29,8 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
+    from cxr.cli.training_jobs import train_job  # Ray takes seconds to import
+
     return train_job(options.recipe, options.data, options.run, options.out)
 
 

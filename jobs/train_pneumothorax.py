@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cxr.cli.training_jobs import ArchiveOptions, siim_phantoms, train_job
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.phantoms import siim_phantoms
 from cxr.families.pneumothorax import PneumothoraxRecipe
 from cxr.runtime.job import run_job
 from cxr.training.options import RunOptions
@@ -31,6 +32,8 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
+    from cxr.cli.training_jobs import train_job  # Ray takes seconds to import
+
     data = siim_phantoms(options.data, options.out)
     return train_job(options.recipe, data, options.run, options.out)
 

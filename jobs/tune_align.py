@@ -10,11 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cxr.cli.training_jobs import ArchiveOptions, tune_job
+from cxr.cli.options import ArchiveOptions
 from cxr.families.align import AlignRecipe
 from cxr.runtime.job import run_job
-from cxr.training.options import RunOptions
-from cxr.training.search import SearchOptions
+from cxr.training.options import RunOptions, SearchOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +29,8 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
+    from cxr.cli.training_jobs import tune_job  # Ray takes seconds to import
+
     return tune_job(options.recipe, options.data, options.search, options.run, options.out)
 
 

@@ -4,59 +4,36 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from cxr import schema, storage
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.phantoms import phantom_archive
 from cxr.data import ingest, shards
 from cxr.data.batch import Batch
 from cxr.data.ledger import LEDGER_FILE
 from cxr.data.shard_loader import ShardStream
 from cxr.errors import UserError
-from cxr.families import checkpoint, lung_crop
+from cxr.families import checkpoint, checkpoint_files, lung_crop
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.families.base import Recipe, SomeRecipe, check_size
 from cxr.families.compatibility import check_raw, fold_of, sampling_of
 from cxr.models import pretrained
-from cxr.phantom.archive import write_phantom
-from cxr.phantom.siim import write_siim_phantom
 from cxr.reporting import folds, pareto
 from cxr.reporting.trials import trials_table, write_search_pictures, write_trials
 from cxr.runtime import cluster
 from cxr.schema import PixelFormat
-from cxr.sources import Labeling, chestxray14, open_manifest, siim
+from cxr.sources import open_manifest
 from cxr.training.fit import begun_with, check_resume, fit, room
-from cxr.training.options import RunOptions
-from cxr.training.search import SearchOptions, objectives_of, search, searched
+from cxr.training.options import RunOptions, SearchOptions
+from cxr.training.search import objectives_of, search, searched
 from cxr.training.shared_pretraining import prepare
 from cxr.training.sweep import train_all
 
 SHARDS = "shards"  # in OUT
 PICTURED = 64  # images that the pictures of a run are made from
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArchiveOptions:
-    """Which X-rays to use, and how they are read."""
-
-    archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Archive or shards: a folder, s3://bucket/prefix or gs://bucket/prefix; left out, a small phantom archive. Given
-    several times, archives are used as one; where labels are learnt, their findings must be the same."""
-    source: str = "auto"
-    """Layout of each archive: auto, or the name of a source."""
-    shard_size: int = 256
-    """Height and width at which an archive is turned into shards, pixels."""
-    stream: bool = False
-    """Train straight from one archive, decoding in every epoch, instead of writing shards to OUT/shards first."""
-    max_rejects: float = 0.05
-    """Share of images that may be unreadable before the job fails."""
-    phantoms: int = 160
-    """Images of the phantom archive made when none is given."""
-    labeling: Labeling = field(default_factory=Labeling)
 
 
 def make_ready(options: ArchiveOptions, out: str, recipe: Recipe | None = None) -> str:
@@ -99,26 +76,6 @@ def _shards_of(archive: str, made: str, options: ArchiveOptions, recipe: Recipe 
     return made
 
 
-def phantom_archive(out: str, count: int = 160, size: int = 256) -> str:
-    """A small synthetic archive in OUT/phantoms, for a job that was given none; made once."""
-    uri = storage.join(out, "phantoms")
-    if not chestxray14.detect(uri):
-        print(f"no --archive given: making {count} phantom X-rays in {uri}", flush=True)
-        write_phantom(uri, count, size=size)
-    return uri
-
-
-def siim_phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
-    """The archive as given, or one of phantoms as rarely ill as SIIM-ACR's, in OUT/phantoms; made once."""
-    if options.archive:
-        return options
-    uri = storage.join(storage.normalize(out), "phantoms")
-    if not siim.detect(uri):
-        print(f"no --archive given: making {options.phantoms} phantom X-rays in {uri}", flush=True)
-        write_siim_phantom(uri, options.phantoms, size=max(256, options.shard_size))
-    return replace(options, archive=(uri,))
-
-
 def quick_checkpoint(archive: str, out: str) -> str:
     """An aligner trained for a minute, in OUT/aligner, for a job that was given no checkpoint; made once."""
     recipe = AlignRecipe(size=64, epochs=4, trunk="conv3", lung_phantoms=200, lung_steps=150)
@@ -135,7 +92,7 @@ def quick_compressor(archive: str, out: str) -> str:
 
 def _trained_once(recipe: Recipe, archive: str, folder: str) -> str:
     kept = storage.join(folder, "checkpoint")
-    if not storage.exists(storage.join(kept, checkpoint.ABOUT)):
+    if not storage.exists(storage.join(kept, checkpoint_files.ABOUT)):
         print(f"no --checkpoint given: training a small network of family {recipe.family} in {folder}", flush=True)
         again = RunOptions(resume=storage.exists(storage.join(folder, "train")))
         train_job(recipe, ArchiveOptions(archive=(archive,)), again, folder)
@@ -256,7 +213,7 @@ def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, ou
     data = make_ready(archive, out, recipe)
     recipes = {f"fold-{one.fold}": settled_once.replace(fold=one.fold) for one in numbered}
     trained = train_all(recipes, (recipe.seed,), data, out, run, source=archive.source)
-    metrics = [checkpoint.read_about(one.checkpoint)["metrics"] for one in trained]
+    metrics = [checkpoint_files.read_about(one.checkpoint)["metrics"] for one in trained]
     print(folds.table(metrics), flush=True)
     for one in trained:
         print(f"checkpoint of {one.name}: {one.checkpoint}", flush=True)

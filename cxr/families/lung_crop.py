@@ -19,7 +19,7 @@ from cxr import schema, storage
 from cxr.data.batch import to_tensors
 from cxr.data.shards import ShardInfo
 from cxr.errors import UserError
-from cxr.families import checkpoint, recipe_from_dict
+from cxr.families import checkpoint, checkpoint_files, recipe_from_dict
 from cxr.families.base import Recipe
 from cxr.families.checkpoint import Checkpoint
 from cxr.imaging.geometry import ResizeTransform, fit
@@ -64,7 +64,7 @@ def by_checkpoint(uri: str, margin: float = MARGIN) -> LungCrop:
         UserError: no checkpoint there, or one that does not find lungs.
     """
     uri = storage.normalize(uri)
-    about = checkpoint.read_about(uri)
+    about = checkpoint_files.read_about(uri)
     recipe = recipe_from_dict(about["recipe"])
     if schema.PRED_MASK_RLE not in recipe.score_columns.names or recipe.mask_label != schema.LUNGS:
         raise UserError(
@@ -81,7 +81,7 @@ def of_recipe(recipe: Recipe) -> LungCrop | None:
 
 def of_checkpoint(kept: Checkpoint) -> LungCrop | None:
     """How images are cropped that `kept` scores; None: they are whole."""
-    uri = checkpoint.lungs_of(kept.uri, kept.recipe.lung_crop)
+    uri = checkpoint_files.lungs_of(kept.uri, kept.recipe.lung_crop)
     return by_checkpoint(uri, kept.recipe.lung_margin) if uri else None
 
 

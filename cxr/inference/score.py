@@ -36,6 +36,7 @@ from cxr.imaging import dicom_terms
 from cxr.imaging.enhance import Enhancement
 from cxr.inference import latents
 from cxr.inference.latents import Origin
+from cxr.inference.options import ScoreOptions, check_archives
 from cxr.runtime import cluster, lease
 from cxr.runtime.progress import Progress
 from cxr.schema import PixelFormat
@@ -45,24 +46,6 @@ SCORES, LATENTS = "scores", "latents"  # folders of the result
 PART_BYTES = 64 << 20  # of decoded pixels in one part, well under the size at which Ray Data cuts a block in two
 _COUNTED = pa.schema([schema.SCORES.field(n) for n in (schema.ERROR, schema.VIEW, schema.BODY_PART, schema.MODALITY)])
 PART, PART_ROWS, SHARD, MISTAKE = "part", "part_rows", "shard", "mistake"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreOptions:
-    """How an archive is scored."""
-
-    source: str = "auto"
-    """Layout of the archive: auto, or the name of a source."""
-    workers: int | None = None
-    """Copies of the network that score at once; unset for one a GPU, or half of the CPUs."""
-    batch_size: int = 64
-    """Images a forward pass."""
-    save_images: bool = False
-    """Also write the family's pictures, e.g. OUT/aligned/IMAGE_ID.png, which is a.png.png for the image a.png."""
-    save_latents: bool = False
-    """Also write OUT/latents, an archive of what the checkpoint's encoder keeps of the images; it can be scored."""
-    max_rejects: float = 0.5
-    """Share of images that may be unreadable before the job fails; all others are scored all the same."""
 
 
 @dataclass(frozen=True)
@@ -158,16 +141,6 @@ class Plan:
     encoded: bool = False  # the pixels are latents
     crop: LungCrop | None = None  # how images are cropped, or were when they became shards
     enhance: Enhancement | None = None  # what is done to them, or was then
-
-
-def check_archives(uris: Sequence[str], options: ScoreOptions) -> list[str]:
-    """The archives' normalized URIs; raises UserError where several cannot be scored into one result."""
-    archives = [storage.normalize(uri) for uri in uris]
-    if len(set(archives)) < len(archives):
-        raise UserError(f"--archive {' --archive '.join(archives)}: the same archive twice; give each archive once")
-    if len(archives) > 1 and options.save_latents:
-        raise UserError("--save-latents takes one archive, got several: score each into its own --out")
-    return archives
 
 
 def _numbered(plans: Sequence[Plan]) -> list[Plan]:

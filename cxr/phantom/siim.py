@@ -19,9 +19,6 @@ from typing import Literal, get_args
 
 import cv2
 import numpy as np
-from pydicom import uid
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.encaps import encapsulate
 
 from cxr import schema, storage
 from cxr.errors import UserError
@@ -111,6 +108,10 @@ def _codes(study: Study) -> Iterator[str]:
 
 def _dicom(study: Study, index: int, seed: int) -> bytes:
     """A DICOM file like those of the release: pixels as JPEG baseline, and tags of nobody."""
+    from pydicom import uid  # here, for pydicom takes half a second to import
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
+
     file = FileDataset("", {}, preamble=bytes(128), file_meta=FileMetaDataset())
     file.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
     file.SOPClassUID, file.SOPInstanceUID = _SECONDARY_CAPTURE, image_uid(index, seed)

@@ -22,8 +22,6 @@ from typing import Literal, get_args
 
 import cv2
 import numpy as np
-from pydicom import uid
-from pydicom.dataset import FileDataset, FileMetaDataset
 
 from cxr import schema, storage
 from cxr.errors import UserError
@@ -180,6 +178,9 @@ def _write_image(out_uri: str, study: Study, index: int, image: str, layout: Lay
 
 def _dicom(pixels: np.ndarray, index: int, image: str) -> bytes:
     """A DICOM file without a word on the patient, as in the release; uint8 pixels as 12 bits."""
+    from pydicom import uid  # here, for pydicom takes half a second to import
+    from pydicom.dataset import FileDataset, FileMetaDataset
+
     most = (1 << _BITS) - 1
     stored = np.rint(pixels * (most / 255)).astype(np.uint16)
     inverted = index % 3 == 2

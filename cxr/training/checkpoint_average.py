@@ -11,7 +11,7 @@ import ray.train
 import torch
 from torch import Tensor, nn
 
-from cxr.families import checkpoint
+from cxr.families import checkpoint, checkpoint_files
 from cxr.families.base import Recipe
 from cxr.training.engine import Engine
 
@@ -34,9 +34,9 @@ def averaged_network(kept: Sequence[ray.train.Checkpoint], engine: Engine) -> nn
     """A new network with the mean of the kept ones' weights; the engine's task gets the first one's state."""
     states: list[dict[str, Tensor]] = []
     for one in kept:
-        states.append(_loaded(one, checkpoint.WEIGHTS))
+        states.append(_loaded(one, checkpoint_files.WEIGHTS))
         if len(states) == 1:
-            checkpoint.restore_task_state(engine.task, _loaded(one, checkpoint.TASK))
+            checkpoint.restore_task_state(engine.task, _loaded(one, checkpoint_files.TASK))
     network = copy.deepcopy(engine.shipped())
     network.load_state_dict(checkpoint.averaged(states))
     return network

@@ -25,7 +25,7 @@ from cxr import storage
 from cxr.data import ray_data, sampling, shards
 from cxr.data.batch import stored
 from cxr.errors import UserError
-from cxr.families import checkpoint, lung_crop
+from cxr.families import checkpoint_files, lung_crop
 from cxr.families.base import Recipe, check_size
 from cxr.families.compatibility import check_raw, fold_of
 from cxr.runtime import cluster, ray_private
@@ -119,8 +119,8 @@ def begun_with(out: str, name: str = "train") -> dict[str, Any] | None:
     """
     rows = read_metrics(out)
     last = storage.join(out, name, rows[-1]["checkpoint"]) if rows else ""
-    there = bool(last) and storage.exists(storage.join(last, checkpoint.ABOUT))
-    return checkpoint.read_about(last)["recipe"] if there else None
+    there = bool(last) and storage.exists(storage.join(last, checkpoint_files.ABOUT))
+    return checkpoint_files.read_about(last)["recipe"] if there else None
 
 
 def _check_batch(recipe: Recipe, options: RunOptions) -> None:
@@ -260,8 +260,10 @@ def _finish(result: ray.train.Result, recipe: Recipe, out: str, name: str) -> Fi
             if refused
             else f"{recipe.monitor} was NaN in every epoch: is there anything to measure it by?"
         )
-    kept = checkpoint.copy_for_scoring(storage.join(out, name, best["checkpoint"]), storage.join(out, "checkpoint"))
-    return Fitted(kept, checkpoint.read_about(kept)["metrics"], rows[-1]["epoch"])
+    kept = checkpoint_files.copy_for_scoring(
+        storage.join(out, name, best["checkpoint"]), storage.join(out, "checkpoint")
+    )
+    return Fitted(kept, checkpoint_files.read_about(kept)["metrics"], rows[-1]["epoch"])
 
 
 class ExactlyOnceDataConfig(DataConfig):

@@ -1,4 +1,4 @@
-"""How a training run is laid out on the cluster: workers, devices, checkpoints."""
+"""Options of training runs and of searches over them."""
 
 from __future__ import annotations
 
@@ -59,3 +59,21 @@ class RunOptions:
     def resources_per_worker(self) -> dict[str, float]:
         """What Ray sets aside for a worker, its GPU apart."""
         return {"CPU": self.cpus_per_worker * CPU_SHARE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How the search goes about."""
+
+    trials: int = 8
+    """Settings to try."""
+    fixed: tuple[str, ...] = ()
+    """Settings to leave as the recipe has them rather than to search, e.g. classifier."""
+    search_seed: int = 0
+    """Seed of the sampler (TPE)."""
+    objectives: tuple[str, ...] = ()
+    """Metrics to weigh against each other, e.g. mean_auroc psnr; empty for the recipe's monitor alone."""
+    grace: int = 0
+    """Epochs of its last stage that every trial gets before it may be stopped early; 0 for a quarter of them."""
+    at_once: int | None = None
+    """Trials to run at the same time; unset for as many as the cluster has room for."""

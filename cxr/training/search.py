@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from optuna.distributions import BaseDistribution
@@ -21,13 +21,13 @@ from ray.tune.search.optuna import OptunaSearch
 from cxr import storage
 from cxr.data import shards
 from cxr.errors import UserError
-from cxr.families import checkpoint, recipe_from_dict
+from cxr.families import checkpoint_files, recipe_from_dict
 from cxr.families.base import Recipe
 from cxr.reporting.pareto import marked
 from cxr.reporting.trials import Trial
 from cxr.runtime import ray_private
 from cxr.training.fit import fit, room
-from cxr.training.options import RunOptions
+from cxr.training.options import RunOptions, SearchOptions
 from cxr.training.run_log import best_row, read_metrics
 
 NAME, ABOUT, FAILED = "search", "search.json", "failed.json"
@@ -44,24 +44,6 @@ class TrialFailedError(RuntimeError):
 
 class SettingsMismatchError(RuntimeError):
     """A worker trained with another setting than the search had drawn."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchOptions:
-    """How the search goes about."""
-
-    trials: int = 8
-    """Settings to try."""
-    fixed: tuple[str, ...] = ()
-    """Settings to leave as the recipe has them rather than to search, e.g. classifier."""
-    search_seed: int = 0
-    """Seed of the sampler (TPE)."""
-    objectives: tuple[str, ...] = ()
-    """Metrics to weigh against each other, e.g. mean_auroc psnr; empty for the recipe's monitor alone."""
-    grace: int = 0
-    """Epochs of its last stage that every trial gets before it may be stopped early; 0 for a quarter of them."""
-    at_once: int | None = None
-    """Trials to run at the same time; unset for as many as the cluster has room for."""
 
 
 class CheckApplied(UserCallback):
@@ -319,7 +301,7 @@ def _trial(result: Any, recipe: Recipe, out: str) -> Trial:
         reason = str(result.error or f"no epoch gave a finite {recipe.monitor}").strip().splitlines()[-1]
         return Trial(trial_id, f"failed: {reason}", len(rows), math.nan, drawn, {}, "")
     kept = _keep(folder, best["checkpoint"])
-    metrics = checkpoint.read_about(kept)["metrics"]
+    metrics = checkpoint_files.read_about(kept)["metrics"]
     status = "done" if rows[-1]["epoch"] == recipe.total_epochs else "stopped early"
     return Trial(trial_id, status, len(rows), best[recipe.monitor], drawn, metrics, kept)
 
@@ -327,6 +309,6 @@ def _trial(result: Any, recipe: Recipe, out: str) -> Trial:
 def _keep(folder: str, epoch: str) -> str:
     """The trial's best checkpoint under its stable name; a trial stopped early has not been given it yet."""
     kept = storage.join(folder, "checkpoint")
-    if not storage.exists(storage.join(kept, checkpoint.ABOUT)):
-        checkpoint.copy_for_scoring(storage.join(folder, "train", epoch), kept)
+    if not storage.exists(storage.join(kept, checkpoint_files.ABOUT)):
+        checkpoint_files.copy_for_scoring(storage.join(folder, "train", epoch), kept)
     return kept

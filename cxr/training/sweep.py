@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 from cxr import storage
 from cxr.data import shards
 from cxr.errors import UserError
-from cxr.families import checkpoint, recipe_from_dict
+from cxr.families import checkpoint_files, recipe_from_dict
 from cxr.families.base import Recipe
 from cxr.training.fit import fit, mistake_in, room
 from cxr.training.options import RunOptions
@@ -75,7 +75,7 @@ def train_all(
 
 
 def _finished(folder: str) -> bool:
-    return storage.exists(storage.join(folder, "checkpoint", checkpoint.ABOUT))
+    return storage.exists(storage.join(folder, "checkpoint", checkpoint_files.ABOUT))
 
 
 def _check_same(recipes: Mapping[str, Recipe], archive: str, out: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cxr.errors import UserError
-from cxr.families import checkpoint, recipe_from_dict
+from cxr.families import checkpoint, checkpoint_files, recipe_from_dict
 from cxr.families.base import Communicator, Recipe, SingleProcess, Stage
 from cxr.training import batch_norm
 from cxr.training.checkpoint_average import AVERAGE, averaged_network, best_kept
@@ -119,9 +119,9 @@ class Worker:
             UserError: it was trained with other settings, or on other findings.
         """
         with previous.as_directory() as folder:
-            about = checkpoint.read_about(folder)
+            about = checkpoint_files.read_about(folder)
             checkpoint.check_same_settings(about, self.recipe, self.config["findings"])
-            return torch.load(Path(folder) / checkpoint.RESUME, weights_only=True, map_location="cpu")
+            return torch.load(Path(folder) / checkpoint_files.RESUME, weights_only=True, map_location="cpu")
 
     def _epoch(self, engine: Engine, train: Stream, val: Stream) -> None:
         """One epoch, then a report; the seed depends on the epoch alone, so that a resumed run repeats it."""

@@ -14,9 +14,10 @@ import torch
 from cxr import schema
 from cxr.benchmarks.studies import detection
 from cxr.benchmarks.studies.boxed_xrays import BoxedXRays
+from cxr.cli import detect_ensemble
 from cxr.errors import UserError
 from cxr.families.checkpoint import Checkpoint
-from jobs import benchmark_detect, train_detect
+from jobs import benchmark_detect
 from tests.families.test_recipes import some_batches
 from tests.made_shards import write_shards
 
@@ -104,15 +105,15 @@ def test_validation_images_stand_in_for_missing_test_images(
     made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = {"together": detector(lambda n: True)}
-    monkeypatch.setattr(train_detect.checkpoint, "load", lambda uri: kept[uri])
-    told = train_detect.compared(MEMBERS, "together", made, 0)
+    monkeypatch.setattr(detect_ensemble.checkpoint, "load", lambda uri: kept[uri])
+    told = detect_ensemble.compare_members(MEMBERS, "together", made, 0)
     assert told["images"] == IMAGES
     assert "24 images of the test split, 12 patients" in capsys.readouterr().out
     bare = write_shards(tmp_path / "bare", {"train": 12, "val": 6}, size=SIZE, known=known)
-    assert train_detect.compared(MEMBERS, "together", bare, 0)["images"] == 6
-    assert "no test images with boxes" in capsys.readouterr().out
+    assert detect_ensemble.compare_members(MEMBERS, "together", bare, 0)["images"] == 6
+    assert "no test image has boxes" in capsys.readouterr().out
     unboxed = write_shards(tmp_path / "unboxed", {"train": 12, "val": 6}, size=SIZE)
-    assert train_detect.compared(MEMBERS, "together", unboxed, 0) == {}
+    assert detect_ensemble.compare_members(MEMBERS, "together", unboxed, 0) == {}
     assert json.dumps(told)
 
 

@@ -17,7 +17,7 @@ import torch
 from cxr import schema
 from cxr.benchmarks.studies import boxed_xrays, localization, localization_report
 from cxr.benchmarks.studies.localization import Judged
-from cxr.cli.training_jobs import ArchiveOptions
+from cxr.cli.options import ArchiveOptions
 from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.base import Recipe

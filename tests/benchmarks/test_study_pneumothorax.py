@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cxr import schema, storage
 from cxr.benchmarks.studies import segmentation, segmentation_report
-from cxr.cli.training_jobs import ArchiveOptions
+from cxr.cli.options import ArchiveOptions
 from cxr.data.shards import ARCHIVE_FILE, KIND
 from cxr.errors import UserError
 from cxr.families import checkpoint

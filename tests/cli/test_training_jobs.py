@@ -12,11 +12,12 @@ import tyro
 
 from cxr import storage
 from cxr.cli import training_jobs
-from cxr.cli.training_jobs import ArchiveOptions, make_ready, ready_to_begin, settled, train_job, tune_job
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.training_jobs import make_ready, ready_to_begin, settled, train_job, tune_job
 from cxr.data import shards
 from cxr.data.ledger import LEDGER_FILE
 from cxr.errors import UserError
-from cxr.families import checkpoint
+from cxr.families import checkpoint_files
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.families.attend import AttendRecipe
@@ -27,9 +28,8 @@ from cxr.models.classifier import Classifier
 from cxr.phantom.nlm import write_masked_phantom
 from cxr.runtime.job import _outcome
 from cxr.training.fit import Fitted, fit
-from cxr.training.options import RunOptions
+from cxr.training.options import RunOptions, SearchOptions
 from cxr.training.run_log import METRICS_FILE
-from cxr.training.search import SearchOptions
 from cxr.training.sweep import Trained
 from tests.made_shards import write_shards
 
@@ -113,8 +113,12 @@ def test_folds_of_which_none_is_named_are_all_trained(
         assert tuple(seeds) == (7,)
         made = [Trained(name, 7, f"{out}/{name}/checkpoint") for name in recipes]
         for one, value in zip(made, (0.5, 0.7), strict=True):
-            about = {"kind": checkpoint.KIND, "version": checkpoint.VERSION, "metrics": {"agreement": value}}
-            storage.write_json(f"{one.checkpoint}/{checkpoint.ABOUT}", about)
+            about = {
+                "kind": checkpoint_files.KIND,
+                "version": checkpoint_files.VERSION,
+                "metrics": {"agreement": value},
+            }
+            storage.write_json(f"{one.checkpoint}/{checkpoint_files.ABOUT}", about)
         return made
 
     monkeypatch.setattr(training_jobs, "train_all", trained)
@@ -208,7 +212,7 @@ def test_going_on_does_not_need_what_training_started_from(
     with pytest.raises(UserError, match="gone"):
         settled(given, out, resume)  # no checkpoint yet: training begins
     storage.write_text(f"{out}/{METRICS_FILE}", '{"epoch": 1, "checkpoint": "epoch_0001"}\n')
-    about = {"kind": checkpoint.KIND, "version": checkpoint.VERSION, "recipe": begun.to_dict()}
-    storage.write_json(f"{out}/train/epoch_0001/{checkpoint.ABOUT}", about)
+    about = {"kind": checkpoint_files.KIND, "version": checkpoint_files.VERSION, "recipe": begun.to_dict()}
+    storage.write_json(f"{out}/train/epoch_0001/{checkpoint_files.ABOUT}", about)
     again = settled(given.replace(epochs=given.epochs + 1), out, resume)
     assert again == begun.replace(epochs=given.epochs + 1)

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from cxr import schema, storage
-from cxr.cli.training_jobs import ArchiveOptions, make_ready, ready_to_begin
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.training_jobs import make_ready, ready_to_begin
 from cxr.data import ingest, shards
 from cxr.data.decode import make_rows
 from cxr.data.ledger import Part

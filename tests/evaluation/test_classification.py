@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cxr import evaluation, schema, storage
+from cxr import schema, storage
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, join_shards
 from cxr.errors import UserError
+from cxr.evaluation import reports
 from cxr.evaluation.run import SCORES, ReportOptions, read_run, read_truth
 from cxr.inference import score
 from cxr.metrics import classification
@@ -154,7 +155,7 @@ def test_findings_meet_by_name_in_a_raw_archive(tmp_path: Path) -> None:
     scored = {i: [0.5, 1 - labels[wrong], 0.1 + 0.8 * labels[right]] for i, labels in known.items()}
     run = write_run(tmp_path / "run", scored, ("Fracture", "Effusion", "Infiltration"))
     options = ReportOptions(archive=str(tmp_path / "raw"), split="all", resamples=20)
-    result = evaluation.report(run, options, str(tmp_path / "out"))
+    result = reports.report(run, options, str(tmp_path / "out"))
     metrics = result["metrics"]
     assert (metrics["auroc/Effusion"], metrics["auroc/Infiltration"]) == (0, 1)
     assert (metrics["mean_auroc"], metrics["findings_measured"], metrics["images"]) == (0.5, 2, 60)
@@ -163,7 +164,7 @@ def test_findings_meet_by_name_in_a_raw_archive(tmp_path: Path) -> None:
     assert notes["Fracture"]["note"] == "the archive has no labels of it"
     assert notes["Mass"]["note"] == "not scored by the checkpoint"
     assert int(notes["Mass"]["positives"]) == sum(row[schema.FINDINGS.index("Mass")] for row in known.values())
-    fewer = evaluation.report(run, ReportOptions(archive=str(tmp_path / "raw"), resamples=20), str(tmp_path / "test"))
+    fewer = reports.report(run, ReportOptions(archive=str(tmp_path / "raw"), resamples=20), str(tmp_path / "test"))
     assert fewer["metrics"]["images"] == table[schema.SPLIT].to_pylist().count("test")
 
 
@@ -172,7 +173,7 @@ def test_two_runs_are_compared_on_what_both_have_scored(archive: str, tmp_path: 
     reordered = {i: [p[2], p[0]] for i, p in weaker.items() if p}
     run = write_run(tmp_path / "run", named(guesses(60)), archive=archive)
     other = write_run(tmp_path / "other", reordered, ("Hernia", "Mass"), archive=archive)
-    result = evaluation.report(run, ReportOptions(against=other, resamples=100), str(tmp_path / "out"))
+    result = reports.report(run, ReportOptions(against=other, resamples=100), str(tmp_path / "out"))
     metrics = result["metrics"]
     rows = slice(10, 50)
     labels, ours, theirs = labels_of(60)[rows, :1], guesses(60)[rows, :1], guesses(60, 1, 0.1)[rows, :1]
@@ -184,7 +185,7 @@ def test_two_runs_are_compared_on_what_both_have_scored(archive: str, tmp_path: 
     assert metrics["mean_auroc_gain_low"] < metrics["mean_auroc_gain"] < metrics["mean_auroc_gain_high"]
     assert [row["finding"] for row in read_csv(result["comparison"])] == ["Mass", "Hernia", "mean"]
     assert f"Compared with {other}, on the 40 images" in Path(result["report"]).read_text()
-    same = evaluation.report(run, ReportOptions(against=run, resamples=20), str(tmp_path / "same"))["metrics"]
+    same = reports.report(run, ReportOptions(against=run, resamples=20), str(tmp_path / "same"))["metrics"]
     assert (same["mean_auroc_gain"], same["p/Mass"], same["images_compared"]) == (0, 1, 50)
 
 
@@ -194,9 +195,7 @@ def test_patients_that_are_not_known_are_their_own(archive: str, tmp_path: Path)
     patients = pa.array([None] * 10 + table[schema.PATIENT_ID].to_pylist()[10:], pa.string())
     pq.write_table(table.set_column(1, schema.PATIENT_ID, patients), part)
     run = write_run(tmp_path / "run", named(guesses(60)), archive=archive)
-    assert (
-        evaluation.report(run, ReportOptions(resamples=20), str(tmp_path / "out"))["metrics"]["patients"] == 10 + 20
-    )
+    assert reports.report(run, ReportOptions(resamples=20), str(tmp_path / "out"))["metrics"]["patients"] == 10 + 20
 
 
 def test_rejected_images_belong_to_the_truth(archive: str) -> None:
@@ -228,7 +227,7 @@ def test_a_run_lies_where_scoring_puts_it(archive: str, tmp_path: Path) -> None:
 
 def mistake(run: str, out: Path, **options: Any) -> str:
     with pytest.raises(UserError) as raised:
-        evaluation.report(run, ReportOptions(**{"resamples": 20, **options}), str(out))
+        reports.report(run, ReportOptions(**{"resamples": 20, **options}), str(out))
     return str(raised.value)
 
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cxr import evaluation, schema, storage
+from cxr import schema, storage
 from cxr.data.shards import ARCHIVE_FILE
 from cxr.errors import UserError
-from cxr.evaluation import detection
+from cxr.evaluation import detection, reports
 from cxr.evaluation.run import SCORES, ReportOptions, read_run
 from cxr.export.kaggle_vinbigdata import NormalFilter, normal_probabilities, write_submission
 from cxr.phantom.vinbigdata import write_vinbigdata_phantom
@@ -110,7 +110,7 @@ def read_csv(uri: str) -> list[dict[str, str]]:
 
 def test_what_the_readers_agreed_on_is_all_right(run: str, truth: dict[str, Boxes], tmp_path: Path) -> None:
     """The page, its tables and all its pictures are there."""
-    result = evaluation.report(run, ALL, str(tmp_path / "report"))
+    result = reports.report(run, ALL, str(tmp_path / "report"))
     metrics = result["metrics"]
     assert [metrics[name] for name in ("map_40", "map_40_low", "map_50", "coco_map")] == pytest.approx([1] * 4)
     assert metrics["true_boxes"] == metrics["found_boxes"] == sum(map(len, truth.values()))
@@ -133,7 +133,7 @@ def test_the_truth_may_be_all_that_was_drawn_or_what_most_drew(
     how: Literal["union", "majority"], least: float, run: str, truth: dict[str, Boxes], archive: str, tmp_path: Path
 ) -> None:
     """Of all boxes as they are, a detector can find one a place: it misses the other readers'."""
-    result = evaluation.report(run, replace(ALL, labeling=Labeling(reader_boxes=how)), str(tmp_path / "report"))[
+    result = reports.report(run, replace(ALL, labeling=Labeling(reader_boxes=how)), str(tmp_path / "report"))[
         "metrics"
     ]
     rows = open_manifest(archive).table.to_pylist()
@@ -154,7 +154,7 @@ def test_wrong_boxes_errors_and_images_that_were_not_scored(
     first, second, *_ = (image for image, boxes in truth.items() if boxes)
     found[first] = None
     del found[second]
-    result = evaluation.report(write_run(tmp_path / "run", archive, found), ALL, str(tmp_path / "report"))
+    result = reports.report(write_run(tmp_path / "run", archive, found), ALL, str(tmp_path / "report"))
     metrics = result["metrics"]
     assert (metrics["map_40"], metrics["coco_map"]) == (0, 0)
     assert (metrics["images_with_error"], metrics["images"]) == (1, len(truth) - 2)
@@ -168,7 +168,7 @@ def test_two_runs_are_compared_on_the_images_that_both_have_scored(
 ) -> None:
     other = {image: moved(boxes, 0.6) for image, boxes in list(truth.items())[:-1]}
     against = write_run(tmp_path / "other", archive, other)
-    metrics = evaluation.report(run, replace(ALL, against=against), str(tmp_path / "report"))["metrics"]
+    metrics = reports.report(run, replace(ALL, against=against), str(tmp_path / "report"))["metrics"]
     assert (metrics["map_40_gain"], metrics["map_40_gain_low"]) == (1, 1)
     assert metrics["images_compared"] == len(truth) - 1
     assert metrics["images"] == len(truth)
@@ -177,13 +177,13 @@ def test_two_runs_are_compared_on_the_images_that_both_have_scored(
 def test_runs_that_cannot_be_judged_say_why(archive: str, tmp_path: Path) -> None:
     strange = write_run(tmp_path / "strange", archive, {"elsewhere.png": []})
     with pytest.raises(UserError, match="there is nothing to judge"):
-        evaluation.report(strange, ALL, str(tmp_path / "report"))
+        reports.report(strange, ALL, str(tmp_path / "report"))
 
 
 @pytest.mark.usefixtures("_no_pictures")
 def test_boxes_below_the_score_asked_for_are_not_called(run: str, tmp_path: Path) -> None:
     """All have a score of .9: no image is called anything but free of findings; average precision stays."""
-    result = evaluation.report(run, replace(ALL, box_score=0.95), str(tmp_path / "report"))
+    result = reports.report(run, replace(ALL, box_score=0.95), str(tmp_path / "report"))
     recalls = 1 / (1 + result["metrics"]["findings_measured"])
     assert (result["metrics"]["map_40"], result["metrics"]["mean_recall"]) == (1, pytest.approx(recalls))
     assert "score of 0.95 or more" in Path(result["report"]).read_text()

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cxr import evaluation, schema, storage
+from cxr import schema, storage
 from cxr.data.decode import make_rows
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE
 from cxr.errors import UserError
-from cxr.evaluation import localization
+from cxr.evaluation import localization, reports
 from cxr.evaluation.ground_truth_boxes import known_boxes
-from cxr.evaluation.run import SCORES, ReportOptions
+from cxr.evaluation.run import SCORES, ReportOptions, read_run
 from cxr.metrics.localization import Boxes
 from cxr.phantom.archive import write_phantom
 from cxr.runtime.job import write_result
@@ -148,12 +148,12 @@ def test_the_job_judges_boxes_and_labels(raw: str, images: Rows, tmp_path: Path)
 def test_shards_know_the_same_boxes(raw: str, images: Rows, tmp_path: Path) -> None:
     """A third of the width to the side: IoU 1/2, so that right and wrong hang on exact coordinates."""
     run = write_run(tmp_path / "run", raw, images, shift=0.33)
-    by_raw = evaluation.report(run, ALL, str(tmp_path / "by_raw"))["metrics"]
+    by_raw = reports.report(run, ALL, str(tmp_path / "by_raw"))["metrics"]
     assert (by_raw["mean_accuracy_iou_50"], by_raw["mean_accuracy_iobb_60"]) == (1, 1)
     assert by_raw["mean_accuracy_iou_60"] < 0.2, "where nodules lie side by side"
     stored = write_shards(tmp_path / "shards", raw, 48)
     options = ReportOptions(archive=stored, split="all", resamples=30)
-    by_shards = evaluation.report(run, options, str(tmp_path / "by_shards"))
+    by_shards = reports.report(run, options, str(tmp_path / "by_shards"))
     assert by_shards["metrics"] == by_raw
     assert len(by_shards["pictures"]) == 2
 
@@ -161,7 +161,7 @@ def test_shards_know_the_same_boxes(raw: str, images: Rows, tmp_path: Path) -> N
 def test_shown_boxes_lie_on_the_shown_pixels(raw: str, images: Rows, tmp_path: Path) -> None:
     stored = write_shards(tmp_path / "shards", raw, 48)
     for archive, side in ((raw, 384), (stored, 48)):
-        run = evaluation.read_run(write_run(tmp_path / f"run {side}", raw, images))
+        run = read_run(write_run(tmp_path / f"run {side}", raw, images))
         truth = known_boxes(archive, ALL)
         judged = localization.judge(localization.load_scores(run), SCORED, truth)
         for overlay in localization.overlays(judged, truth, 0)["random"]:
@@ -190,7 +190,7 @@ def test_two_runs_are_compared_on_what_both_have_scored(raw: str, images: Rows, 
     run = write_run(tmp_path / "run", raw, images)
     other = write_run(tmp_path / "other", raw, images[5:], shift=0.33)
     options = ReportOptions(against=other, split="all", resamples=30)
-    result = evaluation.report(run, options, str(tmp_path / "out"))
+    result = reports.report(run, options, str(tmp_path / "out"))
     metrics = result["metrics"]
     assert metrics["images_compared"] == IMAGES - 5
     assert metrics["mean_accuracy_gain_iou_10"] == 0
@@ -201,17 +201,17 @@ def test_two_runs_are_compared_on_what_both_have_scored(raw: str, images: Rows, 
     empty = [row for row in images if not {"Mass", "Nodule"} & {box["label"] for box in row[schema.BOXES]}]
     alone = write_run(tmp_path / "alone", raw, empty)
     with pytest.raises(UserError, match="have boxes"):
-        evaluation.report(run, ReportOptions(against=alone, split="all", resamples=5), str(tmp_path / "none"))
+        reports.report(run, ReportOptions(against=alone, split="all", resamples=5), str(tmp_path / "none"))
 
 
 def test_mistakes_are_told(raw: str, images: Rows, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", raw, images, broken=IMAGES)
     with pytest.raises(UserError, match=r"40 are in .*0 without an error"):
-        evaluation.report(run, ALL, str(tmp_path / "out"))
+        reports.report(run, ALL, str(tmp_path / "out"))
     part = tmp_path / "run" / SCORES / "part-00000.parquet"
     pq.write_table(pq.read_table(part).drop_columns([schema.PRED_BOXES]), part)
     with pytest.raises(UserError, match="no column pred_boxes"):
-        evaluation.report(run, ALL, str(tmp_path / "out"))
+        reports.report(run, ALL, str(tmp_path / "out"))
 
 
 def test_published_boxes_with_some_of_the_images(real_data: Path, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_published_boxes_with_some_of_the_images(real_data: Path, tmp_path: Path
             at = table.schema.get_field_index(name)
             table = table.set_column(at, table.schema.field(at), pa.array([1024] * len(table), pa.int32()))
         pq.write_table(table, path)
-    result = evaluation.report(str(run), ReportOptions(resamples=30), str(tmp_path / "out"))
+    result = reports.report(str(run), ReportOptions(resamples=30), str(tmp_path / "out"))
     assert (result["metrics"]["images"], result["metrics"]["pairs"]) == (107, 2)
     assert result["metrics"]["mean_accuracy_iou_90"] == 1
     page = Path(result["report"]).read_text()

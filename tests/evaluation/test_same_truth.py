@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cxr import evaluation, schema, storage
+from cxr import schema, storage
 from cxr.boxes.from_heatmaps import MapBoxes
 from cxr.data.batch import to_columns
 from cxr.data.decode import make_rows
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE
-from cxr.evaluation import detection
+from cxr.evaluation import detection, reports
 from cxr.evaluation.run import SCORES, ReportOptions
 from cxr.families import box_scores
 from cxr.schema import PixelFormat
@@ -132,7 +132,7 @@ def test_a_network_that_finds_what_it_was_taught_has_an_average_precision_of_one
     results = []
     for truth in (archive, stored):
         options = ReportOptions(archive=truth, split="all", resamples=5)
-        metrics: dict[str, Any] = evaluation.report(run, options, str(tmp_path / "out"))["metrics"]
+        metrics: dict[str, Any] = reports.report(run, options, str(tmp_path / "out"))["metrics"]
         assert [metrics[name] for name in ("map_40", "map_50", "coco_map")] == pytest.approx([1] * 3)
         assert (metrics["true_boxes"], metrics["found_boxes"]) == (3, 3)
         results.append(metrics)
@@ -152,6 +152,6 @@ def test_boxes_of_a_finding_that_is_somewhere_in_the_image_are_not_wrong(
     found[0] = MapBoxes(np.array(named), np.concatenate([first] * 3), np.array([0.8, 0.9, 0.95]))
     found[1] = MapBoxes(np.array(named[:1]), first, np.array([0.99]))
     run = write_run(tmp_path / "run", chestxray14, rows, findings, found)
-    result = evaluation.report(run, ReportOptions(split="all", resamples=5), str(tmp_path / "out"))
+    result = reports.report(run, ReportOptions(split="all", resamples=5), str(tmp_path / "out"))
     assert (result["metrics"]["map_40"], result["metrics"]["found_boxes"]) == (1, 4)
     assert "2 boxes found where nothing is known of the finding" in Path(result["report"]).read_text()

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cxr import evaluation, schema, storage
+from cxr import schema, storage
 from cxr.errors import UserError
+from cxr.evaluation import reports
 from cxr.evaluation.run import SCORES, ReportOptions
 from cxr.sources import open_manifest, rle
 from tests.made_shards import chest_like, write_shards
@@ -23,7 +24,7 @@ from tests.made_shards import chest_like, write_shards
 IMAGES, SIDE = 12, 64
 FINDINGS = ("Mass", "Nodule", "Hernia")
 BOX = {"label": "Mass", "x_min": 10.0, "y_min": 12.0, "x_max": 30.0, "y_max": 40.0}
-FAMILIES = sorted(evaluation.REPORTS)
+FAMILIES = sorted(reports.REPORTS)
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def read_csv(uri: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_over_an_unlabeled_folder_is_described(folder: str, tmp_path: Path, family: str) -> None:
     run = write_run(tmp_path / "run", folder, listed(folder), family)
-    result = evaluation.report(run, ReportOptions(), str(tmp_path / "out"))
+    result = reports.report(run, ReportOptions(), str(tmp_path / "out"))
     metrics = json.loads(json.dumps(result["metrics"], allow_nan=False))
     assert (metrics["images"], metrics["patients"], metrics["images_with_error"]) == (IMAGES, IMAGES // 2, 1)
     assert [row["error"] for row in read_csv(result["rejects"])] == ["no image"]
@@ -123,7 +124,7 @@ def test_pictures_of_a_run_over_shards_come_from_the_shards(tmp_path: Path, fami
         | {schema.HEIGHT_PX: SIDE, schema.WIDTH_PX: SIDE}
         for number in range(IMAGES)
     ]
-    result = evaluation.report(
+    result = reports.report(
         write_run(tmp_path / "run", archive, images, family), ReportOptions(), str(tmp_path / "out")
     )
     assert {Path(uri).name for uri in result["pictures"]} & {"boxes.png", "masks.png"}
@@ -133,22 +134,22 @@ def test_a_run_over_several_archives_is_described(folder: str, tmp_path: Path) -
     run = write_run(tmp_path / "run", folder, listed(folder), "lungs")
     settings = {"archive": [folder, str(tmp_path / "gone")], "checkpoint_sha256": "0", "recipe": {"family": "lungs"}}
     storage.write_json(f"{run}/ledger.json", {"settings": settings, "fingerprint": ""})
-    assert evaluation.report(run, ReportOptions(), str(tmp_path / "out"))["metrics"]["images"] == IMAGES
+    assert reports.report(run, ReportOptions(), str(tmp_path / "out"))["metrics"]["images"] == IMAGES
     with pytest.raises(UserError, match="name the archive to judge with --archive"):
-        evaluation.report(run, ReportOptions(against=run), str(tmp_path / "out"))
+        reports.report(run, ReportOptions(against=run), str(tmp_path / "out"))
 
 
 def test_a_split_without_ground_truth_can_be_chosen(folder: str, tmp_path: Path) -> None:
     images = listed(folder)
     run = write_run(tmp_path / "run", folder, images, "detect")
     train = [row for row in images if row[schema.SPLIT] == "train"]
-    result = evaluation.report(run, ReportOptions(split="train"), str(tmp_path / "out"))
+    result = reports.report(run, ReportOptions(split="train"), str(tmp_path / "out"))
     assert 0 < result["metrics"]["images"] == len(train) < IMAGES
 
 
 def test_a_run_in_which_every_image_failed_is_described(folder: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", folder, listed(folder)[:1], "localize")
-    result = evaluation.report(run, ReportOptions(), str(tmp_path / "out"))
+    result = reports.report(run, ReportOptions(), str(tmp_path / "out"))
     assert (result["metrics"]["images_with_error"], result["pictures"]) == (1, [])
 
 
@@ -156,7 +157,7 @@ def test_a_comparison_needs_ground_truth(folder: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", folder, listed(folder), "detect")
     for options in (ReportOptions(against=run), ReportOptions(archive=folder)):
         with pytest.raises(UserError, match=r"has no image in split|there is nothing to judge"):
-            evaluation.report(run, options, str(tmp_path / "out"))
+            reports.report(run, options, str(tmp_path / "out"))
 
 
 def test_labels_without_boxes_are_enough_to_evaluate_a_localizer(tmp_path: Path) -> None:
@@ -169,5 +170,5 @@ def test_labels_without_boxes_are_enough_to_evaluate_a_localizer(tmp_path: Path)
         for number in range(IMAGES)
     ]
     run = write_run(tmp_path / "run", archive, images, "localize")
-    metrics = evaluation.report(run, ReportOptions(resamples=20), str(tmp_path / "out"))["metrics"]
+    metrics = reports.report(run, ReportOptions(resamples=20), str(tmp_path / "out"))["metrics"]
     assert (metrics["findings_measured"], metrics["images"]) == (2, IMAGES - 1)

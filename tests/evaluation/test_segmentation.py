@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cxr import evaluation, schema, storage
+from cxr import schema, storage
 from cxr.data.decode import make_rows
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE
 from cxr.errors import UserError
+from cxr.evaluation import reports
 from cxr.evaluation.ground_truth_masks import RawTruth, known_masks
 from cxr.evaluation.run import SCORES, ReportOptions, read_run
 from cxr.export.kaggle_siim import write_submission
@@ -175,7 +176,7 @@ def test_the_job_judges_masks_and_counts_the_rest(run: str, tmp_path: Path) -> N
 
 
 def test_the_table_by_image_begins_with_the_worst(run: str, tmp_path: Path) -> None:
-    table = read_csv(evaluation.report(run, ReportOptions(split="all", resamples=5), str(tmp_path / "out"))["images"])
+    table = read_csv(reports.report(run, ReportOptions(split="all", resamples=5), str(tmp_path / "out"))["images"])
     wanted = sorted(JUDGED, key=dice_of)
     assert [row["image_id"] for row in table][:5] == [name_of(image) for image in wanted][:5]
     assert [float(row["dice"]) for row in table] == pytest.approx([dice_of(image) for image in wanted])
@@ -185,11 +186,9 @@ def test_the_table_by_image_begins_with_the_worst(run: str, tmp_path: Path) -> N
 
 def test_shards_know_the_same_masks(raw: str, run: str, tmp_path: Path) -> None:
     options = ReportOptions(split="all", resamples=5)
-    by_raw = evaluation.report(run, options, str(tmp_path / "by_raw"))["metrics"]
+    by_raw = reports.report(run, options, str(tmp_path / "by_raw"))["metrics"]
     stored = write_shards(tmp_path / "shards", raw, SIDE)
-    result = evaluation.report(
-        run, ReportOptions(archive=stored, split="all", resamples=5), str(tmp_path / "by_shards")
-    )
+    result = reports.report(run, ReportOptions(archive=stored, split="all", resamples=5), str(tmp_path / "by_shards"))
     metrics = result["metrics"]
     assert (metrics.pop("images_refused"), metrics.pop("images_without_truth")) == (0, 3)  # it was rejected
     assert metrics.pop("hd95_mm") == pytest.approx(by_raw["hd95_px"] / 2)
@@ -198,7 +197,7 @@ def test_shards_know_the_same_masks(raw: str, run: str, tmp_path: Path) -> None:
     assert "Masks are compared at 64 x 64 px, the shards' resolution" in Path(result["report"]).read_text()
     smaller = write_shards(tmp_path / "smaller", raw, SIDE // 2)
     options = ReportOptions(archive=smaller, split="all", resamples=5)
-    halved = evaluation.report(run, options, str(tmp_path / "halved"))["metrics"]
+    halved = reports.report(run, options, str(tmp_path / "halved"))["metrics"]
     assert halved["dice"] == pytest.approx(by_raw["dice"], abs=0.03)
     assert halved["hd95_px"] == pytest.approx(by_raw["hd95_px"] / 2, abs=0.5)
     assert halved["hd95_mm"] == pytest.approx(halved["hd95_px"])
@@ -223,7 +222,7 @@ def test_shown_pixels_are_the_images_own(raw: str, run: str, tmp_path: Path) -> 
 def test_lungs_are_judged_by_the_lungs_masks(raw: str, tmp_path: Path) -> None:
     found = {image: box(0, 60, 0, 60) for image in range(IMAGES)}
     lungs = write_run(tmp_path / "lungs", raw, found, family="lungs")
-    metrics = evaluation.report(lungs, ReportOptions(split="all", resamples=5), str(tmp_path / "out"))["metrics"]
+    metrics = reports.report(lungs, ReportOptions(split="all", resamples=5), str(tmp_path / "out"))["metrics"]
     assert (metrics["images"], metrics["dice"], metrics["empty_dice"]) == (10, 1, 0)
     assert metrics["images_without_truth"] == 2
 
@@ -231,7 +230,7 @@ def test_lungs_are_judged_by_the_lungs_masks(raw: str, tmp_path: Path) -> None:
 def test_two_runs_are_compared_on_what_both_have_scored(raw: str, run: str, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", raw, {image: box(0, 0, 0, 0) for image in (1, 2, 3, 9, 10, MISSING)})
     options = ReportOptions(against=other, split="all", resamples=200)
-    result = evaluation.report(run, options, str(tmp_path / "out"))
+    result = reports.report(run, options, str(tmp_path / "out"))
     metrics = result["metrics"]
     gains = [dice_of(1), dice_of(2), 0, -1, dice_of(10)]
     assert metrics["images_compared"] == 5
@@ -241,7 +240,7 @@ def test_two_runs_are_compared_on_what_both_have_scored(raw: str, run: str, tmp_
     assert f"Compared with {other}, on the 5 images" in Path(result["report"]).read_text()
     alone = write_run(tmp_path / "alone", raw, {FAILED: found_mask(FAILED)})
     with pytest.raises(UserError, match="none of the same images"):
-        evaluation.report(run, ReportOptions(against=alone, split="all", resamples=5), str(tmp_path / "none"))
+        reports.report(run, ReportOptions(against=alone, split="all", resamples=5), str(tmp_path / "none"))
 
 
 def test_spacing_is_that_of_the_files_own_pixels() -> None:
@@ -260,17 +259,17 @@ def test_mistakes_are_told(raw: str, run: str, tmp_path: Path) -> None:
     out, options = str(tmp_path / "out"), ReportOptions(split="all", resamples=5)
     strangers = write_run(tmp_path / "strangers", raw, {99: found_mask(1)})
     with pytest.raises(UserError, match="have a mask of Pneumothorax, 0 are in"):
-        evaluation.report(strangers, options, out)
+        reports.report(strangers, options, out)
     unknown = write_run(tmp_path / "unknown", raw, {UNKNOWN: found_mask(1), ABSENT: found_mask(1)})
     with pytest.raises(UserError, match=r"2 are in .*there is nothing to judge"):
-        evaluation.report(unknown, options, out)
+        reports.report(unknown, options, out)
     broken = write_run(tmp_path / "broken", raw, {BROKEN: found_mask(1)})
     with pytest.raises(UserError, match="none of 1 images can be judged: mask code of 3 values"):
-        evaluation.report(broken, options, out)
+        reports.report(broken, options, out)
     part = Path(run) / SCORES / "part-00000.parquet"
     pq.write_table(pq.read_table(part).drop_columns([schema.PRED_MASK_RLE]), part)
     with pytest.raises(UserError, match="no column mask_rle"):
-        evaluation.report(run, options, out)
+        reports.report(run, options, out)
 
 
 def test_a_run_becomes_a_submission(run: str, tmp_path: Path) -> None:

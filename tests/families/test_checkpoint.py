@@ -9,7 +9,7 @@ import torch
 
 from cxr import schema, storage
 from cxr.errors import UserError
-from cxr.families import checkpoint
+from cxr.families import checkpoint, checkpoint_files
 from cxr.families.align import AlignRecipe
 
 RECIPE = AlignRecipe(size=32, trunk="conv3", lungs=False, transform="affine")
@@ -41,15 +41,15 @@ def test_load_gives_the_network_recipe_and_target_back(tmp_path: Path) -> None:
 
 def test_a_copy_for_scoring_loads(tmp_path: Path) -> None:
     save(tmp_path / "from")
-    (tmp_path / "from" / checkpoint.RESUME).write_bytes(b"large")
-    copy = checkpoint.copy_for_scoring(str(tmp_path / "from"), str(tmp_path / "to"))
+    (tmp_path / "from" / checkpoint_files.RESUME).write_bytes(b"large")
+    copy = checkpoint_files.copy_for_scoring(str(tmp_path / "from"), str(tmp_path / "to"))
     assert checkpoint.load(copy).recipe == RECIPE
-    assert not (tmp_path / "to" / checkpoint.RESUME).exists()
+    assert not (tmp_path / "to" / checkpoint_files.RESUME).exists()
 
 
 def test_damaged_weights_are_seen(tmp_path: Path) -> None:
     save(tmp_path)
-    with (tmp_path / checkpoint.WEIGHTS).open("r+b") as file:
+    with (tmp_path / checkpoint_files.WEIGHTS).open("r+b") as file:
         file.seek(2000)
         file.write(b"\0\1\2\3")
     with pytest.raises(UserError, match="damaged"):
@@ -59,6 +59,6 @@ def test_damaged_weights_are_seen(tmp_path: Path) -> None:
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no checkpoint\.json"):
         checkpoint.load(str(tmp_path))
-    storage.write_json(str(tmp_path / checkpoint.ABOUT), {"kind": "other", "version": 7})
+    storage.write_json(str(tmp_path / checkpoint_files.ABOUT), {"kind": "other", "version": 7})
     with pytest.raises(UserError, match="'other' version 7"):
         checkpoint.load(str(tmp_path))

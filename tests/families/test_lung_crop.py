@@ -18,7 +18,7 @@ from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.decode import make_rows
 from cxr.errors import UserError
-from cxr.families import checkpoint, lung_crop
+from cxr.families import checkpoint, checkpoint_files, lung_crop
 from cxr.families.align import AlignRecipe
 from cxr.families.base import Recipe
 from cxr.families.compatibility import check_raw
@@ -244,9 +244,9 @@ def test_a_copy_for_scoring_brings_the_lungs_along(tmp_path: Path) -> None:
     finder = save_finder(tmp_path / "finder")
     recipe = ALIGN.replace(lung_crop=finder, lung_margin=0.2)
     given = lung_crop.of_recipe(recipe)
-    copy = checkpoint.copy_for_scoring(saved(tmp_path / "epoch", recipe), str(tmp_path / "copy"))
+    copy = checkpoint_files.copy_for_scoring(saved(tmp_path / "epoch", recipe), str(tmp_path / "copy"))
     (tmp_path / "finder").rename(tmp_path / "gone")
-    again = checkpoint.copy_for_scoring(copy, str(tmp_path / "again"))
+    again = checkpoint_files.copy_for_scoring(copy, str(tmp_path / "again"))
     found = lung_crop.of_checkpoint(checkpoint.load(again))
     assert given is not None
     assert found is not None

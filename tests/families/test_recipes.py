@@ -152,7 +152,7 @@ def test_a_task_goes_on_from_its_state(recipe: Recipe) -> None:
 
 
 def test_an_unknown_family_is_named() -> None:
-    with pytest.raises(UserError, match="'cat' is not known here; known are align"):
+    with pytest.raises(UserError, match="unknown family 'cat': expected one of align"):
         recipe_from_dict({"family": "cat"})
 
 

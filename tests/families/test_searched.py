@@ -23,7 +23,8 @@ from cxr.families.attend import AttendRecipe
 from cxr.families.base import Recipe, SingleProcess
 from cxr.families.lungs import LungsRecipe
 from cxr.training.engine import Engine
-from cxr.training.search import SearchOptions, searched
+from cxr.training.options import SearchOptions
+from cxr.training.search import searched
 from tests.families.test_recipes import SMALL, some_batches
 
 AECNN = SMALL["aecnn"].replace(precision="float32", size=32, echoes=1, classifier_epochs=1, autoencoder_epochs=1)

@@ -15,9 +15,9 @@ from ray.cluster_utils import Cluster
 from cxr.families.align import AlignRecipe
 from cxr.runtime import cluster, ray_private
 from cxr.training.fit import fit
-from cxr.training.options import RunOptions
+from cxr.training.options import RunOptions, SearchOptions
 from cxr.training.run_log import read_metrics
-from cxr.training.search import SearchOptions, search
+from cxr.training.search import search
 from tests.made_shards import write_shards
 from tests.ray_private import write_no_address_file
 

@@ -9,7 +9,8 @@ import sys
 from cxr import storage
 from cxr.data.ingest import ingest
 from cxr.families.align import AlignRecipe
-from cxr.inference.score import ScoreOptions, score
+from cxr.inference.options import ScoreOptions
+from cxr.inference.score import score
 from cxr.runtime import cluster
 from cxr.schema import PixelFormat
 from cxr.training.fit import fit

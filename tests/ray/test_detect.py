@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr import schema
-from cxr.cli.training_jobs import ArchiveOptions, make_ready
+from cxr.cli.detect_ensemble import member_recipes, save_ensemble
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.training_jobs import make_ready
 from cxr.families import checkpoint
 from cxr.families.detect import DetectRecipe
 from cxr.inference.score import score
@@ -19,7 +21,6 @@ from cxr.training.fit import fit
 from cxr.training.options import RunOptions
 from cxr.training.run_log import read_metrics
 from cxr.training.sweep import train_all
-from jobs.train_detect import Options, members_of, save_ensemble
 from tests.ray.test_fit import kill_a_worker_after, weights
 
 pytestmark = [
@@ -60,7 +61,7 @@ def test_a_run_whose_worker_was_killed_ends_where_an_undisturbed_one_does(made: 
 
 def test_members_that_are_left_make_one_checkpoint_that_scores(archive: str, made: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    recipes = members_of(Options(members=3, sizes=(64, 32), recipe=RECIPE.replace(epochs=1)))
+    recipes = member_recipes(RECIPE.replace(epochs=1), 3, sizes=(64, 32))
     recipes["member-2"] = recipes["member-2"].replace(lr=1e9, clip=0.0, warmup=0.0)
     trained = train_all(recipes, None, made, out, spared=True)
     assert [one.name for one in trained] == ["member-0", "member-1"], "the third's loss became infinite"

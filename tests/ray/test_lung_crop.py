@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr import schema
-from cxr.cli.training_jobs import ArchiveOptions, train_job
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.training_jobs import train_job
 from cxr.data import shards
 from cxr.errors import UserError
 from cxr.families import lung_crop

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from cxr import schema
-from cxr.cli.training_jobs import ArchiveOptions, train_job
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.training_jobs import train_job
 from cxr.data import shards
-from cxr.families import RECIPES, checkpoint
+from cxr.families import RECIPES, checkpoint_files
 from cxr.families.align import AlignRecipe
 from cxr.phantom.archive import write_phantom
 from cxr.training.options import RunOptions
@@ -32,7 +33,7 @@ class Sampled(AlignRecipe):
 
 def train_sampled(config: dict[str, Any]) -> dict[str, Any]:
     """What a worker runs, where family `align` is sampled."""
-    RECIPES[AlignRecipe.family] = Sampled
+    RECIPES[AlignRecipe.family] = f"{__name__}.Sampled"
     return train_worker(config)
 
 
@@ -49,7 +50,7 @@ def test_two_archives_train_one_fold_with_a_share_of_positives(
     done = train_job(recipe, archives, run, out)
     info = shards.read_info(done["data"])
     assert sum(map(info.rows, schema.SPLITS)) == 48
-    kept = checkpoint.read_about(done["checkpoint"])["recipe"]
+    kept = checkpoint_files.read_about(done["checkpoint"])["recipe"]
     assert (kept["folds"], kept["fold"]) == (3, 1)
     rows = read_metrics(out)
     assert [row["workers"] for row in rows] == [2, 2]

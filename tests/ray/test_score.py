@@ -16,7 +16,8 @@ from cxr.evaluation.run import read_run
 from cxr.families import checkpoint
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
-from cxr.inference.score import ScoreOptions, picture_name, score
+from cxr.inference.options import ScoreOptions
+from cxr.inference.score import picture_name, score
 from cxr.phantom.archive import write_phantom
 from cxr.schema import PixelFormat
 from tests.odd_files import dataset, dicom, odd_files, radiograph

@@ -16,9 +16,9 @@ from cxr.families import checkpoint
 from cxr.families.align import AlignRecipe
 from cxr.reporting.trials import write_search_pictures, write_trials
 from cxr.training.fit import room
-from cxr.training.options import RunOptions
+from cxr.training.options import RunOptions, SearchOptions
 from cxr.training.run_log import read_metrics
-from cxr.training.search import TRIAL_CPU, SearchOptions, search
+from cxr.training.search import TRIAL_CPU, search
 from tests.made_shards import write_shards
 from tests.ray_private import trial_values
 

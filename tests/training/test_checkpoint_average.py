@@ -14,7 +14,7 @@ from torch import nn
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.families import checkpoint
+from cxr.families import checkpoint, checkpoint_files
 from cxr.families.align import AlignRecipe
 from cxr.families.base import SingleProcess
 from cxr.training.checkpoint_average import best_kept
@@ -106,7 +106,7 @@ def test_the_average_is_reported_once_and_training_can_go_on_from_it(
     for name, value in made.items():
         if value.is_floating_point():
             torch.testing.assert_close(value, (first[name] + second[name]) / 2)
-    resume = torch.load(tmp_path / report["checkpoint"] / checkpoint.RESUME, weights_only=True)
+    resume = torch.load(tmp_path / report["checkpoint"] / checkpoint_files.RESUME, weights_only=True)
     assert all(torch.equal(value, before[name]) for name, value in resume["engine"]["network"].items())
     again = Worker(RECIPE, worker.config, SingleProcess(), worker.device, Progress(**resume["progress"]))
     again._average(engine, stream)

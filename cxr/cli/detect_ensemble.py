@@ -1,0 +1,126 @@
+"""Ensembles of family `detect`: training the members, joining their checkpoints, and what the ensemble gains."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cxr import storage
+from cxr.benchmarks.studies import detection
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.training_jobs import make_ready, ready_to_begin, settled, training_record
+from cxr.data.batch import best_device
+from cxr.errors import UserError
+from cxr.families import checkpoint
+from cxr.families.checkpoint import Checkpoint
+from cxr.families.detect import DetectRecipe
+from cxr.models.yolo import YoloEnsemble, YoloSize
+from cxr.training.options import RunOptions
+from cxr.training.sweep import train_all
+
+
+def member_recipes(
+    recipe: DetectRecipe, members: int, architectures: Sequence[YoloSize] = (), sizes: Sequence[int] = ()
+) -> dict[str, DetectRecipe]:
+    """The recipe of each member by name: seeds count up; folds, architectures and sizes take turns."""
+    architectures, sizes = architectures or (recipe.architecture,), sizes or (recipe.size,)
+    return {
+        f"member-{number}": recipe.replace(
+            seed=recipe.seed + number,
+            fold=number % recipe.folds if recipe.folds else None,
+            architecture=architectures[number % len(architectures)],
+            size=sizes[number % len(sizes)],
+        )
+        for number in range(members)
+    }
+
+
+def train_ensemble(
+    recipes: Mapping[str, DetectRecipe], archive: ArchiveOptions, run: RunOptions, out: str, *, test_images: int = 0
+) -> dict[str, Any]:
+    """Train the members in OUT/member-0 …, join those that finished in OUT/checkpoint; returns the result.json.
+
+    Args:
+        test_images: number of held-out images on which the ensemble and its members are compared; 0: all.
+
+    Raises:
+        RuntimeError: no member finished.
+    """
+    largest = max(recipes.values(), key=lambda recipe: recipe.size)
+    out = ready_to_begin(largest, archive, out, run)
+    ready = settled(largest, out, run)
+    data = make_ready(archive, out, largest)
+    recipes = {
+        name: recipe.replace(lung_crop=ready.lung_crop, weights=ready.weights) for name, recipe in recipes.items()
+    }
+    trained = train_all(recipes, None, data, out, run, source=archive.source, spared=True)
+    if not trained:
+        raise RuntimeError(f"all {len(recipes)} members failed; see the messages above")
+    uris = {member.name: member.checkpoint for member in trained}
+    for name, uri in uris.items():
+        print(f"checkpoint of {name}: {uri}", flush=True)
+    members = {name: checkpoint.load(uri) for name, uri in uris.items()}
+    ensemble = save_ensemble(list(members.values()), storage.join(out, "checkpoint"))
+    print(f"checkpoint of the ensemble of {len(members)} members: {ensemble}", flush=True)
+    return {
+        "checkpoint": ensemble,
+        "members": uris,
+        "failed": sorted(set(recipes) - set(uris)),
+        "data": data,
+        "trained": {name: training_record(recipe) for name, recipe in recipes.items()},
+        "metrics": compare_members(members, ensemble, data, test_images),
+    }
+
+
+def compare_members(members: Mapping[str, Checkpoint], ensemble: str, data: str, limit: int) -> dict[str, float]:
+    """Print and return what the ensemble gains over its members; {} where no held-out image has boxes."""
+    held_out = detection.held_out(data, limit)
+    if held_out is None:
+        print(
+            f"note: {data} has no test or validation images with boxes, so the members were not compared", flush=True
+        )
+        return {}
+    split, xrays = held_out
+    if split == "val":
+        print(
+            "note: no test image has boxes. The members are compared on validation images, which chose their epochs "
+            "and, with folds, trained some of them",
+            flush=True,
+        )
+    comparison = detection.compare(members, checkpoint.load(ensemble), xrays, best_device())
+    print(f"{comparison.images:,} images of the {split} split, {comparison.patients:,} patients", flush=True)
+    print(detection.table(comparison), flush=True)
+    return detection.metrics(comparison)
+
+
+def save_ensemble(members: Sequence[Checkpoint], target: str) -> str:
+    """One checkpoint of several of family detect, at the URI `target`.
+
+    Raises:
+        UserError: they find other findings, or see other images.
+    """
+    first, recipes = members[0], [one.recipe for one in members]
+    for one, recipe in zip(members, recipes, strict=True):
+        alike = recipe.enhancement == first.recipe.enhancement and recipe.lung_crop == first.recipe.lung_crop
+        if one.findings != first.findings or not alike:
+            raise UserError(
+                f"{one.uri} and {first.uri} cannot form an ensemble: expected the same findings, crop and enhancement; "
+                f"train the members with the same settings"
+            )
+    recipe = first.recipe.replace(
+        members=tuple(json.dumps(one.to_dict()) for one in recipes), size=max(one.size for one in recipes)
+    )
+    network = recipe.network(first.findings)
+    assert isinstance(network, YoloEnsemble)
+    for own, one in zip(network.members, members, strict=True):
+        own.load_state_dict(one.network.state_dict())
+    metrics = {f"member-{i}/{k}": v for i, one in enumerate(members) for k, v in one.about["metrics"].items()}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(
+            Path(folder), recipe, recipe.task(network), network.state_dict(), findings=first.findings, metrics=metrics
+        )
+        storage.upload_folder(Path(folder), target)
+    return target

@@ -1,0 +1,31 @@
+"""Synthetic archives for jobs that were given no archive."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cxr import storage
+from cxr.cli.options import ArchiveOptions
+from cxr.phantom.archive import write_phantom
+from cxr.phantom.siim import write_siim_phantom
+from cxr.sources import chestxray14, siim
+
+
+def phantom_archive(out: str, count: int = 160, size: int = 256) -> str:
+    """A small synthetic archive in OUT/phantoms, for a job that was given none; made once."""
+    uri = storage.join(out, "phantoms")
+    if not chestxray14.detect(uri):
+        print(f"no --archive given: making {count} phantom X-rays in {uri}", flush=True)
+        write_phantom(uri, count, size=size)
+    return uri
+
+
+def siim_phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
+    """The archive as given, or one of phantoms as rarely ill as SIIM-ACR's, in OUT/phantoms; made once."""
+    if options.archive:
+        return options
+    uri = storage.join(storage.normalize(out), "phantoms")
+    if not siim.detect(uri):
+        print(f"no --archive given: making {options.phantoms} phantom X-rays in {uri}", flush=True)
+        write_siim_phantom(uri, options.phantoms, size=max(256, options.shard_size))
+    return replace(options, archive=(uri,))

@@ -1,0 +1,67 @@
+"""Reports of scoring runs: compared with what is known of their images, or described where nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from cxr import schema
+from cxr.errors import UserError
+from cxr.evaluation import classification, detection, localization, score_summary, segmentation
+from cxr.evaluation.run import NoGroundTruthError, ReportOptions, Run, read_run
+from cxr.evaluation.score_summary import BOXES, MASKS, PROBABILITIES, Kind
+
+
+@dataclass(frozen=True)
+class Reports:
+    """How a family's runs are reported.
+
+    Args:
+        evaluate: compares a run with the ground truth, writes the report into a URI, and returns what the job's
+            result.json holds. Raises NoGroundTruthError where there is none.
+        kinds: of its scores, which are described where there is no ground truth.
+    """
+
+    evaluate: Callable[[Run, ReportOptions, str], dict[str, Any]]
+    kinds: tuple[Kind, ...]
+
+
+REPORTS: dict[str, Reports] = {
+    "aecnn": Reports(classification.report, (PROBABILITIES,)),
+    "attend": Reports(localization.report, (PROBABILITIES, BOXES)),
+    "detect": Reports(detection.report, (BOXES,)),
+    "localize": Reports(localization.report, (PROBABILITIES, BOXES)),
+    "lungs": Reports(partial(segmentation.report, label=schema.LUNGS), (MASKS,)),
+    "pneumothorax": Reports(partial(segmentation.report, label=schema.PNEUMOTHORAX), (MASKS,)),
+}
+
+
+def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
+    """Report on what `score_archive` wrote to `run_uri`.
+
+    Where the archive that was scored has no ground truth, or where several were scored and none is named to compare
+    with, the report describes the scores, and says so.
+
+    Raises:
+        UserError: no scoring run lies there, its family has no report, or the options ask for a comparison that
+            nothing is known for.
+    """
+    run = read_run(run_uri)
+    if run.family not in REPORTS:
+        raise UserError(
+            f"{run.uri} holds scores of family {run.family!r}, for which there is no report yet; "
+            f"there is one for {', '.join(REPORTS)}"
+        )
+    how, scored = REPORTS[run.family], " and ".join(run.archives)
+    if len(run.archives) > 1 and not options.archive and not options.against:
+        print(f"note: {scored} were scored: the report describes the scores; --archive names one to compare with")
+        return score_summary.report(run, options, out, how.kinds)
+    try:
+        return how.evaluate(run, replace(options, split="test") if options.split == "auto" else options, out)
+    except NoGroundTruthError:
+        if options.archive or options.against:
+            raise
+        print(f"note: {scored} has no ground truth for these scores: the report describes them alone", flush=True)
+        return score_summary.report(run, options, out, how.kinds)

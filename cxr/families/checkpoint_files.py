@@ -1,0 +1,52 @@
+"""The files of a checkpoint: a folder that holds all that scoring and further training need.
+
+    checkpoint.json   recipe, findings in order, input contract, metrics, versions, commit, SHA-256 of the weights
+    weights.pt        the network's state
+    task.pt           what the task learnt besides the network: the alignment target, say
+    resume.pt         optimizer, schedule and step, for going on; scoring does not read it
+    lungs/            the checkpoint by which images are cropped, where the recipe has `lung_crop`; in copies only
+
+All `.pt` files load with `weights_only=True`: no pickle is run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cxr import storage
+from cxr.errors import UserError
+
+ABOUT, WEIGHTS, TASK, RESUME = "checkpoint.json", "weights.pt", "task.pt", "resume.pt"
+LUNGS = "lungs"
+KIND, VERSION = "cxr-checkpoint", 1
+
+
+def read_about(uri: str) -> dict[str, Any]:
+    """The contents of checkpoint.json, checked to be of a kind and version that can be read here."""
+    if not storage.exists(storage.join(uri, ABOUT)):
+        raise UserError(f"{uri} holds no {ABOUT}: give a checkpoint's folder, e.g. the `checkpoint` of a result.json")
+    about = storage.read_json(storage.join(uri, ABOUT))
+    if (about.get("kind"), about.get("version")) != (KIND, VERSION):
+        raise UserError(f"{uri} is {about.get('kind')!r} version {about.get('version')}: wanted {KIND!r} {VERSION}")
+    return about
+
+
+def copy_for_scoring(source: str, target: str) -> str:
+    """Copy a checkpoint without what only resuming needs; what was at `target` is replaced, whole or not there.
+
+    The checkpoint by which its images are cropped is copied too, so that scoring needs nothing else.
+    """
+    if storage.exists(storage.join(target, ABOUT)):
+        storage.delete(storage.join(target, ABOUT))
+    if lungs := lungs_of(source, read_about(source)["recipe"].get("lung_crop", "")):
+        copy_for_scoring(lungs, storage.join(target, LUNGS))
+    for name in (WEIGHTS, TASK, ABOUT):
+        storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
+    return target
+
+
+def lungs_of(uri: str, lung_crop: str) -> str:
+    """Where the checkpoint lies by which images for the one at `uri` are cropped: in its folder, or where its recipe
+    says, which may be nowhere."""
+    inside = storage.join(uri, LUNGS)
+    return inside if lung_crop and storage.exists(storage.join(inside, ABOUT)) else lung_crop
