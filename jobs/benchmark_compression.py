@@ -16,6 +16,7 @@ from cxr.benchmarks.studies.compression import Judge
 from cxr.cli.phantoms import phantom_archive
 from cxr.cli.training_jobs import quick_compressor
 from cxr.families import checkpoint, lung_crop
+from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.metrics.classification.bootstrap import RESAMPLES
 from cxr.runtime.job import run_job
@@ -70,7 +71,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def _about(options: Options, kept: Checkpoint, classifier: Checkpoint, archive: str, given: xrays.XRays) -> str:
-    size, latents = kept.recipe.size, kept.recipe.latents
+    size, latents = kept.recipe.size, latent_encoder(kept.recipe).latent_format()
     own = "the compressor's own classifier"
     by = f"{own}, which encodes them again" if classifier is kept else f"the classifier {classifier.uri}"
     return (

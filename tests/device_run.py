@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_map_only
 from cxr import schema
 from cxr.augment import affine_exposure
 from cxr.data.batch import Batch
-from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.align import AlignRecipe
-from cxr.families.base import Communicator, Recipe, SingleProcess
+from cxr.families.base import Communicator, Recipe, ScoringContext, SingleProcess
+from cxr.families.capabilities import LatentEncoder
 from cxr.imaging.geometry import ResizeTransform
 from cxr.models.small_unet import LungField
 from cxr.training.engine import Engine
@@ -94,22 +94,16 @@ def use(engine: Engine) -> pa.Table:
     count, side = batch[schema.PIXELS].shape[:2]
     known = {schema.RESIZE_TRANSFORM: [ResizeTransform().as_dict()] * count}
     known |= {schema.HEIGHT_PX: [side] * count, schema.WIDTH_PX: [side] * count}
-    pictures = [*recipe.draw(network, batch).values()]
-    if stored := _latents(recipe):
+    pictures = [*recipe.render(network, batch).values()]
+    context = ScoringContext(schema.FINDINGS, side)
+    if isinstance(recipe, LatentEncoder):
+        stored = recipe.latent_format().size
         encoded = {schema.PIXELS: recipe.encode(network, batch)}
         assert encoded[schema.PIXELS].cpu().numpy().shape == (count, stored, stored)
-        recipe.scored(recipe.predict_latents(network, encoded), pa.table(known))
-        pictures += recipe.draw_latents(network, encoded).values()
+        recipe.scored(recipe.predict_latents(network, encoded), pa.table(known), context)
+        pictures += recipe.render_latents(network, encoded).values()
     assert all(picture.cpu().numpy().dtype == "uint8" for picture in pictures)
-    return recipe.scored(recipe.predict(network, batch), pa.table(known))
-
-
-def _latents(recipe: Recipe) -> int:
-    """Side of the latents in pixels; 0 where the family compresses nothing."""
-    try:
-        return recipe.latents.size
-    except UserError:
-        return 0
+    return recipe.scored(recipe.predict(network, batch), pa.table(known), context)
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def settled(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
     if recipe.lung_crop:
         recipe = recipe.replace(lung_crop=storage.normalize(recipe.lung_crop))
     begun = begun_with(out) if run.resume else None
-    recipe, notes = recipe.resolved(out) if begun is None else recipe.resumed(begun, out)
+    recipe, notes = recipe.resolve_weights(out) if begun is None else recipe.resume_from(begun, out)
     for note in notes:
         print(f"note: {note}", flush=True)
     return prepare(recipe, out, run)

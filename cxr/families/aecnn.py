@@ -39,8 +39,8 @@ class AecnnRecipe(Recipe):
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS)
     # The last two are of no more use once training has begun.
-    places: ClassVar[tuple[str, ...]] = (*Recipe.places, "start_from", "classifier_weights")
-    needs: ClassVar[Mapping[str, str]] = {"bce_weight": "mse_weight"}
+    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "start_from", "classifier_weights")
+    depends_on: ClassVar[Mapping[str, str]] = {"bce_weight": "mse_weight"}
     score_columns: ClassVar[pa.Schema] = pa.schema(
         [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.DECISIONS, pa.list_(pa.int8()))]
     )
@@ -210,7 +210,7 @@ class AecnnRecipe(Recipe):
         return dict.fromkeys(told + kept, "max")
 
     @property
-    def may_grow(self) -> tuple[str, ...]:
+    def may_change_on_resume(self) -> tuple[str, ...]:
         return ("epochs" if self._last == "joint" else f"{self._last}_epochs", "patience")
 
     def stages(self) -> tuple[Stage, ...]:
@@ -253,12 +253,11 @@ class AecnnRecipe(Recipe):
         found = probabilities(network, latent_B1hw, self.crop or self.size, self.test)
         return {schema.PROBABILITIES: found, schema.DECISIONS: (found >= network.thresholds).to(torch.int8)}
 
-    def draw(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(network, AECNN)
         return _drawn(network, network.encode(unit_pixels(batch, self.size)))
 
-    @property
-    def latents(self) -> PixelFormat:
+    def latent_format(self) -> PixelFormat:
         try:
             return PixelFormat(self.size // self._factor, self.latent_bits)
         except ValueError as error:
@@ -275,11 +274,11 @@ class AecnnRecipe(Recipe):
 
     def predict_latents(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(network, AECNN)
-        return self._classify(network, unit_pixels(batch, self.latents.size))
+        return self._classify(network, unit_pixels(batch, self.latent_format().size))
 
-    def draw_latents(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def render_latents(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(network, AECNN)
-        return _drawn(network, unit_pixels(batch, self.latents.size))
+        return _drawn(network, unit_pixels(batch, self.latent_format().size))
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """The last stage's learning rate, loss weights, codec and classifier.

@@ -71,10 +71,10 @@ class AecnnTask(Task):
         assert isinstance(self.network, AECNN)
         return self.network
 
-    def parts(self) -> list[nn.Module]:
+    def compiled_modules(self) -> list[nn.Module]:
         return [self._net.classifier, *self._net.codec.children()]
 
-    def enter(self, stage: str) -> None:
+    def enter_stage(self, stage: str) -> None:
         """Let the stage's parts learn: the classifier, the codec, or both."""
         self.stage = stage  # pyright: ignore[reportAttributeAccessIssue]
         self.stage_epochs.zero_()
@@ -199,7 +199,7 @@ class AecnnTask(Task):
         metrics, self._thresholds = label_metrics.judge(self._net, *rows_N2F.chunk(2, 1))
         return metrics
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {"thresholds": self._thresholds} if self._thresholds else {}
 
     @torch.inference_mode()

@@ -46,9 +46,9 @@ class AlignRecipe(Recipe):
     family: ClassVar[str] = "align"
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.TRUE_THETA, schema.MASKS)
-    places: ClassVar[tuple[str, ...]] = (*Recipe.places, "lung_weights", "feature_weights")
+    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "lung_weights", "feature_weights")
     score_columns: ClassVar[pa.Schema] = pa.schema([(schema.THETA, pa.list_(pa.float32(), 6))])
-    needs: ClassVar[Mapping[str, str]] = {"feature_layers": "feature_weight"}
+    depends_on: ClassVar[Mapping[str, str]] = {"feature_layers": "feature_weight"}
 
     size: int = 128
     epochs: int = 20
@@ -152,7 +152,7 @@ class AlignRecipe(Recipe):
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {schema.THETA: network(unit_pixels(batch, self.size)).reshape(-1, 6)}
 
-    def draw(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         theta = network(unit_pixels(batch, self.size))
         aligned = warp(unit_pixels(batch, batch[schema.PIXELS].shape[-1]), theta)
         return {"aligned": aligned[:, 0].mul(255).round().clamp(0, 255).to(torch.uint8)}
@@ -175,17 +175,17 @@ class AlignRecipe(Recipe):
             space["target"] = CategoricalDistribution(list(get_args(Strategy)))
         return space | ({"overlap_weight": weight(1, 30)} if self.lungs else {})
 
-    def prepared(self, out: str) -> Self:
-        if self.is_prepared:
+    def pretrain_shared(self, out: str) -> Self:
+        if self.is_pretrained:
             return self
         lesson = lung_pretraining.Lesson(self.size, self.lung_phantoms, self.lung_steps, self.seed)
         return self.replace(lung_weights=lung_pretraining.kept(lesson, storage.join(out, "lungs")))
 
     @property
-    def is_prepared(self) -> bool:
+    def is_pretrained(self) -> bool:
         return not self.lungs or bool(self.lung_weights)
 
-    def refusal(self, metrics: Mapping[str, float]) -> str:
+    def degenerate_reason(self, metrics: Mapping[str, float]) -> str:
         return alignment.degenerate(metrics["mean_scale"], metrics["drift_pct"] / 100, metrics["mirrored"])
 
     def initial_weights(self) -> dict[str, str]:
@@ -207,15 +207,15 @@ class AlignRecipe(Recipe):
         layers = min(self.feature_layers, perceptual.DEEPEST["local"])
         return self.replace(features="local", feature_layers=layers)
 
-    def resolved(self, out: str) -> tuple[Self, list[str]]:
-        resolved, notes = super().resolved(out)
+    def resolve_weights(self, out: str) -> tuple[Self, list[str]]:
+        resolved, notes = super().resolve_weights(out)
         return resolved._with_sha256(), notes
 
-    def resumed(self, begun: Mapping[str, Any], out: str) -> tuple[Self, list[str]]:
-        """See `Recipe.resumed`; what the perceptual loss compares with is needed again, and must be the same."""
+    def resume_from(self, begun: Mapping[str, Any], out: str) -> tuple[Self, list[str]]:
+        """See `Recipe.resume_from`; what the perceptual loss compares with is needed again, and must be the same."""
         compared, notes = pretrained.resolve(self, self._feature_weights(), out)
         compared = compared._with_sha256()
-        same, more = super(AlignRecipe, compared).resumed(begun, out)
+        same, more = super(AlignRecipe, compared).resume_from(begun, out)
         return same.replace(feature_weights=compared.feature_weights), notes + more
 
     def _with_sha256(self) -> Self:

@@ -125,7 +125,9 @@ class AlignTask(Task):
         """
         if self._lung_network is not None:
             if not self.lung_weights:
-                raise UserError("no lung_weights: call recipe.prepared(out) first, which teaches the lung network")
+                raise UserError(
+                    "no lung_weights: call recipe.pretrain_shared(out) first, which teaches the lung network"
+                )
             self._lung_network.load_state_dict(lung_pretraining.matched(pretrained.from_uri(self.lung_weights)))
         if self.strategy == "given":
             self.lung_target = self._lungs(self.target)

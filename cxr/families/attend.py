@@ -20,7 +20,7 @@ from cxr.errors import UserError
 from cxr.families import box_scores
 from cxr.families.align import AlignRecipe
 from cxr.families.attend_task import AttendTask, Lesson, boxes_found, framed, in_frame, strongest
-from cxr.families.base import Recipe, one_of, unit_pixels
+from cxr.families.base import Recipe, ScoringContext, one_of, unit_pixels
 from cxr.models import pretrained
 from cxr.models.contrast_attention import (
     BACKBONES,
@@ -58,8 +58,8 @@ class AttendRecipe(Recipe):
     family: ClassVar[str] = "attend"
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS, schema.BOXES, schema.IMAGE_ID)
-    places: ClassVar[tuple[str, ...]] = (*Recipe.places, "aligner", "backbone_weights")
-    needs: ClassVar[Mapping[str, str]] = {"box_weight": "box_share"}
+    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "aligner", "backbone_weights")
+    depends_on: ClassVar[Mapping[str, str]] = {"box_weight": "box_share"}
     score_columns: ClassVar[pa.Schema] = pa.schema(
         [
             (schema.PROBABILITIES, pa.list_(pa.float32())),
@@ -152,7 +152,7 @@ class AttendRecipe(Recipe):
     def monitor(self) -> str:
         return "mean_auroc"
 
-    def positive_share(self, epoch: int) -> float | None:
+    def positive_fraction(self, epoch: int) -> float | None:
         return self.positives
 
     @property
@@ -167,7 +167,7 @@ class AttendRecipe(Recipe):
     def _aligner(self) -> SpatialTransformer | None:
         """A new aligner, without its weights."""
         assert bool(self.aligner) == bool(self.aligner_recipe), (
-            "`resolved` reads what the aligner's checkpoint says of itself"
+            "`resolve_weights` reads what the aligner's checkpoint says of itself"
         )
         settings = {name: value for name, value in self.aligner_recipe.items() if name != SHA256}
         return AlignRecipe.from_dict(settings).network(()) if self.aligner else None
@@ -189,22 +189,21 @@ class AttendRecipe(Recipe):
             schema.DECISIONS: (p >= network.thresholds).to(torch.int8),
             schema.THETA: theta,
             LOGITS: logits,
-            **box_scores.explained(network.findings, batch),
         }
 
     def _aligned(self, network: ContrastAttention, batch: Batch) -> tuple[Tensor, Tensor]:
         x, theta = in_frame(network, batch, self.size, self._aligner_size)
         return (x, identity(len(x), x.device)) if theta is None else (warp(x, theta), theta)
 
-    def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table) -> pa.Table:
+    def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
         found = boxes_found(predicted[LOGITS], predicted[schema.THETA], self._rule, self.box_least)
         columns = [
             to_arrow(predicted[name], self.score_columns.field(name).type)
             for name in (schema.PROBABILITIES, schema.DECISIONS)
         ]
-        return pa.table([*columns, box_scores.column(found, predicted, rows)], schema=self.score_columns)
+        return pa.table([*columns, box_scores.to_box_column(found, rows, context)], schema=self.score_columns)
 
-    def draw(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """located: the image as given and aligned, each with the boxes of the finding that was found best."""
         assert isinstance(network, ContrastAttention)
         x, theta = self._aligned(network, batch)
@@ -233,14 +232,14 @@ class AttendRecipe(Recipe):
         load_backbone(ContrastAttention(self.backbone, (), 1, self.backbone_stages), given.state)
         return given.state
 
-    def resolved(self, out: str) -> tuple[Self, list[str]]:
-        resolved, notes = super().resolved(out)
+    def resolve_weights(self, out: str) -> tuple[Self, list[str]]:
+        resolved, notes = super().resolve_weights(out)
         return resolved._with_aligner_recipe(), notes
 
-    def resumed(self, begun: Mapping[str, Any], out: str) -> tuple[Self, list[str]]:
+    def resume_from(self, begun: Mapping[str, Any], out: str) -> tuple[Self, list[str]]:
         same = bool(self.aligner) and pretrained.key(self.aligner) == storage.name(begun["aligner"] or "none")
         known = self.replace(aligner_recipe=begun["aligner_recipe"]) if same else self
-        return super(AttendRecipe, known).resumed(begun, out)
+        return super(AttendRecipe, known).resume_from(begun, out)
 
     def _with_aligner_recipe(self) -> Self:
         """This recipe with what its aligner's checkpoint says of itself."""

@@ -72,7 +72,7 @@ class AttendTask(Task):
         assert isinstance(self.network, ContrastAttention)
         return self.network
 
-    def parts(self) -> list[nn.Module]:
+    def compiled_modules(self) -> list[nn.Module]:
         return [*self._net.layers(), self._net.head]
 
     def begin(self, batches: Batches, workers: Communicator) -> None:
@@ -160,7 +160,7 @@ class AttendTask(Task):
         metrics, self._thresholds = label_metrics.judge(net, *workers.gather(torch.cat(scores)).chunk(2, 1))
         return metrics | _located(workers.gather(torch.cat(overlaps)))
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         compared = {
             "compared_with": "the mean features of training images without findings",
             "images_without_findings": int(self.negatives_seen),

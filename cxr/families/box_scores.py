@@ -1,63 +1,41 @@
-"""The score column of families that find boxes: from shares of the network's square to pixels of the original."""
+"""Predicted boxes as a score column: from fractions of the network's square input to pixels of the original image."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from cxr import schema
 from cxr.boxes.from_heatmaps import MapBoxes, to_original
-from cxr.data.batch import Batch
+from cxr.families.base import ScoringContext
 from cxr.imaging.geometry import ResizeTransform
 
-NAMES, STORED_PX = "finding_names", "stored_px"  # what `predict` gives besides the boxes
 _EDGES = (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
 
 
-def explained(findings: Sequence[str], batch: Batch) -> dict[str, Tensor]:
-    """What `column` must know besides boxes, as tensors: findings' names (B, bytes), stored pixels to a side (B,)."""
-    pixels = batch[schema.PIXELS]
-    names = torch.tensor(list("\n".join(findings).encode()), dtype=torch.uint8)
-    return {
-        NAMES: names.expand(len(pixels), -1),
-        STORED_PX: torch.full((len(pixels),), pixels.shape[-1]),
-    }
+def to_box_column(predicted: Sequence[MapBoxes], rows: pa.Table, context: ScoringContext) -> pa.Array:
+    """Boxes of each row as a column of `schema.BOX_SCORES`, in descending order of score.
 
-
-def column(found: Sequence[MapBoxes], predicted: Mapping[str, Tensor], rows: pa.Table) -> pa.Array:
-    """A column of `schema.BOX_SCORES`: each row's boxes, the best first; none that lies in the padding alone.
+    Boxes that lie entirely in the padding are dropped.
 
     Args:
-        found: of each row; the index of a box is its finding, its score what is written.
-        predicted: with what `explained` gave.
-        rows: with the columns frame, height and width.
+        predicted: one entry per row; a box's index is its finding.
+        rows: with the columns resize_transform, height and width.
     """
-    places = (rows[name].to_pylist() for name in (schema.RESIZE_TRANSFORM, schema.HEIGHT_PX, schema.WIDTH_PX))
-    made = [
-        _row(boxes, _names(name), ResizeTransform(**frame), stored, height, width)
-        for boxes, name, stored, frame, height, width in zip(
-            found, predicted[NAMES].cpu(), predicted[STORED_PX].tolist(), *places, strict=True
+    transforms = rows[schema.RESIZE_TRANSFORM].to_pylist()
+    heights, widths = rows[schema.HEIGHT_PX].to_pylist(), rows[schema.WIDTH_PX].to_pylist()
+    column = []
+    for image, transform, height, width in zip(predicted, transforms, heights, widths, strict=True):
+        boxes = to_original(image.boxes_N4, ResizeTransform(**transform), context.stored_size, height, width)
+        inside = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
+        order = inside[np.argsort(-image.score_N[inside], kind="stable")].tolist()
+        column.append(
+            [
+                {schema.LABEL: context.findings[int(image.index_N[i])], schema.SCORE: float(image.score_N[i])}
+                | dict(zip(_EDGES, boxes[i].tolist(), strict=True))
+                for i in order
+            ]
         )
-    ]
-    return pa.array(made, schema.BOX_SCORES.field(schema.PRED_BOXES).type)
-
-
-def _row(
-    found: MapBoxes, names: Sequence[str], frame: ResizeTransform, stored: int, height: int, width: int
-) -> list[dict[str, str | float]]:
-    boxes = to_original(found.boxes_N4, frame, stored, height, width)
-    inside = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
-    order = inside[np.argsort(-found.score_N[inside], kind="stable")].tolist()
-    return [
-        {schema.LABEL: names[int(found.index_N[i])], schema.SCORE: float(found.score_N[i])}
-        | dict(zip(_EDGES, boxes[i].tolist(), strict=True))
-        for i in order
-    ]
-
-
-def _names(coded: Tensor) -> list[str]:
-    return bytes(coded.tolist()).decode().split("\n")
+    return pa.array(column, schema.BOX_SCORES.field(schema.PRED_BOXES).type)

@@ -61,7 +61,7 @@ def save(
         "findings": list(findings),
         "input": {"size": recipe.size, "channels": 1, "range": [0, 1], "normalization": "inside the network"},
         "metrics": dict(metrics),
-        "learnt": task.described(),
+        "learnt": task.describe(),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
         "sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
@@ -95,7 +95,7 @@ def load(uri: str) -> Checkpoint:
 
 def check_same_settings(about: Mapping[str, Any], recipe: Recipe, findings: Sequence[str]) -> None:
     """Raise UserError unless training can go on from a checkpoint; only how long to train may have changed."""
-    changed = recipe.changes_from(about["recipe"], free=recipe.may_grow)
+    changed = recipe.changes_from(about["recipe"], free=recipe.may_change_on_resume)
     if list(findings) != about["findings"]:
         changed.append("the archive has other findings")
     if changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cxr.data.sampling import Fold, Sampling
 from cxr.errors import UserError
 from cxr.families.base import Recipe
+from cxr.families.capabilities import PositiveSampling
 
 
 def fold_of(recipe: Recipe) -> Fold | None:
@@ -22,11 +23,13 @@ def fold_of(recipe: Recipe) -> Fold | None:
 
 
 def sampling_of(recipe: Recipe) -> Sampling | None:
-    """How a recipe's epochs are drawn; None: images as they are."""
-    shares = tuple(map(recipe.positive_share, range(recipe.total_epochs)))
-    wanted = tuple(share for share in shares if share is not None)
-    assert len(wanted) in (0, len(shares)), "a share of positives in all epochs, or in none"
-    return Sampling(recipe.sampled_finding, wanted) if wanted else None
+    """How images are sampled for each epoch of a recipe. None: every image once."""
+    if not isinstance(recipe, PositiveSampling):
+        return None
+    fractions = [recipe.positive_fraction(epoch) for epoch in range(recipe.total_epochs)]
+    given = tuple(fraction for fraction in fractions if fraction is not None)
+    assert len(given) in (0, len(fractions)), "a fraction of positives in all epochs, or in none"
+    return Sampling(recipe.sampled_finding, given) if given else None
 
 
 def check_raw(recipe: Recipe, archive: str) -> None:

@@ -36,7 +36,7 @@ from cxr.boxes.from_heatmaps import MapBoxes
 from cxr.data.batch import Batch
 from cxr.errors import UserError
 from cxr.families import box_scores
-from cxr.families.base import Recipe, Stage, Task, one_of, unit_pixels
+from cxr.families.base import Recipe, ScoringContext, Stage, Task, one_of, unit_pixels
 from cxr.families.detect_task import DetectTask, Lesson, confident, outlined
 from cxr.families.optimizers import LinearDecay, grouped_adamw, grouped_sgd
 from cxr.models import pretrained
@@ -58,7 +58,7 @@ class DetectRecipe(Recipe):
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.BOXES, schema.LABELS)
     score_columns: ClassVar[pa.Schema] = schema.BOX_SCORES
-    places: ClassVar[tuple[str, ...]] = (*Recipe.places, "weights")
+    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "weights")
     ema_ramp: ClassVar[float] = 2000.0
 
     size: int = 640
@@ -167,11 +167,11 @@ class DetectRecipe(Recipe):
             return grouped_adamw(task.network, stage.lr, decay, self.momentum, fused=fused)
         return grouped_sgd(task.network, stage.lr, decay, self.momentum)
 
-    def schedule(self, optimizer: Optimizer, stage: Stage, moves: int) -> LRScheduler:
+    def schedule(self, optimizer: Optimizer, stage: Stage, updates_per_epoch: int) -> LRScheduler:
         return LinearDecay(
             epochs=stage.epochs,
-            moves_an_epoch=moves,
-            warmup=round(self.warmup * stage.epochs * moves),
+            moves_an_epoch=updates_per_epoch,
+            warmup=round(self.warmup * stage.epochs * updates_per_epoch),
             last=self.last_lr,
             bias_lr=self.warmup_bias_lr if self.algorithm == "sgd" else 0.0,
             first_momentum=self.warmup_momentum,
@@ -217,14 +217,13 @@ class DetectRecipe(Recipe):
 
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(network, Yolo | YoloEnsemble)
-        found = self.found(network, batch, MOST_FOUND)
-        return {FOUND: found, **box_scores.explained(network.findings, batch)}
+        return {FOUND: self.found(network, batch, MOST_FOUND)}
 
-    def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table) -> pa.Table:
+    def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
         found = [_listed(boxes) for boxes in predicted[FOUND].cpu().numpy()]
-        return pa.table([box_scores.column(found, predicted, rows)], schema=self.score_columns)
+        return pa.table([box_scores.to_box_column(found, rows, context)], schema=self.score_columns)
 
-    def draw(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """boxes: the image with the outlines of what was found with some confidence, (B, size, size, 3)."""
         boxes = confident(self.found(network, batch, MOST_FOUND))
         return {"boxes": outlined(unit_pixels(batch, self.size), boxes)}
@@ -245,11 +244,11 @@ class DetectRecipe(Recipe):
         self.yolo(given.findings or schema.FINDINGS).load(given.state)
         return given.state
 
-    def resolved(self, out: str) -> tuple[Self, list[str]]:
+    def resolve_weights(self, out: str) -> tuple[Self, list[str]]:
         if self.members:
             raise UserError("members: an ensemble is made of trained networks, not trained. Leave members out")
         try:
-            return super().resolved(out)
+            return super().resolve_weights(out)
         except (pretrained.NotWeightsError, storage.NotFoundError) as error:
             raise UserError(f"{error}. {CONVERSION}") from error
 

@@ -107,8 +107,8 @@ class DetectTask(Task):
             boxes, known = torch.where(whole[:, None, None], boxes, torch.nan), known & whole[:, None]
         return boxes, known
 
-    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        return self.window.ahead(batches) if self.variation.combines else batches
+    def look_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return self.window.look_ahead(batches) if self.variation.combines else batches
 
     def _shared(self, batch: Batch) -> dict[str, Tensor]:
         """What an image brings into a mosaic or mixup: pixels as stored, boxes, regions of what is unknown of it."""
@@ -163,7 +163,7 @@ class DetectTask(Task):
         told = summary(workers.gather(torch.cat(rows)), workers.gather(torch.cat(true)), self._findings)
         return {name: value for name, value in told.items() if value == value or name == "map50_95"}
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {"epochs": int(self.epoch)}
 
     @torch.inference_mode()

@@ -19,7 +19,7 @@ from cxr.boxes.from_heatmaps import FULL, BoxRule, Hot
 from cxr.data.batch import Batch, to_arrow
 from cxr.errors import UserError
 from cxr.families import box_scores
-from cxr.families.base import Recipe, one_of, unit_pixels
+from cxr.families.base import Recipe, ScoringContext, one_of, unit_pixels
 from cxr.families.localize_task import Lesson, LocalizeTask, boxes_found, looked
 from cxr.models import pretrained
 from cxr.models.classifier import StemStride, load_body
@@ -48,7 +48,7 @@ class LocalizeRecipe(Recipe):
     family: ClassVar[str] = "localize"
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS, schema.BOXES)
-    places: ClassVar[tuple[str, ...]] = (*Recipe.places, "classifier_weights")
+    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "classifier_weights")
     score_columns: ClassVar[pa.Schema] = pa.schema(
         [
             (schema.PROBABILITIES, pa.list_(pa.float32())),
@@ -168,19 +168,18 @@ class LocalizeRecipe(Recipe):
             schema.PROBABILITIES: p,
             schema.DECISIONS: (p >= network.thresholds).to(torch.int8),
             HEAT: heat,
-            **box_scores.explained(network.findings, batch),
         }
 
-    def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table) -> pa.Table:
+    def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
         told = zip(predicted[HEAT].cpu().numpy(), predicted[schema.PROBABILITIES].float().cpu().numpy(), strict=True)
         found = [boxes_found(heat, p, self._rule) for heat, p in told]
         columns = [
             to_arrow(predicted[name], self.score_columns.field(name).type)
             for name in (schema.PROBABILITIES, schema.DECISIONS)
         ]
-        return pa.table([*columns, box_scores.column(found, predicted, rows)], schema=self.score_columns)
+        return pa.table([*columns, box_scores.to_box_column(found, rows, context)], schema=self.score_columns)
 
-    def draw(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """overlay: the most probable finding's map and boxes. stages: the image, each stage's map, all together."""
         assert isinstance(network, MultiscaleCAM)
         x = unit_pixels(batch, self.size)

@@ -158,7 +158,7 @@ class LocalizeTask(Task):
             for one, of, listed in zip(heat.cpu().numpy(), p.cpu().numpy(), batch[schema.BOXES][some], strict=True):
                 yield boxes_found(one, of, self.lesson.rule), listed[~listed[:, 0].isnan()].cpu().numpy()
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Relevance by finding, fine stages first; the thresholds; the maps' scale as (stages, findings)."""
         net = self._net
         relevance = net.relevance().T.tolist()

@@ -20,7 +20,7 @@ from cxr.data.batch import to_tensors
 from cxr.data.shards import ShardInfo
 from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files, recipe_from_dict
-from cxr.families.base import Recipe
+from cxr.families.base import Recipe, ScoringContext
 from cxr.families.checkpoint import Checkpoint
 from cxr.imaging.geometry import ResizeTransform, fit
 from cxr.imaging.image import to_bits
@@ -130,5 +130,6 @@ def _lungs(finder: Checkpoint, stored_SS: np.ndarray) -> np.ndarray:
     size = len(stored_SS)
     batch = to_tensors({schema.PIXELS: stored_SS[None]}, PixelFormat(size))
     here = {schema.RESIZE_TRANSFORM: [ResizeTransform().as_dict()], schema.HEIGHT_PX: [size], schema.WIDTH_PX: [size]}
-    scores = finder.recipe.scored(finder.recipe.predict(finder.network, batch), pa.table(here))
+    context = ScoringContext(finder.findings, size)
+    scores = finder.recipe.scored(finder.recipe.predict(finder.network, batch), pa.table(here), context)
     return rle.decode(scores[schema.PRED_MASK_RLE][0].as_py(), size, size)

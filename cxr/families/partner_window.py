@@ -34,7 +34,7 @@ class PartnerWindow:
     def __len__(self) -> int:
         return self._filled
 
-    def ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def look_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, each as soon as the window is full of its rows and of those that follow."""
         self._next = self._filled = 0
         self._reads_ahead = True

@@ -43,7 +43,11 @@ class PneumothoraxRecipe(SegmentationRecipe):
                 f"and up to 1, or 0 in both for images as they are"
             )
 
-    def positive_share(self, epoch: int) -> float | None:
+    @property
+    def sampled_finding(self) -> str:
+        return self.mask_label
+
+    def positive_fraction(self, epoch: int) -> float | None:
         if not self.positives_from:
             return None
         done = epoch / max(1, self.total_epochs - 1)

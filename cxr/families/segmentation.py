@@ -17,7 +17,7 @@ from cxr import schema
 from cxr.augment.image_mask import Variation
 from cxr.data.batch import Batch
 from cxr.errors import UserError
-from cxr.families.base import Recipe, Stage, one_of, unit_pixels
+from cxr.families.base import Recipe, ScoringContext, Stage, one_of, unit_pixels
 from cxr.families.segmentation_task import Lesson, SegmentationTask, outlined, rule_of
 from cxr.imaging.geometry import ResizeTransform, mask_to_original
 from cxr.metrics.segmentation.mask_thresholds import MaskRule
@@ -32,7 +32,7 @@ from cxr.sources import rle
 
 Architecture = Literal["small_unet", "unet", "fcn32s", "fcn16s", "fcn8s"]
 _STRIDES: dict[str, FcnStride] = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}
-SHARES, STORED_PX = "shares", "stored_px"  # what `predict` gives besides the image's probability
+SHARES = "shares"  # what `predict` gives besides the image's probability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class SegmentationRecipe(Recipe):
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.MASKS)
     score_columns: ClassVar[pa.Schema] = schema.MASK_SCORES
-    places: ClassVar[tuple[str, ...]] = (*Recipe.places, "backbone_weights")
-    needs: ClassVar[Mapping[str, str]] = {"positive_weight": "bce"}
+    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "backbone_weights")
+    depends_on: ClassVar[Mapping[str, str]] = {"positive_weight": "bce"}
     measures_distance: ClassVar[bool] = False
     """Whether validation also measures how far outlines lie apart (HD95)."""
     rule: ClassVar[MaskRule] = MaskRule()
@@ -181,16 +181,15 @@ class SegmentationRecipe(Recipe):
         return {
             SHARES: torch.where(kept, p - rule.bottom + 0.5, 0.0),
             schema.PRED_MASK_PROBABILITY: image if self.image_weight else torch.full_like(image, math.nan),
-            STORED_PX: torch.full_like(image, batch[schema.PIXELS].shape[-1]),
         }
 
     def _probabilities(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         assert isinstance(network, SegmentationModel)
         return network.probabilities(unit_pixels(batch, self.size), mirrored=self.flip_test)
 
-    def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table) -> pa.Table:
-        shares, (stored, *_) = predicted[SHARES].cpu().numpy(), [*predicted[STORED_PX].tolist(), 1]
-        zoom = ResizeTransform(stored / self.size, stored / self.size)
+    def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
+        shares = predicted[SHARES].cpu().numpy()
+        zoom = ResizeTransform(context.stored_size / self.size, context.stored_size / self.size)
         places = (rows[name].to_pylist() for name in (schema.RESIZE_TRANSFORM, schema.HEIGHT_PX, schema.WIDTH_PX))
         found = [
             self._coded(share, zoom.then(ResizeTransform(**frame)), height, width)
@@ -214,7 +213,7 @@ class SegmentationRecipe(Recipe):
         """Shares without what cannot belong to the mask."""
         return shares_HW
 
-    def draw(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """overlay: the image with the outline of what was found, (B, size, size, 3)."""
         p, _ = self._probabilities(network, batch)
         return {"overlay": outlined(unit_pixels(batch, self.size), rule_of(network).apply(p))}

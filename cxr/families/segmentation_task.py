@@ -67,7 +67,7 @@ class SegmentationTask(Task):
         assert isinstance(self.network, SegmentationModel)
         return self.network
 
-    def enter(self, stage: str) -> None:
+    def enter_stage(self, stage: str) -> None:
         first = self.lesson.first_size > 0 and stage == self.lesson.first_stage
         self.size = self.lesson.first_size if first else self.lesson.size
 
@@ -128,7 +128,7 @@ class SegmentationTask(Task):
         p, image = self._finder.probabilities(x[known], mirrored=self.lesson.flip_test)
         return p, image, mask[known, 0] == 1
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {"mask_rule": self._rule.describe()} if self._rule else {}
 
     @torch.inference_mode()

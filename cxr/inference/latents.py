@@ -24,6 +24,7 @@ from cxr import schema, storage
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION, ShardInfo
 from cxr.errors import UserError
 from cxr.families import lung_crop
+from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.imaging.geometry import ResizeTransform, fit_mask
 from cxr.schema import PixelFormat
@@ -51,9 +52,9 @@ def encoder_fingerprint(kept: Checkpoint) -> str:
     Raises:
         UserError: the family has no latents.
     """
-    recipe = kept.recipe
-    digest = hashlib.sha256(json.dumps([recipe.family, recipe.size, asdict(recipe.latents)]).encode())
-    for name, values in sorted(recipe.encoder_state(kept.network).items()):
+    recipe, encoder = kept.recipe, latent_encoder(kept.recipe)
+    digest = hashlib.sha256(json.dumps([recipe.family, recipe.size, asdict(encoder.latent_format())]).encode())
+    for name, values in sorted(encoder.encoder_state(kept.network).items()):
         digest.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
         digest.update(values.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -192,7 +193,7 @@ def _described(
         "kind": KIND,
         "version": VERSION,
         **asdict(origin),
-        "pixels": asdict(kept.recipe.latents),
+        "pixels": asdict(latent_encoder(kept.recipe).latent_format()),
         "row_group_rows": max((part["rows"] for listed in parts.values() for part in listed), default=1),
         "counts": {split: sum(part["rows"] for part in listed) for split, listed in parts.items()},
         "rejects": rejects.num_rows,

@@ -29,7 +29,8 @@ from cxr.data.ledger import Ledger, Part
 from cxr.data.ray_data import finished, map_blocks
 from cxr.errors import UserError
 from cxr.families import checkpoint, lung_crop
-from cxr.families.base import check_size
+from cxr.families.base import ScoringContext, check_size
+from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.lung_crop import LungCrop
 from cxr.imaging import dicom_terms
@@ -168,7 +169,7 @@ def _image_ids(plan: Plan) -> Iterable[str]:
 
 def _plan(archive: str, kept: Checkpoint, options: ScoreOptions) -> Plan:
     if options.save_latents:
-        _ = kept.recipe.latents  # raises for a family without
+        latent_encoder(kept.recipe).latent_format()  # raises for a family without
     crop = lung_crop.of_checkpoint(kept)
     if shards.is_shards(archive):
         info = shards.read_info(archive, latents=True)
@@ -328,21 +329,24 @@ class Scorer:
         batch = to_device(to_tensors(columns, self.plan.pixels), self.device)
         encoded = None
         if self.options.save_latents:  # scores are of what is stored
-            batch = {schema.PIXELS: self.recipe.encode(self.network, batch)}
+            encoder = latent_encoder(self.recipe)
+            batch = {schema.PIXELS: encoder.encode(self.network, batch)}
             encoded = latents.with_latents(
-                rows, self.plan.pixels, batch[schema.PIXELS].cpu().numpy(), self.recipe.latents
+                rows, self.plan.pixels, batch[schema.PIXELS].cpu().numpy(), encoder.latent_format()
             )
         predicted, pictures = self._predicted(batch)
         self._write_pictures(pictures, rows[schema.IMAGE_ID].to_pylist())
-        return self.recipe.scored(predicted, rows), encoded
+        context = ScoringContext(self.findings, self.plan.pixels.size)
+        return self.recipe.scored(predicted, rows, context), encoded
 
     def _predicted(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Scores and, if asked for, pictures of a batch whose pixels are images or latents."""
         recipe, drawing = self.recipe, self.options.save_images
         if self.plan.encoded or self.options.save_latents:
-            pictures = recipe.draw_latents(self.network, batch) if drawing else {}
-            return recipe.predict_latents(self.network, batch), pictures
-        return recipe.predict(self.network, batch), recipe.draw(self.network, batch) if drawing else {}
+            encoder = latent_encoder(recipe)
+            pictures = encoder.render_latents(self.network, batch) if drawing else {}
+            return encoder.predict_latents(self.network, batch), pictures
+        return recipe.predict(self.network, batch), recipe.render(self.network, batch) if drawing else {}
 
     def _write_pictures(self, pictures: dict[str, Tensor], image_ids: list[str]) -> None:
         for kind, images in pictures.items():

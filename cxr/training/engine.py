@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from cxr.data.batch import Batch, to_device
 from cxr.errors import UserError
 from cxr.families.base import Batches, Communicator, Recipe, Stage, Task
+from cxr.families.capabilities import BatchLookahead, optimization
 from cxr.training import batch_norm
 
 
@@ -55,6 +56,7 @@ class Engine:
             )
         self.recipe, self.workers, self.device, self.check_every = recipe, workers, device, check_every
         self.steps_per_epoch = steps_per_epoch
+        self.optimization = optimization(recipe)
         self.task = task.to(device=device)
         self.task.workers = workers
         self.casts = casts(recipe.precision, device)
@@ -64,7 +66,7 @@ class Engine:
             task.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         torch.backends.cudnn.benchmark = True  # all steps of a stage have the same shapes
         if compiled:
-            for part in task.parts():
+            for part in task.compiled_modules():
                 part.compile()
         self.average: MovingAverage | None = None
         self.enter(stage or recipe.stages()[0])
@@ -74,13 +76,13 @@ class Engine:
         if self.average is not None:  # what the last stage gave is what it was validated by
             self.task.network.load_state_dict(self.average.module.state_dict())
         self.stage = stage
-        self.task.enter(stage.name)
+        self.task.enter_stage(stage.name)
         ema = self.recipe.ema
-        self.average = MovingAverage(self.task.network, ema, self.recipe.ema_ramp) if ema else None
+        self.average = MovingAverage(self.task.network, ema, self.optimization.ema_ramp) if ema else None
         self.parameters = [p for p in self.task.parameters() if p.requires_grad]
-        self.optimizer = self.recipe.optimizer(self.task, stage, fused=self.device.type == "cuda")
-        moves = max(1, self.steps_per_epoch * stage.echoes // self.recipe.accumulate)
-        self.schedule = self.recipe.schedule(self.optimizer, stage, moves)
+        self.optimizer = self.optimization.optimizer(self.task, stage, fused=self.device.type == "cuda")
+        moves = max(1, self.steps_per_epoch * stage.data_echo_factor // self.recipe.accumulate)
+        self.schedule = self.optimization.schedule(self.optimizer, stage, moves)
         self._forward: nn.Module | None = None
 
     def epoch(self, batches: Iterator[Batch]) -> dict[str, float]:
@@ -109,8 +111,10 @@ class Engine:
 
     def _echoed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Batches on this engine's device, each as often as the stage wants it; every step augments it anew."""
-        moved = self.task.ahead(self.moved(batches))
-        return (batch for one in moved for batch in repeat(one, self.stage.echoes))
+        moved = self.moved(batches)
+        if isinstance(self.task, BatchLookahead):
+            moved = self.task.look_ahead(moved)
+        return (batch for one in moved for batch in repeat(one, self.stage.data_echo_factor))
 
     def step(self, batch: Batch, *, last: bool = True) -> dict[str, Tensor]:
         """Augment, forward and backward; with `last`, also move the weights.
@@ -124,7 +128,7 @@ class Engine:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.casts):
                 terms = module(augmented)
             total = torch.stack(list(terms.values())).sum()
-            (total * (self.recipe.loss_scale / self.recipe.accumulate)).backward()
+            (total * (self.optimization.loss_scale / self.recipe.accumulate)).backward()
         detached = {name: value.detach().float() for name, value in terms.items()}
         return detached | ({"grad_norm": self._move() * self.recipe.accumulate} if last else {})
 
@@ -230,7 +234,7 @@ class MovingAverage(AveragedModel):
     AveragedModel's own update hands its count to the device in every step, for which the host waits.
 
     Args:
-        decay, ramp: see `Recipe.ema` and `Recipe.ema_ramp`.
+        decay, ramp: see `Recipe.ema` and `CustomOptimizer.ema_ramp`.
     """
 
     def __init__(self, network: nn.Module, decay: float, ramp: float) -> None:

@@ -63,7 +63,7 @@ def fit(
     folds, on all of these two splits' patients but one fold, which validates.
 
     Writes OUT/checkpoint (the best), OUT/NAME/epoch_* (best and last, for resuming) and average_*, OUT/metrics.jsonl
-    and OUT/tensorboard. Call `recipe.resolved(out)` first, or `resumed`: workers apply the recipe as it is,
+    and OUT/tensorboard. Call `recipe.resolve_weights(out)` first, or `resume_from`: workers apply the recipe as it is,
     and read weights from URIs alone.
 
     Raises:
@@ -74,9 +74,9 @@ def fit(
     """
     options = options or RunOptions()
     out = storage.normalize(out)
-    if recipe.unresolved:
+    if recipe.unresolved_weights:
         raise UserError(
-            f"{', '.join(recipe.unresolved)}: expected the URI of weights; call recipe.resolved(out) before fit"
+            f"{', '.join(recipe.unresolved_weights)}: expected the URI of weights; call recipe.resolve_weights(out) before fit"
         )
     check_resume(storage.join(out, name), options.resume)
     _check_batch(recipe, options)

@@ -119,14 +119,14 @@ def searched(recipe: Recipe, options: SearchOptions) -> dict[str, BaseDistributi
     Raises:
         UserError: one that is to be left alone is not searched anyway, or nothing is left whose draws could differ.
     """
-    space = recipe.searched()
+    space = recipe.active_search_space()
     if unknown := set(options.fixed) - set(space):
         stages = " and ".join(stage.name for stage in recipe.stages() if stage.name)
         raise UserError(
             f"fixed={' '.join(sorted(unknown))}: expected settings that this search draws, which are "
             f"{', '.join(space) or 'none'}{f' for the stages {stages}' * bool(stages)}"
         )
-    if not (drawn := recipe.searched(options.fixed)):
+    if not (drawn := recipe.active_search_space(options.fixed)):
         raise UserError(
             f"with fixed={' '.join(options.fixed)}, no setting of family {recipe.family} is left to search: every "
             f"trial would be the same. Leave some of these out of --fixed"

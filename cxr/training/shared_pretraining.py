@@ -11,17 +11,18 @@ from ray.exceptions import RayTaskError
 from cxr.errors import UserError
 from cxr.families import recipe_from_dict
 from cxr.families.base import SomeRecipe
+from cxr.families.capabilities import SharedPretraining
 from cxr.training.fit import mistake_in, room, uses_gpu
 from cxr.training.options import RunOptions
 
 
 def prepare(recipe: SomeRecipe, out: str, options: RunOptions) -> SomeRecipe:
-    """`recipe.prepared(out)`, run with the resources of one worker.
+    """`recipe.pretrain_shared(out)`, run with the resources of one worker.
 
     Raises:
-        UserError: as `recipe.prepared` does, or the cluster cannot hold one worker.
+        UserError: as `recipe.pretrain_shared` does, or the cluster cannot hold one worker.
     """
-    if recipe.is_prepared:
+    if not isinstance(recipe, SharedPretraining) or recipe.is_pretrained:
         return recipe
     room(options, raw=False)  # else Ray would wait for ever for what the cluster lacks
     threads = max(1, int(options.cpus_per_worker))
@@ -39,6 +40,8 @@ def prepare(recipe: SomeRecipe, out: str, options: RunOptions) -> SomeRecipe:
 
 
 def prepare_here(recipe: dict[str, Any], out: str, threads: int) -> dict[str, Any]:
-    """`recipe.prepared`, from plain data to plain data; its name is what Ray prints before each line."""
+    """`recipe.pretrain_shared`, from plain data to plain data; its name is what Ray prints before each line."""
     torch.set_num_threads(threads)
-    return recipe_from_dict(recipe).prepared(out).to_dict()
+    shared = recipe_from_dict(recipe)
+    assert isinstance(shared, SharedPretraining)
+    return shared.pretrain_shared(out).to_dict()

@@ -17,6 +17,7 @@ from torch import nn
 from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files, recipe_from_dict
 from cxr.families.base import Communicator, Recipe, SingleProcess, Stage
+from cxr.families.capabilities import DegeneracyCheck
 from cxr.training import batch_norm
 from cxr.training.checkpoint_average import AVERAGE, averaged_network, best_kept
 from cxr.training.distributed import ProcessGroup
@@ -190,7 +191,7 @@ class Worker:
 
     def _refused(self, metrics: dict[str, float]) -> str:
         """Why such a network must not be kept, which takes its monitor as well: told apart in the log."""
-        refusal = self.recipe.refusal(metrics)
+        refusal = self.recipe.degenerate_reason(metrics) if isinstance(self.recipe, DegeneracyCheck) else ""
         if refusal:
             metrics[self.recipe.monitor] = self._worst
         return refusal

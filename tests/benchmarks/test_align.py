@@ -159,7 +159,7 @@ def test_only_an_aligner_large_enough_will_do(shown: Masked, tmp_path: Path) -> 
     task = recipe.task(recipe.network(()))
     checkpoint.save(tmp_path, recipe, task, task.network.state_dict(), findings=(), metrics={})
     kept = checkpoint.load(str(tmp_path))
-    with pytest.raises(UserError, match="cannot feed a network of size=128"):
+    with pytest.raises(UserError, match="expected stored images of at least size=128 px"):
         align.predict(kept, shown.pixels)
     other = type("Other", (AlignRecipe,), {"family": "other", "score_columns": schema.REJECTS})()
     with pytest.raises(UserError, match="wanted an aligner's checkpoint"):

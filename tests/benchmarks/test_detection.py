@@ -16,6 +16,7 @@ from cxr.benchmarks.studies import detection
 from cxr.benchmarks.studies.boxed_xrays import BoxedXRays
 from cxr.cli import detect_ensemble
 from cxr.errors import UserError
+from cxr.families.base import ScoringContext
 from cxr.families.checkpoint import Checkpoint
 from jobs import benchmark_detect
 from tests.families.test_recipes import some_batches
@@ -45,7 +46,7 @@ def detector(finds: Callable[[int], bool]) -> Checkpoint:
     """One that finds the box of some images, by their numbers, and a wrong nodule in all of them."""
     wrong = {**NODULE, "x_min": 0.0, "x_max": 8.0, schema.SCORE: 0.1}
 
-    def scored(predicted: dict[str, torch.Tensor], rows: pa.Table) -> pa.Table:
+    def scored(predicted: dict[str, torch.Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
         numbers = [int(name[-8:-4]) for name in rows[schema.IMAGE_ID].to_pylist()]
         found = [[{**(HEART, NODULE)[n % 2], schema.SCORE: 0.9}] * finds(n) + [wrong] for n in numbers]
         return pa.table([pa.array(found, schema.BOX_SCORES.field(0).type)], schema=schema.BOX_SCORES)

@@ -20,7 +20,7 @@ from cxr.benchmarks.studies.localization import Judged
 from cxr.cli.options import ArchiveOptions
 from cxr.errors import UserError
 from cxr.families import checkpoint
-from cxr.families.base import Recipe
+from cxr.families.base import Recipe, ScoringContext
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.localize import LocalizeRecipe
 from cxr.training.options import RunOptions
@@ -61,7 +61,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def network(shift: Mapping[str, float], right: float = 1.0) -> Checkpoint:
     """One that knows the truth: boxes moved by a share of their width, the probability of its label `right`."""
 
-    def scored(predicted: dict[str, torch.Tensor], rows: pa.Table) -> pa.Table:
+    def scored(predicted: dict[str, torch.Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
         found = [[_moved(box, shift) for box in boxes or []] for boxes in rows[schema.BOXES].to_pylist()]
         p = [[right * label + (1 - right) * 0.5 for label in labels] for labels in rows[schema.LABELS].to_pylist()]
         types = LocalizeRecipe.score_columns

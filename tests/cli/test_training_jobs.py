@@ -86,7 +86,7 @@ def test_archives_that_cannot_be_one_are_refused_before_anything_is_made(two: Ar
         )
     with pytest.raises(UserError, match="their pixels differ"):
         ready_to_begin(RECIPE, other(two, archive=(two.archive[0], raw), shard_size=64), str(out))
-    with pytest.raises(UserError, match="cannot feed a network of size=32"):
+    with pytest.raises(UserError, match="expected stored images of at least size=32 px"):
         ready_to_begin(RECIPE, other(two, archive=(two.archive[0], raw), shard_size=16), str(out))
     assert not out.exists()
 
@@ -180,7 +180,8 @@ def test_the_result_says_what_training_started_from(
 
 def test_fit_refuses_weights_that_were_not_resolved(two: ArchiveOptions, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"backbone_weights: expected the URI of weights; call recipe.resolved\(out\) before fit"
+        UserError,
+        match=r"backbone_weights: expected the URI of weights; call recipe.resolve_weights\(out\) before fit",
     ):
         fit(FROZEN, two.archive[0], str(tmp_path / "out"))
 
@@ -208,7 +209,7 @@ def test_going_on_does_not_need_what_training_started_from(
     out, resume = str(tmp_path), RunOptions(resume=True)
     begun = given.replace(**read, **{setting: f"{out}/weights/{pretrained.key(GONE)}"})
     with pytest.raises(UserError, match="gone"):
-        given.resolved(out)
+        given.resolve_weights(out)
     with pytest.raises(UserError, match="gone"):
         settled(given, out, resume)  # no checkpoint yet: training begins
     storage.write_text(f"{out}/{METRICS_FILE}", '{"epoch": 1, "checkpoint": "epoch_0001"}\n')

@@ -196,7 +196,11 @@ def test_a_fold_is_read_whole_and_sampled_like_a_split(made: shards.ShardInfo, w
 
 
 class Sliding(AlignRecipe):
-    def positive_share(self, epoch: int) -> float | None:
+    @property
+    def sampled_finding(self) -> str:
+        return self.mask_label
+
+    def positive_fraction(self, epoch: int) -> float | None:
         return 0.5 if epoch else 0.75
 
 
@@ -209,7 +213,7 @@ def test_a_recipe_names_its_fold_and_its_shares() -> None:
     with pytest.raises(UserError, match=r"folds=5 without fold: .* Give --fold, from 0 to 4"):
         fold_of(AlignRecipe(folds=5))
     for wrong in ({"folds": 1}, {"folds": -2}, {"folds": 3, "fold": 3}, {"folds": 3, "fold": -1}, {"fold": 0}):
-        with pytest.raises(UserError, match="folds="):
+        with pytest.raises(UserError, match=r"folds?: expected"):
             AlignRecipe(**wrong)
 
 

@@ -49,7 +49,7 @@ def some() -> Iterator[Batch]:
 
 def task_in(stage: str, recipe: AecnnRecipe = SMALL, network: AECNN | None = None) -> AecnnTask:
     task = recipe.task(network or small_network())
-    task.enter(stage)
+    task.enter_stage(stage)
     return task
 
 
@@ -76,7 +76,7 @@ def test_three_stages_or_those_between_start_and_stop() -> None:
         ({"start": "autoencoder", "stop": "autoencoder", "compressor": "resize"}, "no stage"),
         ({"compressor": "published", "stop": "classifier"}, "untaught"),
         ({"compressor": "published", "compression": 4}, "published codec has 16"),
-        ({"compression": 5}, "wanted one of 4, 16, 64"),
+        ({"compression": 5}, "compression: expected one of 4, 16, 64, got 5"),
         ({"size": 30}, "multiple of 4"),
         ({"crop": 64}, "at most size=32"),
         ({"bce_weight": 0.0}, "bce_weight above 0"),
@@ -85,7 +85,7 @@ def test_three_stages_or_those_between_start_and_stop() -> None:
         ({"flip": 7.0}, "share from 0 to 1"),
         ({"classifier_lr": -1.0}, "positive learning rates"),
         ({"rotation_deg": -5.0}, "wanted 0 or more"),
-        ({"depth": 5}, "depth=5"),
+        ({"depth": 5}, "depth: expected one of 1, 2, 3, 4"),
         ({"classifier": "densenet121", "stem_stride": 2}, "too few for densenet121"),
         ({"start_from": "s3://b/c", "stop": "classifier"}, "resized images"),
     ],
@@ -172,7 +172,7 @@ def test_what_cannot_be_measured_is_left_out_and_thresholds_are_kept() -> None:
     assert metrics["findings_measured"] == 2
     assert "auroc/Hernia" not in metrics
     assert metrics["mean_auroc"] == pytest.approx(np.mean([metrics["auroc/Mass"], metrics["auroc/Nodule"]]))
-    kept = task.described()["thresholds"]
+    kept = task.describe()["thresholds"]
     assert kept["findings"] == list(FINDINGS)
     network = task.network
     assert isinstance(network, AECNN)
@@ -224,7 +224,7 @@ def test_training_begins_with_a_checkpoint_s_weights(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="of the network that these settings describe: expected shape 16 x"):
         wider.task(wider.network(FINDINGS)).begin(some, SingleProcess())
     head = SMALL.replace(compressor="none", classifier_weights=str(tmp_path))
-    head, _ = head.resolved(str(tmp_path / "out"))
+    head, _ = head.resolve_weights(str(tmp_path / "out"))
     other = head.task(head.network(("Edema",)))
     other.begin(some, SingleProcess())
     body = other.network.classifier.body  # pyright: ignore
@@ -234,18 +234,18 @@ def test_training_begins_with_a_checkpoint_s_weights(tmp_path: Path) -> None:
 def test_weights_of_another_classifier_are_refused_before_training(tmp_path: Path) -> None:
     torch.save({"features.conv0.weight": torch.ones(1)}, tmp_path / "odd.pt")
     with pytest.raises(UserError, match=r"none of the .* tensors of the classifier"):
-        SMALL.replace(classifier_weights=str(tmp_path / "odd.pt")).resolved(str(tmp_path / "out"))
+        SMALL.replace(classifier_weights=str(tmp_path / "odd.pt")).resolve_weights(str(tmp_path / "out"))
 
 
 def test_weights_are_those_of_the_same_findings(tmp_path: Path) -> None:
     network = SMALL.network(FINDINGS)
     checkpoint.save(tmp_path, SMALL, SMALL.task(network), network.state_dict(), findings=FINDINGS, metrics={})
     out = str(tmp_path / "out")
-    begun, _ = SMALL.replace(start_from=str(tmp_path)).resolved(out)
+    begun, _ = SMALL.replace(start_from=str(tmp_path)).resolve_weights(out)
     with pytest.raises(UserError, match="knows the findings Mass, Nodule, Hernia, the archive Nodule, Mass, Hernia"):
         begun.task(begun.network(("Nodule", "Mass", "Hernia"))).begin(some, SingleProcess())
     with pytest.raises(UserError, match=r"a checkpoint of family 'aecnn', does not fit: .* expected shape 16 x"):
-        SMALL.replace(width=16, start_from=str(tmp_path)).resolved(str(tmp_path / "other"))
+        SMALL.replace(width=16, start_from=str(tmp_path)).resolve_weights(str(tmp_path / "other"))
     heads = []
     for findings in (FINDINGS, ("Nodule", "Mass", "Hernia")):
         recipe = SMALL.replace(classifier_weights=str(tmp_path))

@@ -88,7 +88,7 @@ def test_recipes_survive_json() -> None:
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"wanted|has|needs"):
+    with pytest.raises(ValueError, match=r"expected|wanted|has|needs"):
         small(**changes)
 
 
@@ -200,7 +200,7 @@ def test_metrics_of_a_perfect_aligner_and_of_none() -> None:
     assert perfect["spread"] < 0.5 * perfect["spread_given"]
     assert perfect["consistency_pct"] < 0.01
     assert perfect["mirrored"] == 0
-    assert small().refusal(perfect) == small().refusal(untrained) == ""
+    assert small().degenerate_reason(perfect) == small().degenerate_reason(untrained) == ""
 
 
 def test_rows_without_mask_or_pose_count_only_where_they_can() -> None:
@@ -234,7 +234,7 @@ def test_scores_are_six_numbers_that_undo_the_pose() -> None:
     scores = recipe.predict(network, batch)[schema.THETA]
     torch.testing.assert_close(scores, identity(3).reshape(3, 6))
     assert recipe.score_columns.field(schema.THETA).type == pa.list_(pa.float32(), 6)
-    drawn = recipe.draw(network, batch)["aligned"]
+    drawn = recipe.render(network, batch)["aligned"]
     assert drawn.dtype == torch.uint8
     assert (drawn.int() - batch[schema.PIXELS].int()).abs().max() <= 1
 
@@ -270,19 +270,19 @@ def test_default_feature_weights_that_cannot_be_fetched_give_way_to_local_featur
 
     monkeypatch.setattr("cxr.models.pretrained.from_torchvision", unreachable)
     given = small(features="densenet121", feature_layers=5)
-    settled, notes = given.resolved(str(tmp_path))
+    settled, notes = given.resolve_weights(str(tmp_path))
     assert (settled.features, settled.feature_layers) == ("local", 4)
     assert "densenet121" in notes[0]
     assert "no route to host" in notes[0]
     with pytest.raises(UserError, match=r"IMAGENET1K_V1 weights for densenet121 could not be fetched \(no route"):
-        given.replace(feature_weights="IMAGENET1K_V1").resolved(str(tmp_path))
+        given.replace(feature_weights="IMAGENET1K_V1").resolve_weights(str(tmp_path))
 
 
 def test_an_aligners_checkpoint_serves_as_feature_network(tmp_path: Path) -> None:
     torch.manual_seed(1)
     state = small(lungs=True).network([]).state_dict()
     torch.save(state, tmp_path / "weights.pt")
-    recipe, notes = small(features="lungs", feature_weights=str(tmp_path)).resolved(str(tmp_path / "out"))
+    recipe, notes = small(features="lungs", feature_weights=str(tmp_path)).resolve_weights(str(tmp_path / "out"))
     assert notes == []
     features = recipe.task(recipe.network([])).features.state_dict()
     assert any(torch.equal(values, state["lungs.down.1.0.weight"]) for values in features.values())
@@ -314,12 +314,12 @@ def test_a_small_training_lowers_the_loss_and_finds_the_poses() -> None:
 
 def test_lungs_are_taught_once_and_then_guide_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lung_pretraining, "taught", lambda lesson, device: (LungField(), 0.9))
-    recipe = small(lungs=True).prepared(str(tmp_path))
+    recipe = small(lungs=True).pretrain_shared(str(tmp_path))
     weights = Path(recipe.lung_weights) / "weights.pt"
     made = weights.stat().st_mtime_ns
-    assert small(lungs=True).prepared(str(tmp_path)) == recipe
+    assert small(lungs=True).pretrain_shared(str(tmp_path)) == recipe
     assert weights.stat().st_mtime_ns == made
-    other = small(lungs=True, lung_steps=7).prepared(str(tmp_path))
+    other = small(lungs=True, lung_steps=7).pretrain_shared(str(tmp_path))
     assert other.lung_weights != recipe.lung_weights
     assert weights.stat().st_mtime_ns == made
     assert recipe.changes_from(recipe.replace(lung_weights="/elsewhere").to_dict()) == []
@@ -332,14 +332,14 @@ def test_lungs_are_taught_once_and_then_guide_the_loss(tmp_path: Path, monkeypat
 
 
 def test_a_network_that_never_learnt_lungs_is_not_trained_with() -> None:
-    with pytest.raises(UserError, match="prepared"):
+    with pytest.raises(UserError, match="pretrain_shared"):
         started(small(lungs=True), posed_batch())
 
 
 def test_weights_without_lungs_are_refused(tmp_path: Path) -> None:
     torch.save(small().network([]).state_dict(), tmp_path / "weights.pt")
     with pytest.raises(UserError, match=r"does not fit: they have none of the .* tensors of a lung network"):
-        small(lungs=True, lung_weights=str(tmp_path)).resolved(str(tmp_path / "out"))
+        small(lungs=True, lung_weights=str(tmp_path)).resolve_weights(str(tmp_path / "out"))
 
 
 def test_agreement_is_of_the_lungs_that_are_found() -> None:
@@ -376,7 +376,7 @@ def test_degenerate_answers_are_refused(bias: tuple[float, ...], reason: str) ->
     task = started(recipe, batch).eval()
     with torch.no_grad():
         task.network.head.bias.copy_(torch.tensor(bias))  # pyright: ignore
-    refusal = recipe.refusal(task.evaluate(lambda: iter([batch]), SingleProcess()))
+    refusal = recipe.degenerate_reason(task.evaluate(lambda: iter([batch]), SingleProcess()))
     assert refusal.startswith(reason)
     assert bool(refusal) == bool(reason)
 
@@ -385,4 +385,6 @@ def test_a_mirrored_answer_is_refused() -> None:
     batch, recipe = posed_batch(), small()
     task = started(recipe, batch).eval()
     task.network = Perfect(identity(8) * torch.tensor([[-1.0], [1.0]]))
-    assert recipe.refusal(task.evaluate(lambda: iter([batch]), SingleProcess())).startswith("mirrored: 100%")
+    assert recipe.degenerate_reason(task.evaluate(lambda: iter([batch]), SingleProcess())).startswith(
+        "mirrored: 100%"
+    )

@@ -20,7 +20,7 @@ from cxr.families import checkpoint
 from cxr.families.align import AlignRecipe
 from cxr.families.attend import AttendRecipe
 from cxr.families.attend_task import PARTNER, AttendTask, best_overlaps, boxes_found, framed, partners, strongest
-from cxr.families.base import SingleProcess
+from cxr.families.base import ScoringContext, SingleProcess
 from cxr.imaging.geometry import ResizeTransform
 from cxr.models.contrast_attention import ContrastAttention, warp_boxes
 from cxr.models.mil_loss import cells_inside
@@ -82,7 +82,7 @@ def aligner(tmp_path_factory: pytest.TempPathFactory) -> tuple[AttendRecipe, str
     task = ALIGNER.task(ALIGNER.network(()))
     task.network.head.bias.data = torch.tensor([0.2, -0.1, 0.5, 0.2, 0.1])  # pyright: ignore[reportAttributeAccessIssue]
     checkpoint.save(folder, ALIGNER, task, task.network.state_dict(), findings=(), metrics={})
-    recipe, _ = SMALL.replace(aligner=str(folder)).resolved(str(tmp_path_factory.mktemp("out")))
+    recipe, _ = SMALL.replace(aligner=str(folder)).resolve_weights(str(tmp_path_factory.mktemp("out")))
     return recipe, str(folder)
 
 
@@ -240,7 +240,7 @@ def test_it_learns_to_locate_and_needs_no_label_to_do_so() -> None:
         predicted = recipe.predict(net, blind)
     frame = ResizeTransform(4, 4, 0, 0).as_dict()
     rows = pa.table({schema.RESIZE_TRANSFORM: [frame] * 8, schema.HEIGHT_PX: [256] * 8, schema.WIDTH_PX: [256] * 8})
-    scores = recipe.scored(predicted, rows)
+    scores = recipe.scored(predicted, rows, ScoringContext(FINDINGS, 64))
     assert scores.schema.names == [schema.PROBABILITIES, schema.DECISIONS, schema.PRED_BOXES]
     best = scores[schema.PRED_BOXES][3].as_py()[0]
     assert best["label"] == "Mass"
@@ -272,7 +272,7 @@ def test_the_checkpoint_holds_mean_thresholds_and_aligner(aligner: tuple[AttendR
     assert torch.equal(ours, theirs)
     task.save_pictures(some, tmp_path)
     assert (tmp_path / "attention.png").stat().st_size > 1000
-    assert recipe.draw(kept.network, batch())["located"].shape == (8, 64, 128)
+    assert recipe.render(kept.network, batch())["located"].shape == (8, 64, 128)
 
 
 def test_found_boxes_come_back_through_alignment() -> None:
@@ -320,14 +320,14 @@ def test_what_cannot_be_an_aligner_is_refused(aligner: tuple[AttendRecipe, str],
     out = str(tmp_path / "out")
     torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pt")
     with pytest.raises(UserError, match=r"does not fit: expected a checkpoint folder of family 'align'"):
-        SMALL.replace(aligner=str(tmp_path)).resolved(out)
+        SMALL.replace(aligner=str(tmp_path)).resolve_weights(out)
     with pytest.raises(UserError, match="sees images of 32 px, and size is 16: raise size"):
-        SMALL.replace(aligner=uri, size=16).resolved(out)
+        SMALL.replace(aligner=uri, size=16).resolve_weights(out)
     with pytest.raises(UserError, match=r"was trained with lung_crop=none, and lung_crop is somewhere here"):
-        SMALL.replace(aligner=uri, lung_crop="somewhere").resolved(out)
+        SMALL.replace(aligner=uri, lung_crop="somewhere").resolve_weights(out)
     with pytest.raises(UserError, match=r"was trained with equalize=none, and equalize is clahe here"):
-        SMALL.replace(aligner=uri, equalize="clahe").resolved(out)
-    assert recipe.resolved(str(Path(recipe.aligner).parents[1])) == (recipe, [])
+        SMALL.replace(aligner=uri, equalize="clahe").resolve_weights(out)
+    assert recipe.resolve_weights(str(Path(recipe.aligner).parents[1])) == (recipe, [])
     assert recipe.changes_from(recipe.replace(aligner="moved/there").to_dict()) == []
     assert SMALL.changes_from(recipe.to_dict()) != [], "without alignment it is another network"
 

@@ -21,8 +21,7 @@ from cxr import schema
 from cxr.data.batch import HAS_BOXES, Batch
 from cxr.errors import UserError
 from cxr.families import detect_task
-from cxr.families.base import SingleProcess, unit_pixels
-from cxr.families.box_scores import explained
+from cxr.families.base import ScoringContext, SingleProcess, unit_pixels
 from cxr.families.detect import FOUND, DetectRecipe, fused
 from cxr.families.detect_task import UNKNOWN, DetectTask, first_boxes
 from cxr.models.classifier import norm_layers
@@ -336,10 +335,9 @@ def test_scores_are_in_pixels_of_the_original() -> None:
     found = torch.full((1, 100, 6), math.nan)
     found[0, 0] = torch.tensor([0.25, 0.5, 0.5, 0.75, 0.9, 1])
     found[0, 1] = torch.tensor([-0.5, 0.9, 0.5, 1.5, 0.4, 0])
-    batch = {schema.PIXELS: torch.zeros(1, 128, 128, dtype=torch.uint8)}
     frame = {"x_scale": 10.0, "y_scale": 10.0, "x_offset": 40.0, "y_offset": 0.0}
     rows = pa.table({schema.RESIZE_TRANSFORM: [frame], schema.HEIGHT_PX: [1200], schema.WIDTH_PX: [1400]})
-    table = RECIPE.scored({FOUND: found, **explained(FINDINGS, batch)}, rows)
+    table = RECIPE.scored({FOUND: found}, rows, ScoringContext(tuple(FINDINGS), 128))
     first, second = table[schema.PRED_BOXES][0].as_py()
     assert first["label"] == "Nodule"
     assert [first[name] for name in ("x_min", "y_min", "x_max", "y_max")] == pytest.approx([360, 640, 680, 960])
@@ -352,7 +350,7 @@ def test_weights_begin_a_run_and_a_pickle_is_refused(tmp_path: Path) -> None:
     torch.save(network.detector.state_dict(), tmp_path / "state.pt")
     recipe = RECIPE.replace(weights=str(tmp_path / "state.pt"))
     out = str(tmp_path / "out")
-    recipe, _ = recipe.resolved(out)
+    recipe, _ = recipe.resolve_weights(out)
     torch.manual_seed(1)
     task = recipe.task(recipe.network(FINDINGS))
     task.begin(some_batches, SingleProcess())
@@ -361,9 +359,11 @@ def test_weights_begin_a_run_and_a_pickle_is_refused(tmp_path: Path) -> None:
     torch.save({"model": network}, tmp_path / "pickle.pt")
     for name in ("pickle.pt", "yolov5nu.pt"):
         with pytest.raises(UserError, match="make a state dict of it: python -c"):
-            RECIPE.replace(weights=str(tmp_path / name)).resolved(out)
+            RECIPE.replace(weights=str(tmp_path / name)).resolve_weights(out)
     with pytest.raises(UserError, match="same size of YOLOv5"):
-        RECIPE.replace(architecture="yolov5s", weights=str(tmp_path / "state.pt")).resolved(str(tmp_path / "other"))
+        RECIPE.replace(architecture="yolov5s", weights=str(tmp_path / "state.pt")).resolve_weights(
+            str(tmp_path / "other")
+        )
 
 
 @pytest.mark.parametrize("wrong", [{"size": 100}, {"box": -1.0}, {"momentum": 0.0}, {"mosaic": 2.0}])
@@ -395,4 +395,4 @@ def test_an_ensemble_is_a_recipe_that_is_not_trained() -> None:
         boxes = [one.found(net, batch, 100) for one, net in zip((RECIPE, small), network.members, strict=True)]  # pyright: ignore
     assert torch.equal(predicted[FOUND].nan_to_num(-1), fused(boxes, recipe.fusion_iou, 100).nan_to_num(-1))
     with pytest.raises(UserError, match="not trained"):
-        recipe.resolved("/nowhere")
+        recipe.resolve_weights("/nowhere")

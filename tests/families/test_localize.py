@@ -15,7 +15,7 @@ from cxr import schema
 from cxr.data.batch import HAS_BOXES, Batch
 from cxr.errors import UserError
 from cxr.families import checkpoint
-from cxr.families.base import SingleProcess
+from cxr.families.base import ScoringContext, SingleProcess
 from cxr.families.localize import HEAT, LocalizeRecipe
 from cxr.families.localize_task import LocalizeTask
 from cxr.imaging.geometry import ResizeTransform
@@ -25,6 +25,7 @@ from cxr.schema import MOST_BOXES
 from cxr.training.engine import Engine
 
 FINDINGS = ("Mass", "Nodule", "Hernia")
+CONTEXT = ScoringContext(FINDINGS, 40)
 STILL = {"flip": 0.0, "rotation_deg": 0.0, "scale": 1.0, "shift": 0.0, "exposure": 0.0}
 SMALL = LocalizeRecipe(size=32, batch_size=8, epochs=1, map_stride=2, **STILL)  # pyright: ignore[reportArgumentType]
 SIDE = 40  # of stored pixels
@@ -142,7 +143,7 @@ def test_validation_tells_findings_and_places_and_sets_the_scale() -> None:
         maps[:, 0].median().item(), abs=0.5
     )  # of images without: the background
     assert network.attention([maps], 32, 2)[:, 0].amax((1, 2)).mean() > 0.9
-    about = task.described()
+    about = task.describe()
     assert about["thresholds"]["findings"] == list(FINDINGS)
     assert network.thresholds.tolist() == pytest.approx(about["thresholds"]["values"])
     assert about["relevance"]["Nodule"] == [1.0]
@@ -168,7 +169,7 @@ def test_found_boxes_are_pixels_of_the_original() -> None:
         10.0, 10.0, 0.0, -50.0
     )  # 40 stored pixels are 400 of the original; 5 rows on top are padding
     recipe = SMALL.replace(coldest=0.3)
-    scores = recipe.scored(predicted, rows_of(frame, 300, 400))
+    scores = recipe.scored(predicted, rows_of(frame, 300, 400), CONTEXT)
     assert scores.schema.equals(recipe.score_columns)
     found = scores[schema.PRED_BOXES].to_pylist()
     assert [[box[schema.LABEL] for box in boxes] for boxes in found] == [["Mass"], [], ["Mass"], []]
@@ -196,12 +197,12 @@ def test_most_boxes_and_the_coldest_map_are_settings() -> None:
     network = seeing()
     network.scale_maps(torch.full((1, 3), -6.0), torch.full((1, 3), 30.0))
     assert (
-        none.scored(none.predict(network, batch()), rows_of(ResizeTransform(), 40, 40))[
+        none.scored(none.predict(network, batch()), rows_of(ResizeTransform(), 40, 40), CONTEXT)[
             schema.PRED_BOXES
         ].to_pylist()[0]
         == []
     )
-    assert len(SMALL.scored(warm, rows_of(ResizeTransform(), 40, 40))[schema.PRED_BOXES].to_pylist()[0]) == 1
+    assert len(SMALL.scored(warm, rows_of(ResizeTransform(), 40, 40), CONTEXT)[schema.PRED_BOXES].to_pylist()[0]) == 1
 
 
 def test_a_few_steps_teach_where_the_bright_square_is() -> None:
@@ -222,7 +223,7 @@ def test_a_few_steps_teach_where_the_bright_square_is() -> None:
 
 def test_pictures_are_drawn(tmp_path: Path) -> None:
     with torch.inference_mode():
-        drawn = SMALL.draw(SMALL.network(FINDINGS).eval(), batch())
+        drawn = SMALL.render(SMALL.network(FINDINGS).eval(), batch())
     assert {name: tuple(images.shape) for name, images in drawn.items()} == {
         "overlay": (4, 32, 32, 3),
         "stages": (4, 32, 6 * 32, 3),
@@ -239,18 +240,18 @@ def test_weights_come_from_classifiers_and_from_checkpoints(tmp_path: Path) -> N
     whole = Classifier("resnet18", 5)
     torch.save(whole.body.state_dict(), tmp_path / "resnet.pt")
     recipe = SMALL.replace(backbone="resnet18", classifier_weights=str(tmp_path / "resnet.pt"))
-    recipe, _ = recipe.resolved(str(tmp_path / "out"))
+    recipe, _ = recipe.resolve_weights(str(tmp_path / "out"))
     task = recipe.task(recipe.network(FINDINGS))
     task.begin(some, SingleProcess())
     own = task._net.trunk.body.get_submodule("layer4").state_dict()
     assert all(torch.equal(own[name], values) for name, values in whole.body.layer4.state_dict().items())
     checkpoint.save(tmp_path / "kept", recipe, task, task.network.state_dict(), findings=FINDINGS, metrics={})
     again = recipe.replace(classifier_weights=str(tmp_path / "kept"))
-    again, _ = again.resolved(str(tmp_path / "out"))
+    again, _ = again.resolve_weights(str(tmp_path / "out"))
     with pytest.raises(UserError, match="expected shape 32 x 3 x 5 x 5, got 64 x 3 x 7 x 7"):
-        SMALL.replace(classifier_weights=str(tmp_path / "resnet.pt")).resolved(str(tmp_path / "other"))
+        SMALL.replace(classifier_weights=str(tmp_path / "resnet.pt")).resolve_weights(str(tmp_path / "other"))
     with pytest.raises(UserError, match="torchvision has no weights for this network"):
-        SMALL.replace(classifier_weights="IMAGENET1K_V1").resolved(str(tmp_path / "other"))
+        SMALL.replace(classifier_weights="IMAGENET1K_V1").resolve_weights(str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_weights_come_from_classifiers_and_from_checkpoints(tmp_path: Path) -> N
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="wanted"):
+    with pytest.raises(UserError, match="expected|wanted"):
         SMALL.replace(**wrong)
 
 

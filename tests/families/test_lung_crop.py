@@ -259,7 +259,7 @@ def test_a_lung_checkpoint_may_move_but_not_change_its_margin(finder: str) -> No
     began = ALIGN.replace(lung_crop=finder).to_dict()
     assert ALIGN.replace(lung_crop="/elsewhere").changes_from(began) == []
     assert ALIGN.replace(lung_crop=finder, lung_margin=0.1).changes_from(began) == ["lung_margin was 0.05, is 0.1"]
-    assert all("lung_crop" in family.places for family in (AlignRecipe, LungsRecipe, PneumothoraxRecipe))
+    assert all("lung_crop" in family.LOCATION_SETTINGS for family in (AlignRecipe, LungsRecipe, PneumothoraxRecipe))
 
 
 def test_rows_written_before_there_were_crops_are_read() -> None:

@@ -37,7 +37,7 @@ def drawn(window: PartnerWindow, count: int = 400) -> set[int]:
 @pytest.mark.parametrize("own", [1, 2, 3, 8])
 def test_every_step_of_any_share_has_a_full_window_with_its_own_images(own: int) -> None:
     window, seen = PartnerWindow(8, lambda batch: batch), []
-    for batch in window.ahead(steps(12, own)):
+    for batch in window.look_ahead(steps(12, own)):
         seen += batch["number"].tolist()
         assert len(window) == 8
         shown = drawn(window)
@@ -48,15 +48,15 @@ def test_every_step_of_any_share_has_a_full_window_with_its_own_images(own: int)
 
 def test_an_epoch_with_fewer_images_shows_all_of_them_and_none_of_the_last() -> None:
     window = PartnerWindow(64, lambda batch: batch)
-    for _ in window.ahead(steps(40, 2)):
+    for _ in window.look_ahead(steps(40, 2)):
         pass
-    for _ in window.ahead(numbered([100 + i]) for i in range(5)):
+    for _ in window.look_ahead(numbered([100 + i]) for i in range(5)):
         assert drawn(window) == {100, 101, 102, 103, 104}
 
 
 def test_without_reading_ahead_a_step_depends_on_its_batch_alone() -> None:
     window = PartnerWindow(6, lambda batch: batch)
-    for batch in window.ahead(steps(5, 2)):
+    for batch in window.look_ahead(steps(5, 2)):
         window.show(batch)
         assert len(window) == 6, "what was read ahead stays"
     for batch in steps(5, 2):
@@ -113,7 +113,7 @@ def sources(task: DetectTask, given: Iterator[Batch]) -> float:
 
     task.window.draw = spy  # pyright: ignore[reportAttributeAccessIssue]
     different = []
-    for batch in task.ahead(given):
+    for batch in task.look_ahead(given):
         asked.clear()
         task.augment(batch)
         made_of = torch.stack([batch[schema.BOXES][:, 0, 0], *asked], 1)
@@ -133,7 +133,7 @@ def test_a_mosaic_shows_as_many_images_on_8_workers_as_on_one() -> None:
 def test_mixup_takes_partners_from_the_window(changes: dict[str, float]) -> None:
     task = task_of(**changes)
     others = set()
-    for batch in task.ahead(shares(1, count=100)):
+    for batch in task.look_ahead(shares(1, count=100)):
         listed = task.augment(batch)[schema.BOXES][..., 0]
         others |= set(listed[~listed.isnan()].tolist())
     assert len(others) > 40
@@ -144,7 +144,7 @@ def test_a_resumed_epoch_is_augmented_as_it_would_have_been() -> None:
         shown = []
         for epoch in numbers:
             torch.manual_seed(epoch)
-            shown += [task.augment(batch)[schema.PIXELS] for batch in task.ahead(shares(2, epoch))]
+            shown += [task.augment(batch)[schema.PIXELS] for batch in task.look_ahead(shares(2, epoch))]
         return shown
 
     straight, resumed = epochs(task_of(), (0, 1)), epochs(task_of(), (1,))
@@ -167,4 +167,4 @@ def test_the_loop_reads_ahead_and_epochs_without_mosaic_do_not() -> None:
     task.end_epoch(SingleProcess())
     task.train()
     again = shares(2, count=6)
-    assert task.ahead(again) is again
+    assert task.look_ahead(again) is again

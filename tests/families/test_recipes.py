@@ -19,7 +19,7 @@ from cxr.families import RECIPES, checkpoint, recipe_from_dict
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.families.attend import AttendRecipe
-from cxr.families.base import Recipe, SingleProcess
+from cxr.families.base import Recipe, ScoringContext, SingleProcess
 from cxr.families.detect import DetectRecipe
 from cxr.families.localize import LocalizeRecipe
 from cxr.families.lungs import LungsRecipe
@@ -94,7 +94,7 @@ def test_settings_that_an_older_version_did_not_have_were_their_defaults(recipe:
 
 def test_defaults_need_no_download(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cxr.models.pretrained.from_torchvision", None)
-    assert type(recipe)().resolved(str(tmp_path)) == (type(recipe)(), [])
+    assert type(recipe)().resolve_weights(str(tmp_path)) == (type(recipe)(), [])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,10 +127,13 @@ def test_predictions_have_the_announced_columns(recipe: Recipe) -> None:
     network = recipe.network(schema.FINDINGS).eval()
     with torch.inference_mode():
         predicted = recipe.predict(network, next(some_batches()))
-        pictures = recipe.draw(network, next(some_batches()))
+        pictures = recipe.render(network, next(some_batches()))
     frame = ResizeTransform().as_dict()
     known = {schema.RESIZE_TRANSFORM: [frame] * 4, schema.HEIGHT_PX: [40] * 4, schema.WIDTH_PX: [40] * 4}
-    assert recipe.scored(predicted, pa.table(known)).schema.names == recipe.score_columns.names
+    assert (
+        recipe.scored(predicted, pa.table(known), ScoringContext(schema.FINDINGS, 40)).schema.names
+        == recipe.score_columns.names
+    )
     for images in pictures.values():
         assert images.dtype == torch.uint8
         assert len(images) == 4
@@ -140,7 +143,7 @@ def test_a_task_goes_on_from_its_state(recipe: Recipe) -> None:
     engine = engine_of(recipe)
     engine.epoch(some_batches())
     other = recipe.task(recipe.network(schema.FINDINGS))
-    other.train().enter(engine.stage.name)
+    other.train().enter_stage(engine.stage.name)
     checkpoint.restore_task_state(other, checkpoint.task_state(engine.task))
     other.network.load_state_dict(engine.task.network.state_dict())
     torch.manual_seed(1)
@@ -158,5 +161,5 @@ def test_an_unknown_family_is_named() -> None:
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"lr": -1.0}, {"lr": float("nan")}, {"ema": 1.0}, {"size": 0}])
 def test_settings_out_of_range_are_refused(recipe: Recipe, wrong: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))}: expected"):
         recipe.replace(**wrong)

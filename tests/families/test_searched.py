@@ -78,10 +78,11 @@ def two_of(drawn: BaseDistribution) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "setting"), [(name, setting) for name, recipe in VARIANTS.items() for setting in recipe.searched()]
+    ("name", "setting"),
+    [(name, setting) for name, recipe in VARIANTS.items() for setting in recipe.active_search_space()],
 )
 def test_two_draws_of_a_searched_setting_train_differently(name: str, setting: str) -> None:
-    space = VARIANTS[name].searched()
+    space = VARIANTS[name].active_search_space()
     weights = {other: drawn.high for other, drawn in space.items() if isinstance(drawn, FloatDistribution)}
     recipe = VARIANTS[name].replace(**weights)  # a term that is switched off by default is drawn too
     first, second = (trained(recipe.replace(**{setting: value})) for value in two_of(space[setting]))
@@ -112,28 +113,31 @@ JOINT = {"lr", "bce_weight", "mse_weight", "classifier", *CODEC}
     ],
 )
 def test_an_aecnn_is_searched_by_what_its_stages_use(start: Any, stop: Any, expected: set[str]) -> None:
-    assert set(AecnnRecipe(start=start, stop=stop).searched()) == expected
+    assert set(AecnnRecipe(start=start, stop=stop).active_search_space()) == expected
 
 
 def test_a_loss_of_one_term_has_no_weight_to_search() -> None:
-    assert set(AecnnRecipe(compressor="resize").searched()) == {"lr", "classifier"}
-    assert set(AecnnRecipe(compressor="resize", stop="autoencoder").searched()) == {"classifier_lr", "classifier"}
-    assert "bce_weight" not in AecnnRecipe(mse_weight=0).searched(["mse_weight"])
-    assert set(LungsRecipe(bce=0).searched()) == {"lr"}
+    assert set(AecnnRecipe(compressor="resize").active_search_space()) == {"lr", "classifier"}
+    assert set(AecnnRecipe(compressor="resize", stop="autoencoder").active_search_space()) == {
+        "classifier_lr",
+        "classifier",
+    }
+    assert "bce_weight" not in AecnnRecipe(mse_weight=0).active_search_space(["mse_weight"])
+    assert set(LungsRecipe(bce=0).active_search_space()) == {"lr"}
 
 
 def test_what_belongs_to_something_switched_off_is_not_searched() -> None:
-    assert "feature_layers" in AlignRecipe().searched()
-    assert "feature_layers" not in AlignRecipe().searched(["feature_weight"])
-    assert "feature_layers" in AlignRecipe(feature_weight=1.0).searched(["feature_weight"])
-    assert "target" not in AlignRecipe(target_uri="target.pt").searched()
-    assert "box_weight" not in AttendRecipe(box_share=0).searched()
+    assert "feature_layers" in AlignRecipe().active_search_space()
+    assert "feature_layers" not in AlignRecipe().active_search_space(["feature_weight"])
+    assert "feature_layers" in AlignRecipe(feature_weight=1.0).active_search_space(["feature_weight"])
+    assert "target" not in AlignRecipe(target_uri="target.pt").active_search_space()
+    assert "box_weight" not in AttendRecipe(box_share=0).active_search_space()
 
 
 def test_a_setting_with_one_value_is_not_searched() -> None:
     small = AecnnRecipe(size=16, patch=16, compression=4)
     assert small.search_space()["compression"].single()
-    assert "compression" not in small.searched()
+    assert "compression" not in small.active_search_space()
 
 
 def test_a_search_of_nothing_is_refused() -> None:

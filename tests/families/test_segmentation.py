@@ -24,7 +24,7 @@ from cxr.data.batch import NO_MASK, Batch, to_columns, to_tensors
 from cxr.data.decode import make_rows
 from cxr.errors import UserError
 from cxr.families import checkpoint
-from cxr.families.base import Communicator, Recipe, SingleProcess
+from cxr.families.base import Communicator, Recipe, ScoringContext, SingleProcess
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.lungs import LungsRecipe
 from cxr.families.pneumothorax import PneumothoraxRecipe
@@ -142,7 +142,7 @@ def test_the_rule_that_validation_chooses_is_in_the_checkpoint_and_decides(tmp_p
     lungs = LungsRecipe(size=32, first_size=0, first_epochs=0, batch_size=4)
     fixed = engine_of(lungs, bright(lungs.rule)).task
     fixed.evaluate(some, SingleProcess())
-    assert fixed.described()["mask_rule"] == lungs.rule.describe()
+    assert fixed.describe()["mask_rule"] == lungs.rule.describe()
 
 
 def ellipse(height: int, width: int) -> np.ndarray:
@@ -163,7 +163,7 @@ def scored(recipe: SegmentationRecipe, network: nn.Module, masks: list[np.ndarra
     )
     pixels = torch.from_numpy(np.stack([pixels for pixels, _ in fitted]))
     with torch.inference_mode():
-        return recipe.scored(recipe.predict(network, {schema.PIXELS: pixels}), rows)
+        return recipe.scored(recipe.predict(network, {schema.PIXELS: pixels}), rows, ScoringContext((), stored))
 
 
 @pytest.mark.parametrize("stored", [64, 128])
@@ -250,7 +250,7 @@ def test_a_backbone_begins_with_weights_by_uri(architecture: str, tmp_path: Path
     recipe = SMALL.replace(
         architecture=architecture, backbone="resnet18", backbone_weights=str(tmp_path / "resnet18.pt")
     )
-    recipe, _ = recipe.resolved(str(tmp_path / "out"))
+    recipe, _ = recipe.resolve_weights(str(tmp_path / "out"))
     network = engine_of(recipe).task.network
     assert isinstance(network, SegmentationModel)
     begun = network.segmenter.backbone.state_dict()
@@ -258,7 +258,7 @@ def test_a_backbone_begins_with_weights_by_uri(architecture: str, tmp_path: Path
     assert len(weights) >= 100
     assert all(torch.equal(begun[name], given[name]) for name in weights)
     with pytest.raises(UserError, match=r"backbone_weights=.*does not fit: they lack"):
-        recipe.replace(backbone="resnet34", backbone_weights=str(tmp_path / "resnet18.pt")).resolved(
+        recipe.replace(backbone="resnet34", backbone_weights=str(tmp_path / "resnet18.pt")).resolve_weights(
             str(tmp_path / "other")
         )
 
@@ -266,11 +266,11 @@ def test_a_backbone_begins_with_weights_by_uri(architecture: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"architecture": "segnet"}, "architecture='segnet': wanted one of small_unet, unet, fcn32s"),
-        ({"architecture": "unet", "backbone": "vgg16"}, "backbone='vgg16': wanted one of resnet18"),
-        ({"backbone": "lenet"}, "backbone='lenet': wanted one of alexnet"),
-        ({"attention": "yes"}, "attention='yes': wanted one of none, scse"),
-        ({"upsampling": "none"}, "upsampling='none': wanted one of published"),
+        ({"architecture": "segnet"}, "architecture: expected one of small_unet, unet, fcn32s"),
+        ({"architecture": "unet", "backbone": "vgg16"}, "backbone: expected one of resnet18"),
+        ({"backbone": "lenet"}, "backbone: expected one of alexnet"),
+        ({"attention": "yes"}, "attention: expected one of none, scse"),
+        ({"upsampling": "none"}, "upsampling: expected one of published"),
         ({"first_size": 16}, "first_size=16, first_epochs=0: wanted both, or neither"),
         ({"first_size": 64, "first_epochs": 1}, "first_size at most size=32"),
         ({"image_weight": -1.0}, "image_weight=-1.0: wanted none negative"),
@@ -352,7 +352,7 @@ def test_a_real_image_and_its_inverted_twin_have_the_same_scores(real_data: Path
     kept = network_that_finds_half(tmp_path / "kept", rows)
     with torch.inference_mode():
         predicted = kept.recipe.predict(kept.network, batch_of(rows))
-    same, alike, negative = kept.recipe.scored(predicted, rows).to_pylist()
+    same, alike, negative = kept.recipe.scored(predicted, rows, ScoringContext((), 64)).to_pylist()
     assert same.pop(schema.PRED_MASK_PROBABILITY) == pytest.approx(alike.pop(schema.PRED_MASK_PROBABILITY), abs=1e-6)
     assert same == alike
     assert same[schema.PRED_MASK_RLE] != negative[schema.PRED_MASK_RLE]

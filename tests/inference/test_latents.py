@@ -17,6 +17,7 @@ from cxr.data.batch import to_columns, to_tensors
 from cxr.errors import UserError
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
+from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.imaging.geometry import ResizeTransform
 from cxr.inference import latents
@@ -53,7 +54,7 @@ def test_stored_latents_give_the_same_probabilities_and_pictures(compressor: str
     assert isinstance(kept.network, AECNN)
     stored = recipe.encode(kept.network, batch)
     assert stored.dtype == (torch.uint8 if bits == 8 else torch.uint16)
-    assert stored.shape == (3, recipe.latents.size, recipe.latents.size)
+    assert stored.shape == (3, recipe.latent_format().size, recipe.latent_format().size)
     exact = kept.network.encode(
         torch.nn.functional.interpolate(batch[schema.PIXELS][:, None] / 255.0, SIZE, mode="area")
     )
@@ -63,16 +64,16 @@ def test_stored_latents_give_the_same_probabilities_and_pictures(compressor: str
     torch.testing.assert_close(direct[schema.PROBABILITIES], later[schema.PROBABILITIES], atol=1e-5, rtol=0)
     drawn, redrawn = (
         draw["decoded"].int()
-        for draw in (recipe.draw(kept.network, batch), recipe.draw_latents(kept.network, latent_batch))
+        for draw in (recipe.render(kept.network, batch), recipe.render_latents(kept.network, latent_batch))
     )
     assert (drawn - redrawn).abs().max() <= 1
 
 
 def test_latents_too_small_for_an_archive_are_refused() -> None:
     with pytest.raises(UserError, match="8 x 8"):
-        _ = RECIPE.replace(compression=64).latents
+        RECIPE.replace(compression=64).latent_format()
     with pytest.raises(UserError, match="'align' has no latents"):
-        _ = AlignRecipe().latents
+        latent_encoder(AlignRecipe())
 
 
 def test_the_fingerprint_is_the_encoders() -> None:
@@ -131,7 +132,9 @@ def written(tmp_path: Path) -> tuple[str, str, Checkpoint]:
     """A latent archive of two images and a reject in one part, the part's scores, and the encoder."""
     folder, scores, kept = str(tmp_path / "latents"), str(tmp_path / "scores" / "part-00000.parquet"), made()
     rows = rows_with_everything()
-    encoded = latents.with_latents(rows, PixelFormat(SIZE), np.zeros((2, 16, 16)), kept.recipe.latents)
+    encoded = latents.with_latents(
+        rows, PixelFormat(SIZE), np.zeros((2, 16, 16)), latent_encoder(kept.recipe).latent_format()
+    )
     latents.write_part(folder, "scores/part-00000", encoded)
     reject = {schema.IMAGE_ID: "c", schema.SPLIT: "train", schema.ERROR: "torn"}
     told = pa.Table.from_pylist([*rows.select(schema.REJECTS.names).to_pylist(), reject], schema=schema.REJECTS)

@@ -79,12 +79,12 @@ def test_workers_start_from_the_weights_in_out_and_never_ask_torchvision(
     family: str, server: Server, tmp_path: Path
 ) -> None:
     recipe, setting = NAMED[family]
-    assert recipe.unresolved == (setting,)
-    resolved, notes = recipe.resolved(str(tmp_path))
+    assert recipe.unresolved_weights == (setting,)
+    resolved, notes = recipe.resolve_weights(str(tmp_path))
     assert (notes, len(server.asked)) == ([], 1)
     stored = getattr(resolved, setting)
     assert stored.startswith(f"{tmp_path}/weights/")
-    assert resolved.unresolved == ()
+    assert resolved.unresolved_weights == ()
     server.gone = True
     on_worker = recipe_from_dict(json.loads(json.dumps(resolved.to_dict())))
     task = on_worker.task(on_worker.network(schema.FINDINGS))
@@ -100,7 +100,7 @@ def test_a_search_has_the_weights_of_a_perceptual_loss_that_only_some_trials_use
     server: Server, tmp_path: Path
 ) -> None:
     base = SMALL["align"].replace(features="vgg16", feature_weight=0.0)
-    resolved, _ = base.resolved(str(tmp_path))
+    resolved, _ = base.resolve_weights(str(tmp_path))
     server.gone = True
     trial = resolved.replace(feature_weight=0.5, feature_layers=2)
     assert trial.task(trial.network([])).features.names == {"3", "8"}  # pyright: ignore
@@ -118,7 +118,7 @@ def test_named_weights_that_cannot_be_fetched_are_an_error_that_says_how_to_prov
     with pytest.raises(
         UserError, match=rf"{setting}=IMAGENET1K_V1: .*no route to host.*https://.*pth.* {option}"
     ) as e:
-        recipe.resolved(str(tmp_path))
+        recipe.resolve_weights(str(tmp_path))
     assert "\n" not in str(e.value)
     assert not (tmp_path / "weights").exists()
 
@@ -126,29 +126,29 @@ def test_named_weights_that_cannot_be_fetched_are_an_error_that_says_how_to_prov
 def test_a_frozen_backbone_does_not_fall_back_even_by_default(server: Server, tmp_path: Path) -> None:
     server.gone = True
     with pytest.raises(UserError, match=r"backbone_weights=auto: .*could not be fetched"):
-        FROZEN.replace(backbone_weights="auto").resolved(str(tmp_path))
+        FROZEN.replace(backbone_weights="auto").resolve_weights(str(tmp_path))
 
 
 def test_default_weights_fall_back_aloud_and_keep_to_it_in_one_out(server: Server, tmp_path: Path) -> None:
     server.gone = True
     given = published(size=128, crop=0, compressor="residual", compression=4, classifier="resnet18", patch=64)
-    resolved, notes = given.resolved(str(tmp_path))
+    resolved, notes = given.resolve_weights(str(tmp_path))
     assert resolved.classifier_weights == ""
     assert pretrained.sources(resolved)["classifier_weights"] is None
     assert len(notes) == 1
     assert "no route to host" in notes[0]
     server.gone = False
-    again, told = given.resolved(str(tmp_path))
+    again, told = given.resolve_weights(str(tmp_path))
     assert again == resolved, "trials of one search start alike"
     assert "at the first run" in told[0]
-    insisted, notes = given.replace(classifier_weights=NAME).resolved(str(tmp_path))
+    insisted, notes = given.replace(classifier_weights=NAME).resolve_weights(str(tmp_path))
     assert (notes, pretrained.sources(insisted)["classifier_weights"]["given"]) == ([], NAME)  # pyright: ignore
-    elsewhere, notes = given.resolved(str(tmp_path / "other"))
+    elsewhere, notes = given.resolve_weights(str(tmp_path / "other"))
     assert pretrained.is_uri(elsewhere.classifier_weights)
 
 
 def test_the_record_says_which_weights_were_used(server: Server, tmp_path: Path) -> None:
-    resolved, _ = FROZEN.resolved(str(tmp_path))
+    resolved, _ = FROZEN.resolve_weights(str(tmp_path))
     record = pretrained.sources(resolved)["backbone_weights"]
     assert record == {
         "given": NAME,
@@ -166,14 +166,14 @@ def test_weights_by_uri_are_copied_once_and_need_not_be_there_afterwards(tmp_pat
     given.mkdir()
     torch.save(Classifier("resnet18", 3).body.state_dict(), given / "resnet18.pt")
     recipe = FROZEN.replace(backbone_weights=str(given / "resnet18.pt"))
-    resolved, _ = recipe.resolved(out)
-    assert resolved.resolved(out) == (resolved, [])
+    resolved, _ = recipe.resolve_weights(out)
+    assert resolved.resolve_weights(out) == (resolved, [])
     state = pretrained.from_uri(resolved.backbone_weights)
     torch.save(Classifier("resnet18", 3).body.state_dict(), given / "resnet18.pt")
     with pytest.raises(UserError, match=r"other weights than those that an earlier run in .* started from"):
-        recipe.resolved(out)
+        recipe.resolve_weights(out)
     shutil.rmtree(given)
-    again, _ = recipe.resolved(out)
+    again, _ = recipe.resolve_weights(out)
     assert again == resolved
     torch.testing.assert_close(dict(pretrained.from_uri(again.backbone_weights)), dict(state))
 
@@ -181,15 +181,15 @@ def test_weights_by_uri_are_copied_once_and_need_not_be_there_afterwards(tmp_pat
 def test_a_perceptual_loss_goes_on_with_the_same_weights_and_no_others(server: Server, tmp_path: Path) -> None:
     given = SMALL["align"].replace(features="vgg16", feature_weight=1.0, feature_weights=NAME)
     out = str(tmp_path / "out")
-    begun, _ = given.resolved(out)
+    begun, _ = given.resolve_weights(out)
     server.gone = True
-    assert given.replace(epochs=9).resumed(begun.to_dict(), out) == (begun.replace(epochs=9), [])
+    assert given.replace(epochs=9).resume_from(begun.to_dict(), out) == (begun.replace(epochs=9), [])
     shutil.move(out, tmp_path / "moved")
-    moved, _ = given.resumed(begun.to_dict(), str(tmp_path / "moved"))
+    moved, _ = given.resume_from(begun.to_dict(), str(tmp_path / "moved"))
     assert moved.changes_from(begun.to_dict()) == []
     other = {name: values + 1 for name, values in pretrained.from_uri(moved.feature_weights).items()}  # pyright: ignore
     torch.save(other, tmp_path / "other.pt")
-    changed, _ = given.replace(feature_weights=str(tmp_path / "other.pt")).resumed(begun.to_dict(), out)
+    changed, _ = given.replace(feature_weights=str(tmp_path / "other.pt")).resume_from(begun.to_dict(), out)
     assert changed.changes_from(begun.to_dict())[0].startswith("feature_sha256 was ")
 
 
@@ -218,7 +218,7 @@ def test_weights_of_one_channel_are_said_to_be_that(recipe: Recipe, setting: str
     with pytest.raises(
         UserError, match=r"expected shape 64 x 3 x 7 x 7, got 64 x 1 x 7 x 7 .input channels: expected 3"
     ):
-        recipe.replace(**{setting: str(tmp_path / "gray.pt")}).resolved(str(tmp_path / "out"))
+        recipe.replace(**{setting: str(tmp_path / "gray.pt")}).resolve_weights(str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_checkpoint_of_another_family_is_refused_in_one_line_that_names_the_di
 ) -> None:
     _checkpoint(tmp_path / "attend")
     with pytest.raises(UserError, match=f"^{setting}=.*, a checkpoint of family 'attend', does not fit: ") as refused:
-        recipe.replace(**{setting: str(tmp_path / "attend")}).resolved(str(tmp_path / "out"))
+        recipe.replace(**{setting: str(tmp_path / "attend")}).resolve_weights(str(tmp_path / "out"))
     assert len(str(refused.value)) < 500 + len(str(tmp_path))
     assert "\n" not in str(refused.value)
 

@@ -85,7 +85,7 @@ def test_a_loss_that_explodes_is_named(made: str, tmp_path: Path) -> None:
 
 
 def test_a_network_larger_than_the_shards_is_refused(made: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="stored at 32 px cannot feed a network of size=64"):
+    with pytest.raises(UserError, match="expected stored images of at least size=64 px, got 32 px"):
         fit(RECIPE.replace(size=64), made, str(tmp_path / "large"))
 
 

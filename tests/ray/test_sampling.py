@@ -26,8 +26,9 @@ class Sampled(AlignRecipe):
     """Sees fewer and fewer images with a pneumothorax."""
 
     mask_label = schema.PNEUMOTHORAX
+    sampled_finding = schema.PNEUMOTHORAX
 
-    def positive_share(self, epoch: int) -> float | None:
+    def positive_fraction(self, epoch: int) -> float | None:
         return (0.75, 0.5)[epoch]
 
 

@@ -96,6 +96,6 @@ def test_a_mosaic_from_the_window_does_not_wait_for_the_device() -> None:
         task = recipe.task(recipe.network(schema.FINDINGS)).to(DEVICE).train()
         batches = [{name: values.to(DEVICE) for name, values in batch.items()} for batch in some_batches(3)]
         cuda.syncs.clear()
-        for batch in task.ahead(iter(batches)):
+        for batch in task.look_ahead(iter(batches)):
             task.augment(batch)
         assert cuda.syncs == []

@@ -107,7 +107,7 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
 
 def test_echoed_batches_are_as_many_steps() -> None:
     plain, echoed = engine(Line()), engine(Line(), steps=10)
-    echoed.enter(Stage("", 8, 0.1, echoes=3))
+    echoed.enter(Stage("", 8, 0.1, data_echo_factor=3))
     means = [trained.epoch(data(steps)) for trained, steps in ((plain, 30), (echoed, 10)) for _ in range(8)]
     assert means[-1] == means[7]
     assert echoed.schedule.get_last_lr()[0] == pytest.approx(0)

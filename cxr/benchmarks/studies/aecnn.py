@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from cxr.benchmarks.studies import compression
 from cxr.benchmarks.studies.xrays import XRays
+from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.metrics.classification.bootstrap import ENDS, RESAMPLES, resampled_aurocs
 from cxr.metrics.classification.ranking import auroc
@@ -50,7 +51,7 @@ def judge(name: str, networks: Sequence[Checkpoint], xrays: XRays, seed: int = 0
         np.nanmean(resampled_aurocs(found, xrays.labels, xrays.patients, RESAMPLES, seed), axis=1)
         for found in probabilities
     ]
-    values = networks[0].recipe.latents.size ** 2
+    values = latent_encoder(networks[0].recipe).latent_format().size ** 2
     return Judged(name, areas, np.mean(drawn, axis=0), float(np.mean([psnr for _, psnr in told])), values)
 
 

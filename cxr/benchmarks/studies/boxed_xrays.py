@@ -13,7 +13,7 @@ from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.batch import to_columns, to_device, to_tensors
 from cxr.errors import UserError
-from cxr.families.base import check_size
+from cxr.families.base import ScoringContext, check_size
 from cxr.families.checkpoint import Checkpoint
 from cxr.metrics.localization import Boxes, Located, known_places, locate
 from cxr.schema import PixelFormat
@@ -74,11 +74,12 @@ class BoxedXRays:
         """
         check_size(kept.recipe, self.pixels.size)
         network, scores = kept.network.to(device), []
+        context = ScoringContext(kept.findings, self.pixels.size)
         for start in range(0, self.rows.num_rows, BATCH):
             rows = self.rows.slice(start, BATCH)
             columns = to_columns(rows, [schema.PIXELS], self.pixels)
             batch = to_device(to_tensors(columns, self.pixels), device)
-            scores.append(kept.recipe.scored(kept.recipe.predict(network, batch), rows))
+            scores.append(kept.recipe.scored(kept.recipe.predict(network, batch), rows, context))
         return pa.concat_tables(scores)
 
     def boxed(self) -> list[int]:

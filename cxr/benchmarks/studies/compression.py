@@ -22,6 +22,7 @@ from cxr.benchmarks.studies.xrays import XRays
 from cxr.data.batch import best_device
 from cxr.errors import UserError
 from cxr.families.base import check_size
+from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.inference import latents
 from cxr.metrics import classification
@@ -122,7 +123,7 @@ def compare(given: XRays, kept: Checkpoint, judge: Judge) -> Iterator[Row]:
 
 def codec_name(kept: Checkpoint) -> str:
     recipe = kept.recipe
-    return f"{recipe.family} {(recipe.size // recipe.latents.size) ** 2}:1"
+    return f"{recipe.family} {(recipe.size // latent_encoder(recipe).latent_format().size) ** 2}:1"
 
 
 # ---- What is left of the pictures
@@ -168,7 +169,7 @@ def _ssim(a_B1HW: Tensor, b_B1HW: Tensor) -> Tensor:
 
 def check_compressor(kept: Checkpoint) -> None:
     """Raise UserError unless `kept` compresses pictures and finds findings in what it keeps."""
-    _ = kept.recipe.latents
+    latent_encoder(kept.recipe)
     check_classifier(kept)
 
 
@@ -186,14 +187,16 @@ def check_classifier(kept: Checkpoint) -> None:
 @torch.inference_mode()
 def encode(kept: Checkpoint, pictures_BHW: np.ndarray) -> np.ndarray:
     """Latents as they are stored."""
-    return _joined(kept.recipe.encode(kept.network, batch) for batch in _batches(kept, pictures_BHW))
+    encoder = latent_encoder(kept.recipe)
+    return _joined(encoder.encode(kept.network, batch) for batch in _batches(kept, pictures_BHW))
 
 
 @torch.inference_mode()
 def decode(kept: Checkpoint, latents_Bhw: np.ndarray) -> np.ndarray:
     """uint8 (B, H, W) of what `encode` gave."""
-    drawn = (kept.recipe.draw_latents(kept.network, batch) for batch in _batches(kept, latents_Bhw))
-    return _joined(picture for pictures in drawn for picture in [next(iter(pictures.values()))])
+    encoder = latent_encoder(kept.recipe)
+    rendered = (encoder.render_latents(kept.network, batch) for batch in _batches(kept, latents_Bhw))
+    return _joined(next(iter(pictures.values())) for pictures in rendered)
 
 
 @torch.inference_mode()
@@ -206,14 +209,14 @@ def predict(kept: Checkpoint, pictures_BHW: np.ndarray) -> np.ndarray:
 @torch.inference_mode()
 def predict_latents(kept: Checkpoint, latents_Bhw: np.ndarray) -> np.ndarray:
     """Probabilities (B, findings) from what `encode` gave."""
-    batches = _batches(kept, latents_Bhw)
-    return _joined(kept.recipe.predict_latents(kept.network, batch)[schema.PROBABILITIES] for batch in batches)
+    batches, encoder = _batches(kept, latents_Bhw), latent_encoder(kept.recipe)
+    return _joined(encoder.predict_latents(kept.network, batch)[schema.PROBABILITIES] for batch in batches)
 
 
 @torch.inference_mode()
 def resized(pictures_BHW: np.ndarray, kept: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
     """Pictures averaged to as many values of as many bits as latents of `kept`, and brought back to their size."""
-    stored = kept.recipe.latents
+    stored = latent_encoder(kept.recipe).latent_format()
     plain, steps = (
         AECNN(ResizeCodec(kept.recipe.size // stored.size), nn.Identity(), (), stored.bits),
         2**stored.bits - 1,

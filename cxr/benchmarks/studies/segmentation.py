@@ -19,7 +19,7 @@ from cxr.benchmarks.studies.xrays import patients_of
 from cxr.data import shards
 from cxr.data.batch import HAS_MASK, Columns, take, to_columns, to_device
 from cxr.errors import UserError
-from cxr.families.base import check_size
+from cxr.families.base import ScoringContext, check_size
 from cxr.families.checkpoint import Checkpoint
 from cxr.metrics.segmentation import MeanInterval, dice, image_level, mean_interval, overlap_rows, summary
 from cxr.metrics.segmentation.overlap_metrics import TRUE
@@ -140,7 +140,8 @@ def _found(kept: Checkpoint, xrays: MaskedXRays, device: torch.device) -> tuple[
     network, overlaps, probabilities = kept.network.to(device), [], []
     for pixels, true in xrays.batches():
         predicted = kept.recipe.predict(network, to_device({schema.PIXELS: pixels}, device))
-        scores = kept.recipe.scored(predicted, _as_stored(len(pixels), xrays.size))
+        context = ScoringContext(kept.findings, xrays.size)
+        scores = kept.recipe.scored(predicted, _as_stored(len(pixels), xrays.size), context)
         masks = [rle.decode(code, xrays.size, xrays.size) for code in scores[schema.PRED_MASK_RLE].to_pylist()]
         overlaps.append(overlap_rows(torch.from_numpy(np.stack(masks)), true))
         probabilities.append(torch.tensor(scores[schema.PRED_MASK_PROBABILITY].to_numpy()))

@@ -43,7 +43,7 @@ class Step:
 def operations(recipe: Recipe, findings: tuple[str, ...]) -> float:
     """Giga-operations an image of a step of the recipe's first stage: convolutions and matrix products."""
     task = recipe.task(recipe.network(findings)).train()
-    task.enter(recipe.stages()[0].name)
+    task.enter_stage(recipe.stages()[0].name)
     batch: Batch = {
         schema.PIXELS: torch.randint(0, 255, (2, recipe.size, recipe.size)).to(torch.uint8),
         schema.LABELS: torch.zeros(2, len(findings), dtype=torch.int8),

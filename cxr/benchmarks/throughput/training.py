@@ -79,7 +79,7 @@ class BareLoop:
 
     def __init__(self, task: Task, recipe: Recipe, device: torch.device) -> None:
         self.task, self.clip, self.casts = task.to(device).train(), recipe.clip, casts(recipe.precision, device)
-        task.enter(recipe.stages()[0].name)
+        task.enter_stage(recipe.stages()[0].name)
         if self.casts:
             task.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.parameters = [p for p in task.parameters() if p.requires_grad]

@@ -1,0 +1,156 @@
+"""Capabilities that only some families have, as protocols: a recipe has one if it defines the members.
+
+Callers ask with `isinstance`, or with a function of this module that raises a message for the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol, Self, runtime_checkable
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from cxr.data.batch import Batch
+from cxr.errors import UserError
+from cxr.families import optimizers
+from cxr.families.base import Recipe, Stage, Task
+from cxr.schema import PixelFormat
+
+
+@runtime_checkable
+class LatentEncoder(Protocol):
+    """A recipe whose network compresses images to latents that an archive can store and that can be scored."""
+
+    def latent_format(self) -> PixelFormat:
+        """Size and bits of the latents that `encode` returns.
+
+        Raises:
+            UserError: an archive cannot store latents of this size.
+        """
+        ...
+
+    def encode(self, network: nn.Module, batch: Batch) -> Tensor:
+        """A batch's latents as they are stored: uint8 or uint16, (B, h, h). Called in inference mode."""
+        ...
+
+    def encoder_state(self, network: nn.Module) -> dict[str, Tensor]:
+        """All tensors that determine what `encode` returns; two networks with equal ones give equal latents."""
+        ...
+
+    def predict_latents(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """`Recipe.predict` for a batch whose pixels are latents from `encode`."""
+        ...
+
+    def render_latents(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """`Recipe.render` for a batch whose pixels are latents from `encode`."""
+        ...
+
+
+def latent_encoder(recipe: Recipe) -> LatentEncoder:
+    """The recipe as a `LatentEncoder`.
+
+    Raises:
+        UserError: the family does not compress images.
+    """
+    if isinstance(recipe, LatentEncoder):
+        return recipe
+    raise UserError(f"family {recipe.family!r} has no latents: give a checkpoint of a family that compresses images")
+
+
+@runtime_checkable
+class SharedPretraining(Protocol):
+    """A recipe with a network that is trained once and then shared by all its trainings."""
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the shared network is there already, so that `pretrain_shared` has nothing to do."""
+        ...
+
+    def pretrain_shared(self, out: str) -> Self:
+        """Train the shared network into OUT, or reuse the one an earlier call left there; returns the new recipe.
+
+        Called once, on a device like a worker's; `training.shared_pretraining` does this on the cluster.
+        """
+        ...
+
+
+@runtime_checkable
+class CustomOptimizer(Protocol):
+    """A recipe with its own optimizer and schedule, instead of `AdamWWithCosine`."""
+
+    @property
+    def loss_scale(self) -> float:
+        """Factor applied to the total loss before backward; `clip` applies to the scaled gradients."""
+        ...
+
+    @property
+    def ema_ramp(self) -> float:
+        """Number of updates over which the decay of the moving average rises: after n updates it is
+        ema · (1 − exp(−n / ema_ramp)). 0: the decay is `ema` from the start."""
+        ...
+
+    def optimizer(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:
+        """A new optimizer of the task's trainable parameters for one stage."""
+        ...
+
+    def schedule(self, optimizer: Optimizer, stage: Stage, updates_per_epoch: int) -> LRScheduler:
+        """A schedule of one stage; the engine steps it after every update of the weights."""
+        ...
+
+
+class AdamWWithCosine:
+    """The optimizer of recipes without their own: AdamW with a linear warmup and a cosine decay."""
+
+    loss_scale, ema_ramp = 1.0, 0.0
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def optimizer(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:
+        trainable = [parameter for parameter in task.parameters() if parameter.requires_grad]
+        return optimizers.adamw(trainable, stage.lr, self.recipe.weight_decay, fused=fused)
+
+    def schedule(self, optimizer: Optimizer, stage: Stage, updates_per_epoch: int) -> LRScheduler:
+        return optimizers.warmup_cosine(optimizer, self.recipe.warmup, stage.epochs * updates_per_epoch)
+
+
+def optimization(recipe: Recipe) -> CustomOptimizer:
+    """The recipe's own optimizer and schedule, or the default."""
+    return recipe if isinstance(recipe, CustomOptimizer) else AdamWWithCosine(recipe)
+
+
+@runtime_checkable
+class PositiveSampling(Protocol):
+    """A recipe that chooses the fraction of positive images in each epoch."""
+
+    @property
+    def sampled_finding(self) -> str:
+        """A finding of the archive, or `schema.ANY_FINDING`: which images are positive."""
+        ...
+
+    def positive_fraction(self, epoch: int) -> float | None:
+        """Fraction of positive images in the epoch with this index, from 0. None: images as they are in the archive.
+
+        None in all epochs or in none. All epochs have the same length; see `cxr.data.sampling.Sampling`.
+        """
+        ...
+
+
+@runtime_checkable
+class DegeneracyCheck(Protocol):
+    """A recipe whose networks can reach a good metric with a useless solution."""
+
+    def degenerate_reason(self, metrics: Mapping[str, float]) -> str:
+        """Why a network with these validation metrics must not be ranked, however good they are; empty if it may."""
+        ...
+
+
+@runtime_checkable
+class BatchLookahead(Protocol):
+    """A task that sees batches before their step, for example to combine images of several steps."""
+
+    def look_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches of an epoch, on the task's device, in the same order."""
+        ...
