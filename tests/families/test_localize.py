@@ -272,7 +272,7 @@ def test_weights_come_from_classifiers_and_from_checkpoints(tmp_path: Path) -> N
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="expected|wanted"):
+    with pytest.raises(UserError, match=r"expected|wanted"):
         SMALL.replace(**wrong)
 
 
