@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from cxr import storage
-from cxr.boxes import Found, wbf
+from cxr.boxes import ScoredBoxes, wbf
 from cxr.errors import UserError
 from cxr.reporting.tables import markdown
 from cxr.runtime.job import run_job
 
-Images = list[list[Found]]
+Images = list[list[ScoredBoxes]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,26 +66,26 @@ def main(options: Options) -> dict[str, Any]:
     return {"metrics": metrics, "report": uri}
 
 
-def _package() -> Callable[[Sequence[Found]], Found]:
+def _package() -> Callable[[Sequence[ScoredBoxes]], ScoredBoxes]:
     try:
         from ensemble_boxes import weighted_boxes_fusion
     except ImportError:
         raise UserError("the package ensemble-boxes is not installed: pip install ensemble-boxes") from None
 
-    def fuse(image: Sequence[Found]) -> Found:
+    def fuse(image: Sequence[ScoredBoxes]) -> ScoredBoxes:
         boxes, scores, labels = ([found[of] for found in image] for of in range(3))
-        return Found(*weighted_boxes_fusion(boxes, scores, labels))
+        return ScoredBoxes(*weighted_boxes_fusion(boxes, scores, labels))
 
     return fuse
 
 
-def _timed(work: Callable[[], list[Found]]) -> tuple[list[Found], float]:
+def _timed(work: Callable[[], list[ScoredBoxes]]) -> tuple[list[ScoredBoxes], float]:
     """What it gives, and the processor's seconds, of which other processes take none."""
     start = time.process_time()
     return work(), time.process_time() - start
 
 
-def largest_difference(ours: Sequence[Found], theirs: Sequence[Found]) -> float:
+def largest_difference(ours: Sequence[ScoredBoxes], theirs: Sequence[ScoredBoxes]) -> float:
     """Of any coordinate or score; infinite where the number or the labels of an image's boxes differ."""
     apart = [0.0]
     for mine, other in zip(ours, theirs, strict=True):
@@ -101,7 +101,7 @@ def made_images(options: Options, labels: int, objects: int = 20) -> Images:
     return [_image(rng, options, labels, objects) for _ in range(options.images)]
 
 
-def _image(rng: np.random.Generator, options: Options, labels: int, objects: int) -> list[Found]:
+def _image(rng: np.random.Generator, options: Options, labels: int, objects: int) -> list[ScoredBoxes]:
     corner, side = rng.uniform(0, 0.8, (objects, 2)), rng.uniform(0.03, 0.3, (objects, 2))
     label, count = rng.integers(labels, size=objects), options.boxes
     found = []
@@ -110,7 +110,7 @@ def _image(rng: np.random.Generator, options: Options, labels: int, objects: int
         low = corner[of] + rng.normal(0, 0.15, (count, 2)) * side[of]
         edges = np.clip(np.hstack([low, low + side[of] * np.exp(rng.normal(0, 0.15, (count, 2)))]), 0, 1)
         said = np.where(rng.random(count) < 0.8, label[of], rng.integers(labels, size=count))
-        found.append(Found(edges, rng.uniform(0.01, 1, count), said))
+        found.append(ScoredBoxes(edges, rng.uniform(0.01, 1, count), said))
     return found
 
 

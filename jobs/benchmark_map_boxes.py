@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from cxr import schema, storage
-from cxr.boxes.from_heatmaps import FULL, BoxRule, Hot, boxes_of
+from cxr.boxes.from_heatmaps import FULL, BoxRule, ThresholdMode, boxes_of
 from cxr.errors import UserError
 from cxr.reporting.tables import markdown
 from cxr.runtime.job import run_job
@@ -46,9 +46,9 @@ def main(options: Options) -> dict[str, Any]:
     rng = np.random.default_rng(options.seed)
     images = [made_maps(rng, options.findings, options.cells) for _ in range(options.images)]
     rates, rows = {}, []
-    for hot in get_args(Hot):
+    for hot in get_args(ThresholdMode):
         start = time.process_time()  # of which other processes take none
-        boxes = sum(len(boxes_of(maps, BoxRule(hot=hot))) for maps in images)
+        boxes = sum(len(boxes_of(maps, BoxRule(mode=hot))) for maps in images)
         rates[hot] = len(images) / (time.process_time() - start)
         rows.append([hot, f"{rates[hot]:,.0f}", f"{boxes / len(images):.1f}"])
     table = markdown(["rule", "images a second of one core", "boxes an image"], rows)

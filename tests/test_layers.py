@@ -15,6 +15,7 @@ MODULES = [*IN_CXR, *SCRIPTS]
 # The parts of cxr from bottom to top. A part may import those that stand before it, and itself.
 ORDER = (
     "errors",
+    "wording",
     "schema",
     "precision",
     "storage",

@@ -1,19 +1,19 @@
-"""Axis-aligned boxes: how they overlap, several models' boxes made one set, a filter of normal images.
+"""Axis-aligned boxes: overlap, fusion of several models' boxes, and a filter for normal images.
 
-Boxes are [x_min, y_min, x_max, y_max], edges at real numbers, in one frame for all that are compared: pixels
-([0, width]) or shares of the image ([0, 1]). A box whose maximum does not lie beyond its minimum has no area and
-overlaps nothing. NumPy alone, float64.
+Boxes are [x_min, y_min, x_max, y_max] with real-valued edges, either in pixels ([0, width]) or as fractions of the
+image ([0, 1]); boxes that are compared use the same units. A box whose maximum does not exceed its minimum has zero
+area and overlaps nothing. Pure NumPy, float64.
 """
 
 from cxr.boxes.fusion import nms, nmw, soft_nms, wbf
-from cxr.boxes.no_finding import filtered
+from cxr.boxes.no_finding import add_no_finding
 from cxr.boxes.overlap import areas, intersections, iobb, iou, paired_iou
-from cxr.boxes.predictions import Found
+from cxr.boxes.predictions import ScoredBoxes
 
 __all__ = [
-    "Found",
+    "ScoredBoxes",
+    "add_no_finding",
     "areas",
-    "filtered",
     "intersections",
     "iobb",
     "iou",

@@ -1,4 +1,4 @@
-"""How far boxes overlap: areas, IoU, IoBB."""
+"""Overlap of boxes: areas, intersections, IoU, IoBB."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 
 
 def areas(boxes_N4: np.ndarray) -> np.ndarray:
-    """(N,) area, 0 where a side is not positive."""
+    """(N,) area; 0 if a side is not positive."""
     boxes = np.asarray(boxes_N4, np.float64)
     sides = np.maximum(boxes[..., 2:] - boxes[..., :2], 0)
     return sides[..., 0] * sides[..., 1]
 
 
 def intersections(a_N4: np.ndarray, b_M4: np.ndarray) -> np.ndarray:
-    """(N, M) area that each box of one set shares with each of the other."""
+    """(N, M) area of the intersection of each pair of boxes."""
     a, b = (np.asarray(boxes, np.float64).reshape(-1, 4) for boxes in (a_N4, b_M4))
     sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
     sides = np.maximum(sides, 0)
@@ -21,22 +21,22 @@ def intersections(a_N4: np.ndarray, b_M4: np.ndarray) -> np.ndarray:
 
 
 def iou(a_N4: np.ndarray, b_M4: np.ndarray) -> np.ndarray:
-    """(N, M) intersection over union in [0, 1]; 0 where either box has no area."""
+    """(N, M) intersection over union in [0, 1]; 0 if either box has no area."""
     shared = intersections(a_N4, b_M4)
-    return _share(shared, areas(a_N4).reshape(-1, 1) + areas(b_M4).reshape(1, -1) - shared)
+    return _ratio(shared, areas(a_N4).reshape(-1, 1) + areas(b_M4).reshape(1, -1) - shared)
 
 
-def iobb(found_N4: np.ndarray, true_M4: np.ndarray) -> np.ndarray:
-    """(N, M) intersection over the area of the found box (Wang et al. 2017) in [0, 1]; 0 where it has no area."""
-    return _share(intersections(found_N4, true_M4), areas(found_N4).reshape(-1, 1))
+def iobb(pred_N4: np.ndarray, true_M4: np.ndarray) -> np.ndarray:
+    """(N, M) intersection over the area of the predicted box (Wang et al. 2017), in [0, 1]; 0 if it has no area."""
+    return _ratio(intersections(pred_N4, true_M4), areas(pred_N4).reshape(-1, 1))
 
 
 def paired_iou(a_N4: np.ndarray, b_N4: np.ndarray) -> np.ndarray:
-    """(N,) intersection over union of the boxes that go together; 0 where either has no area."""
+    """(N,) intersection over union of corresponding boxes; 0 if either has no area."""
     a, b = np.asarray(a_N4, np.float64), np.asarray(b_N4, np.float64)
     shared = areas(np.concatenate([np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])], 1))
-    return _share(shared, areas(a) + areas(b) - shared)
+    return _ratio(shared, areas(a) + areas(b) - shared)
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from cxr import schema, storage
-from cxr.boxes import Found, filtered
+from cxr.boxes import ScoredBoxes, add_no_finding
 from cxr.boxes.no_finding import NO_FINDING
 from cxr.data import shards
 from cxr.errors import UserError
@@ -30,7 +30,7 @@ _NORMAL = f"{NO_FINDING} 1 0 0 1 1"
 
 @dataclass(frozen=True)
 class NormalFilter:
-    """What is done with images that are normal with some probability: see `boxes.filtered`."""
+    """What is done with images that are normal with some probability: see `boxes.add_no_finding`."""
 
     p_normal: Mapping[str, float]  # by image id
     low: float
@@ -114,7 +114,7 @@ def _to_originals(scores: localization_data.Scores, run: Run) -> tuple[np.ndarra
     return np.where(told[:, None], scales, 1), int((boxed & ~told & ~dicom).sum())
 
 
-def _found(scores: localization_data.Scores, run: Run, scales: np.ndarray) -> tuple[list[Found], int]:
+def _found(scores: localization_data.Scores, run: Run, scales: np.ndarray) -> tuple[list[ScoredBoxes], int]:
     """Of each image its boxes of VinBigData's findings, best score first, and how many boxes of others there are."""
     flat = Boxes.of(scores.boxes, schema.VINBIGDATA_FINDINGS)
     every = pc.sum(pc.list_value_length(scores.boxes)).as_py() or 0
@@ -123,18 +123,18 @@ def _found(scores: localization_data.Scores, run: Run, scales: np.ndarray) -> tu
     flat = flat.at(np.lexsort((-flat.score, flat.image))).scaled(*scales.T)
     ends = np.searchsorted(flat.image, np.arange(len(scores.good) + 1)).tolist()
     parts = (slice(*pair) for pair in pairwise(ends))
-    return [Found(flat.xyxy[of], flat.score[of], flat.finding[of]) for of in parts], every - len(flat.image)
+    return [ScoredBoxes(flat.xyxy[of], flat.score[of], flat.finding[of]) for of in parts], every - len(flat.image)
 
 
-def _filtered(found: Found, image_id: str, normal: NormalFilter | None) -> Found:
+def _filtered(found: ScoredBoxes, image_id: str, normal: NormalFilter | None) -> ScoredBoxes:
     if normal is None:
         return found
     if image_id not in normal.p_normal:
         raise UserError(f"the run that tells normal images has not scored {image_id}: score the same archive with it")
-    return filtered(found, normal.p_normal[image_id], normal.low, normal.high)
+    return add_no_finding(found, normal.p_normal[image_id], normal.low, normal.high)
 
 
-def prediction(found: Found) -> str:
+def prediction(found: ScoredBoxes) -> str:
     """`class confidence x_min y_min x_max y_max` of each box, one after the other; of none: the normal image."""
     edges = np.rint(found.boxes).astype(int).tolist()
     words = [

@@ -138,7 +138,7 @@ class AttendRecipe(Recipe):
 
     @property
     def _rule(self) -> BoxRule:
-        return BoxRule(share=self.box_cut, most=self.box_most)
+        return BoxRule(threshold=self.box_cut, max_boxes=self.box_most)
 
     @property
     def _grid(self) -> int:

@@ -188,7 +188,7 @@ class AttendTask(Task):
 
     def _best(self, logits_BKPP: Tensor, theta: Tensor) -> Tensor:
         rule = self.lesson.rule
-        return strongest(boxes_found(logits_BKPP, theta, rule), rule.most).to(logits_BKPP.device)
+        return strongest(boxes_found(logits_BKPP, theta, rule), rule.max_boxes).to(logits_BKPP.device)
 
 
 def partners(without_A: Tensor, first: int, count: int) -> Tensor:

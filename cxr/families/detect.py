@@ -31,7 +31,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from cxr import schema, storage
 from cxr.augment.mosaic import MosaicVariation
-from cxr.boxes import Found, wbf
+from cxr.boxes import ScoredBoxes, wbf
 from cxr.boxes.from_heatmaps import MapBoxes
 from cxr.data.batch import Batch
 from cxr.errors import UserError
@@ -279,9 +279,9 @@ def fused(members: Sequence[Tensor], iou: float, most: int) -> Tensor:
     return torch.from_numpy(together).to(members[0].device)
 
 
-def _as_found(boxes_N6: np.ndarray) -> Found:
+def _as_found(boxes_N6: np.ndarray) -> ScoredBoxes:
     kept = boxes_N6[~np.isnan(boxes_N6[:, 4])].astype(np.float64)
-    return Found(kept[:, :4].clip(0, 1), kept[:, 4], kept[:, 5].astype(int))
+    return ScoredBoxes(kept[:, :4].clip(0, 1), kept[:, 4], kept[:, 5].astype(int))
 
 
 def _listed(boxes_N6: np.ndarray) -> MapBoxes:

@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from torch import Tensor, nn
 
 from cxr import schema
-from cxr.boxes.from_heatmaps import FULL, BoxRule, Hot
+from cxr.boxes.from_heatmaps import FULL, BoxRule, ThresholdMode
 from cxr.data.batch import Batch, to_arrow
 from cxr.errors import UserError
 from cxr.families import box_scores
@@ -84,7 +84,7 @@ class LocalizeRecipe(Recipe):
 
     map_stride: int = 4
     """Pixels of the network's input to a cell of the maps from which boxes are made."""
-    hot: Hot = "share"
+    hot: ThresholdMode = "share"
     """Which cells a box is put around: those that reach a share of their map's maximum, Otsu's threshold (otsu), or
     each of two fixed ones, 60 and 180 of 255 (wang, as in Wang et al. 2017)."""
     hot_share: float = 0.5

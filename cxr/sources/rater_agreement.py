@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cxr import schema
-from cxr.boxes import Found, iou
+from cxr.boxes import ScoredBoxes, iou
 from cxr.boxes import wbf as fuse
 
 IOU = 0.4  # at which two boxes show the same: VinBigData's own threshold
@@ -27,26 +27,26 @@ READERS, IMAGE_LABELS = "readers", "image_labels"  # in `schema.EXTRA`: who look
 T = TypeVar("T")
 
 Box = Mapping[str, Any]  # of schema.BOX_TYPE
-Fusion = Callable[[np.ndarray, np.ndarray, np.ndarray, int], Found]
+Fusion = Callable[[np.ndarray, np.ndarray, np.ndarray, int], ScoredBoxes]
 
 
-def union(boxes_N4: np.ndarray, label_N: np.ndarray, reader_N: np.ndarray, readers: int) -> Found:
+def union(boxes_N4: np.ndarray, label_N: np.ndarray, reader_N: np.ndarray, readers: int) -> ScoredBoxes:
     """All boxes as they were drawn.
 
     Args:
         readers: how many looked at the image, those who drew nothing included.
     """
-    return Found(_boxes(boxes_N4), np.full(len(label_N), 1 / max(1, readers)), np.asarray(label_N, np.int64))
+    return ScoredBoxes(_boxes(boxes_N4), np.full(len(label_N), 1 / max(1, readers)), np.asarray(label_N, np.int64))
 
 
-def majority(boxes_N4: np.ndarray, label_N: np.ndarray, reader_N: np.ndarray, readers: int) -> Found:
+def majority(boxes_N4: np.ndarray, label_N: np.ndarray, reader_N: np.ndarray, readers: int) -> ScoredBoxes:
     """The mean of the boxes that more than half of the readers agree on, at `IOU`; `readers` as in `union`."""
     found = wbf(boxes_N4, label_N, reader_N, readers)
     kept = found.scores > 0.5
-    return Found(found.boxes[kept], found.scores[kept], found.labels[kept])
+    return ScoredBoxes(found.boxes[kept], found.scores[kept], found.labels[kept])
 
 
-def wbf(boxes_N4: np.ndarray, label_N: np.ndarray, reader_N: np.ndarray, readers: int) -> Found:
+def wbf(boxes_N4: np.ndarray, label_N: np.ndarray, reader_N: np.ndarray, readers: int) -> ScoredBoxes:
     """The mean of each group of boxes that show the same finding at the same place; `readers` as in `union`.
 
     Weighted boxes fusion (Solovyev et al. 2021) at `IOU` where all scores are 1. A share counts readers, not boxes:
@@ -55,13 +55,13 @@ def wbf(boxes_N4: np.ndarray, label_N: np.ndarray, reader_N: np.ndarray, readers
     boxes, labels, who = _boxes(boxes_N4), np.asarray(label_N, np.int64), np.asarray(reader_N)
     side = boxes.max(initial=1.0)
     drawn = [_found(boxes[who == each] / side, labels[who == each]) for each in np.unique(who)]
-    drawn += [Found.nothing()] * (max(1, readers) - len(drawn))
+    drawn += [ScoredBoxes.empty()] * (max(1, readers) - len(drawn))
     (fused,) = fuse([drawn], iou_thr=IOU, conf_type="box_and_model_avg")
     return fused._replace(boxes=fused.boxes * side)
 
 
-def _found(boxes_N4: np.ndarray, label_N: np.ndarray) -> Found:
-    return Found(boxes_N4, np.ones(len(boxes_N4)), label_N)
+def _found(boxes_N4: np.ndarray, label_N: np.ndarray) -> ScoredBoxes:
+    return ScoredBoxes(boxes_N4, np.ones(len(boxes_N4)), label_N)
 
 
 ReaderBoxes = Literal["wbf", "majority", "union"]

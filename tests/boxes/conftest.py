@@ -1,4 +1,4 @@
-"""ensemble-boxes without Numba's compiler: its results are the same, and compiling takes longer than all tests."""
+"""Disable Numba's compiler for ensemble-boxes: results are equal, and compiling takes longer than all tests."""
 
 from __future__ import annotations
 

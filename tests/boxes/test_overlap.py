@@ -1,4 +1,4 @@
-"""IoU and IoBB on boxes whose overlap is known."""
+"""IoU and IoBB of boxes with known overlap."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_known_overlaps() -> None:
     np.testing.assert_allclose(iobb(A, B)[:2], [[1, 0.5, 0, 0], [0.25, 0.5, 0, 0]])
 
 
-def test_boxes_without_area_overlap_nothing_not_even_themselves() -> None:
+def test_boxes_without_area_overlap_nothing() -> None:
     assert not iou(A, B)[2].any()
     assert not iobb(A, B)[2].any()
     assert not intersections(A, B)[:, 3].any()
@@ -26,5 +26,5 @@ def test_no_boxes() -> None:
     assert iobb(A, np.zeros((0, 4))).shape == (3, 0)
 
 
-def test_pairs_are_the_diagonal() -> None:
+def test_paired_iou_is_the_diagonal_of_iou() -> None:
     np.testing.assert_array_equal(paired_iou(A, B[:3]), np.diagonal(iou(A, B[:3])))

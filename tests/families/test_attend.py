@@ -340,7 +340,7 @@ def test_what_cannot_be_an_aligner_is_refused(aligner: tuple[AttendRecipe, str],
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=r"[Ww]anted|boxes by"):
+    with pytest.raises(UserError, match=r"[Ww]anted|expected"):
         SMALL.replace(**wrong)
 
 
