@@ -1,1 +1,1 @@
-"""Random variation of training images, with their masks and boxes, on the device."""
+"""Random augmentation of training images, with their masks and boxes, on the device."""

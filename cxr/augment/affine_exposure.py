@@ -1,7 +1,8 @@
-"""Random variation of image batches, made on the device that trains.
+"""Random affine transforms, exposure and shading of image batches, on the training device.
 
-What is drawn once per image comes from a generator of the CPU, PyTorch's own if none is given, and is moved without
-waiting: a GPU varies images as the CPU does. Only noise of every pixel is drawn on the device (`pixel_noise`).
+Parameters of images are sampled on the CPU, with PyTorch's default generator if none is given, and copied
+asynchronously, so that a GPU augments exactly as a CPU does. Only per-pixel noise is sampled on the device
+(`pixel_noise`).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def random_affine(
 ) -> Tensor:
     """(count, 2, 3) transforms for `spatial_transformer.warp`, float32.
 
-    Rotation within ±rotation_deg; two scales, each log-uniform within [1/scale, scale]; shifts within ±shift
-    of the width. Drawn and computed on the CPU, then moved to `device`.
+    Rotation within ±rotation_deg; two scales, each log-uniform in [1/scale, scale]; shifts within ±shift of the
+    width. Sampled and computed on the CPU, then copied to `device`.
     """
     u = 2 * torch.rand(count, 5, generator=generator) - 1
     angle = math.radians(rotation_deg) * u[:, 0]
@@ -36,9 +37,9 @@ def random_affine(
 
 
 def pixel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal noise of the shape of `like`, drawn on its device; `generator` is used on the CPU alone."""
-    own = generator if like.device.type == "cpu" else None
-    return torch.randn(like.shape, device=like.device, generator=own)
+    """Standard normal noise with the shape and device of `like`; `generator` is used only on the CPU."""
+    cpu_generator = generator if like.device.type == "cpu" else None
+    return torch.randn(like.shape, device=like.device, generator=cpu_generator)
 
 
 def random_exposure(
@@ -50,9 +51,9 @@ def random_exposure(
     noise: float = 0.02,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Images in [0, 1] as another exposure might show them: x -> c · x**g + b + noise, within [0, 1].
+    """Random exposure of images in [0, 1]: x -> c · x**g + b + noise, clamped to [0, 1].
 
-    g is log-uniform within [1/gamma, gamma], c within 1 ± contrast, b within ±brightness, one each an image;
+    For each image, g is log-uniform in [1/gamma, gamma], c uniform in 1 ± contrast, b uniform within ±brightness;
     `noise` is the largest standard deviation of Gaussian noise.
     """
     u = 2 * torch.rand(4, len(x_BCHW), 1, 1, 1, generator=generator) - 1
@@ -64,19 +65,19 @@ def random_exposure(
 
 
 def random_shading(x_BCHW: Tensor, *, depth: float = 0.12, blur: float = 1.0) -> Tensor:
-    """Images in [0, 1] shaded unevenly, by about `depth` at most, and blurred by up to `blur`: as other grids do."""
+    """Shade images in [0, 1] unevenly, by at most about `depth`, and blur them by up to `blur`, as other grids would."""
     device, count = x_BCHW.device, len(x_BCHW)
     coarse = torch.randn(count, 1, 4, 4).to(device, non_blocking=True)
-    much, deep = torch.rand(2, count, 1, 1, 1).to(device, non_blocking=True)
+    blur_amount, shade_amount = torch.rand(2, count, 1, 1, 1).to(device, non_blocking=True)
     shade = F.interpolate(coarse, x_BCHW.shape[-2:], mode="bicubic")
-    soft = F.avg_pool2d(x_BCHW, 3, 1, 1)
-    return (x_BCHW + blur * much * (soft - x_BCHW) + depth * deep * shade).clamp(0, 1)
+    blurred = F.avg_pool2d(x_BCHW, 3, 1, 1)
+    return (x_BCHW + blur * blur_amount * (blurred - x_BCHW) + depth * shade_amount * shade).clamp(0, 1)
 
 
 def random_plates(x_BCHW: Tensor, *, share: float = 0.5, largest: float = 0.3) -> Tensor:
-    """Images in [0, 1], a `share` of which gets one even rectangle: labels, shutters, things in the way.
+    """Add a uniform rectangle to a fraction `share` of images in [0, 1], like labels, shutters or foreign objects.
 
-    Sides are up to `largest` of the image's; the rectangle may lie partly outside.
+    Its sides are up to `largest` of the image's sides; it may be partly outside the image.
     """
     device = x_BCHW.device
     u = torch.rand(6, len(x_BCHW), 1, 1, 1).to(device, non_blocking=True)

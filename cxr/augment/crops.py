@@ -1,4 +1,4 @@
-"""Cuts out of batches of images, made on the device that trains."""
+"""Crops and flips of image batches, on the training device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def random_crops(x_BCHW: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
-    """One random square of `size` pixels of each image; positions are drawn on the CPU, so nothing waits."""
+    """A random square crop of `size` pixels from each image; positions are sampled on the CPU to avoid a device sync."""
     height, width = x_BCHW.shape[-2:]
     if (height, width) == (size, size):
         return x_BCHW
@@ -18,14 +18,14 @@ def random_crops(x_BCHW: Tensor, size: int, generator: torch.Generator | None = 
 
 
 def random_flips(x_BCHW: Tensor, share: float = 0.5) -> Tensor:
-    """Images of which about a `share` is mirrored, left to right."""
+    """Mirror each image left to right with probability `share`."""
     flipped = (torch.rand(len(x_BCHW), 1, 1, 1) < share).to(x_BCHW.device, non_blocking=True)
     return torch.where(flipped, x_BCHW.flip(-1), x_BCHW)
 
 
 def corner_crops(x_BCHW: Tensor, size: int) -> list[Tensor]:
-    """The middle and the four corners: squares of `size` pixels, (B, C, size, size) each."""
+    """Center and corner crops of `size` pixels: five tensors (B, C, size, size)."""
     height, width = x_BCHW.shape[-2:]
     down, right = height - size, width - size
-    places = [(down // 2, right // 2), (0, 0), (0, right), (down, 0), (down, right)]
-    return [x_BCHW[..., top : top + size, left : left + size] for top, left in places]
+    corners = [(down // 2, right // 2), (0, 0), (0, right), (down, 0), (down, right)]
+    return [x_BCHW[..., top : top + size, left : left + size] for top, left in corners]

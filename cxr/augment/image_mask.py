@@ -1,4 +1,4 @@
-"""Random variation of images together with their masks, made on the device that trains."""
+"""Random augmentation of images together with their masks, on the training device."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from torch.nn import functional as F
 from cxr.augment.affine_exposure import random_affine, random_exposure
 from cxr.precision import affine_grid
 
-UNKNOWN = 255  # of a mask's pixels, as `batches.NO_MASK`
+UNKNOWN = 255  # pixel value of unknown masks, as `data.batch.NO_MASK`
 
 
 @dataclass(frozen=True)
 class Variation:
-    """How far images may vary; every draw is an image's own. `STILL` changes nothing.
+    """Ranges of augmentation, sampled for each image separately. `STILL` changes nothing.
 
     Raises:
-        ValueError: a setting that means nothing.
+        ValueError: a setting is out of range.
     """
 
     flip: float = 0.5
-    """Share of images mirrored, left to right."""
+    """Probability of mirroring an image left to right."""
     rotation_deg: float = 10.0
     scale: float = 1.1
-    """Largest enlargement, and reduction, of either axis."""
+    """Largest factor by which either axis is enlarged or reduced."""
     shift: float = 0.05
-    """Largest shift, as a share of the width."""
+    """Largest shift, as a fraction of the width."""
     elastic: float = 0.01
-    """Largest standard deviation of a smooth displacement, as a share of the width."""
+    """Largest standard deviation of a smooth displacement, as a fraction of the width."""
     cells: int = 6
-    """Points to a side between which the displacement is smooth."""
+    """Control points per side of the smooth displacement."""
     gamma: float = 1.3
     contrast: float = 0.2
     brightness: float = 0.1
@@ -42,11 +42,13 @@ class Variation:
     def __post_init__(self) -> None:
         amounts = (self.flip, self.rotation_deg, self.shift, self.elastic, self.contrast, self.brightness, self.noise)
         if min(amounts) < 0 or self.flip > 1 or min(self.scale, self.gamma) < 1 or self.cells < 2:
-            raise ValueError(f"{self}: wanted nothing negative, flip up to 1, scale and gamma from 1, cells from 2")
+            raise ValueError(
+                f"expected no negative value, flip <= 1, scale and gamma >= 1 and cells >= 2, got {self}"
+            )
 
     @property
     def moves(self) -> bool:
-        """Whether pixels change their places other than by a flip."""
+        """Whether pixels move in other ways than by a flip."""
         return self.rotation_deg > 0 or self.scale > 1 or self.shift > 0 or self.elastic > 0
 
     @property
@@ -58,20 +60,20 @@ class Variation:
 STILL = Variation(flip=0, rotation_deg=0, scale=1, shift=0, elastic=0, gamma=1, contrast=0, brightness=0, noise=0)
 
 
-def varied(
+def augment_with_masks(
     x_B1HW: Tensor, mask_B1HW: Tensor, variation: Variation, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Images in [0, 1] and their masks, moved alike; only the images' gray values change.
+    """Augment images in [0, 1] and their masks: both move alike, only the images' gray values change.
 
-    Masks are 0 or 1 and stay so, in their dtype; one that holds 255 is unknown and stays as it is. What comes into
-    the picture is black, and outside the mask. `generator` is one of the CPU; nothing waits for the images' device.
+    Masks remain 0 or 1 in their dtype; a mask that contains 255 is unknown and is returned unchanged. Areas from outside
+    the image are black and 0 in the mask. `generator` belongs to the CPU; the host never waits for the device.
     """
     x, mask = x_B1HW, mask_B1HW
     if variation.flip > 0:
         flipped = _uniform(len(x), x.device, generator) < variation.flip
         x, mask = torch.where(flipped, x.flip(-1), x), torch.where(flipped, mask.flip(-1), mask)
     if variation.moves:
-        x, mask = _sampled(x, mask, _random_grid(x, variation, generator))
+        x, mask = _sample(x, mask, _random_grid(x, variation, generator))
     if variation.exposes:
         x = random_exposure(
             x,
@@ -87,14 +89,14 @@ def varied(
 def random_displacement(
     shape: torch.Size, cells: int, device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
-    """(B, H, W, 2) smooth random fields of standard deviation 1 at `cells` by `cells` points, 0 at the edges."""
+    """(B, H, W, 2) smooth random fields with standard deviation 1 at `cells` x `cells` points and 0 at the edges."""
     inner = torch.randn(shape[0], 2, cells, cells, generator=generator)
     coarse = F.pad(inner, (1, 1, 1, 1)).to(device, non_blocking=True)
     return F.interpolate(coarse, shape[-2:], mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
 
 
 def _random_grid(x: Tensor, variation: Variation, generator: torch.Generator | None) -> Tensor:
-    """Where each pixel is taken from, (B, H, W, 2) in `grid_sample`'s coordinates."""
+    """Sampling grid (B, H, W, 2) in `grid_sample`'s coordinates."""
     theta = random_affine(
         len(x),
         rotation_deg=variation.rotation_deg,
@@ -110,11 +112,11 @@ def _random_grid(x: Tensor, variation: Variation, generator: torch.Generator | N
     return grid + strength * random_displacement(x.shape, variation.cells, x.device, generator)
 
 
-def _sampled(x: Tensor, mask: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+def _sample(x: Tensor, mask: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     unknown = (mask == UNKNOWN).flatten(1).any(1).view(-1, 1, 1, 1)
     pair = torch.cat([x, mask.to(x.dtype)], 1)
-    moved, lies = F.grid_sample(pair, grid, padding_mode="zeros", align_corners=False).split(1, 1)
-    return moved, torch.where(unknown, mask, (lies >= 0.5).to(mask.dtype))
+    images, coverage = F.grid_sample(pair, grid, padding_mode="zeros", align_corners=False).split(1, 1)
+    return images, torch.where(unknown, mask, (coverage >= 0.5).to(mask.dtype))
 
 
 def _uniform(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr import schema
-from cxr.augment.mosaic import MosaicVariation, varied
+from cxr.augment.mosaic import MosaicVariation, augment_with_boxes
 from cxr.data.batch import MOST_BOXES, Batch
 from cxr.errors import UserError
 from cxr.families.base import Batches, Communicator, Task, unit_pixels
@@ -125,7 +125,7 @@ class DetectTask(Task):
         if self.variation.combines:
             self.window.show(batch)
         given, findings = self._shared(batch)[schema.BOXES], batch[schema.LABELS].shape[1]
-        x, moved = varied(unit_pixels(batch, self.lesson.size), given, self.variation, self._partners)
+        x, moved = augment_with_boxes(unit_pixels(batch, self.lesson.size), given, self.variation, self._partners)
         most = max(MOST_BOXES, batch[schema.BOXES].shape[1])
         shown = first_boxes(torch.where(moved[..., :1] >= 0, moved, torch.nan))
         regions = first_boxes(torch.where(moved[..., :1] < 0, moved, torch.nan))
@@ -203,7 +203,7 @@ def unknown_regions(known_BF: Tensor) -> Tensor:
 
 
 def marked(boxes_BN5: Tensor) -> Tensor:
-    """Boxes as the regions that `imaging.mosaic.varied` takes, whose index is below 0; and back."""
+    """Boxes as the regions that `augment.mosaic.augment_with_boxes` takes, whose index is below 0; and back."""
     return torch.cat([-1 - boxes_BN5[..., :1], boxes_BN5[..., 1:]], -1)
 
 

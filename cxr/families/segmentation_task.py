@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr import schema
-from cxr.augment.image_mask import Variation, varied
+from cxr.augment.image_mask import Variation, augment_with_masks
 from cxr.data.batch import NO_MASK, Batch
 from cxr.errors import UserError
 from cxr.families.base import Batches, Communicator, Task, unit_pixels
@@ -81,7 +81,7 @@ class SegmentationTask(Task):
             )
 
     def augmented(self, batch: Batch) -> Batch:
-        x, mask = varied(*_shown(batch, self.size), self.lesson.variation)
+        x, mask = augment_with_masks(*_shown(batch, self.size), self.lesson.variation)
         return batch | {schema.PIXELS: x[:, 0], schema.MASKS: mask[:, 0]}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

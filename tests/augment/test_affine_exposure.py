@@ -1,4 +1,4 @@
-"""Random variation stays in its bounds, fills them, and can be repeated."""
+"""Random augmentation stays within its bounds, fills them, and is reproducible."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_affines_fill_their_bounds_and_no_more() -> None:
+def test_affines_fill_their_bounds() -> None:
     theta = random_affine(4000, rotation_deg=20, scale=1.5, shift=0.1, generator=seeded(0))
     angle = torch.rad2deg(torch.atan2(theta[:, 1, 0], theta[:, 0, 0]))
     scales = torch.linalg.vector_norm(theta[:, :, :2], dim=1)
     for values, low, high in ((angle, -20, 20), (scales.log(), -math.log(1.5), math.log(1.5))):
         assert low * 1.001 <= values.min() < 0.98 * low
         assert 0.98 * high < values.max() <= 1.001 * high
-    assert 0.19 < theta[..., 2].abs().max() <= 0.2  # a tenth of a width of 2
+    assert 0.19 < theta[..., 2].abs().max() <= 0.2  # a tenth of the width, which is 2
 
 
-def test_the_same_seed_gives_the_same_variation() -> None:
+def test_the_same_seed_gives_the_same_augmentation() -> None:
     torch.testing.assert_close(random_affine(3, generator=seeded(1)), random_affine(3, generator=seeded(1)))
     x = torch.rand(3, 1, 8, 8, generator=seeded(2))
     one, two, other = (random_exposure(x, generator=seeded(s)) for s in (3, 3, 4))
@@ -39,7 +39,7 @@ def test_exposure_stays_in_range_and_differs_between_images() -> None:
     assert varied.flatten(1).mean(1).std() > 0.02
 
 
-def test_no_strength_changes_nothing() -> None:
+def test_zero_strength_changes_nothing() -> None:
     x = torch.rand(2, 1, 8, 8, generator=seeded(2))
     same = random_exposure(x, gamma=1, contrast=0, brightness=0, noise=0)
     torch.testing.assert_close(same, x, atol=2e-4, rtol=0)
@@ -56,7 +56,7 @@ def test_shading_stays_in_range_and_differs_between_images() -> None:
     assert (shaded - x).abs().mean() < 0.15
 
 
-def test_plates_are_even_rectangles_on_a_share_of_the_images() -> None:
+def test_plates_are_uniform_rectangles_on_a_fraction_of_the_images() -> None:
     torch.manual_seed(5)
     x = torch.rand(400, 1, 32, 32)
     changed = random_plates(x) != x

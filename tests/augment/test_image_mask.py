@@ -1,4 +1,4 @@
-"""Masks follow their images through every variation."""
+"""Masks follow their images through every augmentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cxr.augment.affine_exposure import random_affine
-from cxr.augment.image_mask import STILL, UNKNOWN, Variation, _random_grid, random_displacement, varied
+from cxr.augment.image_mask import STILL, UNKNOWN, Variation, _random_grid, random_displacement
 from cxr.data.batch import NO_MASK
 
 SIZE = 96
@@ -23,7 +23,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def disc(count: int) -> Tensor:
-    """(count, 1, SIZE, SIZE) uint8: a disc right of the middle, above it."""
+    """(count, 1, SIZE, SIZE) uint8: a disc above and to the right of the center."""
     at = torch.arange(SIZE)
     inside = (at[:, None] - 40).square() + (at - 60).square() < 20**2
     return inside.to(torch.uint8).expand(count, 1, -1, -1).contiguous()
@@ -49,18 +49,18 @@ def only(**changes: Any) -> Variation:
 def test_the_mask_follows_the_image(variation: Variation, dtype: torch.dtype) -> None:
     mask = disc(8).to(dtype)
     x = mask.float()
-    moved, follows = varied(x, mask, variation, seeded(0))
+    moved, follows = augment_with_masks(x, mask, variation, seeded(0))
     assert follows.dtype == dtype
     assert set(follows.unique().tolist()) == {0, 1}
     torch.testing.assert_close((moved >= 0.5).float(), follows.float())
     changed = (follows != mask).flatten(1).float().mean(1)
     assert changed.max() > 0.01
-    assert follows.flatten(1).sum(1).min() > 200  # the disc has 1256 pixels, and is still in the picture
+    assert follows.flatten(1).sum(1).min() > 200  # the disc has 1256 pixels and is still visible
 
 
 @pytest.mark.parametrize("elastic", [0.0, 0.02])
-def test_pixels_are_taken_from_where_they_would_be_without_autocast(elastic: float) -> None:
-    """To a hundredth of a pixel at 512 px, the affine part beside float64."""
+def test_sampling_positions_are_the_same_under_autocast(elastic: float) -> None:
+    """Within 0.01 px at 512 px; the affine part is compared with float64."""
     variation = only(rotation_deg=10, scale=1.1, shift=0.05, elastic=elastic)
     x = torch.zeros(4, 1, 512, 512)
     plain = _random_grid(x, variation, seeded(0))
@@ -75,12 +75,12 @@ def test_pixels_are_taken_from_where_they_would_be_without_autocast(elastic: flo
         assert (256 * (plain - exact)).abs().max() > 1
 
 
-def test_what_is_still_changes_nothing() -> None:
+def test_still_changes_nothing() -> None:
     x, mask = torch.rand(3, 1, 32, 32), disc(3)[..., :32, :32]
-    same, follows = varied(x, mask, STILL)
+    same, follows = augment_with_masks(x, mask, STILL)
     assert torch.equal(same, x)
     assert torch.equal(follows, mask)
-    warped, follows = varied(x, mask, only(elastic=1e-9), seeded(1))  # goes through the sampling
+    warped, follows = augment_with_masks(x, mask, only(elastic=1e-9), seeded(1))  # not 0, so that it is sampled
     torch.testing.assert_close(warped, x, atol=1e-5, rtol=0)
     assert torch.equal(follows, mask)
 
@@ -88,42 +88,42 @@ def test_what_is_still_changes_nothing() -> None:
 def test_gray_values_change_and_masks_do_not() -> None:
     mask = disc(4)
     x = 0.3 + 0.4 * mask
-    exposed, follows = varied(x, mask, only(gamma=1.5, contrast=0.3, brightness=0.1), seeded(2))
+    exposed, follows = augment_with_masks(x, mask, only(gamma=1.5, contrast=0.3, brightness=0.1), seeded(2))
     assert torch.equal(follows, mask)
     assert (exposed - x).abs().amax((1, 2, 3)).min() > 0.005
     assert 0 <= exposed.min() < exposed.max() <= 1
-    grainy, _ = varied(x, mask, only(noise=0.1), seeded(3))
+    grainy, _ = augment_with_masks(x, mask, only(noise=0.1), seeded(3))
     assert 0.005 < (grainy - x).std() < 0.1
 
 
-def test_the_same_seed_gives_the_same_variation() -> None:
+def test_the_same_seed_gives_the_same_augmentation() -> None:
     x, mask = torch.rand(4, 1, SIZE, SIZE), disc(4)
-    one, two, other = (varied(x, mask, Variation(), seeded(s)) for s in (3, 3, 4))
+    one, two, other = (augment_with_masks(x, mask, Variation(), seeded(s)) for s in (3, 3, 4))
     for a, b in zip(one, two, strict=True):
         assert torch.equal(a, b)
     assert (one[0] - other[0]).abs().mean() > 0.01
     assert (one[0][0] - one[0][1]).abs().mean() > 0.01  # two images of a batch
 
 
-def test_unknown_masks_stay_unknown_and_their_images_vary() -> None:
+def test_unknown_masks_stay_unknown_and_their_images_are_augmented() -> None:
     assert UNKNOWN == NO_MASK
     x, mask = torch.rand(4, 1, SIZE, SIZE), disc(4)
     mask[1] = UNKNOWN
-    moved, follows = varied(x, mask, Variation(), seeded(5))
+    moved, follows = augment_with_masks(x, mask, Variation(), seeded(5))
     assert torch.equal(follows[1], mask[1])
     assert set(follows[[0, 2, 3]].unique().tolist()) == {0, 1}
     assert (moved[1] - x[1]).abs().mean() > 0.01
 
 
-def test_a_share_is_flipped() -> None:
+def test_the_given_fraction_is_flipped() -> None:
     mask = disc(400)[..., ::8, ::8].contiguous()
-    _, follows = varied(mask.float(), mask, only(flip=0.25), seeded(6))
+    _, follows = augment_with_masks(mask.float(), mask, only(flip=0.25), seeded(6))
     flipped = (follows != mask).flatten(1).any(1)
     assert 0.18 < flipped.float().mean() < 0.32
     assert torch.equal(follows[flipped], mask[flipped].flip(-1))
 
 
-def test_displacement_is_smooth_of_its_strength_and_rests_at_the_edges() -> None:
+def test_displacement_is_smooth_has_unit_variance_and_is_zero_at_the_edges() -> None:
     field = random_displacement(torch.Size([200, 1, 64, 64]), 6, torch.device("cpu"), seeded(7))
     assert field.shape == (200, 64, 64, 2)
     assert 0.6 < field[:, 16:48, 16:48].std() < 1.1
@@ -133,6 +133,6 @@ def test_displacement_is_smooth_of_its_strength_and_rests_at_the_edges() -> None
 
 
 @pytest.mark.parametrize("wrong", [{"flip": 1.5}, {"scale": 0.5}, {"cells": 1}, {"noise": -1.0}])
-def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="wanted"):
+def test_settings_out_of_range_are_rejected(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected"):
         Variation(**wrong)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Mosaic, affine and mixup: pixels and boxes go together, and by Ultralytics' formulas."""
+"""Mosaic, affine and mixup: pixels and boxes stay aligned, and formulas match Ultralytics'."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cxr.augment import mosaic
-from cxr.augment.mosaic import GRAY, MosaicVariation, varied
+from cxr.augment.mosaic import GRAY, MosaicVariation, augment_with_boxes
 from cxr.models.yolo import ultralytics
 
 STILL = MosaicVariation(mosaic=0, translate=0, scale=0, flip=0, value=0)
@@ -31,9 +31,9 @@ def framed(count: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, boxes
 
 
-def test_still_images_stay_as_they_are() -> None:
+def test_still_changes_nothing() -> None:
     x, boxes = framed()
-    found, kept = varied(x, boxes, STILL)
+    found, kept = augment_with_boxes(x, boxes, STILL)
     assert torch.equal(found, x)
     assert torch.equal(kept.nan_to_num(-1), boxes.nan_to_num(-1))
 
@@ -42,9 +42,9 @@ def test_still_images_stay_as_they_are() -> None:
     "changes",
     [{"translate": 0.2}, {"scale": 0.5}, {"flip": 1.0}, {"mosaic": 1.0}, {"mosaic": 0.5, "scale": 0.4, "flip": 0.5}],
 )
-def test_boxes_lie_around_what_they_mark(changes: dict[str, float]) -> None:
+def test_boxes_enclose_their_objects(changes: dict[str, float]) -> None:
     torch.manual_seed(0)
-    x, boxes = varied(*framed(24), replace(STILL, **changes))
+    x, boxes = augment_with_boxes(*framed(24), replace(STILL, **changes))
     shown = 0
     for image, listed in zip(x[:, 0], boxes, strict=True):
         white, marked = image > 0.8, torch.zeros(SIZE, SIZE, dtype=torch.bool)
@@ -59,16 +59,16 @@ def test_boxes_lie_around_what_they_mark(changes: dict[str, float]) -> None:
     assert shown > 12
 
 
-def test_a_turned_box_is_the_hull_of_its_corners() -> None:
+def test_a_rotated_box_is_the_bounding_box_of_its_corners() -> None:
     torch.manual_seed(0)
-    x, boxes = varied(*framed(), replace(STILL, rotation_deg=45.0))
+    x, boxes = augment_with_boxes(*framed(), replace(STILL, rotation_deg=45.0))
     for image, listed in zip(x[:, 0], boxes, strict=True):
         rows, columns = torch.nonzero(image > 0.5, as_tuple=True)
         seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         assert (listed[0, 1:] * SIZE).tolist() == pytest.approx([v.item() for v in seen], abs=1.5)
 
 
-def test_a_mosaic_shows_four_images_around_a_point_and_the_first_is_its_own() -> None:
+def test_a_mosaic_shows_four_images_around_a_point_starting_with_its_own() -> None:
     torch.manual_seed(0)
     gray = torch.linspace(0.1, 0.9, 8)
     x = gray.view(-1, 1, 1, 1).expand(8, 1, SIZE, SIZE)
@@ -88,7 +88,7 @@ def test_a_mosaic_shows_four_images_around_a_point_and_the_first_is_its_own() ->
 
 @pytest.mark.parametrize("size", [640, 1024])
 def test_boxes_after_mosaic_are_exact_to_a_hundredth_of_a_pixel_under_autocast(size: int) -> None:
-    """Every image has the same boxes, so that it does not matter which of them a mosaic shows."""
+    """All images have the same boxes, so that the choice of partners does not matter."""
     settings = replace(STILL, mosaic=1.0, rotation_deg=10.0, translate=0.1, scale=0.5, shear_deg=5.0)
     rng, count = np.random.default_rng(0), 8
     edges = np.sort(rng.uniform(0, 1, (12, 2, 2)).astype(np.float32), 1).reshape(12, 4)
@@ -99,7 +99,7 @@ def test_boxes_after_mosaic_are_exact_to_a_hundredth_of_a_pixel_under_autocast(s
     forward = mosaic._random_affine(count, size, settings)[0].numpy()
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
-        _, found = varied(x, given, settings)
+        _, found = augment_with_boxes(x, given, settings)
     places = size * np.array([[0, 0], [1, 0], [0, 1], [1, 1]], np.float64)
     tiled = edges.astype(np.float64).reshape(1, 12, 2, 2) * size + places[:, None, None]
     tiled = tiled[None] - corner[:, None, None, None]  # (image, tile, box, corner, x and y), on the canvas
@@ -112,7 +112,7 @@ def test_boxes_after_mosaic_are_exact_to_a_hundredth_of_a_pixel_under_autocast(s
     assert np.abs(found[..., 1:].double().numpy() * size - hull)[kept].max() < 0.01
 
 
-def test_the_other_images_are_those_that_the_caller_draws() -> None:
+def test_partners_come_from_the_caller() -> None:
     torch.manual_seed(0)
     x, boxes = framed(8)
     asked = []
@@ -121,20 +121,20 @@ def test_the_other_images_are_those_that_the_caller_draws() -> None:
         asked.append(count)
         return torch.full((count, 1, SIZE, SIZE), 0.5), boxes.new_full((count, boxes.shape[1], 5), 77)
 
-    _, listed = varied(x, boxes, replace(STILL, mosaic=1.0), partners)
+    _, listed = augment_with_boxes(x, boxes, replace(STILL, mosaic=1.0), partners)
     assert asked == [8, 8, 8]
-    assert varied(x, boxes, STILL, partners)[1].shape == boxes.shape
+    assert augment_with_boxes(x, boxes, STILL, partners)[1].shape == boxes.shape
     assert len(asked) == 3, "nobody is drawn who is not shown"
     asked.clear()
-    _, listed = varied(x, boxes, replace(STILL, mixup=0.5), partners)
+    _, listed = augment_with_boxes(x, boxes, replace(STILL, mixup=0.5), partners)
     mixed = (listed[..., 0] == 77).any(1)
     assert asked == [int(mixed.sum())]
     assert 0 < asked[0] < 8
 
 
-def test_mixed_images_bring_their_boxes() -> None:
+def test_mixup_adds_the_boxes_of_the_partner() -> None:
     torch.manual_seed(0)
-    x, boxes = varied(*framed(), replace(STILL, mixup=1.0))
+    x, boxes = augment_with_boxes(*framed(), replace(STILL, mixup=1.0))
     assert boxes.shape == (6, 6, 5)
     for image, listed in zip(x[:, 0], boxes, strict=True):
         one, other = (listed[at, 1:].mul(SIZE).round().long().tolist() for at in (0, 3))
@@ -143,16 +143,18 @@ def test_mixed_images_bring_their_boxes() -> None:
     assert 0.3 < (x[x > 0]).min() < (x[x < 1]).max() < 0.7
 
 
-def test_brightness_is_a_factor() -> None:
+def test_brightness_is_multiplicative() -> None:
     torch.manual_seed(0)
-    x, _ = varied(torch.full((200, 1, 2, 2), 0.5), torch.full((200, 1, 5), math.nan), replace(STILL, value=0.4))
+    x, _ = augment_with_boxes(
+        torch.full((200, 1, 2, 2), 0.5), torch.full((200, 1, 5), math.nan), replace(STILL, value=0.4)
+    )
     assert x.min() == pytest.approx(0.3, abs=0.01)
     assert x.max() == pytest.approx(0.7, abs=0.01)
 
 
 @pytest.fixture
 def theirs(monkeypatch: pytest.MonkeyPatch) -> object:
-    """Ultralytics' transform with all of its settings, and the draws of `_random_affine` in its own order."""
+    """Ultralytics' transform with the same settings and random numbers as `_random_affine`."""
     augment = ultralytics("data.augment")
     torch.manual_seed(1)
     u = (2 * torch.rand(1, 6) - 1)[0].tolist()
@@ -163,7 +165,7 @@ def theirs(monkeypatch: pytest.MonkeyPatch) -> object:
     return augment.RandomPerspective(degrees=20, translate=0.1, scale=0.5, shear=10, size=(SIZE, SIZE))
 
 
-def test_the_affine_is_that_of_ultralytics(theirs) -> None:
+def test_the_affine_transform_equals_that_of_ultralytics(theirs) -> None:
     settings = MosaicVariation(rotation_deg=20, translate=0.1, scale=0.5, shear_deg=10)
     torch.manual_seed(1)
     forward, factor = mosaic._random_affine(1, SIZE, settings)
@@ -172,7 +174,7 @@ def test_the_affine_is_that_of_ultralytics(theirs) -> None:
     assert factor.item() == pytest.approx(scale)
 
 
-def test_boxes_are_moved_and_dropped_as_ultralytics_does(theirs) -> None:
+def test_boxes_are_transformed_and_dropped_as_by_ultralytics(theirs) -> None:
     torch.manual_seed(1)
     forward, factor = mosaic._random_affine(1, SIZE, MosaicVariation(rotation_deg=20, shear_deg=10))
     edges = [(a, b) for a, b in itertools.product(range(0, 2 * SIZE, 9), repeat=2) if b > a]
@@ -186,6 +188,6 @@ def test_boxes_are_moved_and_dropped_as_ultralytics_does(theirs) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"mosaic": 1.5}, {"scale": 1.0}, {"rotation_deg": -1.0}, {"shear_deg": 90.0}])
-def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
+def test_settings_out_of_range_are_rejected(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         MosaicVariation(**wrong)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cxr.augment.image_mask import Variation, varied
+from cxr.augment.image_mask import Variation, augment_with_masks
 from cxr.models.receptive_field import architecture
 from cxr.models.segmentation_loss import MaskLoss, image_loss
 from cxr.models.small_unet import soft_dice
@@ -52,7 +52,7 @@ def test_bright_discs_are_learnt_from_varied_pairs() -> None:
     network, loss = SmallUNet().train(), MaskLoss(focal=1)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     for _ in range(60):
-        x, mask = varied(*_discs(8), Variation())
+        x, mask = augment_with_masks(*_discs(8), Variation())
         found, present = network(x)
         terms = [*loss(found, mask).values(), 0.3 * image_loss(present, mask.amax((1, 2, 3)))]
         optimizer.zero_grad()
