@@ -100,7 +100,7 @@ def ingest(
     source = find_source(archive, source).name
     labeling = labeling or Labeling()
     manifest = one_reader(open_manifest(archive, source, labeling), labeling.reader_boxes)
-    manifest.tell()
+    manifest.print_notes()
     table = _thinned(manifest.table, limit)
     parts = plan(table, rows_per_part(table.num_rows, pixels), by=schema.SPLIT)
     origin = {"version": VERSION, "archive": archive, "source": source, "pixels": asdict(pixels)}

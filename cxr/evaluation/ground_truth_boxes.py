@@ -93,7 +93,7 @@ def known_boxes(archive: str, options: ReportOptions) -> BoxTruth:
     columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.LABELS, schema.BOXES, schema.EXTRA]
     columns += [schema.HEIGHT_PX, schema.WIDTH_PX, schema.RESIZE_TRANSFORM] if info else [schema.BOXES_FRAME]
     everything = read_all_truth(archive, options.source, columns, options.labeling)
-    everything.tell()
+    everything.print_notes()
     everything.table = everything.table.sort_by(schema.IMAGE_ID)  # however stored, the baselines are the same
     manifest = of_split(everything, archive, options.split)
     training = everything.table.filter(pc.equal(everything.table[schema.SPLIT], "train"))

@@ -26,7 +26,7 @@ class Manifest:
     def boxes_frame_px(self) -> int | None:
         return boxes_frame_px(self.table.schema)
 
-    def tell(self) -> None:
+    def print_notes(self) -> None:
         """Print the notes."""
         for note in self.notes:
             print(f"note: {note}", flush=True)
