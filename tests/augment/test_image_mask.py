@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cxr.augment.affine_exposure import random_affine
-from cxr.augment.image_mask import STILL, UNKNOWN, Variation, _random_grid, random_displacement
+from cxr.augment.image_mask import STILL, UNKNOWN, Variation, _random_grid, augment_with_masks, random_displacement
 from cxr.data.batch import NO_MASK
 
 SIZE = 96
