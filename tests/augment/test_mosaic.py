@@ -179,7 +179,7 @@ def test_boxes_are_transformed_and_dropped_as_by_ultralytics(theirs) -> None:
     forward, factor = mosaic._random_affine(1, SIZE, MosaicVariation(rotation_deg=20, shear_deg=10))
     edges = [(a, b) for a, b in itertools.product(range(0, 2 * SIZE, 9), repeat=2) if b > a]
     given = torch.tensor([[0, x0, y0, x1, y1] for x0, x1 in edges[::3] for y0, y1 in edges[::3]]).float()
-    ours = mosaic._moved_boxes(given[None], forward.float(), factor.float(), SIZE)[0]
+    ours = mosaic._transform_boxes(given[None], forward.float(), factor.float(), SIZE)[0]
     moved = theirs.apply_bboxes(given[:, 1:].numpy(), forward[0].numpy()).clip(0, SIZE)
     kept = theirs.box_candidates(given[:, 1:].numpy().T * factor.item(), moved.T)
     assert 0.1 < kept.mean() < 0.9
