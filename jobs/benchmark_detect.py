@@ -28,7 +28,7 @@ import yaml
 
 from cxr import schema, storage
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.training_jobs import make_ready
+from cxr.cli.training_jobs import ensure_shards
 from cxr.data import shards
 from cxr.data.batch import Batch
 from cxr.data.shard_loader import ShardStream
@@ -62,7 +62,7 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     cluster.connect()
     out = storage.normalize(options.out)
-    data = make_ready(ArchiveOptions(phantoms=options.images, shard_size=options.recipe.size), out)
+    data = ensure_shards(ArchiveOptions(phantoms=options.images, shard_size=options.recipe.size), out)
     paces: dict[str, list[float]] = {"ray train": [], "ultralytics": []}
     with tempfile.TemporaryDirectory(prefix="cxr-detect-") as scratch:
         yolo = yolo_folder(data, Path(scratch) / "yolo")

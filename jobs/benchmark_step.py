@@ -17,7 +17,7 @@ from cxr import storage
 from cxr.benchmarks.throughput.step import DTYPES, Step, limit, operations
 from cxr.benchmarks.throughput.training import both_paces
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.training_jobs import make_ready
+from cxr.cli.training_jobs import ensure_shards
 from cxr.data import shards
 from cxr.families.aecnn import AecnnRecipe
 from cxr.reporting.tables import markdown
@@ -43,7 +43,7 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     cluster.connect()
     out = storage.normalize(options.out)
-    data = make_ready(ArchiveOptions(phantoms=options.images, shard_size=options.recipe.size), out)
+    data = ensure_shards(ArchiveOptions(phantoms=options.images, shard_size=options.recipe.size), out)
     findings = shards.read_info(data).findings
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")

@@ -12,8 +12,9 @@ from typing import Any
 
 from cxr import storage
 from cxr.benchmarks.studies import aecnn, xrays
+from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.training_jobs import make_ready, ready_to_begin, settled, training_record
+from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment, training_record
 from cxr.families import checkpoint, lung_crop
 from cxr.families.aecnn import AecnnRecipe
 from cxr.reporting import figures
@@ -41,9 +42,10 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    out = ready_to_begin(options.recipe, options.data, options.out, options.run)
-    recipe = settled(options.recipe, out, options.run)
-    data = make_ready(options.data, out, options.recipe)
+    out = check_inputs(options.recipe, options.data, options.out)
+    connect(out, options.data, options.run)
+    recipe = resolve_environment(options.recipe, out, options.run)
+    data = ensure_shards(options.data, out, options.recipe)
     compressors = {COMPRESSED: recipe.compressor, RESIZED: "resize", WHOLE: "none"}
     recipes = {name: recipe.replace(compressor=compressor) for name, compressor in compressors.items()}
     trained = train_all(recipes, range(options.seeds), data, out, options.run, source=options.data.source)

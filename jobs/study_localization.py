@@ -15,8 +15,9 @@ from typing import Any
 from cxr import storage
 from cxr.benchmarks.studies import boxed_xrays, localization, localization_report
 from cxr.benchmarks.studies.boxed_xrays import BoxedXRays
+from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.training_jobs import make_ready, ready_to_begin, settled, training_record
+from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment, training_record
 from cxr.data.batch import best_device
 from cxr.errors import UserError
 from cxr.families import checkpoint
@@ -69,9 +70,10 @@ def main(options: Options) -> dict[str, Any]:
         raise UserError(
             "networks are judged on shards, of one seed or more: leave --stream out, give --seeds 1 or more"
         )
-    out = ready_to_begin(options.recipe, options.data, options.out, options.run)
-    recipes = {name: settled(recipe, out, options.run) for name, recipe in chosen.items()}
-    data = make_ready(phantoms(options.data, out), out, options.recipe)
+    out = check_inputs(options.recipe, options.data, options.out)
+    connect(out, options.data, options.run)
+    recipes = {name: resolve_environment(recipe, out, options.run) for name, recipe in chosen.items()}
+    data = ensure_shards(phantoms(options.data, out), out, options.recipe)
     test = boxed_xrays.read(data, "test", options.test_images)  # first: it may hold no boxes
     trained = train_all(recipes, range(options.seeds), data, out, options.run)
     device = best_device()

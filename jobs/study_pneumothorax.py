@@ -16,9 +16,10 @@ import torch
 
 from cxr import storage
 from cxr.benchmarks.studies import segmentation, segmentation_report
+from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions
 from cxr.cli.phantoms import siim_phantoms
-from cxr.cli.training_jobs import make_ready, ready_to_begin, settled, training_record
+from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment, training_record
 from cxr.data.batch import best_device
 from cxr.errors import UserError
 from cxr.families import checkpoint
@@ -70,9 +71,10 @@ def main(options: Options) -> dict[str, Any]:
     chosen = named(options.networks, options.recipe)
     if options.data.stream:
         raise UserError("networks are judged on shards, and all of them read the same: leave --stream out")
-    out = ready_to_begin(options.recipe, options.data, options.out, options.run)
-    recipes = {name: settled(recipe, out, options.run) for name, recipe in chosen.items()}
-    data = make_ready(siim_phantoms(options.data, out), out, options.recipe)
+    out = check_inputs(options.recipe, options.data, options.out)
+    connect(out, options.data, options.run)
+    recipes = {name: resolve_environment(recipe, out, options.run) for name, recipe in chosen.items()}
+    data = ensure_shards(siim_phantoms(options.data, out), out, options.recipe)
     test = segmentation.read(data, "test", options.recipe.mask_label, options.test_images)  # first: it may hold none
     trained = train_all(recipes, range(options.seeds), data, out, options.run)
     device = best_device()

@@ -10,8 +10,9 @@ from typing import Any
 
 from cxr import storage
 from cxr.benchmarks.studies import detection
+from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.training_jobs import make_ready, ready_to_begin, settled, training_record
+from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment, training_record
 from cxr.data.batch import best_device
 from cxr.errors import UserError
 from cxr.families import checkpoint
@@ -50,9 +51,10 @@ def train_ensemble(
         RuntimeError: no member finished.
     """
     largest = max(recipes.values(), key=lambda recipe: recipe.size)
-    out = ready_to_begin(largest, archive, out, run)
-    ready = settled(largest, out, run)
-    data = make_ready(archive, out, largest)
+    out = check_inputs(largest, archive, out)
+    connect(out, archive, run)
+    ready = resolve_environment(largest, out, run)
+    data = ensure_shards(archive, out, largest)
     recipes = {
         name: recipe.replace(lung_crop=ready.lung_crop, weights=ready.weights) for name, recipe in recipes.items()
     }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import tyro
 
+from cxr import storage
 from cxr.sources import Labeling
 
 
@@ -27,3 +28,8 @@ class ArchiveOptions:
     phantoms: int = 160
     """Images of the phantom archive made when none is given."""
     labeling: Labeling = field(default_factory=Labeling)
+
+    @property
+    def uris(self) -> list[str]:
+        """The archives' normalized URIs."""
+        return [storage.normalize(archive) for archive in self.archive]

@@ -7,36 +7,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cxr import schema, storage
+from cxr import storage
+from cxr.cli.inputs import SHARDS, check_inputs
 from cxr.cli.options import ArchiveOptions
 from cxr.cli.phantoms import phantom_archive
 from cxr.data import ingest, shards
 from cxr.data.batch import Batch
-from cxr.data.ledger import LEDGER_FILE
 from cxr.data.shard_loader import ShardStream
-from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files, lung_crop
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
-from cxr.families.base import Recipe, SomeRecipe, check_size
-from cxr.families.compatibility import check_raw, fold_of, sampling_of
+from cxr.families.base import Recipe, SomeRecipe
+from cxr.families.compatibility import fold_of
 from cxr.models import pretrained
 from cxr.reporting import folds, pareto
 from cxr.reporting.trials import trials_table, write_search_pictures, write_trials
 from cxr.runtime import cluster
 from cxr.schema import PixelFormat
-from cxr.sources import open_manifest
-from cxr.training.fit import begun_with, check_resume, fit, room
-from cxr.training.options import RunOptions, SearchOptions
+from cxr.training.fit import begun_with, fit, room
+from cxr.training.options import SEARCH, RunOptions, SearchOptions, check_resume
 from cxr.training.search import objectives_of, search, searched
 from cxr.training.shared_pretraining import prepare
 from cxr.training.sweep import train_all
 
-SHARDS = "shards"  # in OUT
 PICTURED = 64  # images that the pictures of a run are made from
 
 
-def make_ready(options: ArchiveOptions, out: str, recipe: Recipe | None = None) -> str:
+def ensure_shards(options: ArchiveOptions, out: str, recipe: Recipe | None = None) -> str:
     """The URI to train from: shards as given, shards made in OUT/shards, or the raw archive with `stream`.
 
     Several archives are made into OUT/shards-1, OUT/shards-2 … where they are not shards already, and OUT/shards
@@ -45,7 +42,7 @@ def make_ready(options: ArchiveOptions, out: str, recipe: Recipe | None = None) 
     Args:
         recipe: says how images are cropped and enhanced when shards are made; None: not at all.
     """
-    archives = _archives(options) or [phantom_archive(out, options.phantoms, options.shard_size)]
+    archives = options.uris or [phantom_archive(out, options.phantoms, options.shard_size)]
     if len(archives) == 1:
         return archives[0] if options.stream else _shards_of(archives[0], storage.join(out, SHARDS), options, recipe)
     made = [
@@ -53,10 +50,6 @@ def make_ready(options: ArchiveOptions, out: str, recipe: Recipe | None = None) 
         for number, archive in enumerate(archives, 1)
     ]
     return shards.join_shards(storage.join(out, SHARDS), made, archives).uri
-
-
-def _archives(options: ArchiveOptions) -> list[str]:
-    return [storage.normalize(archive) for archive in options.archive]
 
 
 def _shards_of(archive: str, made: str, options: ArchiveOptions, recipe: Recipe | None) -> str:
@@ -99,8 +92,8 @@ def _trained_once(recipe: Recipe, archive: str, folder: str) -> str:
     return kept
 
 
-def settled(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
-    """The recipe with the weights that it names, and all else that its trainings share, in OUT; says what it did."""
+def resolve_environment(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
+    """The recipe with the weights that it names, and all else that its trainings share, stored in OUT; prints notes."""
     if recipe.lung_crop:
         recipe = recipe.replace(lung_crop=storage.normalize(recipe.lung_crop))
     begun = begun_with(out) if run.resume else None
@@ -110,66 +103,11 @@ def settled(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
     return prepare(recipe, out, run)
 
 
-def ready_to_begin(recipe: Recipe, archive: ArchiveOptions, out: str, run: RunOptions | None = None) -> str:
-    """Join or start a cluster, after the mistakes that would otherwise show only once the archive is decoded.
-
-    Args:
-        run: what the cluster must have room for; None: not checked.
-    """
-    out, given = storage.normalize(out), _archives(archive)
-    found, crop = [uri for uri in given if shards.is_shards(uri)], lung_crop.of_recipe(recipe)
-    for uri in found:
-        info = shards.read_info(uri)  # raises for latents
-        lung_crop.check_shards(info, crop)
-        shards.check_enhanced(info, recipe.enhancement)
-        archive.labeling.check_raw(uri)
-    fold_of(recipe)  # raises where it is left open
-    if archive.stream and not found:
-        check_raw(recipe, given[0] if given else "the phantom archive")
-        if archive.labeling:
-            raise UserError(
-                "--annotations, --readers-agree: labels are read when shards are made. Leave --stream out"
-            )
-    elif len(found) < max(1, len(given)):
-        check_size(recipe, archive.shard_size)
-    for uri in given:
-        storage.check_readable(uri)
-    by_findings = {schema.LABELS, schema.BOXES} & {*recipe.columns} or sampling_of(recipe)
-    _check_together(archive, given, out, labels=bool(by_findings))
+def connect(out: str, archive: ArchiveOptions, run: RunOptions) -> None:
+    """Join or start a Ray cluster, and check that it reaches `out` and has room for the run."""
     cluster.connect()
     cluster.check_shared(out)
-    if run:
-        room(run, raw=archive.stream)
-    return out
-
-
-def _check_together(options: ArchiveOptions, given: list[str], out: str, *, labels: bool) -> None:
-    """Raise UserError where these archives cannot be used as one, or OUT holds the shards of others."""
-    made = storage.join(out, SHARDS)
-    before, several = shards.joined_archives(made), len(given) > 1
-    if (before and list(before) != given) or (several and storage.exists(storage.join(made, LEDGER_FILE))):
-        raise UserError(
-            f"{made} holds shards of {' and '.join(before) or 'one archive'}, not of "
-            f"{' and '.join(given) or 'phantoms'}: give another --out, or the same --archive in the same order"
-        )
-    if not several:
-        return
-    if options.stream or len(set(given)) < len(given):
-        raise UserError(
-            f"--archive {' --archive '.join(given)}: several archives can be used as one when each is another, and "
-            f"only as shards. Give each once, and leave --stream out"
-        )
-    kinds = {uri: _kind(options, uri) for uri in given}
-    shards.check_alike({uri: kind if labels else {"pixels": kind["pixels"]} for uri, kind in kinds.items()})
-
-
-def _kind(options: ArchiveOptions, uri: str) -> dict[str, object]:
-    """What shards of an archive, made or to be made, will have in common with others."""
-    if shards.is_shards(uri):
-        info = shards.read_info(uri)
-        return {"pixels": info.pixels, "findings": info.findings}
-    findings = open_manifest(uri, options.source, options.labeling).findings
-    return {"pixels": PixelFormat(options.shard_size), "findings": findings}
+    room(run, raw=archive.stream)
 
 
 def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str) -> dict[str, Any]:
@@ -177,9 +115,10 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
     if recipe.folds and recipe.fold is None:
         return train_folds_job(recipe, archive, run, out)
     check_resume(storage.join(storage.normalize(out), "train"), run.resume)
-    out = ready_to_begin(recipe, archive, out, run)
-    recipe = settled(recipe, out, run)
-    data = make_ready(archive, out, recipe)
+    out = check_inputs(recipe, archive, out)
+    connect(out, archive, run)
+    recipe = resolve_environment(recipe, out, run)
+    data = ensure_shards(archive, out, recipe)
     fitted = fit(recipe, data, out, run, source=archive.source)
     pictures = picture(fitted.checkpoint, data, out)
     _say(fitted.metrics, fitted.checkpoint, pictures)
@@ -208,10 +147,11 @@ def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, ou
     kept, what was killed goes on.
     """
     numbered = [recipe.replace(fold=number) for number in range(recipe.folds)]
-    out = ready_to_begin(numbered[0], archive, out, run)
-    settled_once = settled(numbered[0], out, run)
-    data = make_ready(archive, out, recipe)
-    recipes = {f"fold-{one.fold}": settled_once.replace(fold=one.fold) for one in numbered}
+    out = check_inputs(numbered[0], archive, out)
+    connect(out, archive, run)
+    resolved = resolve_environment(numbered[0], out, run)
+    data = ensure_shards(archive, out, recipe)
+    recipes = {f"fold-{one.fold}": resolved.replace(fold=one.fold) for one in numbered}
     trained = train_all(recipes, (recipe.seed,), data, out, run, source=archive.source)
     metrics = [checkpoint_files.read_about(one.checkpoint)["metrics"] for one in trained]
     print(folds.table(metrics), flush=True)
@@ -224,7 +164,7 @@ def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, ou
             for number, (one, of_fold) in enumerate(zip(trained, metrics, strict=True))
         ],
         "data": data,
-        **training_record(settled_once.replace(fold=None)),
+        **training_record(resolved.replace(fold=None)),
     }
 
 
@@ -238,9 +178,11 @@ def tune_job(
         RuntimeError: no trial finished an epoch.
     """
     objectives, space = objectives_of(recipe, options), searched(recipe, options)
-    out = ready_to_begin(recipe, archive, out, run)
-    recipe = settled(recipe, out, run)
-    data = make_ready(archive, out, recipe)
+    check_resume(storage.join(storage.normalize(out), SEARCH), run.resume)
+    out = check_inputs(recipe, archive, out)
+    connect(out, archive, run)
+    recipe = resolve_environment(recipe, out, run)
+    data = ensure_shards(archive, out, recipe)
     trials = search(recipe, data, out, options, run, source=archive.source)
     table = write_trials(trials, recipe.monitor, out, objectives)
     print(trials_table(trials, recipe.monitor, objectives), flush=True)

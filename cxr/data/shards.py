@@ -199,17 +199,6 @@ def _together(uri: str, members: Sequence[ShardInfo]) -> ShardInfo:
     )
 
 
-def check_enhanced(info: ShardInfo, wanted: Enhancement) -> None:
-    """Raise UserError unless to the images of `info` was done what is wanted."""
-    if info.enhancement != wanted:
-        told, asked = info.enhancement.options() or "nothing", wanted.options()
-        raise UserError(
-            f"{info.uri} holds images to which was done: {told}; wanted is: {asked or 'nothing'}. Run "
-            f"jobs/ingest_archive.py {asked or 'without these'} into another --out, or give the archive that these "
-            f"shards were made of"
-        )
-
-
 def row_groups(info: ShardInfo, split: str) -> list[RowGroup]:
     """All row groups of a split, in file order, without opening a file."""
     step = info.row_group_rows

@@ -412,19 +412,10 @@ def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
         raise UserError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value}")
 
 
-def check_size(recipe: Recipe, stored: int) -> None:
-    """Raise UserError if images are stored smaller than the network's input."""
-    if stored < recipe.size:
-        raise UserError(
-            f"expected stored images of at least size={recipe.size} px, got {stored} px: ingest the archive again "
-            f"with larger pixels, or lower the recipe's size"
-        )
-
-
 def unit_pixels(batch: Batch, size: int) -> Tensor:
     """A batch's pixels, stored or augmented, as float32 (B, 1, size, size) in [0, 1], downsampled by area."""
     stored = batch[schema.PIXELS]
-    assert stored.shape[-1] >= size, "upsampling would add no detail: see check_size"
+    assert stored.shape[-1] >= size, "upsampling would add no detail: see compatibility.check_size"
     x_B1HW = unit(stored.unsqueeze(1))
     return x_B1HW if x_B1HW.shape[-1] == size else F.interpolate(x_B1HW, size=(size, size), mode="area")
 

@@ -1,18 +1,126 @@
-"""What a recipe needs of an archive, and whether the archive can give it."""
+"""Whether a recipe or a checkpoint can work with an archive. All such checks are here; none needs Ray or a decoded image."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from cxr import schema
 from cxr.data.sampling import Fold, Sampling
+from cxr.data.shards import ShardInfo
 from cxr.errors import UserError
+from cxr.families import lung_crop
 from cxr.families.base import Recipe
 from cxr.families.capabilities import PositiveSampling
+from cxr.families.checkpoint import Checkpoint
+from cxr.families.lung_crop import LungCrop
+from cxr.imaging.enhance import Enhancement
+from cxr.sources.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class RawArchive:
+    """An archive before it is decoded."""
+
+    uri: str
+    manifest: Manifest
+    stored_px: int | None
+    """Height and width of the shards that will be made of it; None: it is streamed into training without shards."""
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        return self.manifest.findings
+
+    def rows(self, split: str) -> int:
+        return pc.sum(pc.equal(self.manifest.table[schema.SPLIT], split)).as_py() or 0
+
+
+def check_compatible(archives: Sequence[ShardInfo | RawArchive], model: Recipe | Checkpoint) -> None:
+    """Check that `model` can work with `archives`, which are used as one.
+
+    A checkpoint must be able to score them: shards need images as large as the network's input, with the crop and
+    the enhancement that it was trained with. A recipe must also be able to learn from them: images in both splits, the
+    findings or masks that its family learns from, and, where an archive is streamed, nothing that only shards offer.
+
+    Raises:
+        UserError: the message says what differs and what to do.
+    """
+    if isinstance(model, Checkpoint):
+        for shards in archives:
+            if isinstance(shards, ShardInfo):
+                check_pixels(shards, model.recipe, lung_crop.of_checkpoint(model))
+        return
+    recipe, crop, fold = model, lung_crop.of_recipe(model), fold_of(model)
+    for archive in archives:
+        if isinstance(archive, ShardInfo):
+            check_pixels(archive, recipe, crop)
+        elif archive.stored_px is None:
+            check_raw(recipe, archive.uri)
+        else:
+            check_size(recipe, archive.stored_px)
+    _check_splits(archives, fold)
+    for archive in archives:
+        _check_findings(archive, recipe)
+    _check_masks(archives, recipe)
+
+
+def check_pixels(info: ShardInfo, recipe: Recipe, crop: LungCrop | None) -> None:
+    """Raise UserError unless the stored images have the size, the crop and the enhancement that `recipe` needs.
+
+    The size of latents is checked with their encoder, see `cxr.inference.latents`.
+    """
+    if info.latents is None:
+        check_size(recipe, info.pixels.size)
+    check_crop(info, crop)
+    check_enhancement(info, recipe.enhancement)
+
+
+def check_size(recipe: Recipe, stored_px: int) -> None:
+    """Raise UserError if images are stored smaller than the network's input."""
+    if stored_px < recipe.size:
+        raise UserError(
+            f"expected stored images of at least size={recipe.size} px, got {stored_px} px: ingest the archive again "
+            f"with larger pixels, or lower the recipe's size"
+        )
+
+
+def check_crop(info: ShardInfo, crop: LungCrop | None) -> None:
+    """Raise UserError unless the images of `info` were cropped by `crop`; None: unless they are whole."""
+    expected = crop.describe() if crop else None
+    if info.lung_crop == expected:
+        return
+    how = f"with --lung-crop {crop.uri} --lung-margin {crop.margin:g}" if crop else "without --lung-crop"
+    raise UserError(
+        f"{info.uri} contains {_crop_text(info.lung_crop)}, but {_crop_text(expected)} are needed: run "
+        f"jobs/ingest_archive.py {how} into another --out, or give the archive that these shards were made of"
+    )
+
+
+def _crop_text(crop: Mapping[str, Any] | None) -> str:
+    if crop is None:
+        return "whole images"
+    return f"crops by the lung checkpoint {crop['sha256'][:12]} with margin {crop['margin']:g}"
+
+
+def check_enhancement(info: ShardInfo, enhancement: Enhancement) -> None:
+    """Raise UserError unless the images of `info` were enhanced in this way before they were stored."""
+    if info.enhancement != enhancement:
+        actual, expected = info.enhancement.options() or "no enhancement", enhancement.options()
+        raise UserError(
+            f"{info.uri} was ingested with {actual}, but this run needs {expected or 'no enhancement'}: run "
+            f"jobs/ingest_archive.py {expected or 'without these options'} into another --out, or give the archive "
+            f"that these shards were made of"
+        )
 
 
 def fold_of(recipe: Recipe) -> Fold | None:
     """The fold that a network of this recipe is validated on; None: the archive's own split.
 
     Raises:
-        UserError: there are folds, and it is left open which one validates.
+        UserError: there are folds, but the recipe does not say which of them validates.
     """
     if recipe.folds and recipe.fold is None:
         raise UserError(
@@ -33,19 +141,64 @@ def sampling_of(recipe: Recipe) -> Sampling | None:
 
 
 def check_raw(recipe: Recipe, archive: str) -> None:
-    """Raise UserError where a recipe wants what only shards allow, and `archive` is not shards."""
+    """Raise UserError if the recipe needs what only shards offer, and `archive` is to be streamed."""
     if recipe.lung_crop:
         raise UserError(
-            f"{archive} is no shards: images are cropped to the lungs when shards are made. Leave --stream out, or "
-            f"run jobs/ingest_archive.py with --lung-crop {recipe.lung_crop} and give its --out as --archive"
+            f"{archive} is not shards, and images are cropped to the lungs when shards are made. Leave --stream out, "
+            f"or run jobs/ingest_archive.py with --lung-crop {recipe.lung_crop} and give its --out as --archive"
         )
     if recipe.enhancement:
         raise UserError(
-            f"{archive} is no shards: images are enhanced when shards are made. Leave --stream out, or run "
+            f"{archive} is not shards, and images are enhanced when shards are made. Leave --stream out, or run "
             f"jobs/ingest_archive.py with {recipe.enhancement} and give its --out as --archive"
         )
     if fold_of(recipe) or sampling_of(recipe):
         raise UserError(
-            f"{archive} is no shards: folds, and a share of positives, need to know all images before the first is "
-            f"decoded. Leave --stream out, or run jobs/ingest_archive.py and give its --out as --archive"
+            f"{archive} is not shards, but folds and a fraction of positives require the list of all images before "
+            f"the first is decoded. Leave --stream out, or run jobs/ingest_archive.py and give its --out as --archive"
         )
+
+
+def _check_splits(archives: Sequence[ShardInfo | RawArchive], fold: Fold | None) -> None:
+    """Raise UserError unless there are images to train on and images to validate with."""
+    train, val = (sum(archive.rows(split) for archive in archives) for split in ("train", "val"))
+    if max(train, val) == 0 or (fold is None and min(train, val) == 0):
+        rejects = sum(archive.rejects for archive in archives if isinstance(archive, ShardInfo))
+        raise UserError(
+            f"{_names(archives)} has {train} usable images in its train split and {val} in its val split, and "
+            f"{rejects} that cannot be used: both splits are needed. Give an archive of more patients, or repair its "
+            f"images"
+        )
+
+
+def _check_findings(archive: ShardInfo | RawArchive, recipe: Recipe) -> None:
+    """Raise UserError unless the archive has labels, where the recipe's family learns or samples by them."""
+    if {schema.LABELS, schema.BOXES} & {*recipe.columns} and not archive.findings:
+        raise UserError(
+            f"{archive.uri} has no labels, but family {recipe.family} learns from labels: give an archive that has "
+            f"labels, or add them with --annotations"
+        )
+    sampling = sampling_of(recipe)
+    if sampling and sampling.finding != schema.ANY_FINDING and sampling.finding not in archive.findings:
+        raise UserError(
+            f"{archive.uri} has no labels of {sampling.finding}, so that its images cannot be sampled by it: its "
+            f"findings are {', '.join(archive.findings) or 'none'}. Give another archive, or train on all of its "
+            f"images alike"
+        )
+
+
+def _check_masks(archives: Sequence[ShardInfo | RawArchive], recipe: Recipe) -> None:
+    """Raise UserError if the recipe's family learns from masks and none of the archives, all of them raw, has one."""
+    manifests = [archive.manifest.table for archive in archives if isinstance(archive, RawArchive)]
+    if schema.PRED_MASK_RLE not in recipe.score_columns.names or len(manifests) < len(archives):
+        return
+    labels = [pc.struct_field(pc.list_flatten(table[schema.MASKS]), schema.LABEL) for table in manifests]
+    if not any(pc.any(pc.equal(label, recipe.mask_label)).as_py() for label in labels):
+        raise UserError(
+            f"{_names(archives)} has no mask of {recipe.mask_label}, from which family {recipe.family} learns: give "
+            f"an archive with such masks, or add them in a truth.parquet"
+        )
+
+
+def _names(archives: Sequence[ShardInfo | RawArchive]) -> str:
+    return " and ".join(archive.uri for archive in archives)

@@ -6,7 +6,7 @@ loses no detail, and its frame leads back to the original exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 
 from cxr import schema, storage
 from cxr.data.batch import to_tensors
-from cxr.data.shards import ShardInfo
 from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files, recipe_from_dict
 from cxr.families.base import Recipe, ScoringContext
@@ -83,24 +82,6 @@ def of_checkpoint(kept: Checkpoint) -> LungCrop | None:
     """How images are cropped that `kept` scores; None: they are whole."""
     uri = checkpoint_files.lungs_of(kept.uri, kept.recipe.lung_crop)
     return by_checkpoint(uri, kept.recipe.lung_margin) if uri else None
-
-
-def check_shards(info: ShardInfo, crop: LungCrop | None) -> None:
-    """Raise UserError unless the images of `info` were cropped like that; None: unless they are whole."""
-    wanted = crop.describe() if crop else None
-    if info.lung_crop == wanted:
-        return
-    how = f"with --lung-crop {crop.uri} --lung-margin {crop.margin:g}" if crop else "without --lung-crop"
-    raise UserError(
-        f"{info.uri} holds {_told(info.lung_crop)}, wanted are {_told(wanted)}: run jobs/ingest_archive.py {how} "
-        f"into another --out, or give the archive that these shards were made of"
-    )
-
-
-def _told(crop: Mapping[str, Any] | None) -> str:
-    if crop is None:
-        return "whole images"
-    return f"crops by the lung checkpoint {crop['sha256'][:12]} with margin {crop['margin']:g}"
 
 
 @lru_cache(maxsize=2)

@@ -29,9 +29,10 @@ from cxr.data.ledger import Ledger, Part
 from cxr.data.ray_data import finished, map_blocks
 from cxr.errors import UserError
 from cxr.families import checkpoint, lung_crop
-from cxr.families.base import ScoringContext, check_size
+from cxr.families.base import ScoringContext
 from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
+from cxr.families.compatibility import check_compatible
 from cxr.families.lung_crop import LungCrop
 from cxr.imaging import dicom_terms
 from cxr.imaging.enhance import Enhancement
@@ -174,8 +175,6 @@ def _plan(archive: str, kept: Checkpoint, options: ScoreOptions) -> Plan:
     if shards.is_shards(archive):
         info = shards.read_info(archive, latents=True)
         _check_shards(info, kept, options)
-        lung_crop.check_shards(info, crop)
-        shards.check_enhanced(info, kept.recipe.enhancement)
         shards.check_ids(info)
         origin = Origin(archive, info.source, info.findings)
         return Plan(_shard_parts(info), info.pixels, origin, bool(info.latents), crop, info.enhancement)
@@ -190,12 +189,12 @@ def _plan(archive: str, kept: Checkpoint, options: ScoreOptions) -> Plan:
 
 
 def _check_shards(info: shards.ShardInfo, kept: Checkpoint, options: ScoreOptions) -> None:
+    check_compatible([info], kept)
     if info.latents is None:
-        check_size(kept.recipe, info.pixels.size)
-    elif options.save_latents:
+        return
+    if options.save_latents:
         raise UserError(f"{info.uri} holds latents already: leave --save-latents out")
-    else:
-        latents.check_encoder(info, kept)
+    latents.check_encoder(info, kept)
 
 
 def _shard_parts(info: shards.ShardInfo) -> list[Part]:

@@ -22,14 +22,14 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from cxr import storage
-from cxr.data import ray_data, sampling, shards
+from cxr.data import ray_data, shards
 from cxr.data.batch import stored
 from cxr.errors import UserError
-from cxr.families import checkpoint_files, lung_crop
-from cxr.families.base import Recipe, check_size
-from cxr.families.compatibility import check_raw, fold_of
+from cxr.families import checkpoint_files
+from cxr.families.base import Recipe
+from cxr.families.compatibility import check_compatible, check_raw
 from cxr.runtime import cluster, ray_private
-from cxr.training.options import RunOptions
+from cxr.training.options import RunOptions, check_resume
 from cxr.training.run_log import RunLog, best_row, read_metrics
 from cxr.training.worker import train_worker
 
@@ -102,16 +102,6 @@ def fit(
     return _finish(_result(trainer), recipe, out, name)
 
 
-def check_resume(run: str, resume: bool) -> None:
-    """Raise UserError where a run would be started over another, or resumed where there is none."""
-    if storage.exists(run) and not resume:
-        raise UserError(f"{run} holds a run already: give --resume to go on with it, or another --out")
-    if resume and not storage.exists(run):
-        raise UserError(
-            f"{run} holds no run to resume: give the --out of the run to go on with, or leave --resume out"
-        )
-
-
 def begun_with(out: str, name: str = "train") -> dict[str, Any] | None:
     """The settings, as `Recipe.to_dict` gives them, of the checkpoint from which the run in OUT/NAME would go on.
 
@@ -166,26 +156,13 @@ def _describe(archive: str, recipe: Recipe, source: str) -> tuple[dict[str, Any]
     archive = storage.normalize(archive)
     if shards.is_shards(archive):
         info = shards.read_info(archive)
-        _check_splits(info, fold_of(recipe))
-        check_size(recipe, info.pixels.size)
-        lung_crop.check_shards(info, lung_crop.of_recipe(recipe))
-        shards.check_enhanced(info, recipe.enhancement)
+        check_compatible([info], recipe)
         return {"shards": archive, "cache_bytes": CACHE_BYTES}, info.findings, {}
     check_raw(recipe, archive)
     datasets, findings, rows = ray_data.open_streams(
         archive, recipe.size, source, columns=stored(recipe.columns), seed=recipe.seed
     )
     return {"rows": rows, "findings": list(findings)}, findings, datasets
-
-
-def _check_splits(info: shards.ShardInfo, fold: sampling.Fold | None) -> None:
-    """Raise UserError unless there is something to train on and something to validate with."""
-    train, val = info.rows("train"), info.rows("val")
-    if max(train, val) == 0 or (fold is None and min(train, val) == 0):
-        raise UserError(
-            f"{info.uri} has {train} usable images in its train split and {val} in its val split, and {info.rejects} "
-            f"that cannot be used: both splits are needed. Give an archive of more patients, or mend its images"
-        )
 
 
 def _run_config(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cxr import storage
 from cxr.errors import UserError
 
+SEARCH = "search"  # folder in OUT with the state of a search
 # Of a worker's CPUs, how many Ray is asked for: what is left carries the processes that look after runs.
 CPU_SHARE = 0.98
 
@@ -77,3 +79,11 @@ class SearchOptions:
     """Epochs of its last stage that every trial gets before it may be stopped early; 0 for a quarter of them."""
     at_once: int | None = None
     """Trials to run at the same time; unset for as many as the cluster has room for."""
+
+
+def check_resume(run: str, resume: bool) -> None:
+    """Raise UserError if a run would overwrite the one in folder `run`, or if there is none to resume."""
+    if storage.exists(run) and not resume:
+        raise UserError(f"{run} contains a run already: give --resume to continue it, or another --out")
+    if resume and not storage.exists(run):
+        raise UserError(f"{run} contains no run to resume: give the --out of the run, or leave --resume out")

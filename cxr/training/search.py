@@ -27,10 +27,10 @@ from cxr.reporting.pareto import marked
 from cxr.reporting.trials import Trial
 from cxr.runtime import ray_private
 from cxr.training.fit import fit, room
-from cxr.training.options import RunOptions, SearchOptions
+from cxr.training.options import SEARCH, RunOptions, SearchOptions
 from cxr.training.run_log import best_row, read_metrics
 
-NAME, ABOUT, FAILED = "search", "search.json", "failed.json"
+ABOUT, FAILED = "search.json", "failed.json"
 TRIAL_CPU = 0.01  # of the process that looks after a trial; its workers hold the rest
 TRIALS = "trials"  # folder of the trials' runs
 # What Tune is told of a trial's best epoch so far: its metrics, NaN before there is one, for the sampler; its
@@ -195,7 +195,7 @@ def _new(
     at_once: int,
     max_failures: int,
 ) -> tune.Tuner:
-    if storage.exists(storage.join(out, NAME)):
+    if storage.exists(storage.join(out, SEARCH)):
         raise UserError(f"{out} holds a search already: give --resume to go on with it, or another --out")
     objectives = objectives_of(recipe, options)
     if objectives:
@@ -203,7 +203,7 @@ def _new(
     storage.write_json(storage.join(out, ABOUT), recipe.to_dict() | {"objectives": list(objectives)})
     path, files = storage.ray_storage(out)
     lost = tune.FailureConfig(max_failures=max_failures)  # with the machine they ran on
-    kept = tune.RunConfig(name=NAME, storage_path=path, storage_filesystem=files, failure_config=lost, verbose=0)
+    kept = tune.RunConfig(name=SEARCH, storage_path=path, storage_filesystem=files, failure_config=lost, verbose=0)
     return tune.Tuner(trainable, tune_config=_tune_config(recipe, space, options, at_once), run_config=kept)
 
 
@@ -222,7 +222,7 @@ def _tune_config(
 
 
 def _restored(trainable: Any, recipe: Recipe, out: str, objectives: tuple[str, ...]) -> tune.Tuner:
-    path, files = storage.ray_storage(storage.join(out, NAME))
+    path, files = storage.ray_storage(storage.join(out, SEARCH))
     if not tune.Tuner.can_restore(path, storage_filesystem=files):
         raise UserError(f"{out} holds no search to resume: give the --out of the search, or leave --resume out")
     began = storage.read_json(storage.join(out, ABOUT))

@@ -195,7 +195,8 @@ def untrained(
 
 def test_the_job_tells_of_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "train_all", untrained)
-    monkeypatch.setattr(job, "ready_to_begin", lambda recipe, data, out, run: out)
+    monkeypatch.setattr(job, "check_inputs", lambda recipe, data, out: out)
+    monkeypatch.setattr(job, "connect", lambda *_: None)
     recipe = LocalizeRecipe(size=32)
     data = ArchiveOptions(archive=(shards,))
     result = main(Options(out=str(tmp_path), variants=(MULTISCALE, LAST), seeds=2, data=data, recipe=recipe))

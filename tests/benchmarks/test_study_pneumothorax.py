@@ -154,7 +154,8 @@ def untrained(
 
 def test_the_job_tells_of_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "train_all", untrained)
-    monkeypatch.setattr(job, "ready_to_begin", lambda recipe, data, out, run: out)
+    monkeypatch.setattr(job, "check_inputs", lambda recipe, data, out: out)
+    monkeypatch.setattr(job, "connect", lambda *_: None)
     names = ("small_unet", "fcn32s-resnet18")
     result = main(
         Options(out=str(tmp_path), networks=names, seeds=2, data=ArchiveOptions(archive=(shards,)), recipe=RECIPE)

@@ -12,8 +12,9 @@ import tyro
 
 from cxr import storage
 from cxr.cli import training_jobs
+from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.training_jobs import make_ready, ready_to_begin, settled, train_job, tune_job
+from cxr.cli.training_jobs import ensure_shards, resolve_environment, train_job, tune_job
 from cxr.data import shards
 from cxr.data.ledger import LEDGER_FILE
 from cxr.errors import UserError
@@ -26,6 +27,7 @@ from cxr.families.pneumothorax import PneumothoraxRecipe
 from cxr.models import pretrained
 from cxr.models.classifier import Classifier
 from cxr.phantom.nlm import write_masked_phantom
+from cxr.phantom.siim import write_siim_phantom
 from cxr.runtime.job import _outcome
 from cxr.training.fit import Fitted, fit
 from cxr.training.options import RunOptions, SearchOptions
@@ -62,46 +64,49 @@ def test_archives_are_given_one_after_the_other() -> None:
 
 @pytest.mark.usefixtures("_no_cluster")
 def test_several_archives_become_one_and_stay_the_same(two: ArchiveOptions, tmp_path: Path) -> None:
-    out = ready_to_begin(RECIPE, two, str(tmp_path / "out"))
-    data = make_ready(two, out)
+    out = check_inputs(RECIPE, two, str(tmp_path / "out"))
+    data = ensure_shards(two, out)
     assert data == f"{out}/shards"
     assert shards.read_info(data).rows("train") == 12
-    ready_to_begin(RECIPE, two, out)
-    assert make_ready(two, out) == data
+    check_inputs(RECIPE, two, out)
+    assert ensure_shards(two, out) == data
     for archives in (two.archive[::-1], two.archive[:1], ()):
-        with pytest.raises(UserError, match=rf"holds shards of .*/a and .*/b, not of {'(.*/b|phan)|.*/a:'}"):
-            ready_to_begin(RECIPE, other(two, archive=archives), out)
+        with pytest.raises(UserError, match=rf"contains shards of .*/a and .*/b, not of {'(.*/b|phan)|.*/a:'}"):
+            check_inputs(RECIPE, other(two, archive=archives), out)
 
 
 def test_archives_that_cannot_be_one_are_refused_before_anything_is_made(two: ArchiveOptions, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for options in (other(two, stream=True), other(two, archive=two.archive[:1] * 2)):
         with pytest.raises(UserError, match="Give each once, and leave --stream out"):
-            ready_to_begin(RECIPE, options, str(out))
+            check_inputs(RECIPE, options, str(out))
     raw = str(tmp_path / "raw")
     write_masked_phantom(raw, 4, "montgomery", size=64)
-    with pytest.raises(UserError, match=r"cannot be used together: their findings differ, .*Hernia.* and none"):
-        ready_to_begin(
-            AecnnRecipe(size=32, patch=32, classifier="resnet18"), other(two, archive=(two.archive[0], raw)), str(out)
-        )
+    classifier = AecnnRecipe(size=32, patch=32, classifier="resnet18")
+    with pytest.raises(UserError, match="raw has no labels, but family aecnn learns from labels"):
+        check_inputs(classifier, other(two, archive=(two.archive[0], raw)), str(out))
+    about = storage.read_json(f"{two.archive[1]}/{shards.ARCHIVE_FILE}")
+    storage.write_json(f"{two.archive[1]}/{shards.ARCHIVE_FILE}", about | {"findings": ["Mass"]})
+    with pytest.raises(UserError, match=r"cannot be used together: their findings differ, .*Hernia.* and .*Mass"):
+        check_inputs(classifier, two, str(out))
     with pytest.raises(UserError, match="their pixels differ"):
-        ready_to_begin(RECIPE, other(two, archive=(two.archive[0], raw), shard_size=64), str(out))
+        check_inputs(RECIPE, other(two, archive=(two.archive[0], raw), shard_size=64), str(out))
     with pytest.raises(UserError, match="expected stored images of at least size=32 px"):
-        ready_to_begin(RECIPE, other(two, archive=(two.archive[0], raw), shard_size=16), str(out))
+        check_inputs(RECIPE, other(two, archive=(two.archive[0], raw), shard_size=16), str(out))
     assert not out.exists()
 
 
 def test_the_shards_of_one_archive_are_not_taken_for_those_of_several(two: ArchiveOptions, tmp_path: Path) -> None:
     storage.write_json(str(tmp_path / "out" / "shards" / LEDGER_FILE), {})
-    with pytest.raises(UserError, match=r"holds shards of one archive, not of .*/a and .*/b"):
-        ready_to_begin(RECIPE, two, str(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"contains shards of one archive, not of .*/a and .*/b"):
+        check_inputs(RECIPE, two, str(tmp_path / "out"))
 
 
 def test_what_only_shards_allow_is_refused_of_a_stream(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the phantom archive is no shards: folds"):
-        ready_to_begin(RECIPE.replace(folds=3, fold=0), ArchiveOptions(stream=True), str(tmp_path))
+    with pytest.raises(UserError, match="the phantom archive is not shards, but folds"):
+        check_inputs(RECIPE.replace(folds=3, fold=0), ArchiveOptions(stream=True), str(tmp_path))
     with pytest.raises(UserError, match="folds=3 without fold"):
-        ready_to_begin(RECIPE.replace(folds=3), ArchiveOptions(), str(tmp_path))
+        check_inputs(RECIPE.replace(folds=3), ArchiveOptions(), str(tmp_path))
 
 
 @pytest.mark.usefixtures("_no_cluster")
@@ -146,7 +151,7 @@ def test_named_weights_that_cannot_be_fetched_end_a_job_with_2_before_an_image_i
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive, out = str(tmp_path / "raw"), tmp_path / "out"
-    write_masked_phantom(archive, 4, "montgomery", size=64)
+    write_siim_phantom(archive, 12, size=64)
     options = SimpleNamespace(out=str(out))
     data = ArchiveOptions(archive=(archive,), shard_size=32)
     for main in (
@@ -211,9 +216,9 @@ def test_going_on_does_not_need_what_training_started_from(
     with pytest.raises(UserError, match="gone"):
         given.resolve_weights(out)
     with pytest.raises(UserError, match="gone"):
-        settled(given, out, resume)  # no checkpoint yet: training begins
+        resolve_environment(given, out, resume)  # no checkpoint yet: training begins
     storage.write_text(f"{out}/{METRICS_FILE}", '{"epoch": 1, "checkpoint": "epoch_0001"}\n')
     about = {"kind": checkpoint_files.KIND, "version": checkpoint_files.VERSION, "recipe": begun.to_dict()}
     storage.write_json(f"{out}/train/epoch_0001/{checkpoint_files.ABOUT}", about)
-    again = settled(given.replace(epochs=given.epochs + 1), out, resume)
+    again = resolve_environment(given.replace(epochs=given.epochs + 1), out, resume)
     assert again == begun.replace(epochs=given.epochs + 1)

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 
 from cxr import schema, storage
+from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.training_jobs import make_ready, ready_to_begin
+from cxr.cli.training_jobs import ensure_shards
 from cxr.data import ingest, shards
 from cxr.data.decode import make_rows
 from cxr.data.ledger import Part
@@ -23,7 +24,7 @@ from cxr.families import checkpoint, lung_crop
 from cxr.families.align import AlignRecipe
 from cxr.families.base import Recipe
 from cxr.families.checkpoint import Checkpoint
-from cxr.families.compatibility import check_raw
+from cxr.families.compatibility import check_enhancement, check_raw
 from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import fit
 from cxr.imaging.lung_bbox import LungSquare
@@ -90,7 +91,7 @@ def test_the_original_is_enhanced_and_the_crop_sees_it_as_it_was(archive: str) -
 @pytest.mark.usefixtures("without_ray")
 def test_shards_of_a_training_hold_what_scoring_of_the_archive_sees(archive: str, tmp_path: Path) -> None:
     options = ArchiveOptions(archive=(archive,), shard_size=32)
-    made = make_ready(options, str(tmp_path / "out"), RECIPE)
+    made = ensure_shards(options, str(tmp_path / "out"), RECIPE)
     info = shards.read_info(made)
     assert info.enhancement == DONE
     plan = score._plan(archive, saved(tmp_path / "kept", RECIPE), score.ScoreOptions())
@@ -99,7 +100,7 @@ def test_shards_of_a_training_hold_what_scoring_of_the_archive_sees(archive: str
     )
     seen = dict(zip(rows[schema.IMAGE_ID].to_pylist(), rows[schema.PIXELS].to_pylist(), strict=True))
     assert stored(made) == seen
-    assert stored(make_ready(options, str(tmp_path / "plain"), PLAIN)) != seen
+    assert stored(ensure_shards(options, str(tmp_path / "plain"), PLAIN)) != seen
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -119,7 +120,7 @@ def test_annotations_become_labels_of_shards(archive: str, tmp_path: Path) -> No
     rows = "".join(f"{number:02d},{'5,R1,1,2,3,4' if number % 2 else '14,R1,,,,'}\n" for number in range(10))
     boxes.write_text(f"image_id,class_id,rad_id,x_min,y_min,x_max,y_max\n{rows}")
     options = ArchiveOptions(archive=(archive,), shard_size=32, labeling=Labeling(str(boxes)))
-    info = shards.read_info(make_ready(options, str(tmp_path / "out")))
+    info = shards.read_info(ensure_shards(options, str(tmp_path / "out")))
     assert info.findings == schema.VINBIGDATA_FINDINGS
     read = [storage.read_parquet(file.uri) for files in info.parts.values() for file in files]
     known = {row[schema.IMAGE_ID]: row for row in pa.concat_tables(read).to_pylist()}
@@ -133,17 +134,17 @@ def test_shards_of_another_enhancement_are_refused_with_what_to_do(tmp_path: Pat
     done = write_shards(tmp_path / "done", {"train": 4, "val": 2})
     about = storage.read_json(f"{done}/{shards.ARCHIVE_FILE}")
     storage.write_json(f"{done}/{shards.ARCHIVE_FILE}", about | {"enhancement": DONE.describe()})
-    shards.check_enhanced(shards.read_info(plain), Enhancement())
-    shards.check_enhanced(shards.read_info(done), DONE)
-    wanted = "to which was done: nothing; wanted is: --denoise median --normalize percentile --equalize clahe"
+    check_enhancement(shards.read_info(plain), Enhancement())
+    check_enhancement(shards.read_info(done), DONE)
+    wanted = "with no enhancement, but this run needs --denoise median --normalize percentile --equalize clahe"
     for refused in (
-        lambda: ready_to_begin(RECIPE, ArchiveOptions(archive=(plain,)), str(tmp_path / "out")),
+        lambda: check_inputs(RECIPE, ArchiveOptions(archive=(plain,)), str(tmp_path / "out")),
         lambda: score._plan(plain, saved(tmp_path / "kept", RECIPE), score.ScoreOptions()),
     ):
-        with pytest.raises(UserError, match=f"{wanted}. Run jobs/ingest_archive.py --denoise median"):
+        with pytest.raises(UserError, match=f"{wanted}: run jobs/ingest_archive.py --denoise median"):
             refused()
-    with pytest.raises(UserError, match=r"was done: --denoise .*; wanted is: nothing. .* without these"):
-        shards.check_enhanced(shards.read_info(done), Enhancement())
+    with pytest.raises(UserError, match=r"with --denoise .*, but this run needs no enhancement: .* without these"):
+        check_enhancement(shards.read_info(done), Enhancement())
     with pytest.raises(UserError, match="their enhancement differ"):
         shards.join_shards(str(tmp_path / "joined"), [plain, done], ["/a", "/b"])
     assert shards.join_shards(str(tmp_path / "joined"), [done, done], ["/a", "/b"]).enhancement == DONE
@@ -153,20 +154,20 @@ def test_shards_have_the_labels_they_were_made_with(tmp_path: Path) -> None:
     plain = write_shards(tmp_path / "plain", {"train": 4, "val": 2})
     given = ArchiveOptions(archive=(plain,), labeling=Labeling(readers_agree=2))
     with pytest.raises(UserError, match="leave --readers-agree out"):
-        ready_to_begin(PLAIN, given, str(tmp_path / "out"))
+        check_inputs(PLAIN, given, str(tmp_path / "out"))
 
 
 def test_raw_archives_are_not_streamed(archive: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Leave --stream out, or run jobs/ingest_archive.py with --denoise median"):
         check_raw(RECIPE, archive)
     given = ArchiveOptions(archive=(archive,), stream=True, labeling=Labeling(readers_agree=2))
-    with pytest.raises(UserError, match="labels are read when shards are made"):
-        ready_to_begin(PLAIN, given, str(tmp_path / "out"))
+    with pytest.raises(UserError, match="apply when shards are made"):
+        check_inputs(PLAIN, given, str(tmp_path / "out"))
 
 
 def test_a_recipe_says_what_is_done(tmp_path: Path) -> None:
     assert (RECIPE.enhancement, PLAIN.enhancement) == (DONE, Enhancement())
-    with pytest.raises(UserError, match="equalize='more': wanted one of none, clahe"):
+    with pytest.raises(UserError, match="expected equalize to be one of none, clahe, got"):
         PLAIN.replace(equalize="more")
     assert saved(tmp_path / "kept", RECIPE).recipe.enhancement == DONE
 

@@ -237,5 +237,5 @@ def test_training_reads_what_its_recipe_says(made: shards.ShardInfo) -> None:
 def test_a_raw_archive_has_no_folds_and_no_shares() -> None:
     check_raw(AlignRecipe(), "/data")
     for recipe in (Sliding(), AlignRecipe(folds=2, fold=0)):
-        with pytest.raises(UserError, match=r"/data is no shards: .* Leave --stream out"):
+        with pytest.raises(UserError, match=r"/data is not shards.* Leave --stream out"):
             check_raw(recipe, "/data")

@@ -21,7 +21,7 @@ from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files, lung_crop
 from cxr.families.align import AlignRecipe
 from cxr.families.base import Recipe
-from cxr.families.compatibility import check_raw
+from cxr.families.compatibility import check_crop, check_raw
 from cxr.families.lungs import LungsRecipe
 from cxr.families.pneumothorax import PneumothoraxRecipe
 from cxr.imaging.geometry import ResizeTransform, fit_mask, mask_to_original
@@ -205,7 +205,7 @@ def test_only_what_finds_lungs_may_crop(recipe: Recipe, tmp_path: Path) -> None:
 def test_settings_that_make_no_sense(finder: str) -> None:
     with pytest.raises(UserError, match="lungs are sought in whole images"):
         LungsRecipe(lung_crop=finder)
-    with pytest.raises(UserError, match="lung_margin=2"):
+    with pytest.raises(UserError, match="lung_margin: expected a fraction from 0 to 1, got 2"):
         ALIGN.replace(lung_margin=2.0)
     with pytest.raises(UserError, match="Leave --stream out"):
         check_raw(ALIGN.replace(lung_crop=finder), "/archive")
@@ -226,18 +226,20 @@ def test_shards_must_be_cropped_alike(finder: str, tmp_path: Path) -> None:
     cropped = write_shards(tmp_path / "cropped", {"train": 4, "val": 2})
     storage.write_json(f"{cropped}/{shards.ARCHIVE_FILE}", about | {"lung_crop": crop.describe()})
     elsewhere = dataclasses.replace(crop, uri="/elsewhere")
-    lung_crop.check_shards(shards.read_info(whole), None)
-    lung_crop.check_shards(shards.read_info(cropped), elsewhere)
-    with pytest.raises(UserError, match=r"holds whole images, wanted are crops .* with --lung-crop .* --lung-margin"):
-        lung_crop.check_shards(shards.read_info(whole), crop)
-    with pytest.raises(UserError, match=r"holds crops by .* wanted are whole images: .* without --lung-crop"):
-        lung_crop.check_shards(shards.read_info(cropped), None)
-    with pytest.raises(UserError, match=r"margin 0.05, wanted are crops .* margin 0.2"):
-        lung_crop.check_shards(shards.read_info(cropped), dataclasses.replace(crop, margin=0.2))
+    check_crop(shards.read_info(whole), None)
+    check_crop(shards.read_info(cropped), elsewhere)
+    with pytest.raises(
+        UserError, match=r"contains whole images, but crops .* are needed: .* with --lung-crop .* --lung-margin"
+    ):
+        check_crop(shards.read_info(whole), crop)
+    with pytest.raises(UserError, match=r"contains crops by .* but whole images are needed: .* without --lung-crop"):
+        check_crop(shards.read_info(cropped), None)
+    with pytest.raises(UserError, match=r"margin 0.05, but crops .* margin 0.2"):
+        check_crop(shards.read_info(cropped), dataclasses.replace(crop, margin=0.2))
     with pytest.raises(UserError, match="their lung_crop differ"):
         shards.join_shards(str(tmp_path / "joined"), [whole, cropped], ["/a", "/b"])
     joined = shards.join_shards(str(tmp_path / "joined"), [cropped, cropped], ["/a", "/b"])
-    lung_crop.check_shards(joined, crop)
+    check_crop(joined, crop)
 
 
 def test_a_copy_for_scoring_brings_the_lungs_along(tmp_path: Path) -> None:

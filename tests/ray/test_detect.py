@@ -12,7 +12,7 @@ import pytest
 from cxr import schema
 from cxr.cli.detect_ensemble import member_recipes, save_ensemble
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.training_jobs import make_ready
+from cxr.cli.training_jobs import ensure_shards
 from cxr.families import checkpoint
 from cxr.families.detect import DetectRecipe
 from cxr.inference.score import score
@@ -41,7 +41,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def made(archive: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_ready(ArchiveOptions(archive=(archive,), shard_size=64), str(tmp_path_factory.mktemp("made")))
+    return ensure_shards(ArchiveOptions(archive=(archive,), shard_size=64), str(tmp_path_factory.mktemp("made")))
 
 
 def test_a_run_whose_worker_was_killed_ends_where_an_undisturbed_one_does(made: str, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_two_workers_finish_with_one_network_and_a_finished_run_goes_on(made: st
     first = fit(RECIPE, made, out, RunOptions(workers=2))
     assert first.epochs == 2
     assert [row["workers"] for row in read_metrics(out)] == [2, 2]
-    with pytest.raises(UserError, match="holds a run already: give --resume"):
+    with pytest.raises(UserError, match="contains a run already: give --resume"):
         fit(RECIPE, made, out)
     with pytest.raises(UserError, match=r"lr was 0.002, is 0.5"):
         fit(RECIPE.replace(epochs=3, lr=0.5), made, out, RunOptions(resume=True))
@@ -97,5 +97,5 @@ def test_more_than_the_cluster_has_is_refused(made: str, tmp_path: Path) -> None
 
 
 def test_nothing_to_resume(made: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no run to resume"):
+    with pytest.raises(UserError, match="contains no run to resume"):
         fit(RECIPE, made, str(tmp_path / "empty"), RunOptions(resume=True))

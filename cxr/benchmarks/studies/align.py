@@ -25,8 +25,8 @@ from cxr.benchmarks.studies.mask_affine import align_masks
 from cxr.data.batch import NO_MASK, to_columns, to_tensors
 from cxr.data.decode import make_rows
 from cxr.errors import UserError
-from cxr.families.base import check_size
 from cxr.families.checkpoint import Checkpoint
+from cxr.families.compatibility import check_size
 from cxr.metrics.alignment import centerd, iou_matrix, off_diagonal_mean
 from cxr.models.spatial_transformer import identity, warp
 from cxr.schema import PixelFormat

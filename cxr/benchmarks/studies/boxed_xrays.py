@@ -13,8 +13,9 @@ from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.batch import to_columns, to_device, to_tensors
 from cxr.errors import UserError
-from cxr.families.base import ScoringContext, check_size
+from cxr.families.base import ScoringContext
 from cxr.families.checkpoint import Checkpoint
+from cxr.families.compatibility import check_size
 from cxr.metrics.localization import Boxes, Located, known_places, locate
 from cxr.schema import PixelFormat
 

@@ -21,9 +21,9 @@ from cxr.benchmarks.studies import codecs
 from cxr.benchmarks.studies.xrays import XRays
 from cxr.data.batch import best_device
 from cxr.errors import UserError
-from cxr.families.base import check_size
 from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
+from cxr.families.compatibility import check_size
 from cxr.inference import latents
 from cxr.metrics import classification
 from cxr.models.aecnn import AECNN, ResizeCodec

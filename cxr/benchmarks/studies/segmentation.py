@@ -19,8 +19,9 @@ from cxr.benchmarks.studies.xrays import patients_of
 from cxr.data import shards
 from cxr.data.batch import HAS_MASK, Columns, take, to_columns, to_device
 from cxr.errors import UserError
-from cxr.families.base import ScoringContext, check_size
+from cxr.families.base import ScoringContext
 from cxr.families.checkpoint import Checkpoint
+from cxr.families.compatibility import check_size
 from cxr.metrics.segmentation import MeanInterval, dice, image_level, mean_interval, overlap_rows, summary
 from cxr.metrics.segmentation.overlap_metrics import TRUE
 from cxr.models.receptive_field import Architecture, architecture

@@ -15,8 +15,8 @@ from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.decode import make_rows
 from cxr.errors import UserError
-from cxr.families import lung_crop
-from cxr.families.base import Recipe, check_size, unit_pixels
+from cxr.families.base import Recipe, unit_pixels
+from cxr.families.compatibility import check_pixels
 from cxr.families.lung_crop import LungCrop
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
@@ -50,9 +50,7 @@ def read(
     archive = storage.normalize(archive)
     if shards.is_shards(archive):
         info = shards.read_info(archive)
-        check_size(recipe, info.pixels.size)
-        lung_crop.check_shards(info, crop)
-        shards.check_enhanced(info, recipe.enhancement)
+        check_pixels(info, recipe, crop)
         findings, total, blocks = info.findings, info.rows(split), _of_shards(info, split)
         pixels = info.pixels
     else:

@@ -1,0 +1,81 @@
+"""Checks of a training job's recipe, archives and output folder, made before Ray starts and before decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cxr import schema, storage
+from cxr.cli.options import ArchiveOptions
+from cxr.data import shards
+from cxr.data.ledger import LEDGER_FILE
+from cxr.data.shards import ShardInfo
+from cxr.errors import UserError
+from cxr.families.base import Recipe
+from cxr.families.compatibility import RawArchive, check_compatible, check_raw, check_size, fold_of, sampling_of
+from cxr.schema import PixelFormat
+from cxr.sources import open_manifest
+
+SHARDS = "shards"  # folder in OUT
+
+
+def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> str:
+    """Check all that the options, the archives' manifests and the recipe tell; returns the URI of the output folder.
+
+    Raises:
+        UserError: the first mistake.
+    """
+    out = storage.normalize(out)
+    if options.stream and options.labeling:
+        raise UserError("--annotations and --readers-agree apply when shards are made: leave --stream out")
+    if not options.uris:  # a phantom archive, which suits every recipe of which these hold
+        fold_of(recipe)
+        if options.stream:
+            check_raw(recipe, "the phantom archive")
+        else:
+            check_size(recipe, options.shard_size)
+        _check_out(options, out)
+        return out
+    for uri in options.uris:
+        storage.check_readable(uri)
+    if (options.stream and len(options.uris) > 1) or len(set(options.uris)) < len(options.uris):
+        raise UserError(
+            f"--archive {' --archive '.join(options.uris)}: several archives can be used as one only as shards, and "
+            f"only if no two are the same. Give each once, and leave --stream out"
+        )
+    _check_out(options, out)
+    archives = [_opened(options, uri) for uri in options.uris]
+    check_compatible(archives, recipe)
+    by_label = bool({schema.LABELS, schema.BOXES} & {*recipe.columns} or sampling_of(recipe))
+    _check_alike(archives, by_label=by_label)
+    return out
+
+
+def _opened(options: ArchiveOptions, uri: str) -> ShardInfo | RawArchive:
+    if not shards.is_shards(uri):
+        manifest = open_manifest(uri, options.source, options.labeling)
+        return RawArchive(uri, manifest, None if options.stream else options.shard_size)
+    options.labeling.check_raw(uri)
+    return shards.read_info(uri)  # raises for latents
+
+
+def _check_out(options: ArchiveOptions, out: str) -> None:
+    """Raise UserError if OUT contains shards of other archives."""
+    made = storage.join(out, SHARDS)
+    before, several = list(shards.joined_archives(made)), len(options.uris) > 1
+    if (before and before != options.uris) or (several and storage.exists(storage.join(made, LEDGER_FILE))):
+        raise UserError(
+            f"{made} contains shards of {' and '.join(before) or 'one archive'}, not of "
+            f"{' and '.join(options.uris) or 'phantoms'}: give another --out, or the same --archive in the same order"
+        )
+
+
+def _check_alike(archives: Sequence[ShardInfo | RawArchive], *, by_label: bool) -> None:
+    """Raise UserError unless the archives have the same pixels and, where labels count, the same findings."""
+    kinds = {}
+    for archive in archives:
+        if isinstance(archive, ShardInfo):
+            pixels = archive.pixels
+        else:
+            pixels = PixelFormat(archive.stored_px) if archive.stored_px else None
+        kinds[archive.uri] = {"pixels": pixels} | ({"findings": archive.findings} if by_label else {})
+    shards.check_alike(kinds)
