@@ -107,12 +107,11 @@ def compared(joined: Joined, truth: Truth, options: ReportOptions, out: str, res
         resamples=options.resamples,
         seed=options.seed,
     )
-    picture = save_picture(
-        pictures.gain_figure(ours.findings, gain),
-        storage.join(out, PICTURES),
-        "gain.png",
-        "Difference in AUROC between the two runs, with 95 % intervals by patient.",
-    )
+    drawn = []
+    if np.isfinite(gain.value).any():
+        caption = "Difference in AUROC between the two runs, with 95 % intervals by patient."
+        figure = pictures.gain_figure(ours.findings, gain)
+        drawn = [save_picture(figure, storage.join(out, PICTURES), "gain.png", caption)]
     result["comparison"] = tables.write_comparison(ours.findings, tested, gain, out)
     result["metrics"] |= {
         "images_compared": len(ours.rows),
@@ -123,7 +122,7 @@ def compared(joined: Joined, truth: Truth, options: ReportOptions, out: str, res
     }
     head = f"Compared with {other.uri}, on the {len(ours.rows):,} images that both have scored"
     table = tables.comparison_table(ours.findings, tested, gain)
-    return Section(head, [table, tables.comparison_legend(gain), picture])
+    return Section(head, [table, tables.comparison_legend(gain), *drawn])
 
 
 def in_common(ours: Joined, theirs: Joined, their_uri: str) -> tuple[Joined, Joined]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr import storage
+from cxr import schema, storage
 from cxr.boxes import areas
 from cxr.errors import UserError
 from cxr.evaluation.detection_data import Detected, detected, one_truth, scored_findings
@@ -22,12 +22,13 @@ from cxr.metrics.localization import Boxes
 from cxr.reporting import classification as label_tables
 from cxr.reporting import classification_pictures
 from cxr.reporting import detection as tables
+from cxr.reporting.detection import PREDICTION, TRUTH
 from cxr.reporting.overlays import BoxPair, Overlay, save_overlays
 from cxr.reporting.page import Picture, Section, save_picture
 from cxr.reporting.tables import Table, interval
 
 PICTURES = "pictures"
-SHOWN = 4  # images in a row of the picture
+SHOWN = 3  # images in each row of the picture
 
 
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
@@ -156,9 +157,9 @@ def _draw(
     score = options.box_score
     called = judged.found.at(judged.found.score >= score)
     count, names = len(judged.findings), judged.findings
-    shown_by = {"actual": (images.labels == 1).sum(0), "predicted": images.called.sum(0)}
-    boxes = {"actual": summary.true, "predicted": np.bincount(called.finding, minlength=count)}
-    shares = {"actual": _shares(judged, judged.true), "predicted": _shares(judged, called)}
+    shown_by = {TRUTH: (images.labels == 1).sum(0), PREDICTION: images.called.sum(0)}
+    boxes = {TRUTH: summary.true, PREDICTION: np.bincount(called.finding, minlength=count)}
+    shares = {TRUTH: _shares(judged, judged.true), PREDICTION: _shares(judged, called)}
     of = tables.distribution_figure
     figures = {
         "box_precision_recall.png": (
@@ -170,7 +171,7 @@ def _draw(
             "Predicted boxes by the finding that is there; shades are shares of a column.",
         ),
         "labels.png": (
-            of({"actual": shown_by["actual"]}, [*names, NO_FINDING], "Images by label", "images"),
+            of({TRUTH: shown_by[TRUTH]}, [*names, NO_FINDING], "Images by label", "images"),
             "Number of images with each finding.",
         ),
         "labels_predicted.png": (
@@ -221,7 +222,8 @@ def overlays(judged: Detected, called: Boxes, truth: BoxTruth, seed: int) -> dic
                 f"{judged.findings[f]} {score:.2f}" for f, score in zip(found.finding, found.score, strict=True)
             ]
             boxes = BoxPair(placed[0], names, placed[1], scored)
-            shown[name].append(Overlay(f"F1 {f1[image]:.2f}", picture, boxes))
+            image_id = truth.table[schema.IMAGE_ID][int(judged.rows[image])].as_py()
+            shown[name].append(Overlay(image_id, f"F1 {f1[image]:.2f}", picture, boxes))
     return shown
 
 

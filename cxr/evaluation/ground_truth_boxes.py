@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from cxr import schema
 from cxr.data import shards
 from cxr.evaluation.classification_data import Truth, known_labels
-from cxr.evaluation.images import decoded, stored
+from cxr.evaluation.images import read_pictures
 from cxr.evaluation.run import ReportOptions, of_split, read_all_truth
 from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics.localization import Boxes, known_places
@@ -73,14 +73,8 @@ class BoxTruth:
         return Boxes.of(placed, findings).scaled(*(1 / frames).T)
 
     def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
-        """Pictures (S, S) in [0, 1] by row, and how they lie on the originals; those that cannot be had left out."""
-        if self.info is None:
-            return decoded(self.table, rows)
-        frames = self.table[schema.RESIZE_TRANSFORM]
-        return {
-            row: (picture, ResizeTransform(**frames[row].as_py()))
-            for row, picture in stored(self.info, self.table, rows).items()
-        }
+        """See `images.read_pictures`."""
+        return read_pictures(self.table, rows, [self.info] if self.info else [])
 
 
 def known_boxes(archive: str, options: ReportOptions) -> BoxTruth:

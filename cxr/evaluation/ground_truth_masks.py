@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from cxr import schema
 from cxr.data import shards
 from cxr.data.decode import original_mask
-from cxr.evaluation.images import decoded, stored
+from cxr.evaluation.images import read_pictures
 from cxr.evaluation.run import ReportOptions, patient_numbers, read_truth
 from cxr.imaging import geometry
 from cxr.imaging.geometry import ResizeTransform
@@ -80,7 +80,7 @@ class RawTruth(MaskTruth):
         return spacing[0] * self.boxes_frame_px / height, spacing[1] * self.boxes_frame_px / width
 
     def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
-        return decoded(self.table, rows)
+        return read_pictures(self.table, rows, [])
 
 
 class ShardTruth(MaskTruth):
@@ -102,10 +102,17 @@ class ShardTruth(MaskTruth):
         return spacing and (spacing[0] * frame.y_scale, spacing[1] * frame.x_scale)
 
     def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
-        return {row: (picture, ResizeTransform()) for row, picture in stored(self.info, self.table, rows).items()}
+        shown = read_pictures(self.table, rows, [self.info])
+        return {row: (picture, frame.then(_inverse(self._frame(row)))) for row, (picture, frame) in shown.items()}
 
     def _frame(self, row: int) -> ResizeTransform:
         return ResizeTransform(**self.table[schema.RESIZE_TRANSFORM][row].as_py())
+
+
+def _inverse(frame: ResizeTransform) -> ResizeTransform:
+    """From the original's pixels to the stored ones."""
+    x, y = 1 / frame.x_scale, 1 / frame.y_scale
+    return ResizeTransform(x, y, -frame.x_offset * x, -frame.y_offset * y)
 
 
 def known_masks(archive: str, options: ReportOptions, label: str) -> MaskTruth:

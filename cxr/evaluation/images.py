@@ -1,8 +1,9 @@
-"""Images to show in a report, of a raw archive or of shards, by their rows in what is known of them."""
+"""Images to show in a report, from a raw archive or from shards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -17,32 +18,58 @@ from cxr.imaging.decode import check_head
 from cxr.imaging.geometry import ResizeTransform
 from cxr.imaging.image import to_bits
 
-PICTURE_PX = 384  # side of the pictures that are shown of raw archives
+PICTURE_PX = 512  # width and height of the pictures of original images
 
 
-def decoded(table: pa.Table, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
-    """Pictures (S, S) in [0, 1] by row, and how they lie on the original; images that cannot be had are left out."""
-    found = {}
+def read_pictures(
+    table: pa.Table, rows: Sequence[int], stored: Sequence[shards.ShardInfo]
+) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
+    """Pictures (S, S) in [0, 1] by row, and the transform from their pixels to the original image's.
+
+    They come from the shards if these hold at least `PICTURE_PX` pixels, else from the originals where they can still
+    be read, else from the shards. Images that are in neither are left out.
+
+    Args:
+        table: `image_id` and `source_uri`; with shards also `resize_transform`.
+        stored: shards that may hold the images.
+    """
+    large = [info for info in stored if info.pixels.size >= PICTURE_PX]
+    small = [info for info in stored if info.pixels.size < PICTURE_PX]
+    shown: dict[int, tuple[np.ndarray, ResizeTransform]] = {}
+    for read in (*(partial(_stored, info) for info in large), _decoded, *(partial(_stored, info) for info in small)):
+        missing = [row for row in rows if row not in shown]
+        shown |= read(table, missing) if missing else {}
+    return shown
+
+
+def _decoded(table: pa.Table, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
+    """Pictures of the originals; those without a readable one are left out."""
+    shown = {}
     for row in rows:
+        if not (uri := table[schema.SOURCE_URI][row].as_py()):
+            continue
         try:
-            data = storage.read_bytes(table[schema.SOURCE_URI][row].as_py(), check=check_head)
-            fitted = decode_image(data, PICTURE_PX)
+            fitted = decode_image(storage.read_bytes(uri, check=check_head), PICTURE_PX)
         except (ImageRejectedError, storage.NotFoundError):
             continue
-        frame = geometry.fitted_transform(fitted.height, fitted.width, PICTURE_PX)
-        found[row] = to_bits(fitted.image.pixels, 8) / np.float32(255), frame
-    return found
+        transform = geometry.fitted_transform(fitted.height, fitted.width, PICTURE_PX)
+        shown[row] = to_bits(fitted.image.pixels, 8) / np.float32(255), transform
+    return shown
 
 
-def stored(info: shards.ShardInfo, table: pa.Table, rows: Sequence[int]) -> dict[int, np.ndarray]:
-    """Pixels as shards store them, (S, S) in [0, 1], by row of `table`, which names the images."""
-    wanted = {table[schema.IMAGE_ID][row].as_py(): row for row in rows}
-    found = {}
+def _stored(
+    info: shards.ShardInfo, table: pa.Table, rows: Sequence[int]
+) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
+    """Pictures of the pixels that shards hold."""
+    row_of = {table[schema.IMAGE_ID][row].as_py(): row for row in rows}
+    shown = {}
     for part in (part for parts in info.parts.values() for part in parts):
         ids = storage.read_parquet(part.uri, columns=[schema.IMAGE_ID])[schema.IMAGE_ID]
-        for at in np.flatnonzero(pc.is_in(ids, value_set=pa.array(wanted, ids.type))).tolist():
-            found[wanted[ids[at].as_py()]] = _pixels(info, part.uri, at)
-    return found
+        for at in np.flatnonzero(pc.is_in(ids, value_set=pa.array(row_of, ids.type))).tolist():
+            row = row_of[ids[at].as_py()]
+            transform = ResizeTransform(**table[schema.RESIZE_TRANSFORM][row].as_py())
+            shown[row] = _pixels(info, part.uri, at), transform
+    return shown
 
 
 def _pixels(info: shards.ShardInfo, uri: str, at: int) -> np.ndarray:

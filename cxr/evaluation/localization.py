@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr import storage
+from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.evaluation import classification, classification_data
 from cxr.evaluation.classification_data import Joined
@@ -24,7 +24,7 @@ from cxr.reporting.overlays import BoxPair, Overlay, save_overlays
 from cxr.reporting.page import Section, save_picture
 
 PICTURES = "pictures"
-SHOWN = 4  # images in a row of the picture
+SHOWN = 3  # images in each row of the picture
 _TOLD = (0.1, 0.3, 0.5)  # thresholds of which result.json has each finding's accuracy
 
 
@@ -160,18 +160,21 @@ def overlays(judged: Judged, truth: BoxTruth, seed: int) -> dict[str, list[Overl
     rows = judged.rows[pairs[:, 0]].tolist()
     pictures = truth.pictures(sorted({rows[pair] for part in chosen.values() for pair in part}))
     return {
-        name: [_overlay(judged, pairs[pair], *pictures[rows[pair]]) for pair in part if rows[pair] in pictures]
+        name: [_overlay(judged, truth, pairs[pair], *pictures[rows[pair]]) for pair in part if rows[pair] in pictures]
         for name, part in chosen.items()
     }
 
 
-def _overlay(judged: Judged, pair: np.ndarray, picture: np.ndarray, frame: ResizeTransform) -> Overlay:
+def _overlay(
+    judged: Judged, truth: BoxTruth, pair: np.ndarray, picture: np.ndarray, frame: ResizeTransform
+) -> Overlay:
     image, finding = pair.tolist()
     true, found = (some.at((some.image == image) & (some.finding == finding)) for some in (judged.true, judged.found))
     placed = [frame.from_original(some.xyxy.reshape(-1, 2)).reshape(-1, 4) for some in (true, found)]
     overlap = judged.located.best["iou"][image, finding]
     boxes = BoxPair(placed[0], [""] * len(placed[0]), placed[1], [f"{score:.2f}" for score in found.score])
-    return Overlay(f"{judged.findings[finding]}, IoU {overlap:.2f}", picture, boxes)
+    image_id = truth.table[schema.IMAGE_ID][int(judged.rows[image])].as_py()
+    return Overlay(image_id, f"{judged.findings[finding]}, IoU {overlap:.2f}", picture, boxes)
 
 
 def compared(

@@ -16,19 +16,19 @@ import pyarrow.compute as pc
 from cxr import schema, storage
 from cxr.boxes import areas
 from cxr.data import shards
-from cxr.evaluation.images import decoded, stored
+from cxr.evaluation.images import read_pictures
 from cxr.evaluation.run import ReportOptions, Run, finish_report, patient_numbers, read_scores
 from cxr.imaging.geometry import ResizeTransform, fit_mask
 from cxr.metrics.localization import Boxes
 from cxr.reporting import score_summary as tables
-from cxr.reporting.detection import area_figure, distribution_figure
+from cxr.reporting.detection import PREDICTION, area_figure, distribution_figure
 from cxr.reporting.overlays import BoxPair, MaskPair, Overlay, save_overlays
 from cxr.reporting.page import Section, save_picture
 from cxr.reporting.tables import csv_text
 from cxr.sources import rle
 
 PICTURES = "pictures"
-SHOWN = 4  # images in a row of an overlay picture
+SHOWN = 3  # images in each row of the picture
 _COLUMNS = (
     schema.IMAGE_ID,
     schema.PATIENT_ID,
@@ -67,17 +67,10 @@ class Scored:
             draw: takes a row, its picture (S, S) in [0, 1], and how the picture lies on the original.
         """
         shown = {name: rows[:SHOWN].tolist() for name, rows in chosen.items() if len(rows)}
-        pictures = self._pictures(sorted({row for rows in shown.values() for row in rows}))
+        stored = [shards.read_info(archive) for archive in self.run.archives if shards.is_shards(archive)]
+        pictures = read_pictures(self.table, sorted({row for rows in shown.values() for row in rows}), stored)
         drawn = {name: [draw(row, *pictures[row]) for row in rows if row in pictures] for name, rows in shown.items()}
         return {name: some for name, some in drawn.items() if some}
-
-    def _pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
-        frames, pictures = self.table[schema.RESIZE_TRANSFORM], {}
-        for archive in filter(shards.is_shards, self.run.archives):
-            found = stored(shards.read_info(archive), self.table, rows)
-            pictures |= {row: (picture, ResizeTransform(**frames[row].as_py())) for row, picture in found.items()}
-        readable = self.table[schema.SOURCE_URI].is_valid().to_pylist()
-        return pictures | decoded(self.table, [row for row in rows if row not in pictures and readable[row]])
 
 
 @dataclass(frozen=True)
@@ -193,7 +186,7 @@ def _describe_boxes(scored: Scored, out: str) -> Description:
         "boxes.png",
         "Images with the highest scores, a random sample of images with boxes, and images without a box.",
     )
-    areas_by_finding = {"found": [shares[called.finding == f] for f in range(len(names))]}
+    areas_by_finding = {PREDICTION: [shares[called.finding == f] for f in range(len(names))]}
     pictures += [
         save_picture(figure, folder, name, caption)
         for name, figure, caption in (
@@ -204,7 +197,7 @@ def _describe_boxes(scored: Scored, out: str) -> Description:
             ),
             (
                 "box_counts.png",
-                distribution_figure({"found": counts}, names, title, "boxes"),
+                distribution_figure({PREDICTION: counts}, names, title, "boxes"),
                 "Number of boxes of each finding.",
             ),
             (
@@ -242,7 +235,8 @@ def _box_overlays(scored: Scored, called: Boxes) -> dict[str, list[Overlay]]:
         own = called.at(called.image == row)
         placed = frame.from_original(own.xyxy.reshape(-1, 2)).reshape(-1, 4)
         words = [f"{scored.findings[f]} {score:.2f}" for f, score in zip(own.finding, own.score, strict=True)]
-        return Overlay(f"{best[row]:.2f}" if words else "", picture, BoxPair(None, (), placed, words))
+        image_id, note = scored.table[schema.IMAGE_ID][row].as_py(), f"{best[row]:.2f}" if words else ""
+        return Overlay(image_id, note, picture, BoxPair(None, (), placed, words))
 
     return scored.overlays(chosen, draw)
 
@@ -303,8 +297,13 @@ def _mask_overlays(scored: Scored, share: np.ndarray, found: np.ndarray) -> dict
     def draw(row: int, picture: np.ndarray, frame: ResizeTransform) -> Overlay:
         width, height = scored.sizes_px[row].tolist()
         mask = rle.decode(scored.table[schema.PRED_MASK_RLE][row].as_py(), height, width)
-        title = f"{share[row]:.1%} of the image" if share[row] else ""
-        return Overlay(title, picture, MaskPair(None, fit_mask(mask, len(picture), frame)))
+        note = f"{share[row]:.1%} of the image" if share[row] else ""
+        return Overlay(
+            scored.table[schema.IMAGE_ID][row].as_py(),
+            note,
+            picture,
+            MaskPair(None, fit_mask(mask, len(picture), frame)),
+        )
 
     return scored.overlays(chosen, draw)
 

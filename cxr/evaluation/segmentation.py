@@ -21,7 +21,7 @@ from cxr.reporting.overlays import MaskPair, Overlay, save_overlays
 from cxr.reporting.page import Section
 
 PICTURES = "pictures"
-SHOWN = 4  # images in a row of the picture
+SHOWN = 3  # images in each row of the picture
 
 
 def report(run: Run, options: ReportOptions, out: str, *, label: str) -> dict[str, Any]:
@@ -145,7 +145,8 @@ def overlays(judged: Judged, scores: Scores, truth: MaskTruth) -> dict[str, list
                 found, true = both_masks(scores, truth, int(rows[rank]), int(judged.places[order][rank]))
                 picture, frame = pictures[int(rows[rank])]
                 masks = (fit_mask(mask, len(picture), frame) for mask in (true, found))
-                shown[name].append(Overlay(f"rank {rank + 1}, Dice {dice[rank]:.3f}", picture, MaskPair(*masks)))
+                image_id, note = truth.image_ids[int(rows[rank])].as_py(), f"rank {rank + 1}, Dice {dice[rank]:.3f}"
+                shown[name].append(Overlay(image_id, note, picture, MaskPair(*masks)))
     return shown
 
 

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from cxr.metrics.classification import Intervals, Row, Summary, reliability
 from cxr.metrics.classification.ranking import precision_recall_curve, roc_curve
 from cxr.reporting import palette
+from cxr.reporting.figures import panels
 from cxr.reporting.page import Picture, save_picture
 from cxr.reporting.tables import interval
 from cxr.schema import POSITIVE, UNKNOWN
 
-_COLUMNS = 5
 _NOTE_AT = 0.66  # of the width of the numbers beside a forest plot
 _LINE = {"color": palette.NEUTRAL, "linewidth": 0.8, "linestyle": "--"}
 
@@ -25,7 +25,12 @@ _LINE = {"color": palette.NEUTRAL, "linewidth": 0.8, "linestyle": "--"}
 def write_pictures(
     summary: Summary, scores_NF: np.ndarray, labels_NF: np.ndarray, called_NF: np.ndarray, out: str
 ) -> list[Picture]:
-    """Write all pictures into the URI `out`. Columns go as the summary's rows."""
+    """Write all pictures into the URI `out`; none where no finding has both classes.
+
+    Columns go as the summary's rows. Findings without both classes are left out of the pictures.
+    """
+    if not summary.measured:
+        return []
     figures = {
         "auroc.png": (auroc_figure(summary), "AUROC of each finding with its 95 % interval."),
         "roc.png": (
@@ -111,37 +116,21 @@ def _wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _panels(rows: Sequence[Row], draw: Callable[[Axes, int], str], title: str, x_label: str, y_label: str) -> Figure:
-    """Square panels of axes from 0 to 1, one a finding, titled by what `draw` says, or why it is not measured."""
-    columns = min(_COLUMNS, len(rows))
-    lines = -(-len(rows) // columns)
-    figure = Figure(figsize=(2.15 * columns + 0.5, 2.55 * lines + 0.6), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).flat
-    for f, row in enumerate(rows):
-        ax = axes[f]
+    """Square panels of axes from 0 to 1, one for each finding with both classes, titled by what `draw` returns."""
+    measured = [f for f, row in enumerate(rows) if not math.isnan(row.auroc)]
+    figure, axes = panels(len(measured), 2.15, 2.55, (title, x_label, y_label))
+    for ax, f in zip(axes, measured, strict=True):
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-        ax.tick_params(labelsize=7)
-        ax.spines[["top", "right"]].set_visible(False)
-        if math.isnan(row.auroc):
-            note, told = row.note.replace(" among", "\namong"), "not measured"
-            ax.text(0.5, 0.5, note, ha="center", va="center", fontsize=8, color=palette.NEUTRAL)
-        else:
-            told = draw(ax, f)
-        ax.set_title(f"{_spoken(row.finding)}\n{told}", fontsize=8.5)
-    for ax in axes[len(rows) :]:
-        ax.set_axis_off()
-    figure.suptitle(title, fontsize=10)
-    figure.supxlabel(x_label, fontsize=9)
-    figure.supylabel(y_label, fontsize=9)
+        ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+        ax.set_title(f"{_spoken(rows[f].finding)}\n{draw(ax, f)}", fontsize=8.5)
     return figure
 
 
 def auroc_figure(summary: Summary) -> Figure:
-    """Forest plot of AUROC with its intervals: best finding first, then the mean, then what was not measured."""
+    """Forest plot of AUROC with its intervals: findings with both classes, the best first, and their mean."""
     rows = sorted(summary.measured, key=lambda row: -row.auroc)
     lines = [_line(row, f"{row.positives:,} of {row.positives + row.negatives:,}") for row in rows]
-    if rows:
-        lines.append(_line(summary.mean, f"of {len(rows)} findings", bold=True))
-    lines += [_Line(_spoken(row.finding), note=row.note) for row in summary.rows if math.isnan(row.auroc)]
+    lines.append(_line(summary.mean, f"of {len(rows)} findings", bold=True))
     title = f"AUROC and 95 % interval, {summary.images:,} images of {summary.patients:,} patients"
     return _forest(lines, title, 0.5, "positive images")
 
@@ -151,10 +140,7 @@ def gain_figure(findings: Sequence[str], gain: Intervals) -> Figure:
     measured = [f for f in range(len(findings)) if math.isfinite(gain.value[f])]
     measured.sort(key=lambda f: -gain.value[f])
     lines = [_Line(_spoken(findings[f]), gain.value[f], gain.low[f], gain.high[f]) for f in measured]
-    if lines:
-        lines.append(_Line("mean", gain.mean, gain.mean_low, gain.mean_high, bold=True))
-    rest = [findings[f] for f in range(len(findings)) if f not in measured]
-    lines += [_Line(_spoken(finding), note="not measured") for finding in rest]
+    lines.append(_Line("mean", gain.mean, gain.mean_low, gain.mean_high, bold=True))
     return _forest(lines, "AUROC minus that of the other run, and 95 % interval by patient", 0.0, "")
 
 
@@ -163,9 +149,9 @@ class _Line:
     """A line of a forest plot."""
 
     name: str
-    value: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
+    value: float
+    low: float
+    high: float
     note: str = ""
     bold: bool = False
 
@@ -195,9 +181,6 @@ def _forest(lines: Sequence[_Line], title: str, at: float, noted: str) -> Figure
 
 
 def _draw_line(ax: Axes, beside: Axes, place: int, line: _Line) -> None:
-    if math.isnan(line.value):
-        beside.text(0, place, line.note, va="center", fontsize=8, color=palette.NEUTRAL)
-        return
     weight, marker, color, width = (
         ("bold", "D", palette.MARK, 1.8) if line.bold else ("normal", "o", palette.MODEL, 1.2)
     )

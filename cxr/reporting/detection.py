@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from cxr import storage
 from cxr.metrics.classification.classification_summary import FEW
@@ -15,6 +16,8 @@ from cxr.reporting import palette
 from cxr.reporting.tables import Table, csv_text, interval, number
 
 BACKGROUND = "background"
+TRUTH, PREDICTION = "truth", "prediction"  # what counts and areas are of
+_COLORS = {TRUTH: palette.TRUTH, PREDICTION: palette.PREDICTION}
 
 
 def precision_table(summary: Summary) -> Table:
@@ -97,8 +100,9 @@ def confusion_table(counts: np.ndarray, findings: Sequence[str]) -> Table:
 
 
 def confusion_figure(counts: np.ndarray, findings: Sequence[str]) -> Figure:
-    """Each column as shares of what is there (of the background: of what was found there)."""
-    names = [*findings, BACKGROUND]
+    """Each column as shares of the true boxes of a finding; findings without a true or predicted box are left out."""
+    used = np.flatnonzero(counts.any(0) | counts.any(1) | (np.arange(len(counts)) == len(findings)))
+    names, counts = np.array([*findings, BACKGROUND])[used].tolist(), counts[np.ix_(used, used)]
     side = 2.6 + 0.42 * len(names)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
@@ -109,8 +113,9 @@ def confusion_figure(counts: np.ndarray, findings: Sequence[str]) -> Figure:
         axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=6, color=shade)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.set(xlabel="there", ylabel="found")
-    axes.set_title("Found boxes by what is there; shades: shares of a column", fontsize=9)
+    axes.set_xlabel("true finding", fontsize=8)
+    axes.set_ylabel("predicted finding", fontsize=8)
+    axes.set_title("Confusion matrix of boxes; shades are shares of a column", fontsize=9)
     return figure
 
 
@@ -134,55 +139,62 @@ def curves_figure(summary: Summary) -> Figure:
 
 
 def distribution_figure(counts: Mapping[str, np.ndarray], names: Sequence[str], title: str, unit: str) -> Figure:
-    """Bars side by side: how many of each name each of the two counts has."""
+    """Bars side by side: how many of each name each of the two counts has; names without any are left out."""
+    used = np.flatnonzero(np.any([*counts.values()], axis=0))
+    names, counts = [names[f] for f in used.tolist()], {name: of[used] for name, of in counts.items()}
     figure = Figure(figsize=(7, 0.36 * len(names) + 1.3), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(counts)
-    for number_, ((name, of), color) in enumerate(
-        zip(counts.items(), (palette.TRUTH, palette.PREDICTION), strict=False)
-    ):
+    for number_, (name, of) in enumerate(counts.items()):
         places = np.arange(len(names)) + (number_ - (len(counts) - 1) / 2) * height
-        bars = axes.barh(places, of, height, label=name, color=color)
+        bars = axes.barh(places, of, height, label=name, color=_COLORS[name])
         axes.bar_label(bars, [f"{value:,.0f}" for value in of], padding=2, fontsize=6)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(unit, fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.tick_params("x", labelsize=8)
     axes.margins(x=0.12)
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     if len(counts) > 1:
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
 def area_figure(shares: Mapping[str, Sequence[np.ndarray]], findings: Sequence[str]) -> Figure:
-    """Box plots of the boxes' areas as shares of the image, by finding, on a log axis."""
+    """Box plots of the boxes' areas as shares of the image, on a log axis; findings without boxes are left out."""
+    used = [f for f in range(len(findings)) if any(len(of[f]) for of in shares.values())]
+    findings, shares = [findings[f] for f in used], {name: [of[f] for f in used] for name, of in shares.items()}
     figure = Figure(figsize=(7, 0.42 * len(findings) + 1.3), layout="constrained")
     axes = figure.subplots()
-    for (name, of), color, shift in zip(
-        shares.items(), (palette.TRUTH, palette.PREDICTION), (-0.19, 0.19), strict=False
-    ):
+    for (name, of), shift in zip(shares.items(), (-0.19, 0.19) if len(shares) == 2 else (0,), strict=True):
         filled = [f for f, values in enumerate(of) if len(values)]
         if filled:
+            line = {"color": _COLORS[name]}
             drawn = axes.boxplot(
                 [of[f] for f in filled],
                 positions=[f + shift for f in filled],
                 widths=0.3,
                 orientation="horizontal",
-                patch_artist=True,
                 manage_ticks=False,
-                flierprops={"marker": ".", "markersize": 2, "markeredgecolor": "0.6"},
-                medianprops={"color": "black"},
+                boxprops=line,
+                whiskerprops=line,
+                capprops=line,
+                medianprops=line | {"linewidth": 2.5},
+                flierprops={"marker": ".", "markersize": 2, "markeredgecolor": _COLORS[name]},
             )
-            for patch in drawn["boxes"]:
-                patch.set_facecolor(color)
             drawn["boxes"][0].set_label(name)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params("x", labelsize=8)
     axes.set_yticks(range(len(findings)), findings, fontsize=8)
     axes.set_ylim(len(findings) - 0.5, -0.5)
-    axes.set_xlabel("area, share of the image", fontsize=8)
+    axes.set_xlabel("area, share of the image, log scale", fontsize=8)
     axes.set_title("Area of boxes by finding", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -1,4 +1,4 @@
-"""Figures of X-rays side by side; drawn with matplotlib's objects, without pyplot's global state.
+"""Figures of X-rays and of panels side by side; drawn with matplotlib's objects, without pyplot's global state.
 
 Families import this module for the pictures of their checkpoints. Matplotlib is imported with the first figure, so
 that training and scoring do not need it.
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+DPI = 120
 TILE_INCHES = 1.6
+_COLUMNS = 5  # of panels
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -29,14 +31,14 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def picture_rows(rows: Mapping[str, np.ndarray]) -> Figure:
-    """One titled row a name, each (N, H, W) in [0, 1]; the same column shows the same image.
+    """One titled row for each name, (N, H, W) or (N, H, W, 3) in [0, 1]; a column shows the same image in each.
 
     Raises:
         ValueError: no pictures, or rows of different lengths.
     """
     lengths = {len(pictures) for pictures in rows.values()}
     if len(lengths) != 1 or lengths == {0}:
-        raise ValueError(f"rows of {sorted(lengths)} pictures: wanted the same number, at least one, in each")
+        raise ValueError(f"expected rows with the same number of pictures, at least one; got {sorted(lengths)}")
     columns = lengths.pop()
     figure = new_figure(TILE_INCHES * columns, TILE_INCHES * len(rows) * 1.08)
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -56,10 +58,39 @@ def pictures(named: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
+def panels(count: int, width: float, height: float, labels: tuple[str, str, str]) -> tuple[Figure, list[Axes]]:
+    """A figure with so many axes from 0 to 1 in x, in rows of five, and nothing in the places that are left over.
+
+    Args:
+        width: of a panel, inches; likewise `height`.
+        labels: title of the figure, and what its x and y axes show.
+
+    Raises:
+        ValueError: no panel.
+    """
+    if not count:
+        raise ValueError("expected at least one panel, got none")
+    columns = min(_COLUMNS, count)
+    rows = -(-count // columns)
+    title, x_label, y_label = labels
+    figure = new_figure(max(3.6, width * columns) + 0.6, height * rows + 0.8)
+    grid = figure.add_gridspec(rows, columns)
+    axes = [figure.add_subplot(grid[divmod(number, columns)]) for number in range(count)]
+    for ax in axes:
+        ax.set_xlim(0, 1)
+        ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        ax.tick_params(labelsize=7)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel(x_label, fontsize=9)
+    figure.supylabel(y_label, fontsize=9)
+    return figure, axes
+
+
 def save_figure(figure: Figure, folder: str, name: str) -> str:
     """Write `figure` as the PNG `name` into the URI `folder`; returns its URI."""
     png = io.BytesIO()
-    figure.savefig(png, dpi=120, format="png")
+    figure.savefig(png, dpi=DPI, format="png")
     return _write(png, folder, name)
 
 

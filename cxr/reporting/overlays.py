@@ -1,4 +1,4 @@
-"""Images with what is true drawn over them, and what was found: masks by their outlines, boxes with words."""
+"""Images with the truth and the prediction drawn over them: masks as outlines, boxes with their findings."""
 
 from __future__ import annotations
 
@@ -11,83 +11,136 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from cxr.reporting.figures import TILE_INCHES
+from cxr.reporting.figures import DPI
 from cxr.reporting.page import Picture, save_picture
 from cxr.reporting.palette import PREDICTION, TRUTH
 
-_TILE = 1.6 * TILE_INCHES
+TILE_PX = 512  # width and height of each image in the figure; evaluation reads images of at least that size
+_WIDTHS = {TRUTH: 2.6, PREDICTION: 1.2}  # points; where both coincide, the truth shows at both sides
+_LABEL_POINTS = 8.0
+_LETTER = 0.62, 1.45  # width and height of a letter with its margin, in font sizes
+_ID_LETTERS = 56  # an image id is cut to its end beyond these
+
+Rectangle4 = tuple[float, float, float, float]  # x_min, y_min, x_max, y_max
 
 
 @dataclass(frozen=True)
 class MaskPair:
-    """The true and the found one, (H, W) bool; None where the truth is not known."""
+    """True and predicted mask, (H, W) bool; `truth` is None where it is not known."""
 
-    true: np.ndarray | None
-    found: np.ndarray
+    truth: np.ndarray | None
+    prediction: np.ndarray
 
     def draw(self, ax: Axes) -> None:
-        for mask, color in ((self.true, TRUTH), (self.found, PREDICTION)):
+        for mask, color in ((self.truth, TRUTH), (self.prediction, PREDICTION)):
             if mask is not None and mask.any():
-                padded = np.pad(mask.astype(np.float32), 1)  # outlines that meet the image's edge close there
+                padded = np.pad(mask.astype(np.float32), 1)  # closes outlines that meet the image's edge
                 places = (np.arange(-1, length + 1) for length in mask.shape[::-1])
-                ax.contour(*places, padded, levels=[0.5], colors=[color], linewidths=0.9)
+                ax.contour(*places, padded, levels=[0.5], colors=[color], linewidths=_WIDTHS[color])
 
 
 @dataclass(frozen=True)
 class BoxPair:
-    """Boxes (K, 4) xyxy in the picture's pixels, and a word on each: above the true ones, below those found.
+    """True and predicted boxes (K, 4) xyxy in the picture's pixels, with a label each, which may be empty.
 
-    `true` is None where the truth is not known.
+    `truth` is None where it is not known.
     """
 
-    true: np.ndarray | None
-    true_words: Sequence[str]
-    found: np.ndarray
-    found_words: Sequence[str]
+    truth: np.ndarray | None
+    truth_labels: Sequence[str]
+    prediction: np.ndarray
+    prediction_labels: Sequence[str]
 
     def draw(self, ax: Axes) -> None:
-        if self.true is not None:
-            _draw_boxes(ax, self.true, self.true_words, TRUTH, above=True)
-        _draw_boxes(ax, self.found, self.found_words, PREDICTION, above=False)
+        truth = np.zeros((0, 4)) if self.truth is None else self.truth
+        boxes = [*truth.tolist(), *self.prediction.tolist()]
+        labels, colors = [*self.truth_labels, *self.prediction_labels], [TRUTH] * len(truth)
+        colors += [PREDICTION] * (len(boxes) - len(truth))
+        for (x0, y0, x1, y1), color in zip(boxes, colors, strict=True):  # imshow's pixel centers lie at integers
+            ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, ec=color, lw=_WIDTHS[color]))
+        size = ax.get_xlim()[1] + 0.5, ax.get_ylim()[0] + 0.5
+        for (x, y), label, color in zip(label_places(boxes, labels, size), labels, colors, strict=True):
+            ax.text(
+                x,
+                y,
+                label,
+                color=color,
+                fontsize=_LABEL_POINTS,
+                va="top",
+                clip_on=True,
+                bbox={"facecolor": "black", "alpha": 0.55, "linewidth": 0, "pad": 1},
+            )
 
 
-def _draw_boxes(ax: Axes, boxes_K4: np.ndarray, words: Sequence[str], color: str, *, above: bool) -> None:
-    for (x0, y0, x1, y1), word in zip(boxes_K4.tolist(), words, strict=True):  # imshow's pixel centers at integers
-        ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, ec=color, lw=1))
-        place, anchor = (y0 - 1, "bottom") if above else (y1 + 1, "top")
-        ax.text(x0, place, word, color=color, fontsize=6, va=anchor)
+def label_places(
+    boxes: Sequence[Sequence[float]], labels: Sequence[str], size: tuple[float, float]
+) -> list[tuple[float, float]]:
+    """The upper left corner of each box's label, inside the image and, where there is room, not on another label.
+
+    A label stands above its box, else below it, else in the nearest free row.
+
+    Args:
+        size: width and height of the picture, in the pixels of `boxes`; it is shown `TILE_PX` high.
+    """
+    letter = _LABEL_POINTS / 72 * DPI * max(size) / TILE_PX
+    placed: list[Rectangle4] = []
+    for (x0, y0, x1, y1), label in zip(boxes, labels, strict=True):
+        width, height = _LETTER[0] * letter * len(label), _LETTER[1] * letter
+        rows = sorted(np.arange(0, max(height, size[1] - height), height).tolist(), key=lambda y: abs(y - y0))
+        places = [
+            (min(max(0, x), max(0, size[0] - width)), y)
+            for y in (y0 - height, y1, *rows)
+            if 0 <= y <= max(0, size[1] - height)
+            for x in (x0, x1 - width)
+        ]
+        tried = [(x, y, x + width, y + height) for x, y in places]
+        free = (place for place in tried if not label or not any(_overlap(place, other) for other in placed))
+        placed.append(next(free, tried[0]))
+    return [(x, y) for x, y, _, _ in placed]
+
+
+def _overlap(a: Rectangle4, b: Rectangle4) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """An image to show: `picture` (H, W) in [0, 1], and what is drawn over it."""
+    """An image to show.
 
-    title: str
+    Args:
+        note: what is said of it beside its id, such as a score.
+        picture: (H, W) in [0, 1].
+        pair: what is drawn over it.
+    """
+
+    image_id: str
+    note: str
     picture: np.ndarray
-    drawn: MaskPair | BoxPair
+    pair: MaskPair | BoxPair
 
 
 def overlay_figure(rows: Mapping[str, Sequence[Overlay]]) -> Figure:
-    """One titled row a name, each image with what is true and what was found.
+    """One row for each name that has images; every image with its id, and a legend.
 
     Raises:
         ValueError: no image.
     """
-    columns = max((len(row) for row in rows.values()), default=0)
-    if not columns:
-        raise ValueError("no image to show")
-    figure = Figure(figsize=(_TILE * columns, _TILE * len(rows) * 1.12 + 0.3), layout="constrained")
-    for axes_row, (name, shown) in zip(figure.subplots(len(rows), columns, squeeze=False), rows.items(), strict=True):
-        for ax in axes_row:
-            ax.set_axis_off()
-        for ax, overlay in zip(axes_row, shown, strict=False):
-            _show(ax, overlay)
-            ax.set_title(f"{name}: {overlay.title}" if overlay.title else name, loc="left", fontsize=8)
-    colors = {"true": TRUTH, "found": PREDICTION}
-    if all(overlay.drawn.true is None for shown in rows.values() for overlay in shown):
-        del colors["true"]
-    handles = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
-    figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=8, frameon=False)
+    filled = {name: shown for name, shown in rows.items() if shown}
+    if not filled:
+        raise ValueError("expected at least one image to show, got none")
+    tile, gap, head, legend = TILE_PX / DPI, 0.1, 0.45, 0.35  # inches
+    width = gap + max(map(len, filled.values())) * (tile + gap)
+    height = legend + len(filled) * (head + tile) + gap
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    for row, (name, shown) in enumerate(filled.items()):
+        bottom = height - legend - (row + 1) * (head + tile)
+        for column, overlay in enumerate(shown):
+            left = gap + column * (tile + gap)
+            _show(figure.add_axes((left / width, bottom / height, tile / width, tile / height)), overlay, name)
+    known = any(overlay.pair.truth is not None for shown in filled.values() for overlay in shown)
+    colors = {"truth": TRUTH, "prediction": PREDICTION} if known else {"prediction": PREDICTION}
+    handles = [Line2D([], [], color=color, lw=2, label=name) for name, color in colors.items()]
+    figure.legend(handles=handles, loc="upper left", ncols=2, borderaxespad=0.2, fontsize=10, frameon=False)
     return figure
 
 
@@ -96,8 +149,12 @@ def save_overlays(rows: Mapping[str, Sequence[Overlay]], folder: str, name: str,
     return [save_picture(overlay_figure(rows), folder, name, caption)] if any(rows.values()) else []
 
 
-def _show(ax: Axes, overlay: Overlay) -> None:
+def _show(ax: Axes, overlay: Overlay, name: str) -> None:
+    ax.set_axis_off()
     ax.imshow(overlay.picture, cmap="gray", vmin=0, vmax=1)
-    overlay.drawn.draw(ax)
     height, width = overlay.picture.shape
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    overlay.pair.draw(ax)
+    cut = len(overlay.image_id) > _ID_LETTERS
+    image_id = f"…{overlay.image_id[-_ID_LETTERS:]}" if cut else overlay.image_id
+    ax.set_title(f"{image_id}\n{name}{f': {overlay.note}' if overlay.note else ''}", loc="left", fontsize=9)

@@ -95,9 +95,10 @@ def _markdown_block(block: Block, out: str) -> str:
 
 def _html_block(block: Block) -> str:
     if isinstance(block, Table):
-        head = "".join(f"<th>{_text(cell)}</th>" for cell in block.head)
-        rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in block.rows)
-        return f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>\n'
+        numeric = [all(map(_NUMBER.match, filter(None, column))) for column in zip(*block.rows, strict=True)]
+        head = _row("th", block.head, numeric or [False] * len(block.head))
+        rows = "\n".join(_row("td", row, numeric) for row in block.rows)
+        return f'<div class="table"><table>\n<thead>{head}</thead>\n<tbody>\n{rows}</tbody></table></div>\n'
     if isinstance(block, Picture):
         data = base64.b64encode(storage.read_bytes(block.uri)).decode("ascii")
         caption = _text(block.caption)
@@ -108,9 +109,11 @@ def _html_block(block: Block) -> str:
     return f"<p>{_text(block)}</p>\n"
 
 
-def _cell(text: str) -> str:
-    kind = ' class="number"' if _NUMBER.match(text) else ""
-    return f"<td{kind}>{_text(text)}</td>"
+def _row(tag: str, cells: Sequence[str], numeric: Sequence[bool]) -> str:
+    kinds = (' class="number"' if number else "" for number in numeric)
+    return (
+        f"<tr>{''.join(f'<{tag}{kind}>{_text(cell)}</{tag}>' for cell, kind in zip(cells, kinds, strict=True))}</tr>"
+    )
 
 
 def _text(text: str) -> str:

@@ -90,20 +90,18 @@ def _places(trials: Sequence[Trial], names: Sequence[str]) -> dict[Place, list[T
 
 
 def _plot(axes: Axes, places: Mapping[Place, list[Trial]], objectives: Mapping[str, str], joined: bool) -> None:
-    """Every place named by its trials' ids; the ends of a joined front are told in full above."""
+    """Every place on the front with its trials' ids; the values at the ends of a joined front stand above."""
     front = sorted(place for place, named in places.items() if any(trial.on_front for trial in named))
     if joined:
         axes.plot(*zip(*front, strict=True), color=palette.MODEL, lw=1.2, zorder=1)
         ends = dict.fromkeys((front[0], front[-1]))
         axes.set_title("\n".join(_told(end, places[end], objectives) for end in ends), loc="left", fontsize=8)
     for place, named in places.items():
-        axes.scatter(
-            *place,
-            s=36 if place in front else 14,
-            color=palette.MODEL if place in front else palette.NEUTRAL,
-            zorder=2,
-        )
-        _name(axes, place, named, objectives, leads=place in front)
+        leads = place in front
+        color = palette.MODEL if leads else palette.FRAME
+        axes.scatter(*place, s=36 if leads else 14, color=color, zorder=2)
+        if leads:
+            _name(axes, place, named, objectives)
     axes.margins(0.2)
     x, y = (f"{name} ({'more' if mode == 'max' else 'less'} is better)" for name, mode in objectives.items())
     axes.set(xlabel=x, ylabel=y)
@@ -111,9 +109,9 @@ def _plot(axes: Axes, places: Mapping[Place, list[Trial]], objectives: Mapping[s
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _name(axes: Axes, place: Place, named: Sequence[Trial], objectives: Mapping[str, str], leads: bool) -> None:
-    """Write the trials' names: outside the front and across it, so that neighbors fit, or well inside."""
-    right, up = ((mode == "max") == leads for mode in objectives.values())
+def _name(axes: Axes, place: Place, named: Sequence[Trial], objectives: Mapping[str, str]) -> None:
+    """Write the trials' names beyond the front and across it, so that neighbors do not collide."""
+    right, up = (mode == "max" for mode in objectives.values())
     axes.annotate(
         _ids(named),
         place,
@@ -121,10 +119,9 @@ def _name(axes: Axes, place: Place, named: Sequence[Trial], objectives: Mapping[
         textcoords="offset points",
         ha="left" if right else "right",
         va="bottom" if up else "top",
-        rotation=(45 if right == up else -45) * leads,
+        rotation=45 if right == up else -45,
         rotation_mode="anchor",
-        fontsize=8 if leads else 6,
-        color="black" if leads else palette.NEUTRAL,
+        fontsize=8,
         zorder=3,
     )
 

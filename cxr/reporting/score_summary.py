@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from cxr.reporting import palette
+from cxr.reporting.figures import panels
 from cxr.reporting.tables import Table, number
 
 QUANTILES = {"5th percentile": 0.05, "median": 0.5, "95th percentile": 0.95}
-_COLUMNS, _BINS = 5, 40
+_BINS = 40
 
 
 def rejects_table(reasons: Mapping[str, int], images: int) -> Table:
@@ -52,31 +53,21 @@ def quantile_table(values: Mapping[str, np.ndarray]) -> Table:
 
 
 def histograms_figure(values: Mapping[str, np.ndarray], title: str, x_label: str, y_label: str) -> Figure:
-    """A panel per name with a histogram of values in [0, 1], its counts on a logarithmic axis.
+    """A panel for each name that has values, with their histogram; counts are on one logarithmic axis.
+
+    Args:
+        values: in [0, 1].
 
     Raises:
-        ValueError: no name.
+        ValueError: no name has values.
     """
-    columns = min(_COLUMNS, len(values))
-    if not columns:
-        raise ValueError("no histogram to draw")
-    lines = -(-len(values) // columns)
-    figure = Figure(figsize=(2.3 * columns + 0.6, 1.9 * lines + 0.8), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flatten()
-    for ax, (name, of) in zip(axes, values.items(), strict=False):
-        ax.set_yscale("log")
-        if len(of):
-            ax.hist(of, bins=_BINS, range=(0, 1), color=palette.MODEL, log=True)
-        ax.set_xlim(0, 1)
-        ax.set_ylim(bottom=0.8)  # a bar of one image shows
+    filled = {name: of for name, of in values.items() if len(of)}
+    figure, axes = panels(len(filled), 2.3, 1.9, (title, x_label, y_label))
+    highest = max((int(np.histogram(of, _BINS, (0, 1))[0].max()) for of in filled.values()), default=1)
+    for ax, (name, of) in zip(axes, filled.items(), strict=True):
+        ax.hist(of, bins=_BINS, range=(0, 1), color=palette.MODEL, log=True)
+        ax.set_ylim(0.8, max(10, 1.5 * highest))  # a bar of one image shows
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.tick_params(labelsize=7)
-        ax.spines[["top", "right"]].set_visible(False)
         ax.set_title(name.replace("_", " "), fontsize=8)
-    for ax in axes[len(values) :]:
-        ax.set_axis_off()
-    figure.suptitle(title, fontsize=10)
-    figure.supxlabel(x_label, fontsize=9)
-    figure.supylabel(y_label, fontsize=9)
     return figure

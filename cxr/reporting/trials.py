@@ -11,14 +11,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.visualization.matplotlib import plot_param_importances
 
 from cxr import storage
 from cxr.reporting import palette
 from cxr.reporting.figures import save_figure
 from cxr.reporting.tables import markdown
+
+FEWEST_FOR_IMPORTANCES = 20  # trials; estimates from fewer are noise
 
 
 @dataclass(frozen=True)
@@ -109,13 +113,14 @@ def study_of(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], max
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Each setting's share in the variance of the value (PED-ANOVA, Watanabe et al. 2023); {} for too few trials."""
-    if len(study.trials) < 4:
-        return {}
+    """Each setting's share in the variance of the value (PED-ANOVA, Watanabe et al. 2023)."""
+    return optuna.importance.get_param_importances(study, evaluator=_evaluator())
+
+
+def _evaluator() -> optuna.importance.BaseImportanceEvaluator:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    return optuna.importance.get_param_importances(study, evaluator=evaluator)
+        return optuna.importance.PedAnovaImportanceEvaluator()
 
 
 def write_search_pictures(
@@ -146,12 +151,25 @@ def write_search_pictures(
 def _write_importances(
     trials: Sequence[Trial], space: Mapping[str, BaseDistribution], metric: str, maximize: bool, out: str, name: str
 ) -> list[str]:
-    shares = importances(study_of(trials, space, maximize))
-    return [save_figure(_bars(shares, metric), out, name)] if shares else []
+    study = study_of(trials, space, maximize)
+    if len(study.trials) < FEWEST_FOR_IMPORTANCES:
+        return []
+    with warnings.catch_warnings(), rc_context():  # Optuna sets pyplot's style for the whole process
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        axes = plot_param_importances(study, evaluator=_evaluator(), target_name=metric)
+    figure = axes.figure
+    figure.set_layout_engine("constrained")  # pyright: ignore[reportAttributeAccessIssue]
+    axes.set_title(f"Importance of the settings for {metric} (PED-ANOVA, {len(study.trials)} trials)", fontsize=10)
+    uri = save_figure(figure, out, name)  # pyright: ignore[reportArgumentType]
+    plt.close(figure)  # pyright: ignore[reportArgumentType]
+    return [uri]
 
 
 def _parallel(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], monitor: str) -> Figure:
-    """One line a trial over one axis a setting, colored by rank; the best is drawn last and thick."""
+    """One line for each trial over one axis for each setting, colored by rank; the best is drawn last and thick.
+
+    Optuna's own plot cuts long names, shows whole numbers with fractions and does not mark the best trial.
+    """
     figure = Figure(figsize=(1.5 * len(space) + 2.5, 4.8), layout="constrained")
     axes = figure.subplots()
     colors = _colors(trials)
@@ -161,15 +179,24 @@ def _parallel(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], mo
     for at, distribution in enumerate(space.values()):
         axes.axvline(at, color=palette.FRAME, lw=0.8, zorder=0)
         for height, text in _ticks(distribution):
-            axes.text(at, height, text, fontsize=7, ha="center", va="bottom", color=palette.NEUTRAL)
+            axes.text(at + 0.04, height, text, **_TICK)
     values = [trial.value for trial in trials]
     for height, value in ((0, min(values)), (1, max(values))):
-        axes.text(len(space), height, f"{value:.3f}", fontsize=7, ha="center", va="bottom", color=palette.NEUTRAL)
+        axes.text(len(space) + 0.04, height, f"{value:.4g}", **_TICK)
+    axes.set_xlim(-0.1, len(space) + 0.4)
     axes.set_xticks(range(len(space) + 1), [*space, monitor], rotation=30, ha="right", fontsize=8)
     axes.set_yticks([])
-    axes.set_title(f"{len(trials)} trials by {monitor}; thick: the best", fontsize=10)
+    axes.set_title(f"{len(trials)} trials, colored by {monitor}; the thick line is the best one", fontsize=10)
     axes.spines[:].set_visible(False)
     return figure
+
+
+_TICK: dict[str, Any] = {
+    "fontsize": 7,
+    "va": "center",
+    "zorder": 5,
+    "bbox": {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 0.8},
+}
 
 
 def _colors(trials: Sequence[Trial]) -> list[Any]:
@@ -196,15 +223,3 @@ def _ticks(distribution: BaseDistribution) -> list[tuple[float, str]]:
         return [(_height(choice, distribution), str(choice)) for choice in distribution.choices]
     ends = (distribution.low, distribution.high)  # pyright: ignore[reportAttributeAccessIssue]
     return [(_height(end, distribution), f"{end:g}") for end in ends]
-
-
-def _bars(shares: Mapping[str, float], monitor: str) -> Figure:
-    figure = Figure(figsize=(5.5, 0.4 * len(shares) + 1.4), layout="constrained")
-    axes = figure.subplots()
-    names = list(shares)[::-1]
-    bars = axes.barh(names, [shares[name] for name in names], color=palette.MODEL)
-    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    axes.set_xlim(0, 1.1 * max(shares.values()))
-    axes.set_title(f"Importance for {monitor} (PED-ANOVA)", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure

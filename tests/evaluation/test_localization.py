@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cxr.evaluation.ground_truth_boxes import known_boxes
 from cxr.evaluation.run import SCORES, ReportOptions, read_run
 from cxr.metrics.localization import Boxes
 from cxr.phantom.archive import write_phantom
+from cxr.reporting.overlays import BoxPair
 from cxr.runtime.job import write_result
 from cxr.schema import FINDINGS_KEY, PixelFormat
 from cxr.sources import open_manifest
@@ -160,15 +162,20 @@ def test_shards_know_the_same_boxes(raw: str, images: Rows, tmp_path: Path) -> N
 
 def test_shown_boxes_lie_on_the_shown_pixels(raw: str, images: Rows, tmp_path: Path) -> None:
     stored = write_shards(tmp_path / "shards", raw, 48)
-    for archive, side in ((raw, 384), (stored, 48)):
-        run = read_run(write_run(tmp_path / f"run {side}", raw, images))
+    copied = str(shutil.copytree(raw, tmp_path / "copied"))
+    alone = write_shards(tmp_path / "alone", copied, 48)
+    shutil.rmtree(Path(copied) / "images")
+    run = read_run(write_run(tmp_path / "run", raw, images))
+    for archive, side in ((raw, 512), (stored, 512), (alone, 48)):
         truth = known_boxes(archive, ALL)
         judged = localization.judge(localization.load_scores(run), SCORED, truth)
         for overlay in localization.overlays(judged, truth, 0)["random"]:
             assert overlay.picture.shape == (side, side)
-            assert len(overlay.drawn.found_words) == len(overlay.drawn.found)
-            for box in overlay.drawn.true:
-                assert np.abs(overlay.drawn.found - box).max(1).min() < 1e-3
+            assert isinstance(overlay.pair, BoxPair)
+            assert overlay.pair.truth is not None
+            assert len(overlay.pair.prediction_labels) == len(overlay.pair.prediction)
+            for box in overlay.pair.truth:
+                assert np.abs(overlay.pair.prediction - box).max(1).min() < 1e-3
                 assert 0 <= box.min() < box.max() <= side
 
 

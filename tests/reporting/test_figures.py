@@ -28,6 +28,14 @@ def test_rows_that_do_not_match_are_refused(lengths: tuple[int, int]) -> None:
         figures.picture_rows({str(i): np.zeros((n, 4, 4)) for i, n in enumerate(lengths)})
 
 
+def test_panels_have_no_empty_places() -> None:
+    figure, axes = figures.panels(7, 2, 2, ("title", "x", "y"))
+    assert figure.axes == axes
+    assert len(axes) == 7
+    with pytest.raises(ValueError, match="at least one"):
+        figures.panels(0, 2, 2, ("title", "x", "y"))
+
+
 def test_gray_values_are_not_stretched(tmp_path: Path) -> None:
     picture = np.array([[0.25, 0.5], [0.5, 0.75]])
     uri = figures.save_gray(picture, str(tmp_path), "gray.png")

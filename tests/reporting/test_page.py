@@ -73,10 +73,12 @@ def test_text_from_files_is_escaped_everywhere(picture: Picture) -> None:
     assert page.text.count(HOSTILE) == 9, "title, heading, lead, link, section, paragraph, two cells, caption"
 
 
-def test_numbers_are_aligned_and_names_are_not() -> None:
-    cells = ["0.812 (0.790 to 0.831)", "1,234", "12.5 %", "–", "< 0.001", "-0.01"], ["12 images", "3 of 4 findings"]
-    page = Page(html_page("", "", [Section("", [Table([""] * 8, [[*cells[0], *cells[1]]])])]))
-    assert [cell.get("class") for cell in page.of("td")] == ["number"] * 6 + [None] * 2
+def test_columns_of_numbers_are_aligned_and_others_are_not() -> None:
+    numbers = ["0.812 (0.790 to 0.831)", "1,234", "12.5 %", "–", "< 0.001", "-0.01", ""]
+    table = Table(["finding", "value", "images"], [["Mass", number, "3 of 4"] for number in numbers])
+    page = Page(html_page("", "", [Section("", [table])]))
+    for tag, rows in (("th", 1), ("td", len(numbers))):
+        assert [cell.get("class") for cell in page.of(tag)] == [None, "number", None] * rows
 
 
 def test_code_in_a_paragraph_is_set_as_code() -> None:

@@ -63,12 +63,12 @@ def test_the_front_as_plain_data() -> None:
     }
 
 
-def test_the_picture_joins_the_front_and_names_every_trial(tmp_path: Path) -> None:
+def test_the_picture_joins_the_front_and_names_its_trials(tmp_path: Path) -> None:
     marked = pareto.marked([*TRIALS[:-1], trial("e", 0.8, 5.0)], BOTH)
     (axes,) = pareto._figure(marked, BOTH).axes
     (line,) = axes.lines
     assert np.column_stack(line.get_data()).tolist() == [[0.7, 2.0], [0.8, 5.0], [0.9, 8.0]]
-    assert sorted(text.get_text() for text in axes.texts) == ["a", "b, e", "c", "d"]
+    assert sorted(text.get_text() for text in axes.texts) == ["a", "b, e", "d"]
     assert axes.get_title(loc="left") == "d: auroc 0.7, error 2\na: auroc 0.9, error 8"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("auroc (more is better)", "error (less is better)")
     (uri,) = pareto.write_picture([*marked, FAILED], BOTH, str(tmp_path))

@@ -60,3 +60,5 @@ def test_each_objective_has_importances_of_its_own(tmp_path: Path) -> None:
     assert next(iter(importances(study_of(trials, SPACE, True)))) == "lr"
     assert next(iter(importances(study_of(by_error, SPACE, False)))) == "decay"
     assert len(write_search_pictures(trials, SPACE, "auroc", True, str(tmp_path))) == 2
+    few = write_search_pictures(trials[:19], SPACE, "auroc", True, str(tmp_path))
+    assert [Path(uri).name for uri in few] == ["parallel_coordinates.png"], "importances of few trials are noise"
