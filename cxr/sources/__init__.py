@@ -1,4 +1,4 @@
-"""Readers of archives: each layout in which X-rays are published becomes one manifest."""
+"""Sources: each reads one published layout of an archive into a manifest."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cxr.sources.true_boxes import with_usable_boxes
 from cxr.storage import normalize
 
 SOURCES: tuple[Source, ...] = (chestxray14, montgomery, shenzhen, vindr, siim, jsrt, vinbigdata, folder)
-"""In the order in which they are asked; `folder` takes what no other knows."""
+"""In the order of detection; `folder` accepts every layout that no other source recognizes."""
 
 
 def find_source(uri: str, source: str = "auto") -> Source:
-    """The source of that name, or with "auto" the first that knows the archive's layout.
+    """The source with this name or, with "auto", the first that recognizes the archive's layout.
 
     Raises:
         UserError: there is no such source.
@@ -25,19 +25,18 @@ def find_source(uri: str, source: str = "auto") -> Source:
         if source == candidate.name or (source == "auto" and candidate.detect(uri)):
             return candidate
     known = ", ".join(candidate.name for candidate in SOURCES)
-    raise UserError(f"there is no source {source!r}: wanted auto, {known}")
+    raise UserError(f"expected source auto, {known}, got {source!r}: choose one of these")
 
 
 def open_manifest(uri: str, source: str = "auto", labeling: Labeling | None = None) -> Manifest:
-    """Every image of an archive once, with what its source and a `truth.parquet` beside it know.
+    """List every image of an archive once, with the labels and boxes of its source and of `truth.parquet`, if any.
 
     Args:
-        labeling: whose labels and boxes these are, where not the source's own; with annotations only the images
-            that they name are there.
+        labeling: where labels and boxes come from, if not from the source. With annotations, only the images that they
+            list are included.
 
     Raises:
-        UserError: no such source or archive, an archive without images, or one whose own files are broken; or too
-            many boxes outside the frame that the archive gives them.
+        UserError: unknown source, missing archive, no images, damaged lists, or too many boxes outside their images.
     """
     uri = normalize(uri)
     manifest = with_truth(find_source(uri, source).manifest(uri), uri)

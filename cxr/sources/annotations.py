@@ -1,11 +1,11 @@
-"""What readers drew, in the columns of VinBigData or VinDr-CXR (Nguyen et al. 2022): beside the images or apart.
+"""Radiologists' boxes as CSV files with the columns of VinBigData or VinDr-CXR (Nguyen et al. 2022).
 
     image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max
     image_id,rad_id,class_name,x_min,y_min,x_max,y_max
 
-A row is a box that a reader drew, or, with class 14 ("No finding") and no corners, a reader who found nothing. A
-consensus has no column rad_id. Corners are pixels of the frame in which the images' source gives its boxes; with the
-columns width and height, of an image of that size.
+A row is a box that a reader (radiologist) drew, or, with class 14 ("No finding") and no corners, a reader who reported
+no finding. A consensus has no column rad_id. Corners are in the pixels to which the boxes of the images' source refer
+or, if there are columns width and height, in pixels of an image of that size.
 """
 
 from __future__ import annotations
@@ -26,67 +26,68 @@ from cxr.sources.image_files import image_key
 from cxr.sources.label_rows import image_keys, unknown_words_note, word_key
 from cxr.sources.manifest import Manifest, labels_column
 from cxr.sources.rater_agreement import ReaderBoxes
+from cxr.wording import counted
 
 IMAGE, CLASS, READER = "image_id", "class_id", "rad_id"
 CLASS_NAME = "class_name"
 HEADER = (IMAGE, CLASS_NAME, CLASS, READER, schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
-FRAME = ("height", "width")  # columns with the size of the image that a row's corners refer to
+FRAME = ("height", "width")  # columns with the image size to which a row's corners refer
 NO_FINDING, NO_FINDING_ID = "No finding", len(schema.VINBIGDATA_FINDINGS)
-_LARGEST_PX = 65_535  # to a side, as DICOM can say it (Rows and Columns are unsigned, of 16 bits)
+_LARGEST_PX = 65_535  # DICOM's Rows and Columns are unsigned 16-bit numbers
 
-Boxes = list[dict[str, Any]]  # of schema.BOX_TYPE
+Boxes = list[dict[str, Any]]  # items of schema.BOX_TYPE
 
 
 @dataclass(frozen=True)
 class Labeling:
-    """Where an archive's labels and boxes come from, other than from its source."""
+    """Where an archive's labels and boxes come from, if not from its source, and how readers are combined."""
 
     annotations: str = ""
-    """URI of a CSV file in VinBigData's or VinDr-CXR's columns. Its labels and boxes replace the archive's own, and
-    images that it does not name are left out. Empty: the archive's own."""
+    """URI of a CSV file with VinBigData's or VinDr-CXR's columns. Its labels and boxes replace those of the archive, and
+    images that it does not list are skipped. Empty: use the archive's own labels and boxes."""
     readers_agree: int = 1
-    """Readers who must have drawn a finding for its label to be positive, where the boxes are of several."""
+    """Number of readers who must have marked a finding for its label to be positive."""
     reader_boxes: ReaderBoxes = "wbf"
-    """Where several readers drew boxes of an image. wbf: those of one finding that overlap become one; majority: of
-    these, those that more than half of the readers drew; union: all, as they are."""
+    """How to combine the boxes of several readers of an image. wbf: fuse overlapping boxes of a finding by weighted boxes
+    fusion. majority: the same, but keep only boxes that more than half of the readers drew. union: keep all boxes
+    unchanged."""
 
     def __post_init__(self) -> None:
         if self.readers_agree < 1:
-            raise UserError(f"readers_agree={self.readers_agree}: wanted 1 or more readers")
+            raise UserError(f"expected readers_agree of at least 1, got {self.readers_agree}: correct it")
 
     def __bool__(self) -> bool:
-        """Whether it asks for anything."""
+        """Whether any setting differs from its default."""
         return bool(self.describe())
 
     def check_raw(self, archive: str) -> None:
-        """Raise UserError where it asks for something, of shards."""
+        """Raise UserError if any setting differs from its default; call this for shards, which have fixed labels."""
         if self:
-            given = ", ".join("--" + name.replace("_", "-") for name in self.describe())
+            options = ", ".join("--" + name.replace("_", "-") for name in self.describe())
             raise UserError(
-                f"{archive} is shards, which hold the labels that they were made with: leave {given} out, or give "
-                f"the archive itself"
+                f"{archive} contains shards, whose labels cannot be changed: omit {options}, or give the original archive"
             )
 
     def describe(self) -> dict[str, Any]:
-        """What differs from the source's own labels; empty where nothing does."""
-        asked = {"annotations": storage.normalize(self.annotations)} if self.annotations else {}
-        asked |= {"readers_agree": self.readers_agree} if self.readers_agree > 1 else {}
-        return asked | ({"reader_boxes": self.reader_boxes} if self.reader_boxes != "wbf" else {})
+        """The settings that differ from their defaults."""
+        settings = {"annotations": storage.normalize(self.annotations)} if self.annotations else {}
+        settings |= {"readers_agree": self.readers_agree} if self.readers_agree > 1 else {}
+        return settings | ({"reader_boxes": self.reader_boxes} if self.reader_boxes != "wbf" else {})
 
 
 @dataclass(frozen=True)
 class Read:
-    """A file's contents by image, as `image_key` names it, in the file's order."""
+    """The contents of an annotation file by image (`image_key`), in the file's order."""
 
     findings: tuple[str, ...]
-    boxes: Mapping[str, Boxes]  # as drawn, whatever their corners; none where nobody drew one
-    readers: Mapping[str, Sequence[str]]  # who looked, as far as they are named
-    frames_px: Mapping[str, list[int]]  # [height, width] of what the corners refer to, where the file says so
-    unsure: Mapping[str, set[str]]  # findings of which the file's words on an image contradict each other
+    boxes: Mapping[str, Boxes]  # as drawn, with unchecked corners; empty if no box was drawn
+    readers: Mapping[str, Sequence[str]]  # who read the image, if named
+    frames_px: Mapping[str, list[int]]  # [height, width] that the corners refer to, if the file has it
+    unsure: Mapping[str, set[str]]  # findings for which the rows of an image contradict each other
     notes: Sequence[str]
 
     def labels(self, images: Sequence[str]) -> np.ndarray:
-        """int8 (N, findings): positive where somebody drew a box; unknown for images that the file does not name."""
+        """int8 (N, findings): positive if any reader drew a box; unknown for images that the file does not list."""
         labels = rater_agreement.labels([self.boxes.get(image) for image in images], self.findings)
         for labels_F, image in zip(labels, images, strict=True):
             for finding in self.unsure.get(image, ()):
@@ -96,35 +97,35 @@ class Read:
 
 
 def read(location: str, *, by_name: bool = False) -> Read:
-    """Read such a file.
+    """Read an annotation file.
 
-    The same row twice is one. Where a reader both found nothing and drew a finding, what he drew is unknown unless
-    another reader drew it; where a class is not understood, so is whatever nobody drew.
+    Repeated rows count once. If a reader both reported "No finding" and drew a finding, that finding is unknown unless
+    another reader drew it. If a class name of an image is not recognized, all findings that nobody drew are unknown.
 
     Args:
-        by_name: classes go by their names, as VinDr-CXR's; otherwise by their numbers, if the file has these.
+        by_name: identify classes by name, as in VinDr-CXR; otherwise by number, if the file has numbers.
 
     Raises:
-        UserError: it is not such a file, or a row is not understood; the message names the row.
+        UserError: the file has other columns, or a row is invalid; the message names the line.
     """
     table = read_csv(location, (IMAGE, *rater_agreement.CORNERS))
     by_id = CLASS in table and not by_name
     if not by_id and CLASS_NAME not in table:
         raise UserError(f"{location}: expected a column {CLASS} or {CLASS_NAME}, got {', '.join(table.header)}")
     findings = schema.VINBIGDATA_FINDINGS if by_id else schema.VINDR_LOCAL_FINDINGS
-    who = table.column(READER) if READER in table else [""] * len(table.rows)
-    columns = image_keys(table, IMAGE), table.column(CLASS if by_id else CLASS_NAME), who
+    row_readers = table.column(READER) if READER in table else [""] * len(table.rows)
+    columns = image_keys(table, IMAGE), table.column(CLASS if by_id else CLASS_NAME), row_readers
     known = _classes(findings, by_id)
     drawn: dict[str, dict[tuple[str, ...], dict[str, Any]]] = {}
-    looked: dict[str, dict[str, None]] = defaultdict(dict)
-    healthy: set[tuple[str, str]] = set()  # images and the readers who found nothing there
+    readers_by_image: dict[str, dict[str, None]] = defaultdict(dict)
+    healthy: set[tuple[str, str]] = set()  # (image, reader) pairs with "No finding"
     unsure: dict[str, set[str]] = defaultdict(set)
-    strange: Counter[str] = Counter()
+    unknown_words: Counter[str] = Counter()
     corner_columns = zip(*(table.column(name) for name in rater_agreement.CORNERS), strict=True)
     for row, (image, word, reader, corners) in enumerate(zip(*columns, corner_columns, strict=True)):
         of_image = drawn.setdefault(image, {})
         if reader:
-            looked[image][reader] = None
+            readers_by_image[image][reader] = None
         finding = known.get(word.removesuffix(".0") if by_id else word_key(word))
         if finding == NO_FINDING:
             healthy.add((image, reader))
@@ -133,30 +134,30 @@ def read(location: str, *, by_name: bool = False) -> Read:
         elif by_id:
             raise table.error(row, f"a {CLASS} from 0 to {NO_FINDING_ID}", word)
         else:
-            strange[word] += 1
+            unknown_words[word] += 1
             unsure[image] |= {*findings}
     file = storage.name(location)
-    notes = unknown_words_note(strange, file, "what else these images show is unknown")
+    notes = unknown_words_note(unknown_words, file, "all other findings of these images are unknown")
     contradictions = 0
     for image, of_image in drawn.items():
-        doubted = [key for key in of_image if (image, key[1]) in healthy]
-        contradictions += len({key[1] for key in doubted})
-        for key in doubted:
+        contradictory = [key for key in of_image if (image, key[1]) in healthy]
+        contradictions += len({key[1] for key in contradictory})
+        for key in contradictory:
             unsure[image].add(of_image.pop(key)[schema.LABEL])
     if contradictions:
         notes.append(
-            f"readings in which nothing was found and a finding drawn: {contradictions:,}; what they drew is unknown"
+            f"readings with both 'No finding' and a box: {contradictions:,}; the findings of these boxes are unknown"
         )
     boxes = {image: list(of_image.values()) for image, of_image in drawn.items()}
-    named = {image: tuple(looked[image]) for image in boxes}
-    return Read(findings, boxes, named, _frames(table), unsure, notes)
+    readers = {image: tuple(readers_by_image[image]) for image in boxes}
+    return Read(findings, boxes, readers, _frames(table), unsure, notes)
 
 
 def read_frames(location: str, *pairs: tuple[str, str]) -> dict[str, list[int]]:
-    """[height, width] by image, from the first of these pairs of columns that a table has.
+    """[height, width] by image, from the first of these pairs of columns that the table has.
 
     Raises:
-        UserError: it has none of them, or a size that no image has; the message names the row.
+        UserError: it has none of them, or an invalid size; the message names the line.
     """
     table = read_csv(location, (IMAGE,))
     for pair in pairs:
@@ -167,11 +168,11 @@ def read_frames(location: str, *pairs: tuple[str, str]) -> dict[str, list[int]]:
 
 
 def _frames(table: CsvTable, names: tuple[str, str] = FRAME) -> dict[str, list[int]]:
-    """What the table says of the images' sizes; blank fields say nothing."""
+    """The image sizes in the table; rows with blank fields are skipped."""
     sizes: dict[str, list[int]] = {}
     if not all(name in table for name in names):
         return sizes
-    told: dict[str, int] = {}
+    first_row: dict[str, int] = {}
     for row, (image, *sides) in enumerate(zip(image_keys(table, IMAGE), *map(table.column, names), strict=True)):
         if not any(sides):
             continue
@@ -180,14 +181,14 @@ def _frames(table: CsvTable, names: tuple[str, str] = FRAME) -> dict[str, list[i
             expected = f"{' and '.join(names)} as whole numbers of pixels from 1 to {_LARGEST_PX:,}"
             raise table.error(row, expected, ", ".join(sides))
         if sizes.setdefault(image, size) != size:  # pyright: ignore[reportArgumentType]
-            expected = f"{' and '.join(names)} as in line {table.lines[told[image]]}, which is of the same image"
+            expected = f"the same {' and '.join(names)} as in line {table.lines[first_row[image]]} for the same image"
             raise table.error(row, expected, ", ".join(sides))
-        told.setdefault(image, row)
+        first_row.setdefault(image, row)
     return sizes
 
 
 def _side_px(text: str) -> int | None:
-    """Pixels, also as other software writes them ("3000.0"); None for what is no size of an image."""
+    """Pixels, also if written as "3000.0"; None if it is not a valid image size."""
     try:
         number = float(text)
     except ValueError:
@@ -196,14 +197,14 @@ def _side_px(text: str) -> int | None:
 
 
 def _classes(findings: Sequence[str], by_id: bool) -> dict[str, str]:
-    """The finding that each number in the column of classes stands for, or the `word_key` of each name."""
+    """Findings by class number, or by the `word_key` of the class name."""
     if by_id:
         return {str(number): name for number, name in enumerate([*findings, NO_FINDING])}
     return {word_key(name): name for name in (*findings, NO_FINDING)}
 
 
 def _box(table: CsvTable, row: int, finding: str, reader: str, corners: Sequence[str]) -> dict[str, Any]:
-    """A box as it was drawn; a blank corner is no number, as in tables that pandas has written."""
+    """A box as drawn; blank corners, as in tables written by pandas, are NaN."""
     try:
         numbers = [float(corner or "nan") for corner in corners]
     except ValueError:
@@ -216,12 +217,12 @@ def _box(table: CsvTable, row: int, finding: str, reader: str, corners: Sequence
 
 
 def labeled(manifest: Manifest, labeling: Labeling) -> Manifest:
-    """The manifest with labels and boxes as asked for; the one given where nothing is.
+    """Replace a manifest's labels and boxes as `labeling` says.
 
-    With annotations only the images stay that these name; files, patients and splits stay as the source has them.
+    With annotations, only the images that they list remain; files, patients and splits are those of the source.
 
     Raises:
-        UserError: annotations that name none of the images, or boxes without readers who could agree.
+        UserError: the annotations list none of the images, or readers are to agree but the boxes name no readers.
     """
     if labeling.annotations:
         manifest = _annotated(manifest, storage.normalize(labeling.annotations))
@@ -229,46 +230,61 @@ def labeled(manifest: Manifest, labeling: Labeling) -> Manifest:
 
 
 def one_reader(manifest: Manifest, how: ReaderBoxes) -> Manifest:
-    """The manifest with one set of boxes an image, where several readers drew theirs."""
+    """Combine the boxes of several readers into one set per image."""
     table = manifest.table
-    made, looked = rater_agreement.one_set(table[schema.BOXES].to_pylist(), table[schema.EXTRA].to_pylist(), how)
-    several = int((looked > 1).sum())
+    boxes_by_image, readers = rater_agreement.one_set(
+        table[schema.BOXES].to_pylist(), table[schema.EXTRA].to_pylist(), how
+    )
+    several = int((readers > 1).sum())
     if not several:
         return manifest
-    notes = [*manifest.notes, f"boxes of several readers in {several:,} images: one set by {how}"]
-    boxes = pa.array(made, schema.MANIFEST.field(schema.BOXES).type)
+    notes = [*manifest.notes, f"boxes of several readers combined by {how}: {counted(several, 'image')}"]
+    boxes = pa.array(boxes_by_image, schema.MANIFEST.field(schema.BOXES).type)
     return Manifest(_replaced(table, schema.BOXES, boxes), manifest.findings, notes)
 
 
 def _annotated(manifest: Manifest, location: str) -> Manifest:
-    told, images = read(location), [image_key(image_id) for image_id in manifest.table[schema.IMAGE_ID].to_pylist()]
-    named = [image for image in images if image in told.boxes]
+    annotations, images = (
+        read(location),
+        [image_key(image_id) for image_id in manifest.table[schema.IMAGE_ID].to_pylist()],
+    )
+    listed = [image for image in images if image in annotations.boxes]
     file = storage.name(location)
-    if not named:
-        raise UserError(f"{location} names none of the {len(images):,} images: give the annotations of this archive")
-    table = manifest.table.filter(pa.array([image in told.boxes for image in images]))
+    if not listed:
+        raise UserError(
+            f"expected annotations of this archive, got {location}, which lists none of its {counted(len(images), 'image')}"
+        )
+    table = manifest.table.filter(pa.array([image in annotations.boxes for image in images]))
     frames = [
-        told.frames_px.get(image, own)
-        for image, own in zip(named, table[schema.BOXES_FRAME].to_pylist(), strict=True)
+        annotations.frames_px.get(image, own)
+        for image, own in zip(listed, table[schema.BOXES_FRAME].to_pylist(), strict=True)
     ]
-    columns = {schema.BOXES: [told.boxes[image] for image in named], schema.BOXES_FRAME: frames}
+    columns = {schema.BOXES: [annotations.boxes[image] for image in listed], schema.BOXES_FRAME: frames}
     for name, values in columns.items():
         table = _replaced(table, name, pa.array(values, schema.MANIFEST.field(name).type))
-    table = _replaced(table, schema.LABELS, labels_column(told.labels(named)))
-    notes = [*manifest.notes, *told.notes, f"labels and boxes of {len(named):,} of {len(images):,} images: {file}"]
-    if missing := len(told.boxes.keys() - set(named)):
-        notes.append(f"{missing:,} of the {len(told.boxes):,} images that {file} names are not here")
-    return Manifest(table, told.findings, notes)
+    table = _replaced(table, schema.LABELS, labels_column(annotations.labels(listed)))
+    notes = [
+        *manifest.notes,
+        *annotations.notes,
+        f"labels and boxes of {len(listed):,} of {counted(len(images), 'image')}: {file}",
+    ]
+    if missing := len(annotations.boxes.keys() - set(listed)):
+        notes.append(
+            f"missing from the archive: {missing:,} of {counted(len(annotations.boxes), 'image')} listed in {file}"
+        )
+    return Manifest(table, annotations.findings, notes)
 
 
 def _agreed(manifest: Manifest, agree: int) -> Manifest:
-    """Labels by the number of readers who saw a finding; those that no named reader gave stay as they are."""
+    """Labels by the number of readers who marked a finding; labels not given by named readers are unchanged."""
     boxes, extras = (manifest.table[name].to_pylist() for name in (schema.BOXES, schema.EXTRA))
     if not any(box[schema.READER] for of_image in boxes for box in of_image or ()):
-        raise UserError(f"readers_agree={agree}: these boxes are of no named readers. Leave it out")
+        raise UserError(
+            f"expected boxes with named readers for readers_agree={agree}, got none: omit --readers-agree"
+        )
     labels = np.array(manifest.table[schema.LABELS].to_pylist(), np.int8)
     labels = labels_column(rater_agreement.agreed(labels, boxes, extras, manifest.findings, agree))
-    note = f"a finding is positive where {agree} readers have seen it"
+    note = f"a finding is positive if at least {counted(agree, 'reader')} marked it"
     return Manifest(_replaced(manifest.table, schema.LABELS, labels), manifest.findings, [*manifest.notes, note])
 
 

@@ -3,12 +3,12 @@
     Data_Entry_2017_v2020.csv or Data_Entry_2017.csv, BBox_List_2017.csv, train_val_list.txt, test_list.txt
     images/*.png, or images_001/images/*.png … images_012/images/*.png, or anywhere below
 
-Copies of the images in another format or folder keep their labels and splits (see `listing.image_key`). Findings are
-understood whatever their case and blanks. A word that is not understood, and rows that contradict each other, make
-findings unknown, never negative.
+Copies of the images in another format or folder keep their labels and splits (see `image_files.image_key`). Case and
+blanks in the names of findings are ignored. Unrecognized words and contradictory rows make findings unknown, never
+negative.
 
-The published PNGs are the originals resized to 1024 x 1024 without keeping their aspect. The manifest's boxes
-and spacing refer to that frame (`base.boxes_frame_px`), so that copies of another size can be read as well.
+The published PNGs are the originals resized to 1024 x 1024 without preserving the aspect ratio. The manifest's boxes
+and spacing refer to that size (`manifest.boxes_frame_px`), so that copies of another size can be read as well.
 """
 
 from __future__ import annotations
@@ -38,22 +38,23 @@ from cxr.sources.label_rows import (
 )
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
+from cxr.wording import counted
 
 name = "chestxray14"
 
-ENTRY_FILES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")  # the first that exists is read
+ENTRY_FILES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")  # the first that exists is used
 BOXES_FILE = "BBox_List_2017.csv"
 TEST_FILE, TRAIN_VAL_FILE = "test_list.txt", "train_val_list.txt"
 FRAME_PX = 1024
 
-# Columns of the entry file that are understood; all of them go into `extra`.
+# Columns of the entry file that are used; all columns are copied to `extra`.
 INDEX, FINDINGS, PATIENT, VIEW = "Image Index", "Finding Labels", "Patient ID", "View Position"
 ORIGINAL_PX = ("OriginalImage[Height]", "OriginalImage[Width]")
 ORIGINAL_SPACING_MM = ("OriginalImagePixelSpacing[y]", "OriginalImagePixelSpacing[x]")
 NO_FINDING = "No Finding"
 
 BOX_FINDING = "Finding Label"  # column of the box list
-BOX_WORDS = {"Infiltration": "Infiltrate"}  # findings that the box list calls by another name
+BOX_WORDS = {"Infiltration": "Infiltrate"}  # findings with another name in the box list
 
 _WORDS = {word_key(finding): finding for finding in (*schema.FINDINGS, NO_FINDING)} | {
     "infiltrate": "Infiltration",
@@ -62,9 +63,9 @@ _WORDS = {word_key(finding): finding for finding in (*schema.FINDINGS, NO_FINDIN
     "oedema": "Edema",
     "nofindings": NO_FINDING,
 }
-_AROUND_NAMES = " \t,;\"'"  # in the official lists, as other software writes them
+_AROUND_NAMES = " \t,;\"'"  # stripped from names in the official lists, where other software may add them
 _BETWEEN_WORDS = re.compile(r"[|;,]")
-_LARGEST_SPACING_MM = 1e6  # more is no spacing
+_LARGEST_SPACING_MM = 1e6  # larger values are not a spacing
 _BOXES_TYPE = schema.MANIFEST.field(schema.BOXES).type
 
 Row = Sequence[str]
@@ -75,24 +76,24 @@ def detect(uri: str) -> bool:
 
 
 def manifest(uri: str) -> Manifest:
-    """Every image file below `uri` once, with what the published lists say of it by its name.
+    """List every image file below `uri` once, joined to the published lists by its name.
 
-    Images that the entry file lists but that are not there are left out; the labels of images that it does
-    not list are unknown; notes say how many. Boxes are null where the box list is silent: that is not "none".
+    Listed images without a file are skipped; images that are not listed have unknown labels; notes count both. Boxes are
+    null, i.e. unknown, for images that the box list does not contain.
 
     Raises:
-        UserError: there is no entry file, one of the lists is broken, or there is no image.
+        UserError: there is no entry file, a list is damaged, or there are no images.
     """
     file = _entry_file(uri)
     if file is None:
-        raise UserError(f"{uri} has no {' or '.join(ENTRY_FILES)}: put it there, or choose the source folder")
+        raise UserError(f"expected {' or '.join(ENTRY_FILES)} in {uri}, got neither: add it, or use --source folder")
     entries = _read_entries(storage.join(uri, file))
     files, file_notes = list_images(uri)
     paths = files[PATH].to_pylist()
     keys = [image_key(path) for path in paths]
     names = pa.array([path.rpartition("/")[2] for path in paths], pa.string())
     ids, id_notes = image_ids(files[PATH].combine_chunks(), names)
-    rows, labels_NC, label_notes = _understood(entries, keys)
+    rows, labels_NC, label_notes = _labels_by_image(entries, keys)
     boxes, box_notes = _boxes(uri, keys)
     in_test, in_train_val, list_notes = _official_lists(uri, entries, keys)
     patient_ids = _patient_ids(entries.values(rows, PATIENT), keys, ids)
@@ -125,14 +126,14 @@ class _Entries:
     by_image: Mapping[str, Sequence[int]]  # rows, mostly one, by the image's key
 
     def values(self, rows: Sequence[Row | None], column: str) -> list[str]:
-        """A column of some rows, blank where there is no row or no such column."""
+        """A column of some rows; blank if the row is None or the column is missing."""
         if column not in self.columns:
             return [""] * len(rows)
-        at = self.columns.index(column)
-        return [row[at] if row else "" for row in rows]
+        position = self.columns.index(column)
+        return [row[position] if row else "" for row in rows]
 
     def as_json(self, row: Row | None) -> str | None:
-        """A row's values by the names of their columns."""
+        """A row as a JSON object by column name."""
         if row is None:
             return None
         return json.dumps({column: value for column, value in zip(self.columns, row, strict=True) if column})
@@ -148,21 +149,21 @@ def _read_entries(location: str) -> _Entries:
     columns = list(table.header)
     for column in needed:
         columns[table.position(column)] = column
-    for at, (first, second) in enumerate(pairwise(table.header)):  # "A[b,c]" stands for A[b] and A[c]
+    for at, (first, second) in enumerate(pairwise(table.header)):  # the header "A[b,c]" stands for A[b] and A[c]
         stem, bracket, inner = first.partition("[")
         if bracket and "]" not in inner and second.endswith("]"):
             columns[at : at + 2] = [f"{stem}[{inner}]", f"{stem}[{second}"]
     if not table.rows:
-        raise UserError(f"{location}: expected a row for each image, got none")
+        raise UserError(f"{location}: expected one row per image, got none: restore the file")
     return _Entries(storage.name(location), columns, table.rows, rows_by_image(table, INDEX))
 
 
 def _official_lists(
     uri: str, entries: _Entries, keys: Sequence[str]
 ) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
-    """bool (N), whether the official lists of test, and of training and validation, name each image; and notes.
+    """bool (N) for each official list, test and train/val: whether it contains each image; and notes.
 
-    None for a list that is not there.
+    None for a missing list.
     """
     in_lists: list[np.ndarray | None] = []
     notes = []
@@ -173,29 +174,31 @@ def _official_lists(
             continue
         names = {image_key(line.strip(_AROUND_NAMES)) for line in read_lines(location)} - {""}
         in_lists.append(np.array([key in names for key in keys]))
-        if strange := len(names - entries.by_image.keys()):
-            notes.append(f"{strange:,} of the {len(names):,} images that {file} names are not in {entries.file}")
+        if unlisted := len(names - entries.by_image.keys()):
+            notes.append(
+                f"listed in {file} but not in {entries.file}: {unlisted:,} of {counted(len(names), 'image')}"
+            )
     in_test, in_train_val = in_lists
     if in_test is not None and in_train_val is not None and (both := int((in_test & in_train_val).sum())):
-        notes.append(f"{both:,} images are in both {TEST_FILE} and {TRAIN_VAL_FILE}: they are used for testing")
+        notes.append(f"listed in both {TEST_FILE} and {TRAIN_VAL_FILE}, used for testing: {counted(both, 'image')}")
     return in_test, in_train_val, notes
 
 
 def _boxes(uri: str, keys: Sequence[str]) -> tuple[pa.Array, list[str]]:
-    """`boxes` in the 1024 x 1024 frame, and notes. Boxes of findings that are not understood are left out."""
+    """Column `boxes` in pixels of the 1024 x 1024 image, and notes. Boxes with an unrecognized finding are dropped."""
     location = storage.join(uri, BOXES_FILE)
     if not storage.exists(location):
         return pa.nulls(len(keys), _BOXES_TYPE), []
     table = read_csv(location, (INDEX, BOX_FINDING))
     words, corners_at = table.column(BOX_FINDING), _position_of_corners(location, table.header)
     boxes: dict[str, list[dict[str, str | float]]] = {}
-    strange: Counter[str] = Counter()
+    unknown_words: Counter[str] = Counter()
     for key, rows in rows_by_image(table, INDEX).items():
-        drawn: dict[tuple[str | float, ...], dict[str, str | float]] = {}  # the same box twice is one
+        drawn: dict[tuple[str | float, ...], dict[str, str | float]] = {}  # repeated boxes count once
         for row in rows:
             finding = _WORDS.get(word_key(words[row]), NO_FINDING)
             if finding == NO_FINDING:
-                strange[words[row]] += 1
+                unknown_words[words[row]] += 1
                 continue
             values = table.rows[row][corners_at : corners_at + 4]
             try:
@@ -206,55 +209,57 @@ def _boxes(uri: str, keys: Sequence[str]) -> tuple[pa.Array, list[str]]:
             drawn[finding, *corners.values()] = {schema.LABEL: finding, **corners}
         if drawn:
             boxes[key] = list(drawn.values())
-    notes = unknown_words_note(strange, BOXES_FILE, "their boxes are left out")
+    notes = unknown_words_note(unknown_words, BOXES_FILE, "these boxes are dropped")
     return pa.array([boxes.get(key) for key in keys], _BOXES_TYPE), notes
 
 
 def _position_of_corners(location: str, header: Sequence[str]) -> int:
-    """Where x, y, width and height begin. In the published header "Bbox [x,y,w,h]" stands for the four."""
+    """Index of the first of the columns x, y, width, height; the published header has "Bbox [x,y,w,h]"."""
     letters = [re.sub(r"bbox|[^a-z,]", "", column.casefold()) for column in header]
     for at in range(len(header) - 3):
         if ",".join(letters[at : at + 4]).startswith("x,y,w,h"):
             return at
-    raise UserError(f"{location}, line 1: expected columns x, y, w, h next to each other, got none of these")
+    raise UserError(f"{location}, line 1: expected adjacent columns x, y, w, h, got none: restore the header")
 
 
 # ---- The manifest's columns
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What one text in the column of findings says."""
+class _Parsed:
+    """A parsed entry of the column of findings."""
 
-    statements: Sequence[np.ndarray]  # each int8 (findings,)
-    strange: Sequence[str]  # words that are not understood
+    statements: Sequence[np.ndarray]  # int8 (findings,) each
+    unknown_words: Sequence[str]
 
 
-def _said(text: str) -> _Said:
-    """The meaning of "Effusion|Mass" or "No Finding"; two statements, which contradict each other, if it has both.
+def _parse_findings(text: str) -> _Parsed:
+    """Parse "Effusion|Mass" or "No Finding"; text with both gives two contradictory statements.
 
-    Findings that the text does not name are negative; they are unknown if one of its words is not understood.
+    Findings that the text does not name are negative, or unknown if it has an unrecognized word.
     """
     words = [word.strip() for word in _BETWEEN_WORDS.split(text) if word.strip()]
     known = {_WORDS[word_key(word)] for word in words if word_key(word) in _WORDS}
-    strange = [word for word in words if word_key(word) not in _WORDS]
-    others = schema.NEGATIVE if known and not strange else schema.UNKNOWN
-    of_known = [schema.POSITIVE, schema.NEGATIVE] if NO_FINDING in known and len(known) > 1 else [schema.POSITIVE]
+    unknown_words = [word for word in words if word_key(word) not in _WORDS]
+    others = schema.NEGATIVE if known and not unknown_words else schema.UNKNOWN
+    labels_of_named = (
+        [schema.POSITIVE, schema.NEGATIVE] if NO_FINDING in known and len(known) > 1 else [schema.POSITIVE]
+    )
     statements = [
         np.array([label if finding in known else others for finding in schema.FINDINGS], np.int8)
-        for label in of_known
+        for label in labels_of_named
     ]
-    return _Said(statements, strange)
+    return _Parsed(statements, unknown_words)
 
 
-def _understood(entries: _Entries, keys: Sequence[str]) -> tuple[list[Row | None], np.ndarray, list[str]]:
-    """What the rows of each image say together: one row, labels as int8 (N, findings), and notes."""
+def _labels_by_image(entries: _Entries, keys: Sequence[str]) -> tuple[list[Row | None], np.ndarray, list[str]]:
+    """Merge the rows of each image: one row, labels as int8 (N, findings), and notes."""
     at = entries.columns.index(FINDINGS)
-    texts = {text: _said(text) for text in {row[at] for row in entries.rows}}
-    of_text = {text: agreed_labels(said.statements) for text, said in texts.items()}
+    texts = {text: _parse_findings(text) for text in {row[at] for row in entries.rows}}
+    of_text = {text: agreed_labels(parsed.statements) for text, parsed in texts.items()}
     rows: list[Row | None] = []
     labels_NC = np.full((len(keys), len(schema.FINDINGS)), schema.UNKNOWN, np.int8)
-    strange: Counter[str] = Counter()
+    unknown_words: Counter[str] = Counter()
     contradictory = 0
     for image, key in enumerate(keys):
         listed = [entries.rows[row] for row in entries.by_image.get(key, ())]
@@ -270,16 +275,16 @@ def _understood(entries: _Entries, keys: Sequence[str]) -> tuple[list[Row | None
         rows.append(row)
         contradictory += differ or differ_in_labels
         for other in listed:
-            if words := texts[other[at]].strange:
-                strange.update(words)
-    notes = unknown_words_note(strange, entries.file, "the other findings of these rows are unknown")
+            if words := texts[other[at]].unknown_words:
+                unknown_words.update(words)
+    notes = unknown_words_note(unknown_words, entries.file, "the other findings of these rows are unknown")
     return rows, labels_NC, notes + contradictions_note(contradictory, entries.file)
 
 
 def _patient_ids(listed: Sequence[str], keys: Sequence[str], ids: pa.Array) -> pa.Array:
-    """The entry file's patient; else the one in a name such as 00000013_005; else the image itself.
+    """The patient in the entry file; else the one in a file name such as 00000013_005; else the image itself.
 
-    Numbers lose the zeros before them, so that both ways lead to the same id.
+    Leading zeros are removed, so that both give the same id.
     """
     in_names = pc.struct_field(pc.extract_regex(pa.array(keys, pa.string()), r"^(?P<patient>\d+)_\d+$"), "patient")
     patients = pc.coalesce(pa.array([patient or None for patient in listed], pa.string()), in_names)
@@ -297,7 +302,7 @@ def _spacing_mm(entries: _Entries, rows: Sequence[Row | None]) -> pa.Array:
 
 
 def _numbers(texts: Sequence[str]) -> np.ndarray:
-    """float64 (N), NaN where there is no number."""
+    """float64 (N); NaN where the text is not a number."""
 
     def number(text: str) -> float:
         try:
@@ -309,12 +314,13 @@ def _numbers(texts: Sequence[str]) -> np.ndarray:
 
 
 def _presence_notes(file: str, listed: Set[str], keys: Sequence[str]) -> list[str]:
-    """Words on listed images that are not there, and on images that are not listed."""
+    """Notes on listed images without a file and on images that are not listed."""
     notes, missing, unlisted = [], len(listed - set(keys)), sum(key not in listed for key in keys)
     if missing:
         notes.append(
-            f"{missing:,} of the {len(listed):,} images that {file} lists are not here; going on with {len(keys):,}"
+            f"missing from the archive: {missing:,} of {counted(len(listed), 'image')} listed in {file}; "
+            f"continuing with {counted(len(keys), 'image')}"
         )
     if unlisted:
-        notes.append(f"{unlisted:,} images are not listed in {file}: their labels are unknown")
+        notes.append(f"not listed in {file}, so labels are unknown: {counted(unlisted, 'image')}")
     return notes

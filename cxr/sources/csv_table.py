@@ -1,7 +1,7 @@
-"""The one reader of CSV files: the published lists, and copies of them that other software has saved again.
+"""Read CSV files: published lists, and copies of them saved by other software.
 
 Text is UTF-8, with or without a byte order mark, or UTF-16 with one. Lines end with LF, CRLF or CR. Values are
-separated by commas, semicolons or tabs and may be quoted. Names of columns and values are trimmed. Blank lines, and
+separated by commas, semicolons or tabs and may be quoted. Column names and values are trimmed. Blank lines, and
 blank fields after a row's last column, are ignored.
 """
 
@@ -19,26 +19,26 @@ from cxr.errors import UserError
 
 _SEPARATORS = (",", ";", "\t")
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_SHOWN = 60  # characters of a value that an error quotes
-_FIELD_LIMIT = 2**31 - 1  # characters; the csv module's own default of 131,072 is less than a long mask code
+_SHOWN = 60  # maximum length of a value in an error message
+_FIELD_LIMIT = 2**31 - 1  # characters; the csv module's default of 131,072 is too short for long mask codes
 
 
 @dataclass(frozen=True)
 class CsvTable:
-    """A CSV file's rows as text, each with one value for each name in the header."""
+    """A CSV file's rows as text, with one value per column."""
 
     location: str
     header: Sequence[str]
-    """Names of columns. A name may be blank; no other name occurs twice, whatever its case."""
+    """Column names. They are unique regardless of case, except blank ones."""
     rows: Sequence[Sequence[str]]
     lines: Sequence[int]
-    """Each row's line in the file, counted from 1, for error messages."""
+    """Each row's line number in the file, from 1, for error messages."""
 
     def __contains__(self, name: str) -> bool:
         return _folded(name) in map(_folded, self.header)
 
     def position(self, name: str) -> int:
-        """Where a column is, from 0. The case of its name does not matter."""
+        """The index of a column, from 0. The case of its name is ignored."""
         return list(map(_folded, self.header)).index(_folded(name))
 
     def column(self, name: str) -> list[str]:
@@ -47,7 +47,7 @@ class CsvTable:
         return [row[at] for row in self.rows]
 
     def error(self, row: int, expected: str, got: str) -> UserError:
-        """The error to raise for a value of a row (its index in `rows`)."""
+        """The error to raise for an invalid value in a row (an index into `rows`)."""
         return _error(self.location, self.lines[row], expected, _quoted(got))
 
 
@@ -55,8 +55,8 @@ def read_csv(location: str, columns: Sequence[str]) -> CsvTable:
     """Read a CSV file that has at least these columns.
 
     Raises:
-        UserError: a column is missing or occurs twice, a row has too few or too many fields, a quote is not closed on
-            its line, or the file is not text; the message names the line.
+        UserError: a column is missing or repeated, a row has too few or too many fields, a quote is not closed on its
+            line, or the file is not text; the message names the line.
         StorageError: the file cannot be read.
     """
     lines = read_lines(location)
@@ -67,12 +67,12 @@ def read_csv(location: str, columns: Sequence[str]) -> CsvTable:
     reader = csv.reader(islice(lines, start, None), delimiter=separator, skipinitialspace=True, strict=True)
     rows: list[list[str]] = []
     numbers: list[int] = []
-    line = start  # the last one that was read
+    line = start  # number of the last line read
     try:
         header = [name.strip() for name in next(reader)]
         line += 1
         _check_header(location, line, header, columns)
-        named = _filled(header)
+        columns_with_name = _filled(header)
         for values in reader:
             line += 1
             if start + reader.line_num != line:
@@ -80,19 +80,19 @@ def read_csv(location: str, columns: Sequence[str]) -> CsvTable:
             row = [value.strip() for value in values]
             if len(row) != len(header):
                 filled = _filled(row)
-                if filled > len(header) or (filled and len(row) < named):
-                    raise _error(location, line, f"{named} fields as in the header", str(len(row)))
+                if filled > len(header) or (filled and len(row) < columns_with_name):
+                    raise _error(location, line, f"{columns_with_name} fields, as in the header", str(len(row)))
                 row = [*row, *[""] * len(header)][: len(header)]
             if any(row):
                 rows.append(row)
                 numbers.append(line)
     except csv.Error as error:
-        raise _error(location, line + 1, "fields quoted as in RFC 4180", f"an error: {error}") from None
+        raise _error(location, line + 1, "quoted fields as in RFC 4180", f"an error: {error}") from None
     return CsvTable(location, header, rows, numbers)
 
 
 def has_columns(location: str, columns: Sequence[str]) -> bool:
-    """Whether the file's header has these columns, whatever comes after it.
+    """Whether the file's header has these columns; the rest of the file is not checked.
 
     Raises:
         StorageError: the file cannot be read.
@@ -107,7 +107,7 @@ def has_columns(location: str, columns: Sequence[str]) -> bool:
 
 
 def read_lines(location: str) -> list[str]:
-    """A text file's lines without their ends, in the encodings and with the line ends that a CSV file may have.
+    """The lines of a text file without line ends, in all encodings and with all line ends that CSV files may have.
 
     Raises:
         UserError: the file is not text.
@@ -118,10 +118,10 @@ def read_lines(location: str) -> list[str]:
         text = _decoded(data, "strict")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        got = "bytes in another encoding; save the file as UTF-8"
+        got = "bytes in another encoding: save the file as UTF-8"
         raise _error(location, line, "UTF-8, or UTF-16 with a byte order mark", got) from None
     if "\0" in text:
-        raise UserError(f"{location}: expected UTF-8 text, got zero bytes; save the file as UTF-8")
+        raise UserError(f"{location}: expected UTF-8 text, got NUL characters: save the file as UTF-8")
     return _lines(text)
 
 
@@ -134,7 +134,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _start(lines: Sequence[str]) -> tuple[int, str]:
-    """How many blank lines come before the header, and the separator that the header has most of."""
+    """The number of blank lines before the header, and the most frequent separator in the header."""
     start = next((at for at, line in enumerate(lines) if line.strip()), 0)
     return start, max(_SEPARATORS, key=lines[start].count)
 
@@ -151,7 +151,7 @@ def _check_header(location: str, line: int, header: Sequence[str], columns: Sequ
 
 
 def _filled(row: Sequence[str]) -> int:
-    """The number of fields without the blank ones at the row's end."""
+    """The number of fields without trailing blank ones."""
     return next((at for at in range(len(row), 0, -1) if row[at - 1]), 0)
 
 

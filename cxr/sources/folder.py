@@ -1,8 +1,8 @@
-"""Any tree of DICOM, PNG or JPEG files, about which nothing is known but where they lie.
+"""Any tree of DICOM, PNG or JPEG files, without further information.
 
-A file's path is its image's id. Where it lies at least two folders deep, as in `patient/study/image`, the
-first folder is its patient; else each image counts as a patient of its own, since a single level of folders
-is as often a label. The split follows from the patient by a hash.
+A file's path is its image's id. If it is at least two folders deep, as in `patient/exam/image`, the first folder is
+the patient; otherwise each image counts as a patient of its own, because a single level of folders is often a label.
+The split is a hash of the patient.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from cxr import schema
 from cxr.sources.image_files import PATH, list_images
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
+from cxr.wording import counted
 
 name = "folder"
 
 
 def detect(uri: str) -> bool:
-    """Any archive will do: asked last."""
+    """Accepts any archive, so it is tried last."""
     return True
 
 
 def manifest(uri: str) -> Manifest:
-    """Every file that may be an image; no labels.
+    """List every file that may be an image; without labels.
 
     Raises:
-        UserError: there is none.
+        UserError: there are no images.
     """
     files, notes = list_images(uri)
     patients = pc.struct_field(pc.extract_regex(files[PATH], r"^(?P<first>[^/]+)/[^/]+/"), "first")
-    notes.append(_said(files.num_rows, patients))
+    notes.append(_patient_note(files.num_rows, patients))
     patient_ids = pc.coalesce(patients, files[PATH])
     columns = {
         schema.IMAGE_ID: files[PATH],
@@ -44,12 +45,12 @@ def manifest(uri: str) -> Manifest:
     return Manifest(manifest_table(columns), (), notes)
 
 
-def _said(images: int, patients: pa.ChunkedArray) -> str:
-    """What counts as a patient here, since splits are only as disjoint as that is true."""
+def _patient_note(images: int, patients: pa.ChunkedArray) -> str:
+    """What counts as a patient: splits are only as disjoint as this is correct."""
     deep = len(patients) - patients.null_count
-    alone = f"{images - deep:,} images count as a patient each: one person's may lie in several splits"
+    single = f"counted as one patient each: {counted(images - deep, 'image')}; the images of a person may be in several splits"
     if not deep:
-        return f"the folders tell no patient; {alone}"
+        return f"the folders do not identify patients; {single}"
     count = pc.count_distinct(patients, mode="only_valid").as_py()
-    found = f"the first of several folders counts as the patient: {deep:,} images, {count:,} patients"
-    return found if deep == images else f"{found}; {alone}"
+    by_folder = f"the first folder counts as the patient: {counted(deep, 'image')}, {counted(count, 'patient')}"
+    return by_folder if deep == images else f"{by_folder}; {single}"

@@ -1,4 +1,4 @@
-"""Which files of an archive may be images."""
+"""List the files of an archive that may be images."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ _OTHER_FILES = re.compile(
 
 
 def list_images(uri: str) -> tuple[pa.Table, list[str]]:
-    """Files that may be images, with columns PATH and schema.SOURCE_URI, sorted; and a note on the others.
+    """Files that may be images, sorted, with columns PATH and schema.SOURCE_URI; and a note on the others.
 
-    Only its content can tell what a file is, so each one counts whatever its extension, but for hidden files
-    and names that are evidently something else. Pipes, sockets and devices are none. No file is opened.
+    Only its content determines what a file is, so files count regardless of their extension, except hidden files and
+    files whose names clearly say otherwise. Pipes, sockets and devices are skipped. No file is opened.
 
     Raises:
-        UserError: no file is left, or the URI cannot be listed.
+        UserError: no file remains, or the URI cannot be listed.
     """
     others: Counter[str] = Counter()
     batches = list(_batches(_candidates(list_files(uri, others), others)))
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(others.items()))
-    notes = [f"not taken for images: {kinds}"] if others else []
+    notes = [f"skipped files that are not images: {kinds}"] if others else []
     if not batches:
-        found = f" ({notes[0]})" if notes else ", nor any other file"
-        raise UserError(f"no image lies in {uri}{found}: give the folder that holds the X-rays")
+        content = f"no images ({notes[0]})" if notes else "no files"
+        raise UserError(f"expected X-rays in {uri}, got {content}: give the folder that contains the X-rays")
     return _sorted(pa.Table.from_batches(batches)), notes
 
 
 def files_below(uri: str) -> Iterator[FileEntry]:
-    """Every file below `uri`; none where there is no such folder."""
+    """Every file below `uri`; none if the folder does not exist."""
     try:
         yield from list_files(uri)
     except NotFoundError:
@@ -58,11 +58,11 @@ def files_below(uri: str) -> Iterator[FileEntry]:
 
 
 def image_key(name: str) -> str:
-    """What joins an image's file to its rows in label files: the file's name without folders and image suffixes.
+    """The key that joins an image file to its rows in label files: the file name without folders and image suffixes.
 
-    Blanks around the name, the suffix's case and the direction of slashes do not matter; the rest of the name does,
-    its case included. So "images\\A.PNG", "A.jpeg", " A" and "A.dcm.png" are one image, as are files of one name in
-    several folders: each gets what the label file says of that image.
+    Surrounding blanks, the case of the suffix and the direction of slashes are ignored; the case of the name is not. So
+    "images\\A.PNG", "A.jpeg", " A" and "A.dcm.png" have the same key, as have files with the same name in several
+    folders: each gets the labels of that image.
     """
     key = name.replace("\\", "/").rpartition("/")[2].strip()
     stem, _, suffix = key.rpartition(".")
@@ -75,13 +75,13 @@ def image_key(name: str) -> str:
 
 
 def image_ids(paths: pa.Array, names: pa.Array) -> tuple[pa.Array, list[str]]:
-    """Files' names; paths for files that share their name with another, which a note counts."""
+    """File names as ids, or paths for names shared by several files, which a note counts."""
     counts = names.value_counts()
     shared = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     if not len(shared):
         return names, []
     note = (
-        f"{len(shared):,} image names belong to several files: each of these files is used, with its path as its id"
+        f"image names shared by several files: {len(shared):,}; each of these files is used, with its path as its id"
     )
     return pc.if_else(pc.is_in(names, value_set=shared), paths, names), [note]
 
@@ -92,7 +92,7 @@ def _batches(entries: Iterator[FileEntry]) -> Iterator[pa.RecordBatch]:
 
 
 def _sorted(files: pa.Table) -> pa.Table:
-    """By path, in chunks, each far below the 2 GiB that an Arrow string array can hold."""
+    """Sort by path, in chunks far below the 2 GiB limit of an Arrow string array."""
     order = pc.sort_indices(files[PATH])
     files = files.combine_chunks()
     starts = range(0, len(order), _CHUNK)
@@ -108,7 +108,7 @@ def _candidates(entries: Iterable[FileEntry], others: Counter[str]) -> Iterator[
 
 
 def _other_kind(path: str) -> str | None:
-    """What a file evidently is that is no image, by its name alone."""
+    """The kind of a file whose name shows that it is not an image; None for others."""
     if path.startswith(".") or "/." in path:
         return "hidden"
     other = _OTHER_FILES.fullmatch(path.rpartition("/")[2])

@@ -1,12 +1,12 @@
-"""The JSRT database (Shiraishi et al. 2000) with the lungs of the SCR database (van Ginneken et al. 2006).
+"""The JSRT database (Shiraishi et al. 2000) with the lung masks of the SCR database (van Ginneken et al. 2006).
 
-    JPCLN001.IMG … JPCLN154.IMG    chests with one lung nodule each, anywhere below the archive's root
-    JPCNN001.IMG … JPCNN093.IMG    chests without one
+    JPCLN001.IMG … JPCLN154.IMG    one lung nodule each; anywhere below the archive's root
+    JPCNN001.IMG … JPCNN093.IMG    no nodule
     masks/left lung/JPCLN001.gif, masks/right lung/JPCLN001.gif …   1024 x 1024, also below fold1/ and fold2/
 
-The images are 2048 x 2048 pixels of .175 mm without a header (`imaging.raster.inspect_jsrt`); copies as PNG, of any
-size, count as well. One image a patient; the splits follow from the image's name by a hash, since SCR's two folds
-are for cross-validation. Hearts, clavicles, landmarks and the list of the nodules' places are not read.
+The images are 2048 x 2048 pixels of .175 mm without a header (`imaging.png_jpeg.inspect_jsrt`); PNG copies of any size
+are accepted as well. There is one image per patient; splits are a hash of the image's name, because SCR's two folds are
+for cross-validation. Heart and clavicle masks, landmarks and nodule positions are not read.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from cxr.errors import UserError
 from cxr.sources.image_files import PATH, image_ids, image_key, list_images
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
+from cxr.wording import counted
 
 name = "jsrt"
 
 FINDING = "Nodule"
-NODULE, NO_NODULE = "JPCLN", "JPCNN"  # with which the images' names begin
+NODULE, NO_NODULE = "JPCLN", "JPCNN"  # prefixes of the image names
 MASKS, SIDES = "masks", ("left lung", "right lung")
 FRAME_PX, SPACING_MM = 2048, 0.175
 
-_KNOWN = (  # the first image of a kind, or a folder of the two databases as they are unpacked
+_KNOWN = (  # the first image of each kind, or a folder of the unpacked databases
     *(f"{kind}001.{suffix}" for kind in (NODULE, NO_NODULE) for suffix in ("IMG", "png", "jpg")),
     "All247images",
     *(f"{folder}{MASKS}/{SIDES[0]}" for folder in ("", "fold1/", "scratch/fold1/")),
@@ -39,24 +40,24 @@ _NAME = re.compile(rf"({NODULE}|{NO_NODULE})\d+", re.IGNORECASE)
 
 
 def detect(uri: str) -> bool:
-    """Whether one of a few known files and folders is there."""
+    """Whether one of a few known files and folders exists."""
     return any(storage.exists(storage.join(uri, path)) for path in _KNOWN)
 
 
 def manifest(uri: str) -> Manifest:
-    """Every image with a name of the database; masks null for those without both lungs, which a note counts.
+    """List every image with a name of the database; masks are null unless both lungs exist, which a note counts.
 
     Raises:
-        UserError: there is none.
+        UserError: there are no such images.
     """
     files, notes = list_images(uri)
     paths = files[PATH].to_pylist()
-    found = [None if MASKS in _folders(path) else _name(path) for path in paths]
-    images = files.filter(pa.array([each is not None for each in found]))
+    matched = [None if MASKS in _folders(path) else _name(path) for path in paths]
+    images = files.filter(pa.array([each is not None for each in matched]))
     if not images.num_rows:
-        wanted = f"{NODULE}001.IMG … {NO_NODULE}093.IMG"
-        raise UserError(f"no image {wanted} lies in {uri}: put them there, or choose the source folder")
-    stems = [each for each in found if each]
+        names = f"{NODULE}001.IMG … {NO_NODULE}093.IMG"
+        raise UserError(f"expected images named {names} in {uri}, got none: add them, or use --source folder")
+    stems = [each for each in matched if each]
     masks = _masks(files, stems)
     names = pa.array([path.rpartition("/")[2] for path in images[PATH].to_pylist()], pa.string())
     ids, id_notes = image_ids(images[PATH].combine_chunks(), names)
@@ -74,7 +75,7 @@ def manifest(uri: str) -> Manifest:
 
 
 def _masks(files: pa.Table, stems: Iterable[str]) -> pa.Array:
-    """`masks` of each image; null unless both lungs are there: one alone would be a wrong mask."""
+    """Column `masks`; null unless both lungs exist, because one alone would be a wrong mask."""
     lungs: dict[tuple[str, str], str] = {}
     for path, uri in zip(files[PATH].to_pylist(), files[schema.SOURCE_URI].to_pylist(), strict=True):
         if side := _side(path):
@@ -85,7 +86,7 @@ def _masks(files: pa.Table, stems: Iterable[str]) -> pa.Array:
 
 
 def _name(path: str) -> str | None:
-    """The name in the database of an image or its mask; None for other files."""
+    """The database's name of an image or its mask; None for other files."""
     key = image_key(path)
     return key.upper() if _NAME.fullmatch(key) else None
 
@@ -95,7 +96,7 @@ def _folders(path: str) -> list[str]:
 
 
 def _side(path: str) -> str | None:
-    """Which lung a file is the mask of; None for other files."""
+    """The lung of which a file is the mask; None for other files."""
     *_, parent, side = ["", "", *_folders(path)]
     return side if parent == MASKS and side in SIDES and _name(path) else None
 
@@ -106,5 +107,7 @@ def _mask(uri: str | None) -> dict[str, str | None]:
 
 def _notes(paths: Sequence[str], images: int, without_masks: int) -> list[str]:
     others = sum(_side(path) is None for path in paths) - images
-    notes = [f"{others:,} files are neither named as the database's images nor masks of lungs"] if others else []
-    return [*notes, f"{without_masks:,} of {images:,} images have no lung masks here"] if without_masks else notes
+    notes = [f"skipped files that are neither images of the database nor lung masks: {others:,}"] if others else []
+    return (
+        [*notes, f"without lung masks: {without_masks:,} of {counted(images, 'image')}"] if without_masks else notes
+    )

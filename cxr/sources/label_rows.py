@@ -1,7 +1,7 @@
-"""What the rows of a label file say of an image, where rows repeat or contradict each other and where words vary.
+"""Merge the rows of a label file by image, with repeated and contradictory rows and varying spellings.
 
-The same row twice is one row. What the rows of an image differ in is unknown; a blank says nothing, so it differs
-from nothing. Words are compared by their letters and digits alone, whatever their case.
+Repeated rows count once. Values in which the rows of an image differ are unknown; a blank contradicts nothing. Words are
+compared only by their letters and digits, regardless of case.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from cxr import schema
 from cxr.sources.csv_table import CsvTable
 from cxr.sources.image_files import image_key
+from cxr.wording import counted
 
 _WORDS_IN_NOTE = 10
 _LETTERS_IN_NOTE = 40  # of each word
@@ -23,18 +24,18 @@ def image_keys(table: CsvTable, column: str) -> list[str]:
     """The `image_key` of each row's image, whose name is in `column`.
 
     Raises:
-        UserError: a row names no image.
+        UserError: a row does not name an image.
     """
     names = table.column(column)
     keys = [image_key(name) for name in names]
     if "" in keys:
         row = keys.index("")
-        raise table.error(row, "the name of an image", names[row])
+        raise table.error(row, "an image name", names[row])
     return keys
 
 
 def rows_by_image(table: CsvTable, column: str) -> dict[str, list[int]]:
-    """The rows (as indices) about each image, by `image_key`, in the file's order; raises as `image_keys`."""
+    """Indices of the rows of each image, by `image_key`, in the file's order; raises like `image_keys`."""
     rows: dict[str, list[int]] = defaultdict(list)
     for row, key in enumerate(image_keys(table, column)):
         rows[key].append(row)
@@ -42,7 +43,7 @@ def rows_by_image(table: CsvTable, column: str) -> dict[str, list[int]]:
 
 
 def merged_row(rows: Sequence[Sequence[str]]) -> tuple[list[str], bool]:
-    """One row from those of an image, blank where they differ; and whether they differ anywhere."""
+    """Merge the rows of an image into one that is blank where they differ; also whether they differ anywhere."""
     merged, differ = [], False
     for values in zip(*rows, strict=True):
         spellings = {value.casefold(): value for value in values if value}
@@ -52,12 +53,12 @@ def merged_row(rows: Sequence[Sequence[str]]) -> tuple[list[str], bool]:
 
 
 def agreed_labels(statements: Sequence[np.ndarray]) -> tuple[np.ndarray, bool]:
-    """What one or more statements about an image, each int8 (findings,), say together; and whether they contradict.
+    """Combine statements about an image, each int8 (findings,); also return whether any contradict each other.
 
-    A finding is unknown if none says anything of it, or one says positive and another negative.
+    A finding is unknown if no statement says anything about it, or if they disagree.
     """
-    said = np.stack(statements)
-    positive, negative = ((said == value).any(0) for value in (schema.POSITIVE, schema.NEGATIVE))
+    stacked = np.stack(statements)
+    positive, negative = ((stacked == value).any(0) for value in (schema.POSITIVE, schema.NEGATIVE))
     agreed = np.where(positive, schema.POSITIVE, schema.NEGATIVE)
     return np.where(positive != negative, agreed, schema.UNKNOWN).astype(np.int8), bool((positive & negative).any())
 
@@ -68,16 +69,16 @@ def word_key(word: str) -> str:
 
 
 def unknown_words_note(words: Counter[str], file: str, consequence: str) -> list[str]:
-    """A note that names the words that are not understood, each with the number of rows that have it."""
+    """A note that lists unrecognized words, each with its number of rows."""
     if not words:
         return []
     named = [f"{word[:_LETTERS_IN_NOTE]!r} ({count:,})" for word, count in words.most_common(_WORDS_IN_NOTE)]
-    more = [f"{len(words) - _WORDS_IN_NOTE:,} other words"] if len(words) > _WORDS_IN_NOTE else []
-    return [f"{file} has words that are not understood, {', '.join([*named, *more])}: {consequence}"]
+    more = [counted(len(words) - _WORDS_IN_NOTE, "other word")] if len(words) > _WORDS_IN_NOTE else []
+    return [f"unrecognized words in {file}, {', '.join([*named, *more])}: {consequence}"]
 
 
 def contradictions_note(images: int, file: str) -> list[str]:
     """A note that counts the images whose rows contradict each other."""
     if not images:
         return []
-    return [f"{images:,} images have rows in {file} that contradict each other: what they differ in is unknown"]
+    return [f"contradictory rows in {file}: {counted(images, 'image')}; the values that differ are unknown"]

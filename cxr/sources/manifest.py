@@ -1,4 +1,4 @@
-"""What every source gives: a Manifest, one row an image, nothing decoded yet."""
+"""Manifest: the result of every source, with one row per image and nothing decoded yet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BOXES_FRAME_PX = b"cxr.boxes_frame_px"
 
 @dataclass
 class Manifest:
-    """An archive's images, the findings that their labels stand for, and notes for the user."""
+    """An archive's images, the findings of their labels in order, and notes for the user."""
 
     table: pa.Table  # schema.MANIFEST
     findings: tuple[str, ...]
@@ -33,28 +33,28 @@ class Manifest:
 
 
 class Source(Protocol):
-    """The reader of one layout. Modules of this package are sources."""
+    """The reader of one archive layout; implemented by modules of this package."""
 
     @property
     def name(self) -> str: ...
 
     def detect(self, uri: str) -> bool:
-        """Whether the archive has this layout, by a few known file names; lists nothing."""
+        """Whether the archive has this layout, judging by a few file names, without listing it."""
         ...
 
     def manifest(self, uri: str) -> Manifest:
-        """Every image of the archive exactly once.
+        """List every image of the archive exactly once.
 
         Raises:
-            UserError: the layout's own files cannot be read, or there is no image.
+            UserError: the layout's lists cannot be read, or there are no images.
         """
         ...
 
 
 def manifest_table(columns: Mapping[str, pa.Array | pa.ChunkedArray], frame_px: int | None = None) -> pa.Table:
-    """A table of `schema.MANIFEST` from some of its columns, null in the others.
+    """A table with `schema.MANIFEST` from some of its columns; the others are null.
 
-    `frame_px` is kept with it, to be read by `boxes_frame_px`.
+    `frame_px` is stored in its metadata and read by `boxes_frame_px`.
     """
     rows = len(columns[schema.IMAGE_ID])
     arrays = [
@@ -66,9 +66,9 @@ def manifest_table(columns: Mapping[str, pa.Array | pa.ChunkedArray], frame_px: 
 
 
 def boxes_frame_px(manifest_schema: pa.Schema) -> int | None:
-    """Side of the square frame that a manifest's boxes and spacing refer to, whatever the files' own size.
+    """Side of the square image to which a manifest's boxes and spacing refer, regardless of the files' size.
 
-    None: they are those of each file's own pixels, but for images with a `schema.BOXES_FRAME` of their own; see
+    None: they refer to each file's own pixels, except for images with their own `schema.BOXES_FRAME`; see
     `frame_scales`.
     """
     side = (manifest_schema.metadata or {}).get(_BOXES_FRAME_PX)
@@ -78,19 +78,19 @@ def boxes_frame_px(manifest_schema: pa.Schema) -> int | None:
 def frame_scales(
     own_frame_px: Sequence[int] | None, side_px: int | None, height_px: int, width_px: int
 ) -> tuple[float, float]:
-    """What an image's boxes are to be multiplied by in x and y, its spacing divided by, in pixels of its file.
+    """Factors in x and y from boxes in the manifest to pixels of the file; divide the spacing by them.
 
     Args:
         own_frame_px: the image's `schema.BOXES_FRAME`, [height, width].
         side_px: `boxes_frame_px` of its manifest.
-        height_px, width_px: of the file.
+        height_px, width_px: size of the file's image.
     """
     height, width = own_frame_px or ((side_px, side_px) if side_px else (height_px, width_px))
     return width_px / width, height_px / height
 
 
 def labels_column(labels_NC: np.ndarray) -> pa.ListArray:
-    """`labels` from int8 (N, findings)."""
+    """Column `labels` from int8 (N, findings)."""
     rows, findings = labels_NC.shape
     offsets = np.arange(rows + 1, dtype=np.int32) * findings
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(labels_NC.reshape(-1), pa.int8()))

@@ -1,13 +1,13 @@
-"""The National Library of Medicine's two tuberculosis sets with lung masks: Montgomery and Shenzhen.
+"""The two tuberculosis data sets with lung masks of the National Library of Medicine: Montgomery and Shenzhen.
 
     montgomery: CXR_png/MCUCXR_0001_0.png  ManualMask/leftMask/MCUCXR_0001_0.png  ManualMask/rightMask/…
     shenzhen:   CXR_png/CHNCXR_0001_0.png  mask/CHNCXR_0001_0_mask.png
 
-Images and Montgomery's masks: Jaeger et al. 2014 (Quant. Imaging Med. Surg. 4(6), 475–477); Shenzhen's masks,
-which are not there for every image: Stirenko et al. 2018. Images and masks in another format count as well (see
-`listing.image_key`). One image a patient. The last digit of a name tells tuberculosis (1) from none (0), which is no
-finding of `schema.FINDINGS` and goes into `extra`. `ClinicalReadings/`, a text an image in the full releases, is not
-read.
+Images and Montgomery's masks: Jaeger et al. 2014 (Quant. Imaging Med. Surg. 4(6), 475–477). Shenzhen's masks, which do
+not cover every image: Stirenko et al. 2018. Images and masks in another format are accepted as well (see
+`image_files.image_key`). There is one image per patient. The last digit of a name is 1 for tuberculosis and 0
+otherwise; since `schema.FINDINGS` has no tuberculosis, it goes into `extra`. The texts in `ClinicalReadings/` of the
+full releases are not read.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from cxr.sources.image_files import PATH, files_below, image_key, list_images
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
 from cxr.storage import UnreadableError, join
+from cxr.wording import counted
 
 IMAGES = "CXR_png"
 TUBERCULOSIS = "tuberculosis"  # in `extra`: 0 or 1
-LISTED_TO_DETECT = 20  # files of CXR_png that are looked at
+LISTED_TO_DETECT = 20  # files of CXR_png to examine
 
 
 @dataclass(frozen=True)
 class MaskedLungs:
-    """The source of one of the two sets.
+    """The source of one of the two data sets.
 
     Args:
-        name: of the source.
-        prefix: with which the images' names begin.
-        masks: paths of the masks that together cover an image's lungs, "{}" for its name without ".png".
+        name: name of the source.
+        prefix: prefix of the image names.
+        masks: paths of the masks that together cover an image's lungs; "{}" stands for its name without ".png".
     """
 
     name: str
@@ -47,24 +48,24 @@ class MaskedLungs:
     masks: tuple[str, ...]
 
     def detect(self, uri: str) -> bool:
-        """Whether CXR_png holds such names; lists a few of them, since no file is sure to be there."""
+        """Whether CXR_png contains such names; lists a few files, because no particular file is always present."""
         try:
             names = [entry.path for entry in islice(files_below(join(uri, IMAGES)), LISTED_TO_DETECT)]
-        except UnreadableError:  # below a file, say
+        except UnreadableError:  # for example, if CXR_png is below a file
             return False
         return any(image_key(name).startswith(self.prefix) for name in names)
 
     def manifest(self, uri: str) -> Manifest:
-        """Every image of CXR_png; masks null for those without their masks, which a note counts.
+        """List every image in CXR_png; masks are null where missing, which a note counts.
 
         Raises:
-            UserError: there is no image.
+            UserError: there are no images.
         """
         files, notes = list_images(join(uri, IMAGES))
         names = files[PATH]
         keys = [image_key(name) for name in names.to_pylist()]
         masks = self._masks(uri, keys)
-        patients = pa.array([f"{key}.png" for key in keys], pa.string())  # the published name, of copies too
+        patients = pa.array([f"{key}.png" for key in keys], pa.string())  # the published name, also for copies
         columns = {
             schema.IMAGE_ID: names,
             schema.PATIENT_ID: patients,
@@ -75,16 +76,16 @@ class MaskedLungs:
             schema.EXTRA: pa.array([_extra(key) for key in keys], pa.string()),
         }
         if masks.null_count:
-            notes.append(f"{masks.null_count:,} of {len(names):,} images have no lung mask here")
+            notes.append(f"without lung masks: {masks.null_count:,} of {counted(len(names), 'image')}")
         return Manifest(manifest_table(columns), (), notes)
 
     def _masks(self, uri: str, keys: Sequence[str]) -> pa.Array:
-        """`masks` of each image; null unless all of its mask files are there: one lung would be a wrong mask."""
+        """Column `masks`; null unless all mask files of the image exist, because one lung would be a wrong mask."""
         folders = [mask.rpartition("/")[0] for mask in self.masks]
-        there = [{image_key(entry.path): entry.uri for entry in files_below(join(uri, each))} for each in folders]
+        existing = [{image_key(entry.path): entry.uri for entry in files_below(join(uri, each))} for each in folders]
         masks = []
         for key in keys:
-            uris = [of.get(image_key(mask.format(key))) for of, mask in zip(there, self.masks, strict=True)]
+            uris = [of.get(image_key(mask.format(key))) for of, mask in zip(existing, self.masks, strict=True)]
             masks.append([_mask(uri) for uri in uris if uri] if all(uris) else None)
         return pa.array(masks, schema.MANIFEST.field(schema.MASKS).type)
 

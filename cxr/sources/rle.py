@@ -1,7 +1,7 @@
-"""Run-length codes of masks, as the SIIM-ACR Pneumothorax Segmentation data (2019) writes them.
+"""Run-length encoding of masks as in the SIIM-ACR Pneumothorax Segmentation data (2019).
 
-A code is a list of pairs, the gap since the end of the previous run and the run's length, over the mask's
-pixels in column-major order, counted from 0. An empty mask is "-1".
+A code is a list of pairs, the gap since the end of the previous run (or the start of the image) and the run's length,
+over the mask's pixels in column-major order. An empty mask is "-1".
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 
 from cxr.errors import ImageRejectedError
+from cxr.wording import counted
 
 EMPTY = "-1"
 
 
 def encode(mask: np.ndarray) -> str:
-    """The code of a mask, bool (H, W)."""
+    """Encode a mask, bool (H, W)."""
     mask = mask.astype(bool, copy=False)
     columns = np.flatnonzero(mask.any(axis=0))
     if not columns.size:
@@ -33,15 +34,15 @@ def encode(mask: np.ndarray) -> str:
 
 
 def decode(rle: str, height: int, width: int) -> np.ndarray:
-    """The mask of a code, bool (height, width).
+    """Decode a mask, bool (height, width).
 
     Raises:
-        Refused: the code is not a list of pairs of whole numbers, or runs over the end of the image.
+        ImageRejectedError: the code is not a list of pairs of integers, or exceeds the image.
     """
     values, pixels = _values(rle), height * width
     edges = np.cumsum(values)
     if values.max(initial=0) > pixels or edges.max(initial=0) > pixels:
-        raise ImageRejectedError(f"mask code runs over the end of the image ({width} x {height} = {pixels} pixels)")
+        raise ImageRejectedError(f"mask code exceeds the image ({width} x {height} = {pixels} pixels)")
     flat = np.zeros(pixels, bool)
     for start, end in edges.reshape(-1, 2).tolist():
         flat[start:end] = True
@@ -49,7 +50,7 @@ def decode(rle: str, height: int, width: int) -> np.ndarray:
 
 
 def _transposed(mask: np.ndarray) -> np.ndarray:
-    """bool (W, H) with its rows one after another in memory."""
+    """The transposed mask, bool (W, H), contiguous in memory."""
     return mask.T if mask.T.flags.c_contiguous else cv2.transpose(mask.view(np.uint8)).view(bool)
 
 
@@ -57,13 +58,13 @@ def _values(rle: str) -> np.ndarray:
     words = rle.split()
     if words == [EMPTY]:
         return np.empty(0, np.int64)
-    wanted = f"wanted pairs of gap and length, or {EMPTY} for an empty mask"
+    expected = f"invalid mask code: expected pairs of gap and length, or {EMPTY} for an empty mask"
     try:
         values = np.array(words, np.int64)
     except (ValueError, OverflowError):
-        raise ImageRejectedError(f"mask code {rle[:40]!r} holds more than whole numbers: {wanted}") from None
+        raise ImageRejectedError(f"{expected}, got {rle[:40]!r}, which is not only integers") from None
     if not words or len(words) % 2:
-        raise ImageRejectedError(f"mask code of {len(words)} values: {wanted}")
+        raise ImageRejectedError(f"{expected}, got {counted(len(words), 'value')}")
     if values.min() < 0:
-        raise ImageRejectedError(f"mask code holds the negative value {values.min()}: {wanted}")
+        raise ImageRejectedError(f"{expected}, got the negative value {values.min()}")
     return values

@@ -1,9 +1,8 @@
-"""Known truth that lies beside an archive's images: poses and masks of phantoms, by image id.
+"""Ground truth beside an archive's images (`truth.parquet`): poses and masks of phantoms, by image id.
 
-A mask is a run-length code or the URI of a picture. A URI that has no scheme and does not begin with a slash is
-relative to the archive's root. All must lie below that root, so that a table that comes with an archive cannot have
-other files read. To use a table of your own that names pictures elsewhere, set CXR_ALLOW_OUTSIDE_MASKS=1 in the
-environment of the job.
+A mask is a run-length code or the URI of an image file. A URI without a scheme and a leading slash is relative to the
+archive's root. All files must be below that root, so that a table that comes with an archive cannot make a job read
+other files. To use your own table with masks elsewhere, set CXR_ALLOW_OUTSIDE_MASKS=1 in the environment of the job.
 """
 
 from __future__ import annotations
@@ -20,17 +19,18 @@ from cxr.errors import UserError
 from cxr.sources.label_rows import contradictions_note
 from cxr.sources.manifest import Manifest
 from cxr.storage import exists, is_local, join, normalize, read_bytes
+from cxr.wording import counted
 
-TRUTH_FILE = "truth.parquet"  # schema.IMAGE_ID and any of COLUMNS, in the types of schema.MANIFEST
+TRUTH_FILE = "truth.parquet"  # columns: schema.IMAGE_ID and any of COLUMNS, with the types of schema.MANIFEST
 COLUMNS = (schema.TRUE_THETA, schema.MASKS)
 ALLOW_OUTSIDE = "CXR_ALLOW_OUTSIDE_MASKS"
 
 
 def with_truth(manifest: Manifest, uri: str) -> Manifest:
-    """The manifest with what `truth.parquet` in the archive's root says of its images; as it is without one.
+    """Add the columns of `truth.parquet` in the archive's root, if there is one.
 
     Raises:
-        UserError: the file is not such a table, or names a mask outside the archive.
+        UserError: the file is not such a table, or refers to a mask outside the archive.
     """
     location = join(uri, TRUTH_FILE)
     if not exists(location):
@@ -43,7 +43,7 @@ def with_truth(manifest: Manifest, uri: str) -> Manifest:
     for column in truth.column_names[1:]:
         index = table.schema.get_field_index(column)
         table = table.set_column(index, table.schema.field(index), truth[column].take(rows))
-    notes = [f"{TRUTH_FILE} speaks of {len(rows) - rows.null_count:,} of {len(rows):,} images"]
+    notes = [f"{TRUTH_FILE} covers {len(rows) - rows.null_count:,} of {counted(len(rows), 'image')}"]
     notes += contradictions_note(contradictory, TRUTH_FILE)
     return Manifest(table, manifest.findings, [*manifest.notes, *notes])
 
@@ -56,35 +56,35 @@ def _read(location: str) -> pa.Table:
         fields = [schema.MANIFEST.field(name) for name in columns if name in (schema.IMAGE_ID, *table.column_names)]
         table = table.select([field.name for field in fields]).cast(pa.schema(fields)).combine_chunks()
         table.validate(full=True)
-    except (pa.ArrowException, KeyError, OSError, ValueError) as error:  # of damaged pages, footers and names too
+    except (pa.ArrowException, KeyError, OSError, ValueError) as error:  # damaged pages, footers and names included
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{location}: expected a table of {', '.join(columns)}, got an error ({reason}): mend or remove it"
+            f"{location}: expected a table with the columns {', '.join(columns)}, got an error ({reason}): repair or remove it"
         ) from error
     return table
 
 
 def _one_row_per_image(truth: pa.Table) -> tuple[pa.Table, int]:
-    """The table with one row per image, null where its rows differ; and the number of images whose rows do."""
+    """Merge to one row per image, null where its rows differ; also the number of images whose rows differ."""
     ids = truth[schema.IMAGE_ID]
     if len(ids) == len(ids.unique()):
         return truth, 0
     rows: dict[str, dict] = {}
     contradictory: set[str] = set()
     for row in truth.to_pylist():
-        kept = rows.setdefault(row[schema.IMAGE_ID], row)
+        first = rows.setdefault(row[schema.IMAGE_ID], row)
         for column in truth.column_names[1:]:
-            if row[column] != kept[column]:
-                kept[column] = None
+            if row[column] != first[column]:
+                first[column] = None
                 contradictory.add(row[schema.IMAGE_ID])
     return pa.Table.from_pylist(list(rows.values()), truth.schema), len(contradictory)
 
 
 def with_masks_inside(truth: pa.Table, location: str, archive: str) -> pa.Table:
-    """The table with whole URIs of masks.
+    """Resolve the URIs of masks.
 
     Raises:
-        UserError: a mask lies outside the archive, or a mask has no label, or neither a code nor a URI.
+        UserError: a mask is outside the archive, has no label, or has neither a code nor a URI.
     """
     each = pc.list_flatten(truth[schema.MASKS])
     has_label, has_code, has_uri = (
@@ -92,27 +92,29 @@ def with_masks_inside(truth: pa.Table, location: str, archive: str) -> pa.Table:
         for name in (schema.LABEL, schema.MASK_RLE, schema.MASK_URI)
     )
     if not pc.all(pc.and_(has_label, pc.or_(has_code, has_uri)), min_count=0).as_py():
-        raise UserError(f"{location}: expected masks that have a label, and a code or a URI, got one without")
+        raise UserError(
+            f"{location}: expected a label and either a code or a URI for each mask, got a mask without: correct it"
+        )
     if not pc.any(has_uri, min_count=0).as_py():
         return truth
     masks = truth[schema.MASKS].to_pylist()
     for mask in (mask for of_image in masks for mask in of_image or ()):
         if mask[schema.MASK_URI]:
-            mask[schema.MASK_URI] = _resolved(mask[schema.MASK_URI], location, archive)
+            mask[schema.MASK_URI] = _resolve(mask[schema.MASK_URI], location, archive)
     index = truth.schema.get_field_index(schema.MASKS)
     return truth.set_column(index, truth.schema.field(index), pa.array(masks, truth.schema.field(index).type))
 
 
-def _resolved(given: str, location: str, archive: str) -> str:
-    """The whole URI, without "." and "..", of a mask that is given by its own, or relative to the archive."""
-    uri = normalize(given if "://" in given or given.startswith("/") else f"{archive}/{given}")
+def _resolve(mask_uri: str, location: str, archive: str) -> str:
+    """The absolute URI, without "." and "..", of a mask URI that may be relative to the archive."""
+    uri = normalize(mask_uri if "://" in mask_uri or mask_uri.startswith("/") else f"{archive}/{mask_uri}")
     if not is_local(uri):
         scheme, _, rest = uri.partition("://")
         uri = f"{scheme}://{posixpath.normpath(rest)}"
     inside = uri.startswith(f"{archive.rstrip('/')}/")
     if not (inside or os.environ.get(ALLOW_OUTSIDE)):
         raise UserError(
-            f"{location}: expected masks inside the archive, got {given[:200]!r}; copy them into the archive, or set "
+            f"{location}: expected masks inside the archive, got {mask_uri[:200]!r}: copy them into the archive, or set "
             f"{ALLOW_OUTSIDE}=1 if you trust this table"
         )
     return uri

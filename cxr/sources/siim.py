@@ -1,19 +1,17 @@
-"""SIIM-ACR Pneumothorax Segmentation (Society for Imaging Informatics in Medicine, 2019), in its two releases.
+"""SIIM-ACR Pneumothorax Segmentation (Society for Imaging Informatics in Medicine, 2019), DICOM or PNG release.
 
-    DICOM: train-rle.csv or stage_2_train.csv (ImageId, EncodedPixels), and anywhere below it one file an image,
-           ImageId.dcm
+    DICOM: train-rle.csv or stage_2_train.csv (ImageId, EncodedPixels); one file ImageId.dcm per image, anywhere below
     PNG:   png_images/, png_masks/ (the same names), stage_1_train_images.csv and stage_1_test_images.csv
            (new_filename, ImageId, has_pneumo)
 
-`ImageId` is an image's SOP Instance UID and, in both releases, its id here. A pneumothorax in several pieces has
-several rows in the list of codes, which become several masks; a code counts the pixels of its own image, which has
-1024 x 1024 of them, so that it does not fit copies of another size. An image known to have none, whose code is "-1"
-or blank, has the one empty mask "-1", so that it differs from an image of which nothing is known, whose masks are
-null. Rows that contradict each other, and values that are not understood, make an image unknown.
+`ImageId` is an image's SOP Instance UID and its id here, in both releases. A pneumothorax in several pieces has several
+rows in the list of codes, which become several masks. A code applies to the original 1024 x 1024 pixels, so it does not
+fit copies of another size. An image without pneumothorax, whose code is "-1" or blank, has one empty mask "-1"; an
+image about which nothing is known has null masks. Contradictory rows and unrecognized values make an image unknown.
 
-The test part are the images of stage_1_test_images.csv, or those of which the lists say nothing; where none of
-these is here, and for training and validation, a hash of the image's id decides. No file tells the patients but
-the DICOM headers, where each image has a patient of its own.
+The test split consists of the images in stage_1_test_images.csv or, in the DICOM release, of those that are not listed.
+If there are none of these, and for training and validation, a hash of the image's id decides. Only DICOM headers name
+patients, and there each image has a patient of its own.
 """
 
 from __future__ import annotations
@@ -34,11 +32,12 @@ from cxr.sources.image_files import PATH, files_below, image_ids, image_key, lis
 from cxr.sources.label_rows import contradictions_note, merged_row, rows_by_image, unknown_words_note
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
+from cxr.wording import counted
 
 name = "siim"
 
-FINDING = "Pneumothorax"  # also the masks' label
-CODES_FILE, STAGE_2_FILE = "train-rle.csv", "stage_2_train.csv"  # the second, with more images, counts if both exist
+FINDING = "Pneumothorax"  # also the label of the masks
+CODES_FILE, STAGE_2_FILE = "train-rle.csv", "stage_2_train.csv"  # the second has more images and takes precedence
 IMAGES, MASKS = "png_images", "png_masks"
 TRAIN_FILE, TEST_FILE = "stage_1_train_images.csv", "stage_1_test_images.csv"
 
@@ -57,7 +56,7 @@ Mask = dict[str, str | None]
 
 @dataclass(frozen=True)
 class _Entry:
-    """What a release says of one image; `masks` is None where it says nothing of its mask."""
+    """The entry of an image in the lists; `masks` is None if they are unknown."""
 
     image_id: str
     label: int
@@ -67,65 +66,65 @@ class _Entry:
 
 
 def detect(uri: str) -> bool:
-    return _has_pictures(uri) or _codes_file(uri) is not None
+    return _is_png_release(uri) or _codes_file(uri) is not None
 
 
 def manifest(uri: str) -> Manifest:
-    """Every image file once, with what the release's lists say of it; notes count what is only here or only there.
+    """List every image file once, joined to the release's lists; notes count missing and unlisted images.
 
     Raises:
-        UserError: the lists are missing or broken, or there is no image.
+        UserError: the lists are missing or damaged, or there are no images.
     """
     codes_file = _codes_file(uri)
-    if _has_pictures(uri):
+    if _is_png_release(uri):
         lists, images, has_test_list = f"{TRAIN_FILE} and {TEST_FILE}", storage.join(uri, IMAGES), True
-        entries, list_notes = _from_pictures(uri)
+        entries, list_notes = _from_png_release(uri)
     elif codes_file:
         lists, images, has_test_list = codes_file, uri, False
-        entries, list_notes = _from_codes(storage.join(uri, codes_file))
+        entries, list_notes = _from_dicom_release(storage.join(uri, codes_file))
     else:
-        missing = f"neither {CODES_FILE} nor {STAGE_2_FILE} nor {IMAGES}/ with {TRAIN_FILE}"
-        raise UserError(f"{uri} has {missing}: put them there, or choose the source folder")
+        expected = f"{CODES_FILE}, {STAGE_2_FILE} or {IMAGES}/ with {TRAIN_FILE}"
+        raise UserError(f"expected {expected} in {uri}, got none of them: add them, or use --source folder")
     files, notes = list_images(images)
     keys = [image_key(path) for path in files[PATH].to_pylist()]
     notes += [*_presence_notes(lists, entries, keys), *list_notes]
-    told = [entries.get(key) or _Entry(key, schema.UNKNOWN, None, is_test=True) for key in keys]
-    columns, id_notes = _columns(files, told, has_test_list)
-    lost = sum(entry.label == schema.POSITIVE and entry.masks is None for entry in told)
-    notes += [f"{lost:,} images with a pneumothorax have no mask that can be read"] if lost else []
+    by_file = [entries.get(key) or _Entry(key, schema.UNKNOWN, None, is_test=True) for key in keys]
+    columns, id_notes = _columns(files, by_file, has_test_list)
+    lost = sum(entry.label == schema.POSITIVE and entry.masks is None for entry in by_file)
+    notes += [f"with a pneumothorax but without a readable mask: {counted(lost, 'image')}"] if lost else []
     return Manifest(manifest_table(columns), (FINDING,), [*notes, *id_notes])
 
 
 def _codes_file(uri: str) -> str | None:
     stage_2 = storage.join(uri, STAGE_2_FILE)
-    if storage.exists(stage_2) and has_columns(stage_2, (IMAGE_ID, CODE)):  # other challenges use this name too
+    if storage.exists(stage_2) and has_columns(stage_2, (IMAGE_ID, CODE)):  # other challenges use this file name too
         return STAGE_2_FILE
     return CODES_FILE if storage.exists(storage.join(uri, CODES_FILE)) else None
 
 
-def _has_pictures(uri: str) -> bool:
+def _is_png_release(uri: str) -> bool:
     return all(storage.exists(storage.join(uri, each)) for each in (TRAIN_FILE, IMAGES))
 
 
 def _columns(
-    files: pa.Table, told: Sequence[_Entry], has_test_list: bool
+    files: pa.Table, entries: Sequence[_Entry], has_test_list: bool
 ) -> tuple[dict[str, pa.Array | pa.ChunkedArray], list[str]]:
     """The manifest's columns, and notes.
 
-    Without a test list the images without a row are in the test split, and so are some with one: otherwise that split
-    would have no truth.
+    Without a test list, unlisted images are in the test split, and some listed ones as well, because otherwise that
+    split would have no ground truth.
     """
-    names = pa.array([entry.image_id for entry in told], pa.string())
+    names = pa.array([entry.image_id for entry in entries], pa.string())
     ids, notes = image_ids(files[PATH].combine_chunks(), names)
-    is_test = np.array([entry.is_test for entry in told])
+    is_test = np.array([entry.is_test for entry in entries])
     columns = {
         schema.IMAGE_ID: ids,
         schema.PATIENT_ID: names,
         schema.SPLIT: split_by_patient(names, is_test, ~is_test if has_test_list and is_test.any() else None),
         schema.SOURCE_URI: files[schema.SOURCE_URI],
-        schema.LABELS: labels_column(np.array([[entry.label] for entry in told], np.int8)),
-        schema.MASKS: pa.array([entry.masks for entry in told], schema.MANIFEST.field(schema.MASKS).type),
-        schema.EXTRA: pa.array([entry.extra for entry in told], pa.string()),
+        schema.LABELS: labels_column(np.array([[entry.label] for entry in entries], np.int8)),
+        schema.MASKS: pa.array([entry.masks for entry in entries], schema.MANIFEST.field(schema.MASKS).type),
+        schema.EXTRA: pa.array([entry.extra for entry in entries], pa.string()),
     }
     return columns, notes
 
@@ -133,19 +132,19 @@ def _columns(
 # ---- The published lists
 
 
-def _from_codes(location: str) -> tuple[dict[str, _Entry], list[str]]:
+def _from_dicom_release(location: str) -> tuple[dict[str, _Entry], list[str]]:
     """Entries of the DICOM release, by `image_key`, and notes."""
     table = read_csv(location, (IMAGE_ID, CODE))
     codes = table.column(CODE)
     entries: dict[str, _Entry] = {}
-    strange: Counter[str] = Counter()
+    unknown_words: Counter[str] = Counter()
     contradictory = 0
     for image, rows in rows_by_image(table, IMAGE_ID).items():
-        given = dict.fromkeys(codes[row] for row in rows)  # the same row twice is one
-        pieces = [code for code in given if _is_piece(code)]
-        empty = [code for code in given if code in _NO_MASK]
-        others = [code for code in given if code not in pieces and code not in empty]
-        strange.update(others)
+        row_codes = dict.fromkeys(codes[row] for row in rows)  # repeated rows count once
+        pieces = [code for code in row_codes if _is_piece(code)]
+        empty = [code for code in row_codes if code in _NO_MASK]
+        others = [code for code in row_codes if code not in pieces and code not in empty]
+        unknown_words.update(others)
         contradictory += bool(pieces and empty)
         if pieces and not empty:
             entries[image] = _Entry(image, schema.POSITIVE, None if others else [_mask(code=code) for code in pieces])
@@ -154,20 +153,20 @@ def _from_codes(location: str) -> tuple[dict[str, _Entry], list[str]]:
         else:
             entries[image] = _Entry(image, schema.UNKNOWN, None)
     file = storage.name(location)
-    notes = unknown_words_note(strange, file, "the masks of these images are unknown")
+    notes = unknown_words_note(unknown_words, file, "the masks of these images are unknown")
     return entries, notes + contradictions_note(contradictory, file)
 
 
 def _is_piece(code: str) -> bool:
-    """Whether this is a list of pairs of whole numbers."""
+    """Whether the code is a list of pairs of non-negative integers."""
     numbers = code.split()
     return bool(numbers) and len(numbers) % 2 == 0 and code.isascii() and "".join(numbers).isdecimal()
 
 
-def _from_pictures(uri: str) -> tuple[dict[str, _Entry], list[str]]:
+def _from_png_release(uri: str) -> tuple[dict[str, _Entry], list[str]]:
     """Entries of the PNG release, by `image_key` of its files, and notes.
 
-    The mask is a picture where there is a pneumothorax; the other pictures, all black, need not be read.
+    Mask files are used only for images with a pneumothorax; the others are black and need not be read.
     """
     columns = (FILE_NAME, IMAGE_ID, HAS_PNEUMOTHORAX)
     rows: dict[str, list[list[str]]] = defaultdict(list)
@@ -179,24 +178,26 @@ def _from_pictures(uri: str) -> tuple[dict[str, _Entry], list[str]]:
             for key, each in rows_by_image(table, FILE_NAME).items():
                 rows[key] += [list(values[row]) for row in each]
                 listed[file].add(key)
-    pictures = {image_key(entry.path): entry.uri for entry in files_below(storage.join(uri, MASKS))}
+    mask_files = {image_key(entry.path): entry.uri for entry in files_below(storage.join(uri, MASKS))}
     entries: dict[str, _Entry] = {}
-    strange: Counter[str] = Counter()
+    unknown_words: Counter[str] = Counter()
     contradictory = 0
     for key, each in rows.items():
         merged, differ = merged_row(each)
         contradictory += differ
-        strange.update(text for *_, text in each if text.casefold() not in _LABELS)
+        unknown_words.update(text for *_, text in each if text.casefold() not in _LABELS)
         label = _LABELS.get(merged[2].casefold(), schema.UNKNOWN)
         masks = [_mask(code=rle.EMPTY)] if label == schema.NEGATIVE else None
-        if label == schema.POSITIVE and key in pictures:
-            masks = [_mask(uri=pictures[key])]
+        if label == schema.POSITIVE and key in mask_files:
+            masks = [_mask(uri=mask_files[key])]
         extra = json.dumps(dict(zip(columns, merged, strict=True)))
         entries[key] = _Entry(image_key(merged[1]) or key, label, masks, key in listed[TEST_FILE], extra)
-    notes = unknown_words_note(strange, f"{HAS_PNEUMOTHORAX} in {TRAIN_FILE}", "these images are unknown")
+    notes = unknown_words_note(
+        unknown_words, f"{HAS_PNEUMOTHORAX} in {TRAIN_FILE}", "the labels of these images are unknown"
+    )
     notes += contradictions_note(contradictory, f"{TRAIN_FILE} and {TEST_FILE}")
     if both := len(listed[TRAIN_FILE] & listed[TEST_FILE]):
-        notes.append(f"{both:,} images are in both {TRAIN_FILE} and {TEST_FILE}: they are used for testing")
+        notes.append(f"listed in both {TRAIN_FILE} and {TEST_FILE}, used for testing: {counted(both, 'image')}")
     return entries, notes
 
 
@@ -205,12 +206,12 @@ def _mask(code: str | None = None, uri: str | None = None) -> Mask:
 
 
 def _presence_notes(file: str, listed: Mapping[str, _Entry], here: Sequence[str]) -> list[str]:
-    """Words on listed images that are not here, and on images that are not listed."""
-    missing, untold = len(listed.keys() - set(here)), len([each for each in here if each not in listed])
+    """Notes on listed images without a file and on images that are not listed."""
+    missing, unlisted = len(listed.keys() - set(here)), len([each for each in here if each not in listed])
     notes = []
     if missing:
-        lost = f"{missing:,} of the {len(listed):,} images that {file} lists"
-        notes.append(f"{lost} are not here; going on with {len(here):,}")
-    if untold:
-        notes.append(f"{untold:,} images are not listed in {file}: whether they have a pneumothorax is unknown")
+        lost = f"missing from the archive: {missing:,} of {counted(len(listed), 'image')} listed in {file}"
+        notes.append(f"{lost}; continuing with {counted(len(here), 'image')}")
+    if unlisted:
+        notes.append(f"not listed in {file}, so pneumothorax is unknown: {counted(unlisted, 'image')}")
     return notes

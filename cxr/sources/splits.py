@@ -1,4 +1,4 @@
-"""Training, validation and test parts of an archive, disjoint by patient."""
+"""Training, validation and test splits, disjoint by patient."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pyarrow as pa
 from cxr import schema
 from cxr.errors import UserError
 
-VAL_SHARE = 0.1  # of the patients that no official list holds for the test
-VAL_AT_LEAST = 10  # patients, or VAL_SHARE of fewer than a hundred: chance alone may leave a small archive with one
-TEST_SHARE = 0.1  # of the patients that no official list names
+VAL_SHARE = 0.1  # of the patients that are not in an official test list
+VAL_AT_LEAST = 10  # patients; VAL_SHARE of archives with fewer than a hundred, where chance might leave only one
+TEST_SHARE = 0.1  # of the patients that are in no official list
 
 
 def split_by_patient(
@@ -22,81 +22,85 @@ def split_by_patient(
     in_train_val: np.ndarray | None = None,
     seed: int = 0,
 ) -> pa.Array:
-    """The split of each image: what the official lists say of its patient, else a hash of the patient's id.
+    """The split of each image: from the official lists by patient, else from a hash of the patient's id.
 
-    A patient with one image in the official test list is a test patient with all of them. Elsewhere the split
-    hangs on the id and the seed alone, so that it stays when images come or go; only where an archive is so
-    small that too little would be left to train on or to validate with do the nearest patients fill the gap.
+    All images of a patient with any image in the official test list are in the test split. Other splits depend only on
+    the patient's id and the seed, so they do not change when images are added or removed. Only in archives so small that
+    training or validation would have too few patients do the patients with the nearest hashes fill the gap.
 
     Args:
         patient_ids: string (N), without nulls.
-        in_test: bool (N), whether the source's official test list names the image.
-        in_train_val: bool (N), the same for its list of training and validation together.
-        seed: another seed, another choice wherever no list decides.
+        in_test: bool (N), whether the image is in the official test list.
+        in_train_val: bool (N), whether the image is in the official list for training and validation.
+        seed: seed of the hash, for patients that are in no list.
 
     Returns:
         string (N), values of `schema.SPLITS`.
     """
-    assert patient_ids.null_count == 0, "every image has a patient, if need be one of its own"
+    assert patient_ids.null_count == 0, "every image needs a patient, if necessary its own"
     encoded = patient_ids.dictionary_encode()
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
     patient_N = encoded.indices.to_numpy()
-    draws = _draws(encoded.dictionary.to_pylist(), seed)
-    test = _with_any(in_test, patient_N, len(draws))
-    train_val = _with_any(in_train_val, patient_N, len(draws))
+    hashes = _hash_values(encoded.dictionary.to_pylist(), seed)
+    test = _with_any(in_test, patient_N, len(hashes))
+    train_val = _with_any(in_train_val, patient_N, len(hashes))
 
-    ours = ~test
-    wanted = min(VAL_AT_LEAST, max(1, round(VAL_SHARE * ours.sum())))
-    enough, highest = np.sort(np.where(ours, draws, 1.0))[wanted - 1], draws.max(where=ours, initial=0.0)
-    val = ours & (draws <= max(VAL_SHARE, enough)) & (draws < highest)
-    more_test = ours & ~train_val & ~val & (draws >= 1 - TEST_SHARE)
-    if (ours & ~val & ~more_test).any():
+    free = ~test
+    min_val = min(VAL_AT_LEAST, max(1, round(VAL_SHARE * free.sum())))
+    val_limit, highest = np.sort(np.where(free, hashes, 1.0))[min_val - 1], hashes.max(where=free, initial=0.0)
+    val = free & (hashes <= max(VAL_SHARE, val_limit)) & (hashes < highest)
+    more_test = free & ~train_val & ~val & (hashes >= 1 - TEST_SHARE)
+    if (free & ~val & ~more_test).any():
         test |= more_test
     number = np.select([test, val], [schema.SPLITS.index("test"), schema.SPLITS.index("val")], 0)
     return pa.array(schema.SPLITS).take(pa.array(number[patient_N]))
 
 
 def stratified(labels_NK: np.ndarray, groups_N: np.ndarray, folds: int) -> np.ndarray:
-    """(N,) each image's fold, from 0, so that each fold has its share of every finding and of the images.
+    """(N,) each image's fold, from 0; folds are balanced in the number of images and of every finding.
 
-    Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011): the rarest finding of those left is dealt out
-    first, each group to the fold that lacks most of it. Groups (patients) stay whole, and come in the order of a hash
-    of their ids, so that the folds hang on the images, their labels and the number of folds alone.
+    Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011): groups with the rarest remaining finding are
+    assigned first, each to the fold that lacks most of that finding. Groups (patients) are never divided. They are
+    ordered by a hash of their ids, so that folds depend only on the images, their labels and the number of folds.
 
     Args:
-        labels_NK: as `schema.LABELS`; what is not positive counts as negative.
-        groups_N: ids, which become text.
+        labels_NK: as `schema.LABELS`; labels that are not positive count as negative.
+        groups_N: group ids, which are converted to text.
 
     Raises:
-        UserError: fewer groups than folds.
+        UserError: there are fewer groups than folds.
     """
     groups, group_N = np.unique(np.asarray(groups_N).astype(str), return_inverse=True)
     if len(groups) < folds:
-        raise UserError(f"{len(groups)} patients to train and validate with are too few for {folds} folds")
-    counts_GK = np.zeros((len(groups), labels_NK.shape[1] + 1))  # images by finding, and at last all of them
+        raise UserError(
+            f"expected at least {folds} patients for training and validation in {folds} folds, got {len(groups)}: use fewer folds"
+        )
+    counts_GK = np.zeros(
+        (len(groups), labels_NK.shape[1] + 1)
+    )  # images by finding; the last column counts all images
     np.add.at(counts_GK, group_N, np.column_stack([labels_NK == schema.POSITIVE, np.ones(len(group_N), bool)]))
     lacking_FK = np.tile(counts_GK.sum(0) / folds, (folds, 1))
     order = np.argsort([hashlib.blake2b(f"fold {group}".encode(), digest_size=8).hexdigest() for group in groups])
     fold_G = np.full(len(groups), -1)
-    while (left := order[fold_G[order] < 0]).size:
-        having_K = (counts_GK[left] > 0).sum(0)
-        finding = int(np.where(having_K > 0, having_K, np.iinfo(np.int64).max).argmin())
-        for group in left[counts_GK[left, finding] > 0].tolist():
+    while (remaining := order[fold_G[order] < 0]).size:
+        groups_K = (counts_GK[remaining] > 0).sum(0)
+        finding = int(np.where(groups_K > 0, groups_K, np.iinfo(np.int64).max).argmin())
+        for group in remaining[counts_GK[remaining, finding] > 0].tolist():
             fold = int(np.lexsort((-lacking_FK[:, -1], -lacking_FK[:, finding]))[0])
             fold_G[group] = fold
             lacking_FK[fold] -= counts_GK[group]
     return fold_G[group_N]
 
 
-def _draws(patients: Sequence[str], seed: int) -> np.ndarray:
-    """A number in [0, 1) a patient, the same on every machine and in every process."""
+def _hash_values(patients: Sequence[str], seed: int) -> np.ndarray:
+    """A number in [0, 1) per patient, the same on every machine and in every process."""
     digests = (hashlib.blake2b(f"{seed}:{patient}".encode(), digest_size=4).digest() for patient in patients)
     return np.frombuffer(b"".join(digests), ">u4") / 2.0**32
 
 
 def _with_any(images: np.ndarray | None, patient_N: np.ndarray, patients: int) -> np.ndarray:
-    """bool (patients): who has an image among `images`, bool (N)."""
-    found = np.zeros(patients, bool)
+    """bool (patients): whether any of the patient's images is marked in `images`, bool (N)."""
+    result = np.zeros(patients, bool)
     if images is not None:
-        found[patient_N[images]] = True
-    return found
+        result[patient_N[images]] = True
+    return result

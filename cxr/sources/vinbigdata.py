@@ -1,17 +1,17 @@
-"""VinBigData Chest X-ray Abnormalities Detection (VinDr-CXR, Nguyen et al. 2022), as DICOM or as a PNG or JPEG copy.
+"""VinBigData Chest X-ray Abnormalities Detection (VinDr-CXR, Nguyen et al. 2022), as DICOM or a PNG or JPEG copy.
 
     train.csv                       image_id, class_name, class_id, rad_id, x_min, y_min, x_max, y_max
     train/IMAGE_ID.dicom            or .png, .jpg; anywhere below the archive's root
-    test/IMAGE_ID.dicom             of which no file tells anything
-    train_meta.csv, test_meta.csv   image_id, dim0, dim1: the original's height and width, where images are copies
+    test/IMAGE_ID.dicom             without labels
+    train_meta.csv, test_meta.csv   image_id, dim0, dim1: the original's height and width, for copies
 
-Three radiologists of seventeen read each image of train.csv. All their boxes stay in the manifest, each with its
-reader; they are pixels of the original. Copies of any size can be read where that size is known: from
-train_meta.csv or, as in some copies, from the columns width and height of train.csv and test.csv. An image in which
-all found nothing has no boxes, which is not null.
+Three of seventeen radiologists read each image in train.csv. The manifest contains all their boxes with their readers,
+in pixels of the original. Copies of any size can be read if the original size is known from train_meta.csv or, as in
+some copies, from columns width and height in train.csv and test.csv. An image in which no reader found anything has an
+empty list of boxes, not null.
 
-Patients are not told: each image has one of its own. Its split is a hash of its id; images that train.csv does not
-name are for testing, but so are some that it does, for else nothing there could be judged.
+The patients are unknown, so each image has its own. Its split is a hash of its id. Images that are not in train.csv are
+in the test split, and some that are as well, because otherwise that split would have no ground truth.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from cxr.sources.csv_table import has_columns
 from cxr.sources.image_files import PATH, image_ids, image_key, list_images
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
+from cxr.wording import counted
 
 name = "vinbigdata"
 
 ANNOTATIONS_FILE = "train.csv"
-TEST_FILE = "test.csv"  # of some copies: image_id, width, height
+TEST_FILE = "test.csv"  # in some copies: image_id, width, height
 META_FILES = ("train_meta.csv", "test_meta.csv")
-HEIGHT, WIDTH = "dim0", "dim1"  # of the original, pixels
+HEIGHT, WIDTH = "dim0", "dim1"  # the original's, in pixels
 TRAIN, TEST = "train", "test"  # folders
 DICOM = (".dicom", ".dcm")
 
@@ -48,53 +49,53 @@ def detect(uri: str) -> bool:
 
 
 def manifest(uri: str) -> Manifest:
-    """Every image file once, with what train.csv says of it; notes count what is only here or only there.
+    """List every image file once, joined to train.csv; notes count missing and unlisted images.
 
     Raises:
-        UserError: train.csv is missing or broken, or there is no image.
+        UserError: train.csv is missing or damaged, or there are no images.
     """
     location = storage.join(uri, ANNOTATIONS_FILE)
     if not storage.exists(location):
-        raise UserError(f"{uri} has no {ANNOTATIONS_FILE}: put it there, or choose the source folder")
-    told = read(location)
+        raise UserError(f"expected {ANNOTATIONS_FILE} in {uri}, got none: add it, or use --source folder")
+    annotations = read(location)
     files, notes = list_images(uri)
     paths = files[PATH].combine_chunks()
     stems = [image_key(path) for path in paths.to_pylist()]
     ids, id_notes = image_ids(paths, pa.array(stems, pa.string()))
-    boxes = [told.boxes.get(each) for each in stems]
+    boxes = [annotations.boxes.get(each) for each in stems]
     frames = original_px(uri)
     columns = {
         schema.IMAGE_ID: ids,
         schema.PATIENT_ID: pa.array(stems, pa.string()),
         schema.SPLIT: split_by_patient(pa.array(stems, pa.string()), np.array([each is None for each in boxes])),
         schema.SOURCE_URI: files[schema.SOURCE_URI],
-        schema.LABELS: labels_column(told.labels(stems)),
+        schema.LABELS: labels_column(annotations.labels(stems)),
         schema.BOXES: pa.array(boxes, schema.MANIFEST.field(schema.BOXES).type),
         schema.BOXES_FRAME: pa.array(
             [frames.get(each) for each in stems], schema.MANIFEST.field(schema.BOXES_FRAME).type
         ),
-        schema.EXTRA: pa.array([_extra(told, each) for each in stems], pa.string()),
+        schema.EXTRA: pa.array([_extra(annotations, each) for each in stems], pa.string()),
     }
     notes = [
         *notes,
-        *told.notes,
+        *annotations.notes,
         *id_notes,
-        *_presence_notes(told, stems),
+        *_presence_notes(annotations, stems),
         *size_notes(paths.to_pylist(), stems, boxes, frames),
     ]
     return Manifest(manifest_table(columns), schema.VINBIGDATA_FINDINGS, notes)
 
 
 def listed(uri: str) -> set[str]:
-    """The images that train.csv lists; none where the archive has no such file."""
+    """The images listed in train.csv; none if the archive has another layout."""
     return set(read(storage.join(uri, ANNOTATIONS_FILE)).boxes) if detect(uri) else set()
 
 
 def original_px(uri: str) -> dict[str, list[int]]:
-    """[height, width] of the original by image, as far as a file of the archive tells; train.csv's word counts most.
+    """[height, width] of the original by image, as far as known; train.csv takes precedence.
 
     Raises:
-        UserError: a size that no image has; the message names the file and the row.
+        UserError: a size is invalid; the message names the file and the line.
     """
     sizes: dict[str, list[int]] = {}
     for file in (*META_FILES, TEST_FILE, ANNOTATIONS_FILE):
@@ -104,26 +105,28 @@ def original_px(uri: str) -> dict[str, list[int]]:
     return sizes
 
 
-def _extra(told: Read, image: str) -> str | None:
-    """Who looked, those who found nothing included: {"readers": ["R8", "R9", "R10"]}."""
-    return json.dumps({rater_agreement.READERS: told.readers[image]}) if image in told.readers else None
+def _extra(annotations: Read, image: str) -> str | None:
+    """All readers, including those who found nothing: {"readers": ["R8", "R9", "R10"]}."""
+    return json.dumps({rater_agreement.READERS: annotations.readers[image]}) if image in annotations.readers else None
 
 
-def _presence_notes(told: Read, stems: Sequence[str]) -> Iterator[str]:
-    """Words on listed images that are not here, and on images that are not listed."""
-    if missing := len(told.boxes.keys() - set(stems)):
-        lost = f"{missing:,} of the {len(told.boxes):,} images that {ANNOTATIONS_FILE} lists"
-        yield f"{lost} are not here; going on with {len(stems):,}"
-    if untold := sum(each not in told.boxes for each in stems):
-        yield f"{untold:,} images are not listed in {ANNOTATIONS_FILE}: what they show is unknown"
+def _presence_notes(annotations: Read, stems: Sequence[str]) -> Iterator[str]:
+    """Notes on listed images without a file and on images that are not listed."""
+    if missing := len(annotations.boxes.keys() - set(stems)):
+        lost = f"missing from the archive: {missing:,} of {counted(len(annotations.boxes), 'image')} listed in"
+        yield f"{lost} {ANNOTATIONS_FILE}; continuing with {counted(len(stems), 'image')}"
+    if unlisted := sum(each not in annotations.boxes for each in stems):
+        yield f"not listed in {ANNOTATIONS_FILE}, so findings are unknown: {counted(unlisted, 'image')}"
 
 
 def size_notes(
     paths: Sequence[str], names: Sequence[str], boxes: Sequence[Any], frames: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Notes on copies of unknown scale."""
-    drawn = zip(paths, names, boxes, strict=True)
-    unsized = sum(bool(box) and each not in frames and not path.lower().endswith(DICOM) for path, each, box in drawn)
+    """A note on copies whose original size is unknown."""
+    images = zip(paths, names, boxes, strict=True)
+    unsized = sum(bool(box) and each not in frames and not path.lower().endswith(DICOM) for path, each, box in images)
     if unsized:
-        where = f"of {unsized:,} images that are no DICOM, no file tells the original's size ({META_FILES[0]} would)"
-        yield f"{where}: their boxes are taken for pixels of the files"
+        yield (
+            f"boxes read as pixels of the files, because no table gives the originals' size ({META_FILES[0]} would): "
+            f"{counted(unsized, 'image')} other than DICOM"
+        )

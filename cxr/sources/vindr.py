@@ -1,4 +1,4 @@
-"""VinDr-CXR as PhysioNet publishes it (Nguyen et al. 2022): 18,000 DICOM files, official parts, labels of images.
+"""VinDr-CXR as published on PhysioNet (Nguyen et al. 2022): 18,000 DICOM files, official splits, image labels.
 
     annotations/annotations_train.csv    image_id, rad_id, class_name, x_min, y_min, x_max, y_max: three readers each
     annotations/annotations_test.csv     the same without rad_id: the consensus of five
@@ -6,11 +6,11 @@
     annotations/image_labels_test.csv    the same without rad_id
     train/IMAGE_ID.dicom, test/IMAGE_ID.dicom
 
-The lists may also lie in the archive's root, and some may be missing. A finding is positive where a reader drew a box
-of it or a label of the image says so, negative where it is denied, and unknown otherwise. Global findings are
-diagnoses without boxes, which only the labels of images tell. The test part are the images that the test lists name,
-or that lie in the folder test; the others are for training and validation. Copies as PNG or JPEG need the size of the
-originals, from the same files as those of VinBigData (`sources.vinbigdata`).
+The lists may also be in the archive's root, and some may be missing. A finding is positive if a reader drew a box of it
+or if an image label says so, negative if it is denied, and unknown otherwise. Global findings are diagnoses without
+boxes, which appear only as image labels. The test split consists of the images in the test lists or in the folder test;
+the others are for training and validation. PNG and JPEG copies need the size of the originals, from the same files as
+for VinBigData (`sources.vinbigdata`).
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ from cxr.sources.image_files import PATH, image_ids, image_key, list_images
 from cxr.sources.label_rows import image_keys, word_key
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
+from cxr.wording import counted
 
 name = "vindr"
 
-TRAIN, TEST = PARTS = ("train", "test")  # folders of images, and the parts
+TRAIN, TEST = PARTS = ("train", "test")  # image folders and official splits
 BOXES_FILES = ("annotations_train.csv", "annotations_test.csv")
 LABELS_FILES = ("image_labels_train.csv", "image_labels_test.csv")
 FOLDER = "annotations"
 LOCAL, GLOBAL = schema.VINDR_LOCAL_FINDINGS, schema.VINDR_GLOBAL_FINDINGS
-_ALIASES = {"otherdiseases": "otherdisease"}  # the word in image_labels_train.csv
+_ALIASES = {"otherdiseases": "otherdisease"}  # spelling in image_labels_train.csv
 _VALUES = {"0": NEGATIVE, "0.0": NEGATIVE, "1": POSITIVE, "1.0": POSITIVE, "": UNKNOWN}
 
 
@@ -53,16 +54,16 @@ def detect(uri: str) -> bool:
 
 
 def manifest(uri: str) -> Manifest:
-    """Every image file once, with what the lists say of it; notes count what is only here or only there.
+    """List every image file once, joined to the lists; notes count missing and unlisted images.
 
     Raises:
-        UserError: there is no list, one is broken, or there is no image.
+        UserError: there is no list, a list is damaged, or there are no images.
     """
     lists = zip(PARTS, BOXES_FILES, LABELS_FILES, strict=True)
     parts = {part: _read_part(_location(uri, drawn), _location(uri, labeled)) for part, drawn, labeled in lists}
     listed = {part: told.images for part, told in parts.items()}
     if not any(listed.values()):
-        raise UserError(f"{uri} has no {' or '.join(BOXES_FILES)}: put it there, or choose the source folder")
+        raise UserError(f"expected {' or '.join(BOXES_FILES)} in {uri}, got neither: add one, or use --source folder")
     files, notes = list_images(uri)
     paths = files[PATH].combine_chunks()
     names = [image_key(path) for path in paths.to_pylist()]
@@ -97,17 +98,17 @@ def manifest(uri: str) -> Manifest:
 
 @dataclass(frozen=True)
 class _ImageLabels:
-    """What a list of image labels says, by image."""
+    """A list of image labels, by image."""
 
-    labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # int8, of all findings
-    readers: Mapping[str, Sequence[str]] = field(default_factory=dict)  # who gave them, as far as they are named
-    seen: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)  # by finding, who saw it
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # int8, all findings
+    readers: Mapping[str, Sequence[str]] = field(default_factory=dict)  # who gave them, if named
+    seen: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)  # who marked it, by finding
     notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What the lists of the training or the test part say; nothing without arguments."""
+    """The lists of the training or the test split; empty without arguments."""
 
     drawn: Read | None = None
     labeled: _ImageLabels = field(default_factory=_ImageLabels)
@@ -124,29 +125,29 @@ class _Part:
         return self.drawn.boxes.get(image) if self.drawn else None
 
     def labels_of(self, image: str) -> np.ndarray:
-        """int8, of all findings."""
-        told = np.full((2, len(LOCAL) + len(GLOBAL)), UNKNOWN, np.int8)
+        """int8 (findings,): the labels of an image from boxes and image labels."""
+        labels = np.full((2, len(LOCAL) + len(GLOBAL)), UNKNOWN, np.int8)
         if self.drawn:
-            told[0, : len(LOCAL)] = self.drawn.labels([image])[0]
-        told[1] = self.labeled.labels.get(image, UNKNOWN)
-        return _either(told)
+            labels[0, : len(LOCAL)] = self.drawn.labels([image])[0]
+        labels[1] = self.labeled.labels.get(image, UNKNOWN)
+        return _either(labels)
 
     def extra(self, image: str) -> str | None:
-        """Who looked, and by finding who gave the image that label; null where no reader is named."""
-        drew = self.drawn.readers.get(image, ()) if self.drawn else ()
-        named = list(dict.fromkeys([*drew, *self.labeled.readers.get(image, ())]))
+        """JSON with all readers and, by finding, those who gave the image that label; None if no reader is named."""
+        box_readers = self.drawn.readers.get(image, ()) if self.drawn else ()
+        readers = list(dict.fromkeys([*box_readers, *self.labeled.readers.get(image, ())]))
         seen = self.labeled.seen.get(image, {})
-        return json.dumps({rater_agreement.READERS: named, rater_agreement.IMAGE_LABELS: seen}) if named else None
+        return json.dumps({rater_agreement.READERS: readers, rater_agreement.IMAGE_LABELS: seen}) if readers else None
 
 
 def _location(uri: str, file: str) -> str | None:
-    """Where a list lies: in the archive's root, or in `FOLDER`."""
-    places = (storage.join(uri, file), storage.join(uri, FOLDER, file))
-    return next((location for location in places if storage.exists(location)), None)
+    """The location of a list: the archive's root or `FOLDER`; None if it is missing."""
+    candidates = (storage.join(uri, file), storage.join(uri, FOLDER, file))
+    return next((location for location in candidates if storage.exists(location)), None)
 
 
 def _read_part(drawn: str | None, labeled: str | None) -> _Part:
-    """What the lists at these places say, as far as they are there."""
+    """Read the lists of a split; a missing list is empty."""
     return _Part(
         read(drawn, by_name=True) if drawn else None,
         _read_image_labels(labeled) if labeled else _ImageLabels(),
@@ -154,66 +155,64 @@ def _read_part(drawn: str | None, labeled: str | None) -> _Part:
 
 
 def _part_of(path: str, image: str, listed: Mapping[str, set[str]]) -> str | None:
-    """The part whose lists name an image, else the one in whose folder it lies; None for neither."""
-    parts = (TEST, TRAIN)  # an image in both lists is for testing
+    """The split whose lists contain an image, else the one in whose folder it is; None for neither."""
+    parts = (TEST, TRAIN)  # an image in both lists is a test image
     named = next((part for part in parts if image in listed[part]), None)
     return named or next((part for part in parts if part in path.split("/")[:-1]), None)
 
 
 def _read_image_labels(location: str) -> _ImageLabels:
-    """A finding is positive if a reader gave the image that label, else negative if one denied it, else unknown.
+    """A finding is positive if a reader gave the image that label, else negative if a reader denied it, else unknown.
 
-    What a reader says both ways, or beside "No finding", counts as not said.
+    Contradictory labels of a reader, and findings together with "No finding", are ignored.
     """
     table = read_csv(location, (IMAGE,))
     names = [_ALIASES.get(word_key(column), word_key(column)) for column in table.header]
     words = [word_key(word) for word in (*LOCAL, *GLOBAL, NO_FINDING)]
-    places = [names.index(word) if word in names else None for word in words]
+    positions = [names.index(word) if word in names else None for word in words]
     who = table.column(READER) if READER in table else [""] * len(table.rows)
     rows: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
-    contradicting: set[tuple[str, str]] = set()  # images and readers
+    contradicting: set[tuple[str, str]] = set()  # (image, reader) pairs
     for row, (image, reader, values) in enumerate(zip(image_keys(table, IMAGE), who, table.rows, strict=True)):
-        fields = ["" if place is None else values[place] for place in places]
-        if strange := next((value for value in fields if value not in _VALUES), None):
-            raise table.error(row, "labels that are 0, 1 or blank", strange)
+        fields = ["" if position is None else values[position] for position in positions]
+        if invalid := next((value for value in fields if value not in _VALUES), None):
+            raise table.error(row, "labels of 0, 1 or blank", invalid)
         *given, normal = (_VALUES[value] for value in fields)
         labels = np.array(given, np.int8)
         if normal == POSITIVE:
             contradicting |= {(image, reader)} if (labels == POSITIVE).any() else set()
             labels = np.where(labels == POSITIVE, UNKNOWN, NEGATIVE)
         rows[image][reader].append(labels)
-    votes = {image: {who: _one_way(np.stack(of)) for who, of in own.items()} for image, own in rows.items()}
+    votes = {image: {who: _merge_rows(np.stack(of)) for who, of in own.items()} for image, own in rows.items()}
     contradicting |= {
-        (i, who) for i, own in rows.items() for who, of in own.items() if _both_ways(np.stack(of)).any()
+        (i, who) for i, own in rows.items() for who, of in own.items() if _contradictory(np.stack(of)).any()
     }
     count, file = len(contradicting), storage.name(location)
     return _ImageLabels(
         labels={image: _either(np.stack([*own.values()])) for image, own in votes.items()},
         readers={image: [reader for reader in own if reader] for image, own in votes.items()},
-        seen={image: _who_saw(own) for image, own in votes.items()},
-        notes=[f"readings in {file} that contradict themselves: {count:,}; such labels do not count"]
-        if count
-        else [],
+        seen={image: _readers_by_finding(own) for image, own in votes.items()},
+        notes=[f"contradictory readings in {file}: {count:,}; such labels are ignored"] if count else [],
     )
 
 
-def _both_ways(rows_RF: np.ndarray) -> np.ndarray:
+def _contradictory(rows_RF: np.ndarray) -> np.ndarray:
     return (rows_RF == POSITIVE).any(0) & (rows_RF == NEGATIVE).any(0)
 
 
-def _one_way(rows_RF: np.ndarray) -> np.ndarray:
-    """What one reader's rows say of an image: unknown where they contradict each other."""
-    return np.where(_both_ways(rows_RF), UNKNOWN, _either(rows_RF)).astype(np.int8)
+def _merge_rows(rows_RF: np.ndarray) -> np.ndarray:
+    """Merge one reader's rows of an image; unknown where they contradict each other."""
+    return np.where(_contradictory(rows_RF), UNKNOWN, _either(rows_RF)).astype(np.int8)
 
 
 def _either(rows_RF: np.ndarray) -> np.ndarray:
-    """int8 (F,): positive where a row is, else negative where one is, else unknown."""
+    """int8 (F,): positive if any row is, else negative if any row is, else unknown."""
     any_positive, any_negative = (rows_RF == POSITIVE).any(0), (rows_RF == NEGATIVE).any(0)
     return np.select([any_positive, any_negative], [POSITIVE, NEGATIVE], UNKNOWN).astype(np.int8)
 
 
-def _who_saw(votes: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
-    """By finding that somebody saw, the named readers who did."""
+def _readers_by_finding(votes: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+    """The named readers who marked each finding."""
     seen: dict[str, list[str]] = {}
     for reader, labels_F in votes.items():
         for number in np.flatnonzero(labels_F == POSITIVE).tolist() if reader else ():
@@ -222,8 +221,8 @@ def _who_saw(votes: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
 
 
 def _presence_notes(here: set[str], listed: set[str]) -> Iterator[str]:
-    """Notes on listed images that are not here, and on images that are not listed."""
+    """Notes on listed images without a file and on images that are not listed."""
     if missing := len(listed - here):
-        yield f"{missing:,} of the {len(listed):,} images that the lists name are not here"
+        yield f"missing from the archive: {missing:,} of {counted(len(listed), 'listed image')}"
     if unlisted := len(here - listed):
-        yield f"{unlisted:,} images are in none of the lists: what they show is unknown"
+        yield f"not in any list, so findings are unknown: {counted(unlisted, 'image')}"

@@ -151,7 +151,7 @@ def test_bad_images_become_rows_with_their_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mask", "reason"),
     [
-        ({schema.MASK_RLE: "0 999999", schema.MASK_URI: None}, "runs over the end"),
+        ({schema.MASK_RLE: "0 999999", schema.MASK_URI: None}, "exceeds the image"),
         ({schema.MASK_RLE: None, schema.MASK_URI: "/nowhere/m.png"}, "mask of Mass: file not found"),
     ],
 )

@@ -52,14 +52,12 @@ def test_a_part_says_how_its_boxes_lie(tmp_path: Path) -> None:
     assert contents.boxes == BoxCounts(boxes=11, clipped=2, dropped=1, outside_file=1)
     assert contents.most_boxes == 10
     assert contents.boxes.notes() == [
-        "2 of 11 boxes reached beyond their images and were clipped; dropped, as entirely outside: 1"
+        "boxes clipped to their images: 2 of 11, of which 1 entirely outside were dropped"
     ]
 
 
 def test_a_part_whose_boxes_lie_outside_its_images_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"5 of 6 boxes lie outside their images. They were read as pixels of the image"
-    ):
+    with pytest.raises(UserError, match=r"got 5 of 6 boxes outside. They were read as pixels of the image"):
         written(tmp_path, part_of(tmp_path, [[OUTSIDE] * 5, [LEFT]]))
     assert not list(tmp_path.rglob("*.parquet"))
 

@@ -170,7 +170,7 @@ def test_the_job_judges_masks_and_counts_the_rest(run: str, tmp_path: Path) -> N
     assert metrics["dice_low"] < metrics["dice"] < metrics["dice_high"]
     page = Path(result["report"]).read_text()
     assert "7 images of 4 patients judged, 4 of them with something to find; 1 with an error" in page
-    assert "2 with a mask found but no truth known; 1 with a mask that cannot be compared (mask code of 3" in page
+    assert "2 with a mask found but no truth known; 1 with a mask that cannot be compared (invalid mask code" in page
     assert "… of finding nothing in any image" in page
     assert all(cv2.imread(uri) is not None and f"(pictures/{Path(uri).name})" in page for uri in result["pictures"])
 
@@ -264,7 +264,7 @@ def test_mistakes_are_told(raw: str, run: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"2 are in .*there is nothing to judge"):
         reports.report(unknown, options, out)
     broken = write_run(tmp_path / "broken", raw, {BROKEN: found_mask(1)})
-    with pytest.raises(UserError, match="none of 1 images can be judged: mask code of 3 values"):
+    with pytest.raises(UserError, match="none of 1 images can be judged: invalid mask code"):
         reports.report(broken, options, out)
     part = Path(run) / SCORES / "part-00000.parquet"
     pq.write_table(pq.read_table(part).drop_columns([schema.PRED_MASK_RLE]), part)

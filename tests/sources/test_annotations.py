@@ -62,15 +62,15 @@ def test_labels_and_boxes_are_replaced_and_all_else_stays(archive: str, file: st
         ("Lung Opacity", "R2", 11, 40),
     ]
     assert "labels and boxes of 2 of 3 images: boxes.csv" in manifest.notes
-    assert "1 of the 3 images that boxes.csv names are not here" in manifest.notes
+    assert "missing from the archive: 1 of 3 images listed in boxes.csv" in manifest.notes
 
 
 def test_so_many_readers_must_agree(archive: str, file: str) -> None:
     labels = open_manifest(archive, labeling=Labeling(file, readers_agree=2)).table[schema.LABELS].to_pylist()
     assert [number for number, label in enumerate(labels[0]) if label == 1] == [OPACITY]
-    with pytest.raises(UserError, match="boxes are of no named readers"):
+    with pytest.raises(UserError, match="expected boxes with named readers"):
         open_manifest(archive, labeling=Labeling(readers_agree=2))
-    with pytest.raises(UserError, match="readers_agree=0"):
+    with pytest.raises(UserError, match="readers_agree of at least 1, got 0"):
         Labeling(readers_agree=0)
 
 
@@ -86,7 +86,7 @@ def test_truth_of_a_report(archive: str, file: str, tmp_path: Path) -> None:
     assert known.findings == schema.VINBIGDATA_FINDINGS
     stored = write_shards(tmp_path / "shards", {"train": 2, "test": 2})
     assert read_truth(stored, "auto", "test", [schema.LABELS], Labeling()).table.num_rows == 2
-    with pytest.raises(UserError, match=r"is shards, which hold the labels .* leave --annotations out"):
+    with pytest.raises(UserError, match=r"contains shards, whose labels cannot be changed: omit --annotations"):
         read_truth(stored, "auto", "test", [schema.LABELS], Labeling(file))
 
 
@@ -107,7 +107,7 @@ def test_a_finding_whose_box_cannot_be_used_is_there_but_nobody_knows_where(arch
     manifest = annotated(archive, tmp_path, rows + "00000001_000,?,0,R2,1,nan,2,3\n")
     assert manifest.table[schema.BOXES].to_pylist() == [[]]
     assert shown(manifest) == {"Aortic enlargement": 1, "Cardiomegaly": 1, "ILD": 1, "Lung Opacity": 1}
-    assert "boxes dropped: 2 without area, 2 with a coordinate that is no number" in manifest.notes
+    assert "boxes dropped: 2 without area, 2 with an invalid coordinate" in manifest.notes
 
 
 def test_the_same_row_twice_is_one_box(archive: str, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_what_a_reader_both_draws_and_denies_is_unknown_unless_another_draws_it(
     manifest = annotated(archive, tmp_path, rows + "00000001_000,Mass,8,R2,5,5,9,9\n")
     assert shown(manifest) == {"ILD": -1, "Nodule/Mass": 1}
     assert [box["reader"] for box in manifest.table[schema.BOXES][0].as_py()] == ["R2"]
-    assert "readings in which nothing was found and a finding drawn: 1; what they drew is unknown" in manifest.notes
+    assert "readings with both 'No finding' and a box: 1; the findings of these boxes are unknown" in manifest.notes
 
 
 def test_classes_may_be_named_alone_and_ids_be_written_as_other_software_does(archive: str, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_class_that_is_not_known_makes_what_nobody_drew_unknown(archive: str, 
     labels = shown(manifest)
     assert (labels.pop("ILD"), set(labels.values()), len(labels)) == (1, {-1}, 21)
     assert shown(manifest, 1) == {}
-    note = "words that are not understood, 'Cardiomegally' (1): what else these images show is unknown"
+    note = "'Cardiomegally' (1): all other findings of these images are unknown"
     assert any(note in each for each in manifest.notes)
 
 
@@ -147,7 +147,7 @@ def test_names_of_classes_are_read_whatever_their_case_blanks_and_signs(archive:
     manifest = annotated(archive, tmp_path, rows, "image_id,class_name,x_min,y_min,x_max,y_max\n")
     labels = shown(manifest)
     assert {finding for finding, label in labels.items() if label == 1} == {"Cardiomegaly", "Nodule/Mass"}
-    assert not any("not understood" in note for note in manifest.notes)
+    assert not any("unrecognized" in note for note in manifest.notes)
 
 
 def test_boxes_may_refer_to_an_image_of_another_size(archive: str, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_size_that_no_image_has_names_its_row(size: str, archive: str, tmp_pat
         UserError, match="line 3: expected height and width as whole numbers of pixels from 1 to 65,535"
     ):
         annotated(archive, tmp_path, f"a,ILD,5,R1,1,2,3,4,8,8\nb,ILD,5,R1,1,2,3,4,{size}\n", header)
-    with pytest.raises(UserError, match="line 3: expected height and width as in line 2"):
+    with pytest.raises(UserError, match="line 3: expected the same height and width as in line 2"):
         annotated(archive, tmp_path, "a,ILD,5,R1,1,2,3,4,8,8\na,ILD,5,R2,1,2,3,4,8,9\n", header)
 
 
@@ -183,9 +183,9 @@ def test_a_size_that_no_image_has_names_its_row(size: str, archive: str, tmp_pat
             f"{HEADER}a,ILD,5,R1,1,two,3,4\n",
             "line 2: expected numbers in x_min, y_min, x_max, y_max, got '1, two, 3, 4'",
         ),
-        (f"{HEADER},ILD,5,R1,1,2,3,4\n", "line 2: expected the name of an image, got ''"),
-        (f"{HEADER}a,ILD\n", "line 2: expected 8 fields as in the header, got 2"),
-        (f"{HEADER}elsewhere,No finding,14,R1,,,,\n", "names none of the 3 images"),
+        (f"{HEADER},ILD,5,R1,1,2,3,4\n", "line 2: expected an image name, got ''"),
+        (f"{HEADER}a,ILD\n", "line 2: expected 8 fields, as in the header, got 2"),
+        (f"{HEADER}elsewhere,No finding,14,R1,,,,\n", "lists none of its 3 images"),
     ],
 )
 def test_user_errors_say_what_was_wanted(archive: str, tmp_path: Path, text: str, trouble: str) -> None:

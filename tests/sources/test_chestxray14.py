@@ -90,7 +90,7 @@ def test_listed_images_that_are_missing_are_counted(archive: Path) -> None:
     (archive / "images" / NAMES[1]).unlink()
     manifest, rows = _read(archive)
     assert len(rows) == 3
-    expected = "1 of the 4 images that Data_Entry_2017_v2020.csv lists are not here; going on with 3"
+    expected = "missing from the archive: 1 of 4 images listed in Data_Entry_2017_v2020.csv; continuing with 3 images"
     assert expected in manifest.notes
 
 
@@ -103,7 +103,7 @@ def test_images_that_are_not_listed_stay_with_unknown_labels(archive: Path) -> N
     assert rows["other.dcm"][schema.SPACING_MM] is None
     assert rows["00000003_007.png"][schema.PATIENT_ID] == "3"
     assert rows["00000003_007.png"][schema.SPLIT] == "test"  # as the patient's other image
-    expected = "2 images are not listed in Data_Entry_2017_v2020.csv: their labels are unknown"
+    expected = "not listed in Data_Entry_2017_v2020.csv, so labels are unknown: 2 images"
     assert expected in manifest.notes
 
 
@@ -114,7 +114,7 @@ def test_images_in_numbered_folders_and_names_that_occur_twice(archive: Path) ->
     assert set(rows) == {*twice, *NAMES[1:], "00000009_000.png"}
     assert rows[twice[0]][schema.LABELS] == rows[twice[1]][schema.LABELS]
     assert rows[twice[0]][schema.SPLIT] == rows[twice[1]][schema.SPLIT]
-    assert any("1 image names belong to several files" in note for note in manifest.notes)
+    assert any("image names shared by several files: 1" in note for note in manifest.notes)
 
 
 def _entries(archive: Path, *entries: str, file: str = "Data_Entry_2017_v2020.csv", columns: str = HEADER) -> None:
@@ -171,7 +171,7 @@ def test_findings_are_read_whatever_their_case_blanks_and_spelling(
     manifest, rows = _read(archive)
     assert _positive(rows["a.png"]) == findings
     assert rows["a.png"][schema.LABELS].count(schema.NEGATIVE) == 14 - len(findings)
-    assert not any("not understood" in note for note in manifest.notes)
+    assert not any("unrecognized" in note for note in manifest.notes)
 
 
 def test_a_word_that_is_not_understood_makes_the_rows_other_findings_unknown(archive: Path) -> None:
@@ -188,14 +188,14 @@ def test_a_word_that_is_not_understood_makes_the_rows_other_findings_unknown(arc
     assert all(rows[f"{each}.png"][schema.LABELS] == [schema.UNKNOWN] * 14 for each in "bcd")
     assert [rows[f"{each}.png"][schema.VIEW] for each in "abcd"] == [None, None, None, "PA"]
     assert [rows[f"{each}.png"][schema.SPACING_MM] for each in "abcd"] == [None] * 4
-    (note,) = [note for note in manifest.notes if "not understood" in note]
+    (note,) = [note for note in manifest.notes if "unrecognized" in note]
     assert note.endswith("'Gallstones' (2), 'gall bladder' (1): the other findings of these rows are unknown")
 
 
 def test_the_same_row_twice_is_one_row(archive: Path) -> None:
     _entries(archive, *ENTRIES, ENTRIES[0], ENTRIES[0].replace("Cardiomegaly|Effusion", "effusion|cardiomegaly"))
     manifest, rows = _read(archive)
-    assert manifest.notes == ["not taken for images: 2 .csv, 2 .txt"]
+    assert manifest.notes == ["skipped files that are not images: 2 .csv, 2 .txt"]
     assert _positive(rows[NAMES[0]]) == {"Cardiomegaly", "Effusion"}
 
 
@@ -218,7 +218,7 @@ def test_rows_that_contradict_each_other_leave_unknown_what_they_differ_in(archi
     assert _positive(rows[NAMES[2]]) == {"Mass"}
     assert rows[NAMES[3]][schema.LABELS].count(schema.UNKNOWN) == 1
     assert manifest.notes[1:] == [
-        "2 images have rows in Data_Entry_2017_v2020.csv that contradict each other: what they differ in is unknown"
+        "contradictory rows in Data_Entry_2017_v2020.csv: 2 images; the values that differ are unknown"
     ]
 
 
@@ -226,16 +226,14 @@ def test_an_image_in_both_official_lists_is_for_testing(archive: Path) -> None:
     (archive / "train_val_list.txt").write_text("\n".join(NAMES))
     manifest, rows = _read(archive)
     assert rows[NAMES[3]][schema.SPLIT] == "test"
-    assert manifest.notes[1:] == [
-        "1 images are in both test_list.txt and train_val_list.txt: they are used for testing"
-    ]
+    assert manifest.notes[1:] == ["listed in both test_list.txt and train_val_list.txt, used for testing: 1 image"]
 
 
 def test_names_in_an_official_list_that_are_in_no_row_are_counted(archive: Path) -> None:
     (archive / "test_list.txt").write_text('"00000003_000.png",\nno-such-image.png\n\n')
     manifest, rows = _read(archive)
     assert rows[NAMES[3]][schema.SPLIT] == "test"
-    assert manifest.notes[1:] == ["1 of the 2 images that test_list.txt names are not in Data_Entry_2017_v2020.csv"]
+    assert manifest.notes[1:] == ["listed in test_list.txt but not in Data_Entry_2017_v2020.csv: 1 of 2 images"]
 
 
 def test_two_files_of_one_image_are_both_used_with_its_labels_in_its_split(archive: Path) -> None:
@@ -276,9 +274,7 @@ def test_the_box_list_may_have_blank_lines_fields_and_repeated_rows(archive: Pat
     manifest, rows = _read(archive)
     (box,) = rows["00000003_000.png"][schema.BOXES]
     assert box == {"label": "Infiltration", "reader": None, "x_min": 10.5, "y_min": 20, "x_max": 40.5, "y_max": 60.25}
-    assert manifest.notes[1:] == [
-        "BBox_List_2017.csv has words that are not understood, 'Bone' (1): their boxes are left out"
-    ]
+    assert manifest.notes[1:] == ["unrecognized words in BBox_List_2017.csv, 'Bone' (1): these boxes are dropped"]
 
 
 def test_the_older_release_has_a_comma_more_and_the_newer_one_comes_first(archive: Path) -> None:
@@ -305,26 +301,26 @@ def test_without_lists_the_patients_are_split_by_hash(archive: Path) -> None:
     ("file", "text", "trouble"),
     [
         ("Data_Entry_2017_v2020.csv", "name,label\nx.png,Mass\n", "line 1: expected the columns Image Index"),
-        ("Data_Entry_2017_v2020.csv", HEADER, "expected a row for each image, got none"),
+        ("Data_Entry_2017_v2020.csv", HEADER, "expected one row per image, got none"),
         (
             "Data_Entry_2017_v2020.csv",
             f"{HEADER}\na.png,Mass\n",
-            "line 2: expected 11 fields as in the header, got 2",
+            "line 2: expected 11 fields, as in the header, got 2",
         ),
-        ("Data_Entry_2017_v2020.csv", f"{HEADER}\n,Mass,0,1,,,,,,,\n", "line 2: expected the name of an image"),
+        ("Data_Entry_2017_v2020.csv", f"{HEADER}\n,Mass,0,1,,,,,,,\n", "line 2: expected an image name"),
         ("Data_Entry_2017_v2020.csv", "a" * 1_000_000, "line 1: expected the columns Image Index"),
         ("BBox_List_2017.csv", "header\n00000003_000.png,Mass,1,2,3,4\n", "line 1: expected the columns Image Index"),
         (
             "BBox_List_2017.csv",
             "Image Index,Finding Label,x,w,y,h\na,Mass,1,2,3,4\n",
-            "expected columns x, y, w, h next",
+            "expected adjacent columns x, y, w, h",
         ),
         (
             "BBox_List_2017.csv",
             BOXES + "a.png,Mass,1,2,three,4\n",
             "line 3: expected x, y, width and height as numbers",
         ),
-        ("BBox_List_2017.csv", BOXES + "a.png,Mass,1,2\n", "line 3: expected 6 fields as in the header, got 4"),
+        ("BBox_List_2017.csv", BOXES + "a.png,Mass,1,2\n", "line 3: expected 6 fields, as in the header, got 4"),
     ],
 )
 def test_broken_lists_are_errors_that_name_the_file(archive: Path, file: str, text: str, trouble: str) -> None:
@@ -337,7 +333,8 @@ def test_the_published_lists_with_a_part_of_the_images(real_data: Path) -> None:
     manifest = chestxray14.manifest(str(real_data / "chestxray14"))
     table = manifest.table
     assert table.num_rows == 393
-    missing = "111,727 of the 112,120 images that Data_Entry_2017_v2020.csv lists are not here; going on with 393"
+    listed = "missing from the archive: 111,727 of 112,120 images listed in Data_Entry_2017_v2020.csv"
+    missing = f"{listed}; continuing with 393 images"
     assert missing in manifest.notes
     boxes = pc.list_value_length(table[schema.BOXES])
     assert (pc.count(boxes).as_py(), pc.sum(boxes).as_py()) == (25, 29)

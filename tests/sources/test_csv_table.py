@@ -1,4 +1,4 @@
-"""CSV files as published and as other software saves them again, and the errors for those that are damaged."""
+"""CSV files as published and as saved by other software, and errors for damaged files."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ def test_columns_are_found_whatever_their_case_and_order(tmp_path: Path) -> None
     [
         ("", "expected a header with the columns name, finding, got an empty file"),
         ("\n\n", "expected a header with the columns name, finding, got an empty file"),
-        ('\n"name,finding\n', "line 2: expected fields quoted as in RFC 4180"),
+        ('\n"name,finding\n', "line 2: expected quoted fields as in RFC 4180"),
         ("\nname,more\n", "line 2: expected the columns name, finding, got 2 columns without finding"),
         ("name,finding,Name\n", "line 1: expected one column 'name', got 2"),
         ("name,finding," + ",".join(map(str, range(100_000))) + ",7\n", "line 1: expected one column '7', got 2"),
-        ("name,finding\na,b\nc\n", "line 3: expected 2 fields as in the header, got 1"),
-        ("name,finding\n\na,b,c\n", "line 3: expected 2 fields as in the header, got 3"),
-        ('name,finding\na,b\nc,"d\ne,f\n', "line 3: expected fields quoted as in RFC 4180, got .* end of data"),
+        ("name,finding\na,b\nc\n", "line 3: expected 2 fields, as in the header, got 1"),
+        ("name,finding\n\na,b,c\n", "line 3: expected 2 fields, as in the header, got 3"),
+        ('name,finding\na,b\nc,"d\ne,f\n', "line 3: expected quoted fields as in RFC 4180, got .* end of data"),
         ('name,finding\na,"b\nc",d\n', "line 2: expected a closing quote on the same line"),
-        ('name,finding\na,"b"c\n', "line 2: expected fields quoted as in RFC 4180"),
+        ('name,finding\na,"b"c\n', "line 2: expected quoted fields as in RFC 4180"),
         (b"name,finding\na,\xe4\n", "line 2: expected UTF-8, .*save the file as UTF-8"),
-        ("name,finding\na,b\n".encode("utf-16-le"), "expected UTF-8 text, got zero bytes"),
+        ("name,finding\na,b\n".encode("utf-16-le"), "expected UTF-8 text, got NUL characters"),
         (b"\xff\xfen", "expected UTF-8, or UTF-16 with a byte order mark, got bytes in another encoding"),
         (bytes(range(256)), "expected UTF-8"),
     ],

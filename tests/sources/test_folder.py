@@ -27,7 +27,7 @@ def test_rows_have_the_contract_and_no_labels(tmp_path: Path) -> None:
 def test_the_first_of_several_folders_is_the_patient(tmp_path: Path) -> None:
     manifest = _manifest(tmp_path, "p1/s1/a", "p1/s2/b", "p2/s1/series/c")
     assert manifest.table[schema.PATIENT_ID].to_pylist() == ["p1", "p1", "p2"]
-    assert "the first of several folders counts as the patient: 3 images, 2 patients" in manifest.notes
+    assert "the first folder counts as the patient: 3 images, 2 patients" in manifest.notes
 
 
 def test_one_level_of_folders_says_nothing_of_patients(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_what_is_evidently_no_image_is_named_and_left_out(tmp_path: Path) -> Non
     )
     files, notes = image_files.list_images(str(tmp_path))
     assert files[image_files.PATH].to_pylist() == ["x.png"]
-    assert notes == ["not taken for images: 2 .csv, 1 .gz, 1 dicomdir, 2 hidden, 1 readme"]
+    assert notes == ["skipped files that are not images: 2 .csv, 1 .gz, 1 dicomdir, 2 hidden, 1 readme"]
 
 
 def test_special_files_and_links_to_them_are_counted_in_the_note(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_special_files_and_links_to_them_are_counted_in_the_note(tmp_path: Path)
     (tmp_path / "screen").symlink_to(os.devnull)
     files, notes = image_files.list_images(str(tmp_path))
     assert files[image_files.PATH].to_pylist() == ["x.png"]
-    assert notes == ["not taken for images: 1 .csv, 1 device, 3 pipe"]
+    assert notes == ["skipped files that are not images: 1 .csv, 1 device, 3 pipe"]
 
 
 def test_the_order_is_by_path_over_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_the_order_is_by_path_over_all_chunks(tmp_path: Path, monkeypatch: pytes
 
 
 def test_nothing_to_read_is_an_error_that_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no image lies in"):
+    with pytest.raises(UserError, match="expected X-rays in"):
         image_files.list_images(str(tmp_path))
     _write(tmp_path, "labels.csv")
     with pytest.raises(UserError, match=r"1 \.csv"):

@@ -79,7 +79,7 @@ def test_without_all_of_its_masks_an_image_has_none(archive: Path, layout: Layou
     masks[1].unlink()
     manifest = open_manifest(str(archive))
     assert manifest.table[schema.MASKS].is_null().to_pylist() == [False, True, False, False]
-    assert any(f"1 of {COUNT} images have no lung mask" in note for note in manifest.notes)
+    assert any(f"without lung masks: 1 of {COUNT} images" in note for note in manifest.notes)
     rows, read_masks = read(archive)
     assert rows[schema.ERROR].null_count == COUNT
     assert (read_masks[1] == NO_MASK).all()

@@ -54,12 +54,12 @@ def test_minus_one_is_an_empty_mask(empty: str) -> None:
     [
         ("1 2 3", "3 values"),
         ("", "0 values"),
-        ("1 two", "whole numbers"),
-        ("1 2.5", "whole numbers"),
+        ("1 two", "not only integers"),
+        ("1 2.5", "not only integers"),
         ("3 -1", "negative"),
-        ("10 7", "over the end"),
-        (f"1 {2**63 - 1} 1 {2**63 - 1}", "over the end"),
-        (f"1 {2**70}", "whole numbers"),
+        ("10 7", "exceeds the image"),
+        (f"1 {2**63 - 1} 1 {2**63 - 1}", "exceeds the image"),
+        (f"1 {2**70}", "not only integers"),
     ],
 )
 def test_broken_codes_are_refused(code: str, trouble: str) -> None:

@@ -36,7 +36,7 @@ def test_poses_and_masks_join_by_image_id(archive: Path) -> None:
     assert manifest.table[schema.IMAGE_ID].to_pylist() == ["a.png", "b.png", "c.png"]
     assert manifest.table[schema.TRUE_THETA].to_pylist() == [None, None, POSE]
     assert manifest.table[schema.MASKS].to_pylist() == [[], None, [mask]]
-    assert "truth.parquet speaks of 2 of 3 images" in manifest.notes
+    assert "truth.parquet covers 2 of 3 images" in manifest.notes
 
 
 def test_one_column_of_plain_lists_is_enough(archive: Path) -> None:
@@ -133,7 +133,7 @@ def test_masks_of_an_archive_in_a_bucket(given: str, uri: str | None) -> None:
 @pytest.mark.parametrize("mask", [of_uri(None), of_uri("", ""), of_uri("a.png", label=None), None])
 def test_a_mask_without_label_or_place_is_an_error(archive: Path, mask: dict | None) -> None:
     write_truth(archive, ["a.png"], masks=[[mask]])
-    with pytest.raises(UserError, match="expected masks that have a label, and a code or a URI"):
+    with pytest.raises(UserError, match="expected a label and either a code or a URI"):
         open_manifest(str(archive))
 
 
@@ -148,7 +148,7 @@ def test_rows_that_repeat_are_one_and_those_that_contradict_are_unknown(archive:
     manifest = open_manifest(str(archive))
     assert manifest.table[schema.TRUE_THETA].to_pylist() == [POSE, None, POSE]
     assert manifest.table[schema.MASKS].null_count == 0
-    assert manifest.notes[-1].startswith("1 images have rows in truth.parquet that contradict each other")
+    assert manifest.notes[-1].startswith("contradictory rows in truth.parquet: 1 image;")
 
 
 @pytest.mark.parametrize("content", ["no table", "no ids", "damaged", "cut off", "twice"])
@@ -163,5 +163,5 @@ def test_what_is_no_truth_is_an_error(archive: Path, content: str) -> None:
         pq.write_table(pa.table({"name": ["a.png"]}), path)
     elif content == "twice":
         pq.write_table(pa.table([["a.png"], ["a.png"]], [schema.IMAGE_ID] * 2), path)
-    with pytest.raises(UserError, match=r"truth\.parquet: expected a table of image_id"):
+    with pytest.raises(UserError, match=r"truth\.parquet: expected a table with the columns image_id"):
         open_manifest(str(archive))

@@ -93,7 +93,7 @@ def test_pieces_are_united_and_none_differs_from_unknown(tmp_path: Path) -> None
     write_lists(tmp_path, "a,0 3\nb, -1\na, 10 2\nc,5 5\n")
     manifest, rows = read(tmp_path)
     assert codes_and_labels(rows) == {"a": (["0 3", "10 2"], 1), "b": (["-1"], 0), "c": (["5 5"], 1), "d": (None, -1)}
-    assert "1 images are not listed in train-rle.csv: whether they have a pneumothorax is unknown" in manifest.notes
+    assert "not listed in train-rle.csv, so pneumothorax is unknown: 1 image" in manifest.notes
 
 
 def test_a_blank_code_is_an_empty_mask(tmp_path: Path) -> None:
@@ -105,9 +105,7 @@ def test_the_same_row_twice_is_one_and_contradictory_rows_are_unknown(tmp_path: 
     write_lists(tmp_path, "a,0 3\na,0 3\nb,-1\nb,-1\nc,-1\nc,5 5\nd,\nd,1 1\n")
     manifest, rows = read(tmp_path)
     assert codes_and_labels(rows) == {"a": (["0 3"], 1), "b": (["-1"], 0), "c": (None, -1), "d": (None, -1)}
-    assert manifest.notes[1:] == [
-        "2 images have rows in train-rle.csv that contradict each other: what they differ in is unknown"
-    ]
+    assert manifest.notes[1:] == ["contradictory rows in train-rle.csv: 2 images; the values that differ are unknown"]
 
 
 def test_a_code_that_is_not_understood_is_unknown_and_named(tmp_path: Path) -> None:
@@ -116,7 +114,7 @@ def test_a_code_that_is_not_understood_is_unknown_and_named(tmp_path: Path) -> N
     assert codes_and_labels(rows) == {"a": (None, -1), "b": (None, -1), "c": (None, 1), "d": (None, -1)}
     note = "'none' (1), '1 2 3' (1), '1 x' (1), '?' (1): the masks of these images are unknown"
     assert any(each.endswith(note) for each in manifest.notes)
-    assert "1 images with a pneumothorax have no mask that can be read" in manifest.notes
+    assert "with a pneumothorax but without a readable mask: 1 image" in manifest.notes
 
 
 @pytest.mark.parametrize("line", ["{}.png,{}", "{}.DCM,{}", "train\\{}.dcm , {}", '"study/{}",{}'])
@@ -159,7 +157,7 @@ def test_where_all_have_a_row_a_hash_chooses_the_test_part(tmp_path: Path) -> No
 
 def test_listed_images_that_are_missing_are_counted(tmp_path: Path) -> None:
     write_lists(tmp_path, "a,-1\nb,-1\nc,-1\nd,-1\ne,-1\n")
-    expected = "1 of the 5 images that train-rle.csv lists are not here; going on with 4"
+    expected = "missing from the archive: 1 of 5 images listed in train-rle.csv; continuing with 4 images"
     assert expected in read(tmp_path)[0].notes
 
 
@@ -185,7 +183,7 @@ def test_a_positive_without_its_mask_picture_has_an_unknown_mask(archive: Path) 
     manifest, rows = read(archive)
     (row,) = [row for row in rows.values() if row[schema.SOURCE_URI].endswith(lost.name)]
     assert (row[schema.LABELS], row[schema.MASKS]) == ([1], None)
-    assert "1 images with a pneumothorax have no mask that can be read" in manifest.notes
+    assert "with a pneumothorax but without a readable mask: 1 image" in manifest.notes
 
 
 @PNG
@@ -214,11 +212,11 @@ def test_lists_of_pictures_that_contradict_each_other_are_unknown_and_tested(arc
     assert (rows[image][schema.LABELS], rows[image][schema.MASKS], rows[image][schema.SPLIT]) == ([-1], None, "test")
     assert rows[lines[2].split(",")[1]][schema.LABELS] == [-1]
     assert [note for note in manifest.notes if siim.TRAIN_FILE in note] == [
-        "has_pneumo in stage_1_train_images.csv has words that are not understood, 'perhaps' (1): these images "
+        "unrecognized words in has_pneumo in stage_1_train_images.csv, 'perhaps' (1): the labels of these images are "
+        "unknown",
+        "contradictory rows in stage_1_train_images.csv and stage_1_test_images.csv: 1 image; the values that differ "
         "are unknown",
-        "1 images have rows in stage_1_train_images.csv and stage_1_test_images.csv that contradict each other: what "
-        "they differ in is unknown",
-        "1 images are in both stage_1_train_images.csv and stage_1_test_images.csv: they are used for testing",
+        "listed in both stage_1_train_images.csv and stage_1_test_images.csv, used for testing: 1 image",
     ]
 
 
@@ -247,16 +245,16 @@ def test_a_code_that_does_not_fit_is_a_row_with_its_reason(archive: Path, layout
         shutil.copy(archive / siim.TRAIN_FILE, next(archive.glob("png_masks/*_1_.png")))
     errors = [row[schema.ERROR] for row in decoded(read(archive)[0].table).values() if row[schema.ERROR]]
     assert len(errors) == 1
-    assert ("over the end of the image" if layout == "siim" else "mask of Pneumothorax: ") in errors[0]
+    assert ("exceeds the image" if layout == "siim" else "mask of Pneumothorax: ") in errors[0]
 
 
 @pytest.mark.parametrize(
     ("files", "trouble"),
     [
-        ({"a.dcm": ""}, "neither train-rle.csv nor stage_2_train.csv nor png_images/ with stage_1_train_images.csv"),
-        ({siim.CODES_FILE: "ImageId, EncodedPixels\na,-1\n"}, "no image lies in"),
+        ({"a.dcm": ""}, "expected train-rle.csv, stage_2_train.csv or png_images/ with stage_1_train_images.csv"),
+        ({siim.CODES_FILE: "ImageId, EncodedPixels\na,-1\n"}, "expected X-rays in"),
         ({siim.CODES_FILE: "ImageId\na\n", "a.dcm": ""}, "line 1: .* got 1 columns without EncodedPixels"),
-        ({siim.CODES_FILE: "ImageId,EncodedPixels\na\n", "a.dcm": ""}, "line 2: expected 2 fields .* got 1"),
+        ({siim.CODES_FILE: "ImageId,EncodedPixels\na\n", "a.dcm": ""}, "line 2: expected 2 fields, .* got 1"),
         ({siim.CODES_FILE: "", "a.dcm": ""}, "expected a header with the columns ImageId, EncodedPixels"),
         ({siim.TRAIN_FILE: "file,ImageId\n", "png_images/a.png": ""}, "without new_filename, has_pneumo"),
     ],

@@ -37,9 +37,9 @@ def test_one_image_is_an_archive_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "source", "trouble"),
     [
-        ("", "x-rays", r"no source 'x-rays': wanted auto, chestxray14, .*, siim, jsrt, vinbigdata, folder"),
-        ("", "auto", "no image lies in .*, nor any other file"),
-        ("", "chestxray14", "has no Data_Entry_2017_v2020.csv or Data_Entry_2017.csv"),
+        ("", "x-rays", r"expected source auto, chestxray14, .*, siim, jsrt, vinbigdata, folder, got 'x-rays'"),
+        ("", "auto", "expected X-rays in .*, got no files"),
+        ("", "chestxray14", "expected Data_Entry_2017_v2020.csv or Data_Entry_2017.csv in"),
         ("missing", "auto", "missing"),
     ],
 )

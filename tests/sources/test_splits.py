@@ -114,7 +114,7 @@ def test_folds_without_labels_are_as_large_as_each_other() -> None:
 
 
 def test_too_few_patients() -> None:
-    with pytest.raises(UserError, match="2 patients to train and validate with are too few for 3 folds"):
+    with pytest.raises(UserError, match="expected at least 3 patients for training and validation in 3 folds, got 2"):
         stratified(np.zeros((5, 1), np.int8), np.array(["a", "a", "b", "b", "b"]), 3)
 
 

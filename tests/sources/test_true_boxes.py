@@ -38,17 +38,17 @@ def test_what_is_no_box_is_dropped_and_counted() -> None:
     flat, inverted, huge = box(1, 1, 1, 5), box(9, 9, 5, 5), box(1, 1, 1e39, 5)
     usable = with_usable_boxes(manifest([[good, flat, box(1, NAN, 2, 3)], None, [], [inverted, huge]]))
     assert usable.table[schema.BOXES].to_pylist() == [[good], None, [], []]
-    assert usable.notes == ["boxes dropped: 2 without area, 2 with a coordinate that is no number"]
+    assert usable.notes == ["boxes dropped: 2 without area, 2 with an invalid coordinate"]
     assert with_usable_boxes(usable) is usable
 
 
 def test_boxes_are_clipped_to_a_frame_that_is_known() -> None:
     usable = with_usable_boxes(manifest([[box(1000, 1000, 1300, 1300)], [box(-2, 5, 30, 1024.2)], []], side=1024))
     assert usable.table[schema.BOXES].to_pylist()[:2] == [[box(1000, 1000, 1024, 1024)], [box(0, 5, 30, 1024)]]
-    assert usable.notes == ["2 of 2 boxes reached beyond their images and were clipped"]
+    assert usable.notes == ["boxes clipped to their images: 2 of 2"]
     beside = with_usable_boxes(manifest([[box(1, 1, 5, 5)], [box(40, 1, 60, 5)]], [[20, 30], [20, 30]]))
     assert beside.table[schema.BOXES].to_pylist() == [[box(1, 1, 5, 5)], []]
-    lost = "1 of 2 boxes reached beyond their images and were clipped; dropped, as entirely outside: 1"
+    lost = "boxes clipped to their images: 1 of 2, of which 1 entirely outside were dropped"
     assert beside.notes == [lost]
 
 
@@ -64,14 +64,14 @@ def test_boxes_come_to_the_pixels_of_their_files() -> None:
 
 @pytest.mark.parametrize(
     ("frames", "side", "told"),
-    [([[64, 64]] * 9, None, "size that the archive's tables, or its published layout, give"), (None, 64, "tables")],
+    [([[64, 64]] * 9, None, "image size in the archive's tables or published layout"), (None, 64, "tables")],
 )
 def test_too_many_boxes_outside_a_known_frame_stop_the_run(frames: Any, side: int | None, told: str) -> None:
     boxes: list[Boxes | None] = [[box(1000, 1500, 1500, 2000)] for _ in range(4)] + [[box(1, 2, 3, 4)]] * 5
-    with pytest.raises(UserError, match=f"4 of 9 boxes lie outside their images. .*{told}"):
+    with pytest.raises(UserError, match=f"got 4 of 9 boxes outside. .*{told}"):
         with_usable_boxes(manifest(boxes, frames, side))
     few = with_usable_boxes(manifest([*boxes[:3], *boxes[4:], []], frames, side))
-    assert few.notes == ["3 of 8 boxes reached beyond their images and were clipped; dropped, as entirely outside: 3"]
+    assert few.notes == ["boxes clipped to their images: 3 of 8, of which 3 entirely outside were dropped"]
 
 
 def test_too_many_boxes_outside_their_files_stop_the_run() -> None:
@@ -82,11 +82,11 @@ def test_too_many_boxes_outside_their_files_stop_the_run() -> None:
         placed.counts.check()
     alone = place_boxes(given.table[schema.BOXES].slice(0, 1), np.full((1, 2), NAN), np.array([[64, 64]])).counts
     for counts, whole in ((alone, False), (alone, True)):
-        with pytest.raises(UserError, match="4 of 4 boxes"):
+        with pytest.raises(UserError, match="got 4 of 4 boxes outside"):
             counts.check(whole=whole)
 
 
 def test_an_archive_in_which_every_box_lies_outside_has_a_wrong_frame() -> None:
-    with pytest.raises(UserError, match="1 of 1 boxes lie outside"):
+    with pytest.raises(UserError, match="got 1 of 1 box outside"):
         with_usable_boxes(manifest([[box(100, 100, 200, 200)], []], side=64))
     with_usable_boxes(manifest([[box(60, 60, 200, 200)], []], side=64))  # what is left of it lies inside

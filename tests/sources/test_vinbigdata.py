@@ -102,7 +102,7 @@ def test_copies_of_any_size_and_shape_have_their_boxes_scaled(tmp_path: Path) ->
     corners = [[box[corner] for corner in rater_agreement.CORNERS] for box in (*a, *b)]
     np.testing.assert_allclose(corners, [[10, 10, 30, 20], [10, 5, 20, 10]])
     assert c == []
-    note = "of 1 images that are no DICOM, no file tells the original's size (train_meta.csv would): their boxes are"
+    note = "boxes read as pixels of the files, because no table gives the originals' size (train_meta.csv would): 1 image"
     assert any(each.startswith(note) for each in manifest.notes)
 
 
@@ -120,13 +120,13 @@ def test_sizes_come_from_any_file_that_has_them_and_however_they_are_written(fil
     assert (given["a"][schema.BOXES_FRAME], given["b"][schema.BOXES_FRAME]) == ([400, 800], None)
     (box,) = make_rows(manifest.table, PIXELS, threads=1).to_pylist()[0][schema.BOXES]
     assert [box[corner] for corner in rater_agreement.CORNERS] == [5, 10, 15, 20]
-    assert not any("original's size" in note for note in manifest.notes)
+    assert not any("originals' size" in note for note in manifest.notes)
 
 
 def test_boxes_outside_the_size_that_a_table_gives_stop_the_run(tmp_path: Path) -> None:
     write(tmp_path, "".join(f"a,ILD,5,R{reader},100,200,300,400\n" for reader in range(4)))
     (tmp_path / "train_meta.csv").write_text("image_id,dim0,dim1\na,20,40\n")
-    with pytest.raises(UserError, match="4 of 4 boxes lie outside their images"):
+    with pytest.raises(UserError, match="got 4 of 4 boxes outside"):
         open_manifest(str(tmp_path))
 
 
@@ -137,8 +137,8 @@ def test_none_differs_from_unknown_and_the_untold_are_for_testing(tmp_path: Path
     assert [sum(rows[each][schema.LABELS]) for each in "abc"] == [1, 0, -14]
     assert rows["c"][schema.SPLIT] == "test"
     assert json.loads(rows["a"][schema.EXTRA]) == {"readers": ["R1", "R2"]}
-    assert "1 of the 3 images that train.csv lists are not here; going on with 3" in manifest.notes
-    assert "1 images are not listed in train.csv: what they show is unknown" in manifest.notes
+    assert "missing from the archive: 1 of 3 images listed in train.csv; continuing with 3 images" in manifest.notes
+    assert "not listed in train.csv, so findings are unknown: 1 image" in manifest.notes
 
 
 def test_a_file_of_that_name_alone_is_not_this_layout(tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_a_file_of_that_name_alone_is_not_this_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "trouble"),
     [
-        ({"a.png": ""}, "has no train.csv: put it there"),
-        ({"train.csv": CSV_HEADER}, "no image lies in"),
+        ({"a.png": ""}, "expected train.csv in"),
+        ({"train.csv": CSV_HEADER}, "expected X-rays in"),
         (
             {"train.csv": CSV_HEADER, "a.png": "", "train_meta.csv": "image_id,dim0,dim1\na,9,x\n"},
             "train_meta.csv, line 2: expected dim0 and dim1 as whole numbers of pixels from 1 to 65,535, got '9, x'",

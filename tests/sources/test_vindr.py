@@ -79,7 +79,7 @@ def test_boxes_readers_and_labels_of_images_are_read(archive: str) -> None:
     assert shown(manifest, "c", -1) == shown(manifest, "v", -1) == {*manifest.findings}
     assert json.loads(rows["a"][schema.EXTRA])["readers"] == ["R1", "R2", "R3"]
     assert rows["t"][schema.EXTRA] is None
-    assert "2 images are in none of the lists: what they show is unknown" in manifest.notes
+    assert "not in any list, so findings are unknown: 2 images" in manifest.notes
 
 
 def test_parts_are_the_official_ones(archive: str) -> None:
@@ -123,18 +123,18 @@ def test_labels_that_contradict_each_other_are_unknown_and_counted(tmp_path: Pat
     manifest = open_manifest(str(write(tmp_path, files)))
     assert "Edema" in shown(manifest, "a", -1) & shown(manifest, "b", -1)
     assert (shown(manifest, "a"), shown(manifest, "b")) == (set(), {"COPD"})
-    told = "readings in image_labels_train.csv that contradict themselves: 2; such labels do not count"
+    told = "contradictory readings in image_labels_train.csv: 2; such labels are ignored"
     assert told in manifest.notes
 
 
 @pytest.mark.parametrize(
     ("files", "trouble"),
     [
-        ({"a.png": ""}, "has no annotations_train.csv or annotations_test.csv: put it there"),
-        ({"annotations_train.csv": DRAWN}, "no image lies in"),
+        ({"a.png": ""}, "expected annotations_train.csv or annotations_test.csv in"),
+        ({"annotations_train.csv": DRAWN}, "expected X-rays in"),
         (
             {"annotations_train.csv": DRAWN, "a.png": "", "image_labels_train.csv": "image_id,Edema\na,yes\n"},
-            "image_labels_train.csv, line 2: expected labels that are 0, 1 or blank, got 'yes'",
+            "image_labels_train.csv, line 2: expected labels of 0, 1 or blank, got 'yes'",
         ),
     ],
 )
