@@ -27,7 +27,7 @@ from cxr.data.ray_data import map_parts
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION
 from cxr.errors import UserError
 from cxr.imaging.enhance import Enhancement
-from cxr.runtime import cluster, lease
+from cxr.runtime import cluster, console, lease
 from cxr.runtime.progress import Progress
 from cxr.schema import PixelFormat
 from cxr.sources import Labeling, find_source, open_manifest
@@ -114,7 +114,7 @@ def ingest(
         boxes = sum((part.boxes for part in contents), BoxCounts())
         boxes.check(whole=True)
         for note in boxes.notes():
-            print(f"note: {note}", flush=True)
+            console.note(note)
         manifest.notes += boxes.notes()
         about = _describe(contents, manifest, origin)
         _write_rejects(out, contents)
@@ -158,11 +158,11 @@ def _write_parts(ledger: Ledger, parts: Sequence[Part], how: tuple[Any, ...]) ->
     todo = ledger.todo(parts)
     total, left = (sum(part.rows.num_rows for part in some) for some in (parts, todo))
     progress = Progress("ingest", total, done=total - left)
-    progress.tell()
+    progress.show()
     for summary in map_parts(todo, PartWriter, (ledger, *how)):
         progress.add(summary["images"], summary["rejects"])
     if todo:
-        progress.tell()
+        progress.show()
     return progress
 
 

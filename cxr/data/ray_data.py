@@ -24,7 +24,7 @@ from cxr.data.decode import make_rows, placed_boxes
 from cxr.data.ledger import Part
 from cxr.errors import ClusterError, UserError
 from cxr.runtime import cluster, ray_private
-from cxr.runtime.progress import warned
+from cxr.runtime.progress import with_stall_notes
 from cxr.schema import PixelFormat
 from cxr.sources import Labeling, open_manifest
 from cxr.sources.annotations import one_reader
@@ -199,7 +199,7 @@ def map_blocks(rows: Dataset, work: Any, *, pool: ActorPoolStrategy | None = Non
 
 
 def quiet(rows: Dataset) -> Dataset:
-    """Without progress bars of its own, and without an end to its patience: `progress.warned` speaks of delays."""
+    """Without progress bars of its own, and without an end to its patience: `with_stall_notes` reports delays."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger(ray_private.DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)  # warns that bars are off
     context: DataContext = rows.context
@@ -243,7 +243,7 @@ def finished(replies: Dataset, names: Sequence[str]) -> Iterator[dict[str, Any]]
 
     try:
         batches = quiet(replies).iter_batches(batch_size=None, batch_format="pyarrow")
-        for batch in warned(batches, waiting_for):
+        for batch in with_stall_notes(batches, waiting_for):
             for reply in cast(pa.Table, batch).to_pylist():
                 missing.pop(reply["name"], None)
                 yield reply

@@ -119,7 +119,7 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
         if options.save_latents:
             uris = {part.name: book.file(part) for part in parts}
             latents.finish(storage.join(out, LATENTS), uris, kept, plans[0].origin)
-    progress.tell()
+    progress.show()
     scored = Scored(
         scores=storage.join(out, SCORES),
         latents=storage.join(out, LATENTS) if options.save_latents else "",

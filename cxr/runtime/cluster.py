@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +11,7 @@ import psutil
 import ray
 
 from cxr.errors import ClusterError, UserError
-from cxr.runtime import ray_private
+from cxr.runtime import console, ray_private
 from cxr.runtime.socket_paths import shorten_temporary_folders
 from cxr.storage import ANONYMOUS, REQUESTER_PAYS, is_local
 
@@ -29,16 +26,6 @@ CARRIED = (
 )
 OOM_RETRIES = 5  # of a task that the node killed for want of memory; Ray itself would try without end
 STARTS = 3  # of a cluster on this machine, before it is given up
-PROGRESS = re.compile(r" \d+/\d+  loss ")
-NOISE = re.compile(
-    "constructor arguments in the object store|worker processes have been started|Setting up process group|"
-    "Checkpoint successfully created|Reporting training result|Requesting resources|Attempting to start|"
-    "Detected that the Ray Train controller actor"
-)
-# Ray Train tells its autoscaler what it needs every few seconds. Where the machine is too busy for an answer, it logs
-# a traceback and goes on; the next one gets through.
-HARMLESS = re.compile("Failed to (send|cancel) resource request")
-TRACEBACK = re.compile(r"\s|$|Traceback |During handling of|The above exception|[\w.]+(Error|Exception)\b")
 
 
 def connect(cpus: int | None = None) -> None:
@@ -46,18 +33,33 @@ def connect(cpus: int | None = None) -> None:
 
     A cluster started here listens on loopback only, asks for a token, sends no usage statistics, and ends
     with this process. Its dashboard is on: without one, Tune cannot free the workers of stopped trials.
+
+    From then on workers show what they `say` (`console`); their other lines go to the job's log, or, without a job,
+    only to Ray's own folder of logs.
     """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray_private.keep_signal_handlers()
-    ray_private.filter_worker_lines(PROGRESS, NOISE, WithoutHarmlessTracebacks)
+    ray_private.show_worker_lines_with(_show_worker_lines)
+    console.current().divert_ray()
     if os.environ.get("RAY_ADDRESS"):
         _join(os.environ["RAY_ADDRESS"])
+    else:
+        ray_private.stay_on_loopback()
+        shorten_temporary_folders(before_removal=ray.shutdown)
+        _start_here(cpus)
+
+
+def _show_worker_lines(batch: dict[str, Any]) -> None:
+    """Show events of ours, and machines that come and go; the rest goes to the log, the autoscaler's chatter nowhere."""
+    if batch.get("pid") != "autoscaler":
+        console.show_worker_lines(batch)
         return
-    ray_private.stay_on_loopback()
-    shorten_temporary_folders(before_removal=ray.shutdown)
-    _start_here(cpus)
+    for line in batch["lines"]:
+        _, mark, text = line.partition(ray_private.AUTOSCALER_EVENT)
+        if mark:
+            console.note(text)
 
 
 def _start_here(cpus: int | None) -> None:
@@ -77,7 +79,7 @@ def _start_here(cpus: int | None) -> None:
             _kill(set(psutil.Process().children(recursive=True)) - running)
             reason = _last_line(error)
         if number < STARTS:
-            print(f"note: Ray did not start on this machine ({reason}); trying again", flush=True)
+            console.note(f"Ray did not start on this machine ({reason}); trying again")
     raise ClusterError(
         f"Ray did not start on this machine in {STARTS} attempts, the last time for this reason: {reason}. The "
         f"machine may be too busy, or short of memory, processes or disk: run the same command again when it is not, "
@@ -108,7 +110,6 @@ def _start(cpus: int | None) -> None:
         include_dashboard=True,
         dashboard_host=LOOPBACK,
         dashboard_port=port,
-        logging_level=logging.WARNING,
         **ray_private.start_options(LOOPBACK, OOM_RETRIES),
     )
 
@@ -132,25 +133,6 @@ def _carried() -> dict[str, Any]:
     if carried:  # they may come from the runtime environment the job was submitted with: Ray must not mind
         ray_private.allow_another_runtime_environment()
     return {"env_vars": carried} if carried else {}
-
-
-class WithoutHarmlessTracebacks:
-    """Drops lines that match HARMLESS, and the traceback that follows, from batches of one process's lines each."""
-
-    def __init__(self, show: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> None:
-        self._show = show
-        self._inside: set[tuple[Any, Any]] = set()  # processes whose last line was dropped
-
-    def __call__(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        source = batch.get("ip"), batch.get("pid")
-        shown = []
-        for line in batch["lines"]:
-            if HARMLESS.search(line):
-                self._inside.add(source)
-            elif source not in self._inside or not TRACEBACK.match(line):
-                self._inside.discard(source)
-                shown.append(line)
-        return self._show(batch | {"lines": shown})
 
 
 def free_port() -> int:

@@ -15,6 +15,8 @@ import sys
 import threading
 from typing import NoReturn
 
+from cxr.runtime.console import current
+
 GRACE_S = 8.0  # for stopping Ray and for what else stands in `finally`; `ray job stop` kills after 3 s
 
 
@@ -28,7 +30,7 @@ class Interruption:
     def __init__(self, message: str) -> None:
         self.number = 0
         self._raised = False
-        self._message = f"{message}\n".encode()
+        self._message = f"{message}\n"
         self._to_say = threading.Lock()
         self._signals, written = os.pipe()
         os.set_blocking(written, False)
@@ -68,4 +70,4 @@ class Interruption:
     def _say(self) -> None:
         """Say it once; not through a stream of Python's, which the interrupted thread may be using."""
         if self._to_say.acquire(blocking=False):
-            os.write(2, self._message)
+            current().write_error_now(self._message)

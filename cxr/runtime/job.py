@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -19,7 +18,7 @@ import tyro
 
 from cxr import storage
 from cxr.errors import ClusterError, UserError
-from cxr.runtime import lease, provenance
+from cxr.runtime import console, lease, provenance
 from cxr.runtime.interrupt import Interruption
 
 _APPENDS = set(get_args(tyro.conf.UseAppendAction[int])[1:])  # how tyro marks an option that can be repeated
@@ -53,11 +52,28 @@ class BucketOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What the job prints."""
+
+    quiet: bool = False
+    """Print only the path of the result, or the error."""
+    json: bool = False
+    """Print one JSON object per line: progress, notes, and at last the result or the error."""
+
+    @property
+    def form(self) -> console.Form:
+        if self.quiet and self.json:
+            raise UserError("expected --quiet or --json, got both: give one of them")
+        return "quiet" if self.quiet else "json" if self.json else "text"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command(Generic[Options]):
     """A command line: what the job takes, and what every job takes."""
 
     job: Annotated[Options, tyro.conf.arg(name="")]
     buckets: BucketOptions = field(default_factory=BucketOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
 
 
 def parse(options_type: type[Options], arguments: Sequence[str], description: str = "") -> Command[Options]:
@@ -75,6 +91,11 @@ def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Option
     """
     command = parse(options_type, sys.argv[1:], sys.modules["__main__"].__doc__ or "")
     command.buckets.apply()
+    try:
+        shown = console.start(command.output.form, command.job.out)
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr, flush=True)
+        sys.exit(MISUSED)
     interruption = Interruption(_interrupted(command.job))
     try:
         code, error = _outcome(main, command.job)
@@ -82,7 +103,7 @@ def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Option
         if interruption.number:
             interruption.end()  # says no more of what it made Ray raise
     if error:
-        print(error, file=sys.stderr, flush=True)
+        shown.show_error(error, code)
     sys.exit(code)
 
 
@@ -123,8 +144,8 @@ def _outcome(main: Callable[[Options], dict[str, Any]], options: Options) -> tup
     try:
         _check_out(options.out)
         with lease.held(options.out):
-            result = main(options)
-            print(write_result(options, result, time.monotonic() - start), flush=True)
+            path, result = write_result(options, main(options), time.monotonic() - start)
+            console.current().show_result(path, result)
         return DONE, ""
     except UserError as mistake:
         return MISUSED, f"error: {mistake}"
@@ -137,16 +158,19 @@ def _outcome(main: Callable[[Options], dict[str, Any]], options: Options) -> tup
 def _check_out(out: str) -> None:
     """Look at the place of the results before anything starts: hours later would be a bad time to find it shut."""
     if "working_dir_files" in storage.normalize(out).split("/"):
-        print(
-            f"note: --out {out} lies in this submitted job's copy of the working directory, which Ray "
-            f"deletes in the end: give an absolute path or a URI to keep the results",
-            flush=True,
+        console.note(
+            f"--out {out} lies in this submitted job's copy of the working directory, which Ray "
+            f"deletes in the end: give an absolute path or a URI to keep the results"
         )
     storage.check_writable(out)
 
 
-def write_result(options: Any, result: dict[str, Any], seconds: float) -> str:
-    """Write OUT/result.json: the job's name, its settings, versions, duration and what it returned."""
+def write_result(options: Any, result: dict[str, Any], seconds: float) -> tuple[str, dict[str, Any]]:
+    """Write OUT/result.json: the job's name, its settings, versions, duration and what it returned.
+
+    Returns:
+        The file's URI and content.
+    """
     uri = storage.join(storage.normalize(options.out), "result.json")
     head = {
         "job": Path(sys.argv[0]).stem,
@@ -155,14 +179,6 @@ def write_result(options: Any, result: dict[str, Any], seconds: float) -> str:
         "commit": provenance.commit(),
         "seconds": round(seconds, 1),
     }
-    storage.write_json(uri, _finite(head | result))
-    return uri
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for each number that JSON has no word for."""
-    if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    content = console.finite(head | result)
+    storage.write_json(uri, content)
+    return uri, content

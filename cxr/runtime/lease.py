@@ -21,6 +21,7 @@ import psutil
 
 from cxr import storage
 from cxr.errors import UserError
+from cxr.runtime import console
 
 LEASE_FILE = "lease.json"
 HEARTBEAT_S = 10.0  # between renewals
@@ -91,7 +92,7 @@ class _Lease:
         while not self._released.wait(HEARTBEAT_S):
             with suppress(storage.StorageError):  # which may pass before the lease is stale
                 if not self._write(self._content) and not self._write(None):  # None: somebody deleted the file
-                    print(f"note: another run has taken over {self._folder}; this one stops", flush=True)
+                    console.note(f"another run has taken over {self._folder}; this one stops")
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
 
@@ -105,10 +106,9 @@ class _Lease:
             if _lives(other):
                 raise self._in_use(left)
             return left
-        print(
-            f"note: {self._folder} was in use by another run ({_described(other)}); waiting up to {STALE_S:g} s to "
-            f"see whether it is still alive",
-            flush=True,
+        console.note(
+            f"{self._folder} was in use by another run ({_described(other)}); waiting up to {STALE_S:g} s to see "
+            f"whether it is still alive"
         )
         deadline = time.monotonic() + STALE_S
         while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""How far a long run has come: a line every few seconds, and a warning when nothing comes."""
+"""How far a long run has come, and a warning when it makes no progress."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cxr.errors import UserError
+from cxr.runtime import console
 
 T = TypeVar("T")
 STALL_S = "CXR_STALL_WARNING_S"
@@ -18,63 +19,78 @@ STALL_S = "CXR_STALL_WARNING_S"
 
 @dataclass
 class Progress:
-    """Counts images and prints a line at most every `every_s` seconds.
+    """Counts items: a live line on a terminal; elsewhere a line at most every `every_s` seconds.
 
     Args:
-        what: is said first in each line.
-        total: images of the whole work.
-        done: of them, those that an earlier run did.
+        what: the work, which begins each line.
+        total: items of the whole work.
+        done: items that an earlier run finished.
+        unit: what is counted.
     """
 
     what: str
     total: int
     done: int = 0
     rejects: int = 0
+    unit: str = "images"
     every_s: float = 5.0
-    _begun: float = field(default_factory=lambda: time.monotonic())
-    _told: float = field(default_factory=lambda: time.monotonic())
+    _started: float = field(default_factory=lambda: time.monotonic())
+    _shown: float = field(default_factory=lambda: time.monotonic())
     _new: int = 0
-    _first: tuple[float, int] | None = None  # when the first images came, and how many
+    _first: tuple[float, int] | None = None  # when the first items were done, and how many
 
-    def add(self, images: int, rejects: int = 0) -> None:
-        """Note that `images` more are done, `rejects` of them without pixels."""
-        self.done += images
-        self._new += images
+    def add(self, count: int, rejects: int = 0) -> None:
+        """Count `count` more items as done, `rejects` of them images without pixels."""
+        self.done += count
+        self._new += count
         self.rejects += rejects
         self._first = self._first or (time.monotonic(), self._new)
-        if time.monotonic() - self._told >= self.every_s:
-            self.tell()
+        self._show(due=time.monotonic() - self._shown >= self.every_s)
+
+    def show(self) -> None:
+        """Show a line now; at the end it says how long the work took."""
+        self._show(due=True)
+
+    def _show(self, due: bool) -> None:
+        counts = {
+            "what": self.what,
+            "done": self.done,
+            "total": self.total,
+            "unit": self.unit,
+            "rejects": self.rejects,
+        }
+        if self.done < self.total and console.current().show_live_line(**counts):
+            return
+        if due:
+            self._shown = time.monotonic()
+            console.event("progress", self.line(), **counts, seconds=round(self.seconds, 1))
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self._begun
+        return time.monotonic() - self._started
 
     @property
     def images_per_second(self) -> float:
-        """Of this run, start-up included."""
+        """Average of this run, including its start-up."""
         return self._new / max(self.seconds, 1e-9)
 
     def line(self) -> str:
-        text = f"{self.what}: {self.done:,} of {self.total:,} images ({self.done / max(1, self.total):.0%})"
+        text = f"{self.what}: {self.done:,} of {self.total:,} {self.unit} ({self.done / max(1, self.total):.0%})"
         if self.rejects:
             text += f", {self.rejects:,} rejected"
-        if self._new:
+        if self._new and self.unit == "images":
             text += f", {self.images_per_second:.0f} images/s"
         return text + self._time_left()
 
     def _time_left(self) -> str:
-        """At the pace since the first images came: the start of a run says nothing of the rest."""
+        """Estimated from the pace since the first items: the start of a run says nothing about the rest."""
         if self.done >= self.total:
             return f", {_duration(self.seconds)}" if self._new else ""
-        since, images = self._first or (0.0, self._new)
-        if self._new == images:
+        since, count = self._first or (0.0, self._new)
+        if self._new == count:
             return ""
-        left = (self.total - self.done) * (time.monotonic() - since) / (self._new - images)
+        left = (self.total - self.done) * (time.monotonic() - since) / (self._new - count)
         return f", {_duration(left)} left"
-
-    def tell(self) -> None:
-        self._told = time.monotonic()
-        print(self.line(), flush=True)
 
 
 def _duration(seconds: float) -> str:
@@ -85,13 +101,13 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
-def warned(items: Iterable[T], waiting_for: Callable[[], str]) -> Iterator[T]:
+def with_stall_notes(items: Iterable[T], waiting_for: Callable[[], str]) -> Iterator[T]:
     """The items, with a note for every five minutes, or CXR_STALL_WARNING_S seconds, that the next one takes.
 
     A slow part and a wait for CPUs that others use look alike from here, so the work goes on either way.
 
     Args:
-        waiting_for: what is waited for and why that may take long; called in another thread.
+        waiting_for: describes what is awaited and why that may take long; called in another thread.
     """
     watch = _StallWatch(_stall_s(), waiting_for)
     try:
@@ -109,15 +125,15 @@ def warned(items: Iterable[T], waiting_for: Callable[[], str]) -> Iterator[T]:
 
 
 def _stall_s() -> float:
-    given = os.environ.get(STALL_S) or "300"
+    text = os.environ.get(STALL_S) or "300"
     with suppress(ValueError):
-        if float(given) > 0:
-            return float(given)
-    raise UserError(f"{STALL_S}={given}: expected seconds above 0; correct or unset it")
+        if float(text) > 0:
+            return float(text)
+    raise UserError(f"{STALL_S}={text}: expected seconds above 0; correct or unset it")
 
 
 class _StallWatch:
-    """A thread that prints a note while `waiting_since` is longer ago than `stall_s` seconds."""
+    """A thread that shows a note while `waiting_since` is longer ago than `stall_s` seconds."""
 
     def __init__(self, stall_s: float, waiting_for: Callable[[], str]) -> None:
         self.waiting_since: float | None = None
@@ -134,6 +150,4 @@ class _StallWatch:
             since, now = self.waiting_since, time.monotonic()
             if since is not None and now - max(since, noted) >= self._stall_s:
                 noted = now
-                print(
-                    f"note: {_duration(now - since)} without progress; waiting for {self._waiting_for()}", flush=True
-                )
+                console.note(f"{_duration(now - since)} without progress; waiting for {self._waiting_for()}")

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ray._private import ray_constants, ray_logging, utils, worker
+from ray._private import ray_constants, utils, worker
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from ray._private.state import state
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # ray.train imports torch, which most jobs' processes do not 
     from ray.train.torch import TorchTrainer
 
 READ_FROM = "2.60.0"
+AUTOSCALER_EVENT = ray_constants.LOG_PREFIX_EVENT_SUMMARY  # stands before what the autoscaler has to say to a user
 DATA_PROGRESS_LOGGER = "ray.data._internal.progress"  # data/_internal/progress: warns that progress bars are off
 START_LOGGER = "ray._private.services"  # _private/services.py: logs the end of a failed process's log as an error
 
@@ -78,19 +79,18 @@ def spilled_bytes() -> int:
     return get_memory_info_reply(get_state_from_address(None)).store_stats.spilled_bytes_total
 
 
-def filter_worker_lines(
-    show: str, hide: str, transform: Callable[[Callable[[dict[str, Any]], Any]], Callable[[dict[str, Any]], Any]]
-) -> None:
-    """Choose which lines of its workers this process prints (_private/ray_logging/__init__.py).
+def is_worker_process() -> bool:
+    """Whether Ray started this process to run tasks and actors (_private/worker.py)."""
+    return worker.global_worker.mode == worker.WORKER_MODE
 
-    Args:
-        show: a regular expression of lines that are always printed, however alike.
-        hide: one of lines that are never printed.
-        transform: makes the function that prints a batch of lines from Ray's own.
+
+def show_worker_lines_with(show: Callable[[dict[str, Any]], None]) -> None:
+    """Give to `show` what Ray would print of workers' output and of errors; call it before `ray.init`.
+
+    A batch has the `lines` of one process, its `pid` ("raylet" and "autoscaler" among them) and mostly its `ip` and
+    `actor_name` or `task_name` (print_to_stdstream in _private/worker.py).
     """
-    for lines in (ray_logging.stdout_deduplicator, ray_logging.stderr_deduplicator):
-        lines.allow_re, lines.skip_re = show, hide
-        lines.deduplicate = transform(lines.deduplicate)
+    worker.print_to_stdstream = lambda data, ignore_prefix: show(data)
 
 
 def quiet_failed_starts() -> None:

@@ -17,7 +17,7 @@ from cxr.data.shard_loader import ShardStream
 from cxr.families.base import Communicator, Recipe
 from cxr.families.compatibility import fold_of, sampling_of
 from cxr.runtime import cluster
-from cxr.runtime.progress import warned
+from cxr.runtime.progress import with_stall_notes
 from cxr.schema import PixelFormat
 
 
@@ -62,7 +62,7 @@ class ArchiveStream:
         tables = self.iterator.iter_batches(
             batch_size=self.batch_size, batch_format="pyarrow", drop_last=drop_last, prefetch_batches=2
         )
-        for rows in warned(tables, lambda: f"images to be decoded, while {cluster.free()}"):
+        for rows in with_stall_notes(tables, lambda: f"images to be decoded, while {cluster.free()}"):
             assert isinstance(rows, pa.Table)
             columns = to_columns(rows, self.columns, self.pixels, self.mask_label, self.findings)
             yield to_tensors(columns, self.pixels)

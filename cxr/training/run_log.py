@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cxr import storage
 from cxr.families.base import Recipe
+from cxr.runtime import console
 from cxr.training.checkpoint_average import AVERAGE
 
 METRICS_FILE, TENSORBOARD = "metrics.jsonl", "tensorboard"
@@ -40,7 +41,7 @@ class RunLog(UserCallback):
         if row.get("stage") != AVERAGE:  # it would be a second value at the last epoch
             self._board = self._board or Board(storage.join(self.out, TENSORBOARD))
             self._board.write(row)
-        print(self.line(row), flush=True)
+        console.event("epoch", self.line(row), run=self.name, **row)
 
     def _append(self, row: dict[str, Any]) -> None:
         """Add a row; rows of epochs that a restart repeats give way to the new ones. Averages follow their epoch."""
@@ -92,7 +93,7 @@ class Board:
         try:
             storage.upload_folder(self.folder, self.uri)
         except storage.StorageError as error:  # the next epoch brings these too: no reason to stop training
-            print(f"note: TensorBoard's files were not copied: {error}", flush=True)
+            console.note(f"TensorBoard's files were not copied: {error}")
 
 
 def best_row(rows: Sequence[dict[str, Any]], recipe: Recipe) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from cxr.families import checkpoint_files, recipe_from_dict
 from cxr.families.base import Recipe
 from cxr.reporting.pareto import marked
 from cxr.reporting.trials import Trial
-from cxr.runtime import ray_private
+from cxr.runtime import console, ray_private
 from cxr.training.fit import fit, room
 from cxr.training.options import SEARCH, RunOptions, SearchOptions
 from cxr.training.run_log import best_row, read_metrics
@@ -183,7 +183,9 @@ def search(
     else:
         space = dict(space or searched(recipe, options))
         tuner = _new(trainable, recipe, out, space, options, min(options.at_once or fits, fits), run.max_failures)
-    return marked(ranked(tuner.fit(), recipe, out), objectives)
+    with console.current().hidden_stdout():  # Tune prints a box and paths of its own, however quiet it is set
+        results = tuner.fit()
+    return marked(ranked(results, recipe, out), objectives)
 
 
 def _new(
@@ -199,7 +201,7 @@ def _new(
         raise UserError(f"{out} holds a search already: give --resume to go on with it, or another --out")
     objectives = objectives_of(recipe, options)
     if objectives:
-        print("note: several objectives give trials no order to be stopped by: each gets all its epochs", flush=True)
+        console.note("several objectives give trials no order to be stopped by: each trains for all its epochs")
     storage.write_json(storage.join(out, ABOUT), recipe.to_dict() | {"objectives": list(objectives)})
     path, files = storage.ray_storage(out)
     lost = tune.FailureConfig(max_failures=max_failures)  # with the machine they ran on

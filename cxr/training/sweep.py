@@ -14,6 +14,7 @@ from cxr.data import shards
 from cxr.errors import UserError
 from cxr.families import checkpoint_files, recipe_from_dict
 from cxr.families.base import Recipe
+from cxr.runtime import console
 from cxr.training.fit import fit, mistake_in, room
 from cxr.training.options import RunOptions
 
@@ -65,7 +66,7 @@ def train_all(
     for number, (name, seed, folder) in enumerate(todo, 1):
         if len(running) == fits:
             _wait(running, spared)
-        print(f"run {number} of {len(todo)}: {name}, seed {seed}", flush=True)
+        console.say(f"run {number} of {len(todo)}: {name}, seed {seed}")
         running[start.remote(recipes[name].replace(seed=seed).to_dict(), archive, folder, run, source)] = folder
     while running:
         _wait(running, spared)
@@ -99,7 +100,7 @@ def _wait(running: dict[Any, str], spared: bool) -> None:
     except RayTaskError as error:
         mistake = mistake_in(error)
         if spared:
-            print(f"{folder} failed and is left out: {mistake or error.cause}", flush=True)
+            console.note(f"{folder} failed and is left out: {mistake or error.cause}")
             return
         if mistake:
             raise UserError(f"{folder}: {mistake}") from error

@@ -18,6 +18,7 @@ from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files, recipe_from_dict
 from cxr.families.base import Communicator, Recipe, SingleProcess, Stage
 from cxr.families.capabilities import DegeneracyCheck
+from cxr.runtime import console
 from cxr.training import batch_norm
 from cxr.training.checkpoint_average import AVERAGE, averaged_network, best_kept
 from cxr.training.distributed import ProcessGroup
@@ -86,7 +87,7 @@ class Worker:
         images = share(self.recipe, self.workers)
         note = batch_norm.note(engine.task.network, self.workers.size, images, self.device)
         if note and self.workers.rank == 0:
-            print(f"note: {note}", flush=True)
+            console.note(note)
 
     def _all_well(self, well: bool) -> bool:
         """Whether every worker is; a worker that gave up alone would leave the others waiting for it."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import logging
 import subprocess
 import sys
 
 import psutil
 import pytest
-from ray.exceptions import GetTimeoutError
 
 from cxr.errors import ClusterError
 from cxr.runtime import cluster
@@ -25,6 +23,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         if isinstance(met, Exception):
             raise met
 
+    monkeypatch.setattr(cluster.ray_private, "show_worker_lines_with", lambda show: None)
     monkeypatch.setattr(cluster.ray_private, "keep_signal_handlers", lambda: None)
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(cluster.ray, "init", start)
@@ -88,27 +87,7 @@ def test_a_failed_start_leaves_no_process_behind(starts: list[object], monkeypat
     assert not psutil.pid_exists(left[0].pid)
 
 
-def test_tracebacks_of_what_ray_train_tries_again_are_not_shown() -> None:
-    log, lines = io.StringIO(), []
-    logger = logging.Logger("controller")
-    logger.addHandler(logging.StreamHandler(log))
-    try:
-        try:
-            raise StopIteration
-        except StopIteration:
-            raise GetTimeoutError("Get timed out: some object(s) not ready.") from None
-    except GetTimeoutError:
-        logger.warning("Failed to send resource request for train-1. If this only happens ...", exc_info=True)
-    logger.warning("train 1/4  loss 0.5")
-    try:
-        raise ValueError("a real failure")
-    except ValueError:
-        logger.exception("Training failed")
-    shown = cluster.WithoutHarmlessTracebacks(lambda batch: lines.extend(batch["lines"]) or [batch])
-    for line in log.getvalue().splitlines():  # as they come, in pieces, between those of other processes
-        shown({"ip": "127.0.0.1", "pid": 1, "lines": [line]})
-        shown({"ip": "127.0.0.1", "pid": 2, "lines": ["  File of another process"]})
-    others = [line for line in lines if "another process" not in line]
-    assert others[:3] == ["train 1/4  loss 0.5", "Training failed", "Traceback (most recent call last):"]
-    assert others[-1] == "ValueError: a real failure"
-    assert len(lines) - len(others) == len(log.getvalue().splitlines())
+def test_machines_that_come_and_go_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["======== Autoscaler status ========", ":event_summary:Adding 2 node(s) of type train."]
+    cluster._show_worker_lines({"lines": lines, "pid": "autoscaler"})
+    assert capsys.readouterr().out == "note: Adding 2 node(s) of type train.\n"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cxr.errors import UserError
-from cxr.runtime.progress import Progress, warned
+from cxr.runtime.progress import Progress, with_stall_notes
 
 
 class Clock:
@@ -63,7 +63,7 @@ def test_a_long_wait_is_noted_with_what_is_waited_for_and_goes_on(
         time.sleep(0.7)
         yield 2
 
-    items = warned(slow(), lambda: "part-00007, while 0 of 2 CPUs are free")
+    items = with_stall_notes(slow(), lambda: "part-00007, while 0 of 2 CPUs are free")
     assert next(items) == 1
     time.sleep(0.4)  # of the consumer
     assert capsys.readouterr().out == ""
@@ -78,4 +78,4 @@ def test_a_long_wait_is_noted_with_what_is_waited_for_and_goes_on(
 def test_a_stall_time_that_is_no_number_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXR_STALL_WARNING_S", "soon")
     with pytest.raises(UserError, match="CXR_STALL_WARNING_S=soon: expected seconds above 0"):
-        next(warned([1], str))
+        next(with_stall_notes([1], str))

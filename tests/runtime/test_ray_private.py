@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import logging
 import re
 import signal
@@ -67,7 +66,8 @@ def source(module: str) -> str:
 
 
 def test_ray_init_takes_the_options_of_a_start() -> None:
-    assert {"_node_ip_address", "_system_config"} <= set(inspect.signature(ray.init).parameters)
+    for name in ray_private.start_options("127.0.0.1", 5):
+        assert f'kwargs.pop("{name}"' in source("_private/worker.py")
     core = (Path(ray.__file__).parent / "_raylet.so").read_bytes()
     assert b"task_oom_retries" in core
 
@@ -102,7 +102,7 @@ def test_ray_sets_its_signal_handlers_where_it_did() -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert "ray._private.utils.set_sigterm_handler(" in source("_private/node.py")
-    assert "RAY_DISABLE_FAILURE_SIGNAL_HANDLER" in source("_private/node.py") + source("_private/worker.py")
+    assert b"RAY_DISABLE_FAILURE_SIGNAL_HANDLER" in (Path(ray.__file__).parent / "_raylet.so").read_bytes()
     assert "if not ray_constants.ENABLE_RAY_CLUSTER:" in source("_private/services.py")
 
 
@@ -124,14 +124,38 @@ def test_the_dashboard_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_resources_of_a_cluster_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private.state import GlobalState, state
+    from ray.core.generated import autoscaler_pb2
 
     monkeypatch.setattr(GlobalState, "get_cluster_config", lambda self: None)
     assert state.get_max_resources_from_cluster_config() is None
     assert ray_private.largest_resources() == {}
-    group = SimpleNamespace(resources={"CPU": 8}, max_count=3)
-    config = SimpleNamespace(node_group_configs=[group], max_resources={})
+    config = autoscaler_pb2.ClusterConfig()
+    config.node_group_configs.add(resources={"CPU": 8}, max_count=3)
     monkeypatch.setattr(GlobalState, "get_cluster_config", lambda self: config)
     assert ray_private.largest_resources() == {"CPU": 24}
+
+
+PRINTING = """
+import inspect
+from cxr.runtime import ray_private
+from ray._private import worker
+assert list(inspect.signature(worker.print_to_stdstream).parameters) == ["data", "ignore_prefix"]
+shown = []
+ray_private.show_worker_lines_with(shown.append)
+worker.print_to_stdstream({"lines": ["a"]}, ignore_prefix=True)
+assert shown == [{"lines": ["a"]}]
+assert not ray_private.is_worker_process()
+worker.global_worker.set_mode(worker.WORKER_MODE)
+assert ray_private.is_worker_process()
+"""
+
+
+def test_lines_of_workers_go_where_they_are_to_be_shown() -> None:
+    subprocess.run([sys.executable, "-c", PRINTING], check=True, cwd=REPOSITORY)
+    printing = source("_private/worker.py")
+    assert "functools.partial(print_to_stdstream, ignore_prefix=ignore_prefix)" in printing
+    assert printing.count("print_to_stdstream(") == 2, "the function and its call with errors"
+    assert "LOG_PREFIX_EVENT_SUMMARY in line" in printing
 
 
 def test_failed_starts_are_logged_where_they_are_silenced() -> None:
