@@ -237,7 +237,7 @@ def start(form: Form, out: str) -> Console:
     global _console
     _console = Console(form, out, sys.stdout)
     if form != "text":
-        sys.stdout = _Lines(lambda line: say(line.rstrip()))
+        sys.stdout = _Lines(lambda line: event("note" if line.startswith("note: ") else "message", line.rstrip()))
     return _console
 
 

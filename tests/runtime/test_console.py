@@ -158,3 +158,45 @@ def test_results_in_a_bucket_have_their_log_in_the_temporary_folder(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert Console("text", "s3://xrays/out")._log_path().parent == tmp_path
     assert Console("text", str(tmp_path / "out"))._log_path() == tmp_path / "out" / console.LOG
+
+
+JOB = """
+from dataclasses import dataclass
+from cxr.errors import UserError
+from cxr.runtime.job import run_job
+
+@dataclass(frozen=True)
+class Options:
+    out: str
+    fail: bool = False
+
+def main(options):
+    print("note: one image is damaged")
+    if options.fail:
+        raise UserError("expected an archive: give one")
+    return {"metrics": {"auroc": 0.5}}
+
+run_job(main, Options)
+"""
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_a_jobs_command_line_chooses_what_it_prints(fail: bool, tmp_path: Path) -> None:
+    def run(*options: str) -> tuple[int, str, str]:
+        command = [sys.executable, "-c", JOB, "--out", str(tmp_path), *options, *["--fail"] * fail]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, err = run("--json")
+    noted, ended = events(out)
+    assert noted == {"event": "note", "text": "note: one image is damaged"}
+    if fail:
+        assert (code, err) == (2, "error: expected an archive: give one\n")
+        assert ended == {"event": "error", "text": err.strip(), "exit_code": 2}
+        assert run("--quiet") == (2, "", err)
+    else:
+        path = str(tmp_path / "result.json")
+        assert (code, err) == (0, "")
+        assert (ended["event"], ended["path"], ended["metrics"]) == ("result", path, {"auroc": 0.5})
+        assert run("--quiet") == (0, f"{path}\n", "")
+        assert run("--quiet", "--json") == (2, "", "error: expected --quiet or --json, got both: give one of them\n")
