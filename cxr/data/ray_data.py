@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, RandomSeedConfig
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 from ray.util.annotations import RayDeprecationWarning
 
 from cxr import schema, storage
@@ -25,6 +25,7 @@ from cxr.data.ledger import Part
 from cxr.errors import ClusterError, UserError
 from cxr.runtime import cluster, ray_private
 from cxr.runtime.progress import with_stall_notes
+from cxr.runtime.user_errors import user_error_in
 from cxr.schema import PixelFormat
 from cxr.sources import Labeling, open_manifest
 from cxr.sources.annotations import one_reader
@@ -34,7 +35,7 @@ from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 _BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 64  # at most, of pixels and of images in one block of a decoded archive
 _DECODER_CPUS = 0.5  # asked for a task that decodes: while one of two waits for files, the other has the CPU
 _LOOKED_AT, _LOOK_S = 32, 120  # images with boxes that are looked at before a stream begins, and for how long at most
-_REPLY = pa.schema([("name", pa.string()), ("summary", pa.string()), ("mistake", pa.string())])
+_REPLY = pa.schema([("name", pa.string()), ("summary", pa.string())])
 _RETRIES = 3  # of work whose process died, as it does with its machine; an image does not kill it (decode_pool)
 _NAMED = 3  # parts in a message
 _EARLY_DEATHS = 5  # in a row, of a pool's workers before they began, as may happen on a busy machine
@@ -204,6 +205,7 @@ def quiet(rows: Dataset) -> Dataset:
     logging.getLogger(ray_private.DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)  # warns that bars are off
     context: DataContext = rows.context
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # else a UserError would arrive as the text of a traceback
     context.execution_no_progress_timeout_s = -1  # else slow parts, or a wait for CPUs, would end the job
     context.max_consecutive_actor_init_deaths = _EARLY_DEATHS
     return rows
@@ -225,8 +227,6 @@ def map_parts(parts: Sequence[Part], make: Callable[..., Work], args: Sequence[A
     blocks = ray.data.from_items(keys, override_num_blocks=len(keys))
     replies = map_blocks(blocks, _OnPart, pool=_pool(len(parts)), fn_constructor_args=(make, tuple(args)))
     for reply in finished(replies, [part.name for part in parts]):
-        if reply["mistake"] is not None:
-            raise UserError(reply["mistake"])
         yield json.loads(reply["summary"])
 
 
@@ -234,6 +234,7 @@ def finished(replies: Dataset, names: Sequence[str]) -> Iterator[dict[str, Any]]
     """Rows of `replies` as they come, one for each of the parts in `names`, whose name they have.
 
     Raises:
+        UserError: as work on a part did.
         ClusterError: processes that worked on a part died again and again.
     """
     missing = dict.fromkeys(names)
@@ -247,6 +248,10 @@ def finished(replies: Dataset, names: Sequence[str]) -> Iterator[dict[str, Any]]
             for reply in cast(pa.Table, batch).to_pylist():
                 missing.pop(reply["name"], None)
                 yield reply
+    except RayTaskError as error:
+        if (mistake := user_error_in(error)) is None:
+            raise
+        raise UserError(str(mistake).partition("\n")[0]) from error  # Ray appends how to try again
     except (WorkerCrashedError, RayActorError, OutOfMemoryError, NodeDiedError) as error:
         raise ClusterError(
             f"the process that worked on one of these died {_RETRIES + 1} times: {_some(missing)} "
@@ -263,21 +268,15 @@ def _some(names: Iterable[str]) -> str:
 
 
 class _OnPart:
-    """A pool's worker: made once, called with each part.
-
-    A user's mistake is sent back as a value: of an exception, Ray Data keeps the text of its traceback alone.
-    """
+    """A pool's worker: made once, called with each part."""
 
     def __init__(self, make: Callable[..., Work], args: Sequence[Any]) -> None:
         self._work = make(*args)
 
     def __call__(self, key: pa.Table) -> pa.Table:
-        name, summary, mistake = key["name"][0].as_py(), {}, None
-        try:
-            summary = dict(self._work(Part(name, _unpacked(key["rows"][0]))))
-        except UserError as error:
-            mistake = str(error)
-        return pa.table([[name], [json.dumps(summary)], [mistake]], schema=_REPLY)
+        name = key["name"][0].as_py()
+        summary = self._work(Part(name, _unpacked(key["rows"][0])))
+        return pa.table([[name], [json.dumps(dict(summary))]], schema=_REPLY)
 
 
 def _packed(rows: pa.Table) -> bytes:

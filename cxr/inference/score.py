@@ -47,7 +47,7 @@ from cxr.sources import find_source, open_manifest
 SCORES, LATENTS = "scores", "latents"  # folders of the result
 PART_BYTES = 64 << 20  # of decoded pixels in one part, well under the size at which Ray Data cuts a block in two
 _COUNTED = pa.schema([schema.SCORES.field(n) for n in (schema.ERROR, schema.VIEW, schema.BODY_PART, schema.MODALITY)])
-PART, PART_ROWS, SHARD, MISTAKE = "part", "part_rows", "shard", "mistake"
+PART, PART_ROWS, SHARD = "part", "part_rows", "shard"
 
 
 @dataclass(frozen=True)
@@ -233,12 +233,13 @@ def _score_parts(
         num_cpus=share,
         num_gpus=1 if gpus else None,
     )
-    for row in finished(scored, [part.name for part in todo]):
-        if row[MISTAKE]:
-            raise UserError(f"{row[MISTAKE]}. What is scored is kept: the same command goes on from there")
-        tally.reasons.update(row["errors"])
-        tally.not_frontal_chest.update(row["not_frontal_chest"])
-        progress.add(row["images"], len(row["errors"]))
+    try:
+        for row in finished(scored, [part.name for part in todo]):
+            tally.reasons.update(row["errors"])
+            tally.not_frontal_chest.update(row["not_frontal_chest"])
+            progress.add(row["images"], len(row["errors"]))
+    except UserError as mistake:
+        raise UserError(f"{mistake}. Scored parts are kept: the same command continues from there") from mistake
 
 
 def _labeled(part: Part) -> pa.Table:
@@ -250,17 +251,7 @@ def _labeled(part: Part) -> pa.Table:
 
 
 def _read(part: pa.Table, pixels: PixelFormat, crop: LungCrop | None, enhance: Enhancement | None) -> pa.Table:
-    """Manifest rows, or the name of a shard file -> schema rows, each with its part's name.
-
-    A user's mistake is handed on as a value: of an exception, Ray Data keeps the text of its traceback alone.
-    """
-    try:
-        return _rows(part, pixels, crop, enhance)
-    except UserError as error:
-        return pa.table({MISTAKE: [str(error)]})
-
-
-def _rows(part: pa.Table, pixels: PixelFormat, crop: LungCrop | None, enhance: Enhancement | None) -> pa.Table:
+    """Manifest rows, or the name of a shard file -> schema rows, each with its part's name."""
     name, count = part[PART][0].as_py(), part[PART_ROWS][0].as_py()
     if SHARD in part.column_names:
         rows = schema.conform_to_schema(storage.read_parquet(part[SHARD][0].as_py()), schema.row_schema(pixels))
@@ -284,14 +275,6 @@ class Scorer:
         self.network = loaded.network.to(self.device, memory_format=memory)  # pyright: ignore[reportCallIssue]
 
     def __call__(self, rows: pa.Table) -> dict[str, Any]:
-        if MISTAKE in rows.column_names:
-            return _reply(mistake=rows[MISTAKE][0].as_py())
-        try:
-            return self._score(rows)
-        except UserError as error:
-            return _reply(mistake=str(error))
-
-    def _score(self, rows: pa.Table) -> dict[str, Any]:
         name, count = rows[PART][0].as_py(), rows[PART_ROWS][0].as_py()
         assert rows.num_rows == count, f"{name} was cut in two on its way: {rows.num_rows} of {count} rows"
         table, encoded = self.table(rows)
@@ -302,7 +285,12 @@ class Scorer:
         storage.write_bytes(self.book.file(Part(name, rows)), sink.getvalue())
         counts = Tally()
         counts.add(table)
-        return _reply(name, count, counts)
+        return {
+            "name": [name],
+            "images": [count],
+            "errors": [list(counts.reasons.elements())],
+            "not_frontal_chest": [list(counts.not_frontal_chest.elements())],
+        }
 
     def table(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
         """Scores of `rows` in their order, null where there is an error; and, if asked for, good rows' latents."""
@@ -353,17 +341,6 @@ class Scorer:
                 good, data = cv2.imencode(".png", image)
                 assert good
                 storage.write_bytes(storage.join(self.book.uri, kind, picture_name(image_id)), data.tobytes())
-
-
-def _reply(name: str = "", images: int = 0, counts: Tally | None = None, mistake: str = "") -> dict[str, Any]:
-    counts = counts or Tally()
-    return {
-        "name": [name],
-        "images": [images],
-        "errors": [list(counts.reasons.elements())],
-        "not_frontal_chest": [list(counts.not_frontal_chest.elements())],
-        MISTAKE: [mistake],
-    }
 
 
 def picture_name(image_id: str) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray.train
-from ray.exceptions import RayTaskError
 from ray.train import (
     CheckpointConfig,
     DataConfig,
@@ -29,6 +27,7 @@ from cxr.families import checkpoint_files
 from cxr.families.base import Recipe
 from cxr.families.compatibility import check_compatible, check_raw
 from cxr.runtime import cluster, ray_private
+from cxr.runtime.user_errors import user_error_in
 from cxr.training.options import RunOptions, check_resume
 from cxr.training.run_log import RunLog, best_row, read_metrics
 from cxr.training.worker import train_worker
@@ -197,7 +196,7 @@ def _result(trainer: TorchTrainer) -> ray.train.Result:
     try:
         return trainer.fit()
     except TrainingFailedError as error:
-        mistake = next(filter(None, map(mistake_in, _failures(error))), None)
+        mistake = next(filter(None, map(user_error_in, _failures(error))), None)
         if mistake is None:
             raise
         raise UserError(f"{mistake}. Finished epochs are kept: --resume goes on from there") from error
@@ -206,19 +205,6 @@ def _result(trainer: TorchTrainer) -> ray.train.Result:
 def _failures(error: TrainingFailedError) -> list[Any]:
     """What went wrong in each worker, or in the process that controls them."""
     return [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
-
-
-def mistake_in(error: Any) -> str | None:
-    """The message of the UserError, or of the full disk, in an exception as Ray hands it on: wrapped, often twice."""
-    while error is not None:
-        if isinstance(error, RayTaskError):  # of its cause's type as well, with all of the traceback as its text
-            error = error.cause
-        if isinstance(error, UserError):
-            return str(error)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"{error.filename or 'a disk'}: {error.strerror}: make room"
-        error = ray_private.wrapped_error(error) or getattr(error, "cause", None) or error.__cause__
-    return None
 
 
 def _finish(result: ray.train.Result, recipe: Recipe, out: str, name: str) -> Fitted:

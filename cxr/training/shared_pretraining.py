@@ -8,11 +8,11 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
-from cxr.errors import UserError
 from cxr.families import recipe_from_dict
 from cxr.families.base import SomeRecipe
 from cxr.families.capabilities import SharedPretraining
-from cxr.training.fit import mistake_in, room, uses_gpu
+from cxr.runtime.user_errors import user_error_in
+from cxr.training.fit import room, uses_gpu
 from cxr.training.options import RunOptions
 
 
@@ -34,13 +34,13 @@ def prepare(recipe: SomeRecipe, out: str, options: RunOptions) -> SomeRecipe:
     try:
         return type(recipe).from_dict(ray.get(run.remote(recipe.to_dict(), out, threads)))
     except RayTaskError as error:
-        if mistake := mistake_in(error):
-            raise UserError(mistake) from error
-        raise
+        if (mistake := user_error_in(error)) is None:
+            raise
+        raise mistake from error
 
 
 def prepare_here(recipe: dict[str, Any], out: str, threads: int) -> dict[str, Any]:
-    """`recipe.pretrain_shared`, from plain data to plain data; its name is what Ray prints before each line."""
+    """`recipe.pretrain_shared`, from plain data to plain data."""
     torch.set_num_threads(threads)
     shared = recipe_from_dict(recipe)
     assert isinstance(shared, SharedPretraining)

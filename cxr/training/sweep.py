@@ -15,7 +15,8 @@ from cxr.errors import UserError
 from cxr.families import checkpoint_files, recipe_from_dict
 from cxr.families.base import Recipe
 from cxr.runtime import console
-from cxr.training.fit import fit, mistake_in, room
+from cxr.runtime.user_errors import user_error_in
+from cxr.training.fit import fit, room
 from cxr.training.options import RunOptions
 
 ABOUT, ARCHIVE = "study.json", "archive"
@@ -98,7 +99,7 @@ def _wait(running: dict[Any, str], spared: bool) -> None:
     try:
         ray.get(done)
     except RayTaskError as error:
-        mistake = mistake_in(error)
+        mistake = user_error_in(error)
         if spared:
             console.note(f"{folder} failed and is left out: {mistake or error.cause}")
             return

@@ -97,5 +97,15 @@ def test_each_part_is_worked_on_once(archive: str, ray_cluster: None) -> None:
 
 def test_a_users_mistake_comes_back_as_such(archive: str, ray_cluster: None) -> None:
     parts = plan(open_manifest(archive).table, GOOD + BAD)
-    with pytest.raises(UserError, match="bucket is gone"):
+    with pytest.raises(UserError) as mistake:
         list(map_parts(parts, Counter, ("part-00000",)))
+    assert str(mistake.value) == "the bucket is gone: make it again"
+
+
+def test_a_failure_that_is_not_the_users_stays_what_it_is(archive: str, ray_cluster: None) -> None:
+    def work(part: Part) -> dict[str, object]:
+        raise ZeroDivisionError("a bug")
+
+    parts = plan(open_manifest(archive).table, GOOD + BAD)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        list(map_parts(parts, lambda: work))

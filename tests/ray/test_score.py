@@ -199,3 +199,15 @@ def test_archives_that_share_an_image_id_are_not_scored_together(kept: str, tmp_
     with pytest.raises(UserError, match="takes one archive, got several"):
         score([one, other], kept, str(tmp_path / "out"), ScoreOptions(save_latents=True))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_file_that_is_gone_is_named_in_one_line(kept: str, tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "archive", good=3)
+    made = ingest.ingest(archive, str(tmp_path / "shards"), pixels=PixelFormat(32), max_rejects=0.9).shards
+    gone = next(Path(made).glob("*/part-*.parquet"))
+    gone.unlink()
+    with pytest.raises(UserError) as mistake:
+        score(made, kept, str(tmp_path / "out"), ScoreOptions(max_rejects=0.9))
+    assert str(gone) in str(mistake.value)
+    assert str(mistake.value).endswith("Scored parts are kept: the same command continues from there")
+    assert len(str(mistake.value).splitlines()) == 1

@@ -1,0 +1,24 @@
+"""What a user can mend in an exception as Ray hands it on from another process."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from ray.exceptions import RayTaskError
+
+from cxr.errors import UserError
+from cxr.runtime import ray_private
+
+
+def user_error_in(error: Any) -> UserError | None:
+    """The UserError, or one about the full disk, in an exception that Ray has wrapped, often twice; else None."""
+    while error is not None:
+        if isinstance(error, RayTaskError):  # its type is that of its cause too, but its text is a traceback
+            error = error.cause
+        if isinstance(error, UserError):
+            return error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return UserError(f"{error.filename or 'a disk'}: {error.strerror}: make room")
+        error = ray_private.wrapped_error(error) or getattr(error, "cause", None) or error.__cause__
+    return None
