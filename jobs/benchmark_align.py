@@ -20,7 +20,7 @@ from cxr.benchmarks.studies import align
 from cxr.benchmarks.studies.align_pictures import save_pictures
 from cxr.benchmarks.studies.ecc import Ecc
 from cxr.cli.phantoms import phantom_archive
-from cxr.cli.training_jobs import quick_checkpoint
+from cxr.cli.training_jobs import demo_aligner_checkpoint
 from cxr.families import checkpoint
 from cxr.models.spatial_transformer import identity
 from cxr.runtime.job import run_job
@@ -49,7 +49,7 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     out = storage.normalize(options.out)
     archives = options.archive or (phantom_archive(out),)
-    kept = checkpoint.load(options.checkpoint or quick_checkpoint(archives[0], out))
+    kept = checkpoint.load(options.checkpoint or demo_aligner_checkpoint(archives[0], out))
     images, notes = align.read(archives, options.size, options.limit)
     for note in notes:
         print(f"note: {note}", flush=True)

@@ -14,7 +14,7 @@ from cxr import storage
 from cxr.benchmarks.studies import compression, compression_report, xrays
 from cxr.benchmarks.studies.compression import Judge
 from cxr.cli.phantoms import phantom_archive
-from cxr.cli.training_jobs import quick_compressor
+from cxr.cli.training_jobs import demo_compressor_checkpoint
 from cxr.families import checkpoint, lung_crop
 from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
@@ -49,7 +49,7 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     out = storage.normalize(options.out)
     archive = options.archive or phantom_archive(out)
-    kept = checkpoint.load(options.checkpoint or quick_compressor(archive, out))
+    kept = checkpoint.load(options.checkpoint or demo_compressor_checkpoint(archive, out))
     classifier = checkpoint.load(options.classifier) if options.classifier else kept
     compression.check_compressor(kept)
     compression.check_classifier(classifier)

@@ -40,14 +40,14 @@ def main(options: Options) -> dict[str, Any]:
         read_about(options.checkpoint)
 
     # These import torch and Ray, which takes seconds: mistakes above are reported without them.
-    from cxr.cli.training_jobs import quick_checkpoint, quick_compressor
+    from cxr.cli.training_jobs import demo_aligner_checkpoint, demo_compressor_checkpoint
     from cxr.inference.score import score
     from cxr.runtime import cluster
 
     cluster.connect()
     out = storage.normalize(options.out)
     archives = options.archive or (phantom_archive(out),)
-    quick = quick_compressor if options.score.save_latents else quick_checkpoint
+    quick = demo_compressor_checkpoint if options.score.save_latents else demo_aligner_checkpoint
     kept = options.checkpoint or quick(archives[0], out)
     scored = score(archives, kept, out, options.score)
     print(f"scores: {scored.scores}: {scored.images} images, {scored.rejects} of them with an error", flush=True)

@@ -1,4 +1,4 @@
-"""Train an aligner: an unsupervised spatial transformer that brings chest X-rays into one frame.
+"""Train an aligner: an unsupervised spatial transformer that brings chest X-rays into one common frame.
 
 python jobs/train_align.py  # on a small phantom archive
 
@@ -8,30 +8,21 @@ ray job submit --working-dir . -- python jobs/train_align.py --archive s3://xray
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from cxr.cli.options import ArchiveOptions
+from cxr.cli.entry import train
+from cxr.cli.options import TrainOptions
 from cxr.families.align import AlignRecipe
 from cxr.runtime.job import run_job
-from cxr.training.options import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(TrainOptions):
     """Settings of the job."""
 
     out: str = "runs/train_align"
     """Folder or URI of the results."""
-    data: ArchiveOptions = field(default_factory=ArchiveOptions)
     recipe: AlignRecipe = field(default_factory=AlignRecipe)
-    run: RunOptions = field(default_factory=RunOptions)
-
-
-def main(options: Options) -> dict[str, Any]:
-    from cxr.cli.training_jobs import train_job  # Ray takes seconds to import
-
-    return train_job(options.recipe, options.data, options.run, options.out)
 
 
 if __name__ == "__main__":
-    run_job(main, Options)
+    run_job(train, Options)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Self
 
 import tyro
 
 from cxr import storage
+from cxr.errors import UserError
 from cxr.sources import Labeling
+from cxr.training.options import RunOptions, SearchOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,3 +38,64 @@ class ArchiveOptions:
     def uris(self) -> list[str]:
         """The archives' normalized URIs."""
         return [storage.normalize(archive) for archive in self.archive]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of every job that trains. A job sets `out` and narrows `recipe` to its family's class."""
+
+    out: str
+    """Folder or URI of the results."""
+    preset: str = ""
+    """Named settings to start from; the list above describes them. Options given explicitly override them."""
+    recipe_file: Annotated[str, tyro.conf.arg(name="recipe", metavar="FILE")] = ""
+    """Settings to start from: a JSON or YAML file, a result.json, or the folder of a checkpoint. Options given
+    explicitly override them."""
+    data: ArchiveOptions = field(default_factory=ArchiveOptions)
+    recipe: Any
+    run: RunOptions = field(default_factory=RunOptions)
+
+    @classmethod
+    def starting_point(cls, arguments: Sequence[str]) -> Self:
+        """The job's options as `--preset` or `--recipe` set them, before the other arguments are applied.
+
+        Raises:
+            UserError: both are given, or they name no recipe of this family.
+        """
+        from cxr.families import presets  # imports torch, as the recipe of every job of this kind does
+
+        options: Any = cls()  # pyright: ignore[reportCallIssue]  # jobs set `out`
+        recipe_type = type(options.recipe)
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--preset")
+        parser.add_argument("--recipe")
+        given = parser.parse_known_args(list(arguments))[0]
+        if given.preset and given.recipe:
+            raise UserError("--preset and --recipe both set where to start from: give one of them")
+        if given.recipe:
+            return replace(options, recipe=presets.read_recipe(recipe_type, given.recipe))
+        if given.preset:
+            preset = presets.find_preset(recipe_type.family, given.preset)
+            return replace(
+                options,
+                recipe=presets.preset(recipe_type, given.preset),
+                data=replace(options.data, **preset.archive),
+                run=replace(options.run, **preset.run),
+            )
+        return options
+
+    @classmethod
+    def presets_help(cls) -> str:
+        """The family's presets, a line each, for `--help`."""
+        from cxr.families.presets import PRESETS
+
+        recipe = next(one for one in fields(cls) if one.name == "recipe")
+        family = recipe.default_factory().family  # pyright: ignore[reportCallIssue, reportOptionalCall]
+        return "Presets:\n" + "\n".join(f"  {name:<12} {one.description}" for name, one in PRESETS[family].items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(TrainOptions):
+    """Options of every job that searches settings; the recipe has those that are not searched."""
+
+    search: SearchOptions = field(default_factory=SearchOptions)

@@ -19,6 +19,7 @@ from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.families.base import Recipe, SomeRecipe
 from cxr.families.compatibility import fold_of
+from cxr.families.presets import RECIPE_FILE, preset
 from cxr.models import pretrained
 from cxr.reporting import folds, pareto
 from cxr.reporting.trials import trials_table, write_search_pictures, write_trials
@@ -69,18 +70,14 @@ def _shards_of(archive: str, made: str, options: ArchiveOptions, recipe: Recipe 
     return made
 
 
-def quick_checkpoint(archive: str, out: str) -> str:
-    """An aligner trained for a minute, in OUT/aligner, for a job that was given no checkpoint; made once."""
-    recipe = AlignRecipe(size=64, epochs=4, trunk="conv3", lung_phantoms=200, lung_steps=150)
-    return _trained_once(recipe, archive, storage.join(out, "aligner"))
+def demo_aligner_checkpoint(archive: str, out: str) -> str:
+    """An aligner of preset `demo` in OUT/aligner, for a job that was given no checkpoint; trained on the first call."""
+    return _trained_once(preset(AlignRecipe, "demo"), archive, storage.join(out, "aligner"))
 
 
-def quick_compressor(archive: str, out: str) -> str:
-    """An AE-CNN trained for minutes, in OUT/compressor, for a job that was given no checkpoint; made once."""
-    recipe = AecnnRecipe(
-        classifier="resnet18", stem_stride=2, classifier_epochs=2, autoencoder_epochs=3, epochs=2, depth=1, width=16
-    )
-    return _trained_once(recipe, archive, storage.join(out, "compressor"))
+def demo_compressor_checkpoint(archive: str, out: str) -> str:
+    """An AE-CNN of preset `demo` in OUT/compressor, for a job that was given none; trained on the first call."""
+    return _trained_once(preset(AecnnRecipe, "demo"), archive, storage.join(out, "compressor"))
 
 
 def _trained_once(recipe: Recipe, archive: str, folder: str) -> str:
@@ -118,6 +115,7 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
     out = check_inputs(recipe, archive, out)
     connect(out, archive, run)
     recipe = resolve_environment(recipe, out, run)
+    storage.write_json(storage.join(out, RECIPE_FILE), recipe.to_dict())
     data = ensure_shards(archive, out, recipe)
     fitted = fit(recipe, data, out, run, source=archive.source)
     pictures = picture(fitted.checkpoint, data, out)
@@ -150,6 +148,7 @@ def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, ou
     out = check_inputs(numbered[0], archive, out)
     connect(out, archive, run)
     resolved = resolve_environment(numbered[0], out, run)
+    storage.write_json(storage.join(out, RECIPE_FILE), resolved.replace(fold=None).to_dict())
     data = ensure_shards(archive, out, recipe)
     recipes = {f"fold-{one.fold}": resolved.replace(fold=one.fold) for one in numbered}
     trained = train_all(recipes, (recipe.seed,), data, out, run, source=archive.source)
@@ -191,6 +190,7 @@ def tune_job(
         raise RuntimeError(f"all {len(trials)} trials failed; see {table}. The first: {best.status}")
     pictures = picture(best.checkpoint, data, out)
     maximize = recipe.mode == "max"
+    storage.write_json(storage.join(out, RECIPE_FILE), recipe.replace(**best.drawn).to_dict())
     pictures += write_search_pictures(trials, space, recipe.monitor, maximize, out, objectives)
     pictures += pareto.write_picture(trials, objectives, out)
     _say(best.metrics, best.checkpoint, pictures)

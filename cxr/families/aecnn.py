@@ -33,7 +33,7 @@ SMALLEST = 8  # pixels that a DenseNet needs after its stem
 
 @dataclass(frozen=True, kw_only=True)
 class AecnnRecipe(Recipe):
-    """AE-CNN (Ranjan et al. 2018), as published (`aecnn_published`) or with another codec, classifier or schedule."""
+    """AE-CNN (Ranjan et al. 2018), as published (preset `published`) or with another codec, classifier or schedule."""
 
     family: ClassVar[str] = "aecnn"
     mode: ClassVar[Literal["min", "max"]] = "max"

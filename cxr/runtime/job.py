@@ -12,7 +12,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Generic, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Protocol,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
 
 import tyro
 
@@ -28,6 +39,17 @@ DONE, FAILED, MISUSED = 0, 1, 2
 class HasOut(Protocol):
     @property
     def out(self) -> str: ...
+
+
+@runtime_checkable
+class HasStartingPoint(Protocol):
+    """Options whose defaults depend on arguments, such as `--preset`."""
+
+    @classmethod
+    def starting_point(cls, arguments: Sequence[str]) -> Any: ...
+
+    @classmethod
+    def presets_help(cls) -> str: ...
 
 
 Options = TypeVar("Options", bound=HasOut)
@@ -77,10 +99,17 @@ class Command(Generic[Options]):
 
 
 def parse(options_type: type[Options], arguments: Sequence[str], description: str = "") -> Command[Options]:
-    """Parse a job's command line; exits with 2 where it cannot be understood."""
+    """Parse a job's command line; exits with 2 if it is wrong."""
     _check_given_once(arguments, options_type)
-    command = cast(Any, Command)[options_type]
-    return tyro.cli(command, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    command, defaults = cast(Any, Command)[options_type], {}
+    if isinstance(options_type, HasStartingPoint):
+        try:
+            defaults = {"default": command(job=options_type.starting_point(arguments))}
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(MISUSED)
+        description = f"{description.rstrip()}\n\n{options_type.presets_help()}\n"
+    return tyro.cli(command, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,), **defaults)
 
 
 def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Options]) -> None:

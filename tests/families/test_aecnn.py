@@ -16,9 +16,9 @@ from cxr.data.batch import Batch
 from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.aecnn import AecnnRecipe
-from cxr.families.aecnn_published import as_published, published
 from cxr.families.aecnn_task import AecnnTask, probabilities
 from cxr.families.base import SingleProcess
+from cxr.families.presets import preset
 from cxr.models.aecnn import AECNN, Codec, PublishedCodec, ResidualCodec
 from cxr.training.engine import Engine
 from cxr.training.worker import stage_at
@@ -96,7 +96,7 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, object], said: str
 
 
 def test_the_published_recipe_is_the_paper_s() -> None:
-    recipe = published(classifier="densenet121")
+    recipe = preset(AecnnRecipe, "published").replace(classifier="densenet121")
     assert (recipe.size, recipe.crop, recipe.compressor, recipe.test) == (1024, 896, "published", "ten")
     assert (recipe.mse_weight, recipe.bce_weight, recipe.lr, recipe.weight_decay) == (0.1, 0.9, 1e-4, 1e-5)
     assert isinstance(recipe.replace(classifier="resnet18").network(FINDINGS).codec, PublishedCodec)
@@ -276,11 +276,6 @@ def test_a_codec_alone_tells_no_probabilities() -> None:
     told = recipe.predict(recipe.network(FINDINGS).eval(), batch())
     assert told[schema.PROBABILITIES].isnan().all()
     assert (told[schema.DECISIONS] == schema.UNKNOWN).all()
-
-
-def test_the_published_settings_give_way_to_those_that_are_named() -> None:
-    assert as_published(AecnnRecipe()) == published()
-    assert as_published(AecnnRecipe(epochs=3, classifier="resnet18")) == published(epochs=3, classifier="resnet18")
 
 
 def test_an_archive_without_findings_is_refused() -> None:

@@ -17,7 +17,6 @@ from cxr import schema
 from cxr.errors import UserError
 from cxr.families import checkpoint, recipe_from_dict
 from cxr.families.aecnn import AecnnRecipe
-from cxr.families.aecnn_published import published
 from cxr.families.align import AlignRecipe
 from cxr.families.attend import AttendRecipe
 from cxr.families.base import Recipe, SingleProcess
@@ -25,6 +24,7 @@ from cxr.families.detect import DetectRecipe
 from cxr.families.localize import LocalizeRecipe
 from cxr.families.lungs import LungsRecipe
 from cxr.families.pneumothorax import PneumothoraxRecipe
+from cxr.families.presets import preset
 from cxr.models import perceptual, pretrained
 from cxr.models.classifier import Classifier, load_body
 from cxr.models.small_unet import LungField
@@ -131,7 +131,9 @@ def test_a_frozen_backbone_does_not_fall_back_even_by_default(server: Server, tm
 
 def test_default_weights_fall_back_aloud_and_keep_to_it_in_one_out(server: Server, tmp_path: Path) -> None:
     server.gone = True
-    given = published(size=128, crop=0, compressor="residual", compression=4, classifier="resnet18", patch=64)
+    given = preset(AecnnRecipe, "published").replace(
+        size=128, crop=0, compressor="residual", compression=4, classifier="resnet18", patch=64
+    )
     resolved, notes = given.resolve_weights(str(tmp_path))
     assert resolved.classifier_weights == ""
     assert pretrained.sources(resolved)["classifier_weights"] is None

@@ -1,0 +1,185 @@
+"""Named settings of each family: `--preset NAME` of the jobs that train and search, and `preset(AecnnRecipe, "demo")`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import yaml
+
+from cxr import storage
+from cxr.errors import UserError
+from cxr.families.base import Recipe
+from cxr.families.checkpoint_files import ABOUT
+
+RECIPE_FILE = "recipe.json"  # in OUT of a job that trains: the recipe that was used
+SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings in which a recipe differs from its family's defaults, and options of the job that go with them."""
+
+    description: str
+    settings: Mapping[str, Any]
+    archive: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `cxr.cli.options.ArchiveOptions`."""
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `cxr.training.options.RunOptions`."""
+
+
+PRESETS: dict[str, dict[str, Preset]] = {
+    "align": {
+        "demo": Preset(
+            "A small aligner that two CPU cores train in about a minute.",
+            {"size": 64, "epochs": 4, "trunk": "conv3", "lung_phantoms": 200, "lung_steps": 150},
+        ),
+        "fast": Preset("Smaller images and fewer epochs, for searches on CPUs.", {"size": 96, "epochs": 12}),
+    },
+    "aecnn": {
+        # Ranjan et al. 2018: mean AUROC .8241 on ChestX-ray14 with DenseNet-201, and 35.8 dB on patches. Unlike there,
+        # learning rates warm up and then follow a cosine instead of falling to a tenth every 5 epochs, the optimizer
+        # is AdamW, gradients are clipped, the stages share one batch size, and batch norm adapts throughout.
+        "published": Preset(
+            "Ranjan et al. 2018 with DenseNet-201, on images of 1024 px; ImageNet weights if they can be fetched.",
+            {
+                "size": 1024,
+                "crop": 896,
+                "patch": 128,
+                "compressor": "published",
+                "clip_latent": False,
+                "classifier": "densenet201",
+                "classifier_weights": "auto",
+                "batch_size": 8,
+                "epochs": 15,
+                "classifier_epochs": 15,
+                "autoencoder_epochs": 5,
+                "lr": 1e-4,
+                "classifier_lr": 1e-4,
+                "autoencoder_lr": 1e-3,
+                "weight_decay": 1e-5,
+                "test": "ten",
+            },
+            archive={"shard_size": 1024},
+        ),
+        "demo": Preset(
+            "A small codec and ResNet-18 that two CPU cores train in a few minutes.",
+            {
+                "classifier": "resnet18",
+                "stem_stride": 2,
+                "classifier_epochs": 2,
+                "autoencoder_epochs": 3,
+                "epochs": 2,
+                "depth": 1,
+                "width": 16,
+            },
+        ),
+        "fast": Preset(
+            "Images of 128 px and fewer epochs, for searches on CPUs.",
+            {"size": 128, "batch_size": 32, "classifier_epochs": 3, "autoencoder_epochs": 1, "epochs": 6},
+        ),
+    },
+    "attend": {
+        "published": Preset(
+            "Backbone and image size of Liu et al. 2019; add --aligner CHECKPOINT to align the images.",
+            {"size": 512, "backbone": "resnet50", "backbone_stages": 4, "backbone_weights": "IMAGENET1K_V1"},
+            archive={"shard_size": 512},
+        ),
+    },
+    "detect": {
+        "demo": Preset(
+            "The smallest network with AdamW and without mosaic, for a few hundred images on CPUs.",
+            {
+                "size": 256,
+                "epochs": 20,
+                "batch_size": 8,
+                "algorithm": "adamw",
+                "lr": 0.001,
+                "mosaic": 0.0,
+                "close_mosaic": 0,
+                "scale": 0.3,
+            },
+        ),
+        "ultralytics": Preset(
+            "YOLOv5m with the settings of Ultralytics, for long trainings on many images of 640 px.",
+            {"architecture": "yolov5m"},
+            archive={"shard_size": 640},
+        ),
+    },
+    "localize": {
+        "published": Preset(
+            "Sedai et al. 2018: DenseNet-121, average pooling, images of 512 px.",
+            {"size": 512, "backbone": "densenet121", "classifier_weights": "IMAGENET1K_V1", "pooling": "mean"},
+            archive={"shard_size": 512},
+        ),
+    },
+    "lungs": {
+        "reported": Preset(
+            "The 100 epochs behind the lung figures in the documentation.", {"epochs": 50, "first_epochs": 50}
+        ),
+    },
+    "pneumothorax": {
+        "demo": Preset(
+            "A small U-Net on images of 256 px, for CPUs.", {"size": 256, "architecture": "small_unet", "lr": 2e-3}
+        ),
+        "siim": Preset(
+            "Much of what the winners of SIIM-ACR 2019 did: U-Net, 512 px, sliding fraction of positives, averaging.",
+            {"size": 512, "architecture": "unet", "lr": 5e-4, "positives_from": 0.8, "positives_to": 0.4},
+            archive={"shard_size": 512},
+            run={"average": 3},
+        ),
+    },
+}
+
+
+def find_preset(family: str, name: str) -> Preset:
+    """The preset of a family.
+
+    Raises:
+        UserError: the family has no preset of this name.
+    """
+    presets = PRESETS[family]
+    if name not in presets:
+        raise UserError(f"--preset: expected one of {', '.join(presets)} for family {family}, got {name}")
+    return presets[name]
+
+
+def preset(recipe_type: type[SomeRecipe], name: str) -> SomeRecipe:
+    """A recipe with the settings of a preset, and the family's defaults for all others."""
+    return recipe_type(**find_preset(recipe_type.family, name).settings)
+
+
+def read_recipe(recipe_type: type[SomeRecipe], uri: str) -> SomeRecipe:
+    """The recipe at `uri`: a JSON or YAML file of settings, a `result.json`, or the folder of a checkpoint.
+
+    Settings that the file does not name have the family's defaults.
+
+    Raises:
+        UserError: there is no such file, it contains no settings, or they are of another family.
+    """
+    uri = storage.normalize(uri)
+    about = storage.join(uri, ABOUT)
+    data = storage.read_bytes(about if storage.exists(about) else uri)
+    try:
+        content = yaml.safe_load(data)  # JSON, too, is YAML
+    except yaml.YAMLError as error:
+        raise UserError(f"--recipe {uri}: expected JSON or YAML, got a file that is neither") from error
+    if isinstance(content, dict) and isinstance(content.get("recipe"), dict):
+        content = content["recipe"]  # of checkpoint.json or result.json
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UserError(f"--recipe {uri}: expected settings by name, a result.json or a checkpoint")
+    known = {"family", *(one.name for one in dataclasses.fields(recipe_type))}
+    if unknown := set(content) - known:
+        raise UserError(
+            f"--recipe {uri}: family {recipe_type.family} has no setting {', '.join(sorted(unknown))}; see --help"
+        )
+    usual = {one.name: one.default for one in dataclasses.fields(recipe_type)}
+    try:  # YAML 1.1 reads 1e-4, without a point, as a text
+        numbers = {name: float(value) for name, value in content.items() if isinstance(usual.get(name), float)}
+        return recipe_type.from_dict(content | numbers)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"--recipe {uri}: a setting has a value of the wrong type: {error}") from error
