@@ -1,4 +1,4 @@
-"""Make an archive of synthetic chest X-rays with known truth, in a published archive's layout.
+"""Make an archive of synthetic chest X-rays (phantoms) with ground truth, in the layout of a published archive.
 
 python jobs/make_phantom.py --out runs/phantom --count 200 --preview runs/phantom.jpg
 """
@@ -15,7 +15,7 @@ import cv2
 
 from cxr import storage
 from cxr.errors import UserError
-from cxr.phantom.archive import Study, write_phantom
+from cxr.phantom.archive import Exam, write_phantom
 from cxr.phantom.findings import check_findings
 from cxr.phantom.jsrt import write_jsrt_phantom
 from cxr.phantom.nlm import write_masked_phantom
@@ -43,72 +43,73 @@ WRITE: dict[Layout, Callable[..., None]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """How many phantoms of what kind."""
+    """Settings of the phantom archive."""
 
     out: str = "runs/phantom"
-    """Folder or bucket prefix of the archive."""
+    """Folder or bucket prefix of the new archive."""
     layout: Layout = "chestxray14"
-    """Source whose files it looks like; montgomery, shenzhen, jsrt: lung masks; siim, siim-png: of pneumothorax;
-    vinbigdata, vinbigdata-png: boxes of three readers an image."""
+    """Published archive whose layout to imitate. montgomery, shenzhen and jsrt have lung masks; siim and siim-png
+    pneumothorax masks; vinbigdata and vinbigdata-png boxes by three readers per image."""
     count: int = 64
-    """Number of images; one to four a patient."""
+    """Number of images; chestxray14 has one to four per patient, other layouts one."""
     size: int = 512
-    """Height and width, pixels; those of jsrt are then enlarged to 2048, copies of vinbigdata-png halved."""
+    """Height and width in pixels. Images of jsrt are enlarged to 2048; those of vinbigdata-png have half of this size."""
     seed: int = 0
-    """The same seed gives the same images; a larger count adds to them."""
+    """Random seed. The same seed gives the same images; a larger count adds images."""
     prevalence: float | None = None
-    """Share of images with a finding; left out, .5, and as in the original for siim (.22), jsrt (.62), vinbigdata
+    """Fraction of images with a finding. Default: .5, or as in the original for siim (.22), jsrt (.62) and vinbigdata
     (.29)."""
     findings: tuple[str, ...] = ()
-    """Findings that may occur; left out, all. Of chestxray14, montgomery and shenzhen: the others have their own."""
+    """Findings that may occur, for chestxray14, montgomery and shenzhen; the other layouts have fixed findings. Default: all."""
     pose: float = 1.0
-    """Strength of the random shift, turn, scale and shear; 0 for none."""
+    """Strength of the random shift, rotation, scale and shear; 0 for none."""
     preview: str | None = None
-    """JPEG of the first images with findings and boxes drawn in; keep it outside of OUT."""
+    """Path of a JPEG that shows the first images with findings and boxes; choose one outside of OUT."""
 
 
 def main(options: Options) -> dict[str, Any]:
-    start, shown, made = time.monotonic(), [], 0
+    start, previewed, made = time.monotonic(), [], 0
 
-    def on_study(study: Study) -> None:
+    def on_exam(exam: Exam) -> None:
         nonlocal made
         made += 1
-        if options.preview and len(shown) < PREVIEWED:
-            shown.append(study)
+        if options.preview and len(previewed) < PREVIEWED:
+            previewed.append(exam)
         if made % 100 == 0 or made == options.count:
             print(
-                f"{made} of {options.count} images, {made / (time.monotonic() - start):.1f} a second",
+                f"{made} of {options.count} images, {made / (time.monotonic() - start):.1f} images/s",
                 flush=True,
             )
 
-    given = _given(options)
+    settings = _layout_settings(options)
     WRITE[options.layout](
         options.out,
         options.count,
         size=options.size,
         seed=options.seed,
         pose=options.pose,
-        on_study=on_study,
-        **given,
+        on_exam=on_exam,
+        **settings,
     )
     archive = storage.normalize(options.out)
     if options.preview:
-        _, data = cv2.imencode(".jpg", contact_sheet(shown))
+        _, data = cv2.imencode(".jpg", contact_sheet(previewed))
         storage.write_bytes(options.preview, data.tobytes())
     return {"archive": archive, "images": made}
 
 
-def _given(options: Options) -> dict[str, Any]:
-    """Settings that differ from the layout's own."""
-    given: dict[str, Any] = {} if options.prevalence is None else {"prevalence": options.prevalence}
+def _layout_settings(options: Options) -> dict[str, Any]:
+    """Settings that replace the layout's defaults."""
+    settings: dict[str, Any] = {} if options.prevalence is None else {"prevalence": options.prevalence}
     if options.findings:
         if options.layout not in WITH_FINDINGS:
             raise UserError(
-                f"findings={' '.join(options.findings)}: --layout {options.layout} has its own; leave them out"
+                f"expected no --findings for --layout {options.layout}, which has fixed findings, got "
+                f"{' '.join(options.findings)}: omit them"
             )
-        given["findings"] = tuple(finding for finding in FINDINGS if finding in options.findings)
+        settings["findings"] = tuple(finding for finding in FINDINGS if finding in options.findings)
         check_findings(options.findings)
-    return given
+    return settings
 
 
 if __name__ == "__main__":

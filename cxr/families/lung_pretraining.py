@@ -22,7 +22,7 @@ from cxr.models.backbones import normalise_contrast
 from cxr.models.small_unet import LungField, soft_dice
 from cxr.models.spatial_transformer import warp
 from cxr.models.state_dicts import matching
-from cxr.phantom.archive import make_study
+from cxr.phantom.archive import make_exam
 from cxr.precision import in_float32
 from cxr.schema import LUNGS
 
@@ -102,7 +102,7 @@ def draw_chests(count: int, size: int, seed: int) -> Tensor:
     """Phantoms and their lung fields, (count, 2, size, size) uint8: gray values, and 255 where there is lung."""
     drawn = np.empty((count, 2, size, size), np.uint8)
     for index in range(count):
-        phantom = make_study(index, size=round(FINER * size), seed=seed).phantom
+        phantom = make_exam(index, size=round(FINER * size), seed=seed).phantom
         for channel, picture in enumerate((phantom.pixels, 255 * phantom.masks[LUNGS].astype(np.uint8))):
             drawn[index, channel] = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
     return torch.from_numpy(drawn)

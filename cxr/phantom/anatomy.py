@@ -1,6 +1,6 @@
-"""One patient's shape: the numbers that vary, and the outlines of lungs, heart, bones and body that follow.
+"""A patient's anatomy: varying parameters, and the outlines of lungs, heart, bones and body that follow from them.
 
-All in the canonical frame (see `canvas`). `side` is −1 for the patient's right, at the image's left, and +1
+All in the canonical frame (see `canvas`). `side` is −1 for the patient's right (left in the image) and +1
 for the patient's left.
 """
 
@@ -21,31 +21,31 @@ _HILUM = {-1: (-0.185, -0.09), 1: (0.20, -0.15)}
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What differs between patients. Lengths in canonical units."""
+    """Parameters that differ between patients. Lengths are in canonical units."""
 
-    width: float  # of half the thoracic cage, inside
+    width: float  # half the inner width of the thoracic cage
     apex: float  # y of the lungs' top
     dome: float  # y of the right diaphragm's top
-    dome_step: float  # how much lower the left one stands
+    dome_step: float  # by how much the left dome is lower
     dome_height: float  # from the costophrenic angle to the dome's top
     heart_ratio: float  # cardiothoracic ratio: widest heart over widest thorax
-    heart_tilt: float  # how far the left ventricle's tip hangs
+    heart_tilt: float  # how low the apex of the heart is
     knob: float  # radius of the aortic knob
     fat: float  # thickness of the chest wall
-    shoulder: float  # y of the shoulders' height at the acromion
+    shoulder: float  # y of the acromion
     clavicle_rise: float
     rib_fall: float  # how steeply ribs slope
     rib_width: float
-    bone: float  # density relative to the usual
+    bone: float  # relative density
     scoliosis: float
     breast: float  # 0 for none
-    arms: float  # how far they stand off
+    arms: float  # abduction
     age: int
     sex: str  # "M" or "F"
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Anatomy:
-        """A random adult, cardiothoracic ratio below one half."""
+        """A random adult with a cardiothoracic ratio below one half."""
         female = rng.random() < 0.45
         age = int(np.clip(rng.normal(50, 17), 18, 90))
         fat = float(np.clip(rng.gamma(4, 0.028), 0.04, 0.24))
@@ -76,7 +76,7 @@ class Anatomy:
         return replace(self, heart_ratio=ratio, heart_tilt=self.heart_tilt + 0.02)
 
     def hyperinflated(self, amount: float) -> Anatomy:
-        """Emphysema: low flat diaphragm, wide cage, narrow heart, level ribs; `amount` from 0 to 1."""
+        """Emphysema: low flat diaphragm, wide cage, narrow heart, horizontal ribs; `amount` from 0 to 1."""
         return replace(
             self,
             width=self.width * (1 + 0.03 * amount),
@@ -87,7 +87,7 @@ class Anatomy:
         )
 
     def breathing(self, depth: float) -> Anatomy:
-        """The same patient on another day: the diaphragm `depth` lower."""
+        """The same patient with the diaphragm `depth` lower."""
         return replace(self, dome=self.dome + depth)
 
     def cage_x(self, y: ArrayLike) -> np.ndarray:
@@ -103,7 +103,7 @@ class Anatomy:
         return self.dome_y(side) + self.dome_height
 
     def diaphragm(self, side: int) -> Points:
-        """The dome's line from the costophrenic angle to the midline."""
+        """The line of the diaphragm from the costophrenic angle to the midline."""
         base, top = self.angle_y(side), self.dome_y(side)
         lateral, crest = float(self.cage_x(base)), 0.52 * self.width
         x = np.concatenate([np.linspace(lateral, crest, 24), np.linspace(crest, 0.09, 14)[1:]])
@@ -112,7 +112,7 @@ class Anatomy:
         return np.column_stack([side * x, top + fall])
 
     def lung(self, side: int) -> Points:
-        """One lung's outline, the parts behind heart and great vessels included."""
+        """The outline of a lung, including the parts behind the heart and the great vessels."""
         base = self.angle_y(side)
         y = np.linspace(self.apex + 0.12, base, 30)[:-1]
         lateral = np.column_stack([side * self.cage_x(y), y])
@@ -127,7 +127,7 @@ class Anatomy:
         return np.vstack([top, lateral, self.diaphragm(side)])
 
     def heart(self) -> Points:
-        """The cardiac silhouette: right atrium at the image's left, left ventricle's tip at its right."""
+        """The cardiac silhouette: right atrium on the left of the image, apex on its right."""
         whole = self.heart_ratio * 2 * self.width
         right, left = 0.32 * whole, 0.68 * whole
         base, tilt = self.dome + 0.07, self.heart_tilt
@@ -149,7 +149,7 @@ class Anatomy:
         )
 
     def mediastinum(self) -> Points:
-        """Great vessels above the heart: vena cava; aortic knob and pulmonary trunk on the left."""
+        """Great vessels above the heart: superior vena cava; aortic knob and pulmonary trunk on the patient's left."""
         knob, trunk = 0.095 + 1.05 * self.knob, 0.145 + 0.5 * self.knob
         left = [(0.085, -0.64), (0.095, -0.50), (knob * 0.97, -0.44), (knob, -0.385), (knob * 0.86, -0.325)]
         left += [(trunk * 0.97, -0.26), (trunk, -0.21), (0.15, -0.10), (0.12, 0.05)]
@@ -164,7 +164,7 @@ class Anatomy:
         return closed_curve([*left, *right])
 
     def aorta(self) -> Points:
-        """The descending aorta's band, left of the spine."""
+        """The descending aorta, left of the spine."""
         y = np.linspace(-0.40, 0.45, 16)
         return strip(np.column_stack([0.085 + 0.4 * self.knob * (1 - (y + 0.40)), y]), self.knob * 0.85)
 
@@ -182,7 +182,7 @@ class Anatomy:
         return np.column_stack([self.spine_x(y), y, half_width, gap * 0.41])
 
     def ribs(self, side: int) -> tuple[list[Points], list[Points]]:
-        """Center lines of the posterior and of the anterior arcs, first rib first."""
+        """Center lines of the posterior and the anterior arcs of the ribs, first rib first."""
         posterior, anterior = [], []
         quarter = np.linspace(0, np.pi / 2, 24)
         for i in range(RIBS):
@@ -233,7 +233,7 @@ class Anatomy:
         return strip(line * (side, 1), width)
 
     def body(self) -> Points:
-        """The skin's outline: neck, shoulders, upper arms that leave the picture, trunk."""
+        """The outline of the body: neck, shoulders, trunk, and upper arms that extend beyond the image."""
         wall, top, out = self.width + 0.05 + self.fat, self.shoulder, self.arms
         right_half = [
             (0.22 + 0.3 * self.fat, -1.8),

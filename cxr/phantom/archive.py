@@ -1,14 +1,14 @@
-"""Whole archives of phantoms, in ChestX-ray14's native layout with the known truth beside it.
+"""Archives of phantoms in ChestX-ray14's layout, with ground truth.
 
     images/NNNNNNNN_FFF.png        8-bit gray, patient and follow-up number
-    Data_Entry_2017_v2020.csv      findings, age, sex, view; written last, so that it marks a finished archive
-    BBox_List_2017.csv             exact boxes of every finding, in pixels of a 1024 x 1024 frame whatever the
-                                   images' size, as the published list has them; here for training images too
-    train_val_list.txt, test_list.txt     disjoint by patient, about one patient in five is for testing
+    Data_Entry_2017_v2020.csv      findings, age, sex, view; written last, so that it marks a complete archive
+    BBox_List_2017.csv             exact boxes of every finding, in pixels of a 1024 x 1024 image as in the published
+                                   list, but for training images too
+    train_val_list.txt, test_list.txt     disjoint by patient; about one in five is a test patient
     truth.parquet                  image_id, true_theta, masks at the images' own size
 
-How image `index` of `seed` looks depends on nothing else, not on how many are made: the parts of an archive
-can be made in parallel, and a larger one begins with the smaller one.
+An image depends only on its `index` and the `seed`, not on the number of images: parts of an archive can be made in
+parallel, and a larger archive begins with the images of a smaller one.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ ENTRY_HEADER = (
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 )
 BOXES_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
-_ORIGINAL_PX, _ORIGINAL_SPACING_MM = 2048, 0.186  # of the detector that phantoms pretend to come from
-_BLOCK = 8  # images among which patients are dealt out
-_PATIENT, _IMAGE = 0, 1  # streams of randomness
+_ORIGINAL_PX, _ORIGINAL_SPACING_MM = 2048, 0.186  # of the simulated detector
+_BLOCK = 8  # images; a patient's images are within one block
+_PATIENT, _IMAGE = 0, 1  # random streams
 
 
 @dataclass(frozen=True)
-class Study:
-    """One image of an archive: whose it is, and the phantom itself."""
+class Exam:
+    """An image of an archive: its patient, and the phantom itself."""
 
     patient: int
     follow_up: int
@@ -63,7 +63,7 @@ class Study:
         return self.patient % 5 == 3
 
 
-def make_study(
+def make_exam(
     index: int,
     *,
     size: int = 512,
@@ -71,8 +71,8 @@ def make_study(
     findings: Sequence[str] = FINDINGS,
     prevalence: float = 0.5,
     pose: float = 1.0,
-) -> Study:
-    """Image `index` of the archive that `seed` stands for; see `write_phantom` for the settings."""
+) -> Exam:
+    """Image `index` of the archive with this `seed`; see `write_phantom` for the settings."""
     patient, follow_up = patient_of(index, seed)
     anatomy = Anatomy.sample(np.random.default_rng([seed, _PATIENT, patient]))
     rng = np.random.default_rng([seed, _IMAGE, index])
@@ -86,16 +86,16 @@ def make_study(
         pose_unit=sample_pose(rng, pose),
         film=Film.sample(rng, view),
     )
-    return Study(patient, follow_up, anatomy.age + follow_up // 2, anatomy.sex, view, phantom)
+    return Exam(patient, follow_up, anatomy.age + follow_up // 2, anatomy.sex, view, phantom)
 
 
 def patient_of(index: int, seed: int) -> tuple[int, int]:
-    """Patient number and follow-up number of image `index`: one to four images a patient, in runs."""
-    block, place = divmod(index, _BLOCK)
+    """Patient number and follow-up number of image `index`; a patient has one to four consecutive images."""
+    block, position = divmod(index, _BLOCK)
     sizes = np.random.default_rng([seed, _PATIENT, 0, block]).choice(4, _BLOCK, p=[0.4, 0.25, 0.2, 0.15]) + 1
     ends = np.cumsum(sizes)
-    order = int(np.searchsorted(ends, place, side="right"))
-    return block * _BLOCK + order + 1, place - int(ends[order] - sizes[order])
+    order = int(np.searchsorted(ends, position, side="right"))
+    return block * _BLOCK + order + 1, position - int(ends[order] - sizes[order])
 
 
 def write_phantom(
@@ -107,18 +107,18 @@ def write_phantom(
     findings: Sequence[str] = FINDINGS,
     prevalence: float = 0.5,
     pose: float = 1.0,
-    on_study: Callable[[Study], None] | None = None,
+    on_exam: Callable[[Exam], None] | None = None,
 ) -> None:
     """Write an archive of `count` images of `size` x `size` px.
 
     Args:
-        findings: those that may occur.
-        prevalence: share of the images that have a finding.
-        pose: strength of the random affine pose; 0 leaves every chest upright in the middle.
-        on_study: called after each image, to show progress or collect pictures.
+        findings: findings that may occur.
+        prevalence: fraction of images with a finding.
+        pose: strength of the random affine pose; 0 leaves every chest upright and centered.
+        on_exam: called after each image, for example to show progress.
 
     Raises:
-        UserError: a setting out of its range, an unknown finding, or nothing can be written to `out_uri`.
+        UserError: a setting is out of range, a finding is unknown, or `out_uri` is not writable.
     """
     check_settings(count, size, prevalence, pose)
     check_findings(findings)
@@ -127,14 +127,14 @@ def write_phantom(
     truth: list[dict[str, object]] = []
     lists: dict[bool, list[str]] = {False: [], True: []}
     for index in range(count):
-        study = make_study(index, size=size, seed=seed, findings=findings, prevalence=prevalence, pose=pose)
-        storage.write_bytes(storage.join(out_uri, "images", study.image_id), png(study.phantom.pixels))
-        entries.append(_entry(study))
-        boxes.extend(_boxes(study))
-        truth.append(_truth(study))
-        lists[study.is_test].append(study.image_id)
-        if on_study:
-            on_study(study)
+        exam = make_exam(index, size=size, seed=seed, findings=findings, prevalence=prevalence, pose=pose)
+        storage.write_bytes(storage.join(out_uri, "images", exam.image_id), png(exam.phantom.pixels))
+        entries.append(_entry(exam))
+        boxes.extend(_boxes(exam))
+        truth.append(_truth(exam))
+        lists[exam.is_test].append(exam.image_id)
+        if on_exam:
+            on_exam(exam)
     storage.write_bytes(storage.join(out_uri, TRUTH_FILE), _parquet(truth))
     storage.write_text(storage.join(out_uri, chestxray14.BOXES_FILE), _csv(BOXES_HEADER, boxes))
     storage.write_text(storage.join(out_uri, chestxray14.TRAIN_VAL_FILE), "\n".join([*lists[False], ""]))
@@ -143,36 +143,36 @@ def write_phantom(
 
 
 def check_settings(count: int, size: int, prevalence: float, pose: float) -> None:
-    """Raise UserError where a setting is out of its range."""
+    """Raise UserError if a setting is out of range."""
     if count < 1:
-        raise UserError(f"count={count}: wanted 1 or more images")
+        raise UserError(f"expected count of at least 1, got {count}: correct it")
     if not 64 <= size <= 4096:
-        raise UserError(f"size={size}: wanted 64 to 4096 pixels")
+        raise UserError(f"expected size from 64 to 4096 pixels, got {size}: correct it")
     if not 0 <= prevalence <= 1:
-        raise UserError(f"prevalence={prevalence}: wanted a share, from 0 to 1")
+        raise UserError(f"expected prevalence from 0 to 1, got {prevalence}: correct it")
     if not 0 <= pose <= 2:
-        raise UserError(f"pose={pose}: wanted a strength from 0 (none) to 2")
+        raise UserError(f"expected pose from 0 (none) to 2, got {pose}: correct it")
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """uint8 (H, W) as a PNG file."""
+    """Encode uint8 (H, W) as a PNG file."""
     done, data = cv2.imencode(".png", pixels)
     assert done
     return data.tobytes()
 
 
-def _entry(study: Study) -> Sequence[object]:
-    labels = "|".join(study.phantom.labels) or chestxray14.NO_FINDING
+def _entry(exam: Exam) -> Sequence[object]:
+    labels = "|".join(exam.phantom.labels) or chestxray14.NO_FINDING
     original = (_ORIGINAL_PX, _ORIGINAL_PX, _ORIGINAL_SPACING_MM, _ORIGINAL_SPACING_MM)
-    return study.image_id, labels, study.follow_up, study.patient, study.age, study.sex, study.view, *original
+    return exam.image_id, labels, exam.follow_up, exam.patient, exam.age, exam.sex, exam.view, *original
 
 
-def _boxes(study: Study) -> Iterable[Sequence[object]]:
-    scale = chestxray14.FRAME_PX / len(study.phantom.pixels)
-    for box in study.phantom.boxes:
+def _boxes(exam: Exam) -> Iterable[Sequence[object]]:
+    scale = chestxray14.FRAME_PX / len(exam.phantom.pixels)
+    for box in exam.phantom.boxes:
         x_min, y_min, x_max, y_max = (scale * edge for edge in box.xyxy_px)
         yield (
-            study.image_id,
+            exam.image_id,
             chestxray14.BOX_WORDS.get(box.label, box.label),
             x_min,
             y_min,
@@ -181,13 +181,13 @@ def _boxes(study: Study) -> Iterable[Sequence[object]]:
         )
 
 
-def _truth(study: Study) -> dict[str, object]:
+def _truth(exam: Exam) -> dict[str, object]:
     masks = [
         {schema.LABEL: label, schema.MASK_RLE: rle.encode(mask), schema.MASK_URI: None}
-        for label, mask in study.phantom.masks.items()
+        for label, mask in exam.phantom.masks.items()
     ]
-    pose = study.phantom.pose_unit.reshape(-1).tolist()
-    return {schema.IMAGE_ID: study.image_id, schema.TRUE_THETA: pose, schema.MASKS: masks}
+    pose = exam.phantom.pose_unit.reshape(-1).tolist()
+    return {schema.IMAGE_ID: exam.image_id, schema.TRUE_THETA: pose, schema.MASKS: masks}
 
 
 def _parquet(rows: list[dict[str, object]]) -> bytes:

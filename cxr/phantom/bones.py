@@ -1,4 +1,4 @@
-"""Ribs, clavicles, shoulder blades, upper arms and spine, in centimetres of soft tissue."""
+"""Ribs, clavicles, shoulder blades, upper arms and spine, in centimeters of soft tissue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def draw_bones(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> La
     arcs = [anatomy.ribs(side) for side in SIDES]
     ribs = 1.7 * _tubes(canvas, [line for posterior, _ in arcs for line in posterior], anatomy.rib_width)
     ribs += 1.0 * _tubes(canvas, [line for _, anterior in arcs for line in anterior], 1.12 * anatomy.rib_width)
-    ribs *= 1 - 0.65 * np.clip((canvas.y - anatomy.dome) * 4, 0, 1)  # scattered light veils them below the lungs
+    ribs *= 1 - 0.65 * np.clip((canvas.y - anatomy.dome) * 4, 0, 1)  # obscured by scatter below the lungs
     bones = ribs + _spine(canvas, anatomy)
     shoulders = [bone(side) for side in SIDES for bone in (anatomy.clavicle, anatomy.humerus)]
     bones += 2.4 * _rounded(canvas, shoulders, 0.025)
@@ -28,7 +28,7 @@ def draw_bones(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> La
 
 
 def _tubes(canvas: Canvas, lines: list[Points], half_width: float) -> Layer:
-    """Hollow bones seen from the side: dense rims, a marrow space that shows less."""
+    """Hollow bones seen from the side: dense rims and a less dense marrow space."""
     layer = np.zeros((canvas.size, canvas.size), np.uint8)
     canvas.trace_on(layer, lines, 2 * half_width, 1.0)
     canvas.trace_on(layer, lines, 1.25 * half_width, 0.62)

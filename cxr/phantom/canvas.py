@@ -1,8 +1,8 @@
-"""The sheet on which a phantom is drawn: canonical coordinates, the pose that moves them, drawing primitives.
+"""The canvas on which a phantom is drawn: canonical coordinates, poses, drawing primitives.
 
-Two frames. *Canonical*: x to the right, y down, both in [−1, 1] over the picture of an unmoved chest (the
-frame of `affine_grid`, edges at ±1). *Pixels*: of the image, centers at integers. A pose is the 2 x 3 affine
-from canonical to image coordinates; all is drawn where the pose puts it, so nothing is ever resampled.
+There are two coordinate frames. *Canonical*: x to the right, y down, both in [−1, 1] over the image of a chest in
+neutral pose (as in `affine_grid`, edges at ±1). *Pixels*: image pixels, centers at integers. A pose is the 2 x 3 affine
+transform from canonical to image coordinates. Everything is drawn in the final pose, so nothing is resampled.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Points = NDArray[np.float64]  # (N, 2) canonical x, y
 
 IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 _SHIFT = 4  # OpenCV takes sub-pixel points as integers with this many fractional bits
-_REACH = 1.7  # textures cover [−_REACH, _REACH] of the canonical frame
+_REACH = 1.7  # textures cover [−_REACH, _REACH] in canonical coordinates
 
 
 class Canvas:
     """Drawing on a `size` x `size` image under `pose_unit` (2 x 3, canonical to image).
 
-    Attributes: `x`, `y`, the canonical coordinates of each pixel's center; `px_per_unit`, how many pixels one
-    canonical unit spans (the mean over directions).
+    Attributes: `x`, `y`, the canonical coordinates of each pixel's center; `px_per_unit`, the number of pixels per
+    canonical unit (mean over directions).
     """
 
     def __init__(self, size: int, pose_unit: ArrayLike = IDENTITY) -> None:
@@ -45,7 +45,7 @@ class Canvas:
 
     @cached_property
     def coarser(self) -> Canvas:
-        """The same view at half the size, for what has no sharp edges; see `enlarged`."""
+        """The same view at half the size, for content without sharp edges; see `enlarged`."""
         return Canvas(-(-self.size // 2), self.pose_unit)
 
     def enlarged(self, layer: Layer) -> Layer:
@@ -60,7 +60,7 @@ class Canvas:
         return (unit + 1) * self.size / 2 - 0.5
 
     def px_at(self, point: ArrayLike) -> tuple[int, int]:
-        """Row and column of the pixel that holds a canonical point, kept inside the image."""
+        """Row and column of the pixel at a canonical point, clipped to the image."""
         column, row = np.clip(np.rint(self.to_px(np.atleast_2d(point))[0]), 0, self.size - 1)
         return int(row), int(column)
 
@@ -72,13 +72,13 @@ class Canvas:
         return layer.astype(np.float32) * np.float32(1 / 255)
 
     def inside(self, outline: Points) -> Mask:
-        """Which pixels lie in an outline."""
+        """Whether each pixel is inside an outline."""
         layer = np.zeros((self.size, self.size), np.uint8)
         cv2.fillPoly(layer, [self._fixed(outline)], 1, cv2.LINE_8, _SHIFT)
         return layer.astype(bool)
 
     def trace(self, lines: Iterable[Points], width: float) -> Layer:
-        """Open lines of a canonical `width`, 1 on the line, fainter where thinner than a pixel."""
+        """Open lines of a canonical `width`: 1 on the line, fainter if it is thinner than a pixel."""
         layer = np.zeros((self.size, self.size), np.uint8)
         self.trace_on(layer, lines, width, 1.0)
         return layer.astype(np.float32) * np.float32(1 / 255)
@@ -91,12 +91,12 @@ class Canvas:
         cv2.polylines(layer, self._all_fixed(lines), False, ink, thickness, cv2.LINE_AA, _SHIFT)
 
     def depth(self, shape: Mask | Layer) -> Layer:
-        """Canonical distance of each pixel of `shape` to its edge; 0 outside."""
+        """Canonical distance of each pixel of `shape` to the edge of the shape; 0 outside."""
         inside = (shape > 0.5).astype(np.uint8)
         return cv2.distanceTransform(inside, cv2.DIST_L2, 5) * np.float32(1 / self.px_per_unit)
 
     def solid(self, shape: Mask | Layer, radius: float) -> Layer:
-        """How thick a rounded body is that shows as `shape`: 0 at its edge, 1 from `radius` inwards."""
+        """Thickness of a rounded body with the projection `shape`: 0 at its edge, 1 from `radius` inwards."""
         return rounded(self.depth(shape), radius)
 
     def blur(self, layer: Layer, radius: float) -> Layer:
@@ -104,7 +104,7 @@ class Canvas:
         return blur(layer, radius * self.px_per_unit)
 
     def texture(self, rng: np.random.Generator, grain: float) -> Layer:
-        """Smooth noise, mean 0, deviation about 1, with grains of a canonical length; moves with the pose."""
+        """Smooth noise with mean 0, standard deviation about 1 and a canonical grain size; it moves with the pose."""
         cells = int(np.ceil(2 * _REACH / grain))
         noise = rng.standard_normal((cells, cells), np.float32)
         per_unit = cells / (2 * _REACH)
@@ -115,10 +115,10 @@ class Canvas:
         warp = (cell @ np.vstack([self._back, [0, 0, 1]]) @ px_to_image)[:2]
         flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
         sheet = cv2.warpAffine(noise, warp, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT)
-        return self.enlarged(sheet * np.float32(1.35))  # what interpolation takes from the deviation
+        return self.enlarged(sheet * np.float32(1.35))  # interpolation has reduced the standard deviation
 
     def bump(self, center: ArrayLike, radii: ArrayLike, power: float = 1.0) -> Layer:
-        """A soft ellipse: 1 at the center, falling as exp(−r^(2·power)); r is 1 at `radii`."""
+        """A soft ellipse: exp(−r^(2·power)), where r is 0 at the center and 1 at `radii`."""
         (cx, cy), (rx, ry) = np.asarray(center, np.float32), np.asarray(radii, np.float32)
         distance = ((self.x - cx) / rx) ** 2 + ((self.y - cy) / ry) ** 2
         return np.exp(-(distance if power == 1.0 else distance**power))
@@ -132,13 +132,13 @@ class Canvas:
 
 def rounded(depth: Layer, radius: float) -> Layer:
     """Thickness of a body whose edge is a quarter circle: 0 at depth 0, 1 from `radius` inwards."""
-    share = np.minimum(depth * np.float32(1 / radius), 1)
-    share *= 2 - share
-    return np.sqrt(share, out=share)
+    fraction = np.minimum(depth * np.float32(1 / radius), 1)
+    fraction *= 2 - fraction
+    return np.sqrt(fraction, out=fraction)
 
 
 def blur(layer: Layer, sigma_px: float) -> Layer:
-    """Gaussian blur, deviation in pixels; wide ones run on a reduced copy."""
+    """Gaussian blur with a standard deviation in pixels; wide blurs run on a downsampled copy."""
     if sigma_px < 0.2:
         return layer
     shrink = int(np.clip(sigma_px / 2, 1, 16))
@@ -152,7 +152,7 @@ def blur(layer: Layer, sigma_px: float) -> Layer:
 
 
 def closed_curve(points: ArrayLike, steps: int = 10) -> Points:
-    """A smooth closed outline through `points` (Catmull–Rom), `steps` points between neighbors."""
+    """A smooth closed outline through `points` (Catmull–Rom spline) with `steps` points per segment."""
     p1 = np.asarray(points, np.float64)
     p0, p2, p3 = np.roll(p1, 1, 0), np.roll(p1, -1, 0), np.roll(p1, -2, 0)
     t = (np.arange(steps) / steps)[None, :, None]
@@ -162,14 +162,14 @@ def closed_curve(points: ArrayLike, steps: int = 10) -> Points:
 
 
 def open_curve(points: ArrayLike, steps: int = 10) -> Points:
-    """A smooth line through `points`, ends included."""
+    """A smooth line through `points`, including the ends."""
     points = np.asarray(points, np.float64)
     ends = np.vstack([2 * points[0] - points[1], points, 2 * points[-1] - points[-2]])
     return closed_curve(ends, steps)[steps : (len(points)) * steps + 1]
 
 
 def strip(line: Points, half_width: ArrayLike) -> Points:
-    """The outline of a band around a line; `half_width` a number or one a point."""
+    """The outline of a band around a line; `half_width` is a number or one per point."""
     along = np.gradient(line, axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True) + 1e-12
     across = np.column_stack([-along[:, 1], along[:, 0]]) * np.broadcast_to(half_width, len(line))[:, None]
@@ -177,7 +177,7 @@ def strip(line: Points, half_width: ArrayLike) -> Points:
 
 
 def disc(center: ArrayLike, radius: ArrayLike, wobble: ArrayLike = (), points: int = 48) -> Points:
-    """A circle or ellipse; `wobble` (harmonics, 2) holds the cosine and sine shares that roughen it."""
+    """A circle or ellipse; `wobble` (harmonics, 2) has the cosine and sine amplitudes that roughen it."""
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
     swell = np.ones(points)
     for order, (cosine, sine) in enumerate(np.asarray(wobble, np.float64).reshape(-1, 2), start=2):

@@ -1,4 +1,4 @@
-"""The healthy chest: soft tissue, airways, lungs and heart, with bones and vessels added."""
+"""The healthy chest: soft tissue, airways, lungs, heart, bones and vessels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def healthy(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> Scene
 
 
 def _main_part(canvas: Canvas, anatomy: Anatomy, side: int, lung: Mask) -> Mask:
-    """A lung field without slivers that the heart cuts off: what hangs together with the upper outer lung."""
+    """The part of a lung field that is connected to the upper outer lung, without slivers cut off by the heart."""
     row, column = canvas.px_at((side * 0.62 * anatomy.width, -0.35))
     parts = lung.astype(np.uint8)
     if parts[row, column]:
@@ -44,7 +44,7 @@ def _main_part(canvas: Canvas, anatomy: Anatomy, side: int, lung: Mask) -> Mask:
 
 
 def _air(canvas: Canvas, anatomy: Anatomy, both: Mask, heart: Mask, vascular: Layer) -> Layer:
-    """Lungs thicken inwards from the chest wall; heart and vessels displace most of their air."""
+    """Air thickness: increases inwards from the chest wall; heart and vessels displace most of it."""
     depth = canvas.depth(both)
     air = 0.30 * rounded(depth, 0.05) + 0.70 * canvas.blur(rounded(depth, 0.30), 0.012)
     air += _behind_the_dome(canvas, anatomy) * ~both
@@ -56,7 +56,7 @@ def _air(canvas: Canvas, anatomy: Anatomy, both: Mask, heart: Mask, vascular: La
 
 
 def _behind_the_dome(canvas: Canvas, anatomy: Anatomy) -> Layer:
-    """The lungs reach deeper behind the liver than the dome's line shows: a faint shade below it."""
+    """A faint shade below the line of the diaphragm, because the lungs extend further down behind the liver."""
     coarse, wall = canvas.coarser, anatomy.width
     right, left = (
         coarse.bump((side * 0.5 * wall, anatomy.dome_y(side) + 0.08), (0.42 * wall, 0.16), 2.0) for side in SIDES
@@ -65,7 +65,7 @@ def _behind_the_dome(canvas: Canvas, anatomy: Anatomy) -> Layer:
 
 
 def _soft_tissue(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> Layer:
-    """Trunk, neck, arms, breasts; drawn coarsely, since nothing here has a sharp edge but the skin."""
+    """Trunk, neck, arms, breasts; drawn at low resolution, because only the skin has a sharp edge."""
     coarse = canvas.coarser
     depth = coarse.depth(coarse.inside(anatomy.body()))
     tissue = 0.35 * rounded(depth, 0.16) + 0.65 * coarse.blur(rounded(depth, 0.5), 0.04)
@@ -81,7 +81,7 @@ def _soft_tissue(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> 
 
 
 def _airway(canvas: Canvas, anatomy: Anatomy) -> Layer:
-    """Trachea and main bronchi, 1 where they run."""
+    """Trachea and main bronchi, 1 inside."""
     y = np.linspace(-1.1, -0.30, 12)
     trachea = np.column_stack([anatomy.spine_x(y) - 0.01, y])
     bronchi = trachea[-1] + np.array([[(0, 0), (-0.13, 0.13)], [(0, 0), (0.16, 0.12)]])
@@ -89,7 +89,7 @@ def _airway(canvas: Canvas, anatomy: Anatomy) -> Layer:
 
 
 def _stomach_gas(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> Layer:
-    """The bubble below the left dome; half of the time too little to see."""
+    """The stomach bubble below the left dome; absent in half of the images."""
     center = (rng.uniform(0.26, 0.44), anatomy.dome_y(1) + rng.uniform(0.13, 0.18))
     bubble = disc(center, (rng.uniform(0.07, 0.16), rng.uniform(0.045, 0.08)), rng.normal(0, 0.06, (2, 2)))
     thickness = max(0.0, rng.uniform(-5, 5))

@@ -1,4 +1,4 @@
-"""The 14 findings of ChestX-ray14: which occur together, what they do to a chest's shape, who draws them."""
+"""The 14 findings of ChestX-ray14: co-occurrence, changes of the anatomy, and the functions that draw them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cxr.schema import FINDINGS
 
 Draw = Callable[[Scene, np.random.Generator], list[Mask]]
 
-# Images with each finding among the 112,120 of Data_Entry_2017_v2020.csv.
+# Number of images with each finding among the 112,120 in Data_Entry_2017_v2020.csv.
 _IMAGES: dict[str, int] = dict(
     zip(
         FINDINGS,
@@ -23,7 +23,7 @@ _IMAGES: dict[str, int] = dict(
         strict=True,
     )
 )
-# How much oftener than by chance two occur together there; pairs not named occur less often than by chance.
+# Co-occurrence relative to chance in the same list; pairs that are not listed occur less often than by chance.
 _TOGETHER = {
     ("Emphysema", "Pneumothorax"): 2.9,
     ("Edema", "Pneumonia"): 5.3,
@@ -43,7 +43,7 @@ _TOGETHER = {
     ("Consolidation", "Pneumonia"): 1.0,
 }
 _APART = 0.7
-_COUNTS = (0.60, 0.28, 0.09, 0.03)  # of abnormal images: one, two, three, four findings
+_COUNTS = (0.60, 0.28, 0.09, 0.03)  # of abnormal images with one, two, three and four findings
 
 
 def sample_findings(
@@ -51,34 +51,34 @@ def sample_findings(
 ) -> tuple[str, ...]:
     """The findings of one image, in `findings`' order; empty with probability 1 − `prevalence`.
 
-    Findings are drawn by the square root of their frequency in ChestX-ray14, so that a Hernia (1 in 500
-    there) is met in small archives too, and together as often as there.
+    Findings are sampled by the square root of their frequency in ChestX-ray14, so that Hernia (1 in 500 there) also
+    occurs in small archives, and with the co-occurrence of ChestX-ray14.
     """
     if rng.random() >= prevalence or not findings:
         return ()
     weights = np.sqrt([_IMAGES[finding] for finding in findings])
     count = 1 + int(rng.choice(len(_COUNTS), p=_COUNTS))
-    drawn: set[str] = set()
-    while len(drawn) < min(count, len(findings)):
-        chosen = findings[int(rng.choice(len(findings), p=weights / weights.sum()))]
-        drawn.add(chosen)
-        weights = weights * [0.0 if other in drawn else _affinity(chosen, other) for other in findings]
-    return tuple(finding for finding in findings if finding in drawn)
+    sampled: set[str] = set()
+    while len(sampled) < min(count, len(findings)):
+        finding_name = findings[int(rng.choice(len(findings), p=weights / weights.sum()))]
+        sampled.add(finding_name)
+        weights = weights * [0.0 if other in sampled else _affinity(finding_name, other) for other in findings]
+    return tuple(finding for finding in findings if finding in sampled)
 
 
-def _affinity(one: str, other: str) -> float:
-    return _TOGETHER.get((min(one, other), max(one, other)), _APART)
+def _affinity(first: str, second: str) -> float:
+    return _TOGETHER.get((min(first, second), max(first, second)), _APART)
 
 
 def check_findings(findings: Collection[str]) -> None:
-    """Raises UserError where a name is not a finding of ChestX-ray14."""
+    """Raise UserError if a name is not a finding of ChestX-ray14."""
     unknown = sorted(set(findings) - set(FINDINGS))
     if unknown:
-        raise UserError(f"findings {', '.join(unknown)} cannot be drawn: choose among {', '.join(FINDINGS)}")
+        raise UserError(f"expected findings out of {', '.join(FINDINGS)}, got {', '.join(unknown)}: correct them")
 
 
 def reshape(anatomy: Anatomy, findings: Collection[str], rng: np.random.Generator) -> Anatomy:
-    """The patient's shape with what emphysema does to the cage and cardiomegaly to the heart."""
+    """Change the anatomy: emphysema changes the thoracic cage, cardiomegaly the heart."""
     if "Emphysema" in findings:
         anatomy = anatomy.hyperinflated(rng.uniform(0.6, 1.0))
     if "Cardiomegaly" in findings:
@@ -87,12 +87,12 @@ def reshape(anatomy: Anatomy, findings: Collection[str], rng: np.random.Generato
 
 
 def cardiomegaly(scene: Scene, rng: np.random.Generator) -> list[Mask]:
-    """The silhouette of a heart made wide by `reshape`; √(box area) about 423 px at 1024."""
+    """The silhouette of a heart enlarged by `reshape`; √(box area) is about 423 px at 1024."""
     return [scene.heart.copy()]
 
 
 def emphysema(scene: Scene, rng: np.random.Generator) -> list[Mask]:
-    """Both lungs, made large and flat-based by `reshape`: darker, with sparse markings and a few bullae."""
+    """Both lungs, hyperinflated by `reshape`: darker, with sparse markings and a few bullae."""
     canvas = scene.canvas
     scene.markings *= 0.6
     scene.air *= 1.16
@@ -122,7 +122,7 @@ def hernia(scene: Scene, rng: np.random.Generator) -> list[Mask]:
     return [sac]
 
 
-# In drawing order: what takes lung away comes before what is placed in the lung that is left.
+# In drawing order: findings that displace lung come before findings placed in the remaining lung.
 DRAW: dict[str, Draw] = {
     "Cardiomegaly": cardiomegaly,
     "Emphysema": emphysema,

@@ -1,11 +1,11 @@
-"""Whole archives of phantoms in the layout of JSRT and SCR (`sources.jsrt`): lung masks, and nodules in some.
+"""Archives of phantoms in the layout of JSRT and SCR (`sources.jsrt`): lung masks, and nodules in some images.
 
-    JPCLN001.IMG …, JPCNN001.IMG …            with and without: 2048 x 2048, 12 bits, big-endian, 0 for white; 8 MiB
+    JPCLN001.IMG …, JPCNN001.IMG …            with and without nodule: 2048 x 2048, 12 bits, big-endian, 0 is white
     fold{1,2}/masks/{left,right} lung/*.gif   1024 x 1024, 0 and 255; odd numbers in fold 1, even ones in fold 2
     truth.parquet                             image_id, true_theta
 
-Image `index` is that of `archive.make_study`, and the patient counts as another one each time. It is drawn at any
-size and brought to those of the databases.
+Image `index` is that of `archive.make_exam`; each image counts as another patient. Images are drawn at any size and
+resized to those of the databases.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 from PIL import Image
 
 from cxr import schema, storage
-from cxr.phantom.archive import Study, check_settings, make_study
+from cxr.phantom.archive import Exam, check_settings, make_exam
 from cxr.phantom.nlm import patients_left, poses_parquet
 from cxr.sources import jsrt
 from cxr.sources.sidecar import TRUTH_FILE
 
 PREVALENCE = 0.62  # 154 of 247 images
 MASK_PX = 1024
-_BLACK = 4095  # of 12 bits, as stored
+_BLACK = 4095  # 12 bits, as stored
 
 
 def write_jsrt_phantom(
@@ -36,53 +36,53 @@ def write_jsrt_phantom(
     seed: int = 0,
     prevalence: float = PREVALENCE,
     pose: float = 1.0,
-    on_study: Callable[[Study], None] | None = None,
+    on_exam: Callable[[Exam], None] | None = None,
 ) -> None:
     """Write an archive of `count` images.
 
     Args:
-        size: at which the images are drawn, before they become 2048 x 2048.
-        prevalence: share of the images with a nodule, the only finding drawn.
-        seed, pose, on_study: as in `archive.write_phantom`.
+        size: size at which images are drawn, before they are resized to 2048 x 2048.
+        prevalence: fraction of images with a nodule, the only finding.
+        seed, pose, on_exam: as in `archive.write_phantom`.
 
     Raises:
-        UserError: a setting out of its range, or nothing can be written to `out_uri`.
+        UserError: a setting is out of range, or `out_uri` is not writable.
     """
     check_settings(count, size, prevalence, pose)
     numbers = {jsrt.NODULE: 0, jsrt.NO_NODULE: 0}
     poses: list[dict[str, object]] = []
     for index in range(count):
-        study = make_study(index, size=size, seed=seed, findings=(jsrt.FINDING,), prevalence=prevalence, pose=pose)
-        kind = jsrt.NODULE if study.phantom.labels else jsrt.NO_NODULE
+        exam = make_exam(index, size=size, seed=seed, findings=(jsrt.FINDING,), prevalence=prevalence, pose=pose)
+        kind = jsrt.NODULE if exam.phantom.labels else jsrt.NO_NODULE
         numbers[kind] += 1
-        name = _write(out_uri, study, kind, numbers[kind])
-        poses.append({schema.IMAGE_ID: name, schema.TRUE_THETA: study.phantom.pose_unit.reshape(-1).tolist()})
-        if on_study:
-            on_study(study)
+        name = _write(out_uri, exam, kind, numbers[kind])
+        poses.append({schema.IMAGE_ID: name, schema.TRUE_THETA: exam.phantom.pose_unit.reshape(-1).tolist()})
+        if on_exam:
+            on_exam(exam)
     storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))
 
 
-def _write(out_uri: str, study: Study, kind: str, number: int) -> str:
-    """Write one image and its masks; the image's name."""
+def _write(out_uri: str, exam: Exam, kind: str, number: int) -> str:
+    """Write an image and its masks; return the image's name."""
     stem, fold = f"{kind}{number:03d}", f"fold{2 - number % 2}"
-    lungs, left = study.phantom.masks[schema.LUNGS], patients_left(study.phantom)
+    lungs, left = exam.phantom.masks[schema.LUNGS], patients_left(exam.phantom)
     for side, half in zip(jsrt.SIDES, (left, ~left), strict=True):
         location = storage.join(out_uri, fold, jsrt.MASKS, side, f"{stem}.gif")
         storage.write_bytes(location, _gif(lungs & half))
-    storage.write_bytes(storage.join(out_uri, f"{stem}.IMG"), _raw(study.phantom.pixels))
+    storage.write_bytes(storage.join(out_uri, f"{stem}.IMG"), _raw(exam.phantom.pixels))
     return f"{stem}.IMG"
 
 
 def _raw(pixels: np.ndarray) -> bytes:
-    """uint8 (H, W), dense tissue bright, as a raw image of the database."""
+    """Encode uint8 (H, W) with dense tissue bright as a raw image of the database."""
     side = (jsrt.FRAME_PX, jsrt.FRAME_PX)
     enlarged = cv2.resize(pixels.astype(np.float32), side, interpolation=cv2.INTER_LINEAR)
     return (_BLACK - np.rint(enlarged * (_BLACK / 255))).astype(">u2").tobytes()
 
 
 def _gif(mask: np.ndarray) -> bytes:
-    """bool (H, W) as a GIF of `MASK_PX` x `MASK_PX`."""
-    shown = cv2.resize(mask * np.uint8(255), (MASK_PX, MASK_PX), interpolation=cv2.INTER_NEAREST_EXACT)
+    """Encode bool (H, W) as a GIF of `MASK_PX` x `MASK_PX`."""
+    pixels = cv2.resize(mask * np.uint8(255), (MASK_PX, MASK_PX), interpolation=cv2.INTER_NEAREST_EXACT)
     stream = io.BytesIO()
-    Image.fromarray(shown).save(stream, "GIF")
+    Image.fromarray(pixels).save(stream, "GIF")
     return stream.getvalue()

@@ -1,11 +1,11 @@
-"""Whole archives of phantoms in the layouts of Montgomery and Shenzhen (`sources.nlm`): X-rays with lung masks.
+"""Archives of phantoms in the layouts of Montgomery and Shenzhen (`sources.nlm`): X-rays with lung masks.
 
-    CXR_png/PREFIX_NNNN_{0,1}.png         8-bit gray; 1 for an image with a finding, of whatever kind
+    CXR_png/PREFIX_NNNN_{0,1}.png         8-bit gray; 1 if the image has any finding
     ManualMask/{left,right}Mask/*.png     montgomery: 0 and 255, the patient's left and right lung
     mask/*_mask.png                       shenzhen: both lungs
     truth.parquet                         image_id, true_theta
 
-Image `index` is that of `archive.make_study`, and the patient counts as another one each time, as in the originals.
+Image `index` is that of `archive.make_exam`; each image counts as another patient, as in the originals.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from cxr import schema, storage
 from cxr.errors import UserError
-from cxr.phantom.archive import Study, check_settings, make_study, png
+from cxr.phantom.archive import Exam, check_settings, make_exam, png
 from cxr.phantom.render import Phantom
 from cxr.schema import FINDINGS
 from cxr.sources import nlm
@@ -40,28 +40,28 @@ def write_masked_phantom(
     findings: Sequence[str] = FINDINGS,
     prevalence: float = 0.5,
     pose: float = 1.0,
-    on_study: Callable[[Study], None] | None = None,
+    on_exam: Callable[[Exam], None] | None = None,
 ) -> None:
-    """Write an archive of `count` images in that layout; the settings are those of `archive.write_phantom`.
+    """Write an archive of `count` images in this layout; the settings are those of `archive.write_phantom`.
 
     Raises:
-        UserError: an unknown layout, a setting out of its range, or nothing can be written to `out_uri`.
+        UserError: the layout is unknown, a setting is out of range, or `out_uri` is not writable.
     """
     if layout not in _SOURCES:
-        raise UserError(f"layout={layout!r}: wanted one of {', '.join(get_args(Layout))}")
+        raise UserError(f"expected layout {' or '.join(get_args(Layout))}, got {layout!r}: choose one of these")
     check_settings(count, size, prevalence, pose)
     poses: list[dict[str, object]] = []
     for index in range(count):
-        study = make_study(index, size=size, seed=seed, findings=findings, prevalence=prevalence, pose=pose)
-        stem = f"{_SOURCES[layout].prefix}{index + 1:04d}_{int(bool(study.phantom.labels))}"
+        exam = make_exam(index, size=size, seed=seed, findings=findings, prevalence=prevalence, pose=pose)
+        stem = f"{_SOURCES[layout].prefix}{index + 1:04d}_{int(bool(exam.phantom.labels))}"
         name = f"{stem}.png"
-        storage.write_bytes(storage.join(out_uri, nlm.IMAGES, name), png(study.phantom.pixels))
-        masks = zip(_SOURCES[layout].masks, _masks(study.phantom, layout), strict=True)
+        storage.write_bytes(storage.join(out_uri, nlm.IMAGES, name), png(exam.phantom.pixels))
+        masks = zip(_SOURCES[layout].masks, _masks(exam.phantom, layout), strict=True)
         for path, mask in masks:
             storage.write_bytes(storage.join(out_uri, path.format(stem)), png(mask * np.uint8(255)))
-        poses.append({schema.IMAGE_ID: name, schema.TRUE_THETA: study.phantom.pose_unit.reshape(-1).tolist()})
-        if on_study:
-            on_study(study)
+        poses.append({schema.IMAGE_ID: name, schema.TRUE_THETA: exam.phantom.pose_unit.reshape(-1).tolist()})
+        if on_exam:
+            on_exam(exam)
     storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))
 
 
@@ -77,7 +77,7 @@ def _masks(phantom: Phantom, layout: Layout) -> Iterator[np.ndarray]:
 
 
 def patients_left(phantom: Phantom) -> np.ndarray:
-    """bool (size, size): where the chest's own frame has x > 0, which the film shows on the right."""
+    """bool (size, size): whether canonical x > 0, which is on the right of the image."""
     size = len(phantom.pixels)
     centers = (2 * np.arange(size) + 1) / size - 1
     inverse = np.linalg.inv(np.vstack([phantom.pose_unit, [0, 0, 1]]))
@@ -85,7 +85,7 @@ def patients_left(phantom: Phantom) -> np.ndarray:
 
 
 def poses_parquet(rows: list[dict[str, object]]) -> bytes:
-    """A `truth.parquet` of image_id and pose_unit."""
+    """A `truth.parquet` with image_id and true_theta."""
     columns = pa.schema([schema.MANIFEST.field(name) for name in (schema.IMAGE_ID, schema.TRUE_THETA)])
     data = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, columns), data)

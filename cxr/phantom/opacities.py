@@ -1,7 +1,7 @@
-"""Findings within the lungs: what is drawn into a `Scene`, and the masks of each instance.
+"""Findings within the lungs, drawn into a `Scene`.
 
-Every function takes (scene, rng), changes the scene's layers and returns one mask an instance; the caller
-keeps those that show. Sizes follow the boxes of ChestX-ray14 (Wang et al. 2017), whose 512 px are one unit.
+Every function takes (scene, rng), changes the scene's layers and returns one mask per instance; the caller keeps
+visible ones. Sizes follow the boxes of ChestX-ray14 (Wang et al. 2017), where 512 px are one unit.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ CM_PER_UNIT = 19.0
 
 
 def nodule(scene: Scene, rng: np.random.Generator) -> list[Mask]:
-    """One to three round densities; √(box area) about 69 px at 1024."""
+    """One to three round densities; √(box area) is about 69 px at 1024."""
     count = 1 + int(rng.choice(3, p=[0.7, 0.2, 0.1]))
     return [_round(scene, rng, 0.0665 * float(np.exp(rng.normal(0, 0.14))), 0.03) for _ in range(count)]
 
 
 def mass(scene: Scene, rng: np.random.Generator) -> list[Mask]:
-    """One lobulated density; √(box area) about 124 px at 1024."""
+    """One lobulated density; √(box area) is about 124 px at 1024."""
     return [_round(scene, rng, 0.112 * float(np.exp(rng.normal(0, 0.14))), 0.07)]
 
 
@@ -38,14 +38,14 @@ def _round(scene: Scene, rng: np.random.Generator, radius: float, roughness: flo
 
 
 def consolidation(scene: Scene, rng: np.random.Generator) -> list[Mask]:
-    """A lobe or most of it: dense, even, ending sharply at a fissure, with air bronchograms."""
+    """A lobe or most of it: dense, homogeneous, with a sharp edge at a fissure and air bronchograms."""
     canvas, side = scene.canvas, int(rng.choice(SIDES))
     fissure, slope = rng.uniform(-0.24, -0.08), rng.normal(0, 0.12)
     line = fissure + slope * (side * canvas.x - 0.3)
     upper = rng.random() < 0.4
     past = (line - canvas.y) if upper else (canvas.y - line)
     extent = rng.uniform(0.28, 0.48)
-    far = _sigmoid((extent - past) / 0.05)  # away from the fissure the edge is vague
+    far = _sigmoid((extent - past) / 0.05)  # the edge away from the fissure is blurred
     field = _sigmoid(past / 0.006) * far * (0.85 + _mottle(scene, rng, 0.07))
     field *= rng.uniform(0.65, 0.9) * scene.within(side)
     field *= 1 - 0.4 * canvas.blur(_bronchi(scene, side, upper, rng), 0.004)
@@ -54,7 +54,7 @@ def consolidation(scene: Scene, rng: np.random.Generator) -> list[Mask]:
 
 
 def _bronchi(scene: Scene, side: int, upper: bool, rng: np.random.Generator) -> Layer:
-    """A few branching tubes from the hilum into the lobe."""
+    """Five bronchi from the hilum into the lobe."""
     start = np.array(scene.anatomy.hilum(side))
     aim = np.linspace(0.1, 1.1, 5) * (-1 if upper else 1) + rng.normal(0, 0.08, 5)
     ends = start + 0.34 * np.column_stack([side * np.cos(aim), np.sin(aim)])
@@ -63,7 +63,7 @@ def _bronchi(scene: Scene, side: int, upper: bool, rng: np.random.Generator) -> 
 
 
 def pneumonia(scene: Scene, rng: np.random.Generator) -> list[Mask]:
-    """A patchy segmental density on one side with vague borders."""
+    """A patchy segmental density on one side with blurred borders."""
     side = int(rng.choice(SIDES))
     center = scene.place(rng, side, -0.25, scene.anatomy.dome + 0.02)
     field = scene.canvas.bump(center, rng.uniform(0.14, 0.24, 2), 1.4)
@@ -72,7 +72,7 @@ def pneumonia(scene: Scene, rng: np.random.Generator) -> list[Mask]:
 
 
 def infiltration(scene: Scene, rng: np.random.Generator) -> list[Mask]:
-    """Faint streaks and patches over several places of one or both lungs."""
+    """Faint streaks and patches in several places of one or both lungs."""
     canvas, sides = scene.canvas, list(SIDES if rng.random() < 0.5 else rng.choice(SIDES, 1))
     field = np.zeros_like(canvas.x)
     for side in sides:
@@ -85,7 +85,7 @@ def infiltration(scene: Scene, rng: np.random.Generator) -> list[Mask]:
 
 
 def edema(scene: Scene, rng: np.random.Generator) -> list[Mask]:
-    """Bat wings: both perihilar zones veiled, the periphery spared; septal (Kerley B) lines at the bases."""
+    """Bat-wing pattern: perihilar haze on both sides, clear periphery; septal (Kerley B) lines at the bases."""
     canvas, grade = scene.canvas, rng.uniform(0.42, 0.68)
     field = np.zeros_like(canvas.x)
     for side in SIDES:
@@ -107,7 +107,7 @@ def _kerley_lines(scene: Scene, rng: np.random.Generator) -> list[Points]:
 
 
 def atelectasis(scene: Scene, rng: np.random.Generator) -> list[Mask]:
-    """Collapsed lung: horizontal plates above the diaphragm, or a wedge with its tip at the hilum."""
+    """Collapsed lung: plate-like bands above the diaphragm, or a wedge with its tip at the hilum."""
     side = int(rng.choice(SIDES))
     outlines = _plates(scene, side, rng) if rng.random() < 0.6 else [_wedge(scene, side, rng)]
     shape = scene.canvas.fill(outlines)
@@ -116,7 +116,7 @@ def atelectasis(scene: Scene, rng: np.random.Generator) -> list[Mask]:
 
 
 def _plates(scene: Scene, side: int, rng: np.random.Generator) -> list[Points]:
-    """Two or three nearly level bands, centimetres long and millimetres thick."""
+    """Two or three nearly horizontal bands, centimeters long and millimeters thick."""
     x, y = scene.place(rng, side, scene.anatomy.dome - 0.20, scene.anatomy.dome - 0.04)
     plates = []
     for step in range(int(rng.integers(2, 4))):
@@ -128,7 +128,7 @@ def _plates(scene: Scene, side: int, rng: np.random.Generator) -> list[Points]:
 
 
 def _wedge(scene: Scene, side: int, rng: np.random.Generator) -> Points:
-    """A triangle from the hilum to the chest wall, its sides drawn in."""
+    """A triangle from the hilum to the chest wall with concave sides."""
     tip = np.add(scene.anatomy.hilum(side), (side * 0.05, 0.0))
     y = rng.choice([rng.uniform(-0.50, -0.30), rng.uniform(0.0, 0.15)])
     spread = rng.uniform(0.09, 0.15)
@@ -139,7 +139,7 @@ def _wedge(scene: Scene, side: int, rng: np.random.Generator) -> Points:
 
 
 def fibrosis(scene: Scene, rng: np.random.Generator) -> list[Mask]:
-    """A net of fine lines in the outer lower zones of both lungs."""
+    """A fine reticular pattern in the outer lower zones of both lungs."""
     canvas, anatomy = scene.canvas, scene.anatomy
     net = np.exp(-((canvas.texture(rng, 0.030) / 0.22) ** 2)) + 0.7 * np.exp(
         -((canvas.texture(rng, 0.019) / 0.25) ** 2)
@@ -157,7 +157,7 @@ def fibrosis(scene: Scene, rng: np.random.Generator) -> list[Mask]:
 
 
 def _vague(scene: Scene, field: Layer, sides: list[int], level: float) -> list[Mask]:
-    """Fill a soft field into the lungs of `sides`; a side's mask is where the coarse field passes `level`."""
+    """Fill a soft field into the lungs of `sides`; a side's mask is where the blurred field exceeds `level`."""
     within = np.maximum.reduce([scene.within(side) for side in sides])
     scene.fill(np.clip(field, 0, 0.95).astype(np.float32) * within)
     coarse = scene.canvas.blur(field, 0.02)
@@ -165,7 +165,7 @@ def _vague(scene: Scene, field: Layer, sides: list[int], level: float) -> list[M
 
 
 def _mottle(scene: Scene, rng: np.random.Generator, amount: float) -> Layer:
-    """Uneven texture at two scales, mean 0."""
+    """Mottled texture at two scales, mean 0."""
     return amount * (scene.canvas.texture(rng, 0.09) + 0.8 * scene.canvas.texture(rng, 0.032))
 
 

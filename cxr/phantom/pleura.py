@@ -1,4 +1,4 @@
-"""Findings around the lungs: effusion, pneumothorax, thickening; functions like those of `opacities`."""
+"""Findings of the pleura: effusion, pneumothorax, thickening; functions like those in `opacities`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cxr.phantom.scene import LUNG_CM, Scene
 
 
 def effusion(scene: Scene, rng: np.random.Generator) -> list[Mask]:
-    """Fluid that fills the base up to a meniscus, highest at the chest wall; both sides in three of ten."""
+    """Fluid that fills the base up to a meniscus, highest at the chest wall; on both sides in 30 % of cases."""
     sides = SIDES if rng.random() < 0.3 else (int(rng.choice(SIDES)),)
     return [_fluid(scene, side, rng) for side in sides]
 
@@ -29,9 +29,9 @@ def _fluid(scene: Scene, side: int, rng: np.random.Generator) -> Mask:
 
 
 def pneumothorax(scene: Scene, rng: np.random.Generator) -> list[Mask]:
-    """Air around a lung drawn back to its hilum: a dark rim without markings, bounded by a pleural line."""
+    """Air around a collapsed lung: a dark rim without markings, bounded by a pleural line."""
     canvas, side = scene.canvas, int(rng.choice(SIDES))
-    lung = _drawn_back(scene, side, rng.uniform(0.12, 0.42), rng.uniform(0.15, 0.8))
+    lung = _collapsed(scene, side, rng.uniform(0.12, 0.42), rng.uniform(0.15, 0.8))
     rim = scene.lungs[side] & ~canvas.inside(lung) & (side * canvas.x > 0.16)
     air = canvas.blur(rim.astype(np.float32), 0.003)
     scene.markings *= 1 - air
@@ -45,18 +45,18 @@ def pneumothorax(scene: Scene, rng: np.random.Generator) -> list[Mask]:
     return [rim]
 
 
-def _drawn_back(scene: Scene, side: int, amount: float, at_base: float) -> Points:
-    """The outline of a lung shrunk towards its hilum, most at the apex, `at_base` of that at the bottom."""
+def _collapsed(scene: Scene, side: int, amount: float, at_base: float) -> Points:
+    """The outline of a lung shrunk toward its hilum, fully at the apex and by the factor `at_base` at the bottom."""
     lung, hilum = scene.anatomy.lung(side), np.array(scene.anatomy.hilum(side))
     height = np.clip((lung[:, 1] - scene.anatomy.apex) / (scene.anatomy.angle_y(side) - scene.anatomy.apex), 0, 1)
     lateral = np.clip((side * lung[:, 0] - 0.10) / 0.20, 0, 1)
     pull = amount * lateral * (1 - (1 - at_base) * height)
-    down = np.where(lung[:, 1] < hilum[1], pull, 0)  # the base keeps its place on the diaphragm
+    down = np.where(lung[:, 1] < hilum[1], pull, 0)  # the base stays on the diaphragm
     return lung + (hilum - lung) * np.column_stack([pull, down])
 
 
 def pleural_thickening(scene: Scene, rng: np.random.Generator) -> list[Mask]:
-    """A dense band along the chest wall, or a cap over the apex; the costophrenic angle stays sharp."""
+    """A dense band along the chest wall, or an apical cap; the costophrenic angle stays sharp."""
     side = int(rng.choice(SIDES))
     inner = _cap(scene, side, rng) if rng.random() < 0.45 else _band(scene, side, rng)
     peel = scene.lungs[side] & scene.canvas.inside(inner)
@@ -84,6 +84,6 @@ def _cap(scene: Scene, side: int, rng: np.random.Generator) -> Points:
 
 
 def _uneven(rng: np.random.Generator) -> np.ndarray:
-    """A smooth factor along 20 points, about 1."""
+    """A smooth random factor of about 1 at 20 points."""
     phase, s = rng.uniform(0, 2 * np.pi, (3, 1)), np.linspace(0, 1, 20)
     return 1 + 0.12 * np.sin(phase + np.array([[5.0], [9.0], [16.0]]) * s).sum(0)

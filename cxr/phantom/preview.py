@@ -1,4 +1,4 @@
-"""A contact sheet of phantoms, findings, boxes and masks drawn in, for people who would rather look."""
+"""A contact sheet of phantoms with their findings, boxes and masks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr.phantom.archive import Study
+from cxr.phantom.archive import Exam
 from cxr.phantom.render import Phantom
 from cxr.schema import FINDINGS, LUNGS
 
@@ -16,9 +16,9 @@ _TILE = 384
 _LUNGS_COLOR = (140, 110, 60)  # blue, green, red
 
 
-def contact_sheet(studies: Sequence[Study], columns: int = 6) -> NDArray[np.uint8]:
-    """Tiles of `_TILE` px, row by row: (H, W, 3) uint8, blue, green, red."""
-    tiles = [_tile(study.phantom, study.image_id) for study in studies]
+def contact_sheet(exams: Sequence[Exam], columns: int = 6) -> NDArray[np.uint8]:
+    """Tiles of `_TILE` px, row by row: (H, W, 3) uint8 in BGR order."""
+    tiles = [_tile(exam.phantom, exam.image_id) for exam in exams]
     columns = min(columns, len(tiles))
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     return np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])

@@ -1,4 +1,4 @@
-"""One phantom image: anatomy, findings, pose and film put together, with the truth that goes with it."""
+"""Render a phantom image from anatomy, findings, pose and film, with its ground truth."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from cxr.phantom.film import Film
 from cxr.phantom.findings import DRAW, check_findings, reshape
 from cxr.schema import FINDINGS, LUNGS
 
-_LEAST_PX = 9  # an instance that shows fewer pixels is none
+_MIN_PX = 9  # instances with fewer visible pixels are ignored
 
 
 @dataclass(frozen=True)
 class Box:
-    """A finding's place; original pixels, edges at integers (pixel i covers [i, i + 1])."""
+    """The box of a finding, in pixels of the image with edges at integers (pixel i covers [i, i + 1])."""
 
     label: str
     xyxy_px: tuple[int, int, int, int]
@@ -28,16 +28,16 @@ class Box:
 
 @dataclass(frozen=True)
 class Phantom:
-    """A rendered chest and what is known about it.
+    """A rendered chest and its ground truth.
 
     Attributes:
         pixels: (size, size) uint8, dense tissue bright.
-        labels: findings that show, in `schema.FINDINGS`' order.
-        boxes: one an instance, enclosing its mask exactly.
-        masks: by label, (size, size) bool: `schema.LUNGS` (both visible lung fields, diseased parts included)
-            and each finding, all its instances together.
+        labels: visible findings, in the order of `schema.FINDINGS`.
+        boxes: one per instance, the exact bounding box of its mask.
+        masks: (size, size) bool by label: `schema.LUNGS` (both visible lung fields, including diseased parts)
+            and each finding (all its instances).
         pose_unit: (2, 3), canonical to image in `affine_grid` coordinates: `grid_sample` of this image at
-            `affine_grid(pose_unit)` shows the chest unmoved.
+            `affine_grid(pose_unit)` shows the chest in neutral pose.
     """
 
     pixels: NDArray[np.uint8]
@@ -56,19 +56,19 @@ def render(
     pose_unit: ArrayLike = IDENTITY,
     film: Film | None = None,
 ) -> Phantom:
-    """Draw a patient with `findings` in a pose. Pure: the same arguments and `rng` state give the same image.
+    """Render a patient with `findings` in a pose. Deterministic: the same arguments and `rng` state give the same image.
 
     Raises:
-        UserError: a finding that is none of `schema.FINDINGS`.
+        UserError: a finding is not in `schema.FINDINGS`.
     """
     check_findings(findings)
     film = film or Film()
     anatomy = reshape(anatomy, findings, rng)
     canvas = Canvas(size, pose_unit)
     scene = healthy(canvas, anatomy, rng)
-    shown = film.open_field(size)
-    instances = {label: _visible(draw(scene, rng), shown) for label, draw in DRAW.items() if label in findings}
-    masks = {LUNGS: (scene.lungs[-1] | scene.lungs[1]) & shown}
+    open_field = film.open_field(size)
+    instances = {label: _visible(draw(scene, rng), open_field) for label, draw in DRAW.items() if label in findings}
+    masks = {LUNGS: (scene.lungs[-1] | scene.lungs[1]) & open_field}
     masks |= {label: np.logical_or.reduce(instances[label]) for label in FINDINGS if instances.get(label)}
     return Phantom(
         pixels=film.develop(scene.thickness(), rng),
@@ -79,27 +79,27 @@ def render(
     )
 
 
-def _visible(instances: list[Mask], shown: Mask) -> list[Mask]:
-    visible = [mask & shown for mask in instances]
-    return [mask for mask in visible if mask.sum() >= _LEAST_PX]
+def _visible(instances: list[Mask], open_field: Mask) -> list[Mask]:
+    visible = [mask & open_field for mask in instances]
+    return [mask for mask in visible if mask.sum() >= _MIN_PX]
 
 
 def enclosing_box(mask: Mask) -> tuple[int, int, int, int]:
-    """The smallest x_min, y_min, x_max, y_max around a mask that is not empty; edges at integers."""
+    """The bounding box x_min, y_min, x_max, y_max of a non-empty mask; edges at integers."""
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def sample_pose(rng: np.random.Generator, strength: float = 1.0) -> NDArray[np.float64]:
-    """A random `pose_unit`: up to 12° of turn, ±15 % of size, 5 % of stretch and shear, 0.12 of shift.
+    """A random `pose_unit`: rotation up to 12°, scale ±15 %, stretch and shear up to 5 %, shift up to 0.12.
 
-    `strength` scales all of it; 0 is the identity.
+    `strength` scales all of these; 0 gives the identity.
     """
-    turn, shear = strength * np.radians(5.0) * _bounded(rng), strength * 0.02 * _bounded(rng)
-    scale, uneven = np.exp(strength * (0.06 * _bounded(rng) - 0.03)), np.exp(strength * 0.02 * _bounded(rng))
+    angle, shear = strength * np.radians(5.0) * _bounded(rng), strength * 0.02 * _bounded(rng)
+    scale, aspect = np.exp(strength * (0.06 * _bounded(rng) - 0.03)), np.exp(strength * 0.02 * _bounded(rng))
     shift = strength * 0.05 * np.array([_bounded(rng), _bounded(rng)])
-    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    stretch = np.array([[scale * uneven, shear], [0.0, scale / uneven]])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    stretch = np.array([[scale * aspect, shear], [0.0, scale / aspect]])
     return np.column_stack([rotation @ stretch, shift])
 
 

@@ -1,6 +1,6 @@
-"""One chest while it is drawn: layers of line integrals that findings change.
+"""A chest while it is drawn: layers of line integrals that findings change.
 
-Thickness is in centimetres of soft tissue; bone counts for more than its thickness, air for nothing.
+Thickness is in centimeters of soft tissue; bone counts for more than its thickness, air for nothing.
 """
 
 from __future__ import annotations
@@ -12,45 +12,45 @@ import numpy as np
 from cxr.phantom.anatomy import Anatomy
 from cxr.phantom.canvas import Canvas, Layer, Mask, Points
 
-TRUNK_CM, LUNG_CM = 20.0, 15.0  # of tissue through the trunk; of that, air where the lungs are thickest
+TRUNK_CM, LUNG_CM = 20.0, 15.0  # tissue through the trunk; maximum air within it
 
 
 @dataclass
 class Scene:
-    """What reaches the film is `tissue + (markings − air) · (1 − filled)`."""
+    """Layers of a chest; the thickness is `tissue + (markings − air) · (1 − filled)`."""
 
     canvas: Canvas
     anatomy: Anatomy
     tissue: Layer
-    """All but the lungs' air and vessels."""
+    """Everything except the air and the vessels of the lungs."""
     air: Layer
-    """What the lungs' air takes away."""
+    """Thickness that the lungs' air displaces."""
     markings: Layer
     """Lung vessels."""
     filled: Layer
-    """Share of the air that fluid, cells or collapse has replaced, 0 to 1."""
+    """Fraction of the air replaced by fluid, cells or collapse, 0 to 1."""
     lungs: dict[int, Mask]
-    """Visible lung fields by side: without what heart and great vessels cover."""
+    """Visible lung fields by side, without the parts covered by heart and great vessels."""
     aerated: dict[int, Mask]
-    """`lungs` less what an effusion or a pneumothorax has taken."""
+    """`lungs` without the parts displaced by an effusion or a pneumothorax."""
     behind: dict[int, Mask]
-    """Lung by side that heart and great vessels cover."""
+    """Parts of the lungs covered by heart and great vessels, by side."""
     heart: Mask
 
     def within(self, side: int) -> Layer:
-        """1 in the aerated lung of a side and where it goes on behind the heart, soft at the edge."""
+        """1 in the aerated lung of a side, including the part behind the heart, with soft edges."""
         return self.canvas.blur((self.aerated[side] | self.behind[side]).astype(np.float32), 0.004)
 
-    def fill(self, share: Layer) -> None:
-        """Replace a share of what air is left."""
-        self.filled = 1 - (1 - self.filled) * (1 - share)
+    def fill(self, fraction: Layer) -> None:
+        """Replace a fraction of the remaining air."""
+        self.filled = 1 - (1 - self.filled) * (1 - fraction)
 
     def thickness(self) -> Layer:
-        """The line integral, cm."""
+        """The line integral in cm."""
         return np.maximum(self.tissue + (self.markings - self.air) * (1 - self.filled), 0)
 
     def place(self, rng: np.random.Generator, side: int, low: float, high: float) -> Points:
-        """A random canonical point of an aerated lung with `low` <= y <= `high`, if there is one."""
+        """A random canonical point in an aerated lung, with `low` <= y <= `high` if possible."""
         y = rng.uniform(low, high, 64)
         x = side * rng.uniform(0.18, 0.88, 64) * self.anatomy.cage_x(y)
         points = np.column_stack([x, y])

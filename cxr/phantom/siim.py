@@ -1,13 +1,13 @@
-"""Whole archives of phantoms in the layouts of SIIM-ACR Pneumothorax (`sources.siim`): some with a pneumothorax.
+"""Archives of phantoms in the layouts of SIIM-ACR Pneumothorax (`sources.siim`), some with a pneumothorax.
 
     siim:      dicom-images-train/STUDY/SERIES/IMAGE.dcm   8-bit gray as JPEG baseline, named by SOP Instance UID
-               train-rle.csv                               a row a piece of the pneumothorax, -1 for none
+               train-rle.csv                               one row per piece of the pneumothorax; -1 for none
     siim-png:  png_images/, png_masks/                     8-bit gray; 0 and 255
-               stage_1_train_images.csv, stage_1_test_images.csv   the latter has about one image in five
+               stage_1_train_images.csv, stage_1_test_images.csv   the latter lists about one image in five
     truth.parquet                                          image_id, true_theta
 
-Image `index` is that of `archive.make_study`, and the patient counts as another one each time, as in the original.
-The lists are written last, so that they mark a finished archive.
+Image `index` is that of `archive.make_exam`; each image counts as another patient, as in the original. The lists are
+written last, so that they mark a complete archive.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from cxr import schema, storage
 from cxr.errors import UserError
-from cxr.phantom.archive import Study, check_settings, make_study, png
+from cxr.phantom.archive import Exam, check_settings, make_exam, png
 from cxr.phantom.nlm import poses_parquet
 from cxr.sources import rle, siim
 from cxr.sources.sidecar import TRUTH_FILE
@@ -30,7 +30,7 @@ from cxr.sources.sidecar import TRUTH_FILE
 Layout = Literal["siim", "siim-png"]
 
 PREVALENCE = 0.22  # 2,669 of 12,047 images
-SPACING_MM = 0.168  # as most files there say
+SPACING_MM = 0.168  # as in most files of the release
 _JPEG_QUALITY = 95
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
@@ -52,53 +52,53 @@ def write_siim_phantom(
     seed: int = 0,
     prevalence: float = PREVALENCE,
     pose: float = 1.0,
-    on_study: Callable[[Study], None] | None = None,
+    on_exam: Callable[[Exam], None] | None = None,
 ) -> None:
-    """Write an archive of `count` images in that layout.
+    """Write an archive of `count` images in this layout.
 
     Args:
-        prevalence: share of the images with a pneumothorax, the only finding drawn.
-        size, seed, pose, on_study: as in `archive.write_phantom`.
+        prevalence: fraction of images with a pneumothorax, the only finding.
+        size, seed, pose, on_exam: as in `archive.write_phantom`.
 
     Raises:
-        UserError: an unknown layout, a setting out of its range, or nothing can be written to `out_uri`.
+        UserError: the layout is unknown, a setting is out of range, or `out_uri` is not writable.
     """
     if layout not in get_args(Layout):
-        raise UserError(f"layout={layout!r}: wanted one of {', '.join(get_args(Layout))}")
+        raise UserError(f"expected layout {' or '.join(get_args(Layout))}, got {layout!r}: choose one of these")
     check_settings(count, size, prevalence, pose)
-    write = _write_dicom if layout == "siim" else _write_pictures
+    write = _write_dicom if layout == "siim" else _write_pngs
     lists: dict[str, Rows] = {}
     poses: list[dict[str, object]] = []
     for index in range(count):
-        study = make_study(index, size=size, seed=seed, findings=(siim.FINDING,), prevalence=prevalence, pose=pose)
-        file, rows = write(out_uri, study, index, seed)
+        exam = make_exam(index, size=size, seed=seed, findings=(siim.FINDING,), prevalence=prevalence, pose=pose)
+        file, rows = write(out_uri, exam, index, seed)
         lists.setdefault(file, []).extend(rows)
         image = image_uid(index, seed)
-        poses.append({schema.IMAGE_ID: image, schema.TRUE_THETA: study.phantom.pose_unit.reshape(-1).tolist()})
-        if on_study:
-            on_study(study)
+        poses.append({schema.IMAGE_ID: image, schema.TRUE_THETA: exam.phantom.pose_unit.reshape(-1).tolist()})
+        if on_exam:
+            on_exam(exam)
     storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))
     for file, rows in lists.items():
         storage.write_text(storage.join(out_uri, file), "\n".join([_HEADERS[file], *rows, ""]))
 
 
 def image_uid(index: int, seed: int, level: str = "image") -> str:
-    """The SOP Instance UID of image `index`, or that of its "study" or "series" (PS3.5 B.2: made of a UUID)."""
+    """The SOP Instance UID of image `index`, or the UID of its "study" or "series", derived from a UUID (PS3.5 B.2)."""
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'cxr phantom {seed} {index} {level}').int}"
 
 
-def _write_dicom(out_uri: str, study: Study, index: int, seed: int) -> tuple[str, Rows]:
-    """Write one image; the name of the list that speaks of it, and its rows there."""
+def _write_dicom(out_uri: str, exam: Exam, index: int, seed: int) -> tuple[str, Rows]:
+    """Write an image; return the name of the list that contains it, and its rows there."""
     folders = (image_uid(index, seed, level) for level in ("study", "series"))
     image = image_uid(index, seed)
     location = storage.join(out_uri, "dicom-images-train", *folders, f"{image}.dcm")
-    storage.write_bytes(location, _dicom(study, index, seed))
-    return siim.CODES_FILE, [f"{image}, {code}" for code in _codes(study)]
+    storage.write_bytes(location, _dicom(exam, index, seed))
+    return siim.CODES_FILE, [f"{image}, {code}" for code in _codes(exam)]
 
 
-def _codes(study: Study) -> Iterator[str]:
-    """A code a piece of the pneumothorax that hangs together; -1 where there is none."""
-    mask = study.phantom.masks.get(siim.FINDING)
+def _codes(exam: Exam) -> Iterator[str]:
+    """One code per connected piece of the pneumothorax; -1 if there is none."""
+    mask = exam.phantom.masks.get(siim.FINDING)
     if mask is None:
         yield rle.EMPTY
         return
@@ -106,9 +106,9 @@ def _codes(study: Study) -> Iterator[str]:
     yield from (rle.encode(pieces == number) for number in range(1, count))
 
 
-def _dicom(study: Study, index: int, seed: int) -> bytes:
-    """A DICOM file like those of the release: pixels as JPEG baseline, and tags of nobody."""
-    from pydicom import uid  # here, for pydicom takes half a second to import
+def _dicom(exam: Exam, index: int, seed: int) -> bytes:
+    """A DICOM file like those of the release: JPEG baseline pixels, and tags of a fictitious patient."""
+    from pydicom import uid  # pydicom takes half a second to import
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.encaps import encapsulate
 
@@ -116,15 +116,15 @@ def _dicom(study: Study, index: int, seed: int) -> bytes:
     file.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
     file.SOPClassUID, file.SOPInstanceUID = _SECONDARY_CAPTURE, image_uid(index, seed)
     file.StudyInstanceUID, file.SeriesInstanceUID = (image_uid(index, seed, level) for level in ("study", "series"))
-    file.Modality, file.BodyPartExamined, file.ViewPosition = "CR", "CHEST", study.view
+    file.Modality, file.BodyPartExamined, file.ViewPosition = "CR", "CHEST", exam.view
     file.PatientID = file.PatientName = f"phantom-{seed}-{index}"
-    file.PatientAge, file.PatientSex = f"{study.age:03d}Y", study.sex
-    file.Rows, file.Columns = study.phantom.pixels.shape
+    file.PatientAge, file.PatientSex = f"{exam.age:03d}Y", exam.sex
+    file.Rows, file.Columns = exam.phantom.pixels.shape
     file.PixelSpacing = [SPACING_MM, SPACING_MM]
     file.SamplesPerPixel, file.PhotometricInterpretation, file.PixelRepresentation = 1, "MONOCHROME2", 0
     file.BitsAllocated = file.BitsStored = 8
     file.HighBit, file.LossyImageCompression = 7, "01"
-    done, jpeg = cv2.imencode(".jpg", study.phantom.pixels, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    done, jpeg = cv2.imencode(".jpg", exam.phantom.pixels, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     assert done
     file.PixelData = encapsulate([jpeg.tobytes()])
     file["PixelData"].VR = "OB"
@@ -133,13 +133,13 @@ def _dicom(study: Study, index: int, seed: int) -> bytes:
     return stream.getvalue()
 
 
-def _write_pictures(out_uri: str, study: Study, index: int, seed: int) -> tuple[str, Rows]:
-    """Write one image and its mask; the name of the list that speaks of it, and its row there."""
-    pixels, mask = study.phantom.pixels, study.phantom.masks.get(siim.FINDING)
-    part, has_one = ("test" if study.is_test else "train"), int(mask is not None)
-    file = f"{index}_{part}_{has_one}_.png"
-    shown = np.zeros_like(pixels) if mask is None else mask * np.uint8(255)
+def _write_pngs(out_uri: str, exam: Exam, index: int, seed: int) -> tuple[str, Rows]:
+    """Write an image and its mask; return the name of the list that contains it, and its row there."""
+    pixels, mask = exam.phantom.pixels, exam.phantom.masks.get(siim.FINDING)
+    part, has_pneumothorax = ("test" if exam.is_test else "train"), int(mask is not None)
+    file = f"{index}_{part}_{has_pneumothorax}_.png"
+    mask_pixels = np.zeros_like(pixels) if mask is None else mask * np.uint8(255)
     storage.write_bytes(storage.join(out_uri, siim.IMAGES, file), png(pixels))
-    storage.write_bytes(storage.join(out_uri, siim.MASKS, file), png(shown))
-    listed_in = siim.TEST_FILE if study.is_test else siim.TRAIN_FILE
-    return listed_in, [f"{file},{image_uid(index, seed)},{has_one}"]
+    storage.write_bytes(storage.join(out_uri, siim.MASKS, file), png(mask_pixels))
+    listed_in = siim.TEST_FILE if exam.is_test else siim.TRAIN_FILE
+    return listed_in, [f"{file},{image_uid(index, seed)},{has_pneumothorax}"]

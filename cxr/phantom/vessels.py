@@ -13,7 +13,7 @@ _WIDEST = 0.019
 
 
 def draw_vessels(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> Layer:
-    """Lung markings, cm; two trees a lung, so that crossings add."""
+    """Lung markings in cm; two trees per lung, so that crossings add up."""
     vessels = np.zeros((canvas.size, canvas.size), np.float32)
     for _ in range(2):
         vessels += _draw_trees(canvas, anatomy, rng)
@@ -24,7 +24,7 @@ def draw_vessels(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> 
 
 
 def _draw_trees(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """One tree in each lung; thin twigs first, so that the stems lie over them."""
+    """One tree per lung; thin branches are drawn first, so that thick ones cover them."""
     layer = np.zeros((canvas.size, canvas.size), np.uint8)
     for segments, width in reversed(_grow(anatomy, rng)):
         canvas.trace_on(layer, segments, width, min(1.0, width / _WIDEST))
@@ -32,8 +32,8 @@ def _draw_trees(canvas: Canvas, anatomy: Anatomy, rng: np.random.Generator) -> N
 
 
 def _grow(anatomy: Anatomy, rng: np.random.Generator) -> list[tuple[Points, float]]:
-    """Generations of segments (N, 2, 2) with their mean width: each thinner and larger than the last."""
-    # Angles from straight lateral, downwards positive: more and wider vessels go down than up.
+    """Generations of segments (N, 2, 2) with their mean width; each generation is thinner and more numerous."""
+    # Angles relative to the lateral direction, positive downwards: vessels that go down are more and wider.
     side = np.repeat(SIDES, _STEMS)
     angle = np.tile(np.linspace(-1.35, 1.45, _STEMS), 2) + rng.normal(0, 0.10, len(side))
     start = np.repeat([anatomy.hilum(s) for s in SIDES], _STEMS, axis=0) + rng.normal(0, 0.02, (len(side), 2))

@@ -13,7 +13,7 @@ import pytest
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.phantom.archive import make_study, patient_of, write_phantom
+from cxr.phantom.archive import make_exam, patient_of, write_phantom
 from cxr.phantom.findings import sample_findings
 from cxr.phantom.preview import contact_sheet
 from cxr.sources import open_manifest, rle
@@ -71,23 +71,23 @@ def test_truth_labels_and_boxes_agree(archive: Path) -> None:
 def test_source_reads_it(archive: Path) -> None:
     manifest = open_manifest(str(archive))
     assert manifest.table.num_rows == COUNT
-    study = make_study(5, size=SIZE, seed=7)
+    exam = make_exam(5, size=SIZE, seed=7)
     rows = {row[schema.IMAGE_ID]: row for row in manifest.table.to_pylist()}
-    row = rows[study.image_id]
+    row = rows[exam.image_id]
     assert (
-        tuple(f for f, on in zip(schema.FINDINGS, row[schema.LABELS], strict=True) if on == 1) == study.phantom.labels
+        tuple(f for f, on in zip(schema.FINDINGS, row[schema.LABELS], strict=True) if on == 1) == exam.phantom.labels
     )
-    np.testing.assert_allclose(row[schema.TRUE_THETA], study.phantom.pose_unit.reshape(-1), rtol=1e-6)
-    assert {mask[schema.LABEL] for mask in row[schema.MASKS]} == set(study.phantom.masks)
-    assert row[schema.SPLIT] == "test" if study.is_test else row[schema.SPLIT] in ("train", "val")
+    np.testing.assert_allclose(row[schema.TRUE_THETA], exam.phantom.pose_unit.reshape(-1), rtol=1e-6)
+    assert {mask[schema.LABEL] for mask in row[schema.MASKS]} == set(exam.phantom.masks)
+    assert row[schema.SPLIT] == "test" if exam.is_test else row[schema.SPLIT] in ("train", "val")
     assert sum(len(row[schema.BOXES] or []) for row in rows.values()) > COUNT / 2
 
 
 def test_an_image_depends_on_seed_and_index_alone(archive: Path) -> None:
-    study = make_study(11, size=SIZE, seed=7)
-    written = cv2.imread(str(archive / "images" / study.image_id), cv2.IMREAD_UNCHANGED)
-    np.testing.assert_array_equal(written, study.phantom.pixels)
-    assert (make_study(11, size=SIZE, seed=8).phantom.pixels != study.phantom.pixels).any()
+    exam = make_exam(11, size=SIZE, seed=7)
+    written = cv2.imread(str(archive / "images" / exam.image_id), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(written, exam.phantom.pixels)
+    assert (make_exam(11, size=SIZE, seed=8).phantom.pixels != exam.phantom.pixels).any()
 
 
 def test_patients_come_back_with_the_same_anatomy_in_another_pose() -> None:
@@ -97,7 +97,7 @@ def test_patients_come_back_with_the_same_anatomy_in_another_pose() -> None:
     assert set(counts.values()) == {1, 2, 3, 4}
     assert all(follow_up < counts[patient] for patient, follow_up in patients)
     index = next(i for i in range(400) if patients[i][1] == 1)
-    first, second = (make_study(i, size=64, prevalence=0.0) for i in (index - 1, index))
+    first, second = (make_exam(i, size=64, prevalence=0.0) for i in (index - 1, index))
     assert (first.patient, first.sex) == (second.patient, second.sex)
     assert np.abs(first.phantom.pose_unit - second.phantom.pose_unit).max() > 1e-3
 
@@ -118,8 +118,8 @@ def test_findings_occur_as_often_and_as_together_as_they_should() -> None:
 
 
 def test_contact_sheet_shows_the_boxes() -> None:
-    study = next(s for s in (make_study(i, size=SIZE) for i in range(20)) if s.phantom.boxes)
-    sheet = contact_sheet([study] * 3, columns=2)
+    exam = next(s for s in (make_exam(i, size=SIZE) for i in range(20)) if s.phantom.boxes)
+    sheet = contact_sheet([exam] * 3, columns=2)
     assert sheet.shape == (768, 768, 3)
     assert (sheet[..., 0] != sheet[..., 2]).any()
 

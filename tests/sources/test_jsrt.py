@@ -11,7 +11,7 @@ import pytest
 from cxr import schema
 from cxr.data.decode import make_rows
 from cxr.errors import UserError
-from cxr.phantom.archive import make_study
+from cxr.phantom.archive import make_exam
 from cxr.phantom.jsrt import write_jsrt_phantom
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, open_manifest
@@ -48,9 +48,9 @@ def test_a_phantom_archive_is_read_with_its_pixels_nodules_and_lungs(archive: Pa
     manifest, rows = read(archive)
     assert manifest.findings == ("Nodule",)
     assert manifest.table.schema.equals(schema.MANIFEST)
-    studies = [make_study(i, size=SIZE, findings=("Nodule",), prevalence=0.62) for i in range(COUNT)]
-    with_nodule = [study.phantom for study in studies if study.phantom.labels]
-    phantoms = [*with_nodule, *(study.phantom for study in studies if not study.phantom.labels)]
+    exams = [make_exam(i, size=SIZE, findings=("Nodule",), prevalence=0.62) for i in range(COUNT)]
+    with_nodule = [exam.phantom for exam in exams if exam.phantom.labels]
+    phantoms = [*with_nodule, *(exam.phantom for exam in exams if not exam.phantom.labels)]
     assert 0 < len(with_nodule) < COUNT
     for row, phantom in zip(rows, phantoms, strict=True):
         assert row[schema.LABELS] == [int(bool(phantom.labels))]
@@ -104,7 +104,7 @@ def test_a_broken_mask_is_a_row_with_its_reason(archive: Path) -> None:
 
 
 def test_copies_as_png_of_another_size_keep_their_spacing(archive: Path) -> None:
-    pixels = make_study(0, size=512).phantom.pixels
+    pixels = make_exam(0, size=512).phantom.pixels
     assert cv2.imwrite(str(archive / "JPCNN093.png"), pixels)
     (row,) = [row for row in read(archive)[1] if row[schema.IMAGE_ID] == "JPCNN093.png"]
     assert (row[schema.PATIENT_ID], row[schema.LABELS], row[schema.MASKS]) == ("JPCNN093", [0], [])

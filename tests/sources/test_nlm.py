@@ -13,7 +13,7 @@ from cxr import schema
 from cxr.data.batch import NO_MASK, to_columns, to_tensors
 from cxr.data.decode import make_rows
 from cxr.errors import UserError
-from cxr.phantom.archive import make_study
+from cxr.phantom.archive import make_exam
 from cxr.phantom.nlm import Layout, write_masked_phantom
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, nlm, open_manifest
@@ -46,7 +46,7 @@ def test_a_phantom_archive_is_read_with_its_masks_and_poses(archive: Path, layou
     assert manifest.table[schema.PATIENT_ID].to_pylist() == manifest.table[schema.IMAGE_ID].to_pylist()
     rows, masks = read(archive)
     for index, (row, mask) in enumerate(zip(rows.to_pylist(), masks, strict=True)):
-        phantom = make_study(index, size=SIZE).phantom
+        phantom = make_exam(index, size=SIZE).phantom
         np.testing.assert_array_equal(mask.astype(bool), phantom.masks[schema.LUNGS])
         np.testing.assert_allclose(row[schema.TRUE_THETA], phantom.pose_unit.reshape(-1), rtol=1e-6)
         assert row[schema.EXTRA] == f'{{"tuberculosis": {int(bool(phantom.labels))}}}'
@@ -119,7 +119,7 @@ def test_a_mask_of_another_size_is_brought_to_its_image(archive: Path) -> None:
 
 
 def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="wanted one of montgomery, shenzhen"):
+    with pytest.raises(UserError, match="expected layout montgomery or shenzhen"):
         write_masked_phantom(str(tmp_path), 1, "jsrt")  # type: ignore[arg-type]
 
 

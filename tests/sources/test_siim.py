@@ -15,7 +15,7 @@ import pytest
 from cxr import schema
 from cxr.data.decode import make_rows
 from cxr.errors import UserError
-from cxr.phantom.archive import make_study
+from cxr.phantom.archive import make_exam
 from cxr.phantom.siim import Layout, image_uid, write_siim_phantom
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, image_files, open_manifest, rle, siim
@@ -62,23 +62,23 @@ def test_a_phantom_archive_is_read_with_its_pixels_labels_and_masks(archive: Pat
     assert len(rows) == COUNT
     positives = 0
     for index in range(COUNT):
-        row, study = rows[image_uid(index, 0)], make_study(index, size=SIZE, findings=("Pneumothorax",))
-        truth = study.phantom.masks.get("Pneumothorax", np.zeros((SIZE, SIZE), bool))
+        row, exam = rows[image_uid(index, 0)], make_exam(index, size=SIZE, findings=("Pneumothorax",))
+        truth = exam.phantom.masks.get("Pneumothorax", np.zeros((SIZE, SIZE), bool))
         (mask,) = row[schema.MASKS]
         assert mask == {schema.LABEL: "Pneumothorax", schema.MASK_BITS: np.packbits(truth).tobytes()}
         assert row[schema.LABELS] == [int(truth.any())]
         pixels = np.frombuffer(row[schema.PIXELS], np.uint8)
-        assert np.corrcoef(pixels, study.phantom.pixels.ravel())[0, 1] > 0.998
-        np.testing.assert_allclose(row[schema.TRUE_THETA], study.phantom.pose_unit.reshape(-1), rtol=1e-6)
+        assert np.corrcoef(pixels, exam.phantom.pixels.ravel())[0, 1] > 0.998
+        np.testing.assert_allclose(row[schema.TRUE_THETA], exam.phantom.pose_unit.reshape(-1), rtol=1e-6)
         assert given[image_uid(index, 0)][schema.PATIENT_ID] == image_uid(index, 0)
         assert (row[schema.VIEW], row[schema.SPACING_MM] is None) == (
-            (study.view, False) if layout == "siim" else (None, True)
+            (exam.view, False) if layout == "siim" else (None, True)
         )
         positives += truth.any()
         if not truth.any():
             assert given[image_uid(index, 0)][schema.MASKS] == [EMPTY_MASK]
         if layout == "siim-png":
-            assert (row[schema.SPLIT] == "test") == study.is_test
+            assert (row[schema.SPLIT] == "test") == exam.is_test
     assert 0 < positives < COUNT
 
 
@@ -268,13 +268,13 @@ def test_user_errors_say_what_was_wanted(tmp_path: Path, files: dict[str, str], 
 
 
 def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="wanted one of siim, siim-png"):
+    with pytest.raises(UserError, match="expected layout siim or siim-png"):
         write_siim_phantom(str(tmp_path), 1, "jsrt")  # type: ignore[arg-type]
 
 
 def test_phantoms_are_as_imbalanced_as_the_original() -> None:
-    drawn = [make_study(index, size=64, findings=("Pneumothorax",), prevalence=0.22) for index in range(60)]
-    assert 0.08 < np.mean([bool(study.phantom.labels) for study in drawn]) < 0.4
+    drawn = [make_exam(index, size=64, findings=("Pneumothorax",), prevalence=0.22) for index in range(60)]
+    assert 0.08 < np.mean([bool(exam.phantom.labels) for exam in drawn]) < 0.4
 
 
 def test_the_published_codes_with_all_images(

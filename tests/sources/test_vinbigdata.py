@@ -15,7 +15,7 @@ from pydicom import dcmread
 from cxr import schema
 from cxr.data.decode import make_rows
 from cxr.errors import UserError
-from cxr.phantom.archive import make_study
+from cxr.phantom.archive import make_exam
 from cxr.phantom.vinbigdata import Layout, exact, image_id, read_by_three, write_vinbigdata_phantom
 from cxr.schema import PixelFormat
 from cxr.sources import Labeling, find_source, image_files, open_manifest, rater_agreement, vinbigdata
@@ -59,15 +59,15 @@ def test_a_phantom_archive_is_read_with_all_readers_boxes(archive: Path, layout:
     scale = 1 if layout == "vinbigdata" else 0.5
     drawn, testing = 0, 0
     for index in range(COUNT):
-        row, study = rows[image_id(index, 0)], make_study(index, size=SIZE, prevalence=0.8)
+        row, exam = rows[image_id(index, 0)], make_exam(index, size=SIZE, prevalence=0.8)
         assert (row[schema.ERROR], row[schema.HEIGHT_PX]) == (None, SIZE * scale)
         pixels = np.frombuffer(row[schema.PIXELS], np.uint8)
-        assert np.corrcoef(pixels, study.phantom.pixels.ravel())[0, 1] > 0.97
-        if study.is_test:
+        assert np.corrcoef(pixels, exam.phantom.pixels.ravel())[0, 1] > 0.97
+        if exam.is_test:
             testing += 1
             assert (row[schema.SPLIT], row[schema.BOXES], set(row[schema.LABELS])) == ("test", None, {-1})
             continue
-        wanted = [each for each in read_by_three(study, index, 0) if each[2] != 14]
+        wanted = [each for each in read_by_three(exam, index, 0) if each[2] != 14]
         assert [(box["label"], box["reader"]) for box in row[schema.BOXES]] == [(each[1], each[3]) for each in wanted]
         corners = [[box[corner] for corner in rater_agreement.CORNERS] for box in row[schema.BOXES]]
         np.testing.assert_allclose(corners, [[scale * edge for edge in each[4:]] for each in wanted])
@@ -84,7 +84,7 @@ def test_the_exact_truth_lies_beside_and_can_be_asked_for(archive: Path, layout:
     truth = open_manifest(str(archive), labeling=Labeling(str(archive / "truth.csv")))
     boxes = {row[schema.IMAGE_ID]: row[schema.BOXES] for row in truth.table.to_pylist()}
     for index in range(COUNT):
-        wanted = exact(make_study(index, size=SIZE, prevalence=0.8))
+        wanted = exact(make_exam(index, size=SIZE, prevalence=0.8))
         found = [
             (box["label"], tuple(box[corner] for corner in rater_agreement.CORNERS))
             for box in boxes[image_id(index, 0)]
@@ -200,8 +200,8 @@ def test_the_published_boxes_with_all_images(
 
 
 def test_readers_of_phantoms_agree_as_far_as_people_do() -> None:
-    studies = [make_study(index, size=64, seed=1, prevalence=1.0) for index in range(120)]
-    drawn = [read_by_three(study, index, 1) for index, study in enumerate(studies)]
+    exams = [make_exam(index, size=64, seed=1, prevalence=1.0) for index in range(120)]
+    drawn = [read_by_three(exam, index, 1) for index, exam in enumerate(exams)]
     columns = (schema.LABEL, schema.READER, *rater_agreement.CORNERS)
     boxes = [[dict(zip(columns, (r[1], r[3], *r[4:]), strict=True)) for r in rows if r[2] != 14] for rows in drawn]
     looked = [sorted({str(row[3]) for row in rows}) for rows in drawn]
@@ -210,7 +210,7 @@ def test_readers_of_phantoms_agree_as_far_as_people_do() -> None:
     common = ("Cardiomegaly", "Infiltration", "Nodule/Mass", "Pleural effusion")
     told = rater_agreement.pair_f1(zip(boxes, looked, strict=True), schema.VINBIGDATA_FINDINGS)
     assert 0.35 < np.mean([told[schema.VINBIGDATA_FINDINGS.index(name)] for name in common]) < 0.8
-    assert sum(map(len, boxes)) < 0.95 * 3 * sum(len(exact(study)) for study in studies)
+    assert sum(map(len, boxes)) < 0.95 * 3 * sum(len(exact(exam)) for exam in exams)
 
 
 def test_a_larger_archive_begins_with_the_smaller_one(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_phantom_dicoms_say_nothing_of_a_patient_and_some_are_inverted(tmp_path:
 
 
 def test_wrong_settings_of_phantoms(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="wanted one of vinbigdata, vinbigdata-png"):
+    with pytest.raises(UserError, match="expected layout vinbigdata or vinbigdata-png"):
         write_vinbigdata_phantom(str(tmp_path), 1, "jsrt")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="prevalence"):
         write_vinbigdata_phantom(str(tmp_path), 1, prevalence=2)

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import pyarrow as pa
 
-from cxr.phantom.archive import make_study
+from cxr.phantom.archive import make_exam
 from cxr.sources.splits import split_by_patient
 
 VAL_ROWS = 64
@@ -29,7 +29,7 @@ def make_pictures(folder: Path, count: int, size: int) -> list[Path]:
 
 def _png(index: int, size: int) -> bytes:
     cv2.setNumThreads(0)
-    pixels = make_study(index, size=size).phantom.pixels
+    pixels = make_exam(index, size=size).phantom.pixels
     done, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_ALL_FILTERS])
     assert done
     return data.tobytes()
