@@ -2,7 +2,7 @@
 
 python jobs/benchmark_step.py  # on one core, or on a GPU where there is one
 
-python jobs/benchmark_step.py --size 1024 --crop 896 --compressor published --classifier densenet201 --batch-size 64
+python jobs/benchmark_step.py --size 1024 --crop 896 --compressor published --backbone densenet201 --batch-size 64
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Options:
     """Turns that each side takes; the median counts."""
     images: int = 200
     """Phantoms that are trained on."""
-    recipe: AecnnRecipe = field(default_factory=lambda: AecnnRecipe(start="joint"))
+    recipe: AecnnRecipe = field(default_factory=lambda: AecnnRecipe(first_stage="joint"))
 
 
 def main(options: Options) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 python jobs/study_localization.py  # multiscale, uniform and last, on phantoms with small and large findings
 
 ray job submit --working-dir . -- python jobs/study_localization.py --archive s3://xrays/nih --out s3://xrays/study \\
-    --backbone densenet121 --size 512 --shard-size 512 --pooling mean --classifier-weights s3://models/densenet121.pth
+    --backbone densenet121 --size 512 --shard-size 512 --pooling mean --backbone-pretrained s3://models/densenet121.pth
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 python jobs/tune_aecnn.py  # on a phantom archive
 
 ray job submit --working-dir . -- python jobs/tune_aecnn.py --archive s3://xrays/nih \\
-    --out s3://xrays/tune --trials 40 --objectives mean_auroc psnr
+    --out s3://xrays/tune --trials 40 --objectives mean_auroc psnr_pooled
 """
 
 from __future__ import annotations

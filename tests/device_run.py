@@ -29,7 +29,7 @@ from cxr.training.engine import Engine
 from tests.families.test_recipes import SMALL, some_batches
 
 RECIPES: dict[str, Recipe] = SMALL | {
-    "aecnn of ten crops": SMALL["aecnn"].replace(size=40, crop=32, test="ten", balance=1.0),
+    "aecnn of ten crops": SMALL["aecnn"].replace(size=40, crop=32, tta_crops="ten", pos_weight_power=1.0),
     "align by features": SMALL["align"].replace(target="features", feature_weight=1.0),
     "align by structure": SMALL["align"].replace(target="structure", passes=2),
     "align with lungs": AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=1, lung_weights="lungs.pt"),

@@ -1,348 +1,539 @@
-"""Family `aecnn`: compresses X-rays with an autoencoder and finds findings in what it kept."""
+"""Family `aecnn`: compresses X-rays with an autoencoder and classifies the compressed representation."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-import pyarrow as pa
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from torch import Tensor, nn
 
 from cxr import schema
+from cxr.augment.affine_exposure import random_affine
+from cxr.augment.crops import corner_crops, random_crops, random_flips
 from cxr.data.batch import Batch
 from cxr.errors import UserError
-from cxr.families.aecnn_task import AecnnTask, Lesson, StageName, TestCrops, probabilities
-from cxr.families.base import Recipe, Stage, one_of, unit_pixels
+from cxr.families.base import Batches, Communicator, Stage, one_of, unit, unit_pixels
+from cxr.families.classifier_base import (
+    ClassifierRecipe,
+    ClassifierTask,
+    count_labels,
+    label_rows,
+    positive_class_weights,
+    require_findings,
+    with_decisions,
+)
 from cxr.models import pretrained
-from cxr.models.aecnn import AECNN, Codec, NoCodec, PublishedCodec, ResidualCodec, ResizeCodec
-from cxr.models.classifier import CLASSIFIERS, Classifier, ClassifierName, StemStride, load_body
+from cxr.models.aecnn import AECNN, Codec, NoCodec, PublishedCodec, ResidualCodec, ResizeCodec, clipped
+from cxr.models.classifier import CLASSIFIERS, Classifier, ClassifierName, StemStride, load_body, norm_layers
 from cxr.models.pretrained import Weights
+from cxr.models.spatial_transformer import warp
 from cxr.models.state_dicts import matching
+from cxr.reporting import figures
 from cxr.schema import PixelFormat
 
 Compressor = Literal["residual", "published", "resize", "none"]
+StageName = Literal["classifier", "autoencoder", "joint"]
+TtaCrops = Literal["full", "center", "five", "ten"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
-FACTORS = {4: 2, 16: 4, 64: 8}
-SMALLEST = 8  # pixels that a DenseNet needs after its stem
+FACTORS = {4: 2, 16: 4, 64: 8}  # compression -> downsampling factor of each side
+MIN_FEATURE_SIZE = 8  # pixels that a DenseNet needs after its stem
+PICTURED = 6  # images in the picture of a run
 
 
 @dataclass(frozen=True, kw_only=True)
-class AecnnRecipe(Recipe):
-    """AE-CNN (Ranjan et al. 2018), as published (preset `published`) or with another codec, classifier or schedule."""
+class AecnnRecipe(ClassifierRecipe):
+    """AE-CNN (Ranjan et al. 2018), as published (preset `published`) or with another codec, backbone or schedule."""
 
     family: ClassVar[str] = "aecnn"
-    mode: ClassVar[Literal["min", "max"]] = "max"
-    columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS)
-    # The last two are of no more use once training has begun.
-    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "start_from", "classifier_weights")
+    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*ClassifierRecipe.LOCATION_SETTINGS, "start_from")
     depends_on: ClassVar[Mapping[str, str]] = {"bce_weight": "mse_weight"}
-    score_columns: ClassVar[pa.Schema] = pa.schema(
-        [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.DECISIONS, pa.list_(pa.int8()))]
-    )
 
     size: int = 256
     precision: Literal["auto", "float32", "bfloat16"] = "bfloat16"
     epochs: int = 8
-    """Of the joint stage."""
+    """Number of epochs of the joint stage."""
     batch_size: int = 16
     lr: float = 5e-4
-    """Of the joint stage."""
+    """Peak learning rate of the joint stage."""
 
     compressor: Compressor = "residual"
-    """residual: resizing corrected by a network; published: the paper's 1,025 parameters, 16 : 1; resize: plain
-    resizing; none: the classifier sees the whole image. The last two are the baselines."""
+    """Codec. residual: downsampling corrected by a network; published: the paper's, 1,025 parameters, 16:1; resize:
+    plain downsampling; none: the classifier sees the whole image. The last two are baselines."""
     compression: int = 16
-    """Pixels of the image to a value of the latent: 4, 16 or 64."""
+    """Number of image pixels per latent value: 4, 16 or 64."""
     depth: int = 2
-    """Convolutions of the residual codec in each direction, 1–4."""
+    """Number of convolutions of the residual codec in each direction, 1 to 4."""
     width: int = 32
-    """Their channels."""
+    """Number of channels of the residual codec's convolutions."""
     latent_bits: int = 8
-    """Of a stored latent's values: 8 or 16."""
+    """Bits per stored latent value: 8 or 16."""
     clip_latent: bool = True
-    """Clip latents to [0, 1] in the autoencoder's own stage too; the paper does not."""
+    """Clip latents to [0, 1] also in the autoencoder stage. The paper does not."""
 
-    classifier: ClassifierName = "densenet121"
-    """Network of torchvision that sees the latents."""
+    backbone: ClassifierName = "densenet121"
+    """torchvision network that classifies the latents."""
     stem_stride: Literal[0, 1, 2, 4] = 0
-    """By how much its first layers shrink what they see: 4 (as published), 2, 1; 0: the most that leaves 8 pixels."""
-    classifier_weights: str = ""
-    """Weights that its layers start from: a path or URI of a state dict or checkpoint, or a torchvision name
-    (IMAGENET1K_V1); auto takes torchvision's where they can be fetched. Empty: random weights."""
+    """Downsampling of the backbone's first layers: 4 (as published), 2 or 1. 0: the largest that leaves 8 pixels."""
 
-    start: StageName = "classifier"
-    """First stage: the classifier on resized images, the autoencoder on patches, or both jointly."""
-    stop: StageName = "joint"
+    first_stage: StageName = "classifier"
+    """First stage: train the classifier on downsampled images, the autoencoder on patches, or both jointly."""
+    last_stage: StageName = "joint"
     """Last stage."""
     start_from: str = ""
-    """URI of a checkpoint of this family whose weights the first stage begins with."""
+    """URI of a checkpoint of this family to load before the first stage."""
     classifier_epochs: int = 8
-    """Of the classifier's own stage."""
+    """Number of epochs of the classifier stage."""
     classifier_lr: float = 1e-3
-    """Of the classifier's own stage."""
+    """Peak learning rate of the classifier stage."""
     autoencoder_epochs: int = 4
-    """Of the autoencoder's own stage."""
+    """Number of epochs of the autoencoder stage."""
     autoencoder_lr: float = 2e-3
-    """Of the autoencoder's own stage."""
+    """Peak learning rate of the autoencoder stage."""
 
     mse_weight: float = 0.1
-    """Of the squared error of decoded images, in the joint stage."""
+    """Weight of the squared error of decoded images in the joint stage."""
     bce_weight: float = 0.9
-    """Of the cross-entropy of findings, in the joint stage."""
-    balance: float = 0.0
-    """How much more the positives of rare findings weigh: (negatives / positives) to this power; 0 for no more."""
-    norm_epochs: int | None = None
-    """Epochs of a stage in which batch norm adapts; unset for all. The published run stopped after 1 by mistake."""
+    """Weight of the cross-entropy of the findings in the joint stage."""
+    pos_weight_power: float = 0.0
+    """Exponent p of the weight (negatives / positives)^p of a finding's positives in the cross-entropy; negatives
+    weigh 1. 0: unweighted. (Family localize weights both classes instead.)"""
+    batchnorm_calibration_epochs: int | None = None
+    """Number of epochs of a stage after which batch-norm statistics are frozen. Unset: never. The published run used
+    1 by mistake."""
 
     crop: int = 0
-    """Side of the random squares in which training sees images, pixels; 0 for the whole image."""
+    """Random-crop size in pixels. 0 trains on whole images."""
     patch: int = 64
-    """Side of the squares from which the autoencoder learns in its own stage."""
+    """Size in pixels of the random patches of the autoencoder stage."""
     patches: int = 4
-    """Such squares of each image in a step."""
-    echoes: int = 4
-    """Steps of the autoencoder's own stage on each batch, new squares in each."""
+    """Number of patches sampled per image and step."""
+    data_echo_factor: int = 4
+    """Number of steps of the autoencoder stage per batch, each with new patches (data echoing, Choi et al. 2019)."""
     rotation_deg: float = 5.0
-    """Augmentation: largest rotation."""
+    """Augmentation: maximum rotation in degrees."""
     flip: float = 0.5
-    """Augmentation: share of images that are mirrored."""
-    test: TestCrops = "full"
-    """What is classified in validation and use: the whole image, its center, or the mean of five or ten crops."""
+    """Augmentation: probability of a horizontal flip."""
+    tta_crops: TtaCrops = "full"
+    """What validation and scoring classify: the full image, its center crop, or the mean over five or ten crops."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("compressor", self.compressor, get_args(Compressor))
-        one_of("classifier", self.classifier, CLASSIFIERS)
-        one_of("start", self.start, STAGES)
-        one_of("stop", self.stop, STAGES)
-        one_of("test", self.test, get_args(TestCrops))
+        one_of("backbone", self.backbone, CLASSIFIERS)
+        one_of("first_stage", self.first_stage, STAGES)
+        one_of("last_stage", self.last_stage, STAGES)
+        one_of("tta_crops", self.tta_crops, get_args(TtaCrops))
         one_of("compression", self.compression, tuple(FACTORS))
         one_of("latent_bits", self.latent_bits, (8, 16))
         one_of("stem_stride", self.stem_stride, (0, *get_args(StemStride)))
         one_of("depth", self.depth, (1, 2, 3, 4))
-        for name in ("width", "patch", "patches", "echoes", "classifier_epochs", "autoencoder_epochs"):
+        for name in ("width", "patch", "patches", "data_echo_factor", "classifier_epochs", "autoencoder_epochs"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: wanted 1 or more")
-        for name in ("crop", "rotation_deg", "norm_epochs"):
+                raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        for name in ("crop", "rotation_deg", "batchnorm_calibration_epochs", "mse_weight", "pos_weight_power"):
             if (getattr(self, name) or 0) < 0:
-                raise UserError(f"{name}={getattr(self, name)}: wanted 0 or more")
-        if not 0 <= self.flip <= 1 or not 0 < min(self.classifier_lr, self.autoencoder_lr) < math.inf:
-            raise UserError(
-                f"flip={self.flip}, classifier_lr={self.classifier_lr}, autoencoder_lr={self.autoencoder_lr}: wanted "
-                f"a share from 0 to 1, and positive learning rates"
-            )
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        for name in ("classifier_lr", "autoencoder_lr", "bce_weight"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if not 0 <= self.flip <= 1:
+            raise UserError(f"flip: expected a probability from 0 to 1, got {self.flip}")
         self._check_sizes()
         self._check_stages()
-        if min(self.mse_weight, self.balance) < 0 or self.bce_weight <= 0:
-            raise UserError(
-                f"mse_weight={self.mse_weight}, balance={self.balance}, bce_weight={self.bce_weight}: wanted "
-                f"none negative, and bce_weight above 0"
-            )
 
     def _check_sizes(self) -> None:
         if self.compressor == "published" and self.compression != 16:
             raise UserError(
-                f"compression={self.compression}: the published codec has 16; compressor=residual has others"
+                f"compression: expected 16 for the published codec, got {self.compression}: use compressor=residual"
             )
-        if self.crop > self.size or self.patch > self.size:
-            raise UserError(f"crop={self.crop}, patch={self.patch}: wanted at most size={self.size}")
+        for name in ("crop", "patch"):
+            if getattr(self, name) > self.size:
+                raise UserError(f"{name}: expected at most size={self.size}, got {getattr(self, name)}")
         for name in ("size", "crop", "patch"):
-            if getattr(self, name) % self._factor:
-                raise UserError(f"{name}={getattr(self, name)}: wanted a multiple of {self._factor}, as compressed")
-        side = (self.crop or self.size) // self._factor
-        if self.classifier.startswith("densenet") and side // self._stem < SMALLEST:
+            if getattr(self, name) % self.factor:
+                raise UserError(
+                    f"{name}: expected a multiple of {self.factor}, the codec's downsampling factor, got "
+                    f"{getattr(self, name)}"
+                )
+        side = self.input_size // self.factor
+        if self.backbone.startswith("densenet") and side // self.stride < MIN_FEATURE_SIZE:
             raise UserError(
-                f"latents of {side} pixels are too few for {self.classifier} with stem_stride={self.stem_stride}: "
+                f"latents of {side} pixels are too small for {self.backbone} with stem_stride={self.stem_stride}: "
                 f"raise size or crop, or lower compression or stem_stride"
             )
 
     def _check_stages(self) -> None:
         if not self.stages():
             raise UserError(
-                f"start={self.start!r}, stop={self.stop!r}: that leaves compressor={self.compressor} no stage"
+                f"first_stage={self.first_stage}, last_stage={self.last_stage}: no stage is left to train with "
+                f"compressor={self.compressor}"
             )
-        if self.compressor == "published" and self.stop == "classifier":
-            raise UserError("stop='classifier' would leave the published encoder untaught: take compressor=resize")
-        if self.start_from and self.stop == "classifier" and self._learns:
+        if self.compressor == "published" and self.last_stage == "classifier":
             raise UserError(
-                "stop='classifier' teaches the classifier on resized images, not on the latents of start_from: "
-                "take stop=joint"
+                "last_stage=classifier would leave the published encoder untrained: use compressor=resize"
+            )
+        if self.start_from and self.last_stage == "classifier" and self.codec_is_trained:
+            raise UserError(
+                "last_stage=classifier trains the classifier on downsampled images, not on the latents of start_from: "
+                "use last_stage=joint"
             )
 
+    # ---- What the settings imply
+
     @property
-    def _factor(self) -> int:
+    def factor(self) -> int:
+        """Downsampling factor of the codec."""
         return 1 if self.compressor == "none" else FACTORS[self.compression]
 
     @property
-    def _learns(self) -> bool:
-        """Whether the codec has anything to learn."""
+    def codec_is_trained(self) -> bool:
+        """Whether the codec has parameters."""
         return self.compressor in ("residual", "published")
 
     @property
-    def _stem(self) -> StemStride:
-        side = (self.crop or self.size) // self._factor
-        fitting: list[StemStride] = [stride for stride in (4, 2) if side // stride >= SMALLEST]
+    def input_size(self) -> int:
+        """Height and width in image pixels of what the classifier sees."""
+        return self.crop or self.size
+
+    @property
+    def stride(self) -> StemStride:
+        """Downsampling of the backbone's first layers, after resolving stem_stride=0."""
+        side = self.input_size // self.factor
+        fitting: list[StemStride] = [stride for stride in (4, 2) if side // stride >= MIN_FEATURE_SIZE]
         return self.stem_stride or (fitting[0] if fitting else 1)
 
     @property
-    def _last(self) -> str:
-        """The last stage that runs: not `stop` where the codec has nothing to learn in that one."""
+    def trained_last(self) -> str:
+        """The last stage that runs. Not always `last_stage`: an autoencoder stage without parameters is skipped."""
         return self.stages()[-1].name
 
     @property
-    def _classifies(self) -> bool:
-        """Whether the classifier is taught on what it will see."""
-        return self._last != "autoencoder"
+    def classifier_is_trained(self) -> bool:
+        """Whether the classifier is trained on what it will see; not if the autoencoder stage is the last."""
+        return self.trained_last != "autoencoder"
 
     @property
     def monitor(self) -> str:
-        return "mean_auroc" if self._classifies else "psnr"
+        return "mean_auroc" if self.classifier_is_trained else "psnr_pooled"
 
     @property
     def objectives(self) -> dict[str, Literal["min", "max"]]:
-        told = ["mean_auroc", "mean_ap"] if self._classifies else []
-        kept = ["psnr"] if self._last != "classifier" and self._factor > 1 else []
-        return dict.fromkeys(told + kept, "max")
+        of_labels = ["mean_auroc", "mean_ap"] if self.classifier_is_trained else []
+        of_images = ["psnr_pooled"] if self.trained_last != "classifier" and self.factor > 1 else []
+        return dict.fromkeys(of_labels + of_images, "max")
 
     @property
     def may_change_on_resume(self) -> tuple[str, ...]:
-        return ("epochs" if self._last == "joint" else f"{self._last}_epochs", "patience")
+        return ("epochs" if self.trained_last == "joint" else f"{self.trained_last}_epochs", "patience")
 
     def stages(self) -> tuple[Stage, ...]:
-        every = (
+        stages = (
             Stage("classifier", self.classifier_epochs, self.classifier_lr),
-            Stage("autoencoder", self.autoencoder_epochs, self.autoencoder_lr, self.echoes),
+            Stage("autoencoder", self.autoencoder_epochs, self.autoencoder_lr, self.data_echo_factor),
             Stage("joint", self.epochs, self.lr),
         )
-        wanted = every[STAGES.index(self.start) : STAGES.index(self.stop) + 1]
-        return tuple(stage for stage in wanted if self._learns or stage.name != "autoencoder")
+        chosen = stages[STAGES.index(self.first_stage) : STAGES.index(self.last_stage) + 1]
+        return tuple(stage for stage in chosen if self.codec_is_trained or stage.name != "autoencoder")
+
+    # ---- Network and pretrained weights
 
     def network(self, findings: Sequence[str]) -> AECNN:
-        if not findings:
-            raise UserError("the archive names no findings, and a classifier learns from labels: give one that does")
-        classifier = Classifier(self.classifier, len(findings), self._stem)
+        require_findings(findings)
+        classifier = Classifier(self.backbone, len(findings), self.stride)
         return AECNN(self._codec(), classifier, findings, self.latent_bits)
 
     def _codec(self) -> Codec:
-        if self.compressor == "residual":
-            return ResidualCodec(self._factor, self.depth, self.width)
-        if self.compressor == "resize":
-            return ResizeCodec(self._factor)
-        return PublishedCodec() if self.compressor == "published" else NoCodec()
+        match self.compressor:
+            case "residual":
+                return ResidualCodec(self.factor, self.depth, self.width)
+            case "published":
+                return PublishedCodec()
+            case "resize":
+                return ResizeCodec(self.factor)
+            case "none":
+                return NoCodec()
 
     def task(self, network: nn.Module) -> AecnnTask:
-        taken: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(Lesson)}
-        taken["crop"] = self.crop or self.size
-        return AecnnTask(network, Lesson(**taken), self._start)
+        return AecnnTask(self, network)
+
+    @property
+    def torchvision_backbone(self) -> str:
+        return self.backbone
+
+    def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> None:
+        load_body(_aecnn(network).classifier, state)
+
+    def initial_weights(self) -> dict[str, str]:
+        return {"start_from": "", **super().initial_weights()}
+
+    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
+        if setting == "start_from":
+            return _match_all(self.network(given.findings or ("any",)), given.state)
+        return super().fit_weights(setting, given)
+
+    def load_initial_weights(self, network: nn.Module) -> None:
+        aecnn = _aecnn(network)
+        if self.start_from:
+            known = pretrained.findings_of(self.start_from)
+            if known is not None and known != aecnn.findings:
+                raise UserError(
+                    f"start_from={self.start_from}: expected the archive's findings {', '.join(aecnn.findings)}, got "
+                    f"{', '.join(known)}: give it as backbone_pretrained, which does not load the last layer"
+                )
+            aecnn.load_state_dict(_match_all(aecnn, pretrained.from_uri(self.start_from)))
+        if self.backbone_pretrained:
+            same_findings = pretrained.findings_of(self.backbone_pretrained) == aecnn.findings
+            load_body(aecnn.classifier, pretrained.from_uri(self.backbone_pretrained), head=same_findings)
+
+    # ---- Scoring
+
+    def probabilities(self, network: nn.Module, batch: Batch) -> Tensor:
+        """NaN from a checkpoint whose classifier was not trained."""
+        return self.latent_probabilities(_aecnn(network), _aecnn(network).encode(unit_pixels(batch, self.size)))
+
+    def latent_probabilities(self, network: AECNN, latent_B1hw: Tensor) -> Tensor:
+        """(B, F) probabilities from latents, averaged over `tta_crops`."""
+        if not self.classifier_is_trained:
+            return latent_B1hw.new_full((len(latent_B1hw), len(network.findings)), math.nan)
+        return crop_probabilities(network, latent_B1hw, self.input_size, self.tta_crops)
 
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        assert isinstance(network, AECNN)
-        return self._classify(network, network.encode(unit_pixels(batch, self.size)))
+        return self._scores(network, self.probabilities(network, batch))
 
-    def _classify(self, network: AECNN, latent_B1hw: Tensor) -> dict[str, Tensor]:
-        """Probabilities and decisions; NaN and unknown from a checkpoint whose classifier was not taught."""
-        if not self._classifies:
-            unknown = latent_B1hw.new_full((len(latent_B1hw), len(network.findings)), math.nan)
-            told = torch.full_like(unknown, schema.UNKNOWN, dtype=torch.int8)
-            return {schema.PROBABILITIES: unknown, schema.DECISIONS: told}
-        found = probabilities(network, latent_B1hw, self.crop or self.size, self.test)
-        return {schema.PROBABILITIES: found, schema.DECISIONS: (found >= network.thresholds).to(torch.int8)}
+    def _scores(self, network: nn.Module, probabilities_BF: Tensor) -> dict[str, Tensor]:
+        scores = with_decisions(network, probabilities_BF)
+        if not self.classifier_is_trained:
+            scores[schema.DECISIONS].fill_(schema.UNKNOWN)
+        return scores
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        assert isinstance(network, AECNN)
-        return _drawn(network, network.encode(unit_pixels(batch, self.size)))
+        """decoded: the image after compression and decompression."""
+        return _render_decoded(_aecnn(network), _aecnn(network).encode(unit_pixels(batch, self.size)))
 
     def latent_format(self) -> PixelFormat:
+        side = self.size // self.factor
         try:
-            return PixelFormat(self.size // self._factor, self.latent_bits)
+            return PixelFormat(side, self.latent_bits)
         except ValueError as error:
-            raise UserError(f"size={self.size}: its latents cannot be stored as {error}") from error
+            raise UserError(f"size={self.size}: its latents of {side} x {side} cannot be stored: {error}") from error
 
     def encode(self, network: nn.Module, batch: Batch) -> Tensor:
-        assert isinstance(network, AECNN)
-        steps = network.encode(unit_pixels(batch, self.size))[:, 0] * (2**self.latent_bits - 1)
-        return steps.round().to(torch.uint8 if self.latent_bits == 8 else torch.uint16)
+        values_Bhw = _aecnn(network).encode(unit_pixels(batch, self.size))[:, 0] * (2**self.latent_bits - 1)
+        return values_Bhw.round().to(torch.uint8 if self.latent_bits == 8 else torch.uint16)
 
     def encoder_state(self, network: nn.Module) -> dict[str, Tensor]:
-        assert isinstance(network, AECNN)
-        return {k: values for k, values in network.codec.state_dict().items() if k.startswith("encoder.")}
+        state = _aecnn(network).codec.state_dict()
+        return {name: values for name, values in state.items() if name.startswith("encoder.")}
 
     def predict_latents(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        assert isinstance(network, AECNN)
-        return self._classify(network, unit_pixels(batch, self.latent_format().size))
+        latent_B1hw = unit_pixels(batch, self.latent_format().size)
+        return self._scores(network, self.latent_probabilities(_aecnn(network), latent_B1hw))
 
     def render_latents(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        assert isinstance(network, AECNN)
-        return _drawn(network, unit_pixels(batch, self.latent_format().size))
+        return _render_decoded(_aecnn(network), unit_pixels(batch, self.latent_format().size))
+
+    # ---- Search
 
     def search_space(self) -> dict[str, BaseDistribution]:
-        """The last stage's learning rate, loss weights, codec and classifier.
+        """The last stage's learning rate, loss weights, codec and backbone.
 
-        Without what the stages that run do not use, and what given weights fix.
+        Settings that no stage uses, or that given weights determine, are left out.
         """
-        rate, low, high = {
-            "joint": ("lr", 1e-4, 2e-3),
-            "autoencoder": ("autoencoder_lr", 4e-4, 8e-3),
-            "classifier": ("classifier_lr", 2e-4, 4e-3),
-        }[self._last]
-        space: dict[str, BaseDistribution] = {rate: FloatDistribution(low, high, log=True)}
-        if self._last == "joint" and self._learns:  # else there is one loss term, whose weight would only scale it
+        learning_rates = {"joint": "lr", "autoencoder": "autoencoder_lr", "classifier": "classifier_lr"}
+        low, high = {"joint": (1e-4, 2e-3), "autoencoder": (4e-4, 8e-3), "classifier": (2e-4, 4e-3)}[
+            self.trained_last
+        ]
+        space: dict[str, BaseDistribution] = {
+            learning_rates[self.trained_last]: FloatDistribution(low, high, log=True)
+        }
+        if self.trained_last == "joint" and self.codec_is_trained:  # else the only term's weight just scales the loss
             space |= {
                 "bce_weight": FloatDistribution(0.1, 1, log=True),
                 "mse_weight": FloatDistribution(0.01, 100, log=True),
             }
-        if self._classifies and not self.start_from and not self.classifier_weights:
-            names = ["resnet18", "densenet121", "densenet169", "densenet201"]
-            space["classifier"] = CategoricalDistribution(names)
+        if self.classifier_is_trained and not self.start_from and not self.backbone_pretrained:
+            space["backbone"] = CategoricalDistribution(["resnet18", "densenet121", "densenet169", "densenet201"])
         if self.compressor == "residual" and not self.start_from:
-            space["compression"] = CategoricalDistribution(self._fitting())
-            if self._last != "classifier":  # which sees resized images
+            smallest = MIN_FEATURE_SIZE * (self.stem_stride or 1)  # latents that every backbone accepts
+            fitting = [name for name, factor in FACTORS.items() if self.input_size // factor >= smallest]
+            space["compression"] = CategoricalDistribution(fitting)
+            if self.trained_last != "classifier":  # which sees downsampled images
                 space |= {"depth": IntDistribution(1, 4), "width": CategoricalDistribution([8, 16, 32, 64])}
         return space
 
-    def _fitting(self) -> list[int]:
-        """Compressions that leave enough for every classifier."""
-        least = SMALLEST * (self.stem_stride or 1)
-        return [compression for compression, factor in FACTORS.items() if (self.crop or self.size) // factor >= least]
 
-    def initial_weights(self) -> dict[str, str]:
-        return {"start_from": "", "classifier_weights": self.classifier}
+class AecnnTask(ClassifierTask):
+    """An AE-CNN in one of its stages."""
 
-    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
-        if setting == "start_from":
-            return _whole(self.network(given.findings or ("any",)), given.state)
-        load_body(Classifier(self.classifier, 1, self._stem), given.state)
-        return given.state
+    recipe: AecnnRecipe
+    stage_epochs: Tensor
 
-    def _start(self, network: AECNN) -> None:
-        """Load what the first stage starts from."""
-        if self.start_from:
-            _load_all(network, self.start_from)
-        if self.classifier_weights:
-            assert isinstance(network.classifier, Classifier)
-            same = pretrained.findings_of(self.classifier_weights) == network.findings
-            load_body(network.classifier, pretrained.from_uri(self.classifier_weights), head=same)
+    def __init__(self, recipe: AecnnRecipe, network: nn.Module) -> None:
+        super().__init__(recipe, network)
+        self.resizing = ResizeCodec(recipe.factor)
+        self.stage: StageName = "joint"
+        self.register_buffer("stage_epochs", torch.zeros((), dtype=torch.long))  # epochs finished in this stage
+
+    @property
+    def aecnn(self) -> AECNN:
+        return _aecnn(self.network)
+
+    @property
+    def compresses(self) -> bool:
+        return self.recipe.factor > 1
+
+    def compiled_modules(self) -> list[nn.Module]:
+        return [self.aecnn.classifier, *self.aecnn.codec.children()]
+
+    def enter_stage(self, stage: str) -> None:
+        """Make the parameters of the classifier, of the codec, or of both trainable."""
+        one_of("stage", stage, STAGES)
+        self.stage = stage  # pyright: ignore[reportAttributeAccessIssue]
+        self.stage_epochs.zero_()
+        self.aecnn.classifier.requires_grad_(stage != "autoencoder")
+        self.aecnn.codec.requires_grad_(stage != "classifier")
+        if stage == "joint" and not self.recipe.mse_weight and hasattr(self.aecnn.codec, "decoder"):
+            self.aecnn.codec.get_submodule("decoder").requires_grad_(False)
+
+    def train(self, mode: bool = True) -> AecnnTask:
+        super().train(mode)
+        calibration = self.recipe.batchnorm_calibration_epochs
+        if mode and calibration is not None and int(self.stage_epochs) >= calibration:
+            for layer in norm_layers(self.network):
+                layer.eval()
+        return self
+
+    def end_epoch(self, workers: Communicator) -> None:
+        self.stage_epochs += 1
+
+    def begin(self, batches: Batches, workers: Communicator) -> None:
+        super().begin(batches, workers)
+        if self.recipe.pos_weight_power:
+            counts_2F = count_labels(batches, workers, len(self.findings), self.class_weight.device)
+            self.class_weight = positive_class_weights(counts_2F, self.recipe.pos_weight_power)
+
+    def augmented(self, batch: Batch) -> Batch:
+        """Random crops, one per rotated and flipped image. The autoencoder stage: patches, and no other columns."""
+        recipe, stored = self.recipe, batch[schema.PIXELS]
+        if self.stage == "autoencoder":
+            # Patches are cut before the conversion to float if images are stored at the network's size.
+            as_stored = stored.dtype == torch.uint8 and stored.shape[-1] == recipe.size
+            whole = stored.unsqueeze(1) if as_stored else unit_pixels(batch, recipe.size)
+            patches = torch.cat([random_crops(whole, recipe.patch) for _ in range(recipe.patches)])
+            return {schema.PIXELS: unit(patches)[:, 0]}
+        x_B1HW = unit_pixels(batch, recipe.size)
+        if recipe.rotation_deg:
+            rotations = random_affine(
+                len(x_B1HW), rotation_deg=recipe.rotation_deg, scale=1, shift=0, device=x_B1HW.device
+            )
+            x_B1HW = warp(x_B1HW, rotations)
+        if recipe.flip:
+            x_B1HW = random_flips(x_B1HW, recipe.flip)
+        return batch | {schema.PIXELS: random_crops(x_B1HW, recipe.input_size)[:, 0]}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        x = unit(batch[schema.PIXELS].unsqueeze(1))
+        if self.stage == "autoencoder":
+            return {"mse": (self.aecnn.decode(self.latent(x)) - x).square().mean()}
+        if self.stage == "classifier":
+            return {"bce": self.bce(self.aecnn.classifier(self.latent(x)), batch[schema.LABELS])}
+        logits, decoded = self.aecnn(x)
+        terms = {"bce": self.recipe.bce_weight * self.bce(logits, batch[schema.LABELS])}
+        if self.recipe.mse_weight and self.compresses:
+            terms["mse"] = self.recipe.mse_weight * (decoded - x).square().mean()
+        return terms
+
+    def latent(self, x_B1HW: Tensor) -> Tensor:
+        """Latents of this stage: of plain downsampling, unclipped (`clip_latent`), or as they are stored."""
+        if self.stage == "classifier":
+            return self.resizing.encode(x_B1HW)
+        if self.stage == "autoencoder" and not self.recipe.clip_latent:
+            return self.aecnn.codec.encode(x_B1HW)
+        return self.aecnn.encode(x_B1HW)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
+        """Label metrics if this stage trains the classifier, PSNRs in dB if it trains the codec.
+
+        psnr_pooled is computed from the mean squared error over all images, psnr_mean_per_image is the mean of the
+        images' PSNRs, and psnr_resized is the pooled PSNR of plain downsampling to the same number of values. In the
+        autoencoder stage without `clip_latent`, latents are neither clipped nor rounded.
+        """
+        recipe = self.recipe
+        rows, errors = [self.no_rows()], [torch.zeros(0, 2, device=self.class_weight.device)]
+        for batch in batches():
+            x = unit_pixels(batch, recipe.size)
+            latent = self.latent(x)
+            if self.stage != "autoencoder":
+                p = crop_probabilities(self.aecnn, latent, recipe.input_size, recipe.tta_crops)
+                rows.append(label_rows(p, batch))
+            if self.stage != "classifier" and self.compresses:
+                resized = clipped(self.resizing.decode(self.resizing.encode(x)))
+                errors.append(torch.stack([_mse(self.aecnn.decode(latent), x), _mse(resized, x)], 1))
+        rows_N2F, errors_N2 = workers.gather(torch.cat(rows)), workers.gather(torch.cat(errors))
+        metrics = {} if self.stage == "autoencoder" else self.evaluate_labels(rows_N2F)
+        return metrics | _psnr_metrics(errors_N2)
+
+    @torch.inference_mode()
+    def save_pictures(self, batches: Batches, folder: Path) -> None:
+        """compressed.png: images, their latents, the decoded images, and ten times the difference."""
+        if not self.compresses:
+            return
+        x = unit_pixels(next(iter(batches())), self.recipe.size)[:PICTURED]
+        latent = self.aecnn.encode(x)
+        decoded = self.aecnn.decode(latent)
+        psnr = float(-10 * _mse(decoded, x).mean().log10())
+        rows = {
+            "original": x,
+            f"latent, {self.recipe.factor**2}:1": latent,
+            f"decoded, {psnr:.1f} dB": decoded,
+            "10 x (decoded - original)": (0.5 + 10 * (decoded - x)).clamp(0, 1),
+        }
+        figure = figures.picture_rows({name: images[:, 0].cpu().numpy() for name, images in rows.items()})
+        figures.save_figure(figure, str(folder), "compressed.png")
 
 
-def _drawn(network: AECNN, latent_B1hw: Tensor) -> dict[str, Tensor]:
+def crop_probabilities(network: AECNN, latent_B1hw: Tensor, crop: int, tta_crops: TtaCrops) -> Tensor:
+    """Probabilities (B, F) from latents, averaged over crops of `crop` image pixels."""
+    views = [latent_B1hw]
+    if tta_crops != "full":
+        center_and_corners = corner_crops(latent_B1hw, crop // network.codec.factor)
+        views = center_and_corners[: 1 if tta_crops == "center" else 5]
+    if tta_crops == "ten":
+        views += [view.flip(-1) for view in views]
+    return torch.stack([network.classifier(view).float().sigmoid() for view in views]).mean(0)
+
+
+def _aecnn(network: nn.Module) -> AECNN:
+    assert isinstance(network, AECNN)
+    return network
+
+
+def _render_decoded(network: AECNN, latent_B1hw: Tensor) -> dict[str, Tensor]:
     return {"decoded": network.decode(latent_B1hw)[:, 0].mul(255).round().to(torch.uint8)}
 
 
-def _load_all(network: AECNN, uri: str) -> None:
-    known = pretrained.findings_of(uri)
-    if known is not None and known != network.findings:
-        raise UserError(
-            f"start_from={uri} knows the findings {', '.join(known)}, the archive {', '.join(network.findings)}: "
-            f"give it as classifier_weights, which leaves them out"
-        )
-    network.load_state_dict(_whole(network, pretrained.from_uri(uri)))
-
-
-def _whole(network: AECNN, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _match_all(network: AECNN, state: Mapping[str, Tensor]) -> dict[str, Any]:
     own = network.state_dict()
     return own | matching(own, state, "the network that these settings describe", whole=True)
+
+
+def _mse(a_B1HW: Tensor, b_B1HW: Tensor) -> Tensor:
+    return (a_B1HW - b_B1HW).square().flatten(1).mean(1)
+
+
+def _psnr_metrics(errors_N2: Tensor) -> dict[str, float]:
+    """PSNRs of values in [0, 1], in dB, from the mean squared errors of each decoded and each resized image."""
+    if not len(errors_N2):
+        return {}
+    decoded, resized = errors_N2.double().clamp(min=1e-10).unbind(1)
+    return {
+        "psnr_pooled": float(-10 * decoded.mean().log10()),
+        "psnr_mean_per_image": float((-10 * decoded.log10()).mean()),
+        "psnr_resized": float(-10 * resized.mean().log10()),
+    }

@@ -1,72 +1,84 @@
-"""Family `attend`: finds where findings lie by comparing aligned X-rays with those of people without any."""
+"""Family `attend`: locates findings by comparing aligned X-rays with X-rays without findings."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
+import numpy as np
 import pyarrow as pa
 import torch
 import tyro
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cxr import schema, storage
-from cxr.boxes.from_heatmaps import BoxRule
-from cxr.data.batch import Batch, to_arrow
+from cxr.augment.affine_exposure import random_affine
+from cxr.boxes import iou
+from cxr.boxes.from_heatmaps import BoxRule, MapBoxes, ThresholdMode, boxes_of
+from cxr.data.batch import HAS_BOXES, Batch, to_arrow
 from cxr.errors import UserError
 from cxr.families import box_scores
 from cxr.families.align import AlignRecipe
-from cxr.families.attend_task import AttendTask, Lesson, boxes_found, framed, in_frame, strongest
-from cxr.families.base import Recipe, ScoringContext, one_of, unit_pixels
+from cxr.families.base import Batches, Communicator, ScoringContext, one_of, unit_pixels
+from cxr.families.classifier_base import (
+    ClassifierRecipe,
+    ClassifierTask,
+    label_rows,
+    require_findings,
+    with_decisions,
+)
 from cxr.models import pretrained
 from cxr.models.contrast_attention import (
     BACKBONES,
     Backbone,
     ContrastAttention,
     Stages,
+    contrast,
     load_backbone,
     probabilities,
+    warp_boxes,
 )
-from cxr.models.mil_loss import MILLoss
+from cxr.models.mil_loss import MILLoss, cells_inside
 from cxr.models.pretrained import Weights
-from cxr.models.spatial_transformer import SpatialTransformer, identity, warp
+from cxr.models.spatial_transformer import SpatialTransformer, compose, identity, invert, warp
 from cxr.models.state_dicts import matching
+from cxr.reporting import figures
 
-LOGITS = "logits"  # what `scored` makes boxes of
-SHA256 = "sha256"  # of the aligner's weights: another aligner gives another network
+LOGITS = "logits"  # additional prediction: what `scored` makes boxes of
+SHA256 = "sha256"  # in `aligner_recipe`: SHA-256 of the aligner's weights, since another aligner is another network
+PARTNER = "partner"  # column of an augmented batch: index of the image without findings to compare with
+IOU_THRESHOLDS = (0.1, 0.3, 0.5, 0.7)  # for a predicted box to count as correct
+UPSAMPLING = 4  # of maps before boxes are made, so that a box may end between two cells
+PICTURED = 6  # images in the picture of a run
+_HASHES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttendRecipe(Recipe):
-    """Align, attend and locate (CIA-Net, Liu et al., ICCV 2019), which was published without its code.
+class AttendRecipe(ClassifierRecipe):
+    """Align, attend and locate (CIA-Net, Liu et al., ICCV 2019), which was published without code.
 
-    An aligner brings every image into one frame, each is compared with one without findings, and a grid of cells
-    learns from labels, and from boxes where there are some, in which cells findings lie. The paper's settings are
-    size=512 and backbone=resnet50 with all four stages and torchvision's weights; see `box_weight`.
+    An aligner maps every image to a common frame, each image is compared with one without findings, and a grid of
+    cells learns from labels, and from boxes if there are any, which cells contain findings. The paper's settings are
+    size=512 and backbone=resnet50 with all four stages and torchvision's weights; see also `box_weight`.
 
-    In training an image is compared with another of the same step; in use, where no label may be known, with the mean
-    of the features of training images without findings, which is kept in the checkpoint, as is the aligner.
+    In training, an image is compared with another image of the same step. In scoring, where no label may be known, it
+    is compared with the mean features of the training images without findings, which are saved in the checkpoint
+    together with the aligner.
 
-    ChestX-ray14 has its boxes in the test split alone, and folds deal the patients of train and val: to train with
-    boxes as Li et al. (2018) and Liu et al. (2019) did, in five folds, list all images of `BBox_List_2017.csv`, and
-    all others of their patients, in `train_val_list.txt` in place of `test_list.txt`, and give folds=5.
+    ChestX-ray14 has boxes only in its test split, and folds divide the patients of train and val. To train with boxes
+    like Li et al. (2018) and Liu et al. (2019), in five folds, list all images of `BBox_List_2017.csv` and all other
+    images of their patients in `train_val_list.txt` instead of `test_list.txt`, and set folds=5.
     """
 
     family: ClassVar[str] = "attend"
-    mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS, schema.BOXES, schema.IMAGE_ID)
-    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "aligner", "backbone_weights")
-    depends_on: ClassVar[Mapping[str, str]] = {"box_weight": "box_share"}
-    score_columns: ClassVar[pa.Schema] = pa.schema(
-        [
-            (schema.PROBABILITIES, pa.list_(pa.float32())),
-            (schema.DECISIONS, pa.list_(pa.int8())),
-            *schema.BOX_SCORES,
-        ]
-    )
+    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*ClassifierRecipe.LOCATION_SETTINGS, "aligner")
+    depends_on: ClassVar[Mapping[str, str]] = {"box_weight": "box_fraction"}
+    score_columns: ClassVar[pa.Schema] = pa.schema([*ClassifierRecipe.score_columns, *schema.BOX_SCORES])
 
     size: int = 128
     precision: Literal["auto", "float32", "bfloat16"] = "bfloat16"
@@ -75,156 +87,113 @@ class AttendRecipe(Recipe):
     lr: float = 5e-4
 
     aligner: str = ""
-    """URI of a checkpoint of family `align`, by which images are aligned first; empty: as they are."""
+    """URI of a checkpoint of family align that aligns the images. Empty: images are used as they are."""
     aligner_recipe: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
-    """What that checkpoint says of itself; read from it."""
+    """The recipe in that checkpoint; read from it."""
     backbone: Backbone = "resnet18"
-    """ResNet of torchvision whose features are compared."""
-    backbone_weights: str = ""
-    """Weights that the backbone starts from: a path or URI of a state dict or checkpoint, or a torchvision name
-    (IMAGENET1K_V1); auto takes torchvision's where they can be fetched. Empty: random weights."""
+    """torchvision ResNet whose features are compared."""
     backbone_stages: Stages = 3
-    """Of the backbone: 4, as published, shrink an image by 32, the first 3 by 16."""
+    """Number of backbone stages: 4 (as published) downsample an image by 32, the first 3 by 16."""
     grid: int = 0
-    """Cells to a side of the grid in which findings are located; 0: as the backbone gives, 16 for the published."""
+    """Number of cells along each side of the grid in which findings are located. 0: the backbone's output size; the
+    paper uses 16."""
 
-    positives: float | None = 0.5
-    """Share of the images of an epoch that show any finding; None: images as they are."""
+    positive_fraction: float | None = 0.5
+    """Fraction of an epoch's images that show any finding. None: the images as they are."""
     box_weight: float = 1.0
-    """Of a finding with a box in the loss, beside one with a label only: more locates better, less classifies better.
-    The paper's 5 is of factors moved into [.98, 1], where a cell counts .02 as much: of these here it is .1."""
-    box_share: float = 1.0
-    """Share of the training images with boxes whose boxes are used, chosen by a hash of the image's name; of the
-    others only the labels are."""
+    """Weight in the loss of a finding with a box, relative to one with only a label. Larger values locate better and
+    classify worse. The paper's 5 applies to factors rescaled to [.98, 1], where a cell counts .02 as much; it
+    corresponds to .1 here."""
+    box_fraction: float = 1.0
+    """Fraction of the training images with boxes whose boxes are used, chosen by a hash of the image id. For the
+    others only labels are used."""
 
     rotation_deg: float = 5.0
-    """Augmentation: largest rotation, of the aligned image."""
-    scale: float = 1.1
-    """Augmentation: largest zoom, in and out."""
-    shift: float = 0.03
-    """Augmentation: largest shift, share of the width."""
+    """Augmentation: maximum rotation of the aligned image in degrees."""
+    max_zoom: float = 1.1
+    """Augmentation: maximum zoom factor, in and out. 1: no zoom."""
+    translate: float = 0.03
+    """Augmentation: maximum translation, as a fraction of the width."""
 
-    box_least: float = 0.05
-    """Probability below which a finding gets no box."""
-    box_cut: float = 0.5
-    """Share of a map's maximum from which cells belong to a box."""
-    box_most: int = 3
-    """Boxes of a finding."""
+    box_threshold_mode: ThresholdMode = "share"
+    """Which cells of a map belong to a box. share: cells above a fraction of the map's maximum; otsu: cells above
+    Otsu's threshold; wang: cells above each of two fixed thresholds, 60 and 180 of 255 (Wang et al. 2017)."""
+    box_threshold: float = 0.5
+    """Fraction of the map's maximum, for box_threshold_mode=share."""
+    min_box_score: float = 0.05
+    """A finding with a probability below this value gets no box."""
+    max_boxes: int = 3
+    """Maximum number of boxes per finding and image."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("backbone", self.backbone, BACKBONES)
-        one_of("backbone_stages", self.backbone_stages, (3, 4))
-        if self.grid < 0 or self._grid < 1:
-            raise UserError(f"grid={self.grid}, size={self.size}: wanted 0, or 1 cell or more")
-        for name in ("box_share", "box_least", *(("positives",) if self.positives is not None else ())):
+        one_of("backbone_stages", self.backbone_stages, get_args(Stages))
+        if self.grid < 0:
+            raise UserError(f"grid: expected 0 or a number of cells, got {self.grid}")
+        for name in ("box_fraction", "min_box_score"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}={getattr(self, name)}: wanted a share from 0 to 1")
-        if self.positives == 0:
-            raise UserError("positives=0: an epoch without findings teaches nothing. Wanted a share above 0, or None")
-        if self.rotation_deg < 0 or self.scale < 1 or self.shift < 0:
+                raise UserError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}")
+        if self.positive_fraction is not None and not 0 < self.positive_fraction <= 1:
             raise UserError(
-                f"rotation_deg={self.rotation_deg}, scale={self.scale}, shift={self.shift}: wanted none negative, "
-                f"and a scale of 1 or more"
+                f"positive_fraction: expected a fraction above 0 and at most 1, or None for the images as they are, "
+                f"got {self.positive_fraction}"
             )
+        for name, least in (("rotation_deg", 0), ("translate", 0), ("max_zoom", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
         try:
-            _ = self._loss, self._rule
+            _ = MILLoss(self.box_weight), self.box_rule
         except ValueError as error:
-            raise UserError(str(error)) from error
+            raise UserError(f"settings of boxes: {error}") from error
 
     @property
-    def _loss(self) -> MILLoss:
-        return MILLoss(self.box_weight)
+    def box_rule(self) -> BoxRule:
+        """Applied to maps divided by their maximum, so that no map falls below the rule's own minimum."""
+        return BoxRule(self.box_threshold_mode, self.box_threshold, max_boxes=self.max_boxes)
 
     @property
-    def _rule(self) -> BoxRule:
-        return BoxRule(threshold=self.box_cut, max_boxes=self.box_most)
-
-    @property
-    def _grid(self) -> int:
+    def cells(self) -> int:
+        """Number of cells along each side of the grid, after resolving grid=0."""
         return self.grid or -(-self.size // (32 if self.backbone_stages == 4 else 16))
 
     @property
-    def _aligner_size(self) -> int:
+    def aligner_size(self) -> int:
+        """Input size of the aligner in pixels."""
         return int(self.aligner_recipe.get("size", self.size))
-
-    @property
-    def monitor(self) -> str:
-        return "mean_auroc"
-
-    def positive_fraction(self, epoch: int) -> float | None:
-        return self.positives
 
     @property
     def sampled_finding(self) -> str:
         return schema.ANY_FINDING
 
-    def network(self, findings: Sequence[str]) -> ContrastAttention:
-        if not findings:
-            raise UserError("the archive names no findings, and locating learns from labels: give one that does")
-        return ContrastAttention(self.backbone, findings, self._grid, self.backbone_stages, self._aligner())
+    def positive_fraction_of(self, epoch: int) -> float | None:
+        return self.positive_fraction
 
-    def _aligner(self) -> SpatialTransformer | None:
-        """A new aligner, without its weights."""
-        assert bool(self.aligner) == bool(self.aligner_recipe), (
-            "`resolve_weights` reads what the aligner's checkpoint says of itself"
-        )
-        settings = {name: value for name, value in self.aligner_recipe.items() if name != SHA256}
-        return AlignRecipe.from_dict(settings).network(()) if self.aligner else None
+    # ---- Network and initial weights
+
+    def network(self, findings: Sequence[str]) -> ContrastAttention:
+        require_findings(findings)
+        assert bool(self.aligner) == bool(self.aligner_recipe), "`resolve_weights` reads the aligner's recipe"
+        aligner = self._new_aligner(self.aligner_recipe) if self.aligner else None
+        return ContrastAttention(self.backbone, findings, self.cells, self.backbone_stages, aligner)
 
     def task(self, network: nn.Module) -> AttendTask:
-        own = {one.name for one in dataclasses.fields(self)}
-        taken = {one.name: getattr(self, one.name) for one in dataclasses.fields(Lesson) if one.name in own}
-        lesson = Lesson(**taken, loss=self._loss, rule=self._rule, aligner_size=self._aligner_size)
-        return AttendTask(network, lesson, self._start)
+        return AttendTask(self, network)
 
-    def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Probabilities, decisions, and what `scored` makes boxes of: logits of cells, transforms to the images."""
-        assert isinstance(network, ContrastAttention)
-        x, theta = self._aligned(network, batch)
-        logits = network(x).float()
-        p = probabilities(logits)
-        return {
-            schema.PROBABILITIES: p,
-            schema.DECISIONS: (p >= network.thresholds).to(torch.int8),
-            schema.THETA: theta,
-            LOGITS: logits,
-        }
+    @staticmethod
+    def _new_aligner(recipe: Mapping[str, Any]) -> SpatialTransformer:
+        """An aligner without its weights."""
+        return AlignRecipe.from_dict({name: value for name, value in recipe.items() if name != SHA256}).network(())
 
-    def _aligned(self, network: ContrastAttention, batch: Batch) -> tuple[Tensor, Tensor]:
-        x, theta = in_frame(network, batch, self.size, self._aligner_size)
-        return (x, identity(len(x), x.device)) if theta is None else (warp(x, theta), theta)
+    @property
+    def torchvision_backbone(self) -> str:
+        return self.backbone
 
-    def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
-        found = boxes_found(predicted[LOGITS], predicted[schema.THETA], self._rule, self.box_least)
-        columns = [
-            to_arrow(predicted[name], self.score_columns.field(name).type)
-            for name in (schema.PROBABILITIES, schema.DECISIONS)
-        ]
-        return pa.table([*columns, box_scores.to_box_column(found, rows, context)], schema=self.score_columns)
-
-    def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """located: the image as given and aligned, each with the boxes of the finding that was found best."""
-        assert isinstance(network, ContrastAttention)
-        x, theta = self._aligned(network, batch)
-        logits, most = network(x), self.box_most
-        pairs = ((unit_pixels(batch, self.size), theta), (x, identity(len(x))))
-        sides = [
-            framed(shown, strongest(boxes_found(logits, way, self._rule), most).to(shown.device))
-            for shown, way in pairs
-        ]
-        return {"located": torch.cat(sides, 2).mul(255).round().clamp(0, 255).to(torch.uint8)}
-
-    def search_space(self) -> dict[str, BaseDistribution]:
-        """Learning rate, weight of boxes, and the backbone where no weights are given for one."""
-        space: dict[str, BaseDistribution] = {
-            "lr": FloatDistribution(1e-4, 2e-3, log=True),
-            "box_weight": FloatDistribution(0.01, 10, log=True),
-        }
-        return space if self.backbone_weights else space | {"backbone_stages": CategoricalDistribution([3, 4])}
+    def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> None:
+        load_backbone(_attention(network), state)
 
     def initial_weights(self) -> dict[str, str]:
-        return {"aligner": "", "backbone_weights": self.backbone}
+        return {"aligner": "", **super().initial_weights()}
 
     def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
         if setting == "aligner":
@@ -232,51 +201,309 @@ class AttendRecipe(Recipe):
         load_backbone(ContrastAttention(self.backbone, (), 1, self.backbone_stages), given.state)
         return given.state
 
+    def _fit_aligner(self, given: Weights) -> Mapping[str, Tensor]:
+        """The weights of an aligner.
+
+        Raises:
+            ValueError: they belong to another kind of network, or the aligner cannot be used with these images.
+        """
+        recipe = given.about["recipe"] if given.about else {}
+        if recipe.get("family") != AlignRecipe.family:
+            raise ValueError(
+                f"expected a checkpoint folder of family {AlignRecipe.family!r}, as written by jobs/train_align.py"
+            )
+        if recipe["size"] > self.size:
+            raise ValueError(
+                f"expected an aligner for images of at most size={self.size} px, got {recipe['size']} px: raise size"
+            )
+        for name in ("lung_crop", "denoise", "normalize", "equalize"):
+            theirs, ours = recipe.get(name) or "none", getattr(self, name) or "none"
+            # Crops only have to be crops: the checkpoint with which lungs were found may have been moved.
+            same = (theirs == "none") == (ours == "none") if name == "lung_crop" else theirs == ours
+            if not same:
+                raise ValueError(
+                    f"it was trained with {name}={theirs}, but {name} is {ours} here: use the same value"
+                )
+        return matching(self._new_aligner(recipe).state_dict(), given.state, "the aligner", whole=True)
+
+    def load_initial_weights(self, network: nn.Module) -> None:
+        super().load_initial_weights(network)
+        if (aligner := _attention(network).aligner) is not None:
+            aligner.load_state_dict(pretrained.from_uri(self.aligner))
+
     def resolve_weights(self, out: str) -> tuple[Self, list[str]]:
         resolved, notes = super().resolve_weights(out)
-        return resolved._with_aligner_recipe(), notes
+        about = pretrained.about_of(resolved.aligner) if resolved.aligner else None
+        recipe = about["recipe"] | {SHA256: about["sha256"]} if about else {}
+        return resolved.replace(aligner_recipe=recipe), notes
 
     def resume_from(self, begun: Mapping[str, Any], out: str) -> tuple[Self, list[str]]:
         same = bool(self.aligner) and pretrained.key(self.aligner) == storage.name(begun["aligner"] or "none")
         known = self.replace(aligner_recipe=begun["aligner_recipe"]) if same else self
         return super(AttendRecipe, known).resume_from(begun, out)
 
-    def _with_aligner_recipe(self) -> Self:
-        """This recipe with what its aligner's checkpoint says of itself."""
-        about = pretrained.about_of(self.aligner) if self.aligner else None
-        return self.replace(aligner_recipe=about["recipe"] | {SHA256: about["sha256"]} if about else {})
+    # ---- Scoring
 
-    def _fit_aligner(self, given: Weights) -> Mapping[str, Tensor]:
-        """The weights of an aligner.
+    def aligned(self, network: ContrastAttention, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images in the common frame, (B, 1, size, size), and the transforms from there to the images, (B, 2, 3)."""
+        x = unit_pixels(batch, self.size)
+        if network.aligner is None:
+            return x, identity(len(x), x.device)
+        theta = network.theta(unit_pixels(batch, self.aligner_size))
+        return warp(x, theta), theta
 
-        Raises:
-            ValueError: they are not those of an aligner, or of one that cannot be used on these images.
+    def probabilities(self, network: nn.Module, batch: Batch) -> Tensor:
+        x, _ = self.aligned(_attention(network), batch)
+        return probabilities(network(x).float())
+
+    def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Probabilities, decisions, and what `scored` makes boxes of: logits of cells, transforms to the images."""
+        x, theta = self.aligned(_attention(network), batch)
+        logits = network(x).float()
+        return {**with_decisions(network, probabilities(logits)), schema.THETA: theta, LOGITS: logits}
+
+    def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
+        boxes = predict_boxes(predicted[LOGITS], predicted[schema.THETA], self.box_rule, self.min_box_score)
+        columns = [to_arrow(predicted[field.name], field.type) for field in ClassifierRecipe.score_columns]
+        return pa.table([*columns, box_scores.to_box_column(boxes, rows, context)], schema=self.score_columns)
+
+    def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """located: the image and the aligned image, both with the boxes of the finding with the highest box score."""
+        x, theta = self.aligned(_attention(network), batch)
+        logits = network(x)
+        sides = [
+            draw_boxes(image, top_boxes(predict_boxes(logits, to_image, self.box_rule), self.max_boxes))
+            for image, to_image in ((unit_pixels(batch, self.size), theta), (x, identity(len(x))))
+        ]
+        return {"located": torch.cat(sides, 2).mul(255).round().clamp(0, 255).to(torch.uint8)}
+
+    def search_space(self) -> dict[str, BaseDistribution]:
+        """Learning rate, weight of boxes, and the backbone's depth unless weights are given for it."""
+        space: dict[str, BaseDistribution] = {
+            "lr": FloatDistribution(1e-4, 2e-3, log=True),
+            "box_weight": FloatDistribution(0.01, 10, log=True),
+        }
+        return space if self.backbone_pretrained else space | {"backbone_stages": CategoricalDistribution([3, 4])}
+
+
+class AttendTask(ClassifierTask):
+    """A contrast-attention network in training."""
+
+    recipe: AttendRecipe
+    negative: Tensor
+    """Mean features of the images without findings in the last epoch, (C, grid, grid)."""
+    negatives_seen: Tensor
+    """Number of those images."""
+    _sum: Tensor  # sum of these features in the current epoch
+    _count: Tensor
+
+    def __init__(self, recipe: AttendRecipe, network: nn.Module) -> None:
+        super().__init__(recipe, network)
+        mean = self.attention.mean_negative
+        self.loss = MILLoss(recipe.box_weight)
+        self.register_buffer("negative", torch.zeros_like(mean))
+        self.register_buffer("negatives_seen", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("_sum", torch.zeros_like(mean, dtype=torch.float64), persistent=False)
+        self.register_buffer("_count", torch.zeros((), dtype=torch.float64), persistent=False)
+
+    @property
+    def attention(self) -> ContrastAttention:
+        return _attention(self.network)
+
+    def compiled_modules(self) -> list[nn.Module]:
+        return [*self.attention.layers(), self.attention.head]
+
+    def augmented(self, batch: Batch) -> Batch:
+        """Aligned images with a random rotation, zoom and translation, their boxes, and their partners.
+
+        pixels: (B, size, size). boxes: see `augmented_boxes`. partner: (B,), see `choose_partners`.
         """
-        recipe = given.about["recipe"] if given.about else {}
-        if recipe.get("family") != AlignRecipe.family:
-            raise ValueError(
-                f"expected a checkpoint folder of family {AlignRecipe.family!r}, as jobs/train_align.py writes it"
-            )
-        if recipe["size"] > self.size:
-            raise ValueError(f"it sees images of {recipe['size']} px, and size is {self.size}: raise size")
-        self._check_same_images(recipe)
-        return matching(
-            AlignRecipe.from_dict(recipe).network(()).state_dict(), given.state, "the aligner", whole=True
+        recipe, x = self.recipe, unit_pixels(batch, self.recipe.size)
+        theta = random_affine(
+            len(x),
+            rotation_deg=recipe.rotation_deg,
+            scale=recipe.max_zoom,
+            shift=recipe.translate,
+            device=x.device,
         )
+        if self.attention.aligner is not None:
+            theta = compose(self.attention.theta(unit_pixels(batch, recipe.aligner_size)), theta)
+        without = self.workers.all_rows((batch[schema.LABELS] == schema.NEGATIVE).all(1).to(torch.uint8)) > 0
+        return batch | {
+            schema.PIXELS: warp(x, theta)[:, 0],
+            schema.BOXES: self.augmented_boxes(batch, theta),
+            PARTNER: choose_partners(without, self.workers.rank * len(x), len(x)),
+        }
 
-    def _check_same_images(self, aligner: Mapping[str, Any]) -> None:
-        """Raise ValueError where the aligner has learnt from images that were made in another way."""
-        for name in ("lung_crop", "denoise", "normalize", "equalize"):
-            theirs, ours = aligner.get(name) or "none", getattr(self, name) or "none"
-            same = (theirs == "none") == (ours == "none") if name == "lung_crop" else theirs == ours
-            if not same:
-                raise ValueError(
-                    f"it was trained with {name}={theirs}, and {name} is {ours} here: give both the same value"
-                )
+    def augmented_boxes(self, batch: Batch, theta: Tensor) -> Tensor:
+        """Boxes (B, N, 5) in the frame from which `theta` maps to the images; NaN in images whose boxes are not used."""
+        given = batch[schema.BOXES]
+        boxes = torch.cat([given[..., :1], warp_boxes(given[..., 1:], invert(theta))], -1)
+        used = batch[schema.IMAGE_ID] % _HASHES < self.recipe.box_fraction * _HASHES
+        return torch.where(used[:, None, None], boxes, torch.nan)
 
-    def _start(self, network: ContrastAttention) -> None:
-        """Load what training begins with."""
-        if self.backbone_weights:
-            load_backbone(network, pretrained.from_uri(self.backbone_weights))
-        if network.aligner is not None:
-            network.aligner.load_state_dict(pretrained.from_uri(self.aligner))
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Compares each image with its partner, an image without findings from all workers' images of this step.
+
+        If the step has no such image, the mean features of the last epoch are used instead, as in scoring.
+        """
+        labels = batch[schema.LABELS]
+        features = self.attention.features(unit_pixels(batch, self.recipe.size))
+        self._remember(features.detach(), (labels == schema.NEGATIVE).all(1))
+        partners = partner_features(self.workers.all_rows(features), batch[PARTNER], self.negative)
+        marked = cells_inside(batch[schema.BOXES], len(self.findings), self.attention.grid)
+        return self.loss(self.attention.located(features, partners), labels, marked)
+
+    def _remember(self, features_BCPP: Tensor, without_B: Tensor) -> None:
+        """Add up the features of images without findings."""
+        chosen = torch.where(without_B[:, None, None, None], features_BCPP.float(), 0.0)
+        self._sum, self._count = self._sum + chosen.sum(0).double(), self._count + without_B.sum()
+
+    def end_epoch(self, workers: Communicator) -> None:
+        """Update the mean features from all workers' images without findings in this epoch."""
+        sums = workers.sum(torch.cat([self._sum.flatten(), self._count.reshape(1)]))
+        total, count = sums[:-1].reshape(self._sum.shape), sums[-1]
+        if count > 0:
+            self.negative, self.negatives_seen = (total / count).to(self.negative), count.to(self.negatives_seen)
+        self._sum, self._count = torch.zeros_like(self._sum), torch.zeros_like(self._count)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
+        """Metrics of `evaluate_labels` and, if images have boxes, of localization. Predictions use no label or box.
+
+        localization_accuracy_iou30, for example, is the fraction of findings with true boxes whose best predicted box
+        has an IoU of at least 0.3 with one of them, over all images; `boxes_measured` is the number of such findings.
+        The mean features of images without findings are stored in the network here.
+        """
+        self.attention.mean_negative.copy_(self.negative)
+        rows = [self.no_rows()]
+        overlaps = [torch.zeros(0, dtype=torch.float64, device=self.negative.device)]
+        for batch in batches():
+            x, theta = self.recipe.aligned(self.attention, batch)
+            logits = self.attention(x)
+            rows.append(label_rows(probabilities(logits), batch))
+            boxes = predict_boxes(logits, theta, self.recipe.box_rule, self.recipe.min_box_score)
+            overlaps.append(torch.from_numpy(best_overlaps(boxes, batch)).to(self.negative.device))
+        metrics = self.evaluate_labels(workers.gather(torch.cat(rows)))
+        overlaps_N = workers.gather(torch.cat(overlaps))
+        if len(overlaps_N):
+            for least in IOU_THRESHOLDS:
+                correct = (overlaps_N >= least).double().mean()
+                metrics[f"localization_accuracy_iou{100 * least:.0f}"] = float(correct)
+            metrics["boxes_measured"] = float(len(overlaps_N))
+        return metrics
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "compared_with": "the mean features of training images without findings",
+            "images_without_findings": int(self.negatives_seen),
+            **super().describe(),
+        }
+
+    @torch.inference_mode()
+    def save_pictures(self, batches: Batches, folder: Path) -> None:
+        """attention.png: images and aligned images with true and predicted boxes, and the attention."""
+        batch, recipe = next(iter(batches())), self.recipe
+        order = torch.argsort(batch[schema.BOXES][:, 0, 0].isnan().int(), stable=True)[:PICTURED]
+        batch = {name: values[order] for name, values in batch.items()}
+        x, theta = recipe.aligned(self.attention, batch)
+        features = self.attention.features(x)
+        logits = self.attention.located(features, self.attention.mean_negative)
+        images = unit_pixels(batch, recipe.size)
+        on_images, on_aligned = (
+            top_boxes(predict_boxes(logits, transform, recipe.box_rule), recipe.max_boxes)
+            for transform in (theta, identity(len(x)))
+        )
+        rows = {
+            "original, true boxes": draw_boxes(images, batch[schema.BOXES][..., 1:]),
+            "original, predicted boxes of the top-scoring finding": draw_boxes(images, on_images),
+            "aligned, the same boxes": draw_boxes(x, on_aligned),
+            "attention": contrast(features, self.attention.mean_negative)[:, 0],
+        }
+        figure = figures.picture_rows({name: pictures.cpu().numpy() for name, pictures in rows.items()})
+        figures.save_figure(figure, str(folder), "attention.png")
+
+
+def choose_partners(without_A: Tensor, first: int, count: int) -> Tensor:
+    """(count,) for each of a worker's images, the index of another image without findings; −1 if there is none.
+
+    Drawn uniformly, from PyTorch's CPU generator.
+
+    Args:
+        without_A: bool, which images of all workers in this step have no findings.
+        first: index of the worker's first image among these.
+    """
+    images = torch.arange(len(without_A), device=without_A.device)
+    others_BA = without_A & (images != images[first : first + count, None])
+    random_BA = torch.rand(count, len(without_A)).to(without_A.device, non_blocking=True)
+    return torch.where(others_BA.any(1), torch.where(others_BA, random_BA, -1).argmax(1), -1)
+
+
+def partner_features(features_ACPP: Tensor, partner_B: Tensor, mean_CPP: Tensor) -> Tensor:
+    """The features of each image's partner among all workers' images; the mean where the partner is −1."""
+    none_B = (partner_B < 0)[:, None, None, None]
+    return torch.where(none_B, mean_CPP.to(features_ACPP.dtype), features_ACPP[partner_B.clamp(min=0)])
+
+
+@torch.no_grad()
+def predict_boxes(logits_BKPP: Tensor, theta: Tensor, rule: BoxRule, min_score: float = 0.0) -> list[MapBoxes]:
+    """Boxes of each image, as fractions of the original image; sorted by finding and then by descending score.
+
+    `rule` is applied to each finding's map divided by its maximum: how probable a finding is says nothing about where
+    it would be. A score is the finding's probability times the mean of the divided map in the region.
+
+    Args:
+        theta: (B, 2, 3) from the frame of the logits to the image.
+        min_score: a finding with a lower probability has no box.
+    """
+    maps = F.interpolate(logits_BKPP.float().sigmoid(), scale_factor=UPSAMPLING, mode="bilinear")
+    maps = maps / maps.amax((2, 3), keepdim=True).clamp(min=1e-30)
+    p_BK = probabilities(logits_BKPP).double().cpu().numpy()
+    boxes = boxes_of(maps.flatten(0, 1).cpu().numpy(), rule)
+    image_N, finding_N = np.divmod(boxes.index_N, p_BK.shape[1])
+    moved = warp_boxes(torch.from_numpy(boxes.boxes_N4)[:, None], theta.cpu()[torch.from_numpy(image_N)])[:, 0]
+    boxes_N4, p_N = moved.clamp(0, 1).numpy(), p_BK[image_N, finding_N]
+    by_image = [np.flatnonzero((image_N == i) & (p_N >= min_score)) for i in range(len(p_BK))]
+    return [MapBoxes(finding_N[rows], boxes_N4[rows], (p_N * boxes.score_N)[rows]) for rows in by_image]
+
+
+def best_overlaps(predicted: Sequence[MapBoxes], batch: Batch) -> np.ndarray:
+    """For each pair of image and finding with true boxes: the IoU of the first predicted box with the nearest true
+    one, or 0 without a predicted box."""
+    overlaps = []
+    true_boxes = batch[schema.BOXES].cpu().numpy()
+    for boxes, known, true_N5 in zip(predicted, batch[HAS_BOXES].tolist(), true_boxes, strict=True):
+        true_N5 = true_N5[~np.isnan(true_N5[:, 0])] if known else true_N5[:0]
+        for finding in np.unique(true_N5[:, 0]):
+            first = boxes.boxes_N4[boxes.index_N == finding][:1]
+            overlaps.append(iou(first, true_N5[true_N5[:, 0] == finding, 1:]).max(initial=0.0))
+    return np.array(overlaps, np.float64)
+
+
+def top_boxes(predicted: Sequence[MapBoxes], max_boxes: int) -> Tensor:
+    """(B, max_boxes, 4) boxes of the finding with the highest box score of each image; NaN beyond their number."""
+    top = torch.full((len(predicted), max_boxes, 4), torch.nan)
+    for i, boxes in enumerate(predicted):
+        if len(boxes):
+            of_finding = boxes.boxes_N4[boxes.index_N == boxes.index_N[boxes.score_N.argmax()]]
+            top[i, : len(of_finding)] = torch.from_numpy(of_finding)
+    return top
+
+
+def draw_boxes(x_B1HW: Tensor, boxes_BN4: Tensor) -> Tensor:
+    """Images (B, H, W) in [0, 1] with box outlines two pixels wide; boxes are fractions of the image, or NaN."""
+    side = x_B1HW.shape[-1]
+    at = torch.arange(side, device=x_B1HW.device) + 0.5
+    edges = boxes_BN4.to(x_B1HW.device) * side
+    low, high = edges[..., :2, None], edges[..., 2:, None]
+    inside = []
+    for border in (0, 2):
+        spans_BN2S = (at > low + border) & (at < high - border)
+        inside.append(spans_BN2S[:, :, 1, :, None] & spans_BN2S[:, :, 0, None, :])
+    outline = (inside[0] & ~inside[1]).any(1)
+    return torch.where(outline, 1 - 0.5 * x_B1HW[:, 0].round(), x_B1HW[:, 0])
+
+
+def _attention(network: nn.Module) -> ContrastAttention:
+    assert isinstance(network, ContrastAttention)
+    return network

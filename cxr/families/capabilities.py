@@ -130,7 +130,7 @@ class PositiveSampling(Protocol):
         """A finding of the archive, or `schema.ANY_FINDING`: which images are positive."""
         ...
 
-    def positive_fraction(self, epoch: int) -> float | None:
+    def positive_fraction_of(self, epoch: int) -> float | None:
         """Fraction of positive images in the epoch with this index, from 0. None: images as they are in the archive.
 
         None in all epochs or in none. All epochs have the same length; see `cxr.data.sampling.Sampling`.

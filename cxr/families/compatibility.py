@@ -134,7 +134,7 @@ def sampling_of(recipe: Recipe) -> Sampling | None:
     """How images are sampled for each epoch of a recipe. None: every image once."""
     if not isinstance(recipe, PositiveSampling):
         return None
-    fractions = [recipe.positive_fraction(epoch) for epoch in range(recipe.total_epochs)]
+    fractions = [recipe.positive_fraction_of(epoch) for epoch in range(recipe.total_epochs)]
     given = tuple(fraction for fraction in fractions if fraction is not None)
     assert len(given) in (0, len(fractions)), "a fraction of positives in all epochs, or in none"
     return Sampling(recipe.sampled_finding, given) if given else None

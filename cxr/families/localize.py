@@ -1,12 +1,13 @@
-"""Family `localize`: finds findings and where they are, taught by labels alone."""
+"""Family `localize`: classifies findings and locates them with class activation maps, trained on labels only."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from pathlib import Path
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +16,23 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from torch import Tensor, nn
 
 from cxr import schema
-from cxr.boxes.from_heatmaps import FULL, BoxRule, ThresholdMode
-from cxr.data.batch import Batch, to_arrow
+from cxr.augment.affine_exposure import random_affine, random_exposure
+from cxr.augment.crops import random_flips
+from cxr.boxes import iou
+from cxr.boxes.from_heatmaps import FULL, BoxRule, MapBoxes, ThresholdMode, boxes_of
+from cxr.data.batch import HAS_BOXES, Batch, to_arrow
 from cxr.errors import UserError
 from cxr.families import box_scores
-from cxr.families.base import Recipe, ScoringContext, one_of, unit_pixels
-from cxr.families.localize_task import Lesson, LocalizeTask, boxes_found, looked
-from cxr.models import pretrained
+from cxr.families.base import Batches, Communicator, ScoringContext, one_of, unit_pixels
+from cxr.families.classifier_base import (
+    ClassifierRecipe,
+    ClassifierTask,
+    balanced_class_weights,
+    count_labels,
+    label_rows,
+    require_findings,
+    with_decisions,
+)
 from cxr.models.classifier import StemStride, load_body
 from cxr.models.multiscale_cam import (
     CAM_BACKBONES,
@@ -30,32 +41,25 @@ from cxr.models.multiscale_cam import (
     Pooling,
     Relevance,
     StageChoice,
-    Stages,
 )
-from cxr.models.pretrained import Weights
-from cxr.reporting import attention
+from cxr.models.spatial_transformer import warp
+from cxr.reporting import attention, figures
 
-HEAT = "heat"  # what `predict` gives besides: maps (B, F, h, w), uint8
+HEAT = "heat"  # additional prediction: maps (B, F, h, w), uint8
+MIN_IOU = 0.3  # of a predicted and a true box for the finding to count as located
+PICTURED = 8  # images in the picture of a run
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalizeRecipe(Recipe):
+class LocalizeRecipe(ClassifierRecipe):
     """Multiscale class activation maps (Sedai et al. 2018, arXiv 1808.08280).
 
-    Theirs is backbone=densenet121 with pooling=mean and classifier_weights=IMAGENET1K_V1.
+    The paper's settings are backbone=densenet121, pooling=mean and backbone_pretrained=IMAGENET1K_V1.
     """
 
     family: ClassVar[str] = "localize"
-    mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS, schema.BOXES)
-    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "classifier_weights")
-    score_columns: ClassVar[pa.Schema] = pa.schema(
-        [
-            (schema.PROBABILITIES, pa.list_(pa.float32())),
-            (schema.DECISIONS, pa.list_(pa.int8())),
-            *schema.BOX_SCORES,
-        ]
-    )
+    score_columns: ClassVar[pa.Schema] = pa.schema([*ClassifierRecipe.score_columns, *schema.BOX_SCORES])
 
     size: int = 192
     epochs: int = 20
@@ -63,47 +67,46 @@ class LocalizeRecipe(Recipe):
     lr: float = 2e-3
 
     backbone: CamBackbone = "small"
-    """small: a ResNet of a quarter of a million parameters, for CPUs; else a network of torchvision."""
+    """small: a ResNet with 250,000 parameters, for CPUs; otherwise a torchvision network."""
     stem_stride: StemStride = 4
-    """By how much the backbone's first layers shrink the image: 4 (as published), 2 or 1. The stages' strides are 1,
-    2, 4 and 8 times this."""
+    """Downsampling of the backbone's first layers: 4 (as published), 2 or 1. The strides of the four stages are 1, 2,
+    4 and 8 times this."""
     cam_stages: StageChoice = "all"
-    """Which of the backbone's four stages make maps: all, or the last alone (CAM, Zhou et al. 2016)."""
+    """Backbone stages that produce maps: all four, or only the last (CAM, Zhou et al. 2016)."""
     relevance: Relevance = "learnt"
-    """Weights of the stages, each finding's own: learnt, or the same of each stage."""
+    """Weights of the stages' maps: learnt per finding, or uniform."""
     pooling: Pooling = "lse"
-    """What of a map tells a finding: its mean, its max, or log-sum-exp (lse), which lies between."""
+    """How a map is reduced to a logit: its mean, its max, or log-sum-exp (lse), which is in between."""
     lse_r: float = 6.0
-    """Sharpness of lse, the r of Pinheiro and Collobert 2015: near 0 it is the mean, above 10 nearly the max."""
-    classifier_weights: str = ""
-    """Weights that the backbone starts from: a path or URI of a state dict or checkpoint, or a torchvision name
-    (IMAGENET1K_V1); auto takes torchvision's where they can be fetched. Empty: random weights."""
-    balance: float = 1.0
-    """How much rare findings' positives weigh: classes are weighed by (images / images of the class) to this power;
-    1 as published (beta_P, beta_N), 0 for not at all."""
+    """Sharpness r of log-sum-exp pooling (Pinheiro and Collobert 2015): near 0 it is the mean, above 10 almost the
+    max."""
+    pos_weight_power: float = 1.0
+    """Exponent p of the class weights (N / N_class)^p of both classes of a finding in the cross-entropy. 1: as
+    published (beta_P, beta_N); 0: unweighted. (Family aecnn weights only the positives.)"""
 
     map_stride: int = 4
-    """Pixels of the network's input to a cell of the maps from which boxes are made."""
-    hot: ThresholdMode = "share"
-    """Which cells a box is put around: those that reach a share of their map's maximum, Otsu's threshold (otsu), or
-    each of two fixed ones, 60 and 180 of 255 (wang, as in Wang et al. 2017)."""
-    hot_share: float = 0.5
-    """The share of the maximum, for `hot` share."""
-    coldest: float = 0.1
-    """A map whose maximum, in [0, 1], stays below has no box."""
-    most_boxes: int = 3
-    """Boxes of a finding in an image at most."""
+    """Input pixels per cell of the maps from which boxes are made."""
+    box_threshold_mode: ThresholdMode = "share"
+    """Which cells of a map belong to a box. share: cells above a fraction of the map's maximum; otsu: cells above
+    Otsu's threshold; wang: cells above each of two fixed thresholds, 60 and 180 of 255 (Wang et al. 2017)."""
+    box_threshold: float = 0.5
+    """Fraction of the map's maximum, for box_threshold_mode=share."""
+    min_box_score: float = 0.1
+    """A finding whose map has a maximum, in [0, 1], below this value gets no box."""
+    max_boxes: int = 3
+    """Maximum number of boxes per finding and image."""
 
     flip: float = 0.5
-    """Augmentation: share of images that are mirrored."""
+    """Augmentation: probability of a horizontal flip."""
     rotation_deg: float = 5.0
-    """Augmentation: largest rotation."""
-    scale: float = 1.1
-    """Augmentation: largest enlargement, and reduction, of either axis."""
-    shift: float = 0.05
-    """Augmentation: largest shift, as a share of the width."""
+    """Augmentation: maximum rotation in degrees."""
+    max_zoom: float = 1.1
+    """Augmentation: maximum zoom factor of each axis, in and out. 1: no zoom."""
+    translate: float = 0.05
+    """Augmentation: maximum translation, as a fraction of the width."""
     exposure: float = 0.5
-    """Augmentation: how much exposure and noise vary; 1: gamma up to 1.5, contrast by 30 %, brightness by .1."""
+    """Augmentation: strength of changes in exposure and noise, from 0 to 1. 1: gamma up to 1.5, contrast by 30 %,
+    brightness by 0.1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,40 +115,30 @@ class LocalizeRecipe(Recipe):
         one_of("cam_stages", self.cam_stages, get_args(StageChoice))
         one_of("relevance", self.relevance, get_args(Relevance))
         one_of("pooling", self.pooling, get_args(Pooling))
-        if not 0 < self.lse_r < math.inf or not 0 <= self.balance <= 2:
-            raise UserError(f"lse_r={self.lse_r}, balance={self.balance}: wanted lse_r above 0, balance from 0 to 2")
+        if not 0 < self.lse_r < math.inf:
+            raise UserError(f"lse_r: expected a positive number, got {self.lse_r}")
+        if not 0 <= self.pos_weight_power <= 2:
+            raise UserError(f"pos_weight_power: expected a number from 0 to 2, got {self.pos_weight_power}")
         if self.map_stride < 1 or self.size % self.map_stride:
-            raise UserError(f"map_stride={self.map_stride}: wanted a divisor of size={self.size}")
-        self._check_augmentation()
+            raise UserError(f"map_stride: expected a divisor of size={self.size}, got {self.map_stride}")
+        for name in ("flip", "translate", "exposure"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}")
+        if not 1 <= self.max_zoom < math.inf:
+            raise UserError(f"max_zoom: expected a factor of 1 or more, got {self.max_zoom}")
+        if not 0 <= self.rotation_deg <= 180:
+            raise UserError(f"rotation_deg: expected an angle from 0 to 180, got {self.rotation_deg}")
         try:
-            _ = self._rule
+            _ = self.box_rule
         except ValueError as error:
-            raise UserError(str(error)) from error
-
-    def _check_augmentation(self) -> None:
-        shares = {name: getattr(self, name) for name in ("flip", "shift", "exposure")}
-        wrong = [f"{name}={value}" for name, value in shares.items() if not 0 <= value <= 1]
-        if wrong or not 1 <= self.scale < math.inf or not 0 <= self.rotation_deg <= 180:
-            given = [*wrong, f"scale={self.scale}", f"rotation_deg={self.rotation_deg}"]
-            raise UserError(
-                f"{', '.join(given)}: wanted shares from 0 to 1, a scale of 1 or more, and a rotation from 0 to 180"
-            )
+            raise UserError(f"settings of boxes: {error}") from error
 
     @property
-    def _rule(self) -> BoxRule:
-        return BoxRule(self.hot, self.hot_share, self.coldest, self.most_boxes)
-
-    @property
-    def monitor(self) -> str:
-        return "mean_auroc"
-
-    @property
-    def objectives(self) -> dict[str, Literal["min", "max"]]:
-        return {"mean_auroc": "max", "mean_ap": "max"}
+    def box_rule(self) -> BoxRule:
+        return BoxRule(self.box_threshold_mode, self.box_threshold, self.min_box_score, self.max_boxes)
 
     def network(self, findings: Sequence[str]) -> MultiscaleCAM:
-        if not findings:
-            raise UserError("the archive names no findings, and a classifier learns from labels: give one that does")
+        require_findings(findings)
         return MultiscaleCAM(
             self.backbone,
             findings,
@@ -157,61 +150,50 @@ class LocalizeRecipe(Recipe):
         )
 
     def task(self, network: nn.Module) -> LocalizeTask:
-        own = {field.name for field in dataclasses.fields(self)}
-        taken = {field.name: getattr(self, field.name) for field in dataclasses.fields(Lesson) if field.name in own}
-        return LocalizeTask(network, Lesson(rule=self._rule, **taken), self._start)
+        return LocalizeTask(self, network)
+
+    @property
+    def torchvision_backbone(self) -> str:
+        return "" if self.backbone == "small" else self.backbone
+
+    def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> None:
+        load_body(_cam(network).trunk, state)
 
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        assert isinstance(network, MultiscaleCAM)
-        _, heat, p = looked(network, unit_pixels(batch, self.size), self.map_stride)
-        return {
-            schema.PROBABILITIES: p,
-            schema.DECISIONS: (p >= network.thresholds).to(torch.int8),
-            HEAT: heat,
-        }
+        """Probabilities, decisions and the heat maps that `scored` makes boxes of."""
+        _, heat_BFhw, p_BF = attend(_cam(network), unit_pixels(batch, self.size), self.map_stride)
+        return {**with_decisions(network, p_BF), HEAT: heat_BFhw}
 
     def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
-        told = zip(predicted[HEAT].cpu().numpy(), predicted[schema.PROBABILITIES].float().cpu().numpy(), strict=True)
-        found = [boxes_found(heat, p, self._rule) for heat, p in told]
-        columns = [
-            to_arrow(predicted[name], self.score_columns.field(name).type)
-            for name in (schema.PROBABILITIES, schema.DECISIONS)
-        ]
-        return pa.table([*columns, box_scores.to_box_column(found, rows, context)], schema=self.score_columns)
+        heat_BFhw = predicted[HEAT].cpu().numpy()
+        p_BF = predicted[schema.PROBABILITIES].float().cpu().numpy()
+        boxes = [predict_boxes(heat, p, self.box_rule) for heat, p in zip(heat_BFhw, p_BF, strict=True)]
+        columns = [to_arrow(predicted[field.name], field.type) for field in ClassifierRecipe.score_columns]
+        return pa.table([*columns, box_scores.to_box_column(boxes, rows, context)], schema=self.score_columns)
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """overlay: the most probable finding's map and boxes. stages: the image, each stage's map, all together."""
-        assert isinstance(network, MultiscaleCAM)
+        """overlay: the map and boxes of the most probable finding. stages: the image, each stage's map, the overlay."""
+        cam = _cam(network)
         x = unit_pixels(batch, self.size)
-        maps, heat, p = looked(network, x, self.map_stride)
-        own = network.placed_maps(maps, self.size, self.map_stride)
-        drawn = [
-            self._drawn(network, *one)
-            for one in zip(*(values.float().cpu().numpy() for values in (x[:, 0], own, heat, p)), strict=True)
-        ]
-        overlays, stages = zip(*drawn, strict=True)
-        return {"overlay": _stacked(overlays), "stages": _stacked(stages)}
-
-    def _drawn(
-        self,
-        network: MultiscaleCAM,
-        picture_HW: np.ndarray,
-        own_SFhw: np.ndarray,
-        heat_Fhw: np.ndarray,
-        p_F: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The two pictures of an image, blue, green, red."""
-        f = int(p_F.argmax())
-        found = boxes_found(heat_Fhw[f : f + 1].astype(np.uint8), p_F[f : f + 1], self._rule)
-        warm = attention.heated(picture_HW, heat_Fhw[f] / FULL)
-        overlay = attention.titled(attention.boxed(warm, found.boxes_N4), f"{network.findings[f]} {p_F[f]:.2f}")
-        weights = network.relevance()[:, f].tolist()
-        titles = [f"stride {r.stride}: {w:.2f}" for r, w in zip(network.reaches, weights, strict=True)]
-        stages = [
-            attention.titled(attention.heated(picture_HW, own[f]), t) for own, t in zip(own_SFhw, titles, strict=True)
-        ]
-        plain = attention.heated(picture_HW, np.zeros((1, 1)))
-        return overlay, np.hstack([plain, *stages, warm])
+        maps, heat, p = attend(cam, x, self.map_stride)
+        by_stage = cam.placed_maps(maps, self.size, self.map_stride)
+        overlays, stages = [], []
+        for image_HW, stages_SFhw, heat_Fhw, p_F in zip(
+            *(values.float().cpu().numpy() for values in (x[:, 0], by_stage, heat, p)), strict=True
+        ):
+            f = int(p_F.argmax())
+            boxes = predict_boxes(heat_Fhw[f : f + 1].astype(np.uint8), p_F[f : f + 1], self.box_rule)
+            heated = attention.heated(image_HW, heat_Fhw[f] / FULL)
+            overlays.append(
+                attention.titled(attention.boxed(heated, boxes.boxes_N4), f"{cam.findings[f]} {p_F[f]:.2f}")
+            )
+            weights = cam.relevance()[:, f].tolist()
+            tiles = [
+                attention.titled(attention.heated(image_HW, map_Fhw[f]), f"stride {reach.stride}: {weight:.2f}")
+                for map_Fhw, reach, weight in zip(stages_SFhw, cam.reaches, weights, strict=True)
+            ]
+            stages.append(np.hstack([attention.heated(image_HW, np.zeros((1, 1))), *tiles, heated]))
+        return {"overlay": torch.from_numpy(np.stack(overlays)), "stages": torch.from_numpy(np.stack(stages))}
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Learning rate and pooling."""
@@ -220,17 +202,168 @@ class LocalizeRecipe(Recipe):
             "pooling": CategoricalDistribution(list(get_args(Pooling))),
         }
 
-    def initial_weights(self) -> dict[str, str]:
-        return {"classifier_weights": "" if self.backbone == "small" else self.backbone}
 
-    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
-        load_body(Stages(self.backbone, self.stem_stride), given.state)
-        return given.state
+class LocalizeTask(ClassifierTask):
+    """A multiscale CAM in training."""
 
-    def _start(self, network: MultiscaleCAM) -> None:
-        if self.classifier_weights:
-            load_body(network.trunk, pretrained.from_uri(self.classifier_weights))
+    recipe: LocalizeRecipe
+
+    @property
+    def cam(self) -> MultiscaleCAM:
+        return _cam(self.network)
+
+    def begin(self, batches: Batches, workers: Communicator) -> None:
+        super().begin(batches, workers)
+        counts_2F = count_labels(batches, workers, len(self.findings), self.class_weight.device)
+        self.class_weight = balanced_class_weights(counts_2F, self.recipe.pos_weight_power)
+
+    def augmented(self, batch: Batch) -> Batch:
+        recipe, x_B1HW = self.recipe, unit_pixels(batch, self.recipe.size)
+        if recipe.rotation_deg or recipe.max_zoom != 1 or recipe.translate:
+            transforms = random_affine(
+                len(x_B1HW),
+                rotation_deg=recipe.rotation_deg,
+                scale=recipe.max_zoom,
+                shift=recipe.translate,
+                device=x_B1HW.device,
+            )
+            x_B1HW = warp(x_B1HW, transforms)
+        if recipe.flip:
+            x_B1HW = random_flips(x_B1HW, recipe.flip)
+        if recipe.exposure:
+            x_B1HW = random_exposure(
+                x_B1HW,
+                gamma=1 + 0.5 * recipe.exposure,
+                contrast=0.3 * recipe.exposure,
+                brightness=0.1 * recipe.exposure,
+                noise=0.02 * recipe.exposure,
+            )
+        return batch | {schema.PIXELS: x_B1HW[:, 0]}
+
+    @torch.no_grad()
+    def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
+        """Metrics of `evaluate_labels` and, if images have boxes, how often a finding is located.
+
+        localization_accuracy_iou30 is the fraction of `boxes_measured` (pairs of an image and a finding with true
+        boxes) for which a predicted box has an IoU of at least 0.3 with a true one, in the frame of the network's
+        input. The scale of the maps is estimated here and stored in the network.
+        """
+        f = len(self.findings)
+        rows = [torch.zeros(0, 2 * f * (1 + len(self.cam.heads)), device=self.class_weight.device)]
+        for batch in batches():
+            maps = self.cam.maps(unit_pixels(batch, self.recipe.size))
+            means = [map_BFhw.mean((2, 3)) for map_BFhw in maps]
+            peaks = [map_BFhw.amax((2, 3)) for map_BFhw in maps]
+            rows.append(torch.cat([label_rows(self.cam.logits(maps).sigmoid(), batch), *means, *peaks], 1))
+        p_and_labels, map_values = workers.gather(torch.cat(rows)).tensor_split([2 * f], 1)
+        if len(p_and_labels):
+            labels_NF = p_and_labels[:, f:]
+            means_SNF, peaks_SNF = torch.stack(map_values.split(f, 1)).chunk(2)
+            low = _mean_where(labels_NF == schema.NEGATIVE, means_SNF)
+            self.cam.scale_maps(low, _mean_where(labels_NF == schema.POSITIVE, peaks_SNF))
+        return self.evaluate_labels(p_and_labels) | self._localization_accuracy(batches, workers)
+
+    def _localization_accuracy(self, batches: Batches, workers: Communicator) -> dict[str, float]:
+        """A second pass, over images with boxes: the scale of the maps is known only after the first."""
+        located = []
+        for batch in batches():
+            for predicted, true_N5 in self._predicted_and_true_boxes(batch):
+                for finding in np.unique(true_N5[:, 0]).astype(int):
+                    overlap = iou(
+                        predicted.boxes_N4[predicted.index_N == finding], true_N5[true_N5[:, 0] == finding, 1:]
+                    )
+                    located.append(float(overlap.max(initial=0)) >= MIN_IOU)
+        counts = torch.tensor([sum(located), len(located)], dtype=torch.float64, device=self.class_weight.device)
+        hits, measured = workers.sum(counts).tolist()
+        return {"localization_accuracy_iou30": hits / measured, "boxes_measured": measured} if measured else {}
+
+    def _predicted_and_true_boxes(self, batch: Batch) -> Iterator[tuple[MapBoxes, np.ndarray]]:
+        """For each image with true boxes: predicted boxes, and true ones (N, 5) with the finding first."""
+        index = _images_with_boxes(batch)
+        if len(index):
+            x = unit_pixels({schema.PIXELS: batch[schema.PIXELS][index]}, self.recipe.size)
+            _, heat, p = attend(self.cam, x, self.recipe.map_stride)
+            true = batch[schema.BOXES][index]
+            for heat_Fhw, p_F, true_N5 in zip(heat.cpu().numpy(), p.cpu().numpy(), true, strict=True):
+                yield predict_boxes(heat_Fhw, p_F, self.recipe.box_rule), _without_padding(true_N5)
+
+    def describe(self) -> dict[str, Any]:
+        """Relevance by finding, fine stages first; the scale of the maps, (stages, findings); the thresholds."""
+        relevance = self.cam.relevance().T.tolist()
+        return {
+            "relevance": dict(zip(self.findings, relevance, strict=True)),
+            "stage_strides_px": [reach.stride for reach in self.cam.reaches],
+            "map_scale": {"low": self.cam.low.tolist(), "high": self.cam.high.tolist()},
+            **super().describe(),
+        }
+
+    @torch.inference_mode()
+    def save_pictures(self, batches: Batches, folder: Path) -> None:
+        """relevance.png: the weights of the stages. boxes.png: images with true and predicted boxes, and the map."""
+        strides = [f"stride {reach.stride}" for reach in self.cam.reaches]
+        weights = attention.relevance_figure(self.cam.relevance().cpu().numpy(), self.findings, strides)
+        figures.save_figure(weights, str(folder), "relevance.png")
+        batch = next(iter(batches()))
+        index = _images_with_boxes(batch)[:PICTURED]
+        if not len(index):
+            index = torch.arange(min(PICTURED, len(batch[schema.PIXELS])))
+        batch = {name: values[index] for name, values in batch.items()}
+        x = unit_pixels(batch, self.recipe.size)
+        _, heat, p = attend(self.cam, x, self.recipe.map_stride)
+        true = batch.get(schema.BOXES, torch.zeros(len(x), 0, 5))
+        tiles = []
+        for image_HW, heat_Fhw, p_F, boxes in zip(
+            x[:, 0].cpu().numpy(), heat.cpu().numpy(), p.cpu().numpy(), true, strict=True
+        ):
+            tiles += self._tiles(image_HW, heat_Fhw, p_F, _without_padding(boxes))
+        title = "true boxes blue, predicted boxes orange; beside each image the map they come from"
+        figures.save_figure(attention.sheet_figure(tiles, 4, title), str(folder), "boxes.png")
+
+    def _tiles(
+        self, image_HW: np.ndarray, heat_FHW: np.ndarray, p_F: np.ndarray, true_N5: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The image with true and predicted boxes, and the map, of the first finding with true boxes, or else of the
+        most probable one."""
+        f = int(true_N5[0, 0]) if len(true_N5) else int(p_F.argmax())
+        predicted = predict_boxes(heat_FHW, p_F, self.recipe.box_rule)
+        boxes_N4 = predicted.boxes_N4[predicted.index_N == f]
+        true_N4 = true_N5[true_N5[:, 0] == f, 1:]
+        plain = attention.boxed(attention.heated(image_HW, np.zeros((1, 1))), true_N4, attention.TRUE_BGR)
+        heated = attention.boxed(attention.heated(image_HW, heat_FHW[f] / FULL), boxes_N4)
+        return attention.titled(attention.boxed(plain, boxes_N4), f"{self.findings[f]} {p_F[f]:.2f}"), heated
 
 
-def _stacked(pictures: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(pictures))
+def attend(network: MultiscaleCAM, x_B1HW: Tensor, stride: int) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Each stage's maps; heat maps uint8 (B, F, size / stride, size / stride); probabilities (B, F)."""
+    maps = network.maps(x_B1HW)
+    heat = network.attention(maps, x_B1HW.shape[-1], stride).mul(FULL).round().to(torch.uint8)
+    return maps, heat, network.logits(maps).sigmoid()
+
+
+def predict_boxes(heat_FHW: np.ndarray, p_F: np.ndarray, rule: BoxRule) -> MapBoxes:
+    """Boxes of one image. A score is the finding's probability times the mean heat of the box's hot cells."""
+    boxes = boxes_of(heat_FHW, rule)
+    return dataclasses.replace(boxes, score_N=boxes.score_N * p_F[boxes.index_N])
+
+
+def _cam(network: nn.Module) -> MultiscaleCAM:
+    assert isinstance(network, MultiscaleCAM)
+    return network
+
+
+def _images_with_boxes(batch: Batch) -> Tensor:
+    """Indices of the images that have true boxes."""
+    if schema.BOXES not in batch:
+        return torch.zeros(0, dtype=torch.long)
+    return (batch[HAS_BOXES] & ~batch[schema.BOXES][:, 0, 0].isnan()).nonzero()[:, 0]
+
+
+def _without_padding(boxes_N5: Tensor) -> np.ndarray:
+    """The boxes of one image without the NaN rows that fill a batch."""
+    return boxes_N5[~boxes_N5[:, 0].isnan()].cpu().numpy()
+
+
+def _mean_where(rows_NF: Tensor, values_SNF: Tensor) -> Tensor:
+    """(S, F) means over the selected rows of each finding; over all rows if none is selected."""
+    selected = torch.where(rows_NF.any(0), rows_NF, True).float()
+    return (values_SNF * selected).sum(1) / selected.sum(0)

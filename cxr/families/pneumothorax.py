@@ -47,7 +47,7 @@ class PneumothoraxRecipe(SegmentationRecipe):
     def sampled_finding(self) -> str:
         return self.mask_label
 
-    def positive_fraction(self, epoch: int) -> float | None:
+    def positive_fraction_of(self, epoch: int) -> float | None:
         if not self.positives_from:
             return None
         done = epoch / max(1, self.total_epochs - 1)

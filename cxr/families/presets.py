@@ -50,8 +50,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "patch": 128,
                 "compressor": "published",
                 "clip_latent": False,
-                "classifier": "densenet201",
-                "classifier_weights": "auto",
+                "backbone": "densenet201",
+                "backbone_pretrained": "auto",
                 "batch_size": 8,
                 "epochs": 15,
                 "classifier_epochs": 15,
@@ -60,14 +60,14 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "classifier_lr": 1e-4,
                 "autoencoder_lr": 1e-3,
                 "weight_decay": 1e-5,
-                "test": "ten",
+                "tta_crops": "ten",
             },
             archive={"shard_size": 1024},
         ),
         "demo": Preset(
             "A small codec and ResNet-18 that two CPU cores train in a few minutes.",
             {
-                "classifier": "resnet18",
+                "backbone": "resnet18",
                 "stem_stride": 2,
                 "classifier_epochs": 2,
                 "autoencoder_epochs": 3,
@@ -84,7 +84,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "attend": {
         "published": Preset(
             "Backbone and image size of Liu et al. 2019; add --aligner CHECKPOINT to align the images.",
-            {"size": 512, "backbone": "resnet50", "backbone_stages": 4, "backbone_weights": "IMAGENET1K_V1"},
+            {"size": 512, "backbone": "resnet50", "backbone_stages": 4, "backbone_pretrained": "IMAGENET1K_V1"},
             archive={"shard_size": 512},
         ),
     },
@@ -111,7 +111,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "localize": {
         "published": Preset(
             "Sedai et al. 2018: DenseNet-121, average pooling, images of 512 px.",
-            {"size": 512, "backbone": "densenet121", "classifier_weights": "IMAGENET1K_V1", "pooling": "mean"},
+            {"size": 512, "backbone": "densenet121", "backbone_pretrained": "IMAGENET1K_V1", "pooling": "mean"},
             archive={"shard_size": 512},
         ),
     },

@@ -70,7 +70,7 @@ class SearchOptions:
     trials: int = 8
     """Settings to try."""
     fixed: tuple[str, ...] = ()
-    """Settings to leave as the recipe has them rather than to search, e.g. classifier."""
+    """Settings to leave as the recipe has them rather than to search, e.g. backbone."""
     search_seed: int = 0
     """Seed of the sampler (TPE)."""
     objectives: tuple[str, ...] = ()

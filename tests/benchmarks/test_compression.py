@@ -38,7 +38,7 @@ CODEC = "aecnn 16:1"
 @pytest.fixture(scope="module")
 def kept() -> Checkpoint:
     torch.manual_seed(0)
-    recipe = AecnnRecipe(size=SIZE, patch=16, depth=1, width=8, classifier="resnet18", stem_stride=1)
+    recipe = AecnnRecipe(size=SIZE, patch=16, depth=1, width=8, backbone="resnet18", stem_stride=1)
     return Checkpoint(
         "/kept",
         recipe,

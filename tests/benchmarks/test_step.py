@@ -11,10 +11,12 @@ from cxr.families.aecnn import AecnnRecipe
 
 
 def test_operations_grow_with_the_image_and_with_what_learns() -> None:
-    recipe = AecnnRecipe(size=32, patch=16, width=8, classifier="resnet18", stem_stride=1, start="joint")
+    recipe = AecnnRecipe(size=32, patch=16, width=8, backbone="resnet18", stem_stride=1, first_stage="joint")
     small, large = (operations(recipe.replace(size=size), schema.FINDINGS) for size in (32, 64))
     assert large == pytest.approx(4 * small, rel=0.05)
-    codec = operations(recipe.replace(start="autoencoder", stop="autoencoder", patch=32, patches=1), schema.FINDINGS)
+    codec = operations(
+        recipe.replace(first_stage="autoencoder", last_stage="autoencoder", patch=32, patches=1), schema.FINDINGS
+    )
     assert 0 < codec < small
 
 

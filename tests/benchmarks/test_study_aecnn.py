@@ -16,7 +16,7 @@ from cxr.families.checkpoint import Checkpoint
 from cxr.training.sweep import _check_same
 
 FINDINGS = ("Mass", "Nodule")
-BASE = AecnnRecipe(size=64, patch=16, depth=1, width=8, classifier="resnet18", stem_stride=1)
+BASE = AecnnRecipe(size=64, patch=16, depth=1, width=8, backbone="resnet18", stem_stride=1)
 
 
 def network(compressor: str, seed: int) -> Checkpoint:

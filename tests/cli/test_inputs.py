@@ -74,7 +74,7 @@ def labeled(tmp_path: Path, count: int = 12) -> str:
 @pytest.mark.parametrize(
     "recipe",
     [
-        AecnnRecipe(size=32, patch=32, classifier="resnet18"),
+        AecnnRecipe(size=32, patch=32, backbone="resnet18"),
         AttendRecipe(size=32),
         DetectRecipe(size=32),
         LocalizeRecipe(size=32),

@@ -82,7 +82,7 @@ def test_archives_that_cannot_be_one_are_refused_before_anything_is_made(two: Ar
             check_inputs(RECIPE, options, str(out))
     raw = str(tmp_path / "raw")
     write_masked_phantom(raw, 4, "montgomery", size=64)
-    classifier = AecnnRecipe(size=32, patch=32, classifier="resnet18")
+    classifier = AecnnRecipe(size=32, patch=32, backbone="resnet18")
     with pytest.raises(UserError, match="raw has no labels, but family aecnn learns from labels"):
         check_inputs(classifier, other(two, archive=(two.archive[0], raw)), str(out))
     about = storage.read_json(f"{two.archive[1]}/{shards.ARCHIVE_FILE}")
@@ -172,15 +172,15 @@ def test_the_result_says_what_training_started_from(
 ) -> None:
     monkeypatch.setattr(training_jobs, "fit", lambda *_, **__: Fitted("checkpoint", {}, 1))
     monkeypatch.setattr(training_jobs, "picture", lambda *_: [])
-    given = AecnnRecipe(size=32, patch=32, classifier="resnet18", classifier_weights="auto")
+    given = AecnnRecipe(size=32, patch=32, backbone="resnet18", backbone_pretrained="auto")
     result = train_job(given, two, RunOptions(), str(tmp_path / "auto"))
-    assert result["initial_weights"] == {"start_from": None, "classifier_weights": None}
-    assert result["recipe"]["classifier_weights"] == ""
+    assert result["initial_weights"] == {"start_from": None, "backbone_pretrained": None}
+    assert result["recipe"]["backbone_pretrained"] == ""
     torch.save(Classifier("resnet18", 3).body.state_dict(), tmp_path / "mine.pt")
     result = train_job(
-        given.replace(classifier_weights=str(tmp_path / "mine.pt")), two, RunOptions(), str(tmp_path / "mine")
+        given.replace(backbone_pretrained=str(tmp_path / "mine.pt")), two, RunOptions(), str(tmp_path / "mine")
     )
-    assert result["initial_weights"]["classifier_weights"]["given"] == str(tmp_path / "mine.pt")
+    assert result["initial_weights"]["backbone_pretrained"]["given"] == str(tmp_path / "mine.pt")
 
 
 def test_fit_refuses_weights_that_were_not_resolved(two: ArchiveOptions, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ GONE = "/gone/weights.pt"
     ("given", "setting", "read"),
     [
         (AecnnRecipe(start_from=GONE), "start_from", {}),
-        (AecnnRecipe(classifier_weights=GONE), "classifier_weights", {}),
+        (AecnnRecipe(backbone_pretrained=GONE), "backbone_pretrained", {}),
         (
             PneumothoraxRecipe(architecture="fcn8s", backbone_weights=GONE, freeze_backbone=True),
             "backbone_weights",

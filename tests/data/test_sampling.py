@@ -200,7 +200,7 @@ class Sliding(AlignRecipe):
     def sampled_finding(self) -> str:
         return self.mask_label
 
-    def positive_fraction(self, epoch: int) -> float | None:
+    def positive_fraction_of(self, epoch: int) -> float | None:
         return 0.5 if epoch else 0.75
 
 

@@ -15,8 +15,7 @@ from cxr import schema
 from cxr.data.batch import Batch
 from cxr.errors import UserError
 from cxr.families import checkpoint
-from cxr.families.aecnn import AecnnRecipe
-from cxr.families.aecnn_task import AecnnTask, probabilities
+from cxr.families.aecnn import AecnnRecipe, AecnnTask, crop_probabilities
 from cxr.families.base import SingleProcess
 from cxr.families.presets import preset
 from cxr.models.aecnn import AECNN, Codec, PublishedCodec, ResidualCodec
@@ -24,7 +23,7 @@ from cxr.training.engine import Engine
 from cxr.training.worker import stage_at
 
 FINDINGS = ("Mass", "Nodule", "Hernia")
-SMALL = AecnnRecipe(size=32, patch=16, width=8, classifier="resnet18", stem_stride=1, rotation_deg=0, flip=0)
+SMALL = AecnnRecipe(size=32, patch=16, width=8, backbone="resnet18", stem_stride=1, rotation_deg=0, flip=0)
 
 
 def small_network(codec: Codec | None = None) -> AECNN:
@@ -58,11 +57,11 @@ def test_three_stages_or_those_between_start_and_stop() -> None:
         return [stage.name for stage in SMALL.replace(**changes).stages()]
 
     assert names() == ["classifier", "autoencoder", "joint"]
-    assert names(start="autoencoder") == ["autoencoder", "joint"]
-    assert names(start="autoencoder", stop="autoencoder") == ["autoencoder"]
+    assert names(first_stage="autoencoder") == ["autoencoder", "joint"]
+    assert names(first_stage="autoencoder", last_stage="autoencoder") == ["autoencoder"]
     assert names(compressor="none") == ["classifier", "joint"]
     assert SMALL.monitor == "mean_auroc"
-    assert SMALL.replace(start="autoencoder", stop="autoencoder").monitor == "psnr"
+    assert SMALL.replace(first_stage="autoencoder", last_stage="autoencoder").monitor == "psnr_pooled"
     assert SMALL.unranked_epochs == SMALL.classifier_epochs + SMALL.autoencoder_epochs
     assert [stage_at(SMALL, epoch).name for epoch in (0, 7, 8, 11, 12, 99)] == [
         "classifier", "classifier", "autoencoder", "autoencoder", "joint", "joint",
@@ -72,22 +71,22 @@ def test_three_stages_or_those_between_start_and_stop() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"start": "joint", "stop": "classifier"}, "no stage"),
-        ({"start": "autoencoder", "stop": "autoencoder", "compressor": "resize"}, "no stage"),
-        ({"compressor": "published", "stop": "classifier"}, "untaught"),
-        ({"compressor": "published", "compression": 4}, "published codec has 16"),
+        ({"first_stage": "joint", "last_stage": "classifier"}, "no stage"),
+        ({"first_stage": "autoencoder", "last_stage": "autoencoder", "compressor": "resize"}, "no stage"),
+        ({"compressor": "published", "last_stage": "classifier"}, "untrained"),
+        ({"compressor": "published", "compression": 4}, "expected 16 for the published codec"),
         ({"compression": 5}, "compression: expected one of 4, 16, 64, got 5"),
         ({"size": 30}, "multiple of 4"),
         ({"crop": 64}, "at most size=32"),
-        ({"bce_weight": 0.0}, "bce_weight above 0"),
+        ({"bce_weight": 0.0}, "bce_weight: expected a positive number"),
         ({"latent_bits": 12}, "8, 16"),
-        ({"patches": 0}, "wanted 1 or more"),
-        ({"flip": 7.0}, "share from 0 to 1"),
-        ({"classifier_lr": -1.0}, "positive learning rates"),
-        ({"rotation_deg": -5.0}, "wanted 0 or more"),
+        ({"patches": 0}, "patches: expected 1 or more"),
+        ({"flip": 7.0}, "flip: expected a probability from 0 to 1"),
+        ({"classifier_lr": -1.0}, "classifier_lr: expected a positive number"),
+        ({"rotation_deg": -5.0}, "rotation_deg: expected 0 or more"),
         ({"depth": 5}, "depth: expected one of 1, 2, 3, 4"),
-        ({"classifier": "densenet121", "stem_stride": 2}, "too few for densenet121"),
-        ({"start_from": "s3://b/c", "stop": "classifier"}, "resized images"),
+        ({"backbone": "densenet121", "stem_stride": 2}, "too small for densenet121"),
+        ({"start_from": "s3://b/c", "last_stage": "classifier"}, "downsampled images"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, object], said: str) -> None:
@@ -96,10 +95,10 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, object], said: str
 
 
 def test_the_published_recipe_is_the_paper_s() -> None:
-    recipe = preset(AecnnRecipe, "published").replace(classifier="densenet121")
-    assert (recipe.size, recipe.crop, recipe.compressor, recipe.test) == (1024, 896, "published", "ten")
+    recipe = preset(AecnnRecipe, "published").replace(backbone="densenet121")
+    assert (recipe.size, recipe.crop, recipe.compressor, recipe.tta_crops) == (1024, 896, "published", "ten")
     assert (recipe.mse_weight, recipe.bce_weight, recipe.lr, recipe.weight_decay) == (0.1, 0.9, 1e-4, 1e-5)
-    assert isinstance(recipe.replace(classifier="resnet18").network(FINDINGS).codec, PublishedCodec)
+    assert isinstance(recipe.replace(backbone="resnet18").network(FINDINGS).codec, PublishedCodec)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +125,7 @@ def test_an_unknown_label_teaches_nothing() -> None:
     task = task_in("joint").eval()
     logits = torch.randn(4, 3, requires_grad=True)
     unknown = batch([[1, 0, 0], [0, -1, 0], [1, 1, 0], [-1, -1, -1]])
-    task._bce(logits, unknown).backward()
+    task.bce(logits, unknown[schema.LABELS]).backward()
     assert logits.grad is not None
     assert torch.equal(logits.grad == 0, unknown[schema.LABELS] == -1)
 
@@ -135,20 +134,24 @@ def test_the_cross_entropy_is_shared_exactly_by_workers() -> None:
     task, logits = task_in("joint"), torch.randn(4, 3)
     whole = batch([[1, 0, 0], [0, -1, 0], [1, 1, 0], [-1, -1, -1]])
     parts = [{schema.LABELS: whole[schema.LABELS][rows]} for rows in (slice(2), slice(2, 4))]
-    halves = [task._bce(logits[rows], part) for rows, part in zip((slice(2), slice(2, 4)), parts, strict=True)]
-    assert torch.stack(halves).mean() == pytest.approx(task._bce(logits, whole).item())
+    halves = [
+        task.bce(logits[rows], part[schema.LABELS]) for rows, part in zip((slice(2), slice(2, 4)), parts, strict=True)
+    ]
+    assert torch.stack(halves).mean() == pytest.approx(task.bce(logits, whole[schema.LABELS]).item())
 
 
 def test_rare_findings_weigh_more_if_wished() -> None:
-    task = task_in("joint", SMALL.replace(balance=0.5))
+    task = task_in("joint", SMALL.replace(pos_weight_power=0.5))
     labels = [[1, 1, 0]] + [[1, 0, 0]] * 2 + [[0, 0, 0]] * 6 + [[-1, -1, 0]]
     task.begin(lambda: iter([batch(labels)]), SingleProcess())
-    assert task.positive_weight.tolist() == pytest.approx([math.sqrt(6 / 3), math.sqrt(8 / 1), math.sqrt(10)])
+    negative, positive = task.class_weight.tolist()
+    assert negative == [1, 1, 1]
+    assert positive == pytest.approx([math.sqrt(6 / 3), math.sqrt(8 / 1), math.sqrt(10)])
 
 
 def test_batch_norm_adapts_throughout_unless_it_is_told_to_stop() -> None:
     def mean_after_two_epochs(norm_epochs: int | None) -> list[Tensor]:
-        recipe = SMALL.replace(norm_epochs=norm_epochs)
+        recipe = SMALL.replace(batchnorm_calibration_epochs=norm_epochs)
         engine = Engine(
             recipe.task(small_network()), recipe, SingleProcess(), steps_per_epoch=2, device=torch.device("cpu")
         )
@@ -184,10 +187,10 @@ def test_what_cannot_be_measured_is_left_out_and_thresholds_are_kept() -> None:
 
 def test_decoded_images_are_measured_beside_resized_ones() -> None:
     metrics = task_in("autoencoder").eval().evaluate(some, SingleProcess())
-    assert set(metrics) == {"psnr", "psnr_of_images", "psnr_resized"}
-    assert metrics["psnr"] == pytest.approx(metrics["psnr_resized"], abs=0.1)  # the codec begins as resizing
-    assert "psnr" not in task_in("classifier").eval().evaluate(some, SingleProcess())
-    assert "psnr" not in AecnnTask.evaluate(task_in("joint", SMALL.replace(compressor="none"), SMALL.replace(
+    assert set(metrics) == {"psnr_pooled", "psnr_mean_per_image", "psnr_resized"}
+    assert metrics["psnr_pooled"] == pytest.approx(metrics["psnr_resized"], abs=0.1)  # the codec begins as resizing
+    assert "psnr_pooled" not in task_in("classifier").eval().evaluate(some, SingleProcess())
+    assert "psnr_pooled" not in AecnnTask.evaluate(task_in("joint", SMALL.replace(compressor="none"), SMALL.replace(
         compressor="none").network(FINDINGS)).eval(), some, SingleProcess())  # fmt: skip
 
 
@@ -198,8 +201,8 @@ def test_the_published_codec_learns_without_clipped_latents() -> None:
         network.codec.encoder[2].bias.fill_(5)  # pyright: ignore
     free = task_in("autoencoder", SMALL.replace(compressor="published", clip_latent=False), network)
     clipped = task_in("autoencoder", SMALL.replace(compressor="published"), network)
-    assert torch.equal(free._net.decode(free._latent(x)), network.codec.decode(network.codec.encode(x)).clamp(0, 1))
-    assert torch.equal(clipped._net.decode(clipped._latent(x)), network.decode(torch.ones(2, 1, 8, 8)))
+    assert torch.equal(free.aecnn.decode(free.latent(x)), network.codec.decode(network.codec.encode(x)).clamp(0, 1))
+    assert torch.equal(clipped.aecnn.decode(clipped.latent(x)), network.decode(torch.ones(2, 1, 8, 8)))
 
 
 def test_ten_crops_are_the_mean_of_ten() -> None:
@@ -207,8 +210,8 @@ def test_ten_crops_are_the_mean_of_ten() -> None:
     five = [latent[..., a : a + 8, b : b + 8] for a, b in ((1, 1), (0, 0), (0, 2), (2, 0), (2, 2))]
     views = five + [view.flip(-1) for view in five]
     expected = torch.stack([network.classifier(view).sigmoid() for view in views]).mean(0)
-    assert torch.allclose(probabilities(network, latent, 32, "ten"), expected)
-    assert torch.allclose(probabilities(network, latent, 32, "center"), network.classifier(five[0]).sigmoid())
+    assert torch.allclose(crop_probabilities(network, latent, 32, "ten"), expected)
+    assert torch.allclose(crop_probabilities(network, latent, 32, "center"), network.classifier(five[0]).sigmoid())
 
 
 def test_training_begins_with_a_checkpoint_s_weights(tmp_path: Path) -> None:
@@ -216,14 +219,14 @@ def test_training_begins_with_a_checkpoint_s_weights(tmp_path: Path) -> None:
     network = SMALL.network(FINDINGS)
     task = SMALL.task(network)
     checkpoint.save(tmp_path, SMALL, task, network.state_dict(), findings=FINDINGS, metrics={})
-    again = SMALL.replace(start="joint", start_from=str(tmp_path))
+    again = SMALL.replace(first_stage="joint", start_from=str(tmp_path))
     fresh = again.task(again.network(FINDINGS))
     fresh.begin(some, SingleProcess())
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), fresh.network.parameters(), strict=True))
     wider = SMALL.replace(width=16, start_from=str(tmp_path))
     with pytest.raises(ValueError, match="of the network that these settings describe: expected shape 16 x"):
         wider.task(wider.network(FINDINGS)).begin(some, SingleProcess())
-    head = SMALL.replace(compressor="none", classifier_weights=str(tmp_path))
+    head = SMALL.replace(compressor="none", backbone_pretrained=str(tmp_path))
     head, _ = head.resolve_weights(str(tmp_path / "out"))
     other = head.task(head.network(("Edema",)))
     other.begin(some, SingleProcess())
@@ -234,7 +237,7 @@ def test_training_begins_with_a_checkpoint_s_weights(tmp_path: Path) -> None:
 def test_weights_of_another_classifier_are_refused_before_training(tmp_path: Path) -> None:
     torch.save({"features.conv0.weight": torch.ones(1)}, tmp_path / "odd.pt")
     with pytest.raises(UserError, match=r"none of the .* tensors of the classifier"):
-        SMALL.replace(classifier_weights=str(tmp_path / "odd.pt")).resolve_weights(str(tmp_path / "out"))
+        SMALL.replace(backbone_pretrained=str(tmp_path / "odd.pt")).resolve_weights(str(tmp_path / "out"))
 
 
 def test_weights_are_those_of_the_same_findings(tmp_path: Path) -> None:
@@ -242,13 +245,15 @@ def test_weights_are_those_of_the_same_findings(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, SMALL, SMALL.task(network), network.state_dict(), findings=FINDINGS, metrics={})
     out = str(tmp_path / "out")
     begun, _ = SMALL.replace(start_from=str(tmp_path)).resolve_weights(out)
-    with pytest.raises(UserError, match="knows the findings Mass, Nodule, Hernia, the archive Nodule, Mass, Hernia"):
+    with pytest.raises(
+        UserError, match="expected the archive's findings Nodule, Mass, Hernia, got Mass, Nodule, Hernia"
+    ):
         begun.task(begun.network(("Nodule", "Mass", "Hernia"))).begin(some, SingleProcess())
     with pytest.raises(UserError, match=r"a checkpoint of family 'aecnn', does not fit: .* expected shape 16 x"):
         SMALL.replace(width=16, start_from=str(tmp_path)).resolve_weights(str(tmp_path / "other"))
     heads = []
     for findings in (FINDINGS, ("Nodule", "Mass", "Hernia")):
-        recipe = SMALL.replace(classifier_weights=str(tmp_path))
+        recipe = SMALL.replace(backbone_pretrained=str(tmp_path))
         task = recipe.task(recipe.network(findings))
         task.begin(some, SingleProcess())
         heads.append(torch.equal(task.network.classifier.body.fc.weight, network.classifier.body.fc.weight))  # pyright: ignore
@@ -256,30 +261,30 @@ def test_weights_are_those_of_the_same_findings(tmp_path: Path) -> None:
 
 
 def test_a_search_leaves_alone_what_given_weights_decide() -> None:
-    assert {"classifier", "compression", "depth"} <= set(SMALL.search_space())
-    assert not {"classifier", "compression", "depth"} & set(SMALL.replace(start_from="/a/b").search_space())
-    assert "classifier" not in SMALL.replace(classifier_weights="/a/b").search_space()
-    assert set(SMALL.objectives) == {"mean_auroc", "mean_ap", "psnr"}
+    assert {"backbone", "compression", "depth"} <= set(SMALL.search_space())
+    assert not {"backbone", "compression", "depth"} & set(SMALL.replace(start_from="/a/b").search_space())
+    assert "backbone" not in SMALL.replace(backbone_pretrained="/a/b").search_space()
+    assert set(SMALL.objectives) == {"mean_auroc", "mean_ap", "psnr_pooled"}
     assert set(SMALL.replace(compressor="none").objectives) == {"mean_auroc", "mean_ap"}
 
 
 def test_every_drawn_network_fits_its_latents() -> None:
     recipe = AecnnRecipe(size=128, width=8, depth=1)
     for compression in (4, 16, 64):
-        network = recipe.replace(compression=compression, classifier="densenet121").network(FINDINGS).eval()
+        network = recipe.replace(compression=compression, backbone="densenet121").network(FINDINGS).eval()
         with torch.inference_mode():
             assert network(torch.rand(1, 1, 128, 128))[0].shape == (1, 3)
 
 
 def test_a_codec_alone_tells_no_probabilities() -> None:
-    recipe = SMALL.replace(start="autoencoder", stop="autoencoder")
+    recipe = SMALL.replace(first_stage="autoencoder", last_stage="autoencoder")
     told = recipe.predict(recipe.network(FINDINGS).eval(), batch())
     assert told[schema.PROBABILITIES].isnan().all()
     assert (told[schema.DECISIONS] == schema.UNKNOWN).all()
 
 
 def test_an_archive_without_findings_is_refused() -> None:
-    with pytest.raises(UserError, match="names no findings"):
+    with pytest.raises(UserError, match="has no labels"):
         SMALL.network(())
 
 

@@ -18,8 +18,16 @@ from cxr.data.batch import HAS_BOXES, Batch
 from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.align import AlignRecipe
-from cxr.families.attend import AttendRecipe
-from cxr.families.attend_task import PARTNER, AttendTask, best_overlaps, boxes_found, framed, partners, strongest
+from cxr.families.attend import (
+    PARTNER,
+    AttendRecipe,
+    AttendTask,
+    best_overlaps,
+    choose_partners,
+    draw_boxes,
+    predict_boxes,
+    top_boxes,
+)
 from cxr.families.base import ScoringContext, SingleProcess
 from cxr.imaging.geometry import ResizeTransform
 from cxr.models.contrast_attention import ContrastAttention, warp_boxes
@@ -29,10 +37,18 @@ from cxr.training.engine import Engine
 
 FINDINGS = ("Mass", "Nodule")
 SMALL = AttendRecipe(
-    size=64, epochs=8, batch_size=8, lr=2e-3, box_weight=0.2, rotation_deg=0, scale=1, shift=0, precision="float32"
+    size=64,
+    epochs=8,
+    batch_size=8,
+    lr=2e-3,
+    box_weight=0.2,
+    rotation_deg=0,
+    max_zoom=1,
+    translate=0,
+    precision="float32",
 )
 ALIGNER = AlignRecipe(size=32, trunk="conv3", lungs=False, passes=1)
-IDS = torch.arange(8) * (1 << 17)  # hashes spread evenly: box_share=.5 takes the first four
+IDS = torch.arange(8) * (1 << 17)  # hashes spread evenly: box_fraction=.5 takes the first four
 
 
 def batch(seed: int = 0) -> Batch:
@@ -89,17 +105,17 @@ def aligner(tmp_path_factory: pytest.TempPathFactory) -> tuple[AttendRecipe, str
 def test_partners_are_others_without_findings_drawn_evenly() -> None:
     without = torch.tensor([False, True, True, False, True])
     torch.manual_seed(0)
-    drawn = torch.stack([partners(without, 0, 5) for _ in range(600)])
+    drawn = torch.stack([choose_partners(without, 0, 5) for _ in range(600)])
     for image in range(5):
         wanted = {1, 2, 4} - {image}
         values, counts = drawn[:, image].unique(return_counts=True)
         assert set(values.tolist()) == wanted
         assert counts.min() > 0.7 * 600 / len(wanted)
     torch.manual_seed(0)
-    assert torch.equal(partners(without, 0, 5), drawn[0]), "seeded"
-    assert partners(torch.tensor([False, True, False]), 0, 3).tolist() == [1, -1, 1]
-    assert partners(torch.tensor([False, True, False]), 1, 2).tolist() == [-1, 1]
-    assert partners(torch.zeros(3, dtype=torch.bool), 0, 3).tolist() == [-1] * 3
+    assert torch.equal(choose_partners(without, 0, 5), drawn[0]), "seeded"
+    assert choose_partners(torch.tensor([False, True, False]), 0, 3).tolist() == [1, -1, 1]
+    assert choose_partners(torch.tensor([False, True, False]), 1, 2).tolist() == [-1, 1]
+    assert choose_partners(torch.zeros(3, dtype=torch.bool), 0, 3).tolist() == [-1] * 3
 
 
 class Share(SingleProcess):
@@ -184,13 +200,13 @@ def test_without_another_normal_image_the_mean_stands_in() -> None:
 
 def test_boxes_of_a_share_of_the_images_are_used_the_same_each_time() -> None:
     def marked(share: float) -> list[bool]:
-        task = task_of(SMALL.replace(box_share=share))
-        return (~task._boxes_shown(batch(), identity(8))[..., 0].isnan()).any(1).tolist()
+        task = task_of(SMALL.replace(box_fraction=share))
+        return (~task.augmented_boxes(batch(), identity(8))[..., 0].isnan()).any(1).tolist()
 
     assert marked(1.0) == [True] * 4 + [False] * 4
     assert marked(0.25) == [True] * 2 + [False] * 6
     assert marked(0.0) == [False] * 8
-    task = task_of(SMALL.replace(box_share=0.0))
+    task = task_of(SMALL.replace(box_fraction=0.0))
     assert terms_of(task, batch())["box"].item() == 0
     assert terms_of(task_of(), batch())["box"].item() > 0
 
@@ -199,9 +215,9 @@ def test_boxes_are_marked_where_alignment_takes_them(aligner: tuple[AttendRecipe
     """The bright quarter of an aligned image lies in the cells that its box marks."""
     task = task_of(aligner[0])
     task.begin(some, SingleProcess())
-    x, theta = task._shown(batch())
+    x, theta = task.recipe.aligned(task.attention, batch())
     assert not torch.allclose(theta, identity(8), atol=0.05)
-    marked = cells_inside(task._boxes_shown(batch(), theta), len(FINDINGS), 4)[:4, 0].float()
+    marked = cells_inside(task.augmented_boxes(batch(), theta), len(FINDINGS), 4)[:4, 0].float()
     bright = torch.nn.functional.adaptive_avg_pool2d((x[:4] > 0.5).float(), 4)[:, 0]
     for cells, light in zip(marked, bright, strict=True):
         assert cells[light > 0.9].all()
@@ -209,7 +225,7 @@ def test_boxes_are_marked_where_alignment_takes_them(aligner: tuple[AttendRecipe
 
 
 def test_images_and_boxes_are_aligned_in_float32_under_autocast(aligner: tuple[AttendRecipe, str]) -> None:
-    task = task_of(aligner[0].replace(rotation_deg=5.0, scale=1.1, shift=0.05))
+    task = task_of(aligner[0].replace(rotation_deg=5.0, max_zoom=1.1, translate=0.05))
     task.begin(some, SingleProcess())
     results = []
     for enabled in (False, True):
@@ -233,7 +249,7 @@ def test_it_learns_to_locate_and_needs_no_label_to_do_so() -> None:
     assert metrics["mean_auroc"] > 0.95
     assert metrics["findings_measured"] == 1
     assert metrics["boxes_measured"] == 8
-    assert metrics["located_iou50"] > 0.7
+    assert metrics["localization_accuracy_iou50"] > 0.7
     blind = {schema.PIXELS: batch()[schema.PIXELS]}
     net = net_of(task).eval()
     with torch.inference_mode():
@@ -281,13 +297,13 @@ def test_found_boxes_come_back_through_alignment() -> None:
     logits = torch.full((5, 2, 8, 8), -12.0)
     logits[:, 0, 2:5, 1:4] = 3
     theta = bounded_theta(0.5 * torch.randn(5, 5), "anisotropic")
-    found = boxes_found(logits, theta, BoxRule(), least=0.05)
+    found = predict_boxes(logits, theta, BoxRule(), min_score=0.05)
     wanted = warp_boxes(torch.tensor([[[1, 2, 4, 5]]]).expand(5, 1, 4) / 8, theta)[:, 0].clamp(0, 1)
     for boxed, box in zip(found, wanted, strict=True):
         assert boxed.index_N.tolist() == [0]
         assert boxed.boxes_N4[0] == pytest.approx(box.numpy(), abs=0.02)
         assert 0.7 < boxed.score_N[0] <= 1
-    assert [len(boxed) for boxed in boxes_found(logits, theta, BoxRule())] == [2] * 5
+    assert [len(boxed) for boxed in predict_boxes(logits, theta, BoxRule())] == [2] * 5
     back = warp_boxes(torch.from_numpy(found[0].boxes_N4)[None].float(), invert(theta[:1]))
     assert back[0, 0].numpy() == pytest.approx(np.array([1, 2, 4, 5]) / 8, abs=0.1)
 
@@ -299,18 +315,18 @@ def test_overlap_is_of_each_findings_first_box_with_the_nearest_true_one() -> No
     given = batch()
     given[schema.BOXES][0, 1] = torch.tensor([1, 0.0, 0.0, 1.0, 1.0])  # a Nodule, of which no box is found
     given[HAS_BOXES][3] = False
-    overlaps = best_overlaps(boxes_found(logits, identity(8), BoxRule(), least=0.05), given)
+    overlaps = best_overlaps(predict_boxes(logits, identity(8), BoxRule(), min_score=0.05), given)
     assert overlaps == pytest.approx([1, 0, 1, 1], abs=0.05)
 
 
 def test_pictures_show_the_boxes_of_the_best_found_finding() -> None:
     logits = torch.full((2, 2, 4, 4), -12.0)
     logits[0, 1, :2, :2] = 9
-    found = boxes_found(logits, identity(2), BoxRule(), least=0.05)
-    top = strongest(found, 3)
+    found = predict_boxes(logits, identity(2), BoxRule(), min_score=0.05)
+    top = top_boxes(found, 3)
     assert top[0, 0].tolist() == pytest.approx([0, 0, 0.5, 0.5])
     assert top.isnan().all(-1).tolist() == [[False, True, True], [True] * 3]
-    picture = framed(torch.zeros(2, 1, 32, 32), top)
+    picture = draw_boxes(torch.zeros(2, 1, 32, 32), top)
     assert picture[0].sum() == 16 * 16 - 12 * 12
     assert picture[1].sum() == 0
 
@@ -321,11 +337,13 @@ def test_what_cannot_be_an_aligner_is_refused(aligner: tuple[AttendRecipe, str],
     torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pt")
     with pytest.raises(UserError, match=r"does not fit: expected a checkpoint folder of family 'align'"):
         SMALL.replace(aligner=str(tmp_path)).resolve_weights(out)
-    with pytest.raises(UserError, match="sees images of 32 px, and size is 16: raise size"):
+    with pytest.raises(
+        UserError, match="expected an aligner for images of at most size=16 px, got 32 px: raise size"
+    ):
         SMALL.replace(aligner=uri, size=16).resolve_weights(out)
-    with pytest.raises(UserError, match=r"was trained with lung_crop=none, and lung_crop is somewhere here"):
+    with pytest.raises(UserError, match=r"was trained with lung_crop=none, but lung_crop is somewhere here"):
         SMALL.replace(aligner=uri, lung_crop="somewhere").resolve_weights(out)
-    with pytest.raises(UserError, match=r"was trained with equalize=none, and equalize is clahe here"):
+    with pytest.raises(UserError, match=r"was trained with equalize=none, but equalize is clahe here"):
         SMALL.replace(aligner=uri, equalize="clahe").resolve_weights(out)
     assert recipe.resolve_weights(str(Path(recipe.aligner).parents[1])) == (recipe, [])
     assert recipe.changes_from(recipe.replace(aligner="moved/there").to_dict()) == []
@@ -335,15 +353,15 @@ def test_what_cannot_be_an_aligner_is_refused(aligner: tuple[AttendRecipe, str],
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"backbone": "vgg16"}, {"backbone_stages": 2}, {"grid": -1}, {"box_share": 1.5}, {"positives": 0.0},
-        {"scale": 0.5}, {"box_weight": -1.0}, {"box_most": 0}, {"box_cut": 0.0},
+        {"backbone": "vgg16"}, {"backbone_stages": 2}, {"grid": -1}, {"box_fraction": 1.5}, {"positive_fraction": 0.0},
+        {"max_zoom": 0.5}, {"box_weight": -1.0}, {"max_boxes": 0}, {"box_threshold": 0.0},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=r"[Ww]anted|expected"):
+    with pytest.raises(UserError, match=r"expected|settings of boxes"):
         SMALL.replace(**wrong)
 
 
 def test_an_archive_without_findings_is_refused() -> None:
-    with pytest.raises(UserError, match="names no findings"):
+    with pytest.raises(UserError, match="has no labels"):
         SMALL.network(())

@@ -27,7 +27,7 @@ EVERY = SMALL | {
         epochs=20, mosaic=0.5, mixup=0.5, rotation_deg=10.0, shear_deg=5.0, close_mosaic=0
     ),
     "lungs without elastic": SMALL["lungs"].replace(elastic=0.0),
-    "localize with exposure": SMALL["localize"].replace(rotation_deg=10.0, scale=1.2, shift=0.1, exposure=1.0),
+    "localize with exposure": SMALL["localize"].replace(rotation_deg=10.0, max_zoom=1.2, translate=0.1, exposure=1.0),
 }
 BFLOAT16 = {"device_type": "cpu", "dtype": torch.bfloat16}
 

@@ -16,8 +16,7 @@ from cxr.data.batch import HAS_BOXES, Batch
 from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.base import ScoringContext, SingleProcess
-from cxr.families.localize import HEAT, LocalizeRecipe
-from cxr.families.localize_task import LocalizeTask
+from cxr.families.localize import HEAT, LocalizeRecipe, LocalizeTask
 from cxr.imaging.geometry import ResizeTransform
 from cxr.models.classifier import Classifier
 from cxr.models.multiscale_cam import MultiscaleCAM
@@ -26,7 +25,7 @@ from cxr.training.engine import Engine
 
 FINDINGS = ("Mass", "Nodule", "Hernia")
 CONTEXT = ScoringContext(FINDINGS, 40)
-STILL = {"flip": 0.0, "rotation_deg": 0.0, "scale": 1.0, "shift": 0.0, "exposure": 0.0}
+STILL = {"flip": 0.0, "rotation_deg": 0.0, "max_zoom": 1.0, "translate": 0.0, "exposure": 0.0}
 SMALL = LocalizeRecipe(size=32, batch_size=8, epochs=1, map_stride=2, **STILL)  # pyright: ignore[reportArgumentType]
 SIDE = 40  # of stored pixels
 SQUARE = (0.25, 0.5, 0.5, 0.75)  # where images with a Mass are bright, as shares
@@ -92,7 +91,7 @@ def test_classes_of_a_finding_weigh_alike() -> None:
     task.begin(lambda: iter([batch(labels)]), SingleProcess())
     negative, positive = [9 / 6, 9 / 8, 11 / 10], [9 / 3, 9 / 1, 11 / 1]  # no Hernia counts as one
     assert task.class_weight.tolist() == [pytest.approx(negative), pytest.approx(positive)]
-    mild = task_of(SMALL.replace(balance=0.5))
+    mild = task_of(SMALL.replace(pos_weight_power=0.5))
     mild.begin(lambda: iter([batch(labels)]), SingleProcess())
     assert mild.class_weight[1, 1].item() == pytest.approx(3)
 
@@ -104,7 +103,7 @@ def test_the_loss_is_the_weighted_cross_entropy() -> None:
     logits = torch.tensor([[0.3, -1.0, 4.0], [2.0, 1.0, -0.5]], requires_grad=True)
     p = logits.detach().double().sigmoid()
     wanted = -(7 * p[0, 0].log() + 3 * (1 - p[0, 1]).log() + 2 * (1 - p[1, 0]).log() + 13 * p[1, 2].log()) / 6
-    loss = task._bce(logits, labels)
+    loss = task.bce(logits, labels[schema.LABELS])
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
     loss.backward()
     assert logits.grad is not None
@@ -115,14 +114,14 @@ def test_workers_share_the_loss_exactly() -> None:
     task, logits = task_of(), torch.randn(4, 3)
     task.class_weight = torch.rand(2, 3) + 1
     whole = batch([[1, 0, 0], [0, -1, 0], [1, 1, 0], [-1, -1, -1]])
-    halves = [task._bce(logits[r], {schema.LABELS: whole[schema.LABELS][r]}) for r in (slice(2), slice(2, 4))]
-    assert torch.stack(halves).mean().item() == pytest.approx(task._bce(logits, whole).item())
+    halves = [task.bce(logits[r], whole[schema.LABELS][r]) for r in (slice(2), slice(2, 4))]
+    assert torch.stack(halves).mean().item() == pytest.approx(task.bce(logits, whole[schema.LABELS]).item())
 
 
 def test_augmentation_can_be_switched_off() -> None:
     given = {schema.PIXELS: torch.rand(4, 32, 32)}
     assert torch.equal(task_of().augment(given)[schema.PIXELS], given[schema.PIXELS])
-    for change in ({"flip": 1.0}, {"rotation_deg": 5.0}, {"scale": 1.2}, {"shift": 0.1}, {"exposure": 0.5}):
+    for change in ({"flip": 1.0}, {"rotation_deg": 5.0}, {"max_zoom": 1.2}, {"translate": 0.1}, {"exposure": 0.5}):
         changed = task_of(SMALL.replace(**change)).augment(given)[schema.PIXELS]
         assert not torch.equal(changed, given[schema.PIXELS])
 
@@ -134,8 +133,8 @@ def test_validation_tells_findings_and_places_and_sets_the_scale() -> None:
     assert "auroc/Hernia" not in metrics
     assert metrics["auroc/Mass"] == 1
     assert metrics["mean_auroc"] == pytest.approx(np.mean([metrics["auroc/Mass"], metrics["auroc/Nodule"]]))
-    assert (metrics["accuracy_iou30"], metrics["boxes_measured"]) == (1, 4)
-    network = task._net
+    assert (metrics["localization_accuracy_iou30"], metrics["boxes_measured"]) == (1, 4)
+    network = task.cam
     x = batches_of_masses()
     (maps,) = network.maps(x)
     assert network.high[0, 0] == pytest.approx(maps[:, 0].amax((1, 2)).mean().item(), abs=0.2)
@@ -159,7 +158,7 @@ def test_images_whose_boxes_are_not_known_are_not_judged() -> None:
         for one in some():
             yield one | {HAS_BOXES: torch.zeros(4, dtype=torch.bool)}
 
-    assert "accuracy_iou30" not in SMALL.task(seeing()).eval().evaluate(unknown, SingleProcess())
+    assert "localization_accuracy_iou30" not in SMALL.task(seeing()).eval().evaluate(unknown, SingleProcess())
 
 
 @torch.inference_mode()
@@ -168,7 +167,7 @@ def test_found_boxes_are_pixels_of_the_original() -> None:
     frame = ResizeTransform(
         10.0, 10.0, 0.0, -50.0
     )  # 40 stored pixels are 400 of the original; 5 rows on top are padding
-    recipe = SMALL.replace(coldest=0.3)
+    recipe = SMALL.replace(min_box_score=0.3)
     scores = recipe.scored(predicted, rows_of(frame, 300, 400), CONTEXT)
     assert scores.schema.equals(recipe.score_columns)
     found = scores[schema.PRED_BOXES].to_pylist()
@@ -193,7 +192,7 @@ def test_scores_come_from_pixels_alone() -> None:
 @torch.inference_mode()
 def test_most_boxes_and_the_coldest_map_are_settings() -> None:
     warm = SMALL.predict(seeing(), batch())
-    none = SMALL.replace(coldest=1.0, hot="wang")
+    none = SMALL.replace(min_box_score=1.0, box_threshold_mode="wang")
     network = seeing()
     network.scale_maps(torch.full((1, 3), -6.0), torch.full((1, 3), 30.0))
     assert (
@@ -239,19 +238,19 @@ def test_weights_come_from_classifiers_and_from_checkpoints(tmp_path: Path) -> N
     torch.manual_seed(0)
     whole = Classifier("resnet18", 5)
     torch.save(whole.body.state_dict(), tmp_path / "resnet.pt")
-    recipe = SMALL.replace(backbone="resnet18", classifier_weights=str(tmp_path / "resnet.pt"))
+    recipe = SMALL.replace(backbone="resnet18", backbone_pretrained=str(tmp_path / "resnet.pt"))
     recipe, _ = recipe.resolve_weights(str(tmp_path / "out"))
     task = recipe.task(recipe.network(FINDINGS))
     task.begin(some, SingleProcess())
-    own = task._net.trunk.body.get_submodule("layer4").state_dict()
+    own = task.cam.trunk.body.get_submodule("layer4").state_dict()
     assert all(torch.equal(own[name], values) for name, values in whole.body.layer4.state_dict().items())
     checkpoint.save(tmp_path / "kept", recipe, task, task.network.state_dict(), findings=FINDINGS, metrics={})
-    again = recipe.replace(classifier_weights=str(tmp_path / "kept"))
+    again = recipe.replace(backbone_pretrained=str(tmp_path / "kept"))
     again, _ = again.resolve_weights(str(tmp_path / "out"))
     with pytest.raises(UserError, match="expected shape 32 x 3 x 5 x 5, got 64 x 3 x 7 x 7"):
-        SMALL.replace(classifier_weights=str(tmp_path / "resnet.pt")).resolve_weights(str(tmp_path / "other"))
+        SMALL.replace(backbone_pretrained=str(tmp_path / "resnet.pt")).resolve_weights(str(tmp_path / "other"))
     with pytest.raises(UserError, match="torchvision has no weights for this network"):
-        SMALL.replace(classifier_weights="IMAGENET1K_V1").resolve_weights(str(tmp_path / "other"))
+        SMALL.replace(backbone_pretrained="IMAGENET1K_V1").resolve_weights(str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize(
@@ -262,12 +261,12 @@ def test_weights_come_from_classifiers_and_from_checkpoints(tmp_path: Path) -> N
         {"cam_stages": "first"},
         {"relevance": "fair"},
         {"lse_r": 0.0},
-        {"balance": -1.0},
+        {"pos_weight_power": -1.0},
         {"map_stride": 5},
-        {"hot": "cold"},
-        {"most_boxes": 0},
+        {"box_threshold_mode": "cold"},
+        {"max_boxes": 0},
         {"flip": 2.0},
-        {"scale": 0.5},
+        {"max_zoom": 0.5},
         {"stem_stride": 3},
     ],
 )
@@ -277,5 +276,5 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
 
 
 def test_an_archive_without_findings_is_refused() -> None:
-    with pytest.raises(UserError, match="names no findings"):
+    with pytest.raises(UserError, match="has no labels"):
         SMALL.network(())

@@ -30,7 +30,7 @@ from cxr.training.engine import Engine
 
 SMALL: dict[str, Recipe] = {
     "align": AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=1, lungs=False),
-    "aecnn": AecnnRecipe(size=32, patch=16, width=8, classifier="resnet18", stem_stride=1, batch_size=4, epochs=1),
+    "aecnn": AecnnRecipe(size=32, patch=16, width=8, backbone="resnet18", stem_stride=1, batch_size=4, epochs=1),
     "attend": AttendRecipe(size=32, batch_size=4, epochs=1),
     "detect": DetectRecipe(size=32, batch_size=4, epochs=1),
     "localize": LocalizeRecipe(size=32, batch_size=4, epochs=1),

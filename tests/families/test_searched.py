@@ -27,10 +27,12 @@ from cxr.training.options import SearchOptions
 from cxr.training.search import searched
 from tests.families.test_recipes import SMALL, some_batches
 
-AECNN = SMALL["aecnn"].replace(precision="float32", size=32, echoes=1, classifier_epochs=1, autoencoder_epochs=1)
+AECNN = SMALL["aecnn"].replace(
+    precision="float32", size=32, data_echo_factor=1, classifier_epochs=1, autoencoder_epochs=1
+)
 PAIRS = [(start, stop) for number, start in enumerate(STAGES) for stop in STAGES[number:]]
 VARIANTS: dict[str, Recipe] = {name: recipe for name, recipe in SMALL.items() if name != "aecnn"}
-VARIANTS |= {f"aecnn {start} to {stop}": AECNN.replace(start=start, stop=stop) for start, stop in PAIRS}
+VARIANTS |= {f"aecnn {start} to {stop}": AECNN.replace(first_stage=start, last_stage=stop) for start, stop in PAIRS}
 VARIANTS |= {f"aecnn {codec}": AECNN.replace(compressor=codec) for codec in ("published", "resize", "none")}
 
 
@@ -98,13 +100,13 @@ def test_every_objective_is_measured_in_the_last_stage(name: str) -> None:
 
 
 CODEC = {"compression", "depth", "width"}
-JOINT = {"lr", "bce_weight", "mse_weight", "classifier", *CODEC}
+JOINT = {"lr", "bce_weight", "mse_weight", "backbone", *CODEC}
 
 
 @pytest.mark.parametrize(
     ("start", "stop", "expected"),
     [
-        ("classifier", "classifier", {"classifier_lr", "classifier", "compression"}),
+        ("classifier", "classifier", {"classifier_lr", "backbone", "compression"}),
         ("classifier", "autoencoder", {"autoencoder_lr", *CODEC}),
         ("autoencoder", "autoencoder", {"autoencoder_lr", *CODEC}),
         ("classifier", "joint", JOINT),
@@ -113,14 +115,14 @@ JOINT = {"lr", "bce_weight", "mse_weight", "classifier", *CODEC}
     ],
 )
 def test_an_aecnn_is_searched_by_what_its_stages_use(start: Any, stop: Any, expected: set[str]) -> None:
-    assert set(AecnnRecipe(start=start, stop=stop).active_search_space()) == expected
+    assert set(AecnnRecipe(first_stage=start, last_stage=stop).active_search_space()) == expected
 
 
 def test_a_loss_of_one_term_has_no_weight_to_search() -> None:
-    assert set(AecnnRecipe(compressor="resize").active_search_space()) == {"lr", "classifier"}
-    assert set(AecnnRecipe(compressor="resize", stop="autoencoder").active_search_space()) == {
+    assert set(AecnnRecipe(compressor="resize").active_search_space()) == {"lr", "backbone"}
+    assert set(AecnnRecipe(compressor="resize", last_stage="autoencoder").active_search_space()) == {
         "classifier_lr",
-        "classifier",
+        "backbone",
     }
     assert "bce_weight" not in AecnnRecipe(mse_weight=0).active_search_space(["mse_weight"])
     assert set(LungsRecipe(bce=0).active_search_space()) == {"lr"}
@@ -131,7 +133,7 @@ def test_what_belongs_to_something_switched_off_is_not_searched() -> None:
     assert "feature_layers" not in AlignRecipe().active_search_space(["feature_weight"])
     assert "feature_layers" in AlignRecipe(feature_weight=1.0).active_search_space(["feature_weight"])
     assert "target" not in AlignRecipe(target_uri="target.pt").active_search_space()
-    assert "box_weight" not in AttendRecipe(box_share=0).active_search_space()
+    assert "box_weight" not in AttendRecipe(box_fraction=0).active_search_space()
 
 
 def test_a_setting_with_one_value_is_not_searched() -> None:
@@ -141,8 +143,8 @@ def test_a_setting_with_one_value_is_not_searched() -> None:
 
 
 def test_a_search_of_nothing_is_refused() -> None:
-    recipe = AecnnRecipe(stop="classifier")
+    recipe = AecnnRecipe(last_stage="classifier")
     with pytest.raises(UserError, match="expected settings that this search draws, which are classifier_lr"):
         searched(recipe, SearchOptions(fixed=("lr",)))
     with pytest.raises(UserError, match="every trial would be the same"):
-        searched(recipe, SearchOptions(fixed=("classifier_lr", "classifier", "compression")))
+        searched(recipe, SearchOptions(fixed=("classifier_lr", "backbone", "compression")))

@@ -27,7 +27,7 @@ from cxr.schema import PixelFormat
 from tests.made_shards import write_shards
 
 SIZE = 64
-RECIPE = AecnnRecipe(size=SIZE, patch=16, depth=1, width=8, classifier="resnet18", stem_stride=1)
+RECIPE = AecnnRecipe(size=SIZE, patch=16, depth=1, width=8, backbone="resnet18", stem_stride=1)
 ORIGIN = Origin("/archive", "folder", schema.FINDINGS)
 
 

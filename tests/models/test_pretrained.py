@@ -34,10 +34,10 @@ NAME = "IMAGENET1K_V1"
 FROZEN = PneumothoraxRecipe(size=32, backbone="resnet18", batch_size=4, backbone_weights=NAME, freeze_backbone=True)
 # A recipe of each family that starts from weights of torchvision's by name, and the setting that names them.
 NAMED: dict[str, tuple[Recipe, str]] = {
-    "aecnn": (SMALL["aecnn"].replace(classifier_weights=NAME), "classifier_weights"),
+    "aecnn": (SMALL["aecnn"].replace(backbone_pretrained=NAME), "backbone_pretrained"),
     "align": (SMALL["align"].replace(features="vgg16", feature_weight=1.0, feature_weights=NAME), "feature_weights"),
-    "attend": (SMALL["attend"].replace(backbone_weights=NAME), "backbone_weights"),
-    "localize": (SMALL["localize"].replace(backbone="resnet18", classifier_weights=NAME), "classifier_weights"),
+    "attend": (SMALL["attend"].replace(backbone_pretrained=NAME), "backbone_pretrained"),
+    "localize": (SMALL["localize"].replace(backbone="resnet18", backbone_pretrained=NAME), "backbone_pretrained"),
     "lungs": (
         SMALL["lungs"].replace(architecture="unet", backbone="resnet18", backbone_weights=NAME),
         "backbone_weights",
@@ -132,21 +132,21 @@ def test_a_frozen_backbone_does_not_fall_back_even_by_default(server: Server, tm
 def test_default_weights_fall_back_aloud_and_keep_to_it_in_one_out(server: Server, tmp_path: Path) -> None:
     server.gone = True
     given = preset(AecnnRecipe, "published").replace(
-        size=128, crop=0, compressor="residual", compression=4, classifier="resnet18", patch=64
+        size=128, crop=0, compressor="residual", compression=4, backbone="resnet18", patch=64
     )
     resolved, notes = given.resolve_weights(str(tmp_path))
-    assert resolved.classifier_weights == ""
-    assert pretrained.sources(resolved)["classifier_weights"] is None
+    assert resolved.backbone_pretrained == ""
+    assert pretrained.sources(resolved)["backbone_pretrained"] is None
     assert len(notes) == 1
     assert "no route to host" in notes[0]
     server.gone = False
     again, told = given.resolve_weights(str(tmp_path))
     assert again == resolved, "trials of one search start alike"
     assert "at the first run" in told[0]
-    insisted, notes = given.replace(classifier_weights=NAME).resolve_weights(str(tmp_path))
-    assert (notes, pretrained.sources(insisted)["classifier_weights"]["given"]) == ([], NAME)  # pyright: ignore
+    insisted, notes = given.replace(backbone_pretrained=NAME).resolve_weights(str(tmp_path))
+    assert (notes, pretrained.sources(insisted)["backbone_pretrained"]["given"]) == ([], NAME)  # pyright: ignore
     elsewhere, notes = given.resolve_weights(str(tmp_path / "other"))
-    assert pretrained.is_uri(elsewhere.classifier_weights)
+    assert pretrained.is_uri(elsewhere.backbone_pretrained)
 
 
 def test_the_record_says_which_weights_were_used(server: Server, tmp_path: Path) -> None:
@@ -209,9 +209,9 @@ def _checkpoint(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "setting"),
     [
-        (AecnnRecipe(classifier="resnet18"), "classifier_weights"),
-        (AttendRecipe(), "backbone_weights"),
-        (LocalizeRecipe(backbone="resnet18"), "classifier_weights"),
+        (AecnnRecipe(backbone="resnet18"), "backbone_pretrained"),
+        (AttendRecipe(), "backbone_pretrained"),
+        (LocalizeRecipe(backbone="resnet18"), "backbone_pretrained"),
         (PneumothoraxRecipe(backbone="resnet18"), "backbone_weights"),
     ],
 )
@@ -227,13 +227,13 @@ def test_weights_of_one_channel_are_said_to_be_that(recipe: Recipe, setting: str
     ("recipe", "setting"),
     [
         (AecnnRecipe(), "start_from"),
-        (AecnnRecipe(), "classifier_weights"),
+        (AecnnRecipe(), "backbone_pretrained"),
         (AlignRecipe(), "lung_weights"),
         (AlignRecipe(features="lungs", feature_weights="/x"), "feature_weights"),
         (AttendRecipe(), "aligner"),
-        (AttendRecipe(backbone="resnet50"), "backbone_weights"),
+        (AttendRecipe(backbone="resnet50"), "backbone_pretrained"),
         (DetectRecipe(size=32), "weights"),
-        (LocalizeRecipe(), "classifier_weights"),
+        (LocalizeRecipe(), "backbone_pretrained"),
         (LungsRecipe(), "backbone_weights"),
     ],
 )

@@ -28,7 +28,7 @@ class Sampled(AlignRecipe):
     mask_label = schema.PNEUMOTHORAX
     sampled_finding = schema.PNEUMOTHORAX
 
-    def positive_fraction(self, epoch: int) -> float | None:
+    def positive_fraction_of(self, epoch: int) -> float | None:
         return (0.75, 0.5)[epoch]
 
 

@@ -108,7 +108,7 @@ def test_shards_and_their_archive_get_the_same_scores(kept: str, archive: str, t
 @pytest.fixture(scope="module")
 def compressors(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Two checkpoints with different encoders."""
-    recipe = AecnnRecipe(size=64, patch=16, width=8, classifier="resnet18", stem_stride=1)
+    recipe = AecnnRecipe(size=64, patch=16, width=8, backbone="resnet18", stem_stride=1)
     folders = [tmp_path_factory.mktemp("compressor") for _ in range(2)]
     for folder in folders:
         network = recipe.network(schema.FINDINGS)

@@ -75,8 +75,8 @@ def xrays(workers: Communicator) -> Iterator[Batch]:
 def curve(workers: Communicator, norm_epochs: int | None) -> list[float]:
     """Losses of an AE-CNN through its three stages, two epochs each, without anything random."""
     recipe = AecnnRecipe(
-        size=32, patch=32, patches=1, rotation_deg=0, flip=0, lr=3e-3, classifier_lr=3e-3, norm_epochs=norm_epochs,
-        epochs=2, classifier_epochs=2, autoencoder_epochs=2, mse_weight=10,
+        size=32, patch=32, patches=1, rotation_deg=0, flip=0, lr=3e-3, classifier_lr=3e-3,
+        batchnorm_calibration_epochs=norm_epochs, epochs=2, classifier_epochs=2, autoencoder_epochs=2, mse_weight=10,
     )  # fmt: skip
     torch.manual_seed(0)
     norm = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU())

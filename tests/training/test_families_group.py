@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cxr import schema
 from cxr.data.batch import HAS_BOXES, NO_MASK, Batch
-from cxr.families import RECIPES, align_task, attend_task
+from cxr.families import RECIPES, align_task, attend
 from cxr.families.base import Communicator, Recipe, SingleProcess
 from cxr.schema import MOST_BOXES
 from cxr.training.distributed import ProcessGroup
@@ -31,11 +31,11 @@ FINDINGS = ("Mass", "Nodule")
 STILL = {"rotation_deg": 0.0, "flip": 0.0, "scale": 1.0, "shift": 0.0}
 # Settings without which nothing is random.
 CHANGES: dict[str, dict[str, Any]] = {
-    "aecnn": {"rotation_deg": 0.0, "flip": 0.0, "patch": SIZE, "patches": 1, "echoes": 1},
+    "aecnn": {"rotation_deg": 0.0, "flip": 0.0, "patch": SIZE, "patches": 1, "data_echo_factor": 1},
     "align": {"rotation_deg": 0.0, "scale": 1.0, "shift": 0.0, "identity_weight": 10.0},
-    "attend": {"rotation_deg": 0.0, "scale": 1.0, "shift": 0.0},
+    "attend": {"rotation_deg": 0.0, "max_zoom": 1.0, "translate": 0.0},
     "detect": {"mosaic": 0.0, "translate": 0.0, "scale": 0.0, "flip": 0.0, "value": 0.0},
-    "localize": STILL | {"exposure": 0.0},
+    "localize": {"rotation_deg": 0.0, "flip": 0.0, "max_zoom": 1.0, "translate": 0.0, "exposure": 0.0},
     "lungs": STILL | {"elastic": 0.0, "gamma": 1.0, "contrast": 0.0, "brightness": 0.0, "noise": 0.0},
 }
 FIXED = {
@@ -107,7 +107,7 @@ def _weights(network: nn.Module) -> Tensor:
 
 def _without_chance(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(align_task, "random_exposure", lambda x: x)
-    patch.setattr(attend_task, "partners", first_partner)
+    patch.setattr(attend, "choose_partners", first_partner)
 
 
 def train(_: int, family: str) -> list[tuple[list[float], Tensor, Tensor]]:

@@ -55,7 +55,7 @@ def test_only_the_last_stage_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Worker, "_report", lambda self, engine, metrics, report: rows.append(dict(report)))
     monkeypatch.setattr("cxr.training.worker.open_streams", lambda *args: (Pass(), Pass()))
     monkeypatch.setattr("ray.train.get_checkpoint", lambda: None)
-    small = {"size": 32, "patch": 16, "width": 8, "classifier": "resnet18", "stem_stride": 1, "batch_size": 4}
+    small = {"size": 32, "patch": 16, "width": 8, "backbone": "resnet18", "stem_stride": 1, "batch_size": 4}
     recipe = AecnnRecipe(**small, classifier_epochs=1, autoencoder_epochs=1, epochs=2)
     config = {"data": {}, "findings": schema.FINDINGS, "compile": False}
     done = Worker(recipe, config, SingleProcess(), torch.device("cpu")).run()
@@ -63,7 +63,7 @@ def test_only_the_last_stage_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["stage"] for row in rows] == ["classifier", "autoencoder", "joint", "joint"]
     assert [row["mean_auroc"] for row in rows[:2]] == [-math.inf, -math.inf]
     assert not any(math.isinf(row["mean_auroc"]) for row in rows[2:])
-    assert "psnr" in rows[1]
+    assert "psnr_pooled" in rows[1]
     assert rows[1]["lr"] < rows[0]["lr"] + 1e-3  # each stage ends its own schedule
     assert best_row(rows, recipe) is None or best_row(rows, recipe)["epoch"] > 2  # pyright: ignore
 
