@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from cxr import schema
 from cxr.augment import affine_exposure
 from cxr.data.batch import Batch
+from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.align import AlignRecipe
 from cxr.families.base import Communicator, Recipe, ScoringContext, SingleProcess
@@ -96,14 +97,21 @@ def use(engine: Engine) -> pa.Table:
     known |= {schema.HEIGHT_PX: [side] * count, schema.WIDTH_PX: [side] * count}
     pictures = [*recipe.render(network, batch).values()]
     context = ScoringContext(schema.FINDINGS, side)
-    if isinstance(recipe, LatentEncoder):
-        stored = recipe.latent_format().size
+    if isinstance(recipe, LatentEncoder) and (stored := _latent_size(recipe)):
         encoded = {schema.PIXELS: recipe.encode(network, batch)}
         assert encoded[schema.PIXELS].cpu().numpy().shape == (count, stored, stored)
         recipe.scored(recipe.predict_latents(network, encoded), pa.table(known), context)
         pictures += recipe.render_latents(network, encoded).values()
     assert all(picture.cpu().numpy().dtype == "uint8" for picture in pictures)
     return recipe.scored(recipe.predict(network, batch), pa.table(known), context)
+
+
+def _latent_size(recipe: LatentEncoder) -> int:
+    """Side of the latents in pixels; 0 if they are too small for an archive."""
+    try:
+        return recipe.latent_format().size
+    except UserError:
+        return 0
 
 
 @contextmanager
