@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 # ChestX-ray14's findings (Wang et al. 2017), in the order in which `labels` holds them.
 FINDINGS = (
@@ -30,7 +31,7 @@ FINDINGS = (
     "Pleural_Thickening",
     "Hernia",
 )
-# VinBigData's classes 0 to 13 (Nguyen et al. 2022), as published; class 14 is "No finding".
+# VinBigData's classes 0 to 13 (Nguyen et al. 2022), as published; the next class is NO_FINDING.
 VINBIGDATA_FINDINGS = (
     "Aortic enlargement",
     "Atelectasis",
@@ -47,6 +48,7 @@ VINBIGDATA_FINDINGS = (
     "Pneumothorax",
     "Pulmonary fibrosis",
 )
+NO_FINDING, NO_FINDING_CLASS = "No finding", len(VINBIGDATA_FINDINGS)
 # VinDr-CXR's local findings (annotated with boxes), in PhysioNet's order: VinBigData's, then the rarer
 # ones that the challenge left out. Its global findings are diagnoses of the whole image.
 VINDR_LOCAL_FINDINGS = (
@@ -229,3 +231,9 @@ def pixels_array(column: pa.Array | pa.ChunkedArray, pixels: PixelFormat) -> np.
     first = column.offset * pixels.size * pixels.size
     flat = flat[first : first + len(column) * pixels.size * pixels.size]
     return flat.reshape(len(column), pixels.size, pixels.size)
+
+
+def patients_of(table: pa.Table) -> pa.ChunkedArray:
+    """(N,) patient ids; an image whose patient is unknown counts as a patient of its own."""
+    alone = pc.binary_join_element_wise("image", table[IMAGE_ID], "\0")
+    return pc.coalesce(table[PATIENT_ID], alone)

@@ -18,7 +18,7 @@ from cxr.cli.training_jobs import demo_compressor_checkpoint
 from cxr.families import checkpoint, lung_crop
 from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
-from cxr.metrics.classification.bootstrap import RESAMPLES
+from cxr.metrics.bootstrap import RESAMPLES
 from cxr.runtime.job import run_job
 
 

@@ -22,7 +22,7 @@ from cxr.data.batch import best_device
 from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.localize import LocalizeRecipe
-from cxr.metrics.classification.bootstrap import RESAMPLES
+from cxr.metrics.bootstrap import RESAMPLES
 from cxr.phantom.archive import write_phantom
 from cxr.reporting import figures
 from cxr.runtime.job import run_job

@@ -6,13 +6,18 @@ import numpy as np
 
 from cxr.boxes.predictions import ScoredBoxes
 from cxr.errors import UserError
+from cxr.schema import NO_FINDING_CLASS
 
-NO_FINDING = 14  # VinBigData's class
 _BOX = np.array([[0.0, 0.0, 1.0, 1.0]])  # one pixel, as VinBigData requires for a normal image
 
 
 def add_no_finding(
-    predicted: ScoredBoxes, p_normal: float, low: float = 0.08, high: float = 0.95, *, no_finding: int = NO_FINDING
+    predicted: ScoredBoxes,
+    p_normal: float,
+    low: float = 0.08,
+    high: float = 0.95,
+    *,
+    no_finding: int = NO_FINDING_CLASS,
 ) -> ScoredBoxes:
     """Add "no finding" to the boxes (in pixels) of an image that is normal with probability `p_normal`.
 

@@ -132,9 +132,7 @@ def _labels(groups: Sequence[RowGroup], findings: int) -> np.ndarray:
 
 def _patients(groups: Sequence[RowGroup]) -> np.ndarray:
     """(N,) ids; an image whose patient is not known is a patient of its own."""
-    table = _columns(groups, [schema.PATIENT_ID, schema.IMAGE_ID])
-    alone = pc.binary_join_element_wise("image", table[schema.IMAGE_ID], "\t")
-    return pc.coalesce(table[schema.PATIENT_ID], alone).to_numpy()
+    return schema.patients_of(_columns(groups, [schema.PATIENT_ID, schema.IMAGE_ID])).to_numpy()
 
 
 def _columns(groups: Sequence[RowGroup], names: Sequence[str]) -> pa.Table:

@@ -17,7 +17,7 @@ from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import load_scores
 from cxr.evaluation.run import ReportOptions, Run, finish_report, read_run
 from cxr.metrics import classification, detection
-from cxr.metrics.detection import NO_FINDING, VOC_IOUS, Summary
+from cxr.metrics.detection import VOC_IOUS, Summary
 from cxr.metrics.localization import Boxes
 from cxr.reporting import classification as label_tables
 from cxr.reporting import classification_pictures
@@ -26,6 +26,7 @@ from cxr.reporting.detection import PREDICTION, TRUTH
 from cxr.reporting.overlays import BoxPair, Overlay, save_overlays
 from cxr.reporting.page import Picture, Section, save_picture
 from cxr.reporting.tables import Table, interval
+from cxr.schema import NO_FINDING
 
 PICTURES = "pictures"
 SHOWN = 3  # images in each row of the picture

@@ -17,7 +17,7 @@ from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.ledger import LEDGER_FILE, SUFFIX
 from cxr.errors import UserError
-from cxr.metrics.classification.bootstrap import RESAMPLES
+from cxr.metrics.bootstrap import RESAMPLES
 from cxr.reporting.page import Picture, Section, write_report
 from cxr.reporting.tables import Table
 from cxr.sources import Labeling, open_manifest
@@ -212,9 +212,7 @@ def _has_truth(table: pa.Table) -> bool:
 
 def patient_numbers(table: pa.Table) -> np.ndarray:
     """(N,) a number, the same for images of a patient, rising with the id; an unknown patient has one image."""
-    alone = pc.binary_join_element_wise("image", table[schema.IMAGE_ID], "\0")
-    patients = pc.coalesce(table[schema.PATIENT_ID], alone).to_numpy()
-    return np.unique(patients, return_inverse=True)[1]
+    return np.unique(schema.patients_of(table).to_numpy(), return_inverse=True)[1]
 
 
 def _of_shards(info: shards.ShardInfo, columns: Sequence[str], split: str) -> Manifest:

@@ -14,7 +14,7 @@ from cxr.evaluation.run import ReportOptions, Run, finish_report, read_run
 from cxr.evaluation.segmentation_data import Judged, Scores, both_masks, judge, load_scores
 from cxr.imaging.geometry import fit_mask
 from cxr.metrics import segmentation
-from cxr.metrics.segmentation import MeanInterval, mean_interval
+from cxr.metrics.bootstrap import MeanInterval, mean_interval
 from cxr.metrics.segmentation.overlap_metrics import FOUND, TRUE
 from cxr.reporting import segmentation as tables
 from cxr.reporting.overlays import MaskPair, Overlay, save_overlays

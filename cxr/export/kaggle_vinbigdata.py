@@ -12,12 +12,10 @@ import pyarrow.compute as pc
 
 from cxr import schema, storage
 from cxr.boxes import ScoredBoxes, add_no_finding
-from cxr.boxes.no_finding import NO_FINDING
 from cxr.data import shards
 from cxr.errors import UserError
 from cxr.evaluation import classification_data, localization_data
 from cxr.evaluation.run import Run, Split, check_family
-from cxr.metrics import detection
 from cxr.metrics.localization import Boxes
 from cxr.reporting.tables import csv_text
 from cxr.sources import vinbigdata
@@ -25,7 +23,7 @@ from cxr.sources.image_files import image_key
 
 BOX_FAMILIES = ("detect", "attend", "localize")
 CLASSIFIERS = ("aecnn", "attend", "localize")
-_NORMAL = f"{NO_FINDING} 1 0 0 1 1"
+_NORMAL = f"{schema.NO_FINDING_CLASS} 1 0 0 1 1"
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,8 @@ def normal_probabilities(run: Run) -> dict[str, float]:
     """
     check_family(run, CLASSIFIERS, "the filter of normal images")
     scores = classification_data.load_scores(run)
-    if detection.NO_FINDING in scores.findings:
-        normal = scores.probabilities[:, scores.findings.index(detection.NO_FINDING)]
+    if schema.NO_FINDING in scores.findings:
+        normal = scores.probabilities[:, scores.findings.index(schema.NO_FINDING)]
     else:
         normal = 1 - scores.probabilities.max(1, initial=0)
     ids = scores.image_ids.to_pylist()

@@ -29,7 +29,7 @@ from cxr.phantom.archive import Exam, check_settings, make_exam, png
 from cxr.phantom.nlm import poses_parquet
 from cxr.schema import FINDINGS, VINBIGDATA_FINDINGS
 from cxr.sources import vinbigdata
-from cxr.sources.annotations import HEADER, IMAGE, NO_FINDING, NO_FINDING_ID
+from cxr.sources.annotations import HEADER, IMAGE
 from cxr.sources.sidecar import TRUTH_FILE
 
 Layout = Literal["vinbigdata", "vinbigdata-png"]
@@ -155,7 +155,7 @@ def _box_by_reader(corners: Sequence[float], side: int, rng: np.random.Generator
 
 def _rows(image: str, reader: str, drawn: Iterable[ReaderBox]) -> list[Row]:
     rows = [(image, name, VINBIGDATA_FINDINGS.index(name), reader, *map(float, corners)) for name, corners in drawn]
-    return list(rows) or [(image, NO_FINDING, NO_FINDING_ID, reader, "", "", "", "")]
+    return list(rows) or [(image, schema.NO_FINDING, schema.NO_FINDING_CLASS, reader, "", "", "", "")]
 
 
 def _csv(header: Sequence[str], rows: Iterable[Row]) -> str:

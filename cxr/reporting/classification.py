@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from cxr import storage
-from cxr.metrics.classification import DeLong, Intervals, Row, Summary
+from cxr.metrics.bootstrap import Intervals
+from cxr.metrics.classification import DeLong, Row, Summary
 from cxr.reporting.tables import Table, csv_text, interval, number
 
 _SHARES = ("average_precision", "sensitivity", "brier", "calibration_error", "accuracy", "precision", "recall", "f1")

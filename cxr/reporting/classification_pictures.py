@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cxr.metrics.classification import Intervals, Row, Summary, reliability
+from cxr.metrics.bootstrap import Intervals
+from cxr.metrics.classification import Row, Summary, reliability
 from cxr.metrics.classification.ranking import precision_recall_curve, roc_curve
 from cxr.reporting import palette
 from cxr.reporting.figures import panels

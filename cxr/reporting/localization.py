@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cxr.metrics.classification import Intervals
+from cxr.metrics.bootstrap import Intervals
 from cxr.metrics.classification.classification_summary import FEW
 from cxr.metrics.localization import MEASURES, THRESHOLDS, Rates
 from cxr.reporting import palette

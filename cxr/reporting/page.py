@@ -128,7 +128,7 @@ _STYLE = """
   :root { --line: #3a4149; --soft: #a3adb8; --back: #16191d; --text: #e6e9ec; --link: #7fbde8 }
 }
 body { margin: 0; background: var(--back); color: var(--text); font: 16px/1.5 system-ui, sans-serif }
-main { max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 4rem }
+main { max-width: 84rem; margin: 0 auto; padding: 1.5rem 1rem 4rem }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: anywhere }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line) }
 p { max-width: 48rem; margin: .75rem 0; overflow-wrap: anywhere }
@@ -140,6 +140,7 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
 th { font-weight: 600; vertical-align: bottom }
 tbody tr:hover { background: color-mix(in srgb, var(--line) 35%, transparent) }
+td:last-child:not(:first-child):not(.number) { min-width: 10rem }
 .number { text-align: right; white-space: nowrap }
 figure { margin: 1.5rem 0 }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px }

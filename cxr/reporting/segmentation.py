@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cxr import storage
-from cxr.metrics.segmentation import MeanInterval
+from cxr.metrics.bootstrap import MeanInterval
 from cxr.reporting.tables import Table, csv_text, interval, number
 
 _WORST = 10  # images in the page's table

@@ -32,7 +32,6 @@ IMAGE, CLASS, READER = "image_id", "class_id", "rad_id"
 CLASS_NAME = "class_name"
 HEADER = (IMAGE, CLASS_NAME, CLASS, READER, schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
 FRAME = ("height", "width")  # columns with the image size to which a row's corners refer
-NO_FINDING, NO_FINDING_ID = "No finding", len(schema.VINBIGDATA_FINDINGS)
 _LARGEST_PX = 65_535  # DICOM's Rows and Columns are unsigned 16-bit numbers
 
 Boxes = list[dict[str, Any]]  # items of schema.BOX_TYPE
@@ -127,12 +126,12 @@ def read(location: str, *, by_name: bool = False) -> Read:
         if reader:
             readers_by_image[image][reader] = None
         finding = known.get(word.removesuffix(".0") if by_id else word_key(word))
-        if finding == NO_FINDING:
+        if finding == schema.NO_FINDING:
             healthy.add((image, reader))
         elif finding is not None:
             of_image[finding, reader, *corners] = _box(table, row, finding, reader, corners)
         elif by_id:
-            raise table.error(row, f"a {CLASS} from 0 to {NO_FINDING_ID}", word)
+            raise table.error(row, f"a {CLASS} from 0 to {schema.NO_FINDING_CLASS}", word)
         else:
             unknown_words[word] += 1
             unsure[image] |= {*findings}
@@ -199,8 +198,8 @@ def _side_px(text: str) -> int | None:
 def _classes(findings: Sequence[str], by_id: bool) -> dict[str, str]:
     """Findings by class number, or by the `word_key` of the class name."""
     if by_id:
-        return {str(number): name for number, name in enumerate([*findings, NO_FINDING])}
-    return {word_key(name): name for name in (*findings, NO_FINDING)}
+        return {str(number): name for number, name in enumerate([*findings, schema.NO_FINDING])}
+    return {word_key(name): name for name in (*findings, schema.NO_FINDING)}
 
 
 def _box(table: CsvTable, row: int, finding: str, reader: str, corners: Sequence[str]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ FRAME_PX = 1024
 INDEX, FINDINGS, PATIENT, VIEW = "Image Index", "Finding Labels", "Patient ID", "View Position"
 ORIGINAL_PX = ("OriginalImage[Height]", "OriginalImage[Width]")
 ORIGINAL_SPACING_MM = ("OriginalImagePixelSpacing[y]", "OriginalImagePixelSpacing[x]")
-NO_FINDING = "No Finding"
+NO_FINDING = "No Finding"  # as the lists spell it
 
 BOX_FINDING = "Finding Label"  # column of the box list
 BOX_WORDS = {"Infiltration": "Infiltrate"}  # findings with another name in the box list

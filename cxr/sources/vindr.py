@@ -28,7 +28,7 @@ from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.schema import NEGATIVE, POSITIVE, UNKNOWN
 from cxr.sources import rater_agreement, vinbigdata
-from cxr.sources.annotations import CLASS_NAME, IMAGE, NO_FINDING, READER, Read, read
+from cxr.sources.annotations import CLASS_NAME, IMAGE, READER, Read, read
 from cxr.sources.csv_table import has_columns, read_csv
 from cxr.sources.image_files import PATH, image_ids, image_key, list_images
 from cxr.sources.label_rows import image_keys, word_key
@@ -48,7 +48,7 @@ _VALUES = {"0": NEGATIVE, "0.0": NEGATIVE, "1": POSITIVE, "1.0": POSITIVE, "": U
 
 
 def detect(uri: str) -> bool:
-    needed = {BOXES_FILES: (IMAGE, CLASS_NAME, *rater_agreement.CORNERS), LABELS_FILES: (IMAGE, NO_FINDING)}
+    needed = {BOXES_FILES: (IMAGE, CLASS_NAME, *rater_agreement.CORNERS), LABELS_FILES: (IMAGE, schema.NO_FINDING)}
     lists = ((_location(uri, file), columns) for files, columns in needed.items() for file in files)
     return any(location is not None and has_columns(location, columns) for location, columns in lists)
 
@@ -168,7 +168,7 @@ def _read_image_labels(location: str) -> _ImageLabels:
     """
     table = read_csv(location, (IMAGE,))
     names = [_ALIASES.get(word_key(column), word_key(column)) for column in table.header]
-    words = [word_key(word) for word in (*LOCAL, *GLOBAL, NO_FINDING)]
+    words = [word_key(word) for word in (*LOCAL, *GLOBAL, schema.NO_FINDING)]
     positions = [names.index(word) if word in names else None for word in words]
     who = table.column(READER) if READER in table else [""] * len(table.rows)
     rows: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))

@@ -80,7 +80,7 @@ def test_images_with_a_known_mask_are_read(shards: str) -> None:
     assert test.pixels.shape == (IMAGES - 1, SIZE, SIZE)
     pixels, masks = (torch.cat(parts) for parts in zip(*test.batches(), strict=True))
     assert torch.equal(pixels > 0, masks)
-    assert test.patients[:3].tolist() == ["image 0", "p0", "p1"]
+    assert test.patients[:3].tolist() == ["image\x000", "p0", "p1"]
     assert len(segmentation.read(shards, "test", schema.PNEUMOTHORAX, 4).pixels) == 4
     with pytest.raises(UserError, match="none of the 12 images in its test split has a known mask of Lungs"):
         segmentation.read(shards, "test", schema.LUNGS)

@@ -10,8 +10,9 @@ import pytest
 from sklearn import metrics as sk
 
 from cxr.metrics import classification as ours
-from cxr.metrics.classification.bootstrap import _draw, resampled_aurocs
+from cxr.metrics.bootstrap import _resample
 from cxr.metrics.classification.ranking import precision_recall_curve, roc_curve
+from cxr.metrics.classification.resampled_auroc import resampled_aurocs
 
 FINDINGS = ("a", "b", "c", "d")
 
@@ -187,7 +188,7 @@ def test_a_resample_is_what_counting_images_again_would_give() -> None:
     scores, labels = made(7)
     patients = np.random.default_rng(0).integers(80, size=300)
     ids = np.unique(patients)
-    times = _draw(np.random.default_rng(3), len(ids), 5)
+    times = _resample(np.random.default_rng(3), len(ids), 5)
     found = resampled_aurocs(scores, labels, patients, 5, 3)
     wanted = [resampled_slowly(scores, labels, patients, dict(zip(ids, column, strict=True))) for column in times.T]
     np.testing.assert_allclose(found, wanted, atol=1e-9)

@@ -7,14 +7,14 @@ import pyarrow as pa
 import pytest
 
 from cxr import schema
-from cxr.metrics.classification.bootstrap import resampled_aurocs
+from cxr.metrics.bootstrap import resampled_means
+from cxr.metrics.classification.resampled_auroc import resampled_aurocs
 from cxr.metrics.localization import (
     THRESHOLDS,
     Boxes,
     Located,
     center_boxes,
     counts,
-    drawn_means,
     known_places,
     locate,
     paired_gain,
@@ -152,7 +152,7 @@ def test_rates_are_plain_means_and_intervals_hold_them() -> None:
 def test_intervals_are_wider_where_patients_have_more_images() -> None:
     """Each image thrice: of a patient of its own the interval shrinks, of the same patient it does not."""
     values = (np.random.default_rng(0).random((40, 1)) < 0.5).astype(float).repeat(3, axis=0)
-    spread = [np.std(drawn_means(values, p, 2000, 0)) for p in (np.arange(120), np.arange(120) // 3)]
+    spread = [np.std(resampled_means(values, p, 2000, 0)) for p in (np.arange(120), np.arange(120) // 3)]
     assert spread[1] == pytest.approx(spread[0] * np.sqrt(3), rel=0.1)
 
 
@@ -162,7 +162,7 @@ def test_resamples_are_those_of_the_aurocs() -> None:
     labels, patients = np.array([[0], *[[1]] * 50]), np.arange(51) // 2
     scores = np.concatenate([[[0.5]], rng.integers(0, 2, (50, 1))])
     aurocs = resampled_aurocs(scores, labels, patients, 200, 3)
-    means = drawn_means(np.where(labels == 1, scores, np.nan), patients, 200, 3)
+    means = resampled_means(np.where(labels == 1, scores, np.nan), patients, 200, 3)
     known = np.isfinite(aurocs)
     np.testing.assert_allclose(means[known], aurocs[known])
 
@@ -170,7 +170,7 @@ def test_resamples_are_those_of_the_aurocs() -> None:
 def test_a_finding_lost_in_a_resample_is_left_out_of_its_mean() -> None:
     values = np.full((30, 2), np.nan)
     values[:, 0], values[0, 1] = 1, 0  # one image alone has the second finding
-    drawn = drawn_means(values, np.arange(30), 500, 0)
+    drawn = resampled_means(values, np.arange(30), 500, 0)
     lost = np.isnan(drawn[:, 1])
     assert lost.mean() == pytest.approx((29 / 30) ** 30, abs=0.07)
     assert (drawn[~lost, 1] == 0).all()

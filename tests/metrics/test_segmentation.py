@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import jaccard_score, roc_auc_score
 from torch import Tensor
 
-from cxr.metrics.segmentation import dice, hd95, hd95_rows, image_level, iou, mean_interval, overlap_rows, summary
+from cxr.metrics.bootstrap import mean_interval
+from cxr.metrics.segmentation import dice, hd95, hd95_rows, image_level, iou, overlap_rows, summary
 from cxr.metrics.segmentation.boundary import PERCENTILE, boundary
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from cxr.metrics.segmentation import MeanInterval
+from cxr.metrics.bootstrap import MeanInterval
 from cxr.reporting import segmentation
 
 

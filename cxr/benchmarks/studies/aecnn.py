@@ -12,8 +12,9 @@ from cxr.benchmarks.studies import compression
 from cxr.benchmarks.studies.xrays import XRays
 from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
-from cxr.metrics.classification.bootstrap import ENDS, RESAMPLES, resampled_aurocs
+from cxr.metrics.bootstrap import ENDS, RESAMPLES
 from cxr.metrics.classification.ranking import auroc
+from cxr.metrics.classification.resampled_auroc import resampled_aurocs
 from cxr.reporting import palette
 from cxr.reporting.tables import interval, markdown, number
 

@@ -15,7 +15,7 @@ from cxr.benchmarks.studies.xrays import patients_of
 from cxr.data import shards
 from cxr.errors import UserError
 from cxr.families.checkpoint import Checkpoint
-from cxr.metrics.classification.bootstrap import Intervals
+from cxr.metrics.bootstrap import Intervals
 from cxr.metrics.detection import VOC_IOUS, average_precisions, paired_gain
 from cxr.metrics.localization import Boxes
 from cxr.reporting.tables import interval, markdown, number

@@ -14,17 +14,10 @@ from cxr.benchmarks.studies.boxed_xrays import BoxedXRays
 from cxr.benchmarks.studies.xrays import patients_of
 from cxr.errors import UserError
 from cxr.families.checkpoint import Checkpoint
-from cxr.metrics.classification.bootstrap import ENDS, RESAMPLES, resampled_aurocs
+from cxr.metrics.bootstrap import ENDS, RESAMPLES, column_means, resampled_means
 from cxr.metrics.classification.ranking import auroc
-from cxr.metrics.localization import (
-    MEASURES,
-    THRESHOLDS,
-    Boxes,
-    Located,
-    baselines,
-    column_means,
-    drawn_means,
-)
+from cxr.metrics.classification.resampled_auroc import resampled_aurocs
+from cxr.metrics.localization import MEASURES, THRESHOLDS, Boxes, Located, baselines
 
 SMALL, LARGE = ("Nodule", "Mass"), ("Cardiomegaly",)
 
@@ -108,7 +101,9 @@ def _judged(
         return {m: np.stack([column_means(told(of, kind, m)).reshape(shape) for of in kept]) for m in MEASURES}
 
     drawn = {
-        m: np.stack([drawn_means(told(of, "right", m), patients, RESAMPLES, seed).reshape(-1, *shape) for of in kept])
+        m: np.stack(
+            [resampled_means(told(of, "right", m), patients, RESAMPLES, seed).reshape(-1, *shape) for of in kept]
+        )
         for m in MEASURES
     }
     return Judged(

@@ -22,7 +22,8 @@ from cxr.errors import UserError
 from cxr.families.base import ScoringContext
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.compatibility import check_size
-from cxr.metrics.segmentation import MeanInterval, dice, image_level, mean_interval, overlap_rows, summary
+from cxr.metrics.bootstrap import MeanInterval, mean_interval
+from cxr.metrics.segmentation import dice, image_level, overlap_rows, summary
 from cxr.metrics.segmentation.overlap_metrics import TRUE
 from cxr.models.receptive_field import Architecture, architecture
 from cxr.models.segmentation_model import SegmentationModel

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from cxr.benchmarks.studies.segmentation import Judged
-from cxr.metrics.segmentation import MeanInterval
+from cxr.metrics.bootstrap import MeanInterval
 from cxr.reporting import palette
 from cxr.reporting.tables import csv_text, interval, markdown, number
 

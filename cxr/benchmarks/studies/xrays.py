@@ -106,6 +106,5 @@ def _part(rows: pa.Table, pixels: PixelFormat, size: int, findings: int) -> tupl
 
 
 def patients_of(rows: pa.Table) -> np.ndarray:
-    """(B,) ids; an image whose patient is not known is a patient of its own."""
-    pairs = zip(rows[schema.PATIENT_ID].to_pylist(), rows[schema.IMAGE_ID].to_pylist(), strict=True)
-    return np.array([patient or f"image {image}" for patient, image in pairs], object).astype(str)
+    """(B,) ids, see `schema.patients_of`."""
+    return schema.patients_of(rows).to_numpy().astype(str)

@@ -4,18 +4,17 @@ Everywhere `scores_NF` are probabilities in [0, 1] and `labels_NF` are 1, 0 and 
 known label is left out of its finding. What cannot be measured is NaN, never a guess. NumPy alone, float64.
 """
 
-from cxr.metrics.classification.bootstrap import Intervals, auroc_intervals, paired_gain
 from cxr.metrics.classification.calibration import Bins, brier, calibration_error, reliability
 from cxr.metrics.classification.classification_summary import Row, Summary, summarize
 from cxr.metrics.classification.delong import DeLong, delong
 from cxr.metrics.classification.ranking import auroc, average_precision, sensitivity_at, specificity_counts
+from cxr.metrics.classification.resampled_auroc import auroc_intervals, paired_gain
 from cxr.metrics.classification.thresholds import Decisions, Thresholds, at_thresholds, choose_thresholds, decisions
 
 __all__ = [
     "Bins",
     "DeLong",
     "Decisions",
-    "Intervals",
     "Row",
     "Summary",
     "Thresholds",

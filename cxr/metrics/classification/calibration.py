@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr.metrics.classification.ranking import checked, divided
+from cxr.metrics.bootstrap import ratio
+from cxr.metrics.classification.ranking import checked
 from cxr.schema import POSITIVE, UNKNOWN
 
 BINS = 15
@@ -26,7 +27,7 @@ def brier(scores_NF: np.ndarray, labels_NF: np.ndarray) -> np.ndarray:
     scores, labels = checked(scores_NF, labels_NF)
     known = labels != UNKNOWN
     squared = np.where(known, (scores - (labels == POSITIVE)) ** 2, 0)
-    return divided(squared.sum(0), known.sum(0))
+    return ratio(squared.sum(0), known.sum(0))
 
 
 def reliability(scores_NF: np.ndarray, labels_NF: np.ndarray, bins: int = BINS) -> Bins:
@@ -40,8 +41,8 @@ def reliability(scores_NF: np.ndarray, labels_NF: np.ndarray, bins: int = BINS) 
         return np.bincount(place[known], values[known], minlength=findings * bins).reshape(findings, bins)
 
     counts = summed(np.ones_like(scores))
-    observed = divided(summed((labels == POSITIVE).astype(float)), counts)
-    return Bins(counts.astype(int), divided(summed(scores), counts), observed)
+    observed = ratio(summed((labels == POSITIVE).astype(float)), counts)
+    return Bins(counts.astype(int), ratio(summed(scores), counts), observed)
 
 
 def calibration_error(scores_NF: np.ndarray, labels_NF: np.ndarray, bins: int = BINS) -> np.ndarray:
@@ -53,4 +54,4 @@ def calibration_error(scores_NF: np.ndarray, labels_NF: np.ndarray, bins: int = 
     """
     found = reliability(scores_NF, labels_NF, bins)
     apart = np.where(found.counts > 0, found.counts * np.abs(found.probability - found.observed), 0)
-    return divided(apart.sum(1), found.counts.sum(1))
+    return ratio(apart.sum(1), found.counts.sum(1))

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr.metrics.classification.bootstrap import RESAMPLES, auroc_intervals
+from cxr.metrics.bootstrap import RESAMPLES
 from cxr.metrics.classification.calibration import brier, calibration_error
 from cxr.metrics.classification.ranking import average_precision, sensitivity_at
+from cxr.metrics.classification.resampled_auroc import auroc_intervals
 from cxr.metrics.classification.thresholds import decisions, missing_class
 from cxr.schema import NEGATIVE, POSITIVE, UNKNOWN
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cxr.metrics.bootstrap import ratio
 from cxr.schema import NEGATIVE, POSITIVE, UNKNOWN
 
 
@@ -72,16 +73,10 @@ def _ends_of_ties(scores_NF: np.ndarray) -> np.ndarray:
     return np.minimum.accumulate(ends[::-1], axis=0)[::-1]
 
 
-def divided(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """above / below, NaN where `below` is 0."""
-    above, below = np.broadcast_arrays(np.asarray(above, np.float64), np.asarray(below, np.float64))
-    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below != 0)
-
-
 def auroc(scores_NF: np.ndarray, labels_NF: np.ndarray) -> np.ndarray:
     """(F,) area under the ROC curve: how often a positive outranks a negative; NaN without a class."""
     found = ranked(scores_NF, labels_NF)
-    return divided(_from_zero_area(found), found.positives * found.negatives)
+    return ratio(_from_zero_area(found), found.positives * found.negatives)
 
 
 def _from_zero_area(found: Ranked) -> np.ndarray:
@@ -97,7 +92,7 @@ def average_precision(scores_NF: np.ndarray, labels_NF: np.ndarray) -> np.ndarra
     found = ranked(scores_NF, labels_NF)
     precision = found.true / np.maximum(1, found.true + found.false)
     gained = np.diff(found.true, axis=0, prepend=0)
-    return np.where(found.measurable, divided((gained * precision).sum(0), found.positives), np.nan)
+    return np.where(found.measurable, ratio((gained * precision).sum(0), found.positives), np.nan)
 
 
 def specificity_counts(negatives: np.ndarray, specificity: float) -> np.ndarray:
@@ -110,7 +105,7 @@ def sensitivity_at(scores_NF: np.ndarray, labels_NF: np.ndarray, specificity: fl
     found = ranked(scores_NF, labels_NF)
     allowed = found.false <= specificity_counts(found.negatives, specificity)
     best = np.where(allowed, found.true, 0).max(0, initial=0)
-    return np.where(found.measurable, divided(best, found.positives), np.nan)
+    return np.where(found.measurable, ratio(best, found.positives), np.nan)
 
 
 def roc_curve(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,8 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
-from cxr.metrics.classification.ranking import Ranked, checked, divided, ranked, specificity_counts
+from cxr.metrics.bootstrap import ratio
+from cxr.metrics.classification.ranking import Ranked, checked, ranked, specificity_counts
 from cxr.schema import NEGATIVE, POSITIVE
 
 Rule = Literal["youden", "f1", "specificity"]
@@ -34,10 +35,10 @@ def decisions(called_NF: np.ndarray, labels_NF: np.ndarray) -> Decisions:
     true, false = (called & positive).sum(0), (called & negative).sum(0)
     positives, negatives = positive.sum(0), negative.sum(0)
     return Decisions(
-        accuracy=divided(true + negatives - false, positives + negatives),
-        precision=divided(true, true + false),
-        recall=divided(true, positives),
-        f1=divided(2 * true, true + false + positives),
+        accuracy=ratio(true + negatives - false, positives + negatives),
+        precision=ratio(true, true + false),
+        recall=ratio(true, positives),
+        f1=ratio(2 * true, true + false + positives),
     )
 
 

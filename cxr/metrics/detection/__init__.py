@@ -15,12 +15,11 @@ from cxr.metrics.detection.detection_summary import (
     right_boxes,
     summarize,
 )
-from cxr.metrics.detection.image_scores import NO_FINDING, confusion, image_labels, image_probabilities
+from cxr.metrics.detection.image_scores import confusion, image_labels, image_probabilities
 from cxr.metrics.detection.precision import Curve
 
 __all__ = [
     "COCO_IOUS",
-    "NO_FINDING",
     "VOC_IOUS",
     "BoxMeter",
     "Curve",

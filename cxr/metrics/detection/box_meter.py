@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cxr.metrics.classification.ranking import divided
+from cxr.metrics.bootstrap import ratio
 from cxr.metrics.detection.detection_summary import VOC_IOUS, coco_average_precisions, right_boxes
 from cxr.metrics.detection.precision import Curve, curves
 from cxr.metrics.localization import Boxes
@@ -84,7 +84,7 @@ def _at_best_f1(of_findings: list[Curve]) -> tuple[float, float]:
     if not len(scores):
         return 0.0, 0.0
     counts = [curve.counts_at(scores) for curve in of_findings]
-    precision = np.mean([np.nan_to_num(divided(right, right + wrong)) for right, wrong in counts], axis=0)
+    precision = np.mean([np.nan_to_num(ratio(right, right + wrong)) for right, wrong in counts], axis=0)
     recall = np.mean([right / curve.true for (right, _), curve in zip(counts, of_findings, strict=True)], axis=0)
     f1 = [2 * right / (right + wrong + c.true) for (right, wrong), c in zip(counts, of_findings, strict=True)]
     best = int(np.mean(f1, axis=0).argmax())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr.metrics.classification.bootstrap import RESAMPLES, Intervals, intervals
+from cxr.metrics.bootstrap import RESAMPLES, Intervals, intervals
 from cxr.metrics.detection.candidate_pairs import pairs
 from cxr.metrics.detection.matching import coco_right, voc_true_positives
 from cxr.metrics.detection.precision import Curve, curves, resampled_aps

@@ -8,8 +8,6 @@ from cxr.metrics.detection.candidate_pairs import pairs
 from cxr.metrics.localization import Boxes
 from cxr.schema import NEGATIVE, POSITIVE, UNKNOWN
 
-NO_FINDING = "No finding"
-
 
 def image_probabilities(found: Boxes, images: int, findings: int) -> np.ndarray:
     """(N, F + 1) the highest score of each finding's boxes, 0 without any; last: no finding, 1 − the highest."""

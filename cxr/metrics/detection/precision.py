@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr.metrics.classification.bootstrap import draws
-from cxr.metrics.classification.ranking import divided
+from cxr.metrics.bootstrap import ratio, resamples_of
 from cxr.metrics.localization import Boxes
 
 _COCO_RECALLS = np.linspace(0, 1, 101)
@@ -32,7 +31,7 @@ class Curve:
     @property
     def recall(self) -> np.ndarray:
         """(M,) NaN without a true box."""
-        return divided(self.right, np.full(len(self.right), self.true))
+        return ratio(self.right, np.full(len(self.right), self.true))
 
     @property
     def precision(self) -> np.ndarray:
@@ -48,7 +47,7 @@ class Curve:
     def voc_ap(self) -> float:
         """Area under the curve, all points (VOC 2010); NaN without a true box."""
         gained = np.diff(self.right, prepend=0)
-        return float(divided(np.array((gained * self.precision).sum()), np.array(self.true)))
+        return float(ratio(np.array((gained * self.precision).sum()), np.array(self.true)))
 
     def coco_ap(self) -> float:
         """Mean precision at the 101 recalls 0, .01, …, 1 (COCO); NaN without a true box."""
@@ -89,7 +88,7 @@ def resampled_aps(
     if not weighted or not len(ids):
         return np.full((resamples, findings), np.nan)
     return np.concatenate(
-        [np.stack([of.aps(times) for of in weighted], 1) for times in draws(len(ids), resamples, seed)]
+        [np.stack([of.aps(times) for of in weighted], 1) for times in resamples_of(len(ids), resamples, seed)]
     )
 
 
@@ -123,6 +122,6 @@ class _Weighted:
             starts = np.flatnonzero(np.diff(self.heaps, prepend=-1))
             wrong[self.heaps[starts]] = np.add.reduceat(times_PR[self.wrong], starts, axis=0)
         right, wrong = (np.cumsum(counts, axis=0)[self.ends] for counts in (gained, wrong))
-        precision = divided(right, right + wrong)
+        precision = ratio(right, right + wrong)
         highest = np.fmax.accumulate(precision[::-1], axis=0)[::-1]
-        return divided(np.nansum(gained * highest, axis=0), times_PR[self.true].sum(0))
+        return ratio(np.nansum(gained * highest, axis=0), times_PR[self.true].sum(0))

@@ -7,7 +7,7 @@ true boxes in one frame, pixels of the original image. NumPy alone, float64.
 from cxr.metrics.localization.baselines import baselines, center_boxes, random_boxes
 from cxr.metrics.localization.box_arrays import Boxes
 from cxr.metrics.localization.box_overlap import MEASURES, THRESHOLDS, Located, counts, known_places, locate
-from cxr.metrics.localization.localization_accuracy import Rates, column_means, drawn_means, paired_gain, summarize
+from cxr.metrics.localization.localization_accuracy import Rates, paired_gain, summarize
 
 __all__ = [
     "MEASURES",
@@ -17,9 +17,7 @@ __all__ = [
     "Rates",
     "baselines",
     "center_boxes",
-    "column_means",
     "counts",
-    "drawn_means",
     "known_places",
     "locate",
     "paired_gain",

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr.metrics.classification.bootstrap import RESAMPLES, Intervals, draws, intervals
-from cxr.metrics.classification.ranking import divided
+from cxr.metrics.bootstrap import RESAMPLES, Intervals, column_means, intervals, resampled_means
 from cxr.metrics.localization.box_overlap import MEASURES, THRESHOLDS, Located
 
 ByThreshold = dict[str, tuple[Intervals, ...]]  # measure -> one an entry of THRESHOLDS
@@ -71,7 +70,8 @@ def paired_gain(
         name: tuple(
             intervals(
                 column_means(ours) - column_means(theirs),
-                drawn_means(ours, patients_N, resamples, seed) - drawn_means(theirs, patients_N, resamples, seed),
+                resampled_means(ours, patients_N, resamples, seed)
+                - resampled_means(theirs, patients_N, resamples, seed),
             )
             for ours, theirs in ((located.right(name, at), other.right(name, at)) for at in THRESHOLDS)
         )
@@ -83,32 +83,7 @@ def _together(
     values: Sequence[np.ndarray], patients_N: np.ndarray, resamples: int, seed: int
 ) -> tuple[Intervals, ...]:
     """Intervals of several figures (N, F), all on the same resamples."""
-    drawn = np.split(drawn_means(np.concatenate(values, axis=1), patients_N, resamples, seed), len(values), axis=1)
+    drawn = np.split(
+        resampled_means(np.concatenate(values, axis=1), patients_N, resamples, seed), len(values), axis=1
+    )
     return tuple(intervals(column_means(one), part) for one, part in zip(values, drawn, strict=True))
-
-
-def column_means(values_NK: np.ndarray) -> np.ndarray:
-    """(K,) mean of each column over its known values; NaN of none."""
-    known = np.isfinite(values_NK)
-    return divided(np.where(known, values_NK, 0).sum(0), known.sum(0).astype(np.float64))
-
-
-def drawn_means(values_NK: np.ndarray, patients_N: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(R, K) `column_means` in each resample of patients, NaN where nothing is known.
-
-    The draws hang on patients and seed alone, and are those of the AUROCs' bootstrap.
-    """
-    ids, patients = np.unique(np.asarray(patients_N), return_inverse=True)
-    known = np.isfinite(values_NK)
-    told = np.flatnonzero(np.bincount(patients, known.any(1), len(ids)))  # patients of whom anything is known
-    place = np.full(len(ids), -1)
-    place[told] = np.arange(len(told))
-    rows = place[patients] >= 0
-    totals, numbers = np.zeros((2, len(told), values_NK.shape[1]))
-    np.add.at(totals, place[patients[rows]], np.where(known, values_NK, 0)[rows])
-    np.add.at(numbers, place[patients[rows]], known[rows])
-    drawn = [
-        divided(times.T @ totals, times.T @ numbers)
-        for times in (block[told].astype(np.float64) for block in draws(len(ids), resamples, seed))
-    ]
-    return np.concatenate(drawn) if drawn else np.full((resamples, values_NK.shape[1]), np.nan)

@@ -5,17 +5,14 @@ measured is NaN, never a guess.
 """
 
 from cxr.metrics.segmentation.boundary import hd95, hd95_rows
-from cxr.metrics.segmentation.intervals import MeanInterval, mean_interval
 from cxr.metrics.segmentation.overlap_metrics import dice, image_level, iou, overlap_rows, summary
 
 __all__ = [
-    "MeanInterval",
     "dice",
     "hd95",
     "hd95_rows",
     "image_level",
     "iou",
-    "mean_interval",
     "overlap_rows",
     "summary",
 ]

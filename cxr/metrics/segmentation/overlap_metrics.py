@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cxr.metrics.bootstrap import ratio
 from cxr.metrics.classification import auroc, decisions
-from cxr.metrics.classification.ranking import divided
 
 INTERSECTION, FOUND, TRUE, PIXELS = range(4)
 
@@ -88,7 +88,7 @@ def image_level(rows: Tensor, probability_N: Tensor | None = None) -> dict[str, 
     called = (rows[:, FOUND] > 0).cpu().numpy()[:, None]
     found = {
         "image_sensitivity": decisions(called, labels).recall.item(),
-        "image_specificity": divided((~called & (labels == 0)).sum(), (labels == 0).sum()).item(),
+        "image_specificity": ratio((~called & (labels == 0)).sum(), (labels == 0).sum()).item(),
     }
     if probability_N is not None and bool(probability_N.isfinite().all()):
         found["image_auroc"] = auroc(probability_N.double().cpu().numpy()[:, None], labels).item()

@@ -1,39 +1,14 @@
-"""How sure AUROCs are: 95 % intervals by drawing patients, with all of their images, anew with replacement."""
+"""AUROC in each resample of patients, from one sort of the images."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from cxr.metrics.classification.ranking import auroc, checked, divided
+from cxr.metrics.bootstrap import BLOCK, RESAMPLES, Intervals, intervals, ratio, resamples_of
+from cxr.metrics.classification.ranking import auroc, checked
 from cxr.schema import NEGATIVE, POSITIVE
-
-RESAMPLES = 1000
-LEVEL = 0.95
-ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-_BLOCK = 64  # resamples that are counted at once
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """A figure per finding and its mean over the findings that can be measured, with 95 % percentile intervals.
-
-    A resample in which a finding has lost a class is left out for it. The mean of a resample is that over the
-    findings which it can measure.
-    """
-
-    value: np.ndarray  # this and the next three: (F,)
-    low: np.ndarray
-    high: np.ndarray
-    left_out: np.ndarray  # resamples
-    mean: float
-    mean_low: float
-    mean_high: float
-    mean_incomplete: int  # resamples whose mean lacks a finding
-    resamples: int
 
 
 def auroc_intervals(
@@ -62,28 +37,6 @@ def paired_gain(
     return intervals(auroc(scores_NF, labels_NF) - auroc(others_NF, labels_NF), one - other)
 
 
-def intervals(value_F: np.ndarray, drawn_RF: np.ndarray) -> Intervals:
-    """Of figures by finding and of what they are in each resample, NaN where one cannot be measured."""
-    measurable = np.isfinite(value_F)
-    lost = np.isnan(drawn_RF)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of columns and rows that are NaN throughout
-        low, high = np.nanquantile(drawn_RF, ENDS, axis=0)
-        means = np.nanmean(drawn_RF, axis=1)
-        mean_low, mean_high = np.nanquantile(means, ENDS)
-    return Intervals(
-        value=value_F,
-        low=low,
-        high=high,
-        left_out=lost.sum(0),
-        mean=float(value_F[measurable].mean()) if measurable.any() else float("nan"),
-        mean_low=float(mean_low),
-        mean_high=float(mean_high),
-        mean_incomplete=int(lost[:, measurable].any(1).sum()),
-        resamples=len(drawn_RF),
-    )
-
-
 def resampled_aurocs(
     scores_NF: np.ndarray, labels_NF: np.ndarray, patients_N: np.ndarray, resamples: int, seed: int
 ) -> np.ndarray:
@@ -94,24 +47,10 @@ def resampled_aurocs(
         raise ValueError(f"{len(patients)} patients of {len(labels)} images: wanted an id an image")
     findings = [_Finding.of(scores[:, f], labels[:, f], patients) for f in range(labels.shape[1])]
     found = np.full((resamples, len(findings)), np.nan)
-    for block, times in enumerate(draws(len(ids), resamples, seed)):
+    for block, times in enumerate(resamples_of(len(ids), resamples, seed)):
         for column, finding in enumerate(findings):
-            found[block * _BLOCK : (block + 1) * _BLOCK, column] = finding.aurocs(times)
+            found[block * BLOCK : (block + 1) * BLOCK, column] = finding.aurocs(times)
     return found
-
-
-def draws(patients: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks of resamples, (P, r) int32: how many times each patient is drawn. They hang on the arguments alone."""
-    rng = np.random.default_rng(seed)
-    for start in range(0, resamples if patients else 0, _BLOCK):
-        yield _draw(rng, patients, min(_BLOCK, resamples - start))
-
-
-def _draw(rng: np.random.Generator, patients: int, resamples: int) -> np.ndarray:
-    """(P, R) int32: how many times each patient is drawn."""
-    drawn = rng.integers(patients, size=(resamples, patients)) + patients * np.arange(resamples)[:, None]
-    times = np.bincount(drawn.reshape(-1), minlength=patients * resamples).reshape(resamples, patients)
-    return np.ascontiguousarray(times.T, np.int32)
 
 
 @dataclass(frozen=True)
@@ -136,6 +75,4 @@ class _Finding:
         counts = np.zeros((len(negative) + 1, times_PR.shape[1]), np.int32)
         np.cumsum(negative, axis=0, out=counts[1:])
         outranked = counts[self.below_p].astype(np.float64) + counts[self.up_to_p]
-        return divided(
-            np.einsum("pr,pr->r", positive, outranked) / 2, positive.sum(0) * counts[-1].astype(np.float64)
-        )
+        return ratio(np.einsum("pr,pr->r", positive, outranked) / 2, positive.sum(0) * counts[-1].astype(np.float64))
