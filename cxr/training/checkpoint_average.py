@@ -14,17 +14,15 @@ from torch import Tensor, nn
 from cxr.families import checkpoint, checkpoint_files
 from cxr.families.base import Recipe
 from cxr.training.engine import Engine
+from cxr.training.run_log import AVERAGE
+from cxr.training.session import Reported
 
-AVERAGE = "average"  # the stage that its row in the log names
 
-
-def best_kept(recipe: Recipe, count: int) -> list[ray.train.ReportedCheckpoint]:
-    """At most `count` epochs of this run that are kept and ranked, the best first; the same list on every worker."""
+def best_kept(recipe: Recipe, count: int, reported: Sequence[Reported]) -> list[Reported]:
+    """At most `count` epochs of a run's stored checkpoints that are ranked, the best first."""
     sign = 1 if recipe.mode == "max" else -1
     ranked = [
-        one
-        for one in ray.train.get_all_reported_checkpoints()
-        if one.metrics["stage"] != AVERAGE and math.isfinite(one.metrics[recipe.monitor])
+        one for one in reported if one.metrics["stage"] != AVERAGE and math.isfinite(one.metrics[recipe.monitor])
     ]
     order = sorted(ranked, key=lambda one: (sign * one.metrics[recipe.monitor], one.metrics["epoch"]), reverse=True)
     return order[:count]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,8 @@ from cxr.runtime import cluster, ray_private
 from cxr.runtime.user_errors import user_error_in
 from cxr.training.options import RunOptions, check_resume
 from cxr.training.run_log import RunLog, best_row, read_metrics
-from cxr.training.worker import train_worker
+from cxr.training.session import InProcessSession
+from cxr.training.worker import train_in_process, train_worker
 
 CACHE_BYTES = 1 << 28  # of pixels that each worker keeps in memory
 
@@ -57,6 +58,8 @@ def fit(
     source: str = "auto",
     name: str = "train",
     callbacks: Sequence[UserCallback] = (),
+    in_process: bool = False,
+    show_epochs: bool = True,
 ) -> Fitted:
     """Train `recipe` on the train split of `archive` (shards, or a raw archive), validating on its val split; or, in
     folds, on all of these two splits' patients but one fold, which validates.
@@ -64,6 +67,11 @@ def fit(
     Writes OUT/checkpoint (the best), OUT/NAME/epoch_* (best and last, for resuming) and average_*, OUT/metrics.jsonl
     and OUT/tensorboard. Call `recipe.resolve_weights(out)` first, or `resume_from`: workers apply the recipe as it is,
     and read weights from URIs alone.
+
+    Args:
+        in_process: train in this process, which must hold the resources of a worker, instead of in a worker group;
+            for one worker. Whoever started the process starts it again if it dies.
+        show_epochs: show a line for each epoch; where several runs go on at once, only programs read them.
 
     Raises:
         UserError: the recipe names weights other than by URI; OUT holds a run already and `options.resume` is off, or
@@ -90,6 +98,11 @@ def fit(
         "average": options.average,
         "threads": options.cpus_per_worker,
     }
+    callbacks = [RunLog(out, name, recipe.monitor, show=show_epochs), *callbacks]
+    if in_process:
+        assert options.workers == 1
+        session = InProcessSession(out, name, recipe.monitor, recipe.mode, options.num_to_keep, callbacks, datasets)
+        return _finish(train_in_process(config, session), recipe, out, name)
     trainer = ray_private.torch_trainer(
         train_worker,
         train_loop_config=config,
@@ -98,7 +111,7 @@ def fit(
         datasets=datasets,
         dataset_config=ExactlyOnceDataConfig() if datasets else None,
     )
-    return _finish(_result(trainer), recipe, out, name)
+    return _finish(_result(trainer).return_value or {}, recipe, out, name)
 
 
 def begun_with(out: str, name: str = "train") -> dict[str, Any] | None:
@@ -179,7 +192,7 @@ def _run_config(
         storage_filesystem=files,
         failure_config=FailureConfig(max_failures=options.max_failures),
         checkpoint_config=kept,
-        callbacks=[RunLog(out, name, recipe.monitor), *callbacks],
+        callbacks=list(callbacks),
     )
 
 
@@ -207,9 +220,8 @@ def _failures(error: TrainingFailedError) -> list[Any]:
     return [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
 
 
-def _finish(result: ray.train.Result, recipe: Recipe, out: str, name: str) -> Fitted:
+def _finish(returned: Mapping[str, Any], recipe: Recipe, out: str, name: str) -> Fitted:
     """Put the best checkpoint at OUT/checkpoint, where it is found without knowing the epoch."""
-    returned = result.return_value or {}
     if "misuse" in returned:
         raise UserError(returned["misuse"])
     if "stopped" in returned:

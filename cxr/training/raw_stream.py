@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
-import ray.train
 from ray.data import DataIterator
 
 from cxr import schema
@@ -19,6 +18,7 @@ from cxr.families.compatibility import fold_of, sampling_of
 from cxr.runtime import cluster
 from cxr.runtime.progress import with_stall_notes
 from cxr.schema import PixelFormat
+from cxr.training.session import Session
 
 
 class Stream(Protocol):
@@ -73,7 +73,9 @@ def share(recipe: Recipe, workers: Communicator) -> int:
     return max(1, round(recipe.batch_size / workers.size))
 
 
-def open_streams(data: dict[str, Any], recipe: Recipe, workers: Communicator) -> tuple[Stream, Stream]:
+def open_streams(
+    data: dict[str, Any], recipe: Recipe, workers: Communicator, session: Session
+) -> tuple[Stream, Stream]:
     """This worker's shares of the train and the val split; `data` is what `fit` made of the archive's URI."""
     own = share(recipe, workers)
     if "shards" in data:
@@ -96,7 +98,7 @@ def open_streams(data: dict[str, Any], recipe: Recipe, workers: Communicator) ->
         )
         return train, val
     pixels = PixelFormat(recipe.size)
-    shares = {split: ray.train.get_dataset_shard(split) for split in ("train", "val")}
+    shares = {split: session.stream(split) for split in ("train", "val")}
     train, val = (
         ArchiveStream(
             share,

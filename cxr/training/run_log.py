@@ -15,9 +15,9 @@ from torch.utils.tensorboard import SummaryWriter
 from cxr import storage
 from cxr.families.base import Recipe
 from cxr.runtime import console
-from cxr.training.checkpoint_average import AVERAGE
 
 METRICS_FILE, TENSORBOARD = "metrics.jsonl", "tensorboard"
+AVERAGE = "average"  # the stage of a row about an average of epochs
 
 
 class RunLog(UserCallback):
@@ -26,7 +26,8 @@ class RunLog(UserCallback):
     Object stores cannot append, so there the whole file is written anew each epoch: a few kilobytes.
     """
 
-    def __init__(self, out: str, name: str, monitor: str) -> None:
+    def __init__(self, out: str, name: str, monitor: str, *, show: bool = True) -> None:
+        self.show = show
         self.out, self.name, self.monitor = out, name, monitor
         self._lines: list[str] | None = None
         self._board: Board | None = None
@@ -41,7 +42,7 @@ class RunLog(UserCallback):
         if row.get("stage") != AVERAGE:  # it would be a second value at the last epoch
             self._board = self._board or Board(storage.join(self.out, TENSORBOARD))
             self._board.write(row)
-        console.event("epoch", self.line(row), run=self.name, **row)
+        console.event("epoch", self.line(row), shown=self.show, run=self.out, **row)
 
     def _append(self, row: dict[str, Any]) -> None:
         """Add a row; rows of epochs that a restart repeats give way to the new ones. Averages follow their epoch."""

@@ -26,7 +26,7 @@ from cxr.families.base import Recipe
 from cxr.reporting.pareto import marked
 from cxr.reporting.trials import Trial
 from cxr.runtime import console, ray_private
-from cxr.training.fit import fit, room
+from cxr.training.fit import fit, room, uses_gpu
 from cxr.training.options import SEARCH, RunOptions, SearchOptions
 from cxr.training.run_log import best_row, read_metrics
 
@@ -64,19 +64,47 @@ def check_applied(drawn: Mapping[str, Any], applied: Mapping[str, Any], rank: in
         raise SettingsMismatchError(f"worker {rank} trained with another recipe than was drawn: {'; '.join(wrong)}")
 
 
-class ReportBest(TuneReportCallback):
-    """Tells Tune with every epoch what the trial's best epoch so far gave: the one that the table will show.
+class ReportBest(UserCallback):
+    """Gives Tune with every epoch the metrics of the trial's best epoch so far: the one that the table will show.
 
-    That is read from the run's log, which `fit` writes first and which outlives a restart.
+    They are read from the run's log, which `fit` writes first and which outlives a restart.
+
+    Args:
+        in_process: training runs in the trial's own process, which Tune may end at a report.
     """
 
-    def __init__(self, recipe: Recipe, folder: str, objectives: Sequence[str]) -> None:
-        super().__init__()
+    def __init__(self, recipe: Recipe, folder: str, objectives: Sequence[str], *, in_process: bool) -> None:
         self.recipe, self.folder, self.objectives = recipe, folder, tuple(objectives)
+        self.from_workers = None if in_process else TuneReportCallback()
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        told = standing(read_metrics(self.folder), self.recipe, self.objectives)
-        super().after_report(run_context, [metrics[0] | told], checkpoint)
+        row = metrics[0] | standing(read_metrics(self.folder), self.recipe, self.objectives)
+        if self.from_workers:
+            self.from_workers.after_report(run_context, [row], checkpoint)
+        else:
+            tune.report(row)
+
+
+class ShowTrials(tune.Callback):
+    """Shows a line for each trial that ends, and a live line on a terminal."""
+
+    def __init__(self, recipe: Recipe, trials: int) -> None:
+        self.monitor, self.trials, self.ended = recipe.monitor, trials, 0
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        row = trial.last_result or {}
+        value, epoch, epochs = row.get(BEST.format(self.monitor), math.nan), row.get("epoch", 0), row.get("epochs", 0)
+        self._show(f"{self.monitor} {value:.4f} after {epoch} of {epochs} epochs", trial, value)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._show("failed", trial, math.nan)
+
+    def _show(self, outcome: str, trial: Any, value: float) -> None:
+        self.ended += 1
+        text = f"trial {self.ended} of {self.trials} ({trial.trial_id}): {outcome}"
+        console.event("trial", text, trial=trial.trial_id, metrics={self.monitor: value})
+        if self.ended < self.trials:
+            console.current().show_live_line("search", self.ended, self.trials, "trials")
 
 
 def standing(rows: Sequence[dict[str, Any]], recipe: Recipe, objectives: Sequence[str]) -> dict[str, float]:
@@ -175,14 +203,16 @@ def search(
     objectives = objectives_of(recipe, options)
     out = storage.normalize(out)
     _check_dashboard()
-    fits = room(run, raw=not shards.is_shards(storage.normalize(archive)), beside=TRIAL_CPU)
+    fits = room(
+        run, raw=not shards.is_shards(storage.normalize(archive)), beside=0 if run.workers == 1 else TRIAL_CPU
+    )
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, not just the wait for its trials
     trainable = _trainable(recipe, archive, out, run, source, tuple(objectives))
     if run.resume:
         tuner = _restored(trainable, recipe, out, tuple(objectives))
     else:
         space = dict(space or searched(recipe, options))
-        tuner = _new(trainable, recipe, out, space, options, min(options.at_once or fits, fits), run.max_failures)
+        tuner = _new(trainable, recipe, out, space, options, min(options.at_once or fits, fits), run)
     with console.current().hidden_stdout():  # Tune prints a box and paths of its own, however quiet it is set
         results = tuner.fit()
     return marked(ranked(results, recipe, out), objectives)
@@ -195,7 +225,7 @@ def _new(
     space: dict[str, BaseDistribution],
     options: SearchOptions,
     at_once: int,
-    max_failures: int,
+    run: RunOptions,
 ) -> tune.Tuner:
     if storage.exists(storage.join(out, SEARCH)):
         raise UserError(f"{out} holds a search already: give --resume to go on with it, or another --out")
@@ -204,18 +234,29 @@ def _new(
         console.note("several objectives give trials no order to be stopped by: each trains for all its epochs")
     storage.write_json(storage.join(out, ABOUT), recipe.to_dict() | {"objectives": list(objectives)})
     path, files = storage.ray_storage(out)
-    lost = tune.FailureConfig(max_failures=max_failures)  # with the machine they ran on
-    kept = tune.RunConfig(name=SEARCH, storage_path=path, storage_filesystem=files, failure_config=lost, verbose=0)
-    return tune.Tuner(trainable, tune_config=_tune_config(recipe, space, options, at_once), run_config=kept)
+    lost = tune.FailureConfig(max_failures=run.max_failures)  # with the machine they ran on
+    console.say(f"search: {options.trials} trials, up to {at_once} at a time")
+    config = tune.RunConfig(
+        name=SEARCH,
+        storage_path=path,
+        storage_filesystem=files,
+        failure_config=lost,
+        verbose=0,
+        callbacks=[ShowTrials(recipe, options.trials)],
+    )
+    tune_config = _tune_config(recipe, space, options, at_once, reuse=run.workers == 1)
+    return tune.Tuner(trainable, tune_config=tune_config, run_config=config)
 
 
 def _tune_config(
-    recipe: Recipe, space: dict[str, BaseDistribution], options: SearchOptions, at_once: int
+    recipe: Recipe, space: dict[str, BaseDistribution], options: SearchOptions, at_once: int, *, reuse: bool
 ) -> tune.TuneConfig:
+    """With `reuse`, a trial takes over the process of one that has ended, with all that it has imported."""
     objectives = objectives_of(recipe, options)
     metrics, modes = [BEST.format(name) for name in objectives], [str(mode) for mode in objectives.values()]
     metric, mode = (metrics, modes) if objectives else (BEST.format(recipe.monitor), recipe.mode)
     return tune.TuneConfig(
+        reuse_actors=reuse,
         num_samples=options.trials,
         max_concurrent_trials=at_once,
         search_alg=Sampler(space, metric=metric, mode=mode, seed=options.search_seed),
@@ -252,11 +293,15 @@ def _check_dashboard() -> None:
 def _trainable(
     recipe: Recipe, archive: str, out: str, run: RunOptions, source: str, objectives: tuple[str, ...]
 ) -> Any:
-    """The function that Tune calls for each trial: `fit` with what was drawn, told apart by the trial's id.
+    """The function that Tune calls for each trial: `fit` with the settings drawn for it, in a folder of its own.
 
-    Tune starts it again if it dies with its machine, and would as well if it failed: then it fails again at once.
+    A trial of one worker trains in its own process: a controller and a worker would be two more processes, whose start
+    takes longer than many a trial trains. Tune starts a trial again if it dies with its machine, and would as well if
+    it failed: then it fails again at once.
     """
     base, this_search = recipe.to_dict(), secrets.token_hex(8)
+
+    in_process = run.workers == 1
 
     def trial(drawn: dict[str, Any]) -> None:
         folder = storage.join(out, TRIALS, tune.get_context().get_trial_id())
@@ -268,10 +313,13 @@ def _trainable(
                 folder,
                 replace(run, resume=storage.exists(storage.join(folder, "train"))),
                 source=source,
-                callbacks=[CheckApplied(drawn), ReportBest(mine, folder, objectives)],
+                callbacks=[CheckApplied(drawn), ReportBest(mine, folder, objectives, in_process=in_process)],
+                in_process=in_process,
+                show_epochs=False,
             )
 
-    return tune.with_resources(trial, {"CPU": TRIAL_CPU})
+    worker = run.resources_per_worker | ({"GPU": 1} if uses_gpu(run) else {})
+    return tune.with_resources(trial, worker if in_process else {"CPU": TRIAL_CPU})
 
 
 @contextmanager

@@ -14,16 +14,19 @@ import ray.train.torch
 import torch
 from torch import nn
 
+from cxr.data.batch import best_device
 from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files, recipe_from_dict
 from cxr.families.base import Communicator, Recipe, SingleProcess, Stage
 from cxr.families.capabilities import DegeneracyCheck
 from cxr.runtime import console
 from cxr.training import batch_norm
-from cxr.training.checkpoint_average import AVERAGE, averaged_network, best_kept
+from cxr.training.checkpoint_average import averaged_network, best_kept
 from cxr.training.distributed import ProcessGroup
 from cxr.training.engine import Engine, UnrecoverableTrainingError
 from cxr.training.raw_stream import Stream, open_streams, share
+from cxr.training.run_log import AVERAGE
+from cxr.training.session import InProcessSession, RayTrainSession, Session
 
 
 @dataclass
@@ -56,12 +59,13 @@ class Worker:
     workers: Communicator
     device: torch.device
     progress: Progress = field(default_factory=Progress)
+    session: Session = field(default_factory=RayTrainSession)
 
     def run(self) -> dict[str, Any]:
         """Train to the end. Returns why not, alike on every rank, where another start would end the same way."""
         torch.manual_seed(self.recipe.seed)
         try:
-            train, val = open_streams(self.config["data"], self.recipe, self.workers)
+            train, val = open_streams(self.config["data"], self.recipe, self.workers, self.session)
             engine, resumed = self._engine(train)
             self._say_what_is_not_shared(engine)
             if not resumed:
@@ -96,7 +100,7 @@ class Worker:
     def _engine(self, train: Stream) -> tuple[Engine, bool]:
         """The engine at the very beginning, or where the last checkpoint left it, and which of the two it is."""
         task = self.recipe.task(self.recipe.network(self.config["findings"]))
-        previous = ray.train.get_checkpoint()
+        previous = self.session.latest()
         state = self._resume_state(previous) if previous else None
         if state:
             self.progress = Progress(**state["progress"])
@@ -164,11 +168,13 @@ class Worker:
 
         Training can go on from its checkpoint as from the last epoch's.
         """
-        wanted = (self.progress.epoch, self.config.get("average", 0))
-        best = best_kept(self.recipe, wanted[1]) if wanted[1] and self.progress.averaged != wanted else []
+        due = (self.progress.epoch, self.config.get("average", 0))
+        if not due[1] or self.progress.averaged == due:
+            return
+        best = best_kept(self.recipe, due[1], self.session.reported())
         if len(best) < 2:
             return
-        self.progress.averaged = wanted
+        self.progress.averaged = due
         resume = self._resume(engine)
         network = averaged_network([one.checkpoint for one in best], engine)
         self._seed(self.progress.epoch)
@@ -217,7 +223,7 @@ class Worker:
         average: nn.Module | None = None,
         resume: dict[str, Any] | None = None,
     ) -> None:
-        """Hand the epoch to Ray Train, rank 0 with a checkpoint; every rank waits for the others here.
+        """Hand the epoch to the session, rank 0 with a checkpoint; every rank waits for the others here.
 
         Args:
             average: the network to keep in place of the epoch's, and with it what going on needs.
@@ -225,7 +231,7 @@ class Worker:
         epoch, count = self.progress.epoch, self.progress.averaged[1]
         name = f"epoch_{epoch:04d}" if average is None else f"{AVERAGE}_{epoch:04d}_of_{count}"
         if self.workers.rank > 0:
-            ray.train.report(report, checkpoint_dir_name=name)
+            self.session.report(report, None, name)
             return
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.save(
@@ -237,7 +243,7 @@ class Worker:
                 metrics=metrics,
                 resume=resume or self._resume(engine),
             )
-            ray.train.report(report, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+            self.session.report(report, folder, name)
 
 
 def stage_at(recipe: Recipe, epoch: int) -> Stage:
@@ -258,3 +264,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
     torch.set_num_threads(max(1, int(config["threads"])))
     return Worker(recipe, config, workers, device).run()
+
+
+def train_in_process(config: dict[str, Any], session: InProcessSession) -> dict[str, Any]:
+    """Train as the only worker, in this process and on its first GPU, if it has one; returns what `Worker.run` does."""
+    torch.set_num_threads(max(1, int(config["threads"])))
+    recipe = recipe_from_dict(config["recipe"])
+    return Worker(recipe, config, SingleProcess(), best_device(), session=session).run()

@@ -19,6 +19,7 @@ from cxr.families.attend import AttendRecipe
 from cxr.families.base import SingleProcess
 from cxr.families.compatibility import check_raw, fold_of, sampling_of
 from cxr.training.raw_stream import open_streams
+from cxr.training.session import RayTrainSession
 from tests.made_shards import write_shards
 
 FINDING, TRAIN, VAL, POSITIVES, STEP = "Mass", 60, 20, 12, 12
@@ -224,7 +225,7 @@ class Massive(Sliding):
 
 def test_training_reads_what_its_recipe_says(made: shards.ShardInfo) -> None:
     recipe = Massive(epochs=2, batch_size=STEP, folds=4, fold=1)
-    train, val = open_streams({"shards": made.uri, "cache_bytes": 0}, recipe, SingleProcess())
+    train, val = open_streams({"shards": made.uri, "cache_bytes": 0}, recipe, SingleProcess(), RayTrainSession())
     assert isinstance(train, ShardStream)
     assert (train.fold, train.sampling) == (Fold(1, 4), Sampling(FINDING, (0.75, 0.5)))
     images = train.steps * STEP

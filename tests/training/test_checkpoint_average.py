@@ -21,6 +21,7 @@ from cxr.training.checkpoint_average import best_kept
 from cxr.training.engine import Engine
 from cxr.training.options import RunOptions
 from cxr.training.run_log import RunLog, best_row, read_metrics
+from cxr.training.session import RayTrainSession
 from cxr.training.worker import Progress, Worker
 from tests.families.test_recipes import some_batches
 
@@ -62,8 +63,8 @@ def test_the_best_ranked_epochs_are_chosen(monkeypatch: pytest.MonkeyPatch) -> N
         reported(0.7, 4),
         reported(0.9, 4, "average"),
     )
-    assert [one.metrics["epoch"] for one in best_kept(RECIPE, 3)] == [4, 3, 2]
-    assert [one.metrics["epoch"] for one in best_kept(RECIPE, 2)] == [4, 3]
+    assert [one.metrics["epoch"] for one in best_kept(RECIPE, 3, RayTrainSession().reported())] == [4, 3, 2]
+    assert [one.metrics["epoch"] for one in best_kept(RECIPE, 2, RayTrainSession().reported())] == [4, 3]
 
 
 def trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Worker, Engine, list[dict[str, Any]]]:

@@ -21,6 +21,7 @@ from cxr.runtime import ray_private
 from cxr.training.fit import CACHE_BYTES, ExactlyOnceDataConfig
 from cxr.training.options import RunOptions
 from cxr.training.raw_stream import Stream, open_streams
+from cxr.training.session import RayTrainSession
 
 BATCH_SIZE = 32
 _GRID = 8  # pixels that the step looks at, a side
@@ -125,5 +126,5 @@ def on_worker(archive: str, size: int, epochs: int, scratch: str) -> Pace:
 
 def _read_on_worker(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
-    train, _ = open_streams(config["data"], Reading(size=config["size"]), SingleProcess())
+    train, _ = open_streams(config["data"], Reading(size=config["size"]), SingleProcess(), RayTrainSession())
     return asdict(read_epochs(train, config["epochs"]))

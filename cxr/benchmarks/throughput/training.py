@@ -21,6 +21,7 @@ from cxr.training.engine import Engine, casts
 from cxr.training.fit import CACHE_BYTES
 from cxr.training.options import RunOptions
 from cxr.training.raw_stream import open_streams
+from cxr.training.session import RayTrainSession
 
 
 def both_paces(
@@ -56,7 +57,7 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(1)
     recipe, steps = recipe_from_dict(config["recipe"]), config["steps"]
     device = get_device() if torch.cuda.is_available() else torch.device("cpu")
-    train, _ = open_streams(config["data"], recipe, SingleProcess())
+    train, _ = open_streams(config["data"], recipe, SingleProcess(), RayTrainSession())
     task = recipe.task(recipe.network(config["findings"]))
     engine = Engine(task, recipe, SingleProcess(), steps_per_epoch=steps, device=device)
     bare = BareLoop(recipe.task(recipe.network(config["findings"])), recipe, device)
