@@ -1,28 +1,18 @@
-"""The commands in README.md name jobs and options that exist."""
+"""README is short, and its commands name jobs and options that exist."""
 
 from __future__ import annotations
 
-import importlib
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 
-from cxr.runtime.job import parse
-
-REPOSITORY = Path(__file__).parents[1]
-README = (REPOSITORY / "README.md").read_text()
+from tests.doc_commands import REPOSITORY, check, commands
 
 
-def commands() -> list[str]:
-    """`python jobs/….py …` of README's code blocks, continued lines joined, comments dropped."""
-    blocks = "\n".join(README.split("```")[1::2]).replace("\\\n", " ")
-    return [match.partition(" #")[0] for match in re.findall(r"python (jobs/\S+\.py.*)", blocks)]
+@pytest.mark.parametrize("command", [command for place, command in commands() if place == "README.md"])
+def test_commands_are_accepted(command: str, tmp_path: Path) -> None:
+    check(command, tmp_path)
 
 
-@pytest.mark.parametrize("command", commands())
-def test_commands_are_understood(command: str) -> None:
-    script, *arguments = shlex.split(command)
-    job = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-    assert parse(job.Options, arguments).job.out in arguments
+def test_readme_is_short() -> None:
+    assert 120 <= len((REPOSITORY / "README.md").read_text().splitlines()) <= 200

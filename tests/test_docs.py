@@ -1,0 +1,57 @@
+"""Commands in docs and job docstrings name jobs and options that exist; links and paths lead to files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.doc_commands import JOBS, PAGES, REPOSITORY, check, commands, texts
+
+
+@pytest.mark.parametrize(("place", "command"), [one for one in commands() if one[0] != "README.md"])
+def test_commands_are_accepted(place: str, command: str, tmp_path: Path) -> None:
+    check(command, tmp_path)
+
+
+def test_enough_commands_are_found() -> None:
+    places = {place for place, _ in commands()}
+    assert {"README.md", "docs/how-to/aecnn.md", "docs/how-to/recipes.md", "jobs/train_localize.py"} <= places
+    assert len(commands()) > 100
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_paths_of_code_exist() -> None:
+    missing = []
+    for place, text in texts().items():
+        named = re.findall(r"`((?:cxr|jobs|tests|docs|cluster)/[\w/.-]+\.\w+)`", text)
+        missing += [
+            f"{place} names {path}" for path in named if "FAMILY" not in path and not (REPOSITORY / path).exists()
+        ]
+    assert missing == []
+
+
+def test_the_site_lists_every_page() -> None:
+    def pages(entry: object) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        values = entry.values() if isinstance(entry, dict) else entry
+        return [page for value in values for page in pages(value)]  # pyright: ignore[reportGeneralTypeIssues]
+
+    listed = set(pages(yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())["nav"]))
+    docs = REPOSITORY / "docs"
+    files = [*docs.rglob("*.md"), *(docs / "tutorials").glob("*.py")]
+    assert listed == {str(path.relative_to(docs).with_suffix(".md")) for path in files}
+
+
+def test_every_job_is_in_the_reference() -> None:
+    reference = (REPOSITORY / "docs/reference/jobs.md").read_text()
+    listed = dict(re.findall(r"^\| `(\w+\.py)` \| (.*) \|$", reference, re.MULTILINE))
+    assert listed == {path.name: texts()[f"jobs/{path.name}"].partition("\n")[0] for path in JOBS}
