@@ -53,5 +53,5 @@ def test_the_site_lists_every_page() -> None:
 
 def test_every_job_is_in_the_reference() -> None:
     reference = (REPOSITORY / "docs/reference/jobs.md").read_text()
-    listed = dict(re.findall(r"^\| `(\w+\.py)` \| (.*) \|$", reference, re.MULTILINE))
-    assert listed == {path.name: texts()[f"jobs/{path.name}"].partition("\n")[0] for path in JOBS}
+    listed = re.findall(r"^\| `(\w+\.py)` \| \S.* \|$", reference, re.MULTILINE)
+    assert sorted(listed) == [path.name for path in JOBS]
