@@ -1,4 +1,4 @@
-"""Compare an aligner with OpenCV's ECC, with doing nothing and with the best affine, by the overlap of lungs.
+"""Compare an aligner with OpenCV's ECC, no alignment and the best affine, by the overlap of lungs.
 
 python jobs/benchmark_align.py  # on phantoms, with an aligner trained for a minute
 
@@ -24,6 +24,7 @@ from cxr.cli.training_jobs import demo_aligner_checkpoint
 from cxr.families import checkpoint
 from cxr.models.spatial_transformer import identity
 from cxr.runtime.job import run_job
+from cxr.wording import counted
 
 AS_IS = "_as_is"
 
@@ -33,45 +34,45 @@ class Options:
     """Settings of the job."""
 
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Archive with lung masks, any URI; may be given several times; left out, a small phantom archive."""
+    """URI of an archive with lung masks; repeatable. Default: a small phantom archive."""
     checkpoint: str = ""
-    """Folder of an aligner's checkpoint, any URI; left out, one trained for a minute on the phantoms or archive."""
+    """URI of an aligner's checkpoint. Default: an aligner is trained for a minute on the first archive."""
     out: str = "runs/benchmark_align"
     """Folder or URI of the results: metrics, pictures, OUT/transforms.parquet."""
     seed: int = 0
-    """Of the random poses and of the bootstrap."""
+    """Random seed of the poses and of the bootstrap."""
     limit: int = 0
-    """Images looked at in each archive; 0 for all."""
+    """Maximum number of images per archive; 0 for all."""
     size: int = 256
-    """Height and width at which images and masks are compared, pixels."""
+    """Height and width, in pixels, at which images and masks are compared."""
 
 
 def main(options: Options) -> dict[str, Any]:
     out = storage.normalize(options.out)
     archives = options.archive or (phantom_archive(out),)
-    kept = checkpoint.load(options.checkpoint or demo_aligner_checkpoint(archives[0], out))
+    aligner = checkpoint.load(options.checkpoint or demo_aligner_checkpoint(archives[0], out))
     images, notes = align.read(archives, options.size, options.limit)
     for note in notes:
         print(f"note: {note}", flush=True)
-    print(f"{len(images)} images with lung masks", flush=True)
+    print(f"{counted(len(images), 'image')} with lung masks", flush=True)
     poses = align.random_poses(images.image_ids, options.seed)
-    found, metrics, pictures = [], {"images": float(len(images))}, []
+    transforms, metrics, pictures = [], {"images": float(len(images))}, []
     for ending, shown, pose in (("", images.shown(poses), poses), (AS_IS, images, identity(len(images)))):
-        compared = align.compare(shown, kept, Ecc())
+        compared = align.compare(shown, aligner, Ecc())
         metrics |= align.metrics(compared, images.sources, ending, options.seed)
         pictures += save_pictures(shown, compared, storage.join(out, "pictures"), ending)
-        found.append(align.transforms(images, compared, pose))
-        _say(metrics, ending)
+        transforms.append(align.transforms(images, compared, pose))
+        _print_metrics(metrics, ending)
     table = storage.join(out, "transforms.parquet")
     data = io.BytesIO()
-    pq.write_table(pa.concat_tables(found), data)
+    pq.write_table(pa.concat_tables(transforms), data)
     storage.write_bytes(table, data.getvalue())
     for uri in pictures:
         print(f"picture: {uri}", flush=True)
-    return {"checkpoint": kept.uri, "metrics": metrics, "transforms": table, "pictures": pictures}
+    return {"checkpoint": aligner.uri, "metrics": metrics, "transforms": table, "pictures": pictures}
 
 
-def _say(metrics: dict[str, float], ending: str) -> None:
+def _print_metrics(metrics: dict[str, float], ending: str) -> None:
     names = ["iou_given", "iou_ecc", "iou_cxr", "iou_best_affine", "gain_over_ecc"]
     values = (f"{name}{ending} {metrics[name + ending]:.4f}" for name in names)
     low, high = (metrics[f"gain_over_ecc_{end}{ending}"] for end in ("low", "high"))

@@ -1,11 +1,11 @@
-"""How fast a detector trains: through Ray Train from shards, and by Ultralytics' own trainer from PNG files.
+"""Measure how fast a detector trains: with Ray Train from shards, and with Ultralytics' own trainer from PNG files.
 
 python jobs/benchmark_detect.py  # yolov5n at 320 px, one CPU; ten minutes
 
-Both take the same images, boxes, network, batch, augmentation and optimizer, one thread each, by turns. Ultralytics'
-trainer is given what helps it: images in memory (cache), no plots, no checkpoints, no validation between epochs. An
-epoch's pace is that of its training steps with the images' reading and variation; the first epoch of each turn, in
-which memory is filled, is left out.
+Both use the same images, boxes, network, batch, augmentation and optimizer with one thread, alternately. Ultralytics'
+trainer runs under favorable conditions: images cached in memory, no plots, no checkpoints, no validation between epochs.
+The throughput of an epoch covers its training steps with reading and augmentation; the first epoch of each round, which
+fills the caches, is excluded.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ from cxr.training.fit import fit
 from cxr.training.options import RunOptions
 from cxr.training.run_log import read_metrics
 
-_BATCH = 32  # images converted at once
+_BATCH = 32  # images converted at a time
 _REPORTERS = ("sync", "clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Settings of the job."""
 
     out: str = "runs/benchmark_detect"
-    """Folder or URI of result.json, and of the phantoms that are trained on."""
+    """Folder or URI of result.json and of the phantoms for training."""
     images: int = 200
-    """Phantoms, of which about seven in ten train."""
+    """Number of phantoms; about 70 % are used for training."""
     rounds: int = 2
-    """Turns that each side takes."""
+    """Number of alternating rounds per trainer."""
     recipe: DetectRecipe = field(
         default_factory=lambda: DetectRecipe(size=320, epochs=4, close_mosaic=0, precision="float32")
     )
@@ -78,15 +78,15 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def ours(recipe: DetectRecipe, data: str, out: str) -> list[float]:
-    """Images a second of each epoch but the first, as fit() logs them."""
+    """Images per second of each epoch except the first, as logged by fit()."""
     fit(recipe, data, out, RunOptions())
     return [row["images_per_s"] for row in read_metrics(out)][1:]
 
 
 def theirs(recipe: DetectRecipe, yolo: Path, out: Path) -> list[float]:
-    """The same of Ultralytics' own trainer, in this process."""
+    """The same with Ultralytics' own trainer, in this process."""
     trainer_of = ultralytics("models.yolo.detect").DetectionTrainer
-    _stay_home()
+    _go_offline()
     trainer = trainer_of(overrides=settings(recipe, yolo, out))
     begun: list[float] = []
     paces: list[float] = []
@@ -105,7 +105,7 @@ def theirs(recipe: DetectRecipe, yolo: Path, out: Path) -> list[float]:
 
 
 def settings(recipe: DetectRecipe, yolo: Path, out: Path) -> dict[str, Any]:
-    """A recipe in Ultralytics' words."""
+    """A recipe as settings of Ultralytics."""
     same = {name: getattr(recipe, name) for name in ("epochs", "box", "cls", "dfl", "mosaic", "mixup", "momentum")}
     same |= {name: getattr(recipe, name) for name in ("close_mosaic", "translate", "scale", "seed", "weight_decay")}
     return same | {
@@ -134,15 +134,15 @@ def settings(recipe: DetectRecipe, yolo: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def _stay_home() -> None:
-    """Without this Ultralytics' trainer would fetch a font, and report to whatever loggers are installed."""
+def _go_offline() -> None:
+    """Keep Ultralytics' trainer from downloading a font and from reporting to installed loggers."""
     font = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
     shutil.copy(font, Path(os.environ["YOLO_CONFIG_DIR"]) / "Ultralytics" / "Arial.ttf")
     ultralytics("utils").SETTINGS.update(dict.fromkeys(_REPORTERS, False))
 
 
 def yolo_folder(data: str, folder: Path) -> Path:
-    """Shards as Ultralytics reads data: images/SPLIT/*.png, labels/SPLIT/*.txt, data.yaml."""
+    """Convert shards to Ultralytics' layout: images/SPLIT/*.png, labels/SPLIT/*.txt, data.yaml."""
     info = shards.read_info(data)
     for split in ("train", "val"):
         stream = ShardStream(info, split, (schema.PIXELS, schema.BOXES), batch_size=_BATCH)
@@ -157,10 +157,10 @@ def yolo_folder(data: str, folder: Path) -> Path:
 
 
 def _labeled(batches: Iterator[Batch]) -> Iterator[tuple[Any, str]]:
-    """Each image's pixels, and its boxes as lines: finding, center and size as shares."""
+    """Each image's pixels, and its boxes as lines with the finding, and center and size in fractions."""
     for batch in batches:
         for pixels, boxes_N5 in zip(batch[schema.PIXELS].numpy(), batch[schema.BOXES].tolist(), strict=True):
-            boxes = [box for box in boxes_N5 if not math.isnan(box[0])]  # NaN: the image has fewer boxes than others
+            boxes = [box for box in boxes_N5 if not math.isnan(box[0])]  # NaN pads images with fewer boxes
             yield pixels, "".join(_line(*box) for box in boxes)
 
 

@@ -1,4 +1,4 @@
-"""Time weighted boxes fusion of many images beside the package ensemble-boxes, and compare what they give.
+"""Time weighted boxes fusion against the package ensemble-boxes, and compare the results.
 
 python jobs/benchmark_fusion.py --out runs/benchmark_fusion
 """
@@ -28,19 +28,19 @@ class Options:
     out: str = "runs/benchmark_fusion"
     """Folder or URI of the results: OUT/fusion.md."""
     images: int = 1000
-    """How many."""
+    """Number of images."""
     models: int = 5
-    """That have found boxes in each image."""
+    """Number of models."""
     boxes: int = 100
-    """That each model has found in an image."""
+    """Number of boxes per model and image."""
     labels: tuple[int, ...] = (14, 1)
-    """Numbers of labels that are tried: VinBigData's, and one, which is the slowest for both."""
+    """Numbers of labels to try. Default: VinBigData's 14, and 1, the slowest case for both."""
     seed: int = 0
-    """Of the boxes."""
+    """Random seed of the boxes."""
 
     def __post_init__(self) -> None:
         if min(self.images, self.models, self.boxes, *self.labels) < 1:
-            raise UserError("images, models, boxes and labels: wanted 1 or more of each")
+            raise UserError("expected images, models, boxes and labels of at least 1: correct them")
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -50,14 +50,14 @@ def main(options: Options) -> dict[str, Any]:
         images = made_images(options, labels)
         ours, our_s = _timed(lambda images=images: wbf(images))
         theirs, their_s = _timed(lambda images=images: [fuse_package(image) for image in images])
-        apart = largest_difference(ours, theirs)
-        rows.append([str(labels), f"{our_s:.2f}", f"{their_s:.2f}", f"{their_s / our_s:.1f}", f"{apart:.1e}"])
+        difference = largest_difference(ours, theirs)
+        rows.append([str(labels), f"{our_s:.2f}", f"{their_s:.2f}", f"{their_s / our_s:.1f}", f"{difference:.1e}"])
         metrics |= {
             f"seconds_{labels}": our_s,
             f"package_seconds_{labels}": their_s,
             f"ratio_{labels}": their_s / our_s,
         }
-        metrics |= {f"largest_difference_{labels}": apart}
+        metrics |= {f"largest_difference_{labels}": difference}
     head = ["labels", "cxr.boxes.wbf, s", "ensemble-boxes, s", "ratio", "largest difference"]
     table = markdown(head, rows)
     print(f"{options.images:,} images x {options.models} models x {options.boxes} boxes, CPU seconds\n{table}")
@@ -70,33 +70,33 @@ def _package() -> Callable[[Sequence[ScoredBoxes]], ScoredBoxes]:
     try:
         from ensemble_boxes import weighted_boxes_fusion
     except ImportError:
-        raise UserError("the package ensemble-boxes is not installed: pip install ensemble-boxes") from None
+        raise UserError("the package ensemble-boxes is not installed: run pip install ensemble-boxes") from None
 
     def fuse(image: Sequence[ScoredBoxes]) -> ScoredBoxes:
-        boxes, scores, labels = ([found[of] for found in image] for of in range(3))
+        boxes, scores, labels = ([predicted[field] for predicted in image] for field in range(3))
         return ScoredBoxes(*weighted_boxes_fusion(boxes, scores, labels))
 
     return fuse
 
 
 def _timed(work: Callable[[], list[ScoredBoxes]]) -> tuple[list[ScoredBoxes], float]:
-    """What it gives, and the processor's seconds, of which other processes take none."""
+    """The result, and the CPU seconds, which other processes do not affect."""
     start = time.process_time()
     return work(), time.process_time() - start
 
 
 def largest_difference(ours: Sequence[ScoredBoxes], theirs: Sequence[ScoredBoxes]) -> float:
-    """Of any coordinate or score; infinite where the number or the labels of an image's boxes differ."""
-    apart = [0.0]
-    for mine, other in zip(ours, theirs, strict=True):
-        if not np.array_equal(mine.labels, other.labels):
+    """The largest difference of any coordinate or score; infinite if the boxes of an image differ in number or labels."""
+    differences = [0.0]
+    for first, second in zip(ours, theirs, strict=True):
+        if not np.array_equal(first.labels, second.labels):
             return float("inf")
-        apart += [float(np.abs(a - b).max(initial=0)) for a, b in zip(mine[:2], other[:2], strict=True)]
-    return max(apart)
+        differences += [float(np.abs(a - b).max(initial=0)) for a, b in zip(first[:2], second[:2], strict=True)]
+    return max(differences)
 
 
 def made_images(options: Options, labels: int, objects: int = 20) -> Images:
-    """Models find an image's objects several times, jittered, four times of five with their right label."""
+    """Each model predicts an image's objects several times, jittered, with the correct label in 80 % of cases."""
     rng = np.random.default_rng(options.seed)
     return [_image(rng, options, labels, objects) for _ in range(options.images)]
 
@@ -104,14 +104,14 @@ def made_images(options: Options, labels: int, objects: int = 20) -> Images:
 def _image(rng: np.random.Generator, options: Options, labels: int, objects: int) -> list[ScoredBoxes]:
     corner, side = rng.uniform(0, 0.8, (objects, 2)), rng.uniform(0.03, 0.3, (objects, 2))
     label, count = rng.integers(labels, size=objects), options.boxes
-    found = []
+    predictions = []
     for _ in range(options.models):
-        of = rng.integers(objects, size=count)
-        low = corner[of] + rng.normal(0, 0.15, (count, 2)) * side[of]
-        edges = np.clip(np.hstack([low, low + side[of] * np.exp(rng.normal(0, 0.15, (count, 2)))]), 0, 1)
-        said = np.where(rng.random(count) < 0.8, label[of], rng.integers(labels, size=count))
-        found.append(ScoredBoxes(edges, rng.uniform(0.01, 1, count), said))
-    return found
+        object_index = rng.integers(objects, size=count)
+        low = corner[object_index] + rng.normal(0, 0.15, (count, 2)) * side[object_index]
+        edges = np.clip(np.hstack([low, low + side[object_index] * np.exp(rng.normal(0, 0.15, (count, 2)))]), 0, 1)
+        labels_of_boxes = np.where(rng.random(count) < 0.8, label[object_index], rng.integers(labels, size=count))
+        predictions.append(ScoredBoxes(edges, rng.uniform(0.01, 1, count), labels_of_boxes))
+    return predictions
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Measure how fast X-rays come in: shards, streaming, ingest and training beside plain loops, in one run.
+"""Measure input throughput: shards, streaming, ingest and training against plain loops, in one run.
 
 python jobs/benchmark_input.py --out runs/benchmark_input  # 14 minutes on two cores, 12 GB of disk
 
-python jobs/benchmark_input.py --quick  # a minute, figures that say little
+python jobs/benchmark_input.py --quick  # one minute; the figures are not meaningful
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ OURS = ("shards", "stream", "ingest", "Ray Train")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How much to measure."""
+    """Settings of the job."""
 
     out: str = "runs/benchmark_input"
-    """Folder or URI of result.json and the picture."""
+    """Folder or URI of result.json and the chart."""
     rows: int = 10_000
-    """Training images of an epoch."""
+    """Training images per epoch."""
     sizes: tuple[int, ...] = (256, 512, 1024)
-    """Heights and widths of stored pixels; ingest, streaming and training are measured at the first."""
+    """Sizes of stored pixels to measure. Ingest, streaming and training are measured at the first size."""
     sample: int = 600
-    """Images by which a DataLoader or a bare loop is timed."""
+    """Number of images for timing a DataLoader or a bare loop."""
     rounds: int = 2
-    """Turns that each side takes."""
+    """Number of alternating rounds of loaders and shards."""
     workers: int = 2
-    """Processes of the DataLoader."""
+    """Number of DataLoader worker processes."""
     scratch: str = ""
-    """Folder for temporary files; the system's own if empty."""
+    """Folder for temporary files. Empty: the system's default."""
     quick: bool = False
-    """Everything once, with a few small images."""
+    """Run everything once with a few small images."""
 
     def plan(self) -> Plan:
         if self.quick:
@@ -66,12 +66,12 @@ def main(options: Options) -> dict[str, Any]:
     cluster.connect()
     with tempfile.TemporaryDirectory(prefix="cxr-input-", dir=options.scratch or None) as scratch:
         benchmark = Benchmark(options.plan(), AlignRecipe(), Path(scratch))
-        found = benchmark.run()
+        measured = benchmark.run()
     picture = save_chart(benchmark.groups(), TARGETS, OURS, storage.normalize(options.out))
-    for name, value in found.metrics.items():
+    for name, value in measured.metrics.items():
         print(f"{name:<28} {value:>9.3f}")
     print(f"picture: {picture}", flush=True)
-    return asdict(found) | {"pictures": [picture]}
+    return asdict(measured) | {"pictures": [picture]}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Time how fast boxes are made of heat maps, by each rule, on one core.
+"""Measure how fast boxes are extracted from heat maps in each threshold mode, on one core.
 
 python jobs/benchmark_map_boxes.py --out runs/benchmark_map_boxes
 """
@@ -18,7 +18,7 @@ from cxr.errors import UserError
 from cxr.reporting.tables import markdown
 from cxr.runtime.job import run_job
 
-PEAKS = 3  # of a map, at most
+PEAKS = 3  # maximum number of peaks per map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +28,17 @@ class Options:
     out: str = "runs/benchmark_map_boxes"
     """Folder or URI of the results: OUT/map_boxes.md."""
     images: int = 500
-    """How many."""
+    """Number of images."""
     findings: int = len(schema.FINDINGS)
-    """Maps of an image."""
+    """Number of maps per image."""
     cells: int = 64
-    """Height and width of a map: 64 of an image of 256 px, 128 of one of 512, by the default stride."""
+    """Height and width of a map. With the default stride, an image of 256 px has maps of 64 cells, one of 512 px maps of 128."""
     seed: int = 0
-    """Of the maps."""
+    """Random seed of the maps."""
 
     def __post_init__(self) -> None:
         if min(self.images, self.findings, self.cells) < 1:
-            raise UserError("images, findings and cells: wanted 1 or more of each")
+            raise UserError("expected images, findings and cells of at least 1: correct them")
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -46,32 +46,34 @@ def main(options: Options) -> dict[str, Any]:
     rng = np.random.default_rng(options.seed)
     images = [made_maps(rng, options.findings, options.cells) for _ in range(options.images)]
     rates, rows = {}, []
-    for hot in get_args(ThresholdMode):
-        start = time.process_time()  # of which other processes take none
-        boxes = sum(len(boxes_of(maps, BoxRule(mode=hot))) for maps in images)
-        rates[hot] = len(images) / (time.process_time() - start)
-        rows.append([hot, f"{rates[hot]:,.0f}", f"{boxes / len(images):.1f}"])
-    table = markdown(["rule", "images a second of one core", "boxes an image"], rows)
+    for mode in get_args(ThresholdMode):
+        start = time.process_time()  # CPU time, which other processes do not affect
+        boxes = sum(len(boxes_of(maps, BoxRule(mode=mode))) for maps in images)
+        rates[mode] = len(images) / (time.process_time() - start)
+        rows.append([mode, f"{rates[mode]:,.0f}", f"{boxes / len(images):.1f}"])
+    table = markdown(["mode", "images/s on one core", "boxes per image"], rows)
     print(f"{options.images:,} images x {options.findings} maps of {options.cells} x {options.cells} cells\n{table}")
     uri = storage.join(storage.normalize(options.out), "map_boxes.md")
     storage.write_text(uri, table)
-    return {"metrics": {f"images_per_s_{hot}": rate for hot, rate in rates.items()}, "report": uri}
+    return {"metrics": {f"images_per_s_{mode}": rate for mode, rate in rates.items()}, "report": uri}
 
 
 def made_maps(rng: np.random.Generator, findings: int, cells: int) -> np.ndarray:
-    """(findings, cells, cells) uint8: a few round peaks of any height and width over a rough ground, as maps have."""
-    at = (np.arange(cells) + 0.5) / cells
+    """(findings, cells, cells) uint8: a few round peaks of random height and width on a noisy background."""
+    position = (np.arange(cells) + 0.5) / cells
     x, y, width = (
         rng.random((findings, PEAKS)),
         rng.random((findings, PEAKS)),
         rng.uniform(0.02, 0.2, (findings, PEAKS)),
     )
     height = rng.random((findings, PEAKS)) * (rng.random((findings, PEAKS)) < 0.6)
-    away = ((at - x[..., None]) ** 2)[:, :, None, :] + ((at - y[..., None]) ** 2)[..., None]
+    away = ((position - x[..., None]) ** 2)[:, :, None, :] + ((position - y[..., None]) ** 2)[..., None]
     peaks = (height[..., None, None] * np.exp(-away / (2 * width[..., None, None] ** 2))).max(1)
-    ground = rng.random((findings, cells // 4 + 1, cells // 4 + 1)).astype(np.float32) * 0.2
-    rough = np.stack([cv2.resize(one, (cells, cells), interpolation=cv2.INTER_LINEAR) for one in ground])
-    return ((peaks + rough).clip(0, 1) * FULL).astype(np.uint8)
+    noise = rng.random((findings, cells // 4 + 1, cells // 4 + 1)).astype(np.float32) * 0.2
+    background = np.stack(
+        [cv2.resize(map_noise, (cells, cells), interpolation=cv2.INTER_LINEAR) for map_noise in noise]
+    )
+    return ((peaks + background).clip(0, 1) * FULL).astype(np.uint8)
 
 
 if __name__ == "__main__":

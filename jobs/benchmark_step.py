@@ -1,6 +1,6 @@
-"""How fast an AE-CNN's joint step is: through Ray Train and bare, in both precisions, beside the device's limit.
+"""Measure an AE-CNN's joint training step with Ray Train and in a bare loop, in both precisions, against the device's peak.
 
-python jobs/benchmark_step.py  # on one core, or on a GPU where there is one
+python jobs/benchmark_step.py  # on one core, or on a GPU if there is one
 
 python jobs/benchmark_step.py --size 1024 --crop 896 --compressor published --backbone densenet201 --batch-size 64
 """
@@ -27,16 +27,16 @@ from cxr.runtime.job import run_job
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure."""
+    """Settings of the job."""
 
     out: str = "runs/benchmark_step"
-    """Folder or URI of result.json, and of the phantoms that are trained on."""
+    """Folder or URI of result.json and of the phantoms for training."""
     steps: int = 6
-    """Steps timed at once."""
+    """Number of steps per round."""
     rounds: int = 5
-    """Turns that each side takes; the median counts."""
+    """Number of alternating rounds; the median is reported."""
     images: int = 200
-    """Phantoms that are trained on."""
+    """Number of phantoms for training."""
     recipe: AecnnRecipe = field(default_factory=lambda: AecnnRecipe(first_stage="joint"))
 
 
@@ -60,7 +60,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def _table(steps: list[Step]) -> str:
-    head = ["precision", "images/s", "bare loop", "ratio", "GFLOP an image", "limit, GFLOP/s", "share of limit"]
+    head = ["precision", "images/s", "bare loop", "ratio", "GFLOP per image", "peak, GFLOP/s", "fraction of peak"]
     rows = [
         [
             step.precision,

@@ -1,4 +1,4 @@
-"""Decode an archive of X-rays once, into shards that training reads fast.
+"""Decode an archive of X-rays once, into shards that training can read fast.
 
 ray job submit --working-dir . -- python jobs/ingest_archive.py --archive s3://xrays/nih --out s3://xrays/shards
 """
@@ -32,26 +32,26 @@ PICTURED, PICTURE_PX = 4, 320
 
 @dataclass(frozen=True)
 class Options:
-    """What to ingest and how."""
+    """Settings of ingest."""
 
     archive: str | None = None
-    """Folder or bucket with X-rays; unset for a small phantom archive, written to OUT/phantoms."""
+    """Folder or bucket with X-rays. Default: a small phantom archive, written to OUT/phantoms."""
     out: str = "runs/ingest"
-    """Where the shards go; a run that was stopped goes on from there."""
+    """Folder or URI of the shards. An interrupted run resumes there."""
     source: str = "auto"
-    """Layout of the archive, or auto to find it out."""
+    """Layout of the archive; auto detects it."""
     size: int = 256
-    """Height and width of the stored pixels; the aspect is kept by padding."""
+    """Height and width of the stored pixels. Padding preserves the aspect ratio."""
     bits: Literal[8, 16] = 8
-    """Bits a stored pixel."""
+    """Bits per stored pixel."""
     max_rejects: float = 0.05
-    """Share of unusable images above which the job fails, after writing everything."""
+    """Fraction of unusable images above which the job fails, after writing all results."""
     limit: int | None = None
-    """Take only so many images, spread evenly over the archive."""
+    """Maximum number of images, spread evenly over the archive. Default: all."""
     lung_crop: str = ""
-    """URI of a checkpoint of family lungs: images are cropped to the square around the lungs; empty: whole images."""
+    """URI of a checkpoint of the family lungs, to crop images to the square around the lungs. Empty: whole images."""
     lung_margin: float = MARGIN
-    """Added on each side of the smallest square around the lungs, as a share of its side."""
+    """Margin on each side of the smallest square around the lungs, as a fraction of its side."""
     enhancement: Enhancement = field(default_factory=Enhancement)
     labeling: Labeling = field(default_factory=Labeling)
 
@@ -78,13 +78,13 @@ def main(options: Options) -> dict[str, Any]:
         enhance=options.enhancement,
         labeling=options.labeling,
     )
-    _tell(result)
+    _print_summary(result)
     archive = options.archive or phantom_archive(options.out)
     return asdict(result) | {"pictures": _pictures(options, archive) if options.enhancement else []}
 
 
 def _pictures(options: Options, archive: str) -> list[str]:
-    """OUT/pictures/enhanced.png: a few images before and after each step of the enhancement."""
+    """Write OUT/pictures/enhanced.png: a few images before and after each enhancement step."""
     from cxr.data.decode_pool import decode_image
     from cxr.reporting.figures import picture_rows, save_figure
 
@@ -103,7 +103,7 @@ def _pictures(options: Options, archive: str) -> list[str]:
     return [uri]
 
 
-def _tell(result: IngestResult) -> None:
+def _print_summary(result: IngestResult) -> None:
     for split, count in result.counts.items():
         print(f"{split:>8} {count:>9,}")
     print(f"rejected {result.rejects:>9,}")

@@ -18,12 +18,12 @@ from cxr.errors import UserError
 from cxr.imaging.geometry import ResizeTransform
 from cxr.schema import MOST_BOXES, PixelFormat
 
-NO_MASK = 255  # fills a row's mask where the archive gives none
-HAS_MASK, HAS_BOXES = "has_mask", "has_boxes"  # whether a source says anything of an image's mask, or boxes
+NO_MASK = 255  # fills the mask of a row without one
+HAS_MASK, HAS_BOXES = "has_mask", "has_boxes"  # whether an image's mask, or its boxes, are known
 
-_RECYCLED = 16  # arrays that are kept at most
+_RECYCLED = 16  # maximum number of arrays in a pool
 _LISTED = [np.empty(0)]
-_UNHELD = sys.getrefcount(_LISTED[0])  # references that are counted to an array that only a list has
+_UNUSED_REFERENCES = sys.getrefcount(_LISTED[0])  # reference count of an array that only a list refers to
 
 Columns = dict[str, np.ndarray]  # column name -> array whose first axis is rows
 # Column name -> tensor on the device. "pixels" is uint8 or uint16 (B, H, W) as stored, or float32 in [0, 1] after
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 def stored(names: Sequence[str]) -> list[str]:
-    """The columns of rows from which `to_columns` makes those of a batch."""
+    """The columns of rows that `to_columns` needs for these columns of a batch."""
     return list(dict.fromkeys([*names, schema.RESIZE_TRANSFORM] if schema.BOXES in names else names))
 
 
@@ -45,14 +45,13 @@ def to_columns(
     findings: Sequence[str] = (),
     most_boxes: int = MOST_BOXES,
 ) -> Columns:
-    """Good rows (no `error`), which have the columns `stored(names)`, as arrays with rows first.
+    """Convert rows without errors, which have the columns `stored(names)`, to arrays with rows first.
 
-    pixels: (B, size, size) as stored, a view where Arrow allows; labels: (B, findings) int8;
-    pose_unit: (B, 6) float32, NaN where unknown; masks: (B, size² / 8) uint8, the mask of `mask_label` packed,
-    and "has_mask": (B,) bool; boxes: (B, most_boxes, 5) float32, of each the index of its label in `findings`, then
-    x_min, y_min, x_max, y_max as shares of the square of pixels, NaN where there is none, and "has_boxes": (B,) bool,
-    false where the source says nothing of boxes. A box of any other label, or outside the square, is left out.
-    image_id: (B,) int64, a hash that is not negative.
+    pixels: (B, size, size) as stored, a view if Arrow allows it. labels: (B, findings) int8. true_theta: (B, 6) float32,
+    NaN if unknown. masks: (B, size² / 8) uint8, the bit-packed mask of `mask_label`, and "has_mask": (B,) bool. boxes:
+    (B, most_boxes, 5) float32: the index of the label in `findings`, then x_min, y_min, x_max, y_max as fractions of the
+    square of pixels, padded with NaN, and "has_boxes": (B,) bool, false if the boxes are unknown. Boxes of other labels,
+    or outside the square, are dropped. image_id: (B,) int64, a non-negative hash.
 
     Raises:
         UserError: an image has more than `most_boxes` boxes.
@@ -82,7 +81,7 @@ def _poses(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _packed_masks(column: pa.ChunkedArray, pixels: PixelFormat, label: str) -> Columns:
-    """Each row's mask of that label, still packed: an eighth of the memory until a batch needs it."""
+    """Each row's mask with this label, bit-packed to save memory until a batch needs it."""
     packed = np.zeros((len(column), (pixels.size * pixels.size + 7) // 8), np.uint8)
     present = np.zeros(len(column), bool)
     for i, masks in enumerate(column.to_pylist()):
@@ -97,19 +96,19 @@ def _boxes(rows: pa.Table, pixels: PixelFormat, findings: Sequence[str], most: i
     index = {finding: i for i, finding in enumerate(findings)}
     boxes = np.full((rows.num_rows, most, 5), np.nan, np.float32)
     listed = rows[schema.BOXES].to_pylist()
-    for i, (given, frame) in enumerate(zip(listed, rows[schema.RESIZE_TRANSFORM].to_pylist(), strict=True)):
-        known = [box for box in given or () if box[schema.LABEL] in index]
+    for i, (image_boxes, transform) in enumerate(zip(listed, rows[schema.RESIZE_TRANSFORM].to_pylist(), strict=True)):
+        known = [box for box in image_boxes or () if box[schema.LABEL] in index]
         if known:
-            made = _unit_boxes(known, ResizeTransform(**frame), pixels.size)
+            unit_boxes = _unit_boxes(known, ResizeTransform(**transform), pixels.size)
             labels = np.array([index[box[schema.LABEL]] for box in known])
-            inside = np.flatnonzero((made[:, 2:] > made[:, :2]).all(1))
+            inside = np.flatnonzero((unit_boxes[:, 2:] > unit_boxes[:, :2]).all(1))
             if len(inside) > most:
                 raise UserError(
-                    f"an image has {len(inside):,} boxes, and a batch has room for {most}: train on shards that this "
-                    f"version of jobs/ingest_archive.py makes, which say how much room is needed"
+                    f"expected at most {most} boxes per image, got {len(inside):,}: ingest the archive again with this "
+                    f"version of jobs/ingest_archive.py, which records how many boxes an image has"
                 )
-            boxes[i, : len(inside)] = np.column_stack([labels, made])[inside]
-    return {schema.BOXES: boxes, HAS_BOXES: np.array([given is not None for given in listed], bool)}
+            boxes[i, : len(inside)] = np.column_stack([labels, unit_boxes])[inside]
+    return {schema.BOXES: boxes, HAS_BOXES: np.array([image_boxes is not None for image_boxes in listed], bool)}
 
 
 def _hashed(column: pa.ChunkedArray) -> np.ndarray:
@@ -117,10 +116,10 @@ def _hashed(column: pa.ChunkedArray) -> np.ndarray:
     return np.array([int.from_bytes(digest) >> 1 for digest in digests], np.int64)
 
 
-def _unit_boxes(boxes: Sequence[Mapping[str, float]], frame: ResizeTransform, size: int) -> np.ndarray:
-    """Boxes of an original image as shares of the stored square, cut off at its border, (N, 4)."""
+def _unit_boxes(boxes: Sequence[Mapping[str, float]], transform: ResizeTransform, size: int) -> np.ndarray:
+    """Boxes of an original image as fractions of the stored square, clipped to it, (N, 4)."""
     corners = [[box[name] for name in (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)] for box in boxes]
-    stored_px = frame.from_original(np.array(corners).reshape(-1, 2)).reshape(-1, 4)
+    stored_px = transform.from_original(np.array(corners).reshape(-1, 2)).reshape(-1, 4)
     return (stored_px / size).clip(0, 1)
 
 
@@ -129,65 +128,65 @@ def take(columns: Columns, index: np.ndarray | slice) -> Columns:
 
 
 class BufferPool:
-    """Arrays that are handed out again once nobody holds them: fresh pages cost more than what is put there."""
+    """Arrays that are reused once nothing refers to them: allocating fresh pages costs more than filling them."""
 
     def __init__(self) -> None:
         self._arrays: list[np.ndarray] = []
         self._lock = Lock()
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An array of arbitrary values that is nobody else's; tensors and views made of one hold it."""
+        """An uninitialized array that nothing else uses; tensors and views of an array keep it in use."""
         with self._lock:
-            array = self._unheld(shape, dtype)
+            array = self._unused(shape, dtype)
             if array is None:
                 array = np.empty(shape, dtype)
             self._arrays = [*self._arrays[1 - _RECYCLED :], array]
             return array
 
-    def _unheld(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
-        for at in range(len(self._arrays)):
-            free = sys.getrefcount(self._arrays[at]) == _UNHELD
-            if free and self._arrays[at].shape == shape and self._arrays[at].dtype == dtype:
-                return self._arrays.pop(at)
+    def _unused(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
+        for i in range(len(self._arrays)):
+            free = sys.getrefcount(self._arrays[i]) == _UNUSED_REFERENCES
+            if free and self._arrays[i].shape == shape and self._arrays[i].dtype == dtype:
+                return self._arrays.pop(i)
         return None
 
 
 class ShuffleBuffer:
-    """Room for `capacity` rows of columns, in memory lent by `arrays`."""
+    """A buffer for `capacity` rows of columns, with memory from `arrays`."""
 
     def __init__(self, capacity: int, arrays: BufferPool) -> None:
         self.capacity, self.rows = capacity, 0
         self._arrays = arrays
-        self._room: Columns = {}
+        self._columns: Columns = {}
 
     def add(self, columns: Columns, index: np.ndarray | None = None) -> None:
-        """Copy rows: those at `index`, in that order and as often as they stand there, or all."""
+        """Append copies of the rows at `index`, in this order and with repetitions, or of all rows."""
         index = np.arange(len(next(iter(columns.values())))) if index is None else index
         end = self.rows + len(index)
         assert end <= self.capacity
         for name, values in columns.items():
-            if name not in self._room:
-                self._room[name] = self._arrays.empty((self.capacity, *values.shape[1:]), values.dtype)
-            np.take(values, index, axis=0, out=self._room[name][self.rows : end], mode="clip")
+            if name not in self._columns:
+                self._columns[name] = self._arrays.empty((self.capacity, *values.shape[1:]), values.dtype)
+            np.take(values, index, axis=0, out=self._columns[name][self.rows : end], mode="clip")
         self.rows = end
 
     def take(self, index: np.ndarray) -> Columns:
-        """The rows at `index`, copied."""
+        """A copy of the rows at `index`."""
         taken: Columns = {}
-        for name, values in self._room.items():
+        for name, values in self._columns.items():
             out = self._arrays.empty((len(index), *values.shape[1:]), values.dtype)
             taken[name] = np.take(values, index, axis=0, out=out, mode="clip")  # "raise" would copy twice
         return taken
 
     def keep(self, index: np.ndarray) -> None:
-        """Drop all rows but those at `index`, which become the first."""
-        for values in self._room.values():
+        """Keep only the rows at `index`, in this order."""
+        for values in self._columns.values():
             values[: len(index)] = values[index]
         self.rows = len(index)
 
 
 def to_tensors(columns: Columns, pixels: PixelFormat) -> dict[str, torch.Tensor]:
-    """Columns of one batch as CPU tensors; masks unpacked to (B, size, size) uint8 of 0, 1 or NO_MASK."""
+    """Convert the columns of a batch to CPU tensors; masks are unpacked to (B, size, size) uint8 of 0, 1 or NO_MASK."""
     columns = dict(columns)
     if schema.MASKS in columns:
         present = columns.pop(HAS_MASK)
@@ -202,7 +201,7 @@ def _writable(values: np.ndarray) -> np.ndarray:
 
 
 def to_arrow(values: torch.Tensor, kind: pa.DataType) -> pa.Array:
-    """A tensor (B,) or (B, n) as a column of plain or list values."""
+    """Convert a tensor (B,) or (B, n) to a column of scalars or lists."""
     array = values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy()
     if pa.types.is_fixed_size_list(kind):
         return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)).cast(kind.value_type), kind.list_size)
@@ -218,14 +217,14 @@ def best_device() -> torch.device:
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """Move a batch as stored (uint8 travels, not float); returns before a copy to the GPU has ended."""
+    """Copy a batch to a device in its stored types (uint8, not float), asynchronously for a GPU."""
     if device.type == "cpu":
         return batch
     return {name: values.pin_memory().to(device, non_blocking=True) for name, values in batch.items()}
 
 
 def prefetched(items: Iterable[T], depth: int = 3) -> Iterator[T]:
-    """`items`, made by a thread that stays up to `depth` ahead. Its exceptions are raised here."""
+    """Iterate over `items` in a thread that is up to `depth` ahead. Its exceptions are raised here."""
     queue: Queue[tuple[bool, object]] = Queue(depth)
     stop = Event()
     worker = Thread(target=_fill, args=(iter(items), queue, stop), daemon=True)

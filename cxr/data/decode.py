@@ -1,4 +1,4 @@
-"""Manifest rows -> decoded rows: fetch, decode, fit, masks. A bad image is a row with its reason."""
+"""Manifest rows -> decoded rows: fetch, decode, resize, masks. An unusable image is a row with the reason."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from cxr.sources import rle
 from cxr.sources.manifest import boxes_frame_px, frame_scales
 from cxr.sources.true_boxes import PlacedBoxes, frames_px, place_boxes
 
-_ASPECT_TOLERANCE = 0.01  # by which a mask picture's width : height may differ from its image's
-CROPPED = "lungs"  # in column `crop_status`
+_ASPECT_TOLERANCE = 0.01  # relative difference of aspect ratios allowed between a mask file and its image
+CROPPED = "lungs"  # value in column `crop_status`
 
-_FILES = MemoryBudget(512 << 20)  # that the threads of a process have read together
-_COPIES = 3  # of a file: here, on its way to the decoder, and there
+_FILES = MemoryBudget(512 << 20)  # for files in memory, shared by the threads of a process
+_COPIES = 3  # copies of a file: here, in shared memory, and in the decoder
 
-_MADE = (
+_DECODED_COLUMNS = (
     schema.VIEW,
     schema.BODY_PART,
     schema.MODALITY,
@@ -47,11 +47,11 @@ _MADE = (
 )
 
 Values = dict[str, Any]  # column name -> value of one row
-Crop = Callable[[np.ndarray], LungSquare]  # an original's pixels (H, W) -> the square to cut out of them
+Crop = Callable[[np.ndarray], LungSquare]  # an original's pixels (H, W) -> the square to crop
 
 
 class CropSettings(Protocol):
-    """How images are cropped: settings that can be recorded, from which each process makes its own `Crop`."""
+    """Settings of a crop that can be recorded, and from which each process makes its own `Crop`."""
 
     def describe(self) -> dict[str, Any]: ...
     def loaded(self) -> Crop: ...
@@ -67,72 +67,74 @@ def make_rows(
 ) -> pa.Table:
     """Fetch and decode the images of a manifest; one row of `schema.row_schema(pixels)` each, in its order.
 
-    A few threads fetch, resize and store while child processes decode (`cxr.data.decode_pool`): OpenCV and file reads
-    release the GIL. OpenCV's own threads are switched off in this process, since every core has its own worker.
+    Threads fetch, resize and store while child processes decode (`cxr.data.decode_pool`): OpenCV and file reads release
+    the GIL. OpenCV's own threads are disabled in this process, because every core has its own worker.
 
-    An image that is missing, unreadable, refused, broken or fatal to its decoder becomes a row with `error` set,
-    without pixels, boxes, masks and pose; its labels stay.
+    An image that is missing, unreadable, rejected, damaged or crashes its decoder becomes a row with `error` set and
+    without pixels, boxes, masks and pose; its labels remain.
 
     Args:
-        crop: finds the square that is stored of each image; None: all of it is. Where that finds a reason against
-            a crop, the whole image is stored, and column `crop_status` tells why. Boxes stay in pixels of the original.
-        enhance: what is done to each image after it was decoded; `crop` sees it as it was.
+        crop: finds the square of each image to store; None stores the whole image. If no square is found, the whole
+            image is stored, and column `crop_status` says why. Boxes remain in pixels of the original.
+        enhance: applied to each decoded image; `crop` sees the image before enhancement.
 
     Raises:
-        StorageError: storage failed in a way that concerns more than one image (credentials, a server that
-            stays away, a share that is gone): recorded as errors these would outlive their cause.
-        UserError: no image can be decoded on this machine.
-        MemoryError: likewise.
+        StorageError: storage failed in a way that concerns more than one image (credentials, unreachable server,
+            unmounted share); recorded as errors of rows, such failures would outlive their cause.
+        UserError: decoder processes cannot run on this machine.
+        MemoryError: there is not enough memory at the moment.
     """
     cv2.setNumThreads(0)
     store = np.zeros((manifest.num_rows, pixels.size, pixels.size), pixels.dtype)
     make = partial(_row, boxes_frame=boxes_frame_px(manifest.schema), bits=pixels.bits, crop=crop, enhance=enhance)
     with ThreadPoolExecutor(threads) as pool:
-        made = list(pool.map(make, manifest.to_pylist(), store))
-    return _table(manifest, made, store, pixels)
+        values = list(pool.map(make, manifest.to_pylist(), store))
+    return _table(manifest, values, store, pixels)
 
 
 def _row(
-    given: Values,
+    manifest_row: Values,
     out: np.ndarray,
     boxes_frame: int | None,
     bits: int,
     crop: Crop | None,
     enhance: Enhancement | None,
 ) -> Values:
-    """What decoding one image adds to its manifest row; its pixels are written into `out` (size, size)."""
+    """The columns that decoding adds to a manifest row; the pixels are written into `out` (size, size)."""
     try:
-        with _file_in_memory(given[schema.SOURCE_URI]) as data:
+        with _file_in_memory(manifest_row[schema.SOURCE_URI]) as data:
             decoded = decode_image(data, fit_px=None if crop or enhance else len(out))
-            square, frame, cropped = _framed(decoded, len(out), crop, enhance)
-            made = _described(given, decoded, frame, boxes_frame) | {schema.CROP_STATUS: cropped}
-            made[schema.TRUE_THETA] = None if cropped == CROPPED else given[schema.TRUE_THETA]
-            made[schema.MASKS] = _masks(given[schema.MASKS] or (), decoded.height, decoded.width, len(out), frame)
+            square, transform, crop_status = _stored_pixels(decoded, len(out), crop, enhance)
+            values = _image_columns(manifest_row, decoded, transform, boxes_frame) | {schema.CROP_STATUS: crop_status}
+            values[schema.TRUE_THETA] = None if crop_status == CROPPED else manifest_row[schema.TRUE_THETA]
+            values[schema.MASKS] = _masks(
+                manifest_row[schema.MASKS] or (), decoded.height, decoded.width, len(out), transform
+            )
             out[:] = to_bits(square, bits)
-            return made
+            return values
     except Exception as error:
-        if not _concerns_one(error):
+        if not _concerns_one_image(error):
             raise
         return {schema.ERROR: _reason(error)}
 
 
 @contextmanager
 def _file_in_memory(uri: str) -> Iterator[bytes]:
-    """A file that may be an image, while the block runs; what it takes is held from the budget of all threads."""
-    with ExitStack() as held:
+    """Read a file that may be an image; while the block runs, its memory is reserved from the threads' budget."""
+    with ExitStack() as reservation:
 
         def check(head: bytes, file_bytes: int) -> None:
             check_head(head, file_bytes)
-            held.close()  # of an attempt that failed
-            held.enter_context(_FILES.hold(_COPIES * file_bytes))
+            reservation.close()  # release the memory of a failed attempt
+            reservation.enter_context(_FILES.hold(_COPIES * file_bytes))
 
         yield storage.read_bytes(uri, check=check)
 
 
-def _framed(
+def _stored_pixels(
     decoded: Decoded, size: int, crop: Crop | None, enhance: Enhancement | None
 ) -> tuple[np.ndarray, ResizeTransform, str | None]:
-    """The pixels that are stored, their frame, and what stands in column `crop_status`."""
+    """The pixels to store, their transform, and the value of column `crop_status`."""
     if not (crop or enhance):
         return decoded.image.pixels, geometry.fitted_transform(decoded.height, decoded.width, size), None
     pixels = enhance(decoded.image.pixels) if enhance else decoded.image.pixels
@@ -142,14 +144,14 @@ def _framed(
     return lungs.crop(pixels, size), lungs.transform(size), CROPPED
 
 
-def _concerns_one(error: Exception) -> bool:
+def _concerns_one_image(error: Exception) -> bool:
     if isinstance(error, storage.StorageError):
         return isinstance(error, (storage.NotFoundError, storage.UnreadableError))
     return not isinstance(error, (MemoryError, UserError))
 
 
 def _reason(error: Exception) -> str:
-    """Why an image was not used; without its URI, which the row holds, and without values of its header."""
+    """Why an image is unusable, without its URI, which is in the row, and without values from its header."""
     if isinstance(error, ImageRejectedError):
         return str(error)
     if isinstance(error, storage.NotFoundError):
@@ -160,72 +162,79 @@ def _reason(error: Exception) -> str:
     return f"unexpected {type(error).__name__}{raised_at(error)}"
 
 
-def _described(given: Values, decoded: Decoded, frame: ResizeTransform, boxes_frame: int | None) -> Values:
-    """Everything about an image but its pixels, boxes and masks; spacing is that of the file's own pixels."""
+def _image_columns(
+    manifest_row: Values, decoded: Decoded, transform: ResizeTransform, boxes_frame: int | None
+) -> Values:
+    """All columns except pixels, boxes and masks; the spacing is that of the file's own pixels."""
     image, height, width = decoded.image, decoded.height, decoded.width
-    x_scale, y_scale = frame_scales(given[schema.BOXES_FRAME], boxes_frame, height, width)
-    spacing = given[schema.SPACING_MM]
+    x_scale, y_scale = frame_scales(manifest_row[schema.BOXES_FRAME], boxes_frame, height, width)
+    spacing = manifest_row[schema.SPACING_MM]
     if spacing is not None:
         spacing = [spacing[0] / y_scale, spacing[1] / x_scale]
     return {
-        schema.VIEW: dicom_terms.view(given[schema.VIEW]) or image.view,
+        schema.VIEW: dicom_terms.view(manifest_row[schema.VIEW]) or image.view,
         schema.BODY_PART: image.body_part,
         schema.MODALITY: image.modality,
         schema.HEIGHT_PX: height,
         schema.WIDTH_PX: width,
         schema.SPACING_MM: spacing or image.spacing_mm,
-        schema.RESIZE_TRANSFORM: frame.as_dict(),
+        schema.RESIZE_TRANSFORM: transform.as_dict(),
     }
 
 
-def _masks(sources: Sequence[Values], height: int, width: int, size: int, frame: ResizeTransform) -> list[Values]:
-    """One packed mask a label: several masks of a label (left and right lung, say) are united."""
+def _masks(sources: Sequence[Values], height: int, width: int, size: int, transform: ResizeTransform) -> list[Values]:
+    """One bit-packed mask per label: the union of all masks with this label, such as left and right lung."""
     united: dict[str, np.ndarray] = {}
     for source in sources:
         label = source[schema.LABEL]
         mask = original_mask(source, height, width)
         united[label] = united[label] | mask if label in united else mask
     return [
-        {schema.LABEL: label, schema.MASK_BITS: np.packbits(geometry.fit_mask(mask, size, frame)).tobytes()}
+        {schema.LABEL: label, schema.MASK_BITS: np.packbits(geometry.fit_mask(mask, size, transform)).tobytes()}
         for label, mask in united.items()
     ]
 
 
 def original_mask(source: Values, height: int, width: int) -> np.ndarray:
-    """A mask as its source gives it, bool (height, width) of the original image.
+    """Read a mask as published: bool (height, width) of the original image.
 
-    A mask picture, PNG, GIF or JPEG, marks what is brighter than half of its brightest pixel; one of another
-    size is brought to the image's.
+    In a mask file (PNG, GIF or JPEG), pixels brighter than half of the brightest one belong to the mask. A file of
+    another size is resized to the image.
     """
     if source[schema.MASK_RLE] is not None:
         return rle.decode(source[schema.MASK_RLE], height, width)
     try:
-        picture = decode_mask(storage.read_bytes(source[schema.MASK_URI], check=check_head))  # may be blank
+        picture = decode_mask(
+            storage.read_bytes(source[schema.MASK_URI], check=check_head)
+        )  # blank masks are allowed
     except (ImageRejectedError, storage.NotFoundError) as error:
         raise ImageRejectedError(f"mask of {source[schema.LABEL]}: {_reason(error)}") from None
     mask_height, mask_width = picture.shape
     if abs(mask_width * height - mask_height * width) > _ASPECT_TOLERANCE * mask_height * width:
         raise ImageRejectedError(
-            f"mask of {source[schema.LABEL]} is {mask_width} x {mask_height}, its image {width} x {height}"
+            f"mask of {source[schema.LABEL]}: expected the aspect ratio of the image ({width} x {height}), "
+            f"got {mask_width} x {mask_height}"
         )
     mask = (picture > picture.max() // 2).astype(np.uint8)
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
 
 
-def _table(manifest: pa.Table, made: Sequence[Values], store: np.ndarray, pixels: PixelFormat) -> pa.Table:
-    wanted = schema.row_schema(pixels)
-    errors = pa.array([row.get(schema.ERROR) for row in made], pa.string())
+def _table(manifest: pa.Table, values: Sequence[Values], store: np.ndarray, pixels: PixelFormat) -> pa.Table:
+    row_schema = schema.row_schema(pixels)
+    errors = pa.array([row.get(schema.ERROR) for row in values], pa.string())
     columns = {name: manifest[name] for name in manifest.column_names}
-    columns |= {name: pa.array([row.get(name) for row in made], wanted.field(name).type) for name in _MADE}
+    columns |= {
+        name: pa.array([row.get(name) for row in values], row_schema.field(name).type) for name in _DECODED_COLUMNS
+    }
     columns |= {schema.ERROR: errors, schema.PIXELS: _pixels_column(store, errors, pixels)}
     columns[schema.BOXES] = placed_boxes(manifest, columns[schema.WIDTH_PX], columns[schema.HEIGHT_PX]).boxes
-    return pa.table([columns[name] for name in wanted.names], schema=wanted)
+    return pa.table([columns[name] for name in row_schema.names], schema=row_schema)
 
 
 def placed_boxes(manifest: pa.Table, width_px: pa.Array, height_px: pa.Array) -> PlacedBoxes:
-    """The boxes of manifest rows in pixels of their files, whose sizes these are, null where there is no image.
+    """The boxes of manifest rows in pixels of their files, given the files' sizes (null without an image).
 
-    Null stays null: where a source says nothing of boxes, there may be findings all the same.
+    Null remains null: unknown boxes do not mean that there are no findings.
     """
     sizes = np.stack([side.to_numpy(zero_copy_only=False) for side in (width_px, height_px)], 1).astype(np.float64)
     frames = frames_px(manifest[schema.BOXES_FRAME], boxes_frame_px(manifest.schema))
@@ -233,7 +242,7 @@ def placed_boxes(manifest: pa.Table, width_px: pa.Array, height_px: pa.Array) ->
 
 
 def _pixels_column(store: np.ndarray, errors: pa.Array, pixels: PixelFormat) -> pa.Array:
-    """A view on `store`, null where there is an error."""
+    """A view of `store`, null where there is an error."""
     good = np.packbits(errors.is_null().to_numpy(zero_copy_only=False), bitorder="little")
     buffers = [pa.py_buffer(good), pa.py_buffer(store.reshape(-1))]
     return pa.Array.from_buffers(pa.binary(pixels.row_bytes), len(store), buffers)

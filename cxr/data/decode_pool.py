@@ -1,12 +1,12 @@
-"""Decoding in processes of their own: a file that kills, hangs or overfills its decoder costs one row.
+"""Decode images in child processes, so that a file that crashes, hangs or exhausts its decoder costs only one row.
 
-Image decoders are C and C++ that run on files from anywhere. A crash, an endless loop or an allocation without end
-inside one would otherwise take along the Ray worker, and with it every image of its part. Here the worker hands each
-file to a child process (`cxr.data.decode_worker`), one at a time, with a limit on time and on memory, so that it
-always knows which file is to blame. A file whose decoder failed is tried once more in a new process while nothing
-else is decoded, since a busy machine may have been the reason; after that it is refused.
+Image decoders are C and C++ code that processes untrusted files. A crash, an endless loop or an unlimited allocation
+would otherwise take down the Ray worker, and with it every image of its part. Each child process
+(`cxr.data.decode_worker`) decodes one file at a time, with limits on time and memory, so that the file at fault is always
+known. If a decoder fails, its file is tried once more in a new process while nothing else is decoded, because a busy
+machine may have been the reason; then it is rejected.
 
-The files and the pixels travel through memory that both processes have mapped; 1,024 x 1,024 pixels cost 0.2 ms.
+Files and pixels are passed in shared memory; 1,024 x 1,024 pixels take 0.2 ms.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from cxr.data.memory_budget import MemoryBudget
 from cxr.errors import ImageRejectedError, UserError
 from cxr.imaging.image import Image
 
-PROCESSES = 2  # for each Ray worker: while one's pixels are resized and stored, the other decodes
-_START_S = 120.0  # a busy machine may need long to import OpenCV and pydicom; an idle one needs 1 s
-_DECODING_BYTES = 1 << 30  # that the decoders of a pool may take together, by what the headers of images tell
-_KEPT_BYTES = 64 << 20  # of shared memory that a process keeps between images
+PROCESSES = 2  # per Ray worker: one decodes while the pixels of the other are resized and stored
+_START_S = 120.0  # importing OpenCV and pydicom takes 1 s on an idle machine, much longer on a busy one
+_DECODING_BYTES = 1 << 30  # memory for all decoders of a pool, as estimated from image headers
+_RETAINED_BYTES = 64 << 20  # shared memory that a process retains between images
 _LOCK = threading.Lock()
 
 
 class DecoderUnavailableError(UserError):
-    """No decoder process can run on this machine, which is not the fault of an image."""
+    """Decoder processes cannot run on this machine, independently of the image."""
 
 
 class DecoderFailedError(RuntimeError):
@@ -52,14 +52,14 @@ class DecoderFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What decoding one image may take."""
+    """Limits for decoding an image."""
 
     seconds: float = 60.0
     memory_gib: float = 2.0
 
     @classmethod
     def from_environment(cls) -> Limits:
-        """CXR_DECODE_SECONDS and CXR_DECODE_MEMORY_GIB, where they are set.
+        """Read CXR_DECODE_SECONDS and CXR_DECODE_MEMORY_GIB, if they are set.
 
         Raises:
             UserError: one of them is not a positive number.
@@ -68,16 +68,16 @@ class Limits:
 
 
 def _positive(name: str, default: float) -> float:
-    given = os.environ.get(name) or str(default)
+    text = os.environ.get(name) or str(default)
     with suppress(ValueError):
-        if float(given) > 0:
-            return float(given)
-    raise UserError(f"{name}={given}: expected a number above 0; correct or unset it")
+        if float(text) > 0:
+            return float(text)
+    raise UserError(f"expected {name} to be a number above 0, got {text}: correct or unset it")
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image as its file has it, or resized by `geometry.fit`, and the height and width of the original."""
+    """An image at its original size, or resized by `geometry.fit`, and the height and width of the original."""
 
     image: Image
     height: int
@@ -85,25 +85,25 @@ class Decoded:
 
 
 def decode_image(data: bytes, fit_px: int | None = None) -> Decoded:
-    """`cxr.imaging.decode.decode` in a process of its own.
+    """Run `cxr.imaging.decode.decode` in a child process.
 
     Args:
-        fit_px: resize to this height and width there, which spares the original's pixels the way here.
+        fit_px: resize to this height and width in the child, which avoids copying the original's pixels.
 
     Raises:
-        Refused: no X-ray can be had from it, or its decoder failed twice.
-        DecoderUnavailableError: no process can be started.
+        ImageRejectedError: the file does not contain a usable X-ray, or its decoder failed twice.
+        DecoderUnavailableError: no child process can be started.
     """
     return _shared().decode(data, "image", fit_px)
 
 
 def decode_mask(data: bytes) -> np.ndarray:
-    """`cxr.imaging.png_jpeg.decode_picture` in a process of its own; raises as `decode_image` does."""
+    """Run `cxr.imaging.png_jpeg.decode_picture` in a child process; raises like `decode_image`."""
     return _shared().decode(data, "mask").image.pixels
 
 
 def _shared() -> DecodePool:
-    """The pool of this process, which a fork of it must not use."""
+    """The pool of this process; forked processes must not use it."""
     with _LOCK:
         return _of_process(os.getpid())
 
@@ -114,9 +114,9 @@ def _of_process(process: int) -> DecodePool:
 
 
 class DecodePool:
-    """A few decoder processes, started when they are first needed, that end with this process.
+    """A few decoder processes, which are started when they are first needed and end with this process.
 
-    May be used by several threads at once.
+    Thread-safe.
     """
 
     def __init__(self, limits: Limits | None = None, processes: int = PROCESSES) -> None:
@@ -126,25 +126,27 @@ class DecodePool:
         self._slots = threading.Semaphore(processes)
         self._exclusive = threading.Lock()
         self._idle: list[_Decoder] = []
-        self._known: dict[bytes, str] = {}  # digest of a file whose decoder failed -> reason; streams meet it again
-        # The kernel ends the children with the thread that started them, so that one has to live on.
+        self._failed: dict[
+            bytes, str
+        ] = {}  # digest of a file whose decoder failed -> reason; streams read files repeatedly
+        # The kernel kills the children when the thread that started them ends, so this thread must live as long as they.
         self._starter = ThreadPoolExecutor(1, "start-decoder")
 
     def decode(self, data: bytes, kind: Kind, fit_px: int | None = None) -> Decoded:
-        if self._known and (reason := self._known.get(_digest(data))):
+        if self._failed and (reason := self._failed.get(_digest(data))):
             raise ImageRejectedError(reason)
         with suppress(DecoderFailedError), self._slots:
-            return self._attempt(self._idle_one() or self._new(), data, kind, fit_px)
+            return self._attempt(self._pop_idle() or self._new(), data, kind, fit_px)
         with self._all_slots():
             try:
                 return self._attempt(self._new(), data, kind, fit_px)
             except DecoderFailedError as failure:
-                self._known[_digest(data)] = str(failure)
+                self._failed[_digest(data)] = str(failure)
                 raise ImageRejectedError(str(failure)) from None
 
     def close(self) -> None:
-        """End the idle processes; new ones are started when they are needed."""
-        while decoder := self._idle_one():
+        """Stop the idle processes; new ones are started when needed."""
+        while decoder := self._pop_idle():
             decoder.close()
 
     def _attempt(self, decoder: _Decoder, data: bytes, kind: Kind, fit_px: int | None) -> Decoded:
@@ -156,7 +158,7 @@ class DecodePool:
         except OSError as error:
             decoder.close()
             raise _unavailable(error) from error
-        except BaseException:  # after an interrupt as well: its answer would be taken for the next request's
+        except BaseException:  # interrupts included: the late response would be mistaken for that of the next request
             decoder.close()
             raise
         self._keep(decoder)
@@ -171,7 +173,7 @@ class DecodePool:
         else:
             decoder.close()
 
-    def _idle_one(self) -> _Decoder | None:
+    def _pop_idle(self) -> _Decoder | None:
         with suppress(IndexError):
             return self._idle.pop()
 
@@ -187,17 +189,17 @@ class DecodePool:
 
 
 class _Decoder:
-    """One process, which decodes one file at a time."""
+    """A child process that decodes one file at a time."""
 
     def __init__(self, limits: Limits, budget: MemoryBudget, starter: Executor) -> None:
         self._limits, self._budget = limits, budget
         try:
             self._memory = SharedMemory(_memory_file())
             self._channel, theirs = socket.socketpair()
-            self._answers = self._channel.makefile("rb")
+            self._responses = self._channel.makefile("rb")
             with theirs, tempfile.TemporaryFile() as errors:
-                self._process = starter.submit(_started, theirs, self._memory, limits, errors).result()
-                theirs.close()  # else the end of the process would not show
+                self._process = starter.submit(_start, theirs, self._memory, limits, errors).result()
+                theirs.close()  # otherwise the end of the process would go unnoticed
                 self._wait_until_ready(errors)
         except OSError as error:
             raise _unavailable(error) from error
@@ -214,40 +216,40 @@ class _Decoder:
             raise _unavailable("; ".join([str(failure), *last])) from None
 
     def decode(self, data: bytes, kind: Kind, fit_px: int | None) -> Decoded:
-        """Raises Refused, or DecoderFailedError, after which this process is of no further use."""
+        """Decode a file. After a DecoderFailedError, this process is unusable."""
         self._memory.view(len(data))[:] = data
-        answer = self._ask({"kind": kind, "bytes": len(data), "fit": fit_px})
-        if "needs" in answer:
-            with self._budget.hold(answer["needs"]):
-                answer = self._ask({})
-        if "refused" in answer:
-            raise ImageRejectedError(answer["refused"])
-        if "out_of_memory" in answer:
+        response = self._ask({"kind": kind, "bytes": len(data), "fit": fit_px})
+        if "needs" in response:
+            with self._budget.hold(response["needs"]):
+                response = self._ask({})
+        if "rejected" in response:
+            raise ImageRejectedError(response["rejected"])
+        if "out_of_memory" in response:
             raise DecoderFailedError(f"decoding needed more than {self._limits.memory_gib:g} GiB of memory")
-        height, width, dtype = answer["height"], answer["width"], np.dtype(answer["dtype"])
+        height, width, dtype = response["height"], response["width"], np.dtype(response["dtype"])
         shape = (fit_px, fit_px) if fit_px else (height, width)
         size = math.prod(shape) * dtype.itemsize
         pixels = np.frombuffer(self._memory.view(size), dtype).reshape(shape).copy()
-        if max(size, len(data)) > _KEPT_BYTES:
+        if max(size, len(data)) > _RETAINED_BYTES:
             self._memory.release()
-        about: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in answer["about"].items()}
-        return Decoded(Image(pixels, **about), height, width)
+        info: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in response["about"].items()}
+        return Decoded(Image(pixels, **info), height, width)
 
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._answers.close()
+        self._responses.close()
         self._channel.close()
         os.close(self._memory.descriptor)
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        with suppress(BrokenPipeError):  # it has died: what is received says so
+        with suppress(BrokenPipeError):  # it has died, which the next read reports
             self._channel.sendall(json.dumps(request).encode() + b"\n")
         return self._receive()
 
     def _receive(self) -> dict[str, Any]:
         try:
-            line = self._answers.readline()
+            line = self._responses.readline()
         except TimeoutError:
             raise DecoderFailedError(f"decoding took longer than {self._channel.gettimeout():g} s") from None
         except ConnectionResetError:
@@ -257,7 +259,7 @@ class _Decoder:
         return json.loads(line)
 
     def _end(self) -> str:
-        """How the process ended: "was killed by signal 11 (SIGSEGV)"."""
+        """How the process ended, for example "was killed by signal 11 (SIGSEGV)"."""
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -269,10 +271,10 @@ class _Decoder:
         return f"was killed by signal {-code}"
 
 
-def _started(
+def _start(
     channel: socket.socket, memory: SharedMemory, limits: Limits, errors: IO[bytes]
 ) -> subprocess.Popen[bytes]:
-    """A decoder process that imports from where this one does, and writes to `errors` until it is ready."""
+    """Start a decoder process with the import path of this one, which writes to `errors` until it is ready."""
     numbers = [channel.fileno(), memory.descriptor, int(limits.memory_gib * 2**30), os.getpid()]
     paths = [*filter(None, [os.environ.get("PYTHONPATH"), *sys.path])]
     one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -295,8 +297,8 @@ def _memory_file() -> int:
 
 def _unavailable(reason: object) -> DecoderUnavailableError:
     return DecoderUnavailableError(
-        f"no process that decodes images can run on {socket.gethostname()} ({reason}): check the memory there and "
-        f"the limits on processes and open files, then run the same command again"
+        f"image decoder processes cannot run on {socket.gethostname()} ({reason}): check its memory and its limits on "
+        f"processes and open files, then run the same command again"
     )
 
 

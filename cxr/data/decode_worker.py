@@ -1,17 +1,16 @@
-"""A process that decodes images for another one, so that a file which kills or hangs its decoder kills nothing else.
+"""The child process that decodes images for `cxr.data.decode_pool`, so that a bad file crashes nothing else.
 
-`cxr.data.decode_pool` starts it as `python -m cxr.data.decode_worker SOCKET MEMORY BYTES PARENT`: descriptors of a
-socket and of a file in memory, the memory that this process may take, and the process that started it. Requests and
-answers are lines of JSON on the socket:
+It is started as `python -m cxr.data.decode_worker SOCKET MEMORY BYTES PARENT`: file descriptors of a socket and of shared
+memory, the memory limit of this process, and the id of the parent process. Requests and responses are lines of JSON:
 
-    -> {"kind": "image", "bytes": 700123, "fit": 256}   the encoded file lies at the start of the memory
-    <- {"needs": 12345678}                              bytes of memory, by its header, that decoding will take
-    -> {}                                               they may be taken now
-    <- {"height": 2048, "width": 2500, ...}             its pixels lie there now, resized to 256 x 256
-    <- {"refused": "truncated PNG: ..."}                the file is no X-ray
+    -> {"kind": "image", "bytes": 700123, "fit": 256}   the encoded file is at the start of the shared memory
+    <- {"needs": 12345678}                              bytes of memory that decoding needs, according to the header
+    -> {}                                               the memory may be used now
+    <- {"height": 2048, "width": 2500, ...}             the pixels, resized to 256 x 256, are in the shared memory
+    <- {"rejected": "truncated PNG: ..."}               the file does not contain a usable X-ray
     <- {"out_of_memory": true}                          this process should be replaced
 
-Before its first request the process says {"ready": true}. It ends when the other side of the socket is closed.
+Before the first request, the process sends {"ready": true}. It ends when the other side of the socket is closed.
 """
 
 from __future__ import annotations
@@ -42,14 +41,14 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class SharedMemory:
-    """The start of a file in memory that two processes have mapped; only one of them uses it at a time."""
+    """Memory mapped by two processes, only one of which uses it at a time."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self._map: mmap.mmap | None = None
 
     def view(self, size: int) -> memoryview:
-        """The first `size` bytes, for which the file grows."""
+        """The first `size` bytes; the file grows if necessary."""
         if size > os.fstat(self.descriptor).st_size:
             os.ftruncate(self.descriptor, size)
         if self._map is None or size > len(self._map):
@@ -57,7 +56,7 @@ class SharedMemory:
         return memoryview(self._map)[:size]
 
     def release(self) -> None:
-        """Give the memory back to the system; views that were taken before must not be used again."""
+        """Return the memory to the system; existing views must not be used any more."""
         os.ftruncate(self.descriptor, 0)
 
 
@@ -75,13 +74,13 @@ def main(channel: socket.socket, memory: SharedMemory, limit_bytes: int) -> None
                 _send(channel, {"needs": needed})
                 requests.readline()
 
-            _send(channel, _answer(request["kind"], data, request["fit"], memory, wait_for_memory))
+            _send(channel, _respond(request["kind"], data, request["fit"], memory, wait_for_memory))
 
 
-def _answer(
+def _respond(
     kind: Kind, data: bytes, fit_px: int | None, memory: SharedMemory, wait_for_memory: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Decode `data` and leave its pixels in `memory`."""
+    """Decode `data` into `memory` and return the response."""
     try:
         wait_for_memory((inspect if kind == "image" else inspect_picture)(data).memory_bytes)
         image = decode(data) if kind == "image" else Image(decode_picture(data))
@@ -89,16 +88,16 @@ def _answer(
         pixels = geometry.fit(image.pixels, fit_px)[0] if fit_px else image.pixels
         stored = np.frombuffer(memory.view(pixels.nbytes), pixels.dtype.newbyteorder("=")).reshape(pixels.shape)
         stored[:] = pixels
-        about = {field.name: getattr(image, field.name) for field in fields(image) if field.name != "pixels"}
-        return {"height": height, "width": width, "dtype": stored.dtype.name, "about": about}
+        info = {field.name: getattr(image, field.name) for field in fields(image) if field.name != "pixels"}
+        return {"height": height, "width": width, "dtype": stored.dtype.name, "about": info}
     except ImageRejectedError as error:
-        return {"refused": str(error)}
+        return {"rejected": str(error)}
     except MemoryError:
         return {"out_of_memory": True}
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic in a Rust library is no Exception
-        return {"refused": f"unexpected {type(error).__name__}{raised_at(error)}"}
+    except BaseException as error:  # a panic in a Rust library is not an Exception
+        return {"rejected": f"unexpected {type(error).__name__}{raised_at(error)}"}
 
 
 def _send(channel: socket.socket, message: dict[str, Any]) -> None:
@@ -106,13 +105,13 @@ def _send(channel: socket.socket, message: dict[str, Any]) -> None:
 
 
 def _limit(limit_bytes: int) -> None:
-    """Cap this process's own memory; what it shares with the other process is not counted."""
+    """Limit this process's own memory; shared memory is not counted."""
     resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a patient's image
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would contain a patient's image
 
 
 def _silence() -> None:
-    """Discard what libraries print from here on: it may quote an image's header."""
+    """Discard all further output of libraries, which may quote an image's header."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -120,16 +119,16 @@ def _silence() -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process with the one that started it, even in the middle of an endless loop."""
+    """Make the kernel kill this process when its parent ends, even inside an endless loop."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended in the meantime
+    if os.getppid() != parent:  # the parent has already ended
         sys.exit()
 
 
 if __name__ == "__main__":
     socket_, memory_, limit_, parent_ = map(int, sys.argv[1:])
     _end_with_parent(parent_)
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, say, reaches all processes of a terminal
-        signal.signal(number, signal.SIG_IGN)  # a file must not be blamed for it; the parent says when to end
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches all processes of a terminal
+        signal.signal(number, signal.SIG_IGN)  # the parent stops this process; a file must not be blamed
     main(socket.socket(fileno=socket_), SharedMemory(memory_), limit_)

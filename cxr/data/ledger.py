@@ -1,7 +1,7 @@
-"""Exactly once: work is cut into named parts, each a file that is either there whole or not there at all.
+"""Exactly-once processing: work is divided into named parts, each a file that is either complete or absent.
 
-The same manifest and settings always give the same parts, so a run that was killed goes on with those whose
-files are missing. `OUT/ledger.json` tells what the parts were made of; a run of anything else is refused.
+The same manifest and settings always give the same parts, so a killed run is resumed by making the missing files.
+`OUT/ledger.json` records the settings and a fingerprint of the input; a run with others is rejected.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 
 from cxr import schema, storage
 from cxr.errors import UserError
+from cxr.wording import counted
 
 LEDGER_FILE = "ledger.json"
-_HASH = "_sha256"  # at the end of a setting's name: the hash of what the rest of the name says
-_VALUE_CHARS = 120  # of a setting in a message
+_HASH = "_sha256"  # suffix of settings that are hashes; the rest of the name says of what
+_VALUE_CHARS = 120  # maximum length of a setting in a message
 SUFFIX = ".parquet"
 _CHUNK = 16_384
 _LONG = {pa.string(): pa.large_string()}
@@ -28,42 +29,42 @@ _LONG = {pa.string(): pa.large_string()}
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of the work: its name, "train/part-00000", and its rows of the manifest."""
+    """A part of the work: its name, such as "train/part-00000", and its rows of the manifest."""
 
     name: str
     rows: pa.Table
 
     @property
     def path(self) -> str:
-        """Of the part's file, relative to the ledger's folder."""
+        """Path of the part's file, relative to the ledger's folder."""
         return self.name + SUFFIX
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Which parts of the work under `uri` are done."""
+    """The state of the work under `uri`."""
 
     uri: str
 
     def file(self, part: Part) -> str:
-        """URI of the part's file; `storage.write_bytes` to it is what marks the part as done."""
+        """URI of the part's file; writing it with `storage.write_bytes` marks the part as done."""
         return storage.join(self.uri, part.path)
 
     def todo(self, parts: Sequence[Part]) -> list[Part]:
-        """Parts without a file, by one listing."""
-        found = {entry.path for entry in storage.list_files(self.uri)}
-        return [part for part in parts if part.path not in found]
+        """The parts without a file; lists the folder once."""
+        done = {entry.path for entry in storage.list_files(self.uri)}
+        return [part for part in parts if part.path not in done]
 
 
 def plan(manifest: pa.Table, rows_per_part: int, *, by: str | None = None, folder: str = "") -> list[Part]:
-    """Cut a manifest into parts of at most `rows_per_part` rows, sorted by `image_id`.
+    """Divide a manifest into parts of at most `rows_per_part` rows, sorted by `image_id`.
 
     Args:
-        by: a column, `split` say; each of its values gets parts of its own, named "train/part-00000".
-        folder: goes before every part's name.
+        by: a column such as `split`; each of its values has its own parts, named "train/part-00000".
+        folder: prefix of every part's name.
 
     Raises:
-        UserError: an `image_id` stands twice in the manifest.
+        UserError: an `image_id` occurs more than once in the manifest.
     """
     _check_unique(manifest[schema.IMAGE_ID])
     ordered = rows_at(manifest, pc.sort_indices(manifest[schema.IMAGE_ID]))
@@ -79,7 +80,7 @@ def plan(manifest: pa.Table, rows_per_part: int, *, by: str | None = None, folde
 
 
 def rows_at(manifest: pa.Table, order: pa.Array) -> pa.Table:
-    """The rows at `order`, in chunks, each far below the 2 GiB that an Arrow string array can hold."""
+    """The rows at `order`, in chunks far below the 2 GiB limit of an Arrow string array."""
     long = [field.with_type(_LONG.get(field.type, field.type)) for field in manifest.schema]
     whole = manifest.cast(pa.schema(long, manifest.schema.metadata)).combine_chunks()
     starts = range(0, max(1, len(order)), _CHUNK)
@@ -88,22 +89,22 @@ def rows_at(manifest: pa.Table, order: pa.Array) -> pa.Table:
 
 def _check_unique(image_ids: pa.ChunkedArray) -> None:
     counts = image_ids.value_counts()
-    twice = [entry["values"].as_py() for entry in counts if entry["counts"].as_py() > 1]
-    if twice:
+    repeated = [entry["values"].as_py() for entry in counts if entry["counts"].as_py() > 1]
+    if repeated:
         raise UserError(
-            f"the archive lists {len(twice)} image ids more than once, {twice[0]!r} for one: an id names one "
-            f"image; rename them, or split the archive"
+            f"expected unique image ids, got {counted(len(repeated), 'id')} more than once, for example {repeated[0]!r}: "
+            f"rename the images, or split the archive"
         )
 
 
 def open_ledger(out_uri: str, settings: Mapping[str, Any], parts: Iterable[Part]) -> Ledger:
-    """Begin or go on with the work under `out_uri`.
+    """Start or resume the work under `out_uri`.
 
     Args:
-        settings: whatever the parts' contents depend on, as JSON takes it.
+        settings: everything that the contents of the parts depend on, serializable as JSON.
 
     Raises:
-        UserError: what lies there was made with other settings or of other images.
+        UserError: `out_uri` contains results of other settings or other images.
     """
     entry = {"settings": json.loads(json.dumps(settings)), "fingerprint": fingerprint(parts)}
     ledger = Ledger(storage.normalize(out_uri))
@@ -116,7 +117,7 @@ def open_ledger(out_uri: str, settings: Mapping[str, Any], parts: Iterable[Part]
 
 
 def fingerprint(parts: Iterable[Part]) -> str:
-    """SHA-256 over the parts' names and all values of their rows."""
+    """SHA-256 of the parts' names and all values of their rows."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(json.dumps([part.name, part.rows.to_pylist()]).encode())
@@ -129,15 +130,15 @@ def _check_same(uri: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
         changes = ["the archive's images, labels or splits have changed"]
     if changes:
         raise UserError(
-            f"{uri} holds results of other settings ({'; '.join(changes)}): give another --out, or those settings"
+            f"{uri} contains results of other settings ({'; '.join(changes)}): choose another --out, or the same settings"
         )
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """In words, the settings that differ.
+    """Describe the settings that differ.
 
-    Settings within settings, those of a checkpoint's recipe say, count only if nothing else differs: they follow from
-    the checkpoint.
+    Nested settings, such as those of a checkpoint's recipe, are described only if nothing else differs, because they
+    follow from the checkpoint.
     """
     differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     nested = [key for key in differing if isinstance(old.get(key), Mapping) and isinstance(new.get(key), Mapping)]
@@ -148,8 +149,8 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _change(key: str, old: Any, new: Any) -> str:
     if key.endswith(_HASH):
-        return f"another {key.removesuffix(_HASH)}: SHA-256 was {str(old)[:12]}, is {str(new)[:12]}"
-    return f"{key} was {_short(old)}, is {_short(new)}"
+        return f"{key.removesuffix(_HASH)} changed: SHA-256 was {str(old)[:12]}, is now {str(new)[:12]}"
+    return f"{key} was {_short(old)}, is now {_short(new)}"
 
 
 def _short(value: Any) -> str:

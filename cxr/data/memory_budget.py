@@ -1,4 +1,4 @@
-"""A share of a process's memory that its threads use in turn."""
+"""A memory budget shared by the threads of a process."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 
 class MemoryBudget:
-    """So many bytes, which threads hold while they need them and wait for while others do.
+    """A number of bytes that threads reserve while they need them; others wait until enough are free.
 
-    A thread must not ask for more of a budget that it holds some of: two such threads would wait for each other.
+    A thread that already holds a reservation must not request another one: two such threads could deadlock.
     """
 
     def __init__(self, total_bytes: int) -> None:
@@ -20,7 +20,7 @@ class MemoryBudget:
 
     @contextmanager
     def hold(self, size_bytes: int) -> Iterator[None]:
-        """Wait until so many bytes are free. What is larger than the whole budget waits until all of it is."""
+        """Reserve bytes, waiting until they are free. A request beyond the total waits for the whole budget."""
         size_bytes = min(size_bytes, self.total_bytes)
         with self._changed:
             self._changed.wait_for(lambda: self._free_bytes >= size_bytes)

@@ -1,6 +1,6 @@
-"""Which rows of shards a stream shows: a split or a fold by patient, each image once or a share with a finding.
+"""Select rows of shards: a split or a fold by patient, and sampling with a given fraction of positive images.
 
-All that is decided here follows from the shards, the seed and the epoch, so that every worker decides alike.
+Everything here depends only on the shards, the seed and the epoch, so all workers select the same rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class Fold:
-    """One of `of` folds, by number from 0: it validates, the others train."""
+    """Fold `number` (from 0) out of `of`: it is used for validation, the others for training."""
 
     number: int
     of: int
@@ -32,15 +32,15 @@ class Fold:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many images show a finding, epoch by epoch.
+    """Fraction of positive images in each epoch.
 
-    Every epoch shows equally many images: all that show the finding, with as many others as the mean of the shares
-    asks for, to the nearest whole number of steps. In an epoch each image of a kind is shown equally often, or once
-    more than another.
+    Every epoch has the same length: all positives plus as many negatives as the mean positive fraction implies, rounded
+    to whole steps. Within an epoch, the numbers of times that two positives (or two negatives) are shown differ by at
+    most one.
 
     Args:
         finding: a finding of the archive, or `schema.ANY_FINDING`.
-        shares: one an epoch, in [0, 1].
+        shares: fraction of positive images per epoch, in [0, 1].
     """
 
     finding: str
@@ -48,14 +48,16 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not all(0 <= share <= 1 for share in self.shares) or not any(self.shares):
-            raise UserError(f"shares of {self.finding} by epoch {self.shares}: wanted from 0 to 1, and not 0 in all")
+            raise UserError(
+                f"expected fractions of images with {self.finding} from 0 to 1, not all 0, got {self.shares}: correct them"
+            )
 
     def images(self, positives: int, step: int) -> int:
-        """Images of an epoch, a multiple of `step`: the images of all workers in a step."""
+        """Number of images per epoch, a multiple of `step`, the images of all workers in a step."""
         return max(1, round(positives * len(self.shares) / sum(self.shares) / step)) * step
 
     def draw(self, positive_N: np.ndarray, images: int, epoch: int, rng: np.random.Generator) -> np.ndarray:
-        """Numbers of the rows that the epoch shows, shuffled; `round(share * images)` of them are positive."""
+        """Row numbers of an epoch, shuffled; `round(share * images)` of them are positive."""
         positives = round(self.shares[epoch] * images)
         shown = (
             _in_cycles(np.flatnonzero(positive_N), positives, rng),
@@ -65,18 +67,18 @@ class Sampling:
 
 
 def _in_cycles(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` of the rows: all of them as often as that goes, then some."""
+    """`count` of the rows: each as often as possible, then a random remainder."""
     if not count:
         return rows[:0]
     return np.concatenate([rng.permutation(rows) for _ in range(-(-count // len(rows)))])[:count]
 
 
 class Rows:
-    """Some of the rows of row groups, numbered from 0 in file order.
+    """A selection of rows from row groups, numbered from 0 in file order.
 
     Args:
         groups: all row groups of some files.
-        numbers: of the rows, counted through all groups; rising.
+        numbers: row numbers over all groups, increasing.
     """
 
     def __init__(self, groups: Sequence[RowGroup], numbers: np.ndarray) -> None:
@@ -90,29 +92,31 @@ class Rows:
         return len(self.numbers_N)
 
     def by_group(self, rows: np.ndarray) -> Iterator[tuple[RowGroup, np.ndarray]]:
-        """Each stretch of `rows` that lies in one row group: the group, and where in it those rows are."""
+        """Divide `rows` into runs within a row group; yields the group and the positions of the rows in it."""
         if len(rows):
             ends = np.flatnonzero(np.diff(self.group_N[rows])) + 1
-            for stretch in np.split(rows, ends.tolist()):
-                yield self.groups[self.group_N[stretch[0]]], self.inside_N[stretch]
+            for run in np.split(rows, ends.tolist()):
+                yield self.groups[self.group_N[run[0]]], self.inside_N[run]
 
     def together(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """`rows` sorted by row group, the groups in an order of their own."""
+        """Sort `rows` by row group, with the groups in random order."""
         place = rng.permutation(len(self.groups))
         return rows[np.argsort(place[self.group_N[rows]], kind="stable")]
 
     def showing(self, indices: Sequence[int]) -> np.ndarray:
-        """(N,) bool: which rows show a finding of these indices; of the files only the labels are read."""
+        """(N,) bool: whether any of the findings with these indices is positive; reads only the labels."""
         labels = _columns(self.groups, [schema.LABELS])[schema.LABELS]
-        shown = [pc.equal(pc.list_element(labels, i), schema.POSITIVE).fill_null(False).to_numpy() for i in indices]
-        return np.logical_or.reduce(shown)[self.numbers_N]
+        positive = [
+            pc.equal(pc.list_element(labels, i), schema.POSITIVE).fill_null(False).to_numpy() for i in indices
+        ]
+        return np.logical_or.reduce(positive)[self.numbers_N]
 
 
 def rows_of(info: ShardInfo, split: str, fold: Fold | None = None) -> Rows:
-    """The rows of a split; with a fold, "val" is that fold of train and val together, "train" the others.
+    """The rows of a split; with a fold, "val" is that fold of train and val combined, and "train" the other folds.
 
     Raises:
-        UserError: fewer patients than folds.
+        UserError: there are fewer patients than folds.
     """
     if fold is None or split == "test":
         groups = row_groups(info, split)
@@ -124,21 +128,21 @@ def rows_of(info: ShardInfo, split: str, fold: Fold | None = None) -> Rows:
 
 
 def _labels(groups: Sequence[RowGroup], findings: int) -> np.ndarray:
-    """(N, findings) int8."""
+    """(N, findings) int8 labels."""
     unknown = [schema.UNKNOWN] * findings
     known = _columns(groups, [schema.LABELS])[schema.LABELS].to_pylist()
     return np.array([labels or unknown for labels in known], np.int8).reshape(len(known), findings)
 
 
 def _patients(groups: Sequence[RowGroup]) -> np.ndarray:
-    """(N,) ids; an image whose patient is not known is a patient of its own."""
+    """(N,) patient ids; an image of an unknown patient counts as its own patient."""
     return schema.patients_of(_columns(groups, [schema.PATIENT_ID, schema.IMAGE_ID])).to_numpy()
 
 
 def _columns(groups: Sequence[RowGroup], names: Sequence[str]) -> pa.Table:
-    """These columns of the files of all `groups`, without their pixels."""
+    """Read these columns of the files of all `groups`."""
     uris = dict.fromkeys(group.uri for group in groups)
     with ThreadPoolExecutor(_THREADS) as pool:
         table = pa.concat_tables(pool.map(partial(storage.read_parquet, columns=names), uris))
-    assert table.num_rows == sum(group.rows for group in groups), "shards were changed after they were finished"
+    assert table.num_rows == sum(group.rows for group in groups), "the shards were modified after ingest"
     return table

@@ -1,10 +1,10 @@
-"""Reading shards for training: seeded, exact over workers, without decoding and without Ray.
+"""Load shards for training: seeded, exact over workers, without decoding and without Ray.
 
-Every worker computes the same plan from `archive.json` and, where images are chosen, from columns other than the
-pixels; it reads only what it needs. What an epoch shows, and how many steps it has, is the same for any number of
-workers. Rows that fit in `cache_bytes` are kept in memory and permuted as a whole, so that one or several workers
-also see the same global batches; more rows are dealt to the workers by row groups and permuted inside a moving
-window. Both live in memory that is filled again and again: touching fresh pages costs more than reading the shards.
+Every worker computes the same plan from `archive.json` and, for sampling and folds, from the labels and patients; it
+reads only the pixels that it needs. The images and the number of steps of an epoch do not depend on the number of
+workers. If the split fits in `cache_bytes`, it is kept in memory and permuted as a whole, so that the global batches do
+not depend on the number of workers either. Otherwise rows are distributed by row group and shuffled in a moving window.
+Memory is reused, because touching fresh pages costs more than reading the shards.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from cxr.data.batch import Batch, BufferPool, Columns, ShuffleBuffer, prefetched
 from cxr.data.sampling import Fold, Sampling, rows_of
 from cxr.data.shards import ARCHIVE_FILE, RowGroup, ShardInfo
 from cxr.errors import UserError
+from cxr.wording import counted
 
 
 @dataclass
 class ShardStream:
-    """One worker's share of a split, epoch after epoch.
+    """A worker's part of a split, for any number of epochs.
 
     Args:
         columns: columns of `cxr.schema` to read.
-        batch_size: rows of this worker in a step.
-        rank, world: this worker among those that train together.
-        seed: of the order; every worker must be given the same.
-        cache_bytes: of pixels in memory at once: the whole split, or a window of it.
-        mask_label: which of the rows' masks batches hold, if they hold any.
-        fold: what "train" and "val" stand for, instead of the archive's own.
-        sampling: how many of the images that `train` shows have a finding, instead of each image once.
+        batch_size: rows per step on this worker.
+        rank, world: number of this worker, and number of workers.
+        seed: seed of the order; it must be the same on all workers.
+        cache_bytes: maximum size of pixels in memory: the whole split, or a window of it.
+        mask_label: label of the mask in batches, if they have masks.
+        fold: cross-validation fold that replaces the archive's own "train" and "val".
+        sampling: fraction of positive images in `train`; by default each image is shown once.
 
     Raises:
-        UserError: fewer images than workers, fewer patients than folds, or nothing to sample.
+        UserError: there are fewer images than workers, fewer patients than folds, or no positives or negatives to sample.
     """
 
     info: ShardInfo
@@ -57,37 +58,38 @@ class ShardStream:
         self._arrays = BufferPool()
         if self.rows < self.world:
             raise UserError(
-                f"{self._named} are too few for {self.world} workers. Give a larger archive or fewer workers"
+                f"expected at least {counted(self.world, 'image')} for {counted(self.world, 'worker')}, got {self._described}: "
+                f"use a larger archive or fewer workers"
             )
         self._positive_N = self._positives(self.sampling) if self.sampling else None
 
     @property
-    def _named(self) -> str:
+    def _described(self) -> str:
         fold = f" of fold {self.fold.number} of {self.fold.of}" if self.fold else ""
-        return f"{self.info.uri}: the {self.rows} images in its {self.split} split{fold}"
+        return f"{counted(self.rows, 'image')} in the {self.split} split{fold} of {self.info.uri}"
 
     def _positives(self, sampling: Sampling) -> np.ndarray:
-        """(rows,) bool: which images show the finding that is sampled."""
+        """(rows,) bool: whether each image shows the sampled finding."""
         findings = self.info.findings
-        wanted = findings if sampling.finding == schema.ANY_FINDING else (sampling.finding,)
-        if not wanted or not set(wanted) <= set(findings):
-            known = f"its findings are {', '.join(findings)}" if findings else "it knows no findings"
+        sampled = findings if sampling.finding == schema.ANY_FINDING else (sampling.finding,)
+        if not sampled or not set(sampled) <= set(findings):
+            known = f"the findings {', '.join(findings)}" if findings else "no findings"
             raise UserError(
-                f"{self.info.uri} does not say which images show {sampling.finding}: {known}. Give another archive, "
-                f"or train on its images as they are"
+                f"expected labels of {sampling.finding} in {self.info.uri}, got {known}: use another archive, or train "
+                f"without sampling"
             )
-        positive_N = self._rows.showing([findings.index(finding) for finding in wanted])
+        positive_N = self._rows.showing([findings.index(finding) for finding in sampled])
         if not positive_N.any() or (positive_N.all() and min(sampling.shares) < 1):
             kind = "all" if positive_N.any() else "none"
             raise UserError(
-                f"{self._named}: {kind} of them show {sampling.finding}, and both kinds are needed. Give an archive "
-                f"with both, or train on its images as they are"
+                f"expected images with and without {sampling.finding}, got {self._described}, of which {kind} show it: "
+                f"use an archive with both, or train without sampling"
             )
         return positive_N
 
     @property
     def rows(self) -> int:
-        """Rows of the split, all workers together."""
+        """Rows of the split, over all workers."""
         return len(self._rows)
 
     @property
@@ -96,36 +98,36 @@ class ShardStream:
 
     @property
     def steps(self) -> int:
-        """Training steps an epoch, the same on every worker; at least one."""
+        """Training steps per epoch, the same on every worker; at least one."""
         return max(1, self._shown // self._step)
 
     @property
     def _step(self) -> int:
-        """Images of all workers in a step."""
+        """Images per step, over all workers."""
         return self.batch_size * self.world
 
     @property
     def _shown(self) -> int:
-        """Images of an epoch, what is left over from whole steps included."""
+        """Images per epoch, including an incomplete last step."""
         if self.sampling is None or self._positive_N is None:
             return self.rows
         return self.sampling.images(int(self._positive_N.sum()), self._step)
 
     def train(self, epoch: int) -> Iterator[Batch]:
-        """`steps` shuffled batches; which rows they show depends on seed, epoch and the size of global batches."""
+        """`steps` shuffled batches; their rows depend on the seed, the epoch and the global batch size."""
         rng = np.random.default_rng((self.seed, epoch))
-        shown = self._drawn(epoch, rng)[: self.steps * self._step]
+        shown = self._sample_rows(epoch, rng)[: self.steps * self._step]
         make = self._permuted(shown) if self.fits else self._windowed(shown, rng)
         return prefetched(to_tensors(columns, self.info.pixels) for columns in make)
 
-    def _drawn(self, epoch: int, rng: np.random.Generator) -> np.ndarray:
-        """Numbers of the rows that all workers together show, shuffled; a row may stand there several times."""
+    def _sample_rows(self, epoch: int, rng: np.random.Generator) -> np.ndarray:
+        """Row numbers of an epoch over all workers, shuffled; a row may occur several times."""
         if self.sampling is None or self._positive_N is None:
             return rng.permutation(self.rows)
         return self.sampling.draw(self._positive_N, self._shown, epoch, rng)
 
     def every(self) -> Iterator[Batch]:
-        """Each row of this worker's share exactly once, in file order; shares differ by at most a row group."""
+        """Each row of this worker's part exactly once, in file order; parts differ by at most one row group."""
         return prefetched(to_tensors(columns, self.info.pixels) for columns in self._in_order())
 
     def _permuted(self, shown: np.ndarray) -> Iterator[Columns]:
@@ -134,24 +136,24 @@ class ShardStream:
             yield rows.take(shown[start : start + self._step][self.rank :: self.world])
 
     def _windowed(self, shown: np.ndarray, rng: np.random.Generator) -> Iterator[Columns]:
-        """This worker's stretch of what is shown, once sorted by row group: all stretches are equally long."""
+        """This worker's part of the epoch, sorted by row group; all parts have the same length."""
         ends = [len(shown) * rank // self.world for rank in (self.rank, self.rank + 1)]
         own = self._rows.together(shown, rng)[slice(*ends)]
-        held = max(1, self.cache_bytes // (self.info.pixels.row_bytes * self.info.row_group_rows))
-        held *= self.info.row_group_rows
-        window, fresh = ShuffleBuffer(held + self.batch_size, self._arrays), 0
+        window_rows = max(1, self.cache_bytes // (self.info.pixels.row_bytes * self.info.row_group_rows))
+        window_rows *= self.info.row_group_rows
+        window, added = ShuffleBuffer(window_rows + self.batch_size, self._arrays), 0
         for columns, inside in self._pieces(own):
-            if fresh + len(inside) > held:
+            if added + len(inside) > window_rows:
                 yield from self._shuffled(window, rng)
-                fresh = 0
+                added = 0
             window.add(columns, inside)
-            fresh += len(inside)
+            added += len(inside)
         yield from self._shuffled(window, rng)
-        if window.rows:  # fewer rows than a batch has, in the whole of the share
+        if window.rows:  # the whole part is smaller than a batch
             yield window.take(np.arange(window.rows))
 
     def _pieces(self, rows: np.ndarray) -> Iterator[tuple[Columns, np.ndarray]]:
-        """Row groups and where in them `rows` are, no more at once than a row group has rows."""
+        """Row groups and the positions of `rows` in them, at most as many at a time as a row group has rows."""
         most = self.info.row_group_rows
         for group, inside in self._rows.by_group(rows):
             columns = self._read(group)
@@ -159,7 +161,7 @@ class ShardStream:
                 yield columns, inside[start : start + most]
 
     def _shuffled(self, window: ShuffleBuffer, rng: np.random.Generator) -> Iterator[Columns]:
-        """The window's whole batches; what is left over stays in it."""
+        """The complete batches of the window; the remainder stays in it."""
         order = rng.permutation(window.rows)
         whole = len(order) // self.batch_size * self.batch_size
         for start in range(0, whole, self.batch_size):
@@ -179,7 +181,7 @@ class ShardStream:
                 yield take(columns, inside[start : start + self.batch_size])
 
     def _load(self) -> ShuffleBuffer:
-        """The whole split, read once."""
+        """Read the whole split, once."""
         if self._resident is None:
             rows = ShuffleBuffer(self.rows, self._arrays)
             for group, inside in self._rows.by_group(np.arange(self.rows)):
@@ -189,6 +191,6 @@ class ShardStream:
 
     def _read(self, group: RowGroup) -> Columns:
         rows = storage.read_parquet(group.uri, row_group=group.index, columns=stored(self.columns))
-        assert rows.num_rows == group.rows, f"{group.uri} was changed after {ARCHIVE_FILE} was written"
+        assert rows.num_rows == group.rows, f"{group.uri} was modified after {ARCHIVE_FILE} was written"
         info = self.info
         return to_columns(rows, self.columns, info.pixels, self.mask_label, info.findings, max(1, info.most_boxes))

@@ -1,4 +1,4 @@
-"""What `archive.json` says of shards, or of several that are used as one. Apart from their reader, without torch."""
+"""Metadata (`archive.json`) of one or several sets of shards. Does not import torch; the reader is `shard_loader`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.imaging.enhance import Enhancement
 from cxr.schema import PixelFormat
+from cxr.wording import counted
 
 ARCHIVE_FILE, REJECTS_FILE = "archive.json", "rejects.parquet"
 KIND, VERSION = "cxr-shards", 1
-MEMBERS, ARCHIVES = "members", "archives"  # of an archive.json that makes several shards one
-ALIKE = ("pixels", "row_group_rows", "lung_crop", "enhancement")  # in what these must agree
+MEMBERS, ARCHIVES = "members", "archives"  # keys of an archive.json that combines several sets of shards
+MUST_AGREE = ("pixels", "row_group_rows", "lung_crop", "enhancement")  # between combined sets of shards
 _THREADS = 16
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One shard file: its URI and how many rows it holds."""
+    """A shard file: its URI and its number of rows."""
 
     uri: str
     rows: int
@@ -35,7 +36,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """The parts of finished shards, and what is in them."""
+    """The files of completed shards, and a description of their contents."""
 
     uri: str
     source: str
@@ -44,10 +45,10 @@ class ShardInfo:
     row_group_rows: int
     parts: dict[str, tuple[ShardFile, ...]]  # by split
     rejects: int
-    most_boxes: int = schema.MOST_BOXES  # that an image has
-    latents: Mapping[str, Any] | None = None  # of a latent archive: the encoder, see cxr.inference.latents
-    lung_crop: Mapping[str, Any] | None = None  # of crops to the lungs: how, see cxr.families.lung_crop
-    enhancement: Enhancement = field(default_factory=Enhancement)  # what was done to them before they were stored
+    most_boxes: int = schema.MOST_BOXES  # maximum number of boxes per image
+    latents: Mapping[str, Any] | None = None  # encoder of a latent archive, see cxr.inference.latents
+    lung_crop: Mapping[str, Any] | None = None  # settings of lung crops, see cxr.families.lung_crop
+    enhancement: Enhancement = field(default_factory=Enhancement)  # applied before the pixels were stored
 
     def rows(self, split: str) -> int:
         return sum(part.rows for part in self.parts.get(split, ()))
@@ -55,7 +56,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """The unit of reading: one row group of one part."""
+    """The unit of reading: a row group of a file."""
 
     uri: str
     index: int
@@ -67,27 +68,26 @@ def is_shards(uri: str) -> bool:
 
 
 def read_info(uri: str, *, latents: bool = False) -> ShardInfo:
-    """Read `archive.json`; where it names other shards, what these hold together.
+    """Read `archive.json`; if it combines several sets of shards, describe their union.
 
     Args:
-        latents: whether the pixels may be latents, too.
+        latents: whether latents are accepted instead of X-rays.
 
     Raises:
-        UserError: there is none, which also means an ingest that has not finished; or latents, unasked for; or
-            shards named together that differ.
+        UserError: there are no complete shards, there are latents but `latents` is false, or combined shards differ.
     """
     if not is_shards(uri):
         raise UserError(
-            f"{uri} holds no {ARCHIVE_FILE}: not shards, or an ingest that did not finish. "
-            f"Run jobs/ingest_archive.py with --out {uri}; it goes on from where it stopped"
+            f"expected shards in {uri}, got no {ARCHIVE_FILE}: if ingest did not finish, resume it with "
+            f"jobs/ingest_archive.py --out {uri}"
         )
     about = storage.read_json(storage.join(uri, ARCHIVE_FILE))
     if MEMBERS in about:
-        return _together(uri, [read_info(member) for member in about[MEMBERS]])
+        return _combine(uri, [read_info(member) for member in about[MEMBERS]])
     if about.get("latents") and not latents:
         raise UserError(
-            f"{uri} holds latents, not X-rays: jobs/score_archive.py alone can use them. Give the archive they were "
-            f"made of, {about['archive']}"
+            f"expected X-rays in {uri}, got latents, which only jobs/score_archive.py can use: give the archive from "
+            f"which they were made, {about['archive']}"
         )
     parts = {
         split: tuple(ShardFile(storage.join(uri, part["path"]), part["rows"]) for part in listed)
@@ -109,17 +109,17 @@ def read_info(uri: str, *, latents: bool = False) -> ShardInfo:
 
 
 def join_shards(uri: str, members: Sequence[str], archives: Sequence[str]) -> ShardInfo:
-    """Make `uri` stand for all of `members`, which stay where they are: an `archive.json` and their rejects.
+    """Combine several sets of shards at `uri` by writing an `archive.json` and their rejects; no shards are copied.
 
     Args:
-        archives: what the members were made of, to tell one list from another: see `joined_archives`.
+        archives: archives from which the members were made, returned by `joined_archives`.
 
     Raises:
-        UserError: their pixels differ.
+        UserError: the members differ in pixels or processing.
     """
-    told = [read_info(member) for member in members]
-    info = _together(uri, told)
-    rejects = [storage.read_parquet(storage.join(one.uri, REJECTS_FILE)) for one in told if one.rejects]
+    infos = [read_info(member) for member in members]
+    info = _combine(uri, infos)
+    rejects = [storage.read_parquet(storage.join(member.uri, REJECTS_FILE)) for member in infos if member.rejects]
     sink = io.BytesIO()
     pq.write_table(pa.concat_tables([schema.REJECTS.empty_table(), *rejects]), sink)
     storage.write_bytes(storage.join(uri, REJECTS_FILE), sink.getvalue())
@@ -129,62 +129,62 @@ def join_shards(uri: str, members: Sequence[str], archives: Sequence[str]) -> Sh
 
 
 def joined_archives(uri: str) -> tuple[str, ...]:
-    """The archives that `join_shards` was given at `uri`; none where it was not called."""
+    """The `archives` that `join_shards` recorded at `uri`; empty for other shards."""
     return tuple(storage.read_json(storage.join(uri, ARCHIVE_FILE)).get(ARCHIVES, ())) if is_shards(uri) else ()
 
 
 def made_of(uri: str) -> tuple[str, ...]:
-    """The raw archives of which shards were made, or latents of these; the archive itself where it is a raw one."""
+    """The raw archives from which shards or latents were made; the archive itself if it is raw."""
     if not is_shards(uri):
         return (uri,) if uri else ()
     about = storage.read_json(storage.join(uri, ARCHIVE_FILE))
-    return tuple(raw for one in about.get(MEMBERS) or (about["archive"],) for raw in made_of(one))
+    return tuple(raw for member in about.get(MEMBERS) or (about["archive"],) for raw in made_of(member))
 
 
 def check_ids(info: ShardInfo) -> None:
-    """Raise UserError where several shards used as one name two images alike: scores are known by their image's id.
+    """Raise UserError if combined shards have an image id in common: scores are identified by the image id.
 
-    To train on them does no harm.
+    Training on such shards is fine.
     """
     if not joined_archives(info.uri):
         return
     files = [file.uri for files in info.parts.values() for file in files]
     files += [storage.join(info.uri, REJECTS_FILE)] if info.rejects else []
-    check_unique(image_ids(files), f"the archives that {info.uri} stands for")
+    check_unique(image_ids(files), f"the archives combined in {info.uri}")
 
 
 def image_ids(files: Sequence[str]) -> Iterator[str]:
-    """The image ids in Parquet files of rows or rejects, by their URIs."""
+    """The image ids in Parquet files of rows or rejects, given by their URIs."""
     with ThreadPoolExecutor(_THREADS) as pool:
         for table in pool.map(partial(storage.read_parquet, columns=[schema.IMAGE_ID]), files):
             yield from table[schema.IMAGE_ID].to_pylist()
 
 
 def check_unique(ids: Iterable[str], archives: str) -> None:
-    """Raise UserError where an image id occurs twice in what is named `archives`."""
+    """Raise UserError if an image id occurs more than once in the archives that `archives` describes."""
     counts = Counter(ids)
-    if twice := [name for name, count in counts.items() if count > 1]:
+    if repeated := [name for name, count in counts.items() if count > 1]:
         raise UserError(
-            f"{archives} have {len(twice):,} image ids in common, {twice[0]!r} for one: score and judge each archive "
-            f"alone, or rename the images of one"
+            f"expected different image ids in {archives}, got {counted(len(repeated), 'id')} in common, for example "
+            f"{repeated[0]!r}: score and evaluate each archive separately, or rename the images of one"
         )
 
 
 def check_alike(kinds: Mapping[str, Mapping[str, object]]) -> None:
-    """Raise UserError unless what is told of all shards, by URI, is the same: their pixels, say."""
-    (first, wanted), *others = kinds.items()
+    """Raise UserError unless all shards, given by URI, have the same properties, such as their pixel format."""
+    (first, expected), *others = kinds.items()
     for uri, kind in others:
         for name, value in kind.items():
-            if value != wanted[name]:
+            if value != expected[name]:
                 raise UserError(
-                    f"{first} and {uri} cannot be used together: their {name} differ, {wanted[name] or 'none'} and "
-                    f"{value or 'none'}. Give archives that agree in it, or train on one"
+                    f"expected the same {name} in combined archives, got {expected[name] or 'none'} in {first} and "
+                    f"{value or 'none'} in {uri}: ingest them with the same settings, or train on one"
                 )
 
 
-def _together(uri: str, members: Sequence[ShardInfo]) -> ShardInfo:
+def _combine(uri: str, members: Sequence[ShardInfo]) -> ShardInfo:
     first = members[0]
-    check_alike({info.uri: {name: getattr(info, name) for name in ALIKE} for info in members})
+    check_alike({info.uri: {name: getattr(info, name) for name in MUST_AGREE} for info in members})
     return ShardInfo(
         uri=uri,
         source=" + ".join(dict.fromkeys(info.source for info in members)),

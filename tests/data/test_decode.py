@@ -1,4 +1,4 @@
-"""Decoding a manifest: what a row holds, and what becomes of an image that cannot be used."""
+"""Decoding a manifest: the columns of rows, and unusable images."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_mask_of_another_shape_is_the_images_error(tmp_path: Path) -> None:
         }
     ]
     (row,) = make_rows(manifest([saved(tmp_path / "a.png", picture())], masks=[masks]), PIXELS).to_pylist()
-    assert row[schema.ERROR] == "mask of Mass is 80 x 64, its image 64 x 64"
+    assert row[schema.ERROR] == "mask of Mass: expected the aspect ratio of the image (64 x 64), got 80 x 64"
 
 
 def test_an_unexpected_failure_tells_its_place_and_not_its_values(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Decoding in processes of their own: what a file does to its decoder concerns that file alone."""
+"""Decoding in child processes: a file that breaks its decoder affects only itself."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_limits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("CXR_DECODE_MEMORY_GIB", "4")
     assert Limits.from_environment() == Limits(7.5, 4)
     monkeypatch.setenv("CXR_DECODE_SECONDS", "never")
-    with pytest.raises(UserError, match="CXR_DECODE_SECONDS=never: expected a number above 0"):
+    with pytest.raises(UserError, match="expected CXR_DECODE_SECONDS to be a number above 0, got never"):
         Limits.from_environment()
 
 

@@ -96,7 +96,7 @@ def test_shards_of_a_training_hold_what_scoring_of_the_archive_sees(archive: str
     assert info.enhancement == DONE
     plan = score._plan(archive, saved(tmp_path / "kept", RECIPE), score.ScoreOptions())
     rows = pa.concat_tables(
-        score._rows(score._labeled(part), plan.pixels, plan.crop, plan.enhance) for part in plan.parts
+        score._read(score._labeled(part), plan.pixels, plan.crop, plan.enhance) for part in plan.parts
     )
     seen = dict(zip(rows[schema.IMAGE_ID].to_pylist(), rows[schema.PIXELS].to_pylist(), strict=True))
     assert stored(made) == seen
@@ -145,7 +145,7 @@ def test_shards_of_another_enhancement_are_refused_with_what_to_do(tmp_path: Pat
             refused()
     with pytest.raises(UserError, match=r"with --denoise .*, but this run needs no enhancement: .* without these"):
         check_enhancement(shards.read_info(done), Enhancement())
-    with pytest.raises(UserError, match="their enhancement differ"):
+    with pytest.raises(UserError, match="expected the same enhancement in combined archives"):
         shards.join_shards(str(tmp_path / "joined"), [plain, done], ["/a", "/b"])
     assert shards.join_shards(str(tmp_path / "joined"), [done, done], ["/a", "/b"]).enhancement == DONE
 
@@ -153,7 +153,7 @@ def test_shards_of_another_enhancement_are_refused_with_what_to_do(tmp_path: Pat
 def test_shards_have_the_labels_they_were_made_with(tmp_path: Path) -> None:
     plain = write_shards(tmp_path / "plain", {"train": 4, "val": 2})
     given = ArchiveOptions(archive=(plain,), labeling=Labeling(readers_agree=2))
-    with pytest.raises(UserError, match="leave --readers-agree out"):
+    with pytest.raises(UserError, match="omit --readers-agree"):
         check_inputs(PLAIN, given, str(tmp_path / "out"))
 
 

@@ -72,7 +72,7 @@ def test_batches_hold_all_boxes_of_an_image_however_many(tmp_path: Path) -> None
         "row_group_rows": 8,
         "parts": {"train": [{"path": part.path, "rows": 2}]},
     }
-    for most, trouble in ((contents.most_boxes, None), (None, "an image has 90 boxes, and a batch has room for 64")):
+    for most, trouble in ((contents.most_boxes, None), (None, "expected at most 64 boxes per image, got 90")):
         told = about | ({"most_boxes": most} if most else {})
         storage.write_json(str(tmp_path / "shards" / shards.ARCHIVE_FILE), told)
         stream = ShardStream(shards.read_info(str(tmp_path / "shards")), "train", (schema.BOXES,), batch_size=2)

@@ -78,7 +78,7 @@ def test_only_parts_without_a_file_are_left_to_do(tmp_path: Path) -> None:
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     parts = plan(manifest(), 4)
     open_ledger(str(tmp_path), SETTINGS, parts)
-    with pytest.raises(UserError, match="size was 64, is 128"):
+    with pytest.raises(UserError, match="size was 64, is now 128"):
         open_ledger(str(tmp_path), SETTINGS | {"size": 128}, parts)
 
 
@@ -88,14 +88,17 @@ def test_what_differs_is_said_in_one_short_line(tmp_path: Path) -> None:
     recipes[1]["setting-7"] = "a"
     open_ledger(str(tmp_path), {"checkpoint_sha256": "0" * 64, "recipe": recipes[0]}, parts)
     for other, told in (
-        ({"checkpoint_sha256": "1" * 64, "recipe": recipes[1]}, "another checkpoint: SHA-256 was 0{12}, is 1{12}"),
+        (
+            {"checkpoint_sha256": "1" * 64, "recipe": recipes[1]},
+            "checkpoint changed: SHA-256 was 0{12}, is now 1{12}",
+        ),
         (
             {"checkpoint_sha256": "0" * 64, "recipe": {**recipes[0], "setting-7": "x" * 999}},
-            "recipe: setting-7 was 'a', is 'x{119}…",
+            "recipe: setting-7 was 'a', is now 'x{119}…",
         ),
     ):
         with pytest.raises(
-            UserError, match=rf"holds results of other settings \({told}\): give another --out"
+            UserError, match=rf"contains results of other settings \({told}\): choose another --out"
         ) as caught:
             open_ledger(str(tmp_path), other, parts)
         assert len(str(caught.value)) < 400

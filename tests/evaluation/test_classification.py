@@ -216,7 +216,7 @@ def test_archives_used_as_one_are_judged_only_where_ids_tell_their_images_apart(
     other = write_archive(tmp_path / "other", images=12, rejects=0)
     join_shards(str(tmp_path / "both"), [archive, other], ["/a", "/b"])
     run = write_run(tmp_path / "run", named(guesses(60)), archive=archive)
-    assert "12 image ids in common" in mistake(run, tmp_path / "out", archive=str(tmp_path / "both"))
+    assert "got 12 ids in common" in mistake(run, tmp_path / "out", archive=str(tmp_path / "both"))
 
 
 def test_a_run_lies_where_scoring_puts_it(archive: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files that kill, hang or overfill their decoder: each is one row with its reason, and all others are there."""
+"""Files that crash, hang or exhaust their decoder: each is a row with the reason, and all others are decoded."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How fast X-rays come in, beside what plain loops on the same machine do with the same files in the same run."""
+"""Input and training throughput, compared with plain loops on the same machine and files in the same run."""

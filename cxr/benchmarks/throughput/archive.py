@@ -1,4 +1,4 @@
-"""An archive of many files made from few pictures, for measurements that hang on files and bytes alone."""
+"""An archive of many files made from few images, for measurements that depend only on files and bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VAL_ROWS = 64
 
 
 def make_pictures(folder: Path, count: int, size: int) -> list[Path]:
-    """`count` phantoms as gray PNGs of `size` px, each row filtered as libpng chooses, as in published archives."""
+    """Write `count` phantoms as gray PNGs of `size` px with adaptive row filters, as in published archives."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{index:04d}.png" for index in range(count)]
     with ProcessPoolExecutor(mp_context=get_context("forkserver")) as pool:
@@ -36,21 +36,21 @@ def _png(index: int, size: int) -> bytes:
 
 
 def make_archive(folder: Path, pictures: list[Path], rows: int) -> list[Path]:
-    """A folder archive of exactly `rows` training images and VAL_ROWS others, links to `pictures`.
+    """Make a folder archive with exactly `rows` training images and VAL_ROWS validation images, all links to `pictures`.
 
     Returns:
-        the training images' paths.
+        the paths of the training images.
     """
     patients = ["a", "b"]
     splits = split_by_patient(pa.array(patients)).to_pylist()
     made = {
-        split: _linked(folder / patients[splits.index(split)] / "study", pictures, count)
+        split: _link_files(folder / patients[splits.index(split)] / "study", pictures, count)
         for split, count in (("train", rows), ("val", VAL_ROWS))
     }
     return made["train"]
 
 
-def _linked(folder: Path, pictures: list[Path], count: int) -> list[Path]:
+def _link_files(folder: Path, pictures: list[Path], count: int) -> list[Path]:
     folder.mkdir(parents=True)
     files = [folder / f"{number:06d}.png" for number in range(count)]
     for number, file in enumerate(files):

@@ -1,4 +1,4 @@
-"""Paces side by side, to be read without a text beside them."""
+"""A self-explanatory chart of throughput."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ _OURS, _PEERS = palette.MODEL, palette.FRAME
 def save_chart(
     groups: Mapping[str, Mapping[str, float]], targets: Mapping[str, float], ours: Sequence[str], folder: str
 ) -> str:
-    """One panel a group: a bar a way of reading, images a second, and how many times the fastest peer ours is.
+    """One panel per group with a bar per reader in images/s, and the target relative to the fastest peer.
 
     Args:
-        groups: title of a panel -> name of a bar -> images a second.
-        targets: title of a panel -> the ratio that is wanted.
-        ours: names of bars that are this project's; the others are peers.
+        groups: title of a panel -> name of a bar -> images per second.
+        targets: title of a panel -> target ratio to the fastest peer.
+        ours: names of this project's bars; the others are peers.
 
     Returns:
-        the picture's URI.
+        URI of the chart.
     """
     figure = Figure(figsize=(3.6 * len(groups), 3.4), layout="constrained")
     for ax, (title, bars) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
         colors = [_OURS if name in ours else _PEERS for name in bars]
-        drawn = ax.bar(list(bars), list(bars.values()), color=colors)
-        ax.bar_label(drawn, [_said(value) for value in bars.values()], fontsize=8)
+        rectangles = ax.bar(list(bars), list(bars.values()), color=colors)
+        ax.bar_label(rectangles, [_format(value) for value in bars.values()], fontsize=8)
         peer = max((value for name, value in bars.items() if name not in ours), default=0.0)
         if title in targets and peer:
             ax.axhline(targets[title] * peer, color=palette.MARK, linewidth=1, linestyle="--")
             ax.text(
                 0.02,
                 targets[title] * peer,
-                f"target: {targets[title]:g} x the fastest other",
+                f"target: {targets[title]:g} x the fastest peer",
                 fontsize=7,
                 color=palette.MARK,
                 va="bottom",
                 transform=ax.get_yaxis_transform(),
             )
         ax.set_title(title, fontsize=10)
-        ax.set_ylabel("images a second", fontsize=8)
+        ax.set_ylabel("images per second", fontsize=8)
         ax.tick_params("x", labelrotation=20, labelsize=8)
         ax.tick_params("y", labelsize=7)
         ax.margins(y=0.18)
@@ -51,5 +51,5 @@ def save_chart(
     return save_figure(figure, folder, "input_speed.png")
 
 
-def _said(value: float) -> str:
+def _format(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"

@@ -1,4 +1,4 @@
-"""One run of all measurements of input: which ones, in which order, and the ratios that follow."""
+"""Run all input measurements in order, and compute their ratios."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from cxr.families.base import Recipe
 from cxr.runtime import ray_private
 from cxr.schema import PixelFormat
 
-_ROOM = 1.1  # disk that shards take, as a multiple of their pixels
+_ROOM = 1.1  # size of shards on disk, as a multiple of their pixels
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """Size of the measurements.
 
     Args:
-        rows: training images of an epoch.
+        rows: training images per epoch.
         sizes: stored pixels of shards; the first one is also that of ingest, streaming and training.
-        few: images of the archive whose memory the whole one's is compared with.
-        sample: images by which a loader or a loop is timed.
-        rounds: turns that a loader and the shards take.
-        pictures, picture_px: how many different images there are, and of what size.
+        few: images of the small archive, for comparing memory.
+        sample: images for timing a loader or a loop.
+        rounds: number of alternating measurements of loaders and shards.
+        pictures, picture_px: number and size of different images.
     """
 
     rows: int
@@ -51,7 +51,7 @@ class Plan:
 
 @dataclass
 class Measured:
-    """All that was found, under the names of result.json."""
+    """Results, under the names in result.json."""
 
     rows_per_second: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -64,11 +64,11 @@ class Measured:
 
 
 class Benchmark:
-    """The measurements, each of which leaves its findings in `found`."""
+    """The measurements, which add to `measured`."""
 
     def __init__(self, plan: Plan, recipe: Recipe, scratch: Path) -> None:
         self.plan, self.recipe, self.scratch = plan, recipe, scratch
-        self.found = Measured()
+        self.measured = Measured()
 
     def run(self) -> Measured:
         begun = time.monotonic()
@@ -76,58 +76,58 @@ class Benchmark:
         for part in (self._ingest, self._memory, self._stream, self._train, *self._by_size()):
             part()
             print(f"… {time.monotonic() - begun:.0f} s", flush=True)
-        self.found.metrics["spilled_bytes"] = float(ray_private.spilled_bytes())
-        return self.found
+        self.measured.metrics["spilled_bytes"] = float(ray_private.spilled_bytes())
+        return self.measured
 
     def _prepare(self) -> None:
         plan = self.plan
-        print(f"{plan.pictures} pictures of {plan.picture_px} px, under {plan.rows:,} names", flush=True)
+        print(f"{plan.pictures} images of {plan.picture_px} px under {plan.rows:,} names", flush=True)
         pictures = make_pictures(self.scratch / "pictures", plan.pictures, plan.picture_px)
         weight = statistics.fmean(file.stat().st_size for file in pictures) / 1000
-        self.found.notes.append(f"{plan.pictures} different PNGs of {weight:.0f} KB on average")
+        self.measured.notes.append(f"{plan.pictures} different PNGs of {weight:.0f} KB on average")
         self.files = make_archive(self.scratch / "archive", pictures, plan.rows)
         make_archive(self.scratch / "few", pictures, plan.few)
 
     def _ingest(self) -> None:
-        """Start-up included, between two turns of the bare loop; then a small archive, for its memory."""
+        """Ingest including start-up, between two runs of the bare loop; then of a small archive, for its memory."""
         size, sample = self.plan.sizes[0], self.files[: self.plan.sample]
         bare = [one_core(sample, size)]
         pace = self._timed_ingest("archive", size)
         bare.append(one_core(sample, size))
         self._timed_ingest("few", size)
-        found = self.found
-        found.pace("one_core_cv2", statistics.fmean(bare))
-        found.pace("ingest", pace)
-        found.pace("ingest_warm", _warm_pace(self.scratch / f"archive-{size}"))
-        found.metrics["ingest_over_one_core"] = pace / statistics.fmean(bare)
+        measured = self.measured
+        measured.pace("one_core_cv2", statistics.fmean(bare))
+        measured.pace("ingest", pace)
+        measured.pace("ingest_warm", _warm_pace(self.scratch / f"archive-{size}"))
+        measured.metrics["ingest_over_one_core"] = pace / statistics.fmean(bare)
 
     def _timed_ingest(self, archive: str, size: int) -> float:
         out, start = self.scratch / f"{archive}-{size}", time.monotonic()
         with PeakMemory() as memory:
             result = ingest(str(self.scratch / archive), str(out), pixels=PixelFormat(size))
-        self.found.peak_mib[f"ingest_{archive}_{size}"] = memory.peak_bytes / 2**20
+        self.measured.peak_mib[f"ingest_{archive}_{size}"] = memory.peak_bytes / 2**20
         assert result.rejects == 0
         return sum(result.counts.values()) / (time.monotonic() - start)
 
     def _memory(self) -> None:
-        """Reading shards on a worker, of the small archive and of the whole one."""
+        """Read shards of the small and of the whole archive on a worker."""
         size = self.plan.sizes[0]
         for archive in ("few", "archive"):
             pace = self._on_worker(f"{archive}-{size}", f"shards_{archive}", epochs=3)
-        self.found.metrics["first_batch_s"] = pace.first_batch_again_s
-        self.found.pace("shards_on_worker", pace.rows_per_second)
+        self.measured.metrics["first_batch_s"] = pace.first_batch_again_s
+        self.measured.pace("shards_on_worker", pace.rows_per_second)
         self._grown("memory_growth_ingest", f"ingest_few_{size}", f"ingest_archive_{size}")
         self._grown("memory_growth_shards", "shards_few", "shards_archive")
 
     def _stream(self) -> None:
-        """The raw archive by Ray Data, between two turns of the loaders."""
-        size, metrics = self.plan.sizes[0], self.found.metrics
+        """Stream the raw archive with Ray Data, between two runs of the loaders."""
+        size, metrics = self.plan.sizes[0], self.measured.metrics
         self._on_worker("few", "stream_few", epochs=1)
         before = self._paces(self._loaders(size))
         pace = self._on_worker("archive", "stream_archive", epochs=2)
         after = self._paces(self._loaders(size))
         fastest = max((before[reader] + after[reader]) / 2 for reader in READERS)
-        self.found.pace(f"stream_{size}", pace.rows_per_second)
+        self.measured.pace(f"stream_{size}", pace.rows_per_second)
         metrics["stream_over_dataloader"] = pace.rows_per_second / fastest
         metrics["first_batch_s_stream"] = pace.first_batch_again_s
         self._grown("memory_growth_stream", "stream_few", "stream_archive")
@@ -137,25 +137,25 @@ class Benchmark:
         size, runs = self.plan.sizes[0], str(self.scratch / "runs")
         with PeakMemory() as memory:
             pace = on_worker(str(self.scratch / archive), size, epochs, runs)
-        self.found.peak_mib[name] = memory.peak_bytes / 2**20
+        self.measured.peak_mib[name] = memory.peak_bytes / 2**20
         return pace
 
     def _grown(self, metric: str, few: str, whole: str) -> None:
-        self.found.metrics[metric] = self.found.peak_mib[whole] / self.found.peak_mib[few]
+        self.measured.metrics[metric] = self.measured.peak_mib[whole] / self.measured.peak_mib[few]
 
     def _train(self) -> None:
         plan = self.plan
         uri = str(self.scratch / f"archive-{plan.sizes[0]}")
         ours, bare = both_paces(self.recipe, uri, plan.train_steps, 2 * plan.rounds + 1, str(self.scratch / "runs"))
-        self.found.pace("train", ours)
-        self.found.pace("train_bare_loop", bare)
-        self.found.metrics["train_over_bare_loop"] = ours / bare
+        self.measured.pace("train", ours)
+        self.measured.pace("train_bare_loop", bare)
+        self.measured.metrics["train_over_bare_loop"] = ours / bare
 
     def _by_size(self) -> list[Callable[[], None]]:
         return [lambda size=size: self._shards(size) for size in self.plan.sizes]
 
     def _shards(self, size: int) -> None:
-        """Loaders and shards by turns; the shards' first epoch counts too."""
+        """Alternate between loaders and shards; the first epoch of the shards counts too."""
         out = self._shards_of(size)
         info = shards.read_info(str(out))
         stream = shard_stream(info)
@@ -169,17 +169,17 @@ class Benchmark:
         ours = sum(pace.rows for pace in paces) / sum(pace.seconds for pace in paces)
         means = {reader: statistics.fmean(values) for reader, values in loads.items()}
         for reader, value in means.items():
-            self.found.pace(f"dataloader_{reader}_{size}", value)
-        self.found.pace(f"shards_{size}", ours)
-        self.found.pace(f"scan_{size}", scan(info, "train"))
+            self.measured.pace(f"dataloader_{reader}_{size}", value)
+        self.measured.pace(f"shards_{size}", ours)
+        self.measured.pace(f"scan_{size}", scan(info, "train"))
         ending = "" if size == self.plan.sizes[0] else f"_{size}"
-        self.found.metrics[f"shards_over_dataloader{ending}"] = ours / max(means.values())
+        self.measured.metrics[f"shards_over_dataloader{ending}"] = ours / max(means.values())
         waits = [paces[0].first_batch_again_s, *(wait for pace in paces[1:] for wait in pace.first_batch_s)]
-        self.found.metrics["first_batch_s"] = max(self.found.metrics["first_batch_s"], *waits)
+        self.measured.metrics["first_batch_s"] = max(self.measured.metrics["first_batch_s"], *waits)
         shutil.rmtree(out)
 
     def _loaders(self, size: int) -> dict[str, Loader]:
-        """A DataLoader with each reader, over enough images for a sample: its pace is steady."""
+        """A DataLoader for each reader, over enough images for a sample; its throughput is steady."""
         files, workers = self.files[: self.plan.sample + 16 * BATCH_SIZE], self.plan.workers
         return {reader: Loader(files, size, reader, batch_size=BATCH_SIZE, workers=workers) for reader in READERS}
 
@@ -187,23 +187,23 @@ class Benchmark:
         return {reader: loader.rows_per_second(self.plan.sample, Step()) for reader, loader in loaders.items()}
 
     def _shards_of(self, size: int) -> Path:
-        """Shards of the whole archive, or of as much of it as there is disk for."""
+        """Shards of the whole archive, or of as much as fits on the disk."""
         out = self.scratch / f"archive-{size}"
         if out.exists():
             return out
-        wanted = self.plan.rows * PixelFormat(size).row_bytes * _ROOM
-        share = min(1.0, 0.8 * shutil.disk_usage(self.scratch).free / wanted)
-        if share < 1:
-            self.found.notes.append(f"{size} px: {share:.0%} of the rows, for want of disk")
-        limit = None if share == 1 else int(share * self.plan.rows)
+        needed = self.plan.rows * PixelFormat(size).row_bytes * _ROOM
+        fraction = min(1.0, 0.8 * shutil.disk_usage(self.scratch).free / needed)
+        if fraction < 1:
+            self.measured.notes.append(f"{size} px: {fraction:.0%} of the rows, because of limited disk space")
+        limit = None if fraction == 1 else int(fraction * self.plan.rows)
         start = time.monotonic()
         ingest(str(self.scratch / "archive"), str(out), pixels=PixelFormat(size), limit=limit)
-        self.found.pace(f"ingest_{size}", (limit or self.plan.rows) / (time.monotonic() - start))
+        self.measured.pace(f"ingest_{size}", (limit or self.plan.rows) / (time.monotonic() - start))
         return out
 
     def groups(self) -> dict[str, dict[str, float]]:
-        """What the chart shows: panels of bars."""
-        pace, size = self.found.rows_per_second, self.plan.sizes[0]
+        """The chart's panels of bars."""
+        pace, size = self.measured.rows_per_second, self.plan.sizes[0]
         panels = {
             f"Training input, {side} px": {
                 "DataLoader, PIL": pace[f"dataloader_pil_{side}"],
@@ -223,7 +223,7 @@ class Benchmark:
 
 
 def _warm_pace(out: Path) -> float:
-    """Images a second of an ingest from its first part's end to its last's."""
+    """Images per second of an ingest from the end of its first part to the end of its last."""
     parts: list[Any] = sorted((path.stat().st_mtime, path) for path in out.glob("*/part-*.parquet"))
     about = shards.read_info(str(out))
     rows = {part.uri: part.rows for split in about.parts.values() for part in split}

@@ -1,4 +1,4 @@
-"""Memory of this process and all that it started."""
+"""Memory of this process and its descendants."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 
-_EVERY_S = 1.0  # looking costs the kernel a walk over all pages
+_EVERY_S = 1.0  # each sample makes the kernel walk over all pages
 
 
 class PeakMemory:
-    """Within the `with` block, watches the proportional set size (pages that several share count once) of all."""
+    """Peak proportional set size (shared pages count once) of all these processes within the `with` block."""
 
     def __init__(self) -> None:
         self.peak_bytes = 0
         self._stop = Event()
-        self._watch = Thread(target=self._watching, daemon=True)
+        self._watch = Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> PeakMemory:
         self._watch.start()
@@ -27,7 +27,7 @@ class PeakMemory:
         self._stop.set()
         self._watch.join()
 
-    def _watching(self) -> None:
+    def _sample(self) -> None:
         while True:
             self.peak_bytes = max(self.peak_bytes, sum(_sizes()))
             if self._stop.wait(_EVERY_S):
@@ -38,13 +38,13 @@ def _sizes() -> Iterator[int]:
     for process in _family(os.getpid()):
         try:
             lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         yield from (int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
 
 
 def _family(process: int) -> Iterator[int]:
-    """A process and all its descendants."""
+    """The ids of a process and all its descendants."""
     yield process
     for listed in Path(f"/proc/{process}/task").glob("*/children"):
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What others do with the same files: a torch DataLoader, one bare core, a bare scan of the Parquet files."""
+"""Baselines on the same files: a torch DataLoader, a bare loop on one core, a bare scan of the Parquet files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from cxr.data.shards import ShardInfo
 
 Reader = Literal["pil", "cv2"]
 READERS: tuple[Reader, ...] = ("pil", "cv2")
-_WARM_BATCHES = 8  # before the clock starts: workers start, and their queues fill
+_WARM_BATCHES = 8  # not timed, while workers start and their queues fill
 
 
 def read_cv2(path: str, size: int) -> np.ndarray:
-    """A gray picture as uint8 (size, size), by OpenCV."""
+    """Read a gray image as uint8 (size, size) with OpenCV."""
     pixels = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
     assert pixels is not None
     if pixels.shape == (size, size):
@@ -33,7 +33,7 @@ def read_cv2(path: str, size: int) -> np.ndarray:
 
 
 def read_pil(path: str, size: int) -> np.ndarray:
-    """A gray picture as uint8 (size, size), by Pillow."""
+    """Read a gray image as uint8 (size, size) with Pillow."""
     with Image.open(path) as picture:
         if picture.size != (size, size):
             picture = picture.resize((size, size), Image.Resampling.BOX)
@@ -44,7 +44,7 @@ _READ: dict[str, Callable[[str, int], np.ndarray]] = {"cv2": read_cv2, "pil": re
 
 
 class Pictures(Dataset[torch.Tensor]):
-    """The usual dataset: a path an item, decoded and resized when asked for."""
+    """A typical dataset: one path per item, decoded and resized on access."""
 
     def __init__(self, files: list[Path], size: int, reader: Reader) -> None:
         self.files, self.size, self.reader = [str(file) for file in files], size, reader
@@ -53,15 +53,15 @@ class Pictures(Dataset[torch.Tensor]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        cv2.setNumThreads(0)  # every core has a worker of its own
+        cv2.setNumThreads(0)  # every core has its own worker
         return torch.from_numpy(_READ[self.reader](self.files[index], self.size))
 
 
 class Loader:
-    """A DataLoader whose workers are kept, so that it can be timed again and again."""
+    """A DataLoader with persistent workers, so that it can be timed repeatedly."""
 
     def __init__(self, files: list[Path], size: int, reader: Reader, *, batch_size: int, workers: int) -> None:
-        context = multiprocessing.get_context("forkserver")  # a fork would copy Ray's threads half
+        context = multiprocessing.get_context("forkserver")  # forking a process with Ray's threads is unsafe
         context.set_forkserver_preload(["cxr.benchmarks.throughput.peers"])
         self._batches = DataLoader(
             Pictures(files, size, reader),
@@ -73,7 +73,7 @@ class Loader:
         )
 
     def rows_per_second(self, rows: int, step: Callable[[torch.Tensor], None]) -> float:
-        """Pace of `rows` rows into `step`, the workers' start left out."""
+        """Throughput of `rows` rows into `step`, without the start of the workers."""
         batches = iter(self._batches)
         for _ in range(min(_WARM_BATCHES, len(self._batches) // 2)):
             step(next(batches))
@@ -87,7 +87,7 @@ class Loader:
 
 
 def one_core(files: list[Path], size: int) -> float:
-    """Images a second that a bare loop decodes and resizes with OpenCV on one core."""
+    """Images per second that a bare loop decodes and resizes with OpenCV on one core."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)
     start = time.perf_counter()
@@ -98,13 +98,13 @@ def one_core(files: list[Path], size: int) -> float:
 
 
 def scan(info: ShardInfo, split: str) -> float:
-    """Rows a second that pyarrow reads of a split's pixels, row group by row group, on one thread."""
+    """Rows per second at which pyarrow reads a split's pixels, row group by row group, on one thread."""
     start = time.perf_counter()
-    rows = sum(group for part in info.parts[split] for group in _scanned(part.uri))
+    rows = sum(group for part in info.parts[split] for group in _row_group_sizes(part.uri))
     return rows / (time.perf_counter() - start)
 
 
-def _scanned(path: str) -> Iterator[int]:
+def _row_group_sizes(path: str) -> Iterator[int]:
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=[schema.PIXELS], use_threads=False).num_rows

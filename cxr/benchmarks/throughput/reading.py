@@ -1,4 +1,4 @@
-"""Epochs of reading through the same streams as fit(), into a training step that costs next to nothing."""
+"""Read epochs through the same streams as fit(), into a training step of negligible cost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cxr.training.raw_stream import Stream, open_streams
 from cxr.training.session import RayTrainSession
 
 BATCH_SIZE = 32
-_GRID = 8  # pixels that the step looks at, a side
+_GRID = 8  # side of the grid of pixels that the step uses
 
 
 class Step:
@@ -33,7 +33,7 @@ class Step:
     def __init__(self) -> None:
         self._layer = nn.Linear(_GRID * _GRID, 1)
         self._optimizer = torch.optim.SGD(self._layer.parameters(), 1e-6)
-        self(torch.zeros(1, _GRID, _GRID))  # torch imports much at an optimizer's first step
+        self(torch.zeros(1, _GRID, _GRID))  # an optimizer's first step imports modules
 
     def __call__(self, pixels_BHW: Tensor) -> None:
         every = pixels_BHW.shape[-1] // _GRID
@@ -45,7 +45,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading(Recipe):
-    """The settings that decide what is read; nothing is learnt."""
+    """A recipe with the settings for reading; nothing is trained."""
 
     family: ClassVar[str] = "reading"
     mode: ClassVar[Literal["min", "max"]] = "max"
@@ -69,11 +69,11 @@ class Reading(Recipe):
 
 @dataclass(frozen=True)
 class Pace:
-    """Of some epochs, all that they cost included."""
+    """Throughput of some epochs, including all overhead."""
 
     rows: int
     seconds: float
-    first_batch_s: tuple[float, ...]  # from the beginning of each epoch
+    first_batch_s: tuple[float, ...]  # since the start of each epoch
 
     @property
     def rows_per_second(self) -> float:
@@ -81,7 +81,7 @@ class Pace:
 
     @property
     def first_batch_again_s(self) -> float:
-        """The longest wait of the second and later epochs."""
+        """The longest wait for the first batch of the second and later epochs."""
         return max(self.first_batch_s[1:])
 
 
@@ -99,12 +99,12 @@ def read_epochs(stream: Stream, epochs: int, first: int = 0) -> Pace:
 
 
 def shard_stream(info: shards.ShardInfo) -> ShardStream:
-    """As one worker of fit() reads them."""
+    """The stream of a single worker of fit()."""
     return ShardStream(info, "train", Reading.columns, batch_size=BATCH_SIZE, cache_bytes=CACHE_BYTES)
 
 
 def on_worker(archive: str, size: int, epochs: int, scratch: str) -> Pace:
-    """Read the train split of shards, or of a raw archive by Ray Data, on a worker of Ray Train."""
+    """Read the train split of shards, or of a raw archive with Ray Data, on a worker of Ray Train."""
     recipe = Reading(size=size)
     streams: dict[str, Any] = {}
     data: dict[str, Any] = {"shards": archive, "cache_bytes": CACHE_BYTES}
@@ -119,9 +119,9 @@ def on_worker(archive: str, size: int, epochs: int, scratch: str) -> Pace:
         datasets=streams,
         dataset_config=ExactlyOnceDataConfig() if streams else None,
     )
-    found = trainer.fit().return_value
-    assert found is not None
-    return Pace(found["rows"], found["seconds"], tuple(found["first_batch_s"]))
+    result = trainer.fit().return_value
+    assert result is not None
+    return Pace(result["rows"], result["seconds"], tuple(result["first_batch_s"]))
 
 
 def _read_on_worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A training step beside what the device can do: images a second, operations an image, share of its limit."""
+"""A training step compared with the device's peak: images per second, operations per image, utilization (MFU)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from cxr import schema
 from cxr.data.batch import Batch
 from cxr.families.base import Recipe
 
-SIDE = {"cpu": 1024, "cuda": 8192}  # of the square matrices by which a device's limit is measured
+SIDE = {"cpu": 1024, "cuda": 8192}  # side of the square matrices for measuring a device's peak
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Step:
-    """A recipe's step in one precision."""
+    """Throughput of a recipe's training step in one precision."""
 
     precision: str
     images_per_s: float  # through Ray Train
     bare_images_per_s: float
     gflop_per_image: float  # forward and backward, multiplications and additions
-    limit_gflops: float  # of a product of large matrices on the same device
+    limit_gflops: float  # peak: product of large matrices on the same device
 
     @property
     def over_bare(self) -> float:
@@ -32,7 +32,7 @@ class Step:
 
     @property
     def share(self) -> float:
-        """Of the limit, that the step reaches."""
+        """Fraction of the peak that the step reaches (model FLOPs utilization)."""
         return self.images_per_s * self.gflop_per_image / self.limit_gflops
 
     def metrics(self) -> dict[str, float]:
@@ -41,7 +41,7 @@ class Step:
 
 
 def operations(recipe: Recipe, findings: tuple[str, ...]) -> float:
-    """Giga-operations an image of a step of the recipe's first stage: convolutions and matrix products."""
+    """GFLOP per image of a step of the recipe's first stage: convolutions and matrix products."""
     task = recipe.task(recipe.network(findings)).train()
     task.enter_stage(recipe.stages()[0].name)
     batch: Batch = {
@@ -54,7 +54,7 @@ def operations(recipe: Recipe, findings: tuple[str, ...]) -> float:
 
 
 def limit(precision: str, device: torch.device, seconds: float = 2.0) -> float:
-    """Giga-operations a second of products of square matrices, one thread on a CPU."""
+    """GFLOP/s of products of square matrices; on a CPU with one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     side = SIDE[device.type]

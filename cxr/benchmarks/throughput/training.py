@@ -1,4 +1,4 @@
-"""A recipe's training step as fit() runs it on a worker of Ray Train, and in a bare torch loop, by turns."""
+"""Throughput of a recipe's training step as run by fit() on a worker of Ray Train, and in a bare torch loop."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from cxr.training.session import RayTrainSession
 def both_paces(
     recipe: Recipe, shards_uri: str, steps: int, rounds: int, scratch: str, *, gpu: bool = False
 ) -> tuple[float, float]:
-    """Images a second through Ray Train and in a bare loop of the same model, batch and threads, median of rounds.
+    """Images per second through Ray Train and in a bare loop with the same model, batch and threads; median of rounds.
 
-    Steps are those of the recipe's first stage.
+    Both run alternately, with steps of the recipe's first stage.
     """
     config = {
         "recipe": recipe.to_dict(),
@@ -48,9 +48,9 @@ def both_paces(
         ),
         run_config=RunConfig(storage_path=scratch),
     )
-    found = trainer.fit().return_value
-    assert found is not None
-    return found["fit"], found["bare"]
+    result = trainer.fit().return_value
+    assert result is not None
+    return result["fit"], result["bare"]
 
 
 def _train_on_worker(config: dict[str, Any]) -> dict[str, float]:
@@ -61,22 +61,24 @@ def _train_on_worker(config: dict[str, Any]) -> dict[str, float]:
     task = recipe.task(recipe.network(config["findings"]))
     engine = Engine(task, recipe, SingleProcess(), steps_per_epoch=steps, device=device)
     bare = BareLoop(recipe.task(recipe.network(config["findings"])), recipe, device)
-    kept = [to_device(batch, device) for batch in _some(train.train(0), steps)]
-    engine.epoch(iter(kept[:1]))
-    bare(kept[:1])
+    in_memory = [to_device(batch, device) for batch in _first(train.train(0), steps)]
+    engine.epoch(iter(in_memory[:1]))
+    bare(in_memory[:1])
     seconds: dict[str, list[float]] = {"fit": [], "bare": []}
     for number in range(config["rounds"]):
         batches = train.train(number + 1)
-        begun = chain([next(batches)], islice(batches, steps - 1))  # the wait for it is measured elsewhere
+        begun = chain(
+            [next(batches)], islice(batches, steps - 1)
+        )  # waiting for the first batch is measured elsewhere
         seconds["fit"].append(_seconds(lambda begun=begun: engine.epoch(begun)))
         batches.close()  # pyright: ignore[reportAttributeAccessIssue]
-        seconds["bare"].append(_seconds(lambda: bare(kept)))
+        seconds["bare"].append(_seconds(lambda: bare(in_memory)))
     images = steps * recipe.batch_size
     return {name: images / sorted(taken)[len(taken) // 2] for name, taken in seconds.items()}
 
 
 class BareLoop:
-    """What one would write without this project: batches in memory, a loss, an optimizer."""
+    """A training loop without this project: batches in memory, a loss, an optimizer."""
 
     def __init__(self, task: Task, recipe: Recipe, device: torch.device) -> None:
         self.task, self.clip, self.casts = task.to(device).train(), recipe.clip, casts(recipe.precision, device)
@@ -99,10 +101,10 @@ class BareLoop:
             self.optimizer.step()
 
 
-def _some(batches: Iterator[Batch], count: int) -> list[Batch]:
-    kept = list(islice(batches, count))
+def _first(batches: Iterator[Batch], count: int) -> list[Batch]:
+    first = list(islice(batches, count))
     batches.close()  # pyright: ignore[reportAttributeAccessIssue]
-    return kept
+    return first
 
 
 def _seconds(run: Any) -> float:
