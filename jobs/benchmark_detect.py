@@ -105,10 +105,20 @@ def theirs(recipe: DetectRecipe, yolo: Path, out: Path) -> list[float]:
 
 
 def settings(recipe: DetectRecipe, yolo: Path, out: Path) -> dict[str, Any]:
-    """A recipe as settings of Ultralytics."""
-    same = {name: getattr(recipe, name) for name in ("epochs", "box", "cls", "dfl", "mosaic", "mixup", "momentum")}
-    same |= {name: getattr(recipe, name) for name in ("close_mosaic", "translate", "scale", "seed", "weight_decay")}
-    return same | {
+    """A recipe's settings under Ultralytics' names."""
+    return {
+        "epochs": recipe.epochs,
+        "seed": recipe.seed,
+        "box": recipe.box_weight,
+        "cls": recipe.class_weight,
+        "dfl": recipe.dfl_weight,
+        "mosaic": recipe.mosaic,
+        "mixup": recipe.mixup,
+        "close_mosaic": recipe.close_mosaic,
+        "translate": recipe.translate,
+        "scale": recipe.scale_jitter,
+        "momentum": recipe.momentum,
+        "weight_decay": recipe.weight_decay,
         "model": f"{recipe.architecture}.yaml",
         "data": str(yolo / "data.yaml"),
         "imgsz": recipe.size,
@@ -116,12 +126,12 @@ def settings(recipe: DetectRecipe, yolo: Path, out: Path) -> dict[str, Any]:
         "nbs": recipe.batch_size * recipe.accumulate,
         "optimizer": "SGD",
         "lr0": recipe.lr,
-        "lrf": recipe.last_lr,
+        "lrf": recipe.final_lr_fraction,
         "warmup_epochs": recipe.warmup * recipe.epochs,
         "degrees": recipe.rotation_deg,
         "shear": recipe.shear_deg,
         "fliplr": recipe.flip,
-        "hsv_v": recipe.value,
+        "hsv_v": recipe.hsv_v,
         "device": "cpu",
         "cache": "ram",
         "amp": False,

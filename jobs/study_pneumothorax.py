@@ -32,7 +32,7 @@ from cxr.training.sweep import train_all
 
 # Name -> the settings in which its recipe differs from the job's.
 NETWORKS: dict[str, dict[str, str]] = {
-    "small_unet": {"architecture": "small_unet", "backbone_weights": ""},
+    "small_unet": {"architecture": "small_unet", "backbone_pretrained": ""},
     **{
         f"unet-{backbone}{suffix}": {"architecture": "unet", "backbone": backbone, "attention": attention}
         for backbone in ("resnet18", "resnet34")

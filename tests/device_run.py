@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from unittest import mock
 
 import pyarrow as pa
@@ -25,17 +24,16 @@ from cxr.families.align import AlignRecipe
 from cxr.families.base import Communicator, Recipe, ScoringContext, SingleProcess
 from cxr.families.capabilities import LatentEncoder
 from cxr.imaging.geometry import ResizeTransform
-from cxr.models.small_unet import LungField
 from cxr.training.engine import Engine
 from tests.families.test_recipes import SMALL, some_batches
 
 RECIPES: dict[str, Recipe] = SMALL | {
     "aecnn of ten crops": SMALL["aecnn"].replace(size=40, crop=32, tta_crops="ten", pos_weight_power=1.0),
     "align by features": SMALL["align"].replace(target="features", feature_weight=1.0),
-    "align by structure": SMALL["align"].replace(target="structure", passes=2),
-    "align with lungs": AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=1, lung_weights="lungs.pt"),
+    "align by structure": SMALL["align"].replace(target="structure", iterations=2),
+    "align with lungs": AlignRecipe(size=32, backbone="conv3", batch_size=4, epochs=1),
     "detect by AdamW": SMALL["detect"].replace(algorithm="adamw", epochs=20, close_mosaic=0, mixup=0.5),
-    "lungs in two stages": SMALL["lungs"].replace(first_size=16, first_epochs=1),
+    "lungs in two stages": SMALL["lungs"].replace(warmup_size=16, warmup_epochs=1),
 }
 
 # Families whose training step must wait for the device: in which files, and why.
@@ -47,14 +45,9 @@ def given(recipe: Recipe) -> Iterator[Batch]:
     return some_batches(size=max(40, recipe.size))
 
 
-def engine_on(
-    device: torch.device | str, recipe: Recipe, folder: Path, workers: Communicator | None = None
-) -> Engine:
-    """An engine in the first stage of a new run, seeded; `folder` is for what the recipe begins with."""
+def engine_on(device: torch.device | str, recipe: Recipe, workers: Communicator | None = None) -> Engine:
+    """An engine in the first stage of a new run, seeded."""
     torch.manual_seed(0)
-    if isinstance(recipe, AlignRecipe) and recipe.lung_weights:
-        recipe = recipe.replace(lung_weights=str(folder / "lungs.pt"))
-        torch.save(LungField().state_dict(), recipe.lung_weights)
     task, workers = recipe.task(recipe.network(schema.FINDINGS)), workers or SingleProcess()
     engine = Engine(task, recipe, workers, steps_per_epoch=2, device=torch.device(device))
     engine.task.begin(lambda: engine.moved(given(recipe)), workers)
@@ -76,11 +69,11 @@ def train(
     return metrics
 
 
-def resumed(engine: Engine, folder: Path) -> Engine:
+def resumed(engine: Engine) -> Engine:
     """Another engine that goes on from what a checkpoint of this one holds, which is read to the CPU."""
     state = [engine.state(), checkpoint.task_state(engine.task)]
     of_engine, of_task = tree_map_only(Tensor, lambda values: values.cpu().clone(), state)
-    other = engine_on(engine.device, engine.recipe, folder, engine.workers)
+    other = engine_on(engine.device, engine.recipe, engine.workers)
     other.enter(engine.stage)
     checkpoint.restore_task_state(other.task, of_task)
     other.restore(of_engine)

@@ -56,7 +56,8 @@ def train_ensemble(
     ready = resolve_environment(largest, out, run)
     data = ensure_shards(archive, out, largest)
     recipes = {
-        name: recipe.replace(lung_crop=ready.lung_crop, weights=ready.weights) for name, recipe in recipes.items()
+        name: recipe.replace(lung_crop=ready.lung_crop, pretrained=ready.pretrained)
+        for name, recipe in recipes.items()
     }
     trained = train_all(recipes, None, data, out, run, source=archive.source, spared=True)
     if not trained:

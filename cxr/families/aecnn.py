@@ -32,7 +32,6 @@ from cxr.models.aecnn import AECNN, Codec, NoCodec, PublishedCodec, ResidualCode
 from cxr.models.classifier import CLASSIFIERS, Classifier, ClassifierName, StemStride, load_body, norm_layers
 from cxr.models.pretrained import Weights
 from cxr.models.spatial_transformer import warp
-from cxr.models.state_dicts import matching
 from cxr.reporting import figures
 from cxr.schema import PixelFormat
 
@@ -520,7 +519,7 @@ def _render_decoded(network: AECNN, latent_B1hw: Tensor) -> dict[str, Tensor]:
 
 def _match_all(network: AECNN, state: Mapping[str, Tensor]) -> dict[str, Any]:
     own = network.state_dict()
-    return own | matching(own, state, "the network that these settings describe", whole=True)
+    return own | pretrained.match(own, state, "the network that these settings describe", exact=True)
 
 
 def _mse(a_B1HW: Tensor, b_B1HW: Tensor) -> Tensor:

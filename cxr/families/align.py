@@ -1,12 +1,17 @@
-"""Family `align`: brings frontal chest X-rays into one common frame, trained on the images alone."""
+"""Family `align`: brings frontal chest X-rays into one common frame, trained on the images alone.
+
+A spatial transformer (Jaderberg et al. 2015) sees each image together with the lung fields that a small U-Net
+predicts in it, and is trained so that its outputs resemble a target. No labels and no real lung masks are needed: the
+U-Net was trained on phantoms. docs/decisions/0003 says how the defaults were chosen.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import pyarrow as pa
@@ -19,34 +24,58 @@ from optuna.distributions import (
     IntDistribution,
 )
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cxr import schema, storage
-from cxr.data.batch import Batch
+from cxr.augment.affine_exposure import random_affine, random_exposure
+from cxr.data.batch import NO_MASK, Batch
 from cxr.errors import UserError
 from cxr.families import lung_pretraining
-from cxr.families.align_task import AlignTask, Augmentation, Strategy, TermWeights
-from cxr.families.base import Recipe, one_of, unit_pixels
+from cxr.families.base import Batches, Communicator, Recipe, Task, one_of, unit_pixels
+from cxr.families.lung_pretraining import SHIPPED, LungTraining
 from cxr.metrics import alignment
+from cxr.metrics.meters import Mean
 from cxr.models import perceptual, pretrained
-from cxr.models.backbones import TRUNKS, TrunkName, trunk
-from cxr.models.perceptual import FeatureKind
+from cxr.models.backbones import BACKBONES, BackboneName, make_backbone, normalize_contrast
+from cxr.models.perceptual import FeatureKind, as_unit, feature_distance
 from cxr.models.pretrained import Weights
-from cxr.models.small_unet import LungField
-from cxr.models.spatial_transformer import PARAMETERS, Parameterization, SpatialTransformer, warp
+from cxr.models.small_unet import LungField, soft_dice
+from cxr.models.spatial_transformer import (
+    PARAMETERS,
+    Parameterization,
+    SpatialTransformer,
+    compose,
+    corner_distance,
+    frame_distance,
+    identity,
+    invert,
+    warp,
+)
+from cxr.reporting import figures
+
+TargetStrategy = Literal["mean", "features", "structure"]
+TRAIN = "train"  # value of `lung_pretrained`
+
+NEIGHBORHOODS = (0.12, 0.4)  # sides of the squares in which structure is compared, as fractions of the width
+COMPARED_MASKS = 512  # of all workers together
+WARPS_PER_IMAGE = 4  # random warps of each validation image, whose lungs must be aligned to the same place
+WARPS, WARPED = "warps", "warped"  # columns of an augmented batch; see `AlignTask.augmented`
+AVERAGED_IMAGES = 64  # images in the mean images before and after alignment
+SHOWN_IMAGES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignRecipe(Recipe):
-    """Spatial transformer (Jaderberg et al. 2015) that sees the lungs, trained by likeness to a target.
-
-    No label and no real mask is needed: what a lung is, a small U-Net has learnt from phantoms. The defaults
-    take some minutes for 400 images on two CPU cores; docs/decisions/0003 says how they were found.
-    """
+    """Aligns X-rays with a spatial transformer that sees the lungs. The defaults take minutes on two CPU cores."""
 
     family: ClassVar[str] = "align"
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.TRUE_THETA, schema.MASKS)
-    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "lung_weights", "feature_weights")
+    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (
+        *Recipe.LOCATION_SETTINGS,
+        "lung_pretrained",
+        "feature_pretrained",
+    )
     score_columns: ClassVar[pa.Schema] = pa.schema([(schema.THETA, pa.list_(pa.float32(), 6))])
     depends_on: ClassVar[Mapping[str, str]] = {"feature_layers": "feature_weight"}
 
@@ -55,191 +84,451 @@ class AlignRecipe(Recipe):
     batch_size: int = 16
     lr: float = 2e-3
 
-    transform: Parameterization = "anisotropic"
-    """similarity: 4 parameters; anisotropic: 5 (two scales); affine: 6 (shear too)."""
-    trunk: TrunkName = "conv5"
-    """Localization network: small nets of 3–6 blocks, or a ResNet without pretrained weights."""
-    passes: int = 3
-    """How often the network is applied, each time to what it has aligned so far."""
-    target: Strategy = "structure"
-    """mean: the mean image; features: the mean of features; structure: the mean of what is aligned so far."""
+    parameterization: Parameterization = "anisotropic"
+    """Transforms: similarity (4 parameters), anisotropic (5: two scales) or affine (6: also shear)."""
+    backbone: BackboneName = "conv5"
+    """Backbone of the localization network: a small network of 3 to 6 blocks, or a ResNet with random weights."""
+    iterations: int = 3
+    """Number of times the network is applied, each time to the image aligned so far."""
+    target: TargetStrategy = "structure"
+    """Target of the alignment: mean (the mean image), features (the mean of the images' features) or structure (the
+    mean of the images as aligned so far, updated after every epoch)."""
     target_uri: str = ""
-    """A saved target.pt to align to, which then stays as it is; none if empty."""
+    """Path or URI of a saved target.pt to align to. It is not updated. Empty: `target` decides."""
 
     lungs: bool = True
-    """Show the trunk, and the loss, where the lungs are; without, images are compared alone."""
-    lung_weights: str = ""
-    """Path or URI of the lung network's weights, or of an aligner that holds one. Empty: one is trained first."""
+    """Show the network the lung fields, and use them in the loss. Without them, only the images are compared."""
+    lung_pretrained: str = SHIPPED
+    """Weights of the lung network. phantoms: the network shipped with this package, which was trained on phantoms
+    only. train: train one on phantoms first, at this input size. Otherwise, the path or URI of a state dict or of an
+    aligner's checkpoint."""
     lung_phantoms: int = 1000
-    """Phantoms from which the lung network learns."""
+    """Number of phantoms to train the lung network on, with lung_pretrained=train."""
     lung_steps: int = 500
-    """Steps of 16 phantoms for which it learns."""
+    """Number of training steps of the lung network, with 16 phantoms each, with lung_pretrained=train."""
 
-    features: FeatureKind = "local"
-    """Network of the perceptual loss; local needs no weights, lungs is the encoder of an aligner's lung network."""
-    feature_weights: str = pretrained.AUTO
-    """Weights of `features`: a path or URI of a state dict or checkpoint, or a torchvision name (IMAGENET1K_V1); auto
-    takes torchvision's where they can be fetched, and features=local where they cannot."""
+    feature_network: FeatureKind = "local"
+    """Network of the perceptual loss. local needs no weights; lungs is the encoder of an aligner's lung network."""
+    feature_pretrained: str = pretrained.AUTO
+    """Weights of the feature network: a path or URI of a state dict or checkpoint, or a torchvision name such as
+    IMAGENET1K_V1. auto uses torchvision's if they can be fetched, else feature_network=local."""
     feature_sha256: Annotated[str, tyro.conf.Suppress] = ""
-    """Of those weights; read from them."""
+    """SHA-256 of those weights, set by `resolve_weights`."""
     feature_layers: int = 3
-    """How many layers are compared, from the shallowest on."""
+    """Number of layers to compare, from the shallowest on."""
 
     overlap_weight: float = 10.0
-    """Of 1 − Dice overlap of the lung fields with the target's."""
+    """Weight of 1 − Dice overlap of the lung fields with the target's."""
     pixel_weight: float = 0.0
-    """Of the squared difference from the target, both contrast-normalized."""
+    """Weight of the squared difference from the target, both contrast-normalized."""
     feature_weight: float = 0.0
-    """Of the squared difference of features from the target's."""
+    """Weight of the squared difference of features from the target's (perceptual loss)."""
     structure_weight: float = 0.3
-    """Of 1 − local correlation with the target, at two scales."""
+    """Weight of 1 − local correlation with the target, at two scales."""
     equivariance_weight: float = 3.0
-    """Of the distance between the frames found for two random warps of one image, share of the width."""
+    """Weight of the distance between the alignments of two random warps of the same image."""
     identity_weight: float = 1.0
-    """Of the distance of a batch's mean transform from the identity, which fixes the common frame."""
+    """Weight of the distance of a batch's mean transform from the identity, which fixes the common frame."""
 
     rotation_deg: float = 15.0
-    """Augmentation: largest rotation."""
+    """Augmentation: maximum rotation in degrees."""
     scale: float = 1.25
-    """Augmentation: largest zoom, in and out."""
+    """Augmentation: maximum zoom factor, in and out."""
     shift: float = 0.1
-    """Augmentation: largest shift, share of the width."""
+    """Augmentation: maximum translation as a fraction of the width."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("transform", self.transform, tuple(PARAMETERS))
-        one_of("trunk", self.trunk, TRUNKS)
-        one_of("target", self.target, get_args(Strategy))
-        one_of("features", self.features, perceptual.KINDS)
-        if self.passes < 1:
-            raise UserError(f"passes={self.passes}: wanted 1 or more")
-        if not 1 <= self.feature_layers <= perceptual.DEEPEST[self.features]:
-            deepest = perceptual.DEEPEST[self.features]
-            raise UserError(f"feature_layers={self.feature_layers}: {self.features} has 1–{deepest}")
-        if self.features == "lungs" and not pretrained.is_uri(self.feature_weights):
-            raise UserError("features='lungs' needs feature_weights, the URI of an aligner's checkpoint")
-        if self.features != "local" and not self.feature_weights:
+        one_of("parameterization", self.parameterization, tuple(PARAMETERS))
+        one_of("backbone", self.backbone, BACKBONES)
+        one_of("target", self.target, get_args(TargetStrategy))
+        one_of("feature_network", self.feature_network, perceptual.KINDS)
+        for name in ("iterations", "lung_phantoms", "lung_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        deepest = perceptual.DEEPEST[self.feature_network]
+        if not 1 <= self.feature_layers <= deepest:
             raise UserError(
-                f"features={self.features} needs feature_weights: give a path, a URI or a torchvision name"
+                f"feature_layers: expected 1 to {deepest} for feature_network={self.feature_network}, got "
+                f"{self.feature_layers}"
             )
-        if min(self.lung_phantoms, self.lung_steps) < 1:
-            raise UserError(f"lung_phantoms={self.lung_phantoms}, lung_steps={self.lung_steps}: wanted 1 or more")
-        terms = vars(self._terms())
-        if min(terms.values()) < 0 or not 0 < sum(terms.values()) < math.inf:
-            raise UserError(f"weights {terms}: wanted none negative and at least one above 0")
+        if self.feature_network == "lungs" and not pretrained.is_uri(self.feature_pretrained):
+            raise UserError(
+                f"feature_pretrained: expected the URI of an aligner's checkpoint for feature_network=lungs, got "
+                f"{self.feature_pretrained!r}"
+            )
+        if self.feature_network != "local" and not self.feature_pretrained:
+            raise UserError(
+                f"feature_pretrained: expected a path, a URI or a torchvision name for "
+                f"feature_network={self.feature_network}, got nothing"
+            )
+        if self.lung_pretrained not in (SHIPPED, TRAIN) and not pretrained.is_uri(self.lung_pretrained):
+            raise UserError(
+                f"lung_pretrained: expected {SHIPPED}, {TRAIN}, or a path or URI, got {self.lung_pretrained!r}. Begin "
+                f"the path of a file in the working directory with ./"
+            )
+        weights = (
+            self.overlap_weight * self.lungs,
+            self.pixel_weight,
+            self.feature_weight,
+            self.structure_weight,
+            self.equivariance_weight,
+            self.identity_weight,
+        )
+        if min(self.overlap_weight, *weights) < 0 or not 0 < sum(weights) < math.inf:
+            raise UserError(
+                f"expected loss weights of 0 or more, and at least one above 0, got overlap, pixel, feature, "
+                f"structure, equivariance and identity weights of {', '.join(f'{weight:g}' for weight in weights)}"
+            )
 
     @property
     def monitor(self) -> str:
-        return "agreement"
+        return "pairwise_lung_iou" if self.lungs else "group_correlation"
 
     def network(self, findings: Sequence[str]) -> SpatialTransformer:
         lungs = LungField() if self.lungs else None
-        return SpatialTransformer(trunk(self.trunk, 1 + self.lungs), self.transform, self.passes, lungs)
+        backbone = make_backbone(self.backbone, channels=1 + self.lungs)
+        return SpatialTransformer(backbone, self.parameterization, self.iterations, lungs)
 
     def task(self, network: nn.Module) -> AlignTask:
-        return AlignTask(
-            network,
-            self._feature_network(),
-            size=self.size,
-            strategy=self.target,
-            terms=self._terms(),
-            augmentation=Augmentation(self.rotation_deg, self.scale, self.shift),
-            target_HW=read_target(self.target_uri) if self.target_uri else None,
-            lung_weights=self.lung_weights,
-            seed=self.seed,
-        )
+        return AlignTask(self, network)
 
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {schema.THETA: network(unit_pixels(batch, self.size)).reshape(-1, 6)}
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """aligned: the images as stored, aligned, (B, H, W)."""
         theta = network(unit_pixels(batch, self.size))
         aligned = warp(unit_pixels(batch, batch[schema.PIXELS].shape[-1]), theta)
         return {"aligned": aligned[:, 0].mul(255).round().clamp(0, 255).to(torch.uint8)}
 
     def search_space(self) -> dict[str, BaseDistribution]:
-        def weight(low: float, high: float) -> FloatDistribution:
+        def log_uniform(low: float, high: float) -> FloatDistribution:
             return FloatDistribution(low, high, log=True)
 
         space: dict[str, BaseDistribution] = {
-            "lr": weight(3e-4, 5e-3),
-            "trunk": CategoricalDistribution(["conv3", "conv4", "conv5", "conv6"]),
-            "transform": CategoricalDistribution(list(PARAMETERS)),
-            "feature_layers": IntDistribution(1, perceptual.DEEPEST[self.features]),
-            "pixel_weight": weight(0.01, 1),
-            "feature_weight": weight(0.01, 3),
-            "structure_weight": weight(0.03, 3),
-            "equivariance_weight": weight(1, 30),
+            "lr": log_uniform(3e-4, 5e-3),
+            "backbone": CategoricalDistribution(["conv3", "conv4", "conv5", "conv6"]),
+            "parameterization": CategoricalDistribution(list(PARAMETERS)),
+            "feature_layers": IntDistribution(1, perceptual.DEEPEST[self.feature_network]),
+            "pixel_weight": log_uniform(0.01, 1),
+            "feature_weight": log_uniform(0.01, 3),
+            "structure_weight": log_uniform(0.03, 3),
+            "equivariance_weight": log_uniform(1, 30),
         }
         if not self.target_uri:
-            space["target"] = CategoricalDistribution(list(get_args(Strategy)))
-        return space | ({"overlap_weight": weight(1, 30)} if self.lungs else {})
+            space["target"] = CategoricalDistribution(list(get_args(TargetStrategy)))
+        return space | ({"overlap_weight": log_uniform(1, 30)} if self.lungs else {})
 
-    def pretrain_shared(self, out: str) -> Self:
-        if self.is_pretrained:
-            return self
-        lesson = lung_pretraining.Lesson(self.size, self.lung_phantoms, self.lung_steps, self.seed)
-        return self.replace(lung_weights=lung_pretraining.kept(lesson, storage.join(out, "lungs")))
+    def degenerate_reason(self, metrics: Mapping[str, float]) -> str:
+        return alignment.degenerate(metrics["mean_scale"], metrics["mean_translation_pct"] / 100, metrics["mirrored"])
 
     @property
     def is_pretrained(self) -> bool:
-        return not self.lungs or bool(self.lung_weights)
+        return not self.lungs or self.lung_pretrained != TRAIN
 
-    def degenerate_reason(self, metrics: Mapping[str, float]) -> str:
-        return alignment.degenerate(metrics["mean_scale"], metrics["drift_pct"] / 100, metrics["mirrored"])
+    def pretrain_shared(self, out: str) -> Self:
+        """Train the lung network into OUT/lungs, if lung_pretrained=train."""
+        if self.is_pretrained:
+            return self
+        training = LungTraining((self.size,), self.lung_phantoms, self.lung_steps, self.seed)
+        return self.replace(lung_pretrained=lung_pretraining.pretrain(training, storage.join(out, "lungs")))
 
     def initial_weights(self) -> dict[str, str]:
-        lungs = {"lung_weights": ""} if self.lungs else {}
+        lungs = {"lung_pretrained": ""} if self.lungs and pretrained.is_uri(self.lung_pretrained) else {}
         return lungs | self._feature_weights()
 
     def _feature_weights(self) -> dict[str, str]:
-        """The part of `initial_weights` that every epoch needs, for the perceptual loss."""
-        if self.features == "local":
+        """The initial weights of the perceptual loss, which are needed in every epoch."""
+        if self.feature_network == "local":
             return {}
-        return {"feature_weights": "" if self.features == "lungs" else self.features}
+        return {"feature_pretrained": "" if self.feature_network == "lungs" else self.feature_network}
 
     def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
-        if setting == "lung_weights":
-            return lung_pretraining.matched(given.state)
-        return perceptual.needed(self.features, given.state)
+        if setting == "lung_pretrained":
+            return lung_pretraining.match_weights(given.state)
+        return perceptual.needed(self.feature_network, given.state)
 
     def without_weights(self, setting: str) -> Self | None:
         layers = min(self.feature_layers, perceptual.DEEPEST["local"])
-        return self.replace(features="local", feature_layers=layers)
+        return self.replace(feature_network="local", feature_layers=layers)
 
     def resolve_weights(self, out: str) -> tuple[Self, list[str]]:
-        resolved, notes = super().resolve_weights(out)
-        return resolved._with_sha256(), notes
+        recipe, notes = super().resolve_weights(out)
+        return recipe._with_feature_sha256(), notes
 
     def resume_from(self, begun: Mapping[str, Any], out: str) -> tuple[Self, list[str]]:
-        """See `Recipe.resume_from`; what the perceptual loss compares with is needed again, and must be the same."""
-        compared, notes = pretrained.resolve(self, self._feature_weights(), out)
-        compared = compared._with_sha256()
-        same, more = super(AlignRecipe, compared).resume_from(begun, out)
-        return same.replace(feature_weights=compared.feature_weights), notes + more
+        """See `Recipe.resume_from`. The perceptual loss needs its weights again, and they must be the same."""
+        current, notes = pretrained.resolve(self, self._feature_weights(), out)
+        current = current._with_feature_sha256()
+        recipe, more = super(AlignRecipe, current).resume_from(begun, out)
+        return recipe.replace(feature_pretrained=current.feature_pretrained), notes + more
 
-    def _with_sha256(self) -> Self:
-        return self.replace(
-            feature_sha256=pretrained.sha256_of(self.feature_weights) if self._feature_weights() else ""
+    def _with_feature_sha256(self) -> Self:
+        stored = bool(self._feature_weights())
+        return self.replace(feature_sha256=pretrained.sha256_of(self.feature_pretrained) if stored else "")
+
+
+class AlignTask(Task):
+    """An aligner, its target, and a frozen feature network that compares images with the target.
+
+    All images that are compared are contrast-normalized, so that 0, the value outside the image, is neutral.
+    """
+
+    network: SpatialTransformer
+    target: Tensor
+    lung_target: Tensor
+
+    def __init__(self, recipe: AlignRecipe, network: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(network, SpatialTransformer)
+        self.recipe, self.network = recipe, network
+        self.features = _feature_network(recipe)
+        saved = read_target(recipe.target_uri) if recipe.target_uri else torch.zeros(recipe.size, recipe.size)
+        shape = (recipe.size, recipe.size)
+        target = F.interpolate(saved.float()[None, None], shape, mode="bilinear", antialias=True)
+        self.register_buffer("target", target)
+        self.register_buffer("lung_target", torch.zeros_like(target))
+        self.feature_targets: tuple[str, ...] = ()  # names of buffers, shallow to deep
+        if self.strategy == "features":
+            self._register_feature_targets([torch.zeros_like(values) for values in self.features(target)])
+        self._aligned_mean, self._theta_mean = Mean(), Mean()  # of the current epoch
+
+    @property
+    def strategy(self) -> TargetStrategy | Literal["saved"]:
+        return "saved" if self.recipe.target_uri else self.recipe.target
+
+    def begin(self, batches: Batches, workers: Communicator) -> None:
+        """Load the lung network, and compute the target from the training images.
+
+        Raises:
+            UserError: the lung network has not been trained yet: call `AlignRecipe.pretrain_shared` first.
+        """
+        if self.network.lungs is not None:
+            self.network.lungs.load_state_dict(lung_pretraining.load_weights(self.recipe.lung_pretrained))
+        if self.strategy == "saved":
+            self.lung_target = self._lung_fields(self.target)
+            return
+        image, lungs, features = Mean(), Mean(), [Mean() for _ in self.feature_targets]
+        with torch.no_grad():
+            for batch in batches():
+                z = normalize_contrast(unit_pixels(batch, self.recipe.size))
+                image.add(z)
+                lungs.add(self._lung_fields(z))
+                for meter, values in zip(features, self.features(z) if features else (), strict=True):
+                    meter.add(values)
+        self.target = normalize_contrast(image.over(workers, self.target[0])[None].float())
+        self.lung_target = lungs.over(workers, self.target[0])[None].float()
+        templates = [self.get_buffer(name)[0] for name in self.feature_targets]
+        self._register_feature_targets(
+            [meter.over(workers, template)[None].float() for meter, template in zip(features, templates, strict=True)]
         )
 
-    def _terms(self) -> TermWeights:
-        named = {field.name: getattr(self, f"{field.name}_weight") for field in dataclasses.fields(TermWeights)}
-        return TermWeights(**(named if self.lungs else named | {"overlap": 0.0}))
+    @torch.no_grad()
+    def _lung_fields(self, z_B1HW: Tensor) -> Tensor:
+        """Lung fields (B, 1, H, W) in contrast-normalized images; zeros without a lung network."""
+        return torch.zeros_like(z_B1HW) if self.network.lungs is None else self.network.lungs(z_B1HW)
 
-    def _feature_network(self) -> nn.Module:
-        if not self.feature_weight or self.features == "local":
-            return perceptual.build("local", None, self.feature_layers if self.feature_weight else 1)
-        return perceptual.build(self.features, pretrained.from_uri(self.feature_weights), self.feature_layers)
+    def augmented(self, batch: Batch) -> Batch:
+        """Two random warps of each image, each with another exposure.
+
+        pixels: (B, size, size), unchanged except for their size. warps: (2B, 2, 3), first one of every image, then
+        the other. warped: the network's input, (2B, 1, size, size).
+        """
+        x = unit_pixels(batch, self.recipe.size)
+        warps = self._random_warps(2 * len(x), x.device)
+        warped = random_exposure(warp(x.repeat(2, 1, 1, 1), warps))
+        return batch | {schema.PIXELS: x[:, 0], WARPS: warps, WARPED: warped}
+
+    def _random_warps(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        return random_affine(
+            count,
+            rotation_deg=self.recipe.rotation_deg,
+            scale=self.recipe.scale,
+            shift=self.recipe.shift,
+            device=device,
+            generator=generator,
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Align two random warps of each image, and compare the results with the target and with each other."""
+        recipe, terms = self.recipe, dict[str, Tensor]()
+        z = normalize_contrast(unit_pixels(batch, recipe.size))
+        z_and_lungs = torch.cat([z, self._lung_fields(z)], 1).repeat(2, 1, 1, 1)
+        theta = compose(batch[WARPS], self.network(batch[WARPED]))  # applies to the images as stored
+        aligned_and_lungs = warp(z_and_lungs, theta)
+        if self.strategy == "structure":
+            self._aligned_mean.add(aligned_and_lungs)
+            self._theta_mean.add(theta)
+        aligned, lungs = aligned_and_lungs.split(1, 1)
+
+        if recipe.lungs and recipe.overlap_weight:
+            terms["overlap"] = recipe.overlap_weight * (1 - soft_dice(lungs, self.lung_target)).mean()
+        if recipe.pixel_weight:
+            terms["pixel"] = recipe.pixel_weight * (aligned - self.target).square().mean()
+        if recipe.feature_weight:
+            distance = feature_distance(self.features(aligned), self._target_features())
+            terms["feature"] = recipe.feature_weight * distance
+        if recipe.structure_weight:
+            sides = [int(recipe.size * fraction) // 2 * 2 + 1 for fraction in NEIGHBORHOODS]
+            correlations = [alignment.local_correlation(aligned, self.target, side).mean() for side in sides]
+            terms["structure"] = recipe.structure_weight * (1 - torch.stack(correlations).mean())
+        if recipe.equivariance_weight:
+            terms["equivariance"] = recipe.equivariance_weight * frame_distance(*theta.chunk(2)).mean()
+        if recipe.identity_weight:
+            # Over the images of all workers, because the distance of a mean is not the mean of distances.
+            mean_theta = self.workers.all_rows(theta).mean(0, True)
+            terms["identity"] = recipe.identity_weight * corner_distance(mean_theta, identity(1, theta.device)).mean()
+        return terms
+
+    def end_epoch(self, workers: Communicator) -> None:
+        """With target=structure, the mean of the images aligned in this epoch becomes the next target.
+
+        The mean transform is removed, or else the common frame would drift. The contrast is restored, or else the
+        target would fade.
+        """
+        if self.strategy != "structure":
+            return
+        template = torch.cat([self.target, self.lung_target], 1)[0]
+        mean = self._aligned_mean.over(workers, template)[None].float()
+        drift = self._theta_mean.over(workers, identity(1, mean.device)[0])[None].float()
+        image, self.lung_target = warp(mean, invert(drift)).split(1, 1)
+        self.target = normalize_contrast(image)
+        self._aligned_mean, self._theta_mean = Mean(), Mean()
+
+    @torch.no_grad()
+    def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
+        """Metrics of `metrics.alignment`, all after removing the group's mean transform. Distances: % of the width.
+
+        Always: group_correlation and pixel_std; equivariance_error_pct, the distance between the alignments of an
+        image and of a random warp of it; mean_scale, mean_translation_pct and mirrored, for `alignment.degenerate`.
+        With a lung network: pairwise_lung_iou, the mean IoU of pairs of its lung fields, aligned from random warps of
+        the images. With lung masks: mask_iou, the mean IoU of pairs of masks. With known poses: corner_error_pct (the
+        mean) and corner_error_median_pct. Names that end in _before are the same metrics without alignment.
+        """
+        device = self.target.device
+        theta_mean, mirrored, equivariance_error, poses = Mean(), Mean(), Mean(), [torch.zeros(0, 12, device=device)]
+        generator = torch.Generator().manual_seed(self.recipe.seed + workers.rank)
+        for x, theta, batch in self._aligned(batches):
+            theta_mean.add(theta)
+            mirrored.add(alignment.mirrored(theta))
+            warps = self._random_warps(len(x), device, generator)
+            equivariance_error.add(frame_distance(compose(warps, self.network(warp(x, warps))), theta))
+            poses.append(_with_known_pose(theta, batch))
+        mean_theta = theta_mean.over(workers, identity(1, device)[0])[None].float()
+        scalar = torch.zeros((), device=device)
+        return {
+            **self._overlap(batches, workers, mean_theta),
+            "equivariance_error_pct": 100 * float(equivariance_error.over(workers, scalar)),
+            **_pose_metrics(workers.gather(torch.cat(poses))),
+            "mean_scale": float(alignment.mean_scale(mean_theta)),
+            "mean_translation_pct": 100 * float(alignment.middle_shift(mean_theta)),
+            "mirrored": float(mirrored.over(workers, scalar)),
+        }
+
+    def _overlap(self, batches: Batches, workers: Communicator, mean_theta: Tensor) -> dict[str, float]:
+        device, masks_kept = self.target.device, -(-COMPARED_MASKS // workers.size)
+        before, after, predicted = (alignment.Overlap(self.recipe.size, device, masks_kept) for _ in range(3))
+        generator = torch.Generator().manual_seed(self.recipe.seed + workers.rank)
+        for x, theta, batch in self._aligned(batches):
+            centered = alignment.centerd(theta, mean_theta)
+            for overlap, transform in ((before, identity(len(x), device)), (after, centered)):
+                overlap.add(x, transform)
+                if schema.MASKS in batch:
+                    present = batch[schema.MASKS][:, 0, 0] != NO_MASK
+                    overlap.add_masks(batch[schema.MASKS][present], transform[present])
+            if self.network.lungs is not None and not predicted.full:
+                lungs = self._lung_fields(normalize_contrast(x))[:, 0]
+                for _ in range(WARPS_PER_IMAGE):
+                    warps = self._random_warps(len(x), device, generator)
+                    composed = compose(warps, self.network(warp(x, warps)))
+                    predicted.add_masks(lungs, alignment.centerd(composed, mean_theta))
+        metrics: dict[str, float] = {}
+        if self.network.lungs is not None:
+            metrics["pairwise_lung_iou"] = predicted.iou(workers, of_empty=0.0)
+        for ending, results in (("", after.results(workers)), ("_before", before.results(workers))):
+            metrics |= {f"group_correlation{ending}": results["correlation"], f"pixel_std{ending}": results["spread"]}
+            if "iou" in results:
+                metrics[f"mask_iou{ending}"] = results["iou"]
+        return metrics
+
+    @torch.inference_mode()
+    def save_pictures(self, batches: Batches, folder: Path) -> None:
+        """before_after.png, mean_before_after.png, target.png, and target.pt, (H, W), for `target_uri`."""
+        before, after, count = [], [], 0
+        for x, theta, _ in self._aligned(batches):
+            before.append(x[:, 0].cpu())
+            after.append(warp(x, theta)[:, 0].cpu())
+            count += len(x)
+            if count >= AVERAGED_IMAGES:
+                break
+        images, aligned = torch.cat(before).numpy(), torch.cat(after).numpy()
+        target = self.target[0, 0].cpu()
+        rows = {"before": images[:SHOWN_IMAGES], "aligned": aligned[:SHOWN_IMAGES]}
+        figures.save_figure(figures.picture_rows(rows), str(folder), "before_after.png")
+        means = {
+            "mean before": images.mean(0),
+            "mean aligned": aligned.mean(0),
+            "target": as_unit(target).numpy(),
+        }
+        figures.save_figure(figures.pictures(means), str(folder), "mean_before_after.png")
+        figures.save_gray(as_unit(target).numpy(), str(folder), "target.png")
+        torch.save(target.clone(), folder / "target.pt")
+
+    def _aligned(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor, Batch]]:
+        """Each batch's images in [0, 1], their predicted transforms, and the batch."""
+        for batch in batches():
+            x = unit_pixels(batch, self.recipe.size)
+            yield x, self.network(x), batch
+
+    def _target_features(self) -> list[Tensor]:
+        if self.feature_targets:
+            return [self.get_buffer(name) for name in self.feature_targets]
+        return self.features(self.target)
+
+    def _register_feature_targets(self, features: list[Tensor]) -> None:
+        self.feature_targets = tuple(f"feature_target_{i}" for i in range(len(features)))
+        for name, values in zip(self.feature_targets, features, strict=True):
+            self.register_buffer(name, values)
 
 
 def read_target(uri: str) -> Tensor:
     """A target (H, W) that `AlignTask.save_pictures` wrote as target.pt.
 
     Raises:
-        UserError: nothing there, or no picture.
+        UserError: there is nothing at the URI, or no target.
     """
     target = torch.load(io.BytesIO(storage.read_bytes(uri)), weights_only=True, map_location="cpu")
     if not isinstance(target, Tensor) or target.ndim != 2:
-        raise UserError(f"{uri} holds no target: wanted a tensor (height, width), as saved in target.pt")
+        raise UserError(
+            f"expected a target, a tensor (height, width) as saved in target.pt, at {uri}, got something else"
+        )
     return target
+
+
+def _feature_network(recipe: AlignRecipe) -> nn.Module:
+    if not recipe.feature_weight or recipe.feature_network == "local":
+        return perceptual.build("local", None, recipe.feature_layers if recipe.feature_weight else 1)
+    state = pretrained.from_uri(recipe.feature_pretrained)
+    return perceptual.build(recipe.feature_network, state, recipe.feature_layers)
+
+
+def _with_known_pose(theta: Tensor, batch: Batch) -> Tensor:
+    """Rows (K, 12) of predicted and true transforms, of the K images whose pose is known."""
+    if schema.TRUE_THETA not in batch:
+        return theta.new_zeros(0, 12)
+    pose = batch[schema.TRUE_THETA]
+    return torch.cat([theta.flatten(1), pose], 1)[~pose.isnan().any(1)]
+
+
+def _pose_metrics(rows_12: Tensor) -> dict[str, float]:
+    if not len(rows_12):
+        return {}
+    predicted, pose = (rows.reshape(-1, 2, 3) for rows in rows_12.split(6, 1))
+    errors = 100 * alignment.pose_errors(predicted, pose)
+    before = 100 * alignment.pose_errors(identity(len(pose), pose.device), pose)
+    return {
+        "corner_error_pct": float(errors.mean()),
+        "corner_error_median_pct": float(errors.quantile(0.5)),
+        "corner_error_before_pct": float(before.mean()),
+    }

@@ -45,7 +45,6 @@ from cxr.models.contrast_attention import (
 from cxr.models.mil_loss import MILLoss, cells_inside
 from cxr.models.pretrained import Weights
 from cxr.models.spatial_transformer import SpatialTransformer, compose, identity, invert, warp
-from cxr.models.state_dicts import matching
 from cxr.reporting import figures
 
 LOGITS = "logits"  # additional prediction: what `scored` makes boxes of
@@ -224,7 +223,7 @@ class AttendRecipe(ClassifierRecipe):
                 raise ValueError(
                     f"it was trained with {name}={theirs}, but {name} is {ours} here: use the same value"
                 )
-        return matching(self._new_aligner(recipe).state_dict(), given.state, "the aligner", whole=True)
+        return pretrained.match(self._new_aligner(recipe).state_dict(), given.state, "the aligner", exact=True)
 
     def load_initial_weights(self, network: nn.Module) -> None:
         super().load_initial_weights(network)

@@ -17,7 +17,7 @@ from cxr.errors import UserError
 from cxr.families import recipe_from_dict
 from cxr.families.base import Recipe, Task
 from cxr.families.checkpoint_files import ABOUT, KIND, RESUME, TASK, VERSION, WEIGHTS, read_about
-from cxr.models.state_dicts import matching
+from cxr.models import pretrained
 from cxr.runtime import provenance
 
 
@@ -83,9 +83,8 @@ def load(uri: str) -> Checkpoint:
         raise UserError(f"{uri}/{WEIGHTS} is damaged: its SHA-256 is not the one in {ABOUT}. Copy it again")
     network = recipe.network(about["findings"])
     state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    own = network.state_dict()
     try:
-        network.load_state_dict(own | matching(own, state, "the network", whole=True))
+        pretrained.load(network, state, "the network", exact=True)
     except ValueError as error:
         raise UserError(
             f"{uri} does not hold the weights of the network that its recipe describes: {error}. Give another one"

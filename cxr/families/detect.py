@@ -1,25 +1,31 @@
-"""Family `detect`: YOLOv5 finds boxes around findings, trained as Ultralytics trains it, by the house's own loop.
+"""Family `detect`: YOLOv5 predicts boxes around findings, trained with Ultralytics' method in this package's own loop.
 
-Network, non-maximum suppression and validation metrics are Ultralytics' code (`models.yolo`, `metrics.yolo`). Its
-trainer is not used: it owns the process group, the loader and the checkpoints, and calls home. What else it does is
-done here by its formulas, which the tests hold against its own code: the loss, for which the host never waits
-(`models.detection_loss`), parameter groups and SGD with Nesterov's momentum, the linear schedule with its warm-up of
-rates and momentum (`optimizers`), the moving average whose decay rises (`ema_ramp`), gradients of the sum over a
-batch, clipped at 10 (`loss_scale`), mosaic, affine, mixup, brightness and flip (`imaging.mosaic`), the last epochs
-without mosaic. So fit, resume, search, folds, lung crops and scoring are every family's, and workers share one batch
-exactly: the loss is divided by the targets of all of them.
+Network and non-maximum suppression are Ultralytics' code (`models.yolo`). Its trainer is not used, because it owns the
+process group, the loader and the checkpoints, and connects to the internet. Instead its formulas are implemented here,
+and tests compare them with Ultralytics' own code: the loss, for which the host never waits (`models.detection_loss`);
+parameter groups, SGD with Nesterov momentum, and the linear schedule with a warmup of rates and momentum
+(`optimizers`); the moving average whose decay rises (`ema_ramp`); gradients of the sum over a batch, clipped at 10
+(`loss_scale`); mosaic, affine, mixup, brightness and flip (`augment.mosaic`); the last epochs without mosaic. So
+resuming, searches, folds, lung crops and scoring work as in all families, and several workers train exactly as one
+would: the loss is divided by the number of targets of all workers.
 
-Two things differ from a run of Ultralytics. `accumulate` holds from the first step, where its warm-up raises it. And
-weights that are loaded leave the last layers of the classes as they are if their number differs.
+Two things differ from Ultralytics. `accumulate` holds from the first step, while Ultralytics raises it during the
+warmup. And class layers of pretrained weights are skipped if the number of findings differs.
+
+The location of a finding is known if the image has a box of it or a negative label. If it is unknown, because the
+label is positive without a box or the label is unknown, it must not be trained as background: the image gets a region
+in which this finding is unknown, and augmentation moves such regions as it moves boxes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import torch
@@ -30,35 +36,47 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from cxr import schema, storage
-from cxr.augment.mosaic import MosaicVariation
+from cxr.augment.mosaic import MosaicVariation, augment_with_boxes
 from cxr.boxes import ScoredBoxes, wbf
 from cxr.boxes.from_heatmaps import MapBoxes
-from cxr.data.batch import Batch
+from cxr.data.batch import MOST_BOXES, Batch
 from cxr.errors import UserError
 from cxr.families import box_scores
-from cxr.families.base import Recipe, ScoringContext, Stage, Task, one_of, unit_pixels
-from cxr.families.detect_task import DetectTask, Lesson, confident, outlined
+from cxr.families.base import Batches, Communicator, Recipe, ScoringContext, Stage, Task, one_of, unit_pixels
 from cxr.families.optimizers import LinearDecay, grouped_adamw, grouped_sgd
+from cxr.families.partner_window import USABLE, PartnerWindow
+from cxr.metrics.detection import BoxMeter
 from cxr.models import pretrained
+from cxr.models.detection_loss import DetectionLoss
 from cxr.models.pretrained import Weights
-from cxr.models.yolo import SIZES, STRIDE, Yolo, YoloEnsemble, YoloSize, found
+from cxr.models.yolo import SIZES, STRIDE, Yolo, YoloEnsemble, YoloSize, predict_boxes
+from cxr.reporting import figures, palette
 
-LEAST_SCORE = 0.001  # below it no box is kept
-FOUND = "found"  # what `predict` gives
-MOST_FOUND = 100  # boxes of an image that are kept
-PARTNERS = 64  # images, or those of a step if they are more, of which mosaic and mixup take those that they add
-NOMINAL = 64  # images of a step for which `weight_decay` is given
+PREDICTIONS = "predictions"  # from `predict`: (B, MAX_BOXES, 6)
+MIN_SCORE = 0.001  # boxes with lower scores are dropped
+MAX_BOXES = 100  # boxes per image, in validation as in scoring
+PARTNERS = 64  # images, at least a step's, from which mosaic and mixup draw the ones they add
+NOMINAL_BATCH_SIZE = 64  # images per update for which `weight_decay` is given
+UNKNOWN = "unknown"  # of an augmented batch: (B, K, 5) regions in which a finding is unknown, in the form of boxes
+SHOWN_IMAGES, SHOWN_SCORE = 6, 0.1
+TRUTH_COLOR, PREDICTION_COLOR = palette.rgb(palette.TRUTH), palette.rgb(palette.PREDICTION)
+
+CONVERSION = (
+    "Ultralytics' own files (yolov5nu.pt) contain code, which is not run here. If you trust a file, convert it to a "
+    'state dict: python -c "import torch, ultralytics; '
+    "torch.save(ultralytics.YOLO('yolov5nu.pt').model.float().state_dict(), 'yolov5nu_weights.pt')\""
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectRecipe(Recipe):
-    """Finds boxes around findings. Negative findings teach background in images without boxes, too."""
+    """Detects boxes around findings. Images without boxes train the background of findings labeled negative."""
 
     family: ClassVar[str] = "detect"
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.BOXES, schema.LABELS)
     score_columns: ClassVar[pa.Schema] = schema.BOX_SCORES
-    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "weights")
+    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "pretrained")
     ema_ramp: ClassVar[float] = 2000.0
 
     size: int = 640
@@ -66,65 +84,67 @@ class DetectRecipe(Recipe):
     batch_size: int = 16
     lr: float = 0.01
     algorithm: Literal["sgd", "adamw"] = "sgd"
-    """Of optimization: SGD with Nesterov's momentum for long trainings; AdamW, with an lr near 0.001 and biases that
-    warm up as all others do, learns sooner where there are only some thousand steps."""
+    """Optimizer. sgd (with Nesterov momentum) suits long trainings. adamw, with an lr of about 0.001 and without a
+    special warmup of biases, learns faster in trainings of some thousand steps."""
     weight_decay: float = 5e-4
-    """Of the weights of convolutions, added to the gradient; for steps of 64 images, in proportion for others."""
+    """Weight decay of convolution weights, added to the gradient. It is given for updates of 64 images and scaled in
+    proportion for others."""
     warmup: float = 0.03
-    """Share of all steps in which the learning rate rises to its peak; then it falls, evenly from epoch to epoch."""
+    """Fraction of all steps in which the learning rate rises to its peak. It then falls linearly, once per epoch."""
     clip: float = 10.0
-    """Largest norm of the gradient of a step's summed loss."""
+    """Maximum norm of the gradient of a step's summed loss. 0 turns clipping off."""
     ema: float = 0.9999
     architecture: YoloSize = "yolov5n"
-    weights: str = ""
-    """Weights to start from: the path or URI of a state dict or checkpoint. Empty: random weights."""
+    """Network, from the smallest (yolov5n) to the largest (yolov5x)."""
+    pretrained: str = ""
+    """Initial weights: the path or URI of a state dict or checkpoint. Empty: random weights."""
 
-    last_lr: float = 0.01
-    """Learning rate at the end, as a share of `lr`."""
+    final_lr_fraction: float = 0.01
+    """Learning rate at the end, as a fraction of `lr`."""
     momentum: float = 0.937
-    """Of SGD; AdamW's first beta."""
+    """Momentum of SGD, or the first beta of AdamW."""
     warmup_momentum: float = 0.8
-    """SGD's momentum in the first step."""
+    """Momentum of SGD in the first step."""
     warmup_bias_lr: float = 0.1
-    """SGD's learning rate of biases in the first step."""
+    """Learning rate of biases in the first step of SGD."""
 
     incomplete_boxes: Literal["mask", "exclude"] = "mask"
-    """How to use images that show a finding without a box for it, or of which a finding is unknown. mask: they teach
-    everything but that finding, which counts neither as background nor, in validation, as a false positive. exclude:
-    they are not used. Masking is the default because most boxed images of ChestX-ray14 are of this kind."""
+    """How to use images that are positive for a finding without a box of it, or whose label is unknown. mask: use them
+    for all other findings; this finding counts neither as background nor as a false positive. exclude: do not use
+    them. Most images with boxes in ChestX-ray14 are of this kind."""
 
-    box: float = 7.5
-    """Weight of the boxes' overlap (CIoU)."""
-    cls: float = 0.5
+    box_weight: float = 7.5
+    """Weight of the boxes' overlap loss (CIoU)."""
+    class_weight: float = 0.5
     """Weight of the findings' cross-entropy."""
-    dfl: float = 1.5
-    """Weight of the distribution focal loss of boxes' edges."""
+    dfl_weight: float = 1.5
+    """Weight of the distribution focal loss of box edges."""
 
     mosaic: float = 1.0
-    """Augmentation: share of images made of four."""
+    """Augmentation: fraction of images that are composed of four."""
     mixup: float = 0.0
-    """Augmentation: share of images mixed with another."""
+    """Augmentation: fraction of images that are blended with another."""
     close_mosaic: int = 10
-    """Last epochs without mosaic and mixup."""
+    """Number of epochs without mosaic and mixup at the end."""
     rotation_deg: float = 0.0
-    """Augmentation: largest rotation."""
+    """Augmentation: maximum rotation in degrees."""
     translate: float = 0.1
-    """Augmentation: largest shift, as a share of the width."""
-    scale: float = 0.5
-    """Augmentation: factors lie within 1 ± scale."""
+    """Augmentation: maximum translation as a fraction of the width."""
+    scale_jitter: float = 0.5
+    """Augmentation: zoom factors are within 1 ± this value."""
     shear_deg: float = 0.0
-    """Augmentation: largest shear along either axis."""
+    """Augmentation: maximum shear along either axis in degrees."""
     flip: float = 0.5
-    """Augmentation: share of images that are mirrored."""
-    value: float = 0.4
-    """Augmentation: factors of brightness lie within 1 ± value."""
+    """Augmentation: fraction of images that are mirrored."""
+    hsv_v: float = 0.4
+    """Augmentation: brightness factors are within 1 ± this value (the name is Ultralytics')."""
     nms_iou: float = 0.7
-    """Overlap from which, of two boxes of a finding, the one with the lower score is left out."""
+    """Of two boxes of a finding that overlap more than this (IoU), the one with the lower score is dropped."""
     members: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    """Recipes, as JSON, of networks whose boxes are fused (WBF): an ensemble, which is made of trained networks and
-    not trained itself; `train_detect --members` writes them. Empty: one network."""
+    """Recipes (JSON) of the networks of an ensemble, whose boxes are fused (WBF). An ensemble is assembled from trained
+    networks by `train_detect --members`, not trained. Empty: one network."""
     fusion_iou: float = 0.55
-    """Of an ensemble: overlap from which boxes of a finding become one."""
+    """Boxes of a finding from different members of an ensemble that overlap more than this (IoU) are fused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,37 +152,42 @@ class DetectRecipe(Recipe):
         one_of("algorithm", self.algorithm, ("sgd", "adamw"))
         one_of("incomplete_boxes", self.incomplete_boxes, ("mask", "exclude"))
         if self.size % STRIDE:
-            raise UserError(f"size={self.size}: wanted a multiple of {STRIDE}")
-        if min(self.box, self.cls, self.dfl, self.close_mosaic, self.warmup_bias_lr) < 0:
-            raise UserError(
-                f"box={self.box}, cls={self.cls}, dfl={self.dfl}, close_mosaic={self.close_mosaic}, "
-                f"warmup_bias_lr={self.warmup_bias_lr}: wanted none negative"
-            )
-        shares = (self.momentum, self.warmup_momentum, self.nms_iou, self.last_lr, self.fusion_iou)
-        if not all(0 < share <= 1 for share in shares):
-            raise UserError(
-                f"momentum={self.momentum}, warmup_momentum={self.warmup_momentum}, nms_iou={self.nms_iou}, "
-                f"last_lr={self.last_lr}, fusion_iou={self.fusion_iou}: wanted above 0, up to 1"
-            )
+            raise UserError(f"size: expected a multiple of {STRIDE}, got {self.size}")
+        for name in ("box_weight", "class_weight", "dfl_weight", "close_mosaic", "warmup_bias_lr"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        for name in ("momentum", "warmup_momentum", "nms_iou", "final_lr_fraction", "fusion_iou"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"{name}: expected a number above 0 and at most 1, got {getattr(self, name)}")
         try:
-            _ = self._variation()
+            _ = self.variation
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def _variation(self) -> MosaicVariation:
-        return MosaicVariation(**{field.name: getattr(self, field.name) for field in fields(MosaicVariation)})
+    @property
+    def variation(self) -> MosaicVariation:
+        return MosaicVariation(
+            mosaic=self.mosaic,
+            mixup=self.mixup,
+            rotation_deg=self.rotation_deg,
+            translate=self.translate,
+            scale=self.scale_jitter,
+            shear_deg=self.shear_deg,
+            flip=self.flip,
+            value=self.hsv_v,
+        )
 
     @property
     def monitor(self) -> str:
-        return "map50_95"
+        return "map_50_95"
 
     @property
     def loss_scale(self) -> float:
-        """Ultralytics adds up the gradients of all images of a step."""
+        """Ultralytics sums the gradients of all images of an update."""
         return float(self.batch_size * self.accumulate)
 
     def optimizer(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:
-        decay = self.weight_decay * self.loss_scale / NOMINAL
+        decay = self.weight_decay * self.loss_scale / NOMINAL_BATCH_SIZE
         if self.algorithm == "adamw":
             return grouped_adamw(task.network, stage.lr, decay, self.momentum, fused=fused)
         return grouped_sgd(task.network, stage.lr, decay, self.momentum)
@@ -170,9 +195,9 @@ class DetectRecipe(Recipe):
     def schedule(self, optimizer: Optimizer, stage: Stage, updates_per_epoch: int) -> LRScheduler:
         return LinearDecay(
             epochs=stage.epochs,
-            moves_an_epoch=updates_per_epoch,
+            updates_per_epoch=updates_per_epoch,
             warmup=round(self.warmup * stage.epochs * updates_per_epoch),
-            last=self.last_lr,
+            final_fraction=self.final_lr_fraction,
             bias_lr=self.warmup_bias_lr if self.algorithm == "sgd" else 0.0,
             first_momentum=self.warmup_momentum,
         ).schedule(optimizer)
@@ -188,57 +213,49 @@ class DetectRecipe(Recipe):
     def yolo(self, findings: Sequence[str]) -> Yolo:
         """A single network of this recipe."""
         if not findings:
-            raise UserError("the archive knows no findings, and so nothing to draw boxes around: give another one")
+            raise UserError("the archive has no findings, so there are no boxes to predict: give another archive")
         try:
             return Yolo(self.architecture, findings)
         except ImportError as error:
             raise UserError(f"{error}: family detect needs Ultralytics. Run pip install '.[detect]'") from error
 
     def task(self, network: nn.Module) -> DetectTask:
-        lesson = Lesson(
-            size=self.size,
-            variation=self._variation(),
-            partners=max(PARTNERS, self.batch_size),
-            open_epochs=self.epochs - self.close_mosaic,
-            gains={"box": self.box, "cls": self.cls, "dfl": self.dfl},
-            found=self.found,
-            exclude=self.incomplete_boxes == "exclude",
-        )
-        return DetectTask(network, lesson, self._start)
+        return DetectTask(self, network)
 
-    def found(self, network: nn.Module, batch: Batch, most: int) -> Tensor:
-        """What the network or the ensemble finds in a batch; see `models.yolo.found`."""
+    def boxes(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Boxes predicted by the network or the ensemble, (B, MAX_BOXES, 6); see `models.yolo.predict_boxes`."""
         if isinstance(network, YoloEnsemble):
-            both = zip(self._members(), network.members, strict=True)
-            return fused([member.found(one, batch, most) for member, one in both], self.fusion_iou, most)
+            pairs = zip(self._members(), network.members, strict=True)
+            return fused([recipe.boxes(member, batch) for recipe, member in pairs], self.fusion_iou)
         assert isinstance(network, Yolo)
         x = unit_pixels(batch, self.size)
-        return found(network, x, score=LEAST_SCORE, iou=self.nms_iou, most=most)
+        return predict_boxes(network, x, min_score=MIN_SCORE, nms_iou=self.nms_iou, max_boxes=MAX_BOXES)
 
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        assert isinstance(network, Yolo | YoloEnsemble)
-        return {FOUND: self.found(network, batch, MOST_FOUND)}
+        return {PREDICTIONS: self.boxes(network, batch)}
 
     def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
-        found = [_listed(boxes) for boxes in predicted[FOUND].cpu().numpy()]
-        return pa.table([box_scores.to_box_column(found, rows, context)], schema=self.score_columns)
+        boxes = []
+        for boxes_N6 in predicted[PREDICTIONS].cpu().numpy():
+            present: Any = boxes_N6[~np.isnan(boxes_N6[:, 4])].astype(np.float64)
+            boxes.append(MapBoxes(present[:, 5].astype(int), present[:, :4], present[:, 4]))
+        return pa.table([box_scores.to_box_column(boxes, rows, context)], schema=self.score_columns)
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """boxes: the image with the outlines of what was found with some confidence, (B, size, size, 3)."""
-        boxes = confident(self.found(network, batch, MOST_FOUND))
-        return {"boxes": outlined(unit_pixels(batch, self.size), boxes)}
+        """boxes: the image with the outlines of predicted boxes above a minimum score, (B, size, size, 3)."""
+        return {"boxes": outlined(unit_pixels(batch, self.size), shown_boxes(self.boxes(network, batch)))}
 
     def search_space(self) -> dict[str, BaseDistribution]:
-        """Learning rate, loss weights and how far images are scaled."""
+        """Learning rate, loss weights and zoom."""
         return {
             "lr": FloatDistribution(1e-3, 3e-2, log=True),
-            "box": FloatDistribution(2, 15, log=True),
-            "cls": FloatDistribution(0.2, 2, log=True),
-            "scale": FloatDistribution(0.0, 0.9),
+            "box_weight": FloatDistribution(2, 15, log=True),
+            "class_weight": FloatDistribution(0.2, 2, log=True),
+            "scale_jitter": FloatDistribution(0.0, 0.9),
         }
 
     def initial_weights(self) -> dict[str, str]:
-        return {"weights": ""}
+        return {"pretrained": ""}
 
     def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
         self.yolo(given.findings or schema.FINDINGS).load(given.state)
@@ -246,44 +263,209 @@ class DetectRecipe(Recipe):
 
     def resolve_weights(self, out: str) -> tuple[Self, list[str]]:
         if self.members:
-            raise UserError("members: an ensemble is made of trained networks, not trained. Leave members out")
+            raise UserError("members: expected none, because an ensemble is assembled from trained networks")
         try:
             return super().resolve_weights(out)
         except (pretrained.NotWeightsError, storage.NotFoundError) as error:
             raise UserError(f"{error}. {CONVERSION}") from error
 
-    def _start(self, network: nn.Module) -> None:
-        assert isinstance(network, Yolo)
-        if self.weights:
-            network.load(pretrained.from_uri(self.weights))
+
+class DetectTask(Task):
+    """A detector in training."""
+
+    epoch: Tensor  # number of epochs trained
+
+    def __init__(self, recipe: DetectRecipe, network: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(network, Yolo | YoloEnsemble)
+        self.recipe, self.network = recipe, network
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
+        self.variation = recipe.variation  # of the current epoch
+        self.window = PartnerWindow(max(PARTNERS, recipe.batch_size), self._partner_columns)
+
+    def train(self, mode: bool = True) -> DetectTask:
+        """Also chooses the epoch's augmentation: the loop calls this once per epoch, when the host may wait."""
+        super().train(mode)
+        if mode:
+            closed = int(self.epoch) >= self.recipe.epochs - self.recipe.close_mosaic
+            variation = self.recipe.variation
+            self.variation = replace(variation, mosaic=0.0, mixup=0.0) if closed else variation
+        return self
+
+    def begin(self, batches: Batches, workers: Communicator) -> None:
+        if self.recipe.pretrained:
+            assert isinstance(self.network, Yolo)
+            self.network.load(pretrained.from_uri(self.recipe.pretrained))
+        boxed = any(not bool(batch[schema.BOXES].isnan().all()) for batch in batches())
+        if not workers.sum(torch.tensor(float(boxed), device=self.epoch.device)).item():
+            raise UserError("expected boxes, got a train split without any: give an archive whose source has boxes")
+
+    def end_epoch(self, workers: Communicator) -> None:
+        self.epoch += 1
+
+    def truth(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A batch's boxes (B, M, 5), and (B, F) bool: whether the locations of each finding are known."""
+        boxes, known = batch[schema.BOXES], known_locations(batch)
+        if self.recipe.incomplete_boxes == "exclude":
+            complete = known.all(1)
+            boxes, known = torch.where(complete[:, None, None], boxes, torch.nan), known & complete[:, None]
+        return boxes, known
+
+    def look_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return self.window.look_ahead(batches) if self.variation.combines else batches
+
+    def _partner_columns(self, batch: Batch) -> dict[str, Tensor]:
+        """What an image contributes to a mosaic or mixup: stored pixels, boxes, and regions of unknown findings."""
+        boxes, known = self.truth(batch)
+        boxes_and_regions = torch.cat([boxes, as_regions(unknown_regions(known))], 1)
+        return {schema.PIXELS: batch[schema.PIXELS], schema.BOXES: boxes_and_regions, USABLE: known.any(1)}
+
+    def augmented(self, batch: Batch) -> Batch:
+        """Images and boxes augmented together. Only images about which something is known are added to others.
+
+        pixels: (B, size, size). boxes: (B, N, 5), at most `MOST_BOXES` per image, or as many as images of the archive
+        have; further findings of a mosaic are unknown in it. unknown: see `UNKNOWN`.
+        """
+        if self.variation.combines:
+            self.window.show(batch)
+        given, findings = self._partner_columns(batch)[schema.BOXES], batch[schema.LABELS].shape[1]
+        x, moved = augment_with_boxes(
+            unit_pixels(batch, self.recipe.size), given, self.variation, self._draw_partners
+        )
+        limit = max(MOST_BOXES, batch[schema.BOXES].shape[1])
+        boxes = first_boxes(torch.where(moved[..., :1] >= 0, moved, torch.nan))
+        regions = first_boxes(torch.where(moved[..., :1] < 0, moved, torch.nan))
+        regions = regions[:, : moved.shape[1] // given.shape[1] * findings]  # of the images that are combined
+        beyond_limit = unknown_regions(~has_box(boxes[:, limit:], findings))
+        unknown = torch.cat([as_regions(regions), beyond_limit], 1)
+        return batch | {schema.PIXELS: x[:, 0], schema.BOXES: boxes[:, :limit], UNKNOWN: unknown}
+
+    def _draw_partners(self, count: int) -> tuple[Tensor, Tensor]:
+        rows = self.window.draw(count)
+        return unit_pixels(rows, self.recipe.size), rows[schema.BOXES]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Loss of what is known about the images. Images about which nothing is known have no weight.
+
+        They go through the network all the same, so that every step has the same number of images on every worker,
+        and the host does not wait to learn how many count.
+        """
+        boxes, unknown = batch[schema.BOXES], batch.get(UNKNOWN)
+        if unknown is None:  # without augmentation
+            boxes, known = self.truth(batch)
+            unknown = unknown_regions(known)
+        assert isinstance(self.network, Yolo)
+        loss = DetectionLoss(
+            self.network.strides,
+            box_weight=self.recipe.box_weight,
+            class_weight=self.recipe.class_weight,
+            dfl_weight=self.recipe.dfl_weight,
+            total=self.workers.sum,
+            workers=self.workers.size,
+        )
+        return loss(self.network(unit_pixels(batch, self.recipe.size)), boxes, unknown)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
+        """Metrics of `BoxMeter`, the report's own, over the findings of each image whose locations are known.
+
+        The only difference from a report is that boxes are not clipped to the original image, but to nothing: an
+        image that was padded to a square may have boxes that extend into the padding.
+        """
+        meter = BoxMeter(self.epoch.device)
+        for batch in batches():
+            boxes, known = self.truth(batch)
+            meter.add(of_known_findings(self.recipe.boxes(self.network, batch), known), boxes)
+        metrics = meter.results(workers, len(self.network.findings))
+        return {name: value for name, value in metrics.items() if value == value or name == self.recipe.monitor}
+
+    def describe(self) -> dict[str, Any]:
+        return {"epochs": int(self.epoch)}
+
+    @torch.inference_mode()
+    def save_pictures(self, batches: Batches, folder: Path) -> None:
+        """boxes.png: images, true boxes and predicted boxes; images with the most boxes come first."""
+        batch = next(iter(batches()))
+        counts = (~batch[schema.BOXES][..., 0].isnan()).sum(1)
+        order = torch.argsort(counts, descending=True, stable=True)[:SHOWN_IMAGES]
+        x, true = unit_pixels(batch, self.recipe.size)[order], batch[schema.BOXES][order]
+        boxes = self.recipe.boxes(self.network, batch)[order]
+        rows = {
+            "image": x[:, 0].cpu().numpy(),
+            "truth": outlined(x, true[..., 1:], TRUTH_COLOR).numpy() / 255,
+            f"prediction, score from {SHOWN_SCORE:g}": outlined(x, shown_boxes(boxes)).numpy() / 255,
+        }
+        figures.save_figure(figures.picture_rows(rows), str(folder), "boxes.png")
 
 
-CONVERSION = (
-    "Ultralytics' own files (yolov5nu.pt) hold code, which is not run here. Where you trust one, make a state dict "
-    'of it: python -c "import torch, ultralytics; '
-    "torch.save(ultralytics.YOLO('yolov5nu.pt').model.float().state_dict(), 'yolov5nu_weights.pt')\""
-)
+def fused(members: Sequence[Tensor], iou: float) -> Tensor:
+    """Boxes of several networks combined by weighted boxes fusion; (B, N, 6) as each of them.
 
-
-def fused(members: Sequence[Tensor], iou: float, most: int) -> Tensor:
-    """The boxes of several networks made one set by weighted boxes fusion; (B, most, 6) as each of them has.
-
-    A box that only some networks find has their mean score times their share (`avg` of `boxes.wbf`).
+    A box that only some networks predict has their mean score times their fraction (`avg` of `boxes.wbf`).
     """
-    images = [
-        [_as_found(boxes) for boxes in image] for image in zip(*(m.cpu().numpy() for m in members), strict=True)
-    ]
-    together = np.full((len(images), most, 6), np.nan, np.float32)
-    for row, (boxes, scores, labels) in zip(together, wbf(images, iou_thr=iou), strict=True):
-        row[: len(boxes)] = np.column_stack([boxes, scores, labels])[:most]
-    return torch.from_numpy(together).to(members[0].device)
+    arrays = [member.cpu().numpy() for member in members]
+    images = []
+    for image in zip(*arrays, strict=True):
+        predictions = []
+        for boxes_N6 in image:
+            present = boxes_N6[~np.isnan(boxes_N6[:, 4])].astype(np.float64)
+            predictions.append(ScoredBoxes(present[:, :4].clip(0, 1), present[:, 4], present[:, 5].astype(int)))
+        images.append(predictions)
+    fused_BN6 = np.full(arrays[0].shape, np.nan, np.float32)
+    for row, (boxes, scores, labels) in zip(fused_BN6, wbf(images, iou_thr=iou), strict=True):
+        row[: len(boxes)] = np.column_stack([boxes, scores, labels])[: len(row)]
+    return torch.from_numpy(fused_BN6).to(members[0].device)
 
 
-def _as_found(boxes_N6: np.ndarray) -> ScoredBoxes:
-    kept = boxes_N6[~np.isnan(boxes_N6[:, 4])].astype(np.float64)
-    return ScoredBoxes(kept[:, :4].clip(0, 1), kept[:, 4], kept[:, 5].astype(int))
+def known_locations(batch: Batch) -> Tensor:
+    """(B, F) bool: whether it is known where an image shows a finding, or that it does not.
+
+    As `metrics.localization.known_places` for reports: findings that have a box or a negative label.
+    """
+    labels = batch[schema.LABELS]
+    return has_box(batch[schema.BOXES], labels.shape[1]) | (labels == schema.NEGATIVE)
 
 
-def _listed(boxes_N6: np.ndarray) -> MapBoxes:
-    kept: Any = boxes_N6[~np.isnan(boxes_N6[:, 4])]
-    return MapBoxes(kept[:, 5].astype(int), kept[:, :4].astype(np.float64), kept[:, 4].astype(np.float64))
+def has_box(boxes_BN5: Tensor, findings: int) -> Tensor:
+    """(B, F) bool: whether an image has a box of a finding."""
+    return (boxes_BN5[..., :1] == torch.arange(findings, device=boxes_BN5.device)).any(1)
+
+
+def unknown_regions(known_BF: Tensor) -> Tensor:
+    """(B, F, 5) a box around the whole image for each finding that is not known; NaN for the others."""
+    low, high = torch.zeros_like(known_BF, dtype=torch.float32), torch.ones_like(known_BF, dtype=torch.float32)
+    index = torch.arange(known_BF.shape[1], dtype=low.dtype, device=known_BF.device).expand_as(low)
+    return torch.where(known_BF[..., None], torch.nan, torch.stack([index, low, low, high, high], -1))
+
+
+def as_regions(boxes_BN5: Tensor) -> Tensor:
+    """Boxes as the regions of `augment.mosaic.augment_with_boxes`, which have negative indices; and regions back as boxes."""
+    return torch.cat([-1 - boxes_BN5[..., :1], boxes_BN5[..., 1:]], -1)
+
+
+def of_known_findings(boxes_BN6: Tensor, known_BF: Tensor) -> Tensor:
+    """Predicted boxes of findings whose locations are known in their image; NaN in place of the others."""
+    finding = boxes_BN6[..., 5].nan_to_num(0).long()
+    return torch.where(known_BF.gather(1, finding)[..., None], boxes_BN6, torch.nan)
+
+
+def first_boxes(boxes_BN5: Tensor) -> Tensor:
+    """Boxes moved in front of NaN rows, in the same order."""
+    order = torch.argsort(boxes_BN5[..., 0].isnan(), dim=1, stable=True)[..., None]
+    return boxes_BN5.gather(1, order.expand(-1, -1, 5))
+
+
+def shown_boxes(boxes_BN6: Tensor) -> Tensor:
+    """Boxes (B, N, 4) whose score is high enough for a picture; NaN in place of the others."""
+    return torch.where(boxes_BN6[..., 4:5] >= SHOWN_SCORE, boxes_BN6[..., :4], torch.nan)
+
+
+def outlined(x_B1HW: Tensor, boxes_BN4: Tensor, color: tuple[int, int, int] = PREDICTION_COLOR) -> Tensor:
+    """Images in [0, 1] with outlines of boxes (fractions of the image, or NaN), uint8 (B, H, W, 3) on the CPU."""
+    pictures = (x_B1HW[:, 0, :, :, None].expand(-1, -1, -1, 3) * 255).round().to(torch.uint8).cpu().numpy().copy()
+    size = np.array([x_B1HW.shape[-1], x_B1HW.shape[-2]] * 2)
+    for picture, boxes in zip(pictures, boxes_BN4.cpu().numpy(), strict=True):
+        for box in boxes[~np.isnan(boxes[:, 0])]:
+            left, top, right, bottom = np.rint(box.clip(0, 1) * size).astype(int).tolist()
+            cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), color, max(1, picture.shape[0] // 256))
+    return torch.from_numpy(pictures)

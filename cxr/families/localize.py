@@ -190,7 +190,7 @@ class LocalizeRecipe(ClassifierRecipe):
             weights = cam.relevance()[:, f].tolist()
             tiles = [
                 attention.titled(attention.heated(image_HW, map_Fhw[f]), f"stride {reach.stride}: {weight:.2f}")
-                for map_Fhw, reach, weight in zip(stages_SFhw, cam.reaches, weights, strict=True)
+                for map_Fhw, reach, weight in zip(stages_SFhw, cam.fields, weights, strict=True)
             ]
             stages.append(np.hstack([attention.heated(image_HW, np.zeros((1, 1))), *tiles, heated]))
         return {"overlay": torch.from_numpy(np.stack(overlays)), "stages": torch.from_numpy(np.stack(stages))}
@@ -292,7 +292,7 @@ class LocalizeTask(ClassifierTask):
         relevance = self.cam.relevance().T.tolist()
         return {
             "relevance": dict(zip(self.findings, relevance, strict=True)),
-            "stage_strides_px": [reach.stride for reach in self.cam.reaches],
+            "stage_strides_px": [reach.stride for reach in self.cam.fields],
             "map_scale": {"low": self.cam.low.tolist(), "high": self.cam.high.tolist()},
             **super().describe(),
         }
@@ -300,7 +300,7 @@ class LocalizeTask(ClassifierTask):
     @torch.inference_mode()
     def save_pictures(self, batches: Batches, folder: Path) -> None:
         """relevance.png: the weights of the stages. boxes.png: images with true and predicted boxes, and the map."""
-        strides = [f"stride {reach.stride}" for reach in self.cam.reaches]
+        strides = [f"stride {reach.stride}" for reach in self.cam.fields]
         weights = attention.relevance_figure(self.cam.relevance().cpu().numpy(), self.findings, strides)
         figures.save_figure(weights, str(folder), "relevance.png")
         batch = next(iter(batches()))

@@ -1,4 +1,4 @@
-"""Family `lungs`: finds both lung fields, for crops around them and for measures of size."""
+"""Family `lungs`: segments both lung fields, for cropping images to them and for measurements."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cxr.metrics.segmentation.mask_thresholds import MaskRule
 
 @dataclass(frozen=True, kw_only=True)
 class LungsRecipe(SegmentationRecipe):
-    """Both lung fields as one mask, from archives with lung masks: `montgomery`, `shenzhen`, `jsrt`, phantoms."""
+    """Segments both lung fields as one mask; needs lung masks, as montgomery, shenzhen, jsrt and phantoms have."""
 
     family: ClassVar[str] = "lungs"
     mask_label: ClassVar[str] = schema.LUNGS
@@ -24,8 +24,8 @@ class LungsRecipe(SegmentationRecipe):
     rule: ClassVar[MaskRule] = MaskRule(top=0.5, min_area=0, bottom=0.5)
 
     epochs: int = 30
-    first_size: int = 128
-    first_epochs: int = 50
+    warmup_size: int = 128
+    warmup_epochs: int = 50
     batch_size: int = 4
     lr: float = 2e-3
     ema: float = 0.996
@@ -37,9 +37,9 @@ class LungsRecipe(SegmentationRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lung_crop:
-            raise UserError(f"lung_crop={self.lung_crop}: lungs are sought in whole images. Leave it out")
+            raise UserError(f"lung_crop: expected nothing, got {self.lung_crop}. Lungs are segmented in whole images")
 
-    def cleaned(self, shares_HW: np.ndarray) -> np.ndarray:
-        """Shares without specks: only the two largest components stay."""
-        found = shares_HW >= 0.5
-        return np.where(found & ~largest_two(found), 0, shares_HW)
+    def cleaned(self, values_HW: np.ndarray) -> np.ndarray:
+        """The values of the two largest components; all others become 0."""
+        mask = values_HW >= 0.5
+        return np.where(mask & ~largest_two(mask), 0, values_HW)

@@ -1,4 +1,4 @@
-"""Optimizers and schedules for one stage of training: AdamW with a cosine, and YOLO's that decay linearly."""
+"""Optimizers and learning rate schedules: AdamW with a cosine schedule, and Ultralytics' with a linear one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-Factor = Callable[[int], float]  # of a value, after so many moves of the weights
+Factor = Callable[[int], float]  # of a value, after this many updates
 _NORMS = tuple(kind for name, kind in vars(nn).items() if "Norm" in name and isinstance(kind, type))
 
 
@@ -19,32 +19,32 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, *,
     return AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
 
 
-def warmup_cosine(optimizer: Optimizer, warmup: float, moves: int) -> LambdaLR:
-    """The learning rate rises linearly over the share `warmup` of all moves, then falls along a cosine to 0."""
-    rise = max(1, round(warmup * moves))
+def warmup_cosine(optimizer: Optimizer, warmup: float, updates: int) -> LambdaLR:
+    """The learning rate rises linearly over the fraction `warmup` of all updates, then follows a cosine down to 0."""
+    rise = max(1, round(warmup * updates))
 
-    def factor(move: int) -> float:
-        if move < rise:
-            return (move + 1) / rise
-        progress = min(1.0, (move - rise) / max(1, moves - rise))
+    def factor(update: int) -> float:
+        if update < rise:
+            return (update + 1) / rise
+        progress = min(1.0, (update - rise) / max(1, updates - rise))
         return 0.5 * (1 + math.cos(math.pi * progress))
 
     return LambdaLR(optimizer, factor)
 
 
 def grouped_sgd(network: nn.Module, lr: float, weight_decay: float, momentum: float) -> SGD:
-    """SGD with Nesterov's momentum, of parameters grouped as Ultralytics' trainer does; see `_groups`."""
+    """SGD with Nesterov momentum, with parameters grouped as in Ultralytics' trainer; see `_groups`."""
     return SGD(_groups(network, weight_decay), lr=lr, momentum=momentum, weight_decay=0.0, nesterov=True)
 
 
 def grouped_adamw(network: nn.Module, lr: float, weight_decay: float, momentum: float, *, fused: bool) -> AdamW:
-    """AdamW of the same groups, `momentum` as the first beta."""
+    """AdamW with the same groups and `momentum` as its first beta."""
     betas = momentum, 0.999
     return AdamW(_groups(network, weight_decay), lr=lr, betas=betas, weight_decay=0.0, fused=fused)
 
 
 def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights, norms' weights, biases; only the first decay. Parameters that require no gradient are left out."""
+    """Weights, weights of norms, and biases; only the first group decays. Frozen parameters are omitted."""
     weights, norms, biases = [], [], []
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -55,24 +55,24 @@ def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class LinearDecay:
-    """Ultralytics' schedule: from epoch to epoch the learning rate falls evenly, to the share `last` of its peak.
+    """Ultralytics' schedule: from epoch to epoch the learning rate falls linearly to `final_fraction` of its peak.
 
-    In the first `warmup` moves the biases' rate falls from `bias_lr`, all others' rises from 0, and SGD's momentum
-    rises from `first_momentum`.
+    In the first `warmup` updates, the learning rate of biases falls from `bias_lr`, that of all other parameters rises
+    from 0, and SGD's momentum rises from `first_momentum`.
 
     Args:
-        epochs: of the stage, each of `moves_an_epoch`.
+        epochs: number of epochs of the stage, each with `updates_per_epoch` updates.
     """
 
     epochs: int
-    moves_an_epoch: int
+    updates_per_epoch: int
     warmup: int
-    last: float
+    final_fraction: float
     bias_lr: float
     first_momentum: float
 
     def schedule(self, optimizer: Optimizer) -> LambdaLR:
-        """For an optimizer of `grouped_sgd` or `grouped_adamw`."""
+        """The schedule of an optimizer made by `grouped_sgd` or `grouped_adamw`."""
         *others, biases = optimizer.param_groups
         factors = [self._factor(0.0)] * len(others) + [self._factor(self.bias_lr / biases["lr"])]
         if isinstance(optimizer, SGD):
@@ -80,22 +80,22 @@ class LinearDecay:
         return LambdaLR(optimizer, factors)
 
     def _factor(self, first: float) -> Factor:
-        def factor(move: int) -> float:
-            done = min(move // self.moves_an_epoch, self.epochs) / self.epochs
-            plain = (1 - done) * (1 - self.last) + self.last
-            return first + (plain - first) * move / self.warmup if move < self.warmup else plain
+        def factor(update: int) -> float:
+            progress = min(update // self.updates_per_epoch, self.epochs) / self.epochs
+            plain = (1 - progress) * (1 - self.final_fraction) + self.final_fraction
+            return first + (plain - first) * update / self.warmup if update < self.warmup else plain
 
         return factor
 
     def _momentum(self, peak: float) -> Factor:
-        def momentum(move: int) -> float:
-            return self.first_momentum + (peak - self.first_momentum) * min(1.0, move / max(1, self.warmup))
+        def momentum(update: int) -> float:
+            return self.first_momentum + (peak - self.first_momentum) * min(1.0, update / max(1, self.warmup))
 
         return momentum
 
 
 class WithMomentum(LambdaLR):
-    """A LambdaLR that also sets the momentum of all groups."""
+    """A LambdaLR that also sets the momentum of all parameter groups."""
 
     def __init__(self, optimizer: Optimizer, factors: Sequence[Factor], momentum: Factor) -> None:
         self._momentum = momentum

@@ -1,4 +1,4 @@
-"""Family `pneumothorax`: finds air between lung and chest wall, which most images do not show."""
+"""Family `pneumothorax`: segments air between lung and chest wall, which most images do not show."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cxr.families.segmentation import SegmentationRecipe
 
 @dataclass(frozen=True, kw_only=True)
 class PneumothoraxRecipe(SegmentationRecipe):
-    """Pneumothorax as SIIM-ACR (2019) marks it. Losses and rule are those of its winners.
+    """Segments pneumothorax as annotated for SIIM-ACR (2019), with the losses and the mask rule of its winners.
 
-    Three quarters of the images have nothing to find: an empty mask for every image has a mean Dice of .78 there.
+    More than three quarters of its images are negative: an empty mask for every image has a mean Dice of .78.
     """
 
     family: ClassVar[str] = "pneumothorax"
@@ -26,21 +26,21 @@ class PneumothoraxRecipe(SegmentationRecipe):
     batch_size: int = 8
     lr: float = 5e-4
     precision: Literal["auto", "float32", "bfloat16"] = "bfloat16"
-    bce: float = 3.0
-    focal: float = 4.0
+    bce_weight: float = 3.0
+    focal_weight: float = 4.0
     image_weight: float = 0.5
-    positives_from: float = 0.0
-    """Share of an epoch's images that show pneumothorax, in the first epoch; 0: images as they are."""
-    positives_to: float = 0.0
-    """The same in the last epoch; the winners' fell from .8 to .4. Between the two it changes evenly."""
+    positive_fraction_start: float = 0.0
+    """Fraction of images with a pneumothorax in the first epoch. 0: the images as they are in the archive."""
+    positive_fraction_end: float = 0.0
+    """The same fraction in the last epoch, with a linear change in between. The winners' went from .8 to .4."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shares = (self.positives_from, self.positives_to)
-        if not all(0 <= share <= 1 for share in shares) or (0 in shares and any(shares)):
+        fractions = (self.positive_fraction_start, self.positive_fraction_end)
+        if not all(0 <= fraction <= 1 for fraction in fractions) or (0 in fractions and any(fractions)):
             raise UserError(
-                f"positives_from={self.positives_from}, positives_to={self.positives_to}: wanted two shares above 0 "
-                f"and up to 1, or 0 in both for images as they are"
+                f"expected positive_fraction_start and positive_fraction_end both above 0 and at most 1, or both 0 "
+                f"for the images as they are, got {self.positive_fraction_start} and {self.positive_fraction_end}"
             )
 
     @property
@@ -48,7 +48,8 @@ class PneumothoraxRecipe(SegmentationRecipe):
         return self.mask_label
 
     def positive_fraction_of(self, epoch: int) -> float | None:
-        if not self.positives_from:
+        if not self.positive_fraction_start:
             return None
-        done = epoch / max(1, self.total_epochs - 1)
-        return self.positives_from + done * (self.positives_to - self.positives_from)
+        progress = epoch / max(1, self.total_epochs - 1)
+        start, end = self.positive_fraction_start, self.positive_fraction_end
+        return start + progress * (end - start)

@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
     "align": {
         "demo": Preset(
             "A small aligner that two CPU cores train in about a minute.",
-            {"size": 64, "epochs": 4, "trunk": "conv3", "lung_phantoms": 200, "lung_steps": 150},
+            {"size": 64, "epochs": 4, "backbone": "conv3"},
         ),
         "fast": Preset("Smaller images and fewer epochs, for searches on CPUs.", {"size": 96, "epochs": 12}),
     },
@@ -99,7 +99,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "lr": 0.001,
                 "mosaic": 0.0,
                 "close_mosaic": 0,
-                "scale": 0.3,
+                "scale_jitter": 0.3,
             },
         ),
         "ultralytics": Preset(
@@ -117,7 +117,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
     },
     "lungs": {
         "reported": Preset(
-            "The 100 epochs behind the lung figures in the documentation.", {"epochs": 50, "first_epochs": 50}
+            "The 100 epochs behind the lung figures in the documentation.", {"epochs": 50, "warmup_epochs": 50}
         ),
     },
     "pneumothorax": {
@@ -126,7 +126,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
         "siim": Preset(
             "Much of what the winners of SIIM-ACR 2019 did: U-Net, 512 px, sliding fraction of positives, averaging.",
-            {"size": 512, "architecture": "unet", "lr": 5e-4, "positives_from": 0.8, "positives_to": 0.4},
+            {"size": 512, "architecture": "unet", "lr": 5e-4, "positive_fraction_start": 0.8, "positive_fraction_end": 0.4},
             archive={"shard_size": 512},
             run={"average": 3},
         ),

@@ -1,10 +1,16 @@
-"""What the families that find a mask have in common: settings, networks, scores."""
+"""What families that segment one kind of mask share: `lungs` and `pneumothorax`.
+
+A network gives each pixel a probability and, if `image_weight` is set, one to the image as a whole. A rule with three
+thresholds turns the probabilities into a mask (`metrics.segmentation.mask_thresholds`). Images without known masks
+are not trained on.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
@@ -12,137 +18,158 @@ import pyarrow as pa
 import torch
 from optuna.distributions import BaseDistribution, FloatDistribution
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cxr import schema
-from cxr.augment.image_mask import Variation
-from cxr.data.batch import Batch
+from cxr.augment.image_mask import Variation, augment_with_masks
+from cxr.data.batch import NO_MASK, Batch
 from cxr.errors import UserError
-from cxr.families.base import Recipe, ScoringContext, Stage, one_of, unit_pixels
-from cxr.families.segmentation_task import Lesson, SegmentationTask, outlined, rule_of
+from cxr.families.base import Batches, Communicator, Recipe, ScoringContext, Stage, Task, one_of, unit_pixels
 from cxr.imaging.geometry import ResizeTransform, mask_to_original
-from cxr.metrics.segmentation.mask_thresholds import MaskRule
+from cxr.metrics.segmentation import hd95_rows, image_level, summary
+from cxr.metrics.segmentation.mask_thresholds import MaskRule, choose_rule, decided, rule_rows
 from cxr.models import pretrained
 from cxr.models.fcn import FcnBackbone, FcnStride, FullyConvolutional, Upsampling
 from cxr.models.pretrained import Weights
-from cxr.models.segmentation_loss import MaskLoss
-from cxr.models.segmentation_model import SegmentationModel
-from cxr.models.smp_unet import Segmenter
-from cxr.models.unet import UNET_ENCODERS, SmallUNet, UNet
+from cxr.models.segmentation_loss import MaskLoss, image_loss
+from cxr.models.segmentation_model import SegmentationModel, Segmenter
+from cxr.models.unet import UNET_BACKBONES, SmallUNet, UNet
+from cxr.reporting import figures, palette
 from cxr.sources import rle
 
 Architecture = Literal["small_unet", "unet", "fcn32s", "fcn16s", "fcn8s"]
-_STRIDES: dict[str, FcnStride] = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}
-SHARES = "shares"  # what `predict` gives besides the image's probability
+FCN_STRIDES: dict[str, FcnStride] = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}
+MASK_VALUES = "mask_values"  # from `predict`: (B, size, size); a mask contains the pixels from .5 on
+SHOWN_IMAGES = 6
+TRUTH_COLOR, PREDICTION_COLOR = palette.rgb(palette.TRUTH), palette.rgb(palette.PREDICTION)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationRecipe(Recipe):
-    """Finds one kind of mask."""
+    """Segments one kind of mask."""
 
     mode: ClassVar[Literal["min", "max"]] = "max"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.MASKS)
     score_columns: ClassVar[pa.Schema] = schema.MASK_SCORES
-    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "backbone_weights")
-    depends_on: ClassVar[Mapping[str, str]] = {"positive_weight": "bce"}
+    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "backbone_pretrained")
+    depends_on: ClassVar[Mapping[str, str]] = {"positive_weight": "bce_weight"}
     measures_distance: ClassVar[bool] = False
-    """Whether validation also measures how far outlines lie apart (HD95)."""
+    """Whether validation also measures the distance between outlines (HD95)."""
     rule: ClassVar[MaskRule] = MaskRule()
-    """By which probabilities become masks, before training has chosen another."""
+    """The rule that turns probabilities into masks, until validation chooses another."""
     chooses_rule: ClassVar[bool] = False
-    """Whether each validation chooses the rule anew."""
+    """Whether every validation chooses the rule."""
 
     architecture: Architecture = "unet"
-    """small_unet: 1.3 million parameters, for CPUs; unet: on a ResNet; fcn32s, fcn16s, fcn8s: Long et al. 2015."""
+    """Network: small_unet (1.3 million parameters, for CPUs), unet (on a ResNet), or fcn32s, fcn16s or fcn8s (Long et
+    al. 2015)."""
     backbone: FcnBackbone = "resnet34"
-    """Network of torchvision on which a U-Net (ResNets only) or FCN stands."""
+    """Network of torchvision that a U-Net (ResNets only) or an FCN is built on."""
     attention: Literal["none", "scse"] = "none"
-    """Of the U-Net's decoder: none, or channels and places weighed (scSE)."""
+    """Attention in the U-Net's decoder. scse weighs channels and positions."""
     upsampling: Upsampling = "published"
-    """Which of an FCN's enlargements learn: published (all but the last), learnt (all), fixed (none)."""
+    """Which of an FCN's upsampling layers are learned: published (all but the last), learned (all) or fixed (none)."""
     fully_connected: bool = True
-    """Keep AlexNet's and VGG16's fully connected layers, as convolutions: most of their parameters."""
-    backbone_weights: str = ""
-    """Weights that the backbone starts from: a path or URI of a state dict or checkpoint, or a torchvision name
-    (IMAGENET1K_V1); auto takes torchvision's where they can be fetched. Empty: random weights."""
+    """Keep the fully connected layers of AlexNet and VGG16, as convolutions. They are most of the parameters."""
+    backbone_pretrained: str = ""
+    """Initial weights of the backbone: the path or URI of a state dict or checkpoint, or a torchvision name such as
+    IMAGENET1K_V1. auto uses torchvision's if they can be fetched. Empty: random weights."""
     freeze_backbone: bool = False
-    """Leave the backbone as it begins."""
+    """Do not train the backbone."""
 
-    bce: float = 1.0
+    bce_weight: float = 1.0
     """Weight of the pixels' cross-entropy."""
-    dice: float = 1.0
+    dice_weight: float = 1.0
     """Weight of the soft Dice loss."""
-    focal: float = 0.0
+    focal_weight: float = 0.0
     """Weight of the focal loss."""
     positive_weight: float = 1.0
-    """Of a pixel of the mask in the cross-entropy, beside 1 for any other."""
+    """Weight of the mask's pixels in the cross-entropy. Other pixels have weight 1."""
     image_weight: float = 0.0
-    """Weight of telling whether the image has a mask at all; 0: that is not learnt."""
+    """Weight of the loss for whether the image has a mask at all. 0 turns this output off."""
 
-    first_size: int = 0
-    """Size at which training begins, pixels, before that of `size`; 0 for none."""
-    first_epochs: int = 0
-    """Epochs at `first_size`."""
+    warmup_size: int = 0
+    """Input size in pixels of a first stage, before training at `size` (progressive resizing). 0: no such stage."""
+    warmup_epochs: int = 0
+    """Number of epochs at `warmup_size`."""
 
     flip: float = 0.5
-    """Augmentation: share of images that are mirrored."""
+    """Augmentation: fraction of images that are mirrored."""
     rotation_deg: float = 10.0
-    """Augmentation: largest rotation."""
+    """Augmentation: maximum rotation in degrees."""
     scale: float = 1.1
-    """Augmentation: largest enlargement, and reduction, of either axis."""
+    """Augmentation: maximum zoom factor of either axis, in and out."""
     shift: float = 0.05
-    """Augmentation: largest shift, as a share of the width."""
+    """Augmentation: maximum translation as a fraction of the width."""
     elastic: float = 0.01
-    """Augmentation: largest standard deviation of a smooth displacement, as a share of the width."""
+    """Augmentation: maximum standard deviation of a smooth displacement, as a fraction of the width."""
     gamma: float = 1.3
-    """Augmentation: largest exponent of gray values."""
+    """Augmentation: maximum exponent of gray values."""
     contrast: float = 0.2
-    """Augmentation: largest change of contrast, as a share."""
+    """Augmentation: maximum change of contrast, as a fraction."""
     brightness: float = 0.1
-    """Augmentation: largest change of brightness, of 1."""
+    """Augmentation: maximum change of brightness, with gray values in [0, 1]."""
     noise: float = 0.02
-    """Augmentation: largest standard deviation of noise, of 1."""
-    flip_test: bool = True
-    """Average probabilities over the image and its mirror image in validation and use."""
+    """Augmentation: maximum standard deviation of noise, with gray values in [0, 1]."""
+    tta_flip: bool = True
+    """Average the probabilities over the image and its mirror image in validation and scoring."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("architecture", self.architecture, get_args(Architecture))
-        one_of("backbone", self.backbone, UNET_ENCODERS if self.architecture == "unet" else get_args(FcnBackbone))
+        one_of("backbone", self.backbone, UNET_BACKBONES if self.architecture == "unet" else get_args(FcnBackbone))
         one_of("attention", self.attention, ("none", "scse"))
         one_of("upsampling", self.upsampling, get_args(Upsampling))
-        if self.first_size > self.size or min(self.first_size, self.first_epochs, self.image_weight) < 0:
+        for name in ("warmup_size", "warmup_epochs", "image_weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.warmup_size > self.size:
+            raise UserError(f"warmup_size: expected at most size={self.size}, got {self.warmup_size}")
+        if bool(self.warmup_size) != bool(self.warmup_epochs):
             raise UserError(
-                f"first_size={self.first_size}, first_epochs={self.first_epochs}, image_weight={self.image_weight}: "
-                f"wanted none negative, and first_size at most size={self.size}"
+                f"expected both or neither of warmup_size and warmup_epochs, got {self.warmup_size} and "
+                f"{self.warmup_epochs}"
             )
-        if bool(self.first_size) != bool(self.first_epochs):
+        if self.freeze_backbone and not self.backbone_pretrained:
             raise UserError(
-                f"first_size={self.first_size}, first_epochs={self.first_epochs}: wanted both, or neither"
-            )
-        if self.freeze_backbone and not self.backbone_weights:
-            raise UserError(
-                f"freeze_backbone without backbone_weights: {self.backbone} would stay as chance made it. Give "
-                f"backbone_weights, a name of torchvision or a URI"
+                f"freeze_backbone without backbone_pretrained: {self.backbone} would stay randomly initialized. Give "
+                f"backbone_pretrained, a torchvision name or a URI"
             )
         try:
-            _ = self._loss(), self._variation()
+            _ = self.loss, self.variation
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def _loss(self) -> MaskLoss:
-        return MaskLoss(self.bce, self.dice, self.focal, self.positive_weight)
+    @property
+    def loss(self) -> MaskLoss:
+        return MaskLoss(
+            bce_weight=self.bce_weight,
+            dice_weight=self.dice_weight,
+            focal_weight=self.focal_weight,
+            positive_weight=self.positive_weight,
+        )
 
-    def _variation(self) -> Variation:
-        names = {field.name for field in fields(Variation)} & {field.name for field in fields(self)}
-        return Variation(**{name: getattr(self, name) for name in names})
+    @property
+    def variation(self) -> Variation:
+        return Variation(
+            flip=self.flip,
+            rotation_deg=self.rotation_deg,
+            scale=self.scale,
+            shift=self.shift,
+            elastic=self.elastic,
+            gamma=self.gamma,
+            contrast=self.contrast,
+            brightness=self.brightness,
+            noise=self.noise,
+        )
 
     @property
     def monitor(self) -> str:
         return "dice"
 
     def stages(self) -> tuple[Stage, ...]:
-        first = (Stage(f"{self.first_size} px", self.first_epochs, self.lr),) if self.first_size else ()
-        return (*first, Stage(f"{self.size} px", self.epochs, self.lr))
+        warmup = (Stage(f"{self.warmup_size} px", self.warmup_epochs, self.lr),) if self.warmup_size else ()
+        return (*warmup, Stage(f"{self.size} px", self.epochs, self.lr))
 
     def network(self, findings: Any) -> SegmentationModel:
         segmenter = self.segmenter()
@@ -156,67 +183,58 @@ class SegmentationRecipe(Recipe):
             return SmallUNet()
         if self.architecture == "unet":
             return UNet(self.backbone, self.attention)  # pyright: ignore[reportArgumentType]
-        return FullyConvolutional(self.backbone, _STRIDES[self.architecture], self.upsampling, self.fully_connected)
+        stride = FCN_STRIDES[self.architecture]
+        return FullyConvolutional(self.backbone, stride, self.upsampling, self.fully_connected)
 
     def task(self, network: nn.Module) -> SegmentationTask:
-        lesson = Lesson(
-            mask_label=self.mask_label,
-            size=self.size,
-            first_size=self.first_size,
-            first_stage=f"{self.first_size} px",
-            loss=self._loss(),
-            image_weight=self.image_weight,
-            variation=self._variation(),
-            flip_test=self.flip_test,
-            rule=None if self.chooses_rule else self.rule,
-            distances=self.measures_distance,
-        )
-        return SegmentationTask(network, lesson, self._start)
+        return SegmentationTask(self, network)
 
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Shares of pixels (B, size, size), of which a mask has those from one half; 0 where there is none."""
-        p, image = self._probabilities(network, batch)
+        """Values of the pixels (B, size, size), of which a mask contains those from .5 on; 0 if the mask is empty."""
+        p, image = self.probabilities(network, unit_pixels(batch, self.size))
         rule = rule_of(network)
-        kept = rule.apply(p).flatten(1).any(1)[:, None, None]
+        present = rule.apply(p).flatten(1).any(1)[:, None, None]
         return {
-            SHARES: torch.where(kept, p - rule.bottom + 0.5, 0.0),
+            MASK_VALUES: torch.where(present, p - rule.bottom + 0.5, 0.0),
             schema.PRED_MASK_PROBABILITY: image if self.image_weight else torch.full_like(image, math.nan),
         }
 
-    def _probabilities(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def probabilities(self, network: nn.Module, x_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities of pixels (B, H, W) and images (B,)."""
         assert isinstance(network, SegmentationModel)
-        return network.probabilities(unit_pixels(batch, self.size), mirrored=self.flip_test)
+        return network.probabilities(x_B1HW, mirrored=self.tta_flip)
 
     def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
-        shares = predicted[SHARES].cpu().numpy()
+        values = predicted[MASK_VALUES].cpu().numpy()
         zoom = ResizeTransform(context.stored_size / self.size, context.stored_size / self.size)
-        places = (rows[name].to_pylist() for name in (schema.RESIZE_TRANSFORM, schema.HEIGHT_PX, schema.WIDTH_PX))
-        found = [
-            self._coded(share, zoom.then(ResizeTransform(**frame)), height, width)
-            for share, frame, height, width in zip(shares, *places, strict=True)
+        originals = (rows[name].to_pylist() for name in (schema.RESIZE_TRANSFORM, schema.HEIGHT_PX, schema.WIDTH_PX))
+        encoded = [
+            self._encoded(values_HW, zoom.then(ResizeTransform(**transform)), height, width)
+            for values_HW, transform, height, width in zip(values, *originals, strict=True)
         ]
         columns = {
-            schema.PRED_MASK_RLE: [code for code, _ in found],
-            schema.PRED_MASK_AREA_PX: [area for _, area in found],
+            schema.PRED_MASK_RLE: [code for code, _ in encoded],
+            schema.PRED_MASK_AREA_PX: [area for _, area in encoded],
             schema.PRED_MASK_PROBABILITY: predicted[schema.PRED_MASK_PROBABILITY].float().cpu().numpy(),
         }
         return pa.table(columns, schema=self.score_columns)
 
-    def _coded(self, shares_HW: np.ndarray, frame: ResizeTransform, height: int, width: int) -> tuple[str, int]:
-        """The mask's code and area on the original image."""
-        if shares_HW.max() < 0.5:
+    def _encoded(self, values_HW: np.ndarray, transform: ResizeTransform, height: int, width: int) -> tuple[str, int]:
+        """The run-length code and the area of the mask in the original image."""
+        if values_HW.max() < 0.5:
             return rle.EMPTY, 0
-        mask = mask_to_original(self.cleaned(shares_HW), frame, height, width)
+        mask = mask_to_original(self.cleaned(values_HW), transform, height, width)
         return rle.encode(mask), int(mask.sum())
 
-    def cleaned(self, shares_HW: np.ndarray) -> np.ndarray:
-        """Shares without what cannot belong to the mask."""
-        return shares_HW
+    def cleaned(self, values_HW: np.ndarray) -> np.ndarray:
+        """The values without parts that cannot belong to the mask."""
+        return values_HW
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """overlay: the image with the outline of what was found, (B, size, size, 3)."""
-        p, _ = self._probabilities(network, batch)
-        return {"overlay": outlined(unit_pixels(batch, self.size), rule_of(network).apply(p))}
+        """overlay: the image with the outline of the predicted mask, (B, size, size, 3)."""
+        x = unit_pixels(batch, self.size)
+        p, _ = self.probabilities(network, x)
+        return {"overlay": outlined(x, rule_of(network).apply(p))}
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Learning rate and loss weights."""
@@ -224,11 +242,12 @@ class SegmentationRecipe(Recipe):
             "lr": FloatDistribution(1e-4, 5e-3, log=True),
             "positive_weight": FloatDistribution(1, 10, log=True),
         }
-        others = self.bce, self.focal, self.image_weight
-        return space | ({"dice": FloatDistribution(0.25, 4, log=True)} if any(others) else {})
+        if self.bce_weight or self.focal_weight or self.image_weight:
+            space["dice_weight"] = FloatDistribution(0.25, 4, log=True)
+        return space
 
     def initial_weights(self) -> dict[str, str]:
-        return {"backbone_weights": "" if self.architecture == "small_unet" else self.backbone}
+        return {"backbone_pretrained": "" if self.architecture == "small_unet" else self.backbone}
 
     def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
         self.segmenter().load_backbone(given.state)
@@ -237,6 +256,117 @@ class SegmentationRecipe(Recipe):
     def without_weights(self, setting: str) -> Self | None:
         return None if self.freeze_backbone else super().without_weights(setting)
 
-    def _start(self, network: SegmentationModel) -> None:
-        if self.backbone_weights:
-            network.segmenter.load_backbone(pretrained.from_uri(self.backbone_weights))
+
+class SegmentationTask(Task):
+    """A segmentation model in training."""
+
+    def __init__(self, recipe: SegmentationRecipe, network: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(network, SegmentationModel)
+        self.recipe, self.network, self.loss = recipe, network, recipe.loss
+        self.size = recipe.size  # of the current stage
+        self.rule = None if recipe.chooses_rule else recipe.rule
+
+    def enter_stage(self, stage: str) -> None:
+        self.size = self.recipe.warmup_size if stage == f"{self.recipe.warmup_size} px" else self.recipe.size
+
+    def begin(self, batches: Batches, workers: Communicator) -> None:
+        if self.recipe.backbone_pretrained:
+            self.network.segmenter.load_backbone(pretrained.from_uri(self.recipe.backbone_pretrained))
+        known = any(bool((batch[schema.MASKS][:, 0, 0] != NO_MASK).any()) for batch in batches())
+        if not workers.sum(torch.tensor(float(known), device=self.network.rule.device)).item():
+            raise UserError(
+                f"expected masks of {self.recipe.mask_label}, got a train split without any: give an archive whose "
+                f"source has such masks"
+            )
+
+    def augmented(self, batch: Batch) -> Batch:
+        x, mask = augment_with_masks(*images_and_masks(batch, self.size), self.recipe.variation)
+        return batch | {schema.PIXELS: x[:, 0], schema.MASKS: mask[:, 0]}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        x, mask = images_and_masks(batch, self.size)
+        logits, image = self.network(x)
+        terms = self.loss(logits, mask)
+        if self.recipe.image_weight:
+            terms["image"] = self.recipe.image_weight * image_loss(image, _presence(mask))
+        return terms
+
+    @torch.no_grad()
+    def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
+        """Overlap of predicted and true masks over images whose mask is known; see `metrics.segmentation.summary`.
+
+        image_auroc, image_sensitivity and image_specificity are about images with and without a mask. hd95_px, the
+        mean over images for which it is defined, is in pixels of the network's input.
+        """
+        device = self.network.rule.device
+        empty = torch.zeros(0, device=device)  # for workers without images
+        counts = [rule_rows(empty.view(0, 1, 1), empty.view(0, 1, 1))]
+        images, distances = [empty], [torch.zeros(0, dtype=torch.float64)]
+        for batch in batches():
+            x, mask = images_and_masks(batch, self.size)
+            known = mask[:, 0, 0, 0] != NO_MASK
+            p, image = self.recipe.probabilities(self.network, x[known])
+            true = mask[known, 0] == 1
+            counts.append(rule_rows(p, true))
+            images.append(image)
+            if self.recipe.measures_distance:
+                distances.append(hd95_rows((self.rule or MaskRule()).apply(p), true))
+        rows = workers.gather(torch.cat(counts))
+        if self.recipe.chooses_rule and len(rows):
+            self.rule = choose_rule(rows)
+            self.network.rule.copy_(torch.tensor(tuple(self.rule.describe().values()), dtype=torch.float64))
+        overlaps = decided(rows, self.rule or MaskRule())
+        probabilities = workers.gather(torch.cat(images)) if self.recipe.image_weight else None
+        metrics = summary(overlaps) | image_level(overlaps, probabilities)
+        if self.recipe.measures_distance:
+            metrics["hd95_px"] = float(workers.gather(torch.cat(distances).to(device)).nanmean())
+        return {name: value for name, value in metrics.items() if not math.isnan(value) or name == "dice"}
+
+    def describe(self) -> dict[str, Any]:
+        return {"mask_rule": self.rule.describe()} if self.rule else {}
+
+    @torch.inference_mode()
+    def save_pictures(self, batches: Batches, folder: Path) -> None:
+        """masks.png: images, true outlines and predicted outlines; images with a mask come first."""
+        batch = next(iter(batches()))
+        x, mask = images_and_masks(batch, self.recipe.size)
+        order = torch.argsort((mask == 1).flatten(1).any(1).int(), descending=True, stable=True)[:SHOWN_IMAGES]
+        x, mask = x[order], mask[order, 0] == 1
+        p, _ = self.recipe.probabilities(self.network, x)
+        rows = {
+            "image": x[:, 0],
+            "truth": outlined(x, mask, TRUTH_COLOR) / 255,
+            "prediction": outlined(x, rule_of(self.network).apply(p)) / 255,
+        }
+        figure = figures.picture_rows({name: images.cpu().numpy() for name, images in rows.items()})
+        figures.save_figure(figure, str(folder), "masks.png")
+
+
+def rule_of(network: nn.Module) -> MaskRule:
+    """The rule that turns a network's probabilities into masks."""
+    assert isinstance(network, SegmentationModel)
+    return MaskRule(*network.rule.tolist())
+
+
+def images_and_masks(batch: Batch, size: int) -> tuple[Tensor, Tensor]:
+    """Images (B, 1, size, size) in [0, 1], and their masks, uint8 with values 0 and 1, or `NO_MASK` everywhere."""
+    mask = batch[schema.MASKS][:, None]
+    if mask.shape[-1] != size:
+        coverage = F.interpolate(mask.float(), size=(size, size), mode="area")
+        mask = torch.where(coverage > 1, NO_MASK, (coverage >= 0.5).to(torch.uint8))
+    return unit_pixels(batch, size), mask
+
+
+def outlined(x_B1HW: Tensor, mask_BHW: Tensor, color: tuple[int, int, int] = PREDICTION_COLOR) -> Tensor:
+    """Images in [0, 1] with the outlines of their bool masks, uint8 (B, H, W, 3)."""
+    mask = mask_BHW[:, None].float()
+    edge = F.max_pool2d(mask, 3, 1, 1) - mask
+    paint = torch.tensor(color, device=x_B1HW.device).view(3, 1, 1) / 255
+    return ((1 - edge) * x_B1HW + edge * paint).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _presence(mask_B1HW: Tensor) -> Tensor:
+    """(B,) 1 if the mask is not empty, 0 if it is, −1 if it is unknown."""
+    any_B = (mask_B1HW == 1).flatten(1).any(1)
+    return torch.where(mask_B1HW[:, 0, 0, 0] == NO_MASK, schema.UNKNOWN, any_B.int())

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cxr.metrics.meters import Communicator, Mean
-from cxr.models.backbones import local_mean, normalise_contrast
+from cxr.models.backbones import local_mean, normalize_contrast
 from cxr.models.spatial_transformer import compose, corner_distance, invert, warp
 
 SCALES = 0.6, 1.6  # mean scales beyond which a network has zoomed into a corner, or away from the chest
@@ -123,7 +123,7 @@ class Overlap:
 
     def add(self, x_B1HW: Tensor, theta: Tensor) -> None:
         """Images in [0, 1] as `theta` (B or 1, 2, 3) shows them."""
-        both = torch.cat([x_B1HW, normalise_contrast(x_B1HW)], 1)
+        both = torch.cat([x_B1HW, normalize_contrast(x_B1HW)], 1)
         aligned, normalized = warp(both, theta, self._size).split(1, 1)
         self._unit.add(unit_vectors(normalized))
         self._value.add(aligned.flatten(1))

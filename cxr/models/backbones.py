@@ -1,4 +1,4 @@
-"""Trunks that read images of one or a few channels: small conv nets and torchvision's ResNets."""
+"""Backbones for images of one or a few channels: small convolutional networks and torchvision's ResNets."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from cxr.precision import in_float32
 
-TrunkName = Literal["conv3", "conv4", "conv5", "conv6", "resnet18", "resnet34", "resnet50"]
-TRUNKS: tuple[TrunkName, ...] = get_args(TrunkName)
+BackboneName = Literal["conv3", "conv4", "conv5", "conv6", "resnet18", "resnet34", "resnet50"]
+BACKBONES: tuple[BackboneName, ...] = get_args(BackboneName)
 
-WIDTHS = (16, 32, 64, 96, 128, 128)  # channels after each block of a small net
-GRID = 4  # cells to a side that the pooled output keeps: where something lies must survive
+WIDTHS = (16, 32, 64, 96, 128, 128)  # channels after each block of a small network
+GRID = 4  # cells per side of the pooled features, which must keep positions
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """Convolutions, then a small grid of cells flattened to `features` numbers.
 
     Args:
@@ -32,44 +32,44 @@ class Trunk(nn.Module):
         self.mix = nn.Sequential(nn.Linear(64 * GRID * GRID, features), nn.GELU())
         self.features = features
 
-    def forward(self, x_B1HW: Tensor) -> Tensor:
-        return self.mix(self.squeeze(self.blocks(x_B1HW)))
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.mix(self.squeeze(self.blocks(x_BCHW)))
 
 
-def trunk(name: TrunkName, channels: int = 1) -> Trunk:
-    """A new trunk with random weights for images of `channels` channels.
+def make_backbone(name: BackboneName, channels: int = 1) -> Backbone:
+    """A backbone with random weights for images of `channels` channels.
 
     Raises:
-        ValueError: no such trunk.
+        ValueError: there is no such backbone.
     """
-    if name not in TRUNKS:
-        raise ValueError(f"trunk {name!r}: wanted one of {', '.join(TRUNKS)}")
+    if name not in BACKBONES:
+        raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {name}")
     if name.startswith("conv"):
         depth = int(name.removeprefix("conv"))
-        return Trunk(conv_blocks(depth, channels), WIDTHS[depth - 1])
-    from torchvision import models as torchvision_models  # here, for it takes seconds to import
+        return Backbone(conv_blocks(depth, channels), WIDTHS[depth - 1])
+    from torchvision import models as torchvision_models  # imported here because it takes seconds
 
-    net = getattr(torchvision_models, name)(weights=None)
-    net.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
-    return Trunk(nn.Sequential(*list(net.children())[:-2]), net.fc.in_features)
+    network = getattr(torchvision_models, name)(weights=None)
+    network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    return Backbone(nn.Sequential(*list(network.children())[:-2]), network.fc.in_features)
 
 
 def conv_blocks(depth: int, channels: int = 1) -> nn.Sequential:
-    """`depth` blocks, each halving the image."""
+    """`depth` blocks, each of which halves the image."""
     ends = (channels, *WIDTHS[:depth])
     return nn.Sequential(*[conv_block(*pair, stride=2) for pair in pairwise(ends)])
 
 
 def conv_block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
-    """Convolution, GroupNorm (the same in training as in use, for any batch), GELU."""
+    """Convolution, GroupNorm (which behaves the same in training and in use, for any batch size), GELU."""
     conv = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
     return nn.Sequential(conv, nn.GroupNorm(8, channels_out), nn.GELU())
 
 
-def normalise_contrast(x_BCHW: Tensor, window: float = 0.5) -> Tensor:
-    """Subtract the local mean and divide by the local deviation, so that exposure does not matter; float32.
+def normalize_contrast(x_BCHW: Tensor, window: float = 0.5) -> Tensor:
+    """Subtract the local mean and divide by the local standard deviation, which removes exposure; float32.
 
-    `window` is the side of the neighborhood as a share of the height.
+    `window` is the side of the square neighborhood as a fraction of the image's height.
     """
     side = int(window * x_BCHW.shape[-2]) // 2 * 2 + 1
     x = x_BCHW.float()
@@ -80,16 +80,16 @@ def normalise_contrast(x_BCHW: Tensor, window: float = 0.5) -> Tensor:
 
 @in_float32
 def local_mean(x_BCHW: Tensor, side: int) -> Tensor:
-    """Mean over squares of `side` (odd) pixels, over what of them lies inside the image; float32.
+    """Mean over squares of `side` (odd) pixels, counting only pixels inside the image; float32.
 
-    As two matrix products: an order of magnitude faster on CPUs than pooling with large windows.
+    Computed as two matrix products: on CPUs this is ten times faster than pooling with large windows.
     """
-    over_rows, over_columns = (_box(n, side, x_BCHW.device) for n in x_BCHW.shape[-2:])
+    over_rows, over_columns = (_box_filter(n, side, x_BCHW.device) for n in x_BCHW.shape[-2:])
     return over_rows @ (x_BCHW @ over_columns.T)
 
 
-def _box(length: int, side: int, device: torch.device) -> Tensor:
-    """(length, length): row i averages the `side` entries around i."""
-    at = torch.arange(length, device=device)
-    inside = ((at[:, None] - at[None, :]).abs() <= side // 2).float()
+def _box_filter(length: int, side: int, device: torch.device) -> Tensor:
+    """(length, length) matrix whose row i averages the `side` entries around i."""
+    index = torch.arange(length, device=device)
+    inside = ((index[:, None] - index[None, :]).abs() <= side // 2).float()
     return inside / inside.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Classifiers of X-rays: torchvision's DenseNets and ResNets on images of one channel."""
+"""Classifiers of X-rays: torchvision's DenseNets and ResNets on single-channel images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from cxr.models.state_dicts import matching
+from cxr.models import pretrained
 
 ClassifierName = Literal["densenet121", "densenet169", "densenet201", "resnet18", "resnet34", "resnet50"]
 CLASSIFIERS: tuple[ClassifierName, ...] = get_args(ClassifierName)
@@ -20,16 +20,17 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Classifier(nn.Module):
     """Images (B, 1, H, W) in [0, 1], of any size, to logits (B, findings).
 
-    The image is shown as three equal channels, normalized as torchvision's weights expect.
+    The network sees three equal channels, normalized as torchvision's weights expect.
 
     Args:
-        name: network of torchvision; `body` keeps its names of weights.
+        name: a network of torchvision; the parameters of `body` have its names.
         findings: length of the output.
-        stem_stride: by how much the first layers shrink the image. 4 is the network as published; 2 leaves out
-            the pooling, 1 the stride of the convolution too, for images of a few dozen pixels. Weights fit all.
+        stem_stride: factor by which the first layers reduce the image. 4 is the network as published, 2 omits the
+            pooling, and 1 also the stride of the first convolution, for images of a few dozen pixels. The same
+            pretrained weights fit all three.
 
     Raises:
-        ValueError: no such network or stride.
+        ValueError: there is no such network or stride.
     """
 
     mean: Tensor
@@ -39,9 +40,10 @@ class Classifier(nn.Module):
         super().__init__()
         if name not in CLASSIFIERS or stem_stride not in get_args(StemStride):
             raise ValueError(
-                f"classifier {name!r} with stem_stride {stem_stride}: wanted one of {', '.join(CLASSIFIERS)}; 1, 2, 4"
+                f"classifier: expected one of {', '.join(CLASSIFIERS)} and a stem_stride of 1, 2 or 4, got {name} and "
+                f"{stem_stride}"
             )
-        from torchvision import models as torchvision_models  # here, for it takes seconds to import
+        from torchvision import models as torchvision_models  # imported here because it takes seconds
 
         self.body = getattr(torchvision_models, name)(weights=None, num_classes=findings)
         _set_stem(self.body, stem_stride)
@@ -62,22 +64,20 @@ def _set_stem(body: nn.Module, stride: StemStride) -> None:
 
 
 def load_body(classifier: nn.Module, state: Mapping[str, Tensor], *, head: bool = False) -> None:
-    """Load torchvision's state dict, or that of a network that holds a Classifier.
+    """Load torchvision's state dict, or that of a network that contains a Classifier.
 
     Args:
-        classifier: a Classifier, or another network whose `body` has the same names of weights.
-        head: load the last layer too, which knows the findings.
+        classifier: a Classifier, or another network whose `body` has torchvision's parameter names.
+        head: load the last layer too, whose shape depends on the findings.
 
     Raises:
-        ValueError: the weights are not of this network.
+        ValueError: the weights do not fit this network.
     """
-    body = classifier.get_submodule("body")
-    own = body.state_dict()
-    last = "classifier." if "classifier.weight" in own else "fc."
-    wanted = {name: values for name, values in own.items() if head or not name.startswith(last)}
-    body.load_state_dict(own | matching(wanted, state, "the classifier"))
+    pretrained.load(
+        classifier.get_submodule("body"), state, "the classifier", skip=() if head else ("classifier.", "fc.")
+    )
 
 
 def norm_layers(network: nn.Module) -> list[nn.Module]:
-    """The layers whose running statistics adapt to the data in training."""
+    """The batch-norm layers, whose running statistics adapt to the training data."""
     return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

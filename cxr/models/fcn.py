@@ -1,4 +1,4 @@
-"""Fully convolutional networks (Long et al. 2015, arXiv 1411.4038), FCN-32s to -8s, on torchvision's classifiers."""
+"""Fully convolutional networks (Long et al. 2015, arXiv 1411.4038): FCN-32s to FCN-8s on torchvision's classifiers."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD
-from cxr.models.receptive_field import reaches
-from cxr.models.smp_unet import ImageHead, Segmenter
+from cxr.models.receptive_field import receptive_fields
+from cxr.models.segmentation_model import ImageHead, Segmenter
 
 FcnBackbone = Literal["alexnet", "vgg16", "googlenet", "resnet18", "resnet34", "resnet50"]
 FCN_BACKBONES: tuple[FcnBackbone, ...] = get_args(FcnBackbone)
 FcnStride = Literal[32, 16, 8]
-Upsampling = Literal["published", "fixed", "learnt"]
+Upsampling = Literal["published", "fixed", "learned"]
 
 FC_CHANNELS = 4096
 
 
 class _Cut(NamedTuple):
-    """The last layers of strides 8, 16 and 32, by their names in torchvision's network, and their channels."""
+    """The last layers at strides 8, 16 and 32, by their names in torchvision's network, and their channels."""
 
     layers: tuple[str, str, str]
     channels: tuple[int, int, int]
@@ -41,23 +41,23 @@ _CUTS: dict[FcnBackbone, _Cut] = {
 
 
 class FullyConvolutional(Segmenter):
-    """FCN-`stride`s: scores of the coarsest features, enlarged and added to those of finer ones, then enlarged.
+    """FCN-`stride`s: scores of the coarsest features are upsampled and added to those of finer features.
 
-    Every backbone has the strides 8, 16 and 32 and so takes all three; the paper has skips on VGG16 alone. Other
-    than there, the image is not padded by 100 px: the fully connected layers are padded instead, and
-    each enlargement puts its cells where the backbone's receptive fields lie, so that masks are not shifted.
-    Scores start at zero, enlargement as bilinear, as in the paper.
+    All backbones have features at strides 8, 16 and 32; the paper has skips on VGG16 only. Unlike the paper, the image
+    is not padded by 100 px. Instead the fully connected layers are padded, and upsampling places each cell at the
+    center of the backbone's receptive field, so that masks are not shifted. As in the paper, scores start at zero and
+    upsampling starts as bilinear.
 
     Args:
-        name: network of torchvision; `backbone` keeps its names of weights.
-        stride: of the finest features that are scored.
-        upsampling: published: the last enlargement stays bilinear, those before it learn; fixed: none learns;
-            learnt: all do.
-        fully_connected: AlexNet's and VGG16's fc6 and fc7 become convolutions of the backbone, as in the paper, with
-            100 times the parameters of other layers; False leaves them out. The other networks have none.
+        name: a network of torchvision; the parameters of `backbone` have its names.
+        stride: stride of the finest features that are scored.
+        upsampling: published keeps the last upsampling bilinear and learns the others; fixed learns none; learned
+            learns all.
+        fully_connected: turn fc6 and fc7 of AlexNet and VGG16 into convolutions of the backbone, as in the paper.
+            They have 100 times the parameters of the other layers. False omits them. Other networks have none.
 
     Raises:
-        ValueError: no such backbone, stride or upsampling.
+        ValueError: there is no such backbone, stride or upsampling.
     """
 
     def __init__(
@@ -67,58 +67,58 @@ class FullyConvolutional(Segmenter):
         upsampling: Upsampling = "published",
         fully_connected: bool = True,
     ) -> None:
-        for value, wanted in (
-            (name, FCN_BACKBONES),
-            (stride, get_args(FcnStride)),
-            (upsampling, get_args(Upsampling)),
+        for setting, value, allowed in (
+            ("backbone", name, FCN_BACKBONES),
+            ("stride", stride, get_args(FcnStride)),
+            ("upsampling", upsampling, get_args(Upsampling)),
         ):
-            if value not in wanted:
-                raise ValueError(f"FCN with {value!r}: wanted one of {', '.join(map(str, wanted))}")
+            if value not in allowed:
+                raise ValueError(f"FCN {setting}: expected one of {', '.join(map(str, allowed))}, got {value}")
         half = (0.5, 0.5, 0.5)  # GoogLeNet's weights were converted from another library
         super().__init__(*((half, half) if name == "googlenet" else (IMAGENET_MEAN, IMAGENET_STD)))
-        self.trunk = Trunk(name, fully_connected)
+        self.strided = StridedBackbone(name, fully_connected)
         self.scores = nn.ModuleDict()
-        self.enlarged = nn.ModuleDict()
+        self.upsampling = nn.ModuleDict()
         used = [at for at in (8, 16, 32) if at >= stride]
         for finer, coarser in zip((1, *used), used, strict=False):
             self._add_level(finer, coarser, upsampling)
-        self.image_head = ImageHead(self.trunk.channels[32])
+        self.image_head = ImageHead(self.strided.channels[32])
 
     def _add_level(self, finer: int, coarser: int, upsampling: Upsampling) -> None:
-        """The scores of stride `coarser`, and their enlargement to stride `finer`."""
-        score = nn.Conv2d(self.trunk.channels[coarser], 1, 1)
+        """The scores at stride `coarser`, and their upsampling to stride `finer`."""
+        score = nn.Conv2d(self.strided.channels[coarser], 1, 1)
         nn.init.zeros_(score.weight)
         nn.init.zeros_(score.bias)  # pyright: ignore[reportArgumentType]
         self.scores[str(coarser)] = score
-        learns = upsampling == "learnt" or (upsampling == "published" and finer > 1)
-        centers = {1: 0.0} | self.trunk.centers
+        learned = upsampling == "learned" or (upsampling == "published" and finer > 1)
+        centers = {1: 0.0} | self.strided.centers
         offset = (centers[coarser] - centers[finer]) / finer
-        self.enlarged[str(coarser)] = Enlargement(coarser // finer, offset, learns)
+        self.upsampling[str(coarser)] = Upsample(coarser // finer, offset, learned)
 
     @property
     def backbone(self) -> nn.Module:
-        return self.trunk
+        return self.strided
 
-    def path(self) -> nn.Module:
-        return nn.Sequential(self.trunk, _Last(), self.scores["32"])
+    def encoder_path(self) -> nn.Module:
+        return nn.Sequential(self.strided, _Last(), self.scores["32"])
 
     def segment(self, z_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        features: dict[int, Tensor] = dict(zip((8, 16, 32), self.trunk(z_BCHW), strict=True))
+        features: dict[int, Tensor] = dict(zip((8, 16, 32), self.strided(z_BCHW), strict=True))
         used = sorted(map(int, self.scores), reverse=True)
         scores = self.scores["32"](features[32])
         for coarser, finer in pairwise(used):
             skip = self.scores[str(finer)](features[finer])
-            scores = self.enlarged[str(coarser)](scores, skip.shape[-2:]) + skip
-        mask = self.enlarged[str(used[-1])](scores, z_BCHW.shape[-2:])
+            scores = self.upsampling[str(coarser)](scores, skip.shape[-2:]) + skip
+        mask = self.upsampling[str(used[-1])](scores, z_BCHW.shape[-2:])
         return mask, self.image_head(features[32])
 
 
-class Trunk(nn.Module):
-    """torchvision's network without pooling and classifier: (B, 3, H, W) to features of strides 8, 16 and 32.
+class StridedBackbone(nn.Module):
+    """torchvision's network without pooling and classifier: (B, 3, H, W) to features at strides 8, 16 and 32.
 
     Attributes:
-        channels: of each stride's features.
-        centers: where in the image the first cell of each stride lies: the middle of its receptive field, pixels.
+        channels: number of channels by stride.
+        centers: by stride, the center of the first cell's receptive field, in pixels of the image.
     """
 
     def __init__(self, name: FcnBackbone, fully_connected: bool) -> None:
@@ -135,7 +135,7 @@ class Trunk(nn.Module):
             self.classifier = _convolutional(classifier, cut.channels[-1])
             self.ends[-1] = f"classifier.{len(self.classifier) - 1}"
             self.channels[32] = FC_CHANNELS
-        strides = {reach.stride: reach.center for reach in reaches(self)}
+        strides = {field.stride: field.center for field in receptive_fields(self)}
         self.centers = {at: strides[at] for at in (8, 16, 32)}
 
     def forward(self, z_B3HW: Tensor) -> list[Tensor]:
@@ -154,42 +154,46 @@ class Trunk(nn.Module):
         return layers
 
 
-class Enlargement(nn.Module):
-    """Scores (B, 1, h, w) to a grid `factor` times as fine, float32, by a deconvolution that starts as bilinear.
+class Upsample(nn.Module):
+    """Scores (B, 1, h, w) to a grid `factor` times as fine, float32, by a transposed convolution.
+
+    The kernel starts as bilinear interpolation.
 
     Args:
-        offset: where the first coarse cell's middle lies, in fine cells, whole or half ones; from 0 to `factor`.
-        learns: whether the kernel is a parameter.
+        offset: center of the first coarse cell in fine cells, a multiple of 1/2 from 0 to `factor`.
+        learned: whether the kernel is a parameter.
     """
 
     weight: Tensor
 
-    def __init__(self, factor: int, offset: float, learns: bool) -> None:
+    def __init__(self, factor: int, offset: float, learned: bool) -> None:
         super().__init__()
         assert 0 <= offset <= factor, f"offset {offset} of cells {factor} apart"
         assert (2 * offset).is_integer(), f"offset {offset}"
         self.factor, self.offset = factor, offset
-        size = 2 * factor - offset.is_integer()  # an odd kernel has its middle on a cell, an even one between two
-        self.middle = (size - 1) / 2
-        falls = 1 - (torch.arange(size) - self.middle).abs() / factor
-        kernel = torch.outer(falls, falls).view(1, 1, size, size)
-        if learns:
+        size = (
+            2 * factor - offset.is_integer()
+        )  # the center of an odd kernel is on a cell, of an even one between two
+        self.center = (size - 1) / 2
+        triangle = 1 - (torch.arange(size) - self.center).abs() / factor
+        kernel = torch.outer(triangle, triangle).view(1, 1, size, size)
+        if learned:
             self.weight = nn.Parameter(kernel)
         else:
             self.register_buffer("weight", kernel, persistent=False)
 
     def forward(self, x_B1hw: Tensor, size: tuple[int, int]) -> Tensor:
-        """`size`: height and width of the output. Beyond the outermost middles the outermost scores go on."""
-        start = round(self.factor + self.middle - self.offset)
-        below, right = (self._missing(have, want) for have, want in zip(x_B1hw.shape[-2:], size, strict=True))
+        """`size` is the output's height and width. Beyond the outermost centers, the outermost scores are repeated."""
+        start = round(self.factor + self.center - self.offset)
+        below, right = (self._padding(cells, fine) for cells, fine in zip(x_B1hw.shape[-2:], size, strict=True))
         with torch.autocast(x_B1hw.device.type, enabled=False):
             padded = F.pad(x_B1hw.float(), (1, right, 1, below), mode="replicate")
             fine = F.conv_transpose2d(padded, self.weight, stride=self.factor)
         return fine[..., start : start + size[0], start : start + size[1]]
 
-    def _missing(self, have: int, want: int) -> int:
-        """Cells to add behind the last of `have` ones, so that the last of `want` fine cells has one behind it."""
-        return max(0, math.ceil((want - 1 - self.offset) / self.factor) + 1 - have)
+    def _padding(self, cells: int, fine_cells: int) -> int:
+        """Number of coarse cells to append so that the last fine cell lies between two coarse ones."""
+        return max(0, math.ceil((fine_cells - 1 - self.offset) / self.factor) + 1 - cells)
 
 
 class _Last(nn.Module):
@@ -198,14 +202,14 @@ class _Last(nn.Module):
 
 
 def _torchvision(name: FcnBackbone) -> nn.Module:
-    from torchvision import models as torchvision_models  # here, for it takes seconds to import
+    from torchvision import models as torchvision_models  # imported here because it takes seconds
 
     options = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
     return getattr(torchvision_models, name)(weights=None, **options)
 
 
 def _convolutional(classifier: nn.Sequential, channels: int) -> nn.Sequential:
-    """fc6 and fc7 as convolutions, same names; the last layer, which knows ImageNet's classes, is left out."""
+    """fc6 and fc7 as convolutions with the same names; the last layer, which has ImageNet's classes, is omitted."""
     layers = list(classifier)[:-1]
     for at, layer in enumerate(layers):
         if isinstance(layer, nn.Linear):

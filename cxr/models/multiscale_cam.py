@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, ClassifierName, StemStride
-from cxr.models.receptive_field import ReceptiveField, reaches
+from cxr.models.receptive_field import ReceptiveField, receptive_fields
 from cxr.precision import in_float32
 
 CamBackbone = Literal[
@@ -77,7 +77,7 @@ class MultiscaleCAM(nn.Module):
         self.findings, self.pooling, self.lse_r = tuple(findings), pooling, lse_r
         self.trunk = Stages(backbone, stem_stride, last_only=stages == "last")
         self.heads = nn.ModuleList([nn.Conv2d(channels, len(findings), 1) for channels in self.trunk.channels])
-        self.reaches = reaches(self.trunk)
+        self.fields = receptive_fields(self.trunk)
         shape = len(self.heads), len(findings)
         even = torch.zeros(shape)
         if relevance == "learnt" and stages == "all":
@@ -134,7 +134,7 @@ class MultiscaleCAM(nn.Module):
 
     def placed_maps(self, maps: Sequence[Tensor], size: int, stride: int) -> Tensor:
         """What `attention` combines: each stage's maps on its grid, (B, S, F, size / stride, size / stride)."""
-        stages = zip(self.scaled(maps), self.reaches, strict=True)
+        stages = zip(self.scaled(maps), self.fields, strict=True)
         return torch.stack([placed(one, reach, size, stride) for one, reach in stages], 1)
 
 

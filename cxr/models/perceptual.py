@@ -1,7 +1,7 @@
-"""Frozen networks whose features compare pictures (perceptual loss, Johnson et al. 2016, arXiv 1603.08155).
+"""Frozen networks for perceptual losses (Johnson et al. 2016, arXiv 1603.08155).
 
-All take contrast-normalized images (`backbones.normalise_contrast`) and give a list of feature maps,
-shallow to deep.
+All take contrast-normalized images (`backbones.normalize_contrast`) and return a list of feature maps, shallow to
+deep.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cxr.models.backbones import conv_blocks, normalise_contrast
+from cxr.models import pretrained
+from cxr.models.backbones import conv_blocks, normalize_contrast
 from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD
-from cxr.models.state_dicts import matching
 
 FeatureKind = Literal["local", "vgg16", "densenet121", "lungs"]
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 
-# Children of torchvision's `features`, shallow to deep: relu1_2, relu2_2, … of VGG; the stem, then the
-# transitions between DenseNet's blocks, then its last block.
+# Children of torchvision's `features`, shallow to deep. VGG: relu1_2, relu2_2, …; DenseNet: the stem, the transitions
+# between the blocks, and the last block.
 LAYERS: dict[str, tuple[str, ...]] = {
     "vgg16": ("3", "8", "15", "22", "29"),
     "densenet121": ("relu0", "transition1", "transition2", "transition3", "norm5"),
@@ -31,12 +31,15 @@ DEEPEST: dict[FeatureKind, int] = {"local": 4, "vgg16": 5, "densenet121": 5, "lu
 
 
 class FrozenLayers(nn.Module):
-    """The named children of a sequential network, run in order up to the last that is wanted.
+    """The children of a sequential network, run in order up to the last one in `names`.
 
     Args:
-        sequence: its children are called one after the other.
-        names: exact names of the children whose outputs are wanted.
-        imagenet: expects three channels, normalized as torchvision's weights expect.
+        sequence: a network whose children are called one after the other.
+        names: exact names of the children whose outputs are returned.
+        imagenet: the network expects three channels, normalized as for torchvision's weights.
+
+    Raises:
+        ValueError: `names` is empty or contains a name that is not a child's.
     """
 
     mean: Tensor
@@ -47,7 +50,7 @@ class FrozenLayers(nn.Module):
         children = dict(sequence.named_children())
         missing = [name for name in names if name not in children]
         if missing or not names:
-            raise ValueError(f"layers {missing or 'none'}: wanted some of {', '.join(children)}")
+            raise ValueError(f"expected layers among {', '.join(children)}, got {', '.join(missing) or 'none'}")
         last = max(list(children).index(name) for name in names)
         self.children_used = nn.ModuleDict({n: c for i, (n, c) in enumerate(children.items()) if i <= last})
         self.names = frozenset(names)
@@ -71,10 +74,10 @@ class FrozenLayers(nn.Module):
 
 
 class LocalFeatures(nn.Module):
-    """What needs no weights: at each level of a pyramid the contrast-normalized image and its gradients.
+    """Features without weights: the contrast-normalized image and its gradients at each level of a pyramid.
 
-    Each level gives (B, 4, h, w): the image, the gradient's size, and that size times cosine and sine of
-    twice the gradient's angle, since an edge has no sign.
+    Each level returns (B, 4, h, w): the image, the magnitude of its gradient, and that magnitude times the cosine and
+    sine of twice the gradient's angle, so that the sign of an edge does not matter.
     """
 
     def __init__(self, levels: int) -> None:
@@ -85,25 +88,26 @@ class LocalFeatures(nn.Module):
         features, x = [], x_B1HW.float()
         for _ in range(self.levels):
             x = F.avg_pool2d(x, 2)
-            features.append(self._level(normalise_contrast(x)))
+            features.append(self._level(normalize_contrast(x)))
         return features
 
     def _level(self, x: Tensor) -> Tensor:
         dx = F.pad(x[..., 2:] - x[..., :-2], (1, 1))
         dy = F.pad(x[..., 2:, :] - x[..., :-2, :], (0, 0, 1, 1))
-        size = torch.sqrt(dx.square() + dy.square() + 1e-4)
-        return torch.cat([x, size, (dx.square() - dy.square()) / size, 2 * dx * dy / size], 1)
+        magnitude = torch.sqrt(dx.square() + dy.square() + 1e-4)
+        return torch.cat([x, magnitude, (dx.square() - dy.square()) / magnitude, 2 * dx * dy / magnitude], 1)
 
 
 def build(kind: FeatureKind, state_dict: Mapping[str, Tensor] | None, layers: int) -> nn.Module:
-    """A frozen feature network that gives its `layers` shallowest layers; None for random weights.
+    """A frozen network that returns its `layers` shallowest layers; random weights without a state dict.
 
     Raises:
-        ValueError: unknown kind, more layers than it has, or weights of another network.
+        ValueError: there is no such kind or number of layers, or the weights do not fit.
     """
     if kind not in KINDS or not 1 <= layers <= DEEPEST[kind]:
         raise ValueError(
-            f"{layers} layers of {kind!r}: wanted one of {', '.join(KINDS)} and 1–{DEEPEST.get(kind, 5)}"
+            f"expected a feature network among {', '.join(KINDS)} and 1 to {DEEPEST.get(kind, 5)} layers, got {kind} "
+            f"and {layers}"
         )
     if kind == "local":
         return LocalFeatures(layers)
@@ -114,19 +118,21 @@ def build(kind: FeatureKind, state_dict: Mapping[str, Tensor] | None, layers: in
 
 
 def needed(kind: FeatureKind, state_dict: Mapping[str, Tensor], layers: int | None = None) -> dict[str, Tensor]:
-    """What `build` needs of a state dict; for all layers that there are, if `layers` is left out.
+    """The part of a state dict that `build` needs, by default for all layers.
 
     Raises:
-        ValueError: weights of another network.
+        ValueError: the weights do not fit.
     """
     with torch.device("meta"):
         own = _sequential(kind, layers or DEEPEST[kind]).state_dict()
-    return matching({_PREFIX[kind] + name: values for name, values in own.items()}, state_dict, "the feature network")
+    return pretrained.match(
+        {_PREFIX[kind] + name: values for name, values in own.items()}, state_dict, "the feature network"
+    )
 
 
 def _loaded(kind: FeatureKind, state_dict: Mapping[str, Tensor], layers: int) -> nn.Module:
     given = {name.removeprefix(_PREFIX[kind]): values for name, values in needed(kind, state_dict, layers).items()}
-    with torch.device("meta"):  # VGG16's 120 million weights that are not used would take seconds to draw
+    with torch.device("meta"):  # initializing VGG16's 120 million unused weights would take seconds
         network = _sequential(kind, layers)
     counters = {name: torch.tensor(0) for name in network.state_dict() if name not in given}
     network.load_state_dict(counters | given, assign=True)
@@ -134,19 +140,19 @@ def _loaded(kind: FeatureKind, state_dict: Mapping[str, Tensor], layers: int) ->
 
 
 def _sequential(kind: FeatureKind, layers: int) -> nn.Module:
-    """The network whose children are the layers, with random weights."""
+    """A network with random weights whose children are the layers."""
     if kind == "lungs":
         return conv_blocks(layers)
-    from torchvision import models as torchvision_models  # here, for it takes seconds to import
+    from torchvision import models as torchvision_models  # imported here because it takes seconds
 
     return getattr(torchvision_models, kind)(weights=None).features
 
 
 def as_unit(normalized: Tensor) -> Tensor:
-    """Contrast-normalized values as gray levels in [0, 1]."""
+    """Contrast-normalized values as gray values in [0, 1]."""
     return (0.5 + 0.2 * normalized).clamp(0, 1)
 
 
 def feature_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """Mean over layers of the mean squared difference; `b` may be one picture for all of `a`."""
+    """Mean over layers of the mean squared difference; `b` may be the features of one image for all of `a`."""
     return torch.stack([(x.float() - y.float()).square().mean() for x, y in zip(a, b, strict=True)]).mean()

@@ -1,9 +1,13 @@
-"""Weights that training starts from: read once where the job starts, stored in OUT, and read from there by workers.
+"""Pretrained weights: from the value of a setting to tensors in a network. All families load foreign weights here.
 
-A setting that names weights is empty (none), the path or URI of a state dict or of a checkpoint folder, a
-torchvision name such as IMAGENET1K_V1, or `auto`: torchvision's IMAGENET1K_V1 where they can be fetched. Weights that
-are named are required; only `auto` falls back. `resolve` replaces each by the URI of a copy in OUT/weights, so that
-no worker needs the internet, or a file that only one machine can read.
+A setting that names weights is empty (none), the path or URI of a state dict or of a checkpoint folder, a torchvision
+name such as IMAGENET1K_V1, or `auto`: torchvision's IMAGENET1K_V1 if they can be downloaded. Named weights are
+required; only `auto` falls back to random weights. Weights take three steps:
+
+1. Where the job starts, `resolve` reads them once, has the recipe check and select what it needs, and stores that in
+   OUT/weights. The setting becomes the URI of this copy.
+2. Workers read the copy with `from_uri`. They need neither the internet nor files of the submitting machine.
+3. `load` puts them into a network, or says in one line why they do not fit.
 """
 
 from __future__ import annotations
@@ -13,25 +17,29 @@ import io
 import pickle
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
+import safetensors
+import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cxr import storage
 from cxr.errors import UserError
 
 AUTO, AUTO_NAME = "auto", "IMAGENET1K_V1"
-PATIENCE_S = 15.0  # without an answer from torchvision's server
+TIMEOUT_S = 15.0  # of torchvision's server
 CHECKPOINT_WEIGHTS, CHECKPOINT_ABOUT = "weights.pt", "checkpoint.json"  # in a checkpoint folder
+SAFETENSORS = ".safetensors"
 STORE = "weights"  # in OUT
 SOURCE, UNAVAILABLE = "source.json", "unavailable.json"  # in a folder of OUT/weights; the first is written last
-_OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+COUNTER = "num_batches_tracked"  # of batch norms: old files lack it, and no forward pass uses it
+_OLD_DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 class NotWeightsError(UserError):
@@ -40,19 +48,19 @@ class NotWeightsError(UserError):
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict, and what the checkpoint that it was read from says of itself; None for a mere file."""
+    """A state dict, and the `checkpoint.json` of the checkpoint it comes from; None for a plain file."""
 
     state: Mapping[str, Tensor]
     about: Mapping[str, Any] | None = None
 
     @property
     def findings(self) -> tuple[str, ...] | None:
-        """The findings of the checkpoint, in order."""
+        """The checkpoint's findings, in the order of its outputs."""
         return tuple(self.about["findings"]) if self.about else None
 
 
-class Starting(Protocol):
-    """What `resolve` needs of a recipe; see `recipes.base.Recipe`."""
+class HasInitialWeights(Protocol):
+    """The members of a recipe that `resolve` uses; see `families.base.Recipe`."""
 
     def initial_weights(self) -> dict[str, str]: ...
     def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]: ...
@@ -60,17 +68,20 @@ class Starting(Protocol):
     def replace(self, **changes: Any) -> Self: ...
 
 
-SomeStarting = TypeVar("SomeStarting", bound=Starting)
+SomeRecipe = TypeVar("SomeRecipe", bound=HasInitialWeights)
 
 
-def resolve(recipe: SomeStarting, settings: Mapping[str, str], out: str) -> tuple[SomeStarting, list[str]]:
-    """The recipe with a copy in OUT/weights in place of the weights that it names, and what to tell the user.
+# Step 1: copy what a recipe names to OUT/weights.
+
+
+def resolve(recipe: SomeRecipe, settings: Mapping[str, str], out: str) -> tuple[SomeRecipe, list[str]]:
+    """The recipe with URIs of copies in OUT/weights in place of the weights it names, and notes for the user.
 
     Args:
-        settings: those of `recipe.initial_weights()` to look at.
+        settings: those of `recipe.initial_weights()` to resolve.
 
     Raises:
-        UserError: weights that were named cannot be had, or do not fit.
+        UserError: named weights are not available or do not fit.
     """
     notes: list[str] = []
     for setting, network in settings.items():
@@ -80,53 +91,53 @@ def resolve(recipe: SomeStarting, settings: Mapping[str, str], out: str) -> tupl
         try:
             recipe = recipe.replace(**{setting: _stored(recipe, setting, network, out)})
         except OSError as error:
-            without = recipe.without_weights(setting) if given == AUTO else None
-            if without is None:
+            fallback = recipe.without_weights(setting) if given == AUTO else None
+            if fallback is None:
                 raise UserError(_unavailable(setting, network, given, error)) from error
-            notes.append(f"{_unavailable(setting, network, given, error)}. Training goes on without them")
+            notes.append(f"{_unavailable(setting, network, given, error)}. Training continues without them")
             storage.write_json(storage.join(out, STORE, key(given, network), UNAVAILABLE), str(error))
-            recipe = without
+            recipe = fallback
     return recipe, notes
 
 
-def _stored(recipe: Starting, setting: str, network: str, out: str) -> str:
-    """URI of the copy in OUT of the weights that `setting` names, which is made unless it is there.
+def _stored(recipe: HasInitialWeights, setting: str, network: str, out: str) -> str:
+    """URI of the copy in OUT of the weights that `setting` names, made unless it exists.
 
-    What a run in OUT has started from stays: a torchvision name always stands for the same weights, a file at a URI
-    is compared with its copy as long as it exists, and where `auto` has fallen back it falls back again.
+    Later runs in the same OUT start from the same weights: a torchvision name always means the same file, a file at a
+    URI is compared with its copy as long as it exists, and `auto` falls back again if it did the first time.
 
     Raises:
-        UserError: the weights do not fit, or are not those that an earlier run in OUT started from.
+        UserError: the weights do not fit, or differ from those of an earlier run in OUT.
         OSError: torchvision's server cannot be reached.
     """
     given = getattr(recipe, setting)
     folder = storage.join(out, STORE, key(given, network))
-    have = storage.exists(storage.join(folder, SOURCE))
-    if have and not (is_uri(given) and storage.exists(given)):
+    exists = storage.exists(storage.join(folder, SOURCE))
+    if exists and not (is_uri(given) and storage.exists(given)):
         return folder
-    earlier = storage.join(folder, UNAVAILABLE)
-    if given == AUTO and storage.exists(earlier):
-        raise OSError(f"at the first run in {out}: {storage.read_json(earlier)}")
-    loaded = _named(setting, network, given)
+    unavailable = storage.join(folder, UNAVAILABLE)
+    if given == AUTO and storage.exists(unavailable):
+        raise OSError(f"at the first run in {out}: {storage.read_json(unavailable)}")
+    weights = _read(setting, network, given)
     try:
-        state = recipe.fit_weights(setting, loaded)
+        state = recipe.fit_weights(setting, weights)
     except ValueError as error:
-        family = loaded.about.get("recipe", {}).get("family") if loaded.about else None
-        which = f", a checkpoint of family {family!r}," if family else ""
-        raise UserError(f"{setting}={given}{which} does not fit: {error}") from error
+        family = weights.about.get("recipe", {}).get("family") if weights.about else None
+        origin = f", a checkpoint of family {family!r}," if family else ""
+        raise UserError(f"{setting}={given}{origin} does not fit: {error}") from error
     sha256 = digest(state)
-    if have and sha256 != sha256_of(folder):
+    if exists and sha256 != sha256_of(folder):
         raise UserError(
             f"{setting}={given} holds other weights than those that an earlier run in {out} started from: give "
             f"another --out, or delete {folder} to use the new weights there"
         )
-    if not have:
+    if not exists:
         source = storage.normalize(given) if is_uri(given) else given
-        _write(folder, state, loaded.about, {"given": source, "network": network, "sha256": sha256})
+        _write(folder, state, weights.about, {"given": source, "network": network, "sha256": sha256})
     return folder
 
 
-def _named(setting: str, network: str, given: str) -> Weights:
+def _read(setting: str, network: str, given: str) -> Weights:
     if is_uri(given):
         return Weights(from_uri(given), about_of(given))
     if not network:
@@ -147,7 +158,7 @@ def _write(folder: str, state: Mapping[str, Tensor], about: Mapping[str, Any] | 
 
 
 def _unavailable(setting: str, network: str, given: str, error: OSError) -> str:
-    from torchvision.models import get_model_weights  # here, for it takes seconds to import
+    from torchvision.models import get_model_weights  # imported here because it takes seconds
 
     name, option = AUTO_NAME if given == AUTO else given, f"--{setting.replace('_', '-')}"
     return (
@@ -158,15 +169,15 @@ def _unavailable(setting: str, network: str, given: str, error: OSError) -> str:
 
 
 def key(given: str, network: str = "") -> str:
-    """Name of the folder in OUT/weights with the weights that `given` stands for; of `network`, if it is a name."""
+    """Name of the folder in OUT/weights for the value `given` of a setting; a torchvision name needs the network."""
     if not is_uri(given):
         return f"{network}-{AUTO_NAME if given == AUTO else given}"
     uri = storage.normalize(given)
     return f"{storage.name(uri)}-{hashlib.blake2b(uri.encode(), digest_size=4).hexdigest()}"
 
 
-def sources(recipe: Starting) -> dict[str, dict[str, str] | None]:
-    """Where the weights of each setting that names some came from, for the record; None: there were none."""
+def sources(recipe: HasInitialWeights) -> dict[str, dict[str, str] | None]:
+    """For the record: where the weights of each setting came from; None if there were none."""
     return {setting: _source(getattr(recipe, setting)) for setting in recipe.initial_weights()}
 
 
@@ -178,7 +189,7 @@ def _source(value: str) -> dict[str, str] | None:
 
 
 def sha256_of(stored: str) -> str:
-    """Of the tensors in a folder that `resolve` made."""
+    """SHA-256 of the tensors in a folder that `resolve` made; see `digest`."""
     return storage.read_json(storage.join(stored, SOURCE))["sha256"]
 
 
@@ -191,44 +202,29 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
+# Step 2: read a state dict.
+
+
 def is_uri(weights: str) -> bool:
-    """A URI or path, rather than one of torchvision's names such as IMAGENET1K_V1."""
-    return "/" in weights or weights.endswith((".pt", ".pth"))
-
-
-def from_torchvision(network: str, name: str) -> Mapping[str, Tensor]:
-    """The state dict, from torchvision's cache on this machine or, checked by its hash, from its server.
-
-    Raises:
-        UserError: `network` has no weights of this name.
-        OSError: the server cannot be reached, or what it sent is damaged.
-    """
-    from torchvision.models import get_model_weights  # here, for it takes seconds to import
-
-    known = get_model_weights(network)
-    if name not in known.__members__:
-        raise UserError(
-            f"torchvision has no {name!r} weights for {network}: expected {', '.join(known.__members__)}, or a path "
-            f"or URI. Begin the path of a file in the working directory with ./"
-        )
-    try:
-        with _impatient():
-            return renamed(known[name].get_state_dict(progress=False, check_hash=True, map_location="cpu"))
-    except (RuntimeError, EOFError, HTTPException, pickle.UnpicklingError) as error:  # a wrong hash; half a file
-        raise OSError(str(error).partition("\n")[0]) from error
+    """Whether this is a URI or path, and not one of torchvision's names such as IMAGENET1K_V1."""
+    return "/" in weights or weights.endswith((".pt", ".pth", SAFETENSORS))
 
 
 def from_uri(uri: str) -> Mapping[str, Tensor]:
-    """A state dict's file, or the network's weights in a checkpoint folder; no pickle is run.
+    """The state dict in a file (safetensors or `torch.save`) or a checkpoint folder; never runs a pickle's code.
 
     Raises:
-        NotFound: nothing is there.
+        NotFoundError: there is nothing at the URI.
         NotWeightsError: it is not a state dict.
     """
     inside = storage.join(uri, CHECKPOINT_WEIGHTS)
     data = storage.read_bytes(inside if storage.exists(inside) else uri)
     try:
-        state: Any = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        state: Any = (
+            safetensors.torch.load(data)
+            if uri.endswith(SAFETENSORS)
+            else torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        )
     except pickle.UnpicklingError as error:
         raise NotWeightsError(
             f"{uri} holds Python objects, which are not loaded: expected a state dict of tensors"
@@ -240,32 +236,158 @@ def from_uri(uri: str) -> Mapping[str, Tensor]:
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(values, Tensor) for values in state.values()):
         raise NotWeightsError(
-            f"{uri} holds a {type(state).__name__}: expected a state dict, names with their tensors"
+            f"{uri} holds a {type(state).__name__}: expected a state dict, a mapping from names to tensors"
         )
-    return renamed(state)
+    return _with_current_names(state)
 
 
 def about_of(uri: str) -> dict[str, Any] | None:
-    """What a checkpoint folder says of itself; None for a mere file of weights."""
+    """The `checkpoint.json` of a checkpoint folder; None for a plain file of weights."""
     about = storage.join(uri, CHECKPOINT_ABOUT)
     return storage.read_json(about) if storage.exists(about) else None
 
 
 def findings_of(uri: str) -> tuple[str, ...] | None:
-    """The findings of a checkpoint folder, in order; None for a mere file of weights."""
+    """The findings of a checkpoint folder, in order; None for a plain file of weights."""
     return Weights({}, about_of(uri)).findings
 
 
-def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with today's names for DenseNet's layers: torchvision's files still say `denselayer1.norm.1`."""
-    return {_OLD_NAME.sub(r"\1\2", name): values for name, values in state.items()}
+def from_torchvision(network: str, name: str) -> Mapping[str, Tensor]:
+    """torchvision's weights, from its cache on this machine or from its server, checked by their hash.
+
+    Raises:
+        UserError: `network` has no weights of this name.
+        OSError: the server cannot be reached, or the download is damaged.
+    """
+    from torchvision.models import get_model_weights  # imported here because it takes seconds
+
+    known = get_model_weights(network)
+    if name not in known.__members__:
+        raise UserError(
+            f"torchvision has no {name!r} weights for {network}: expected {', '.join(known.__members__)}, or a path "
+            f"or URI. Begin the path of a file in the working directory with ./"
+        )
+    try:
+        with _socket_timeout():
+            return _with_current_names(
+                known[name].get_state_dict(progress=False, check_hash=True, map_location="cpu")
+            )
+    except (RuntimeError, EOFError, HTTPException, pickle.UnpicklingError) as error:  # wrong hash; truncated file
+        raise OSError(str(error).partition("\n")[0]) from error
+
+
+def _with_current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with today's names of DenseNet's layers; torchvision's files still say `denselayer1.norm.1`."""
+    return {_OLD_DENSENET_NAME.sub(r"\1\2", name): values for name, values in state.items()}
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
+def _socket_timeout() -> Iterator[None]:
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE_S)
+    socket.setdefaulttimeout(TIMEOUT_S)
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+# Step 3: put it into a network.
+
+
+def load(
+    network: nn.Module, state: Mapping[str, Tensor], what: str, *, exact: bool = False, skip: Sequence[str] = ()
+) -> None:
+    """Load a state dict into `network`; see `match` for what fits.
+
+    Args:
+        what: the network in words, for the error message.
+        exact: the state dict must have exactly the network's names.
+        skip: prefixes of parameters that keep their values.
+
+    Raises:
+        ValueError: the weights do not fit; the message says in one line how they differ.
+    """
+    own = network.state_dict()
+    required = {name: values for name, values in own.items() if not name.startswith(tuple(skip))}
+    network.load_state_dict(own | match(required, state, what, exact=exact))
+
+
+def match(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str, *, exact: bool = False
+) -> dict[str, Tensor]:
+    """The tensors of `given` under the names of `own` and in its shapes, without missing batch-norm counters.
+
+    `given` may be the state dict of a larger network that contains this one: its names may have any prefix. The
+    weights of a linear layer fit a convolution of the same size.
+
+    Args:
+        own: the state dict of the network, or of the part to load.
+        what: the network in words, for the error message.
+        exact: `given` must have the same names: no prefix, and no other tensors.
+
+    Raises:
+        ValueError: tensors are missing or have other shapes; the message says in one line which.
+    """
+    names = [name for name in own if not name.endswith(COUNTER)]
+    prefixes = [""] if exact else _prefixes(names, given)
+    misfits = {
+        prefix: [name for name in names if not _fits(own[name], given.get(prefix + name))] for prefix in prefixes
+    }
+    prefix = min(
+        prefixes, key=lambda prefix: (len(misfits[prefix]), sum(prefix + name not in given for name in names))
+    )
+    if misfits[prefix]:
+        raise ValueError(_difference(own, given, prefix, names, misfits[prefix], what))
+    extra = [name for name in given if name not in own] if exact else []
+    if extra:
+        raise ValueError(f"they have {_count(extra)} that {what} does not have, such as {extra[0]}")
+    return {name: given[prefix + name].reshape(own[name].shape) for name in own if prefix + name in given}
+
+
+def _prefixes(names: Sequence[str], given: Mapping[str, Tensor]) -> list[str]:
+    """Candidates for the prefix of the names in a larger network; the empty one is always among them."""
+    ends = (names[0], names[-1])
+    prefixes = (name.removesuffix(end) for end in ends for name in given if name.endswith(f".{end}"))
+    return list(dict.fromkeys(["", *prefixes]))
+
+
+def _fits(own: Tensor, given: Tensor | None) -> bool:
+    if given is None:
+        return False
+    linear_as_convolution = (given.ndim, own.ndim) == (2, 4) and given.numel() == own.numel()
+    return given.shape == own.shape or linear_as_convolution
+
+
+def _difference(
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    prefix: str,
+    names: Sequence[str],
+    misfits: Sequence[str],
+    what: str,
+) -> str:
+    missing = [name for name in misfits if prefix + name not in given]
+    if len(missing) == len(names):
+        return f"they have none of the {len(names)} tensors of {what}, such as {names[0]}"
+    if missing:
+        return f"they lack {len(missing)} of the {len(names)} tensors of {what}, such as {prefix}{missing[0]}"
+    first = misfits[0]
+    shapes = f"expected shape {_shape(own[first])}, got {_shape(given[prefix + first])}"
+    channels = _channels(own[first], given[prefix + first])
+    more = f"; {len(misfits) - 1} more tensors differ in shape" if len(misfits) > 1 else ""
+    return f"{prefix}{first} of {what}: {shapes}{channels}{more}"
+
+
+def _channels(own: Tensor, given: Tensor) -> str:
+    """A remark for two convolutions that differ only in their input channels."""
+    if own.ndim == given.ndim == 4 and own[:, 0].shape == given[:, 0].shape:
+        return f" (input channels: expected {own.shape[1]}, got {given.shape[1]})"
+    return ""
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "of a single number"
+
+
+def _count(names: Sequence[str]) -> str:
+    return f"{len(names)} tensor{'s' * (len(names) > 1)}"

@@ -1,7 +1,7 @@
-"""What a convolutional network is by its layers: depth, stride and receptive field, and where that lies.
+"""Depth, stride and receptive field of convolutional networks, including the receptive field's position.
 
 Computed layer by layer as in Araujo et al. 2019, "Computing receptive fields of convolutional neural networks":
-behind layers of kernel k_l, stride s_l, dilation d_l and padding p_l, output 0 sees the input from
+after layers with kernel k_l, stride s_l, dilation d_l and padding p_l, output 0 depends on the input from
 −Σ p_l · j_l to Σ ((k_l − 1) d_l − p_l) · j_l, where j_l is the product of the strides before layer l.
 """
 
@@ -14,16 +14,17 @@ from typing import Any
 from torch import fx, nn
 from torch.nn import functional as F
 
-# Whatever these give is no grid of fields of one size any more, or one that is not followed here.
+# After these layers there is no grid of equal receptive fields, or it is not computed here.
 _END = (nn.Linear, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ConvTranspose2d, nn.Upsample)
 _END_FUNCTIONS = (F.interpolate, F.conv2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.conv_transpose2d)
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What the first output of a layer sees of the image. Positions are indices of pixels; padding is below 0.
+    """The receptive field of a layer's first output. Positions are pixel indices; those in the padding are negative.
 
-    `stride` is the distance of neighboring outputs in pixels, `depth` the convolutions on the longest way there.
+    `stride` is the distance between neighboring outputs in pixels, `depth` the number of convolutions on the longest
+    path.
     """
 
     first: int = 0
@@ -33,18 +34,18 @@ class ReceptiveField:
 
     @property
     def size(self) -> int:
-        """The receptive field, pixels to a side."""
+        """Side of the receptive field in pixels."""
         return self.last - self.first + 1
 
     @property
     def center(self) -> float:
-        """Of the first output; the i-th one's lies i strides further."""
+        """Center of the first output's receptive field; that of output i lies i strides further."""
         return (self.first + self.last) / 2
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """A network as Long et al. 2015 tabulate theirs: all its parameters, and its path to the coarsest output."""
+class ArchitectureSummary:
+    """The columns of the table of networks in Long et al. 2015."""
 
     parameters: int
     convolutions: int
@@ -52,25 +53,25 @@ class Architecture:
     stride_px: int
 
 
-def architecture(network: nn.Module, path: nn.Module) -> Architecture:
-    """Parameters of `network`; depth, receptive field and stride of `path`, the part of it that is convolutional.
+def summarize_architecture(network: nn.Module, path: nn.Module) -> ArchitectureSummary:
+    """Parameters of `network`; depth, receptive field and stride of `path`, its convolutions to the coarsest output.
 
     Raises:
-        ValueError: see `reaches`.
+        ValueError: see `receptive_fields`.
     """
-    end = reaches(path)[-1]
+    end = receptive_fields(path)[-1]
     parameters = sum(values.numel() for values in network.parameters())
-    return Architecture(parameters, end.depth, end.size, end.stride)
+    return ArchitectureSummary(parameters, end.depth, end.size, end.stride)
 
 
-def reaches(path: nn.Module) -> list[ReceptiveField]:
-    """The reach of each tensor that a module of one input returns. Nothing is computed: any device will do.
+def receptive_fields(path: nn.Module) -> list[ReceptiveField]:
+    """The receptive field of each tensor that a module with one input returns. Runs no layer, on any device.
 
-    Branches that meet see together what each of them sees.
+    Where branches meet, the receptive field is the union of theirs.
 
     Raises:
-        ValueError: a layer has oblong kernels, branches of two strides meet, or what is returned comes from
-            behind a layer that is not followed: one that is linear, enlarges, or pools all there is.
+        ValueError: a layer has a non-square kernel, branches of different strides meet, or an output comes after a
+            layer that is not supported: linear, upsampling or global pooling.
     """
     graph = fx.Tracer().trace(path)
     known: dict[fx.Node, ReceptiveField] = {}
@@ -80,20 +81,20 @@ def reaches(path: nn.Module) -> list[ReceptiveField]:
         elif node.op == "output":
             return [known[end] for end in node.all_input_nodes]
         elif before := [known[other] for other in node.all_input_nodes if other in known]:
-            known[node] = _through(node, path, _joined(before))
+            known[node] = _after_node(node, path, _union(before))
     raise AssertionError("a graph without an output")
 
 
-def _through(node: fx.Node, path: nn.Module, before: ReceptiveField) -> ReceptiveField:
+def _after_node(node: fx.Node, path: nn.Module, before: ReceptiveField) -> ReceptiveField:
     layer = path.get_submodule(str(node.target)) if node.op == "call_module" else None
     if isinstance(layer, _END) or node.target in _END_FUNCTIONS:
-        raise ValueError(f"{node.target} ({layer or 'a function'}) is not followed: end the path before it")
+        raise ValueError(f"{node.target} ({layer or 'a function'}) is not supported: end the path before it")
     if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-        return _behind(layer, before)
+        return _after_layer(layer, before)
     return before
 
 
-def _behind(layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, before: ReceptiveField) -> ReceptiveField:
+def _after_layer(layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, before: ReceptiveField) -> ReceptiveField:
     kernel, stride, dilation, padding = _geometry(layer)
     span = (kernel - 1) * dilation
     return ReceptiveField(
@@ -105,14 +106,14 @@ def _behind(layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, before: ReceptiveFie
 
 
 def _geometry(layer: nn.Module) -> Iterator[int]:
-    """Kernel, stride, dilation and padding before the image."""
+    """Kernel, stride, dilation and padding, each the same in both directions."""
     for name in ("kernel_size", "stride", "dilation", "padding"):
         value: Any = getattr(layer, name, 1)  # AvgPool2d has no dilation
         if isinstance(value, str):  # "same" or "valid"
             value = _named_padding(layer, value)
         if isinstance(value, tuple):
             if len(set(value)) > 1:
-                raise ValueError(f"{layer}: {name} is not the same both ways")
+                raise ValueError(f"{layer}: expected the same {name} in both directions, got {value}")
             value = value[0]
         yield value
 
@@ -125,8 +126,8 @@ def _named_padding(layer: Any, name: str) -> tuple[int, ...]:
     )
 
 
-def _joined(branches: list[ReceptiveField]) -> ReceptiveField:
+def _union(branches: list[ReceptiveField]) -> ReceptiveField:
     if len({branch.stride for branch in branches}) > 1:
-        raise ValueError(f"branches of different strides meet: {branches}")
+        raise ValueError(f"expected branches of equal stride, got {branches}")
     first, last = min(branch.first for branch in branches), max(branch.last for branch in branches)
     return ReceptiveField(first, last, branches[0].stride, max(branch.depth for branch in branches))

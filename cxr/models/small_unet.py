@@ -1,6 +1,6 @@
-"""A small U-Net (Ronneberger et al. 2015, arXiv 1505.04597) that finds the lung fields.
+"""A small U-Net (Ronneberger et al. 2015, arXiv 1505.04597) that segments the lung fields.
 
-Encoder blocks are those of the small trunks, so that its features serve as a perceptual network too.
+Its encoder has the blocks of the small backbones, so that its features can serve as a perceptual network.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ DEPTH = 5
 
 
 class SmallUNetBody(nn.Module):
-    """Contrast-normalized images (B, 1, H, W) to features (B, WIDTHS[0], H / 2, W / 2), which see far around.
+    """Contrast-normalized images (B, 1, H, W) to features (B, WIDTHS[0], H / 2, W / 2) with large receptive fields.
 
     Args:
-        deep: two more convolutions, with a shortcut, wherever the image is a quarter or less of its size.
+        deep: add a residual block of two convolutions at every level with a quarter of the resolution or less.
     """
 
     def __init__(self, *, deep: bool = False) -> None:
@@ -32,26 +32,26 @@ class SmallUNetBody(nn.Module):
         )
         if deep:
             for block, width in zip([*self.down[1:], *self.up[:-1]], [*widths[1:], *widths[-2:0:-1]], strict=True):
-                block.append(Refined(width))  # pyright: ignore[reportCallIssue]
+                block.append(ResidualBlock(width))  # pyright: ignore[reportCallIssue]
 
-    def features(self, z_B1HW: Tensor) -> list[Tensor]:
-        """What each block of the encoder gives, shallow to deep, each half as large as the one before."""
+    def encode(self, z_B1HW: Tensor) -> list[Tensor]:
+        """The output of each encoder block, shallow to deep, each half the size of the one before."""
         x, features = z_B1HW, []
         for block in self.down:
             x = block(x)
             features.append(x)
         return features
 
-    def merged(self, features: Sequence[Tensor]) -> Tensor:
-        """What the decoder makes of all `features`."""
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        """The decoder's output for the features of all encoder blocks."""
         x = features[-1]
         for block, skip in zip(self.up, features[-2::-1], strict=True):
-            x = block(torch.cat([enlarged(x, skip.shape[-2:]), skip], 1))
+            x = block(torch.cat([upsample(x, skip.shape[-2:]), skip], 1))
         return x
 
 
-class Refined(nn.Module):
-    """Features and what two convolutions make of them, added."""
+class ResidualBlock(nn.Module):
+    """The input plus two convolutions of it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Refined(nn.Module):
 class LungField(SmallUNetBody):
     """Contrast-normalized images (B, 1, H, W) to the probability that a pixel shows lung, (B, 1, H, W) in [0, 1].
 
-    Lung means the visible field: without what heart, great vessels and diaphragm cover.
+    Lung means the visible field, without what the heart, the great vessels and the diaphragm cover.
     """
 
     def __init__(self) -> None:
@@ -75,15 +75,14 @@ class LungField(SmallUNetBody):
         return self.logits(z_B1HW).float().sigmoid()
 
     def logits(self, z_B1HW: Tensor) -> Tensor:
-        """The same before the sigmoid."""
-        return enlarged(self.out(self.merged(self.features(z_B1HW))), z_B1HW.shape[-2:])
+        return upsample(self.out(self.decode(self.encode(z_B1HW))), z_B1HW.shape[-2:])
 
 
 def soft_dice(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
-    """(B,) overlap 2 Σab / (Σa² + Σb²) of two maps in [0, 1]; 1 only where they are equal. `b` may be one for all."""
+    """(B,) overlap 2 Σab / (Σa² + Σb²) of two maps in [0, 1]; 1 only if they are equal. `b` may be one map for all."""
     a, b = a_BCHW.float().flatten(1), b_BCHW.float().flatten(1)
     return (2 * (a * b).sum(1) + 1e-6) / (a.square().sum(1) + b.square().sum(1) + 1e-6)
 
 
-def enlarged(x: Tensor, size: Sequence[int]) -> Tensor:
+def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=list(size), mode="bilinear")

@@ -1,4 +1,4 @@
-"""U-Nets (Ronneberger et al. 2015, arXiv 1505.04597): on torchvision's ResNets, and a small one for CPUs."""
+"""U-Nets for segmentation (Ronneberger et al. 2015, arXiv 1505.04597): on torchvision's ResNets, and a small one."""
 
 from __future__ import annotations
 
@@ -8,45 +8,46 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cxr.models.backbones import WIDTHS, conv_block, normalise_contrast
+from cxr.models.backbones import WIDTHS, conv_block, normalize_contrast
+from cxr.models.segmentation_model import ImageHead, Segmenter
 from cxr.models.small_unet import DEPTH, SmallUNetBody
-from cxr.models.smp_unet import ImageHead, Segmenter
 
-UnetEncoder = Literal["resnet18", "resnet34", "resnet50"]
-UNET_ENCODERS: tuple[UnetEncoder, ...] = get_args(UnetEncoder)
+UNetBackbone = Literal["resnet18", "resnet34", "resnet50"]
+UNET_BACKBONES: tuple[UNetBackbone, ...] = get_args(UNetBackbone)
 
 
 class UNet(Segmenter):
-    """segmentation_models.pytorch's U-Net; its encoder keeps torchvision's names of weights, none is ever fetched.
+    """segmentation_models.pytorch's U-Net. Its encoder has torchvision's parameter names; no weights are downloaded.
 
     Args:
-        encoder: network of torchvision.
-        attention: "scse" weighs channels and places of the decoder's features (Roy et al. 2018, arXiv 1808.08127).
+        backbone: a network of torchvision.
+        attention: scse weighs channels and positions of the decoder's features (Roy et al. 2018, arXiv 1808.08127).
 
     Raises:
-        ValueError: no such encoder or attention.
+        ValueError: there is no such backbone or attention.
     """
 
-    def __init__(self, encoder: UnetEncoder = "resnet34", attention: Literal["none", "scse"] = "none") -> None:
-        if encoder not in UNET_ENCODERS or attention not in ("none", "scse"):
+    def __init__(self, backbone: UNetBackbone = "resnet34", attention: Literal["none", "scse"] = "none") -> None:
+        if backbone not in UNET_BACKBONES or attention not in ("none", "scse"):
             raise ValueError(
-                f"U-Net with encoder {encoder!r}, attention {attention!r}: wanted one of {', '.join(UNET_ENCODERS)}; "
-                f"none or scse"
+                f"U-Net: expected backbone {', '.join(UNET_BACKBONES)} and attention none or scse, got {backbone} and "
+                f"{attention}"
             )
         super().__init__()
-        from segmentation_models_pytorch import Unet  # here, for it takes seconds to import
+        from segmentation_models_pytorch import Unet  # imported here because it takes seconds
 
         self.net = Unet(
-            encoder, encoder_weights=None, decoder_attention_type=None if attention == "none" else attention
+            backbone, encoder_weights=None, decoder_attention_type=None if attention == "none" else attention
         )
-        self.net.decoder.blocks[-1].attention1 = nn.Identity()  # never called; parameters without gradients stop DDP
+        # The last block's first attention is never called, and DDP fails on parameters without gradients.
+        self.net.decoder.blocks[-1].attention1 = nn.Identity()
         self.image_head = ImageHead(self.net.encoder.out_channels[-1])
 
     @property
     def backbone(self) -> nn.Module:
         return self.net.encoder
 
-    def path(self) -> nn.Module:
+    def encoder_path(self) -> nn.Module:
         return self.net.encoder
 
     def segment(self, z_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,37 +57,37 @@ class UNet(Segmenter):
 
 
 class SmallUNet(Segmenter):
-    """An hourglass on images normalized in contrast, with outlines of full resolution: for CPUs.
+    """A small U-Net for CPUs, on contrast-normalized images, with masks at full resolution.
 
-    Its `backbone` are the blocks that shrink the image.
+    Its backbone is the encoder.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.field = SmallUNetBody(deep=True)
-        self.head = SharpHead(WIDTHS[0])
+        self.body = SmallUNetBody(deep=True)
+        self.head = SubpixelHead(WIDTHS[0])
         self.image_head = ImageHead(WIDTHS[DEPTH - 1])
 
     @property
     def backbone(self) -> nn.Module:
-        return self.field.down
+        return self.body.down
 
-    def path(self) -> nn.Module:
-        return self.field.down
+    def encoder_path(self) -> nn.Module:
+        return self.body.down
 
     def normalized(self, x_B1HW: Tensor) -> Tensor:
-        return normalise_contrast(x_B1HW)
+        return normalize_contrast(x_B1HW)
 
     def segment(self, z_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.field.features(z_BCHW)
-        return self.head(self.field.merged(features), z_BCHW), self.image_head(features[-1])
+        features = self.body.encode(z_BCHW)
+        return self.head(self.body.decode(features), z_BCHW), self.image_head(features[-1])
 
 
-class SharpHead(nn.Module):
-    """Features of half an image's resolution, and the image, to logits of its full resolution.
+class SubpixelHead(nn.Module):
+    """Features at half the image's resolution, together with the image, to logits at full resolution.
 
-    The image goes in as four channels of half its size, and four channels come out that make one of its size (Shi et
-    al. 2016, arXiv 1609.05158): convolutions on the full grid would cost four times as much.
+    The image enters as four channels of half its size, and four output channels are rearranged to full size (Shi et
+    al. 2016, arXiv 1609.05158). Convolutions on the full grid would cost four times as much.
     """
 
     def __init__(self, channels: int) -> None:
@@ -95,5 +96,5 @@ class SharpHead(nn.Module):
         self.out = nn.Conv2d(channels, 4, 1)
 
     def forward(self, features_BChw: Tensor, z_B1HW: Tensor) -> Tensor:
-        fine = F.pixel_unshuffle(z_B1HW, 2).to(features_BChw.dtype)
-        return F.pixel_shuffle(self.out(self.mix(torch.cat([features_BChw, fine], 1))), 2)
+        image = F.pixel_unshuffle(z_B1HW, 2).to(features_BChw.dtype)
+        return F.pixel_shuffle(self.out(self.mix(torch.cat([features_BChw, image], 1))), 2)

@@ -1,8 +1,8 @@
-"""YOLOv5 with Ultralytics' anchor-free head and its non-maximum suppression, for gray X-rays.
+"""YOLOv5 with Ultralytics' anchor-free head and its non-maximum suppression, for grayscale X-rays.
 
-Ultralytics is imported when a network is made, not with this module: it is an optional and heavy dependency
-(`pip install '.[detect]'`), and looks at the process when it is imported. `ultralytics` sees to it that nothing of it
-leaves the machine: no look whether there is a network, no fonts, weights or packages fetched, no reports.
+Ultralytics is imported when a network is made, not with this module: it is an optional, heavy dependency
+(`pip install '.[detect]'`) that inspects the process on import. The function `ultralytics` keeps it offline: it does
+not probe the network, download fonts, weights or packages, or send reports.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from cxr.models import pretrained
+
 YoloSize = Literal["yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x"]
 SIZES: tuple[str, ...] = get_args(YoloSize)
-STRIDE = 32  # the network's input must be a multiple
-_FIRST = "model.0.conv.weight"
-_OURS = "detector."  # what names of our own state dicts begin with
+STRIDE = 32  # the sides of the network's input are multiples of it
+_FIRST_CONVOLUTION = "model.0.conv.weight"
+_CLASS_LAYERS = ".cv3."  # in the names of layers whose widths depend on the number of findings
 _OFFLINE = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
 
 
 def ultralytics(module: str) -> Any:
-    """A module of Ultralytics, e.g. "nn.tasks", imported so that it stays on this machine.
+    """A module of Ultralytics, such as "nn.tasks", imported offline.
 
-    It writes its settings into a folder of this process, takes the process for the only one (else its import waits
-    for the others of a group, some of which may have imported it before), and `torch.save` stays PyTorch's.
+    It writes its settings to a temporary folder of this process. It does not see a process group (its import would
+    wait for the other processes, some of which may have imported it already), and `torch.save` stays PyTorch's.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: Ultralytics is not installed.
     """
     if "YOLO_CONFIG_DIR" not in os.environ:
         os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="cxr-yolo-")
@@ -51,12 +53,13 @@ def ultralytics(module: str) -> Any:
 
 
 class Yolo(nn.Module):
-    """X-rays (B, 1, H, W) in [0, 1], sides multiples of 32, to Ultralytics' outputs.
+    """X-rays (B, 1, H, W) in [0, 1], whose sides are multiples of 32, to Ultralytics' outputs.
 
-    In training: raw "boxes" (B, 64, A), "scores" (B, findings, A), "feats". In eval mode: (B, 4 + findings, A), each
-    anchor's x, y, width, height in pixels and a probability of each finding; and the raw outputs.
+    In training mode, raw "boxes" (B, 64, A), "scores" (B, findings, A) and "feats". In evaluation mode, a tuple of
+    (B, 4 + findings, A), with each anchor's x, y, width and height in pixels and the findings' probabilities, and the
+    raw outputs.
 
-    `strides` are the pixels between the anchors of each level, fine ones first.
+    `strides` are the distances between the anchors of each level in pixels, fine levels first.
     """
 
     def __init__(self, size: YoloSize, findings: Sequence[str]) -> None:
@@ -70,30 +73,30 @@ class Yolo(nn.Module):
         return self.detector(x_B1HW)
 
     def load(self, state: Mapping[str, Tensor]) -> list[str]:
-        """Take all weights of the same name and shape; returns the names of those that stay as they were.
+        """Load a state dict with Ultralytics' names (`model.0.conv.weight`), with any prefix.
 
-        Names are Ultralytics' (`model.0.conv.weight`) or ours. A first convolution of color images is summed over
-        colors: of gray images it gives the same.
+        Class layers of another number of findings are skipped; returns the names of the parameters that keep their
+        values. The first convolution of a network for color images is summed over colors, which gives the same output
+        for gray images.
 
         Raises:
-            ValueError: hardly anything fits, so that it must be another network's.
+            ValueError: the weights do not fit this network.
         """
-        given = {name.removeprefix(_OURS): values for name, values in state.items()}
+        given = dict(state)
+        for name, values in state.items():
+            if name.endswith(_FIRST_CONVOLUTION) and values.ndim == 4 and values.shape[1] == 3:
+                given[name] = values.sum(1, keepdim=True)
+        shapes = {name[name.find("model.") :]: values.shape for name, values in given.items()}
         own = self.detector.state_dict()
-        if _FIRST in given and given[_FIRST].shape[1] == 3:
-            given[_FIRST] = given[_FIRST].sum(1, keepdim=True)
-        fitting = {name: values for name, values in given.items() if name in own and own[name].shape == values.shape}
-        if len(fitting) < 0.8 * len(own):
-            raise ValueError(
-                f"of {len(own)} tensors of the network, {len(fitting)} are there with the same name and shape: "
-                f"wanted weights of the same size of YOLOv5, as Ultralytics' `ultralytics` package trains it"
-            )
-        self.detector.load_state_dict(fitting, strict=False)
-        return [name for name in own if name not in fitting]
+        skipped = [name for name in own if _CLASS_LAYERS in name and shapes.get(name) != own[name].shape]
+        pretrained.load(
+            self.detector, given, "YOLOv5 of this size, as the `ultralytics` package trains it", skip=skipped
+        )
+        return skipped
 
 
 class YoloEnsemble(nn.Module):
-    """Networks of the same findings that look at the same images, each at its own size."""
+    """Networks with the same findings that see the same images, each at its own size."""
 
     def __init__(self, members: Sequence[Yolo]) -> None:
         super().__init__()
@@ -101,20 +104,22 @@ class YoloEnsemble(nn.Module):
         self.findings = members[0].findings
 
 
-def found(network: Yolo, x_B1HW: Tensor, *, score: float, iou: float, most: int) -> Tensor:
-    """Boxes that non-maximum suppression keeps, finding by finding: (B, most, 6), best score first, NaN behind them.
+def predict_boxes(network: Yolo, x_B1HW: Tensor, *, min_score: float, nms_iou: float, max_boxes: int) -> Tensor:
+    """Boxes after non-maximum suppression per finding: (B, max_boxes, 6), best score first, padded with NaN.
 
-    Each is x_min, y_min, x_max, y_max as shares of the image, its score, and the finding's index.
+    Each row is x_min, y_min, x_max, y_max as fractions of the image, the score, and the finding's index.
 
     Args:
-        score: below which a box is left out.
-        iou: overlap from which a box of the same finding with a lower score is left out.
+        min_score: boxes with lower scores are dropped.
+        nms_iou: of two boxes of a finding that overlap more than this, the one with the lower score is dropped.
     """
-    importlib.import_module("torchvision.ops")  # Ultralytics takes its NMS where it finds it imported
+    importlib.import_module("torchvision.ops")  # Ultralytics uses torchvision's NMS if it has been imported
     suppress = ultralytics("utils.nms").non_max_suppression
     height, width = x_B1HW.shape[-2:]
-    kept = suppress(network(x_B1HW)[0], score, iou, multi_label=True, max_det=most, max_time_img=math.inf)
-    boxes = x_B1HW.new_full((len(x_B1HW), most, 6), math.nan)
-    for row, one in zip(boxes, kept, strict=True):
-        row[: len(one)] = one
+    kept = suppress(
+        network(x_B1HW)[0], min_score, nms_iou, multi_label=True, max_det=max_boxes, max_time_img=math.inf
+    )
+    boxes = x_B1HW.new_full((len(x_B1HW), max_boxes, 6), math.nan)
+    for row, image_boxes in zip(boxes, kept, strict=True):
+        row[: len(image_boxes)] = image_boxes
     return boxes / boxes.new_tensor([width, height, width, height, 1, 1])

@@ -139,7 +139,7 @@ def test_images_without_masks_or_pixels_are_left_out_and_told(archive: str, tmp_
 
 
 def test_a_checkpoint_is_compared_pictured_and_tabled(shown: Masked, poses: Tensor, tmp_path: Path) -> None:
-    recipe = AlignRecipe(size=32, trunk="conv3")
+    recipe = AlignRecipe(size=32, backbone="conv3")
     task = recipe.task(recipe.network(()))
     checkpoint.save(tmp_path / "kept", recipe, task, task.network.state_dict(), findings=(), metrics={})
     kept = checkpoint.load(str(tmp_path / "kept"))
@@ -155,7 +155,7 @@ def test_a_checkpoint_is_compared_pictured_and_tabled(shown: Masked, poses: Tens
 
 
 def test_only_an_aligner_large_enough_will_do(shown: Masked, tmp_path: Path) -> None:
-    recipe = AlignRecipe(size=128, trunk="conv3")
+    recipe = AlignRecipe(size=128, backbone="conv3")
     task = recipe.task(recipe.network(()))
     checkpoint.save(tmp_path, recipe, task, task.network.state_dict(), findings=(), metrics={})
     kept = checkpoint.load(str(tmp_path))

@@ -34,7 +34,7 @@ from jobs.study_pneumothorax import NETWORKS, Options, main, named
 
 SIZE, IMAGES = 64, 12
 CPU = torch.device("cpu")
-RECIPE = PneumothoraxRecipe(size=32, architecture="small_unet", flip_test=False)
+RECIPE = PneumothoraxRecipe(size=32, architecture="small_unet", tta_flip=False)
 
 
 class Bright(SmallUNet):

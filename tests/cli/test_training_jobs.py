@@ -35,7 +35,7 @@ from cxr.training.run_log import METRICS_FILE
 from cxr.training.sweep import Trained
 from tests.made_shards import write_shards
 
-RECIPE = AlignRecipe(size=32, trunk="conv3", lungs=False)
+RECIPE = AlignRecipe(size=32, backbone="conv3", lungs=False)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def _no_internet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cxr.models.pretrained.from_torchvision", unreachable)
 
 
-FROZEN = PneumothoraxRecipe(size=32, backbone="resnet18", backbone_weights="IMAGENET1K_V1", freeze_backbone=True)
+FROZEN = PneumothoraxRecipe(size=32, backbone="resnet18", backbone_pretrained="IMAGENET1K_V1", freeze_backbone=True)
 
 
 @pytest.mark.usefixtures("_no_cluster", "_no_internet")
@@ -163,7 +163,7 @@ def test_named_weights_that_cannot_be_fetched_end_a_job_with_2_before_an_image_i
     ):
         code, said = _outcome(main, options)
         assert code == 2
-        assert "backbone_weights=IMAGENET1K_V1: " in said
+        assert "backbone_pretrained=IMAGENET1K_V1: " in said
         assert "\n" not in said
     assert not list(out.glob("**/*"))
 
@@ -188,7 +188,7 @@ def test_the_result_says_what_training_started_from(
 def test_fit_refuses_weights_that_were_not_resolved(two: ArchiveOptions, tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"backbone_weights: expected the URI of weights; call recipe.resolve_weights\(out\) before fit",
+        match=r"backbone_pretrained: expected the URI of weights; call recipe.resolve_weights\(out\) before fit",
     ):
         fit(FROZEN, two.archive[0], str(tmp_path / "out"))
 
@@ -202,12 +202,12 @@ GONE = "/gone/weights.pt"
         (AecnnRecipe(start_from=GONE), "start_from", {}),
         (AecnnRecipe(backbone_pretrained=GONE), "backbone_pretrained", {}),
         (
-            PneumothoraxRecipe(architecture="fcn8s", backbone_weights=GONE, freeze_backbone=True),
-            "backbone_weights",
+            PneumothoraxRecipe(architecture="fcn8s", backbone_pretrained=GONE, freeze_backbone=True),
+            "backbone_pretrained",
             {},
         ),
         (AttendRecipe(aligner=GONE), "aligner", {"aligner_recipe": {"family": "align", "size": 64}}),
-        (AlignRecipe(lungs=True, lung_weights=GONE), "lung_weights", {}),
+        (AlignRecipe(lungs=True, lung_pretrained=GONE), "lung_pretrained", {}),
     ],
 )
 def test_going_on_does_not_need_what_training_started_from(

@@ -37,7 +37,7 @@ from tests.made_shards import chest_like, write_shards
 
 PIXELS = PixelFormat(32)
 DONE = Enhancement("median", "percentile", "clahe")
-PLAIN = AlignRecipe(size=32, trunk="conv3", lungs=False, epochs=1)
+PLAIN = AlignRecipe(size=32, backbone="conv3", lungs=False, epochs=1)
 RECIPE = PLAIN.replace(**DONE.describe())
 
 

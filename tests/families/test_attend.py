@@ -47,7 +47,7 @@ SMALL = AttendRecipe(
     translate=0,
     precision="float32",
 )
-ALIGNER = AlignRecipe(size=32, trunk="conv3", lungs=False, passes=1)
+ALIGNER = AlignRecipe(size=32, backbone="conv3", lungs=False, iterations=1)
 IDS = torch.arange(8) * (1 << 17)  # hashes spread evenly: box_fraction=.5 takes the first four
 
 

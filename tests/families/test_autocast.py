@@ -22,7 +22,9 @@ from cxr.training.engine import Engine
 from tests.families.test_recipes import SMALL, engine_of, some_batches
 
 EVERY = SMALL | {
-    "align with lungs": AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=1, passes=2, transform="affine"),
+    "align with lungs": AlignRecipe(
+        size=32, backbone="conv3", batch_size=4, epochs=1, iterations=2, parameterization="affine"
+    ),
     "detect with mixup": SMALL["detect"].replace(
         epochs=20, mosaic=0.5, mixup=0.5, rotation_deg=10.0, shear_deg=5.0, close_mosaic=0
     ),
@@ -161,7 +163,7 @@ def test_a_product_outside_of_layers_is_noted() -> None:
 
 
 def test_masks_are_augmented_without_elastic_deformation_under_autocast() -> None:
-    recipe = LungsRecipe(size=32, first_size=0, first_epochs=0, batch_size=4, epochs=1, elastic=0.0)
+    recipe = LungsRecipe(size=32, warmup_size=0, warmup_epochs=0, batch_size=4, epochs=1, elastic=0.0)
     trained = engine_of(recipe)
     trained.casts = True
     assert trained.epoch(some_batches())["loss"] > 0
@@ -170,7 +172,7 @@ def test_masks_are_augmented_without_elastic_deformation_under_autocast() -> Non
 @pytest.mark.parametrize("transform", ["similarity", "anisotropic", "affine"])
 def test_transforms_found_from_the_same_features_are_the_same_under_autocast(transform: str) -> None:
     """Frames of an aligner whose trunk sees nothing, so that only the geometry after it could differ."""
-    recipe = AlignRecipe(size=64, trunk="conv3", lungs=False, passes=3, transform=transform)  # pyright: ignore
+    recipe = AlignRecipe(size=64, backbone="conv3", lungs=False, iterations=3, parameterization=transform)  # pyright: ignore
     torch.manual_seed(0)
     task = recipe.task(recipe.network(()))
     nn.init.normal_(task.network.head.weight, std=0.1)  # pyright: ignore

@@ -12,7 +12,7 @@ from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files
 from cxr.families.align import AlignRecipe
 
-RECIPE = AlignRecipe(size=32, trunk="conv3", lungs=False, transform="affine")
+RECIPE = AlignRecipe(size=32, backbone="conv3", lungs=False, parameterization="affine")
 
 
 def save(folder: Path) -> torch.nn.Module:

@@ -19,6 +19,7 @@ import torch
 
 from cxr.families import RECIPES as FAMILIES
 from cxr.families import lung_pretraining
+from cxr.families.lung_pretraining import LungTraining
 from cxr.training.engine import Engine
 from tests.device_run import RECIPES, WAITS, augmented, engine_on, losses, not_channels_last, resumed, train, use
 from tests.fake_cuda import DEVICE, FakeCuda, FakeNccl, Sync
@@ -48,7 +49,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             yield
             waits.extend(cuda.syncs[before:])
 
-        engine = engine_on(DEVICE, RECIPES[request.param], folder, FakeNccl())
+        engine = engine_on(DEVICE, RECIPES[request.param], FakeNccl())
         return Trained(engine, folder, train(engine, noted), waits)
 
 
@@ -82,28 +83,28 @@ def test_a_network_on_the_device_is_used_and_pictured(trained: Trained) -> None:
 
 @pytest.mark.usefixtures("_cuda")
 def test_training_goes_on_from_a_checkpoint_on_the_device(trained: Trained) -> None:
-    again = resumed(trained.engine, trained.folder)
+    again = resumed(trained.engine)
     terms = again.step(next(again.moved(some_batches())))
     assert all(math.isfinite(value) for value in terms.values())
 
 
 @pytest.mark.usefixtures("_cuda")
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_workers_exchange_tensors_of_the_device_alone(tmp_path: Path, name: str) -> None:
-    engine = engine_on(DEVICE, RECIPES[name], tmp_path, FakeNccl(2))
+def test_workers_exchange_tensors_of_the_device_alone(name: str) -> None:
+    engine = engine_on(DEVICE, RECIPES[name], FakeNccl(2))
     engine.task.train()
     engine.task(engine.task.augment(next(engine.moved(some_batches()))))
     assert engine.recipe.monitor in engine.finish_epoch(some_batches)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_the_device_shows_and_learns_what_the_cpu_does(tmp_path: Path, name: str) -> None:
+def test_the_device_shows_and_learns_what_the_cpu_does(name: str) -> None:
     recipe = RECIPES[name].replace(precision="float32")
-    on_cpu = engine_on("cpu", recipe, tmp_path)
+    on_cpu = engine_on("cpu", recipe)
     shown = augmented(on_cpu)
     expected = losses(on_cpu, shown)
     with FakeCuda():
-        on_device = engine_on(DEVICE, recipe, tmp_path)
+        on_device = engine_on(DEVICE, recipe)
         torch.testing.assert_close(augmented(on_device), shown, rtol=0, atol=0, equal_nan=True)
         found = losses(on_device, shown)
     assert found == [pytest.approx(terms, rel=1e-5) for terms in expected]
@@ -111,16 +112,16 @@ def test_the_device_shows_and_learns_what_the_cpu_does(tmp_path: Path, name: str
 
 @pytest.mark.usefixtures("_cuda")
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_channels_stay_last_in_bfloat16(tmp_path: Path, name: str) -> None:
-    assert not_channels_last(engine_on(DEVICE, RECIPES[name].replace(precision="bfloat16"), tmp_path)) == []
+def test_channels_stay_last_in_bfloat16(name: str) -> None:
+    assert not_channels_last(engine_on(DEVICE, RECIPES[name].replace(precision="bfloat16"))) == []
 
 
 @pytest.mark.usefixtures("_cuda")
-def test_the_lung_network_is_taught_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lung_pretraining, "UNSEEN", 2)
-    network, dice = lung_pretraining.taught(lung_pretraining.Lesson(size=32, phantoms=2, steps=2, seed=0), DEVICE)
+def test_the_lung_network_is_trained_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lung_pretraining, "HELD_OUT", 2)
+    network, metrics = lung_pretraining.train(LungTraining(sizes=(32, 48), phantoms=2, steps=2), DEVICE)
     assert {parameter.device for parameter in network.parameters()} == {DEVICE}
-    assert 0 <= dice <= 1
+    assert 0 <= metrics["iou"] <= metrics["dice"] <= 1
 
 
 ABSENT = "ray,matplotlib,torchmetrics,pylibjpeg,openjpeg,libjpeg,jpeg_ls,sklearn,tensorboard,moto"
@@ -139,16 +140,14 @@ import pytest
 sys.exit(pytest.main(["-q", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider", "-rs"]))
 """
 RUN = """
-import pathlib, tempfile
 from tests.device_run import RECIPES, engine_on, resumed, train, use
 from tests.fake_cuda import DEVICE, FakeCuda
-folder = pathlib.Path(tempfile.mkdtemp())
 with FakeCuda():
     for recipe in RECIPES.values():
-        engine = engine_on(DEVICE, recipe, folder)
+        engine = engine_on(DEVICE, recipe)
         train(engine)
         use(engine)
-        resumed(engine, folder)
+        resumed(engine)
 """
 
 

@@ -72,7 +72,7 @@ def seeing(recipe: LocalizeRecipe = SMALL) -> MultiscaleCAM:
         {"weight": torch.tensor([20.0, 0, 0]).view(3, 1, 1, 1), "bias": torch.tensor([-10.0, -9, -9])}
     )
     network.trunk, network.heads = Bright(), nn.ModuleList([head])  # pyright: ignore[reportAttributeAccessIssue]
-    network.reaches = [type(network.reaches[0])()]
+    network.fields = [type(network.fields[0])()]
     network.scale_maps(torch.full((1, 3), -6.0), torch.full((1, 3), 8.0))
     return network
 

@@ -33,7 +33,7 @@ from tests.lung_rule import EVERYWHERE, NOWHERE, save_finder
 from tests.made_shards import write_shards
 
 PIXELS = PixelFormat(48)
-ALIGN = AlignRecipe(size=32, trunk="conv3", lungs=False, epochs=1)
+ALIGN = AlignRecipe(size=32, backbone="conv3", lungs=False, epochs=1)
 BOX = {
     schema.LABEL: "Mass",
     schema.READER: None,

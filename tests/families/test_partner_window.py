@@ -12,8 +12,7 @@ from torch import Tensor
 from cxr import schema
 from cxr.data.batch import HAS_BOXES, Batch
 from cxr.families.base import SingleProcess
-from cxr.families.detect import DetectRecipe
-from cxr.families.detect_task import DetectTask
+from cxr.families.detect import DetectRecipe, DetectTask
 from cxr.families.partner_window import USABLE, PartnerWindow
 from cxr.schema import MOST_BOXES
 from cxr.training.engine import Engine
@@ -95,7 +94,7 @@ def shares(own: int, epoch: int = 0, count: int = 24) -> Iterator[Batch]:
 
 
 def task_of(batch_size: int = 16, **changes: float) -> DetectTask:
-    still = {"mosaic": 1.0, "translate": 0.0, "scale": 0.0, "flip": 0.0, "value": 0.0, "close_mosaic": 0}
+    still = {"mosaic": 1.0, "translate": 0.0, "scale_jitter": 0.0, "flip": 0.0, "hsv_v": 0.0, "close_mosaic": 0}
     recipe = DetectRecipe(size=SIZE, batch_size=batch_size, **(still | changes))  # pyright: ignore[reportArgumentType]
     torch.manual_seed(0)
     return recipe.task(recipe.network(("a",))).train()

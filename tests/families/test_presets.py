@@ -62,8 +62,8 @@ def test_help_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_recipe_is_read_from_yaml_json_a_result_and_a_checkpoint(tmp_path: Path) -> None:
-    recipe = AlignRecipe(size=32, trunk="conv3", lungs=False, lr=1e-5)
-    (tmp_path / "recipe.yaml").write_text("family: align\nsize: 32\ntrunk: conv3\nlungs: false\nlr: 1e-5\n")
+    recipe = AlignRecipe(size=32, backbone="conv3", lungs=False, lr=1e-5)
+    (tmp_path / "recipe.yaml").write_text("family: align\nsize: 32\nbackbone: conv3\nlungs: false\nlr: 1e-5\n")
     (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_dict()))
     (tmp_path / "result.json").write_text(json.dumps({"recipe": recipe.to_dict(), "metrics": {}}))
     task = recipe.task(recipe.network(()))

@@ -29,12 +29,12 @@ from cxr.schema import MOST_BOXES
 from cxr.training.engine import Engine
 
 SMALL: dict[str, Recipe] = {
-    "align": AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=1, lungs=False),
+    "align": AlignRecipe(size=32, backbone="conv3", batch_size=4, epochs=1, lungs=False),
     "aecnn": AecnnRecipe(size=32, patch=16, width=8, backbone="resnet18", stem_stride=1, batch_size=4, epochs=1),
     "attend": AttendRecipe(size=32, batch_size=4, epochs=1),
     "detect": DetectRecipe(size=32, batch_size=4, epochs=1),
     "localize": LocalizeRecipe(size=32, batch_size=4, epochs=1),
-    "lungs": LungsRecipe(size=32, first_size=0, first_epochs=0, batch_size=4, epochs=1),
+    "lungs": LungsRecipe(size=32, warmup_size=0, warmup_epochs=0, batch_size=4, epochs=1),
     "pneumothorax": PneumothoraxRecipe(size=32, architecture="fcn16s", backbone="resnet18", batch_size=4, epochs=1),
 }
 

@@ -1,4 +1,4 @@
-"""Mask finders: what is learnt from which masks, the rule that validation chooses, scores at the original's size."""
+"""Segmentation: which masks are trained on, the rule that validation chooses, scores at the original size."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ from cxr.data.batch import NO_MASK, Batch, to_columns, to_tensors
 from cxr.data.decode import make_rows
 from cxr.errors import UserError
 from cxr.families import checkpoint
-from cxr.families.base import Communicator, Recipe, ScoringContext, SingleProcess
+from cxr.families.base import Communicator, Recipe, ScoringContext, SingleProcess, unit_pixels
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.lungs import LungsRecipe
 from cxr.families.pneumothorax import PneumothoraxRecipe
-from cxr.families.segmentation import SegmentationRecipe
+from cxr.families.segmentation import MASK_VALUES, SegmentationRecipe, images_and_masks
 from cxr.imaging.geometry import fit
 from cxr.metrics.segmentation.mask_thresholds import MaskRule
-from cxr.models.segmentation_model import SegmentationModel
-from cxr.models.smp_unet import Segmenter
+from cxr.models.segmentation_model import SegmentationModel, Segmenter
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest, rle
 from cxr.training.distributed import ProcessGroup
@@ -44,12 +43,12 @@ SMALL = PneumothoraxRecipe(size=32, architecture="small_unet", batch_size=4, epo
 STEPS = 3
 
 
-def test_an_archive_without_such_masks_is_refused_at_once() -> None:
+def test_an_archive_without_such_masks_is_rejected_at_once() -> None:
     unknown = {
         schema.PIXELS: torch.zeros(2, 32, 32, dtype=torch.uint8),
         schema.MASKS: torch.full((2, 32, 32), NO_MASK, dtype=torch.uint8),
     }
-    with pytest.raises(UserError, match="no image of the train split has a mask of Pneumothorax"):
+    with pytest.raises(UserError, match="expected masks of Pneumothorax"):
         SMALL.task(SMALL.network(())).begin(lambda: iter([unknown]), SingleProcess())
 
 
@@ -85,6 +84,10 @@ def squares(known: tuple[bool, ...] = (True, True, True, True), size: int = 32, 
     return {schema.PIXELS: pixels.to(torch.uint8), schema.MASKS: masks}
 
 
+def images(batch: Batch) -> Tensor:
+    return images_and_masks(batch, 32)[0]
+
+
 def some(workers: Communicator | None = None) -> Iterator[Batch]:
     """Steps of four images, dealt to the workers."""
     rank, size = (workers.rank, workers.size) if workers else (0, 1)
@@ -101,7 +104,7 @@ def engine_of(recipe: Recipe, network: nn.Module | None = None, workers: Communi
 
 
 @pytest.mark.parametrize("stored", [32, 64, 96])
-def test_masks_stored_larger_than_the_network_are_brought_to_its_size(stored: int) -> None:
+def test_stored_masks_are_resized_to_the_input_size(stored: int) -> None:
     task = SMALL.task(bright())
     found = task.evaluate(lambda: iter([squares(size=stored)]), SingleProcess())
     assert found["dice"] == found["iou"] == found["positive_dice"] == found["pixel_accuracy"] == 1
@@ -109,7 +112,7 @@ def test_masks_stored_larger_than_the_network_are_brought_to_its_size(stored: in
     assert SMALL.task(bright())(squares(size=stored))["bce"] < 0.01
 
 
-def test_an_image_whose_mask_is_unknown_counts_nothing() -> None:
+def test_images_with_unknown_masks_are_ignored() -> None:
     known = (True, False, True, True)
     task = SMALL.task(bright())
     found = task.evaluate(lambda: iter([squares(known), squares((False,) * 4)]), SingleProcess())
@@ -126,7 +129,7 @@ def test_an_image_whose_mask_is_unknown_counts_nothing() -> None:
     assert np.isnan(nothing["dice"])
 
 
-def test_the_rule_that_validation_chooses_is_in_the_checkpoint_and_decides(tmp_path: Path) -> None:
+def test_the_rule_that_validation_chooses_is_saved_and_used(tmp_path: Path) -> None:
     engine = engine_of(SMALL)
     engine.epoch(some())
     engine.finish_epoch(some)
@@ -136,10 +139,10 @@ def test_the_rule_that_validation_chooses_is_in_the_checkpoint_and_decides(tmp_p
     assert learnt != SMALL.rule
     assert MaskRule(*kept.network.rule.tolist()) == learnt  # pyright: ignore
     with torch.inference_mode():
-        p, _ = SMALL._probabilities(kept.network, squares())
-        shares = SMALL.predict(kept.network, squares())["shares"]
-    assert torch.equal(shares >= 0.5, learnt.apply(p))
-    lungs = LungsRecipe(size=32, first_size=0, first_epochs=0, batch_size=4)
+        p, _ = SMALL.probabilities(kept.network, images(squares()))
+        values = SMALL.predict(kept.network, squares())[MASK_VALUES]
+    assert torch.equal(values >= 0.5, learnt.apply(p))
+    lungs = LungsRecipe(size=32, warmup_size=0, warmup_epochs=0, batch_size=4)
     fixed = engine_of(lungs, bright(lungs.rule)).task
     fixed.evaluate(some, SingleProcess())
     assert fixed.describe()["mask_rule"] == lungs.rule.describe()
@@ -167,7 +170,7 @@ def scored(recipe: SegmentationRecipe, network: nn.Module, masks: list[np.ndarra
 
 
 @pytest.mark.parametrize("stored", [64, 128])
-def test_a_found_mask_comes_out_at_the_original_s_size(stored: int) -> None:
+def test_scores_have_masks_at_the_original_size(stored: int) -> None:
     masks = [ellipse(150, 230), ellipse(301, 200), np.zeros((90, 70), bool)]
     found = scored(SMALL.replace(size=64), bright(MaskRule(0.5, 0, 0.5)), masks, stored)
     for mask, code, area in zip(
@@ -189,7 +192,7 @@ def test_too_few_certain_pixels_leave_the_image_empty() -> None:
         assert (found[schema.PRED_MASK_AREA_PX][0].as_py() == 0) is empty
 
 
-def test_both_sides_are_treated_alike_if_wished() -> None:
+def test_flip_averaging_makes_predictions_symmetric() -> None:
     torch.manual_seed(0)
     network = SMALL.network(()).eval()
     there = squares()
@@ -197,16 +200,19 @@ def test_both_sides_are_treated_alike_if_wished() -> None:
 
     def both(recipe: SegmentationRecipe) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
-            return recipe._probabilities(network, there)[0], recipe._probabilities(network, mirrored)[0].flip(-1)
+            return tuple(
+                recipe.probabilities(network, images(batch))[0].flip(flips)
+                for batch, flips in ((there, ()), (mirrored, (-1,)))
+            )
 
     one, other = both(SMALL)
     torch.testing.assert_close(one, other)
-    one, other = both(SMALL.replace(flip_test=False))
+    one, other = both(SMALL.replace(tta_flip=False))
     assert (one - other).abs().max() > 1e-3
 
 
-def test_training_begins_at_the_first_size() -> None:
-    recipe = SMALL.replace(first_size=16, first_epochs=2, epochs=3)
+def test_training_starts_at_the_warmup_size() -> None:
+    recipe = SMALL.replace(warmup_size=16, warmup_epochs=2, epochs=3)
     assert [(stage.name, stage.epochs) for stage in recipe.stages()] == [("16 px", 2), ("32 px", 3)]
     assert recipe.unranked_epochs == 2
     network = bright()
@@ -220,13 +226,13 @@ def test_training_begins_at_the_first_size() -> None:
         assert set(seen) == {size}
 
 
-def test_a_frozen_backbone_stays_as_it_begins(tmp_path: Path) -> None:
+def test_a_frozen_backbone_is_not_trained(tmp_path: Path) -> None:
     kept = str(tmp_path / "resnet18.pt")
     torch.save(torchvision.models.resnet18().state_dict(), kept)
 
     def changed(frozen: bool) -> set[str]:
         recipe = SMALL.replace(
-            architecture="fcn32s", backbone="resnet18", backbone_weights=kept, freeze_backbone=frozen
+            architecture="fcn32s", backbone="resnet18", backbone_pretrained=kept, freeze_backbone=frozen
         )
         engine = engine_of(recipe)
         before = {name: value.clone() for name, value in engine.task.network.state_dict().items()}
@@ -236,19 +242,19 @@ def test_a_frozen_backbone_stays_as_it_begins(tmp_path: Path) -> None:
         moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
         return {name.split(".")[1] for name in moved if name.startswith("segmenter.")}
 
-    assert changed(False) == {"trunk", "scores", "image_head"}
+    assert changed(False) == {"strided", "scores", "image_head"}
     assert changed(True) == {"scores", "image_head"}
 
 
 @pytest.mark.parametrize("architecture", ["unet", "fcn8s"])
-def test_a_backbone_begins_with_weights_by_uri(architecture: str, tmp_path: Path) -> None:
+def test_a_backbone_starts_from_weights_at_a_uri(architecture: str, tmp_path: Path) -> None:
     from torchvision.models import resnet18
 
     torch.manual_seed(1)
     given = resnet18(weights=None).state_dict()
     torch.save(given, tmp_path / "resnet18.pt")
     recipe = SMALL.replace(
-        architecture=architecture, backbone="resnet18", backbone_weights=str(tmp_path / "resnet18.pt")
+        architecture=architecture, backbone="resnet18", backbone_pretrained=str(tmp_path / "resnet18.pt")
     )
     recipe, _ = recipe.resolve_weights(str(tmp_path / "out"))
     network = engine_of(recipe).task.network
@@ -257,8 +263,8 @@ def test_a_backbone_begins_with_weights_by_uri(architecture: str, tmp_path: Path
     weights = [name for name in begun if name in given and not name.endswith("tracked")]
     assert len(weights) >= 100
     assert all(torch.equal(begun[name], given[name]) for name in weights)
-    with pytest.raises(UserError, match=r"backbone_weights=.*does not fit: they lack"):
-        recipe.replace(backbone="resnet34", backbone_weights=str(tmp_path / "resnet18.pt")).resolve_weights(
+    with pytest.raises(UserError, match=r"backbone_pretrained=.*does not fit: they lack"):
+        recipe.replace(backbone="resnet34", backbone_pretrained=str(tmp_path / "resnet18.pt")).resolve_weights(
             str(tmp_path / "other")
         )
 
@@ -271,15 +277,15 @@ def test_a_backbone_begins_with_weights_by_uri(architecture: str, tmp_path: Path
         ({"backbone": "lenet"}, "backbone: expected one of alexnet"),
         ({"attention": "yes"}, "attention: expected one of none, scse"),
         ({"upsampling": "none"}, "upsampling: expected one of published"),
-        ({"first_size": 16}, "first_size=16, first_epochs=0: wanted both, or neither"),
-        ({"first_size": 64, "first_epochs": 1}, "first_size at most size=32"),
-        ({"image_weight": -1.0}, "image_weight=-1.0: wanted none negative"),
-        ({"bce": 0.0, "dice": 0.0, "focal": 0.0}, "one weight above 0"),
-        ({"freeze_backbone": True}, "freeze_backbone without backbone_weights"),
+        ({"warmup_size": 16}, "both or neither of warmup_size and warmup_epochs, got 16 and 0"),
+        ({"warmup_size": 64, "warmup_epochs": 1}, "warmup_size: expected at most size=32, got 64"),
+        ({"image_weight": -1.0}, "image_weight: expected 0 or more, got -1.0"),
+        ({"bce_weight": 0.0, "dice_weight": 0.0, "focal_weight": 0.0}, "at least one loss weight above 0"),
+        ({"freeze_backbone": True}, "freeze_backbone without backbone_pretrained"),
         ({"scale": 0.5}, "scale and gamma from 1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, object], said: str) -> None:
+def test_invalid_settings_are_rejected(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         SMALL.replace(**wrong)
 
@@ -326,7 +332,7 @@ def network_that_finds_half(folder: Path, rows: pa.Table) -> Checkpoint:
     torch.manual_seed(0)
     network = recipe.network(())
     with torch.inference_mode():
-        p, _ = recipe._probabilities(network, batch_of(rows))
+        p, _ = recipe.probabilities(network, unit_pixels(batch_of(rows), 64))
     network.rule.copy_(torch.tensor([0, 0, p[0].median().item()]))
     checkpoint.save(folder, recipe, recipe.task(network), network.state_dict(), findings=(), metrics={})
     return checkpoint.load(str(folder))

@@ -39,21 +39,21 @@ def _gpu() -> Iterator[None]:
 
 
 def test_a_family_trains_resumes_and_is_used(tmp_path: Path, name: str) -> None:
-    engine = engine_on(DEVICE, RECIPES[name], tmp_path, FakeNccl())
+    engine = engine_on(DEVICE, RECIPES[name], FakeNccl())
     assert engine.recipe.monitor in train(engine)
     assert {values.device for values in engine.task.state_dict().values()} == {DEVICE}
     assert use(engine).num_rows == 4
     if importlib.util.find_spec("matplotlib"):
         engine.task.save_pictures(lambda: engine.moved(some_batches()), tmp_path)
-    again = resumed(engine, tmp_path)
+    again = resumed(engine)
     assert all(math.isfinite(value) for value in again.step(next(again.moved(some_batches()))).values())
 
 
-def test_a_gpu_shows_what_the_cpu_shows(tmp_path: Path, name: str) -> None:
+def test_a_gpu_shows_what_the_cpu_shows(name: str) -> None:
     """Pixels, boxes and masks of an augmented batch, by the same random parameters."""
     recipe = RECIPES[name].replace(size=SIDE, precision="float32")
-    expected = augmented(engine_on("cpu", recipe, tmp_path))
-    for found, wanted in zip(augmented(engine_on(DEVICE, recipe, tmp_path)), expected, strict=True):
+    expected = augmented(engine_on("cpu", recipe))
+    for found, wanted in zip(augmented(engine_on(DEVICE, recipe)), expected, strict=True):
         assert found.keys() == wanted.keys()
         for column, values in wanted.items():
             assert found[column].dtype == values.dtype
@@ -64,17 +64,17 @@ def test_a_gpu_shows_what_the_cpu_shows(tmp_path: Path, name: str) -> None:
                 torch.testing.assert_close(found[column], values, rtol=0, atol=most, equal_nan=True)
 
 
-def test_a_gpu_learns_what_the_cpu_learns(tmp_path: Path, name: str) -> None:
+def test_a_gpu_learns_what_the_cpu_learns(name: str) -> None:
     """Loss terms and the gradient's norm in float32, on the same augmented images."""
     recipe = RECIPES[name].replace(precision="float32")
-    on_cpu = engine_on("cpu", recipe, tmp_path)
+    on_cpu = engine_on("cpu", recipe)
     shown = augmented(on_cpu)
-    expected, found = losses(on_cpu, shown), losses(engine_on(DEVICE, recipe, tmp_path), shown)
+    expected, found = losses(on_cpu, shown), losses(engine_on(DEVICE, recipe), shown)
     assert found == [pytest.approx(terms, rel=1e-3, abs=1e-5) for terms in expected]
 
 
-def test_a_training_step_waits_for_the_gpu_only_where_it_must(tmp_path: Path, name: str) -> None:
-    engine = engine_on(DEVICE, RECIPES[name], tmp_path)
+def test_a_training_step_waits_for_the_gpu_only_where_it_must(name: str) -> None:
+    engine = engine_on(DEVICE, RECIPES[name])
     train(engine)  # what is done once, as cuDNN's choice of algorithms is, is done
     with waiting_is_an_error(), pytest.raises(RuntimeError, match="synchronizing CUDA operation"):
         torch.ones(1, device=DEVICE).item()
@@ -94,8 +94,8 @@ def waiting_is_an_error() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_only_layers_of_networks_compute_in_bfloat16(tmp_path: Path, name: str) -> None:
-    engine = engine_on(DEVICE, RECIPES[name].replace(precision="bfloat16"), tmp_path)
+def test_only_layers_of_networks_compute_in_bfloat16(name: str) -> None:
+    engine = engine_on(DEVICE, RECIPES[name].replace(precision="bfloat16"))
     assert engine.casts
     for stage in engine.recipe.stages():
         engine.enter(stage)
@@ -108,5 +108,5 @@ def test_only_layers_of_networks_compute_in_bfloat16(tmp_path: Path, name: str) 
         assert noted.in_layers > 0
 
 
-def test_channels_stay_last_in_bfloat16(tmp_path: Path, name: str) -> None:
-    assert not_channels_last(engine_on(DEVICE, RECIPES[name].replace(precision="bfloat16"), tmp_path)) == []
+def test_channels_stay_last_in_bfloat16(name: str) -> None:
+    assert not_channels_last(engine_on(DEVICE, RECIPES[name].replace(precision="bfloat16"))) == []

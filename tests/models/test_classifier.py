@@ -21,7 +21,7 @@ def test_the_stem_shrinks_as_asked(name: ClassifierName, stride: StemStride, sid
 
 
 def test_other_networks_are_refused() -> None:
-    with pytest.raises(ValueError, match="wanted one of densenet121"):
+    with pytest.raises(ValueError, match="expected one of densenet121"):
         Classifier("alexnet", 3)  # pyright: ignore[reportArgumentType]
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cxr.models.backbones import trunk
+from cxr.models.backbones import make_backbone
 from cxr.models.classifier import Classifier
 from cxr.models.contrast_attention import (
     ContrastAttention,
@@ -65,7 +65,7 @@ def test_features_keep_their_place_on_another_grid() -> None:
 
 
 def test_backbone_and_head_learn_through_the_attention_and_the_aligner_does_not() -> None:
-    net = network(aligner=SpatialTransformer(trunk("conv3"))).train()
+    net = network(aligner=SpatialTransformer(make_backbone("conv3"))).train()
     assert net.aligner is not None
     assert not net.aligner.training, "its statistics would drift"
     x = torch.rand(3, 1, 64, 64)

@@ -15,7 +15,7 @@ from cxr.models.detection_loss import DetectionLoss, anchors, ciou
 from cxr.models.yolo import Yolo, ultralytics
 
 FINDINGS = ("Mass", "Nodule", "Effusion")
-GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
+WEIGHTS = (7.5, 0.5, 1.5)  # of box, class and distribution focal loss
 SIZE, IMAGES, MOST = 96, 4, 12
 
 
@@ -27,12 +27,12 @@ def alone(values: Tensor) -> Tensor:
 def network() -> Yolo:
     torch.manual_seed(0)
     made = Yolo("yolov5n", FINDINGS).train()
-    made.detector.args = SimpleNamespace(**GAINS)  # pyright: ignore[reportArgumentType]
+    made.detector.args = SimpleNamespace(**dict(zip(("box", "cls", "dfl"), WEIGHTS, strict=True)))  # pyright: ignore[reportArgumentType]
     return made
 
 
 def loss_of(network: Yolo, workers: int = 1) -> DetectionLoss:
-    return DetectionLoss(network.strides, GAINS, alone, workers)
+    return DetectionLoss(network.strides, *WEIGHTS, alone, workers)
 
 
 def raw_of(network: Yolo, seed: int = 0) -> dict[str, Any]:
@@ -171,9 +171,9 @@ def test_workers_divide_by_the_targets_of_all(network: Yolo) -> None:
         return values
 
     for half, part in zip(halves, boxes.split(2), strict=True):
-        DetectionLoss(network.strides, GAINS, noted, 2)(half, part)
+        DetectionLoss(network.strides, *WEIGHTS, noted, 2)(half, part)
     both = [
-        DetectionLoss(network.strides, GAINS, lambda _: sums[0] + sums[1], 2)(half, part)
+        DetectionLoss(network.strides, *WEIGHTS, lambda _: sums[0] + sums[1], 2)(half, part)
         for half, part in zip(halves, boxes.split(2), strict=True)
     ]
     for name, value in whole.items():

@@ -1,4 +1,4 @@
-"""FCNs: enlargement, skips, and masks that lie where the image says."""
+"""FCNs: upsampling, skips, and masks that are not shifted."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cxr.models.fcn import Enlargement, FcnBackbone, FcnStride, FullyConvolutional, Upsampling
+from cxr.models.fcn import FcnBackbone, FcnStride, FullyConvolutional, Upsample, Upsampling
 
 
 @pytest.mark.parametrize("factor", [2, 8, 32])
-@pytest.mark.parametrize("learns", [False, True])
-def test_enlargement_starts_as_bilinear(factor: int, learns: bool) -> None:
+@pytest.mark.parametrize("learned", [False, True])
+def test_upsampling_starts_as_bilinear(factor: int, learned: bool) -> None:
     x = torch.randn(2, 1, 3, 5)
-    enlarged = Enlargement(factor, (factor - 1) / 2, learns)
-    wanted = F.interpolate(x, scale_factor=factor, mode="bilinear")
-    torch.testing.assert_close(enlarged(x, (3 * factor, 5 * factor)), wanted)
-    assert len(list(enlarged.parameters())) == learns
+    upsampled = Upsample(factor, (factor - 1) / 2, learned)
+    expected = F.interpolate(x, scale_factor=factor, mode="bilinear")
+    torch.testing.assert_close(upsampled(x, (3 * factor, 5 * factor)), expected)
+    assert len(list(upsampled.parameters())) == learned
 
 
-def test_enlargement_puts_the_first_cell_where_it_is_told() -> None:
+def test_upsampling_places_the_first_cell_at_the_offset() -> None:
     line = torch.tensor([[0.0, 1.0, 2.0]]).expand(1, 1, 3, 3)  # rising to the right
-    found = Enlargement(4, 3.0, False)(line, (13, 13))[0, 0, 6]
-    wanted = torch.tensor([0, 0, 0, 0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2])
-    torch.testing.assert_close(found, wanted)
+    found = Upsample(4, 3.0, False)(line, (13, 13))[0, 0, 6]
+    expected = torch.tensor([0, 0, 0, 0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2])
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(
-    ("stride", "upsampling", "learnt"),
-    [(32, "published", 0), (8, "published", 2), (8, "fixed", 0), (8, "learnt", 3), (16, "learnt", 2)],
+    ("stride", "upsampling", "learned"),
+    [(32, "published", 0), (8, "published", 2), (8, "fixed", 0), (8, "learned", 3), (16, "learned", 2)],
 )
-def test_what_of_the_enlargement_learns(stride: FcnStride, upsampling: Upsampling, learnt: int) -> None:
+def test_which_upsampling_layers_are_learned(stride: FcnStride, upsampling: Upsampling, learned: int) -> None:
     with torch.device("meta"):
         network = FullyConvolutional("resnet18", stride, upsampling)
-    assert len(list(network.enlarged.parameters())) == learnt
+    assert len(list(network.upsampling.parameters())) == learned
     assert sorted(network.scores) == sorted(str(at) for at in (8, 16, 32) if at >= stride)
 
 
 @torch.no_grad()
-def test_scores_start_at_zero_and_a_skip_sharpens() -> None:
+def test_scores_start_at_zero_and_skips_add_detail() -> None:
     torch.manual_seed(1)
     network, x = FullyConvolutional("resnet18", 8).eval(), torch.rand(1, 1, 128, 128)
     assert not network(x)[0].any()
@@ -56,10 +56,10 @@ def _bends(mask: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["alexnet", "googlenet", "resnet18"])
 @pytest.mark.parametrize(("stride", "scored"), [(8, "8"), (8, "32"), (32, "32")])
-def test_masks_lie_where_the_image_says(name: FcnBackbone, stride: FcnStride, scored: str) -> None:
+def test_masks_are_not_shifted(name: FcnBackbone, stride: FcnStride, scored: str) -> None:
     """A disc through layers that only average: the middle of what comes out is the middle of the disc."""
     network = FullyConvolutional(name, stride, fully_connected=False).eval()
-    for layer in network.trunk.modules():
+    for layer in network.strided.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.constant_(layer.weight, 1 / layer.weight[0].numel())
             if layer.bias is not None:
@@ -83,10 +83,10 @@ def test_fully_connected_layers_become_convolutions() -> None:
     network.load_backbone(given.state_dict())
     z = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
-        features = network.trunk(z)[-1]
-        wanted = given.classifier[:-1](given.features(z).flatten(1))
+        features = network.strided(z)[-1]
+        expected = given.classifier[:-1](given.features(z).flatten(1))
     assert features.shape == (1, 4096, 7, 7)
-    torch.testing.assert_close(features[:, :, 3, 3], wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(features[:, :, 3, 3], expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["vgg16", "googlenet", "resnet50"])
@@ -98,7 +98,7 @@ def test_torchvisions_weights_fit(name: FcnBackbone) -> None:
         state = getattr(models, name)(weights=None, **options).state_dict()
         network = FullyConvolutional(name, 8)
         network.load_backbone(state)
-        state.popitem()  # of the last layer, which is not wanted
+        state.popitem()  # of the last layer, which is not expected
         network.load_backbone(state)
         del state[next(iter(state))]
         with pytest.raises(ValueError, match="lack 1 of"):
@@ -106,6 +106,6 @@ def test_torchvisions_weights_fit(name: FcnBackbone) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"name": "densenet121"}, {"stride": 4}, {"upsampling": "nearest"}])
-def test_other_settings_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="wanted one of"):
+def test_unknown_settings_are_rejected(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="expected one of"):
         FullyConvolutional(**wrong)  # pyright: ignore[reportArgumentType]

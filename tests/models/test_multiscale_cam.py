@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cxr.models.classifier import Classifier, load_body
 from cxr.models.multiscale_cam import CamBackbone, MultiscaleCAM, Pooling, Stages, placed
-from cxr.models.receptive_field import reaches
+from cxr.models.receptive_field import receptive_fields
 
 FINDINGS = ("Mass", "Nodule", "Hernia")
 
@@ -87,7 +87,7 @@ def test_one_stage_is_cam() -> None:
     (seen,) = network.maps(x)
     assert torch.allclose(seen, cam, atol=1e-5)
     network.scale_maps(torch.full((1, 3), -1.0), torch.full((1, 3), 1.0))
-    wanted = placed(((cam + 1) / 2).clamp(0, 1), network.reaches[0], 64, 4)
+    wanted = placed(((cam + 1) / 2).clamp(0, 1), network.fields[0], 64, 4)
     assert torch.allclose(network.attention([seen], 64, 4), wanted, atol=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_a_blob_comes_out_where_it_lies(backbone: CamBackbone) -> None:
     axis = torch.arange(size) + 0.5
     for x, y in ((118.0, 140.0), (141.0, 119.0)):
         blob = torch.exp(-((axis[None] - x) ** 2 + (axis[:, None] - y) ** 2) / 50)
-        for seen, reach in zip(trunk(blob[None, None]), reaches(trunk), strict=True):
+        for seen, reach in zip(trunk(blob[None, None]), receptive_fields(trunk), strict=True):
             shown = placed(seen.sum(1, keepdim=True), reach, size, 2)[0, 0]
             at = (torch.arange(size // 2) + 0.5) * 2
             middle = torch.stack([(shown.sum(0) * at).sum(), (shown.sum(1) * at).sum()]) / shown.sum()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.models import densenet121, vgg16
 
 from cxr.models import perceptual
-from cxr.models.backbones import trunk
+from cxr.models.backbones import make_backbone
 from cxr.models.perceptual import FeatureKind, FrozenLayers
 from cxr.models.small_unet import LungField
 from cxr.models.spatial_transformer import SpatialTransformer
@@ -76,7 +76,7 @@ def test_weights_of_another_network_are_refused() -> None:
 
 def test_lung_features_are_the_lung_networks_encoder_alone_or_inside_an_aligner() -> None:
     lungs = LungField()
-    aligner = SpatialTransformer(trunk("conv4", 2), lungs=lungs)
+    aligner = SpatialTransformer(make_backbone("conv4", 2), lungs=lungs)
     x = torch.randn(1, 1, 32, 32)
     for state in (lungs.state_dict(), aligner.state_dict()):
         frozen = perceptual.build("lungs", state, 2)
@@ -99,7 +99,7 @@ def test_local_features_see_edges_without_sign_and_pass_gradients() -> None:
 
 @pytest.mark.parametrize(("kind", "layers"), [("vgg16", 6), ("vgg16", 0), ("local", 5), ("resnet", 1)])
 def test_layers_that_do_not_exist_are_refused(kind: FeatureKind, layers: int) -> None:
-    with pytest.raises(ValueError, match="layers of"):
+    with pytest.raises(ValueError, match="expected a feature network"):
         perceptual.build(kind, None, layers)
 
 

@@ -31,18 +31,23 @@ from cxr.models.small_unet import LungField
 from tests.families.test_recipes import SMALL, some_batches
 
 NAME = "IMAGENET1K_V1"
-FROZEN = PneumothoraxRecipe(size=32, backbone="resnet18", batch_size=4, backbone_weights=NAME, freeze_backbone=True)
+FROZEN = PneumothoraxRecipe(
+    size=32, backbone="resnet18", batch_size=4, backbone_pretrained=NAME, freeze_backbone=True
+)
 # A recipe of each family that starts from weights of torchvision's by name, and the setting that names them.
 NAMED: dict[str, tuple[Recipe, str]] = {
     "aecnn": (SMALL["aecnn"].replace(backbone_pretrained=NAME), "backbone_pretrained"),
-    "align": (SMALL["align"].replace(features="vgg16", feature_weight=1.0, feature_weights=NAME), "feature_weights"),
+    "align": (
+        SMALL["align"].replace(feature_network="vgg16", feature_weight=1.0, feature_pretrained=NAME),
+        "feature_pretrained",
+    ),
     "attend": (SMALL["attend"].replace(backbone_pretrained=NAME), "backbone_pretrained"),
     "localize": (SMALL["localize"].replace(backbone="resnet18", backbone_pretrained=NAME), "backbone_pretrained"),
     "lungs": (
-        SMALL["lungs"].replace(architecture="unet", backbone="resnet18", backbone_weights=NAME),
-        "backbone_weights",
+        SMALL["lungs"].replace(architecture="unet", backbone="resnet18", backbone_pretrained=NAME),
+        "backbone_pretrained",
     ),
-    "pneumothorax": (FROZEN, "backbone_weights"),
+    "pneumothorax": (FROZEN, "backbone_pretrained"),
 }
 
 
@@ -99,12 +104,12 @@ def test_workers_start_from_the_weights_in_out_and_never_ask_torchvision(
 def test_a_search_has_the_weights_of_a_perceptual_loss_that_only_some_trials_use(
     server: Server, tmp_path: Path
 ) -> None:
-    base = SMALL["align"].replace(features="vgg16", feature_weight=0.0)
+    base = SMALL["align"].replace(feature_network="vgg16", feature_weight=0.0)
     resolved, _ = base.resolve_weights(str(tmp_path))
     server.gone = True
     trial = resolved.replace(feature_weight=0.5, feature_layers=2)
     assert trial.task(trial.network([])).features.names == {"3", "8"}  # pyright: ignore
-    stored = pretrained.from_uri(resolved.feature_weights)  # pyright: ignore[reportAttributeAccessIssue]
+    stored = pretrained.from_uri(resolved.feature_pretrained)  # pyright: ignore[reportAttributeAccessIssue]
     assert not [name for name in stored if name.startswith("classifier")], "nine tenths of VGG16, which are not used"
 
 
@@ -125,8 +130,8 @@ def test_named_weights_that_cannot_be_fetched_are_an_error_that_says_how_to_prov
 
 def test_a_frozen_backbone_does_not_fall_back_even_by_default(server: Server, tmp_path: Path) -> None:
     server.gone = True
-    with pytest.raises(UserError, match=r"backbone_weights=auto: .*could not be fetched"):
-        FROZEN.replace(backbone_weights="auto").resolve_weights(str(tmp_path))
+    with pytest.raises(UserError, match=r"backbone_pretrained=auto: .*could not be fetched"):
+        FROZEN.replace(backbone_pretrained="auto").resolve_weights(str(tmp_path))
 
 
 def test_default_weights_fall_back_aloud_and_keep_to_it_in_one_out(server: Server, tmp_path: Path) -> None:
@@ -151,15 +156,15 @@ def test_default_weights_fall_back_aloud_and_keep_to_it_in_one_out(server: Serve
 
 def test_the_record_says_which_weights_were_used(server: Server, tmp_path: Path) -> None:
     resolved, _ = FROZEN.resolve_weights(str(tmp_path))
-    record = pretrained.sources(resolved)["backbone_weights"]
+    record = pretrained.sources(resolved)["backbone_pretrained"]
     assert record == {
         "given": NAME,
         "network": "resnet18",
-        "sha256": pretrained.digest(pretrained.from_uri(resolved.backbone_weights)),
+        "sha256": pretrained.digest(pretrained.from_uri(resolved.backbone_pretrained)),
         "uri": f"{tmp_path}/weights/resnet18-IMAGENET1K_V1",
     }
-    assert pretrained.sources(FROZEN.replace(backbone_weights="", freeze_backbone=False)) == {
-        "backbone_weights": None
+    assert pretrained.sources(FROZEN.replace(backbone_pretrained="", freeze_backbone=False)) == {
+        "backbone_pretrained": None
     }
 
 
@@ -167,21 +172,21 @@ def test_weights_by_uri_are_copied_once_and_need_not_be_there_afterwards(tmp_pat
     given, out = tmp_path / "mine", str(tmp_path / "out")
     given.mkdir()
     torch.save(Classifier("resnet18", 3).body.state_dict(), given / "resnet18.pt")
-    recipe = FROZEN.replace(backbone_weights=str(given / "resnet18.pt"))
+    recipe = FROZEN.replace(backbone_pretrained=str(given / "resnet18.pt"))
     resolved, _ = recipe.resolve_weights(out)
     assert resolved.resolve_weights(out) == (resolved, [])
-    state = pretrained.from_uri(resolved.backbone_weights)
+    state = pretrained.from_uri(resolved.backbone_pretrained)
     torch.save(Classifier("resnet18", 3).body.state_dict(), given / "resnet18.pt")
     with pytest.raises(UserError, match=r"other weights than those that an earlier run in .* started from"):
         recipe.resolve_weights(out)
     shutil.rmtree(given)
     again, _ = recipe.resolve_weights(out)
     assert again == resolved
-    torch.testing.assert_close(dict(pretrained.from_uri(again.backbone_weights)), dict(state))
+    torch.testing.assert_close(dict(pretrained.from_uri(again.backbone_pretrained)), dict(state))
 
 
 def test_a_perceptual_loss_goes_on_with_the_same_weights_and_no_others(server: Server, tmp_path: Path) -> None:
-    given = SMALL["align"].replace(features="vgg16", feature_weight=1.0, feature_weights=NAME)
+    given = SMALL["align"].replace(feature_network="vgg16", feature_weight=1.0, feature_pretrained=NAME)
     out = str(tmp_path / "out")
     begun, _ = given.resolve_weights(out)
     server.gone = True
@@ -189,9 +194,9 @@ def test_a_perceptual_loss_goes_on_with_the_same_weights_and_no_others(server: S
     shutil.move(out, tmp_path / "moved")
     moved, _ = given.resume_from(begun.to_dict(), str(tmp_path / "moved"))
     assert moved.changes_from(begun.to_dict()) == []
-    other = {name: values + 1 for name, values in pretrained.from_uri(moved.feature_weights).items()}  # pyright: ignore
+    other = {name: values + 1 for name, values in pretrained.from_uri(moved.feature_pretrained).items()}  # pyright: ignore
     torch.save(other, tmp_path / "other.pt")
-    changed, _ = given.replace(feature_weights=str(tmp_path / "other.pt")).resume_from(begun.to_dict(), out)
+    changed, _ = given.replace(feature_pretrained=str(tmp_path / "other.pt")).resume_from(begun.to_dict(), out)
     assert changed.changes_from(begun.to_dict())[0].startswith("feature_sha256 was ")
 
 
@@ -212,7 +217,7 @@ def _checkpoint(folder: Path) -> None:
         (AecnnRecipe(backbone="resnet18"), "backbone_pretrained"),
         (AttendRecipe(), "backbone_pretrained"),
         (LocalizeRecipe(backbone="resnet18"), "backbone_pretrained"),
-        (PneumothoraxRecipe(backbone="resnet18"), "backbone_weights"),
+        (PneumothoraxRecipe(backbone="resnet18"), "backbone_pretrained"),
     ],
 )
 def test_weights_of_one_channel_are_said_to_be_that(recipe: Recipe, setting: str, tmp_path: Path) -> None:
@@ -228,13 +233,13 @@ def test_weights_of_one_channel_are_said_to_be_that(recipe: Recipe, setting: str
     [
         (AecnnRecipe(), "start_from"),
         (AecnnRecipe(), "backbone_pretrained"),
-        (AlignRecipe(), "lung_weights"),
-        (AlignRecipe(features="lungs", feature_weights="/x"), "feature_weights"),
+        (AlignRecipe(), "lung_pretrained"),
+        (AlignRecipe(feature_network="lungs", feature_pretrained="/x"), "feature_pretrained"),
         (AttendRecipe(), "aligner"),
         (AttendRecipe(backbone="resnet50"), "backbone_pretrained"),
-        (DetectRecipe(size=32), "weights"),
+        (DetectRecipe(size=32), "pretrained"),
         (LocalizeRecipe(), "backbone_pretrained"),
-        (LungsRecipe(), "backbone_weights"),
+        (LungsRecipe(), "backbone_pretrained"),
     ],
 )
 def test_a_checkpoint_of_another_family_is_refused_in_one_line_that_names_the_difference(
@@ -298,7 +303,7 @@ def test_an_unreachable_server_is_an_os_error_soon(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
     with pytest.raises(OSError, match="unreachable"):
         pretrained.from_torchvision("vgg16", "IMAGENET1K_V1")
-    assert patience == [pretrained.PATIENCE_S]
+    assert patience == [pretrained.TIMEOUT_S]
     assert socket.getdefaulttimeout() is None
 
 
@@ -326,3 +331,56 @@ def test_torchvision_s_old_files_are_understood(tmp_path: Path) -> None:
         state["features.denseblock1.denselayer1.conv1.weight"],
     )
     assert perceptual.build("densenet121", found, 5) is not None
+
+
+OWN = {
+    "conv.weight": torch.zeros(4, 3, 2, 2),
+    "norm.num_batches_tracked": torch.tensor(0),
+    "norm.bias": torch.ones(4),
+}
+
+
+def prefixed(prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: values + 1 for name, values in OWN.items()}
+
+
+def test_the_prefix_under_which_most_tensors_fit_is_used() -> None:
+    decoy = {"other.norm.bias": torch.ones(4), "conv.weight": torch.zeros(9)}
+    found = pretrained.match(OWN, decoy | prefixed("deep.body."), "it")
+    assert found.keys() == OWN.keys()
+    assert all(torch.equal(found[name], values + 1) for name, values in OWN.items())
+
+
+def test_counters_may_be_missing_and_linear_layers_fit_convolutions() -> None:
+    given = {"conv.weight": torch.ones(4, 12), "norm.bias": torch.ones(4)}
+    found = pretrained.match(OWN, given, "it")
+    assert found["conv.weight"].shape == (4, 3, 2, 2)
+    assert "norm.num_batches_tracked" not in found
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"x": torch.ones(1)}, "they have none of the 2 tensors of it, such as conv.weight"),
+        ({"a.conv.weight": OWN["conv.weight"]}, "they lack 1 of the 2 tensors of it, such as a.norm.bias"),
+        (
+            prefixed("") | {"conv.weight": torch.ones(4, 1, 2, 2)},
+            "conv.weight of it: expected shape 4 x 3 x 2 x 2, got 4 x 1 x 2 x 2 (input channels: expected 3, got 1)",
+        ),
+        (
+            {name: torch.ones(7) for name in OWN},
+            "conv.weight of it: expected shape 4 x 3 x 2 x 2, got 7; 1 more tensors differ in shape",
+        ),
+    ],
+)
+def test_the_error_names_the_difference(given: dict[str, Tensor], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said) + "$"):
+        pretrained.match(OWN, given, "it")
+
+
+def test_an_exact_match_has_no_prefix_and_no_other_tensors() -> None:
+    assert pretrained.match(OWN, prefixed(""), "it", exact=True).keys() == OWN.keys()
+    with pytest.raises(ValueError, match="none of the 2"):
+        pretrained.match(OWN, prefixed("body."), "it", exact=True)
+    with pytest.raises(ValueError, match="they have 1 tensor that it does not have, such as more"):
+        pretrained.match(OWN, prefixed("") | {"more": torch.ones(1)}, "it", exact=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr.models.fcn import FcnBackbone, FullyConvolutional
-from cxr.models.receptive_field import Architecture, ReceptiveField, architecture, reaches
+from cxr.models.receptive_field import ArchitectureSummary, ReceptiveField, receptive_fields, summarize_architecture
 
 
 class Branches(nn.Module):
@@ -39,20 +39,20 @@ def seen(layers: nn.Module, image: int, index: int, which: int) -> tuple[int, in
 
 def test_by_hand() -> None:
     layers = nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Conv2d(1, 1, 3, padding=1))
-    assert reaches(layers) == [
+    assert receptive_fields(layers) == [
         ReceptiveField(-2, 5, 2, 2)
     ]  # 3 pixels; 4 after pooling; 4 + 2 · 2, moved by the padding
-    assert (reaches(layers)[0].size, reaches(layers)[0].center) == (8, 1.5)
-    assert architecture(layers, layers) == Architecture(20, 2, 8, 2)
+    assert (receptive_fields(layers)[0].size, receptive_fields(layers)[0].center) == (8, 1.5)
+    assert summarize_architecture(layers, layers) == ArchitectureSummary(20, 2, 8, 2)
 
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_as_the_gradient_says(which: int) -> None:
     layers = Branches()
-    reach, index = reaches(layers)[which], 5
+    reach, index = receptive_fields(layers)[which], 5
     moved = index * reach.stride
     assert seen(layers, 96, index, which) == (reach.first + moved, reach.last + moved)
-    assert [r.depth for r in reaches(layers)] == [1, 4]
+    assert [r.depth for r in receptive_fields(layers)] == [1, 4]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_as_the_paper_tabulates(name: FcnBackbone, convolutions: int, millions: 
     """Long et al. 2015, table 1. Padding, in which torchvision's AlexNet differs, does not enter."""
     with torch.device("meta"):
         network = FullyConvolutional(name, 32)
-    found = architecture(network, network.path())
+    found = summarize_architecture(network, network.encoder_path())
     assert (found.convolutions, found.receptive_field_px, found.stride_px) == (convolutions, field, 32)
     assert round(found.parameters / 1e6) == millions
 
@@ -72,16 +72,16 @@ def test_googlenet_is_the_papers_but_for_what_torchvision_changed() -> None:
     pooling before the classifier, which no mask needs."""
     with torch.device("meta"):
         network = FullyConvolutional("googlenet", 32)
-        found = architecture(network, network.path())
+        found = summarize_architecture(network, network.encoder_path())
         assert (found.convolutions, found.receptive_field_px, found.stride_px) == (22, 379, 32)
         assert round(found.parameters / 1e6) == 6
-        trunk = network.trunk
+        trunk = network.strided
         trunk.maxpool4 = nn.MaxPool2d(3, stride=2)
         for name, layer in trunk.named_modules():
             if name.endswith("branch3.1.conv"):
                 layer.kernel_size, layer.padding = (5, 5), (2, 2)
-        path = nn.Sequential(network.path(), nn.AvgPool2d(7, stride=1))
-    assert reaches(path)[0].size == 907
+        path = nn.Sequential(network.encoder_path(), nn.AvgPool2d(7, stride=1))
+    assert receptive_fields(path)[0].size == 907
 
 
 class Uneven(nn.Module):
@@ -96,12 +96,12 @@ class Uneven(nn.Module):
 @pytest.mark.parametrize(
     ("layers", "about"),
     [
-        (Uneven(), "strides"),
-        (nn.Conv2d(1, 1, (3, 5)), "both ways"),
-        (nn.Sequential(nn.Conv2d(1, 1, 3), nn.AdaptiveAvgPool2d(1)), "not followed"),
-        (nn.Upsample(scale_factor=2), "not followed"),
+        (Uneven(), "equal stride"),
+        (nn.Conv2d(1, 1, (3, 5)), "both directions"),
+        (nn.Sequential(nn.Conv2d(1, 1, 3), nn.AdaptiveAvgPool2d(1)), "not supported"),
+        (nn.Upsample(scale_factor=2), "not supported"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(layers: nn.Module, about: str) -> None:
     with pytest.raises(ValueError, match=about):
-        reaches(nn.Sequential(layers))
+        receptive_fields(nn.Sequential(layers))

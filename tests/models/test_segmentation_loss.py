@@ -11,7 +11,7 @@ from torch import Tensor
 from cxr.data.batch import NO_MASK
 from cxr.models.segmentation_loss import SMOOTH, UNKNOWN, MaskLoss, image_loss
 
-ALL = MaskLoss(bce=1, dice=1, focal=1)
+ALL = MaskLoss(bce_weight=1, dice_weight=1, focal_weight=1)
 
 
 def logit(p: float) -> float:
@@ -25,7 +25,7 @@ def images(*rows: list[float]) -> Tensor:
 
 def test_by_hand() -> None:
     logits, mask = images([logit(0.8), logit(0.3)]), images([1, 0])
-    found = MaskLoss(bce=2, dice=3, focal=1, positive_weight=4)(logits, mask)
+    found = MaskLoss(bce_weight=2, dice_weight=3, focal_weight=1, positive_weight=4)(logits, mask)
     bce = (-4 * math.log(0.8) - math.log(0.7)) / 2
     dice = 1 - (2 * 0.8 + 2 * SMOOTH) / (0.8**2 + 0.3**2 + 1 + 2 * SMOOTH)
     focal = (-0.25 * 0.2**2 * math.log(0.8) - 0.75 * 0.3**2 * math.log(0.7)) / 2
@@ -36,12 +36,12 @@ def test_by_hand() -> None:
 
 def test_focal_without_focus_or_balance_is_cross_entropy() -> None:
     logits, mask = torch.randn(2, 1, 4, 4), (torch.rand(2, 1, 4, 4) > 0.5).to(torch.uint8)
-    found = MaskLoss(focal=1, gamma=0, alpha=None)(logits, mask)
+    found = MaskLoss(focal_weight=1, gamma=0, alpha=None)(logits, mask)
     torch.testing.assert_close(found["focal"], found["bce"])
 
 
 def test_only_what_has_a_weight_is_given() -> None:
-    found = MaskLoss(bce=0, dice=0, focal=2)(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
+    found = MaskLoss(bce_weight=0, dice_weight=0, focal_weight=2)(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
     assert list(found) == ["focal"]
 
 
@@ -71,7 +71,7 @@ def test_unknown_pixels_count_nothing() -> None:
 @pytest.mark.parametrize("logits", [-100.0, -5.0, 0.0, 100.0])
 def test_empty_masks_give_finite_losses_that_less_found_lowers(logits: float) -> None:
     values = torch.full((2, 1, 64, 64), logits, requires_grad=True)
-    found = MaskLoss(bce=1, dice=1, focal=1, gamma=0.5)(values, torch.zeros(2, 1, 64, 64))
+    found = MaskLoss(bce_weight=1, dice_weight=1, focal_weight=1, gamma=0.5)(values, torch.zeros(2, 1, 64, 64))
     sum(found.values(), torch.zeros(())).backward()
     assert values.grad is not None
     assert all(loss.isfinite() for loss in found.values())
@@ -87,8 +87,8 @@ def test_a_small_finding_missed_costs_nearly_all_of_dice() -> None:
     """As small as the smallest pneumothorax of SIIM: 55 pixels of 1024 x 1024."""
     mask = torch.zeros(1, 1, 1024, 1024)
     mask[..., :5, :11] = 1
-    assert MaskLoss(bce=0)(torch.full_like(mask, -50), mask)["dice"] > 0.8
-    assert MaskLoss(bce=0)(100 * mask - 50, mask)["dice"] < 1e-4
+    assert MaskLoss(bce_weight=0)(torch.full_like(mask, -50), mask)["dice"] > 0.8
+    assert MaskLoss(bce_weight=0)(100 * mask - 50, mask)["dice"] < 1e-4
 
 
 def test_float32_under_autocast() -> None:
@@ -108,7 +108,9 @@ def test_image_loss_by_hand() -> None:
     assert float(found) == pytest.approx((-math.log(0.8) - math.log(0.7)) / 4)
 
 
-@pytest.mark.parametrize("wrong", [{"bce": -1.0}, {"bce": 0.0, "dice": 0.0}, {"alpha": 1.5}, {"gamma": -2.0}])
-def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="wanted"):
+@pytest.mark.parametrize(
+    "wrong", [{"bce_weight": -1.0}, {"bce_weight": 0.0, "dice_weight": 0.0}, {"alpha": 1.5}, {"gamma": -2.0}]
+)
+def test_invalid_settings_are_rejected(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected"):
         MaskLoss(**wrong)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr.augment.affine_exposure import random_affine
-from cxr.models.backbones import trunk
+from cxr.models.backbones import make_backbone
 from cxr.models.spatial_transformer import (
     PARAMETERS,
     Parameterization,
@@ -36,9 +36,9 @@ def smooth_images(count: int, size: int = 64) -> Tensor:
 
 
 @pytest.mark.parametrize("parameterization", NAMES)
-@pytest.mark.parametrize("passes", [1, 2])
-def test_a_new_network_is_the_identity(parameterization: Parameterization, passes: int) -> None:
-    network = SpatialTransformer(trunk("conv3"), parameterization, passes)
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_a_new_network_is_the_identity(parameterization: Parameterization, iterations: int) -> None:
+    network = SpatialTransformer(make_backbone("conv3"), parameterization, iterations)
     theta = network(torch.rand(3, 1, 32, 32))
     torch.testing.assert_close(theta, identity(3))
 
@@ -121,7 +121,7 @@ def test_a_network_that_finds_every_warp_has_no_frame_distance() -> None:
 
 
 class ShiftOnce(nn.Module):
-    """A trunk whose single feature asks for the same shift in x, whatever it sees."""
+    """A backbone whose single feature asks for the same shift in x, whatever it sees."""
 
     features = 1
 
@@ -130,7 +130,7 @@ class ShiftOnce(nn.Module):
 
 
 def test_two_passes_compose_what_each_finds() -> None:
-    network = SpatialTransformer(ShiftOnce(), "similarity", passes=2)
+    network = SpatialTransformer(ShiftOnce(), "similarity", iterations=2)
     with torch.no_grad():
         network.head.bias.copy_(torch.tensor([0.5, 0, 0, 0.5]))
     one = bounded_theta(torch.tensor([[0.5, 0, 0, 0.5]]), "similarity")
@@ -138,7 +138,7 @@ def test_two_passes_compose_what_each_finds() -> None:
 
 
 def test_transforms_are_float32_under_autocast() -> None:
-    network = SpatialTransformer(trunk("conv3"), "affine", passes=2)
+    network = SpatialTransformer(make_backbone("conv3"), "affine", iterations=2)
     x = torch.rand(2, 1, 32, 32)
     with torch.autocast("cpu", torch.bfloat16):
         theta = network(x)
@@ -150,4 +150,4 @@ def test_transforms_are_float32_under_autocast() -> None:
 
 def test_unknown_parameterisation_is_refused() -> None:
     with pytest.raises(ValueError, match="anisotropic"):
-        SpatialTransformer(trunk("conv3"), "projective")  # pyright: ignore[reportArgumentType]
+        SpatialTransformer(make_backbone("conv3"), "projective")  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""U-Nets: attention, torchvision's weights, nothing from the network."""
+"""U-Nets: attention, pretrained weights, no downloads."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cxr.augment.image_mask import Variation, augment_with_masks
-from cxr.models.receptive_field import architecture
+from cxr.models.receptive_field import summarize_architecture
 from cxr.models.segmentation_loss import MaskLoss, image_loss
 from cxr.models.small_unet import soft_dice
-from cxr.models.unet import SharpHead, SmallUNet, UNet
+from cxr.models.unet import SmallUNet, SubpixelHead, UNet
 
 
-def test_nothing_is_fetched_and_torchvisions_weights_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_weights_fit_and_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.models import resnet18
 
     def refuse(*_: object) -> None:
@@ -31,25 +31,25 @@ def test_nothing_is_fetched_and_torchvisions_weights_fit(monkeypatch: pytest.Mon
     torch.testing.assert_close(network.backbone(z)[-1], deepest)
 
 
-def test_attention_adds_little_and_is_used() -> None:
+def test_attention_adds_few_parameters() -> None:
     plain, scse = UNet("resnet18"), UNet("resnet18", "scse")
-    sizes = [architecture(net, net.path()) for net in (plain, scse)]
+    sizes = [summarize_architecture(net, net.encoder_path()) for net in (plain, scse)]
     assert sizes[0].parameters < sizes[1].parameters < 1.02 * sizes[0].parameters
     assert sizes[0].receptive_field_px == sizes[1].receptive_field_px == 435
     assert any("cSE" in name for name, _ in scse.named_modules())
 
 
-def test_the_sharp_head_puts_each_pixel_in_its_place() -> None:
-    head, z = SharpHead(16), torch.rand(2, 1, 8, 12)
+def test_the_subpixel_head_keeps_pixel_positions() -> None:
+    head, z = SubpixelHead(16), torch.rand(2, 1, 8, 12)
     seen: list[Tensor] = []
     head.mix.register_forward_pre_hook(lambda _, given: seen.append(given[0][:, 16:]))
     head(torch.zeros(2, 16, 4, 6), z)
     assert torch.equal(F.pixel_shuffle(seen[0], 2), z)
 
 
-def test_bright_discs_are_learnt_from_varied_pairs() -> None:
+def test_bright_discs_are_learned_from_augmented_pairs() -> None:
     torch.manual_seed(0)
-    network, loss = SmallUNet().train(), MaskLoss(focal=1)
+    network, loss = SmallUNet().train(), MaskLoss(focal_weight=1)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     for _ in range(60):
         x, mask = augment_with_masks(*_discs(8), Variation())
@@ -75,7 +75,7 @@ def _discs(count: int, size: int = 64) -> tuple[Tensor, Tensor]:
     return (0.4 + 0.2 * mask + 0.1 * torch.randn(mask.shape)).clamp(0, 1), mask
 
 
-@pytest.mark.parametrize("wrong", [{"encoder": "vgg16"}, {"attention": "yes"}])
-def test_other_names_are_refused(wrong: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="wanted one of"):
+@pytest.mark.parametrize("wrong", [{"backbone": "vgg16"}, {"attention": "yes"}])
+def test_unknown_names_are_rejected(wrong: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="expected backbone"):
         UNet(**wrong)

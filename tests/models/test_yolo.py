@@ -1,4 +1,4 @@
-"""YOLOv5 by Ultralytics: weights are taken where they fit, found boxes are sorted, and nothing leaves the machine."""
+"""YOLOv5 by Ultralytics: pretrained weights, sorted boxes, and no network access."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from cxr.models.yolo import Yolo, found
+from cxr.models.yolo import Yolo, predict_boxes
 from tests.conftest import REPOSITORY
 
 FINDINGS = ("Mass", "Nodule", "Effusion")
@@ -20,18 +20,20 @@ def network() -> Yolo:
     return Yolo("yolov5n", FINDINGS)
 
 
-def test_found_boxes_are_sorted_shares(network: Yolo) -> None:
+def test_boxes_are_sorted_fractions_of_the_image(network: Yolo) -> None:
     with torch.inference_mode():
-        boxes = found(network.eval(), torch.rand(2, 1, 96, 96), score=0.0, iou=0.5, most=7)
+        boxes = predict_boxes(network.eval(), torch.rand(2, 1, 96, 96), min_score=0.0, nms_iou=0.5, max_boxes=7)
     assert boxes.shape == (2, 7, 6)
     assert boxes[..., :4].abs().max() < 6, "of edges up to 16 strides away"
     assert (boxes[:, :-1, 4] >= boxes[:, 1:, 4]).all()
     assert set(boxes[..., 5].flatten().tolist()) <= {0, 1, 2}
     with torch.inference_mode():
-        assert found(network, torch.rand(1, 1, 96, 96), score=0.99, iou=0.5, most=7).isnan().all()
+        assert (
+            predict_boxes(network, torch.rand(1, 1, 96, 96), min_score=0.99, nms_iou=0.5, max_boxes=7).isnan().all()
+        )
 
 
-def test_color_weights_are_summed_and_other_classes_left_out(network: Yolo) -> None:
+def test_color_weights_are_summed_and_class_layers_skipped(network: Yolo) -> None:
     other = Yolo("yolov5n", (*FINDINGS, "Mass again"))
     colors = {name: values.clone() for name, values in other.detector.state_dict().items()}
     colors["model.0.conv.weight"] = torch.rand(16, 3, 6, 6)
@@ -43,8 +45,8 @@ def test_color_weights_are_summed_and_other_classes_left_out(network: Yolo) -> N
     assert Yolo("yolov5n", FINDINGS).load(network.state_dict()) == [], "our own names"
 
 
-def test_weights_of_another_network_are_refused(network: Yolo) -> None:
-    with pytest.raises(ValueError, match="same size of YOLOv5"):
+def test_weights_of_another_network_are_rejected(network: Yolo) -> None:
+    with pytest.raises(ValueError, match="of YOLOv5 of this size"):
         Yolo("yolov5s", FINDINGS).load(network.state_dict())
 
 
@@ -70,7 +72,7 @@ recipe = DetectRecipe(size=32, batch_size=4, epochs=1, close_mosaic=0)
 engine = Engine(recipe.task(recipe.network(schema.FINDINGS)), recipe, SingleProcess(), steps_per_epoch=2,
                 device=torch.device("cpu"))
 engine.epoch(some_batches())
-assert "map50_95" in engine.finish_epoch(some_batches)
+assert "map_50_95" in engine.finish_epoch(some_batches)
 assert torch.save is save, "PyTorch's own"
 import ultralytics.utils
 assert not ultralytics.utils.ONLINE and not ultralytics.utils.AUTOINSTALL

@@ -14,7 +14,7 @@ from cxr.training.fit import fit
 from cxr.training.options import RunOptions
 
 IMAGES, EPOCHS = 120, 4
-RECIPE = AlignRecipe(size=32, epochs=EPOCHS, batch_size=8, trunk="conv3", lungs=False)
+RECIPE = AlignRecipe(size=32, epochs=EPOCHS, batch_size=8, backbone="conv3", lungs=False)
 
 
 def main(archive: str, out: str) -> None:

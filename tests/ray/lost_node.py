@@ -22,7 +22,7 @@ from tests.made_shards import write_shards
 from tests.ray_private import write_no_address_file
 
 EPOCHS, TRIALS = 8, 2
-RECIPE = AlignRecipe(size=32, epochs=EPOCHS, batch_size=8, trunk="conv3", lungs=False)
+RECIPE = AlignRecipe(size=32, epochs=EPOCHS, batch_size=8, backbone="conv3", lungs=False)
 ADDRESS = {"node_ip_address": cluster.LOOPBACK}
 
 

@@ -15,7 +15,7 @@ from cxr.runtime import cluster
 from cxr.schema import PixelFormat
 from cxr.training.fit import fit
 
-RECIPE = AlignRecipe(size=32, epochs=1, batch_size=4, trunk="conv3", lungs=False)
+RECIPE = AlignRecipe(size=32, epochs=1, batch_size=4, backbone="conv3", lungs=False)
 
 
 def main(archive: str, out: str) -> None:

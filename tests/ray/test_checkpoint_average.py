@@ -15,7 +15,7 @@ from cxr.training.run_log import best_row, read_metrics
 from tests.made_shards import write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
-RECIPE = AlignRecipe(size=32, epochs=3, batch_size=8, trunk="conv3", lungs=False)
+RECIPE = AlignRecipe(size=32, epochs=3, batch_size=8, backbone="conv3", lungs=False)
 
 
 def test_an_average_is_one_more_network_to_choose_from(tmp_path: Path) -> None:

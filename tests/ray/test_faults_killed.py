@@ -66,7 +66,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder, recipe = tmp_path_factory.mktemp("kept"), AlignRecipe(size=32, trunk="conv3", lungs=False)
+    folder, recipe = tmp_path_factory.mktemp("kept"), AlignRecipe(size=32, backbone="conv3", lungs=False)
     network = recipe.network(())
     checkpoint.save(folder, recipe, recipe.task(network), network.state_dict(), findings=(), metrics={})
     return str(folder)
@@ -91,7 +91,7 @@ def test_a_killed_job_ends_with_the_same_rows(job: str, archive: str, kept: str,
 
 def test_killed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     made = write_shards(tmp_path / "shards", {"train": 64, "val": 8})
-    settings = {"archive": made, "epochs": EPOCHS, "size": 32, "batch_size": 8, "trunk": "conv3", "ema": 0.9}
+    settings = {"archive": made, "epochs": EPOCHS, "size": 32, "batch_size": 8, "backbone": "conv3", "ema": 0.9}
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     run(command("train_align", out=straight, **settings))
     kill_when(command("train_align", out=killed, **settings), killed, "metrics.jsonl", tmp_path / "log")

@@ -32,7 +32,7 @@ def front() -> Iterator[Faulty]:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder, recipe = tmp_path_factory.mktemp("kept"), AlignRecipe(size=32, trunk="conv3", lungs=False)
+    folder, recipe = tmp_path_factory.mktemp("kept"), AlignRecipe(size=32, backbone="conv3", lungs=False)
     network = recipe.network(schema.FINDINGS)
     checkpoint.save(folder, recipe, recipe.task(network), network.state_dict(), findings=(), metrics={})
     return str(folder)

@@ -20,7 +20,7 @@ from cxr.training.run_log import read_metrics
 from tests.made_shards import write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-RECIPE = AlignRecipe(size=32, epochs=2, batch_size=8, trunk="conv3", lungs=False)
+RECIPE = AlignRecipe(size=32, epochs=2, batch_size=8, backbone="conv3", lungs=False)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from tests.made_shards import write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 SECONDS = 20  # Ray is given 8 to stop; the rest is for a busy machine
-SMALL = ["--size", "32", "--batch-size", "8", "--trunk", "conv3", "--no-lungs", "--epochs", "1000"]
+SMALL = ["--size", "32", "--batch-size", "8", "--backbone", "conv3", "--no-lungs", "--epochs", "1000"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     write_phantom(str(folder / "archive"), 300, size=64)
     write_shards(folder / "shards", {"train": 256, "val": 8})
-    recipe = AlignRecipe(size=32, trunk="conv3", lungs=False)
+    recipe = AlignRecipe(size=32, backbone="conv3", lungs=False)
     network = recipe.network(())
     checkpoint.save(
         folder / "checkpoint", recipe, recipe.task(network), network.state_dict(), findings=(), metrics={}

@@ -49,7 +49,7 @@ def rows(folder: Path) -> dict[str, dict]:
 def test_from_an_archive_to_scores(tmp_path: Path) -> None:
     archive, finder = write_archive(tmp_path / "archive"), save_finder(tmp_path / "finder")
     recipe = AlignRecipe(
-        size=32, epochs=1, batch_size=4, trunk="conv3", lungs=False, lung_crop=finder, lung_margin=0.1
+        size=32, epochs=1, batch_size=4, backbone="conv3", lungs=False, lung_crop=finder, lung_margin=0.1
     )
     given = ArchiveOptions(archive=(archive,), shard_size=32)
     done = train_job(recipe, given, RunOptions(), str(tmp_path / "out"))

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("checkpoint")
-    recipe = AlignRecipe(size=32, trunk="conv3", lungs=False)
+    recipe = AlignRecipe(size=32, backbone="conv3", lungs=False)
     torch.manual_seed(1)
     network = recipe.network(schema.FINDINGS)
     torch.nn.init.normal_([*network.parameters()][-1], std=0.1)

@@ -23,7 +23,7 @@ from tests.made_shards import write_shards
 from tests.ray_private import trial_values
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-RECIPE = AlignRecipe(size=32, epochs=2, batch_size=8, trunk="conv3", lungs=False)
+RECIPE = AlignRecipe(size=32, epochs=2, batch_size=8, backbone="conv3", lungs=False)
 SPACE = {
     "structure_weight": FloatDistribution(0.1, 4.0),
     "transform": CategoricalDistribution(["similarity", "affine"]),

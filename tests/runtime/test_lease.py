@@ -147,7 +147,7 @@ def test_ingest_and_scoring_stop_where_another_run_is_at_work(
 ) -> None:
     monkeypatch.setattr("cxr.runtime.cluster.check_shared", lambda uri: None)
     archive, out, kept = write_archive(tmp_path / "archive", good=4), str(tmp_path / "out"), tmp_path / "kept"
-    recipe = AlignRecipe(size=32, trunk="conv3", lungs=False)
+    recipe = AlignRecipe(size=32, backbone="conv3", lungs=False)
     network = recipe.network(())
     checkpoint.save(kept, recipe, recipe.task(network), network.state_dict(), findings=(), metrics={})
     with subprocess.Popen([sys.executable, "-c", HOLD, out], stdout=subprocess.PIPE, text=True) as other:

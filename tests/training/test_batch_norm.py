@@ -40,7 +40,7 @@ def test_synchronized_norms_have_the_names_and_parameters_of_plain_ones(recipe: 
 
 
 def test_a_frozen_backbone_stays_frozen() -> None:
-    recipe = PneumothoraxRecipe(size=32, backbone="resnet18", backbone_weights="/x", freeze_backbone=True)
+    recipe = PneumothoraxRecipe(size=32, backbone="resnet18", backbone_pretrained="/x", freeze_backbone=True)
     network = batch_norm.synchronized(recipe.network(())).train()
     frozen = [norm for norm in norms(network) if not norm.training]
     assert len(frozen) == 20

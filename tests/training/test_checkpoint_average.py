@@ -25,7 +25,7 @@ from cxr.training.session import RayTrainSession
 from cxr.training.worker import Progress, Worker
 from tests.families.test_recipes import some_batches
 
-RECIPE = AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=4, lungs=False)
+RECIPE = AlignRecipe(size=32, backbone="conv3", batch_size=4, epochs=4, lungs=False)
 
 
 def reported(value: float, epoch: int, stage: str = "", folder: Path | None = None) -> Any:

@@ -21,7 +21,7 @@ from tests.two_workers import TwoWorkers
 
 STEPS, EPOCHS, IMAGES, SIZE = 3, 3, 8, 64
 RECIPE = DetectRecipe(
-    size=SIZE, batch_size=IMAGES, epochs=EPOCHS, warmup=0.2, mosaic=0, translate=0, scale=0, flip=0, value=0
+    size=SIZE, batch_size=IMAGES, epochs=EPOCHS, warmup=0.2, mosaic=0, translate=0, scale_jitter=0, flip=0, hsv_v=0
 )
 
 

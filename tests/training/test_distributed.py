@@ -11,8 +11,8 @@ from cxr.training.distributed import ProcessGroup
 from tests.families.test_recipes import some_batches
 from tests.two_workers import TwoWorkers
 
-RECIPE = AlignRecipe(size=32, trunk="conv3", lungs=False)
-EXACT = ("correlation", "correlation_given", "spread", "mean_scale")
+RECIPE = AlignRecipe(size=32, backbone="conv3", lungs=False)
+EXACT = ("group_correlation", "group_correlation_before", "pixel_std", "mean_scale")
 
 
 def task() -> Task:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cxr import schema
 from cxr.data.batch import HAS_BOXES, NO_MASK, Batch
-from cxr.families import RECIPES, align_task, attend
+from cxr.families import RECIPES, align, attend
 from cxr.families.base import Communicator, Recipe, SingleProcess
 from cxr.schema import MOST_BOXES
 from cxr.training.distributed import ProcessGroup
@@ -34,7 +34,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "aecnn": {"rotation_deg": 0.0, "flip": 0.0, "patch": SIZE, "patches": 1, "data_echo_factor": 1},
     "align": {"rotation_deg": 0.0, "scale": 1.0, "shift": 0.0, "identity_weight": 10.0},
     "attend": {"rotation_deg": 0.0, "max_zoom": 1.0, "translate": 0.0},
-    "detect": {"mosaic": 0.0, "translate": 0.0, "scale": 0.0, "flip": 0.0, "value": 0.0},
+    "detect": {"mosaic": 0.0, "translate": 0.0, "scale_jitter": 0.0, "flip": 0.0, "hsv_v": 0.0},
     "localize": {"rotation_deg": 0.0, "flip": 0.0, "max_zoom": 1.0, "translate": 0.0, "exposure": 0.0},
     "lungs": STILL | {"elastic": 0.0, "gamma": 1.0, "contrast": 0.0, "brightness": 0.0, "noise": 0.0},
 }
@@ -106,7 +106,7 @@ def _weights(network: nn.Module) -> Tensor:
 
 
 def _without_chance(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(align_task, "random_exposure", lambda x: x)
+    patch.setattr(align, "random_exposure", lambda x: x)
     patch.setattr(attend, "choose_partners", first_partner)
 
 

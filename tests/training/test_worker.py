@@ -18,7 +18,7 @@ from cxr.training.run_log import best_row
 from cxr.training.worker import Progress, Worker
 from tests.families.test_recipes import some_batches
 
-RECIPE = AlignRecipe(size=32, trunk="conv3", batch_size=4, epochs=3, lungs=False)
+RECIPE = AlignRecipe(size=32, backbone="conv3", batch_size=4, epochs=3, lungs=False)
 
 
 class Pass:

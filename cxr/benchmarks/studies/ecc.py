@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cxr.metrics.alignment import centerd
-from cxr.models.backbones import normalise_contrast
+from cxr.models.backbones import normalize_contrast
 from cxr.models.spatial_transformer import compose, identity, warp
 
 SCALES = (0.6, 1.6)  # mean scales outside of which a registration has failed
@@ -170,5 +170,5 @@ def to_unit(pixels: np.ndarray, size: int) -> Tensor:
 def _prepared(images_BHW: np.ndarray, settings: Ecc) -> Tensor:
     """float32 (B, 1, H, W)."""
     x = torch.from_numpy(images_BHW)[:, None].float() / 255
-    x = normalise_contrast(x, settings.window) if settings.window else x
+    x = normalize_contrast(x, settings.window) if settings.window else x
     return x.clamp(-settings.clip, settings.clip) if settings.clip else x

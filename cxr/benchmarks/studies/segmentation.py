@@ -25,7 +25,7 @@ from cxr.families.compatibility import check_size
 from cxr.metrics.bootstrap import MeanInterval, mean_interval
 from cxr.metrics.segmentation import dice, image_level, overlap_rows, summary
 from cxr.metrics.segmentation.overlap_metrics import TRUE
-from cxr.models.receptive_field import Architecture, architecture
+from cxr.models.receptive_field import ArchitectureSummary, summarize_architecture
 from cxr.models.segmentation_model import SegmentationModel
 from cxr.sources import rle
 
@@ -93,7 +93,7 @@ class Judged:
     dice: MeanInterval  # by patient, of the images' means over seeds
     positive_dice: MeanInterval  # of the images with something to find
     spread: float  # standard deviation of the mean Dice over seeds; NaN of one
-    built: Architecture
+    built: ArchitectureSummary
     forward_ms: float  # of one image
 
     def row(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def judge(name: str, networks: Sequence[Checkpoint], xrays: MaskedXRays, device:
         dice=mean_interval(dice_N, xrays.patients),
         positive_dice=mean_interval(np.where(positive_N, dice_N, np.nan), xrays.patients),
         spread=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
-        built=architecture(segmenter, segmenter.path()),
+        built=summarize_architecture(segmenter, segmenter.encoder_path()),
         forward_ms=forward_ms(_finder(networks[0]), networks[0].recipe.size, device),
     )
 

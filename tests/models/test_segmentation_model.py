@@ -1,4 +1,4 @@
-"""The contract that every segmentation network keeps."""
+"""The contract of all segmentation networks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from cxr.models.fcn import FullyConvolutional
-from cxr.models.smp_unet import Segmenter
+from cxr.models.segmentation_model import Segmenter
 from cxr.models.unet import SmallUNet, UNet
 
 NETWORKS: dict[str, Callable[[], Segmenter]] = {
     "fcn32s-alexnet": lambda: FullyConvolutional("alexnet", 32, fully_connected=False),
     "fcn8s-googlenet": lambda: FullyConvolutional("googlenet", 8),
-    "fcn16s-resnet18": lambda: FullyConvolutional("resnet18", 16, "learnt"),
+    "fcn16s-resnet18": lambda: FullyConvolutional("resnet18", 16, "learned"),
     "unet-scse-resnet18": lambda: UNet("resnet18", "scse"),
     "small": SmallUNet,
 }
@@ -44,19 +44,19 @@ def test_any_size_gives_float_logits_of_that_size(network: Segmenter, height: in
     assert mask.std() > 0
 
 
-def test_an_odd_size_sees_what_the_same_image_continued_shows(network: Segmenter) -> None:
+def test_odd_sizes_are_extended_by_repeating_the_last_pixels(network: Segmenter) -> None:
     x = torch.rand(1, 1, 64, 64)
     x[..., 50:] = x[..., 49:50]
     torch.testing.assert_close(network(x[..., :50])[0], network(x)[0][..., :50])
 
 
-def test_images_do_not_depend_on_their_neighbors(network: Segmenter) -> None:
+def test_images_do_not_depend_on_the_rest_of_the_batch(network: Segmenter) -> None:
     x = torch.rand(3, 1, 64, 64)
     for whole, alone in zip(network(x), network(x[1:2]), strict=True):
         torch.testing.assert_close(whole[1:2], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_memory_format_and_bfloat16_change_little(network: Segmenter) -> None:
+def test_memory_format_and_bfloat16_have_little_effect(network: Segmenter) -> None:
     x = torch.rand(2, 1, 64, 64)
     mask, image = network(x)
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -69,7 +69,7 @@ def test_memory_format_and_bfloat16_change_little(network: Segmenter) -> None:
     torch.testing.assert_close(rough_image, image, atol=0.1, rtol=0.05)
 
 
-def test_all_that_is_free_learns_and_a_frozen_backbone_keeps_still(network: Segmenter) -> None:
+def test_a_frozen_backbone_is_not_trained_and_everything_else_is(network: Segmenter) -> None:
     network.train().freeze_backbone()
     before = {name: values.clone() for name, values in network.backbone.state_dict().items()}
     mask, image = network(torch.rand(2, 1, 64, 64))
@@ -87,7 +87,7 @@ def test_all_that_is_free_learns_and_a_frozen_backbone_keeps_still(network: Segm
     assert all(module.training for module in network.backbone.modules())
 
 
-def test_a_backbone_comes_out_of_a_network_that_holds_it(network: Segmenter) -> None:
+def test_a_backbone_is_loaded_from_a_network_that_contains_it(network: Segmenter) -> None:
     other = {f"deep.{name}": values + 0.5 for name, values in network.state_dict().items()}
     network.load_backbone(other)
     inside = next(name for name, part in network.named_modules() if part is network.backbone)
@@ -100,7 +100,7 @@ def test_a_backbone_comes_out_of_a_network_that_holds_it(network: Segmenter) -> 
         network.load_backbone({name: values.flatten()[:1] for name, values in other.items()})
 
 
-def test_weights_of_a_lung_network_start_the_small_one() -> None:
-    taught, small = SmallUNet(), SmallUNet()
-    small.load_backbone({f"segmenter.{name}": values for name, values in taught.state_dict().items()})
-    torch.testing.assert_close(small.field.down.state_dict(), taught.field.down.state_dict())
+def test_the_small_network_loads_the_encoder_of_another() -> None:
+    trained, small = SmallUNet(), SmallUNet()
+    small.load_backbone({f"segmenter.{name}": values for name, values in trained.state_dict().items()})
+    torch.testing.assert_close(small.body.down.state_dict(), trained.body.down.state_dict())
