@@ -275,7 +275,7 @@ class AlignTask(Task):
     All images that are compared are contrast-normalized, so that 0, the value outside the image, is neutral.
     """
 
-    network: SpatialTransformer
+    network: SpatialTransformer  # pyright: ignore[reportIncompatibleVariableOverride]
     target: Tensor
     lung_target: Tensor
 

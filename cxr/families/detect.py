@@ -273,6 +273,7 @@ class DetectRecipe(Recipe):
 class DetectTask(Task):
     """A detector in training."""
 
+    network: Yolo | YoloEnsemble  # pyright: ignore[reportIncompatibleVariableOverride]
     epoch: Tensor  # number of epochs trained
 
     def __init__(self, recipe: DetectRecipe, network: nn.Module) -> None:

@@ -260,6 +260,8 @@ class SegmentationRecipe(Recipe):
 class SegmentationTask(Task):
     """A segmentation model in training."""
 
+    network: SegmentationModel  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(self, recipe: SegmentationRecipe, network: nn.Module) -> None:
         super().__init__()
         assert isinstance(network, SegmentationModel)
