@@ -29,11 +29,11 @@ def save_finder(folder: Path, *, size: int = 64, bias: float = 0.0) -> str:
 @torch.no_grad()
 def _mark_bright(unet: SmallUNet, bias: float) -> None:
     """The finest features carry brightness in two channels, one group of the norms; the decoder passes these on."""
-    field, head = unet.field, unet.head
-    for layer in (*field.modules(), *head.modules()):
+    body, head = unet.body, unet.head
+    for layer in (*body.modules(), *head.modules()):
         if isinstance(layer, nn.Conv2d):
             layer.weight.zero_()
-    first, last, mix = (block.get_submodule("0") for block in (field.down[0], field.up[-1], head.mix))
+    first, last, mix = (block.get_submodule("0") for block in (body.down[0], body.up[-1], head.mix))
     assert isinstance(first, nn.Conv2d)
     assert isinstance(last, nn.Conv2d)
     assert isinstance(mix, nn.Conv2d)

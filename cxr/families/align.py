@@ -275,14 +275,15 @@ class AlignTask(Task):
     All images that are compared are contrast-normalized, so that 0, the value outside the image, is neutral.
     """
 
-    network: SpatialTransformer  # pyright: ignore[reportIncompatibleVariableOverride]
+    network: SpatialTransformer
     target: Tensor
     lung_target: Tensor
 
     def __init__(self, recipe: AlignRecipe, network: nn.Module) -> None:
         super().__init__()
         assert isinstance(network, SpatialTransformer)
-        self.recipe, self.network = recipe, network
+        self.recipe = recipe
+        self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
         self.features = _feature_network(recipe)
         saved = read_target(recipe.target_uri) if recipe.target_uri else torch.zeros(recipe.size, recipe.size)
         shape = (recipe.size, recipe.size)

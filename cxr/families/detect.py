@@ -273,13 +273,14 @@ class DetectRecipe(Recipe):
 class DetectTask(Task):
     """A detector in training."""
 
-    network: Yolo | YoloEnsemble  # pyright: ignore[reportIncompatibleVariableOverride]
+    network: Yolo | YoloEnsemble
     epoch: Tensor  # number of epochs trained
 
     def __init__(self, recipe: DetectRecipe, network: nn.Module) -> None:
         super().__init__()
         assert isinstance(network, Yolo | YoloEnsemble)
-        self.recipe, self.network = recipe, network
+        self.recipe = recipe
+        self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
         self.variation = recipe.variation  # of the current epoch
         self.window = PartnerWindow(max(PARTNERS, recipe.batch_size), self._partner_columns)

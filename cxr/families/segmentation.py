@@ -260,12 +260,13 @@ class SegmentationRecipe(Recipe):
 class SegmentationTask(Task):
     """A segmentation model in training."""
 
-    network: SegmentationModel  # pyright: ignore[reportIncompatibleVariableOverride]
+    network: SegmentationModel
 
     def __init__(self, recipe: SegmentationRecipe, network: nn.Module) -> None:
         super().__init__()
         assert isinstance(network, SegmentationModel)
-        self.recipe, self.network, self.loss = recipe, network, recipe.loss
+        self.recipe, self.loss = recipe, recipe.loss
+        self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
         self.size = recipe.size  # of the current stage
         self.rule = None if recipe.chooses_rule else recipe.rule
 

@@ -123,7 +123,7 @@ def test_folds_of_which_none_is_named_are_all_trained(
             about = {
                 "kind": checkpoint_files.KIND,
                 "version": checkpoint_files.VERSION,
-                "metrics": {"agreement": value},
+                "metrics": {"pairwise_lung_iou": value},
             }
             storage.write_json(f"{one.checkpoint}/{checkpoint_files.ABOUT}", about)
         return made
@@ -131,8 +131,8 @@ def test_folds_of_which_none_is_named_are_all_trained(
     monkeypatch.setattr(training_jobs, "train_all", trained)
     out = str(tmp_path / "out")
     result = train_job(RECIPE.replace(folds=2, seed=7), two, RunOptions(), out)
-    assert result["metrics"] == pytest.approx({"agreement": 0.6, "agreement_sd": 0.02**0.5})
-    assert [(one["fold"], one["metrics"]["agreement"]) for one in result["folds"]] == [(0, 0.5), (1, 0.7)]
+    assert result["metrics"] == pytest.approx({"pairwise_lung_iou": 0.6, "pairwise_lung_iou_sd": 0.02**0.5})
+    assert [(one["fold"], one["metrics"]["pairwise_lung_iou"]) for one in result["folds"]] == [(0, 0.5), (1, 0.7)]
     assert result["data"] == f"{out}/shards"
     assert "0.6 ± 0.1414" in capsys.readouterr().out
 

@@ -203,7 +203,7 @@ def test_only_what_finds_lungs_may_crop(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_settings_that_make_no_sense(finder: str) -> None:
-    with pytest.raises(UserError, match="lungs are sought in whole images"):
+    with pytest.raises(UserError, match="Lungs are segmented in whole images"):
         LungsRecipe(lung_crop=finder)
     with pytest.raises(UserError, match="lung_margin: expected a fraction from 0 to 1, got 2"):
         ALIGN.replace(lung_margin=2.0)

@@ -125,7 +125,7 @@ def test_a_loss_of_one_term_has_no_weight_to_search() -> None:
         "backbone",
     }
     assert "bce_weight" not in AecnnRecipe(mse_weight=0).active_search_space(["mse_weight"])
-    assert set(LungsRecipe(bce=0).active_search_space()) == {"lr"}
+    assert set(LungsRecipe(bce_weight=0).active_search_space()) == {"lr"}
 
 
 def test_what_belongs_to_something_switched_off_is_not_searched() -> None:

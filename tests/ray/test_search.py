@@ -47,10 +47,10 @@ def test_drawn_weights_take_effect_and_trials_are_ranked(made: str, tmp_path: Pa
     for trial in trials:
         recipe = checkpoint.load(trial.checkpoint).recipe
         assert {name: getattr(recipe, name) for name in SPACE} == trial.drawn
-    write_trials(trials, "agreement", out)
+    write_trials(trials, "group_correlation", out)
     with (Path(out) / "trials.csv").open() as file:
         assert [row["trial"] for row in csv.DictReader(file)] == [t.trial for t in trials]
-    assert [Path(p).name for p in write_search_pictures(trials, SPACE, "agreement", True, out)] == [
+    assert [Path(p).name for p in write_search_pictures(trials, SPACE, "group_correlation", True, out)] == [
         "parallel_coordinates.png"
     ]
     with pytest.raises(UserError, match="holds a search already"):
@@ -92,7 +92,10 @@ def test_a_worker_that_applies_another_config_fails_its_trial(made: str, tmp_pat
 class Weighed(AlignRecipe):
     """Offers two metrics that can disagree."""
 
-    objectives: ClassVar[dict[str, Literal["min", "max"]]] = {"agreement": "max", "consistency_pct": "min"}
+    objectives: ClassVar[dict[str, Literal["min", "max"]]] = {
+        "group_correlation": "max",
+        "equivariance_error_pct": "min",
+    }
 
 
 def told(out: Path) -> list[list[float]]:
@@ -111,7 +114,7 @@ def test_two_objectives_are_weighed_by_each_trials_best_epoch(made: str, tmp_pat
     assert trials[0].on_front, "the best by one objective cannot be dominated"
     assert sorted(told(tmp_path / "search")) == sorted([t.metrics[n] for n in Weighed.objectives] for t in trials)
     again = RunOptions(cpus_per_worker=0.5, resume=True)
-    with pytest.raises(UserError, match="objectives was agreement consistency_pct, is empty"):
+    with pytest.raises(UserError, match="objectives was group_correlation equivariance_error_pct, is empty"):
         search(recipe, made, out, SearchOptions(trials=3), again, space=SPACE)
     assert search(recipe, made, out, options, again, space=SPACE) == trials
 

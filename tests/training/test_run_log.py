@@ -15,7 +15,7 @@ def row(epoch: int, value: float) -> dict[str, Any]:
     return {
         "epoch": epoch,
         "epochs": 3,
-        "agreement": value,
+        "pairwise_lung_iou": value,
         "images_per_s": 10.0,
         "seconds": 1.0,
         "train/loss": 0.5,
@@ -30,16 +30,16 @@ def test_the_best_epoch_is_the_latest_of_equals_and_never_nan() -> None:
 
 
 def test_a_repeated_epoch_gives_way(tmp_path: Path) -> None:
-    log = RunLog(str(tmp_path), "train", "agreement")
+    log = RunLog(str(tmp_path), "train", "pairwise_lung_iou")
     for epoch, value in ((1, 0.1), (2, 0.2)):
         log.after_report(None, [row(epoch, value)], None)
-    resumed = RunLog(str(tmp_path), "train", "agreement")
+    resumed = RunLog(str(tmp_path), "train", "pairwise_lung_iou")
     resumed.after_report(None, [row(2, 0.3) | {"applied": {"lr": 1}}], None)
-    assert [(r["epoch"], r["agreement"]) for r in read_metrics(str(tmp_path))] == [(1, 0.1), (2, 0.3)]
+    assert [(r["epoch"], r["pairwise_lung_iou"]) for r in read_metrics(str(tmp_path))] == [(1, 0.1), (2, 0.3)]
     assert "applied" not in read_metrics(str(tmp_path))[1]
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
 def test_the_line_tells_how_far_and_how_fast() -> None:
-    line = RunLog("out", "train", "agreement").line(row(1, 0.25))
-    assert line == "train 1/3  loss 0.5  agreement 0.2500  10 images/s  0:02 left"
+    line = RunLog("out", "train", "pairwise_lung_iou").line(row(1, 0.25))
+    assert line == "train 1/3  loss 0.5  pairwise_lung_iou 0.2500  10 images/s  0:02 left"

@@ -36,14 +36,14 @@ class Weighed(AlignRecipe):
 
     @property
     def objectives(self) -> dict[str, Literal["min", "max"]]:
-        return {"agreement": "max", "consistency_pct": "min"}
+        return {"pairwise_lung_iou": "max", "equivariance_error_pct": "min"}
 
     def stages(self) -> tuple[Stage, ...]:
         return (Stage("first", 6, 1e-3), Stage("last", self.epochs, 1e-3))
 
 
 RECIPE = Weighed(epochs=4)
-NAMES = ("agreement", "consistency_pct")
+NAMES = ("pairwise_lung_iou", "equivariance_error_pct")
 
 
 def test_what_was_drawn_must_be_what_was_applied() -> None:
@@ -56,23 +56,25 @@ def test_what_was_drawn_must_be_what_was_applied() -> None:
 
 def test_objectives_come_with_which_way_each_is_better() -> None:
     assert objectives_of(RECIPE, SearchOptions(objectives=NAMES[::-1])) == {
-        "consistency_pct": "min",
-        "agreement": "max",
+        "equivariance_error_pct": "min",
+        "pairwise_lung_iou": "max",
     }
     assert objectives_of(RECIPE, SearchOptions()) == {}
-    assert objectives_of(RECIPE, SearchOptions(objectives=("agreement",))) == {}
+    assert objectives_of(RECIPE, SearchOptions(objectives=("pairwise_lung_iou",))) == {}
 
 
-@pytest.mark.parametrize("names", [("agreement", "psnr"), ("agreement", "agreement"), ("consistency_pct",)])
+@pytest.mark.parametrize(
+    "names", [("pairwise_lung_iou", "psnr"), ("pairwise_lung_iou", "pairwise_lung_iou"), ("equivariance_error_pct",)]
+)
 def test_objectives_that_cannot_be_weighed_are_refused_with_those_that_can(names: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match="family align can weigh agreement, consistency_pct against"):
+    with pytest.raises(UserError, match="family align can weigh pairwise_lung_iou, equivariance_error_pct against"):
         objectives_of(RECIPE, SearchOptions(objectives=names))
     with pytest.raises(UserError, match="can weigh no metrics"):
-        objectives_of(AlignRecipe(), SearchOptions(objectives=("agreement", "correlation")))
+        objectives_of(AlignRecipe(), SearchOptions(objectives=("pairwise_lung_iou", "correlation")))
 
 
 def test_a_job_with_objectives_that_cannot_be_weighed_ends_before_it_makes_anything(tmp_path: Path) -> None:
-    options = SearchOptions(objectives=("agreement", "psnr"))
+    options = SearchOptions(objectives=("pairwise_lung_iou", "psnr"))
     with pytest.raises(UserError, match="can weigh no metrics"):
         tune_job(AlignRecipe(), ArchiveOptions(), options, RunOptions(), str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
@@ -80,15 +82,19 @@ def test_a_job_with_objectives_that_cannot_be_weighed_ends_before_it_makes_anyth
 
 def test_tune_is_told_the_best_epoch_by_the_monitor_not_the_last() -> None:
     rows = [
-        {"epoch": 1, "agreement": -math.inf, "consistency_pct": 1.0},
-        {"epoch": 2, "agreement": 0.8, "consistency_pct": 7.0},
-        {"epoch": 3, "agreement": 0.6, "consistency_pct": 2.0},
+        {"epoch": 1, "pairwise_lung_iou": -math.inf, "equivariance_error_pct": 1.0},
+        {"epoch": 2, "pairwise_lung_iou": 0.8, "equivariance_error_pct": 7.0},
+        {"epoch": 3, "pairwise_lung_iou": 0.6, "equivariance_error_pct": 2.0},
     ]
-    assert standing(rows, RECIPE, NAMES) == {"best_agreement": 0.8, "best_consistency_pct": 7.0, STANDING: 0.8}
+    assert standing(rows, RECIPE, NAMES) == {
+        "best_pairwise_lung_iou": 0.8,
+        "best_equivariance_error_pct": 7.0,
+        STANDING: 0.8,
+    }
     unranked = standing(rows[:1], RECIPE, NAMES)
     assert unranked[STANDING] == -WORST
-    assert math.isnan(unranked["best_agreement"])
-    assert math.isnan(unranked["best_consistency_pct"])
+    assert math.isnan(unranked["best_pairwise_lung_iou"])
+    assert math.isnan(unranked["best_equivariance_error_pct"])
 
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
@@ -118,7 +124,7 @@ def decisions(recipe: AlignRecipe, options: SearchOptions, values: list[list[flo
     for number, epochs in enumerate(values):
         trial: Any = SimpleNamespace(trial_id=str(number))
         asha.on_trial_add(None, trial)
-        rows = [{"epoch": epoch, "agreement": value} for epoch, value in enumerate(epochs, 1)]
+        rows = [{"epoch": epoch, "pairwise_lung_iou": value} for epoch, value in enumerate(epochs, 1)]
         told = [row | standing(rows[: row["epoch"]], recipe, ()) for row in rows]
         said.append([asha.on_trial_result(None, trial, result) for result in told])
     return said
