@@ -30,7 +30,7 @@ from cxr.phantom.nlm import write_masked_phantom
 from cxr.training.options import RunOptions, SearchOptions
 from tests.made_shards import write_shards
 
-ALIGN = AlignRecipe(size=32, trunk="conv3", lungs=False)
+ALIGN = AlignRecipe(size=32, backbone="conv3", lungs=False)
 SHARDS = {"train": 4, "val": 2}
 
 
@@ -91,7 +91,9 @@ def test_families_that_learn_from_labels_need_an_archive_with_labels(recipe: Rec
 
 
 def test_sampling_by_a_finding_needs_its_labels(tmp_path: Path) -> None:
-    recipe = PneumothoraxRecipe(size=32, architecture="small_unet", positives_from=0.5, positives_to=0.5)
+    recipe = PneumothoraxRecipe(
+        size=32, architecture="small_unet", positive_fraction_start=0.5, positive_fraction_end=0.5
+    )
     with pytest.raises(UserError, match="has no labels of Pneumothorax, so that its images cannot be sampled by it"):
         train(recipe, unlabeled(tmp_path), tmp_path)
 
@@ -102,7 +104,7 @@ def test_segmentation_needs_an_archive_with_masks(tmp_path: Path) -> None:
         if file.path.endswith("truth.parquet"):
             storage.delete(file.uri)
     with pytest.raises(UserError, match="has no mask of Lungs, from which family lungs learns"):
-        train(LungsRecipe(size=32, first_size=0, first_epochs=0), archive, tmp_path)
+        train(LungsRecipe(size=32, warmup_size=0, warmup_epochs=0), archive, tmp_path)
 
 
 def test_both_splits_need_images(tmp_path: Path) -> None:

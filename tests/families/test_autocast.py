@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,16 +171,16 @@ def test_masks_are_augmented_without_elastic_deformation_under_autocast() -> Non
 
 
 @pytest.mark.parametrize("transform", ["similarity", "anisotropic", "affine"])
-def test_transforms_found_from_the_same_features_are_the_same_under_autocast(transform: str) -> None:
-    """Frames of an aligner whose trunk sees nothing, so that only the geometry after it could differ."""
+def test_transforms_of_the_same_features_are_the_same_under_autocast(transform: str) -> None:
+    """Frames of an aligner whose backbone sees nothing, so that only the geometry after it could differ."""
     recipe = AlignRecipe(size=64, backbone="conv3", lungs=False, iterations=3, parameterization=transform)  # pyright: ignore
     torch.manual_seed(0)
     task = recipe.task(recipe.network(()))
     nn.init.normal_(task.network.head.weight, std=0.1)  # pyright: ignore
     nn.init.normal_(task.network.head.bias, std=0.3)  # pyright: ignore
-    task.network.trunk = Constant()
+    task.network.backbone = Constant()
     batch, frames = task.augment(next(some_batches(size=64))), []
-    task._terms = lambda aligned, found: frames.append(found) or {}  # pyright: ignore
+    task._theta_mean = SimpleNamespace(add=frames.append)  # pyright: ignore
     task(batch)
     with torch.autocast(**BFLOAT16):
         task(batch)
