@@ -126,7 +126,13 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
         "siim": Preset(
             "Much of what the winners of SIIM-ACR 2019 did: U-Net, 512 px, sliding fraction of positives, averaging.",
-            {"size": 512, "architecture": "unet", "lr": 5e-4, "positive_fraction_start": 0.8, "positive_fraction_end": 0.4},
+            {
+                "size": 512,
+                "architecture": "unet",
+                "lr": 5e-4,
+                "positive_fraction_start": 0.8,
+                "positive_fraction_end": 0.4,
+            },
             archive={"shard_size": 512},
             run={"average": 3},
         ),
