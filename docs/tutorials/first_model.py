@@ -76,7 +76,7 @@ training, validation = batches("train"), batches("val")
 
 # %%
 torch.manual_seed(0)
-recipe = LungsRecipe(size=64, epochs=6, first_size=0, first_epochs=0, batch_size=8, ema=0.0)
+recipe = LungsRecipe(size=64, epochs=6, warmup_size=0, warmup_epochs=0, batch_size=8, ema=0.0)
 network = recipe.network(())
 task = recipe.task(network)
 task.begin(lambda: iter(training), SingleProcess())
