@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import math
 from collections.abc import Sequence
 
 import ray.train
@@ -19,13 +18,13 @@ from cxr.training.session import Reported
 
 
 def best_kept(recipe: Recipe, count: int, reported: Sequence[Reported]) -> list[Reported]:
-    """At most `count` epochs of a run's stored checkpoints that are ranked, the best first."""
+    """At most `count` rankable epochs whose checkpoints still exist, the best first."""
     sign = 1 if recipe.mode == "max" else -1
-    ranked = [
-        one for one in reported if one.metrics["stage"] != AVERAGE and math.isfinite(one.metrics[recipe.monitor])
-    ]
-    order = sorted(ranked, key=lambda one: (sign * one.metrics[recipe.monitor], one.metrics["epoch"]), reverse=True)
-    return order[:count]
+    rankable = [epoch for epoch in reported if epoch.metrics["stage"] != AVERAGE and epoch.metrics["rankable"]]
+    best_first = sorted(
+        rankable, key=lambda epoch: (sign * epoch.metrics[recipe.monitor], epoch.metrics["epoch"]), reverse=True
+    )
+    return best_first[:count]
 
 
 def averaged_network(kept: Sequence[ray.train.Checkpoint], engine: Engine) -> nn.Module:

@@ -28,7 +28,7 @@ from cxr.families.base import Recipe
 from cxr.families.compatibility import check_compatible, check_raw
 from cxr.runtime import cluster, ray_private
 from cxr.runtime.user_errors import user_error_in
-from cxr.training.options import RunOptions, check_resume
+from cxr.training.options import CHECKPOINT_SCORE, RunOptions, check_resume
 from cxr.training.run_log import RunLog, best_row, read_metrics
 from cxr.training.session import InProcessSession
 from cxr.training.worker import train_in_process, train_worker
@@ -182,7 +182,7 @@ def _run_config(
 ) -> RunConfig:
     kept = CheckpointConfig(
         num_to_keep=options.num_to_keep,
-        checkpoint_score_attribute=recipe.monitor,
+        checkpoint_score_attribute=CHECKPOINT_SCORE,
         checkpoint_score_order=recipe.mode,
     )
     path, files = storage.ray_storage(out)
@@ -229,11 +229,12 @@ def _finish(returned: Mapping[str, Any], recipe: Recipe, out: str, name: str) ->
     rows = read_metrics(out)
     best = best_row(rows, recipe)
     if best is None:
-        refused = rows[-1].get("refused") if rows else None
+        degenerate = rows[-1].get("degenerate") if rows else None
         raise TrainingStoppedError(
-            f"every epoch was refused, the last as {refused}: change what leads there, lr for one"
-            if refused
-            else f"{recipe.monitor} was NaN in every epoch: is there anything to measure it by?"
+            f"no epoch gave a usable network, the last one is degenerate ({degenerate}): change the settings, for example "
+            f"lower lr"
+            if degenerate
+            else f"{recipe.monitor} could not be measured in any epoch: check that the validation images have what it needs"
         )
     kept = checkpoint_files.copy_for_scoring(
         storage.join(out, name, best["checkpoint"]), storage.join(out, "checkpoint")

@@ -8,6 +8,8 @@ from typing import Literal
 from cxr import storage
 from cxr.errors import UserError
 
+CHECKPOINT_SCORE = "checkpoint_score"  # reported metric by which Ray Train keeps checkpoints; not logged
+
 SEARCH = "search"  # folder in OUT with the state of a search
 # Of a worker's CPUs, how many Ray is asked for: what is left carries the processes that look after runs.
 CPU_SHARE = 0.98

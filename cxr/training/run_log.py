@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cxr import storage
 from cxr.families.base import Recipe
 from cxr.runtime import console
+from cxr.training.options import CHECKPOINT_SCORE
 
 METRICS_FILE, TENSORBOARD = "metrics.jsonl", "tensorboard"
 AVERAGE = "average"  # the stage of a row about an average of epochs
@@ -33,7 +34,7 @@ class RunLog(UserCallback):
         self._board: Board | None = None
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        row = {key: value for key, value in metrics[0].items() if key != "applied"}
+        row = {key: value for key, value in metrics[0].items() if key not in ("applied", CHECKPOINT_SCORE)}
         if row.get("stage") != AVERAGE:
             row["images_per_s"] = sum(worker["images_per_s"] for worker in metrics) / len(metrics)
         if checkpoint is not None:
@@ -57,7 +58,7 @@ class RunLog(UserCallback):
         if row.get("stage") == AVERAGE:
             return f"{self.name} average of epochs {row['averaged']}  {self.monitor} {row[self.monitor]:.4f}"
         left = round(row["seconds"] / row["epoch"] * (row["epochs"] - row["epoch"]))
-        value = row.get(f"stage/{self.monitor}", row[self.monitor])
+        value = row.get(self.monitor, math.nan)  # a stage may not measure it
         parts = [
             f"{self.name} {row['epoch']}/{row['epochs']}",
             row.get("stage", ""),
@@ -65,7 +66,7 @@ class RunLog(UserCallback):
             f"{self.monitor} {value:.4f}" if math.isfinite(value) else "",
             f"{row['images_per_s']:.0f} images/s",
             f"{left // 60}:{left % 60:02d} left",
-            f"refused, {row['refused']}" if "refused" in row else "",
+            f"degenerate: {row['degenerate']}" if "degenerate" in row else "",
         ]
         return "  ".join(filter(None, parts))
 
@@ -98,10 +99,10 @@ class Board:
 
 
 def best_row(rows: Sequence[dict[str, Any]], recipe: Recipe) -> dict[str, Any] | None:
-    """The best epoch by the recipe's monitor, the latest of equals as Ray Train keeps it; None if all are NaN."""
+    """The best rankable epoch by the recipe's monitor, the latest of equals as in Ray Train; None if there is none."""
     sign = 1 if recipe.mode == "max" else -1
-    finite = [row for row in rows if math.isfinite(row[recipe.monitor])]
-    return max(reversed(finite), key=lambda row: sign * row[recipe.monitor], default=None)
+    rankable = [row for row in rows if row["rankable"]]
+    return max(reversed(rankable), key=lambda row: sign * row[recipe.monitor], default=None)
 
 
 def read_metrics(out: str) -> list[dict[str, Any]]:

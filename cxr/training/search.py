@@ -33,9 +33,9 @@ from cxr.training.run_log import best_row, read_metrics
 ABOUT, FAILED = "search.json", "failed.json"
 TRIAL_CPU = 0.01  # of the process that looks after a trial; its workers hold the rest
 TRIALS = "trials"  # folder of the trials' runs
-# What Tune is told of a trial's best epoch so far: its metrics, NaN before there is one, for the sampler; its
-# monitor for early stopping, which takes means and so needs a finite value, however bad.
-BEST, STANDING, WORST = "best_{}", "standing", 1e30
+# Metrics of a trial's best epoch so far that are reported to Tune, once there is a rankable epoch: for the sampler, and
+# the monitored metric for early stopping.
+BEST, STANDING = "best_{}", "standing"
 
 
 class TrialFailedError(RuntimeError):
@@ -65,9 +65,9 @@ def check_applied(drawn: Mapping[str, Any], applied: Mapping[str, Any], rank: in
 
 
 class ReportBest(UserCallback):
-    """Gives Tune with every epoch the metrics of the trial's best epoch so far: the one that the table will show.
+    """Reports to Tune, with every epoch, the metrics of the trial's best epoch so far, which the table will show.
 
-    They are read from the run's log, which `fit` writes first and which outlives a restart.
+    They are read from the run's log, which `fit` writes first and which survives a restart.
 
     Args:
         in_process: training runs in the trial's own process, which Tune may end at a report.
@@ -108,14 +108,20 @@ class ShowTrials(tune.Callback):
 
 
 def standing(rows: Sequence[dict[str, Any]], recipe: Recipe, objectives: Sequence[str]) -> dict[str, float]:
-    """What Tune is told of a trial with these epochs: see BEST, STANDING and WORST."""
-    best = best_row(rows, recipe) or {}
-    told = {BEST.format(name): best.get(name, math.nan) for name in (recipe.monitor, *objectives)}
-    return told | {STANDING: best.get(recipe.monitor, -WORST if recipe.mode == "max" else WORST)}
+    """What is reported to Tune about a trial with these epochs, see BEST and STANDING; empty if none is rankable."""
+    best = best_row(rows, recipe)
+    if best is None:
+        return {}
+    measured = {BEST.format(name): best[name] for name in (recipe.monitor, *objectives) if name in best}
+    return measured | {STANDING: best[recipe.monitor]}
 
 
 class Sampler(OptunaSearch):
-    """OptunaSearch that lets a trial without finite values fail; Optuna would take it to be running for ever."""
+    """OptunaSearch for trials that may have no value: they fail, instead of counting as running forever."""
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if isinstance(self.metric, str) and self.metric in result:
+            super().on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         names = [self.metric] if isinstance(self.metric, str) else self.metric
@@ -162,14 +168,30 @@ def searched(recipe: Recipe, options: SearchOptions) -> dict[str, BaseDistributi
     return drawn
 
 
-def early_stopping(recipe: Recipe, options: SearchOptions) -> ASHAScheduler:
-    """ASHA (Li et al. 2020) by each trial's best epoch so far, some epochs into the last stage."""
+class EarlyStopping(ASHAScheduler):
+    """ASHA (Li et al. 2020) in which trials without a rankable epoch count as worse than all others."""
+
+    def __init__(self, *, mode: str, **settings: Any) -> None:
+        super().__init__(metric=STANDING, mode=mode, **settings)
+        self._worst = 1e30 if mode == "min" else -1e30  # finite, since ASHA interpolates between values
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return super().on_trial_result(tune_controller, trial, self._complete(result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(tune_controller, trial, self._complete(result))
+
+    def _complete(self, result: dict[str, Any]) -> dict[str, Any]:
+        return {STANDING: self._worst, **result}
+
+
+def early_stopping(recipe: Recipe, options: SearchOptions) -> EarlyStopping:
+    """Early stopping by each trial's best epoch so far, some epochs into the last stage."""
     last, unranked = recipe.total_epochs, recipe.unranked_epochs
     grace = unranked + (options.grace or max(1, (last - unranked) // 4))
     # max_t lies beyond the last epoch: Tune would otherwise stop trials there, before they end by themselves.
-    return ASHAScheduler(
+    return EarlyStopping(
         time_attr="epoch",
-        metric=STANDING,
         mode=recipe.mode,
         max_t=last + 1,
         grace_period=min(grace, last),
@@ -206,6 +228,7 @@ def search(
     fits = room(
         run, raw=not shards.is_shards(storage.normalize(archive)), beside=0 if run.workers == 1 else TRIAL_CPU
     )
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial may have no rankable epoch yet
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, not just the wait for its trials
     trainable = _trainable(recipe, archive, out, run, source, tuple(objectives))
     if run.resume:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,9 +108,9 @@ class InProcessSession:
         """Keep the last checkpoint, from which a run resumes, and the best ones, the latest of equals first."""
         sign = 1 if self.mode == "max" else -1
 
-        def rank(number: int) -> tuple[float, int]:
-            value = sign * self._reported[number].metrics[self.monitor]
-            return (-math.inf if math.isnan(value) else value), number
+        def rank(number: int) -> tuple[bool, float, int]:
+            metrics = self._reported[number].metrics
+            return metrics["rankable"], sign * metrics[self.monitor] if metrics["rankable"] else 0.0, number
 
         best = sorted(range(len(self._reported)), key=rank, reverse=True)[: self.keep]
         stays = {*best, len(self._reported) - 1}

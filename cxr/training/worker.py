@@ -24,6 +24,7 @@ from cxr.training import batch_norm
 from cxr.training.checkpoint_average import averaged_network, best_kept
 from cxr.training.distributed import ProcessGroup
 from cxr.training.engine import Engine, UnrecoverableTrainingError
+from cxr.training.options import CHECKPOINT_SCORE
 from cxr.training.raw_stream import Stream, open_streams, share
 from cxr.training.run_log import AVERAGE
 from cxr.training.session import InProcessSession, RayTrainSession, Session
@@ -34,15 +35,16 @@ class Progress:
     """What decides when to stop; travels in resume.pt."""
 
     epoch: int = 0  # epochs finished
-    best: float = math.nan
+    best: float | None = None  # monitored metric of the best rankable epoch
     since_best: int = 0
     seconds: float = 0.0  # spent training so far, over all restarts
     averaged: tuple[int, int] = (0, 0)  # after which epoch networks were averaged, and of how many epochs
 
-    def update(self, value: float, mode: str) -> None:
-        """Count an epoch whose network is ranked by `value`."""
-        beaten = math.isnan(self.best) or (value > self.best if mode == "max" else value < self.best)
-        better = beaten and math.isfinite(value)
+    def update(self, value: float | None, mode: str) -> None:
+        """Count an epoch of the last stage. `value` is its monitored metric, or None if it is not rankable."""
+        better = value is not None and (
+            self.best is None or (value > self.best if mode == "max" else value < self.best)
+        )
         self.best, self.since_best = (value, 0) if better else (self.best, self.since_best + 1)
         self.epoch += 1
 
@@ -137,10 +139,15 @@ class Worker:
         means = engine.epoch(train.train(epoch))
         trained = time.monotonic() - start
         metrics = engine.finish_epoch(val.every)
-        refusal = self._rank(metrics)
+        ranking = self._rank(metrics, in_last_stage=epoch >= self.recipe.unranked_epochs)
+        if epoch < self.recipe.unranked_epochs:
+            self.progress.epoch += 1
+        else:
+            self.progress.update(metrics[self.recipe.monitor] if ranking["rankable"] else None, self.recipe.mode)
         self.progress.seconds += time.monotonic() - start
         report = {
-            **self._described(engine.stage.name, metrics, refusal),
+            **self._described(engine.stage.name, metrics),
+            **ranking,
             "images_per_s": means.pop("images") / trained,
             "lr": engine.schedule.get_last_lr()[0],
             **{f"train/{name}": value for name, value in means.items()},
@@ -150,8 +157,8 @@ class Worker:
     def _seed(self, epoch: int) -> None:
         torch.manual_seed((self.recipe.seed * 1_000_003 + epoch) * 1_009 + self.workers.rank)
 
-    def _described(self, stage: str, metrics: dict[str, float], refusal: str) -> dict[str, Any]:
-        """What a report has of an epoch and of an average of epochs alike."""
+    def _described(self, stage: str, metrics: dict[str, float]) -> dict[str, Any]:
+        """What the reports of an epoch and of an average of epochs have in common."""
         return {
             "epoch": self.progress.epoch,
             "epochs": self.recipe.total_epochs,
@@ -159,7 +166,6 @@ class Worker:
             "seconds": self.progress.seconds,
             "workers": self.workers.size,
             **metrics,
-            **({"refused": refusal} if refusal else {}),
             "applied": self.recipe.to_dict(),
         }
 
@@ -179,33 +185,23 @@ class Worker:
         network = averaged_network([one.checkpoint for one in best], engine)
         self._seed(self.progress.epoch)
         metrics = engine.validated(network, val.every)
-        refusal = self._refused(metrics)
-        report = self._described(AVERAGE, metrics, refusal)
+        report = {**self._described(AVERAGE, metrics), **self._rank(metrics, in_last_stage=True)}
         report["averaged"] = sorted(one.metrics["epoch"] for one in best)
         self._report(engine, metrics, report, network, resume)
 
-    def _rank(self, metrics: dict[str, float]) -> str:
-        """Count the epoch; one that must not be kept as best gets the worst monitor. Returns why it was refused."""
-        if self.progress.epoch < self.recipe.unranked_epochs:
-            if self.recipe.monitor in metrics:
-                metrics[f"stage/{self.recipe.monitor}"] = metrics[self.recipe.monitor]
-            metrics[self.recipe.monitor] = self._worst
-            self.progress.epoch += 1
-            return ""
-        refusal = self._refused(metrics)
-        self.progress.update(metrics[self.recipe.monitor], self.recipe.mode)
-        return refusal
+    def _rank(self, metrics: dict[str, float], *, in_last_stage: bool) -> dict[str, Any]:
+        """Whether this network competes for the best checkpoint, and why it is degenerate, if it is.
 
-    def _refused(self, metrics: dict[str, float]) -> str:
-        """Why such a network must not be kept, which takes its monitor as well: told apart in the log."""
-        refusal = self.recipe.degenerate_reason(metrics) if isinstance(self.recipe, DegeneracyCheck) else ""
-        if refusal:
-            metrics[self.recipe.monitor] = self._worst
-        return refusal
-
-    @property
-    def _worst(self) -> float:
-        return -math.inf if self.recipe.mode == "max" else math.inf
+        Networks of earlier stages, degenerate ones and those without the monitored metric are not rankable.
+        `CHECKPOINT_SCORE` only tells Ray Train which checkpoints to keep: it orders NaN below all numbers.
+        """
+        value = metrics.get(self.recipe.monitor, math.nan)
+        reason = ""
+        if in_last_stage and isinstance(self.recipe, DegeneracyCheck):
+            reason = self.recipe.degenerate_reason(metrics)
+        rankable = in_last_stage and not reason and math.isfinite(value)
+        score = value if rankable else math.nan
+        return {"rankable": rankable, CHECKPOINT_SCORE: score, **({"degenerate": reason} if reason else {})}
 
     def _resume(self, engine: Engine) -> dict[str, Any]:
         """What going on from here needs."""

@@ -28,8 +28,8 @@ from tests.families.test_recipes import some_batches
 RECIPE = AlignRecipe(size=32, backbone="conv3", batch_size=4, epochs=4, lungs=False)
 
 
-def reported(value: float, epoch: int, stage: str = "", folder: Path | None = None) -> Any:
-    metrics = {RECIPE.monitor: value, "epoch": epoch, "stage": stage}
+def reported(value: float, epoch: int, stage: str = "", folder: Path | None = None, rankable: bool = True) -> Any:
+    metrics = {RECIPE.monitor: value, "epoch": epoch, "stage": stage, "rankable": rankable}
     return SimpleNamespace(metrics=metrics, checkpoint=folder and ray.train.Checkpoint(str(folder)))
 
 
@@ -54,10 +54,9 @@ def test_a_mean_of_floats_batch_norm_s_included_and_the_first_s_integers() -> No
 
 
 def test_the_best_ranked_epochs_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    worst = -math.inf
     keep(
         monkeypatch,
-        reported(worst, 1),
+        reported(0.8, 1, rankable=False),
         reported(0.5, 2),
         reported(0.7, 3),
         reported(0.7, 4),
@@ -119,19 +118,19 @@ def test_the_average_is_reported_once_and_training_can_go_on_from_it(
 
 def test_one_kept_epoch_is_no_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker, engine, reports = trained(tmp_path, monkeypatch)
-    keep(monkeypatch, reported(0.1, 1), reported(-math.inf, 2))
+    keep(monkeypatch, reported(0.1, 1), reported(0.2, 2, rankable=False))
     worker._average(engine, SimpleNamespace(every=some_batches))  # pyright: ignore[reportArgumentType]
     assert reports == []
 
 
 def row(epoch: int, value: float, **more: Any) -> dict[str, Any]:
     common = {"epoch": epoch, "epochs": 3, RECIPE.monitor: value, "images_per_s": 10.0, "seconds": 1.0}
-    return {**common, "train/loss": 0.5, "stage": "", **more}
+    return {**common, "train/loss": 0.5, "stage": "", "rankable": True, **more}
 
 
 def test_the_log_keeps_an_average_beside_its_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = RunLog(str(tmp_path), "train", RECIPE.monitor)
-    of = {"epoch": 2, "stage": "average", "averaged": [1, 2], "seconds": 1.0, "epochs": 3}
+    of = {"epoch": 2, "stage": "average", "averaged": [1, 2], "seconds": 1.0, "epochs": 3, "rankable": True}
     for one in (row(1, 0.1), row(2, 0.3), {**of, RECIPE.monitor: 0.2}, {**of, RECIPE.monitor: 0.4}, row(3, 0.2)):
         log.after_report(None, [one], None)
     rows = read_metrics(str(tmp_path))

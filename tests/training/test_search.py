@@ -20,7 +20,6 @@ from cxr.training.options import RunOptions
 from cxr.training.search import (
     BEST,
     STANDING,
-    WORST,
     Sampler,
     SearchOptions,
     SettingsMismatchError,
@@ -82,19 +81,16 @@ def test_a_job_with_objectives_that_cannot_be_weighed_ends_before_it_makes_anyth
 
 def test_tune_is_told_the_best_epoch_by_the_monitor_not_the_last() -> None:
     rows = [
-        {"epoch": 1, "pairwise_lung_iou": -math.inf, "equivariance_error_pct": 1.0},
-        {"epoch": 2, "pairwise_lung_iou": 0.8, "equivariance_error_pct": 7.0},
-        {"epoch": 3, "pairwise_lung_iou": 0.6, "equivariance_error_pct": 2.0},
+        {"epoch": 1, "pairwise_lung_iou": 0.9, "equivariance_error_pct": 1.0, "rankable": False},
+        {"epoch": 2, "pairwise_lung_iou": 0.8, "equivariance_error_pct": 7.0, "rankable": True},
+        {"epoch": 3, "pairwise_lung_iou": 0.6, "equivariance_error_pct": 2.0, "rankable": True},
     ]
     assert standing(rows, RECIPE, NAMES) == {
         "best_pairwise_lung_iou": 0.8,
         "best_equivariance_error_pct": 7.0,
         STANDING: 0.8,
     }
-    unranked = standing(rows[:1], RECIPE, NAMES)
-    assert unranked[STANDING] == -WORST
-    assert math.isnan(unranked["best_pairwise_lung_iou"])
-    assert math.isnan(unranked["best_equivariance_error_pct"])
+    assert standing(rows[:1], RECIPE, NAMES) == {}, "no epoch is rankable yet"
 
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
@@ -108,7 +104,9 @@ def test_a_trial_without_finite_values_fails_and_the_sampler_goes_on(names: tupl
         assert drawn is not None
         told: dict[str, Any] = dict.fromkeys(metrics, drawn["lr"]) | {"training_iteration": 1}
         if i % 4 == 0:
-            told[metrics[-1]] = [math.nan, math.inf, -math.inf][i // 4 % 3]
+            told |= {metrics[-1]: math.nan}
+            if i % 8 == 0:  # no epoch is rankable
+                told = {"training_iteration": 1}
         sampler.on_trial_result(str(i), told)
         sampler.on_trial_complete(str(i), *[(told, False), (None, True), ({"done": True}, False)][max(0, i - 21)])
     assert sampler._ot_study is not None
@@ -117,14 +115,21 @@ def test_a_trial_without_finite_values_fails_and_the_sampler_goes_on(names: tupl
     assert set(states) == {TrialState.FAIL, TrialState.COMPLETE}
 
 
-def decisions(recipe: AlignRecipe, options: SearchOptions, values: list[list[float]]) -> list[list[str]]:
-    """What ASHA says to each epoch of each trial, one trial after the other."""
+def decisions(recipe: AlignRecipe, options: SearchOptions, values: list[list[float | None]]) -> list[list[str]]:
+    """What ASHA says to each epoch of each trial, one trial after the other. None: the epoch is not rankable."""
     asha: Any = early_stopping(recipe, options)
     said: list[list[str]] = []
     for number, epochs in enumerate(values):
         trial: Any = SimpleNamespace(trial_id=str(number))
         asha.on_trial_add(None, trial)
-        rows = [{"epoch": epoch, "pairwise_lung_iou": value} for epoch, value in enumerate(epochs, 1)]
+        rows: list[dict[str, Any]] = [
+            {
+                "epoch": epoch,
+                "rankable": value is not None,
+                **({"pairwise_lung_iou": value} if value is not None else {}),
+            }
+            for epoch, value in enumerate(epochs, 1)
+        ]
         told = [row | standing(rows[: row["epoch"]], recipe, ()) for row in rows]
         said.append([asha.on_trial_result(None, trial, result) for result in told])
     return said
@@ -147,8 +152,9 @@ def test_no_trial_is_judged_before_its_last_stage_has_begun() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_trials_without_a_network_to_rank_stop_nobody_at_a_rung() -> None:
-    refused, ranked = [-math.inf] * 10, [-math.inf] * 6 + [0.5] * 4
-    said = decisions(RECIPE, SearchOptions(), [refused, refused, refused, ranked, [math.nan] * 6 + [0.4] * 4])
+    refused: list[float | None] = [None] * 10
+    ranked: list[float | None] = [*[None] * 6, *[0.5] * 4]
+    said = decisions(RECIPE, SearchOptions(), [refused, refused, refused, ranked, [*[None] * 6, *[0.4] * 4]])
     assert {word for trial in said for word in trial} == {"CONTINUE"}
     said = decisions(RECIPE, SearchOptions(), [ranked, ranked, ranked, refused])
     assert [("STOP" in trial) for trial in said] == [False, False, False, True]

@@ -1,4 +1,4 @@
-"""What a worker makes of an epoch: how it ranks, and when a network is refused."""
+"""Which epochs a worker calls rankable, and how patience counts them."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Pass:
         return some_batches()
 
 
-def test_a_refused_epoch_is_never_the_best_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_degenerate_epoch_is_not_rankable_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = iter(["", "drifted: far away", ""])
-    monkeypatch.setattr(AlignRecipe, "refusal", lambda self, metrics: next(verdicts))
+    monkeypatch.setattr(AlignRecipe, "degenerate_reason", lambda self, metrics: next(verdicts))
     rows: list[Mapping[str, Any]] = []
     monkeypatch.setattr(Worker, "_report", lambda self, engine, metrics, report: rows.append(report))
     task = RECIPE.task(RECIPE.network(schema.FINDINGS))
@@ -44,10 +44,12 @@ def test_a_refused_epoch_is_never_the_best_and_says_why(monkeypatch: pytest.Monk
     worker = Worker(RECIPE, {}, SingleProcess(), torch.device("cpu"))
     for _ in range(3):
         worker._epoch(engine, Pass(), Pass())  # pyright: ignore[reportArgumentType]
-    assert [row.get("refused") for row in rows] == [None, "drifted: far away", None]
-    assert rows[1][RECIPE.monitor] == -math.inf
+    assert [row.get("degenerate") for row in rows] == [None, "drifted: far away", None]
+    assert [row["rankable"] for row in rows] == [True, False, True]
+    assert all(math.isfinite(row[RECIPE.monitor]) for row in rows), "the log shows what was measured"
+    assert [math.isnan(row["checkpoint_score"]) for row in rows] == [False, True, False]
     assert best_row([dict(row) for row in rows], RECIPE)["epoch"] in (1, 3)  # pyright: ignore[reportOptionalSubscript]
-    assert math.isfinite(worker.progress.best)
+    assert worker.progress.best == max(rows[0][RECIPE.monitor], rows[2][RECIPE.monitor])
 
 
 def test_only_the_last_stage_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,19 +63,18 @@ def test_only_the_last_stage_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
     done = Worker(recipe, config, SingleProcess(), torch.device("cpu")).run()
     assert done["epochs"] == 4
     assert [row["stage"] for row in rows] == ["classifier", "autoencoder", "joint", "joint"]
-    assert [row["mean_auroc"] for row in rows[:2]] == [-math.inf, -math.inf]
-    assert not any(math.isinf(row["mean_auroc"]) for row in rows[2:])
+    assert not any(row["rankable"] for row in rows[:2])
+    assert "mean_auroc" in rows[0]
+    assert "mean_auroc" not in rows[1], "the autoencoder's stage does not classify"
     assert "psnr_pooled" in rows[1]
     assert rows[1]["lr"] < rows[0]["lr"] + 1e-3  # each stage ends its own schedule
     assert best_row(rows, recipe) is None or best_row(rows, recipe)["epoch"] > 2  # pyright: ignore
 
 
-@pytest.mark.parametrize(
-    ("values", "since_best"), [((0.5, math.nan), 1), ((0.5, -math.inf), 1), ((-math.inf, 0.1), 0)]
-)
-def test_patience_counts_epochs_that_cannot_be_ranked(values: tuple[float, ...], since_best: int) -> None:
+@pytest.mark.parametrize(("values", "since_best"), [((0.5, None), 1), ((None, 0.1), 0), ((None, 0.5, 0.4, None), 2)])
+def test_patience_counts_epochs_that_cannot_be_ranked(values: tuple[float | None, ...], since_best: int) -> None:
     progress = Progress()
     for value in values:
         progress.update(value, "max")
     assert progress.since_best == since_best
-    assert progress.best == max(v for v in values if math.isfinite(v))
+    assert progress.best == max(value for value in values if value is not None)
