@@ -25,7 +25,7 @@ def report(run: InProcessSession, folder: Path, epoch: int, value: float) -> Non
     folder.mkdir(exist_ok=True)
     (folder / "weights").write_text(str(epoch))
     row = {"epoch": epoch, "epochs": 9, "stage": "", "seconds": 1.0, "images_per_s": 1.0, "train/loss": 1.0}
-    run.report(row | {"agreement": value}, str(folder), f"epoch_{epoch:04d}")
+    run.report(row | {"agreement": value, "rankable": not math.isnan(value)}, str(folder), f"epoch_{epoch:04d}")
 
 
 def stored(out: Path) -> list[str]:
