@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.two_workers import TwoWorkers
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
@@ -50,6 +54,15 @@ def ray_cluster() -> Iterator[None]:
     connect(cpus=2)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoWorkers]:
+    from tests.two_workers import TwoWorkers  # imports torch
+
+    workers = TwoWorkers(tmp_path_factory.mktemp("two_workers"))
+    yield workers
+    workers.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,6 @@ import pyarrow as pa
 import pydicom
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torchvision
 from pydicom import uid
 from torch import Tensor, nn
@@ -36,6 +33,7 @@ from cxr.schema import PixelFormat
 from cxr.sources import open_manifest, rle
 from cxr.training.distributed import ProcessGroup
 from cxr.training.engine import Engine
+from tests.two_workers import TwoWorkers
 
 STILL = {"flip": 0, "rotation_deg": 0, "scale": 1, "shift": 0, "elastic": 0}
 STILL |= {"gamma": 1, "contrast": 0, "brightness": 0, "noise": 0}
@@ -297,18 +295,13 @@ def curve(workers: Communicator) -> tuple[list[float], dict[str, float]]:
     return losses, engine.finish_epoch(lambda: some(workers))
 
 
-def work(rank: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1"}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(curve(ProcessGroup()), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+def train_together(_: int) -> tuple[list[float], dict[str, float]]:
+    return curve(ProcessGroup())
 
 
-def test_two_workers_give_the_loss_and_the_masks_of_one(tmp_path: Path) -> None:
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
-    (losses, found), other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert (losses, found) == other
+def test_two_workers_give_the_loss_and_the_masks_of_one(two_workers: TwoWorkers) -> None:
+    (losses, found), second = two_workers.run(train_together)
+    assert (losses, found) == second
     alone, alike = curve(SingleProcess())
     assert losses == pytest.approx(alone, rel=1e-3)
     assert losses[1] < losses[0]
