@@ -62,7 +62,7 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     cluster.connect()
     out = storage.normalize(options.out)
-    data = ensure_shards(ArchiveOptions(phantoms=options.images, shard_size=options.recipe.size), out)
+    data = ensure_shards(ArchiveOptions(phantoms=options.images, stored_size=options.recipe.size), out)
     paces: dict[str, list[float]] = {"ray train": [], "ultralytics": []}
     with tempfile.TemporaryDirectory(prefix="cxr-detect-") as scratch:
         yolo = yolo_folder(data, Path(scratch) / "yolo")

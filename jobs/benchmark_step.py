@@ -43,7 +43,7 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     cluster.connect()
     out = storage.normalize(options.out)
-    data = ensure_shards(ArchiveOptions(phantoms=options.images, shard_size=options.recipe.size), out)
+    data = ensure_shards(ArchiveOptions(phantoms=options.images, stored_size=options.recipe.size), out)
     findings = shards.read_info(data).findings
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")

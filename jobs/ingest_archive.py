@@ -32,26 +32,26 @@ PICTURED, PICTURE_PX = 4, 320
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of ingest."""
+    """Settings of the job."""
 
     archive: str | None = None
-    """Folder or bucket with X-rays. Default: a small phantom archive, written to OUT/phantoms."""
+    """Folder or URI of the archive. Default: a small phantom archive, written to OUT/phantoms."""
     out: str = "runs/ingest"
-    """Folder or URI of the shards. An interrupted run resumes there."""
+    """Folder or URI of the shards. The same command continues a run that was stopped."""
     source: str = "auto"
-    """Layout of the archive; auto detects it."""
-    size: int = 256
-    """Height and width of the stored pixels. Padding preserves the aspect ratio."""
+    """Layout of the archive: the name of a source, or auto to detect it."""
+    stored_size: int = 256
+    """Height and width of the stored images in pixels; padding keeps the aspect ratio."""
     bits: Literal[8, 16] = 8
     """Bits per stored pixel."""
     max_rejects: float = 0.05
-    """Fraction of unusable images above which the job fails, after writing all results."""
+    """Fraction of unusable images above which the job fails, after it has written everything."""
     limit: int | None = None
-    """Maximum number of images, spread evenly over the archive. Default: all."""
+    """Largest number of images, taken at equal distances from the archive. Default: all."""
     lung_crop: str = ""
-    """URI of a checkpoint of the family lungs, to crop images to the square around the lungs. Empty: whole images."""
+    """URI of a checkpoint of family lungs. Images are cropped to the square around the lungs. Default: no crop."""
     lung_margin: float = MARGIN
-    """Margin on each side of the smallest square around the lungs, as a fraction of its side."""
+    """Margin added on each side of the square around the lungs, as a fraction of its side."""
     enhancement: Enhancement = field(default_factory=Enhancement)
     labeling: Labeling = field(default_factory=Labeling)
 
@@ -71,7 +71,7 @@ def main(options: Options) -> dict[str, Any]:
         options.archive or phantom_archive(options.out, count=60),
         options.out,
         source=options.source,
-        pixels=PixelFormat(options.size, options.bits),
+        pixels=PixelFormat(options.stored_size, options.bits),
         max_rejects=options.max_rejects,
         limit=options.limit,
         crop=crop,

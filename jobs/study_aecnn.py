@@ -27,17 +27,18 @@ COMPRESSED, RESIZED, WHOLE = "ae-cnn", "resized", "uncompressed"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Settings of the job. A killed study goes on with the same command."""
+    """Settings of the job. The same command continues a killed study."""
 
     out: str = "runs/study_aecnn"
-    """Folder or URI of the results: table.md, auroc.png, a folder a recipe."""
+    """Folder or URI of the results: table.md, auroc.png, and a folder for each recipe."""
     seeds: int = 3
-    """Networks of each recipe."""
+    """Number of networks per recipe, each with its own seed."""
     test_images: int = 5000
-    """Images of the test split, spread evenly, that networks are judged on; they are held in memory. 0: all."""
-    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=600, shard_size=128))
+    """Number of test images, spread evenly over the split, on which networks are compared; they are held in memory.
+    0: all."""
+    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=600, stored_size=128))
     recipe: AecnnRecipe = field(default_factory=lambda: AecnnRecipe(size=128, compression=4))
-    """Of the AE-CNN; the others differ in `compressor` alone, and skip the autoencoder's stage."""
+    """Settings of the AE-CNN. The other recipes differ in `compressor` alone and skip the autoencoder's stage."""
     run: RunOptions = field(default_factory=RunOptions)
 
 

@@ -3,7 +3,7 @@
 python jobs/study_localization.py  # multiscale, uniform and last, on phantoms with small and large findings
 
 ray job submit --working-dir . -- python jobs/study_localization.py --archive s3://xrays/nih --out s3://xrays/study \\
-    --backbone densenet121 --size 512 --shard-size 512 --pooling mean --backbone-pretrained s3://models/densenet121.pth
+    --backbone densenet121 --size 512 --stored-size 512 --pooling mean --backbone-pretrained s3://models/densenet121.pth
 """
 
 from __future__ import annotations
@@ -48,19 +48,20 @@ PREVALENCE = 0.7
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Settings of the job. A killed study goes on with the same command."""
+    """Settings of the job. The same command continues a killed study."""
 
     out: str = "runs/study_localization"
-    """Folder or URI of the results: table.md, networks.csv, accuracy.png, a folder a network."""
+    """Folder or URI of the results: table.md, networks.csv, accuracy.png, and a folder for each network."""
     variants: tuple[str, ...] = (MULTISCALE, "uniform", LAST)
-    """Which: multiscale, uniform, last, and multiscale or last with -mean, -max or -lse for another pooling."""
+    """Variants to compare: multiscale, uniform, last; multiscale or last with -mean, -max or -lse for another pooling."""
     seeds: int = 3
-    """Networks of each variant."""
+    """Number of networks per variant, each with its own seed."""
     test_images: int = 0
-    """Images of the test split, spread evenly, that networks are judged on; they are held in memory. 0: all."""
-    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=1200, shard_size=128))
+    """Number of test images, spread evenly over the split, on which networks are compared; they are held in memory.
+    0: all."""
+    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=1200, stored_size=128))
     recipe: LocalizeRecipe = field(default_factory=lambda: LocalizeRecipe(size=128))
-    """Of all networks, but for what their names say: cam_stages, relevance, pooling."""
+    """Settings of all networks, except those that a variant sets: cam_stages, relevance, pooling."""
     run: RunOptions = field(default_factory=RunOptions)
 
 
@@ -93,7 +94,7 @@ def main(options: Options) -> dict[str, Any]:
 def named(names: Sequence[str], recipe: LocalizeRecipe) -> dict[str, LocalizeRecipe]:
     """Name -> recipe of each variant asked for."""
     if not names or set(names) - set(VARIANTS):
-        raise UserError(f"variants={' '.join(names)}: wanted some of {', '.join(VARIANTS)}")
+        raise UserError(f"variants: expected some of {', '.join(VARIANTS)}, got {' '.join(names)}")
     return {name: recipe.replace(**VARIANTS[name]) for name in names}
 
 
@@ -104,7 +105,7 @@ def phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
     uri = storage.join(storage.normalize(out), "phantoms")
     if not chestxray14.detect(uri):
         print(f"no --archive given: making {options.phantoms} phantom X-rays in {uri}", flush=True)
-        size = max(256, options.shard_size)
+        size = max(256, options.stored_size)
         write_phantom(uri, options.phantoms, size=size, findings=FINDINGS, prevalence=PREVALENCE)
     return replace(options, archive=(uri,))
 

@@ -3,7 +3,7 @@
 python jobs/study_pneumothorax.py --networks unet-resnet18 fcn8s-resnet18  # two of them, on a phantom archive
 
 ray job submit --working-dir . -- python jobs/study_pneumothorax.py --archive s3://xrays/siim \\
-    --out s3://xrays/study --size 512 --shard-size 512 --epochs 20 --fully-connected --seeds 3
+    --out s3://xrays/study --size 512 --stored-size 512 --epochs 20 --fully-connected --seeds 3
 """
 
 from __future__ import annotations
@@ -48,22 +48,23 @@ NETWORKS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Settings of the job. A killed study goes on with the same command."""
+    """Settings of the job. The same command continues a killed study."""
 
     out: str = "runs/study_pneumothorax"
-    """Folder or URI of the results: table.md, networks.csv, dice.png, a folder a network."""
+    """Folder or URI of the results: table.md, networks.csv, dice.png, and a folder for each network."""
     networks: tuple[str, ...] = ()
-    """Which: small_unet, unet-BACKBONE, unet-BACKBONE-scse (resnet18, resnet34), fcn32s-BACKBONE, fcn16s-BACKBONE,
-    fcn8s-BACKBONE (alexnet, vgg16, googlenet, resnet18, resnet34, resnet50); left out, all of them."""
+    """Networks to compare: small_unet, unet-BACKBONE, unet-BACKBONE-scse (resnet18, resnet34), fcn32s-BACKBONE, fcn16s-BACKBONE,
+    fcn8s-BACKBONE (alexnet, vgg16, googlenet, resnet18, resnet34, resnet50). Default: all of them."""
     seeds: int = 1
-    """Networks of each kind."""
+    """Number of networks per kind, each with its own seed."""
     test_images: int = 0
-    """Images of the test split, spread evenly, that networks are judged on; they are held in memory. 0: all."""
-    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=600, shard_size=128))
+    """Number of test images, spread evenly over the split, on which networks are compared; they are held in memory.
+    0: all."""
+    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=600, stored_size=128))
     recipe: PneumothoraxRecipe = field(
         default_factory=lambda: PneumothoraxRecipe(size=128, epochs=8, fully_connected=False)
     )
-    """Of all networks, but for what their names say: architecture, backbone, attention."""
+    """Settings of all networks, except those in their names: architecture, backbone, attention."""
     run: RunOptions = field(default_factory=RunOptions)
 
 
@@ -95,7 +96,7 @@ def main(options: Options) -> dict[str, Any]:
 def named(names: Sequence[str], recipe: PneumothoraxRecipe) -> dict[str, PneumothoraxRecipe]:
     """Name -> recipe of each network asked for; all where none is named."""
     if unknown := set(names) - set(NETWORKS):
-        raise UserError(f"networks={' '.join(sorted(unknown))}: wanted some of {', '.join(NETWORKS)}")
+        raise UserError(f"networks: expected some of {', '.join(NETWORKS)}, got {' '.join(sorted(unknown))}")
     return {name: recipe.replace(**NETWORKS[name]) for name in names or NETWORKS}
 
 

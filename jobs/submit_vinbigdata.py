@@ -19,16 +19,17 @@ class Options:
     """Settings of the job."""
 
     run: str = "runs/score"
-    """OUT of jobs/score_archive.py with a checkpoint that finds VinBigData's findings: a folder or URI."""
+    """OUT of jobs/score_archive.py with a checkpoint that detects VinBigData's findings: a folder or URI."""
     split: Split = "test"
-    """Images that are submitted. Of the test split, those that train.csv lists are left out: the challenge takes its
-    own test images alone."""
+    """Split whose images are submitted. Test images that train.csv lists are left out: the challenge takes only its
+    own test images."""
     normal_run: str = ""
-    """OUT of jobs/score_archive.py with a classifier, which tells how likely an image is normal; none if left out."""
+    """OUT of jobs/score_archive.py with a classifier, from which the probability that an image is normal is taken.
+    Default: no filter."""
     low: float = 0.08
-    """Probability that an image is normal from which "no finding" is added to its boxes."""
+    """Probability that an image is normal at which "no finding" is added to its boxes."""
     high: float = 0.95
-    """Probability from which it takes their place."""
+    """Probability that an image is normal at which "no finding" replaces its boxes."""
     out: str = "runs/submission"
     """Folder or URI of the result: OUT/submission.csv."""
 

@@ -4,7 +4,7 @@ python jobs/train_detect.py  # on a phantom archive: the smallest network, for C
 
 python jobs/train_detect.py --archive s3://xrays/vinbigdata --preset ultralytics --out s3://xrays/detect --workers 8
 
-python jobs/train_detect.py --archive s3://xrays/vinbigdata --preset ultralytics --shard-size 1024 --folds 5 \\
+python jobs/train_detect.py --archive s3://xrays/vinbigdata --preset ultralytics --stored-size 1024 --folds 5 \\
     --members 5 --architectures yolov5s yolov5m --sizes 640 1024 --out s3://xrays/ensemble
 
 The default settings (preset demo) suit some hundred images and some thousand steps: AdamW, no mosaic. The preset

@@ -32,7 +32,7 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> str:
         if options.stream:
             check_raw(recipe, "the phantom archive")
         else:
-            check_size(recipe, options.shard_size)
+            check_size(recipe, options.stored_size)
         _check_out(options, out)
         return out
     for uri in options.uris:
@@ -53,7 +53,7 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> str:
 def _opened(options: ArchiveOptions, uri: str) -> ShardInfo | RawArchive:
     if not shards.is_shards(uri):
         manifest = open_manifest(uri, options.source, options.labeling)
-        return RawArchive(uri, manifest, None if options.stream else options.shard_size)
+        return RawArchive(uri, manifest, None if options.stream else options.stored_size)
     options.labeling.check_raw(uri)
     return shards.read_info(uri)  # raises for latents
 

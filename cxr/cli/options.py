@@ -17,21 +17,21 @@ from cxr.training.options import RunOptions, SearchOptions
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveOptions:
-    """Which X-rays to use, and how they are read."""
+    """Which X-rays to use, and how to read them."""
 
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Archive or shards: a folder, s3://bucket/prefix or gs://bucket/prefix; left out, a small phantom archive. Given
-    several times, archives are used as one; where labels are learnt, their findings must be the same."""
+    """Archive or shards: a folder, s3://bucket/prefix or gs://bucket/prefix. May be given several times; the archives
+    are then used as one, and must have the same findings if labels are learned. Default: a small phantom archive."""
     source: str = "auto"
-    """Layout of each archive: auto, or the name of a source."""
-    shard_size: int = 256
-    """Height and width at which an archive is turned into shards, pixels."""
+    """Layout of each archive: the name of a source, or auto to detect it."""
+    stored_size: int = 256
+    """Height and width in pixels of the images in shards that are made of an archive."""
     stream: bool = False
-    """Train straight from one archive, decoding in every epoch, instead of writing shards to OUT/shards first."""
+    """Decode the archive in every epoch instead of writing shards to OUT/shards first."""
     max_rejects: float = 0.05
-    """Share of images that may be unreadable before the job fails."""
+    """Fraction of unusable images above which the job fails."""
     phantoms: int = 160
-    """Images of the phantom archive made when none is given."""
+    """Number of images in the phantom archive that is made if no archive is given."""
     labeling: Labeling = field(default_factory=Labeling)
 
     @property

@@ -27,5 +27,5 @@ def siim_phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
     uri = storage.join(storage.normalize(out), "phantoms")
     if not siim.detect(uri):
         print(f"no --archive given: making {options.phantoms} phantom X-rays in {uri}", flush=True)
-        write_siim_phantom(uri, options.phantoms, size=max(256, options.shard_size))
+        write_siim_phantom(uri, options.phantoms, size=max(256, options.stored_size))
     return replace(options, archive=(uri,))

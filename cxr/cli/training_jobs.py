@@ -43,7 +43,7 @@ def ensure_shards(options: ArchiveOptions, out: str, recipe: Recipe | None = Non
     Args:
         recipe: says how images are cropped and enhanced when shards are made; None: not at all.
     """
-    archives = options.uris or [phantom_archive(out, options.phantoms, options.shard_size)]
+    archives = options.uris or [phantom_archive(out, options.phantoms, options.stored_size)]
     if len(archives) == 1:
         return archives[0] if options.stream else _shards_of(archives[0], storage.join(out, SHARDS), options, recipe)
     made = [
@@ -61,7 +61,7 @@ def _shards_of(archive: str, made: str, options: ArchiveOptions, recipe: Recipe 
         archive,
         made,
         source=options.source,
-        pixels=PixelFormat(options.shard_size),
+        pixels=PixelFormat(options.stored_size),
         max_rejects=options.max_rejects,
         crop=lung_crop.of_recipe(recipe) if recipe else None,
         enhance=recipe.enhancement if recipe else None,

@@ -62,7 +62,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "weight_decay": 1e-5,
                 "tta_crops": "ten",
             },
-            archive={"shard_size": 1024},
+            archive={"stored_size": 1024},
         ),
         "demo": Preset(
             "A small codec and ResNet-18 that two CPU cores train in a few minutes.",
@@ -85,7 +85,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "published": Preset(
             "Backbone and image size of Liu et al. 2019; add --aligner CHECKPOINT to align the images.",
             {"size": 512, "backbone": "resnet50", "backbone_stages": 4, "backbone_pretrained": "IMAGENET1K_V1"},
-            archive={"shard_size": 512},
+            archive={"stored_size": 512},
         ),
     },
     "detect": {
@@ -105,14 +105,14 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "ultralytics": Preset(
             "YOLOv5m with the settings of Ultralytics, for long trainings on many images of 640 px.",
             {"architecture": "yolov5m"},
-            archive={"shard_size": 640},
+            archive={"stored_size": 640},
         ),
     },
     "localize": {
         "published": Preset(
             "Sedai et al. 2018: DenseNet-121, average pooling, images of 512 px.",
             {"size": 512, "backbone": "densenet121", "backbone_pretrained": "IMAGENET1K_V1", "pooling": "mean"},
-            archive={"shard_size": 512},
+            archive={"stored_size": 512},
         ),
     },
     "lungs": {
@@ -133,8 +133,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "positive_fraction_start": 0.8,
                 "positive_fraction_end": 0.4,
             },
-            archive={"shard_size": 512},
-            run={"average": 3},
+            archive={"stored_size": 512},
+            run={"average_checkpoints": 3},
         ),
     },
 }

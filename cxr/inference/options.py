@@ -11,20 +11,20 @@ from cxr.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
-    """How an archive is scored."""
+    """How to score an archive."""
 
     source: str = "auto"
-    """Layout of the archive: auto, or the name of a source."""
+    """Layout of the archive: the name of a source, or auto to detect it."""
     workers: int | None = None
-    """Copies of the network that score at once; unset for one a GPU, or half of the CPUs."""
+    """Number of parallel model replicas. Default: one per GPU, or half of the CPUs."""
     batch_size: int = 64
-    """Images a forward pass."""
+    """Number of images per forward pass."""
     save_images: bool = False
-    """Also write the family's pictures, e.g. OUT/aligned/IMAGE_ID.png, which is a.png.png for the image a.png."""
+    """Also write the family's pictures, for example OUT/aligned/a.png.png for the image a.png."""
     save_latents: bool = False
-    """Also write OUT/latents, an archive of what the checkpoint's encoder keeps of the images; it can be scored."""
+    """Also write OUT/latents, an archive of the compressed images, which can be scored like any other."""
     max_rejects: float = 0.5
-    """Share of images that may be unreadable before the job fails; all others are scored all the same."""
+    """Fraction of unusable images above which the job fails; all others are scored anyway."""
 
 
 def check_archives(uris: Sequence[str], options: ScoreOptions) -> list[str]:

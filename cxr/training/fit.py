@@ -95,7 +95,7 @@ def fit(
         "findings": list(findings),
         "data": data,
         "compile": options.compile,
-        "average": options.average,
+        "average": options.average_checkpoints,
         "threads": options.cpus_per_worker,
     }
     callbacks = [RunLog(out, name, recipe.monitor, show=show_epochs), *callbacks]

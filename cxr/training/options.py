@@ -11,76 +11,83 @@ from cxr.errors import UserError
 CHECKPOINT_SCORE = "checkpoint_score"  # reported metric by which Ray Train keeps checkpoints; not logged
 
 SEARCH = "search"  # folder in OUT with the state of a search
-# Of a worker's CPUs, how many Ray is asked for: what is left carries the processes that look after runs.
-CPU_SHARE = 0.98
+CPU_SHARE = 0.98  # of a worker's CPUs, requested from Ray; the rest is for the processes that supervise runs
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """How a run is laid out on a cluster.
 
-    With several workers a step still shows `batch_size` images; losses, gradients and metrics are those of all of
-    them, and an image is combined or compared with others from as many as with one worker. These depend on the number
-    of workers: random draws, whose seeds differ by worker; which images share a step, where a split does not fit in a
+    With several workers, a step still shows `batch_size` images; losses, gradients and metrics are those of all of
+    them, and an image is combined or compared with as many others as on one worker. What depends on the number of
+    workers: random draws, whose seeds differ by worker; which images share a step, if a split does not fit in a
     worker's cache; and on CPUs batch norm, where each worker has statistics of its own images (a note says so).
     """
 
     workers: int = 1
-    """Training processes; with GPUs, one GPU each."""
+    """Number of training processes. With GPUs, each process takes one."""
     min_workers: int | None = None
-    """Go on with as few as this many workers when machines leave, and grow again; unset for a fixed number."""
+    """Smallest number of processes with which training continues when machines leave; it grows again when they come
+    back. Default: the number is fixed."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where to train; auto takes GPUs if the cluster has any."""
+    """Device to train on. auto: GPUs if the cluster has any."""
     cpus_per_worker: float = 1
-    """CPUs that Ray sets aside for each worker; also its number of threads on a CPU."""
+    """CPUs reserved for each process, and its number of threads when it trains on CPUs."""
     compile: bool = False
     """Compile the network with torch.compile."""
-    keep: int = 2
-    """Best checkpoints to keep, besides the last."""
-    average: int = 0
-    """Networks of so many best epochs to average at the end; the average is kept if it is better. 0 for none."""
+    keep_checkpoints: int = 2
+    """Number of best checkpoints to keep, in addition to the last one."""
+    average_checkpoints: int = 0
+    """Number of best checkpoints whose weights are averaged after training; the average replaces the best one if it
+    validates better. 0: no average."""
     max_failures: int = 3
-    """How often to start again from the last checkpoint after a worker or machine died."""
+    """How many times training restarts from the last checkpoint after a process or a machine died."""
     resume: bool = False
-    """Go on with the run that --out already holds, be it killed or finished (then with more --epochs)."""
+    """Continue the run in --out that was killed, or that finished (then with more --epochs)."""
 
     def __post_init__(self) -> None:
         if self.workers < 1 or not 1 <= (self.min_workers or 1) <= self.workers:
             raise UserError(
-                f"workers={self.workers}, min_workers={self.min_workers}: wanted 1 ≤ min_workers ≤ workers"
+                f"expected 1 ≤ min_workers ≤ workers, got workers={self.workers}, min_workers={self.min_workers}"
             )
-        if self.keep < 1 or self.cpus_per_worker <= 0:
-            raise UserError(f"keep={self.keep}, cpus_per_worker={self.cpus_per_worker}: wanted positive numbers")
-        if self.average < 0 or self.average == 1:
-            raise UserError(f"average={self.average}: wanted 0 for none, or at least 2 epochs to average")
+        if self.keep_checkpoints < 1:
+            raise UserError(f"keep_checkpoints: expected 1 or more, got {self.keep_checkpoints}")
+        if self.cpus_per_worker <= 0:
+            raise UserError(f"cpus_per_worker: expected a positive number, got {self.cpus_per_worker:g}")
+        if self.average_checkpoints < 0 or self.average_checkpoints == 1:
+            raise UserError(
+                f"average_checkpoints: expected 0 for no average, or 2 or more, got {self.average_checkpoints}"
+            )
 
     @property
     def num_to_keep(self) -> int:
         """Best checkpoints that Ray Train keeps: enough to average, and room for the average itself."""
-        return max(self.keep, self.average + 1) if self.average else self.keep
+        average = self.average_checkpoints
+        return max(self.keep_checkpoints, average + 1) if average else self.keep_checkpoints
 
     @property
     def resources_per_worker(self) -> dict[str, float]:
-        """What Ray sets aside for a worker, its GPU apart."""
+        """What Ray reserves for a worker, apart from its GPU."""
         return {"CPU": self.cpus_per_worker * CPU_SHARE}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """How the search goes about."""
+    """How settings are searched."""
 
     trials: int = 8
-    """Settings to try."""
-    fixed: tuple[str, ...] = ()
-    """Settings to leave as the recipe has them rather than to search, e.g. backbone."""
+    """Number of trials, each with its own settings."""
+    frozen_params: tuple[str, ...] = ()
+    """Settings that are not searched but kept as the recipe has them, for example backbone."""
     search_seed: int = 0
     """Seed of the sampler (TPE)."""
     objectives: tuple[str, ...] = ()
-    """Metrics to weigh against each other, e.g. mean_auroc psnr; empty for the recipe's monitor alone."""
-    grace: int = 0
-    """Epochs of its last stage that every trial gets before it may be stopped early; 0 for a quarter of them."""
-    at_once: int | None = None
-    """Trials to run at the same time; unset for as many as the cluster has room for."""
+    """Metrics to optimize together, for example mean_auroc psnr_pooled. Default: the recipe's monitor alone."""
+    grace_period: int = 0
+    """Number of epochs in its last stage that every trial gets before it may be stopped early. 0: a quarter of
+    them."""
+    max_concurrent_trials: int | None = None
+    """Largest number of trials at the same time. Default: as many as fit into the cluster."""
 
 
 def check_resume(run: str, resume: bool) -> None:

@@ -154,16 +154,16 @@ def searched(recipe: Recipe, options: SearchOptions) -> dict[str, BaseDistributi
         UserError: one that is to be left alone is not searched anyway, or nothing is left whose draws could differ.
     """
     space = recipe.active_search_space()
-    if unknown := set(options.fixed) - set(space):
+    if unknown := set(options.frozen_params) - set(space):
         stages = " and ".join(stage.name for stage in recipe.stages() if stage.name)
         raise UserError(
-            f"fixed={' '.join(sorted(unknown))}: expected settings that this search draws, which are "
+            f"frozen_params={' '.join(sorted(unknown))}: expected settings that this search draws, which are "
             f"{', '.join(space) or 'none'}{f' for the stages {stages}' * bool(stages)}"
         )
-    if not (drawn := recipe.active_search_space(options.fixed)):
+    if not (drawn := recipe.active_search_space(options.frozen_params)):
         raise UserError(
-            f"with fixed={' '.join(options.fixed)}, no setting of family {recipe.family} is left to search: every "
-            f"trial would be the same. Leave some of these out of --fixed"
+            f"frozen_params={' '.join(options.frozen_params)} leaves no setting of family {recipe.family} to search, so "
+            f"that every trial would be the same: leave some of these out of --frozen-params"
         )
     return drawn
 
@@ -188,7 +188,7 @@ class EarlyStopping(ASHAScheduler):
 def early_stopping(recipe: Recipe, options: SearchOptions) -> EarlyStopping:
     """Early stopping by each trial's best epoch so far, some epochs into the last stage."""
     last, unranked = recipe.total_epochs, recipe.unranked_epochs
-    grace = unranked + (options.grace or max(1, (last - unranked) // 4))
+    grace = unranked + (options.grace_period or max(1, (last - unranked) // 4))
     # max_t lies beyond the last epoch: Tune would otherwise stop trials there, before they end by themselves.
     return EarlyStopping(
         time_attr="epoch",
@@ -235,7 +235,7 @@ def search(
         tuner = _restored(trainable, recipe, out, tuple(objectives))
     else:
         space = dict(space or searched(recipe, options))
-        tuner = _new(trainable, recipe, out, space, options, min(options.at_once or fits, fits), run)
+        tuner = _new(trainable, recipe, out, space, options, min(options.max_concurrent_trials or fits, fits), run)
     with console.current().hidden_stdout():  # Tune prints a box and paths of its own, however quiet it is set
         results = tuner.fit()
     return marked(ranked(results, recipe, out), objectives)

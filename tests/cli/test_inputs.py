@@ -46,7 +46,7 @@ def _neither_ray_nor_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train(recipe: Recipe, archive: str, tmp_path: Path, **options: Any) -> None:
     train_job(
-        recipe, ArchiveOptions(archive=(archive,), **{"shard_size": 64, **options}), RunOptions(), out(tmp_path)
+        recipe, ArchiveOptions(archive=(archive,), **{"stored_size": 64, **options}), RunOptions(), out(tmp_path)
     )
 
 

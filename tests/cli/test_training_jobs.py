@@ -42,7 +42,7 @@ RECIPE = AlignRecipe(size=32, backbone="conv3", lungs=False)
 def two(tmp_path: Path) -> ArchiveOptions:
     """Two archives that are shards already, so that nothing needs a cluster."""
     given = [write_shards(tmp_path / name, {"train": 6, "val": 3}) for name in "ab"]
-    return ArchiveOptions(archive=tuple(given), shard_size=32)
+    return ArchiveOptions(archive=tuple(given), stored_size=32)
 
 
 @pytest.fixture
@@ -92,9 +92,9 @@ def test_archives_that_cannot_be_one_are_refused_before_anything_is_made(two: Ar
     ):
         check_inputs(classifier, two, str(out))
     with pytest.raises(UserError, match="expected the same pixels"):
-        check_inputs(RECIPE, other(two, archive=(two.archive[0], raw), shard_size=64), str(out))
+        check_inputs(RECIPE, other(two, archive=(two.archive[0], raw), stored_size=64), str(out))
     with pytest.raises(UserError, match="expected stored images of at least size=32 px"):
-        check_inputs(RECIPE, other(two, archive=(two.archive[0], raw), shard_size=16), str(out))
+        check_inputs(RECIPE, other(two, archive=(two.archive[0], raw), stored_size=16), str(out))
     assert not out.exists()
 
 
@@ -155,7 +155,7 @@ def test_named_weights_that_cannot_be_fetched_end_a_job_with_2_before_an_image_i
     archive, out = str(tmp_path / "raw"), tmp_path / "out"
     write_siim_phantom(archive, 12, size=64)
     options = SimpleNamespace(out=str(out))
-    data = ArchiveOptions(archive=(archive,), shard_size=32)
+    data = ArchiveOptions(archive=(archive,), stored_size=32)
     for main in (
         lambda _: train_job(FROZEN, data, RunOptions(), str(out)),
         lambda _: train_job(FROZEN.replace(folds=2), data, RunOptions(), str(out)),

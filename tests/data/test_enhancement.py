@@ -90,7 +90,7 @@ def test_the_original_is_enhanced_and_the_crop_sees_it_as_it_was(archive: str) -
 
 @pytest.mark.usefixtures("without_ray")
 def test_shards_of_a_training_hold_what_scoring_of_the_archive_sees(archive: str, tmp_path: Path) -> None:
-    options = ArchiveOptions(archive=(archive,), shard_size=32)
+    options = ArchiveOptions(archive=(archive,), stored_size=32)
     made = ensure_shards(options, str(tmp_path / "out"), RECIPE)
     info = shards.read_info(made)
     assert info.enhancement == DONE
@@ -119,7 +119,7 @@ def test_annotations_become_labels_of_shards(archive: str, tmp_path: Path) -> No
     boxes = tmp_path / "boxes.csv"
     rows = "".join(f"{number:02d},{'5,R1,1,2,3,4' if number % 2 else '14,R1,,,,'}\n" for number in range(10))
     boxes.write_text(f"image_id,class_id,rad_id,x_min,y_min,x_max,y_max\n{rows}")
-    options = ArchiveOptions(archive=(archive,), shard_size=32, labeling=Labeling(str(boxes)))
+    options = ArchiveOptions(archive=(archive,), stored_size=32, labeling=Labeling(str(boxes)))
     info = shards.read_info(ensure_shards(options, str(tmp_path / "out")))
     assert info.findings == schema.VINBIGDATA_FINDINGS
     read = [storage.read_parquet(file.uri) for files in info.parts.values() for file in files]

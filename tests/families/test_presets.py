@@ -27,7 +27,7 @@ def test_every_preset_makes_a_recipe_that_fits_its_options(family: str, name: st
     chosen = find_preset(family, name)
     recipe = preset(recipe_type(family), name)
     assert {setting: getattr(recipe, setting) for setting in chosen.settings} == chosen.settings
-    assert ArchiveOptions(**chosen.archive).shard_size >= recipe.size
+    assert ArchiveOptions(**chosen.archive).stored_size >= recipe.size
     RunOptions(**chosen.run)
     assert chosen.description[0].isupper()
     assert chosen.description[-1] == "."
@@ -46,8 +46,8 @@ def test_every_family_has_presets_a_job_that_trains_and_one_that_searches() -> N
 def test_explicit_options_override_a_preset() -> None:
     options = parse(train_aecnn.Options, ["--preset", "published", "--epochs", "3"]).job
     assert options.recipe == preset(AecnnRecipe, "published").replace(epochs=3)
-    assert (options.preset, options.data.shard_size, options.data.phantoms) == ("published", 1024, 1200)
-    assert parse(train_aecnn.Options, ["--preset=published", "--shard-size", "2048"]).job.data.shard_size == 2048
+    assert (options.preset, options.data.stored_size, options.data.phantoms) == ("published", 1024, 1200)
+    assert parse(train_aecnn.Options, ["--preset=published", "--stored-size", "2048"]).job.data.stored_size == 2048
     assert parse(train_pneumothorax.Options, ["--preset", "siim"]).job.recipe.architecture == "unet"
     assert parse(train_aecnn.Options, []).job.recipe == AecnnRecipe()
 

@@ -41,7 +41,7 @@ def start() -> tuple[Cluster, Any]:
 def runs(how: str, made: str, out: str) -> Callable[[], object]:
     once = RunOptions(max_failures=2)
     if how == "search":
-        options = SearchOptions(trials=TRIALS, grace=EPOCHS)
+        options = SearchOptions(trials=TRIALS, grace_period=EPOCHS)
         return lambda: search(RECIPE, made, out, options, once)
     workers = RunOptions(workers=2, min_workers=1 if how == "elastic" else None, max_failures=2)
     return lambda: fit(RECIPE, made, out, workers)

@@ -20,9 +20,11 @@ RECIPE = AlignRecipe(size=32, epochs=3, batch_size=8, backbone="conv3", lungs=Fa
 
 def test_an_average_is_one_more_network_to_choose_from(tmp_path: Path) -> None:
     made, out = write_shards(tmp_path / "shards", {"train": 32, "val": 9}, size=32), str(tmp_path / "out")
-    fit(RECIPE, made, out, RunOptions(workers=2, keep=3))
+    fit(RECIPE, made, out, RunOptions(workers=2, keep_checkpoints=3))
     epochs = read_metrics(out)
-    fitted = fit(RECIPE, made, out, RunOptions(workers=2, average=2, resume=True))  # as if killed before the average
+    fitted = fit(
+        RECIPE, made, out, RunOptions(workers=2, average_checkpoints=2, resume=True)
+    )  # as if killed before the average
     rows = read_metrics(out)
     assert rows[:3] == epochs
     assert [(row["epoch"], row["stage"]) for row in rows[3:]] == [(3, "average")]
@@ -33,7 +35,7 @@ def test_an_average_is_one_more_network_to_choose_from(tmp_path: Path) -> None:
     for name, value in checkpoint.averaged(kept).items():
         torch.testing.assert_close(mean[name], value, atol=1e-6, rtol=1e-5)
     assert fitted.epochs == 3
-    longer = fit(RECIPE.replace(epochs=4), made, out, RunOptions(workers=2, average=2, resume=True))
+    longer = fit(RECIPE.replace(epochs=4), made, out, RunOptions(workers=2, average_checkpoints=2, resume=True))
     assert [(row["epoch"], row["stage"]) for row in read_metrics(out)[3:]] == [
         (3, "average"),
         (4, ""),

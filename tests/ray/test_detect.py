@@ -41,7 +41,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def made(archive: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return ensure_shards(ArchiveOptions(archive=(archive,), shard_size=64), str(tmp_path_factory.mktemp("made")))
+    return ensure_shards(ArchiveOptions(archive=(archive,), stored_size=64), str(tmp_path_factory.mktemp("made")))
 
 
 def test_a_run_whose_worker_was_killed_ends_where_an_undisturbed_one_does(made: str, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("job", ["ingest_archive", "score_archive"])
 def test_a_killed_job_ends_with_the_same_rows(job: str, archive: str, kept: str, tmp_path: Path) -> None:
-    more = {"score_archive": {"checkpoint": kept, "workers": 1}, "ingest_archive": {"size": 512}}[job]
+    more = {"score_archive": {"checkpoint": kept, "workers": 1}, "ingest_archive": {"stored_size": 512}}[job]
     parts = "scores/*.parquet" if job == "score_archive" else "*/part-*.parquet"
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     run(command(job, archive=archive, out=straight, **more))
@@ -115,7 +115,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_named_and_once_there_is_room_the_work_is_done(small_disk: Path, archive: str) -> None:
     """Of 300 images at 128 pixels, 5 MB, one megabyte's worth of parts is written; then training, likewise."""
     out = small_disk / "out"
-    ingest = command("ingest_archive", archive=archive, out=out / "shards", size=128)
+    ingest = command("ingest_archive", archive=archive, out=out / "shards", stored_size=128)
     train = command("train_align", archive=out / "shards", out=out / "align", size=64, epochs=2, max_failures=0)
     said = run(ingest, code=2)
     assert "No space left on device: make room" in said

@@ -50,9 +50,12 @@ def variables(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 JOBS = {
-    "ingest_archive": (["--archive", "{folder}/archive", "--size", "1024"], "*/part-*.parquet"),
+    "ingest_archive": (["--archive", "{folder}/archive", "--stored-size", "1024"], "*/part-*.parquet"),
     "train_align": (["--archive", "{folder}/shards", *SMALL], "metrics.jsonl"),
-    "tune_align": (["--archive", "{folder}/shards", *SMALL, "--trials", "4", "--grace", "1000"], "**/metrics.jsonl"),
+    "tune_align": (
+        ["--archive", "{folder}/shards", *SMALL, "--trials", "4", "--grace-period", "1000"],
+        "**/metrics.jsonl",
+    ),
     "score_archive": (
         ["--archive", "{folder}/archive", "--checkpoint", "{folder}/checkpoint", "--workers", "1"],
         "scores/*.parquet",

@@ -20,8 +20,8 @@ TRIALS, EPOCHS = 3, 4
 
 
 def command(out: Path) -> list[str]:
-    options = f"--trials {TRIALS} --epochs {EPOCHS} --grace {EPOCHS} --size 48 --no-lungs"
-    options += " --phantoms 60 --shard-size 64"
+    options = f"--trials {TRIALS} --epochs {EPOCHS} --grace-period {EPOCHS} --size 48 --no-lungs"
+    options += " --phantoms 60 --stored-size 64"
     return [sys.executable, "jobs/tune_align.py", "--out", str(out), *options.split()]
 
 

@@ -51,7 +51,7 @@ def test_from_an_archive_to_scores(tmp_path: Path) -> None:
     recipe = AlignRecipe(
         size=32, epochs=1, batch_size=4, backbone="conv3", lungs=False, lung_crop=finder, lung_margin=0.1
     )
-    given = ArchiveOptions(archive=(archive,), shard_size=32)
+    given = ArchiveOptions(archive=(archive,), stored_size=32)
     done = train_job(recipe, given, RunOptions(), str(tmp_path / "out"))
     with pytest.raises(UserError, match="holds crops by the lung checkpoint"):
         train_job(

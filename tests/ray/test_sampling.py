@@ -47,7 +47,7 @@ def test_two_archives_train_one_fold_with_a_share_of_positives(
         write_phantom(archive, 24, size=64, seed=seed, findings=(schema.PNEUMOTHORAX,))
     recipe = Sampled(size=32, epochs=2, batch_size=4, backbone="conv3", lungs=False, folds=3, fold=1)
     out = str(tmp_path / "out")
-    archives, run = ArchiveOptions(archive=given, shard_size=32), RunOptions(workers=2, cpus_per_worker=0.5)
+    archives, run = ArchiveOptions(archive=given, stored_size=32), RunOptions(workers=2, cpus_per_worker=0.5)
     done = train_job(recipe, archives, run, out)
     info = shards.read_info(done["data"])
     assert sum(map(info.rows, schema.SPLITS)) == 48

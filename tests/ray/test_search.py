@@ -38,7 +38,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.timeout(600)
 def test_drawn_weights_take_effect_and_trials_are_ranked(made: str, tmp_path: Path) -> None:
     out = str(tmp_path / "search")
-    trials = search(RECIPE, made, out, SearchOptions(trials=2, grace=2), RunOptions(cpus_per_worker=0.5), space=SPACE)
+    trials = search(
+        RECIPE, made, out, SearchOptions(trials=2, grace_period=2), RunOptions(cpus_per_worker=0.5), space=SPACE
+    )
     assert len(trials) == 2
     assert [t.value for t in trials] == sorted((t.value for t in trials), reverse=True)
     assert len({t.drawn["structure_weight"] for t in trials}) == 2

@@ -142,8 +142,8 @@ def test_the_log_keeps_an_average_beside_its_epoch(tmp_path: Path, capsys: pytes
 
 
 def test_enough_checkpoints_are_kept() -> None:
-    assert RunOptions(keep=2).num_to_keep == 2
-    assert RunOptions(keep=2, average=3).num_to_keep == 4
-    assert RunOptions(keep=6, average=3).num_to_keep == 6
-    with pytest.raises(UserError, match="average=1: wanted 0 for none, or at least 2"):
-        RunOptions(average=1)
+    assert RunOptions(keep_checkpoints=2).num_to_keep == 2
+    assert RunOptions(keep_checkpoints=2, average_checkpoints=3).num_to_keep == 4
+    assert RunOptions(keep_checkpoints=6, average_checkpoints=3).num_to_keep == 6
+    with pytest.raises(UserError, match="average_checkpoints: expected 0 for no average, or 2 or more, got 1"):
+        RunOptions(average_checkpoints=1)

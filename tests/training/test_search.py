@@ -143,9 +143,9 @@ def first_stop(recipe: AlignRecipe, options: SearchOptions) -> int | None:
 
 def test_no_trial_is_judged_before_its_last_stage_has_begun() -> None:
     assert first_stop(RECIPE, SearchOptions()) == 7
-    assert first_stop(RECIPE, SearchOptions(grace=2)) == 8
-    assert first_stop(RECIPE, SearchOptions(grace=9)) == 10
-    assert first_stop(RECIPE, SearchOptions(grace=50)) == 10
+    assert first_stop(RECIPE, SearchOptions(grace_period=2)) == 8
+    assert first_stop(RECIPE, SearchOptions(grace_period=9)) == 10
+    assert first_stop(RECIPE, SearchOptions(grace_period=50)) == 10
     assert first_stop(AlignRecipe(epochs=20), SearchOptions()) == 5
     assert first_stop(AlignRecipe(epochs=2), SearchOptions()) == 1
 
@@ -161,5 +161,5 @@ def test_trials_without_a_network_to_rank_stop_nobody_at_a_rung() -> None:
 
 
 def test_a_trial_is_judged_by_its_best_epoch_so_far() -> None:
-    said = decisions(AlignRecipe(epochs=4), SearchOptions(grace=3), [[0.5] * 4, [0.1, 0.6, 0.2, 0.2]])
+    said = decisions(AlignRecipe(epochs=4), SearchOptions(grace_period=3), [[0.5] * 4, [0.1, 0.6, 0.2, 0.2]])
     assert "STOP" not in said[1]
