@@ -132,9 +132,9 @@ class AlignRecipe(Recipe):
 
     rotation_deg: float = 15.0
     """Augmentation: maximum rotation in degrees."""
-    scale: float = 1.25
+    max_zoom: float = 1.25
     """Augmentation: maximum zoom factor, in and out."""
-    shift: float = 0.1
+    translate: float = 0.1
     """Augmentation: maximum translation as a fraction of the width."""
 
     def __post_init__(self) -> None:
@@ -345,8 +345,8 @@ class AlignTask(Task):
         return random_affine(
             count,
             rotation_deg=self.recipe.rotation_deg,
-            scale=self.recipe.scale,
-            shift=self.recipe.shift,
+            scale=self.recipe.max_zoom,
+            shift=self.recipe.translate,
             device=device,
             generator=generator,
         )

@@ -32,7 +32,7 @@ class LungsRecipe(SegmentationRecipe):
     precision: Literal["auto", "float32", "bfloat16"] = "bfloat16"
     architecture: Architecture = "small_unet"
     rotation_deg: float = 12.0
-    scale: float = 1.16
+    max_zoom: float = 1.16
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -97,9 +97,9 @@ class SegmentationRecipe(Recipe):
     """Augmentation: fraction of images that are mirrored."""
     rotation_deg: float = 10.0
     """Augmentation: maximum rotation in degrees."""
-    scale: float = 1.1
+    max_zoom: float = 1.1
     """Augmentation: maximum zoom factor of either axis, in and out."""
-    shift: float = 0.05
+    translate: float = 0.05
     """Augmentation: maximum translation as a fraction of the width."""
     elastic: float = 0.01
     """Augmentation: maximum standard deviation of a smooth displacement, as a fraction of the width."""
@@ -154,8 +154,8 @@ class SegmentationRecipe(Recipe):
         return Variation(
             flip=self.flip,
             rotation_deg=self.rotation_deg,
-            scale=self.scale,
-            shift=self.shift,
+            scale=self.max_zoom,
+            shift=self.translate,
             elastic=self.elastic,
             gamma=self.gamma,
             contrast=self.contrast,

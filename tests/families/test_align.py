@@ -162,7 +162,7 @@ def test_mean_of_features_is_not_the_features_of_the_mean() -> None:
 
 def test_a_common_zoom_does_not_move_the_structure_target() -> None:
     batch = posed_batch(32)
-    task, zoomed = (started(small(rotation_deg=0.0, scale=1.0, shift=0.0), batch) for _ in range(2))
+    task, zoomed = (started(small(rotation_deg=0.0, max_zoom=1.0, translate=0.0), batch) for _ in range(2))
     with torch.no_grad():
         zoomed.network.head.bias[3:5] = -0.5  # pyright: ignore
     for t in (task, zoomed):
@@ -188,7 +188,7 @@ class Perfect(torch.nn.Module):
 
 def test_metrics_of_a_perfect_aligner_and_of_none() -> None:
     batch = posed_batch(16)
-    task = started(small(rotation_deg=0.0, scale=1.0, shift=0.0), batch)
+    task = started(small(rotation_deg=0.0, max_zoom=1.0, translate=0.0), batch)
     untrained = task.eval().evaluate(lambda: iter([batch]), SingleProcess())
     task.network = Perfect(batch[schema.TRUE_THETA].reshape(-1, 2, 3))
     perfect = task.evaluate(lambda: iter([batch]), SingleProcess())
@@ -356,13 +356,13 @@ def test_pairwise_lung_iou_compares_predicted_lungs() -> None:
     batch = posed_batch(16)
     network = Perfect(batch[schema.TRUE_THETA].reshape(-1, 2, 3))
     network.lungs = Found(F.interpolate(batch[schema.MASKS][:, None].float(), (SIZE, SIZE)))
-    task = started(small(rotation_deg=0.0, scale=1.0, shift=0.0), batch).eval()
+    task = started(small(rotation_deg=0.0, max_zoom=1.0, translate=0.0), batch).eval()
     task.network = network
     after = task.evaluate(lambda: iter([batch]), SingleProcess())
     network.pose = identity(16)
     before = task.evaluate(lambda: iter([batch]), SingleProcess())
     assert after["pairwise_lung_iou"] > 0.8 > 0.7 > before["pairwise_lung_iou"]
-    task.recipe = task.recipe.replace(rotation_deg=15.0, scale=1.25, shift=0.1)
+    task.recipe = task.recipe.replace(rotation_deg=15.0, max_zoom=1.25, translate=0.1)
     deaf = task.evaluate(lambda: iter([batch]), SingleProcess())
     assert deaf["pairwise_lung_iou"] < before["pairwise_lung_iou"] - 0.03
 

@@ -35,7 +35,7 @@ from cxr.training.distributed import ProcessGroup
 from cxr.training.engine import Engine
 from tests.two_workers import TwoWorkers
 
-STILL = {"flip": 0, "rotation_deg": 0, "scale": 1, "shift": 0, "elastic": 0}
+STILL = {"flip": 0, "rotation_deg": 0, "max_zoom": 1, "translate": 0, "elastic": 0}
 STILL |= {"gamma": 1, "contrast": 0, "brightness": 0, "noise": 0}
 SMALL = PneumothoraxRecipe(size=32, architecture="small_unet", batch_size=4, epochs=1, lr=1e-3, **STILL)
 STEPS = 3
@@ -280,7 +280,7 @@ def test_a_backbone_starts_from_weights_at_a_uri(architecture: str, tmp_path: Pa
         ({"image_weight": -1.0}, "image_weight: expected 0 or more, got -1.0"),
         ({"bce_weight": 0.0, "dice_weight": 0.0, "focal_weight": 0.0}, "at least one loss weight above 0"),
         ({"freeze_backbone": True}, "freeze_backbone without backbone_pretrained"),
-        ({"scale": 0.5}, "scale and gamma >= 1"),
+        ({"max_zoom": 0.5}, "scale and gamma >= 1"),
     ],
 )
 def test_invalid_settings_are_rejected(wrong: dict[str, object], said: str) -> None:

@@ -28,14 +28,14 @@ from tests.two_workers import TwoWorkers
 
 IMAGES, SIZE, STEPS = 8, 32, 2
 FINDINGS = ("Mass", "Nodule")
-STILL = {"rotation_deg": 0.0, "flip": 0.0, "scale": 1.0, "shift": 0.0}
+STILL = {"rotation_deg": 0.0, "flip": 0.0, "max_zoom": 1.0, "translate": 0.0}
 # Settings without which nothing is random.
 CHANGES: dict[str, dict[str, Any]] = {
     "aecnn": {"rotation_deg": 0.0, "flip": 0.0, "patch": SIZE, "patches": 1, "data_echo_factor": 1},
-    "align": {"rotation_deg": 0.0, "scale": 1.0, "shift": 0.0, "identity_weight": 10.0},
+    "align": {"rotation_deg": 0.0, "max_zoom": 1.0, "translate": 0.0, "identity_weight": 10.0},
     "attend": {"rotation_deg": 0.0, "max_zoom": 1.0, "translate": 0.0},
     "detect": {"mosaic": 0.0, "translate": 0.0, "scale_jitter": 0.0, "flip": 0.0, "hsv_v": 0.0},
-    "localize": {"rotation_deg": 0.0, "flip": 0.0, "max_zoom": 1.0, "translate": 0.0, "exposure": 0.0},
+    "localize": STILL | {"exposure": 0.0},
     "lungs": STILL | {"elastic": 0.0, "gamma": 1.0, "contrast": 0.0, "brightness": 0.0, "noise": 0.0},
 }
 FIXED = {
