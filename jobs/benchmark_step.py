@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cxr import storage
-from cxr.benchmarks.throughput.step import DTYPES, Step, limit, operations
+from cxr.benchmarks.throughput.step import DTYPES, Step, operations, peak
 from cxr.benchmarks.throughput.training import both_paces
 from cxr.cli.options import ArchiveOptions
 from cxr.cli.training_jobs import ensure_shards
@@ -53,23 +53,23 @@ def main(options: Options) -> dict[str, Any]:
         recipe = options.recipe.replace(precision=precision)
         with tempfile.TemporaryDirectory(prefix="cxr-step-") as scratch:
             ours, bare = both_paces(recipe, data, options.steps, options.rounds, scratch, gpu=gpu)
-        steps.append(Step(precision, ours, bare, done, limit(precision, device)))
+        steps.append(Step(precision, ours, bare, done, peak(precision, device)))
     name = torch.cuda.get_device_name() if gpu else "one core"
     print(f"{name}, batches of {options.recipe.batch_size}\n{_table(steps)}", flush=True)
     return {"device": name, "metrics": {k: v for step in steps for k, v in step.metrics().items()}}
 
 
 def _table(steps: list[Step]) -> str:
-    head = ["precision", "images/s", "bare loop", "ratio", "GFLOP per image", "peak, GFLOP/s", "fraction of peak"]
+    head = ["precision", "images/s", "bare loop", "ratio", "GFLOP per image", "peak, GFLOP/s", "MFU"]
     rows = [
         [
             step.precision,
             f"{step.images_per_s:.1f}",
             f"{step.bare_images_per_s:.1f}",
-            f"{step.over_bare:.3f}",
+            f"{step.ratio_to_bare_loop:.3f}",
             f"{step.gflop_per_image:.2f}",
-            f"{step.limit_gflops:,.0f}",
-            f"{step.share:.0%}",
+            f"{step.peak_gflops:,.0f}",
+            f"{step.mfu:.0%}",
         ]
         for step in steps
     ]

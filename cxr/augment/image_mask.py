@@ -43,7 +43,7 @@ class Variation:
         amounts = (self.flip, self.rotation_deg, self.shift, self.elastic, self.contrast, self.brightness, self.noise)
         if min(amounts) < 0 or self.flip > 1 or min(self.scale, self.gamma) < 1 or self.cells < 2:
             raise ValueError(
-                f"expected no negative value, flip <= 1, scale and gamma >= 1 and cells >= 2, got {self}"
+                f"expected no negative value, flip <= 1, scale and gamma >= 1 and cells >= 2, got {self}: correct it"
             )
 
     @property

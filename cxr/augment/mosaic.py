@@ -54,10 +54,12 @@ class MosaicVariation:
         shares = (self.mosaic, self.mixup, self.flip, self.value, self.translate)
         if not all(0 <= share <= 1 for share in shares) or not 0 <= self.scale < 1:
             raise ValueError(
-                f"expected probabilities, value and translate from 0 to 1 and scale from 0 to below 1, got {self}"
+                f"expected probabilities, value and translate from 0 to 1 and scale from 0 to below 1, got {self}: correct it"
             )
         if not 0 <= self.rotation_deg <= 180 or not 0 <= self.shear_deg < 90:
-            raise ValueError(f"expected rotation_deg from 0 to 180 and shear_deg from 0 to below 90, got {self}")
+            raise ValueError(
+                f"expected rotation_deg from 0 to 180 and shear_deg from 0 to below 90, got {self}: correct it"
+            )
 
     @property
     def combines(self) -> bool:

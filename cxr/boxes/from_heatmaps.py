@@ -42,14 +42,16 @@ class BoxRule:
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(ThresholdMode):
-            raise ValueError(f"expected a mode out of {', '.join(get_args(ThresholdMode))}, got {self.mode!r}")
+            raise ValueError(
+                f"expected mode to be one of {', '.join(get_args(ThresholdMode))}, got {self.mode!r}: choose one"
+            )
         if not 0 < self.threshold <= 1 or not 0 < self.min_peak <= 1:
             raise ValueError(
-                f"expected threshold and min_peak above 0 and up to 1, got {self.threshold} and {self.min_peak}"
+                f"expected threshold and min_peak above 0 and up to 1, got {self.threshold} and {self.min_peak}: correct them"
             )
         if self.max_boxes < 1 or not 0 <= self.min_area < 1:
             raise ValueError(
-                f"expected max_boxes of at least 1 and min_area from 0 to below 1, got {self.max_boxes} and {self.min_area}"
+                f"expected max_boxes >= 1 and 0 <= min_area < 1, got {self.max_boxes} and {self.min_area}: correct them"
             )
 
     def levels(self, maps_MHW: np.ndarray) -> np.ndarray:

@@ -92,7 +92,7 @@ def inspect_png(data: bytes) -> EncodedImage:
     width, height, bits, color = struct.unpack(">IIBB", header[:10])
     check_size(height, width)
     if color not in _PNG_CHANNELS or bits not in (1, 2, 4, 8, 16):
-        raise ImageRejectedError(f"damaged PNG: color type {color} with {bits} bits does not exist")
+        raise ImageRejectedError(f"damaged PNG: invalid color type {color} with {bits} bits")
     stored_channels, decoded_channels = _PNG_CHANNELS[color]
     memory_bytes = 2 * height * width * decoded_channels * max(8, bits) // 8
     check_decoding_bytes(memory_bytes)

@@ -251,7 +251,8 @@ def _annotated(manifest: Manifest, location: str) -> Manifest:
     file = storage.name(location)
     if not listed:
         raise UserError(
-            f"expected annotations of this archive, got {location}, which lists none of its {counted(len(images), 'image')}"
+            f"expected annotations of this archive, got {location}, which lists none of its "
+            f"{counted(len(images), 'image')}: give another file"
         )
     table = manifest.table.filter(pa.array([image in annotations.boxes for image in images]))
     frames = [

@@ -292,7 +292,7 @@ def _patient_ids(listed: Sequence[str], keys: Sequence[str], ids: pa.Array) -> p
 
 
 def _spacing_mm(entries: _Entries, rows: Sequence[Row | None]) -> pa.Array:
-    """[between rows, between columns] of the 1024 x 1024 frame: the original's spacing x its size / 1024."""
+    """Spacing [between rows, between columns] in the 1024 x 1024 image: the original's spacing x its size / 1024."""
     spacing_N2 = np.empty((len(rows), 2))
     for side, (px, mm) in enumerate(zip(ORIGINAL_PX, ORIGINAL_SPACING_MM, strict=True)):
         spacing_N2[:, side] = _numbers(entries.values(rows, px)) * _numbers(entries.values(rows, mm)) / FRAME_PX

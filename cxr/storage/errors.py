@@ -60,7 +60,7 @@ def storage_error(uri: str, error: Exception) -> StorageError:
     if is_local(uri):
         return _local_error(uri, error)
     if getattr(error, "errno", None) in _FULL:
-        return _local_error(f"{tempfile.gettempdir()}, on the way to or from {uri}", error)
+        return _local_error(f"{tempfile.gettempdir()}, while transferring {uri}", error)
     server, bucket = _server(uri), _bucket(uri)
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, FileNotFoundError) or _NO_BUCKET.search(text):
@@ -94,7 +94,7 @@ def _local_error(uri: str, error: Exception) -> StorageError:
 
 
 def _access_denied(uri: str, server: str, text: str) -> StorageError:
-    """A 403 concerns the object alone if its neighbors can be read, else the credentials."""
+    """The error for a 403: it concerns only the object if its neighbors are readable, else the credentials."""
     try:
         if not _CREDENTIALS.search(text) and uri.startswith("s3://") and _can_read_neighbors(uri):
             return UnreadableError(

@@ -71,7 +71,7 @@ def read_json(uri: str) -> Any:
     try:
         return json.loads(data)
     except ValueError as error:
-        raise StorageError(f"{uri} is not JSON ({error}): write it again, or point to another file") from None
+        raise StorageError(f"{uri} is not valid JSON ({error}): rewrite it, or give another file") from None
 
 
 def write_json(uri: str, value: Any) -> None:

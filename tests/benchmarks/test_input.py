@@ -1,4 +1,4 @@
-"""The input benchmark: what it counts, and one run of it with tiny figures."""
+"""The input benchmark: its parts, and one quick run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conftest import REPOSITORY
 from tests.made_shards import write_shards
 
 
-def test_archive_has_the_wanted_number_of_training_rows(tmp_path: Path) -> None:
+def test_archive_has_the_requested_number_of_training_rows(tmp_path: Path) -> None:
     pictures = make_pictures(tmp_path / "pictures", 2, 64)
     files = make_archive(tmp_path / "archive", pictures, 5)
     splits = open_manifest(str(tmp_path / "archive")).table[schema.SPLIT].to_pylist()
@@ -30,14 +30,14 @@ def test_archive_has_the_wanted_number_of_training_rows(tmp_path: Path) -> None:
     assert files[3].read_bytes() == pictures[1].read_bytes()
 
 
-def test_readers_of_peers_give_the_same_pictures(tmp_path: Path) -> None:
+def test_peer_readers_give_the_same_images(tmp_path: Path) -> None:
     (picture,) = make_pictures(tmp_path / "pictures", 1, 128)
     assert (read_cv2(str(picture), 128) == read_pil(str(picture), 128)).all()
     halves = [read(str(picture), 64).astype(int) for read in (read_cv2, read_pil)]
     assert np.abs(halves[0] - halves[1]).max() <= 1
 
 
-def test_pace_counts_whole_epochs(tmp_path: Path) -> None:
+def test_throughput_covers_whole_epochs(tmp_path: Path) -> None:
     info = shards.read_info(write_shards(tmp_path / "shards", {"train": 3 * BATCH_SIZE, "val": 8}))
     pace = read_epochs(shard_stream(info), 2)
     assert pace.rows == 2 * 3 * BATCH_SIZE

@@ -1,4 +1,4 @@
-"""Columns to tensors, and the thread that reads ahead."""
+"""Conversion of columns to tensors, and the prefetching thread."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_columns_become_tensors_row_by_row() -> None:
     assert (found[schema.MASKS][2].numpy() == ~mask).all()
 
 
-def test_boxes_become_shares_of_the_stored_square() -> None:
-    """40 x 20 px lie in 16 x 16, 2.5 of them to a stored one, with 4 of padding above and below."""
+def test_boxes_become_fractions_of_the_stored_square() -> None:
+    """40 x 20 px are stored in 16 x 16, at a scale of 2.5 with 4 px of padding above and below."""
     frame = {"x_scale": 2.5, "y_scale": 2.5, "x_offset": 0.0, "y_offset": -10.0}
     given = [
         [("Mass", 10, 5, 20, 15), ("Hernia", 0, 0, 4, 4), ("Nodule", -5, 0, 100, 20), ("Mass", 41, 0, 44, 4)],
@@ -89,7 +89,7 @@ def test_boxes_become_shares_of_the_stored_square() -> None:
     assert found[schema.BOXES][1:].isnan().all()
 
 
-def test_an_image_is_known_by_a_hash_of_its_name() -> None:
+def test_image_ids_are_hashed() -> None:
     rows = pa.table({schema.IMAGE_ID: ["a.png", "b.png", "a.png"]})
     one, other, again = to_columns(rows, [schema.IMAGE_ID], PIXELS)[schema.IMAGE_ID].tolist()
     assert one == again != other
@@ -111,7 +111,7 @@ def test_a_slice_of_a_table_gives_its_own_pixels() -> None:
     assert (part == whole[2:4]).all()
 
 
-def test_items_come_in_order_and_an_error_comes_through() -> None:
+def test_prefetch_keeps_the_order_and_raises_errors() -> None:
     def failing() -> Iterator[int]:
         yield from range(5)
         raise RuntimeError("the disk is gone")
@@ -123,7 +123,7 @@ def test_items_come_in_order_and_an_error_comes_through() -> None:
     assert list(prefetched(range(50), depth=2)) == list(range(50))
 
 
-def test_a_reader_that_is_left_early_ends_its_thread() -> None:
+def test_prefetch_thread_ends_with_its_consumer() -> None:
     before = threading.active_count()
     reading = prefetched(range(1_000_000), depth=1)
     assert next(reading) == 0
@@ -132,7 +132,7 @@ def test_a_reader_that_is_left_early_ends_its_thread() -> None:
     assert threading.active_count() == before
 
 
-def test_an_array_is_lent_again_only_when_nobody_holds_it() -> None:
+def test_arrays_are_reused_only_when_unreferenced() -> None:
     arrays = BufferPool()
     first = arrays.empty((4, 3), np.dtype(np.uint8))
     address = first.ctypes.data
@@ -148,7 +148,7 @@ def test_an_array_is_lent_again_only_when_nobody_holds_it() -> None:
     assert arrays.empty((2, 3), np.dtype(np.uint8)).shape == (2, 3)
 
 
-def test_rows_that_are_kept_come_before_those_added() -> None:
+def test_kept_rows_come_before_added_rows() -> None:
     rows = ShuffleBuffer(6, BufferPool())
     rows.add({"a": np.arange(4), "b": np.arange(8).reshape(4, 2)})
     rows.keep(np.array([3, 1]))
@@ -158,7 +158,7 @@ def test_rows_that_are_kept_come_before_those_added() -> None:
     assert taken["b"][:2].tolist() == [[6, 7], [2, 3]]
 
 
-def test_a_buffer_takes_some_rows_as_often_as_they_are_asked_for() -> None:
+def test_buffer_adds_rows_with_repetitions() -> None:
     rows = ShuffleBuffer(4, BufferPool())
     rows.add({"a": np.arange(10, 14)}, np.array([3, 0, 3]))
     assert rows.take(np.arange(rows.rows))["a"].tolist() == [13, 10, 13]

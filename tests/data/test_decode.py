@@ -25,7 +25,7 @@ PIXELS = PixelFormat(size=32)
 
 
 def picture(height: int = 64, width: int = 64, dtype: type = np.uint8) -> np.ndarray:
-    """Dark above, bright to the right below."""
+    """Dark at the top, bright at the bottom right."""
     pixels = np.zeros((height, width), dtype)
     pixels[height // 2 :, width // 2 :] = np.iinfo(dtype).max
     return pixels
@@ -57,7 +57,7 @@ def unpacked(mask: Mapping[str, Any], size: int = 32) -> np.ndarray:
     return np.unpackbits(np.frombuffer(mask[schema.MASK_BITS], np.uint8), count=size * size).reshape(size, size)
 
 
-def test_good_images_keep_their_order_and_what_is_known_of_them(tmp_path: Path) -> None:
+def test_good_images_keep_their_order_and_metadata(tmp_path: Path) -> None:
     uris = [saved(tmp_path / f"{name}.png", picture(64, 64 + 2 * i)) for i, name in enumerate("dbac")]
     rows = make_rows(manifest(uris, view=["PA", "AP", None, None]), PIXELS)
     assert rows.schema.equals(schema.row_schema(PIXELS), check_metadata=True)
@@ -70,7 +70,7 @@ def test_good_images_keep_their_order_and_what_is_known_of_them(tmp_path: Path) 
     assert (stored[0] == picture(32, 32)).all()
 
 
-def test_frame_leads_back_to_the_original(tmp_path: Path) -> None:
+def test_transform_maps_back_to_the_original(tmp_path: Path) -> None:
     rows = make_rows(manifest([saved(tmp_path / "wide.png", picture(50, 100))]), PIXELS).to_pylist()
     frame = ResizeTransform(**rows[0][schema.RESIZE_TRANSFORM])
     assert frame.to_original(np.array([[0, 8], [32, 24]])).tolist() == [[0, 0], [100, 50]]
@@ -86,7 +86,7 @@ def test_pixels_use_the_full_range(tmp_path: Path, bits: int, dtype: type) -> No
     assert (stored[0, 0], stored[-1, -1]) == (0, 2**bits - 1)
 
 
-def test_boxes_and_spacing_are_brought_to_the_files_pixels(tmp_path: Path) -> None:
+def test_boxes_and_spacing_are_converted_to_pixels_of_the_file(tmp_path: Path) -> None:
     uri = saved(tmp_path / "half.png", picture(512, 256))
     truth = {"boxes": [[box(100, 200, 300, 400)]], "spacing_mm": [[0.1, 0.2]]}
     (row,) = make_rows(manifest([uri], frame_px=1024, **truth), PIXELS).to_pylist()
@@ -97,7 +97,7 @@ def test_boxes_and_spacing_are_brought_to_the_files_pixels(tmp_path: Path) -> No
     assert row[schema.SPACING_MM] == pytest.approx([0.1, 0.2])
 
 
-def test_masks_of_one_label_are_united(tmp_path: Path) -> None:
+def test_masks_with_the_same_label_are_merged(tmp_path: Path) -> None:
     left, right = np.zeros((64, 64), bool), np.zeros((128, 128), np.uint8)
     left[:, :16] = True
     right[:, 96:] = 255
@@ -119,7 +119,7 @@ def test_masks_of_one_label_are_united(tmp_path: Path) -> None:
     assert not unpacked(mass).any()
 
 
-def test_a_blank_mask_picture_is_an_empty_mask(tmp_path: Path) -> None:
+def test_a_blank_mask_file_is_an_empty_mask(tmp_path: Path) -> None:
     uri = saved(tmp_path / "m.png", np.zeros((64, 64), np.uint8))
     masks = [{schema.LABEL: "Mass", schema.MASK_RLE: None, schema.MASK_URI: uri}]
     (row,) = make_rows(manifest([saved(tmp_path / "a.png", picture())], masks=[masks]), PIXELS).to_pylist()
@@ -127,7 +127,7 @@ def test_a_blank_mask_picture_is_an_empty_mask(tmp_path: Path) -> None:
     assert not unpacked(row[schema.MASKS][0]).any()
 
 
-def test_bad_images_become_rows_with_their_reason(tmp_path: Path) -> None:
+def test_unusable_images_become_rows_with_the_reason(tmp_path: Path) -> None:
     good = saved(tmp_path / "good.png", picture())
     data = Path(good).read_bytes()
     contents = {"torn.png": data[:60], "text.png": b"not an image\n", "empty.png": b""}
@@ -174,7 +174,7 @@ def test_a_mask_of_another_shape_is_the_images_error(tmp_path: Path) -> None:
     assert row[schema.ERROR] == "mask of Mass: expected the aspect ratio of the image (64 x 64), got 80 x 64"
 
 
-def test_an_unexpected_failure_tells_its_place_and_not_its_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_exception_reports_its_location_but_no_values(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(uri: str, check: object) -> bytes:
         raise KeyError("Doe^Jane")
 
@@ -184,7 +184,7 @@ def test_an_unexpected_failure_tells_its_place_and_not_its_values(monkeypatch: p
     assert "Doe" not in row[schema.ERROR]
 
 
-def test_trouble_of_a_whole_store_is_raised_but_not_a_missing_object(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bucket_errors_are_raised_but_missing_objects_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(uri: str, check: object) -> bytes:
         raise error
 
@@ -209,13 +209,13 @@ def test_rows_have_the_view_of_the_source_else_of_the_file_and_the_files_body_pa
     assert rows[schema.MODALITY].to_pylist() == ["CR", "CR", "CR", None]
 
 
-def test_rows_written_before_there_were_codes_are_read_with_nulls() -> None:
+def test_rows_of_older_versions_are_read_with_nulls() -> None:
     wanted = schema.row_schema(PIXELS)
     old = wanted.empty_table().drop_columns([schema.BODY_PART, schema.MODALITY])
     assert schema.conform_to_schema(old, wanted).schema.equals(wanted)
 
 
-def test_a_file_that_is_no_image_or_too_large_is_refused_by_its_head(tmp_path: Path) -> None:
+def test_files_that_are_not_images_or_too_large_are_rejected_early(tmp_path: Path) -> None:
     """The files are sparse: 3 GiB that are never read."""
     (tmp_path / "movie.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
     (tmp_path / "scan.png").write_bytes(Path(saved(tmp_path / "a.png", picture())).read_bytes())

@@ -36,7 +36,7 @@ def pixels_of(data: bytes) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[DecodePool]:
-    """A pool in whose processes marked files misbehave."""
+    """A pool whose processes misbehave on marked files."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(MARKED), prepend=os.pathsep)
         pool = DecodePool(Limits(seconds=3, memory_gib=0.5))
@@ -44,7 +44,7 @@ def pool() -> Iterator[DecodePool]:
         pool.close()
 
 
-def test_pixels_and_what_the_file_says_of_them_are_those_of_decoding_here(pool: DecodePool) -> None:
+def test_child_process_decodes_like_this_process(pool: DecodePool) -> None:
     for seed, side in ((1, 64), (2, 1500), (3, 17)):
         image = pool.decode(png(seed, side), "image").image
         assert np.array_equal(image.pixels, pixels_of(png(seed, side)))
@@ -58,7 +58,7 @@ def test_masks_may_be_blank_and_images_may_not(pool: DecodePool) -> None:
         pool.decode(blank, "image")
 
 
-def test_files_that_end_their_decoder_are_refused_and_their_neighbors_are_decoded(pool: DecodePool) -> None:
+def test_files_that_crash_their_decoder_are_rejected_and_others_decoded(pool: DecodePool) -> None:
     reasons = {
         "exits": "the decoder exited with code 3",
         "crashes": "the decoder was killed by signal 11 (SIGSEGV)",
@@ -91,7 +91,7 @@ def test_a_file_that_fails_once_is_decoded_in_a_new_process(pool: DecodePool, tm
     assert (tmp_path / "met").exists()
 
 
-def test_large_images_leave_no_memory_behind(pool: DecodePool) -> None:
+def test_memory_of_large_images_is_released(pool: DecodePool) -> None:
     side = 9000  # 81 MB
     assert (
         pool.decode(cv2.imencode(".png", np.eye(side, dtype=np.uint8))[1].tobytes(), "image").image.pixels.sum()
@@ -101,7 +101,7 @@ def test_large_images_leave_no_memory_behind(pool: DecodePool) -> None:
     assert np.array_equal(pool.decode(png(), "image").image.pixels, pixels_of(png()))
 
 
-def test_a_decoder_waits_for_the_memory_that_the_header_of_its_image_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoders_wait_for_the_memory_estimated_from_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
 
     class Recorded(MemoryBudget):

@@ -1,4 +1,4 @@
-"""Enhancement of images: the same in ingest, training and scoring, and refused where it would not be."""
+"""Enhancement is the same in ingest, training and scoring; mismatches are rejected."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def stored(uri: str) -> dict[str, bytes]:
     return dict(pa.concat_tables(tables).select([schema.IMAGE_ID, schema.PIXELS]).to_pandas().itertuples(index=False))
 
 
-def test_the_original_is_enhanced_and_the_crop_sees_it_as_it_was(archive: str) -> None:
+def test_enhancement_is_applied_after_the_crop_is_computed(archive: str) -> None:
     table = open_manifest(archive).table.slice(0, 1)
     original = cv2.imread(table[schema.SOURCE_URI][0].as_py(), cv2.IMREAD_UNCHANGED)
     seen: list[np.ndarray] = []
@@ -89,7 +89,7 @@ def test_the_original_is_enhanced_and_the_crop_sees_it_as_it_was(archive: str) -
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_shards_of_a_training_hold_what_scoring_of_the_archive_sees(archive: str, tmp_path: Path) -> None:
+def test_training_shards_equal_the_pixels_of_scoring(archive: str, tmp_path: Path) -> None:
     options = ArchiveOptions(archive=(archive,), stored_size=32)
     made = ensure_shards(options, str(tmp_path / "out"), RECIPE)
     info = shards.read_info(made)
@@ -104,7 +104,7 @@ def test_shards_of_a_training_hold_what_scoring_of_the_archive_sees(archive: str
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_another_enhancement_is_not_gone_on_with(archive: str, tmp_path: Path) -> None:
+def test_ingest_does_not_resume_with_another_enhancement(archive: str, tmp_path: Path) -> None:
     ingest.ingest(archive, str(tmp_path / "out"), pixels=PIXELS, enhance=DONE)
     with pytest.raises(UserError, match="enhancement was"):
         ingest.ingest(archive, str(tmp_path / "out"), pixels=PIXELS)
@@ -129,7 +129,7 @@ def test_annotations_become_labels_of_shards(archive: str, tmp_path: Path) -> No
     assert [len(known[f"{number:02d}.png"][schema.BOXES]) for number in range(4)] == [0, 1, 0, 1]
 
 
-def test_shards_of_another_enhancement_are_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_shards_with_another_enhancement_are_rejected(tmp_path: Path) -> None:
     plain = write_shards(tmp_path / "plain", {"train": 4, "val": 2})
     done = write_shards(tmp_path / "done", {"train": 4, "val": 2})
     about = storage.read_json(f"{done}/{shards.ARCHIVE_FILE}")
@@ -150,7 +150,7 @@ def test_shards_of_another_enhancement_are_refused_with_what_to_do(tmp_path: Pat
     assert shards.join_shards(str(tmp_path / "joined"), [done, done], ["/a", "/b"]).enhancement == DONE
 
 
-def test_shards_have_the_labels_they_were_made_with(tmp_path: Path) -> None:
+def test_labels_of_shards_cannot_be_changed(tmp_path: Path) -> None:
     plain = write_shards(tmp_path / "plain", {"train": 4, "val": 2})
     given = ArchiveOptions(archive=(plain,), labeling=Labeling(readers_agree=2))
     with pytest.raises(UserError, match="omit --readers-agree"):
@@ -165,7 +165,7 @@ def test_raw_archives_are_not_streamed(archive: str, tmp_path: Path) -> None:
         check_inputs(PLAIN, given, str(tmp_path / "out"))
 
 
-def test_a_recipe_says_what_is_done(tmp_path: Path) -> None:
+def test_recipe_records_the_enhancement(tmp_path: Path) -> None:
     assert (RECIPE.enhancement, PLAIN.enhancement) == (DONE, Enhancement())
     with pytest.raises(UserError, match="expected equalize to be one of none, clahe, got"):
         PLAIN.replace(equalize="more")

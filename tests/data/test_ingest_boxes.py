@@ -1,4 +1,4 @@
-"""Boxes on their way through ingest into batches: counted, checked before anything is written, none left behind."""
+"""Boxes from ingest to batches: counted, checked before anything is written, complete."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEFT, BEYOND, OUTSIDE = (1, 1, 9, 9), (30, 30, 50, 50), (100, 100, 120, 120)  # 
 
 
 def part_of(folder: Path, boxes: list[list[tuple[int, ...]]]) -> Part:
-    """Images with these boxes, of a size that no table gives."""
+    """Images with these boxes, without an image size in any table."""
     listed: list[list[dict[str, Any]]] = [
         [dict(zip(("label", "x_min", "y_min", "x_max", "y_max"), ("Mass", *box), strict=True)) for box in of_image]
         for of_image in boxes
@@ -47,7 +47,7 @@ def written(folder: Path, part: Part) -> ingest._Contents:
     return ingest._contents(book, part)
 
 
-def test_a_part_says_how_its_boxes_lie(tmp_path: Path) -> None:
+def test_a_part_counts_boxes_inside_and_outside(tmp_path: Path) -> None:
     contents = written(tmp_path, part_of(tmp_path, [[LEFT] * 9 + [BEYOND], [], [OUTSIDE]]))
     assert contents.boxes == BoxCounts(boxes=11, clipped=2, dropped=1, outside_file=1)
     assert contents.most_boxes == 10
@@ -56,14 +56,14 @@ def test_a_part_says_how_its_boxes_lie(tmp_path: Path) -> None:
     ]
 
 
-def test_a_part_whose_boxes_lie_outside_its_images_is_not_written(tmp_path: Path) -> None:
+def test_a_part_with_boxes_outside_its_images_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"got 5 of 6 boxes outside. They were read as pixels of the image"):
         written(tmp_path, part_of(tmp_path, [[OUTSIDE] * 5, [LEFT]]))
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-def test_batches_hold_all_boxes_of_an_image_however_many(tmp_path: Path) -> None:
-    """Without a limit that only training would know of."""
+def test_batches_have_all_boxes_of_an_image(tmp_path: Path) -> None:
+    """There is no hidden limit in training."""
     part = part_of(tmp_path, [[LEFT] * 90, [LEFT]])
     contents = written(tmp_path, part)
     about = {"kind": shards.KIND, "version": 1, "source": "made", "archive": "", "findings": ["Mass"], "rejects": 0}

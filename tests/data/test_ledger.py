@@ -1,4 +1,4 @@
-"""Parts of the work, and what a second run does with those that are there."""
+"""Division of work into parts, and resuming a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ids(parts: list[Part]) -> list[str]:
     return [image for part in parts for image in part.rows[schema.IMAGE_ID].to_pylist()]
 
 
-def test_parts_hold_every_image_once_and_only_their_split() -> None:
+def test_parts_have_every_image_once_and_only_their_split() -> None:
     parts = plan(manifest(), 4, by=schema.SPLIT)
     assert sorted(ids(parts)) == manifest()[schema.IMAGE_ID].to_pylist()
     assert [part.name for part in parts][:3] == ["test/part-00000", "test/part-00001", "train/part-00000"]
@@ -37,7 +37,7 @@ def test_parts_hold_every_image_once_and_only_their_split() -> None:
         assert part.rows.schema.metadata == {b"kept": b"yes"}
 
 
-def test_parts_do_not_hang_on_the_order_of_the_manifest() -> None:
+def test_parts_do_not_depend_on_the_order_of_the_manifest() -> None:
     shuffled = manifest().take(np.random.default_rng(0).permutation(25))
     for one, other in zip(plan(manifest(), 4), plan(shuffled, 4), strict=True):
         assert one.name == other.name
@@ -54,19 +54,19 @@ def test_rows_are_taken_in_chunks_that_arrow_can_hold(monkeypatch: pytest.Monkey
     assert max(len(chunk) for chunk in taken[schema.IMAGE_ID].chunks) == 4
 
 
-def test_folder_goes_before_the_names() -> None:
+def test_folder_is_a_prefix_of_the_names() -> None:
     assert [part.path for part in plan(manifest(5), 3, folder="scores")] == [
         "scores/part-00000.parquet",
         "scores/part-00001.parquet",
     ]
 
 
-def test_an_image_id_that_stands_twice_is_refused() -> None:
+def test_repeated_image_ids_are_rejected() -> None:
     with pytest.raises(UserError, match="image-000"):
         plan(pa.concat_tables([manifest(3), manifest(1)]), 4)
 
 
-def test_only_parts_without_a_file_are_left_to_do(tmp_path: Path) -> None:
+def test_todo_lists_parts_without_a_file(tmp_path: Path) -> None:
     parts = plan(manifest(), 4, by=schema.SPLIT)
     begun = open_ledger(str(tmp_path), SETTINGS, parts)
     assert begun.todo(parts) == parts
@@ -75,15 +75,15 @@ def test_only_parts_without_a_file_are_left_to_do(tmp_path: Path) -> None:
     assert again.todo(parts) == [parts[0], *parts[2:]]
 
 
-def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+def test_other_settings_are_rejected_by_name(tmp_path: Path) -> None:
     parts = plan(manifest(), 4)
     open_ledger(str(tmp_path), SETTINGS, parts)
     with pytest.raises(UserError, match="size was 64, is now 128"):
         open_ledger(str(tmp_path), SETTINGS | {"size": 128}, parts)
 
 
-def test_what_differs_is_said_in_one_short_line(tmp_path: Path) -> None:
-    """A checkpoint is named by its hash, without the settings of two recipes that follow from it."""
+def test_differing_settings_are_described_in_one_short_line(tmp_path: Path) -> None:
+    """A changed checkpoint is described by its hash, without the settings of its recipe."""
     parts, recipes = plan(manifest(), 4), [{f"setting-{n}": value for n in range(80)} for value in "ab"]
     recipes[1]["setting-7"] = "a"
     open_ledger(str(tmp_path), {"checkpoint_sha256": "0" * 64, "recipe": recipes[0]}, parts)
@@ -104,7 +104,7 @@ def test_what_differs_is_said_in_one_short_line(tmp_path: Path) -> None:
         assert len(str(caught.value)) < 400
 
 
-def test_changed_labels_are_refused(tmp_path: Path) -> None:
+def test_changed_labels_are_rejected(tmp_path: Path) -> None:
     open_ledger(str(tmp_path), SETTINGS, plan(manifest(), 4))
     labels = pa.array([[1]] * 25)
     changed = manifest().set_column(2, schema.LABELS, labels)

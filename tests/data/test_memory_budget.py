@@ -1,4 +1,4 @@
-"""A budget of memory: never more is held than there is, and nobody waits for ever."""
+"""A memory budget: reservations never exceed the total, and no thread waits forever."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from cxr.data.memory_budget import MemoryBudget
 
 
-def test_threads_never_hold_more_than_the_budget_and_all_get_their_turn() -> None:
+def test_threads_never_exceed_the_budget_and_all_make_progress() -> None:
     budget, lock, held, most = MemoryBudget(100), threading.Lock(), [0], [0]
 
     def work(size: int) -> None:
@@ -28,7 +28,7 @@ def test_threads_never_hold_more_than_the_budget_and_all_get_their_turn() -> Non
     assert 70 < most[0] <= 100
 
 
-def test_what_a_block_held_is_free_after_an_error() -> None:
+def test_a_reservation_is_released_after_an_error() -> None:
     budget = MemoryBudget(10)
     with pytest.raises(RuntimeError), budget.hold(10):
         raise RuntimeError

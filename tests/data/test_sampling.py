@@ -1,4 +1,4 @@
-"""What an epoch shows: exact shares of positives for any number of workers, folds by patient, clear errors."""
+"""Sampling: exact positive fractions for any number of workers, folds by patient, clear errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHOWN = 24  # 12 / .6 = 20 images, to the nearest number of steps of 12
 
 
 def known(split: str, number: int) -> Mapping[str, object]:
-    """Every fifth image of train shows the finding, of the others one is unknown; each patient has three images."""
+    """Every fifth training image shows the finding, one of the others is unknown; each patient has three images."""
     labels = [schema.NEGATIVE] * len(schema.FINDINGS)
     labels[schema.FINDINGS.index(FINDING)] = schema.POSITIVE if number % 5 == 0 else schema.NEGATIVE
     labels[0] = schema.POSITIVE
@@ -52,7 +52,7 @@ def sampled(info: shards.ShardInfo, world: int, shares: tuple[float, ...] = SLID
 
 
 def shown(stream: ShardStream, epoch: int) -> list[list[int]]:
-    """Numbers of the images in each batch."""
+    """Image numbers of each batch."""
     return [batch[schema.PIXELS][:, 0, 0].tolist() for batch in stream.train(epoch)]
 
 
@@ -62,7 +62,7 @@ def together(workers: list[ShardStream], epoch: int) -> Counter[int]:
 
 @pytest.mark.parametrize("cache_bytes", [1 << 30, 0, 16 * 16 * 20])
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_each_epoch_shows_its_share_exactly(made: shards.ShardInfo, world: int, cache_bytes: int) -> None:
+def test_each_epoch_has_the_exact_positive_fraction(made: shards.ShardInfo, world: int, cache_bytes: int) -> None:
     workers = sampled(made, world, cache_bytes=cache_bytes)
     for epoch, positives in enumerate((19, 14, 10)):  # round(.8 * 24), round(.6 * 24), round(.4 * 24)
         batches = [shown(worker, epoch) for worker in workers]
@@ -100,8 +100,8 @@ def test_the_order_repeats_by_seed_and_epoch(made: shards.ShardInfo, cache_bytes
     assert shown(first, 0) != shown(first, 1)
 
 
-def test_images_are_shown_again_only_where_there_are_too_few(made: shards.ShardInfo) -> None:
-    """A tenth positive: 12 of 120 images, the 108 others out of 48."""
+def test_images_repeat_only_if_there_are_too_few(made: shards.ShardInfo) -> None:
+    """A tenth is positive: 12 of 120 images; the other 108 are sampled from 48."""
     workers = sampled(made, 2, (0.1,))
     times = together(workers, 0)
     assert workers[0].steps == 10
@@ -110,7 +110,7 @@ def test_images_are_shown_again_only_where_there_are_too_few(made: shards.ShardI
 
 
 def test_images_with_any_finding_can_be_sampled(tmp_path: Path) -> None:
-    """Every tenth shows the first finding, every fifth the second, of image 1 nothing is known."""
+    """Every tenth image shows the first finding, every fifth the second; image 1 is unknown."""
 
     def two(_split: str, number: int) -> Mapping[str, object]:
         return {schema.LABELS: None if number == 1 else [int(number % 10 == 0), int(number % 5 == 2)]}
@@ -129,7 +129,7 @@ def test_images_with_any_finding_can_be_sampled(tmp_path: Path) -> None:
         streams(nameless, 1, sampling=Sampling(schema.ANY_FINDING, (0.5,)))
 
 
-def test_what_is_not_an_epoch_shows_each_image_once(made: shards.ShardInfo) -> None:
+def test_validation_shows_each_image_once(made: shards.ShardInfo) -> None:
     for cache_bytes in (1 << 30, 0):
         seen = [
             n for worker in sampled(made, 2, cache_bytes=cache_bytes) for b in worker.every() for n in b["pixels"]
@@ -137,7 +137,7 @@ def test_what_is_not_an_epoch_shows_each_image_once(made: shards.ShardInfo) -> N
         assert sorted(int(pixels[0, 0]) for pixels in seen) == list(range(TRAIN))
 
 
-def test_what_cannot_be_sampled_is_refused(made: shards.ShardInfo, tmp_path: Path) -> None:
+def test_findings_that_cannot_be_sampled_are_rejected(made: shards.ShardInfo, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected labels of Lungs in .*, got the findings Atel"):
         streams(made, 1, sampling=Sampling("Lungs", (0.5,)))
     with pytest.raises(
@@ -157,7 +157,7 @@ def test_what_cannot_be_sampled_is_refused(made: shards.ShardInfo, tmp_path: Pat
 
 
 def numbers_of(info: shards.ShardInfo, split: str, fold: Fold) -> list[tuple[str, int]]:
-    """Split and number of the images that a fold makes of `split`."""
+    """Original split and number of the images in `split` of a fold."""
     rows = selection.rows_of(info, split, fold)
     return [("train", int(n)) if n < TRAIN else ("val", int(n) - TRAIN) for n in rows.numbers_N]
 
@@ -208,7 +208,7 @@ class Sliding(AlignRecipe):
         return 0.5 if epoch else 0.75
 
 
-def test_a_recipe_names_its_fold_and_its_shares() -> None:
+def test_recipe_sets_fold_and_positive_fractions() -> None:
     recipe = AlignRecipe(epochs=3, folds=5, fold=4)
     assert fold_of(recipe) == Fold(4, 5)
     assert fold_of(AlignRecipe()) is None
@@ -226,7 +226,7 @@ class Massive(Sliding):
     columns = (schema.PIXELS,)
 
 
-def test_training_reads_what_its_recipe_says(made: shards.ShardInfo) -> None:
+def test_training_uses_the_recipe_fold_and_sampling(made: shards.ShardInfo) -> None:
     recipe = Massive(epochs=2, batch_size=STEP, folds=4, fold=1)
     train, val = open_streams({"shards": made.uri, "cache_bytes": 0}, recipe, SingleProcess(), RayTrainSession())
     assert isinstance(train, ShardStream)
@@ -238,7 +238,7 @@ def test_training_reads_what_its_recipe_says(made: shards.ShardInfo) -> None:
     assert sum(len(batch[schema.PIXELS]) for batch in val.every()) == len(numbers_of(made, "val", Fold(1, 4)))
 
 
-def test_a_raw_archive_has_no_folds_and_no_shares() -> None:
+def test_raw_archives_support_neither_folds_nor_sampling() -> None:
     check_raw(AlignRecipe(), "/data")
     for recipe in (Sliding(), AlignRecipe(folds=2, fold=0)):
         with pytest.raises(UserError, match=r"/data is not shards.* Leave --stream out"):

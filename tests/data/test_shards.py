@@ -55,7 +55,7 @@ def test_epochs_differ_and_repeat_by_seed(made: shards.ShardInfo, cache_bytes: i
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_windows_give_every_worker_equally_many_whole_batches(made: shards.ShardInfo, world: int) -> None:
+def test_windows_give_every_worker_the_same_number_of_full_batches(made: shards.ShardInfo, world: int) -> None:
     streams = [stream(made, "train", rank=r, world=world, cache_bytes=0) for r in range(world)]
     for epoch in range(3):
         batches = [numbers(s.train(epoch)) for s in streams]
@@ -64,8 +64,8 @@ def test_windows_give_every_worker_equally_many_whole_batches(made: shards.Shard
         assert len(seen) == len(set(seen))
 
 
-def test_a_window_mixes_no_more_than_it_may_hold(made: shards.ShardInfo) -> None:
-    """Two row groups of 8 rows: each batch of 16 comes from two groups, and nothing is seen twice."""
+def test_a_window_shuffles_within_its_capacity(made: shards.ShardInfo) -> None:
+    """Two row groups of 8 rows: each batch of 16 comes from two groups, and no row repeats."""
     held = 2 * 8 * made.pixels.row_bytes
     for batch in numbers(stream(made, "train", batch_size=8, cache_bytes=held).train(0))[:1]:
         starts = {number // 20 * 20 + (number % 20) // 8 * 8 for number in batch}
@@ -84,20 +84,20 @@ def test_too_few_images_for_the_workers(made: shards.ShardInfo) -> None:
         stream(made, "val", world=12)
 
 
-def test_unfinished_shards_are_refused(tmp_path: Path) -> None:
+def test_unfinished_shards_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did not finish"):
         shards.read_info(str(tmp_path))
 
 
 def reject(folder: Path, image_id: str) -> None:
-    """Say of finished shards that ingest could not use an image."""
+    """Add a rejected image to finished shards."""
     row = {"image_id": image_id, "source_uri": image_id, "split": "train", "error": "torn"}
     pq.write_table(pa.Table.from_pylist([row], schema=schema.REJECTS), folder / shards.REJECTS_FILE)
     about = storage.read_json(str(folder / shards.ARCHIVE_FILE))
     storage.write_json(str(folder / shards.ARCHIVE_FILE), about | {"rejects": 1})
 
 
-def test_shards_joined_are_read_as_one(tmp_path: Path) -> None:
+def test_combined_shards_are_read_as_one(tmp_path: Path) -> None:
     members = [
         write_shards(tmp_path / "a", {"train": 30, "val": 5}),
         write_shards(tmp_path / "b", {"train": 20, "val": 4, "test": 3}),
@@ -128,14 +128,14 @@ def test_shards_joined_are_read_as_one(tmp_path: Path) -> None:
         ({"row_group_rows": 4}, "row_group_rows in combined archives, got 8 in .*/a and 4 in .*/b"),
     ],
 )
-def test_shards_that_differ_cannot_be_joined(tmp_path: Path, other: dict[str, Any], differing: str) -> None:
+def test_shards_that_differ_cannot_be_combined(tmp_path: Path, other: dict[str, Any], differing: str) -> None:
     members = [write_shards(tmp_path / "a", {"train": 3}), write_shards(tmp_path / "b", {"train": 3}, **other)]
     with pytest.raises(UserError, match=f"expected the same {differing}"):
         shards.join_shards(str(tmp_path / "both"), members, members)
     assert not shards.is_shards(str(tmp_path / "both"))
 
 
-def test_an_image_id_of_a_reject_counts_as_well(tmp_path: Path) -> None:
+def test_image_ids_of_rejects_must_be_unique_too(tmp_path: Path) -> None:
     members = [write_shards(tmp_path / "a", {"train": 3}), write_shards(tmp_path / "b", {"val": 3})]
     shards.check_ids(shards.join_shards(str(tmp_path / "both"), members, ["/a", "/b"]))
     reject(tmp_path / "b", "train-0001.png")

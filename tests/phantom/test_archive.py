@@ -1,4 +1,4 @@
-"""A phantom archive has ChestX-ray14's layout, holds the truth, and does not depend on how it is made."""
+"""A phantom archive has ChestX-ray14's layout and correct ground truth, and is reproducible."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ def test_source_reads_it(archive: Path) -> None:
     assert sum(len(row[schema.BOXES] or []) for row in rows.values()) > COUNT / 2
 
 
-def test_an_image_depends_on_seed_and_index_alone(archive: Path) -> None:
+def test_an_image_depends_only_on_seed_and_index(archive: Path) -> None:
     exam = make_exam(11, size=SIZE, seed=7)
     written = cv2.imread(str(archive / "images" / exam.image_id), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(written, exam.phantom.pixels)
     assert (make_exam(11, size=SIZE, seed=8).phantom.pixels != exam.phantom.pixels).any()
 
 
-def test_patients_come_back_with_the_same_anatomy_in_another_pose() -> None:
+def test_follow_ups_have_the_same_anatomy_in_another_pose() -> None:
     patients = [patient_of(index, 0) for index in range(400)]
     assert len(set(patients)) == 400
     counts = Counter(patient for patient, _ in patients)
@@ -102,7 +102,7 @@ def test_patients_come_back_with_the_same_anatomy_in_another_pose() -> None:
     assert np.abs(first.phantom.pose_unit - second.phantom.pose_unit).max() > 1e-3
 
 
-def test_findings_occur_as_often_and_as_together_as_they_should() -> None:
+def test_findings_have_the_expected_frequency_and_co_occurrence() -> None:
     rng = np.random.default_rng(0)
     drawn = [sample_findings(rng) for _ in range(6000)]
     assert np.mean([not findings for findings in drawn]) == pytest.approx(0.5, abs=0.03)
@@ -125,7 +125,7 @@ def test_contact_sheet_shows_the_boxes() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"count": 0}, {"size": 8}, {"prevalence": 1.5}, {"findings": ["Fracture"]}])
-def test_settings_out_of_range_are_refused(wrong: dict[str, object], tmp_path: Path) -> None:
+def test_settings_out_of_range_are_rejected(wrong: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UserError):
         write_phantom(str(tmp_path), **{"count": 1, "size": 64, **wrong})  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Phantom archives in other layouts: the files are what their sources publish, and hold nobody's data."""
+"""Phantom archives in other layouts: files like the published ones, without patient data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ make_phantom = importlib.import_module("jobs.make_phantom")
 
 
 @pytest.mark.parametrize("layout", get_args(make_phantom.Layout))
-def test_every_layout_of_the_job_is_known_again(layout: str, tmp_path: Path) -> None:
+def test_every_layout_of_the_job_is_detected(layout: str, tmp_path: Path) -> None:
     result = make_phantom.main(make_phantom.Options(str(tmp_path), layout=layout, count=2, size=64))
     assert result == {"archive": str(tmp_path), "images": 2}
     assert find_source(str(tmp_path)).name == layout.removesuffix("-png")
@@ -56,7 +56,7 @@ def test_siim_dicoms_are_like_the_published_one(tmp_path: Path, real_data: Path)
     assert made.PatientName == made.PatientID == "phantom-0-0"
 
 
-def test_siim_pieces_that_lie_apart_have_a_row_each(tmp_path: Path) -> None:
+def test_siim_has_one_row_per_connected_piece(tmp_path: Path) -> None:
     write_siim_phantom(str(tmp_path), 24, size=128, prevalence=1.0)
     rows = [line.split(", ") for line in (tmp_path / siim.CODES_FILE).read_text().splitlines()[1:]]
     assert len(rows) > len({image for image, _ in rows}) == 24
@@ -92,7 +92,7 @@ def test_jsrt_files_have_the_databases_sizes_and_left_is_the_patients_left(tmp_p
 
 @pytest.mark.parametrize("write", [write_siim_phantom, write_jsrt_phantom])
 @pytest.mark.parametrize("wrong", [{"count": 0}, {"size": 8}, {"prevalence": 1.5}, {"pose": -1}])
-def test_settings_out_of_range_are_refused(write, wrong: dict[str, object], tmp_path: Path) -> None:
+def test_settings_out_of_range_are_rejected(write, wrong: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         write(str(tmp_path), **{"count": 1, "size": 64, **wrong})
     assert not list(tmp_path.iterdir())

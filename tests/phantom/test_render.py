@@ -1,4 +1,4 @@
-"""Phantom images and their truth agree; findings look as they must; the pose is what affine_grid takes."""
+"""Phantom images match their ground truth; appearance of findings; poses work with affine_grid."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def phantom(*findings: str, seed: int = 0, film: Film = CLEAN, size: int = 256, 
 
 @pytest.mark.parametrize("finding", FINDINGS)
 @pytest.mark.parametrize("seed", range(3))
-def test_finding_has_mask_and_exact_boxes_and_changes_the_picture(finding: str, seed: int) -> None:
+def test_finding_has_mask_and_exact_boxes_and_changes_the_image(finding: str, seed: int) -> None:
     pose = sample_pose(np.random.default_rng([2, seed]))
     sick = phantom(finding, seed=seed, pose_unit=pose)
     assert sick.labels == (finding,)
@@ -69,7 +69,7 @@ def test_same_seed_same_image_other_seed_other_image() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_pose_unit_is_the_theta_that_brings_the_chest_back(seed: int) -> None:
+def test_pose_unit_is_the_theta_that_restores_the_neutral_pose(seed: int) -> None:
     pose = sample_pose(np.random.default_rng([3, seed]), strength=1.5)
     straight, posed = phantom("Mass", seed=seed), phantom("Mass", seed=seed, pose_unit=pose)
     stack_BCHW = torch.tensor(np.stack([posed.pixels, 255.0 * posed.masks[LUNGS]]), dtype=torch.float32)[None]
@@ -90,7 +90,7 @@ def test_pose_strength_zero_is_identity() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_cardiomegaly_passes_half_of_the_thorax(seed: int) -> None:
+def test_cardiomegaly_exceeds_half_of_the_thorax(seed: int) -> None:
     sick, anatomy = phantom("Cardiomegaly", seed=seed), Anatomy.sample(np.random.default_rng([1, seed]))
     (heart,), lungs = [box.xyxy_px for box in sick.boxes], enclosing_box(sick.masks[LUNGS])
     assert (heart[2] - heart[0]) / (lungs[2] - lungs[0]) > 0.5
@@ -99,7 +99,7 @@ def test_cardiomegaly_passes_half_of_the_thorax(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_pneumothorax_is_darker_and_plainer_than_the_lung_before(seed: int) -> None:
+def test_pneumothorax_is_darker_and_smoother_than_the_healthy_lung(seed: int) -> None:
     sick, healthy = phantom("Pneumothorax", seed=seed, size=512), phantom(seed=seed, size=512)
     rim = sick.masks["Pneumothorax"]
     assert sick.pixels[rim].mean() < healthy.pixels[rim].mean() - 1
@@ -126,19 +126,19 @@ def test_effusion_blunts_the_angle_and_emphysema_flattens_the_dome() -> None:
     assert flat.dome > anatomy.dome
 
 
-def test_right_dome_stands_higher() -> None:
+def test_right_dome_is_higher() -> None:
     anatomies = [Anatomy.sample(np.random.default_rng(seed)) for seed in range(20)]
     assert all(anatomy.dome_y(-1) <= anatomy.dome_y(1) for anatomy in anatomies)
 
 
-def test_collimated_border_is_black_and_holds_no_truth() -> None:
+def test_collimated_border_is_black_without_ground_truth() -> None:
     shut = Film(collimated=(0.2, 0.0, 0.0, 0.0))
     sick = phantom("Emphysema", film=shut)
     assert not sick.pixels[:, :51].any()
     assert all(not mask[:, :51].any() for mask in sick.masks.values())
 
 
-def test_unknown_finding_is_the_users_mistake() -> None:
+def test_unknown_finding_is_a_user_error() -> None:
     with pytest.raises(UserError, match="Fracture"):
         phantom("Fracture")
 

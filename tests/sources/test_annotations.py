@@ -1,4 +1,4 @@
-"""Annotations given apart from the images: whose labels, which images, and what the user is told."""
+"""Annotations from a separate file: labels, images and notes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def file(tmp_path: Path) -> str:
     return str(tmp_path / "boxes.csv")
 
 
-def test_labels_and_boxes_are_replaced_and_all_else_stays(archive: str, file: str) -> None:
+def test_annotations_replace_labels_and_boxes_only(archive: str, file: str) -> None:
     plain = {row[schema.IMAGE_ID]: row for row in open_manifest(archive).table.to_pylist()}
     manifest = open_manifest(archive, labeling=Labeling(file))
     assert manifest.findings == schema.VINBIGDATA_FINDINGS
@@ -65,7 +65,7 @@ def test_labels_and_boxes_are_replaced_and_all_else_stays(archive: str, file: st
     assert "missing from the archive: 1 of 3 images listed in boxes.csv" in manifest.notes
 
 
-def test_so_many_readers_must_agree(archive: str, file: str) -> None:
+def test_readers_must_agree(archive: str, file: str) -> None:
     labels = open_manifest(archive, labeling=Labeling(file, readers_agree=2)).table[schema.LABELS].to_pylist()
     assert [number for number, label in enumerate(labels[0]) if label == 1] == [OPACITY]
     with pytest.raises(UserError, match="expected boxes with named readers"):
@@ -74,13 +74,13 @@ def test_so_many_readers_must_agree(archive: str, file: str) -> None:
         Labeling(readers_agree=0)
 
 
-def test_nothing_asked_for_is_nothing_said() -> None:
+def test_default_labeling_is_empty() -> None:
     assert not Labeling()
     assert Labeling().describe() == {}
     assert Labeling("/a", 2).describe() == {"annotations": "/a", "readers_agree": 2}
 
 
-def test_truth_of_a_report(archive: str, file: str, tmp_path: Path) -> None:
+def test_annotations_in_reports_and_shards(archive: str, file: str, tmp_path: Path) -> None:
     known = read_truth(archive, "auto", "test", [schema.LABELS], Labeling(file))
     assert known.table[schema.IMAGE_ID].to_pylist() == ["00000002_000.png"]
     assert known.findings == schema.VINBIGDATA_FINDINGS
@@ -96,13 +96,13 @@ def annotated(archive: str, tmp_path: Path, rows: str, header: str = HEADER) -> 
 
 
 def shown(manifest: Manifest, row: int = 0) -> dict[str, int]:
-    """The labels of an image that are not negative."""
+    """The non-negative labels of an image."""
     labels = manifest.table[schema.LABELS][row].as_py()
     return {finding: label for finding, label in zip(manifest.findings, labels, strict=True) if label}
 
 
-def test_a_finding_whose_box_cannot_be_used_is_there_but_nobody_knows_where(archive: str, tmp_path: Path) -> None:
-    """Flat, inverted, and blank or NaN as pandas writes them."""
+def test_invalid_boxes_are_dropped_but_labels_remain(archive: str, tmp_path: Path) -> None:
+    """Boxes that are flat, inverted, blank, or NaN as written by pandas."""
     rows = "00000001_000,ILD,5,R1,10,20,10,40\n00000001_000,Edema,7,R1,9,9,3,3\n00000001_000,?,3,R1,,1,2,3\n"
     manifest = annotated(archive, tmp_path, rows + "00000001_000,?,0,R2,1,nan,2,3\n")
     assert manifest.table[schema.BOXES].to_pylist() == [[]]
@@ -110,13 +110,15 @@ def test_a_finding_whose_box_cannot_be_used_is_there_but_nobody_knows_where(arch
     assert "boxes dropped: 2 without area, 2 with an invalid coordinate" in manifest.notes
 
 
-def test_the_same_row_twice_is_one_box(archive: str, tmp_path: Path) -> None:
+def test_repeated_rows_count_once(archive: str, tmp_path: Path) -> None:
     row, other = "00000001_000,ILD,5,R1,1,2,3,4\n", "00000001_000,ILD,5,R2,1,2,3,4\n"
     boxes = annotated(archive, tmp_path, row + other + row).table[schema.BOXES].to_pylist()
     assert [[box["reader"] for box in of_image] for of_image in boxes] == [["R1", "R2"]]
 
 
-def test_what_a_reader_both_draws_and_denies_is_unknown_unless_another_draws_it(archive: str, tmp_path: Path) -> None:
+def test_contradictions_of_a_reader_are_unknown_unless_another_draws_the_finding(
+    archive: str, tmp_path: Path
+) -> None:
     rows = "00000001_000,ILD,5,R1,1,2,3,4\n00000001_000,Mass,8,R1,1,2,3,4\n00000001_000,No finding,14,R1,,,,\n"
     manifest = annotated(archive, tmp_path, rows + "00000001_000,Mass,8,R2,5,5,9,9\n")
     assert shown(manifest) == {"ILD": -1, "Nodule/Mass": 1}
@@ -124,7 +126,7 @@ def test_what_a_reader_both_draws_and_denies_is_unknown_unless_another_draws_it(
     assert "readings with both 'No finding' and a box: 1; the findings of these boxes are unknown" in manifest.notes
 
 
-def test_classes_may_be_named_alone_and_ids_be_written_as_other_software_does(archive: str, tmp_path: Path) -> None:
+def test_classes_without_ids_and_decimal_ids(archive: str, tmp_path: Path) -> None:
     named = "image_id,class_name,x_min,y_min,x_max,y_max\n"
     manifest = annotated(archive, tmp_path, "00000001_000.PNG,cardiomegaly ,1,2,3,4\n", named)
     assert (manifest.findings, shown(manifest)) == (schema.VINDR_LOCAL_FINDINGS, {"Cardiomegaly": 1})
@@ -132,7 +134,7 @@ def test_classes_may_be_named_alone_and_ids_be_written_as_other_software_does(ar
     assert [shown(manifest, row) for row in (0, 1)] == [{"Cardiomegaly": 1}, {}]
 
 
-def test_a_class_that_is_not_known_makes_what_nobody_drew_unknown(archive: str, tmp_path: Path) -> None:
+def test_an_unrecognized_class_makes_undrawn_findings_unknown(archive: str, tmp_path: Path) -> None:
     rows = "00000001_000,Cardiomegally,1,2,3,4\n00000001_000,ILD,1,2,3,4\n00000002_000,No finding,,,,\n"
     manifest = annotated(archive, tmp_path, rows, "image_id,class_name,x_min,y_min,x_max,y_max\n")
     labels = shown(manifest)
@@ -142,7 +144,7 @@ def test_a_class_that_is_not_known_makes_what_nobody_drew_unknown(archive: str, 
     assert any(note in each for each in manifest.notes)
 
 
-def test_names_of_classes_are_read_whatever_their_case_blanks_and_signs(archive: str, tmp_path: Path) -> None:
+def test_class_names_ignore_case_blanks_and_punctuation(archive: str, tmp_path: Path) -> None:
     rows = "00000001_000, cardioMEGALY ,1,2,3,4\n00000001_000,Nodule / Mass,1,2,3,4\n00000002_000,no_finding,,,,\n"
     manifest = annotated(archive, tmp_path, rows, "image_id,class_name,x_min,y_min,x_max,y_max\n")
     labels = shown(manifest)
@@ -151,7 +153,7 @@ def test_names_of_classes_are_read_whatever_their_case_blanks_and_signs(archive:
 
 
 def test_boxes_may_refer_to_an_image_of_another_size(archive: str, tmp_path: Path) -> None:
-    """The archive's own frame is one of 1024 x 1024."""
+    """The archive's own boxes refer to 1024 x 1024 pixels."""
     header = HEADER.replace("\n", ",width,height\n")
     rows = "00000001_000,ILD,5,R1,1000,2500,1500,2900,2048.0,3000\n00000002_000,?,14,R1,,,,,,\n"
     frames = annotated(archive, tmp_path, rows, header).table[schema.BOXES_FRAME].to_pylist()
@@ -159,7 +161,7 @@ def test_boxes_may_refer_to_an_image_of_another_size(archive: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("size", ["0,9", "-5,9", "9.5,9", "nan,9", "inf,9", "1e400,9", "70000,9", "x,9", ",9"])
-def test_a_size_that_no_image_has_names_its_row(size: str, archive: str, tmp_path: Path) -> None:
+def test_an_invalid_size_names_its_line(size: str, archive: str, tmp_path: Path) -> None:
     header = HEADER.replace("\n", ",height,width\n")
     with pytest.raises(
         UserError, match="line 3: expected height and width as whole numbers of pixels from 1 to 65,535"
@@ -188,7 +190,7 @@ def test_a_size_that_no_image_has_names_its_row(size: str, archive: str, tmp_pat
         (f"{HEADER}elsewhere,No finding,14,R1,,,,\n", "lists none of its 3 images"),
     ],
 )
-def test_user_errors_say_what_was_wanted(archive: str, tmp_path: Path, text: str, trouble: str) -> None:
+def test_user_errors_say_what_was_expected(archive: str, tmp_path: Path, text: str, trouble: str) -> None:
     (tmp_path / "odd.csv").write_text(text)
     with pytest.raises(UserError, match=trouble):
         open_manifest(archive, labeling=Labeling(str(tmp_path / "odd.csv")))

@@ -1,4 +1,4 @@
-"""ChestX-ray14's layout: what its lists say of each image, and what happens where lists and images differ."""
+"""ChestX-ray14's layout: labels and metadata from the lists, and lists that do not match the images."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _read(archive: Path) -> tuple[Manifest, dict[str, dict]]:
     return manifest, {row[schema.IMAGE_ID]: row for row in manifest.table.to_pylist()}
 
 
-def test_what_the_lists_say(archive: Path) -> None:
+def test_labels_and_metadata_from_the_lists(archive: Path) -> None:
     manifest, rows = _read(archive)
     assert manifest.table.schema.equals(schema.MANIFEST)
     assert manifest.findings == schema.FINDINGS
@@ -68,7 +68,7 @@ def test_spacing_is_that_of_the_resized_image_down_and_across(archive: Path) -> 
     assert rows["00000001_000.png"][schema.SPACING_MM] == pytest.approx([down, across])
 
 
-def test_boxes_are_corners_in_the_1024_frame(archive: Path) -> None:
+def test_boxes_are_corners_in_the_1024_px_image(archive: Path) -> None:
     manifest, rows = _read(archive)
     assert manifest.boxes_frame_px == 1024
     (box,) = rows["00000003_000.png"][schema.BOXES]
@@ -77,7 +77,7 @@ def test_boxes_are_corners_in_the_1024_frame(archive: Path) -> None:
     assert rows["00000001_000.png"][schema.BOXES] is None
 
 
-def test_extra_holds_every_column_as_published(archive: Path) -> None:
+def test_extra_has_every_column_as_published(archive: Path) -> None:
     _, rows = _read(archive)
     extra = json.loads(rows["00000002_000.png"][schema.EXTRA])
     assert list(extra.values()) == ENTRIES[2].split(",")
@@ -94,7 +94,7 @@ def test_listed_images_that_are_missing_are_counted(archive: Path) -> None:
     assert expected in manifest.notes
 
 
-def test_images_that_are_not_listed_stay_with_unknown_labels(archive: Path) -> None:
+def test_unlisted_images_have_unknown_labels(archive: Path) -> None:
     _images(archive, "images/00000003_007.png", "images/other.dcm")
     manifest, rows = _read(archive)
     assert rows["other.dcm"][schema.LABELS] == [schema.UNKNOWN] * 14
@@ -107,7 +107,7 @@ def test_images_that_are_not_listed_stay_with_unknown_labels(archive: Path) -> N
     assert expected in manifest.notes
 
 
-def test_images_in_numbered_folders_and_names_that_occur_twice(archive: Path) -> None:
+def test_numbered_folders_and_repeated_names(archive: Path) -> None:
     _images(archive, f"images_001/images/{NAMES[0]}", "images_002/images/00000009_000.png")
     manifest, rows = _read(archive)
     twice = [f"images/{NAMES[0]}", f"images_001/images/{NAMES[0]}"]
@@ -118,7 +118,7 @@ def test_images_in_numbered_folders_and_names_that_occur_twice(archive: Path) ->
 
 
 def _entries(archive: Path, *entries: str, file: str = "Data_Entry_2017_v2020.csv", columns: str = HEADER) -> None:
-    """An entry file with these rows, and their images."""
+    """Write an entry file with these rows, and their images."""
     (archive / file).write_text("\n".join([columns, *entries, ""]))
     _images(archive, *{f"images/{entry.partition(',')[0].strip()}" for entry in entries})
 
@@ -164,9 +164,7 @@ def test_names_in_the_lists_may_have_folders_other_suffixes_and_blanks(archive: 
         ("NO_FINDING|", set()),
     ],
 )
-def test_findings_are_read_whatever_their_case_blanks_and_spelling(
-    archive: Path, text: str, findings: set[str]
-) -> None:
+def test_findings_ignore_case_blanks_and_spelling_variants(archive: Path, text: str, findings: set[str]) -> None:
     _entries(archive, f"a.png,{text},0,1,,,,,,,")
     manifest, rows = _read(archive)
     assert _positive(rows["a.png"]) == findings
@@ -174,7 +172,7 @@ def test_findings_are_read_whatever_their_case_blanks_and_spelling(
     assert not any("unrecognized" in note for note in manifest.notes)
 
 
-def test_a_word_that_is_not_understood_makes_the_rows_other_findings_unknown(archive: Path) -> None:
+def test_an_unrecognized_word_makes_the_other_findings_unknown(archive: Path) -> None:
     _entries(
         archive,
         "a.png,Mass|Gallstones,0,1,,,,,,,",
@@ -192,14 +190,14 @@ def test_a_word_that_is_not_understood_makes_the_rows_other_findings_unknown(arc
     assert note.endswith("'Gallstones' (2), 'gall bladder' (1): the other findings of these rows are unknown")
 
 
-def test_the_same_row_twice_is_one_row(archive: Path) -> None:
+def test_repeated_rows_count_once(archive: Path) -> None:
     _entries(archive, *ENTRIES, ENTRIES[0], ENTRIES[0].replace("Cardiomegaly|Effusion", "effusion|cardiomegaly"))
     manifest, rows = _read(archive)
     assert manifest.notes == ["skipped files that are not images: 2 .csv, 2 .txt"]
     assert _positive(rows[NAMES[0]]) == {"Cardiomegaly", "Effusion"}
 
 
-def test_rows_that_contradict_each_other_leave_unknown_what_they_differ_in(archive: Path) -> None:
+def test_contradictory_rows_make_differing_values_unknown(archive: Path) -> None:
     _entries(
         archive,
         *ENTRIES,
@@ -222,28 +220,28 @@ def test_rows_that_contradict_each_other_leave_unknown_what_they_differ_in(archi
     ]
 
 
-def test_an_image_in_both_official_lists_is_for_testing(archive: Path) -> None:
+def test_an_image_in_both_official_lists_is_a_test_image(archive: Path) -> None:
     (archive / "train_val_list.txt").write_text("\n".join(NAMES))
     manifest, rows = _read(archive)
     assert rows[NAMES[3]][schema.SPLIT] == "test"
     assert manifest.notes[1:] == ["listed in both test_list.txt and train_val_list.txt, used for testing: 1 image"]
 
 
-def test_names_in_an_official_list_that_are_in_no_row_are_counted(archive: Path) -> None:
+def test_names_only_in_an_official_list_are_counted(archive: Path) -> None:
     (archive / "test_list.txt").write_text('"00000003_000.png",\nno-such-image.png\n\n')
     manifest, rows = _read(archive)
     assert rows[NAMES[3]][schema.SPLIT] == "test"
     assert manifest.notes[1:] == ["listed in test_list.txt but not in Data_Entry_2017_v2020.csv: 1 of 2 images"]
 
 
-def test_two_files_of_one_image_are_both_used_with_its_labels_in_its_split(archive: Path) -> None:
+def test_two_files_of_an_image_share_labels_and_split(archive: Path) -> None:
     _images(archive, f"jpeg/{Path(NAMES[3]).stem}.jpeg")
     one, other = (_read(archive)[1][f"{Path(NAMES[3]).stem}{suffix}"] for suffix in (".png", ".jpeg"))
     for name in (schema.LABELS, schema.BOXES, schema.PATIENT_ID, schema.SPLIT, schema.EXTRA):
         assert one[name] == other[name]
 
 
-def test_patients_are_the_same_with_and_without_zeros(archive: Path) -> None:
+def test_patient_ids_ignore_leading_zeros(archive: Path) -> None:
     _entries(archive, "00000007_000.png,Mass,0,00000007,,,,,,,", "00000008_000.png,Mass,0,8.0,,,,,,,")
     _images(archive, "00000007_001.jpg", "00000008_001.png")
     patients = {image: row[schema.PATIENT_ID] for image, row in _read(archive)[1].items()}
@@ -251,7 +249,7 @@ def test_patients_are_the_same_with_and_without_zeros(archive: Path) -> None:
 
 
 @pytest.mark.parametrize("separator", [";", "\t"])
-def test_the_lists_may_be_saved_again_with_other_separators(archive: Path, separator: str) -> None:
+def test_lists_with_other_separators(archive: Path, separator: str) -> None:
     published = _read(archive)[1]
     for file in ("Data_Entry_2017_v2020.csv", "BBox_List_2017.csv"):
         (archive / file).write_text((archive / file).read_text().replace(",", separator))
@@ -277,7 +275,7 @@ def test_the_box_list_may_have_blank_lines_fields_and_repeated_rows(archive: Pat
     assert manifest.notes[1:] == ["unrecognized words in BBox_List_2017.csv, 'Bone' (1): these boxes are dropped"]
 
 
-def test_the_older_release_has_a_comma_more_and_the_newer_one_comes_first(archive: Path) -> None:
+def test_the_older_release_and_precedence_of_the_newer_one(archive: Path) -> None:
     older = archive / "Data_Entry_2017.csv"
     older.write_bytes("\r\n".join([f"\ufeff{HEADER},", *(f"{e},".replace(",M,", ",X,") for e in ENTRIES)]).encode())
     assert json.loads(_read(archive)[1][NAMES[0]][schema.EXTRA])["Patient Gender"] == "M"
@@ -323,7 +321,7 @@ def test_without_lists_the_patients_are_split_by_hash(archive: Path) -> None:
         ("BBox_List_2017.csv", BOXES + "a.png,Mass,1,2\n", "line 3: expected 6 fields, as in the header, got 4"),
     ],
 )
-def test_broken_lists_are_errors_that_name_the_file(archive: Path, file: str, text: str, trouble: str) -> None:
+def test_damaged_lists_are_errors_that_name_the_file(archive: Path, file: str, text: str, trouble: str) -> None:
     (archive / file).write_text(text)
     with pytest.raises(UserError, match=rf"{file}.*{trouble}"):
         chestxray14.manifest(str(archive))

@@ -46,7 +46,7 @@ def test_a_field_of_any_length_is_read(tmp_path: Path) -> None:
     assert read(tmp_path, f"name,finding\na,{'1 ' * 200_000}\n").column("finding") == [("1 " * 200_000).strip()]
 
 
-def test_columns_are_found_whatever_their_case_and_order(tmp_path: Path) -> None:
+def test_columns_are_found_regardless_of_case_and_order(tmp_path: Path) -> None:
     table = read(tmp_path, ",Finding,NAME\n0,Mass,a\n")
     assert (table.column("name"), table.column("finding"), table.column("")) == (["a"], ["Mass"], ["0"])
     assert "finding" in table
@@ -73,7 +73,7 @@ def test_columns_are_found_whatever_their_case_and_order(tmp_path: Path) -> None
         (bytes(range(256)), "expected UTF-8"),
     ],
 )
-def test_what_cannot_be_read_is_an_error_with_its_line(tmp_path: Path, data: str | bytes, trouble: str) -> None:
+def test_damaged_files_are_errors_with_the_line(tmp_path: Path, data: str | bytes, trouble: str) -> None:
     with pytest.raises(UserError, match=f"t.csv.*{trouble}"):
         read(tmp_path, data)
 
@@ -84,7 +84,7 @@ def test_an_error_for_a_value_names_its_line(tmp_path: Path) -> None:
     assert str(error) == f"{tmp_path}/t.csv, line 3: expected a finding, got '{'x' * 60}…'"
 
 
-def test_the_header_alone_tells_whether_a_file_has_columns(tmp_path: Path) -> None:
+def test_has_columns_reads_only_the_header(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf Name;finding\n\xff,\0\n")
     assert has_columns(str(tmp_path / "t.csv"), COLUMNS)
     assert not has_columns(str(tmp_path / "t.csv"), ("name", "more"))

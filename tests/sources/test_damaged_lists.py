@@ -1,4 +1,4 @@
-"""Damaged label files: whatever is wrong with one, the archive opens or the user reads one error, soon."""
+"""Damaged label files: the archive opens, or a single UserError is raised within a second."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _field_replaced(rng: random.Random, data: bytes) -> bytes:
 
 
 def _columns_moved(rng: random.Random, data: bytes) -> bytes:
-    """A column left out, written twice, or two exchanged, in all lines."""
+    """Remove or repeat a column, or swap two, in all lines."""
     rows = [line.split(b",") for line in data.split(b"\n")]
     one, other, how = rng.randrange(4), rng.randrange(4), rng.randrange(3)
     for row in rows:

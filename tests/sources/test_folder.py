@@ -1,4 +1,4 @@
-"""A bare tree of files becomes a manifest without labels."""
+"""A tree of files becomes a manifest without labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _manifest(root: Path, *paths: str):
     return folder.manifest(str(root))
 
 
-def test_rows_have_the_contract_and_no_labels(tmp_path: Path) -> None:
+def test_manifest_schema_without_labels(tmp_path: Path) -> None:
     manifest = _manifest(tmp_path, "a.png", "b/c.dcm")
     assert manifest.table.schema.equals(schema.MANIFEST)
     assert manifest.table[schema.IMAGE_ID].to_pylist() == ["a.png", "b/c.dcm"]
@@ -30,7 +30,7 @@ def test_the_first_of_several_folders_is_the_patient(tmp_path: Path) -> None:
     assert "the first folder counts as the patient: 3 images, 2 patients" in manifest.notes
 
 
-def test_one_level_of_folders_says_nothing_of_patients(tmp_path: Path) -> None:
+def test_one_level_of_folders_does_not_identify_patients(tmp_path: Path) -> None:
     manifest = _manifest(tmp_path, "normal/a.png", "normal/b.png", "c.png")
     assert manifest.table[schema.PATIENT_ID].to_pylist() == ["c.png", "normal/a.png", "normal/b.png"]
 

@@ -1,4 +1,4 @@
-"""Which files count as images, and in which order."""
+"""Which files are listed as images, and in which order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _write(root: Path, *paths: str) -> None:
         (root / path).write_bytes(b"?")
 
 
-def test_every_extension_counts_and_none_too(tmp_path: Path) -> None:
+def test_any_extension_and_no_extension_are_accepted(tmp_path: Path) -> None:
     images = ["1.2.840.113619.5", "a/b.dcm", "a/scan", "b.JPG", "c.png", "d.unheard-of", "empty.png"]
     _write(tmp_path, *images)
     files, notes = image_files.list_images(str(tmp_path))
@@ -26,7 +26,7 @@ def test_every_extension_counts_and_none_too(tmp_path: Path) -> None:
     assert notes == []
 
 
-def test_what_is_evidently_no_image_is_named_and_left_out(tmp_path: Path) -> None:
+def test_files_that_are_clearly_not_images_are_skipped_and_noted(tmp_path: Path) -> None:
     _write(
         tmp_path,
         "x.png",
@@ -54,14 +54,14 @@ def test_special_files_and_links_to_them_are_counted_in_the_note(tmp_path: Path)
     assert notes == ["skipped files that are not images: 1 .csv, 1 device, 3 pipe"]
 
 
-def test_the_order_is_by_path_over_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_sorted_by_path_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_files, "_CHUNK", 3)
     names = [f"{number:02d}.png" for number in range(10)]
     _write(tmp_path, *reversed(names))
     assert image_files.list_images(str(tmp_path))[0][image_files.PATH].to_pylist() == names
 
 
-def test_nothing_to_read_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_no_images_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected X-rays in"):
         image_files.list_images(str(tmp_path))
     _write(tmp_path, "labels.csv")
@@ -85,14 +85,14 @@ def test_nothing_to_read_is_an_error_that_says_so(tmp_path: Path) -> None:
         "./A.1.DICOM",
     ],
 )
-def test_folders_suffix_blanks_and_backslashes_do_not_change_an_images_key(name: str) -> None:
+def test_image_key_ignores_folders_suffix_blanks_and_backslashes(name: str) -> None:
     assert image_files.image_key(name) == "A.1"
 
 
 @pytest.mark.parametrize("name", ["1.2.840.113619", ".png", "a.unheard-of", "png"])
-def test_what_is_not_an_image_suffix_stays_in_the_key(name: str) -> None:
+def test_image_key_keeps_other_suffixes(name: str) -> None:
     assert image_files.image_key(name) == name
 
 
-def test_the_case_of_the_name_itself_counts() -> None:
+def test_image_key_is_case_sensitive() -> None:
     assert image_files.image_key("a.png") != image_files.image_key("A.png")

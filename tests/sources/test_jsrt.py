@@ -1,4 +1,4 @@
-"""JSRT with SCR's masks: raw images the right way round, lungs from both folds or none, nodules as labels."""
+"""JSRT with SCR's masks: raw images with dense tissue bright, lung masks from both folds, nodules as labels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def archive(made: Path, tmp_path: Path) -> Path:
-    """A copy of links, which tests may change."""
+    """A copy made of links, which tests may modify."""
     for path in made.rglob("*.*"):
         link = tmp_path / path.relative_to(made)
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def test_a_phantom_archive_is_read_with_its_pixels_nodules_and_lungs(archive: Pa
         np.testing.assert_allclose(row[schema.TRUE_THETA], phantom.pose_unit.reshape(-1), rtol=1e-6)
 
 
-def test_masks_beside_the_images_count_as_those_in_folds(archive: Path) -> None:
+def test_masks_outside_of_fold_folders(archive: Path) -> None:
     _, before = read(archive)
     for path in list(archive.glob("fold*/masks/*/*.gif")):
         target = archive / "masks" / path.parent.name / path.name
@@ -75,7 +75,7 @@ def test_masks_beside_the_images_count_as_those_in_folds(archive: Path) -> None:
     assert [row[schema.MASKS] for row in before] == [row[schema.MASKS] for row in after]
 
 
-def test_what_else_scr_and_jsrt_hold_is_no_image(archive: Path) -> None:
+def test_other_files_of_scr_and_jsrt_are_skipped(archive: Path) -> None:
     for path in ("fold1/masks/heart/JPCLN001.gif", "fold1/landmarks/JPCLN001.pfs", "CLNDAT_EN.txt"):
         (archive / path).parent.mkdir(exist_ok=True, parents=True)
         (archive / path).write_bytes(b"?")
@@ -85,7 +85,7 @@ def test_what_else_scr_and_jsrt_hold_is_no_image(archive: Path) -> None:
 
 
 @pytest.mark.parametrize("side", ["left lung", "right lung"])
-def test_one_lung_alone_is_no_mask(archive: Path, side: str) -> None:
+def test_one_lung_alone_is_not_a_mask(archive: Path, side: str) -> None:
     (archive / "fold1" / "masks" / side / "JPCLN001.gif").unlink()
     manifest, rows = read(archive)
     assert manifest.table[schema.MASKS].is_null().to_pylist() == [True, False, False, False]
@@ -93,7 +93,7 @@ def test_one_lung_alone_is_no_mask(archive: Path, side: str) -> None:
     assert not any(row[schema.ERROR] for row in rows)
 
 
-def test_a_broken_mask_is_a_row_with_its_reason(archive: Path) -> None:
+def test_a_damaged_mask_is_a_row_with_the_reason(archive: Path) -> None:
     path = archive / "fold1" / "masks" / "left lung" / "JPCLN001.gif"
     data = path.read_bytes()
     path.unlink()
@@ -124,14 +124,14 @@ def test_copies_in_another_format_keep_masks_and_labels(archive: Path) -> None:
 @pytest.mark.parametrize(
     "place", ["JPCNN001.IMG", "JPCLN001.jpg", "All247images/JPCLN001.IMG", "scratch/fold1/masks/left lung/x.gif"]
 )
-def test_known_by_its_files_wherever_they_are_unpacked(tmp_path: Path, place: str) -> None:
+def test_layout_is_detected_in_any_unpacked_folder(tmp_path: Path, place: str) -> None:
     assert find_source(str(tmp_path)).name == "folder"
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / place).write_bytes(b"?")
     assert find_source(str(tmp_path)).name == "jsrt"
 
 
-def test_without_images_the_error_names_them(tmp_path: Path) -> None:
+def test_error_without_images(tmp_path: Path) -> None:
     (tmp_path / "fold1" / "masks" / "left lung").mkdir(parents=True)
     (tmp_path / "fold1" / "masks" / "left lung" / "JPCLN001.gif").write_bytes(b"?")
     with pytest.raises(UserError, match=r"expected images named JPCLN001\.IMG … JPCNN093\.IMG in"):

@@ -1,4 +1,4 @@
-"""Montgomery and Shenzhen: every image, with its lung mask where there is one."""
+"""Montgomery and Shenzhen: every image, with its lung mask if there is one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def archive(tmp_path: Path, layout: Layout) -> Path:
 
 
 def read(archive: Path, pixels: PixelFormat = PIXELS) -> tuple[pa.Table, np.ndarray]:
-    """Decoded rows, and the masks of the good ones as a batch has them."""
+    """Decoded rows, and the masks of the good ones as in a batch."""
     rows = make_rows(open_manifest(str(archive)).table, pixels, threads=1)
     good = rows.filter(rows[schema.ERROR].is_null())
     columns = to_columns(good, [schema.MASKS], pixels)
@@ -66,7 +66,7 @@ def test_left_is_the_patients_left(archive: Path) -> None:
 
 
 @BOTH
-def test_what_else_lies_in_the_full_releases_is_no_image(archive: Path) -> None:
+def test_other_files_of_the_full_releases_are_skipped(archive: Path) -> None:
     for path in ("ClinicalReadings/MCUCXR_0001_0.txt", "CXR_png/Thumbs.db", "NLM-MontgomeryCXRSet-ReadMe.pdf"):
         (archive / path).parent.mkdir(exist_ok=True)
         (archive / path).write_bytes(b"?")
@@ -74,7 +74,7 @@ def test_what_else_lies_in_the_full_releases_is_no_image(archive: Path) -> None:
 
 
 @BOTH
-def test_without_all_of_its_masks_an_image_has_none(archive: Path, layout: Layout) -> None:
+def test_incomplete_masks_are_null(archive: Path, layout: Layout) -> None:
     masks = sorted((archive / ("mask" if layout == "shenzhen" else "ManualMask/rightMask")).iterdir())
     masks[1].unlink()
     manifest = open_manifest(str(archive))
@@ -87,7 +87,7 @@ def test_without_all_of_its_masks_an_image_has_none(archive: Path, layout: Layou
 
 
 @BOTH
-def test_without_any_mask_folder_all_images_are_there(archive: Path, layout: Layout) -> None:
+def test_all_images_are_listed_without_mask_folders(archive: Path, layout: Layout) -> None:
     folder = archive / nlm.IMAGES
     folder.rename(archive.parent / f"bare_{layout}")
     bare = archive.parent / f"alone_{layout}"
@@ -99,7 +99,7 @@ def test_without_any_mask_folder_all_images_are_there(archive: Path, layout: Lay
 
 
 @BOTH
-def test_a_broken_mask_is_a_row_with_its_reason(archive: Path, layout: Layout) -> None:
+def test_a_damaged_mask_is_a_row_with_the_reason(archive: Path, layout: Layout) -> None:
     masks = sorted((archive / ("mask" if layout == "shenzhen" else "ManualMask/leftMask")).iterdir())
     masks[2].write_bytes(masks[2].read_bytes()[:60])
     rows, _ = read(archive)
@@ -109,7 +109,7 @@ def test_a_broken_mask_is_a_row_with_its_reason(archive: Path, layout: Layout) -
 
 
 @pytest.mark.parametrize("layout", ["shenzhen"])
-def test_a_mask_of_another_size_is_brought_to_its_image(archive: Path) -> None:
+def test_a_mask_of_another_size_is_resized_to_its_image(archive: Path) -> None:
     _, before = read(archive)
     path = min((archive / "mask").iterdir())
     small = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
@@ -118,7 +118,7 @@ def test_a_mask_of_another_size_is_brought_to_its_image(archive: Path) -> None:
     np.testing.assert_array_equal(before, after)
 
 
-def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_layout_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected layout montgomery or shenzhen"):
         write_masked_phantom(str(tmp_path), 1, "jsrt")  # type: ignore[arg-type]
 
@@ -141,7 +141,7 @@ def test_real_archives(real_data: Path, layout: str, count: int) -> None:
 
 
 def _darker_within(image: np.ndarray, mask: np.ndarray) -> bool:
-    """Whether the rim of the mask, in air, is darker than what surrounds it; less often so with another's mask."""
+    """Fraction of masks whose rim (air) is darker than its surroundings; lower with another image's mask."""
     square = np.ones((5, 5), np.uint8)
     around, rim = (cv2.dilate(mask, square) > mask), (mask > cv2.erode(mask, square))
     return bool(image[rim].mean() < image[around].mean())

@@ -1,4 +1,4 @@
-"""Several readers of one image: what each fusion keeps, the labels that follow, how far readers agree."""
+"""Several readers of an image: fusion, labels by vote, inter-reader agreement."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def fused(name: str, boxes: list[list[float]], labels: list[int], who: list[str]
     )
 
 
-def test_the_union_keeps_all_boxes_as_they_are() -> None:
+def test_union_keeps_all_boxes() -> None:
     found = fused("union", [*NEAR, FAR], [0, 0, 0, 1], ["r1", "r2", "r3", "r3"])
     np.testing.assert_array_equal(found.boxes, [*NEAR, FAR])
     assert found.labels.tolist() == [0, 0, 0, 1]
     np.testing.assert_allclose(found.scores, 1 / 3)
 
 
-def test_what_shows_the_same_becomes_its_mean_and_knows_how_many_saw_it() -> None:
+def test_wbf_fuses_boxes_and_scores_the_fraction_of_readers() -> None:
     found = fused("wbf", [*NEAR, FAR], [0, 0, 0, 0], ["r1", "r2", "r3", "r3"])
     np.testing.assert_allclose(found.boxes, [np.mean(NEAR, 0), FAR])
     np.testing.assert_allclose(found.scores, [1, 1 / 3])
 
 
-def test_a_majority_is_of_readers_not_of_boxes_and_within_one_finding() -> None:
+def test_majority_counts_readers_within_a_finding() -> None:
     twice = fused("majority", NEAR[:2], [0, 0], ["r1", "r1"])
     assert len(twice.boxes) == 0
     apart = fused("majority", NEAR[:2], [0, 1], ["r1", "r2"])
@@ -49,7 +49,7 @@ def test_a_majority_is_of_readers_not_of_boxes_and_within_one_finding() -> None:
     assert agreed.scores == pytest.approx([2 / 3])
 
 
-def test_boxes_that_overlap_too_little_stay_apart() -> None:
+def test_boxes_with_low_overlap_are_not_fused() -> None:
     low, high = [0, 0, 100, 100], [50, 0, 150, 100]  # IoU 1/3
     assert len(fused("wbf", [low, high], [0, 0], ["r1", "r2"]).boxes) == 2
     assert len(fused("majority", [low, high], [0, 0], ["r1", "r2"]).boxes) == 0
@@ -86,7 +86,7 @@ def test_labels_by_one_reader_or_by_more() -> None:
     assert rater_agreement.labels([], FINDINGS).shape == (0, 2)
 
 
-def test_labels_of_images_are_votes_too_and_a_consensus_stays() -> None:
+def test_image_labels_count_as_votes_and_a_consensus_is_unchanged() -> None:
     seen = ['{"readers": ["r1", "r2"], "image_labels": {"a": ["r1", "r2"], "b": ["r1"]}}', None]
     consensus = [{**box("a", "r1", FAR), schema.READER: None}]
     labels = np.array([[1, 1], [1, 0]], np.int8)
@@ -96,8 +96,8 @@ def test_labels_of_images_are_votes_too_and_a_consensus_stays() -> None:
     ]
 
 
-def test_boxes_that_are_of_no_reader_any_more_stay_as_they_are() -> None:
-    """Shards hold one set of boxes, beside the names of the readers who drew them."""
+def test_fused_boxes_without_readers_are_unchanged() -> None:
+    """Shards contain one fused set of boxes and the names of the readers."""
     extra = '{"readers": ["r1", "r2"]}'
     own = [box("a", "r1", NEAR[0]), box("a", "r2", NEAR[1])]
     (fused,), _ = rater_agreement.one_set([own], [extra], "wbf")
@@ -107,7 +107,7 @@ def test_boxes_that_are_of_no_reader_any_more_stay_as_they_are() -> None:
     assert rater_agreement.one_set(union, [extra], "wbf")[0] == union
 
 
-def test_agreement_of_pairs_of_readers() -> None:
+def test_pair_f1() -> None:
     one = [box("a", "r1", NEAR[0]), box("a", "r2", NEAR[1]), box("b", "r1", FAR)]
     other = [box("a", "r1", FAR)]
     looked = ("r1", "r2", "r3")
@@ -117,6 +117,6 @@ def test_agreement_of_pairs_of_readers() -> None:
     assert np.isnan(rater_agreement.pair_f1([([], looked)], FINDINGS)).all()
 
 
-def test_matches_are_one_to_one_best_first() -> None:
+def test_matches_are_one_to_one_in_order_of_iou() -> None:
     assert sorted(rater_agreement.matches(np.array(NEAR), np.array([NEAR[0], NEAR[1]]))) == [(0, 0), (1, 1)]
     assert list(rater_agreement.matches(np.zeros((0, 4)), np.array([FAR]))) == []

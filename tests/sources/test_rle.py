@@ -1,4 +1,4 @@
-"""Masks survive their run-length codes; broken codes are refused with a reason."""
+"""Round trip of masks through run-length codes; invalid codes are rejected with the reason."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=12))
 
 
 @given(MASKS)
-def test_any_mask_survives(mask: np.ndarray) -> None:
+def test_round_trip_of_any_mask(mask: np.ndarray) -> None:
     assert np.array_equal(rle.decode(rle.encode(mask), *mask.shape), mask)
 
 
 @given(MASKS, st.booleans())
-def test_the_first_and_the_last_pixel_survive(mask: np.ndarray, value: bool) -> None:
+def test_round_trip_of_the_first_and_the_last_pixel(mask: np.ndarray, value: bool) -> None:
     mask[0, 0] = mask[-1, -1] = value
     assert np.array_equal(rle.decode(rle.encode(mask), *mask.shape), mask)
 
 
-def test_runs_go_down_the_columns_from_the_end_of_the_last_one() -> None:
+def test_runs_are_relative_and_column_major() -> None:
     mask = np.array([[0, 1, 0], [1, 1, 0], [0, 0, 1]], bool)  # by columns: 0 1 0, 1 1 0, 0 0 1
     assert rle.encode(mask) == "1 1 1 2 3 1"
     assert np.array_equal(rle.decode("1 1 1 2 3 1", 3, 3), mask)
@@ -62,13 +62,13 @@ def test_minus_one_is_an_empty_mask(empty: str) -> None:
         (f"1 {2**70}", "not only integers"),
     ],
 )
-def test_broken_codes_are_refused(code: str, trouble: str) -> None:
+def test_invalid_codes_are_rejected(code: str, trouble: str) -> None:
     with pytest.raises(ImageRejectedError, match=trouble):
         rle.decode(code, 4, 4)
 
 
 @given(MASKS)
-def test_a_mask_that_lies_otherwise_in_memory_has_the_same_code(mask: np.ndarray) -> None:
+def test_code_does_not_depend_on_memory_layout(mask: np.ndarray) -> None:
     turned = np.asfortranarray(mask)
     assert rle.encode(mask) == rle.encode(turned) == rle.encode(np.pad(mask, 3)[3:-3, 3:-3])
 
@@ -78,8 +78,8 @@ def test_a_mask_without_pixels_is_empty(shape: tuple[int, int]) -> None:
     assert rle.encode(np.ones(shape, bool)) == rle.EMPTY
 
 
-def test_all_published_codes_survive(real_data: Path) -> None:
-    """With the last pixel set too, which some encoders forget."""
+def test_round_trip_of_all_published_codes(real_data: Path) -> None:
+    """Also with the last pixel set, which some encoders drop."""
     codes = published_codes(real_data)
     assert len(codes) == 12_954
     assert codes.count(rle.EMPTY) == 9_378
@@ -90,7 +90,7 @@ def test_all_published_codes_survive(real_data: Path) -> None:
         assert np.array_equal(rle.decode(rle.encode(mask), 1024, 1024), mask)
 
 
-def test_five_hundred_published_masks_a_second_there_and_back(real_data: Path) -> None:
+def test_round_trip_of_500_published_masks_per_second(real_data: Path) -> None:
     codes = [code for code in published_codes(real_data) if code != rle.EMPTY][:100]
     masks = [np.ascontiguousarray(rle.decode(code, 1024, 1024)) for code in codes]
     seconds = []

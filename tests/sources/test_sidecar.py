@@ -1,4 +1,4 @@
-"""truth.parquet is joined by image id, whatever the source."""
+"""truth.parquet is joined by image id, with any source."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_poses_and_masks_join_by_image_id(archive: Path) -> None:
     assert "truth.parquet covers 2 of 3 images" in manifest.notes
 
 
-def test_one_column_of_plain_lists_is_enough(archive: Path) -> None:
+def test_a_single_column_of_plain_lists(archive: Path) -> None:
     pq.write_table(pa.table({schema.IMAGE_ID: ["b.png"], schema.TRUE_THETA: [POSE]}), archive / "truth.parquet")
     table = open_manifest(str(archive)).table
     assert table[schema.TRUE_THETA].to_pylist() == [None, POSE, None]
     assert table[schema.MASKS].null_count == 3
 
 
-def test_the_frame_of_boxes_survives_the_join(real_data: Path, tmp_path: Path) -> None:
+def test_join_keeps_the_image_size_of_boxes(real_data: Path, tmp_path: Path) -> None:
     for file in (real_data / "chestxray14").glob("*.*"):
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "00000001_000.png").write_bytes(b"?")
@@ -100,7 +100,7 @@ def test_masks_outside_the_archive_are_an_error(archive: Path, given: str) -> No
         open_manifest(str(archive))
 
 
-def test_masks_elsewhere_are_read_where_the_user_allows_it(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_elsewhere_are_read_if_the_user_allows_it(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXR_ALLOW_OUTSIDE_MASKS", "1")
     write_truth(archive, ["a.png"], masks=[[of_uri("../m/a.png"), of_uri("s3://other/a.png")]])
     masks = open_manifest(str(archive)).table[schema.MASKS][0].as_py()
@@ -131,13 +131,13 @@ def test_masks_of_an_archive_in_a_bucket(given: str, uri: str | None) -> None:
 
 
 @pytest.mark.parametrize("mask", [of_uri(None), of_uri("", ""), of_uri("a.png", label=None), None])
-def test_a_mask_without_label_or_place_is_an_error(archive: Path, mask: dict | None) -> None:
+def test_a_mask_without_label_or_data_is_an_error(archive: Path, mask: dict | None) -> None:
     write_truth(archive, ["a.png"], masks=[[mask]])
     with pytest.raises(UserError, match="expected a label and either a code or a URI"):
         open_manifest(str(archive))
 
 
-def test_rows_that_repeat_are_one_and_those_that_contradict_are_unknown(archive: Path) -> None:
+def test_repeated_rows_count_once_and_contradictory_rows_are_unknown(archive: Path) -> None:
     other = [*POSE[:5], 0.5]
     write_truth(
         archive,
@@ -152,7 +152,7 @@ def test_rows_that_repeat_are_one_and_those_that_contradict_are_unknown(archive:
 
 
 @pytest.mark.parametrize("content", ["no table", "no ids", "damaged", "cut off", "twice"])
-def test_what_is_no_truth_is_an_error(archive: Path, content: str) -> None:
+def test_an_invalid_truth_file_is_an_error(archive: Path, content: str) -> None:
     path = archive / "truth.parquet"
     write_truth(archive, ["a.png"] * 1_000, true_theta=[POSE] * 1_000)
     data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""SIIM-ACR Pneumothorax: both releases, every image with its masks, and "none" told from "unknown"."""
+"""SIIM-ACR Pneumothorax: both releases, every image with its masks; empty masks differ from unknown ones."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def decoded(table: pa.Table) -> dict[str, dict]:
 
 
 def write_lists(folder: Path, codes: str) -> None:
-    """A DICOM release of files a to d, whose content nobody looks at."""
+    """A DICOM release of files a to d, whose content is not read."""
     for stem in "abcd":
         (folder / "study" / stem).mkdir(parents=True)
         (folder / "study" / stem / f"{stem}.dcm").write_bytes(b"?")
@@ -89,7 +89,7 @@ def codes_and_labels(rows: dict[str, dict]) -> dict[str, tuple[list[str] | None,
     }
 
 
-def test_pieces_are_united_and_none_differs_from_unknown(tmp_path: Path) -> None:
+def test_union_of_pieces_and_empty_masks_differ_from_unknown_ones(tmp_path: Path) -> None:
     write_lists(tmp_path, "a,0 3\nb, -1\na, 10 2\nc,5 5\n")
     manifest, rows = read(tmp_path)
     assert codes_and_labels(rows) == {"a": (["0 3", "10 2"], 1), "b": (["-1"], 0), "c": (["5 5"], 1), "d": (None, -1)}
@@ -101,14 +101,14 @@ def test_a_blank_code_is_an_empty_mask(tmp_path: Path) -> None:
     assert codes_and_labels(read(tmp_path)[1]) == dict.fromkeys("abcd", (["-1"], 0))
 
 
-def test_the_same_row_twice_is_one_and_contradictory_rows_are_unknown(tmp_path: Path) -> None:
+def test_repeated_rows_count_once_and_contradictory_rows_are_unknown(tmp_path: Path) -> None:
     write_lists(tmp_path, "a,0 3\na,0 3\nb,-1\nb,-1\nc,-1\nc,5 5\nd,\nd,1 1\n")
     manifest, rows = read(tmp_path)
     assert codes_and_labels(rows) == {"a": (["0 3"], 1), "b": (["-1"], 0), "c": (None, -1), "d": (None, -1)}
     assert manifest.notes[1:] == ["contradictory rows in train-rle.csv: 2 images; the values that differ are unknown"]
 
 
-def test_a_code_that_is_not_understood_is_unknown_and_named(tmp_path: Path) -> None:
+def test_an_invalid_code_is_unknown_and_noted(tmp_path: Path) -> None:
     write_lists(tmp_path, "a,none\nb,1 2 3\nc,1 2\nc,1 x\nd,-1\nd,?\n")
     manifest, rows = read(tmp_path)
     assert codes_and_labels(rows) == {"a": (None, -1), "b": (None, -1), "c": (None, 1), "d": (None, -1)}
@@ -126,7 +126,7 @@ def test_image_ids_may_have_folders_and_suffixes(tmp_path: Path, line: str) -> N
     assert {image: found[image][0] for image in found} == {image: [code] for image, code in codes.items()}
 
 
-def test_the_list_of_stage_2_is_a_known_layout(tmp_path: Path) -> None:
+def test_stage_2_list_is_detected(tmp_path: Path) -> None:
     write_lists(tmp_path, "a,-1\n")
     (tmp_path / "stage_2_train.csv").write_text("ImageId,EncodedPixels\na,-1\nb,1 2\n")
     assert codes_and_labels(read(tmp_path)[1])["b"] == (["1 2"], 1)
@@ -136,7 +136,7 @@ def test_the_list_of_stage_2_is_a_known_layout(tmp_path: Path) -> None:
     assert find_source(str(tmp_path)).name == "folder"
 
 
-def test_images_without_a_row_are_tested_with_some_of_the_others(tmp_path: Path) -> None:
+def test_unlisted_and_some_listed_images_are_test_images(tmp_path: Path) -> None:
     names = [f"{number}" for number in range(200)]
     for each in ("unlisted", *names):
         (tmp_path / f"{each}.dcm").write_bytes(b"?")
@@ -146,7 +146,7 @@ def test_images_without_a_row_are_tested_with_some_of_the_others(tmp_path: Path)
     assert 5 < sum(split == "test" for split in splits.values()) < 60
 
 
-def test_where_all_have_a_row_a_hash_chooses_the_test_part(tmp_path: Path) -> None:
+def test_a_hash_chooses_test_images_if_all_are_listed(tmp_path: Path) -> None:
     names = [f"{number}" for number in range(200)]
     for each in names:
         (tmp_path / f"{each}.dcm").write_bytes(b"?")
@@ -161,7 +161,7 @@ def test_listed_images_that_are_missing_are_counted(tmp_path: Path) -> None:
     assert expected in read(tmp_path)[0].notes
 
 
-def test_an_image_that_lies_there_twice_counts_twice_in_one_split(tmp_path: Path) -> None:
+def test_two_files_of_an_image_are_in_one_split(tmp_path: Path) -> None:
     write_lists(tmp_path, "a,0 3\nb,-1\nc,-1\n")
     (tmp_path / "a.dcm").write_bytes(b"?")
     _, rows = read(tmp_path)
@@ -171,13 +171,13 @@ def test_an_image_that_lies_there_twice_counts_twice_in_one_split(tmp_path: Path
 
 
 @PNG
-def test_the_png_release_is_known_where_the_other_lies_beside_it(archive: Path) -> None:
+def test_the_png_release_takes_precedence(archive: Path) -> None:
     write_siim_phantom(str(archive), 2, "siim", size=SIZE)
     assert read(archive)[0].table.num_rows == COUNT
 
 
 @PNG
-def test_a_positive_without_its_mask_picture_has_an_unknown_mask(archive: Path) -> None:
+def test_a_positive_image_without_mask_file_has_an_unknown_mask(archive: Path) -> None:
     lost = min(archive.glob("png_masks/*_1_.png"))
     lost.unlink()
     manifest, rows = read(archive)
@@ -200,7 +200,7 @@ def test_copies_of_the_png_release_keep_labels_masks_and_splits(archive: Path) -
 
 
 @PNG
-def test_lists_of_pictures_that_contradict_each_other_are_unknown_and_tested(archive: Path) -> None:
+def test_contradictory_png_lists_are_unknown_test_images(archive: Path) -> None:
     lines = (archive / siim.TRAIN_FILE).read_text().splitlines()
     name, image, label = lines[1].split(",")
     again = f"{name},{image},{1 - int(label)}"
@@ -221,14 +221,14 @@ def test_lists_of_pictures_that_contradict_each_other_are_unknown_and_tested(arc
 
 
 @PNG
-def test_mask_pictures_of_images_without_pneumothorax_are_not_read(archive: Path) -> None:
+def test_mask_files_of_images_without_pneumothorax_are_not_read(archive: Path) -> None:
     for path in archive.glob("png_masks/*_0_.png"):
         path.write_bytes(b"no picture")
     assert not any(row[schema.ERROR] for row in decoded(read(archive)[0].table).values())
 
 
 @PNG
-def test_a_mask_of_half_the_size_is_brought_to_its_image(archive: Path) -> None:
+def test_a_mask_of_half_the_size_is_resized_to_its_image(archive: Path) -> None:
     path = min(archive.glob("png_masks/*_1_.png"))
     small = cv2.resize(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), None, fx=0.5, fy=0.5)
     assert cv2.imwrite(str(path), small)
@@ -238,7 +238,7 @@ def test_a_mask_of_half_the_size_is_brought_to_its_image(archive: Path) -> None:
 
 
 @BOTH
-def test_a_code_that_does_not_fit_is_a_row_with_its_reason(archive: Path, layout: Layout) -> None:
+def test_a_code_that_exceeds_the_image_is_a_row_with_the_reason(archive: Path, layout: Layout) -> None:
     if layout == "siim":
         (archive / siim.CODES_FILE).write_text(f"ImageId, EncodedPixels\n{image_uid(0, 0)}, 5000 10\n")
     else:
@@ -259,7 +259,7 @@ def test_a_code_that_does_not_fit_is_a_row_with_its_reason(archive: Path, layout
         ({siim.TRAIN_FILE: "file,ImageId\n", "png_images/a.png": ""}, "without new_filename, has_pneumo"),
     ],
 )
-def test_user_errors_say_what_was_wanted(tmp_path: Path, files: dict[str, str], trouble: str) -> None:
+def test_user_errors_say_what_was_expected(tmp_path: Path, files: dict[str, str], trouble: str) -> None:
     for path, text in files.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
@@ -267,12 +267,12 @@ def test_user_errors_say_what_was_wanted(tmp_path: Path, files: dict[str, str], 
         open_manifest(str(tmp_path), "siim")
 
 
-def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_layout_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected layout siim or siim-png"):
         write_siim_phantom(str(tmp_path), 1, "jsrt")  # type: ignore[arg-type]
 
 
-def test_phantoms_are_as_imbalanced_as_the_original() -> None:
+def test_phantoms_have_the_prevalence_of_the_original() -> None:
     drawn = [make_exam(index, size=64, findings=("Pneumothorax",), prevalence=0.22) for index in range(60)]
     assert 0.08 < np.mean([bool(exam.phantom.labels) for exam in drawn]) < 0.4
 
@@ -298,12 +298,12 @@ def test_the_published_codes_with_all_images(
 
 
 def _areas(masks: list[dict[str, str]]) -> tuple[int, int]:
-    """Pixels of an image's masks united, and added up: pieces may overlap."""
+    """Pixels of the union of an image's masks, and the sum of their pixels: pieces may overlap."""
     pieces = [rle.decode(mask[schema.MASK_RLE], 1024, 1024) for mask in masks]
     return int(reduce(np.logical_or, pieces).sum()), sum(int(piece.sum()) for piece in pieces)
 
 
-def test_the_real_dicoms(real_data: Path) -> None:
+def test_real_dicoms(real_data: Path) -> None:
     assert find_source(str(real_data / "siim")).name == "siim"
     manifest, rows = read(real_data / "siim")
     listed, twin = rows.values()

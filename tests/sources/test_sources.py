@@ -1,4 +1,4 @@
-"""Finding the source of an archive, and opening it."""
+"""Detect the source of an archive and open it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cxr.sources import SOURCES, find_source, open_manifest
 ENTRY = "Image Index,Finding Labels,Patient ID,View Position\n00000001_000.png,Mass,1,PA\n"
 
 
-def test_a_layout_is_known_by_its_files(tmp_path: Path) -> None:
+def test_layouts_are_detected_by_their_files(tmp_path: Path) -> None:
     assert find_source(str(tmp_path)).name == "folder"
     (tmp_path / "Data_Entry_2017.csv").write_text(ENTRY)
     assert find_source(str(tmp_path)).name == "chestxray14"
@@ -29,7 +29,7 @@ def test_opening_by_detection_and_by_name(tmp_path: Path) -> None:
     assert open_manifest(f"file://{tmp_path}/").table[schema.IMAGE_ID].to_pylist() == ["00000001_000.png"]
 
 
-def test_one_image_is_an_archive_too(tmp_path: Path) -> None:
+def test_a_single_image_is_an_archive(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(b"?")
     assert open_manifest(str(tmp_path / "a.dcm")).table[schema.SOURCE_URI].to_pylist() == [str(tmp_path / "a.dcm")]
 
@@ -43,6 +43,6 @@ def test_one_image_is_an_archive_too(tmp_path: Path) -> None:
         ("missing", "auto", "missing"),
     ],
 )
-def test_user_errors_say_what_was_wanted(tmp_path: Path, folder: str, source: str, trouble: str) -> None:
+def test_user_errors_say_what_was_expected(tmp_path: Path, folder: str, source: str, trouble: str) -> None:
     with pytest.raises(UserError, match=trouble):
         open_manifest(str(tmp_path / folder), source)

@@ -1,4 +1,4 @@
-"""Splits are by patient, bound by official lists, the same everywhere, and leave something to train on."""
+"""Splits are by patient, follow official lists, are reproducible, and leave images for training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_no_patient_is_in_two_splits(patients: list[str], data: st.DataObject) -
     assert len(set(zip(patients, splits, strict=True))) == len(set(patients))
 
 
-def test_official_lists_bind() -> None:
+def test_official_lists_take_precedence() -> None:
     patients = [str(n) for n in range(3000)]
     number = np.arange(3000)
     splits = np.array(_split(patients, in_test=number < 1000, in_train_val=number >= 1000))
@@ -43,18 +43,18 @@ def test_official_lists_bind() -> None:
     assert np.mean(splits[1000:] == "val") == pytest.approx(0.1, abs=0.02)
 
 
-def test_one_image_in_the_test_list_holds_back_the_whole_patient() -> None:
+def test_one_image_in_the_test_list_makes_a_test_patient() -> None:
     in_test = np.array([False, True, False, False])
     assert _split(["a", "a", "b", "c"], in_test=in_test, in_train_val=~in_test)[:2] == ["test", "test"]
 
 
-def test_shares_without_lists() -> None:
+def test_fractions_without_lists() -> None:
     splits = np.array(_split([str(n) for n in range(5000)]))
     assert np.mean(splits == "val") == pytest.approx(0.1, abs=0.015)
     assert np.mean(splits == "test") == pytest.approx(0.1, abs=0.015)
 
 
-def test_a_patient_stays_when_others_come() -> None:
+def test_splits_do_not_change_when_patients_are_added() -> None:
     few, many = [str(n) for n in range(400)], [str(n) for n in range(4000)]
     assert _split(few) == _split(many)[:400]
 
@@ -66,15 +66,15 @@ def test_seeds_choose_differently() -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_small_archives_have_something_to_train_on_and_to_validate_with(count: int, seed: int) -> None:
+def test_small_archives_have_training_and_validation_images(count: int, seed: int) -> None:
     assert {"train", "val"} <= set(_split([str(n) for n in range(count)], seed=seed))
 
 
-def test_one_patient_alone_is_trained_on() -> None:
+def test_a_single_patient_is_used_for_training() -> None:
     assert {_split(["a", "a"], seed=seed)[0] for seed in range(30)} == {"train"}
 
 
-def test_the_same_in_another_process() -> None:
+def test_splits_are_the_same_in_another_process() -> None:
     call = "split_by_patient(pa.array(list('abcdefgh')))"
     code = f"import pyarrow as pa; from cxr.sources.splits import split_by_patient; print(*{call})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -88,7 +88,7 @@ def _labels(rng: np.random.Generator, images: int, rates: tuple[float, ...]) -> 
     return (rng.random((images, len(rates))) < rates).astype(np.int8)
 
 
-def test_each_fold_has_its_share_of_rare_findings_and_of_images() -> None:
+def test_folds_are_balanced_in_rare_findings_and_images() -> None:
     labels = _labels(np.random.default_rng(0), 2000, (0.3, 0.05, 0.01))
     fold = stratified(labels, np.arange(2000), 5)
     counts = np.array([labels[fold == number].sum(0) for number in range(5)])
@@ -98,7 +98,7 @@ def test_each_fold_has_its_share_of_rare_findings_and_of_images() -> None:
 
 @settings(deadline=None)
 @given(st.integers(2, 4), st.integers(0, 10**6))
-def test_groups_stay_whole_and_the_order_of_images_does_not_matter(folds: int, seed: int) -> None:
+def test_groups_are_not_divided_and_the_order_does_not_matter(folds: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels, groups = _labels(rng, 40, (0.4, 0.1)), np.array([f"p{n}" for n in [*range(4), *rng.integers(0, 12, 36)]])
     fold = stratified(labels, groups, folds)
@@ -108,7 +108,7 @@ def test_groups_stay_whole_and_the_order_of_images_does_not_matter(folds: int, s
     np.testing.assert_array_equal(stratified(labels[order], groups[order], folds), fold[order])
 
 
-def test_folds_without_labels_are_as_large_as_each_other() -> None:
+def test_folds_without_labels_have_equal_size() -> None:
     nothing = np.full((33, 2), schema.UNKNOWN, np.int8)
     assert sorted(np.bincount(stratified(nothing, np.arange(33), 4))) == [8, 8, 8, 9]
 

@@ -1,4 +1,4 @@
-"""True boxes: what is no box is dropped, the others lie within their images, and a wrong frame stops the run."""
+"""True boxes: invalid ones are dropped, others clipped to their images, and a wrong image size is an error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def manifest(
     return Manifest(manifest_table(columns, side), schema.FINDINGS)
 
 
-def test_what_is_no_box_is_dropped_and_counted() -> None:
+def test_invalid_boxes_are_dropped_and_counted() -> None:
     good = box(1, 2, 3, 4)
     flat, inverted, huge = box(1, 1, 1, 5), box(9, 9, 5, 5), box(1, 1, 1e39, 5)
     usable = with_usable_boxes(manifest([[good, flat, box(1, NAN, 2, 3)], None, [], [inverted, huge]]))
@@ -42,7 +42,7 @@ def test_what_is_no_box_is_dropped_and_counted() -> None:
     assert with_usable_boxes(usable) is usable
 
 
-def test_boxes_are_clipped_to_a_frame_that_is_known() -> None:
+def test_boxes_are_clipped_to_a_known_image_size() -> None:
     usable = with_usable_boxes(manifest([[box(1000, 1000, 1300, 1300)], [box(-2, 5, 30, 1024.2)], []], side=1024))
     assert usable.table[schema.BOXES].to_pylist()[:2] == [[box(1000, 1000, 1024, 1024)], [box(0, 5, 30, 1024)]]
     assert usable.notes == ["boxes clipped to their images: 2 of 2"]
@@ -52,7 +52,7 @@ def test_boxes_are_clipped_to_a_frame_that_is_known() -> None:
     assert beside.notes == [lost]
 
 
-def test_boxes_come_to_the_pixels_of_their_files() -> None:
+def test_boxes_are_converted_to_pixels_of_their_files() -> None:
     given = manifest(
         [[box(100, 200, 300, 5000)], [box(1, 2, 30, 4)], [box(1, 2, 3, 4)], None], [[400, 500], None, None, None]
     )
@@ -66,7 +66,7 @@ def test_boxes_come_to_the_pixels_of_their_files() -> None:
     ("frames", "side", "told"),
     [([[64, 64]] * 9, None, "image size in the archive's tables or published layout"), (None, 64, "tables")],
 )
-def test_too_many_boxes_outside_a_known_frame_stop_the_run(frames: Any, side: int | None, told: str) -> None:
+def test_too_many_boxes_outside_a_known_image_size_are_an_error(frames: Any, side: int | None, told: str) -> None:
     boxes: list[Boxes | None] = [[box(1000, 1500, 1500, 2000)] for _ in range(4)] + [[box(1, 2, 3, 4)]] * 5
     with pytest.raises(UserError, match=f"got 4 of 9 boxes outside. .*{told}"):
         with_usable_boxes(manifest(boxes, frames, side))
@@ -74,7 +74,7 @@ def test_too_many_boxes_outside_a_known_frame_stop_the_run(frames: Any, side: in
     assert few.notes == ["boxes clipped to their images: 3 of 8, of which 3 entirely outside were dropped"]
 
 
-def test_too_many_boxes_outside_their_files_stop_the_run() -> None:
+def test_too_many_boxes_outside_their_files_are_an_error() -> None:
     given = manifest([[box(1000, 1500, 1500, 2000)] * 4, [box(1, 2, 3, 4)] * 40])
     placed = place_boxes(given.table[schema.BOXES], np.full((2, 2), NAN), np.array([[64, 64], [64, 64]]))
     placed.counts.check(PART_SHARE)  # 4 of 44 may be slips that stand together
@@ -86,7 +86,7 @@ def test_too_many_boxes_outside_their_files_stop_the_run() -> None:
             counts.check(whole=whole)
 
 
-def test_an_archive_in_which_every_box_lies_outside_has_a_wrong_frame() -> None:
+def test_all_boxes_outside_are_an_error() -> None:
     with pytest.raises(UserError, match="got 1 of 1 box outside"):
         with_usable_boxes(manifest([[box(100, 100, 200, 200)], []], side=64))
     with_usable_boxes(manifest([[box(60, 60, 200, 200)], []], side=64))  # what is left of it lies inside

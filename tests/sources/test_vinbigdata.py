@@ -41,7 +41,7 @@ def read(archive: Path) -> tuple[Manifest, dict[str, dict]]:
 
 
 def write(folder: Path, rows: str, images: str = "abc") -> None:
-    """Images a to c, 40 x 20, below train/, and what train.csv says of them."""
+    """Images a to c, 40 x 20, in train/, and their rows in train.csv."""
     (folder / "train").mkdir()
     (folder / "train.csv").write_text(CSV_HEADER + rows)
     pixels = np.random.default_rng(0).integers(0, 255, (20, 40), np.uint8)
@@ -80,7 +80,7 @@ def test_a_phantom_archive_is_read_with_all_readers_boxes(archive: Path, layout:
 
 
 @BOTH
-def test_the_exact_truth_lies_beside_and_can_be_asked_for(archive: Path, layout: Layout) -> None:
+def test_exact_boxes_can_be_used_as_annotations(archive: Path, layout: Layout) -> None:
     truth = open_manifest(str(archive), labeling=Labeling(str(archive / "truth.csv")))
     boxes = {row[schema.IMAGE_ID]: row[schema.BOXES] for row in truth.table.to_pylist()}
     for index in range(COUNT):
@@ -92,7 +92,7 @@ def test_the_exact_truth_lies_beside_and_can_be_asked_for(archive: Path, layout:
         assert found == wanted
 
 
-def test_copies_of_any_size_and_shape_have_their_boxes_scaled(tmp_path: Path) -> None:
+def test_boxes_of_resized_copies_are_scaled(tmp_path: Path) -> None:
     rows = "a,ILD,5,R1,100,200,300,400\nb,ILD,5,R1,10,5,20,10\nc,No finding,14,R1,,,,\n"
     write(tmp_path, rows)
     (tmp_path / "train_meta.csv").write_text("image_id,dim0,dim1\na,400,400\n")
@@ -107,8 +107,8 @@ def test_copies_of_any_size_and_shape_have_their_boxes_scaled(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("file", ["train_meta.csv", "train.csv", "test.csv"])
-def test_sizes_come_from_any_file_that_has_them_and_however_they_are_written(file: str, tmp_path: Path) -> None:
-    """Names may have an ending, and numbers a decimal point, as in public copies of 256 to 1024 pixels."""
+def test_sizes_come_from_any_list_in_any_format(file: str, tmp_path: Path) -> None:
+    """Names may have a suffix, and numbers a decimal point, as in public copies of 256 to 1024 pixels."""
     write(tmp_path, "a,ILD,5,R1,100,200,300,400\n")
     sizes = "image_id,width,height\na.png,800.0,400\n"
     if file == "train_meta.csv":
@@ -123,14 +123,14 @@ def test_sizes_come_from_any_file_that_has_them_and_however_they_are_written(fil
     assert not any("originals' size" in note for note in manifest.notes)
 
 
-def test_boxes_outside_the_size_that_a_table_gives_stop_the_run(tmp_path: Path) -> None:
+def test_boxes_outside_the_size_in_a_table_are_an_error(tmp_path: Path) -> None:
     write(tmp_path, "".join(f"a,ILD,5,R{reader},100,200,300,400\n" for reader in range(4)))
     (tmp_path / "train_meta.csv").write_text("image_id,dim0,dim1\na,20,40\n")
     with pytest.raises(UserError, match="got 4 of 4 boxes outside"):
         open_manifest(str(tmp_path))
 
 
-def test_none_differs_from_unknown_and_the_untold_are_for_testing(tmp_path: Path) -> None:
+def test_no_boxes_differ_from_unknown_and_unlisted_images_are_test_images(tmp_path: Path) -> None:
     write(tmp_path, "a,No finding,14,R1,,,,\na,ILD,5,R2,1,2,3,4\nz,No finding,14,R1,,,,\nb,No finding,14,R9,,,,\n")
     manifest, rows = read(tmp_path)
     assert [len(rows["a"][schema.BOXES]), rows["b"][schema.BOXES], rows["c"][schema.BOXES]] == [1, [], None]
@@ -141,7 +141,7 @@ def test_none_differs_from_unknown_and_the_untold_are_for_testing(tmp_path: Path
     assert "not listed in train.csv, so findings are unknown: 1 image" in manifest.notes
 
 
-def test_a_file_of_that_name_alone_is_not_this_layout(tmp_path: Path) -> None:
+def test_the_file_name_alone_does_not_make_this_layout(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("id,label\n")
     assert not vinbigdata.detect(str(tmp_path))
     (tmp_path / "train.csv").write_text(CSV_HEADER)
@@ -163,7 +163,7 @@ def test_a_file_of_that_name_alone_is_not_this_layout(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_user_errors_say_what_was_wanted(tmp_path: Path, files: dict[str, str], trouble: str) -> None:
+def test_user_errors_say_what_was_expected(tmp_path: Path, files: dict[str, str], trouble: str) -> None:
     for path, text in files.items():
         (tmp_path / path).write_text(text)
     with pytest.raises(UserError, match=trouble):
@@ -199,7 +199,7 @@ def test_the_published_boxes_with_all_images(
 # ---- The phantom's readers
 
 
-def test_readers_of_phantoms_agree_as_far_as_people_do() -> None:
+def test_simulated_readers_agree_like_radiologists() -> None:
     exams = [make_exam(index, size=64, seed=1, prevalence=1.0) for index in range(120)]
     drawn = [read_by_three(exam, index, 1) for index, exam in enumerate(exams)]
     columns = (schema.LABEL, schema.READER, *rater_agreement.CORNERS)
@@ -222,7 +222,7 @@ def test_a_larger_archive_begins_with_the_smaller_one(tmp_path: Path) -> None:
     assert larger.startswith(smaller)
 
 
-def test_phantom_dicoms_say_nothing_of_a_patient_and_some_are_inverted(tmp_path: Path) -> None:
+def test_phantom_dicoms_have_no_patient_data_and_some_are_inverted(tmp_path: Path) -> None:
     write_vinbigdata_phantom(str(tmp_path), 3, size=64)
     files = [dcmread(path) for path in tmp_path.rglob("*.dicom")]
     assert {"PatientID", "PatientName", "PatientSex"}.isdisjoint(
@@ -231,7 +231,7 @@ def test_phantom_dicoms_say_nothing_of_a_patient_and_some_are_inverted(tmp_path:
     assert {file.PhotometricInterpretation for file in files} == {"MONOCHROME1", "MONOCHROME2"}
 
 
-def test_wrong_settings_of_phantoms(tmp_path: Path) -> None:
+def test_phantom_settings_out_of_range(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected layout vinbigdata or vinbigdata-png"):
         write_vinbigdata_phantom(str(tmp_path), 1, "jsrt")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="prevalence"):

@@ -1,4 +1,4 @@
-"""VinDr-CXR as PhysioNet publishes it: boxes, normals, readers, labels of images, official parts."""
+"""VinDr-CXR as published on PhysioNet: boxes, normal images, readers, image labels, official splits."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_boxes_readers_and_labels_of_images_are_read(archive: str) -> None:
     assert "not in any list, so findings are unknown: 2 images" in manifest.notes
 
 
-def test_parts_are_the_official_ones(archive: str) -> None:
+def test_splits_are_the_official_ones(archive: str) -> None:
     rows = rows_of(open_manifest(archive))
     assert {image for image, row in rows.items() if row[schema.SPLIT] == "test"} == {"t", "u", "v"}
     for number in range(20):
@@ -91,7 +91,7 @@ def test_parts_are_the_official_ones(archive: str) -> None:
     assert all((split == "test") == (image in "tuv") for image, split in splits.items())
 
 
-def test_lists_may_lie_in_the_root_and_labels_of_images_may_be_missing(tmp_path: Path) -> None:
+def test_lists_in_the_root_and_missing_image_labels(tmp_path: Path) -> None:
     archive = str(write(tmp_path, {"annotations_train.csv": DRAWN}, "train/a train/b.png elsewhere/c"))
     manifest = open_manifest(archive)
     assert manifest.findings == schema.VINDR_LOCAL_FINDINGS
@@ -100,7 +100,7 @@ def test_lists_may_lie_in_the_root_and_labels_of_images_may_be_missing(tmp_path:
     assert {row[schema.SPLIT] for image, row in rows_of(manifest).items() if image != "c"} <= {"train", "val"}
 
 
-def test_labels_of_images_may_come_without_boxes(tmp_path: Path) -> None:
+def test_image_labels_without_boxes(tmp_path: Path) -> None:
     archive = str(write(tmp_path, {"annotations/image_labels_train.csv": IN_TRAIN}))
     manifest = open_manifest(archive)
     assert find_source(archive).name == "vindr"
@@ -108,13 +108,13 @@ def test_labels_of_images_may_come_without_boxes(tmp_path: Path) -> None:
     assert {row[schema.BOXES] for row in rows_of(manifest).values()} == {None}
 
 
-def test_so_many_readers_must_agree_on_boxes_or_labels_and_a_consensus_counts_as_it_is(archive: str) -> None:
+def test_readers_agree_on_boxes_or_labels_and_a_consensus_is_unchanged(archive: str) -> None:
     manifest = open_manifest(archive, labeling=Labeling(readers_agree=2))
     assert shown(manifest, "a") == {"Cardiomegaly", "COPD"}
     assert shown(manifest, "t") == {"Nodule/Mass", "Edema", "Other disease"}
 
 
-def test_labels_that_contradict_each_other_are_unknown_and_counted(tmp_path: Path) -> None:
+def test_contradictory_labels_are_unknown_and_counted(tmp_path: Path) -> None:
     labels = "image_id,rad_id,Edema,COPD,No finding\na,R1,1,0,1\na,R1,1,0,1\nb,R1,1,0,0\nb,R1,0,0,0\nb,R2,,1,0\n"
     files = {
         "annotations_train.csv": "image_id,rad_id,class_name,x_min,y_min,x_max,y_max\n",

@@ -194,7 +194,7 @@ def test_errors_of_local_files(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="never deleted"):
         storage.delete("/")
     storage.write_text(missing, "{")
-    with pytest.raises(StorageError, match="is not JSON"):
+    with pytest.raises(StorageError, match="is not valid JSON"):
         storage.read_json(missing)
 
 

@@ -24,19 +24,19 @@ class Step:
     images_per_s: float  # through Ray Train
     bare_images_per_s: float
     gflop_per_image: float  # forward and backward, multiplications and additions
-    limit_gflops: float  # peak: product of large matrices on the same device
+    peak_gflops: float  # peak: product of large matrices on the same device
 
     @property
-    def over_bare(self) -> float:
+    def ratio_to_bare_loop(self) -> float:
         return self.images_per_s / self.bare_images_per_s
 
     @property
-    def share(self) -> float:
+    def mfu(self) -> float:
         """Fraction of the peak that the step reaches (model FLOPs utilization)."""
-        return self.images_per_s * self.gflop_per_image / self.limit_gflops
+        return self.images_per_s * self.gflop_per_image / self.peak_gflops
 
     def metrics(self) -> dict[str, float]:
-        values = vars(self) | {"over_bare": self.over_bare, "share_of_limit": self.share}
+        values = vars(self) | {"ratio_to_bare_loop": self.ratio_to_bare_loop, "mfu": self.mfu}
         return {f"{self.precision}/{name}": value for name, value in values.items() if name != "precision"}
 
 
@@ -53,7 +53,7 @@ def operations(recipe: Recipe, findings: tuple[str, ...]) -> float:
     return counter.get_total_flops() / len(batch[schema.PIXELS]) / 1e9
 
 
-def limit(precision: str, device: torch.device, seconds: float = 2.0) -> float:
+def peak(precision: str, device: torch.device, seconds: float = 2.0) -> float:
     """GFLOP/s of products of square matrices; on a CPU with one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
