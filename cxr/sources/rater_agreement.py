@@ -1,4 +1,4 @@
-"""Boxes that several readers (radiologists) drew on an image: fusion, labels by vote, and inter-reader agreement.
+"""Boxes that several readers (radiologists) drew on an image: fusion, and labels by vote.
 
 The boxes of an image are arrays over all readers: boxes_N4 (x_min, y_min, x_max, y_max in pixels), label_N (finding
 numbers) and reader_N (who drew each box). The score of a fused box is the fraction of readers who drew it.
@@ -7,25 +7,21 @@ numbers) and reader_N (who drew each box). The score of a fused box is the fract
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import combinations
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from cxr import schema
-from cxr.boxes import ScoredBoxes, iou
+from cxr.boxes import ScoredBoxes
 from cxr.boxes import wbf as fuse
 
 IOU = 0.4  # boxes with a higher IoU mark the same object; VinBigData's own threshold
 CORNERS = (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
 
-READERS, IMAGE_LABELS = (
-    "readers",
-    "image_labels",
-)  # keys in `schema.EXTRA`: who read the image; who marked it, by finding
+READERS, IMAGE_LABELS = "readers", "image_labels"  # keys in `schema.EXTRA`: readers; readers who marked a finding
 T = TypeVar("T")
 
 Box = Mapping[str, Any]  # as schema.BOX_TYPE
@@ -167,42 +163,3 @@ def _fuse_boxes(boxes: Sequence[Box], findings: Sequence[str], how: ReaderBoxes,
         {schema.LABEL: findings[label], schema.READER: None, **dict(zip(CORNERS, box, strict=True))}
         for box, label in zip(fused.boxes.tolist(), fused.labels.tolist(), strict=True)
     ]
-
-
-# ---- Inter-reader agreement
-
-
-def pair_f1(images: Iterable[tuple[Sequence[Box], Sequence[str]]], findings: Sequence[str]) -> np.ndarray:
-    """(findings,) F1 between two readers' boxes, 2 x matches / boxes of both, pooled over all pairs of readers.
-
-    Boxes of a finding are matched one to one in order of decreasing IoU, above `IOU`. NaN if there are no boxes.
-
-    Args:
-        images: boxes and readers of each image.
-    """
-    matched, boxes_of_both = np.zeros(len(findings)), np.zeros(len(findings))
-    for boxes, readers in images:
-        by_reader = _by_finding(boxes, findings)
-        for first, second in combinations(readers, 2):
-            for number in by_reader[first].keys() | by_reader[second].keys():
-                a, b = (_boxes(by_reader[each].get(number, [])) for each in (first, second))
-                matched[number] += sum(1 for _ in matches(a, b))
-                boxes_of_both[number] += len(a) + len(b)
-    return np.divide(2 * matched, boxes_of_both, out=np.full(len(findings), np.nan), where=boxes_of_both > 0)
-
-
-def matches(a_N4: np.ndarray, b_M4: np.ndarray) -> Iterator[tuple[int, int]]:
-    """One-to-one pairs of boxes with an IoU above `IOU`, in order of decreasing IoU."""
-    overlap = iou(a_N4, b_M4)
-    while overlap.size and overlap.max() > IOU:
-        first, second = np.unravel_index(int(overlap.argmax()), overlap.shape)
-        yield int(first), int(second)
-        overlap[first, :] = overlap[:, second] = 0
-
-
-def _by_finding(boxes: Sequence[Box], findings: Sequence[str]) -> Mapping[str, dict[int, list[list[float]]]]:
-    by_reader: dict[str, dict[int, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
-    for box in boxes:
-        number = findings.index(box[schema.LABEL])
-        by_reader[box[schema.READER]][number].append([box[corner] for corner in CORNERS])
-    return by_reader

@@ -9,6 +9,7 @@ import pytest
 
 from cxr import schema
 from cxr.sources import rater_agreement
+from tests.reader_agreement import matches, pair_f1
 
 FINDINGS = ("a", "b")
 NEAR = [[0, 0, 100, 100], [0, 0, 100, 90], [20, 20, 120, 120]]  # IoU with the first: .9, .47; with their mean .48
@@ -113,10 +114,10 @@ def test_pair_f1() -> None:
     looked = ("r1", "r2", "r3")
     # a: r1-r2 match; r1 and r2 each alone against r3: 2 boxes; in the second image 2 pairs with one box
     expected_a = 2 * 1 / (2 + 1 + 1 + 2)
-    np.testing.assert_allclose(rater_agreement.pair_f1([(one, looked), (other, looked)], FINDINGS), [expected_a, 0])
-    assert np.isnan(rater_agreement.pair_f1([([], looked)], FINDINGS)).all()
+    np.testing.assert_allclose(pair_f1([(one, looked), (other, looked)], FINDINGS), [expected_a, 0])
+    assert np.isnan(pair_f1([([], looked)], FINDINGS)).all()
 
 
 def test_matches_are_one_to_one_in_order_of_iou() -> None:
-    assert sorted(rater_agreement.matches(np.array(NEAR), np.array([NEAR[0], NEAR[1]]))) == [(0, 0), (1, 1)]
-    assert list(rater_agreement.matches(np.zeros((0, 4)), np.array([FAR]))) == []
+    assert sorted(matches(np.array(NEAR), np.array([NEAR[0], NEAR[1]]))) == [(0, 0), (1, 1)]
+    assert list(matches(np.zeros((0, 4)), np.array([FAR]))) == []

@@ -22,6 +22,7 @@ from cxr.sources import Labeling, find_source, image_files, open_manifest, rater
 from cxr.sources.annotations import HEADER
 from cxr.sources.manifest import Manifest
 from cxr.storage import FileEntry
+from tests.reader_agreement import pair_f1
 
 COUNT, SIZE = 12, 64
 PIXELS = PixelFormat(SIZE)
@@ -191,7 +192,7 @@ def test_the_published_boxes_with_all_images(
     splits = Counter(row[schema.SPLIT] for row in rows)
     assert min(splits.values()) > 1_200
     read_by = [(row[schema.BOXES], who) for row, who in zip(rows, looked, strict=True)]
-    agreement = rater_agreement.pair_f1(read_by, manifest.findings)
+    agreement = pair_f1(read_by, manifest.findings)
     assert agreement.mean() == pytest.approx(0.409, abs=5e-4)
     assert agreement.argmax() == manifest.findings.index("Cardiomegaly")
 
@@ -208,7 +209,7 @@ def test_simulated_readers_agree_like_radiologists() -> None:
     assert {len(who) for who in looked} == {3}
     assert {reader for who in looked for reader in who} == {f"R{number}" for number in range(1, 18)}
     common = ("Cardiomegaly", "Infiltration", "Nodule/Mass", "Pleural effusion")
-    told = rater_agreement.pair_f1(zip(boxes, looked, strict=True), schema.VINBIGDATA_FINDINGS)
+    told = pair_f1(zip(boxes, looked, strict=True), schema.VINBIGDATA_FINDINGS)
     assert 0.35 < np.mean([told[schema.VINBIGDATA_FINDINGS.index(name)] for name in common]) < 0.8
     assert sum(map(len, boxes)) < 0.95 * 3 * sum(len(exact(exam)) for exam in exams)
 
