@@ -166,7 +166,7 @@ def test_only_the_encoders_checkpoint_may_read_it(written: tuple[str, str, Check
 
 
 def test_what_wants_images_refuses_latents(written: tuple[str, str, Checkpoint]) -> None:
-    with pytest.raises(UserError, match=r"latents, not X-rays.*made of, /archive"):
+    with pytest.raises(UserError, match=r"expected X-rays in .*, got latents.*were made, /archive"):
         shards.read_info(written[0])
 
 
