@@ -33,11 +33,11 @@ from cxr.training.sweep import train_all
 MULTISCALE, LAST = "multiscale", "last"
 # Name -> the settings in which its recipe differs from the job's.
 VARIANTS: dict[str, dict[str, str]] = {
-    MULTISCALE: {"cam_stages": "all", "relevance": "learnt"},
+    MULTISCALE: {"cam_stages": "all", "relevance": "learned"},
     "uniform": {"cam_stages": "all", "relevance": "uniform"},
     LAST: {"cam_stages": "last"},
     **{
-        f"{name}-{pooling}": {"cam_stages": stages, "relevance": "learnt", "pooling": pooling}
+        f"{name}-{pooling}": {"cam_stages": stages, "relevance": "learned", "pooling": pooling}
         for name, stages in ((MULTISCALE, "all"), (LAST, "last"))
         for pooling in ("mean", "max", "lse")
     },

@@ -32,7 +32,7 @@ RECIPES: dict[str, Recipe] = SMALL | {
     "align by features": SMALL["align"].replace(target="features", feature_weight=1.0),
     "align by structure": SMALL["align"].replace(target="structure", iterations=2),
     "align with lungs": AlignRecipe(size=32, backbone="conv3", batch_size=4, epochs=1),
-    "detect by AdamW": SMALL["detect"].replace(algorithm="adamw", epochs=20, close_mosaic=0, mixup=0.5),
+    "detect by AdamW": SMALL["detect"].replace(optimizer="adamw", epochs=20, close_mosaic=0, mixup=0.5),
     "lungs in two stages": SMALL["lungs"].replace(warmup_size=16, warmup_epochs=1),
 }
 

@@ -91,11 +91,11 @@ class CustomOptimizer(Protocol):
         ema · (1 − exp(−n / ema_ramp)). 0: the decay is `ema` from the start."""
         ...
 
-    def optimizer(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:
+    def make_optimizer(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:
         """A new optimizer of the task's trainable parameters for one stage."""
         ...
 
-    def schedule(self, optimizer: Optimizer, stage: Stage, updates_per_epoch: int) -> LRScheduler:
+    def make_schedule(self, optimizer: Optimizer, stage: Stage, updates_per_epoch: int) -> LRScheduler:
         """A schedule of one stage; the engine steps it after every update of the weights."""
         ...
 
@@ -108,11 +108,11 @@ class AdamWWithCosine:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def optimizer(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:
+    def make_optimizer(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:
         trainable = [parameter for parameter in task.parameters() if parameter.requires_grad]
         return optimizers.adamw(trainable, stage.lr, self.recipe.weight_decay, fused=fused)
 
-    def schedule(self, optimizer: Optimizer, stage: Stage, updates_per_epoch: int) -> LRScheduler:
+    def make_schedule(self, optimizer: Optimizer, stage: Stage, updates_per_epoch: int) -> LRScheduler:
         return optimizers.warmup_cosine(optimizer, self.recipe.warmup, stage.epochs * updates_per_epoch)
 
 

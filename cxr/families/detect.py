@@ -83,7 +83,7 @@ class DetectRecipe(Recipe):
     epochs: int = 100
     batch_size: int = 16
     lr: float = 0.01
-    algorithm: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     """Optimizer. sgd (with Nesterov momentum) suits long trainings. adamw, with an lr of about 0.001 and without a
     special warmup of biases, learns faster in trainings of some thousand steps."""
     weight_decay: float = 5e-4
@@ -149,7 +149,7 @@ class DetectRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("architecture", self.architecture, SIZES)
-        one_of("algorithm", self.algorithm, ("sgd", "adamw"))
+        one_of("optimizer", self.optimizer, ("sgd", "adamw"))
         one_of("incomplete_boxes", self.incomplete_boxes, ("mask", "exclude"))
         if self.size % STRIDE:
             raise UserError(f"size: expected a multiple of {STRIDE}, got {self.size}")
@@ -186,19 +186,19 @@ class DetectRecipe(Recipe):
         """Ultralytics sums the gradients of all images of an update."""
         return float(self.batch_size * self.accumulate)
 
-    def optimizer(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:
+    def make_optimizer(self, task: Task, stage: Stage, *, fused: bool) -> Optimizer:
         decay = self.weight_decay * self.loss_scale / NOMINAL_BATCH_SIZE
-        if self.algorithm == "adamw":
+        if self.optimizer == "adamw":
             return grouped_adamw(task.network, stage.lr, decay, self.momentum, fused=fused)
         return grouped_sgd(task.network, stage.lr, decay, self.momentum)
 
-    def schedule(self, optimizer: Optimizer, stage: Stage, updates_per_epoch: int) -> LRScheduler:
+    def make_schedule(self, optimizer: Optimizer, stage: Stage, updates_per_epoch: int) -> LRScheduler:
         return LinearDecay(
             epochs=stage.epochs,
             updates_per_epoch=updates_per_epoch,
             warmup=round(self.warmup * stage.epochs * updates_per_epoch),
             final_fraction=self.final_lr_fraction,
-            bias_lr=self.warmup_bias_lr if self.algorithm == "sgd" else 0.0,
+            bias_lr=self.warmup_bias_lr if self.optimizer == "sgd" else 0.0,
             first_momentum=self.warmup_momentum,
         ).schedule(optimizer)
 

@@ -73,8 +73,8 @@ class LocalizeRecipe(ClassifierRecipe):
     4 and 8 times this."""
     cam_stages: StageChoice = "all"
     """Backbone stages that produce maps: all four, or only the last (CAM, Zhou et al. 2016)."""
-    relevance: Relevance = "learnt"
-    """Weights of the stages' maps: learnt per finding, or uniform."""
+    relevance: Relevance = "learned"
+    """Weights of the stages' maps: learned per finding, or uniform."""
     pooling: Pooling = "lse"
     """How a map is reduced to a logit: its mean, its max, or log-sum-exp (lse), which is in between."""
     lse_r: float = 6.0

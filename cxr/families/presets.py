@@ -95,7 +95,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
                 "size": 256,
                 "epochs": 20,
                 "batch_size": 8,
-                "algorithm": "adamw",
+                "optimizer": "adamw",
                 "lr": 0.001,
                 "mosaic": 0.0,
                 "close_mosaic": 0,

@@ -1,6 +1,6 @@
 """AE-CNN (Ranjan et al., ICVGIP 2018): an autoencoder that compresses X-rays, and a classifier of its latents.
 
-A latent is a picture too: one channel in [0, 1], smaller by `factor` to each side, kept with 8 or 16 bits a value.
+A latent is an image, too: one channel in [0, 1], smaller by `factor` on each side, stored with 8 or 16 bits per value.
 Suffixes: B batch, H and W height and width of images, h and w of latents, F findings.
 """
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 class Codec(nn.Module):
-    """What turns images (B, 1, H, W) into latents (B, 1, H / factor, W / factor) and back; neither is clipped."""
+    """Images (B, 1, H, W) to latents (B, 1, H / factor, W / factor) and back; neither is clipped."""
 
     factor: int
 
@@ -40,7 +40,7 @@ class NoCodec(Codec):
 
 
 class ResizeCodec(Codec):
-    """Plain resizing: means of squares on the way down, cubic interpolation on the way up."""
+    """Plain resizing: average pooling to encode, bicubic interpolation to decode."""
 
     def __init__(self, factor: int) -> None:
         super().__init__()
@@ -54,10 +54,10 @@ class ResizeCodec(Codec):
 
 
 class PublishedCodec(Codec):
-    """The network of the paper: three convolutions with 1,025 parameters, 16 pixels to a value.
+    """The network of the paper: three convolutions with 1,025 parameters, 16 pixels per value.
 
-    It begins as resizing, one channel of the 32; from random weights it takes far longer to come as near. Pixels
-    beyond the border count as 0, as published, which shows: it learns best from whole images.
+    It is initialized as resizing in one of its 32 channels; from random weights it takes far longer to get as good.
+    As published, pixels beyond the border count as 0, which is visible at the border: it trains best on whole images.
     """
 
     factor = 4
@@ -66,7 +66,7 @@ class PublishedCodec(Codec):
         super().__init__()
         self.encoder = nn.Sequential(nn.Conv2d(1, 32, 5, stride=4, padding=2), nn.ELU(), nn.Conv2d(32, 1, 1))
         self.decoder = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.PixelShuffle(4))
-        _begin_as_resizing(*(part for part in self.modules() if isinstance(part, nn.Conv2d)))
+        _initialize_as_resizing(*(part for part in self.modules() if isinstance(part, nn.Conv2d)))
 
     def encode(self, x_B1HW: Tensor) -> Tensor:
         return self.encoder(x_B1HW)
@@ -76,22 +76,22 @@ class PublishedCodec(Codec):
 
 
 class ResidualCodec(ResizeCodec):
-    """Resizing, corrected in both directions by networks that work at the latent's size and begin as nothing.
+    """Resizing plus corrections by two networks at the latent's resolution, which initially output zero.
 
-    The latent stays a picture that classifiers of resized X-rays understand, and carries in its fine grain what the
+    The latent remains an image that classifiers of resized X-rays can read, and carries in its fine detail what the
     decoder needs to sharpen it.
 
     Args:
-        depth: convolutions with `width` channels in each direction, 1 or more.
+        depth: number of convolutions with `width` channels in each direction, at least 1.
     """
 
     def __init__(self, factor: int, depth: int, width: int) -> None:
         super().__init__(factor)
         self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(factor), *_convolutions(factor * factor, width, depth), _silent(width, 1)
+            nn.PixelUnshuffle(factor), *_convolutions(factor * factor, width, depth), _zero_convolution(width, 1)
         )
         self.decoder = nn.Sequential(
-            *_convolutions(1, width, depth), _silent(width, factor * factor), nn.PixelShuffle(factor)
+            *_convolutions(1, width, depth), _zero_convolution(width, factor * factor), nn.PixelShuffle(factor)
         )
 
     def encode(self, x_B1HW: Tensor) -> Tensor:
@@ -102,8 +102,8 @@ class ResidualCodec(ResizeCodec):
 
 
 @torch.no_grad()
-def _begin_as_resizing(down: nn.Conv2d, mix: nn.Conv2d, up: nn.Conv2d) -> None:
-    """Means of 4 x 4 pixels, and linear interpolation between their middles."""
+def _initialize_as_resizing(down: nn.Conv2d, mix: nn.Conv2d, up: nn.Conv2d) -> None:
+    """Means of 4 x 4 pixels, and linear interpolation between their centers."""
     for layer in (mix, up):
         layer.weight.zero_()
         assert layer.bias is not None
@@ -113,9 +113,13 @@ def _begin_as_resizing(down: nn.Conv2d, mix: nn.Conv2d, up: nn.Conv2d) -> None:
     down.weight[0] = 0
     down.weight[0, 0, 1:, 1:] = 1 / 16
     mix.weight[0, 0] = 1
-    away = (torch.arange(4) - 0.5) / 4  # of a latent's pixels from the middle that it is the mean of, in latents
-    shares = torch.stack([-away, 1 - away.abs(), away], 1).clamp(min=0)  # of the latent before, itself, the next
-    up.weight[:, 0] = torch.einsum("ya,xb->yxab", shares, shares).flatten(0, 1)
+    offset = (
+        torch.arange(4) - 0.5
+    ) / 4  # of a latent's pixels from the center of those it is the mean of, in latents
+    weights = torch.stack([-offset, 1 - offset.abs(), offset], 1).clamp(
+        min=0
+    )  # of the previous latent, itself, the next
+    up.weight[:, 0] = torch.einsum("ya,xb->yxab", weights, weights).flatten(0, 1)
 
 
 def _convolutions(channels: int, width: int, depth: int) -> list[nn.Module]:
@@ -127,8 +131,8 @@ def _convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 3, padding=1, padding_mode="replicate")
 
 
-def _silent(channels_in: int, channels_out: int) -> nn.Conv2d:
-    """A convolution that gives zeros until it is trained."""
+def _zero_convolution(channels_in: int, channels_out: int) -> nn.Conv2d:
+    """A convolution that outputs zeros until it is trained."""
     layer = _convolution(channels_in, channels_out)
     nn.init.zeros_(layer.weight)
     assert layer.bias is not None
@@ -137,12 +141,12 @@ def _silent(channels_in: int, channels_out: int) -> nn.Conv2d:
 
 
 class AECNN(nn.Module):
-    """A codec, and a classifier that sees its latents only.
+    """A codec, and a classifier that sees only its latents.
 
     Args:
         classifier: latents (B, 1, h, w) in [0, 1] to logits (B, F).
         findings: names of the F outputs.
-        bits: of a latent's values, 8 or 16; they are rounded so in training already.
+        bits: 8 or 16 bits per value of a latent; values are rounded to them in training, too.
     """
 
     thresholds: Tensor
@@ -150,7 +154,7 @@ class AECNN(nn.Module):
     def __init__(self, codec: Codec, classifier: nn.Module, findings: Sequence[str], bits: int = 8) -> None:
         super().__init__()
         self.codec, self.classifier, self.findings, self.bits = codec, classifier, tuple(findings), bits
-        self.register_buffer("thresholds", torch.full((len(findings),), 0.5))  # from validation, by its task
+        self.register_buffer("thresholds", torch.full((len(findings),), 0.5))  # set by the task's validation
 
     def encode(self, x_B1HW: Tensor) -> Tensor:
         """Latents as they are stored, float32: within [0, 1], in steps of 1 / (2**bits − 1)."""
@@ -167,7 +171,7 @@ class AECNN(nn.Module):
 
 
 def clipped(values: Tensor) -> Tensor:
-    """Values clipped to [0, 1]; what lies outside still learns its way back, and is not driven further away."""
+    """Values clipped to [0, 1]; gradients pass unless they would drive a clipped value further outside."""
     return _Clip.apply(values)  # pyright: ignore[reportReturnType]
 
 
@@ -185,6 +189,6 @@ class _Clip(torch.autograd.Function):
 
 
 def stepped(values: Tensor, bits: int) -> Tensor:
-    """Values in [0, 1] rounded to 2**bits steps; gradients pass as if they were not."""
+    """Values in [0, 1] rounded to 2**bits levels; gradients pass unchanged (straight-through)."""
     steps = 2**bits - 1
     return values + ((values * steps).round() / steps - values).detach()

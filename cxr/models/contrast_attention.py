@@ -1,4 +1,4 @@
-"""Contrast-induced attention (Liu et al., ICCV 2019): findings are where an X-ray differs from one without any."""
+"""Contrast-induced attention (Liu et al., ICCV 2019): locates findings where an X-ray differs from one without any."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ LAYERS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "laye
 
 
 class ContrastAttention(nn.Module):
-    """Aligned images (B, 1, H, W) in [0, 1] to logits of findings (B, K, grid, grid), cell by cell.
+    """Aligned images (B, 1, H, W) in [0, 1] to logits of findings in each cell, (B, K, grid, grid).
 
-    Every image, with findings or without, is compared with another that has none: F are its features, N the other's,
-    A = max over channels of |F − N|, brought into [0, 1], and the head sees A · F. In training N are the features of
-    one other image. In use no label is known: N is `mean_negative`, the mean over training images without findings,
-    which is why all images must be aligned alike.
+    Every image, with findings or without, is compared with an image without findings. If F are its features and N
+    those of the other image, A = max over channels of |F − N|, scaled to [0, 1], and the head sees A · F. In training,
+    N are the features of one other image. In use, N is `mean_negative`, the mean over training images without
+    findings, which is why all images must be aligned to the same frame.
 
     Args:
         backbone: a ResNet of torchvision.
-        grid: cells to a side; features of another size are pooled or interpolated.
-        stages: of the backbone: 4 shrink an image by 32, the first 3 by 16.
-        aligner: finds the transform that brings an image into the common frame; not trained with the rest.
+        grid: cells per side; features of another size are pooled or interpolated.
+        stages: number of stages of the backbone; 4 reduce an image by 32, 3 by 16.
+        aligner: predicts the transform into the common frame; not trained with the rest.
 
     Raises:
-        ValueError: no such backbone, or no cells.
+        ValueError: there is no such backbone or number of stages, or the grid has no cells.
     """
 
     mean_negative: Tensor
@@ -53,7 +53,8 @@ class ContrastAttention(nn.Module):
         super().__init__()
         if backbone not in BACKBONES or stages not in get_args(Stages) or grid < 1:
             raise ValueError(
-                f"{backbone!r} with {stages} stages, grid {grid}: wanted one of {', '.join(BACKBONES)}; 3 or 4; cells"
+                f"expected backbone {', '.join(BACKBONES)}, 3 or 4 stages and a grid of at least 1, got {backbone}, "
+                f"{stages} and {grid}"
             )
         self.findings, self.grid = tuple(findings), grid
         self.backbone = _headless(backbone, stages)
@@ -73,44 +74,44 @@ class ContrastAttention(nn.Module):
         return self
 
     def forward(self, x_B1HW: Tensor) -> Tensor:
-        """Logits as in use, where the mean of images without findings stands in for another image."""
+        """Logits as in use: compared with the mean of the images without findings."""
         return self.located(self.features(x_B1HW), self.mean_negative)
 
     def theta(self, x_B1HW: Tensor) -> Tensor:
-        """`theta_unit` (B, 2, 3), from the common frame to images as they are given; the identity without aligner."""
+        """`theta_unit` (B, 2, 3), from the common frame to the given images; the identity without an aligner."""
         with torch.no_grad():
             return identity(len(x_B1HW), x_B1HW.device) if self.aligner is None else self.aligner(x_B1HW)
 
     def features(self, x_B1HW: Tensor) -> Tensor:
-        """(B, channels, grid, grid), none negative."""
+        """(B, channels, grid, grid), without negative values."""
         x = (x_B1HW.expand(-1, 3, -1, -1) - self.backbone.mean) / self.backbone.std
         for layer in self.layers():
             x = layer(x)
         return resized(x, self.grid)
 
     def layers(self) -> list[nn.Module]:
-        """The backbone's, in order."""
+        """The layers of the backbone, in order."""
         return [self.backbone.body.get_submodule(name) for name in LAYERS]
 
     def located(self, own_BCPP: Tensor, other_BCPP: Tensor) -> Tensor:
-        """Logits from an image's features and those of an image without findings, or (C, grid, grid) for all."""
+        """Logits from an image's features and those of an image without findings; one (C, grid, grid) may serve all."""
         return self.head(contrast(own_BCPP, other_BCPP) * own_BCPP)
 
 
 def contrast(own_BCPP: Tensor, other_BCPP: Tensor) -> Tensor:
-    """The attention (B, 1, P, P), float32, 0 where an image differs least from the other and 1 where most."""
+    """Attention (B, 1, P, P), float32: 0 where the features differ least and 1 where they differ most."""
     apart = (own_BCPP.float() - other_BCPP.float()).abs().amax(1, keepdim=True)
     low, high = apart.amin((2, 3), keepdim=True), apart.amax((2, 3), keepdim=True)
     return (apart - low) / (high - low + 1e-6)
 
 
 def probabilities(logits_BKPP: Tensor) -> Tensor:
-    """(B, K) that an image shows a finding: 1 − ∏(1 − p_j)."""
+    """(B, K) probability that an image shows a finding: 1 − ∏(1 − p_j)."""
     return -torch.expm1(log_absent(logits_BKPP))
 
 
 def resized(features_BCHW: Tensor, grid: int) -> Tensor:
-    """Features on another grid: pooled where it is coarser, interpolated where it is finer."""
+    """Features on another grid: pooled to a coarser one, interpolated to a finer one."""
     side = features_BCHW.shape[-1]
     if side == grid:
         return features_BCHW
@@ -121,10 +122,10 @@ def resized(features_BCHW: Tensor, grid: int) -> Tensor:
 
 @in_float32
 def warp_boxes(boxes_BN4: Tensor, theta: Tensor) -> Tensor:
-    """Axis-aligned hulls of boxes moved as points of the output of `warp` by `theta` (B, 2, 3): to where it samples.
+    """Boxes in the output of `warp` by `theta` (B, 2, 3) to the axis-aligned hulls of where it samples the input.
 
-    Boxes are x_min, y_min, x_max, y_max as shares (0–1) of the output, and come out as shares of the input; they are
-    not cut off at its border. With `spatial_transformer.invert(theta)` they go the other way. NaN stays NaN.
+    Boxes are x_min, y_min, x_max, y_max as fractions (0–1) of the output; the results are fractions of the input, not
+    clipped to it. Use `spatial_transformer.invert(theta)` for the opposite direction. NaN stays NaN.
     """
     x0, y0, x1, y1 = (2 * boxes_BN4 - 1).unbind(-1)
     corners_BN42 = torch.stack([torch.stack([x, y], -1) for x, y in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))], -2)
@@ -133,7 +134,7 @@ def warp_boxes(boxes_BN4: Tensor, theta: Tensor) -> Tensor:
 
 
 def load_backbone(network: ContrastAttention, state: Mapping[str, Tensor]) -> None:
-    """Load torchvision's state dict, or that of a network that holds a Classifier; raises as `load_body`."""
+    """Load torchvision's state dict, or that of a network that contains a Classifier; raises as `load_body`."""
     load_body(network.backbone, state)
 
 
@@ -146,5 +147,5 @@ def _headless(name: Backbone, stages: Stages) -> Classifier:
 
 
 def _channels(backbone: Classifier) -> int:
-    """Of the features that the backbone gives."""
+    """Number of channels of the backbone's features."""
     return max(layer.out_channels for layer in backbone.body.modules() if isinstance(layer, nn.Conv2d))

@@ -1,14 +1,14 @@
-"""Class activation maps of several stages, weighed by learnt relevance (Sedai et al. 2018, arXiv 1808.08280).
+"""Class activation maps of several stages, weighted by learned relevance (Sedai et al. 2018, arXiv 1808.08280).
 
-A 1 x 1 convolution makes a map a finding of what each of a backbone's four stages gives. Its pooled value is the
-stage's logit z; the finding's logit is Σ α z over the stages, where the relevance α is a softmax over them, each
-finding's own. The attention map is Σ α n(map), with the same α: small findings may be seen where the grid is fine,
-large ones where fields are large. One stage alone is CAM (Zhou et al. 2016).
+A 1 x 1 convolution turns the features of each of a backbone's four stages into one map per finding. A map's pooled
+value is the stage's logit z. The finding's logit is Σ α z over the stages, where the relevance α is a softmax over
+them, learned per finding. The attention map is Σ α n(map) with the same α: small findings may be located where the
+grid is fine, large ones where receptive fields are large. With one stage this is CAM (Zhou et al. 2016).
 
-n brings the maps of a stage and finding to one fixed scale, kept in the network: 0 is the mean of maps in images
-without the finding, 1 the mean height of the peaks in images with it, both over validation images; what lies outside
-is cut off. A scale of each image's own (min-max, as is usual for CAM) would make every map reach 1, also those of
-absent findings; a sigmoid has its middle where the loss wants it, which for pooled maps is no place's own evidence.
+n maps the values of a stage and finding to one fixed scale, saved in the network: 0 is the mean of the maps in images
+without the finding, 1 the mean of the peaks in images with it, both over validation images; values outside are
+clipped. A scale per image (min-max, as is common for CAM) would make every map reach 1, including those of absent
+findings. A sigmoid would be centered where the loss puts it, which for pooled maps is not evidence at any position.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from cxr.precision import in_float32
 
 CamBackbone = Literal[
     "small", "densenet121", "densenet169", "densenet201", "resnet18", "resnet34", "resnet50"
-]  # small: a ResNet of a quarter of a million parameters, for CPUs
+]  # small: a ResNet with a quarter of a million parameters, for CPUs
 CAM_BACKBONES: tuple[CamBackbone, ...] = get_args(CamBackbone)
 Pooling = Literal["mean", "max", "lse"]
 StageChoice = Literal["all", "last"]
-Relevance = Literal["learnt", "uniform"]
+Relevance = Literal["learned", "uniform"]
 
 SMALL_WIDTHS = (32, 32, 48, 64, 96)  # channels of the stem and of each stage
-PACE = 10.0  # by which relevance moves faster than other weights: at their pace it would stay near uniform
-_LEAST_RISE = 1e-6  # of a map's scale
+RELEVANCE_GAIN = 10.0  # learns relevance faster than other weights: at their pace it would stay nearly uniform
+_MIN_RANGE = 1e-6  # of a map's scale
 
 
 class MultiscaleCAM(nn.Module):
-    """Images (B, 1, H, W) in [0, 1] to logits (B, F), float32; and to maps of where the findings are.
+    """Images (B, 1, H, W) in [0, 1] to logits (B, F), float32, and to maps of the findings' locations.
 
     Args:
         findings: F names.
         stem_stride: see `Classifier`; the stages' strides are 1, 2, 4 and 8 times this.
-        stages: all four, or the last alone.
-        relevance: of the stages: learnt, or the same of each.
-        pooling: of maps: their mean, maximum, or log-sum-exp, (1 / r) log mean exp(r map).
-        lse_r: r; near 0 the mean, large the maximum.
+        stages: all four, or only the last.
+        relevance: weights of the stages: learned, or uniform.
+        pooling: pooling of maps: mean, max, or lse (log-sum-exp), (1 / r) log mean exp(r map).
+        lse_r: r in log-sum-exp; it approaches the mean for small r and the maximum for large r.
 
     Raises:
-        ValueError: no such backbone, pooling, stages or relevance.
+        ValueError: there is no such backbone, pooling, stages or relevance.
     """
 
     relevance_logits: Tensor
@@ -66,7 +66,7 @@ class MultiscaleCAM(nn.Module):
         stem_stride: StemStride = 4,
         *,
         stages: StageChoice = "all",
-        relevance: Relevance = "learnt",
+        relevance: Relevance = "learned",
         pooling: Pooling = "lse",
         lse_r: float = 6.0,
     ) -> None:
@@ -80,7 +80,7 @@ class MultiscaleCAM(nn.Module):
         self.fields = receptive_fields(self.trunk)
         shape = len(self.heads), len(findings)
         even = torch.zeros(shape)
-        if relevance == "learnt" and stages == "all":
+        if relevance == "learned" and stages == "all":
             self.relevance_logits = nn.Parameter(even)
         else:
             self.register_buffer("relevance_logits", even)
@@ -92,13 +92,13 @@ class MultiscaleCAM(nn.Module):
         return self.logits(self.maps(x_B1HW))
 
     def maps(self, x_B1HW: Tensor) -> list[Tensor]:
-        """Each stage's class maps (B, F, h, w), float32, fine ones first."""
-        seen = self.trunk(x_B1HW)
-        return [head(features).float() for head, features in zip(self.heads, seen, strict=True)]
+        """Each stage's class maps (B, F, h, w), float32, fine grids first."""
+        stages = self.trunk(x_B1HW)
+        return [head(features).float() for head, features in zip(self.heads, stages, strict=True)]
 
     def logits(self, maps: Sequence[Tensor]) -> Tensor:
-        """The stages' logits, combined by relevance, (B, F)."""
-        stages_BSF = torch.stack([self._pooled(one) for one in maps], 1)
+        """The stages' logits, weighted by relevance, (B, F)."""
+        stages_BSF = torch.stack([self._pooled(map_BFhw) for map_BFhw in maps], 1)
         return (self.relevance() * stages_BSF).sum(1)
 
     def _pooled(self, map_BFhw: Tensor) -> Tensor:
@@ -110,39 +110,39 @@ class MultiscaleCAM(nn.Module):
         return (cells_BFN.mul(self.lse_r).logsumexp(2) - math.log(cells_BFN.shape[2])) / self.lse_r
 
     def relevance(self) -> Tensor:
-        """(S, F) weights of the stages, none negative; each finding's sum to 1."""
-        return (PACE * self.relevance_logits.float()).softmax(0)
+        """(S, F) non-negative weights of the stages, which sum to 1 for each finding."""
+        return (RELEVANCE_GAIN * self.relevance_logits.float()).softmax(0)
 
     def scale_maps(self, low_SF: Tensor, high_SF: Tensor) -> None:
-        """Keep the values of each stage's maps that attention shows as 0 and as 1."""
+        """Set the values of each stage's maps that become 0 and 1 in attention maps."""
         self.low.copy_(low_SF)
-        self.high.copy_(torch.maximum(high_SF, low_SF + _LEAST_RISE))
+        self.high.copy_(torch.maximum(high_SF, low_SF + _MIN_RANGE))
 
     def scaled(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Each stage's maps on the scale that is kept, in [0, 1]."""
-        edges = zip(maps, self.low, self.high, strict=True)
-        return [((one - low[:, None, None]) / (high - low)[:, None, None]).clamp(0, 1) for one, low, high in edges]
+        """Each stage's maps on the saved scale, in [0, 1]."""
+        scales = zip(maps, self.low, self.high, strict=True)
+        return [((m - low[:, None, None]) / (high - low)[:, None, None]).clamp(0, 1) for m, low, high in scales]
 
     def attention(self, maps: Sequence[Tensor], size: int, stride: int) -> Tensor:
-        """Maps of where each finding is, (B, F, size / stride, size / stride) in [0, 1]; cell i covers i to i + 1.
+        """Attention maps (B, F, size / stride, size / stride) in [0, 1]; cell i covers i to i + 1.
 
         Args:
-            size: height and width of the images that the maps are of, pixels.
-            stride: pixels of the image to a cell.
+            size: height and width of the images in pixels.
+            stride: side of a cell in pixels of the image.
         """
         return (self.relevance()[..., None, None] * self.placed_maps(maps, size, stride)).sum(1)
 
     def placed_maps(self, maps: Sequence[Tensor], size: int, stride: int) -> Tensor:
-        """What `attention` combines: each stage's maps on its grid, (B, S, F, size / stride, size / stride)."""
+        """Each stage's maps on the grid of `attention`, (B, S, F, size / stride, size / stride)."""
         stages = zip(self.scaled(maps), self.fields, strict=True)
-        return torch.stack([placed(one, reach, size, stride) for one, reach in stages], 1)
+        return torch.stack([placed(map_BFhw, field, size, stride) for map_BFhw, field in stages], 1)
 
 
 class Stages(nn.Module):
-    """Images (B, 1, H, W) in [0, 1] to what the stages of a backbone give, (B, C, h, w) each, no value negative.
+    """Images (B, 1, H, W) in [0, 1] to the features of a backbone's stages, (B, C, h, w) each, without negative values.
 
-    `body` has torchvision's names of weights, but for the last layer, which is left out. A DenseNet's stages are its
-    dense blocks with the norm that follows them.
+    The parameters of `body` have torchvision's names; the last layer is omitted. A DenseNet's stages are its dense
+    blocks, each with the norm that follows it.
     """
 
     mean: Tensor
@@ -167,11 +167,11 @@ class Stages(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """A ResNet of one narrow block a stage, under torchvision's names."""
+    """A ResNet with one narrow block per stage, with torchvision's parameter names."""
 
     def __init__(self, stem_stride: StemStride = 4) -> None:
         super().__init__()
-        from torchvision.models.resnet import BasicBlock  # here, for it takes seconds to import
+        from torchvision.models.resnet import BasicBlock  # imported here because it takes seconds
 
         self.conv1 = nn.Conv2d(3, SMALL_WIDTHS[0], 5, stride=2 if stem_stride > 1 else 1, padding=2, bias=False)
         self.bn1, self.relu = nn.BatchNorm2d(SMALL_WIDTHS[0]), nn.ReLU(inplace=True)
@@ -207,23 +207,23 @@ def _dense_stages(body: Any, z_BCHW: Tensor) -> list[Tensor]:
 
 
 @in_float32
-def placed(map_BFhw: Tensor, reach: ReceptiveField, size: int, stride: int) -> Tensor:
-    """Maps (B, F, size / stride, size / stride): interpolated linearly between where each value truly lies.
+def placed(map_BFhw: Tensor, field: ReceptiveField, size: int, stride: int) -> Tensor:
+    """Maps (B, F, size / stride, size / stride), interpolated linearly between the true positions of the values.
 
-    That is the center of its receptive field: `reach.center` and whole strides from there. Of a ResNet it is not the
-    middle of the cell, and taking it for that would shift a map of stride 32 by 15 pixels.
+    A value's position is the center of its receptive field: `field.center` plus a multiple of the stride. In a ResNet
+    this is not the center of the cell; assuming so would shift a map of stride 32 by 15 pixels.
     """
-    at = (torch.arange(size // stride, device=map_BFhw.device) + 0.5) * stride - 0.5  # indices of pixels
-    rows, columns = (_hats(at, cells, reach) for cells in map_BFhw.shape[-2:])
+    pixels_N = (torch.arange(size // stride, device=map_BFhw.device) + 0.5) * stride - 0.5  # indices of pixels
+    rows, columns = (_linear_weights(pixels_N, cells, field) for cells in map_BFhw.shape[-2:])
     return rows @ (map_BFhw @ columns.T)
 
 
-def _hats(at_N: Tensor, cells: int, reach: ReceptiveField) -> Tensor:
-    """(N, cells) weights of the values whose centers lie on both sides of each place; at the border of the last."""
-    nearest = ((at_N - reach.center) / reach.stride).clamp(0, cells - 1)
-    return (1 - (nearest[:, None] - torch.arange(cells, device=at_N.device)).abs()).clamp(min=0)
+def _linear_weights(pixels_N: Tensor, cells: int, field: ReceptiveField) -> Tensor:
+    """(N, cells) weights of linear interpolation between receptive-field centers; constant beyond the outermost."""
+    position = ((pixels_N - field.center) / field.stride).clamp(0, cells - 1)
+    return (1 - (position[:, None] - torch.arange(cells, device=pixels_N.device)).abs()).clamp(min=0)
 
 
-def _one_of(value: str, wanted: Sequence[str]) -> None:
-    if value not in wanted:
-        raise ValueError(f"{value!r}: wanted one of {', '.join(wanted)}")
+def _one_of(value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"expected one of {', '.join(allowed)}, got {value}")

@@ -125,11 +125,11 @@ def test_steps_are_those_of_ultralytics() -> None:
             assert torch.allclose(shipped[name], value, atol=2e-3), name
 
 
-@pytest.mark.parametrize(("algorithm", "named"), [("sgd", "SGD"), ("adamw", "AdamW")])
-def test_parameters_are_grouped_as_ultralytics_does(algorithm: str, named: str) -> None:
-    recipe = RECIPE.replace(algorithm=algorithm)
+@pytest.mark.parametrize(("optimizer", "named"), [("sgd", "SGD"), ("adamw", "AdamW")])
+def test_parameters_are_grouped_as_ultralytics_does(optimizer: str, named: str) -> None:
+    recipe = RECIPE.replace(optimizer=optimizer)
     network = recipe.network(FINDINGS)
-    ours = recipe.optimizer(recipe.task(network), recipe.stages()[0], fused=False)
+    ours = recipe.make_optimizer(recipe.task(network), recipe.stages()[0], fused=False)
     build = ultralytics("engine.trainer").BaseTrainer.build_optimizer
     theirs = build(None, network.detector, named, recipe.lr, recipe.momentum, recipe.weight_decay / 8)
     assert type(ours) is type(theirs)
@@ -141,7 +141,7 @@ def test_parameters_are_grouped_as_ultralytics_does(algorithm: str, named: str) 
 
 
 def test_adamw_warms_up_all_rates_from_zero() -> None:
-    engine = engine_of(RECIPE.replace(algorithm="adamw"))
+    engine = engine_of(RECIPE.replace(optimizer="adamw"))
     rates = []
     for _ in range(EPOCHS * 2):
         rates.append({group["lr"] for group in engine.optimizer.param_groups})
@@ -165,7 +165,7 @@ def test_rates_and_momentum_follow_ultralytics_schedule_also_after_resuming() ->
 
 @pytest.mark.slow
 def test_a_detector_overfits_a_few_images() -> None:
-    settings = STILL | {"algorithm": "adamw", "lr": 2e-3}  # SGD's result would depend on rounding
+    settings = STILL | {"optimizer": "adamw", "lr": 2e-3}  # SGD's result would depend on rounding
     recipe = DetectRecipe(size=64, batch_size=4, epochs=30, warmup=0.1, ema=0, close_mosaic=0, **settings)
     torch.manual_seed(0)
     task = recipe.task(recipe.network(FINDINGS))

@@ -142,5 +142,5 @@ def test_no_box_stays_no_box() -> None:
 
 
 def test_other_networks_are_refused() -> None:
-    with pytest.raises(ValueError, match="wanted one of resnet18"):
+    with pytest.raises(ValueError, match="expected backbone resnet18"):
         ContrastAttention("vgg16", FINDINGS, 4)  # pyright: ignore[reportArgumentType]
