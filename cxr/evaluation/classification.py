@@ -1,4 +1,4 @@
-"""The report of a classifier's run: judged, pictured, and compared with another run."""
+"""The report of a classifier's run: evaluation, pictured, and compared with another run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ import numpy as np
 
 from cxr import schema, storage
 from cxr.errors import UserError
-from cxr.evaluation.classification_data import Joined, Scores, Truth, join, known_labels, load_scores
+from cxr.evaluation.classification_data import (
+    ClassificationScores,
+    LabeledScores,
+    LabelTruth,
+    join,
+    known_labels,
+    load_scores,
+)
 from cxr.evaluation.run import ReportOptions, Run, finish_report, read_run, read_truth
 from cxr.metrics import classification
-from cxr.metrics.classification import Row, Summary
+from cxr.metrics.classification import ClassificationSummary, FindingRow
 from cxr.reporting import classification as tables
 from cxr.reporting import classification_pictures as pictures
 from cxr.reporting.page import Section, save_picture
@@ -21,26 +28,26 @@ PICTURES = "pictures"
 
 
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
-    """Judge a run: OUT/report.md, findings.csv, pictures, and with `against` comparison.csv; the job's result."""
+    """Evaluate a run: OUT/report.md, findings.csv, pictures, and with `against` comparison.csv; the job's result."""
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     columns = [schema.PATIENT_ID, schema.LABELS]
     manifest = read_truth(archive, options.source, options.split, columns, options.labeling)
     manifest.print_notes()
     scores, truth = load_scores(run), known_labels(manifest)
     joined = join(scores, truth)
-    judged = classification.summarize(
+    evaluation = classification.summarize(
         joined.probabilities,
         joined.labels,
-        joined.called,
+        joined.predicted_positive,
         joined.patients,
         joined.findings,
         resamples=options.resamples,
         seed=options.seed,
     )
     drawn = pictures.write_pictures(
-        judged, joined.probabilities, joined.labels, joined.called, storage.join(out, PICTURES)
+        evaluation, joined.probabilities, joined.labels, joined.predicted_positive, storage.join(out, PICTURES)
     )
-    summary = replace(judged, rows=[*judged.rows, *one_sided(scores, truth, joined.rows)])
+    summary = replace(evaluation, rows=[*evaluation.rows, *one_sided(scores, truth, joined.rows)])
     counted = _counted(joined, summary)
     print(counted, flush=True)
     sections = [Section("Findings", [tables.summary_table(summary), tables.summary_legend(summary), *drawn])]
@@ -50,18 +57,20 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     return finish_report(run, archive, options.split, counted, sections, result, out)
 
 
-def one_sided(scores: Scores, truth: Truth, rows: np.ndarray) -> list[Row]:
+def one_sided(scores: ClassificationScores, truth: LabelTruth, rows: np.ndarray) -> list[FindingRow]:
     """Rows for the findings that only the archive or only the checkpoint knows, with their counts and a note."""
     found = []
     for finding, labels in zip(truth.findings, truth.labels[rows].T, strict=True):
         counts = (int((labels == kind).sum()) for kind in (schema.POSITIVE, schema.NEGATIVE, schema.UNKNOWN))
         if finding not in scores.findings:
-            found.append(Row(finding, *counts, note="not scored by the checkpoint"))
+            found.append(FindingRow(finding, *counts, note="not scored by the checkpoint"))
     unlabeled = [finding for finding in scores.findings if finding not in truth.findings]
-    return found + [Row(finding, unknown=len(rows), note="the archive has no labels of it") for finding in unlabeled]
+    return found + [
+        FindingRow(finding, unknown=len(rows), note="the archive has no labels of it") for finding in unlabeled
+    ]
 
 
-def metrics(summary: Summary, joined: Joined) -> dict[str, float]:
+def metrics(summary: ClassificationSummary, joined: LabeledScores) -> dict[str, float]:
     """For result.json; NaN for what could not be measured."""
     mean = summary.mean
     return {
@@ -79,18 +88,20 @@ def metrics(summary: Summary, joined: Joined) -> dict[str, float]:
     }
 
 
-def _counted(joined: Joined, summary: Summary) -> str:
-    """How many images were judged, and why others were not."""
+def _counted(joined: LabeledScores, summary: ClassificationSummary) -> str:
+    """How many images were evaluated, and why others were not."""
     others = {
         "an error in place of scores": joined.images_with_error,
         "no score": joined.images_without_score,
         "a score but no labels": joined.images_without_labels,
     }
     left = "".join(f"; {count:,} with {reason}" for reason, count in others.items() if count)
-    return f"{summary.images:,} images of {summary.patients:,} patients judged{left}."
+    return f"{summary.images:,} images of {summary.patients:,} patients evaluated{left}."
 
 
-def compared(joined: Joined, truth: Truth, options: ReportOptions, out: str, result: dict[str, Any]) -> Section:
+def compared(
+    joined: LabeledScores, truth: LabelTruth, options: ReportOptions, out: str, result: dict[str, Any]
+) -> Section:
     """The comparison with `options.against` ; files and figures are added to `result`.
 
     Raises:
@@ -125,7 +136,7 @@ def compared(joined: Joined, truth: Truth, options: ReportOptions, out: str, res
     return Section(head, [table, tables.comparison_legend(gain), *drawn])
 
 
-def in_common(ours: Joined, theirs: Joined, their_uri: str) -> tuple[Joined, Joined]:
+def in_common(ours: LabeledScores, theirs: LabeledScores, their_uri: str) -> tuple[LabeledScores, LabeledScores]:
     """Both on the images and findings that both have scored."""
     rows = np.intersect1d(ours.rows, theirs.rows)
     findings = [finding for finding in ours.findings if finding in theirs.findings]

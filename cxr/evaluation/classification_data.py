@@ -18,14 +18,14 @@ from cxr.sources.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class Scores:
+class ClassificationScores:
     """What a run says of its images; rows go together."""
 
     uri: str
     findings: tuple[str, ...]
     image_ids: pa.Array
     probabilities: np.ndarray  # (N, F) float64, NaN where there is an error
-    called: np.ndarray  # (N, F) int8: 1 where the checkpoint's threshold is reached
+    predicted_positive: np.ndarray  # (N, F) int8: 1 where the checkpoint's threshold is reached
 
     @property
     def good(self) -> np.ndarray:
@@ -34,7 +34,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Truth:
+class LabelTruth:
     """What the archive knows of its images; rows go together."""
 
     findings: tuple[str, ...]
@@ -45,28 +45,31 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Joined:
+class LabeledScores:
     """Images with labels and good scores, and how many others there are."""
 
     findings: tuple[str, ...]  # that are both scored and labeled, in the run's order
     rows: np.ndarray  # (N,) of the truth, rising
     patients: np.ndarray  # (N,)
     probabilities: np.ndarray  # (N, F)
-    called: np.ndarray  # (N, F)
+    predicted_positive: np.ndarray  # (N, F)
     labels: np.ndarray  # (N, F) int8
     images_with_error: int
     images_without_score: int
     images_without_labels: int  # scored, but the archive has no labels of them
 
-    def at(self, rows: np.ndarray, findings: Sequence[str]) -> Joined:
+    def at(self, rows: np.ndarray, findings: Sequence[str]) -> LabeledScores:
         """Some of these images and findings."""
         images = np.searchsorted(self.rows, rows)
         columns = [self.findings.index(finding) for finding in findings]
-        parts = {name: getattr(self, name)[images][:, columns] for name in ("probabilities", "called", "labels")}
+        parts = {
+            name: getattr(self, name)[images][:, columns]
+            for name in ("probabilities", "predicted_positive", "labels")
+        }
         return replace(self, findings=tuple(findings), rows=rows, patients=self.patients[images], **parts)
 
 
-def load_scores(run: Run) -> Scores:
+def load_scores(run: Run) -> ClassificationScores:
     """A run's scores; raises UserError where they are not a classifier's."""
     parts = read_scores(run, [schema.IMAGE_ID, schema.ERROR, schema.PROBABILITIES, schema.DECISIONS])
     named = {(part.schema.metadata or {}).get(schema.FINDINGS_KEY) for part in parts}
@@ -75,20 +78,20 @@ def load_scores(run: Run) -> Scores:
     findings = tuple(json.loads(named.pop() or b"[]"))
     table = pa.concat_tables(part.replace_schema_metadata() for part in parts)
     good = pc.and_(pc.is_null(table[schema.ERROR]), pc.is_valid(table[schema.PROBABILITIES]))
-    return Scores(
+    return ClassificationScores(
         uri=run.uri,
         findings=findings,
         image_ids=table[schema.IMAGE_ID].combine_chunks(),
         probabilities=_matrix(table[schema.PROBABILITIES], good, len(findings), math.nan).astype(np.float64),
-        called=_matrix(table[schema.DECISIONS], good, len(findings), 0),
+        predicted_positive=_matrix(table[schema.DECISIONS], good, len(findings), 0),
     )
 
 
-def known_labels(manifest: Manifest) -> Truth:
+def known_labels(manifest: Manifest) -> LabelTruth:
     """The labels of a manifest; an image whose patient is not known is a patient of its own."""
     table = manifest.table
     labeled = table[schema.LABELS].is_valid()
-    return Truth(
+    return LabelTruth(
         findings=manifest.findings,
         image_ids=table[schema.IMAGE_ID],
         patients=patient_numbers(table),
@@ -113,7 +116,7 @@ def _matrix(lists: pa.ChunkedArray, good: pa.ChunkedArray, width: int, other: fl
     return found
 
 
-def join(scores: Scores, truth: Truth) -> Joined:
+def join(scores: ClassificationScores, truth: LabelTruth) -> LabeledScores:
     """The truth's images with their scores.
 
     Raises:
@@ -128,12 +131,12 @@ def join(scores: Scores, truth: Truth) -> Joined:
         error = UserError if truth.findings and truth.labeled.any() else NoGroundTruthError
         raise error(_nothing_in_common(scores, truth, int(present.sum()), int(good.sum())))
     scored = [scores.findings.index(finding) for finding in findings]
-    return Joined(
+    return LabeledScores(
         findings=findings,
         rows=rows,
         patients=truth.patients[rows],
         probabilities=scores.probabilities[place[rows]][:, scored],
-        called=scores.called[place[rows]][:, scored],
+        predicted_positive=scores.predicted_positive[place[rows]][:, scored],
         labels=truth.labels[rows][:, [truth.findings.index(finding) for finding in findings]],
         images_with_error=int((present & ~good).sum()),
         images_without_score=int((~present).sum()),
@@ -141,10 +144,10 @@ def join(scores: Scores, truth: Truth) -> Joined:
     )
 
 
-def _nothing_in_common(scores: Scores, truth: Truth, present: int, good: int) -> str:
+def _nothing_in_common(scores: ClassificationScores, truth: LabelTruth, present: int, good: int) -> str:
     return (
         f"of {len(truth.labeled):,} images of the archive {truth.labeled.sum():,} have labels, {present:,} are in "
         f"{scores.uri}, {good:,} without an error; it scores {', '.join(scores.findings)}, the archive has labels of "
-        f"{', '.join(truth.findings) or 'nothing'}: there is nothing to judge. Give the archive that was scored, one "
+        f"{', '.join(truth.findings) or 'nothing'}: there is nothing to evaluate. Give the archive that was scored, one "
         f"that has labels, or another --split"
     )

@@ -1,4 +1,4 @@
-"""The report of a detector's run: boxes, and images as a whole, judged by the archive's own, pictured, compared."""
+"""The report of a detector's run: boxes, and images as a whole, evaluated by the archive's own, pictured, compared."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from cxr import schema, storage
 from cxr.boxes import areas
 from cxr.errors import UserError
-from cxr.evaluation.detection_data import Detected, detected, one_truth, scored_findings
+from cxr.evaluation.detection_data import DetectionEvaluation, evaluate, one_truth, scored_findings
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import load_scores
 from cxr.evaluation.run import ReportOptions, Run, finish_report, read_run
 from cxr.metrics import classification, detection
-from cxr.metrics.detection import VOC_IOUS, Summary
+from cxr.metrics.detection import VOC_IOUS, DetectionSummary
 from cxr.metrics.localization import Boxes
 from cxr.reporting import classification as label_tables
 from cxr.reporting import classification_pictures
@@ -33,32 +33,39 @@ SHOWN = 3  # images in each row of the picture
 
 
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
-    """Judge a run: OUT/report.md, boxes.csv, findings.csv, confusion.csv, pictures; the job's result."""
+    """Evaluate a run: OUT/report.md, boxes.csv, findings.csv, confusion.csv, pictures; the job's result."""
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     truth = one_truth(known_boxes(archive, options), options.labeling.reader_boxes)
-    judged = detected(load_scores(run), scored_findings(run), truth)
+    evaluation = evaluate(load_scores(run), scored_findings(run), truth)
     summary = detection.summarize(
-        judged.found, judged.true, judged.patients, judged.findings, resamples=options.resamples, seed=options.seed
+        evaluation.predicted,
+        evaluation.true,
+        evaluation.patients,
+        evaluation.findings,
+        resamples=options.resamples,
+        seed=options.seed,
     )
     called = options.box_score
-    images = WholeImages.of(judged, called)
-    labels = _image_summary(judged, images, options)
-    confusion = detection.confusion(judged.found, judged.true, len(judged.findings), iou=VOC_IOUS[0], score=called)
-    told = _told(judged)
+    images = WholeImages.of(evaluation, called)
+    labels = _image_summary(evaluation, images, options)
+    confusion = detection.confusion(
+        evaluation.predicted, evaluation.true, len(evaluation.findings), iou=VOC_IOUS[0], score=called
+    )
+    told = _told(evaluation)
     print(told, flush=True)
-    drawn = _draw(judged, images, summary, confusion, truth, options, out)
+    drawn = _draw(evaluation, images, summary, confusion, truth, options, out)
     label_pictures = _label_pictures(images, labels, storage.join(out, PICTURES))
     box_legend = tables.precision_legend(summary, options.resamples)
-    confusions = [tables.confusion_table(confusion, judged.findings), _confusion_legend(called)]
+    confusions = [tables.confusion_table(confusion, evaluation.findings), _confusion_legend(called)]
     sections = [
         Section("Boxes", [tables.precision_table(summary), box_legend, *drawn]),
         Section("Whole images", [label_tables.summary_table(labels), _labels_legend(called), *label_pictures]),
         Section("Confusions", confusions),
     ]
-    result: dict[str, Any] = {"metrics": metrics(judged, summary, labels)}
+    result: dict[str, Any] = {"metrics": metrics(evaluation, summary, labels)}
     result |= {"boxes": tables.write_findings(summary, out), "findings": label_tables.write_summary(labels, out)}
     if options.against:
-        sections.append(compared(judged, truth, options, result))
+        sections.append(compared(evaluation, truth, options, result))
     return finish_report(run, archive, options.split, told, sections, result, out)
 
 
@@ -71,60 +78,66 @@ class WholeImages:
     called: np.ndarray  # bool: a finding where a box reaches the score, no finding where none does
 
     @classmethod
-    def of(cls, judged: Detected, score: float) -> WholeImages:
-        probabilities = detection.image_probabilities(judged.found, len(judged.rows), len(judged.findings))
+    def of(cls, evaluation: DetectionEvaluation, score: float) -> WholeImages:
+        probabilities = detection.image_probabilities(
+            evaluation.predicted, len(evaluation.rows), len(evaluation.findings)
+        )
         called = probabilities >= score
         called[:, -1] = ~called[:, :-1].any(1)
-        return cls(probabilities, detection.image_labels(judged.true, judged.known), called)
+        return cls(probabilities, detection.image_labels(evaluation.true, evaluation.known), called)
 
 
-def _image_summary(judged: Detected, images: WholeImages, options: ReportOptions) -> classification.Summary:
-    names, sure = [*judged.findings, NO_FINDING], {"resamples": options.resamples, "seed": options.seed}
+def _image_summary(
+    evaluation: DetectionEvaluation, images: WholeImages, options: ReportOptions
+) -> classification.ClassificationSummary:
+    names, sure = [*evaluation.findings, NO_FINDING], {"resamples": options.resamples, "seed": options.seed}
     return classification.summarize(
-        images.probabilities, images.labels, images.called, judged.patients, names, **sure
+        images.probabilities, images.labels, images.called, evaluation.patients, names, **sure
     )
 
 
-def _label_pictures(images: WholeImages, summary: classification.Summary, out: str) -> list[Picture]:
+def _label_pictures(images: WholeImages, summary: classification.ClassificationSummary, out: str) -> list[Picture]:
     return classification_pictures.write_pictures(summary, images.probabilities, images.labels, images.called, out)
 
 
-def metrics(judged: Detected, summary: Summary, labels: classification.Summary) -> dict[str, Any]:
+def metrics(
+    evaluation: DetectionEvaluation, summary: DetectionSummary, labels: classification.ClassificationSummary
+) -> dict[str, Any]:
     """For result.json: IoU in percent; NaN for what could not be measured."""
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "images": summary.images,
         "patients": summary.patients,
         "true_boxes": int(summary.true.sum()),
-        "found_boxes": int(summary.found.sum()),
+        "predicted_boxes": int(summary.predicted.sum()),
         "findings_measured": len(summary.findings) - len(summary.without_truth),
-        "images_with_error": judged.images_with_error,
-        "images_without_score": judged.images_without_score,
-        "images_without_boxes": judged.images_without_boxes,
-        "coco_map": summary.coco_map,
+        "images_with_error": evaluation.images_with_error,
+        "images_without_score": evaluation.images_without_score,
+        "images_without_boxes": evaluation.images_without_boxes,
+        "map_50_95": summary.map_50_95,
     }
     for iou, of in summary.voc.items():
         name = f"map_{100 * iou:.0f}"
-        found |= {name: of.mean, f"{name}_low": of.mean_low, f"{name}_high": of.mean_high}
+        values |= {name: of.mean, f"{name}_low": of.mean_low, f"{name}_high": of.mean_high}
     aps = summary.voc[VOC_IOUS[0]].value.tolist()
-    found |= {f"ap_{100 * VOC_IOUS[0]:.0f}/{f}": ap for f, ap in zip(summary.findings, aps, strict=True)}
+    values |= {f"ap_{100 * VOC_IOUS[0]:.0f}/{f}": ap for f, ap in zip(summary.findings, aps, strict=True)}
     shares = ("auroc", "accuracy", "precision", "recall", "f1")
-    found |= {f"mean_{name}": getattr(labels.mean, name) for name in shares}
-    return found | {f"auroc/{row.finding}": row.auroc for row in labels.rows}
+    values |= {f"mean_{name}": getattr(labels.mean, name) for name in shares}
+    return values | {f"auroc/{row.finding}": row.auroc for row in labels.rows}
 
 
-def _told(judged: Detected) -> str:
-    """How many images were judged, and why others were not."""
+def _told(evaluation: DetectionEvaluation) -> str:
+    """How many images were evaluated, and why others were not."""
     others = {
-        f"{judged.images_with_error:,} images with an error in place of boxes": judged.images_with_error,
-        f"{judged.images_without_score:,} images with no score": judged.images_without_score,
-        f"{judged.images_without_boxes:,} scored images whose boxes are not known": judged.images_without_boxes,
-        f"{judged.found_elsewhere:,} boxes found where nothing is known of the finding": judged.found_elsewhere,
+        f"{evaluation.images_with_error:,} images with an error in place of boxes": evaluation.images_with_error,
+        f"{evaluation.images_without_score:,} images with no score": evaluation.images_without_score,
+        f"{evaluation.images_without_boxes:,} scored images whose boxes are not known": evaluation.images_without_boxes,
+        f"{evaluation.predictions_of_unknown_findings:,} boxes predicted where nothing is known of the finding": evaluation.predictions_of_unknown_findings,
     }
     left = "".join(f"; {words}" for words, count in others.items() if count)
-    boxed = len(np.unique(judged.true.image))
+    boxed = len(np.unique(evaluation.true.image))
     return (
-        f"{len(judged.rows):,} images of {len(np.unique(judged.patients)):,} patients judged, {boxed:,} of them with "
-        f"{len(judged.true.image):,} true boxes; {len(judged.found.image):,} boxes found{left}."
+        f"{len(evaluation.rows):,} images of {len(np.unique(evaluation.patients)):,} patients evaluated, {boxed:,} of them with "
+        f"{len(evaluation.true.image):,} true boxes; {len(evaluation.predicted.image):,} boxes predicted{left}."
     )
 
 
@@ -141,14 +154,14 @@ def _confusion_legend(score: float) -> str:
     return (
         f"Found boxes with a score of {score:g} or more, paired with true boxes at IoU > {VOC_IOUS[0]:g} whatever "
         f"their findings, the highest IoU first. Row {tables.BACKGROUND!r}: true boxes that were missed; its column: "
-        f"boxes found where there is none."
+        f"boxes predicted where there is none."
     )
 
 
 def _draw(
-    judged: Detected,
+    evaluation: DetectionEvaluation,
     images: WholeImages,
-    summary: Summary,
+    summary: DetectionSummary,
     confusion: np.ndarray,
     truth: BoxTruth,
     options: ReportOptions,
@@ -156,11 +169,11 @@ def _draw(
 ) -> list[Picture]:
     """All pictures of boxes."""
     score = options.box_score
-    called = judged.found.at(judged.found.score >= score)
-    count, names = len(judged.findings), judged.findings
+    called = evaluation.predicted.at(evaluation.predicted.score >= score)
+    count, names = len(evaluation.findings), evaluation.findings
     shown_by = {TRUTH: (images.labels == 1).sum(0), PREDICTION: images.called.sum(0)}
     boxes = {TRUTH: summary.true, PREDICTION: np.bincount(called.finding, minlength=count)}
-    shares = {TRUTH: _shares(judged, judged.true), PREDICTION: _shares(judged, called)}
+    shares = {TRUTH: _shares(evaluation, evaluation.true), PREDICTION: _shares(evaluation, called)}
     of = tables.distribution_figure
     figures = {
         "box_precision_recall.png": (
@@ -188,73 +201,76 @@ def _draw(
             "Area of true and predicted boxes, as a share of the image.",
         ),
     }
-    folder, shown = storage.join(out, PICTURES), overlays(judged, called, truth, options.seed)
+    folder, shown = storage.join(out, PICTURES), overlays(evaluation, called, truth, options.seed)
     drawn = save_overlays(
         shown, folder, "boxes.png", "Images with the lowest and the highest F1, and a random sample."
     )
     return drawn + [save_picture(figure, folder, name, caption) for name, (figure, caption) in figures.items()]
 
 
-def _shares(judged: Detected, boxes: Boxes) -> list[np.ndarray]:
+def _shares(evaluation: DetectionEvaluation, boxes: Boxes) -> list[np.ndarray]:
     """By finding, the boxes' areas as shares of their images."""
-    whole = np.maximum(1, judged.sizes_px.prod(1))[boxes.image]
+    whole = np.maximum(1, evaluation.sizes_px.prod(1))[boxes.image]
     shares = areas(boxes.xyxy) / whole
-    return [shares[(boxes.finding == f) & (shares > 0)] for f in range(len(judged.findings))]
+    return [shares[(boxes.finding == f) & (shares > 0)] for f in range(len(evaluation.findings))]
 
 
-def overlays(judged: Detected, called: Boxes, truth: BoxTruth, seed: int) -> dict[str, list[Overlay]]:
+def overlays(evaluation: DetectionEvaluation, called: Boxes, truth: BoxTruth, seed: int) -> dict[str, list[Overlay]]:
     """Of the images with true boxes those with the lowest and the highest F1, and some drawn at random."""
-    f1 = image_f1(judged, called)
+    f1 = image_f1(evaluation, called)
     boxed = np.flatnonzero(np.isfinite(f1))
     order = boxed[np.argsort(f1[boxed], kind="stable")]
     drawn = np.random.default_rng(seed).permutation(order)
     chosen = {"worst": order[:SHOWN], "best": order[::-1][:SHOWN], "random": drawn[:SHOWN]}
-    pictures = truth.pictures(sorted({int(judged.rows[image]) for part in chosen.values() for image in part}))
+    pictures = truth.pictures(sorted({int(evaluation.rows[image]) for part in chosen.values() for image in part}))
     shown: dict[str, list[Overlay]] = {name: [] for name in chosen}
     for name, part in chosen.items():
         for image in part.tolist():
-            if (pictured := pictures.get(int(judged.rows[image]))) is None:
+            if (pictured := pictures.get(int(evaluation.rows[image]))) is None:
                 continue
             picture, frame = pictured
-            true, found = (some.at(some.image == image) for some in (judged.true, called))
-            placed = [frame.from_original(some.xyxy.reshape(-1, 2)).reshape(-1, 4) for some in (true, found)]
-            names = [judged.findings[f] for f in true.finding]
+            true, predicted = (some.at(some.image == image) for some in (evaluation.true, called))
+            placed = [frame.from_original(some.xyxy.reshape(-1, 2)).reshape(-1, 4) for some in (true, predicted)]
+            names = [evaluation.findings[f] for f in true.finding]
             scored = [
-                f"{judged.findings[f]} {score:.2f}" for f, score in zip(found.finding, found.score, strict=True)
+                f"{evaluation.findings[f]} {score:.2f}"
+                for f, score in zip(predicted.finding, predicted.score, strict=True)
             ]
             boxes = BoxPair(placed[0], names, placed[1], scored)
-            image_id = truth.table[schema.IMAGE_ID][int(judged.rows[image])].as_py()
+            image_id = truth.table[schema.IMAGE_ID][int(evaluation.rows[image])].as_py()
             shown[name].append(Overlay(image_id, f"F1 {f1[image]:.2f}", picture, boxes))
     return shown
 
 
-def image_f1(judged: Detected, called: Boxes) -> np.ndarray:
+def image_f1(evaluation: DetectionEvaluation, called: Boxes) -> np.ndarray:
     """(N,) of the boxes with a score high enough; NaN for images without a true box."""
-    right = detection.right_boxes(called, judged.true, VOC_IOUS[0])
-    count = len(judged.rows)
-    true, found = (np.bincount(some.image, minlength=count) for some in (judged.true, called))
+    right = detection.true_positives(called, evaluation.true, VOC_IOUS[0])
+    count = len(evaluation.rows)
+    true, predicted = (np.bincount(some.image, minlength=count) for some in (evaluation.true, called))
     hits = np.bincount(called.image[right], minlength=count)
-    return np.where(true > 0, 2 * hits / np.maximum(1, true + found), math.nan)
+    return np.where(true > 0, 2 * hits / np.maximum(1, true + predicted), math.nan)
 
 
-def compared(judged: Detected, truth: BoxTruth, options: ReportOptions, result: Mapping[str, Any]) -> Section:
+def compared(
+    evaluation: DetectionEvaluation, truth: BoxTruth, options: ReportOptions, result: Mapping[str, Any]
+) -> Section:
     """The comparison with `options.against` ; its figures are added to the result.
 
     Raises:
         UserError: the other run has no image in common with this one.
     """
     other = read_run(options.against)
-    theirs = detected(load_scores(other), scored_findings(other), truth)
-    rows = np.intersect1d(judged.rows, theirs.rows)
-    if not len(rows) or theirs.findings != judged.findings:
+    theirs = evaluate(load_scores(other), scored_findings(other), truth)
+    rows = np.intersect1d(evaluation.rows, theirs.rows)
+    if not len(rows) or theirs.findings != evaluation.findings:
         raise UserError(f"{other.uri} has scored none of the same images or findings: score the same archive")
-    ours, theirs = judged.at(rows), theirs.at(rows)
+    ours, theirs = evaluation.at(rows), theirs.at(rows)
     sure = {"resamples": options.resamples, "seed": options.seed}
     lines: list[Sequence[str]] = []
     result["metrics"]["images_compared"] = len(rows)
     for iou in VOC_IOUS:
         gain = detection.paired_gain(
-            ours.found, theirs.found, ours.true, ours.patients, len(ours.findings), iou=iou, **sure
+            ours.predicted, theirs.predicted, ours.true, ours.patients, len(ours.findings), iou=iou, **sure
         )
         name = f"map_{100 * iou:.0f}_gain"
         result["metrics"].update({name: gain.mean, f"{name}_low": gain.mean_low, f"{name}_high": gain.mean_high})

@@ -1,4 +1,4 @@
-"""Boxes that a detector has found joined with one set of true boxes, be they of one reader or of several."""
+"""Boxes that a detector has predicted joined with one set of true boxes, be they of one reader or of several."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pyarrow.compute as pc
 from cxr import schema
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_boxes import BoxTruth
-from cxr.evaluation.localization_data import Scores
+from cxr.evaluation.localization_data import BoxScores
 from cxr.evaluation.run import NoGroundTruthError, Run, read_scores
 from cxr.metrics.localization import Boxes
 from cxr.sources import rater_agreement
 
 
 @dataclass(frozen=True)
-class Detected:
+class DetectionEvaluation:
     """Images that were scored and of whose boxes something is known; boxes are in pixels of the originals."""
 
     findings: tuple[str, ...]
@@ -28,18 +28,18 @@ class Detected:
     patients: np.ndarray  # (N,)
     sizes_px: np.ndarray  # (N, 2) width and height of the originals
     known: np.ndarray  # (N, F) bool: it is known whether and where the image shows the finding
-    found: Boxes  # of known findings
+    predicted: Boxes  # of known findings
     true: Boxes
     images_with_error: int
     images_without_score: int
     images_without_boxes: int  # scored, but the archive does not say whether they have boxes
-    found_elsewhere: int  # boxes found of findings of which nothing is known, left out
+    predictions_of_unknown_findings: int  # boxes predicted of findings of which nothing is known, left out
 
-    def at(self, rows: np.ndarray) -> Detected:
+    def at(self, rows: np.ndarray) -> DetectionEvaluation:
         """Some of these images."""
         kept = np.searchsorted(self.rows, rows)
         named = {name: getattr(self, name)[kept] for name in ("rows", "patients", "sizes_px", "known")}
-        return replace(self, **named, found=_of_images(self.found, kept), true=_of_images(self.true, kept))
+        return replace(self, **named, predicted=_of_images(self.predicted, kept), true=_of_images(self.true, kept))
 
 
 def _of_images(boxes: Boxes, kept: np.ndarray) -> Boxes:
@@ -65,11 +65,11 @@ def one_truth(truth: BoxTruth, how: rater_agreement.ReaderBoxes) -> BoxTruth:
     return replace(truth, table=table)
 
 
-def detected(scores: Scores, scored: Sequence[str], truth: BoxTruth) -> Detected:
+def evaluate(scores: BoxScores, scored: Sequence[str], truth: BoxTruth) -> DetectionEvaluation:
     """Join a run's boxes with the truth.
 
     Args:
-        scored: findings of the checkpoint; findings that only the archive knows are judged too, as never found.
+        scored: findings of the checkpoint; findings that only the archive knows are evaluated too, as never predicted.
 
     Raises:
         UserError: of no image that was scored is it known where it shows what; a NoGroundTruthError where the truth
@@ -83,26 +83,26 @@ def detected(scores: Scores, scored: Sequence[str], truth: BoxTruth) -> Detected
     sizes = scores.sizes_px[places[rows]]
     true = truth.boxes(findings, rows, sizes)
     known = truth.known(findings, rows, true)
-    found = Boxes.of(scores.boxes.take(pa.array(places[rows])), findings)
-    judged = known.any(1)
-    if not judged.any():
+    predicted = Boxes.of(scores.boxes.take(pa.array(places[rows])), findings)
+    evaluated = known.any(1)
+    if not evaluated.any():
         error = UserError if truth.listed or truth.labels.findings else NoGroundTruthError
         raise error(_nothing_in_common(scores, truth, int(present.sum()), len(rows)))
-    sure = known[found.image, found.finding]
-    every = Detected(
+    sure = known[predicted.image, predicted.finding]
+    every = DetectionEvaluation(
         findings=findings,
         rows=rows,
         patients=truth.labels.patients[rows],
         sizes_px=sizes,
         known=known,
-        found=found.at(sure),
+        predicted=predicted.at(sure),
         true=true,
         images_with_error=int((present & ~good).sum()),
         images_without_score=int((~present).sum()),
-        images_without_boxes=int((~judged).sum()),
-        found_elsewhere=int((~sure).sum()),
+        images_without_boxes=int((~evaluated).sum()),
+        predictions_of_unknown_findings=int((~sure).sum()),
     )
-    return every.at(rows[judged])
+    return every.at(rows[evaluated])
 
 
 def _named(truth: BoxTruth) -> set[str]:
@@ -111,10 +111,10 @@ def _named(truth: BoxTruth) -> set[str]:
     return set(pc.unique(pc.struct_field(flat, schema.LABEL)).to_pylist())
 
 
-def _nothing_in_common(scores: Scores, truth: BoxTruth, present: int, good: int) -> str:
+def _nothing_in_common(scores: BoxScores, truth: BoxTruth, present: int, good: int) -> str:
     listed = int(pc.is_valid(truth.table[schema.BOXES]).to_numpy().sum())
     return (
         f"of {truth.table.num_rows:,} images of the archive {listed:,} have a list of boxes, {present:,} are in "
-        f"{scores.uri}, {good:,} without an error: there is nothing to judge. Give the archive that was scored, one "
+        f"{scores.uri}, {good:,} without an error: there is nothing to evaluate. Give the archive that was scored, one "
         f"that has boxes, or another --split"
     )

@@ -1,4 +1,4 @@
-"""The boxes that an archive or shards know of the images that are judged, and of the training images."""
+"""The boxes that an archive or shards know of the images that are evaluated, and of the training images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from cxr import schema
 from cxr.data import shards
-from cxr.evaluation.classification_data import Truth, known_labels
+from cxr.evaluation.classification_data import LabelTruth, known_labels
 from cxr.evaluation.images import read_pictures
 from cxr.evaluation.run import ReportOptions, of_split, read_all_truth
 from cxr.imaging.geometry import ResizeTransform
@@ -24,7 +24,7 @@ class BoxTruth:
     """What an archive knows of its images in a split, by rising ids; rows go together."""
 
     table: pa.Table
-    labels: Truth
+    labels: LabelTruth
     training: pa.Table  # of the images in the train split
     side_px: int | None  # of the square frame that boxes refer to, see `sources.base.boxes_frame_px`
     info: shards.ShardInfo | None  # None: of a raw archive

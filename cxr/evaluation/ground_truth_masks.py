@@ -41,7 +41,7 @@ class MaskTruth(ABC):
 
     @abstractmethod
     def masks(self, row: int, code: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """The found mask, of its code at the original size, and the true one, bool and of one size.
+        """The predicted mask, of its code at the original size, and the true one, bool and of one size.
 
         Raises:
             Refused: the archive's mask cannot be read, or one of them does not fit the image.
@@ -92,10 +92,10 @@ class ShardTruth(MaskTruth):
         self.resolution = f"{self.size} x {self.size} px, the shards' resolution"
 
     def masks(self, row: int, code: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        found = geometry.fit_mask(rle.decode(code, height, width), self.size, self._frame(row))
+        predicted = geometry.fit_mask(rle.decode(code, height, width), self.size, self._frame(row))
         (entry,) = self._entries(row)
         true = np.unpackbits(np.frombuffer(entry[schema.MASK_BITS], np.uint8), count=self.size**2)
-        return found, true.astype(bool).reshape(self.size, self.size)
+        return predicted, true.astype(bool).reshape(self.size, self.size)
 
     def spacing_mm(self, row: int, height: int, width: int) -> tuple[float, float] | None:
         spacing, frame = self.table[schema.SPACING_MM][row].as_py(), self._frame(row)

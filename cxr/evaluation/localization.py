@@ -1,4 +1,4 @@
-"""The report of a run that finds boxes: judged finding by finding against the true ones, pictured, compared."""
+"""The report of a run that finds boxes: evaluated finding by finding against the true ones, pictured, compared."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.evaluation import classification, classification_data
-from cxr.evaluation.classification_data import Joined
+from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
-from cxr.evaluation.localization_data import Judged, guessed, judge, load_scores
+from cxr.evaluation.localization_data import LocalizationEvaluation, evaluate, guessed, load_scores
 from cxr.evaluation.run import ReportOptions, Run, finish_report, read_run
 from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics.classification import summarize as summarise_labels
-from cxr.metrics.localization import MEASURES, THRESHOLDS, Rates, paired_gain, summarize
+from cxr.metrics.localization import MEASURES, THRESHOLDS, LocalizationRates, paired_gain, summarize
 from cxr.reporting import classification as label_tables
 from cxr.reporting import localization as tables
 from cxr.reporting.overlays import BoxPair, Overlay, save_overlays
@@ -29,60 +29,64 @@ _TOLD = (0.1, 0.3, 0.5)  # thresholds of which result.json has each finding's ac
 
 
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
-    """Judge a run: OUT/report.md, boxes.csv, findings.csv, pictures, and with `against` gains; the job's result.
+    """Evaluate a run: OUT/report.md, boxes.csv, findings.csv, pictures, and with `against` gains; the job's result.
 
     Where the archive has labels but no boxes, the report is a classifier's.
     """
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
-    truth, classified, found = known_boxes(archive, options), classification_data.load_scores(run), load_scores(run)
+    truth, classified, predicted = (
+        known_boxes(archive, options),
+        classification_data.load_scores(run),
+        load_scores(run),
+    )
     if not truth.listed and _labeled(classified, truth):
         return classification.report(run, options, out)
-    judged, joined = judge(found, classified.findings, truth), _labeled(classified, truth)
-    told = _told(judged)
+    evaluation, joined = evaluate(predicted, classified.findings, truth), _labeled(classified, truth)
+    told = _told(evaluation)
     print(told, flush=True)
     result: dict[str, Any] = {}
-    sections = _located(judged, truth, options, out, result)
+    sections = _located(evaluation, truth, options, out, result)
     if joined:
         sections.append(_classified(joined, options, out, result))
     if options.against:
-        sections += compared(judged, joined, truth, options, out, result)
+        sections += compared(evaluation, joined, truth, options, out, result)
     return finish_report(run, archive, options.split, told, sections, result, out)
 
 
-def _labeled(scores: classification_data.Scores, truth: BoxTruth) -> Joined | None:
+def _labeled(scores: classification_data.ClassificationScores, truth: BoxTruth) -> LabeledScores | None:
     """Probabilities with labels; None where the archive has no labels."""
     common = set(scores.findings) & set(truth.labels.findings)
     return classification_data.join(scores, truth.labels) if common and truth.labels.labeled.any() else None
 
 
-def _told(judged: Judged) -> str:
-    """How many images were judged, and why others were not."""
-    boxed = len(np.unique(judged.true.image))
+def _told(evaluation: LocalizationEvaluation) -> str:
+    """How many images were evaluated, and why others were not."""
+    boxed = len(np.unique(evaluation.true.image))
     others = {
-        f"{judged.images_with_error:,} images with an error in place of scores": judged.images_with_error,
-        f"{judged.images_without_score:,} images with no score": judged.images_without_score,
-        f"{judged.pairs_not_scored:,} images with a box of a finding that is not scored": judged.pairs_not_scored,
-        f"no true box of {', '.join(judged.left_out)}": len(judged.left_out),
+        f"{evaluation.images_with_error:,} images with an error in place of scores": evaluation.images_with_error,
+        f"{evaluation.images_without_score:,} images with no score": evaluation.images_without_score,
+        f"{evaluation.pairs_not_scored:,} images with a box of a finding that is not scored": evaluation.pairs_not_scored,
+        f"no true box of {', '.join(evaluation.left_out)}": len(evaluation.left_out),
     }
     left = "".join(f"; {words}" for words, count in others.items() if count)
     return (
-        f"{len(judged.rows):,} images of {len(np.unique(judged.patients)):,} patients judged, {boxed:,} of them with "
-        f"{len(judged.true.image):,} true boxes of {len(judged.findings)} findings; {len(judged.found.image):,} "
-        f"boxes found of these{left}."
+        f"{len(evaluation.rows):,} images of {len(np.unique(evaluation.patients)):,} patients evaluated, {boxed:,} of them with "
+        f"{len(evaluation.true.image):,} true boxes of {len(evaluation.findings)} findings; {len(evaluation.predicted.image):,} "
+        f"boxes predicted of these{left}."
     )
 
 
 def _located(
-    judged: Judged, truth: BoxTruth, options: ReportOptions, out: str, result: dict[str, Any]
+    evaluation: LocalizationEvaluation, truth: BoxTruth, options: ReportOptions, out: str, result: dict[str, Any]
 ) -> list[Section]:
     """The boxes' part of the page; its figures and file are put into `result`."""
-    ways = {"run": judged.located, **guessed(judged, truth.training_boxes(judged.findings), options.seed)}
+    ways = {"run": evaluation.located, **guessed(evaluation, truth.training_boxes(evaluation.findings), options.seed)}
     sure = partial(summarize, resamples=options.resamples, seed=options.seed)
-    rates = {name: sure(of, judged.patients, judged.findings) for name, of in ways.items()}
+    rates = {name: sure(of, evaluation.patients, evaluation.findings) for name, of in ways.items()}
     result["boxes"] = storage.join(out, "boxes.csv")
     storage.write_text(result["boxes"], tables.csv(rates))
     own = rates.pop("run")
-    result["metrics"] = metrics(judged, own, rates)
+    result["metrics"] = metrics(evaluation, own, rates)
     folder = storage.join(out, PICTURES)
     curves = save_picture(
         tables.curves_figure(own, rates),
@@ -91,7 +95,7 @@ def _located(
         "Localization accuracy at each threshold, for each finding and for the baselines.",
     )
     examples = save_overlays(
-        overlays(judged, truth, options.seed),
+        overlays(evaluation, truth, options.seed),
         folder,
         "boxes.png",
         "Images with the smallest and the largest overlap, and a random sample.",
@@ -104,12 +108,12 @@ def _located(
     ]
 
 
-def _classified(joined: Joined, options: ReportOptions, out: str, result: dict[str, Any]) -> Section:
+def _classified(joined: LabeledScores, options: ReportOptions, out: str, result: dict[str, Any]) -> Section:
     """The classification's part of the page; its figures and file are added to `result`."""
     summary = summarise_labels(
         joined.probabilities,
         joined.labels,
-        joined.called,
+        joined.predicted_positive,
         joined.patients,
         joined.findings,
         resamples=options.resamples,
@@ -123,62 +127,73 @@ def _classified(joined: Joined, options: ReportOptions, out: str, result: dict[s
     return Section(head, [label_tables.summary_table(summary), label_tables.summary_legend(summary)])
 
 
-def metrics(judged: Judged, rates: Rates, others: Mapping[str, Rates]) -> dict[str, Any]:
+def metrics(
+    evaluation: LocalizationEvaluation, rates: LocalizationRates, others: Mapping[str, LocalizationRates]
+) -> dict[str, Any]:
     """For result.json: thresholds in percent; NaN for what could not be measured."""
-    found: dict[str, Any] = {
-        "images": len(judged.rows),
-        "patients": len(np.unique(judged.patients)),
+    values: dict[str, Any] = {
+        "images": len(evaluation.rows),
+        "patients": len(np.unique(evaluation.patients)),
         "pairs": int(rates.pairs.sum()),
         "findings_located": len(rates.findings),
-        "images_with_error": judged.images_with_error,
-        "images_without_score": judged.images_without_score,
+        "images_with_error": evaluation.images_with_error,
+        "images_without_score": evaluation.images_without_score,
         "mean_pointing": rates.pointing.mean,
         "mean_pointing_low": rates.pointing.mean_low,
         "mean_pointing_high": rates.pointing.mean_high,
     }
-    for measure, at, key in ((m, t, f"{m}_{100 * t:.0f}") for m in MEASURES for t in THRESHOLDS):
+    for measure, at, key in ((m, t, f"{m}{100 * t:.0f}") for m in MEASURES for t in THRESHOLDS):
         mean = rates.at(measure, at)
-        found |= {f"mean_accuracy_{key}{end}": v for end, v in _ends(mean.mean, mean.mean_low, mean.mean_high)}
-        found[f"mean_false_positives_{key}"] = rates.wrong[measure][THRESHOLDS.index(at)].mean
-        found |= {f"{name}_mean_accuracy_{key}": of.at(measure, at).mean for name, of in others.items()}
+        values |= {f"localization_accuracy_{key}{end}": v for end, v in _ends(mean.mean, mean.mean_low, mean.mean_high)}
+        values[f"false_positives_per_image_{key}"] = rates.wrong[measure][THRESHOLDS.index(at)].mean
+        values |= {f"{name}_localization_accuracy_{key}": of.at(measure, at).mean for name, of in others.items()}
         if at in _TOLD:
-            found |= {f"accuracy_{key}/{finding}": mean.value[f] for f, finding in enumerate(rates.findings)}
-    found |= {f"pointing/{finding}": rates.pointing.value[f] for f, finding in enumerate(rates.findings)}
-    return {name: value if isinstance(value, int) else float(value) for name, value in found.items()}
+            values |= {f"localization_accuracy_{key}/{finding}": mean.value[f] for f, finding in enumerate(rates.findings)}
+    values |= {f"pointing/{finding}": rates.pointing.value[f] for f, finding in enumerate(rates.findings)}
+    return {name: value if isinstance(value, int) else float(value) for name, value in values.items()}
 
 
 def _ends(value: float, low: float, high: float) -> tuple[tuple[str, float], ...]:
     return ("", value), ("_low", low), ("_high", high)
 
 
-def overlays(judged: Judged, truth: BoxTruth, seed: int) -> dict[str, list[Overlay]]:
+def overlays(evaluation: LocalizationEvaluation, truth: BoxTruth, seed: int) -> dict[str, list[Overlay]]:
     """Image-finding pairs with the worst and the best overlap, and some drawn at random."""
-    pairs = np.argwhere(np.isfinite(judged.located.pointed))
-    order = np.argsort(judged.located.best["iou"][tuple(pairs.T)], kind="stable")
+    pairs = np.argwhere(np.isfinite(evaluation.located.pointed))
+    order = np.argsort(evaluation.located.best["iou"][tuple(pairs.T)], kind="stable")
     drawn = np.random.default_rng(seed).permutation(len(order))
     chosen = {"worst": order[:SHOWN], "best": order[::-1][:SHOWN], "random": drawn[:SHOWN]}
-    rows = judged.rows[pairs[:, 0]].tolist()
+    rows = evaluation.rows[pairs[:, 0]].tolist()
     pictures = truth.pictures(sorted({rows[pair] for part in chosen.values() for pair in part}))
     return {
-        name: [_overlay(judged, truth, pairs[pair], *pictures[rows[pair]]) for pair in part if rows[pair] in pictures]
+        name: [
+            _overlay(evaluation, truth, pairs[pair], *pictures[rows[pair]]) for pair in part if rows[pair] in pictures
+        ]
         for name, part in chosen.items()
     }
 
 
 def _overlay(
-    judged: Judged, truth: BoxTruth, pair: np.ndarray, picture: np.ndarray, frame: ResizeTransform
+    evaluation: LocalizationEvaluation, truth: BoxTruth, pair: np.ndarray, picture: np.ndarray, frame: ResizeTransform
 ) -> Overlay:
     image, finding = pair.tolist()
-    true, found = (some.at((some.image == image) & (some.finding == finding)) for some in (judged.true, judged.found))
-    placed = [frame.from_original(some.xyxy.reshape(-1, 2)).reshape(-1, 4) for some in (true, found)]
-    overlap = judged.located.best["iou"][image, finding]
-    boxes = BoxPair(placed[0], [""] * len(placed[0]), placed[1], [f"{score:.2f}" for score in found.score])
-    image_id = truth.table[schema.IMAGE_ID][int(judged.rows[image])].as_py()
-    return Overlay(image_id, f"{judged.findings[finding]}, IoU {overlap:.2f}", picture, boxes)
+    true, predicted = (
+        some.at((some.image == image) & (some.finding == finding)) for some in (evaluation.true, evaluation.predicted)
+    )
+    placed = [frame.from_original(some.xyxy.reshape(-1, 2)).reshape(-1, 4) for some in (true, predicted)]
+    overlap = evaluation.located.best["iou"][image, finding]
+    boxes = BoxPair(placed[0], [""] * len(placed[0]), placed[1], [f"{score:.2f}" for score in predicted.score])
+    image_id = truth.table[schema.IMAGE_ID][int(evaluation.rows[image])].as_py()
+    return Overlay(image_id, f"{evaluation.findings[finding]}, IoU {overlap:.2f}", picture, boxes)
 
 
 def compared(
-    judged: Judged, joined: Joined | None, truth: BoxTruth, options: ReportOptions, out: str, result: dict[str, Any]
+    evaluation: LocalizationEvaluation,
+    joined: LabeledScores | None,
+    truth: BoxTruth,
+    options: ReportOptions,
+    out: str,
+    result: dict[str, Any],
 ) -> list[Section]:
     """The comparison with `options.against`; its figures are added to the result.
 
@@ -187,12 +202,12 @@ def compared(
     """
     other = read_run(options.against)
     scored = tuple(
-        finding for finding in classification_data.load_scores(other).findings if finding in judged.findings
+        finding for finding in classification_data.load_scores(other).findings if finding in evaluation.findings
     )
-    theirs = judge(load_scores(other), scored, truth)
-    rows = np.intersect1d(judged.rows, theirs.rows)
-    kept = [judged.findings.index(finding) for finding in theirs.findings]
-    ours, theirs = judged.at(rows), theirs.at(rows)
+    theirs = evaluate(load_scores(other), scored, truth)
+    rows = np.intersect1d(evaluation.rows, theirs.rows)
+    kept = [evaluation.findings.index(finding) for finding in theirs.findings]
+    ours, theirs = evaluation.at(rows), theirs.at(rows)
     if not np.isfinite(theirs.located.pointed).any():
         raise UserError(f"{other.uri} has scored no image with a box that this run has: score the same archive")
     gains = paired_gain(
@@ -200,7 +215,7 @@ def compared(
     )
     result["metrics"]["images_compared"] = len(rows)
     for measure, at, of in ((m, t, of) for m in MEASURES for t, of in zip(THRESHOLDS, gains[m], strict=True)):
-        name = f"mean_accuracy_gain_{measure}_{100 * at:.0f}"
+        name = f"localization_accuracy_gain_{measure}{100 * at:.0f}"
         result["metrics"] |= {f"{name}{end}": v for end, v in _ends(of.mean, of.mean_low, of.mean_high)}
     head = f"Compared with {other.uri}, on the {len(rows):,} images that both have scored"
     labels = [classification.compared(joined, truth.labels, options, out, result)] if joined else []

@@ -1,4 +1,4 @@
-"""Boxes that a run has found, joined with the archive's true ones and laid over them."""
+"""Boxes that a run has predicted, joined with the archive's true ones and laid over them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLUMNS = (schema.IMAGE_ID, schema.SOURCE_URI, schema.ERROR, *_SIZES, *schema.B
 
 
 @dataclass(frozen=True)
-class Scores:
+class BoxScores:
     """What a run says of its images; rows go together."""
 
     uri: str
@@ -30,7 +30,7 @@ class Scores:
     sizes_px: np.ndarray  # (N, 2) width and height of the original
     good: np.ndarray  # (N,) bool: scored without an error
 
-    def at(self, kept_N: np.ndarray) -> Scores:
+    def at(self, kept_N: np.ndarray) -> BoxScores:
         """Those of some images."""
         kept = pa.array(kept_N)
         columns = {name: getattr(self, name).filter(kept) for name in ("image_ids", "source_uris", "boxes")}
@@ -38,7 +38,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Judged:
+class LocalizationEvaluation:
     """Images that were scored and what is known of them; boxes are in pixels of the originals."""
 
     findings: tuple[str, ...]  # that are scored and of which an image has a true box
@@ -46,27 +46,27 @@ class Judged:
     rows: np.ndarray  # (N,) of the truth, rising
     patients: np.ndarray  # (N,)
     sizes_px: np.ndarray  # (N, 2) width and height of the originals
-    found: Boxes
+    predicted: Boxes
     true: Boxes
     located: Located
     pairs_not_scored: int  # with a true box of a finding that the checkpoint does not know
     images_with_error: int
     images_without_score: int
 
-    def at(self, rows: np.ndarray) -> Judged:
+    def at(self, rows: np.ndarray) -> LocalizationEvaluation:
         """Some of these images, without their boxes."""
         kept = np.searchsorted(self.rows, rows)
         named = {name: getattr(self, name)[kept] for name in ("rows", "patients", "sizes_px")}
-        nothing = self.found.at(np.zeros(len(self.found.image), bool))
-        return replace(self, **named, found=nothing, true=nothing, located=self.located.at(kept))
+        nothing = self.predicted.at(np.zeros(len(self.predicted.image), bool))
+        return replace(self, **named, predicted=nothing, true=nothing, located=self.located.at(kept))
 
 
-def load_scores(run: Run, split: Split = "all") -> Scores:
+def load_scores(run: Run, split: Split = "all") -> BoxScores:
     """A run's scores; raises UserError where they are not those of a family that finds boxes."""
     table = pa.concat_tables(part.replace_schema_metadata() for part in read_scores(run, _COLUMNS, split))
     good = pc.and_(pc.is_null(table[schema.ERROR]), pc.is_valid(table[schema.PRED_BOXES]))
     sizes = (table[name].fill_null(0).to_numpy() for name in _SIZES)
-    return Scores(
+    return BoxScores(
         uri=run.uri,
         image_ids=table[schema.IMAGE_ID].combine_chunks(),
         source_uris=table[schema.SOURCE_URI],
@@ -76,8 +76,8 @@ def load_scores(run: Run, split: Split = "all") -> Scores:
     )
 
 
-def judge(scores: Scores, scored: Sequence[str], truth: BoxTruth) -> Judged:
-    """Lay found boxes over true ones, in all images that were scored.
+def evaluate(scores: BoxScores, scored: Sequence[str], truth: BoxTruth) -> LocalizationEvaluation:
+    """Lay predicted boxes over true ones, in all images that were scored.
 
     Args:
         scored: the findings that the checkpoint knows.
@@ -98,16 +98,16 @@ def judge(scores: Scores, scored: Sequence[str], truth: BoxTruth) -> Judged:
         raise error(_nothing_in_common(scores, truth, int(present.sum()), len(rows)))
     findings = tuple(finding for number, finding in enumerate(scored) if number in boxed)
     true = replace(every, finding=np.searchsorted(boxed, every.finding))
-    found = Boxes.of(scores.boxes.take(pa.array(places[rows])), findings)
-    return Judged(
+    predicted = Boxes.of(scores.boxes.take(pa.array(places[rows])), findings)
+    return LocalizationEvaluation(
         findings=findings,
         left_out=tuple(finding for finding in scored if finding not in findings),
         rows=rows,
         patients=truth.labels.patients[rows],
         sizes_px=sizes,
-        found=found,
+        predicted=predicted,
         true=true,
-        located=locate(found, true, truth.known(findings, rows, true)),
+        located=locate(predicted, true, truth.known(findings, rows, true)),
         pairs_not_scored=_pairs_of_others(truth, rows, scored),
         images_with_error=int((present & ~good).sum()),
         images_without_score=int((~present).sum()),
@@ -121,7 +121,7 @@ def _pairs_of_others(truth: BoxTruth, rows: np.ndarray, scored: Sequence[str]) -
     return sum(label not in scored for _, label in pairs)
 
 
-def _nothing_in_common(scores: Scores, truth: BoxTruth, present: int, good: int) -> str:
+def _nothing_in_common(scores: BoxScores, truth: BoxTruth, present: int, good: int) -> str:
     boxed = pc.greater(pc.list_value_length(truth.table[schema.BOXES]).fill_null(0), 0).to_numpy()
     return (
         f"of {len(boxed):,} images of the archive {int(boxed.sum()):,} have boxes, {present:,} are in {scores.uri}, "
@@ -130,12 +130,12 @@ def _nothing_in_common(scores: Scores, truth: BoxTruth, present: int, good: int)
     )
 
 
-def guessed(judged: Judged, training: Boxes, seed: int) -> dict[str, Located]:
-    """What is found in the same images without looking at them, see `metrics.localization.baselines`.
+def guessed(evaluation: LocalizationEvaluation, training: Boxes, seed: int) -> dict[str, Located]:
+    """What is predicted in the same images without looking at them, see `metrics.localization.baselines`.
 
     Args:
-        training: boxes of `judged.findings` in shares of their images.
+        training: boxes of `evaluation.findings` in shares of their images.
     """
-    boxes = baselines(training, len(judged.rows), len(judged.findings), seed)
-    known = judged.located.known
-    return {name: locate(of.scaled(*judged.sizes_px.T), judged.true, known) for name, of in boxes.items()}
+    boxes = baselines(training, len(evaluation.rows), len(evaluation.findings), seed)
+    known = evaluation.located.known
+    return {name: locate(of.scaled(*evaluation.sizes_px.T), evaluation.true, known) for name, of in boxes.items()}

@@ -30,7 +30,7 @@ _THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """What a run is judged by."""
+    """What a run is evaluated by."""
 
     archive: str = ""
     """Archive or shards that know the truth, any URI; left out, the archive that was scored, if it was one."""
@@ -73,7 +73,7 @@ class Run:
         """The archive that was scored; raises UserError where there were several."""
         if len(self.archives) != 1:
             several = " and ".join(self.archives)
-            raise UserError(f"{self.uri} holds scores of {several}: name the archive to judge with --archive")
+            raise UserError(f"{self.uri} holds scores of {several}: name the archive to evaluate with --archive")
         return self.archives[0]
 
 

@@ -214,7 +214,7 @@ def _describe_boxes(scored: Scored, out: str) -> Description:
     count = f"{len(called.image):,} boxes in {boxed:,} images."
     return Description(
         Section("Boxes", [count, tables.finding_table(rows), legend, *pictures]),
-        metrics={"found_boxes": len(called.image), "images_with_boxes": float(boxed)}
+        metrics={"predicted_boxes": len(called.image), "images_with_boxes": float(boxed)}
         | {f"images_with_boxes/{row['finding']}": row["positive"] for row in rows},
         files={"boxes": _write(rows, out, "boxes.csv")},
     )

@@ -1,4 +1,4 @@
-"""The report of a run that finds masks: judged image by image against the archive's own, pictured, compared."""
+"""The report of a run that finds masks: evaluation image by image against the archive's own, pictured, compared."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cxr import storage
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_masks import MaskTruth, known_masks
 from cxr.evaluation.run import ReportOptions, Run, finish_report, read_run
-from cxr.evaluation.segmentation_data import Judged, Scores, both_masks, judge, load_scores
+from cxr.evaluation.segmentation_data import MaskScores, SegmentationEvaluation, both_masks, evaluate, load_scores
 from cxr.imaging.geometry import fit_mask
 from cxr.metrics import segmentation
 from cxr.metrics.bootstrap import MeanInterval, mean_interval
-from cxr.metrics.segmentation.overlap_metrics import FOUND, TRUE
+from cxr.metrics.segmentation.overlap_metrics import PREDICTED, TRUE
 from cxr.reporting import segmentation as tables
 from cxr.reporting.overlays import MaskPair, Overlay, save_overlays
 from cxr.reporting.page import Section
@@ -25,38 +25,38 @@ SHOWN = 3  # images in each row of the picture
 
 
 def report(run: Run, options: ReportOptions, out: str, *, label: str) -> dict[str, Any]:
-    """Judge a run that finds masks of `label`: OUT/report.md, images.csv, pictures; the job's result."""
+    """Evaluate a run that finds masks of `label`: OUT/report.md, images.csv, pictures; the job's result."""
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     truth, scores = known_masks(archive, options, label), load_scores(run)
-    judged = judge(scores, truth)
-    found, sure = figures(judged), intervals(judged, options)
-    counts = counted(judged)
-    told = _told(judged)
+    evaluation = evaluate(scores, truth)
+    predicted, sure = figures(evaluation), intervals(evaluation, options)
+    counts = counted(evaluation)
+    told = _told(evaluation)
     print(told, flush=True)
-    listed = image_rows(judged, truth)
+    listed = image_rows(evaluation, truth)
     drawn = save_overlays(
-        overlays(judged, scores, truth),
+        overlays(evaluation, scores, truth),
         storage.join(out, PICTURES),
         "masks.png",
         "The worst, middle and best images of those with a true or predicted mask.",
     )
     legend = tables.summary_legend(truth.resolution, options.resamples, counts)
     worst = [tables.worst_table(listed), "Ranks are those of `images.csv`.", *drawn]
-    sections = [Section("Masks", [tables.summary_table(found, sure), legend]), Section("The worst images", worst)]
+    sections = [Section("Masks", [tables.summary_table(predicted, sure), legend]), Section("The worst images", worst)]
     ends = {f"{name}_{end}": getattr(of, end) for name, of in sure.items() for end in ("low", "high")}
-    result = {"metrics": {**found, **ends, **counts}, "images": tables.write_images(listed, out)}
+    result = {"metrics": {**predicted, **ends, **counts}, "images": tables.write_images(listed, out)}
     if options.against:
-        sections.append(compared(judged, truth, options, result))
+        sections.append(compared(evaluation, truth, options, result))
     return finish_report(run, archive, options.split, told, sections, result, out)
 
 
-def figures(judged: Judged) -> dict[str, float]:
+def figures(evaluation: SegmentationEvaluation) -> dict[str, float]:
     """All figures of the images together; NaN for what could not be measured."""
     return {
-        **segmentation.summary(judged.overlap),
-        **segmentation.image_level(judged.overlap, torch.from_numpy(judged.probabilities)),
-        "hd95_px": _mean_of_known(judged.hd95_px),
-        "hd95_mm": _mean_of_known(judged.hd95_mm),
+        **segmentation.summary(evaluation.overlap),
+        **segmentation.image_level(evaluation.overlap, torch.from_numpy(evaluation.probabilities)),
+        "hd95_px": _mean_of_known(evaluation.hd95_px),
+        "hd95_mm": _mean_of_known(evaluation.hd95_mm),
     }
 
 
@@ -65,103 +65,105 @@ def _mean_of_known(values: np.ndarray) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def intervals(judged: Judged, options: ReportOptions) -> dict[str, MeanInterval]:
+def intervals(evaluation: SegmentationEvaluation, options: ReportOptions) -> dict[str, MeanInterval]:
     """Means over images with their intervals by patient."""
-    dice, positive = segmentation.dice(judged.overlap).numpy(), judged.overlap[:, TRUE].numpy() > 0
+    dice, positive = segmentation.dice(evaluation.overlap).numpy(), evaluation.overlap[:, TRUE].numpy() > 0
     values = {
         "dice": dice,
         "positive_dice": np.where(positive, dice, np.nan),
-        "iou": segmentation.iou(judged.overlap).numpy(),
+        "iou": segmentation.iou(evaluation.overlap).numpy(),
     }
-    return {name: _interval(of, judged, options) for name, of in values.items()}
+    return {name: _interval(of, evaluation, options) for name, of in values.items()}
 
 
-def _interval(values: np.ndarray, judged: Judged, options: ReportOptions) -> MeanInterval:
-    return mean_interval(values, judged.patients, resamples=options.resamples, seed=options.seed)
+def _interval(values: np.ndarray, evaluation: SegmentationEvaluation, options: ReportOptions) -> MeanInterval:
+    return mean_interval(values, evaluation.patients, resamples=options.resamples, seed=options.seed)
 
 
-def counted(judged: Judged) -> dict[str, int]:
+def counted(evaluation: SegmentationEvaluation) -> dict[str, int]:
     """How many images there are of each kind."""
     return {
-        "patients": len(np.unique(judged.patients)),
-        "hd95_images": int(np.isfinite(judged.hd95_px).sum()),
-        "hd95_mm_images": int(np.isfinite(judged.hd95_mm).sum()),
-        "hd95_one_empty": judged.one_empty,
-        "images_with_error": judged.images_with_error,
-        "images_without_score": judged.images_without_score,
-        "images_without_truth": judged.images_without_truth,
-        "images_refused": sum(judged.refused.values()),
+        "patients": len(np.unique(evaluation.patients)),
+        "hd95_images": int(np.isfinite(evaluation.hd95_px).sum()),
+        "hd95_mm_images": int(np.isfinite(evaluation.hd95_mm).sum()),
+        "hd95_one_empty": evaluation.one_empty,
+        "images_with_error": evaluation.images_with_error,
+        "images_without_score": evaluation.images_without_score,
+        "images_without_truth": evaluation.images_without_truth,
+        "images_refused": sum(evaluation.refused.values()),
     }
 
 
-def _told(judged: Judged) -> str:
-    """How many images were judged, and why others were not."""
+def _told(evaluation: SegmentationEvaluation) -> str:
+    """How many images were evaluated, and why others were not."""
     others = {
-        "an error in place of a mask": judged.images_with_error,
-        "no score": judged.images_without_score,
-        "a mask found but no truth known": judged.images_without_truth,
-        **{f"a mask that cannot be compared ({reason})": count for reason, count in judged.refused.items()},
+        "an error in place of a mask": evaluation.images_with_error,
+        "no score": evaluation.images_without_score,
+        "a mask predicted but no truth known": evaluation.images_without_truth,
+        **{f"a mask that cannot be compared ({reason})": count for reason, count in evaluation.refused.items()},
     }
     left = "".join(f"; {count:,} with {reason}" for reason, count in others.items() if count)
-    positives = int((judged.overlap[:, TRUE] > 0).sum())
+    positives = int((evaluation.overlap[:, TRUE] > 0).sum())
     return (
-        f"{len(judged.rows):,} images of {len(np.unique(judged.patients)):,} patients judged, {positives:,} of them "
+        f"{len(evaluation.rows):,} images of {len(np.unique(evaluation.patients)):,} patients evaluated, {positives:,} of them "
         f"with something to find{left}."
     )
 
 
-def image_rows(judged: Judged, truth: MaskTruth) -> list[dict[str, Any]]:
+def image_rows(evaluation: SegmentationEvaluation, truth: MaskTruth) -> list[dict[str, Any]]:
     """A row an image, worst first, with plain values."""
     columns = {
-        "dice": segmentation.dice(judged.overlap).tolist(),
-        "iou": segmentation.iou(judged.overlap).tolist(),
-        "hd95_px": judged.hd95_px.tolist(),
-        "hd95_mm": judged.hd95_mm.tolist(),
-        "found_px": judged.overlap[:, FOUND].tolist(),
-        "true_px": judged.overlap[:, TRUE].tolist(),
-        "probability": judged.probabilities.tolist(),
+        "dice": segmentation.dice(evaluation.overlap).tolist(),
+        "iou": segmentation.iou(evaluation.overlap).tolist(),
+        "hd95_px": evaluation.hd95_px.tolist(),
+        "hd95_mm": evaluation.hd95_mm.tolist(),
+        "predicted_px": evaluation.overlap[:, PREDICTED].tolist(),
+        "true_px": evaluation.overlap[:, TRUE].tolist(),
+        "probability": evaluation.probabilities.tolist(),
     }
     return [
-        {"rank": rank, "image_id": truth.image_ids[int(judged.rows[at])].as_py()}
+        {"rank": rank, "image_id": truth.image_ids[int(evaluation.rows[at])].as_py()}
         | {name: values[at] for name, values in columns.items()}
-        for rank, at in enumerate(judged.worst_first().tolist(), 1)
+        for rank, at in enumerate(evaluation.worst_first().tolist(), 1)
     ]
 
 
-def overlays(judged: Judged, scores: Scores, truth: MaskTruth) -> dict[str, list[Overlay]]:
+def overlays(evaluation: SegmentationEvaluation, scores: MaskScores, truth: MaskTruth) -> dict[str, list[Overlay]]:
     """The worst, middle and best images of those in which a mask is not empty (of all, where every one is)."""
-    order = judged.worst_first()
-    ranks = np.flatnonzero((judged.overlap[:, [FOUND, TRUE]] > 0).any(1).numpy()[order])
+    order = evaluation.worst_first()
+    ranks = np.flatnonzero((evaluation.overlap[:, [PREDICTED, TRUE]] > 0).any(1).numpy()[order])
     ranks = ranks if len(ranks) else np.arange(len(order))
     middle = max(0, (len(ranks) - SHOWN) // 2)
     chosen = {"worst": ranks[:SHOWN], "middle": ranks[middle : middle + SHOWN], "best": ranks[::-1][:SHOWN]}
-    rows = judged.rows[order]
+    rows = evaluation.rows[order]
     pictures = truth.pictures(sorted({int(rows[rank]) for part in chosen.values() for rank in part}))
-    dice = segmentation.dice(judged.overlap).numpy()[order]
+    dice = segmentation.dice(evaluation.overlap).numpy()[order]
     shown: dict[str, list[Overlay]] = {name: [] for name in chosen}
     for name, part in chosen.items():
         for rank in part.tolist():
             if rows[rank] in pictures:
-                found, true = both_masks(scores, truth, int(rows[rank]), int(judged.places[order][rank]))
+                predicted, true = both_masks(scores, truth, int(rows[rank]), int(evaluation.places[order][rank]))
                 picture, frame = pictures[int(rows[rank])]
-                masks = (fit_mask(mask, len(picture), frame) for mask in (true, found))
+                masks = (fit_mask(mask, len(picture), frame) for mask in (true, predicted))
                 image_id, note = truth.image_ids[int(rows[rank])].as_py(), f"rank {rank + 1}, Dice {dice[rank]:.3f}"
                 shown[name].append(Overlay(image_id, note, picture, MaskPair(*masks)))
     return shown
 
 
-def compared(judged: Judged, truth: MaskTruth, options: ReportOptions, result: dict[str, Any]) -> Section:
+def compared(
+    evaluation: SegmentationEvaluation, truth: MaskTruth, options: ReportOptions, result: dict[str, Any]
+) -> Section:
     """The comparison with `options.against`; its figures are added to the result.
 
     Raises:
         UserError: the other run has no image in common with this one.
     """
     other = read_run(options.against)
-    theirs = judge(load_scores(other), truth)
-    rows = np.intersect1d(judged.rows, theirs.rows)
+    theirs = evaluate(load_scores(other), truth)
+    rows = np.intersect1d(evaluation.rows, theirs.rows)
     if not len(rows):
         raise UserError(f"{other.uri} has scored none of the same images: score the same archive with both")
-    ours, theirs = judged.at(rows), theirs.at(rows)
+    ours, theirs = evaluation.at(rows), theirs.at(rows)
     gain = segmentation.dice(ours.overlap).numpy() - segmentation.dice(theirs.overlap).numpy()
     positive = ours.overlap[:, TRUE].numpy() > 0
     gains = {

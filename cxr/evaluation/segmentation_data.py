@@ -1,4 +1,4 @@
-"""Masks that a run has found, joined with the archive's and judged image by image."""
+"""Masks that a run has predicted, joined with the archive's and evaluation image by image."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from cxr.errors import ImageRejectedError, UserError
 from cxr.evaluation.ground_truth_masks import MaskTruth
 from cxr.evaluation.run import NoGroundTruthError, Run, Split, read_scores
 from cxr.metrics.segmentation import dice, hd95, overlap_rows
-from cxr.metrics.segmentation.overlap_metrics import FOUND, TRUE
+from cxr.metrics.segmentation.overlap_metrics import PREDICTED, TRUE
 
 _COLUMNS = (schema.IMAGE_ID, schema.ERROR, schema.HEIGHT_PX, schema.WIDTH_PX, *schema.MASK_SCORES.names)
 _THREADS = 4
 
 
 @dataclass(frozen=True)
-class Scores:
+class MaskScores:
     """What a run says of its images; rows go together."""
 
     uri: str
@@ -37,7 +37,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Judged:
+class SegmentationEvaluation:
     """Images of which both masks are known, and how many others there are."""
 
     rows: np.ndarray  # (N,) of the truth, rising
@@ -52,7 +52,7 @@ class Judged:
     images_without_score: int
     images_without_truth: int  # scored, but whether and where there is something to find is not known
 
-    def at(self, rows: np.ndarray) -> Judged:
+    def at(self, rows: np.ndarray) -> SegmentationEvaluation:
         """Some of these images."""
         kept = np.searchsorted(self.rows, rows)
         names = ("rows", "places", "patients", "probabilities", "overlap", "hd95_px", "hd95_mm")
@@ -61,20 +61,20 @@ class Judged:
     @property
     def one_empty(self) -> int:
         """Images in which one mask is empty and the other is not."""
-        return int(((self.overlap[:, FOUND] > 0) != (self.overlap[:, TRUE] > 0)).sum())
+        return int(((self.overlap[:, PREDICTED] > 0) != (self.overlap[:, TRUE] > 0)).sum())
 
     def worst_first(self) -> np.ndarray:
         """(N,) order by Dice; of equally bad ones that with more wrong pixels, as a share of the image, first."""
-        both, found, true, pixels = self.overlap.double().numpy().T
-        return np.lexsort((-(found + true - 2 * both) / pixels, dice(self.overlap).numpy()))
+        both, predicted, true, pixels = self.overlap.double().numpy().T
+        return np.lexsort((-(predicted + true - 2 * both) / pixels, dice(self.overlap).numpy()))
 
 
-def load_scores(run: Run, split: Split = "all") -> Scores:
+def load_scores(run: Run, split: Split = "all") -> MaskScores:
     """A run's scores; raises UserError where they are not those of a family that finds masks."""
     table = pa.concat_tables(part.replace_schema_metadata() for part in read_scores(run, _COLUMNS, split))
     good = pc.and_(pc.is_null(table[schema.ERROR]), pc.is_valid(table[schema.PRED_MASK_RLE]))
     sizes = (table[name].fill_null(0).to_numpy() for name in (schema.HEIGHT_PX, schema.WIDTH_PX))
-    return Scores(
+    return MaskScores(
         uri=run.uri,
         image_ids=table[schema.IMAGE_ID].combine_chunks(),
         codes=table[schema.PRED_MASK_RLE],
@@ -84,7 +84,7 @@ def load_scores(run: Run, split: Split = "all") -> Scores:
     )
 
 
-def judge(scores: Scores, truth: MaskTruth) -> Judged:
+def evaluate(scores: MaskScores, truth: MaskTruth) -> SegmentationEvaluation:
     """Compare the masks of all images that have both; a mask that cannot be read leaves its image out.
 
     Raises:
@@ -104,8 +104,8 @@ def judge(scores: Scores, truth: MaskTruth) -> Judged:
     kept = np.array([not isinstance(result, str) for result in compared])
     figures = [result for result in compared if not isinstance(result, str)]
     if not figures:
-        raise UserError(f"none of {len(rows):,} images can be judged: {', '.join(refused)}")
-    return Judged(
+        raise UserError(f"none of {len(rows):,} images can be evaluated: {', '.join(refused)}")
+    return SegmentationEvaluation(
         rows=rows[kept],
         places=places[rows[kept]],
         patients=truth.patients[rows[kept]],
@@ -120,25 +120,25 @@ def judge(scores: Scores, truth: MaskTruth) -> Judged:
     )
 
 
-def both_masks(scores: Scores, truth: MaskTruth, row: int, place: int) -> tuple[np.ndarray, np.ndarray]:
-    """The found and the true mask of one image; raises Refused where one cannot be read."""
+def both_masks(scores: MaskScores, truth: MaskTruth, row: int, place: int) -> tuple[np.ndarray, np.ndarray]:
+    """The predicted and the true mask of one image; raises Refused where one cannot be read."""
     return truth.masks(row, scores.codes[place].as_py(), *scores.sizes[place].tolist())
 
 
-def _compared(scores: Scores, truth: MaskTruth, row: int, place: int) -> tuple[Tensor, float, float] | str:
+def _compared(scores: MaskScores, truth: MaskTruth, row: int, place: int) -> tuple[Tensor, float, float] | str:
     """Overlap counts (1, 4), HD95 in px and in mm of one image; or why there are none."""
     try:
-        found, true = both_masks(scores, truth, row, place)
+        predicted, true = both_masks(scores, truth, row, place)
     except ImageRejectedError as refused:
         return str(refused)
-    counts = overlap_rows(torch.from_numpy(found)[None], torch.from_numpy(true)[None])
+    counts = overlap_rows(torch.from_numpy(predicted)[None], torch.from_numpy(true)[None])
     spacing = truth.spacing_mm(row, *scores.sizes[place].tolist())
-    return counts, hd95(found, true), hd95(found, true, spacing) if spacing else math.nan
+    return counts, hd95(predicted, true), hd95(predicted, true, spacing) if spacing else math.nan
 
 
-def _nothing_in_common(scores: Scores, truth: MaskTruth, present: int, good: int) -> str:
+def _nothing_in_common(scores: MaskScores, truth: MaskTruth, present: int, good: int) -> str:
     return (
         f"of {len(truth.known):,} images of the archive {int(truth.known.sum()):,} have a mask of {truth.label}, "
-        f"{present:,} are in {scores.uri}, {good:,} without an error: there is nothing to judge. Give the archive "
+        f"{present:,} are in {scores.uri}, {good:,} without an error: there is nothing to evaluate. Give the archive "
         f"that was scored, one that has such masks, or another --split"
     )

@@ -89,14 +89,14 @@ def write_submission(run: Run, uri: str, normal: NormalFilter | None = None, spl
     }
 
 
-def _without_listed(scores: localization_data.Scores, run: Run) -> localization_data.Scores:
+def _without_listed(scores: localization_data.BoxScores, run: Run) -> localization_data.BoxScores:
     """The scores of images that train.csv of the scored archive does not list; all where it lists all."""
     listed = {name for archive in shards.made_of(run.archive) for name in vinbigdata.listed(archive)}
     own = np.array([image_key(image_id) not in listed for image_id in scores.image_ids.to_pylist()], bool)
     return scores.at(own) if own.any() else scores
 
 
-def _to_originals(scores: localization_data.Scores, run: Run) -> tuple[np.ndarray, int]:
+def _to_originals(scores: localization_data.BoxScores, run: Run) -> tuple[np.ndarray, int]:
     """(N, 2) what boxes are to be multiplied by in x and y; and of how many images with boxes that is not known."""
     sizes: dict[str, list[int]] = {}
     for archive in run.archives:
@@ -112,7 +112,7 @@ def _to_originals(scores: localization_data.Scores, run: Run) -> tuple[np.ndarra
     return np.where(told[:, None], scales, 1), int((boxed & ~told & ~dicom).sum())
 
 
-def _found(scores: localization_data.Scores, run: Run, scales: np.ndarray) -> tuple[list[ScoredBoxes], int]:
+def _found(scores: localization_data.BoxScores, run: Run, scales: np.ndarray) -> tuple[list[ScoredBoxes], int]:
     """Of each image its boxes of VinBigData's findings, best score first, and how many boxes of others there are."""
     flat = Boxes.of(scores.boxes, schema.VINBIGDATA_FINDINGS)
     every = pc.sum(pc.list_value_length(scores.boxes)).as_py() or 0

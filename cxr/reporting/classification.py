@@ -7,27 +7,27 @@ from collections.abc import Sequence
 
 from cxr import storage
 from cxr.metrics.bootstrap import Intervals
-from cxr.metrics.classification import DeLong, Row, Summary
+from cxr.metrics.classification import ClassificationSummary, DeLong, FindingRow
 from cxr.reporting.tables import Table, csv_text, interval, number
 
 _SHARES = ("average_precision", "sensitivity", "brier", "calibration_error", "accuracy", "precision", "recall", "f1")
 _COUNTS = ("positives", "negatives", "unknown")
 
 
-def summary_table(summary: Summary) -> Table:
+def summary_table(summary: ClassificationSummary) -> Table:
     """A row a finding, the mean last."""
     head = ["finding", "AUROC (95 %)", "AP", f"sens. at spec. {summary.specificity:g}", "Brier", "ECE"]
     head += ["accuracy", "precision", "recall", "F1", "positive", "negative", "unknown", "note"]
     return Table(head, [_cells(row) for row in (*summary.rows, summary.mean)])
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: FindingRow) -> list[str]:
     shares = [number(getattr(row, name)) for name in _SHARES]
     counts = [f"{getattr(row, name):,}" for name in _COUNTS]
     return [row.finding, interval(row.auroc, row.auroc_low, row.auroc_high), *shares, *counts, row.note]
 
 
-def summary_legend(summary: Summary) -> str:
+def summary_legend(summary: ClassificationSummary) -> str:
     """What the columns mean, in Markdown."""
     return (
         f"AUROC: area under the ROC curve; its 95 % interval is the percentile interval of {summary.resamples:,} "
@@ -40,7 +40,7 @@ def summary_legend(summary: Summary) -> str:
     )
 
 
-def write_summary(summary: Summary, out: str) -> str:
+def write_summary(summary: ClassificationSummary, out: str) -> str:
     """Write every column of the summary as OUT/findings.csv; returns its URI."""
     uri = storage.join(out, "findings.csv")
     storage.write_text(uri, csv_text([dataclasses.asdict(row) for row in (*summary.rows, summary.mean)]))

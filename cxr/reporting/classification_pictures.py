@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cxr.metrics.bootstrap import Intervals
-from cxr.metrics.classification import Row, Summary, reliability
+from cxr.metrics.classification import ClassificationSummary, FindingRow, reliability
 from cxr.metrics.classification.ranking import precision_recall_curve, roc_curve
 from cxr.reporting import palette
 from cxr.reporting.figures import panels
@@ -24,7 +24,11 @@ _LINE = {"color": palette.NEUTRAL, "linewidth": 0.8, "linestyle": "--"}
 
 
 def write_pictures(
-    summary: Summary, scores_NF: np.ndarray, labels_NF: np.ndarray, called_NF: np.ndarray, out: str
+    summary: ClassificationSummary,
+    scores_NF: np.ndarray,
+    labels_NF: np.ndarray,
+    predicted_positive_NF: np.ndarray,
+    out: str,
 ) -> list[Picture]:
     """Write all pictures into the URI `out`; none where no finding has both classes.
 
@@ -35,11 +39,11 @@ def write_pictures(
     figures = {
         "auroc.png": (auroc_figure(summary), "AUROC of each finding with its 95 % interval."),
         "roc.png": (
-            roc_figure(summary.rows, scores_NF, labels_NF, called_NF),
+            roc_figure(summary.rows, scores_NF, labels_NF, predicted_positive_NF),
             "ROC curves; the dot marks the checkpoint's decision threshold.",
         ),
         "precision_recall.png": (
-            precision_recall_figure(summary.rows, scores_NF, labels_NF, called_NF),
+            precision_recall_figure(summary.rows, scores_NF, labels_NF, predicted_positive_NF),
             "Precision and recall; the dot marks the decision threshold, the dashed line the prevalence.",
         ),
         "reliability.png": (
@@ -50,7 +54,9 @@ def write_pictures(
     return [save_picture(figure, out, name, caption) for name, (figure, caption) in figures.items()]
 
 
-def roc_figure(rows: Sequence[Row], scores_NF: np.ndarray, labels_NF: np.ndarray, called_NF: np.ndarray) -> Figure:
+def roc_figure(
+    rows: Sequence[FindingRow], scores_NF: np.ndarray, labels_NF: np.ndarray, predicted_positive_NF: np.ndarray
+) -> Figure:
     """A panel a finding: its ROC curve, chance, and where the decisions lie on it."""
 
     def draw(ax: Axes, f: int) -> str:
@@ -59,8 +65,14 @@ def roc_figure(rows: Sequence[Row], scores_NF: np.ndarray, labels_NF: np.ndarray
         false, true = roc_curve(scores_NF[:, f], labels_NF[:, f])
         ax.fill_between(false, true, color=palette.MODEL_PALE)
         ax.plot(false, true, color=palette.MODEL, linewidth=1.6)
-        called = called_NF[:, f].astype(bool)
-        ax.plot(called[known & ~positive].mean(), called[positive].mean(), "o", color=palette.MARK, markersize=4)
+        predicted_positive = predicted_positive_NF[:, f].astype(bool)
+        ax.plot(
+            predicted_positive[known & ~positive].mean(),
+            predicted_positive[positive].mean(),
+            "o",
+            color=palette.MARK,
+            markersize=4,
+        )
         return f"AUROC {rows[f].auroc:.3f}"
 
     title = "ROC curves; red: the decisions by the checkpoint's thresholds"
@@ -68,7 +80,7 @@ def roc_figure(rows: Sequence[Row], scores_NF: np.ndarray, labels_NF: np.ndarray
 
 
 def precision_recall_figure(
-    rows: Sequence[Row], scores_NF: np.ndarray, labels_NF: np.ndarray, called_NF: np.ndarray
+    rows: Sequence[FindingRow], scores_NF: np.ndarray, labels_NF: np.ndarray, predicted_positive_NF: np.ndarray
 ) -> Figure:
     """A panel a finding: precision against recall, the share of positives, and where the decisions lie."""
 
@@ -88,7 +100,7 @@ def precision_recall_figure(
     return _panels(rows, draw, title, "recall", "precision")
 
 
-def reliability_figure(rows: Sequence[Row], scores_NF: np.ndarray, labels_NF: np.ndarray) -> Figure:
+def reliability_figure(rows: Sequence[FindingRow], scores_NF: np.ndarray, labels_NF: np.ndarray) -> Figure:
     """A panel a finding: share of positives against mean probability, with 95 % intervals; area shows images."""
     bins = reliability(scores_NF, labels_NF)
 
@@ -116,7 +128,9 @@ def _wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return middle - half, middle + half
 
 
-def _panels(rows: Sequence[Row], draw: Callable[[Axes, int], str], title: str, x_label: str, y_label: str) -> Figure:
+def _panels(
+    rows: Sequence[FindingRow], draw: Callable[[Axes, int], str], title: str, x_label: str, y_label: str
+) -> Figure:
     """Square panels of axes from 0 to 1, one for each finding with both classes, titled by what `draw` returns."""
     measured = [f for f, row in enumerate(rows) if not math.isnan(row.auroc)]
     figure, axes = panels(len(measured), 2.15, 2.55, (title, x_label, y_label))
@@ -127,7 +141,7 @@ def _panels(rows: Sequence[Row], draw: Callable[[Axes, int], str], title: str, x
     return figure
 
 
-def auroc_figure(summary: Summary) -> Figure:
+def auroc_figure(summary: ClassificationSummary) -> Figure:
     """Forest plot of AUROC with its intervals: findings with both classes, the best first, and their mean."""
     rows = sorted(summary.measured, key=lambda row: -row.auroc)
     lines = [_line(row, f"{row.positives:,} of {row.positives + row.negatives:,}") for row in rows]
@@ -157,7 +171,7 @@ class _Line:
     bold: bool = False
 
 
-def _line(row: Row, note: str, bold: bool = False) -> _Line:
+def _line(row: FindingRow, note: str, bold: bool = False) -> _Line:
     return _Line(_spoken(row.finding), row.auroc, row.auroc_low, row.auroc_high, note, bold)
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from cxr import storage
 from cxr.metrics.classification.classification_summary import FEW
-from cxr.metrics.detection import COCO_IOUS, VOC_IOUS, Summary
+from cxr.metrics.detection import COCO_IOUS, VOC_IOUS, DetectionSummary
 from cxr.reporting import palette
 from cxr.reporting.tables import Table, csv_text, interval, number
 
@@ -20,25 +20,25 @@ TRUTH, PREDICTION = "truth", "prediction"  # what counts and areas are of
 _COLORS = {TRUTH: palette.TRUTH, PREDICTION: palette.PREDICTION}
 
 
-def precision_table(summary: Summary) -> Table:
+def precision_table(summary: DetectionSummary) -> Table:
     """A row a finding, the means last."""
     head = ["finding", *(f"AP at IoU > {iou:g} (95 %)" for iou in VOC_IOUS), "AP, COCO", "highest F1", "at score"]
-    head += ["true boxes", "in images", "found boxes", "note"]
+    head += ["true boxes", "in images", "predicted boxes", "note"]
     rows = [
         [
             finding,
             *(interval(of.value[f], of.low[f], of.high[f]) for of in (summary.voc[iou] for iou in VOC_IOUS)),
             number(float(summary.coco[:, f].mean())),
             *map(number, summary.curves[f].best_f1()),
-            *(f"{of[f]:,}" for of in (summary.true, summary.true_images, summary.found)),
+            *(f"{of[f]:,}" for of in (summary.true, summary.true_images, summary.predicted)),
             _note(int(summary.true_images[f])),
         ]
         for f, finding in enumerate(summary.findings)
     ]
     means = [interval(of.mean, of.mean_low, of.mean_high) for of in (summary.voc[iou] for iou in VOC_IOUS)]
-    counts = [f"{of.sum():,}" for of in (summary.true, summary.true_images, summary.found)]
+    counts = [f"{of.sum():,}" for of in (summary.true, summary.true_images, summary.predicted)]
     measured = f"of {len(summary.findings) - len(summary.without_truth)} of {len(summary.findings)} findings"
-    return Table(head, [*rows, ["mean", *means, number(summary.coco_map), "", "", *counts, measured]])
+    return Table(head, [*rows, ["mean", *means, number(summary.map_50_95), "", "", *counts, measured]])
 
 
 def _note(images: int) -> str:
@@ -47,13 +47,13 @@ def _note(images: int) -> str:
     return "" if images >= FEW else f"{images} image{'s' * (images != 1)}: too few to trust the interval"
 
 
-def precision_legend(summary: Summary, resamples: int) -> str:
+def precision_legend(summary: DetectionSummary, resamples: int) -> str:
     """What the columns mean, in Markdown."""
     left = ", ".join(summary.without_truth)
     return (
         "AP is the area under the curve of precision and recall, all points, as in PASCAL VOC 2010: best score "
-        "first, a found box is right if it overlaps the true box that it overlaps most by more than the IoU, and no "
-        "better scored box has found that one. AP of COCO is the mean over IoU .5 to .95 of the precision at 101 "
+        "first, a predicted box is right if it overlaps the true box that it overlaps most by more than the IoU, and no "
+        "better scored box has predicted that one. AP of COCO is the mean over IoU .5 to .95 of the precision at 101 "
         f"recalls. The highest F1 is that of the best score to count boxes from, at IoU > {VOC_IOUS[0]:g}; chosen on "
         "these same images, it flatters. "
         f"Intervals are percentile intervals of {resamples:,} bootstrap resamples of patients with all of their "
@@ -61,11 +61,11 @@ def precision_legend(summary: Summary, resamples: int) -> str:
     )
 
 
-def write_findings(summary: Summary, out: str) -> str:
+def write_findings(summary: DetectionSummary, out: str) -> str:
     """Write every figure as OUT/boxes.csv, a row a finding and the mean; returns its URI."""
     rows = [_csv_row(summary, f, finding) for f, finding in enumerate(summary.findings)]
     mean: dict[str, Any] = {"finding": "mean", "true_boxes": int(summary.true.sum())}
-    mean |= {"true_images": int(summary.true_images.sum()), "found_boxes": int(summary.found.sum())}
+    mean |= {"true_images": int(summary.true_images.sum()), "predicted_boxes": int(summary.predicted.sum())}
     for iou in VOC_IOUS:
         of, name = summary.voc[iou], f"ap_{100 * iou:.0f}"
         mean |= {name: of.mean, f"{name}_low": of.mean_low, f"{name}_high": of.mean_high}
@@ -76,9 +76,9 @@ def write_findings(summary: Summary, out: str) -> str:
     return uri
 
 
-def _csv_row(summary: Summary, f: int, finding: str) -> dict[str, Any]:
+def _csv_row(summary: DetectionSummary, f: int, finding: str) -> dict[str, Any]:
     row: dict[str, Any] = {"finding": finding, "true_boxes": int(summary.true[f])}
-    row |= {"true_images": int(summary.true_images[f]), "found_boxes": int(summary.found[f])}
+    row |= {"true_images": int(summary.true_images[f]), "predicted_boxes": int(summary.predicted[f])}
     for iou in VOC_IOUS:
         of, name = summary.voc[iou], f"ap_{100 * iou:.0f}"
         values = (of.value[f], of.low[f], of.high[f])
@@ -93,10 +93,10 @@ def _coco(values_T: np.ndarray) -> dict[str, float]:
 
 
 def confusion_table(counts: np.ndarray, findings: Sequence[str]) -> Table:
-    """Rows what was found, columns what is there."""
+    """Rows what was predicted, columns what is there."""
     names = [*findings, BACKGROUND]
     rows = [[name, *(f"{value:,}" for value in line)] for name, line in zip(names, counts.tolist(), strict=True)]
-    return Table(["found \\ there", *names], rows)
+    return Table(["predicted \\ there", *names], rows)
 
 
 def confusion_figure(counts: np.ndarray, findings: Sequence[str]) -> Figure:
@@ -119,7 +119,7 @@ def confusion_figure(counts: np.ndarray, findings: Sequence[str]) -> Figure:
     return figure
 
 
-def curves_figure(summary: Summary) -> Figure:
+def curves_figure(summary: DetectionSummary) -> Figure:
     """Precision against recall of the boxes, a line a finding with true boxes."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()

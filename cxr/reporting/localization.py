@@ -1,4 +1,4 @@
-"""What the judgement of found boxes looks like: tables by threshold, curves."""
+"""What the judgement of predicted boxes looks like: tables by threshold, curves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from cxr.metrics.bootstrap import Intervals
 from cxr.metrics.classification.classification_summary import FEW
-from cxr.metrics.localization import MEASURES, THRESHOLDS, Rates
+from cxr.metrics.localization import MEASURES, THRESHOLDS, LocalizationRates
 from cxr.reporting import palette
 from cxr.reporting.tables import Table, csv_text, interval, number
 
@@ -19,7 +19,7 @@ NAMED = {"iou": "IoU", "iobb": "IoBB"}
 SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)  # thresholds in the page's tables; the CSV has all
 
 
-def accuracy_table(rates: Rates, baselines: Mapping[str, Rates], measure: str) -> Table:
+def accuracy_table(rates: LocalizationRates, baselines: Mapping[str, LocalizationRates], measure: str) -> Table:
     """A row a finding, the mean, then the baselines' means; a column a threshold."""
     head = ["finding", "images with a box", *(f"T({NAMED[measure]}) = {at:.1f}" for at in SHOWN), "note"]
     shown = [rates.at(measure, at) for at in SHOWN]
@@ -34,7 +34,7 @@ def accuracy_table(rates: Rates, baselines: Mapping[str, Rates], measure: str) -
     return Table(head, rows)
 
 
-def false_positives_table(rates: Rates, baselines: Mapping[str, Rates]) -> Table:
+def false_positives_table(rates: LocalizationRates, baselines: Mapping[str, LocalizationRates]) -> Table:
     """Wrong boxes an image at each shown threshold on IoU, and the pointing game."""
     head = ["finding", "images", *(f"T(IoU) = {at:.1f}" for at in SHOWN), "pointing game (95 %)"]
     shown = [THRESHOLDS.index(at) for at in SHOWN]
@@ -52,7 +52,7 @@ def false_positives_table(rates: Rates, baselines: Mapping[str, Rates]) -> Table
     return Table(head, rows)
 
 
-def _of_finding(rates: Rates, of: Intervals, f: int) -> str:
+def _of_finding(rates: LocalizationRates, of: Intervals, f: int) -> str:
     """With its interval, which a single patient cannot have."""
     return interval(of.value[f], of.low[f], of.high[f], 2) if rates.patients[f] > 1 else number(of.value[f], 2)
 
@@ -67,7 +67,7 @@ def _few(patients: int) -> str:
     return f"{patients} patient{'s' * (patients != 1)} with a box: too few to trust the interval"
 
 
-def legend(rates: Rates, resamples: int) -> str:
+def legend(rates: LocalizationRates, resamples: int) -> str:
     """What the figures mean and what they cannot show, in Markdown."""
     few = sum(int(patients) < FEW for patients in rates.patients)
     trust = (
@@ -78,13 +78,13 @@ def legend(rates: Rates, resamples: int) -> str:
         else ""
     )
     return (
-        "An image with a true box of a finding is right at T(IoU) if a found box of that finding has an intersection "
+        "An image with a true box of a finding is right at T(IoU) if a predicted box of that finding has an intersection "
         "over union above T with one of its true boxes, and at T(IoBB) if the intersection is more than T of the "
-        "found box (Wang et al. 2017); found boxes of any score count. False positives are found boxes of a finding "
+        "predicted box (Wang et al. 2017); predicted boxes of any score count. False positives are predicted boxes of a finding "
         "that do not pass, an image, over all images of which it is known whether and where they show it: those with "
         "its box, those labeled without it, and those whose list of boxes lacks it unless their label says "
         "otherwise. The pointing game is won where the center of the box with the highest score lies in a true box, "
-        "and lost where none is found. `random` has one box an image and finding, as large as one of the training "
+        "and lost where none is predicted. `random` has one box an image and finding, as large as one of the training "
         "images' and anywhere; `center` has the mean box of the training images. Without training boxes their sides "
         "are 1/16 to 1/2 of the image, and the box is its middle half. Intervals are percentile intervals of "
         f"{resamples:,} bootstrap resamples of patients with all of their images.{trust}\n"
@@ -101,12 +101,12 @@ def gain_table(gains: Mapping[str, Sequence[Intervals]]) -> Table:
     return Table(["mean accuracy", "this run minus the other (95 %)"], rows)
 
 
-def csv(named: Mapping[str, Rates]) -> str:
+def csv(named: Mapping[str, LocalizationRates]) -> str:
     """Every figure: a row a way to find boxes, finding, measure and threshold; the mean is a finding."""
     return csv_text([row for name, rates in named.items() for row in _csv_rows(name, rates)])
 
 
-def _csv_rows(name: str, rates: Rates) -> list[dict[str, Any]]:
+def _csv_rows(name: str, rates: LocalizationRates) -> list[dict[str, Any]]:
     rows = []
     for measure in MEASURES:
         for at, right, wrong in zip(THRESHOLDS, rates.accuracy[measure], rates.wrong[measure], strict=True):
@@ -129,7 +129,7 @@ def _csv_rows(name: str, rates: Rates) -> list[dict[str, Any]]:
     ]
 
 
-def curves_figure(rates: Rates, baselines: Mapping[str, Rates]) -> Figure:
+def curves_figure(rates: LocalizationRates, baselines: Mapping[str, LocalizationRates]) -> Figure:
     """Accuracy against threshold, IoU and IoBB: a line a finding, the mean with its interval, the baselines."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -142,12 +142,12 @@ def curves_figure(rates: Rates, baselines: Mapping[str, Rates]) -> Figure:
             means = [at.mean for at in of.accuracy[measure]]
             axes.plot(THRESHOLDS, means, color=palette.NEUTRAL, ls=style, lw=1.5, label=f"{name}, mean")
         tidy(axes, measure)
-    panels[0].set_ylabel("images with a box in which it is found")
+    panels[0].set_ylabel("images with a box in which it is predicted")
     panels[1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
-def curves(axes: Axes, rates: Rates, measure: str, name: str, color: str) -> None:
+def curves(axes: Axes, rates: LocalizationRates, measure: str, name: str, color: str) -> None:
     """The mean accuracy over findings against the threshold, with its interval."""
     means = rates.accuracy[measure]
     axes.plot(THRESHOLDS, [of.mean for of in means], color=color, lw=2, label=name)

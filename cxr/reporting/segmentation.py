@@ -1,4 +1,4 @@
-"""What the judgement of found masks looks like: a page, a table by image."""
+"""What the judgement of predicted masks looks like: a page, a table by image."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from cxr.reporting.tables import Table, csv_text, interval, number
 _WORST = 10  # images in the page's table
 
 
-def summary_table(found: Mapping[str, float], sure: Mapping[str, MeanInterval]) -> Table:
+def summary_table(predicted: Mapping[str, float], sure: Mapping[str, MeanInterval]) -> Table:
     """A row a figure, those of `sure` with their intervals."""
-    named = [(title, name) for name, title in _TITLES.items() if name in found]
-    return Table(["figure", "value (95 %)"], [[title, _cell(name, found, sure)] for title, name in named])
+    named = [(title, name) for name, title in _TITLES.items() if name in predicted]
+    return Table(["figure", "value (95 %)"], [[title, _cell(name, predicted, sure)] for title, name in named])
 
 
 _TITLES = {
     "dice": "mean Dice, two empty masks count 1",
-    "empty_dice": "… of finding nothing in any image",
+    "empty_prediction_dice": "… of finding nothing in any image",
     "positive_dice": "mean Dice of the images with something to find",
     "iou": "mean IoU, two empty masks count 1",
-    "mean_iu": "mean IU of background and target, all pixels together",
+    "mean_iou": "mean IU of background and target, all pixels together",
     "pixel_accuracy": "pixel accuracy",
     "hd95_px": "HD95, px",
     "hd95_mm": "HD95, mm",
@@ -33,11 +33,11 @@ _TITLES = {
 }
 
 
-def _cell(name: str, found: Mapping[str, float], sure: Mapping[str, MeanInterval]) -> str:
+def _cell(name: str, predicted: Mapping[str, float], sure: Mapping[str, MeanInterval]) -> str:
     digits = 1 if name.startswith("hd95") else 3
     if name in sure:
-        return interval(found[name], sure[name].low, sure[name].high, digits)
-    return number(found[name], digits)
+        return interval(predicted[name], sure[name].low, sure[name].high, digits)
+    return number(predicted[name], digits)
 
 
 def summary_legend(resolution: str, resamples: int, counts: Mapping[str, int]) -> str:
@@ -69,7 +69,7 @@ def write_images(rows: Sequence[Mapping[str, Any]], out: str) -> str:
 
 def worst_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The first of the rows that `write_images` takes."""
-    head = ["rank", "image", "Dice", "IoU", "HD95, px", "found, px", "true, px"]
+    head = ["rank", "image", "Dice", "IoU", "HD95, px", "predicted, px", "true, px"]
     cells = [
         [
             str(row["rank"]),
@@ -77,7 +77,7 @@ def worst_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             number(row["dice"]),
             number(row["iou"]),
             number(row["hd95_px"], 1),
-            f"{row['found_px']:,}",
+            f"{row['predicted_px']:,}",
             f"{row['true_px']:,}",
         ]
         for row in rows[:_WORST]

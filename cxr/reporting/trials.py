@@ -112,12 +112,8 @@ def study_of(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], max
     return study
 
 
-def importances(study: optuna.Study) -> dict[str, float]:
-    """Each setting's share in the variance of the value (PED-ANOVA, Watanabe et al. 2023)."""
-    return optuna.importance.get_param_importances(study, evaluator=_evaluator())
-
-
-def _evaluator() -> optuna.importance.BaseImportanceEvaluator:
+def evaluator() -> optuna.importance.BaseImportanceEvaluator:
+    """A setting's importance is its share in the variance of the value: PED-ANOVA (Watanabe et al. 2023)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.importance.PedAnovaImportanceEvaluator()
@@ -156,7 +152,7 @@ def _write_importances(
         return []
     with warnings.catch_warnings(), rc_context():  # Optuna sets pyplot's style for the whole process
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        axes = plot_param_importances(study, evaluator=_evaluator(), target_name=metric)
+        axes = plot_param_importances(study, evaluator=evaluator(), target_name=metric)
     figure = axes.figure
     figure.set_layout_engine("constrained")  # pyright: ignore[reportAttributeAccessIssue]
     axes.set_title(f"Importance of the settings for {metric} (PED-ANOVA, {len(study.trials)} trials)", fontsize=10)

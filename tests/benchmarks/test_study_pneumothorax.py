@@ -90,8 +90,8 @@ def test_a_perfect_network_and_one_that_misses_by_a_third(shards: str) -> None:
     test = segmentation.read(shards, "test", schema.PNEUMOTHORAX)
     perfect = segmentation.judge("small_unet", [network(0)], test, CPU)
     assert (perfect.dice.value, perfect.positive_dice.value) == (1, 1)
-    assert perfect.figures["mean_iu"] == perfect.figures["image_auroc"] == 1
-    assert perfect.figures["empty_dice"] == pytest.approx(7 / 11)
+    assert perfect.figures["mean_iou"] == perfect.figures["image_auroc"] == 1
+    assert perfect.figures["empty_prediction_dice"] == pytest.approx(7 / 11)
     assert (perfect.built.convolutions, perfect.built.stride_px) > (5, 4)
     assert perfect.forward_ms > 0
     assert math.isnan(perfect.spread)

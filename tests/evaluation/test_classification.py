@@ -136,7 +136,7 @@ def test_the_job_judges_the_split_and_counts_the_rest(archive: str, tmp_path: Pa
         [wanted.mean.auroc_low, wanted.mean.auroc_high]
     )
     page = Path(result["report"]).read_text()
-    assert "47 images of 24 patients judged; 3 with an error in place of scores; 2 with no score." in page
+    assert "47 images of 24 patients evaluated; 3 with an error in place of scores; 2 with no score." in page
     assert "no positive among 47 images" in page
     for uri in result["pictures"]:
         assert cv2.imread(uri) is not None

@@ -112,8 +112,8 @@ def test_what_the_readers_agreed_on_is_all_right(run: str, truth: dict[str, Boxe
     """The page, its tables and all its pictures are there."""
     result = reports.report(run, ALL, str(tmp_path / "report"))
     metrics = result["metrics"]
-    assert [metrics[name] for name in ("map_40", "map_40_low", "map_50", "coco_map")] == pytest.approx([1] * 4)
-    assert metrics["true_boxes"] == metrics["found_boxes"] == sum(map(len, truth.values()))
+    assert [metrics[name] for name in ("map_40", "map_40_low", "map_50", "map_50_95")] == pytest.approx([1] * 4)
+    assert metrics["true_boxes"] == metrics["predicted_boxes"] == sum(map(len, truth.values()))
     assert (metrics["images"], metrics["images_without_boxes"], metrics["mean_f1"]) == (len(truth), 0, 1)
     assert {Path(uri).name for uri in result["pictures"]} == {
         *("box_precision_recall.png", "confusion.png", "labels.png", "labels_predicted.png", "boxes_predicted.png"),
@@ -141,7 +141,7 @@ def test_the_truth_may_be_all_that_was_drawn_or_what_most_drew(
         getattr(rater_agreement, how)(*rater_agreement.arrays(row[schema.BOXES] or [], FINDINGS), 3) for row in rows
     ]
     assert result["true_boxes"] == sum(len(of.scores) for of in fused)
-    assert result["true_boxes"] > least * result["found_boxes"]
+    assert result["true_boxes"] > least * result["predicted_boxes"]
     assert result["images"] == len(truth)
     assert result["map_40"] < 1
 
@@ -156,7 +156,7 @@ def test_wrong_boxes_errors_and_images_that_were_not_scored(
     del found[second]
     result = reports.report(write_run(tmp_path / "run", archive, found), ALL, str(tmp_path / "report"))
     metrics = result["metrics"]
-    assert (metrics["map_40"], metrics["coco_map"]) == (0, 0)
+    assert (metrics["map_40"], metrics["map_50_95"]) == (0, 0)
     assert (metrics["images_with_error"], metrics["images"]) == (1, len(truth) - 2)
     assert metrics["images_without_score"] == 1 + IMAGES - len(truth)
     assert metrics["mean_f1"] == 1
@@ -176,7 +176,7 @@ def test_two_runs_are_compared_on_the_images_that_both_have_scored(
 
 def test_runs_that_cannot_be_judged_say_why(archive: str, tmp_path: Path) -> None:
     strange = write_run(tmp_path / "strange", archive, {"elsewhere.png": []})
-    with pytest.raises(UserError, match="there is nothing to judge"):
+    with pytest.raises(UserError, match="there is nothing to evaluate"):
         reports.report(strange, ALL, str(tmp_path / "report"))
 
 

@@ -130,10 +130,15 @@ def test_the_job_judges_boxes_and_labels(raw: str, images: Rows, tmp_path: Path)
     pairs = {finding: pairs_of(scored, finding) for finding in ("Mass", "Nodule")}
     assert (metrics["images"], metrics["images_with_error"], metrics["findings_located"]) == (IMAGES - 2, 2, 2)
     assert metrics["pairs"] == sum(pairs.values())
-    assert metrics["mean_accuracy_iou_90"] == metrics["mean_accuracy_iobb_90"] == metrics["mean_pointing"] == 1
-    assert metrics["mean_false_positives_iou_50"] == pytest.approx(1 / 2), "a false nodule in each, no false mass"
-    assert metrics["random_mean_accuracy_iou_50"] <= metrics["random_mean_accuracy_iou_10"] < 1
-    assert metrics["center_mean_accuracy_iou_50"] < 1
+    assert (
+        metrics["localization_accuracy_iou90"]
+        == metrics["localization_accuracy_iobb90"]
+        == metrics["mean_pointing"]
+        == 1
+    )
+    assert metrics["false_positives_per_image_iou50"] == pytest.approx(1 / 2), "a false nodule in each, no false mass"
+    assert metrics["random_localization_accuracy_iou50"] <= metrics["random_localization_accuracy_iou10"] < 1
+    assert metrics["center_localization_accuracy_iou50"] < 1
     assert metrics["auroc/Mass"] == metrics["mean_auroc"] == 1
     page = Path(result["report"]).read_text()
     assert f"{pairs_of(scored, 'Cardiomegaly')} images with a box of a finding that is not scored" in page
@@ -151,8 +156,8 @@ def test_shards_know_the_same_boxes(raw: str, images: Rows, tmp_path: Path) -> N
     """A third of the width to the side: IoU 1/2, so that right and wrong hang on exact coordinates."""
     run = write_run(tmp_path / "run", raw, images, shift=0.33)
     by_raw = reports.report(run, ALL, str(tmp_path / "by_raw"))["metrics"]
-    assert (by_raw["mean_accuracy_iou_50"], by_raw["mean_accuracy_iobb_60"]) == (1, 1)
-    assert by_raw["mean_accuracy_iou_60"] < 0.2, "where nodules lie side by side"
+    assert (by_raw["localization_accuracy_iou50"], by_raw["localization_accuracy_iobb60"]) == (1, 1)
+    assert by_raw["localization_accuracy_iou60"] < 0.2, "where nodules lie side by side"
     stored = write_shards(tmp_path / "shards", raw, 48)
     options = ReportOptions(archive=stored, split="all", resamples=30)
     by_shards = reports.report(run, options, str(tmp_path / "by_shards"))
@@ -168,8 +173,8 @@ def test_shown_boxes_lie_on_the_shown_pixels(raw: str, images: Rows, tmp_path: P
     run = read_run(write_run(tmp_path / "run", raw, images))
     for archive, side in ((raw, 512), (stored, 512), (alone, 48)):
         truth = known_boxes(archive, ALL)
-        judged = localization.judge(localization.load_scores(run), SCORED, truth)
-        for overlay in localization.overlays(judged, truth, 0)["random"]:
+        evaluation = localization.evaluate(localization.load_scores(run), SCORED, truth)
+        for overlay in localization.overlays(evaluation, truth, 0)["random"]:
             assert overlay.picture.shape == (side, side)
             assert isinstance(overlay.pair, BoxPair)
             assert overlay.pair.truth is not None
@@ -200,9 +205,9 @@ def test_two_runs_are_compared_on_what_both_have_scored(raw: str, images: Rows, 
     result = reports.report(run, options, str(tmp_path / "out"))
     metrics = result["metrics"]
     assert metrics["images_compared"] == IMAGES - 5
-    assert metrics["mean_accuracy_gain_iou_10"] == 0
-    assert metrics["mean_accuracy_gain_iou_70"] > 0.8
-    assert metrics["mean_accuracy_gain_iou_70_low"] > 0.5
+    assert metrics["localization_accuracy_gain_iou10"] == 0
+    assert metrics["localization_accuracy_gain_iou70"] > 0.8
+    assert metrics["localization_accuracy_gain_iou70_low"] > 0.5
     assert metrics["mean_auroc_gain"] == 0
     assert f"Compared with {other}, on the 35 images" in Path(result["report"]).read_text()
     empty = [row for row in images if not {"Mass", "Nodule"} & {box["label"] for box in row[schema.BOXES]}]
@@ -237,7 +242,7 @@ def test_published_boxes_with_some_of_the_images(real_data: Path, tmp_path: Path
         pq.write_table(table, path)
     result = reports.report(str(run), ReportOptions(resamples=30), str(tmp_path / "out"))
     assert (result["metrics"]["images"], result["metrics"]["pairs"]) == (107, 2)
-    assert result["metrics"]["mean_accuracy_iou_90"] == 1
+    assert result["metrics"]["localization_accuracy_iou90"] == 1
     page = Path(result["report"]).read_text()
     assert "1 patient with a box: too few to trust the interval" in page
     assert "2 of 2 findings have boxes in fewer than 10 patients" in page

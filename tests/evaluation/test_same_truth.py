@@ -95,7 +95,7 @@ def taught(rows: pa.Table, findings: tuple[str, ...]) -> list[MapBoxes]:
 
 def write_run(folder: Path, archive: str, rows: pa.Table, findings: tuple[str, ...], found: list[MapBoxes]) -> str:
     stored = torch.zeros(len(found), PIXELS.size, PIXELS.size)
-    column = box_scores.column(found, box_scores.explained(findings, {schema.PIXELS: stored}), rows)
+    column = box_scores.to_box_column(found, box_scores.explained(findings, {schema.PIXELS: stored}), rows)
     settings = {"archive": archive, "checkpoint_sha256": "0", "recipe": {"family": "detect"}}
     storage.write_json(str(folder / "ledger.json"), {"settings": settings, "fingerprint": ""})
     table = pa.table({f.name: rows[f.name] for f in schema.SCORES} | {schema.PRED_BOXES: column})
@@ -133,8 +133,8 @@ def test_a_network_that_finds_what_it_was_taught_has_an_average_precision_of_one
     for truth in (archive, stored):
         options = ReportOptions(archive=truth, split="all", resamples=5)
         metrics: dict[str, Any] = reports.report(run, options, str(tmp_path / "out"))["metrics"]
-        assert [metrics[name] for name in ("map_40", "map_50", "coco_map")] == pytest.approx([1] * 3)
-        assert (metrics["true_boxes"], metrics["found_boxes"]) == (3, 3)
+        assert [metrics[name] for name in ("map_40", "map_50", "map_50_95")] == pytest.approx([1] * 3)
+        assert (metrics["true_boxes"], metrics["predicted_boxes"]) == (3, 3)
         results.append(metrics)
     assert results[0] == results[1]
 
@@ -153,5 +153,5 @@ def test_boxes_of_a_finding_that_is_somewhere_in_the_image_are_not_wrong(
     found[1] = MapBoxes(np.array(named[:1]), first, np.array([0.99]))
     run = write_run(tmp_path / "run", chestxray14, rows, findings, found)
     result = reports.report(run, ReportOptions(split="all", resamples=5), str(tmp_path / "out"))
-    assert (result["metrics"]["map_40"], result["metrics"]["found_boxes"]) == (1, 4)
+    assert (result["metrics"]["map_40"], result["metrics"]["predicted_boxes"]) == (1, 4)
     assert "2 boxes found where nothing is known of the finding" in Path(result["report"]).read_text()

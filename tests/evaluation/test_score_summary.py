@@ -104,7 +104,11 @@ def test_a_run_over_an_unlabeled_folder_is_described(folder: str, tmp_path: Path
         assert [row["finding"] for row in read_csv(result["findings"])] == list(FINDINGS)
         assert 0 < metrics["positive_share/Mass"] < 1
     if schema.PRED_BOXES in own:
-        assert (metrics["found_boxes"], metrics["images_with_boxes/Mass"], metrics["images_with_boxes/Hernia"]) == (
+        assert (
+            metrics["predicted_boxes"],
+            metrics["images_with_boxes/Mass"],
+            metrics["images_with_boxes/Hernia"],
+        ) == (
             7,
             7,
             0,
@@ -135,7 +139,7 @@ def test_a_run_over_several_archives_is_described(folder: str, tmp_path: Path) -
     settings = {"archive": [folder, str(tmp_path / "gone")], "checkpoint_sha256": "0", "recipe": {"family": "lungs"}}
     storage.write_json(f"{run}/ledger.json", {"settings": settings, "fingerprint": ""})
     assert reports.report(run, ReportOptions(), str(tmp_path / "out"))["metrics"]["images"] == IMAGES
-    with pytest.raises(UserError, match="name the archive to judge with --archive"):
+    with pytest.raises(UserError, match="name the archive to evaluate with --archive"):
         reports.report(run, ReportOptions(against=run), str(tmp_path / "out"))
 
 
@@ -156,7 +160,7 @@ def test_a_run_in_which_every_image_failed_is_described(folder: str, tmp_path: P
 def test_a_comparison_needs_ground_truth(folder: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", folder, listed(folder), "detect")
     for options in (ReportOptions(against=run), ReportOptions(archive=folder)):
-        with pytest.raises(UserError, match=r"has no image in split|there is nothing to judge"):
+        with pytest.raises(UserError, match=r"has no image in split|there is nothing to evaluate"):
             reports.report(run, options, str(tmp_path / "out"))
 
 

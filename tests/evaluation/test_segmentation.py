@@ -162,15 +162,15 @@ def test_the_job_judges_masks_and_counts_the_rest(run: str, tmp_path: Path) -> N
     positive = [image for image in JUDGED if true_mask(image).any()]
     assert metrics["dice"] == pytest.approx(np.mean([dice_of(image) for image in JUDGED]))
     assert metrics["positive_dice"] == pytest.approx(np.mean([dice_of(image) for image in positive]))
-    assert metrics["empty_dice"] == pytest.approx(3 / 7)
+    assert metrics["empty_prediction_dice"] == pytest.approx(3 / 7)
     assert metrics["hd95_px"] == pytest.approx(np.mean([hd95(found_mask(i), true_mask(i)) for i in positive]))
     assert (metrics["hd95_mm"], metrics["hd95_one_empty"]) == (None, 1)
     assert (metrics["image_sensitivity"], metrics["image_specificity"]) == pytest.approx((1, 2 / 3))
     assert metrics["image_auroc"] == pytest.approx(10 / 12)
     assert metrics["dice_low"] < metrics["dice"] < metrics["dice_high"]
     page = Path(result["report"]).read_text()
-    assert "7 images of 4 patients judged, 4 of them with something to find; 1 with an error" in page
-    assert "2 with a mask found but no truth known; 1 with a mask that cannot be compared (invalid mask code" in page
+    assert "7 images of 4 patients evaluated, 4 of them with something to find; 1 with an error" in page
+    assert "2 with a mask predicted but no truth known; 1 with a mask that cannot be compared (invalid mask code" in page
     assert "… of finding nothing in any image" in page
     assert all(cv2.imread(uri) is not None and f"(pictures/{Path(uri).name})" in page for uri in result["pictures"])
 
@@ -181,7 +181,7 @@ def test_the_table_by_image_begins_with_the_worst(run: str, tmp_path: Path) -> N
     assert [row["image_id"] for row in table][:5] == [name_of(image) for image in wanted][:5]
     assert [float(row["dice"]) for row in table] == pytest.approx([dice_of(image) for image in wanted])
     assert table[0]["hd95_px"] == ""
-    assert (int(table[0]["found_px"]), int(table[0]["true_px"])) == (40, 0)
+    assert (int(table[0]["predicted_px"]), int(table[0]["true_px"])) == (40, 0)
 
 
 def test_shards_know_the_same_masks(raw: str, run: str, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_lungs_are_judged_by_the_lungs_masks(raw: str, tmp_path: Path) -> None:
     found = {image: box(0, 60, 0, 60) for image in range(IMAGES)}
     lungs = write_run(tmp_path / "lungs", raw, found, family="lungs")
     metrics = reports.report(lungs, ReportOptions(split="all", resamples=5), str(tmp_path / "out"))["metrics"]
-    assert (metrics["images"], metrics["dice"], metrics["empty_dice"]) == (10, 1, 0)
+    assert (metrics["images"], metrics["dice"], metrics["empty_prediction_dice"]) == (10, 1, 0)
     assert metrics["images_without_truth"] == 2
 
 
@@ -261,10 +261,10 @@ def test_mistakes_are_told(raw: str, run: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="have a mask of Pneumothorax, 0 are in"):
         reports.report(strangers, options, out)
     unknown = write_run(tmp_path / "unknown", raw, {UNKNOWN: found_mask(1), ABSENT: found_mask(1)})
-    with pytest.raises(UserError, match=r"2 are in .*there is nothing to judge"):
+    with pytest.raises(UserError, match=r"2 are in .*there is nothing to evaluate"):
         reports.report(unknown, options, out)
     broken = write_run(tmp_path / "broken", raw, {BROKEN: found_mask(1)})
-    with pytest.raises(UserError, match="none of 1 images can be judged: invalid mask code"):
+    with pytest.raises(UserError, match="none of 1 images can be evaluated: invalid mask code"):
         reports.report(broken, options, out)
     part = Path(run) / SCORES / "part-00000.parquet"
     pq.write_table(pq.read_table(part).drop_columns([schema.PRED_MASK_RLE]), part)

@@ -106,7 +106,12 @@ def test_stored_masks_are_resized_to_the_input_size(stored: int) -> None:
     task = SMALL.task(bright())
     found = task.evaluate(lambda: iter([squares(size=stored)]), SingleProcess())
     assert found["dice"] == found["iou"] == found["positive_dice"] == found["pixel_accuracy"] == 1
-    assert (found["empty_dice"], found["image_auroc"], found["images"], found["positives"]) == (0.5, 1, 4, 2)
+    assert (found["empty_prediction_dice"], found["image_auroc"], found["images"], found["positives"]) == (
+        0.5,
+        1,
+        4,
+        2,
+    )
     assert SMALL.task(bright())(squares(size=stored))["bce"] < 0.01
 
 
@@ -115,7 +120,7 @@ def test_images_with_unknown_masks_are_ignored() -> None:
     task = SMALL.task(bright())
     found = task.evaluate(lambda: iter([squares(known), squares((False,) * 4)]), SingleProcess())
     assert (found["images"], found["positives"]) == (3, 2)
-    assert found["empty_dice"] == pytest.approx(1 / 3)
+    assert found["empty_prediction_dice"] == pytest.approx(1 / 3)
     other = squares(known)
     other[schema.PIXELS][1] = 255
     first, second = task(squares(known)), task(other)
@@ -133,7 +138,7 @@ def test_the_rule_that_validation_chooses_is_saved_and_used(tmp_path: Path) -> N
     engine.finish_epoch(some)
     checkpoint.save(tmp_path, SMALL, engine.task, engine.shipped().state_dict(), findings=(), metrics={})
     kept = checkpoint.load(str(tmp_path))
-    learnt = MaskRule.from_description(kept.about["learnt"]["mask_rule"])
+    learnt = MaskRule(**kept.about["learnt"]["mask_rule"])
     assert learnt != SMALL.rule
     assert MaskRule(*kept.network.rule.tolist()) == learnt  # pyright: ignore
     with torch.inference_mode():

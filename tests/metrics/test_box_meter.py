@@ -68,7 +68,7 @@ def test_validation_gives_the_numbers_of_the_report(batch: tuple[Tensor, Tensor]
         ["a", "b", "c"],
         resamples=2,
     )
-    assert results["map_50_95"] == pytest.approx(summary.coco_map)
+    assert results["map_50_95"] == pytest.approx(summary.map_50_95)
     assert (results["map_40"], results["map_50"]) == (summary.voc[0.4].mean, summary.voc[0.5].mean)
     assert 0.05 < results["map_50_95"] < results["map_50"] < results["map_40"] < 1
     assert 0.2 < results["precision"] < 1

@@ -37,24 +37,24 @@ def drawn(seed: int, images: int, per_image: int, findings: int, true: int) -> t
     edges = np.hstack([low, low + rng.uniform(5, 30, (count, 2))])
     close = there.xyxy[of] + rng.uniform(-3, 3, (count, 4))
     close = np.hstack([np.minimum(close[:, :2], close[:, 2:]), np.maximum(close[:, :2], close[:, 2:])])
-    found = Boxes(
+    predicted = Boxes(
         np.where(near, image[of], rng.integers(images, size=count)),
         np.where(near, finding[of], rng.integers(findings, size=count)),
         np.where(near[:, None], close, edges),
         rng.random(count),
     )
-    return found, there
+    return predicted, there
 
 
-def plain_voc(found: Boxes, true: Boxes, finding: int, iou: float) -> float:
+def plain_voc(predicted: Boxes, true: Boxes, finding: int, iou: float) -> float:
     """Everingham et al.'s procedure, a box at a time; scores are distinct."""
-    own = np.flatnonzero(found.finding == finding)
+    own = np.flatnonzero(predicted.finding == finding)
     targets = np.flatnonzero(true.finding == finding)
     taken, right = set(), []
-    for row in own[np.argsort(-found.score[own])]:
-        x0, y0, x1, y1 = found.xyxy[row]
+    for row in own[np.argsort(-predicted.score[own])]:
+        x0, y0, x1, y1 = predicted.xyxy[row]
         best, overlap = -1, -1.0
-        for target in targets[true.image[targets] == found.image[row]]:
+        for target in targets[true.image[targets] == predicted.image[row]]:
             a0, b0, a1, b1 = true.xyxy[target]
             shared = max(0, min(x1, a1) - max(x0, a0)) * max(0, min(y1, b1) - max(y0, b0))
             measured = shared / ((x1 - x0) * (y1 - y0) + (a1 - a0) * (b1 - b0) - shared)
@@ -73,98 +73,98 @@ def plain_voc(found: Boxes, true: Boxes, finding: int, iou: float) -> float:
 
 @pytest.mark.parametrize("iou", VOC_IOUS)
 def test_voc_is_that_of_the_procedure(iou: float) -> None:
-    found, true = drawn(0, images=30, per_image=20, findings=3, true=80)
-    expected = [plain_voc(found, true, finding, iou) for finding in range(3)]
+    predicted, true = drawn(0, images=30, per_image=20, findings=3, true=80)
+    expected = [plain_voc(predicted, true, finding, iou) for finding in range(3)]
     assert 0.1 < min(expected) < 0.95
-    np.testing.assert_allclose(detection.average_precisions(found, true, 3, iou), expected)
+    np.testing.assert_allclose(detection.average_precisions(predicted, true, 3, iou), expected)
 
 
 def test_a_true_box_is_found_once_and_the_other_way_is_wrong() -> None:
     """Right at .9, wrong the second time at .8, right at .7: precision 1, then 2/3."""
     true = boxes([(0, 0, shifted(0), 0), (1, 0, shifted(0), 0)])
-    found = boxes([(0, 0, shifted(0), 0.9), (0, 0, shifted(1), 0.8), (1, 0, shifted(0), 0.7)])
-    np.testing.assert_allclose(detection.average_precisions(found, true, 1, 0.4), [(1 + 2 / 3) / 2])
+    predicted = boxes([(0, 0, shifted(0), 0.9), (0, 0, shifted(1), 0.8), (1, 0, shifted(0), 0.7)])
+    np.testing.assert_allclose(detection.average_precisions(predicted, true, 1, 0.4), [(1 + 2 / 3) / 2])
 
 
 def test_at_the_threshold_itself_voc_says_no_and_coco_yes() -> None:
-    true, found = boxes([(0, 0, [0, 0, 10, 10], 0)]), boxes([(0, 0, [0, 0, 10, 5], 0.9)])
-    assert detection.average_precisions(found, true, 1, 0.5)[0] == 0
-    assert detection.average_precisions(found, true, 1, 0.499)[0] == 1
-    coco = detection.coco_average_precisions(found, true, 1)
+    true, predicted = boxes([(0, 0, [0, 0, 10, 10], 0)]), boxes([(0, 0, [0, 0, 10, 5], 0.9)])
+    assert detection.average_precisions(predicted, true, 1, 0.5)[0] == 0
+    assert detection.average_precisions(predicted, true, 1, 0.499)[0] == 1
+    coco = detection.coco_average_precisions(predicted, true, 1)
     assert coco[:, 0].tolist() == [1] + [0] * 9
 
 
 def test_voc_holds_a_box_against_its_best_true_box_and_coco_against_the_best_that_is_free() -> None:
     true = boxes([(0, 0, shifted(0), 0), (0, 0, shifted(3), 0)])
-    found = boxes([(0, 0, shifted(0), 0.9), (0, 0, shifted(1), 0.8)])
-    assert detection.average_precisions(found, true, 1, 0.5)[0] == 0.5
-    assert detection.coco_average_precisions(found, true, 1)[0, 0] == pytest.approx(1)
+    predicted = boxes([(0, 0, shifted(0), 0.9), (0, 0, shifted(1), 0.8)])
+    assert detection.average_precisions(predicted, true, 1, 0.5)[0] == 0.5
+    assert detection.coco_average_precisions(predicted, true, 1)[0, 0] == pytest.approx(1)
 
 
 def test_coco_reads_101_recalls_off_the_curve() -> None:
-    """Two of three found, the second after a wrong one: 34 recalls at 1, 33 at 2/3, the rest at 0."""
+    """Two of three predicted, the second after a wrong one: 34 recalls at 1, 33 at 2/3, the rest at 0."""
     true = boxes([(image, 0, shifted(0), 0) for image in range(3)])
-    found = boxes([(0, 0, shifted(0), 0.9), (0, 0, shifted(90), 0.8), (1, 0, shifted(0), 0.7)])
-    assert detection.coco_average_precisions(found, true, 1)[0, 0] == pytest.approx((34 + 33 * 2 / 3) / 101)
+    predicted = boxes([(0, 0, shifted(0), 0.9), (0, 0, shifted(90), 0.8), (1, 0, shifted(0), 0.7)])
+    assert detection.coco_average_precisions(predicted, true, 1)[0, 0] == pytest.approx((34 + 33 * 2 / 3) / 101)
 
 
 def test_coco_looks_at_a_hundred_boxes_of_an_image_and_finding() -> None:
     true = boxes([(0, 0, shifted(0), 0)])
     wrong = [(0, 0, shifted(90), 1 - 0.001 * number) for number in range(100)]
-    found = boxes([*wrong, (0, 0, shifted(0), 0.1), (0, 1, shifted(0), 0.2)])
-    assert detection.coco_average_precisions(found, true, 1)[0, 0] == 0
-    assert detection.average_precisions(found, true, 1, 0.4)[0] == pytest.approx(1 / 101)
+    predicted = boxes([*wrong, (0, 0, shifted(0), 0.1), (0, 1, shifted(0), 0.2)])
+    assert detection.coco_average_precisions(predicted, true, 1)[0, 0] == 0
+    assert detection.average_precisions(predicted, true, 1, 0.4)[0] == pytest.approx(1 / 101)
 
 
 def test_boxes_of_one_score_count_together_in_whatever_order() -> None:
     true = boxes([(0, 0, shifted(0), 0)])
-    found = boxes([(0, 0, shifted(0), 0.5), (0, 0, shifted(90), 0.5)])
+    predicted = boxes([(0, 0, shifted(0), 0.5), (0, 0, shifted(90), 0.5)])
     for order in ([0, 1], [1, 0]):
-        assert detection.average_precisions(found.at(np.array(order)), true, 1, 0.4)[0] == 0.5
+        assert detection.average_precisions(predicted.at(np.array(order)), true, 1, 0.4)[0] == 0.5
 
 
 def test_the_highest_f1_is_that_of_the_best_score_to_count_from() -> None:
-    found, true = drawn(3, 12, 6, 2, 20)
-    rounded = Boxes(found.image, found.finding, found.xyxy, found.score.round(1))
+    predicted, true = drawn(3, 12, 6, 2, 20)
+    rounded = Boxes(predicted.image, predicted.finding, predicted.xyxy, predicted.score.round(1))
     for finding, curve in enumerate(
         detection.summarize(rounded, true, np.arange(12), ["a", "b"], resamples=2).curves
     ):
         tried = {}
         for score in np.unique(rounded.score[rounded.finding == finding]):
             some = rounded.at((rounded.score >= score) & (rounded.finding == finding))
-            right = detection.right_boxes(some, true, VOC_IOUS[0]).sum()
+            right = detection.true_positives(some, true, VOC_IOUS[0]).sum()
             tried[score] = 2 * right / (len(some.score) + (true.finding == finding).sum())
         f1, score = curve.best_f1()
         assert f1 == pytest.approx(max(tried.values())) == tried[score]
         assert 0 < f1 < 1
 
 
-def test_findings_without_truth_are_left_out_and_named_and_those_without_found_boxes_are_nought() -> None:
-    true, found = boxes([(0, 0, shifted(0), 0), (0, 2, shifted(0), 0)]), boxes([(0, 0, shifted(0), 0.9)])
-    found = boxes([(0, 0, shifted(0), 0.9), (0, 1, shifted(0), 0.9)])
-    summary = detection.summarize(found, true, np.arange(1), ["a", "b", "c"], resamples=10)
+def test_findings_without_truth_are_left_out_and_named_and_those_without_predicted_boxes_are_nought() -> None:
+    true, predicted = boxes([(0, 0, shifted(0), 0), (0, 2, shifted(0), 0)]), boxes([(0, 0, shifted(0), 0.9)])
+    predicted = boxes([(0, 0, shifted(0), 0.9), (0, 1, shifted(0), 0.9)])
+    summary = detection.summarize(predicted, true, np.arange(1), ["a", "b", "c"], resamples=10)
     assert summary.without_truth == ["b"]
     assert summary.voc[0.4].value.tolist() == pytest.approx([1, np.nan, 0], nan_ok=True)
-    assert (summary.voc[0.4].mean, summary.coco_map) == (0.5, pytest.approx(0.5))
-    assert (summary.true.tolist(), summary.found.tolist()) == ([1, 0, 1], [1, 1, 0])
+    assert (summary.voc[0.4].mean, summary.map_50_95) == (0.5, pytest.approx(0.5))
+    assert (summary.true.tolist(), summary.predicted.tolist()) == ([1, 0, 1], [1, 1, 0])
     best = [curve.best_f1() for curve in summary.curves]
     assert best == [(1, 0.9), pytest.approx((np.nan, np.nan), nan_ok=True), pytest.approx((0, np.nan), nan_ok=True)]
 
 
 def test_no_boxes_at_all() -> None:
     summary = detection.summarize(boxes([]), boxes([]), np.arange(3), ["a"], resamples=10)
-    assert np.isnan([summary.voc[0.4].mean, summary.coco_map]).all()
+    assert np.isnan([summary.voc[0.4].mean, summary.map_50_95]).all()
 
 
 def test_a_resample_is_what_the_drawn_images_give() -> None:
     """Of the bootstrap's weights: images that are drawn twice stand there twice."""
-    found, true = drawn(1, images=12, per_image=10, findings=2, true=30)
-    found = Boxes(found.image, found.finding, found.xyxy, np.round(found.score, 1))
+    predicted, true = drawn(1, images=12, per_image=10, findings=2, true=30)
+    predicted = Boxes(predicted.image, predicted.finding, predicted.xyxy, np.round(predicted.score, 1))
     patients = np.arange(12) // 2
-    sure = detection.summarize(found, true, patients, ["a", "b"], resamples=1, seed=3).voc[0.4]
+    sure = detection.summarize(predicted, true, patients, ["a", "b"], resamples=1, seed=3).voc[0.4]
     drawn_patients = np.random.default_rng(3).integers(6, size=(1, 6))[0]
     images = [image for patient in drawn_patients for image in (2 * patient, 2 * patient + 1)]
-    copies = [_renamed(of, images) for of in (found, true)]
+    copies = [_renamed(of, images) for of in (predicted, true)]
     expected = detection.average_precisions(*copies, 2, 0.4)
     np.testing.assert_allclose(sure.low, expected)
     np.testing.assert_allclose(sure.high, expected)
@@ -179,25 +179,25 @@ def _renamed(of: Boxes, images: list[int]) -> Boxes:
 
 
 def test_intervals_hold_the_value() -> None:
-    found, true = drawn(2, images=60, per_image=20, findings=2, true=150)
-    sure = detection.summarize(found, true, np.arange(60), ["a", "b"], resamples=200).voc[0.4]
+    predicted, true = drawn(2, images=60, per_image=20, findings=2, true=150)
+    sure = detection.summarize(predicted, true, np.arange(60), ["a", "b"], resamples=200).voc[0.4]
     assert (sure.low < sure.value).all()
     assert (sure.value < sure.high).all()
     assert sure.mean_low < sure.mean < sure.mean_high
 
 
 def test_labels_and_probabilities_of_images() -> None:
-    found = boxes([(0, 0, shifted(0), 0.3), (0, 0, shifted(9), 0.8), (0, 1, shifted(0), 0.4)])
-    np.testing.assert_allclose(detection.image_probabilities(found, 2, 2), [[0.8, 0.4, 0.2], [0, 0, 1]])
+    predicted = boxes([(0, 0, shifted(0), 0.3), (0, 0, shifted(9), 0.8), (0, 1, shifted(0), 0.4)])
+    np.testing.assert_allclose(detection.image_probabilities(predicted, 2, 2), [[0.8, 0.4, 0.2], [0, 0, 1]])
     known = np.array([[True, True], [True, True], [True, False]])
     labels = detection.image_labels(boxes([(0, 1, shifted(0), 0)]), known)
     assert labels.tolist() == [[0, 1, 0], [0, 0, 1], [0, -1, -1]]
 
 
 def test_confusions_and_what_is_left_to_the_background() -> None:
-    """Finding 0 taken for 1; a box nowhere near; a true box nobody found; one below the score."""
+    """Finding 0 taken for 1; a box nowhere near; a true box nobody predicted; one below the score."""
     true = boxes([(0, 0, shifted(0), 0), (0, 1, shifted(50), 0), (1, 1, shifted(0), 0)])
-    found = boxes(
+    predicted = boxes(
         [
             (0, 1, shifted(1), 0.9),
             (0, 0, shifted(3), 0.95),
@@ -206,5 +206,5 @@ def test_confusions_and_what_is_left_to_the_background() -> None:
             (1, 1, shifted(0), 0.1),
         ]
     )
-    counts = detection.confusion(found, true, 2, iou=0.4, score=0.25)
+    counts = detection.confusion(predicted, true, 2, iou=0.4, score=0.25)
     assert counts.tolist() == [[0, 0, 2], [1, 1, 0], [0, 1, 0]]

@@ -38,7 +38,7 @@ TRUE = boxes(
     (1, 1, (0, 0, 20, 20), np.nan),
     (2, 0, (0, 0, 10, 10), np.nan),
 )
-FOUND = boxes(
+PREDICTED = boxes(
     (0, 0, (50, 50, 60, 65), 0.4),  # IoU 2/3 with the second nodule, IoBB 2/3
     (0, 0, (90, 90, 99, 99), 0.9),  # nowhere, and the best scored
     (0, 1, (0, 0, 10, 10), 0.8),  # no mass there
@@ -51,7 +51,7 @@ KNOWN = np.array([[1, 1], [1, 1], [1, 1], [1, 0]], bool)
 @pytest.fixture
 def located() -> Located:
     shuffled = np.array([3, 1, 4, 0, 2])
-    return locate(FOUND.at(shuffled), TRUE, KNOWN)
+    return locate(PREDICTED.at(shuffled), TRUE, KNOWN)
 
 
 def test_a_pair_has_the_best_overlap_of_any_two_boxes(located: Located) -> None:
@@ -87,7 +87,7 @@ def test_findings_can_be_chosen(located: Located) -> None:
 
 def test_the_pointing_game_takes_the_best_scored_box(located: Located) -> None:
     np.testing.assert_array_equal(located.pointed, [[0, np.nan], [np.nan, 1], [0, np.nan], [np.nan, np.nan]])
-    nearer = locate(FOUND.at(np.array([0])), TRUE, KNOWN)
+    nearer = locate(PREDICTED.at(np.array([0])), TRUE, KNOWN)
     assert nearer.pointed[0, 0] == 1
 
 
@@ -106,13 +106,15 @@ def test_what_is_known_of_an_image() -> None:
 
 def test_columns_of_rows_and_scores_become_flat() -> None:
     corners = {"x_min": 1, "y_min": 2, "x_max": 3, "y_max": 5}
-    found = [
+    predicted = [
         [{"label": "Mass", "score": 0.5, **corners}, {"label": "Hernia", "score": 0.4, **corners}],
         None,
         [],
         [{"label": "Nodule", "score": 0.25, **corners}],
     ]
-    column = pa.chunked_array([pa.array(part, pa.list_(schema.PRED_BOX_TYPE)) for part in (found[:2], found[2:])])
+    column = pa.chunked_array(
+        [pa.array(part, pa.list_(schema.PRED_BOX_TYPE)) for part in (predicted[:2], predicted[2:])]
+    )
     flat = Boxes.of(column, FINDINGS)
     assert (flat.image.tolist(), flat.finding.tolist(), flat.score.tolist()) == ([0, 3], [1, 0], [0.5, 0.25])
     scaled = flat.scaled(np.array([2, 0, 0, 10]), np.array([3, 0, 0, 100]))
@@ -125,7 +127,7 @@ def test_columns_of_rows_and_scores_become_flat() -> None:
 
 
 def many(seed: int, images: int = 60) -> tuple[Boxes, Boxes, np.ndarray]:
-    """Found and true boxes of images, two a patient; found ones are the true ones moved."""
+    """Found and true boxes of images, two a patient; predicted ones are the true ones moved."""
     rng = np.random.default_rng(seed)
     image, finding = np.repeat(np.arange(images), 2), np.tile([0, 1], images)
     low = rng.uniform(0, 60, (2 * images, 2))
@@ -135,8 +137,8 @@ def many(seed: int, images: int = 60) -> tuple[Boxes, Boxes, np.ndarray]:
 
 
 def test_rates_are_plain_means_and_intervals_hold_them() -> None:
-    found, true, known = many(0)
-    located, patients = locate(found, true, known), np.arange(60) // 2
+    predicted, true, known = many(0)
+    located, patients = locate(predicted, true, known), np.arange(60) // 2
     rates = summarize(located, patients, FINDINGS, resamples=300)
     for measure in ("iou", "iobb"):
         for at in THRESHOLDS:
@@ -177,9 +179,9 @@ def test_a_finding_lost_in_a_resample_is_left_out_of_its_mean() -> None:
 
 
 def test_paired_gains_are_surer_than_unpaired_ones() -> None:
-    found, true, known = many(1)
-    shrunk = Boxes(found.image, found.finding, found.xyxy + np.array([2, 2, -2, -2]), found.score)
-    one, other = locate(found, true, known), locate(shrunk, true, known)
+    predicted, true, known = many(1)
+    shrunk = Boxes(predicted.image, predicted.finding, predicted.xyxy + np.array([2, 2, -2, -2]), predicted.score)
+    one, other = locate(predicted, true, known), locate(shrunk, true, known)
     patients = np.arange(60) // 2
     gain = paired_gain(one, other, patients, resamples=300)["iou"][4]
     rates = [summarize(of, patients, FINDINGS, resamples=300).at("iou", 0.5) for of in (one, other)]

@@ -39,7 +39,7 @@ def test_a_rule_holds_at_every_size() -> None:
 
 def test_a_rule_survives_json() -> None:
     rule = MaskRule(0.6, 0.01, 0.4)
-    assert MaskRule.from_description(json.loads(json.dumps(rule.describe()))) == rule
+    assert MaskRule(**json.loads(json.dumps(rule.describe()))) == rule
     with pytest.raises(ValueError, match="shares in"):
         MaskRule(min_area=2000)
 

@@ -27,50 +27,59 @@ def blocks(*boxes: tuple[int, int, int, int], size: int = 10) -> Tensor:
 
 
 NONE = (0, 0, 0, 0)
-FOUND = blocks((0, 4, 0, 4), NONE, NONE, (0, 2, 0, 2))
+PREDICTED = blocks((0, 4, 0, 4), NONE, NONE, (0, 2, 0, 2))
 TRUE = blocks((2, 4, 0, 8), NONE, (0, 3, 0, 3), NONE)  # half, both empty, missed, false alarm
 
 
 def test_rows_count_pixels() -> None:
-    assert overlap_rows(FOUND, TRUE).tolist() == [[8, 16, 16, 100], [0, 0, 0, 100], [0, 0, 9, 100], [0, 4, 0, 100]]
+    assert overlap_rows(PREDICTED, TRUE).tolist() == [
+        [8, 16, 16, 100],
+        [0, 0, 0, 100],
+        [0, 0, 9, 100],
+        [0, 4, 0, 100],
+    ]
 
 
 def test_dice_and_iou_by_image() -> None:
-    rows = overlap_rows(FOUND, TRUE)
+    rows = overlap_rows(PREDICTED, TRUE)
     assert dice(rows).tolist() == [0.5, 1, 0, 0]
     assert iou(rows).tolist() == pytest.approx([8 / 24, 1, 0, 0])
 
 
 def test_summary_of_images_that_were_counted_by_hand() -> None:
-    found = summary(overlap_rows(FOUND, TRUE))
+    results = summary(overlap_rows(PREDICTED, TRUE))
     wanted = {
         "dice": 1.5 / 4,
         "positive_dice": 0.25,
-        "empty_dice": 0.5,
+        "empty_prediction_dice": 0.5,
         "iou": (8 / 24 + 1) / 4,
-        "mean_iu": (8 / 37 + (400 - 37) / (400 - 8)) / 2,
+        "mean_iou": (8 / 37 + (400 - 37) / (400 - 8)) / 2,
         "pixel_accuracy": 1 - 29 / 400,
         "images": 4,
         "positives": 2,
     }
-    assert found == pytest.approx(wanted)
+    assert results == pytest.approx(wanted)
 
 
 def test_pooled_figures_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
-    found, true = (torch.from_numpy(rng.random((5, 9, 9)) < share) for share in (0.4, 0.3))
-    pooled = summary(overlap_rows(found, true))
-    labels = true.flatten().numpy(), found.flatten().numpy()
-    assert pooled["mean_iu"] == pytest.approx(jaccard_score(*labels, average="macro"))
+    predicted, true = (torch.from_numpy(rng.random((5, 9, 9)) < share) for share in (0.4, 0.3))
+    pooled = summary(overlap_rows(predicted, true))
+    labels = true.flatten().numpy(), predicted.flatten().numpy()
+    assert pooled["mean_iou"] == pytest.approx(jaccard_score(*labels, average="macro"))
     assert pooled["pixel_accuracy"] == pytest.approx((labels[0] == labels[1]).mean())
 
 
 def test_finding_nothing_scores_what_empty_dice_says() -> None:
     nothing = torch.zeros_like(TRUE)
-    found = summary(overlap_rows(nothing, TRUE))
-    assert found["dice"] == found["empty_dice"] == summary(overlap_rows(FOUND, TRUE))["empty_dice"]
+    results = summary(overlap_rows(nothing, TRUE))
+    assert (
+        results["dice"]
+        == results["empty_prediction_dice"]
+        == summary(overlap_rows(PREDICTED, TRUE))["empty_prediction_dice"]
+    )
     alone = summary(overlap_rows(nothing, nothing))
-    assert (alone["mean_iu"], alone["dice"]) == (1, 1)
+    assert (alone["mean_iou"], alone["dice"]) == (1, 1)
     assert math.isnan(alone["positive_dice"])
     assert math.isnan(summary(torch.zeros(0, 4, dtype=torch.long))["dice"])
 
@@ -82,21 +91,21 @@ def test_finding_nothing_in_the_whole_of_siim(real_data: Path) -> None:
         areas[image] = areas.get(image, 0) + sum(map(int, code.split()[1::2]))
     true = torch.tensor(list(areas.values()))
     nothing = torch.zeros_like(true)
-    found = summary(torch.stack([nothing, nothing, true, torch.full_like(true, 1024**2)], 1))
-    assert (found["images"], found["positives"]) == (12_047, 2_669)
-    assert round(found["dice"], 4) == 0.7785
-    assert found["positive_dice"] == 0
+    results = summary(torch.stack([nothing, nothing, true, torch.full_like(true, 1024**2)], 1))
+    assert (results["images"], results["positives"]) == (12_047, 2_669)
+    assert round(results["dice"], 4) == 0.7785
+    assert results["positive_dice"] == 0
 
 
 def test_images_of_other_sizes_and_workers_come_together() -> None:
-    small, large = overlap_rows(FOUND, TRUE), overlap_rows(blocks((0, 20, 0, 20), size=40), blocks(NONE, size=40))
-    found = summary(torch.cat([small, large]))
-    assert found["dice"] == pytest.approx(1.5 / 5)
-    assert found["pixel_accuracy"] == pytest.approx(1 - (29 + 400) / 2000)
+    small, large = overlap_rows(PREDICTED, TRUE), overlap_rows(blocks((0, 20, 0, 20), size=40), blocks(NONE, size=40))
+    results = summary(torch.cat([small, large]))
+    assert results["dice"] == pytest.approx(1.5 / 5)
+    assert results["pixel_accuracy"] == pytest.approx(1 - (29 + 400) / 2000)
 
 
 def test_images_with_something_to_find_are_told_from_others() -> None:
-    rows, probability = overlap_rows(FOUND, TRUE)[[0, 1, 2, 3, 1]], torch.tensor([0.9, 0.2, 0.4, 0.6, 0.3])
+    rows, probability = overlap_rows(PREDICTED, TRUE)[[0, 1, 2, 3, 1]], torch.tensor([0.9, 0.2, 0.4, 0.6, 0.3])
     assert image_level(rows, probability) == {
         "image_sensitivity": 0.5,
         "image_specificity": 2 / 3,
@@ -109,9 +118,9 @@ def test_images_with_something_to_find_are_told_from_others() -> None:
     assert math.isnan(only_positive["image_auroc"])
 
 
-def brute_hd95(found: np.ndarray, true: np.ndarray, spacing: tuple[float, float]) -> float:
+def brute_hd95(predicted: np.ndarray, true: np.ndarray, spacing: tuple[float, float]) -> float:
     """By the distance of every pair of boundary pixels, which are looked for one by one."""
-    edges = [np.array(edge_pixels(mask)) * spacing for mask in (found, true)]
+    edges = [np.array(edge_pixels(mask)) * spacing for mask in (predicted, true)]
     apart = np.linalg.norm(edges[0][:, None] - edges[1][None], axis=2)
     return max(np.percentile(apart.min(1), 95), np.percentile(apart.min(0), 95))
 
@@ -139,9 +148,9 @@ def edge_pixels(mask: np.ndarray) -> list[tuple[int, int]]:
 def test_hd95_is_that_of_all_pairs(
     seed: int, height: int, width: int, spacing: tuple[float, float], share: float
 ) -> None:
-    found, true = np.random.default_rng(seed).random((2, height, width)) < share
-    found[height // 2, width // 2] = true[0, 0] = True
-    assert hd95(found, true, spacing) == pytest.approx(brute_hd95(found, true, spacing))
+    predicted, true = np.random.default_rng(seed).random((2, height, width)) < share
+    predicted[height // 2, width // 2] = true[0, 0] = True
+    assert hd95(predicted, true, spacing) == pytest.approx(brute_hd95(predicted, true, spacing))
 
 
 def test_hd95_in_pixels_and_mm() -> None:
@@ -161,8 +170,8 @@ def test_hd95_forgives_a_speck_and_not_a_miss() -> None:
 
 
 def test_an_empty_mask_has_no_distance() -> None:
-    rows = hd95_rows(FOUND, TRUE)
-    assert rows[0] == hd95(FOUND[0].numpy(), TRUE[0].numpy()) == 4
+    rows = hd95_rows(PREDICTED, TRUE)
+    assert rows[0] == hd95(PREDICTED[0].numpy(), TRUE[0].numpy()) == 4
     assert rows[1:].isnan().all()
 
 
@@ -183,7 +192,7 @@ def test_a_mean_is_as_sure_as_its_patients_are_many() -> None:
 
 def test_images_without_a_figure_are_left_out_of_means() -> None:
     values, patients = np.array([0.5, math.nan, 1.0, math.nan]), np.array(["a", "a", "b", "c"])
-    found = mean_interval(values, patients, resamples=200)
-    assert (found.value, found.low, found.high) == (0.75, 0.5, 1)
+    results = mean_interval(values, patients, resamples=200)
+    assert (results.value, results.low, results.high) == (0.75, 0.5, 1)
     nothing = mean_interval(np.full(2, math.nan), np.arange(2))
     assert all(math.isnan(value) for value in (nothing.value, nothing.low, nothing.high))

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from cxr.metrics import classification
-from cxr.metrics.classification import Summary
+from cxr.metrics.classification import ClassificationSummary
 from cxr.reporting import classification as tables
 from cxr.reporting import classification_pictures as pictures
 from cxr.reporting.tables import csv_text, interval, markdown, number
 
 FINDINGS = ("Mass", "Pleural_Thickening", "Hernia")
-Made = tuple[Summary, np.ndarray, np.ndarray, np.ndarray]
+Made = tuple[ClassificationSummary, np.ndarray, np.ndarray, np.ndarray]
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,9 @@ def made() -> Made:
     rng = np.random.default_rng(0)
     labels = (rng.random((120, 3)) < (0.4, 0.4, 0)).astype(np.int8)
     scores = rng.uniform(0, 0.6, labels.shape) + labels * (0.1, 0.4, 0)
-    called = scores >= 0.4
-    summary = classification.summarize(scores, labels, called, np.arange(120), FINDINGS, resamples=100)
-    return summary, scores, labels, called
+    predicted_positive = scores >= 0.4
+    summary = classification.summarize(scores, labels, predicted_positive, np.arange(120), FINDINGS, resamples=100)
+    return summary, scores, labels, predicted_positive
 
 
 def test_the_table_has_a_line_a_finding(made: Made) -> None:
@@ -76,13 +76,13 @@ def test_pictures_of_all_findings_are_written(made: Made, tmp_path: Path) -> Non
 
 
 def test_findings_without_a_curve_have_no_panel(made: Made) -> None:
-    summary, scores, labels, called = made
-    panels = pictures.roc_figure(summary.rows, scores, labels, called).axes
+    summary, scores, labels, predicted_positive = made
+    panels = pictures.roc_figure(summary.rows, scores, labels, predicted_positive).axes
     assert [ax.get_title().partition("\n")[0] for ax in panels] == ["Mass", "Pleural Thickening"]
     assert [len(ax.lines) for ax in panels] == [3, 3]  # chance, the curve, the decisions
     points = np.asarray(panels[0].lines[2].get_xydata())
     mass = summary.rows[0]
-    false_positive_rate = (called[:, 0] & (labels[:, 0] == 0)).sum() / mass.negatives
+    false_positive_rate = (predicted_positive[:, 0] & (labels[:, 0] == 0)).sum() / mass.negatives
     np.testing.assert_allclose(points, [[false_positive_rate, mass.recall]])
 
 

@@ -9,7 +9,7 @@ from cxr.reporting import segmentation
 
 
 def test_the_baseline_stands_below_the_dice() -> None:
-    found = {"dice": 0.81, "empty_dice": 0.7785, "hd95_px": 12.34, "hd95_mm": math.nan, "images": 10}
+    found = {"dice": 0.81, "empty_prediction_dice": 0.7785, "hd95_px": 12.34, "hd95_mm": math.nan, "images": 10}
     lines = segmentation.summary_table(found, {"dice": MeanInterval(0.81, 0.8, 0.82)}).markdown().splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [value for _, value in cells] == ["0.810 (0.800 to 0.820)", "0.778", "12.3", "–"]

@@ -71,7 +71,7 @@ def _cells(one: Judged) -> list[str]:
         _sure(one.dice),
         _sure(one.positive_dice),
         number(one.spread),
-        *(number(figures[name]) for name in ("iou", "mean_iu")),
+        *(number(figures[name]) for name in ("iou", "mean_iou")),
         number(figures["pixel_accuracy"], 4),
         number(figures.get("image_auroc", float("nan"))),
         f"{one.forward_ms:.1f}",
@@ -94,7 +94,7 @@ def page(judged: Sequence[Judged], said: str, timed: str, *, cut: bool) -> str:
         timed: how the forward passes were timed.
         cut: whether AlexNet and VGG16 went without their fully connected layers.
     """
-    empty = number(judged[0].figures["empty_dice"])
+    empty = number(judged[0].figures["empty_prediction_dice"])
     without = " AlexNet and VGG16 are without their fully connected layers (fc6, fc7)." if cut else ""
     legend = _LEGEND.format(empty=empty, timed=timed, cut=without)
     return "\n".join([table(judged), f"{said}\n", legend, _OTHERS.format(table=markdown(_PAPER_HEAD, _PAPER))])
@@ -119,7 +119,7 @@ def picture(judged: Sequence[Judged]) -> Figure:
     panels[2].barh(range(len(order)), [one.forward_ms for one in order], height=0.5, color=colors)
     panels[2].bar_label(panels[2].containers[0], fmt=" {:.0f}", fontsize=8)
     panels[0].set_yticks(range(len(order)), [one.name for one in order], fontsize=8)
-    panels[0].axvline(judged[0].figures["empty_dice"], color=palette.NEUTRAL, ls="--", lw=1)
+    panels[0].axvline(judged[0].figures["empty_prediction_dice"], color=palette.NEUTRAL, ls="--", lw=1)
     panels[0].set_ylim(-0.6, len(order) - 0.4)
     titles = (
         "mean Dice (95 %); dashed: of finding nothing",

@@ -5,20 +5,19 @@ known label is left out of its finding. What cannot be measured is NaN, never a 
 """
 
 from cxr.metrics.classification.calibration import Bins, brier, calibration_error, reliability
-from cxr.metrics.classification.classification_summary import Row, Summary, summarize
+from cxr.metrics.classification.classification_summary import ClassificationSummary, FindingRow, summarize
 from cxr.metrics.classification.delong import DeLong, delong
 from cxr.metrics.classification.ranking import auroc, average_precision, sensitivity_at, specificity_counts
 from cxr.metrics.classification.resampled_auroc import auroc_intervals, paired_gain
-from cxr.metrics.classification.thresholds import Decisions, Thresholds, at_thresholds, choose_thresholds, decisions
+from cxr.metrics.classification.thresholds import Decisions, Thresholds, choose_thresholds, decisions
 
 __all__ = [
     "Bins",
+    "ClassificationSummary",
     "DeLong",
     "Decisions",
-    "Row",
-    "Summary",
+    "FindingRow",
     "Thresholds",
-    "at_thresholds",
     "auroc",
     "auroc_intervals",
     "average_precision",

@@ -21,7 +21,7 @@ _COUNTS = ("positives", "negatives", "unknown", "resamples_left_out")
 
 
 @dataclass(frozen=True)
-class Row:
+class FindingRow:
     """One finding, or the mean over findings; shares in [0, 1], NaN for what cannot be measured."""
 
     finding: str
@@ -32,7 +32,7 @@ class Row:
     auroc_low: float = math.nan  # 95 % interval by bootstrap over patients
     auroc_high: float = math.nan
     average_precision: float = math.nan
-    sensitivity: float = math.nan  # at `Summary.specificity`
+    sensitivity: float = math.nan  # at `ClassificationSummary.specificity`
     brier: float = math.nan
     calibration_error: float = math.nan
     accuracy: float = math.nan  # this and the next three: of the decisions
@@ -44,18 +44,18 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ClassificationSummary:
     """Rows in the order of the findings, and their mean, each column's over the findings that it could measure."""
 
-    rows: list[Row]
-    mean: Row
+    rows: list[FindingRow]
+    mean: FindingRow
     images: int
     patients: int
     resamples: int
     specificity: float
 
     @property
-    def measured(self) -> list[Row]:
+    def measured(self) -> list[FindingRow]:
         """Rows with an AUROC."""
         return [row for row in self.rows if math.isfinite(row.auroc)]
 
@@ -63,15 +63,15 @@ class Summary:
 def summarize(
     scores_NF: np.ndarray,
     labels_NF: np.ndarray,
-    called_NF: np.ndarray,
+    predicted_positive_NF: np.ndarray,
     patients_N: np.ndarray,
     findings: Sequence[str],
     *,
     specificity: float = 0.9,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Summary:
-    """Judge probabilities, and the decisions `called_NF` (1 or True: positive) that were made of them."""
+) -> ClassificationSummary:
+    """Judge probabilities, and the decisions `predicted_positive_NF` (1 or True: positive) that were made of them."""
     intervals = auroc_intervals(scores_NF, labels_NF, patients_N, resamples=resamples, seed=seed)
     columns = {
         **{name: (np.asarray(labels_NF) == kind).sum(0) for name, kind in _KINDS.items()},
@@ -82,12 +82,15 @@ def summarize(
         "sensitivity": sensitivity_at(scores_NF, labels_NF, specificity),
         "brier": brier(scores_NF, labels_NF),
         "calibration_error": calibration_error(scores_NF, labels_NF),
-        **vars(decisions(called_NF, labels_NF)),
+        **vars(decisions(predicted_positive_NF, labels_NF)),
         "resamples_left_out": intervals.left_out,
         "note": _notes(np.asarray(labels_NF), np.asarray(patients_N)),
     }
     plain = {name: values.tolist() if isinstance(values, np.ndarray) else values for name, values in columns.items()}
-    rows = [Row(finding, **{name: values[f] for name, values in plain.items()}) for f, finding in enumerate(findings)]
+    rows = [
+        FindingRow(finding, **{name: values[f] for name, values in plain.items()})
+        for f, finding in enumerate(findings)
+    ]
     mean = dataclasses.replace(
         mean_row(rows),
         auroc_low=intervals.mean_low,
@@ -95,23 +98,23 @@ def summarize(
         resamples_left_out=intervals.mean_incomplete,
     )
     patients = len(np.unique(np.asarray(patients_N)))
-    return Summary(rows, mean, len(np.asarray(labels_NF)), patients, resamples, specificity)
+    return ClassificationSummary(rows, mean, len(np.asarray(labels_NF)), patients, resamples, specificity)
 
 
 _KINDS = {"positives": POSITIVE, "negatives": NEGATIVE, "unknown": UNKNOWN}
 
 
-def mean_row(rows: Sequence[Row]) -> Row:
+def mean_row(rows: Sequence[FindingRow]) -> FindingRow:
     """Means of the shares over the rows that have them, sums of the counts; the ends of the interval stay NaN."""
     measured = sum(math.isfinite(row.auroc) for row in rows)
     values: dict[str, float] = {}
-    for field in dataclasses.fields(Row)[1:-1]:
+    for field in dataclasses.fields(FindingRow)[1:-1]:
         known = [value for row in rows if math.isfinite(value := getattr(row, field.name))]
         if field.name in _COUNTS:
             values[field.name] = sum(known)
         elif known and field.name not in ("auroc_low", "auroc_high"):
             values[field.name] = sum(known) / len(known)
-    return Row("mean", **values, note=f"AUROC of {measured} of {len(rows)} findings")  # pyright: ignore[reportArgumentType]
+    return FindingRow("mean", **values, note=f"AUROC of {measured} of {len(rows)} findings")  # pyright: ignore[reportArgumentType]
 
 
 def _notes(labels_NF: np.ndarray, patients_N: np.ndarray) -> list[str]:

@@ -14,13 +14,13 @@ from cxr.schema import NEGATIVE, POSITIVE, UNKNOWN
 class Ranked:
     """Counts along the images of each finding, highest score first; images that tie share one count.
 
-    Row i says what is so when image i, all above it and all that tie with it are called positive. Images without
-    a known label come last, with a score of −inf, and count for nothing.
+    Row i: counts at the threshold equal to image i's score (ties included). Images without a known label come last,
+    with a score of −inf, and do not count.
     """
 
     scores: np.ndarray  # (N, F) float64, falling
-    true: np.ndarray  # (N, F) positives called positive
-    false: np.ndarray  # (N, F) negatives called positive
+    true: np.ndarray  # (N, F) positives predicted positive
+    false: np.ndarray  # (N, F) negatives predicted positive
     positives: np.ndarray  # (F,)
     negatives: np.ndarray  # (F,)
 
@@ -96,7 +96,7 @@ def average_precision(scores_NF: np.ndarray, labels_NF: np.ndarray) -> np.ndarra
 
 
 def specificity_counts(negatives: np.ndarray, specificity: float) -> np.ndarray:
-    """How many negatives may be called positive at this specificity or a better one."""
+    """How many negatives may be predicted positive at this specificity or a better one."""
     return np.floor((1 - specificity) * negatives + 1e-9)
 
 
@@ -125,7 +125,7 @@ def precision_recall_curve(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[
 
 
 def _steps(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of negatives and positives called positive, from none to all, each pair once."""
+    """Counts of negatives and positives predicted positive, from none to all, each pair once."""
     found = ranked(scores_N[:, None], labels_N[:, None])
     if not found.measurable[0]:
         raise ValueError("a curve needs a positive and a negative")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from cxr.metrics.bootstrap import ratio
-from cxr.metrics.classification.ranking import Ranked, checked, ranked, specificity_counts
+from cxr.metrics.classification.ranking import Ranked, ranked, specificity_counts
 from cxr.schema import NEGATIVE, POSITIVE
 
 Rule = Literal["youden", "f1", "specificity"]
@@ -26,13 +25,15 @@ class Decisions:
     f1: np.ndarray
 
 
-def decisions(called_NF: np.ndarray, labels_NF: np.ndarray) -> Decisions:
-    """How good it is to call those entries positive where `called_NF` is 1 or True."""
-    called, labels = np.asarray(called_NF, bool), np.asarray(labels_NF)
-    if called.shape != labels.shape:
-        raise ValueError(f"decisions {called.shape}, labels {labels.shape}: wanted (images, findings) for both")
+def decisions(predicted_positive_NF: np.ndarray, labels_NF: np.ndarray) -> Decisions:
+    """How good it is to call those entries positive where `predicted_positive_NF` is 1 or True."""
+    predicted_positive, labels = np.asarray(predicted_positive_NF, bool), np.asarray(labels_NF)
+    if predicted_positive.shape != labels.shape:
+        raise ValueError(
+            f"decisions {predicted_positive.shape}, labels {labels.shape}: wanted (images, findings) for both"
+        )
     positive, negative = labels == POSITIVE, labels == NEGATIVE
-    true, false = (called & positive).sum(0), (called & negative).sum(0)
+    true, false = (predicted_positive & positive).sum(0), (predicted_positive & negative).sum(0)
     positives, negatives = positive.sum(0), negative.sum(0)
     return Decisions(
         accuracy=ratio(true + negatives - false, positives + negatives),
@@ -40,12 +41,6 @@ def decisions(called_NF: np.ndarray, labels_NF: np.ndarray) -> Decisions:
         recall=ratio(true, positives),
         f1=ratio(2 * true, true + false + positives),
     )
-
-
-def at_thresholds(scores_NF: np.ndarray, labels_NF: np.ndarray, thresholds_F: np.ndarray) -> Decisions:
-    """How good it is to call positive what reaches its finding's threshold."""
-    scores, labels = checked(scores_NF, labels_NF)
-    return decisions(scores >= thresholds_F, labels)
 
 
 @dataclass(frozen=True)
@@ -57,10 +52,6 @@ class Thresholds:
     specificity: float  # that the rule "specificity" asks for
     positives: np.ndarray  # (F,) images that each was chosen on
     negatives: np.ndarray  # (F,)
-
-    def decide(self, scores_NF: np.ndarray) -> np.ndarray:
-        """int8 (N, F): 1 where the threshold is reached."""
-        return (np.asarray(scores_NF) >= self.values).astype(np.int8)
 
     @property
     def notes(self) -> list[str]:
@@ -78,12 +69,6 @@ class Thresholds:
             "negatives": self.negatives.tolist(),
             "notes": self.notes,
         }
-
-    @classmethod
-    def from_description(cls, about: Mapping[str, Any]) -> Self:
-        """What `describe` wrote."""
-        counts = (np.array(about[name], int) for name in ("positives", "negatives"))
-        return cls(np.array(about["values"], np.float64), about["rule"], about["specificity"], *counts)
 
 
 def missing_class(positives: int, negatives: int) -> str:
@@ -112,7 +97,7 @@ def choose_thresholds(
         raise ValueError(f"rule {rule!r}: wanted one of {', '.join(get_args(Rule))}")
     found = ranked(scores_NF, labels_NF)
     none = np.zeros((1, len(found.positives)))
-    worth = np.concatenate([none, _worth(found, rule, specificity)])  # row 0: nothing is called positive
+    worth = np.concatenate([none, _worth(found, rule, specificity)])  # row 0: nothing is predicted positive
     values = _between(found.scores, worth.argmax(0))
     values = np.where(found.measurable, values, WITHOUT_CHOICE)
     return Thresholds(values, rule, specificity, found.positives, found.negatives)
@@ -129,7 +114,7 @@ def _worth(found: Ranked, rule: Rule, specificity: float) -> np.ndarray:
 
 
 def _between(falling_NF: np.ndarray, called_F: np.ndarray) -> np.ndarray:
-    """(F,) the middle between the last of each column's first `called` scores and the next lower one."""
+    """(F,) the middle between the last of each column's first `predicted_positive` scores and the next lower one."""
     rows, findings = falling_NF.shape
     last = falling_NF[called_F - 1, np.arange(findings)] if rows else np.ones(findings)
     above = np.where(called_F > 0, last, np.nextafter(np.float32(1), np.float32(2)))

@@ -8,12 +8,12 @@ from cxr.metrics.detection.box_meter import BoxMeter
 from cxr.metrics.detection.detection_summary import (
     COCO_IOUS,
     VOC_IOUS,
-    Summary,
+    DetectionSummary,
     average_precisions,
     coco_average_precisions,
     paired_gain,
-    right_boxes,
     summarize,
+    true_positives,
 )
 from cxr.metrics.detection.image_scores import confusion, image_labels, image_probabilities
 from cxr.metrics.detection.precision import Curve
@@ -23,13 +23,13 @@ __all__ = [
     "VOC_IOUS",
     "BoxMeter",
     "Curve",
-    "Summary",
+    "DetectionSummary",
     "average_precisions",
     "coco_average_precisions",
     "confusion",
     "image_labels",
     "image_probabilities",
     "paired_gain",
-    "right_boxes",
     "summarize",
+    "true_positives",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cxr.metrics.bootstrap import ratio
-from cxr.metrics.detection.detection_summary import VOC_IOUS, coco_average_precisions, right_boxes
+from cxr.metrics.detection.detection_summary import VOC_IOUS, coco_average_precisions, true_positives
 from cxr.metrics.detection.precision import Curve, curves
 from cxr.metrics.localization import Boxes
 from cxr.metrics.meters import RankedCommunicator
@@ -55,7 +55,7 @@ class BoxMeter:
         results = {}
         of_iou: list[Curve] = []
         for iou in VOC_IOUS:
-            of_iou = curves(predicted, right_boxes(predicted, true, iou), true, findings)
+            of_iou = curves(predicted, true_positives(predicted, true, iou), true, findings)
             results[f"map_{100 * iou:.0f}"] = _mean(np.array([curve.voc_ap() for curve in of_iou])[boxed])
         results["map_50_95"] = _mean(coco_average_precisions(predicted, true, findings)[:, boxed])
         precision, recall = _at_best_f1([of_iou[finding] for finding in boxed])

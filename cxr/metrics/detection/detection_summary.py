@@ -1,4 +1,4 @@
-"""Everything that is said of found boxes on one set of images."""
+"""Everything that is said of predicted boxes on one set of images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from cxr.metrics.bootstrap import RESAMPLES, Intervals, intervals
 from cxr.metrics.detection.candidate_pairs import pairs
-from cxr.metrics.detection.matching import coco_right, voc_true_positives
+from cxr.metrics.detection.matching import coco_true_positives, voc_true_positives
 from cxr.metrics.detection.precision import Curve, curves, resampled_aps
 from cxr.metrics.localization import Boxes
 
@@ -18,13 +18,13 @@ COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
 @dataclass(frozen=True)
-class Summary:
+class DetectionSummary:
     """Figures by finding, in the findings' order; NaN for a finding without true boxes, which no mean counts."""
 
     findings: tuple[str, ...]
     true: np.ndarray  # (F,) boxes
     true_images: np.ndarray  # (F,) with such a box
-    found: np.ndarray  # (F,) boxes
+    predicted: np.ndarray  # (F,) boxes
     voc: dict[float, Intervals]  # IoU -> average precision with its interval by patient, and the mean
     coco: np.ndarray  # (T, F) average precision at each of COCO_IOUS
     curves: list[Curve]  # at the first of VOC_IOUS
@@ -37,34 +37,34 @@ class Summary:
         return [finding for finding, count in zip(self.findings, self.true, strict=True) if not count]
 
     @property
-    def coco_map(self) -> float:
+    def map_50_95(self) -> float:
         """Mean over COCO's IoUs and the findings with true boxes."""
         measured = self.coco[:, self.true > 0]
         return float(measured.mean()) if measured.size else float("nan")
 
 
-def right_boxes(found: Boxes, true: Boxes, iou: float) -> np.ndarray:
-    """(M,) bool: which found boxes are right, see `matching.voc_true_positives`."""
-    return voc_true_positives(found, pairs(found, true), iou)
+def true_positives(predicted: Boxes, true: Boxes, iou: float) -> np.ndarray:
+    """(M,) bool: which predicted boxes are right, see `matching.voc_true_positives`."""
+    return voc_true_positives(predicted, pairs(predicted, true), iou)
 
 
-def average_precisions(found: Boxes, true: Boxes, findings: int, iou: float) -> np.ndarray:
+def average_precisions(predicted: Boxes, true: Boxes, findings: int, iou: float) -> np.ndarray:
     """(F,) of PASCAL VOC 2010 at IoU > `iou`; NaN without true boxes."""
-    right = right_boxes(found, true, iou)
-    return np.array([curve.voc_ap() for curve in curves(found, right, true, findings)])
+    right = true_positives(predicted, true, iou)
+    return np.array([curve.voc_ap() for curve in curves(predicted, right, true, findings)])
 
 
 def coco_average_precisions(
-    found: Boxes, true: Boxes, findings: int, ious: Sequence[float] = COCO_IOUS
+    predicted: Boxes, true: Boxes, findings: int, ious: Sequence[float] = COCO_IOUS
 ) -> np.ndarray:
     """(T, F) of COCO at IoU >= each of `ious`; NaN without true boxes."""
-    right, seen = coco_right(found, true, ious)
-    some = found.at(seen)
+    right, seen = coco_true_positives(predicted, true, ious)
+    some = predicted.at(seen)
     return np.array([[c.coco_ap() for c in curves(some, of[seen], true, findings)] for of in right])
 
 
 def paired_gain(
-    found: Boxes,
+    predicted: Boxes,
     others: Boxes,
     true: Boxes,
     patients_N: np.ndarray,
@@ -74,40 +74,40 @@ def paired_gain(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Intervals:
-    """VOC's average precisions of `found` minus those of `others`, on the same images and the same resamples."""
-    right = [(some, right_boxes(some, true, iou)) for some in (found, others)]
+    """VOC's average precisions of `predicted` minus those of `others`, on the same images and the same resamples."""
+    right = [(some, true_positives(some, true, iou)) for some in (predicted, others)]
     one, other = (np.array([curve.voc_ap() for curve in curves(*of, true, findings)]) for of in right)
     drawn, drawn_other = (resampled_aps(*of, true, patients_N, findings, resamples, seed) for of in right)
     return intervals(one - other, drawn - drawn_other)
 
 
 def summarize(
-    found: Boxes,
+    predicted: Boxes,
     true: Boxes,
     patients_N: np.ndarray,
     findings: Sequence[str],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Summary:
-    """Judge found boxes with scores; both sets in one frame, `image` rows of `patients_N`."""
-    candidates, count = pairs(found, true), len(findings)
-    right = {iou: voc_true_positives(found, candidates, iou) for iou in VOC_IOUS}
+) -> DetectionSummary:
+    """Judge predicted boxes with scores; both sets in one frame, `image` rows of `patients_N`."""
+    candidates, count = pairs(predicted, true), len(findings)
+    right = {iou: voc_true_positives(predicted, candidates, iou) for iou in VOC_IOUS}
     some = np.unique(true.image * count + true.finding) % max(1, count)
-    return Summary(
+    return DetectionSummary(
         findings=tuple(findings),
         true=np.bincount(true.finding, minlength=count),
         true_images=np.bincount(some, minlength=count),
-        found=np.bincount(found.finding, minlength=count),
+        predicted=np.bincount(predicted.finding, minlength=count),
         voc={
             iou: intervals(
-                np.array([curve.voc_ap() for curve in curves(found, of, true, count)]),
-                resampled_aps(found, of, true, patients_N, count, resamples, seed),
+                np.array([curve.voc_ap() for curve in curves(predicted, of, true, count)]),
+                resampled_aps(predicted, of, true, patients_N, count, resamples, seed),
             )
             for iou, of in right.items()
         },
-        coco=coco_average_precisions(found, true, count),
-        curves=curves(found, right[VOC_IOUS[0]], true, count),
+        coco=coco_average_precisions(predicted, true, count),
+        curves=curves(predicted, right[VOC_IOUS[0]], true, count),
         images=len(patients_N),
         patients=len(np.unique(patients_N)),
     )

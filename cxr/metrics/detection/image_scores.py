@@ -1,4 +1,4 @@
-"""What found boxes say of an image as a whole, and which finding is taken for which."""
+"""What predicted boxes say of an image as a whole, and which finding is taken for which."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from cxr.metrics.localization import Boxes
 from cxr.schema import NEGATIVE, POSITIVE, UNKNOWN
 
 
-def image_probabilities(found: Boxes, images: int, findings: int) -> np.ndarray:
+def image_probabilities(predicted: Boxes, images: int, findings: int) -> np.ndarray:
     """(N, F + 1) the highest score of each finding's boxes, 0 without any; last: no finding, 1 − the highest."""
     highest = np.zeros((images, findings + 1))
-    np.maximum.at(highest, (found.image, found.finding), found.score)
+    np.maximum.at(highest, (predicted.image, predicted.finding), predicted.score)
     highest[:, -1] = 1 - highest[:, :-1].max(1, initial=0)
     return highest
 
@@ -26,22 +26,22 @@ def image_labels(true: Boxes, known_NF: np.ndarray) -> np.ndarray:
     return np.concatenate([labels, normal[:, None]], axis=1)
 
 
-def confusion(found: Boxes, true: Boxes, findings: int, *, iou: float, score: float) -> np.ndarray:
-    """(F + 1, F + 1) int64: rows what was found, columns what is there; the last of each is background.
+def confusion(predicted: Boxes, true: Boxes, findings: int, *, iou: float, score: float) -> np.ndarray:
+    """(F + 1, F + 1) int64: rows what was predicted, columns what is there; the last of each is background.
 
     Boxes of `score` or more are paired with true boxes of the same image, whatever their findings, one to one, the
     highest IoU first, if it is above `iou`. What is left over is background to the other side.
     """
-    found = found.at(found.score >= score)
-    every = pairs(found, true, any_finding=True)
+    predicted = predicted.at(predicted.score >= score)
+    every = pairs(predicted, true, any_finding=True)
     every = every.at(every.iou > iou)
     every = every.at(np.argsort(-every.iou, kind="stable"))
-    partner = np.full(len(found.score), -1)
+    partner = np.full(len(predicted.score), -1)
     free = np.ones(len(true.score), bool)
-    for ours, theirs in zip(every.found.tolist(), every.true.tolist(), strict=True):
+    for ours, theirs in zip(every.predicted.tolist(), every.true.tolist(), strict=True):
         if partner[ours] < 0 and free[theirs]:
             partner[ours], free[theirs] = theirs, False
     there = np.where(partner < 0, findings, true.finding[partner]) if len(free) else np.full(len(partner), findings)
-    said = np.concatenate([found.finding, np.full(free.sum(), findings)])
+    said = np.concatenate([predicted.finding, np.full(free.sum(), findings)])
     cells = said * (findings + 1) + np.concatenate([there, true.finding[free]])
     return np.bincount(cells, minlength=(findings + 1) ** 2).reshape(findings + 1, findings + 1)

@@ -14,7 +14,7 @@ _COCO_RECALLS = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True)
 class Curve:
-    """One finding's counts along its found boxes, best score first; boxes of the same score share one count."""
+    """One finding's counts along its predicted boxes, best score first; boxes of the same score share one count."""
 
     scores: np.ndarray  # (M,) falling
     right: np.ndarray  # (M,) so far
@@ -59,7 +59,7 @@ class Curve:
     def best_f1(self) -> tuple[float, float]:
         """The highest F1 that boxes from some score on have, and that score.
 
-        NaN for both without a true box; an F1 of 0, at NaN, without a found one.
+        NaN for both without a true box; an F1 of 0, at NaN, without a predicted one.
         """
         if not self.true or not len(self.scores):
             return (0.0 if self.true else float("nan")), float("nan")
@@ -68,15 +68,21 @@ class Curve:
         return float(f1[best]), float(self.scores[best])
 
 
-def curves(found: Boxes, right_M: np.ndarray, true: Boxes, findings: int) -> list[Curve]:
+def curves(predicted: Boxes, right_M: np.ndarray, true: Boxes, findings: int) -> list[Curve]:
     """One a finding."""
     counts = np.bincount(true.finding, minlength=findings)
-    rows = (np.flatnonzero(found.finding == finding) for finding in range(findings))
-    return [Curve.of(found.score[of], right_M[of], int(count)) for of, count in zip(rows, counts, strict=True)]
+    rows = (np.flatnonzero(predicted.finding == finding) for finding in range(findings))
+    return [Curve.of(predicted.score[of], right_M[of], int(count)) for of, count in zip(rows, counts, strict=True)]
 
 
 def resampled_aps(
-    found: Boxes, right_M: np.ndarray, true: Boxes, patients_N: np.ndarray, findings: int, resamples: int, seed: int
+    predicted: Boxes,
+    right_M: np.ndarray,
+    true: Boxes,
+    patients_N: np.ndarray,
+    findings: int,
+    resamples: int,
+    seed: int,
 ) -> np.ndarray:
     """(R, F) VOC's average precision in each resample, NaN without a true box. The draws hang on patients and seed.
 
@@ -84,7 +90,7 @@ def resampled_aps(
         patients_N: an id an image, of any type that sorts; images of a patient are drawn together.
     """
     ids, patients = np.unique(np.asarray(patients_N), return_inverse=True)
-    weighted = [_Weighted.of(found, right_M, true, patients, finding) for finding in range(findings)]
+    weighted = [_Weighted.of(predicted, right_M, true, patients, finding) for finding in range(findings)]
     if not weighted or not len(ids):
         return np.full((resamples, findings), np.nan)
     return np.concatenate(
@@ -103,12 +109,14 @@ class _Weighted:
     true: np.ndarray  # (B,) patient of each true box
 
     @classmethod
-    def of(cls, found: Boxes, right_M: np.ndarray, true: Boxes, patients_N: np.ndarray, finding: int) -> _Weighted:
-        patients, own = patients_N[found.image], found.finding == finding
+    def of(
+        cls, predicted: Boxes, right_M: np.ndarray, true: Boxes, patients_N: np.ndarray, finding: int
+    ) -> _Weighted:
+        patients, own = patients_N[predicted.image], predicted.finding == finding
         rows, others = (np.flatnonzero(own & kind) for kind in (right_M, ~right_M))
-        rows = rows[np.argsort(-found.score[rows], kind="stable")]
-        falling = -found.score[rows]
-        heaps = np.searchsorted(falling, -found.score[others], "left")
+        rows = rows[np.argsort(-predicted.score[rows], kind="stable")]
+        falling = -predicted.score[rows]
+        heaps = np.searchsorted(falling, -predicted.score[others], "left")
         kept = np.argsort(heaps, kind="stable")[: int((heaps < len(rows)).sum())]
         ends = np.searchsorted(falling, falling, "right") - 1
         of_true = patients_N[true.image[true.finding == finding]]

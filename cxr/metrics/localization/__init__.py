@@ -1,4 +1,4 @@
-"""What found boxes are judged by: localization accuracy, false positives, the pointing game, and how sure they are.
+"""What predicted boxes are judged by: localization accuracy, false positives, the pointing game, and how sure they are.
 
 An *image-finding pair* is an image with a true box of a finding. Found boxes of that finding are compared with its
 true boxes in one frame, pixels of the original image. NumPy alone, float64.
@@ -7,14 +7,14 @@ true boxes in one frame, pixels of the original image. NumPy alone, float64.
 from cxr.metrics.localization.baselines import baselines, center_boxes, random_boxes
 from cxr.metrics.localization.box_arrays import Boxes
 from cxr.metrics.localization.box_overlap import MEASURES, THRESHOLDS, Located, counts, known_places, locate
-from cxr.metrics.localization.localization_accuracy import Rates, paired_gain, summarize
+from cxr.metrics.localization.localization_accuracy import LocalizationRates, paired_gain, summarize
 
 __all__ = [
     "MEASURES",
     "THRESHOLDS",
     "Boxes",
+    "LocalizationRates",
     "Located",
-    "Rates",
     "baselines",
     "center_boxes",
     "counts",

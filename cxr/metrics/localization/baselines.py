@@ -1,4 +1,4 @@
-"""What can be found without looking at an image: boxes at random, and the mean box of the training images."""
+"""What can be predicted without looking at an image: boxes at random, and the mean box of the training images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Found boxes laid over true ones: the best overlap of each image-finding pair, and of each found box."""
+"""Found boxes laid over true ones: the best overlap of each image-finding pair, and of each predicted box."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from cxr import boxes
 from cxr.metrics.localization.box_arrays import Boxes
 from cxr.schema import NEGATIVE
 
-MEASURES = ("iou", "iobb")  # intersection over union; over the area of the found box (Wang et al. 2017)
+MEASURES = ("iou", "iobb")  # intersection over union; over the area of the predicted box (Wang et al. 2017)
 THRESHOLDS = tuple(tenths / 10 for tenths in range(1, 10))
 RIGHT, PAIRS, WRONG, IMAGES = range(4)
 
 
 @dataclass(frozen=True)
 class Located:
-    """N images, F findings, and the M found boxes of which it is known whether they are right."""
+    """N images, F findings, and the M predicted boxes of which it is known whether they are right."""
 
     best: dict[
         str, np.ndarray
-    ]  # measure -> (N, F) largest overlap of a found with a true box, NaN without a true one
+    ]  # measure -> (N, F) largest overlap of a predicted with a true box, NaN without a true one
     pointed: np.ndarray  # (N, F) 1 where the center of the best scored box lies in a true one, else 0; NaN likewise
     known: np.ndarray  # (N, F) bool: it is known whether and where the image shows the finding
-    image: np.ndarray  # (M,) of found boxes
+    image: np.ndarray  # (M,) of predicted boxes
     finding: np.ndarray  # (M,)
     overlap: dict[str, np.ndarray]  # measure -> (M,) largest overlap with a true box of the finding, 0 without one
 
@@ -56,12 +56,12 @@ class Located:
         )
 
     def right(self, measure: str, threshold: float) -> np.ndarray:
-        """(N, F) 1 where a found box passes, 0 where none does, NaN without a true box."""
+        """(N, F) 1 where a predicted box passes, 0 where none does, NaN without a true box."""
         best = self.best[measure]
         return np.where(np.isnan(best), np.nan, best > threshold)
 
     def wrong(self, measure: str, threshold: float) -> np.ndarray:
-        """(N, F) how many found boxes do not pass, NaN where it is not known which are wrong."""
+        """(N, F) how many predicted boxes do not pass, NaN where it is not known which are wrong."""
         missed = ~(self.overlap[measure] > threshold)
         count = np.zeros(self.known.shape)
         np.add.at(count, (self.image[missed], self.finding[missed]), 1)
@@ -82,21 +82,24 @@ def known_places(true: Boxes, labels_NF: np.ndarray) -> np.ndarray:
     return known
 
 
-def locate(found: Boxes, true: Boxes, known_NF: np.ndarray) -> Located:
-    """Compare boxes in one frame. A pair has as its overlap the largest of any found with any true box of it."""
-    found, true = _sorted(found.at(known_NF[found.image, found.finding]), known_NF), _sorted(true, known_NF)
+def locate(predicted: Boxes, true: Boxes, known_NF: np.ndarray) -> Located:
+    """Compare boxes in one frame. A pair has as its overlap the largest of any predicted with any true box of it."""
+    predicted, true = (
+        _sorted(predicted.at(known_NF[predicted.image, predicted.finding]), known_NF),
+        _sorted(true, known_NF),
+    )
     best = {name: np.full(known_NF.shape, np.nan) for name in MEASURES}
     pointed = np.full(known_NF.shape, np.nan)
-    overlap = {name: np.zeros(len(found.image)) for name in MEASURES}
-    found_keys, true_keys = (_keys(some, known_NF) for some in (found, true))
+    overlap = {name: np.zeros(len(predicted.image)) for name in MEASURES}
+    predicted_keys, true_keys = (_keys(some, known_NF) for some in (predicted, true))
     for key in np.unique(true_keys):
         place = np.unravel_index(key, known_NF.shape)
-        ours, theirs = (slice(*np.searchsorted(keys, [key, key + 1])) for keys in (found_keys, true_keys))
+        ours, theirs = (slice(*np.searchsorted(keys, [key, key + 1])) for keys in (predicted_keys, true_keys))
         for name, measured in zip(MEASURES, (boxes.iou, boxes.iobb), strict=True):
-            overlap[name][ours] = measured(found.xyxy[ours], true.xyxy[theirs]).max(1)
+            overlap[name][ours] = measured(predicted.xyxy[ours], true.xyxy[theirs]).max(1)
             best[name][place] = overlap[name][ours].max(initial=0)
-        pointed[place] = _points_into(found.at(np.arange(ours.start, ours.stop)), true.xyxy[theirs])
-    return Located(best, pointed, known_NF, found.image, found.finding, overlap)
+        pointed[place] = _points_into(predicted.at(np.arange(ours.start, ours.stop)), true.xyxy[theirs])
+    return Located(best, pointed, known_NF, predicted.image, predicted.finding, overlap)
 
 
 def _keys(some: Boxes, known_NF: np.ndarray) -> np.ndarray:
@@ -107,11 +110,11 @@ def _sorted(some: Boxes, known_NF: np.ndarray) -> Boxes:
     return some.at(np.argsort(_keys(some, known_NF), kind="stable"))
 
 
-def _points_into(found: Boxes, true_K4: np.ndarray) -> bool:
+def _points_into(predicted: Boxes, true_K4: np.ndarray) -> bool:
     """Whether the center of the box with the highest score, the first of several, lies in a true box."""
-    if not len(found.image):
+    if not len(predicted.image):
         return False
-    box = found.xyxy[int(np.argmax(found.score))]
+    box = predicted.xyxy[int(np.argmax(predicted.score))]
     center = (box[:2] + box[2:]) / 2
     return bool(((true_K4[:, :2] <= center) & (center <= true_K4[:, 2:])).all(1).any())
 

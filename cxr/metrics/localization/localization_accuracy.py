@@ -14,15 +14,15 @@ ByThreshold = dict[str, tuple[Intervals, ...]]  # measure -> one an entry of THR
 
 
 @dataclass(frozen=True)
-class Rates:
-    """How boxes were found; every `Intervals` has a figure a finding, and their mean."""
+class LocalizationRates:
+    """How boxes were predicted; every `Intervals` has a figure a finding, and their mean."""
 
     findings: tuple[str, ...]
     pairs: np.ndarray  # (F,) images with a true box of the finding
     patients: np.ndarray  # (F,) of these
     images: np.ndarray  # (F,) of which it is known whether and where they show it
-    accuracy: ByThreshold  # share of the pairs that a found box passes
-    wrong: ByThreshold  # found boxes that do not pass, an image
+    accuracy: ByThreshold  # share of the pairs that a predicted box passes
+    wrong: ByThreshold  # predicted boxes that do not pass, an image
     pointing: Intervals  # share of the pairs in which the best box's center lies in a true box
 
     def at(self, measure: str, threshold: float) -> Intervals:
@@ -37,7 +37,7 @@ def summarize(
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Rates:
+) -> LocalizationRates:
     """All figures of a set of images.
 
     Args:
@@ -51,7 +51,7 @@ def summarize(
         }
 
     boxed = np.isfinite(located.pointed)
-    return Rates(
+    return LocalizationRates(
         findings=tuple(findings),
         pairs=boxed.sum(0),
         patients=np.array([len(np.unique(np.asarray(patients_N)[column])) for column in boxed.T]),

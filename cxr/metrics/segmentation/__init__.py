@@ -1,4 +1,4 @@
-"""What found masks are judged by: overlap, boundary distances, and whether anything was found at all.
+"""What predicted masks are judged by: overlap, boundary distances, and whether anything was predicted at all.
 
 Counts and distances are taken image by image, gathered over workers as rows, and divided once. What cannot be
 measured is NaN, never a guess.

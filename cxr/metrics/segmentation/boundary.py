@@ -1,4 +1,4 @@
-"""How far the outlines of found and true masks lie apart: HD95, exact, for pixels of any shape."""
+"""How far the outlines of predicted and true masks lie apart: HD95, exact, for pixels of any shape."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 PERCENTILE = 95
 
 
-def hd95(found_HW: np.ndarray, true_HW: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> float:
+def hd95(predicted_HW: np.ndarray, true_HW: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> float:
     """95 % Hausdorff distance of two bool masks; NaN if either is empty.
 
     The larger of two 95th percentiles (as in Maier-Hein et al. 2024, Metrics reloaded): of the distances of each
@@ -24,17 +24,19 @@ def hd95(found_HW: np.ndarray, true_HW: np.ndarray, spacing: tuple[float, float]
         spacing: distance of pixel centers between rows and between columns, in the unit of the answer: (1, 1) for
             pixels, the image's spacing for mm.
     """
-    window = _window(found_HW | true_HW)
-    found, true = (boundary(mask[window]) for mask in (found_HW, true_HW))
-    if not found.any() or not true.any():
+    window = _window(predicted_HW | true_HW)
+    predicted, true = (boundary(mask[window]) for mask in (predicted_HW, true_HW))
+    if not predicted.any() or not true.any():
         return math.nan
-    return max(float(np.percentile(distances(*pair, spacing), PERCENTILE)) for pair in ((found, true), (true, found)))
+    return max(
+        float(np.percentile(distances(*pair, spacing), PERCENTILE)) for pair in ((predicted, true), (true, predicted))
+    )
 
 
-def hd95_rows(found_BHW: Tensor, true_BHW: Tensor) -> Tensor:
+def hd95_rows(predicted_BHW: Tensor, true_BHW: Tensor) -> Tensor:
     """(B,) float64 on the CPU: `hd95` in pixels of each pair of bool masks; NaN where either is empty."""
-    pairs = zip(found_BHW.cpu().numpy(), true_BHW.cpu().numpy(), strict=True)
-    return torch.tensor([hd95(found, true) for found, true in pairs], dtype=torch.float64)
+    pairs = zip(predicted_BHW.cpu().numpy(), true_BHW.cpu().numpy(), strict=True)
+    return torch.tensor([hd95(predicted, true) for predicted, true in pairs], dtype=torch.float64)
 
 
 def boundary(mask_HW: np.ndarray) -> np.ndarray:

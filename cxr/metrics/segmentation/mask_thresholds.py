@@ -8,9 +8,8 @@ a healthy image costs its whole Dice.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
 
 import numpy as np
 import torch
@@ -51,11 +50,6 @@ class MaskRule:
     def describe(self) -> dict[str, float]:
         """For a checkpoint, as JSON takes it."""
         return asdict(self)
-
-    @classmethod
-    def from_description(cls, about: Mapping[str, Any]) -> Self:
-        """What `describe` wrote."""
-        return cls(**about)
 
 
 def rule_rows(
