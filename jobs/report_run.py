@@ -1,7 +1,7 @@
-"""Report on what score_archive wrote: tables with intervals and pictures, alone or against another run.
+"""Report on a run of score_archive: metrics with confidence intervals and pictures, alone or against another run.
 
-Where the archive has no ground truth, the report describes the scores: their distributions, what was found, and which
-images could not be scored.
+If the archive has no ground truth, the report describes the scores: their distributions, examples, and the images that
+could not be scored.
 
 python jobs/report_run.py --run runs/scores --archive /data/chestxray14
 

@@ -1,4 +1,4 @@
-"""The report of a classifier's run: evaluation, pictured, and compared with another run."""
+"""The report of a classifier's run: tables, pictures, and a comparison with another run."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from cxr.evaluation.classification_data import (
     known_labels,
     load_scores,
 )
-from cxr.evaluation.run import ReportOptions, Run, finish_report, read_run, read_truth
+from cxr.evaluation.run import ReportOptions, Run, coverage, finish_report, read_run, read_truth
 from cxr.metrics import classification
 from cxr.metrics.classification import ClassificationSummary, FindingRow
 from cxr.reporting import classification as tables
 from cxr.reporting import classification_pictures as pictures
 from cxr.reporting.page import Section, save_picture
+from cxr.wording import counted
 
 PICTURES = "pictures"
 
 
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
-    """Evaluate a run: OUT/report.md, findings.csv, pictures, and with `against` comparison.csv; the job's result."""
+    """Evaluate a run. Writes the pages, findings.csv, pictures and, with `against`, comparison.csv; returns the job's result."""
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     columns = [schema.PATIENT_ID, schema.LABELS]
     manifest = read_truth(archive, options.source, options.split, columns, options.labeling)
@@ -58,20 +59,18 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
 
 
 def one_sided(scores: ClassificationScores, truth: LabelTruth, rows: np.ndarray) -> list[FindingRow]:
-    """Rows for the findings that only the archive or only the checkpoint knows, with their counts and a note."""
+    """Rows for the findings that only the archive or only the checkpoint has, with their counts and a note."""
     found = []
     for finding, labels in zip(truth.findings, truth.labels[rows].T, strict=True):
         counts = (int((labels == kind).sum()) for kind in (schema.POSITIVE, schema.NEGATIVE, schema.UNKNOWN))
         if finding not in scores.findings:
             found.append(FindingRow(finding, *counts, note="not scored by the checkpoint"))
     unlabeled = [finding for finding in scores.findings if finding not in truth.findings]
-    return found + [
-        FindingRow(finding, unknown=len(rows), note="the archive has no labels of it") for finding in unlabeled
-    ]
+    return found + [FindingRow(finding, unknown=len(rows), note="no labels in the archive") for finding in unlabeled]
 
 
 def metrics(summary: ClassificationSummary, joined: LabeledScores) -> dict[str, float]:
-    """For result.json; NaN for what could not be measured."""
+    """Metrics for result.json; NaN if they cannot be measured."""
     mean = summary.mean
     return {
         "mean_auroc": mean.auroc,
@@ -90,13 +89,16 @@ def metrics(summary: ClassificationSummary, joined: LabeledScores) -> dict[str, 
 
 def _counted(joined: LabeledScores, summary: ClassificationSummary) -> str:
     """How many images were evaluated, and why others were not."""
-    others = {
-        "an error in place of scores": joined.images_with_error,
-        "no score": joined.images_without_score,
-        "a score but no labels": joined.images_without_labels,
-    }
-    left = "".join(f"; {count:,} with {reason}" for reason, count in others.items() if count)
-    return f"{summary.images:,} images of {summary.patients:,} patients evaluated{left}."
+    return coverage(
+        summary.images,
+        joined.patients,
+        counted(len(summary.measured), "finding") + " with both classes",
+        {
+            "with an error": joined.images_with_error,
+            "without scores": joined.images_without_score,
+            "without labels": joined.images_without_labels,
+        },
+    )
 
 
 def compared(
@@ -142,6 +144,6 @@ def in_common(ours: LabeledScores, theirs: LabeledScores, their_uri: str) -> tup
     findings = [finding for finding in ours.findings if finding in theirs.findings]
     if not len(rows) or not findings:
         raise UserError(
-            f"{their_uri} has scored none of the same images or findings: score the same archive with both"
+            f"{their_uri} and this run have no scored images or findings in common: score the same archive with both"
         )
     return ours.at(rows, findings), theirs.at(rows, findings)

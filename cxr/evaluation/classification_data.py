@@ -1,4 +1,4 @@
-"""Probabilities of a classifier's run joined with the archive's labels, image by image, finding by finding."""
+"""Probabilities of a classifier's run, matched with the archive's labels by image and finding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cxr.sources.manifest import Manifest
 
 @dataclass(frozen=True)
 class ClassificationScores:
-    """What a run says of its images; rows go together."""
+    """Scores of a run; rows correspond."""
 
     uri: str
     findings: tuple[str, ...]
@@ -35,20 +35,20 @@ class ClassificationScores:
 
 @dataclass(frozen=True)
 class LabelTruth:
-    """What the archive knows of its images; rows go together."""
+    """Labels of an archive's images; rows correspond."""
 
     findings: tuple[str, ...]
     image_ids: pa.ChunkedArray
-    patients: np.ndarray  # (N,) a number, the same for images of a patient, rising with the id
+    patients: np.ndarray  # (N,) one number per patient
     labels: np.ndarray  # (N, F) int8
     labeled: np.ndarray  # (N,) bool
 
 
 @dataclass(frozen=True)
 class LabeledScores:
-    """Images with labels and good scores, and how many others there are."""
+    """Images with labels and scores, and how many others there are."""
 
-    findings: tuple[str, ...]  # that are both scored and labeled, in the run's order
+    findings: tuple[str, ...]  # both scored and labeled, in the run's order
     rows: np.ndarray  # (N,) of the truth, rising
     patients: np.ndarray  # (N,)
     probabilities: np.ndarray  # (N, F)
@@ -56,7 +56,7 @@ class LabeledScores:
     labels: np.ndarray  # (N, F) int8
     images_with_error: int
     images_without_score: int
-    images_without_labels: int  # scored, but the archive has no labels of them
+    images_without_labels: int  # scored, but without labels in the archive
 
     def at(self, rows: np.ndarray, findings: Sequence[str]) -> LabeledScores:
         """Some of these images and findings."""
@@ -88,7 +88,7 @@ def load_scores(run: Run) -> ClassificationScores:
 
 
 def known_labels(manifest: Manifest) -> LabelTruth:
-    """The labels of a manifest; an image whose patient is not known is a patient of its own."""
+    """The labels of a manifest."""
     table = manifest.table
     labeled = table[schema.LABELS].is_valid()
     return LabelTruth(
@@ -101,7 +101,7 @@ def known_labels(manifest: Manifest) -> LabelTruth:
 
 
 def _matrix(lists: pa.ChunkedArray, good: pa.ChunkedArray, width: int, other: float) -> np.ndarray:
-    """(N, width) from a column of lists, `other` in the rows that are not good.
+    """(N, width) from a column of lists, with `other` in the rows that are not good.
 
     Raises:
         UserError: a list of another length.
@@ -109,7 +109,9 @@ def _matrix(lists: pa.ChunkedArray, good: pa.ChunkedArray, width: int, other: fl
     values = lists.filter(good).combine_chunks()
     lengths = set(pc.unique(pc.list_value_length(values)).to_pylist())
     if lengths - {width}:
-        raise UserError(f"{list(lengths)} values an image for {width} findings: wanted one a finding; write it again")
+        raise UserError(
+            f"expected {width} values per image, one for each finding, got {sorted(lengths)}: score the archive again"
+        )
     flat = values.flatten().to_numpy(zero_copy_only=False)
     found = np.full((len(lists), width), other, flat.dtype)
     found[good.to_numpy()] = flat.reshape(len(values), width)

@@ -1,4 +1,4 @@
-"""The report of a detector's run: boxes, and images as a whole, evaluated by the archive's own, pictured, compared."""
+"""The report of a detector's run: its boxes and whole images compared with the archive's, and with another run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cxr.errors import UserError
 from cxr.evaluation.detection_data import DetectionEvaluation, evaluate, one_truth, scored_findings
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import load_scores
-from cxr.evaluation.run import ReportOptions, Run, finish_report, read_run
+from cxr.evaluation.run import ReportOptions, Run, coverage, finish_report, read_run
 from cxr.metrics import classification, detection
 from cxr.metrics.detection import VOC_IOUS, DetectionSummary
 from cxr.metrics.localization import Boxes
@@ -27,13 +27,14 @@ from cxr.reporting.overlays import BoxPair, Overlay, save_overlays
 from cxr.reporting.page import Picture, Section, save_picture
 from cxr.reporting.tables import Table, interval
 from cxr.schema import NO_FINDING
+from cxr.wording import counted
 
 PICTURES = "pictures"
 SHOWN = 3  # images in each row of the picture
 
 
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
-    """Evaluate a run: OUT/report.md, boxes.csv, findings.csv, confusion.csv, pictures; the job's result."""
+    """Evaluate a run. Writes the pages, boxes.csv, findings.csv and pictures; returns the job's result."""
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     truth = one_truth(known_boxes(archive, options), options.labeling.reader_boxes)
     evaluation = evaluate(load_scores(run), scored_findings(run), truth)
@@ -60,7 +61,7 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     sections = [
         Section("Boxes", [tables.precision_table(summary), box_legend, *drawn]),
         Section("Whole images", [label_tables.summary_table(labels), _labels_legend(called), *label_pictures]),
-        Section("Confusions", confusions),
+        Section("Confusion matrix", confusions),
     ]
     result: dict[str, Any] = {"metrics": metrics(evaluation, summary, labels)}
     result |= {"boxes": tables.write_findings(summary, out), "findings": label_tables.write_summary(labels, out)}
@@ -71,11 +72,11 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class WholeImages:
-    """What boxes say of the images, (N, F + 1) each, the last column that of no finding."""
+    """Image-level scores, labels and decisions derived from boxes, (N, F + 1) each; the last column is no finding."""
 
     probabilities: np.ndarray
     labels: np.ndarray
-    called: np.ndarray  # bool: a finding where a box reaches the score, no finding where none does
+    called: np.ndarray  # bool: a finding if a box reaches the score, no finding if none does
 
     @classmethod
     def of(cls, evaluation: DetectionEvaluation, score: float) -> WholeImages:
@@ -103,7 +104,7 @@ def _label_pictures(images: WholeImages, summary: classification.ClassificationS
 def metrics(
     evaluation: DetectionEvaluation, summary: DetectionSummary, labels: classification.ClassificationSummary
 ) -> dict[str, Any]:
-    """For result.json: IoU in percent; NaN for what could not be measured."""
+    """Metrics for result.json, with IoU in percent; NaN if they cannot be measured."""
     values: dict[str, Any] = {
         "images": summary.images,
         "patients": summary.patients,
@@ -127,34 +128,38 @@ def metrics(
 
 def _told(evaluation: DetectionEvaluation) -> str:
     """How many images were evaluated, and why others were not."""
-    others = {
-        f"{evaluation.images_with_error:,} images with an error in place of boxes": evaluation.images_with_error,
-        f"{evaluation.images_without_score:,} images with no score": evaluation.images_without_score,
-        f"{evaluation.images_without_boxes:,} scored images whose boxes are not known": evaluation.images_without_boxes,
-        f"{evaluation.predictions_of_unknown_findings:,} boxes predicted where nothing is known of the finding": evaluation.predictions_of_unknown_findings,
-    }
-    left = "".join(f"; {words}" for words, count in others.items() if count)
-    boxed = len(np.unique(evaluation.true.image))
-    return (
-        f"{len(evaluation.rows):,} images of {len(np.unique(evaluation.patients)):,} patients evaluated, {boxed:,} of them with "
-        f"{len(evaluation.true.image):,} true boxes; {len(evaluation.predicted.image):,} boxes predicted{left}."
+    true = counted(len(evaluation.true.image), "true box", "true boxes")
+    boxed = counted(len(np.unique(evaluation.true.image)), "image")
+    predicted = counted(len(evaluation.predicted.image), "predicted box", "predicted boxes")
+    unknown = evaluation.predictions_of_unknown_findings
+    told = coverage(
+        len(evaluation.rows),
+        evaluation.patients,
+        f"{true} in {boxed}, {predicted}",
+        {
+            "with an error": evaluation.images_with_error,
+            "without scores": evaluation.images_without_score,
+            "without known boxes": evaluation.images_without_boxes,
+        },
     )
+    note = f" {counted(unknown, 'predicted box', 'predicted boxes')} of findings unknown in their image not counted."
+    return told + note if unknown else told
 
 
 def _labels_legend(score: float) -> str:
     return (
-        f"An image's probability of a finding is the highest score of its boxes, that of {NO_FINDING!r} one minus "
-        f"the highest of all. AUROC ranks images by it; accuracy, precision, recall and F1 are those of calling a "
-        f"finding where a box has a score of {score:g} or more. Brier and ECE take scores for probabilities, which "
-        f"those of a detector need not be."
+        f"An image's probability of a finding is the highest score of its boxes; that of {NO_FINDING!r} is one minus "
+        f"the highest score of all boxes. AUROC ranks images by it. For accuracy, precision, recall and F1, a finding "
+        f"is predicted if a box has a score of {score:g} or more. Brier score and ECE treat scores as probabilities, "
+        f"although a detector's scores need not be calibrated."
     )
 
 
 def _confusion_legend(score: float) -> str:
     return (
-        f"Found boxes with a score of {score:g} or more, paired with true boxes at IoU > {VOC_IOUS[0]:g} whatever "
-        f"their findings, the highest IoU first. Row {tables.BACKGROUND!r}: true boxes that were missed; its column: "
-        f"boxes predicted where there is none."
+        f"Predicted boxes with a score of {score:g} or more, matched one to one with true boxes of any finding at "
+        f"IoU > {VOC_IOUS[0]:g}, the highest IoU first. The row {tables.BACKGROUND!r} counts true boxes that were "
+        f"missed; the column counts predicted boxes that match no true box."
     )
 
 
@@ -182,18 +187,18 @@ def _draw(
         ),
         "confusion.png": (
             tables.confusion_figure(confusion, names),
-            "Predicted boxes by the finding that is there; shades are shares of a column.",
+            "Confusion matrix of boxes; shades are shares of a column.",
         ),
         "labels.png": (
-            of({TRUTH: shown_by[TRUTH]}, [*names, NO_FINDING], "Images by label", "images"),
+            of({TRUTH: shown_by[TRUTH]}, [*names, NO_FINDING], "Images by finding", "images"),
             "Number of images with each finding.",
         ),
         "labels_predicted.png": (
-            of(shown_by, [*names, NO_FINDING], f"Labels, score {score:g} or more", "images"),
+            of(shown_by, [*names, NO_FINDING], f"Images by finding, box scores of {score:g} or more", "images"),
             "Number of images in which each finding is present, and in which it is predicted.",
         ),
         "boxes_predicted.png": (
-            of(boxes, names, f"Boxes, score {score:g} or more", "boxes"),
+            of(boxes, names, f"Boxes by finding, scores of {score:g} or more", "boxes"),
             "Number of true and predicted boxes of each finding.",
         ),
         "box_area.png": (
@@ -216,7 +221,7 @@ def _shares(evaluation: DetectionEvaluation, boxes: Boxes) -> list[np.ndarray]:
 
 
 def overlays(evaluation: DetectionEvaluation, called: Boxes, truth: BoxTruth, seed: int) -> dict[str, list[Overlay]]:
-    """Of the images with true boxes those with the lowest and the highest F1, and some drawn at random."""
+    """Among images with true boxes: the lowest F1, the highest F1, and a random sample."""
     f1 = image_f1(evaluation, called)
     boxed = np.flatnonzero(np.isfinite(f1))
     order = boxed[np.argsort(f1[boxed], kind="stable")]
@@ -243,7 +248,7 @@ def overlays(evaluation: DetectionEvaluation, called: Boxes, truth: BoxTruth, se
 
 
 def image_f1(evaluation: DetectionEvaluation, called: Boxes) -> np.ndarray:
-    """(N,) of the boxes with a score high enough; NaN for images without a true box."""
+    """(N,) F1 of the boxes that count as predicted; NaN for images without a true box."""
     right = detection.true_positives(called, evaluation.true, VOC_IOUS[0])
     count = len(evaluation.rows)
     true, predicted = (np.bincount(some.image, minlength=count) for some in (evaluation.true, called))
@@ -263,7 +268,9 @@ def compared(
     theirs = evaluate(load_scores(other), scored_findings(other), truth)
     rows = np.intersect1d(evaluation.rows, theirs.rows)
     if not len(rows) or theirs.findings != evaluation.findings:
-        raise UserError(f"{other.uri} has scored none of the same images or findings: score the same archive")
+        raise UserError(
+            f"{other.uri} and this run have no scored images or findings in common: score the same archive with both"
+        )
     ours, theirs = evaluation.at(rows), theirs.at(rows)
     sure = {"resamples": options.resamples, "seed": options.seed}
     lines: list[Sequence[str]] = []

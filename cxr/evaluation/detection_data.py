@@ -1,4 +1,4 @@
-"""Boxes that a detector has predicted joined with one set of true boxes, be they of one reader or of several."""
+"""A detector's boxes matched with one set of true boxes, which one or several readers drew."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from cxr.sources import rater_agreement
 
 @dataclass(frozen=True)
 class DetectionEvaluation:
-    """Images that were scored and of whose boxes something is known; boxes are in pixels of the originals."""
+    """Scored images of which any box is known to be present or absent; boxes are in pixels of the originals."""
 
     findings: tuple[str, ...]
     rows: np.ndarray  # (N,) of the truth, rising
     patients: np.ndarray  # (N,)
     sizes_px: np.ndarray  # (N, 2) width and height of the originals
-    known: np.ndarray  # (N, F) bool: it is known whether and where the image shows the finding
+    known: np.ndarray  # (N, F) bool: all boxes of the finding are known
     predicted: Boxes  # of known findings
     true: Boxes
     images_with_error: int
     images_without_score: int
-    images_without_boxes: int  # scored, but the archive does not say whether they have boxes
-    predictions_of_unknown_findings: int  # boxes predicted of findings of which nothing is known, left out
+    images_without_boxes: int  # scored, but nothing is known about their boxes
+    predictions_of_unknown_findings: int  # left out
 
     def at(self, rows: np.ndarray) -> DetectionEvaluation:
         """Some of these images."""
@@ -43,13 +43,13 @@ class DetectionEvaluation:
 
 
 def _of_images(boxes: Boxes, kept: np.ndarray) -> Boxes:
-    """The boxes of some images, by rising rows, which are numbered anew."""
+    """The boxes of some images, given by ascending rows and renumbered."""
     some = boxes.at(np.isin(boxes.image, kept))
     return replace(some, image=np.searchsorted(kept, some.image))
 
 
 def scored_findings(run: Run) -> tuple[str, ...]:
-    """The findings that a run's checkpoint knows; none where its scores do not say."""
+    """The findings of a run's checkpoint; none if its scores do not name them."""
     parts = read_scores(run, [schema.IMAGE_ID])
     named = {(part.schema.metadata or {}).get(schema.FINDINGS_KEY) for part in parts}
     return tuple(json.loads(named.pop() or b"[]")) if len(named) == 1 else ()
@@ -69,11 +69,10 @@ def evaluate(scores: BoxScores, scored: Sequence[str], truth: BoxTruth) -> Detec
     """Join a run's boxes with the truth.
 
     Args:
-        scored: findings of the checkpoint; findings that only the archive knows are evaluated too, as never predicted.
+        scored: findings of the checkpoint; findings that only the archive has count as never predicted.
 
     Raises:
-        UserError: of no image that was scored is it known where it shows what; a NoGroundTruthError where the truth
-            knows that of no image.
+        UserError: no scored image has known boxes; a NoGroundTruthError if the archive has none at all.
     """
     findings = tuple(dict.fromkeys([*(truth.labels.findings or scored), *(f for f in scored if f in _named(truth))]))
     places = pc.index_in(truth.table[schema.IMAGE_ID], value_set=scores.image_ids).fill_null(-1).to_numpy()

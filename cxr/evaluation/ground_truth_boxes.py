@@ -1,4 +1,4 @@
-"""The boxes that an archive or shards know of the images that are evaluated, and of the training images."""
+"""True boxes of the images that are evaluated, and of the training images, from an archive or shards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cxr.sources.true_boxes import frames_px, place_boxes
 
 @dataclass(frozen=True)
 class BoxTruth:
-    """What an archive knows of its images in a split, by rising ids; rows go together."""
+    """Ground truth of an archive's images in a split, in the order of their ids; rows correspond."""
 
     table: pa.Table
     labels: LabelTruth

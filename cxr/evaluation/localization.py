@@ -14,7 +14,7 @@ from cxr.evaluation import classification, classification_data
 from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import LocalizationEvaluation, evaluate, guessed, load_scores
-from cxr.evaluation.run import ReportOptions, Run, finish_report, read_run
+from cxr.evaluation.run import ReportOptions, Run, coverage, finish_report, read_run
 from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics.classification import summarize as summarise_labels
 from cxr.metrics.localization import MEASURES, THRESHOLDS, LocalizationRates, paired_gain, summarize
@@ -22,6 +22,7 @@ from cxr.reporting import classification as label_tables
 from cxr.reporting import localization as tables
 from cxr.reporting.overlays import BoxPair, Overlay, save_overlays
 from cxr.reporting.page import Section, save_picture
+from cxr.wording import counted
 
 PICTURES = "pictures"
 SHOWN = 3  # images in each row of the picture
@@ -29,9 +30,9 @@ _TOLD = (0.1, 0.3, 0.5)  # thresholds of which result.json has each finding's ac
 
 
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
-    """Evaluate a run: OUT/report.md, boxes.csv, findings.csv, pictures, and with `against` gains; the job's result.
+    """Evaluate a run. Writes the pages, boxes.csv, findings.csv and pictures; returns the job's result.
 
-    Where the archive has labels but no boxes, the report is a classifier's.
+    If the archive has labels but no boxes, the report is that of a classifier.
     """
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     truth, classified, predicted = (
@@ -54,26 +55,25 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
 
 
 def _labeled(scores: classification_data.ClassificationScores, truth: BoxTruth) -> LabeledScores | None:
-    """Probabilities with labels; None where the archive has no labels."""
+    """Probabilities with labels; None if the archive has no labels."""
     common = set(scores.findings) & set(truth.labels.findings)
     return classification_data.join(scores, truth.labels) if common and truth.labels.labeled.any() else None
 
 
 def _told(evaluation: LocalizationEvaluation) -> str:
     """How many images were evaluated, and why others were not."""
-    boxed = len(np.unique(evaluation.true.image))
-    others = {
-        f"{evaluation.images_with_error:,} images with an error in place of scores": evaluation.images_with_error,
-        f"{evaluation.images_without_score:,} images with no score": evaluation.images_without_score,
-        f"{evaluation.pairs_not_scored:,} images with a box of a finding that is not scored": evaluation.pairs_not_scored,
-        f"no true box of {', '.join(evaluation.left_out)}": len(evaluation.left_out),
-    }
-    left = "".join(f"; {words}" for words, count in others.items() if count)
-    return (
-        f"{len(evaluation.rows):,} images of {len(np.unique(evaluation.patients)):,} patients evaluated, {boxed:,} of them with "
-        f"{len(evaluation.true.image):,} true boxes of {len(evaluation.findings)} findings; {len(evaluation.predicted.image):,} "
-        f"boxes predicted of these{left}."
+    true = counted(len(evaluation.true.image), "true box", "true boxes")
+    boxed = counted(len(np.unique(evaluation.true.image)), "image")
+    predicted = counted(len(evaluation.predicted.image), "predicted box", "predicted boxes")
+    told = coverage(
+        len(evaluation.rows),
+        evaluation.patients,
+        f"{true} of {counted(len(evaluation.findings), 'finding')} in {boxed}, {predicted}",
+        {"with an error": evaluation.images_with_error, "without scores": evaluation.images_without_score},
     )
+    if evaluation.pairs_not_scored:
+        told += f" {counted(evaluation.pairs_not_scored, 'image')} with a box of a finding that was not scored."
+    return told + (f" No true box of {', '.join(evaluation.left_out)}." if evaluation.left_out else "")
 
 
 def _located(
@@ -130,7 +130,7 @@ def _classified(joined: LabeledScores, options: ReportOptions, out: str, result:
 def metrics(
     evaluation: LocalizationEvaluation, rates: LocalizationRates, others: Mapping[str, LocalizationRates]
 ) -> dict[str, Any]:
-    """For result.json: thresholds in percent; NaN for what could not be measured."""
+    """Metrics for result.json, with thresholds in percent; NaN if they cannot be measured."""
     values: dict[str, Any] = {
         "images": len(evaluation.rows),
         "patients": len(np.unique(evaluation.patients)),
@@ -144,11 +144,15 @@ def metrics(
     }
     for measure, at, key in ((m, t, f"{m}{100 * t:.0f}") for m in MEASURES for t in THRESHOLDS):
         mean = rates.at(measure, at)
-        values |= {f"localization_accuracy_{key}{end}": v for end, v in _ends(mean.mean, mean.mean_low, mean.mean_high)}
+        values |= {
+            f"localization_accuracy_{key}{end}": v for end, v in _ends(mean.mean, mean.mean_low, mean.mean_high)
+        }
         values[f"false_positives_per_image_{key}"] = rates.wrong[measure][THRESHOLDS.index(at)].mean
         values |= {f"{name}_localization_accuracy_{key}": of.at(measure, at).mean for name, of in others.items()}
         if at in _TOLD:
-            values |= {f"localization_accuracy_{key}/{finding}": mean.value[f] for f, finding in enumerate(rates.findings)}
+            values |= {
+                f"localization_accuracy_{key}/{finding}": mean.value[f] for f, finding in enumerate(rates.findings)
+            }
     values |= {f"pointing/{finding}": rates.pointing.value[f] for f, finding in enumerate(rates.findings)}
     return {name: value if isinstance(value, int) else float(value) for name, value in values.items()}
 
@@ -158,7 +162,7 @@ def _ends(value: float, low: float, high: float) -> tuple[tuple[str, float], ...
 
 
 def overlays(evaluation: LocalizationEvaluation, truth: BoxTruth, seed: int) -> dict[str, list[Overlay]]:
-    """Image-finding pairs with the worst and the best overlap, and some drawn at random."""
+    """Image-finding pairs with the smallest and the largest overlap, and a random sample."""
     pairs = np.argwhere(np.isfinite(evaluation.located.pointed))
     order = np.argsort(evaluation.located.best["iou"][tuple(pairs.T)], kind="stable")
     drawn = np.random.default_rng(seed).permutation(len(order))
@@ -209,7 +213,9 @@ def compared(
     kept = [evaluation.findings.index(finding) for finding in theirs.findings]
     ours, theirs = evaluation.at(rows), theirs.at(rows)
     if not np.isfinite(theirs.located.pointed).any():
-        raise UserError(f"{other.uri} has scored no image with a box that this run has: score the same archive")
+        raise UserError(
+            f"{other.uri} and this run have no scored image with a box in common: score the same archive with both"
+        )
     gains = paired_gain(
         ours.located.of(kept), theirs.located, ours.patients, resamples=options.resamples, seed=options.seed
     )

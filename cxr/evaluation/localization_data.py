@@ -21,7 +21,7 @@ _COLUMNS = (schema.IMAGE_ID, schema.SOURCE_URI, schema.ERROR, *_SIZES, *schema.B
 
 @dataclass(frozen=True)
 class BoxScores:
-    """What a run says of its images; rows go together."""
+    """Predicted boxes of a run; rows correspond."""
 
     uri: str
     image_ids: pa.Array
@@ -31,7 +31,7 @@ class BoxScores:
     good: np.ndarray  # (N,) bool: scored without an error
 
     def at(self, kept_N: np.ndarray) -> BoxScores:
-        """Those of some images."""
+        """The scores of some images."""
         kept = pa.array(kept_N)
         columns = {name: getattr(self, name).filter(kept) for name in ("image_ids", "source_uris", "boxes")}
         return replace(self, **columns, sizes_px=self.sizes_px[kept_N], good=self.good[kept_N])
@@ -39,17 +39,17 @@ class BoxScores:
 
 @dataclass(frozen=True)
 class LocalizationEvaluation:
-    """Images that were scored and what is known of them; boxes are in pixels of the originals."""
+    """Scored images with predicted and true boxes, in pixels of the originals."""
 
-    findings: tuple[str, ...]  # that are scored and of which an image has a true box
-    left_out: tuple[str, ...]  # scored, but no image has a true box of them
+    findings: tuple[str, ...]  # scored, and with a true box in an image
+    left_out: tuple[str, ...]  # scored, but without a true box
     rows: np.ndarray  # (N,) of the truth, rising
     patients: np.ndarray  # (N,)
     sizes_px: np.ndarray  # (N, 2) width and height of the originals
     predicted: Boxes
     true: Boxes
     located: Located
-    pairs_not_scored: int  # with a true box of a finding that the checkpoint does not know
+    pairs_not_scored: int  # with a true box of a finding that the checkpoint does not score
     images_with_error: int
     images_without_score: int
 
@@ -80,10 +80,10 @@ def evaluate(scores: BoxScores, scored: Sequence[str], truth: BoxTruth) -> Local
     """Lay predicted boxes over true ones, in all images that were scored.
 
     Args:
-        scored: the findings that the checkpoint knows.
+        scored: the checkpoint's findings.
 
     Raises:
-        UserError: none of these images has a true box of one of them; a NoGroundTruthError where the truth lists no
+        UserError: no scored image has a true box of these findings; a NoGroundTruthError if the archive lists no
             boxes.
     """
     places = pc.index_in(truth.table[schema.IMAGE_ID], value_set=scores.image_ids).fill_null(-1).to_numpy()

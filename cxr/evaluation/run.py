@@ -1,9 +1,9 @@
-"""What every family's report begins with: a run, its scores, and what the archive knows of the images."""
+"""What all reports share: a scoring run, its scores, the ground truth, and how a report is written."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +22,7 @@ from cxr.reporting.page import Picture, Section, write_report
 from cxr.reporting.tables import Table
 from cxr.sources import Labeling, open_manifest
 from cxr.sources.manifest import Manifest
+from cxr.wording import counted
 
 SCORES = "scores"  # the folder of a run's Parquet files
 Split = Literal["train", "val", "test", "all"]
@@ -33,39 +34,39 @@ class ReportOptions:
     """What a run is evaluated by."""
 
     archive: str = ""
-    """Archive or shards that know the truth, any URI; left out, the archive that was scored, if it was one."""
+    """Archive or shards with the ground truth, any URI. Default: the archive that was scored, if there was only one."""
     source: str = "auto"
     """Layout of the archive: auto, or the name of a source."""
     split: Literal["auto"] | Split = "auto"
-    """Images that the report is about. auto: the test images, or all images where the archive has no ground truth."""
+    """Images to report on. auto: the test images, or all images where the archive has no ground truth."""
     against: str = ""
-    """Another run's OUT: both are compared on the images that both have scored."""
+    """OUT of another run, which is compared with this one on the images that both have scored."""
     resamples: int = RESAMPLES
-    """Of the bootstrap over patients."""
+    """Number of bootstrap resamples of patients for confidence intervals."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Random seed of the bootstrap and of the images shown."""
     box_score: float = 0.25
-    """Score from which found boxes count in decisions, confusions and pictures; average precision takes all."""
+    """Lowest score of boxes that count in decisions, the confusion matrix and pictures. Average precision uses all."""
     labeling: Labeling = field(default_factory=Labeling)
 
     def __post_init__(self) -> None:
         if not 0 <= self.box_score <= 1:
-            raise UserError(f"box_score={self.box_score}: wanted 0 to 1")
+            raise UserError(f"expected --box-score from 0 to 1, got {self.box_score}")
         if self.resamples < 1:
-            raise UserError(f"resamples={self.resamples}: wanted 1 or more")
+            raise UserError(f"expected --resamples of 1 or more, got {self.resamples}")
 
 
 class NoGroundTruthError(UserError):
-    """The archive holds no ground truth of the kind that a run's scores could be compared with."""
+    """The archive has no ground truth of the kind that the run's scores can be compared with."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A scoring run, as its ledger tells of it."""
+    """A scoring run, as its ledger describes it."""
 
     uri: str
     family: str
-    archives: tuple[str, ...]  # that were scored
+    archives: tuple[str, ...]  # scored archives
     checkpoint_sha256: str
 
     @property
@@ -73,21 +74,23 @@ class Run:
         """The archive that was scored; raises UserError where there were several."""
         if len(self.archives) != 1:
             several = " and ".join(self.archives)
-            raise UserError(f"{self.uri} holds scores of {several}: name the archive to evaluate with --archive")
+            raise UserError(f"{self.uri} contains scores of {several}: name the archive to evaluate with --archive")
         return self.archives[0]
 
 
 def read_run(uri: str) -> Run:
-    """The run that `score_archive` left in `uri`.
+    """The run that `score_archive` wrote to `uri`.
 
     Raises:
-        UserError: nothing, or something else, lies there.
+        UserError: there is nothing, or something else.
     """
     uri = storage.normalize(uri)
     ledger = storage.join(uri, LEDGER_FILE)
     settings = storage.read_json(ledger).get("settings", {}) if storage.exists(ledger) else {}
     if not {"recipe", "archive", "checkpoint_sha256"} <= set(settings):
-        raise UserError(f"{uri} holds no scoring run: give the --out of jobs/score_archive.py, or run that first")
+        raise UserError(
+            f"{uri} contains no scoring run: give the --out of jobs/score_archive.py, or run that job first"
+        )
     archives = settings["archive"]
     archives = (archives,) if isinstance(archives, str) else tuple(archives)
     return Run(uri, settings["recipe"]["family"], archives, settings["checkpoint_sha256"])
@@ -112,12 +115,20 @@ def finish_report(
     return {**result, "metrics": metrics, "pictures": pictures, **pages}
 
 
+def coverage(images: int, patients_N: np.ndarray, content: str, left_out: Mapping[str, int]) -> str:
+    """The lead of a report: how many images were evaluated, what they show, and how many were left out for what."""
+    patients = counted(len(np.unique(patients_N)), "patient")
+    reasons = [f"{counted(count, 'image')} {reason}" for reason, count in left_out.items() if count]
+    end = f" Left out: {', '.join(reasons)}." if reasons else ""
+    return f"{counted(images, 'image')} of {patients} evaluated: {content}.{end}"
+
+
 def check_family(run: Run, families: Sequence[str], purpose: str) -> None:
-    """Raise UserError unless the run is of one of these families; `purpose` says what is to be made of it."""
+    """Raise UserError unless the run is of one of these families, which `purpose` needs."""
     if run.family not in families:
         expected = f"family {' or '.join(families)}"
         raise UserError(
-            f"{run.uri} is a run of family {run.family}, but {purpose} needs one of {expected}: give the --out of "
+            f"{run.uri} is a run of family {run.family}, but {purpose} needs {expected}: give the --out of "
             f"jobs/score_archive.py with such a checkpoint"
         )
 
@@ -126,51 +137,55 @@ def read_scores(run: Run, columns: Sequence[str], split: Split = "all") -> list[
     """These columns of each part of a run's scores; parts keep their schema's metadata.
 
     Args:
-        split: of which images; "all" for all that were scored.
+        split: only images of this split; "all" for all that were scored.
 
     Raises:
-        UserError: there is no part, one lacks a column, an image stands twice, or none is of that split.
+        UserError: there is no part, one lacks a column, an image occurs twice, or no image is of that split.
     """
     folder = storage.join(run.uri, SCORES)
     uris = sorted(file.uri for file in storage.list_files(folder) if file.path.endswith(SUFFIX))
     if not uris:
-        raise UserError(f"{folder} holds no scores: run jobs/score_archive.py with --out {run.uri} to its end")
+        raise UserError(
+            f"{folder} contains no scores: run jobs/score_archive.py with --out {run.uri} until it finishes"
+        )
     read = [schema.SPLIT, *columns] if split != "all" else [*columns]
     with ThreadPoolExecutor(_THREADS) as pool:
         parts = list(pool.map(partial(storage.read_parquet, columns=read), uris))
     for uri, part in zip(uris, parts, strict=True):
         if missing := set(read) - set(part.column_names):
             raise UserError(
-                f"{uri} has no column {', '.join(sorted(missing))}, although it is of a run of family {run.family}: "
+                f"{uri} has no column {', '.join(sorted(missing))}, which runs of family {run.family} should have: "
                 f"score the archive again, into an empty --out"
             )
     images = sum(part.num_rows for part in parts)
     if len({image_id for part in parts for image_id in part[schema.IMAGE_ID].to_pylist()}) < images:
-        raise UserError(f"{folder} holds images twice: score the archive again, into an empty --out")
+        raise UserError(f"{folder} contains images twice: score the archive again, into an empty --out")
     return parts if split == "all" else _of_split(parts, split, f"the run {run.uri}")
 
 
 def _of_split(
     tables: Sequence[pa.Table], split: str, where: str, error: type[UserError] = UserError
 ) -> list[pa.Table]:
-    """The rows of a split; raises an error, which counts the images of the other splits, where there is none."""
+    """The rows of a split; raises an error that counts the images of the other splits if there is none."""
     chosen = [table.filter(pc.equal(table[schema.SPLIT], split)) for table in tables]
     if not any(table.num_rows for table in chosen):
         found = Counter(name for table in tables for name in table[schema.SPLIT].to_pylist())
-        told = ", ".join(f"{name or 'unknown'} {count:,}" for name, count in found.most_common()) or "no image at all"
-        raise error(f"{where} has no image in split {split!r} but {told}: give another --split, or all")
+        others = ", ".join(f"{name or 'unknown'} {count:,}" for name, count in found.most_common())
+        raise error(
+            f"{where} has no image in split {split!r} ({others or 'no images'}): give another --split, or all"
+        )
     return chosen
 
 
 def read_truth(
     archive: str, source: str, split: str, columns: Sequence[str], labeling: Labeling | None = None
 ) -> Manifest:
-    """These columns, `image_id` first, of an archive's images in `split` ("all" for every one), nothing decoded.
+    """These columns, `image_id` first, of an archive's images in `split` ("all" for every image). Decodes no pixels.
 
-    Of shards, images that ingest rejected are there too, with nothing but their ids.
+    Shards also have the images that ingest rejected, with nothing but their ids.
 
     Raises:
-        UserError: no such archive, no image in that split, or shards used as one that name two images alike.
+        UserError: no such archive, no image in that split, or combined shards in which two images share an id.
     """
     archive = storage.normalize(archive)
     return of_split(read_all_truth(archive, source, columns, labeling, split), archive, split)
@@ -179,7 +194,7 @@ def read_truth(
 def read_all_truth(
     archive: str, source: str, columns: Sequence[str], labeling: Labeling | None = None, needed: str = "all"
 ) -> Manifest:
-    """What `read_truth` reads, of the images of all splits; of shards perhaps those of `needed` alone."""
+    """Like `read_truth`, for the images of all splits; shards may return only those of `needed`."""
     wanted = [schema.IMAGE_ID, schema.SPLIT, *columns]
     if shards.is_shards(archive):
         (labeling or Labeling()).check_raw(archive)
@@ -192,7 +207,7 @@ def of_split(known: Manifest, archive: str, split: str) -> Manifest:
     """The images of a split, or of "all".
 
     Raises:
-        UserError: there is none; a NoGroundTruthError where nothing is known of the others either.
+        UserError: there is none; a NoGroundTruthError if the other splits have no ground truth either.
     """
     if split == "all" and known.table.num_rows:
         return known
@@ -201,7 +216,7 @@ def of_split(known: Manifest, archive: str, split: str) -> Manifest:
 
 
 def _has_truth(table: pa.Table) -> bool:
-    """Whether any image has a known label, a list of boxes, or a mask, in such of these columns as there are."""
+    """Whether any image has a known label, a list of boxes, or a mask; columns may be missing."""
     there = set(table.column_names)
     labels = pc.list_flatten(table[schema.LABELS]) if schema.LABELS in there else []
     masks = pc.list_flatten(table[schema.MASKS]) if schema.MASKS in there else []
@@ -211,12 +226,12 @@ def _has_truth(table: pa.Table) -> bool:
 
 
 def patient_numbers(table: pa.Table) -> np.ndarray:
-    """(N,) a number, the same for images of a patient, rising with the id; an unknown patient has one image."""
+    """(N,) one number per patient, in the order of their ids; see `schema.patients_of`."""
     return np.unique(schema.patients_of(table).to_numpy(), return_inverse=True)[1]
 
 
 def _of_shards(info: shards.ShardInfo, columns: Sequence[str], split: str) -> Manifest:
-    """The images of a split and of the rejects, or of all splits where it has none, or none is named."""
+    """The images of a split, or of all splits if it is empty or "all", and the rejects."""
     shards.check_ids(info)
     fields = pa.schema([schema.row_schema(info.pixels).field(name) for name in columns])
     parts = [info.parts[split]] if info.rows(split) else info.parts.values()

@@ -1,4 +1,4 @@
-"""The report of a run whose images come without ground truth: what was found, how sure, and which images failed."""
+"""The report of a run without ground truth: distributions of its scores, examples, and images without scores."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from cxr.reporting.overlays import BoxPair, MaskPair, Overlay, save_overlays
 from cxr.reporting.page import Section, save_picture
 from cxr.reporting.tables import csv_text
 from cxr.sources import rle
+from cxr.wording import counted
 
 PICTURES = "pictures"
 SHOWN = 3  # images in each row of the picture
@@ -42,7 +43,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Scored:
-    """The images of a run that were scored without an error, by rising id."""
+    """The images of a run that were scored without an error, in the order of their ids."""
 
     run: Run
     options: ReportOptions
@@ -108,7 +109,7 @@ def report(run: Run, options: ReportOptions, out: str, kinds: Sequence[Kind]) ->
     table = pa.concat_tables(part.replace_schema_metadata() for part in parts).sort_by(schema.IMAGE_ID)
     good = table.filter(pc.is_null(table[schema.ERROR]))
     patients, failed = len(np.unique(patient_numbers(table))), table.num_rows - good.num_rows
-    text = f"{table.num_rows:,} images of {patients:,} patients, {failed:,} of them with an error in place of scores."
+    text = f"{counted(table.num_rows, 'image')} of {counted(patients, 'patient')}, {failed:,} of them without scores."
     print(text, flush=True)
     metrics: dict[str, Any] = {"images": table.num_rows, "patients": patients, "images_with_error": failed}
     scored = Scored(run, options, good, tuple(json.loads(named.pop())) if len(named) == 1 else ())
@@ -121,7 +122,7 @@ def report(run: Run, options: ReportOptions, out: str, kinds: Sequence[Kind]) ->
 
 
 def _rejects(table: pa.Table, out: str) -> Description:
-    """Why images have no scores; rejects.csv names them, where there are any."""
+    """Why images have no scores; rejects.csv names them."""
     failed = table.filter(pc.is_valid(table[schema.ERROR])).select([schema.IMAGE_ID, schema.ERROR])
     if not failed.num_rows:
         return Description(Section("Images without scores", ["None."]))
@@ -140,7 +141,9 @@ def _describe_probabilities(scored: Scored, out: str) -> Description:
         for name in (schema.PROBABILITIES, schema.DECISIONS)
     )
     if not np.isfinite(probabilities).any():
-        return Description(Section(head, ["There are none: the checkpoint's classifier was not trained."]))
+        return Description(
+            Section(head, ["There are no probabilities: the checkpoint's classifier was not trained."])
+        )
     rows = [
         {"finding": finding, "images": len(p), "positive": int(hit.sum()), "positive_share": float(hit.mean())}
         | tables.quantiles(p)
@@ -153,7 +156,7 @@ def _describe_probabilities(scored: Scored, out: str) -> Description:
         "probabilities.png",
         "Distribution of each finding's probability over all images, on a logarithmic axis.",
     )
-    legend = "An image is positive where its probability reaches the checkpoint's threshold."
+    legend = "An image is positive if its probability reaches the checkpoint's threshold."
     return Description(
         Section(head, [tables.finding_table(rows), legend, picture]),
         metrics={f"positive_share/{row['finding']}": row["positive_share"] for row in rows},
@@ -162,7 +165,7 @@ def _describe_probabilities(scored: Scored, out: str) -> Description:
 
 
 def _describe_boxes(scored: Scored, out: str) -> Description:
-    """boxes.csv; histograms of scores, bars of counts, areas, and images with what was found in them."""
+    """boxes.csv; distributions of scores, counts and areas, and example images."""
     least, images = scored.options.box_score, scored.table.num_rows
     found = Boxes.of(scored.table[schema.PRED_BOXES], scored.findings)
     called = found.at(found.score >= least)
@@ -207,11 +210,9 @@ def _describe_boxes(scored: Scored, out: str) -> Description:
             ),
         )
     ]
-    legend = (
-        f"An image is positive where it has a box with a score of {least:g} or more; only such boxes are counted."
-    )
+    legend = f"An image is positive if it has a box with a score of {least:g} or more. Only such boxes are counted."
     boxed = len(np.unique(called.image))
-    count = f"{len(called.image):,} boxes in {boxed:,} images."
+    count = f"{counted(len(called.image), 'box', 'boxes')} in {counted(boxed, 'image')}."
     return Description(
         Section("Boxes", [count, tables.finding_table(rows), legend, *pictures]),
         metrics={"predicted_boxes": len(called.image), "images_with_boxes": float(boxed)}
@@ -221,7 +222,7 @@ def _describe_boxes(scored: Scored, out: str) -> Description:
 
 
 def _box_overlays(scored: Scored, called: Boxes) -> dict[str, list[Overlay]]:
-    """Images with the highest scores, some drawn at random, and some in which nothing was found."""
+    """Images with the highest scores, a random sample of images with boxes, and images without a box."""
     best = np.zeros(scored.table.num_rows)
     np.maximum.at(best, called.image, called.score)
     boxed, empty = np.flatnonzero(best > 0), np.flatnonzero(best == 0)
@@ -242,7 +243,7 @@ def _box_overlays(scored: Scored, called: Boxes) -> dict[str, list[Overlay]]:
 
 
 def _describe_masks(scored: Scored, out: str) -> Description:
-    """images.csv; histograms of area and probability, and images with the outlines of what was found."""
+    """images.csv; distributions of area and probability, and example images with outlines."""
     area = scored.table[schema.PRED_MASK_AREA_PX].to_numpy()
     share = area / scored.sizes_px.prod(1)
     probability = scored.table[schema.PRED_MASK_PROBABILITY].cast(pa.float64()).to_numpy()
@@ -283,7 +284,7 @@ def _describe_masks(scored: Scored, out: str) -> Description:
 
 
 def _mask_overlays(scored: Scored, share: np.ndarray, found: np.ndarray) -> dict[str, list[Overlay]]:
-    """The largest masks, some of middling size, the smallest, and some images in which nothing was found."""
+    """The largest, middle and smallest masks, and images without a mask."""
     order = found[np.argsort(-share[found], kind="stable")]
     middle = max(0, (len(order) - SHOWN) // 2)
     empty = np.setdiff1d(np.arange(len(share)), found)

@@ -10,7 +10,7 @@ import torch
 from cxr import storage
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_masks import MaskTruth, known_masks
-from cxr.evaluation.run import ReportOptions, Run, finish_report, read_run
+from cxr.evaluation.run import ReportOptions, Run, coverage, finish_report, read_run
 from cxr.evaluation.segmentation_data import MaskScores, SegmentationEvaluation, both_masks, evaluate, load_scores
 from cxr.imaging.geometry import fit_mask
 from cxr.metrics import segmentation
@@ -19,6 +19,7 @@ from cxr.metrics.segmentation.overlap_metrics import PREDICTED, TRUE
 from cxr.reporting import segmentation as tables
 from cxr.reporting.overlays import MaskPair, Overlay, save_overlays
 from cxr.reporting.page import Section
+from cxr.wording import counted
 
 PICTURES = "pictures"
 SHOWN = 3  # images in each row of the picture
@@ -30,7 +31,7 @@ def report(run: Run, options: ReportOptions, out: str, *, label: str) -> dict[st
     truth, scores = known_masks(archive, options, label), load_scores(run)
     evaluation = evaluate(scores, truth)
     predicted, sure = figures(evaluation), intervals(evaluation, options)
-    counts = counted(evaluation)
+    counts = image_counts(evaluation)
     told = _told(evaluation)
     print(told, flush=True)
     listed = image_rows(evaluation, truth)
@@ -51,7 +52,7 @@ def report(run: Run, options: ReportOptions, out: str, *, label: str) -> dict[st
 
 
 def figures(evaluation: SegmentationEvaluation) -> dict[str, float]:
-    """All figures of the images together; NaN for what could not be measured."""
+    """All metrics over the images; NaN if they cannot be measured."""
     return {
         **segmentation.summary(evaluation.overlap),
         **segmentation.image_level(evaluation.overlap, torch.from_numpy(evaluation.probabilities)),
@@ -80,8 +81,8 @@ def _interval(values: np.ndarray, evaluation: SegmentationEvaluation, options: R
     return mean_interval(values, evaluation.patients, resamples=options.resamples, seed=options.seed)
 
 
-def counted(evaluation: SegmentationEvaluation) -> dict[str, int]:
-    """How many images there are of each kind."""
+def image_counts(evaluation: SegmentationEvaluation) -> dict[str, int]:
+    """Numbers of images by kind."""
     return {
         "patients": len(np.unique(evaluation.patients)),
         "hd95_images": int(np.isfinite(evaluation.hd95_px).sum()),
@@ -96,22 +97,22 @@ def counted(evaluation: SegmentationEvaluation) -> dict[str, int]:
 
 def _told(evaluation: SegmentationEvaluation) -> str:
     """How many images were evaluated, and why others were not."""
-    others = {
-        "an error in place of a mask": evaluation.images_with_error,
-        "no score": evaluation.images_without_score,
-        "a mask predicted but no truth known": evaluation.images_without_truth,
-        **{f"a mask that cannot be compared ({reason})": count for reason, count in evaluation.refused.items()},
-    }
-    left = "".join(f"; {count:,} with {reason}" for reason, count in others.items() if count)
-    positives = int((evaluation.overlap[:, TRUE] > 0).sum())
-    return (
-        f"{len(evaluation.rows):,} images of {len(np.unique(evaluation.patients)):,} patients evaluated, {positives:,} of them "
-        f"with something to find{left}."
+    positives = counted(int((evaluation.overlap[:, TRUE] > 0).sum()), "image")
+    return coverage(
+        len(evaluation.rows),
+        evaluation.patients,
+        f"{positives} with a true mask that is not empty",
+        {
+            "with an error": evaluation.images_with_error,
+            "without scores": evaluation.images_without_score,
+            "without a known true mask": evaluation.images_without_truth,
+            **{f"with a mask that cannot be compared ({reason})": n for reason, n in evaluation.refused.items()},
+        },
     )
 
 
 def image_rows(evaluation: SegmentationEvaluation, truth: MaskTruth) -> list[dict[str, Any]]:
-    """A row an image, worst first, with plain values."""
+    """One row of plain values for each image, the worst first."""
     columns = {
         "dice": segmentation.dice(evaluation.overlap).tolist(),
         "iou": segmentation.iou(evaluation.overlap).tolist(),
@@ -129,7 +130,7 @@ def image_rows(evaluation: SegmentationEvaluation, truth: MaskTruth) -> list[dic
 
 
 def overlays(evaluation: SegmentationEvaluation, scores: MaskScores, truth: MaskTruth) -> dict[str, list[Overlay]]:
-    """The worst, middle and best images of those in which a mask is not empty (of all, where every one is)."""
+    """The worst, middle and best images among those with a mask that is not empty, or among all if there is none."""
     order = evaluation.worst_first()
     ranks = np.flatnonzero((evaluation.overlap[:, [PREDICTED, TRUE]] > 0).any(1).numpy()[order])
     ranks = ranks if len(ranks) else np.arange(len(order))
@@ -162,7 +163,7 @@ def compared(
     theirs = evaluate(load_scores(other), truth)
     rows = np.intersect1d(evaluation.rows, theirs.rows)
     if not len(rows):
-        raise UserError(f"{other.uri} has scored none of the same images: score the same archive with both")
+        raise UserError(f"{other.uri} and this run have no scored images in common: score the same archive with both")
     ours, theirs = evaluation.at(rows), theirs.at(rows)
     gain = segmentation.dice(ours.overlap).numpy() - segmentation.dice(theirs.overlap).numpy()
     positive = ours.overlap[:, TRUE].numpy() > 0

@@ -19,6 +19,7 @@ from cxr.evaluation.ground_truth_masks import MaskTruth
 from cxr.evaluation.run import NoGroundTruthError, Run, Split, read_scores
 from cxr.metrics.segmentation import dice, hd95, overlap_rows
 from cxr.metrics.segmentation.overlap_metrics import PREDICTED, TRUE
+from cxr.wording import counted
 
 _COLUMNS = (schema.IMAGE_ID, schema.ERROR, schema.HEIGHT_PX, schema.WIDTH_PX, *schema.MASK_SCORES.names)
 _THREADS = 4
@@ -26,31 +27,31 @@ _THREADS = 4
 
 @dataclass(frozen=True)
 class MaskScores:
-    """What a run says of its images; rows go together."""
+    """Predicted masks of a run; rows correspond."""
 
     uri: str
     image_ids: pa.Array
     codes: pa.ChunkedArray  # relative RLE at the original size, null where there is an error
     sizes: np.ndarray  # (N, 2) height and width of the original
-    probabilities: np.ndarray  # (N,) NaN where there is none
+    probabilities: np.ndarray  # (N,) NaN if there is none
     good: np.ndarray  # (N,) bool: scored without an error
 
 
 @dataclass(frozen=True)
 class SegmentationEvaluation:
-    """Images of which both masks are known, and how many others there are."""
+    """Images with a predicted and a true mask, and how many others there are."""
 
     rows: np.ndarray  # (N,) of the truth, rising
     places: np.ndarray  # (N,) of the scores
     patients: np.ndarray  # (N,)
-    probabilities: np.ndarray  # (N,) NaN where there is none
+    probabilities: np.ndarray  # (N,) NaN if there is none
     overlap: Tensor  # (N, 4) as metrics.segmentation.overlap counts
     hd95_px: np.ndarray  # (N,) NaN where a mask is empty
     hd95_mm: np.ndarray  # (N,) NaN also where the spacing is unknown
-    refused: dict[str, int]  # reasons for which images were left out, with counts
+    refused: dict[str, int]  # counts of images that were left out, by reason
     images_with_error: int
     images_without_score: int
-    images_without_truth: int  # scored, but whether and where there is something to find is not known
+    images_without_truth: int  # scored, but without a known true mask
 
     def at(self, rows: np.ndarray) -> SegmentationEvaluation:
         """Some of these images."""
@@ -60,17 +61,17 @@ class SegmentationEvaluation:
 
     @property
     def one_empty(self) -> int:
-        """Images in which one mask is empty and the other is not."""
+        """Number of images in which exactly one mask is empty."""
         return int(((self.overlap[:, PREDICTED] > 0) != (self.overlap[:, TRUE] > 0)).sum())
 
     def worst_first(self) -> np.ndarray:
-        """(N,) order by Dice; of equally bad ones that with more wrong pixels, as a share of the image, first."""
+        """(N,) order by ascending Dice; ties by the share of wrong pixels, the largest first."""
         both, predicted, true, pixels = self.overlap.double().numpy().T
         return np.lexsort((-(predicted + true - 2 * both) / pixels, dice(self.overlap).numpy()))
 
 
 def load_scores(run: Run, split: Split = "all") -> MaskScores:
-    """A run's scores; raises UserError where they are not those of a family that finds masks."""
+    """A run's scores; raises UserError if its family predicts no masks."""
     table = pa.concat_tables(part.replace_schema_metadata() for part in read_scores(run, _COLUMNS, split))
     good = pc.and_(pc.is_null(table[schema.ERROR]), pc.is_valid(table[schema.PRED_MASK_RLE]))
     sizes = (table[name].fill_null(0).to_numpy() for name in (schema.HEIGHT_PX, schema.WIDTH_PX))
@@ -85,10 +86,10 @@ def load_scores(run: Run, split: Split = "all") -> MaskScores:
 
 
 def evaluate(scores: MaskScores, truth: MaskTruth) -> SegmentationEvaluation:
-    """Compare the masks of all images that have both; a mask that cannot be read leaves its image out.
+    """Compare the masks of all images that have both. Images with an unreadable mask are left out.
 
     Raises:
-        UserError: there is no such image, or none whose masks can be read; a NoGroundTruthError where the truth has
+        UserError: there is no such image, or none with readable masks; a NoGroundTruthError if the archive has
             no mask.
     """
     places = pc.index_in(truth.image_ids, value_set=scores.image_ids).fill_null(-1).to_numpy()
@@ -104,7 +105,7 @@ def evaluate(scores: MaskScores, truth: MaskTruth) -> SegmentationEvaluation:
     kept = np.array([not isinstance(result, str) for result in compared])
     figures = [result for result in compared if not isinstance(result, str)]
     if not figures:
-        raise UserError(f"none of {len(rows):,} images can be evaluated: {', '.join(refused)}")
+        raise UserError(f"none of {counted(len(rows), 'image')} can be evaluated: {', '.join(refused)}")
     return SegmentationEvaluation(
         rows=rows[kept],
         places=places[rows[kept]],
@@ -121,12 +122,12 @@ def evaluate(scores: MaskScores, truth: MaskTruth) -> SegmentationEvaluation:
 
 
 def both_masks(scores: MaskScores, truth: MaskTruth, row: int, place: int) -> tuple[np.ndarray, np.ndarray]:
-    """The predicted and the true mask of one image; raises Refused where one cannot be read."""
+    """The predicted and the true mask of one image; raises ImageRejectedError if one cannot be read."""
     return truth.masks(row, scores.codes[place].as_py(), *scores.sizes[place].tolist())
 
 
 def _compared(scores: MaskScores, truth: MaskTruth, row: int, place: int) -> tuple[Tensor, float, float] | str:
-    """Overlap counts (1, 4), HD95 in px and in mm of one image; or why there are none."""
+    """Overlap counts (1, 4) and HD95 in px and in mm of one image, or the reason why there are none."""
     try:
         predicted, true = both_masks(scores, truth, row, place)
     except ImageRejectedError as refused:

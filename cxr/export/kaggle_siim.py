@@ -1,4 +1,4 @@
-"""What the SIIM-ACR Pneumothorax Segmentation challenge (2019) takes, from a scoring run."""
+"""Submissions to the SIIM-ACR Pneumothorax Segmentation challenge (2019) from a scoring run."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from cxr.sources import rle
 _ENDING = re.compile(r"\.(dcm|dicom|png|jpe?g)$", re.IGNORECASE)
 
 
-FAMILIES = ("pneumothorax",)  # whose masks are of a pneumothorax
+FAMILIES = ("pneumothorax",)
 
 
 def write_submission(run: Run, uri: str, split: Split = "test") -> dict[str, int]:
     """Write a row for each image of a split to `uri`, sorted by ImageId; returns counts of images, positives, errors.
 
-    ImageId is the file's name without folders and ending. The challenge wants every image: one with an error in
-    place of a mask is submitted as empty, and counted.
+    ImageId is the file's name without folders and extension. The challenge expects every image: an image with an
+    error is submitted with an empty mask, and counted.
 
     Raises:
-        UserError: the run finds no pneumothorax or has no image of that split, or two images have the same name.
+        UserError: the run does not segment pneumothorax or has no image of that split, or two images have the same
+            name.
     """
     check_family(run, FAMILIES, "a submission to SIIM-ACR")
     scores = load_scores(run, split)

@@ -1,4 +1,4 @@
-"""What VinBigData Chest X-ray Abnormalities Detection (Kaggle, 2020) takes, from a scoring run."""
+"""Submissions to VinBigData Chest X-ray Abnormalities Detection (Kaggle, 2020) from a scoring run."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from cxr.metrics.localization import Boxes
 from cxr.reporting.tables import csv_text
 from cxr.sources import vinbigdata
 from cxr.sources.image_files import image_key
+from cxr.wording import counted
 
 BOX_FAMILIES = ("detect", "attend", "localize")
 CLASSIFIERS = ("aecnn", "attend", "localize")
@@ -28,7 +29,7 @@ _NORMAL = f"{schema.NO_FINDING_CLASS} 1 0 0 1 1"
 
 @dataclass(frozen=True)
 class NormalFilter:
-    """What is done with images that are normal with some probability: see `boxes.add_no_finding`."""
+    """Filter of images that are probably normal; see `boxes.add_no_finding`."""
 
     p_normal: Mapping[str, float]  # by image id
     low: float
@@ -117,7 +118,9 @@ def _found(scores: localization_data.BoxScores, run: Run, scales: np.ndarray) ->
     flat = Boxes.of(scores.boxes, schema.VINBIGDATA_FINDINGS)
     every = pc.sum(pc.list_value_length(scores.boxes)).as_py() or 0
     if every and not len(flat.image):
-        raise UserError(f"{run.uri} has {every:,} boxes, none of VinBigData's findings: train on its annotations")
+        raise UserError(
+            f"{run.uri} has {counted(every, 'box', 'boxes')}, none of VinBigData's findings: train on its annotations"
+        )
     flat = flat.at(np.lexsort((-flat.score, flat.image))).scaled(*scales.T)
     ends = np.searchsorted(flat.image, np.arange(len(scores.good) + 1)).tolist()
     parts = (slice(*pair) for pair in pairwise(ends))
@@ -128,12 +131,12 @@ def _filtered(found: ScoredBoxes, image_id: str, normal: NormalFilter | None) ->
     if normal is None:
         return found
     if image_id not in normal.p_normal:
-        raise UserError(f"the run that tells normal images has not scored {image_id}: score the same archive with it")
+        raise UserError(f"the classifier's run has no score of {image_id}: score the same archive with it")
     return add_no_finding(found, normal.p_normal[image_id], normal.low, normal.high)
 
 
 def prediction(found: ScoredBoxes) -> str:
-    """`class confidence x_min y_min x_max y_max` of each box, one after the other; of none: the normal image."""
+    """`class confidence x_min y_min x_max y_max` of each box in turn; without boxes, the entry of a normal image."""
     edges = np.rint(found.boxes).astype(int).tolist()
     words = [
         f"{label} {score:.6g} {' '.join(map(str, box))}"

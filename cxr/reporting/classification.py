@@ -1,4 +1,4 @@
-"""What a classifier's summary looks like: tables of one model, and of two on the same images."""
+"""Tables of a classifier's metrics, and of two classifiers on the same images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COUNTS = ("positives", "negatives", "unknown")
 
 
 def summary_table(summary: ClassificationSummary) -> Table:
-    """A row a finding, the mean last."""
+    """One row for each finding, and their mean."""
     head = ["finding", "AUROC (95 %)", "AP", f"sens. at spec. {summary.specificity:g}", "Brier", "ECE"]
     head += ["accuracy", "precision", "recall", "F1", "positive", "negative", "unknown", "note"]
     return Table(head, [_cells(row) for row in (*summary.rows, summary.mean)])
@@ -28,15 +28,14 @@ def _cells(row: FindingRow) -> list[str]:
 
 
 def summary_legend(summary: ClassificationSummary) -> str:
-    """What the columns mean, in Markdown."""
+    """Explains the columns."""
     return (
         f"AUROC: area under the ROC curve; its 95 % interval is the percentile interval of {summary.resamples:,} "
         f"bootstrap resamples of patients with all of their images. AP: average precision. Sens.: the highest "
         f"sensitivity at a specificity of at least {summary.specificity:g}. Brier: mean squared error of the "
-        f"probabilities. ECE: expected calibration error of the finding's probability, 15 equally wide bins. "
-        f"Accuracy, precision, recall and F1 are those of the decisions by the checkpoint's thresholds. A dash is "
-        f"what could not be measured; the mean of a column is over the findings that it could measure, and counts "
-        f"are summed."
+        f"probabilities. ECE: expected calibration error of the finding's probability in 15 bins of equal width. "
+        f"Accuracy, precision, recall and F1 use the checkpoint's decision thresholds. A dash marks a metric that "
+        f"cannot be measured. Means are over the findings with a value; counts are summed."
     )
 
 
@@ -48,7 +47,7 @@ def write_summary(summary: ClassificationSummary, out: str) -> str:
 
 
 def comparison_table(findings: Sequence[str], tested: DeLong, gain: Intervals) -> Table:
-    """DeLong's test and the paired bootstrap, a row a finding; the mean, which has no DeLong test, last."""
+    """DeLong's test and the paired bootstrap for each finding, and the mean, which has no DeLong test."""
     head = ["finding", "AUROC", "other", "difference (95 %, DeLong)", "p", "difference (95 %, by patient)"]
     rows = [
         [
@@ -67,17 +66,17 @@ def comparison_table(findings: Sequence[str], tested: DeLong, gain: Intervals) -
 
 
 def _mean_of_known(values: Sequence[float]) -> float:
-    """The mean of what is not NaN; NaN of nothing."""
+    """The mean of the values that are not NaN; NaN if there is none."""
     known = [value for value in values if value == value]
     return sum(known) / len(known) if known else float("nan")
 
 
 def comparison_legend(gain: Intervals) -> str:
-    """What the columns mean, in Markdown."""
+    """Explains the columns."""
     return (
-        "DeLong's test takes every image for a patient of its own and is made for each finding alone: p is not "
-        f"corrected for the number of findings. The last column draws patients anew, {gain.resamples:,} times, and "
-        "is the one to trust where patients have several images."
+        "DeLong's test treats images as independent and tests each finding separately: p is not corrected for the "
+        f"number of findings. The last column is a bootstrap over patients with {gain.resamples:,} resamples; trust "
+        "it rather than DeLong's test if patients have several images."
     )
 
 
@@ -102,5 +101,5 @@ def write_comparison(findings: Sequence[str], tested: DeLong, gain: Intervals, o
 
 
 def probability(p: float) -> str:
-    """A p value to read."""
+    """A p value for a table."""
     return "–" if p != p else "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,4 +1,4 @@
-"""Pictures of how well a classifier does: ROC and precision-recall curves, reliability, intervals of AUROC."""
+"""Figures of a classifier: ROC and precision-recall curves, reliability diagrams, and AUROCs with intervals."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def write_pictures(
 def roc_figure(
     rows: Sequence[FindingRow], scores_NF: np.ndarray, labels_NF: np.ndarray, predicted_positive_NF: np.ndarray
 ) -> Figure:
-    """A panel a finding: its ROC curve, chance, and where the decisions lie on it."""
+    """A panel for each finding: its ROC curve, chance level, and the decision threshold."""
 
     def draw(ax: Axes, f: int) -> str:
         known, positive = labels_NF[:, f] != UNKNOWN, labels_NF[:, f] == POSITIVE
@@ -75,14 +75,14 @@ def roc_figure(
         )
         return f"AUROC {rows[f].auroc:.3f}"
 
-    title = "ROC curves; red: the decisions by the checkpoint's thresholds"
+    title = "ROC curves; the red dot marks the decision threshold"
     return _panels(rows, draw, title, "1 − specificity", "sensitivity")
 
 
 def precision_recall_figure(
     rows: Sequence[FindingRow], scores_NF: np.ndarray, labels_NF: np.ndarray, predicted_positive_NF: np.ndarray
 ) -> Figure:
-    """A panel a finding: precision against recall, the share of positives, and where the decisions lie."""
+    """A panel for each finding: precision against recall, prevalence, and the decision threshold."""
 
     def draw(ax: Axes, f: int) -> str:
         row = rows[f]
@@ -96,12 +96,12 @@ def precision_recall_figure(
             ax.plot(row.recall, row.precision, "o", color=palette.MARK, markersize=4)
         return f"AP {row.average_precision:.3f}"
 
-    title = "Precision and recall; red: the decisions; dashed: the share of positives, which chance reaches"
+    title = "Precision and recall; red dot: decision threshold; dashed line: prevalence"
     return _panels(rows, draw, title, "recall", "precision")
 
 
 def reliability_figure(rows: Sequence[FindingRow], scores_NF: np.ndarray, labels_NF: np.ndarray) -> Figure:
-    """A panel a finding: share of positives against mean probability, with 95 % intervals; area shows images."""
+    """A panel for each finding: observed share of positives against mean probability, with 95 % intervals."""
     bins = reliability(scores_NF, labels_NF)
 
     def draw(ax: Axes, f: int) -> str:
@@ -116,8 +116,8 @@ def reliability_figure(rows: Sequence[FindingRow], scores_NF: np.ndarray, labels
         )
         return f"ECE {rows[f].calibration_error:.3f}"
 
-    title = "Reliability; on the dashed line a probability is what it says. Areas: shares of images"
-    return _panels(rows, draw, title, "mean probability", "share of positives")
+    title = "Reliability; a calibrated model lies on the dashed line; dot areas are shares of the images"
+    return _panels(rows, draw, title, "mean probability", "observed share of positives")
 
 
 def _wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +176,7 @@ def _line(row: FindingRow, note: str, bold: bool = False) -> _Line:
 
 
 def _forest(lines: Sequence[_Line], title: str, at: float, noted: str) -> Figure:
-    """Values with their intervals on an axis with a mark at `at`; beside it the same in numbers, and the notes."""
+    """Values with their intervals on an axis with a line at `at`, and beside it the same as numbers, with notes."""
     figure = Figure(figsize=(8.6, 0.3 * len(lines) + 1.3), layout="constrained")
     ax, beside = figure.subplots(1, 2, sharey=True, width_ratios=[5, 3 if noted else 2])
     ax.axvline(at, **_LINE)

@@ -1,4 +1,4 @@
-"""What the judgement of a detector looks like: tables, curves, confusions, distributions."""
+"""Tables and figures of a detector: average precision, curves, confusion matrix, distributions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cxr.metrics.classification.classification_summary import FEW
 from cxr.metrics.detection import COCO_IOUS, VOC_IOUS, DetectionSummary
 from cxr.reporting import palette
 from cxr.reporting.tables import Table, csv_text, interval, number
+from cxr.wording import counted
 
 BACKGROUND = "background"
 TRUTH, PREDICTION = "truth", "prediction"  # what counts and areas are of
@@ -21,9 +22,9 @@ _COLORS = {TRUTH: palette.TRUTH, PREDICTION: palette.PREDICTION}
 
 
 def precision_table(summary: DetectionSummary) -> Table:
-    """A row a finding, the means last."""
+    """One row for each finding, and their means."""
     head = ["finding", *(f"AP at IoU > {iou:g} (95 %)" for iou in VOC_IOUS), "AP, COCO", "highest F1", "at score"]
-    head += ["true boxes", "in images", "predicted boxes", "note"]
+    head += ["true boxes", "images with one", "predicted boxes", "note"]
     rows = [
         [
             finding,
@@ -37,32 +38,32 @@ def precision_table(summary: DetectionSummary) -> Table:
     ]
     means = [interval(of.mean, of.mean_low, of.mean_high) for of in (summary.voc[iou] for iou in VOC_IOUS)]
     counts = [f"{of.sum():,}" for of in (summary.true, summary.true_images, summary.predicted)]
-    measured = f"of {len(summary.findings) - len(summary.without_truth)} of {len(summary.findings)} findings"
+    measured = f"{len(summary.findings) - len(summary.without_truth)} of {len(summary.findings)} findings"
     return Table(head, [*rows, ["mean", *means, number(summary.map_50_95), "", "", *counts, measured]])
 
 
 def _note(images: int) -> str:
     if not images:
-        return "no true box: not measured"
-    return "" if images >= FEW else f"{images} image{'s' * (images != 1)}: too few to trust the interval"
+        return "no true box"
+    return "" if images >= FEW else f"{counted(images, 'image')}: too few to trust the interval"
 
 
 def precision_legend(summary: DetectionSummary, resamples: int) -> str:
-    """What the columns mean, in Markdown."""
+    """Explains the columns."""
     left = ", ".join(summary.without_truth)
     return (
-        "AP is the area under the curve of precision and recall, all points, as in PASCAL VOC 2010: best score "
-        "first, a predicted box is right if it overlaps the true box that it overlaps most by more than the IoU, and no "
-        "better scored box has predicted that one. AP of COCO is the mean over IoU .5 to .95 of the precision at 101 "
-        f"recalls. The highest F1 is that of the best score to count boxes from, at IoU > {VOC_IOUS[0]:g}; chosen on "
-        "these same images, it flatters. "
+        "AP is the area under the precision-recall curve (all points, PASCAL VOC 2010): in descending order of score, "
+        "each predicted box is matched to the true box with which it has the highest IoU, and is a true positive if "
+        "the IoU exceeds the threshold and that true box is not matched yet. AP of COCO is the mean over IoU .5 to "
+        f".95 of the precision at 101 recalls. The highest F1 is that of the best score threshold at IoU > "
+        f"{VOC_IOUS[0]:g}; it is optimistic, since the threshold is chosen on the same images. "
         f"Intervals are percentile intervals of {resamples:,} bootstrap resamples of patients with all of their "
-        f"images. A mean is that over the findings with true boxes{f'; there is none of {left}' if left else ''}."
+        f"images. Means are over the findings with true boxes{f' (none of {left})' if left else ''}."
     )
 
 
 def write_findings(summary: DetectionSummary, out: str) -> str:
-    """Write every figure as OUT/boxes.csv, a row a finding and the mean; returns its URI."""
+    """Write all metrics as OUT/boxes.csv, one row for each finding and the mean; returns its URI."""
     rows = [_csv_row(summary, f, finding) for f, finding in enumerate(summary.findings)]
     mean: dict[str, Any] = {"finding": "mean", "true_boxes": int(summary.true.sum())}
     mean |= {"true_images": int(summary.true_images.sum()), "predicted_boxes": int(summary.predicted.sum())}
@@ -93,10 +94,10 @@ def _coco(values_T: np.ndarray) -> dict[str, float]:
 
 
 def confusion_table(counts: np.ndarray, findings: Sequence[str]) -> Table:
-    """Rows what was predicted, columns what is there."""
+    """Rows are predicted findings, columns are true findings."""
     names = [*findings, BACKGROUND]
     rows = [[name, *(f"{value:,}" for value in line)] for name, line in zip(names, counts.tolist(), strict=True)]
-    return Table(["predicted \\ there", *names], rows)
+    return Table(["predicted \\ true", *names], rows)
 
 
 def confusion_figure(counts: np.ndarray, findings: Sequence[str]) -> Figure:
@@ -120,7 +121,7 @@ def confusion_figure(counts: np.ndarray, findings: Sequence[str]) -> Figure:
 
 
 def curves_figure(summary: DetectionSummary) -> Figure:
-    """Precision against recall of the boxes, a line a finding with true boxes."""
+    """Precision against recall of the boxes, one line for each finding with true boxes."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     aps = summary.voc[VOC_IOUS[0]].value
@@ -131,7 +132,7 @@ def curves_figure(summary: DetectionSummary) -> Figure:
             label, line = f"{summary.findings[f]} {aps[f]:.2f}", "-" if f < 10 else "--"
             axes.step(recall, precision, where="pre", lw=1.4, label=label, color=palette.series(f), linestyle=line)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    axes.set_title(f"Precision and recall of boxes at IoU > {VOC_IOUS[0]:g}; numbers: AP", fontsize=10)
+    axes.set_title(f"Precision and recall of boxes at IoU > {VOC_IOUS[0]:g}, with AP", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

@@ -1,4 +1,4 @@
-"""What the judgement of predicted boxes looks like: tables by threshold, curves."""
+"""Tables and figures of localization: accuracy by threshold, false positives, the pointing game."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from cxr.metrics.classification.classification_summary import FEW
 from cxr.metrics.localization import MEASURES, THRESHOLDS, LocalizationRates
 from cxr.reporting import palette
 from cxr.reporting.tables import Table, csv_text, interval, number
+from cxr.wording import counted
 
 NAMED = {"iou": "IoU", "iobb": "IoBB"}
 SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)  # thresholds in the page's tables; the CSV has all
 
 
 def accuracy_table(rates: LocalizationRates, baselines: Mapping[str, LocalizationRates], measure: str) -> Table:
-    """A row a finding, the mean, then the baselines' means; a column a threshold."""
+    """One row for each finding, the mean, then the baselines' means; one column for each threshold."""
     head = ["finding", "images with a box", *(f"T({NAMED[measure]}) = {at:.1f}" for at in SHOWN), "note"]
     shown = [rates.at(measure, at) for at in SHOWN]
     rows = [
@@ -35,7 +36,7 @@ def accuracy_table(rates: LocalizationRates, baselines: Mapping[str, Localizatio
 
 
 def false_positives_table(rates: LocalizationRates, baselines: Mapping[str, LocalizationRates]) -> Table:
-    """Wrong boxes an image at each shown threshold on IoU, and the pointing game."""
+    """False positives per image at some IoU thresholds, and the pointing game."""
     head = ["finding", "images", *(f"T(IoU) = {at:.1f}" for at in SHOWN), "pointing game (95 %)"]
     shown = [THRESHOLDS.index(at) for at in SHOWN]
     rows = [
@@ -53,7 +54,7 @@ def false_positives_table(rates: LocalizationRates, baselines: Mapping[str, Loca
 
 
 def _of_finding(rates: LocalizationRates, of: Intervals, f: int) -> str:
-    """With its interval, which a single patient cannot have."""
+    """With its interval if there is more than one patient."""
     return interval(of.value[f], of.low[f], of.high[f], 2) if rates.patients[f] > 1 else number(of.value[f], 2)
 
 
@@ -64,29 +65,28 @@ def _mean(of: Intervals) -> str:
 def _few(patients: int) -> str:
     if patients >= FEW:
         return ""
-    return f"{patients} patient{'s' * (patients != 1)} with a box: too few to trust the interval"
+    return f"{counted(patients, 'patient')} with a box: too few to trust the interval"
 
 
 def legend(rates: LocalizationRates, resamples: int) -> str:
-    """What the figures mean and what they cannot show, in Markdown."""
+    """Explains the metrics and what they cannot show."""
     few = sum(int(patients) < FEW for patients in rates.patients)
     trust = (
-        f" {few} of {len(rates.findings)} findings have boxes in fewer than {FEW} patients: neither their figures "
-        f"nor the mean, in which each finding counts the same, can tell two networks apart or be set beside "
-        f"published ones."
+        f" {few} of {len(rates.findings)} findings have boxes in fewer than {FEW} patients: neither their values "
+        f"nor the mean, in which all findings weigh the same, can distinguish two networks or be compared with "
+        f"published values."
         if few
         else ""
     )
     return (
-        "An image with a true box of a finding is right at T(IoU) if a predicted box of that finding has an intersection "
-        "over union above T with one of its true boxes, and at T(IoBB) if the intersection is more than T of the "
-        "predicted box (Wang et al. 2017); predicted boxes of any score count. False positives are predicted boxes of a finding "
-        "that do not pass, an image, over all images of which it is known whether and where they show it: those with "
-        "its box, those labeled without it, and those whose list of boxes lacks it unless their label says "
-        "otherwise. The pointing game is won where the center of the box with the highest score lies in a true box, "
-        "and lost where none is predicted. `random` has one box an image and finding, as large as one of the training "
-        "images' and anywhere; `center` has the mean box of the training images. Without training boxes their sides "
-        "are 1/16 to 1/2 of the image, and the box is its middle half. Intervals are percentile intervals of "
+        "A finding with a true box in an image is localized at T(IoU) if a predicted box of it has an intersection over "
+        "union above T with one of its true boxes, and at T(IoBB) if the intersection is more than T of the predicted "
+        "box (Wang et al. 2017). Boxes of any score count. False positives per image are predicted boxes that do not "
+        "pass, over the images in which the finding's boxes are known: those with its box, and those labeled without "
+        "it. The pointing game is won if the center of the box with the highest score lies in a true box. The baseline "
+        "`random` has one box for each image and finding, of the size of a training box and at a random place; "
+        "`center` has the mean training box. Without training boxes, the sides of `random` are 1/16 to 1/2 of the "
+        "image and `center` is its middle half. Intervals are percentile intervals of "
         f"{resamples:,} bootstrap resamples of patients with all of their images.{trust}\n"
     )
 
@@ -102,7 +102,7 @@ def gain_table(gains: Mapping[str, Sequence[Intervals]]) -> Table:
 
 
 def csv(named: Mapping[str, LocalizationRates]) -> str:
-    """Every figure: a row a way to find boxes, finding, measure and threshold; the mean is a finding."""
+    """All metrics: one row for each source of boxes, finding, measure and threshold; the mean is a finding."""
     return csv_text([row for name, rates in named.items() for row in _csv_rows(name, rates)])
 
 
@@ -130,7 +130,7 @@ def _csv_rows(name: str, rates: LocalizationRates) -> list[dict[str, Any]]:
 
 
 def curves_figure(rates: LocalizationRates, baselines: Mapping[str, LocalizationRates]) -> Figure:
-    """Accuracy against threshold, IoU and IoBB: a line a finding, the mean with its interval, the baselines."""
+    """Accuracy against the IoU and IoBB threshold: each finding, the mean with its interval, and the baselines."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, measure in zip(panels, MEASURES, strict=True):
@@ -142,7 +142,7 @@ def curves_figure(rates: LocalizationRates, baselines: Mapping[str, Localization
             means = [at.mean for at in of.accuracy[measure]]
             axes.plot(THRESHOLDS, means, color=palette.NEUTRAL, ls=style, lw=1.5, label=f"{name}, mean")
         tidy(axes, measure)
-    panels[0].set_ylabel("images with a box in which it is predicted")
+    panels[0].set_ylabel("localization accuracy")
     panels[1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 

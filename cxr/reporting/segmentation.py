@@ -1,4 +1,4 @@
-"""What the judgement of predicted masks looks like: a page, a table by image."""
+"""Tables of mask metrics, over all images and by image."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _WORST = 10  # images in the page's table
 
 
 def summary_table(predicted: Mapping[str, float], sure: Mapping[str, MeanInterval]) -> Table:
-    """A row a figure, those of `sure` with their intervals."""
+    """One row for each metric, with its confidence interval if there is one."""
     named = [(title, name) for name, title in _TITLES.items() if name in predicted]
-    return Table(["figure", "value (95 %)"], [[title, _cell(name, predicted, sure)] for title, name in named])
+    return Table(["metric", "value (95 %)"], [[title, _cell(name, predicted, sure)] for title, name in named])
 
 
 _TITLES = {
-    "dice": "mean Dice, two empty masks count 1",
-    "empty_prediction_dice": "… of finding nothing in any image",
-    "positive_dice": "mean Dice of the images with something to find",
-    "iou": "mean IoU, two empty masks count 1",
-    "mean_iou": "mean IU of background and target, all pixels together",
+    "dice": "mean Dice (two empty masks count as 1)",
+    "empty_prediction_dice": "mean Dice if all predicted masks were empty",
+    "positive_dice": "mean Dice of images with a true mask",
+    "iou": "mean IoU (two empty masks count as 1)",
+    "mean_iou": "mean IoU of background and target, over all pixels",
     "pixel_accuracy": "pixel accuracy",
     "hd95_px": "HD95, px",
     "hd95_mm": "HD95, mm",
-    "image_auroc": "AUROC of the image's probability",
-    "image_sensitivity": "sensitivity of a mask that is not empty",
-    "image_specificity": "specificity of a mask that is not empty",
+    "image_auroc": "image-level AUROC",
+    "image_sensitivity": "image-level sensitivity (mask not empty)",
+    "image_specificity": "image-level specificity (mask not empty)",
 }
 
 
@@ -41,27 +41,27 @@ def _cell(name: str, predicted: Mapping[str, float], sure: Mapping[str, MeanInte
 
 
 def summary_legend(resolution: str, resamples: int, counts: Mapping[str, int]) -> str:
-    """What the figures mean, in Markdown."""
+    """Explains the metrics."""
     measured, in_mm, one_empty = (f"{counts[name]:,}" for name in ("hd95_images", "hd95_mm_images", "hd95_one_empty"))
     return (
         f"Masks are compared at {resolution}. Intervals are percentile intervals of {resamples:,} bootstrap "
-        f"resamples of patients with all of their images. Mean Dice must be read beside that of finding nothing, "
-        f"which is the share of images with nothing to find. Mean IU is that of Long et al. (2015). HD95 is the "
+        f"resamples of patients with all of their images. Compare mean Dice with that of empty masks, which is the "
+        f"share of images without a true mask. Mean IoU over all pixels: Long et al. (2015). HD95 is the "
         f"larger of the two 95th percentiles of the distances between the outlines, mean over the {measured} images "
         f"where neither mask is empty, {in_mm} of them with a known spacing; in {one_empty} images one of the two is "
-        f"empty and there is no distance. A dash is what could not be measured."
+        f"empty and there is no distance. A dash marks a metric that cannot be measured."
     )
 
 
 def gain_table(gains: Mapping[str, MeanInterval]) -> Table:
-    """How much better one run is than another on the same images, by patient."""
-    named = {"dice_gain": "mean Dice", "positive_dice_gain": "mean Dice of the images with something to find"}
+    """Difference between two runs on the same images, with intervals by patient."""
+    named = {"dice_gain": "mean Dice", "positive_dice_gain": "mean Dice of images with a true mask"}
     rows = [[named[name], interval(gain.value, gain.low, gain.high)] for name, gain in gains.items()]
     return Table(["difference", "this run minus the other (95 %)"], rows)
 
 
 def write_images(rows: Sequence[Mapping[str, Any]], out: str) -> str:
-    """Write every image's figures, worst first, as OUT/images.csv; returns its URI."""
+    """Write the metrics of all images, the worst first, as OUT/images.csv; returns its URI."""
     uri = storage.join(out, "images.csv")
     storage.write_text(uri, csv_text(rows))
     return uri
@@ -86,5 +86,5 @@ def worst_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def siim_submission(codes: Mapping[str, str]) -> str:
-    """The CSV that SIIM-ACR (2019) takes: a row an image, its mask as relative RLE, "-1" for an empty one."""
+    """The CSV that SIIM-ACR (2019) expects: one row for each image with its mask as relative RLE, "-1" if empty."""
     return csv_text([{"ImageId": name, "EncodedPixels": code} for name, code in codes.items()])

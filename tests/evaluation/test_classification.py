@@ -136,7 +136,8 @@ def test_the_job_judges_the_split_and_counts_the_rest(archive: str, tmp_path: Pa
         [wanted.mean.auroc_low, wanted.mean.auroc_high]
     )
     page = Path(result["report"]).read_text()
-    assert "47 images of 24 patients evaluated; 3 with an error in place of scores; 2 with no score." in page
+    assert "47 images of 24 patients evaluated: 2 findings with both classes." in page
+    assert "Left out: 3 images with an error, 2 images without scores." in page
     assert "no positive among 47 images" in page
     for uri in result["pictures"]:
         assert cv2.imread(uri) is not None
@@ -161,7 +162,7 @@ def test_findings_meet_by_name_in_a_raw_archive(tmp_path: Path) -> None:
     assert (metrics["mean_auroc"], metrics["findings_measured"], metrics["images"]) == (0.5, 2, 60)
     notes = {row["finding"]: row for row in read_csv(result["findings"])}
     assert set(notes) == {*schema.FINDINGS, "Fracture", "mean"}
-    assert notes["Fracture"]["note"] == "the archive has no labels of it"
+    assert notes["Fracture"]["note"] == "no labels in the archive"
     assert notes["Mass"]["note"] == "not scored by the checkpoint"
     assert int(notes["Mass"]["positives"]) == sum(row[schema.FINDINGS.index("Mass")] for row in known.values())
     fewer = reports.report(run, ReportOptions(archive=str(tmp_path / "raw"), resamples=20), str(tmp_path / "test"))
@@ -231,25 +232,25 @@ def mistake(run: str, out: Path, **options: Any) -> str:
     return str(raised.value)
 
 
-def test_mistakes_are_told(archive: str, tmp_path: Path) -> None:
+def test_mistakes_raise_errors(archive: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     scored = named(guesses(60))
     run = write_run(tmp_path / "run", scored, archive=archive)
     assert "no scoring run" in mistake(str(tmp_path / "nothing"), out)
     aligner = write_run(tmp_path / "align", scored, family="align")
     assert "'align', for which there is no report yet; there is one for aecnn" in mistake(aligner, out)
-    assert "no image in split 'train' but test 52, val 10" in mistake(run, out, split="train")
+    assert "no image in split 'train' (test 52, val 10)" in mistake(run, out, split="train")
     strangers = write_run(tmp_path / "strangers", {"a.png": [0.1, 0.2, 0.3]}, archive=archive)
     assert "0 are in" in mistake(strangers, out)
     assert "0 are in" in mistake(run, out, against=strangers)
     others = write_run(tmp_path / "others", dict(list(scored.items())[-5:]), archive=archive)
     rest = write_run(tmp_path / "rest", dict(list(scored.items())[:-5]), archive=archive)
-    assert "none of the same images" in mistake(rest, out, against=others)
+    assert "no scored images or findings in common" in mistake(rest, out, against=others)
     fracture = write_run(tmp_path / "fracture", {i: [0.5] for i in scored}, ("Fracture",), archive=archive)
     assert "it scores Fracture, the archive has labels of Mass, Edema, Hernia" in mistake(fracture, out)
     narrow = write_run(tmp_path / "narrow", {i: [0.5] for i in scored}, archive=archive)
-    assert "[1] values an image for 3 findings" in mistake(narrow, out)
-    assert "wanted 1 or more" in mistake(run, out, resamples=0)
+    assert "expected 3 values per image, one for each finding, got [1]" in mistake(narrow, out)
+    assert "expected --resamples of 1 or more, got 0" in mistake(run, out, resamples=0)
     twice = write_run(tmp_path / "twice", scored, archive=archive)
     part = tmp_path / "twice" / SCORES / "part-00000.parquet"
     pq.write_table(pq.read_table(part), part.with_name("part-00009.parquet"))

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from cxr import schema, storage
 from cxr.boxes.from_heatmaps import MapBoxes
@@ -21,6 +20,7 @@ from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE
 from cxr.evaluation import detection, reports
 from cxr.evaluation.run import SCORES, ReportOptions
 from cxr.families import box_scores
+from cxr.families.base import ScoringContext
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 from cxr.sources.annotations import one_reader
@@ -94,8 +94,7 @@ def taught(rows: pa.Table, findings: tuple[str, ...]) -> list[MapBoxes]:
 
 
 def write_run(folder: Path, archive: str, rows: pa.Table, findings: tuple[str, ...], found: list[MapBoxes]) -> str:
-    stored = torch.zeros(len(found), PIXELS.size, PIXELS.size)
-    column = box_scores.to_box_column(found, box_scores.explained(findings, {schema.PIXELS: stored}), rows)
+    column = box_scores.to_box_column(found, rows, ScoringContext(findings, PIXELS.size))
     settings = {"archive": archive, "checkpoint_sha256": "0", "recipe": {"family": "detect"}}
     storage.write_json(str(folder / "ledger.json"), {"settings": settings, "fingerprint": ""})
     table = pa.table({f.name: rows[f.name] for f in schema.SCORES} | {schema.PRED_BOXES: column})
@@ -154,4 +153,4 @@ def test_boxes_of_a_finding_that_is_somewhere_in_the_image_are_not_wrong(
     run = write_run(tmp_path / "run", chestxray14, rows, findings, found)
     result = reports.report(run, ReportOptions(split="all", resamples=5), str(tmp_path / "out"))
     assert (result["metrics"]["map_40"], result["metrics"]["predicted_boxes"]) == (1, 4)
-    assert "2 boxes found where nothing is known of the finding" in Path(result["report"]).read_text()
+    assert "2 predicted boxes of findings unknown in their image not counted" in Path(result["report"]).read_text()
