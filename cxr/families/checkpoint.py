@@ -32,7 +32,7 @@ class Checkpoint:
     about: dict[str, Any]
 
     def task(self) -> Task:
-        """The training task around the network, with what it had learnt besides."""
+        """The training task around the network, with the state it had besides the network."""
         task = self.recipe.task(self.network)
         restore_task_state(task, _tensors(storage.join(self.uri, TASK)))
         return task
@@ -48,7 +48,7 @@ def save(
     metrics: Mapping[str, float],
     resume: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint of `task` into the local `folder`; `weights` is the network's state to ship."""
+    """Write a checkpoint of `task` to a local folder. `weights` is the network state to score with."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(dict(weights), folder / WEIGHTS)
     torch.save(task_state(task), folder / TASK)
@@ -61,7 +61,7 @@ def save(
         "findings": list(findings),
         "input": {"size": recipe.size, "channels": 1, "range": [0, 1], "normalization": "inside the network"},
         "metrics": dict(metrics),
-        "learnt": task.describe(),
+        "learned": task.describe(),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
         "sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
@@ -73,14 +73,16 @@ def load(uri: str) -> Checkpoint:
     """Load a checkpoint folder from any URI.
 
     Raises:
-        UserError: no checkpoint there, one of another version, or damaged weights.
+        UserError: there is no checkpoint, it has another version, or its weights are damaged.
     """
     uri = storage.normalize(uri)
     about = read_about(uri)
     recipe = recipe_from_dict(about["recipe"])
     data = storage.read_bytes(storage.join(uri, WEIGHTS))
     if hashlib.sha256(data).hexdigest() != about["sha256"]:
-        raise UserError(f"{uri}/{WEIGHTS} is damaged: its SHA-256 is not the one in {ABOUT}. Copy it again")
+        raise UserError(
+            f"{uri}/{WEIGHTS} is damaged: its SHA-256 differs from the one in {ABOUT}. Copy the checkpoint again"
+        )
     network = recipe.network(about["findings"])
     state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     try:
@@ -93,19 +95,18 @@ def load(uri: str) -> Checkpoint:
 
 
 def check_same_settings(about: Mapping[str, Any], recipe: Recipe, findings: Sequence[str]) -> None:
-    """Raise UserError unless training can go on from a checkpoint; only how long to train may have changed."""
+    """Raise UserError unless training can resume from a checkpoint: only how long to train may have changed."""
     changed = recipe.changes_from(about["recipe"], free=recipe.may_change_on_resume)
     if list(findings) != about["findings"]:
         changed.append("the archive has other findings")
     if changed:
         raise UserError(
-            f"the run to resume was trained otherwise ({'; '.join(changed)}): "
-            f"give the same settings, or another --out"
+            f"the run to resume has other settings ({'; '.join(changed)}): give the same settings, or another --out"
         )
 
 
 def averaged(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each floating tensor, batch norm's running statistics among them; all else is the first state's."""
+    """The mean of each floating-point tensor, including batch-norm statistics; other tensors are the first state's."""
     return {
         name: _mean([state[name] for state in states]) if value.is_floating_point() else value
         for name, value in states[0].items()
@@ -126,7 +127,7 @@ def task_state(task: Task) -> dict[str, Tensor]:
 
 
 def restore_task_state(task: Task, state: Mapping[str, Tensor]) -> None:
-    """Put back what `task_state` gave; shapes are taken from the state, since `begin` may have set them."""
+    """Restore what `task_state` returned. Shapes are taken from the state, since `begin` may have set them."""
     for name, values in state.items():
         task.register_buffer(name, values.to(next(task.network.parameters()).device))
 

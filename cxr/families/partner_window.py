@@ -1,4 +1,4 @@
-"""The images around a training step, of which a mosaic or mixup shows some beside the step's own."""
+"""A window of images around a training step, from which mosaic and mixup take partner images."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from cxr.data.batch import Batch
 
-USABLE = "usable"  # column: whether a row may be drawn
+USABLE = "usable"  # column: whether a row may be a partner
 
 
 class PartnerWindow:
-    """A ring of rows on the training device: those of a step, of the steps before it and of those to come.
+    """A ring buffer of rows on the training device, from the current step and the steps before and after it.
 
-    A worker's share of a step may be one image or two. The window has as many rows however few that are: `ahead`
-    reads an epoch's batches until it is full, and the last ones stay in it when the epoch ends. It starts anew with
-    each epoch, so that what is drawn follows from the seed and the epoch: a resumed run draws what it would have.
+    A worker's share of a step may be one or two images. The window has the same number of rows regardless:
+    `look_ahead` reads the batches of an epoch until it is full, and the last rows stay until the epoch ends. It starts
+    empty in each epoch, so the partners depend only on the seed and the epoch, also in a resumed run.
 
     Args:
-        size: rows, at least those of a batch; of an epoch with fewer, all are in the window.
-        columns: what the window keeps of a batch; `USABLE` (B,) bool is one of them.
+        size: number of rows, at least those of a batch. An epoch with fewer rows is in the window as a whole.
+        columns: the columns of a batch that the window stores, including `USABLE`, (B,) bool.
     """
 
     def __init__(self, size: int, columns: Callable[[Batch], Mapping[str, Tensor]]) -> None:
@@ -35,7 +35,7 @@ class PartnerWindow:
         return self._filled
 
     def look_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, each as soon as the window is full of its rows and of those that follow."""
+        """The same batches, each once the window has been filled with its rows and those that follow."""
         self._next = self._filled = 0
         self._reads_ahead = True
         waiting, rows = deque[Batch](), 0
@@ -49,15 +49,15 @@ class PartnerWindow:
         self._reads_ahead = False
 
     def show(self, batch: Batch) -> None:
-        """Where `ahead` is not in use, make this batch the window: a step then depends on nothing else."""
+        """Make this batch the whole window, unless `look_ahead` is in use: a step then depends on nothing else."""
         if not self._reads_ahead:
             self._next = self._filled = 0
             self._add(batch)
 
     def draw(self, count: int) -> dict[str, Tensor]:
-        """`count` rows that are usable, drawn evenly and independently; any rows where none is usable.
+        """`count` usable rows, drawn uniformly with replacement; any rows if none is usable.
 
-        Draws from PyTorch's generator for the CPU and does not wait for the device.
+        Draws from PyTorch's CPU generator and does not wait for the device.
         """
         usable = self._rows[USABLE][: self._filled]
         usable_first, usable_rows = torch.argsort(~usable, stable=True), usable.sum()
@@ -66,10 +66,10 @@ class PartnerWindow:
         return {name: values[index] for name, values in self._rows.items()}
 
     def _add(self, batch: Batch) -> int:
-        """Put a batch in place of the oldest rows; returns how many rows it has."""
+        """Replace the oldest rows by those of a batch; returns their number."""
         count = _count(batch)
         assert count <= self.size, f"a batch of {count} in a window of {self.size}"
-        first = min(count, self.size - self._next)  # the others go to the ring's beginning
+        first = min(count, self.size - self._next)  # the others wrap around
         for name, values in self._columns(batch).items():
             ring = self._ring(name, values)
             ring[self._next : self._next + first] = values[:first]

@@ -281,7 +281,7 @@ def test_the_checkpoint_holds_mean_thresholds_and_aligner(aligner: tuple[AttendR
     assert isinstance(kept.network, ContrastAttention)
     assert torch.equal(kept.network.mean_negative, task.negative)
     assert kept.network.mean_negative.abs().sum() > 0
-    assert kept.about["learnt"]["images_without_findings"] == 8
+    assert kept.about["learned"]["images_without_findings"] == 8
     with torch.inference_mode():
         theirs = checkpoint.load(uri).network(torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
         ours = kept.network.theta(torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)))

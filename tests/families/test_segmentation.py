@@ -138,7 +138,7 @@ def test_the_rule_that_validation_chooses_is_saved_and_used(tmp_path: Path) -> N
     engine.finish_epoch(some)
     checkpoint.save(tmp_path, SMALL, engine.task, engine.shipped().state_dict(), findings=(), metrics={})
     kept = checkpoint.load(str(tmp_path))
-    learnt = MaskRule(**kept.about["learnt"]["mask_rule"])
+    learnt = MaskRule(**kept.about["learned"]["mask_rule"])
     assert learnt != SMALL.rule
     assert MaskRule(*kept.network.rule.tolist()) == learnt  # pyright: ignore
     with torch.inference_mode():
