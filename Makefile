@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -z "$$PIP_NO_INDEX" && $(PIP) uv && uv pip install -q -p $(VENV) -c constraints.txt $(WANTED) || $(PIP) $(WANTED)
 	touch $@
 
-demo: install  ## the whole chain on a local cluster: made-up X-rays, search, best checkpoint (minutes)
+demo: install  ## the whole pipeline on this machine: synthetic X-rays, search, scores, one page (3 minutes)
 	python cluster/demo.py
 
 lint: install

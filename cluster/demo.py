@@ -1,13 +1,13 @@
-"""The whole chain on one machine, as `make demo` runs it; each command is printed, to be copied.
+"""The whole pipeline on one machine, as `make demo` runs it; each command is printed and can be copied.
 
-A private Ray head, an archive of made-up X-rays, a search that is submitted as a job and followed to its end,
-its ranked trials. What was started is stopped, also on failure and Ctrl-C.
+Starts a private Ray head, makes synthetic X-rays, and submits one job that searches for an aligner, scores the X-rays
+with the best one and writes a page. What was started is stopped, also after a failure or Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import os
 import secrets
 import shlex
@@ -16,41 +16,67 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from local_head import local_head
 
+PAGE = "report.html"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Search for the best chest alignment on made-up X-rays.")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "demo", help="emptied first")
-    parser.add_argument("--images", type=int, default=120)
-    parser.add_argument("--trials", type=int, default=6)
+    parser = argparse.ArgumentParser(description="Search for the best chest alignment on synthetic X-rays.")
+    parser.add_argument(
+        "--out", type=Path, default=REPOSITORY / "runs" / "demo", help="Output folder; emptied first."
+    )
+    parser.add_argument("--images", type=int, default=100, help="Number of synthetic X-rays.")
+    parser.add_argument("--trials", type=int, default=4, help="Number of settings to try.")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.chdir(REPOSITORY)
     out = options.out.resolve()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    archive, run = out / "archive", out / "run"
-    shell("python", "jobs/make_phantom.py", "--out", archive, "--count", options.images, "--size", 256)
-    job = ["python", "jobs/tune_align.py", "--archive", archive, "--out", run, "--trials", options.trials]
-    job += ["--lung-phantoms", 300, "--lung-steps", 150]
-    print("\n$ python cluster/local_head.py", flush=True)
-    with local_head(out / "head.log") as variables:
+    archive = out / "archive"
+    phantoms = [
+        "python",
+        "jobs/make_phantom.py",
+        "--out",
+        archive,
+        "--count",
+        options.images,
+        "--size",
+        256,
+        "--quiet",
+    ]
+    job = ["python", "cluster/demo_job.py", "--archive", archive, "--out", out, "--trials", options.trials]
+    print("$ python cluster/local_head.py", flush=True)
+    with started(phantoms) as made, local_head(out / "head.log") as variables:  # both take seconds, on a core each
+        if made.wait():
+            raise subprocess.CalledProcessError(made.returncode, "jobs/make_phantom.py")
         os.environ.update(variables)
         status = submit(job)
-    print("\nThe Ray head is stopped.")
+        print("\nStopping the Ray head.", flush=True)
     if status == "SUCCEEDED":
-        show(run / "result.json")
+        print(f"\nOpen this page in a browser: {out / PAGE}")
     return 0 if status == "SUCCEEDED" else 1
 
 
+@contextlib.contextmanager
+def started(command: Sequence[object]) -> Iterator[subprocess.Popen[bytes]]:
+    """Print a command and run it beside the block, which should wait for it."""
+    words = [str(word) for word in command]
+    print(f"$ {shlex.join(words)}", flush=True)
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
 def shell(*command: object, quiet: bool = False) -> None:
-    """Print a command and run it; `quiet` shows its output only where it fails. Raises CalledProcessError."""
+    """Print a command and run it; with `quiet`, its output is shown only if it fails. Raises CalledProcessError."""
     words = [str(word) for word in command]
     print(f"\n$ {shlex.join(words)}", flush=True)
     done = subprocess.run(words, capture_output=quiet, text=True)
@@ -60,8 +86,8 @@ def shell(*command: object, quiet: bool = False) -> None:
 
 
 def submit(job: Sequence[object]) -> str:
-    """Submit the job, print its log until it has ended, give back the status it ended with."""
-    from ray.job_submission import JobSubmissionClient  # now, since Ray reads its settings when imported
+    """Submit the job, print its log until it has ended, and return the status it ended with."""
+    from ray.job_submission import JobSubmissionClient  # only now, since Ray reads its settings when it is imported
 
     name = f"demo-{secrets.token_hex(4)}"
     options = ["--submission-id", name, "--working-dir", ".", "--no-wait"]
@@ -69,22 +95,12 @@ def submit(job: Sequence[object]) -> str:
     client, printed = JobSubmissionClient(), 0
     while True:
         info = client.get_job_info(name)  # polled: a followed log can end before its job does
-        log = client.get_job_logs(name)
+        log = client.get_job_logs(name).partition("Running entrypoint for job")[2].partition("\n")[2]
         print(log[printed:], end="", flush=True)
         printed = len(log)
         if info.status.is_terminal():
-            print(f"\nThe job has ended: {info.status}", flush=True)
             return info.status.value
-        time.sleep(2)
-
-
-def show(result_json: Path) -> None:
-    """Print what the search found, as its result.json says."""
-    result = json.loads(result_json.read_text())
-    print(f"\nTrials, best first ({result['trials']}):\n\n{Path(result['trials']).read_text()}")
-    print(f"Best checkpoint  {result['checkpoint']}")
-    for picture in result["pictures"]:
-        print(f"Picture          {picture}")
+        time.sleep(1)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def _wait(variables: dict[str, str], head: subprocess.Popen[bytes], log: Path) -
     raise RuntimeError(f"the Ray head did not come up:\n{log.read_text(errors='replace')[-3000:]}")
 
 
-def _stop(head: subprocess.Popen[bytes], patience_s: float = 20) -> None:
+def _stop(head: subprocess.Popen[bytes], patience_s: float = 5) -> None:
     """End the head and its family by process id: `ray stop` would end every Ray of this user."""
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it
     family: list[psutil.Process] = []

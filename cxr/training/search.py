@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from optuna.distributions import BaseDistribution
 from ray import tune
@@ -23,12 +23,13 @@ from cxr.data import shards
 from cxr.errors import UserError
 from cxr.families import checkpoint_files, recipe_from_dict
 from cxr.families.base import Recipe
-from cxr.reporting.pareto import marked
-from cxr.reporting.trials import Trial
 from cxr.runtime import console, ray_private
 from cxr.training.fit import fit, room, uses_gpu
 from cxr.training.options import SEARCH, RunOptions, SearchOptions
 from cxr.training.run_log import best_row, read_metrics
+
+if TYPE_CHECKING:
+    from cxr.reporting.trials import Trial
 
 ABOUT, FAILED = "search.json", "failed.json"
 TRIAL_CPU = 0.01  # of the process that looks after a trial; its workers hold the rest
@@ -236,6 +237,8 @@ def search(
     else:
         space = dict(space or searched(recipe, options))
         tuner = _new(trainable, recipe, out, space, options, min(options.max_concurrent_trials or fits, fits), run)
+    from cxr.reporting.pareto import marked  # imports matplotlib, which a trial's process does without
+
     with console.current().hidden_stdout():  # Tune prints a box and paths of its own, however quiet it is set
         results = tuner.fit()
     return marked(ranked(results, recipe, out), objectives)
@@ -365,6 +368,8 @@ def ranked(grid: ResultGrid, recipe: Recipe, out: str) -> list[Trial]:
 
 
 def _trial(result: Any, recipe: Recipe, out: str) -> Trial:
+    from cxr.reporting.trials import Trial
+
     trial_id = (result.metrics or {}).get("trial_id") or storage.name(result.path).split("_")[1]
     folder = storage.join(out, TRIALS, trial_id)
     rows = read_metrics(folder)

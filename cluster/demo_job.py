@@ -1,0 +1,122 @@
+"""The job that `make demo` submits: searches for an aligner, scores the archive with the best one, writes one page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from cxr import storage
+from cxr.cli.options import ArchiveOptions
+from cxr.inference.options import ScoreOptions
+from cxr.runtime import console
+from cxr.runtime.job import run_job
+from cxr.training.options import RunOptions, SearchOptions
+
+SUFFIX = "_given"  # of metrics of the images as they were given
+CAPTIONS = {
+    "before_after.png": "Images of the validation split, before and after alignment.",
+    "mean_before_after.png": "The mean of these images: the sharper it is, the better they are aligned.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the demo."""
+
+    archive: str
+    """Folder of the synthetic X-rays."""
+    out: str = "runs/demo"
+    """Folder of the results."""
+    trials: int = 4
+    """Number of settings to try."""
+    epochs: int = 8
+    """Epochs of a trial that is not stopped early."""
+
+
+def main(options: Options) -> dict[str, Any]:
+    from cxr.cli.training_jobs import tune_job  # these import torch and Ray, which takes seconds
+    from cxr.families.align import AlignRecipe
+    from cxr.inference.score import score
+    from cxr.reporting.page import Picture, Section, write_report
+    from cxr.reporting.tables import Table
+
+    out = storage.normalize(options.out)
+    recipe = AlignRecipe(size=64, epochs=options.epochs)
+    search = SearchOptions(trials=options.trials, fixed=("feature_layers", "feature_weight"))
+    archive = ArchiveOptions(archive=(options.archive,), shard_size=128)
+    with console.current().hidden_stdout():  # the page shows what that job prints
+        tuned = tune_job(recipe, archive, search, RunOptions(), storage.join(out, "search"))
+    table = Table(*_ranked(tuned, recipe.monitor, storage.join(out, "search", "trials.csv")))
+    console.say(f"\n{table.markdown()}")
+    scored = score(
+        options.archive, tuned["checkpoint"], storage.join(out, "scored"), ScoreOptions(source="chestxray14")
+    )
+
+    metrics = tuned["metrics"]
+    names = {storage.name(uri): uri for uri in tuned["pictures"]}
+    pictures = [Picture(names[name], caption) for name, caption in CAPTIONS.items() if name in names]
+    changes = Table(["metric", "before", "after"], [*_changes(metrics)])
+    sections = [
+        Section("Before and after", [*pictures, changes]),
+        Section(
+            "Ranked trials",
+            [
+                f"Each trial trained with settings of its own. `{recipe.monitor}` ranks them; a trial that fell behind "
+                f"was stopped early.",
+                table,
+            ],
+        ),
+        Section(
+            "Scores",
+            [
+                f"The best checkpoint, `{tuned['checkpoint']}`, scored all {scored.images} images of the archive at "
+                f"{scored.images_per_s:.0f} images/s; {scored.rejects} could not be read. Each image is a row of the "
+                f"Parquet files in `{scored.scores}`.",
+            ],
+        ),
+        Section(
+            "How to go on",
+            [
+                "Train on images of your own: `python jobs/train_align.py --archive FOLDER --out runs/align`",
+                "Search for longer: `python jobs/tune_align.py --archive FOLDER --trials 20 --out runs/tune`",
+                f"Score other images: `python jobs/score_archive.py --archive FOLDER --checkpoint "
+                f"{tuned['checkpoint']} --out runs/scores`",
+                "Each command runs on a cluster as well: put `ray job submit --working-dir . --` before it.",
+            ],
+        ),
+    ]
+    lead = f"The best of {options.trials} aligners of chest X-rays, trained and applied on this machine in one job."
+    pages = write_report(out, "Chest X-rays aligned to a common frame", lead, sections)
+    return {"checkpoint": tuned["checkpoint"], "metrics": metrics, "scores": scored.scores, **pages}
+
+
+def _ranked(tuned: dict[str, Any], monitor: str, trials_csv: str) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of trials with their settings, the best first."""
+    columns = ["trial", monitor, "epochs", "status", *tuned["drawn"]]
+    rows = csv.DictReader(io.StringIO(storage.read_text(trials_csv)))
+    return ["rank", *columns], [[str(n), *(_cell(row[name]) for name in columns)] for n, row in enumerate(rows, 1)]
+
+
+def _changes(metrics: dict[str, float]) -> list[list[str]]:
+    """Metrics that exist for images both before and after alignment."""
+    stems = [name.removesuffix(SUFFIX) for name in metrics if name.endswith(SUFFIX)]
+    after = {stem: metrics.get(stem, metrics.get(f"{stem}_aligned")) for stem in stems}
+    return [
+        [stem.replace("_pct", " (%)"), _cell(str(metrics[f"{stem}{SUFFIX}"])), _cell(str(value))]
+        for stem, value in after.items()
+        if value is not None
+    ]
+
+
+def _cell(text: str) -> str:
+    """A number with four digits; other text as it is."""
+    try:
+        return f"{float(text):.4g}"
+    except ValueError:
+        return text
+
+
+if __name__ == "__main__":
+    run_job(main, Options)
