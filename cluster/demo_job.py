@@ -14,7 +14,7 @@ from cxr.runtime import console
 from cxr.runtime.job import run_job
 from cxr.training.options import RunOptions, SearchOptions
 
-SUFFIX = "_given"  # of metrics of the images as they were given
+BEFORE = "_before"  # in names of metrics of the images before alignment
 CAPTIONS = {
     "before_after.png": "Images of the validation split, before and after alignment.",
     "mean_before_after.png": "The mean of these images: the sharper it is, the better they are aligned.",
@@ -46,13 +46,12 @@ def main(options: Options) -> dict[str, Any]:
     recipe = AlignRecipe(size=64, epochs=options.epochs)
     search = SearchOptions(trials=options.trials, fixed=("feature_layers", "feature_weight"))
     archive = ArchiveOptions(archive=(options.archive,), shard_size=128)
-    with console.current().hidden_stdout():  # the page shows what that job prints
+    with console.current().hidden_stdout():  # the page shows what these print
         tuned = tune_job(recipe, archive, search, RunOptions(), storage.join(out, "search"))
+        scores = ScoreOptions(source="chestxray14")
+        scored = score(options.archive, tuned["checkpoint"], storage.join(out, "scored"), scores)
     table = Table(*_ranked(tuned, recipe.monitor, storage.join(out, "search", "trials.csv")))
     console.say(f"\n{table.markdown()}")
-    scored = score(
-        options.archive, tuned["checkpoint"], storage.join(out, "scored"), ScoreOptions(source="chestxray14")
-    )
 
     metrics = tuned["metrics"]
     names = {storage.name(uri): uri for uri in tuned["pictures"]}
@@ -100,14 +99,14 @@ def _ranked(tuned: dict[str, Any], monitor: str, trials_csv: str) -> tuple[list[
 
 
 def _changes(metrics: dict[str, float]) -> list[list[str]]:
-    """Metrics that exist for images both before and after alignment."""
-    stems = [name.removesuffix(SUFFIX) for name in metrics if name.endswith(SUFFIX)]
-    after = {stem: metrics.get(stem, metrics.get(f"{stem}_aligned")) for stem in stems}
-    return [
-        [stem.replace("_pct", " (%)"), _cell(str(metrics[f"{stem}{SUFFIX}"])), _cell(str(value))]
-        for stem, value in after.items()
-        if value is not None
-    ]
+    """Name, value before and value after of each metric that exists for images before alignment."""
+    rows = []
+    for name in filter(lambda name: BEFORE in name, metrics):
+        after = name.replace(BEFORE, "")
+        if after in metrics:
+            label = after.removesuffix("_pct").replace("_", " ") + " (%)" * after.endswith("_pct")
+            rows.append([label, f"{metrics[name]:.4g}", f"{metrics[after]:.4g}"])
+    return rows
 
 
 def _cell(text: str) -> str:

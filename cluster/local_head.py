@@ -2,8 +2,8 @@
 
     python cluster/local_head.py
 
-runs one until Ctrl-C or SIGTERM and prints the `export` lines with which `ray job submit` finds it. It
-listens on loopback alone, asks for a token that only this user can read, sends no usage statistics.
+runs one until Ctrl-C or SIGTERM and prints the `export` lines that `ray job submit` needs to find it. The head listens
+on loopback only, requires a token that only this user can read, and sends no usage statistics.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-se
 
 @contextlib.contextmanager
 def local_head(log: Path) -> Iterator[dict[str, str]]:
-    """Start a head, yield the environment variables of its clients, stop it and all that it started.
+    """Start a head, yield the environment variables for its clients, and stop it with all processes that it started.
 
     Raises:
-        RuntimeError: it ended, or did not answer in two minutes; the message ends with its output.
+        RuntimeError: it exited, or did not answer within two minutes; the message ends with its output.
     """
     shorten_temporary_folders(before_removal=lambda: None)
     # A short folder: Ray's socket paths end at 107 bytes.
@@ -56,8 +56,8 @@ def local_head(log: Path) -> Iterator[dict[str, str]]:
 def _started(
     command: Sequence[str], variables: dict[str, str], output: IO[bytes]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own: Ctrl-C reaches this one alone, which then stops it in order."""
-    # Jobs find this interpreter as `python`, whether its environment is activated or not.
+    """A process in its own process group: Ctrl-C reaches only this process, which then stops the other in order."""
+    # Jobs find this interpreter as `python`, even if its environment is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = os.environ | variables | {"PATH": path}
     environment.pop("RAY_ADDRESS", None)  # another cluster's
@@ -71,9 +71,9 @@ def _started(
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((LOOPBACK, 0))
-        return [one.getsockname()[1] for one in sockets]
+        for probe in sockets:
+            probe.bind((LOOPBACK, 0))
+        return [probe.getsockname()[1] for probe in sockets]
 
 
 def _variables(folder: Path, dashboard: int) -> dict[str, str]:
@@ -83,9 +83,9 @@ def _variables(folder: Path, dashboard: int) -> dict[str, str]:
     return {
         "RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:{dashboard}",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": "",  # would come before the file
+        "RAY_AUTH_TOKEN": "",  # would take precedence over the file
         "RAY_AUTH_TOKEN_PATH": str(token),
-        # Unset, Ray on Linux swaps 127.0.0.1 for the machine's address and listens to the whole network.
+        # Unset, Ray on Linux replaces 127.0.0.1 by the machine's address and listens on the whole network.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "no_proxy": ",".join(filter(None, (LOOPBACK, os.environ.get("no_proxy")))),
@@ -103,12 +103,12 @@ def _wait(variables: dict[str, str], head: subprocess.Popen[bytes], log: Path) -
             direct.open(request, timeout=10).close()
             return
         time.sleep(0.3)
-    raise RuntimeError(f"the Ray head did not come up:\n{log.read_text(errors='replace')[-3000:]}")
+    raise RuntimeError(f"the Ray head did not start:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 def _stop(head: subprocess.Popen[bytes], patience_s: float = 5) -> None:
-    """End the head and its family by process id: `ray stop` would end every Ray of this user."""
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it
+    """Stop the head and its child processes by process id: `ray stop` would stop every cluster of this user."""
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not interrupt this
     family: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
         family = psutil.Process(head.pid).children(recursive=True)

@@ -16,7 +16,7 @@ from cxr.runtime.socket_paths import shorten_temporary_folders
 from cxr.storage import ANONYMOUS, REQUESTER_PAYS, is_local
 
 LOOPBACK = "127.0.0.1"
-CARRIED = (
+PASSED_ON = (  # variables for workers, whose environment is that of their machines
     ANONYMOUS,
     REQUESTER_PAYS,
     "CXR_STORAGE_PATIENCE_S",
@@ -24,8 +24,8 @@ CARRIED = (
     "CXR_DECODE_MEMORY_GIB",
     "CXR_STALL_WARNING_S",
 )
-OOM_RETRIES = 5  # of a task that the node killed for want of memory; Ray itself would try without end
-STARTS = 3  # of a cluster on this machine, before it is given up
+OOM_RETRIES = 5  # attempts for a task that the node killed because memory ran out; Ray itself sets no limit
+STARTS = 3  # attempts to start a cluster on this machine
 
 
 def connect(cpus: int | None = None) -> None:
@@ -52,7 +52,7 @@ def connect(cpus: int | None = None) -> None:
 
 
 def _show_worker_lines(batch: dict[str, Any]) -> None:
-    """Show events of ours, and machines that come and go; the rest goes to the log, the autoscaler's chatter nowhere."""
+    """Show our events, and machines that are added or removed; drop the autoscaler's periodic status."""
     if batch.get("pid") != "autoscaler":
         console.show_worker_lines(batch)
         return
@@ -63,7 +63,7 @@ def _show_worker_lines(batch: dict[str, Any]) -> None:
 
 
 def _start_here(cpus: int | None) -> None:
-    """Start a cluster; on a busy machine Ray's processes may miss its limits of 30 or 60 s, or take a port first.
+    """Start a cluster. On a busy machine Ray's processes may exceed its timeouts of 30 or 60 s, or another takes a port.
 
     Raises:
         ClusterError: it failed several times.
@@ -74,7 +74,7 @@ def _start_here(cpus: int | None) -> None:
         running = set(psutil.Process().children(recursive=True))
         try:
             return _start(cpus)
-        except Exception as error:  # Ray has no narrower one for this
+        except Exception as error:  # Ray raises no narrower type here
             ray.shutdown()
             _kill(set(psutil.Process().children(recursive=True)) - running)
             reason = _last_line(error)
@@ -82,13 +82,13 @@ def _start_here(cpus: int | None) -> None:
             console.note(f"Ray did not start on this machine ({reason}); trying again")
     raise ClusterError(
         f"Ray did not start on this machine in {STARTS} attempts, the last time for this reason: {reason}. The "
-        f"machine may be too busy, or short of memory, processes or disk: run the same command again when it is not, "
-        f"or set RAY_ADDRESS to join a cluster"
+        f"machine may be overloaded, or out of memory, processes or disk space: free some and run the same command "
+        f"again, or set RAY_ADDRESS to join a cluster"
     )
 
 
 def _kill(processes: set[psutil.Process]) -> None:
-    """End what a failed start leaves running."""
+    """Kill the processes that a failed start left running."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
@@ -96,16 +96,16 @@ def _kill(processes: set[psutil.Process]) -> None:
 
 
 def _last_line(error: Exception) -> str:
-    """What a failed start says: of a process that failed, Ray quotes the end of its log."""
+    """The reason in Ray's message about a failed start, which ends with the last line of the failed process's log."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__
 
 
 def _start(cpus: int | None) -> None:
     port = free_port()
-    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"  # else found by a look at all processes
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{LOOPBACK}:{port}"  # else Ray searches all processes for it
     ray.init(
-        address="local",  # else Ray would join whatever it finds on this machine, or wait for one that has ended
+        address="local",  # else Ray joins any cluster of this machine, or waits for one that has ended
         num_cpus=cpus,
         include_dashboard=True,
         dashboard_host=LOOPBACK,
@@ -117,9 +117,9 @@ def _start(cpus: int | None) -> None:
 def _join(address: str) -> None:
     host, _, port = address.rpartition(":")
     try:
-        if port.isdigit() and "://" not in address:  # Ray itself would wait for minutes
+        if port.isdigit() and "://" not in address:  # Ray itself waits for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        ray.init(address="auto", runtime_env=_carried())
+        ray.init(address="auto", runtime_env=_runtime_environment())
     except (OSError, ValueError) as error:
         raise UserError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it, correct the address, or unset "
@@ -127,38 +127,38 @@ def _join(address: str) -> None:
         ) from error
 
 
-def _carried() -> dict[str, Any]:
-    """Variables that this job was given, for workers, whose environment is that of their machines."""
-    carried = {name: os.environ[name] for name in CARRIED if name in os.environ}
-    if carried:  # they may come from the runtime environment the job was submitted with: Ray must not mind
+def _runtime_environment() -> dict[str, Any]:
+    """The runtime environment that passes this job's variables to workers on other machines."""
+    carried = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    if carried:  # the job may have been submitted with a runtime environment that holds them too
         ray_private.allow_another_runtime_environment()
     return {"env_vars": carried} if carried else {}
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind((LOOPBACK, 0))
-        return one.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return probe.getsockname()[1]
 
 
 def total(resource: str) -> float:
-    """How much of "CPU" or "GPU" the cluster has, busy or not, machines counted that it may still start."""
+    """The cluster's CPUs or GPUs (`resource`), busy or free, including machines that it may still start."""
     return max(ray.cluster_resources().get(resource, 0.0), ray_private.largest_resources().get(resource, 0.0))
 
 
 def free() -> str:
-    """What of the cluster is unused now: "0 of 2 CPUs are free"."""
+    """A sentence about the free resources of the cluster, such as "0 of 2 CPUs are free"."""
     available, whole = ray.available_resources(), ray.cluster_resources()
     shown = [f"{available.get(name, 0):g} of {whole[name]:g} {name}s" for name in ("CPU", "GPU") if whole.get(name)]
     return f"{' and '.join(shown) or '0 CPUs'} are free"
 
 
 def check_shared(uri: str) -> None:
-    """Raise UserError where `uri` is a local path but the cluster has, or may start, several machines."""
+    """Raise UserError if `uri` is a local path but the cluster has, or may start, several machines."""
     hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     grows = total("CPU") > ray.cluster_resources().get("CPU", 0)
     if is_local(uri) and (len(hosts) > 1 or grows) and not os.environ.get("CXR_SHARED_FILESYSTEM"):
         raise UserError(
             f"{uri} is a local path, but this cluster has, or may start, several machines: give an s3:// or "
-            f"gs:// URI, or set CXR_SHARED_FILESYSTEM=1 if that path is the same shared folder on all of them"
+            f"gs:// URI, or set CXR_SHARED_FILESYSTEM=1 if all of them share that folder"
         )

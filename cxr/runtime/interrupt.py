@@ -1,8 +1,8 @@
-"""What SIGINT (Ctrl-C) and SIGTERM do to a job: it says so, tidies up for some seconds, and ends with 128 + signal.
+"""SIGINT (Ctrl-C) and SIGTERM: the job prints a message, cleans up for a few seconds, and exits with 128 + signal.
 
-Python runs its own signal handlers in the main thread, between two steps of Python code. A main thread that waits
-inside Ray's C++ may not get there for a long time, so a second thread hears of the signal as well, from the
-descriptor to which Python writes at once, and ends the process when its time is up.
+Python runs signal handlers in the main thread, between two bytecode instructions. A main thread that waits inside
+Ray's C++ may not reach the next one for a long time. So a second thread also receives the signal, through the wakeup
+file descriptor, to which Python writes at once, and ends the process when the time for cleaning up is over.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import NoReturn
 
 from cxr.runtime.console import current
 
-GRACE_S = 8.0  # for stopping Ray and for what else stands in `finally`; `ray job stop` kills after 3 s
+GRACE_S = 8.0  # for stopping Ray and for `finally` blocks; `ray job stop` kills after 3 s
 
 
 class Interruption:
     """Handles SIGINT and SIGTERM from now on. The first one raises KeyboardInterrupt in the main thread, once.
 
     Attributes:
-        number: of the signal that came, or 0.
+        number: number of the signal that was received, or 0.
     """
 
     def __init__(self, message: str) -> None:
@@ -35,12 +35,12 @@ class Interruption:
         self._signals, written = os.pipe()
         os.set_blocking(written, False)
         signal.set_wakeup_fd(written, warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGTERM):  # a script's background processes begin with SIGINT ignored
+        for number in (signal.SIGINT, signal.SIGTERM):  # background processes of a script start with SIGINT ignored
             signal.signal(number, self._interrupt)
         threading.Thread(target=self._watch, name="interruption", daemon=True).start()
 
     def end(self) -> NoReturn:
-        """Stop Ray and whatever else is registered for the end, then end, without tearing down Ray's C++ threads."""
+        """Run the registered exit functions, which stop Ray, and exit without tearing down Ray's C++ threads."""
         self._say()
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
@@ -68,6 +68,6 @@ class Interruption:
         return 0
 
     def _say(self) -> None:
-        """Say it once; not through a stream of Python's, which the interrupted thread may be using."""
+        """Print the message once; not through a Python stream, which the interrupted thread may be using."""
         if self._to_say.acquire(blocking=False):
             current().write_error_now(self._message)

@@ -23,9 +23,9 @@ def versions() -> dict[str, str]:
 
 @lru_cache
 def commit() -> str:
-    """The commit of this checkout, "+changes" behind it where files were edited; CXR_COMMIT or "" elsewhere.
+    """The commit of this checkout, followed by "+changes" if files were edited; elsewhere CXR_COMMIT or "".
 
-    A cluster gets the working directory without its history: set CXR_COMMIT in the job's runtime environment.
+    A submitted job gets the working directory without its history: set CXR_COMMIT in its runtime environment.
     """
     here = Path(__file__).parent.parent
     if "CXR_COMMIT" in os.environ or not (here / ".git").exists():
