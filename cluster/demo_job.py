@@ -44,8 +44,8 @@ def main(options: Options) -> dict[str, Any]:
 
     out = storage.normalize(options.out)
     recipe = AlignRecipe(size=64, epochs=options.epochs)
-    search = SearchOptions(trials=options.trials, fixed=("feature_layers", "feature_weight"))
-    archive = ArchiveOptions(archive=(options.archive,), shard_size=128)
+    search = SearchOptions(trials=options.trials, frozen_params=("feature_layers", "feature_weight"))
+    archive = ArchiveOptions(archive=(options.archive,), stored_size=128)
     with console.current().hidden_stdout():  # the page shows what these print
         tuned = tune_job(recipe, archive, search, RunOptions(), storage.join(out, "search"))
         scores = ScoreOptions(source="chestxray14")
