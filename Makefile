@@ -18,7 +18,7 @@ help:  ## list these commands
 
 install: $(INSTALLED)  ## make .venv from the versions in constraints.txt
 
-# uv takes seconds where pip takes minutes, but knows pip's mirror only if told, and not all of pip's settings.
+# uv takes seconds where pip takes minutes, but has to be given pip's mirror, and does not know all of pip's settings.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) setuptools

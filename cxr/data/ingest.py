@@ -80,7 +80,7 @@ def ingest(
     enhance: Enhancement | None = None,
     labeling: Labeling | None = None,
 ) -> IngestResult:
-    """Decode an archive into shards; called again after it was stopped, it goes on with what is missing.
+    """Decode an archive into shards; called again after an interruption, it continues with the missing parts.
 
     Args:
         pixels: what is stored; 256 x 256, 8 bits by default.
@@ -91,7 +91,7 @@ def ingest(
         labeling: labels and boxes other than the source's own, and how those of several readers become one set.
 
     Raises:
-        UserError: no such archive; OUT holds another ingest's work or is in use by another run; too many rejects, or
+        UserError: no such archive; OUT has the work of another ingest or is in use by another run; too many rejects, or
             boxes outside their images.
     """
     archive, out, pixels = storage.normalize(archive_uri), storage.normalize(out_uri), pixels or PixelFormat()
@@ -145,7 +145,7 @@ def _thinned(manifest: pa.Table, limit: int | None) -> pa.Table:
     if limit is None or limit >= manifest.num_rows:
         return manifest
     if limit < 1:
-        raise UserError(f"limit={limit}: wanted 1 or more images")
+        raise UserError(f"limit={limit}: expected 1 or more images")
     chosen = np.linspace(0, manifest.num_rows - 1, limit).astype(np.int64)
     return rows_at(manifest, pc.sort_indices(manifest[schema.IMAGE_ID]).take(pa.array(chosen)))
 
@@ -273,5 +273,5 @@ def _check_rejects(about: dict[str, Any], images: int, max_rejects: float, out: 
         raise UserError(
             f"{about['rejects']} of {images} images ({share:.1%}) cannot be used, more than the share of "
             f"{max_rejects} that --max-rejects allows: {top}. {storage.join(out, REJECTS_FILE)} lists them. "
-            f"Mend them and ingest into another --out, or allow more: what could be used is written"
+            f"Repair them and ingest into another --out, or allow more: all usable images have been written"
         )

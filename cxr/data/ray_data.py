@@ -53,8 +53,8 @@ def open_dataset(
 ) -> Dataset:
     """An archive, decoded on the way, or shards: the same rows, `schema.row_schema`, streamed.
 
-    Rows of images that could not be used are kept when an archive is decoded: they have `error` set and no
-    pixels. Shards hold good rows only.
+    Images of an archive that cannot be used are rows too, with `error` set and no pixels. Shards have good rows
+    only.
 
     Args:
         split: one of `schema.SPLITS`, or None for all.
@@ -103,8 +103,8 @@ def open_streams(
 
 def _open_shards(uri: str, split: str | None, columns: Sequence[str] | None) -> Dataset:
     info = shards.read_info(uri)
-    wanted = [split] if split else list(info.parts)
-    groups = [group for name in wanted for group in shards.row_groups(info, name)]
+    splits = [split] if split else list(info.parts)
+    groups = [group for name in splits for group in shards.row_groups(info, name)]
     _check_any(len(groups), uri, split)
     keys = [{"uri": group.uri, "index": group.index} for group in groups]
     return _streamed(keys, partial(_read_group, columns=columns))
@@ -113,9 +113,9 @@ def _open_shards(uri: str, split: str | None, columns: Sequence[str] | None) -> 
 def _read_group(key: pa.Table, columns: Sequence[str] | None) -> pa.Table:
     (group,) = key.to_pylist()
     rows = storage.read_parquet(group["uri"], row_group=group["index"], columns=columns)
-    wanted = schema.row_schema(schema.pixel_format(rows.schema))
-    fields = [wanted.field(name) for name in columns or wanted.names]
-    return schema.conform_to_schema(rows, pa.schema(fields, metadata=wanted.metadata))
+    expected = schema.row_schema(schema.pixel_format(rows.schema))
+    fields = [expected.field(name) for name in columns or expected.names]
+    return schema.conform_to_schema(rows, pa.schema(fields, metadata=expected.metadata))
 
 
 def _of_split(manifest: pa.Table, split: str | None, uri: str) -> pa.Table:
@@ -185,13 +185,13 @@ def _streamed(
     blocks = ray.data.from_items(keys, override_num_blocks=len(keys))
     if seed is not None:
         blocks = blocks.randomize_block_order(seed=RandomSeedConfig(seed))
-    return quiet(map_blocks(blocks, read, num_cpus=cpus))
+    return configured(map_blocks(blocks, read, num_cpus=cpus))
 
 
 def map_blocks(rows: Dataset, work: Any, *, pool: ActorPoolStrategy | None = None, **options: Any) -> Dataset:
-    """`rows.map_batches` on whole blocks, which are tried again a few times if their process dies.
+    """`rows.map_batches` on whole blocks, each of which is retried a few times if its process dies.
 
-    Ray Data would try for ever. Tasks with such a limit are not fused with the pool that follows them.
+    Ray Data itself retries without limit. It does not fuse tasks that have a limit with the pool that follows them.
     """
     limits = {"max_restarts": -1, "max_task_retries": _RETRIES} if pool else {"max_retries": _RETRIES}
     with warnings.catch_warnings():
@@ -199,8 +199,8 @@ def map_blocks(rows: Dataset, work: Any, *, pool: ActorPoolStrategy | None = Non
         return rows.map_batches(work, batch_format="pyarrow", batch_size=None, compute=pool, **limits, **options)
 
 
-def quiet(rows: Dataset) -> Dataset:
-    """Without progress bars of its own, and without an end to its patience: `with_stall_notes` reports delays."""
+def configured(rows: Dataset) -> Dataset:
+    """Configure a dataset to show no progress bars, never to time out, and to raise the errors of our functions."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger(ray_private.DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)  # warns that bars are off
     context: DataContext = rows.context
@@ -243,7 +243,7 @@ def finished(replies: Dataset, names: Sequence[str]) -> Iterator[dict[str, Any]]
         return f"{_some(missing)}, while {cluster.free()}"
 
     try:
-        batches = quiet(replies).iter_batches(batch_size=None, batch_format="pyarrow")
+        batches = configured(replies).iter_batches(batch_size=None, batch_format="pyarrow")
         for batch in with_stall_notes(batches, waiting_for):
             for reply in cast(pa.Table, batch).to_pylist():
                 missing.pop(reply["name"], None)
@@ -256,7 +256,7 @@ def finished(replies: Dataset, names: Sequence[str]) -> Iterator[dict[str, Any]]
         raise ClusterError(
             f"the process that worked on one of these died {_RETRIES + 1} times: {_some(missing)} "
             f"({type(error).__name__}). Most likely its machine has too little memory: use machines with more, or "
-            f"fewer CPUs of each. What is finished is kept: the same command continues"
+            f"fewer CPUs of each. Finished parts are kept: the same command continues from there"
         ) from error
 
 

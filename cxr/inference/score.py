@@ -81,11 +81,11 @@ class Tally:
 def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: ScoreOptions | None = None) -> Scored:
     """Score every image of an archive (raw, or shards), or of several archives, into OUT/scores/*.parquet.
 
-    A rerun into the same OUT goes on with the parts that are missing; every image ends up in exactly one row,
+    A rerun into the same OUT continues with the missing parts; every image ends up in exactly one row,
     scored or with `error` set.
 
     Raises:
-        UserError: OUT holds scores of other archives or another checkpoint, several archives share an image id, or
+        UserError: OUT has scores of other archives or another checkpoint, several archives share an image id, or
             more than `max_rejects` are unreadable.
     """
     options = options or ScoreOptions()
@@ -193,7 +193,7 @@ def _check_shards(info: shards.ShardInfo, kept: Checkpoint, options: ScoreOption
     if info.latents is None:
         return
     if options.save_latents:
-        raise UserError(f"{info.uri} holds latents already: leave --save-latents out")
+        raise UserError(f"{info.uri} contains latents already: leave --save-latents out")
     latents.check_encoder(info, kept)
 
 

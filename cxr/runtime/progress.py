@@ -104,7 +104,7 @@ def _duration(seconds: float) -> str:
 def with_stall_notes(items: Iterable[T], waiting_for: Callable[[], str]) -> Iterator[T]:
     """The items, with a note for every five minutes, or CXR_STALL_WARNING_S seconds, that the next one takes.
 
-    A slow part and a wait for CPUs that others use look alike from here, so the work goes on either way.
+    A slow part and a wait for CPUs that others use look alike from here, so the work continues either way.
 
     Args:
         waiting_for: describes what is awaited and why that may take long; called in another thread.

@@ -1,4 +1,4 @@
-"""What a user can mend in an exception as Ray hands it on from another process."""
+"""Finds the user's mistake in an exception that Ray has brought from another process."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ CACHE_BYTES = 1 << 28  # of pixels that each worker keeps in memory
 
 
 class TrainingStoppedError(RuntimeError):
-    """Training could not go on; the message says why. Checkpoints of earlier epochs are kept."""
+    """Training cannot continue; the message says why. Checkpoints of earlier epochs are kept."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ def fit(
     Args:
         in_process: train in this process, which must hold the resources of a worker, instead of in a worker group;
             for one worker. Whoever started the process starts it again if it dies.
-        show_epochs: show a line for each epoch; where several runs go on at once, only programs read them.
+        show_epochs: show a line for each epoch; for several runs at the same time, leave them to programs.
 
     Raises:
-        UserError: the recipe names weights other than by URI; OUT holds a run already and `options.resume` is off, or
-            holds none and it is on; storage failed for longer than it is waited for, as often as workers may die.
-        TrainingStopped: a loss term stopped being finite, or an epoch gave no batch.
+        UserError: the recipe names weights other than by URI; OUT contains a run and `options.resume` is off, or it
+            contains none and `options.resume` is on; storage kept failing beyond all retries.
+        TrainingStoppedError: a loss term stopped being finite, or an epoch gave no batch.
         ray.train.TrainingFailedError: workers died more often than `options.max_failures`.
     """
     options = options or RunOptions()
@@ -115,9 +115,9 @@ def fit(
 
 
 def begun_with(out: str, name: str = "train") -> dict[str, Any] | None:
-    """The settings, as `Recipe.to_dict` gives them, of the checkpoint from which the run in OUT/NAME would go on.
+    """The settings, as `Recipe.to_dict` gives them, of the checkpoint from which the run in OUT/NAME would resume.
 
-    None: it has none, and training begins.
+    None if there is no checkpoint, so that training starts from the beginning.
     """
     rows = read_metrics(out)
     last = storage.join(out, name, rows[-1]["checkpoint"]) if rows else ""
@@ -212,7 +212,7 @@ def _result(trainer: TorchTrainer) -> ray.train.Result:
         mistake = next(filter(None, map(user_error_in, _failures(error))), None)
         if mistake is None:
             raise
-        raise UserError(f"{mistake}. Finished epochs are kept: --resume goes on from there") from error
+        raise UserError(f"{mistake}. Finished epochs are kept: --resume continues from there") from error
 
 
 def _failures(error: TrainingFailedError) -> list[Any]:

@@ -44,11 +44,11 @@ class TrialFailedError(RuntimeError):
 
 
 class SettingsMismatchError(RuntimeError):
-    """A worker trained with another setting than the search had drawn."""
+    """A worker trained with another setting than the one sampled for its trial."""
 
 
 class CheckApplied(UserCallback):
-    """Ends a trial whose workers report other settings than were drawn."""
+    """Ends a trial whose workers report other settings than the sampled ones."""
 
     def __init__(self, drawn: Mapping[str, Any]) -> None:
         self.drawn = dict(drawn)
@@ -59,10 +59,12 @@ class CheckApplied(UserCallback):
 
 
 def check_applied(drawn: Mapping[str, Any], applied: Mapping[str, Any], rank: int = 0) -> None:
-    """Raise Mismatch unless every drawn value is what the worker of `rank` says it trained with."""
-    wrong = [f"{k}: drawn {v!r}, applied {applied.get(k)!r}" for k, v in drawn.items() if applied.get(k) != v]
+    """Raise SettingsMismatchError unless the worker of `rank` reports every sampled value as applied."""
+    wrong = [f"{k}: sampled {v!r}, applied {applied.get(k)!r}" for k, v in drawn.items() if applied.get(k) != v]
     if wrong:
-        raise SettingsMismatchError(f"worker {rank} trained with another recipe than was drawn: {'; '.join(wrong)}")
+        raise SettingsMismatchError(
+            f"worker {rank} trained with other settings than the sampled ones: {'; '.join(wrong)}"
+        )
 
 
 class ReportBest(UserCallback):
@@ -210,16 +212,16 @@ def search(
     space: Mapping[str, BaseDistribution] | None = None,
     source: str = "auto",
 ) -> list[Trial]:
-    """Try settings drawn from `space` (default: the recipe's), each by `fit`; the best come first.
+    """Train with settings sampled from `space` (default: the recipe's), each in a trial; returns the best first.
 
-    Each trial lies in OUT/trials/ID as `fit` leaves it. With `run.resume`, a search that was killed goes on:
+    OUT/trials/ID has what `fit` writes for each trial. With `run.resume`, a search that was killed continues:
     finished trials are kept, interrupted ones continue from their last checkpoint.
 
     With `options.objectives` the sampler seeks the Pareto front, and no trial is stopped early; trials are still
     ranked, and their best epochs chosen, by the monitor.
 
     Raises:
-        UserError: OUT holds a search already and `run.resume` is off, the cluster cannot hold one trial, or the
+        UserError: OUT contains a search and `run.resume` is off, the cluster cannot hold one trial, or the
             family does not offer the objectives.
     """
     options, run = options or SearchOptions(), run or RunOptions()
@@ -254,7 +256,7 @@ def _new(
     run: RunOptions,
 ) -> tune.Tuner:
     if storage.exists(storage.join(out, SEARCH)):
-        raise UserError(f"{out} holds a search already: give --resume to go on with it, or another --out")
+        raise UserError(f"{out} contains a search already: give --resume to continue it, or another --out")
     objectives = objectives_of(recipe, options)
     if objectives:
         console.note("several objectives give trials no order to be stopped by: each trains for all its epochs")
@@ -293,7 +295,7 @@ def _tune_config(
 def _restored(trainable: Any, recipe: Recipe, out: str, objectives: tuple[str, ...]) -> tune.Tuner:
     path, files = storage.ray_storage(storage.join(out, SEARCH))
     if not tune.Tuner.can_restore(path, storage_filesystem=files):
-        raise UserError(f"{out} holds no search to resume: give the --out of the search, or leave --resume out")
+        raise UserError(f"{out} contains no search to resume: give the --out of the search, or leave --resume out")
     began = storage.read_json(storage.join(out, ABOUT))
     changed, weighed = recipe.changes_from(began), tuple(began.get("objectives", ()))
     if weighed != objectives:

@@ -1,4 +1,4 @@
-"""train_all(): several recipes, each with several seeds, trained by fit(), as many at once as the cluster holds."""
+"""train_all(): several recipes, each with several seeds, trained by fit(), as many at a time as fit into the cluster."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def train_all(
     run: RunOptions | None = None,
     *,
     source: str = "auto",
-    spared: bool = False,
+    continue_on_failure: bool = False,
 ) -> list[Trained]:
-    """Train each recipe with each seed in OUT/NAME/seed-SEED; what an earlier call has finished is kept.
+    """Train each recipe with each seed in OUT/NAME/seed-SEED; runs that an earlier call finished are kept.
 
-    Runs that were killed go on from their last checkpoint.
+    Runs that were killed resume from their last checkpoint.
 
     Args:
         seeds: None: each recipe with its own.
-        spared: a run that fails is told of, and missing from what is returned; the others go on.
+        continue_on_failure: report a run that fails and leave it out of the result; the other runs continue.
 
     Raises:
-        UserError: OUT holds runs of other recipes or archives, a mistake in a run, or a cluster too small for one.
+        UserError: OUT contains runs of other recipes or archives, a mistake in a run, or a cluster too small for one.
     """
     run = run or RunOptions()
     _check_same(recipes, archive, out)
@@ -66,11 +66,11 @@ def train_all(
     running: dict[Any, str] = {}
     for number, (name, seed, folder) in enumerate(todo, 1):
         if len(running) == fits:
-            _wait(running, spared)
+            _wait(running, continue_on_failure)
         console.say(f"run {number} of {len(todo)}: {name}, seed {seed}")
         running[start.remote(recipes[name].replace(seed=seed).to_dict(), archive, folder, run, source)] = folder
     while running:
-        _wait(running, spared)
+        _wait(running, continue_on_failure)
     return [
         Trained(name, seed, storage.join(folder, "checkpoint")) for name, seed, folder in planned if _finished(folder)
     ]
@@ -81,26 +81,28 @@ def _finished(folder: str) -> bool:
 
 
 def _check_same(recipes: Mapping[str, Recipe], archive: str, out: str) -> None:
-    """Keep what the study compares, to which recipes may be added; raise UserError where OUT holds another."""
+    """Write what the study compares. Recipes may be added; raises UserError if OUT contains a different study."""
     about, archive = storage.join(out, ABOUT), storage.normalize(archive)
     before: dict[str, Any] = storage.read_json(about) if storage.exists(about) else {ARCHIVE: archive}
     changed = [f"{ARCHIVE} was {before[ARCHIVE]}, is {archive}"] if before[ARCHIVE] != archive else []
     for name in (name for name in recipes if name in before):
         changed += [f"{name}: {change}" for change in recipes[name].changes_from(before[name])]
     if changed:
-        raise UserError(f"{out} holds a study of other settings ({'; '.join(changed)}): give another --out, or these")
+        raise UserError(
+            f"{out} contains a study of other settings ({'; '.join(changed)}): give another --out, or the same settings"
+        )
     storage.write_json(about, {**before, **{name: recipe.to_dict() for name, recipe in recipes.items()}})
 
 
-def _wait(running: dict[Any, str], spared: bool) -> None:
-    """Until one run has ended, which leaves `running`; with `spared`, however it ended."""
+def _wait(running: dict[Any, str], continue_on_failure: bool) -> None:
+    """Wait until one run has ended and remove it from `running`; with `continue_on_failure`, report its failure."""
     (done,), _ = ray.wait(list(running), num_returns=1)
     folder = running.pop(done)
     try:
         ray.get(done)
     except RayTaskError as error:
         mistake = user_error_in(error)
-        if spared:
+        if continue_on_failure:
             console.note(f"{folder} failed and is left out: {mistake or error.cause}")
             return
         if mistake:

@@ -47,7 +47,7 @@ NAMES = ("pairwise_lung_iou", "equivariance_error_pct")
 
 def test_what_was_drawn_must_be_what_was_applied() -> None:
     check_applied({"lr": 0.1}, {"lr": 0.1, "epochs": 3})
-    with pytest.raises(SettingsMismatchError, match=r"worker 1 .*lr: drawn 0.1, applied 0.2"):
+    with pytest.raises(SettingsMismatchError, match=r"worker 1 .*lr: sampled 0.1, applied 0.2"):
         check_applied({"lr": 0.1, "backbone": "conv3"}, {"lr": 0.2, "backbone": "conv3"}, rank=1)
     with pytest.raises(SettingsMismatchError, match="applied None"):
         check_applied({"lr": 0.1}, {})
