@@ -10,19 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cxr import storage
-from cxr.benchmarks.studies import aecnn, xrays
-from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment, training_record
-from cxr.families import checkpoint, lung_crop
 from cxr.families.aecnn import AecnnRecipe
-from cxr.reporting import figures
 from cxr.runtime.job import run_job
 from cxr.training.options import RunOptions
-from cxr.training.sweep import train_all
-
-COMPRESSED, RESIZED, WHOLE = "ae-cnn", "resized", "uncompressed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,32 +34,16 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    out = check_inputs(options.recipe, options.data, options.out)
-    connect(out, options.data, options.run)
-    recipe = resolve_environment(options.recipe, out, options.run)
-    data = ensure_shards(options.data, out, options.recipe)
-    compressors = {COMPRESSED: recipe.compressor, RESIZED: "resize", WHOLE: "none"}
-    recipes = {name: recipe.replace(compressor=compressor) for name, compressor in compressors.items()}
-    trained = train_all(recipes, range(options.seeds), data, out, options.run, source=options.data.source)
-    networks = {name: [checkpoint.load(t.checkpoint) for t in trained if t.name == name] for name in recipes}
-    crop = lung_crop.of_recipe(recipe)
-    test, notes = xrays.read(data, "test", recipe, options.test_images, options.data.source, crop)
-    for note in notes:
-        print(f"note: {note}", flush=True)
-    judged = aecnn.variants(networks, test)
-    text = aecnn.table(judged)
-    said = f"{len(test.pixels):,} test images of {len(set(test.patients)):,} patients, {options.seeds} seeds"
-    print(f"{text}{said}", flush=True)
-    storage.write_text(storage.join(out, "table.md"), f"{text}\n{said}\n")
-    picture = figures.save_figure(aecnn.picture(judged), out, "auroc.png")
-    print(f"picture: {picture}", flush=True)
-    return {
-        "metrics": {"images": float(len(test.pixels)), **aecnn.metrics(judged)},
-        "checkpoints": {f"{t.name}, seed {t.seed}": t.checkpoint for t in trained},
-        "data": data,
-        "trained": {name: training_record(recipe) for name, recipe in recipes.items()},
-        "pictures": [picture],
-    }
+    from cxr.cli.study_aecnn import run_study  # Ray takes seconds to import
+
+    return run_study(
+        options.recipe,
+        options.data,
+        options.run,
+        options.out,
+        seeds=options.seeds,
+        test_images=options.test_images,
+    )
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ recipe = LungsRecipe(size=64, epochs=6, warmup_size=0, warmup_epochs=0, batch_si
 network = recipe.network(())
 task = recipe.task(network)
 task.begin(lambda: iter(training), SingleProcess())
+metrics: dict[str, float] = {}
 engine = Engine(task, recipe, SingleProcess(), steps_per_epoch=len(training), device=torch.device("cpu"))
 for epoch in range(recipe.epochs):
     losses = engine.epoch(iter(training))

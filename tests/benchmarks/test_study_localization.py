@@ -17,7 +17,9 @@ import torch
 from cxr import schema
 from cxr.benchmarks.studies import boxed_xrays, localization, localization_report
 from cxr.benchmarks.studies.localization import Judged
+from cxr.cli import study_localization as study
 from cxr.cli.options import ArchiveOptions
+from cxr.cli.study_localization import FINDINGS, LAST, MULTISCALE, VARIANTS, named, phantoms
 from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.base import Recipe, ScoringContext
@@ -26,8 +28,7 @@ from cxr.families.localize import LocalizeRecipe
 from cxr.training.options import RunOptions
 from cxr.training.sweep import Trained
 from jobs import make_phantom
-from jobs import study_localization as job
-from jobs.study_localization import FINDINGS, LAST, MULTISCALE, VARIANTS, Options, main, named, phantoms
+from jobs.study_localization import Options, main
 from tests.made_shards import write_shards
 
 CPU = torch.device("cpu")
@@ -194,9 +195,9 @@ def untrained(
 
 
 def test_the_job_tells_of_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "train_all", untrained)
-    monkeypatch.setattr(job, "check_inputs", lambda recipe, data, out: out)
-    monkeypatch.setattr(job, "connect", lambda *_: None)
+    monkeypatch.setattr(study, "train_all", untrained)
+    monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: out)
+    monkeypatch.setattr(study, "connect", lambda *_: None)
     recipe = LocalizeRecipe(size=32)
     data = ArchiveOptions(archive=(shards,))
     result = main(Options(out=str(tmp_path), variants=(MULTISCALE, LAST), seeds=2, data=data, recipe=recipe))

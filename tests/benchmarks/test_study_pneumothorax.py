@@ -17,7 +17,9 @@ from torch import Tensor
 
 from cxr import schema, storage
 from cxr.benchmarks.studies import segmentation, segmentation_report
+from cxr.cli import study_pneumothorax as study
 from cxr.cli.options import ArchiveOptions
+from cxr.cli.study_pneumothorax import NETWORKS, named
 from cxr.data.shards import ARCHIVE_FILE, KIND
 from cxr.errors import UserError
 from cxr.families import checkpoint
@@ -29,8 +31,7 @@ from cxr.models.unet import SmallUNet
 from cxr.schema import PixelFormat
 from cxr.training.options import RunOptions
 from cxr.training.sweep import Trained
-from jobs import study_pneumothorax as job
-from jobs.study_pneumothorax import NETWORKS, Options, main, named
+from jobs.study_pneumothorax import Options, main
 
 SIZE, IMAGES = 64, 12
 CPU = torch.device("cpu")
@@ -153,9 +154,9 @@ def untrained(
 
 
 def test_the_job_tells_of_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "train_all", untrained)
-    monkeypatch.setattr(job, "check_inputs", lambda recipe, data, out: out)
-    monkeypatch.setattr(job, "connect", lambda *_: None)
+    monkeypatch.setattr(study, "train_all", untrained)
+    monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: out)
+    monkeypatch.setattr(study, "connect", lambda *_: None)
     names = ("small_unet", "fcn32s-resnet18")
     result = main(
         Options(out=str(tmp_path), networks=names, seeds=2, data=ArchiveOptions(archive=(shards,)), recipe=RECIPE)

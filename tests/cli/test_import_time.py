@@ -19,7 +19,7 @@ LIGHT = (
     "submit_vinbigdata",
 )
 # A recipe's module holds its networks and losses, so the options of a training job import torch.
-WITH_TORCH = [name for name in JOBS if name.startswith(("train_", "tune_"))]
+WITH_TORCH = [name for name in JOBS if name.startswith(("train_", "tune_", "study_"))]
 PARSE_ALL = """
 import importlib, sys
 from cxr.runtime.job import parse

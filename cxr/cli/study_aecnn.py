@@ -1,0 +1,50 @@
+"""The study of AE-CNN: the same classifier on latents, on resized images and on whole ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cxr import storage
+from cxr.benchmarks.studies import aecnn, xrays
+from cxr.cli.inputs import check_inputs
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment, training_record
+from cxr.families import checkpoint, lung_crop
+from cxr.families.aecnn import AecnnRecipe
+from cxr.reporting import figures
+from cxr.training.options import RunOptions
+from cxr.training.sweep import train_all
+
+COMPRESSED, RESIZED, WHOLE = "ae-cnn", "resized", "uncompressed"
+
+
+def run_study(
+    given: AecnnRecipe, archive: ArchiveOptions, run: RunOptions, out: str, *, seeds: int, test_images: int
+) -> dict[str, Any]:
+    """Train AE-CNN and its baselines with every seed, and compare them on test images; returns the result.json."""
+    out = check_inputs(given, archive, out)
+    connect(out, archive, run)
+    recipe = resolve_environment(given, out, run)
+    data = ensure_shards(archive, out, given)
+    compressors = {COMPRESSED: recipe.compressor, RESIZED: "resize", WHOLE: "none"}
+    recipes = {name: recipe.replace(compressor=compressor) for name, compressor in compressors.items()}
+    trained = train_all(recipes, range(seeds), data, out, run, source=archive.source)
+    networks = {name: [checkpoint.load(t.checkpoint) for t in trained if t.name == name] for name in recipes}
+    crop = lung_crop.of_recipe(recipe)
+    test, notes = xrays.read(data, "test", recipe, test_images, archive.source, crop)
+    for note in notes:
+        print(f"note: {note}", flush=True)
+    judged = aecnn.variants(networks, test)
+    text = aecnn.table(judged)
+    said = f"{len(test.pixels):,} test images of {len(set(test.patients)):,} patients, {seeds} seeds"
+    print(f"{text}{said}", flush=True)
+    storage.write_text(storage.join(out, "table.md"), f"{text}\n{said}\n")
+    picture = figures.save_figure(aecnn.picture(judged), out, "auroc.png")
+    print(f"picture: {picture}", flush=True)
+    return {
+        "metrics": {"images": float(len(test.pixels)), **aecnn.metrics(judged)},
+        "checkpoints": {f"{t.name}, seed {t.seed}": t.checkpoint for t in trained},
+        "data": data,
+        "trained": {name: training_record(recipe) for name, recipe in recipes.items()},
+        "pictures": [picture],
+    }

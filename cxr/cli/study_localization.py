@@ -1,0 +1,113 @@
+"""The study of localization: several stages' maps beside the last one's, with seeds and baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from cxr import storage
+from cxr.benchmarks.studies import boxed_xrays, localization, localization_report
+from cxr.benchmarks.studies.boxed_xrays import BoxedXRays
+from cxr.cli.inputs import check_inputs
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment, training_record
+from cxr.data.batch import best_device
+from cxr.errors import UserError
+from cxr.families import checkpoint
+from cxr.families.localize import LocalizeRecipe
+from cxr.metrics.bootstrap import RESAMPLES
+from cxr.phantom.archive import write_phantom
+from cxr.reporting import figures
+from cxr.sources import chestxray14
+from cxr.training.options import RunOptions
+from cxr.training.sweep import train_all
+
+MULTISCALE, LAST = "multiscale", "last"
+# Name -> the settings in which its recipe differs from the job's.
+VARIANTS: dict[str, dict[str, str]] = {
+    MULTISCALE: {"cam_stages": "all", "relevance": "learned"},
+    "uniform": {"cam_stages": "all", "relevance": "uniform"},
+    LAST: {"cam_stages": "last"},
+    **{
+        f"{name}-{pooling}": {"cam_stages": stages, "relevance": "learned", "pooling": pooling}
+        for name, stages in ((MULTISCALE, "all"), (LAST, "last"))
+        for pooling in ("mean", "max", "lse")
+    },
+}
+FINDINGS = ("Cardiomegaly", "Mass", "Nodule")  # of the phantoms: large, smaller, small
+PREVALENCE = 0.7
+
+
+def run_study(
+    recipe: LocalizeRecipe,
+    archive: ArchiveOptions,
+    run: RunOptions,
+    out: str,
+    *,
+    variants: Sequence[str],
+    seeds: int,
+    test_images: int,
+) -> dict[str, Any]:
+    """Train every variant with every seed, and compare them on test images; returns the result.json."""
+    chosen = named(variants, recipe)
+    if archive.stream or seeds < 1:
+        raise UserError(
+            "networks are judged on shards, of one seed or more: leave --stream out, give --seeds 1 or more"
+        )
+    out = check_inputs(recipe, archive, out)
+    connect(out, archive, run)
+    recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
+    data = ensure_shards(phantoms(archive, out), out, recipe)
+    test = boxed_xrays.read(data, "test", test_images)  # first: it may hold no boxes
+    trained = train_all(recipes, range(seeds), data, out, run)
+    device = best_device()
+    judged = []
+    for name in recipes:
+        trained_networks = [checkpoint.load(one.checkpoint) for one in trained if one.name == name]
+        judged.append(localization.judge(name, trained_networks, test, device))
+        print(f"judged: {name}", flush=True)
+    return {
+        "checkpoints": {f"{one.name}, seed {one.seed}": one.checkpoint for one in trained},
+        "data": data,
+        "trained": {name: training_record(recipe) for name, recipe in recipes.items()},
+        **write(judged, test, seeds, out),
+    }
+
+
+def named(names: Sequence[str], recipe: LocalizeRecipe) -> dict[str, LocalizeRecipe]:
+    """Name -> recipe of each variant asked for."""
+    if not names or set(names) - set(VARIANTS):
+        raise UserError(f"variants: expected some of {', '.join(VARIANTS)}, got {' '.join(names)}")
+    return {name: recipe.replace(**VARIANTS[name]) for name in names}
+
+
+def phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
+    """The archive as given, or one of phantoms with small and large findings, in OUT/phantoms; made once."""
+    if options.archive:
+        return options
+    uri = storage.join(storage.normalize(out), "phantoms")
+    if not chestxray14.detect(uri):
+        print(f"no --archive given: making {options.phantoms} phantom X-rays in {uri}", flush=True)
+        size = max(256, options.stored_size)
+        write_phantom(uri, options.phantoms, size=size, findings=FINDINGS, prevalence=PREVALENCE)
+    return replace(options, archive=(uri,))
+
+
+def write(judged: Sequence[localization.Judged], test: BoxedXRays, seeds: int, out: str) -> dict[str, Any]:
+    """Print the tables; write table.md, networks.csv and accuracy.png into `out`; metrics and URIs."""
+    by_name = {one.name: one for one in judged}
+    gains = localization.gains(by_name[MULTISCALE], by_name[LAST]) if {MULTISCALE, LAST} <= set(by_name) else {}
+    gained = localization_report.gains_table(gains, MULTISCALE, LAST) if gains else ""
+    shown = [*judged, *localization.guesses(test)]
+    counts = test.pairs()
+    told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    said = f"{test.rows.num_rows:,} test images, of these with a box: {told}; {seeds} seed{'s' * (seeds > 1)}."
+    print(f"{localization_report.tables(shown)}{gained}{said}", flush=True)
+    storage.write_text(storage.join(out, "table.md"), localization_report.page(shown, gained, said, RESAMPLES))
+    storage.write_text(storage.join(out, "networks.csv"), localization_report.csv(shown))
+    picture = figures.save_figure(localization_report.picture(shown), out, "accuracy.png")
+    print(f"picture: {picture}", flush=True)
+    metrics = {"images": float(test.rows.num_rows), **{f"pairs/{name}": float(n) for name, n in counts.items()}}
+    metrics |= localization.metrics(shown, gains)
+    return {"metrics": metrics, "table": storage.join(out, "networks.csv"), "pictures": [picture]}

@@ -1,0 +1,105 @@
+"""The study of pneumothorax: U-Nets and fully convolutional networks compared on the same test images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from cxr import storage
+from cxr.benchmarks.studies import segmentation, segmentation_report
+from cxr.cli.inputs import check_inputs
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.phantoms import siim_phantoms
+from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment, training_record
+from cxr.data.batch import best_device
+from cxr.errors import UserError
+from cxr.families import checkpoint
+from cxr.families.pneumothorax import PneumothoraxRecipe
+from cxr.models.fcn import FCN_BACKBONES
+from cxr.reporting import figures
+from cxr.training.options import RunOptions
+from cxr.training.sweep import train_all
+
+# Name -> the settings in which its recipe differs from the job's.
+NETWORKS: dict[str, dict[str, str]] = {
+    "small_unet": {"architecture": "small_unet", "backbone_pretrained": ""},
+    **{
+        f"unet-{backbone}{suffix}": {"architecture": "unet", "backbone": backbone, "attention": attention}
+        for backbone in ("resnet18", "resnet34")
+        for suffix, attention in (("", "none"), ("-scse", "scse"))
+    },
+    **{
+        f"{architecture}-{backbone}": {"architecture": architecture, "backbone": backbone}
+        for backbone in FCN_BACKBONES
+        for architecture in ("fcn32s", "fcn16s", "fcn8s")
+    },
+}
+
+
+def run_study(
+    recipe: PneumothoraxRecipe,
+    archive: ArchiveOptions,
+    run: RunOptions,
+    out: str,
+    *,
+    networks: Sequence[str],
+    seeds: int,
+    test_images: int,
+) -> dict[str, Any]:
+    """Train every network with every seed, and compare them on test images; returns the result.json."""
+    chosen = named(networks, recipe)
+    if archive.stream:
+        raise UserError("networks are judged on shards, and all of them read the same: leave --stream out")
+    out = check_inputs(recipe, archive, out)
+    connect(out, archive, run)
+    recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
+    data = ensure_shards(siim_phantoms(archive, out), out, recipe)
+    test = segmentation.read(data, "test", recipe.mask_label, test_images)  # first: it may hold none
+    trained = train_all(recipes, range(seeds), data, out, run)
+    device = best_device()
+    judged = []
+    for name in recipes:
+        trained_networks = [checkpoint.load(one.checkpoint) for one in trained if one.name == name]
+        judged.append(segmentation.judge(name, trained_networks, test, device))
+        print(f"judged: {name}, Dice {judged[-1].dice.value:.3f}", flush=True)
+    return {
+        "metrics": {"images": float(len(test.pixels)), **segmentation.metrics(judged)},
+        "checkpoints": {f"{one.name}, seed {one.seed}": one.checkpoint for one in trained},
+        "data": data,
+        "trained": {name: training_record(recipe) for name, recipe in recipes.items()},
+        **write(judged, test, recipe, seeds, out, device),
+    }
+
+
+def named(names: Sequence[str], recipe: PneumothoraxRecipe) -> dict[str, PneumothoraxRecipe]:
+    """Name -> recipe of each network asked for; all where none is named."""
+    if unknown := set(names) - set(NETWORKS):
+        raise UserError(f"networks: expected some of {', '.join(NETWORKS)}, got {' '.join(sorted(unknown))}")
+    return {name: recipe.replace(**NETWORKS[name]) for name in names or NETWORKS}
+
+
+def write(
+    judged: Sequence[segmentation.Judged],
+    test: segmentation.MaskedXRays,
+    recipe: PneumothoraxRecipe,
+    seeds: int,
+    out: str,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Print the table; write table.md, networks.csv and dice.png into `out`; their URIs."""
+    patients = len(set(test.patients))
+    said = (
+        f"{len(test.pixels):,} test images of {patients:,} patients, {judged[0].figures['positives']:.0f} with a "
+        f"pneumothorax, compared at {test.size} px; {seeds} seed{'s' * (seeds > 1)}."
+    )
+    with_what = torch.cuda.get_device_name(device) if device.type == "cuda" else "one thread of a CPU"
+    timed = f"Forward passes are of one image of {recipe.size} px, {with_what}, float32, the median of several."
+    print(f"{segmentation_report.table(judged)}{said}", flush=True)
+    page = segmentation_report.page(judged, said, timed, cut=not recipe.fully_connected)
+    storage.write_text(storage.join(out, "table.md"), page)
+    storage.write_text(storage.join(out, "networks.csv"), segmentation_report.csv(judged))
+    picture = figures.save_figure(segmentation_report.picture(judged), out, "dice.png")
+    print(f"picture: {picture}", flush=True)
+    return {"table": storage.join(out, "networks.csv"), "pictures": [picture]}
