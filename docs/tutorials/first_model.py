@@ -27,6 +27,7 @@ from cxr.data.decode import make_rows
 from cxr.families import checkpoint
 from cxr.families.base import SingleProcess
 from cxr.families.lungs import LungsRecipe
+from cxr.families.segmentation import MASK_VALUES
 from cxr.phantom.archive import write_phantom
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
@@ -106,5 +107,5 @@ loaded = checkpoint.load(str(saved))
 # %%
 with torch.inference_mode():
     predicted = loaded.recipe.predict(loaded.network, validation[0])
-for number, mask in enumerate(predicted["shares"] >= 0.5):
+for number, mask in enumerate(predicted[MASK_VALUES] >= 0.5):
     print(f"image {number}: the lungs cover {mask.float().mean():.0%} of the image")
