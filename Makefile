@@ -10,7 +10,7 @@ WANTED := --no-build-isolation -e .[dev,detect]
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo check lint test test-all test-gpu clean
+.PHONY: help install demo check lint test test-all coverage test-gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -34,7 +34,7 @@ lint: install
 	ruff format --check .
 	basedpyright
 
-check test test-all: export OMP_NUM_THREADS ?= 1
+check test test-all coverage: export OMP_NUM_THREADS ?= 1
 
 check: lint  ## lint, types, the fast tests
 	$(PYTEST) -m "not ray and not slow and not gpu"
@@ -44,6 +44,9 @@ test: lint  ## lint, types, all tests that need no GPU, no network and no patien
 
 test-all: lint  ## the slow tests too
 	$(PYTEST) -m "not gpu"
+
+coverage: install  ## which lines of cxr the fast tests never run
+	$(PYTEST) -m "not ray and not slow and not gpu" --cov=cxr --cov-report=term-missing:skip-covered
 
 # Not from .venv, since a machine with a GPU may have packages of its own; these tests need no Ray.
 test-gpu:  ## the tests that need a GPU, with the packages that PYTHON has (minutes)
