@@ -31,6 +31,7 @@ from cxr.models.small_unet import LungField, soft_dice
 from cxr.models.spatial_transformer import warp
 from cxr.phantom.archive import make_exam
 from cxr.precision import in_float32
+from cxr.runtime import console
 from cxr.schema import LUNGS
 
 SHIPPED = "phantoms"  # names the network in the package
@@ -123,7 +124,7 @@ def match_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def train(training: LungTraining, device: torch.device) -> tuple[LungField, dict[str, float]]:
     """A trained network, and its mean dice and iou on held-out phantoms of the largest size."""
     torch.manual_seed(training.seed)
-    print(f"lung network: rendering {training.phantoms} phantoms", flush=True)
+    console.say(f"lung network: rendering {training.phantoms} phantoms")
     phantoms = render_phantoms(HELD_OUT + training.phantoms, max(training.sizes), training.seed)
     held_out, phantoms = phantoms[:HELD_OUT].to(device), phantoms[HELD_OUT:].to(device)
     network = LungField().to(device).train()
@@ -141,12 +142,9 @@ def train(training: LungTraining, device: torch.device) -> tuple[LungField, dict
         optimizer.step()
         schedule.step()
         if step % max(1, training.steps // PROGRESS_LINES) == 0:
-            print(f"lung network: step {step}/{training.steps}, loss {loss.item():.3f}", flush=True)
+            console.say(f"lung network: step {step}/{training.steps}, loss {loss.item():.3f}")
     metrics = evaluate(network.eval(), *held_out.split(1, 1))
-    print(
-        f"lung network: Dice {metrics['dice']:.3f}, IoU {metrics['iou']:.3f} on {HELD_OUT} held-out phantoms",
-        flush=True,
-    )
+    console.say(f"lung network: Dice {metrics['dice']:.3f}, IoU {metrics['iou']:.3f} on {HELD_OUT} held-out phantoms")
     return network, metrics
 
 
