@@ -27,7 +27,9 @@ def read_about(uri: str) -> dict[str, Any]:
         raise UserError(f"{uri} holds no {ABOUT}: give a checkpoint's folder, e.g. the `checkpoint` of a result.json")
     about = storage.read_json(storage.join(uri, ABOUT))
     if (about.get("kind"), about.get("version")) != (KIND, VERSION):
-        raise UserError(f"{uri} is {about.get('kind')!r} version {about.get('version')}: wanted {KIND!r} {VERSION}")
+        raise UserError(
+            f"{uri}: expected {KIND!r} version {VERSION}, got {about.get('kind')!r} version {about.get('version')}"
+        )
     return about
 
 

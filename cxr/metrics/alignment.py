@@ -53,7 +53,7 @@ def mirrored(theta: Tensor) -> Tensor:
 def degenerate(scale: float, shift: float, mirrored_share: float) -> str:
     """Why a group's transforms are no alignment, from its mean scale, `middle_shift` and share mirrored; or empty."""
     if not SCALES[0] <= scale <= SCALES[1]:
-        return f"collapsed: its mean scale is {scale:.2f}, wanted {SCALES[0]} to {SCALES[1]}"
+        return f"collapsed: expected a mean scale from {SCALES[0]} to {SCALES[1]}, got {scale:.2f}"
     if not shift <= FARTHEST:
         return f"drifted: its frame's middle lies {shift:.0%} of the width off the images', at most {FARTHEST:.0%}"
     if mirrored_share:

@@ -134,7 +134,7 @@ def test_images_without_masks_or_pixels_are_left_out_and_told(archive: str, tmp_
     assert ["2 of 3 images left out" in note for note in notes] == [True]
     masks[2].unlink()
     masks[3].unlink()
-    with pytest.raises(UserError, match="0 images with a lung mask"):
+    with pytest.raises(UserError, match="expected at least 2 images with a lung mask, got 0"):
         align.read([str(tmp_path)], SIZE)
 
 
@@ -162,5 +162,5 @@ def test_only_an_aligner_large_enough_will_do(shown: Masked, tmp_path: Path) -> 
     with pytest.raises(UserError, match="expected stored images of at least size=128 px"):
         align.predict(kept, shown.pixels)
     other = type("Other", (AlignRecipe,), {"family": "other", "score_columns": schema.REJECTS})()
-    with pytest.raises(UserError, match="wanted an aligner's checkpoint"):
+    with pytest.raises(UserError, match=r"expected a checkpoint of family .align."):
         align.predict(replace(kept, recipe=other), shown.pixels)

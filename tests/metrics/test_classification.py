@@ -131,7 +131,7 @@ def test_nothing_at_all_is_no_crash() -> None:
     [([[np.nan]], [[1]]), ([[1.5]], [[0]]), ([[0.5]], [[2]]), ([[0.5, 0.5]], [[1]]), ([0.5], [1])],
 )
 def test_what_is_no_probability_or_label_is_refused(scores: list, labels: list) -> None:
-    with pytest.raises(ValueError, match="wanted"):
+    with pytest.raises(ValueError, match="expected"):
         ours.auroc(np.array(scores), np.array(labels))
 
 

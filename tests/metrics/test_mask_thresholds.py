@@ -92,7 +92,7 @@ def test_of_equals_the_plainest_rule_is_chosen() -> None:
 
 def test_rows_of_another_grid_are_refused() -> None:
     rows = rule_rows(*validation())
-    with pytest.raises(ValueError, match="that grid"):
+    with pytest.raises(ValueError, match="expected rows of this grid"):
         choose_rule(rows, tops=(0.5,))
-    with pytest.raises(ValueError, match="that grid"):
+    with pytest.raises(ValueError, match="expected rows of this grid"):
         choose_rule(rows[:0])

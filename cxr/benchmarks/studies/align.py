@@ -86,7 +86,7 @@ def read(archives: Sequence[str], size: int, limit: int = 0) -> tuple[Masked, li
         torch.cat([part.masks for part in parts]),
     )
     if len(images) < 2:
-        raise UserError(f"{len(images)} images with a lung mask in {', '.join(archives)}: wanted 2 or more")
+        raise UserError(f"{', '.join(archives)}: expected at least 2 images with a lung mask, got {len(images)}")
     return images, notes
 
 
@@ -158,7 +158,7 @@ def predict(kept: Checkpoint, pixels: Tensor) -> tuple[Tensor, float]:
         UserError: the checkpoint is of another family, or wants larger images.
     """
     if schema.THETA not in kept.recipe.score_columns.names:
-        raise UserError(f"{kept.uri} is of family {kept.recipe.family!r}: wanted an aligner's checkpoint")
+        raise UserError(f"{kept.uri}: expected a checkpoint of family 'align', got {kept.recipe.family!r}")
     check_size(kept.recipe, pixels.shape[-1])
     start = time.thread_time()
     parts = [kept.recipe.predict(kept.network, {schema.PIXELS: part})[schema.THETA] for part in pixels.split(_BLOCK)]

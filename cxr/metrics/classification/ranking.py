@@ -39,12 +39,12 @@ def checked(scores_NF: np.ndarray, labels_NF: np.ndarray) -> tuple[np.ndarray, n
     """
     scores, labels = np.asarray(scores_NF, np.float64), np.asarray(labels_NF)
     if scores.ndim != 2 or scores.shape != labels.shape:
-        raise ValueError(f"scores {scores.shape}, labels {labels.shape}: wanted (images, findings) for both")
+        raise ValueError(f"expected scores and labels (images, findings), got {scores.shape} and {labels.shape}")
     if not np.isin(labels, (POSITIVE, NEGATIVE, UNKNOWN)).all():
-        raise ValueError(f"labels {np.unique(labels)}: wanted 1, 0 and −1 for unknown")
+        raise ValueError(f"expected labels 1, 0 and −1 (unknown), got {np.unique(labels)}")
     known = labels != UNKNOWN
     if not (known <= ((scores >= 0) & (scores <= 1))).all():
-        raise ValueError("scores outside [0, 1], or NaN: wanted probabilities")
+        raise ValueError("expected probabilities in [0, 1], got scores outside that range, or NaN")
     return np.where(known, scores, 0.0), labels
 
 

@@ -44,7 +44,7 @@ def resampled_aurocs(
     scores, labels = checked(scores_NF, labels_NF)
     ids, patients = np.unique(np.asarray(patients_N), return_inverse=True)
     if len(patients) != len(labels):
-        raise ValueError(f"{len(patients)} patients of {len(labels)} images: wanted an id an image")
+        raise ValueError(f"expected one patient id per image, got {len(patients)} for {len(labels)} images")
     findings = [_Finding.of(scores[:, f], labels[:, f], patients) for f in range(labels.shape[1])]
     found = np.full((resamples, len(findings)), np.nan)
     for block, times in enumerate(resamples_of(len(ids), resamples, seed)):

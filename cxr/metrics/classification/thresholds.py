@@ -30,7 +30,7 @@ def decisions(predicted_positive_NF: np.ndarray, labels_NF: np.ndarray) -> Decis
     predicted_positive, labels = np.asarray(predicted_positive_NF, bool), np.asarray(labels_NF)
     if predicted_positive.shape != labels.shape:
         raise ValueError(
-            f"decisions {predicted_positive.shape}, labels {labels.shape}: wanted (images, findings) for both"
+            f"expected decisions and labels (images, findings), got {predicted_positive.shape} and {labels.shape}"
         )
     positive, negative = labels == POSITIVE, labels == NEGATIVE
     true, false = (predicted_positive & positive).sum(0), (predicted_positive & negative).sum(0)
@@ -94,7 +94,7 @@ def choose_thresholds(
         ValueError: no such rule.
     """
     if rule not in get_args(Rule):
-        raise ValueError(f"rule {rule!r}: wanted one of {', '.join(get_args(Rule))}")
+        raise ValueError(f"rule: expected one of {', '.join(get_args(Rule))}, got {rule!r}")
     found = ranked(scores_NF, labels_NF)
     none = np.zeros((1, len(found.positives)))
     worth = np.concatenate([none, _worth(found, rule, specificity)])  # row 0: nothing is predicted positive

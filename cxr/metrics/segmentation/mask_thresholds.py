@@ -38,7 +38,7 @@ class MaskRule:
 
     def __post_init__(self) -> None:
         if not all(0 <= value <= 1 for value in asdict(self).values()):
-            raise ValueError(f"{self}: wanted shares in [0, 1]")
+            raise ValueError(f"expected shares in [0, 1], got {self}")
 
     def apply(self, probabilities_BHW: Tensor) -> Tensor:
         """Bool masks (B, H, W)."""
@@ -94,10 +94,9 @@ def choose_rule(
         ValueError: no image, or rows of another grid.
     """
     counts = rows.cpu().double().numpy()
-    if not len(counts) or counts.shape[1] != len(tops) + 2 * len(bottoms) + 2:
-        raise ValueError(
-            f"rows {counts.shape} for {len(tops)} tops, {len(bottoms)} bottoms: wanted images of that grid"
-        )
+    columns = len(tops) + 2 * len(bottoms) + 2
+    if not len(counts) or counts.shape[1] != columns:
+        raise ValueError(f"expected rows of this grid, (images > 0, {columns}), got {counts.shape}")
     certain, likely, both, true, pixels = np.split(
         counts, np.cumsum([len(tops), len(bottoms), len(bottoms), 1]), axis=1
     )
