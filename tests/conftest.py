@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,21 +18,25 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
 REPOSITORY = Path(__file__).parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Processes that share the tests (`pytest -n 2 --dist loadgroup`) take whole files.
-
-    One of them takes all tests that need Ray, which come first since they take longest, so that only one cluster is
-    started; likewise for the tests with two workers.
-    """
-    if not config.pluginmanager.has_plugin("xdist"):
-        return
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that need Ray come first: they take longest."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        shared = [name for name in ("ray_cluster", "two_workers") if name in fixtures]
-        group = "ray" if item.get_closest_marker("ray") else shared[0] if shared else item.location[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Processes that share the tests (`pytest -n 2`) take whole files, and one of them takes all files in `tests/ray`.
+
+    Only one Ray cluster is started then. (The groups of pytest-xdist 3.8 have no effect with pytest 9.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if file.startswith("tests/ray/") else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
