@@ -58,7 +58,7 @@ def main(options: Options) -> dict[str, Any]:
     if scored.not_frontal_chest:
         listed = ", ".join(f"{count:,} {what}" for what, count in scored.not_frontal_chest.items())
         total = sum(scored.not_frontal_chest.values())
-        print(f"note: {total:,} images are known not to be frontal radiographs of the chest: {listed}", flush=True)
+        print(f"note: {total:,} images are known not to be frontal chest radiographs: {listed}", flush=True)
     metrics = {"images": scored.images, "rejects": scored.rejects, "images_per_s": scored.images_per_s}
     return {**dataclasses.asdict(scored), "checkpoint": kept, "metrics": metrics}
 

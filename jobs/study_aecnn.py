@@ -1,4 +1,4 @@
-"""AE-CNN, the same classifier on plainly resized images and on whole ones: mean AUROC with seeds and intervals.
+"""Compare an AE-CNN with the same classifier on resized and on whole images: mean AUROC with seeds and intervals.
 
 python jobs/study_aecnn.py  # on a phantom archive
 

@@ -1,4 +1,4 @@
-"""Networks that find where findings are by labels alone: several stages' maps beside the last one's, with seeds.
+"""Compare networks that locate findings from labels alone: maps of several stages or of the last, with seeds.
 
 python jobs/study_localization.py  # multiscale, uniform and last, on phantoms with small and large findings
 

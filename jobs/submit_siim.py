@@ -32,7 +32,10 @@ def main(options: Options) -> dict[str, Any]:
 
     uri = storage.join(storage.normalize(options.out), "submission.csv")
     counts = write_submission(run, uri, options.split)
-    print("{images:,} images, {positives:,} with a mask, {errors:,} with an error, taken as empty".format(**counts))
+    print(
+        "{images:,} images, {positives:,} with a mask; {errors:,} could not be scored and are submitted without a "
+        "mask".format(**counts)
+    )
     print(f"submission: {uri}")
     return {"submission": uri, "metrics": counts}
 

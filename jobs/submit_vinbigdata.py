@@ -47,11 +47,13 @@ def main(options: Options) -> dict[str, Any]:
     print("{images:,} images, {normal:,} as normal, {errors:,} of these for an error; ".format(**counts), end="")
     print("{boxes_left_out:,} boxes of other findings left out".format(**counts))
     if counts["training_images_left_out"]:
-        print("note: {training_images_left_out:,} images left out, since train.csv lists them".format(**counts))
+        print("note: {training_images_left_out:,} images left out because train.csv lists them".format(**counts))
     if counts["of_unknown_size"]:
         print(
-            "note: {of_unknown_size:,} images with boxes are no DICOM, and nothing tells their originals' sizes: "
-            "they are submitted in pixels of the files. {} would tell".format(" and ".join(META_FILES), **counts)
+            "note: {of_unknown_size:,} images with boxes are not DICOM, and their original sizes are unknown: "
+            "their boxes are submitted in pixels of the files. Add {} to correct this".format(
+                " and ".join(META_FILES), **counts
+            )
         )
     print(f"submission: {uri}")
     return {"submission": uri, "metrics": counts}

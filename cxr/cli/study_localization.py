@@ -1,4 +1,4 @@
-"""The study of localization: several stages' maps beside the last one's, with seeds and baselines."""
+"""The study of localization: maps from several stages compared with the last stage, with seeds and baselines."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run_study(
     chosen = named(variants, recipe)
     if archive.stream or seeds < 1:
         raise UserError(
-            "networks are judged on shards, of one seed or more: leave --stream out, give --seeds 1 or more"
+            "networks are evaluated on shards, with 1 seed or more: leave --stream out, give --seeds 1 or more"
         )
     out = check_inputs(recipe, archive, out)
     connect(out, archive, run)

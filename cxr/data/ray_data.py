@@ -256,7 +256,7 @@ def finished(replies: Dataset, names: Sequence[str]) -> Iterator[dict[str, Any]]
         raise ClusterError(
             f"the process that worked on one of these died {_RETRIES + 1} times: {_some(missing)} "
             f"({type(error).__name__}). Most likely its machine has too little memory: use machines with more, or "
-            f"fewer CPUs of each. Finished parts are kept: the same command continues from there"
+            f"fewer CPUs of each. Finished parts are saved: run the same command again to continue"
         ) from error
 
 

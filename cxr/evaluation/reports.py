@@ -63,5 +63,5 @@ def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
     except NoGroundTruthError:
         if options.archive or options.against:
             raise
-        print(f"note: {scored} has no ground truth for these scores: the report describes them alone", flush=True)
+        print(f"note: {scored} has no ground truth for these scores: the report covers only them", flush=True)
         return score_summary.report(run, options, out, how.kinds)

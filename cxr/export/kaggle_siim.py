@@ -34,7 +34,7 @@ def write_submission(run: Run, uri: str, split: Split = "test") -> dict[str, int
     for image_id, code, good in rows:
         name = _ENDING.sub("", image_id.rpartition("/")[2])
         if name in codes:
-            raise UserError(f"{run.uri} has scored two images named {name}: score the challenge's archive alone")
+            raise UserError(f"{run.uri} has scored two images named {name}: score the challenge's archive by itself")
         codes[name] = code if good else rle.EMPTY
     storage.write_text(storage.normalize(uri), siim_submission(dict(sorted(codes.items()))))
     errors = int((~scores.good).sum())

@@ -76,7 +76,7 @@ def write_submission(run: Run, uri: str, normal: NormalFilter | None = None, spl
     for image_id, good, boxes in zip(scores.image_ids.to_pylist(), scores.good.tolist(), found, strict=True):
         name = image_key(image_id)
         if name in rows:
-            raise UserError(f"{run.uri} has scored two images named {name}: score the challenge's alone")
+            raise UserError(f"{run.uri} has scored two images named {name}: score the challenge's archive by itself")
         rows[name] = prediction(_filtered(boxes, image_id, normal)) if good else _NORMAL
     table: list[dict[str, Any]] = [{"image_id": name, "PredictionString": rows[name]} for name in sorted(rows)]
     storage.write_text(storage.normalize(uri), csv_text(table))
@@ -119,7 +119,8 @@ def _found(scores: localization_data.BoxScores, run: Run, scales: np.ndarray) ->
     every = pc.sum(pc.list_value_length(scores.boxes)).as_py() or 0
     if every and not len(flat.image):
         raise UserError(
-            f"{run.uri} has {counted(every, 'box', 'boxes')}, none of VinBigData's findings: train on its annotations"
+            f"{run.uri} has {counted(every, 'box', 'boxes')}, but none for VinBigData's findings: train the detector "
+            f"on VinBigData's annotations"
         )
     flat = flat.at(np.lexsort((-flat.score, flat.image))).scaled(*scales.T)
     ends = np.searchsorted(flat.image, np.arange(len(scores.good) + 1)).tolist()

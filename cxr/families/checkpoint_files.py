@@ -28,7 +28,8 @@ def read_about(uri: str) -> dict[str, Any]:
     about = storage.read_json(storage.join(uri, ABOUT))
     if (about.get("kind"), about.get("version")) != (KIND, VERSION):
         raise UserError(
-            f"{uri}: expected {KIND!r} version {VERSION}, got {about.get('kind')!r} version {about.get('version')}"
+            f"{uri}: expected {KIND!r} version {VERSION}, got {about.get('kind')!r} version {about.get('version')}: "
+            f"use the version of cxr that wrote it, or train again"
         )
     return about
 

@@ -90,7 +90,7 @@ def _finder(uri: str, sha256: str) -> Checkpoint:
     if kept.about["sha256"] != sha256:
         raise UserError(
             f"the lung checkpoint {uri} was replaced by another (its weights' SHA-256 was {sha256[:12]}, is "
-            f"{kept.about['sha256'][:12]}): put the first back, or begin again in another --out"
+            f"{kept.about['sha256'][:12]}): restore the original, or start over in another --out"
         )
     return kept
 

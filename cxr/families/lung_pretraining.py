@@ -76,7 +76,7 @@ def pretrain(training: LungTraining, folder: str) -> str:
         if metrics["dice"] < MIN_DICE:
             raise UserError(
                 f"the lung network reached a Dice of only {metrics['dice']:.3f} on held-out phantoms, expected at "
-                f"least {MIN_DICE}; give more lung_steps"
+                f"least {MIN_DICE}; raise lung_steps"
             )
         save_weights(network, training, metrics, uri)
     return uri

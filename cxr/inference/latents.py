@@ -1,4 +1,4 @@
-"""Latent archives: shards whose pixels are what an encoder kept of X-rays, and of which encoder.
+"""Latent archives: shards whose pixels are X-rays compressed by an encoder, with a record of that encoder.
 
 LATENTS/train/part-00003.parquet …   rows (schema.row_schema) of one part of scores, by split
 LATENTS/rejects.parquet              images that could not be used, and why (schema.REJECTS)
@@ -166,7 +166,7 @@ def finish(folder: str, scores: Mapping[str, str], kept: Checkpoint, origin: Ori
         for split, rows in sorted(counts.items()):
             path = part_path(split, name)
             if path not in found:
-                raise UserError(f"{storage.join(folder, path)} is gone: delete {uri} too, and run again")
+                raise UserError(f"{storage.join(folder, path)} is missing: delete {uri} too, and run the job again")
             parts.setdefault(split, []).append({"path": path, "rows": rows})
     storage.write_json(storage.join(folder, ARCHIVE_FILE), _described(parts, rejects, kept, origin))
 

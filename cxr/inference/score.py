@@ -239,7 +239,7 @@ def _score_parts(
             tally.not_frontal_chest.update(row["not_frontal_chest"])
             progress.add(row["images"], len(row["errors"]))
     except UserError as mistake:
-        raise UserError(f"{mistake}. Scored parts are kept: the same command continues from there") from mistake
+        raise UserError(f"{mistake}. Scored parts are saved: run the same command again to continue") from mistake
 
 
 def _labeled(part: Part) -> pa.Table:

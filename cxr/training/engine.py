@@ -104,7 +104,9 @@ class Engine:
             if steps % self.check_every == 0:
                 self._means(sums, steps)
         if not steps:
-            raise UnrecoverableTrainingError("an epoch gave no batch: lower batch_size, or give a larger archive")
+            raise UnrecoverableTrainingError(
+                "an epoch produced no batches: lower batch_size, or give a larger archive"
+            )
         means = self._means(sums, steps)
         means["loss"] = sum(value for name, value in means.items() if name != "grad_norm")
         return means | {"images": self.workers.sum(torch.tensor(float(images), device=self.device)).item()}

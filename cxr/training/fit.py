@@ -212,7 +212,7 @@ def _result(trainer: TorchTrainer) -> ray.train.Result:
         mistake = next(filter(None, map(user_error_in, _failures(error))), None)
         if mistake is None:
             raise
-        raise UserError(f"{mistake}. Finished epochs are kept: --resume continues from there") from error
+        raise UserError(f"{mistake}. Finished epochs are saved: add --resume to continue from there") from error
 
 
 def _failures(error: TrainingFailedError) -> list[Any]:
@@ -231,8 +231,8 @@ def _finish(returned: Mapping[str, Any], recipe: Recipe, out: str, name: str) ->
     if best is None:
         degenerate = rows[-1].get("degenerate") if rows else None
         raise TrainingStoppedError(
-            f"no epoch gave a usable network, the last one is degenerate ({degenerate}): change the settings, for example "
-            f"lower lr"
+            f"no epoch produced a usable network; the last one is degenerate ({degenerate}): change the settings, "
+            f"for example lower lr"
             if degenerate
             else f"{recipe.monitor} could not be measured in any epoch: check that the validation images have what it needs"
         )

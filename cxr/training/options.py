@@ -78,7 +78,7 @@ class SearchOptions:
     trials: int = 8
     """Number of trials, each with its own settings."""
     frozen_params: tuple[str, ...] = ()
-    """Settings that are not searched but kept as the recipe has them, for example backbone."""
+    """Settings to leave at the recipe's values instead of searching them, for example backbone."""
     search_seed: int = 0
     """Seed of the sampler (TPE)."""
     objectives: tuple[str, ...] = ()

@@ -259,7 +259,7 @@ def _new(
         raise UserError(f"{out} contains a search already: give --resume to continue it, or another --out")
     objectives = objectives_of(recipe, options)
     if objectives:
-        console.note("several objectives give trials no order to be stopped by: each trains for all its epochs")
+        console.note("with several objectives, trials cannot be stopped early: each one trains for all of its epochs")
     storage.write_json(storage.join(out, ABOUT), recipe.to_dict() | {"objectives": list(objectives)})
     path, files = storage.ray_storage(out)
     lost = tune.FailureConfig(max_failures=run.max_failures)  # with the machine they ran on
@@ -302,7 +302,7 @@ def _restored(trainable: Any, recipe: Recipe, out: str, objectives: tuple[str, .
         changed.append(f"objectives was {' '.join(weighed) or 'empty'}, is {' '.join(objectives) or 'empty'}")
     if changed:
         raise UserError(
-            f"the search to resume began otherwise ({'; '.join(changed)}), and its trials must compare: "
+            f"the search to resume was started with different settings ({'; '.join(changed)}): "
             f"give the same settings, or another --out"
         )
     return tune.Tuner.restore(

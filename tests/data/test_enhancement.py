@@ -161,7 +161,7 @@ def test_raw_archives_are_not_streamed(archive: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Leave --stream out, or run jobs/ingest_archive.py with --denoise median"):
         check_raw(RECIPE, archive)
     given = ArchiveOptions(archive=(archive,), stream=True, labeling=Labeling(readers_agree=2))
-    with pytest.raises(UserError, match="apply when shards are made"):
+    with pytest.raises(UserError, match="take effect when shards are made"):
         check_inputs(PLAIN, given, str(tmp_path / "out"))
 
 

@@ -227,7 +227,7 @@ def test_a_submission_holds_the_challenges_test_images_and_says_where_it_is(
     assert (result["metrics"]["training_images_left_out"], result["metrics"]["errors"]) == (1, 1)
     told = capsys.readouterr().out
     assert f"submission: {result['submission']}" in told
-    assert "1 images left out, since train.csv lists them" in told
+    assert "1 images left out because train.csv lists them" in told
     with pytest.raises(UserError, match=r"no image in split 'val' \(test 3, train 1\)"):
         write_submission(read_run(run), str(tmp_path / "submission.csv"), split="val")
 
@@ -297,5 +297,5 @@ def test_two_images_of_one_name_cannot_be_submitted(archive: str, tmp_path: Path
 def test_boxes_of_no_finding_of_the_challenge_cannot_be_submitted(archive: str, tmp_path: Path) -> None:
     box = {"score": 0.5, "label": "Hernia", "x_min": 0, "y_min": 0, "x_max": 2, "y_max": 2}
     run = read_run(write_run(tmp_path / "run", archive, {"a.png": [box]}))
-    with pytest.raises(UserError, match="none of VinBigData's findings"):
+    with pytest.raises(UserError, match="none for VinBigData's findings"):
         write_submission(run, str(tmp_path / "submission.csv"))

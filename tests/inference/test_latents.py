@@ -173,7 +173,7 @@ def test_what_wants_images_refuses_latents(written: tuple[str, str, Checkpoint])
 def test_a_lost_part_is_told(written: tuple[str, str, Checkpoint]) -> None:
     folder, scores, kept = written
     Path(folder, "test", "part-00000.parquet").unlink()
-    with pytest.raises(UserError, match=r"test/part-00000.parquet is gone: delete .*part-00000.parquet too"):
+    with pytest.raises(UserError, match=r"test/part-00000.parquet is missing: delete .*part-00000.parquet too"):
         latents.finish(folder, {"scores/part-00000": scores}, kept, ORIGIN)
 
 

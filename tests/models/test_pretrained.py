@@ -177,7 +177,7 @@ def test_weights_by_uri_are_copied_once_and_need_not_be_there_afterwards(tmp_pat
     assert resolved.resolve_weights(out) == (resolved, [])
     state = pretrained.from_uri(resolved.backbone_pretrained)
     torch.save(Classifier("resnet18", 3).body.state_dict(), given / "resnet18.pt")
-    with pytest.raises(UserError, match=r"other weights than those that an earlier run in .* started from"):
+    with pytest.raises(UserError, match=r"different weights from those that an earlier run in .* started from"):
         recipe.resolve_weights(out)
     shutil.rmtree(given)
     again, _ = recipe.resolve_weights(out)

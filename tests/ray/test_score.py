@@ -209,5 +209,5 @@ def test_a_shard_file_that_is_gone_is_named_in_one_line(kept: str, tmp_path: Pat
     with pytest.raises(UserError) as mistake:
         score(made, kept, str(tmp_path / "out"), ScoreOptions(max_rejects=0.9))
     assert str(gone) in str(mistake.value)
-    assert str(mistake.value).endswith("Scored parts are kept: the same command continues from there")
+    assert str(mistake.value).endswith("Scored parts are saved: run the same command again to continue")
     assert len(str(mistake.value).splitlines()) == 1

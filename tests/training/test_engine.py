@@ -90,7 +90,7 @@ def test_accumulated_steps_equal_one_large_batch() -> None:
 def test_weights_that_would_never_move_are_refused() -> None:
     with pytest.raises(UserError, match="accumulate=8 with 5 steps"):
         engine(Line(), steps=5, accumulate=8)
-    with pytest.raises(UnrecoverableTrainingError, match="an epoch gave no batch"):
+    with pytest.raises(UnrecoverableTrainingError, match="an epoch produced no batches"):
         engine(Line()).epoch(iter([]))
 
 

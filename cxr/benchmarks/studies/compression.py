@@ -181,7 +181,10 @@ def classifies(kept: Checkpoint) -> bool:
 def check_classifier(kept: Checkpoint) -> None:
     """Raise UserError unless `kept` gives probabilities of findings."""
     if schema.PROBABILITIES not in kept.recipe.score_columns.names:
-        raise UserError(f"{kept.uri} is of family {kept.recipe.family!r}, which finds no findings: give a classifier")
+        raise UserError(
+            f"{kept.uri} is of family {kept.recipe.family!r}, which does not predict findings: give a classifier's "
+            f"checkpoint"
+        )
 
 
 @torch.inference_mode()

@@ -128,7 +128,7 @@ def _steps(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.n
     """Counts of negatives and positives predicted positive, from none to all, each pair once."""
     found = ranked(scores_N[:, None], labels_N[:, None])
     if not found.measurable[0]:
-        raise ValueError("a curve needs a positive and a negative")
+        raise ValueError("a curve needs at least one positive and one negative label")
     pairs = np.stack([found.false[:, 0], found.true[:, 0]])
     pairs = np.pad(pairs, ((0, 0), (1, 0)))
     false, true = pairs[:, np.append(True, np.diff(pairs).any(0))]
