@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,14 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoWorkers
     workers = TwoWorkers(tmp_path_factory.mktemp("two_workers"))
     yield workers
     workers.stop()
+
+
+@pytest.fixture(autouse=True)
+def _new_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that an earlier test ran in this process has ended its console."""
+    console = sys.modules.get("cxr.runtime.console")
+    if console is not None:
+        monkeypatch.setattr(console, "_console", console.Console())
 
 
 @pytest.fixture(autouse=True)

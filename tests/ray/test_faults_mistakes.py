@@ -7,11 +7,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import boto3
 import pytest
 
 from cxr import schema
+from cxr.cli.entry import train, tune
 from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.align import AlignRecipe
@@ -22,6 +24,7 @@ from tests.servers import faulty
 from tests.servers.faulty import Faulty
 
 JOBS = ("ingest_archive", "train_align", "tune_align", "score_archive")
+MAINS: dict[str, Any] = {"train_align": train, "tune_align": tune}
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +130,9 @@ def run(job: str, options: list[str], capsys: pytest.CaptureFixture[str], monkey
     """What the job prints as its error, a line of its own, before it exits with 2."""
     module = importlib.import_module(f"jobs.{job}")
     monkeypatch.setattr(sys, "argv", [job, *options])
+    main = MAINS.get(job) or module.main
     with pytest.raises(SystemExit) as end:
-        run_job(module.main, module.Options)
+        run_job(main, module.Options)
     errors = capsys.readouterr().err
     assert end.value.code == 2, errors
     assert errors.startswith("error: ")

@@ -186,7 +186,7 @@ def test_several_archives_are_scored_into_one_result_and_judged_one_by_one(kept:
     assert contents(out) == parts
     with pytest.raises(UserError, match=r"archive was .*, is .*another --out"):
         score(archives[:2], kept, out)
-    with pytest.raises(UserError, match=r"holds scores of .*raw and .*shards and .*more: name the archive"):
+    with pytest.raises(UserError, match=r"contains scores of .*raw and .*shards and .*more: name the archive"):
         _ = read_run(out).archive
 
 

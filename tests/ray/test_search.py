@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 RECIPE = AlignRecipe(size=32, epochs=2, batch_size=8, backbone="conv3", lungs=False)
 SPACE = {
     "structure_weight": FloatDistribution(0.1, 4.0),
-    "transform": CategoricalDistribution(["similarity", "affine"]),
+    "parameterization": CategoricalDistribution(["similarity", "affine"]),
 }
 
 
