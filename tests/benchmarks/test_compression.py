@@ -197,7 +197,7 @@ def test_other_checkpoints_are_refused(kept: Checkpoint) -> None:
     aligner = replace(kept, recipe=AlignRecipe(size=SIZE, lungs=False))
     with pytest.raises(UserError, match="has no latents"):
         compression.check_compressor(aligner)
-    with pytest.raises(UserError, match="finds no findings"):
+    with pytest.raises(UserError, match="does not predict findings"):
         compression.check_classifier(aligner)
 
 

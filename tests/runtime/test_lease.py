@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -105,6 +106,15 @@ def test_the_lease_is_renewed_and_gone_at_the_end(out: str) -> None:
     assert not storage.exists(uri)
 
 
+@pytest.fixture
+def _interrupts() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, as in jobs; Ray, used by an earlier test of this process, may have changed that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interrupts")
 def test_a_run_whose_lease_was_taken_over_stops(out: str, capsys: pytest.CaptureFixture[str]) -> None:
     uri = storage.join(out, lease.LEASE_FILE)
     with pytest.raises(KeyboardInterrupt), lease.held(out):  # noqa: PT012
