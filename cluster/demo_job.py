@@ -62,7 +62,7 @@ def main(options: Options) -> dict[str, Any]:
         Section(
             "Ranked trials",
             [
-                f"Each trial trained with settings of its own. `{recipe.monitor}` ranks them; a trial that fell behind "
+                f"Each trial trained with different settings. `{recipe.monitor}` ranks them; a trial that fell behind "
                 f"was stopped early.",
                 table,
             ],
@@ -76,7 +76,7 @@ def main(options: Options) -> dict[str, Any]:
             ],
         ),
         Section(
-            "How to go on",
+            "Next steps",
             [
                 "Train on images of your own: `python jobs/train_align.py --archive FOLDER --out runs/align`",
                 "Search for longer: `python jobs/tune_align.py --archive FOLDER --trials 20 --out runs/tune`",
