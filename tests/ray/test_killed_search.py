@@ -16,7 +16,7 @@ from cxr.training.run_log import read_metrics
 from tests.conftest import REPOSITORY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
-TRIALS, EPOCHS = 3, 4
+TRIALS, EPOCHS = 12, 6
 
 
 def command(out: Path) -> list[str]:
