@@ -1,4 +1,4 @@
-"""The job that `make demo` submits: searches for an aligner, scores the archive with the best one, writes one page."""
+"""The job that `make demo` submits: search for an aligner, score the archive with the best one, write one page."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def main(options: Options) -> dict[str, Any]:
         Section(
             "Ranked trials",
             [
-                f"Each trial trained with different settings. `{recipe.monitor}` ranks them; a trial that fell behind "
-                f"was stopped early.",
+                f"Each trial trained with different settings. `{recipe.monitor}` ranks them; a trial that fell "
+                f"behind was stopped early.",
                 table,
             ],
         ),

@@ -32,7 +32,8 @@ class Options:
     checkpoint: str = ""
     """URI of a compressor's checkpoint. Default: a compressor is trained for a few minutes on the archive."""
     classifier: str = ""
-    """URI of the checkpoint that classifies all decoded images, e.g. with compressor=none. Default: the compressor's own."""
+    """URI of the checkpoint that classifies all decoded images, e.g. with compressor=none. Default: the compressor's
+    own."""
     split: Literal["train", "val", "test"] = "test"
     """Split whose images are compared."""
     limit: int = 2000
@@ -78,12 +79,12 @@ def _about(options: Options, compressor: Checkpoint, classifier: Checkpoint, arc
     return (
         f"{counted(len(given.pixels), 'image')} of {counted(len(set(given.patients)), 'patient')}, "
         f"split {options.split} of {archive}, "
-        f"at {size} x {size} pixels of 8 bits; latents of {compressor.uri}, {latents.size} x {latents.size} values of "
-        f"{latents.bits} bits. Bytes are means per image: of files including their headers, and of latents and resized "
-        f"images, raw or in the compressed Parquet of a latent archive. JPEG, JPEG 2000 and WebP use the quality whose "
-        f"mean file size is closest to that of the latents. PSNR in dB: of the mean squared error over all images, and "
-        f"the mean of the images' own. AUROC: decoded images classified by {by}; `from latents`: by {own}, without "
-        f"decoding."
+        f"at {size} x {size} pixels of 8 bits; latents of {compressor.uri}, {latents.size} x {latents.size} values "
+        f"of {latents.bits} bits. Bytes are means per image: of files including their headers, and of latents and "
+        f"resized images, raw or in the compressed Parquet of a latent archive. JPEG, JPEG 2000 and WebP use the "
+        f"quality whose mean file size is closest to that of the latents. PSNR in dB: of the mean squared error over "
+        f"all images, and the mean of the images' own. AUROC: decoded images classified by {by}; `from latents`: by "
+        f"{own}, without decoding."
     )
 
 

@@ -3,9 +3,9 @@
 python jobs/benchmark_detect.py  # yolov5n at 320 px, one CPU; ten minutes
 
 Both use the same images, boxes, network, batch, augmentation and optimizer with one thread, alternately. Ultralytics'
-trainer runs under favorable conditions: images cached in memory, no plots, no checkpoints, no validation between epochs.
-The throughput of an epoch covers its training steps with reading and augmentation; the first epoch of each round, which
-fills the caches, is excluded.
+trainer runs under favorable conditions: images cached in memory, no plots, no checkpoints, no validation between
+epochs. The throughput of an epoch covers its training steps with reading and augmentation; the first epoch of each
+round, which fills the caches, is excluded.
 """
 
 from __future__ import annotations

@@ -86,7 +86,8 @@ def _timed(work: Callable[[], list[ScoredBoxes]]) -> tuple[list[ScoredBoxes], fl
 
 
 def largest_difference(ours: Sequence[ScoredBoxes], theirs: Sequence[ScoredBoxes]) -> float:
-    """The largest difference of any coordinate or score; infinite if the boxes of an image differ in number or labels."""
+    """The largest difference of any coordinate or score; infinite if the boxes of an image differ in number or
+    labels."""
     differences = [0.0]
     for first, second in zip(ours, theirs, strict=True):
         if not np.array_equal(first.labels, second.labels):

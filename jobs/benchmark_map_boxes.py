@@ -32,7 +32,8 @@ class Options:
     findings: int = len(schema.FINDINGS)
     """Number of maps per image."""
     cells: int = 64
-    """Height and width of a map. With the default stride, an image of 256 px has maps of 64 cells, one of 512 px maps of 128."""
+    """Height and width of a map. With the default stride, an image of 256 px has maps of 64 cells, one of 512 px maps
+    of 128."""
     seed: int = 0
     """Random seed of the maps."""
 

@@ -53,14 +53,16 @@ class Options:
     count: int = 64
     """Number of images; chestxray14 has one to four per patient, other layouts one."""
     size: int = 512
-    """Height and width in pixels. Images of jsrt are enlarged to 2048; those of vinbigdata-png have half of this size."""
+    """Height and width in pixels. Images of jsrt are enlarged to 2048; those of vinbigdata-png have half of this
+    size."""
     seed: int = 0
     """Random seed. The same seed gives the same images; a larger count adds images."""
     prevalence: float | None = None
     """Fraction of images with a finding. Default: .5, or as in the original for siim (.22), jsrt (.62) and vinbigdata
     (.29)."""
     findings: tuple[str, ...] = ()
-    """Findings that may occur, for chestxray14, montgomery and shenzhen; the other layouts have fixed findings. Default: all."""
+    """Findings that may occur, for chestxray14, montgomery and shenzhen; the other layouts have fixed findings.
+    Default: all."""
     pose: float = 1.0
     """Strength of the random shift, rotation, scale and shear; 0 for none."""
     preview: str | None = None

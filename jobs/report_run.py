@@ -1,7 +1,7 @@
 """Report on a run of score_archive: metrics with confidence intervals and pictures, alone or against another run.
 
-If the archive has no ground truth, the report describes the scores: their distributions, examples, and the images that
-could not be scored.
+If the archive has no ground truth, the report describes the scores: their distributions, examples, and the images
+that could not be scored.
 
 python jobs/report_run.py --run runs/scores --archive /data/chestxray14
 
@@ -24,7 +24,8 @@ class Options:
     run: str = "runs/score"
     """OUT of jobs/score_archive.py: a folder, s3://bucket/prefix or gs://bucket/prefix."""
     out: str = "runs/report"
-    """Folder or URI of the results: OUT/report.html to open in a browser, the same as OUT/report.md, tables, pictures."""
+    """Folder or URI of the results: OUT/report.html to open in a browser, the same as OUT/report.md, tables,
+    pictures."""
     report: ReportOptions = field(default_factory=ReportOptions)
 
 

@@ -24,7 +24,8 @@ class Options:
     out: str = "runs/study_localization"
     """Folder or URI of the results: table.md, networks.csv, accuracy.png, and a folder for each network."""
     variants: tuple[str, ...] = ("multiscale", "uniform", "last")
-    """Variants to compare: multiscale, uniform, last; multiscale or last with -mean, -max or -lse for another pooling."""
+    """Variants to compare: multiscale, uniform, last; multiscale or last with -mean, -max or -lse for another
+    pooling."""
     seeds: int = 3
     """Number of networks per variant, each with its own seed."""
     test_images: int = 0

@@ -24,8 +24,9 @@ class Options:
     out: str = "runs/study_pneumothorax"
     """Folder or URI of the results: table.md, networks.csv, dice.png, and a folder for each network."""
     networks: tuple[str, ...] = ()
-    """Networks to compare: small_unet, unet-BACKBONE, unet-BACKBONE-scse (resnet18, resnet34), fcn32s-BACKBONE, fcn16s-BACKBONE,
-    fcn8s-BACKBONE (alexnet, vgg16, googlenet, resnet18, resnet34, resnet50). Default: all of them."""
+    """Networks to compare: small_unet, unet-BACKBONE, unet-BACKBONE-scse (resnet18, resnet34), fcn32s-BACKBONE,
+    fcn16s-BACKBONE, fcn8s-BACKBONE (alexnet, vgg16, googlenet, resnet18, resnet34, resnet50). Default: all of
+    them."""
     seeds: int = 1
     """Number of networks per kind, each with its own seed."""
     test_images: int = 0

@@ -4,7 +4,8 @@ The shipped file, cxr/models/phantom_lungs.safetensors, was made by the first co
 
 python jobs/train_phantom_lungs.py --out runs/phantom_lungs
 
-python jobs/train_phantom_lungs.py --steps 0 --archive /data/montgomery --archive /data/shenzhen  # measure the shipped one
+python jobs/train_phantom_lungs.py --steps 0 --archive /data/montgomery --archive /data/shenzhen  # measure the
+shipped one
 """
 
 from __future__ import annotations

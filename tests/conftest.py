@@ -26,7 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Processes that share the tests (`pytest -n 2`) take whole files, and one of them takes all files in `tests/ray`.
+    """Processes that share the tests (`pytest -n 2`) take whole files, and one of them takes all files in
+    `tests/ray`.
 
     Only one Ray cluster is started then. (The groups of pytest-xdist 3.8 have no effect with pytest 9.)
     """

@@ -1,4 +1,5 @@
-"""The tests' own uses of Ray's private API, read from Ray 2.60.0; the package's are in `cxr/runtime/ray_private.py`."""
+"""The tests' own uses of Ray's private API, read from Ray 2.60.0; the package's are in
+`cxr/runtime/ray_private.py`."""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ def random_exposure(
 
 
 def random_shading(x_BCHW: Tensor, *, depth: float = 0.12, blur: float = 1.0) -> Tensor:
-    """Shade images in [0, 1] unevenly, by at most about `depth`, and blur them by up to `blur`, as other grids would."""
+    """Shade images in [0, 1] unevenly, by at most about `depth`, and blur them by up to `blur`, as other grids
+    would."""
     device, count = x_BCHW.device, len(x_BCHW)
     coarse = torch.randn(count, 1, 4, 4).to(device, non_blocking=True)
     blur_amount, shade_amount = torch.rand(2, count, 1, 1, 1).to(device, non_blocking=True)

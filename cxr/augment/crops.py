@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def random_crops(x_BCHW: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
-    """A random square crop of `size` pixels from each image; positions are sampled on the CPU to avoid a device sync."""
+    """A random square crop of `size` pixels from each image; positions are sampled on the CPU to avoid a device
+    sync."""
     height, width = x_BCHW.shape[-2:]
     if (height, width) == (size, size):
         return x_BCHW

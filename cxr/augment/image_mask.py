@@ -65,8 +65,9 @@ def augment_with_masks(
 ) -> tuple[Tensor, Tensor]:
     """Augment images in [0, 1] and their masks: both move alike, only the images' gray values change.
 
-    Masks remain 0 or 1 in their dtype; a mask that contains 255 is unknown and is returned unchanged. Areas from outside
-    the image are black and 0 in the mask. `generator` belongs to the CPU; the host never waits for the device.
+    Masks remain 0 or 1 in their dtype; a mask that contains 255 is unknown and is returned unchanged. Areas from
+    outside the image are black and 0 in the mask. `generator` belongs to the CPU; the host never waits for the
+    device.
     """
     x, mask = x_B1HW, mask_B1HW
     if variation.flip > 0:

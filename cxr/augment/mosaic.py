@@ -54,7 +54,8 @@ class MosaicVariation:
         shares = (self.mosaic, self.mixup, self.flip, self.value, self.translate)
         if not all(0 <= share <= 1 for share in shares) or not 0 <= self.scale < 1:
             raise ValueError(
-                f"expected probabilities, value and translate from 0 to 1 and scale from 0 to below 1, got {self}: correct it"
+                f"expected probabilities, value and translate from 0 to 1 and scale from 0 to below 1, got {self}: "
+                f"correct it"
             )
         if not 0 <= self.rotation_deg <= 180 or not 0 <= self.shear_deg < 90:
             raise ValueError(
@@ -223,7 +224,8 @@ def _transform_boxes(boxes: Tensor, forward: Tensor, factor: Tensor, size: int) 
 
 
 def _mixup(x: Tensor, boxes: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
-    """Blend the last images into those with the indices `mixed`, one into each, and return the others with their boxes."""
+    """Blend the last images into those with the indices `mixed`, one into each, and return the others with their
+    boxes."""
     count = len(x) - len(mixed)
     blended, added = x[:count].clone(), torch.full_like(boxes[:count], math.nan)
     weight = _to_device(torch.distributions.Beta(MIXED, MIXED).sample((len(mixed), 1, 1, 1)), x)

@@ -1,8 +1,8 @@
 """Greedy clustering of boxes in score order, each joining the cluster that it overlaps most, for all groups at once.
 
 Which cluster a box joins depends on all earlier boxes of its group, so a group is processed sequentially. Groups are
-independent: they are sorted by length and processed side by side, each NumPy call handling the j-th box of all groups.
-A block has as many groups as keep its arrays in a core's cache.
+independent: they are sorted by length and processed side by side, each NumPy call handling the j-th box of all
+groups. A block has as many groups as keep its arrays in a core's cache.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def cluster(
 
     Args:
         boxes_K4: boxes with positive area, by group and then by descending score; `groups` increase from 0.
-        fused: compute the overlap with the score-weighted mean of the cluster's boxes (Solovyev et al. 2021) instead of
-            with its first box.
+        fused: compute the overlap with the score-weighted mean of the cluster's boxes (Solovyev et al. 2021) instead
+            of with its first box.
     """
     leaders = np.empty(len(scores_K), np.int64)
     boxes_4K = np.ascontiguousarray(boxes_K4.T)
@@ -106,7 +106,8 @@ class _Clusters:
         self._memory = np.empty((3, steps * groups))
 
     def nearest(self, boxes_4G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(G,) the cluster with the highest IoU with each group's box, the earliest of equals, and that IoU (<= 0 if none)."""
+        """(G,) the cluster with the highest IoU with each group's box, the earliest of equals, and that IoU (<= 0 if
+        none)."""
         width = boxes_4G.shape[1]
         used = max(1, int(self.used[:width].max()))
         x0, y0, x1, y1, areas = self.boxes[:, :used, :width]

@@ -21,9 +21,9 @@ _UNREACHABLE = FULL + 1  # threshold of maps without a box
 class BoxRule:
     """How heat maps are thresholded, and which of the resulting boxes are kept.
 
-    Modes: share: cells of at least `threshold` times the map's own maximum, so that the box of a peak is as wide as the
-    peak at that fraction of its height. otsu: cells above the map's Otsu threshold (Otsu 1979). wang: cells of at least
-    60 of 255 and, separately, cells of at least 180, which often gives a box within a box.
+    Modes: share: cells of at least `threshold` times the map's own maximum, so that the box of a peak is as wide as
+    the peak at that fraction of its height. otsu: cells above the map's Otsu threshold (Otsu 1979). wang: cells of at
+    least 60 of 255 and, separately, cells of at least 180, which often gives a box within a box.
 
     Args:
         min_peak: a map whose maximum, in [0, 1], is lower has no box.
@@ -47,11 +47,13 @@ class BoxRule:
             )
         if not 0 < self.threshold <= 1 or not 0 < self.min_peak <= 1:
             raise ValueError(
-                f"expected threshold and min_peak above 0 and up to 1, got {self.threshold} and {self.min_peak}: correct them"
+                f"expected threshold and min_peak above 0 and up to 1, got {self.threshold} and {self.min_peak}: "
+                f"correct them"
             )
         if self.max_boxes < 1 or not 0 <= self.min_area < 1:
             raise ValueError(
-                f"expected max_boxes >= 1 and 0 <= min_area < 1, got {self.max_boxes} and {self.min_area}: correct them"
+                f"expected max_boxes >= 1 and 0 <= min_area < 1, got {self.max_boxes} and {self.min_area}: correct "
+                f"them"
             )
 
     def levels(self, maps_MHW: np.ndarray) -> np.ndarray:

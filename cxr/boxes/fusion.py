@@ -1,12 +1,13 @@
 """Fuse the boxes of one or several models: weighted boxes fusion, NMS, soft-NMS, NMW.
 
 Each function takes a list of images; an image is a list with one `ScoredBoxes` per model, with boxes as fractions of
-the image ([0, 1]). It returns one `ScoredBoxes` per image, highest score first. Labels are processed separately. Models
-with weight 0 and boxes without area are ignored; among equal scores, the earlier model and its earlier box come first.
+the image ([0, 1]). It returns one `ScoredBoxes` per image, highest score first. Labels are processed separately.
+Models with weight 0 and boxes without area are ignored; among equal scores, the earlier model and its earlier box
+come first.
 
-Results equal those of the package ensemble-boxes 1.0.9 (Solovyev et al.) except for its defects: it counts models with
-weight 0, which can give NaN; its order among equal scores is undefined; its soft-NMS returns the original instead of
-the decayed scores; and it modifies its input.
+Results equal those of the package ensemble-boxes 1.0.9 (Solovyev et al.) except for its defects: it counts models
+with weight 0, which can give NaN; its order among equal scores is undefined; its soft-NMS returns the original
+instead of the decayed scores; and it modifies its input.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def wbf(
     """Weighted boxes fusion (Solovyev, Wang, Gabruseva 2021).
 
     Boxes, in order of weighted score, join the fused box with the highest IoU, if it exceeds `iou_thr`; the fused
-    coordinates are the mean of its boxes, weighted by score. With s the weighted scores of its n boxes, w their models'
-    weights, and W the sum of the weights of all M models, the score is, by `conf_type`:
+    coordinates are the mean of its boxes, weighted by score. With s the weighted scores of its n boxes, w their
+    models' weights, and W the sum of the weights of all M models, the score is, by `conf_type`:
 
         avg                     mean(s) min(M, n) / W
         max                     max(s) / the largest weight

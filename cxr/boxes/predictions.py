@@ -41,7 +41,8 @@ class Flat:
     image_count: int
 
     def split(self, boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> list[ScoredBoxes]:
-        """Split boxes by image; `groups` must increase. Highest score first; the lower label first among equal scores."""
+        """Split boxes by image; `groups` must increase. Highest score first; the lower label first among equal
+        scores."""
         images, labels = self.images[groups], self.labels[groups]
         order = _lexsort(np.arange(len(groups)), -scores, images)
         boxes, scores, labels = boxes[order], scores[order], labels[order]
@@ -53,8 +54,8 @@ class Flat:
 def flat(images: Sequence[Sequence[ScoredBoxes]], weights: np.ndarray, skip_box_thr: float) -> Flat:
     """Flatten the boxes of each image's models, given as fractions of the image.
 
-    Corners are sorted and clipped to [0, 1]. Boxes without area, with a score (before weighting) below `skip_box_thr`,
-    or of a model with weight 0 are dropped.
+    Corners are sorted and clipped to [0, 1]. Boxes without area, with a score (before weighting) below
+    `skip_box_thr`, or of a model with weight 0 are dropped.
 
     Raises:
         UserError: the number of models of an image differs from that of the weights, arrays differ in length, a score
@@ -62,8 +63,8 @@ def flat(images: Sequence[Sequence[ScoredBoxes]], weights: np.ndarray, skip_box_
     """
     if counts := [len(models) for models in images if len(models) != len(weights)]:
         raise UserError(
-            f"expected as many weights as models, got {counted(len(weights), 'weight')} and an image with the boxes of "
-            f"{counted(counts[0], 'model')}: give one weight per model"
+            f"expected as many weights as models, got {counted(len(weights), 'weight')} and an image with the boxes "
+            f"of {counted(counts[0], 'model')}: give one weight per model"
         )
     boxes, scores, labels, lengths = _concatenate([scored for models in images for scored in models])
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all() and (scores >= 0).all()):
@@ -82,7 +83,8 @@ def flat(images: Sequence[Sequence[ScoredBoxes]], weights: np.ndarray, skip_box_
 
 
 def _lexsort(rows: np.ndarray, *keys: np.ndarray) -> np.ndarray:
-    """Stable lexicographic argsort of `rows`; the last key is primary, as in `np.lexsort`, which is slower (see `_narrow`)."""
+    """Stable lexicographic argsort of `rows`; the last key is primary, as in `np.lexsort`, which is slower (see
+    `_narrow`)."""
     for key in keys:
         rows = rows[np.argsort(_narrow(key[rows]), kind="stable")]
     return rows

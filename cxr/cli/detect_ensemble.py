@@ -110,8 +110,8 @@ def save_ensemble(members: Sequence[Checkpoint], target: str) -> str:
         alike = recipe.enhancement == first.recipe.enhancement and recipe.lung_crop == first.recipe.lung_crop
         if one.findings != first.findings or not alike:
             raise UserError(
-                f"{one.uri} and {first.uri} cannot form an ensemble: expected the same findings, crop and enhancement; "
-                f"train the members with the same settings"
+                f"{one.uri} and {first.uri} cannot form an ensemble: expected the same findings, crop and "
+                f"enhancement; train the members with the same settings"
             )
     recipe = first.recipe.replace(
         members=tuple(json.dumps(one.to_dict()) for one in recipes), size=max(one.size for one in recipes)

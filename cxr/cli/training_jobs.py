@@ -71,7 +71,8 @@ def _shards_of(archive: str, made: str, options: ArchiveOptions, recipe: Recipe 
 
 
 def demo_aligner_checkpoint(archive: str, out: str) -> str:
-    """An aligner of preset `demo` in OUT/aligner, for a job that was given no checkpoint; trained on the first call."""
+    """An aligner of preset `demo` in OUT/aligner, for a job that was given no checkpoint; trained on the first
+    call."""
     return _trained_once(preset(AlignRecipe, "demo"), archive, storage.join(out, "aligner"))
 
 
@@ -90,7 +91,8 @@ def _trained_once(recipe: Recipe, archive: str, folder: str) -> str:
 
 
 def resolve_environment(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
-    """The recipe with the weights that it names, and all else that its trainings share, stored in OUT; prints notes."""
+    """The recipe with the weights that it names, and all else that its trainings share, stored in OUT; prints
+    notes."""
     if recipe.lung_crop:
         recipe = recipe.replace(lung_crop=storage.normalize(recipe.lung_crop))
     begun = begun_with(out) if run.resume else None

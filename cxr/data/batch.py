@@ -47,11 +47,12 @@ def to_columns(
 ) -> Columns:
     """Convert rows without errors, which have the columns `stored(names)`, to arrays with rows first.
 
-    pixels: (B, size, size) as stored, a view if Arrow allows it. labels: (B, findings) int8. true_theta: (B, 6) float32,
-    NaN if unknown. masks: (B, size² / 8) uint8, the bit-packed mask of `mask_label`, and "has_mask": (B,) bool. boxes:
-    (B, most_boxes, 5) float32: the index of the label in `findings`, then x_min, y_min, x_max, y_max as fractions of the
-    square of pixels, padded with NaN, and "has_boxes": (B,) bool, false if the boxes are unknown. Boxes of other labels,
-    or outside the square, are dropped. image_id: (B,) int64, a non-negative hash.
+    pixels: (B, size, size) as stored, a view if Arrow allows it. labels: (B, findings) int8. true_theta: (B, 6)
+    float32, NaN if unknown. masks: (B, size² / 8) uint8, the bit-packed mask of `mask_label`, and "has_mask": (B,)
+    bool.
+    boxes: (B, most_boxes, 5) float32: the index of the label in `findings`, then x_min, y_min, x_max, y_max as
+    fractions of the square of pixels, padded with NaN, and "has_boxes": (B,) bool, false if the boxes are unknown.
+    Boxes of other labels, or outside the square, are dropped. image_id: (B,) int64, a non-negative hash.
 
     Raises:
         UserError: an image has more than `most_boxes` boxes.
@@ -104,8 +105,8 @@ def _boxes(rows: pa.Table, pixels: PixelFormat, findings: Sequence[str], most: i
             inside = np.flatnonzero((unit_boxes[:, 2:] > unit_boxes[:, :2]).all(1))
             if len(inside) > most:
                 raise UserError(
-                    f"expected at most {most} boxes per image, got {len(inside):,}: ingest the archive again with this "
-                    f"version of jobs/ingest_archive.py, which records how many boxes an image has"
+                    f"expected at most {most} boxes per image, got {len(inside):,}: ingest the archive again with "
+                    f"this version of jobs/ingest_archive.py, which records how many boxes an image has"
                 )
             boxes[i, : len(inside)] = np.column_stack([labels, unit_boxes])[inside]
     return {schema.BOXES: boxes, HAS_BOXES: np.array([image_boxes is not None for image_boxes in listed], bool)}
@@ -186,7 +187,8 @@ class ShuffleBuffer:
 
 
 def to_tensors(columns: Columns, pixels: PixelFormat) -> dict[str, torch.Tensor]:
-    """Convert the columns of a batch to CPU tensors; masks are unpacked to (B, size, size) uint8 of 0, 1 or NO_MASK."""
+    """Convert the columns of a batch to CPU tensors; masks are unpacked to (B, size, size) uint8 of 0, 1 or
+    NO_MASK."""
     columns = dict(columns)
     if schema.MASKS in columns:
         present = columns.pop(HAS_MASK)

@@ -67,8 +67,8 @@ def make_rows(
 ) -> pa.Table:
     """Fetch and decode the images of a manifest; one row of `schema.row_schema(pixels)` each, in its order.
 
-    Threads fetch, resize and store while child processes decode (`cxr.data.decode_pool`): OpenCV and file reads release
-    the GIL. OpenCV's own threads are disabled in this process, because every core has its own worker.
+    Threads fetch, resize and store while child processes decode (`cxr.data.decode_pool`): OpenCV and file reads
+    release the GIL. OpenCV's own threads are disabled in this process, because every core has its own worker.
 
     An image that is missing, unreadable, rejected, damaged or crashes its decoder becomes a row with `error` set and
     without pixels, boxes, masks and pose; its labels remain.

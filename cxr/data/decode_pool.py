@@ -2,9 +2,9 @@
 
 Image decoders are C and C++ code that processes untrusted files. A crash, an endless loop or an unlimited allocation
 would otherwise take down the Ray worker, and with it every image of its part. Each child process
-(`cxr.data.decode_worker`) decodes one file at a time, with limits on time and memory, so that the file at fault is always
-known. If a decoder fails, its file is tried once more in a new process while nothing else is decoded, because a busy
-machine may have been the reason; then it is rejected.
+(`cxr.data.decode_worker`) decodes one file at a time, with limits on time and memory, so that the file at fault is
+always known. If a decoder fails, its file is tried once more in a new process while nothing else is decoded, because
+a busy machine may have been the reason; then it is rejected.
 
 Files and pixels are passed in shared memory; 1,024 x 1,024 pixels take 0.2 ms.
 """
@@ -129,7 +129,8 @@ class DecodePool:
         self._failed: dict[
             bytes, str
         ] = {}  # digest of a file whose decoder failed -> reason; streams read files repeatedly
-        # The kernel kills the children when the thread that started them ends, so this thread must live as long as they.
+        # The kernel kills the children when the thread that started them ends, so this thread must live as long as
+        # they.
         self._starter = ThreadPoolExecutor(1, "start-decoder")
 
     def decode(self, data: bytes, kind: Kind, fit_px: int | None = None) -> Decoded:
@@ -297,8 +298,8 @@ def _memory_file() -> int:
 
 def _unavailable(reason: object) -> DecoderUnavailableError:
     return DecoderUnavailableError(
-        f"image decoder processes cannot run on {socket.gethostname()} ({reason}): check its memory and its limits on "
-        f"processes and open files, then run the same command again"
+        f"image decoder processes cannot run on {socket.gethostname()} ({reason}): check its memory and its limits "
+        f"on processes and open files, then run the same command again"
     )
 
 

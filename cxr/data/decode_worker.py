@@ -1,7 +1,8 @@
 """The child process that decodes images for `cxr.data.decode_pool`, so that a bad file crashes nothing else.
 
-It is started as `python -m cxr.data.decode_worker SOCKET MEMORY BYTES PARENT`: file descriptors of a socket and of shared
-memory, the memory limit of this process, and the id of the parent process. Requests and responses are lines of JSON:
+It is started as `python -m cxr.data.decode_worker SOCKET MEMORY BYTES PARENT`: file descriptors of a socket and of
+shared memory, the memory limit of this process, and the id of the parent process. Requests and responses are lines of
+JSON:
 
     -> {"kind": "image", "bytes": 700123, "fit": 256}   the encoded file is at the start of the shared memory
     <- {"needs": 12345678}                              bytes of memory that decoding needs, according to the header

@@ -91,8 +91,8 @@ def ingest(
         labeling: labels and boxes other than the source's own, and how those of several readers become one set.
 
     Raises:
-        UserError: no such archive; OUT has the work of another ingest or is in use by another run; too many rejects, or
-            boxes outside their images.
+        UserError: no such archive; OUT has the work of another ingest or is in use by another run; too many rejects,
+            or boxes outside their images.
     """
     archive, out, pixels = storage.normalize(archive_uri), storage.normalize(out_uri), pixels or PixelFormat()
     for uri in (archive, out):

@@ -92,8 +92,8 @@ def _check_unique(image_ids: pa.ChunkedArray) -> None:
     repeated = [entry["values"].as_py() for entry in counts if entry["counts"].as_py() > 1]
     if repeated:
         raise UserError(
-            f"expected unique image ids, got {counted(len(repeated), 'id')} more than once, for example {repeated[0]!r}: "
-            f"rename the images, or split the archive"
+            f"expected unique image ids, got {counted(len(repeated), 'id')} more than once, for example "
+            f"{repeated[0]!r}: rename the images, or split the archive"
         )
 
 
@@ -130,7 +130,8 @@ def _check_same(uri: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
         changes = ["the archive's images, labels or splits have changed"]
     if changes:
         raise UserError(
-            f"{uri} contains results of other settings ({'; '.join(changes)}): choose another --out, or the same settings"
+            f"{uri} contains results of other settings ({'; '.join(changes)}): choose another --out, or the same "
+            f"settings"
         )
 
 

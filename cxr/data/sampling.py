@@ -34,9 +34,9 @@ class Fold:
 class Sampling:
     """Fraction of positive images in each epoch.
 
-    Every epoch has the same length: all positives plus as many negatives as the mean positive fraction implies, rounded
-    to whole steps. Within an epoch, the numbers of times that two positives (or two negatives) are shown differ by at
-    most one.
+    Every epoch has the same length: all positives plus as many negatives as the mean positive fraction implies,
+    rounded to whole steps. Within an epoch, the numbers of times that two positives (or two negatives) are shown
+    differ by at most one.
 
     Args:
         finding: a finding of the archive, or `schema.ANY_FINDING`.
@@ -49,7 +49,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not all(0 <= share <= 1 for share in self.shares) or not any(self.shares):
             raise UserError(
-                f"expected fractions of images with {self.finding} from 0 to 1, not all 0, got {self.shares}: correct them"
+                f"expected fractions of images with {self.finding} from 0 to 1, not all 0, got {self.shares}: "
+                f"correct them"
             )
 
     def images(self, positives: int, step: int) -> int:

@@ -2,9 +2,9 @@
 
 Every worker computes the same plan from `archive.json` and, for sampling and folds, from the labels and patients; it
 reads only the pixels that it needs. The images and the number of steps of an epoch do not depend on the number of
-workers. If the split fits in `cache_bytes`, it is kept in memory and permuted as a whole, so that the global batches do
-not depend on the number of workers either. Otherwise rows are distributed by row group and shuffled in a moving window.
-Memory is reused, because touching fresh pages costs more than reading the shards.
+workers. If the split fits in `cache_bytes`, it is kept in memory and permuted as a whole, so that the global batches
+do not depend on the number of workers either. Otherwise rows are distributed by row group and shuffled in a moving
+window. Memory is reused, because touching fresh pages costs more than reading the shards.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class ShardStream:
         sampling: fraction of positive images in `train`; by default each image is shown once.
 
     Raises:
-        UserError: there are fewer images than workers, fewer patients than folds, or no positives or negatives to sample.
+        UserError: there are fewer images than workers, fewer patients than folds, or no positives or negatives to
+            sample.
     """
 
     info: ShardInfo
@@ -58,8 +59,8 @@ class ShardStream:
         self._arrays = BufferPool()
         if self.rows < self.world:
             raise UserError(
-                f"expected at least {counted(self.world, 'image')} for {counted(self.world, 'worker')}, got {self._described}: "
-                f"use a larger archive or fewer workers"
+                f"expected at least {counted(self.world, 'image')} for {counted(self.world, 'worker')}, got "
+                f"{self._described}: use a larger archive or fewer workers"
             )
         self._positive_N = self._positives(self.sampling) if self.sampling else None
 
@@ -75,15 +76,15 @@ class ShardStream:
         if not sampled or not set(sampled) <= set(findings):
             known = f"the findings {', '.join(findings)}" if findings else "no findings"
             raise UserError(
-                f"expected labels of {sampling.finding} in {self.info.uri}, got {known}: use another archive, or train "
-                f"without sampling"
+                f"expected labels of {sampling.finding} in {self.info.uri}, got {known}: use another archive, or "
+                f"train without sampling"
             )
         positive_N = self._rows.showing([findings.index(finding) for finding in sampled])
         if not positive_N.any() or (positive_N.all() and min(sampling.shares) < 1):
             kind = "all" if positive_N.any() else "none"
             raise UserError(
-                f"expected images with and without {sampling.finding}, got {self._described}, of which {kind} show it: "
-                f"use an archive with both, or train without sampling"
+                f"expected images with and without {sampling.finding}, got {self._described}, of which {kind} show "
+                f"it: use an archive with both, or train without sampling"
             )
         return positive_N
 

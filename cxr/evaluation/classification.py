@@ -29,7 +29,8 @@ PICTURES = "pictures"
 
 
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
-    """Evaluate a run. Writes the pages, findings.csv, pictures and, with `against`, comparison.csv; returns the job's result."""
+    """Evaluate a run. Writes the pages, findings.csv, pictures and, with `against`, comparison.csv; returns the job's
+    result."""
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     columns = [schema.PATIENT_ID, schema.LABELS]
     manifest = read_truth(archive, options.source, options.split, columns, options.labeling)

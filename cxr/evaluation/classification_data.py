@@ -150,6 +150,6 @@ def _nothing_in_common(scores: ClassificationScores, truth: LabelTruth, present:
     return (
         f"of {len(truth.labeled):,} images of the archive {truth.labeled.sum():,} have labels, {present:,} are in "
         f"{scores.uri}, {good:,} without an error; it scores {', '.join(scores.findings)}, the archive has labels of "
-        f"{', '.join(truth.findings) or 'nothing'}: there is nothing to evaluate. Give the archive that was scored, one "
-        f"that has labels, or another --split"
+        f"{', '.join(truth.findings) or 'nothing'}: there is nothing to evaluate. Give the archive that was scored, "
+        f"one that has labels, or another --split"
     )

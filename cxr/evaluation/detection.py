@@ -149,9 +149,9 @@ def _told(evaluation: DetectionEvaluation) -> str:
 def _labels_legend(score: float) -> str:
     return (
         f"An image's probability of a finding is the highest score of its boxes; that of {NO_FINDING!r} is one minus "
-        f"the highest score of all boxes. AUROC ranks images by it. For accuracy, precision, recall and F1, a finding "
-        f"is predicted if a box has a score of {score:g} or more. Brier score and ECE treat scores as probabilities, "
-        f"although a detector's scores need not be calibrated."
+        f"the highest score of all boxes. AUROC ranks images by it. For accuracy, precision, recall and F1, a "
+        f"finding is predicted if a box has a score of {score:g} or more. Brier score and ECE treat scores as "
+        f"probabilities, although a detector's scores need not be calibrated."
     )
 
 

@@ -114,6 +114,6 @@ def _nothing_in_common(scores: BoxScores, truth: BoxTruth, present: int, good: i
     listed = int(pc.is_valid(truth.table[schema.BOXES]).to_numpy().sum())
     return (
         f"of {truth.table.num_rows:,} images of the archive {listed:,} have a list of boxes, {present:,} are in "
-        f"{scores.uri}, {good:,} without an error: there is nothing to evaluate. Give the archive that was scored, one "
-        f"that has boxes, or another --split"
+        f"{scores.uri}, {good:,} without an error: there is nothing to evaluate. Give the archive that was scored, "
+        f"one that has boxes, or another --split"
     )

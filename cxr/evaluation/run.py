@@ -34,7 +34,8 @@ class ReportOptions:
     """What a run is evaluated by."""
 
     archive: str = ""
-    """Archive or shards with the ground truth, any URI. Default: the archive that was scored, if there was only one."""
+    """Archive or shards with the ground truth, any URI. Default: the archive that was scored, if there was only
+    one."""
     source: str = "auto"
     """Layout of the archive: auto, or the name of a source."""
     split: Literal["auto"] | Split = "auto"
@@ -46,7 +47,8 @@ class ReportOptions:
     seed: int = 0
     """Random seed of the bootstrap and of the images shown."""
     box_score: float = 0.25
-    """Lowest score of boxes that count in decisions, the confusion matrix and pictures. Average precision uses all."""
+    """Lowest score of boxes that count in decisions, the confusion matrix and pictures. Average precision uses
+    all."""
     labeling: Labeling = field(default_factory=Labeling)
 
     def __post_init__(self) -> None:

@@ -178,8 +178,8 @@ class AecnnRecipe(ClassifierRecipe):
             )
         if self.start_from and self.last_stage == "classifier" and self.codec_is_trained:
             raise UserError(
-                "last_stage=classifier trains the classifier on downsampled images, not on the latents of start_from: "
-                "use last_stage=joint"
+                "last_stage=classifier trains the classifier on downsampled images, not on the latents of "
+                "start_from: use last_stage=joint"
             )
 
     # ---- What the settings imply

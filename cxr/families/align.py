@@ -164,8 +164,8 @@ class AlignRecipe(Recipe):
             )
         if self.lung_pretrained not in (SHIPPED, TRAIN) and not pretrained.is_uri(self.lung_pretrained):
             raise UserError(
-                f"lung_pretrained: expected {SHIPPED}, {TRAIN}, or a path or URI, got {self.lung_pretrained!r}. Begin "
-                f"the path of a file in the working directory with ./"
+                f"lung_pretrained: expected {SHIPPED}, {TRAIN}, or a path or URI, got {self.lung_pretrained!r}. "
+                f"Begin the path of a file in the working directory with ./"
             )
         weights = (
             self.overlap_weight * self.lungs,

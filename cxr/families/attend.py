@@ -335,7 +335,8 @@ class AttendTask(ClassifierTask):
         }
 
     def augmented_boxes(self, batch: Batch, theta: Tensor) -> Tensor:
-        """Boxes (B, N, 5) in the frame from which `theta` maps to the images; NaN in images whose boxes are not used."""
+        """Boxes (B, N, 5) in the frame from which `theta` maps to the images; NaN in images whose boxes are not
+        used."""
         given = batch[schema.BOXES]
         boxes = torch.cat([given[..., :1], warp_boxes(given[..., 1:], invert(theta))], -1)
         used = batch[schema.IMAGE_ID] % _HASHES < self.recipe.box_fraction * _HASHES

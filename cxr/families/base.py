@@ -180,7 +180,8 @@ class Recipe(ABC):
     weight_decay: float = 1e-4
     """AdamW's decoupled weight decay, scaled by the learning rate."""
     warmup: float = 0.05
-    """Fraction of a stage's steps in which the learning rate rises to its peak. It then follows a cosine down to 0."""
+    """Fraction of a stage's steps in which the learning rate rises to its peak. It then follows a cosine down to
+    0."""
     clip: float = 1.0
     """Maximum gradient norm. 0 turns clipping off."""
     ema: float = 0.0
@@ -199,7 +200,8 @@ class Recipe(ABC):
     lung_margin: float = MARGIN
     """Margin added on each side of the smallest square around the lungs, as a fraction of its side."""
     denoise: Denoise = "none"
-    """Noise removal after decoding: median, or nlm (non-local means, about 0.3 s of one core per 1024 x 1024 image)."""
+    """Noise removal after decoding: median, or nlm (non-local means, about 0.3 s of one core per 1024 x 1024
+    image)."""
     normalize: Normalize = "none"
     """Gray-value normalization. percentile maps each image's 1st and 99th percentile to black and white."""
     equalize: Equalize = "none"
@@ -294,7 +296,8 @@ class Recipe(ABC):
         """Predictions for a batch, as tensors whose first axis is B. Called in inference mode."""
 
     def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
-        """Scores as a table of `score_columns`, from what `predict` returned for `rows` (all columns of good rows)."""
+        """Scores as a table of `score_columns`, from what `predict` returned for `rows` (all columns of good
+        rows)."""
         columns = [to_arrow(predicted[field.name], field.type) for field in self.score_columns]
         return pa.table(columns, schema=self.score_columns)
 

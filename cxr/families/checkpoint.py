@@ -106,7 +106,8 @@ def check_same_settings(about: Mapping[str, Any], recipe: Recipe, findings: Sequ
 
 
 def averaged(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each floating-point tensor, including batch-norm statistics; other tensors are the first state's."""
+    """The mean of each floating-point tensor, including batch-norm statistics; other tensors are the first
+    state's."""
     return {
         name: _mean([state[name] for state in states]) if value.is_floating_point() else value
         for name, value in states[0].items()

@@ -1,4 +1,4 @@
-"""Whether a recipe or a checkpoint can work with an archive. All such checks are here; none needs Ray or a decoded image."""
+"""Whether a recipe or a checkpoint can work with an archive: all such checks, without Ray or decoded images."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ def check_compatible(archives: Sequence[ShardInfo | RawArchive], model: Recipe |
     """Check that `model` can work with `archives`, which are used as one.
 
     A checkpoint must be able to score them: shards need images as large as the network's input, with the crop and
-    the enhancement that it was trained with. A recipe must also be able to learn from them: images in both splits, the
-    findings or masks that its family learns from, and, where an archive is streamed, nothing that only shards offer.
+    the enhancement that it was trained with. A recipe must also be able to learn from them: images in both splits,
+    the findings or masks that its family learns from, and, where an archive is streamed, nothing that only shards
+    offer.
 
     Raises:
         UserError: the message says what differs and what to do.

@@ -1,12 +1,13 @@
-"""Family `detect`: YOLOv5 predicts boxes around findings, trained with Ultralytics' method in this package's own loop.
+"""Family `detect`: YOLOv5 predicts boxes around findings, trained by Ultralytics' method in our own loop.
 
-Network and non-maximum suppression are Ultralytics' code (`models.yolo`). Its trainer is not used, because it owns the
-process group, the loader and the checkpoints, and connects to the internet. Instead its formulas are implemented here,
-and tests compare them with Ultralytics' own code: the loss, for which the host never waits (`models.detection_loss`);
-parameter groups, SGD with Nesterov momentum, and the linear schedule with a warmup of rates and momentum
-(`optimizers`); the moving average whose decay rises (`ema_ramp`); gradients of the sum over a batch, clipped at 10
-(`loss_scale`); mosaic, affine, mixup, brightness and flip (`augment.mosaic`); the last epochs without mosaic. So
-resuming, searches, folds, lung crops and scoring work as in all families, and several workers train exactly as one
+Network and non-maximum suppression are Ultralytics' code (`models.yolo`). Its trainer is not used, because it owns
+the process group, the loader and the checkpoints, and connects to the internet. Instead its formulas are implemented
+here, and tests compare them with Ultralytics' own code: the loss, for which the host never waits
+(`models.detection_loss`); parameter groups, SGD with Nesterov momentum, and the linear schedule with a warmup of
+rates and momentum (`optimizers`); the moving average whose decay rises (`ema_ramp`); gradients of the sum over a
+batch, clipped at 10 (`loss_scale`); mosaic, affine, mixup, brightness and flip (`augment.mosaic`); the last epochs
+without mosaic. So resuming, searches, folds, lung crops and scoring work as in all families, and several workers
+train exactly as one
 would: the loss is divided by the number of targets of all workers.
 
 Two things differ from Ultralytics. `accumulate` holds from the first step, while Ultralytics raises it during the
@@ -109,9 +110,9 @@ class DetectRecipe(Recipe):
     """Learning rate of biases in the first step of SGD."""
 
     incomplete_boxes: Literal["mask", "exclude"] = "mask"
-    """How to use images that are positive for a finding without a box of it, or whose label is unknown. mask: use them
-    for all other findings; this finding counts neither as background nor as a false positive. exclude: do not use
-    them. Most images with boxes in ChestX-ray14 are of this kind."""
+    """How to use images that are positive for a finding without a box of it, or whose label is unknown. mask: use
+    them for all other findings; this finding counts neither as background nor as a false positive. exclude: do not
+    use them. Most images with boxes in ChestX-ray14 are of this kind."""
 
     box_weight: float = 7.5
     """Weight of the boxes' overlap loss (CIoU)."""
@@ -141,8 +142,8 @@ class DetectRecipe(Recipe):
     nms_iou: float = 0.7
     """Of two boxes of a finding that overlap more than this (IoU), the one with the lower score is dropped."""
     members: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    """Recipes (JSON) of the networks of an ensemble, whose boxes are fused (WBF). An ensemble is assembled from trained
-    networks by `train_detect --members`, not trained. Empty: one network."""
+    """Recipes (JSON) of the networks of an ensemble, whose boxes are fused (WBF). An ensemble is assembled from
+    trained networks by `train_detect --members`, not trained. Empty: one network."""
     fusion_iou: float = 0.55
     """Boxes of a finding from different members of an ensemble that overlap more than this (IoU) are fused."""
 
@@ -441,7 +442,8 @@ def unknown_regions(known_BF: Tensor) -> Tensor:
 
 
 def as_regions(boxes_BN5: Tensor) -> Tensor:
-    """Boxes as the regions of `augment.mosaic.augment_with_boxes`, which have negative indices; and regions back as boxes."""
+    """Boxes as the regions of `augment.mosaic.augment_with_boxes`, which have negative indices; and regions back as
+    boxes."""
     return torch.cat([-1 - boxes_BN5[..., :1], boxes_BN5[..., 1:]], -1)
 
 

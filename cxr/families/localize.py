@@ -172,7 +172,8 @@ class LocalizeRecipe(ClassifierRecipe):
         return pa.table([*columns, box_scores.to_box_column(boxes, rows, context)], schema=self.score_columns)
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """overlay: the map and boxes of the most probable finding. stages: the image, each stage's map, the overlay."""
+        """overlay: the map and boxes of the most probable finding. stages: the image, each stage's map, the
+        overlay."""
         cam = _cam(network)
         x = unit_pixels(batch, self.size)
         maps, heat, p = attend(cam, x, self.map_stride)

@@ -57,8 +57,8 @@ def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 class LinearDecay:
     """Ultralytics' schedule: from epoch to epoch the learning rate falls linearly to `final_fraction` of its peak.
 
-    In the first `warmup` updates, the learning rate of biases falls from `bias_lr`, that of all other parameters rises
-    from 0, and SGD's momentum rises from `first_momentum`.
+    In the first `warmup` updates, the learning rate of biases falls from `bias_lr`, that of all other parameters
+    rises from 0, and SGD's momentum rises from `first_momentum`.
 
     Args:
         epochs: number of epochs of the stage, each with `updates_per_epoch` updates.

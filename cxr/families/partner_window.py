@@ -17,8 +17,8 @@ class PartnerWindow:
     """A ring buffer of rows on the training device, from the current step and the steps before and after it.
 
     A worker's share of a step may be one or two images. The window has the same number of rows regardless:
-    `look_ahead` reads the batches of an epoch until it is full, and the last rows stay until the epoch ends. It starts
-    empty in each epoch, so the partners depend only on the seed and the epoch, also in a resumed run.
+    `look_ahead` reads the batches of an epoch until it is full, and the last rows stay until the epoch ends. It
+    starts empty in each epoch, so the partners depend only on the seed and the epoch, also in a resumed run.
 
     Args:
         size: number of rows, at least those of a batch. An epoch with fewer rows is in the window as a whole.

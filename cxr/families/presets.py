@@ -1,4 +1,4 @@
-"""Named settings of each family: `--preset NAME` of the jobs that train and search, and `preset(AecnnRecipe, "demo")`."""
+"""Named settings of each family: `--preset NAME` in jobs, `preset(AecnnRecipe, "demo")` in Python."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "fast": Preset("Smaller images and fewer epochs, for searches on CPUs.", {"size": 96, "epochs": 12}),
     },
     "aecnn": {
-        # Ranjan et al. 2018: mean AUROC .8241 on ChestX-ray14 with DenseNet-201, and 35.8 dB on patches. Unlike there,
-        # learning rates warm up and then follow a cosine instead of falling to a tenth every 5 epochs, the optimizer
-        # is AdamW, gradients are clipped, the stages share one batch size, and batch norm adapts throughout.
+        # Ranjan et al. 2018: mean AUROC .8241 on ChestX-ray14 with DenseNet-201, and 35.8 dB on patches. Unlike
+        # there, learning rates warm up and then follow a cosine instead of falling to a tenth every 5 epochs, the
+        # optimizer is AdamW, gradients are clipped, the stages share one batch size, and batch norm adapts
+        # throughout.
         "published": Preset(
             "Ranjan et al. 2018 with DenseNet-201, on images of 1024 px; ImageNet weights if they can be fetched.",
             {

@@ -68,7 +68,8 @@ class SegmentationRecipe(Recipe):
     attention: Literal["none", "scse"] = "none"
     """Attention in the U-Net's decoder. scse weighs channels and positions."""
     upsampling: Upsampling = "published"
-    """Which of an FCN's upsampling layers are learned: published (all but the last), learned (all) or fixed (none)."""
+    """Which of an FCN's upsampling layers are learned: published (all but the last), learned (all) or fixed
+    (none)."""
     fully_connected: bool = True
     """Keep the fully connected layers of AlexNet and VGG16, as convolutions. They are most of the parameters."""
     backbone_pretrained: str = ""

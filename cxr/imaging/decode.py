@@ -1,4 +1,4 @@
-"""Decode a file's bytes into one X-ray, or say why it is rejected. The type follows from the content, not the name."""
+"""Decode a file's bytes into one X-ray, or say why it is rejected; the content decides the type."""
 
 from __future__ import annotations
 

@@ -88,7 +88,8 @@ def _decode(dataset: Dataset, pixel_data: PixelData) -> Image:
 
 @contextmanager
 def _rejecting_damaged_files() -> Iterator[None]:
-    """Turn any exception caused by a damaged file into ImageRejectedError; keep tag values out of warnings and logs."""
+    """Turn any exception caused by a damaged file into ImageRejectedError; keep tag values out of warnings and
+    logs."""
     if not any(getattr(module, "pattern", None) == _LIBRARIES for _, _, _, module, _ in warnings.filters):
         warnings.filterwarnings("ignore", module=_LIBRARIES)  # permanently, because threads share the filters
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)

@@ -137,8 +137,8 @@ def read_pixel_data(dataset: Dataset) -> PixelData:
     """The pixel data of a data set whose file meta information contains the transfer syntax.
 
     Raises:
-        ImageRejectedError: attributes, pixel data or codestream are missing, contradict each other or are not those of
-            an X-ray, or decoding would take too much memory.
+        ImageRejectedError: attributes, pixel data or codestream are missing, contradict each other or are not those
+            of an X-ray, or decoding would take too much memory.
     """
     height, width = number(dataset, "Rows"), number(dataset, "Columns")
     if height is None or width is None:

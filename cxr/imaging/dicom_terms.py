@@ -10,8 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-# View Position (PS3.3 C.8.1.2 and C.8.11.3), the views of CID 4010 and 4014 that have no such code, and FRONTAL if the
-# direction of the beam is unknown.
+# View Position (PS3.3 C.8.1.2 and C.8.11.3), the views of CID 4010 and 4014 that have no such code, and FRONTAL if
+# the direction of the beam is unknown.
 VIEWS = set(
     """
     AP PA FRONTAL LL RL LATERAL LLD RLD DECUBITUS LLO RLO LAO RAO LPO RPO OBLIQUE AXIAL TAN CC CV FB ML LM MLO LMO

@@ -32,7 +32,8 @@ class ResizeTransform:
         return (np.asarray(points_xy, np.float64) - self._offset) / self._scale
 
     def then(self, outer: ResizeTransform) -> ResizeTransform:
-        """Compose with `outer`, applied second: for example, a crop of a stored square with the square's transform."""
+        """Compose with `outer`, applied second: for example, a crop of a stored square with the square's
+        transform."""
         scale = self._scale * outer._scale
         offset = self._offset * outer._scale + outer._offset
         return ResizeTransform(*scale.tolist(), *offset.tolist())

@@ -31,8 +31,8 @@ _COLORED_SHARE = 0.05  # arrows and letters on an X-ray stay below this
 class Image:
     """One X-ray. `pixels` (H, W), uint8 or uint16, use the type's full range; dense tissue is bright.
 
-    `spacing_mm` is the distance between pixel centers (between rows, between columns). `view`, `body_part` and `modality`
-    are codes from `imaging.dicom_terms`. All four are None if the file does not contain them.
+    `spacing_mm` is the distance between pixel centers (between rows, between columns). `view`, `body_part` and
+    `modality` are codes from `imaging.dicom_terms`. All four are None if the file does not contain them.
     """
 
     pixels: np.ndarray

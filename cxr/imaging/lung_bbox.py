@@ -54,8 +54,8 @@ def lung_square(mask_HW: np.ndarray, margin: float = MARGIN) -> LungSquare:
     """The smallest square that encloses the lungs of a bool mask, plus a margin, in the mask's pixels.
 
     Only the two largest connected components count, so that false specks do not widen it. It is moved into the image;
-    if a side of the image is shorter than the square, the square extends beyond it on both sides. A mask that is empty,
-    or covers an implausible fraction of the image (`AREAS`), gives the whole image.
+    if a side of the image is shorter than the square, the square extends beyond it on both sides. A mask that is
+    empty, or covers an implausible fraction of the image (`AREAS`), gives the whole image.
 
     Args:
         margin: added on each side, as a fraction of the smallest square's side.

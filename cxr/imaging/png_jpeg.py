@@ -153,7 +153,8 @@ def inspect_jpeg(data: bytes) -> EncodedImage:
     """Check a JPEG's frame header. Decoding gives uint8.
 
     Raises:
-        ImageRejectedError: truncated, damaged, CMYK, lossless, 12-bit or of an invalid size; on decoding: colored or damaged.
+        ImageRejectedError: truncated, damaged, CMYK, lossless, 12-bit or of an invalid size; on decoding: colored or
+            damaged.
     """
     marker, bits, height, width, channels = jpeg_frame(data)
     check_size(height, width)
@@ -253,7 +254,8 @@ def is_jsrt(data: bytes) -> bool:
 
 
 def inspect_jsrt(data: bytes) -> EncodedImage:
-    """Check a raw image of the JSRT database (Shiraishi et al. 2000): pixels (2048, 2048) uint16, dense tissue bright.
+    """Check a raw image of the JSRT database (Shiraishi et al. 2000): pixels (2048, 2048) uint16, dense tissue
+    bright.
 
     The file contains only 2048 rows of 2048 big-endian 16-bit numbers, of which 12 bits are used; 0 is white.
     """

@@ -1,6 +1,7 @@
 """AE-CNN (Ranjan et al., ICVGIP 2018): an autoencoder that compresses X-rays, and a classifier of its latents.
 
-A latent is an image, too: one channel in [0, 1], smaller by `factor` on each side, stored with 8 or 16 bits per value.
+A latent is an image, too: one channel in [0, 1], smaller by `factor` on each side, stored with 8 or 16 bits per
+value.
 Suffixes: B batch, H and W height and width of images, h and w of latents, F findings.
 """
 

@@ -40,8 +40,8 @@ class Classifier(nn.Module):
         super().__init__()
         if name not in CLASSIFIERS or stem_stride not in get_args(StemStride):
             raise ValueError(
-                f"classifier: expected one of {', '.join(CLASSIFIERS)} and a stem_stride of 1, 2 or 4, got {name} and "
-                f"{stem_stride}"
+                f"classifier: expected one of {', '.join(CLASSIFIERS)} and a stem_stride of 1, 2 or 4, got {name} "
+                f"and {stem_stride}"
             )
         from torchvision import models as torchvision_models  # imported here because it takes seconds
 

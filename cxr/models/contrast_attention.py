@@ -1,4 +1,4 @@
-"""Contrast-induced attention (Liu et al., ICCV 2019): locates findings where an X-ray differs from one without any."""
+"""Contrast-induced attention (Liu et al., ICCV 2019): locates findings by comparison with normal X-rays."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class ContrastAttention(nn.Module):
     """Aligned images (B, 1, H, W) in [0, 1] to logits of findings in each cell, (B, K, grid, grid).
 
     Every image, with findings or without, is compared with an image without findings. If F are its features and N
-    those of the other image, A = max over channels of |F − N|, scaled to [0, 1], and the head sees A · F. In training,
-    N are the features of one other image. In use, N is `mean_negative`, the mean over training images without
-    findings, which is why all images must be aligned to the same frame.
+    those of the other image, A = max over channels of |F − N|, scaled to [0, 1], and the head sees A · F. In
+    training, N are the features of one other image. In use, N is `mean_negative`, the mean over training images
+    without findings, which is why all images must be aligned to the same frame.
 
     Args:
         backbone: a ResNet of torchvision.
@@ -94,7 +94,8 @@ class ContrastAttention(nn.Module):
         return [self.backbone.body.get_submodule(name) for name in LAYERS]
 
     def located(self, own_BCPP: Tensor, other_BCPP: Tensor) -> Tensor:
-        """Logits from an image's features and those of an image without findings; one (C, grid, grid) may serve all."""
+        """Logits from an image's features and those of an image without findings; one (C, grid, grid) may serve
+        all."""
         return self.head(contrast(own_BCPP, other_BCPP) * own_BCPP)
 
 

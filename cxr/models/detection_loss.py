@@ -1,7 +1,7 @@
 """The loss of YOLO's anchor-free head: Ultralytics' v8DetectionLoss, with shapes that do not depend on values.
 
-Ultralytics' code selects the assigned anchors (`nonzero`) and copies small constants to the device, for which the host
-waits for the GPU 14 times per step. Here all pairs of anchors and boxes are computed, and unassigned pairs have
+Ultralytics' code selects the assigned anchors (`nonzero`) and copies small constants to the device, for which the
+host waits for the GPU 14 times per step. Here all pairs of anchors and boxes are computed, and unassigned pairs have
 weight 0, so that the host never waits. Tests compare values and gradients with Ultralytics' own.
 
 Boxes are assigned to anchors as in TOOD (Feng et al. 2021, arXiv 2108.07755): each box takes the 10 anchors inside it

@@ -1,4 +1,4 @@
-"""Fully convolutional networks (Long et al. 2015, arXiv 1411.4038): FCN-32s to FCN-8s on torchvision's classifiers."""
+"""Fully convolutional networks (Long et al. 2015, arXiv 1411.4038): FCN-32s to FCN-8s on torchvision networks."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _CUTS: dict[FcnBackbone, _Cut] = {
 class FullyConvolutional(Segmenter):
     """FCN-`stride`s: scores of the coarsest features are upsampled and added to those of finer features.
 
-    All backbones have features at strides 8, 16 and 32; the paper has skips on VGG16 only. Unlike the paper, the image
-    is not padded by 100 px. Instead the fully connected layers are padded, and upsampling places each cell at the
-    center of the backbone's receptive field, so that masks are not shifted. As in the paper, scores start at zero and
-    upsampling starts as bilinear.
+    All backbones have features at strides 8, 16 and 32; the paper has skips on VGG16 only. Unlike the paper, the
+    image is not padded by 100 px. Instead the fully connected layers are padded, and upsampling places each cell at
+    the center of the backbone's receptive field, so that masks are not shifted. As in the paper, scores start at zero
+    and upsampling starts as bilinear.
 
     Args:
         name: a network of torchvision; the parameters of `backbone` have its names.
@@ -183,7 +183,8 @@ class Upsample(nn.Module):
             self.register_buffer("weight", kernel, persistent=False)
 
     def forward(self, x_B1hw: Tensor, size: tuple[int, int]) -> Tensor:
-        """`size` is the output's height and width. Beyond the outermost centers, the outermost scores are repeated."""
+        """`size` is the output's height and width. Beyond the outermost centers, the outermost scores are
+        repeated."""
         start = round(self.factor + self.center - self.offset)
         below, right = (self._padding(cells, fine) for cells, fine in zip(x_B1hw.shape[-2:], size, strict=True))
         with torch.autocast(x_B1hw.device.type, enabled=False):

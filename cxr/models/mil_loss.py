@@ -3,7 +3,8 @@
 Each cell j of a finding has a probability p_j, the sigmoid of its logit. Without boxes, an image shows the finding
 with probability p = 1 − ∏(1 − p_j). With boxes, their likelihood is p = ∏_in p_j · ∏_out (1 − p_j).
 
-The papers multiply, and rescale the factors into [.98, 1] to prevent underflow. Here the logarithms of the factors are
+The papers multiply, and rescale the factors into [.98, 1] to prevent underflow. Here the logarithms of the factors
+are
 summed: nothing underflows, no factor is rescaled, and the gradient of a wrong cell never vanishes.
 """
 
@@ -28,7 +29,8 @@ def log_absent(logits_BKPP: Tensor) -> Tensor:
 
 
 def log_present(logits_BKPP: Tensor) -> Tensor:
-    """(B, K) log p = log(1 − ∏(1 − p_j)), float32: log-probability that some cell shows the finding, however small."""
+    """(B, K) log p = log(1 − ∏(1 − p_j)), float32: log-probability that some cell shows the finding, however
+    small."""
     s = logits_BKPP.float().flatten(2)
     low = s < _LINEAR
     log_rate = torch.where(low, s, F.softplus(s.masked_fill(low, 0)).log()).logsumexp(2)  # log of −log(1 − p)

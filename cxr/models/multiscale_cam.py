@@ -139,7 +139,8 @@ class MultiscaleCAM(nn.Module):
 
 
 class Stages(nn.Module):
-    """Images (B, 1, H, W) in [0, 1] to the features of a backbone's stages, (B, C, h, w) each, without negative values.
+    """Images (B, 1, H, W) in [0, 1] to the features of a backbone's stages, (B, C, h, w) each, without negative
+    values.
 
     The parameters of `body` have torchvision's names; the last layer is omitted. A DenseNet's stages are its dense
     blocks, each with the norm that follows it.

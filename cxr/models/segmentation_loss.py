@@ -74,7 +74,8 @@ class MaskLoss:
 
 
 def image_loss(logits_B: Tensor, present_B: Tensor) -> Tensor:
-    """Cross-entropy of whether the image shows the target, mean over all images; values other than 0 and 1 are unknown."""
+    """Cross-entropy of whether the image shows the target, mean over all images; values other than 0 and 1 are
+    unknown."""
     known = (present_B == 0) | (present_B == 1)
     with torch.autocast(logits_B.device.type, enabled=False):
         truth = torch.where(known, present_B, 0).float()

@@ -62,7 +62,8 @@ class Segmenter(nn.Module):
         return mask[..., :height, :width].float(), image.float()
 
     def freeze_backbone(self, frozen: bool = True) -> None:
-        """Freeze the backbone (no gradients, no dropout, batch norms use their running statistics), or unfreeze it."""
+        """Freeze the backbone (no gradients, no dropout, batch norms use their running statistics), or unfreeze
+        it."""
         self.frozen = frozen
         self.backbone.requires_grad_(not frozen)
         self.train(self.training)

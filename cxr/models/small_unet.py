@@ -79,7 +79,8 @@ class LungField(SmallUNetBody):
 
 
 def soft_dice(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
-    """(B,) overlap 2 Σab / (Σa² + Σb²) of two maps in [0, 1]; 1 only if they are equal. `b` may be one map for all."""
+    """(B,) overlap 2 Σab / (Σa² + Σb²) of two maps in [0, 1]; 1 only if they are equal. `b` may be one map for
+    all."""
     a, b = a_BCHW.float().flatten(1), b_BCHW.float().flatten(1)
     return (2 * (a * b).sum(1) + 1e-6) / (a.square().sum(1) + b.square().sum(1) + 1e-6)
 

@@ -30,8 +30,8 @@ class UNet(Segmenter):
     def __init__(self, backbone: UNetBackbone = "resnet34", attention: Literal["none", "scse"] = "none") -> None:
         if backbone not in UNET_BACKBONES or attention not in ("none", "scse"):
             raise ValueError(
-                f"U-Net: expected backbone {', '.join(UNET_BACKBONES)} and attention none or scse, got {backbone} and "
-                f"{attention}"
+                f"U-Net: expected backbone {', '.join(UNET_BACKBONES)} and attention none or scse, got {backbone} "
+                f"and {attention}"
             )
         super().__init__()
         from segmentation_models_pytorch import Unet  # imported here because it takes seconds

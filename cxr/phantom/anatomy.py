@@ -149,7 +149,8 @@ class Anatomy:
         )
 
     def mediastinum(self) -> Points:
-        """Great vessels above the heart: superior vena cava; aortic knob and pulmonary trunk on the patient's left."""
+        """Great vessels above the heart: superior vena cava; aortic knob and pulmonary trunk on the patient's
+        left."""
         knob, trunk = 0.095 + 1.05 * self.knob, 0.145 + 0.5 * self.knob
         left = [(0.085, -0.64), (0.095, -0.50), (knob * 0.97, -0.44), (knob, -0.385), (knob * 0.86, -0.325)]
         left += [(trunk * 0.97, -0.26), (trunk, -0.21), (0.15, -0.10), (0.12, 0.05)]

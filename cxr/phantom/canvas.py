@@ -1,8 +1,8 @@
 """The canvas on which a phantom is drawn: canonical coordinates, poses, drawing primitives.
 
 There are two coordinate frames. *Canonical*: x to the right, y down, both in [−1, 1] over the image of a chest in
-neutral pose (as in `affine_grid`, edges at ±1). *Pixels*: image pixels, centers at integers. A pose is the 2 x 3 affine
-transform from canonical to image coordinates. Everything is drawn in the final pose, so nothing is resampled.
+neutral pose (as in `affine_grid`, edges at ±1). *Pixels*: image pixels, centers at integers. A pose is the 2 x 3
+affine transform from canonical to image coordinates. Everything is drawn in the final pose, so nothing is resampled.
 """
 
 from __future__ import annotations

@@ -103,6 +103,7 @@ class Film:
 
 
 def _grain(shape: tuple[int, ...], rng: np.random.Generator) -> Layer:
-    """Slightly blurred noise with mean 0 and standard deviation about 1; blurring makes uniform bytes nearly normal."""
+    """Slightly blurred noise with mean 0 and standard deviation about 1; blurring makes uniform bytes nearly
+    normal."""
     grain = rng.integers(0, 256, shape, np.uint8).astype(np.float32)
     return cv2.GaussianBlur((grain - 127.5) * np.float32(1.6 / 73.9), (3, 3), 0.55)

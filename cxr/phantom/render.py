@@ -56,7 +56,8 @@ def render(
     pose_unit: ArrayLike = IDENTITY,
     film: Film | None = None,
 ) -> Phantom:
-    """Render a patient with `findings` in a pose. Deterministic: the same arguments and `rng` state give the same image.
+    """Render a patient with `findings` in a pose. Deterministic: the same arguments and `rng` state give the same
+    image.
 
     Raises:
         UserError: a finding is not in `schema.FINDINGS`.

@@ -83,7 +83,8 @@ def write_siim_phantom(
 
 
 def image_uid(index: int, seed: int, level: str = "image") -> str:
-    """The SOP Instance UID of image `index`, or the UID of its "study" or "series", derived from a UUID (PS3.5 B.2)."""
+    """The SOP Instance UID of image `index`, or the UID of its "study" or "series", derived from a UUID (PS3.5
+    B.2)."""
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'cxr phantom {seed} {index} {level}').int}"
 
 

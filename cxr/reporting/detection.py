@@ -52,10 +52,10 @@ def precision_legend(summary: DetectionSummary, resamples: int) -> str:
     """Explains the columns."""
     left = ", ".join(summary.without_truth)
     return (
-        "AP is the area under the precision-recall curve (all points, PASCAL VOC 2010): in descending order of score, "
-        "each predicted box is matched to the true box with which it has the highest IoU, and is a true positive if "
-        "the IoU exceeds the threshold and that true box is not matched yet. AP of COCO is the mean over IoU .5 to "
-        f".95 of the precision at 101 recalls. The highest F1 is that of the best score threshold at IoU > "
+        "AP is the area under the precision-recall curve (all points, PASCAL VOC 2010): in descending order of "
+        "score, each predicted box is matched to the true box with which it has the highest IoU, and is a true "
+        "positive if the IoU exceeds the threshold and that true box is not matched yet. AP of COCO is the mean over "
+        f"IoU .5 to .95 of the precision at 101 recalls. The highest F1 is that of the best score threshold at IoU > "
         f"{VOC_IOUS[0]:g}; it is optimistic, since the threshold is chosen on the same images. "
         f"Intervals are percentile intervals of {resamples:,} bootstrap resamples of patients with all of their "
         f"images. Means are over the findings with true boxes{f' (none of {left})' if left else ''}."

@@ -63,10 +63,10 @@ def write_report(out: str, title: str, lead: str, sections: Sequence[Section]) -
 def html_page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The report as one HTML document. All text is escaped; pictures are read from their URIs and embedded."""
     links = "".join(f'<li><a href="#s{n}">{_text(s.title)}</a></li>' for n, s in enumerate(sections))
-    body = "".join(
-        f'<section id="s{n}">\n<h2>{_text(section.title)}</h2>\n{"".join(map(_html_block, section.blocks))}</section>\n'
-        for n, section in enumerate(sections)
-    )
+    body = ""
+    for n, section in enumerate(sections):
+        blocks = "".join(map(_html_block, section.blocks))
+        body += f'<section id="s{n}">\n<h2>{_text(section.title)}</h2>\n{blocks}</section>\n'
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -123,7 +123,8 @@ def _text(text: str) -> str:
 _NUMBER = re.compile(r"[-−<]? ?\d[\d,.]*( ?%| \(.*\))?$|–$")
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
-:root { color-scheme: light dark; --line: #d4d8dd; --soft: #5c6570; --back: #ffffff; --text: #1c2126; --link: #1b6ca8 }
+:root { color-scheme: light dark }
+:root { --line: #d4d8dd; --soft: #5c6570; --back: #ffffff; --text: #1c2126; --link: #1b6ca8 }
 @media (prefers-color-scheme: dark) {
   :root { --line: #3a4149; --soft: #a3adb8; --back: #16191d; --text: #e6e9ec; --link: #7fbde8 }
 }

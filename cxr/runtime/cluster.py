@@ -63,7 +63,8 @@ def _show_worker_lines(batch: dict[str, Any]) -> None:
 
 
 def _start_here(cpus: int | None) -> None:
-    """Start a cluster. On a busy machine Ray's processes may exceed its timeouts of 30 or 60 s, or another takes a port.
+    """Start a cluster. On a busy machine Ray's processes may exceed its timeouts of 30 or 60 s, or another takes a
+    port.
 
     Raises:
         ClusterError: it failed several times.

@@ -1,4 +1,4 @@
-"""What a job shows: lines for a reader or JSON for a program, also from the cluster's workers; Ray's own lines do not.
+"""What a job shows, itself and through its workers: lines for a reader, or JSON for a program.
 
 Code calls `say`, `note` and `event`, on whatever machine it runs. In a worker they print a marked line, which Ray
 brings to the job; the job shows it in the form that its command line asked for. All else that workers print, and all

@@ -32,8 +32,8 @@ def open_manifest(uri: str, source: str = "auto", labeling: Labeling | None = No
     """List every image of an archive once, with the labels and boxes of its source and of `truth.parquet`, if any.
 
     Args:
-        labeling: where labels and boxes come from, if not from the source. With annotations, only the images that they
-            list are included.
+        labeling: where labels and boxes come from, if not from the source. With annotations, only the images that
+            they list are included.
 
     Raises:
         UserError: unknown source, missing archive, no images, damaged lists, or too many boxes outside their images.

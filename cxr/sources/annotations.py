@@ -3,9 +3,9 @@
     image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max
     image_id,rad_id,class_name,x_min,y_min,x_max,y_max
 
-A row is a box that a reader (radiologist) drew, or, with class 14 ("No finding") and no corners, a reader who reported
-no finding. A consensus has no column rad_id. Corners are in the pixels to which the boxes of the images' source refer
-or, if there are columns width and height, in pixels of an image of that size.
+A row is a box that a reader (radiologist) drew, or, with class 14 ("No finding") and no corners, a reader who
+reported no finding. A consensus has no column rad_id. Corners are in the pixels to which the boxes of the images'
+source refer or, if there are columns width and height, in pixels of an image of that size.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Labeling:
     """Where an archive's labels and boxes come from, if not from its source, and how readers are combined."""
 
     annotations: str = ""
-    """URI of a CSV file with VinBigData's or VinDr-CXR's columns. Its labels and boxes replace those of the archive, and
-    images that it does not list are skipped. Empty: use the archive's own labels and boxes."""
+    """URI of a CSV file with VinBigData's or VinDr-CXR's columns. Its labels and boxes replace those of the archive,
+    and images that it does not list are skipped. Empty: use the archive's own labels and boxes."""
     readers_agree: int = 1
     """Number of readers who must have marked a finding for its label to be positive."""
     reader_boxes: ReaderBoxes = "wbf"
-    """How to combine the boxes of several readers of an image. wbf: fuse overlapping boxes of a finding by weighted boxes
-    fusion. majority: the same, but keep only boxes that more than half of the readers drew. union: keep all boxes
-    unchanged."""
+    """How to combine the boxes of several readers of an image. wbf: fuse overlapping boxes of a finding by weighted
+    boxes fusion. majority: the same, but keep only boxes that more than half of the readers drew. union: keep all
+    boxes unchanged."""
 
     def __post_init__(self) -> None:
         if self.readers_agree < 1:
@@ -64,7 +64,8 @@ class Labeling:
         if self:
             options = ", ".join("--" + name.replace("_", "-") for name in self.describe())
             raise UserError(
-                f"{archive} contains shards, whose labels cannot be changed: omit {options}, or give the original archive"
+                f"{archive} contains shards, whose labels cannot be changed: omit {options}, or give the original "
+                f"archive"
             )
 
     def describe(self) -> dict[str, Any]:
@@ -98,8 +99,9 @@ class Read:
 def read(location: str, *, by_name: bool = False) -> Read:
     """Read an annotation file.
 
-    Repeated rows count once. If a reader both reported "No finding" and drew a finding, that finding is unknown unless
-    another reader drew it. If a class name of an image is not recognized, all findings that nobody drew are unknown.
+    Repeated rows count once. If a reader both reported "No finding" and drew a finding, that finding is unknown
+    unless another reader drew it. If a class name of an image is not recognized, all findings that nobody drew are
+    unknown.
 
     Args:
         by_name: identify classes by name, as in VinDr-CXR; otherwise by number, if the file has numbers.

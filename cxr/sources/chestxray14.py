@@ -78,8 +78,8 @@ def detect(uri: str) -> bool:
 def manifest(uri: str) -> Manifest:
     """List every image file below `uri` once, joined to the published lists by its name.
 
-    Listed images without a file are skipped; images that are not listed have unknown labels; notes count both. Boxes are
-    null, i.e. unknown, for images that the box list does not contain.
+    Listed images without a file are skipped; images that are not listed have unknown labels; notes count both. Boxes
+    are null, i.e. unknown, for images that the box list does not contain.
 
     Raises:
         UserError: there is no entry file, a list is damaged, or there are no images.
@@ -185,7 +185,8 @@ def _official_lists(
 
 
 def _boxes(uri: str, keys: Sequence[str]) -> tuple[pa.Array, list[str]]:
-    """Column `boxes` in pixels of the 1024 x 1024 image, and notes. Boxes with an unrecognized finding are dropped."""
+    """Column `boxes` in pixels of the 1024 x 1024 image, and notes. Boxes with an unrecognized finding are
+    dropped."""
     location = storage.join(uri, BOXES_FILE)
     if not storage.exists(location):
         return pa.nulls(len(keys), _BOXES_TYPE), []

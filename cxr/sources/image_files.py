@@ -60,8 +60,8 @@ def files_below(uri: str) -> Iterator[FileEntry]:
 def image_key(name: str) -> str:
     """The key that joins an image file to its rows in label files: the file name without folders and image suffixes.
 
-    Surrounding blanks, the case of the suffix and the direction of slashes are ignored; the case of the name is not. So
-    "images\\A.PNG", "A.jpeg", " A" and "A.dcm.png" have the same key, as have files with the same name in several
+    Surrounding blanks, the case of the suffix and the direction of slashes are ignored; the case of the name is not.
+    So "images\\A.PNG", "A.jpeg", " A" and "A.dcm.png" have the same key, as have files with the same name in several
     folders: each gets the labels of that image.
     """
     key = name.replace("\\", "/").rpartition("/")[2].strip()

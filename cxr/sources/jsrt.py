@@ -4,9 +4,9 @@
     JPCNN001.IMG … JPCNN093.IMG    no nodule
     masks/left lung/JPCLN001.gif, masks/right lung/JPCLN001.gif …   1024 x 1024, also below fold1/ and fold2/
 
-The images are 2048 x 2048 pixels of .175 mm without a header (`imaging.png_jpeg.inspect_jsrt`); PNG copies of any size
-are accepted as well. There is one image per patient; splits are a hash of the image's name, because SCR's two folds are
-for cross-validation. Heart and clavicle masks, landmarks and nodule positions are not read.
+The images are 2048 x 2048 pixels of .175 mm without a header (`imaging.png_jpeg.inspect_jsrt`); PNG copies of any
+size are accepted as well. There is one image per patient; splits are a hash of the image's name, because SCR's two
+folds are for cross-validation. Heart and clavicle masks, landmarks and nodule positions are not read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Merge the rows of a label file by image, with repeated and contradictory rows and varying spellings.
 
-Repeated rows count once. Values in which the rows of an image differ are unknown; a blank contradicts nothing. Words are
-compared only by their letters and digits, regardless of case.
+Repeated rows count once. Values in which the rows of an image differ are unknown; a blank contradicts nothing. Words
+are compared only by their letters and digits, regardless of case.
 """
 
 from __future__ import annotations

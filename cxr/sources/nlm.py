@@ -3,8 +3,8 @@
     montgomery: CXR_png/MCUCXR_0001_0.png  ManualMask/leftMask/MCUCXR_0001_0.png  ManualMask/rightMask/…
     shenzhen:   CXR_png/CHNCXR_0001_0.png  mask/CHNCXR_0001_0_mask.png
 
-Images and Montgomery's masks: Jaeger et al. 2014 (Quant. Imaging Med. Surg. 4(6), 475–477). Shenzhen's masks, which do
-not cover every image: Stirenko et al. 2018. Images and masks in another format are accepted as well (see
+Images and Montgomery's masks: Jaeger et al. 2014 (Quant. Imaging Med. Surg. 4(6), 475–477). Shenzhen's masks, which
+do not cover every image: Stirenko et al. 2018. Images and masks in another format are accepted as well (see
 `image_files.image_key`). There is one image per patient. The last digit of a name is 1 for tuberculosis and 0
 otherwise; since `schema.FINDINGS` has no tuberculosis, it goes into `extra`. The texts in `ClinicalReadings/` of the
 full releases are not read.

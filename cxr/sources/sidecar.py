@@ -59,7 +59,8 @@ def _read(location: str) -> pa.Table:
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:  # damaged pages, footers and names included
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{location}: expected a table with the columns {', '.join(columns)}, got an error ({reason}): repair or remove it"
+            f"{location}: expected a table with the columns {', '.join(columns)}, got an error ({reason}): repair or "
+            f"remove it"
         ) from error
     return table
 
@@ -114,7 +115,7 @@ def _resolve(mask_uri: str, location: str, archive: str) -> str:
     inside = uri.startswith(f"{archive.rstrip('/')}/")
     if not (inside or os.environ.get(ALLOW_OUTSIDE)):
         raise UserError(
-            f"{location}: expected masks inside the archive, got {mask_uri[:200]!r}: copy them into the archive, or set "
-            f"{ALLOW_OUTSIDE}=1 if you trust this table"
+            f"{location}: expected masks inside the archive, got {mask_uri[:200]!r}: copy them into the archive, or "
+            f"set {ALLOW_OUTSIDE}=1 if you trust this table"
         )
     return uri

@@ -4,14 +4,15 @@
     PNG:   png_images/, png_masks/ (the same names), stage_1_train_images.csv and stage_1_test_images.csv
            (new_filename, ImageId, has_pneumo)
 
-`ImageId` is an image's SOP Instance UID and its id here, in both releases. A pneumothorax in several pieces has several
-rows in the list of codes, which become several masks. A code applies to the original 1024 x 1024 pixels, so it does not
-fit copies of another size. An image without pneumothorax, whose code is "-1" or blank, has one empty mask "-1"; an
-image about which nothing is known has null masks. Contradictory rows and unrecognized values make an image unknown.
+`ImageId` is an image's SOP Instance UID and its id here, in both releases. A pneumothorax in several pieces has
+several rows in the list of codes, which become several masks. A code applies to the original 1024 x 1024 pixels, so
+it does not fit copies of another size. An image without pneumothorax, whose code is "-1" or blank, has one empty mask
+"-1"; an image about which nothing is known has null masks. Contradictory rows and unrecognized values make an image
+unknown.
 
-The test split consists of the images in stage_1_test_images.csv or, in the DICOM release, of those that are not listed.
-If there are none of these, and for training and validation, a hash of the image's id decides. Only DICOM headers name
-patients, and there each image has a patient of its own.
+The test split consists of the images in stage_1_test_images.csv or, in the DICOM release, of those that are not
+listed. If there are none of these, and for training and validation, a hash of the image's id decides. Only DICOM
+headers name patients, and there each image has a patient of its own.
 """
 
 from __future__ import annotations

@@ -24,9 +24,10 @@ def split_by_patient(
 ) -> pa.Array:
     """The split of each image: from the official lists by patient, else from a hash of the patient's id.
 
-    All images of a patient with any image in the official test list are in the test split. Other splits depend only on
-    the patient's id and the seed, so they do not change when images are added or removed. Only in archives so small that
-    training or validation would have too few patients do the patients with the nearest hashes fill the gap.
+    All images of a patient with any image in the official test list are in the test split. Other splits depend only
+    on the patient's id and the seed, so they do not change when images are added or removed. Only in archives so
+    small that training or validation would have too few patients do the patients with the nearest hashes fill the
+    gap.
 
     Args:
         patient_ids: string (N), without nulls.
@@ -73,7 +74,8 @@ def stratified(labels_NK: np.ndarray, groups_N: np.ndarray, folds: int) -> np.nd
     groups, group_N = np.unique(np.asarray(groups_N).astype(str), return_inverse=True)
     if len(groups) < folds:
         raise UserError(
-            f"expected at least {folds} patients for training and validation in {folds} folds, got {len(groups)}: use fewer folds"
+            f"expected at least {folds} patients for training and validation in {folds} folds, got {len(groups)}: "
+            f"use fewer folds"
         )
     counts_GK = np.zeros(
         (len(groups), labels_NK.shape[1] + 1)

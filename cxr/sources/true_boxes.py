@@ -1,9 +1,9 @@
 """True boxes as training and evaluation use them: valid, in pixels of each image's file, clipped to the image.
 
-A source returns boxes as published, in pixels either of the file or of an original of another size given in its tables.
-`with_usable_boxes` drops invalid boxes (`open_manifest` calls it for every source), and `place_boxes` converts the others
-to pixels of the file once its size is known. Ingest and the reports on raw archives both call these two functions, so
-that training and evaluation use identical boxes.
+A source returns boxes as published, in pixels either of the file or of an original of another size given in its
+tables. `with_usable_boxes` drops invalid boxes (`open_manifest` calls it for every source), and `place_boxes`
+converts the others to pixels of the file once its size is known. Ingest and the reports on raw archives both call
+these two functions, so that training and evaluation use identical boxes.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class BoxCounts:
         for outside, frame in ((self.outside_frame, _BY_TABLE), (self.outside_file, _BY_FILE)):
             if outside > max(FEW, share * self.boxes) or (whole and outside and self.dropped == self.boxes):
                 raise UserError(
-                    f"expected boxes inside their images, got {outside:,} of {counted(self.boxes, 'box', 'boxes')} outside. "
-                    f"{frame}"
+                    f"expected boxes inside their images, got {outside:,} of {counted(self.boxes, 'box', 'boxes')} "
+                    f"outside. {frame}"
                 )
 
 
 _BY_TABLE = (
-    "They were read as pixels of the image size in the archive's tables or published layout. Correct the boxes or the "
-    "sizes; for boxes that refer to another image size, use --annotations with columns width and height"
+    "They were read as pixels of the image size in the archive's tables or published layout. Correct the boxes or "
+    "the sizes; for boxes that refer to another image size, use --annotations with columns width and height"
 )
 _BY_FILE = (
     "They were read as pixels of the image files, because no table gives another size. If they refer to originals of "

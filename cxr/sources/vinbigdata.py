@@ -5,13 +5,13 @@
     test/IMAGE_ID.dicom             without labels
     train_meta.csv, test_meta.csv   image_id, dim0, dim1: the original's height and width, for copies
 
-Three of seventeen radiologists read each image in train.csv. The manifest contains all their boxes with their readers,
-in pixels of the original. Copies of any size can be read if the original size is known from train_meta.csv or, as in
-some copies, from columns width and height in train.csv and test.csv. An image in which no reader found anything has an
-empty list of boxes, not null.
+Three of seventeen radiologists read each image in train.csv. The manifest contains all their boxes with their
+readers, in pixels of the original. Copies of any size can be read if the original size is known from train_meta.csv
+or, as in some copies, from columns width and height in train.csv and test.csv. An image in which no reader found
+anything has an empty list of boxes, not null.
 
-The patients are unknown, so each image has its own. Its split is a hash of its id. Images that are not in train.csv are
-in the test split, and some that are as well, because otherwise that split would have no ground truth.
+The patients are unknown, so each image has its own. Its split is a hash of its id. Images that are not in train.csv
+are in the test split, and some that are as well, because otherwise that split would have no ground truth.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@
     annotations/image_labels_test.csv    the same without rad_id
     train/IMAGE_ID.dicom, test/IMAGE_ID.dicom
 
-The lists may also be in the archive's root, and some may be missing. A finding is positive if a reader drew a box of it
-or if an image label says so, negative if it is denied, and unknown otherwise. Global findings are diagnoses without
-boxes, which appear only as image labels. The test split consists of the images in the test lists or in the folder test;
-the others are for training and validation. PNG and JPEG copies need the size of the originals, from the same files as
-for VinBigData (`sources.vinbigdata`).
+The lists may also be in the archive's root, and some may be missing. A finding is positive if a reader drew a box of
+it or if an image label says so, negative if it is denied, and unknown otherwise. Global findings are diagnoses
+without boxes, which appear only as image labels. The test split consists of the images in the test lists or in the
+folder test; the others are for training and validation. PNG and JPEG copies need the size of the originals, from the
+same files as for VinBigData (`sources.vinbigdata`).
 """
 
 from __future__ import annotations

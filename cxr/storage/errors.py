@@ -88,7 +88,8 @@ def _local_error(uri: str, error: Exception) -> StorageError:
         )
     if number in _WHOLE_DISK:
         return StorageError(
-            f"{uri}: {reason}: check the disk and whether the network share is mounted, then run the same command again"
+            f"{uri}: {reason}: check the disk and whether the network share is mounted, then run the same command "
+            f"again"
         )
     return UnreadableError(f"{uri}: {reason}: check its permissions and the disk")
 

@@ -1,4 +1,4 @@
-"""S3 through boto3 only: one client resolves credentials, endpoint, proxy and certificates and signs every request."""
+"""S3 through boto3 only: one client resolves credentials, endpoint, proxy and certificates, and signs requests."""
 
 from __future__ import annotations
 

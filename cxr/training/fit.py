@@ -65,8 +65,8 @@ def fit(
     folds, on all of these two splits' patients but one fold, which validates.
 
     Writes OUT/checkpoint (the best), OUT/NAME/epoch_* (best and last, for resuming) and average_*, OUT/metrics.jsonl
-    and OUT/tensorboard. Call `recipe.resolve_weights(out)` first, or `resume_from`: workers apply the recipe as it is,
-    and read weights from URIs alone.
+    and OUT/tensorboard. Call `recipe.resolve_weights(out)` first, or `resume_from`: workers apply the recipe as it
+    is, and read weights from URIs alone.
 
     Args:
         in_process: train in this process, which must hold the resources of a worker, instead of in a worker group;
@@ -83,7 +83,8 @@ def fit(
     out = storage.normalize(out)
     if recipe.unresolved_weights:
         raise UserError(
-            f"{', '.join(recipe.unresolved_weights)}: expected the URI of weights; call recipe.resolve_weights(out) before fit"
+            f"{', '.join(recipe.unresolved_weights)}: expected the URI of weights; call recipe.resolve_weights(out) "
+            f"before fit"
         )
     check_resume(storage.join(out, name), options.resume)
     _check_batch(recipe, options)
@@ -230,11 +231,13 @@ def _finish(returned: Mapping[str, Any], recipe: Recipe, out: str, name: str) ->
     best = best_row(rows, recipe)
     if best is None:
         degenerate = rows[-1].get("degenerate") if rows else None
+        if degenerate:
+            raise TrainingStoppedError(
+                f"no epoch produced a usable network; the last one is degenerate ({degenerate}): change the settings, "
+                f"for example lower lr"
+            )
         raise TrainingStoppedError(
-            f"no epoch produced a usable network; the last one is degenerate ({degenerate}): change the settings, "
-            f"for example lower lr"
-            if degenerate
-            else f"{recipe.monitor} could not be measured in any epoch: check that the validation images have what it needs"
+            f"{recipe.monitor} could not be measured in any epoch: check that the validation images have what it needs"
         )
     kept = checkpoint_files.copy_for_scoring(
         storage.join(out, name, best["checkpoint"]), storage.join(out, "checkpoint")

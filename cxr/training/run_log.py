@@ -99,7 +99,8 @@ class Board:
 
 
 def best_row(rows: Sequence[dict[str, Any]], recipe: Recipe) -> dict[str, Any] | None:
-    """The best rankable epoch by the recipe's monitor, the latest of equals as in Ray Train; None if there is none."""
+    """The best rankable epoch by the recipe's monitor, the latest of equals as in Ray Train; None if there is
+    none."""
     sign = 1 if recipe.mode == "max" else -1
     rankable = [row for row in rows if row["rankable"]]
     return max(reversed(rankable), key=lambda row: sign * row[recipe.monitor], default=None)

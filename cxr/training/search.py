@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 ABOUT, FAILED = "search.json", "failed.json"
 TRIAL_CPU = 0.01  # of the process that looks after a trial; its workers hold the rest
 TRIALS = "trials"  # folder of the trials' runs
-# Metrics of a trial's best epoch so far that are reported to Tune, once there is a rankable epoch: for the sampler, and
-# the monitored metric for early stopping.
+# Metrics of a trial's best epoch so far that are reported to Tune, once there is a rankable epoch: for the sampler,
+# and the monitored metric for early stopping.
 BEST, STANDING = "best_{}", "standing"
 
 
@@ -165,8 +165,8 @@ def searched(recipe: Recipe, options: SearchOptions) -> dict[str, BaseDistributi
         )
     if not (drawn := recipe.active_search_space(options.frozen_params)):
         raise UserError(
-            f"frozen_params={' '.join(options.frozen_params)} leaves no setting of family {recipe.family} to search, so "
-            f"that every trial would be the same: leave some of these out of --frozen-params"
+            f"frozen_params={' '.join(options.frozen_params)} leaves no setting of family {recipe.family} to search, "
+            f"so that every trial would be the same: leave some of these out of --frozen-params"
         )
     return drawn
 
@@ -323,9 +323,9 @@ def _trainable(
 ) -> Any:
     """The function that Tune calls for each trial: `fit` with the settings drawn for it, in a folder of its own.
 
-    A trial of one worker trains in its own process: a controller and a worker would be two more processes, whose start
-    takes longer than many a trial trains. Tune starts a trial again if it dies with its machine, and would as well if
-    it failed: then it fails again at once.
+    A trial of one worker trains in its own process: a controller and a worker would be two more processes, whose
+    start takes longer than many a trial trains. Tune starts a trial again if it dies with its machine, and would as
+    well if it failed: then it fails again at once.
     """
     base, this_search = recipe.to_dict(), secrets.token_hex(8)
 

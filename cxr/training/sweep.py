@@ -1,4 +1,4 @@
-"""train_all(): several recipes, each with several seeds, trained by fit(), as many at a time as fit into the cluster."""
+"""train_all(): several recipes, each with several seeds, trained as many at a time as the cluster can hold."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def _check_same(recipes: Mapping[str, Recipe], archive: str, out: str) -> None:
         changed += [f"{name}: {change}" for change in recipes[name].changes_from(before[name])]
     if changed:
         raise UserError(
-            f"{out} contains a study of other settings ({'; '.join(changed)}): give another --out, or the same settings"
+            f"{out} contains a study of other settings ({'; '.join(changed)}): give another --out, or the same "
+            f"settings"
         )
     storage.write_json(about, {**before, **{name: recipe.to_dict() for name, recipe in recipes.items()}})
 

@@ -263,7 +263,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def train_in_process(config: dict[str, Any], session: InProcessSession) -> dict[str, Any]:
-    """Train as the only worker, in this process and on its first GPU, if it has one; returns what `Worker.run` does."""
+    """Train as the only worker, in this process and on its first GPU, if it has one; returns what `Worker.run`
+    does."""
     torch.set_num_threads(max(1, int(config["threads"])))
     recipe = recipe_from_dict(config["recipe"])
     return Worker(recipe, config, SingleProcess(), best_device(), session=session).run()

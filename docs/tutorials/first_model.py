@@ -9,9 +9,9 @@
 # %% [markdown]
 # # Train and use a first model
 #
-# This tutorial makes synthetic chest X-rays, trains a small network that segments the lungs, saves it as a checkpoint, and
-# applies the checkpoint to new images. It runs in plain PyTorch in about a minute on one CPU core: no Ray, no GPU, no
-# download. The jobs in `jobs/` do the same on a cluster.
+# This tutorial makes synthetic chest X-rays, trains a small network that segments the lungs, saves it as a
+# checkpoint, and applies the checkpoint to new images. It runs in plain PyTorch in about a minute on one CPU core: no
+# Ray, no GPU, no download. The jobs in `jobs/` do the same on a cluster.
 #
 # Run it as a script (`python docs/tutorials/first_model.py`) or open it in Jupyter with jupytext.
 
@@ -38,8 +38,9 @@ OUT = Path("runs/tutorial")
 # %% [markdown]
 # ## An archive
 #
-# `write_phantom` writes synthetic X-rays in the layout of ChestX-ray14, with known lungs, findings and boxes. A *manifest*
-# lists the images of an archive; nothing is decoded yet. The same function opens a folder of hospital images.
+# `write_phantom` writes synthetic X-rays in the layout of ChestX-ray14, with known lungs, findings and boxes. A
+# *manifest* lists the images of an archive; nothing is decoded yet. The same function opens a folder of hospital
+# images.
 
 # %%
 write_phantom(str(OUT / "phantoms"), 48, size=128, seed=0)
@@ -72,8 +73,8 @@ training, validation = batches("train"), batches("val")
 # %% [markdown]
 # ## Training
 #
-# A *recipe* holds the settings of a family of models; it makes the network and the *task*, which has the losses and the
-# metrics. `Engine` is the training loop that the jobs use, too.
+# A *recipe* holds the settings of a family of models; it makes the network and the *task*, which has the losses and
+# the metrics. `Engine` is the training loop that the jobs use, too.
 
 # %%
 torch.manual_seed(0)
@@ -91,7 +92,8 @@ for epoch in range(recipe.epochs):
 # %% [markdown]
 # ## A checkpoint
 #
-# A checkpoint is a folder that describes itself: weights, recipe, metrics, versions. `jobs/score_archive.py` takes it.
+# A checkpoint is a folder that describes itself: weights, recipe, metrics, versions. `jobs/score_archive.py` takes
+# it.
 
 # %%
 saved = OUT / "checkpoint"
@@ -101,8 +103,8 @@ loaded = checkpoint.load(str(saved))
 # %% [markdown]
 # ## Prediction
 #
-# The loaded network is on the CPU in evaluation mode. The recipe turns its outputs into predictions: here a map in which
-# the mask is where the value is at least one half.
+# The loaded network is on the CPU in evaluation mode. The recipe turns its outputs into predictions: here a map in
+# which the mask is where the value is at least one half.
 
 # %%
 with torch.inference_mode():

@@ -109,7 +109,8 @@ def test_a_box_in_the_padding_gets_zero_area() -> None:
 
 
 def test_two_hundred_images_per_second(tmp_path: Path) -> None:
-    """14 findings on 64 x 64 cells; the target is 200 images per second and core, the bound allows for a busy machine."""
+    """14 findings on 64 x 64 cells; the target is 200 images per second and core, the bound allows for a busy
+    machine."""
     told = benchmark_map_boxes.main(benchmark_map_boxes.Options(images=40, out=str(tmp_path)))
     assert sorted(told["metrics"]) == ["images_per_s_otsu", "images_per_s_share", "images_per_s_wang"]
     assert min(told["metrics"].values()) > 60

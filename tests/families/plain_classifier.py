@@ -1,4 +1,5 @@
-"""A complete family on `classifier_base`: a torchvision network that classifies whole images. An example, not shipped."""
+"""A complete family on `classifier_base`: a torchvision network that classifies whole images. An example, not
+shipped."""
 
 from __future__ import annotations
 

@@ -353,7 +353,8 @@ def test_what_cannot_be_an_aligner_is_refused(aligner: tuple[AttendRecipe, str],
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"backbone": "vgg16"}, {"backbone_stages": 2}, {"grid": -1}, {"box_fraction": 1.5}, {"positive_fraction": 0.0},
+        {"backbone": "vgg16"}, {"backbone_stages": 2}, {"grid": -1}, {"box_fraction": 1.5},
+        {"positive_fraction": 0.0},
         {"max_zoom": 0.5}, {"box_weight": -1.0}, {"max_boxes": 0}, {"box_threshold": 0.0},
     ],
 )  # fmt: skip

@@ -25,7 +25,8 @@ COUNTS_2F = torch.tensor([[8.0, 9.0], [2.0, 1.0]])
 
 
 def batch(seed: int) -> Batch:
-    """Eight noisy images. The first four show a Mass and are brighter; whether they show a Nodule is unknown in one."""
+    """Eight noisy images. The first four show a Mass and are brighter; whether they show a Nodule is unknown in
+    one."""
     pixels = torch.randint(0, 60, (8, 40, 40), generator=torch.Generator().manual_seed(seed))
     pixels[:4] += 160
     labels = torch.zeros(8, 2, dtype=torch.int8)

@@ -114,7 +114,8 @@ def damaged_file(seed: int, files: list[bytes]) -> bytes:
 
 
 def decode_all(channel: Connection, first: int, last: int, decoder: Callable[[bytes], Any]) -> None:
-    """Send (seed, None) before and (seed, outcome) after each file; outcomes other than "decoded" and "rejected" fail."""
+    """Send (seed, None) before and (seed, outcome) after each file; outcomes other than "decoded" and "rejected"
+    fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # messages of C libraries
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     files = whole_files()

@@ -108,7 +108,8 @@ def test_the_lease_is_renewed_and_gone_at_the_end(out: str) -> None:
 
 @pytest.fixture
 def _interrupts() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, as in jobs; Ray, used by an earlier test of this process, may have changed that."""
+    """SIGINT raises KeyboardInterrupt, as in jobs; Ray, used by an earlier test of this process, may have changed
+    that."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -103,7 +103,10 @@ def test_boxes_of_resized_copies_are_scaled(tmp_path: Path) -> None:
     corners = [[box[corner] for corner in rater_agreement.CORNERS] for box in (*a, *b)]
     np.testing.assert_allclose(corners, [[10, 10, 30, 20], [10, 5, 20, 10]])
     assert c == []
-    note = "boxes read as pixels of the files, because no table gives the originals' size (train_meta.csv would): 1 image"
+    note = (
+        "boxes read as pixels of the files, because no table gives the originals' size (train_meta.csv would): "
+        "1 image"
+    )
     assert any(each.startswith(note) for each in manifest.notes)
 
 

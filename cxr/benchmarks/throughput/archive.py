@@ -36,7 +36,8 @@ def _png(index: int, size: int) -> bytes:
 
 
 def make_archive(folder: Path, pictures: list[Path], rows: int) -> list[Path]:
-    """Make a folder archive with exactly `rows` training images and VAL_ROWS validation images, all links to `pictures`.
+    """Make a folder archive with exactly `rows` training images and VAL_ROWS validation images, all links to
+    `pictures`.
 
     Returns:
         the paths of the training images.

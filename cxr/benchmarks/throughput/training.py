@@ -27,7 +27,8 @@ from cxr.training.session import RayTrainSession
 def both_paces(
     recipe: Recipe, shards_uri: str, steps: int, rounds: int, scratch: str, *, gpu: bool = False
 ) -> tuple[float, float]:
-    """Images per second through Ray Train and in a bare loop with the same model, batch and threads; median of rounds.
+    """Images per second through Ray Train and in a bare loop with the same model, batch and threads; median of
+    rounds.
 
     Both run alternately, with steps of the recipe's first stage.
     """

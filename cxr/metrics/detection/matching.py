@@ -20,8 +20,8 @@ def by_score(predicted: Boxes) -> np.ndarray:
 def voc_true_positives(predicted: Boxes, candidates: Pairs, iou: float) -> np.ndarray:
     """(M,) bool, as PASCAL VOC 2010 counts (Everingham et al.).
 
-    A predicted box is held against the true box that it overlaps most. It is right if that is by more than `iou` and no
-    better scored one was right by the same true box; else it is wrong, though another true box may be free.
+    A predicted box is held against the true box that it overlaps most. It is right if that is by more than `iou` and
+    no better scored one was right by the same true box; else it is wrong, though another true box may be free.
     """
     best = candidates.best()
     best = best.at(best.iou > iou)
@@ -37,8 +37,8 @@ def voc_true_positives(predicted: Boxes, candidates: Pairs, iou: float) -> np.nd
 def coco_true_positives(predicted: Boxes, true: Boxes, ious: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """(T, M) bool, as COCO counts (Lin et al. 2014), and (M,) bool: which predicted boxes are looked at at all.
 
-    Best score first, a predicted box takes of the true boxes that are still free the one that it overlaps most, by `iou`
-    or more. Of an image and finding the 100 best are looked at.
+    Best score first, a predicted box takes of the true boxes that are still free the one that it overlaps most, by
+    `iou` or more. Of an image and finding the 100 best are looked at.
     """
     rank = _ranks(predicted)
     every = pairs(predicted, true)

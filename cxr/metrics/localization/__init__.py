@@ -1,4 +1,4 @@
-"""What predicted boxes are judged by: localization accuracy, false positives, the pointing game, and how sure they are.
+"""Metrics of predicted boxes: localization accuracy, false positives, the pointing game, and their intervals.
 
 An *image-finding pair* is an image with a true box of a finding. Found boxes of that finding are compared with its
 true boxes in one frame, pixels of the original image. NumPy alone, float64.

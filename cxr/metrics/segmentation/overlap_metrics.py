@@ -47,10 +47,10 @@ def summary(rows: Tensor) -> dict[str, float]:
     """All overlap figures of a set of images, NaN where there is none to measure.
 
     dice, iou: means over images, two empty masks count 1, which is how SIIM-ACR (2019) ranks by Dice.
-    positive_dice: mean over the images with something to find. empty_prediction_dice: the dice of finding nothing anywhere,
-    which is the share of images with nothing to find: what dice must be read beside. mean_iou, pixel_accuracy:
-    of all images' pixels together (Long et al. 2015); mean_iou is the mean over background and target of the IoU,
-    over the background alone if the target is neither there nor predicted. images, positives: counts.
+    positive_dice: mean over the images with something to find. empty_prediction_dice: the dice of finding nothing
+    anywhere, which is the share of images with nothing to find: what dice must be read beside. mean_iou,
+    pixel_accuracy: of all images' pixels together (Long et al. 2015); mean_iou is the mean over background and target
+    of the IoU, over the background alone if the target is neither there nor predicted. images, positives: counts.
     """
     rows = rows.cpu()
     per_image, positive = dice(rows), rows[:, TRUE] > 0
