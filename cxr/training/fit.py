@@ -233,11 +233,12 @@ def _finish(returned: Mapping[str, Any], recipe: Recipe, out: str, name: str) ->
         degenerate = rows[-1].get("degenerate") if rows else None
         if degenerate:
             raise TrainingStoppedError(
-                f"no epoch produced a usable network; the last one is degenerate ({degenerate}): change the settings, "
-                f"for example lower lr"
+                f"no epoch produced a usable network; the last one is degenerate ({degenerate}): change the "
+                f"settings, for example lower lr"
             )
         raise TrainingStoppedError(
-            f"{recipe.monitor} could not be measured in any epoch: check that the validation images have what it needs"
+            f"{recipe.monitor} could not be measured in any epoch: check that the validation images have what it "
+            f"needs"
         )
     kept = checkpoint_files.copy_for_scoring(
         storage.join(out, name, best["checkpoint"]), storage.join(out, "checkpoint")

@@ -92,8 +92,16 @@ def test_handlers_and_loopback_addresses_stay_as_they_are() -> None:
     subprocess.run([sys.executable, "-c", SIGNALS], check=True, cwd=REPOSITORY)
 
 
+RAYS_SIGNALS = """
+import signal
+from ray._private import utils
+utils.set_sigterm_handler(signal.SIG_IGN)
+assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+"""
+
+
 def test_ray_sets_its_signal_handlers_where_it_did() -> None:
-    assert "def set_sigterm_handler(" in source("_private/utils.py")
+    subprocess.run([sys.executable, "-c", RAYS_SIGNALS], check=True)  # here, `keep_signal_handlers` may have run
     assert "ray._private.utils.set_sigterm_handler(" in source("_private/node.py")
     assert b"RAY_DISABLE_FAILURE_SIGNAL_HANDLER" in (Path(ray.__file__).parent / "_raylet.so").read_bytes()
     assert "if not ray_constants.ENABLE_RAY_CLUSTER:" in source("_private/services.py")
