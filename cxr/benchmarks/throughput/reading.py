@@ -109,8 +109,8 @@ def on_worker(archive: str, size: int, epochs: int, scratch: str) -> Pace:
     streams: dict[str, Any] = {}
     data: dict[str, Any] = {"shards": archive, "cache_bytes": CACHE_BYTES}
     if not shards.is_shards(archive):
-        streams, _, rows = ray_data.open_streams(archive, size, columns=recipe.columns, seed=recipe.seed)
-        data = {"rows": rows}
+        streams, findings, rows = ray_data.open_streams(archive, size, columns=recipe.columns, seed=recipe.seed)
+        data = {"rows": rows, "findings": list(findings)}
     trainer = ray_private.torch_trainer(
         _read_on_worker,
         train_loop_config={"data": data, "size": size, "epochs": epochs},
