@@ -8,8 +8,9 @@ from cxr import storage
 from cxr.benchmarks.studies import aecnn, xrays
 from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment, training_record
-from cxr.families import checkpoint, lung_crop
+from cxr.cli.study_networks import load_networks, networks_record
+from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment
+from cxr.families import lung_crop
 from cxr.families.aecnn import AecnnRecipe
 from cxr.reporting import figures
 from cxr.training.options import RunOptions
@@ -29,7 +30,7 @@ def run_study(
     compressors = {COMPRESSED: recipe.compressor, RESIZED: "resize", WHOLE: "none"}
     recipes = {name: recipe.replace(compressor=compressor) for name, compressor in compressors.items()}
     trained = train_all(recipes, range(seeds), data, out, run, source=archive.source)
-    networks = {name: [checkpoint.load(t.checkpoint) for t in trained if t.name == name] for name in recipes}
+    networks = {name: load_networks(trained, name) for name in recipes}
     crop = lung_crop.of_recipe(recipe)
     test, notes = xrays.read(data, "test", recipe, test_images, archive.source, crop)
     for note in notes:
@@ -43,8 +44,6 @@ def run_study(
     print(f"picture: {picture}", flush=True)
     return {
         "metrics": {"images": float(len(test.pixels)), **aecnn.metrics(judged)},
-        "checkpoints": {f"{t.name}, seed {t.seed}": t.checkpoint for t in trained},
-        "data": data,
-        "trained": {name: training_record(recipe) for name, recipe in recipes.items()},
+        **networks_record(trained, recipes, data),
         "pictures": [picture],
     }

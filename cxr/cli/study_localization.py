@@ -11,10 +11,10 @@ from cxr.benchmarks.studies import boxed_xrays, localization, localization_repor
 from cxr.benchmarks.studies.boxed_xrays import BoxedXRays
 from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment, training_record
+from cxr.cli.study_networks import load_networks, networks_record
+from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment
 from cxr.data.batch import best_device
 from cxr.errors import UserError
-from cxr.families import checkpoint
 from cxr.families.localize import LocalizeRecipe
 from cxr.metrics.bootstrap import RESAMPLES
 from cxr.phantom.archive import write_phantom
@@ -64,13 +64,10 @@ def run_study(
     device = best_device()
     judged = []
     for name in recipes:
-        trained_networks = [checkpoint.load(one.checkpoint) for one in trained if one.name == name]
-        judged.append(localization.judge(name, trained_networks, test, device))
+        judged.append(localization.judge(name, load_networks(trained, name), test, device))
         print(f"judged: {name}", flush=True)
     return {
-        "checkpoints": {f"{one.name}, seed {one.seed}": one.checkpoint for one in trained},
-        "data": data,
-        "trained": {name: training_record(recipe) for name, recipe in recipes.items()},
+        **networks_record(trained, recipes, data),
         **write(judged, test, seeds, out),
     }
 

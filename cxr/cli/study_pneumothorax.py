@@ -12,10 +12,10 @@ from cxr.benchmarks.studies import segmentation, segmentation_report
 from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions
 from cxr.cli.phantoms import siim_phantoms
-from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment, training_record
+from cxr.cli.study_networks import load_networks, networks_record
+from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment
 from cxr.data.batch import best_device
 from cxr.errors import UserError
-from cxr.families import checkpoint
 from cxr.families.pneumothorax import PneumothoraxRecipe
 from cxr.models.fcn import FCN_BACKBONES
 from cxr.reporting import figures
@@ -61,14 +61,11 @@ def run_study(
     device = best_device()
     judged = []
     for name in recipes:
-        trained_networks = [checkpoint.load(one.checkpoint) for one in trained if one.name == name]
-        judged.append(segmentation.judge(name, trained_networks, test, device))
+        judged.append(segmentation.judge(name, load_networks(trained, name), test, device))
         print(f"judged: {name}, Dice {judged[-1].dice.value:.3f}", flush=True)
     return {
         "metrics": {"images": float(len(test.pixels)), **segmentation.metrics(judged)},
-        "checkpoints": {f"{one.name}, seed {one.seed}": one.checkpoint for one in trained},
-        "data": data,
-        "trained": {name: training_record(recipe) for name, recipe in recipes.items()},
+        **networks_record(trained, recipes, data),
         **write(judged, test, recipe, seeds, out, device),
     }
 

@@ -25,7 +25,7 @@ from cxr.imaging.lung_bbox import LungSquare
 from cxr.schema import PixelFormat
 from cxr.sources import rle
 from cxr.sources.manifest import boxes_frame_px, frame_scales
-from cxr.sources.true_boxes import PlacedBoxes, frames_px, place_boxes
+from cxr.sources.true_boxes import BoxCounts, PlacedBoxes, frames_px, place_boxes
 
 _ASPECT_TOLERANCE = 0.01  # relative difference of aspect ratios allowed between a mask file and its image
 CROPPED = "lungs"  # value in column `crop_status`
@@ -84,6 +84,18 @@ def make_rows(
         UserError: decoder processes cannot run on this machine.
         MemoryError: there is not enough memory at the moment.
     """
+    return make_counted_rows(manifest, pixels, threads, crop=crop, enhance=enhance)[0]
+
+
+def make_counted_rows(
+    manifest: pa.Table,
+    pixels: PixelFormat,
+    threads: int = 4,
+    *,
+    crop: Crop | None = None,
+    enhance: Enhancement | None = None,
+) -> tuple[pa.Table, BoxCounts]:
+    """`make_rows`, and what became of the manifest's boxes."""
     cv2.setNumThreads(0)
     store = np.zeros((manifest.num_rows, pixels.size, pixels.size), pixels.dtype)
     make = partial(_row, boxes_frame=boxes_frame_px(manifest.schema), bits=pixels.bits, crop=crop, enhance=enhance)
@@ -219,7 +231,9 @@ def original_mask(source: Values, height: int, width: int) -> np.ndarray:
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
 
 
-def _table(manifest: pa.Table, values: Sequence[Values], store: np.ndarray, pixels: PixelFormat) -> pa.Table:
+def _table(
+    manifest: pa.Table, values: Sequence[Values], store: np.ndarray, pixels: PixelFormat
+) -> tuple[pa.Table, BoxCounts]:
     row_schema = schema.row_schema(pixels)
     errors = pa.array([row.get(schema.ERROR) for row in values], pa.string())
     columns = {name: manifest[name] for name in manifest.column_names}
@@ -227,11 +241,12 @@ def _table(manifest: pa.Table, values: Sequence[Values], store: np.ndarray, pixe
         name: pa.array([row.get(name) for row in values], row_schema.field(name).type) for name in _DECODED_COLUMNS
     }
     columns |= {schema.ERROR: errors, schema.PIXELS: _pixels_column(store, errors, pixels)}
-    columns[schema.BOXES] = placed_boxes(manifest, columns[schema.WIDTH_PX], columns[schema.HEIGHT_PX]).boxes
-    return pa.table([columns[name] for name in row_schema.names], schema=row_schema)
+    placed = _placed_boxes(manifest, columns[schema.WIDTH_PX], columns[schema.HEIGHT_PX])
+    columns[schema.BOXES] = placed.boxes
+    return pa.table([columns[name] for name in row_schema.names], schema=row_schema), placed.counts
 
 
-def placed_boxes(manifest: pa.Table, width_px: pa.Array, height_px: pa.Array) -> PlacedBoxes:
+def _placed_boxes(manifest: pa.Table, width_px: pa.Array, height_px: pa.Array) -> PlacedBoxes:
     """The boxes of manifest rows in pixels of their files, given the files' sizes (null without an image).
 
     Null remains null: unknown boxes do not mean that there are no findings.

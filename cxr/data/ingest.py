@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr import schema, storage
-from cxr.data.decode import CropSettings, make_rows, placed_boxes
+from cxr.data.decode import CropSettings, make_counted_rows
 from cxr.data.ledger import Ledger, Part, open_ledger, plan, rows_at
 from cxr.data.ray_data import map_parts
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION
@@ -180,11 +180,10 @@ class PartWriter:
 
     def __call__(self, part: Part) -> dict[str, int]:
         crop = self._crop.loaded() if self._crop else None
-        rows = make_rows(part.rows, self._pixels, crop=crop, enhance=self._enhance)
+        rows, boxes = make_counted_rows(part.rows, self._pixels, crop=crop, enhance=self._enhance)
+        boxes.check(PART_SHARE)
         rejects = rows.filter(rows[schema.ERROR].is_valid()).select(schema.REJECTS.names)
         good = rows.filter(rows[schema.ERROR].is_null()) if rejects.num_rows else rows
-        boxes = placed_boxes(part.rows, rows[schema.WIDTH_PX], rows[schema.HEIGHT_PX]).counts
-        boxes.check(PART_SHARE)
         storage.write_bytes(self._ledger.file(part), _parquet(good, rejects, boxes, self._pixels))
         return {"images": rows.num_rows, "rejects": rejects.num_rows}
 

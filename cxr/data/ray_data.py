@@ -20,7 +20,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from cxr import schema, storage
 from cxr.data import ledger, shards
-from cxr.data.decode import make_rows, placed_boxes
+from cxr.data.decode import make_counted_rows, make_rows
 from cxr.data.ledger import Part
 from cxr.errors import ClusterError, UserError
 from cxr.runtime import cluster, ray_private
@@ -150,8 +150,7 @@ def _check_boxes(manifest: pa.Table) -> None:
 
 def _box_counts(rows: bytes) -> BoxCounts:
     manifest = pa.ipc.open_stream(rows).read_all()
-    made = make_rows(manifest, PixelFormat(16))
-    return placed_boxes(manifest, made[schema.WIDTH_PX], made[schema.HEIGHT_PX]).counts
+    return make_counted_rows(manifest, PixelFormat(16))[1]
 
 
 def _decoded(

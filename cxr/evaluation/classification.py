@@ -28,6 +28,19 @@ from cxr.wording import counted
 PICTURES = "pictures"
 
 
+def summarize(joined: LabeledScores, options: ReportOptions) -> ClassificationSummary:
+    """The metrics of these images, with intervals by patient."""
+    return classification.summarize(
+        joined.probabilities,
+        joined.labels,
+        joined.predicted_positive,
+        joined.patients,
+        joined.findings,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+
+
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     """Evaluate a run. Writes the pages, findings.csv, pictures and, with `against`, comparison.csv; returns the job's
     result."""
@@ -37,15 +50,7 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     manifest.print_notes()
     scores, truth = load_scores(run), known_labels(manifest)
     joined = join(scores, truth)
-    evaluation = classification.summarize(
-        joined.probabilities,
-        joined.labels,
-        joined.predicted_positive,
-        joined.patients,
-        joined.findings,
-        resamples=options.resamples,
-        seed=options.seed,
-    )
+    evaluation = summarize(joined, options)
     drawn = pictures.write_pictures(
         evaluation, joined.probabilities, joined.labels, joined.predicted_positive, storage.join(out, PICTURES)
     )

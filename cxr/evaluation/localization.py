@@ -16,7 +16,6 @@ from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import LocalizationEvaluation, evaluate, guessed, load_scores
 from cxr.evaluation.run import ReportOptions, Run, coverage, finish_report, read_run
 from cxr.imaging.geometry import ResizeTransform
-from cxr.metrics.classification import summarize as summarise_labels
 from cxr.metrics.localization import MEASURES, THRESHOLDS, LocalizationRates, paired_gain, summarize
 from cxr.reporting import classification as label_tables
 from cxr.reporting import localization as tables
@@ -110,15 +109,7 @@ def _located(
 
 def _classified(joined: LabeledScores, options: ReportOptions, out: str, result: dict[str, Any]) -> Section:
     """The classification's part of the page; its figures and file are added to `result`."""
-    summary = summarise_labels(
-        joined.probabilities,
-        joined.labels,
-        joined.predicted_positive,
-        joined.patients,
-        joined.findings,
-        resamples=options.resamples,
-        seed=options.seed,
-    )
+    summary = classification.summarize(joined, options)
     figures = classification.metrics(summary, joined)
     result["metrics"] |= {name: figures[name] for name in figures if "auroc" in name or name == "mean_ap"}
     result["metrics"]["images_with_labels"] = summary.images

@@ -1,0 +1,26 @@
+"""What the studies share: the networks that a sweep trained, and what a study's result.json says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cxr.cli.training_jobs import training_record
+from cxr.families import checkpoint
+from cxr.families.base import Recipe
+from cxr.families.checkpoint import Checkpoint
+from cxr.training.sweep import Trained
+
+
+def load_networks(trained: Sequence[Trained], name: str) -> list[Checkpoint]:
+    """The networks of one recipe of the study, one per seed."""
+    return [checkpoint.load(one.checkpoint) for one in trained if one.name == name]
+
+
+def networks_record(trained: Sequence[Trained], recipes: Mapping[str, Recipe], data: str) -> dict[str, Any]:
+    """Checkpoints by name and seed, the shards, and each recipe with the weights that it started from."""
+    return {
+        "checkpoints": {f"{one.name}, seed {one.seed}": one.checkpoint for one in trained},
+        "data": data,
+        "trained": {name: training_record(recipe) for name, recipe in recipes.items()},
+    }
