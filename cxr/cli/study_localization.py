@@ -65,7 +65,7 @@ def run_study(
     judged = []
     for name in recipes:
         judged.append(localization.judge(name, load_networks(trained, name), test, device))
-        print(f"judged: {name}", flush=True)
+        print(f"evaluated: {name}", flush=True)
     return {
         **networks_record(trained, recipes, data),
         **write(judged, test, seeds, out),

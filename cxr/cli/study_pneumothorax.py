@@ -62,7 +62,7 @@ def run_study(
     judged = []
     for name in recipes:
         judged.append(segmentation.judge(name, load_networks(trained, name), test, device))
-        print(f"judged: {name}, Dice {judged[-1].dice.value:.3f}", flush=True)
+        print(f"evaluated: {name}, Dice {judged[-1].dice.value:.3f}", flush=True)
     return {
         "metrics": {"images": float(len(test.pixels)), **segmentation.metrics(judged)},
         **networks_record(trained, recipes, data),

@@ -126,7 +126,7 @@ def _nothing_in_common(scores: BoxScores, truth: BoxTruth, present: int, good: i
     return (
         f"of {len(boxed):,} images of the archive {int(boxed.sum()):,} have boxes, {present:,} are in {scores.uri}, "
         f"{good:,} without an error, and none of these has a box of a finding that was scored: there is nothing to "
-        f"judge. Give the archive that was scored, one that has boxes, or another --split"
+        f"evaluate. Give the archive that was scored, one that has boxes, or another --split"
     )
 
 

@@ -1,1 +1,1 @@
-"""What a trained network is judged by, one subject a file; tensors in, numbers out."""
+"""Metrics of trained networks, one subject per package; tensors in, numbers out."""

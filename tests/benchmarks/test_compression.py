@@ -127,7 +127,7 @@ def test_report_says_what_the_figures_say(rows: list[Row], judge: Judge, tmp_pat
     assert "About." in page
     assert "| exact " in page
     stored = next(row for row in rows if row.way == CODEC).bytes_per_image
-    assert f"JPEG comes no nearer to {stored:,.0f} bytes" in page  # its header alone is larger
+    assert f"JPEG cannot get closer to {stored:,.0f} bytes" in page  # its header alone is larger
     table = [*csv.DictReader(Path(written["table"]).read_text().splitlines())]
     assert [row["way"] for row in table] == [row.way for row in rows]
     assert Path(written["picture"]).stat().st_size > 10_000

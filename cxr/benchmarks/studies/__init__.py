@@ -1,1 +1,1 @@
-"""What networks are compared with: other methods for the same task, on the same images in the same run."""
+"""Comparisons of networks with other methods for the same task, on the same images in the same run."""

@@ -1,4 +1,4 @@
-"""AE-CNN beside its baselines on one test split: several seeds each, intervals by patient, paired differences."""
+"""AE-CNN compared with its baselines on one test split: several seeds, intervals by patient, paired differences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cxr.reporting.tables import interval, markdown, number
 
 @dataclass(frozen=True)
 class Judged:
-    """What the networks of one recipe, a seed each, made of the test split."""
+    """Results of the networks of one recipe, one per seed, on the test split."""
 
     name: str
     aurocs: np.ndarray  # (S,) mean AUROC over findings of each seed
@@ -44,7 +44,8 @@ class Judged:
 
 
 def judge(name: str, networks: Sequence[Checkpoint], xrays: XRays, seed: int = 0) -> Judged:
-    """Classify the X-rays with each network; all recipes must be judged with one `seed` to be compared."""
+    """Classify the X-rays with each network; recipes can be compared only if they are evaluated with the same
+    `seed`."""
     told = [_told(kept, xrays) for kept in networks]
     probabilities = [found for found, _ in told]
     areas = np.array([np.nanmean(auroc(found, xrays.labels)) for found in probabilities])
@@ -66,7 +67,7 @@ def _told(kept: Checkpoint, xrays: XRays) -> tuple[np.ndarray, float]:
 
 
 def metrics(judged: Sequence[Judged]) -> dict[str, float]:
-    """Figures by name: NAME_auroc with _low, _high and _sd; gains over the last of `judged`."""
+    """Metrics by name: NAME_auroc with _low, _high and _sd, and gains over the last of `judged`."""
     found: dict[str, float] = {}
     for one in judged:
         low, high = one.ends()
@@ -90,7 +91,7 @@ def gained(one: Judged, other: Judged) -> tuple[float, float, float]:
 
 
 def table(judged: Sequence[Judged]) -> str:
-    """Markdown; the last row is what the others are compared with."""
+    """Markdown table; all rows are compared with the last one."""
     last = judged[-1]
     head = ["", "values kept", "mean AUROC (95 % by patient)", "SD of seeds", f"less {last.name}", "PSNR, dB"]
     rows = [
@@ -108,7 +109,7 @@ def table(judged: Sequence[Judged]) -> str:
 
 
 def picture(judged: Sequence[Judged]) -> Figure:
-    """Mean AUROC of each recipe with its interval; a dot a seed."""
+    """Mean AUROC of each recipe with its interval, and one dot per seed."""
     figure = Figure(figsize=(6.4, 0.6 * len(judged) + 1.2), layout="constrained")
     axes = figure.subplots()
     for row, one in enumerate(reversed(judged)):
@@ -125,5 +126,5 @@ def picture(judged: Sequence[Judged]) -> Figure:
 
 
 def variants(named: Mapping[str, Sequence[Checkpoint]], xrays: XRays) -> list[Judged]:
-    """All recipes judged on the same resamples."""
+    """All recipes, evaluated on the same resamples."""
     return [judge(name, networks, xrays) for name, networks in named.items()]

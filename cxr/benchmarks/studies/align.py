@@ -59,7 +59,7 @@ class Masked:
 
 @dataclass(frozen=True)
 class Compared:
-    """What the methods found on the same images."""
+    """Results of the methods on the same images."""
 
     theta: dict[str, Tensor]  # method -> (B, 2, 3), output to image, mean removed
     iou: dict[str, Tensor]  # method -> (B, B)
@@ -112,7 +112,7 @@ def _block(manifest: pa.Table, pixels: PixelFormat) -> tuple[list[str], Tensor, 
 
 
 def random_poses(image_ids: Sequence[str], seed: int) -> Tensor:
-    """(B, 2, 3) similarities, each drawn from the seed and its image's id alone: turn, zoom and shift, uniform."""
+    """(B, 2, 3) similarities, sampled uniformly (rotation, zoom, shift) from the seed and the image id only."""
     return torch.stack([_random_pose(f"{seed}:{image_id}") for image_id in image_ids])
 
 
@@ -144,7 +144,7 @@ def compare(images: Masked, kept: Checkpoint, settings: Ecc) -> Compared:
 
 
 def judged(images: Masked, theta: dict[str, Tensor], seconds: dict[str, float] | None = None) -> Compared:
-    """Overlaps under each method's transforms, their mean removed."""
+    """Overlaps after each method's transforms, whose mean is removed first."""
     free = {method: centerd(found, found.mean(0, keepdim=True)) for method, found in theta.items()}
     iou = {method: iou_matrix(warp_masks(images.masks, found)) for method, found in free.items()}
     return Compared(free, iou, seconds or {})
@@ -152,7 +152,7 @@ def judged(images: Masked, theta: dict[str, Tensor], seconds: dict[str, float] |
 
 @torch.inference_mode()
 def predict(kept: Checkpoint, pixels: Tensor) -> tuple[Tensor, float]:
-    """Transforms (B, 2, 3) that a checkpoint of an aligner finds in uint8 images, and the seconds an image took.
+    """Transforms (B, 2, 3) that an aligner's checkpoint predicts for uint8 images, and the seconds per image.
 
     Raises:
         UserError: the checkpoint is of another family, or wants larger images.
@@ -199,7 +199,7 @@ def gain_interval(better_BB: Tensor, worse_BB: Tensor, seed: int, resamples: int
 
 
 def transforms(images: Masked, compared: Compared, poses: Tensor) -> pa.Table:
-    """A row an image: id, source, the pose (2 x 3) it was put under, and each method's transform from there."""
+    """One row per image: id, source, the transform (2 x 3) that was applied, and each method's transform after it."""
     named = {"pose": poses} | {f"theta_{method}": theta for method, theta in compared.theta.items()}
     columns = {
         f"{name}_unit": pa.FixedSizeListArray.from_arrays(pa.array(theta.reshape(-1).numpy()), 6)

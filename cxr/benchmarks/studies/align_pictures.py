@@ -1,4 +1,4 @@
-"""What a comparison of aligners looks like: mean images, mean lungs, and lungs outlined in single images."""
+"""Pictures of a comparison of aligners: mean images, mean lungs, and outlines of the lungs in single images."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class BoxedXRays:
-    """Images of a split whose boxes are known; rows go together."""
+    """Images of a split whose boxes are known; row i of each array belongs to image i."""
 
     rows: pa.Table  # with pixels
     pixels: PixelFormat
@@ -59,11 +59,11 @@ class BoxedXRays:
 
     @property
     def known(self) -> np.ndarray:
-        """(N, F) bool: it is known whether and where an image shows a finding."""
+        """(N, F) bool: whether an image's label and boxes of a finding are known."""
         return known_places(self.true, self.labels)
 
     def located(self, found: Boxes) -> Located:
-        """Found boxes, in pixels of the originals, laid over the true ones."""
+        """Match predicted boxes, in pixels of the originals, with the true ones."""
         return locate(found, self.true, self.known)
 
     @torch.inference_mode()
@@ -84,11 +84,11 @@ class BoxedXRays:
         return pa.concat_tables(scores)
 
     def boxed(self) -> list[int]:
-        """Findings of which there are true boxes, by their places."""
+        """Indices of the findings with true boxes."""
         return np.unique(self.true.finding).tolist()
 
     def pairs(self) -> dict[str, int]:
-        """Images with a true box, by finding."""
+        """Number of images with a true box, per finding."""
         true = self.true
         pairs = np.unique(np.stack([true.image, true.finding]), axis=1)[1]
         return {self.findings[f]: int((pairs == f).sum()) for f in self.boxed()}

@@ -1,4 +1,4 @@
-"""JPEG, JPEG 2000, WebP and PNG on 8-bit gray pictures, and the quality that gives files of a wanted size."""
+"""JPEG, JPEG 2000, WebP and PNG on 8-bit gray pictures, and the quality that results in a given file size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-CLOSE = 0.01  # of the wanted size: near enough to look no further
+CLOSE = 0.01  # tolerance, relative to the target size
 _STEPS = 14  # of bisection, at most
 _SAMPLE = 256  # pictures, spread evenly, by which a quality is chosen
 
@@ -73,7 +73,7 @@ class Coded:
 
 
 def coded_near(codec: StillCodec, pictures_BHW: np.ndarray, wanted: float) -> Coded:
-    """The pictures at the one quality at which their mean file comes closest to `wanted` bytes."""
+    """The pictures at the quality whose mean file size is closest to `wanted` bytes."""
     quality = quality_near(codec, pictures_BHW, wanted)
     files = [codec.encode(picture, quality) for picture in pictures_BHW]
     return Coded(quality, _mean_length(files), np.stack([codec.decode(data) for data in files]))

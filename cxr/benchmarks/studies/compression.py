@@ -1,4 +1,4 @@
-"""Ways to store X-rays in few bytes, compared: by what is left of the picture, and by what a classifier still finds.
+"""Compare ways to store X-rays in few bytes by picture quality and by a classifier's AUROC.
 
 A compressor's latents, plain resizing to as many values, and JPEG, JPEG 2000 and WebP files of the same mean size.
 All see the same pictures, square and of 8 bits, and give back such. Latents and resized pictures are stored as latent
@@ -51,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Shown:
-    """What one way made of one picture."""
+    """One picture as one way of storing it gives it back."""
 
     way: str
     at: str
@@ -60,7 +60,7 @@ class Shown:
 
 
 class Judge:
-    """Measures pictures against the originals; keeps what each way made of one of them.
+    """Compares decoded pictures with the originals, and keeps one of each way to show.
 
     Args:
         classifier: judges what can still be found.
@@ -95,7 +95,8 @@ class Judge:
 
 
 def compare(given: XRays, kept: Checkpoint, judge: Judge) -> Iterator[Row]:
-    """Rows one by one: the original, then the ways at the size of stored latents, then at that of raw ones."""
+    """Rows in order: the original, the ways at the size of compressed latents, and those at the size of raw
+    latents."""
     pictures = given.pixels
     original = judge.row(ORIGINAL, "", float(pictures[0].nbytes), pictures)
     yield original
@@ -168,13 +169,13 @@ def _ssim(a_B1HW: Tensor, b_B1HW: Tensor) -> Tensor:
 
 
 def check_compressor(kept: Checkpoint) -> None:
-    """Raise UserError unless `kept` compresses pictures and finds findings in what it keeps."""
+    """Raise UserError unless `kept` compresses pictures and classifies the latents."""
     latent_encoder(kept.recipe)
     check_classifier(kept)
 
 
 def classifies(kept: Checkpoint) -> bool:
-    """Whether a classifier was trained, rather than the autoencoder alone."""
+    """Whether a classifier was trained, not only the autoencoder."""
     return "mean_auroc" in kept.about["metrics"]
 
 
@@ -218,7 +219,7 @@ def predict_latents(kept: Checkpoint, latents_Bhw: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def resized(pictures_BHW: np.ndarray, kept: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures averaged to as many values of as many bits as latents of `kept`, and brought back to their size."""
+    """Pictures reduced to the size and bit depth of the latents of `kept`, and enlarged again."""
     stored = latent_encoder(kept.recipe).latent_format()
     plain, steps = (
         AECNN(ResizeCodec(kept.recipe.size // stored.size), nn.Identity(), (), stored.bits),

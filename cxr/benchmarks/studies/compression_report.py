@@ -1,4 +1,4 @@
-"""A comparison of ways to store X-rays as a page, a table to go on with, figures by name, and one picture."""
+"""The comparison of ways to store X-rays as a page, a CSV file, metrics by name, and one picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cxr.reporting.figures import TILE_INCHES, save_figure
 
 HEAD = ("way", "size of latents", "bytes", "ratio", "quality", "PSNR", "PSNR of images", "SSIM", "mean AUROC (95 %)")
 LOUDER = 8  # errors are drawn so many times larger
-FAR = 0.05  # of the wanted size: more is said
+FAR = 0.05  # relative to the target size: larger differences are reported
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -46,7 +46,7 @@ def csv(rows: Sequence[Row]) -> str:
 
 
 def metrics(rows: Sequence[Row]) -> dict[str, float]:
-    """For result.json: "psnr/jpeg_2000/as_stored"; what is not finite is left out."""
+    """For result.json: "psnr/jpeg_2000/as_stored"; values that are not finite are omitted."""
     found = {}
     for row in rows:
         name = "/".join(filter(None, (row.way, row.at))).lower().replace(",", "").replace(" ", "_").replace(":", "_")
@@ -61,7 +61,7 @@ def metrics(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def said(rows: Sequence[Row], codec: str) -> str:
-    """What the figures say, without kindness."""
+    """Sentences that summarize the figures."""
     parts = [_ranked([row for row in rows if row.at == at], codec, at) for at in (AS_STORED, RAW)]
     return "\n".join(f"- {part}" for part in [*parts, *_out_of_reach(rows, codec), *_findings(rows, codec)])
 
@@ -82,7 +82,7 @@ def _ranked(rows: Sequence[Row], codec: str, at: str) -> str:
 def _out_of_reach(rows: Sequence[Row], codec: str) -> list[str]:
     sizes = {row.at: row.bytes_per_image for row in rows if row.way == codec}
     return [
-        f"{row.way} comes no nearer to {sizes[row.at]:,.0f} bytes than {row.bytes_per_image:,.0f}: it is not "
+        f"{row.way} cannot get closer to {sizes[row.at]:,.0f} bytes than {row.bytes_per_image:,.0f}: it is not "
         f"compared at the same size."
         for row in rows
         if row.at and not row.way.startswith((codec, RESIZED)) and abs(row.bytes_per_image / sizes[row.at] - 1) > FAR
@@ -100,7 +100,7 @@ def _findings(rows: Sequence[Row], codec: str) -> list[str]:
     apart = f"outside of it: {named}" if outside else "all others are within it"
     return [
         f"Mean AUROC on the originals is {tables.interval(original.auroc, original.auroc_low, original.auroc_high)}; "
-        f"{apart}. From the latents alone it is {tables.interval(latent.auroc, latent.auroc_low, latent.auroc_high)}."
+        f"{apart}. From only the latents it is {tables.interval(latent.auroc, latent.auroc_low, latent.auroc_high)}."
     ]
 
 
@@ -108,7 +108,8 @@ def _findings(rows: Sequence[Row], codec: str) -> list[str]:
 
 
 def picture(shown: Sequence[Shown], folder: str) -> str:
-    """compression.png: a cut of one X-ray as each way gives it back at the stored latents' size, over its errors."""
+    """compression.png: a detail of one X-ray after each way of storing it, at the size of compressed latents, above
+    its errors."""
     ways = [one for one in shown if one.at in ("", AS_STORED)]
     given = _cut(ways[0].picture)
     figure = Figure(figsize=(1.6 * TILE_INCHES * len(ways), 3.5 * TILE_INCHES), layout="constrained")

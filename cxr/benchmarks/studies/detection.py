@@ -1,4 +1,4 @@
-"""An ensemble of detectors beside its members on one split of shards: average precision, and what voting gains."""
+"""An ensemble of detectors compared with its members on one split of shards: average precision, and the gain."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Compared:
 
 
 def held_out(data: str, limit: int = 0) -> tuple[str, BoxedXRays] | None:
-    """The split to judge by, test or else val, and its images; None where neither has a box, or `data` is no shards.
+    """The split to evaluate, test or else val, and its images; None if neither has boxes or `data` is not shards.
 
     Args:
         limit: take at most so many, spread evenly; 0 for all.
@@ -82,13 +82,13 @@ def compare(
 
 
 def found(kept: Checkpoint, xrays: BoxedXRays, device: torch.device) -> Boxes:
-    """What a detector finds, in pixels of the originals, where it is known what there is."""
+    """A detector's boxes, in pixels of the originals, in images whose boxes are known."""
     boxes = Boxes.of(xrays.scored(kept, device)[schema.PRED_BOXES], xrays.findings)
     return boxes.at(xrays.known[boxes.image, boxes.finding])
 
 
 def table(of: Compared) -> str:
-    """Markdown: a row a network, a column a finding; then the gain."""
+    """Markdown: one row per network, one column per finding; then the gain."""
     head = [f"AP at IoU > {IOU:g}", *of.findings, "mean"]
     named: Sequence[tuple[str, np.ndarray]] = [*of.members.items(), ("ensemble", of.ensemble)]
     rows = [[name, *map(number, aps), number(aps.mean())] for name, aps in named]
@@ -98,7 +98,7 @@ def table(of: Compared) -> str:
 
 
 def metrics(of: Compared) -> dict[str, float]:
-    """Figures by name: means over the findings with true boxes, and of each finding."""
+    """Metrics by name: means over the findings with true boxes, and one of each finding."""
     named = {"ensemble_map40": of.ensemble, "best_member_map40": of.members[of.best]}
     named |= {f"{name}/map40": aps for name, aps in of.members.items()}
     told = {"images": float(of.images), "ensemble_gain_map40": of.gain.mean}

@@ -33,9 +33,9 @@ class Stage:
     size: int
     """Height and width, pixels."""
     affine: bool
-    """Six parameters; else three, shift and rotation."""
+    """Six parameters; otherwise three: shift and rotation."""
     iterations: int = 50
-    """At most."""
+    """Maximum number of iterations."""
     blur: int = 5
     """Side of the Gaussian window by which both pictures are smoothed, pixels, odd."""
     starts: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
@@ -55,7 +55,7 @@ ROUNDS = (
 
 @dataclass(frozen=True)
 class Ecc:
-    """Settings; the defaults did best of those that were tried on real X-rays."""
+    """Settings; of those tried on real X-rays, the defaults were best."""
 
     rounds: Sequence[Sequence[Stage]] = ROUNDS
     """Stages a round; after each round the mean is taken again."""
@@ -69,7 +69,7 @@ class Ecc:
 
 @dataclass(frozen=True)
 class Registered:
-    """Transforms found, and what they took."""
+    """Transforms, and the time they took."""
 
     theta: Tensor  # (B, 2, 3), output to input, their mean removed
     seconds_per_image: float  # of one thread of the processor, all rounds together

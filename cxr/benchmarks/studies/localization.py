@@ -1,4 +1,4 @@
-"""Networks that find boxes, side by side on one test split: several seeds each, patients and seeds drawn anew."""
+"""Networks that localize findings, compared on one test split: several seeds, resampled patients and seeds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL, LARGE = ("Nodule", "Mass"), ("Cardiomegaly",)
 
 @dataclass(frozen=True)
 class Judged:
-    """What the networks of one recipe, a seed each, made of the test images; F findings that have boxes."""
+    """Results of the networks of one recipe, one per seed, on the test images; F findings with boxes."""
 
     name: str
     findings: tuple[str, ...]
@@ -54,7 +54,7 @@ class Sure:
 def judge(
     name: str, networks: Sequence[Checkpoint], xrays: BoxedXRays, device: torch.device, seed: int = 0
 ) -> Judged:
-    """Score the images with each network, as scoring does. Recipes to be compared must be judged with one `seed`.
+    """Score the images with each network, as scoring does. Recipes can be compared only with the same `seed`.
 
     Raises:
         UserError: images stored smaller than the networks want them, or networks that give no boxes.
@@ -70,7 +70,7 @@ def judge(
 
 
 def guesses(xrays: BoxedXRays, seed: int = 0) -> list[Judged]:
-    """What boxes at random and the mean box of the training images find."""
+    """Results of random boxes and of the mean box of the training images."""
     patients = patients_of(xrays.rows)
     guessed = baselines(xrays.training, xrays.rows.num_rows, len(xrays.findings), seed)
     nothing = np.full((1, RESAMPLES), math.nan)
@@ -124,7 +124,7 @@ def _mean(values_RF: np.ndarray) -> np.ndarray:
 
 
 def _found(kept: Checkpoint, xrays: BoxedXRays, device: torch.device) -> tuple[Boxes, np.ndarray]:
-    """Found boxes in pixels of the originals, and probabilities (N, F)."""
+    """Predicted boxes in pixels of the originals, and probabilities (N, F)."""
     if not {schema.PRED_BOXES, schema.PROBABILITIES} <= set(kept.recipe.score_columns.names):
         raise UserError(
             f"{kept.uri} is of family {kept.recipe.family!r}, which does not give boxes and probabilities"
@@ -135,7 +135,7 @@ def _found(kept: Checkpoint, xrays: BoxedXRays, device: torch.device) -> tuple[B
 
 
 def sure(values_S: np.ndarray, drawn_SR: np.ndarray, seed: int = 0) -> Sure:
-    """The mean over seeds; the interval is of means over seeds that are drawn anew, in resamples of patients."""
+    """The mean over seeds; the interval resamples both seeds and patients."""
     seeds, resamples = drawn_SR.shape
     chosen = np.random.default_rng(seed).integers(seeds, size=drawn_SR.shape)
     means = drawn_SR[chosen, np.arange(resamples)].mean(0)
@@ -151,7 +151,7 @@ def accuracy(one: Judged, measure: str, threshold: float, findings: Sequence[str
 
 
 def gained(one: Judged, other: Judged, measure: str, threshold: float, findings: Sequence[str]) -> Sure:
-    """How much higher the mean accuracy over some findings is: patients and seeds drawn together for both."""
+    """How much higher the mean accuracy over some findings is: both use the same resampled patients and seeds."""
     (ours, drawn), (theirs, others) = (of.at(measure, threshold, findings) for of in (one, other))
     return sure(ours - theirs, drawn - others)
 

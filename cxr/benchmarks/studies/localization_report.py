@@ -1,4 +1,4 @@
-"""The tables of networks that find boxes beside what papers give, and curves of accuracy against the threshold."""
+"""Tables of networks that localize findings, with the figures of papers, and curves of accuracy by threshold."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SHOWN = (("iou", 0.1), ("iou", 0.3), ("iou", 0.5), ("iobb", 0.1), ("iobb", 0.5)
 _GUESSES = {"random": ":", "center": "--"}
 _GAINS = {"small": "T({}) = {}, mean of Nodule and Mass", "large": "T({}) = {}, Cardiomegaly", "auroc": "mean AUROC"}
 _LEGEND = (
-    "An image with a true box of a finding is right if a found box of it, of any score, has an IoU (or an "
-    "intersection over the found box, IoBB) above T with a true one (Wang et al. 2017). Figures are means over "
-    "seeds; 95 % intervals are percentile intervals of {resamples:,} draws of patients with all of their images "
-    "and of seeds. Few seeds are drawn from few: such intervals are somewhat too narrow. `random` has one box an "
-    "image and finding, as large as one of the training images' and anywhere; `center` has the mean box of the "
-    "training images. False positives are found boxes that do not pass T(IoU) = .3, an image, mean over findings.\n"
+    "A finding with a true box in an image counts as localized if a predicted box of it, of any score, has an IoU "
+    "(or an intersection over the predicted box, IoBB) above T with a true one (Wang et al. 2017). Figures are means "
+    "over seeds; 95 % intervals are percentile intervals of {resamples:,} resamples of patients (with all of their "
+    "images) and of seeds. With few seeds, such intervals are somewhat too narrow. `random` has one box per image "
+    "and finding, of the size of a training box and at a random place; `center` has the mean box of the training "
+    "images. False positives are predicted boxes per image that do not pass T(IoU) = .3, averaged over findings.\n"
 )
 # As quoted in later papers: ChestX-ray14, no boxes in training, mean of its eight findings with boxes.
 _PAPERS = (
@@ -35,13 +35,15 @@ _PAPERS = (
     ("random", ".29", ".17", ".10", ".05", ".03"),
 )
 _PAPERS_SAID = (
-    "Of ChestX-ray14's 984 boxes and without boxes in training, papers give a mean accuracy at T(IoU) of:\n\n"
-    "{table}\nUnless the archive is that one, these are other images and findings: they show what is usual.\n"
+    "On ChestX-ray14's 984 boxes, without boxes in training, papers report this mean accuracy at T(IoU):\n\n"
+    "{table}\nUnless the archive is ChestX-ray14, images and findings differ: these figures are only for "
+    "orientation.\n"
 )
 
 
 def tables(judged: Sequence[Judged]) -> str:
-    """Markdown: for each threshold a table with a row a network and a column a finding; then AUROC and the rest."""
+    """Markdown: for each threshold a table with one row per network and one column per finding; then AUROC and the
+    rest."""
     parts = []
     for measure, at in _SHOWN:
         head = [f"T({NAMED[measure]}) = {at:.1f}", *judged[0].findings, "mean"]
@@ -77,14 +79,14 @@ def _cell(of: Sure, digits: int = 2) -> str:
 
 
 def gains_table(gained: Mapping[str, Sure], one: str, other: str, threshold: float = 0.3) -> str:
-    """Markdown: what `benchmark.localization.gains` gives."""
+    """Markdown: the gains of `studies.localization.gains`."""
     told = {name: _GAINS[name.partition("_")[0]].format("IoU", f"{threshold:.1f}") for name in gained}
     rows = [[told[name], _cell(of, 3), number(of.spread)] for name, of in gained.items()]
     return markdown(["", f"{one} less {other} (95 %)", "SD of seeds"], rows)
 
 
 def page(judged: Sequence[Judged], gained: str, said: str, resamples: int) -> str:
-    """The tables with what they mean and what papers give, in Markdown.
+    """The tables with their legend and the figures of papers, in Markdown.
 
     Args:
         gained: what `gains_table` gives, or nothing.
@@ -96,7 +98,7 @@ def page(judged: Sequence[Judged], gained: str, said: str, resamples: int) -> st
 
 
 def csv(judged: Sequence[Judged]) -> str:
-    """A row a network, finding, measure and threshold; the mean over findings is one of them."""
+    """One row per network, finding, measure and threshold; the mean over findings is one of them."""
     return csv_text([row for one in judged for row in _rows(one)])
 
 
@@ -117,7 +119,8 @@ def _rows(one: Judged) -> list[dict[str, Any]]:
 
 
 def picture(judged: Sequence[Judged]) -> Figure:
-    """Accuracy against the threshold on IoU: a panel a finding, a line a network with its interval, a dot a seed."""
+    """Accuracy against the threshold on IoU: one panel per finding, one line per network with its interval, one dot
+    per seed."""
     panels = [[finding] for finding in judged[0].findings] + [list(judged[0].findings)]
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)

@@ -1,4 +1,4 @@
-"""How far affine transforms can bring masks onto one another: what any aligner's overlap is to be measured by."""
+"""How far affine transforms can bring masks onto one another: the upper bound for any aligner's overlap."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def align_masks(masks_BHW: Tensor, steps: int = STEPS) -> Tensor:
 
 
 def same_moments(soft_B1HW: Tensor) -> Tensor:
-    """Transforms (B, 2, 3) that give masks in [0, 1] one center and one covariance, without turning them."""
+    """Transforms (B, 2, 3) that give masks in [0, 1] one center and one covariance, without rotating them."""
     center, covariance = _moments(soft_B1HW)
     spread = _square_root(covariance)
     linear = spread @ torch.linalg.inv(_square_root(covariance.mean(0, keepdim=True)))

@@ -1,4 +1,4 @@
-"""Networks that find masks, side by side: what they find, how long they take, how large they are."""
+"""Segmentation networks compared: their Dice, speed and size."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _IN_PLACE = {"x_scale": 1.0, "y_scale": 1.0, "x_offset": 0.0, "y_offset": 0.0}  
 
 @dataclass(frozen=True)
 class MaskedXRays:
-    """Stored images whose mask is known; rows go together."""
+    """Stored images whose mask is known; row i of each array belongs to image i."""
 
     pixels: np.ndarray  # (N, size, size) uint8 or uint16
     masks: np.ndarray  # (N, size² / 8) uint8, packed
@@ -86,7 +86,7 @@ def read(uri: str, split: str, label: str, limit: int = 0) -> MaskedXRays:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the networks of one recipe, a seed each, made of the test images."""
+    """Results of the networks of one recipe, one per seed, on the test images."""
 
     name: str
     figures: dict[str, float]  # means over seeds, see `metrics.segmentation.summary` and `image_level`
@@ -108,7 +108,7 @@ class Judged:
 
 
 def judge(name: str, networks: Sequence[Checkpoint], xrays: MaskedXRays, device: torch.device) -> Judged:
-    """Find masks with each network, as scoring does, and compare them with the true ones at their stored size.
+    """Predict masks with each network, as scoring does, and compare them with the true ones at their stored size.
 
     Raises:
         UserError: images stored smaller than the networks want them.
@@ -186,6 +186,6 @@ def _one_thread() -> Iterator[None]:
 
 
 def metrics(judged: Sequence[Judged]) -> dict[str, float]:
-    """Figures by name, NETWORK_FIGURE; what could not be measured is left out."""
+    """Metrics by name, NETWORK_METRIC, without those that could not be measured."""
     found = {f"{one.name}_{name}": value for one in judged for name, value in one.row().items() if name != "network"}
     return {name: float(value) for name, value in found.items() if not math.isnan(value)}

@@ -1,4 +1,4 @@
-"""The table of networks that find masks, beside what papers give, and its picture."""
+"""The table of segmentation networks with the figures of papers, and its picture."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _OTHERS = (
 
 
 def table(judged: Sequence[Judged]) -> str:
-    """Markdown: a row a network."""
+    """Markdown: one row per network."""
     return markdown(_HEAD, [_cells(one) for one in judged])
 
 
@@ -87,10 +87,10 @@ def _sure(mean: MeanInterval) -> str:
 
 
 def page(judged: Sequence[Judged], said: str, timed: str, *, cut: bool) -> str:
-    """The table with what it means and what papers give, in Markdown.
+    """The table with its legend and the figures of papers, in Markdown.
 
     Args:
-        said: of which images and seeds it is.
+        said: which images and seeds were used.
         timed: how the forward passes were timed.
         cut: whether AlexNet and VGG16 went without their fully connected layers.
     """
@@ -101,12 +101,12 @@ def page(judged: Sequence[Judged], said: str, timed: str, *, cut: bool) -> str:
 
 
 def csv(judged: Sequence[Judged]) -> str:
-    """A row a network, all figures."""
+    """One row per network with all figures."""
     return csv_text([one.row() for one in judged])
 
 
 def picture(judged: Sequence[Judged]) -> Figure:
-    """A row a network, the best first: Dice of all images, of those with something to find, forward time."""
+    """One row per network, the best first: Dice of all images, of those with something to find, forward time."""
     order = sorted(judged, key=lambda one: one.positive_dice.value)
     figure = Figure(figsize=(11, 1.2 + 0.26 * len(order)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)

@@ -26,7 +26,7 @@ _BLOCK = 256  # rows at once
 
 @dataclass(frozen=True)
 class XRays:
-    """Pictures and what is known of them; rows go together."""
+    """Pictures, labels and patients; row i of each array belongs to image i."""
 
     pixels: np.ndarray  # (B, size, size) uint8
     labels: np.ndarray  # (B, findings) int8
@@ -67,7 +67,7 @@ def read(
         raise UserError(f"none of the {total} images of the {split} split of {archive} can be used")
     pictures, labels, patients = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     left_out = len(wanted) - len(pictures)
-    notes = [f"{left_out} of {len(wanted)} images left out, which cannot be decoded"] if left_out else []
+    notes = [f"{left_out} of {len(wanted)} images left out because they cannot be decoded"] if left_out else []
     return XRays(pictures, labels, findings, patients), notes
 
 
@@ -87,7 +87,7 @@ def _decoded(table: pa.Table, make: Callable[[pa.Table], pa.Table]) -> Iterator[
 
 
 def _taken(blocks: Iterator[pa.Table], wanted: np.ndarray) -> Iterator[pa.Table]:
-    """Those rows of the blocks, counted through, whose numbers are `wanted`, without the bad ones."""
+    """The good rows among those whose indices, counted over all blocks, are in `wanted`."""
     start = 0
     for block in blocks:
         own = wanted[(wanted >= start) & (wanted < start + block.num_rows)] - start

@@ -1,4 +1,4 @@
-"""What classifiers are judged by: ranking, calibration, decisions, and how sure the figures are.
+"""Metrics of classifiers: ranking, calibration, decisions, and confidence intervals.
 
 Everywhere `scores_NF` are probabilities in [0, 1] and `labels_NF` are 1, 0 and −1 for unknown: an entry without a
 known label is left out of its finding. What cannot be measured is NaN, never a guess. NumPy alone, float64.

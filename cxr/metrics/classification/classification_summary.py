@@ -71,7 +71,7 @@ def summarize(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> ClassificationSummary:
-    """Judge probabilities, and the decisions `predicted_positive_NF` (1 or True: positive) that were made of them."""
+    """Evaluate probabilities and the decisions `predicted_positive_NF` (1 or True: positive) made from them."""
     intervals = auroc_intervals(scores_NF, labels_NF, patients_N, resamples=resamples, seed=seed)
     columns = {
         **{name: (np.asarray(labels_NF) == kind).sum(0) for name, kind in _KINDS.items()},

@@ -1,4 +1,4 @@
-"""What detectors are judged by: average precision of VOC and COCO, images as a whole, confusions.
+"""Metrics of detectors: average precision of VOC and COCO, images as a whole, confusions.
 
 Boxes are `metrics.localization.Boxes` of both sides in one frame. A finding without a true box cannot be measured:
 it is NaN and no mean counts it. NumPy alone, float64.

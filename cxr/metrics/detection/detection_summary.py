@@ -90,7 +90,7 @@ def summarize(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> DetectionSummary:
-    """Judge predicted boxes with scores; both sets in one frame, `image` rows of `patients_N`."""
+    """Evaluate predicted boxes with scores; both sets in one frame, `image` rows of `patients_N`."""
     candidates, count = pairs(predicted, true), len(findings)
     right = {iou: voc_true_positives(predicted, candidates, iou) for iou in VOC_IOUS}
     some = np.unique(true.image * count + true.finding) % max(1, count)

@@ -1,4 +1,4 @@
-"""What predicted masks are judged by: overlap, boundary distances, and whether anything was predicted at all.
+"""Metrics of predicted masks: overlap, boundary distances, and whether anything was predicted at all.
 
 Counts and distances are taken image by image, gathered over workers as rows, and divided once. What cannot be
 measured is NaN, never a guess.
