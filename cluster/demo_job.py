@@ -41,6 +41,7 @@ def main(options: Options) -> dict[str, Any]:
     from cxr.inference.score import score
     from cxr.reporting.page import Picture, Section, write_report
     from cxr.reporting.tables import Table
+    from cxr.sources.options import ReadOptions
 
     out = storage.normalize(options.out)
     recipe = AlignRecipe(size=64, epochs=options.epochs)
@@ -48,7 +49,7 @@ def main(options: Options) -> dict[str, Any]:
     archive = ArchiveOptions(archive=(options.archive,), stored_size=128)
     with console.current().hidden_stdout():  # the page shows what these print
         tuned = tune_job(recipe, archive, search, RunOptions(), storage.join(out, "search"))
-        scores = ScoreOptions(source="chestxray14")
+        scores = ScoreOptions(reading=ReadOptions(source="chestxray14"))
         scored = score(options.archive, tuned["checkpoint"], storage.join(out, "scored"), scores)
     table = Table(*_ranked(tuned, recipe.monitor, storage.join(out, "search", "trials.csv")))
     console.say(f"\n{table.markdown()}")

@@ -75,6 +75,10 @@ IMAGE_ID = "image_id"
 PATIENT_ID = "patient_id"
 SPLIT = "split"
 SOURCE_URI = "source_uri"
+STUDY_ID = "study_id"  # the exam: StudyInstanceUID, or the number that the source publishes; null if unknown
+SERIES_ID = "series_id"  # SeriesInstanceUID; null if unknown
+SEX = "sex"  # "F", "M" or "O" (other), as in DICOM PatientSex; null if unknown
+AGE_YEARS = "age_years"  # at the time of the exam; null if unknown
 VIEW = "view"  # "PA", "AP", "LATERAL", …, a code of imaging.dicom_terms.VIEWS; null if unknown
 BODY_PART = "body_part"  # "CHEST", "HAND", … of dicom_terms.BODY_PARTS; null if unknown
 MODALITY = "modality"  # "DX", "CR", … of dicom_terms.MODALITIES; null if unknown
@@ -126,6 +130,10 @@ _IDENTITY = [
     (PATIENT_ID, pa.string()),
     (SPLIT, pa.string()),
     (SOURCE_URI, pa.string()),
+    (STUDY_ID, pa.string()),
+    (SERIES_ID, pa.string()),
+    (SEX, pa.string()),
+    (AGE_YEARS, pa.float32()),
 ]
 _DICOM_CODES = [(VIEW, pa.string()), (BODY_PART, pa.string()), (MODALITY, pa.string())]
 _TRUTH = [
@@ -148,10 +156,7 @@ MANIFEST = pa.schema(
 REJECTS = pa.schema([(IMAGE_ID, pa.string()), (SOURCE_URI, pa.string()), (SPLIT, pa.string()), (ERROR, pa.string())])
 SCORES = pa.schema(
     [
-        (IMAGE_ID, pa.string()),
-        (PATIENT_ID, pa.string()),
-        (SPLIT, pa.string()),
-        (SOURCE_URI, pa.string()),
+        *_IDENTITY,
         (ERROR, pa.string()),
         *_DICOM_CODES,
         (HEIGHT_PX, pa.int32()),

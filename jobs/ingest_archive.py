@@ -23,6 +23,7 @@ from cxr.imaging.lung_bbox import MARGIN
 from cxr.runtime.job import run_job
 from cxr.schema import PixelFormat
 from cxr.sources import Labeling, open_manifest
+from cxr.sources.options import ReadOptions
 
 if TYPE_CHECKING:
     from cxr.data.ingest import IngestResult
@@ -38,8 +39,6 @@ class Options:
     """Folder or URI of the archive. Default: a small phantom archive, written to OUT/phantoms."""
     out: str = "runs/ingest"
     """Folder or URI of the shards. The same command continues a run that was stopped."""
-    source: str = "auto"
-    """Layout of the archive: the name of a source, or auto to detect it."""
     stored_size: int = 256
     """Height and width of the stored images in pixels; padding keeps the aspect ratio."""
     bits: Literal[8, 16] = 8
@@ -53,6 +52,7 @@ class Options:
     lung_margin: float = MARGIN
     """Margin added on each side of the square around the lungs, as a fraction of its side."""
     enhancement: Enhancement = field(default_factory=Enhancement)
+    reading: ReadOptions = field(default_factory=ReadOptions)
     labeling: Labeling = field(default_factory=Labeling)
 
 
@@ -70,7 +70,7 @@ def main(options: Options) -> dict[str, Any]:
     result = ingest(
         options.archive or phantom_archive(options.out, count=60),
         options.out,
-        source=options.source,
+        reading=options.reading,
         pixels=PixelFormat(options.stored_size, options.bits),
         max_rejects=options.max_rejects,
         limit=options.limit,
@@ -89,7 +89,7 @@ def _pictures(options: Options, archive: str) -> list[str]:
     from cxr.reporting.figures import picture_rows, save_figure
 
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
-    files = open_manifest(archive, options.source).table[schema.SOURCE_URI]
+    files = open_manifest(archive, options.reading).table[schema.SOURCE_URI]
     for uri in files.slice(0, PICTURED).to_pylist():
         with suppress(ImageRejectedError, storage.NotFoundError):
             image = decode_image(storage.read_bytes(uri, check=check_head)).image.pixels

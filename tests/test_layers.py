@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "reporting": "wording schema storage metrics",
     "families": "errors schema precision storage imaging boxes augment "
     "sources phantom runtime data models metrics reporting",
-    "training": "errors schema storage runtime data reporting families",
+    "training": "errors schema storage sources runtime data reporting families",
     "inference": "errors schema storage imaging sources runtime data families",
     "evaluation": "errors wording schema storage imaging boxes sources data metrics reporting",
     "export": "errors wording schema storage boxes sources data metrics reporting evaluation",

@@ -59,7 +59,7 @@ def train_ensemble(
         name: recipe.replace(lung_crop=ready.lung_crop, pretrained=ready.pretrained)
         for name, recipe in recipes.items()
     }
-    trained = train_all(recipes, None, data, out, run, source=archive.source, continue_on_failure=True)
+    trained = train_all(recipes, None, data, out, run, reading=archive.reading, continue_on_failure=True)
     if not trained:
         raise RuntimeError(f"all {len(recipes)} members failed; see the messages above")
     uris = {member.name: member.checkpoint for member in trained}

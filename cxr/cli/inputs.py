@@ -52,7 +52,7 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> str:
 
 def _opened(options: ArchiveOptions, uri: str) -> ShardInfo | RawArchive:
     if not shards.is_shards(uri):
-        manifest = open_manifest(uri, options.source, options.labeling)
+        manifest = open_manifest(uri, options.reading, options.labeling)
         return RawArchive(uri, manifest, None if options.stream else options.stored_size)
     options.labeling.check_raw(uri)
     return shards.read_info(uri)  # raises for latents

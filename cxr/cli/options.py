@@ -12,6 +12,7 @@ import tyro
 from cxr import storage
 from cxr.errors import UserError
 from cxr.sources import Labeling
+from cxr.sources.options import ReadOptions
 from cxr.training.options import RunOptions, SearchOptions
 
 
@@ -22,8 +23,7 @@ class ArchiveOptions:
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Archive or shards: a folder, s3://bucket/prefix or gs://bucket/prefix. May be given several times; the archives
     are then used as one, and must have the same findings if labels are learned. Default: a small phantom archive."""
-    source: str = "auto"
-    """Layout of each archive: the name of a source, or auto to detect it."""
+    reading: ReadOptions = field(default_factory=ReadOptions)
     stored_size: int = 256
     """Height and width in pixels of the images in shards that are made of an archive."""
     stream: bool = False

@@ -29,10 +29,10 @@ def run_study(
     data = ensure_shards(archive, out, given)
     compressors = {COMPRESSED: recipe.compressor, RESIZED: "resize", WHOLE: "none"}
     recipes = {name: recipe.replace(compressor=compressor) for name, compressor in compressors.items()}
-    trained = train_all(recipes, range(seeds), data, out, run, source=archive.source)
+    trained = train_all(recipes, range(seeds), data, out, run, reading=archive.reading)
     networks = {name: load_networks(trained, name) for name in recipes}
     crop = lung_crop.of_recipe(recipe)
-    test, notes = xrays.read(data, "test", recipe, test_images, archive.source, crop)
+    test, notes = xrays.read(data, "test", recipe, test_images, archive.reading, crop)
     for note in notes:
         print(f"note: {note}", flush=True)
     judged = aecnn.variants(networks, test)

@@ -60,7 +60,7 @@ def _shards_of(archive: str, made: str, options: ArchiveOptions, recipe: Recipe 
     ingest.ingest(
         archive,
         made,
-        source=options.source,
+        reading=options.reading,
         pixels=PixelFormat(options.stored_size),
         max_rejects=options.max_rejects,
         crop=lung_crop.of_recipe(recipe) if recipe else None,
@@ -119,7 +119,7 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
     recipe = resolve_environment(recipe, out, run)
     storage.write_json(storage.join(out, RECIPE_FILE), recipe.to_dict())
     data = ensure_shards(archive, out, recipe)
-    fitted = fit(recipe, data, out, run, source=archive.source)
+    fitted = fit(recipe, data, out, run, reading=archive.reading)
     pictures = picture(fitted.checkpoint, data, out)
     _say(fitted.metrics, fitted.checkpoint, pictures)
     return {
@@ -153,7 +153,7 @@ def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, ou
     storage.write_json(storage.join(out, RECIPE_FILE), resolved.replace(fold=None).to_dict())
     data = ensure_shards(archive, out, recipe)
     recipes = {f"fold-{one.fold}": resolved.replace(fold=one.fold) for one in numbered}
-    trained = train_all(recipes, (recipe.seed,), data, out, run, source=archive.source)
+    trained = train_all(recipes, (recipe.seed,), data, out, run, reading=archive.reading)
     metrics = [checkpoint_files.read_about(one.checkpoint)["metrics"] for one in trained]
     print(folds.table(metrics), flush=True)
     for one in trained:
@@ -184,7 +184,7 @@ def tune_job(
     connect(out, archive, run)
     recipe = resolve_environment(recipe, out, run)
     data = ensure_shards(archive, out, recipe)
-    trials = search(recipe, data, out, options, run, source=archive.source)
+    trials = search(recipe, data, out, options, run, reading=archive.reading)
     table = write_trials(trials, recipe.monitor, out, objectives)
     print(trials_table(trials, recipe.monitor, objectives), flush=True)
     best = trials[0]

@@ -33,6 +33,7 @@ from cxr.schema import PixelFormat
 from cxr.sources import Labeling, find_source, open_manifest
 from cxr.sources.annotations import one_reader
 from cxr.sources.manifest import Manifest
+from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 
 _REJECTS = b"cxr.rejects"  # key of a part's rejects in its Parquet footer
@@ -72,7 +73,7 @@ def ingest(
     archive_uri: str,
     out_uri: str,
     *,
-    source: str = "auto",
+    reading: ReadOptions = ALL_IMAGES,
     pixels: PixelFormat | None = None,
     max_rejects: float = 0.05,
     limit: int | None = None,
@@ -97,9 +98,9 @@ def ingest(
     archive, out, pixels = storage.normalize(archive_uri), storage.normalize(out_uri), pixels or PixelFormat()
     for uri in (archive, out):
         cluster.check_shared(uri)
-    source = find_source(archive, source).name
+    source = find_source(archive, reading.source).name
     labeling = labeling or Labeling()
-    manifest = one_reader(open_manifest(archive, source, labeling), labeling.reader_boxes)
+    manifest = one_reader(open_manifest(archive, reading, labeling), labeling.reader_boxes)
     manifest.print_notes()
     table = _thinned(manifest.table, limit)
     parts = plan(table, rows_per_part(table.num_rows, pixels), by=schema.SPLIT)

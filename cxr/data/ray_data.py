@@ -30,6 +30,7 @@ from cxr.schema import PixelFormat
 from cxr.sources import Labeling, open_manifest
 from cxr.sources.annotations import one_reader
 from cxr.sources.manifest import boxes_frame_px
+from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 
 _BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 64  # at most, of pixels and of images in one block of a decoded archive
@@ -49,7 +50,7 @@ def open_dataset(
     split: str | None = None,
     columns: Sequence[str] | None = None,
     pixels: PixelFormat | None = None,
-    source: str = "auto",
+    reading: ReadOptions = ALL_IMAGES,
 ) -> Dataset:
     """An archive, decoded on the way, or shards: the same rows, `schema.row_schema`, streamed.
 
@@ -60,7 +61,7 @@ def open_dataset(
         split: one of `schema.SPLITS`, or None for all.
         columns: of `schema.row_schema`, or None for all.
         pixels: what an archive is decoded to (default 256 x 256, 8 bits); shards come as they were written.
-        source: the archive's layout.
+        reading: how an archive is read, and which of its images.
 
     Raises:
         UserError: neither shards nor an archive, shards that are not finished, or a split without images.
@@ -68,12 +69,12 @@ def open_dataset(
     uri = storage.normalize(uri)
     if shards.is_shards(uri) or storage.exists(storage.join(uri, ledger.LEDGER_FILE)):
         return _open_shards(uri, split, columns)
-    manifest = _of_split(open_manifest(uri, source).table, split, uri)
+    manifest = _of_split(open_manifest(uri, reading).table, split, uri)
     return _decoded(manifest, pixels or PixelFormat(), columns)
 
 
 def open_streams(
-    uri: str, size: int, source: str = "auto", *, columns: Sequence[str] | None = None, seed: int = 0
+    uri: str, size: int, reading: ReadOptions = ALL_IMAGES, *, columns: Sequence[str] | None = None, seed: int = 0
 ) -> tuple[dict[str, Dataset], tuple[str, ...], dict[str, int]]:
     """The train and val splits of a raw archive, to train on without shards.
 
@@ -89,7 +90,7 @@ def open_streams(
     Raises:
         UserError: no archive, a split without images, or boxes outside their images.
     """
-    manifest = one_reader(open_manifest(uri, source), Labeling().reader_boxes)
+    manifest = one_reader(open_manifest(uri, reading), Labeling().reader_boxes)
     if columns is None or schema.BOXES in columns:
         _check_boxes(manifest.table)
     train, val = (_of_split(manifest.table, split, uri) for split in ("train", "val"))

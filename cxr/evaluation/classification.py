@@ -46,7 +46,7 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     result."""
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     columns = [schema.PATIENT_ID, schema.LABELS]
-    manifest = read_truth(archive, options.source, options.split, columns, options.labeling)
+    manifest = read_truth(archive, options.reading, options.split, columns, options.labeling)
     manifest.print_notes()
     scores, truth = load_scores(run), known_labels(manifest)
     joined = join(scores, truth)

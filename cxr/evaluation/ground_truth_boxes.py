@@ -86,7 +86,7 @@ def known_boxes(archive: str, options: ReportOptions) -> BoxTruth:
     info = shards.read_info(archive) if shards.is_shards(archive) else None
     columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.LABELS, schema.BOXES, schema.EXTRA]
     columns += [schema.HEIGHT_PX, schema.WIDTH_PX, schema.RESIZE_TRANSFORM] if info else [schema.BOXES_FRAME]
-    everything = read_all_truth(archive, options.source, columns, options.labeling)
+    everything = read_all_truth(archive, options.reading, columns, options.labeling)
     everything.print_notes()
     everything.table = everything.table.sort_by(schema.IMAGE_ID)  # however stored, the baselines are the same
     manifest = of_split(everything, archive, options.split)

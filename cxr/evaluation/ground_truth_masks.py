@@ -123,12 +123,12 @@ def known_masks(archive: str, options: ReportOptions, label: str) -> MaskTruth:
     """
     columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.MASKS, schema.SPACING_MM]
     if not shards.is_shards(archive):
-        manifest = read_truth(archive, options.source, options.split, columns, options.labeling)
+        manifest = read_truth(archive, options.reading, options.split, columns, options.labeling)
         manifest.print_notes()
         return RawTruth(manifest, label)
     info = shards.read_info(archive)
     manifest = read_truth(
-        archive, options.source, options.split, [*columns, schema.RESIZE_TRANSFORM], options.labeling
+        archive, options.reading, options.split, [*columns, schema.RESIZE_TRANSFORM], options.labeling
     )
     return ShardTruth(manifest, label, info)
 

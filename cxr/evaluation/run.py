@@ -22,6 +22,7 @@ from cxr.reporting.page import Picture, Section, write_report
 from cxr.reporting.tables import Table
 from cxr.sources import Labeling, open_manifest
 from cxr.sources.manifest import Manifest
+from cxr.sources.options import ReadOptions
 from cxr.wording import counted
 
 SCORES = "scores"  # the folder of a run's Parquet files
@@ -36,8 +37,6 @@ class ReportOptions:
     archive: str = ""
     """Archive or shards with the ground truth, any URI. Default: the archive that was scored, if there was only
     one."""
-    source: str = "auto"
-    """Layout of the archive: auto, or the name of a source."""
     split: Literal["auto"] | Split = "auto"
     """Images to report on. auto: the test images, or all images where the archive has no ground truth."""
     against: str = ""
@@ -49,6 +48,7 @@ class ReportOptions:
     box_score: float = 0.25
     """Lowest score of boxes that count in decisions, the confusion matrix and pictures. Average precision uses
     all."""
+    reading: ReadOptions = field(default_factory=ReadOptions)
     labeling: Labeling = field(default_factory=Labeling)
 
     def __post_init__(self) -> None:
@@ -180,7 +180,7 @@ def _of_split(
 
 
 def read_truth(
-    archive: str, source: str, split: str, columns: Sequence[str], labeling: Labeling | None = None
+    archive: str, reading: ReadOptions, split: str, columns: Sequence[str], labeling: Labeling | None = None
 ) -> Manifest:
     """These columns, `image_id` first, of an archive's images in `split` ("all" for every image). Decodes no pixels.
 
@@ -190,18 +190,18 @@ def read_truth(
         UserError: no such archive, no image in that split, or combined shards in which two images share an id.
     """
     archive = storage.normalize(archive)
-    return of_split(read_all_truth(archive, source, columns, labeling, split), archive, split)
+    return of_split(read_all_truth(archive, reading, columns, labeling, split), archive, split)
 
 
 def read_all_truth(
-    archive: str, source: str, columns: Sequence[str], labeling: Labeling | None = None, needed: str = "all"
+    archive: str, reading: ReadOptions, columns: Sequence[str], labeling: Labeling | None = None, needed: str = "all"
 ) -> Manifest:
     """Like `read_truth`, for the images of all splits; shards may return only those of `needed`."""
     wanted = [schema.IMAGE_ID, schema.SPLIT, *columns]
     if shards.is_shards(archive):
         (labeling or Labeling()).check_raw(archive)
         return _of_shards(shards.read_info(archive, latents=True), wanted, needed)
-    known = open_manifest(archive, source, labeling)
+    known = open_manifest(archive, reading, labeling)
     return Manifest(known.table.select(wanted), known.findings, known.notes)
 
 

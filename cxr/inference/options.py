@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cxr import storage
 from cxr.errors import UserError
+from cxr.sources.options import ReadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
     """How to score an archive."""
 
-    source: str = "auto"
-    """Layout of the archive: the name of a source, or auto to detect it."""
+    reading: ReadOptions = field(default_factory=ReadOptions)
     workers: int | None = None
     """Number of parallel model replicas. Default: one per GPU, or half of the CPUs."""
     batch_size: int = 64

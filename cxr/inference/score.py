@@ -178,11 +178,11 @@ def _plan(archive: str, kept: Checkpoint, options: ScoreOptions) -> Plan:
         shards.check_ids(info)
         origin = Origin(archive, info.source, info.findings)
         return Plan(_shard_parts(info), info.pixels, origin, bool(info.latents), crop, info.enhancement)
-    manifest = open_manifest(archive, options.source)
+    manifest = open_manifest(archive, options.reading)
     manifest.print_notes()
     pixels = PixelFormat(kept.recipe.size)
     rows = max(16, min(1024, PART_BYTES // pixels.row_bytes, math.ceil(manifest.table.num_rows / 8)))
-    origin = Origin(archive, find_source(archive, options.source).name, manifest.findings)
+    origin = Origin(archive, find_source(archive, options.reading.source).name, manifest.findings)
     return Plan(
         ledger.plan(manifest.table, rows, folder=SCORES), pixels, origin, crop=crop, enhance=kept.recipe.enhancement
     )

@@ -28,6 +28,7 @@ from cxr.families.base import Recipe
 from cxr.families.compatibility import check_compatible, check_raw
 from cxr.runtime import cluster, ray_private
 from cxr.runtime.user_errors import user_error_in
+from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.training.options import CHECKPOINT_SCORE, RunOptions, check_resume
 from cxr.training.run_log import RunLog, best_row, read_metrics
 from cxr.training.session import InProcessSession
@@ -55,7 +56,7 @@ def fit(
     out: str,
     options: RunOptions | None = None,
     *,
-    source: str = "auto",
+    reading: ReadOptions = ALL_IMAGES,
     name: str = "train",
     callbacks: Sequence[UserCallback] = (),
     in_process: bool = False,
@@ -88,7 +89,7 @@ def fit(
         )
     check_resume(storage.join(out, name), options.resume)
     _check_batch(recipe, options)
-    data, findings, datasets = _describe(archive, recipe, source)
+    data, findings, datasets = _describe(archive, recipe, reading)
     room(options, raw=bool(datasets))
     gpu = uses_gpu(options)
     config = {
@@ -164,7 +165,9 @@ def room(options: RunOptions, *, raw: bool, beside: float = 0.0) -> int:
     return fits
 
 
-def _describe(archive: str, recipe: Recipe, source: str) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]:
+def _describe(
+    archive: str, recipe: Recipe, reading: ReadOptions
+) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]:
     """What workers must know of the data; for a raw archive also the Ray Data streams they share."""
     archive = storage.normalize(archive)
     if shards.is_shards(archive):
@@ -173,7 +176,7 @@ def _describe(archive: str, recipe: Recipe, source: str) -> tuple[dict[str, Any]
         return {"shards": archive, "cache_bytes": CACHE_BYTES}, info.findings, {}
     check_raw(recipe, archive)
     datasets, findings, rows = ray_data.open_streams(
-        archive, recipe.size, source, columns=stored(recipe.columns), seed=recipe.seed
+        archive, recipe.size, reading, columns=stored(recipe.columns), seed=recipe.seed
     )
     return {"rows": rows, "findings": list(findings)}, findings, datasets
 

@@ -24,6 +24,7 @@ from cxr.errors import UserError
 from cxr.families import checkpoint_files, recipe_from_dict
 from cxr.families.base import Recipe
 from cxr.runtime import console, ray_private
+from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.training.fit import fit, room, uses_gpu
 from cxr.training.options import SEARCH, RunOptions, SearchOptions
 from cxr.training.run_log import best_row, read_metrics
@@ -210,7 +211,7 @@ def search(
     run: RunOptions | None = None,
     *,
     space: Mapping[str, BaseDistribution] | None = None,
-    source: str = "auto",
+    reading: ReadOptions = ALL_IMAGES,
 ) -> list[Trial]:
     """Train with settings sampled from `space` (default: the recipe's), each in a trial; returns the best first.
 
@@ -233,7 +234,7 @@ def search(
     )
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial may have no rankable epoch yet
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, not just the wait for its trials
-    trainable = _trainable(recipe, archive, out, run, source, tuple(objectives))
+    trainable = _trainable(recipe, archive, out, run, reading, tuple(objectives))
     if run.resume:
         tuner = _restored(trainable, recipe, out, tuple(objectives))
     else:
@@ -319,7 +320,7 @@ def _check_dashboard() -> None:
 
 
 def _trainable(
-    recipe: Recipe, archive: str, out: str, run: RunOptions, source: str, objectives: tuple[str, ...]
+    recipe: Recipe, archive: str, out: str, run: RunOptions, reading: ReadOptions, objectives: tuple[str, ...]
 ) -> Any:
     """The function that Tune calls for each trial: `fit` with the settings drawn for it, in a folder of its own.
 
@@ -340,7 +341,7 @@ def _trainable(
                 archive,
                 folder,
                 replace(run, resume=storage.exists(storage.join(folder, "train"))),
-                source=source,
+                reading=reading,
                 callbacks=[CheckApplied(drawn), ReportBest(mine, folder, objectives, in_process=in_process)],
                 in_process=in_process,
                 show_epochs=False,

@@ -16,6 +16,7 @@ from cxr.families import checkpoint_files, recipe_from_dict
 from cxr.families.base import Recipe
 from cxr.runtime import console
 from cxr.runtime.user_errors import user_error_in
+from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.training.fit import fit, room
 from cxr.training.options import RunOptions
 
@@ -39,7 +40,7 @@ def train_all(
     out: str,
     run: RunOptions | None = None,
     *,
-    source: str = "auto",
+    reading: ReadOptions = ALL_IMAGES,
     continue_on_failure: bool = False,
 ) -> list[Trained]:
     """Train each recipe with each seed in OUT/NAME/seed-SEED; runs that an earlier call finished are kept.
@@ -68,7 +69,7 @@ def train_all(
         if len(running) == fits:
             _wait(running, continue_on_failure)
         console.say(f"run {number} of {len(todo)}: {name}, seed {seed}")
-        running[start.remote(recipes[name].replace(seed=seed).to_dict(), archive, folder, run, source)] = folder
+        running[start.remote(recipes[name].replace(seed=seed).to_dict(), archive, folder, run, reading)] = folder
     while running:
         _wait(running, continue_on_failure)
     return [
@@ -111,6 +112,6 @@ def _wait(running: dict[Any, str], continue_on_failure: bool) -> None:
         raise
 
 
-def _train_one(recipe: dict[str, Any], archive: str, folder: str, run: RunOptions, source: str) -> None:
+def _train_one(recipe: dict[str, Any], archive: str, folder: str, run: RunOptions, reading: ReadOptions) -> None:
     again = replace(run, resume=storage.exists(storage.join(folder, "train")))
-    fit(recipe_from_dict(recipe), archive, folder, again, source=source)
+    fit(recipe_from_dict(recipe), archive, folder, again, reading=reading)

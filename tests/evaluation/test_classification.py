@@ -24,6 +24,7 @@ from cxr.phantom.archive import write_phantom
 from cxr.runtime.job import write_result
 from cxr.schema import FINDINGS_KEY
 from cxr.sources import open_manifest
+from cxr.sources.options import ALL_IMAGES
 from jobs import report_run
 
 FINDINGS = ("Mass", "Edema", "Hernia")
@@ -200,17 +201,17 @@ def test_patients_that_are_not_known_are_their_own(archive: str, tmp_path: Path)
 
 
 def test_rejected_images_belong_to_the_truth(archive: str) -> None:
-    known = read_truth(archive, "auto", "test", [schema.LABELS])
+    known = read_truth(archive, ALL_IMAGES, "test", [schema.LABELS])
     assert known.table.num_rows == 52
     assert known.table[schema.LABELS].null_count == 2
-    assert read_truth(archive, "auto", "all", []).table.num_rows == 62
+    assert read_truth(archive, ALL_IMAGES, "all", []).table.num_rows == 62
 
 
 def test_only_the_split_that_is_judged_is_read(archive: str) -> None:
     (Path(archive) / "val" / "part-00000.parquet").unlink()
-    assert read_truth(archive, "auto", "test", []).table.num_rows == 52
+    assert read_truth(archive, ALL_IMAGES, "test", []).table.num_rows == 52
     with pytest.raises(storage.NotFoundError):
-        read_truth(archive, "auto", "all", [])
+        read_truth(archive, ALL_IMAGES, "all", [])
 
 
 def test_archives_used_as_one_are_judged_only_where_ids_tell_their_images_apart(archive: str, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from cxr.runtime.job import write_result
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest, rle
 from cxr.sources.manifest import Manifest, manifest_table
+from cxr.sources.options import ReadOptions
 from jobs import report_run, submit_siim
 
 SIDE = 64
@@ -83,7 +84,7 @@ def raw(tmp_path: Path) -> str:
 def write_shards(folder: Path, raw: str, size: int) -> str:
     """The same images as two shard files, two rows a row group, with a spacing; the broken one is rejected."""
     pixels = PixelFormat(size)
-    rows = make_rows(open_manifest(raw, "folder").table, pixels)
+    rows = make_rows(open_manifest(raw, ReadOptions(source="folder")).table, pixels)
     spacing = pa.array([[0.5, 0.5]] * rows.num_rows, rows.schema.field(schema.SPACING_MM).type)
     rows = rows.set_column(rows.schema.names.index(schema.SPACING_MM), schema.SPACING_MM, spacing)
     good = rows.filter(rows[schema.ERROR].is_null())

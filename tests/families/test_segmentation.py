@@ -31,6 +31,7 @@ from cxr.metrics.segmentation.mask_thresholds import MaskRule
 from cxr.models.segmentation_model import SegmentationModel, Segmenter
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest, rle
+from cxr.sources.options import ReadOptions
 from cxr.training.distributed import ProcessGroup
 from cxr.training.engine import Engine
 from tests.two_workers import TwoWorkers
@@ -348,7 +349,7 @@ def test_a_real_image_and_its_inverted_twin_have_the_same_scores(real_data: Path
     shutil.copyfile(original, tmp_path / "images" / "a.dcm")
     twin(original, tmp_path / "images" / "b.dcm")
     shutil.copyfile(folder / "Fake_MONOHR1.dcm", tmp_path / "images" / "c.dcm")  # the tag alone is another
-    table = open_manifest(str(tmp_path / "images"), "folder").table.sort_by(schema.IMAGE_ID)
+    table = open_manifest(str(tmp_path / "images"), ReadOptions(source="folder")).table.sort_by(schema.IMAGE_ID)
     whole = schema.pixels_array(make_rows(table, PixelFormat(1024))[schema.PIXELS], PixelFormat(1024))
     assert np.array_equal(whole[0], whole[1])
     assert np.array_equal(whole[0], 255 - whole[2])

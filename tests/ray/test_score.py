@@ -20,6 +20,7 @@ from cxr.inference.options import ScoreOptions
 from cxr.inference.score import picture_name, score
 from cxr.phantom.archive import write_phantom
 from cxr.schema import PixelFormat
+from cxr.sources.options import ReadOptions
 from tests.odd_files import dataset, dicom, odd_files, radiograph
 from tests.ray.archives import BAD, write_archive
 
@@ -58,7 +59,9 @@ def test_odd_files_are_rows_with_reasons_and_the_rest_is_scored(kept: str, tmp_p
         (tmp_path / "archive" / file.name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "archive" / file.name).write_bytes(file.data)
     out = str(tmp_path / "out")
-    scored = score(str(tmp_path / "archive"), kept, out, ScoreOptions(source="folder", max_rejects=1))
+    scored = score(
+        str(tmp_path / "archive"), kept, out, ScoreOptions(reading=ReadOptions(source="folder"), max_rejects=1)
+    )
     found = rows(out)
     assert set(found) == {file.name for file in odd}
     assert scored.images == len(odd) >= 50
@@ -84,7 +87,9 @@ def test_scores_say_what_is_no_frontal_chest_view_also_of_parts_scored_earlier(k
     for name, given in tags.items():
         (tmp_path / "archive" / name).write_bytes(dicom(dataset(radiograph(), **given)))
     for _ in range(2):
-        scored = score(str(tmp_path / "archive"), kept, str(tmp_path / "out"), ScoreOptions(source="folder"))
+        scored = score(
+            str(tmp_path / "archive"), kept, str(tmp_path / "out"), ScoreOptions(reading=ReadOptions(source="folder"))
+        )
         assert scored.not_frontal_chest == {"view LATERAL": 1, "body part HAND": 1}
     found = rows(str(tmp_path / "out"))
     columns = (schema.VIEW, schema.BODY_PART, schema.MODALITY)

@@ -13,6 +13,7 @@ from cxr.evaluation.run import read_truth
 from cxr.schema import PixelFormat
 from cxr.sources import Labeling, annotations, open_manifest
 from cxr.sources.manifest import Manifest
+from cxr.sources.options import ALL_IMAGES
 from tests.made_shards import write_shards
 
 HEADER = "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max\n"
@@ -81,7 +82,7 @@ def test_default_labeling_is_empty() -> None:
 
 
 def test_annotations_in_reports_and_shards(archive: str, file: str, tmp_path: Path) -> None:
-    known = read_truth(archive, "auto", "test", [schema.LABELS], Labeling(file))
+    known = read_truth(archive, ALL_IMAGES, "test", [schema.LABELS], Labeling(file))
     assert known.table[schema.IMAGE_ID].to_pylist() == ["00000002_000.png"]
     assert known.findings == schema.VINBIGDATA_FINDINGS
     stored = write_shards(tmp_path / "shards", {"train": 2, "test": 2})

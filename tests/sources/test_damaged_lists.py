@@ -15,6 +15,7 @@ import pytest
 from cxr import schema
 from cxr.errors import UserError
 from cxr.sources import Labeling, find_source, open_manifest
+from cxr.sources.options import ReadOptions
 
 LIMIT_S = 1.0  # of CPU time, for one archive
 PER_ARCHIVE = 125
@@ -188,7 +189,7 @@ def test_a_thousand_damaged_lists_open_or_are_user_errors_within_a_second(kind: 
         (tmp_path / file).write_bytes(data)
     labeling = Labeling(str(tmp_path / "boxes.csv")) if kind == "annotations" else None
     assert find_source(str(tmp_path)).name == source
-    assert open_manifest(str(tmp_path), "auto", labeling).table.num_rows == len(NAMES)
+    assert open_manifest(str(tmp_path), labeling=labeling).table.num_rows == len(NAMES)
     rng, opened = random.Random(kind), 0
     for number in range(PER_ARCHIVE):
         file = rng.choice(list(files))
@@ -198,7 +199,9 @@ def test_a_thousand_damaged_lists_open_or_are_user_errors_within_a_second(kind: 
         (tmp_path / file).write_bytes(data)
         start = time.process_time()
         try:
-            opened += _is_sound(open_manifest(str(tmp_path), rng.choice((source, "auto")), labeling).table)
+            opened += _is_sound(
+                open_manifest(str(tmp_path), ReadOptions(source=rng.choice((source, "auto"))), labeling).table
+            )
         except UserError:
             pass
         except Exception as error:

@@ -20,6 +20,7 @@ from cxr.phantom.siim import Layout, image_uid, write_siim_phantom
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, image_files, open_manifest, rle, siim
 from cxr.sources.manifest import Manifest
+from cxr.sources.options import ReadOptions
 from cxr.storage import FileEntry
 
 COUNT, SIZE = 10, 64
@@ -264,7 +265,7 @@ def test_user_errors_say_what_was_expected(tmp_path: Path, files: dict[str, str]
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
     with pytest.raises(UserError, match=trouble):
-        open_manifest(str(tmp_path), "siim")
+        open_manifest(str(tmp_path), ReadOptions(source="siim"))
 
 
 def test_an_unknown_layout_is_rejected(tmp_path: Path) -> None:

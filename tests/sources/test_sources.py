@@ -9,6 +9,7 @@ import pytest
 from cxr import schema
 from cxr.errors import UserError
 from cxr.sources import SOURCES, find_source, open_manifest
+from cxr.sources.options import ReadOptions
 
 ENTRY = "Image Index,Finding Labels,Patient ID,View Position\n00000001_000.png,Mass,1,PA\n"
 
@@ -25,7 +26,7 @@ def test_opening_by_detection_and_by_name(tmp_path: Path) -> None:
     (tmp_path / "Data_Entry_2017.csv").write_text(ENTRY)
     (tmp_path / "00000001_000.png").write_bytes(b"?")
     assert open_manifest(str(tmp_path)).findings == schema.FINDINGS
-    assert open_manifest(str(tmp_path), "folder").findings == ()
+    assert open_manifest(str(tmp_path), ReadOptions(source="folder")).findings == ()
     assert open_manifest(f"file://{tmp_path}/").table[schema.IMAGE_ID].to_pylist() == ["00000001_000.png"]
 
 
@@ -45,4 +46,4 @@ def test_a_single_image_is_an_archive(tmp_path: Path) -> None:
 )
 def test_user_errors_say_what_was_expected(tmp_path: Path, folder: str, source: str, trouble: str) -> None:
     with pytest.raises(UserError, match=trouble):
-        open_manifest(str(tmp_path / folder), source)
+        open_manifest(str(tmp_path / folder), ReadOptions(source=source))

@@ -21,6 +21,7 @@ from cxr.schema import PixelFormat
 from cxr.sources import Labeling, find_source, image_files, open_manifest, rater_agreement, vinbigdata
 from cxr.sources.annotations import HEADER
 from cxr.sources.manifest import Manifest
+from cxr.sources.options import ReadOptions
 from cxr.storage import FileEntry
 from tests.reader_agreement import pair_f1
 
@@ -171,7 +172,7 @@ def test_user_errors_say_what_was_expected(tmp_path: Path, files: dict[str, str]
     for path, text in files.items():
         (tmp_path / path).write_text(text)
     with pytest.raises(UserError, match=trouble):
-        open_manifest(str(tmp_path), "vinbigdata")
+        open_manifest(str(tmp_path), ReadOptions(source="vinbigdata"))
 
 
 def test_the_published_boxes_with_all_images(

@@ -12,6 +12,7 @@ from cxr import schema
 from cxr.errors import UserError
 from cxr.sources import Labeling, find_source, open_manifest
 from cxr.sources.manifest import Manifest
+from cxr.sources.options import ReadOptions
 
 DRAWN = """image_id,rad_id,class_name,x_min,y_min,x_max,y_max
 a,R1,Cardiomegaly,10,20,30,40
@@ -140,4 +141,4 @@ def test_contradictory_labels_are_unknown_and_counted(tmp_path: Path) -> None:
 )
 def test_user_errors_name_the_file_and_the_line(tmp_path: Path, files: dict[str, str], trouble: str) -> None:
     with pytest.raises(UserError, match=trouble):
-        open_manifest(str(write(tmp_path, files, "")), "vindr")
+        open_manifest(str(write(tmp_path, files, "")), ReadOptions(source="vindr"))

@@ -20,6 +20,7 @@ from cxr.families.compatibility import check_pixels
 from cxr.families.lung_crop import LungCrop
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
+from cxr.sources.options import ALL_IMAGES, ReadOptions
 
 _BLOCK = 256  # rows at once
 
@@ -35,7 +36,12 @@ class XRays:
 
 
 def read(
-    archive: str, split: str, recipe: Recipe, limit: int = 0, source: str = "auto", crop: LungCrop | None = None
+    archive: str,
+    split: str,
+    recipe: Recipe,
+    limit: int = 0,
+    reading: ReadOptions = ALL_IMAGES,
+    crop: LungCrop | None = None,
 ) -> tuple[XRays, list[str]]:
     """Images of a split as `recipe` sees them in scoring, rounded to 8 bits, and notes on those left out.
 
@@ -54,7 +60,7 @@ def read(
         findings, total, blocks = info.findings, info.rows(split), _of_shards(info, split)
         pixels = info.pixels
     else:
-        manifest, pixels = open_manifest(archive, source), PixelFormat(recipe.size)
+        manifest, pixels = open_manifest(archive, reading), PixelFormat(recipe.size)
         table = manifest.table.filter(pc.field(schema.SPLIT) == split)
         table = table.take(_chosen(table.num_rows, limit))
         make = partial(make_rows, pixels=pixels, crop=crop and crop.loaded(), enhance=recipe.enhancement)
