@@ -22,8 +22,8 @@ from cxr.imaging.image import to_bits
 from cxr.imaging.lung_bbox import MARGIN
 from cxr.runtime.job import run_job
 from cxr.schema import PixelFormat
-from cxr.sources import Labeling, open_manifest
-from cxr.sources.options import ReadOptions
+from cxr.sources import open_manifest
+from cxr.sources.options import Labeling, ReadOptions
 
 if TYPE_CHECKING:
     from cxr.data.ingest import IngestResult

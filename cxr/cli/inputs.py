@@ -26,7 +26,7 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> str:
     """
     out = storage.normalize(out)
     if options.stream and options.labeling:
-        raise UserError("--annotations and --readers-agree take effect when shards are made: leave --stream out")
+        raise UserError(f"{options.labeling.options()} takes effect only when shards are made: omit --stream")
     if not options.uris:  # a phantom archive, which suits every recipe of which these hold
         fold_of(recipe)
         if options.stream:

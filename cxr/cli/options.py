@@ -11,8 +11,7 @@ import tyro
 
 from cxr import storage
 from cxr.errors import UserError
-from cxr.sources import Labeling
-from cxr.sources.options import ReadOptions
+from cxr.sources.options import Labeling, ReadOptions
 from cxr.training.options import RunOptions, SearchOptions
 
 

@@ -30,10 +30,10 @@ from cxr.imaging.enhance import Enhancement
 from cxr.runtime import cluster, console, lease
 from cxr.runtime.progress import Progress
 from cxr.schema import PixelFormat
-from cxr.sources import Labeling, find_source, open_manifest
+from cxr.sources import find_source, open_manifest
 from cxr.sources.annotations import one_reader
 from cxr.sources.manifest import Manifest
-from cxr.sources.options import ALL_IMAGES, ReadOptions
+from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
 from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 
 _REJECTS = b"cxr.rejects"  # key of a part's rejects in its Parquet footer
@@ -79,7 +79,7 @@ def ingest(
     limit: int | None = None,
     crop: CropSettings | None = None,
     enhance: Enhancement | None = None,
-    labeling: Labeling | None = None,
+    labeling: Labeling = SOURCE_LABELS,
 ) -> IngestResult:
     """Decode an archive into shards; called again after an interruption, it continues with the missing parts.
 
@@ -99,7 +99,6 @@ def ingest(
     for uri in (archive, out):
         cluster.check_shared(uri)
     source = find_source(archive, reading.source).name
-    labeling = labeling or Labeling()
     manifest = one_reader(open_manifest(archive, reading, labeling), labeling.reader_boxes)
     manifest.print_notes()
     table = _thinned(manifest.table, limit)

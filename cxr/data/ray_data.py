@@ -27,10 +27,10 @@ from cxr.runtime import cluster, ray_private
 from cxr.runtime.progress import with_stall_notes
 from cxr.runtime.user_errors import user_error_in
 from cxr.schema import PixelFormat
-from cxr.sources import Labeling, open_manifest
+from cxr.sources import open_manifest
 from cxr.sources.annotations import one_reader
 from cxr.sources.manifest import boxes_frame_px
-from cxr.sources.options import ALL_IMAGES, ReadOptions
+from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, ReadOptions
 from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 
 _BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 64  # at most, of pixels and of images in one block of a decoded archive
@@ -90,7 +90,7 @@ def open_streams(
     Raises:
         UserError: no archive, a split without images, or boxes outside their images.
     """
-    manifest = one_reader(open_manifest(uri, reading), Labeling().reader_boxes)
+    manifest = one_reader(open_manifest(uri, reading), SOURCE_LABELS.reader_boxes)
     if columns is None or schema.BOXES in columns:
         _check_boxes(manifest.table)
     train, val = (_of_split(manifest.table, split, uri) for split in ("train", "val"))

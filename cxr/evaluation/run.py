@@ -20,9 +20,9 @@ from cxr.errors import UserError
 from cxr.metrics.bootstrap import RESAMPLES
 from cxr.reporting.page import Picture, Section, write_report
 from cxr.reporting.tables import Table
-from cxr.sources import Labeling, open_manifest
+from cxr.sources import open_manifest
 from cxr.sources.manifest import Manifest
-from cxr.sources.options import ReadOptions
+from cxr.sources.options import SOURCE_LABELS, Labeling, ReadOptions
 from cxr.wording import counted
 
 SCORES = "scores"  # the folder of a run's Parquet files
@@ -180,7 +180,7 @@ def _of_split(
 
 
 def read_truth(
-    archive: str, reading: ReadOptions, split: str, columns: Sequence[str], labeling: Labeling | None = None
+    archive: str, reading: ReadOptions, split: str, columns: Sequence[str], labeling: Labeling = SOURCE_LABELS
 ) -> Manifest:
     """These columns, `image_id` first, of an archive's images in `split` ("all" for every image). Decodes no pixels.
 
@@ -194,12 +194,16 @@ def read_truth(
 
 
 def read_all_truth(
-    archive: str, reading: ReadOptions, columns: Sequence[str], labeling: Labeling | None = None, needed: str = "all"
+    archive: str,
+    reading: ReadOptions,
+    columns: Sequence[str],
+    labeling: Labeling = SOURCE_LABELS,
+    needed: str = "all",
 ) -> Manifest:
     """Like `read_truth`, for the images of all splits; shards may return only those of `needed`."""
     wanted = [schema.IMAGE_ID, schema.SPLIT, *columns]
     if shards.is_shards(archive):
-        (labeling or Labeling()).check_raw(archive)
+        labeling.check_raw(archive)
         return _of_shards(shards.read_info(archive, latents=True), wanted, needed)
     known = open_manifest(archive, reading, labeling)
     return Manifest(known.table.select(wanted), known.findings, known.notes)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from cxr.errors import UserError
 from cxr.sources import chestxray14, folder, jsrt, siim, vinbigdata, vindr
-from cxr.sources.annotations import Labeling, labeled
+from cxr.sources.annotations import labeled
 from cxr.sources.manifest import Manifest, Source
 from cxr.sources.nlm import montgomery, shenzhen
-from cxr.sources.options import ALL_IMAGES, ReadOptions
+from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
 from cxr.sources.sidecar import with_truth
 from cxr.sources.true_boxes import with_usable_boxes
 from cxr.storage import normalize
@@ -29,7 +29,7 @@ def find_source(uri: str, source: str = "auto") -> Source:
     raise UserError(f"expected source auto, {known}, got {source!r}: choose one of these")
 
 
-def open_manifest(uri: str, reading: ReadOptions = ALL_IMAGES, labeling: Labeling | None = None) -> Manifest:
+def open_manifest(uri: str, reading: ReadOptions = ALL_IMAGES, labeling: Labeling = SOURCE_LABELS) -> Manifest:
     """List every image of an archive once, with the labels and boxes of its source and of `truth.parquet`, if any.
 
     Args:
@@ -41,4 +41,4 @@ def open_manifest(uri: str, reading: ReadOptions = ALL_IMAGES, labeling: Labelin
     """
     uri = normalize(uri)
     manifest = with_truth(find_source(uri, reading.source).manifest(uri), uri)
-    return with_usable_boxes(labeled(manifest, labeling) if labeling else manifest)
+    return with_usable_boxes(labeled(manifest, labeling))

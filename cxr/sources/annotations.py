@@ -25,7 +25,7 @@ from cxr.sources.csv_table import CsvTable, read_csv
 from cxr.sources.image_files import image_key
 from cxr.sources.label_rows import image_keys, unknown_words_note, word_key
 from cxr.sources.manifest import Manifest, labels_column
-from cxr.sources.rater_agreement import ReaderBoxes
+from cxr.sources.options import Labeling, ReaderBoxes
 from cxr.wording import counted
 
 IMAGE, CLASS, READER = "image_id", "class_id", "rad_id"
@@ -35,44 +35,6 @@ FRAME = ("height", "width")  # columns with the image size to which a row's corn
 _LARGEST_PX = 65_535  # DICOM's Rows and Columns are unsigned 16-bit numbers
 
 Boxes = list[dict[str, Any]]  # items of schema.BOX_TYPE
-
-
-@dataclass(frozen=True)
-class Labeling:
-    """Where an archive's labels and boxes come from, if not from its source, and how readers are combined."""
-
-    annotations: str = ""
-    """URI of a CSV file with VinBigData's or VinDr-CXR's columns. Its labels and boxes replace those of the archive,
-    and images that it does not list are skipped. Empty: use the archive's own labels and boxes."""
-    readers_agree: int = 1
-    """Number of readers who must have marked a finding for its label to be positive."""
-    reader_boxes: ReaderBoxes = "wbf"
-    """How to combine the boxes of several readers of an image. wbf: fuse overlapping boxes of a finding by weighted
-    boxes fusion. majority: the same, but keep only boxes that more than half of the readers drew. union: keep all
-    boxes unchanged."""
-
-    def __post_init__(self) -> None:
-        if self.readers_agree < 1:
-            raise UserError(f"expected readers_agree of at least 1, got {self.readers_agree}: correct it")
-
-    def __bool__(self) -> bool:
-        """Whether any setting differs from its default."""
-        return bool(self.describe())
-
-    def check_raw(self, archive: str) -> None:
-        """Raise UserError if any setting differs from its default; call this for shards, which have fixed labels."""
-        if self:
-            options = ", ".join("--" + name.replace("_", "-") for name in self.describe())
-            raise UserError(
-                f"{archive} contains shards, whose labels cannot be changed: omit {options}, or give the original "
-                f"archive"
-            )
-
-    def describe(self) -> dict[str, Any]:
-        """The settings that differ from their defaults."""
-        settings = {"annotations": storage.normalize(self.annotations)} if self.annotations else {}
-        settings |= {"readers_agree": self.readers_agree} if self.readers_agree > 1 else {}
-        return settings | ({"reader_boxes": self.reader_boxes} if self.reader_boxes != "wbf" else {})
 
 
 @dataclass(frozen=True)

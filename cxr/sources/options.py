@@ -1,9 +1,15 @@
-"""How an archive is read. This module imports only `cxr.errors`, so that `--help` is quick."""
+"""How an archive is read, and where its labels come from. This module imports no source, so that all can use it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from cxr import storage
+from cxr.errors import UserError
+
+ReaderBoxes = Literal["wbf", "majority", "union"]
+_URIS = {"annotations"}  # fields of Labeling that are URIs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,3 +26,48 @@ class ReadOptions:
 
 ALL_IMAGES = ReadOptions()
 """Every image of an archive whose layout is detected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labeling:
+    """Where an archive's labels and boxes come from, if not from its source, and how readers are combined."""
+
+    annotations: str = ""
+    """URI of a CSV file with VinBigData's or VinDr-CXR's columns. Its labels and boxes replace those of the archive,
+    and images that it does not list are skipped. Empty: use the archive's own labels and boxes."""
+    readers_agree: int = 1
+    """Number of readers who must have marked a finding for its label to be positive."""
+    reader_boxes: ReaderBoxes = "wbf"
+    """How to combine the boxes of several readers of an image. wbf: fuse overlapping boxes of a finding by weighted
+    boxes fusion. majority: the same, but keep only boxes that more than half of the readers drew. union: keep all
+    boxes unchanged."""
+
+    def __post_init__(self) -> None:
+        if self.readers_agree < 1:
+            raise UserError(f"expected readers_agree of at least 1, got {self.readers_agree}: correct it")
+
+    def __bool__(self) -> bool:
+        """Whether any setting differs from its default."""
+        return bool(self.describe())
+
+    def describe(self) -> dict[str, Any]:
+        """The settings that differ from their defaults, with normalized URIs."""
+        changed = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed = {name: value for name, value in changed.items() if value != getattr(SOURCE_LABELS, name)}
+        return {name: storage.normalize(value) if name in _URIS else value for name, value in changed.items()}
+
+    def options(self) -> str:
+        """The command-line options of `describe`, without their values."""
+        return ", ".join("--" + name.replace("_", "-") for name in self.describe())
+
+    def check_raw(self, archive: str) -> None:
+        """Raise UserError if any setting differs from its default; call this for shards, which have fixed labels."""
+        if self:
+            raise UserError(
+                f"{archive} contains shards, whose labels cannot be changed: omit {self.options()}, or give the "
+                f"original archive"
+            )
+
+
+SOURCE_LABELS = Labeling()
+"""The labels and boxes of an archive's source."""

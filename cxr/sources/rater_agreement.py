@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from cxr import schema
 from cxr.boxes import ScoredBoxes
 from cxr.boxes import wbf as fuse
+from cxr.sources.options import ReaderBoxes
 
 IOU = 0.4  # boxes with a higher IoU mark the same object; VinBigData's own threshold
 CORNERS = (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
@@ -61,7 +62,6 @@ def _with_score_1(boxes_N4: np.ndarray, label_N: np.ndarray) -> ScoredBoxes:
     return ScoredBoxes(boxes_N4, np.ones(len(boxes_N4)), label_N)
 
 
-ReaderBoxes = Literal["wbf", "majority", "union"]
 FUSIONS: dict[ReaderBoxes, Fusion] = {"union": union, "majority": majority, "wbf": wbf}
 
 

@@ -31,7 +31,8 @@ from cxr.imaging.lung_bbox import LungSquare
 from cxr.inference import score
 from cxr.runtime import cluster
 from cxr.schema import PixelFormat
-from cxr.sources import Labeling, open_manifest
+from cxr.sources import open_manifest
+from cxr.sources.options import Labeling
 from tests.lung_rule import save_finder
 from tests.made_shards import chest_like, write_shards
 
@@ -111,7 +112,9 @@ def test_ingest_does_not_resume_with_another_enhancement(archive: str, tmp_path:
     boxes = tmp_path / "boxes.csv"
     boxes.write_text("image_id,class_id,rad_id,x_min,y_min,x_max,y_max\n00,5,R1,1,2,3,4\n")
     with pytest.raises(UserError, match="annotations was None"):
-        ingest.ingest(archive, str(tmp_path / "out"), pixels=PIXELS, enhance=DONE, labeling=Labeling(str(boxes)))
+        ingest.ingest(
+            archive, str(tmp_path / "out"), pixels=PIXELS, enhance=DONE, labeling=Labeling(annotations=str(boxes))
+        )
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -119,7 +122,7 @@ def test_annotations_become_labels_of_shards(archive: str, tmp_path: Path) -> No
     boxes = tmp_path / "boxes.csv"
     rows = "".join(f"{number:02d},{'5,R1,1,2,3,4' if number % 2 else '14,R1,,,,'}\n" for number in range(10))
     boxes.write_text(f"image_id,class_id,rad_id,x_min,y_min,x_max,y_max\n{rows}")
-    options = ArchiveOptions(archive=(archive,), stored_size=32, labeling=Labeling(str(boxes)))
+    options = ArchiveOptions(archive=(archive,), stored_size=32, labeling=Labeling(annotations=str(boxes)))
     info = shards.read_info(ensure_shards(options, str(tmp_path / "out")))
     assert info.findings == schema.VINBIGDATA_FINDINGS
     read = [storage.read_parquet(file.uri) for files in info.parts.values() for file in files]
@@ -161,7 +164,7 @@ def test_raw_archives_are_not_streamed(archive: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Leave --stream out, or run jobs/ingest_archive.py with --denoise median"):
         check_raw(RECIPE, archive)
     given = ArchiveOptions(archive=(archive,), stream=True, labeling=Labeling(readers_agree=2))
-    with pytest.raises(UserError, match="take effect when shards are made"):
+    with pytest.raises(UserError, match="--readers-agree takes effect only when shards are made: omit --stream"):
         check_inputs(PLAIN, given, str(tmp_path / "out"))
 
 

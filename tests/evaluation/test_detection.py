@@ -20,7 +20,8 @@ from cxr.evaluation import detection, reports
 from cxr.evaluation.run import SCORES, ReportOptions, read_run
 from cxr.export.kaggle_vinbigdata import NormalFilter, normal_probabilities, write_submission
 from cxr.phantom.vinbigdata import write_vinbigdata_phantom
-from cxr.sources import Labeling, open_manifest, rater_agreement
+from cxr.sources import open_manifest, rater_agreement
+from cxr.sources.options import Labeling
 from jobs import report_run, submit_vinbigdata
 
 IMAGES, SIZE = 16, 64

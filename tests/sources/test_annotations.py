@@ -11,9 +11,9 @@ from cxr.data.decode import make_rows
 from cxr.errors import UserError
 from cxr.evaluation.run import read_truth
 from cxr.schema import PixelFormat
-from cxr.sources import Labeling, annotations, open_manifest
+from cxr.sources import annotations, open_manifest
 from cxr.sources.manifest import Manifest
-from cxr.sources.options import ALL_IMAGES
+from cxr.sources.options import ALL_IMAGES, Labeling
 from tests.made_shards import write_shards
 
 HEADER = "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max\n"
@@ -47,7 +47,7 @@ def file(tmp_path: Path) -> str:
 
 def test_annotations_replace_labels_and_boxes_only(archive: str, file: str) -> None:
     plain = {row[schema.IMAGE_ID]: row for row in open_manifest(archive).table.to_pylist()}
-    manifest = open_manifest(archive, labeling=Labeling(file))
+    manifest = open_manifest(archive, labeling=Labeling(annotations=file))
     assert manifest.findings == schema.VINBIGDATA_FINDINGS
     assert manifest.table.schema.equals(schema.MANIFEST)
     assert manifest.boxes_frame_px == 1024
@@ -67,7 +67,9 @@ def test_annotations_replace_labels_and_boxes_only(archive: str, file: str) -> N
 
 
 def test_readers_must_agree(archive: str, file: str) -> None:
-    labels = open_manifest(archive, labeling=Labeling(file, readers_agree=2)).table[schema.LABELS].to_pylist()
+    labels = (
+        open_manifest(archive, labeling=Labeling(annotations=file, readers_agree=2)).table[schema.LABELS].to_pylist()
+    )
     assert [number for number, label in enumerate(labels[0]) if label == 1] == [OPACITY]
     with pytest.raises(UserError, match="expected boxes with named readers"):
         open_manifest(archive, labeling=Labeling(readers_agree=2))
@@ -78,22 +80,22 @@ def test_readers_must_agree(archive: str, file: str) -> None:
 def test_default_labeling_is_empty() -> None:
     assert not Labeling()
     assert Labeling().describe() == {}
-    assert Labeling("/a", 2).describe() == {"annotations": "/a", "readers_agree": 2}
+    assert Labeling(annotations="/a", readers_agree=2).describe() == {"annotations": "/a", "readers_agree": 2}
 
 
 def test_annotations_in_reports_and_shards(archive: str, file: str, tmp_path: Path) -> None:
-    known = read_truth(archive, ALL_IMAGES, "test", [schema.LABELS], Labeling(file))
+    known = read_truth(archive, ALL_IMAGES, "test", [schema.LABELS], Labeling(annotations=file))
     assert known.table[schema.IMAGE_ID].to_pylist() == ["00000002_000.png"]
     assert known.findings == schema.VINBIGDATA_FINDINGS
     stored = write_shards(tmp_path / "shards", {"train": 2, "test": 2})
     assert read_truth(stored, "auto", "test", [schema.LABELS], Labeling()).table.num_rows == 2
     with pytest.raises(UserError, match=r"contains shards, whose labels cannot be changed: omit --annotations"):
-        read_truth(stored, "auto", "test", [schema.LABELS], Labeling(file))
+        read_truth(stored, "auto", "test", [schema.LABELS], Labeling(annotations=file))
 
 
 def annotated(archive: str, tmp_path: Path, rows: str, header: str = HEADER) -> Manifest:
     (tmp_path / "given.csv").write_text(header + rows)
-    return open_manifest(archive, labeling=Labeling(str(tmp_path / "given.csv")))
+    return open_manifest(archive, labeling=Labeling(annotations=str(tmp_path / "given.csv")))
 
 
 def shown(manifest: Manifest, row: int = 0) -> dict[str, int]:
@@ -194,14 +196,14 @@ def test_an_invalid_size_names_its_line(size: str, archive: str, tmp_path: Path)
 def test_user_errors_say_what_was_expected(archive: str, tmp_path: Path, text: str, trouble: str) -> None:
     (tmp_path / "odd.csv").write_text(text)
     with pytest.raises(UserError, match=trouble):
-        open_manifest(archive, labeling=Labeling(str(tmp_path / "odd.csv")))
+        open_manifest(archive, labeling=Labeling(annotations=str(tmp_path / "odd.csv")))
 
 
 def test_the_rsna_boxes_on_real_x_rays(real_data: Path) -> None:
     location = str(real_data / "rsna_boxes" / "train.csv")
     told = annotations.read(location)
     assert (len(told.boxes), sum(map(len, told.boxes.values()))) == (234, 140)
-    manifest = open_manifest(str(real_data / "chestxray14"), labeling=Labeling(location))
+    manifest = open_manifest(str(real_data / "chestxray14"), labeling=Labeling(annotations=location))
     table = manifest.table
     assert table.num_rows == 234
     positive = [labels[OPACITY] for labels in table[schema.LABELS].to_pylist()]

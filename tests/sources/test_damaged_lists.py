@@ -14,8 +14,8 @@ import pytest
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.sources import Labeling, find_source, open_manifest
-from cxr.sources.options import ReadOptions
+from cxr.sources import find_source, open_manifest
+from cxr.sources.options import SOURCE_LABELS, Labeling, ReadOptions
 
 LIMIT_S = 1.0  # of CPU time, for one archive
 PER_ARCHIVE = 125
@@ -187,7 +187,7 @@ def test_a_thousand_damaged_lists_open_or_are_user_errors_within_a_second(kind: 
         (images / f"{name}.png").write_bytes(b"?")
     for file, data in files.items():
         (tmp_path / file).write_bytes(data)
-    labeling = Labeling(str(tmp_path / "boxes.csv")) if kind == "annotations" else None
+    labeling = Labeling(annotations=str(tmp_path / "boxes.csv")) if kind == "annotations" else SOURCE_LABELS
     assert find_source(str(tmp_path)).name == source
     assert open_manifest(str(tmp_path), labeling=labeling).table.num_rows == len(NAMES)
     rng, opened = random.Random(kind), 0

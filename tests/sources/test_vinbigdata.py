@@ -18,10 +18,10 @@ from cxr.errors import UserError
 from cxr.phantom.archive import make_exam
 from cxr.phantom.vinbigdata import Layout, exact, image_id, read_by_three, write_vinbigdata_phantom
 from cxr.schema import PixelFormat
-from cxr.sources import Labeling, find_source, image_files, open_manifest, rater_agreement, vinbigdata
+from cxr.sources import find_source, image_files, open_manifest, rater_agreement, vinbigdata
 from cxr.sources.annotations import HEADER
 from cxr.sources.manifest import Manifest
-from cxr.sources.options import ReadOptions
+from cxr.sources.options import Labeling, ReadOptions
 from cxr.storage import FileEntry
 from tests.reader_agreement import pair_f1
 
@@ -83,7 +83,7 @@ def test_a_phantom_archive_is_read_with_all_readers_boxes(archive: Path, layout:
 
 @BOTH
 def test_exact_boxes_can_be_used_as_annotations(archive: Path, layout: Layout) -> None:
-    truth = open_manifest(str(archive), labeling=Labeling(str(archive / "truth.csv")))
+    truth = open_manifest(str(archive), labeling=Labeling(annotations=str(archive / "truth.csv")))
     boxes = {row[schema.IMAGE_ID]: row[schema.BOXES] for row in truth.table.to_pylist()}
     for index in range(COUNT):
         wanted = exact(make_exam(index, size=SIZE, prevalence=0.8))

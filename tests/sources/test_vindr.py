@@ -10,9 +10,9 @@ import pytest
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.sources import Labeling, find_source, open_manifest
+from cxr.sources import find_source, open_manifest
 from cxr.sources.manifest import Manifest
-from cxr.sources.options import ReadOptions
+from cxr.sources.options import Labeling, ReadOptions
 
 DRAWN = """image_id,rad_id,class_name,x_min,y_min,x_max,y_max
 a,R1,Cardiomegaly,10,20,30,40
