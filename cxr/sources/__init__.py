@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from cxr.errors import UserError
-from cxr.sources import chestxray14, folder, jsrt, siim, vinbigdata, vindr
+from cxr.sources import (
+    chestxray14,
+    chexpert,
+    folder,
+    jsrt,
+    mimic_cxr_jpg,
+    padchest,
+    rsna_pneumonia,
+    siim,
+    vinbigdata,
+    vindr,
+)
 from cxr.sources.annotations import labeled
 from cxr.sources.manifest import Manifest, Source
 from cxr.sources.nlm import montgomery, shenzhen
@@ -12,7 +23,20 @@ from cxr.sources.sidecar import with_truth
 from cxr.sources.true_boxes import with_usable_boxes
 from cxr.storage import normalize
 
-SOURCES: tuple[Source, ...] = (chestxray14, montgomery, shenzhen, vindr, siim, jsrt, vinbigdata, folder)
+SOURCES: tuple[Source, ...] = (
+    chestxray14,
+    montgomery,
+    shenzhen,
+    chexpert,
+    mimic_cxr_jpg,
+    padchest,
+    rsna_pneumonia,
+    vindr,
+    siim,
+    jsrt,
+    vinbigdata,
+    folder,
+)
 """In the order of detection; `folder` accepts every layout that no other source recognizes."""
 
 

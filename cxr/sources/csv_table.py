@@ -18,7 +18,7 @@ from cxr import storage
 from cxr.errors import UserError
 
 _SEPARATORS = (",", ";", "\t")
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SHOWN = 60  # maximum length of a value in an error message
 _FIELD_LIMIT = 2**31 - 1  # characters; the csv module's default of 131,072 is too short for long mask codes
 
@@ -35,11 +35,11 @@ class CsvTable:
     """Each row's line number in the file, from 1, for error messages."""
 
     def __contains__(self, name: str) -> bool:
-        return _folded(name) in map(_folded, self.header)
+        return folded(name) in map(folded, self.header)
 
     def position(self, name: str) -> int:
         """The index of a column, from 0. The case of its name is ignored."""
-        return list(map(_folded, self.header)).index(_folded(name))
+        return list(map(folded, self.header)).index(folded(name))
 
     def column(self, name: str) -> list[str]:
         """A column's values."""
@@ -48,7 +48,7 @@ class CsvTable:
 
     def error(self, row: int, expected: str, got: str) -> UserError:
         """The error to raise for an invalid value in a row (an index into `rows`)."""
-        return _error(self.location, self.lines[row], expected, _quoted(got))
+        return _error(self.location, self.lines[row], expected, quoted(got))
 
 
 def read_csv(location: str, columns: Sequence[str]) -> CsvTable:
@@ -60,7 +60,7 @@ def read_csv(location: str, columns: Sequence[str]) -> CsvTable:
         StorageError: the file cannot be read.
     """
     lines = read_lines(location)
-    start, separator = _start(lines)
+    start, separator = find_header(lines)
     if not lines[start].strip():
         raise UserError(f"{location}: expected a header with the columns {', '.join(columns)}, got an empty file")
     csv.field_size_limit(_FIELD_LIMIT)
@@ -71,7 +71,7 @@ def read_csv(location: str, columns: Sequence[str]) -> CsvTable:
     try:
         header = [name.strip() for name in next(reader)]
         line += 1
-        _check_header(location, line, header, columns)
+        check_header(location, line, header, columns)
         columns_with_name = _filled(header)
         for values in reader:
             line += 1
@@ -98,12 +98,12 @@ def has_columns(location: str, columns: Sequence[str]) -> bool:
         StorageError: the file cannot be read.
     """
     lines = _lines(_decoded(storage.read_bytes(location), "replace"))
-    start, separator = _start(lines)
+    start, separator = find_header(lines)
     try:
         header = next(csv.reader([lines[start]], delimiter=separator, skipinitialspace=True), [])
     except csv.Error:
         return False
-    return set(map(_folded, columns)) <= set(map(_folded, header))
+    return set(map(folded, columns)) <= set(map(folded, header))
 
 
 def read_lines(location: str) -> list[str]:
@@ -126,28 +126,28 @@ def read_lines(location: str) -> list[str]:
 
 
 def _decoded(data: bytes, errors: str) -> str:
-    return data.decode("utf-16" if data.startswith(_UTF16_MARKS) else "utf-8-sig", errors)
+    return data.decode("utf-16" if data.startswith(UTF16_MARKS) else "utf-8-sig", errors)
 
 
 def _lines(text: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def _start(lines: Sequence[str]) -> tuple[int, str]:
+def find_header(lines: Sequence[str]) -> tuple[int, str]:
     """The number of blank lines before the header, and the most frequent separator in the header."""
     start = next((at for at, line in enumerate(lines) if line.strip()), 0)
     return start, max(_SEPARATORS, key=lines[start].count)
 
 
-def _check_header(location: str, line: int, header: Sequence[str], columns: Sequence[str]) -> None:
-    names = Counter(_folded(name) for name in header if name)
-    missing = [name for name in columns if _folded(name) not in names]
+def check_header(location: str, line: int, header: Sequence[str], columns: Sequence[str]) -> None:
+    names = Counter(folded(name) for name in header if name)
+    missing = [name for name in columns if folded(name) not in names]
     if missing:
         got = f"{_filled(header)} columns without {', '.join(missing)}"
         raise _error(location, line, f"the columns {', '.join(columns)}", got)
     name, count = next(iter(names.most_common(1)), ("", 0))
     if count > 1:
-        raise _error(location, line, f"one column {_quoted(name)}", str(count))
+        raise _error(location, line, f"one column {quoted(name)}", str(count))
 
 
 def _filled(row: Sequence[str]) -> int:
@@ -155,11 +155,11 @@ def _filled(row: Sequence[str]) -> int:
     return next((at for at in range(len(row), 0, -1) if row[at - 1]), 0)
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     return name.strip().casefold()
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
     return repr(value if len(value) <= _SHOWN else value[:_SHOWN] + "…")
 
 

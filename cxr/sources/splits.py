@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cxr import schema
 from cxr.errors import UserError
@@ -55,6 +56,30 @@ def split_by_patient(
         test |= more_test
     number = np.select([test, val], [schema.SPLITS.index("test"), schema.SPLITS.index("val")], 0)
     return pa.array(schema.SPLITS).take(pa.array(number[patient_N]))
+
+
+def official_splits(patient_ids: pa.Array | pa.ChunkedArray, official: pa.Array) -> pa.Array:
+    """The split of each image: the official one of its patient, else from a hash of the patient's id.
+
+    A patient with images in several official splits is in the last of them (`schema.SPLITS`). If no image is in the
+    official validation split, validation is a hash of the patients of the training split.
+
+    Args:
+        patient_ids: string (N), without nulls.
+        official: string (N), values of `schema.SPLITS`; null for images that are in no list.
+    """
+    of_image = pc.fill_null(pc.index_in(official, value_set=pa.array(schema.SPLITS)), -1).to_numpy()
+    hashed = split_by_patient(patient_ids, of_image == schema.SPLITS.index("test"), of_image >= 0)
+    if not (of_image == schema.SPLITS.index("val")).any():
+        return hashed
+    encoded = patient_ids.dictionary_encode()
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    patient_N = encoded.indices.to_numpy()
+    of_patient = np.full(len(encoded.dictionary), -1)
+    np.maximum.at(of_patient, patient_N, of_image)
+    number = of_patient[patient_N]
+    listed = pa.array(schema.SPLITS).take(pa.array(number, mask=number < 0))
+    return pc.coalesce(listed, hashed)
 
 
 def stratified(labels_NK: np.ndarray, groups_N: np.ndarray, folds: int) -> np.ndarray:

@@ -36,7 +36,7 @@ from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
 from cxr.wording import counted
 
-name = "vindr"
+name = "vindr-cxr"
 
 TRAIN, TEST = PARTS = ("train", "test")  # image folders and official splits
 BOXES_FILES = ("annotations_train.csv", "annotations_test.csv")

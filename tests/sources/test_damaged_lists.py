@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.sources import find_source, open_manifest
+from cxr.sources import find_source, open_manifest, padchest, rsna_pneumonia
 from cxr.sources.options import SOURCE_LABELS, Labeling, ReadOptions
 
 LIMIT_S = 1.0  # of CPU time, for one archive
@@ -45,6 +46,7 @@ ENTRIES = _lines(
     "{name}.png,Mass|Effusion,0,{n},58,M,PA,2682,2749,0.143,0.143,",
 )
 VINBIGDATA = _lines("image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max", "{name},Nodule/Mass,8,R{n}," + BOX)
+CHEXPERT = "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Edema,Pneumonia"
 ARCHIVES: dict[str, tuple[str, dict[str, bytes]]] = {
     "chestxray14": (
         "chestxray14",
@@ -79,13 +81,45 @@ ARCHIVES: dict[str, tuple[str, dict[str, bytes]]] = {
             )
         },
     ),
-    "vindr": (
-        "vindr",
+    "vindr-cxr": (
+        "vindr-cxr",
         {
             "annotations_train.csv": _lines(
                 "image_id,rad_id,class_name,x_min,y_min,x_max,y_max", "{name},R{n},Pleural effusion," + BOX
             ),
             "image_labels_train.csv": _lines("image_id,rad_id,Edema,ILD,No finding", "{name},R{n},0,1,0"),
+        },
+    ),
+    "chexpert": (
+        "chexpert",
+        {"train.csv": _lines(CHEXPERT, "train/patient{n}/study1/view1_frontal.jpg,Male,68,Frontal,AP,1.0,-1.0,,0.0")},
+    ),
+    "mimic-cxr-jpg": (
+        "mimic-cxr-jpg",
+        {
+            "mimic-cxr-2.0.0-split.csv": _lines("dicom_id,study_id,subject_id,split", "{name},5{n},1{n},train"),
+            "mimic-cxr-2.0.0-metadata.csv": _lines(
+                "dicom_id,subject_id,study_id,ViewPosition", "{name},1{n},5{n},PA"
+            ),
+            "mimic-cxr-2.0.0-chexpert.csv": _lines("subject_id,study_id,Edema,No Finding", "1{n},5{n},-1.0,1.0"),
+        },
+    ),
+    "padchest": (
+        "padchest",
+        {
+            padchest.LIST: _lines(
+                "ImageID,PatientID,PatientBirth,Projection,Labels", "{name}.png,{n},1930,L,\"['normal']\""
+            )
+        },
+    ),
+    "rsna-pneumonia": (
+        "rsna-pneumonia",
+        {
+            "stage_2_train_labels.csv": _lines("patientId,x,y,width,height,Target", "{name}," + BOX + ",1"),
+            "stage_2_detailed_class_info.csv": _lines("patientId,class", "{name},Lung Opacity"),
+            rsna_pneumonia.MAPPING_FILE: json.dumps(
+                [{"subset_img_id": name, "img_id": f"{name}.png", "StudyInstanceUID": "1.2"} for name in NAMES]
+            ).encode(),
         },
     ),
     "annotations": ("chestxray14", {"Data_Entry_2017.csv": ENTRIES, "boxes.csv": VINBIGDATA}),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cxr import schema
 from cxr.errors import UserError
 from cxr.sources import annotations, rater_agreement
-from cxr.sources.splits import split_by_patient, stratified
+from cxr.sources.splits import official_splits, split_by_patient, stratified
 
 PATIENTS = st.lists(st.sampled_from([str(n) for n in range(12)]), min_size=1, max_size=40)
 
@@ -40,6 +40,22 @@ def test_official_lists_take_precedence() -> None:
     splits = np.array(_split(patients, in_test=number < 1000, in_train_val=number >= 1000))
     assert (splits[:1000] == "test").all()
     assert set(splits[1000:]) == {"train", "val"}
+    assert np.mean(splits[1000:] == "val") == pytest.approx(0.1, abs=0.02)
+
+
+def test_official_splits_of_all_three_kinds_and_patients_in_none() -> None:
+    patients = ["a", "a", "b", "c", "d", "d", *map(str, range(3000))]
+    official = ["train", None, "val", "test", "train", "test", *[None] * 3000]
+    splits = official_splits(pa.array(patients), pa.array(official, pa.string())).to_pylist()
+    assert splits[:6] == ["train", "train", "val", "test", "test", "test"]
+    assert splits[6:] == _split([*map(str, range(3000))])
+
+
+def test_without_an_official_validation_split_it_is_a_part_of_training() -> None:
+    patients = [str(n) for n in range(3000)]
+    official = np.where(np.arange(3000) < 1000, "test", "train")
+    splits = np.array(official_splits(pa.array(patients), pa.array(official)).to_pylist())
+    assert (splits[:1000] == "test").all()
     assert np.mean(splits[1000:] == "val") == pytest.approx(0.1, abs=0.02)
 
 

@@ -61,7 +61,7 @@ def shown(manifest: Manifest, image: str, label: int = 1) -> set[str]:
 
 
 def test_boxes_readers_and_labels_of_images_are_read(archive: str) -> None:
-    assert find_source(archive).name == "vindr"
+    assert find_source(archive).name == "vindr-cxr"
     manifest = open_manifest(archive)
     assert manifest.table.schema.equals(schema.MANIFEST)
     assert manifest.findings == (*schema.VINDR_LOCAL_FINDINGS, *schema.VINDR_GLOBAL_FINDINGS)
@@ -104,7 +104,7 @@ def test_lists_in_the_root_and_missing_image_labels(tmp_path: Path) -> None:
 def test_image_labels_without_boxes(tmp_path: Path) -> None:
     archive = str(write(tmp_path, {"annotations/image_labels_train.csv": IN_TRAIN}))
     manifest = open_manifest(archive)
-    assert find_source(archive).name == "vindr"
+    assert find_source(archive).name == "vindr-cxr"
     assert shown(manifest, "a") == {"Cardiomegaly", "Rib fracture", "COPD"}
     assert {row[schema.BOXES] for row in rows_of(manifest).values()} == {None}
 
@@ -141,4 +141,4 @@ def test_contradictory_labels_are_unknown_and_counted(tmp_path: Path) -> None:
 )
 def test_user_errors_name_the_file_and_the_line(tmp_path: Path, files: dict[str, str], trouble: str) -> None:
     with pytest.raises(UserError, match=trouble):
-        open_manifest(str(write(tmp_path, files, "")), ReadOptions(source="vindr"))
+        open_manifest(str(write(tmp_path, files, "")), ReadOptions(source="vindr-cxr"))

@@ -1,0 +1,130 @@
+"""Join long lists of images or exams to an archive's files, as Arrow columns instead of Python rows.
+
+Lists are tables of text without nulls (`arrow_csv.read_columns`). The rules for repeated and contradictory rows are
+those of `label_rows`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cxr.sources.image_files import image_key
+from cxr.sources.label_rows import merged_row
+from cxr.wording import counted
+
+SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"}
+_OLDEST_YEARS = 130  # higher ages are errors
+
+
+def image_keys(names: pa.Array) -> pa.Array:
+    """The `image_key` of each name or path."""
+    return pa.array([image_key(name) for name in names.to_pylist()], pa.string())
+
+
+def merged_rows(table: pa.Table, key: str) -> tuple[pa.Table, int]:
+    """One row for each value of the column `key`, and the number of keys with contradictory rows.
+
+    Values in which the rows of a key differ are blank; a blank contradicts nothing.
+    """
+    encoded = table[key].combine_chunks().dictionary_encode()
+    number = encoded.indices.to_numpy(zero_copy_only=False)
+    repeated = np.bincount(number, minlength=len(encoded.dictionary))[number] > 1
+    if not repeated.any():
+        return table, 0
+    rows_by_key: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    several = table.filter(pa.array(repeated))
+    keys = several[key].to_pylist()
+    for name, *values in zip(keys, *(column.to_pylist() for column in several.columns), strict=True):
+        rows_by_key[name].append(tuple(values))
+    merged = [merged_row(rows) for rows in rows_by_key.values()]
+    columns = zip(*(row for row, _ in merged), strict=True)
+    once = pa.table(
+        {name: pa.array(column, pa.string()) for name, column in zip(table.column_names, columns, strict=True)}
+    )
+    contradictory = sum(differ for _, differ in merged)
+    return pa.concat_tables([table.filter(pa.array(~repeated)), once]), contradictory
+
+
+def match(keys: pa.Array, table: pa.Table, key: str) -> pa.Array:
+    """int32 (N): the row of `table`, whose column `key` has unique values, for each of the keys; null if none."""
+    return pc.index_in(keys, value_set=table[key].combine_chunks())
+
+
+def taken(table: pa.Table, row: pa.Array) -> dict[str, pa.Array]:
+    """The table's columns at these rows, by name; blank where `row` is null."""
+    return {name: pc.fill_null(table[name].combine_chunks().take(row), "") for name in table.column_names}
+
+
+def presence_notes(file: str, listed: int, row: pa.Array, unknown: str = "labels") -> list[str]:
+    """Notes on listed images without a file and on images that are not listed.
+
+    Args:
+        listed: number of images in the list.
+        row: `match` of the archive's images.
+        unknown: what is unknown of images that are not listed.
+    """
+    notes = []
+    if missing := listed - pc.count_distinct(row, mode="only_valid").as_py():
+        continuing = counted(len(row), "image")
+        notes.append(
+            f"missing from the archive: {missing:,} of {counted(listed, 'image')} listed in {file}; "
+            f"continuing with {continuing}"
+        )
+    if row.null_count:
+        notes.append(f"not listed in {file}, so {unknown} are unknown: {counted(row.null_count, 'image')}")
+    return notes
+
+
+# ---- Columns
+
+
+def translated(texts: pa.Array, words: Mapping[str, str]) -> pa.Array:
+    """The translation of each text, whose case is ignored; null for texts that are not in `words` (in lower case)."""
+    number = pc.index_in(pc.utf8_lower(texts), value_set=pa.array(list(words), pa.string()))
+    return pa.array(list(words.values()), pa.string()).take(number)
+
+
+def blank_as_null(texts: pa.Array) -> pa.Array:
+    return pc.if_else(pc.equal(texts, ""), None, texts)
+
+
+def numbers(texts: pa.Array) -> np.ndarray:
+    """float64 (N); NaN where the text is not a non-negative decimal number."""
+    valid = pc.match_substring_regex(texts, r"^\d{1,15}(\.\d*)?$")
+    return pc.cast(pc.if_else(valid, texts, None), pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def ages(years: np.ndarray) -> pa.Array:
+    """float32 (N): ages in years; null where they are NaN or impossible."""
+    known = (years >= 0) & (years <= _OLDEST_YEARS)  # NaN is not
+    return pa.array(years.astype(np.float32), mask=~known)
+
+
+def json_objects(columns: Mapping[str, pa.Array]) -> pa.Array:
+    """A JSON object per image with those of its values that are not blank or empty; null if there are none.
+
+    Every combination of values is written once, because few of them differ.
+    """
+    code = np.zeros(len(next(iter(columns.values()))), np.int64)
+    dictionaries = []
+    for values in columns.values():
+        encoded = values.dictionary_encode()
+        dictionaries.append(encoded.dictionary.to_pylist())
+        code = code * len(dictionaries[-1]) + encoded.indices.to_numpy(zero_copy_only=False)
+    combined = pa.array(code).dictionary_encode()
+    texts: list[str | None] = []
+    for rest in combined.dictionary.to_pylist():
+        row: dict[str, Any] = {}
+        for name, dictionary in zip(reversed(columns), reversed(dictionaries), strict=True):
+            rest, number = divmod(rest, len(dictionary))
+            row[name] = dictionary[number]
+        filled = {name: row[name] for name in columns if row[name]}
+        texts.append(json.dumps(filled) if filled else None)
+    return pa.array(texts, pa.string()).take(combined.indices)
