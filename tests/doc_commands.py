@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cxr.cli.options import TuneOptions
 from cxr.runtime.job import parse
+from cxr.training.search import objectives_of, searched
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [
@@ -54,5 +56,8 @@ def check(command: str, scratch: Path) -> None:
         assert ended.value.code == 0
         return
     options = parse(job.Options, arguments).job
+    if isinstance(options, TuneOptions):  # else mistakes in these names end the job later
+        objectives_of(options.recipe, options.search)
+        searched(options.recipe, options.search)
     if "--out" in arguments:
         assert options.out == arguments[arguments.index("--out") + 1]
