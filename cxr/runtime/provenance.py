@@ -27,7 +27,7 @@ def commit() -> str:
 
     A submitted job gets the working directory without its history: set CXR_COMMIT in its runtime environment.
     """
-    here = Path(__file__).parent.parent
+    here = Path(cxr.__file__).parents[1]
     if "CXR_COMMIT" in os.environ or not (here / ".git").exists():
         return os.environ.get("CXR_COMMIT", "")
     git = ["git", "-C", str(here)]
