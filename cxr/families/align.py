@@ -432,7 +432,7 @@ class AlignTask(Task):
         before, after, predicted = (alignment.Overlap(self.recipe.size, device, masks_kept) for _ in range(3))
         generator = torch.Generator().manual_seed(self.recipe.seed + workers.rank)
         for x, theta, batch in self._aligned(batches):
-            centered = alignment.centerd(theta, mean_theta)
+            centered = alignment.centered(theta, mean_theta)
             for overlap, transform in ((before, identity(len(x), device)), (after, centered)):
                 overlap.add(x, transform)
                 if schema.MASKS in batch:
@@ -443,7 +443,7 @@ class AlignTask(Task):
                 for _ in range(WARPS_PER_IMAGE):
                     warps = self._random_warps(len(x), device, generator)
                     composed = compose(warps, self.network(warp(x, warps)))
-                    predicted.add_masks(lungs, alignment.centerd(composed, mean_theta))
+                    predicted.add_masks(lungs, alignment.centered(composed, mean_theta))
         metrics: dict[str, float] = {}
         if self.network.lungs is not None:
             metrics["pairwise_lung_iou"] = predicted.iou(workers, of_empty=0.0)

@@ -30,7 +30,7 @@ def correlation_to_mean(mean_unit_vector: Tensor) -> float:
     return float(torch.linalg.vector_norm(mean_unit_vector))
 
 
-def centerd(theta: Tensor, mean_theta: Tensor) -> Tensor:
+def centered(theta: Tensor, mean_theta: Tensor) -> Tensor:
     """Transforms with their group's mean transform removed: a zoom or shift common to all gains nothing."""
     return compose(theta, invert(mean_theta).expand_as(theta))
 

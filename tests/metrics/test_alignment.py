@@ -76,11 +76,11 @@ def test_removing_the_mean_transform_defeats_zoom() -> None:
     zoomed = compose(theta, ZOOM.expand(6, 2, 3))
     mean, mean_zoomed = theta.mean(0, keepdim=True), zoomed.mean(0, keepdim=True)
     torch.testing.assert_close(
-        alignment.centerd(zoomed, mean_zoomed), alignment.centerd(theta, mean), atol=1e-5, rtol=1e-5
+        alignment.centered(zoomed, mean_zoomed), alignment.centered(theta, mean), atol=1e-5, rtol=1e-5
     )
     x = images(6)
-    plain = overlap(x, alignment.centerd(identity(6), identity(1)))
-    cheat = overlap(x, alignment.centerd(ZOOM.expand(6, 2, 3), ZOOM))
+    plain = overlap(x, alignment.centered(identity(6), identity(1)))
+    cheat = overlap(x, alignment.centered(ZOOM.expand(6, 2, 3), ZOOM))
     assert cheat["correlation"] == pytest.approx(plain["correlation"], abs=1e-4)
 
 

@@ -27,7 +27,7 @@ from cxr.data.decode import make_rows
 from cxr.errors import UserError
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.compatibility import check_size
-from cxr.metrics.alignment import centerd, iou_matrix, off_diagonal_mean
+from cxr.metrics.alignment import centered, iou_matrix, off_diagonal_mean
 from cxr.models.spatial_transformer import identity, warp
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, open_manifest
@@ -145,7 +145,7 @@ def compare(images: Masked, kept: Checkpoint, settings: Ecc) -> Compared:
 
 def judged(images: Masked, theta: dict[str, Tensor], seconds: dict[str, float] | None = None) -> Compared:
     """Overlaps after each method's transforms, whose mean is removed first."""
-    free = {method: centerd(found, found.mean(0, keepdim=True)) for method, found in theta.items()}
+    free = {method: centered(found, found.mean(0, keepdim=True)) for method, found in theta.items()}
     iou = {method: iou_matrix(warp_masks(images.masks, found)) for method, found in free.items()}
     return Compared(free, iou, seconds or {})
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cxr.metrics.alignment import centerd
+from cxr.metrics.alignment import centered
 from cxr.models.backbones import normalize_contrast
 from cxr.models.spatial_transformer import compose, identity, warp
 
@@ -96,7 +96,7 @@ def _rounds(x_B1HW: Tensor, settings: Ecc) -> tuple[Tensor, int]:
         for i, image in enumerate(x_B1HW[:, 0].numpy()):
             found[i], failed = register(image, template, theta[i], stages, settings.epsilon)
             failures += failed
-        theta = centerd(found, found.mean(0, keepdim=True))
+        theta = centered(found, found.mean(0, keepdim=True))
     return theta, failures
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cxr.metrics.alignment import centerd, iou_matrix, off_diagonal_mean
+from cxr.metrics.alignment import centered, iou_matrix, off_diagonal_mean
 from cxr.models.spatial_transformer import warp
 
 SIZE = 64  # pixels at which masks are fitted
@@ -26,14 +26,14 @@ def align_masks(masks_BHW: Tensor, steps: int = STEPS) -> Tensor:
     climb = torch.optim.Adam([free], STEP)
     fall = torch.optim.lr_scheduler.CosineAnnealingLR(climb, max(1, steps))
     for _ in range(steps):
-        theta = centerd(free, free.mean(0, keepdim=True))
+        theta = centered(free, free.mean(0, keepdim=True))
         loss = -off_diagonal_mean(iou_matrix(warp(soft_B1HW, theta)[:, 0]))
         climb.zero_grad()
         loss.backward()
         climb.step()
         fall.step()
     found = free.detach()
-    return centerd(found, found.mean(0, keepdim=True))
+    return centered(found, found.mean(0, keepdim=True))
 
 
 def same_moments(soft_B1HW: Tensor) -> Tensor:
