@@ -31,6 +31,7 @@ from cxr.families.classifier_base import (
     require_findings,
     with_decisions,
 )
+from cxr.families.outlines import TRUTH_COLOR, outlined_boxes
 from cxr.models import pretrained
 from cxr.models.contrast_attention import (
     BACKBONES,
@@ -271,10 +272,10 @@ class AttendRecipe(ClassifierRecipe):
         x, theta = self.aligned(_attention(network), batch)
         logits = network(x)
         sides = [
-            draw_boxes(image, top_boxes(predict_boxes(logits, to_image, self.box_rule), self.max_boxes))
+            outlined_boxes(image, top_boxes(predict_boxes(logits, to_image, self.box_rule), self.max_boxes))
             for image, to_image in ((unit_pixels(batch, self.size), theta), (x, identity(len(x))))
         ]
-        return {"located": torch.cat(sides, 2).mul(255).round().clamp(0, 255).to(torch.uint8)}
+        return {"located": torch.cat(sides, 2)}
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Learning rate, weight of boxes, and the backbone's depth unless weights are given for it."""
@@ -415,9 +416,9 @@ class AttendTask(ClassifierTask):
             for transform in (theta, identity(len(x)))
         )
         rows = {
-            "original, true boxes": draw_boxes(images, batch[schema.BOXES][..., 1:]),
-            "original, predicted boxes of the top-scoring finding": draw_boxes(images, on_images),
-            "aligned, the same boxes": draw_boxes(x, on_aligned),
+            "original, true boxes": outlined_boxes(images, batch[schema.BOXES][..., 1:], TRUTH_COLOR) / 255,
+            "original, predicted boxes of the top-scoring finding": outlined_boxes(images, on_images) / 255,
+            "aligned, the same boxes": outlined_boxes(x, on_aligned) / 255,
             "attention": contrast(features, self.attention.mean_negative)[:, 0],
         }
         figure = figures.picture_rows({name: pictures.cpu().numpy() for name, pictures in rows.items()})
@@ -488,20 +489,6 @@ def top_boxes(predicted: Sequence[MapBoxes], max_boxes: int) -> Tensor:
             of_finding = boxes.boxes_N4[boxes.index_N == boxes.index_N[boxes.score_N.argmax()]]
             top[i, : len(of_finding)] = torch.from_numpy(of_finding)
     return top
-
-
-def draw_boxes(x_B1HW: Tensor, boxes_BN4: Tensor) -> Tensor:
-    """Images (B, H, W) in [0, 1] with box outlines two pixels wide; boxes are fractions of the image, or NaN."""
-    side = x_B1HW.shape[-1]
-    at = torch.arange(side, device=x_B1HW.device) + 0.5
-    edges = boxes_BN4.to(x_B1HW.device) * side
-    low, high = edges[..., :2, None], edges[..., 2:, None]
-    inside = []
-    for border in (0, 2):
-        spans_BN2S = (at > low + border) & (at < high - border)
-        inside.append(spans_BN2S[:, :, 1, :, None] & spans_BN2S[:, :, 0, None, :])
-    outline = (inside[0] & ~inside[1]).any(1)
-    return torch.where(outline, 1 - 0.5 * x_B1HW[:, 0].round(), x_B1HW[:, 0])
 
 
 def _attention(network: nn.Module) -> ContrastAttention:

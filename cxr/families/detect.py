@@ -26,7 +26,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import torch
@@ -45,13 +44,14 @@ from cxr.errors import UserError
 from cxr.families import box_scores
 from cxr.families.base import Batches, Communicator, Recipe, ScoringContext, Stage, Task, one_of, unit_pixels
 from cxr.families.optimizers import LinearDecay, grouped_adamw, grouped_sgd
+from cxr.families.outlines import TRUTH_COLOR, outlined_boxes
 from cxr.families.partner_window import USABLE, PartnerWindow
 from cxr.metrics.detection import BoxMeter
 from cxr.models import pretrained
 from cxr.models.detection_loss import DetectionLoss
 from cxr.models.pretrained import Weights
 from cxr.models.yolo import SIZES, STRIDE, Yolo, YoloEnsemble, YoloSize, predict_boxes
-from cxr.reporting import figures, palette
+from cxr.reporting import figures
 
 PREDICTIONS = "predictions"  # from `predict`: (B, MAX_BOXES, 6)
 MIN_SCORE = 0.001  # boxes with lower scores are dropped
@@ -60,7 +60,6 @@ PARTNERS = 64  # images, at least a step's, from which mosaic and mixup draw the
 NOMINAL_BATCH_SIZE = 64  # images per update for which `weight_decay` is given
 UNKNOWN = "unknown"  # of an augmented batch: (B, K, 5) regions in which a finding is unknown, in the form of boxes
 SHOWN_IMAGES, SHOWN_SCORE = 6, 0.1
-TRUTH_COLOR, PREDICTION_COLOR = palette.rgb(palette.TRUTH), palette.rgb(palette.PREDICTION)
 
 CONVERSION = (
     "Ultralytics' own files (yolov5nu.pt) contain code, which is not run here. If you trust a file, convert it to a "
@@ -244,7 +243,7 @@ class DetectRecipe(Recipe):
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """boxes: the image with the outlines of predicted boxes above a minimum score, (B, size, size, 3)."""
-        return {"boxes": outlined(unit_pixels(batch, self.size), shown_boxes(self.boxes(network, batch)))}
+        return {"boxes": outlined_boxes(unit_pixels(batch, self.size), shown_boxes(self.boxes(network, batch)))}
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Learning rate, loss weights and zoom."""
@@ -395,8 +394,8 @@ class DetectTask(Task):
         boxes = self.recipe.boxes(self.network, batch)[order]
         rows = {
             "image": x[:, 0].cpu().numpy(),
-            "truth": outlined(x, true[..., 1:], TRUTH_COLOR).numpy() / 255,
-            f"prediction, score from {SHOWN_SCORE:g}": outlined(x, shown_boxes(boxes)).numpy() / 255,
+            "truth": outlined_boxes(x, true[..., 1:], TRUTH_COLOR).numpy() / 255,
+            f"prediction, score from {SHOWN_SCORE:g}": outlined_boxes(x, shown_boxes(boxes)).numpy() / 255,
         }
         figures.save_figure(figures.picture_rows(rows), str(folder), "boxes.png")
 
@@ -462,14 +461,3 @@ def first_boxes(boxes_BN5: Tensor) -> Tensor:
 def shown_boxes(boxes_BN6: Tensor) -> Tensor:
     """Boxes (B, N, 4) whose score is high enough for a picture; NaN in place of the others."""
     return torch.where(boxes_BN6[..., 4:5] >= SHOWN_SCORE, boxes_BN6[..., :4], torch.nan)
-
-
-def outlined(x_B1HW: Tensor, boxes_BN4: Tensor, color: tuple[int, int, int] = PREDICTION_COLOR) -> Tensor:
-    """Images in [0, 1] with outlines of boxes (fractions of the image, or NaN), uint8 (B, H, W, 3) on the CPU."""
-    pictures = (x_B1HW[:, 0, :, :, None].expand(-1, -1, -1, 3) * 255).round().to(torch.uint8).cpu().numpy().copy()
-    size = np.array([x_B1HW.shape[-1], x_B1HW.shape[-2]] * 2)
-    for picture, boxes in zip(pictures, boxes_BN4.cpu().numpy(), strict=True):
-        for box in boxes[~np.isnan(boxes[:, 0])]:
-            left, top, right, bottom = np.rint(box.clip(0, 1) * size).astype(int).tolist()
-            cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), color, max(1, picture.shape[0] // 256))
-    return torch.from_numpy(pictures)

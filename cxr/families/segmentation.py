@@ -25,6 +25,7 @@ from cxr.augment.image_mask import Variation, augment_with_masks
 from cxr.data.batch import NO_MASK, Batch
 from cxr.errors import UserError
 from cxr.families.base import Batches, Communicator, Recipe, ScoringContext, Stage, Task, one_of, unit_pixels
+from cxr.families.outlines import TRUTH_COLOR, outlined_masks
 from cxr.imaging.geometry import ResizeTransform, mask_to_original
 from cxr.metrics.segmentation import hd95_rows, image_level, summary
 from cxr.metrics.segmentation.mask_thresholds import MaskRule, choose_rule, decided, rule_rows
@@ -34,14 +35,13 @@ from cxr.models.pretrained import Weights
 from cxr.models.segmentation_loss import MaskLoss, image_loss
 from cxr.models.segmentation_model import SegmentationModel, Segmenter
 from cxr.models.unet import UNET_BACKBONES, SmallUNet, UNet
-from cxr.reporting import figures, palette
+from cxr.reporting import figures
 from cxr.sources import rle
 
 Architecture = Literal["small_unet", "unet", "fcn32s", "fcn16s", "fcn8s"]
 FCN_STRIDES: dict[str, FcnStride] = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}
 MASK_VALUES = "mask_values"  # from `predict`: (B, size, size); a mask contains the pixels from .5 on
 SHOWN_IMAGES = 6
-TRUTH_COLOR, PREDICTION_COLOR = palette.rgb(palette.TRUTH), palette.rgb(palette.PREDICTION)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +235,7 @@ class SegmentationRecipe(Recipe):
         """overlay: the image with the outline of the predicted mask, (B, size, size, 3)."""
         x = unit_pixels(batch, self.size)
         p, _ = self.probabilities(network, x)
-        return {"overlay": outlined(x, rule_of(network).apply(p))}
+        return {"overlay": outlined_masks(x, rule_of(network).apply(p))}
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Learning rate and loss weights."""
@@ -340,8 +340,8 @@ class SegmentationTask(Task):
         p, _ = self.recipe.probabilities(self.network, x)
         rows = {
             "image": x[:, 0],
-            "truth": outlined(x, mask, TRUTH_COLOR) / 255,
-            "prediction": outlined(x, rule_of(self.network).apply(p)) / 255,
+            "truth": outlined_masks(x, mask, TRUTH_COLOR) / 255,
+            "prediction": outlined_masks(x, rule_of(self.network).apply(p)) / 255,
         }
         figure = figures.picture_rows({name: images.cpu().numpy() for name, images in rows.items()})
         figures.save_figure(figure, str(folder), "masks.png")
@@ -360,14 +360,6 @@ def images_and_masks(batch: Batch, size: int) -> tuple[Tensor, Tensor]:
         coverage = F.interpolate(mask.float(), size=(size, size), mode="area")
         mask = torch.where(coverage > 1, NO_MASK, (coverage >= 0.5).to(torch.uint8))
     return unit_pixels(batch, size), mask
-
-
-def outlined(x_B1HW: Tensor, mask_BHW: Tensor, color: tuple[int, int, int] = PREDICTION_COLOR) -> Tensor:
-    """Images in [0, 1] with the outlines of their bool masks, uint8 (B, H, W, 3)."""
-    mask = mask_BHW[:, None].float()
-    edge = F.max_pool2d(mask, 3, 1, 1) - mask
-    paint = torch.tensor(color, device=x_B1HW.device).view(3, 1, 1) / 255
-    return ((1 - edge) * x_B1HW + edge * paint).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _presence(mask_B1HW: Tensor) -> Tensor:

@@ -24,11 +24,11 @@ from cxr.families.attend import (
     AttendTask,
     best_overlaps,
     choose_partners,
-    draw_boxes,
     predict_boxes,
     top_boxes,
 )
 from cxr.families.base import ScoringContext, SingleProcess
+from cxr.families.outlines import PREDICTION_COLOR, outlined_boxes
 from cxr.imaging.geometry import ResizeTransform
 from cxr.models.contrast_attention import ContrastAttention, warp_boxes
 from cxr.models.mil_loss import cells_inside
@@ -288,7 +288,7 @@ def test_the_checkpoint_holds_mean_thresholds_and_aligner(aligner: tuple[AttendR
     assert torch.equal(ours, theirs)
     task.save_pictures(some, tmp_path)
     assert (tmp_path / "attention.png").stat().st_size > 1000
-    assert recipe.render(kept.network, batch())["located"].shape == (8, 64, 128)
+    assert recipe.render(kept.network, batch())["located"].shape == (8, 64, 128, 3)
 
 
 def test_found_boxes_come_back_through_alignment() -> None:
@@ -326,9 +326,9 @@ def test_pictures_show_the_boxes_of_the_best_found_finding() -> None:
     top = top_boxes(found, 3)
     assert top[0, 0].tolist() == pytest.approx([0, 0, 0.5, 0.5])
     assert top.isnan().all(-1).tolist() == [[False, True, True], [True] * 3]
-    picture = draw_boxes(torch.zeros(2, 1, 32, 32), top)
-    assert picture[0].sum() == 16 * 16 - 12 * 12
-    assert picture[1].sum() == 0
+    outline = (outlined_boxes(torch.zeros(2, 1, 32, 32), top) == torch.tensor(PREDICTION_COLOR)).all(-1)
+    assert outline[0].sum() == 16 * 16 - 14 * 14
+    assert outline[1].sum() == 0
 
 
 def test_what_cannot_be_an_aligner_is_refused(aligner: tuple[AttendRecipe, str], tmp_path: Path) -> None:
