@@ -14,7 +14,7 @@ from cxr.precision import affine_grid, affine_points, in_float32
 
 @pytest.mark.parametrize("size", [512, 640, 1024])
 def test_affine_grid_is_exact_to_a_hundredth_of_a_pixel_under_autocast(size: int) -> None:
-    theta = random_affine(3, rotation_deg=30, scale=1.5, shift=0.2, generator=torch.Generator().manual_seed(0))
+    theta = random_affine(3, rotation_deg=30, max_zoom=1.5, translate=0.2, generator=torch.Generator().manual_seed(0))
     exact = F.affine_grid(theta.double(), [3, 1, size, size + 32], align_corners=False)
     with torch.autocast("cpu", torch.bfloat16):
         grid, bfloat16_grid = (

@@ -18,21 +18,21 @@ def random_affine(
     count: int,
     *,
     rotation_deg: float = 15.0,
-    scale: float = 1.25,
-    shift: float = 0.1,
+    max_zoom: float = 1.25,
+    translate: float = 0.1,
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """(count, 2, 3) transforms for `spatial_transformer.warp`, float32.
 
-    Rotation within ±rotation_deg; two scales, each log-uniform in [1/scale, scale]; shifts within ±shift of the
-    width. Sampled and computed on the CPU, then copied to `device`.
+    Rotation within ±rotation_deg; a zoom factor for each axis, log-uniform in [1/max_zoom, max_zoom]; translation
+    within ±translate of the width. Sampled and computed on the CPU, then copied to `device`.
     """
     u = 2 * torch.rand(count, 5, generator=generator) - 1
     angle = math.radians(rotation_deg) * u[:, 0]
-    sx, sy = torch.exp(math.log(scale) * u[:, 1]), torch.exp(math.log(scale) * u[:, 2])
+    sx, sy = torch.exp(math.log(max_zoom) * u[:, 1]), torch.exp(math.log(max_zoom) * u[:, 2])
     cos, sin = torch.cos(angle), torch.sin(angle)
-    rows = [sx * cos, -sy * sin, 2 * shift * u[:, 3], sx * sin, sy * cos, 2 * shift * u[:, 4]]
+    rows = [sx * cos, -sy * sin, 2 * translate * u[:, 3], sx * sin, sy * cos, 2 * translate * u[:, 4]]
     return torch.stack(rows, 1).reshape(count, 2, 3).to(device, non_blocking=True)
 
 

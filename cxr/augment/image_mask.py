@@ -25,10 +25,10 @@ class Variation:
     flip: float = 0.5
     """Probability of mirroring an image left to right."""
     rotation_deg: float = 10.0
-    scale: float = 1.1
+    max_zoom: float = 1.1
     """Largest factor by which either axis is enlarged or reduced."""
-    shift: float = 0.05
-    """Largest shift, as a fraction of the width."""
+    translate: float = 0.05
+    """Largest translation, as a fraction of the width."""
     elastic: float = 0.01
     """Largest standard deviation of a smooth displacement, as a fraction of the width."""
     cells: int = 6
@@ -40,16 +40,18 @@ class Variation:
     """Largest standard deviation of Gaussian noise."""
 
     def __post_init__(self) -> None:
-        amounts = (self.flip, self.rotation_deg, self.shift, self.elastic, self.contrast, self.brightness, self.noise)
-        if min(amounts) < 0 or self.flip > 1 or min(self.scale, self.gamma) < 1 or self.cells < 2:
+        geometry = self.flip, self.rotation_deg, self.translate, self.elastic
+        amounts = *geometry, self.contrast, self.brightness, self.noise
+        if min(amounts) < 0 or self.flip > 1 or min(self.max_zoom, self.gamma) < 1 or self.cells < 2:
             raise ValueError(
-                f"expected no negative value, flip <= 1, scale and gamma >= 1 and cells >= 2, got {self}: correct it"
+                f"expected no negative value, flip <= 1, max_zoom >= 1, gamma >= 1 and cells >= 2, got {self}: "
+                f"correct it"
             )
 
     @property
     def moves(self) -> bool:
         """Whether pixels move in other ways than by a flip."""
-        return self.rotation_deg > 0 or self.scale > 1 or self.shift > 0 or self.elastic > 0
+        return self.rotation_deg > 0 or self.max_zoom > 1 or self.translate > 0 or self.elastic > 0
 
     @property
     def exposes(self) -> bool:
@@ -57,7 +59,9 @@ class Variation:
         return self.gamma > 1 or self.contrast > 0 or self.brightness > 0 or self.noise > 0
 
 
-STILL = Variation(flip=0, rotation_deg=0, scale=1, shift=0, elastic=0, gamma=1, contrast=0, brightness=0, noise=0)
+STILL = Variation(
+    flip=0, rotation_deg=0, max_zoom=1, translate=0, elastic=0, gamma=1, contrast=0, brightness=0, noise=0
+)
 
 
 def augment_with_masks(
@@ -101,8 +105,8 @@ def _random_grid(x: Tensor, variation: Variation, generator: torch.Generator | N
     theta = random_affine(
         len(x),
         rotation_deg=variation.rotation_deg,
-        scale=variation.scale,
-        shift=variation.shift,
+        max_zoom=variation.max_zoom,
+        translate=variation.translate,
         device=x.device,
         generator=generator,
     )

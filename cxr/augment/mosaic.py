@@ -29,7 +29,7 @@ _SMALLEST_PX, _LEAST_AREA, _LONGEST = (
 
 @dataclass(frozen=True)
 class MosaicVariation:
-    """Ranges of augmentation, with Ultralytics' names and defaults in this package's units.
+    """Ranges of augmentation, with Ultralytics' defaults in this package's units.
 
     Raises:
         ValueError: a setting is out of range.
@@ -41,21 +41,21 @@ class MosaicVariation:
     """Probability of blending an image with another one (mixup)."""
     rotation_deg: float = 0.0
     translate: float = 0.1
-    """Largest shift, as a fraction of the width."""
-    scale: float = 0.5
-    """Range of the scale factor: 1 ± scale."""
+    """Largest translation, as a fraction of the width."""
+    scale_jitter: float = 0.5
+    """Zoom factors are within 1 ± this value."""
     shear_deg: float = 0.0
     flip: float = 0.5
     """Probability of mirroring an image left to right."""
-    value: float = 0.4
-    """Range of the brightness factor: 1 ± value."""
+    hsv_v: float = 0.4
+    """Brightness factors are within 1 ± this value."""
 
     def __post_init__(self) -> None:
-        shares = (self.mosaic, self.mixup, self.flip, self.value, self.translate)
-        if not all(0 <= share <= 1 for share in shares) or not 0 <= self.scale < 1:
+        shares = (self.mosaic, self.mixup, self.flip, self.hsv_v, self.translate)
+        if not all(0 <= share <= 1 for share in shares) or not 0 <= self.scale_jitter < 1:
             raise ValueError(
-                f"expected probabilities, value and translate from 0 to 1 and scale from 0 to below 1, got {self}: "
-                f"correct it"
+                f"expected probabilities, hsv_v and translate from 0 to 1 and scale_jitter from 0 to below 1, got "
+                f"{self}: correct it"
             )
         if not 0 <= self.rotation_deg <= 180 or not 0 <= self.shear_deg < 90:
             raise ValueError(
@@ -70,7 +70,7 @@ class MosaicVariation:
     @property
     def moves(self) -> bool:
         """Whether pixels move in other ways than by a flip."""
-        return max(self.mosaic, self.rotation_deg, self.translate, self.scale, self.shear_deg) > 0
+        return max(self.mosaic, self.rotation_deg, self.translate, self.scale_jitter, self.shear_deg) > 0
 
 
 Partners = Callable[[int], tuple[Tensor, Tensor]]
@@ -101,8 +101,8 @@ def augment_with_boxes(
         x, boxes = _affine(_sheet(x, boxes, variation.mosaic, partners), variation)
     if variation.mixup > 0:
         x, boxes = _mixup(x, boxes, _to_device(mixed, x))
-    if variation.value > 0:
-        x = (x * (1 + variation.value * _to_device(_signed(len(x)), x)).view(-1, 1, 1, 1)).clamp(0, 1)
+    if variation.hsv_v > 0:
+        x = (x * (1 + variation.hsv_v * _to_device(_signed(len(x)), x)).view(-1, 1, 1, 1)).clamp(0, 1)
     if variation.flip > 0:
         flipped = _to_device(torch.rand(len(x)) < variation.flip, x)
         x, boxes = torch.where(flipped.view(-1, 1, 1, 1), x.flip(-1), x), _mirror_boxes(boxes, flipped)
@@ -186,7 +186,7 @@ def _affine(sheet: _Sheet, variation: MosaicVariation) -> tuple[Tensor, Tensor]:
 def _random_affine(count: int, size: int, variation: MosaicVariation) -> tuple[Tensor, Tensor]:
     """(count, 3, 3) transforms from pixels of the canvas to pixels of the image, and their scale factors (count,)."""
     u = _signed(count, 6).double()
-    angle, factor = math.radians(variation.rotation_deg) * u[:, 0], 1 + variation.scale * u[:, 1]
+    angle, factor = math.radians(variation.rotation_deg) * u[:, 0], 1 + variation.scale_jitter * u[:, 1]
     tan = torch.tan(math.radians(variation.shear_deg) * u[:, 2:4])
     shift = (0.5 + variation.translate * u[:, 4:]) * size
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)

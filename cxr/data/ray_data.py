@@ -1,4 +1,4 @@
-"""Archives and shards as Ray datasets of schema rows, and a pool of workers over the parts of a plan."""
+"""Raw archives as Ray datasets of schema rows, and a pool of workers over the parts of a plan."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, RandomSeedConfig
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 from ray.util.annotations import RayDeprecationWarning
 
-from cxr import schema, storage
-from cxr.data import ledger, shards
+from cxr import schema
+from cxr.data import ledger
 from cxr.data.decode import make_counted_rows, make_rows
 from cxr.data.ledger import Part
 from cxr.errors import ClusterError, UserError
@@ -29,7 +29,7 @@ from cxr.runtime.user_errors import user_error_in
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 from cxr.sources.annotations import one_reader
-from cxr.sources.manifest import boxes_frame_px
+from cxr.sources.manifest import Manifest, boxes_frame_px
 from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, ReadOptions
 from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 
@@ -44,51 +44,21 @@ _EARLY_DEATHS = 5  # in a row, of a pool's workers before they began, as may hap
 Work = Callable[[Part], Mapping[str, Any]]
 
 
-def open_dataset(
-    uri: str,
-    *,
-    split: str | None = None,
-    columns: Sequence[str] | None = None,
-    pixels: PixelFormat | None = None,
-    reading: ReadOptions = ALL_IMAGES,
-) -> Dataset:
-    """An archive, decoded on the way, or shards: the same rows, `schema.row_schema`, streamed.
-
-    Images of an archive that cannot be used are rows too, with `error` set and no pixels. Shards have good rows
-    only.
-
-    Args:
-        split: one of `schema.SPLITS`, or None for all.
-        columns: of `schema.row_schema`, or None for all.
-        pixels: what an archive is decoded to (default 256 x 256, 8 bits); shards come as they were written.
-        reading: how an archive is read, and which of its images.
-
-    Raises:
-        UserError: neither shards nor an archive, shards that are not finished, or a split without images.
-    """
-    uri = storage.normalize(uri)
-    if shards.is_shards(uri) or storage.exists(storage.join(uri, ledger.LEDGER_FILE)):
-        return _open_shards(uri, split, columns)
-    manifest = _of_split(open_manifest(uri, reading).table, split, uri)
-    return _decoded(manifest, pixels or PixelFormat(), columns)
-
-
 def open_streams(
     uri: str, size: int, reading: ReadOptions = ALL_IMAGES, *, columns: Sequence[str] | None = None, seed: int = 0
-) -> tuple[dict[str, Dataset], tuple[str, ...], dict[str, int]]:
-    """The train and val splits of a raw archive, to train on without shards.
+) -> tuple[dict[str, Dataset], Manifest]:
+    """The train and val splits of a raw archive, to train on without shards, and the archive's manifest.
+
+    A dataset has the usable images of its split, in a new order in each pass over train. Boxes of several readers
+    are combined as ingest does by default.
 
     Args:
-        columns: of `schema.row_schema`, or None for all.
-        seed: of train's order, as far as tasks end in the order in which they began.
-
-    Returns:
-        a dataset of good rows for each split, train's in an order that is new in each pass; the archive's
-        findings; the number of images that each split lists, unusable ones included. Boxes of several readers are
-        fused as ingest does by default.
+        reading: how the archive is read, and which of its images.
+        columns: columns of `schema.row_schema`; None for all.
+        seed: random seed of the order of train, which is exact as long as tasks end in the order in which they began.
 
     Raises:
-        UserError: no archive, a split without images, or boxes outside their images.
+        UserError: there is no archive, a split has no images, or boxes are outside their images.
     """
     manifest = one_reader(open_manifest(uri, reading), SOURCE_LABELS.reader_boxes)
     if columns is None or schema.BOXES in columns:
@@ -96,44 +66,21 @@ def open_streams(
     train, val = (_of_split(manifest.table, split, uri) for split in ("train", "val"))
     train = ledger.rows_at(train, pa.array(np.random.default_rng(seed).permutation(train.num_rows)))
     streams = {
-        "train": _decoded(train, PixelFormat(size), columns, good_only=True, seed=seed),
-        "val": _decoded(val, PixelFormat(size), columns, good_only=True),
+        "train": _decoded(train, PixelFormat(size), columns, seed=seed),
+        "val": _decoded(val, PixelFormat(size), columns),
     }
-    return streams, manifest.findings, {"train": train.num_rows, "val": val.num_rows}
+    return streams, manifest
 
 
-def _open_shards(uri: str, split: str | None, columns: Sequence[str] | None) -> Dataset:
-    info = shards.read_info(uri)
-    splits = [split] if split else list(info.parts)
-    groups = [group for name in splits for group in shards.row_groups(info, name)]
-    _check_any(len(groups), uri, split)
-    keys = [{"uri": group.uri, "index": group.index} for group in groups]
-    return _streamed(keys, partial(_read_group, columns=columns))
-
-
-def _read_group(key: pa.Table, columns: Sequence[str] | None) -> pa.Table:
-    (group,) = key.to_pylist()
-    rows = storage.read_parquet(group["uri"], row_group=group["index"], columns=columns)
-    expected = schema.row_schema(schema.pixel_format(rows.schema))
-    fields = [expected.field(name) for name in columns or expected.names]
-    return schema.conform_to_schema(rows, pa.schema(fields, metadata=expected.metadata))
-
-
-def _of_split(manifest: pa.Table, split: str | None, uri: str) -> pa.Table:
-    if split is not None:
-        manifest = manifest.filter(pc.field(schema.SPLIT) == split)
-    _check_any(manifest.num_rows, uri, split)
-    return manifest
-
-
-def _check_any(count: int, uri: str, split: str | None) -> None:
-    if not count:
-        where = f" in its {split} split" if split else ""
-        raise UserError(f"{uri} has no image{where}: give another split or archive")
+def _of_split(manifest: pa.Table, split: str, uri: str) -> pa.Table:
+    rows = manifest.filter(pc.field(schema.SPLIT) == split)
+    if not rows.num_rows:
+        raise UserError(f"{uri} has no image in its {split} split: give another archive")
+    return rows
 
 
 def _check_boxes(manifest: pa.Table) -> None:
-    """Raise UserError where boxes lie outside some images of unknown size: a stream sees its images too late."""
+    """Raise UserError if boxes are outside images of unknown size: a stream decodes its images too late for that."""
     boxed = pc.greater(pc.list_value_length(manifest[schema.BOXES]), 0).fill_null(False)
     rows = manifest.filter(pc.and_(boxed, pc.is_null(manifest[schema.BOXES_FRAME])))
     if not rows.num_rows or boxes_frame_px(manifest.schema):
@@ -155,37 +102,25 @@ def _box_counts(rows: bytes) -> BoxCounts:
 
 
 def _decoded(
-    manifest: pa.Table,
-    pixels: PixelFormat,
-    columns: Sequence[str] | None,
-    *,
-    good_only: bool = False,
-    seed: int | None = None,
+    manifest: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None, *, seed: int | None = None
 ) -> Dataset:
+    """The usable images, decoded by plain tasks, which share the CPUs with whatever else runs.
+
+    With `seed`, the blocks of each pass have an order of their own.
+    """
     step = max(1, min(-(-manifest.num_rows // 16), _BLOCK_BYTES // pixels.row_bytes, _BLOCK_ROWS))
     keys = [{"rows": _packed(manifest.slice(start, step))} for start in range(0, manifest.num_rows, step)]
-    decode = partial(_decode, pixels=pixels, columns=columns, good_only=good_only)
-    return _streamed(keys, decode, cpus=_DECODER_CPUS, seed=seed)
-
-
-def _decode(key: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None, good_only: bool) -> pa.Table:
-    rows = make_rows(_unpacked(key["rows"][0]), pixels)
-    if good_only:
-        rows = rows.filter(rows[schema.ERROR].is_null())
-    return rows.select(list(columns)) if columns else rows
-
-
-def _streamed(
-    keys: list[dict[str, Any]], read: Callable[[pa.Table], pa.Table], *, cpus: float = 1, seed: int | None = None
-) -> Dataset:
-    """A block for each key, read by plain tasks, which share the CPUs with whatever else runs.
-
-    With `seed` the blocks come in an order of their own in each pass.
-    """
     blocks = ray.data.from_items(keys, override_num_blocks=len(keys))
     if seed is not None:
         blocks = blocks.randomize_block_order(seed=RandomSeedConfig(seed))
-    return configured(map_blocks(blocks, read, num_cpus=cpus))
+    decode = partial(_decode, pixels=pixels, columns=columns)
+    return configured(map_blocks(blocks, decode, num_cpus=_DECODER_CPUS))
+
+
+def _decode(key: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None) -> pa.Table:
+    rows = make_rows(_unpacked(key["rows"][0]), pixels)
+    rows = rows.filter(rows[schema.ERROR].is_null())
+    return rows.select(list(columns)) if columns else rows
 
 
 def map_blocks(rows: Dataset, work: Any, *, pool: ActorPoolStrategy | None = None, **options: Any) -> Dataset:

@@ -24,7 +24,6 @@ from cxr.families.classifier_base import (
     count_labels,
     label_rows,
     positive_class_weights,
-    require_findings,
     with_decisions,
 )
 from cxr.models import pretrained
@@ -242,7 +241,6 @@ class AecnnRecipe(ClassifierRecipe):
     # ---- Network and pretrained weights
 
     def network(self, findings: Sequence[str]) -> AECNN:
-        require_findings(findings)
         classifier = Classifier(self.backbone, len(findings), self.stride)
         return AECNN(self._codec(), classifier, findings, self.latent_bits)
 
@@ -428,7 +426,7 @@ class AecnnTask(ClassifierTask):
         x_B1HW = unit_pixels(batch, recipe.size)
         if recipe.rotation_deg:
             rotations = random_affine(
-                len(x_B1HW), rotation_deg=recipe.rotation_deg, scale=1, shift=0, device=x_B1HW.device
+                len(x_B1HW), rotation_deg=recipe.rotation_deg, max_zoom=1, translate=0, device=x_B1HW.device
             )
             x_B1HW = warp(x_B1HW, rotations)
         if recipe.flip:

@@ -345,8 +345,8 @@ class AlignTask(Task):
         return random_affine(
             count,
             rotation_deg=self.recipe.rotation_deg,
-            scale=self.recipe.max_zoom,
-            shift=self.recipe.translate,
+            max_zoom=self.recipe.max_zoom,
+            translate=self.recipe.translate,
             device=device,
             generator=generator,
         )

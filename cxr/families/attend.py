@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
-import pyarrow as pa
 import torch
 import tyro
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
@@ -18,26 +17,24 @@ from torch.nn import functional as F
 from cxr import schema, storage
 from cxr.augment.affine_exposure import random_affine
 from cxr.boxes import iou
-from cxr.boxes.from_heatmaps import BoxRule, MapBoxes, ThresholdMode, boxes_of
-from cxr.data.batch import HAS_BOXES, Batch, to_arrow
+from cxr.boxes.from_heatmaps import BoxRule, MapBoxes, boxes_of
+from cxr.data.batch import HAS_BOXES, Batch
 from cxr.errors import UserError
-from cxr.families import box_scores
 from cxr.families.align import AlignRecipe
-from cxr.families.base import Batches, Communicator, ScoringContext, one_of, unit_pixels
+from cxr.families.base import Batches, Communicator, one_of, unit_pixels
+from cxr.families.box_scores import HeatmapBoxesRecipe
 from cxr.families.classifier_base import (
-    ClassifierRecipe,
     ClassifierTask,
     label_rows,
-    require_findings,
     with_decisions,
 )
 from cxr.families.outlines import TRUTH_COLOR, outlined_boxes
 from cxr.models import pretrained
 from cxr.models.contrast_attention import (
-    BACKBONES,
-    Backbone,
+    CONTRAST_BACKBONES,
     ContrastAttention,
-    Stages,
+    ContrastBackbone,
+    ContrastStages,
     contrast,
     load_backbone,
     probabilities,
@@ -58,7 +55,7 @@ _HASHES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttendRecipe(ClassifierRecipe):
+class AttendRecipe(HeatmapBoxesRecipe):
     """Align, attend and locate (CIA-Net, Liu et al., ICCV 2019), which was published without code.
 
     An aligner maps every image to a common frame, each image is compared with one without findings, and a grid of
@@ -76,9 +73,8 @@ class AttendRecipe(ClassifierRecipe):
 
     family: ClassVar[str] = "attend"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS, schema.BOXES, schema.IMAGE_ID)
-    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*ClassifierRecipe.LOCATION_SETTINGS, "aligner")
+    LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*HeatmapBoxesRecipe.LOCATION_SETTINGS, "aligner")
     depends_on: ClassVar[Mapping[str, str]] = {"box_weight": "box_fraction"}
-    score_columns: ClassVar[pa.Schema] = pa.schema([*ClassifierRecipe.score_columns, *schema.BOX_SCORES])
 
     size: int = 128
     precision: Literal["auto", "float32", "bfloat16"] = "bfloat16"
@@ -90,9 +86,9 @@ class AttendRecipe(ClassifierRecipe):
     """URI of a checkpoint of family align that aligns the images. Empty: images are used as they are."""
     aligner_recipe: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
     """The recipe in that checkpoint; read from it."""
-    backbone: Backbone = "resnet18"
+    backbone: ContrastBackbone = "resnet18"
     """torchvision ResNet whose features are compared."""
-    backbone_stages: Stages = 3
+    backbone_stages: ContrastStages = 3
     """Number of backbone stages: 4 (as published) downsample an image by 32, the first 3 by 16."""
     grid: int = 0
     """Number of cells along each side of the grid in which findings are located. 0: the backbone's output size; the
@@ -115,20 +111,13 @@ class AttendRecipe(ClassifierRecipe):
     translate: float = 0.03
     """Augmentation: maximum translation, as a fraction of the width."""
 
-    box_threshold_mode: ThresholdMode = "share"
-    """Which cells of a map belong to a box. share: cells above a fraction of the map's maximum; otsu: cells above
-    Otsu's threshold; wang: cells above each of two fixed thresholds, 60 and 180 of 255 (Wang et al. 2017)."""
-    box_threshold: float = 0.5
-    """Fraction of the map's maximum, for box_threshold_mode=share."""
     min_box_score: float = 0.05
     """A finding with a probability below this value gets no box."""
-    max_boxes: int = 3
-    """Maximum number of boxes per finding and image."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("backbone", self.backbone, BACKBONES)
-        one_of("backbone_stages", self.backbone_stages, get_args(Stages))
+        one_of("backbone", self.backbone, CONTRAST_BACKBONES)
+        one_of("backbone_stages", self.backbone_stages, get_args(ContrastStages))
         if self.grid < 0:
             raise UserError(f"grid: expected 0 or a number of cells, got {self.grid}")
         for name in ("box_fraction", "min_box_score"):
@@ -143,9 +132,9 @@ class AttendRecipe(ClassifierRecipe):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
         try:
-            _ = MILLoss(self.box_weight), self.box_rule
+            _ = MILLoss(self.box_weight)
         except ValueError as error:
-            raise UserError(f"settings of boxes: {error}") from error
+            raise UserError(f"box_weight: {error}") from error
 
     @property
     def box_rule(self) -> BoxRule:
@@ -172,7 +161,6 @@ class AttendRecipe(ClassifierRecipe):
     # ---- Network and initial weights
 
     def network(self, findings: Sequence[str]) -> ContrastAttention:
-        require_findings(findings)
         assert bool(self.aligner) == bool(self.aligner_recipe), "`resolve_weights` reads the aligner's recipe"
         aligner = self._new_aligner(self.aligner_recipe) if self.aligner else None
         return ContrastAttention(self.backbone, findings, self.cells, self.backbone_stages, aligner)
@@ -262,10 +250,8 @@ class AttendRecipe(ClassifierRecipe):
         logits = network(x).float()
         return {**with_decisions(network, probabilities(logits)), schema.THETA: theta, LOGITS: logits}
 
-    def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
-        boxes = predict_boxes(predicted[LOGITS], predicted[schema.THETA], self.box_rule, self.min_box_score)
-        columns = [to_arrow(predicted[field.name], field.type) for field in ClassifierRecipe.score_columns]
-        return pa.table([*columns, box_scores.to_box_column(boxes, rows, context)], schema=self.score_columns)
+    def predicted_boxes(self, predicted: Mapping[str, Tensor]) -> list[MapBoxes]:
+        return predict_boxes(predicted[LOGITS], predicted[schema.THETA], self.box_rule, self.min_box_score)
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """located: the image and the aligned image, both with the boxes of the finding with the highest box score."""
@@ -322,8 +308,8 @@ class AttendTask(ClassifierTask):
         theta = random_affine(
             len(x),
             rotation_deg=recipe.rotation_deg,
-            scale=recipe.max_zoom,
-            shift=recipe.translate,
+            max_zoom=recipe.max_zoom,
+            translate=recipe.translate,
             device=x.device,
         )
         if self.attention.aligner is not None:

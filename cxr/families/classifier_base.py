@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from cxr import schema
 from cxr.data.batch import Batch
-from cxr.errors import UserError
 from cxr.families.base import Batches, Communicator, Recipe, Task, unit_pixels
 from cxr.metrics import classification
 from cxr.models import pretrained
@@ -97,12 +96,6 @@ def with_decisions(network: nn.Module, probabilities_BF: Tensor) -> dict[str, Te
     """Probabilities and, from the network's thresholds, decisions: int8, 1 for present and 0 for absent."""
     decisions = (probabilities_BF >= network.get_buffer("thresholds")).to(torch.int8)
     return {schema.PROBABILITIES: probabilities_BF, schema.DECISIONS: decisions}
-
-
-def require_findings(findings: Sequence[str]) -> None:
-    """Raise UserError if the archive has no labels to learn from."""
-    if not findings:
-        raise UserError("the archive has no labels; training a classifier needs an archive with labels")
 
 
 class ClassifierTask(Task):

@@ -66,6 +66,7 @@ def check_compatible(archives: Sequence[ShardInfo | RawArchive], model: Recipe |
     for archive in archives:
         _check_findings(archive, recipe)
     _check_masks(archives, recipe)
+    _check_boxes(archives, recipe)
 
 
 def check_pixels(info: ShardInfo, recipe: Recipe, crop: LungCrop | None) -> None:
@@ -199,6 +200,25 @@ def _check_masks(archives: Sequence[ShardInfo | RawArchive], recipe: Recipe) -> 
             f"{_names(archives)} has no mask of {recipe.mask_label}, from which family {recipe.family} learns: give "
             f"an archive with such masks, or add them in a truth.parquet"
         )
+
+
+def _check_boxes(archives: Sequence[ShardInfo | RawArchive], recipe: Recipe) -> None:
+    """Raise UserError if the recipe's family learns from boxes only, and no image that it may train on has one."""
+    learned = {schema.PRED_BOXES, schema.PROBABILITIES} & {*recipe.score_columns.names}
+    if learned == {schema.PRED_BOXES} and not any(_has_boxes(archive) for archive in archives):
+        raise UserError(
+            f"{_names(archives)} has no boxes outside its test split, but family {recipe.family} learns from boxes: "
+            f"give an archive that has boxes, or add them with --annotations"
+        )
+
+
+def _has_boxes(archive: ShardInfo | RawArchive) -> bool:
+    """Whether an image has a box: for raw archives, one outside the test split, since folds may train on val."""
+    if isinstance(archive, ShardInfo):
+        return archive.most_boxes > 0
+    table = archive.manifest.table
+    boxes = pc.list_value_length(table[schema.BOXES].filter(pc.not_equal(table[schema.SPLIT], "test")))
+    return (pc.max(boxes).as_py() or 0) > 0
 
 
 def _names(archives: Sequence[ShardInfo | RawArchive]) -> str:

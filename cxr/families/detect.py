@@ -41,8 +41,8 @@ from cxr.boxes import ScoredBoxes, wbf
 from cxr.boxes.from_heatmaps import MapBoxes
 from cxr.data.batch import MOST_BOXES, Batch
 from cxr.errors import UserError
-from cxr.families import box_scores
 from cxr.families.base import Batches, Communicator, Recipe, ScoringContext, Stage, Task, one_of, unit_pixels
+from cxr.families.box_scores import to_box_column
 from cxr.families.optimizers import LinearDecay, grouped_adamw, grouped_sgd
 from cxr.families.outlines import TRUTH_COLOR, outlined_boxes
 from cxr.families.partner_window import USABLE, PartnerWindow
@@ -171,10 +171,10 @@ class DetectRecipe(Recipe):
             mixup=self.mixup,
             rotation_deg=self.rotation_deg,
             translate=self.translate,
-            scale=self.scale_jitter,
+            scale_jitter=self.scale_jitter,
             shear_deg=self.shear_deg,
             flip=self.flip,
-            value=self.hsv_v,
+            hsv_v=self.hsv_v,
         )
 
     @property
@@ -212,8 +212,6 @@ class DetectRecipe(Recipe):
 
     def yolo(self, findings: Sequence[str]) -> Yolo:
         """A single network of this recipe."""
-        if not findings:
-            raise UserError("the archive has no findings, so there are no boxes to predict: give another archive")
         try:
             return Yolo(self.architecture, findings)
         except ImportError as error:
@@ -239,7 +237,7 @@ class DetectRecipe(Recipe):
         for boxes_N6 in predicted[PREDICTIONS].cpu().numpy():
             present: Any = boxes_N6[~np.isnan(boxes_N6[:, 4])].astype(np.float64)
             boxes.append(MapBoxes(present[:, 5].astype(int), present[:, :4], present[:, 4]))
-        return pa.table([box_scores.to_box_column(boxes, rows, context)], schema=self.score_columns)
+        return pa.table([to_box_column(boxes, rows, context)], schema=self.score_columns)
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """boxes: the image with the outlines of predicted boxes above a minimum score, (B, size, size, 3)."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import numpy as np
-import pyarrow as pa
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from torch import Tensor, nn
@@ -19,18 +18,16 @@ from cxr import schema
 from cxr.augment.affine_exposure import random_affine, random_exposure
 from cxr.augment.crops import random_flips
 from cxr.boxes import iou
-from cxr.boxes.from_heatmaps import FULL, BoxRule, MapBoxes, ThresholdMode, boxes_of
-from cxr.data.batch import HAS_BOXES, Batch, to_arrow
+from cxr.boxes.from_heatmaps import FULL, BoxRule, MapBoxes, boxes_of
+from cxr.data.batch import HAS_BOXES, Batch
 from cxr.errors import UserError
-from cxr.families import box_scores
-from cxr.families.base import Batches, Communicator, ScoringContext, one_of, unit_pixels
+from cxr.families.base import Batches, Communicator, one_of, unit_pixels
+from cxr.families.box_scores import HeatmapBoxesRecipe
 from cxr.families.classifier_base import (
-    ClassifierRecipe,
     ClassifierTask,
     balanced_class_weights,
     count_labels,
     label_rows,
-    require_findings,
     with_decisions,
 )
 from cxr.models.classifier import StemStride, load_body
@@ -43,7 +40,7 @@ from cxr.models.multiscale_cam import (
     StageChoice,
 )
 from cxr.models.spatial_transformer import warp
-from cxr.reporting import attention, figures
+from cxr.reporting import attention, figures, palette
 
 HEAT = "heat"  # additional prediction: maps (B, F, h, w), uint8
 MIN_IOU = 0.3  # of a predicted and a true box for the finding to count as located
@@ -51,7 +48,7 @@ PICTURED = 8  # images in the picture of a run
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalizeRecipe(ClassifierRecipe):
+class LocalizeRecipe(HeatmapBoxesRecipe):
     """Multiscale class activation maps (Sedai et al. 2018, arXiv 1808.08280).
 
     The paper's settings are backbone=densenet121, pooling=mean and backbone_pretrained=IMAGENET1K_V1.
@@ -59,7 +56,6 @@ class LocalizeRecipe(ClassifierRecipe):
 
     family: ClassVar[str] = "localize"
     columns: ClassVar[tuple[str, ...]] = (schema.PIXELS, schema.LABELS, schema.BOXES)
-    score_columns: ClassVar[pa.Schema] = pa.schema([*ClassifierRecipe.score_columns, *schema.BOX_SCORES])
 
     size: int = 192
     epochs: int = 20
@@ -86,16 +82,6 @@ class LocalizeRecipe(ClassifierRecipe):
 
     map_stride: int = 4
     """Input pixels per cell of the maps from which boxes are made."""
-    box_threshold_mode: ThresholdMode = "share"
-    """Which cells of a map belong to a box. share: cells above a fraction of the map's maximum; otsu: cells above
-    Otsu's threshold; wang: cells above each of two fixed thresholds, 60 and 180 of 255 (Wang et al. 2017)."""
-    box_threshold: float = 0.5
-    """Fraction of the map's maximum, for box_threshold_mode=share."""
-    min_box_score: float = 0.1
-    """A finding whose map has a maximum, in [0, 1], below this value gets no box."""
-    max_boxes: int = 3
-    """Maximum number of boxes per finding and image."""
-
     flip: float = 0.5
     """Augmentation: probability of a horizontal flip."""
     rotation_deg: float = 5.0
@@ -128,17 +114,8 @@ class LocalizeRecipe(ClassifierRecipe):
             raise UserError(f"max_zoom: expected a factor of 1 or more, got {self.max_zoom}")
         if not 0 <= self.rotation_deg <= 180:
             raise UserError(f"rotation_deg: expected an angle from 0 to 180, got {self.rotation_deg}")
-        try:
-            _ = self.box_rule
-        except ValueError as error:
-            raise UserError(f"settings of boxes: {error}") from error
-
-    @property
-    def box_rule(self) -> BoxRule:
-        return BoxRule(self.box_threshold_mode, self.box_threshold, self.min_box_score, self.max_boxes)
 
     def network(self, findings: Sequence[str]) -> MultiscaleCAM:
-        require_findings(findings)
         return MultiscaleCAM(
             self.backbone,
             findings,
@@ -164,12 +141,10 @@ class LocalizeRecipe(ClassifierRecipe):
         _, heat_BFhw, p_BF = attend(_cam(network), unit_pixels(batch, self.size), self.map_stride)
         return {**with_decisions(network, p_BF), HEAT: heat_BFhw}
 
-    def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
+    def predicted_boxes(self, predicted: Mapping[str, Tensor]) -> list[MapBoxes]:
         heat_BFhw = predicted[HEAT].cpu().numpy()
         p_BF = predicted[schema.PROBABILITIES].float().cpu().numpy()
-        boxes = [predict_boxes(heat, p, self.box_rule) for heat, p in zip(heat_BFhw, p_BF, strict=True)]
-        columns = [to_arrow(predicted[field.name], field.type) for field in ClassifierRecipe.score_columns]
-        return pa.table([*columns, box_scores.to_box_column(boxes, rows, context)], schema=self.score_columns)
+        return [predict_boxes(heat, p, self.box_rule) for heat, p in zip(heat_BFhw, p_BF, strict=True)]
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """overlay: the map and boxes of the most probable finding. stages: the image, each stage's map, the
@@ -193,7 +168,7 @@ class LocalizeRecipe(ClassifierRecipe):
                 attention.titled(attention.heated(image_HW, map_Fhw[f]), f"stride {reach.stride}: {weight:.2f}")
                 for map_Fhw, reach, weight in zip(stages_SFhw, cam.fields, weights, strict=True)
             ]
-            stages.append(np.hstack([attention.heated(image_HW, np.zeros((1, 1))), *tiles, heated]))
+            stages.append(np.hstack([attention.colored(image_HW), *tiles, heated]))
         return {"overlay": torch.from_numpy(np.stack(overlays)), "stages": torch.from_numpy(np.stack(stages))}
 
     def search_space(self) -> dict[str, BaseDistribution]:
@@ -224,8 +199,8 @@ class LocalizeTask(ClassifierTask):
             transforms = random_affine(
                 len(x_B1HW),
                 rotation_deg=recipe.rotation_deg,
-                scale=recipe.max_zoom,
-                shift=recipe.translate,
+                max_zoom=recipe.max_zoom,
+                translate=recipe.translate,
                 device=x_B1HW.device,
             )
             x_B1HW = warp(x_B1HW, transforms)
@@ -329,7 +304,7 @@ class LocalizeTask(ClassifierTask):
         predicted = predict_boxes(heat_FHW, p_F, self.recipe.box_rule)
         boxes_N4 = predicted.boxes_N4[predicted.index_N == f]
         true_N4 = true_N5[true_N5[:, 0] == f, 1:]
-        plain = attention.boxed(attention.heated(image_HW, np.zeros((1, 1))), true_N4, attention.TRUE_BGR)
+        plain = attention.boxed(attention.colored(image_HW), true_N4, palette.TRUTH)
         heated = attention.boxed(attention.heated(image_HW, heat_FHW[f] / FULL), boxes_N4)
         return attention.titled(attention.boxed(plain, boxes_N4), f"{self.findings[f]} {p_F[f]:.2f}"), heated
 

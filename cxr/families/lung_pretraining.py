@@ -180,7 +180,9 @@ def evaluate(network: LungField, images_B1HW: Tensor, lungs_B1HW: Tensor) -> dic
 @in_float32
 def _augmented(phantoms_B2HW: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Images and lung fields (B, 1, size, size) in [0, 1] in random positions, exposures and collimations."""
-    warps = random_affine(len(phantoms_B2HW), rotation_deg=15, scale=1.3, shift=0.1, device=phantoms_B2HW.device)
+    warps = random_affine(
+        len(phantoms_B2HW), rotation_deg=15, max_zoom=1.3, translate=0.1, device=phantoms_B2HW.device
+    )
     warped = warp(phantoms_B2HW.float() / 255, warps)
     if warped.shape[-1] != size:
         warped = F.interpolate(warped, (size, size), mode="bilinear", antialias=True)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from cxr import storage
 from cxr.errors import UserError
-from cxr.families.base import Recipe
+from cxr.families.base import SomeRecipe
 from cxr.families.checkpoint_files import ABOUT
 
 RECIPE_FILE = "recipe.json"  # in OUT of a job that trains: the recipe that was used
-SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
 
 
 @dataclass(frozen=True)

@@ -155,8 +155,8 @@ class SegmentationRecipe(Recipe):
         return Variation(
             flip=self.flip,
             rotation_deg=self.rotation_deg,
-            scale=self.max_zoom,
-            shift=self.translate,
+            max_zoom=self.max_zoom,
+            translate=self.translate,
             elastic=self.elastic,
             gamma=self.gamma,
             contrast=self.contrast,

@@ -338,7 +338,7 @@ class Scorer:
     def _write_pictures(self, pictures: dict[str, Tensor], image_ids: list[str]) -> None:
         for kind, images in pictures.items():
             for image_id, image in zip(image_ids, images.cpu().numpy(), strict=True):
-                good, data = cv2.imencode(".png", image)
+                good, data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)  # RGB to BGR
                 assert good
                 storage.write_bytes(storage.join(self.book.uri, kind, picture_name(image_id)), data.tobytes())
 

@@ -14,9 +14,9 @@ from cxr.models.mil_loss import log_absent, unlikely_bias
 from cxr.models.spatial_transformer import SpatialTransformer, identity
 from cxr.precision import affine_points, in_float32
 
-Backbone = Literal["resnet18", "resnet34", "resnet50"]
-BACKBONES: tuple[Backbone, ...] = get_args(Backbone)
-Stages = Literal[3, 4]
+ContrastBackbone = Literal["resnet18", "resnet34", "resnet50"]
+CONTRAST_BACKBONES: tuple[ContrastBackbone, ...] = get_args(ContrastBackbone)
+ContrastStages = Literal[3, 4]
 HEAD_WIDTH = 512
 LAYERS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 
@@ -44,17 +44,17 @@ class ContrastAttention(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: ContrastBackbone,
         findings: Sequence[str],
         grid: int,
-        stages: Stages = 4,
+        stages: ContrastStages = 4,
         aligner: SpatialTransformer | None = None,
     ) -> None:
         super().__init__()
-        if backbone not in BACKBONES or stages not in get_args(Stages) or grid < 1:
+        if backbone not in CONTRAST_BACKBONES or stages not in get_args(ContrastStages) or grid < 1:
             raise ValueError(
-                f"expected backbone {', '.join(BACKBONES)}, 3 or 4 stages and a grid of at least 1, got {backbone}, "
-                f"{stages} and {grid}"
+                f"expected backbone {', '.join(CONTRAST_BACKBONES)}, 3 or 4 stages and a grid of at least 1, got "
+                f"{backbone}, {stages} and {grid}"
             )
         self.findings, self.grid = tuple(findings), grid
         self.backbone = _headless(backbone, stages)
@@ -139,7 +139,7 @@ def load_backbone(network: ContrastAttention, state: Mapping[str, Tensor]) -> No
     load_body(network.backbone, state)
 
 
-def _headless(name: Backbone, stages: Stages) -> Classifier:
+def _headless(name: ContrastBackbone, stages: ContrastStages) -> Classifier:
     classifier = Classifier(name, 1)
     classifier.body.fc = nn.Identity()
     if stages < 4:

@@ -75,7 +75,7 @@ class MultiscaleCAM(nn.Module):
         _one_of(stages, get_args(StageChoice))
         _one_of(relevance, get_args(Relevance))
         self.findings, self.pooling, self.lse_r = tuple(findings), pooling, lse_r
-        self.trunk = Stages(backbone, stem_stride, last_only=stages == "last")
+        self.trunk = BackboneStages(backbone, stem_stride, last_only=stages == "last")
         self.heads = nn.ModuleList([nn.Conv2d(channels, len(findings), 1) for channels in self.trunk.channels])
         self.fields = receptive_fields(self.trunk)
         shape = len(self.heads), len(findings)
@@ -138,13 +138,17 @@ class MultiscaleCAM(nn.Module):
         return torch.stack([placed(map_BFhw, field, size, stride) for map_BFhw, field in stages], 1)
 
 
-class Stages(nn.Module):
+class BackboneStages(nn.Module):
     """Images (B, 1, H, W) in [0, 1] to the features of a backbone's stages, (B, C, h, w) each, without negative
     values.
 
     The parameters of `body` have torchvision's names; the last layer is omitted. A DenseNet's stages are its dense
     blocks, each with the norm that follows it.
     """
+
+    # torchvision's create_feature_extractor (0.29) does not serve: a deep copy of its module is in train mode again,
+    # and a copied network would normalize by the statistics of the batch. timm's features_only has other parameter
+    # names for DenseNets, and gives their blocks without the norm that follows.
 
     mean: Tensor
     std: Tensor

@@ -33,6 +33,8 @@ DEEPEST: dict[FeatureKind, int] = {"local": 4, "vgg16": 5, "densenet121": 5, "lu
 class FrozenLayers(nn.Module):
     """The children of a sequential network, run in order up to the last one in `names`.
 
+    For torchvision's create_feature_extractor, see `multiscale_cam.BackboneStages`.
+
     Args:
         sequence: a network whose children are called one after the other.
         names: exact names of the children whose outputs are returned.

@@ -1,4 +1,7 @@
-"""Where a network looked: heat over X-rays, boxes, and the relevance of its stages as a table of colors."""
+"""Where a network looked: heat over X-rays, boxes, and the relevance of its stages as a table of colors.
+
+Color pictures are uint8 (H, W, 3) in red, green, blue.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +17,30 @@ from cxr.reporting.figures import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FOUND_BGR, TRUE_BGR, TEXT_BGR = palette.bgr(palette.PREDICTION), palette.bgr(palette.TRUTH), (255, 255, 255)
-_STRONGEST = 0.65  # share of color where a map is 1
-_LETTERS = 0.0016  # their scale for each pixel of the picture's height
+_TEXT = 255, 255, 255
+_STRONGEST = 0.65  # fraction of color where a map is 1
+_LETTERS = 0.0016  # font scale per pixel of the picture's height
 
 
 def heated(picture_HW: np.ndarray, map_hw: np.ndarray) -> np.ndarray:
-    """A picture in [0, 1] with a map in [0, 1] laid over it, uint8 (H, W, 3), blue, green, red; 0 leaves it gray."""
+    """A picture in [0, 1] under a map in [0, 1], which leaves it gray where it is 0."""
     heat = cv2.resize(map_hw.astype(np.float32), picture_HW.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    colors = cv2.applyColorMap(np.rint(255 * heat.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_JET)
+    colors = cv2.applyColorMap(np.rint(255 * heat.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1]
     much = _STRONGEST * heat.clip(0, 1)[..., None]
     return np.rint((1 - much) * 255 * picture_HW[..., None] + much * colors).astype(np.uint8)
 
 
-def boxed(picture_HW3: np.ndarray, boxes_N4: np.ndarray, color: tuple[int, int, int] = FOUND_BGR) -> np.ndarray:
-    """A picture with the outlines of boxes, which are shares of its width and height."""
+def colored(picture_HW: np.ndarray) -> np.ndarray:
+    """A picture in [0, 1] as a color picture."""
+    return np.repeat(np.rint(255 * picture_HW).astype(np.uint8)[..., None], 3, 2)
+
+
+def boxed(picture_HW3: np.ndarray, boxes_N4: np.ndarray, color: str = palette.PREDICTION) -> np.ndarray:
+    """A picture with the outlines of boxes, which are fractions of its width and height."""
     height, width = picture_HW3.shape[:2]
     drawn = np.ascontiguousarray(picture_HW3)
     for x_min, y_min, x_max, y_max in np.rint(boxes_N4 * (width, height, width, height)).astype(int).tolist():
-        cv2.rectangle(drawn, (x_min, y_min), (x_max - 1, y_max - 1), color, max(1, height // 256))
+        cv2.rectangle(drawn, (x_min, y_min), (x_max - 1, y_max - 1), palette.rgb(color), max(1, height // 256))
     return drawn
 
 
@@ -42,16 +50,16 @@ def titled(picture_HW3: np.ndarray, text: str) -> np.ndarray:
     scale = max(0.3, _LETTERS * len(drawn))
     strip = round(36 * scale)
     drawn[:strip] //= 2
-    cv2.putText(drawn, text, (3, round(26 * scale)), cv2.FONT_HERSHEY_SIMPLEX, scale, TEXT_BGR, 1, cv2.LINE_AA)
+    cv2.putText(drawn, text, (3, round(26 * scale)), cv2.FONT_HERSHEY_SIMPLEX, scale, _TEXT, 1, cv2.LINE_AA)
     return drawn
 
 
 def sheet(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Pictures of one size, blue, green, red, in rows: one picture in red, green, blue."""
+    """Pictures of one size in rows, as one picture."""
     blank = [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     every = [*tiles, *blank]
     rows = [np.hstack(every[at : at + columns]) for at in range(0, len(every), columns)]
-    return np.vstack(rows)[..., ::-1]
+    return np.vstack(rows)
 
 
 def sheet_figure(tiles: Sequence[np.ndarray], columns: int, title: str) -> Figure:

@@ -29,9 +29,3 @@ def rgb(color: str) -> tuple[int, int, int]:
     """Red, green and blue, 0 to 255, of a color written as #rrggbb."""
     red, green, blue = bytes.fromhex(color.removeprefix("#"))
     return red, green, blue
-
-
-def bgr(color: str) -> tuple[int, int, int]:
-    """The same in OpenCV's order."""
-    red, green, blue = rgb(color)
-    return blue, green, red

@@ -25,7 +25,7 @@ from cxr.data.batch import stored
 from cxr.errors import UserError
 from cxr.families import checkpoint_files
 from cxr.families.base import Recipe
-from cxr.families.compatibility import check_compatible, check_raw
+from cxr.families.compatibility import RawArchive, check_compatible
 from cxr.runtime import cluster, ray_private
 from cxr.runtime.user_errors import user_error_in
 from cxr.sources.options import ALL_IMAGES, ReadOptions
@@ -174,11 +174,13 @@ def _describe(
         info = shards.read_info(archive)
         check_compatible([info], recipe)
         return {"shards": archive, "cache_bytes": CACHE_BYTES}, info.findings, {}
-    check_raw(recipe, archive)
-    datasets, findings, rows = ray_data.open_streams(
+    datasets, manifest = ray_data.open_streams(
         archive, recipe.size, reading, columns=stored(recipe.columns), seed=recipe.seed
     )
-    return {"rows": rows, "findings": list(findings)}, findings, datasets
+    raw = RawArchive(archive, manifest, None)
+    check_compatible([raw], recipe)
+    rows = {split: raw.rows(split) for split in datasets}
+    return {"rows": rows, "findings": list(raw.findings)}, raw.findings, datasets
 
 
 def _run_config(

@@ -31,8 +31,8 @@ from cxr.training.session import InProcessSession, RayTrainSession, Session
 
 
 @dataclass
-class Progress:
-    """What decides when to stop; travels in resume.pt."""
+class TrainingProgress:
+    """How far a run has come, which decides when it ends; saved in resume.pt."""
 
     epoch: int = 0  # epochs finished
     best: float | None = None  # monitored metric of the best rankable epoch
@@ -60,7 +60,7 @@ class Worker:
     config: dict[str, Any]
     workers: Communicator
     device: torch.device
-    progress: Progress = field(default_factory=Progress)
+    progress: TrainingProgress = field(default_factory=TrainingProgress)
     session: Session = field(default_factory=RayTrainSession)
 
     def run(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class Worker:
         previous = self.session.latest()
         state = self._resume_state(previous) if previous else None
         if state:
-            self.progress = Progress(**state["progress"])
+            self.progress = TrainingProgress(**state["progress"])
         engine = Engine(
             task,
             self.recipe,

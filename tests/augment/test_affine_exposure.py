@@ -14,7 +14,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def test_affines_fill_their_bounds() -> None:
-    theta = random_affine(4000, rotation_deg=20, scale=1.5, shift=0.1, generator=seeded(0))
+    theta = random_affine(4000, rotation_deg=20, max_zoom=1.5, translate=0.1, generator=seeded(0))
     angle = torch.rad2deg(torch.atan2(theta[:, 1, 0], theta[:, 0, 0]))
     scales = torch.linalg.vector_norm(theta[:, :, :2], dim=1)
     for values, low, high in ((angle, -20, 20), (scales.log(), -math.log(1.5), math.log(1.5))):
@@ -43,7 +43,7 @@ def test_zero_strength_changes_nothing() -> None:
     x = torch.rand(2, 1, 8, 8, generator=seeded(2))
     same = random_exposure(x, gamma=1, contrast=0, brightness=0, noise=0)
     torch.testing.assert_close(same, x, atol=2e-4, rtol=0)
-    still = random_affine(2, rotation_deg=0, scale=1, shift=0)
+    still = random_affine(2, rotation_deg=0, max_zoom=1, translate=0)
     torch.testing.assert_close(still, torch.eye(2, 3).repeat(2, 1, 1))
 
 

@@ -40,8 +40,8 @@ def only(**changes: Any) -> Variation:
         MOVED,
         only(flip=1),
         only(rotation_deg=30),
-        only(scale=1.5),
-        only(shift=0.2),
+        only(max_zoom=1.5),
+        only(translate=0.2),
         only(elastic=0.04),
         only(elastic=0.02, cells=12, flip=0.5),
     ],
@@ -61,10 +61,10 @@ def test_the_mask_follows_the_image(variation: Variation, dtype: torch.dtype) ->
 @pytest.mark.parametrize("elastic", [0.0, 0.02])
 def test_sampling_positions_are_the_same_under_autocast(elastic: float) -> None:
     """Within 0.01 px at 512 px; the affine part is compared with float64."""
-    variation = only(rotation_deg=10, scale=1.1, shift=0.05, elastic=elastic)
+    variation = only(rotation_deg=10, max_zoom=1.1, translate=0.05, elastic=elastic)
     x = torch.zeros(4, 1, 512, 512)
     plain = _random_grid(x, variation, seeded(0))
-    theta = random_affine(4, rotation_deg=10, scale=1.1, shift=0.05, generator=seeded(0))
+    theta = random_affine(4, rotation_deg=10, max_zoom=1.1, translate=0.05, generator=seeded(0))
     exact = F.affine_grid(theta.double(), [4, 1, 512, 512], align_corners=False)
     with torch.autocast("cpu", torch.bfloat16):
         cast = _random_grid(x, variation, seeded(0))
@@ -132,7 +132,7 @@ def test_displacement_is_smooth_has_unit_variance_and_is_zero_at_the_edges() -> 
     assert steps.max() < 1.2  # a cell is 9 pixels wide
 
 
-@pytest.mark.parametrize("wrong", [{"flip": 1.5}, {"scale": 0.5}, {"cells": 1}, {"noise": -1.0}])
+@pytest.mark.parametrize("wrong", [{"flip": 1.5}, {"max_zoom": 0.5}, {"cells": 1}, {"noise": -1.0}])
 def test_settings_out_of_range_are_rejected(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected"):
         Variation(**wrong)  # pyright: ignore[reportArgumentType]

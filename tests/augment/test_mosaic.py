@@ -15,7 +15,7 @@ from cxr.augment import mosaic
 from cxr.augment.mosaic import GRAY, MosaicVariation, augment_with_boxes
 from cxr.models.yolo import ultralytics
 
-STILL = MosaicVariation(mosaic=0, translate=0, scale=0, flip=0, value=0)
+STILL = MosaicVariation(mosaic=0, translate=0, scale_jitter=0, flip=0, hsv_v=0)
 SIZE = 64
 
 
@@ -40,7 +40,13 @@ def test_still_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"translate": 0.2}, {"scale": 0.5}, {"flip": 1.0}, {"mosaic": 1.0}, {"mosaic": 0.5, "scale": 0.4, "flip": 0.5}],
+    [
+        {"translate": 0.2},
+        {"scale_jitter": 0.5},
+        {"flip": 1.0},
+        {"mosaic": 1.0},
+        {"mosaic": 0.5, "scale_jitter": 0.4, "flip": 0.5},
+    ],
 )
 def test_boxes_enclose_their_objects(changes: dict[str, float]) -> None:
     torch.manual_seed(0)
@@ -89,7 +95,7 @@ def test_a_mosaic_shows_four_images_around_a_point_starting_with_its_own() -> No
 @pytest.mark.parametrize("size", [640, 1024])
 def test_boxes_after_mosaic_are_exact_to_a_hundredth_of_a_pixel_under_autocast(size: int) -> None:
     """All images have the same boxes, so that the choice of partners does not matter."""
-    settings = replace(STILL, mosaic=1.0, rotation_deg=10.0, translate=0.1, scale=0.5, shear_deg=5.0)
+    settings = replace(STILL, mosaic=1.0, rotation_deg=10.0, translate=0.1, scale_jitter=0.5, shear_deg=5.0)
     rng, count = np.random.default_rng(0), 8
     edges = np.sort(rng.uniform(0, 1, (12, 2, 2)).astype(np.float32), 1).reshape(12, 4)
     given = torch.from_numpy(np.column_stack([np.arange(12), edges]).astype(np.float32)).expand(count, -1, -1)
@@ -146,7 +152,7 @@ def test_mixup_adds_the_boxes_of_the_partner() -> None:
 def test_brightness_is_multiplicative() -> None:
     torch.manual_seed(0)
     x, _ = augment_with_boxes(
-        torch.full((200, 1, 2, 2), 0.5), torch.full((200, 1, 5), math.nan), replace(STILL, value=0.4)
+        torch.full((200, 1, 2, 2), 0.5), torch.full((200, 1, 5), math.nan), replace(STILL, hsv_v=0.4)
     )
     assert x.min() == pytest.approx(0.3, abs=0.01)
     assert x.max() == pytest.approx(0.7, abs=0.01)
@@ -166,7 +172,7 @@ def theirs(monkeypatch: pytest.MonkeyPatch) -> object:
 
 
 def test_the_affine_transform_equals_that_of_ultralytics(theirs) -> None:
-    settings = MosaicVariation(rotation_deg=20, translate=0.1, scale=0.5, shear_deg=10)
+    settings = MosaicVariation(rotation_deg=20, translate=0.1, scale_jitter=0.5, shear_deg=10)
     torch.manual_seed(1)
     forward, factor = mosaic._random_affine(1, SIZE, settings)
     matrix, scale = theirs._compute_affine_matrix(np.zeros((2 * SIZE, 2 * SIZE)), (SIZE, SIZE))
@@ -187,7 +193,9 @@ def test_boxes_are_transformed_and_dropped_as_by_ultralytics(theirs) -> None:
     np.testing.assert_allclose(ours[kept, 1:].numpy() * SIZE, moved[kept], atol=1e-2)
 
 
-@pytest.mark.parametrize("wrong", [{"mosaic": 1.5}, {"scale": 1.0}, {"rotation_deg": -1.0}, {"shear_deg": 90.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"mosaic": 1.5}, {"scale_jitter": 1.0}, {"rotation_deg": -1.0}, {"shear_deg": 90.0}]
+)
 def test_settings_out_of_range_are_rejected(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         MosaicVariation(**wrong)

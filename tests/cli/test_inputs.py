@@ -27,6 +27,7 @@ from cxr.inference import score
 from cxr.inference.options import ScoreOptions
 from cxr.phantom.archive import write_phantom
 from cxr.phantom.nlm import write_masked_phantom
+from cxr.sources import chestxray14
 from cxr.training.options import RunOptions, SearchOptions
 from tests.made_shards import write_shards
 
@@ -105,6 +106,18 @@ def test_segmentation_needs_an_archive_with_masks(tmp_path: Path) -> None:
             storage.delete(file.uri)
     with pytest.raises(UserError, match="has no mask of Lungs, from which family lungs learns"):
         train(LungsRecipe(size=32, warmup_size=0, warmup_epochs=0), archive, tmp_path)
+
+
+def test_a_detector_needs_an_archive_with_boxes(tmp_path: Path) -> None:
+    archive, recipe = labeled(tmp_path), DetectRecipe(size=64)
+    storage.delete(f"{archive}/{chestxray14.BOXES_FILE}")
+    with pytest.raises(UserError, match="no boxes outside its test split, but family detect learns from boxes: give"):
+        train(recipe, archive, tmp_path)
+    boxless = write_shards(tmp_path / "shards", SHARDS, size=64)
+    about = storage.read_json(f"{boxless}/{shards.ARCHIVE_FILE}")
+    storage.write_json(f"{boxless}/{shards.ARCHIVE_FILE}", about | {"most_boxes": 0})
+    with pytest.raises(UserError, match="has no boxes"):
+        train(recipe, boxless, tmp_path)
 
 
 def test_both_splits_need_images(tmp_path: Path) -> None:

@@ -361,8 +361,3 @@ def test_what_cannot_be_an_aligner_is_refused(aligner: tuple[AttendRecipe, str],
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"expected|settings of boxes"):
         SMALL.replace(**wrong)
-
-
-def test_an_archive_without_findings_is_refused() -> None:
-    with pytest.raises(UserError, match="has no labels"):
-        SMALL.network(())

@@ -88,8 +88,3 @@ def test_its_backbone_starts_from_a_checkpoint_of_other_findings(tmp_path: Path)
         recipe.replace(backbone="resnet50", backbone_pretrained=str(tmp_path / "edema.pt")).resolve_weights(
             str(tmp_path / "other")
         )
-
-
-def test_an_archive_without_labels_is_rejected() -> None:
-    with pytest.raises(UserError, match="the archive has no labels"):
-        RECIPE.network(())

@@ -184,7 +184,7 @@ def test_the_last_epochs_are_without_mosaic() -> None:
         shares.append((task.variation.mosaic, task.variation.mixup))
         task.end_epoch(SingleProcess())
     assert shares == [(1, 0.5), (1, 0.5), (0, 0)]
-    assert task.variation.scale == recipe.scale_jitter
+    assert task.variation.scale_jitter == recipe.scale_jitter
 
 
 def task_of(recipe: DetectRecipe) -> DetectTask:
@@ -288,8 +288,6 @@ def test_an_archive_without_boxes_is_rejected() -> None:
     batch[schema.BOXES][:] = math.nan
     with pytest.raises(UserError, match="expected boxes, got a train split without any"):
         task.begin(lambda: iter([batch]), SingleProcess())
-    with pytest.raises(UserError, match="no findings"):
-        recipe.network(())
 
 
 def test_validation_of_perfect_predictions(monkeypatch: pytest.MonkeyPatch) -> None:

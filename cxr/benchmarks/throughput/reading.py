@@ -17,6 +17,7 @@ from cxr.data import ray_data, shards
 from cxr.data.batch import Batch
 from cxr.data.shard_loader import ShardStream
 from cxr.families.base import Recipe, SingleProcess, Task
+from cxr.families.compatibility import RawArchive
 from cxr.runtime import ray_private
 from cxr.training.fit import CACHE_BYTES, ExactlyOnceDataConfig
 from cxr.training.options import RunOptions
@@ -109,8 +110,9 @@ def on_worker(archive: str, size: int, epochs: int, scratch: str) -> Pace:
     streams: dict[str, Any] = {}
     data: dict[str, Any] = {"shards": archive, "cache_bytes": CACHE_BYTES}
     if not shards.is_shards(archive):
-        streams, findings, rows = ray_data.open_streams(archive, size, columns=recipe.columns, seed=recipe.seed)
-        data = {"rows": rows, "findings": list(findings)}
+        streams, manifest = ray_data.open_streams(archive, size, columns=recipe.columns, seed=recipe.seed)
+        raw = RawArchive(archive, manifest, None)
+        data = {"rows": {split: raw.rows(split) for split in streams}, "findings": list(raw.findings)}
     trainer = ray_private.torch_trainer(
         _read_on_worker,
         train_loop_config={"data": data, "size": size, "epochs": epochs},
