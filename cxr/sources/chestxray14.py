@@ -28,6 +28,7 @@ from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources.csv_table import read_csv, read_lines
 from cxr.sources.image_files import PATH, image_ids, image_key, list_images
+from cxr.sources.image_table import SEXES, ages, translated
 from cxr.sources.label_rows import (
     agreed_labels,
     contradictions_note,
@@ -49,6 +50,8 @@ FRAME_PX = 1024
 
 # Columns of the entry file that are used; all columns are copied to `extra`.
 INDEX, FINDINGS, PATIENT, VIEW = "Image Index", "Finding Labels", "Patient ID", "View Position"
+SEX = ("Patient Gender", "Patient Sex")  # by release
+AGE = "Patient Age"
 ORIGINAL_PX = ("OriginalImage[Height]", "OriginalImage[Width]")
 ORIGINAL_SPACING_MM = ("OriginalImagePixelSpacing[y]", "OriginalImagePixelSpacing[x]")
 NO_FINDING = "No Finding"  # as the lists spell it
@@ -65,6 +68,7 @@ _WORDS = {word_key(finding): finding for finding in (*schema.FINDINGS, NO_FINDIN
 }
 _AROUND_NAMES = " \t,;\"'"  # stripped from names in the official lists, where other software may add them
 _BETWEEN_WORDS = re.compile(r"[|;,]")
+_PER_YEAR = {"": 1, "Y": 1, "M": 12, "W": 365.25 / 7, "D": 365.25}
 _LARGEST_SPACING_MM = 1e6  # larger values are not a spacing
 _BOXES_TYPE = schema.MANIFEST.field(schema.BOXES).type
 
@@ -102,6 +106,10 @@ def manifest(uri: str) -> Manifest:
         schema.PATIENT_ID: patient_ids,
         schema.SPLIT: split_by_patient(patient_ids, in_test, in_train_val),
         schema.SOURCE_URI: files[schema.SOURCE_URI],
+        schema.SEX: pc.coalesce(
+            *(translated(pa.array(entries.values(rows, name), pa.string()), SEXES) for name in SEX)
+        ),
+        schema.AGE_YEARS: ages(np.array([_years(age) for age in entries.values(rows, AGE)])),
         schema.VIEW: pa.array([view.upper() or None for view in entries.values(rows, VIEW)], pa.string()),
         schema.LABELS: labels_column(labels_NC),
         schema.BOXES: boxes,
@@ -290,6 +298,12 @@ def _patient_ids(listed: Sequence[str], keys: Sequence[str], ids: pa.Array) -> p
     in_names = pc.struct_field(pc.extract_regex(pa.array(keys, pa.string()), r"^(?P<patient>\d+)_\d+$"), "patient")
     patients = pc.coalesce(pa.array([patient or None for patient in listed], pa.string()), in_names)
     return pc.coalesce(pc.replace_substring_regex(patients, r"^0*(\d+)(\.0*)?$", r"\1"), ids)
+
+
+def _years(age: str) -> float:
+    """Years of an age such as "58" or, in the older release, "058Y", "007M" or "012D"; NaN for other texts."""
+    match = re.fullmatch(r"(\d{1,3})([YMWD]?)", age, re.ASCII)
+    return int(match[1]) / _PER_YEAR[match[2]] if match else np.nan
 
 
 def _spacing_mm(entries: _Entries, rows: Sequence[Row | None]) -> pa.Array:

@@ -62,6 +62,26 @@ def test_labels_and_metadata_from_the_lists(archive: Path) -> None:
     assert rows["00000003_000.png"][schema.SPLIT] == "test"
 
 
+def test_sex_and_age_in_either_release(archive: Path) -> None:
+    _, rows = _read(archive)
+    assert [(row[schema.SEX], row[schema.AGE_YEARS]) for row in rows.values()] == [
+        ("M", 57),
+        ("M", 58),
+        ("F", 81),
+        ("F", 20),
+    ]
+    ages = ["058Y,M", "018M,F", "411,F", "old,?"]
+    entries = [f"{name},Mass,0,1,{age},PA,1,1,1,1" for name, age in zip(NAMES, ages, strict=True)]
+    _entries(archive, *entries, columns=HEADER.replace("Patient Gender", "Patient Sex"))
+    _, rows = _read(archive)
+    assert [(row[schema.SEX], row[schema.AGE_YEARS]) for row in rows.values()] == [
+        ("M", 58),
+        ("F", 1.5),
+        ("F", None),
+        (None, None),
+    ]
+
+
 def test_spacing_is_that_of_the_resized_image_down_and_across(archive: Path) -> None:
     _, rows = _read(archive)
     down, across = 0.143 * 2749 / 1024, 0.143 * 2682 / 1024
