@@ -20,6 +20,8 @@ from cxr.phantom.findings import check_findings
 from cxr.phantom.jsrt import write_jsrt_phantom
 from cxr.phantom.nlm import write_masked_phantom
 from cxr.phantom.preview import contact_sheet
+from cxr.phantom.report_labels import write_report_phantom
+from cxr.phantom.rsna import write_rsna_phantom
 from cxr.phantom.siim import write_siim_phantom
 from cxr.phantom.vinbigdata import write_vinbigdata_phantom
 from cxr.runtime.job import run_job
@@ -28,7 +30,21 @@ from cxr.schema import FINDINGS
 PREVIEWED = 36
 WITH_FINDINGS = ("chestxray14", "montgomery", "shenzhen")  # layouts in which any finding may occur
 
-Layout = Literal["chestxray14", "montgomery", "shenzhen", "siim", "siim-png", "jsrt", "vinbigdata", "vinbigdata-png"]
+Layout = Literal[
+    "chestxray14",
+    "montgomery",
+    "shenzhen",
+    "siim",
+    "siim-png",
+    "jsrt",
+    "vinbigdata",
+    "vinbigdata-png",
+    "vindr-cxr",
+    "chexpert",
+    "mimic-cxr-jpg",
+    "padchest",
+    "rsna-pneumonia",
+]
 WRITE: dict[Layout, Callable[..., None]] = {
     "chestxray14": write_phantom,
     "montgomery": partial(write_masked_phantom, layout="montgomery"),
@@ -38,6 +54,11 @@ WRITE: dict[Layout, Callable[..., None]] = {
     "jsrt": write_jsrt_phantom,
     "vinbigdata": partial(write_vinbigdata_phantom, layout="vinbigdata"),
     "vinbigdata-png": partial(write_vinbigdata_phantom, layout="vinbigdata-png"),
+    "vindr-cxr": partial(write_vinbigdata_phantom, layout="vindr-cxr"),
+    "chexpert": partial(write_report_phantom, layout="chexpert"),
+    "mimic-cxr-jpg": partial(write_report_phantom, layout="mimic-cxr-jpg"),
+    "padchest": partial(write_report_phantom, layout="padchest"),
+    "rsna-pneumonia": write_rsna_phantom,
 }
 
 
@@ -49,17 +70,19 @@ class Options:
     """Folder or bucket prefix of the new archive."""
     layout: Layout = "chestxray14"
     """Published archive whose layout to imitate. montgomery, shenzhen and jsrt have lung masks; siim and siim-png
-    pneumothorax masks; vinbigdata and vinbigdata-png boxes by three readers per image."""
+    pneumothorax masks; vinbigdata, vinbigdata-png and vindr-cxr boxes by three readers per image; rsna-pneumonia
+    boxes around opacities; chexpert, mimic-cxr-jpg and padchest labels as from reports."""
     count: int = 64
-    """Number of images; chestxray14 has one to four per patient, other layouts one."""
+    """Number of images; chestxray14, chexpert, mimic-cxr-jpg, padchest and rsna-pneumonia have one to four per
+    patient, other layouts one."""
     size: int = 512
     """Height and width in pixels. Images of jsrt are enlarged to 2048; those of vinbigdata-png have half of this
     size."""
     seed: int = 0
     """Random seed. The same seed gives the same images; a larger count adds images."""
     prevalence: float | None = None
-    """Fraction of images with a finding. Default: .5, or as in the original for siim (.22), jsrt (.62) and vinbigdata
-    (.29)."""
+    """Fraction of images with a finding. Default: .5, or as in the original for siim (.22), jsrt (.62), vinbigdata
+    and vindr-cxr (.29), rsna-pneumonia (.67), and chexpert, mimic-cxr-jpg and padchest (.7)."""
     findings: tuple[str, ...] = ()
     """Findings that may occur, for chestxray14, montgomery and shenzhen; the other layouts have fixed findings.
     Default: all."""

@@ -93,7 +93,7 @@ def _write_dicom(out_uri: str, exam: Exam, index: int, seed: int) -> tuple[str, 
     folders = (image_uid(index, seed, level) for level in ("study", "series"))
     image = image_uid(index, seed)
     location = storage.join(out_uri, "dicom-images-train", *folders, f"{image}.dcm")
-    storage.write_bytes(location, _dicom(exam, index, seed))
+    storage.write_bytes(location, dicom(exam, index, seed))
     return siim.CODES_FILE, [f"{image}, {code}" for code in _codes(exam)]
 
 
@@ -107,7 +107,7 @@ def _codes(exam: Exam) -> Iterator[str]:
     yield from (rle.encode(pieces == number) for number in range(1, count))
 
 
-def _dicom(exam: Exam, index: int, seed: int) -> bytes:
+def dicom(exam: Exam, index: int, seed: int) -> bytes:
     """A DICOM file like those of the release: JPEG baseline pixels, and tags of a fictitious patient."""
     from pydicom import uid  # pydicom takes half a second to import
     from pydicom.dataset import FileDataset, FileMetaDataset

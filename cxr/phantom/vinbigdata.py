@@ -1,15 +1,18 @@
-"""Archives of phantoms in the layouts of VinBigData (`sources.vinbigdata`), each image read by three readers.
+"""Archives of phantoms in the layouts of VinBigData and VinDr-CXR, each image read by three readers.
 
     vinbigdata:      train/IMAGE_ID.dicom, test/IMAGE_ID.dicom   12 bits, uncompressed; every third MONOCHROME1
     vinbigdata-png:  train/IMAGE_ID.png, test/IMAGE_ID.png       8-bit gray at half the size
                      train_meta.csv, test_meta.csv               the original size, to which boxes refer
     train.csv        boxes drawn by three of seventeen readers on the images in train/
-    truth.csv        the exact boxes of all images in the same columns, for `--annotations`
+    vindr-cxr:       the same DICOM files, and the lists of `sources.vindr` instead of train.csv:
+                     annotations/annotations_train.csv, annotations/image_labels_train.csv   by reader
+                     annotations/annotations_test.csv, annotations/image_labels_test.csv     exact
+    truth.csv        the exact boxes of all images in the columns of train.csv, for `--annotations`
     truth.parquet    image_id, true_theta
 
 A simulated reader detects most findings, draws boxes with random errors, sometimes confuses findings, and sometimes
 draws one that does not exist. Image `index` is that of `archive.make_exam`; each image counts as another patient.
-train.csv is written last, so that it marks a complete archive.
+The lists of boxes are written last, so that they mark a complete archive.
 """
 
 from __future__ import annotations
@@ -28,11 +31,11 @@ from cxr.errors import UserError
 from cxr.phantom.archive import Exam, check_settings, make_exam, png
 from cxr.phantom.nlm import poses_parquet
 from cxr.schema import FINDINGS, VINBIGDATA_FINDINGS
-from cxr.sources import vinbigdata
-from cxr.sources.annotations import HEADER, IMAGE
+from cxr.sources import vinbigdata, vindr
+from cxr.sources.annotations import CLASS_NAME, HEADER, IMAGE, READER
 from cxr.sources.sidecar import TRUTH_FILE
 
-Layout = Literal["vinbigdata", "vinbigdata-png"]
+Layout = Literal["vinbigdata", "vinbigdata-png", "vindr-cxr"]
 ReaderBox = tuple[str, Sequence[float]]  # a class's name, and corners in pixels
 Row = Sequence[object]
 
@@ -43,6 +46,7 @@ MISSED, CONFUSED, INVENTED = 0.22, 0.08, 0.06  # fractions of findings, of drawn
 EDGE_ERROR = 0.09  # standard deviation of an edge, as a fraction of the box's side
 TRUTH = "truth"  # the reader of `EXACT_FILE`
 COPY_SHARE = 0.5  # scale of PNG copies
+_IMAGE_LABELS = (*schema.VINDR_LOCAL_FINDINGS, *schema.VINDR_GLOBAL_FINDINGS, schema.NO_FINDING)
 _BITS, _READING = 12, 2  # stored bits; another random stream besides those of `archive`
 _DIGITAL_X_RAY = "1.2.840.10008.5.1.4.1.1.1.1"
 
@@ -90,6 +94,7 @@ def write_vinbigdata_phantom(
     check_settings(count, size, prevalence, pose)
     files: dict[str, list[Row]] = {vinbigdata.META_FILES[0]: [], vinbigdata.META_FILES[1]: [], EXACT_FILE: []}
     readings: list[Row] = []
+    vindr_lists = _VinDrLists()
     poses: list[dict[str, object]] = []
     for index in range(count):
         exam = make_exam(index, size=size, seed=seed, findings=FINDINGS, prevalence=prevalence, pose=pose)
@@ -97,7 +102,9 @@ def write_vinbigdata_phantom(
         _write_image(out_uri, exam, index, image, layout)
         files[vinbigdata.META_FILES[exam.is_test]].append((image, size, size))
         files[EXACT_FILE] += _rows(image, TRUTH, exact(exam))
-        readings += [] if exam.is_test else read_by_three(exam, index, seed)
+        read = [] if exam.is_test else read_by_three(exam, index, seed)
+        readings += read
+        vindr_lists.add(exam, image, read)
         poses.append({schema.IMAGE_ID: image, schema.TRUE_THETA: exam.phantom.pose_unit.reshape(-1).tolist()})
         if on_exam:
             on_exam(exam)
@@ -106,7 +113,52 @@ def write_vinbigdata_phantom(
     for file, sizes in files.items() if layout == "vinbigdata-png" else ():
         header = (IMAGE, vinbigdata.HEIGHT, vinbigdata.WIDTH)
         storage.write_text(storage.join(out_uri, file), _csv(header, sizes))
-    storage.write_text(storage.join(out_uri, vinbigdata.ANNOTATIONS_FILE), _csv(HEADER, readings))
+    if layout == "vindr-cxr":
+        vindr_lists.write(storage.join(out_uri, vindr.FOLDER))
+    else:
+        storage.write_text(storage.join(out_uri, vinbigdata.ANNOTATIONS_FILE), _csv(HEADER, readings))
+
+
+class _VinDrLists:
+    """The four lists of `sources.vindr`: what readers drew on training images, and the truth of test images.
+
+    The image labels of a reader are those of the boxes, and Pneumonia, a global finding, which all readers see.
+    """
+
+    def __init__(self) -> None:
+        self.boxes: dict[str, list[Row]] = {file: [] for file in vindr.BOXES_FILES}
+        self.labels: dict[str, list[Row]] = {file: [] for file in vindr.LABELS_FILES}
+
+    def add(self, exam: Exam, image: str, read: Sequence[Row]) -> None:
+        """Add a test image, or a training image with its rows of train.csv."""
+        has_pneumonia = "Pneumonia" in exam.phantom.labels
+        if exam.is_test:
+            rows = _rows(image, TRUTH, exact(exam))
+            self.boxes[vindr.BOXES_FILES[1]] += [(image, name, *corners) for _, name, _, _, *corners in rows]
+            labels = _image_labels({str(name) for _, name, *_ in rows}, has_pneumonia)
+            self.labels[vindr.LABELS_FILES[1]].append((image, *labels))
+            return
+        self.boxes[vindr.BOXES_FILES[0]] += [(image, reader, name, *corners) for _, name, _, reader, *corners in read]
+        for reader in dict.fromkeys(reader for _, _, _, reader, *_ in read):
+            names = {str(name) for _, name, _, own, *_ in read if own == reader}
+            self.labels[vindr.LABELS_FILES[0]].append((image, reader, *_image_labels(names, has_pneumonia)))
+
+    def write(self, folder: str) -> None:
+        corners = HEADER[4:]
+        headers = {
+            vindr.LABELS_FILES[0]: (IMAGE, READER, *_IMAGE_LABELS),
+            vindr.LABELS_FILES[1]: (IMAGE, *_IMAGE_LABELS),
+            vindr.BOXES_FILES[0]: (IMAGE, READER, CLASS_NAME, *corners),
+            vindr.BOXES_FILES[1]: (IMAGE, CLASS_NAME, *corners),
+        }
+        for file, header in headers.items():
+            storage.write_text(storage.join(folder, file), _csv(header, {**self.labels, **self.boxes}[file]))
+
+
+def _image_labels(names: set[str], has_pneumonia: bool) -> list[int]:
+    """0 or 1 for each of `_IMAGE_LABELS`."""
+    seen = (names | ({"Pneumonia"} if has_pneumonia else set())) - {schema.NO_FINDING}
+    return [int(label in seen) for label in _IMAGE_LABELS[:-1]] + [int(not seen)]
 
 
 def image_id(index: int, seed: int) -> str:
@@ -169,7 +221,7 @@ def _csv(header: Sequence[str], rows: Iterable[Row]) -> str:
 
 def _write_image(out_uri: str, exam: Exam, index: int, image: str, layout: Layout) -> None:
     folder = storage.join(out_uri, vinbigdata.TEST if exam.is_test else vinbigdata.TRAIN)
-    if layout == "vinbigdata":
+    if layout != "vinbigdata-png":
         storage.write_bytes(storage.join(folder, f"{image}.dicom"), _dicom(exam.phantom.pixels, index, image))
     else:
         copy = cv2.resize(exam.phantom.pixels, None, fx=COPY_SHARE, fy=COPY_SHARE, interpolation=cv2.INTER_AREA)
