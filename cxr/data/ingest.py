@@ -31,7 +31,7 @@ from cxr.runtime import cluster, console, lease
 from cxr.runtime.progress import Progress
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, open_manifest
-from cxr.sources.annotations import one_reader
+from cxr.sources.labeling import one_reader
 from cxr.sources.manifest import Manifest
 from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
 from cxr.sources.true_boxes import PART_SHARE, BoxCounts

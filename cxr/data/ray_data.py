@@ -28,7 +28,7 @@ from cxr.runtime.progress import with_stall_notes
 from cxr.runtime.user_errors import user_error_in
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
-from cxr.sources.annotations import one_reader
+from cxr.sources.labeling import one_reader
 from cxr.sources.manifest import Manifest, boxes_frame_px
 from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, ReadOptions
 from cxr.sources.true_boxes import PART_SHARE, BoxCounts

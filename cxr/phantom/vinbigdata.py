@@ -7,7 +7,7 @@
     vindr-cxr:       the same DICOM files, and the lists of `sources.vindr` instead of train.csv:
                      annotations/annotations_train.csv, annotations/image_labels_train.csv   by reader
                      annotations/annotations_test.csv, annotations/image_labels_test.csv     exact
-    truth.csv        the exact boxes of all images in the columns of train.csv, for `--annotations`
+    truth.csv        the exact boxes of all images in the columns of train.csv, for `--boxes`
     truth.parquet    image_id, true_theta
 
 A simulated reader detects most findings, draws boxes with random errors, sometimes confuses findings, and sometimes

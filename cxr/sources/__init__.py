@@ -15,7 +15,7 @@ from cxr.sources import (
     vinbigdata,
     vindr,
 )
-from cxr.sources.annotations import labeled
+from cxr.sources.labeling import labeled
 from cxr.sources.manifest import Manifest, Source
 from cxr.sources.nlm import montgomery, shenzhen
 from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
@@ -57,8 +57,8 @@ def open_manifest(uri: str, reading: ReadOptions = ALL_IMAGES, labeling: Labelin
     """List every image of an archive once, with the labels and boxes of its source and of `truth.parquet`, if any.
 
     Args:
-        labeling: where labels and boxes come from, if not from the source. With annotations, only the images that
-            they list are included.
+        labeling: where labels and boxes come from, if not from the source. With a file of boxes, only the images
+            that it lists are included.
 
     Raises:
         UserError: unknown source, missing archive, no images, damaged lists, or too many boxes outside their images.

@@ -9,7 +9,7 @@ from cxr import storage
 from cxr.errors import UserError
 
 ReaderBoxes = Literal["wbf", "majority", "union"]
-_URIS = {"annotations"}  # fields of Labeling that are URIs
+_URIS = {"boxes"}  # fields of Labeling that are URIs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,10 @@ ALL_IMAGES = ReadOptions()
 class Labeling:
     """Where an archive's labels and boxes come from, if not from its source, and how readers are combined."""
 
-    annotations: str = ""
-    """URI of a CSV file with VinBigData's or VinDr-CXR's columns. Its labels and boxes replace those of the archive,
-    and images that it does not list are skipped. Empty: use the archive's own labels and boxes."""
+    boxes: str = ""
+    """URI of a file with boxes: COCO JSON, or CSV with the columns of VinBigData or of the RSNA Pneumonia Detection
+    Challenge. Its labels and boxes replace those of the archive, and images that it does not list are skipped. Empty:
+    use the archive's own labels and boxes."""
     readers_agree: int = 1
     """Number of readers who must have marked a finding for its label to be positive."""
     reader_boxes: ReaderBoxes = "wbf"

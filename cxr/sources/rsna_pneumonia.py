@@ -67,7 +67,7 @@ def manifest(uri: str) -> Manifest:
     location = storage.join(uri, LABELS_FILE)
     if not storage.exists(location):
         raise UserError(f"expected {LABELS_FILE} in {uri}, got none: add it, or use --source folder")
-    labels, boxes, label_notes = _labels(read_csv(location, (IMAGE, *BOX, TARGET)))
+    labels, boxes, label_notes = read_labels(read_csv(location, (IMAGE, *BOX, TARGET)))
     classes, class_notes = _classes(storage.join(uri, CLASSES_FILE))
     mapping, mapping_notes = _mapping(storage.join(uri, MAPPING_FILE))
     files, notes = list_images(uri)
@@ -92,7 +92,7 @@ def manifest(uri: str) -> Manifest:
     return Manifest(manifest_table(columns, FRAME_PX), (FINDING,), notes)
 
 
-def _labels(table: CsvTable) -> tuple[dict[str, int], dict[str, list[Box] | None], list[str]]:
+def read_labels(table: CsvTable) -> tuple[dict[str, int], dict[str, list[Box] | None], list[str]]:
     """Labels and boxes by `image_key`, and notes. Repeated rows count once.
 
     An image whose rows contradict each other has an unknown label and null boxes. A positive image without a box has
@@ -115,7 +115,7 @@ def _labels(table: CsvTable) -> tuple[dict[str, int], dict[str, list[Box] | None
         (labels[image],) = of_image
         made = [_box(table, rows[0], place) for place in drawn]
         boxes[image] = made if made or labels[image] == schema.NEGATIVE else None
-    return labels, boxes, contradictions_note(contradictory, LABELS_FILE)
+    return labels, boxes, contradictions_note(contradictory, storage.name(table.location))
 
 
 def _box(table: CsvTable, row: int, place: Sequence[str]) -> Box:

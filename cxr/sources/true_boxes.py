@@ -65,7 +65,7 @@ class BoxCounts:
 
 _BY_TABLE = (
     "They were read as pixels of the image size in the archive's tables or published layout. Correct the boxes or "
-    "the sizes; for boxes that refer to another image size, use --annotations with columns width and height"
+    "the sizes; for boxes that refer to another image size, use --boxes with columns width and height"
 )
 _BY_FILE = (
     "They were read as pixels of the image files, because no table gives another size. If they refer to originals of "

@@ -149,7 +149,7 @@ def _location(uri: str, file: str) -> str | None:
 def _read_part(drawn: str | None, labeled: str | None) -> _Part:
     """Read the lists of a split; a missing list is empty."""
     return _Part(
-        read(drawn, by_name=True) if drawn else None,
+        read(drawn, "vindr") if drawn else None,
         _read_image_labels(labeled) if labeled else _ImageLabels(),
     )
 

@@ -111,18 +111,18 @@ def test_ingest_does_not_resume_with_another_enhancement(archive: str, tmp_path:
         ingest.ingest(archive, str(tmp_path / "out"), pixels=PIXELS)
     boxes = tmp_path / "boxes.csv"
     boxes.write_text("image_id,class_id,rad_id,x_min,y_min,x_max,y_max\n00,5,R1,1,2,3,4\n")
-    with pytest.raises(UserError, match="annotations was None"):
+    with pytest.raises(UserError, match="boxes was None"):
         ingest.ingest(
-            archive, str(tmp_path / "out"), pixels=PIXELS, enhance=DONE, labeling=Labeling(annotations=str(boxes))
+            archive, str(tmp_path / "out"), pixels=PIXELS, enhance=DONE, labeling=Labeling(boxes=str(boxes))
         )
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_annotations_become_labels_of_shards(archive: str, tmp_path: Path) -> None:
+def test_boxes_become_labels_of_shards(archive: str, tmp_path: Path) -> None:
     boxes = tmp_path / "boxes.csv"
     rows = "".join(f"{number:02d},{'5,R1,1,2,3,4' if number % 2 else '14,R1,,,,'}\n" for number in range(10))
     boxes.write_text(f"image_id,class_id,rad_id,x_min,y_min,x_max,y_max\n{rows}")
-    options = ArchiveOptions(archive=(archive,), stored_size=32, labeling=Labeling(annotations=str(boxes)))
+    options = ArchiveOptions(archive=(archive,), stored_size=32, labeling=Labeling(boxes=str(boxes)))
     info = shards.read_info(ensure_shards(options, str(tmp_path / "out")))
     assert info.findings == schema.VINBIGDATA_FINDINGS
     read = [storage.read_parquet(file.uri) for files in info.parts.values() for file in files]

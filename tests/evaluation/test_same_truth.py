@@ -23,7 +23,7 @@ from cxr.families import box_scores
 from cxr.families.base import ScoringContext
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
-from cxr.sources.annotations import one_reader
+from cxr.sources.labeling import one_reader
 
 PIXELS = PixelFormat(64)
 WIDE, HIGH = 96, 60  # of the files

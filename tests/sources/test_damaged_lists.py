@@ -40,6 +40,15 @@ def _truth() -> bytes:
     return stream.getvalue()
 
 
+def _coco() -> bytes:
+    content = {
+        "images": [{"id": n, "file_name": f"{name}.png", "height": 99, "width": 99} for n, name in enumerate(NAMES)],
+        "categories": [{"id": 0, "name": "Mass"}, {"id": 1, "name": "Heart"}],
+        "annotations": [{"image_id": n, "category_id": n % 2, "bbox": [1, 2, 3, 4]} for n in range(len(NAMES))],
+    }
+    return json.dumps(content).encode()
+
+
 ENTRIES = _lines(
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],",
@@ -122,7 +131,9 @@ ARCHIVES: dict[str, tuple[str, dict[str, bytes]]] = {
             ).encode(),
         },
     ),
-    "annotations": ("chestxray14", {"Data_Entry_2017.csv": ENTRIES, "boxes.csv": VINBIGDATA}),
+    "boxes, VinBigData": ("chestxray14", {"Data_Entry_2017.csv": ENTRIES, "boxes": VINBIGDATA}),
+    "boxes, RSNA": ("folder", {"boxes": _lines("patientId,x,y,width,height,Target", "{name}," + BOX + ",1")}),
+    "boxes, COCO": ("folder", {"boxes": _coco()}),
     "truth": ("folder", {"truth.parquet": _truth()}),
 }
 
@@ -221,7 +232,7 @@ def test_a_thousand_damaged_lists_open_or_are_user_errors_within_a_second(kind: 
         (images / f"{name}.png").write_bytes(b"?")
     for file, data in files.items():
         (tmp_path / file).write_bytes(data)
-    labeling = Labeling(annotations=str(tmp_path / "boxes.csv")) if kind == "annotations" else SOURCE_LABELS
+    labeling = Labeling(boxes=str(tmp_path / "boxes")) if "boxes" in kind else SOURCE_LABELS
     assert find_source(str(tmp_path)).name == source
     assert open_manifest(str(tmp_path), labeling=labeling).table.num_rows == len(NAMES)
     rng, opened = random.Random(kind), 0

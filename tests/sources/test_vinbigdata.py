@@ -82,8 +82,8 @@ def test_a_phantom_archive_is_read_with_all_readers_boxes(archive: Path, layout:
 
 
 @BOTH
-def test_exact_boxes_can_be_used_as_annotations(archive: Path, layout: Layout) -> None:
-    truth = open_manifest(str(archive), labeling=Labeling(annotations=str(archive / "truth.csv")))
+def test_exact_boxes_can_be_given_as_a_file(archive: Path, layout: Layout) -> None:
+    truth = open_manifest(str(archive), labeling=Labeling(boxes=str(archive / "truth.csv")))
     boxes = {row[schema.IMAGE_ID]: row[schema.BOXES] for row in truth.table.to_pylist()}
     for index in range(COUNT):
         wanted = exact(make_exam(index, size=SIZE, prevalence=0.8))

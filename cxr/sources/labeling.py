@@ -1,0 +1,141 @@
+"""Labels, boxes and masks that the user gives beside an archive, joined to the images of its manifest.
+
+Images and entries are joined by `image_files.image_key`. Notes say what matched before anything is decoded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cxr import schema, storage
+from cxr.errors import UserError
+from cxr.sources import rater_agreement
+from cxr.sources.box_files import read_boxes
+from cxr.sources.image_files import image_key
+from cxr.sources.manifest import Manifest, labels_column
+from cxr.sources.options import Labeling, ReaderBoxes
+from cxr.wording import counted
+
+_EXAMPLES = 3  # names of images that did not match, in a note
+
+
+def labeled(manifest: Manifest, labeling: Labeling) -> Manifest:
+    """Replace a manifest's labels and boxes as `labeling` says.
+
+    With a file of boxes, only the images that it lists remain; files, patients and splits are those of the source.
+
+    Raises:
+        UserError: the file lists none of the images, or readers are to agree but the boxes name no readers.
+    """
+    if labeling.boxes:
+        manifest = with_boxes(manifest, storage.normalize(labeling.boxes))
+    return agreed(manifest, labeling.readers_agree) if labeling.readers_agree > 1 else manifest
+
+
+def one_reader(manifest: Manifest, how: ReaderBoxes) -> Manifest:
+    """Combine the boxes of several readers into one set per image."""
+    table = manifest.table
+    boxes_by_image, readers = rater_agreement.one_set(
+        table[schema.BOXES].to_pylist(), table[schema.EXTRA].to_pylist(), how
+    )
+    several = int((readers > 1).sum())
+    if not several:
+        return manifest
+    notes = [*manifest.notes, f"boxes of several readers combined by {how}: {counted(several, 'image')}"]
+    boxes = pa.array(boxes_by_image, schema.MANIFEST.field(schema.BOXES).type)
+    return Manifest(_replaced(table, schema.BOXES, boxes), manifest.findings, notes)
+
+
+def with_boxes(manifest: Manifest, location: str) -> Manifest:
+    """The images that a file of boxes lists, with its labels and boxes."""
+    given = read_boxes(location)
+    file = storage.name(location)
+    images = [image_key(image_id) for image_id in manifest.table[schema.IMAGE_ID].to_pylist()]
+    listed = [image for image in images if image in given.boxes]
+    if not listed:
+        raise _no_match(location, images, given.boxes)
+    table = manifest.table.filter(pa.array([image in given.boxes for image in images]))
+    frames = [
+        given.frames_px.get(image, own)
+        for image, own in zip(listed, table[schema.BOXES_FRAME].to_pylist(), strict=True)
+    ]
+    columns = {schema.BOXES: [given.boxes[image] for image in listed], schema.BOXES_FRAME: frames}
+    for name, values in columns.items():
+        table = _replaced(table, name, pa.array(values, schema.MANIFEST.field(name).type))
+    table = _replaced(table, schema.LABELS, labels_column(given.labels(listed)))
+    notes = [
+        *manifest.notes,
+        *given.notes,
+        f"labels and boxes of {len(listed):,} of {counted(len(images), 'image')}: {file}",
+        *_count_notes("boxes", [given.boxes[image] for image in listed], given.findings),
+        *_unmatched_notes(file, images, given.boxes, "skipped"),
+    ]
+    return Manifest(table, given.findings, notes)
+
+
+def _no_match(location: str, images: Sequence[str], entries: Collection[str]) -> UserError:
+    return UserError(
+        f"expected images of this archive in {location}, got a list with none of its "
+        f"{counted(len(images), 'image')}; the archive has {_examples(images)}, the list {_examples(entries)}: give "
+        f"the list of these images"
+    )
+
+
+def _count_notes(
+    kind: str, of_images: Iterable[Sequence[Mapping[str, Any]] | None], labels: Sequence[str]
+) -> list[str]:
+    """How many boxes or masks the images have, in total and of each label, and how many images have none."""
+    filled = list(of_images)
+    count = Counter(item[schema.LABEL] for items in filled for item in items or ())
+    by_label = ", ".join(f"{label} {count[label]:,}" for label in labels if count[label])
+    empty = sum(not items for items in filled)
+    return [
+        f"{kind} listed for these images: {count.total():,}{f' ({by_label})' if by_label else ''}; "
+        f"images without any: {empty:,}"
+    ]
+
+
+def _unmatched_notes(file: str, images: Sequence[str], entries: Collection[str], consequence: str) -> list[str]:
+    """Which images of the archive have no entry in a file, which entries have no image, and examples of both."""
+    notes, here = [], set(images)
+    unlisted = [image for image in dict.fromkeys(images) if image not in entries]
+    missing = [entry for entry in entries if entry not in here]
+    if unlisted:
+        notes.append(
+            f"not listed in {file}, {consequence}: {len(unlisted):,} of {counted(len(here), 'image')}, "
+            f"such as {_examples(unlisted)}"
+        )
+    if missing:
+        notes.append(
+            f"missing from the archive: {len(missing):,} of {counted(len(entries), 'image')} listed in {file}, such "
+            f"as {_examples(missing)}"
+        )
+    return notes
+
+
+def _examples(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, islice(names, _EXAMPLES)))
+
+
+def agreed(manifest: Manifest, agree: int) -> Manifest:
+    """Labels by the number of readers who marked a finding; labels not given by named readers are unchanged."""
+    boxes, extras = (manifest.table[name].to_pylist() for name in (schema.BOXES, schema.EXTRA))
+    if not any(box[schema.READER] for of_image in boxes for box in of_image or ()):
+        raise UserError(
+            f"expected boxes with named readers for readers_agree={agree}, got none: omit --readers-agree"
+        )
+    labels = np.array(manifest.table[schema.LABELS].to_pylist(), np.int8)
+    labels = labels_column(rater_agreement.agreed(labels, boxes, extras, manifest.findings, agree))
+    note = f"a finding is positive if at least {counted(agree, 'reader')} marked it"
+    return Manifest(_replaced(manifest.table, schema.LABELS, labels), manifest.findings, [*manifest.notes, note])
+
+
+def _replaced(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
+    index = table.schema.get_field_index(column)
+    return table.set_column(index, table.schema.field(index), values)
