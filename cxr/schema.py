@@ -146,7 +146,7 @@ _TRUTH = [
 MANIFEST = pa.schema(
     [
         *_IDENTITY,
-        (VIEW, pa.string()),
+        *_DICOM_CODES,
         *_TRUTH,
         (BOXES_FRAME, pa.list_(pa.int32(), 2)),
         (MASKS, pa.list_(MASK_SOURCE_TYPE)),

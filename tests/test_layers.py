@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "imaging": "errors",
     "boxes": "errors wording schema imaging",
     "augment": "precision",
-    "sources": "errors wording schema storage boxes",
+    "sources": "errors wording schema storage imaging boxes",
     "phantom": "errors schema storage sources",
     "runtime": "errors storage",
     "data": "errors wording schema storage imaging sources runtime",

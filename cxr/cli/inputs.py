@@ -54,6 +54,7 @@ def _opened(options: ArchiveOptions, uri: str) -> ShardInfo | RawArchive:
     if not shards.is_shards(uri):
         manifest = open_manifest(uri, options.reading, options.labeling)
         return RawArchive(uri, manifest, None if options.stream else options.stored_size)
+    options.reading.check_raw(uri)
     options.labeling.check_raw(uri)
     return shards.read_info(uri)  # raises for latents
 

@@ -34,6 +34,10 @@ _FILES = MemoryBudget(512 << 20)  # for files in memory, shared by the threads o
 _COPIES = 3  # copies of a file: here, in shared memory, and in the decoder
 
 _DECODED_COLUMNS = (
+    schema.STUDY_ID,
+    schema.SERIES_ID,
+    schema.SEX,
+    schema.AGE_YEARS,
     schema.VIEW,
     schema.BODY_PART,
     schema.MODALITY,
@@ -44,6 +48,15 @@ _DECODED_COLUMNS = (
     schema.CROP_STATUS,
     schema.TRUE_THETA,
     schema.MASKS,
+)
+
+_FROM_HEADER = (  # fields of `Image`, which fill what the manifest does not know
+    schema.STUDY_ID,
+    schema.SERIES_ID,
+    schema.SEX,
+    schema.AGE_YEARS,
+    schema.BODY_PART,
+    schema.MODALITY,
 )
 
 Values = dict[str, Any]  # column name -> value of one row
@@ -184,14 +197,17 @@ def _image_columns(
     if spacing is not None:
         spacing = [spacing[0] / y_scale, spacing[1] / x_scale]
     return {
+        **{name: _first_known(manifest_row[name], getattr(image, name)) for name in _FROM_HEADER},
         schema.VIEW: dicom_terms.view(manifest_row[schema.VIEW]) or image.view,
-        schema.BODY_PART: image.body_part,
-        schema.MODALITY: image.modality,
         schema.HEIGHT_PX: height,
         schema.WIDTH_PX: width,
         schema.SPACING_MM: spacing or image.spacing_mm,
         schema.RESIZE_TRANSFORM: transform.as_dict(),
     }
+
+
+def _first_known(listed: Any, in_file: Any) -> Any:
+    return in_file if listed is None else listed
 
 
 def _masks(sources: Sequence[Values], height: int, width: int, size: int, transform: ResizeTransform) -> list[Values]:

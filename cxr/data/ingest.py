@@ -106,7 +106,7 @@ def ingest(
     origin = {"version": VERSION, "archive": archive, "source": source, "pixels": asdict(pixels)}
     origin |= {"lung_crop": crop.describe()} if crop else {}
     origin |= {"enhancement": enhance.describe()} if enhance else {}
-    origin |= labeling.describe()
+    origin |= reading.describe() | labeling.describe()
     with lease.held(out):
         ledger = open_ledger(out, {"job": "ingest", **origin, "limit": limit}, parts)
         progress = _write_parts(ledger, parts, (pixels, crop, enhance))

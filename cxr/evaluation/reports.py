@@ -49,6 +49,8 @@ def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
             nothing is known for.
     """
     run = read_run(run_uri)
+    if run.select and not options.reading.select:  # other images have no scores
+        options = replace(options, reading=replace(options.reading, select=run.select))
     if run.family not in REPORTS:
         raise UserError(
             f"{run.uri} holds scores of family {run.family!r}, for which there is no report yet; "

@@ -20,7 +20,7 @@ from cxr.errors import UserError
 from cxr.metrics.bootstrap import RESAMPLES
 from cxr.reporting.page import Picture, Section, write_report
 from cxr.reporting.tables import Table
-from cxr.sources import open_manifest
+from cxr.sources import open_manifest, selection
 from cxr.sources.manifest import Manifest
 from cxr.sources.options import SOURCE_LABELS, Labeling, ReadOptions
 from cxr.wording import counted
@@ -70,6 +70,7 @@ class Run:
     family: str
     archives: tuple[str, ...]  # scored archives
     checkpoint_sha256: str
+    select: str = ""  # the expression that selected the scored images; see sources.selection
 
     @property
     def archive(self) -> str:
@@ -95,7 +96,8 @@ def read_run(uri: str) -> Run:
         )
     archives = settings["archive"]
     archives = (archives,) if isinstance(archives, str) else tuple(archives)
-    return Run(uri, settings["recipe"]["family"], archives, settings["checkpoint_sha256"])
+    family, sha256 = settings["recipe"]["family"], settings["checkpoint_sha256"]
+    return Run(uri, family, archives, sha256, settings.get("select", ""))
 
 
 def finish_report(
@@ -204,7 +206,7 @@ def read_all_truth(
     wanted = [schema.IMAGE_ID, schema.SPLIT, *columns]
     if shards.is_shards(archive):
         labeling.check_raw(archive)
-        return _of_shards(shards.read_info(archive, latents=True), wanted, needed)
+        return _of_shards(shards.read_info(archive, latents=True), wanted, needed, reading.select)
     known = open_manifest(archive, reading, labeling)
     return Manifest(known.table.select(wanted), known.findings, known.notes)
 
@@ -236,13 +238,16 @@ def patient_numbers(table: pa.Table) -> np.ndarray:
     return np.unique(schema.patients_of(table).to_numpy(), return_inverse=True)[1]
 
 
-def _of_shards(info: shards.ShardInfo, columns: Sequence[str], split: str) -> Manifest:
-    """The images of a split, or of all splits if it is empty or "all", and the rejects."""
+def _of_shards(info: shards.ShardInfo, columns: Sequence[str], split: str, expression: str) -> Manifest:
+    """The images of a split, or of all splits if it is empty or "all", and the rejects; only selected ones."""
+    read = list(dict.fromkeys([*columns, *(selection.COLUMNS if expression else ())]))
     shards.check_ids(info)
-    fields = pa.schema([schema.row_schema(info.pixels).field(name) for name in columns])
+    fields = pa.schema([schema.row_schema(info.pixels).field(name) for name in read])
     parts = [info.parts[split]] if info.rows(split) else info.parts.values()
     uris = [file.uri for files in parts for file in files]
     uris += [storage.join(info.uri, shards.REJECTS_FILE)] if info.rejects else []
     with ThreadPoolExecutor(_THREADS) as pool:
-        tables = list(pool.map(partial(storage.read_parquet, columns=columns), uris))
-    return Manifest(pa.concat_tables(schema.conform_to_schema(table, fields) for table in tables), info.findings)
+        tables = list(pool.map(partial(storage.read_parquet, columns=read), uris))
+    table = pa.concat_tables(schema.conform_to_schema(table, fields) for table in tables)
+    table, notes = selection.select(table, expression, "these shards")
+    return Manifest(table.select(columns), info.findings, notes)

@@ -25,10 +25,16 @@ from cxr.imaging.image import MAX_FILE_BYTES, EncodedImage, Image, to_gray
 
 _REQUESTED = (  # no other tags are read
     "SOPClassUID",
+    "StudyDate",
     "Modality",
+    "PatientBirthDate",
+    "PatientSex",
+    "PatientAge",
     "BodyPartExamined",
     "ViewPosition",
     "ViewCodeSequence",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
     "PixelSpacing",
     "ImagerPixelSpacing",
     "SamplesPerPixel",
@@ -83,6 +89,10 @@ def _decode(dataset: Dataset, pixel_data: PixelData) -> Image:
             view=dicom_tags.view(dataset),
             body_part=dicom_tags.body_part(dataset),
             modality=dicom_tags.modality(dataset),
+            study_id=dicom_tags.uid(dataset, "StudyInstanceUID"),
+            series_id=dicom_tags.uid(dataset, "SeriesInstanceUID"),
+            sex=dicom_tags.sex(dataset),
+            age_years=dicom_tags.age_years(dataset),
         )
 
 

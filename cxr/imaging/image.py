@@ -32,7 +32,8 @@ class Image:
     """One X-ray. `pixels` (H, W), uint8 or uint16, use the type's full range; dense tissue is bright.
 
     `spacing_mm` is the distance between pixel centers (between rows, between columns). `view`, `body_part` and
-    `modality` are codes from `imaging.dicom_terms`. All four are None if the file does not contain them.
+    `modality` are codes from `imaging.dicom_terms`; `sex` is F, M or O; the ids are UIDs of DICOM. All of these are
+    None if the file does not contain them.
     """
 
     pixels: np.ndarray
@@ -40,6 +41,10 @@ class Image:
     view: str | None = None
     body_part: str | None = None
     modality: str | None = None
+    study_id: str | None = None
+    series_id: str | None = None
+    sex: str | None = None
+    age_years: float | None = None
 
 
 @dataclass(frozen=True)

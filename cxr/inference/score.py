@@ -101,6 +101,7 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
         "checkpoint_sha256": kept.about["sha256"],
         "recipe": kept.recipe.to_dict(),
         "save_images": options.save_images,
+        **options.reading.describe(),
         **({"save_latents": True} if options.save_latents else {}),
         **({"lung_crop": plans[0].crop.describe()} if plans[0].crop else {}),
     }
@@ -173,6 +174,7 @@ def _plan(archive: str, kept: Checkpoint, options: ScoreOptions) -> Plan:
         latent_encoder(kept.recipe).latent_format()  # raises for a family without
     crop = lung_crop.of_checkpoint(kept)
     if shards.is_shards(archive):
+        options.reading.check_raw(archive)
         info = shards.read_info(archive, latents=True)
         _check_shards(info, kept, options)
         shards.check_ids(info)

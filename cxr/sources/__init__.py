@@ -19,6 +19,7 @@ from cxr.sources.labeling import labeled
 from cxr.sources.manifest import Manifest, Source
 from cxr.sources.nlm import montgomery, shenzhen
 from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
+from cxr.sources.selection import select
 from cxr.sources.sidecar import with_truth
 from cxr.sources.true_boxes import with_usable_boxes
 from cxr.storage import normalize
@@ -54,7 +55,7 @@ def find_source(uri: str, source: str = "auto") -> Source:
 
 
 def open_manifest(uri: str, reading: ReadOptions = ALL_IMAGES, labeling: Labeling = SOURCE_LABELS) -> Manifest:
-    """List every image of an archive once, with the labels and boxes of its source and of `truth.parquet`, if any.
+    """List the selected images of an archive, each once, with the labels and boxes of its source and `truth.parquet`.
 
     Args:
         labeling: where labels and boxes come from, if not from the source. With a file of boxes, only the images
@@ -64,5 +65,8 @@ def open_manifest(uri: str, reading: ReadOptions = ALL_IMAGES, labeling: Labelin
         UserError: unknown source, missing archive, no images, damaged lists, or too many boxes outside their images.
     """
     uri = normalize(uri)
-    manifest = with_truth(find_source(uri, reading.source).manifest(uri), uri)
-    return with_usable_boxes(labeled(manifest, labeling))
+    source = find_source(uri, reading.source)
+    manifest = with_usable_boxes(labeled(with_truth(source.manifest(uri), uri), labeling))
+    manifest.table, notes = select(manifest.table, reading.select, f"source {source.name}")
+    manifest.notes += notes
+    return manifest

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from cxr import storage
 from cxr.errors import UserError
+from cxr.sources import selection
 
 ReaderBoxes = Literal["wbf", "majority", "union"]
 _URIS = {"boxes"}  # fields of Labeling that are URIs
@@ -18,10 +19,27 @@ class ReadOptions:
 
     source: str = "auto"
     """Layout of the archive: the name of a source, or auto to detect it."""
+    select: str = ""
+    """Expression that says which images to use, such as 'view in PA,AP and age_years >= 18'. It may contain ==, !=,
+    <, <=, >, >=, in, not in, and, or, not, parentheses, and the columns image_id, patient_id, study_id, series_id,
+    split, sex, age_years, view, body_part and modality. An unknown value matches only the word unknown, as in
+    'view in PA,unknown'. Default: all images."""
+
+    def __post_init__(self) -> None:
+        if self.select:
+            selection.parse(self.select)
 
     def describe(self) -> dict[str, Any]:
         """The settings that decide which images are read and differ from their defaults."""
-        return {}
+        return {"select": self.select} if self.select else {}
+
+    def check_raw(self, archive: str) -> None:
+        """Raise UserError if images are selected; call this for shards, whose images have been selected already."""
+        if self.select:
+            raise UserError(
+                f"{archive} contains shards, whose images cannot be selected: omit --select, or give it to "
+                f"jobs/ingest_archive.py when you make the shards"
+            )
 
 
 ALL_IMAGES = ReadOptions()

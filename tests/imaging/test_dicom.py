@@ -177,3 +177,27 @@ def test_real_dicom_written_as_monochrome1_looks_the_same(real_data: Path, tmp_p
     file.save_as(tmp_path / "twin.dcm")
     twin, real = decode((tmp_path / "twin.dcm").read_bytes()), decode(path.read_bytes())
     np.testing.assert_array_equal(twin.pixels, real.pixels)
+
+
+@pytest.mark.parametrize(
+    ("tags", "sex", "age_years"),
+    [
+        ({"PatientSex": "F", "PatientAge": "045Y"}, "F", 45.0),
+        ({"PatientSex": "m ", "PatientAge": "006M"}, "M", 0.5),
+        ({"PatientSex": "O", "PatientBirthDate": "19700615", "StudyDate": "20200614"}, "O", 49.0),
+        ({"PatientBirthDate": "1970.06.15", "StudyDate": "20200616"}, None, 50.0),
+        ({"PatientSex": "female", "PatientAge": "old"}, None, None),
+        ({"PatientAge": "999Y"}, None, None),
+        ({"PatientBirthDate": "20200101", "StudyDate": "19700101"}, None, None),
+        ({}, None, None),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # pydicom warns about the invalid values that this test writes
+def test_sex_and_age(tags: dict, sex: str | None, age_years: float | None) -> None:
+    image = decode(dicom(dataset(radiograph(), **tags)))
+    assert (image.sex, image.age_years) == (sex, age_years)
+
+
+def test_study_and_series() -> None:
+    image = decode(dicom(dataset(radiograph(), StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.3.4")))
+    assert (image.study_id, image.series_id) == ("1.2.3", "1.2.3.4")
