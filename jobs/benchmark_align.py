@@ -34,15 +34,15 @@ class Options:
     """Settings of the job."""
 
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """URI of an archive with lung masks; repeatable. Default: a small phantom archive."""
+    """Folder or URI of an archive with lung masks; may be repeated. Default: a small phantom archive."""
     checkpoint: str = ""
-    """URI of an aligner's checkpoint. Default: an aligner is trained for a minute on the first archive."""
+    """URI of an aligner's checkpoint. Default: train an aligner for a minute on the first archive."""
     out: str = "runs/benchmark_align"
     """Folder or URI of the results: metrics, pictures, OUT/transforms.parquet."""
     seed: int = 0
     """Random seed of the poses and of the bootstrap."""
     limit: int = 0
-    """Maximum number of images per archive; 0 for all."""
+    """Maximum number of images per archive. 0: all."""
     size: int = 256
     """Height and width, in pixels, at which images and masks are compared."""
 

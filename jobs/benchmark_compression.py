@@ -30,14 +30,14 @@ class Options:
     archive: str = ""
     """URI of an archive or shards. Default: a small phantom archive."""
     checkpoint: str = ""
-    """URI of a compressor's checkpoint. Default: a compressor is trained for a few minutes on the archive."""
+    """URI of a compressor's checkpoint. Default: train a compressor for a few minutes on the archive."""
     classifier: str = ""
-    """URI of the checkpoint that classifies all decoded images, e.g. with compressor=none. Default: the compressor's
-    own."""
+    """URI of the checkpoint that classifies all decoded images, for example one with compressor=none. Default: the
+    compressor's own classifier."""
     split: Literal["train", "val", "test"] = "test"
     """Split whose images are compared."""
     limit: int = 2000
-    """Maximum number of images, spread evenly; 0 for all."""
+    """Maximum number of images, spread evenly over the split. 0: all."""
     out: str = "runs/benchmark_compression"
     """Folder or URI of the results: OUT/compression.md, .csv, .png."""
     shown: int = 0

@@ -32,8 +32,7 @@ class Options:
     findings: int = len(schema.FINDINGS)
     """Number of maps per image."""
     cells: int = 64
-    """Height and width of a map. With the default stride, an image of 256 px has maps of 64 cells, one of 512 px maps
-    of 128."""
+    """Height and width of a map in cells. With the default map_stride of 4, an image of 256 px has 64 x 64 cells."""
     seed: int = 0
     """Random seed of the maps."""
 

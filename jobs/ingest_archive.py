@@ -38,15 +38,15 @@ class Options:
     archive: str | None = None
     """Folder or URI of the archive. Default: a small phantom archive, written to OUT/phantoms."""
     out: str = "runs/ingest"
-    """Folder or URI of the shards. The same command continues a run that was stopped."""
+    """Folder or URI of the shards. Give the same command again to continue a run that was stopped."""
     stored_size: int = 256
-    """Height and width of the stored images in pixels; padding keeps the aspect ratio."""
+    """Height and width of the stored images in pixels. Images are padded to a square to keep their aspect ratio."""
     bits: Literal[8, 16] = 8
     """Bits per stored pixel."""
     max_rejects: float = 0.05
     """Fraction of unusable images above which the job fails, after it has written everything."""
     limit: int | None = None
-    """Largest number of images, taken at equal distances from the archive. Default: all."""
+    """Maximum number of images, spread evenly over the archive. Default: all."""
     lung_crop: str = ""
     """URI of a checkpoint of family lungs. Images are cropped to the square around the lungs. Default: no crop."""
     lung_margin: float = MARGIN

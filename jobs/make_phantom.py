@@ -87,9 +87,9 @@ class Options:
     """Findings that may occur, for chestxray14, montgomery and shenzhen; the other layouts have fixed findings.
     Default: all."""
     pose: float = 1.0
-    """Strength of the random shift, rotation, scale and shear; 0 for none."""
+    """Strength of the random shift, rotation, scale and shear. 0: none."""
     preview: str | None = None
-    """Path of a JPEG that shows the first images with findings and boxes; choose one outside of OUT."""
+    """Path of a JPEG to write that shows the first images with findings and boxes. It must lie outside of OUT."""
 
 
 def main(options: Options) -> dict[str, Any]:

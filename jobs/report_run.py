@@ -24,7 +24,7 @@ class Options:
     run: str = "runs/score"
     """OUT of jobs/score_archive.py: a folder, s3://bucket/prefix or gs://bucket/prefix."""
     out: str = "runs/report"
-    """Folder or URI of the results: OUT/report.html to open in a browser, the same as OUT/report.md, tables,
+    """Folder or URI of the results: report.html to open in a browser, report.md with the same content, tables and
     pictures."""
     report: ReportOptions = field(default_factory=ReportOptions)
 

@@ -23,10 +23,10 @@ class Options:
     """Settings of the job."""
 
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Archive, shards or the latents of an earlier run: a folder, s3://bucket/prefix or gs://bucket/prefix. May be
-    given several times; all archives are then scored into one result. Default: a small phantom archive."""
+    """Archive, shards or the latents of an earlier run: a folder, s3://bucket/prefix or gs://bucket/prefix. Repeat
+    the option to score several archives into one result. Default: a small phantom archive."""
     checkpoint: str = ""
-    """Folder or URI of a checkpoint. Default: an aligner that is trained for a minute on the first archive, or with
+    """Folder or URI of a checkpoint. Default: train an aligner for a minute on the first archive, or with
     --save-latents a compressor."""
     out: str = "runs/score"
     """Folder or URI of the results: OUT/scores/*.parquet, OUT/latents."""

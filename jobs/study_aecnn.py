@@ -25,11 +25,11 @@ class Options:
     seeds: int = 3
     """Number of networks per recipe, each with its own seed."""
     test_images: int = 5000
-    """Number of test images, spread evenly over the split, on which networks are compared; they are held in memory.
+    """Number of test images, spread evenly over the split, on which networks are compared. They are held in memory.
     0: all."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=600, stored_size=128))
     recipe: AecnnRecipe = field(default_factory=lambda: AecnnRecipe(size=128, compression=4))
-    """Settings of the AE-CNN. The other recipes differ in `compressor` alone and skip the autoencoder's stage."""
+    """Settings of the AE-CNN. The other recipes differ only in `compressor` and skip the autoencoder stage."""
     run: RunOptions = field(default_factory=RunOptions)
 
 

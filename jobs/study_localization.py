@@ -29,7 +29,7 @@ class Options:
     seeds: int = 3
     """Number of networks per variant, each with its own seed."""
     test_images: int = 0
-    """Number of test images, spread evenly over the split, on which networks are compared; they are held in memory.
+    """Number of test images, spread evenly over the split, on which networks are compared. They are held in memory.
     0: all."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=1200, stored_size=128))
     recipe: LocalizeRecipe = field(default_factory=lambda: LocalizeRecipe(size=128))

@@ -20,7 +20,7 @@ class Options:
     run: str = "runs/score"
     """OUT of jobs/score_archive.py with a checkpoint of family pneumothorax: a folder or URI."""
     split: Split = "test"
-    """Split whose images are submitted; the challenge takes its test images."""
+    """Split whose images are submitted. The challenge accepts only its test images."""
     out: str = "runs/submission"
     """Folder or URI of the result: OUT/submission.csv."""
 

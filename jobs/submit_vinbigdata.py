@@ -21,15 +21,15 @@ class Options:
     run: str = "runs/score"
     """OUT of jobs/score_archive.py with a checkpoint that detects VinBigData's findings: a folder or URI."""
     split: Split = "test"
-    """Split whose images are submitted. Test images that train.csv lists are left out: the challenge takes only its
-    own test images."""
+    """Split whose images are submitted. The challenge accepts only its own test images, so test images that are
+    listed in train.csv are left out."""
     normal_run: str = ""
-    """OUT of jobs/score_archive.py with a classifier, from which the probability that an image is normal is taken.
+    """OUT of jobs/score_archive.py with a classifier, whose scores give the probability that an image is normal.
     Default: no filter."""
     low: float = 0.08
-    """Probability that an image is normal at which "no finding" is added to its boxes."""
+    """Probability of a normal image from which on a "No finding" box is added to its boxes."""
     high: float = 0.95
-    """Probability that an image is normal at which "no finding" replaces its boxes."""
+    """Probability of a normal image from which on a "No finding" box replaces its boxes."""
     out: str = "runs/submission"
     """Folder or URI of the result: OUT/submission.csv."""
 

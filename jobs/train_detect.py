@@ -31,15 +31,15 @@ class Options(TrainOptions):
     out: str = "runs/train_detect"
     """Folder or URI of the results."""
     members: int = 1
-    """Number of networks to train. Several become an ensemble: each has its own seed and, in turn, the next fold,
-    architecture and size. A member that fails is left out."""
+    """Number of networks to train. Several networks become an ensemble: each has its own seed, and they cycle
+    through folds, architectures and sizes. If a member fails, the job continues without it."""
     architectures: tuple[YoloSize, ...] = ()
-    """Architectures that the members take in turn. Default: the recipe's."""
+    """Architectures that the members of an ensemble cycle through. Default: the recipe's."""
     sizes: tuple[int, ...] = ()
-    """Input sizes in pixels that the members take in turn. Default: the recipe's."""
+    """Input sizes in pixels that the members of an ensemble cycle through. Default: the recipe's."""
     test_images: int = 1000
-    """Number of test images, spread evenly over the split, on which an ensemble and its members are compared; 0: all.
-    They are held in the memory of this machine."""
+    """Number of test images, spread evenly over the split, on which an ensemble and its members are compared. They
+    are held in memory. 0: all."""
     data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=400))
     recipe: DetectRecipe = field(default_factory=lambda: preset(DetectRecipe, "demo"))
 

@@ -32,15 +32,15 @@ class Options:
     out: str = "runs/phantom_lungs"
     """Folder or URI of the results; the weights are OUT/phantom_lungs.safetensors."""
     sizes: tuple[int, ...] = (64, 96, 128, 160)
-    """Heights and widths of the training images in pixels; each step uses one of them, drawn at random."""
+    """Heights and widths of the training images in pixels; each step uses one of them at random."""
     phantoms: int = 1500
     """Number of training images."""
     steps: int = 2500
-    """Number of training steps, with 16 images each; 0 measures the shipped network instead."""
+    """Number of training steps, with 16 images each. 0: measure the shipped network instead."""
     seed: int = 0
     """Seed of the phantoms, the initial weights and the augmentation."""
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Archive with lung masks to measure the network on; may be repeated."""
+    """Folder or URI of an archive with lung masks to measure the network on; may be repeated."""
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 32 or self.phantoms < 1 or self.steps < 0:

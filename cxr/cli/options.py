@@ -20,17 +20,17 @@ class ArchiveOptions:
     """Which X-rays to use, and how to read them."""
 
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Archive or shards: a folder, s3://bucket/prefix or gs://bucket/prefix. May be given several times; the archives
-    are then used as one, and must have the same findings if labels are learned. Default: a small phantom archive."""
+    """Archive or shards: a folder, s3://bucket/prefix or gs://bucket/prefix. Repeat the option to use several
+    archives together; if labels are learned, all must have the same findings. Default: a small phantom archive."""
     reading: ReadOptions = field(default_factory=ReadOptions)
     stored_size: int = 256
-    """Height and width in pixels of the images in shards that are made of an archive."""
+    """Height and width in pixels of the images in the shards that are made from an archive."""
     stream: bool = False
     """Decode the archive in every epoch instead of writing shards to OUT/shards first."""
     max_rejects: float = 0.05
     """Fraction of unusable images above which the job fails."""
     phantoms: int = 160
-    """Number of images in the phantom archive that is made if no archive is given."""
+    """Number of images in the phantom archive that is generated if no archive is given."""
     labeling: Labeling = field(default_factory=Labeling)
 
     @property
@@ -46,10 +46,10 @@ class TrainOptions:
     out: str
     """Folder or URI of the results."""
     preset: str = ""
-    """Named settings to start from; the list above describes them. Options given explicitly override them."""
+    """Named settings to start from, described in the list above. Other options on the command line override them."""
     recipe_file: Annotated[str, tyro.conf.arg(name="recipe", metavar="FILE")] = ""
-    """Settings to start from: a JSON or YAML file, a result.json, or the folder of a checkpoint. Options given
-    explicitly override them."""
+    """Settings to start from: a JSON or YAML file, a result.json, or the folder of a checkpoint. Other options on
+    the command line override them."""
     data: ArchiveOptions = field(default_factory=ArchiveOptions)
     recipe: Any
     run: RunOptions = field(default_factory=RunOptions)

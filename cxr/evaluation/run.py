@@ -32,22 +32,22 @@ _THREADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """What a run is evaluated by."""
+    """How to evaluate a run."""
 
     archive: str = ""
-    """Archive or shards with the ground truth, any URI. Default: the archive that was scored, if there was only
-    one."""
+    """Archive or shards with the ground truth: a folder or URI. Default: the archive that was scored, if there was
+    only one."""
     split: Literal["auto"] | Split = "auto"
-    """Images to report on. auto: the test images, or all images where the archive has no ground truth."""
+    """Images to report on. auto: the test images, or all images if the archive has no ground truth."""
     against: str = ""
-    """OUT of another run, which is compared with this one on the images that both have scored."""
+    """OUT of another run to compare with this one, on the images that both runs have scored."""
     resamples: int = RESAMPLES
     """Number of bootstrap resamples of patients for confidence intervals."""
     seed: int = 0
     """Random seed of the bootstrap and of the images shown."""
     box_score: float = 0.25
-    """Lowest score of boxes that count in decisions, the confusion matrix and pictures. Average precision uses
-    all."""
+    """Minimum score of the boxes used for image-level decisions, the confusion matrix and pictures. Average
+    precision uses all boxes."""
     reading: ReadOptions = field(default_factory=ReadOptions)
     labeling: Labeling = field(default_factory=Labeling)
 

@@ -60,8 +60,8 @@ class AecnnRecipe(ClassifierRecipe):
     """Peak learning rate of the joint stage."""
 
     compressor: Compressor = "residual"
-    """Codec. residual: downsampling corrected by a network; published: the paper's, 1,025 parameters, 16:1; resize:
-    plain downsampling; none: the classifier sees the whole image. The last two are baselines."""
+    """Codec. residual: downsampling corrected by a network; published: the codec of the paper (1,025 parameters,
+    16:1); resize: plain downsampling; none: no compression. The last two are baselines."""
     compression: int = 16
     """Number of image pixels per latent value: 4, 16 or 64."""
     depth: int = 2
@@ -71,17 +71,19 @@ class AecnnRecipe(ClassifierRecipe):
     latent_bits: int = 8
     """Bits per stored latent value: 8 or 16."""
     clip_latent: bool = True
-    """Clip latents to [0, 1] also in the autoencoder stage. The paper does not."""
+    """Clip latents to [0, 1] in the autoencoder stage, too. The paper does not."""
 
     backbone: ClassifierName = "densenet121"
     """torchvision network that classifies the latents."""
     stem_stride: Literal[0, 1, 2, 4] = 0
-    """Downsampling of the backbone's first layers: 4 (as published), 2 or 1. 0: the largest that leaves 8 pixels."""
+    """Downsampling of the backbone's first layers: 4 (as published), 2 or 1. 0: the largest value that leaves at
+    least 8 pixels per side."""
 
     first_stage: StageName = "classifier"
-    """First stage: train the classifier on downsampled images, the autoencoder on patches, or both jointly."""
+    """First stage of training. classifier: train the classifier on downsampled images; autoencoder: train the
+    autoencoder on patches; joint: train both together."""
     last_stage: StageName = "joint"
-    """Last stage."""
+    """Last stage of training."""
     start_from: str = ""
     """URI of a checkpoint of this family to load before the first stage."""
     classifier_epochs: int = 8
@@ -99,7 +101,7 @@ class AecnnRecipe(ClassifierRecipe):
     """Weight of the cross-entropy of the findings in the joint stage."""
     pos_weight_power: float = 0.0
     """Exponent p of the weight (negatives / positives)^p of a finding's positives in the cross-entropy; negatives
-    weigh 1. 0: unweighted. (Family localize weights both classes instead.)"""
+    have weight 1. 0: unweighted. (Family localize weights both classes instead.)"""
     batchnorm_calibration_epochs: int | None = None
     """Number of epochs of a stage after which batch-norm statistics are frozen. Unset: never. The published run used
     1 by mistake."""
@@ -117,7 +119,8 @@ class AecnnRecipe(ClassifierRecipe):
     flip: float = 0.5
     """Augmentation: probability of a horizontal flip."""
     tta_crops: TtaCrops = "full"
-    """What validation and scoring classify: the full image, its center crop, or the mean over five or ten crops."""
+    """Which crops validation and scoring classify: the full image, its center crop, or the mean over five or ten
+    crops."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

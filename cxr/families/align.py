@@ -66,7 +66,7 @@ SHOWN_IMAGES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class AlignRecipe(Recipe):
-    """Aligns X-rays with a spatial transformer that sees the lungs. The defaults take minutes on two CPU cores."""
+    """Aligns X-rays with a spatial transformer that uses lung masks. The defaults take minutes on two CPU cores."""
 
     family: ClassVar[str] = "align"
     mode: ClassVar[Literal["min", "max"]] = "max"
@@ -85,50 +85,52 @@ class AlignRecipe(Recipe):
     lr: float = 2e-3
 
     parameterization: Parameterization = "anisotropic"
-    """Transforms: similarity (4 parameters), anisotropic (5: two scales) or affine (6: also shear)."""
+    """Kind of transform: similarity (4 parameters), anisotropic (5, with two scales) or affine (6, with shear)."""
     backbone: BackboneName = "conv5"
     """Backbone of the localization network: a small network of 3 to 6 blocks, or a ResNet with random weights."""
     iterations: int = 3
     """Number of times the network is applied, each time to the image aligned so far."""
     target: TargetStrategy = "structure"
-    """Target of the alignment: mean (the mean image), features (the mean of the images' features) or structure (the
-    mean of the images as aligned so far, updated after every epoch)."""
+    """What images are aligned to. mean: the mean image; features: the mean of the images' features; structure: the
+    mean of the aligned images, updated after every epoch."""
     target_uri: str = ""
-    """Path or URI of a saved target.pt to align to. It is not updated. Empty: `target` decides."""
+    """Path or URI of a saved target.pt to align to; it is never updated. Empty: `target` decides."""
 
     lungs: bool = True
-    """Show the network the lung fields, and use them in the loss. Without them, only the images are compared."""
+    """Use a map of the lung fields as an input of the network and in the loss. Without it, only the images are
+    compared."""
     lung_pretrained: str = SHIPPED
     """Weights of the lung network. phantoms: the network shipped with this package, which was trained on phantoms
     only. train: train one on phantoms first, at this input size. Otherwise, the path or URI of a state dict or of an
     aligner's checkpoint."""
     lung_phantoms: int = 1000
-    """Number of phantoms to train the lung network on, with lung_pretrained=train."""
+    """Number of phantoms to train the lung network on, if lung_pretrained=train."""
     lung_steps: int = 500
-    """Number of training steps of the lung network, with 16 phantoms each, with lung_pretrained=train."""
+    """Number of training steps of the lung network, with 16 phantoms each, if lung_pretrained=train."""
 
     feature_network: FeatureKind = "local"
     """Network of the perceptual loss. local needs no weights; lungs is the encoder of an aligner's lung network."""
     feature_pretrained: str = pretrained.AUTO
     """Weights of the feature network: a path or URI of a state dict or checkpoint, or a torchvision name such as
-    IMAGENET1K_V1. auto uses torchvision's if they can be fetched, else feature_network=local."""
+    IMAGENET1K_V1. auto uses torchvision's weights if they can be downloaded, otherwise feature_network=local."""
     feature_sha256: Annotated[str, tyro.conf.Suppress] = ""
     """SHA-256 of those weights, set by `resolve_weights`."""
     feature_layers: int = 3
-    """Number of layers to compare, from the shallowest on."""
+    """Number of layers whose features are compared, starting with the shallowest."""
 
     overlap_weight: float = 10.0
-    """Weight of 1 − Dice overlap of the lung fields with the target's."""
+    """Weight of the overlap loss: 1 − Dice of the lung fields and those of the target."""
     pixel_weight: float = 0.0
-    """Weight of the squared difference from the target, both contrast-normalized."""
+    """Weight of the pixel loss: squared difference of the image and the target, both contrast-normalized."""
     feature_weight: float = 0.0
-    """Weight of the squared difference of features from the target's (perceptual loss)."""
+    """Weight of the perceptual loss: squared difference of the features of the image and the target."""
     structure_weight: float = 0.3
-    """Weight of 1 − local correlation with the target, at two scales."""
+    """Weight of the structure loss: 1 − local correlation of the image and the target, at two scales."""
     equivariance_weight: float = 3.0
-    """Weight of the distance between the alignments of two random warps of the same image."""
+    """Weight of the equivariance loss: distance between the alignments of two random warps of an image."""
     identity_weight: float = 1.0
-    """Weight of the distance of a batch's mean transform from the identity, which fixes the common frame."""
+    """Weight of the identity loss: distance of a batch's mean transform from the identity. It keeps the common frame
+    in place."""
 
     rotation_deg: float = 15.0
     """Augmentation: maximum rotation in degrees."""

@@ -83,26 +83,26 @@ class AttendRecipe(HeatmapBoxesRecipe):
     lr: float = 5e-4
 
     aligner: str = ""
-    """URI of a checkpoint of family align that aligns the images. Empty: images are used as they are."""
+    """URI of a checkpoint of family align that aligns the images. Empty: no alignment."""
     aligner_recipe: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=dict)
     """The recipe in that checkpoint; read from it."""
     backbone: ContrastBackbone = "resnet18"
     """torchvision ResNet whose features are compared."""
     backbone_stages: ContrastStages = 3
-    """Number of backbone stages: 4 (as published) downsample an image by 32, the first 3 by 16."""
+    """Number of backbone stages: all 4 (as published) downsample an image by 32, the first 3 by 16."""
     grid: int = 0
     """Number of cells along each side of the grid in which findings are located. 0: the backbone's output size; the
     paper uses 16."""
 
     positive_fraction: float | None = 0.5
-    """Fraction of an epoch's images that show any finding. None: the images as they are."""
+    """Fraction of an epoch's images that have at least one finding. None: as in the archive."""
     box_weight: float = 1.0
-    """Weight in the loss of a finding with a box, relative to one with only a label. Larger values locate better and
-    classify worse. The paper's 5 applies to factors rescaled to [.98, 1], where a cell counts .02 as much; it
-    corresponds to .1 here."""
+    """Weight in the loss of a finding with a box, relative to a finding with only a label. Larger values improve
+    localization and worsen classification. The paper's value of 5 corresponds to .1 here, because the paper rescales
+    factors to [.98, 1], where a cell counts .02 as much."""
     box_fraction: float = 1.0
-    """Fraction of the training images with boxes whose boxes are used, chosen by a hash of the image id. For the
-    others only labels are used."""
+    """Fraction of the training images with boxes whose boxes are used, selected by a hash of the image id. The other
+    images contribute only their labels."""
 
     rotation_deg: float = 5.0
     """Augmentation: maximum rotation of the aligned image in degrees."""

@@ -183,14 +183,16 @@ class Recipe(ABC):
     """Fraction of a stage's steps in which the learning rate rises to its peak. It then follows a cosine down to
     0."""
     clip: float = 1.0
-    """Maximum gradient norm. 0 turns clipping off."""
+    """Maximum gradient norm; larger gradients are scaled down. 0: no clipping."""
     ema: float = 0.0
-    """Decay of the moving average of the weights, which is validated and saved in their place. 0 turns it off."""
+    """Decay of the moving average of the weights, which is validated and saved instead of the weights. 0: no
+    average."""
     patience: int = 0
-    """Stop after this many epochs of the last stage without a better monitored metric. 0 never stops early."""
+    """Number of epochs of the last stage without a better monitored metric after which training stops. 0: never stop
+    early."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of convolutions and matrix products in training. auto uses bfloat16 on GPUs and float32 on CPUs.
-    CPUs without bfloat16 instructions (AVX512-BF16 or AMX, which halve the time) always use float32."""
+    bfloat16 halves the time on CPUs with AVX512-BF16 or AMX; all other CPUs use float32 in any case."""
     sync_batch_norm: bool = True
     """With several GPUs, compute batch-norm statistics over the images of all of them (SyncBatchNorm)."""
     seed: int = 0
@@ -207,10 +209,10 @@ class Recipe(ABC):
     equalize: Equalize = "none"
     """Contrast equalization. clahe equalizes local contrast, with a limit."""
     folds: int = 0
-    """Divide the patients of the train and val splits into this many folds, one of which validates. 0 keeps the
+    """Divide the patients of the train and val splits into this many folds and validate on one of them. 0: use the
     archive's own split."""
     fold: int | None = None
-    """Index of the fold that validates, from 0. Unset: a train job trains one network per fold."""
+    """Index of the fold to validate on, from 0. Unset: a training job trains one network per fold."""
 
     family: ClassVar[str]
     mode: ClassVar[Literal["min", "max"]]

@@ -33,7 +33,7 @@ class FindingClassifier(Protocol):
 
     findings: tuple[str, ...]
     thresholds: Tensor
-    """(F,) A finding is predicted present from this probability on. Chosen on validation images."""
+    """(F,) Probability from which on a finding is predicted as present. Selected on validation images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ class ClassifierRecipe(Recipe):
     LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "backbone_pretrained")
 
     backbone_pretrained: str = ""
-    """Weights that the backbone starts from: a path or URI of a state dict or checkpoint, or a torchvision name
-    (IMAGENET1K_V1). auto uses torchvision's weights if they can be downloaded. Empty: random weights."""
+    """Initial weights of the backbone: a path or URI of a state dict or checkpoint, or a torchvision name such as
+    IMAGENET1K_V1. auto uses torchvision's weights if they can be downloaded. Empty: random weights."""
 
     @property
     def monitor(self) -> str:

@@ -84,11 +84,11 @@ class DetectRecipe(Recipe):
     batch_size: int = 16
     lr: float = 0.01
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Optimizer. sgd (with Nesterov momentum) suits long trainings. adamw, with an lr of about 0.001 and without a
-    special warmup of biases, learns faster in trainings of some thousand steps."""
+    """Optimizer. sgd (with Nesterov momentum) suits long trainings. adamw, with an lr of about 0.001 and no separate
+    warmup of biases, learns faster in trainings of a few thousand steps."""
     weight_decay: float = 5e-4
-    """Weight decay of convolution weights, added to the gradient. It is given for updates of 64 images and scaled in
-    proportion for others."""
+    """Weight decay of convolution weights, added to the gradient. The value is for updates of 64 images and is
+    scaled in proportion for other batch sizes."""
     warmup: float = 0.03
     """Fraction of all steps in which the learning rate rises to its peak. It then falls linearly, once per epoch."""
     clip: float = 10.0
@@ -109,9 +109,10 @@ class DetectRecipe(Recipe):
     """Learning rate of biases in the first step of SGD."""
 
     incomplete_boxes: Literal["mask", "exclude"] = "mask"
-    """How to use images that are positive for a finding without a box of it, or whose label is unknown. mask: use
-    them for all other findings; this finding counts neither as background nor as a false positive. exclude: do not
-    use them. Most images with boxes in ChestX-ray14 are of this kind."""
+    """How to use images with a finding that is positive but has no box, or whose label is unknown. mask: ignore this
+    finding in such an image (it counts neither as background nor as a false positive) and use the image for all
+    other findings. exclude: do not use such images. They are the majority of the images with boxes in
+    ChestX-ray14."""
 
     box_weight: float = 7.5
     """Weight of the boxes' overlap loss (CIoU)."""
@@ -121,9 +122,9 @@ class DetectRecipe(Recipe):
     """Weight of the distribution focal loss of box edges."""
 
     mosaic: float = 1.0
-    """Augmentation: fraction of images that are composed of four."""
+    """Augmentation: fraction of training images that are mosaics of four images."""
     mixup: float = 0.0
-    """Augmentation: fraction of images that are blended with another."""
+    """Augmentation: fraction of training images that are blended with another image."""
     close_mosaic: int = 10
     """Number of epochs without mosaic and mixup at the end."""
     rotation_deg: float = 0.0
@@ -137,14 +138,14 @@ class DetectRecipe(Recipe):
     flip: float = 0.5
     """Augmentation: fraction of images that are mirrored."""
     hsv_v: float = 0.4
-    """Augmentation: brightness factors are within 1 ± this value (the name is Ultralytics')."""
+    """Augmentation: brightness factors are within 1 ± this value. (The name is that of Ultralytics.)"""
     nms_iou: float = 0.7
-    """Of two boxes of a finding that overlap more than this (IoU), the one with the lower score is dropped."""
+    """IoU above which, of two overlapping boxes of a finding, the one with the lower score is dropped."""
     members: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    """Recipes (JSON) of the networks of an ensemble, whose boxes are fused (WBF). An ensemble is assembled from
-    trained networks by `train_detect --members`, not trained. Empty: one network."""
+    """Recipes (JSON) of the members of an ensemble, whose boxes are fused (WBF). `train_detect --members` assembles
+    an ensemble from trained networks; it is not trained itself. Empty: one network."""
     fusion_iou: float = 0.55
-    """Boxes of a finding from different members of an ensemble that overlap more than this (IoU) are fused."""
+    """IoU above which boxes of a finding from different members of an ensemble are fused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

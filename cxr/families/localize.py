@@ -63,7 +63,7 @@ class LocalizeRecipe(HeatmapBoxesRecipe):
     lr: float = 2e-3
 
     backbone: CamBackbone = "small"
-    """small: a ResNet with 250,000 parameters, for CPUs; otherwise a torchvision network."""
+    """Backbone. small: a ResNet with 250,000 parameters, for CPUs; otherwise a torchvision network."""
     stem_stride: StemStride = 4
     """Downsampling of the backbone's first layers: 4 (as published), 2 or 1. The strides of the four stages are 1, 2,
     4 and 8 times this."""
@@ -74,11 +74,11 @@ class LocalizeRecipe(HeatmapBoxesRecipe):
     pooling: Pooling = "lse"
     """How a map is reduced to a logit: its mean, its max, or log-sum-exp (lse), which is in between."""
     lse_r: float = 6.0
-    """Sharpness r of log-sum-exp pooling (Pinheiro and Collobert 2015): near 0 it is the mean, above 10 almost the
-    max."""
+    """Sharpness r of log-sum-exp pooling (Pinheiro and Collobert 2015): near 0 it equals the mean, above 10 nearly
+    the maximum."""
     pos_weight_power: float = 1.0
-    """Exponent p of the class weights (N / N_class)^p of both classes of a finding in the cross-entropy. 1: as
-    published (beta_P, beta_N); 0: unweighted. (Family aecnn weights only the positives.)"""
+    """Exponent p of the weights (N / N_class)^p of the positives and negatives of a finding in the cross-entropy. 1:
+    as published (beta_P, beta_N); 0: unweighted. (Family aecnn weights only the positives.)"""
 
     map_stride: int = 4
     """Input pixels per cell of the maps from which boxes are made."""

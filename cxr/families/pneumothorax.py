@@ -30,9 +30,9 @@ class PneumothoraxRecipe(SegmentationRecipe):
     focal_weight: float = 4.0
     image_weight: float = 0.5
     positive_fraction_start: float = 0.0
-    """Fraction of images with a pneumothorax in the first epoch. 0: the images as they are in the archive."""
+    """Fraction of images with a pneumothorax in the first epoch. 0: as in the archive."""
     positive_fraction_end: float = 0.0
-    """The same fraction in the last epoch, with a linear change in between. The winners' went from .8 to .4."""
+    """The same fraction in the last epoch, with a linear change in between. The winners used .8 and .4."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

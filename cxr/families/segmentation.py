@@ -64,22 +64,22 @@ class SegmentationRecipe(Recipe):
     """Network: small_unet (1.3 million parameters, for CPUs), unet (on a ResNet), or fcn32s, fcn16s or fcn8s (Long et
     al. 2015)."""
     backbone: FcnBackbone = "resnet34"
-    """Network of torchvision that a U-Net (ResNets only) or an FCN is built on."""
+    """torchvision network on which a U-Net (ResNets only) or an FCN is built."""
     attention: Literal["none", "scse"] = "none"
-    """Attention in the U-Net's decoder. scse weighs channels and positions."""
+    """Attention in the U-Net's decoder. scse weights channels and positions."""
     upsampling: Upsampling = "published"
     """Which of an FCN's upsampling layers are learned: published (all but the last), learned (all) or fixed
     (none)."""
     fully_connected: bool = True
-    """Keep the fully connected layers of AlexNet and VGG16, as convolutions. They are most of the parameters."""
+    """Keep the fully connected layers of AlexNet and VGG16, as convolutions. They contain most of the parameters."""
     backbone_pretrained: str = ""
-    """Initial weights of the backbone: the path or URI of a state dict or checkpoint, or a torchvision name such as
-    IMAGENET1K_V1. auto uses torchvision's if they can be fetched. Empty: random weights."""
+    """Initial weights of the backbone: a path or URI of a state dict or checkpoint, or a torchvision name such as
+    IMAGENET1K_V1. auto uses torchvision's weights if they can be downloaded. Empty: random weights."""
     freeze_backbone: bool = False
-    """Do not train the backbone."""
+    """Keep the backbone's weights fixed in training."""
 
     bce_weight: float = 1.0
-    """Weight of the pixels' cross-entropy."""
+    """Weight of the pixelwise cross-entropy."""
     dice_weight: float = 1.0
     """Weight of the soft Dice loss."""
     focal_weight: float = 0.0
@@ -87,7 +87,8 @@ class SegmentationRecipe(Recipe):
     positive_weight: float = 1.0
     """Weight of the mask's pixels in the cross-entropy. Other pixels have weight 1."""
     image_weight: float = 0.0
-    """Weight of the loss for whether the image has a mask at all. 0 turns this output off."""
+    """Weight of the loss of the second output, which predicts whether the mask is not empty. 0 turns this output
+    off."""
 
     warmup_size: int = 0
     """Input size in pixels of a first stage, before training at `size` (progressive resizing). 0: no such stage."""

@@ -20,11 +20,11 @@ class ScoreOptions:
     batch_size: int = 64
     """Number of images per forward pass."""
     save_images: bool = False
-    """Also write the family's pictures, for example OUT/aligned/a.png.png for the image a.png."""
+    """Also write pictures of the predictions, for example OUT/aligned/a.png.png for the image a.png."""
     save_latents: bool = False
-    """Also write OUT/latents, an archive of the compressed images, which can be scored like any other."""
+    """Also write OUT/latents, an archive of the compressed images, which can be scored like any other archive."""
     max_rejects: float = 0.5
-    """Fraction of unusable images above which the job fails; all others are scored anyway."""
+    """Fraction of unusable images above which the job fails. All other images are scored in any case."""
 
 
 def check_archives(uris: Sequence[str], options: ScoreOptions) -> list[str]:

@@ -57,12 +57,12 @@ Options = TypeVar("Options", bound=HasOut)
 
 @dataclass(frozen=True, kw_only=True)
 class BucketOptions:
-    """Access to buckets, where the standard variables (AWS_PROFILE, AWS_ENDPOINT_URL, …) do not say it all."""
+    """Access to buckets, in addition to the standard variables (AWS_PROFILE, AWS_ENDPOINT_URL, …)."""
 
     anonymous: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[BUCKET ...]")] = None
-    """Read these S3 and Google buckets without credentials, or all buckets if none is named."""
+    """Read these S3 and Google Cloud buckets without credentials, or all buckets if none is named."""
     requester_pays: bool = False
-    """Agree to pay for requests to S3 buckets whose users pay."""
+    """Agree to pay for requests to requester-pays S3 buckets."""
 
     def apply(self) -> None:
         """Set the variables that storage reads, here and in the workers of a cluster that comes later."""
@@ -80,7 +80,7 @@ class OutputOptions:
     quiet: bool = False
     """Print only the path of the result, or the error."""
     json: bool = False
-    """Print one JSON object per line: progress, notes, and at last the result or the error."""
+    """Print one JSON object per line: progress, notes, and finally the result or the error."""
 
     @property
     def form(self) -> console.Form:

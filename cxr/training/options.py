@@ -16,23 +16,23 @@ CPU_SHARE = 0.98  # of a worker's CPUs, requested from Ray; the rest is for the 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run is laid out on a cluster.
+    """How a training uses the cluster.
 
-    With several workers, a step still shows `batch_size` images; losses, gradients and metrics are those of all of
-    them, and an image is combined or compared with as many others as on one worker. What depends on the number of
-    workers: random draws, whose seeds differ by worker; which images share a step, if a split does not fit in a
-    worker's cache; and on CPUs batch norm, where each worker has statistics of its own images (a note says so).
+    With several workers, a step still has `batch_size` images in total. Losses, gradients and metrics are those of
+    all these images, and an image is combined or compared with as many others as on one worker. The number of workers
+    affects only random numbers, whose seeds differ by worker; which images share a step, if a split does not fit into
+    a worker's cache; and batch norm on CPUs, where each worker has statistics of its own images (a note says so).
     """
 
     workers: int = 1
     """Number of training processes. With GPUs, each process takes one."""
     min_workers: int | None = None
-    """Smallest number of processes with which training continues when machines leave; it grows again when they come
-    back. Default: the number is fixed."""
+    """Smallest number of processes with which training continues when machines leave. Processes are added again when
+    machines return. Default: the number of processes is fixed."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Device to train on. auto: GPUs if the cluster has any."""
     cpus_per_worker: float = 1
-    """CPUs reserved for each process, and its number of threads when it trains on CPUs."""
+    """Number of CPUs reserved for each process, and of its threads when it trains on CPUs."""
     compile: bool = False
     """Compile the network with torch.compile."""
     keep_checkpoints: int = 2
@@ -41,9 +41,9 @@ class RunOptions:
     """Number of best checkpoints whose weights are averaged after training; the average replaces the best one if it
     validates better. 0: no average."""
     max_failures: int = 3
-    """How many times training restarts from the last checkpoint after a process or a machine died."""
+    """Number of times that training restarts from the last checkpoint after a process or a machine has died."""
     resume: bool = False
-    """Continue the run in --out that was killed, or that finished (then with more --epochs)."""
+    """Continue the run in --out that was killed, or that finished and now gets more --epochs."""
 
     def __post_init__(self) -> None:
         if self.workers < 1 or not 1 <= (self.min_workers or 1) <= self.workers:
@@ -73,21 +73,22 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """How settings are searched."""
+    """How to search settings."""
 
     trials: int = 8
     """Number of trials, each with its own settings."""
     frozen_params: tuple[str, ...] = ()
-    """Settings to leave at the recipe's values instead of searching them, for example backbone."""
+    """Settings to exclude from the search, for example backbone. They keep the recipe's values."""
     search_seed: int = 0
     """Seed of the sampler (TPE)."""
     objectives: tuple[str, ...] = ()
-    """Metrics to optimize together, for example mean_auroc psnr_pooled. Default: the recipe's monitor alone."""
+    """Metrics to optimize together, for example mean_auroc psnr_pooled. Default: only the recipe's monitored
+    metric."""
     grace_period: int = 0
-    """Number of epochs in its last stage that every trial gets before it may be stopped early. 0: a quarter of
+    """Number of epochs of its last stage that every trial completes before it may be stopped early. 0: a quarter of
     them."""
     max_concurrent_trials: int | None = None
-    """Largest number of trials at the same time. Default: as many as fit into the cluster."""
+    """Maximum number of trials at the same time. Default: as many as the cluster has room for."""
 
 
 def check_resume(run: str, resume: bool) -> None:
