@@ -63,8 +63,8 @@ def main(options: Options) -> dict[str, Any]:
         Section(
             "Ranked trials",
             [
-                f"Each trial trained with different settings. `{recipe.monitor}` ranks them; a trial that fell "
-                f"behind was stopped early.",
+                f"Each trial trained with different settings. `{recipe.monitor}` ranks them; trials that fell "
+                f"behind were stopped early.",
                 table,
             ],
         ),

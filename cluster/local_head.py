@@ -131,7 +131,7 @@ def main() -> None:
     with contextlib.suppress(KeyboardInterrupt), local_head(log) as variables:
         for name, value in variables.items():
             print(f"export {name}={value}")
-        print(f"# a Ray head, until `kill {os.getpid()}` or Ctrl-C here", flush=True)
+        print(f"# The Ray head runs until `kill {os.getpid()}` or Ctrl-C here.", flush=True)
         signal.pause()
     log.unlink()
 

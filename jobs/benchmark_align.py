@@ -1,4 +1,4 @@
-"""Compare an aligner with OpenCV's ECC, no alignment and the best affine, by the overlap of lungs.
+"""Compare an aligner with OpenCV's ECC, no alignment and the best affine transform, by the overlap of lungs.
 
 python jobs/benchmark_align.py  # on phantoms, with an aligner trained for a minute
 

@@ -1,4 +1,4 @@
-"""Time weighted boxes fusion against the package ensemble-boxes, and compare the results.
+"""Compare weighted boxes fusion with the package ensemble-boxes: speed and results.
 
 python jobs/benchmark_fusion.py --out runs/benchmark_fusion
 """

@@ -1,4 +1,4 @@
-"""Measure input throughput: shards, streaming, ingest and training against plain loops, in one run.
+"""Measure input throughput: shards, streaming, ingest and training compared with plain loops.
 
 python jobs/benchmark_input.py --out runs/benchmark_input  # 14 minutes on two cores, 12 GB of disk
 

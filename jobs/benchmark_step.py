@@ -1,4 +1,4 @@
-"""Measure an AE-CNN's joint training step with Ray Train and in a bare loop, against the device's peak.
+"""Measure an AE-CNN's joint training step, with Ray Train and in a bare loop, relative to the device's peak.
 
 python jobs/benchmark_step.py  # on one core, or on a GPU if there is one
 

@@ -1,4 +1,4 @@
-"""Decode an archive of X-rays once, into shards that training can read fast.
+"""Decode an archive of X-rays into shards, which training reads fast.
 
 ray job submit --working-dir . -- python jobs/ingest_archive.py --archive s3://xrays/nih --out s3://xrays/shards
 """

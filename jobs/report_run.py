@@ -1,4 +1,4 @@
-"""Report on a run of score_archive: metrics with confidence intervals and pictures, alone or against another run.
+"""Report on scores: metrics with confidence intervals and pictures, for one run or compared with another run.
 
 If the archive has no ground truth, the report describes the scores: their distributions, examples, and the images
 that could not be scored.

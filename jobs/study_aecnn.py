@@ -1,4 +1,4 @@
-"""Compare an AE-CNN with the same classifier on resized and on whole images: mean AUROC with seeds and intervals.
+"""Compare an AE-CNN with the same classifier on resized and on uncompressed images: mean AUROC over several seeds.
 
 python jobs/study_aecnn.py  # on a phantom archive
 

@@ -1,4 +1,4 @@
-"""Compare networks that locate findings from labels alone: maps of several stages or of the last, with seeds.
+"""Compare networks that locate findings from labels alone: maps of all stages or of the last one, several seeds.
 
 python jobs/study_localization.py  # multiscale, uniform and last, on phantoms with small and large findings
 

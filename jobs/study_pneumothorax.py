@@ -1,4 +1,4 @@
-"""Compare U-Nets and fully convolutional networks that find pneumothorax: Dice, speed, size, receptive field.
+"""Compare U-Nets and fully convolutional networks that segment pneumothorax: Dice, speed, size, receptive field.
 
 python jobs/study_pneumothorax.py --networks unet-resnet18 fcn8s-resnet18  # two of them, on a phantom archive
 

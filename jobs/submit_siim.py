@@ -1,4 +1,4 @@
-"""Write a run of score_archive as the CSV that the SIIM-ACR Pneumothorax Segmentation challenge takes.
+"""Write the scores of a run as a submission (CSV) to the SIIM-ACR Pneumothorax Segmentation challenge.
 
 python jobs/submit_siim.py --run runs/scores --out runs/submission
 """

@@ -1,4 +1,4 @@
-"""Write a detector's run of score_archive as the CSV that VinBigData Chest X-ray Abnormalities Detection takes.
+"""Write a detector's scores as a submission (CSV) to the challenge VinBigData Chest X-ray Abnormalities Detection.
 
 python jobs/submit_vinbigdata.py --run runs/scores --normal-run runs/classified --out runs/submission
 """

@@ -1,4 +1,4 @@
-"""Train a network that locates findings by comparing aligned chest X-rays with those of people without findings.
+"""Train a network that locates findings by comparing aligned chest X-rays with those without findings.
 
 python jobs/train_attend.py  # on a phantom archive, without alignment
 

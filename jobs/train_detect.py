@@ -7,8 +7,8 @@ python jobs/train_detect.py --archive s3://xrays/vinbigdata --preset ultralytics
 python jobs/train_detect.py --archive s3://xrays/vinbigdata --preset ultralytics --stored-size 1024 --folds 5 \\
     --members 5 --architectures yolov5s yolov5m --sizes 640 1024 --out s3://xrays/ensemble
 
-The default settings (preset demo) suit some hundred images and some thousand steps: AdamW, no mosaic. The preset
-ultralytics is for long trainings on many images. Members are trained side by side, as many as the cluster holds.
+The default settings (preset demo) suit a few hundred images and a few thousand steps: AdamW, no mosaic. The preset
+ultralytics is for long trainings on many images. As many members are trained at a time as the cluster has room for.
 """
 
 from __future__ import annotations

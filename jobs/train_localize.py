@@ -1,4 +1,4 @@
-"""Train a classifier that also shows where findings are, from image labels alone.
+"""Train a classifier that also locates findings, from image-level labels alone.
 
 python jobs/train_localize.py  # on a phantom archive
 

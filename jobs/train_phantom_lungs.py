@@ -1,4 +1,4 @@
-"""Train the lung network that this package ships, on phantoms alone, and measure it on archives with lung masks.
+"""Train the lung network that this package ships on phantoms only, and measure it on archives with lung masks.
 
 The shipped file, cxr/models/phantom_lungs.safetensors, was made by the first command; no image of a patient was used.
 

@@ -1,4 +1,4 @@
-"""Search the learning rate and pooling of a classifier that shows where findings are.
+"""Search the learning rate and pooling of a classifier that locates findings.
 
 python jobs/tune_localize.py  # on a phantom archive
 

@@ -79,7 +79,7 @@ def train_ensemble(
 
 
 def compare_members(members: Mapping[str, Checkpoint], ensemble: str, data: str, limit: int) -> dict[str, float]:
-    """Print and return what the ensemble gains over its members; {} where no held-out image has boxes."""
+    """Print and return the ensemble's gain over its members; {} if no held-out image has boxes."""
     held_out = detection.held_out(data, limit)
     if held_out is None:
         print(
@@ -89,8 +89,8 @@ def compare_members(members: Mapping[str, Checkpoint], ensemble: str, data: str,
     split, xrays = held_out
     if split == "val":
         print(
-            "note: no test image has boxes. The members are compared on validation images, which chose their epochs "
-            "and, with folds, trained some of them",
+            "note: no test image has boxes, so the members are compared on validation images. Their best epochs were "
+            "selected on these images and, with folds, some members were trained on them",
             flush=True,
         )
     comparison = detection.compare(members, checkpoint.load(ensemble), xrays, best_device())

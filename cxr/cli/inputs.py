@@ -39,8 +39,8 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> str:
         storage.check_readable(uri)
     if (options.stream and len(options.uris) > 1) or len(set(options.uris)) < len(options.uris):
         raise UserError(
-            f"--archive {' --archive '.join(options.uris)}: several archives can be used as one only as shards, and "
-            f"only if no two are the same. Give each once, and leave --stream out"
+            f"--archive {' --archive '.join(options.uris)}: several archives can be used together only as shards, "
+            f"and only if all are different. Give each archive once, and omit --stream"
         )
     _check_out(options, out)
     archives = [_opened(options, uri) for uri in options.uris]

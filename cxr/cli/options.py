@@ -70,7 +70,7 @@ class TrainOptions:
         parser.add_argument("--recipe")
         given = parser.parse_known_args(list(arguments))[0]
         if given.preset and given.recipe:
-            raise UserError("--preset and --recipe both set where to start from: give one of them")
+            raise UserError("expected --preset or --recipe, got both: give one of them")
         if given.recipe:
             return replace(options, recipe=presets.read_recipe(recipe_type, given.recipe))
         if given.preset:

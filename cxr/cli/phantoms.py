@@ -15,7 +15,7 @@ def phantom_archive(out: str, count: int = 160, size: int = 256) -> str:
     """A small synthetic archive in OUT/phantoms, for a job that was given none; made once."""
     uri = storage.join(out, "phantoms")
     if not chestxray14.detect(uri):
-        print(f"no --archive given: making {count} phantom X-rays in {uri}", flush=True)
+        print(f"no --archive given: generating {count} phantom X-rays in {uri}", flush=True)
         write_phantom(uri, count, size=size)
     return uri
 
@@ -26,6 +26,6 @@ def siim_phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
         return options
     uri = storage.join(storage.normalize(out), "phantoms")
     if not siim.detect(uri):
-        print(f"no --archive given: making {options.phantoms} phantom X-rays in {uri}", flush=True)
+        print(f"no --archive given: generating {options.phantoms} phantom X-rays in {uri}", flush=True)
         write_siim_phantom(uri, options.phantoms, size=max(256, options.stored_size))
     return replace(options, archive=(uri,))

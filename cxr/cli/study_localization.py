@@ -53,7 +53,7 @@ def run_study(
     chosen = named(variants, recipe)
     if archive.stream or seeds < 1:
         raise UserError(
-            "networks are evaluated on shards, with 1 seed or more: leave --stream out, give --seeds 1 or more"
+            "networks are evaluated on shards, with at least 1 seed: omit --stream, and give --seeds 1 or more"
         )
     out = check_inputs(recipe, archive, out)
     connect(out, archive, run)
@@ -85,7 +85,7 @@ def phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
         return options
     uri = storage.join(storage.normalize(out), "phantoms")
     if not chestxray14.detect(uri):
-        print(f"no --archive given: making {options.phantoms} phantom X-rays in {uri}", flush=True)
+        print(f"no --archive given: generating {options.phantoms} phantom X-rays in {uri}", flush=True)
         size = max(256, options.stored_size)
         write_phantom(uri, options.phantoms, size=size, findings=FINDINGS, prevalence=PREVALENCE)
     return replace(options, archive=(uri,))

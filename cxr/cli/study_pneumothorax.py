@@ -51,7 +51,7 @@ def run_study(
     """Train every network with every seed, and compare them on test images; returns the result.json."""
     chosen = named(networks, recipe)
     if archive.stream:
-        raise UserError("all networks are evaluated on the same shards: leave --stream out")
+        raise UserError("all networks are evaluated on the same shards: omit --stream")
     out = check_inputs(recipe, archive, out)
     connect(out, archive, run)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}

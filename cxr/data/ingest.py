@@ -270,7 +270,7 @@ def _check_rejects(about: dict[str, Any], images: int, max_rejects: float, out: 
     if share > max_rejects:
         top = "; ".join(f"{count} x {reason}" for reason, count in list(about["reasons"].items())[:3])
         raise UserError(
-            f"{about['rejects']} of {images} images ({share:.1%}) cannot be used, more than the share of "
-            f"{max_rejects} that --max-rejects allows: {top}. {storage.join(out, REJECTS_FILE)} lists them. "
-            f"Repair them and ingest into another --out, or allow more: all usable images have been written"
+            f"{about['rejects']} of {images} images ({share:.1%}) cannot be used, more than --max-rejects "
+            f"{max_rejects:g} allows: {top}. {storage.join(out, REJECTS_FILE)} lists them. "
+            f"Repair them and ingest into another --out, or raise --max-rejects. All usable images have been written"
         )

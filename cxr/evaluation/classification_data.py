@@ -149,7 +149,7 @@ def join(scores: ClassificationScores, truth: LabelTruth) -> LabeledScores:
 def _nothing_in_common(scores: ClassificationScores, truth: LabelTruth, present: int, good: int) -> str:
     return (
         f"of {len(truth.labeled):,} images of the archive {truth.labeled.sum():,} have labels, {present:,} are in "
-        f"{scores.uri}, {good:,} without an error; it scores {', '.join(scores.findings)}, the archive has labels of "
-        f"{', '.join(truth.findings) or 'nothing'}: there is nothing to evaluate. Give the archive that was scored, "
-        f"one that has labels, or another --split"
+        f"{scores.uri}, {good:,} without an error; scores are of {', '.join(scores.findings)}, labels of "
+        f"{', '.join(truth.findings) or 'no finding'}: there is nothing to evaluate. Give the archive that was "
+        f"scored, one that has labels, or another --split"
     )

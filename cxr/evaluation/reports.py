@@ -53,12 +53,12 @@ def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
         options = replace(options, reading=replace(options.reading, select=run.select))
     if run.family not in REPORTS:
         raise UserError(
-            f"{run.uri} holds scores of family {run.family!r}, for which there is no report yet; "
-            f"there is one for {', '.join(REPORTS)}"
+            f"{run.uri} contains scores of family {run.family!r}, for which there is no report; expected one of "
+            f"{', '.join(REPORTS)}"
         )
     how, scored = REPORTS[run.family], " and ".join(run.archives)
     if len(run.archives) > 1 and not options.archive and not options.against:
-        print(f"note: {scored} were scored: the report describes the scores; --archive names one to compare with")
+        print(f"note: {scored} were scored, so the report only describes the scores; give --archive to compare")
         return score_summary.report(run, options, out, how.kinds)
     try:
         return how.evaluate(run, replace(options, split="test") if options.split == "auto" else options, out)

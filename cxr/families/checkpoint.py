@@ -89,7 +89,8 @@ def load(uri: str) -> Checkpoint:
         pretrained.load(network, state, "the network", exact=True)
     except ValueError as error:
         raise UserError(
-            f"{uri} does not hold the weights of the network that its recipe describes: {error}. Give another one"
+            f"{uri} does not contain the weights of the network that its recipe describes: {error}. Give "
+            f"another checkpoint"
         ) from error
     return Checkpoint(uri, recipe, network.eval(), tuple(about["findings"]), about)
 

@@ -24,7 +24,9 @@ KIND, VERSION = "cxr-checkpoint", 1
 def read_about(uri: str) -> dict[str, Any]:
     """The contents of checkpoint.json, checked to be of a kind and version that can be read here."""
     if not storage.exists(storage.join(uri, ABOUT)):
-        raise UserError(f"{uri} holds no {ABOUT}: give a checkpoint's folder, e.g. the `checkpoint` of a result.json")
+        raise UserError(
+            f"{uri} contains no {ABOUT}: give the folder of a checkpoint, for example `checkpoint` in a result.json"
+        )
     about = storage.read_json(storage.join(uri, ABOUT))
     if (about.get("kind"), about.get("version")) != (KIND, VERSION):
         raise UserError(

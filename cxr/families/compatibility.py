@@ -183,7 +183,7 @@ def _check_findings(archive: ShardInfo | RawArchive, recipe: Recipe) -> None:
     sampling = sampling_of(recipe)
     if sampling and sampling.finding != schema.ANY_FINDING and sampling.finding not in archive.findings:
         raise UserError(
-            f"{archive.uri} has no labels of {sampling.finding}, so that its images cannot be sampled by it: its "
+            f"{archive.uri} has no labels of {sampling.finding}, so its images cannot be sampled by it: its "
             f"findings are {', '.join(archive.findings) or 'none'}. Give another archive, or train on all of its "
             f"images alike"
         )

@@ -292,7 +292,9 @@ class LocalizeTask(ClassifierTask):
             x[:, 0].cpu().numpy(), heat.cpu().numpy(), p.cpu().numpy(), true, strict=True
         ):
             tiles += self._tiles(image_HW, heat_Fhw, p_F, _without_padding(boxes))
-        title = "true boxes blue, predicted boxes orange; beside each image the map they come from"
+        title = (
+            "true boxes: blue; predicted boxes: orange; to the right of each image: the map of the predicted boxes"
+        )
         figures.save_figure(attention.sheet_figure(tiles, 4, title), str(folder), "boxes.png")
 
     def _tiles(

@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         # optimizer is AdamW, gradients are clipped, the stages share one batch size, and batch norm adapts
         # throughout.
         "published": Preset(
-            "Ranjan et al. 2018 with DenseNet-201, on images of 1024 px; ImageNet weights if they can be fetched.",
+            "Ranjan et al. 2018 with DenseNet-201, on images of 1024 px; ImageNet weights if they can be downloaded.",
             {
                 "size": 1024,
                 "crop": 896,
@@ -125,7 +125,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "A small U-Net on images of 256 px, for CPUs.", {"size": 256, "architecture": "small_unet", "lr": 2e-3}
         ),
         "siim": Preset(
-            "Much of what the winners of SIIM-ACR 2019 did: U-Net, 512 px, sliding fraction of positives, averaging.",
+            "Settings of the winners of SIIM-ACR 2019: U-Net, 512 px, decreasing fraction of positives, averaging.",
             {
                 "size": 512,
                 "architecture": "unet",

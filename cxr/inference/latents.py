@@ -67,8 +67,8 @@ def check_encoder(info: ShardInfo, kept: Checkpoint) -> None:
     if not same_family or encoder_fingerprint(kept) != about["encoder_sha256"]:
         other = "has another encoder" if same_family else f"is of family {kept.recipe.family!r}"
         raise UserError(
-            f"{kept.uri} {other}: a latent archive can be scored only by a checkpoint with the encoder that made it. "
-            f"{info.uri} was made by that of {about['checkpoint']}"
+            f"{kept.uri} {other}: latents can be scored only with the encoder that made them. Give "
+            f"{about['checkpoint']}, which made {info.uri}, or a checkpoint with the same encoder"
         )
 
 

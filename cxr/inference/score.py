@@ -195,7 +195,7 @@ def _check_shards(info: shards.ShardInfo, kept: Checkpoint, options: ScoreOption
     if info.latents is None:
         return
     if options.save_latents:
-        raise UserError(f"{info.uri} contains latents already: leave --save-latents out")
+        raise UserError(f"{info.uri} already contains latents: omit --save-latents")
     latents.check_encoder(info, kept)
 
 
@@ -356,5 +356,5 @@ def _check_rejects(scored: Scored, most: float) -> None:
         top = "; ".join(f"{reason} ({count})" for reason, count in list(scored.reasons.items())[:3])
         raise UserError(
             f"{scored.rejects} of {scored.images} images ({share:.0%}) could not be read, more than --max-rejects "
-            f"{most:g} allows: {top}. All others are scored in {scored.scores}"
+            f"{most:g} allows: {top}. All other images have been scored in {scored.scores}"
         )

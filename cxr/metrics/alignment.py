@@ -55,9 +55,9 @@ def degenerate(scale: float, shift: float, mirrored_share: float) -> str:
     if not SCALES[0] <= scale <= SCALES[1]:
         return f"collapsed: expected a mean scale from {SCALES[0]} to {SCALES[1]}, got {scale:.2f}"
     if not shift <= FARTHEST:
-        return f"drifted: its frame's middle lies {shift:.0%} of the width off the images', at most {FARTHEST:.0%}"
+        return f"drifted: expected a mean shift of at most {FARTHEST:.0%} of the width, got {shift:.0%}"
     if mirrored_share:
-        return f"mirrored: {mirrored_share:.0%} of the images come out with left and right exchanged"
+        return f"mirrored: left and right are exchanged in {mirrored_share:.0%} of the aligned images"
     return ""
 
 

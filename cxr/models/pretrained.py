@@ -128,7 +128,7 @@ def _stored(recipe: HasInitialWeights, setting: str, network: str, out: str) -> 
     sha256 = digest(state)
     if exists and sha256 != sha256_of(folder):
         raise UserError(
-            f"{setting}={given} holds different weights from those that an earlier run in {out} started from: give "
+            f"{setting}={given} contains other weights than those that an earlier run in {out} started from: give "
             f"another --out, or delete {folder} to use the new weights there"
         )
     if not exists:

@@ -185,11 +185,11 @@ def _outcome(main: Callable[[Options], dict[str, Any]], options: Options) -> tup
 
 
 def _check_out(out: str) -> None:
-    """Look at the place of the results before anything starts: hours later would be a bad time to find it shut."""
+    """Check that OUT can be written before anything starts, so that a job does not fail after hours."""
     if "working_dir_files" in storage.normalize(out).split("/"):
         console.note(
-            f"--out {out} lies in this submitted job's copy of the working directory, which Ray "
-            f"deletes in the end: give an absolute path or a URI to keep the results"
+            f"--out {out} lies in the submitted job's copy of the working directory, which Ray "
+            f"deletes at the end: give an absolute path or a URI to keep the results"
         )
     storage.check_writable(out)
 

@@ -92,7 +92,7 @@ class _Lease:
         while not self._released.wait(HEARTBEAT_S):
             with suppress(storage.StorageError):  # which may pass before the lease is stale
                 if not self._write(self._content) and not self._write(None):  # None: somebody deleted the file
-                    console.note(f"another run has taken over {self._folder}; this one stops")
+                    console.note(f"another run has taken over {self._folder}; this run stops")
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
 

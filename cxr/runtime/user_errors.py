@@ -19,6 +19,6 @@ def user_error_in(error: Any) -> UserError | None:
         if isinstance(error, UserError):
             return error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return UserError(f"{error.filename or 'a disk'}: {error.strerror}: make room")
+            return UserError(f"{error.filename or 'a disk'}: {error.strerror}: free some space")
         error = ray_private.wrapped_error(error) or getattr(error, "cause", None) or error.__cause__
     return None

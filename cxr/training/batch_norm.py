@@ -27,11 +27,13 @@ def note(network: nn.Module, workers: int, images: int, device: torch.device) ->
     apart = [norm for norm in norms if not isinstance(norm, nn.SyncBatchNorm) and not _frozen(norm)]
     if workers == 1 or not apart:
         return ""
-    why = "which only GPUs can share" if device.type == "cpu" else "since sync_batch_norm is off"
-    thin = f" That is few: below {FEW}, results get worse. Use fewer workers or a larger batch_size." * (images < FEW)
+    why = "because only GPUs can share them" if device.type == "cpu" else "because sync_batch_norm is off"
+    thin = f" With fewer than {FEW} images, results get worse: use fewer workers or a larger batch_size." * (
+        images < FEW
+    )
     return (
-        f"batch norm: each of the {workers} workers has statistics of its own, {why}: of {images} of the "
-        f"{workers * images} images of a step. With another number of workers the network learns differently.{thin}"
+        f"batch norm: each of the {workers} workers computes its own statistics over {images} of the "
+        f"{workers * images} images of a step, {why}. The result therefore depends on the number of workers.{thin}"
     )
 
 

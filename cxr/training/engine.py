@@ -51,8 +51,8 @@ class Engine:
     ) -> None:
         if steps_per_epoch < recipe.accumulate:
             raise UserError(
-                f"accumulate={recipe.accumulate} with {steps_per_epoch} steps an epoch: the weights would never "
-                f"move. Lower accumulate or batch_size"
+                f"accumulate={recipe.accumulate} with {steps_per_epoch} steps per epoch: the weights would never "
+                f"be updated. Lower accumulate or batch_size"
             )
         self.recipe, self.workers, self.device, self.check_every = recipe, workers, device, check_every
         self.steps_per_epoch = steps_per_epoch

@@ -152,8 +152,10 @@ def room(options: RunOptions, *, raw: bool, beside: float = 0.0) -> int:
     """
     workers, cpus, gpus = options.min_workers or options.workers, cluster.total("CPU"), cluster.total("GPU")
     if uses_gpu(options) and gpus < workers:
-        remedy = f"give --workers {gpus:g}, or --device cpu" if gpus else "give --device cpu, or run where GPUs are"
-        raise UserError(f"expected {workers} GPUs, one for each worker, the cluster has {gpus:g}: {remedy}")
+        remedy = (
+            f"give --workers {gpus:g}, or --device cpu" if gpus else "give --device cpu, or use a cluster with GPUs"
+        )
+        raise UserError(f"expected {workers} GPUs, one for each worker, got a cluster with {gpus:g}: {remedy}")
     fits = math.floor((cpus - raw) / (workers * options.resources_per_worker["CPU"] + beside))
     if uses_gpu(options):
         fits = min(fits, math.floor(gpus / workers))
@@ -242,8 +244,8 @@ def _finish(returned: Mapping[str, Any], recipe: Recipe, out: str, name: str) ->
                 f"settings, for example lower lr"
             )
         raise TrainingStoppedError(
-            f"{recipe.monitor} could not be measured in any epoch: check that the validation images have what it "
-            f"needs"
+            f"{recipe.monitor} could not be measured in any epoch: check that the validation images have the labels, "
+            f"boxes or masks that it needs"
         )
     kept = checkpoint_files.copy_for_scoring(
         storage.join(out, name, best["checkpoint"]), storage.join(out, "checkpoint")

@@ -94,6 +94,6 @@ class SearchOptions:
 def check_resume(run: str, resume: bool) -> None:
     """Raise UserError if a run would overwrite the one in folder `run`, or if there is none to resume."""
     if storage.exists(run) and not resume:
-        raise UserError(f"{run} contains a run already: give --resume to continue it, or another --out")
+        raise UserError(f"{run} already contains a run: give --resume to continue it, or another --out")
     if resume and not storage.exists(run):
-        raise UserError(f"{run} contains no run to resume: give the --out of the run, or leave --resume out")
+        raise UserError(f"{run} contains no run to resume: give the --out of the run, or omit --resume")

@@ -145,8 +145,8 @@ def objectives_of(recipe: Recipe, options: SearchOptions) -> dict[str, Literal["
     if len(names) < 2 or len(set(names)) < len(names) or not set(names) <= set(recipe.objectives):
         offered = ", ".join(recipe.objectives) or "no metrics"
         raise UserError(
-            f"objectives={' '.join(names)}: family {recipe.family} can weigh {offered} against each other. Name two "
-            f"or more of these, each once, or leave --objectives out"
+            f"objectives={' '.join(names)}: expected at least two different metrics of {offered} for family "
+            f"{recipe.family}: correct --objectives, or omit it"
         )
     return {name: recipe.objectives[name] for name in names}
 
@@ -161,13 +161,13 @@ def searched(recipe: Recipe, options: SearchOptions) -> dict[str, BaseDistributi
     if unknown := set(options.frozen_params) - set(space):
         stages = " and ".join(stage.name for stage in recipe.stages() if stage.name)
         raise UserError(
-            f"frozen_params={' '.join(sorted(unknown))}: expected settings that this search draws, which are "
+            f"frozen_params={' '.join(sorted(unknown))}: expected settings that this search samples, which are "
             f"{', '.join(space) or 'none'}{f' for the stages {stages}' * bool(stages)}"
         )
     if not (drawn := recipe.active_search_space(options.frozen_params)):
         raise UserError(
             f"frozen_params={' '.join(options.frozen_params)} leaves no setting of family {recipe.family} to search, "
-            f"so that every trial would be the same: leave some of these out of --frozen-params"
+            f"so that all trials would be equal: remove some of them from --frozen-params"
         )
     return drawn
 
@@ -257,7 +257,7 @@ def _new(
     run: RunOptions,
 ) -> tune.Tuner:
     if storage.exists(storage.join(out, SEARCH)):
-        raise UserError(f"{out} contains a search already: give --resume to continue it, or another --out")
+        raise UserError(f"{out} already contains a search: give --resume to continue it, or another --out")
     objectives = objectives_of(recipe, options)
     if objectives:
         console.note("with several objectives, trials cannot be stopped early: each one trains for all of its epochs")
@@ -296,7 +296,7 @@ def _tune_config(
 def _restored(trainable: Any, recipe: Recipe, out: str, objectives: tuple[str, ...]) -> tune.Tuner:
     path, files = storage.ray_storage(storage.join(out, SEARCH))
     if not tune.Tuner.can_restore(path, storage_filesystem=files):
-        raise UserError(f"{out} contains no search to resume: give the --out of the search, or leave --resume out")
+        raise UserError(f"{out} contains no search to resume: give the --out of the search, or omit --resume")
     began = storage.read_json(storage.join(out, ABOUT))
     changed, weighed = recipe.changes_from(began), tuple(began.get("objectives", ()))
     if weighed != objectives:
@@ -314,7 +314,7 @@ def _restored(trainable: Any, recipe: Recipe, out: str, objectives: tuple[str, .
 def _check_dashboard() -> None:
     if not ray_private.dashboard_url():
         raise UserError(
-            "this Ray cluster runs without its dashboard, which Tune needs to free the workers of stopped trials: "
+            "this Ray cluster runs without its dashboard, which Tune needs to stop the workers of stopped trials: "
             "start the head with --include-dashboard=true"
         )
 

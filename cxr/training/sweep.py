@@ -105,7 +105,7 @@ def _wait(running: dict[Any, str], continue_on_failure: bool) -> None:
     except RayTaskError as error:
         mistake = user_error_in(error)
         if continue_on_failure:
-            console.note(f"{folder} failed and is left out: {mistake or error.cause}")
+            console.note(f"{folder} failed; continuing without it: {mistake or error.cause}")
             return
         if mistake:
             raise UserError(f"{folder}: {mistake}") from error

@@ -158,7 +158,7 @@ def test_mistakes_are_told_before_anything_is_made(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match=r"variants: expected some of multiscale, uniform, last, .* got first"):
         main(Options(out=out, variants=("first",)))
-    with pytest.raises(UserError, match="leave --stream out"):
+    with pytest.raises(UserError, match="omit --stream"):
         main(Options(out=out, data=ArchiveOptions(stream=True)))
     phantom = make_phantom.Options(out=out, layout="siim", findings=("Mass",))
     with pytest.raises(UserError, match="which has fixed findings, got Mass"):

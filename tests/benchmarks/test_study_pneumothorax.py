@@ -135,7 +135,7 @@ def test_mistakes_are_told_before_anything_is_made(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match=r"networks: expected some of small_unet, unet-resnet18.* got segnet"):
         main(Options(out=out, networks=("segnet",)))
-    with pytest.raises(UserError, match="leave --stream out"):
+    with pytest.raises(UserError, match="omit --stream"):
         main(Options(out=out, data=ArchiveOptions(stream=True)))
     assert not Path(out).exists()
 

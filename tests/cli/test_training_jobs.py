@@ -78,7 +78,7 @@ def test_several_archives_become_one_and_stay_the_same(two: ArchiveOptions, tmp_
 def test_archives_that_cannot_be_one_are_refused_before_anything_is_made(two: ArchiveOptions, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for options in (other(two, stream=True), other(two, archive=two.archive[:1] * 2)):
-        with pytest.raises(UserError, match="Give each once, and leave --stream out"):
+        with pytest.raises(UserError, match="Give each archive once, and omit --stream"):
             check_inputs(RECIPE, options, str(out))
     raw = str(tmp_path / "raw")
     write_masked_phantom(raw, 4, "montgomery", size=64)

@@ -144,7 +144,7 @@ def test_a_setting_with_one_value_is_not_searched() -> None:
 
 def test_a_search_of_nothing_is_refused() -> None:
     recipe = AecnnRecipe(last_stage="classifier")
-    with pytest.raises(UserError, match="expected settings that this search draws, which are classifier_lr"):
+    with pytest.raises(UserError, match="expected settings that this search samples, which are classifier_lr"):
         searched(recipe, SearchOptions(frozen_params=("lr",)))
     with pytest.raises(UserError, match="every trial would be the same"):
         searched(recipe, SearchOptions(frozen_params=("classifier_lr", "backbone", "compression")))

@@ -97,7 +97,9 @@ def _read(archive: str, pixels: PixelFormat, limit: int) -> tuple[Masked, list[s
     images, masks = torch.cat([block[1] for block in blocks]), torch.cat([block[2] for block in blocks])
     source = find_source(normalize(archive)).name
     left_out = len(table) - len(image_ids)
-    note = f"{archive}: {left_out} of {len(table)} images left out, which are broken or have no lung mask"
+    note = (
+        f"{archive}: {left_out} of {len(table)} images left out because they cannot be decoded or have no lung mask"
+    )
     return Masked(image_ids, [source] * len(image_ids), images, masks), [note] if left_out else []
 
 

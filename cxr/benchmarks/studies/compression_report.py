@@ -73,17 +73,17 @@ def _ranked(rows: Sequence[Row], codec: str, at: str) -> str:
     order = ", ".join(f"{row.way} {row.psnr:.2f}" for row in best)
     alike = max(best, key=lambda row: row.ssim)
     return (
-        f"At the {own.bytes_per_image:,.0f} bytes of the {'latents as stored' if at == AS_STORED else 'raw latents'} "
-        f"the pictures' PSNR is, in dB: {order}; {codec} is number {best.index(own) + 1} of {len(best)}. "
-        f"{alike.way} has the best SSIM, {alike.ssim:.4f}; {codec} has {own.ssim:.4f}."
+        f"PSNR in dB at {own.bytes_per_image:,.0f} bytes, the size of the "
+        f"{'stored' if at == AS_STORED else 'raw'} latents: {order}; {codec} ranks {best.index(own) + 1} of "
+        f"{len(best)}. {alike.way} has the highest SSIM, {alike.ssim:.4f}; {codec} has {own.ssim:.4f}."
     )
 
 
 def _out_of_reach(rows: Sequence[Row], codec: str) -> list[str]:
     sizes = {row.at: row.bytes_per_image for row in rows if row.way == codec}
     return [
-        f"{row.way} cannot get closer to {sizes[row.at]:,.0f} bytes than {row.bytes_per_image:,.0f}: it is not "
-        f"compared at the same size."
+        f"{row.way} is not compared at the same size: its files have at least {row.bytes_per_image:,.0f} bytes, not "
+        f"{sizes[row.at]:,.0f}."
         for row in rows
         if row.at and not row.way.startswith((codec, RESIZED)) and abs(row.bytes_per_image / sizes[row.at] - 1) > FAR
     ]
@@ -97,10 +97,10 @@ def _findings(rows: Sequence[Row], codec: str) -> list[str]:
     measured = [row for row in rows if row.at and math.isfinite(row.auroc)]
     outside = [row for row in measured if not original.auroc_low <= row.auroc <= original.auroc_high]
     named = ", ".join(f"{row.way} ({row.at})" for row in outside)
-    apart = f"outside of it: {named}" if outside else "all others are within it"
+    apart = f"outside of this interval: {named}" if outside else "all other values are within this interval"
     return [
         f"Mean AUROC on the originals is {tables.interval(original.auroc, original.auroc_low, original.auroc_high)}; "
-        f"{apart}. From only the latents it is {tables.interval(latent.auroc, latent.auroc_low, latent.auroc_high)}."
+        f"{apart}. With only the latents it is {tables.interval(latent.auroc, latent.auroc_low, latent.auroc_high)}."
     ]
 
 

@@ -59,7 +59,7 @@ def tables(judged: Sequence[Judged]) -> str:
 
 
 def _others(judged: Sequence[Judged]) -> str:
-    head = ["", "mean AUROC (95 %)", "SD of seeds", "pointing game", "false positives an image"]
+    head = ["", "mean AUROC (95 %)", "SD of seeds", "pointing game", "false positives per image"]
     at = THRESHOLDS.index(0.3)
     rows = [
         [
@@ -82,7 +82,7 @@ def gains_table(gained: Mapping[str, Sure], one: str, other: str, threshold: flo
     """Markdown: the gains of `studies.localization.gains`."""
     told = {name: _GAINS[name.partition("_")[0]].format("IoU", f"{threshold:.1f}") for name in gained}
     rows = [[told[name], _cell(of, 3), number(of.spread)] for name, of in gained.items()]
-    return markdown(["", f"{one} less {other} (95 %)", "SD of seeds"], rows)
+    return markdown(["", f"{one} minus {other} (95 %)", "SD of seeds"], rows)
 
 
 def page(judged: Sequence[Judged], gained: str, said: str, resamples: int) -> str:
@@ -134,7 +134,7 @@ def picture(judged: Sequence[Judged]) -> Figure:
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(judged), frameon=False)
-    grid[0].set_ylabel("images in which it is found")
+    grid[0].set_ylabel("images in which it is localized")
     return figure
 
 

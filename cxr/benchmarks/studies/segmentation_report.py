@@ -48,14 +48,16 @@ _PAPER = (
     ("FCN-8s, VGG16", ".627", "–", "–", "–", "–", "–"),
 )
 _LEGEND = (
-    "Dice and IoU are means over images, of which two empty masks count 1; {empty} is the Dice of finding nothing in "
-    "any image. Mean IU and pixel accuracy are of all pixels together. Intervals are of other patients. {timed} "
-    "Depth, receptive field and stride are of the path to the coarsest features; a U-Net's is its encoder.{cut}\n"
+    "Dice and IoU are means over images, where two empty masks count as 1. Predicting only empty masks has a Dice of "
+    "{empty}. Mean IoU and pixel accuracy are computed over all pixels together. Intervals come from resampling "
+    "patients. {timed} Depth, receptive field and stride are those of the path to the coarsest features, which in a "
+    "U-Net is the encoder.{cut}\n"
 )
 _OTHERS = (
-    "Long et al. (2015) give, of 21 classes of objects in photographs (PASCAL VOC), with fully connected layers as "
-    "convolutions:\n\n{table}\nOn SIIM-ACR itself a U-Net on a ResNet was given a Dice of .843 and an IoU of .826 "
-    "(Jakhar et al. 2019), and the winner's ensemble had a Dice of .868 on the private test images.\n"
+    "Long et al. (2015) report these values for 21 classes of objects in photographs (PASCAL VOC), with fully "
+    "connected layers as convolutions:\n\n{table}\nOn SIIM-ACR, a Dice of .843 and an IoU of .826 were reported for "
+    "a U-Net on a ResNet (Jakhar et al. 2019), and the winner's ensemble had a Dice of .868 on the private test "
+    "images.\n"
 )
 
 
@@ -95,7 +97,7 @@ def page(judged: Sequence[Judged], said: str, timed: str, *, cut: bool) -> str:
         cut: whether AlexNet and VGG16 went without their fully connected layers.
     """
     empty = number(judged[0].figures["empty_prediction_dice"])
-    without = " AlexNet and VGG16 are without their fully connected layers (fc6, fc7)." if cut else ""
+    without = " AlexNet and VGG16 are used without their fully connected layers (fc6, fc7)." if cut else ""
     legend = _LEGEND.format(empty=empty, timed=timed, cut=without)
     return "\n".join([table(judged), f"{said}\n", legend, _OTHERS.format(table=markdown(_PAPER_HEAD, _PAPER))])
 
@@ -122,8 +124,8 @@ def picture(judged: Sequence[Judged]) -> Figure:
     panels[0].axvline(judged[0].figures["empty_prediction_dice"], color=palette.NEUTRAL, ls="--", lw=1)
     panels[0].set_ylim(-0.6, len(order) - 0.4)
     titles = (
-        "mean Dice (95 %); dashed: of finding nothing",
-        "of images with something to find (95 %)",
+        "mean Dice (95 %); dashed: only empty masks",
+        "of images with a true mask (95 %)",
         "forward, ms",
     )
     for axes, title in zip(panels, titles, strict=True):

@@ -36,7 +36,7 @@ def save_chart(
             ax.text(
                 0.02,
                 targets[title] * peer,
-                f"target: {targets[title]:g} x the fastest peer",
+                f"target: {targets[title]:g} x the fastest alternative",
                 fontsize=7,
                 color=palette.MARK,
                 va="bottom",
