@@ -57,11 +57,11 @@ def main(options: Options) -> dict[str, Any]:
     print(f"{counted(len(images), 'image')} with lung masks", flush=True)
     poses = align.random_poses(images.image_ids, options.seed)
     transforms, metrics, pictures = [], {"images": float(len(images))}, []
-    for ending, shown, pose in (("", images.shown(poses), poses), (AS_IS, images, identity(len(images)))):
-        compared = align.compare(shown, aligner, Ecc())
-        metrics |= align.metrics(compared, images.sources, ending, options.seed)
-        pictures += save_pictures(shown, compared, storage.join(out, "pictures"), ending)
-        transforms.append(align.transforms(images, compared, pose))
+    for ending, posed, pose in (("", images.transformed(poses), poses), (AS_IS, images, identity(len(images)))):
+        comparison = align.compare(posed, aligner, Ecc())
+        metrics |= align.metrics(comparison, images.sources, ending, options.seed)
+        pictures += save_pictures(posed, comparison, storage.join(out, "pictures"), ending)
+        transforms.append(align.transforms(images, comparison, pose))
         _print_metrics(metrics, ending)
     table = storage.join(out, "transforms.parquet")
     data = io.BytesIO()

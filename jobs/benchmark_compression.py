@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from cxr import storage
 from cxr.benchmarks.studies import compression, compression_report, xrays
-from cxr.benchmarks.studies.compression import Judge
+from cxr.benchmarks.studies.compression import Evaluator
 from cxr.cli.phantoms import phantom_archive
 from cxr.cli.training_jobs import demo_compressor_checkpoint
 from cxr.families import checkpoint, lung_crop
@@ -56,35 +56,39 @@ def main(options: Options) -> dict[str, Any]:
     compression.check_compressor(compressor)
     compression.check_classifier(classifier)
     crop = lung_crop.of_checkpoint(compressor)
-    given, notes = xrays.read(archive, options.split, compressor.recipe, options.limit, crop=crop)
+    originals, notes = xrays.read(archive, options.split, compressor.recipe, options.limit, crop=crop)
     for note in notes:
         print(f"note: {note}", flush=True)
-    judge = Judge(given, classifier, options.shown % len(given.pixels), options.resamples, options.seed)
+    evaluator = Evaluator(
+        originals, classifier, options.shown % len(originals.pixels), options.resamples, options.seed
+    )
     rows = []
-    for row in compression.compare(given, compressor, judge):
+    for row in compression.compare(originals, compressor, evaluator):
         rows.append(row)
         print(f"{row.way}, {row.at or 'own size'}: {row.bytes_per_image:,.0f} bytes, PSNR {row.psnr:.2f}", flush=True)
-    codec, about = compression.codec_name(compressor), _about(options, compressor, classifier, archive, given)
-    written = compression_report.write(rows, judge.shown, codec, about, out)
-    print(f"{about}\n\n{compression_report.table(rows)}\n{compression_report.said(rows, codec)}", flush=True)
+    codec, about = compression.codec_name(compressor), _about(options, compressor, classifier, archive, originals)
+    written = compression_report.write(rows, evaluator.shown, codec, about, out)
+    print(f"{about}\n\n{compression_report.table(rows)}\n{compression_report.summary(rows, codec)}", flush=True)
     print(f"picture: {written['picture']}", flush=True)
-    metrics = {"images": float(len(given.pixels))} | compression_report.metrics(rows)
+    metrics = {"images": float(len(originals.pixels))} | compression_report.metrics(rows)
     return {"checkpoint": compressor.uri, "classifier": classifier.uri, "metrics": metrics, **written}
 
 
-def _about(options: Options, compressor: Checkpoint, classifier: Checkpoint, archive: str, given: xrays.XRays) -> str:
+def _about(
+    options: Options, compressor: Checkpoint, classifier: Checkpoint, archive: str, originals: xrays.XRays
+) -> str:
     size, latents = compressor.recipe.size, latent_encoder(compressor.recipe).latent_format()
     own = "the compressor's own classifier"
     by = f"{own}, which encodes them again" if classifier is compressor else f"the classifier {classifier.uri}"
     return (
-        f"{counted(len(given.pixels), 'image')} of {counted(len(set(given.patients)), 'patient')}, "
+        f"{counted(len(originals.pixels), 'image')} of {counted(len(set(originals.patients)), 'patient')}, "
         f"split {options.split} of {archive}, "
         f"at {size} x {size} pixels of 8 bits; latents of {compressor.uri}, {latents.size} x {latents.size} values "
         f"of {latents.bits} bits. Bytes are means per image: of files including their headers, and of latents and "
         f"resized images, raw or in the compressed Parquet of a latent archive. JPEG, JPEG 2000 and WebP use the "
-        f"quality whose mean file size is closest to that of the latents. PSNR in dB: of the mean squared error over "
-        f"all images, and the mean of the images' own. AUROC: decoded images classified by {by}; `from latents`: by "
-        f"{own}, without decoding."
+        f"quality whose mean file size is closest to that of the latents. PSNR in dB is that of the mean squared "
+        f"error over all images; the next column is the mean PSNR of the images. AUROC is that of decoded images, "
+        f"classified by {by}; `from latents` is classified by {own}, without decoding."
     )
 
 

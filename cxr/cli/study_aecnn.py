@@ -1,4 +1,4 @@
-"""The study of AE-CNN: the same classifier on latents, on resized images and on whole ones."""
+"""The study of AE-CNN: the same classifier on latents, on resized images and on uncompressed images."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ COMPRESSED, RESIZED, WHOLE = "ae-cnn", "resized", "uncompressed"
 
 
 def run_study(
-    given: AecnnRecipe, archive: ArchiveOptions, run: RunOptions, out: str, *, seeds: int, test_images: int
+    recipe: AecnnRecipe, archive: ArchiveOptions, run: RunOptions, out: str, *, seeds: int, test_images: int
 ) -> dict[str, Any]:
     """Train AE-CNN and its baselines with every seed, and compare them on test images; returns the result.json."""
-    out = check_inputs(given, archive, out)
+    out = check_inputs(recipe, archive, out)
     connect(out, archive, run)
-    recipe = resolve_environment(given, out, run)
-    data = ensure_shards(archive, out, given)
-    compressors = {COMPRESSED: recipe.compressor, RESIZED: "resize", WHOLE: "none"}
-    recipes = {name: recipe.replace(compressor=compressor) for name, compressor in compressors.items()}
+    resolved = resolve_environment(recipe, out, run)
+    data = ensure_shards(archive, out, recipe)
+    compressors = {COMPRESSED: resolved.compressor, RESIZED: "resize", WHOLE: "none"}
+    recipes = {name: resolved.replace(compressor=compressor) for name, compressor in compressors.items()}
     trained = train_all(recipes, range(seeds), data, out, run, reading=archive.reading)
     networks = {name: load_networks(trained, name) for name in recipes}
-    crop = lung_crop.of_recipe(recipe)
-    test, notes = xrays.read(data, "test", recipe, test_images, archive.reading, crop)
+    crop = lung_crop.of_recipe(resolved)
+    test, notes = xrays.read(data, "test", resolved, test_images, archive.reading, crop)
     for note in notes:
         print(f"note: {note}", flush=True)
-    judged = aecnn.variants(networks, test)
-    text = aecnn.table(judged)
-    said = f"{len(test.pixels):,} test images of {len(set(test.patients)):,} patients, {seeds} seeds"
-    print(f"{text}{said}", flush=True)
-    storage.write_text(storage.join(out, "table.md"), f"{text}\n{said}\n")
-    picture = figures.save_figure(aecnn.picture(judged), out, "auroc.png")
+    results = aecnn.variants(networks, test)
+    text = aecnn.table(results)
+    summary = f"{len(test.pixels):,} test images of {len(set(test.patients)):,} patients, {seeds} seeds"
+    print(f"{text}{summary}", flush=True)
+    storage.write_text(storage.join(out, "table.md"), f"{text}\n{summary}\n")
+    picture = figures.save_figure(aecnn.picture(results), out, "auroc.png")
     print(f"picture: {picture}", flush=True)
     return {
-        "metrics": {"images": float(len(test.pixels)), **aecnn.metrics(judged)},
+        "metrics": {"images": float(len(test.pixels)), **aecnn.metrics(results)},
         **networks_record(trained, recipes, data),
         "pictures": [picture],
     }

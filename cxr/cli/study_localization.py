@@ -24,7 +24,7 @@ from cxr.training.options import RunOptions
 from cxr.training.sweep import train_all
 
 MULTISCALE, LAST = "multiscale", "last"
-# Name -> the settings in which its recipe differs from the job's.
+# Settings in which each variant's recipe differs from that of the job.
 VARIANTS: dict[str, dict[str, str]] = {
     MULTISCALE: {"cam_stages": "all", "relevance": "learned"},
     "uniform": {"cam_stages": "all", "relevance": "uniform"},
@@ -59,28 +59,28 @@ def run_study(
     connect(out, archive, run)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
     data = ensure_shards(phantoms(archive, out), out, recipe)
-    test = boxed_xrays.read(data, "test", test_images)  # first: it may hold no boxes
+    test = boxed_xrays.read(data, "test", test_images)  # before training: it may have no boxes
     trained = train_all(recipes, range(seeds), data, out, run)
     device = best_device()
-    judged = []
+    results = []
     for name in recipes:
-        judged.append(localization.judge(name, load_networks(trained, name), test, device))
+        results.append(localization.evaluate(name, load_networks(trained, name), test, device))
         print(f"evaluated: {name}", flush=True)
     return {
         **networks_record(trained, recipes, data),
-        **write(judged, test, seeds, out),
+        **write(results, test, seeds, out),
     }
 
 
 def named(names: Sequence[str], recipe: LocalizeRecipe) -> dict[str, LocalizeRecipe]:
-    """Name -> recipe of each variant asked for."""
+    """The recipe of each of these variants, by name."""
     if not names or set(names) - set(VARIANTS):
         raise UserError(f"variants: expected some of {', '.join(VARIANTS)}, got {' '.join(names)}")
     return {name: recipe.replace(**VARIANTS[name]) for name in names}
 
 
 def phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
-    """The archive as given, or one of phantoms with small and large findings, in OUT/phantoms; made once."""
+    """The given archive, or one of phantoms with small and large findings in OUT/phantoms, generated once."""
     if options.archive:
         return options
     uri = storage.join(storage.normalize(out), "phantoms")
@@ -91,17 +91,19 @@ def phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
     return replace(options, archive=(uri,))
 
 
-def write(judged: Sequence[localization.Judged], test: BoxedXRays, seeds: int, out: str) -> dict[str, Any]:
+def write(
+    results: Sequence[localization.LocalizationResult], test: BoxedXRays, seeds: int, out: str
+) -> dict[str, Any]:
     """Print the tables; write table.md, networks.csv and accuracy.png into `out`; metrics and URIs."""
-    by_name = {one.name: one for one in judged}
+    by_name = {result.name: result for result in results}
     gains = localization.gains(by_name[MULTISCALE], by_name[LAST]) if {MULTISCALE, LAST} <= set(by_name) else {}
     gained = localization_report.gains_table(gains, MULTISCALE, LAST) if gains else ""
-    shown = [*judged, *localization.guesses(test)]
+    shown = [*results, *localization.baseline_results(test)]
     counts = test.pairs()
-    told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    said = f"{test.rows.num_rows:,} test images, of these with a box: {told}; {seeds} seed{'s' * (seeds > 1)}."
-    print(f"{localization_report.tables(shown)}{gained}{said}", flush=True)
-    storage.write_text(storage.join(out, "table.md"), localization_report.page(shown, gained, said, RESAMPLES))
+    boxed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    summary = f"{test.rows.num_rows:,} test images, of these with a box: {boxed}; {seeds} seed{'s' * (seeds > 1)}."
+    print(f"{localization_report.tables(shown)}{gained}{summary}", flush=True)
+    storage.write_text(storage.join(out, "table.md"), localization_report.page(shown, gained, summary, RESAMPLES))
     storage.write_text(storage.join(out, "networks.csv"), localization_report.csv(shown))
     picture = figures.save_figure(localization_report.picture(shown), out, "accuracy.png")
     print(f"picture: {picture}", flush=True)

@@ -1,4 +1,4 @@
-"""What the studies share: the networks that a sweep trained, and what a study's result.json says of them."""
+"""Code that the studies share: loading the trained networks, and their record in result.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load_networks(trained: Sequence[Trained], name: str) -> list[Checkpoint]:
 
 
 def networks_record(trained: Sequence[Trained], recipes: Mapping[str, Recipe], data: str) -> dict[str, Any]:
-    """Checkpoints by name and seed, the shards, and each recipe with the weights that it started from."""
+    """For result.json: checkpoints by name and seed, the shards, and each recipe with its initial weights."""
     return {
         "checkpoints": {f"{one.name}, seed {one.seed}": one.checkpoint for one in trained},
         "data": data,

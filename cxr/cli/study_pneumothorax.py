@@ -22,7 +22,7 @@ from cxr.reporting import figures
 from cxr.training.options import RunOptions
 from cxr.training.sweep import train_all
 
-# Name -> the settings in which its recipe differs from the job's.
+# Settings in which each network's recipe differs from that of the job.
 NETWORKS: dict[str, dict[str, str]] = {
     "small_unet": {"architecture": "small_unet", "backbone_pretrained": ""},
     **{
@@ -56,29 +56,29 @@ def run_study(
     connect(out, archive, run)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
     data = ensure_shards(siim_phantoms(archive, out), out, recipe)
-    test = segmentation.read(data, "test", recipe.mask_label, test_images)  # first: it may hold none
+    test = segmentation.read(data, "test", recipe.mask_label, test_images)  # before training: it may have no masks
     trained = train_all(recipes, range(seeds), data, out, run)
     device = best_device()
-    judged = []
+    results = []
     for name in recipes:
-        judged.append(segmentation.judge(name, load_networks(trained, name), test, device))
-        print(f"evaluated: {name}, Dice {judged[-1].dice.value:.3f}", flush=True)
+        results.append(segmentation.evaluate(name, load_networks(trained, name), test, device))
+        print(f"evaluated: {name}, Dice {results[-1].dice.value:.3f}", flush=True)
     return {
-        "metrics": {"images": float(len(test.pixels)), **segmentation.metrics(judged)},
+        "metrics": {"images": float(len(test.pixels)), **segmentation.metrics(results)},
         **networks_record(trained, recipes, data),
-        **write(judged, test, recipe, seeds, out, device),
+        **write(results, test, recipe, seeds, out, device),
     }
 
 
 def named(names: Sequence[str], recipe: PneumothoraxRecipe) -> dict[str, PneumothoraxRecipe]:
-    """Name -> recipe of each network asked for; all where none is named."""
+    """The recipe of each of these networks, by name; all networks if none is named."""
     if unknown := set(names) - set(NETWORKS):
         raise UserError(f"networks: expected some of {', '.join(NETWORKS)}, got {' '.join(sorted(unknown))}")
     return {name: recipe.replace(**NETWORKS[name]) for name in names or NETWORKS}
 
 
 def write(
-    judged: Sequence[segmentation.Judged],
+    results: Sequence[segmentation.SegmentationResult],
     test: segmentation.MaskedXRays,
     recipe: PneumothoraxRecipe,
     seeds: int,
@@ -87,16 +87,16 @@ def write(
 ) -> dict[str, Any]:
     """Print the table; write table.md, networks.csv and dice.png into `out`; their URIs."""
     patients = len(set(test.patients))
-    said = (
-        f"{len(test.pixels):,} test images of {patients:,} patients, {judged[0].figures['positives']:.0f} with a "
+    summary = (
+        f"{len(test.pixels):,} test images of {patients:,} patients, {results[0].figures['positives']:.0f} with a "
         f"pneumothorax, compared at {test.size} px; {seeds} seed{'s' * (seeds > 1)}."
     )
-    with_what = torch.cuda.get_device_name(device) if device.type == "cuda" else "one thread of a CPU"
-    timed = f"Forward passes are of one image of {recipe.size} px, {with_what}, float32, the median of several."
-    print(f"{segmentation_report.table(judged)}{said}", flush=True)
-    page = segmentation_report.page(judged, said, timed, cut=not recipe.fully_connected)
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else "one thread of a CPU"
+    timed = f"Forward passes are of one image of {recipe.size} px, {hardware}, float32, the median of several."
+    print(f"{segmentation_report.table(results)}{summary}", flush=True)
+    page = segmentation_report.page(results, summary, timed, cut=not recipe.fully_connected)
     storage.write_text(storage.join(out, "table.md"), page)
-    storage.write_text(storage.join(out, "networks.csv"), segmentation_report.csv(judged))
-    picture = figures.save_figure(segmentation_report.picture(judged), out, "dice.png")
+    storage.write_text(storage.join(out, "networks.csv"), segmentation_report.csv(results))
+    picture = figures.save_figure(segmentation_report.picture(results), out, "dice.png")
     print(f"picture: {picture}", flush=True)
     return {"table": storage.join(out, "networks.csv"), "pictures": [picture]}

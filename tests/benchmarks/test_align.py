@@ -1,4 +1,4 @@
-"""The comparison of aligners on a few phantoms whose poses are known, and on cheats that must gain nothing."""
+"""The comparison of aligners on a few phantoms with known poses, and on transforms that must not raise the IoU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cxr import schema
 from cxr.benchmarks.studies import align, align_pictures, ecc, mask_affine
-from cxr.benchmarks.studies.align import BEST, CXR, ECC, GIVEN, Compared, Masked
+from cxr.benchmarks.studies.align import BEST, CXR, ECC, GIVEN, AlignmentComparison, Masked
 from cxr.benchmarks.studies.ecc import Ecc, Registered
 from cxr.errors import UserError
 from cxr.families import checkpoint
@@ -42,26 +42,26 @@ def poses(images: Masked) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def shown(images: Masked, poses: Tensor) -> Masked:
-    return images.shown(poses)
+def posed(images: Masked, poses: Tensor) -> Masked:
+    return images.transformed(poses)
 
 
 @pytest.fixture(scope="module")
-def registered(shown: Masked) -> Registered:
-    return ecc.align(shown.pixels.numpy(), Ecc())
+def registered(posed: Masked) -> Registered:
+    return ecc.align(posed.pixels.numpy(), Ecc())
 
 
 @pytest.fixture(scope="module")
-def compared(shown: Masked, poses: Tensor, registered: Registered) -> Compared:
-    """A network that knows the poses, in the place of the checkpoint."""
-    best = mask_affine.align_masks(shown.masks)
-    return align.judged(
-        shown, {GIVEN: identity(COUNT), ECC: registered.theta, CXR: invert(poses), BEST: best}, {ECC: 0.1, CXR: 0.01}
+def comparison(posed: Masked, poses: Tensor, registered: Registered) -> AlignmentComparison:
+    """The true poses take the place of a checkpoint's predictions."""
+    best = mask_affine.align_masks(posed.masks)
+    return align.overlaps(
+        posed, {GIVEN: identity(COUNT), ECC: registered.theta, CXR: invert(poses), BEST: best}, {ECC: 0.1, CXR: 0.01}
     )
 
 
-def test_methods_rank_as_they_must(compared: Compared) -> None:
-    metrics = align.metrics(compared, ["montgomery"] * COUNT)
+def test_better_transforms_have_a_higher_iou(comparison: AlignmentComparison) -> None:
+    metrics = align.metrics(comparison, ["montgomery"] * COUNT)
     assert metrics["iou_ecc"] > metrics["iou_given"] + 0.1
     assert metrics["iou_cxr"] > metrics["iou_given"] + 0.2
     assert metrics["iou_best_affine"] > metrics["iou_cxr"]
@@ -70,16 +70,16 @@ def test_methods_rank_as_they_must(compared: Compared) -> None:
     assert metrics["gain_over_ecc_low"] < metrics["gain_over_ecc"] < metrics["gain_over_ecc_high"]
 
 
-def test_zooming_everything_in_gains_nothing(shown: Masked, poses: Tensor) -> None:
-    found = invert(poses)
-    zoomed = compose(found, ZOOM.expand_as(found))
-    plain, cheat = (align.judged(shown, {CXR: theta}) for theta in (found, zoomed))
+def test_zooming_in_does_not_raise_the_iou(posed: Masked, poses: Tensor) -> None:
+    aligned = invert(poses)
+    zoomed = compose(aligned, ZOOM.expand_as(aligned))
+    plain, cheat = (align.overlaps(posed, {CXR: theta}) for theta in (aligned, zoomed))
     torch.testing.assert_close(plain.theta[CXR], cheat.theta[CXR], atol=1e-5, rtol=0)
-    idle = align.judged(shown, {GIVEN: identity(COUNT), CXR: ZOOM.expand(COUNT, 2, 3)})
+    idle = align.overlaps(posed, {GIVEN: identity(COUNT), CXR: ZOOM.expand(COUNT, 2, 3)})
     torch.testing.assert_close(idle.iou[GIVEN], idle.iou[CXR], atol=0.03, rtol=0)
 
 
-def test_poses_hang_on_seed_and_image_alone() -> None:
+def test_poses_depend_only_on_seed_and_image() -> None:
     names = [f"{n}.png" for n in range(300)]
     poses = align.random_poses(names, 0)
     torch.testing.assert_close(align.random_poses(names[::-1], 0).flip(0), poses, atol=0, rtol=0)
@@ -94,20 +94,20 @@ def test_poses_hang_on_seed_and_image_alone() -> None:
         assert abs(float(values.mean()) - middle) < 0.1 * largest
 
 
-def test_ecc_does_the_same_again_and_leaves_opencv_as_it_was(shown: Masked, registered: Registered) -> None:
-    again = ecc.align(shown.pixels.numpy(), Ecc())
+def test_ecc_is_deterministic(posed: Masked, registered: Registered) -> None:
+    again = ecc.align(posed.pixels.numpy(), Ecc())
     torch.testing.assert_close(again.theta, registered.theta, atol=0, rtol=0)
     torch.testing.assert_close(registered.theta.mean(0), identity()[0], atol=1e-4, rtol=0)
 
 
-def test_ecc_keeps_what_it_had_where_it_fails() -> None:
+def test_ecc_returns_the_identity_if_it_fails() -> None:
     blank = np.zeros((3, 32, 32), np.uint8)
-    found = ecc.align(blank, Ecc())
-    assert found.failures > 0
-    torch.testing.assert_close(found.theta, identity(3), atol=1e-6, rtol=0)
+    registered = ecc.align(blank, Ecc())
+    assert registered.failures > 0
+    torch.testing.assert_close(registered.theta, identity(3), atol=1e-6, rtol=0)
 
 
-def test_opencvs_maps_are_ours(shown: Masked, poses: Tensor) -> None:
+def test_transforms_convert_to_opencv(posed: Masked, poses: Tensor) -> None:
     import cv2
 
     picture = np.random.default_rng(0).random((SIZE, SIZE), np.float32)
@@ -118,13 +118,13 @@ def test_opencvs_maps_are_ours(shown: Masked, poses: Tensor) -> None:
     torch.testing.assert_close(ecc.to_unit(ecc.to_pixels(poses[0], SIZE), SIZE), poses[0], atol=1e-5, rtol=0)
 
 
-def test_the_interval_counts_no_image_against_itself() -> None:
+def test_the_interval_excludes_pairs_of_an_image_with_itself() -> None:
     better, worse = torch.full((6, 6), 0.7), torch.full((6, 6), 0.5)
     better.fill_diagonal_(1)
     assert align.gain_interval(better, worse, 0) == pytest.approx((0.2, 0.2), abs=1e-6)
 
 
-def test_images_without_masks_or_pixels_are_left_out_and_told(archive: str, tmp_path: Path) -> None:
+def test_images_without_masks_or_pixels_are_left_out_with_a_note(archive: str, tmp_path: Path) -> None:
     write_masked_phantom(str(tmp_path), 4, "shenzhen", size=SIZE)
     masks = sorted((tmp_path / "mask").iterdir())
     masks[0].unlink()
@@ -138,29 +138,29 @@ def test_images_without_masks_or_pixels_are_left_out_and_told(archive: str, tmp_
         align.read([str(tmp_path)], SIZE)
 
 
-def test_a_checkpoint_is_compared_pictured_and_tabled(shown: Masked, poses: Tensor, tmp_path: Path) -> None:
+def test_a_checkpoint_is_compared(posed: Masked, poses: Tensor, tmp_path: Path) -> None:
     recipe = AlignRecipe(size=32, backbone="conv3")
     task = recipe.task(recipe.network(()))
     checkpoint.save(tmp_path / "kept", recipe, task, task.network.state_dict(), findings=(), metrics={})
-    kept = checkpoint.load(str(tmp_path / "kept"))
-    compared = align.compare(shown, kept, Ecc(rounds=((ecc.Stage(16, False),),)))
-    torch.testing.assert_close(compared.iou[CXR], compared.iou[GIVEN])  # an untrained network moves nothing
-    assert min(compared.seconds.values()) > 0
-    pictures = align_pictures.save_pictures(shown, compared, str(tmp_path))
+    aligner = checkpoint.load(str(tmp_path / "kept"))
+    comparison = align.compare(posed, aligner, Ecc(rounds=((ecc.Stage(16, False),),)))
+    torch.testing.assert_close(comparison.iou[CXR], comparison.iou[GIVEN])  # an untrained network moves nothing
+    assert min(comparison.seconds.values()) > 0
+    pictures = align_pictures.save_pictures(posed, comparison, str(tmp_path))
     assert all(Path(uri).stat().st_size > 1000 for uri in pictures)
-    rows = align.transforms(shown, compared, poses).to_pylist()
-    assert [row[schema.IMAGE_ID] for row in rows] == shown.image_ids
+    rows = align.transforms(posed, comparison, poses).to_pylist()
+    assert [row[schema.IMAGE_ID] for row in rows] == posed.image_ids
     np.testing.assert_allclose(rows[3]["theta_given_unit"], [1, 0, 0, 0, 1, 0])
     np.testing.assert_allclose(rows[3]["pose_unit"], poses[3].flatten())
 
 
-def test_only_an_aligner_large_enough_will_do(shown: Masked, tmp_path: Path) -> None:
+def test_only_an_aligner_large_enough_will_do(posed: Masked, tmp_path: Path) -> None:
     recipe = AlignRecipe(size=128, backbone="conv3")
     task = recipe.task(recipe.network(()))
     checkpoint.save(tmp_path, recipe, task, task.network.state_dict(), findings=(), metrics={})
-    kept = checkpoint.load(str(tmp_path))
+    aligner = checkpoint.load(str(tmp_path))
     with pytest.raises(UserError, match="expected stored images of at least size=128 px"):
-        align.predict(kept, shown.pixels)
+        align.predict(aligner, posed.pixels)
     other = type("Other", (AlignRecipe,), {"family": "other", "score_columns": schema.REJECTS})()
     with pytest.raises(UserError, match=r"expected a checkpoint of family .align."):
-        align.predict(replace(kept, recipe=other), shown.pixels)
+        align.predict(replace(aligner, recipe=other), posed.pixels)

@@ -1,4 +1,4 @@
-"""An ensemble beside its members: what each finds on which images, the best member, what is gained over it."""
+"""An ensemble compared with its members: average precision, the best member, the gain over it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def judged_by(made: str) -> BoxedXRays:
+def xrays(made: str) -> BoxedXRays:
     found = detection.held_out(made)
     assert found is not None
     assert found[0] == "test"
@@ -72,34 +72,34 @@ def judged_by(made: str) -> BoxedXRays:
 MEMBERS = {"hearts": detector(lambda n: n % 2 == 0), "nodules": detector(lambda n: n % 2 == 1 and n % 3 > 0)}
 
 
-def test_an_ensemble_gains_what_only_some_members_find(judged_by: BoxedXRays) -> None:
-    told = detection.compare(MEMBERS, detector(lambda n: True), judged_by, CPU)
-    assert told.findings == ("Cardiomegaly", "Nodule")
-    assert told.true.tolist() == [8, 12], "hearts whose boxes are not listed count on neither side"
-    assert told.members["hearts"].tolist() == [1, 0]
-    assert told.members["nodules"].tolist() == pytest.approx([0, 8 / 12])
-    assert told.ensemble.tolist() == [1, 1]
-    figures = detection.metrics(told)
-    assert (figures["ensemble_map40"], figures["best_member_map40"]) == (1, 0.5)
-    assert figures["nodules/map40"] == pytest.approx(4 / 12)
-    gain = [figures[f"ensemble_gain_map40{end}"] for end in ("_low", "", "_high")]
+def test_an_ensemble_gains_from_findings_of_some_members(xrays: BoxedXRays) -> None:
+    comparison = detection.compare(MEMBERS, detector(lambda n: True), xrays, CPU)
+    assert comparison.findings == ("Cardiomegaly", "Nodule")
+    assert comparison.true_boxes.tolist() == [8, 12], "hearts whose boxes are not listed count on neither side"
+    assert comparison.members["hearts"].tolist() == [1, 0]
+    assert comparison.members["nodules"].tolist() == pytest.approx([0, 8 / 12])
+    assert comparison.ensemble.tolist() == [1, 1]
+    figures = detection.metrics(comparison)
+    assert (figures["ensemble_map_40"], figures["best_member_map_40"]) == (1, 0.5)
+    assert figures["nodules/map_40"] == pytest.approx(4 / 12)
+    gain = [figures[f"ensemble_gain_map_40{end}"] for end in ("_low", "", "_high")]
     assert gain == [0.5, 0.5, 0.5], "hearts are found by both, nodules by one: alike for all patients"
-    assert "gains 0.500 (0.500 to 0.500) over hearts" in detection.table(told)
+    assert "gains 0.500 (0.500 to 0.500) over hearts" in detection.table(comparison)
 
 
-def test_the_same_boxes_gain_nothing_and_intervals_hold_the_chance_of_patients(judged_by: BoxedXRays) -> None:
-    same = detection.compare(MEMBERS, MEMBERS["hearts"], judged_by, CPU).gain
+def test_equal_boxes_have_no_gain_and_intervals_resample_patients(xrays: BoxedXRays) -> None:
+    same = detection.compare(MEMBERS, MEMBERS["hearts"], xrays, CPU).gain
     assert (same.mean, same.mean_low, same.mean_high) == (0, 0, 0)
-    some = detection.compare({"nodules": MEMBERS["nodules"]}, detector(lambda n: n % 2 == 1), judged_by, CPU).gain
+    some = detection.compare({"nodules": MEMBERS["nodules"]}, detector(lambda n: n % 2 == 1), xrays, CPU).gain
     assert some.mean == pytest.approx(4 / 12 / 2)
-    assert 0 < some.mean_low < some.mean < some.mean_high, "which patients are drawn decides"
+    assert 0 < some.mean_low < some.mean < some.mean_high, "the gain depends on the resampled patients"
 
 
-def test_images_smaller_than_a_network_wants_are_refused(judged_by: BoxedXRays) -> None:
+def test_images_smaller_than_a_network_needs_are_rejected(xrays: BoxedXRays) -> None:
     large = detector(lambda n: True)
     large.recipe.size = 64  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(UserError, match="size=64"):
-        detection.compare(MEMBERS, large, judged_by, CPU)
+        detection.compare(MEMBERS, large, xrays, CPU)
 
 
 def test_validation_images_stand_in_for_missing_test_images(
@@ -107,15 +107,15 @@ def test_validation_images_stand_in_for_missing_test_images(
 ) -> None:
     kept = {"together": detector(lambda n: True)}
     monkeypatch.setattr(detect_ensemble.checkpoint, "load", lambda uri: kept[uri])
-    told = detect_ensemble.compare_members(MEMBERS, "together", made, 0)
-    assert told["images"] == IMAGES
+    comparison = detect_ensemble.compare_members(MEMBERS, "together", made, 0)
+    assert comparison["images"] == IMAGES
     assert "24 images of the test split, 12 patients" in capsys.readouterr().out
     bare = write_shards(tmp_path / "bare", {"train": 12, "val": 6}, size=SIZE, known=known)
     assert detect_ensemble.compare_members(MEMBERS, "together", bare, 0)["images"] == 6
     assert "no test image has boxes" in capsys.readouterr().out
     unboxed = write_shards(tmp_path / "unboxed", {"train": 12, "val": 6}, size=SIZE)
     assert detect_ensemble.compare_members(MEMBERS, "together", unboxed, 0) == {}
-    assert json.dumps(told)
+    assert json.dumps(comparison)
 
 
 def test_boxes_are_written_as_ultralytics_reads_them() -> None:

@@ -1,4 +1,4 @@
-"""AE-CNN beside its baselines: what is told of seeds, patients and differences; a study is of one set of settings."""
+"""AE-CNN compared with its baselines: means over seeds, intervals by patient, differences; a study's settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def network(compressor: str, seed: int) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def judged() -> list[aecnn.Judged]:
+def results() -> list[aecnn.ClassificationResult]:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (40, 64, 64)).astype(np.uint8)
     labels = rng.integers(0, 2, (40, 2)).astype(np.int8)
@@ -35,25 +35,25 @@ def judged() -> list[aecnn.Judged]:
     return aecnn.variants({name: [network(kind, seed) for seed in (0, 1)] for name, kind in named.items()}, test)
 
 
-def test_each_recipe_is_told_with_its_seeds_and_patients(judged: list[aecnn.Judged]) -> None:
-    one, other = judged
-    assert (one.values, other.values) == (16 * 16, 64 * 64)
-    assert len(one.aurocs) == 2
-    low, high = one.ends()
-    assert low < one.mean < high
-    assert 5 < one.psnr < 30
-    assert np.isnan(other.psnr)
-    gain, low, high = aecnn.gained(one, other)
-    assert gain == pytest.approx(one.mean - other.mean)
+def test_results_are_means_over_seeds_with_intervals_by_patient(results: list[aecnn.ClassificationResult]) -> None:
+    first, second = results
+    assert (first.values, second.values) == (16 * 16, 64 * 64)
+    assert len(first.aurocs) == 2
+    low, high = first.ends()
+    assert low < first.mean < high
+    assert 5 < first.psnr < 30
+    assert np.isnan(second.psnr)
+    gain, low, high = aecnn.auroc_gain(first, second)
+    assert gain == pytest.approx(first.mean - second.mean)
     assert low <= gain <= high
 
 
-def test_the_table_and_the_metrics_say_the_same(judged: list[aecnn.Judged]) -> None:
-    told = aecnn.metrics(judged)
-    assert f"{told['ae-cnn_auroc']:.3f}" in aecnn.table(judged)
-    assert "uncompressed_psnr" not in told
-    assert all(map(np.isfinite, told.values()))
-    assert aecnn.picture(judged).axes
+def test_the_table_and_the_metrics_agree(results: list[aecnn.ClassificationResult]) -> None:
+    metrics = aecnn.metrics(results)
+    assert f"{metrics['ae-cnn_auroc']:.3f}" in aecnn.table(results)
+    assert "uncompressed_psnr" not in metrics
+    assert all(map(np.isfinite, metrics.values()))
+    assert aecnn.picture(results).axes
 
 
 def test_a_study_compares_one_set_of_settings(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The table of networks that find boxes: the same boxes judged the same, seeds and patients drawn anew, the job."""
+"""The localization study: accuracies, resampled seeds and patients, the report, and the job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 from cxr import schema
 from cxr.benchmarks.studies import boxed_xrays, localization, localization_report
-from cxr.benchmarks.studies.localization import Judged
+from cxr.benchmarks.studies.localization import LocalizationResult
 from cxr.cli import study_localization as study
 from cxr.cli.options import ArchiveOptions
 from cxr.cli.study_localization import FINDINGS, LAST, MULTISCALE, VARIANTS, named, phantoms
@@ -60,13 +60,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def network(shift: Mapping[str, float], right: float = 1.0) -> Checkpoint:
-    """One that knows the truth: boxes moved by a share of their width, the probability of its label `right`."""
+    """A fake that knows the truth. It shifts boxes by a share of their width; `right` weights the true labels."""
 
     def scored(predicted: dict[str, torch.Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
-        found = [[_moved(box, shift) for box in boxes or []] for boxes in rows[schema.BOXES].to_pylist()]
+        boxes = [[_moved(box, shift) for box in true or []] for true in rows[schema.BOXES].to_pylist()]
         p = [[right * label + (1 - right) * 0.5 for label in labels] for labels in rows[schema.LABELS].to_pylist()]
         types = LocalizeRecipe.score_columns
-        columns = {schema.PROBABILITIES: p, schema.PRED_BOXES: found}
+        columns = {schema.PROBABILITIES: p, schema.PRED_BOXES: boxes}
         return pa.table({name: pa.array(values, types.field(name).type) for name, values in columns.items()})
 
     recipe = SimpleNamespace(
@@ -82,71 +82,73 @@ def _moved(box: dict[str, Any], shift: Mapping[str, float]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def judged(shards: str) -> list[Judged]:
-    """Three seeds: nodules found exactly, and not at all by one of them; hearts by both kinds alike."""
+def results(shards: str) -> list[LocalizationResult]:
+    """Three seeds: two locate nodules exactly and one misses them; both variants locate hearts equally well."""
     test = boxed_xrays.read(shards, "test")
     exact, lost = {"Nodule": 0.0, "Cardiomegaly": 0.3}, {"Nodule": 1.0, "Cardiomegaly": 0.3}
-    ones = [network(exact), network(exact), network(lost)]
-    others = [network(lost, 0.0)] * 3
-    return [localization.judge(name, of, test, CPU) for name, of in ((MULTISCALE, ones), (LAST, others))]
+    multiscale = [network(exact), network(exact), network(lost)]
+    last = [network(lost, 0.0)] * 3
+    return [localization.evaluate(name, of, test, CPU) for name, of in ((MULTISCALE, multiscale), (LAST, last))]
 
 
-def test_networks_are_judged_by_seed_and_finding(judged: list[Judged]) -> None:
-    multiscale, last = judged
+def test_results_are_per_seed_and_finding(results: list[LocalizationResult]) -> None:
+    multiscale, last = results
     assert multiscale.findings == ("Cardiomegaly", "Nodule")
     nodules = localization.accuracy(multiscale, "iou", 0.5, ["Nodule"])
-    assert (nodules.value, nodules.spread) == pytest.approx((2 / 3, np.std([1, 1, 0], ddof=1)))
-    assert (nodules.low, nodules.high) == (0, 1), "seeds are drawn anew: all may be good, or none"
-    hearts = [localization.accuracy(one, "iou", 0.5, ["Cardiomegaly"]) for one in judged]
+    assert (nodules.value, nodules.sd) == pytest.approx((2 / 3, np.std([1, 1, 0], ddof=1)))
+    assert (nodules.low, nodules.high) == (0, 1), "seeds are resampled: all may be good, or none"
+    hearts = [localization.accuracy(result, "iou", 0.5, ["Cardiomegaly"]) for result in results]
     assert [h.value for h in hearts] == [1, 1]  # 70 of 130: IoU .54
     assert localization.accuracy(multiscale, "iou", 0.6, ["Cardiomegaly"]).value == 0
-    assert multiscale.wrong["iou"][2, 1, 0] == pytest.approx(14 / IMAGES)
+    assert multiscale.false_positives["iou"][2, 1, 0] == pytest.approx(14 / IMAGES)
     assert multiscale.aurocs.tolist() == [1, 1, 1]
     assert last.aurocs.tolist() == [0.5] * 3
 
 
-def test_gains_are_of_the_same_patients_and_seeds(judged: list[Judged]) -> None:
-    gains = localization.gains(judged[0], judged[1])
+def test_gains_use_the_same_patients_and_seeds(results: list[LocalizationResult]) -> None:
+    gains = localization.gains(results[0], results[1])
     assert gains["small_gain_iou_30"].value == pytest.approx(2 / 3)
-    assert gains["large_gain_iou_30"] == localization.Sure(0, 0, 0, 0)
+    assert gains["large_gain_iou_30"] == localization.SeedMean(0, 0, 0, 0)
     assert (gains["auroc_gain"].value, gains["auroc_gain"].low) == (0.5, 0.5)
-    same = localization.gains(judged[0], judged[0])
-    assert same["small_gain_iou_30"] == localization.Sure(0, 0, 0, 0), "paired: nothing is left to chance"
+    same = localization.gains(results[0], results[0])
+    assert same["small_gain_iou_30"] == localization.SeedMean(0, 0, 0, 0), (
+        "paired differences of a result with itself are 0"
+    )
 
 
-def test_intervals_hold_the_chance_of_patients(shards: str) -> None:
-    """One seed that finds hearts in every second of twenty pairs: the interval is the binomial's."""
+def test_intervals_resample_patients(shards: str) -> None:
+    """One seed that locates hearts in every second of twenty images: the interval is the binomial one."""
     test = boxed_xrays.read(shards, "test")
-    found = test.true.at(test.true.image % 4 == 0)
-    located = test.located(found)
-    of = localization._judged("half", [located], test, np.arange(IMAGES), np.zeros(1), np.zeros((1, 1000)), 0)
+    predicted = test.true.at(test.true.image % 4 == 0)
+    located = test.located(predicted)
+    of = localization._result("half", [located], test, np.arange(IMAGES), np.zeros(1), np.zeros((1, 1000)), 0)
     hearts = localization.accuracy(of, "iou", 0.5, ["Cardiomegaly"])
     assert hearts.value == 0.5
     assert hearts.low == pytest.approx(0.5 - 1.96 * np.sqrt(0.25 / 20), abs=0.05)
-    assert np.isnan(hearts.spread)
+    assert np.isnan(hearts.sd)
 
 
-def test_guesses_stand_beside_them(shards: str, judged: list[Judged]) -> None:
+def test_baselines_are_in_the_report(shards: str, results: list[LocalizationResult]) -> None:
     test = boxed_xrays.read(shards, "test")
-    chance, center = localization.guesses(test)
+    chance, center = localization.baseline_results(test)
     hearts = localization.accuracy(center, "iou", 0.9, ["Cardiomegaly"])
-    assert hearts.value == 1, "it never moves in these images"
+    assert hearts.value == 1, "the heart never moves in these images"
     assert localization.accuracy(chance, "iou", 0.9, ["Nodule"]).value < 0.5
     assert np.isnan(chance.aurocs).all()
-    page = localization_report.page([*judged, chance, center], "", "40 images.", 1000)
+    page = localization_report.page([*results, chance, center], "", "40 images.", 1000)
     assert "0.67 (0.00 to 1.00)" in page
     assert "40 images." in page
-    rows = list(csv.DictReader(io.StringIO(localization_report.csv([*judged, center]))))
+    rows = list(csv.DictReader(io.StringIO(localization_report.csv([*results, center]))))
     assert len(rows) == 3 * 2 * 9 * 3
-    told = localization.metrics([*judged, chance, center], {})
+    metrics = localization.metrics([*results, chance, center], {})
     row = next(r for r in rows if (r["network"], r["measure"], r["threshold"]) == (MULTISCALE, "iou", "0.3"))
-    assert float(row["accuracy"]) == pytest.approx(told[f"{MULTISCALE}_accuracy_iou_30/Cardiomegaly"])
-    assert "random_auroc" not in told
-    assert not any(np.isnan(value) for value in told.values())
-    assert len(localization_report.picture([*judged, chance, center]).axes) == 3
+    assert float(row["accuracy"]) == pytest.approx(metrics[f"{MULTISCALE}_accuracy_iou_30/Cardiomegaly"])
+    assert "random_auroc" not in metrics
+    assert not any(np.isnan(value) for value in metrics.values())
+    assert len(localization_report.picture([*results, chance, center]).axes) == 3
 
 
-def test_an_archive_without_boxes_is_told(tmp_path: Path) -> None:
+def test_an_archive_without_boxes_is_rejected(tmp_path: Path) -> None:
     bare = write_shards(tmp_path, {"test": 4}, size=SIZE)
     with pytest.raises(UserError, match="none of 4 images of its test split has a box"):
         boxed_xrays.read(bare, "test")
@@ -154,7 +156,7 @@ def test_an_archive_without_boxes_is_told(tmp_path: Path) -> None:
         boxed_xrays.read(bare, "val")
 
 
-def test_mistakes_are_told_before_anything_is_made(tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match=r"variants: expected some of multiscale, uniform, last, .* got first"):
         main(Options(out=out, variants=("first",)))
@@ -166,10 +168,10 @@ def test_mistakes_are_told_before_anything_is_made(tmp_path: Path) -> None:
     assert not Path(out).exists()
 
 
-def test_every_variant_differs_as_it_is_named() -> None:
+def test_variants_differ() -> None:
     recipes = named(tuple(VARIANTS), LocalizeRecipe())
-    told = {(one.cam_stages, one.relevance, one.pooling) for one in recipes.values()}
-    assert len(told) == len(recipes) - 2  # multiscale-lse and last-lse are the defaults by name
+    settings = {(recipe.cam_stages, recipe.relevance, recipe.pooling) for recipe in recipes.values()}
+    assert len(settings) == len(recipes) - 2  # multiscale-lse and last-lse are the defaults by name
     assert recipes["last-mean"].pooling == "mean"
     assert recipes["uniform"].relevance == "uniform"
 
@@ -184,17 +186,17 @@ def test_phantoms_show_small_and_large_findings(tmp_path: Path) -> None:
 def untrained(
     recipes: Mapping[str, Recipe], seeds: Sequence[int], archive: str, out: str, run: RunOptions
 ) -> list[Trained]:
-    """Networks as they begin, where training would leave its own."""
+    """Untrained networks in the places of trained ones."""
     made = [(name, seed, f"{out}/{name}/seed-{seed}/checkpoint") for name in recipes for seed in seeds]
     for name, seed, folder in made:
         torch.manual_seed(seed)
         task = recipes[name].task(recipes[name].network(schema.FINDINGS))
         weights = task.network.state_dict()
         checkpoint.save(Path(folder), recipes[name], task, weights, findings=schema.FINDINGS, metrics={})
-    return [Trained(*one) for one in made]
+    return [Trained(*result) for result in made]
 
 
-def test_the_job_tells_of_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_job_reports_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "train_all", untrained)
     monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: out)
     monkeypatch.setattr(study, "connect", lambda *_: None)

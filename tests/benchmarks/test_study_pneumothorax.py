@@ -1,4 +1,4 @@
-"""The table of segmentation networks: known masks judged, every network named, what is told of each."""
+"""The pneumothorax study: evaluation of known masks, names of networks, and the report."""
 
 from __future__ import annotations
 
@@ -89,36 +89,36 @@ def test_images_with_a_known_mask_are_read(shards: str) -> None:
 
 def test_a_perfect_network_and_one_that_misses_by_a_third(shards: str) -> None:
     test = segmentation.read(shards, "test", schema.PNEUMOTHORAX)
-    perfect = segmentation.judge("small_unet", [network(0)], test, CPU)
+    perfect = segmentation.evaluate("small_unet", [network(0)], test, CPU)
     assert (perfect.dice.value, perfect.positive_dice.value) == (1, 1)
     assert perfect.figures["mean_iou"] == perfect.figures["image_auroc"] == 1
     assert perfect.figures["empty_prediction_dice"] == pytest.approx(7 / 11)
-    assert (perfect.built.convolutions, perfect.built.stride_px) > (5, 4)
+    assert (perfect.architecture.convolutions, perfect.architecture.stride_px) > (5, 4)
     assert perfect.forward_ms > 0
-    assert math.isnan(perfect.spread)
-    pair = segmentation.judge("both", [network(0), network(4)], test, CPU)  # 8 of 24 stored pixels away
+    assert math.isnan(perfect.dice_sd)
+    pair = segmentation.evaluate("both", [network(0), network(4)], test, CPU)  # 8 of 24 stored pixels away
     assert pair.positive_dice.value == pytest.approx((1 + 2 / 3) / 2, abs=0.01)
     assert pair.figures["positive_dice"] == pytest.approx(pair.positive_dice.value)
     assert pair.dice.value == pytest.approx((7 + 4 * pair.positive_dice.value) / 11)
     assert pair.dice.low <= pair.dice.value <= pair.dice.high
-    assert pair.spread > 0
-    check_what_is_told([perfect, pair])
+    assert pair.dice_sd > 0
+    check_report([perfect, pair])
 
 
-def check_what_is_told(judged: list[segmentation.Judged]) -> None:
+def check_report(results: list[segmentation.SegmentationResult]) -> None:
     """The table, the CSV and the metrics say the same."""
-    page = segmentation_report.page(judged, "11 images.", "On a CPU.", cut=True)
-    told = segmentation.metrics(judged)
-    assert f"{told['both_positive_dice']:.3f}" in page
+    page = segmentation_report.page(results, "11 images.", "On a CPU.", cut=True)
+    metrics = segmentation.metrics(results)
+    assert f"{metrics['both_positive_dice']:.3f}" in page
     assert ".560" in page
     assert "without their fully connected layers" in page
-    assert "fully connected layers (fc6" not in segmentation_report.page(judged, "", "", cut=False)
-    rows = list(csv.DictReader(io.StringIO(segmentation_report.csv(judged))))
+    assert "fully connected layers (fc6" not in segmentation_report.page(results, "", "", cut=False)
+    rows = list(csv.DictReader(io.StringIO(segmentation_report.csv(results))))
     assert [row["network"] for row in rows] == ["small_unet", "both"]
-    assert float(rows[1]["dice"]) == pytest.approx(told["both_dice"])
+    assert float(rows[1]["dice"]) == pytest.approx(metrics["both_dice"])
     assert rows[0]["dice_sd"] == ""
-    assert "small_unet_dice_sd" not in told
-    assert len(segmentation_report.picture(judged).axes) == 3
+    assert "small_unet_dice_sd" not in metrics
+    assert len(segmentation_report.picture(results).axes) == 3
 
 
 def test_every_network_can_be_built_as_it_is_named() -> None:
@@ -131,7 +131,7 @@ def test_every_network_can_be_built_as_it_is_named() -> None:
     assert recipes["unet-resnet34-scse"].attention == "scse"
 
 
-def test_mistakes_are_told_before_anything_is_made(tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match=r"networks: expected some of small_unet, unet-resnet18.* got segnet"):
         main(Options(out=out, networks=("segnet",)))
@@ -150,7 +150,7 @@ def untrained(
         task = recipes[name].task(recipes[name].network(()))
         weights = task.network.state_dict()
         checkpoint.save(Path(folder), recipes[name], task, weights, findings=(), metrics={})
-    return [Trained(*one) for one in made]
+    return [Trained(*result) for result in made]
 
 
 def test_the_job_tells_of_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def test_sampling_by_a_finding_needs_its_labels(tmp_path: Path) -> None:
     recipe = PneumothoraxRecipe(
         size=32, architecture="small_unet", positive_fraction_start=0.5, positive_fraction_end=0.5
     )
-    with pytest.raises(UserError, match="has no labels of Pneumothorax, so that its images cannot be sampled by it"):
+    with pytest.raises(UserError, match="has no labels of Pneumothorax, so its images cannot be sampled by it"):
         train(recipe, unlabeled(tmp_path), tmp_path)
 
 

@@ -20,111 +20,111 @@ from cxr.reporting.tables import interval, markdown, number
 
 
 @dataclass(frozen=True)
-class Judged:
+class ClassificationResult:
     """Results of the networks of one recipe, one per seed, on the test split."""
 
     name: str
     aurocs: np.ndarray  # (S,) mean AUROC over findings of each seed
-    drawn: np.ndarray  # (R,) the mean over seeds, in each resample of patients
-    psnr: float  # of decoded images, mean over seeds; NaN where nothing is compressed
-    values: int  # that are kept of an image
+    resampled: np.ndarray  # (R,) the mean over seeds, in each resample of patients
+    psnr: float  # of decoded images, mean over seeds; NaN without compression
+    values: int  # per stored image
 
     @property
     def mean(self) -> float:
         return float(self.aurocs.mean())
 
-    def spread(self) -> float:
+    def sd(self) -> float:
         """Standard deviation over seeds."""
         return float(self.aurocs.std(ddof=1)) if len(self.aurocs) > 1 else float("nan")
 
     def ends(self) -> tuple[float, float]:
-        """95 % interval of the mean over seeds, for other patients."""
-        low, high = np.nanquantile(self.drawn, ENDS)
+        """95 % interval of the mean over seeds, from resampled patients."""
+        low, high = np.nanquantile(self.resampled, ENDS)
         return float(low), float(high)
 
 
-def judge(name: str, networks: Sequence[Checkpoint], xrays: XRays, seed: int = 0) -> Judged:
+def evaluate(name: str, networks: Sequence[Checkpoint], xrays: XRays, seed: int = 0) -> ClassificationResult:
     """Classify the X-rays with each network; recipes can be compared only if they are evaluated with the same
     `seed`."""
-    told = [_told(kept, xrays) for kept in networks]
-    probabilities = [found for found, _ in told]
-    areas = np.array([np.nanmean(auroc(found, xrays.labels)) for found in probabilities])
-    drawn = [
-        np.nanmean(resampled_aurocs(found, xrays.labels, xrays.patients, RESAMPLES, seed), axis=1)
-        for found in probabilities
+    predictions = [_predict(network, xrays) for network in networks]
+    aurocs = np.array([np.nanmean(auroc(probabilities, xrays.labels)) for probabilities, _ in predictions])
+    resampled = [
+        np.nanmean(resampled_aurocs(probabilities, xrays.labels, xrays.patients, RESAMPLES, seed), axis=1)
+        for probabilities, _ in predictions
     ]
     values = latent_encoder(networks[0].recipe).latent_format().size ** 2
-    return Judged(name, areas, np.mean(drawn, axis=0), float(np.mean([psnr for _, psnr in told])), values)
+    psnr = float(np.mean([psnr for _, psnr in predictions]))
+    return ClassificationResult(name, aurocs, np.mean(resampled, axis=0), psnr, values)
 
 
-def _told(kept: Checkpoint, xrays: XRays) -> tuple[np.ndarray, float]:
-    """Probabilities (N, F) from stored latents, and the PSNR of decoded images, NaN where nothing is compressed."""
-    stored = compression.encode(kept, xrays.pixels)
-    found = compression.predict_latents(kept, stored).astype(np.float64)
+def _predict(network: Checkpoint, xrays: XRays) -> tuple[np.ndarray, float]:
+    """Probabilities (N, F) from stored latents, and the PSNR of decoded images, NaN without compression."""
+    stored = compression.encode(network, xrays.pixels)
+    probabilities = compression.predict_latents(network, stored).astype(np.float64)
     if stored.shape == xrays.pixels.shape:
-        return found, float("nan")
-    return found, compression.psnr(xrays.pixels, compression.decode(kept, stored))
+        return probabilities, float("nan")
+    return probabilities, compression.psnr(xrays.pixels, compression.decode(network, stored))
 
 
-def metrics(judged: Sequence[Judged]) -> dict[str, float]:
-    """Metrics by name: NAME_auroc with _low, _high and _sd, and gains over the last of `judged`."""
-    found: dict[str, float] = {}
-    for one in judged:
-        low, high = one.ends()
-        found |= {
-            f"{one.name}_auroc": one.mean,
-            f"{one.name}_auroc_low": low,
-            f"{one.name}_auroc_high": high,
-            f"{one.name}_auroc_sd": one.spread(),
-            f"{one.name}_psnr": one.psnr,
+def metrics(results: Sequence[ClassificationResult]) -> dict[str, float]:
+    """Metrics by name: NAME_auroc with _low, _high and _sd, and gains over the last result."""
+    values: dict[str, float] = {}
+    for result in results:
+        low, high = result.ends()
+        values |= {
+            f"{result.name}_auroc": result.mean,
+            f"{result.name}_auroc_low": low,
+            f"{result.name}_auroc_high": high,
+            f"{result.name}_auroc_sd": result.sd(),
+            f"{result.name}_psnr": result.psnr,
         }
-    for one in judged[:-1]:
-        gain, low, high = gained(one, judged[-1])
-        found |= {f"{one.name}_gain": gain, f"{one.name}_gain_low": low, f"{one.name}_gain_high": high}
-    return {name: value for name, value in found.items() if not np.isnan(value)}
+    for result in results[:-1]:
+        gain, low, high = auroc_gain(result, results[-1])
+        values |= {f"{result.name}_gain": gain, f"{result.name}_gain_low": low, f"{result.name}_gain_high": high}
+    return {name: value for name, value in values.items() if not np.isnan(value)}
 
 
-def gained(one: Judged, other: Judged) -> tuple[float, float, float]:
-    """How much higher the mean AUROC is, and its 95 % interval, both on the same resamples of patients."""
-    low, high = np.nanquantile(one.drawn - other.drawn, ENDS)
-    return one.mean - other.mean, float(low), float(high)
+def auroc_gain(result: ClassificationResult, baseline: ClassificationResult) -> tuple[float, float, float]:
+    """Mean AUROC minus that of the baseline, and its 95 % interval over the same resampled patients."""
+    low, high = np.nanquantile(result.resampled - baseline.resampled, ENDS)
+    return result.mean - baseline.mean, float(low), float(high)
 
 
-def table(judged: Sequence[Judged]) -> str:
+def table(results: Sequence[ClassificationResult]) -> str:
     """Markdown table; all rows are compared with the last one."""
-    last = judged[-1]
-    head = ["", "values kept", "mean AUROC (95 % by patient)", "SD of seeds", f"less {last.name}", "PSNR, dB"]
+    last = results[-1]
+    head = ["", "stored values", "mean AUROC (95 % by patient)", "SD of seeds", f"minus {last.name}", "PSNR, dB"]
     rows = [
         [
-            one.name,
-            f"{one.values:,}",
-            interval(one.mean, *one.ends()),
-            number(one.spread()),
-            "–" if one is last else interval(*gained(one, last)),
-            number(one.psnr, 1),
+            result.name,
+            f"{result.values:,}",
+            interval(result.mean, *result.ends()),
+            number(result.sd()),
+            "–" if result is last else interval(*auroc_gain(result, last)),
+            number(result.psnr, 1),
         ]
-        for one in judged
+        for result in results
     ]
     return markdown(head, rows)
 
 
-def picture(judged: Sequence[Judged]) -> Figure:
+def picture(results: Sequence[ClassificationResult]) -> Figure:
     """Mean AUROC of each recipe with its interval, and one dot per seed."""
-    figure = Figure(figsize=(6.4, 0.6 * len(judged) + 1.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 0.6 * len(results) + 1.2), layout="constrained")
     axes = figure.subplots()
-    for row, one in enumerate(reversed(judged)):
-        low, high = one.ends()
+    for row, result in enumerate(reversed(results)):
+        low, high = result.ends()
         axes.plot([low, high], [row, row], color=palette.MODEL, lw=2, solid_capstyle="butt")
-        axes.plot(one.aurocs, [row] * len(one.aurocs), "o", color=palette.MODEL, alpha=0.6, mec="white")
-        axes.plot([one.mean], [row], "|", color="black", ms=14, mew=2)
-    axes.set_yticks(range(len(judged)), [one.name for one in reversed(judged)])
-    axes.set_ylim(-0.6, len(judged) - 0.4)
+        axes.plot(result.aurocs, [row] * len(result.aurocs), "o", color=palette.MODEL, alpha=0.6, mec="white")
+        axes.plot([result.mean], [row], "|", color="black", ms=14, mew=2)
+    axes.set_yticks(range(len(results)), [result.name for result in reversed(results)])
+    axes.set_ylim(-0.6, len(results) - 0.4)
     axes.set_xlabel("mean AUROC on the test split\nline: 95 % by patient, dots: seeds, bar: their mean")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color=palette.GRID)
     return figure
 
 
-def variants(named: Mapping[str, Sequence[Checkpoint]], xrays: XRays) -> list[Judged]:
+def variants(named: Mapping[str, Sequence[Checkpoint]], xrays: XRays) -> list[ClassificationResult]:
     """All recipes, evaluated on the same resamples."""
-    return [judge(name, networks, xrays) for name, networks in named.items()]
+    return [evaluate(name, networks, xrays) for name, networks in named.items()]

@@ -1,8 +1,8 @@
-"""Aligners compared by how well they bring lungs onto one another: nothing, ECC, a checkpoint, the best affine.
+"""Comparison of aligners by the overlap of lungs: no alignment, ECC, a checkpoint, and the best affine transform.
 
-All methods see the same images, and all are judged by the mean intersection over union (IoU) of all pairs of lung
-masks that their transforms show. Every method's common frame is free, so its mean transform is removed first:
-zooming everything in gains nothing. What a transform moves out of the picture is lost and counts as that.
+All methods see the same images. The metric is the mean intersection over union (IoU) of the lung masks of all pairs
+of transformed images. Each method is free to choose its common frame, so its mean transform is removed first:
+otherwise zooming in would increase the IoU. What a transform moves out of the image is lost and lowers the IoU.
 """
 
 from __future__ import annotations
@@ -33,43 +33,47 @@ from cxr.schema import PixelFormat
 from cxr.sources import find_source, open_manifest
 from cxr.storage import normalize
 
-ROTATION_DEG, SCALE, SHIFT = 15.0, 0.2, 0.1  # largest turn; zoom from 1 − SCALE to 1 + SCALE; share of the width
+ROTATION_DEG, SCALE, SHIFT = (
+    15.0,
+    0.2,
+    0.1,
+)  # maximum rotation; zoom from 1 − SCALE to 1 + SCALE; maximum shift as a fraction of the width
 RESAMPLES = 2000
 GIVEN, ECC, CXR, BEST = "given", "ecc", "cxr", "best_affine"
-_BLOCK = 64  # images decoded, or aligned by the checkpoint, at once
+_BLOCK = 64  # images that are decoded or aligned at a time
 
 
 @dataclass(frozen=True)
 class Masked:
-    """Images with known lungs."""
+    """Images with lung masks."""
 
     image_ids: list[str]
-    sources: list[str]  # the layout that each came from
+    sources: list[str]  # the archive layout of each
     pixels: Tensor  # (B, H, W) uint8
     masks: Tensor  # (B, H, W) bool
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def shown(self, theta: Tensor) -> Masked:
-        """The same images as `theta` (B, 2, 3) shows them."""
+    def transformed(self, theta: Tensor) -> Masked:
+        """The images after the transforms `theta` (B, 2, 3)."""
         images = warp(self.pixels[:, None].float(), theta)[:, 0].round().to(torch.uint8)
         return Masked(self.image_ids, self.sources, images, warp_masks(self.masks, theta))
 
 
 @dataclass(frozen=True)
-class Compared:
+class AlignmentComparison:
     """Results of the methods on the same images."""
 
     theta: dict[str, Tensor]  # method -> (B, 2, 3), output to image, mean removed
     iou: dict[str, Tensor]  # method -> (B, B)
-    seconds: dict[str, float] = field(default_factory=dict)  # method -> an image, one thread's processor time
+    seconds: dict[str, float] = field(default_factory=dict)  # method -> CPU time of one thread per image
 
 
 def read(archives: Sequence[str], size: int, limit: int = 0) -> tuple[Masked, list[str]]:
-    """Every image of the archives that has a lung mask, in squares of `size` px, and notes on those left out.
+    """Every image of the archives that has a lung mask, in squares of `size` px, and notes on images left out.
 
-    `limit` is the number of images looked at in each archive; 0 for all.
+    `limit` is the maximum number of images of each archive; 0 for all.
 
     Raises:
         UserError: fewer than two images with masks, or an archive that cannot be opened.
@@ -126,69 +130,75 @@ def _random_pose(key: str) -> Tensor:
     return torch.tensor([[cos, -sin, 2 * SHIFT * x], [sin, cos, 2 * SHIFT * y]], dtype=torch.float32)
 
 
-def compare(images: Masked, kept: Checkpoint, settings: Ecc) -> Compared:
-    """All methods on the same images; times are seconds of one thread of the processor, decoding not counted."""
+def compare(images: Masked, aligner: Checkpoint, settings: Ecc) -> AlignmentComparison:
+    """All methods on the same images. Times are CPU seconds of one thread, without decoding."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         registered = ecc.align(images.pixels.numpy(), settings)
-        found, seconds_cxr = predict(kept, images.pixels)
+        predicted, seconds_cxr = predict(aligner, images.pixels)
     finally:
         torch.set_num_threads(threads)
     theta = {
         GIVEN: identity(len(images)),
         ECC: registered.theta,
-        CXR: found,
+        CXR: predicted,
         BEST: align_masks(images.masks),
     }
     seconds = {ECC: registered.seconds_per_image, CXR: seconds_cxr}
-    return judged(images, theta, seconds)
+    return overlaps(images, theta, seconds)
 
 
-def judged(images: Masked, theta: dict[str, Tensor], seconds: dict[str, float] | None = None) -> Compared:
+def overlaps(
+    images: Masked, thetas: dict[str, Tensor], seconds: dict[str, float] | None = None
+) -> AlignmentComparison:
     """Overlaps after each method's transforms, whose mean is removed first."""
-    free = {method: centered(found, found.mean(0, keepdim=True)) for method, found in theta.items()}
-    iou = {method: iou_matrix(warp_masks(images.masks, found)) for method, found in free.items()}
-    return Compared(free, iou, seconds or {})
+    free = {method: centered(theta, theta.mean(0, keepdim=True)) for method, theta in thetas.items()}
+    iou = {method: iou_matrix(warp_masks(images.masks, theta)) for method, theta in free.items()}
+    return AlignmentComparison(free, iou, seconds or {})
 
 
 @torch.inference_mode()
-def predict(kept: Checkpoint, pixels: Tensor) -> tuple[Tensor, float]:
+def predict(aligner: Checkpoint, pixels: Tensor) -> tuple[Tensor, float]:
     """Transforms (B, 2, 3) that an aligner's checkpoint predicts for uint8 images, and the seconds per image.
 
     Raises:
-        UserError: the checkpoint is of another family, or wants larger images.
+        UserError: the checkpoint is of another family, or needs larger images.
     """
-    if schema.THETA not in kept.recipe.score_columns.names:
-        raise UserError(f"{kept.uri}: expected a checkpoint of family 'align', got {kept.recipe.family!r}")
-    check_size(kept.recipe, pixels.shape[-1])
+    if schema.THETA not in aligner.recipe.score_columns.names:
+        raise UserError(f"{aligner.uri}: expected a checkpoint of family 'align', got {aligner.recipe.family!r}")
+    check_size(aligner.recipe, pixels.shape[-1])
     start = time.thread_time()
-    parts = [kept.recipe.predict(kept.network, {schema.PIXELS: part})[schema.THETA] for part in pixels.split(_BLOCK)]
+    parts = [
+        aligner.recipe.predict(aligner.network, {schema.PIXELS: part})[schema.THETA] for part in pixels.split(_BLOCK)
+    ]
     theta = torch.cat(parts).reshape(-1, 2, 3).float()
     return theta, (time.thread_time() - start) / len(pixels)
 
 
-def metrics(compared: Compared, sources: Sequence[str], ending: str = "", seed: int = 0) -> dict[str, float]:
+def metrics(
+    comparison: AlignmentComparison, sources: Sequence[str], ending: str = "", seed: int = 0
+) -> dict[str, float]:
     """`iou_<method>` over all pairs and `iou_<method>_<source>` over those within each source; the gain over ECC.
 
     `gain_over_ecc_low` and `_high` are the ends of its 95 % interval by bootstrap over images.
     """
-    results = {f"iou_{method}{ending}": float(off_diagonal_mean(iou)) for method, iou in compared.iou.items()}
+    results = {f"iou_{method}{ending}": float(off_diagonal_mean(iou)) for method, iou in comparison.iou.items()}
     for source in sorted(set(sources)):
         rows = torch.tensor([i for i, other in enumerate(sources) if other == source])
-        for method, iou in compared.iou.items():
+        for method, iou in comparison.iou.items():
             results[f"iou_{method}_{source}{ending}"] = float(off_diagonal_mean(iou[rows][:, rows]))
-    low, high = gain_interval(compared.iou[CXR], compared.iou[ECC], seed)
+    low, high = gain_interval(comparison.iou[CXR], comparison.iou[ECC], seed)
     gain = results[f"iou_{CXR}{ending}"] - results[f"iou_{ECC}{ending}"]
     results |= {f"gain_over_ecc{ending}": gain}
     results |= {f"gain_over_ecc_low{ending}": low, f"gain_over_ecc_high{ending}": high}
-    return results | {f"seconds_per_image_{method}{ending}": value for method, value in compared.seconds.items()}
+    return results | {f"seconds_per_image_{method}{ending}": value for method, value in comparison.seconds.items()}
 
 
 def gain_interval(better_BB: Tensor, worse_BB: Tensor, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95 % interval of the difference of two mean pairwise IoUs, by drawing images with replacement.
+    """95 % interval of the difference of two mean pairwise IoUs, from resampled images.
 
-    Pairs of an image with itself do not count, also where it was drawn more than once.
+    Pairs of an image with itself are excluded, also if a resample contains the image more than once.
     """
     difference = (better_BB - worse_BB).double().numpy()
     np.fill_diagonal(difference, 0)
@@ -200,9 +210,9 @@ def gain_interval(better_BB: Tensor, worse_BB: Tensor, seed: int, resamples: int
     return float(low), float(high)
 
 
-def transforms(images: Masked, compared: Compared, poses: Tensor) -> pa.Table:
+def transforms(images: Masked, comparison: AlignmentComparison, poses: Tensor) -> pa.Table:
     """One row per image: id, source, the transform (2 x 3) that was applied, and each method's transform after it."""
-    named = {"pose": poses} | {f"theta_{method}": theta for method, theta in compared.theta.items()}
+    named = {"pose": poses} | {f"theta_{method}": theta for method, theta in comparison.theta.items()}
     columns = {
         f"{name}_unit": pa.FixedSizeListArray.from_arrays(pa.array(theta.reshape(-1).numpy()), 6)
         for name, theta in named.items()
@@ -211,5 +221,5 @@ def transforms(images: Masked, compared: Compared, poses: Tensor) -> pa.Table:
 
 
 def warp_masks(masks: Tensor, theta: Tensor) -> Tensor:
-    """Bool masks as `theta` (B or 1, 2, 3) shows them."""
+    """Bool masks after the transforms `theta` (B or 1, 2, 3)."""
     return warp(masks[:, None].float(), theta)[:, 0] > 0.5

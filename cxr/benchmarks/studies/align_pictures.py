@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 
-from cxr.benchmarks.studies.align import Compared, Masked, warp_masks
+from cxr.benchmarks.studies.align import AlignmentComparison, Masked, warp_masks
 from cxr.metrics.alignment import off_diagonal_mean
 from cxr.models.spatial_transformer import warp
 from cxr.reporting import figures
@@ -14,22 +14,22 @@ from cxr.reporting import figures
 COLUMNS = 8  # images outlined
 
 
-def save_pictures(images: Masked, compared: Compared, folder: str, ending: str = "") -> list[str]:
+def save_pictures(images: Masked, comparison: AlignmentComparison, folder: str, ending: str = "") -> list[str]:
     """mean_image, mean_lungs and outlines, each followed by `ending`, as PNG in the URI `folder`; their URIs."""
     chosen = torch.linspace(0, len(images) - 1, min(COLUMNS, len(images))).round().long().tolist()
     mean_image, mean_lungs, outlined = {}, {}, {}
-    for method, theta in compared.theta.items():
+    for method, theta in comparison.theta.items():
         x_BHW = warp(images.pixels[:, None].float() / 255, theta)[:, 0].numpy()
         masks_BHW = warp_masks(images.masks, theta).numpy()
         mean_image[method] = x_BHW.mean(0)
-        mean_lungs[f"{method}, IoU {float(off_diagonal_mean(compared.iou[method])):.3f}"] = masks_BHW.mean(0)
+        mean_lungs[f"{method}, IoU {float(off_diagonal_mean(comparison.iou[method])):.3f}"] = masks_BHW.mean(0)
         outlined[method] = np.stack([outlined_lungs(x_BHW[i], masks_BHW[i]) for i in chosen])
-    made = {
+    figures_by_name = {
         "mean_image": figures.pictures(mean_image),
         "mean_lungs": figures.pictures(mean_lungs),
         "outlines": figures.picture_rows(outlined),
     }
-    return [figures.save_figure(figure, folder, f"{name}{ending}.png") for name, figure in made.items()]
+    return [figures.save_figure(figure, folder, f"{name}{ending}.png") for name, figure in figures_by_name.items()]
 
 
 def outlined_lungs(picture_HW: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from cxr.families.compatibility import check_size
 from cxr.metrics.localization import Boxes, Located, known_places, locate
 from cxr.schema import PixelFormat
 
-BATCH = 32  # images that a network sees at once
+BATCH = 32  # images per forward pass
 _SIZES = (schema.WIDTH_PX, schema.HEIGHT_PX)
 _COLUMNS = (
     schema.IMAGE_ID,
@@ -34,12 +34,12 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class BoxedXRays:
-    """Images of a split whose boxes are known; row i of each array belongs to image i."""
+    """Images of a split with their boxes; row i of each array belongs to image i."""
 
     rows: pa.Table  # with pixels
     pixels: PixelFormat
     findings: tuple[str, ...]  # of the archive
-    training: Boxes  # of the images to train with, in shares of the image
+    training: Boxes  # of the training images, as fractions of the image
 
     @property
     def labels(self) -> np.ndarray:
@@ -62,25 +62,25 @@ class BoxedXRays:
         """(N, F) bool: whether an image's label and boxes of a finding are known."""
         return known_places(self.true, self.labels)
 
-    def located(self, found: Boxes) -> Located:
+    def located(self, predicted: Boxes) -> Located:
         """Match predicted boxes, in pixels of the originals, with the true ones."""
-        return locate(found, self.true, self.known)
+        return locate(predicted, self.true, self.known)
 
     @torch.inference_mode()
-    def scored(self, kept: Checkpoint, device: torch.device) -> pa.Table:
-        """Scores of the images, as scoring gives them.
+    def scored(self, checkpoint: Checkpoint, device: torch.device) -> pa.Table:
+        """Scores of the images, the same as those of the scoring job.
 
         Raises:
-            UserError: images stored smaller than the network wants them.
+            UserError: the images are smaller than the network needs.
         """
-        check_size(kept.recipe, self.pixels.size)
-        network, scores = kept.network.to(device), []
-        context = ScoringContext(kept.findings, self.pixels.size)
+        check_size(checkpoint.recipe, self.pixels.size)
+        network, scores = checkpoint.network.to(device), []
+        context = ScoringContext(checkpoint.findings, self.pixels.size)
         for start in range(0, self.rows.num_rows, BATCH):
             rows = self.rows.slice(start, BATCH)
             columns = to_columns(rows, [schema.PIXELS], self.pixels)
             batch = to_device(to_tensors(columns, self.pixels), device)
-            scores.append(kept.recipe.scored(kept.recipe.predict(network, batch), rows, context))
+            scores.append(checkpoint.recipe.scored(checkpoint.recipe.predict(network, batch), rows, context))
         return pa.concat_tables(scores)
 
     def boxed(self) -> list[int]:
@@ -98,10 +98,10 @@ def read(uri: str, split: str, limit: int = 0) -> BoxedXRays:
     """Images of a split of shards.
 
     Args:
-        limit: take at most so many, spread evenly over the split; 0 for all.
+        limit: maximum number of images, spread evenly over the split; 0 for all.
 
     Raises:
-        UserError: no shards, or none of these images has a box of one of the archive's findings.
+        UserError: there are no shards, or none of the images has a box of one of the archive's findings.
     """
     info = shards.read_info(uri)
     parts = [storage.read_parquet(file.uri, columns=_COLUMNS) for file in info.parts.get(split, ())]
@@ -125,6 +125,6 @@ def _shares(uri: str, findings: Sequence[str]) -> Boxes:
 
 
 def _joined(parts: Sequence[Boxes]) -> Boxes:
-    nothing = Boxes(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
+    no_boxes = Boxes(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
     fields = ("image", "finding", "xyxy", "score")
-    return Boxes(*(np.concatenate([getattr(part, name) for part in [nothing, *parts]]) for name in fields))
+    return Boxes(*(np.concatenate([getattr(part, name) for part in [no_boxes, *parts]]) for name in fields))

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 CLOSE = 0.01  # tolerance, relative to the target size
-_STEPS = 14  # of bisection, at most
-_SAMPLE = 256  # pictures, spread evenly, by which a quality is chosen
+_STEPS = 14  # maximum number of bisection steps
+_SAMPLE = 256  # number of pictures, spread evenly, on which the quality is chosen
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class StillCodec:
     """One of Pillow's codecs with the settings that make its files smallest.
 
     Args:
-        lowest, highest: ends of the quality's scale; files grow along it.
-        whole: qualities are whole numbers.
-        setting: what Pillow calls the quality.
-        listed: Pillow wants it in a list.
+        lowest, highest: range of the quality; a higher quality gives larger files.
+        whole: whether qualities are whole numbers.
+        setting: Pillow's name for the quality.
+        listed: whether Pillow expects a list.
     """
 
     name: str
@@ -49,7 +49,7 @@ class StillCodec:
 
 
 JPEG = StillCodec("JPEG", "JPEG", 1, 100, whole=True, options={"optimize": True})
-# A bare codestream; the quality is the PSNR in dB that each picture is given.
+# A bare codestream. Its quality is the PSNR of each picture in dB.
 JPEG_2000 = StillCodec(
     "JPEG 2000",
     "JPEG2000",
@@ -65,22 +65,22 @@ LOSSY = (JPEG, JPEG_2000, WEBP)
 
 @dataclass(frozen=True)
 class Coded:
-    """Pictures that went through a codec at one quality."""
+    """Pictures after encoding and decoding at one quality."""
 
     quality: float
     bytes_per_image: float
     decoded: np.ndarray  # (B, H, W) uint8
 
 
-def coded_near(codec: StillCodec, pictures_BHW: np.ndarray, wanted: float) -> Coded:
-    """The pictures at the quality whose mean file size is closest to `wanted` bytes."""
-    quality = quality_near(codec, pictures_BHW, wanted)
+def coded_near(codec: StillCodec, pictures_BHW: np.ndarray, target_bytes: float) -> Coded:
+    """The pictures at the quality whose mean file size is closest to `target_bytes`."""
+    quality = quality_near(codec, pictures_BHW, target_bytes)
     files = [codec.encode(picture, quality) for picture in pictures_BHW]
     return Coded(quality, _mean_length(files), np.stack([codec.decode(data) for data in files]))
 
 
-def quality_near(codec: StillCodec, pictures_BHW: np.ndarray, wanted: float) -> float:
-    """By bisection; an end of the codec's scale where even that is too large or too small."""
+def quality_near(codec: StillCodec, pictures_BHW: np.ndarray, target_bytes: float) -> float:
+    """The quality for a file size, by bisection; an end of the range if the size cannot be reached."""
     sample = pictures_BHW[:: -(-len(pictures_BHW) // _SAMPLE)]
 
     def size(quality: float) -> float:
@@ -91,13 +91,13 @@ def quality_near(codec: StillCodec, pictures_BHW: np.ndarray, wanted: float) -> 
     for _ in range(_STEPS):
         middle = (low + high) / 2
         middle = float(int(middle)) if codec.whole else middle
-        nearest = min(abs(length - wanted) for length in tried.values())
-        near_enough = not codec.whole and nearest <= CLOSE * wanted
-        if middle in tried or near_enough or not tried[low] < wanted < tried[high]:
+        nearest = min(abs(length - target_bytes) for length in tried.values())
+        near_enough = not codec.whole and nearest <= CLOSE * target_bytes
+        if middle in tried or near_enough or not tried[low] < target_bytes < tried[high]:
             break
         tried[middle] = size(middle)
-        low, high = (middle, high) if tried[middle] < wanted else (low, middle)
-    return min(tried, key=lambda quality: abs(tried[quality] - wanted))
+        low, high = (middle, high) if tried[middle] < target_bytes else (low, middle)
+    return min(tried, key=lambda quality: abs(tried[quality] - target_bytes))
 
 
 def png_bytes(pictures_BHW: np.ndarray) -> float:

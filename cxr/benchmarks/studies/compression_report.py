@@ -1,4 +1,4 @@
-"""The comparison of ways to store X-rays as a page, a CSV file, metrics by name, and one picture."""
+"""The comparison of ways to store X-rays: a page, a CSV file, metrics by name, and a picture."""
 
 from __future__ import annotations
 
@@ -10,28 +10,38 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cxr import storage
-from cxr.benchmarks.studies.compression import AS_STORED, ORIGINAL, RAW, RESIZED, Row, Shown
+from cxr.benchmarks.studies.compression import AS_STORED, ORIGINAL, RAW, RESIZED, DecodedImage, StorageResult
 from cxr.reporting import tables
 from cxr.reporting.figures import TILE_INCHES, save_figure
 
-HEAD = ("way", "size of latents", "bytes", "ratio", "quality", "PSNR", "PSNR of images", "SSIM", "mean AUROC (95 %)")
-LOUDER = 8  # errors are drawn so many times larger
+HEAD = (
+    "way",
+    "size of latents",
+    "bytes",
+    "ratio",
+    "quality",
+    "PSNR",
+    "mean PSNR of images",
+    "SSIM",
+    "mean AUROC (95 %)",
+)
+ERROR_GAIN = 8  # factor by which errors are enlarged in the picture
 FAR = 0.05  # relative to the target size: larger differences are reported
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[StorageResult]) -> str:
     """Markdown."""
     return tables.markdown(HEAD, [_cells(row, rows[0].bytes_per_image) for row in rows])
 
 
-def _cells(row: Row, full: float) -> list[str]:
+def _cells(row: StorageResult, full: float) -> list[str]:
     return [
         row.way,
         row.at or "–",
         f"{row.bytes_per_image:,.0f}",
         f"{full / row.bytes_per_image:.1f}",
         "–" if math.isnan(row.quality) else f"{row.quality:.4g}",
-        *(_db(value) for value in (row.psnr, row.psnr_of_images)),
+        *(_db(value) for value in (row.psnr, row.psnr_mean_per_image)),
         tables.number(row.ssim, 4),
         tables.interval(row.auroc, row.auroc_low, row.auroc_high),
     ]
@@ -41,45 +51,45 @@ def _db(value: float) -> str:
     return "exact" if value == math.inf else tables.number(value, 2)
 
 
-def csv(rows: Sequence[Row]) -> str:
+def csv(rows: Sequence[StorageResult]) -> str:
     return tables.csv_text([dataclasses.asdict(row) for row in rows])
 
 
-def metrics(rows: Sequence[Row]) -> dict[str, float]:
+def metrics(rows: Sequence[StorageResult]) -> dict[str, float]:
     """For result.json: "psnr/jpeg_2000/as_stored"; values that are not finite are omitted."""
-    found = {}
+    values = {}
     for row in rows:
         name = "/".join(filter(None, (row.way, row.at))).lower().replace(",", "").replace(" ", "_").replace(":", "_")
-        for field in dataclasses.fields(Row)[2:]:
+        for field in dataclasses.fields(StorageResult)[2:]:
             value = getattr(row, field.name)
             if math.isfinite(value):
-                found[f"{field.name}/{name}"] = float(value)
-    return found
+                values[f"{field.name}/{name}"] = float(value)
+    return values
 
 
-# ---- Words
+# ---- Summary
 
 
-def said(rows: Sequence[Row], codec: str) -> str:
-    """Sentences that summarize the figures."""
+def summary(rows: Sequence[StorageResult], codec: str) -> str:
+    """Sentences that summarize the results."""
     parts = [_ranked([row for row in rows if row.at == at], codec, at) for at in (AS_STORED, RAW)]
     return "\n".join(f"- {part}" for part in [*parts, *_out_of_reach(rows, codec), *_findings(rows, codec)])
 
 
-def _ranked(rows: Sequence[Row], codec: str, at: str) -> str:
-    """Pictures at one size, best PSNR first."""
+def _ranked(rows: Sequence[StorageResult], codec: str, at: str) -> str:
+    """All ways at one size, the highest PSNR first."""
     own = next(row for row in rows if row.way == codec)
     best = sorted((row for row in rows if math.isfinite(row.psnr)), key=lambda row: -row.psnr)
     order = ", ".join(f"{row.way} {row.psnr:.2f}" for row in best)
-    alike = max(best, key=lambda row: row.ssim)
+    most_similar = max(best, key=lambda row: row.ssim)
     return (
         f"PSNR in dB at {own.bytes_per_image:,.0f} bytes, the size of the "
         f"{'stored' if at == AS_STORED else 'raw'} latents: {order}; {codec} ranks {best.index(own) + 1} of "
-        f"{len(best)}. {alike.way} has the highest SSIM, {alike.ssim:.4f}; {codec} has {own.ssim:.4f}."
+        f"{len(best)}. {most_similar.way} has the highest SSIM, {most_similar.ssim:.4f}; {codec} has {own.ssim:.4f}."
     )
 
 
-def _out_of_reach(rows: Sequence[Row], codec: str) -> list[str]:
+def _out_of_reach(rows: Sequence[StorageResult], codec: str) -> list[str]:
     sizes = {row.at: row.bytes_per_image for row in rows if row.way == codec}
     return [
         f"{row.way} is not compared at the same size: its files have at least {row.bytes_per_image:,.0f} bytes, not "
@@ -89,7 +99,7 @@ def _out_of_reach(rows: Sequence[Row], codec: str) -> list[str]:
     ]
 
 
-def _findings(rows: Sequence[Row], codec: str) -> list[str]:
+def _findings(rows: Sequence[StorageResult], codec: str) -> list[str]:
     original = next(row for row in rows if row.way == ORIGINAL)
     if math.isnan(original.auroc):
         return ["There is no AUROC: no finding has both positives and negatives here, or no classifier was trained."]
@@ -107,37 +117,38 @@ def _findings(rows: Sequence[Row], codec: str) -> list[str]:
 # ---- Picture
 
 
-def picture(shown: Sequence[Shown], folder: str) -> str:
-    """compression.png: a detail of one X-ray after each way of storing it, at the size of compressed latents, above
-    its errors."""
-    ways = [one for one in shown if one.at in ("", AS_STORED)]
-    given = _cut(ways[0].picture)
-    figure = Figure(figsize=(1.6 * TILE_INCHES * len(ways), 3.5 * TILE_INCHES), layout="constrained")
-    upper, lower = figure.subplots(2, len(ways), squeeze=False)
-    for one, top, bottom in zip(ways, upper, lower, strict=True):
-        cut = _cut(one.picture)
-        error = cut - given
+def picture(shown: Sequence[DecodedImage], folder: str) -> str:
+    """compression.png: a detail of one X-ray in each way at the size of stored latents, and its errors below."""
+    images = [image for image in shown if image.at in ("", AS_STORED)]
+    original = _cut(images[0].picture)
+    figure = Figure(figsize=(1.6 * TILE_INCHES * len(images), 3.5 * TILE_INCHES), layout="constrained")
+    upper, lower = figure.subplots(2, len(images), squeeze=False)
+    for image, top, bottom in zip(images, upper, lower, strict=True):
+        cut = _cut(image.picture)
+        error = cut - original
         psnr = -10 * math.log10(max(1e-10, float(np.square(error).mean())))
-        top.set_title(f"{one.way}\n{one.bytes_per_image:,.0f} bytes", fontsize=9)
+        top.set_title(f"{image.way}\n{image.bytes_per_image:,.0f} bytes", fontsize=9)
         top.imshow(cut, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        bottom.set_title(f"{LOUDER} x error, {psnr:.1f} dB" if error.any() else "no error", fontsize=8)
-        bottom.imshow(0.5 + LOUDER * error, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        bottom.set_title(f"{ERROR_GAIN} x error, {psnr:.1f} dB" if error.any() else "no error", fontsize=8)
+        bottom.imshow(0.5 + ERROR_GAIN * error, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         top.set_axis_off()
         bottom.set_axis_off()
     return save_figure(figure, folder, "compression.png")
 
 
 def _cut(picture_HW: np.ndarray) -> np.ndarray:
-    """Heart and lower lung: the middle half of the width, two thirds down; float64 in [0, 1]."""
+    """The region of the heart and the lower lung, half as wide as the image; float64 in [0, 1]."""
     side = len(picture_HW)
     top, left = round(0.35 * side), round(0.25 * side)
     return picture_HW[top : top + side // 2, left : left + side // 2] / 255
 
 
-def write(rows: Sequence[Row], shown: Sequence[Shown], codec: str, about: str, out: str) -> dict[str, str]:
+def write(
+    rows: Sequence[StorageResult], shown: Sequence[DecodedImage], codec: str, about: str, out: str
+) -> dict[str, str]:
     """OUT/compression.md, .csv and .png; their URIs."""
     uris = {name: storage.join(out, f"compression.{name}") for name in ("md", "csv")}
-    page = ["# X-rays in few bytes", about, table(rows), said(rows, codec), "![One X-ray](compression.png)"]
+    page = ["# X-rays stored in few bytes", about, table(rows), summary(rows, codec), "![One X-ray](compression.png)"]
     storage.write_text(uris["md"], "\n\n".join(part.strip() for part in page) + "\n")
     storage.write_text(uris["csv"], csv(rows))
     return {"report": uris["md"], "table": uris["csv"], "picture": picture(shown, out)}

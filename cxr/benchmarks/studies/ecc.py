@@ -1,10 +1,10 @@
-"""Groupwise alignment by OpenCV's ECC: each image is registered to the mean of all, which is then taken anew.
+"""Groupwise alignment with OpenCV's ECC: each image is registered to the mean of all, which is then recomputed.
 
 Evangelidis and Psarakis 2008 (IEEE TPAMI 30(10), 1858–1865) maximize the correlation of an image with a template,
-which brightness and contrast do not change. From coarse to fine: first turned and shifted, then any affine, at
-first from several starts. Tried one at a time on real X-rays under random poses and left out, since lungs overlapped
-less: images as they are, equalized, or with CLAHE; much smaller or larger windows; finer or still coarser pictures at
-first; one start. More rounds, or a window of .4, changed next to nothing.
+which does not depend on brightness and contrast. The registration is coarse to fine: first rotations and shifts, then
+affine transforms, at first from several starting points. These variants, tried one at a time on real X-rays under
+random poses, gave less overlap of the lungs: raw, equalized or CLAHE images; much smaller or larger windows; finer or
+coarser pictures in the first stage; a single starting point. More rounds, or a window of .4, made no difference.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ class Stage:
     """One call of ECC."""
 
     size: int
-    """Height and width, pixels."""
+    """Height and width of the pictures in pixels."""
     affine: bool
-    """Six parameters; otherwise three: shift and rotation."""
+    """Whether to fit an affine transform (six parameters) or a rotation and shift (three)."""
     iterations: int = 50
     """Maximum number of iterations."""
     blur: int = 5
-    """Side of the Gaussian window by which both pictures are smoothed, pixels, odd."""
+    """Size in pixels (odd) of the Gaussian window that smooths both pictures."""
     starts: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
-    """Turns in degrees, and scales, from which to start besides what is known; the best correlated end counts."""
+    """Rotations in degrees and scales, relative to the previous result, to start from. The end with the highest
+    correlation is used."""
 
 
 NEARBY = tuple((turn, scale) for scale in (0.85, 1.0, 1.18) for turn in (-12.0, 0.0, 12.0))
@@ -55,34 +56,34 @@ ROUNDS = (
 
 @dataclass(frozen=True)
 class Ecc:
-    """Settings; of those tried on real X-rays, the defaults were best."""
+    """Settings. The defaults were the best of those tried on real X-rays."""
 
     rounds: Sequence[Sequence[Stage]] = ROUNDS
-    """Stages a round; after each round the mean is taken again."""
+    """Stages of each round; the mean image is recomputed after each round."""
     window: float = 0.5
-    """Side of the square in which contrast is normalized, share of the width; 0 for the image as it is."""
+    """Size of the window for local contrast normalization, as a fraction of the width. 0: no normalization."""
     clip: float = 1.0
-    """Largest contrast, in local deviations: beyond it lie markers and the edges of the picture; 0 for no limit."""
+    """Limit of the contrast in local standard deviations, which suppresses markers and image edges. 0: no limit."""
     epsilon: float = 1e-5
-    """Gain in correlation below which a call stops."""
+    """Increase in correlation below which a call stops."""
 
 
 @dataclass(frozen=True)
 class Registered:
-    """Transforms, and the time they took."""
+    """Transforms and the time to compute them."""
 
-    theta: Tensor  # (B, 2, 3), output to input, their mean removed
-    seconds_per_image: float  # of one thread of the processor, all rounds together
+    theta: Tensor  # (B, 2, 3), output to input, mean removed
+    seconds_per_image: float  # CPU time of one thread, all rounds
     failures: int  # calls that did not converge
 
 
 def align(images_BHW: np.ndarray, settings: Ecc) -> Registered:
-    """Bring uint8 images into one frame. OpenCV uses one thread, as many as the caller's torch should."""
+    """Bring uint8 images into one frame. OpenCV uses one thread; limit torch, too, to measure time."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
         start = time.thread_time()
-        theta, failures = _rounds(_prepared(images_BHW, settings), settings)
+        theta, failures = _rounds(_normalized(images_BHW, settings), settings)
         return Registered(theta, (time.thread_time() - start) / len(images_BHW), failures)
     finally:
         cv2.setNumThreads(threads)
@@ -92,58 +93,59 @@ def _rounds(x_B1HW: Tensor, settings: Ecc) -> tuple[Tensor, int]:
     theta, failures = identity(len(x_B1HW)), 0
     for stages in settings.rounds:
         template = warp(x_B1HW, theta).mean(0)[0].numpy()
-        found = theta.clone()
+        refined = theta.clone()
         for i, image in enumerate(x_B1HW[:, 0].numpy()):
-            found[i], failed = register(image, template, theta[i], stages, settings.epsilon)
+            refined[i], failed = register(image, template, theta[i], stages, settings.epsilon)
             failures += failed
-        theta = centered(found, found.mean(0, keepdim=True))
+        theta = centered(refined, refined.mean(0, keepdim=True))
     return theta, failures
 
 
 def register(
     image: np.ndarray, template: np.ndarray, theta: Tensor, stages: Sequence[Stage], epsilon: float
 ) -> tuple[Tensor, int]:
-    """`theta` (2, 3) after all stages, and how many failed; a stage that fails leaves what was there before."""
+    """`theta` (2, 3) after all stages, and the number of failures. A stage that fails leaves `theta` unchanged."""
     failed = 0
     for stage in stages:
-        found = _stage(image, template, theta, stage, epsilon)
-        failed += found is None
-        theta = theta if found is None else found
+        refined = _stage(image, template, theta, stage, epsilon)
+        failed += refined is None
+        theta = theta if refined is None else refined
     return theta, failed
 
 
 def _stage(image: np.ndarray, template: np.ndarray, theta: Tensor, stage: Stage, epsilon: float) -> Tensor | None:
-    """A finer `theta`, None if ECC converged from no start or went astray."""
+    """A refined `theta`; None if ECC did not converge to a plausible transform from any starting point."""
     side = (stage.size, stage.size)
-    small, wanted = (cv2.resize(picture, side, interpolation=cv2.INTER_AREA) for picture in (image, template))
+    image, template = (cv2.resize(picture, side, interpolation=cv2.INTER_AREA) for picture in (image, template))
     best, best_correlation = None, -1.0
     for turn, scale in stage.starts:
-        found = _ecc(small, wanted, compose(theta, _similarity(turn, scale)), stage, epsilon)
-        if found is None:
+        transform = _ecc(image, template, compose(theta, _similarity(turn, scale)), stage, epsilon)
+        if transform is None:
             continue
-        correlation = _correlation(small, wanted, found)
+        correlation = _correlation(image, template, transform)
         if correlation > best_correlation:
-            best, best_correlation = to_unit(found, stage.size), correlation
+            best, best_correlation = to_unit(transform, stage.size), correlation
     return best
 
 
-def _ecc(small: np.ndarray, wanted: np.ndarray, theta: Tensor, stage: Stage, epsilon: float) -> np.ndarray | None:
-    """One call from `theta`; the map of pixels, None if it did not converge or changed the scale too much."""
+def _ecc(image: np.ndarray, template: np.ndarray, theta: Tensor, stage: Stage, epsilon: float) -> np.ndarray | None:
+    """One call of ECC, starting from `theta`: a transform of pixels, or None if it did not converge or has an
+    implausible scale."""
     motion = cv2.MOTION_AFFINE if stage.affine else cv2.MOTION_EUCLIDEAN
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, stage.iterations, epsilon)
     first = to_pixels(theta, stage.size)
     try:
-        _, found = cv2.findTransformECC(wanted, small, first, motion, stop, None, stage.blur)  # pyright: ignore
+        _, transform = cv2.findTransformECC(template, image, first, motion, stop, None, stage.blur)  # pyright: ignore
     except cv2.error:
         return None
-    scale = np.sqrt(abs(np.linalg.det(found[:, :2].astype(np.float64))))
-    return found if np.isfinite(found).all() and SCALES[0] <= scale <= SCALES[1] else None
+    scale = np.sqrt(abs(np.linalg.det(transform[:, :2].astype(np.float64))))
+    return transform if np.isfinite(transform).all() and SCALES[0] <= scale <= SCALES[1] else None
 
 
-def _correlation(small: np.ndarray, wanted: np.ndarray, pixels: np.ndarray) -> float:
-    """Over the whole picture, where ECC's own counts only what both show: else zooming in would pay."""
-    shown = cv2.warpAffine(small, pixels, wanted.shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    return float(np.corrcoef(shown.ravel(), wanted.ravel())[0, 1])
+def _correlation(image: np.ndarray, template: np.ndarray, pixels: np.ndarray) -> float:
+    """Correlation over the whole picture. ECC's own value covers only the overlap, which would reward zooming in."""
+    shown = cv2.warpAffine(image, pixels, template.shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return float(np.corrcoef(shown.ravel(), template.ravel())[0, 1])
 
 
 def _similarity(turn_deg: float, scale: float) -> Tensor:
@@ -152,22 +154,22 @@ def _similarity(turn_deg: float, scale: float) -> Tensor:
 
 
 def to_pixels(theta: Tensor, size: int) -> np.ndarray:
-    """`theta_unit` (2, 3) as a float32 map of pixels' indices, with which OpenCV's warps take it."""
+    """`theta_unit` (2, 3) as a float32 transform of pixel indices, as OpenCV's warps expect it."""
     linear, shift = theta[:, :2].double().numpy(), theta[:, 2].double().numpy()
-    first = 1 / size - 1  # of the center of pixel 0, on an axis from −1 to 1
+    first = 1 / size - 1  # position of the center of pixel 0 on an axis from −1 to 1
     moved = (linear @ np.full(2, first) + shift - first) * size / 2
     return np.column_stack([linear, moved]).astype(np.float32)
 
 
 def to_unit(pixels: np.ndarray, size: int) -> Tensor:
-    """What `to_pixels` undoes."""
+    """The inverse of `to_pixels`."""
     linear, moved = pixels[:, :2].astype(np.float64), pixels[:, 2].astype(np.float64)
     first = 1 / size - 1
     shift = moved * 2 / size + first - linear @ np.full(2, first)
     return torch.from_numpy(np.column_stack([linear, shift])).float()
 
 
-def _prepared(images_BHW: np.ndarray, settings: Ecc) -> Tensor:
+def _normalized(images_BHW: np.ndarray, settings: Ecc) -> Tensor:
     """float32 (B, 1, H, W)."""
     x = torch.from_numpy(images_BHW)[:, None].float() / 255
     x = normalize_contrast(x, settings.window) if settings.window else x

@@ -23,165 +23,172 @@ SMALL, LARGE = ("Nodule", "Mass"), ("Cardiomegaly",)
 
 
 @dataclass(frozen=True)
-class Judged:
+class LocalizationResult:
     """Results of the networks of one recipe, one per seed, on the test images; F findings with boxes."""
 
     name: str
     findings: tuple[str, ...]
     accuracy: dict[str, np.ndarray]  # measure -> (S, F, thresholds)
-    drawn: dict[str, np.ndarray]  # measure -> (S, R, F, thresholds), in each resample of patients
-    wrong: dict[str, np.ndarray]  # measure -> (S, F, thresholds) found boxes that do not pass, an image
+    accuracy_resamples: dict[str, np.ndarray]  # measure -> (S, R, F, thresholds), over R resamples of patients
+    false_positives: dict[str, np.ndarray]  # measure -> (S, F, thresholds), predicted boxes per image
     pointing: np.ndarray  # (S, F)
-    aurocs: np.ndarray  # (S,) mean AUROC over all findings; NaN of what gives no probabilities
-    drawn_aurocs: np.ndarray  # (S, R)
+    aurocs: np.ndarray  # (S,) mean AUROC over all findings; NaN without probabilities
+    auroc_resamples: np.ndarray  # (S, R)
 
     def at(self, measure: str, threshold: float, findings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Mean accuracy over findings: (S,), and (S, R) in the resamples."""
+        """Mean accuracy over these findings: (S,), and (S, R) in the resamples."""
         f, t = [self.findings.index(finding) for finding in findings], THRESHOLDS.index(threshold)
-        return self.accuracy[measure][:, f, t].mean(1), self.drawn[measure][:, :, f, t].mean(2)
+        return self.accuracy[measure][:, f, t].mean(1), self.accuracy_resamples[measure][:, :, f, t].mean(2)
 
 
 @dataclass(frozen=True)
-class Sure:
-    """A mean over seeds with its 95 % interval, for other patients and other seeds, and the seeds' SD."""
+class SeedMean:
+    """A mean over seeds, its 95 % interval over resampled patients and seeds, and the SD of the seeds."""
 
     value: float
     low: float
     high: float
-    spread: float
+    sd: float
 
 
-def judge(
+def evaluate(
     name: str, networks: Sequence[Checkpoint], xrays: BoxedXRays, device: torch.device, seed: int = 0
-) -> Judged:
+) -> LocalizationResult:
     """Score the images with each network, as scoring does. Recipes can be compared only with the same `seed`.
 
     Raises:
-        UserError: images stored smaller than the networks want them, or networks that give no boxes.
+        UserError: the images are smaller than the networks need, or the networks predict no boxes.
     """
-    told = [_found(kept, xrays, device) for kept in networks]
-    located = [xrays.located(boxes) for boxes, _ in told]
-    probabilities = [p for _, p in told]
+    predictions = [_predict(network, xrays, device) for network in networks]
+    located = [xrays.located(boxes) for boxes, _ in predictions]
+    probabilities = [p for _, p in predictions]
     patients = patients_of(xrays.rows)
     labels = xrays.labels
-    areas = [_mean(auroc(p, labels)[None])[0] for p in probabilities]
-    drawn = [_mean(resampled_aurocs(p, labels, patients, RESAMPLES, seed)) for p in probabilities]
-    return _judged(name, located, xrays, patients, np.array(areas), np.stack(drawn), seed)
+    aurocs = [_mean(auroc(p, labels)[None])[0] for p in probabilities]
+    resamples = [_mean(resampled_aurocs(p, labels, patients, RESAMPLES, seed)) for p in probabilities]
+    return _result(name, located, xrays, patients, np.array(aurocs), np.stack(resamples), seed)
 
 
-def guesses(xrays: BoxedXRays, seed: int = 0) -> list[Judged]:
+def baseline_results(xrays: BoxedXRays, seed: int = 0) -> list[LocalizationResult]:
     """Results of random boxes and of the mean box of the training images."""
     patients = patients_of(xrays.rows)
-    guessed = baselines(xrays.training, xrays.rows.num_rows, len(xrays.findings), seed)
-    nothing = np.full((1, RESAMPLES), math.nan)
+    predictions = baselines(xrays.training, xrays.rows.num_rows, len(xrays.findings), seed)
+    no_auroc = np.full((1, RESAMPLES), math.nan)
     return [
-        _judged(name, [xrays.located(boxes.scaled(*xrays.sizes_px))], xrays, patients, nothing[:, 0], nothing, seed)
-        for name, boxes in guessed.items()
+        _result(name, [xrays.located(boxes.scaled(*xrays.sizes_px))], xrays, patients, no_auroc[:, 0], no_auroc, seed)
+        for name, boxes in predictions.items()
     ]
 
 
-def _judged(
+def _result(
     name: str,
     located: Sequence[Located],
     xrays: BoxedXRays,
     patients: np.ndarray,
     aurocs: np.ndarray,
-    drawn_aurocs: np.ndarray,
+    auroc_resamples: np.ndarray,
     seed: int,
-) -> Judged:
+) -> LocalizationResult:
     boxed = xrays.boxed()
-    kept = [one.of(boxed) for one in located]
+    located = [of.of(boxed) for of in located]
     shape = len(boxed), len(THRESHOLDS)
 
-    def told(of: Located, kind: str, measure: str) -> np.ndarray:
+    def values(of: Located, kind: str, measure: str) -> np.ndarray:
         """(N, F · thresholds)."""
         return np.stack([getattr(of, kind)(measure, at) for at in THRESHOLDS], 2).reshape(len(of.known), -1)
 
     def means(kind: str) -> dict[str, np.ndarray]:
-        return {m: np.stack([column_means(told(of, kind, m)).reshape(shape) for of in kept]) for m in MEASURES}
+        return {m: np.stack([column_means(values(of, kind, m)).reshape(shape) for of in located]) for m in MEASURES}
 
-    drawn = {
+    accuracy_resamples = {
         m: np.stack(
-            [resampled_means(told(of, "right", m), patients, RESAMPLES, seed).reshape(-1, *shape) for of in kept]
+            [resampled_means(values(of, "right", m), patients, RESAMPLES, seed).reshape(-1, *shape) for of in located]
         )
         for m in MEASURES
     }
-    return Judged(
+    return LocalizationResult(
         name=name,
         findings=tuple(xrays.findings[f] for f in boxed),
         accuracy=means("right"),
-        drawn=drawn,
-        wrong=means("wrong"),
-        pointing=np.stack([column_means(of.pointed) for of in kept]),
+        accuracy_resamples=accuracy_resamples,
+        false_positives=means("wrong"),
+        pointing=np.stack([column_means(of.pointed) for of in located]),
         aurocs=aurocs,
-        drawn_aurocs=drawn_aurocs,
+        auroc_resamples=auroc_resamples,
     )
 
 
 def _mean(values_RF: np.ndarray) -> np.ndarray:
-    """(R,) mean over the findings that can be measured; NaN where none can."""
+    """(R,) mean over the findings with a value; NaN if there are none."""
     return column_means(values_RF.T)
 
 
-def _found(kept: Checkpoint, xrays: BoxedXRays, device: torch.device) -> tuple[Boxes, np.ndarray]:
+def _predict(network: Checkpoint, xrays: BoxedXRays, device: torch.device) -> tuple[Boxes, np.ndarray]:
     """Predicted boxes in pixels of the originals, and probabilities (N, F)."""
-    if not {schema.PRED_BOXES, schema.PROBABILITIES} <= set(kept.recipe.score_columns.names):
+    if not {schema.PRED_BOXES, schema.PROBABILITIES} <= set(network.recipe.score_columns.names):
         raise UserError(
-            f"{kept.uri} is of family {kept.recipe.family!r}, which does not give boxes and probabilities"
+            f"{network.uri} is of family {network.recipe.family!r}, which does not give boxes and probabilities"
         )
-    told = xrays.scored(kept, device)
-    probabilities = np.array(told[schema.PROBABILITIES].to_pylist(), np.float64)
-    return Boxes.of(told[schema.PRED_BOXES], xrays.findings), probabilities
+    scores = xrays.scored(network, device)
+    probabilities = np.array(scores[schema.PROBABILITIES].to_pylist(), np.float64)
+    return Boxes.of(scores[schema.PRED_BOXES], xrays.findings), probabilities
 
 
-def sure(values_S: np.ndarray, drawn_SR: np.ndarray, seed: int = 0) -> Sure:
+def mean_over_seeds(values_S: np.ndarray, resamples_SR: np.ndarray, seed: int = 0) -> SeedMean:
     """The mean over seeds; the interval resamples both seeds and patients."""
-    seeds, resamples = drawn_SR.shape
-    chosen = np.random.default_rng(seed).integers(seeds, size=drawn_SR.shape)
-    means = drawn_SR[chosen, np.arange(resamples)].mean(0)
-    known = means[np.isfinite(means)]
-    low, high = np.quantile(known, ENDS) if len(known) else (math.nan, math.nan)
-    spread = float(values_S.std(ddof=1)) if seeds > 1 else math.nan
-    return Sure(float(values_S.mean()), float(low), float(high), spread)
+    seeds, resamples = resamples_SR.shape
+    chosen = np.random.default_rng(seed).integers(seeds, size=resamples_SR.shape)
+    means = resamples_SR[chosen, np.arange(resamples)].mean(0)
+    finite = means[np.isfinite(means)]
+    low, high = np.quantile(finite, ENDS) if len(finite) else (math.nan, math.nan)
+    sd = float(values_S.std(ddof=1)) if seeds > 1 else math.nan
+    return SeedMean(float(values_S.mean()), float(low), float(high), sd)
 
 
-def accuracy(one: Judged, measure: str, threshold: float, findings: Sequence[str]) -> Sure:
+def accuracy(result: LocalizationResult, measure: str, threshold: float, findings: Sequence[str]) -> SeedMean:
     """Mean accuracy over some findings."""
-    return sure(*one.at(measure, threshold, findings))
+    return mean_over_seeds(*result.at(measure, threshold, findings))
 
 
-def gained(one: Judged, other: Judged, measure: str, threshold: float, findings: Sequence[str]) -> Sure:
-    """How much higher the mean accuracy over some findings is: both use the same resampled patients and seeds."""
-    (ours, drawn), (theirs, others) = (of.at(measure, threshold, findings) for of in (one, other))
-    return sure(ours - theirs, drawn - others)
+def accuracy_gain(
+    result: LocalizationResult, baseline: LocalizationResult, measure: str, threshold: float, findings: Sequence[str]
+) -> SeedMean:
+    """Mean accuracy over some findings minus that of the baseline, on the same resampled patients and seeds."""
+    values, resamples = result.at(measure, threshold, findings)
+    baseline_values, baseline_resamples = baseline.at(measure, threshold, findings)
+    return mean_over_seeds(values - baseline_values, resamples - baseline_resamples)
 
 
-def auroc_gained(one: Judged, other: Judged) -> Sure:
-    """How much higher the mean AUROC is."""
-    return sure(one.aurocs - other.aurocs, one.drawn_aurocs - other.drawn_aurocs)
+def auroc_gain(result: LocalizationResult, baseline: LocalizationResult) -> SeedMean:
+    """Mean AUROC minus that of the baseline."""
+    return mean_over_seeds(result.aurocs - baseline.aurocs, result.auroc_resamples - baseline.auroc_resamples)
 
 
-def gains(one: Judged, other: Judged, threshold: float = 0.3) -> dict[str, Sure]:
-    """What `one` gains over `other` in small and in large findings, those that have boxes, and in mean AUROC."""
+def gains(result: LocalizationResult, baseline: LocalizationResult, threshold: float = 0.3) -> dict[str, SeedMean]:
+    """Gains over the baseline: accuracy for small and for large findings, if any have boxes, and mean AUROC."""
     key = f"iou_{100 * threshold:.0f}"
     groups = {"small": SMALL, "large": LARGE}
-    present = {name: [f for f in group if f in one.findings] for name, group in groups.items()}
-    found = {f"{name}_gain_{key}": gained(one, other, "iou", threshold, of) for name, of in present.items() if of}
-    return found | {"auroc_gain": auroc_gained(one, other)}
+    present = {name: [f for f in group if f in result.findings] for name, group in groups.items()}
+    accuracies = {
+        f"{name}_gain_{key}": accuracy_gain(result, baseline, "iou", threshold, findings)
+        for name, findings in present.items()
+        if findings
+    }
+    return accuracies | {"auroc_gain": auroc_gain(result, baseline)}
 
 
-def metrics(judged: Sequence[Judged], gained: Mapping[str, Sure]) -> dict[str, float]:
-    """Figures by name: NAME_accuracy_iou_30, of all findings and /FINDING, NAME_auroc, and the gains; no NaN."""
-    named = dict(gained)
-    for one in judged:
+def metrics(results: Sequence[LocalizationResult], gains: Mapping[str, SeedMean]) -> dict[str, float]:
+    """Finite metrics by name: NAME_accuracy_iou_30 of all findings and /FINDING, NAME_auroc, and the gains."""
+    means = dict(gains)
+    for result in results:
         for at in (0.1, 0.3, 0.5):
-            key = f"{one.name}_accuracy_iou_{100 * at:.0f}"
-            named[key] = accuracy(one, "iou", at, one.findings)
-            named |= {f"{key}/{finding}": accuracy(one, "iou", at, [finding]) for finding in one.findings}
-        named[f"{one.name}_auroc"] = sure(one.aurocs, one.drawn_aurocs)
-    found = {f"{name}{end}": value for name, of in named.items() for end, value in _ends(of).items()}
-    return {name: value for name, value in found.items() if not math.isnan(value)}
+            key = f"{result.name}_accuracy_iou_{100 * at:.0f}"
+            means[key] = accuracy(result, "iou", at, result.findings)
+            means |= {f"{key}/{finding}": accuracy(result, "iou", at, [finding]) for finding in result.findings}
+        means[f"{result.name}_auroc"] = mean_over_seeds(result.aurocs, result.auroc_resamples)
+    values = {f"{name}{end}": value for name, mean in means.items() for end, value in _ends(mean).items()}
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
-def _ends(of: Sure) -> dict[str, float]:
-    return {"": of.value, "_low": of.low, "_high": of.high, "_sd": of.spread}
+def _ends(mean: SeedMean) -> dict[str, float]:
+    return {"": mean.value, "_low": mean.low, "_high": mean.high, "_sd": mean.sd}

@@ -1,4 +1,4 @@
-"""Tables of networks that localize findings, with the figures of papers, and curves of accuracy by threshold."""
+"""Tables of networks that localize findings, with values from papers, and curves of accuracy by threshold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from cxr.benchmarks.studies.localization import Judged, Sure, accuracy, sure
+from cxr.benchmarks.studies.localization import LocalizationResult, SeedMean, accuracy, mean_over_seeds
 from cxr.metrics.localization import MEASURES, THRESHOLDS
 from cxr.reporting import palette
 from cxr.reporting.localization import NAMED, tidy
@@ -41,112 +41,115 @@ _PAPERS_SAID = (
 )
 
 
-def tables(judged: Sequence[Judged]) -> str:
+def tables(results: Sequence[LocalizationResult]) -> str:
     """Markdown: for each threshold a table with one row per network and one column per finding; then AUROC and the
     rest."""
     parts = []
     for measure, at in _SHOWN:
-        head = [f"T({NAMED[measure]}) = {at:.1f}", *judged[0].findings, "mean"]
+        head = [f"T({NAMED[measure]}) = {at:.1f}", *results[0].findings, "mean"]
         rows = [
             [
-                one.name,
-                *(_cell(accuracy(one, measure, at, of)) for of in (*([f] for f in one.findings), one.findings)),
+                result.name,
+                *(
+                    _cell(accuracy(result, measure, at, of))
+                    for of in (*([f] for f in result.findings), result.findings)
+                ),
             ]
-            for one in judged
+            for result in results
         ]
         parts.append(markdown(head, rows))
-    return "\n".join([*parts, _others(judged)])
+    return "\n".join([*parts, _others(results)])
 
 
-def _others(judged: Sequence[Judged]) -> str:
+def _others(results: Sequence[LocalizationResult]) -> str:
     head = ["", "mean AUROC (95 %)", "SD of seeds", "pointing game", "false positives per image"]
     at = THRESHOLDS.index(0.3)
     rows = [
         [
-            one.name,
-            _cell(areas := sure(one.aurocs, one.drawn_aurocs), 3),
-            number(areas.spread),
-            number(float(one.pointing.mean()), 2),
-            number(float(one.wrong["iou"][:, :, at].mean()), 2),
+            result.name,
+            _cell(auroc := mean_over_seeds(result.aurocs, result.auroc_resamples), 3),
+            number(auroc.sd),
+            number(float(result.pointing.mean()), 2),
+            number(float(result.false_positives["iou"][:, :, at].mean()), 2),
         ]
-        for one in judged
+        for result in results
     ]
     return markdown(head, rows)
 
 
-def _cell(of: Sure, digits: int = 2) -> str:
-    return interval(of.value, of.low, of.high, digits)
+def _cell(mean: SeedMean, digits: int = 2) -> str:
+    return interval(mean.value, mean.low, mean.high, digits)
 
 
-def gains_table(gained: Mapping[str, Sure], one: str, other: str, threshold: float = 0.3) -> str:
+def gains_table(gains: Mapping[str, SeedMean], result: str, baseline: str, threshold: float = 0.3) -> str:
     """Markdown: the gains of `studies.localization.gains`."""
-    told = {name: _GAINS[name.partition("_")[0]].format("IoU", f"{threshold:.1f}") for name in gained}
-    rows = [[told[name], _cell(of, 3), number(of.spread)] for name, of in gained.items()]
-    return markdown(["", f"{one} minus {other} (95 %)", "SD of seeds"], rows)
+    titles = {name: _GAINS[name.partition("_")[0]].format("IoU", f"{threshold:.1f}") for name in gains}
+    rows = [[titles[name], _cell(gain, 3), number(gain.sd)] for name, gain in gains.items()]
+    return markdown(["", f"{result} minus {baseline} (95 %)", "SD of seeds"], rows)
 
 
-def page(judged: Sequence[Judged], gained: str, said: str, resamples: int) -> str:
-    """The tables with their legend and the figures of papers, in Markdown.
+def page(results: Sequence[LocalizationResult], gained: str, summary: str, resamples: int) -> str:
+    """The tables with their legend and values from papers, in Markdown.
 
     Args:
-        gained: what `gains_table` gives, or nothing.
-        said: of which images and seeds it is.
+        gained: the table of gains, or an empty string.
+        said: which images and seeds were used.
     """
     papers = markdown(["", *(f"{at:.1f}" for at in THRESHOLDS[:5])], _PAPERS)
     legend = _LEGEND.format(resamples=resamples)
-    return "\n".join([tables(judged), gained, f"{said}\n", legend, _PAPERS_SAID.format(table=papers)])
+    return "\n".join([tables(results), gained, f"{summary}\n", legend, _PAPERS_SAID.format(table=papers)])
 
 
-def csv(judged: Sequence[Judged]) -> str:
+def csv(results: Sequence[LocalizationResult]) -> str:
     """One row per network, finding, measure and threshold; the mean over findings is one of them."""
-    return csv_text([row for one in judged for row in _rows(one)])
+    return csv_text([row for result in results for row in _rows(result)])
 
 
-def _rows(one: Judged) -> list[dict[str, Any]]:
-    groups = {**{finding: [finding] for finding in one.findings}, "mean": list(one.findings)}
+def _rows(result: LocalizationResult) -> list[dict[str, Any]]:
+    groups = {**{finding: [finding] for finding in result.findings}, "mean": list(result.findings)}
     rows = []
     for measure, (t, at), (name, of) in (
         (m, t, g) for m in MEASURES for t in enumerate(THRESHOLDS) for g in groups.items()
     ):
-        figure = accuracy(one, measure, at, of)
-        places = [one.findings.index(finding) for finding in of]
+        figure = accuracy(result, measure, at, of)
+        places = [result.findings.index(finding) for finding in of]
         rows.append(
-            {"network": one.name, "measure": measure, "threshold": at, "finding": name}
-            | {"accuracy": figure.value, "low": figure.low, "high": figure.high, "sd": figure.spread}
-            | {"false_positives": float(one.wrong[measure][:, places, t].mean())}
+            {"network": result.name, "measure": measure, "threshold": at, "finding": name}
+            | {"accuracy": figure.value, "low": figure.low, "high": figure.high, "sd": figure.sd}
+            | {"false_positives": float(result.false_positives[measure][:, places, t].mean())}
         )
     return rows
 
 
-def picture(judged: Sequence[Judged]) -> Figure:
+def picture(results: Sequence[LocalizationResult]) -> Figure:
     """Accuracy against the threshold on IoU: one panel per finding, one line per network with its interval, one dot
     per seed."""
-    panels = [[finding] for finding in judged[0].findings] + [list(judged[0].findings)]
+    panels = [[finding] for finding in results[0].findings] + [list(results[0].findings)]
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.6 * columns, 3.4 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).reshape(-1)
     for axes, of in zip(grid, panels, strict=False):
-        for place, one in enumerate(judged):
-            _curve(axes, one, of, palette.series(place))
+        for place, result in enumerate(results):
+            _curve(axes, result, of, palette.series(place))
         tidy(axes, "iou")
         axes.set_title(of[0] if len(of) == 1 else "mean over findings", fontsize=10)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(judged), frameon=False)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(results), frameon=False)
     grid[0].set_ylabel("images in which it is localized")
     return figure
 
 
-def _curve(axes: Any, one: Judged, findings: Sequence[str], color: str) -> None:
-    seen = [accuracy(one, "iou", at, findings) for at in THRESHOLDS]
-    guess = bool(np.isnan(one.aurocs).all())
-    style = {"color": "0.5", "ls": _GUESSES.get(one.name, "--")} if guess else {"color": color}
-    axes.plot(THRESHOLDS, [of.value for of in seen], lw=1.6, label=one.name, **style)
+def _curve(axes: Any, result: LocalizationResult, findings: Sequence[str], color: str) -> None:
+    seen = [accuracy(result, "iou", at, findings) for at in THRESHOLDS]
+    guess = bool(np.isnan(result.aurocs).all())
+    style = {"color": "0.5", "ls": _GUESSES.get(result.name, "--")} if guess else {"color": color}
+    axes.plot(THRESHOLDS, [of.value for of in seen], lw=1.6, label=result.name, **style)
     if not guess:
         axes.fill_between(
             THRESHOLDS, [of.low for of in seen], [of.high for of in seen], color=color, alpha=0.12, lw=0
         )
         for at in THRESHOLDS:
-            own, _ = one.at("iou", at, findings)
+            own, _ = result.at("iou", at, findings)
             axes.plot([at] * len(own), own, ".", color=color, ms=4, alpha=0.6)

@@ -1,4 +1,4 @@
-"""How far affine transforms can bring masks onto one another: the upper bound for any aligner's overlap."""
+"""Affine transforms fitted to the masks themselves: the upper bound for any aligner's overlap."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from torch.nn import functional as F
 from cxr.metrics.alignment import centered, iou_matrix, off_diagonal_mean
 from cxr.models.spatial_transformer import warp
 
-SIZE = 64  # pixels at which masks are fitted
+SIZE = 64  # height and width in pixels of the masks that are fitted
 STEPS = 150
-STEP = 0.01  # of each number of a transform, at first
+STEP = 0.01  # initial learning rate of Adam
 
 
 def align_masks(masks_BHW: Tensor, steps: int = STEPS) -> Tensor:
-    """Transforms (B, 2, 3), their mean removed, under which bool masks overlap best, pair by pair.
+    """Transforms (B, 2, 3), mean removed, that maximize the mean pairwise IoU of bool masks.
 
-    Starts where all masks have the same center and spread, then climbs the mean pairwise IoU of soft masks with
-    Adam. Their mean transform is removed before each step, so that zooming in gains nothing here either. It
-    is what was found, not proved to be the best.
+    Starts from transforms that give all masks the same center and covariance, and maximizes the mean pairwise IoU of
+    soft masks with Adam. The mean transform is removed before each step, so that zooming in does not raise the IoU.
+    The result is a local optimum.
     """
     soft_B1HW = F.interpolate(masks_BHW[:, None].float(), (SIZE, SIZE), mode="area")
     free = same_moments(soft_B1HW).requires_grad_()
-    climb = torch.optim.Adam([free], STEP)
-    fall = torch.optim.lr_scheduler.CosineAnnealingLR(climb, max(1, steps))
+    optimizer = torch.optim.Adam([free], STEP)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     for _ in range(steps):
         theta = centered(free, free.mean(0, keepdim=True))
         loss = -off_diagonal_mean(iou_matrix(warp(soft_B1HW, theta)[:, 0]))
-        climb.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        climb.step()
-        fall.step()
-    found = free.detach()
-    return centered(found, found.mean(0, keepdim=True))
+        optimizer.step()
+        schedule.step()
+    theta = free.detach()
+    return centered(theta, theta.mean(0, keepdim=True))
 
 
 def same_moments(soft_B1HW: Tensor) -> Tensor:
     """Transforms (B, 2, 3) that give masks in [0, 1] one center and one covariance, without rotating them."""
     center, covariance = _moments(soft_B1HW)
-    spread = _square_root(covariance)
-    linear = spread @ torch.linalg.inv(_square_root(covariance.mean(0, keepdim=True)))
+    square_root = _square_root(covariance)
+    linear = square_root @ torch.linalg.inv(_square_root(covariance.mean(0, keepdim=True)))
     shift = center - (linear @ center.mean(0)[:, None])[..., 0]
     return torch.cat([linear, shift[..., None]], -1).float()
 

@@ -30,8 +30,8 @@ from cxr.models.segmentation_model import SegmentationModel
 from cxr.sources import rle
 
 BATCH = 16
-TIMED = 9  # forward passes, of whose times the median is taken
-_IN_PLACE = {"x_scale": 1.0, "y_scale": 1.0, "x_offset": 0.0, "y_offset": 0.0}  # a frame
+TIMED = 9  # number of timed forward passes, whose median is reported
+_IDENTITY = {"x_scale": 1.0, "y_scale": 1.0, "x_offset": 0.0, "y_offset": 0.0}  # a resize transform
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class MaskedXRays:
 
     pixels: np.ndarray  # (N, size, size) uint8 or uint16
     masks: np.ndarray  # (N, size² / 8) uint8, packed
-    patients: np.ndarray  # (N,) ids; an image whose patient is not known is a patient of its own
+    patients: np.ndarray  # (N,) ids; an image with an unknown patient counts as a patient of its own
 
     @property
     def size(self) -> int:
@@ -55,13 +55,13 @@ class MaskedXRays:
 
 
 def read(uri: str, split: str, label: str, limit: int = 0) -> MaskedXRays:
-    """Images of a split of shards of which it is known whether and where they show `label`.
+    """Images of a split of shards whose mask of `label` is known.
 
     Args:
-        limit: take at most so many, spread evenly over the split; 0 for all.
+        limit: maximum number of images, spread evenly over the split; 0 for all.
 
     Raises:
-        UserError: no shards, or no such image.
+        UserError: there are no shards, or no such image.
     """
     info = shards.read_info(uri)
     parts: list[tuple[Columns, np.ndarray]] = []
@@ -85,65 +85,67 @@ def read(uri: str, split: str, label: str, limit: int = 0) -> MaskedXRays:
 
 
 @dataclass(frozen=True)
-class Judged:
+class SegmentationResult:
     """Results of the networks of one recipe, one per seed, on the test images."""
 
     name: str
     figures: dict[str, float]  # means over seeds, see `metrics.segmentation.summary` and `image_level`
-    dice: MeanInterval  # by patient, of the images' means over seeds
-    positive_dice: MeanInterval  # of the images with something to find
-    spread: float  # standard deviation of the mean Dice over seeds; NaN of one
-    built: ArchitectureSummary
+    dice: MeanInterval  # by patient; each image's value is its mean over seeds
+    positive_dice: MeanInterval  # of the images with a true mask
+    dice_sd: float  # standard deviation of the mean Dice over seeds; NaN with one seed
+    architecture: ArchitectureSummary
     forward_ms: float  # of one image
 
     def row(self) -> dict[str, Any]:
-        """All of it with plain values, for a CSV."""
+        """All results as plain values, for a CSV file."""
         ends = {
             f"{name}_{end}": getattr(of, end)
             for name, of in (("dice", self.dice), ("positive_dice", self.positive_dice))
             for end in ("low", "high")
         }
-        told = {"dice_sd": self.spread, "forward_ms": self.forward_ms, **asdict(self.built)}
-        return {"network": self.name, **self.figures, **ends, **told}
+        other = {"dice_sd": self.dice_sd, "forward_ms": self.forward_ms, **asdict(self.architecture)}
+        return {"network": self.name, **self.figures, **ends, **other}
 
 
-def judge(name: str, networks: Sequence[Checkpoint], xrays: MaskedXRays, device: torch.device) -> Judged:
+def evaluate(
+    name: str, networks: Sequence[Checkpoint], xrays: MaskedXRays, device: torch.device
+) -> SegmentationResult:
     """Predict masks with each network, as scoring does, and compare them with the true ones at their stored size.
 
     Raises:
-        UserError: images stored smaller than the networks want them.
+        UserError: the images are smaller than the networks need.
     """
-    told = [_found(kept, xrays, device) for kept in networks]
-    figures = [summary(rows) | image_level(rows, probability) for rows, probability in told]
-    dice_N = np.mean([dice(rows).numpy() for rows, _ in told], axis=0)
-    positive_N = told[0][0][:, TRUE].numpy() > 0
-    means = [one["dice"] for one in figures]
-    segmenter = _finder(networks[0]).segmenter
-    return Judged(
+    predictions = [_predict(network, xrays, device) for network in networks]
+    figures = [summary(rows) | image_level(rows, probability) for rows, probability in predictions]
+    dice_N = np.mean([dice(rows).numpy() for rows, _ in predictions], axis=0)
+    positive_N = predictions[0][0][:, TRUE].numpy() > 0
+    means = [of_seed["dice"] for of_seed in figures]
+    model = _model(networks[0])
+    return SegmentationResult(
         name=name,
-        figures={key: float(np.mean([one[key] for one in figures])) for key in figures[0]},
+        figures={key: float(np.mean([of_seed[key] for of_seed in figures])) for key in figures[0]},
         dice=mean_interval(dice_N, xrays.patients),
         positive_dice=mean_interval(np.where(positive_N, dice_N, np.nan), xrays.patients),
-        spread=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
-        built=summarize_architecture(segmenter, segmenter.encoder_path()),
-        forward_ms=forward_ms(_finder(networks[0]), networks[0].recipe.size, device),
+        dice_sd=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
+        architecture=summarize_architecture(model.segmenter, model.segmenter.encoder_path()),
+        forward_ms=forward_ms(model, networks[0].recipe.size, device),
     )
 
 
-def _finder(kept: Checkpoint) -> SegmentationModel:
-    assert isinstance(kept.network, SegmentationModel)
-    return kept.network
+def _model(network: Checkpoint) -> SegmentationModel:
+    assert isinstance(network.network, SegmentationModel)
+    return network.network
 
 
 @torch.inference_mode()
-def _found(kept: Checkpoint, xrays: MaskedXRays, device: torch.device) -> tuple[Tensor, Tensor]:
+def _predict(checkpoint: Checkpoint, xrays: MaskedXRays, device: torch.device) -> tuple[Tensor, Tensor]:
     """Overlap rows (N, 4) at the stored size, and each image's probability (N,)."""
-    check_size(kept.recipe, xrays.size)
-    network, overlaps, probabilities = kept.network.to(device), [], []
+    check_size(checkpoint.recipe, xrays.size)
+    network, overlaps, probabilities = checkpoint.network.to(device), [], []
     for pixels, true in xrays.batches():
-        predicted = kept.recipe.predict(network, to_device({schema.PIXELS: pixels}, device))
-        context = ScoringContext(kept.findings, xrays.size)
-        scores = kept.recipe.scored(predicted, _as_stored(len(pixels), xrays.size), context)
+        predicted = checkpoint.recipe.predict(network, to_device({schema.PIXELS: pixels}, device))
+        context = ScoringContext(checkpoint.findings, xrays.size)
+        scores = checkpoint.recipe.scored(predicted, _as_stored(len(pixels), xrays.size), context)
         masks = [rle.decode(code, xrays.size, xrays.size) for code in scores[schema.PRED_MASK_RLE].to_pylist()]
         overlaps.append(overlap_rows(torch.from_numpy(np.stack(masks)), true))
         probabilities.append(torch.tensor(scores[schema.PRED_MASK_PROBABILITY].to_numpy()))
@@ -151,9 +153,9 @@ def _found(kept: Checkpoint, xrays: MaskedXRays, device: torch.device) -> tuple[
 
 
 def _as_stored(count: int, size: int) -> pa.Table:
-    """Rows of images that are the stored squares themselves."""
+    """Rows for scoring at the stored size: identity transforms."""
     known = {
-        schema.RESIZE_TRANSFORM: [_IN_PLACE] * count,
+        schema.RESIZE_TRANSFORM: [_IDENTITY] * count,
         schema.HEIGHT_PX: [size] * count,
         schema.WIDTH_PX: [size] * count,
     }
@@ -185,7 +187,12 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def metrics(judged: Sequence[Judged]) -> dict[str, float]:
+def metrics(results: Sequence[SegmentationResult]) -> dict[str, float]:
     """Metrics by name, NETWORK_METRIC, without those that could not be measured."""
-    found = {f"{one.name}_{name}": value for one in judged for name, value in one.row().items() if name != "network"}
-    return {name: float(value) for name, value in found.items() if not math.isnan(value)}
+    values = {
+        f"{result.name}_{name}": value
+        for result in results
+        for name, value in result.row().items()
+        if name != "network"
+    }
+    return {name: float(value) for name, value in values.items() if not math.isnan(value)}

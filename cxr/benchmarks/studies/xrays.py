@@ -32,7 +32,7 @@ class XRays:
     pixels: np.ndarray  # (B, size, size) uint8
     labels: np.ndarray  # (B, findings) int8
     findings: tuple[str, ...]
-    patients: np.ndarray  # (B,) ids; an image whose patient is not known is a patient of its own
+    patients: np.ndarray  # (B,) ids; an image with an unknown patient counts as a patient of its own
 
 
 def read(
@@ -43,15 +43,15 @@ def read(
     reading: ReadOptions = ALL_IMAGES,
     crop: LungCrop | None = None,
 ) -> tuple[XRays, list[str]]:
-    """Images of a split as `recipe` sees them in scoring, rounded to 8 bits, and notes on those left out.
+    """Images of a split as `recipe` gets them in scoring, rounded to 8 bits, and notes on images left out.
 
     Args:
-        limit: take at most so many, spread evenly; 0 for all.
-        crop: how images are cropped for `recipe`; None: they are whole.
+        limit: maximum number of images, spread evenly; 0 for all.
+        crop: how images are cropped for `recipe`; None: no crop.
 
     Raises:
-        UserError: no such archive, latents, no image in the split, or images stored smaller than `recipe` wants,
-            or cropped or enhanced otherwise.
+        UserError: there is no such archive, it contains latents, the split is empty, or stored images are smaller
+            than `recipe` needs, or cropped or enhanced differently.
     """
     archive = storage.normalize(archive)
     if shards.is_shards(archive):
@@ -67,13 +67,13 @@ def read(
         findings, total, blocks = manifest.findings, table.num_rows, _decoded(table, make)
     if not total:
         raise UserError(f"{archive} has no usable image in its {split} split: give another --split or archive")
-    wanted = _chosen(total, limit)
-    parts = [_part(rows, pixels, recipe.size, len(findings)) for rows in _taken(blocks, wanted) if rows.num_rows]
+    chosen = _chosen(total, limit)
+    parts = [_part(rows, pixels, recipe.size, len(findings)) for rows in _selected(blocks, chosen) if rows.num_rows]
     if not parts:
         raise UserError(f"none of the {total} images of the {split} split of {archive} can be used")
     pictures, labels, patients = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    left_out = len(wanted) - len(pictures)
-    notes = [f"{left_out} of {len(wanted)} images left out because they cannot be decoded"] if left_out else []
+    left_out = len(chosen) - len(pictures)
+    notes = [f"{left_out} of {len(chosen)} images left out because they cannot be decoded"] if left_out else []
     return XRays(pictures, labels, findings, patients), notes
 
 
@@ -92,18 +92,18 @@ def _decoded(table: pa.Table, make: Callable[[pa.Table], pa.Table]) -> Iterator[
         yield make(table.slice(start, _BLOCK))
 
 
-def _taken(blocks: Iterator[pa.Table], wanted: np.ndarray) -> Iterator[pa.Table]:
-    """The good rows among those whose indices, counted over all blocks, are in `wanted`."""
+def _selected(blocks: Iterator[pa.Table], chosen: np.ndarray) -> Iterator[pa.Table]:
+    """The rows without an error among those with these indices, which are counted over all blocks."""
     start = 0
     for block in blocks:
-        own = wanted[(wanted >= start) & (wanted < start + block.num_rows)] - start
+        own = chosen[(chosen >= start) & (chosen < start + block.num_rows)] - start
         start += block.num_rows
         rows = block.take(pa.array(own))
         yield rows.filter(pc.is_valid(rows[schema.PIXELS]))
 
 
 def _part(rows: pa.Table, pixels: PixelFormat, size: int, findings: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pictures, labels and patients of good rows."""
+    """Pictures, labels and patients of rows without an error."""
     stored = torch.from_numpy(schema.pixels_array(rows[schema.PIXELS], pixels).copy())
     pictures = unit_pixels({schema.PIXELS: stored}, size)[:, 0].mul(255).round().to(torch.uint8).numpy()
     unknown = [schema.UNKNOWN] * findings
