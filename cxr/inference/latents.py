@@ -29,7 +29,7 @@ from cxr.families.checkpoint import Checkpoint
 from cxr.imaging.geometry import ResizeTransform, fit_mask
 from cxr.schema import PixelFormat
 
-# Of Parquet's compressions the one that makes latents smallest within a few ms an image; 10 and 11 take tens of them.
+# The Parquet compression with the smallest latents at a few ms per image; levels 10 and 11 take tens of ms.
 COMPRESSION, LEVEL = "brotli", 9
 _THREADS = 8
 _TOP_REASONS = 10
@@ -44,30 +44,30 @@ class Origin:
     findings: tuple[str, ...]
 
 
-def encoder_fingerprint(kept: Checkpoint) -> str:
-    """SHA-256 of all that latents depend on: the encoder's tensors, and what goes in and comes out.
+def encoder_fingerprint(model: Checkpoint) -> str:
+    """SHA-256 of everything that latents depend on: the encoder's tensors, input size and output format.
 
-    Other classifiers on the same encoder have the same.
+    Checkpoints with the same encoder and different classifiers have the same fingerprint.
 
     Raises:
         UserError: the family has no latents.
     """
-    recipe, encoder = kept.recipe, latent_encoder(kept.recipe)
+    recipe, encoder = model.recipe, latent_encoder(model.recipe)
     digest = hashlib.sha256(json.dumps([recipe.family, recipe.size, asdict(encoder.latent_format())]).encode())
-    for name, values in sorted(encoder.encoder_state(kept.network).items()):
+    for name, values in sorted(encoder.encoder_state(model.network).items()):
         digest.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
         digest.update(values.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def check_encoder(info: ShardInfo, kept: Checkpoint) -> None:
-    """Raise UserError unless the encoder of `kept` made the latents of `info`."""
+def check_encoder(info: ShardInfo, model: Checkpoint) -> None:
+    """Raise UserError unless the encoder of this checkpoint made the latents of `info`."""
     about = info.latents or {}
-    same_family = kept.recipe.family == about["recipe"]["family"]
-    if not same_family or encoder_fingerprint(kept) != about["encoder_sha256"]:
-        other = "has another encoder" if same_family else f"is of family {kept.recipe.family!r}"
+    same_family = model.recipe.family == about["recipe"]["family"]
+    if not same_family or encoder_fingerprint(model) != about["encoder_sha256"]:
+        other = "has another encoder" if same_family else f"is of family {model.recipe.family!r}"
         raise UserError(
-            f"{kept.uri} {other}: latents can be scored only with the encoder that made them. Give "
+            f"{model.uri} {other}: latents can be scored only with the encoder that made them. Give "
             f"{about['checkpoint']}, which made {info.uri}, or a checkpoint with the same encoder"
         )
 
@@ -76,48 +76,48 @@ def check_encoder(info: ShardInfo, kept: Checkpoint) -> None:
 
 
 def with_latents(rows: pa.Table, pixels: PixelFormat, latents_Bhw: np.ndarray, latents: PixelFormat) -> pa.Table:
-    """Good rows with latents in the place of their pixels; frames and masks become those of the latents."""
-    wanted, ratio = schema.row_schema(latents), pixels.size / latents.size
-    columns: dict[str, Any] = {name: rows[name] for name in wanted.names}
+    """Rows without an error, with latents instead of pixels, and transforms and masks at the size of the latents."""
+    expected, ratio = schema.row_schema(latents), pixels.size / latents.size
+    columns: dict[str, Any] = {name: rows[name] for name in expected.names}
     flat = pa.py_buffer(np.ascontiguousarray(latents_Bhw, latents.dtype).reshape(-1))
     columns[schema.PIXELS] = pa.Array.from_buffers(pa.binary(latents.row_bytes), rows.num_rows, [None, flat])
     columns[schema.RESIZE_TRANSFORM] = pa.array(
         [_coarser(f, ratio) for f in rows[schema.RESIZE_TRANSFORM].to_pylist()], schema.RESIZE_TRANSFORM_TYPE
     )
     masks = [_smaller(of_row, pixels.size, latents.size) for of_row in rows[schema.MASKS].to_pylist()]
-    columns[schema.MASKS] = pa.array(masks, wanted.field(schema.MASKS).type)
-    return pa.table([columns[name] for name in wanted.names], schema=wanted)
+    columns[schema.MASKS] = pa.array(masks, expected.field(schema.MASKS).type)
+    return pa.table([columns[name] for name in expected.names], schema=expected)
 
 
-def _coarser(frame: Mapping[str, float] | None, ratio: float) -> dict[str, float] | None:
-    """The frame of pixels that are `ratio` times as wide and high."""
-    if frame is None:
+def _coarser(transform: Mapping[str, float] | None, ratio: float) -> dict[str, float] | None:
+    """The resize transform of pixels that are `ratio` times as wide and high."""
+    if transform is None:
         return None
-    fine = ResizeTransform(**frame)
+    fine = ResizeTransform(**transform)
     return ResizeTransform(fine.x_scale * ratio, fine.y_scale * ratio, fine.x_offset, fine.y_offset).as_dict()
 
 
-def _smaller(masks: Sequence[Mapping[str, Any]] | None, size: int, wanted: int) -> list[dict[str, Any]] | None:
-    """Packed masks at another size: true where half of a pixel is covered."""
+def _smaller(masks: Sequence[Mapping[str, Any]] | None, size: int, new_size: int) -> list[dict[str, Any]] | None:
+    """Packed masks at another size: true where at least half of a pixel is covered."""
     if masks is None:
         return None
-    ratio, made = size / wanted, []
+    ratio, resized = size / new_size, []
     for mask in masks:
         bits = np.unpackbits(np.frombuffer(mask[schema.MASK_BITS], np.uint8), count=size * size)
-        fitted = fit_mask(bits.reshape(size, size), wanted, ResizeTransform(ratio, ratio))
-        made.append({**mask, schema.MASK_BITS: np.packbits(fitted).tobytes()})
-    return made
+        fitted = fit_mask(bits.reshape(size, size), new_size, ResizeTransform(ratio, ratio))
+        resized.append({**mask, schema.MASK_BITS: np.packbits(fitted).tobytes()})
+    return resized
 
 
 def write_part(folder: str, part: str, rows: pa.Table) -> None:
-    """Write `rows` (of `with_latents`) as the files of a part of scores, one a split."""
+    """Write `rows` (from `with_latents`) of a part of scores, one file per split."""
     for split in rows[schema.SPLIT].unique().to_pylist():
         of_split = rows.filter(pc.field(schema.SPLIT) == split)
         storage.write_bytes(storage.join(folder, part_path(split, part)), parquet_bytes(of_split))
 
 
 def part_path(split: str, part: str) -> str:
-    """Where in a latent archive the rows of a part of scores, "scores/part-00003", lie."""
+    """Path in a latent archive of the rows of a part of scores, such as "scores/part-00003"."""
     return f"{split}/{part.rpartition('/')[2]}.parquet"
 
 
@@ -137,42 +137,42 @@ def parquet_bytes(rows: pa.Table) -> bytes:
 
 
 def stored_bytes(pictures_Bhw: np.ndarray) -> float:
-    """Bytes an image of a Parquet file with nothing but these pixels, (B, h, h) uint8 or uint16."""
+    """Bytes per image of a Parquet file that contains only these pixels, (B, h, h) uint8 or uint16."""
     width = pictures_Bhw[0].nbytes
     flat = pa.py_buffer(np.ascontiguousarray(pictures_Bhw).reshape(-1))
     column = pa.Array.from_buffers(pa.binary(width), len(pictures_Bhw), [None, flat])
     return len(parquet_bytes(pa.table({schema.PIXELS: column}))) / len(pictures_Bhw)
 
 
-# ---- The whole
+# ---- The archive
 
 
-def finish(folder: str, scores: Mapping[str, str], kept: Checkpoint, origin: Origin) -> None:
-    """Write rejects.parquet and archive.json, once all parts are there.
+def finish(folder: str, scores: Mapping[str, str], model: Checkpoint, origin: Origin) -> None:
+    """Write rejects.parquet and archive.json after all parts have been written.
 
     Args:
-        scores: of every part its name and the URI of its scores, which tell what its latents hold.
+        scores: URI of the scores of each part, by the part's name. They determine which latents must exist.
 
     Raises:
-        UserError: a part's latents are not there although its scores are.
+        UserError: the latents of a part are missing although its scores exist.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
-        told = list(pool.map(_told, scores.values()))
-    rejects = pa.concat_tables([bad for _, bad in told])
+        parts_read = list(pool.map(_read_part, scores.values()))
+    rejects = pa.concat_tables([rejects for _, rejects in parts_read])
     _write_rejects(storage.join(folder, REJECTS_FILE), rejects)
-    found = {entry.path for entry in storage.list_files(folder)}
+    existing = {entry.path for entry in storage.list_files(folder)}
     parts: dict[str, list[dict[str, Any]]] = {}
-    for (name, uri), (counts, _) in zip(scores.items(), told, strict=True):
+    for (name, uri), (counts, _) in zip(scores.items(), parts_read, strict=True):
         for split, rows in sorted(counts.items()):
             path = part_path(split, name)
-            if path not in found:
+            if path not in existing:
                 raise UserError(f"{storage.join(folder, path)} is missing: delete {uri} too, and run the job again")
             parts.setdefault(split, []).append({"path": path, "rows": rows})
-    storage.write_json(storage.join(folder, ARCHIVE_FILE), _described(parts, rejects, kept, origin))
+    storage.write_json(storage.join(folder, ARCHIVE_FILE), _described(parts, rejects, model, origin))
 
 
-def _told(uri: str) -> tuple[Counter[str], pa.Table]:
-    """Of a part of scores: how many good rows each split has, and the rejects."""
+def _read_part(uri: str) -> tuple[Counter[str], pa.Table]:
+    """The number of rows without an error per split, and the rejects, of a part of scores."""
     table = storage.read_parquet(uri, columns=schema.REJECTS.names).replace_schema_metadata()
     good = pc.is_null(table[schema.ERROR])
     return Counter(table[schema.SPLIT].filter(good).to_pylist()), table.filter(pc.invert(good))
@@ -185,15 +185,15 @@ def _write_rejects(uri: str, rejects: pa.Table) -> None:
 
 
 def _described(
-    parts: dict[str, list[dict[str, Any]]], rejects: pa.Table, kept: Checkpoint, origin: Origin
+    parts: dict[str, list[dict[str, Any]]], rejects: pa.Table, model: Checkpoint, origin: Origin
 ) -> dict[str, Any]:
-    """What goes into archive.json."""
-    crop = lung_crop.of_checkpoint(kept)
+    """The contents of archive.json."""
+    crop = lung_crop.of_checkpoint(model)
     return {
         "kind": KIND,
         "version": VERSION,
         **asdict(origin),
-        "pixels": asdict(latent_encoder(kept.recipe).latent_format()),
+        "pixels": asdict(latent_encoder(model.recipe).latent_format()),
         "row_group_rows": max((part["rows"] for listed in parts.values() for part in listed), default=1),
         "counts": {split: sum(part["rows"] for part in listed) for split, listed in parts.items()},
         "rejects": rejects.num_rows,
@@ -201,10 +201,10 @@ def _described(
         "notes": [],
         "parts": parts,
         "latents": {
-            "encoder_sha256": encoder_fingerprint(kept),
-            "checkpoint": kept.uri,
-            "recipe": kept.recipe.to_dict(),
+            "encoder_sha256": encoder_fingerprint(model),
+            "checkpoint": model.uri,
+            "recipe": model.recipe.to_dict(),
         },
         **({"lung_crop": crop.describe()} if crop else {}),
-        **({"enhancement": done.describe()} if (done := kept.recipe.enhancement) else {}),
+        **({"enhancement": done.describe()} if (done := model.recipe.enhancement) else {}),
     }

@@ -45,33 +45,33 @@ from cxr.schema import PixelFormat
 from cxr.sources import find_source, open_manifest
 
 SCORES, LATENTS = "scores", "latents"  # folders of the result
-PART_BYTES = 64 << 20  # of decoded pixels in one part, well under the size at which Ray Data cuts a block in two
+PART_BYTES = 64 << 20  # of decoded pixels in one part, well below the size at which Ray Data splits a block
 _COUNTED = pa.schema([schema.SCORES.field(n) for n in (schema.ERROR, schema.VIEW, schema.BODY_PART, schema.MODALITY)])
 PART, PART_ROWS, SHARD = "part", "part_rows", "shard"
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a scoring run gave."""
+    """The result of a scoring run."""
 
     scores: str  # folder of Parquet files, schema.SCORES and the family's columns
-    latents: str  # archive of latents, empty where none was asked for
+    latents: str  # archive of latents; empty if none was requested
     images: int
     rejects: int
     reasons: dict[str, int]  # the most frequent errors, with counts
-    not_frontal_chest: dict[str, int]  # what images are known to be instead ("view LATERAL"), with counts
+    not_frontal_chest: dict[str, int]  # known properties of other images ("view LATERAL"), with counts
     images_per_s: float
 
 
 @dataclass
-class Tally:
-    """What the written parts of a run hold, counted."""
+class ScoreCounts:
+    """Counts over the written parts of a run."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     not_frontal_chest: Counter[str] = field(default_factory=Counter)
 
     def add(self, part: pa.Table) -> None:
-        """Count a part's scores; those written before there were such columns have no codes."""
+        """Add a part's scores; parts that were written before these columns existed have no codes."""
         rows = schema.conform_to_schema(part.select([n for n in _COUNTED.names if n in part.column_names]), _COUNTED)
         self.reasons.update(pc.drop_null(rows[schema.ERROR]).to_pylist())
         codes = (rows[name].to_pylist() for name in (schema.VIEW, schema.BODY_PART, schema.MODALITY))
@@ -92,42 +92,42 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
     archives = check_archives([archive] if isinstance(archive, str) else archive, options)
     out = storage.normalize(out)
     cluster.check_shared(out)
-    kept = checkpoint.load(checkpoint_uri)
-    plans = _numbered([_plan(uri, kept, options) for uri in archives])
+    model = checkpoint.load(checkpoint_uri)
+    plans = _numbered([_plan(uri, model, options) for uri in archives])
     _check_ids(plans)
     parts = [part for plan in plans for part in plan.parts]
     settings = {
         "archive": archives[0] if len(archives) == 1 else archives,
-        "checkpoint_sha256": kept.about["sha256"],
-        "recipe": kept.recipe.to_dict(),
+        "checkpoint_sha256": model.about["sha256"],
+        "recipe": model.recipe.to_dict(),
         "save_images": options.save_images,
         **options.reading.describe(),
         **({"save_latents": True} if options.save_latents else {}),
         **({"lung_crop": plans[0].crop.describe()} if plans[0].crop else {}),
     }
     with lease.held(out):
-        book = ledger.open_ledger(out, settings, parts)
-        todo = book.todo(parts)
+        run_ledger = ledger.open_ledger(out, settings, parts)
+        todo = run_ledger.todo(parts)
         progress = Progress("scored", _images(parts), done=_images(parts) - _images(todo))
         missing = {part.name for part in todo}
-        tally = Tally()
+        counts = ScoreCounts()
         for plan in plans:
-            left = [part for part in plan.parts if part.name in missing]
-            _score_parts(left, book, kept.uri, plan, options, progress, tally)
+            remaining = [part for part in plan.parts if part.name in missing]
+            _score_parts(remaining, run_ledger, model.uri, plan, options, progress, counts)
         for part in parts:
             if part.name not in missing:  # an earlier run has written it
-                tally.add(storage.read_parquet(book.file(part), columns=_COUNTED.names))
+                counts.add(storage.read_parquet(run_ledger.file(part), columns=_COUNTED.names))
         if options.save_latents:
-            uris = {part.name: book.file(part) for part in parts}
-            latents.finish(storage.join(out, LATENTS), uris, kept, plans[0].origin)
+            uris = {part.name: run_ledger.file(part) for part in parts}
+            latents.finish(storage.join(out, LATENTS), uris, model, plans[0].origin)
     progress.show()
     scored = Scored(
         scores=storage.join(out, SCORES),
         latents=storage.join(out, LATENTS) if options.save_latents else "",
         images=progress.total,
-        rejects=tally.reasons.total(),
-        reasons=dict(tally.reasons.most_common(20)),
-        not_frontal_chest=dict(tally.not_frontal_chest.most_common()),
+        rejects=counts.reasons.total(),
+        reasons=dict(counts.reasons.most_common(20)),
+        not_frontal_chest=dict(counts.not_frontal_chest.most_common()),
         images_per_s=round(progress.images_per_second, 1),
     )
     _check_rejects(scored, options.max_rejects)
@@ -136,18 +136,18 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
 
 @dataclass(frozen=True)
 class Plan:
-    """An archive cut into parts, and what its images are when they reach the network."""
+    """An archive divided into parts, and the format of its images when they reach the network."""
 
     parts: list[Part]
     pixels: PixelFormat
     origin: Origin
     encoded: bool = False  # the pixels are latents
-    crop: LungCrop | None = None  # how images are cropped, or were when they became shards
-    enhance: Enhancement | None = None  # what is done to them, or was then
+    crop: LungCrop | None = None  # how images are cropped, or were cropped when shards were made
+    enhance: Enhancement | None = None  # how images are enhanced, or were enhanced then
 
 
 def _numbered(plans: Sequence[Plan]) -> list[Plan]:
-    """The same plans with their parts numbered through, so that no two archives share a part's name."""
+    """The same plans with their parts numbered consecutively, so that part names are unique across archives."""
     numbers = itertools.count()
     return [
         replace(plan, parts=[replace(part, name=f"{SCORES}/part-{next(numbers):05d}") for part in plan.parts])
@@ -156,51 +156,51 @@ def _numbered(plans: Sequence[Plan]) -> list[Plan]:
 
 
 def _check_ids(plans: Sequence[Plan]) -> None:
-    """Raise UserError where several archives name two images alike: a score is known by its image's id."""
+    """Raise UserError if several archives share an image id, by which scores are identified."""
     if len(plans) > 1:
         ids = itertools.chain.from_iterable(_image_ids(plan) for plan in plans)
         shards.check_unique(ids, " and ".join(plan.origin.archive for plan in plans))
 
 
 def _image_ids(plan: Plan) -> Iterable[str]:
-    """Of all images of a plan, those that ingest rejected included."""
+    """Ids of all images of a plan, including those that ingest rejected."""
     uris = [part.rows[SHARD][0].as_py() for part in plan.parts if SHARD in part.rows.column_names]
     listed = (part.rows[schema.IMAGE_ID].to_pylist() for part in plan.parts if SHARD not in part.rows.column_names)
     return itertools.chain(shards.image_ids(uris), *listed)
 
 
-def _plan(archive: str, kept: Checkpoint, options: ScoreOptions) -> Plan:
+def _plan(archive: str, model: Checkpoint, options: ScoreOptions) -> Plan:
     if options.save_latents:
-        latent_encoder(kept.recipe).latent_format()  # raises for a family without
-    crop = lung_crop.of_checkpoint(kept)
+        latent_encoder(model.recipe).latent_format()  # raises UserError if the family has no latents
+    crop = lung_crop.of_checkpoint(model)
     if shards.is_shards(archive):
         options.reading.check_raw(archive)
         info = shards.read_info(archive, latents=True)
-        _check_shards(info, kept, options)
+        _check_shards(info, model, options)
         shards.check_ids(info)
         origin = Origin(archive, info.source, info.findings)
         return Plan(_shard_parts(info), info.pixels, origin, bool(info.latents), crop, info.enhancement)
     manifest = open_manifest(archive, options.reading)
     manifest.print_notes()
-    pixels = PixelFormat(kept.recipe.size)
+    pixels = PixelFormat(model.recipe.size)
     rows = max(16, min(1024, PART_BYTES // pixels.row_bytes, math.ceil(manifest.table.num_rows / 8)))
     origin = Origin(archive, find_source(archive, options.reading.source).name, manifest.findings)
     return Plan(
-        ledger.plan(manifest.table, rows, folder=SCORES), pixels, origin, crop=crop, enhance=kept.recipe.enhancement
+        ledger.plan(manifest.table, rows, folder=SCORES), pixels, origin, crop=crop, enhance=model.recipe.enhancement
     )
 
 
-def _check_shards(info: shards.ShardInfo, kept: Checkpoint, options: ScoreOptions) -> None:
-    check_compatible([info], kept)
+def _check_shards(info: shards.ShardInfo, model: Checkpoint, options: ScoreOptions) -> None:
+    check_compatible([info], model)
     if info.latents is None:
         return
     if options.save_latents:
         raise UserError(f"{info.uri} already contains latents: omit --save-latents")
-    latents.check_encoder(info, kept)
+    latents.check_encoder(info, model)
 
 
 def _shard_parts(info: shards.ShardInfo) -> list[Part]:
-    """One part of scores a shard file, and one more for the images that ingest had rejected."""
+    """One part of scores per shard file, and one for the images that ingest rejected."""
     files = [file for split in sorted(info.parts) for file in info.parts[split]]
     rejects = [storage.join(info.uri, shards.REJECTS_FILE)] if info.rejects else []
     listed = [(file.uri, file.rows) for file in files] + [(uri, info.rejects) for uri in rejects]
@@ -217,13 +217,19 @@ def _images(parts: list[Part]) -> int:
 
 
 def _score_parts(
-    todo: list[Part], book: Ledger, kept: str, plan: Plan, options: ScoreOptions, progress: Progress, tally: Tally
+    todo: list[Part],
+    run_ledger: Ledger,
+    checkpoint_uri: str,
+    plan: Plan,
+    options: ScoreOptions,
+    progress: Progress,
+    counts: ScoreCounts,
 ) -> None:
-    """Read parts on CPUs, score and write them on GPUs where there are any; only counts come back, into `tally`."""
+    """Read parts on CPUs, score and write them on GPUs if there are any; only counts return, into `tally`."""
     if not todo:
         return
     gpus = int(cluster.total("GPU"))
-    share = min(1.0, cluster.total("CPU") / 2)  # of a CPU: reading and scoring must both find a place
+    share = min(1.0, cluster.total("CPU") / 2)  # CPUs per task: reading and scoring must both fit into the cluster
     workers = options.workers or gpus or max(1, int(cluster.total("CPU")) // 2)
     read = partial(_read, pixels=plan.pixels, crop=plan.crop, enhance=plan.enhance)
     tables = map_blocks(ray.data.from_arrow([_labeled(part) for part in todo]), read, num_cpus=share)
@@ -231,21 +237,21 @@ def _score_parts(
         tables,
         Scorer,
         pool=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
-        fn_constructor_args=(kept, book, replace(plan, parts=[]), options),
+        fn_constructor_args=(checkpoint_uri, run_ledger, replace(plan, parts=[]), options),
         num_cpus=share,
         num_gpus=1 if gpus else None,
     )
     try:
         for row in finished(scored, [part.name for part in todo]):
-            tally.reasons.update(row["errors"])
-            tally.not_frontal_chest.update(row["not_frontal_chest"])
+            counts.reasons.update(row["errors"])
+            counts.not_frontal_chest.update(row["not_frontal_chest"])
             progress.add(row["images"], len(row["errors"]))
     except UserError as mistake:
         raise UserError(f"{mistake}. Scored parts are saved: run the same command again to continue") from mistake
 
 
 def _labeled(part: Part) -> pa.Table:
-    """A part's rows with its name, which must stay together with them on the way through Ray Data."""
+    """A part's rows with its name, so that both stay together in Ray Data."""
     rows = part.rows.append_column(PART, pa.array([part.name] * part.rows.num_rows))
     if PART_ROWS not in rows.column_names:
         rows = rows.append_column(PART_ROWS, pa.array([part.rows.num_rows] * part.rows.num_rows))
@@ -253,7 +259,7 @@ def _labeled(part: Part) -> pa.Table:
 
 
 def _read(part: pa.Table, pixels: PixelFormat, crop: LungCrop | None, enhance: Enhancement | None) -> pa.Table:
-    """Manifest rows, or the name of a shard file -> schema rows, each with its part's name."""
+    """Manifest rows, or the name of a shard file -> schema rows, each with the name of its part."""
     name, count = part[PART][0].as_py(), part[PART_ROWS][0].as_py()
     if SHARD in part.column_names:
         rows = schema.conform_to_schema(storage.read_parquet(part[SHARD][0].as_py()), schema.row_schema(pixels))
@@ -266,11 +272,11 @@ def _read(part: pa.Table, pixels: PixelFormat, crop: LungCrop | None, enhance: E
 
 
 class Scorer:
-    """A network in an actor: scores one part after another and writes each as one file."""
+    """A network in an actor, which scores one part at a time and writes each as one file."""
 
-    def __init__(self, kept: str, book: Ledger, plan: Plan, options: ScoreOptions) -> None:
-        loaded = checkpoint.load(kept)
-        self.recipe, self.findings, self.book = loaded.recipe, loaded.findings, book
+    def __init__(self, checkpoint_uri: str, run_ledger: Ledger, plan: Plan, options: ScoreOptions) -> None:
+        loaded = checkpoint.load(checkpoint_uri)
+        self.recipe, self.findings, self.run_ledger = loaded.recipe, loaded.findings, run_ledger
         self.plan, self.options = plan, options
         self.device = best_device()
         memory = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
@@ -278,14 +284,14 @@ class Scorer:
 
     def __call__(self, rows: pa.Table) -> dict[str, Any]:
         name, count = rows[PART][0].as_py(), rows[PART_ROWS][0].as_py()
-        assert rows.num_rows == count, f"{name} was cut in two on its way: {rows.num_rows} of {count} rows"
+        assert rows.num_rows == count, f"Ray Data split {name}: {rows.num_rows} of {count} rows"
         table, encoded = self.table(rows)
         if encoded is not None and encoded.num_rows:
-            latents.write_part(storage.join(self.book.uri, LATENTS), name, encoded)
+            latents.write_part(storage.join(self.run_ledger.uri, LATENTS), name, encoded)
         sink = io.BytesIO()
         pq.write_table(table, sink)
-        storage.write_bytes(self.book.file(Part(name, rows)), sink.getvalue())
-        counts = Tally()
+        storage.write_bytes(self.run_ledger.file(Part(name, rows)), sink.getvalue())
+        counts = ScoreCounts()
         counts.add(table)
         return {
             "name": [name],
@@ -295,29 +301,29 @@ class Scorer:
         }
 
     def table(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
-        """Scores of `rows` in their order, null where there is an error; and, if asked for, good rows' latents."""
+        """Scores of `rows` in their order, null for rows with an error, and the latents of the others if requested."""
         good = pc.is_null(rows[schema.ERROR])
         scores, encoded = self._scores(rows.filter(good))
         where = np.full(rows.num_rows, -1)
         where[good.to_numpy()] = np.arange(scores.num_rows)
         index = pa.array(where, mask=where < 0)
-        found = {field.name: rows[field.name] for field in schema.SCORES}
-        table = pa.table(found | {name: scores[name].take(index) for name in scores.column_names})
+        identity = {field.name: rows[field.name] for field in schema.SCORES}
+        table = pa.table(identity | {name: scores[name].take(index) for name in scores.column_names})
         return table.replace_schema_metadata({schema.FINDINGS_KEY: json.dumps(self.findings)}), encoded
 
     @torch.inference_mode()
     def _scores(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
         step = self.options.batch_size
-        made = [self._batch(rows.slice(at, step)) for at in range(0, rows.num_rows, step)]
-        scores = [self.recipe.score_columns.empty_table(), *(scored for scored, _ in made)]
-        encoded = [one for _, one in made if one is not None]
+        batches = [self._batch(rows.slice(at, step)) for at in range(0, rows.num_rows, step)]
+        scores = [self.recipe.score_columns.empty_table(), *(scored for scored, _ in batches)]
+        encoded = [latents for _, latents in batches if latents is not None]
         return pa.concat_tables(scores), pa.concat_tables(encoded) if encoded else None
 
     def _batch(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
         columns = to_columns(rows, [schema.PIXELS], self.plan.pixels)
         batch = to_device(to_tensors(columns, self.plan.pixels), self.device)
         encoded = None
-        if self.options.save_latents:  # scores are of what is stored
+        if self.options.save_latents:  # predictions are made from the stored latents
             encoder = latent_encoder(self.recipe)
             batch = {schema.PIXELS: encoder.encode(self.network, batch)}
             encoded = latents.with_latents(
@@ -329,7 +335,7 @@ class Scorer:
         return self.recipe.scored(predicted, rows, context), encoded
 
     def _predicted(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Scores and, if asked for, pictures of a batch whose pixels are images or latents."""
+        """Predictions and, if requested, pictures of a batch whose pixels are images or latents."""
         recipe, drawing = self.recipe, self.options.save_images
         if self.plan.encoded or self.options.save_latents:
             encoder = latent_encoder(recipe)
@@ -342,11 +348,11 @@ class Scorer:
             for image_id, image in zip(image_ids, images.cpu().numpy(), strict=True):
                 good, data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)  # RGB to BGR
                 assert good
-                storage.write_bytes(storage.join(self.book.uri, kind, picture_name(image_id)), data.tobytes())
+                storage.write_bytes(storage.join(self.run_ledger.uri, kind, picture_name(image_id)), data.tobytes())
 
 
 def picture_name(image_id: str) -> str:
-    """The file of an image's picture: "a/b" -> "a/b.png", "a/b.png" -> "a/b.png.png": no two ids share one."""
+    """File name of an image's picture, unique per id: "a/b" -> "a/b.png", "a/b.png" -> "a/b.png.png"."""
     return storage.safe_path(image_id) + ".png"
 
 
