@@ -110,7 +110,7 @@ def _counted(joined: LabeledScores, summary: ClassificationSummary) -> str:
 def compared(
     joined: LabeledScores, truth: LabelTruth, options: ReportOptions, out: str, result: dict[str, Any]
 ) -> Section:
-    """The comparison with `options.against` ; files and figures are added to `result`.
+    """The comparison with `options.against`; its files and metrics are added to `result`.
 
     Raises:
         UserError: the other run has no image or finding in common with this one.
@@ -145,7 +145,7 @@ def compared(
 
 
 def in_common(ours: LabeledScores, theirs: LabeledScores, their_uri: str) -> tuple[LabeledScores, LabeledScores]:
-    """Both on the images and findings that both have scored."""
+    """Both runs restricted to the images and findings that both have scored."""
     rows = np.intersect1d(ours.rows, theirs.rows)
     findings = [finding for finding in ours.findings if finding in theirs.findings]
     if not len(rows) or not findings:

@@ -24,12 +24,12 @@ class ClassificationScores:
     uri: str
     findings: tuple[str, ...]
     image_ids: pa.Array
-    probabilities: np.ndarray  # (N, F) float64, NaN where there is an error
-    predicted_positive: np.ndarray  # (N, F) int8: 1 where the checkpoint's threshold is reached
+    probabilities: np.ndarray  # (N, F) float64, NaN for images with an error
+    predicted_positive: np.ndarray  # (N, F) int8: 1 if the checkpoint's threshold is reached
 
     @property
     def good(self) -> np.ndarray:
-        """(N,) bool: scored without an error, and with numbers."""
+        """(N,) bool: scored without an error, with probabilities."""
         return np.logical_and.reduce(np.isfinite(self.probabilities), axis=1)
 
 
@@ -46,10 +46,10 @@ class LabelTruth:
 
 @dataclass(frozen=True)
 class LabeledScores:
-    """Images with labels and scores, and how many others there are."""
+    """Images with both labels and scores, and counts of the others."""
 
     findings: tuple[str, ...]  # both scored and labeled, in the run's order
-    rows: np.ndarray  # (N,) of the truth, rising
+    rows: np.ndarray  # (N,) rows of the ground truth, ascending
     patients: np.ndarray  # (N,)
     probabilities: np.ndarray  # (N, F)
     predicted_positive: np.ndarray  # (N, F)
@@ -70,7 +70,7 @@ class LabeledScores:
 
 
 def load_scores(run: Run) -> ClassificationScores:
-    """A run's scores; raises UserError where they are not a classifier's."""
+    """A run's scores; raises UserError if they are not those of a classifier."""
     parts = read_scores(run, [schema.IMAGE_ID, schema.ERROR, schema.PROBABILITIES, schema.DECISIONS])
     named = {(part.schema.metadata or {}).get(schema.FINDINGS_KEY) for part in parts}
     if len(named) != 1 or None in named:
@@ -104,7 +104,7 @@ def _matrix(lists: pa.ChunkedArray, good: pa.ChunkedArray, width: int, other: fl
     """(N, width) from a column of lists, with `other` in the rows that are not good.
 
     Raises:
-        UserError: a list of another length.
+        UserError: a list has another length.
     """
     values = lists.filter(good).combine_chunks()
     lengths = set(pc.unique(pc.list_value_length(values)).to_pylist())
@@ -119,10 +119,10 @@ def _matrix(lists: pa.ChunkedArray, good: pa.ChunkedArray, width: int, other: fl
 
 
 def join(scores: ClassificationScores, truth: LabelTruth) -> LabeledScores:
-    """The truth's images with their scores.
+    """Join the images of the ground truth with their scores.
 
     Raises:
-        UserError: no image or no finding in common; a NoGroundTruthError where the truth has no labels.
+        UserError: they have no image or no finding in common; NoGroundTruthError if the archive has no labels.
     """
     findings = tuple(finding for finding in scores.findings if finding in truth.findings)
     place = pc.index_in(truth.image_ids, value_set=scores.image_ids).fill_null(-1).to_numpy()

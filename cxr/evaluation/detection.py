@@ -1,4 +1,4 @@
-"""The report of a detector's run: its boxes and whole images compared with the archive's, and with another run."""
+"""The report of a detector's run: boxes and image-level predictions, and a comparison with another run."""
 
 from __future__ import annotations
 
@@ -46,28 +46,28 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
         resamples=options.resamples,
         seed=options.seed,
     )
-    called = options.box_score
-    images = WholeImages.of(evaluation, called)
+    score = options.box_score
+    images = WholeImages.of(evaluation, score)
     labels = _image_summary(evaluation, images, options)
     confusion = detection.confusion(
-        evaluation.predicted, evaluation.true, len(evaluation.findings), iou=VOC_IOUS[0], score=called
+        evaluation.predicted, evaluation.true, len(evaluation.findings), iou=VOC_IOUS[0], score=score
     )
-    told = _told(evaluation)
-    print(told, flush=True)
-    drawn = _draw(evaluation, images, summary, confusion, truth, options, out)
+    lead = _coverage(evaluation)
+    print(lead, flush=True)
+    box_pictures = _box_pictures(evaluation, images, summary, confusion, truth, options, out)
     label_pictures = _label_pictures(images, labels, storage.join(out, PICTURES))
     box_legend = tables.precision_legend(summary, options.resamples)
-    confusions = [tables.confusion_table(confusion, evaluation.findings), _confusion_legend(called)]
+    confusions = [tables.confusion_table(confusion, evaluation.findings), _confusion_legend(score)]
     sections = [
-        Section("Boxes", [tables.precision_table(summary), box_legend, *drawn]),
-        Section("Whole images", [label_tables.summary_table(labels), _labels_legend(called), *label_pictures]),
+        Section("Boxes", [tables.precision_table(summary), box_legend, *box_pictures]),
+        Section("Whole images", [label_tables.summary_table(labels), _labels_legend(score), *label_pictures]),
         Section("Confusion matrix", confusions),
     ]
     result: dict[str, Any] = {"metrics": metrics(evaluation, summary, labels)}
     result |= {"boxes": tables.write_findings(summary, out), "findings": label_tables.write_summary(labels, out)}
     if options.against:
         sections.append(compared(evaluation, truth, options, result))
-    return finish_report(run, archive, options.split, told, sections, result, out)
+    return finish_report(run, archive, options.split, lead, sections, result, out)
 
 
 @dataclass(frozen=True)
@@ -76,29 +76,31 @@ class WholeImages:
 
     probabilities: np.ndarray
     labels: np.ndarray
-    called: np.ndarray  # bool: a finding if a box reaches the score, no finding if none does
+    predicted_positive: np.ndarray  # bool: a finding if one of its boxes reaches the score, no finding if no box does
 
     @classmethod
     def of(cls, evaluation: DetectionEvaluation, score: float) -> WholeImages:
         probabilities = detection.image_probabilities(
             evaluation.predicted, len(evaluation.rows), len(evaluation.findings)
         )
-        called = probabilities >= score
-        called[:, -1] = ~called[:, :-1].any(1)
-        return cls(probabilities, detection.image_labels(evaluation.true, evaluation.known), called)
+        predicted_positive = probabilities >= score
+        predicted_positive[:, -1] = ~predicted_positive[:, :-1].any(1)
+        return cls(probabilities, detection.image_labels(evaluation.true, evaluation.known), predicted_positive)
 
 
 def _image_summary(
     evaluation: DetectionEvaluation, images: WholeImages, options: ReportOptions
 ) -> classification.ClassificationSummary:
-    names, sure = [*evaluation.findings, NO_FINDING], {"resamples": options.resamples, "seed": options.seed}
+    names, bootstrap = [*evaluation.findings, NO_FINDING], {"resamples": options.resamples, "seed": options.seed}
     return classification.summarize(
-        images.probabilities, images.labels, images.called, evaluation.patients, names, **sure
+        images.probabilities, images.labels, images.predicted_positive, evaluation.patients, names, **bootstrap
     )
 
 
 def _label_pictures(images: WholeImages, summary: classification.ClassificationSummary, out: str) -> list[Picture]:
-    return classification_pictures.write_pictures(summary, images.probabilities, images.labels, images.called, out)
+    return classification_pictures.write_pictures(
+        summary, images.probabilities, images.labels, images.predicted_positive, out
+    )
 
 
 def metrics(
@@ -126,13 +128,13 @@ def metrics(
     return values | {f"auroc/{row.finding}": row.auroc for row in labels.rows}
 
 
-def _told(evaluation: DetectionEvaluation) -> str:
+def _coverage(evaluation: DetectionEvaluation) -> str:
     """How many images were evaluated, and why others were not."""
     true = counted(len(evaluation.true.image), "true box", "true boxes")
     boxed = counted(len(np.unique(evaluation.true.image)), "image")
     predicted = counted(len(evaluation.predicted.image), "predicted box", "predicted boxes")
     unknown = evaluation.predictions_of_unknown_findings
-    told = coverage(
+    text = coverage(
         len(evaluation.rows),
         evaluation.patients,
         f"{true} in {boxed}, {predicted}",
@@ -143,7 +145,7 @@ def _told(evaluation: DetectionEvaluation) -> str:
         },
     )
     note = f" {counted(unknown, 'predicted box', 'predicted boxes')} of findings unknown in their image not counted."
-    return told + note if unknown else told
+    return text + note if unknown else text
 
 
 def _labels_legend(score: float) -> str:
@@ -163,7 +165,7 @@ def _confusion_legend(score: float) -> str:
     )
 
 
-def _draw(
+def _box_pictures(
     evaluation: DetectionEvaluation,
     images: WholeImages,
     summary: DetectionSummary,
@@ -174,12 +176,11 @@ def _draw(
 ) -> list[Picture]:
     """All pictures of boxes."""
     score = options.box_score
-    called = evaluation.predicted.at(evaluation.predicted.score >= score)
+    counted_boxes = evaluation.predicted.at(evaluation.predicted.score >= score)
     count, names = len(evaluation.findings), evaluation.findings
-    shown_by = {TRUTH: (images.labels == 1).sum(0), PREDICTION: images.called.sum(0)}
-    boxes = {TRUTH: summary.true, PREDICTION: np.bincount(called.finding, minlength=count)}
-    shares = {TRUTH: _shares(evaluation, evaluation.true), PREDICTION: _shares(evaluation, called)}
-    of = tables.distribution_figure
+    shown_by = {TRUTH: (images.labels == 1).sum(0), PREDICTION: images.predicted_positive.sum(0)}
+    boxes = {TRUTH: summary.true, PREDICTION: np.bincount(counted_boxes.finding, minlength=count)}
+    shares = {TRUTH: _shares(evaluation, evaluation.true), PREDICTION: _shares(evaluation, counted_boxes)}
     figures = {
         "box_precision_recall.png": (
             tables.curves_figure(summary),
@@ -190,15 +191,17 @@ def _draw(
             "Confusion matrix of boxes; shades are shares of a column.",
         ),
         "labels.png": (
-            of({TRUTH: shown_by[TRUTH]}, [*names, NO_FINDING], "Images by finding", "images"),
+            tables.distribution_figure({TRUTH: shown_by[TRUTH]}, [*names, NO_FINDING], "Images by finding", "images"),
             "Number of images with each finding.",
         ),
         "labels_predicted.png": (
-            of(shown_by, [*names, NO_FINDING], f"Images by finding, box scores of {score:g} or more", "images"),
+            tables.distribution_figure(
+                shown_by, [*names, NO_FINDING], f"Images by finding, box scores of {score:g} or more", "images"
+            ),
             "Number of images in which each finding is present, and in which it is predicted.",
         ),
         "boxes_predicted.png": (
-            of(boxes, names, f"Boxes by finding, scores of {score:g} or more", "boxes"),
+            tables.distribution_figure(boxes, names, f"Boxes by finding, scores of {score:g} or more", "boxes"),
             "Number of true and predicted boxes of each finding.",
         ),
         "box_area.png": (
@@ -206,60 +209,64 @@ def _draw(
             "Area of true and predicted boxes, as a share of the image.",
         ),
     }
-    folder, shown = storage.join(out, PICTURES), overlays(evaluation, called, truth, options.seed)
-    drawn = save_overlays(
+    folder, shown = storage.join(out, PICTURES), overlays(evaluation, counted_boxes, truth, options.seed)
+    box_pictures = save_overlays(
         shown, folder, "boxes.png", "Images with the lowest and the highest F1, and a random sample."
     )
-    return drawn + [save_picture(figure, folder, name, caption) for name, (figure, caption) in figures.items()]
+    return box_pictures + [save_picture(figure, folder, name, caption) for name, (figure, caption) in figures.items()]
 
 
 def _shares(evaluation: DetectionEvaluation, boxes: Boxes) -> list[np.ndarray]:
-    """By finding, the boxes' areas as shares of their images."""
+    """Areas of the boxes of each finding, as fractions of their images."""
     whole = np.maximum(1, evaluation.sizes_px.prod(1))[boxes.image]
     shares = areas(boxes.xyxy) / whole
     return [shares[(boxes.finding == f) & (shares > 0)] for f in range(len(evaluation.findings))]
 
 
-def overlays(evaluation: DetectionEvaluation, called: Boxes, truth: BoxTruth, seed: int) -> dict[str, list[Overlay]]:
+def overlays(
+    evaluation: DetectionEvaluation, predictions: Boxes, truth: BoxTruth, seed: int
+) -> dict[str, list[Overlay]]:
     """Among images with true boxes: the lowest F1, the highest F1, and a random sample."""
-    f1 = image_f1(evaluation, called)
+    f1 = image_f1(evaluation, predictions)
     boxed = np.flatnonzero(np.isfinite(f1))
     order = boxed[np.argsort(f1[boxed], kind="stable")]
-    drawn = np.random.default_rng(seed).permutation(order)
-    chosen = {"worst": order[:SHOWN], "best": order[::-1][:SHOWN], "random": drawn[:SHOWN]}
+    shuffled = np.random.default_rng(seed).permutation(order)
+    chosen = {"worst": order[:SHOWN], "best": order[::-1][:SHOWN], "random": shuffled[:SHOWN]}
     pictures = truth.pictures(sorted({int(evaluation.rows[image]) for part in chosen.values() for image in part}))
     shown: dict[str, list[Overlay]] = {name: [] for name in chosen}
     for name, part in chosen.items():
         for image in part.tolist():
             if (pictured := pictures.get(int(evaluation.rows[image]))) is None:
                 continue
-            picture, frame = pictured
-            true, predicted = (some.at(some.image == image) for some in (evaluation.true, called))
-            placed = [frame.from_original(some.xyxy.reshape(-1, 2)).reshape(-1, 4) for some in (true, predicted)]
+            picture, transform = pictured
+            true, predicted = (boxes.at(boxes.image == image) for boxes in (evaluation.true, predictions))
+            placed = [
+                transform.from_original(boxes.xyxy.reshape(-1, 2)).reshape(-1, 4) for boxes in (true, predicted)
+            ]
             names = [evaluation.findings[f] for f in true.finding]
             scored = [
                 f"{evaluation.findings[f]} {score:.2f}"
                 for f, score in zip(predicted.finding, predicted.score, strict=True)
             ]
-            boxes = BoxPair(placed[0], names, placed[1], scored)
+            pair = BoxPair(placed[0], names, placed[1], scored)
             image_id = truth.table[schema.IMAGE_ID][int(evaluation.rows[image])].as_py()
-            shown[name].append(Overlay(image_id, f"F1 {f1[image]:.2f}", picture, boxes))
+            shown[name].append(Overlay(image_id, f"F1 {f1[image]:.2f}", picture, pair))
     return shown
 
 
-def image_f1(evaluation: DetectionEvaluation, called: Boxes) -> np.ndarray:
+def image_f1(evaluation: DetectionEvaluation, predictions: Boxes) -> np.ndarray:
     """(N,) F1 of the boxes that count as predicted; NaN for images without a true box."""
-    right = detection.true_positives(called, evaluation.true, VOC_IOUS[0])
+    correct = detection.true_positives(predictions, evaluation.true, VOC_IOUS[0])
     count = len(evaluation.rows)
-    true, predicted = (np.bincount(some.image, minlength=count) for some in (evaluation.true, called))
-    hits = np.bincount(called.image[right], minlength=count)
+    true, predicted = (np.bincount(boxes.image, minlength=count) for boxes in (evaluation.true, predictions))
+    hits = np.bincount(predictions.image[correct], minlength=count)
     return np.where(true > 0, 2 * hits / np.maximum(1, true + predicted), math.nan)
 
 
 def compared(
     evaluation: DetectionEvaluation, truth: BoxTruth, options: ReportOptions, result: Mapping[str, Any]
 ) -> Section:
-    """The comparison with `options.against` ; its figures are added to the result.
+    """The comparison with `options.against`; its metrics are added to `result`.
 
     Raises:
         UserError: the other run has no image in common with this one.
@@ -272,12 +279,12 @@ def compared(
             f"{other.uri} and this run have no scored images or findings in common: score the same archive with both"
         )
     ours, theirs = evaluation.at(rows), theirs.at(rows)
-    sure = {"resamples": options.resamples, "seed": options.seed}
+    bootstrap = {"resamples": options.resamples, "seed": options.seed}
     lines: list[Sequence[str]] = []
     result["metrics"]["images_compared"] = len(rows)
     for iou in VOC_IOUS:
         gain = detection.paired_gain(
-            ours.predicted, theirs.predicted, ours.true, ours.patients, len(ours.findings), iou=iou, **sure
+            ours.predicted, theirs.predicted, ours.true, ours.patients, len(ours.findings), iou=iou, **bootstrap
         )
         name = f"map_{100 * iou:.0f}_gain"
         result["metrics"].update({name: gain.mean, f"{name}_low": gain.mean_low, f"{name}_high": gain.mean_high})

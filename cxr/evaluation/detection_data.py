@@ -21,10 +21,10 @@ from cxr.sources import rater_agreement
 
 @dataclass(frozen=True)
 class DetectionEvaluation:
-    """Scored images of which any box is known to be present or absent; boxes are in pixels of the originals."""
+    """Scored images for which the boxes of at least one finding are known; boxes are in pixels of the originals."""
 
     findings: tuple[str, ...]
-    rows: np.ndarray  # (N,) of the truth, rising
+    rows: np.ndarray  # (N,) rows of the ground truth, ascending
     patients: np.ndarray  # (N,)
     sizes_px: np.ndarray  # (N, 2) width and height of the originals
     known: np.ndarray  # (N, F) bool: all boxes of the finding are known

@@ -21,7 +21,7 @@ from cxr.sources.true_boxes import frames_px, place_boxes
 
 @dataclass(frozen=True)
 class BoxTruth:
-    """Ground truth of an archive's images in a split, in the order of their ids; rows correspond."""
+    """Ground truth of an archive's images in a split, ordered by id; rows correspond."""
 
     table: pa.Table
     labels: LabelTruth
@@ -47,7 +47,7 @@ class BoxTruth:
         return Boxes.of(placed.boxes, findings)
 
     def _frames(self, table: pa.Table) -> np.ndarray:
-        """(N, 2) width and height of what each row's boxes refer to; NaN where these are not known."""
+        """(N, 2) width and height of the image that each row's boxes refer to; NaN if unknown."""
         if self.info is None:
             return frames_px(table[schema.BOXES_FRAME], self.side_px)
         sides = (table[name].to_numpy() for name in (schema.WIDTH_PX, schema.HEIGHT_PX))
@@ -55,7 +55,7 @@ class BoxTruth:
 
     @property
     def listed(self) -> bool:
-        """Whether it says of any image which boxes it has, if only that there is none."""
+        """Whether the boxes of any image are known, even if there are none."""
         return self.table[schema.BOXES].null_count < self.table.num_rows
 
     def known(self, findings: Sequence[str], rows: np.ndarray, true: Boxes) -> np.ndarray:
@@ -67,7 +67,7 @@ class BoxTruth:
         return known_places(true, labels)
 
     def training_boxes(self, findings: Sequence[str]) -> Boxes:
-        """True boxes of the training images in shares of the image; none where the images' sizes are not known."""
+        """True boxes of the training images, as fractions of the image; empty if the images' sizes are unknown."""
         frames = self._frames(self.training)
         placed = place_boxes(self.training[schema.BOXES], frames, frames).boxes
         return Boxes.of(placed, findings).scaled(*(1 / frames).T)
@@ -88,7 +88,9 @@ def known_boxes(archive: str, options: ReportOptions) -> BoxTruth:
     columns += [schema.HEIGHT_PX, schema.WIDTH_PX, schema.RESIZE_TRANSFORM] if info else [schema.BOXES_FRAME]
     everything = read_all_truth(archive, options.reading, columns, options.labeling)
     everything.print_notes()
-    everything.table = everything.table.sort_by(schema.IMAGE_ID)  # however stored, the baselines are the same
+    everything.table = everything.table.sort_by(
+        schema.IMAGE_ID
+    )  # makes baselines independent of the order in storage
     manifest = of_split(everything, archive, options.split)
     training = everything.table.filter(pc.equal(everything.table[schema.SPLIT], "train"))
     return BoxTruth(manifest.table, known_labels(manifest), training, manifest.boxes_frame_px, info)

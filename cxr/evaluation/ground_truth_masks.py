@@ -1,4 +1,4 @@
-"""The masks that an archive knows of one label, image by image: of a raw archive, or of shards."""
+"""The true masks of one label, image by image, from a raw archive or from shards."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from cxr.sources.manifest import Manifest
 
 
 class MaskTruth(ABC):
-    """What an archive knows of its images' masks of `label`; a mask is read when it is asked for.
+    """The true masks of an archive's images; a mask is read when it is needed.
 
     Attributes:
         image_ids: of the archive's images in the split.
-        patients: (N,) a number, the same for images of a patient.
-        known: (N,) bool: the archive has a mask of that label, be it an empty one.
-        resolution: at which masks are compared, in words.
+        patients: (N,) one number per patient.
+        known: (N,) bool: the archive has a mask of that label, which may be empty.
+        resolution: resolution at which masks are compared, in words.
     """
 
     resolution = ""
@@ -41,10 +41,10 @@ class MaskTruth(ABC):
 
     @abstractmethod
     def masks(self, row: int, code: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """The predicted mask, of its code at the original size, and the true one, bool and of one size.
+        """The predicted mask, from its code at the original size, and the true one, bool and of the same size.
 
         Raises:
-            Refused: the archive's mask cannot be read, or one of them does not fit the image.
+            ImageRejectedError: the archive's mask cannot be read, or one of them does not fit the image.
         """
 
     @abstractmethod
@@ -53,17 +53,15 @@ class MaskTruth(ABC):
 
     @abstractmethod
     def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
-        """Images to show, by row: (S, S) in [0, 1], and how their pixels lie on the compared ones.
-
-        Rows whose image cannot be had are left out.
-        """
+        """Images to show, by row: (S, S) in [0, 1], and the transform to the compared pixels. Rows without an
+        available image are left out."""
 
     def _entries(self, row: int) -> list[dict[str, Any]]:
         return [mask for mask in self.table[schema.MASKS][row].as_py() if mask[schema.LABEL] == self.label]
 
 
 class RawTruth(MaskTruth):
-    """Of an archive as its source publishes it: masks at the images' own size."""
+    """Masks of a raw archive, at the images' own size."""
 
     resolution = "the images' own resolution"
 
@@ -84,7 +82,7 @@ class RawTruth(MaskTruth):
 
 
 class ShardTruth(MaskTruth):
-    """Of shards: masks at the size of the stored pixels."""
+    """Masks of shards, at the size of the stored pixels."""
 
     def __init__(self, manifest: Manifest, label: str, info: shards.ShardInfo) -> None:
         super().__init__(manifest, label)
@@ -119,7 +117,7 @@ def known_masks(archive: str, options: ReportOptions, label: str) -> MaskTruth:
     """The masks of `label` of an archive or of shards, in the split that the options name; prints its notes.
 
     Raises:
-        UserError: no such archive, or no image in that split.
+        UserError: there is no such archive, or no image in that split.
     """
     columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.MASKS, schema.SPACING_MM]
     if not shards.is_shards(archive):
@@ -134,7 +132,7 @@ def known_masks(archive: str, options: ReportOptions, label: str) -> MaskTruth:
 
 
 def _labeled(masks: pa.ChunkedArray, label: str) -> np.ndarray:
-    """(N,) bool: which lists of masks hold one of that label."""
+    """(N,) bool: whether each list of masks contains one of that label."""
     known, start = np.zeros(len(masks), bool), 0
     for chunk in masks.chunks:
         labels = pc.struct_field(pc.list_flatten(chunk), schema.LABEL)

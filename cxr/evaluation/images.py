@@ -26,12 +26,12 @@ def read_pictures(
 ) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
     """Pictures (S, S) in [0, 1] by row, and the transform from their pixels to the original image's.
 
-    They come from the shards if these hold at least `PICTURE_PX` pixels, else from the originals where they can still
-    be read, else from the shards. Images that are in neither are left out.
+    They come from the shards if these have at least `PICTURE_PX` pixels, otherwise from the originals if they can
+    still be read, otherwise from the shards. Images that are in neither are left out.
 
     Args:
         table: `image_id` and `source_uri`; with shards also `resize_transform`.
-        stored: shards that may hold the images.
+        stored: shards that may contain the images.
     """
     large = [info for info in stored if info.pixels.size >= PICTURE_PX]
     small = [info for info in stored if info.pixels.size < PICTURE_PX]
@@ -60,7 +60,7 @@ def _decoded(table: pa.Table, rows: Sequence[int]) -> dict[int, tuple[np.ndarray
 def _stored(
     info: shards.ShardInfo, table: pa.Table, rows: Sequence[int]
 ) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
-    """Pictures of the pixels that shards hold."""
+    """Pictures of the stored pixels of shards."""
     row_of = {table[schema.IMAGE_ID][row].as_py(): row for row in rows}
     shown = {}
     for part in (part for parts in info.parts.values() for part in parts):

@@ -1,4 +1,4 @@
-"""The report of a run that finds boxes: evaluated finding by finding against the true ones, pictured, compared."""
+"""The report of a run that predicts boxes from maps: localization accuracy, pictures, and a comparison."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cxr.errors import UserError
 from cxr.evaluation import classification, classification_data
 from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
-from cxr.evaluation.localization_data import LocalizationEvaluation, evaluate, guessed, load_scores
+from cxr.evaluation.localization_data import LocalizationEvaluation, baseline_boxes, evaluate, load_scores
 from cxr.evaluation.run import ReportOptions, Run, coverage, finish_report, read_run
 from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics.localization import MEASURES, THRESHOLDS, LocalizationRates, paired_gain, summarize
@@ -25,7 +25,7 @@ from cxr.wording import counted
 
 PICTURES = "pictures"
 SHOWN = 3  # images in each row of the picture
-_TOLD = (0.1, 0.3, 0.5)  # thresholds of which result.json has each finding's accuracy
+_THRESHOLDS_BY_FINDING = (0.1, 0.3, 0.5)  # thresholds for which result.json has the accuracy of each finding
 
 
 def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
@@ -42,15 +42,15 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     if not truth.listed and _labeled(classified, truth):
         return classification.report(run, options, out)
     evaluation, joined = evaluate(predicted, classified.findings, truth), _labeled(classified, truth)
-    told = _told(evaluation)
-    print(told, flush=True)
+    lead = _coverage(evaluation)
+    print(lead, flush=True)
     result: dict[str, Any] = {}
-    sections = _located(evaluation, truth, options, out, result)
+    sections = _localization_sections(evaluation, truth, options, out, result)
     if joined:
-        sections.append(_classified(joined, options, out, result))
+        sections.append(_classification_section(joined, options, out, result))
     if options.against:
         sections += compared(evaluation, joined, truth, options, out, result)
-    return finish_report(run, archive, options.split, told, sections, result, out)
+    return finish_report(run, archive, options.split, lead, sections, result, out)
 
 
 def _labeled(scores: classification_data.ClassificationScores, truth: BoxTruth) -> LabeledScores | None:
@@ -59,29 +59,32 @@ def _labeled(scores: classification_data.ClassificationScores, truth: BoxTruth) 
     return classification_data.join(scores, truth.labels) if common and truth.labels.labeled.any() else None
 
 
-def _told(evaluation: LocalizationEvaluation) -> str:
+def _coverage(evaluation: LocalizationEvaluation) -> str:
     """How many images were evaluated, and why others were not."""
     true = counted(len(evaluation.true.image), "true box", "true boxes")
     boxed = counted(len(np.unique(evaluation.true.image)), "image")
     predicted = counted(len(evaluation.predicted.image), "predicted box", "predicted boxes")
-    told = coverage(
+    lead = coverage(
         len(evaluation.rows),
         evaluation.patients,
         f"{true} of {counted(len(evaluation.findings), 'finding')} in {boxed}, {predicted}",
         {"with an error": evaluation.images_with_error, "without scores": evaluation.images_without_score},
     )
     if evaluation.pairs_not_scored:
-        told += f" {counted(evaluation.pairs_not_scored, 'image')} with a box of a finding that was not scored."
-    return told + (f" No true box of {', '.join(evaluation.left_out)}." if evaluation.left_out else "")
+        lead += f" {counted(evaluation.pairs_not_scored, 'image')} with a box of a finding that was not scored."
+    return lead + (f" No true box of {', '.join(evaluation.left_out)}." if evaluation.left_out else "")
 
 
-def _located(
+def _localization_sections(
     evaluation: LocalizationEvaluation, truth: BoxTruth, options: ReportOptions, out: str, result: dict[str, Any]
 ) -> list[Section]:
-    """The boxes' part of the page; its figures and file are put into `result`."""
-    ways = {"run": evaluation.located, **guessed(evaluation, truth.training_boxes(evaluation.findings), options.seed)}
-    sure = partial(summarize, resamples=options.resamples, seed=options.seed)
-    rates = {name: sure(of, evaluation.patients, evaluation.findings) for name, of in ways.items()}
+    """The sections about boxes; their metrics and file are added to `result`."""
+    ways = {
+        "run": evaluation.located,
+        **baseline_boxes(evaluation, truth.training_boxes(evaluation.findings), options.seed),
+    }
+    rates_of = partial(summarize, resamples=options.resamples, seed=options.seed)
+    rates = {name: rates_of(of, evaluation.patients, evaluation.findings) for name, of in ways.items()}
     result["boxes"] = storage.join(out, "boxes.csv")
     storage.write_text(result["boxes"], tables.csv(rates))
     own = rates.pop("run")
@@ -107,8 +110,10 @@ def _located(
     ]
 
 
-def _classified(joined: LabeledScores, options: ReportOptions, out: str, result: dict[str, Any]) -> Section:
-    """The classification's part of the page; its figures and file are added to `result`."""
+def _classification_section(
+    joined: LabeledScores, options: ReportOptions, out: str, result: dict[str, Any]
+) -> Section:
+    """The section about classification; its metrics and file are added to `result`."""
     summary = classification.summarize(joined, options)
     figures = classification.metrics(summary, joined)
     result["metrics"] |= {name: figures[name] for name in figures if "auroc" in name or name == "mean_ap"}
@@ -140,7 +145,7 @@ def metrics(
         }
         values[f"false_positives_per_image_{key}"] = rates.wrong[measure][THRESHOLDS.index(at)].mean
         values |= {f"{name}_localization_accuracy_{key}": of.at(measure, at).mean for name, of in others.items()}
-        if at in _TOLD:
+        if at in _THRESHOLDS_BY_FINDING:
             values |= {
                 f"localization_accuracy_{key}/{finding}": mean.value[f] for f, finding in enumerate(rates.findings)
             }
@@ -156,8 +161,8 @@ def overlays(evaluation: LocalizationEvaluation, truth: BoxTruth, seed: int) -> 
     """Image-finding pairs with the smallest and the largest overlap, and a random sample."""
     pairs = np.argwhere(np.isfinite(evaluation.located.pointed))
     order = np.argsort(evaluation.located.best["iou"][tuple(pairs.T)], kind="stable")
-    drawn = np.random.default_rng(seed).permutation(len(order))
-    chosen = {"worst": order[:SHOWN], "best": order[::-1][:SHOWN], "random": drawn[:SHOWN]}
+    shuffled = np.random.default_rng(seed).permutation(len(order))
+    chosen = {"worst": order[:SHOWN], "best": order[::-1][:SHOWN], "random": shuffled[:SHOWN]}
     rows = evaluation.rows[pairs[:, 0]].tolist()
     pictures = truth.pictures(sorted({rows[pair] for part in chosen.values() for pair in part}))
     return {
@@ -169,13 +174,17 @@ def overlays(evaluation: LocalizationEvaluation, truth: BoxTruth, seed: int) -> 
 
 
 def _overlay(
-    evaluation: LocalizationEvaluation, truth: BoxTruth, pair: np.ndarray, picture: np.ndarray, frame: ResizeTransform
+    evaluation: LocalizationEvaluation,
+    truth: BoxTruth,
+    pair: np.ndarray,
+    picture: np.ndarray,
+    transform: ResizeTransform,
 ) -> Overlay:
     image, finding = pair.tolist()
     true, predicted = (
         some.at((some.image == image) & (some.finding == finding)) for some in (evaluation.true, evaluation.predicted)
     )
-    placed = [frame.from_original(some.xyxy.reshape(-1, 2)).reshape(-1, 4) for some in (true, predicted)]
+    placed = [transform.from_original(some.xyxy.reshape(-1, 2)).reshape(-1, 4) for some in (true, predicted)]
     overlap = evaluation.located.best["iou"][image, finding]
     boxes = BoxPair(placed[0], [""] * len(placed[0]), placed[1], [f"{score:.2f}" for score in predicted.score])
     image_id = truth.table[schema.IMAGE_ID][int(evaluation.rows[image])].as_py()
@@ -190,7 +199,7 @@ def compared(
     out: str,
     result: dict[str, Any],
 ) -> list[Section]:
-    """The comparison with `options.against`; its figures are added to the result.
+    """The comparison with `options.against`; its metrics are added to `result`.
 
     Raises:
         UserError: the other run has no image in common with this one.
@@ -201,14 +210,14 @@ def compared(
     )
     theirs = evaluate(load_scores(other), scored, truth)
     rows = np.intersect1d(evaluation.rows, theirs.rows)
-    kept = [evaluation.findings.index(finding) for finding in theirs.findings]
+    common = [evaluation.findings.index(finding) for finding in theirs.findings]
     ours, theirs = evaluation.at(rows), theirs.at(rows)
     if not np.isfinite(theirs.located.pointed).any():
         raise UserError(
             f"{other.uri} and this run have no scored image with a box in common: score the same archive with both"
         )
     gains = paired_gain(
-        ours.located.of(kept), theirs.located, ours.patients, resamples=options.resamples, seed=options.seed
+        ours.located.of(common), theirs.located, ours.patients, resamples=options.resamples, seed=options.seed
     )
     result["metrics"]["images_compared"] = len(rows)
     for measure, at, of in ((m, t, of) for m in MEASURES for t, of in zip(THRESHOLDS, gains[m], strict=True)):

@@ -1,4 +1,4 @@
-"""Boxes that a run has predicted, joined with the archive's true ones and laid over them."""
+"""Boxes that a run has predicted, joined and matched with the archive's true boxes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LocalizationEvaluation:
 
     findings: tuple[str, ...]  # scored, and with a true box in an image
     left_out: tuple[str, ...]  # scored, but without a true box
-    rows: np.ndarray  # (N,) of the truth, rising
+    rows: np.ndarray  # (N,) rows of the ground truth, ascending
     patients: np.ndarray  # (N,)
     sizes_px: np.ndarray  # (N, 2) width and height of the originals
     predicted: Boxes
@@ -62,7 +62,7 @@ class LocalizationEvaluation:
 
 
 def load_scores(run: Run, split: Split = "all") -> BoxScores:
-    """A run's scores; raises UserError where they are not those of a family that finds boxes."""
+    """A run's scores; raises UserError if its family predicts no boxes."""
     table = pa.concat_tables(part.replace_schema_metadata() for part in read_scores(run, _COLUMNS, split))
     good = pc.and_(pc.is_null(table[schema.ERROR]), pc.is_valid(table[schema.PRED_BOXES]))
     sizes = (table[name].fill_null(0).to_numpy() for name in _SIZES)
@@ -77,14 +77,13 @@ def load_scores(run: Run, split: Split = "all") -> BoxScores:
 
 
 def evaluate(scores: BoxScores, scored: Sequence[str], truth: BoxTruth) -> LocalizationEvaluation:
-    """Lay predicted boxes over true ones, in all images that were scored.
+    """Match predicted boxes with true ones, in all scored images.
 
     Args:
         scored: the checkpoint's findings.
 
     Raises:
-        UserError: no scored image has a true box of these findings; a NoGroundTruthError if the archive lists no
-            boxes.
+        UserError: no scored image has a true box of these findings; NoGroundTruthError if the archive lists no boxes.
     """
     places = pc.index_in(truth.table[schema.IMAGE_ID], value_set=scores.image_ids).fill_null(-1).to_numpy()
     present = places >= 0
@@ -130,11 +129,11 @@ def _nothing_in_common(scores: BoxScores, truth: BoxTruth, present: int, good: i
     )
 
 
-def guessed(evaluation: LocalizationEvaluation, training: Boxes, seed: int) -> dict[str, Located]:
-    """What is predicted in the same images without looking at them, see `metrics.localization.baselines`.
+def baseline_boxes(evaluation: LocalizationEvaluation, training: Boxes, seed: int) -> dict[str, Located]:
+    """Baselines that ignore the images, see `metrics.localization.baselines`.
 
     Args:
-        training: boxes of `evaluation.findings` in shares of their images.
+        training: boxes of `evaluation.findings`, as fractions of their images.
     """
     boxes = baselines(training, len(evaluation.rows), len(evaluation.findings), seed)
     known = evaluation.located.known

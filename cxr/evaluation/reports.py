@@ -1,4 +1,4 @@
-"""Reports of scoring runs: compared with what is known of their images, or described where nothing is."""
+"""Reports of scoring runs: compared with the ground truth, or descriptions of the scores if there is none."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from cxr.evaluation.score_summary import BOXES, MASKS, PROBABILITIES, Kind
 
 @dataclass(frozen=True)
 class Reports:
-    """How a family's runs are reported.
+    """How runs of a family are reported.
 
     Args:
-        evaluate: compares a run with the ground truth, writes the report into a URI, and returns what the job's
-            result.json holds. Raises NoGroundTruthError where there is none.
-        kinds: of its scores, which are described where there is no ground truth.
+        evaluate: compares a run with the ground truth, writes the report into a URI, and returns the contents of the
+            job's result.json. Raises NoGroundTruthError if there is no ground truth.
+        kinds: the kinds of its scores, which are described if there is no ground truth.
     """
 
     evaluate: Callable[[Run, ReportOptions, str], dict[str, Any]]
@@ -39,14 +39,14 @@ REPORTS: dict[str, Reports] = {
 
 
 def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
-    """Report on what `score_archive` wrote to `run_uri`.
+    """Write the report of the run that `score_archive` wrote to `run_uri`.
 
-    Where the archive that was scored has no ground truth, or where several were scored and none is named to compare
-    with, the report describes the scores, and says so.
+    If the scored archive has no ground truth, or if several archives were scored and none is named to compare with,
+    the report describes the scores, and a note says so.
 
     Raises:
-        UserError: no scoring run lies there, its family has no report, or the options ask for a comparison that
-            nothing is known for.
+        UserError: there is no scoring run, its family has no report, or the options request a comparison without
+            ground truth.
     """
     run = read_run(run_uri)
     if run.select and not options.reading.select:  # other images have no scores

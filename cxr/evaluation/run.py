@@ -1,4 +1,4 @@
-"""What all reports share: a scoring run, its scores, the ground truth, and how a report is written."""
+"""Code that all reports share: a scoring run, its scores, the ground truth, and writing a report."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Run:
 
     @property
     def archive(self) -> str:
-        """The archive that was scored; raises UserError where there were several."""
+        """The archive that was scored; raises UserError if there were several."""
         if len(self.archives) != 1:
             several = " and ".join(self.archives)
             raise UserError(f"{self.uri} contains scores of {several}: name the archive to evaluate with --archive")
@@ -82,10 +82,10 @@ class Run:
 
 
 def read_run(uri: str) -> Run:
-    """The run that `score_archive` wrote to `uri`.
+    """Read the run that `score_archive` wrote to `uri`.
 
     Raises:
-        UserError: there is nothing, or something else.
+        UserError: there is no scoring run.
     """
     uri = storage.normalize(uri)
     ledger = storage.join(uri, LEDGER_FILE)
@@ -103,8 +103,8 @@ def read_run(uri: str) -> Run:
 def finish_report(
     run: Run, archive: str, split: str, lead: str, sections: Sequence[Section], result: dict[str, Any], out: str
 ) -> dict[str, Any]:
-    """Write the report's pages into the URI `out`; returns `result` with their URIs, those of its pictures, and null
-    for NaN.
+    """Write the report's pages into the URI `out`. Returns `result` with the URIs of the pages and pictures, and null
+    in place of NaN.
 
     Args:
         archive: the ground truth; empty for a report without one.
@@ -120,7 +120,7 @@ def finish_report(
 
 
 def coverage(images: int, patients_N: np.ndarray, content: str, left_out: Mapping[str, int]) -> str:
-    """The lead of a report: how many images were evaluated, what they show, and how many were left out for what."""
+    """The first sentences of a report: the number of images, their contents, and why other images were left out."""
     patients = counted(len(np.unique(patients_N)), "patient")
     reasons = [f"{counted(count, 'image')} {reason}" for reason, count in left_out.items() if count]
     end = f" Left out: {', '.join(reasons)}." if reasons else ""
@@ -138,13 +138,13 @@ def check_family(run: Run, families: Sequence[str], purpose: str) -> None:
 
 
 def read_scores(run: Run, columns: Sequence[str], split: Split = "all") -> list[pa.Table]:
-    """These columns of each part of a run's scores; parts keep their schema's metadata.
+    """These columns of each part of a run's scores; parts keep the metadata of their schema.
 
     Args:
-        split: only images of this split; "all" for all that were scored.
+        split: only images of this split; "all" for all scored images.
 
     Raises:
-        UserError: there is no part, one lacks a column, an image occurs twice, or no image is of that split.
+        UserError: there is no part, a part lacks a column, an image occurs twice, or the split is empty.
     """
     folder = storage.join(run.uri, SCORES)
     uris = sorted(file.uri for file in storage.list_files(folder) if file.path.endswith(SUFFIX))
@@ -186,10 +186,10 @@ def read_truth(
 ) -> Manifest:
     """These columns, `image_id` first, of an archive's images in `split` ("all" for every image). Decodes no pixels.
 
-    Shards also have the images that ingest rejected, with nothing but their ids.
+    Shards also have the images that ingest rejected, of which only the ids are set.
 
     Raises:
-        UserError: no such archive, no image in that split, or combined shards in which two images share an id.
+        UserError: there is no such archive, no image in that split, or combined shards share an image id.
     """
     archive = storage.normalize(archive)
     return of_split(read_all_truth(archive, reading, columns, labeling, split), archive, split)
@@ -224,7 +224,7 @@ def of_split(known: Manifest, archive: str, split: str) -> Manifest:
 
 
 def _has_truth(table: pa.Table) -> bool:
-    """Whether any image has a known label, a list of boxes, or a mask; columns may be missing."""
+    """Whether any image has a known label, a list of boxes, or a mask. Columns may be missing."""
     there = set(table.column_names)
     labels = pc.list_flatten(table[schema.LABELS]) if schema.LABELS in there else []
     masks = pc.list_flatten(table[schema.MASKS]) if schema.MASKS in there else []

@@ -48,7 +48,7 @@ class Scored:
     run: Run
     options: ReportOptions
     table: pa.Table
-    findings: tuple[str, ...]  # of the checkpoint; empty where its scores name none
+    findings: tuple[str, ...]  # of the checkpoint; empty if its scores do not name them
 
     @cached_property
     def sizes_px(self) -> np.ndarray:
@@ -62,10 +62,10 @@ class Scored:
     def overlays(
         self, chosen: dict[str, np.ndarray], draw: Callable[[int, np.ndarray, ResizeTransform], Overlay]
     ) -> dict[str, list[Overlay]]:
-        """The first `SHOWN` of the rows that each name has; images that can no longer be read are left out.
+        """The first `SHOWN` of the rows of each name; images that can no longer be read are left out.
 
         Args:
-            draw: takes a row, its picture (S, S) in [0, 1], and how the picture lies on the original.
+            draw: takes a row, its picture (S, S) in [0, 1], and the transform of the picture to the original.
         """
         shown = {name: rows[:SHOWN].tolist() for name, rows in chosen.items() if len(rows)}
         stored = [shards.read_info(archive) for archive in self.run.archives if shards.is_shards(archive)]
@@ -76,7 +76,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Description:
-    """A section of the report, and what it adds to the job's result."""
+    """A section of the report, and its entries in the job's result."""
 
     section: Section
     metrics: dict[str, float] = field(default_factory=dict)

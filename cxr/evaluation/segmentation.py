@@ -32,8 +32,8 @@ def report(run: Run, options: ReportOptions, out: str, *, label: str) -> dict[st
     evaluation = evaluate(scores, truth)
     predicted, sure = figures(evaluation), intervals(evaluation, options)
     counts = image_counts(evaluation)
-    told = _told(evaluation)
-    print(told, flush=True)
+    lead = _coverage(evaluation)
+    print(lead, flush=True)
     listed = image_rows(evaluation, truth)
     drawn = save_overlays(
         overlays(evaluation, scores, truth),
@@ -48,7 +48,7 @@ def report(run: Run, options: ReportOptions, out: str, *, label: str) -> dict[st
     result = {"metrics": {**predicted, **ends, **counts}, "images": tables.write_images(listed, out)}
     if options.against:
         sections.append(compared(evaluation, truth, options, result))
-    return finish_report(run, archive, options.split, told, sections, result, out)
+    return finish_report(run, archive, options.split, lead, sections, result, out)
 
 
 def figures(evaluation: SegmentationEvaluation) -> dict[str, float]:
@@ -91,11 +91,11 @@ def image_counts(evaluation: SegmentationEvaluation) -> dict[str, int]:
         "images_with_error": evaluation.images_with_error,
         "images_without_score": evaluation.images_without_score,
         "images_without_truth": evaluation.images_without_truth,
-        "images_refused": sum(evaluation.refused.values()),
+        "images_refused": sum(evaluation.rejected.values()),
     }
 
 
-def _told(evaluation: SegmentationEvaluation) -> str:
+def _coverage(evaluation: SegmentationEvaluation) -> str:
     """How many images were evaluated, and why others were not."""
     positives = counted(int((evaluation.overlap[:, TRUE] > 0).sum()), "image")
     return coverage(
@@ -106,7 +106,7 @@ def _told(evaluation: SegmentationEvaluation) -> str:
             "with an error": evaluation.images_with_error,
             "without scores": evaluation.images_without_score,
             "without a known true mask": evaluation.images_without_truth,
-            **{f"with a mask that cannot be compared ({reason})": n for reason, n in evaluation.refused.items()},
+            **{f"with a mask that cannot be compared ({reason})": n for reason, n in evaluation.rejected.items()},
         },
     )
 

@@ -1,4 +1,4 @@
-"""Masks that a run has predicted, joined with the archive's and evaluation image by image."""
+"""Masks that a run has predicted, compared with the archive's masks image by image."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MaskScores:
 
     uri: str
     image_ids: pa.Array
-    codes: pa.ChunkedArray  # relative RLE at the original size, null where there is an error
+    codes: pa.ChunkedArray  # relative RLE at the original size, null for images with an error
     sizes: np.ndarray  # (N, 2) height and width of the original
     probabilities: np.ndarray  # (N,) NaN if there is none
     good: np.ndarray  # (N,) bool: scored without an error
@@ -39,25 +39,25 @@ class MaskScores:
 
 @dataclass(frozen=True)
 class SegmentationEvaluation:
-    """Images with a predicted and a true mask, and how many others there are."""
+    """Images with both a predicted and a true mask, and counts of the others."""
 
-    rows: np.ndarray  # (N,) of the truth, rising
-    places: np.ndarray  # (N,) of the scores
+    rows: np.ndarray  # (N,) rows of the ground truth, ascending
+    places: np.ndarray  # (N,) rows of the scores
     patients: np.ndarray  # (N,)
     probabilities: np.ndarray  # (N,) NaN if there is none
     overlap: Tensor  # (N, 4) as metrics.segmentation.overlap counts
-    hd95_px: np.ndarray  # (N,) NaN where a mask is empty
-    hd95_mm: np.ndarray  # (N,) NaN also where the spacing is unknown
-    refused: dict[str, int]  # counts of images that were left out, by reason
+    hd95_px: np.ndarray  # (N,) NaN if a mask is empty
+    hd95_mm: np.ndarray  # (N,) NaN also if the spacing is unknown
+    rejected: dict[str, int]  # counts of images that were left out, by reason
     images_with_error: int
     images_without_score: int
     images_without_truth: int  # scored, but without a known true mask
 
     def at(self, rows: np.ndarray) -> SegmentationEvaluation:
         """Some of these images."""
-        kept = np.searchsorted(self.rows, rows)
+        readable = np.searchsorted(self.rows, rows)
         names = ("rows", "places", "patients", "probabilities", "overlap", "hd95_px", "hd95_mm")
-        return replace(self, **{name: getattr(self, name)[kept] for name in names})
+        return replace(self, **{name: getattr(self, name)[readable] for name in names})
 
     @property
     def one_empty(self) -> int:
@@ -89,8 +89,7 @@ def evaluate(scores: MaskScores, truth: MaskTruth) -> SegmentationEvaluation:
     """Compare the masks of all images that have both. Images with an unreadable mask are left out.
 
     Raises:
-        UserError: there is no such image, or none with readable masks; a NoGroundTruthError if the archive has
-            no mask.
+        UserError: there is no such image, or none with readable masks; NoGroundTruthError if the archive has no mask.
     """
     places = pc.index_in(truth.image_ids, value_set=scores.image_ids).fill_null(-1).to_numpy()
     present = places >= 0
@@ -101,20 +100,20 @@ def evaluate(scores: MaskScores, truth: MaskTruth) -> SegmentationEvaluation:
         raise error(_nothing_in_common(scores, truth, int(present.sum()), int(good.sum())))
     with ThreadPoolExecutor(_THREADS) as pool:
         compared = list(pool.map(lambda row: _compared(scores, truth, row, places[row]), rows.tolist()))
-    refused = Counter(result for result in compared if isinstance(result, str))
-    kept = np.array([not isinstance(result, str) for result in compared])
+    rejected = Counter(result for result in compared if isinstance(result, str))
+    readable = np.array([not isinstance(result, str) for result in compared])
     figures = [result for result in compared if not isinstance(result, str)]
     if not figures:
-        raise UserError(f"none of {counted(len(rows), 'image')} can be evaluated: {', '.join(refused)}")
+        raise UserError(f"none of {counted(len(rows), 'image')} can be evaluated: {', '.join(rejected)}")
     return SegmentationEvaluation(
-        rows=rows[kept],
-        places=places[rows[kept]],
-        patients=truth.patients[rows[kept]],
-        probabilities=scores.probabilities[places[rows[kept]]],
+        rows=rows[readable],
+        places=places[rows[readable]],
+        patients=truth.patients[rows[readable]],
+        probabilities=scores.probabilities[places[rows[readable]]],
         overlap=torch.cat([counts for counts, _, _ in figures]),
         hd95_px=np.array([px for _, px, _ in figures]),
         hd95_mm=np.array([mm for _, _, mm in figures]),
-        refused=dict(refused.most_common()),
+        rejected=dict(rejected.most_common()),
         images_with_error=int((present & ~good).sum()),
         images_without_score=int((~present).sum()),
         images_without_truth=int((good & ~truth.known).sum()),
@@ -130,8 +129,8 @@ def _compared(scores: MaskScores, truth: MaskTruth, row: int, place: int) -> tup
     """Overlap counts (1, 4) and HD95 in px and in mm of one image, or the reason why there are none."""
     try:
         predicted, true = both_masks(scores, truth, row, place)
-    except ImageRejectedError as refused:
-        return str(refused)
+    except ImageRejectedError as rejected:
+        return str(rejected)
     counts = overlap_rows(torch.from_numpy(predicted)[None], torch.from_numpy(true)[None])
     spacing = truth.spacing_mm(row, *scores.sizes[place].tolist())
     return counts, hd95(predicted, true), hd95(predicted, true, spacing) if spacing else math.nan

@@ -301,7 +301,7 @@ class Scorer:
         }
 
     def table(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
-        """Scores of `rows` in their order, null for rows with an error, and the latents of the others if requested."""
+        """Scores of `rows` in their order, null for rows with errors, and latents of the others if requested."""
         good = pc.is_null(rows[schema.ERROR])
         scores, encoded = self._scores(rows.filter(good))
         where = np.full(rows.num_rows, -1)

@@ -172,9 +172,9 @@ def test_a_missing_archive_and_an_existing_run_are_reported_first(tmp_path: Path
     storage.write_text(f"{out(tmp_path)}/train/epoch_0001/x", "")
     storage.write_text(f"{out(tmp_path)}/search/x", "")
     archive = labeled(tmp_path)
-    with pytest.raises(UserError, match="train contains a run already: give --resume"):
+    with pytest.raises(UserError, match="train already contains a run: give --resume"):
         train(ALIGN, archive, tmp_path)
-    with pytest.raises(UserError, match="search contains a run already: give --resume"):
+    with pytest.raises(UserError, match="search already contains a run: give --resume"):
         tune_job(ALIGN, ArchiveOptions(archive=(archive,)), SearchOptions(), RunOptions(), out(tmp_path))
 
 

@@ -158,10 +158,10 @@ def test_an_archive_tells_what_it_holds(written: tuple[str, str, Checkpoint]) ->
 def test_only_the_encoders_checkpoint_may_read_it(written: tuple[str, str, Checkpoint]) -> None:
     info = shards.read_info(written[0], latents=True)
     latents.check_encoder(info, made())
-    with pytest.raises(UserError, match=r"checkpoint-1 has another encoder.*made by that of /checkpoint-0"):
+    with pytest.raises(UserError, match=r"checkpoint-1 has another encoder.*Give /checkpoint-0, which made"):
         latents.check_encoder(info, made(seed=1))
     aligner = AlignRecipe(size=SIZE, lungs=False)
-    with pytest.raises(UserError, match="of family 'align': a latent archive can be scored only by"):
+    with pytest.raises(UserError, match="of family 'align': latents can be scored only with"):
         latents.check_encoder(info, replace(made(), recipe=aligner, network=aligner.network(())))
 
 

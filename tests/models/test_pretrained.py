@@ -177,7 +177,7 @@ def test_weights_by_uri_are_copied_once_and_need_not_be_there_afterwards(tmp_pat
     assert resolved.resolve_weights(out) == (resolved, [])
     state = pretrained.from_uri(resolved.backbone_pretrained)
     torch.save(Classifier("resnet18", 3).body.state_dict(), given / "resnet18.pt")
-    with pytest.raises(UserError, match=r"different weights from those that an earlier run in .* started from"):
+    with pytest.raises(UserError, match=r"other weights than those that an earlier run in .* started from"):
         recipe.resolve_weights(out)
     shutil.rmtree(given)
     again, _ = recipe.resolve_weights(out)
@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_folder_is_refused_in_one_line(tmp_path: Path) -> N
     about = json.loads((tmp_path / "checkpoint.json").read_text())
     about["recipe"]["backbone"] = "resnet50"
     (tmp_path / "checkpoint.json").write_text(json.dumps(about))
-    with pytest.raises(UserError, match="does not hold the weights of the network that its recipe describes: ") as e:
+    with pytest.raises(UserError, match="does not contain the weights of the network that its recipe describes: ") as e:
         checkpoint.load(str(tmp_path))
     assert "\n" not in str(e.value)
 

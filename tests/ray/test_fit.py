@@ -62,7 +62,7 @@ def test_two_workers_finish_with_one_network_and_a_finished_run_goes_on(made: st
     first = fit(RECIPE, made, out, RunOptions(workers=2))
     assert first.epochs == 2
     assert [row["workers"] for row in read_metrics(out)] == [2, 2]
-    with pytest.raises(UserError, match="contains a run already: give --resume"):
+    with pytest.raises(UserError, match="already contains a run: give --resume"):
         fit(RECIPE, made, out)
     with pytest.raises(UserError, match=r"lr was 0.002, is 0.5"):
         fit(RECIPE.replace(epochs=3, lr=0.5), made, out, RunOptions(resume=True))

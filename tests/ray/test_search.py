@@ -55,7 +55,7 @@ def test_drawn_weights_take_effect_and_trials_are_ranked(made: str, tmp_path: Pa
     assert [Path(p).name for p in write_search_pictures(trials, SPACE, "group_correlation", True, out)] == [
         "parallel_coordinates.png"
     ]
-    with pytest.raises(UserError, match="contains a search already"):
+    with pytest.raises(UserError, match="already contains a search"):
         search(RECIPE, made, out, SearchOptions(trials=1), space=SPACE)
     with pytest.raises(UserError, match="epochs was 2, is 3"):
         search(RECIPE.replace(epochs=3), made, out, run=RunOptions(resume=True), space=SPACE)

@@ -16,7 +16,7 @@ from cxr.training.options import RunOptions
         (
             0,
             {"device": "gpu"},
-            "expected 1 GPUs, one for each worker, the cluster has 0: give --device cpu, or run where GPUs",
+            "expected 1 GPUs, one for each worker, got a cluster with 0: give --device cpu, or use a cluster with GPUs",
         ),
         (2, {"device": "gpu", "workers": 4}, "expected 4 GPUs, .* has 2: give --workers 2, or --device cpu"),
         (2, {"workers": 4}, "expected 4 GPUs, .* has 2: give --workers 2, or --device cpu"),
