@@ -143,7 +143,7 @@ def metrics(
         values |= {
             f"localization_accuracy_{key}{end}": v for end, v in _ends(mean.mean, mean.mean_low, mean.mean_high)
         }
-        values[f"false_positives_per_image_{key}"] = rates.wrong[measure][THRESHOLDS.index(at)].mean
+        values[f"false_positives_per_image_{key}"] = rates.false_positives[measure][THRESHOLDS.index(at)].mean
         values |= {f"{name}_localization_accuracy_{key}": of.at(measure, at).mean for name, of in others.items()}
         if at in _THRESHOLDS_BY_FINDING:
             values |= {

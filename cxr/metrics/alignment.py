@@ -1,4 +1,4 @@
-"""How well images lie on one another: correlations, overlap of masks, distance from known poses."""
+"""How well a group of images is aligned: correlations, overlap of masks, distance from known poses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def correlation_to_mean(mean_unit_vector: Tensor) -> float:
 
 
 def centered(theta: Tensor, mean_theta: Tensor) -> Tensor:
-    """Transforms with their group's mean transform removed: a zoom or shift common to all gains nothing."""
+    """Transforms with the group's mean transform removed, so that a common zoom or shift does not affect a metric."""
     return compose(theta, invert(mean_theta).expand_as(theta))
 
 
@@ -41,17 +41,18 @@ def mean_scale(theta: Tensor) -> Tensor:
 
 
 def middle_shift(theta: Tensor) -> Tensor:
-    """(B,) how far from the image's middle the middle of the common frame lies, share of the width."""
+    """(B,) distance of the center of the common frame from the image's center, as a fraction of the width."""
     return torch.linalg.vector_norm(theta[..., 2].float(), dim=-1) / 2
 
 
 def mirrored(theta: Tensor) -> Tensor:
-    """(B,) bool: left and right changed places, or nothing is left of the image."""
+    """(B,) bool: left and right are exchanged, or the image has collapsed to a line."""
     return torch.linalg.det(theta[..., :2].float()) <= 0
 
 
 def degenerate(scale: float, shift: float, mirrored_share: float) -> str:
-    """Why a group's transforms are no alignment, from its mean scale, `middle_shift` and share mirrored; or empty."""
+    """Why a group's transforms are degenerate, from its mean scale, `middle_shift` and share of mirrored images; or
+    empty."""
     if not SCALES[0] <= scale <= SCALES[1]:
         return f"collapsed: expected a mean scale from {SCALES[0]} to {SCALES[1]}, got {scale:.2f}"
     if not shift <= FARTHEST:
@@ -64,7 +65,7 @@ def degenerate(scale: float, shift: float, mirrored_share: float) -> str:
 def pairwise_iou(masks_BHW: Tensor, of_empty: float = 1.0) -> float:
     """Mean intersection over union of all pairs of different masks (bool); NaN for fewer than two.
 
-    `of_empty` is what two empty masks count. Takes memory for B² numbers: choose some hundreds.
+    `of_empty` is the value for two empty masks. Needs memory for B² numbers: use a few hundred masks.
     """
     return float(off_diagonal_mean(iou_matrix(masks_BHW, of_empty)))
 
@@ -85,10 +86,11 @@ def off_diagonal_mean(matrix_BB: Tensor) -> Tensor:
 
 
 def pose_errors(theta: Tensor, pose: Tensor) -> Tensor:
-    """(B,) corner distance of θ∘H from the known pose, share of the width; H is the best constant frame.
+    """(B,) distance of corners between θ∘H and the known pose, as a fraction of the width; H is the best constant
+    frame.
 
-    A network is free to choose its common frame, so that one H (2, 3) is fitted by least squares over all
-    images and corners. A zoom common to all θ is undone by H and gains nothing.
+    A network is free to choose its common frame, so one H (2, 3) is fitted by least squares over all images and
+    corners. H undoes a zoom that is common to all θ.
     """
     theta, pose = theta.double(), pose.double()
     linear, shift = theta[:, :, :2], theta[:, :, 2]
@@ -108,11 +110,11 @@ def local_correlation(a_BCHW: Tensor, b_BCHW: Tensor, side: int) -> Tensor:
 
 
 class Overlap:
-    """How well a group's images lie on one another; sums over workers.
+    """How well a group's images are aligned; sums over workers.
 
     Args:
-        size: height and width at which images and masks are compared, pixels.
-        masks_kept: masks of this worker that are compared pair by pair, the first ones.
+        size: height and width in pixels at which images and masks are compared.
+        masks_kept: number of masks of this worker that are compared in pairs, the first ones.
     """
 
     def __init__(self, size: int, device: torch.device, masks_kept: int = 512) -> None:
@@ -122,7 +124,7 @@ class Overlap:
         self._size, self._masks_kept = size, masks_kept
 
     def add(self, x_B1HW: Tensor, theta: Tensor) -> None:
-        """Images in [0, 1] as `theta` (B or 1, 2, 3) shows them."""
+        """Add images in [0, 1] after the transforms `theta` (B or 1, 2, 3)."""
         both = torch.cat([x_B1HW, normalize_contrast(x_B1HW)], 1)
         aligned, normalized = warp(both, theta, self._size).split(1, 1)
         self._unit.add(unit_vectors(normalized))
@@ -130,7 +132,7 @@ class Overlap:
         self._square.add(aligned.flatten(1).square())
 
     def add_masks(self, masks_BHW: Tensor, theta: Tensor) -> None:
-        """Masks, bool or in [0, 1], as `theta` (B or 1, 2, 3) shows them; there may be none."""
+        """Add masks, bool or in [0, 1], after the transforms `theta` (B or 1, 2, 3); there may be none."""
         if not len(masks_BHW):
             return
         aligned = warp(masks_BHW[:, None], theta, self._size)[:, 0] > 0.5
@@ -138,7 +140,7 @@ class Overlap:
 
     @property
     def full(self) -> bool:
-        """Whether further masks would not be kept."""
+        """Whether further masks would be ignored."""
         return len(self._masks) >= self._masks_kept
 
     def iou(self, workers: Communicator, of_empty: float = 1.0) -> float:

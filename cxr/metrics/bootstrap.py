@@ -12,15 +12,15 @@ import numpy as np
 RESAMPLES = 1000
 LEVEL = 0.95
 ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-BLOCK = 64  # resamples that are counted at once
+BLOCK = 64  # number of resamples that are computed at a time
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """A metric of each finding and its mean over the findings that have it, with 95 % percentile intervals.
+    """A metric of each finding, and its mean over findings, with 95 % percentile intervals.
 
-    A resample that lacks what a finding's metric needs is left out for that finding. The mean of a resample is over
-    the findings that the resample can measure.
+    A resample in which a finding cannot be measured is left out for that finding. The mean of a resample is over the
+    findings that it can measure.
     """
 
     value: np.ndarray  # this and the next three: (F,)
@@ -44,7 +44,7 @@ class MeanInterval:
 
 
 def resamples_of(patients: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks of resamples, (P, r) int32: how often each patient is drawn. They depend on the arguments alone."""
+    """Blocks of resamples, (P, r) int32: how often each patient is drawn. They depend only on the arguments."""
     rng = np.random.default_rng(seed)
     for start in range(0, resamples if patients else 0, BLOCK):
         yield _resample(rng, patients, min(BLOCK, resamples - start))
@@ -58,7 +58,7 @@ def _resample(rng: np.random.Generator, patients: int, resamples: int) -> np.nda
 
 
 def intervals(value_F: np.ndarray, resampled_RF: np.ndarray) -> Intervals:
-    """From metrics by finding and their values in each resample; NaN where one cannot be measured."""
+    """From the metric of each finding and its values in each resample; NaN for values that cannot be measured."""
     measurable = np.isfinite(value_F)
     lost = np.isnan(resampled_RF)
     with warnings.catch_warnings():
@@ -92,10 +92,10 @@ def column_means(values_NK: np.ndarray) -> np.ndarray:
 
 
 def resampled_means(values_NK: np.ndarray, patients_N: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(R, K) `column_means` in each resample of patients; NaN where nothing is known.
+    """(R, K) `column_means` in each resample of patients; NaN for columns without known values.
 
     Args:
-        patients_N: one id for each image, of any sortable type.
+        patients_N: one id per image, of any sortable type.
     """
     ids, patients = np.unique(np.asarray(patients_N), return_inverse=True)
     known = np.isfinite(values_NK)
@@ -116,10 +116,10 @@ def resampled_means(values_NK: np.ndarray, patients_N: np.ndarray, resamples: in
 def mean_interval(
     values_N: np.ndarray, patients_N: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> MeanInterval:
-    """The mean of a metric over images, NaN left out.
+    """The mean of a metric over images, ignoring NaN. Patients with more images have more weight.
 
-    Patients with more images weigh more. The resamples depend on patients and seed alone: compare two models by the
-    interval of their images' differences.
+    The resamples depend only on patients and seed: compare two models by the interval of the differences of their
+    images.
     """
     values_N1 = np.asarray(values_N)[:, None]
     means = resampled_means(values_N1, patients_N, resamples, seed)

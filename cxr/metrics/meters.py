@@ -1,4 +1,4 @@
-"""Meters: sums and counts kept by each worker, added over the workers, then divided once."""
+"""Meters: sums and counts that each worker collects, which are added over the workers and divided once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Communicator(Protocol):
-    """What a meter needs of the group that trains together; see `recipes.base.Communicator`."""
+    """What a meter needs from the group of workers; see `families.base.Communicator`."""
 
     def sum(self, values: Tensor) -> Tensor: ...
     def gather(self, rows: Tensor) -> Tensor: ...
@@ -25,7 +25,7 @@ class RankedCommunicator(Communicator, Protocol):
 
 
 class Mean:
-    """The mean of all values of all workers, whatever the shares and batches in which they came."""
+    """The mean of all values of all workers, independent of batches and of each worker's share."""
 
     def __init__(self) -> None:
         self._total: Tensor | None = None
@@ -38,9 +38,9 @@ class Mean:
         self._count += len(values)
 
     def over(self, workers: Communicator, like: Tensor) -> Tensor:
-        """The mean over all workers, float64; NaN if nothing was counted.
+        """The mean over all workers, float64; NaN without values.
 
-        `like` has its shape and device, for a worker that saw no value.
+        `like` has its shape and device, for a worker without values.
         """
         total = torch.zeros_like(like, dtype=torch.float64) if self._total is None else self._total.to(like.device)
         message = torch.cat([total.flatten(), total.new_tensor([self._count])])

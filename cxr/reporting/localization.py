@@ -43,13 +43,13 @@ def false_positives_table(rates: LocalizationRates, baselines: Mapping[str, Loca
         [
             finding,
             f"{rates.images[f]:,}",
-            *(number(rates.wrong["iou"][at].value[f], 2) for at in shown),
+            *(number(rates.false_positives["iou"][at].value[f], 2) for at in shown),
             _of_finding(rates, rates.pointing, f),
         ]
         for f, finding in enumerate(rates.findings)
     ]
     for name, of in {"mean": rates, **{f"{name}: mean": of for name, of in baselines.items()}}.items():
-        rows.append([name, "", *(number(of.wrong["iou"][at].mean, 2) for at in shown), _mean(of.pointing)])
+        rows.append([name, "", *(number(of.false_positives["iou"][at].mean, 2) for at in shown), _mean(of.pointing)])
     return Table(head, rows)
 
 
@@ -109,20 +109,30 @@ def csv(named: Mapping[str, LocalizationRates]) -> str:
 def _csv_rows(name: str, rates: LocalizationRates) -> list[dict[str, Any]]:
     rows = []
     for measure in MEASURES:
-        for at, right, wrong in zip(THRESHOLDS, rates.accuracy[measure], rates.wrong[measure], strict=True):
+        for at, localized, false_positives in zip(
+            THRESHOLDS, rates.accuracy[measure], rates.false_positives[measure], strict=True
+        ):
             head = {"boxes": name, "measure": measure, "threshold": at}
             for f, finding in enumerate(rates.findings):
                 rows.append(
                     head
                     | {"finding": finding, "pairs": int(rates.pairs[f]), "images": int(rates.images[f])}
-                    | {"accuracy": right.value[f], "low": right.low[f], "high": right.high[f]}
-                    | {"false_positives": wrong.value[f], "fp_low": wrong.low[f], "fp_high": wrong.high[f]}
+                    | {"accuracy": localized.value[f], "low": localized.low[f], "high": localized.high[f]}
+                    | {
+                        "false_positives": false_positives.value[f],
+                        "fp_low": false_positives.low[f],
+                        "fp_high": false_positives.high[f],
+                    }
                 )
             rows.append(
                 head
                 | {"finding": "mean", "pairs": int(rates.pairs.sum()), "images": ""}
-                | {"accuracy": right.mean, "low": right.mean_low, "high": right.mean_high}
-                | {"false_positives": wrong.mean, "fp_low": wrong.mean_low, "fp_high": wrong.mean_high}
+                | {"accuracy": localized.mean, "low": localized.mean_low, "high": localized.mean_high}
+                | {
+                    "false_positives": false_positives.mean,
+                    "fp_low": false_positives.mean_low,
+                    "fp_high": false_positives.mean_high,
+                }
             )
     return [
         {key: float(value) if isinstance(value, np.floating) else value for key, value in r.items()} for r in rows

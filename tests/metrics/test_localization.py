@@ -60,15 +60,15 @@ def test_a_pair_has_the_best_overlap_of_any_two_boxes(located: Located) -> None:
 
 
 def test_right_is_above_the_threshold_and_never_equal_to_it(located: Located) -> None:
-    assert located.right("iou", 0.25)[1, 1] == 0
-    assert located.right("iou", 0.24)[1, 1] == 1
-    assert located.right("iobb", 0.9)[1, 1] == 1
-    assert np.isnan(located.right("iou", 0.1)[0, 1])
+    assert located.localized("iou", 0.25)[1, 1] == 0
+    assert located.localized("iou", 0.24)[1, 1] == 1
+    assert located.localized("iobb", 0.9)[1, 1] == 1
+    assert np.isnan(located.localized("iou", 0.1)[0, 1])
 
 
 def test_wrong_boxes_are_counted_where_the_truth_is_known(located: Located) -> None:
-    np.testing.assert_allclose(located.wrong("iou", 0.5), [[1, 1], [0, 1], [0, 0], [0, np.nan]])
-    np.testing.assert_allclose(located.wrong("iobb", 0.5), [[1, 1], [0, 0], [0, 0], [0, np.nan]])
+    np.testing.assert_allclose(located.false_positives("iou", 0.5), [[1, 1], [0, 1], [0, 0], [0, np.nan]])
+    np.testing.assert_allclose(located.false_positives("iobb", 0.5), [[1, 1], [0, 0], [0, 0], [0, np.nan]])
     np.testing.assert_array_equal(counts(located, "iou", 0.5), [[1, 0], [2, 1], [1, 2], [4, 3]])
 
 
@@ -95,7 +95,7 @@ def test_nothing_found_is_a_miss_without_false_positives() -> None:
     located = locate(NOTHING, TRUE, KNOWN)
     assert np.nanmax(located.best["iou"]) == 0
     rates = summarize(located, np.arange(4), FINDINGS, resamples=20)
-    assert rates.at("iou", 0.1).mean == rates.wrong["iou"][0].mean == rates.pointing.mean == 0
+    assert rates.at("iou", 0.1).mean == rates.false_positives["iou"][0].mean == rates.pointing.mean == 0
 
 
 def test_what_is_known_of_an_image() -> None:

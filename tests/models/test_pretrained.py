@@ -257,7 +257,9 @@ def test_a_damaged_checkpoint_folder_is_refused_in_one_line(tmp_path: Path) -> N
     about = json.loads((tmp_path / "checkpoint.json").read_text())
     about["recipe"]["backbone"] = "resnet50"
     (tmp_path / "checkpoint.json").write_text(json.dumps(about))
-    with pytest.raises(UserError, match="does not contain the weights of the network that its recipe describes: ") as e:
+    with pytest.raises(
+        UserError, match="does not contain the weights of the network that its recipe describes: "
+    ) as e:
         checkpoint.load(str(tmp_path))
     assert "\n" not in str(e.value)
 

@@ -118,7 +118,7 @@ def test_a_full_disk_is_named_and_once_there_is_room_the_work_is_done(small_disk
     ingest = command("ingest_archive", archive=archive, out=out / "shards", stored_size=128)
     train = command("train_align", archive=out / "shards", out=out / "align", size=64, epochs=2, max_failures=0)
     said = run(ingest, code=2)
-    assert "No space left on device: make room" in said
+    assert "No space left on device: free some space" in said
     assert "Traceback" not in said
     assert not (out / "shards" / "archive.json").exists()
     grow(small_disk, "12m")

@@ -69,7 +69,10 @@ def test_workers_on_cpus_have_their_own_statistics_and_the_first_one_s_log_says_
 ) -> None:
     network = SMALL["localize"].network(schema.FINDINGS)
     few = batch_norm.note(network, 8, 2, CPU)
-    assert "each of the 8 workers computes its own statistics over 2 of the 16 images of a step, because only GPUs" in few
+    assert (
+        "each of the 8 workers computes its own statistics over 2 of the 16 images of a step, because only GPUs"
+        in few
+    )
     assert "With fewer than" in few
     assert "With fewer than" not in batch_norm.note(network, 2, 16, CPU)
     assert "because sync_batch_norm is off" in batch_norm.note(network, 2, 16, GPU)

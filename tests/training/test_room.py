@@ -16,10 +16,10 @@ from cxr.training.options import RunOptions
         (
             0,
             {"device": "gpu"},
-            "expected 1 GPUs, one for each worker, got a cluster with 0: give --device cpu, or use a cluster with GPUs",
+            "expected 1 GPUs, .* got a cluster with 0: give --device cpu, or use a cluster with GPUs",
         ),
-        (2, {"device": "gpu", "workers": 4}, "expected 4 GPUs, .* has 2: give --workers 2, or --device cpu"),
-        (2, {"workers": 4}, "expected 4 GPUs, .* has 2: give --workers 2, or --device cpu"),
+        (2, {"device": "gpu", "workers": 4}, "expected 4 GPUs, .* with 2: give --workers 2, or --device cpu"),
+        (2, {"workers": 4}, "expected 4 GPUs, .* with 2: give --workers 2, or --device cpu"),
         (0, {"workers": 9}, "the cluster has 8 CPUs: too few for a run of 9 workers .* Lower --workers or --cpus"),
         (9, {"workers": 9, "device": "gpu"}, "the cluster has 8 CPUs: too few for a run of 9 workers"),
     ],

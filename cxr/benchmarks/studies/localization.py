@@ -102,16 +102,19 @@ def _result(
 
     accuracy_resamples = {
         m: np.stack(
-            [resampled_means(values(of, "right", m), patients, RESAMPLES, seed).reshape(-1, *shape) for of in located]
+            [
+                resampled_means(values(of, "localized", m), patients, RESAMPLES, seed).reshape(-1, *shape)
+                for of in located
+            ]
         )
         for m in MEASURES
     }
     return LocalizationResult(
         name=name,
         findings=tuple(xrays.findings[f] for f in boxed),
-        accuracy=means("right"),
+        accuracy=means("localized"),
         accuracy_resamples=accuracy_resamples,
-        false_positives=means("wrong"),
+        false_positives=means("false_positives"),
         pointing=np.stack([column_means(of.pointed) for of in located]),
         aurocs=aurocs,
         auroc_resamples=auroc_resamples,

@@ -1,7 +1,7 @@
 """Metrics of classifiers: ranking, calibration, decisions, and confidence intervals.
 
-Everywhere `scores_NF` are probabilities in [0, 1] and `labels_NF` are 1, 0 and −1 for unknown: an entry without a
-known label is left out of its finding. What cannot be measured is NaN, never a guess. NumPy alone, float64.
+Everywhere, `scores_NF` are probabilities in [0, 1] and `labels_NF` are 1, 0 and −1 for unknown. Entries without a
+known label are ignored. Metrics that cannot be measured are NaN. NumPy only, float64.
 """
 
 from cxr.metrics.classification.calibration import Bins, brier, calibration_error, reliability

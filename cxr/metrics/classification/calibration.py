@@ -1,4 +1,4 @@
-"""Whether probabilities are what they say: Brier score, calibration error, reliability diagram."""
+"""Calibration of probabilities: Brier score, calibration error, reliability diagram."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def reliability(scores_NF: np.ndarray, labels_NF: np.ndarray, bins: int = BINS) 
 def calibration_error(scores_NF: np.ndarray, labels_NF: np.ndarray, bins: int = BINS) -> np.ndarray:
     """(F,) expected calibration error; NaN without a known label.
 
-    The mean over images of |mean probability − share of positives| in the image's bin, bins equally wide in the
-    probability *of the finding* (Naeini et al. 2015). Not the error of the confidence in the likelier class, which
-    Guo et al. (2017) bin.
+    The mean over images of |mean probability − share of positives| in the image's bin, with bins of equal width in
+    the probability *of the finding* (Naeini et al. 2015). Guo et al. (2017) bin the confidence in the likelier class
+    instead.
     """
     found = reliability(scores_NF, labels_NF, bins)
     apart = np.where(found.counts > 0, found.counts * np.abs(found.probability - found.observed), 0)

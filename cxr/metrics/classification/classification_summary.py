@@ -1,4 +1,4 @@
-"""Everything that is said of a classifier on one set of images: a row a finding, and their mean."""
+"""All metrics of a classifier on one set of images: a row per finding, and their mean."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cxr.metrics.classification.resampled_auroc import auroc_intervals
 from cxr.metrics.classification.thresholds import decisions, missing_class
 from cxr.schema import NEGATIVE, POSITIVE, UNKNOWN
 
-FEW = 10  # patients with a finding, or without it, below which an interval is not to be trusted
+FEW = 10  # number of patients with or without a finding below which an interval cannot be trusted
 _COUNTS = ("positives", "negatives", "unknown", "resamples_left_out")
 
 
@@ -35,17 +35,17 @@ class FindingRow:
     sensitivity: float = math.nan  # at `ClassificationSummary.specificity`
     brier: float = math.nan
     calibration_error: float = math.nan
-    accuracy: float = math.nan  # this and the next three: of the decisions
+    accuracy: float = math.nan  # this and the next three are metrics of the decisions
     precision: float = math.nan
     recall: float = math.nan
     f1: float = math.nan
-    resamples_left_out: int = 0  # for want of a class; of the mean: those that lack a finding
+    resamples_left_out: int = 0  # without both classes; for the mean: those that lack a finding
     note: str = ""
 
 
 @dataclass(frozen=True)
 class ClassificationSummary:
-    """Rows in the order of the findings, and their mean, each column's over the findings that it could measure."""
+    """Rows in the order of the findings, and the mean of each column over the findings with a value."""
 
     rows: list[FindingRow]
     mean: FindingRow
@@ -105,7 +105,7 @@ _KINDS = {"positives": POSITIVE, "negatives": NEGATIVE, "unknown": UNKNOWN}
 
 
 def mean_row(rows: Sequence[FindingRow]) -> FindingRow:
-    """Means of the shares over the rows that have them, sums of the counts; the ends of the interval stay NaN."""
+    """Means of the shares over the rows with a value, and sums of the counts; the mean has no interval here."""
     measured = sum(math.isfinite(row.auroc) for row in rows)
     values: dict[str, float] = {}
     for field in dataclasses.fields(FindingRow)[1:-1]:
@@ -122,7 +122,7 @@ def _notes(labels_NF: np.ndarray, patients_N: np.ndarray) -> list[str]:
 
 
 def _note(labels_N: np.ndarray, patients_N: np.ndarray) -> str:
-    """Why a finding cannot be measured, or why its interval is not to be trusted; empty if all is well."""
+    """Why a finding cannot be measured, or why its interval cannot be trusted; empty otherwise."""
     missing = missing_class(int((labels_N == POSITIVE).sum()), int((labels_N == NEGATIVE).sum()))
     if missing:
         return missing

@@ -10,28 +10,28 @@ import numpy as np
 from cxr.metrics.classification.ranking import checked
 from cxr.schema import NEGATIVE, POSITIVE
 
-_Z = 1.959963984540054  # of a two-sided 95 % interval
-_ROUNDING = 1e-12  # a standard error that is nothing else
+_Z = 1.959963984540054  # quantile of a two-sided 95 % interval
+_ROUNDING = 1e-12  # standard errors up to this are rounding errors
 
 
 @dataclass(frozen=True)
 class DeLong:
-    """Per finding, each (F,); NaN where it cannot be said."""
+    """Per finding, each (F,); NaN for values that cannot be computed."""
 
     auroc: np.ndarray
     other: np.ndarray
     difference: np.ndarray  # auroc − other
     low: np.ndarray  # 95 % interval of the difference
     high: np.ndarray
-    p: np.ndarray  # two-sided, of no difference
+    p: np.ndarray  # two-sided p value of no difference
 
 
 def delong(scores_NF: np.ndarray, others_NF: np.ndarray, labels_NF: np.ndarray) -> DeLong:
-    """Compare two models on the same images (DeLong et al. 1988), by ranks as in Sun & Xu (2014).
+    """Compare two models on the same images (DeLong et al. 1988), computed from ranks as in Sun & Xu (2014).
 
-    Images count as independent: where patients have several, `bootstrap.paired_gain` is the one to trust. A finding
-    with fewer than two positives or two negatives has no interval, nor has one on which the variance of the
-    difference vanishes (both models without a mistake, say); where both rank every image alike, p is 1.
+    Images are treated as independent: if patients have several, use `resampled_auroc.paired_gain`. A finding with
+    fewer than two positives or two negatives has no interval, and neither has one for which the variance of the
+    difference is 0 (for example, if both models are perfect). If both rank all images equally, p is 1.
     """
     scores, labels = checked(scores_NF, labels_NF)
     others, _ = checked(others_NF, labels_NF)
@@ -55,7 +55,8 @@ def _finding(scores: np.ndarray, others: np.ndarray, labels: np.ndarray) -> tupl
 
 
 def _placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each positive the share of negatives below it, for each negative that of positives above it; ties half."""
+    """For each positive, the share of negatives below it; for each negative, the share of positives above it; ties
+    count half."""
     return _share_below(positive, negative), 1 - _share_below(negative, positive)
 
 
@@ -65,7 +66,7 @@ def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _standard_error(wins: np.ndarray, losses: np.ndarray) -> float:
-    """Of the difference, from how each positive's and each negative's placements differ; NaN where it has none."""
+    """Standard error of the difference, from the variances of the placements; NaN if there is none."""
     if len(wins) < 2 or len(losses) < 2:
         return math.nan
     error = math.sqrt(wins.var(ddof=1) / len(wins) + losses.var(ddof=1) / len(losses))

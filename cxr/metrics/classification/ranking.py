@@ -1,4 +1,4 @@
-"""What hangs on the order of the scores alone: AUROC, average precision, curves; ties are counted exactly."""
+"""Metrics that depend only on the order of the scores: AUROC, average precision, curves. Ties are counted exactly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Ranked:
     with a score of −inf, and do not count.
     """
 
-    scores: np.ndarray  # (N, F) float64, falling
+    scores: np.ndarray  # (N, F) float64, descending
     true: np.ndarray  # (N, F) positives predicted positive
     false: np.ndarray  # (N, F) negatives predicted positive
     positives: np.ndarray  # (F,)
@@ -31,11 +31,11 @@ class Ranked:
 
 
 def checked(scores_NF: np.ndarray, labels_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays, scores as float64 and 0 where the label is unknown.
+    """Both as arrays; scores as float64, and 0 where the label is unknown.
 
     Raises:
-        ValueError: shapes that differ, a label other than 1, 0, −1, or a score outside [0, 1] or NaN beside a
-            known label.
+        ValueError: the shapes differ, a label is not 1, 0 or −1, or the score of a known label is NaN or outside [0,
+            1].
     """
     scores, labels = np.asarray(scores_NF, np.float64), np.asarray(labels_NF)
     if scores.ndim != 2 or scores.shape != labels.shape:
@@ -49,7 +49,7 @@ def checked(scores_NF: np.ndarray, labels_NF: np.ndarray) -> tuple[np.ndarray, n
 
 
 def ranked(scores_NF: np.ndarray, labels_NF: np.ndarray) -> Ranked:
-    """Sort each finding's images once; raises as `checked`."""
+    """Sort the images of each finding once; raises like `checked`."""
     scores, labels = checked(scores_NF, labels_NF)
     scores = np.where(labels == UNKNOWN, -np.inf, scores)
     order = np.argsort(-scores, axis=0, kind="stable")
@@ -74,7 +74,8 @@ def _ends_of_ties(scores_NF: np.ndarray) -> np.ndarray:
 
 
 def auroc(scores_NF: np.ndarray, labels_NF: np.ndarray) -> np.ndarray:
-    """(F,) area under the ROC curve: how often a positive outranks a negative; NaN without a class."""
+    """(F,) area under the ROC curve, the probability that a positive ranks above a negative; NaN without both
+    classes."""
     found = ranked(scores_NF, labels_NF)
     return ratio(_from_zero_area(found), found.positives * found.negatives)
 
@@ -85,7 +86,7 @@ def _from_zero_area(found: Ranked) -> np.ndarray:
 
 
 def average_precision(scores_NF: np.ndarray, labels_NF: np.ndarray) -> np.ndarray:
-    """(F,) mean over the positives of the precision at each one's score; NaN without either class.
+    """(F,) mean over the positives of the precision at each one's score; NaN without both classes.
 
     The step-wise sum of scikit-learn, without interpolation.
     """
@@ -96,12 +97,12 @@ def average_precision(scores_NF: np.ndarray, labels_NF: np.ndarray) -> np.ndarra
 
 
 def specificity_counts(negatives: np.ndarray, specificity: float) -> np.ndarray:
-    """How many negatives may be predicted positive at this specificity or a better one."""
+    """The number of negatives that may be predicted positive at this specificity."""
     return np.floor((1 - specificity) * negatives + 1e-9)
 
 
 def sensitivity_at(scores_NF: np.ndarray, labels_NF: np.ndarray, specificity: float = 0.9) -> np.ndarray:
-    """(F,) highest sensitivity of any threshold with at least this specificity; NaN without either class."""
+    """(F,) highest sensitivity of any threshold with at least this specificity; NaN without both classes."""
     found = ranked(scores_NF, labels_NF)
     allowed = found.false <= specificity_counts(found.negatives, specificity)
     best = np.where(allowed, found.true, 0).max(0, initial=0)
@@ -109,7 +110,7 @@ def sensitivity_at(scores_NF: np.ndarray, labels_NF: np.ndarray, specificity: fl
 
 
 def roc_curve(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One finding's false and true positive rates from (0, 0) to (1, 1), one point a distinct score.
+    """One finding's false and true positive rates from (0, 0) to (1, 1), one point per distinct score.
 
     Raises:
         ValueError: a class is missing.
@@ -119,7 +120,8 @@ def roc_curve(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, n
 
 
 def precision_recall_curve(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One finding's precision and recall at each distinct score, recall rising; raises as `roc_curve`."""
+    """One finding's precision and recall at each distinct score, in order of ascending recall; raises like
+    `roc_curve`."""
     false, true = (counts[1:] for counts in _steps(scores_N, labels_N))
     return true / (true + false), true / true[-1]
 

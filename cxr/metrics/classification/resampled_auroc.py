@@ -1,4 +1,4 @@
-"""AUROC in each resample of patients, from one sort of the images."""
+"""AUROC in each resample of patients, computed from a single sort of the images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def auroc_intervals(
     """AUROCs with their intervals; NaN for a finding without both classes.
 
     Args:
-        patients_N: an id an image, of any type that sorts; images of a patient are drawn together.
+        patients_N: one id per image, of any sortable type; images of a patient are resampled together.
     """
     drawn = resampled_aurocs(scores_NF, labels_NF, patients_N, resamples, seed)
     return intervals(auroc(scores_NF, labels_NF), drawn)
@@ -32,7 +32,8 @@ def paired_gain(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Intervals:
-    """AUROC of `scores` minus that of `others`, two models on the same images, both on the same resamples."""
+    """AUROC of `scores` minus that of `others`, the scores of two models on the same images and the same
+    resamples."""
     one, other = (resampled_aurocs(s, labels_NF, patients_N, resamples, seed) for s in (scores_NF, others_NF))
     return intervals(auroc(scores_NF, labels_NF) - auroc(others_NF, labels_NF), one - other)
 
@@ -40,7 +41,7 @@ def paired_gain(
 def resampled_aurocs(
     scores_NF: np.ndarray, labels_NF: np.ndarray, patients_N: np.ndarray, resamples: int, seed: int
 ) -> np.ndarray:
-    """(R, F) the AUROC in each resample, NaN where a class is missing. The draws hang on patients and seed alone."""
+    """(R, F) the AUROC in each resample, NaN without both classes. The resamples depend only on patients and seed."""
     scores, labels = checked(scores_NF, labels_NF)
     ids, patients = np.unique(np.asarray(patients_N), return_inverse=True)
     if len(patients) != len(labels):
@@ -55,7 +56,7 @@ def resampled_aurocs(
 
 @dataclass(frozen=True)
 class _Finding:
-    """A finding sorted once: whose its images are, and how many negatives lie below each positive."""
+    """One finding, sorted once: the patients of its images, and the number of negatives below each positive."""
 
     positives_p: np.ndarray  # patient of each positive
     negatives_n: np.ndarray  # patient of each negative, lowest score first
@@ -70,7 +71,7 @@ class _Finding:
         return cls(patients[positive], patients[negative][order], *ranks)
 
     def aurocs(self, times_PR: np.ndarray) -> np.ndarray:
-        """(R,) AUROC where each patient's images count as often as the patient was drawn."""
+        """(R,) AUROC if each patient's images count as often as the patient was drawn."""
         positive, negative = times_PR[self.positives_p], times_PR[self.negatives_n]
         counts = np.zeros((len(negative) + 1, times_PR.shape[1]), np.int32)
         np.cumsum(negative, axis=0, out=counts[1:])

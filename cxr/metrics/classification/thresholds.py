@@ -1,4 +1,4 @@
-"""From probabilities to decisions: thresholds chosen on validation images, and how good the decisions are."""
+"""From probabilities to decisions: thresholds selected on validation images, and metrics of the decisions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cxr.metrics.classification.ranking import Ranked, ranked, specificity_count
 from cxr.schema import NEGATIVE, POSITIVE
 
 Rule = Literal["youden", "f1", "specificity"]
-WITHOUT_CHOICE = 0.5  # the threshold of a finding on which none could be chosen
+WITHOUT_CHOICE = 0.5  # threshold of a finding for which none could be selected
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """Shares per finding, each (F,); NaN where there is nothing to divide by."""
+    """Shares per finding, each (F,); NaN if the denominator is 0."""
 
     accuracy: np.ndarray
     precision: np.ndarray
@@ -26,7 +26,7 @@ class Decisions:
 
 
 def decisions(predicted_positive_NF: np.ndarray, labels_NF: np.ndarray) -> Decisions:
-    """How good it is to call those entries positive where `predicted_positive_NF` is 1 or True."""
+    """Metrics of the decisions `predicted_positive_NF` (1 or True: positive)."""
     predicted_positive, labels = np.asarray(predicted_positive_NF, bool), np.asarray(labels_NF)
     if predicted_positive.shape != labels.shape:
         raise ValueError(
@@ -45,17 +45,17 @@ def decisions(predicted_positive_NF: np.ndarray, labels_NF: np.ndarray) -> Decis
 
 @dataclass(frozen=True)
 class Thresholds:
-    """One threshold a finding, and what it was chosen by; `probability >= value` is a positive."""
+    """One threshold per finding, and how it was selected; `probability >= value` is a positive."""
 
-    values: np.ndarray  # (F,) float64 of float32 values, so that both precisions decide alike
+    values: np.ndarray  # (F,) float64 of float32 values, so that both precisions give the same decisions
     rule: Rule
-    specificity: float  # that the rule "specificity" asks for
-    positives: np.ndarray  # (F,) images that each was chosen on
+    specificity: float  # minimum of the rule "specificity"
+    positives: np.ndarray  # (F,) number of images on which each was selected
     negatives: np.ndarray  # (F,)
 
     @property
     def notes(self) -> list[str]:
-        """One a finding; empty where a threshold could be chosen."""
+        """A note per finding; empty if a threshold could be selected."""
         counts = zip(self.positives, self.negatives, strict=True)
         return [f"not chosen: {note}" if (note := missing_class(*pair)) else "" for pair in counts]
 
@@ -72,7 +72,7 @@ class Thresholds:
 
 
 def missing_class(positives: int, negatives: int) -> str:
-    """In words, why a finding cannot be measured; empty if it can."""
+    """Why a finding cannot be measured; empty if it can."""
     if positives and negatives:
         return ""
     if not positives and not negatives:
@@ -84,37 +84,39 @@ def missing_class(positives: int, negatives: int) -> str:
 def choose_thresholds(
     scores_NF: np.ndarray, labels_NF: np.ndarray, rule: Rule = "youden", specificity: float = 0.9
 ) -> Thresholds:
-    """Thresholds that are best by `rule` on these images, each finding on its own.
+    """Thresholds that are best by `rule` on these images, separately for each finding.
 
-    youden: sensitivity + specificity is highest (Youden 1950). f1: F1 is highest. specificity: sensitivity is
-    highest among thresholds with at least `specificity`. Of equals the highest threshold is taken. A threshold lies
-    midway between two scores that it parts. A finding without both classes gets 0.5, and a note that says so.
+    youden: maximizes sensitivity + specificity (Youden 1950). f1: maximizes F1. specificity: maximizes sensitivity
+    among thresholds with at least `specificity`. Among equally good thresholds the highest is selected. A threshold
+    lies midway between two neighboring scores. A finding without both classes gets 0.5 and a note that says so.
 
     Raises:
-        ValueError: no such rule.
+        ValueError: there is no such rule.
     """
     if rule not in get_args(Rule):
         raise ValueError(f"rule: expected one of {', '.join(get_args(Rule))}, got {rule!r}")
-    found = ranked(scores_NF, labels_NF)
-    none = np.zeros((1, len(found.positives)))
-    worth = np.concatenate([none, _worth(found, rule, specificity)])  # row 0: nothing is predicted positive
-    values = _between(found.scores, worth.argmax(0))
-    values = np.where(found.measurable, values, WITHOUT_CHOICE)
-    return Thresholds(values, rule, specificity, found.positives, found.negatives)
+    ranking = ranked(scores_NF, labels_NF)
+    none = np.zeros((1, len(ranking.positives)))
+    worth = np.concatenate([none, _worth(ranking, rule, specificity)])  # row 0: nothing is predicted positive
+    values = _between(ranking.scores, worth.argmax(0))
+    values = np.where(ranking.measurable, values, WITHOUT_CHOICE)
+    return Thresholds(values, rule, specificity, ranking.positives, ranking.negatives)
 
 
-def _worth(found: Ranked, rule: Rule, specificity: float) -> np.ndarray:
-    """(N, F) what the rule wants to be highest, for a threshold at each image's score; 0 is as good as no call."""
-    true, false = found.true, found.false
+def _worth(ranked: Ranked, rule: Rule, specificity: float) -> np.ndarray:
+    """(N, F) the quantity that the rule maximizes, for a threshold at each image's score; 0 if it is no better than
+    no positives."""
+    true, false = ranked.true, ranked.false
     if rule == "f1":
-        return 2 * true / np.maximum(1, true + false + found.positives)
+        return 2 * true / np.maximum(1, true + false + ranked.positives)
     if rule == "specificity":
-        return np.where(false <= specificity_counts(found.negatives, specificity), true, 0)
-    return true / np.maximum(1, found.positives) - false / np.maximum(1, found.negatives)
+        return np.where(false <= specificity_counts(ranked.negatives, specificity), true, 0)
+    return true / np.maximum(1, ranked.positives) - false / np.maximum(1, ranked.negatives)
 
 
 def _between(falling_NF: np.ndarray, called_F: np.ndarray) -> np.ndarray:
-    """(F,) the middle between the last of each column's first `predicted_positive` scores and the next lower one."""
+    """(F,) the midpoint between the lowest of each column's first `predicted_positive` scores and the next lower
+    one."""
     rows, findings = falling_NF.shape
     last = falling_NF[called_F - 1, np.arange(findings)] if rows else np.ones(findings)
     above = np.where(called_F > 0, last, np.nextafter(np.float32(1), np.float32(2)))

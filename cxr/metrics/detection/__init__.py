@@ -1,7 +1,7 @@
-"""Metrics of detectors: average precision of VOC and COCO, images as a whole, confusions.
+"""Metrics of detectors: average precision of VOC and COCO, image-level scores, confusion matrices.
 
-Boxes are `metrics.localization.Boxes` of both sides in one frame. A finding without a true box cannot be measured:
-it is NaN and no mean counts it. NumPy alone, float64.
+Predicted and true boxes are `metrics.localization.Boxes` in the same frame. The metric of a finding without true
+boxes is NaN, and means ignore it. NumPy only, float64.
 """
 
 from cxr.metrics.detection.box_meter import BoxMeter

@@ -1,4 +1,4 @@
-"""Boxes of a validation set: collected by each worker as tensors, gathered, and evaluated once as a report does."""
+"""Boxes of a validation set: collected by each worker as tensors, gathered, and evaluated once, as in a report."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class BoxMeter:
         self._predicted, self._true, self._images = [nothing], [nothing], 0
 
     def add(self, pred_BN6: Tensor, true_BM5: Tensor) -> None:
-        """Count a batch of images, in a frame that keeps IoUs, such as shares of the padded square.
+        """Add a batch of images, in a frame that preserves IoUs, such as fractions of the padded square.
 
         Args:
-            pred_BN6: x_min, y_min, x_max, y_max, score, finding; NaN where there is no box.
-            true_BM5: finding, x_min, y_min, x_max, y_max; NaN where there is no box.
+            pred_BN6: x_min, y_min, x_max, y_max, score, finding; padded with NaN.
+            true_BM5: finding, x_min, y_min, x_max, y_max; padded with NaN.
         """
         corners, score, finding = pred_BN6.float().split([4, 1, 1], -1)
         self._predicted.append(self._rows(torch.cat([finding, score, corners], -1)))
@@ -39,16 +39,16 @@ class BoxMeter:
         self._images += len(pred_BN6)
 
     def _rows(self, boxes_BN6: Tensor) -> Tensor:
-        """(K, 7) the boxes that are there, behind the number of their image."""
+        """(K, 7) the boxes without padding, each after the number of its image."""
         numbers = torch.arange(self._images, self._images + len(boxes_BN6), device=boxes_BN6.device)
         numbered = torch.cat([numbers[:, None, None].expand_as(boxes_BN6[..., :1]).float(), boxes_BN6], -1)
         return numbered[~boxes_BN6[..., 0].isnan()]
 
     def results(self, workers: RankedCommunicator, findings: int) -> dict[str, float]:
-        """map_40 and map_50 (PASCAL VOC 2010), map_50_95 (COCO), and precision and recall of the boxes whose score
-        reaches that with the highest mean F1 at IoU > .5.
+        """map_40 and map_50 (PASCAL VOC 2010), map_50_95 (COCO), and precision and recall at the score with the
+        highest mean F1 at IoU > .5.
 
-        All are means over the findings that have true boxes; NaN where there is no true box.
+        All are means over the findings that have true boxes; NaN if there are no true boxes.
         """
         predicted, true = (self._gathered(rows, workers) for rows in (self._predicted, self._true))
         boxed = np.unique(true.finding)
@@ -63,7 +63,7 @@ class BoxMeter:
 
     @staticmethod
     def _gathered(rows: list[Tensor], workers: RankedCommunicator) -> Boxes:
-        """The boxes of all workers, by image; images are numbered as if each worker had taken every n-th."""
+        """The boxes of all workers, by image. Images are numbered as if each worker had taken every n-th image."""
         own = torch.cat(rows)
         own[:, _IMAGE] = own[:, _IMAGE] * workers.size + workers.rank
         every = workers.gather(own).double().cpu().numpy()

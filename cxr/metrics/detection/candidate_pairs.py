@@ -1,4 +1,4 @@
-"""Found and true boxes of the same image that can be one: all pairs at once, with their IoU."""
+"""Pairs of a predicted and a true box of the same image that may match, all at once, with their IoU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cxr.metrics.localization import Boxes
 
 @dataclass(frozen=True)
 class Pairs:
-    """P pairs, by rising number of the predicted box, then of the true one."""
+    """P pairs, in ascending order of the predicted box, then of the true box."""
 
     predicted: np.ndarray  # (P,) row of the predicted boxes
     true: np.ndarray  # (P,) row of the true boxes
@@ -23,11 +23,11 @@ class Pairs:
         return Pairs(self.predicted[kept], self.true[kept], self.iou[kept])
 
     def firsts(self) -> np.ndarray:
-        """Where the pairs of each predicted box begin."""
+        """The index at which the pairs of each predicted box begin."""
         return np.flatnonzero(np.diff(self.predicted, prepend=-1))
 
     def best(self) -> Pairs:
-        """The pair with the highest IoU of each predicted box that has any, the first of equals."""
+        """The pair with the highest IoU of each predicted box that has any; the first of equal ones."""
         starts = self.firsts()
         if not len(starts):
             return self
@@ -37,7 +37,7 @@ class Pairs:
 
 
 def pairs(predicted: Boxes, true: Boxes, *, any_finding: bool = False) -> Pairs:
-    """All pairs of one image and, unless `any_finding`, of one finding that overlap at all."""
+    """All overlapping pairs of the same image and, unless `any_finding`, of the same finding."""
     findings = 1 + max(predicted.finding.max(initial=0), true.finding.max(initial=0))
     ours, theirs = (b.image if any_finding else b.image * findings + b.finding for b in (predicted, true))
     order = np.argsort(theirs, kind="stable")

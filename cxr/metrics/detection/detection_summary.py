@@ -1,4 +1,4 @@
-"""Everything that is said of predicted boxes on one set of images."""
+"""All metrics of predicted boxes on one set of images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 @dataclass(frozen=True)
 class DetectionSummary:
-    """Figures by finding, in the findings' order; NaN for a finding without true boxes, which no mean counts."""
+    """Metrics by finding, in the order of the findings; NaN for a finding without true boxes, which means ignore."""
 
     findings: tuple[str, ...]
     true: np.ndarray  # (F,) boxes
@@ -44,23 +44,23 @@ class DetectionSummary:
 
 
 def true_positives(predicted: Boxes, true: Boxes, iou: float) -> np.ndarray:
-    """(M,) bool: which predicted boxes are right, see `matching.voc_true_positives`."""
+    """(M,) bool: which predicted boxes are true positives, see `matching.voc_true_positives`."""
     return voc_true_positives(predicted, pairs(predicted, true), iou)
 
 
 def average_precisions(predicted: Boxes, true: Boxes, findings: int, iou: float) -> np.ndarray:
     """(F,) of PASCAL VOC 2010 at IoU > `iou`; NaN without true boxes."""
-    right = true_positives(predicted, true, iou)
-    return np.array([curve.voc_ap() for curve in curves(predicted, right, true, findings)])
+    true_positive = true_positives(predicted, true, iou)
+    return np.array([curve.voc_ap() for curve in curves(predicted, true_positive, true, findings)])
 
 
 def coco_average_precisions(
     predicted: Boxes, true: Boxes, findings: int, ious: Sequence[float] = COCO_IOUS
 ) -> np.ndarray:
     """(T, F) of COCO at IoU >= each of `ious`; NaN without true boxes."""
-    right, seen = coco_true_positives(predicted, true, ious)
+    true_positive, seen = coco_true_positives(predicted, true, ious)
     some = predicted.at(seen)
-    return np.array([[c.coco_ap() for c in curves(some, of[seen], true, findings)] for of in right])
+    return np.array([[c.coco_ap() for c in curves(some, of[seen], true, findings)] for of in true_positive])
 
 
 def paired_gain(
@@ -74,10 +74,10 @@ def paired_gain(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Intervals:
-    """VOC's average precisions of `predicted` minus those of `others`, on the same images and the same resamples."""
-    right = [(some, true_positives(some, true, iou)) for some in (predicted, others)]
-    one, other = (np.array([curve.voc_ap() for curve in curves(*of, true, findings)]) for of in right)
-    drawn, drawn_other = (resampled_aps(*of, true, patients_N, findings, resamples, seed) for of in right)
+    """VOC's average precisions of `predicted` minus those of `others`, on the same images and resamples."""
+    true_positive = [(some, true_positives(some, true, iou)) for some in (predicted, others)]
+    one, other = (np.array([curve.voc_ap() for curve in curves(*of, true, findings)]) for of in true_positive)
+    drawn, drawn_other = (resampled_aps(*of, true, patients_N, findings, resamples, seed) for of in true_positive)
     return intervals(one - other, drawn - drawn_other)
 
 
@@ -90,9 +90,9 @@ def summarize(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> DetectionSummary:
-    """Evaluate predicted boxes with scores; both sets in one frame, `image` rows of `patients_N`."""
+    """Evaluate predicted boxes with scores. Both sets are in the same frame; `image` indexes `patients_N`."""
     candidates, count = pairs(predicted, true), len(findings)
-    right = {iou: voc_true_positives(predicted, candidates, iou) for iou in VOC_IOUS}
+    true_positive = {iou: voc_true_positives(predicted, candidates, iou) for iou in VOC_IOUS}
     some = np.unique(true.image * count + true.finding) % max(1, count)
     return DetectionSummary(
         findings=tuple(findings),
@@ -104,10 +104,10 @@ def summarize(
                 np.array([curve.voc_ap() for curve in curves(predicted, of, true, count)]),
                 resampled_aps(predicted, of, true, patients_N, count, resamples, seed),
             )
-            for iou, of in right.items()
+            for iou, of in true_positive.items()
         },
         coco=coco_average_precisions(predicted, true, count),
-        curves=curves(predicted, right[VOC_IOUS[0]], true, count),
+        curves=curves(predicted, true_positive[VOC_IOUS[0]], true, count),
         images=len(patients_N),
         patients=len(np.unique(patients_N)),
     )

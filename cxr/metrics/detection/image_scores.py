@@ -1,4 +1,4 @@
-"""What predicted boxes say of an image as a whole, and which finding is taken for which."""
+"""Image-level scores of predicted boxes, and confusions between findings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from cxr.schema import NEGATIVE, POSITIVE, UNKNOWN
 
 
 def image_probabilities(predicted: Boxes, images: int, findings: int) -> np.ndarray:
-    """(N, F + 1) the highest score of each finding's boxes, 0 without any; last: no finding, 1 − the highest."""
+    """(N, F + 1) the highest score of each finding's boxes, 0 without boxes; last column: no finding, 1 − the
+    highest."""
     highest = np.zeros((images, findings + 1))
     np.maximum.at(highest, (predicted.image, predicted.finding), predicted.score)
     highest[:, -1] = 1 - highest[:, :-1].max(1, initial=0)
@@ -18,7 +19,7 @@ def image_probabilities(predicted: Boxes, images: int, findings: int) -> np.ndar
 
 
 def image_labels(true: Boxes, known_NF: np.ndarray) -> np.ndarray:
-    """int8 (N, F + 1): 1 with a true box, 0 without, −1 where it is not known; last: no finding."""
+    """int8 (N, F + 1): 1 with a true box, 0 without, −1 if unknown; last column: no finding."""
     labels = np.where(known_NF, NEGATIVE, UNKNOWN).astype(np.int8)
     labels[true.image, true.finding] = POSITIVE
     some, none = (labels == POSITIVE).any(1), (labels == NEGATIVE).all(1)
@@ -27,10 +28,11 @@ def image_labels(true: Boxes, known_NF: np.ndarray) -> np.ndarray:
 
 
 def confusion(predicted: Boxes, true: Boxes, findings: int, *, iou: float, score: float) -> np.ndarray:
-    """(F + 1, F + 1) int64: rows what was predicted, columns what is there; the last of each is background.
+    """(F + 1, F + 1) int64: rows are predicted findings, columns true ones; the last of each is background.
 
-    Boxes of `score` or more are paired with true boxes of the same image, whatever their findings, one to one, the
-    highest IoU first, if it is above `iou`. What is left over is background to the other side.
+    Boxes with a score of at least `score` are matched one to one with true boxes of the same image, whatever their
+    findings, in descending order of IoU, if the IoU is above `iou`. Unmatched boxes count as background of the other
+    side.
     """
     predicted = predicted.at(predicted.score >= score)
     every = pairs(predicted, true, any_finding=True)

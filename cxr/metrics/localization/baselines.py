@@ -1,4 +1,4 @@
-"""What can be predicted without looking at an image: boxes at random, and the mean box of the training images."""
+"""Baselines that ignore the image: boxes at random places, and the mean box of the training images."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import numpy as np
 from cxr.metrics.localization.box_arrays import Boxes
 
 RANDOM, CENTER = "random", "center"
-_SIDES = (1 / 16, 1 / 2)  # of random boxes of a finding without a training box, log-uniform, shares of the image
+_SIDES = (
+    1 / 16,
+    1 / 2,
+)  # range of the sides of random boxes of a finding without training boxes, as fractions of the image
 _MIDDLE = (1 / 4, 1 / 4, 3 / 4, 3 / 4)
 
 
 def baselines(training: Boxes, images: int, findings: int, seed: int = 0) -> dict[str, Boxes]:
-    """Both by name, in shares of the image, as `training` is."""
+    """Both baselines by name, as fractions of the image, like `training`."""
     return {
         RANDOM: random_boxes(training, images, findings, seed),
         CENTER: center_boxes(training, images, findings),
@@ -20,10 +23,10 @@ def baselines(training: Boxes, images: int, findings: int, seed: int = 0) -> dic
 
 
 def random_boxes(training: Boxes, images: int, findings: int, seed: int = 0) -> Boxes:
-    """One box an image and finding, anywhere in the image, as wide and high as one drawn of the training boxes.
+    """One box per image and finding, at a random place, with the width and height of a random training box.
 
-    Sides are drawn from 1/16 to 1/2 of the image, log-uniform, where a finding has no training box. Both sets are
-    in shares of the image. Deterministic in `seed` and the images' order.
+    For a finding without training boxes, sides are log-uniform from 1/16 to 1/2 of the image. Both sets of boxes are
+    fractions of the image. Deterministic in `seed` and the images' order.
     """
     rng = np.random.default_rng(seed)
     sides = np.stack([_sides(training, finding, images, rng) for finding in range(findings)], axis=1)
@@ -40,9 +43,10 @@ def _sides(training: Boxes, finding: int, images: int, rng: np.random.Generator)
 
 
 def center_boxes(training: Boxes, images: int, findings: int) -> Boxes:
-    """One box an image and finding: the mean of its training boxes, or without any the middle half of the image.
+    """One box per image and finding: the mean of its training boxes, or the middle half of the image if there are
+    none.
 
-    Both sets are in shares of the image.
+    Both sets of boxes are fractions of the image.
     """
     own = [training.xyxy[training.finding == finding] for finding in range(findings)]
     means = np.array([boxes.mean(0) if len(boxes) else _MIDDLE for boxes in own]).reshape(1, findings, 4)

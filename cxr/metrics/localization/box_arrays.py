@@ -1,4 +1,4 @@
-"""The boxes of many images as flat arrays, from the lists in which rows and scores hold them."""
+"""The boxes of many images as flat arrays, made from the list columns of rows and scores."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _CORNERS = (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes of many images, M in all; those of an image stand together, in the order in which they were listed."""
+    """M boxes of many images; the boxes of an image are adjacent and keep their listed order."""
 
     image: np.ndarray  # (M,) int64, row of the image
     finding: np.ndarray  # (M,) int64, index of the finding
     xyxy: np.ndarray  # (M, 4) float64
-    score: np.ndarray  # (M,) float64, NaN of boxes without one
+    score: np.ndarray  # (M,) float64, NaN for boxes without a score
 
     @classmethod
     def of(cls, lists: pa.Array | pa.ChunkedArray, findings: Sequence[str]) -> Boxes:
-        """From a column of `schema.BOXES` or `schema.PRED_BOXES`; boxes of other labels are left out."""
+        """From a column `schema.BOXES` or `schema.PRED_BOXES`; boxes with other labels are left out."""
         chunk = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
         boxes = pc.list_flatten(chunk)
         labels = pc.index_in(pc.struct_field(boxes, schema.LABEL), value_set=pa.array(findings, pa.string()))
@@ -37,7 +37,7 @@ class Boxes:
         return cls(image[named], labels.drop_null().to_numpy().astype(np.int64), xyxy[named], score[named])
 
     def scaled(self, width_N: np.ndarray, height_N: np.ndarray) -> Boxes:
-        """The boxes with x times a number of their image, and y times another: its width and height, say."""
+        """The boxes with x and y multiplied by one number per image, for example its width and height."""
         scale = np.stack([width_N, height_N, width_N, height_N], axis=1)[self.image]
         return replace(self, xyxy=self.xyxy * scale)
 

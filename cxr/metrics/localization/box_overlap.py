@@ -1,4 +1,4 @@
-"""Found boxes laid over true ones: the best overlap of each image-finding pair, and of each predicted box."""
+"""Overlap of predicted and true boxes: the best overlap of each image-finding pair, and of each predicted box."""
 
 from __future__ import annotations
 
@@ -13,55 +13,57 @@ from cxr.schema import NEGATIVE
 
 MEASURES = ("iou", "iobb")  # intersection over union; over the area of the predicted box (Wang et al. 2017)
 THRESHOLDS = tuple(tenths / 10 for tenths in range(1, 10))
-RIGHT, PAIRS, WRONG, IMAGES = range(4)
 
 
 @dataclass(frozen=True)
 class Located:
-    """N images, F findings, and the M predicted boxes of which it is known whether they are right."""
+    """N images, F findings, and the M predicted boxes that are known to be correct or not."""
 
     best: dict[
         str, np.ndarray
-    ]  # measure -> (N, F) largest overlap of a predicted with a true box, NaN without a true one
-    pointed: np.ndarray  # (N, F) 1 where the center of the best scored box lies in a true one, else 0; NaN likewise
-    known: np.ndarray  # (N, F) bool: it is known whether and where the image shows the finding
-    image: np.ndarray  # (M,) of predicted boxes
+    ]  # measure -> (N, F) largest overlap of a predicted with a true box, NaN without a true box
+    pointed: (
+        np.ndarray
+    )  # (N, F) 1 if the center of the box with the highest score is in a true box, else 0; NaN likewise
+    known: np.ndarray  # (N, F) bool: all boxes of the finding in the image are known
+    image: np.ndarray  # (M,) image of each predicted box
     finding: np.ndarray  # (M,)
     overlap: dict[str, np.ndarray]  # measure -> (M,) largest overlap with a true box of the finding, 0 without one
 
     def at(self, images: np.ndarray) -> Located:
-        """Some of the images, by rising rows."""
-        kept = np.isin(self.image, images)
+        """Some of the images, by ascending rows."""
+        selected = np.isin(self.image, images)
         return Located(
             best={name: values[images] for name, values in self.best.items()},
             pointed=self.pointed[images],
             known=self.known[images],
-            image=np.searchsorted(images, self.image[kept]),
-            finding=self.finding[kept],
-            overlap={name: values[kept] for name, values in self.overlap.items()},
+            image=np.searchsorted(images, self.image[selected]),
+            finding=self.finding[selected],
+            overlap={name: values[selected] for name, values in self.overlap.items()},
         )
 
     def of(self, findings: Sequence[int]) -> Located:
         """Some of the findings, by their indices, in this order."""
         place = np.full(self.known.shape[1], -1)
         place[list(findings)] = np.arange(len(findings))
-        kept = place[self.finding] >= 0
+        selected = place[self.finding] >= 0
         return Located(
             best={name: values[:, findings] for name, values in self.best.items()},
             pointed=self.pointed[:, findings],
             known=self.known[:, findings],
-            image=self.image[kept],
-            finding=place[self.finding[kept]],
-            overlap={name: values[kept] for name, values in self.overlap.items()},
+            image=self.image[selected],
+            finding=place[self.finding[selected]],
+            overlap={name: values[selected] for name, values in self.overlap.items()},
         )
 
-    def right(self, measure: str, threshold: float) -> np.ndarray:
-        """(N, F) 1 where a predicted box passes, 0 where none does, NaN without a true box."""
+    def localized(self, measure: str, threshold: float) -> np.ndarray:
+        """(N, F) 1 if the overlap of a predicted box exceeds the threshold, otherwise 0; NaN without a true box."""
         best = self.best[measure]
         return np.where(np.isnan(best), np.nan, best > threshold)
 
-    def wrong(self, measure: str, threshold: float) -> np.ndarray:
-        """(N, F) how many predicted boxes do not pass, NaN where it is not known which are wrong."""
+    def false_positives(self, measure: str, threshold: float) -> np.ndarray:
+        """(N, F) number of predicted boxes whose overlap does not exceed the threshold; NaN if the pair is not
+        `known`."""
         missed = ~(self.overlap[measure] > threshold)
         count = np.zeros(self.known.shape)
         np.add.at(count, (self.image[missed], self.finding[missed]), 1)
@@ -69,10 +71,10 @@ class Located:
 
 
 def known_places(true: Boxes, labels_NF: np.ndarray) -> np.ndarray:
-    """(N, F) bool: it is known whether and where an image shows a finding.
+    """(N, F) bool: whether all boxes of a finding in an image are known.
 
-    It is where a box of it is listed, and where its label is negative. A positive finding without a box is somewhere
-    in the image, and one with an unknown label may be: neither can tell a right box from a wrong one.
+    They are known if a box of the finding is listed, or if its label is negative. For a positive finding without a
+    box, or an unknown label, predicted boxes cannot be evaluated.
 
     Args:
         labels_NF: 1, 0, −1 unknown.
@@ -83,7 +85,8 @@ def known_places(true: Boxes, labels_NF: np.ndarray) -> np.ndarray:
 
 
 def locate(predicted: Boxes, true: Boxes, known_NF: np.ndarray) -> Located:
-    """Compare boxes in one frame. A pair has as its overlap the largest of any predicted with any true box of it."""
+    """Compare boxes in one frame. The overlap of a pair is the largest of any of its predicted boxes with any true
+    box."""
     predicted, true = (
         _sorted(predicted.at(known_NF[predicted.image, predicted.finding]), known_NF),
         _sorted(true, known_NF),
@@ -91,7 +94,7 @@ def locate(predicted: Boxes, true: Boxes, known_NF: np.ndarray) -> Located:
     best = {name: np.full(known_NF.shape, np.nan) for name in MEASURES}
     pointed = np.full(known_NF.shape, np.nan)
     overlap = {name: np.zeros(len(predicted.image)) for name in MEASURES}
-    predicted_keys, true_keys = (_keys(some, known_NF) for some in (predicted, true))
+    predicted_keys, true_keys = (_keys(boxes_of, known_NF) for boxes_of in (predicted, true))
     for key in np.unique(true_keys):
         place = np.unravel_index(key, known_NF.shape)
         ours, theirs = (slice(*np.searchsorted(keys, [key, key + 1])) for keys in (predicted_keys, true_keys))
@@ -102,12 +105,12 @@ def locate(predicted: Boxes, true: Boxes, known_NF: np.ndarray) -> Located:
     return Located(best, pointed, known_NF, predicted.image, predicted.finding, overlap)
 
 
-def _keys(some: Boxes, known_NF: np.ndarray) -> np.ndarray:
-    return some.image * known_NF.shape[1] + some.finding
+def _keys(boxes_of: Boxes, known_NF: np.ndarray) -> np.ndarray:
+    return boxes_of.image * known_NF.shape[1] + boxes_of.finding
 
 
-def _sorted(some: Boxes, known_NF: np.ndarray) -> Boxes:
-    return some.at(np.argsort(_keys(some, known_NF), kind="stable"))
+def _sorted(boxes_of: Boxes, known_NF: np.ndarray) -> Boxes:
+    return boxes_of.at(np.argsort(_keys(boxes_of, known_NF), kind="stable"))
 
 
 def _points_into(predicted: Boxes, true_K4: np.ndarray) -> bool:
@@ -120,7 +123,13 @@ def _points_into(predicted: Boxes, true_K4: np.ndarray) -> bool:
 
 
 def counts(located: Located, measure: str, threshold: float) -> np.ndarray:
-    """(4, F) int64, to be added over workers: right pairs, pairs, wrong boxes, images of which these are known."""
-    right, wrong = located.right(measure, threshold), located.wrong(measure, threshold)
-    told = (np.nansum(right, 0), np.isfinite(right).sum(0), np.nansum(wrong, 0), located.known.sum(0))
-    return np.stack(told).astype(np.int64)
+    """(4, F) int64, to be added over workers: localized pairs, pairs, false positives, images for which these are
+    known."""
+    localized, false_positives = located.localized(measure, threshold), located.false_positives(measure, threshold)
+    sums = (
+        np.nansum(localized, 0),
+        np.isfinite(localized).sum(0),
+        np.nansum(false_positives, 0),
+        located.known.sum(0),
+    )
+    return np.stack(sums).astype(np.int64)

@@ -1,7 +1,7 @@
-"""Metrics of predicted masks: overlap, boundary distances, and whether anything was predicted at all.
+"""Metrics of predicted masks: overlap, boundary distances, and image-level detection.
 
-Counts and distances are taken image by image, gathered over workers as rows, and divided once. What cannot be
-measured is NaN, never a guess.
+Counts and distances are computed per image, gathered over workers as rows, and divided once. Metrics that cannot be
+measured are NaN.
 """
 
 from cxr.metrics.segmentation.boundary import hd95, hd95_rows

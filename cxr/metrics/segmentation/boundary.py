@@ -1,4 +1,4 @@
-"""How far the outlines of predicted and true masks lie apart: HD95, exact, for pixels of any shape."""
+"""Distance between the outlines of predicted and true masks: HD95, exact, for pixels of any shape."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PERCENTILE = 95
 def hd95(predicted_HW: np.ndarray, true_HW: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> float:
     """95 % Hausdorff distance of two bool masks; NaN if either is empty.
 
-    The larger of two 95th percentiles (as in Maier-Hein et al. 2024, Metrics reloaded): of the distances of each
-    boundary pixel of the one mask to the nearest of the other, and the other way round. A boundary pixel is one of
-    the mask that has one of its four neighbors outside of it, or outside of the image.
+    The larger of two 95th percentiles (as in Maier-Hein et al. 2024, Metrics reloaded): those of the distances from
+    each boundary pixel of one mask to the nearest boundary pixel of the other, in both directions. A boundary pixel
+    is a pixel of the mask with at least one of its four neighbors outside of the mask or of the image.
 
     Args:
-        spacing: distance of pixel centers between rows and between columns, in the unit of the answer: (1, 1) for
+        spacing: distance of pixel centers between rows and between columns, in the unit of the result: (1, 1) for
             pixels, the image's spacing for mm.
     """
     window = _window(predicted_HW | true_HW)
@@ -40,16 +40,16 @@ def hd95_rows(predicted_BHW: Tensor, true_BHW: Tensor) -> Tensor:
 
 
 def boundary(mask_HW: np.ndarray) -> np.ndarray:
-    """Bool (H, W): the mask's pixels that touch, with an edge, what is not the mask."""
+    """Bool (H, W): the pixels of the mask that share an edge with a pixel outside of it."""
     padded = np.pad(mask_HW, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask_HW & ~inside
 
 
 def distances(from_HW: np.ndarray, to_HW: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
-    """(N,) distance of each pixel of one mask to the nearest of the other, which is not empty; both bool.
+    """(N,) distance of each pixel of one mask to the nearest pixel of the other, which is not empty; both bool.
 
-    OpenCV is several times faster than SciPy, but knows square pixels only.
+    OpenCV is several times faster than SciPy, but supports only square pixels.
     """
     y_spacing, x_spacing = spacing
     if y_spacing == x_spacing:
@@ -59,7 +59,7 @@ def distances(from_HW: np.ndarray, to_HW: np.ndarray, spacing: tuple[float, floa
 
 
 def _window(mask_HW: np.ndarray) -> tuple[slice, slice]:
-    """The smallest window with all of a mask's pixels; nothing, for an empty mask."""
+    """The smallest window that contains all pixels of a mask; empty for an empty mask."""
     places = (np.flatnonzero(mask_HW.any(axis)) for axis in (1, 0))
     y, x = (slice(place[0], place[-1] + 1) if len(place) else slice(0) for place in places)
     return y, x

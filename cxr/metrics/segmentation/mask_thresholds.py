@@ -1,8 +1,8 @@
-"""From probabilities to masks: the three thresholds of SIIM-ACR's winners, and how they are chosen.
+"""From probabilities to masks: the three thresholds of SIIM-ACR's winners, and how they are selected.
 
-An image in which too few pixels are near certain gets an empty mask, any other one all of its likely pixels
-(Aimoldin, first place of SIIM-ACR Pneumothorax Segmentation, 2019). One threshold cannot do both: a false speck on
-a healthy image costs its whole Dice.
+If too few pixels have a very high probability, the mask is empty; otherwise it contains all likely pixels (Aimoldin,
+first place of SIIM-ACR Pneumothorax Segmentation, 2019). A single threshold cannot do both: a single false pixel in
+an image without a pneumothorax reduces its Dice from 1 to 0.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ import torch
 from torch import Tensor
 
 TOPS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-BOTTOMS = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8, 0.1)  # of equally good ones the first is taken
+BOTTOMS = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8, 0.1)  # the first of equally good ones is selected
 MIN_AREAS = (0.0, *(pixels / 1024**2 for pixels in (125, 250, 500, 1000, 1500, 2000, 3000, 4000, 8000)))
-_DIGITS = 12  # of a mean Dice, beyond which differences are rounding
+_DIGITS = 12  # decimals of a mean Dice; smaller differences are rounding errors
 
 
 @dataclass(frozen=True)
 class MaskRule:
-    """When a mask is empty, and what belongs to one that is not. The defaults are the winners' own, (.75, 2000, .3).
+    """When a mask is empty, and which pixels belong to it otherwise. The defaults are the winners' own, (.75, 2000,
+    .3).
 
     Attributes:
-        top: probability above which a pixel is near certain.
-        min_area: share of the image's pixels that must be so, else the mask is empty. The winners count pixels of
-            1024 x 1024; as a share the rule holds at every size. 0: no mask is emptied.
+        top: probability above which a pixel is nearly certain.
+        min_area: share of nearly certain pixels in the image below which the mask is empty. The winners count pixels
+            of 1024 x 1024; as a share, the rule holds for every size. 0: no mask is emptied.
         bottom: probability above which a pixel belongs to a mask that is not empty.
     """
 
@@ -44,20 +45,21 @@ class MaskRule:
         """Bool masks (B, H, W)."""
         p = probabilities_BHW.float()
         certain = (p > self.top).flatten(1).sum(1)
-        wanted = math.ceil(self.min_area * p.shape[-2] * p.shape[-1])
-        return (p > self.bottom) & (certain >= wanted)[:, None, None]
+        required = math.ceil(self.min_area * p.shape[-2] * p.shape[-1])
+        return (p > self.bottom) & (certain >= required)[:, None, None]
 
     def describe(self) -> dict[str, float]:
-        """For a checkpoint, as JSON takes it."""
+        """As plain JSON, for a checkpoint."""
         return asdict(self)
 
 
 def rule_rows(
     probabilities_BHW: Tensor, true_BHW: Tensor, tops: Sequence[float] = TOPS, bottoms: Sequence[float] = BOTTOMS
 ) -> Tensor:
-    """All that `choose_rule` must know of each image, int64 (B, K), on the device.
+    """The counts of each image that `choose_rule` needs, int64 (B, K), on the device.
 
-    Pixels above each of `tops`; above each of `bottoms`; above each of `bottoms` and true; true; of the image.
+    Numbers of pixels: above each of `tops`; above each of `bottoms`; above each of `bottoms` and true; true; of the
+    image.
     """
     p, true = probabilities_BHW.flatten(1).float(), true_BHW.flatten(1).bool()
     levels = sorted({*tops, *bottoms})
@@ -69,7 +71,7 @@ def rule_rows(
 
 
 def _above(p_BN: Tensor, true_BN: Tensor, levels: Sequence[float]) -> Tensor:
-    """(B, 2, L) how many of an image's untrue and true pixels have more than each of the rising `levels`."""
+    """(B, 2, L) numbers of an image's false and true pixels above each of the ascending `levels`."""
     passed = torch.bucketize(p_BN, torch.tensor(levels, device=p_BN.device))  # levels that are below the pixel
     kinds, bins = 2 * len(p_BN), len(levels) + 1
     kind = 2 * torch.arange(len(p_BN), device=p_BN.device)[:, None] + true_BN
@@ -83,15 +85,16 @@ def choose_rule(
     bottoms: Sequence[float] = BOTTOMS,
     min_areas: Sequence[float] = MIN_AREAS,
 ) -> MaskRule:
-    """The rule with the highest mean Dice (two empty masks: 1) over images, of all combinations.
+    """The rule with the highest mean Dice over images (two empty masks: 1), of all combinations.
 
-    Of equally good rules that with the smallest `min_area`, then the first of `bottoms`, then of `tops` is taken.
+    Among equally good rules, the one with the smallest `min_area` is selected, then the first of `bottoms`, then of
+    `tops`.
 
     Args:
         rows: of `rule_rows`, gathered over workers, made with the same `tops` and `bottoms`.
 
     Raises:
-        ValueError: no image, or rows of another grid.
+        ValueError: there is no image, or the rows have another grid.
     """
     counts = rows.cpu().double().numpy()
     columns = len(tops) + 2 * len(bottoms) + 2
@@ -100,28 +103,30 @@ def choose_rule(
     certain, likely, both, true, pixels = np.split(
         counts, np.cumsum([len(tops), len(bottoms), len(bottoms), 1]), axis=1
     )
-    kept_ANT = np.stack([certain >= area * pixels for area in min_areas])
-    dice_ABT = _mean_dice(kept_ANT, likely, both, true)
+    not_empty_ANT = np.stack([certain >= area * pixels for area in min_areas])
+    dice_ABT = _mean_dice(not_empty_ANT, likely, both, true)
     area, bottom, top = map(int, np.unravel_index(np.round(dice_ABT, _DIGITS).argmax(), dice_ABT.shape))
     return MaskRule(tops[top], min_areas[area], bottoms[bottom])
 
 
-def _mean_dice(kept_ANT: np.ndarray, likely_NB: np.ndarray, both_NB: np.ndarray, true_N1: np.ndarray) -> np.ndarray:
-    """(A, B, T) mean Dice of each combination: of the mask where it is kept, of an empty one elsewhere."""
+def _mean_dice(
+    not_empty_ANT: np.ndarray, likely_NB: np.ndarray, both_NB: np.ndarray, true_N1: np.ndarray
+) -> np.ndarray:
+    """(A, B, T) mean Dice of each combination, where emptied masks count as empty."""
     below = likely_NB + true_N1
     of_mask = np.where(below > 0, 2 * both_NB / np.maximum(below, 1), 1.0)
     of_empty = (true_N1 == 0).astype(np.float64)
     gain_NB = of_mask - of_empty
-    return of_empty.mean() + gain_NB.T @ kept_ANT / len(gain_NB)
+    return of_empty.mean() + gain_NB.T @ not_empty_ANT / len(gain_NB)
 
 
 def decided(rows: Tensor, rule: MaskRule, tops: Sequence[float] = TOPS, bottoms: Sequence[float] = BOTTOMS) -> Tensor:
-    """What `rule` makes of each image of `rule_rows`: int64 (B, 4), as `metrics.segmentation.overlap_rows` gives it.
+    """The overlap counts of each image under `rule`: int64 (B, 4), as in `metrics.segmentation.overlap_rows`.
 
     Raises:
-        ValueError: the rule is not of that grid.
+        ValueError: the rule is not in that grid.
     """
     top, bottom = tops.index(rule.top), bottoms.index(rule.bottom)
     certain, likely, both, sizes = rows.split([len(tops), len(bottoms), len(bottoms), 2], dim=1)
-    kept = certain[:, top] >= (rule.min_area * sizes[:, 1]).ceil()
-    return torch.stack([both[:, bottom] * kept, likely[:, bottom] * kept, *sizes.unbind(1)], 1)
+    not_empty = certain[:, top] >= (rule.min_area * sizes[:, 1]).ceil()
+    return torch.stack([both[:, bottom] * not_empty, likely[:, bottom] * not_empty, *sizes.unbind(1)], 1)

@@ -1,7 +1,7 @@
-"""Overlap of predicted and true masks, from four counts an image: Dice, IoU, mean IU, pixel accuracy.
+"""Overlap of predicted and true masks, from four counts per image: Dice, IoU, mean IoU, pixel accuracy.
 
 Rows are int64 (N, 4): pixels of the intersection, of the predicted mask, of the true mask, of the image. Images may
-have different sizes; rows of workers are gathered, then divided here.
+have different sizes; rows of workers are gathered and then divided here.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def _or_one(above: Tensor, below: Tensor) -> Tensor:
 
 
 def summary(rows: Tensor) -> dict[str, float]:
-    """All overlap figures of a set of images, NaN where there is none to measure.
+    """All overlap metrics of a set of images, NaN if they cannot be measured.
 
-    dice, iou: means over images, two empty masks count 1, which is how SIIM-ACR (2019) ranks by Dice.
-    positive_dice: mean over the images with something to find. empty_prediction_dice: the dice of finding nothing
-    anywhere, which is the share of images with nothing to find: what dice must be read beside. mean_iou,
-    pixel_accuracy: of all images' pixels together (Long et al. 2015); mean_iou is the mean over background and target
-    of the IoU, over the background alone if the target is neither there nor predicted. images, positives: counts.
+    dice, iou: means over images, where two empty masks count as 1; SIIM-ACR (2019) ranks by Dice. positive_dice: mean
+    over the images with a true mask. empty_prediction_dice: the Dice of predicting only empty masks, which is the
+    share of images without a true mask; compare dice with it. mean_iou, pixel_accuracy: over the pixels of all images
+    together (Long et al. 2015); mean_iou is the mean of the IoU of background and target, or that of the background
+    alone if no target exists or is predicted. images, positives: counts.
     """
     rows = rows.cpu()
     per_image, positive = dice(rows), rows[:, TRUE] > 0
@@ -68,7 +68,7 @@ def summary(rows: Tensor) -> dict[str, float]:
 
 
 def _pooled(rows: Tensor) -> tuple[float, float]:
-    """Mean IU and pixel accuracy of all pixels together."""
+    """Mean IoU and pixel accuracy over all pixels together."""
     both, predicted, true, pixels = (int(total) for total in rows.sum(0))
     if not pixels:
         return math.nan, math.nan
@@ -79,10 +79,10 @@ def _pooled(rows: Tensor) -> tuple[float, float]:
 
 
 def image_level(rows: Tensor, probability_N: Tensor | None = None) -> dict[str, float]:
-    """How well images with something to find are told from those without.
+    """Image-level detection: whether an image has a mask.
 
-    image_sensitivity, image_specificity: of calling an image positive if its predicted mask is not empty.
-    image_auroc: of `probability_N`, where there is one for all images. NaN where a class is missing.
+    image_sensitivity, image_specificity: of predicting an image as positive if its mask is not empty. image_auroc: of
+    `probability_N`, if all images have one. NaN without both classes.
     """
     labels = (rows[:, TRUE] > 0).cpu().numpy()[:, None].astype(np.int8)
     called = (rows[:, PREDICTED] > 0).cpu().numpy()[:, None]
