@@ -101,7 +101,7 @@ def run(archive: str, truth: dict[str, Boxes], tmp_path: Path) -> str:
 @pytest.fixture
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of a report's time."""
-    for draws in ("_draw", "_label_pictures"):
+    for draws in ("_box_pictures", "_label_pictures"):
         monkeypatch.setattr(detection, draws, lambda *_: [])
 
 

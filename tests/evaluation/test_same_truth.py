@@ -120,7 +120,7 @@ def write_shards(folder: Path, archive: str, rows: pa.Table, findings: tuple[str
 def test_a_network_that_finds_what_it_was_taught_has_an_average_precision_of_one(
     layout: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for draws in ("_draw", "_label_pictures"):
+    for draws in ("_box_pictures", "_label_pictures"):
         monkeypatch.setattr(detection, draws, lambda *_: [])
     archive = request.getfixturevalue(layout)
     rows, findings = ingested(archive)
@@ -142,7 +142,7 @@ def test_boxes_of_a_finding_that_is_somewhere_in_the_image_are_not_wrong(
     chestxray14: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first image shows an effusion, and masses have lost their boxes: only a found nodule is wrong."""
-    for draws in ("_draw", "_label_pictures"):
+    for draws in ("_box_pictures", "_label_pictures"):
         monkeypatch.setattr(detection, draws, lambda *_: [])
     rows, findings = ingested(chestxray14)
     found = taught(rows, findings)
