@@ -58,7 +58,7 @@ def degenerate(scale: float, shift: float, mirrored_share: float) -> str:
     if not shift <= FARTHEST:
         return f"drifted: expected a mean shift of at most {FARTHEST:.0%} of the width, got {shift:.0%}"
     if mirrored_share:
-        return f"mirrored: left and right are exchanged in {mirrored_share:.0%} of the aligned images"
+        return f"mirrored: {mirrored_share:.0%} of the aligned images have left and right exchanged"
     return ""
 
 

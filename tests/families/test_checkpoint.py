@@ -57,7 +57,7 @@ def test_damaged_weights_are_seen(tmp_path: Path) -> None:
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no checkpoint\.json"):
+    with pytest.raises(UserError, match=r"contains no checkpoint\.json"):
         checkpoint.load(str(tmp_path))
     storage.write_json(str(tmp_path / checkpoint_files.ABOUT), {"kind": "other", "version": 7})
     with pytest.raises(UserError, match="'other' version 7"):

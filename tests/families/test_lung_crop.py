@@ -198,7 +198,7 @@ def saved(folder: Path, recipe: Recipe) -> str:
 def test_only_what_finds_lungs_may_crop(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"of family '{recipe.family}', which does not segment lungs"):
         lung_crop.by_checkpoint(saved(tmp_path, recipe))
-    with pytest.raises(UserError, match=r"holds no checkpoint\.json"):
+    with pytest.raises(UserError, match=r"contains no checkpoint\.json"):
         lung_crop.of_recipe(ALIGN.replace(lung_crop=str(tmp_path / "none")))
 
 

@@ -107,7 +107,7 @@ def test_a_wrong_place(
 
 def test_no_checkpoint(places: dict[str, str], capsys, monkeypatch) -> None:
     options = ["--archive", places["good"], "--out", places["out"], "--checkpoint", places["empty"]]
-    assert "holds no checkpoint.json" in run("score_archive", options, capsys, monkeypatch)
+    assert "contains no checkpoint.json" in run("score_archive", options, capsys, monkeypatch)
 
 
 def test_score_takes_one_checkpoint_and_each_archive_once(places: dict[str, str], capsys, monkeypatch) -> None:

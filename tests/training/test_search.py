@@ -66,7 +66,7 @@ def test_objectives_come_with_which_way_each_is_better() -> None:
     "names", [("pairwise_lung_iou", "psnr"), ("pairwise_lung_iou", "pairwise_lung_iou"), ("equivariance_error_pct",)]
 )
 def test_objectives_that_cannot_be_weighed_are_refused_with_those_that_can(names: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match="family align can weigh pairwise_lung_iou, equivariance_error_pct against"):
+    with pytest.raises(UserError, match="at least two different metrics of pairwise_lung_iou, equivariance_error_pct for"):
         objectives_of(RECIPE, SearchOptions(objectives=names))
     with pytest.raises(UserError, match="can weigh no metrics"):
         objectives_of(AlignRecipe(), SearchOptions(objectives=("pairwise_lung_iou", "correlation")))
