@@ -143,10 +143,10 @@ def objectives_of(recipe: Recipe, options: SearchOptions) -> dict[str, Literal["
     if names in ((), (recipe.monitor,)):
         return {}
     if len(names) < 2 or len(set(names)) < len(names) or not set(names) <= set(recipe.objectives):
-        offered = ", ".join(recipe.objectives) or "no metrics"
+        offered = ", ".join(recipe.objectives) or "none"
         raise UserError(
-            f"objectives={' '.join(names)}: expected at least two different metrics of {offered} for family "
-            f"{recipe.family}: correct --objectives, or omit it"
+            f"objectives={' '.join(names)}: expected at least two different objectives of family {recipe.family}, got "
+            f"others; it has {offered}. Correct --objectives, or omit it"
         )
     return {name: recipe.objectives[name] for name in names}
 

@@ -66,15 +66,15 @@ def test_objectives_come_with_which_way_each_is_better() -> None:
     "names", [("pairwise_lung_iou", "psnr"), ("pairwise_lung_iou", "pairwise_lung_iou"), ("equivariance_error_pct",)]
 )
 def test_objectives_that_cannot_be_weighed_are_refused_with_those_that_can(names: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match="at least two different metrics of pairwise_lung_iou, equivariance_error_pct for"):
+    with pytest.raises(UserError, match="it has pairwise_lung_iou, equivariance_error_pct"):
         objectives_of(RECIPE, SearchOptions(objectives=names))
-    with pytest.raises(UserError, match="can weigh no metrics"):
+    with pytest.raises(UserError, match="it has none"):
         objectives_of(AlignRecipe(), SearchOptions(objectives=("pairwise_lung_iou", "correlation")))
 
 
 def test_a_job_with_objectives_that_cannot_be_weighed_ends_before_it_makes_anything(tmp_path: Path) -> None:
     options = SearchOptions(objectives=("pairwise_lung_iou", "psnr"))
-    with pytest.raises(UserError, match="can weigh no metrics"):
+    with pytest.raises(UserError, match="it has none"):
         tune_job(AlignRecipe(), ArchiveOptions(), options, RunOptions(), str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
 
