@@ -145,7 +145,7 @@ def objectives_of(recipe: Recipe, options: SearchOptions) -> dict[str, Literal["
     if len(names) < 2 or len(set(names)) < len(names) or not set(names) <= set(recipe.objectives):
         offered = ", ".join(recipe.objectives) or "none"
         raise UserError(
-            f"objectives={' '.join(names)}: expected at least two different objectives of family {recipe.family}, got "
+            f"objectives={' '.join(names)}: expected two or more different objectives of family {recipe.family}, got "
             f"others; it has {offered}. Correct --objectives, or omit it"
         )
     return {name: recipe.objectives[name] for name in names}
