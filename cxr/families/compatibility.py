@@ -208,7 +208,7 @@ def _check_boxes(archives: Sequence[ShardInfo | RawArchive], recipe: Recipe) -> 
     if learned == {schema.PRED_BOXES} and not any(_has_boxes(archive) for archive in archives):
         raise UserError(
             f"{_names(archives)} has no boxes outside its test split, but family {recipe.family} learns from boxes: "
-            f"give an archive that has boxes, or add them with --annotations"
+            f"give an archive that has boxes, or add them with --boxes"
         )
 
 
