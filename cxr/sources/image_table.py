@@ -121,10 +121,10 @@ def json_objects(columns: Mapping[str, pa.Array]) -> pa.Array:
     combined = pa.array(code).dictionary_encode()
     texts: list[str | None] = []
     for rest in combined.dictionary.to_pylist():
-        values: list[Any] = []
+        row: list[Any] = []
         for dictionary in reversed(dictionaries):
             rest, number = divmod(rest, len(dictionary))
-            values.append(dictionary[number])
-        filled = {name: value for name, value in zip(columns, reversed(values), strict=True) if value}
+            row.append(dictionary[number])
+        filled = {name: value for name, value in zip(columns, reversed(row), strict=True) if value}
         texts.append(json.dumps(filled) if filled else None)
     return pa.array(texts, pa.string()).take(combined.indices)
