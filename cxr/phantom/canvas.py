@@ -132,7 +132,7 @@ class Canvas:
 
 def rounded(depth: Layer, radius: float) -> Layer:
     """Thickness of a body whose edge is a quarter circle: 0 at depth 0, 1 from `radius` inwards."""
-    fraction = np.minimum(depth * np.float32(1 / radius), 1)
+    fraction = np.minimum(depth, np.float32(radius)) / np.float32(radius)  # depth can be the largest float
     fraction *= 2 - fraction
     return np.sqrt(fraction, out=fraction)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ray.exceptions import RayTaskError
 
+from cxr import storage
 from cxr.errors import UserError
 from cxr.runtime import ray_private
 
@@ -19,6 +20,6 @@ def user_error_in(error: Any) -> UserError | None:
         if isinstance(error, UserError):
             return error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return UserError(f"{error.filename or 'a disk'}: {error.strerror}: free some space")
+            return storage.storage_error(error.filename or "a disk", error)
         error = ray_private.wrapped_error(error) or getattr(error, "cause", None) or error.__cause__
     return None

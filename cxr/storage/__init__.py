@@ -12,6 +12,7 @@ plain `StorageError` if it concerns the whole bucket, disk or mount.
 """
 
 from cxr.storage.conditional import replace_if
+from cxr.storage.errors import storage_error
 from cxr.storage.files import (
     check_readable,
     check_writable,
@@ -69,6 +70,7 @@ __all__ = [
     "read_text",
     "replace_if",
     "safe_path",
+    "storage_error",
     "upload_folder",
     "write_bytes",
     "write_json",

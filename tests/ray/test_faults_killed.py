@@ -125,7 +125,7 @@ def test_a_full_disk_is_named_and_once_there_is_room_the_work_is_done(small_disk
     run(ingest)
     (small_disk / "ballast").write_bytes(bytes(5 << 20))
     said = run(train, code=2)
-    assert "free some space" in said
+    assert "No space left on device: free some space" in said
     (small_disk / "ballast").unlink()
     grow(small_disk, "100m")
     run([*train, "--resume"])
