@@ -1,1 +1,1 @@
-"""What the jobs share with each other."""
+"""Code that several jobs share."""

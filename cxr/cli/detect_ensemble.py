@@ -1,4 +1,5 @@
-"""Ensembles of family `detect`: training the members, joining their checkpoints, and what the ensemble gains."""
+"""Ensembles of family `detect`: training the members, joining their checkpoints, and comparing the result with
+them."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from cxr.training.sweep import train_all
 def member_recipes(
     recipe: DetectRecipe, members: int, architectures: Sequence[YoloSize] = (), sizes: Sequence[int] = ()
 ) -> dict[str, DetectRecipe]:
-    """The recipe of each member by name: seeds count up; folds, architectures and sizes take turns."""
+    """The recipe of each member by name. Seeds count up; members cycle through folds, architectures and sizes."""
     architectures, sizes = architectures or (recipe.architecture,), sizes or (recipe.size,)
     return {
         f"member-{number}": recipe.replace(
@@ -42,7 +43,7 @@ def member_recipes(
 def train_ensemble(
     recipes: Mapping[str, DetectRecipe], archive: ArchiveOptions, run: RunOptions, out: str, *, test_images: int = 0
 ) -> dict[str, Any]:
-    """Train the members in OUT/member-0 …, join those that finished in OUT/checkpoint; returns the result.json.
+    """Train the members in OUT/member-0 …, join the finished ones in OUT/checkpoint; returns the result.json.
 
     Args:
         test_images: number of held-out images on which the ensemble and its members are compared; 0: all.
@@ -100,10 +101,10 @@ def compare_members(members: Mapping[str, Checkpoint], ensemble: str, data: str,
 
 
 def save_ensemble(members: Sequence[Checkpoint], target: str) -> str:
-    """One checkpoint of several of family detect, at the URI `target`.
+    """Join several checkpoints of family detect into one at the URI `target`.
 
     Raises:
-        UserError: they find other findings, or see other images.
+        UserError: they have different findings, crops or enhancement.
     """
     first, recipes = members[0], [one.recipe for one in members]
     for one, recipe in zip(members, recipes, strict=True):

@@ -19,7 +19,8 @@ SHARDS = "shards"  # folder in OUT
 
 
 def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> str:
-    """Check all that the options, the archives' manifests and the recipe tell; returns the URI of the output folder.
+    """Check everything that can be known from the options, the archives' manifests and the recipe. Returns the output
+    URI.
 
     Raises:
         UserError: the first mistake.
@@ -71,7 +72,7 @@ def _check_out(options: ArchiveOptions, out: str) -> None:
 
 
 def _check_alike(archives: Sequence[ShardInfo | RawArchive], *, by_label: bool) -> None:
-    """Raise UserError unless the archives have the same pixels and, where labels count, the same findings."""
+    """Raise UserError unless the archives have the same pixels and, if labels are used, the same findings."""
     kinds = {}
     for archive in archives:
         if isinstance(archive, ShardInfo):

@@ -56,7 +56,7 @@ class TrainOptions:
 
     @classmethod
     def starting_point(cls, arguments: Sequence[str]) -> Self:
-        """The job's options as `--preset` or `--recipe` set them, before the other arguments are applied.
+        """The job's options as set by `--preset` or `--recipe`, before other arguments are applied.
 
         Raises:
             UserError: both are given, or they name no recipe of this family.
@@ -85,7 +85,7 @@ class TrainOptions:
 
     @classmethod
     def presets_help(cls) -> str:
-        """The family's presets, a line each, for `--help`."""
+        """The family's presets, one per line, for `--help`."""
         from cxr.families.presets import PRESETS
 
         recipe = next(one for one in fields(cls) if one.name == "recipe")

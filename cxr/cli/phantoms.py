@@ -12,7 +12,7 @@ from cxr.sources import chestxray14, siim
 
 
 def phantom_archive(out: str, count: int = 160, size: int = 256) -> str:
-    """A small synthetic archive in OUT/phantoms, for a job that was given none; made once."""
+    """A small synthetic archive in OUT/phantoms, generated once, for a job without an archive."""
     uri = storage.join(out, "phantoms")
     if not chestxray14.detect(uri):
         print(f"no --archive given: generating {count} phantom X-rays in {uri}", flush=True)
@@ -21,7 +21,7 @@ def phantom_archive(out: str, count: int = 160, size: int = 256) -> str:
 
 
 def siim_phantoms(options: ArchiveOptions, out: str) -> ArchiveOptions:
-    """The archive as given, or one of phantoms as rarely ill as SIIM-ACR's, in OUT/phantoms; made once."""
+    """The given archive, or one of phantoms with the prevalence of SIIM-ACR in OUT/phantoms, generated once."""
     if options.archive:
         return options
     uri = storage.join(storage.normalize(out), "phantoms")

@@ -1,4 +1,4 @@
-"""What every training job does around fit() and search(): data made ready, notes, pictures, the result."""
+"""The steps of every training job around fit() and search(): preparing data, notes, pictures, the result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from cxr.training.search import objectives_of, search, searched
 from cxr.training.shared_pretraining import prepare
 from cxr.training.sweep import train_all
 
-PICTURED = 64  # images that the pictures of a run are made from
+PICTURED = 64  # number of validation images for the pictures of a run
 
 
 def ensure_shards(options: ArchiveOptions, out: str, recipe: Recipe | None = None) -> str:
@@ -54,7 +54,7 @@ def ensure_shards(options: ArchiveOptions, out: str, recipe: Recipe | None = Non
 
 
 def _shards_of(archive: str, made: str, options: ArchiveOptions, recipe: Recipe | None) -> str:
-    """The archive itself where it is shards, else shards of it, made at `made`."""
+    """The archive itself if it consists of shards, otherwise shards of it, made at `made`."""
     if shards.is_shards(archive):
         return archive
     ingest.ingest(
@@ -71,13 +71,12 @@ def _shards_of(archive: str, made: str, options: ArchiveOptions, recipe: Recipe 
 
 
 def demo_aligner_checkpoint(archive: str, out: str) -> str:
-    """An aligner of preset `demo` in OUT/aligner, for a job that was given no checkpoint; trained on the first
-    call."""
+    """An aligner of preset `demo` in OUT/aligner, for a job without a checkpoint; trained in the first call."""
     return _trained_once(preset(AlignRecipe, "demo"), archive, storage.join(out, "aligner"))
 
 
 def demo_compressor_checkpoint(archive: str, out: str) -> str:
-    """An AE-CNN of preset `demo` in OUT/compressor, for a job that was given none; trained on the first call."""
+    """An AE-CNN of preset `demo` in OUT/compressor, for a job without a checkpoint; trained in the first call."""
     return _trained_once(preset(AecnnRecipe, "demo"), archive, storage.join(out, "compressor"))
 
 
@@ -91,8 +90,7 @@ def _trained_once(recipe: Recipe, archive: str, folder: str) -> str:
 
 
 def resolve_environment(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
-    """The recipe with the weights that it names, and all else that its trainings share, stored in OUT; prints
-    notes."""
+    """The recipe with its initial weights and shared pretraining stored in OUT; prints notes."""
     if recipe.lung_crop:
         recipe = recipe.replace(lung_crop=storage.normalize(recipe.lung_crop))
     begun = begun_with(out) if run.resume else None
@@ -110,7 +108,7 @@ def connect(out: str, archive: ArchiveOptions, run: RunOptions) -> None:
 
 
 def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str) -> dict[str, Any]:
-    """Everything a train_<family> job does; returns its result.json. Folds of which none is named are all trained."""
+    """The body of a train_<family> job; returns its result.json. Trains all folds if none is named."""
     if recipe.folds and recipe.fold is None:
         return train_folds_job(recipe, archive, run, out)
     check_resume(storage.join(storage.normalize(out), "train"), run.resume)
@@ -133,18 +131,18 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
 
 
 def training_record(recipe: Recipe) -> dict[str, Any]:
-    """What result.json says of a trained recipe: its settings and where the weights that it started from came from.
+    """The record of a trained recipe in result.json: its settings, and the origin of its initial weights.
 
-    These are the facts, while `settings` are what was asked for: `auto` may have found no weights.
+    This is what was used, while `settings` is what was requested: `auto` may not have found weights.
     """
     return {"recipe": recipe.to_dict(), "initial_weights": pretrained.sources(recipe)}
 
 
 def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str) -> dict[str, Any]:
-    """Train a network for each of `recipe.folds`, in OUT/fold-0/seed-SEED …, side by side; returns the result.json.
+    """Train a network for each of `recipe.folds`, in OUT/fold-0/seed-SEED …, in parallel; returns the result.json.
 
-    Its metrics are means over the folds, NAME_sd their standard deviations. What an earlier call has finished is
-    kept, what was killed goes on.
+    Its metrics are means over the folds, NAME_sd their standard deviations. Finished folds of an earlier call are
+    kept, and killed ones resume.
     """
     numbered = [recipe.replace(fold=number) for number in range(recipe.folds)]
     out = check_inputs(numbered[0], archive, out)
@@ -172,10 +170,10 @@ def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, ou
 def tune_job(
     recipe: Recipe, archive: ArchiveOptions, options: SearchOptions, run: RunOptions, out: str
 ) -> dict[str, Any]:
-    """Everything a tune_<family> job does; returns its result.json.
+    """The body of a tune_<family> job; returns its result.json.
 
     Raises:
-        UserError: the family does not offer the objectives, before anything is made.
+        UserError: the family does not have the objectives; raised before anything is written.
         RuntimeError: no trial finished an epoch.
     """
     objectives, space = objectives_of(recipe, options), searched(recipe, options)
@@ -209,7 +207,7 @@ def tune_job(
 
 
 def picture(uri: str, data: str, out: str) -> list[str]:
-    """Pictures of what a checkpoint does to validation images, in OUT/pictures; their URIs."""
+    """Pictures of a checkpoint's predictions on validation images, in OUT/pictures; their URIs."""
     if not shards.is_shards(data):
         return []
     kept = checkpoint.load(uri)
@@ -237,7 +235,7 @@ def _some(recipe: Recipe, data: str) -> Iterator[Batch]:
 
 
 def _say(metrics: dict[str, float], kept: str, pictures: list[str]) -> None:
-    """The end of a job, for the reader."""
+    """Print the metrics and the paths at the end of a job."""
     print("  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items())))
     print(f"checkpoint: {kept}")
     for uri in pictures:

@@ -33,13 +33,16 @@ from cxr.sources.manifest import Manifest, boxes_frame_px
 from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, ReadOptions
 from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 
-_BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 64  # at most, of pixels and of images in one block of a decoded archive
-_DECODER_CPUS = 0.5  # asked for a task that decodes: while one of two waits for files, the other has the CPU
-_LOOKED_AT, _LOOK_S = 32, 120  # images with boxes that are looked at before a stream begins, and for how long at most
+_BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 64  # maximum pixel bytes and images per block of a decoded archive
+_DECODER_CPUS = 0.5  # CPUs per decoding task: while one of two tasks waits for files, the other uses the CPU
+_LOOKED_AT, _LOOK_S = (
+    32,
+    120,
+)  # number of images whose boxes are checked before streaming, and time limit of this check
 _REPLY = pa.schema([("name", pa.string()), ("summary", pa.string())])
-_RETRIES = 3  # of work whose process died, as it does with its machine; an image does not kill it (decode_pool)
-_NAMED = 3  # parts in a message
-_EARLY_DEATHS = 5  # in a row, of a pool's workers before they began, as may happen on a busy machine
+_RETRIES = 3  # retries of work whose process died with its machine; images do not kill processes (decode_pool)
+_NAMED = 3  # number of parts that a message names
+_EARLY_DEATHS = 5  # consecutive failed starts of a pool's workers that are tolerated, for busy machines
 
 Work = Callable[[Part], Mapping[str, Any]]
 
@@ -90,7 +93,7 @@ def _check_boxes(manifest: pa.Table) -> None:
     reply = task.remote(_packed(ledger.rows_at(rows, pa.array(chosen))))
     try:
         counts = ray.get(reply, timeout=_LOOK_S)
-    except RayError:  # a file that stops its decoder: the stream itself will say so
+    except RayError:  # a file that crashes its decoder is reported by the stream itself
         ray.cancel(reply, force=True)
         return
     counts.check(PART_SHARE)
@@ -130,7 +133,7 @@ def map_blocks(rows: Dataset, work: Any, *, pool: ActorPoolStrategy | None = Non
     """
     limits = {"max_restarts": -1, "max_task_retries": _RETRIES} if pool else {"max_retries": _RETRIES}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)  # there is no other way to set them yet
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # there is no other way to set these limits yet
         return rows.map_batches(work, batch_format="pyarrow", batch_size=None, compute=pool, **limits, **options)
 
 
@@ -140,21 +143,21 @@ def configured(rows: Dataset) -> Dataset:
     logging.getLogger(ray_private.DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)  # warns that bars are off
     context: DataContext = rows.context
     context.enable_progress_bars = False
-    context.raise_original_map_exception = True  # else a UserError would arrive as the text of a traceback
-    context.execution_no_progress_timeout_s = -1  # else slow parts, or a wait for CPUs, would end the job
+    context.raise_original_map_exception = True  # otherwise a UserError would arrive as the text of a traceback
+    context.execution_no_progress_timeout_s = -1  # otherwise slow parts, or waiting for CPUs, would end the job
     context.max_consecutive_actor_init_deaths = _EARLY_DEATHS
     return rows
 
 
 def map_parts(parts: Sequence[Part], make: Callable[..., Work], args: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
-    """Call `make(*args)` in each worker of a pool, then what it returns with every part; yield the summaries.
+    """Call `make(*args)` in each worker of a pool, then its result with every part; yield the summaries.
 
-    One worker a CPU, fewer while the cluster is busy, more when it grows. Summaries are small dicts that
-    JSON can hold and come in any order; the part's data itself should not travel.
+    The pool has one worker per CPU, fewer while the cluster is busy, and more when it grows. Summaries are small
+    JSON-serializable dicts and arrive in any order; they should not contain the part's data.
 
     Raises:
         UserError: as raised in a worker.
-        ClusterError: workers died again and again.
+        ClusterError: workers died repeatedly.
     """
     if not parts:
         return
@@ -166,11 +169,11 @@ def map_parts(parts: Sequence[Part], make: Callable[..., Work], args: Sequence[A
 
 
 def finished(replies: Dataset, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows of `replies` as they come, one for each of the parts in `names`, whose name they have.
+    """Yield the rows of `replies` as they arrive, one for each of the parts in `names`.
 
     Raises:
-        UserError: as work on a part did.
-        ClusterError: processes that worked on a part died again and again.
+        UserError: as raised by the work on a part.
+        ClusterError: processes that worked on a part died repeatedly.
     """
     missing = dict.fromkeys(names)
 
@@ -186,7 +189,7 @@ def finished(replies: Dataset, names: Sequence[str]) -> Iterator[dict[str, Any]]
     except RayTaskError as error:
         if (mistake := user_error_in(error)) is None:
             raise
-        raise UserError(str(mistake).partition("\n")[0]) from error  # Ray appends how to try again
+        raise UserError(str(mistake).partition("\n")[0]) from error  # the rest is Ray's advice on retries
     except (WorkerCrashedError, RayActorError, OutOfMemoryError, NodeDiedError) as error:
         raise ClusterError(
             f"the process that worked on one of these died {_RETRIES + 1} times: {_some(missing)} "
@@ -196,14 +199,14 @@ def finished(replies: Dataset, names: Sequence[str]) -> Iterator[dict[str, Any]]
 
 
 def _some(names: Iterable[str]) -> str:
-    """A few of the names, and how many more there are."""
+    """A few of the names, and the number of the others."""
     names = list(names)
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
 
 
 class _OnPart:
-    """A pool's worker: made once, called with each part."""
+    """A worker of a pool: created once, called with each part."""
 
     def __init__(self, make: Callable[..., Work], args: Sequence[Any]) -> None:
         self._work = make(*args)
@@ -215,7 +218,7 @@ class _OnPart:
 
 
 def _packed(rows: pa.Table) -> bytes:
-    """A whole table in one cell: as blocks, tables would be opened, joined and split on their way."""
+    """A whole table in one cell. As a block, Ray Data could split a table, or combine it with others."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as stream:
         stream.write_table(rows)
@@ -231,5 +234,5 @@ def _pool(parts: int) -> ActorPoolStrategy:
         min_size=1,
         max_size=parts,
         initial_size=max(1, min(int(cluster.total("CPU")), parts)),
-        max_tasks_in_flight_per_actor=2,  # more would leave the last parts waiting behind one worker
+        max_tasks_in_flight_per_actor=2,  # with more, the last parts would wait for a single worker
     )

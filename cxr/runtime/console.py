@@ -36,15 +36,15 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Show something that the user should know and need not act on."""
+    """Show information on which the user need not act."""
     event("note", f"note: {text}")
 
 
 def event(kind: str, text: str, *, shown: bool = True, **values: Any) -> None:
-    """Show something that happened, as `text` or as a JSON object of `event`, `text` and `values`.
+    """Show an event, as `text` or as a JSON object of `event`, `text` and `values`.
 
     Args:
-        shown: False for what only a program reads.
+        shown: False for events that only programs read.
     """
     record = {"event": kind, "text": text, **values}
     if _in_worker():
@@ -66,7 +66,7 @@ def show_worker_lines(batch: dict[str, Any]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The same with null for each number that JSON has no word for."""
+    """The same, with null for each number that JSON cannot represent."""
     if isinstance(value, Mapping):
         return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -119,7 +119,7 @@ class Console:
                 print(path, file=self._stdout, flush=True)
 
     def show_error(self, text: str, exit_code: int) -> None:
-        """Print an error where a person looks for it, standard error; for a program as an event as well."""
+        """Print an error to standard error; with --json, also as an event."""
         with self._lock:
             if self.form == "json":
                 self.show({"event": "error", "text": text, "exit_code": exit_code})

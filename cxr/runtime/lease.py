@@ -1,7 +1,7 @@
-"""One run at a time in a folder: a lease that is renewed while the run lives, and taken over when it is dead.
+"""One run at a time per folder: a lease that is renewed while the run lives, and taken over when it is dead.
 
-Parts of work have deterministic names, so two runs in one folder would not spoil it, but they would do all work twice
-without knowing of each other, and two trainings would write into one log.
+Parts of work have deterministic names, so two runs in one folder would not damage results. But they would do all work
+twice, and two trainings would write to the same log.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from cxr.errors import UserError
 from cxr.runtime import console
 
 LEASE_FILE = "lease.json"
-HEARTBEAT_S = 10.0  # between renewals
-STALE_S = 60.0  # without a renewal, after which a run on another machine is taken for dead
-_HELD: set[str] = set()  # by this process
+HEARTBEAT_S = 10.0  # seconds between renewals
+STALE_S = 60.0  # seconds without a renewal after which a run on another machine counts as dead
+_HELD: set[str] = set()  # folders whose lease this process has
 
 
 @contextmanager
 def held(folder: str) -> Iterator[None]:
-    """Keep other runs out of a folder, any URI, while the block runs. Blocks within a block change nothing.
+    """Keep other runs out of a folder, any URI, while the block runs. Nested blocks have no effect.
 
-    A killed run on this machine is recognized at once. For one on another machine it takes STALE_S seconds, by this
-    machine's clock. Two runs that begin in the same moment can both get the folder where the storage has neither file
-    locks nor conditional writes: see `storage.replace_if`.
+    That a run on this machine was killed is recognized at once. For a run on another machine it takes STALE_S seconds
+    by this machine's clock. If the storage has neither file locks nor conditional writes, two runs that start at the
+    same moment can both get the folder: see `storage.replace_if`.
 
     Raises:
         UserError: another run is alive there.
@@ -78,7 +78,7 @@ class _Lease:
         if _read(self._uri) == self._content:
             storage.delete(self._uri)
         if self._made_folder:
-            with suppress(OSError):  # there are results in it
+            with suppress(OSError):  # the folder contains results
                 Path(self._folder).rmdir()
 
     def _write(self, previous: bytes | None) -> bool:
@@ -90,14 +90,14 @@ class _Lease:
 
     def _renew(self) -> None:
         while not self._released.wait(HEARTBEAT_S):
-            with suppress(storage.StorageError):  # which may pass before the lease is stale
+            with suppress(storage.StorageError):  # the storage may recover before the lease is stale
                 if not self._write(self._content) and not self._write(None):  # None: somebody deleted the file
                     console.note(f"another run has taken over {self._folder}; this run stops")
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
 
     def _left_by_dead(self) -> bytes | None:
-        """What a dead run left as its lease; None: there is no lease."""
+        """The lease that a dead run left; None: there is no lease."""
         left = _read(self._uri)
         if left is None:
             return None
@@ -143,9 +143,9 @@ def _parsed(content: bytes) -> dict[str, Any]:
 
 
 def _this_process() -> dict[str, Any]:
-    """What tells this process from all others, on this machine and elsewhere.
+    """The identity of this process, on this machine and across machines.
 
-    Process numbers mean something only within one start of one machine and, in containers, one namespace.
+    Process ids are unique only within one boot of a machine and, in containers, one namespace.
     """
     places = [socket.gethostname()]
     with suppress(OSError):
@@ -163,7 +163,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _lives(other: dict[str, Any]) -> bool:
-    """Whether a process of this machine still runs, and is not another one with its number."""
+    """Whether a process of this machine is still running, and is not a new process with the same id."""
     try:
         process = psutil.Process(other.get("process", 0))
         return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - other.get("started", 0)) < 1

@@ -1,4 +1,4 @@
-"""The workers of one Ray Train run as `recipes.base.Communicator`: exact sums and gathers over processes."""
+"""The workers of one Ray Train run as a `families.base.Communicator`: exact sums and gathers over processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class ProcessGroup:
 
 
 class _AllRows(torch.autograd.Function):
-    """Rows of all workers; a worker's rows get the sum of the gradients that all workers' losses have for them."""
+    """Rows of all workers. In the backward pass, a worker's rows get the sum of their gradients in all workers'
+    losses."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from cxr.training import batch_norm
 
 
 class UnrecoverableTrainingError(RuntimeError):
-    """Training would end here however often it is started again; raised on every worker alike."""
+    """Training cannot continue, even after a restart; raised on every worker."""
 
 
 class NonFiniteLossError(UnrecoverableTrainingError):
@@ -29,12 +29,13 @@ class NonFiniteLossError(UnrecoverableTrainingError):
 
 
 class Engine:
-    """Trains one task on one device; with several workers, all of them call each method alike.
+    """Trains one task on one device. With several workers, all of them call each method in the same order.
 
     Args:
-        steps_per_epoch: for the schedule only.
-        stage: to begin with; the recipe's first if left out.
-        check_every: steps between looks at the running sums, the only time the host waits for the device.
+        steps_per_epoch: used only for the schedule.
+        stage: the stage to start with; by default the recipe's first.
+        check_every: number of steps between checks of the running sums, the only time that the host waits for the
+            device.
     """
 
     def __init__(
@@ -72,8 +73,9 @@ class Engine:
         self.enter(stage or recipe.stages()[0])
 
     def enter(self, stage: Stage) -> None:
-        """Begin a stage: another part of the task may learn, with a new optimizer, schedule and moving average."""
-        if self.average is not None:  # what the last stage gave is what it was validated by
+        """Begin a stage, which may train another part of the task, with a new optimizer, schedule and moving
+        average."""
+        if self.average is not None:  # the result of a stage is the network that was validated
             self.task.network.load_state_dict(self.average.module.state_dict())
         self.stage = stage
         self.task.enter_stage(stage.name)
@@ -86,10 +88,11 @@ class Engine:
         self._forward: nn.Module | None = None
 
     def epoch(self, batches: Iterator[Batch]) -> dict[str, float]:
-        """Train on one epoch's batches. Returns each loss term's mean over all workers' steps, and their sum.
+        """Train on one epoch's batches. Returns the mean of each loss term over all workers' steps, and the mean of
+        their sum.
 
         Raises:
-            NonFinite: on every worker alike, soon after a term stopped being finite.
+            NonFiniteLossError: a term stopped being finite; raised on every worker, within `check_every` steps.
         """
         self.task.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -112,17 +115,19 @@ class Engine:
         return means | {"images": self.workers.sum(torch.tensor(float(images), device=self.device)).item()}
 
     def _echoed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Batches on this engine's device, each as often as the stage wants it; every step augments it anew."""
+        """Batches on this engine's device, each repeated as often as the stage requires; every step augments it
+        anew."""
         moved = self.moved(batches)
         if isinstance(self.task, BatchLookahead):
             moved = self.task.look_ahead(moved)
         return (batch for one in moved for batch in repeat(one, self.stage.data_echo_factor))
 
     def step(self, batch: Batch, *, last: bool = True) -> dict[str, Tensor]:
-        """Augment, forward and backward; with `last`, also move the weights.
+        """Augment, forward and backward; with `last`, also update the weights. Returns detached terms, without a host
+        sync.
 
-        Returns detached terms, without a host sync. Augmentation runs outside autocast (`Task.augment`), and on the
-        bare task, since it has nothing to average over workers.
+        Augmentation runs outside autocast (`Task.augment`) and on the unwrapped task, since it has no gradients to
+        average over workers.
         """
         module = self._distributed()
         augmented = self.task.augment(batch)
@@ -144,7 +149,7 @@ class Engine:
         return norm.detach().float()
 
     def _distributed(self) -> nn.Module:
-        """The task, wrapped once for gradient averaging where several workers train."""
+        """The task, wrapped once for gradient averaging if several workers train."""
         if self._forward is None:
             ids = [self.device.index] if self.device.type == "cuda" else None
             wrap = self.workers.size > 1
@@ -159,7 +164,7 @@ class Engine:
         return module.no_sync() if waits else nullcontext()  # pyright: ignore[reportCallIssue, reportReturnType]
 
     def _means(self, sums: dict[str, Tensor], steps: int) -> dict[str, float]:
-        """Means over all workers; raises where one is not finite, so that every worker stops together."""
+        """Means over all workers; raises if one is not finite, so that all workers stop together."""
         totals = self.workers.sum(torch.stack([*sums.values()]))
         means = dict(zip(sums, (totals / (steps * self.workers.size)).tolist(), strict=True))
         bad = [name for name, value in means.items() if not math.isfinite(value)]
@@ -177,7 +182,7 @@ class Engine:
         return self.validated(self.shipped(), batches)
 
     def validated(self, shown: nn.Module, batches: Batches) -> dict[str, float]:
-        """What the task's validation says of a network, the same on all workers."""
+        """The metrics of a network from the task's validation, the same on all workers."""
         trained = self.task.network
         self.task.eval()
         self.task.network = shown.eval()
@@ -202,11 +207,11 @@ class Engine:
                     buffer.copy_(self.workers.sum(buffer) / self.workers.size)
 
     def shipped(self) -> nn.Module:
-        """The network that is validated and kept: the moving average where there is one."""
+        """The network that is validated and saved: the moving average if there is one."""
         return self.average.module if self.average is not None else self.task.network
 
     def state(self) -> dict[str, Any]:
-        """All that an exact continuation needs besides the task's own state."""
+        """The state that exact resuming needs in addition to the task's own state."""
         state = {
             "network": self.task.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -233,7 +238,7 @@ def casts(precision: str, device: torch.device) -> bool:
 class MovingAverage(AveragedModel):
     """An exponential moving average of a network's parameters and buffers; integers are copied.
 
-    AveragedModel's own update hands its count to the device in every step, for which the host waits.
+    The update of AveragedModel itself copies its counter to the device in every step, for which the host waits.
 
     Args:
         decay, ramp: see `Recipe.ema` and `CustomOptimizer.ema_ramp`.
@@ -245,7 +250,7 @@ class MovingAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Move towards `model`; the first time, become equal to it."""
+        """Move toward `model`; the first update copies it."""
         done = int(self.n_averaged)  # on the CPU
         grown = 1 - math.exp(-(done + 1) / self.ramp) if self.ramp else 1.0
         kept = self.decay * grown if done else 0.0

@@ -1,4 +1,4 @@
-"""Where a worker's batches come from: shards read directly, or a raw archive streamed by Ray Data."""
+"""The source of a worker's batches: shards read directly, or a raw archive streamed by Ray Data."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Stream(Protocol):
 
 @dataclass
 class ArchiveStream:
-    """One worker's share of a Ray Data stream of schema rows, decoded anew in each pass.
+    """One worker's share of a Ray Data stream of schema rows, decoded again in each pass.
 
     Args:
-        rows: how many rows the split lists; rejected images make it fewer, so `steps` is an upper bound.
+        rows: number of rows that the split lists. Rejected images reduce it, so `steps` is an upper bound.
     """
 
     iterator: DataIterator
@@ -52,7 +52,8 @@ class ArchiveStream:
         return max(1, self.rows // (self.batch_size * self.world))
 
     def train(self, epoch: int) -> Iterator[Batch]:
-        """Whole batches only; Ray Data deals equal shares, its blocks in a new order in each pass."""
+        """Complete batches only. Ray Data gives each worker an equal share; the order of blocks changes in each
+        pass."""
         return self._batches(drop_last=self.rows >= self.batch_size * self.world)
 
     def every(self) -> Iterator[Batch]:
@@ -69,14 +70,15 @@ class ArchiveStream:
 
 
 def share(recipe: Recipe, workers: Communicator) -> int:
-    """Images of a worker in a step."""
+    """Number of images per step on a worker."""
     return max(1, round(recipe.batch_size / workers.size))
 
 
 def open_streams(
     data: dict[str, Any], recipe: Recipe, workers: Communicator, session: Session
 ) -> tuple[Stream, Stream]:
-    """This worker's shares of the train and the val split; `data` is what `fit` made of the archive's URI."""
+    """This worker's shares of the train and val splits. `data` is the description of the data that `fit` made from
+    the archive's URI."""
     own = share(recipe, workers)
     if "shards" in data:
         info = shards.read_info(data["shards"])

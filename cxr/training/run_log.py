@@ -1,4 +1,4 @@
-"""The record of a run: every metric to metrics.jsonl and TensorBoard, a line an epoch for the reader."""
+"""The record of a run: every metric to metrics.jsonl and TensorBoard, and a line per epoch for the reader."""
 
 from __future__ import annotations
 

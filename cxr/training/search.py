@@ -69,7 +69,7 @@ def check_applied(drawn: Mapping[str, Any], applied: Mapping[str, Any], rank: in
 
 
 class ReportBest(UserCallback):
-    """Reports to Tune, with every epoch, the metrics of the trial's best epoch so far, which the table will show.
+    """Reports the metrics of the trial's best epoch so far to Tune with every epoch; the final table shows them.
 
     They are read from the run's log, which `fit` writes first and which survives a restart.
 
@@ -134,10 +134,10 @@ class Sampler(OptunaSearch):
 
 
 def objectives_of(recipe: Recipe, options: SearchOptions) -> dict[str, Literal["min", "max"]]:
-    """The metrics to weigh and which way each is better; {} where the monitor alone counts.
+    """The metrics to optimize together, with their direction; {} if only the monitored metric counts.
 
     Raises:
-        UserError: a metric that the family does not offer, or one alone or twice.
+        UserError: the family does not have a metric, or there is only one, or one twice.
     """
     names = options.objectives
     if names in ((), (recipe.monitor,)):
@@ -152,10 +152,10 @@ def objectives_of(recipe: Recipe, options: SearchOptions) -> dict[str, Literal["
 
 
 def searched(recipe: Recipe, options: SearchOptions) -> dict[str, BaseDistribution]:
-    """The settings to draw, with their distributions.
+    """The settings to sample, with their distributions.
 
     Raises:
-        UserError: one that is to be left alone is not searched anyway, or nothing is left whose draws could differ.
+        UserError: a frozen setting is not searched anyway, or no setting is left to search.
     """
     space = recipe.active_search_space()
     if unknown := set(options.frozen_params) - set(space):

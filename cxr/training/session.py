@@ -1,4 +1,4 @@
-"""What a training worker asks of whatever runs it: Ray Train's worker group, or its own process if it is alone."""
+"""The interface between a training worker and its environment: Ray Train's worker group, or its own process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all trainings of a recipe share, made once on the cluster before the first of them."""
+"""Pretraining that all trainings of a recipe share, run once on the cluster before the first of them."""
 
 from __future__ import annotations
 

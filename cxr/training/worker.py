@@ -64,7 +64,7 @@ class Worker:
     session: Session = field(default_factory=RayTrainSession)
 
     def run(self) -> dict[str, Any]:
-        """Train to the end. Returns why not, alike on every rank, where another start would end the same way."""
+        """Train to the end. Returns why training failed, the same on every rank, if a restart would fail again."""
         torch.manual_seed(self.recipe.seed)
         try:
             train, val = open_streams(self.config["data"], self.recipe, self.workers, self.session)
@@ -89,14 +89,14 @@ class Worker:
         return {"epochs": self.progress.epoch, "best": self.progress.best}
 
     def _say_what_is_not_shared(self, engine: Engine) -> None:
-        """Print, once for all workers, what their number changes in what is learned."""
+        """Print, once for all workers, how their number affects the result."""
         images = share(self.recipe, self.workers)
         note = batch_norm.note(engine.task.network, self.workers.size, images, self.device)
         if note and self.workers.rank == 0:
             console.note(note)
 
     def _all_well(self, well: bool) -> bool:
-        """Whether every worker is; a worker that gave up alone would leave the others waiting for it."""
+        """Whether this holds on every worker; if one gave up alone, the others would wait for it."""
         return self.workers.sum(torch.tensor(float(well), device=self.device)).item() == self.workers.size
 
     def _engine(self, train: Stream) -> tuple[Engine, bool]:
@@ -121,7 +121,7 @@ class Worker:
         return engine, state is not None
 
     def _resume_state(self, previous: ray.train.Checkpoint) -> dict[str, Any]:
-        """What a checkpoint holds for going on.
+        """The state in a checkpoint from which training resumes.
 
         Raises:
             UserError: it was trained with other settings, or on other findings.
@@ -158,7 +158,7 @@ class Worker:
         torch.manual_seed((self.recipe.seed * 1_000_003 + epoch) * 1_009 + self.workers.rank)
 
     def _described(self, stage: str, metrics: dict[str, float]) -> dict[str, Any]:
-        """What the reports of an epoch and of an average of epochs have in common."""
+        """The common part of the reports of an epoch and of an average of epochs."""
         return {
             "epoch": self.progress.epoch,
             "epochs": self.recipe.total_epochs,
@@ -204,7 +204,7 @@ class Worker:
         return {"rankable": rankable, CHECKPOINT_SCORE: score, **({"degenerate": reason} if reason else {})}
 
     def _resume(self, engine: Engine) -> dict[str, Any]:
-        """What going on from here needs."""
+        """The state that resuming from here needs."""
         return {
             "engine": engine.state(),
             "task": checkpoint.task_state(engine.task),
