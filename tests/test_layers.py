@@ -74,7 +74,7 @@ def within(name: str, packages: set[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def test_names_are_told_apart() -> None:
+def test_names_are_distinguished() -> None:
     assert within("cxr.models.unet", {"cxr.models"})
     assert not within("cxr.modelsx", {"cxr.models"})
     assert "ray.train" in set(imports(REPOSITORY / "cxr" / "training" / "fit.py"))

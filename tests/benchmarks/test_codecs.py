@@ -33,7 +33,7 @@ def test_better_quality_gives_larger_files_and_smaller_errors(codec: StillCodec,
 
 
 @pytest.mark.parametrize("codec", LOSSY, ids=lambda codec: codec.name)
-def test_files_come_as_near_to_the_wanted_size_as_the_scale_allows(codec: StillCodec, pictures: np.ndarray) -> None:
+def test_file_sizes_are_as_close_to_the_target_as_possible(codec: StillCodec, pictures: np.ndarray) -> None:
     wanted = 1200.0
     coded = codecs.coded_near(codec, pictures, wanted)
     lengths = [len(codec.encode(picture, coded.quality)) for picture in pictures]

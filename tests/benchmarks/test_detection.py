@@ -102,7 +102,7 @@ def test_images_smaller_than_a_network_needs_are_rejected(xrays: BoxedXRays) -> 
         detection.compare(MEMBERS, large, xrays, CPU)
 
 
-def test_validation_images_stand_in_for_missing_test_images(
+def test_validation_images_replace_missing_test_images(
     made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = {"together": detector(lambda n: True)}

@@ -153,7 +153,7 @@ def untrained(
     return [Trained(*result) for result in made]
 
 
-def test_the_job_tells_of_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_job_reports_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "train_all", untrained)
     monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: out)
     monkeypatch.setattr(study, "connect", lambda *_: None)

@@ -75,7 +75,7 @@ def test_several_archives_become_one_and_stay_the_same(two: ArchiveOptions, tmp_
             check_inputs(RECIPE, other(two, archive=archives), out)
 
 
-def test_archives_that_cannot_be_one_are_refused_before_anything_is_made(two: ArchiveOptions, tmp_path: Path) -> None:
+def test_incompatible_archives_are_rejected_before_anything_is_written(two: ArchiveOptions, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for options in (other(two, stream=True), other(two, archive=two.archive[:1] * 2)):
         with pytest.raises(UserError, match="Give each archive once, and omit --stream"):
@@ -104,7 +104,7 @@ def test_the_shards_of_one_archive_are_not_taken_for_those_of_several(two: Archi
         check_inputs(RECIPE, two, str(tmp_path / "out"))
 
 
-def test_what_only_shards_allow_is_refused_of_a_stream(tmp_path: Path) -> None:
+def test_streams_reject_settings_that_need_shards(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the phantom archive is not shards, but folds"):
         check_inputs(RECIPE.replace(folds=3, fold=0), ArchiveOptions(stream=True), str(tmp_path))
     with pytest.raises(UserError, match="folds=3 without fold"):
@@ -185,7 +185,7 @@ def test_the_result_says_what_training_started_from(
     assert result["initial_weights"]["backbone_pretrained"]["given"] == str(tmp_path / "mine.pt")
 
 
-def test_fit_refuses_weights_that_were_not_resolved(two: ArchiveOptions, tmp_path: Path) -> None:
+def test_fit_rejects_unresolved_weights(two: ArchiveOptions, tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
         match=r"backbone_pretrained: expected the URI of weights; call recipe.resolve_weights\(out\) before fit",

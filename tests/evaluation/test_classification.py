@@ -108,7 +108,7 @@ def archive(tmp_path: Path) -> str:
     return write_archive(tmp_path / "shards")
 
 
-def test_the_job_judges_the_split_and_counts_the_rest(archive: str, tmp_path: Path) -> None:
+def test_the_job_evaluates_the_split_and_counts_the_rest(archive: str, tmp_path: Path) -> None:
     scored = named(guesses(60)) | {"broken 0.png": None, "of another archive.png": [0.1, 0.2, 0.3]}
     scored["004.png"] = None
     scored["005.png"] = [float("nan"), 0.5, 0.5]
@@ -207,14 +207,14 @@ def test_rejected_images_belong_to_the_truth(archive: str) -> None:
     assert read_truth(archive, ALL_IMAGES, "all", []).table.num_rows == 62
 
 
-def test_only_the_split_that_is_judged_is_read(archive: str) -> None:
+def test_only_the_evaluated_split_is_read(archive: str) -> None:
     (Path(archive) / "val" / "part-00000.parquet").unlink()
     assert read_truth(archive, ALL_IMAGES, "test", []).table.num_rows == 52
     with pytest.raises(storage.NotFoundError):
         read_truth(archive, ALL_IMAGES, "all", [])
 
 
-def test_archives_used_as_one_are_judged_only_where_ids_tell_their_images_apart(archive: str, tmp_path: Path) -> None:
+def test_combined_archives_are_evaluated_only_if_ids_are_unique(archive: str, tmp_path: Path) -> None:
     other = write_archive(tmp_path / "other", images=12, rejects=0)
     join_shards(str(tmp_path / "both"), [archive, other], ["/a", "/b"])
     run = write_run(tmp_path / "run", named(guesses(60)), archive=archive)

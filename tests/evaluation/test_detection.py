@@ -175,7 +175,7 @@ def test_two_runs_are_compared_on_the_images_that_both_have_scored(
     assert metrics["images"] == len(truth)
 
 
-def test_runs_that_cannot_be_judged_say_why(archive: str, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_evaluated_are_reported(archive: str, tmp_path: Path) -> None:
     strange = write_run(tmp_path / "strange", archive, {"elsewhere.png": []})
     with pytest.raises(UserError, match="there is nothing to evaluate"):
         reports.report(strange, ALL, str(tmp_path / "report"))

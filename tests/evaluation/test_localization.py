@@ -121,7 +121,7 @@ def pairs_of(images: Rows, finding: str) -> int:
     return sum(any(box["label"] == finding for box in row[schema.BOXES]) for row in images)
 
 
-def test_the_job_judges_boxes_and_labels(raw: str, images: Rows, tmp_path: Path) -> None:
+def test_the_job_evaluates_boxes_and_labels(raw: str, images: Rows, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", raw, images, broken=2)
     options = report_run.Options(run=run, out=str(tmp_path / "out"), report=ALL)
     write_result(options, report_run.main(options), 0)

@@ -154,7 +154,7 @@ COUNTS = {
 }
 
 
-def test_the_job_judges_masks_and_counts_the_rest(run: str, tmp_path: Path) -> None:
+def test_the_job_evaluates_masks_and_counts_the_rest(run: str, tmp_path: Path) -> None:
     options = report_run.Options(run=run, out=str(tmp_path / "out"), report=ReportOptions(split="all", resamples=50))
     write_result(options, report_run.main(options), 0)
     result = json.loads((tmp_path / "out" / "result.json").read_text(), parse_constant=pytest.fail)
@@ -220,7 +220,7 @@ def test_shown_pixels_are_the_images_own(raw: str, run: str, tmp_path: Path) -> 
             assert np.corrcoef(picture.reshape(-1), wanted.reshape(-1))[0, 1] > 0.7
 
 
-def test_lungs_are_judged_by_the_lungs_masks(raw: str, tmp_path: Path) -> None:
+def test_lungs_are_evaluated_with_lung_masks(raw: str, tmp_path: Path) -> None:
     found = {image: box(0, 60, 0, 60) for image in range(IMAGES)}
     lungs = write_run(tmp_path / "lungs", raw, found, family="lungs")
     metrics = reports.report(lungs, ReportOptions(split="all", resamples=5), str(tmp_path / "out"))["metrics"]
@@ -256,7 +256,7 @@ def test_spacing_is_that_of_the_files_own_pixels() -> None:
     assert of_square.spacing_mm(0, 512, 256) == pytest.approx((0.4, 1.6))
 
 
-def test_mistakes_are_told(raw: str, run: str, tmp_path: Path) -> None:
+def test_mistakes_are_reported(raw: str, run: str, tmp_path: Path) -> None:
     out, options = str(tmp_path / "out"), ReportOptions(split="all", resamples=5)
     strangers = write_run(tmp_path / "strangers", raw, {99: found_mask(1)})
     with pytest.raises(UserError, match="have a mask of Pneumothorax, 0 are in"):

@@ -89,7 +89,7 @@ def test_three_stages_or_those_between_start_and_stop() -> None:
         ({"start_from": "s3://b/c", "last_stage": "classifier"}, "downsampled images"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, object], said: str) -> None:
+def test_invalid_settings_are_rejected(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         SMALL.replace(**wrong)
 
@@ -149,7 +149,7 @@ def test_rare_findings_weigh_more_if_wished() -> None:
     assert positive == pytest.approx([math.sqrt(6 / 3), math.sqrt(8 / 1), math.sqrt(10)])
 
 
-def test_batch_norm_adapts_throughout_unless_it_is_told_to_stop() -> None:
+def test_batch_norm_adapts_unless_it_is_frozen() -> None:
     def mean_after_two_epochs(norm_epochs: int | None) -> list[Tensor]:
         recipe = SMALL.replace(batchnorm_calibration_epochs=norm_epochs)
         engine = Engine(
@@ -234,7 +234,7 @@ def test_training_begins_with_a_checkpoint_s_weights(tmp_path: Path) -> None:
     assert torch.equal(body.layer1[0].conv1.weight, network.classifier.body.layer1[0].conv1.weight)  # pyright: ignore
 
 
-def test_weights_of_another_classifier_are_refused_before_training(tmp_path: Path) -> None:
+def test_weights_of_another_classifier_are_rejected_before_training(tmp_path: Path) -> None:
     torch.save({"features.conv0.weight": torch.ones(1)}, tmp_path / "odd.pt")
     with pytest.raises(UserError, match=r"none of the .* tensors of the classifier"):
         SMALL.replace(backbone_pretrained=str(tmp_path / "odd.pt")).resolve_weights(str(tmp_path / "out"))
@@ -276,7 +276,7 @@ def test_every_drawn_network_fits_its_latents() -> None:
             assert network(torch.rand(1, 1, 128, 128))[0].shape == (1, 3)
 
 
-def test_a_codec_alone_tells_no_probabilities() -> None:
+def test_a_codec_without_classifier_has_no_probabilities() -> None:
     recipe = SMALL.replace(first_stage="autoencoder", last_stage="autoencoder")
     told = recipe.predict(recipe.network(FINDINGS).eval(), batch())
     assert told[schema.PROBABILITIES].isnan().all()

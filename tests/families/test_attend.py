@@ -183,7 +183,7 @@ def test_the_mean_of_images_without_findings_is_that_of_all_workers() -> None:
     assert one._sum.eq(0).all()
 
 
-def test_without_another_normal_image_the_mean_stands_in() -> None:
+def test_the_mean_replaces_a_missing_normal_image() -> None:
     task, given = task_of(), batch()
     given[schema.LABELS][4:, 0] = 1
     before = terms_of(task, given)["label"].item()
@@ -331,7 +331,7 @@ def test_pictures_show_the_boxes_of_the_best_found_finding() -> None:
     assert outline[1].sum() == 0
 
 
-def test_what_cannot_be_an_aligner_is_refused(aligner: tuple[AttendRecipe, str], tmp_path: Path) -> None:
+def test_invalid_aligners_are_rejected(aligner: tuple[AttendRecipe, str], tmp_path: Path) -> None:
     recipe, uri = aligner
     out = str(tmp_path / "out")
     torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pt")
@@ -358,6 +358,6 @@ def test_what_cannot_be_an_aligner_is_refused(aligner: tuple[AttendRecipe, str],
         {"max_zoom": 0.5}, {"box_weight": -1.0}, {"max_boxes": 0}, {"box_threshold": 0.0},
     ],
 )  # fmt: skip
-def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+def test_settings_out_of_range_are_rejected(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"expected|settings of boxes"):
         SMALL.replace(**wrong)

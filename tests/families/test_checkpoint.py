@@ -56,7 +56,7 @@ def test_damaged_weights_are_seen(tmp_path: Path) -> None:
         checkpoint.load(str(tmp_path))
 
 
-def test_other_folders_are_refused(tmp_path: Path) -> None:
+def test_other_folders_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"contains no checkpoint\.json"):
         checkpoint.load(str(tmp_path))
     storage.write_json(str(tmp_path / checkpoint_files.ABOUT), {"kind": "other", "version": 7})

@@ -82,7 +82,7 @@ def test_a_network_on_the_device_is_used_and_pictured(trained: Trained) -> None:
 
 
 @pytest.mark.usefixtures("_cuda")
-def test_training_goes_on_from_a_checkpoint_on_the_device(trained: Trained) -> None:
+def test_training_resumes_from_a_checkpoint_on_the_device(trained: Trained) -> None:
     again = resumed(trained.engine)
     terms = again.step(next(again.moved(some_batches())))
     assert all(math.isfinite(value) for value in terms.values())

@@ -126,7 +126,7 @@ def test_augmentation_can_be_switched_off() -> None:
         assert not torch.equal(changed, given[schema.PIXELS])
 
 
-def test_validation_tells_findings_and_places_and_sets_the_scale() -> None:
+def test_validation_measures_findings_and_places_and_sets_the_scale() -> None:
     task = SMALL.task(seeing()).eval()
     metrics = task.evaluate(some, SingleProcess())
     assert metrics["findings_measured"] == 2  # no Hernia
@@ -153,7 +153,7 @@ def batches_of_masses() -> Tensor:
     return nn.functional.interpolate(shown, size=(32, 32), mode="area")
 
 
-def test_images_whose_boxes_are_not_known_are_not_judged() -> None:
+def test_images_with_unknown_boxes_are_not_evaluated() -> None:
     def unknown() -> Iterator[Batch]:
         for one in some():
             yield one | {HAS_BOXES: torch.zeros(4, dtype=torch.bool)}
@@ -270,6 +270,6 @@ def test_weights_come_from_classifiers_and_from_checkpoints(tmp_path: Path) -> N
         {"stem_stride": 3},
     ],
 )
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
+def test_invalid_settings_are_rejected(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"expected|wanted"):
         SMALL.replace(**wrong)

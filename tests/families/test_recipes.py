@@ -139,7 +139,7 @@ def test_predictions_have_the_announced_columns(recipe: Recipe) -> None:
         assert len(images) == 4
 
 
-def test_a_task_goes_on_from_its_state(recipe: Recipe) -> None:
+def test_a_task_continues_from_its_state(recipe: Recipe) -> None:
     engine = engine_of(recipe)
     engine.epoch(some_batches())
     other = recipe.task(recipe.network(schema.FINDINGS))
@@ -160,6 +160,6 @@ def test_an_unknown_family_is_named() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"lr": -1.0}, {"lr": float("nan")}, {"ema": 1.0}, {"size": 0}])
-def test_settings_out_of_range_are_refused(recipe: Recipe, wrong: dict[str, float]) -> None:
+def test_settings_out_of_range_are_rejected(recipe: Recipe, wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(wrong))}: expected"):
         recipe.replace(**wrong)

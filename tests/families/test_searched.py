@@ -142,7 +142,7 @@ def test_a_setting_with_one_value_is_not_searched() -> None:
     assert "compression" not in small.active_search_space()
 
 
-def test_a_search_of_nothing_is_refused() -> None:
+def test_a_search_without_settings_is_rejected() -> None:
     recipe = AecnnRecipe(last_stage="classifier")
     with pytest.raises(UserError, match="expected settings that this search samples, which are classifier_lr"):
         searched(recipe, SearchOptions(frozen_params=("lr",)))

@@ -69,7 +69,7 @@ def test_stored_latents_give_the_same_probabilities_and_pictures(compressor: str
     assert (drawn - redrawn).abs().max() <= 1
 
 
-def test_latents_too_small_for_an_archive_are_refused() -> None:
+def test_latents_too_small_for_an_archive_are_rejected() -> None:
     with pytest.raises(UserError, match="8 x 8"):
         RECIPE.replace(compression=64).latent_format()
     with pytest.raises(UserError, match="'align' has no latents"):
@@ -143,7 +143,7 @@ def written(tmp_path: Path) -> tuple[str, str, Checkpoint]:
     return folder, scores, kept
 
 
-def test_an_archive_tells_what_it_holds(written: tuple[str, str, Checkpoint]) -> None:
+def test_an_archive_describes_its_contents(written: tuple[str, str, Checkpoint]) -> None:
     folder, _, kept = written
     info = shards.read_info(folder, latents=True)
     assert (info.pixels, info.findings, info.source, info.rejects) == (PixelFormat(16), schema.FINDINGS, "folder", 1)
@@ -165,12 +165,12 @@ def test_only_the_encoders_checkpoint_may_read_it(written: tuple[str, str, Check
         latents.check_encoder(info, replace(made(), recipe=aligner, network=aligner.network(())))
 
 
-def test_what_wants_images_refuses_latents(written: tuple[str, str, Checkpoint]) -> None:
+def test_jobs_that_need_images_reject_latents(written: tuple[str, str, Checkpoint]) -> None:
     with pytest.raises(UserError, match=r"expected X-rays in .*, got latents.*were made, /archive"):
         shards.read_info(written[0])
 
 
-def test_a_lost_part_is_told(written: tuple[str, str, Checkpoint]) -> None:
+def test_a_lost_part_is_reported(written: tuple[str, str, Checkpoint]) -> None:
     folder, scores, kept = written
     Path(folder, "test", "part-00000.parquet").unlink()
     with pytest.raises(UserError, match=r"test/part-00000.parquet is missing: delete .*part-00000.parquet too"):

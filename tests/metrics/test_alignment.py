@@ -84,7 +84,7 @@ def test_removing_the_mean_transform_defeats_zoom() -> None:
     assert cheat["correlation"] == pytest.approx(plain["correlation"], abs=1e-4)
 
 
-def test_degenerate_answers_are_told_apart() -> None:
+def test_degenerate_transforms_are_distinguished() -> None:
     assert alignment.mean_scale(ZOOM).item() == pytest.approx(0.3)
     assert alignment.degenerate(0.3, 0, 0).startswith("collapsed")
     assert alignment.degenerate(2.0, 0, 0).startswith("collapsed")

@@ -130,7 +130,7 @@ def test_nothing_at_all_is_no_crash() -> None:
     ("scores", "labels"),
     [([[np.nan]], [[1]]), ([[1.5]], [[0]]), ([[0.5]], [[2]]), ([[0.5, 0.5]], [[1]]), ([0.5], [1])],
 )
-def test_what_is_no_probability_or_label_is_refused(scores: list, labels: list) -> None:
+def test_invalid_probabilities_and_labels_are_rejected(scores: list, labels: list) -> None:
     with pytest.raises(ValueError, match="expected"):
         ours.auroc(np.array(scores), np.array(labels))
 

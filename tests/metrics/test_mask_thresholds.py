@@ -67,7 +67,7 @@ def test_the_best_rule_of_all_is_chosen() -> None:
     assert by_hand[chosen] > by_hand[MaskRule(0.5, 0, 0.3)]
 
 
-def test_as_many_certain_pixels_as_wanted_are_enough() -> None:
+def test_the_minimum_of_certain_pixels_is_inclusive() -> None:
     p = torch.zeros(2, 8, 8)
     p[0, 0, :4], p[1, 0, :3] = 0.9, 0.9
     true = torch.zeros(2, 8, 8, dtype=torch.bool)
@@ -90,7 +90,7 @@ def test_of_equals_the_plainest_rule_is_chosen() -> None:
     assert choose_rule(rows) == MaskRule(TOPS[0], MIN_AREAS[0], BOTTOMS[0]) == MaskRule(0.5, 0, 0.5)
 
 
-def test_rows_of_another_grid_are_refused() -> None:
+def test_rows_of_another_grid_are_rejected() -> None:
     rows = rule_rows(*validation())
     with pytest.raises(ValueError, match="expected rows of this grid"):
         choose_rule(rows, tops=(0.5,))

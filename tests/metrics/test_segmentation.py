@@ -104,7 +104,7 @@ def test_images_of_other_sizes_and_workers_come_together() -> None:
     assert results["pixel_accuracy"] == pytest.approx(1 - (29 + 400) / 2000)
 
 
-def test_images_with_something_to_find_are_told_from_others() -> None:
+def test_image_level_detection() -> None:
     rows, probability = overlap_rows(PREDICTED, TRUE)[[0, 1, 2, 3, 1]], torch.tensor([0.9, 0.2, 0.4, 0.6, 0.3])
     assert image_level(rows, probability) == {
         "image_sensitivity": 0.5,

@@ -20,7 +20,7 @@ def test_the_stem_shrinks_as_asked(name: ClassifierName, stride: StemStride, sid
     assert seen[0][-1] == side
 
 
-def test_other_networks_are_refused() -> None:
+def test_other_networks_are_rejected() -> None:
     with pytest.raises(ValueError, match="expected one of densenet121"):
         Classifier("alexnet", 3)  # pyright: ignore[reportArgumentType]
 
@@ -44,7 +44,7 @@ def test_weights_are_found_inside_a_checkpoint_with_their_head() -> None:
     assert torch.equal(other.body.fc.weight, one.body.fc.weight)
 
 
-def test_weights_of_another_network_are_refused() -> None:
+def test_weights_of_another_network_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"^layer1.0.conv1.weight of .*: expected shape 64 x 64 x 3 x 3, got 1$"):
         load_body(
             Classifier("resnet18", 3),

@@ -43,7 +43,7 @@ def test_attention_is_highest_where_any_channel_differs_most() -> None:
     assert contrast(own, own).eq(0).all()
 
 
-def test_one_reference_stands_for_all_images() -> None:
+def test_one_reference_serves_all_images() -> None:
     own, other = torch.rand(2, 3, 4, 4), torch.rand(3, 4, 4)
     assert torch.equal(contrast(own, other), contrast(own, other.expand(2, -1, -1, -1)))
 
@@ -141,6 +141,6 @@ def test_no_box_stays_no_box() -> None:
     assert warp_boxes(torch.full((1, 2, 4), math.nan), identity(1)).isnan().all()
 
 
-def test_other_networks_are_refused() -> None:
+def test_other_networks_are_rejected() -> None:
     with pytest.raises(ValueError, match="expected backbone resnet18"):
         ContrastAttention("vgg16", FINDINGS, 4)  # pyright: ignore[reportArgumentType]

@@ -106,7 +106,7 @@ def test_each_finding_counts_by_its_box_its_label_or_not_at_all() -> None:
     assert terms["box"].item() == pytest.approx(-5 * marked[0, 0].item() / 6, rel=1e-5)
 
 
-def test_a_box_of_the_whole_image_wants_every_cell() -> None:
+def test_a_box_of_the_whole_image_requires_every_cell() -> None:
     logits = torch.zeros(1, 1, 4, 4, requires_grad=True)
     everywhere = cells_inside(torch.tensor([[[0, 0.0, 0.0, 1.0, 1.0]]]), 1, 4)
     terms = MILLoss(1)(logits, torch.ones(1, 1, dtype=torch.int8), everywhere)
@@ -123,7 +123,7 @@ def test_training_begins_with_findings_as_rare_as_said() -> None:
         assert log_present(logits).exp().item() == pytest.approx(0.1, rel=1e-4)
 
 
-def test_weights_out_of_range_are_refused() -> None:
+def test_weights_out_of_range_are_rejected() -> None:
     for wrong in (-1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="box_weight"):
             MILLoss(wrong)

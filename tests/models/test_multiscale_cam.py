@@ -158,7 +158,7 @@ def test_torchvision_s_weights_fit_and_stages_are_its_own(backbone: CamBackbone)
 
 
 @pytest.mark.parametrize("wrong", [{"pooling": "median"}, {"stages": "first"}, {"relevance": "guessed"}])
-def test_what_is_not_known_is_refused(wrong: dict[str, str]) -> None:
+def test_unknown_settings_are_rejected(wrong: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="expected one of"):
         small(**wrong)
     with pytest.raises(ValueError, match=r"expected one of small.*got vgg16"):

@@ -41,7 +41,7 @@ class AddOne(nn.Module):
         return x + 1
 
 
-def test_unknown_names_are_refused() -> None:
+def test_unknown_names_are_rejected() -> None:
     with pytest.raises(ValueError, match="relu"):
         FrozenLayers(nn.Sequential(AddOne()), ["relu"], imagenet=False)
 
@@ -56,7 +56,7 @@ def test_vgg_layers_are_what_torchvision_computes() -> None:
     torch.testing.assert_close(frozen(x)[1], wanted)
 
 
-def test_only_the_layers_that_are_wanted_are_kept() -> None:
+def test_only_the_requested_layers_remain() -> None:
     deep, shallow = (perceptual.build("densenet121", None, n) for n in (5, 1))
     count = [sum(p.numel() for p in net.parameters()) for net in (deep, shallow)]
     assert count[1] < 0.01 * count[0]
@@ -69,7 +69,7 @@ def test_weights_stay_frozen_and_in_eval_mode() -> None:
     assert not any(p.requires_grad for p in network.parameters())
 
 
-def test_weights_of_another_network_are_refused() -> None:
+def test_weights_of_another_network_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"features\.conv0\.weight|lack"):
         perceptual.build("densenet121", vgg16(weights=None).state_dict(), 1)
 
@@ -98,7 +98,7 @@ def test_local_features_see_edges_without_sign_and_pass_gradients() -> None:
 
 
 @pytest.mark.parametrize(("kind", "layers"), [("vgg16", 6), ("vgg16", 0), ("local", 5), ("resnet", 1)])
-def test_layers_that_do_not_exist_are_refused(kind: FeatureKind, layers: int) -> None:
+def test_layers_that_do_not_exist_are_rejected(kind: FeatureKind, layers: int) -> None:
     with pytest.raises(ValueError, match="expected a feature network"):
         perceptual.build(kind, None, layers)
 

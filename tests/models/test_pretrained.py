@@ -185,7 +185,7 @@ def test_weights_by_uri_are_copied_once_and_need_not_be_there_afterwards(tmp_pat
     torch.testing.assert_close(dict(pretrained.from_uri(again.backbone_pretrained)), dict(state))
 
 
-def test_a_perceptual_loss_goes_on_with_the_same_weights_and_no_others(server: Server, tmp_path: Path) -> None:
+def test_a_perceptual_loss_resumes_only_with_the_same_weights(server: Server, tmp_path: Path) -> None:
     given = SMALL["align"].replace(feature_network="vgg16", feature_weight=1.0, feature_pretrained=NAME)
     out = str(tmp_path / "out")
     begun, _ = given.resolve_weights(out)
@@ -242,7 +242,7 @@ def test_weights_of_one_channel_are_said_to_be_that(recipe: Recipe, setting: str
         (LungsRecipe(), "backbone_pretrained"),
     ],
 )
-def test_a_checkpoint_of_another_family_is_refused_in_one_line_that_names_the_difference(
+def test_a_checkpoint_of_another_family_is_rejected_with_the_difference(
     recipe: Recipe, setting: str, tmp_path: Path
 ) -> None:
     _checkpoint(tmp_path / "attend")
@@ -252,7 +252,7 @@ def test_a_checkpoint_of_another_family_is_refused_in_one_line_that_names_the_di
     assert "\n" not in str(refused.value)
 
 
-def test_a_damaged_checkpoint_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_folder_is_rejected(tmp_path: Path) -> None:
     _checkpoint(tmp_path)
     about = json.loads((tmp_path / "checkpoint.json").read_text())
     about["recipe"]["backbone"] = "resnet50"
@@ -264,7 +264,7 @@ def test_a_damaged_checkpoint_folder_is_refused_in_one_line(tmp_path: Path) -> N
     assert "\n" not in str(e.value)
 
 
-def test_names_and_uris_are_told_apart() -> None:
+def test_names_and_uris_are_distinguished() -> None:
     assert not any(map(pretrained.is_uri, (NAME, "auto")))
     assert all(map(pretrained.is_uri, ("s3://bucket/run", "/data/vgg.pth", "vgg.pth")))
 
@@ -276,7 +276,7 @@ def test_files_and_checkpoint_folders_are_read(tmp_path: Path) -> None:
         torch.testing.assert_close(dict(pretrained.from_uri(uri)), state)
 
 
-def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
+def test_files_without_a_state_dict_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("not weights")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"epoch": 3, "state_dict": {"a": torch.zeros(1)}}, tmp_path / "wrapped.pt")

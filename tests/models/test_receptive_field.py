@@ -102,6 +102,6 @@ class Uneven(nn.Module):
         (nn.Upsample(scale_factor=2), "not supported"),
     ],
 )
-def test_what_cannot_be_followed_is_refused(layers: nn.Module, about: str) -> None:
+def test_unsupported_layers_are_rejected(layers: nn.Module, about: str) -> None:
     with pytest.raises(ValueError, match=about):
         receptive_fields(nn.Sequential(layers))

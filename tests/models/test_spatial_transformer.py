@@ -148,6 +148,6 @@ def test_transforms_are_float32_under_autocast() -> None:
         assert corner_distance(a, b).dtype == torch.float32
 
 
-def test_unknown_parameterisation_is_refused() -> None:
+def test_unknown_parameterization_is_rejected() -> None:
     with pytest.raises(ValueError, match="anisotropic"):
         SpatialTransformer(make_backbone("conv3"), "projective")  # pyright: ignore[reportArgumentType]

@@ -57,7 +57,7 @@ def test_a_run_whose_worker_was_killed_ends_where_an_undisturbed_one_does(made: 
     assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-3
 
 
-def test_two_workers_finish_with_one_network_and_a_finished_run_goes_on(made: str, tmp_path: Path) -> None:
+def test_two_workers_end_with_one_network_and_a_finished_run_continues(made: str, tmp_path: Path) -> None:
     out = str(tmp_path / "two")
     first = fit(RECIPE, made, out, RunOptions(workers=2))
     assert first.epochs == 2
@@ -84,12 +84,12 @@ def test_a_loss_that_explodes_is_named(made: str, tmp_path: Path) -> None:
         fit(RECIPE.replace(pixel_weight=1e300), made, str(tmp_path / "exploded"))
 
 
-def test_a_network_larger_than_the_shards_is_refused(made: str, tmp_path: Path) -> None:
+def test_a_network_larger_than_the_shards_is_rejected(made: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected stored images of at least size=64 px, got 32 px"):
         fit(RECIPE.replace(size=64), made, str(tmp_path / "large"))
 
 
-def test_more_than_the_cluster_has_is_refused(made: str, tmp_path: Path) -> None:
+def test_requests_beyond_the_cluster_are_rejected(made: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 2 CPUs: too few for a run of 4 workers"):
         fit(RECIPE, made, str(tmp_path / "many"), RunOptions(workers=4))
     with pytest.raises(UserError, match="cannot be shared equally by 3 workers"):

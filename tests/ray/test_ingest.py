@@ -54,7 +54,7 @@ def test_rejects_are_listed_with_their_reasons(archive: str, ingested: IngestRes
     assert sum(ingested.reasons.values()) == ingested.rejects == BAD
 
 
-def test_archive_file_tells_of_every_part(ingested: IngestResult) -> None:
+def test_archive_file_lists_every_part(ingested: IngestResult) -> None:
     info = shards.read_info(ingested.shards)
     assert info.pixels == PIXELS
     assert {split: info.rows(split) for split in info.parts} == ingested.counts
@@ -66,7 +66,7 @@ def test_archive_file_tells_of_every_part(ingested: IngestResult) -> None:
             assert schema.pixel_format(table.schema) == PIXELS
 
 
-def test_a_stopped_ingest_goes_on_with_what_is_missing(archive: str, ingested: IngestResult) -> None:
+def test_a_stopped_ingest_continues_with_missing_parts(archive: str, ingested: IngestResult) -> None:
     before = all_rows(ingested.shards)
     first, *kept = sorted(Path(ingested.shards).glob("*/part-*.parquet"))
     times = [path.stat().st_mtime_ns for path in kept]
@@ -93,7 +93,7 @@ def test_other_pixels_need_another_out(archive: str, ingested: IngestResult) -> 
         ingest(archive, ingested.shards, pixels=PixelFormat(size=64), max_rejects=0.1)
 
 
-def test_a_part_of_other_hands_is_refused(archive: str, ingested: IngestResult, tmp_path: Path) -> None:
+def test_a_foreign_part_is_rejected(archive: str, ingested: IngestResult, tmp_path: Path) -> None:
     part = next(Path(ingested.shards).glob("*/part-*.parquet"))
     whole = part.read_bytes()
     pq.write_table(pa.table({"a": [1]}), part)

@@ -128,7 +128,7 @@ def contents(folder: str) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
-def test_a_killed_run_goes_on_and_its_latents_score_the_same(
+def test_a_killed_run_continues_and_its_latents_score_the_same(
     compressors: list[str], archive: str, tmp_path: Path
 ) -> None:
     kept, out, again = compressors[0], str(tmp_path / "out"), str(tmp_path / "again")
@@ -162,7 +162,7 @@ def test_a_killed_run_goes_on_and_its_latents_score_the_same(
         score(latents, compressors[1], str(tmp_path / "other"))
 
 
-def test_another_checkpoint_is_refused_in_the_same_place(kept: str, archive: str, tmp_path: Path) -> None:
+def test_another_checkpoint_is_rejected_in_the_same_folder(kept: str, archive: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     score(archive, kept, out)
     with pytest.raises(UserError, match="another --out"):
@@ -179,7 +179,7 @@ def test_too_many_rejects_fail_after_all_else_is_scored(kept: str, tmp_path: Pat
     assert sum(row[schema.ERROR] is None for row in rows(str(tmp_path / "out")).values()) == 4
 
 
-def test_several_archives_are_scored_into_one_result_and_judged_one_by_one(kept: str, tmp_path: Path) -> None:
+def test_several_archives_are_scored_together_and_evaluated_separately(kept: str, tmp_path: Path) -> None:
     raw, stored, more = (write_archive(tmp_path / name, good=3, first=name) for name in ("raw", "stored", "more"))
     ingest.ingest(stored, str(tmp_path / "shards"), pixels=PixelFormat(32), max_rejects=0.9)
     archives, out = [raw, str(tmp_path / "shards"), more], str(tmp_path / "out")

@@ -23,7 +23,7 @@ def test_rows_show_each_picture_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lengths", [(2, 3), (0, 0)])
-def test_rows_that_do_not_match_are_refused(lengths: tuple[int, int]) -> None:
+def test_rows_that_do_not_match_are_rejected(lengths: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="same number"):
         figures.picture_rows({str(i): np.zeros((n, 4, 4)) for i, n in enumerate(lengths)})
 

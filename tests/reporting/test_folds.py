@@ -19,7 +19,7 @@ def test_mean_and_standard_deviation_are_over_all_folds_or_unknown() -> None:
     assert math.isnan(found["hd95_px_sd"])
 
 
-def test_the_table_tells_each_fold() -> None:
+def test_the_table_has_each_fold() -> None:
     head, _, dice, distance = folds.table(METRICS).splitlines()
     assert [cell.strip() for cell in head.split("|")[1:-1]] == ["metric", "mean ± SD", "fold 0", "fold 1", "fold 2"]
     assert [cell.strip() for cell in dice.split("|")[1:-1]] == ["dice", "0.8 ± 0.1", "0.8", "0.7", "0.9"]

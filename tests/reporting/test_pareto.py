@@ -29,12 +29,12 @@ def test_a_row_is_on_the_front_unless_another_dominates_it() -> None:
     assert pareto.on_front(values[:1]).tolist() == [True]
 
 
-def test_equal_rows_stand_or_fall_together() -> None:
+def test_equal_rows_are_all_on_the_front_or_none() -> None:
     assert pareto.on_front(np.array([[1.0, 1.0], [1.0, 1.0], [0.0, 2.0]])).tolist() == [True, True, True]
     assert pareto.on_front(np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 2.0]])).tolist() == [False, False, True]
 
 
-def test_rows_that_are_not_finite_neither_stand_nor_dominate() -> None:
+def test_rows_that_are_not_finite_are_ignored() -> None:
     values = np.array([[math.nan, 9.0], [math.inf, 9.0], [9.0, -math.inf], [1.0, 1.0]])
     assert pareto.on_front(values).tolist() == [False, False, False, True]
 

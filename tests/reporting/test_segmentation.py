@@ -8,7 +8,7 @@ from cxr.metrics.bootstrap import MeanInterval
 from cxr.reporting import segmentation
 
 
-def test_the_baseline_stands_below_the_dice() -> None:
+def test_the_empty_baseline_is_below_the_dice() -> None:
     found = {"dice": 0.81, "empty_prediction_dice": 0.7785, "hd95_px": 12.34, "hd95_mm": math.nan, "images": 10}
     lines = segmentation.summary_table(found, {"dice": MeanInterval(0.81, 0.8, 0.82)}).markdown().splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]

@@ -108,7 +108,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_has_a_live_line_that_gives_way_to_text(job: Console, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminal_has_a_live_line_that_text_replaces(job: Console, capsys: pytest.CaptureFixture[str]) -> None:
     assert not job.show_live_line("ingest", 1, 10, "images"), "there is no terminal"
     job._errors = terminal = Terminal()
     assert job.show_live_line("ingest", 1, 10, "images")

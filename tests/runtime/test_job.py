@@ -87,7 +87,7 @@ def test_a_job_that_ends_well_writes_and_names_its_result(job: list[str], tmp_pa
     assert {"cxr", "python", "ray", "torch"} <= set(result["versions"])
 
 
-def test_a_mistake_is_told_without_a_traceback(job: list[str], tmp_path: Path) -> None:
+def test_a_mistake_is_reported_without_a_traceback(job: list[str], tmp_path: Path) -> None:
     done = run([*job, "badly"])
     assert (done.returncode, done.stderr) == (2, "error: given x, wanted y: do z\n")
     assert not (tmp_path / "out").exists()
@@ -130,7 +130,7 @@ def test_every_job_has_options_for_access_to_buckets(
     assert {name: os.environ[name] for name in names if name in os.environ} == variables
 
 
-def test_a_failure_of_the_cluster_is_told_without_a_traceback(job: list[str]) -> None:
+def test_a_failure_of_the_cluster_is_reported_without_a_traceback(job: list[str]) -> None:
     done = run([*job, "elsewhere"])
     assert (done.returncode, done.stderr) == (1, "error: Ray did not start\n")
 
@@ -161,7 +161,7 @@ def test_a_second_signal_ends_a_job_at_once(job: list[str]) -> None:
     assert time.monotonic() - start < 5
 
 
-def test_two_jobs_into_one_folder_the_second_ends_with_2_and_the_first_goes_on(job: list[str]) -> None:
+def test_a_second_job_in_a_folder_exits_with_2_and_the_first_continues(job: list[str]) -> None:
     with subprocess.Popen([*job, "slowly"], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "started\n"

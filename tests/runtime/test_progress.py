@@ -53,7 +53,7 @@ def test_nothing_left_is_no_division_by_zero(clock: Clock) -> None:
     assert Progress("ingest", total=5, done=5).images_per_second == 0
 
 
-def test_a_long_wait_is_noted_with_what_is_waited_for_and_goes_on(
+def test_a_long_wait_is_noted_with_its_reason_and_continues(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CXR_STALL_WARNING_S", "0.2")

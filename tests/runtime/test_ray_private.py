@@ -43,14 +43,14 @@ def is_private(name: str) -> bool:
     return bool(PRIVATE_MODULE.search(name) or PRIVATE_OPTIONS.match(name))
 
 
-def test_private_names_are_told_from_public_ones() -> None:
+def test_private_names_are_recognized() -> None:
     for name in ("ray._private.worker", "ray.data._internal.progress", "ray.train.v2._internal.x", "_system_config"):
         assert is_private(name), name
     for name in ("ray.__version__", "ray.train.torch", "ray.util.annotations", "array._x", "ray.data", "_name"):
         assert not is_private(name), name
 
 
-def test_private_names_stand_in_one_file_alone() -> None:
+def test_private_names_are_in_one_file_only() -> None:
     paths = [path for folder in ("cxr", "jobs", "cluster", "tests") for path in (REPOSITORY / folder).rglob("*.py")]
     users = {str(path.relative_to(REPOSITORY)) for path in paths if any(map(is_private, strings_and_names(path)))}
     assert users - ALLOWED == set()

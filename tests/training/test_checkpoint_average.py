@@ -91,7 +91,7 @@ def trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Worker, Engi
     return worker, engine, reports
 
 
-def test_the_average_is_reported_once_and_training_can_go_on_from_it(
+def test_the_average_is_reported_once_and_training_can_resume_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, engine, reports = trained(tmp_path, monkeypatch)

@@ -67,7 +67,7 @@ def test_a_spoilt_term_is_named() -> None:
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_restored_state_goes_on_exactly(ema: float) -> None:
+def test_restored_state_continues_exactly(ema: float) -> None:
     straight = engine(Line(), ema=ema)
     first, second = straight.epoch(data()), straight.epoch(data())
     interrupted = engine(Line(), ema=ema)
@@ -87,7 +87,7 @@ def test_accumulated_steps_equal_one_large_batch() -> None:
     assert torch.allclose(whole.task.network.weight, halves.task.network.weight, atol=1e-5)
 
 
-def test_weights_that_would_never_move_are_refused() -> None:
+def test_an_accumulation_longer_than_the_epoch_is_rejected() -> None:
     with pytest.raises(UserError, match="accumulate=8 with 5 steps"):
         engine(Line(), steps=5, accumulate=8)
     with pytest.raises(UnrecoverableTrainingError, match="an epoch produced no batches"):

@@ -30,7 +30,7 @@ def test_the_best_epoch_is_the_latest_of_equals_and_never_nan() -> None:
     assert best_row(rows[:1], recipe) is None
 
 
-def test_a_repeated_epoch_gives_way(tmp_path: Path) -> None:
+def test_a_repeated_epoch_replaces_the_old_row(tmp_path: Path) -> None:
     log = RunLog(str(tmp_path), "train", "pairwise_lung_iou")
     for epoch, value in ((1, 0.1), (2, 0.2)):
         log.after_report(None, [row(epoch, value)], None)
@@ -41,6 +41,6 @@ def test_a_repeated_epoch_gives_way(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
-def test_the_line_tells_how_far_and_how_fast() -> None:
+def test_the_line_shows_progress_and_speed() -> None:
     line = RunLog("out", "train", "pairwise_lung_iou").line(row(1, 0.25))
     assert line == "train 1/3  loss 0.5  pairwise_lung_iou 0.2500  10 images/s  0:02 left"

@@ -65,7 +65,7 @@ def test_objectives_come_with_which_way_each_is_better() -> None:
 @pytest.mark.parametrize(
     "names", [("pairwise_lung_iou", "psnr"), ("pairwise_lung_iou", "pairwise_lung_iou"), ("equivariance_error_pct",)]
 )
-def test_objectives_that_cannot_be_weighed_are_refused_with_those_that_can(names: tuple[str, ...]) -> None:
+def test_unsuitable_objectives_are_rejected_with_a_list(names: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="it has pairwise_lung_iou, equivariance_error_pct"):
         objectives_of(RECIPE, SearchOptions(objectives=names))
     with pytest.raises(UserError, match="it has none"):
@@ -79,7 +79,7 @@ def test_a_job_with_objectives_that_cannot_be_weighed_ends_before_it_makes_anyth
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tune_is_told_the_best_epoch_by_the_monitor_not_the_last() -> None:
+def test_tune_gets_the_best_epoch_not_the_last() -> None:
     rows = [
         {"epoch": 1, "pairwise_lung_iou": 0.9, "equivariance_error_pct": 1.0, "rankable": False},
         {"epoch": 2, "pairwise_lung_iou": 0.8, "equivariance_error_pct": 7.0, "rankable": True},
@@ -94,7 +94,7 @@ def test_tune_is_told_the_best_epoch_by_the_monitor_not_the_last() -> None:
 
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[:1]])
-def test_a_trial_without_finite_values_fails_and_the_sampler_goes_on(names: tuple[str, ...]) -> None:
+def test_a_trial_without_finite_values_fails_and_the_sampler_continues(names: tuple[str, ...]) -> None:
     metrics = [BEST.format(name) for name in names]
     modes = [str(RECIPE.objectives[name]) for name in names]
     metric, mode = (metrics, modes) if len(names) > 1 else (metrics[0], modes[0])
@@ -141,7 +141,7 @@ def first_stop(recipe: AlignRecipe, options: SearchOptions) -> int | None:
     return last.index("STOP") + 1 if "STOP" in last else None
 
 
-def test_no_trial_is_judged_before_its_last_stage_has_begun() -> None:
+def test_no_trial_is_stopped_before_its_last_stage() -> None:
     assert first_stop(RECIPE, SearchOptions()) == 7
     assert first_stop(RECIPE, SearchOptions(grace_period=2)) == 8
     assert first_stop(RECIPE, SearchOptions(grace_period=9)) == 10
@@ -160,6 +160,6 @@ def test_trials_without_a_network_to_rank_stop_nobody_at_a_rung() -> None:
     assert [("STOP" in trial) for trial in said] == [False, False, False, True]
 
 
-def test_a_trial_is_judged_by_its_best_epoch_so_far() -> None:
+def test_a_trial_is_ranked_by_its_best_epoch_so_far() -> None:
     said = decisions(AlignRecipe(epochs=4), SearchOptions(grace_period=3), [[0.5] * 4, [0.1, 0.6, 0.2, 0.2]])
     assert "STOP" not in said[1]
