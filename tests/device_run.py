@@ -70,7 +70,7 @@ def train(
 
 
 def resumed(engine: Engine) -> Engine:
-    """Another engine that goes on from what a checkpoint of this one holds, which is read to the CPU."""
+    """Another engine, resumed from a checkpoint of this one, which is read to the CPU."""
     state = [engine.state(), checkpoint.task_state(engine.task)]
     of_engine, of_task = tree_map_only(Tensor, lambda values: values.cpu().clone(), state)
     other = engine_on(engine.device, engine.recipe, engine.workers)

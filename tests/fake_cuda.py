@@ -373,7 +373,7 @@ def _host(tensor: Tensor) -> Tensor:
 
 @functools.cache
 def _makes(operator: Any) -> bool:
-    """Whether an operator is told the device of what it makes."""
+    """Whether an operator's arguments include the device of its result."""
     return any(argument.name == "device" for argument in operator._schema.arguments)
 
 
@@ -394,7 +394,7 @@ def _on_cpu(tree: Any) -> list[Tensor]:
 
 
 def _check_devices(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse CPU tensors beside a device tensor, except indices, and 0-dim ones that are only read."""
+    """Reject CPU tensors next to a device tensor, except indices, and 0-dim ones that are only read."""
     named = kwargs | dict(zip((each.name for each in operator._schema.arguments), args, strict=False))
     if operator._schema.name in _INDEXING:
         del named["indices"]

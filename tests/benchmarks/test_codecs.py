@@ -1,4 +1,4 @@
-"""Still-image codecs: what they give back, and files of the size that was asked for."""
+"""Still-image codecs: decoded images, and files of a given size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes that a detector has found meet what three readers drew: figures, pictures, comparison, submission."""
+"""Reports of detectors: metrics against the boxes of three readers, pictures, comparison, submission."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Found boxes meet the archive's own: in the originals' pixels, of raw archives and of shards, told and pictured."""
+"""Reports of boxes: in the originals' pixels, for raw archives and shards, with metrics and pictures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Rows = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Phantoms, of which the box list speaks in pixels of 1024 x 1024."""
+    """Phantoms whose list of boxes refers to 1024 x 1024 pixels."""
     folder = str(tmp_path_factory.mktemp("raw"))
     write_phantom(folder, IMAGES, size=SIDE, findings=("Nodule", "Mass", "Cardiomegaly"), prevalence=0.8)
     return folder
@@ -153,7 +153,7 @@ def test_the_job_evaluates_boxes_and_labels(raw: str, images: Rows, tmp_path: Pa
 
 
 def test_shards_know_the_same_boxes(raw: str, images: Rows, tmp_path: Path) -> None:
-    """A third of the width to the side: IoU 1/2, so that right and wrong hang on exact coordinates."""
+    """A shift by a third of the width: IoU 1/2, so that small errors of coordinates matter."""
     run = write_run(tmp_path / "run", raw, images, shift=0.33)
     by_raw = reports.report(run, ALL, str(tmp_path / "by_raw"))["metrics"]
     assert (by_raw["localization_accuracy_iou50"], by_raw["localization_accuracy_iobb60"]) == (1, 1)

@@ -1,4 +1,4 @@
-"""Training and reports see the same truth: what a detector is taught, found again, has an average precision of 1."""
+"""Training and reports use the same true boxes: predicting exactly these has an average precision of 1."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def chestxray14(tmp_path: Path) -> str:
 
 @pytest.fixture
 def vindr(tmp_path: Path) -> str:
-    """The same boxes, each drawn by three readers in an original of 1024 x 1024, beside copies of another shape."""
+    """The same boxes, each drawn by three readers in an original of 1024 x 1024, with copies of another shape."""
     names = [f"image{number}" for number in range(len(ODD))]
     write_images(tmp_path / "vin" / "train", names)
     rows = [
@@ -141,7 +141,7 @@ def test_a_network_that_finds_what_it_was_taught_has_an_average_precision_of_one
 def test_boxes_of_a_finding_that_is_somewhere_in_the_image_are_not_wrong(
     chestxray14: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first image shows an effusion, and masses have lost their boxes: only a found nodule is wrong."""
+    """The first image shows an effusion, and masses have no boxes: only a predicted nodule is a false positive."""
     for draws in ("_box_pictures", "_label_pictures"):
         monkeypatch.setattr(detection, draws, lambda *_: [])
     rows, findings = ingested(chestxray14)

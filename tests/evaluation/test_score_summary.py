@@ -1,4 +1,4 @@
-"""Runs over images of which nothing is known have a report too: of the scores, of what was found, of what failed."""
+"""Runs over images without ground truth have a report: of the scores, of examples, and of failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks that a run has found meet the archive's own: figures, counts, the worst first, and what is not known."""
+"""Reports of masks: metrics, counts, the worst images first, and unknown masks."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def masks_of(image: int) -> list[dict[str, Any]] | None:
 
 @pytest.fixture
 def raw(tmp_path: Path) -> str:
-    """Images of 64 x 64 in folders by patient, with their masks beside them."""
+    """Images of 64 x 64 in folders by patient, with their masks."""
     rng = np.random.default_rng(0)
     for image in range(IMAGES):
         path = tmp_path / "raw" / name_of(image)

@@ -1,4 +1,4 @@
-"""AE-CNN: its stages, what learns in each, unknown labels, crops, thresholds, what it begins with."""
+"""AE-CNN: its stages, trained parameters, unknown labels, crops, thresholds and initialization."""
 
 from __future__ import annotations
 

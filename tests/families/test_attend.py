@@ -1,4 +1,4 @@
-"""Align, attend, locate: pairs, the mean that stands in for them, boxes there and back, scores, what is refused."""
+"""Align, attend, locate: pairs, the mean that replaces them, boxes in both frames, scores, invalid settings."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ IDS = torch.arange(8) * (1 << 17)  # hashes spread evenly: box_fraction=.5 takes
 
 
 def batch(seed: int = 0) -> Batch:
-    """Eight noisy images, of which the first four have a bright Mass in a quarter of their own; no Nodule."""
+    """Eight noisy images, the first four with a bright Mass in a different quarter each; no Nodule."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 60, (8, 64, 64), generator=generator)
     boxes = torch.full((8, 3, 5), math.nan)
@@ -119,7 +119,7 @@ def test_partners_are_others_without_findings_drawn_evenly() -> None:
 
 
 class Share(SingleProcess):
-    """One of 8 workers in a step of 16 images, of which `everyone` says who has no finding."""
+    """One of 8 workers in a step of 16 images; `everyone` says which images have no finding."""
 
     size = 8
 
@@ -132,7 +132,7 @@ class Share(SingleProcess):
 
 
 def test_on_8_workers_an_image_finds_a_partner_as_on_one() -> None:
-    """Two images on each of 8 workers: alone, half of them would find nobody without findings."""
+    """Two images on each of 8 workers: on their own, half of them would have no partner without findings."""
     torch.manual_seed(0)
     task, given, found = task_of(), batch(), []
     for _ in range(20):

@@ -330,7 +330,7 @@ def test_validation_counts_no_false_positives_of_unknown_findings(
 
 
 def test_scores_are_in_pixels_of_the_original() -> None:
-    """A network of 64 px, pixels stored at 128 px, of which each is 10 px of the original, 40 px to the right."""
+    """A network of 64 px for pixels stored at 128 px, each of which is 10 px of the original, 40 px to the right."""
     found = torch.full((1, 100, 6), math.nan)
     found[0, 0] = torch.tensor([0.25, 0.5, 0.5, 0.75, 0.9, 1])
     found[0, 1] = torch.tensor([-0.5, 0.9, 0.5, 1.5, 0.4, 0])

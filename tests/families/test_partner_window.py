@@ -121,7 +121,8 @@ def sources(task: DetectTask, given: Iterator[Batch]) -> float:
 
 
 def test_a_mosaic_shows_as_many_images_on_8_workers_as_on_one() -> None:
-    """Sixteen images a step are two on each of 8 workers, of which a mosaic would show 1.9 on average."""
+    """Sixteen images per step are two on each of 8 workers; without a window, a mosaic would show 1.9 images on
+    average."""
     torch.manual_seed(0)
     one, eight = sources(task_of(), shares(16)), sources(task_of(), shares(2, count=150))
     assert one > 3.7

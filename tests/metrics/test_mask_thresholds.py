@@ -1,4 +1,4 @@
-"""The three thresholds: what they make of probabilities, and that the best ones are found from counts alone."""
+"""The three thresholds: their effect on probabilities, and their selection from counts."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def test_nothing_known_gives_gradients_of_zero(network: Yolo) -> None:
 
 
 def test_workers_divide_by_the_targets_of_all(network: Yolo) -> None:
-    """Two workers' terms, of two images each, have the mean that the four images have alone."""
+    """The mean of two workers' terms, of two images each, equals the terms of all four images."""
     raw, boxes = raw_of(network), some_boxes()
     whole = loss_of(network)(raw, boxes)
     halves = [

@@ -75,7 +75,7 @@ def test_masks_are_not_shifted(name: FcnBackbone, stride: FcnStride, scored: str
 
 
 def test_fully_connected_layers_become_convolutions() -> None:
-    """Where a field covers the whole of a 224 px image, AlexNet's fc7 says what it says as a classifier."""
+    """Where a receptive field covers the whole image of 224 px, AlexNet's fc7 has the values of the classifier."""
     from torchvision.models import alexnet
 
     given = alexnet(weights=None, num_classes=3).eval()

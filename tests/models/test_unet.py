@@ -67,7 +67,7 @@ def test_bright_discs_are_learned_from_augmented_pairs() -> None:
 
 
 def _discs(count: int, size: int = 64) -> tuple[Tensor, Tensor]:
-    """Noisy images of which most show a disc, and its mask."""
+    """Noisy images, most of which show a disc, and its mask."""
     at = torch.arange(size)
     (row, column, share), radius = torch.rand(3, count, 1, 1), 5 + 7 * torch.rand(count, 1, 1)
     off = (at[:, None] - size * (0.2 + 0.6 * row)).square() + (at - size * (0.2 + 0.6 * column)).square()

@@ -18,7 +18,7 @@ RECIPE = AlignRecipe(size=32, epochs=EPOCHS, batch_size=8, backbone="conv3", lun
 
 
 def main(archive: str, out: str) -> None:
-    """Ingest ARCHIVE into OUT/shards, train on it in OUT, score it into OUT/scored; says what it begins with."""
+    """Ingest ARCHIVE into OUT/shards, train on it in OUT, score it into OUT/scored; prints each step."""
     cluster.connect(cpus=2)
     print("begins: ingest", flush=True)
     shards = ingest(archive, storage.join(out, "shards"), pixels=PixelFormat(32)).shards

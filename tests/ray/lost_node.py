@@ -1,4 +1,4 @@
-"""A run or a search on machines of which one is lost: python -m tests.ray.lost_node fixed|elastic|search FOLDER."""
+"""A run or a search that loses one of its machines: python -m tests.ray.lost_node fixed|elastic|search FOLDER."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fit() with an average of the best epochs: made where a run stopped before it, kept when the run goes on."""
+"""fit() with an average of the best epochs: made if a run stopped before it, and kept if the run resumes."""
 
 from __future__ import annotations
 

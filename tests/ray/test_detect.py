@@ -1,4 +1,5 @@
-"""A detector on two workers: one is killed and the run goes on; an ensemble outlives a member; both are scored."""
+"""A detector on two workers: one is killed and the run continues; an ensemble survives a failed member; both are
+scored."""
 
 from __future__ import annotations
 

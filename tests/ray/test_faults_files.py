@@ -1,4 +1,4 @@
-"""Files that crash, hang or exhaust their decoder: each is a row with the reason, and all others are decoded."""
+"""Files that crash, hang or exhaust their decoder: each becomes a row with the reason, and the others are decoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that are killed, and jobs whose disk fills up: the same command goes on, and the end is the same."""
+"""Killed jobs, and jobs whose disk is full: the same command continues, and the result is the same."""
 
 from __future__ import annotations
 

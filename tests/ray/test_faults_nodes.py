@@ -1,4 +1,4 @@
-"""A machine that is lost while a run or a search goes on: it ends all the same, on those that are left."""
+"""A machine that is lost during a run or a search, which then finishes on the remaining machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search whose driver is killed goes on where it was: no trial is lost, none is trained twice."""
+"""A search whose driver is killed resumes: no trial is lost, and none is trained twice."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def rows(out: str) -> dict[str, dict]:
-    """Scores by image; fails where an image stands twice."""
+    """Scores by image; fails if an image occurs twice."""
     found = [row for file in sorted(Path(out, "scores").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
     by_id = {row[schema.IMAGE_ID]: row for row in found}
     assert len(by_id) == len(found)

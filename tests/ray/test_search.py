@@ -101,7 +101,7 @@ class Weighed(AlignRecipe):
 
 
 def told(out: Path) -> list[list[float]]:
-    """What Optuna was told of each trial, from the sampler's last saved state."""
+    """The values that Optuna received for each trial, from the sampler's last saved state."""
     state = max((out / "search").glob("searcher-state-*.pkl"), key=lambda path: path.stat().st_mtime)
     return trial_values(pickle.loads(state.read_bytes()))
 

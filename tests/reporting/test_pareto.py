@@ -1,4 +1,4 @@
-"""The Pareto front: who is on it, how it is told and drawn."""
+"""The Pareto front: its members, their table and their picture."""
 
 from __future__ import annotations
 

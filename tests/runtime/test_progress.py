@@ -1,4 +1,4 @@
-"""What is said of a long run while it goes on."""
+"""Messages about the progress of a long run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes train one detector: the same weights after every epoch, and the losses of one process alone."""
+"""Two processes train one detector: with the weights and losses of a single process after every epoch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def some_batches(workers: Communicator) -> Iterator[Batch]:
 
 
 class FixedNorm(nn.BatchNorm2d):
-    """A batch norm that uses what it begins with: an image does not depend on which others are in its share."""
+    """A batch norm with fixed statistics, so that an image does not depend on the others of its share."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)

@@ -1,4 +1,4 @@
-"""Two processes reduce and measure exactly what one does alone."""
+"""Two processes reduce and measure exactly like a single one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def task() -> Task:
 
 
 def measured(made: Task, workers: Communicator) -> dict[str, float]:
-    """Metrics of two batches of four: alone both, in a group of two one each."""
+    """Metrics of two batches of four: a single process has both, each of two processes has one."""
     shares = [*some_batches(2)][workers.rank :: workers.size]
     return {name: value for name, value in made.evaluate(lambda: iter(shares), workers).items() if name in EXACT}
 

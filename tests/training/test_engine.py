@@ -1,4 +1,4 @@
-"""The training step: losses fall, weights of terms count, bad losses stop, state goes on exactly."""
+"""The training step: falling losses, weights of terms, errors for losses that are not finite, exact resuming."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cxr.training.engine import Engine, MovingAverage, NonFiniteLossError, Unrec
 
 
 class Line(Task):
-    """Fits y = 2x + 1 with two terms, one of which can be spoilt."""
+    """Fits y = 2x + 1 with two terms, one of which can be made NaN."""
 
     def __init__(self, weight: float = 1.0, spoilt: float = 0.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Two processes train one network: the same steps, moving average and batch-norm statistics as one alone."""
+"""Two processes train one network: with the steps, moving average and batch-norm statistics of a single process."""
 
 from __future__ import annotations
 
