@@ -1,5 +1,4 @@
-"""Ensembles of family `detect`: training the members, joining their checkpoints, and comparing the result with
-them."""
+"""Ensembles of family `detect`: training members, joining their checkpoints, comparing members and ensemble."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A detector on two workers: one is killed and the run continues; an ensemble survives a failed member; both are
-scored."""
+"""A detector on two workers, one of which is killed; an ensemble that survives a failed member; scores of both."""
 
 from __future__ import annotations
 
