@@ -23,6 +23,7 @@ from cxr.imaging.lung_bbox import MARGIN
 from cxr.runtime.job import run_job
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
+from cxr.sources.label_table import read_label_table
 from cxr.sources.options import Labeling, ReadOptions
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     if options.archive:
         storage.check_readable(options.archive)
+    if options.labeling.labels:
+        read_label_table(options.labeling)
 
     # These import torch and Ray, which takes seconds: mistakes above are reported without them.
     from cxr.data.ingest import ingest

@@ -178,7 +178,7 @@ def _check_findings(archive: ShardInfo | RawArchive, recipe: Recipe) -> None:
     if {schema.LABELS, schema.BOXES} & {*recipe.columns} and not archive.findings:
         raise UserError(
             f"{archive.uri} has no labels, but family {recipe.family} learns from labels: give an archive that has "
-            f"labels, or add them with --boxes"
+            f"labels, or add them with --labels or --boxes"
         )
     sampling = sampling_of(recipe)
     if sampling and sampling.finding != schema.ANY_FINDING and sampling.finding not in archive.findings:

@@ -1,4 +1,4 @@
-"""Read some columns of a long CSV file with Arrow, for lists of hundreds of thousands of rows.
+"""Read columns of a long CSV file with Arrow, for lists of hundreds of thousands of rows.
 
 Such files may be compressed with gzip, and quoted values may contain line breaks. Otherwise they are those that
 `csv_table` reads, except that every row must have as many fields as the header. Values are text, trimmed.
@@ -45,8 +45,11 @@ def has_columns(location: str, columns: Sequence[str]) -> bool:
     return set(map(folded, columns)) <= set(map(folded, header))
 
 
-def read_columns(location: str, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+def read_columns(location: str, columns: Sequence[str] | None = None, optional: Sequence[str] = ()) -> pa.Table:
     """Read these columns as strings without nulls, under these names; an optional one that is missing is blank.
+
+    Args:
+        columns: None: all that have a name.
 
     Raises:
         UserError: a column is missing or repeated, a row has too few or too many fields, there are no rows, or the
@@ -55,6 +58,7 @@ def read_columns(location: str, columns: Sequence[str], optional: Sequence[str] 
     """
     data = _plain(storage.read_bytes(location))
     header_line, header, separator = _header(location, data)
+    columns = [name for name in header if name] if columns is None else columns
     check_header(location, header_line, header, columns)
     positions = {folded(name): f"f{number}" for number, name in enumerate(header)}  # Arrow's names
     present = {name: positions[folded(name)] for name in (*columns, *optional) if folded(name) in positions}

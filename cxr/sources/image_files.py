@@ -16,7 +16,7 @@ from cxr.storage import FileEntry, NotFoundError, list_files
 
 PATH = "path"  # relative to the archive's root
 
-_IMAGE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     ("dcm", "dicom", "dic", "png", "jpg", "jpeg", "jp2", "tif", "tiff", "bmp", "gif", "webp", "img")
 )
 _COLUMNS = pa.schema([(PATH, pa.string()), (schema.SOURCE_URI, pa.string())])
@@ -66,10 +66,10 @@ def image_key(name: str) -> str:
     """
     key = name.replace("\\", "/").rpartition("/")[2].strip()
     stem, _, suffix = key.rpartition(".")
-    if stem and suffix.lower() in _IMAGE_SUFFIXES:
+    if stem and suffix.lower() in IMAGE_SUFFIXES:
         key = stem.rstrip()
         stem, _, suffix = key.rpartition(".")
-        if stem and suffix.lower() in _IMAGE_SUFFIXES:  # a copy may keep the original's suffix: A.dicom.png
+        if stem and suffix.lower() in IMAGE_SUFFIXES:  # a copy may keep the original's suffix: A.dicom.png
             key = stem.rstrip()
     return key
 

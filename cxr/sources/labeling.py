@@ -18,7 +18,8 @@ from cxr.errors import UserError
 from cxr.sources import rater_agreement
 from cxr.sources.box_files import read_boxes
 from cxr.sources.image_files import image_key
-from cxr.sources.manifest import Manifest, labels_column
+from cxr.sources.labels import mapped, with_label_table
+from cxr.sources.manifest import Manifest, labels_column, replace_column
 from cxr.sources.options import Labeling, ReaderBoxes
 from cxr.wording import counted
 
@@ -28,13 +29,18 @@ _EXAMPLES = 3  # names of images that did not match, in a note
 def labeled(manifest: Manifest, labeling: Labeling) -> Manifest:
     """Replace a manifest's labels and boxes as `labeling` says.
 
-    With a file of boxes, only the images that it lists remain; files, patients and splits are those of the source.
+    With a table of labels or a file of boxes, only the images that it lists remain; files are those of the source, as
+    are patients and splits that the table does not give.
 
     Raises:
-        UserError: the file lists none of the images, or readers are to agree but the boxes name no readers.
+        UserError: a file lists none of the images, or readers are to agree but the boxes name no readers.
     """
     if labeling.boxes:
         manifest = with_boxes(manifest, storage.normalize(labeling.boxes))
+    if labeling.labels:
+        manifest = with_label_table(manifest, labeling)
+    elif labeling.label_mapping or labeling.unknown_as != "unknown":
+        manifest = mapped(manifest, labeling)
     return agreed(manifest, labeling.readers_agree) if labeling.readers_agree > 1 else manifest
 
 
@@ -49,7 +55,7 @@ def one_reader(manifest: Manifest, how: ReaderBoxes) -> Manifest:
         return manifest
     notes = [*manifest.notes, f"boxes of several readers combined by {how}: {counted(several, 'image')}"]
     boxes = pa.array(boxes_by_image, schema.MANIFEST.field(schema.BOXES).type)
-    return Manifest(_replaced(table, schema.BOXES, boxes), manifest.findings, notes)
+    return Manifest(replace_column(table, schema.BOXES, boxes), manifest.findings, notes)
 
 
 def with_boxes(manifest: Manifest, location: str) -> Manifest:
@@ -67,8 +73,8 @@ def with_boxes(manifest: Manifest, location: str) -> Manifest:
     ]
     columns = {schema.BOXES: [given.boxes[image] for image in listed], schema.BOXES_FRAME: frames}
     for name, values in columns.items():
-        table = _replaced(table, name, pa.array(values, schema.MANIFEST.field(name).type))
-    table = _replaced(table, schema.LABELS, labels_column(given.labels(listed)))
+        table = replace_column(table, name, pa.array(values, schema.MANIFEST.field(name).type))
+    table = replace_column(table, schema.LABELS, labels_column(given.labels(listed)))
     notes = [
         *manifest.notes,
         *given.notes,
@@ -133,9 +139,4 @@ def agreed(manifest: Manifest, agree: int) -> Manifest:
     labels = np.array(manifest.table[schema.LABELS].to_pylist(), np.int8)
     labels = labels_column(rater_agreement.agreed(labels, boxes, extras, manifest.findings, agree))
     note = f"a finding is positive if at least {counted(agree, 'reader')} marked it"
-    return Manifest(_replaced(manifest.table, schema.LABELS, labels), manifest.findings, [*manifest.notes, note])
-
-
-def _replaced(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
-    index = table.schema.get_field_index(column)
-    return table.set_column(index, table.schema.field(index), values)
+    return Manifest(replace_column(manifest.table, schema.LABELS, labels), manifest.findings, [*manifest.notes, note])

@@ -65,6 +65,12 @@ def manifest_table(columns: Mapping[str, pa.Array | pa.ChunkedArray], frame_px: 
     return pa.table(arrays, schema=schema.MANIFEST.with_metadata(metadata))
 
 
+def replace_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The table with other values in a column, of the same type."""
+    index = table.schema.get_field_index(name)
+    return table.set_column(index, table.schema.field(index), values)
+
+
 def boxes_frame_px(manifest_schema: pa.Schema) -> int | None:
     """Side of the square image to which a manifest's boxes and spacing refer, regardless of the files' size.
 

@@ -10,7 +10,18 @@ from cxr.errors import UserError
 from cxr.sources import selection
 
 ReaderBoxes = Literal["wbf", "majority", "union"]
-_URIS = {"boxes"}  # fields of Labeling that are URIs
+LabelPolicy = Literal["unknown", "negative", "positive"]
+_URIS = {"labels", "label_mapping", "boxes"}  # fields of Labeling that are URIs
+_OF_LABELS = (  # fields of Labeling that have a meaning only with a table of labels
+    "image_column",
+    "patient_column",
+    "split_column",
+    "view_column",
+    "label_columns",
+    "value_column",
+    "blank_as",
+)
+NO_COLUMN = "none"  # in place of a column of the table of labels: do not use one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +61,36 @@ ALL_IMAGES = ReadOptions()
 class Labeling:
     """Where an archive's labels and boxes come from, if not from its source, and how readers are combined."""
 
+    labels: str = ""
+    """URI of a table of labels: CSV, TSV or Parquet, with a row for each image or for each image and finding. Its
+    labels replace those of the archive, and images without a row are skipped. Empty: use the archive's own labels."""
+    image_column: str = ""
+    """Column of the label table with file names, paths or SOPInstanceUIDs. Empty: recognize it by its name."""
+    patient_column: str = ""
+    """Column of the label table with the patients. Empty: recognize it by its name; none: use the archive's
+    patients."""
+    split_column: str = ""
+    """Column of the label table with train, val or test. Empty: recognize it by its name; none: use no such
+    column."""
+    view_column: str = ""
+    """Column of the label table with PA, AP or lateral. Empty: recognize it by its name; none: use no such column."""
+    label_columns: tuple[str, ...] = ()
+    """Columns of the label table with the findings: a column for each finding with 1, 0, -1 or blank, or one column
+    with the names of findings, such as Effusion|Mass. Default: recognize them."""
+    value_column: str = ""
+    """Column of the label table with 1, 0, -1 or blank for the finding that the row names. Empty: recognize it by its
+    name; none: every named finding is positive."""
+    blank_as: Literal["unknown", "negative"] = "unknown"
+    """Label of an image in which the table says nothing about a finding."""
+    unknown_as: LabelPolicy = "unknown"
+    """Label of an image in which a finding is uncertain (-1). CheXpert calls these choices U-Ignore, U-Zeros and
+    U-Ones."""
+    label_mapping: str = ""
+    """URI of a YAML or JSON file that renames, merges and leaves out findings; see docs/how-to/labels.md."""
     boxes: str = ""
     """URI of a file with boxes: COCO JSON, or CSV with the columns of VinBigData or of the RSNA Pneumonia Detection
-    Challenge. Its labels and boxes replace those of the archive, and images that it does not list are skipped. Empty:
-    use the archive's own labels and boxes."""
+    Challenge. Its boxes and, without --labels, its labels replace those of the archive, and images that it does not
+    list are skipped. Empty: use the archive's own labels and boxes."""
     readers_agree: int = 1
     """Number of readers who must have marked a finding for its label to be positive."""
     reader_boxes: ReaderBoxes = "wbf"
@@ -64,6 +101,11 @@ class Labeling:
     def __post_init__(self) -> None:
         if self.readers_agree < 1:
             raise UserError(f"expected readers_agree of at least 1, got {self.readers_agree}: correct it")
+        if self.labels and self.readers_agree > 1:
+            raise UserError("expected --labels or --readers-agree, got both: give one of them")
+        of_labels = [name for name in _OF_LABELS if name in self.describe()]
+        if of_labels and not self.labels:
+            raise UserError(f"expected --labels with {_option(of_labels[0])}, got none: give the table's URI")
 
     def __bool__(self) -> bool:
         """Whether any setting differs from its default."""
@@ -71,13 +113,13 @@ class Labeling:
 
     def describe(self) -> dict[str, Any]:
         """The settings that differ from their defaults, with normalized URIs."""
-        changed = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed = {name: value for name, value in changed.items() if value != getattr(SOURCE_LABELS, name)}
+        values = {field: getattr(self, field.name) for field in fields(self)}
+        changed = {field.name: value for field, value in values.items() if value != field.default}
         return {name: storage.normalize(value) if name in _URIS else value for name, value in changed.items()}
 
     def options(self) -> str:
         """The command-line options of `describe`, without their values."""
-        return ", ".join("--" + name.replace("_", "-") for name in self.describe())
+        return ", ".join(map(_option, self.describe()))
 
     def check_raw(self, archive: str) -> None:
         """Raise UserError if any setting differs from its default; call this for shards, which have fixed labels."""
@@ -90,3 +132,7 @@ class Labeling:
 
 SOURCE_LABELS = Labeling()
 """The labels and boxes of an archive's source."""
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")

@@ -90,9 +90,9 @@ def test_annotations_in_reports_and_shards(archive: str, file: str, tmp_path: Pa
     assert known.table[schema.IMAGE_ID].to_pylist() == ["00000002_000.png"]
     assert known.findings == schema.VINBIGDATA_FINDINGS
     stored = write_shards(tmp_path / "shards", {"train": 2, "test": 2})
-    assert read_truth(stored, "auto", "test", [schema.LABELS], Labeling()).table.num_rows == 2
+    assert read_truth(stored, ALL_IMAGES, "test", [schema.LABELS], Labeling()).table.num_rows == 2
     with pytest.raises(UserError, match=r"contains shards, whose labels cannot be changed: omit --boxes"):
-        read_truth(stored, "auto", "test", [schema.LABELS], Labeling(boxes=file))
+        read_truth(stored, ALL_IMAGES, "test", [schema.LABELS], Labeling(boxes=file))
 
 
 def annotated(archive: str, tmp_path: Path, rows: str, header: str = HEADER) -> Manifest:
