@@ -88,6 +88,8 @@ SPACING_MM = "spacing_mm"  # [between rows, between columns] of the original's p
 PIXELS = "pixels"  # size x size, uint8 or uint16, row-major; null where `error` is set
 RESIZE_TRANSFORM = "resize_transform"  # maps `pixels` back to the original: see `imaging.geometry.ResizeTransform`
 CROP_STATUS = "crop_status"  # "lungs"; "whole image: REASON" if the crop failed; null if no crop was requested
+GATE = "gate"  # "frontal", or why it is no upright frontal chest X-ray, see `data.gate`; null if not checked
+GATE_SCORE = "gate_score"  # estimated probability that it is one, in [0, 1]
 LABELS = "labels"  # one int8 per finding: 1, 0, −1 unknown
 BOXES = "boxes"
 BOXES_FRAME = "boxes_frame_px"  # in manifests: [height, width] that its boxes refer to; null: see sources.manifest
@@ -136,6 +138,7 @@ _IDENTITY = [
     (AGE_YEARS, pa.float32()),
 ]
 _DICOM_CODES = [(VIEW, pa.string()), (BODY_PART, pa.string()), (MODALITY, pa.string())]
+_GATE = [(GATE, pa.string()), (GATE_SCORE, pa.float32())]
 _TRUTH = [
     (LABELS, pa.list_(pa.int8())),
     (BOXES, pa.list_(BOX_TYPE)),
@@ -163,6 +166,7 @@ SCORES = pa.schema(
         (WIDTH_PX, pa.int32()),
         (RESIZE_TRANSFORM, RESIZE_TRANSFORM_TYPE),
         (CROP_STATUS, pa.string()),
+        *_GATE,
     ]
 )  # first columns of every family's scores; `Recipe.score_columns` adds the family's own
 MASK_SCORES = pa.schema(
@@ -205,6 +209,7 @@ def row_schema(pixels: PixelFormat) -> pa.Schema:
         (PIXELS, pa.binary(pixels.row_bytes)),
         (RESIZE_TRANSFORM, RESIZE_TRANSFORM_TYPE),
         (CROP_STATUS, pa.string()),
+        *_GATE,
         *_TRUTH,
         (MASKS, pa.list_(MASK_TYPE)),
         (ERROR, pa.string()),

@@ -107,11 +107,15 @@ def _pictures(options: Options, archive: str) -> list[str]:
 
 
 def _print_summary(result: IngestResult) -> None:
+    from cxr.data import gate
+
     for split, count in result.counts.items():
         print(f"{split:>8} {count:>9,}")
     print(f"rejected {result.rejects:>9,}")
     for reason, count in result.reasons.items():
         print(f"{count:>18,}  {reason}")
+    if result.not_frontal:
+        print(f"note: {gate.describe(result.not_frontal)}")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ def main(options: Options) -> dict[str, Any]:
 
     # These import torch and Ray, which takes seconds: mistakes above are reported without them.
     from cxr.cli.training_jobs import demo_aligner_checkpoint, demo_compressor_checkpoint
+    from cxr.data import gate
     from cxr.inference.score import score
     from cxr.runtime import cluster
 
@@ -56,9 +57,7 @@ def main(options: Options) -> dict[str, Any]:
     for reason, count in scored.reasons.items():
         print(f"  {count:6d}  {reason}")
     if scored.not_frontal_chest:
-        listed = ", ".join(f"{count:,} {what}" for what, count in scored.not_frontal_chest.items())
-        total = sum(scored.not_frontal_chest.values())
-        print(f"note: {total:,} images are known not to be frontal chest radiographs: {listed}", flush=True)
+        print(f"note: {gate.describe(scored.not_frontal_chest)}", flush=True)
     metrics = {"images": scored.images, "rejects": scored.rejects, "images_per_s": scored.images_per_s}
     return {**dataclasses.asdict(scored), "checkpoint": kept, "metrics": metrics}
 

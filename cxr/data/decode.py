@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
 import pyarrow as pa
 
 from cxr import schema, storage
+from cxr.data import gate
 from cxr.data.decode_pool import Decoded, decode_image, decode_mask
 from cxr.data.memory_budget import MemoryBudget
 from cxr.errors import ImageRejectedError, UserError, raised_at
@@ -46,6 +47,8 @@ _DECODED_COLUMNS = (
     schema.SPACING_MM,
     schema.RESIZE_TRANSFORM,
     schema.CROP_STATUS,
+    schema.GATE,
+    schema.GATE_SCORE,
     schema.TRUE_THETA,
     schema.MASKS,
 )
@@ -59,6 +62,10 @@ _FROM_HEADER = (  # fields of `Image`, which fill what the manifest does not kno
     schema.MODALITY,
 )
 
+_KEPT_WITH_ERRORS = (schema.VIEW, schema.BODY_PART, schema.MODALITY, schema.GATE, schema.GATE_SCORE)  # of the gate
+_THUMBNAIL = "thumbnail"  # key of what the gate sees, until it has
+
+GateMode = Literal["off", "warn", "exclude"]
 Values = dict[str, Any]  # column name -> value of one row
 Crop = Callable[[np.ndarray], LungSquare]  # an original's pixels (H, W) -> the square to crop
 
@@ -77,6 +84,7 @@ def make_rows(
     *,
     crop: Crop | None = None,
     enhance: Enhancement | None = None,
+    check: GateMode = "off",
 ) -> pa.Table:
     """Fetch and decode the images of a manifest; one row of `schema.row_schema(pixels)` each, in its order.
 
@@ -90,6 +98,8 @@ def make_rows(
         crop: finds the square of each image to store; None stores the whole image. If no square is found, the whole
             image is stored, and column `crop_status` says why. Boxes remain in pixels of the original.
         enhance: applied to each decoded image; `crop` sees the image before enhancement.
+        check: "warn" fills the columns `gate` and `gate_score`, see `cxr.data.gate`; "exclude" also makes images that
+            are not upright frontal chest X-rays rows with an error.
 
     Raises:
         StorageError: storage failed in a way that concerns more than one image (credentials, unreachable server,
@@ -97,7 +107,7 @@ def make_rows(
         UserError: decoder processes cannot run on this machine.
         MemoryError: there is not enough memory at the moment.
     """
-    return make_counted_rows(manifest, pixels, threads, crop=crop, enhance=enhance)[0]
+    return make_counted_rows(manifest, pixels, threads, crop=crop, enhance=enhance, check=check)[0]
 
 
 def make_counted_rows(
@@ -107,6 +117,7 @@ def make_counted_rows(
     *,
     crop: Crop | None = None,
     enhance: Enhancement | None = None,
+    check: GateMode = "off",
 ) -> tuple[pa.Table, BoxCounts]:
     """`make_rows`, and what became of the manifest's boxes."""
     cv2.setNumThreads(0)
@@ -114,7 +125,24 @@ def make_counted_rows(
     make = partial(_row, boxes_frame=boxes_frame_px(manifest.schema), bits=pixels.bits, crop=crop, enhance=enhance)
     with ThreadPoolExecutor(threads) as pool:
         values = list(pool.map(make, manifest.to_pylist(), store))
+    if check != "off":
+        _apply_gate(values, check)
     return _table(manifest, values, store, pixels)
+
+
+def _apply_gate(values: list[Values], check: GateMode) -> None:
+    """Add the columns `gate` and `gate_score`; with "exclude", replace rows that do not pass by an error."""
+    good = [row for row in values if _THUMBNAIL in row]
+    empty = np.empty((0, gate.SIZE, gate.SIZE), np.uint8)
+    names, scores = gate.verdicts(np.stack([row.pop(_THUMBNAIL) for row in good]) if good else empty)
+    for row, name, score in zip(good, names, scores.tolist(), strict=True):
+        codes = (row[schema.VIEW], row[schema.BODY_PART], row[schema.MODALITY])
+        by_header = gate.header_verdict(*codes)
+        row |= {schema.GATE: by_header or name, schema.GATE_SCORE: 0.0 if by_header else score}
+        if check == "exclude" and row[schema.GATE] != gate.FRONTAL:
+            remaining = {key: row[key] for key in _KEPT_WITH_ERRORS}
+            row.clear()
+            row |= {schema.ERROR: f"{gate.EXCLUDED}: {remaining[schema.GATE]}", **remaining}
 
 
 def _row(
@@ -135,6 +163,7 @@ def _row(
             values[schema.MASKS] = _masks(
                 manifest_row[schema.MASKS] or (), decoded.height, decoded.width, len(out), transform
             )
+            values[_THUMBNAIL] = gate.thumbnail(decoded.image.pixels)
             out[:] = to_bits(square, bits)
             return values
     except Exception as error:

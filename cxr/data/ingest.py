@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr import schema, storage
-from cxr.data.decode import CropSettings, make_counted_rows
+from cxr.data import gate
+from cxr.data.decode import CropSettings, GateMode, make_counted_rows
 from cxr.data.ledger import Ledger, Part, open_ledger, plan, rows_at
 from cxr.data.ray_data import map_parts
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION
@@ -38,6 +39,7 @@ from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 
 _REJECTS = b"cxr.rejects"  # key of a part's rejects in its Parquet footer
 _BOXES, _MOST_BOXES = b"cxr.boxes", b"cxr.most_boxes"  # keys of how its boxes lie, and of an image's most boxes
+_GATE = b"cxr.gate"  # key of the counts of images that are no upright frontal chest X-rays, by what they are instead
 _PART_BYTES = 64 << 20  # of pixels in a part, which a worker holds twice
 _GROUP_BYTES = 8 << 20  # of pixels in a row group, the unit of reading
 _SMALLEST_PART, _LARGEST_PART, _PARTS_AT_LEAST = 16, 512, 16
@@ -52,6 +54,7 @@ class IngestResult:
     counts: dict[str, int]  # good rows by split
     rejects: int
     reasons: dict[str, int]  # the most frequent ones
+    not_frontal: dict[str, int]  # images that are no upright frontal chest X-rays, by what they are instead
     notes: list[str]
     seconds: float
     images_per_second: float
@@ -67,6 +70,7 @@ class _Contents:
     rejects: list[dict[str, Any]]
     boxes: BoxCounts
     most_boxes: int  # of an image
+    not_frontal: dict[str, int]
 
 
 def ingest(
@@ -109,7 +113,7 @@ def ingest(
     origin |= reading.describe() | labeling.describe()
     with lease.held(out):
         ledger = open_ledger(out, {"job": "ingest", **origin, "limit": limit}, parts)
-        progress = _write_parts(ledger, parts, (pixels, crop, enhance))
+        progress = _write_parts(ledger, parts, (pixels, crop, enhance, reading.gate))
         contents = _read_footers(ledger, parts)
         boxes = sum((part.boxes for part in contents), BoxCounts())
         boxes.check(whole=True)
@@ -122,7 +126,7 @@ def ingest(
     _check_rejects(about, table.num_rows, max_rejects, out)
     return IngestResult(
         shards=out,
-        **{name: about[name] for name in ("counts", "rejects", "reasons", "notes")},
+        **{name: about[name] for name in ("counts", "rejects", "reasons", "not_frontal", "notes")},
         seconds=round(progress.seconds, 1),
         images_per_second=round(progress.images_per_second, 1),
     )
@@ -175,20 +179,25 @@ class PartWriter:
         pixels: PixelFormat,
         crop: CropSettings | None = None,
         enhance: Enhancement | None = None,
+        check: GateMode = "off",
     ) -> None:
-        self._ledger, self._pixels, self._crop, self._enhance = ledger, pixels, crop, enhance
+        self._ledger, self._pixels, self._crop, self._enhance, self._check = ledger, pixels, crop, enhance, check
 
     def __call__(self, part: Part) -> dict[str, int]:
         crop = self._crop.loaded() if self._crop else None
-        rows, boxes = make_counted_rows(part.rows, self._pixels, crop=crop, enhance=self._enhance)
+        rows, boxes = make_counted_rows(part.rows, self._pixels, crop=crop, enhance=self._enhance, check=self._check)
         boxes.check(PART_SHARE)
         rejects = rows.filter(rows[schema.ERROR].is_valid()).select(schema.REJECTS.names)
         good = rows.filter(rows[schema.ERROR].is_null()) if rejects.num_rows else rows
-        storage.write_bytes(self._ledger.file(part), _parquet(good, rejects, boxes, self._pixels))
+        storage.write_bytes(
+            self._ledger.file(part), _parquet(good, rejects, boxes, gate.not_frontal(rows[schema.GATE]), self._pixels)
+        )
         return {"images": rows.num_rows, "rejects": rejects.num_rows}
 
 
-def _parquet(good: pa.Table, rejects: pa.Table, boxes: BoxCounts, pixels: PixelFormat) -> bytes:
+def _parquet(
+    good: pa.Table, rejects: pa.Table, boxes: BoxCounts, not_frontal: Mapping[str, int], pixels: PixelFormat
+) -> bytes:
     """LZ4 costs a scan next to nothing; a dictionary or statistics of pixels would only take room."""
     most = pc.max(pc.list_value_length(good[schema.BOXES])).as_py() or 0
     metadata = {
@@ -196,6 +205,7 @@ def _parquet(good: pa.Table, rejects: pa.Table, boxes: BoxCounts, pixels: PixelF
         _REJECTS: json.dumps(rejects.to_pylist()),
         _BOXES: json.dumps(asdict(boxes)),
         _MOST_BOXES: json.dumps(most),
+        _GATE: json.dumps(not_frontal),
     }
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -217,13 +227,14 @@ def _read_footers(ledger: Ledger, parts: Sequence[Part]) -> list[_Contents]:
 def _contents(ledger: Ledger, part: Part) -> _Contents:
     try:
         footer = storage.read_parquet_footer(ledger.file(part))
-        rejects, boxes, most = (json.loads((footer.metadata or {})[key]) for key in (_REJECTS, _BOXES, _MOST_BOXES))
+        keys = (_REJECTS, _BOXES, _MOST_BOXES, _GATE)
+        rejects, boxes, most, not_frontal = (json.loads((footer.metadata or {})[key]) for key in keys)
     except (pa.ArrowInvalid, KeyError) as error:
         raise _foreign(ledger, part) from error
     if footer.num_rows + len(rejects) != part.rows.num_rows:
         raise _foreign(ledger, part)
     split = part.rows[schema.SPLIT][0].as_py()
-    return _Contents(part.path, split, footer.num_rows, rejects, BoxCounts(**boxes), most)
+    return _Contents(part.path, split, footer.num_rows, rejects, BoxCounts(**boxes), most, not_frontal)
 
 
 def _foreign(ledger: Ledger, part: Part) -> UserError:
@@ -248,6 +259,8 @@ def _describe(contents: Sequence[_Contents], manifest: Manifest, origin: dict[st
         "counts": {split: sum(part["rows"] for part in listed) for split, listed in parts.items()},
         "rejects": reasons.total(),
         "reasons": dict(reasons.most_common(_TOP_REASONS)),
+        "not_frontal": dict(sum((Counter(part.not_frontal) for part in contents), Counter()).most_common()),
+        "excluded": sum(gate.is_excluded(reject[schema.ERROR]) for part in contents for reject in part.rejects),
         "notes": manifest.notes,
         "parts": parts,
     }
@@ -266,11 +279,12 @@ def _write_rejects(out: str, contents: Sequence[_Contents]) -> None:
 
 
 def _check_rejects(about: dict[str, Any], images: int, max_rejects: float, out: str) -> None:
-    share = about["rejects"] / images
+    unusable = about["rejects"] - about["excluded"]
+    share = unusable / images
     if share > max_rejects:
         top = "; ".join(f"{count} x {reason}" for reason, count in list(about["reasons"].items())[:3])
         raise UserError(
-            f"{about['rejects']} of {images} images ({share:.1%}) cannot be used, more than --max-rejects "
+            f"{unusable} of {images} images ({share:.1%}) cannot be used, more than --max-rejects "
             f"{max_rejects:g} allows: {top}. {storage.join(out, REJECTS_FILE)} lists them. "
             f"Repair them and ingest into another --out, or raise --max-rejects. All usable images have been written"
         )

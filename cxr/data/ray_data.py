@@ -20,7 +20,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from cxr import schema
 from cxr.data import ledger
-from cxr.data.decode import make_counted_rows, make_rows
+from cxr.data.decode import GateMode, make_counted_rows, make_rows
 from cxr.data.ledger import Part
 from cxr.errors import ClusterError, UserError
 from cxr.runtime import cluster, ray_private
@@ -68,9 +68,10 @@ def open_streams(
         _check_boxes(manifest.table)
     train, val = (_of_split(manifest.table, split, uri) for split in ("train", "val"))
     train = ledger.rows_at(train, pa.array(np.random.default_rng(seed).permutation(train.num_rows)))
+    check = "exclude" if reading.gate == "exclude" else "off"  # training has no use for a warning
     streams = {
-        "train": _decoded(train, PixelFormat(size), columns, seed=seed),
-        "val": _decoded(val, PixelFormat(size), columns),
+        "train": _decoded(train, PixelFormat(size), columns, check, seed=seed),
+        "val": _decoded(val, PixelFormat(size), columns, check),
     }
     return streams, manifest
 
@@ -105,7 +106,12 @@ def _box_counts(rows: bytes) -> BoxCounts:
 
 
 def _decoded(
-    manifest: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None, *, seed: int | None = None
+    manifest: pa.Table,
+    pixels: PixelFormat,
+    columns: Sequence[str] | None,
+    check: GateMode,
+    *,
+    seed: int | None = None,
 ) -> Dataset:
     """The usable images, decoded by plain tasks, which share the CPUs with whatever else runs.
 
@@ -116,12 +122,12 @@ def _decoded(
     blocks = ray.data.from_items(keys, override_num_blocks=len(keys))
     if seed is not None:
         blocks = blocks.randomize_block_order(seed=RandomSeedConfig(seed))
-    decode = partial(_decode, pixels=pixels, columns=columns)
+    decode = partial(_decode, pixels=pixels, columns=columns, check=check)
     return configured(map_blocks(blocks, decode, num_cpus=_DECODER_CPUS))
 
 
-def _decode(key: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None) -> pa.Table:
-    rows = make_rows(_unpacked(key["rows"][0]), pixels)
+def _decode(key: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None, check: GateMode) -> pa.Table:
+    rows = make_rows(_unpacked(key["rows"][0]), pixels, check=check)
     rows = rows.filter(rows[schema.ERROR].is_null())
     return rows.select(list(columns)) if columns else rows
 

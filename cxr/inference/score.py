@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from cxr import schema, storage
-from cxr.data import ledger, shards
+from cxr.data import gate, ledger, shards
 from cxr.data.batch import Batch, best_device, to_columns, to_device, to_tensors
-from cxr.data.decode import make_rows
+from cxr.data.decode import GateMode, make_rows
 from cxr.data.ledger import Ledger, Part
 from cxr.data.ray_data import finished, map_blocks
 from cxr.errors import UserError
@@ -46,7 +46,8 @@ from cxr.sources import find_source, open_manifest
 
 SCORES, LATENTS = "scores", "latents"  # folders of the result
 PART_BYTES = 64 << 20  # of decoded pixels in one part, well below the size at which Ray Data splits a block
-_COUNTED = pa.schema([schema.SCORES.field(n) for n in (schema.ERROR, schema.VIEW, schema.BODY_PART, schema.MODALITY)])
+_CODES = (schema.VIEW, schema.BODY_PART, schema.MODALITY)
+_COUNTED = pa.schema([schema.SCORES.field(n) for n in (schema.ERROR, schema.GATE, *_CODES)])
 PART, PART_ROWS, SHARD = "part", "part_rows", "shard"
 
 
@@ -71,10 +72,12 @@ class ScoreCounts:
     not_frontal_chest: Counter[str] = field(default_factory=Counter)
 
     def add(self, part: pa.Table) -> None:
-        """Add a part's scores; parts that were written before these columns existed have no codes."""
+        """Add a part's scores; for images that the gate has not checked, the codes of DICOM headers count."""
         rows = schema.conform_to_schema(part.select([n for n in _COUNTED.names if n in part.column_names]), _COUNTED)
         self.reasons.update(pc.drop_null(rows[schema.ERROR]).to_pylist())
-        codes = (rows[name].to_pylist() for name in (schema.VIEW, schema.BODY_PART, schema.MODALITY))
+        self.not_frontal_chest.update(gate.not_frontal(rows[schema.GATE]))
+        unchecked = rows.filter(rows[schema.GATE].is_null())
+        codes = (unchecked[name].to_pylist() for name in _CODES)
         self.not_frontal_chest += dicom_terms.other_than_frontal_chest(*codes)
 
 
@@ -130,7 +133,8 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
         not_frontal_chest=dict(counts.not_frontal_chest.most_common()),
         images_per_s=round(progress.images_per_second, 1),
     )
-    _check_rejects(scored, options.max_rejects)
+    excluded = sum(count for reason, count in counts.reasons.items() if gate.is_excluded(reason))
+    _check_rejects(scored, excluded, options.max_rejects)
     return scored
 
 
@@ -231,7 +235,7 @@ def _score_parts(
     gpus = int(cluster.total("GPU"))
     share = min(1.0, cluster.total("CPU") / 2)  # CPUs per task: reading and scoring must both fit into the cluster
     workers = options.workers or gpus or max(1, int(cluster.total("CPU")) // 2)
-    read = partial(_read, pixels=plan.pixels, crop=plan.crop, enhance=plan.enhance)
+    read = partial(_read, pixels=plan.pixels, crop=plan.crop, enhance=plan.enhance, check=options.reading.gate)
     tables = map_blocks(ray.data.from_arrow([_labeled(part) for part in todo]), read, num_cpus=share)
     scored = map_blocks(
         tables,
@@ -258,14 +262,16 @@ def _labeled(part: Part) -> pa.Table:
     return rows
 
 
-def _read(part: pa.Table, pixels: PixelFormat, crop: LungCrop | None, enhance: Enhancement | None) -> pa.Table:
+def _read(
+    part: pa.Table, pixels: PixelFormat, crop: LungCrop | None, enhance: Enhancement | None, check: GateMode
+) -> pa.Table:
     """Manifest rows, or the name of a shard file -> schema rows, each with the name of its part."""
     name, count = part[PART][0].as_py(), part[PART_ROWS][0].as_py()
     if SHARD in part.column_names:
         rows = schema.conform_to_schema(storage.read_parquet(part[SHARD][0].as_py()), schema.row_schema(pixels))
     else:
         manifest = part.drop_columns([PART, PART_ROWS])
-        rows = make_rows(manifest, pixels, crop=crop.loaded() if crop else None, enhance=enhance)
+        rows = make_rows(manifest, pixels, crop=crop.loaded() if crop else None, enhance=enhance, check=check)
     assert rows.num_rows == count, f"{name}: planned {count} rows, read {rows.num_rows}"
     rows = rows.append_column(PART, pa.array([name] * count, pa.string()))
     return rows.append_column(PART_ROWS, pa.array([count] * count, pa.int64()))
@@ -356,11 +362,12 @@ def picture_name(image_id: str) -> str:
     return storage.safe_path(image_id) + ".png"
 
 
-def _check_rejects(scored: Scored, most: float) -> None:
-    share = scored.rejects / max(1, scored.images)
+def _check_rejects(scored: Scored, excluded: int, most: float) -> None:
+    unusable = scored.rejects - excluded
+    share = unusable / max(1, scored.images)
     if share > most:
         top = "; ".join(f"{reason} ({count})" for reason, count in list(scored.reasons.items())[:3])
         raise UserError(
-            f"{scored.rejects} of {scored.images} images ({share:.0%}) could not be read, more than --max-rejects "
+            f"{unusable} of {scored.images} images ({share:.0%}) could not be read, more than --max-rejects "
             f"{most:g} allows: {top}. All other images have been scored in {scored.scores}"
         )

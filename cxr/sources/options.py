@@ -36,19 +36,25 @@ class ReadOptions:
     split, sex, age_years, view, body_part and modality. An unknown value matches only the word unknown, as in
     'view in PA,unknown'. Default: all images."""
 
+    gate: Literal["off", "warn", "exclude"] = "warn"
+    """Whether to check that each image is an upright frontal chest X-ray that is not inverted. warn: report the others
+    in the columns gate and gate_score, and count them. exclude: also reject them. off: do not check."""
+
     def __post_init__(self) -> None:
         if self.select:
             selection.parse(self.select)
 
     def describe(self) -> dict[str, Any]:
         """The settings that decide which images are read and differ from their defaults."""
-        return {"select": self.select} if self.select else {}
+        settings = {"select": self.select} if self.select else {}
+        return settings | ({"gate": self.gate} if self.gate == "exclude" else {})
 
     def check_raw(self, archive: str) -> None:
         """Raise UserError if images are selected; call this for shards, whose images have been selected already."""
-        if self.select:
+        if given := self.describe():
+            options = " and ".join(f"--{name}" for name in given)
             raise UserError(
-                f"{archive} contains shards, whose images cannot be selected: omit --select, or give it to "
+                f"{archive} contains shards, whose images cannot be selected: omit {options}, or give it to "
                 f"jobs/ingest_archive.py when you make the shards"
             )
 
