@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,7 +19,7 @@ from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.inference.options import ScoreOptions
 from cxr.inference.score import picture_name, score
-from cxr.phantom.archive import write_phantom
+from cxr.phantom.archive import make_exam, write_phantom
 from cxr.schema import PixelFormat
 from cxr.sources.options import ReadOptions
 from tests.odd_files import dataset, dicom, odd_files, radiograph
@@ -86,15 +87,34 @@ def test_scores_say_what_is_no_frontal_chest_view_also_of_parts_scored_earlier(k
     (tmp_path / "archive").mkdir()
     for name, given in tags.items():
         (tmp_path / "archive" / name).write_bytes(dicom(dataset(radiograph(), **given)))
+    headers_only = ScoreOptions(reading=ReadOptions(source="folder", gate="off"))
     for _ in range(2):
-        scored = score(
-            str(tmp_path / "archive"), kept, str(tmp_path / "out"), ScoreOptions(reading=ReadOptions(source="folder"))
-        )
+        scored = score(str(tmp_path / "archive"), kept, str(tmp_path / "out"), headers_only)
         assert scored.not_frontal_chest == {"view LATERAL": 1, "body part HAND": 1}
     found = rows(str(tmp_path / "out"))
     columns = (schema.VIEW, schema.BODY_PART, schema.MODALITY)
     for name, given in tags.items():
         assert [found[name][column] for column in columns] == (list(given.values()) or [None] * 3)
+        assert found[name][schema.GATE] is None
+
+
+def test_excluded_images_are_rows_with_reasons_and_do_not_count_as_unusable(kept: str, tmp_path: Path) -> None:
+    upright = make_exam(0, size=96).phantom.pixels
+    (tmp_path / "archive").mkdir()
+    for name, pixels in {"upright": upright, "turned": upright[:, ::-1].T, "inverted": 255 - upright}.items():
+        cv2.imwrite(str(tmp_path / "archive" / f"{name}.png"), pixels)
+    (tmp_path / "archive" / "hand.dcm").write_bytes(dicom(dataset(radiograph(), BodyPartExamined="HAND")))
+    options = ScoreOptions(reading=ReadOptions(source="folder", gate="exclude"), max_rejects=0)
+    scored = score(str(tmp_path / "archive"), kept, str(tmp_path / "out"), options)
+    verdicts = {name: row[schema.GATE] for name, row in rows(str(tmp_path / "out")).items()}
+    assert verdicts == {
+        "upright.png": "frontal",
+        "turned.png": "rotated 90",
+        "inverted.png": "inverted",
+        "hand.dcm": "body part HAND",
+    }
+    assert (scored.images, scored.rejects) == (4, 3)
+    assert scored.not_frontal_chest == {"rotated 90": 1, "inverted": 1, "body part HAND": 1}
 
 
 def test_shards_and_their_archive_get_the_same_scores(kept: str, archive: str, tmp_path: Path) -> None:
