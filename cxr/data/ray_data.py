@@ -68,7 +68,7 @@ def open_streams(
         _check_boxes(manifest.table)
     train, val = (_of_split(manifest.table, split, uri) for split in ("train", "val"))
     train = ledger.rows_at(train, pa.array(np.random.default_rng(seed).permutation(train.num_rows)))
-    check = "exclude" if reading.gate == "exclude" else "off"  # training has no use for a warning
+    check: GateMode = "exclude" if reading.gate == "exclude" else "off"  # training has no use for a warning
     streams = {
         "train": _decoded(train, PixelFormat(size), columns, check, seed=seed),
         "val": _decoded(val, PixelFormat(size), columns, check),

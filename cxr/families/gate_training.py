@@ -155,7 +155,7 @@ def _augmented(x_B1HW: Tensor, inverted: Tensor) -> Tensor:
     count = len(x_B1HW)
     x = torch.where(inverted[:, None, None, None], 1 - x_B1HW, x_B1HW)
     border = torch.rand(count, 1, 1, 1) * (torch.rand(count, 1, 1, 1) < 0.5)
-    moved = border + warp(x - border, random_affine(count, rotation_deg=15, scale=1.3, shift=0.12))
+    moved = border + warp(x - border, random_affine(count, rotation_deg=15, max_zoom=1.3, translate=0.12))
     x = torch.where(torch.rand(count, 1, 1, 1) < 0.4, x, moved)
     x = F.interpolate(x, (gate.SIZE, gate.SIZE), mode="bilinear", antialias=True)
     return random_plates(random_shading(random_exposure(x)))

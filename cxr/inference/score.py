@@ -229,7 +229,7 @@ def _score_parts(
     progress: Progress,
     counts: ScoreCounts,
 ) -> None:
-    """Read parts on CPUs, score and write them on GPUs if there are any; only counts return, into `tally`."""
+    """Read parts on CPUs, score and write them on GPUs if there are any; only counts return, into `counts`."""
     if not todo:
         return
     gpus = int(cluster.total("GPU"))

@@ -37,8 +37,8 @@ class ReadOptions:
     'view in PA,unknown'. Default: all images."""
 
     gate: Literal["off", "warn", "exclude"] = "warn"
-    """Whether to check that each image is an upright frontal chest X-ray that is not inverted. warn: report the others
-    in the columns gate and gate_score, and count them. exclude: also reject them. off: do not check."""
+    """Whether to check that each image is an upright frontal chest X-ray that is not inverted. warn: report the
+    others in the columns gate and gate_score, and count them. exclude: also reject them. off: do not check."""
 
     def __post_init__(self) -> None:
         if self.select:

@@ -97,7 +97,7 @@ def test_training_shards_equal_the_pixels_of_scoring(archive: str, tmp_path: Pat
     assert info.enhancement == DONE
     plan = score._plan(archive, saved(tmp_path / "kept", RECIPE), score.ScoreOptions())
     rows = pa.concat_tables(
-        score._read(score._labeled(part), plan.pixels, plan.crop, plan.enhance) for part in plan.parts
+        score._read(score._labeled(part), plan.pixels, plan.crop, plan.enhance, "off") for part in plan.parts
     )
     seen = dict(zip(rows[schema.IMAGE_ID].to_pylist(), rows[schema.PIXELS].to_pylist(), strict=True))
     assert stored(made) == seen
