@@ -18,10 +18,13 @@ from boto3.s3.transfer import TransferConfig
 from pyarrow import fs
 
 from cxr.storage import s3
+from cxr.storage.containers import member_exists, open_member
 from cxr.storage.filesystems import file_info, filesystem
-from cxr.storage.listing import PARTIAL_SUFFIX, check_regular, list_files
+from cxr.storage.inflate import gunzipped, is_gzipped_image
+from cxr.storage.listing import PARTIAL_SUFFIX, list_files
+from cxr.storage.ranges import open_local
 from cxr.storage.retries import retried
-from cxr.storage.uri import NotFoundError, StorageError, check_no_empty_folder, is_local, join, normalize
+from cxr.storage.uri import NotFoundError, StorageError, check_writable_uri, is_local, join, normalize, split_member
 
 HEAD_BYTES = 4096  # first bytes of a file, which `read_bytes` passes to its check
 _COPY_THREADS = 8
@@ -31,7 +34,7 @@ _IN_PARTS = TransferConfig(multipart_threshold=4 * _CHUNK, multipart_chunksize=2
 
 
 def read_bytes(uri: str, *, check: Callable[[bytes, int], None] | None = None) -> bytes:
-    """Read a whole file.
+    """Read a whole file, which may be a member of a container. `.dcm.gz` files are decompressed.
 
     Args:
         check: called with the first `HEAD_BYTES` bytes and the size of the file before the rest is read, and again
@@ -44,6 +47,8 @@ def read_bytes(uri: str, *, check: Callable[[bytes, int], None] | None = None) -
 
     def read() -> bytes:
         with _reading(uri) as (stream, size):
+            if is_gzipped_image(uri):
+                stream, size = gunzipped(uri, stream, size)
             if check is None:
                 return stream.read()
             head = stream.read(HEAD_BYTES)
@@ -80,6 +85,8 @@ def write_json(uri: str, value: Any) -> None:
 
 def exists(uri: str) -> bool:
     """Whether the URI is a file or a folder. Empty folders exist only on local disks."""
+    if split_member(normalize(uri)):
+        return member_exists(uri)
     return retried(uri, lambda: file_info(uri)).type != fs.FileType.NotFound
 
 
@@ -122,7 +129,7 @@ def check_writable(folder: str) -> None:
     Raises:
         StorageError: files cannot be written there, or `folder` is a file.
     """
-    check_no_empty_folder(folder)
+    check_writable_uri(folder)
     if not is_local(folder):
         probe = join(folder, ".writable")
         write_bytes(probe, b"?")
@@ -169,16 +176,15 @@ def _copy(source: str, target: str) -> None:
     retried(source if is_local(target) else target, copy)
 
 
-def _open_local(path: str) -> BinaryIO:
-    check_regular(path)
-    return open(path, "rb")
-
-
 @contextmanager
 def _reading(uri: str) -> Iterator[tuple[BinaryIO, int]]:
     """Open a file for one sequential read; yields the stream and the size in bytes."""
+    if split_member(normalize(uri)):
+        with open_member(uri) as (stream, size):
+            yield stream, size
+        return
     if is_local(uri):
-        with _open_local(normalize(uri)) as stream:
+        with open_local(normalize(uri)) as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(0)
             yield stream, size
@@ -198,7 +204,7 @@ def open_local_copy(uri: str) -> BinaryIO:
 
     def fetch() -> BinaryIO:
         if is_local(uri):
-            return _open_local(normalize(uri))
+            return open_local(normalize(uri))
         with ExitStack() as stack:
             copy = stack.enter_context(tempfile.TemporaryFile())
             with _reading(uri) as (stream, _):
@@ -233,6 +239,8 @@ def atomic_writer(uri: str) -> Iterator[BinaryIO]:
 
 def _put(uri: str, source: BinaryIO) -> None:
     """Write the rest of `source`, completely or not at all: an object on S3 appears once its upload is complete."""
+    if split_member(normalize(uri)):
+        check_writable_uri(uri)
     filesystem_, path = filesystem(uri)
     if is_local(uri):
         with _replacing(Path(path)) as target:

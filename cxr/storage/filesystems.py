@@ -1,14 +1,19 @@
-"""pyarrow's file system for each kind of URI, configured from the environment, one per process."""
+"""pyarrow's file system for each kind of URI, configured from the environment, one per process; kinds of files."""
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from datetime import timedelta
 from functools import lru_cache
 
 from pyarrow import fs
 
 from cxr.storage.s3 import S3Files
-from cxr.storage.uri import is_anonymous, normalize
+from cxr.storage.uri import UnreadableError, is_anonymous, normalize
+
+_SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
@@ -32,3 +37,19 @@ def file_info(uri: str) -> fs.FileInfo:
 @lru_cache(maxsize=2)
 def _gcs(anonymous: bool) -> fs.GcsFileSystem:
     return fs.GcsFileSystem(anonymous=anonymous, retry_time_limit=timedelta(seconds=15))
+
+
+def check_regular(path: str) -> None:
+    """Raise UnreadableError if a local path is a pipe, socket or device: opening one may block forever.
+
+    Raises OSError if the path does not exist.
+    """
+    if kind := special_kind(os.stat(path).st_mode):  # noqa: PTH116
+        raise UnreadableError(f"expected a file, got {path}, a {kind}: write its contents to a file") from OSError(
+            errno.EINVAL, f"a {kind}, not a file"
+        )
+
+
+def special_kind(mode: int) -> str:
+    """ "pipe", "socket" or "device"; empty for files and folders."""
+    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else _SPECIAL.get(stat.S_IFMT(mode), "device")

@@ -2,68 +2,55 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from pyarrow import fs
 
+from cxr.storage.containers import FileEntry, list_members
 from cxr.storage.errors import storage_error
-from cxr.storage.filesystems import file_info, filesystem
+from cxr.storage.filesystems import check_regular, file_info, filesystem, special_kind
 from cxr.storage.retries import retried
 from cxr.storage.s3 import client
-from cxr.storage.uri import UnreadableError, is_local, local_uri, name, normalize
+from cxr.storage.uri import is_local, local_uri, name, normalize, split_member
 
-_SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 PARTIAL_SUFFIX = ".partial"
 _PARTIAL = re.compile(rf"\..*\.[0-9a-f]{{8}}\{PARTIAL_SUFFIX}")  # a local file while it is written
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """A listed file: its URI, its `path` relative to the listed folder, its size in bytes."""
-
-    uri: str
-    path: str
-    size: int
 
 
 def list_files(uri: str, special: Counter[str] | None = None) -> Iterator[FileEntry]:
     """Every file below the URI (or the file at the URI), in no particular order.
 
-    Symbolic links are followed, each folder once. A broken link is listed too: it fails when it is read.
+    Symbolic links are followed, each folder once. A broken link is listed too: it fails when it is read. Members of a
+    container are listed below `CONTAINER!`, not below the folder that contains it.
 
     Args:
-        special: counts the pipes, sockets and devices that are skipped, by kind.
+        special: counts what is skipped, by kind: pipes, sockets, devices and unsafe members of containers.
 
     Raises:
         NotFoundError: the URI is neither a file nor a folder.
         StorageError: it cannot be listed, or its server does not respond.
     """
-    uri = normalize(uri)
+    uri, special = normalize(uri), Counter() if special is None else special
+    if split_member(uri):
+        return list_members(uri, special)
     if is_local(uri):
-        return _list_local(uri, Counter() if special is None else special)
-    return _list_s3(uri) if uri.startswith("s3://") else _list_gcs(uri)
+        entries = _list_local(uri, special)
+    else:
+        entries = _list_s3(uri) if uri.startswith("s3://") else _list_gcs(uri)
+    return _unambiguous(entries, special)
 
 
-def check_regular(path: str) -> None:
-    """Raise UnreadableError if a local path is a pipe, socket or device: opening one may block forever.
-
-    Raises OSError if the path does not exist.
-    """
-    if kind := _special_kind(os.stat(path).st_mode):  # noqa: PTH116
-        raise UnreadableError(f"expected a file, got {path}, a {kind}: write its contents to a file") from OSError(
-            errno.EINVAL, f"a {kind}, not a file"
-        )
-
-
-def _special_kind(mode: int) -> str:
-    """ "pipe", "socket" or "device"; empty for files and folders."""
-    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else _SPECIAL.get(stat.S_IFMT(mode), "device")
+def _unambiguous(entries: Iterator[FileEntry], special: Counter[str]) -> Iterator[FileEntry]:
+    """Leave out files whose URIs are those of members of a container: below a folder named like "a.zip!"."""
+    for entry in entries:
+        if split_member(entry.uri):
+            special["name with .zip!/ or .tar!/"] += 1
+        else:
+            yield entry
 
 
 def _list_local(root: str, special: Counter[str]) -> Iterator[FileEntry]:
@@ -95,7 +82,7 @@ def _walk(root: str, special: Counter[str]) -> Iterator[tuple[os.DirEntry[str], 
                 status = _status(entry)
                 if status and stat.S_ISDIR(status.st_mode):
                     pending.append(entry.path)
-                elif status and (kind := _special_kind(status.st_mode)):
+                elif status and (kind := special_kind(status.st_mode)):
                     special[kind] += 1
                 else:
                     yield entry, status.st_size if status else 0

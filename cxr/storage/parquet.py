@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from cxr.storage.filesystems import filesystem
-from cxr.storage.listing import check_regular
+from cxr.storage.filesystems import check_regular, filesystem
 from cxr.storage.retries import retried
 from cxr.storage.uri import is_local
 

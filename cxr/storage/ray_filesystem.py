@@ -13,7 +13,7 @@ from cxr.storage.errors import storage_error
 from cxr.storage.files import atomic_writer, open_local_copy
 from cxr.storage.filesystems import filesystem
 from cxr.storage.retries import retried
-from cxr.storage.uri import NotFoundError, check_no_empty_folder, normalize
+from cxr.storage.uri import NotFoundError, check_writable_uri, normalize
 
 
 def ray_storage(uri: str) -> tuple[str, fs.FileSystem]:
@@ -22,7 +22,7 @@ def ray_storage(uri: str) -> tuple[str, fs.FileSystem]:
     Ray writes checkpoints and its own records through them. pyarrow's clients, which Ray would create itself, give up
     after seconds, lose their retry strategy when they are pickled, and leave partial files on a full disk.
     """
-    check_no_empty_folder(uri)
+    check_writable_uri(uri)
     scheme, mark, path = normalize(uri).rpartition("://")
     return path, fs.PyFileSystem(_RetryingHandler(scheme + mark))
 

@@ -26,6 +26,7 @@ _TAIL = 1 << 16  # bytes at the end of a file that the first request reads: they
 _DELETE_THREADS = 8
 # The environment variables that a client depends on.
 _CLIENT_VARIABLES = re.compile(rf"AWS_.*|HOME|(https?|no|all)_proxy|{REQUESTER_PAYS}", re.IGNORECASE)
+_BEYOND_END = {"InvalidRange", "416"}
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 
 
@@ -112,6 +113,17 @@ def open_object(path: str) -> tuple[BinaryIO, int]:
     bucket, key = split(path)
     response = _get(bucket, key)
     return response["Body"], response["ContentLength"]
+
+
+def open_object_range(path: str, start: int, length: int) -> BinaryIO:
+    """A stream of at most `length` bytes from `start`, empty beyond the end; raises like `open_object`."""
+    bucket, key = split(path)
+    try:
+        return _get(bucket, key, Range=f"bytes={start}-{start + length - 1}")["Body"] if length else io.BytesIO()
+    except ClientError as error:
+        if _code(error) in _BEYOND_END:
+            return io.BytesIO()
+        raise
 
 
 def _get(bucket: str, key: str, **options: Any) -> dict[str, Any]:
@@ -225,7 +237,7 @@ class S3Files(fs.FileSystemHandler):
         return self.open_input_file(path)
 
     def open_input_file(self, path: str) -> pa.NativeFile:
-        return pa.PythonFile(_RangeReader(*split(path)), mode="r")
+        return pa.PythonFile(RangeReader(*split(path)), mode="r")
 
     def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:
         raise NotImplementedError("S3Files does not write; use storage.write_bytes")
@@ -238,7 +250,7 @@ def _file(path: str, size: int, modified: Any) -> fs.FileInfo:
     return fs.FileInfo(path, type=fs.FileType.File, size=size, mtime=modified)
 
 
-class _RangeReader(io.RawIOBase):
+class RangeReader(io.RawIOBase):
     """A seekable object, read by range requests; the first request reads the last _TAIL bytes."""
 
     def __init__(self, bucket: str, key: str) -> None:
@@ -246,7 +258,7 @@ class _RangeReader(io.RawIOBase):
         try:
             response = _get(bucket, key, Range=f"bytes=-{_TAIL}")
         except ClientError as error:
-            if _code(error) not in ("InvalidRange", "416"):  # the object is empty
+            if _code(error) not in _BEYOND_END:  # the object is empty
                 raise
             self._size, self._tail = 0, b""
             return

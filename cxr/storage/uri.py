@@ -1,7 +1,13 @@
-"""Normal form of URIs, safe file names, and the errors that name a URI."""
+"""Normal form of URIs, members of containers, safe file names, and the errors that name a URI.
+
+`CONTAINER!/MEMBER`, such as `s3://bucket/a.zip!/images/1.dcm`, is a file in a ZIP or TAR file, as in the URIs of
+Apache Commons VFS, Java and rasterio; `CONTAINER!` is the folder of all its members. Member names follow the
+container's, so that a URI is joined, shortened and compared in the same way inside a container as outside.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -15,6 +21,7 @@ REQUESTER_PAYS = "CXR_REQUESTER_PAYS"  # if set, accept requester-pays charges
 _NAME_BYTES = 160  # file systems allow 255; suffixes and the marks of partial files need some of them
 
 _LOGIN = re.compile(r"(?<=://)[^\s/@\"']+@")  # user:password@ before a host
+_MEMBER = re.compile(r"(?P<container>.*?\.(?:zip|tar|tar\.gz|tgz))!(?:/(?P<member>.*))?", re.IGNORECASE | re.DOTALL)
 _QUERY = re.compile(r"(://[^\s?\"']+)\?[^\s\"')]*")  # contains the signature of a signed URL
 
 
@@ -31,6 +38,17 @@ class NotFoundError(StorageError):
 
 class UnreadableError(StorageError):
     """Only this file cannot be read, because of its permissions or because it is not a regular file."""
+
+
+class DamagedError(UnreadableError):
+    """A compressed file, a container or one of its members is damaged, unsafe or of an unsupported kind."""
+
+
+def damaged(uri: str, reason: str) -> DamagedError:
+    """The error to raise for a file in a container; its cause contains the reason, as for other unreadable files."""
+    error = DamagedError(f"{uri} cannot be read: {reason}: repair, repack or remove it")
+    error.__cause__ = OSError(errno.EINVAL, reason)
+    return error
 
 
 def normalize(uri: str | os.PathLike[str]) -> str:
@@ -54,14 +72,35 @@ def normalize(uri: str | os.PathLike[str]) -> str:
     return f"{scheme}://{rest.rstrip('/')}"
 
 
-def check_no_empty_folder(uri: str) -> None:
-    """Raise StorageError if a URI for results has an empty folder name: Ray merges two slashes into one."""
+def check_writable_uri(uri: str) -> None:
+    """Raise StorageError if results cannot be written below a URI, whatever its permissions.
+
+    Containers are only read; and Ray merges the two slashes of an empty folder name into one.
+    """
+    if split_member(normalize(uri)):
+        raise StorageError(f"{uri} is in a ZIP or TAR file, which is only read: choose a folder")
     if not is_local(uri) and "//" in normalize(uri).partition("://")[2]:
         raise StorageError(f"{uri} has an empty folder name (//): remove it")
 
 
 def is_local(uri: str) -> bool:
     return "://" not in normalize(uri)
+
+
+def split_member(uri: str) -> tuple[str, str] | None:
+    """Container and member of a normalized `CONTAINER!/MEMBER`; the member of `CONTAINER!` is empty.
+
+    None if the URI is not in a container. Only the name decides, so a real folder with a name like "a.zip!" cannot be
+    read; listings skip and count its files.
+    """
+    if "!" not in uri or not (match := _MEMBER.fullmatch(uri)):
+        return None
+    return match["container"], match["member"] or ""
+
+
+def is_container(uri: str) -> bool:
+    """Whether the file's name ends like that of a ZIP or TAR file."""
+    return uri.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz"))
 
 
 def is_anonymous(bucket: str) -> bool:

@@ -92,7 +92,7 @@ def test_a_network_share_that_returns_is_waited_for(tmp_path: Path, monkeypatch:
     uri, error_numbers = str(tmp_path / "a.txt"), [errno.ESTALE, errno.ENOTCONN]
     storage.write_text(uri, "a")
     monkeypatch.setattr(
-        "cxr.storage.files.open", lambda *_: raise_next(error_numbers) or io.BytesIO(b"a"), raising=False
+        "cxr.storage.ranges.open", lambda *_: raise_next(error_numbers) or io.BytesIO(b"a"), raising=False
     )
     assert storage.read_text(uri) == "a"
     assert error_numbers == []
@@ -162,7 +162,7 @@ def test_a_missing_bucket_is_not_a_missing_file(front: Faulty) -> None:
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENODEV, errno.ENOMEM, errno.EMFILE])
 def test_a_failing_disk_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     manifest = open_manifest(write_archive(tmp_path / "archive", good=2)).table
-    monkeypatch.setattr("cxr.storage.files.open", lambda *_: raise_next([number]), raising=False)
+    monkeypatch.setattr("cxr.storage.ranges.open", lambda *_: raise_next([number]), raising=False)
     with pytest.raises(StorageError, match="check the disk and whether the network share is mounted"):
         make_rows(manifest, PixelFormat(32))
 

@@ -1,0 +1,165 @@
+"""Members of ZIP and TAR files as files: list and read them without unpacking the container."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Protocol, cast
+
+from pyarrow import fs
+
+from cxr.storage.errors import storage_error
+from cxr.storage.filesystems import file_info
+from cxr.storage.ranges import local_version
+from cxr.storage.retries import retried
+from cxr.storage.tar_container import read_tar
+from cxr.storage.uri import damaged, is_container, join, local_uri, name, normalize, split_member
+from cxr.storage.zip_container import read_zip
+
+_CACHED = 16  # containers whose index a process keeps
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A listed file: its URI, its `path` relative to the listed folder, its size in bytes."""
+
+    uri: str
+    path: str
+    size: int
+
+
+class Container(Protocol):
+    """The index of a container, and access to its members."""
+
+    @property
+    def members(self) -> dict[str, Any]: ...
+    @property
+    def skipped(self) -> Counter[str]: ...
+    @property
+    def damage(self) -> str | None: ...
+    def open(self, name: str) -> AbstractContextManager[tuple[Any, int]]: ...
+
+
+def archive_root(uri: str) -> str:
+    """The folder that contains an archive's files: for a container, its members or the only folder at their top.
+
+    Other URIs are returned in their normal form. Packing a folder usually gives such a container.
+
+    Raises:
+        StorageError: the container cannot be read.
+    """
+    uri = normalize(uri)
+    if is_container(uri) and not split_member(uri):
+        if retried(uri, lambda: file_info(uri)).type != fs.FileType.File:
+            return uri
+        uri += "!"
+    address = split_member(uri)
+    if not address or address[1]:
+        return uri
+    visible = [path for path in _index(address[0]).members if not path.startswith((".", "__MACOSX/"))]
+    first = {path.partition("/")[0] if "/" in path else "" for path in visible}
+    folder = first.pop() if len(first) == 1 else ""
+    return join(uri, folder) if folder else uri
+
+
+def list_members(uri: str, special: Counter[str]) -> Iterator[FileEntry]:
+    """Every member below `CONTAINER!/FOLDER`, or the member at that URI.
+
+    `special` counts links, devices and members with unsafe or repeated names, which are skipped. If the container is
+    damaged after some members, the last entry is `CONTAINER!`, which fails when it is read.
+
+    Raises:
+        NotFoundError: there is no such container, folder or member.
+        UnreadableError: the container is damaged.
+    """
+    uri = normalize(uri)
+    address, member = _split(uri)
+    container = _index(address)
+    special.update(container.skipped)
+    if member in container.members:
+        yield FileEntry(_member_uri(address, member), name(uri), container.members[member].size)
+        return
+    prefix, found = f"{member}/" if member else "", False
+    for path, entry in container.members.items():
+        if path.startswith(prefix):
+            found = True
+            yield FileEntry(_member_uri(address, path), path.removeprefix(prefix), entry.size)
+    if not found and member:
+        raise storage_error(uri, FileNotFoundError(uri))
+    if container.damage:
+        yield FileEntry(local_uri(f"{address}!"), f"{name(address)}!", 0)
+
+
+def member_exists(uri: str) -> bool:
+    """Whether `CONTAINER!/MEMBER` is a member, or a folder of members."""
+    address, member = _split(normalize(uri))
+    if not member:
+        return retried(address, lambda: file_info(address)).type == fs.FileType.File
+    members = _index(address).members
+    return member in members or any(path.startswith(f"{member}/") for path in members)
+
+
+@contextmanager
+def open_member(uri: str) -> Iterator[tuple[BinaryIO, int]]:
+    """A stream of the member's content for one sequential read, and its size in bytes.
+
+    Raises:
+        FileNotFoundError: there is no such member.
+        UnreadableError: it cannot be read.
+    """
+    address, member = _split(normalize(uri))
+    container = _index(address)
+    if not member:
+        raise damaged(uri, container.damage or "it is a container, not a file")
+    if member not in container.members:
+        raise FileNotFoundError(uri)
+    with container.open(member) as (stream, size):
+        yield cast(BinaryIO, stream), size
+
+
+def _split(uri: str) -> tuple[str, str]:
+    address = split_member(uri)
+    assert address, f"{uri} is not in a container"
+    return address
+
+
+def _member_uri(container: str, member: str) -> str:
+    return local_uri(f"{container}!/{member}")
+
+
+# ---- Indexes, which each process keeps for the containers that it used last
+
+
+@dataclass
+class _Slot:
+    """A cached index; `lock` is held while it is read."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    version: tuple[int, int] | None = None
+    container: Container | None = None
+
+
+_slots: OrderedDict[str, _Slot] = OrderedDict()
+_slots_lock = threading.Lock()
+
+
+def _index(uri: str) -> Container:
+    """The container at a normalized URI; a local one is read again if the file has changed."""
+    with _slots_lock:
+        slot = _slots.setdefault(uri, _Slot())
+        _slots.move_to_end(uri)
+        while len(_slots) > _CACHED:
+            _slots.popitem(last=False)
+    with slot.lock:
+        return retried(uri, lambda: _current(uri, slot))
+
+
+def _current(uri: str, slot: _Slot) -> Container:
+    version = local_version(uri)
+    if slot.container is None or slot.version != version:
+        slot.container = (read_zip if uri.lower().endswith(".zip") else read_tar)(uri)
+        slot.version = version
+    return slot.container
