@@ -6,6 +6,7 @@ from cxr.errors import UserError
 from cxr.sources import (
     chestxray14,
     chexpert,
+    file_list,
     folder,
     jsrt,
     mimic_cxr_jpg,
@@ -22,9 +23,10 @@ from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
 from cxr.sources.selection import select
 from cxr.sources.sidecar import with_truth
 from cxr.sources.true_boxes import with_usable_boxes
-from cxr.storage import normalize
+from cxr.storage import archive_root
 
 SOURCES: tuple[Source, ...] = (
+    file_list,
     chestxray14,
     montgomery,
     shenzhen,
@@ -47,6 +49,7 @@ def find_source(uri: str, source: str = "auto") -> Source:
     Raises:
         UserError: there is no such source.
     """
+    uri = archive_root(uri)
     for candidate in SOURCES:
         if source == candidate.name or (source == "auto" and candidate.detect(uri)):
             return candidate
@@ -64,7 +67,7 @@ def open_manifest(uri: str, reading: ReadOptions = ALL_IMAGES, labeling: Labelin
     Raises:
         UserError: unknown source, missing archive, no images, damaged lists, or too many boxes outside their images.
     """
-    uri = normalize(uri)
+    uri = archive_root(uri)
     source = find_source(uri, reading.source)
     manifest = with_usable_boxes(labeled(with_truth(source.manifest(uri), uri), labeling))
     manifest.table, notes = select(manifest.table, reading.select, f"source {source.name}")

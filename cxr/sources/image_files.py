@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import islice
 
 import pyarrow as pa
@@ -12,9 +14,9 @@ import pyarrow.compute as pc
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.storage import FileEntry, NotFoundError, list_files
-
-PATH = "path"  # relative to the archive's root
+from cxr.sources.dicomdir import PATH, referenced_files
+from cxr.storage import FileEntry, NotFoundError, UnreadableError, is_container, list_files, split_member
+from cxr.wording import counted
 
 IMAGE_SUFFIXES = frozenset(
     ("dcm", "dicom", "dic", "png", "jpg", "jpeg", "jp2", "tif", "tiff", "bmp", "gif", "webp", "img")
@@ -22,31 +24,57 @@ IMAGE_SUFFIXES = frozenset(
 _COLUMNS = pa.schema([(PATH, pa.string()), (schema.SOURCE_URI, pa.string())])
 _LONG_COLUMNS = pa.schema([(PATH, pa.large_string()), (schema.SOURCE_URI, pa.large_string())])
 _CHUNK = 65_536
+_THREADS = 16  # containers listed at a time
+_GZIPPED = re.compile(r"(\.dcm|\.dicom)\.gz$", re.IGNORECASE)
 _OTHER_FILES = re.compile(
-    r"dicomdir|readme|license|thumbs\.db|desktop\.ini"
+    r"(?!.*\.(dcm|dicom)\.gz$)(dicomdir|readme|license|thumbs\.db|desktop\.ini"
     r"|.*(?P<suffix>\.(csv|tsv|txt|log|md|rst|pdf|docx?|xlsx?|html?|jsonl?|xml|ya?ml|toml|parquet|py|ipynb|sh"
-    r"|md5|sha256|zip|gz|tgz|bz2|xz|tar|7z|rar))",
+    r"|md5|sha256|zip|gz|tgz|bz2|xz|tar|7z|rar)))",
     re.IGNORECASE,
 )
 
 
+@dataclass
+class _Skipped:
+    """Files that are not listed as images."""
+
+    others: Counter[str] = field(default_factory=Counter)  # by kind
+    containers: list[FileEntry] = field(default_factory=list)  # ZIP and TAR files
+    dicomdir: FileEntry | None = None  # in the listed folder itself
+
+
 def list_images(uri: str) -> tuple[pa.Table, list[str]]:
-    """Files that may be images, sorted, with columns PATH and schema.SOURCE_URI; and a note on the others.
+    """Files that may be images, sorted, with columns PATH and schema.SOURCE_URI; and notes on the others.
 
     Only its content determines what a file is, so files count regardless of their extension, except hidden files and
-    files whose names clearly say otherwise. Pipes, sockets and devices are skipped. No file is opened.
+    files whose names clearly say otherwise. Pipes, sockets and devices are skipped. No file is opened, with two
+    exceptions:
+
+    - If the folder has a DICOMDIR, exactly the images that it references are listed (see `cxr.sources.dicomdir`).
+    - ZIP and TAR files are opened if the folder contains no other images; the paths of their members begin with the
+      name of the file. Beside other images they are skipped, because they usually contain the same images again.
 
     Raises:
         UserError: no file remains, or the URI cannot be listed.
     """
-    others: Counter[str] = Counter()
-    batches = list(_batches(_candidates(list_files(uri, others), others)))
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(others.items()))
-    notes = [f"skipped files that are not images: {kinds}"] if others else []
-    if not batches:
-        content = f"no images ({notes[0]})" if notes else "no files"
+    skipped = _Skipped()
+    files = _table(_candidates(list_files(uri, skipped.others), skipped))
+    containers = counted(len(skipped.containers), "ZIP or TAR file")
+    notes: list[str] = []
+    if skipped.dicomdir:
+        files, notes = referenced_files(files, skipped.dicomdir.uri, uri)
+    elif skipped.containers and not files.num_rows:
+        files = _table(_candidates(_members(skipped.containers, skipped.others), skipped))
+        notes = [f"the images are read from {containers} without unpacking"]
+    elif skipped.containers:
+        notes = [f"skipped {containers} beside the images: to read one, give it as an archive of its own"]
+    if skipped.others:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.others.items()))
+        notes = [f"skipped files that are not images: {kinds}", *notes]
+    if not files.num_rows:
+        content = f"no images ({'; '.join(notes)})" if notes else "no files"
         raise UserError(f"expected X-rays in {uri}, got {content}: give the folder that contains the X-rays")
-    return _sorted(pa.Table.from_batches(batches)), notes
+    return files, notes
 
 
 def files_below(uri: str) -> Iterator[FileEntry]:
@@ -64,7 +92,7 @@ def image_key(name: str) -> str:
     So "images\\A.PNG", "A.jpeg", " A" and "A.dcm.png" have the same key, as have files with the same name in several
     folders: each gets the labels of that image.
     """
-    key = name.replace("\\", "/").rpartition("/")[2].strip()
+    key = _GZIPPED.sub(r"\1", name.replace("\\", "/").rpartition("/")[2].strip())
     stem, _, suffix = key.rpartition(".")
     if stem and suffix.lower() in IMAGE_SUFFIXES:
         key = stem.rstrip()
@@ -91,25 +119,54 @@ def _batches(entries: Iterator[FileEntry]) -> Iterator[pa.RecordBatch]:
         yield pa.record_batch([[e.path for e in chunk], [e.uri for e in chunk]], schema=_LONG_COLUMNS)
 
 
-def _sorted(files: pa.Table) -> pa.Table:
+def _table(entries: Iterator[FileEntry]) -> pa.Table:
     """Sort by path, in chunks far below the 2 GiB limit of an Arrow string array."""
+    files = pa.Table.from_batches(_batches(entries), _LONG_COLUMNS).combine_chunks()
     order = pc.sort_indices(files[PATH])
-    files = files.combine_chunks()
-    starts = range(0, len(order), _CHUNK)
+    starts = range(0, max(1, len(order)), _CHUNK)
     return pa.concat_tables(files.take(order.slice(start, _CHUNK)).cast(_COLUMNS) for start in starts)
 
 
-def _candidates(entries: Iterable[FileEntry], others: Counter[str]) -> Iterator[FileEntry]:
+def _candidates(entries: Iterable[FileEntry], skipped: _Skipped) -> Iterator[FileEntry]:
     for entry in entries:
-        if kind := _other_kind(entry.path):
-            others[kind] += 1
+        if is_container(entry.path) and not split_member(entry.uri) and not _is_hidden(entry.path):
+            skipped.containers.append(entry)
+        elif entry.path.upper() == "DICOMDIR":
+            skipped.dicomdir = entry
+        elif kind := _other_kind(entry.path):
+            skipped.others[kind] += 1
         else:
             yield entry
 
 
+def _members(containers: Sequence[FileEntry], others: Counter[str]) -> Iterator[FileEntry]:
+    """The members of containers; a container that cannot be read is one entry, which fails when it is read."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(containers), _THREADS):
+            for members, special in pool.map(_members_of, containers[start : start + _THREADS]):
+                others.update(special)
+                yield from members
+
+
+def _members_of(container: FileEntry) -> tuple[list[FileEntry], Counter[str]]:
+    root, special = f"{container.uri}!", Counter[str]()
+    try:
+        members = [
+            FileEntry(member.uri, f"{container.path}/{member.path}", member.size)
+            for member in list_files(root, special)
+        ]
+    except (UnreadableError, NotFoundError):
+        members = [FileEntry(root, f"{container.path}!", 0)]
+    return members, special
+
+
 def _other_kind(path: str) -> str | None:
     """The kind of a file whose name shows that it is not an image; None for others."""
-    if path.startswith(".") or "/." in path:
+    if _is_hidden(path):
         return "hidden"
     other = _OTHER_FILES.fullmatch(path.rpartition("/")[2])
     return (other["suffix"] or other[0]).lower() if other else None
+
+
+def _is_hidden(path: str) -> bool:
+    return path.startswith(".") or "/." in path

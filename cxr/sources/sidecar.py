@@ -8,7 +8,6 @@ other files. To use your own table with masks elsewhere, set CXR_ALLOW_OUTSIDE_M
 from __future__ import annotations
 
 import os
-import posixpath
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,7 +17,7 @@ from cxr import schema
 from cxr.errors import UserError
 from cxr.sources.label_rows import contradictions_note
 from cxr.sources.manifest import Manifest
-from cxr.storage import exists, is_local, join, normalize, read_bytes
+from cxr.storage import exists, is_inside, join, normalize, read_bytes, resolve
 from cxr.wording import counted
 
 TRUTH_FILE = "truth.parquet"  # columns: schema.IMAGE_ID and any of COLUMNS, with the types of schema.MANIFEST
@@ -108,12 +107,8 @@ def with_masks_inside(truth: pa.Table, location: str, archive: str) -> pa.Table:
 
 def _resolve(mask_uri: str, location: str, archive: str) -> str:
     """The absolute URI, without "." and "..", of a mask URI that may be relative to the archive."""
-    uri = normalize(mask_uri if "://" in mask_uri or mask_uri.startswith("/") else f"{archive}/{mask_uri}")
-    if not is_local(uri):
-        scheme, _, rest = uri.partition("://")
-        uri = f"{scheme}://{posixpath.normpath(rest)}"
-    inside = uri.startswith(f"{archive.rstrip('/')}/")
-    if not (inside or os.environ.get(ALLOW_OUTSIDE)):
+    uri = resolve(mask_uri, archive)
+    if not (is_inside(uri, archive) or os.environ.get(ALLOW_OUTSIDE)):
         raise UserError(
             f"{location}: expected masks inside the archive, got {mask_uri[:200]!r}: copy them into the archive, or "
             f"set {ALLOW_OUTSIDE}=1 if you trust this table"

@@ -7,16 +7,16 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, Protocol
 
 from pyarrow import fs
 
 from cxr.storage.errors import storage_error
 from cxr.storage.filesystems import file_info
-from cxr.storage.ranges import local_version
+from cxr.storage.ranges import ByteStream, local_version
 from cxr.storage.retries import retried
 from cxr.storage.tar_container import read_tar
-from cxr.storage.uri import damaged, is_container, join, local_uri, name, normalize, split_member
+from cxr.storage.uri import is_container, join, local_uri, name, normalize, reject_damaged, split_member
 from cxr.storage.zip_container import read_zip
 
 _CACHED = 16  # containers whose index a process keeps
@@ -40,7 +40,7 @@ class Container(Protocol):
     def skipped(self) -> Counter[str]: ...
     @property
     def damage(self) -> str | None: ...
-    def open(self, name: str) -> AbstractContextManager[tuple[Any, int]]: ...
+    def open(self, name: str) -> AbstractContextManager[tuple[ByteStream, int]]: ...
 
 
 def archive_root(uri: str) -> str:
@@ -103,7 +103,7 @@ def member_exists(uri: str) -> bool:
 
 
 @contextmanager
-def open_member(uri: str) -> Iterator[tuple[BinaryIO, int]]:
+def open_member(uri: str) -> Iterator[tuple[ByteStream, int]]:
     """A stream of the member's content for one sequential read, and its size in bytes.
 
     Raises:
@@ -113,11 +113,11 @@ def open_member(uri: str) -> Iterator[tuple[BinaryIO, int]]:
     address, member = _split(normalize(uri))
     container = _index(address)
     if not member:
-        raise damaged(uri, container.damage or "it is a container, not a file")
+        reject_damaged(uri, container.damage or "it is a container, not a file")
     if member not in container.members:
         raise FileNotFoundError(uri)
     with container.open(member) as (stream, size):
-        yield cast(BinaryIO, stream), size
+        yield stream, size
 
 
 def _split(uri: str) -> tuple[str, str]:

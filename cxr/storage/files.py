@@ -22,7 +22,7 @@ from cxr.storage.containers import member_exists, open_member
 from cxr.storage.filesystems import file_info, filesystem
 from cxr.storage.inflate import gunzipped, is_gzipped_image
 from cxr.storage.listing import PARTIAL_SUFFIX, list_files
-from cxr.storage.ranges import open_local
+from cxr.storage.ranges import open_local, read_up_to
 from cxr.storage.retries import retried
 from cxr.storage.uri import NotFoundError, StorageError, check_writable_uri, is_local, join, normalize, split_member
 
@@ -51,9 +51,9 @@ def read_bytes(uri: str, *, check: Callable[[bytes, int], None] | None = None) -
                 stream, size = gunzipped(uri, stream, size)
             if check is None:
                 return stream.read()
-            head = stream.read(HEAD_BYTES)
+            head = read_up_to(stream, HEAD_BYTES)
             check(head, size)
-            return head + stream.read(max(0, size - len(head)))
+            return head + read_up_to(stream, max(0, size - len(head)))
 
     return retried(uri, read)
 
@@ -180,8 +180,8 @@ def _copy(source: str, target: str) -> None:
 def _reading(uri: str) -> Iterator[tuple[BinaryIO, int]]:
     """Open a file for one sequential read; yields the stream and the size in bytes."""
     if split_member(normalize(uri)):
-        with open_member(uri) as (stream, size):
-            yield stream, size
+        with open_member(uri) as (member, size):
+            yield cast(BinaryIO, member), size
         return
     if is_local(uri):
         with open_local(normalize(uri)) as stream:

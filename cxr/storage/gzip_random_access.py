@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cxr.storage.ranges import read_range
-from cxr.storage.uri import damaged
+from cxr.storage.uri import reject_damaged
 
 _BLOCK = 4 << 20  # compressed bytes read at a time
 _FED = 1 << 18  # compressed bytes given to zlib at a time
@@ -17,6 +17,7 @@ _SPACING = 8 << 20  # bytes of content between remembered states, at first
 _MAX_STATES = 256  # of about 40 KiB; with more, every other one is dropped and the spacing doubles
 _MAX_RATIO = 200  # of the content to the compressed file, beyond _RATIO_EXEMPT
 _RATIO_EXEMPT = 1 << 30
+_MAGIC = b"\x1f\x8b"
 _GZIP = 31  # wbits of zlib: a gzip header and trailer
 
 
@@ -74,22 +75,23 @@ class GzipRandomAccess:
             state = self._last
             decompressor, data = state.zlib, self._compressed_at(state.compressed)
             if decompressor.eof:
-                if not data.startswith(b"\x1f\x8b"):  # neither another gzip member nor truncated: padding, or the end
+                if not data.startswith(_MAGIC):  # the end, or padding
                     return b""
                 decompressor = zlib.decompressobj(_GZIP)
             try:
                 piece = decompressor.decompress(data, limit)
-            except zlib.error as error:
-                raise damaged(self._uri, "its compressed data are damaged") from error
-            used = len(data) - len(decompressor.unconsumed_tail) - len(decompressor.unused_data)
+            except zlib.error:
+                reject_damaged(self._uri, "its compressed data are damaged")
+            left = decompressor.unused_data if decompressor.eof else decompressor.unconsumed_tail
+            used = len(data) - len(left)
             self._last = _State(state.content + len(piece), state.compressed + used, decompressor)
             if self._last.content > max(_RATIO_EXEMPT, _MAX_RATIO * self._last.compressed):
-                raise damaged(self._uri, "it is a decompression bomb")
+                reject_damaged(self._uri, "it is a decompression bomb")
             if piece:
                 self._remember()
                 return piece
             if not data and not decompressor.eof:
-                raise damaged(self._uri, "it is truncated")
+                reject_damaged(self._uri, "it is truncated")
 
     def _remember(self) -> None:
         if self._last.content < self._states[-1].content + self._spacing:
@@ -100,8 +102,8 @@ class GzipRandomAccess:
             self._spacing *= 2
 
     def _compressed_at(self, position: int) -> bytes:
-        """Some compressed bytes from `position` on; empty at the end of the file."""
+        """Compressed bytes from `position` on, at least the two of a magic number except at the end of the file."""
         at = position - self._block_start
-        if not 0 <= at < len(self._block):
+        if not 0 <= at < len(self._block) - 1:
             self._block_start, self._block, at = position, read_range(self._uri, position, _BLOCK), 0
         return self._block[at : at + _FED]

@@ -7,9 +7,10 @@ import io
 import lzma
 import struct
 import zlib
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
-from cxr.storage.uri import damaged
+from cxr.storage.ranges import ByteStream
+from cxr.storage.uri import reject_damaged
 
 MAX_BYTES = 2 << 30  # of a file without compression; images are limited to less when they are read
 MAX_RATIO = 1000  # of a file's size to its compressed size; CSV files and X-rays stay far below
@@ -23,6 +24,7 @@ _GZIPPED_IMAGES = (".dcm.gz", ".dicom.gz")
 _LZMA_HEADER = struct.Struct("<2xHBI")  # size of the properties, which are lc, lp, pb and the size of the dictionary
 _LZMA_DICTIONARY = 256 << 20  # bytes; 7-Zip's largest preset uses 64 MiB
 _CHUNK = 1 << 16
+_PIECE = 4 << 20  # bytes of content read at a time if it is not compressed
 
 
 class Decompressor(Protocol):
@@ -77,18 +79,18 @@ class InflatingStream:
     Reading raises DamagedError if the file is damaged or differs from what its header says.
     """
 
-    def __init__(self, uri: str, raw: BinaryIO, compressed: int, size: int, method: int, crc: int | None) -> None:
+    def __init__(self, uri: str, raw: ByteStream, compressed: int, size: int, method: int, crc: int | None) -> None:
         self._uri, self._raw, self._compressed_left, self._left = uri, raw, compressed, size
         self._crc, self._expected_crc = 0, crc
         self._decompressor = None if method == STORED else self._open(method)
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         wanted = self._left if size < 0 else min(size, self._left)
         pieces: list[bytes] = []
         while wanted:
             piece = self._piece(wanted)
             if not piece:
-                raise damaged(self._uri, "it is truncated")
+                reject_damaged(self._uri, "it is truncated")
             pieces.append(piece)
             wanted -= len(piece)
             self._left -= len(piece)
@@ -100,14 +102,14 @@ class InflatingStream:
     def _piece(self, limit: int) -> bytes:
         """Up to `limit` bytes of content; empty at its end."""
         if self._decompressor is None:
-            return self._compressed(limit)
+            return self._compressed(min(limit, _PIECE))
         while not self._decompressor.eof:
             data = self._compressed(_CHUNK) if self._decompressor.needs_input else b""
             at_end = self._decompressor.needs_input and not data
             try:
                 piece = self._decompressor.decompress(data, limit)
             except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
-                raise damaged(self._uri, f"its compressed data are damaged ({type(error).__name__})") from error
+                reject_damaged(self._uri, f"its compressed data are damaged ({type(error).__name__})")
             if piece or at_end:
                 return piece
         return b""
@@ -119,9 +121,9 @@ class InflatingStream:
 
     def _check_end(self) -> None:
         if self._decompressor is not None and self._piece(1):
-            raise damaged(self._uri, "it is larger than its header says")
+            reject_damaged(self._uri, "it is larger than its header says")
         if self._expected_crc is not None and self._crc != self._expected_crc:
-            raise damaged(self._uri, "its checksum is wrong")
+            reject_damaged(self._uri, "its checksum is wrong")
 
     def _open(self, method: int) -> Decompressor:
         if method == BZIP2:
@@ -131,12 +133,12 @@ class InflatingStream:
     def _open_lzma(self) -> Decompressor:
         header = self._compressed(_LZMA_HEADER.size)
         if len(header) < _LZMA_HEADER.size:
-            raise damaged(self._uri, "it is truncated")
+            reject_damaged(self._uri, "it is truncated")
         properties_bytes, packed, dictionary = _LZMA_HEADER.unpack(header)
         packed, lc = divmod(packed, 9)
         pb, lp = divmod(packed, 5)
         if properties_bytes != 5 or pb > 4 or lc + lp > 4 or dictionary > _LZMA_DICTIONARY:
-            raise damaged(self._uri, "its LZMA settings are not supported")
+            reject_damaged(self._uri, "its LZMA settings are not supported")
         settings = {"id": lzma.FILTER_LZMA1, "lc": lc, "lp": lp, "pb": pb, "dict_size": max(dictionary, 4096)}
         return lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[settings])
 
@@ -146,14 +148,14 @@ def is_gzipped_image(uri: str) -> bool:
     return uri.lower().endswith(_GZIPPED_IMAGES)
 
 
-def gunzipped(uri: str, stream: BinaryIO, size: int) -> tuple[BinaryIO | InflatingStream, int]:
+def gunzipped(uri: str, stream: ByteStream, size: int) -> tuple[ByteStream, int]:
     """The content of a gzip file and its size. A file that is not compressed is returned as it is."""
     if problem := claim_problem(size, size):
-        raise damaged(uri, problem)
+        reject_damaged(uri, problem)
     data = stream.read()
     if not data.startswith(_GZIP_MAGIC):
         return io.BytesIO(data), len(data)
     content = _GZIP_TRAILER.unpack(data[-_GZIP_TRAILER.size :])[0] if len(data) >= 18 else 0
     if problem := claim_problem(content, len(data)):
-        raise damaged(uri, problem)
+        reject_damaged(uri, problem)
     return InflatingStream(uri, io.BytesIO(data), len(data), content, GZIP, crc=None), content

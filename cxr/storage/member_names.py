@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cxr.storage.uri import damaged
+from cxr.storage.uri import reject_damaged
 
 MAX_MEMBERS = 2_000_000
 
@@ -32,5 +32,5 @@ class Names:
             self.skipped["repeated name"] += 1
         self._seen.add(clean)
         if len(self._seen) > MAX_MEMBERS:
-            raise damaged(self._uri, f"it has more than {MAX_MEMBERS:,} members")
+            reject_damaged(self._uri, f"it has more than {MAX_MEMBERS:,} members")
         return clean

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 from cxr.storage import s3
 from cxr.storage.filesystems import check_regular, filesystem
@@ -15,8 +15,14 @@ from cxr.storage.uri import is_local, normalize
 _DRAINED = 1 << 16  # bytes left of a response that are read so that its connection can be used again
 
 
+class ByteStream(Protocol):
+    """What is read once from its start to its end."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
 @contextmanager
-def open_range(uri: str, start: int, length: int) -> Iterator[BinaryIO]:
+def open_range(uri: str, start: int, length: int) -> Iterator[ByteStream]:
     """Open a file for one sequential read of at most `length` bytes from `start`: one request on a remote store.
 
     The stream ends early if the file does. A local stream may go on beyond `length`.
@@ -40,7 +46,18 @@ def open_range(uri: str, start: int, length: int) -> Iterator[BinaryIO]:
 def read_range(uri: str, start: int, length: int) -> bytes:
     """At most `length` bytes from `start`; fewer if the file ends there."""
     with open_range(uri, start, length) as stream:
-        return stream.read(length)
+        return read_up_to(stream, length)
+
+
+def read_up_to(stream: ByteStream, size: int) -> bytes:
+    """`size` bytes, or all that are left.
+
+    One `read` of a response may return less than that if its connection is lost; only the next one raises an error.
+    """
+    data = stream.read(size)
+    while len(data) < size and (more := stream.read(size - len(data))):
+        data += more
+    return data
 
 
 def open_local(path: str) -> BinaryIO:

@@ -13,8 +13,8 @@ from typing import BinaryIO, NamedTuple
 from cxr.storage.gzip_random_access import GzipRandomAccess
 from cxr.storage.inflate import STORED, InflatingStream, claim_problem
 from cxr.storage.member_names import Names
-from cxr.storage.ranges import BlockReader, open_local, open_range, read_range
-from cxr.storage.uri import DamagedError, damaged, is_local, normalize
+from cxr.storage.ranges import BlockReader, ByteStream, open_local, open_range, read_range
+from cxr.storage.uri import DamagedError, is_local, normalize, reject_damaged
 
 _MAX_HEADER_BYTES = 1 << 20  # of a long name or of extended headers
 _BLOCK = 1 << 20  # bytes of a remote file read at a time while its headers are read
@@ -40,7 +40,7 @@ class TarContainer:
     gzip: GzipRandomAccess | None = None
 
     @contextmanager
-    def open(self, name: str) -> Iterator[tuple[BinaryIO | InflatingStream, int]]:
+    def open(self, name: str) -> Iterator[tuple[ByteStream, int]]:
         """A stream of a member's content for one sequential read, and its size in bytes.
 
         Raises:
@@ -48,19 +48,19 @@ class TarContainer:
         """
         member, uri = self.members[name], f"{self.uri}!/{name}"
         if member.problem:
-            raise damaged(uri, member.problem)
+            reject_damaged(uri, member.problem)
         with self._open_range(member) as raw:
             yield InflatingStream(uri, raw, member.size, member.size, STORED, crc=None), member.size
 
     @contextmanager
-    def _open_range(self, member: TarMember) -> Iterator[BinaryIO]:
+    def _open_range(self, member: TarMember) -> Iterator[ByteStream]:
         if self.gzip is None:
             with open_range(self.uri, member.offset, member.size) as raw:
                 yield raw
         else:
             content = BlockReader(self.gzip.read_at)
             content.seek(member.offset)
-            yield content  # pyright: ignore[reportReturnType]
+            yield content
 
 
 def read_tar(uri: str) -> TarContainer:
@@ -98,11 +98,13 @@ def _index(uri: str, file: BinaryIO, gzip: GzipRandomAccess | None) -> TarContai
             bounded.seek(tar.offset)  # pyright: ignore[reportAttributeAccessIssue]
             if any(bounded.read(tarfile.BLOCKSIZE)):
                 raise tarfile.ReadError("invalid header")
+            while gzip and bounded.read(_GZIP_BLOCK):  # its checksum is at the end
+                pass
     except (tarfile.TarError, DamagedError, ValueError, OverflowError, RecursionError, EOFError) as error:
         reason = error.__cause__ if isinstance(error, DamagedError) else error
         damage = f"damaged or truncated after {len(members):,} members ({' '.join(str(reason).split())[:80]})"
         if not members:
-            raise damaged(uri, "it is not a TAR file, or its first header is damaged") from error
+            reject_damaged(uri, "it is not a TAR file, or its first header is damaged")
     return TarContainer(uri, members, names.skipped, damage, gzip)
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import posixpath
 import re
+from typing import NoReturn
 from urllib.parse import quote, unquote
 
 from cxr.errors import UserError
@@ -44,11 +46,10 @@ class DamagedError(UnreadableError):
     """A compressed file, a container or one of its members is damaged, unsafe or of an unsupported kind."""
 
 
-def damaged(uri: str, reason: str) -> DamagedError:
-    """The error to raise for a file in a container; its cause contains the reason, as for other unreadable files."""
-    error = DamagedError(f"{uri} cannot be read: {reason}: repair, repack or remove it")
-    error.__cause__ = OSError(errno.EINVAL, reason)
-    return error
+def reject_damaged(uri: str, reason: str) -> NoReturn:
+    """Raise DamagedError; its cause contains the reason, as for other unreadable files."""
+    cause = OSError(errno.EINVAL, reason)
+    raise DamagedError(f"{uri} cannot be read: {reason}: repair, repack or remove it") from cause
 
 
 def normalize(uri: str | os.PathLike[str]) -> str:
@@ -112,6 +113,21 @@ def is_anonymous(bucket: str) -> bool:
 def join(base: str, *parts: str) -> str:
     """Append `parts` to `base`: join("s3://b/a/", "x", "y.png") -> "s3://b/a/x/y.png"."""
     return "/".join([normalize(base).rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def resolve(entry: str, folder: str) -> str:
+    """The normal form, without "." and "..", of a URI or path that may be relative to `folder`.
+
+    It may lead out of the folder: check with `is_inside` unless the user wrote it.
+    """
+    uri = normalize(entry if "://" in entry or entry.startswith("/") else f"{normalize(folder)}/{entry}")
+    scheme, mark, rest = uri.partition("://")
+    return f"{scheme}://{posixpath.normpath(rest)}" if mark else uri
+
+
+def is_inside(uri: str, folder: str) -> bool:
+    """Whether a URI without ".." is below a folder."""
+    return uri.startswith(f"{normalize(folder).rstrip('/')}/")
 
 
 def name(uri: str) -> str:

@@ -15,8 +15,8 @@ from typing import BinaryIO, NamedTuple
 
 from cxr.storage.inflate import STORED, InflatingStream, claim_problem, is_supported
 from cxr.storage.member_names import Names
-from cxr.storage.ranges import open_range, open_seekable
-from cxr.storage.uri import damaged
+from cxr.storage.ranges import ByteStream, open_range, open_seekable, read_up_to
+from cxr.storage.uri import DamagedError, reject_damaged
 
 MAX_DIRECTORY_BYTES = 128 << 20  # of the directory; 400,000 members with names of 100 characters take 60 MiB
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, length of the extra field
@@ -48,7 +48,7 @@ class ZipContainer:
     damage: str | None = None
 
     @contextmanager
-    def open(self, name: str) -> Iterator[tuple[BinaryIO | InflatingStream, int]]:
+    def open(self, name: str) -> Iterator[tuple[ByteStream, int]]:
         """A stream of a member's content for one sequential read, and its size in bytes.
 
         Raises:
@@ -56,15 +56,15 @@ class ZipContainer:
         """
         member, uri = self.members[name], f"{self.uri}!/{name}"
         if member.problem:
-            raise damaged(uri, member.problem)
+            reject_damaged(uri, member.problem)
         with open_range(self.uri, member.offset, member.extent) as raw:
-            header = raw.read(_LOCAL_HEADER.size)
+            header = read_up_to(raw, _LOCAL_HEADER.size)
             if len(header) < _LOCAL_HEADER.size:
-                raise damaged(uri, "it is truncated")
+                reject_damaged(uri, "it is truncated")
             signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
             if signature != _SIGNATURE:
-                raise damaged(uri, "its header is missing")
-            raw.read(name_bytes + extra_bytes)
+                reject_damaged(uri, "its header is missing")
+            read_up_to(raw, name_bytes + extra_bytes)
             yield (
                 InflatingStream(uri, raw, member.compressed, member.size, member.method, member.crc),
                 member.size,
@@ -81,8 +81,10 @@ def read_zip(uri: str) -> ZipContainer:
         with open_seekable(uri) as file:
             directory = zipfile.ZipFile(_Bounded(file, uri))  # pyright: ignore[reportArgumentType]
             return _index(uri, directory)
+    except DamagedError:  # which is a ValueError
+        raise
     except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OverflowError, EOFError) as error:
-        raise damaged(uri, f"its directory is missing or damaged ({' '.join(str(error).split())[:80]})") from error
+        reject_damaged(uri, f"its directory is missing or damaged ({' '.join(str(error).split())[:80]})")
 
 
 def _index(uri: str, directory: zipfile.ZipFile) -> ZipContainer:

@@ -40,7 +40,10 @@ def test_files_that_are_clearly_not_images_are_skipped_and_noted(tmp_path: Path)
     )
     files, notes = image_files.list_images(str(tmp_path))
     assert files[image_files.PATH].to_pylist() == ["x.png"]
-    assert notes == ["skipped files that are not images: 2 .csv, 1 .gz, 1 dicomdir, 2 hidden, 1 readme"]
+    assert notes == [
+        "skipped files that are not images: 2 .csv, 1 dicomdir, 2 hidden, 1 readme",
+        "skipped 1 ZIP or TAR file beside the images: to read one, give it as an archive of its own",
+    ]
 
 
 def test_special_files_and_links_to_them_are_counted_in_the_note(tmp_path: Path) -> None:
