@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from cxr import schema
 from cxr.errors import UserError
 from cxr.sources.dicomdir import PATH, referenced_files
-from cxr.storage import FileEntry, NotFoundError, UnreadableError, is_container, list_files, split_member
+from cxr.storage import FileEntry, NotFoundError, UnreadableError, is_container, list_files, normalize, split_member
 from cxr.wording import counted
 
 IMAGE_SUFFIXES = frozenset(
@@ -149,15 +149,19 @@ def _members(containers: Sequence[FileEntry], others: Counter[str]) -> Iterator[
 
 
 def _members_of(container: FileEntry) -> tuple[list[FileEntry], Counter[str]]:
-    root, special = f"{container.uri}!", Counter[str]()
+    root, special = normalize(f"{container.uri}!"), Counter[str]()
+    unreadable = FileEntry(
+        f"{container.uri}!", f"{container.path}!", 0
+    )  # also listed for the damaged rest of a container
     try:
-        members = [
+        return [
             FileEntry(member.uri, f"{container.path}/{member.path}", member.size)
+            if normalize(member.uri) != root
+            else unreadable
             for member in list_files(root, special)
-        ]
+        ], special
     except (UnreadableError, NotFoundError):
-        members = [FileEntry(root, f"{container.path}!", 0)]
-    return members, special
+        return [unreadable], special
 
 
 def _other_kind(path: str) -> str | None:

@@ -108,8 +108,8 @@ class InflatingStream:
             at_end = self._decompressor.needs_input and not data
             try:
                 piece = self._decompressor.decompress(data, limit)
-            except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
-                reject_damaged(self._uri, f"its compressed data are damaged ({type(error).__name__})")
+            except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError):
+                reject_damaged(self._uri, "its compressed data are damaged")
             if piece or at_end:
                 return piece
         return b""
