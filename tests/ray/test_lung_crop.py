@@ -53,7 +53,7 @@ def test_from_an_archive_to_scores(tmp_path: Path) -> None:
     )
     given = ArchiveOptions(archive=(archive,), stored_size=32)
     done = train_job(recipe, given, RunOptions(), str(tmp_path / "out"))
-    with pytest.raises(UserError, match="holds crops by the lung checkpoint"):
+    with pytest.raises(UserError, match="contains crops by the lung checkpoint"):
         train_job(
             recipe.replace(lung_crop=""), ArchiveOptions(archive=(done["data"],)), RunOptions(), str(tmp_path / "o")
         )
