@@ -106,6 +106,7 @@ def _plot(axes: Axes, places: Mapping[Place, list[Trial]], objectives: Mapping[s
     x, y = (f"{name} ({'more' if mode == 'max' else 'less'} is better)" for name, mode in objectives.items())
     axes.set(xlabel=x, ylabel=y)
     axes.grid(color=palette.GRID)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
