@@ -114,6 +114,7 @@ FINDINGS_KEY = b"cxr.findings"  # metadata key of a scores file: the checkpoint'
 LABEL, READER, SCORE = "label", "reader", "score"
 X_MIN, Y_MIN, X_MAX, Y_MAX = "x_min", "y_min", "x_max", "y_max"
 MASK_RLE, MASK_URI, MASK_BITS = "rle", "uri", "bits"
+MASK_FORM, MASK_HEIGHT_PX, MASK_WIDTH_PX = "form", "height_px", "width_px"
 
 BOX_TYPE = pa.struct(
     [(LABEL, pa.string()), (READER, pa.string())] + [(n, pa.float32()) for n in (X_MIN, Y_MIN, X_MAX, Y_MAX)]
@@ -121,8 +122,18 @@ BOX_TYPE = pa.struct(
 PRED_BOX_TYPE = pa.struct(
     [(LABEL, pa.string()), (SCORE, pa.float32())] + [(n, pa.float32()) for n in (X_MIN, Y_MIN, X_MAX, Y_MAX)]
 )
-# A mask as published: relative RLE at the original size (sources/rle.py), or the URI of an image file.
-MASK_SOURCE_TYPE = pa.struct([(LABEL, pa.string()), (MASK_RLE, pa.string()), (MASK_URI, pa.string())])
+# A mask as published: the URI of an image file, or a code in one of the forms of `sources.rle.FORMS` (null: relative)
+# for an image of that size (null: the original's).
+MASK_SOURCE_TYPE = pa.struct(
+    [
+        (LABEL, pa.string()),
+        (MASK_RLE, pa.string()),
+        (MASK_URI, pa.string()),
+        (MASK_FORM, pa.string()),
+        (MASK_HEIGHT_PX, pa.int32()),
+        (MASK_WIDTH_PX, pa.int32()),
+    ]
+)
 # A mask in a row: numpy.packbits of size x size booleans on the pixel grid of `pixels`.
 MASK_TYPE = pa.struct([(LABEL, pa.string()), (MASK_BITS, pa.binary())])
 RESIZE_TRANSFORM_TYPE = pa.struct([(n, pa.float64()) for n in ("x_scale", "y_scale", "x_offset", "y_offset")])

@@ -21,7 +21,7 @@ from cxr.imaging import dicom_terms, geometry
 from cxr.imaging.decode import check_head
 from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import ResizeTransform
-from cxr.imaging.image import to_bits
+from cxr.imaging.image import MAX_PIXELS, to_bits
 from cxr.imaging.lung_bbox import LungSquare
 from cxr.schema import PixelFormat
 from cxr.sources import rle
@@ -255,25 +255,35 @@ def _masks(sources: Sequence[Values], height: int, width: int, size: int, transf
 def original_mask(source: Values, height: int, width: int) -> np.ndarray:
     """Read a mask as published: bool (height, width) of the original image.
 
-    In a mask file (PNG, GIF or JPEG), pixels brighter than half of the brightest one belong to the mask. A file of
+    In a mask file (PNG, GIF or JPEG), pixels brighter than half of the brightest one belong to the mask. A mask of
     another size is resized to the image.
     """
-    if source[schema.MASK_RLE] is not None:
-        return rle.decode(source[schema.MASK_RLE], height, width)
+    code = source[schema.MASK_RLE]
+    if code is not None:
+        own = source.get(schema.MASK_HEIGHT_PX) or height, source.get(schema.MASK_WIDTH_PX) or width
+        if min(own) < 1 or own[0] * own[1] > MAX_PIXELS:
+            raise ImageRejectedError(f"mask of {source[schema.LABEL]}: invalid size, {own[1]} x {own[0]}")
+        mask = rle.decode(code, *own, source.get(schema.MASK_FORM) or "relative")
+        return _resized_mask(mask, source[schema.LABEL], height, width)
     try:
         picture = decode_mask(
             storage.read_bytes(source[schema.MASK_URI], check=check_head)
         )  # blank masks are allowed
     except (ImageRejectedError, storage.NotFoundError) as error:
         raise ImageRejectedError(f"mask of {source[schema.LABEL]}: {_reason(error)}") from None
-    mask_height, mask_width = picture.shape
+    return _resized_mask(picture > picture.max() // 2, source[schema.LABEL], height, width)
+
+
+def _resized_mask(mask: np.ndarray, label: str, height: int, width: int) -> np.ndarray:
+    mask_height, mask_width = mask.shape
+    if (mask_height, mask_width) == (height, width):
+        return mask
     if abs(mask_width * height - mask_height * width) > _ASPECT_TOLERANCE * mask_height * width:
         raise ImageRejectedError(
-            f"mask of {source[schema.LABEL]}: expected the aspect ratio of the image ({width} x {height}), "
+            f"mask of {label}: expected the aspect ratio of the image ({width} x {height}), "
             f"got {mask_width} x {mask_height}"
         )
-    mask = (picture > picture.max() // 2).astype(np.uint8)
-    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
+    return cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
 
 
 def _table(

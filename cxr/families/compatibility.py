@@ -198,7 +198,7 @@ def _check_masks(archives: Sequence[ShardInfo | RawArchive], recipe: Recipe) -> 
     if not any(pc.any(pc.equal(label, recipe.mask_label)).as_py() for label in labels):
         raise UserError(
             f"{_names(archives)} has no mask of {recipe.mask_label}, from which family {recipe.family} learns: give "
-            f"an archive with such masks, or add them in a truth.parquet"
+            f"an archive with such masks, or add them with --masks"
         )
 
 

@@ -149,7 +149,7 @@ def _frames(table: CsvTable, names: tuple[str, str] = FRAME) -> dict[str, list[i
     for row, (image, *sides) in enumerate(zip(image_keys(table, IMAGE), *map(table.column, names), strict=True)):
         if not any(sides):
             continue
-        size = [_side_px(side) for side in sides]
+        size = [side_px(side) for side in sides]
         if None in size:
             expected = f"{' and '.join(names)} as whole numbers of pixels from 1 to {_LARGEST_PX:,}"
             raise table.error(row, expected, ", ".join(sides))
@@ -160,7 +160,7 @@ def _frames(table: CsvTable, names: tuple[str, str] = FRAME) -> dict[str, list[i
     return sizes
 
 
-def _side_px(text: str) -> int | None:
+def side_px(text: str) -> int | None:
     """Pixels, also if written as "3000.0"; None if it is not a valid image size."""
     try:
         number = float(text)

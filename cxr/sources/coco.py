@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 
 from cxr import schema, storage
 from cxr.errors import UserError
-from cxr.sources import rater_agreement
+from cxr.sources import rater_agreement, rle
 from cxr.sources.annotations import NO_FINDING_WORDS
 from cxr.sources.image_files import image_key
 from cxr.sources.label_rows import word_key
@@ -126,6 +126,40 @@ def boxes(coco: Coco) -> dict[str, list[dict[str, Any]]]:
     return result
 
 
+def mask_code(coco: Coco, annotation: Annotation) -> tuple[str, rle.Form, list[int] | None]:
+    """The code of an annotation's mask, its form, and the [height, width] that it is for, if known.
+
+    Raises:
+        UserError: it has no valid segmentation.
+    """
+    segmentation = annotation.values.get("segmentation")
+    if isinstance(segmentation, list) and segmentation and all(map(_is_polygon, segmentation)):
+        code = ";".join(" ".join(f"{number:g}" for number in polygon) for polygon in segmentation)
+        return code, "polygon", coco.sizes_px[annotation.image]
+    if not isinstance(segmentation, dict):
+        raise coco.error(annotation, "a segmentation as polygons or run lengths", segmentation)
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not all(_is_side(side) for side in size):
+        raise coco.error(annotation, "a segmentation with size [height, width]", size)
+    try:
+        counts = rle.uncompressed(counts) if isinstance(counts, str) else counts
+    except ValueError:
+        raise coco.error(annotation, "a segmentation with valid counts", counts) from None
+    if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise coco.error(annotation, "a segmentation with counts", counts)
+    if sum(counts) != int(size[0]) * int(size[1]):
+        raise coco.error(annotation, f"counts that add up to {size[0]} x {size[1]} pixels", sum(counts))
+    return rle.from_counts(counts), "relative", [int(side) for side in size]
+
+
+def _is_polygon(value: object) -> bool:
+    return isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0 and all(map(_is_number, value))
+
+
+def _is_side(value: object) -> bool:
+    return _is_number(value) and 1 <= value <= _LARGEST_PX and value == int(value)
+
+
 _LISTS = ("images", "categories", "annotations")
 
 
@@ -151,7 +185,7 @@ def _size(location: str, place: str, image: Mapping[str, Any]) -> list[int] | No
     sides: list[Any] = [image.get("height"), image.get("width")]
     if sides == [None, None]:
         return None
-    if not all(_is_number(side) and 1 <= side <= _LARGEST_PX and side == int(side) for side in sides):
+    if not all(map(_is_side, sides)):
         raise _error(location, place, f"height and width from 1 to {_LARGEST_PX:,} pixels", sides)
     return [int(side) for side in sides]
 

@@ -15,11 +15,12 @@ import pyarrow as pa
 
 from cxr import schema, storage
 from cxr.errors import UserError
-from cxr.sources import rater_agreement
+from cxr.sources import rater_agreement, rle
 from cxr.sources.box_files import read_boxes
 from cxr.sources.image_files import image_key
 from cxr.sources.labels import mapped, with_label_table
 from cxr.sources.manifest import Manifest, labels_column, replace_column
+from cxr.sources.mask_files import read_masks
 from cxr.sources.options import Labeling, ReaderBoxes
 from cxr.wording import counted
 
@@ -41,6 +42,8 @@ def labeled(manifest: Manifest, labeling: Labeling) -> Manifest:
         manifest = with_label_table(manifest, labeling)
     elif labeling.label_mapping or labeling.unknown_as != "unknown":
         manifest = mapped(manifest, labeling)
+    if labeling.masks:
+        manifest = with_masks(manifest, labeling)
     return agreed(manifest, labeling.readers_agree) if labeling.readers_agree > 1 else manifest
 
 
@@ -83,6 +86,51 @@ def with_boxes(manifest: Manifest, location: str) -> Manifest:
         *_unmatched_notes(file, images, given.boxes, "skipped"),
     ]
     return Manifest(table, given.findings, notes)
+
+
+def with_masks(manifest: Manifest, labeling: Labeling) -> Manifest:
+    """The same images with the masks of `labeling`, which replace the archive's own of the same labels.
+
+    Raises:
+        UserError: as `read_masks`, or there is a mask of none of the images.
+    """
+    location = storage.normalize(labeling.masks)
+    images = [image_key(image_id) for image_id in manifest.table[schema.IMAGE_ID].to_pylist()]
+    given = read_masks(
+        location,
+        set(images),
+        label=labeling.mask_label,
+        form=labeling.mask_code,
+        quality=labeling.mask_quality,
+    )
+    if given.masks.keys().isdisjoint(images):
+        raise _no_match(location, images, given.masks)
+    masks: list[list[dict[str, Any]] | None] = []
+    for image, own in zip(images, manifest.table[schema.MASKS].to_pylist(), strict=True):
+        of_image = given.masks.get(image, ())
+        replaced = {mask[schema.LABEL] for mask in of_image}
+        others = [mask for mask in own or () if mask[schema.LABEL] not in replaced]
+        masks.append([*others, *of_image] if own is not None or of_image else None)
+    file = storage.name(location)
+    listed = [given.masks[image] for image in images if image in given.masks]
+    notes = [
+        *manifest.notes,
+        *given.notes,
+        *_mask_notes(file, listed, given.labels),
+        *_unmatched_notes(file, images, given.masks, "so that their masks are unknown"),
+    ]
+    column = pa.array(masks, schema.MANIFEST.field(schema.MASKS).type)
+    return Manifest(replace_column(manifest.table, schema.MASKS, column), manifest.findings, notes)
+
+
+def _mask_notes(file: str, of_images: Sequence[Sequence[Mapping[str, Any]]], labels: Sequence[str]) -> list[str]:
+    """How many images have a mask of each label, and in how many of them it is empty."""
+    notes = []
+    for label in labels:
+        codes = [{mask.get(schema.MASK_RLE) for mask in masks if mask[schema.LABEL] == label} for masks in of_images]
+        known, empty = sum(map(bool, codes)), sum(of_image == {rle.EMPTY} for of_image in codes)
+        notes.append(f"masks of {label} in {file}: {counted(known, 'image')}, of which {empty:,} empty")
+    return notes
 
 
 def _no_match(location: str, images: Sequence[str], entries: Collection[str]) -> UserError:

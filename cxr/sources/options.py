@@ -10,8 +10,9 @@ from cxr.errors import UserError
 from cxr.sources import selection
 
 ReaderBoxes = Literal["wbf", "majority", "union"]
+MaskCode = Literal["auto", "relative", "absolute", "absolute-rows"]
 LabelPolicy = Literal["unknown", "negative", "positive"]
-_URIS = {"labels", "label_mapping", "boxes"}  # fields of Labeling that are URIs
+_URIS = {"labels", "label_mapping", "boxes", "masks"}  # fields of Labeling that are URIs
 _OF_LABELS = (  # fields of Labeling that have a meaning only with a table of labels
     "image_column",
     "patient_column",
@@ -103,8 +104,23 @@ class Labeling:
     """How to combine the boxes of several readers of an image. wbf: fuse overlapping boxes of a finding by weighted
     boxes fusion. majority: the same, but keep only boxes that more than half of the readers drew. union: keep all
     boxes unchanged."""
+    masks: str = ""
+    """URI of masks: a folder of PNG or GIF files named like the images, COCO JSON, or a CSV file of run lengths such
+    as SIIM-ACR's or CheXmask's. They replace the archive's own masks of the same labels."""
+    mask_label: str = ""
+    """What the masks show, such as Lungs, Heart or Pneumothorax. Empty: the name of each mask's folder, or what the
+    file says."""
+    mask_code: MaskCode = "auto"
+    """How positions in the run lengths of a CSV file count. relative: from the end of the last run, as in SIIM-ACR.
+    absolute: from the first pixel, along columns. absolute-rows: the same along rows. auto: relative or absolute, as
+    the codes tell."""
+    mask_quality: float = 0.7
+    """Lowest quality, Dice RCA (Mean), of CheXmask's masks."""
 
     def __post_init__(self) -> None:
+        of_masks = [name for name in self.describe() if name.startswith("mask_")]
+        if of_masks and not self.masks:
+            raise UserError(f"expected --masks with {_option(of_masks[0])}, got none: give their URI")
         if self.readers_agree < 1:
             raise UserError(f"expected readers_agree of at least 1, got {self.readers_agree}: correct it")
         if self.labels and self.readers_agree > 1:

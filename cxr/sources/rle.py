@@ -1,10 +1,18 @@
-"""Run-length encoding of masks as in the SIIM-ACR Pneumothorax Segmentation data (2019).
+"""Codes of masks as text: run lengths in the forms in which data sets publish them, and polygons.
 
-A code is a list of pairs, the gap since the end of the previous run (or the start of the image) and the run's length,
-over the mask's pixels in column-major order. An empty mask is "-1".
+    relative         SIIM-ACR Pneumothorax Segmentation (2019): pairs of the gap since the end of the previous run (or
+                     the start of the image) and the run's length, along columns. What this project writes.
+    absolute         Kaggle's usual form: pairs of a run's first pixel, counted from 1, and its length, along columns.
+    absolute-rows    the same along rows, as in CheXmask (Gaggion et al. 2024).
+    polygon          "x y x y …; x y …": polygons with their corners in pixels, edges at integers, as in COCO.
+
+An empty mask is "-1" in each form. COCO's own run lengths become relative ones without decoding (`from_counts`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -13,6 +21,8 @@ from cxr.errors import ImageRejectedError
 from cxr.wording import counted
 
 EMPTY = "-1"
+Form = Literal["relative", "absolute", "absolute-rows", "polygon"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
 def encode(mask: np.ndarray) -> str:
@@ -33,20 +43,101 @@ def encode(mask: np.ndarray) -> str:
     return " ".join(map(str, values.tolist()))
 
 
-def decode(rle: str, height: int, width: int) -> np.ndarray:
+def decode(code: str, height: int, width: int, form: Form = "relative") -> np.ndarray:
     """Decode a mask, bool (height, width).
 
     Raises:
-        ImageRejectedError: the code is not a list of pairs of integers, or exceeds the image.
+        ImageRejectedError: the code does not have that form, or exceeds the image.
     """
-    values, pixels = _values(rle), height * width
-    edges = np.cumsum(values)
-    if values.max(initial=0) > pixels or edges.max(initial=0) > pixels:
+    if form not in FORMS:
+        raise ImageRejectedError(f"invalid mask code: expected the form {', '.join(FORMS)}, got {form[:40]!r}")
+    if form == "polygon":
+        return _filled(code, height, width)
+    values, pixels = _values(code), height * width
+    if form == "relative":
+        starts_ends = np.cumsum(values).reshape(-1, 2)
+    else:
+        starts, lengths = values.reshape(-1, 2).T
+        if starts.min(initial=1) < 1:
+            raise ImageRejectedError(f"invalid mask code: expected first pixels from 1, got {starts.min()}")
+        starts_ends = np.stack([starts - 1, starts - 1 + lengths], 1)
+    if values.max(initial=0) > pixels or starts_ends.max(initial=0) > pixels:
         raise ImageRejectedError(f"mask code exceeds the image ({width} x {height} = {pixels} pixels)")
     flat = np.zeros(pixels, bool)
-    for start, end in edges.reshape(-1, 2).tolist():
+    for start, end in starts_ends.tolist():
         flat[start:end] = True
-    return flat.reshape(width, height).T
+    return flat.reshape(height, width) if form == "absolute-rows" else flat.reshape(width, height).T
+
+
+def has_absolute_order(code: str) -> bool | None:
+    """Whether the runs of a code are in order and apart if read as absolute; None if it has fewer than two runs.
+
+    Raises:
+        ImageRejectedError: the code is not a list of pairs of integers.
+    """
+    starts, lengths = _values(code).reshape(-1, 2).T
+    if len(starts) < 2:
+        return None
+    return bool(starts[0] >= 1 and (starts[1:] > starts[:-1] + lengths[:-1]).all())
+
+
+def from_counts(counts: Sequence[int]) -> str:
+    """The relative code of COCO's uncompressed counts: lengths of runs of zeros and ones in turn, along columns."""
+    pairs = counts[: len(counts) // 2 * 2]  # a last run of zeros adds nothing
+    return " ".join(map(str, pairs)) if any(pairs[1::2]) else EMPTY
+
+
+def uncompressed(text: str) -> list[int]:
+    """COCO's counts from their compressed text (the format of `cocoapi/common/maskApi.c`).
+
+    A count is written in groups of 5 bits, the lowest first, as a character from "0": bit 5 says that another group
+    follows; the last group's bit 4 is the sign. From the fourth count on, it is the difference to the count two
+    before.
+
+    Raises:
+        ValueError: the text is not in this format.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        group = ord(character) - 48
+        if not 0 <= group < 64 or shift > 30:
+            raise ValueError("not a compressed code")
+        value |= (group & 31) << shift
+        shift += 5
+        if not group & 32:
+            value -= (group & 16) and 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift or min(counts, default=0) < 0:
+        raise ValueError("not a compressed code")
+    return counts
+
+
+def _filled(code: str, height: int, width: int) -> np.ndarray:
+    """The union of polygons. A pixel belongs to a polygon if its center is inside."""
+    mask = np.zeros((height, width), bool)
+    for polygon in code.split(";") if code != EMPTY else ():
+        corners = _corners(polygon)
+        crossings = np.zeros((height, width + 1), np.uint8)  # where the polygon begins or ends along a row
+        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, 0), strict=True):
+            first, last = np.clip(np.ceil(np.sort([y0, y1]) - 0.5), 0, height).astype(int)
+            rows = np.arange(first, last)
+            x = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0) if len(rows) else np.empty(0)
+            crossings[rows, np.clip(np.ceil(x - 0.5), 0, width).astype(int)] ^= 1
+        mask |= np.bitwise_xor.accumulate(crossings[:, :width], 1).astype(bool)
+    return mask
+
+
+def _corners(polygon: str) -> np.ndarray:
+    """(N, 2) x and y in pixels."""
+    try:
+        numbers = np.array(polygon.split(), np.float64)
+    except ValueError:
+        numbers = np.empty(0)
+    if len(numbers) < 6 or len(numbers) % 2 or not np.isfinite(numbers).all():
+        raise ImageRejectedError(f"invalid mask code: expected polygons as pairs of numbers, got {polygon[:40]!r}")
+    return numbers.reshape(-1, 2)
 
 
 def _transposed(mask: np.ndarray) -> np.ndarray:
@@ -58,7 +149,7 @@ def _values(rle: str) -> np.ndarray:
     words = rle.split()
     if words == [EMPTY]:
         return np.empty(0, np.int64)
-    expected = f"invalid mask code: expected pairs of gap and length, or {EMPTY} for an empty mask"
+    expected = f"invalid mask code: expected pairs of a position and a length, or {EMPTY} for an empty mask"
     try:
         values = np.array(words, np.int64)
     except (ValueError, OverflowError):

@@ -105,3 +105,57 @@ def test_round_trip_of_500_published_masks_per_second(real_data: Path) -> None:
 def published_codes(real_data: Path) -> list[str]:
     with (real_data / "siim" / "train-rle.csv").open() as file:
         return [line[1].strip() for line in csv.reader(file)][1:]
+
+
+ABSOLUTE = pytest.mark.parametrize(("form", "axes"), [("absolute", (1, 0)), ("absolute-rows", (0, 1))])
+
+
+@ABSOLUTE
+@given(mask=MASKS)
+def test_absolute_codes_of_any_mask(form: rle.Form, axes: tuple[int, int], mask: np.ndarray) -> None:
+    flat = np.flatnonzero(mask.transpose(axes)).tolist()
+    code = " ".join(f"{pixel + 1} 1" for pixel in flat) or rle.EMPTY
+    assert np.array_equal(rle.decode(code, mask.shape[0], mask.shape[1], form), mask)
+
+
+@pytest.mark.parametrize(
+    ("code", "form", "reason"),
+    [
+        ("0 3", "absolute", "expected first pixels from 1, got 0"),
+        ("9 3", "absolute-rows", "exceeds the image"),
+        ("1 2 3", "absolute", "got 3 values"),
+        ("1 1 2 2", "polygon", "expected polygons as pairs of numbers"),
+        ("1 1 2 x 3 3", "polygon", "expected polygons as pairs of numbers"),
+        ("1 1", "coco", "expected the form relative, absolute, absolute-rows, polygon, got 'coco'"),
+    ],
+)
+def test_codes_in_other_forms_are_rejected_with_the_reason(code: str, form: rle.Form, reason: str) -> None:
+    with pytest.raises(ImageRejectedError, match=reason):
+        rle.decode(code, 2, 5, form)
+
+
+def test_absolute_order_tells_the_forms_apart() -> None:
+    assert rle.has_absolute_order("3 4 9 2") is True
+    assert rle.has_absolute_order("9 4 3 2") is False
+    assert rle.has_absolute_order("0 4 9 2") is False  # pixels count from 1
+    assert rle.has_absolute_order("3 4") is None
+
+
+def test_compressed_counts_are_those_of_pycocotools() -> None:
+    """The text is `pycocotools.mask.encode` (2.0.11) of this mask."""
+    mask = np.zeros((37, 53), bool)
+    mask[5:20, 10:40] = mask[30:, 50:] = True
+    counts = rle.uncompressed("g;?f0000000000000000000000000000000000000000000000000000000000[<HmC000")
+    assert sum(counts[:-1]) + counts[-1] == mask.size
+    assert np.array_equal(rle.decode(rle.from_counts(counts), *mask.shape), mask)
+    assert (rle.from_counts([6]), rle.from_counts([0, 6])) == (rle.EMPTY, "0 6")
+    for damaged in ("g;?f", "~", "\x00", "o" * 20):
+        with pytest.raises(ValueError, match="not a compressed code"):
+            rle.uncompressed(damaged)
+
+
+def test_polygons_contain_the_pixels_whose_centers_are_inside() -> None:
+    mask = rle.decode("1 1 4 1 4 3 1 3;-5 3.4 2.5 3.4 2.5 9 -5 9", 5, 6, "polygon")
+    expected = np.zeros((5, 6), bool)
+    expected[1:3, 1:4] = expected[3:, :2] = True
+    assert np.array_equal(mask, expected)

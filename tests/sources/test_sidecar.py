@@ -23,7 +23,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def test_poses_and_masks_join_by_image_id(archive: Path) -> None:
-    mask = {schema.LABEL: schema.LUNGS, schema.MASK_RLE: "0 4", schema.MASK_URI: None}
+    mask = of_uri(None, "0 4")
     columns = {
         schema.IMAGE_ID: ["c.png", "a.png", "z.png"],
         schema.TRUE_THETA: [POSE, None, POSE],
@@ -65,7 +65,8 @@ def write_truth(archive: Path, ids: list[str | None], **columns: list) -> None:
 
 
 def of_uri(uri: str | None, rle: str | None = None, label: str | None = schema.LUNGS) -> dict[str, str | None]:
-    return {schema.LABEL: label, schema.MASK_RLE: rle, schema.MASK_URI: uri}
+    fields = dict.fromkeys(field.name for field in schema.MASK_SOURCE_TYPE)
+    return fields | {schema.LABEL: label, schema.MASK_RLE: rle, schema.MASK_URI: uri}
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,10 @@ COUNT, SIZE = 10, 64
 PIXELS = PixelFormat(SIZE)
 BOTH = pytest.mark.parametrize("layout", ["siim", "siim-png"])
 PNG = pytest.mark.parametrize("layout", ["siim-png"])
-EMPTY_MASK = {schema.LABEL: "Pneumothorax", schema.MASK_RLE: "-1", schema.MASK_URI: None}
+EMPTY_MASK = dict.fromkeys(field.name for field in schema.MASK_SOURCE_TYPE) | {
+    schema.LABEL: "Pneumothorax",
+    schema.MASK_RLE: "-1",
+}
 
 
 @pytest.fixture
