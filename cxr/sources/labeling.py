@@ -1,6 +1,7 @@
 """Labels, boxes and masks that the user gives beside an archive, joined to the images of its manifest.
 
-Images and entries are joined by `image_files.image_key`. Notes say what matched before anything is decoded.
+Boxes and masks are joined to images by the `image_files.image_key` of the image id or the file name; `labels` joins
+tables. Notes say what matched before anything is decoded.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ _EXAMPLES = 3  # names of images that did not match, in a note
 def labeled(manifest: Manifest, labeling: Labeling) -> Manifest:
     """Replace a manifest's labels and boxes as `labeling` says.
 
-    With a table of labels or a file of boxes, only the images that it lists remain; files are those of the source, as
-    are patients and splits that the table does not give.
+    With a table of labels or else a file of boxes, only the images that it lists remain; files are those of the
+    source, as are patients and splits that the table does not give. The table's labels take precedence over those
+    that follow from boxes.
 
     Raises:
         UserError: a file lists none of the images, or readers are to agree but the boxes name no readers.
     """
     if labeling.boxes:
-        manifest = with_boxes(manifest, storage.normalize(labeling.boxes))
+        manifest = with_boxes(manifest, storage.normalize(labeling.boxes), listed_only=not labeling.labels)
     if labeling.labels:
         manifest = with_label_table(manifest, labeling)
     elif labeling.label_mapping or labeling.unknown_as != "unknown":
@@ -61,29 +63,38 @@ def one_reader(manifest: Manifest, how: ReaderBoxes) -> Manifest:
     return Manifest(replace_column(table, schema.BOXES, boxes), manifest.findings, notes)
 
 
-def with_boxes(manifest: Manifest, location: str) -> Manifest:
-    """The images that a file of boxes lists, with its labels and boxes."""
+def with_boxes(manifest: Manifest, location: str, *, listed_only: bool = True) -> Manifest:
+    """The images with the labels and boxes of a file.
+
+    Args:
+        listed_only: leave out images that the file does not list; otherwise their labels and boxes are unknown.
+
+    Raises:
+        UserError: as `read_boxes`, or the file lists none of the images.
+    """
     given = read_boxes(location)
     file = storage.name(location)
-    images = [image_key(image_id) for image_id in manifest.table[schema.IMAGE_ID].to_pylist()]
+    images = _image_keys(manifest.table, given.boxes)
     listed = [image for image in images if image in given.boxes]
     if not listed:
         raise _no_match(location, images, given.boxes)
-    table = manifest.table.filter(pa.array([image in given.boxes for image in images]))
+    table, rows = manifest.table, images
+    if listed_only:
+        table, rows = table.filter(pa.array([image in given.boxes for image in images])), listed
     frames = [
         given.frames_px.get(image, own)
-        for image, own in zip(listed, table[schema.BOXES_FRAME].to_pylist(), strict=True)
+        for image, own in zip(rows, table[schema.BOXES_FRAME].to_pylist(), strict=True)
     ]
-    columns = {schema.BOXES: [given.boxes[image] for image in listed], schema.BOXES_FRAME: frames}
+    columns = {schema.BOXES: [given.boxes.get(image) for image in rows], schema.BOXES_FRAME: frames}
     for name, values in columns.items():
         table = replace_column(table, name, pa.array(values, schema.MANIFEST.field(name).type))
-    table = replace_column(table, schema.LABELS, labels_column(given.labels(listed)))
+    table = replace_column(table, schema.LABELS, labels_column(given.labels(rows)))
     notes = [
         *manifest.notes,
         *given.notes,
         f"labels and boxes of {len(listed):,} of {counted(len(images), 'image')}: {file}",
         *_count_notes("boxes", [given.boxes[image] for image in listed], given.findings),
-        *_unmatched_notes(file, images, given.boxes, "skipped"),
+        *_unmatched_notes(file, images, given.boxes, "skipped" if listed_only else "so that their boxes are unknown"),
     ]
     return Manifest(table, given.findings, notes)
 
@@ -95,14 +106,15 @@ def with_masks(manifest: Manifest, labeling: Labeling) -> Manifest:
         UserError: as `read_masks`, or there is a mask of none of the images.
     """
     location = storage.normalize(labeling.masks)
-    images = [image_key(image_id) for image_id in manifest.table[schema.IMAGE_ID].to_pylist()]
+    ids, files = (_keys(manifest.table[column]) for column in (schema.IMAGE_ID, schema.SOURCE_URI))
     given = read_masks(
         location,
-        set(images),
+        {*ids, *files},
         label=labeling.mask_label,
         form=labeling.mask_code,
         quality=labeling.mask_quality,
     )
+    images = _image_keys(manifest.table, given.masks)
     if given.masks.keys().isdisjoint(images):
         raise _no_match(location, images, given.masks)
     masks: list[list[dict[str, Any]] | None] = []
@@ -131,6 +143,16 @@ def _mask_notes(file: str, of_images: Sequence[Sequence[Mapping[str, Any]]], lab
         known, empty = sum(map(bool, codes)), sum(of_image == {rle.EMPTY} for of_image in codes)
         notes.append(f"masks of {label} in {file}: {counted(known, 'image')}, of which {empty:,} empty")
     return notes
+
+
+def _image_keys(images: pa.Table, entries: Collection[str]) -> list[str]:
+    """The key by which a file may list each image: of its id or, if there is no such entry, of its file's name."""
+    ids, files = (_keys(images[column]) for column in (schema.IMAGE_ID, schema.SOURCE_URI))
+    return [file if key not in entries and file in entries else key for key, file in zip(ids, files, strict=True)]
+
+
+def _keys(names: pa.ChunkedArray) -> list[str]:
+    return [image_key(name) for name in names.to_pylist()]
 
 
 def _no_match(location: str, images: Sequence[str], entries: Collection[str]) -> UserError:

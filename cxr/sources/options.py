@@ -96,8 +96,8 @@ class Labeling:
     """URI of a YAML or JSON file that renames, merges and leaves out findings; see docs/how-to/labels.md."""
     boxes: str = ""
     """URI of a file with boxes: COCO JSON, or CSV with the columns of VinBigData or of the RSNA Pneumonia Detection
-    Challenge. Its boxes and, without --labels, its labels replace those of the archive, and images that it does not
-    list are skipped. Empty: use the archive's own labels and boxes."""
+    Challenge. Its boxes replace those of the archive. Without --labels, its labels do so too, and images that it
+    does not list are skipped. Empty: use the archive's own labels and boxes."""
     readers_agree: int = 1
     """Number of readers who must have marked a finding for its label to be positive."""
     reader_boxes: ReaderBoxes = "wbf"

@@ -125,3 +125,15 @@ def annotation(**changes: Any) -> str:
 def test_mistakes_name_the_entry(text: str, trouble: str, archive: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=trouble):
         opened(archive, tmp_path, text)
+
+
+def test_a_table_of_labels_takes_precedence_and_boxes_add_places(archive: str, tmp_path: Path) -> None:
+    """Images that the file of boxes does not list have unknown boxes."""
+    (tmp_path / "boxes").write_text(json.dumps(coco()))
+    (tmp_path / "labels.csv").write_text("image,Fracture,Nodule\na,0,1\nb,1,0\nc,1,1\n")
+    labeling = Labeling(boxes=str(tmp_path / "boxes"), labels=str(tmp_path / "labels.csv"))
+    manifest = open_manifest(archive, labeling=labeling)
+    assert manifest.findings == ("Fracture", "Nodule")
+    assert manifest.table[schema.LABELS].to_pylist() == [[0, 1], [1, 0], [1, 1]]
+    boxes = manifest.table[schema.BOXES].to_pylist()
+    assert [None if each is None else len(each) for each in boxes] == [3, 0, None]
