@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,6 +33,7 @@ from cxr.sources.label_rows import (
     agreed_labels,
     contradictions_note,
     merged_row,
+    presence_notes,
     rows_by_image,
     unknown_words_note,
     word_key,
@@ -116,8 +117,10 @@ def manifest(uri: str) -> Manifest:
         schema.EXTRA: pa.array([entries.as_json(row) for row in rows], pa.string()),
         schema.SPACING_MM: _spacing_mm(entries, rows),
     }
-    presence_notes = _presence_notes(file, entries.by_image.keys(), keys)
-    notes = [*file_notes, *presence_notes, *id_notes, *label_notes, *box_notes, *list_notes]
+    listed = entries.by_image.keys()
+    unlisted = sum(key not in listed for key in keys)
+    listing_notes = presence_notes(file, len(listed), len(listed - set(keys)), len(keys), unlisted)
+    notes = [*file_notes, *listing_notes, *id_notes, *label_notes, *box_notes, *list_notes]
     return Manifest(manifest_table(columns, FRAME_PX), schema.FINDINGS, notes)
 
 
@@ -326,16 +329,3 @@ def _numbers(texts: Sequence[str]) -> np.ndarray:
             return np.nan
 
     return np.array([number(text) for text in texts], np.float64)
-
-
-def _presence_notes(file: str, listed: Set[str], keys: Sequence[str]) -> list[str]:
-    """Notes on listed images without a file and on images that are not listed."""
-    notes, missing, unlisted = [], len(listed - set(keys)), sum(key not in listed for key in keys)
-    if missing:
-        notes.append(
-            f"missing from the archive: {missing:,} of {counted(len(listed), 'image')} listed in {file}; "
-            f"continuing with {counted(len(keys), 'image')}"
-        )
-    if unlisted:
-        notes.append(f"not listed in {file}, so labels are unknown: {counted(unlisted, 'image')}")
-    return notes

@@ -33,10 +33,10 @@ from cxr.sources.image_table import (
     ages,
     blank_as_null,
     json_objects,
+    listing_notes,
     match,
     merged_rows,
     numbers,
-    presence_notes,
     taken,
     translated,
 )
@@ -103,7 +103,7 @@ def manifest(uri: str) -> Manifest:
             schema.EXTRA: json_objects({labeler.UNCERTAIN: labels.uncertain}),
         }
     )
-    notes += [*presence_notes(lists, rows.num_rows, row), *id_notes, *contradictions_note(contradictory, lists)]
+    notes += [*listing_notes(lists, rows.num_rows, row), *id_notes, *contradictions_note(contradictory, lists)]
     return Manifest(table, labeler.FINDINGS, [*notes, *labels.notes(lists)])
 
 

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr.sources.image_files import image_key
-from cxr.sources.label_rows import merged_row
-from cxr.wording import counted
+from cxr.sources.label_rows import merged_row, presence_notes
 
 SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"}
 _OLDEST_YEARS = 130  # higher ages are errors
@@ -62,24 +61,10 @@ def taken(table: pa.Table, row: pa.Array) -> dict[str, pa.Array]:
     return {name: pc.fill_null(table[name].combine_chunks().take(row), "") for name in table.column_names}
 
 
-def presence_notes(file: str, listed: int, row: pa.Array, unknown: str = "labels") -> list[str]:
-    """Notes on listed images without a file and on images that are not listed.
-
-    Args:
-        listed: number of images in the list.
-        row: `match` of the archive's images.
-        unknown: what is unknown of images that are not listed.
-    """
-    notes = []
-    if missing := listed - pc.count_distinct(row, mode="only_valid").as_py():
-        continuing = counted(len(row), "image")
-        notes.append(
-            f"missing from the archive: {missing:,} of {counted(listed, 'image')} listed in {file}; "
-            f"continuing with {continuing}"
-        )
-    if row.null_count:
-        notes.append(f"not listed in {file}, so {unknown} are unknown: {counted(row.null_count, 'image')}")
-    return notes
+def listing_notes(file: str, listed: int, row: pa.Array, consequence: str = "labels are unknown") -> list[str]:
+    """`presence_notes` of a list with `listed` images, from the `match` of the archive's images."""
+    matched = pc.count_distinct(row, mode="only_valid").as_py()
+    return presence_notes(file, listed, listed - matched, len(row), row.null_count, consequence)
 
 
 # ---- Columns

@@ -77,6 +77,27 @@ def unknown_words_note(words: Counter[str], file: str, consequence: str) -> list
     return [f"unrecognized words in {file}, {', '.join([*named, *more])}: {consequence}"]
 
 
+def presence_notes(
+    file: str, listed: int, missing: int, images: int, unlisted: int, consequence: str = "labels are unknown"
+) -> list[str]:
+    """Notes on listed images without a file and on images that are not listed.
+
+    Args:
+        listed: number of images in the list.
+        missing: number of these without a file.
+        images: number of images in the archive.
+        unlisted: number of these that are not in the list.
+        consequence: what that means for them.
+    """
+    notes = []
+    if missing:
+        lost = f"missing from the archive: {missing:,} of {counted(listed, 'image')} listed in {file}"
+        notes.append(f"{lost}; continuing with {counted(images, 'image')}")
+    if unlisted:
+        notes.append(f"not listed in {file}, so {consequence}: {counted(unlisted, 'image')}")
+    return notes
+
+
 def contradictions_note(images: int, file: str) -> list[str]:
     """A note that counts the images whose rows contradict each other."""
     if not images:

@@ -32,9 +32,9 @@ from cxr.sources.image_table import (
     blank_as_null,
     image_keys,
     json_objects,
+    listing_notes,
     match,
     merged_rows,
-    presence_notes,
     taken,
     translated,
 )
@@ -85,9 +85,9 @@ def manifest(uri: str) -> Manifest:
     files, notes = list_images(uri)
     paths = files[PATH].combine_chunks()
     keys = image_keys(paths)
-    split, split_notes = _of_images(uri, SPLIT_FILE, keys, (STUDY, SUBJECT, SPLIT), (), "official splits")
+    split, split_notes = _of_images(uri, SPLIT_FILE, keys, (STUDY, SUBJECT, SPLIT), (), "official splits are unknown")
     about = (VIEW, VIEW_MEANING, PROCEDURE)
-    metadata, metadata_notes = _of_images(uri, METADATA_FILE, keys, (STUDY, SUBJECT), about, "views")
+    metadata, metadata_notes = _of_images(uri, METADATA_FILE, keys, (STUDY, SUBJECT), about, "views are unknown")
     in_path = pc.extract_regex(paths, r"(?:^|/)p(?P<subject>\d+)/s(?P<study>\d+)/[^/]+$")
     lists = (metadata, split)
     studies = pc.coalesce(*(blank_as_null(each[STUDY]) for each in lists), pc.struct_field(in_path, "study"))
@@ -128,7 +128,7 @@ def _labels_location(uri: str) -> str | None:
 
 
 def _of_images(
-    uri: str, file: str, keys: pa.Array, columns: Sequence[str], optional: Sequence[str], unknown: str
+    uri: str, file: str, keys: pa.Array, columns: Sequence[str], optional: Sequence[str], consequence: str
 ) -> tuple[dict[str, pa.Array], list[str]]:
     """Columns of a list of images at `keys`, blank where the image or the whole list is missing; and notes."""
     location = locate(uri, file)
@@ -138,6 +138,6 @@ def _of_images(
     rows, contradictory = merged_rows(read_columns(location, (IMAGE, *columns), optional), IMAGE)
     row = match(keys, rows, IMAGE)
     return taken(rows, row), [
-        *presence_notes(storage.name(location), rows.num_rows, row, unknown),
+        *listing_notes(storage.name(location), rows.num_rows, row, consequence),
         *contradictions_note(contradictory, storage.name(location)),
     ]

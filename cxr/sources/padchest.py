@@ -36,10 +36,10 @@ from cxr.sources.image_table import (
     blank_as_null,
     image_keys,
     json_objects,
+    listing_notes,
     match,
     merged_rows,
     numbers,
-    presence_notes,
     taken,
     translated,
 )
@@ -125,7 +125,7 @@ def manifest(uri: str) -> Manifest:
         }
     )
     notes += [
-        *presence_notes(file, rows.num_rows, row_of_image),
+        *listing_notes(file, rows.num_rows, row_of_image),
         *id_notes,
         *contradictions_note(contradictory, file),
     ]

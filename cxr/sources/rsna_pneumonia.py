@@ -19,7 +19,7 @@ Some of the others are too, by a hash of the patient, because otherwise that spl
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,9 @@ from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources.csv_table import CsvTable, has_columns, read_csv
 from cxr.sources.image_files import PATH, image_ids, image_key, list_images
-from cxr.sources.label_rows import contradictions_note, merged_row, rows_by_image
+from cxr.sources.label_rows import contradictions_note, merged_row, presence_notes, rows_by_image
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
-from cxr.wording import counted
 
 name = "rsna-pneumonia"
 
@@ -88,7 +87,9 @@ def manifest(uri: str) -> Manifest:
         schema.BOXES: pa.array([boxes.get(key) for key in keys], schema.MANIFEST.field(schema.BOXES).type),
         schema.EXTRA: pa.array(extras, pa.string()),
     }
-    notes += [*_presence_notes(labels, keys), *id_notes, *label_notes, *class_notes, *mapping_notes]
+    missing, unlisted = len(labels.keys() - set(keys)), sum(key not in labels for key in keys)
+    notes += presence_notes(LABELS_FILE, len(labels), missing, len(keys), unlisted, "pneumonia is unknown")
+    notes += [*id_notes, *label_notes, *class_notes, *mapping_notes]
     return Manifest(manifest_table(columns, FRAME_PX), (FINDING,), notes)
 
 
@@ -174,14 +175,3 @@ def _patients(nih_images: Sequence[str | None], keys: Sequence[str]) -> pa.Array
 def _extra(class_name: str | None, nih_image: str | None) -> str | None:
     values = {key: value for key, value in ((CLASS, class_name), (NIH_IMAGE, nih_image)) if value}
     return json.dumps(values) if values else None
-
-
-def _presence_notes(labels: Mapping[str, int], here: Sequence[str]) -> list[str]:
-    """Notes on listed images without a file and on images that are not listed."""
-    notes, missing, unlisted = [], len(labels.keys() - set(here)), sum(key not in labels for key in here)
-    if missing:
-        listed = counted(len(labels), "image")
-        notes.append(f"missing from the archive: {missing:,} of {listed} listed in {LABELS_FILE}")
-    if unlisted:
-        notes.append(f"not listed in {LABELS_FILE}, so pneumonia is unknown: {counted(unlisted, 'image')}")
-    return notes

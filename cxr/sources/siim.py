@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,13 @@ from cxr.errors import UserError
 from cxr.sources import rle
 from cxr.sources.csv_table import has_columns, read_csv
 from cxr.sources.image_files import PATH, files_below, image_ids, image_key, list_images
-from cxr.sources.label_rows import contradictions_note, merged_row, rows_by_image, unknown_words_note
+from cxr.sources.label_rows import (
+    contradictions_note,
+    merged_row,
+    presence_notes,
+    rows_by_image,
+    unknown_words_note,
+)
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
 from cxr.wording import counted
@@ -88,7 +94,9 @@ def manifest(uri: str) -> Manifest:
         raise UserError(f"expected {expected} in {uri}, got none of them: add them, or use --source folder")
     files, notes = list_images(images)
     keys = [image_key(path) for path in files[PATH].to_pylist()]
-    notes += [*_presence_notes(lists, entries, keys), *list_notes]
+    missing, unlisted = len(entries.keys() - set(keys)), sum(key not in entries for key in keys)
+    notes += presence_notes(lists, len(entries), missing, len(keys), unlisted, "pneumothorax is unknown")
+    notes += list_notes
     by_file = [entries.get(key) or _Entry(key, schema.UNKNOWN, None, is_test=True) for key in keys]
     columns, id_notes = _columns(files, by_file, has_test_list)
     lost = sum(entry.label == schema.POSITIVE and entry.masks is None for entry in by_file)
@@ -204,15 +212,3 @@ def _from_png_release(uri: str) -> tuple[dict[str, _Entry], list[str]]:
 
 def _mask(code: str | None = None, uri: str | None = None) -> Mask:
     return {schema.LABEL: FINDING, schema.MASK_RLE: code, schema.MASK_URI: uri}
-
-
-def _presence_notes(file: str, listed: Mapping[str, _Entry], here: Sequence[str]) -> list[str]:
-    """Notes on listed images without a file and on images that are not listed."""
-    missing, unlisted = len(listed.keys() - set(here)), len([each for each in here if each not in listed])
-    notes = []
-    if missing:
-        lost = f"missing from the archive: {missing:,} of {counted(len(listed), 'image')} listed in {file}"
-        notes.append(f"{lost}; continuing with {counted(len(here), 'image')}")
-    if unlisted:
-        notes.append(f"not listed in {file}, so pneumothorax is unknown: {counted(unlisted, 'image')}")
-    return notes

@@ -96,6 +96,16 @@ def test_missing_unlisted_and_copied_images(tmp_path: Path) -> None:
     ]
 
 
+def test_images_may_be_in_other_folders_than_the_list_says(tmp_path: Path) -> None:
+    batches = ["batch 1 (validate & csv)/valid", "batch 2 (train 1)"]
+    images = [f"{batches[0]}/{IN_VALID}.jpg", *(f"{batches[1]}/{path}.jpg" for path in (ONE, TWO, THREE))]
+    manifest, rows = read(write(tmp_path, lists(TRAIN), images))
+    assert findings(manifest, rows[ONE]) == {"Support Devices"}
+    assert rows[IN_VALID][schema.SPLIT] == "test"
+    assert {rows[image][schema.SPLIT] for image in (ONE, TWO, THREE)} == {"train", "val"}
+    assert not any("not listed" in note for note in manifest.notes)
+
+
 def test_repeated_and_contradictory_rows(tmp_path: Path) -> None:
     again = TRAIN[1].replace("1.0,,-1.0,0.0", "1,,-1,0")
     other = TRAIN[2].replace("Male,87", "Male,88").replace("-1.0,1.0,,-1.0,0.0", "-1.0,1.0,,0.0,0.0")

@@ -84,7 +84,7 @@ def test_odd_rows(tmp_path: Path) -> None:
     }
     assert rows["c"][schema.EXTRA] is None
     assert manifest.notes[1:] == [
-        "missing from the archive: 1 of 6 images listed in stage_2_train_labels.csv",
+        "missing from the archive: 1 of 6 images listed in stage_2_train_labels.csv; continuing with 6 images",
         "not listed in stage_2_train_labels.csv, so pneumonia is unknown: 1 image",
         "contradictory rows in stage_2_train_labels.csv: 2 images; the values that differ are unknown",
         "contradictory rows in stage_2_detailed_class_info.csv: 1 image; the values that differ are unknown",
