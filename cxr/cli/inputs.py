@@ -11,7 +11,7 @@ from cxr.data.ledger import LEDGER_FILE
 from cxr.data.shards import ShardInfo
 from cxr.errors import UserError
 from cxr.families.base import Recipe
-from cxr.families.compatibility import RawArchive, check_compatible, check_raw, check_size, fold_of, sampling_of
+from cxr.families.compatibility import RawArchive, check_compatible, check_raw, check_size, fold_of
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 
@@ -46,8 +46,7 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> str:
     _check_out(options, out)
     archives = [_opened(options, uri) for uri in options.uris]
     check_compatible(archives, recipe)
-    by_label = bool({schema.LABELS, schema.BOXES} & {*recipe.columns} or sampling_of(recipe))
-    _check_alike(archives, by_label=by_label)
+    _check_alike(archives, by_box=schema.BOXES in recipe.columns)
     return out
 
 
@@ -71,13 +70,16 @@ def _check_out(options: ArchiveOptions, out: str) -> None:
         )
 
 
-def _check_alike(archives: Sequence[ShardInfo | RawArchive], *, by_label: bool) -> None:
-    """Raise UserError unless the archives have the same pixels and, if labels are used, the same findings."""
+def _check_alike(archives: Sequence[ShardInfo | RawArchive], *, by_box: bool) -> None:
+    """Raise UserError unless the archives have the same pixels and, if boxes are used, the same findings.
+
+    Labels of findings that an archive does not have are unknown. Boxes are not: all that an image shows are listed.
+    """
     kinds = {}
     for archive in archives:
         if isinstance(archive, ShardInfo):
             pixels = archive.pixels
         else:
             pixels = PixelFormat(archive.stored_px) if archive.stored_px else None
-        kinds[archive.uri] = {"pixels": pixels} | ({"findings": archive.findings} if by_label else {})
+        kinds[archive.uri] = {"pixels": pixels} | ({"findings": archive.findings} if by_box else {})
     shards.check_alike(kinds)

@@ -21,7 +21,8 @@ class ArchiveOptions:
 
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Archive or shards: a folder, s3://bucket/prefix or gs://bucket/prefix. Repeat the option to use several
-    archives together; if labels are learned, all must have the same findings. Default: a small phantom archive."""
+    archives together; findings that an archive does not have are unknown for its images. Default: a small phantom
+    archive."""
     reading: ReadOptions = field(default_factory=ReadOptions)
     stored_size: int = 256
     """Height and width in pixels of the images in the shards that are made from an archive."""

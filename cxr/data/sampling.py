@@ -5,6 +5,7 @@ Everything here depends only on the shards, the seed and the epoch, so all worke
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cxr import schema, storage
-from cxr.data.shards import RowGroup, ShardInfo, row_groups
+from cxr import schema
+from cxr.data.shards import RowGroup, ShardFile, ShardInfo, read_rows, row_groups
 from cxr.errors import UserError
 from cxr.sources.splits import stratified
 
@@ -104,13 +105,9 @@ class Rows:
         place = rng.permutation(len(self.groups))
         return rows[np.argsort(place[self.group_N[rows]], kind="stable")]
 
-    def showing(self, indices: Sequence[int]) -> np.ndarray:
-        """(N,) bool: whether any of the findings with these indices is positive; reads only the labels."""
-        labels = _columns(self.groups, [schema.LABELS])[schema.LABELS]
-        positive = [
-            pc.equal(pc.list_element(labels, i), schema.POSITIVE).fill_null(False).to_numpy() for i in indices
-        ]
-        return np.logical_or.reduce(positive)[self.numbers_N]
+    def showing(self, findings: Sequence[str]) -> np.ndarray:
+        """(N,) bool: whether any of these findings is positive; reads only the labels."""
+        return (_labels(self.groups, findings) == schema.POSITIVE).any(1)[self.numbers_N]
 
 
 def rows_of(info: ShardInfo, split: str, fold: Fold | None = None) -> Rows:
@@ -123,16 +120,17 @@ def rows_of(info: ShardInfo, split: str, fold: Fold | None = None) -> Rows:
         groups = row_groups(info, split)
         return Rows(groups, np.arange(sum(group.rows for group in groups)))
     groups = [*row_groups(info, "train"), *row_groups(info, "val")]
-    labels = _labels(groups, len(info.findings))
+    labels = _labels(groups, info.findings)
     in_fold = stratified(labels, _patients(groups), fold.of) == fold.number
     return Rows(groups, np.flatnonzero(in_fold if split == "val" else ~in_fold))
 
 
-def _labels(groups: Sequence[RowGroup], findings: int) -> np.ndarray:
+def _labels(groups: Sequence[RowGroup], findings: Sequence[str]) -> np.ndarray:
     """(N, findings) int8 labels."""
-    unknown = [schema.UNKNOWN] * findings
-    known = _columns(groups, [schema.LABELS])[schema.LABELS].to_pylist()
-    return np.array([labels or unknown for labels in known], np.int8).reshape(len(known), findings)
+    lists = _columns(groups, [schema.LABELS], findings)[schema.LABELS]
+    labels = np.full((len(lists), len(findings)), schema.UNKNOWN, np.int8)
+    labels[lists.is_valid().to_numpy()] = pc.list_flatten(lists).to_numpy().reshape(-1, len(findings))
+    return labels
 
 
 def _patients(groups: Sequence[RowGroup]) -> np.ndarray:
@@ -140,10 +138,14 @@ def _patients(groups: Sequence[RowGroup]) -> np.ndarray:
     return schema.patients_of(_columns(groups, [schema.PATIENT_ID, schema.IMAGE_ID])).to_numpy()
 
 
-def _columns(groups: Sequence[RowGroup], names: Sequence[str]) -> pa.Table:
-    """Read these columns of the files of all `groups`."""
-    uris = dict.fromkeys(group.uri for group in groups)
+def _columns(groups: Sequence[RowGroup], names: Sequence[str], findings: Sequence[str] = ()) -> pa.Table:
+    """Read these columns of the files of all `groups`, labels in the order of `findings`."""
+    rows = Counter[str]()
+    for group in groups:
+        rows[group.uri] += group.rows
+    own = {group.uri: group.findings for group in groups}
+    files = [ShardFile(uri, count, own[uri]) for uri, count in rows.items()]
     with ThreadPoolExecutor(_THREADS) as pool:
-        table = pa.concat_tables(pool.map(partial(storage.read_parquet, columns=names), uris))
+        table = pa.concat_tables(pool.map(partial(read_rows, columns=names, findings=findings), files))
     assert table.num_rows == sum(group.rows for group in groups), "the shards were modified after ingest"
     return table

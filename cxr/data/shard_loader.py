@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr import schema, storage
+from cxr import schema
 from cxr.data.batch import Batch, BufferPool, Columns, ShuffleBuffer, prefetched, stored, take, to_columns, to_tensors
 from cxr.data.sampling import Fold, Sampling, rows_of
-from cxr.data.shards import ARCHIVE_FILE, RowGroup, ShardInfo
+from cxr.data.shards import ARCHIVE_FILE, RowGroup, ShardInfo, read_rows
 from cxr.errors import UserError
 from cxr.wording import counted
 
@@ -79,7 +79,7 @@ class ShardStream:
                 f"expected labels of {sampling.finding} in {self.info.uri}, got {known}: use another archive, or "
                 f"train without sampling"
             )
-        positive_N = self._rows.showing([findings.index(finding) for finding in sampled])
+        positive_N = self._rows.showing(sampled)
         if not positive_N.any() or (positive_N.all() and min(sampling.shares) < 1):
             kind = "all" if positive_N.any() else "none"
             raise UserError(
@@ -191,7 +191,7 @@ class ShardStream:
         return self._resident
 
     def _read(self, group: RowGroup) -> Columns:
-        rows = storage.read_parquet(group.uri, row_group=group.index, columns=stored(self.columns))
-        assert rows.num_rows == group.rows, f"{group.uri} was modified after {ARCHIVE_FILE} was written"
         info = self.info
+        rows = read_rows(group, stored(self.columns), info.findings)
+        assert rows.num_rows == group.rows, f"{group.uri} was modified after {ARCHIVE_FILE} was written"
         return to_columns(rows, self.columns, info.pixels, self.mask_label, info.findings, max(1, info.most_boxes))

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr import schema, storage
@@ -28,10 +30,11 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A shard file: its URI and its number of rows."""
+    """A shard file: its URI, its number of rows, and the findings of its labels."""
 
     uri: str
     rows: int
+    findings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class RowGroup:
     uri: str
     index: int
     rows: int
+    findings: tuple[str, ...]
 
 
 def is_shards(uri: str) -> bool:
@@ -89,14 +93,15 @@ def read_info(uri: str, *, latents: bool = False) -> ShardInfo:
             f"expected X-rays in {uri}, got latents, which only jobs/score_archive.py can use: give the archive from "
             f"which they were made, {about['archive']}"
         )
+    findings = tuple(about["findings"])
     parts = {
-        split: tuple(ShardFile(storage.join(uri, part["path"]), part["rows"]) for part in listed)
+        split: tuple(ShardFile(storage.join(uri, part["path"]), part["rows"], findings) for part in listed)
         for split, listed in about["parts"].items()
     }
     return ShardInfo(
         uri=uri,
         source=about["source"],
-        findings=tuple(about["findings"]),
+        findings=findings,
         pixels=PixelFormat(**about["pixels"]),
         row_group_rows=about["row_group_rows"],
         parts=parts,
@@ -188,7 +193,7 @@ def _combine(uri: str, members: Sequence[ShardInfo]) -> ShardInfo:
     return ShardInfo(
         uri=uri,
         source=" + ".join(dict.fromkeys(info.source for info in members)),
-        findings=first.findings if len({info.findings for info in members}) == 1 else (),
+        findings=tuple(dict.fromkeys(finding for info in members for finding in info.findings)),
         pixels=first.pixels,
         row_group_rows=first.row_group_rows,
         parts={split: sum((info.parts.get(split, ()) for info in members), ()) for split in schema.SPLITS},
@@ -199,11 +204,33 @@ def _combine(uri: str, members: Sequence[ShardInfo]) -> ShardInfo:
     )
 
 
+def read_rows(part: ShardFile | RowGroup, columns: Sequence[str], findings: Sequence[str]) -> pa.Table:
+    """These columns of a file or of a row group, with labels of `findings`.
+
+    Combined shards may have different findings: those that a file does not have are unknown for its images.
+    """
+    group = part.index if isinstance(part, RowGroup) else None
+    rows = storage.read_parquet(part.uri, row_group=group, columns=columns)
+    if schema.LABELS not in rows.column_names or part.findings == tuple(findings):
+        return rows
+    lists = rows[schema.LABELS]
+    known_N = lists.is_valid().to_numpy()
+    own_NF = pc.list_flatten(lists).to_numpy().reshape(known_N.sum(), len(part.findings))
+    common = [finding for finding in part.findings if finding in findings]
+    labels_NF = np.full((len(known_N), len(findings)), schema.UNKNOWN, np.int8)
+    at = [list(findings).index(finding) for finding in common]
+    labels_NF[np.ix_(known_N, at)] = own_NF[:, [part.findings.index(finding) for finding in common]]
+    ends = pa.array(np.arange(len(known_N) + 1, dtype=np.int32) * len(findings))
+    aligned = pa.ListArray.from_arrays(ends, pa.array(labels_NF.reshape(-1)), mask=pa.array(~known_N))
+    index = rows.schema.get_field_index(schema.LABELS)
+    return rows.set_column(index, rows.schema.field(index), aligned)
+
+
 def row_groups(info: ShardInfo, split: str) -> list[RowGroup]:
     """All row groups of a split, in file order, without opening a file."""
     step = info.row_group_rows
     return [
-        RowGroup(part.uri, i, min(step, part.rows - i * step))
+        RowGroup(part.uri, i, min(step, part.rows - i * step), part.findings)
         for part in info.parts.get(split, ())
         for i in range(-(-part.rows // step))
     ]

@@ -244,10 +244,11 @@ def _of_shards(info: shards.ShardInfo, columns: Sequence[str], split: str, expre
     shards.check_ids(info)
     fields = pa.schema([schema.row_schema(info.pixels).field(name) for name in read])
     parts = [info.parts[split]] if info.rows(split) else info.parts.values()
-    uris = [file.uri for files in parts for file in files]
-    uris += [storage.join(info.uri, shards.REJECTS_FILE)] if info.rejects else []
+    files = [file for files in parts for file in files]
     with ThreadPoolExecutor(_THREADS) as pool:
-        tables = list(pool.map(partial(storage.read_parquet, columns=read), uris))
+        tables = list(pool.map(partial(shards.read_rows, columns=read, findings=info.findings), files))
+    if info.rejects:
+        tables.append(storage.read_parquet(storage.join(info.uri, shards.REJECTS_FILE), columns=read))
     table = pa.concat_tables(schema.conform_to_schema(table, fields) for table in tables)
     table, notes = selection.select(table, expression, "these shards")
     return Manifest(table.select(columns), info.findings, notes)

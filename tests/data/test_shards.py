@@ -9,12 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from cxr import schema, storage
 from cxr.data import shards
+from cxr.data.sampling import rows_of
 from cxr.data.shard_loader import ShardStream
 from cxr.errors import UserError
-from tests.made_shards import write_shards
+from cxr.evaluation.run import read_truth
+from cxr.sources.options import ALL_IMAGES
+from tests.made_shards import Known, write_shards
 
 COLUMNS = (schema.PIXELS, schema.TRUE_THETA, schema.MASKS)
 
@@ -119,6 +123,29 @@ def test_combined_shards_are_read_as_one(tmp_path: Path) -> None:
         shards.check_ids(info)
     shards.check_ids(shards.read_info(members[0]))
     assert shards.joined_archives(members[0]) == shards.joined_archives(str(tmp_path / "none")) == ()
+
+
+def test_combined_shards_have_the_findings_of_all(tmp_path: Path) -> None:
+    """Labels are in one order for all images, and unknown where the shards of an image do not have the finding."""
+
+    def known(*labels: int) -> Known:
+        return lambda split, number: {schema.LABELS: None if number == 3 else list(labels)}
+
+    first = write_shards(tmp_path / "a", {"train": 4}, known=known(1, 0), findings=("Mass", "Edema"))
+    second = write_shards(tmp_path / "b", {"train": 3, "val": 2}, known=known(1, 0), findings=("Hernia", "Mass"))
+    third = write_shards(tmp_path / "c", {"val": 1}, known=known(), findings=())
+    info = shards.join_shards(str(tmp_path / "all"), [first, second, third], ["/a", "/b", "/c"])
+    assert info.findings == ("Mass", "Edema", "Hernia")
+    read = [shards.read_rows(file, [schema.LABELS], info.findings) for file in info.parts["train"]]
+    assert pa.concat_tables(read)[schema.LABELS].to_pylist() == [[1, 0, -1]] * 3 + [None] + [[0, -1, 1]] * 3
+    batches = list(ShardStream(info, "val", (schema.PIXELS, schema.LABELS), batch_size=2).every())
+    assert torch.cat([batch[schema.LABELS] for batch in batches]).tolist() == [[0, -1, 1]] * 2 + [[-1, -1, -1]]
+    rows = rows_of(info, "train")
+    assert rows.showing(["Hernia"]).tolist() == [False] * 4 + [True] * 3
+    assert rows.showing(["Mass", "Hernia"]).tolist() == [True] * 3 + [False] + [True] * 3
+    joined = shards.join_shards(str(tmp_path / "joined"), [first, third], ["/a", "/c"]).uri
+    truth = read_truth(joined, ALL_IMAGES, "val", [schema.LABELS])
+    assert (truth.findings, truth.table[schema.LABELS].to_pylist()) == (("Mass", "Edema"), [[-1, -1]])
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def _chosen(total: int, limit: int) -> np.ndarray:
 def _of_shards(info: shards.ShardInfo, split: str) -> Iterator[pa.Table]:
     columns = [schema.IMAGE_ID, schema.PATIENT_ID, schema.PIXELS, schema.LABELS]
     for file in info.parts.get(split, ()):
-        yield storage.read_parquet(file.uri, columns=columns)
+        yield shards.read_rows(file, columns, info.findings)
 
 
 def _decoded(table: pa.Table, make: Callable[[pa.Table], pa.Table]) -> Iterator[pa.Table]:
