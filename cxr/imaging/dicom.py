@@ -59,7 +59,8 @@ _REQUESTED = (  # no other tags are read
     "PresentationLUTShape",
     "PixelData",
 )
-_MAX_ELEMENTS = 10_000  # X-rays have a few hundred; many more take long to parse
+MAX_ELEMENTS = 10_000  # X-rays have a few hundred; many more take long to parse
+_LOGGER = logging.getLogger("pydicom")
 _PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 _LIBRARIES = r"(pydicom|PIL|jpeg_ls|libjpeg|openjpeg|pylibjpeg)\b"
 
@@ -73,14 +74,14 @@ def inspect_dicom(data: bytes) -> EncodedImage:
         ImageRejectedError: the file does not contain a usable X-ray; decoding may raise it too.
         MemoryError: there is not enough memory at the moment; decoding may raise it too.
     """
-    with _rejecting_damaged_files():
+    with rejecting_damaged_files():
         dataset = _parse(data)
         pixel_data = read_pixel_data(dataset)
     return EncodedImage(pixel_data.memory_bytes, partial(_decode, dataset, pixel_data))
 
 
 def _decode(dataset: Dataset, pixel_data: PixelData) -> Image:
-    with _rejecting_damaged_files():
+    with rejecting_damaged_files():
         samples = pixel_data.decode()
         gray = samples.ndim == 2
         return Image(
@@ -97,12 +98,13 @@ def _decode(dataset: Dataset, pixel_data: PixelData) -> Image:
 
 
 @contextmanager
-def _rejecting_damaged_files() -> Iterator[None]:
+def rejecting_damaged_files() -> Iterator[None]:
     """Turn any exception caused by a damaged file into ImageRejectedError; keep tag values out of warnings and
     logs."""
     if not any(getattr(module, "pattern", None) == _LIBRARIES for _, _, _, module, _ in warnings.filters):
         warnings.filterwarnings("ignore", module=_LIBRARIES)  # permanently, because threads share the filters
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    if _LOGGER.level != logging.CRITICAL:  # setting it empties the cache of all loggers
+        _LOGGER.setLevel(logging.CRITICAL)
     try:
         yield
     except (ImageRejectedError, MemoryError, KeyboardInterrupt, SystemExit):
@@ -115,8 +117,8 @@ def _parse(data: bytes) -> Dataset:
     elements = count()
 
     def too_many(tag: BaseTag, vr: str | None, length: int) -> bool:
-        if next(elements) > _MAX_ELEMENTS:
-            raise ImageRejectedError(f"damaged DICOM: expected at most {_MAX_ELEMENTS:,} elements, got more")
+        if next(elements) > MAX_ELEMENTS:
+            raise ImageRejectedError(f"damaged DICOM: expected at most {MAX_ELEMENTS:,} elements, got more")
         return False
 
     dataset = read_partial(BytesIO(_inflate(data)), too_many, force=True, specific_tags=[*map(Tag, _REQUESTED)])
@@ -136,7 +138,7 @@ def _inflate(data: bytes) -> bytes:
 
     pydicom would inflate it without a size limit.
     """
-    syntax, start = _transfer_syntax(data)
+    syntax, start = transfer_syntax(data)
     if syntax != uid.DeflatedExplicitVRLittleEndian:
         return data
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -152,7 +154,7 @@ def _inflate(data: bytes) -> bytes:
     return inflated
 
 
-def _transfer_syntax(data: bytes) -> tuple[str | None, int]:
+def transfer_syntax(data: bytes) -> tuple[str | None, int]:
     """The transfer syntax in the file meta information (PS3.10 7.1), and the offset of the data set."""
     position, syntax = PREAMBLE_BYTES + len(MAGIC) if has_preamble(data) else 0, None
     while data.startswith(b"\2\0", position) and position + 12 <= len(data):

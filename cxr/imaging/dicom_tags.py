@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import re
 import struct
 from typing import Any
 
@@ -12,11 +10,6 @@ from pydicom import Dataset
 from pydicom.uid import UID
 
 from cxr.imaging import dicom_terms
-
-MAX_AGE_YEARS = 130
-_UID = re.compile(r"[0-9.]{1,64}")
-_AGE = re.compile(r"(?P<number>\d{1,3})(?P<unit>[DWMY])")
-_UNITS_IN_A_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
 
 
 def value(dataset: Dataset, keyword: str) -> Any:
@@ -97,37 +90,18 @@ def modality(dataset: Dataset) -> str | None:
 
 
 def uid(dataset: Dataset, keyword: str) -> str | None:
-    """A UID (PS3.5 9.1); None if it is absent or has other characters than digits and dots."""
-    text = code(dataset, keyword)
-    return text if _UID.fullmatch(text) else None
+    """A UID; None if it is absent or invalid."""
+    return dicom_terms.uid(code(dataset, keyword))
 
 
 def sex(dataset: Dataset) -> str | None:
     """Patient's Sex: F, M or O (other)."""
-    text = code(dataset, "PatientSex")
-    return text if text in ("F", "M", "O") else None
+    return dicom_terms.sex(code(dataset, "PatientSex"))
 
 
 def age_years(dataset: Dataset) -> float | None:
-    """Patient's Age (PS3.5, AS), else the time from the birth date to the study date, from 0 to 130 years."""
-    stated = _AGE.fullmatch(code(dataset, "PatientAge"))
-    if stated:
-        years = int(stated["number"]) / _UNITS_IN_A_YEAR[stated["unit"]]
-    else:
-        born, studied = (_date(code(dataset, keyword)) for keyword in ("PatientBirthDate", "StudyDate"))
-        if born is None or studied is None:
-            return None
-        years = (studied - born).days / _UNITS_IN_A_YEAR["D"]
-        years = float(math.floor(years)) if years >= 2 else years  # as Patient's Age states it
-    return years if 0 <= years <= MAX_AGE_YEARS else None
-
-
-def _date(text: str) -> datetime.date | None:
-    """A date (PS3.5, DA), also in the older form with dots."""
-    try:
-        return datetime.datetime.strptime(text.replace(".", ""), "%Y%m%d").date()
-    except ValueError:
-        return None
+    """Patient's Age, else the time from the birth date to the study date."""
+    return dicom_terms.age_years(*(code(dataset, name) for name in ("PatientAge", "PatientBirthDate", "StudyDate")))
 
 
 def kind(dataset: Dataset) -> str:

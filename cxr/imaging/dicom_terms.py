@@ -1,4 +1,4 @@
-"""Views, body parts and modalities as codes of the DICOM standard, and which of them are frontal chest X-rays.
+"""Values of DICOM attributes as codes, numbers and dates, and which images are frontal chest X-rays.
 
 Files contain these codes with qualifiers, as synonyms, or as free text that may name a patient. This module returns
 only the codes that it lists.
@@ -6,6 +6,8 @@ only the codes that it lists.
 
 from __future__ import annotations
 
+import datetime
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -101,6 +103,12 @@ BODY_PARTS = set(
 _BODY_PART_WORDS = {"THORAX": "CHEST", "RIBS": "RIB", "LUNGS": "LUNG"}
 _CHEST = {"CHEST", "LUNG", "HEART", "MEDIASTINUM", "RIB", "STERNUM"}
 
+_CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
+_UID = re.compile(r"[0-9.]{1,64}")
+_AGE = re.compile(r"(?P<number>\d{1,3})(?P<unit>[DWMY])")
+_UNITS_IN_A_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0}
+_MAX_AGE_YEARS = 130
+
 # Modality (PS3.3 C.7.3.1.1.1); DR and SC are not defined there, but devices write them.
 MODALITIES = set(
     """
@@ -144,6 +152,52 @@ def modality(text: str | None) -> str | None:
     """The code in `MODALITIES` for a Modality."""
     code = (text or "").strip().upper()
     return code if code in MODALITIES else None
+
+
+def uid(text: str | None) -> str | None:
+    """A UID (PS3.5 9.1); None if it has other characters than digits and dots."""
+    content = (text or "").strip(" \0")
+    return content if _UID.fullmatch(content) else None
+
+
+def sex(text: str | None) -> str | None:
+    """Patient's Sex (PS3.3 C.7.1.1): F, M or O (other)."""
+    content = (text or "").strip().upper()
+    return content if content in ("F", "M", "O") else None
+
+
+def laterality(text: str | None) -> str | None:
+    """Laterality (PS3.3 C.7.3.1.1.2) or Image Laterality: L, R, B (both) or U (unpaired)."""
+    content = (text or "").strip().upper()
+    return content if content in ("L", "R", "B", "U") else None
+
+
+def photometric(text: str | None) -> str | None:
+    """Photometric Interpretation (PS3.3 C.7.6.3.1.2), if it has the form of a code."""
+    content = (text or "").strip().upper()
+    return content if _CODE.fullmatch(content) else None
+
+
+def date(text: str | None) -> datetime.date | None:
+    """A date (PS3.5, DA), also in the older form with dots."""
+    try:
+        return datetime.datetime.strptime((text or "").strip().replace(".", ""), "%Y%m%d").date()
+    except ValueError:
+        return None
+
+
+def age_years(age: str | None, birth_date: str | None, study_date: str | None) -> float | None:
+    """Patient's Age (PS3.5, AS), else the time from the birth date to the study date, from 0 to 130 years."""
+    stated = _AGE.fullmatch((age or "").strip().upper())
+    if stated:
+        years = int(stated["number"]) / _UNITS_IN_A_YEAR[stated["unit"]]
+    else:
+        born, studied = date(birth_date), date(study_date)
+        if born is None or studied is None:
+            return None
+        years = (studied - born).days / _UNITS_IN_A_YEAR["D"]
+        years = float(math.floor(years)) if years >= 2 else years  # as Patient's Age states it
+    return years if 0 <= years <= _MAX_AGE_YEARS else None
 
 
 def other_than_frontal_chest(views: Iterable, body_parts: Iterable, modalities: Iterable) -> Counter[str]:

@@ -6,6 +6,7 @@ from cxr.errors import UserError
 from cxr.sources import (
     chestxray14,
     chexpert,
+    dicom,
     file_list,
     folder,
     jsrt,
@@ -38,6 +39,7 @@ SOURCES: tuple[Source, ...] = (
     siim,
     jsrt,
     vinbigdata,
+    dicom,
     folder,
 )
 """In the order of detection; `folder` accepts every layout that no other source recognizes."""
@@ -69,7 +71,8 @@ def open_manifest(uri: str, reading: ReadOptions = ALL_IMAGES, labeling: Labelin
     """
     uri = archive_root(uri)
     source = find_source(uri, reading.source)
-    manifest = with_usable_boxes(labeled(with_truth(source.manifest(uri), uri), labeling))
+    listed = dicom.manifest(uri, reading) if source is dicom else source.manifest(uri)
+    manifest = with_usable_boxes(labeled(with_truth(listed, uri), labeling))
     manifest.table, notes = select(manifest.table, reading.select, f"source {source.name}")
     manifest.notes += notes
     return manifest

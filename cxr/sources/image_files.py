@@ -18,14 +18,19 @@ from cxr.sources.dicomdir import PATH, referenced_files
 from cxr.storage import FileEntry, NotFoundError, UnreadableError, is_container, list_files, normalize, split_member
 from cxr.wording import counted
 
+FILE_BYTES = "file_bytes"
+
 IMAGE_SUFFIXES = frozenset(
     ("dcm", "dicom", "dic", "png", "jpg", "jpeg", "jp2", "tif", "tiff", "bmp", "gif", "webp", "img")
 )
-_COLUMNS = pa.schema([(PATH, pa.string()), (schema.SOURCE_URI, pa.string())])
-_LONG_COLUMNS = pa.schema([(PATH, pa.large_string()), (schema.SOURCE_URI, pa.large_string())])
+_COLUMNS = pa.schema([(PATH, pa.string()), (schema.SOURCE_URI, pa.string()), (FILE_BYTES, pa.int64())])
+_LONG_COLUMNS = pa.schema(
+    [(PATH, pa.large_string()), (schema.SOURCE_URI, pa.large_string()), (FILE_BYTES, pa.int64())]
+)
 _CHUNK = 65_536
 _THREADS = 16  # containers listed at a time
 _GZIPPED = re.compile(r"(\.dcm|\.dicom)\.gz$", re.IGNORECASE)
+_EXAMINED = 4096
 _OTHER_FILES = re.compile(
     r"(?!.*\.(dcm|dicom)\.gz$)(dicomdir|readme|license|thumbs\.db|desktop\.ini"
     r"|.*(?P<suffix>\.(csv|tsv|txt|log|md|rst|pdf|docx?|xlsx?|html?|jsonl?|xml|ya?ml|toml|parquet|py|ipynb|sh"
@@ -44,7 +49,7 @@ class _Skipped:
 
 
 def list_images(uri: str) -> tuple[pa.Table, list[str]]:
-    """Files that may be images, sorted, with columns PATH and schema.SOURCE_URI; and notes on the others.
+    """Files that may be images, sorted, with columns PATH, schema.SOURCE_URI and FILE_BYTES; and notes.
 
     Only its content determines what a file is, so files count regardless of their extension, except hidden files and
     files whose names clearly say otherwise. Pipes, sockets and devices are skipped. No file is opened, with two
@@ -75,6 +80,12 @@ def list_images(uri: str) -> tuple[pa.Table, list[str]]:
         content = f"no images ({'; '.join(notes)})" if notes else "no files"
         raise UserError(f"expected X-rays in {uri}, got {content}: give the folder that contains the X-rays")
     return files, notes
+
+
+def first_images(uri: str, count: int) -> list[FileEntry]:
+    """The first files of a listing that may be images; at most `count`, of the first few thousand files."""
+    entries = islice(files_below(uri), _EXAMINED)
+    return list(islice((entry for entry in entries if not _other_kind(entry.path)), count))
 
 
 def files_below(uri: str) -> Iterator[FileEntry]:
@@ -116,7 +127,9 @@ def image_ids(paths: pa.Array, names: pa.Array) -> tuple[pa.Array, list[str]]:
 
 def _batches(entries: Iterator[FileEntry]) -> Iterator[pa.RecordBatch]:
     while chunk := list(islice(entries, _CHUNK)):
-        yield pa.record_batch([[e.path for e in chunk], [e.uri for e in chunk]], schema=_LONG_COLUMNS)
+        yield pa.record_batch(
+            [[e.path for e in chunk], [e.uri for e in chunk], [e.size for e in chunk]], schema=_LONG_COLUMNS
+        )
 
 
 def _table(entries: Iterator[FileEntry]) -> pa.Table:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from cxr import storage
 from cxr.errors import UserError
@@ -23,6 +25,7 @@ _OF_LABELS = (  # fields of Labeling that have a meaning only with a table of la
     "blank_as",
 )
 NO_COLUMN = "none"  # in place of a column of the table of labels: do not use one
+HEADERS = "headers"  # folder in OUT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,18 @@ class ReadOptions:
     gate: Literal["off", "warn", "exclude"] = "warn"
     """Whether to check that each image is an upright frontal chest X-ray that is not inverted. warn: report the
     others in the columns gate and gate_score, and count them. exclude: also reject them. off: do not check."""
+    headers: str = ""
+    """Folder or URI where the headers of DICOM archives are stored once they have been read, for later runs. Default:
+    OUT/headers."""
+    id_key: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
+    """File or URI of the secret key from which pseudonyms of patients are made. Default: the value of CXR_ID_KEY, or
+    else a random key in the folder of headers."""
+    keep_ids: bool = False
+    """Store PatientID and AccessionNumber of DICOM files as they are, instead of pseudonyms."""
+
+    def with_headers(self, out: str) -> ReadOptions:
+        """The same options; headers are stored in OUT/headers unless they say where."""
+        return self if self.headers else replace(self, headers=storage.join(out, HEADERS))
 
     def __post_init__(self) -> None:
         if self.select:

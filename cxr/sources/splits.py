@@ -22,6 +22,7 @@ def split_by_patient(
     in_test: np.ndarray | None = None,
     in_train_val: np.ndarray | None = None,
     seed: int = 0,
+    hashes: np.ndarray | None = None,
 ) -> pa.Array:
     """The split of each image: from the official lists by patient, else from a hash of the patient's id.
 
@@ -35,6 +36,7 @@ def split_by_patient(
         in_test: bool (N), whether the image is in the official test list.
         in_train_val: bool (N), whether the image is in the official list for training and validation.
         seed: seed of the hash, for patients that are in no list.
+        hashes: float (N) in [0, 1), the hash of each image's patient, if not that of `patient_ids`.
 
     Returns:
         string (N), values of `schema.SPLITS`.
@@ -43,7 +45,11 @@ def split_by_patient(
     encoded = patient_ids.dictionary_encode()
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
     patient_N = encoded.indices.to_numpy()
-    hashes = _hash_values(encoded.dictionary.to_pylist(), seed)
+    if hashes is None:
+        hashes = hash_values(encoded.dictionary.to_pylist(), seed)
+    else:
+        of_images, hashes = hashes, np.empty(len(encoded.dictionary))
+        hashes[patient_N] = of_images
     test = _with_any(in_test, patient_N, len(hashes))
     train_val = _with_any(in_train_val, patient_N, len(hashes))
 
@@ -119,7 +125,7 @@ def stratified(labels_NK: np.ndarray, groups_N: np.ndarray, folds: int) -> np.nd
     return fold_G[group_N]
 
 
-def _hash_values(patients: Sequence[str], seed: int) -> np.ndarray:
+def hash_values(patients: Sequence[str], seed: int = 0) -> np.ndarray:
     """A number in [0, 1) per patient, the same on every machine and in every process."""
     digests = (hashlib.blake2b(f"{seed}:{patient}".encode(), digest_size=4).digest() for patient in patients)
     return np.frombuffer(b"".join(digests), ">u4") / 2.0**32

@@ -58,6 +58,27 @@ def read_bytes(uri: str, *, check: Callable[[bytes, int], None] | None = None) -
     return retried(uri, read)
 
 
+def read_start(uri: str, size: int) -> tuple[bytes, int]:
+    """Read the first `size` bytes of a file, and the size of the whole file; otherwise like `read_bytes`.
+
+    One ranged request reads an object on S3.
+
+    Raises:
+        NotFoundError: the file does not exist.
+        StorageError: it cannot be read, or its server does not respond.
+    """
+
+    def read() -> tuple[bytes, int]:
+        if uri.startswith("s3://") and not (split_member(uri) or is_gzipped_image(uri)):
+            return s3.read_start(filesystem(uri)[1], size)
+        with _reading(uri) as (stream, total):
+            if is_gzipped_image(uri):
+                stream, total = gunzipped(uri, stream, total)
+            return read_up_to(stream, size), total
+
+    return retried(uri, read)
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file and create its folders. Readers see the old file or the complete new one, never a part."""
     retried(uri, lambda: _put(uri, io.BytesIO(data)))

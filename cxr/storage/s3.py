@@ -124,6 +124,17 @@ def open_object_range(path: str, start: int, length: int) -> BinaryIO:
         if _code(error) in _BEYOND_END:
             return io.BytesIO()
         raise
+def read_start(path: str, size: int) -> tuple[bytes, int]:
+    """The first `size` bytes of the object at "bucket/key", and the size of the whole; raises like `open_object`."""
+    try:
+        response = _get(*split(path), Range=f"bytes=0-{size - 1}")
+    except ClientError as error:
+        if _code(error) in _BEYOND_END:  # the object is empty
+            return b"", 0
+        raise
+    data = response["Body"].read()
+    total = response.get("ContentRange", "").rpartition("/")[2]
+    return data, int(total) if total.isdigit() else len(data)
 
 
 def _get(bucket: str, key: str, **options: Any) -> dict[str, Any]:

@@ -1,0 +1,299 @@
+"""Read the headers of many DICOM files into Parquet, each file once.
+
+The sorted listing of an archive is cut into parts. The name of a part's file, `part-HASH.parquet`, is a hash of the
+listing of its files (paths and sizes), of the archive's URI and of the key of the pseudonyms. So a part is complete
+or absent, an interrupted scan continues with the missing parts, and a later scan of an unchanged archive reads only
+the parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cxr import schema, storage
+from cxr.errors import ImageRejectedError, raised_at
+from cxr.sources.image_files import FILE_BYTES, PATH
+from cxr.sources.pseudonyms import Pseudonyms, patient_byte
+from cxr.wording import counted
+
+VERSION = 1  # of what is stored; part of every part's name
+_FEWEST, _MOST, _PARTS = 256, 4096, 32  # files of a part; parts of an archive, if that gives such a number
+HERE_AT_MOST = 256  # files whose headers are read in this process: more are worth the start of others
+
+DICOM, OTHER, UNREADABLE = "dicom", "other", "unreadable"
+KIND = "kind"  # one of these three
+SOP_CLASS, SOP_INSTANCE = "sop_class", "sop_instance"  # UIDs
+PATIENT_BYTE = "patient_byte"  # see pseudonyms.patient_byte
+ACCESSION = "accession_number"
+STUDY_DATE, LATERALITY, MANUFACTURER, MODEL = "study_date", "laterality", "manufacturer", "model"
+FRAMES, PHOTOMETRIC, TRANSFER_SYNTAX = "frames", "photometric", "transfer_syntax"
+
+HEADERS = pa.schema(
+    [
+        (PATH, pa.string()),
+        (FILE_BYTES, pa.int64()),
+        (KIND, pa.string()),
+        (schema.ERROR, pa.string()),  # why the header is unreadable
+        (SOP_CLASS, pa.string()),
+        (SOP_INSTANCE, pa.string()),
+        (schema.STUDY_ID, pa.string()),
+        (schema.SERIES_ID, pa.string()),
+        (schema.PATIENT_ID, pa.string()),  # a pseudonym, or PatientID with --keep-ids
+        (PATIENT_BYTE, pa.int16()),
+        (ACCESSION, pa.string()),  # likewise
+        (schema.SEX, pa.string()),
+        (schema.AGE_YEARS, pa.float32()),
+        (STUDY_DATE, pa.string()),
+        (schema.MODALITY, pa.string()),
+        (schema.BODY_PART, pa.string()),
+        (schema.VIEW, pa.string()),
+        (LATERALITY, pa.string()),
+        (MANUFACTURER, pa.string()),
+        (MODEL, pa.string()),
+        (schema.HEIGHT_PX, pa.int32()),
+        (schema.WIDTH_PX, pa.int32()),
+        (FRAMES, pa.int32()),
+        (schema.SPACING_MM, pa.list_(pa.float32(), 2)),
+        (PHOTOMETRIC, pa.string()),
+        (TRANSFER_SYNTAX, pa.string()),
+    ]
+)
+_FIRST_BYTES, _MORE, _MOST_BYTES = 32 << 10, 8, 16 << 20  # of a file; each attempt reads _MORE times as much
+_REMOTE_THREADS = 16  # that wait for a remote store, in each process
+
+
+@dataclass(frozen=True)
+class ScanPart:
+    """Some files of an archive, columns of `image_files.list_images`, and the name of their part."""
+
+    name: str
+    files: pa.Table
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The scan of an archive.
+
+    Args:
+        folder: URI of the folder of its parts.
+    """
+
+    folder: str
+    pseudonyms: Pseudonyms
+    parts: list[ScanPart]
+
+    def uri(self, name: str) -> str:
+        return storage.join(self.folder, f"{name}.parquet")
+
+    def missing(self) -> list[ScanPart]:
+        """The parts that have not been read; lists the folder once."""
+        try:
+            there = {entry.path.removesuffix(".parquet") for entry in storage.list_files(self.folder)}
+        except storage.NotFoundError:
+            there = set()
+        return [part for part in self.parts if part.name not in there]
+
+    def write(self, part: ScanPart) -> int:
+        """Read the headers of a part's files and write its Parquet file; returns the number of files."""
+        rows = read_headers(part.files, self.pseudonyms)
+        sink = io.BytesIO()
+        pq.write_table(rows, sink)
+        storage.write_bytes(self.uri(part.name), sink.getvalue())
+        return rows.num_rows
+
+    def run_here(self) -> None:
+        """Read all missing parts, on the CPUs of this machine.
+
+        Raises:
+            StorageError: storage failed in a way that concerns more than one file.
+            RuntimeError: a process of the scan ended unexpectedly.
+        """
+        missing = self.missing()
+        files = sum(part.files.num_rows for part in missing)
+        if files <= HERE_AT_MOST:
+            for part in missing:
+                self.write(part)
+            return
+        workers = min(_cpus(), len(missing))
+        print(
+            f"note: reading the headers of {counted(files, 'file')} in {counted(workers, 'process', 'processes')}",
+            flush=True,
+        )
+        todo: queue.SimpleQueue[ScanPart] = queue.SimpleQueue()
+        for part in missing:
+            todo.put(part)
+        with ThreadPoolExecutor(workers) as pool:
+            running = [pool.submit(self._work, todo) for _ in range(workers)]
+            try:
+                for work in running:
+                    work.result()
+            except BaseException:  # also an interruption: begin no other part
+                while not todo.empty():
+                    todo.get_nowait()
+                raise
+
+    def table(self) -> pa.Table:
+        """The headers of all files, in the order of their paths; every part must have been read."""
+        with ThreadPoolExecutor(8) as pool:
+            tables = list(pool.map(lambda part: storage.read_parquet(self.uri(part.name)), self.parts))
+        return pa.concat_tables(table.cast(HEADERS) for table in tables)
+
+    def _work(self, todo: queue.SimpleQueue[ScanPart]) -> None:
+        """Let a child process read one part after another, until none is left."""
+        with _child() as ask:
+            while True:
+                try:
+                    part = todo.get_nowait()
+                except queue.Empty:
+                    return
+                ask(request(self, part))
+
+
+def plan_scan(archive: str, files: pa.Table, folder: str, pseudonyms: Pseudonyms) -> Scan:
+    """Cut a sorted listing (`image_files.list_images`) into parts, whose rows `Scan.table` returns."""
+    parts, size = [], min(max(files.num_rows // _PARTS, _FEWEST), _MOST)
+    for start in range(0, files.num_rows, size):
+        some = files.slice(start, size)
+        about = {"version": VERSION, "archive": archive, **pseudonyms.describe()}
+        listing = [some[PATH].to_pylist(), some[FILE_BYTES].to_pylist()]
+        digest = hashlib.sha256(json.dumps([about, listing], sort_keys=True).encode()).hexdigest()
+        parts.append(ScanPart(f"part-{digest[:32]}", some))
+    return Scan(folder, pseudonyms, parts)
+
+
+def read_headers(files: pa.Table, pseudonyms: Pseudonyms) -> pa.Table:
+    """One row of `HEADERS` per file; a file that cannot be read is a row with the reason.
+
+    Raises:
+        StorageError: storage failed in a way that concerns more than one file.
+    """
+    uris = files[schema.SOURCE_URI].to_pylist()
+    if uris and not storage.is_local(uris[0]):
+        with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
+            rows = list(pool.map(lambda uri: _row(uri, pseudonyms), uris))
+    else:
+        rows = [_row(uri, pseudonyms) for uri in uris]
+    columns = {field.name: pa.array([row.get(field.name) for row in rows], field.type) for field in HEADERS}
+    columns[PATH], columns[FILE_BYTES] = (files[name].combine_chunks() for name in (PATH, FILE_BYTES))
+    return pa.table(columns, schema=HEADERS)
+
+
+def _row(uri: str, pseudonyms: Pseudonyms) -> dict[str, Any]:
+    from cxr.imaging.dicom_header import is_dicom, read_header  # imports pydicom, which takes half a second
+
+    header, size = None, _FIRST_BYTES
+    try:
+        while header is None:
+            data, total = storage.read_start(uri, size)
+            if not is_dicom(data):
+                return {KIND: OTHER}
+            header = read_header(data, complete=len(data) >= total or size >= _MOST_BYTES)
+            size *= _MORE
+    except ImageRejectedError as error:
+        return {KIND: UNREADABLE, schema.ERROR: str(error)}
+    except (storage.NotFoundError, storage.UnreadableError) as error:
+        return {KIND: UNREADABLE, schema.ERROR: f"file not readable: {type(error).__name__}"}
+    return {
+        KIND: DICOM,
+        SOP_CLASS: header.sop_class,
+        SOP_INSTANCE: header.sop_instance,
+        schema.STUDY_ID: header.study,
+        schema.SERIES_ID: header.series,
+        schema.PATIENT_ID: pseudonyms.of("PatientID", header.patient_id),
+        PATIENT_BYTE: patient_byte(header.patient_id) if header.patient_id else None,
+        ACCESSION: pseudonyms.of("AccessionNumber", header.accession_number),
+        schema.SEX: header.sex,
+        schema.AGE_YEARS: header.age_years,
+        STUDY_DATE: header.study_date,
+        schema.MODALITY: header.modality,
+        schema.BODY_PART: header.body_part,
+        schema.VIEW: header.view,
+        LATERALITY: header.laterality,
+        MANUFACTURER: header.manufacturer,
+        MODEL: header.model,
+        schema.HEIGHT_PX: header.rows,
+        schema.WIDTH_PX: header.columns,
+        FRAMES: header.frames,
+        schema.SPACING_MM: header.spacing_mm,
+        PHOTOMETRIC: header.photometric,
+        TRANSFER_SYNTAX: header.transfer_syntax,
+    }
+
+
+# ---- Child processes
+
+
+def request(scan: Scan, part: ScanPart) -> dict[str, Any]:
+    """What a child process needs to write a part, as JSON."""
+    secret = {"key": scan.pseudonyms.key.hex(), "keep_ids": scan.pseudonyms.keep_ids}
+    return {"folder": scan.folder, "pseudonyms": secret, "name": part.name, "files": part.files.to_pydict()}
+
+
+def serve() -> None:
+    """The main function of a child process: write the parts that are requested on standard input, one per line."""
+    for line in sys.stdin:
+        asked = json.loads(line)
+        secret = asked["pseudonyms"]
+        scan = Scan(asked["folder"], Pseudonyms(bytes.fromhex(secret["key"]), secret["keep_ids"]), [])
+        try:
+            scan.write(ScanPart(asked["name"], pa.table(asked["files"])))
+            answer = {"name": asked["name"]}
+        except storage.StorageError as error:
+            answer = {"storage": str(error)}
+        except Exception as error:  # its text may quote a header
+            answer = {"error": f"{type(error).__name__}{raised_at(error)}"}
+        print(json.dumps(answer), flush=True)
+
+
+@contextmanager
+def _child() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A process that writes parts; it ends when its standard input is closed, also if this process is killed."""
+    paths = [*filter(None, [os.environ.get("PYTHONPATH"), *sys.path])]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "cxr.sources.header_worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # a library's warning may quote a header
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    stdin, stdout = process.stdin, process.stdout
+
+    def ask(asked: dict[str, Any]) -> None:
+        try:
+            stdin.write(json.dumps(asked) + "\n")
+            stdin.flush()
+        except BrokenPipeError:
+            pass
+        answer = json.loads(stdout.readline() or "{}")
+        if "storage" in answer:
+            raise storage.StorageError(answer["storage"])
+        if "name" not in answer:
+            reason = answer.get("error", "it ended without an answer")
+            raise RuntimeError(f"a process that reads DICOM headers failed ({reason}): run the same command again")
+
+    try:
+        yield ask
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

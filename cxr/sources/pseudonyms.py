@@ -1,0 +1,101 @@
+"""Keyed pseudonyms of patients: HMAC-SHA256 of the ids in DICOM headers."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cxr import storage
+from cxr.errors import UserError
+
+KEY_VARIABLE = "CXR_ID_KEY"
+KEY_FILE = "id_key.txt"  # in the folder of headers
+_LEAST_BYTES = 16
+_ID_CHARS = 32  # hexadecimal digits of a pseudonym: 128 bits
+
+
+@dataclass(frozen=True)
+class Pseudonyms:
+    """How ids of patients are stored.
+
+    Args:
+        key: secret; the same id has the same pseudonym only under the same key.
+        keep_ids: store the ids themselves.
+    """
+
+    key: bytes = field(repr=False)
+    keep_ids: bool = False
+
+    def of(self, kind: str, value: bytes | None) -> str | None:
+        """What is stored for an id of this kind (the DICOM keyword); None remains None."""
+        if value is None:
+            return None
+        if self.keep_ids:
+            return value.decode("utf-8", "replace")
+        return hmac.digest(self.key, kind.encode() + b"\0" + value, "sha256").hex()[:_ID_CHARS]
+
+    def describe(self) -> dict[str, str | bool]:
+        """What stored ids depend on, without revealing the key."""
+        return {"key": hmac.digest(self.key, b"name of the key", "sha256").hex()[:16], "keep_ids": self.keep_ids}
+
+
+def open_pseudonyms(id_key: str, keep_ids: bool, folder: str) -> Pseudonyms:
+    """Use the key in file `id_key`, in CXR_ID_KEY or in `folder`, in this order; else generate one in `folder`.
+
+    Args:
+        folder: URI of the folder of headers. Empty: a generated key is not stored.
+
+    Raises:
+        UserError: the file or variable has fewer than 16 bytes.
+        StorageError: the file cannot be read or written.
+    """
+    if id_key:
+        return Pseudonyms(_checked(storage.read_bytes(storage.normalize(id_key)), f"--id-key {id_key}"), keep_ids)
+    if os.environ.get(KEY_VARIABLE):
+        return Pseudonyms(_checked(os.environ[KEY_VARIABLE].encode(), KEY_VARIABLE), keep_ids)
+    if not folder:
+        return Pseudonyms(secrets.token_bytes(32), keep_ids)
+    uri = storage.join(folder, KEY_FILE)
+    if not storage.exists(uri):
+        _write_once(uri, secrets.token_hex(32).encode())
+    return Pseudonyms(_checked(storage.read_bytes(uri), uri), keep_ids)
+
+
+def patient_byte(value: bytes) -> int:
+    """8 bits of an unkeyed hash of an id, which decide the patient's split and identify nobody.
+
+    They are the same under every key, so that a person is in the same split in every run.
+    """
+    return hashlib.blake2b(b"split\0" + value, digest_size=1).digest()[0]
+
+
+def _checked(content: bytes, where: str) -> bytes:
+    key = content.strip()
+    if len(key) < _LEAST_BYTES:
+        raise UserError(
+            f"expected a key of at least {_LEAST_BYTES} bytes in {where}, got {len(key)}: write one, for example "
+            f"with openssl rand -hex 32"
+        )
+    return key
+
+
+def _write_once(uri: str, key: bytes) -> None:
+    """Write a key unless another process was faster; only the owner may read a local file."""
+    if not storage.is_local(uri):
+        storage.replace_if(uri, key, None)
+        return
+    path = Path(storage.normalize(uri))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(key)
+        with suppress(FileExistsError):
+            os.link(temporary, path)  # unlike a rename, never replaces the key of another process
+    finally:
+        temporary.unlink(missing_ok=True)
