@@ -14,6 +14,7 @@ from cxr.errors import UserError
 from cxr.wording import counted
 
 PATH = "path"  # of an image, relative to the archive's root
+FILE_BYTES = "file_bytes"
 
 _MAX_BYTES = 256 << 20
 _IMAGE = "IMAGE"  # Directory Record Type (0004,1430)
@@ -28,7 +29,7 @@ def referenced_files(files: pa.Table, directory_uri: str, root_uri: str) -> tupl
     counted and left out, as are objects that are not images.
 
     Args:
-        files: all files of the folder, with PATH and schema.SOURCE_URI.
+        files: all files of the folder, with PATH, schema.SOURCE_URI and FILE_BYTES.
 
     Raises:
         UserError: the file is not a DICOMDIR, or references no image.
@@ -40,21 +41,20 @@ def referenced_files(files: pa.Table, directory_uri: str, root_uri: str) -> tupl
         raise UserError(
             f"{directory_uri}: expected references to images, got none: remove it to read all files in its folder"
         )
-    by_path = dict(zip(files[PATH].to_pylist(), files[schema.SOURCE_URI].to_pylist(), strict=True))
+    by_path = {row[PATH]: row for row in files.to_pylist()}
     folded = {path.casefold(): path for path in by_path}
-    rows: dict[str, str] = {}
+    rows: dict[str, dict[str, str | int]] = {}
     for path in paths:
         existing = path if path in by_path else folded.get(path.casefold())
-        rows[existing or path] = by_path[existing] if existing else storage.join(root_uri, path)
+        absent = {PATH: path, schema.SOURCE_URI: storage.join(root_uri, path), FILE_BYTES: 0}
+        rows[existing or path] = by_path[existing] if existing else absent
     missing = len(rows.keys() - by_path.keys())
     note = f"DICOMDIR lists {counted(len(rows), 'image')}"
     note += f", {missing:,} of which do not exist" if missing else ""
     note += f"; files that it does not list are not read: {len(by_path) - len(rows) + missing:,}"
     skipped_note = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
     notes = [note, *([f"skipped entries of DICOMDIR: {skipped_note}"] if skipped else [])]
-    ordered = sorted(rows.items())
-    columns = [[path for path, _ in ordered], [uri for _, uri in ordered]]
-    return pa.table(columns, schema=files.schema), notes
+    return pa.Table.from_pylist([row for _, row in sorted(rows.items())], files.schema), notes
 
 
 def _read(uri: str, skipped: Counter[str]) -> list[str]:

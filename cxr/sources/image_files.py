@@ -14,11 +14,9 @@ import pyarrow.compute as pc
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.sources.dicomdir import PATH, referenced_files
+from cxr.sources.dicomdir import FILE_BYTES, PATH, referenced_files
 from cxr.storage import FileEntry, NotFoundError, UnreadableError, is_container, list_files, normalize, split_member
 from cxr.wording import counted
-
-FILE_BYTES = "file_bytes"
 
 IMAGE_SUFFIXES = frozenset(
     ("dcm", "dicom", "dic", "png", "jpg", "jpeg", "jp2", "tif", "tiff", "bmp", "gif", "webp", "img")

@@ -124,6 +124,8 @@ def open_object_range(path: str, start: int, length: int) -> BinaryIO:
         if _code(error) in _BEYOND_END:
             return io.BytesIO()
         raise
+
+
 def read_start(path: str, size: int) -> tuple[bytes, int]:
     """The first `size` bytes of the object at "bucket/key", and the size of the whole; raises like `open_object`."""
     try:

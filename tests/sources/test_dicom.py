@@ -20,6 +20,7 @@ from cxr.schema import PixelFormat
 from cxr.sources import find_source, header_scan, open_manifest
 from cxr.sources.manifest import Manifest
 from cxr.sources.options import ReadOptions
+from cxr.storage import s3
 from tests.odd_files import dataset, dicom, radiograph
 from tests.servers import faulty
 from tests.servers.faulty import Faulty
@@ -175,8 +176,8 @@ def test_copies_are_used_once_and_different_files_with_one_uid_all(tmp_path: Pat
     changed.PixelData = radiograph(seed=77).tobytes()  # same header, same size
     write(tmp_path, "c.dcm", changed)
     write(tmp_path, "d.dcm", dicom(xray(3)).replace(b"1.2.3.3", b"invalid"))
-    for _ in range(2):  # the hashes of the copies are stored, too
-        manifest, rows = read(tmp_path, headers=str(tmp_path / "headers"))
+    manifest, rows = read(tmp_path, headers=str(tmp_path / "headers"))
+    assert read(tmp_path, headers=str(tmp_path / "headers"))[1] == rows, "the hashes of the copies are stored, too"
     assert set(rows) == {"1.2.3.1", "b.dcm", "c.dcm", "d.dcm"}
     assert rows["1.2.3.1"][schema.SOURCE_URI] == str(tmp_path / "a.dcm")
     assert "copies of the same DICOM file: 1; one of each is used" in manifest.notes
@@ -312,7 +313,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
     with faulty.moto() as backend, faulty.before(backend) as server:
         for name, value in faulty.variables(server.url).items():
             monkeypatch.setenv(name, value)
-        boto3.resource("s3").Bucket("xrays").create()
+        boto3.client("s3").create_bucket(Bucket="xrays")
         yield server
 
 
@@ -322,11 +323,12 @@ def test_only_the_beginning_of_an_object_is_read(bucket: Faulty, tmp_path: Path)
     large.PixelData = bytes(1 << 20)
     storage.write_bytes("s3://xrays/archive/large.dcm", dicom(large))
     storage.write_bytes("s3://xrays/archive/empty.dcm", b"")
-    ranges: list[str | None] = []
-    client = storage.s3.client("xrays")
+    ranges: list[bytes | None] = []
+    client = s3.client("xrays")
     client.meta.events.register(
-        "before-send.s3.GetObject", lambda request, **_: ranges.append(request.headers.get("Range"))
+        "before-send.s3.GetObject",
+        lambda request, **_: ranges.append(request.headers.get("Range")) if request.url.endswith("dcm") else None,
     )
     _, rows = read("s3://xrays/archive", source="dicom", headers="s3://xrays/out/headers")
     assert set(rows) == {"1.2.3.1", "empty.dcm"}
-    assert [each for each in ranges if each is not None and b"bytes=0-32767" in each], ranges
+    assert set(ranges) == {b"bytes=0-32767"}
