@@ -93,9 +93,9 @@ def ages(years: np.ndarray) -> pa.Array:
 
 
 def json_objects(columns: Mapping[str, pa.Array]) -> pa.Array:
-    """A JSON object per image with those of its values that are not blank or empty; null if there are none.
+    """A JSON object per image with its values that are not blank; null if all are blank.
 
-    Every combination of values is written once, because few of them differ.
+    Each different combination of values is encoded only once, because many images share it.
     """
     code = np.zeros(len(next(iter(columns.values()))), np.int64)
     dictionaries = []

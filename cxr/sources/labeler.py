@@ -1,13 +1,14 @@
 """The 14 columns of the CheXpert labeler (Irvin et al. 2019), which also labeled MIMIC-CXR-JPG.
 
 A column contains 1 (the report states the finding), 0 (it denies it), -1 (it is uncertain) or nothing (it does not
-mention it). "No Finding" is 1 if the report states nothing but support devices.
+mention it). "No Finding" is 1 if the report states no finding, except perhaps support devices.
 
-Uncertain and unmentioned findings are unknown here. `schema.EXTRA` lists the uncertain ones under `UNCERTAIN`, so
-that they can be told from unmentioned ones. "No Finding" makes the unmentioned findings negative, except Support
-Devices, and is not a finding itself; together with a stated finding it contradicts it, which makes that finding
-unknown. Many implementations count what a report does not mention as negative; torchxrayvision (Cohen et al. 2022)
-does as is done here, because a report that does not mention a rib fracture does not rule it out.
+Uncertain and unmentioned findings are unknown here. `schema.EXTRA` lists the uncertain ones under `UNCERTAIN`, which
+distinguishes them from unmentioned ones. "No Finding" is not a finding itself: it makes the unmentioned findings
+negative, except Support Devices. A stated finding beside it contradicts it and is unknown.
+
+Many implementations count unmentioned findings as negative. Here they are unknown, as in torchxrayvision (Cohen et
+al. 2022): a report that does not mention a rib fracture does not rule it out.
 """
 
 from __future__ import annotations

@@ -5,12 +5,13 @@
     stage_2_train_images/*.dcm, stage_2_test_images/*.dcm    1024 x 1024 pixels, to which the boxes refer
     pneumonia-challenge-dataset-mappings_2018.json           from the RSNA's page: the images' names in ChestX-ray14
 
-`patientId` identifies an image, although DICOM files have it as their PatientID as well. Only the mapping tells which
+`patientId` identifies an image, although it is also the DICOM files' PatientID. Only the mapping tells which
 images show the same person; without it each image counts as a patient of its own, and a note says that a person's
 images may be in several splits. With it, patients have the numbers that they have in `sources.chestxray14`.
 
-The finding is Pneumonia: lung opacities that may be pneumonia, as the challenge calls it, which its class info names
-Lung Opacity. An image without such an opacity has no box and may show others; its class is in `schema.EXTRA`.
+The finding is Pneumonia, as in the challenge's name: lung opacities that may be pneumonia. The list of classes calls
+them Lung Opacity. An image without such an opacity has no box and may show other diseases; its class is in
+`schema.EXTRA`.
 
 Images that are not listed, which are those of stage_2_test_images, have unknown labels and are in the test split.
 Some of the others are too, by a hash of the patient, because otherwise that split would have no ground truth.
@@ -107,14 +108,17 @@ def read_labels(table: CsvTable) -> tuple[dict[str, int], dict[str, list[Box] | 
         for row in rows:
             if targets[row] not in _TARGETS:
                 raise table.error(row, f"a {TARGET} of 0 or 1", targets[row])
-        drawn = dict.fromkeys(places[row] for row in rows if any(places[row]))
+        drawn: dict[tuple[str, ...], int] = {}  # the first row of each place
+        for row in rows:
+            if any(places[row]):
+                drawn.setdefault(places[row], row)
         of_image = {_TARGETS[targets[row]] for row in rows}
         if len(of_image) > 1 or (drawn and schema.NEGATIVE in of_image):
             contradictory += 1
             labels[image], boxes[image] = schema.UNKNOWN, None
             continue
         (labels[image],) = of_image
-        made = [_box(table, rows[0], place) for place in drawn]
+        made = [_box(table, row, place) for place, row in drawn.items()]
         boxes[image] = made if made or labels[image] == schema.NEGATIVE else None
     return labels, boxes, contradictions_note(contradictory, storage.name(table.location))
 

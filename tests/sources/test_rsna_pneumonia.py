@@ -97,6 +97,7 @@ def test_odd_rows(tmp_path: Path) -> None:
         ({}, "expected stage_2_train_labels.csv in .*, got none: add it"),
         (lists(LABELS.replace(",Target", ",t")), "stage_2_train_labels.csv, line 1: expected the columns patientId"),
         (lists(LABELS.replace("379.0,1", "379.0,2")), "line 2: expected a Target of 0 or 1, got '2'"),
+        (lists(LABELS.replace("562.0", "left", 1)), "line 3: expected x, y, width, height as numbers, got 'left, "),
         (lists(LABELS.replace("264.0", "left")), "line 2: expected x, y, width, height as numbers, got 'left, "),
         (lists(mapping=[1]), "mappings_2018.json: expected a JSON list of objects with subset_img_id and img_id"),
         (lists(mapping={"a": 1}), "mappings_2018.json: expected a JSON list"),
