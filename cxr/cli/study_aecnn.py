@@ -15,6 +15,7 @@ from cxr.families.aecnn import AecnnRecipe
 from cxr.reporting import figures
 from cxr.training.options import RunOptions
 from cxr.training.sweep import train_all
+from cxr.wording import counted
 
 COMPRESSED, RESIZED, WHOLE = "ae-cnn", "resized", "uncompressed"
 
@@ -37,7 +38,8 @@ def run_study(
         print(f"note: {note}", flush=True)
     results = aecnn.variants(networks, test)
     text = aecnn.table(results)
-    summary = f"{len(test.pixels):,} test images of {len(set(test.patients)):,} patients, {seeds} seeds"
+    patients = counted(len(set(test.patients)), "patient")
+    summary = f"{counted(len(test.pixels), 'test image')} of {patients}, {counted(seeds, 'seed')}"
     print(f"{text}{summary}", flush=True)
     storage.write_text(storage.join(out, "table.md"), f"{text}\n{summary}\n")
     picture = figures.save_figure(aecnn.picture(results), out, "auroc.png")

@@ -22,6 +22,7 @@ from cxr.reporting import figures
 from cxr.sources import chestxray14
 from cxr.training.options import RunOptions
 from cxr.training.sweep import train_all
+from cxr.wording import counted
 
 MULTISCALE, LAST = "multiscale", "last"
 # Settings in which each variant's recipe differs from that of the job.
@@ -101,7 +102,8 @@ def write(
     shown = [*results, *localization.baseline_results(test)]
     counts = test.pairs()
     boxed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    summary = f"{test.rows.num_rows:,} test images, of these with a box: {boxed}; {seeds} seed{'s' * (seeds > 1)}."
+    images = counted(test.rows.num_rows, "test image")
+    summary = f"{images}, of these with a box: {boxed}; {counted(seeds, 'seed')}."
     print(f"{localization_report.tables(shown)}{gained}{summary}", flush=True)
     storage.write_text(storage.join(out, "table.md"), localization_report.page(shown, gained, summary, RESAMPLES))
     storage.write_text(storage.join(out, "networks.csv"), localization_report.csv(shown))

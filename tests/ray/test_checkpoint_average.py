@@ -14,7 +14,7 @@ from cxr.training.options import RunOptions
 from cxr.training.run_log import best_row, read_metrics
 from tests.made_shards import write_shards
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_cluster")]
 RECIPE = AlignRecipe(size=32, epochs=3, batch_size=8, backbone="conv3", lungs=False)
 
 

@@ -21,7 +21,7 @@ from cxr.inference.score import score
 from cxr.training.options import RunOptions
 from tests.lung_rule import save_finder
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_cluster")]
 COUNT, BLANK = 24, 3
 
 

@@ -19,7 +19,7 @@ from cxr.training.options import RunOptions
 from cxr.training.run_log import read_metrics
 from cxr.training.worker import train_worker
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_cluster")]
 
 
 class Sampled(AlignRecipe):
