@@ -81,14 +81,14 @@ def _about(
     own = "the compressor's own classifier"
     by = f"{own}, which encodes them again" if classifier is compressor else f"the classifier {classifier.uri}"
     return (
-        f"{counted(len(originals.pixels), 'image')} of {counted(len(set(originals.patients)), 'patient')}, "
-        f"split {options.split} of {archive}, "
-        f"at {size} x {size} pixels of 8 bits; latents of {compressor.uri}, {latents.size} x {latents.size} values "
-        f"of {latents.bits} bits. Bytes are means per image: of files including their headers, and of latents and "
-        f"resized images, raw or in the compressed Parquet of a latent archive. JPEG, JPEG 2000 and WebP use the "
-        f"quality whose mean file size is closest to that of the latents. PSNR in dB is that of the mean squared "
-        f"error over all images; the next column is the mean PSNR of the images. AUROC is that of decoded images, "
-        f"classified by {by}; `from latents` is classified by {own}, without decoding."
+        f"{counted(len(originals.pixels), 'image')} of {counted(len(set(originals.patients)), 'patient')}, split "
+        f"{options.split} of {archive}, at {size} x {size} pixels of 8 bits; latents of {compressor.uri}, "
+        f"{latents.size} x {latents.size} values of {latents.bits} bits. Bytes are means per image. Those of files "
+        "include their headers; latents and resized images are either raw or stored in the compressed Parquet files "
+        "of a latent archive. JPEG, JPEG 2000 and WebP use the quality whose mean file size is closest to that of "
+        "the latents. PSNR in dB is that of the mean squared error over all images; the next column is the mean "
+        f"PSNR of the images. AUROC is that of decoded images, classified by {by}; `from latents` is classified by "
+        f"{own}, without decoding."
     )
 
 

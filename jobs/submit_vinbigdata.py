@@ -27,9 +27,9 @@ class Options:
     """OUT of jobs/score_archive.py with a classifier, whose scores give the probability that an image is normal.
     Default: no filter."""
     low: float = 0.08
-    """Probability of a normal image from which on a "No finding" box is added to its boxes."""
+    """Probability of being normal from which an image gets a "No finding" box in addition to its boxes."""
     high: float = 0.95
-    """Probability of a normal image from which on a "No finding" box replaces its boxes."""
+    """Probability of being normal from which a "No finding" box replaces the boxes of an image."""
     out: str = "runs/submission"
     """Folder or URI of the result: OUT/submission.csv."""
 
@@ -44,8 +44,10 @@ def main(options: Options) -> dict[str, Any]:
     known = normal_probabilities(normal_run) if normal_run else None
     normal = None if known is None else NormalFilter(known, options.low, options.high)
     counts = write_submission(run, uri, normal, options.split)
-    print("{images:,} images, {normal:,} as normal, {errors:,} of these for an error; ".format(**counts), end="")
-    print("{boxes_left_out:,} boxes of other findings left out".format(**counts))
+    print(
+        "{images:,} images, {normal:,} submitted as normal ({errors:,} because of an error)".format(**counts), end=""
+    )
+    print("; {boxes_left_out:,} boxes of other findings left out".format(**counts))
     if counts["training_images_left_out"]:
         print("note: {training_images_left_out:,} images left out because train.csv lists them".format(**counts))
     if counts["of_unknown_size"]:

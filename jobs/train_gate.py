@@ -28,10 +28,10 @@ class Options:
     out: str = "runs/gate"
     """Folder of the results; the weights are OUT/gate.safetensors."""
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Archive of frontal chest X-rays; its training images are trained on, its test images measured. May be
-    repeated."""
+    """Archive of frontal chest X-rays. The network is trained on its training images and measured on its test images.
+    May be repeated."""
     test: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Archive of frontal chest X-rays to measure the network on, all images; may be repeated."""
+    """Archive of frontal chest X-rays on all of whose images the network is measured. May be repeated."""
     phantoms: int = 1000
     """Number of phantoms of each kind to train on."""
     steps: int = 3000

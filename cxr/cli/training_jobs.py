@@ -187,7 +187,7 @@ def tune_job(
     print(trials_table(trials, recipe.monitor, objectives), flush=True)
     best = trials[0]
     if not best.checkpoint:
-        raise RuntimeError(f"all {len(trials)} trials failed; see {table}. The first: {best.status}")
+        raise RuntimeError(f"all {len(trials)} trials failed; see {table}. The first one: {best.status}")
     pictures = picture(best.checkpoint, data, out)
     maximize = recipe.mode == "max"
     storage.write_json(storage.join(out, RECIPE_FILE), recipe.replace(**best.drawn).to_dict())

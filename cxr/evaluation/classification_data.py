@@ -15,6 +15,7 @@ from cxr import schema
 from cxr.errors import UserError
 from cxr.evaluation.run import NoGroundTruthError, Run, patient_numbers, read_scores
 from cxr.sources.manifest import Manifest
+from cxr.wording import counted
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ def join(scores: ClassificationScores, truth: LabelTruth) -> LabeledScores:
 
 def _nothing_in_common(scores: ClassificationScores, truth: LabelTruth, present: int, good: int) -> str:
     return (
-        f"of {len(truth.labeled):,} images of the archive {truth.labeled.sum():,} have labels, {present:,} are in "
-        f"{scores.uri}, {good:,} without an error; scores are of {', '.join(scores.findings)}, labels of "
-        f"{', '.join(truth.findings) or 'no finding'}: there is nothing to evaluate. Give the archive that was "
-        f"scored, one that has labels, or another --split"
+        f"there is nothing to evaluate: {truth.labeled.sum():,} of {counted(len(truth.labeled), 'image')} of the "
+        f"archive have labels, {present:,} are in {scores.uri}, and {good:,} were scored without an error; the "
+        f"scored findings are {', '.join(scores.findings)}, the labeled ones {', '.join(truth.findings) or 'none'}. "
+        "Give the archive that was scored, one that has labels, or another --split"
     )

@@ -17,6 +17,7 @@ from cxr.evaluation.localization_data import BoxScores
 from cxr.evaluation.run import NoGroundTruthError, Run, read_scores
 from cxr.metrics.localization import Boxes
 from cxr.sources import rater_agreement
+from cxr.wording import counted
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _named(truth: BoxTruth) -> set[str]:
 def _nothing_in_common(scores: BoxScores, truth: BoxTruth, present: int, good: int) -> str:
     listed = int(pc.is_valid(truth.table[schema.BOXES]).to_numpy().sum())
     return (
-        f"of {truth.table.num_rows:,} images of the archive {listed:,} have a list of boxes, {present:,} are in "
-        f"{scores.uri}, {good:,} without an error: there is nothing to evaluate. Give the archive that was scored, "
-        f"one that has boxes, or another --split"
+        f"there is nothing to evaluate: {listed:,} of {counted(truth.table.num_rows, 'image')} of the archive have a "
+        f"list of boxes, {present:,} are in {scores.uri}, and {good:,} were scored without an error. Give the "
+        "archive that was scored, one that has boxes, or another --split"
     )

@@ -14,6 +14,7 @@ from cxr.errors import UserError
 from cxr.evaluation.ground_truth_boxes import BoxTruth
 from cxr.evaluation.run import NoGroundTruthError, Run, Split, read_scores
 from cxr.metrics.localization import Boxes, Located, baselines, locate
+from cxr.wording import counted
 
 _SIZES = (schema.WIDTH_PX, schema.HEIGHT_PX)
 _COLUMNS = (schema.IMAGE_ID, schema.SOURCE_URI, schema.ERROR, *_SIZES, *schema.BOX_SCORES.names)
@@ -123,9 +124,9 @@ def _pairs_of_others(truth: BoxTruth, rows: np.ndarray, scored: Sequence[str]) -
 def _nothing_in_common(scores: BoxScores, truth: BoxTruth, present: int, good: int) -> str:
     boxed = pc.greater(pc.list_value_length(truth.table[schema.BOXES]).fill_null(0), 0).to_numpy()
     return (
-        f"of {len(boxed):,} images of the archive {int(boxed.sum()):,} have boxes, {present:,} are in {scores.uri}, "
-        f"{good:,} without an error, and none of these has a box of a finding that was scored: there is nothing to "
-        f"evaluate. Give the archive that was scored, one that has boxes, or another --split"
+        f"there is nothing to evaluate: {int(boxed.sum()):,} of {counted(len(boxed), 'image')} of the archive have "
+        f"boxes, {present:,} are in {scores.uri}, {good:,} were scored without an error, and none of these has a box "
+        "of a scored finding. Give the archive that was scored, one that has boxes, or another --split"
     )
 
 

@@ -138,7 +138,7 @@ def _compared(scores: MaskScores, truth: MaskTruth, row: int, place: int) -> tup
 
 def _nothing_in_common(scores: MaskScores, truth: MaskTruth, present: int, good: int) -> str:
     return (
-        f"of {len(truth.known):,} images of the archive {int(truth.known.sum()):,} have a mask of {truth.label}, "
-        f"{present:,} are in {scores.uri}, {good:,} without an error: there is nothing to evaluate. Give the archive "
-        f"that was scored, one that has such masks, or another --split"
+        f"there is nothing to evaluate: {int(truth.known.sum()):,} of {counted(len(truth.known), 'image')} of the "
+        f"archive have a mask of {truth.label}, {present:,} are in {scores.uri}, and {good:,} were scored without an "
+        "error. Give the archive that was scored, one that has such masks, or another --split"
     )

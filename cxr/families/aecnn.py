@@ -320,7 +320,10 @@ class AecnnRecipe(ClassifierRecipe):
         try:
             return PixelFormat(side, self.latent_bits)
         except ValueError as error:
-            raise UserError(f"size={self.size}: its latents of {side} x {side} cannot be stored: {error}") from error
+            raise UserError(
+                f"expected latents of 16 to 4096 pixels per side for an archive, got {side} with size={self.size} and "
+                f"compression={self.compression}: change size or compression"
+            ) from error
 
     def encode(self, network: nn.Module, batch: Batch) -> Tensor:
         values_Bhw = _aecnn(network).encode(unit_pixels(batch, self.size))[:, 0] * (2**self.latent_bits - 1)

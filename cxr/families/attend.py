@@ -99,7 +99,7 @@ class AttendRecipe(HeatmapBoxesRecipe):
     box_weight: float = 1.0
     """Weight in the loss of a finding with a box, relative to a finding with only a label. Larger values improve
     localization and worsen classification. The paper's value of 5 corresponds to .1 here, because the paper rescales
-    factors to [.98, 1], where a cell counts .02 as much."""
+    the factors of the cells to [.98, 1], which reduces the influence of each cell by a factor of 50."""
     box_fraction: float = 1.0
     """Fraction of the training images with boxes whose boxes are used, selected by a hash of the image id. The other
     images contribute only their labels."""

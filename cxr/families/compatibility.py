@@ -167,9 +167,8 @@ def _check_splits(archives: Sequence[ShardInfo | RawArchive], fold: Fold | None)
     if max(train, val) == 0 or (fold is None and min(train, val) == 0):
         rejects = sum(archive.rejects for archive in archives if isinstance(archive, ShardInfo))
         raise UserError(
-            f"{_names(archives)} has {train} usable images in its train split and {val} in its val split, and "
-            f"{rejects} that cannot be used: both splits are needed. Give an archive of more patients, or repair its "
-            f"images"
+            f"expected usable images in the train split and in the val split of {_names(archives)}, got {train} and "
+            f"{val}, and {rejects} images that cannot be used: give an archive of more patients, or repair its images"
         )
 
 
@@ -183,9 +182,8 @@ def _check_findings(archive: ShardInfo | RawArchive, recipe: Recipe) -> None:
     sampling = sampling_of(recipe)
     if sampling and sampling.finding != schema.ANY_FINDING and sampling.finding not in archive.findings:
         raise UserError(
-            f"{archive.uri} has no labels of {sampling.finding}, so its images cannot be sampled by it: its "
-            f"findings are {', '.join(archive.findings) or 'none'}. Give another archive, or train on all of its "
-            f"images alike"
+            f"{archive.uri} has no labels of {sampling.finding}, so its images cannot be sampled by it: its findings "
+            f"are {', '.join(archive.findings) or 'none'}. Give another archive, or train without a positive fraction"
         )
 
 

@@ -45,11 +45,12 @@ def summary_legend(resolution: str, resamples: int, counts: Mapping[str, int]) -
     measured, in_mm, one_empty = (f"{counts[name]:,}" for name in ("hd95_images", "hd95_mm_images", "hd95_one_empty"))
     return (
         f"Masks are compared at {resolution}. Intervals are percentile intervals of {resamples:,} bootstrap "
-        f"resamples of patients with all of their images. Compare mean Dice with that of empty masks, which is the "
-        f"share of images without a true mask. Mean IoU over all pixels: Long et al. (2015). HD95 is the "
-        f"larger of the two 95th percentiles of the distances between the outlines, mean over the {measured} images "
-        f"where neither mask is empty, {in_mm} of them with a known spacing; in {one_empty} images one of the two is "
-        f"empty and there is no distance. A dash marks a metric that cannot be measured."
+        "resamples of patients with all of their images. Compare mean Dice with that of empty masks, which is the "
+        "share of images without a true mask. Mean IoU over all pixels is that of Long et al. (2015). HD95 is the "
+        f"larger of the two 95th percentiles of the distances between the outlines. It is a mean over the {measured} "
+        f"images in which neither mask is empty; in millimeters, over the {in_mm} of them with a known pixel "
+        f"spacing. It does not include {one_empty} images in which only one of the masks is empty. A dash marks a "
+        "metric that cannot be measured."
     )
 
 

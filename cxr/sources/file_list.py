@@ -26,7 +26,6 @@ from cxr.errors import UserError
 from cxr.sources.csv_table import CsvTable, read_csv
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
-from cxr.wording import counted
 
 name = "list"
 
@@ -79,7 +78,7 @@ def manifest(uri: str) -> Manifest:
         schema.SOURCE_URI: pa.array([uris[row] for row in rows], pa.string()),
         schema.LABELS: labels_column(np.empty((len(rows), 0), np.int8)),
     }
-    notes = [f"rows that repeat another one: {repeated:,}; they count once"] if repeated else []
+    notes = [f"repeated rows: {repeated:,}; each image is used once"] if repeated else []
     return Manifest(
         manifest_table(columns), (), [*notes, *_patient_notes(patient_ids, splits, schema.PATIENT_ID in given)]
     )
@@ -150,7 +149,8 @@ def _splits(table: CsvTable, rows: Sequence[int], patient_ids: pa.Array, given: 
 def _patient_notes(patient_ids: pa.Array, splits: pa.Array, has_patients: bool) -> list[str]:
     if not has_patients:
         return [
-            "the list has no patient_id: each image counts as a patient; those of a person may be in several splits"
+            "the list has no patient_id: each image counts as a patient, so images of a person may be in several "
+            "splits"
         ]
     pairs = (
         pa.table({"patient": patient_ids, "split": splits})
@@ -158,4 +158,4 @@ def _patient_notes(patient_ids: pa.Array, splits: pa.Array, has_patients: bool) 
         .aggregate([("split", "count_distinct")])
     )
     several = pc.sum(pc.greater(pairs["split_count_distinct"], 1)).as_py() or 0
-    return [f"patients in several splits, as the list says: {counted(several, 'patient')}"] if several else []
+    return [f"patients that the list puts into several splits: {several:,}"] if several else []

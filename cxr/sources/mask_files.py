@@ -289,8 +289,9 @@ def _chosen_form(location: str, in_order: Counter[bool | None]) -> Form:
     if not in_order.total():
         return "relative"  # all masks are empty
     raise UserError(
-        f"{location}: expected codes that are clearly relative or absolute, got {in_order[True]:,} with runs in "
-        f"order, {in_order[False]:,} without, and {in_order[None]:,} with a single run: say which with --mask-code"
+        f"{location}: cannot tell whether positions are relative or absolute: read as absolute, {in_order[True]:,} "
+        f"masks have their runs in order, {in_order[False]:,} do not, and {in_order[None]:,} have a single run: say "
+        "which with --mask-code"
     )
 
 

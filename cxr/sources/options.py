@@ -81,7 +81,7 @@ ALL_IMAGES = ReadOptions()
 
 @dataclass(frozen=True, kw_only=True)
 class Labeling:
-    """Where an archive's labels and boxes come from, if not from its source, and how readers are combined."""
+    """Where labels, boxes and masks come from, if not from the archive itself, and how readers are combined."""
 
     labels: str = ""
     """URI of a table of labels: CSV, TSV or Parquet, with a row for each image or for each image and finding. Its
@@ -92,16 +92,17 @@ class Labeling:
     """Column of the label table with the patients. Empty: recognize it by its name; none: use the archive's
     patients."""
     split_column: str = ""
-    """Column of the label table with train, val or test. Empty: recognize it by its name; none: use no such
-    column."""
+    """Column of the label table with the split: train, val or test. Empty: recognize it by its name; none: use no
+    such column."""
     view_column: str = ""
-    """Column of the label table with PA, AP or lateral. Empty: recognize it by its name; none: use no such column."""
+    """Column of the label table with the view: PA, AP or lateral. Empty: recognize it by its name; none: use no such
+    column."""
     label_columns: tuple[str, ...] = ()
-    """Columns of the label table with the findings: a column for each finding with 1, 0, -1 or blank, or one column
-    with the names of findings, such as Effusion|Mass. Default: recognize them."""
+    """Columns of the label table with the findings: one column per finding, which contains 1, 0, -1 or blank, or a
+    single column that contains names of findings, such as Effusion|Mass. Default: recognize them."""
     value_column: str = ""
-    """Column of the label table with 1, 0, -1 or blank for the finding that the row names. Empty: recognize it by its
-    name; none: every named finding is positive."""
+    """Column of the label table that contains 1, 0, -1 or blank, if each row names one finding. Empty: recognize it
+    by its name; none: every named finding is positive."""
     blank_as: Literal["unknown", "negative"] = "unknown"
     """Label of an image in which the table says nothing about a finding."""
     unknown_as: LabelPolicy = "unknown"
@@ -111,8 +112,8 @@ class Labeling:
     """URI of a YAML or JSON file that renames, merges and leaves out findings; see docs/how-to/labels.md."""
     boxes: str = ""
     """URI of a file with boxes: COCO JSON, or CSV with the columns of VinBigData or of the RSNA Pneumonia Detection
-    Challenge. Its boxes replace those of the archive. Without --labels, its labels do so too, and images that it
-    does not list are skipped. Empty: use the archive's own labels and boxes."""
+    Challenge. Its boxes replace those of the archive. Without --labels, its findings also replace the archive's
+    labels, and images that it does not list are skipped. Empty: use the archive's own labels and boxes."""
     readers_agree: int = 1
     """Number of readers who must have marked a finding for its label to be positive."""
     reader_boxes: ReaderBoxes = "wbf"
@@ -126,11 +127,12 @@ class Labeling:
     """What the masks show, such as Lungs, Heart or Pneumothorax. Empty: the name of each mask's folder, or what the
     file says."""
     mask_code: MaskCode = "auto"
-    """How positions in the run lengths of a CSV file count. relative: from the end of the last run, as in SIIM-ACR.
-    absolute: from the first pixel, along columns. absolute-rows: the same along rows. auto: relative or absolute, as
-    the codes tell."""
+    """Where the positions in the run lengths of a CSV file are counted from. relative: from the end of the previous
+    run, as in SIIM-ACR. absolute: from the first pixel, along columns. absolute-rows: from the first pixel, along
+    rows. auto: detect whether they are relative or absolute."""
     mask_quality: float = 0.7
-    """Lowest quality, Dice RCA (Mean), of CheXmask's masks."""
+    """Minimum quality of CheXmask's masks, the value of its column Dice RCA (Mean). Masks of lower quality are not
+    used."""
 
     def __post_init__(self) -> None:
         of_masks = [name for name in self.describe() if name.startswith("mask_")]

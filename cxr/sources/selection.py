@@ -214,8 +214,8 @@ class _Columns:
             known = True
         if not known:
             raise UserError(
-                f"--select names {name}, which {self._source} knows for no image before decoding: use a source that "
-                f"reads it from a list or from DICOM headers, such as --source dicom, or leave {name} out"
+                f"--select names {name}, which {self._source} does not know before the images are decoded: use a "
+                f"source that reads it from a list or from DICOM headers, such as --source dicom, or leave {name} out"
             )
         return values
 
@@ -228,7 +228,7 @@ class _Columns:
             known = [column for column in (*TEXTS, *NUMBERS) if self._known(column)]
             known += sorted({key for row in self._extra for key, value in row.items() if _is_scalar(value)})
             raise UserError(
-                f"--select names {name!r}, which {self._source} has not: expected one of {', '.join(known)}"
+                f"--select names {name!r}, which {self._source} does not have: expected one of {', '.join(known)}"
             )
         if all(isinstance(value, (int, float)) or value is None for value in values):
             return np.array([math.nan if value is None else value for value in values], np.float64)

@@ -45,7 +45,7 @@ class BoxCounts:
         """Notes for the user; none if all boxes are inside."""
         if not self.clipped:
             return []
-        lost = f", of which {self.dropped:,} entirely outside were dropped" if self.dropped else ""
+        lost = f"; {self.dropped:,} of these were entirely outside and are dropped" if self.dropped else ""
         return [f"boxes clipped to their images: {self.clipped:,} of {self.boxes:,}{lost}"]
 
     def check(self, share: float = FEW_SHARE, *, whole: bool = False) -> None:

@@ -218,7 +218,7 @@ def test_two_runs_are_compared_on_what_both_have_scored(raw: str, images: Rows, 
 
 def test_mistakes_raise_errors(raw: str, images: Rows, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", raw, images, broken=IMAGES)
-    with pytest.raises(UserError, match=r"40 are in .*0 without an error"):
+    with pytest.raises(UserError, match=r"40 are in .*0 were scored without an error"):
         reports.report(run, ALL, str(tmp_path / "out"))
     part = tmp_path / "run" / SCORES / "part-00000.parquet"
     pq.write_table(pq.read_table(part).drop_columns([schema.PRED_BOXES]), part)

@@ -74,7 +74,7 @@ def test_optional_columns(tmp_path: Path, suffix: str) -> None:
         ("D", "D", "val", None),
     ]
     assert columns(uri, schema.IMAGE_ID, schema.PATIENT_ID, schema.SPLIT, schema.VIEW) == expected
-    assert open_manifest(uri).notes == ["rows that repeat another one: 1; they count once"]
+    assert open_manifest(uri).notes == ["repeated rows: 1; each image is used once"]
 
 
 def test_without_patients_each_image_is_one(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_without_patients_each_image_is_one(tmp_path: Path) -> None:
     assert {split for (split,) in columns(uri, schema.SPLIT)} == set(schema.SPLITS)
     assert "each image counts as a patient" in open_manifest(uri).notes[0]
     uri = saved(tmp_path / "b.csv", b"file,patient_id,split\n1,p,train\n2,p,test\n")
-    assert open_manifest(uri).notes == ["patients in several splits, as the list says: 1 patient"]
+    assert open_manifest(uri).notes == ["patients that the list puts into several splits: 1"]
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_chexmask_masks_of_good_quality_become_lungs_and_heart(
         ("ImageId,box\na,1\n", {}, "expected a column EncodedPixels, got none: add it"),
         (f"{CODES}a,1 2\n", {}, "expected a column class_name, or --mask-label, got none"),
         (f"{CODES}a,1 2 3\n", {"mask_label": "Mass"}, "row 2: expected pairs of a position and a length, or -1 for"),
-        (f"{CODES}a,1 2\n", {"mask_label": "Mass"}, "and 1 with a single run: say which with --mask-code"),
+        (f"{CODES}a,1 2\n", {"mask_label": "Mass"}, "and 1 have a single run: say which with --mask-code"),
         (f"{CODES}a,1 2,3\n", {"mask_label": "Mass"}, "expected 2 fields in each row, got 3 fields after row"),
         (f"{CODES}z,1 2 5 6\n", {"mask_label": "Mass"}, "the archive has 'a', 'b', 'c', the list 'z'"),
         (CHEXMASK.replace(",Width", ""), {}, "got a table without Width"),

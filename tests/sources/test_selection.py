@@ -98,10 +98,13 @@ def test_what_is_left_out_is_counted() -> None:
         ("view == PA;drop", "no image has view 'PA;drop'"),
         ("view < PA", "expected == or in after view, which is text, got <"),
         ("age_years > old", "expected a number after age_years, got 'old'"),
-        ("veiw == PA", "--select names 'veiw', which source test has not: expected one of image_id, .*view.*kvp"),
+        (
+            "veiw == PA",
+            "--select names 'veiw', which source test does not have: expected one of image_id, .*view.*kvp",
+        ),
         ("view == FRONT", "no image has view 'FRONT'; the images have AP, LATERAL, PA"),
         ("manufacturer == nobody", "no image has manufacturer 'nobody'; the images have acme imaging, other"),
-        ("split == train", "--select names split, which source test knows for no image"),
+        ("split == train", "--select names split, which source test does not know before"),
         ("view == RAO", "left out 4 of 4 images"),
     ],
 )
@@ -127,7 +130,7 @@ def test_options_reject_an_invalid_expression_and_record_a_valid_one() -> None:
 def test_a_folder_of_pictures_does_not_know_views(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         cv2.imwrite(str(tmp_path / name), radiograph())
-    with pytest.raises(UserError, match="which source folder knows for no image before decoding"):
+    with pytest.raises(UserError, match="which source folder does not know before the images are decoded"):
         open_manifest(str(tmp_path), ReadOptions(select="view in PA"))
     manifest = open_manifest(str(tmp_path), ReadOptions(select="image_id == b.png"))
     assert manifest.table[schema.IMAGE_ID].to_pylist() == ["b.png"]

@@ -22,8 +22,8 @@ from cxr.reporting.tables import interval, markdown, number
 
 IOU = VOC_IOUS[0]
 _LEGEND = (
-    "AP of PASCAL VOC 2010 at IoU > {iou:g}. The best member is selected on these same images, so the gain is rather "
-    "too small. The interval comes from resampling patients; the networks are fixed.\n"
+    "AP of PASCAL VOC 2010 at IoU > {iou:g}. The best member is selected on these same images, so the gain is "
+    "underestimated. The interval comes from resampling patients; the networks are fixed.\n"
 )
 
 
