@@ -321,8 +321,8 @@ class AecnnRecipe(ClassifierRecipe):
             return PixelFormat(side, self.latent_bits)
         except ValueError as error:
             raise UserError(
-                f"expected latents of 16 to 4096 pixels per side for an archive, got {side} with size={self.size} and "
-                f"compression={self.compression}: change size or compression"
+                f"expected latents of 16 to 4096 pixels per side for an archive, got {side} with size={self.size} "
+                f"and compression={self.compression}: change size or compression"
             ) from error
 
     def encode(self, network: nn.Module, batch: Batch) -> Tensor:
