@@ -36,7 +36,7 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    from cxr.cli.training_jobs import tune_job  # these import torch and Ray, which takes seconds
+    from cxr.cli.search_jobs import tune_job  # these import torch and Ray, which takes seconds
     from cxr.families.align import AlignRecipe
     from cxr.inference.score import score
     from cxr.reporting.page import Picture, Section, write_report

@@ -27,6 +27,7 @@ from cxr.sources.label_table import read_label_table
 from cxr.sources.options import Labeling, ReadOptions
 
 if TYPE_CHECKING:
+    from cxr.data.decode import CropSettings
     from cxr.data.ingest import IngestResult
 
 PICTURED, PICTURE_PX = 4, 320
@@ -65,10 +66,9 @@ def main(options: Options) -> dict[str, Any]:
 
     # These import torch and Ray, which takes seconds: mistakes above are reported without them.
     from cxr.data.ingest import ingest
-    from cxr.families import lung_crop
     from cxr.runtime import cluster
 
-    crop = lung_crop.by_checkpoint(options.lung_crop, options.lung_margin) if options.lung_crop else None
+    crop = _lung_crop(options) if options.lung_crop else None
     cluster.connect()
     result = ingest(
         options.archive or phantom_archive(options.out, count=60),
@@ -84,6 +84,12 @@ def main(options: Options) -> dict[str, Any]:
     _print_summary(result)
     archive = options.archive or phantom_archive(options.out)
     return asdict(result) | {"pictures": _pictures(options, archive) if options.enhancement else []}
+
+
+def _lung_crop(options: Options) -> CropSettings:
+    from cxr.families import lung_crop  # imports torch
+
+    return lung_crop.by_checkpoint(options.lung_crop, options.lung_margin)
 
 
 def _pictures(options: Options, archive: str) -> list[str]:

@@ -40,7 +40,6 @@ def main(options: Options) -> dict[str, Any]:
         read_about(options.checkpoint)
 
     # These import torch and Ray, which takes seconds: mistakes above are reported without them.
-    from cxr.cli.training_jobs import demo_aligner_checkpoint, demo_compressor_checkpoint
     from cxr.data import gate
     from cxr.inference.score import score
     from cxr.runtime import cluster
@@ -48,9 +47,8 @@ def main(options: Options) -> dict[str, Any]:
     cluster.connect()
     out = storage.normalize(options.out)
     archives = options.archive or (phantom_archive(out),)
-    quick = demo_compressor_checkpoint if options.score.save_latents else demo_aligner_checkpoint
-    kept = options.checkpoint or quick(archives[0], out)
-    scored = score(archives, kept, out, options.score)
+    checkpoint = options.checkpoint or _demo_checkpoint(archives[0], out, latents=options.score.save_latents)
+    scored = score(archives, checkpoint, out, options.score)
     print(f"scores: {scored.scores}: {scored.images} images, {scored.rejects} of them with an error", flush=True)
     if scored.latents:
         print(f"latents: {scored.latents}")
@@ -59,7 +57,13 @@ def main(options: Options) -> dict[str, Any]:
     if scored.not_frontal_chest:
         print(f"note: {gate.describe(scored.not_frontal_chest)}", flush=True)
     metrics = {"images": scored.images, "rejects": scored.rejects, "images_per_s": scored.images_per_s}
-    return {**dataclasses.asdict(scored), "checkpoint": kept, "metrics": metrics}
+    return {**dataclasses.asdict(scored), "checkpoint": checkpoint, "metrics": metrics}
+
+
+def _demo_checkpoint(archive: str, out: str, *, latents: bool) -> str:
+    from cxr.cli.training_jobs import demo_aligner_checkpoint, demo_compressor_checkpoint
+
+    return (demo_compressor_checkpoint if latents else demo_aligner_checkpoint)(archive, out)
 
 
 if __name__ == "__main__":

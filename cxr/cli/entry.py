@@ -16,6 +16,6 @@ def train(options: TrainOptions) -> dict[str, Any]:
 
 def tune(options: TuneOptions) -> dict[str, Any]:
     """Search the settings of the recipe; returns the result.json."""
-    from cxr.cli.training_jobs import tune_job
+    from cxr.cli.search_jobs import tune_job
 
     return tune_job(options.recipe, options.data, options.search, options.run, options.out)

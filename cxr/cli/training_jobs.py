@@ -1,4 +1,4 @@
-"""The steps of every training job around fit() and search(): preparing data, notes, pictures, the result."""
+"""The steps of every training job around fit(): preparing data, notes, pictures, the result."""
 
 from __future__ import annotations
 
@@ -21,13 +21,11 @@ from cxr.families.base import Recipe, SomeRecipe
 from cxr.families.compatibility import fold_of
 from cxr.families.presets import RECIPE_FILE, preset
 from cxr.models import pretrained
-from cxr.reporting import folds, pareto
-from cxr.reporting.trials import trials_table, write_search_pictures, write_trials
+from cxr.reporting import folds
 from cxr.runtime import cluster
 from cxr.schema import PixelFormat
 from cxr.training.fit import begun_with, fit, room
-from cxr.training.options import SEARCH, RunOptions, SearchOptions, check_resume
-from cxr.training.search import objectives_of, search, searched
+from cxr.training.options import RunOptions, check_resume
 from cxr.training.shared_pretraining import prepare
 from cxr.training.sweep import train_all
 
@@ -119,7 +117,7 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
     data = ensure_shards(archive, out, recipe)
     fitted = fit(recipe, data, out, run, reading=archive.reading)
     pictures = picture(fitted.checkpoint, data, out)
-    _say(fitted.metrics, fitted.checkpoint, pictures)
+    print_result(fitted.metrics, fitted.checkpoint, pictures)
     return {
         "checkpoint": fitted.checkpoint,
         "metrics": fitted.metrics,
@@ -167,45 +165,6 @@ def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, ou
     }
 
 
-def tune_job(
-    recipe: Recipe, archive: ArchiveOptions, options: SearchOptions, run: RunOptions, out: str
-) -> dict[str, Any]:
-    """The body of a tune_<family> job; returns its result.json.
-
-    Raises:
-        UserError: the family does not have the objectives; raised before anything is written.
-        RuntimeError: no trial finished an epoch.
-    """
-    objectives, space = objectives_of(recipe, options), searched(recipe, options)
-    check_resume(storage.join(storage.normalize(out), SEARCH), run.resume)
-    out = check_inputs(recipe, archive, out)
-    connect(out, archive, run)
-    recipe = resolve_environment(recipe, out, run)
-    data = ensure_shards(archive, out, recipe)
-    trials = search(recipe, data, out, options, run, reading=archive.reading)
-    table = write_trials(trials, recipe.monitor, out, objectives)
-    print(trials_table(trials, recipe.monitor, objectives), flush=True)
-    best = trials[0]
-    if not best.checkpoint:
-        raise RuntimeError(f"all {len(trials)} trials failed; see {table}. The first one: {best.status}")
-    pictures = picture(best.checkpoint, data, out)
-    maximize = recipe.mode == "max"
-    storage.write_json(storage.join(out, RECIPE_FILE), recipe.replace(**best.drawn).to_dict())
-    pictures += write_search_pictures(trials, space, recipe.monitor, maximize, out, objectives)
-    pictures += pareto.write_picture(trials, objectives, out)
-    _say(best.metrics, best.checkpoint, pictures)
-    return {
-        "checkpoint": best.checkpoint,
-        "metrics": best.metrics,
-        "drawn": best.drawn,
-        "trials": table,
-        "data": data,
-        "pictures": pictures,
-        **training_record(recipe.replace(**best.drawn)),
-        **({"pareto": pareto.entries(trials, objectives)} if objectives else {}),
-    }
-
-
 def picture(uri: str, data: str, out: str) -> list[str]:
     """Pictures of a checkpoint's predictions on validation images, in OUT/pictures; their URIs."""
     if not shards.is_shards(data):
@@ -234,7 +193,7 @@ def _some(recipe: Recipe, data: str) -> Iterator[Batch]:
     batches.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _say(metrics: dict[str, float], kept: str, pictures: list[str]) -> None:
+def print_result(metrics: dict[str, float], kept: str, pictures: list[str]) -> None:
     """Print the metrics and the paths at the end of a job."""
     print("  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items())))
     print(f"checkpoint: {kept}")

@@ -11,7 +11,8 @@ import ray
 
 from cxr import storage
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.training_jobs import train_job, tune_job
+from cxr.cli.search_jobs import tune_job
+from cxr.cli.training_jobs import train_job
 from cxr.data import ingest, shards
 from cxr.errors import UserError
 from cxr.families import checkpoint

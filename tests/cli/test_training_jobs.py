@@ -14,7 +14,8 @@ from cxr import storage
 from cxr.cli import training_jobs
 from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.training_jobs import ensure_shards, resolve_environment, train_job, tune_job
+from cxr.cli.search_jobs import tune_job
+from cxr.cli.training_jobs import ensure_shards, resolve_environment, train_job
 from cxr.data import shards
 from cxr.data.ledger import LEDGER_FILE
 from cxr.errors import UserError

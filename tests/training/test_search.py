@@ -12,7 +12,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from cxr.cli.options import ArchiveOptions
-from cxr.cli.training_jobs import tune_job
+from cxr.cli.search_jobs import tune_job
 from cxr.errors import UserError
 from cxr.families.align import AlignRecipe
 from cxr.families.base import Stage

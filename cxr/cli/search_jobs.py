@@ -1,0 +1,62 @@
+"""The steps of every search job around search(): checks, the ranked trials, pictures, the result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cxr import storage
+from cxr.cli.inputs import check_inputs
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.training_jobs import (
+    connect,
+    ensure_shards,
+    picture,
+    print_result,
+    resolve_environment,
+    training_record,
+)
+from cxr.families.base import Recipe
+from cxr.families.presets import RECIPE_FILE
+from cxr.reporting import pareto
+from cxr.reporting.trials import trials_table, write_search_pictures, write_trials
+from cxr.training.options import SEARCH, RunOptions, SearchOptions, check_resume
+from cxr.training.search import objectives_of, search, searched
+
+
+def tune_job(
+    recipe: Recipe, archive: ArchiveOptions, options: SearchOptions, run: RunOptions, out: str
+) -> dict[str, Any]:
+    """The body of a tune_<family> job; returns its result.json.
+
+    Raises:
+        UserError: the family does not have the objectives; raised before anything is written.
+        RuntimeError: no trial finished an epoch.
+    """
+    objectives, space = objectives_of(recipe, options), searched(recipe, options)
+    check_resume(storage.join(storage.normalize(out), SEARCH), run.resume)
+    out = check_inputs(recipe, archive, out)
+    connect(out, archive, run)
+    recipe = resolve_environment(recipe, out, run)
+    data = ensure_shards(archive, out, recipe)
+    trials = search(recipe, data, out, options, run, reading=archive.reading)
+    table = write_trials(trials, recipe.monitor, out, objectives)
+    print(trials_table(trials, recipe.monitor, objectives), flush=True)
+    best = trials[0]
+    if not best.checkpoint:
+        raise RuntimeError(f"all {len(trials)} trials failed; see {table}. The first one: {best.status}")
+    pictures = picture(best.checkpoint, data, out)
+    maximize = recipe.mode == "max"
+    storage.write_json(storage.join(out, RECIPE_FILE), recipe.replace(**best.drawn).to_dict())
+    pictures += write_search_pictures(trials, space, recipe.monitor, maximize, out, objectives)
+    pictures += pareto.write_picture(trials, objectives, out)
+    print_result(best.metrics, best.checkpoint, pictures)
+    return {
+        "checkpoint": best.checkpoint,
+        "metrics": best.metrics,
+        "drawn": best.drawn,
+        "trials": table,
+        "data": data,
+        "pictures": pictures,
+        **training_record(recipe.replace(**best.drawn)),
+        **({"pareto": pareto.entries(trials, objectives)} if objectives else {}),
+    }
