@@ -46,7 +46,8 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> str:
     _check_out(options, out)
     archives = [_opened(options, uri) for uri in options.uris]
     check_compatible(archives, recipe)
-    _check_alike(archives, by_box=schema.BOXES in recipe.columns)
+    is_classifier = schema.PROBABILITIES in recipe.score_columns.names
+    _check_alike(archives, by_box=schema.BOXES in recipe.columns and not is_classifier)
     return out
 
 
@@ -71,9 +72,9 @@ def _check_out(options: ArchiveOptions, out: str) -> None:
 
 
 def _check_alike(archives: Sequence[ShardInfo | RawArchive], *, by_box: bool) -> None:
-    """Raise UserError unless the archives have the same pixels and, if boxes are used, the same findings.
+    """Raise UserError unless the archives have the same pixels and, if boxes are learned, the same findings.
 
-    Labels of findings that an archive does not have are unknown. Boxes are not: all that an image shows are listed.
+    Labels of findings that an archive does not have are unknown. Boxes cannot be: what is not listed is absent.
     """
     kinds = {}
     for archive in archives:

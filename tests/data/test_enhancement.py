@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +16,6 @@ from cxr.cli.options import ArchiveOptions
 from cxr.cli.training_jobs import ensure_shards
 from cxr.data import ingest, shards
 from cxr.data.decode import make_rows
-from cxr.data.ledger import Part
 from cxr.errors import UserError
 from cxr.families import checkpoint, lung_crop
 from cxr.families.align import AlignRecipe
@@ -29,7 +26,6 @@ from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import fit
 from cxr.imaging.lung_bbox import LungSquare
 from cxr.inference import score
-from cxr.runtime import cluster
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 from cxr.sources.options import Labeling
@@ -49,16 +45,6 @@ def archive(tmp_path: Path) -> str:
     for number in range(12):
         assert cv2.imwrite(str(folder / f"{number:02d}.png"), chest_like(rng, 64))
     return str(folder)
-
-
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def serial(parts: Sequence[Part], make: Any, args: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        work = make(*args)
-        return [work(part) for part in parts]
-
-    monkeypatch.setattr(ingest, "map_parts", serial)
-    monkeypatch.setattr(cluster, "check_shared", lambda uri: None)
 
 
 def saved(folder: Path, recipe: Recipe) -> Checkpoint:
