@@ -16,10 +16,9 @@ from pyarrow import csv
 
 from cxr import storage
 from cxr.errors import UserError
-from cxr.sources.csv_table import UTF16_MARKS, check_header, find_header, folded, quoted
+from cxr.sources.csv_table import HEADER_BYTES, UTF16_MARKS, check_header, find_header, folded, quoted
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_HEADER_BYTES = 1 << 16
 _BLOCK_BYTES = 1 << 24  # a row may not be longer
 _TEXT = pa.string()
 _WRONG_FIELDS = re.compile(r"Row #(?P<row>\d+): Expected (?P<expected>\d+) columns, got (?P<got>\d+)")
@@ -33,13 +32,13 @@ def locate(uri: str, file: str) -> str | None:
 
 
 def has_columns(location: str, columns: Sequence[str]) -> bool:
-    """Whether the file's header has these columns; the rest of the file is not checked.
+    """Whether the file's header has these columns; the rest of the file is not read.
 
     Raises:
         StorageError: the file cannot be read.
     """
     try:
-        _, header, _ = _header(location, _plain(storage.read_bytes(location)))
+        _, header, _ = _header(location, _plain(storage.read_start(location, HEADER_BYTES)[0]))
     except UserError:
         return False
     return set(map(folded, columns)) <= set(map(folded, header))
@@ -99,7 +98,7 @@ def _stream(data: bytes) -> pa.NativeFile:
 def _header(location: str, data: bytes) -> tuple[int, list[str], str]:
     """The header's line number from 1, its column names, and the separator."""
     try:
-        head = _stream(data).read(_HEADER_BYTES)
+        head = _stream(data).read(HEADER_BYTES)
     except OSError:
         raise UserError(f"{location}: expected a gzip file, got a damaged one: restore the file") from None
     lines = head.decode("utf-8-sig", "replace").splitlines() or [""]

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources import labeler
-from cxr.sources.arrow_csv import has_columns, invalid_value, locate, read_columns
+from cxr.sources.arrow_csv import has_columns, invalid_value, read_columns
 from cxr.sources.image_files import PATH, image_ids, list_images
 from cxr.sources.image_table import (
     SEXES,
@@ -108,8 +108,9 @@ def manifest(uri: str) -> Manifest:
 
 
 def _locations(uri: str) -> list[str]:
-    found = (next(filter(None, (locate(uri, file) for file in files)), None) for files in LISTS.values())
-    return [location for location in found if location is not None]
+    """The lists that exist: the first of each part of `LISTS`."""
+    candidates = ([storage.join(uri, file) for file in files] for files in LISTS.values())
+    return [location for of_part in candidates for location in list(filter(storage.exists, of_part))[:1]]
 
 
 def _read(location: str) -> pa.Table:

@@ -19,6 +19,7 @@ from cxr.errors import UserError
 
 _SEPARATORS = (",", ";", "\t")
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+HEADER_BYTES = 1 << 16  # a header may not be longer
 _SHOWN = 60  # maximum length of a value in an error message
 _FIELD_LIMIT = 2**31 - 1  # characters; the csv module's default of 131,072 is too short for long mask codes
 
@@ -92,12 +93,13 @@ def read_csv(location: str, columns: Sequence[str]) -> CsvTable:
 
 
 def has_columns(location: str, columns: Sequence[str]) -> bool:
-    """Whether the file's header has these columns; the rest of the file is not checked.
+    """Whether the file's header has these columns; the rest of the file is not read.
 
     Raises:
         StorageError: the file cannot be read.
     """
-    lines = _lines(_decoded(storage.read_bytes(location), "replace"))
+    start_of_file, _ = storage.read_start(location, HEADER_BYTES)
+    lines = _lines(_decoded(start_of_file, "replace"))
     start, separator = find_header(lines)
     try:
         header = next(csv.reader([lines[start]], delimiter=separator, skipinitialspace=True), [])

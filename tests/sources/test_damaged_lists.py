@@ -236,7 +236,8 @@ def test_a_thousand_damaged_lists_open_or_are_user_errors_within_a_second(kind: 
     assert find_source(str(tmp_path)).name == source
     assert open_manifest(str(tmp_path), labeling=labeling).table.num_rows == len(NAMES)
     rng, opened = random.Random(kind), 0
-    for number in range(PER_ARCHIVE):
+    trials = PER_ARCHIVE * (4 if kind == "truth" else 1)  # few changes leave a Parquet file readable
+    for number in range(trials):
         file = rng.choice(list(files))
         data = files[file]
         for mutation in rng.choices(MUTATIONS, k=rng.choice((1, 1, 2))):
@@ -254,7 +255,7 @@ def test_a_thousand_damaged_lists_open_or_are_user_errors_within_a_second(kind: 
         took = time.process_time() - start
         assert took < LIMIT_S, f"mutation {number} of {file} in {kind} took {took:.1f} s"
         (tmp_path / file).write_bytes(files[file])
-    assert 0 < opened < PER_ARCHIVE
+    assert 0 < opened < trials
 
 
 def _is_sound(table: pa.Table) -> bool:
