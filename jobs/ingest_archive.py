@@ -98,7 +98,7 @@ def _pictures(options: Options, archive: str) -> list[str]:
     from cxr.reporting.figures import picture_rows, save_figure
 
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
-    files = open_manifest(archive, options.reading).table[schema.SOURCE_URI]
+    files = open_manifest(archive, options.reading.with_headers(options.out)).table[schema.SOURCE_URI]
     for uri in files.slice(0, PICTURED).to_pylist():
         with suppress(ImageRejectedError, storage.NotFoundError):
             image = decode_image(storage.read_bytes(uri, check=check_head)).image.pixels

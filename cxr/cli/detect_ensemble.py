@@ -51,6 +51,7 @@ def train_ensemble(
         RuntimeError: no member finished.
     """
     largest = max(recipes.values(), key=lambda recipe: recipe.size)
+    archive = archive.with_headers(out)
     out = check_inputs(largest, archive, out)
     connect(out, archive, run)
     ready = resolve_environment(largest, out, run)

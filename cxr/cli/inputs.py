@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cxr import schema, storage
 from cxr.cli.options import ArchiveOptions
 from cxr.data import shards
+from cxr.data.dicom_headers import read_large_archive
 from cxr.data.ledger import LEDGER_FILE
 from cxr.data.shards import ShardInfo
 from cxr.errors import UserError
@@ -53,6 +54,7 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> str:
 
 def _opened(options: ArchiveOptions, uri: str) -> ShardInfo | RawArchive:
     if not shards.is_shards(uri):
+        read_large_archive(uri, options.reading)
         manifest = open_manifest(uri, options.reading, options.labeling)
         return RawArchive(uri, manifest, None if options.stream else options.stored_size)
     options.reading.check_raw(uri)

@@ -34,6 +34,10 @@ class ArchiveOptions:
     """Number of images in the phantom archive that is generated if no archive is given."""
     labeling: Labeling = field(default_factory=Labeling)
 
+    def with_headers(self, out: str) -> ArchiveOptions:
+        """The same options; headers of DICOM archives are stored in OUT/headers unless they say where."""
+        return replace(self, reading=self.reading.with_headers(out))
+
     @property
     def uris(self) -> list[str]:
         """The archives' normalized URIs."""

@@ -34,6 +34,7 @@ def tune_job(
     """
     objectives, space = objectives_of(recipe, options), searched(recipe, options)
     check_resume(storage.join(storage.normalize(out), SEARCH), run.resume)
+    archive = archive.with_headers(out)
     out = check_inputs(recipe, archive, out)
     connect(out, archive, run)
     recipe = resolve_environment(recipe, out, run)

@@ -24,6 +24,7 @@ def run_study(
     recipe: AecnnRecipe, archive: ArchiveOptions, run: RunOptions, out: str, *, seeds: int, test_images: int
 ) -> dict[str, Any]:
     """Train AE-CNN and its baselines with every seed, and compare them on test images; returns the result.json."""
+    archive = archive.with_headers(out)
     out = check_inputs(recipe, archive, out)
     connect(out, archive, run)
     resolved = resolve_environment(recipe, out, run)

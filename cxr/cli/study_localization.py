@@ -56,6 +56,7 @@ def run_study(
         raise UserError(
             "networks are evaluated on shards, with at least 1 seed: omit --stream, and give --seeds 1 or more"
         )
+    archive = archive.with_headers(out)
     out = check_inputs(recipe, archive, out)
     connect(out, archive, run)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}

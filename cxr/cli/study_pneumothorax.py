@@ -52,6 +52,7 @@ def run_study(
     chosen = named(networks, recipe)
     if archive.stream:
         raise UserError("all networks are evaluated on the same shards: omit --stream")
+    archive = archive.with_headers(out)
     out = check_inputs(recipe, archive, out)
     connect(out, archive, run)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}

@@ -110,6 +110,7 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
     if recipe.folds and recipe.fold is None:
         return train_folds_job(recipe, archive, run, out)
     check_resume(storage.join(storage.normalize(out), "train"), run.resume)
+    archive = archive.with_headers(out)
     out = check_inputs(recipe, archive, out)
     connect(out, archive, run)
     recipe = resolve_environment(recipe, out, run)
@@ -143,6 +144,7 @@ def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, ou
     kept, and killed ones resume.
     """
     numbered = [recipe.replace(fold=number) for number in range(recipe.folds)]
+    archive = archive.with_headers(out)
     out = check_inputs(numbered[0], archive, out)
     connect(out, archive, run)
     resolved = resolve_environment(numbered[0], out, run)

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from cxr import schema, storage
 from cxr.data import gate
 from cxr.data.decode import CropSettings, GateMode, make_counted_rows
+from cxr.data.dicom_headers import read_large_archive
 from cxr.data.ledger import Ledger, Part, open_ledger, plan, rows_at
 from cxr.data.ray_data import map_parts
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION
@@ -102,6 +103,8 @@ def ingest(
     archive, out, pixels = storage.normalize(archive_uri), storage.normalize(out_uri), pixels or PixelFormat()
     for uri in (archive, out):
         cluster.check_shared(uri)
+    reading = reading.with_headers(out)
+    read_large_archive(archive, reading)
     source = find_source(archive, reading.source).name
     manifest = one_reader(open_manifest(archive, reading, labeling), labeling.reader_boxes)
     manifest.print_notes()

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from cxr import schema
+from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.evaluation import classification, detection, localization, score_summary, segmentation
 from cxr.evaluation.run import NoGroundTruthError, ReportOptions, Run, read_run
 from cxr.evaluation.score_summary import BOXES, MASKS, PROBABILITIES, Kind
+from cxr.sources.options import HEADERS, ReadOptions
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,16 @@ REPORTS: dict[str, Reports] = {
 }
 
 
+def _reading_of(run: Run, options: ReportOptions) -> ReadOptions:
+    """How to read the archive with the ground truth: only images that have scores, and with the run's headers."""
+    reading = options.reading
+    if run.select and not reading.select:
+        reading = replace(reading, select=run.select)
+    same_archive = not options.archive or storage.normalize(options.archive) in run.archives
+    read_before = same_archive and storage.exists(storage.join(run.uri, HEADERS))
+    return reading.with_headers(run.uri) if read_before else reading
+
+
 def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
     """Write the report of the run that `score_archive` wrote to `run_uri`.
 
@@ -49,8 +60,7 @@ def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
             ground truth.
     """
     run = read_run(run_uri)
-    if run.select and not options.reading.select:  # other images have no scores
-        options = replace(options, reading=replace(options.reading, select=run.select))
+    options = replace(options, reading=_reading_of(run, options))
     if run.family not in REPORTS:
         raise UserError(
             f"{run.uri} contains scores of family {run.family!r}, for which there is no report; expected one of "

@@ -46,9 +46,15 @@ def save(
     *,
     findings: Sequence[str],
     metrics: Mapping[str, float],
+    reading: Mapping[str, Any] | None = None,
     resume: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint of `task` to a local folder. `weights` is the network state to score with."""
+    """Write a checkpoint of `task` to a local folder.
+
+    Args:
+        weights: the network state to score with.
+        reading: which images of the archive were used; see `ReadOptions.describe`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(dict(weights), folder / WEIGHTS)
     torch.save(task_state(task), folder / TASK)
@@ -61,6 +67,7 @@ def save(
         "findings": list(findings),
         "input": {"size": recipe.size, "channels": 1, "range": [0, 1], "normalization": "inside the network"},
         "metrics": dict(metrics),
+        "reading": dict(reading or {}),
         "learned": task.describe(),
         "versions": provenance.versions(),
         "commit": provenance.commit(),

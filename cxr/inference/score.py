@@ -25,6 +25,7 @@ from cxr import schema, storage
 from cxr.data import gate, ledger, shards
 from cxr.data.batch import Batch, best_device, to_columns, to_device, to_tensors
 from cxr.data.decode import GateMode, make_rows
+from cxr.data.dicom_headers import read_large_archive
 from cxr.data.ledger import Ledger, Part
 from cxr.data.ray_data import finished, map_blocks
 from cxr.errors import UserError
@@ -95,6 +96,7 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
     archives = check_archives([archive] if isinstance(archive, str) else archive, options)
     out = storage.normalize(out)
     cluster.check_shared(out)
+    options = replace(options, reading=options.reading.with_headers(out))
     model = checkpoint.load(checkpoint_uri)
     plans = _numbered([_plan(uri, model, options) for uri in archives])
     _check_ids(plans)
@@ -184,6 +186,7 @@ def _plan(archive: str, model: Checkpoint, options: ScoreOptions) -> Plan:
         shards.check_ids(info)
         origin = Origin(archive, info.source, info.findings)
         return Plan(_shard_parts(info), info.pixels, origin, bool(info.latents), crop, info.enhancement)
+    read_large_archive(archive, options.reading)
     manifest = open_manifest(archive, options.reading)
     manifest.print_notes()
     pixels = PixelFormat(model.recipe.size)

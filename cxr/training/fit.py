@@ -96,6 +96,7 @@ def fit(
         "recipe": recipe.to_dict(),
         "findings": list(findings),
         "data": data,
+        "reading": reading.describe(),
         "compile": options.compile,
         "average": options.average_checkpoints,
         "threads": options.cpus_per_worker,

@@ -24,6 +24,7 @@ from cxr.schema import PixelFormat
 from cxr.sources.options import ReadOptions
 from tests.odd_files import dataset, dicom, odd_files, radiograph
 from tests.ray.archives import BAD, write_archive
+from tests.sources.test_dicom import PLANTED, write, xray
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -75,6 +76,25 @@ def test_odd_files_are_rows_with_reasons_and_the_rest_is_scored(kept: str, tmp_p
             assert file.reason in row[schema.ERROR], file.name
             assert row[schema.THETA] is None
     assert scored.rejects == sum(file.reason is not None for file in odd)
+
+
+def test_scores_identify_the_exams_of_selected_dicom_files(kept: str, tmp_path: Path) -> None:
+    for number, view in enumerate(("PA", "LATERAL", "AP")):
+        write(tmp_path / "archive", f"{number}.dcm", xray(number, ViewPosition=view))
+    out = tmp_path / "out"
+    options = ScoreOptions(reading=ReadOptions(select="view in PA,AP", gate="off"))
+    score(str(tmp_path / "archive"), kept, str(out), options)
+    found = rows(str(out))
+    assert set(found) == {"1.2.3.0", "1.2.3.2"}
+    assert found["1.2.3.2"][schema.VIEW] == "AP"
+    assert found["1.2.3.2"][schema.STUDY_ID] == "1.2.9.2"
+    assert found["1.2.3.2"][schema.SERIES_ID] == "1.2.8.2"
+    assert found["1.2.3.0"][schema.PATIENT_ID] == found["1.2.3.2"][schema.PATIENT_ID]
+    assert read_run(str(out)).select == "view in PA,AP"
+    written = [path for path in out.rglob("*") if path.is_file()]
+    assert not [path for path in written for planted in PLANTED if planted.encode() in path.read_bytes()]
+    with pytest.raises(UserError, match="select was 'view in PA,AP', is now None"):
+        score(str(tmp_path / "archive"), kept, str(out), ScoreOptions(reading=ReadOptions(gate="off")))
 
 
 def test_scores_say_what_is_no_frontal_chest_view_also_of_parts_scored_earlier(kept: str, tmp_path: Path) -> None:
