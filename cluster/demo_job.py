@@ -94,7 +94,7 @@ def main(options: Options) -> dict[str, Any]:
 
 def _ranked(tuned: dict[str, Any], monitor: str, trials_csv: str) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table of trials with their settings, the best first."""
-    columns = ["trial", monitor, "epochs", "status", *tuned["drawn"]]
+    columns = ["trial", monitor, "epochs", "status", *tuned["sampled"]]
     rows = csv.DictReader(io.StringIO(storage.read_text(trials_csv)))
     return ["rank", *columns], [[str(n), *(_cell(row[name]) for name in columns)] for n, row in enumerate(rows, 1)]
 

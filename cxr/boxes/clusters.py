@@ -111,16 +111,16 @@ class _Clusters:
         width = boxes_4G.shape[1]
         used = max(1, int(self.used[:width].max()))
         x0, y0, x1, y1, areas = self.boxes[:, :used, :width]
-        wide, high, other = (m[: used * width].reshape(used, width) for m in self._memory)
+        wide, high, rest = (m[: used * width].reshape(used, width) for m in self._memory)
         np.minimum(x1, boxes_4G[2], out=wide)
-        wide -= np.maximum(x0, boxes_4G[0], out=other)
+        wide -= np.maximum(x0, boxes_4G[0], out=rest)
         np.maximum(wide, 0, out=wide)
         np.minimum(y1, boxes_4G[3], out=high)
-        high -= np.maximum(y0, boxes_4G[1], out=other)
+        high -= np.maximum(y0, boxes_4G[1], out=rest)
         wide *= high
-        np.add(areas, _area(boxes_4G), out=other)
-        other -= wide
-        wide /= other
+        np.add(areas, _area(boxes_4G), out=rest)
+        rest -= wide
+        wide /= rest
         best = wide.argmax(0)
         return best, wide[best, np.arange(width)]
 

@@ -106,22 +106,22 @@ def save_ensemble(members: Sequence[Checkpoint], target: str) -> str:
     Raises:
         UserError: they have different findings, crops or enhancement.
     """
-    first, recipes = members[0], [one.recipe for one in members]
-    for one, recipe in zip(members, recipes, strict=True):
+    first, recipes = members[0], [member.recipe for member in members]
+    for member, recipe in zip(members, recipes, strict=True):
         alike = recipe.enhancement == first.recipe.enhancement and recipe.lung_crop == first.recipe.lung_crop
-        if one.findings != first.findings or not alike:
+        if member.findings != first.findings or not alike:
             raise UserError(
-                f"{one.uri} and {first.uri} cannot form an ensemble: expected the same findings, crop and "
+                f"{member.uri} and {first.uri} cannot form an ensemble: expected the same findings, crop and "
                 f"enhancement; train the members with the same settings"
             )
     recipe = first.recipe.replace(
-        members=tuple(json.dumps(one.to_dict()) for one in recipes), size=max(one.size for one in recipes)
+        members=tuple(json.dumps(recipe.to_dict()) for recipe in recipes), size=max(recipe.size for recipe in recipes)
     )
     network = recipe.network(first.findings)
     assert isinstance(network, YoloEnsemble)
-    for own, one in zip(network.members, members, strict=True):
-        own.load_state_dict(one.network.state_dict())
-    metrics = {f"member-{i}/{k}": v for i, one in enumerate(members) for k, v in one.about["metrics"].items()}
+    for own, member in zip(network.members, members, strict=True):
+        own.load_state_dict(member.network.state_dict())
+    metrics = {f"member-{i}/{k}": v for i, member in enumerate(members) for k, v in member.about["metrics"].items()}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(
             Path(folder), recipe, recipe.task(network), network.state_dict(), findings=first.findings, metrics=metrics

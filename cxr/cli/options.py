@@ -73,16 +73,16 @@ class TrainOptions:
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--preset")
         parser.add_argument("--recipe")
-        given = parser.parse_known_args(list(arguments))[0]
-        if given.preset and given.recipe:
+        parsed = parser.parse_known_args(list(arguments))[0]
+        if parsed.preset and parsed.recipe:
             raise UserError("expected --preset or --recipe, got both: give one of them")
-        if given.recipe:
-            return replace(options, recipe=presets.read_recipe(recipe_type, given.recipe))
-        if given.preset:
-            preset = presets.find_preset(recipe_type.family, given.preset)
+        if parsed.recipe:
+            return replace(options, recipe=presets.read_recipe(recipe_type, parsed.recipe))
+        if parsed.preset:
+            preset = presets.find_preset(recipe_type.family, parsed.preset)
             return replace(
                 options,
-                recipe=presets.preset(recipe_type, given.preset),
+                recipe=presets.preset(recipe_type, parsed.preset),
                 data=replace(options.data, **preset.archive),
                 run=replace(options.run, **preset.run),
             )
@@ -93,9 +93,11 @@ class TrainOptions:
         """The family's presets, one per line, for `--help`."""
         from cxr.families.presets import PRESETS
 
-        recipe = next(one for one in fields(cls) if one.name == "recipe")
+        recipe = next(f for f in fields(cls) if f.name == "recipe")
         family = recipe.default_factory().family  # pyright: ignore[reportCallIssue, reportOptionalCall]
-        return "Presets:\n" + "\n".join(f"  {name:<12} {one.description}" for name, one in PRESETS[family].items())
+        return "Presets:\n" + "\n".join(
+            f"  {name:<12} {preset.description}" for name, preset in PRESETS[family].items()
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,17 +47,17 @@ def tune_job(
         raise RuntimeError(f"all {len(trials)} trials failed; see {table}. The first one: {best.status}")
     pictures = picture(best.checkpoint, data, out)
     maximize = recipe.mode == "max"
-    storage.write_json(storage.join(out, RECIPE_FILE), recipe.replace(**best.drawn).to_dict())
+    storage.write_json(storage.join(out, RECIPE_FILE), recipe.replace(**best.sampled).to_dict())
     pictures += write_search_pictures(trials, space, recipe.monitor, maximize, out, objectives)
     pictures += pareto.write_picture(trials, objectives, out)
     print_result(best.metrics, best.checkpoint, pictures)
     return {
         "checkpoint": best.checkpoint,
         "metrics": best.metrics,
-        "drawn": best.drawn,
+        "sampled": best.sampled,
         "trials": table,
         "data": data,
         "pictures": pictures,
-        **training_record(recipe.replace(**best.drawn)),
+        **training_record(recipe.replace(**best.sampled)),
         **({"pareto": pareto.entries(trials, objectives)} if objectives else {}),
     }

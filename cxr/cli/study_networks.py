@@ -14,13 +14,13 @@ from cxr.training.sweep import Trained
 
 def load_networks(trained: Sequence[Trained], name: str) -> list[Checkpoint]:
     """The networks of one recipe of the study, one per seed."""
-    return [checkpoint.load(one.checkpoint) for one in trained if one.name == name]
+    return [checkpoint.load(network.checkpoint) for network in trained if network.name == name]
 
 
 def networks_record(trained: Sequence[Trained], recipes: Mapping[str, Recipe], data: str) -> dict[str, Any]:
     """For result.json: checkpoints by name and seed, the shards, and each recipe with its initial weights."""
     return {
-        "checkpoints": {f"{one.name}, seed {one.seed}": one.checkpoint for one in trained},
+        "checkpoints": {f"{network.name}, seed {network.seed}": network.checkpoint for network in trained},
         "data": data,
         "trained": {name: training_record(recipe) for name, recipe in recipes.items()},
     }

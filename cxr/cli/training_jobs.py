@@ -79,12 +79,12 @@ def demo_compressor_checkpoint(archive: str, out: str) -> str:
 
 
 def _trained_once(recipe: Recipe, archive: str, folder: str) -> str:
-    kept = storage.join(folder, "checkpoint")
-    if not storage.exists(storage.join(kept, checkpoint_files.ABOUT)):
+    saved = storage.join(folder, "checkpoint")
+    if not storage.exists(storage.join(saved, checkpoint_files.ABOUT)):
         print(f"no --checkpoint given: training a small network of family {recipe.family} in {folder}", flush=True)
         again = RunOptions(resume=storage.exists(storage.join(folder, "train")))
         train_job(recipe, ArchiveOptions(archive=(archive,)), again, folder)
-    return kept
+    return saved
 
 
 def resolve_environment(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRecipe:
@@ -150,17 +150,17 @@ def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, ou
     resolved = resolve_environment(numbered[0], out, run)
     storage.write_json(storage.join(out, RECIPE_FILE), resolved.replace(fold=None).to_dict())
     data = ensure_shards(archive, out, recipe)
-    recipes = {f"fold-{one.fold}": resolved.replace(fold=one.fold) for one in numbered}
+    recipes = {f"fold-{fold.fold}": resolved.replace(fold=fold.fold) for fold in numbered}
     trained = train_all(recipes, (recipe.seed,), data, out, run, reading=archive.reading)
-    metrics = [checkpoint_files.read_about(one.checkpoint)["metrics"] for one in trained]
+    metrics = [checkpoint_files.read_about(network.checkpoint)["metrics"] for network in trained]
     print(folds.table(metrics), flush=True)
-    for one in trained:
-        print(f"checkpoint of {one.name}: {one.checkpoint}", flush=True)
+    for network in trained:
+        print(f"checkpoint of {network.name}: {network.checkpoint}", flush=True)
     return {
         "metrics": folds.together(metrics),
         "folds": [
-            {"fold": number, "checkpoint": one.checkpoint, "metrics": of_fold}
-            for number, (one, of_fold) in enumerate(zip(trained, metrics, strict=True))
+            {"fold": number, "checkpoint": network.checkpoint, "metrics": of_fold}
+            for number, (network, of_fold) in enumerate(zip(trained, metrics, strict=True))
         ],
         "data": data,
         **training_record(resolved.replace(fold=None)),
@@ -171,11 +171,11 @@ def picture(uri: str, data: str, out: str) -> list[str]:
     """Pictures of a checkpoint's predictions on validation images, in OUT/pictures; their URIs."""
     if not shards.is_shards(data):
         return []
-    kept = checkpoint.load(uri)
-    task = kept.task().eval()
+    loaded = checkpoint.load(uri)
+    task = loaded.task().eval()
     target = storage.join(out, "pictures")
     with tempfile.TemporaryDirectory() as folder:
-        task.save_pictures(lambda: _some(kept.recipe, data), Path(folder))
+        task.save_pictures(lambda: _some(loaded.recipe, data), Path(folder))
         storage.upload_folder(Path(folder), target)
         return [storage.join(target, path.name) for path in sorted(Path(folder).glob("*.png"))]
 
@@ -195,9 +195,9 @@ def _some(recipe: Recipe, data: str) -> Iterator[Batch]:
     batches.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def print_result(metrics: dict[str, float], kept: str, pictures: list[str]) -> None:
+def print_result(metrics: dict[str, float], checkpoint_uri: str, pictures: list[str]) -> None:
     """Print the metrics and the paths at the end of a job."""
     print("  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items())))
-    print(f"checkpoint: {kept}")
+    print(f"checkpoint: {checkpoint_uri}")
     for uri in pictures:
         print(f"picture: {uri}", flush=True)

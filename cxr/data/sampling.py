@@ -102,8 +102,8 @@ class Rows:
 
     def together(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Sort `rows` by row group, with the groups in random order."""
-        place = rng.permutation(len(self.groups))
-        return rows[np.argsort(place[self.group_N[rows]], kind="stable")]
+        position = rng.permutation(len(self.groups))
+        return rows[np.argsort(position[self.group_N[rows]], kind="stable")]
 
     def showing(self, findings: Sequence[str]) -> np.ndarray:
         """(N,) bool: whether any of these findings is positive; reads only the labels."""

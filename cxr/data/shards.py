@@ -177,8 +177,8 @@ def check_unique(ids: Iterable[str], archives: str) -> None:
 
 def check_alike(kinds: Mapping[str, Mapping[str, object]]) -> None:
     """Raise UserError unless all shards, given by URI, have the same properties, such as their pixel format."""
-    (first, expected), *others = kinds.items()
-    for uri, kind in others:
+    (first, expected), *rest = kinds.items()
+    for uri, kind in rest:
         for name, value in kind.items():
             if value != expected[name]:
                 raise UserError(

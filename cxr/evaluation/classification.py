@@ -51,13 +51,13 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     scores, truth = load_scores(run), known_labels(manifest)
     joined = join(scores, truth)
     evaluation = summarize(joined, options)
-    drawn = pictures.write_pictures(
+    written = pictures.write_pictures(
         evaluation, joined.probabilities, joined.labels, joined.predicted_positive, storage.join(out, PICTURES)
     )
     summary = replace(evaluation, rows=[*evaluation.rows, *one_sided(scores, truth, joined.rows)])
     counted = _counted(joined, summary)
     print(counted, flush=True)
-    sections = [Section("Findings", [tables.summary_table(summary), tables.summary_legend(summary), *drawn])]
+    sections = [Section("Findings", [tables.summary_table(summary), tables.summary_legend(summary), *written])]
     result = {"metrics": metrics(summary, joined), "findings": tables.write_summary(summary, out)}
     if options.against:
         sections.append(compared(joined, truth, options, out, result))
@@ -66,13 +66,15 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
 
 def one_sided(scores: ClassificationScores, truth: LabelTruth, rows: np.ndarray) -> list[FindingRow]:
     """Rows for the findings that only the archive or only the checkpoint has, with their counts and a note."""
-    found = []
+    unscored = []
     for finding, labels in zip(truth.findings, truth.labels[rows].T, strict=True):
         counts = (int((labels == kind).sum()) for kind in (schema.POSITIVE, schema.NEGATIVE, schema.UNKNOWN))
         if finding not in scores.findings:
-            found.append(FindingRow(finding, *counts, note="not scored by the checkpoint"))
+            unscored.append(FindingRow(finding, *counts, note="not scored by the checkpoint"))
     unlabeled = [finding for finding in scores.findings if finding not in truth.findings]
-    return found + [FindingRow(finding, unknown=len(rows), note="no labels in the archive") for finding in unlabeled]
+    return unscored + [
+        FindingRow(finding, unknown=len(rows), note="no labels in the archive") for finding in unlabeled
+    ]
 
 
 def metrics(summary: ClassificationSummary, joined: LabeledScores) -> dict[str, float]:
@@ -126,11 +128,11 @@ def compared(
         resamples=options.resamples,
         seed=options.seed,
     )
-    drawn = []
+    written = []
     if np.isfinite(gain.value).any():
         caption = "Difference in AUROC between the two runs, with 95 % intervals by patient."
         figure = pictures.gain_figure(ours.findings, gain)
-        drawn = [save_picture(figure, storage.join(out, PICTURES), "gain.png", caption)]
+        written = [save_picture(figure, storage.join(out, PICTURES), "gain.png", caption)]
     result["comparison"] = tables.write_comparison(ours.findings, tested, gain, out)
     result["metrics"] |= {
         "images_compared": len(ours.rows),
@@ -141,7 +143,7 @@ def compared(
     }
     head = f"Compared with {other.uri}, on the {len(ours.rows):,} images that both have scored"
     table = tables.comparison_table(ours.findings, tested, gain)
-    return Section(head, [table, tables.comparison_legend(gain), *drawn])
+    return Section(head, [table, tables.comparison_legend(gain), *written])
 
 
 def in_common(ours: LabeledScores, theirs: LabeledScores, their_uri: str) -> tuple[LabeledScores, LabeledScores]:

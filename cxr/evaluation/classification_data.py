@@ -101,8 +101,8 @@ def known_labels(manifest: Manifest) -> LabelTruth:
     )
 
 
-def _matrix(lists: pa.ChunkedArray, good: pa.ChunkedArray, width: int, other: float) -> np.ndarray:
-    """(N, width) from a column of lists, with `other` in the rows that are not good.
+def _matrix(lists: pa.ChunkedArray, good: pa.ChunkedArray, width: int, fill: float) -> np.ndarray:
+    """(N, width) from a column of lists, with `fill` in the rows that are not good.
 
     Raises:
         UserError: a list has another length.
@@ -114,9 +114,9 @@ def _matrix(lists: pa.ChunkedArray, good: pa.ChunkedArray, width: int, other: fl
             f"expected {width} values per image, one for each finding, got {sorted(lengths)}: score the archive again"
         )
     flat = values.flatten().to_numpy(zero_copy_only=False)
-    found = np.full((len(lists), width), other, flat.dtype)
-    found[good.to_numpy()] = flat.reshape(len(values), width)
-    return found
+    matrix = np.full((len(lists), width), fill, flat.dtype)
+    matrix[good.to_numpy()] = flat.reshape(len(values), width)
+    return matrix
 
 
 def join(scores: ClassificationScores, truth: LabelTruth) -> LabeledScores:
@@ -126,9 +126,9 @@ def join(scores: ClassificationScores, truth: LabelTruth) -> LabeledScores:
         UserError: they have no image or no finding in common; NoGroundTruthError if the archive has no labels.
     """
     findings = tuple(finding for finding in scores.findings if finding in truth.findings)
-    place = pc.index_in(truth.image_ids, value_set=scores.image_ids).fill_null(-1).to_numpy()
-    present = place >= 0
-    good = present & scores.good[place]
+    score_row = pc.index_in(truth.image_ids, value_set=scores.image_ids).fill_null(-1).to_numpy()
+    present = score_row >= 0
+    good = present & scores.good[score_row]
     rows = np.flatnonzero(good & truth.labeled)
     if not findings or not len(rows):
         error = UserError if truth.findings and truth.labeled.any() else NoGroundTruthError
@@ -138,8 +138,8 @@ def join(scores: ClassificationScores, truth: LabelTruth) -> LabeledScores:
         findings=findings,
         rows=rows,
         patients=truth.patients[rows],
-        probabilities=scores.probabilities[place[rows]][:, scored],
-        predicted_positive=scores.predicted_positive[place[rows]][:, scored],
+        probabilities=scores.probabilities[score_row[rows]][:, scored],
+        predicted_positive=scores.predicted_positive[score_row[rows]][:, scored],
         labels=truth.labels[rows][:, [truth.findings.index(finding) for finding in findings]],
         images_with_error=int((present & ~good).sum()),
         images_without_score=int((~present).sum()),

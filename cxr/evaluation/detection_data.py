@@ -38,15 +38,17 @@ class DetectionEvaluation:
 
     def at(self, rows: np.ndarray) -> DetectionEvaluation:
         """Some of these images."""
-        kept = np.searchsorted(self.rows, rows)
-        named = {name: getattr(self, name)[kept] for name in ("rows", "patients", "sizes_px", "known")}
-        return replace(self, **named, predicted=_of_images(self.predicted, kept), true=_of_images(self.true, kept))
+        selected = np.searchsorted(self.rows, rows)
+        named = {name: getattr(self, name)[selected] for name in ("rows", "patients", "sizes_px", "known")}
+        return replace(
+            self, **named, predicted=_of_images(self.predicted, selected), true=_of_images(self.true, selected)
+        )
 
 
-def _of_images(boxes: Boxes, kept: np.ndarray) -> Boxes:
+def _of_images(boxes: Boxes, images: np.ndarray) -> Boxes:
     """The boxes of some images, given by ascending rows and renumbered."""
-    some = boxes.at(np.isin(boxes.image, kept))
-    return replace(some, image=np.searchsorted(kept, some.image))
+    some = boxes.at(np.isin(boxes.image, images))
+    return replace(some, image=np.searchsorted(images, some.image))
 
 
 def scored_findings(run: Run) -> tuple[str, ...]:
@@ -60,9 +62,9 @@ def one_truth(truth: BoxTruth, how: rater_agreement.ReaderBoxes) -> BoxTruth:
     """The truth with one set of boxes where several readers drew theirs, by a name of `readers.FUSIONS`."""
     extras = truth.table[schema.EXTRA].to_pylist()
     made, _ = rater_agreement.one_set(truth.table[schema.BOXES].to_pylist(), extras, how)
-    place = truth.table.schema.get_field_index(schema.BOXES)
-    field = truth.table.schema.field(place)
-    table = truth.table.set_column(place, field, pa.array(made, field.type))
+    column = truth.table.schema.get_field_index(schema.BOXES)
+    field = truth.table.schema.field(column)
+    table = truth.table.set_column(column, field, pa.array(made, field.type))
     return replace(truth, table=table)
 
 
@@ -88,19 +90,19 @@ def evaluate(scores: BoxScores, scored: Sequence[str], truth: BoxTruth) -> Detec
     if not evaluated.any():
         error = UserError if truth.listed or truth.labels.findings else NoGroundTruthError
         raise error(_nothing_in_common(scores, truth, int(present.sum()), len(rows)))
-    sure = known[predicted.image, predicted.finding]
+    known_boxes = known[predicted.image, predicted.finding]
     every = DetectionEvaluation(
         findings=findings,
         rows=rows,
         patients=truth.labels.patients[rows],
         sizes_px=sizes,
         known=known,
-        predicted=predicted.at(sure),
+        predicted=predicted.at(known_boxes),
         true=true,
         images_with_error=int((present & ~good).sum()),
         images_without_score=int((~present).sum()),
         images_without_boxes=int((~evaluated).sum()),
-        predictions_of_unknown_findings=int((~sure).sum()),
+        predictions_of_unknown_findings=int((~known_boxes).sum()),
     )
     return every.at(rows[evaluated])
 

@@ -124,7 +124,7 @@ def _classification_section(
 
 
 def metrics(
-    evaluation: LocalizationEvaluation, rates: LocalizationRates, others: Mapping[str, LocalizationRates]
+    evaluation: LocalizationEvaluation, rates: LocalizationRates, baselines: Mapping[str, LocalizationRates]
 ) -> dict[str, Any]:
     """Metrics for result.json, with thresholds in percent; NaN if they cannot be measured."""
     values: dict[str, Any] = {
@@ -144,7 +144,7 @@ def metrics(
             f"localization_accuracy_{key}{end}": v for end, v in _ends(mean.mean, mean.mean_low, mean.mean_high)
         }
         values[f"false_positives_per_image_{key}"] = rates.false_positives[measure][THRESHOLDS.index(at)].mean
-        values |= {f"{name}_localization_accuracy_{key}": of.at(measure, at).mean for name, of in others.items()}
+        values |= {f"{name}_localization_accuracy_{key}": of.at(measure, at).mean for name, of in baselines.items()}
         if at in _THRESHOLDS_BY_FINDING:
             values |= {
                 f"localization_accuracy_{key}/{finding}": mean.value[f] for f, finding in enumerate(rates.findings)

@@ -33,8 +33,8 @@ class BoxScores:
 
     def at(self, kept_N: np.ndarray) -> BoxScores:
         """The scores of some images."""
-        kept = pa.array(kept_N)
-        columns = {name: getattr(self, name).filter(kept) for name in ("image_ids", "source_uris", "boxes")}
+        selected = pa.array(kept_N)
+        columns = {name: getattr(self, name).filter(selected) for name in ("image_ids", "source_uris", "boxes")}
         return replace(self, **columns, sizes_px=self.sizes_px[kept_N], good=self.good[kept_N])
 
 
@@ -56,10 +56,10 @@ class LocalizationEvaluation:
 
     def at(self, rows: np.ndarray) -> LocalizationEvaluation:
         """Some of these images, without their boxes."""
-        kept = np.searchsorted(self.rows, rows)
-        named = {name: getattr(self, name)[kept] for name in ("rows", "patients", "sizes_px")}
+        selected = np.searchsorted(self.rows, rows)
+        named = {name: getattr(self, name)[selected] for name in ("rows", "patients", "sizes_px")}
         nothing = self.predicted.at(np.zeros(len(self.predicted.image), bool))
-        return replace(self, **named, predicted=nothing, true=nothing, located=self.located.at(kept))
+        return replace(self, **named, predicted=nothing, true=nothing, located=self.located.at(selected))
 
 
 def load_scores(run: Run, split: Split = "all") -> BoxScores:

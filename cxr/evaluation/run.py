@@ -173,10 +173,10 @@ def _of_split(
     """The rows of a split; raises an error that counts the images of the other splits if there is none."""
     chosen = [table.filter(pc.equal(table[schema.SPLIT], split)) for table in tables]
     if not any(table.num_rows for table in chosen):
-        found = Counter(name for table in tables for name in table[schema.SPLIT].to_pylist())
-        others = ", ".join(f"{name or 'unknown'} {count:,}" for name, count in found.most_common())
+        counts = Counter(name for table in tables for name in table[schema.SPLIT].to_pylist())
+        listed = ", ".join(f"{name or 'unknown'} {count:,}" for name, count in counts.most_common())
         raise error(
-            f"{where} has no image in split {split!r} ({others or 'no images'}): give another --split, or all"
+            f"{where} has no image in split {split!r} ({listed or 'no images'}): give another --split, or all"
         )
     return chosen
 
@@ -203,12 +203,12 @@ def read_all_truth(
     needed: str = "all",
 ) -> Manifest:
     """Like `read_truth`, for the images of all splits; shards may return only those of `needed`."""
-    wanted = [schema.IMAGE_ID, schema.SPLIT, *columns]
+    names = [schema.IMAGE_ID, schema.SPLIT, *columns]
     if shards.is_shards(archive):
         labeling.check_raw(archive)
-        return _of_shards(shards.read_info(archive, latents=True), wanted, needed, reading.select)
+        return _of_shards(shards.read_info(archive, latents=True), names, needed, reading.select)
     known = open_manifest(archive, reading, labeling)
-    return Manifest(known.table.select(wanted), known.findings, known.notes)
+    return Manifest(known.table.select(names), known.findings, known.notes)
 
 
 def of_split(known: Manifest, archive: str, split: str) -> Manifest:

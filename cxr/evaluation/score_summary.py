@@ -70,8 +70,10 @@ class Scored:
         shown = {name: rows[:SHOWN].tolist() for name, rows in chosen.items() if len(rows)}
         stored = [shards.read_info(archive) for archive in self.run.archives if shards.is_shards(archive)]
         pictures = read_pictures(self.table, sorted({row for rows in shown.values() for row in rows}), stored)
-        drawn = {name: [draw(row, *pictures[row]) for row in rows if row in pictures] for name, rows in shown.items()}
-        return {name: some for name, some in drawn.items() if some}
+        rendered = {
+            name: [draw(row, *pictures[row]) for row in rows if row in pictures] for name, rows in shown.items()
+        }
+        return {name: some for name, some in rendered.items() if some}
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _rejects(table: pa.Table, out: str) -> Description:
 def _describe_probabilities(scored: Scored, out: str) -> Description:
     """findings.csv; a histogram per finding."""
     head = "Probabilities of findings"
-    probabilities, called = (
+    probabilities, decisions = (
         np.array(scored.table[name].to_pylist(), np.float64).reshape(scored.table.num_rows, -1)
         for name in (schema.PROBABILITIES, schema.DECISIONS)
     )
@@ -147,7 +149,7 @@ def _describe_probabilities(scored: Scored, out: str) -> Description:
     rows = [
         {"finding": finding, "images": len(p), "positive": int(hit.sum()), "positive_share": float(hit.mean())}
         | tables.quantiles(p)
-        for finding, p, hit in zip(scored.findings, probabilities.T, called.T == 1, strict=True)
+        for finding, p, hit in zip(scored.findings, probabilities.T, decisions.T == 1, strict=True)
     ]
     named = dict(zip(scored.findings, probabilities.T, strict=True))
     picture = save_picture(
@@ -167,11 +169,11 @@ def _describe_probabilities(scored: Scored, out: str) -> Description:
 def _describe_boxes(scored: Scored, out: str) -> Description:
     """boxes.csv; distributions of scores, counts and areas, and example images."""
     least, images = scored.options.box_score, scored.table.num_rows
-    found = Boxes.of(scored.table[schema.PRED_BOXES], scored.findings)
-    called = found.at(found.score >= least)
+    predicted = Boxes.of(scored.table[schema.PRED_BOXES], scored.findings)
+    positive = predicted.at(predicted.score >= least)
     rows = []
     for f, finding in enumerate(scored.findings):
-        own = called.at(called.finding == f)
+        own = positive.at(positive.finding == f)
         with_box = len(np.unique(own.image))
         rows.append(
             {"finding": finding, "images": images, "positive": with_box, "positive_share": with_box / images}
@@ -179,17 +181,17 @@ def _describe_boxes(scored: Scored, out: str) -> Description:
             | tables.quantiles(own.score)
         )
     folder, names = storage.join(out, PICTURES), scored.findings
-    by_finding = {finding: found.score[found.finding == f] for f, finding in enumerate(names)}
-    shares = areas(called.xyxy) / scored.sizes_px.prod(1)[called.image]
-    counts = np.bincount(called.finding, minlength=len(names))
+    by_finding = {finding: predicted.score[predicted.finding == f] for f, finding in enumerate(names)}
+    shares = areas(positive.xyxy) / scored.sizes_px.prod(1)[positive.image]
+    counts = np.bincount(positive.finding, minlength=len(names))
     title = f"Boxes with a score of {least:g} or more"
     pictures = save_overlays(
-        _box_overlays(scored, called),
+        _box_overlays(scored, positive),
         folder,
         "boxes.png",
         "Images with the highest scores, a random sample of images with boxes, and images without a box.",
     )
-    areas_by_finding = {PREDICTION: [shares[called.finding == f] for f in range(len(names))]}
+    areas_by_finding = {PREDICTION: [shares[positive.finding == f] for f in range(len(names))]}
     pictures += [
         save_picture(figure, folder, name, caption)
         for name, figure, caption in (
@@ -211,20 +213,20 @@ def _describe_boxes(scored: Scored, out: str) -> Description:
         )
     ]
     legend = f"An image is positive if it has a box with a score of {least:g} or more. Only such boxes are counted."
-    boxed = len(np.unique(called.image))
-    count = f"{counted(len(called.image), 'box', 'boxes')} in {counted(boxed, 'image')}."
+    boxed = len(np.unique(positive.image))
+    count = f"{counted(len(positive.image), 'box', 'boxes')} in {counted(boxed, 'image')}."
     return Description(
         Section("Boxes", [count, tables.finding_table(rows), legend, *pictures]),
-        metrics={"predicted_boxes": len(called.image), "images_with_boxes": float(boxed)}
+        metrics={"predicted_boxes": len(positive.image), "images_with_boxes": float(boxed)}
         | {f"images_with_boxes/{row['finding']}": row["positive"] for row in rows},
         files={"boxes": _write(rows, out, "boxes.csv")},
     )
 
 
-def _box_overlays(scored: Scored, called: Boxes) -> dict[str, list[Overlay]]:
+def _box_overlays(scored: Scored, positive: Boxes) -> dict[str, list[Overlay]]:
     """Images with the highest scores, a random sample of images with boxes, and images without a box."""
     best = np.zeros(scored.table.num_rows)
-    np.maximum.at(best, called.image, called.score)
+    np.maximum.at(best, positive.image, positive.score)
     boxed, empty = np.flatnonzero(best > 0), np.flatnonzero(best == 0)
     chosen = {
         "highest score": boxed[np.argsort(-best[boxed], kind="stable")],
@@ -233,7 +235,7 @@ def _box_overlays(scored: Scored, called: Boxes) -> dict[str, list[Overlay]]:
     }
 
     def draw(row: int, picture: np.ndarray, frame: ResizeTransform) -> Overlay:
-        own = called.at(called.image == row)
+        own = positive.at(positive.image == row)
         placed = frame.from_original(own.xyxy.reshape(-1, 2)).reshape(-1, 4)
         words = [f"{scored.findings[f]} {score:.2f}" for f, score in zip(own.finding, own.score, strict=True)]
         image_id, note = scored.table[schema.IMAGE_ID][row].as_py(), f"{best[row]:.2f}" if words else ""
@@ -247,7 +249,7 @@ def _describe_masks(scored: Scored, out: str) -> Description:
     area = scored.table[schema.PRED_MASK_AREA_PX].to_numpy()
     share = area / scored.sizes_px.prod(1)
     probability = scored.table[schema.PRED_MASK_PROBABILITY].cast(pa.float64()).to_numpy()
-    found = np.flatnonzero(area > 0)
+    not_empty = np.flatnonzero(area > 0)
     images = [
         {"image_id": image_id, "area_px": pixels, "area_share": part, "probability": p}
         for image_id, pixels, part, p in zip(
@@ -259,12 +261,12 @@ def _describe_masks(scored: Scored, out: str) -> Description:
         )
     ]
     folder = storage.join(out, PICTURES)
-    rate = tables.share(len(found), len(area))
-    panels = {"area of masks that are not empty": share[found]}
+    rate = tables.share(len(not_empty), len(area))
+    panels = {"area of masks that are not empty": share[not_empty]}
     if np.isfinite(probability).any():
         panels["probability of a mask"] = probability[np.isfinite(probability)]
     examples = save_overlays(
-        _mask_overlays(scored, share, found),
+        _mask_overlays(scored, share, not_empty),
         folder,
         "masks.png",
         "The largest, middle and smallest masks, and images without a mask.",
@@ -275,19 +277,22 @@ def _describe_masks(scored: Scored, out: str) -> Description:
         "mask_area.png",
         "Distribution of the masks' areas and of the images' probabilities, on a logarithmic axis.",
     )
-    count = f"{len(found):,} of {len(area):,} images ({rate}) have a mask that is not empty."
+    count = f"{len(not_empty):,} of {len(area):,} images ({rate}) have a mask that is not empty."
     return Description(
         Section("Masks", [count, tables.quantile_table(panels), *examples, histograms]),
-        metrics={"images_with_mask": len(found), "median_area_share": tables.quantiles(share[found])["median"]},
+        metrics={
+            "images_with_mask": len(not_empty),
+            "median_area_share": tables.quantiles(share[not_empty])["median"],
+        },
         files={"images": _write(images, out, "images.csv")},
     )
 
 
-def _mask_overlays(scored: Scored, share: np.ndarray, found: np.ndarray) -> dict[str, list[Overlay]]:
+def _mask_overlays(scored: Scored, share: np.ndarray, not_empty: np.ndarray) -> dict[str, list[Overlay]]:
     """The largest, middle and smallest masks, and images without a mask."""
-    order = found[np.argsort(-share[found], kind="stable")]
+    order = not_empty[np.argsort(-share[not_empty], kind="stable")]
     middle = max(0, (len(order) - SHOWN) // 2)
-    empty = np.setdiff1d(np.arange(len(share)), found)
+    empty = np.setdiff1d(np.arange(len(share)), not_empty)
     chosen = {
         "largest": order,
         "middle": order[middle:],

@@ -30,21 +30,24 @@ def report(run: Run, options: ReportOptions, out: str, *, label: str) -> dict[st
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     truth, scores = known_masks(archive, options, label), load_scores(run)
     evaluation = evaluate(scores, truth)
-    predicted, sure = figures(evaluation), intervals(evaluation, options)
+    predicted, confidence = figures(evaluation), intervals(evaluation, options)
     counts = image_counts(evaluation)
     lead = _coverage(evaluation)
     print(lead, flush=True)
     listed = image_rows(evaluation, truth)
-    drawn = save_overlays(
+    written = save_overlays(
         overlays(evaluation, scores, truth),
         storage.join(out, PICTURES),
         "masks.png",
         "The worst, middle and best images of those with a true or predicted mask.",
     )
     legend = tables.summary_legend(truth.resolution, options.resamples, counts)
-    worst = [tables.worst_table(listed), "Ranks are those of `images.csv`.", *drawn]
-    sections = [Section("Masks", [tables.summary_table(predicted, sure), legend]), Section("The worst images", worst)]
-    ends = {f"{name}_{end}": getattr(of, end) for name, of in sure.items() for end in ("low", "high")}
+    worst = [tables.worst_table(listed), "Ranks are those of `images.csv`.", *written]
+    sections = [
+        Section("Masks", [tables.summary_table(predicted, confidence), legend]),
+        Section("The worst images", worst),
+    ]
+    ends = {f"{name}_{end}": getattr(of, end) for name, of in confidence.items() for end in ("low", "high")}
     result = {"metrics": {**predicted, **ends, **counts}, "images": tables.write_images(listed, out)}
     if options.against:
         sections.append(compared(evaluation, truth, options, result))

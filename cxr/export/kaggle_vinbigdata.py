@@ -71,9 +71,9 @@ def write_submission(run: Run, uri: str, normal: NormalFilter | None = None, spl
     of_split = localization_data.load_scores(run, split)
     scores = _without_listed(of_split, run) if split == "test" else of_split
     scales, of_unknown_size = _to_originals(scores, run)
-    found, others = _found(scores, run, scales)
+    predicted, left_out = _predicted_boxes(scores, run, scales)
     rows: dict[str, str] = {}
-    for image_id, good, boxes in zip(scores.image_ids.to_pylist(), scores.good.tolist(), found, strict=True):
+    for image_id, good, boxes in zip(scores.image_ids.to_pylist(), scores.good.tolist(), predicted, strict=True):
         name = image_key(image_id)
         if name in rows:
             raise UserError(f"{run.uri} has scored two images named {name}: score the challenge's archive by itself")
@@ -84,7 +84,7 @@ def write_submission(run: Run, uri: str, normal: NormalFilter | None = None, spl
         "images": len(rows),
         "normal": sum(row == _NORMAL for row in rows.values()),
         "training_images_left_out": len(of_split.good) - len(scores.good),
-        "boxes_left_out": others,
+        "boxes_left_out": left_out,
         "of_unknown_size": of_unknown_size,
         "errors": int((~scores.good).sum()),
     }
@@ -107,13 +107,15 @@ def _to_originals(scores: localization_data.BoxScores, run: Run) -> tuple[np.nda
         [sizes.get(image_key(image_id), [np.nan] * 2)[::-1] for image_id in scores.image_ids.to_pylist()]
     )
     scales = originals.reshape(-1, 2) / np.maximum(scores.sizes_px, 1)
-    told = np.logical_and.reduce(np.isfinite(scales), axis=1)
+    has_size = np.logical_and.reduce(np.isfinite(scales), axis=1)
     boxed = pc.list_value_length(scores.boxes).fill_null(0).to_numpy() > 0
     dicom = np.array([(uri or "").lower().endswith(vinbigdata.DICOM) for uri in scores.source_uris.to_pylist()], bool)
-    return np.where(told[:, None], scales, 1), int((boxed & ~told & ~dicom).sum())
+    return np.where(has_size[:, None], scales, 1), int((boxed & ~has_size & ~dicom).sum())
 
 
-def _found(scores: localization_data.BoxScores, run: Run, scales: np.ndarray) -> tuple[list[ScoredBoxes], int]:
+def _predicted_boxes(
+    scores: localization_data.BoxScores, run: Run, scales: np.ndarray
+) -> tuple[list[ScoredBoxes], int]:
     """Of each image its boxes of VinBigData's findings, best score first, and how many boxes of others there are."""
     flat = Boxes.of(scores.boxes, schema.VINBIGDATA_FINDINGS)
     every = pc.sum(pc.list_value_length(scores.boxes)).as_py() or 0
@@ -128,19 +130,19 @@ def _found(scores: localization_data.BoxScores, run: Run, scales: np.ndarray) ->
     return [ScoredBoxes(flat.xyxy[of], flat.score[of], flat.finding[of]) for of in parts], every - len(flat.image)
 
 
-def _filtered(found: ScoredBoxes, image_id: str, normal: NormalFilter | None) -> ScoredBoxes:
+def _filtered(boxes: ScoredBoxes, image_id: str, normal: NormalFilter | None) -> ScoredBoxes:
     if normal is None:
-        return found
+        return boxes
     if image_id not in normal.p_normal:
         raise UserError(f"the classifier's run has no score of {image_id}: score the same archive with it")
-    return add_no_finding(found, normal.p_normal[image_id], normal.low, normal.high)
+    return add_no_finding(boxes, normal.p_normal[image_id], normal.low, normal.high)
 
 
-def prediction(found: ScoredBoxes) -> str:
+def prediction(boxes: ScoredBoxes) -> str:
     """`class confidence x_min y_min x_max y_max` of each box in turn; without boxes, the entry of a normal image."""
-    edges = np.rint(found.boxes).astype(int).tolist()
+    edges = np.rint(boxes.boxes).astype(int).tolist()
     words = [
         f"{label} {score:.6g} {' '.join(map(str, box))}"
-        for label, score, box in zip(found.labels.tolist(), found.scores.tolist(), edges, strict=True)
+        for label, score, box in zip(boxes.labels.tolist(), boxes.scores.tolist(), edges, strict=True)
     ]
     return " ".join(words) or _NORMAL

@@ -271,10 +271,10 @@ class AecnnRecipe(ClassifierRecipe):
     def initial_weights(self) -> dict[str, str]:
         return {"start_from": "", **super().initial_weights()}
 
-    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
+    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]:
         if setting == "start_from":
-            return _match_all(self.network(given.findings or ("any",)), given.state)
-        return super().fit_weights(setting, given)
+            return _match_all(self.network(weights.findings or ("any",)), weights.state)
+        return super().fit_weights(setting, weights)
 
     def load_initial_weights(self, network: nn.Module) -> None:
         aecnn = _aecnn(network)

@@ -246,10 +246,10 @@ class AlignRecipe(Recipe):
             return {}
         return {"feature_pretrained": "" if self.feature_network == "lungs" else self.feature_network}
 
-    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
+    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]:
         if setting == "lung_pretrained":
-            return lung_pretraining.match_weights(given.state)
-        return perceptual.needed(self.feature_network, given.state)
+            return lung_pretraining.match_weights(weights.state)
+        return perceptual.needed(self.feature_network, weights.state)
 
     def without_weights(self, setting: str) -> Self | None:
         layers = min(self.feature_layers, perceptual.DEEPEST["local"])

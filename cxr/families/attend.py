@@ -183,19 +183,19 @@ class AttendRecipe(HeatmapBoxesRecipe):
     def initial_weights(self) -> dict[str, str]:
         return {"aligner": "", **super().initial_weights()}
 
-    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
+    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]:
         if setting == "aligner":
-            return self._fit_aligner(given)
-        load_backbone(ContrastAttention(self.backbone, (), 1, self.backbone_stages), given.state)
-        return given.state
+            return self._fit_aligner(weights)
+        load_backbone(ContrastAttention(self.backbone, (), 1, self.backbone_stages), weights.state)
+        return weights.state
 
-    def _fit_aligner(self, given: Weights) -> Mapping[str, Tensor]:
+    def _fit_aligner(self, weights: Weights) -> Mapping[str, Tensor]:
         """The weights of an aligner.
 
         Raises:
             ValueError: they belong to another kind of network, or the aligner cannot be used with these images.
         """
-        recipe = given.about["recipe"] if given.about else {}
+        recipe = weights.about["recipe"] if weights.about else {}
         if recipe.get("family") != AlignRecipe.family:
             raise ValueError(
                 f"expected a checkpoint folder of family {AlignRecipe.family!r}, as written by jobs/train_align.py"
@@ -212,7 +212,7 @@ class AttendRecipe(HeatmapBoxesRecipe):
                 raise ValueError(
                     f"it was trained with {name}={theirs}, but {name} is {ours} here: use the same value"
                 )
-        return pretrained.match(self._new_aligner(recipe).state_dict(), given.state, "the aligner", exact=True)
+        return pretrained.match(self._new_aligner(recipe).state_dict(), weights.state, "the aligner", exact=True)
 
     def load_initial_weights(self, network: nn.Module) -> None:
         super().load_initial_weights(network)
@@ -324,8 +324,8 @@ class AttendTask(ClassifierTask):
     def augmented_boxes(self, batch: Batch, theta: Tensor) -> Tensor:
         """Boxes (B, N, 5) in the frame from which `theta` maps to the images; NaN in images whose boxes are not
         used."""
-        given = batch[schema.BOXES]
-        boxes = torch.cat([given[..., :1], warp_boxes(given[..., 1:], invert(theta))], -1)
+        true_boxes = batch[schema.BOXES]
+        boxes = torch.cat([true_boxes[..., :1], warp_boxes(true_boxes[..., 1:], invert(theta))], -1)
         used = batch[schema.IMAGE_ID] % _HASHES < self.recipe.box_fraction * _HASHES
         return torch.where(used[:, None, None], boxes, torch.nan)
 

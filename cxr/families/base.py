@@ -330,7 +330,7 @@ class Recipe(ABC):
         """
         return {}
 
-    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
+    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]:
         """The part that workers need of the weights named by one of the `initial_weights`.
 
         Raises:

@@ -80,9 +80,9 @@ class ClassifierRecipe(Recipe):
     def initial_weights(self) -> dict[str, str]:
         return {"backbone_pretrained": self.torchvision_backbone}
 
-    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
-        self.load_backbone(self.network(("any",)), given.state)
-        return given.state
+    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]:
+        self.load_backbone(self.network(("any",)), weights.state)
+        return weights.state
 
     def probabilities(self, network: nn.Module, batch: Batch) -> Tensor:
         """Probabilities of the findings, float32 (B, F)."""

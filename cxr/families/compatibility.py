@@ -137,9 +137,9 @@ def sampling_of(recipe: Recipe) -> Sampling | None:
     if not isinstance(recipe, PositiveSampling):
         return None
     fractions = [recipe.positive_fraction_of(epoch) for epoch in range(recipe.total_epochs)]
-    given = tuple(fraction for fraction in fractions if fraction is not None)
-    assert len(given) in (0, len(fractions)), "a fraction of positives in all epochs, or in none"
-    return Sampling(recipe.sampled_finding, given) if given else None
+    known = tuple(fraction for fraction in fractions if fraction is not None)
+    assert len(known) in (0, len(fractions)), "a fraction of positives in all epochs, or in none"
+    return Sampling(recipe.sampled_finding, known) if known else None
 
 
 def check_raw(recipe: Recipe, archive: str) -> None:

@@ -256,9 +256,9 @@ class DetectRecipe(Recipe):
     def initial_weights(self) -> dict[str, str]:
         return {"pretrained": ""}
 
-    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
-        self.yolo(given.findings or schema.FINDINGS).load(given.state)
-        return given.state
+    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]:
+        self.yolo(weights.findings or schema.FINDINGS).load(weights.state)
+        return weights.state
 
     def resolve_weights(self, out: str) -> tuple[Self, list[str]]:
         if self.members:
@@ -329,14 +329,14 @@ class DetectTask(Task):
         """
         if self.variation.combines:
             self.window.show(batch)
-        given, findings = self._partner_columns(batch)[schema.BOXES], batch[schema.LABELS].shape[1]
+        true_boxes, findings = self._partner_columns(batch)[schema.BOXES], batch[schema.LABELS].shape[1]
         x, moved = augment_with_boxes(
-            unit_pixels(batch, self.recipe.size), given, self.variation, self._draw_partners
+            unit_pixels(batch, self.recipe.size), true_boxes, self.variation, self._draw_partners
         )
         limit = max(MOST_BOXES, batch[schema.BOXES].shape[1])
         boxes = first_boxes(torch.where(moved[..., :1] >= 0, moved, torch.nan))
         regions = first_boxes(torch.where(moved[..., :1] < 0, moved, torch.nan))
-        regions = regions[:, : moved.shape[1] // given.shape[1] * findings]  # of the images that are combined
+        regions = regions[:, : moved.shape[1] // true_boxes.shape[1] * findings]  # of the images that are combined
         beyond_limit = unknown_regions(~has_box(boxes[:, limit:], findings))
         unknown = torch.cat([as_regions(regions), beyond_limit], 1)
         return batch | {schema.PIXELS: x[:, 0], schema.BOXES: boxes[:, :limit], UNKNOWN: unknown}

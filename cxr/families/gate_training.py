@@ -132,8 +132,12 @@ def train(training: GateTraining, real: Sequence[Tensor]) -> GateNetwork:
 
 def _sample(phantoms: Images, real: Tensor | None) -> tuple[Tensor, Tensor]:
     """A batch (B, 1, H, W) in [0, 1], and its classes: 0 for frontal images, which are not rotated yet."""
-    others = BATCH_SIZE - FRONTAL_IMAGES
-    counts = {"real": FRONTAL_IMAGES // 2 if real is not None else 0, "lateral": others // 2, "other": others // 2}
+    other_images = BATCH_SIZE - FRONTAL_IMAGES
+    counts = {
+        "real": FRONTAL_IMAGES // 2 if real is not None else 0,
+        "lateral": other_images // 2,
+        "other": other_images // 2,
+    }
     chosen = [_draw(phantoms.frontal, FRONTAL_IMAGES - counts["real"])]
     chosen += [_draw(real, counts["real"])] if real is not None else []
     chosen += [_draw(phantoms.lateral, counts["lateral"]), _draw(phantoms.other, counts["other"])]

@@ -78,21 +78,21 @@ def of_recipe(recipe: Recipe) -> LungCrop | None:
     return by_checkpoint(recipe.lung_crop, recipe.lung_margin) if recipe.lung_crop else None
 
 
-def of_checkpoint(kept: Checkpoint) -> LungCrop | None:
-    """How images are cropped that `kept` scores; None: they are whole."""
-    uri = checkpoint_files.lungs_of(kept.uri, kept.recipe.lung_crop)
-    return by_checkpoint(uri, kept.recipe.lung_margin) if uri else None
+def of_checkpoint(saved: Checkpoint) -> LungCrop | None:
+    """How images are cropped that `saved` scores; None: they are whole."""
+    uri = checkpoint_files.lungs_of(saved.uri, saved.recipe.lung_crop)
+    return by_checkpoint(uri, saved.recipe.lung_margin) if uri else None
 
 
 @lru_cache(maxsize=2)
 def _finder(uri: str, sha256: str) -> Checkpoint:
-    kept = checkpoint.load(uri)
-    if kept.about["sha256"] != sha256:
+    saved = checkpoint.load(uri)
+    if saved.about["sha256"] != sha256:
         raise UserError(
             f"the lung checkpoint {uri} was replaced by another (its weights' SHA-256 was {sha256[:12]}, is "
-            f"{kept.about['sha256'][:12]}): restore the original, or start over in another --out"
+            f"{saved.about['sha256'][:12]}): restore the original, or start over in another --out"
         )
-    return kept
+    return saved
 
 
 @torch.inference_mode()

@@ -61,8 +61,8 @@ class PartnerWindow:
         """
         usable = self._rows[USABLE][: self._filled]
         usable_first, usable_rows = torch.argsort(~usable, stable=True), usable.sum()
-        drawn = torch.rand(count).to(usable.device, non_blocking=True)
-        index = usable_first[torch.minimum((drawn * usable_rows).long(), usable_rows - 1).clamp(min=0)]
+        sampled = torch.rand(count).to(usable.device, non_blocking=True)
+        index = usable_first[torch.minimum((sampled * usable_rows).long(), usable_rows - 1).clamp(min=0)]
         return {name: values[index] for name, values in self._rows.items()}
 
     def _add(self, batch: Batch) -> int:

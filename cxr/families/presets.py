@@ -176,12 +176,12 @@ def read_recipe(recipe_type: type[SomeRecipe], uri: str) -> SomeRecipe:
         content = content["recipe"]  # of checkpoint.json or result.json
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"--recipe {uri}: expected settings by name, a result.json or a checkpoint")
-    known = {"family", *(one.name for one in dataclasses.fields(recipe_type))}
+    known = {"family", *(f.name for f in dataclasses.fields(recipe_type))}
     if unknown := set(content) - known:
         raise UserError(
             f"--recipe {uri}: family {recipe_type.family} has no setting {', '.join(sorted(unknown))}; see --help"
         )
-    usual = {one.name: one.default for one in dataclasses.fields(recipe_type)}
+    usual = {f.name: f.default for f in dataclasses.fields(recipe_type)}
     try:  # YAML 1.1 reads 1e-4, without a point, as a text
         numbers = {name: float(value) for name, value in content.items() if isinstance(usual.get(name), float)}
         return recipe_type.from_dict(content | numbers)

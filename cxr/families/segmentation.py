@@ -251,9 +251,9 @@ class SegmentationRecipe(Recipe):
     def initial_weights(self) -> dict[str, str]:
         return {"backbone_pretrained": "" if self.architecture == "small_unet" else self.backbone}
 
-    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]:
-        self.segmenter().load_backbone(given.state)
-        return given.state
+    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]:
+        self.segmenter().load_backbone(weights.state)
+        return weights.state
 
     def without_weights(self, setting: str) -> Self | None:
         return None if self.freeze_backbone else super().without_weights(setting)

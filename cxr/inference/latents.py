@@ -65,9 +65,9 @@ def check_encoder(info: ShardInfo, model: Checkpoint) -> None:
     about = info.latents or {}
     same_family = model.recipe.family == about["recipe"]["family"]
     if not same_family or encoder_fingerprint(model) != about["encoder_sha256"]:
-        other = "has another encoder" if same_family else f"is of family {model.recipe.family!r}"
+        difference = "has another encoder" if same_family else f"is of family {model.recipe.family!r}"
         raise UserError(
-            f"{model.uri} {other}: latents can be scored only with the encoder that made them. Give "
+            f"{model.uri} {difference}: latents can be scored only with the encoder that made them. Give "
             f"{about['checkpoint']}, which made {info.uri}, or a checkpoint with the same encoder"
         )
 

@@ -52,8 +52,8 @@ def resamples_of(patients: int, resamples: int, seed: int) -> Iterator[np.ndarra
 
 def _resample(rng: np.random.Generator, patients: int, resamples: int) -> np.ndarray:
     """(P, R) int32: how often each patient is drawn."""
-    drawn = rng.integers(patients, size=(resamples, patients)) + patients * np.arange(resamples)[:, None]
-    times = np.bincount(drawn.reshape(-1), minlength=patients * resamples).reshape(resamples, patients)
+    sampled = rng.integers(patients, size=(resamples, patients)) + patients * np.arange(resamples)[:, None]
+    times = np.bincount(sampled.reshape(-1), minlength=patients * resamples).reshape(resamples, patients)
     return np.ascontiguousarray(times.T, np.int32)
 
 
@@ -100,12 +100,12 @@ def resampled_means(values_NK: np.ndarray, patients_N: np.ndarray, resamples: in
     ids, patients = np.unique(np.asarray(patients_N), return_inverse=True)
     known = np.isfinite(values_NK)
     informative = np.flatnonzero(np.bincount(patients, known.any(1), len(ids)))  # patients with a known value
-    place = np.full(len(ids), -1)
-    place[informative] = np.arange(len(informative))
-    rows = place[patients] >= 0
+    position = np.full(len(ids), -1)
+    position[informative] = np.arange(len(informative))
+    rows = position[patients] >= 0
     totals, numbers = np.zeros((2, len(informative), values_NK.shape[1]))
-    np.add.at(totals, place[patients[rows]], np.where(known, values_NK, 0)[rows])
-    np.add.at(numbers, place[patients[rows]], known[rows])
+    np.add.at(totals, position[patients[rows]], np.where(known, values_NK, 0)[rows])
+    np.add.at(numbers, position[patients[rows]], known[rows])
     means = [
         ratio(times.T @ totals, times.T @ numbers)
         for times in (block[informative].astype(np.float64) for block in resamples_of(len(ids), resamples, seed))

@@ -133,11 +133,11 @@ def needed(kind: FeatureKind, state_dict: Mapping[str, Tensor], layers: int | No
 
 
 def _loaded(kind: FeatureKind, state_dict: Mapping[str, Tensor], layers: int) -> nn.Module:
-    given = {name.removeprefix(_PREFIX[kind]): values for name, values in needed(kind, state_dict, layers).items()}
+    weights = {name.removeprefix(_PREFIX[kind]): values for name, values in needed(kind, state_dict, layers).items()}
     with torch.device("meta"):  # initializing VGG16's 120 million unused weights would take seconds
         network = _sequential(kind, layers)
-    counters = {name: torch.tensor(0) for name in network.state_dict() if name not in given}
-    network.load_state_dict(counters | given, assign=True)
+    counters = {name: torch.tensor(0) for name in network.state_dict() if name not in weights}
+    network.load_state_dict(counters | weights, assign=True)
     return network
 
 

@@ -63,7 +63,7 @@ class HasInitialWeights(Protocol):
     """The members of a recipe that `resolve` uses; see `families.base.Recipe`."""
 
     def initial_weights(self) -> dict[str, str]: ...
-    def fit_weights(self, setting: str, given: Weights) -> Mapping[str, Tensor]: ...
+    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]: ...
     def without_weights(self, setting: str) -> Self | None: ...
     def replace(self, **changes: Any) -> Self: ...
 
@@ -85,17 +85,17 @@ def resolve(recipe: SomeRecipe, settings: Mapping[str, str], out: str) -> tuple[
     """
     notes: list[str] = []
     for setting, network in settings.items():
-        given = getattr(recipe, setting)
-        if not given or given.startswith(f"{storage.join(out, STORE)}/"):
+        value = getattr(recipe, setting)
+        if not value or value.startswith(f"{storage.join(out, STORE)}/"):
             continue
         try:
             recipe = recipe.replace(**{setting: _stored(recipe, setting, network, out)})
         except OSError as error:
-            fallback = recipe.without_weights(setting) if given == AUTO else None
+            fallback = recipe.without_weights(setting) if value == AUTO else None
             if fallback is None:
-                raise UserError(_unavailable(setting, network, given, error)) from error
-            notes.append(f"{_unavailable(setting, network, given, error)}. Training continues without them")
-            storage.write_json(storage.join(out, STORE, key(given, network), UNAVAILABLE), str(error))
+                raise UserError(_unavailable(setting, network, value, error)) from error
+            notes.append(f"{_unavailable(setting, network, value, error)}. Training continues without them")
+            storage.write_json(storage.join(out, STORE, key(value, network), UNAVAILABLE), str(error))
             recipe = fallback
     return recipe, notes
 
@@ -110,42 +110,42 @@ def _stored(recipe: HasInitialWeights, setting: str, network: str, out: str) -> 
         UserError: the weights do not fit, or differ from those of an earlier run in OUT.
         OSError: torchvision's server cannot be reached.
     """
-    given = getattr(recipe, setting)
-    folder = storage.join(out, STORE, key(given, network))
+    value = getattr(recipe, setting)
+    folder = storage.join(out, STORE, key(value, network))
     exists = storage.exists(storage.join(folder, SOURCE))
-    if exists and not (is_uri(given) and storage.exists(given)):
+    if exists and not (is_uri(value) and storage.exists(value)):
         return folder
     unavailable = storage.join(folder, UNAVAILABLE)
-    if given == AUTO and storage.exists(unavailable):
+    if value == AUTO and storage.exists(unavailable):
         raise OSError(f"at the first run in {out}: {storage.read_json(unavailable)}")
-    weights = _read(setting, network, given)
+    weights = _read(setting, network, value)
     try:
         state = recipe.fit_weights(setting, weights)
     except ValueError as error:
         family = weights.about.get("recipe", {}).get("family") if weights.about else None
         origin = f", a checkpoint of family {family!r}," if family else ""
-        raise UserError(f"{setting}={given}{origin} does not fit: {error}") from error
+        raise UserError(f"{setting}={value}{origin} does not fit: {error}") from error
     sha256 = digest(state)
     if exists and sha256 != sha256_of(folder):
         raise UserError(
-            f"{setting}={given} contains other weights than those that an earlier run in {out} started from: give "
+            f"{setting}={value} contains other weights than those that an earlier run in {out} started from: give "
             f"another --out, or delete {folder} to use the new weights there"
         )
     if not exists:
-        source = storage.normalize(given) if is_uri(given) else given
+        source = storage.normalize(value) if is_uri(value) else value
         _write(folder, state, weights.about, {"given": source, "network": network, "sha256": sha256})
     return folder
 
 
-def _read(setting: str, network: str, given: str) -> Weights:
-    if is_uri(given):
-        return Weights(from_uri(given), about_of(given))
+def _read(setting: str, network: str, value: str) -> Weights:
+    if is_uri(value):
+        return Weights(from_uri(value), about_of(value))
     if not network:
         raise UserError(
-            f"{setting}={given}: expected the path or URI of a state dict or checkpoint; torchvision has no weights "
+            f"{setting}={value}: expected the path or URI of a state dict or checkpoint; torchvision has no weights "
             f"for this network. Begin the path of a file in the working directory with ./"
         )
-    return Weights(from_torchvision(network, AUTO_NAME if given == AUTO else given))
+    return Weights(from_torchvision(network, AUTO_NAME if value == AUTO else value))
 
 
 def _write(folder: str, state: Mapping[str, Tensor], about: Mapping[str, Any] | None, source: dict[str, str]) -> None:
@@ -157,22 +157,22 @@ def _write(folder: str, state: Mapping[str, Tensor], about: Mapping[str, Any] | 
     storage.write_json(storage.join(folder, SOURCE), source)
 
 
-def _unavailable(setting: str, network: str, given: str, error: OSError) -> str:
+def _unavailable(setting: str, network: str, value: str, error: OSError) -> str:
     from torchvision.models import get_model_weights  # imported here because it takes seconds
 
-    name, option = AUTO_NAME if given == AUTO else given, f"--{setting.replace('_', '-')}"
+    name, option = AUTO_NAME if value == AUTO else value, f"--{setting.replace('_', '-')}"
     return (
-        f"{setting}={given}: torchvision's {name} weights for {network} could not be fetched ({error}). Download "
+        f"{setting}={value}: torchvision's {name} weights for {network} could not be fetched ({error}). Download "
         f"{get_model_weights(network)[name].url} where there is internet access, and give the file's path or URI as "
         f"{option}; or leave {option} out to train without them"
     )
 
 
-def key(given: str, network: str = "") -> str:
-    """Name of the folder in OUT/weights for the value `given` of a setting; a torchvision name needs the network."""
-    if not is_uri(given):
-        return f"{network}-{AUTO_NAME if given == AUTO else given}"
-    uri = storage.normalize(given)
+def key(value: str, network: str = "") -> str:
+    """Name of the folder in OUT/weights for the value `value` of a setting; a torchvision name needs the network."""
+    if not is_uri(value):
+        return f"{network}-{AUTO_NAME if value == AUTO else value}"
+    uri = storage.normalize(value)
     return f"{storage.name(uri)}-{hashlib.blake2b(uri.encode(), digest_size=4).hexdigest()}"
 
 
@@ -313,75 +313,75 @@ def load(
 
 
 def match(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str, *, exact: bool = False
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], what: str, *, exact: bool = False
 ) -> dict[str, Tensor]:
-    """The tensors of `given` under the names of `own` and in its shapes, without missing batch-norm counters.
+    """The tensors of `weights` under the names of `own` and in its shapes, without missing batch-norm counters.
 
-    `given` may be the state dict of a larger network that contains this one: its names may have any prefix. The
+    `weights` may be the state dict of a larger network that contains this one: its names may have any prefix. The
     weights of a linear layer fit a convolution of the same size.
 
     Args:
         own: the state dict of the network, or of the part to load.
         what: the network in words, for the error message.
-        exact: `given` must have the same names: no prefix, and no other tensors.
+        exact: `weights` must have the same names: no prefix, and no other tensors.
 
     Raises:
         ValueError: tensors are missing or have other shapes; the message says in one line which.
     """
     names = [name for name in own if not name.endswith(COUNTER)]
-    prefixes = [""] if exact else _prefixes(names, given)
+    prefixes = [""] if exact else _prefixes(names, weights)
     misfits = {
-        prefix: [name for name in names if not _fits(own[name], given.get(prefix + name))] for prefix in prefixes
+        prefix: [name for name in names if not _fits(own[name], weights.get(prefix + name))] for prefix in prefixes
     }
     prefix = min(
-        prefixes, key=lambda prefix: (len(misfits[prefix]), sum(prefix + name not in given for name in names))
+        prefixes, key=lambda prefix: (len(misfits[prefix]), sum(prefix + name not in weights for name in names))
     )
     if misfits[prefix]:
-        raise ValueError(_difference(own, given, prefix, names, misfits[prefix], what))
-    extra = [name for name in given if name not in own] if exact else []
+        raise ValueError(_difference(own, weights, prefix, names, misfits[prefix], what))
+    extra = [name for name in weights if name not in own] if exact else []
     if extra:
         raise ValueError(f"they have {_count(extra)} that {what} does not have, such as {extra[0]}")
-    return {name: given[prefix + name].reshape(own[name].shape) for name in own if prefix + name in given}
+    return {name: weights[prefix + name].reshape(own[name].shape) for name in own if prefix + name in weights}
 
 
-def _prefixes(names: Sequence[str], given: Mapping[str, Tensor]) -> list[str]:
+def _prefixes(names: Sequence[str], weights: Mapping[str, Tensor]) -> list[str]:
     """Candidates for the prefix of the names in a larger network; the empty one is always among them."""
     ends = (names[0], names[-1])
-    prefixes = (name.removesuffix(end) for end in ends for name in given if name.endswith(f".{end}"))
+    prefixes = (name.removesuffix(end) for end in ends for name in weights if name.endswith(f".{end}"))
     return list(dict.fromkeys(["", *prefixes]))
 
 
-def _fits(own: Tensor, given: Tensor | None) -> bool:
-    if given is None:
+def _fits(own: Tensor, weight: Tensor | None) -> bool:
+    if weight is None:
         return False
-    linear_as_convolution = (given.ndim, own.ndim) == (2, 4) and given.numel() == own.numel()
-    return given.shape == own.shape or linear_as_convolution
+    linear_as_convolution = (weight.ndim, own.ndim) == (2, 4) and weight.numel() == own.numel()
+    return weight.shape == own.shape or linear_as_convolution
 
 
 def _difference(
     own: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
     prefix: str,
     names: Sequence[str],
     misfits: Sequence[str],
     what: str,
 ) -> str:
-    missing = [name for name in misfits if prefix + name not in given]
+    missing = [name for name in misfits if prefix + name not in weights]
     if len(missing) == len(names):
         return f"they have none of the {len(names)} tensors of {what}, such as {names[0]}"
     if missing:
         return f"they lack {len(missing)} of the {len(names)} tensors of {what}, such as {prefix}{missing[0]}"
     first = misfits[0]
-    shapes = f"expected shape {_shape(own[first])}, got {_shape(given[prefix + first])}"
-    channels = _channels(own[first], given[prefix + first])
+    shapes = f"expected shape {_shape(own[first])}, got {_shape(weights[prefix + first])}"
+    channels = _channels(own[first], weights[prefix + first])
     more = f"; {len(misfits) - 1} more tensors differ in shape" if len(misfits) > 1 else ""
     return f"{prefix}{first} of {what}: {shapes}{channels}{more}"
 
 
-def _channels(own: Tensor, given: Tensor) -> str:
+def _channels(own: Tensor, weight: Tensor) -> str:
     """A remark for two convolutions that differ only in their input channels."""
-    if own.ndim == given.ndim == 4 and own[:, 0].shape == given[:, 0].shape:
-        return f" (input channels: expected {own.shape[1]}, got {given.shape[1]})"
+    if own.ndim == weight.ndim == 4 and own[:, 0].shape == weight[:, 0].shape:
+        return f" (input channels: expected {own.shape[1]}, got {weight.shape[1]})"
     return ""
 
 

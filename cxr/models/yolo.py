@@ -82,15 +82,15 @@ class Yolo(nn.Module):
         Raises:
             ValueError: the weights do not fit this network.
         """
-        given = dict(state)
+        weights = dict(state)
         for name, values in state.items():
             if name.endswith(_FIRST_CONVOLUTION) and values.ndim == 4 and values.shape[1] == 3:
-                given[name] = values.sum(1, keepdim=True)
-        shapes = {name[name.find("model.") :]: values.shape for name, values in given.items()}
+                weights[name] = values.sum(1, keepdim=True)
+        shapes = {name[name.find("model.") :]: values.shape for name, values in weights.items()}
         own = self.detector.state_dict()
         skipped = [name for name in own if _CLASS_LAYERS in name and shapes.get(name) != own[name].shape]
         pretrained.load(
-            self.detector, given, "YOLOv5 of this size, as the `ultralytics` package trains it", skip=skipped
+            self.detector, weights, "YOLOv5 of this size, as the `ultralytics` package trains it", skip=skipped
         )
         return skipped
 
@@ -116,10 +116,10 @@ def predict_boxes(network: Yolo, x_B1HW: Tensor, *, min_score: float, nms_iou: f
     importlib.import_module("torchvision.ops")  # Ultralytics uses torchvision's NMS if it has been imported
     suppress = ultralytics("utils.nms").non_max_suppression
     height, width = x_B1HW.shape[-2:]
-    kept = suppress(
+    suppressed = suppress(
         network(x_B1HW)[0], min_score, nms_iou, multi_label=True, max_det=max_boxes, max_time_img=math.inf
     )
     boxes = x_B1HW.new_full((len(x_B1HW), max_boxes, 6), math.nan)
-    for row, image_boxes in zip(boxes, kept, strict=True):
+    for row, image_boxes in zip(boxes, suppressed, strict=True):
         row[: len(image_boxes)] = image_boxes
     return boxes / boxes.new_tensor([width, height, width, height, 1, 1])

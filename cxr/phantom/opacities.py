@@ -131,8 +131,8 @@ def _wedge(scene: Scene, side: int, rng: np.random.Generator) -> Points:
     """A triangle from the hilum to the chest wall with concave sides."""
     tip = np.add(scene.anatomy.hilum(side), (side * 0.05, 0.0))
     y = rng.choice([rng.uniform(-0.50, -0.30), rng.uniform(0.0, 0.15)])
-    spread = rng.uniform(0.09, 0.15)
-    wall_y = y + spread * np.array([-1, 0, 1])
+    width = rng.uniform(0.09, 0.15)
+    wall_y = y + width * np.array([-1, 0, 1])
     wall = np.column_stack([side * (scene.anatomy.cage_x(wall_y) + 0.01), wall_y])
     inner = (tip + wall) / 2 + np.column_stack([np.zeros(3), 0.25 * (y - wall_y)])
     return closed_curve(np.vstack([tip, inner[0], wall, inner[2]]), 6)

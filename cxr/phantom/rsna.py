@@ -60,8 +60,8 @@ def write_rsna_phantom(
         if not exam.is_test:
             boxes = opacities(exam)
             labels += [f"{image},{','.join(map(str, box))},1" for box in boxes] or [f"{image},,,,,0"]
-            other = "No Lung Opacity / Not Normal" if exam.phantom.labels else "Normal"
-            classes += [f"{image},{'Lung Opacity' if boxes else other}"] * max(1, len(boxes))
+            normal_class = "No Lung Opacity / Not Normal" if exam.phantom.labels else "Normal"
+            classes += [f"{image},{'Lung Opacity' if boxes else normal_class}"] * max(1, len(boxes))
         mapping.append({rsna_pneumonia.MAPPED_IMAGE: image, rsna_pneumonia.NIH_IMAGE: exam.image_id})
         poses.append({schema.IMAGE_ID: image, schema.TRUE_THETA: exam.phantom.pose_unit.reshape(-1).tolist()})
         if on_exam:

@@ -186,7 +186,7 @@ def read_by_three(exam: Exam, index: int, seed: int) -> list[Row]:
 
 def _read(truth: Sequence[ReaderBox], side: int, rng: np.random.Generator) -> list[ReaderBox]:
     """The boxes that a reader draws on an image of `side` x `side` pixels."""
-    seen = [drawn for drawn in truth if rng.random() >= MISSED]
+    seen = [box for box in truth if rng.random() >= MISSED]
     if rng.random() < INVENTED:
         low = rng.uniform(0.1, 0.7, 2) * side
         seen.append((str(rng.choice(VINBIGDATA_FINDINGS)), (*low, *(low + rng.uniform(0.04, 0.25, 2) * side))))
@@ -205,8 +205,8 @@ def _box_by_reader(corners: Sequence[float], side: int, rng: np.random.Generator
     return *low.tolist(), *np.clip(np.ceil(box[1]), low + 1, side).tolist()
 
 
-def _rows(image: str, reader: str, drawn: Iterable[ReaderBox]) -> list[Row]:
-    rows = [(image, name, VINBIGDATA_FINDINGS.index(name), reader, *map(float, corners)) for name, corners in drawn]
+def _rows(image: str, reader: str, boxes: Iterable[ReaderBox]) -> list[Row]:
+    rows = [(image, name, VINBIGDATA_FINDINGS.index(name), reader, *map(float, corners)) for name, corners in boxes]
     return list(rows) or [(image, schema.NO_FINDING, schema.NO_FINDING_CLASS, reader, "", "", "", "")]
 
 

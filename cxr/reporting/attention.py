@@ -38,20 +38,20 @@ def colored(picture_HW: np.ndarray) -> np.ndarray:
 def boxed(picture_HW3: np.ndarray, boxes_N4: np.ndarray, color: str = palette.PREDICTION) -> np.ndarray:
     """A picture with the outlines of boxes, which are fractions of its width and height."""
     height, width = picture_HW3.shape[:2]
-    drawn = np.ascontiguousarray(picture_HW3)
+    canvas = np.ascontiguousarray(picture_HW3)
     for x_min, y_min, x_max, y_max in np.rint(boxes_N4 * (width, height, width, height)).astype(int).tolist():
-        cv2.rectangle(drawn, (x_min, y_min), (x_max - 1, y_max - 1), palette.rgb(color), max(1, height // 256))
-    return drawn
+        cv2.rectangle(canvas, (x_min, y_min), (x_max - 1, y_max - 1), palette.rgb(color), max(1, height // 256))
+    return canvas
 
 
 def titled(picture_HW3: np.ndarray, text: str) -> np.ndarray:
     """A picture with a line of text on a darkened strip along its upper edge."""
-    drawn = np.ascontiguousarray(picture_HW3)
-    scale = max(0.3, _LETTERS * len(drawn))
+    canvas = np.ascontiguousarray(picture_HW3)
+    scale = max(0.3, _LETTERS * len(canvas))
     strip = round(36 * scale)
-    drawn[:strip] //= 2
-    cv2.putText(drawn, text, (3, round(26 * scale)), cv2.FONT_HERSHEY_SIMPLEX, scale, _TEXT, 1, cv2.LINE_AA)
-    return drawn
+    canvas[:strip] //= 2
+    cv2.putText(canvas, text, (3, round(26 * scale)), cv2.FONT_HERSHEY_SIMPLEX, scale, _TEXT, 1, cv2.LINE_AA)
+    return canvas
 
 
 def sheet(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:

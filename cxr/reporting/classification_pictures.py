@@ -180,8 +180,8 @@ def _forest(lines: Sequence[_Line], title: str, at: float, noted: str) -> Figure
     figure = Figure(figsize=(8.6, 0.3 * len(lines) + 1.3), layout="constrained")
     ax, beside = figure.subplots(1, 2, sharey=True, width_ratios=[5, 3 if noted else 2])
     ax.axvline(at, **_LINE)
-    for place, line in enumerate(lines):
-        _draw_line(ax, beside, place, line)
+    for row, line in enumerate(lines):
+        _draw_line(ax, beside, row, line)
     ax.set_yticks(range(len(lines)), [line.name for line in lines], fontsize=9)
     ax.set_ylim(len(lines) - 0.4, -0.6)
     ax.tick_params("x", labelsize=8)
@@ -195,15 +195,15 @@ def _forest(lines: Sequence[_Line], title: str, at: float, noted: str) -> Figure
     return figure
 
 
-def _draw_line(ax: Axes, beside: Axes, place: int, line: _Line) -> None:
+def _draw_line(ax: Axes, beside: Axes, row: int, line: _Line) -> None:
     weight, marker, color, width = (
         ("bold", "D", palette.MARK, 1.8) if line.bold else ("normal", "o", palette.MODEL, 1.2)
     )
-    ax.plot([line.low, line.high], [place, place], color=color, linewidth=width, solid_capstyle="butt")
-    ax.plot(line.value, place, marker, color=color, markersize=5)
+    ax.plot([line.low, line.high], [row, row], color=color, linewidth=width, solid_capstyle="butt")
+    ax.plot(line.value, row, marker, color=color, markersize=5)
     said = interval(line.value, line.low, line.high)
-    beside.text(0, place, said, va="center", fontsize=8, weight=weight)
-    beside.text(_NOTE_AT, place, line.note, va="center", fontsize=8, color=palette.NEUTRAL)
+    beside.text(0, row, said, va="center", fontsize=8, weight=weight)
+    beside.text(_NOTE_AT, row, line.note, va="center", fontsize=8, color=palette.NEUTRAL)
 
 
 def _spoken(finding: str) -> str:

@@ -173,7 +173,7 @@ def area_figure(shares: Mapping[str, Sequence[np.ndarray]], findings: Sequence[s
         filled = [f for f, values in enumerate(of) if len(values)]
         if filled:
             line = {"color": _COLORS[name]}
-            drawn = axes.boxplot(
+            plot = axes.boxplot(
                 [of[f] for f in filled],
                 positions=[f + shift for f in filled],
                 widths=0.3,
@@ -185,7 +185,7 @@ def area_figure(shares: Mapping[str, Sequence[np.ndarray]], findings: Sequence[s
                 medianprops=line | {"linewidth": 2.5},
                 flierprops={"marker": ".", "markersize": 2, "markeredgecolor": _COLORS[name]},
             )
-            drawn["boxes"][0].set_label(name)
+            plot["boxes"][0].set_label(name)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))

@@ -17,20 +17,20 @@ def together(folds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
     NaN where a fold could not measure it: a mean over other folds would be one over other patients.
     """
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for name in folds[0]:
         values = np.array([metrics.get(name, math.nan) for metrics in folds])
-        found |= {name: float(values.mean()), name + SD: float(values.std(ddof=1))}
-    return found
+        figures |= {name: float(values.mean()), name + SD: float(values.std(ddof=1))}
+    return figures
 
 
 def table(folds: Sequence[Mapping[str, float]]) -> str:
     """A line a metric: mean ± SD, then each fold's value."""
-    found = together(folds)
+    figures = together(folds)
     rows = [
         [
             name,
-            f"{_number(found[name])} ± {_number(found[name + SD])}",
+            f"{_number(figures[name])} ± {_number(figures[name + SD])}",
             *(_number(metrics.get(name, math.nan)) for metrics in folds),
         ]
         for name in sorted(folds[0])

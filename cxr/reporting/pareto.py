@@ -54,7 +54,7 @@ def entries(trials: Sequence[Trial], objectives: Mapping[str, str]) -> list[dict
             "trial": trial.trial,
             "objectives": {name: trial.metrics[name] for name in objectives},
             "checkpoint": trial.checkpoint,
-            "drawn": trial.drawn,
+            "sampled": trial.sampled,
         }
         for trial in trials
         if trial.on_front
@@ -95,7 +95,7 @@ def _plot(axes: Axes, places: Mapping[Place, list[Trial]], objectives: Mapping[s
     if joined:
         axes.plot(*zip(*front, strict=True), color=palette.MODEL, lw=1.2, zorder=1)
         ends = dict.fromkeys((front[0], front[-1]))
-        axes.set_title("\n".join(_told(end, places[end], objectives) for end in ends), loc="left", fontsize=8)
+        axes.set_title("\n".join(_label(end, places[end], objectives) for end in ends), loc="left", fontsize=8)
     for place, named in places.items():
         leads = place in front
         color = palette.MODEL if leads else palette.FRAME
@@ -131,5 +131,5 @@ def _ids(named: Sequence[Trial]) -> str:
     return ", ".join(trial.trial for trial in named)
 
 
-def _told(place: Place, named: Sequence[Trial], names: Iterable[str]) -> str:
+def _label(place: Place, named: Sequence[Trial], names: Iterable[str]) -> str:
     return f"{_ids(named)}: " + ", ".join(f"{name} {value:.4g}" for name, value in zip(names, place, strict=True))

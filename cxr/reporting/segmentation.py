@@ -12,10 +12,10 @@ from cxr.reporting.tables import Table, csv_text, interval, number
 _WORST = 10  # images in the page's table
 
 
-def summary_table(predicted: Mapping[str, float], sure: Mapping[str, MeanInterval]) -> Table:
+def summary_table(predicted: Mapping[str, float], intervals: Mapping[str, MeanInterval]) -> Table:
     """One row for each metric, with its confidence interval if there is one."""
     named = [(title, name) for name, title in _TITLES.items() if name in predicted]
-    return Table(["metric", "value (95 %)"], [[title, _cell(name, predicted, sure)] for title, name in named])
+    return Table(["metric", "value (95 %)"], [[title, _cell(name, predicted, intervals)] for title, name in named])
 
 
 _TITLES = {
@@ -33,10 +33,10 @@ _TITLES = {
 }
 
 
-def _cell(name: str, predicted: Mapping[str, float], sure: Mapping[str, MeanInterval]) -> str:
+def _cell(name: str, predicted: Mapping[str, float], intervals: Mapping[str, MeanInterval]) -> str:
     digits = 1 if name.startswith("hd95") else 3
-    if name in sure:
-        return interval(predicted[name], sure[name].low, sure[name].high, digits)
+    if name in intervals:
+        return interval(predicted[name], intervals[name].low, intervals[name].high, digits)
     return number(predicted[name], digits)
 
 

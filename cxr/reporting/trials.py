@@ -25,13 +25,13 @@ FEWEST_FOR_IMPORTANCES = 20  # trials; estimates from fewer are noise
 
 @dataclass(frozen=True)
 class Trial:
-    """One row of the results: what was drawn and what came of it."""
+    """One row of the results: the sampled settings and what they led to."""
 
     trial: str
     status: str  # "done", "stopped early" or "failed: …"
     epochs: int
     value: float  # best of the recipe's monitor; NaN for a failed trial
-    drawn: dict[str, Any]
+    sampled: dict[str, Any]
     metrics: dict[str, float]
     checkpoint: str  # "" for a failed trial
     on_front: bool | None = None  # the Pareto front of several objectives; None where only the monitor counts
@@ -44,7 +44,7 @@ class Trial:
             **self.front(),
             "status": self.status,
             "epochs": self.epochs,
-            **self.drawn,
+            **self.sampled,
             **{name: value for name, value in self.metrics.items() if name != monitor},
             "checkpoint": self.checkpoint,
         }
@@ -72,21 +72,21 @@ def write_trials(trials: Sequence[Trial], monitor: str, out: str, objectives: Co
 
 
 def trials_table(trials: Sequence[Trial], monitor: str, objectives: Collection[str] = ()) -> str:
-    """Markdown table of rank, trial, monitor, other objectives, Pareto front, epochs, status and what was drawn."""
-    others = [name for name in objectives if name != monitor]
-    drawn = list(dict.fromkeys(name for trial in trials for name in trial.drawn))
+    """Markdown table of rank, trial, monitor, other objectives, Pareto front, epochs, status and sampled settings."""
+    secondary = [name for name in objectives if name != monitor]
+    settings = list(dict.fromkeys(name for trial in trials for name in trial.sampled))
     front = list(dict.fromkeys(name for trial in trials for name in trial.front()))
-    head = ["rank", "trial", monitor, *others, *front, "epochs", "status", *drawn]
+    head = ["rank", "trial", monitor, *secondary, *front, "epochs", "status", *settings]
     rows = [
         [
             str(rank),
             t.trial,
             _number(t.value),
-            *(_number(t.metrics.get(n, math.nan)) for n in others),
+            *(_number(t.metrics.get(n, math.nan)) for n in secondary),
             *t.front().values(),
             str(t.epochs),
             t.status,
-            *(_number(t.drawn.get(n)) for n in drawn),
+            *(_number(t.sampled.get(n)) for n in settings),
         ]
         for rank, t in enumerate(trials, 1)
     ]
@@ -104,7 +104,7 @@ def study_of(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], max
     study = optuna.create_study(direction="maximize" if maximize else "minimize")
     for trial in trials:
         if math.isfinite(trial.value):
-            params = {name: trial.drawn[name] for name in space}
+            params = {name: trial.sampled[name] for name in space}
             study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(space), value=trial.value))
     optuna.logging.set_verbosity(quiet)
     return study
@@ -179,7 +179,7 @@ def _parallel(trials: Sequence[Trial], space: Mapping[str, BaseDistribution], mo
     axes = figure.subplots()
     colors = _colors(trials)
     for trial, color in reversed(list(zip(trials, colors, strict=True))):
-        heights = [_height(trial.drawn[name], d) for name, d in space.items()] + [_share(trial, trials)]
+        heights = [_height(trial.sampled[name], d) for name, d in space.items()] + [_share(trial, trials)]
         axes.plot(heights, color=color, lw=2.8 if trial is trials[0] else 1.2, alpha=0.9, marker="o", ms=3)
     for at, distribution in enumerate(space.values()):
         axes.axvline(at, color=palette.FRAME, lw=0.8, zorder=0)
@@ -214,7 +214,7 @@ def _share(trial: Trial, trials: Sequence[Trial]) -> float:
 
 
 def _height(value: Any, distribution: BaseDistribution) -> float:
-    """Where a drawn value lies on its axis, 0–1, on a log scale where it was drawn on one."""
+    """Position of a sampled value on its axis, 0–1, on a log scale if it was sampled on one."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices.index(value) / max(1, len(distribution.choices) - 1)
     low, high = distribution.low, distribution.high  # pyright: ignore[reportAttributeAccessIssue]

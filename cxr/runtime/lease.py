@@ -101,13 +101,13 @@ class _Lease:
         left = _read(self._uri)
         if left is None:
             return None
-        other = _parsed(left)
-        if other.get("machine") == self._about["machine"]:
-            if _lives(other):
+        holder = _parsed(left)
+        if holder.get("machine") == self._about["machine"]:
+            if _lives(holder):
                 raise self._in_use(left)
             return left
         console.note(
-            f"{self._folder} was in use by another run ({_described(other)}); waiting up to {STALE_S:g} s to see "
+            f"{self._folder} was in use by another run ({_described(holder)}); waiting up to {STALE_S:g} s to see "
             f"whether it is still alive"
         )
         deadline = time.monotonic() + STALE_S
@@ -136,9 +136,9 @@ def _read(uri: str) -> bytes | None:
 
 def _parsed(content: bytes) -> dict[str, Any]:
     with suppress(ValueError):
-        found = json.loads(content)
-        if isinstance(found, dict):
-            return found
+        lease = json.loads(content)
+        if isinstance(lease, dict):
+            return lease
     return {}
 
 
@@ -162,14 +162,14 @@ def _this_process() -> dict[str, Any]:
     }
 
 
-def _lives(other: dict[str, Any]) -> bool:
+def _lives(lease: dict[str, Any]) -> bool:
     """Whether a process of this machine is still running, and is not a new process with the same id."""
     try:
-        process = psutil.Process(other.get("process", 0))
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - other.get("started", 0)) < 1
+        process = psutil.Process(lease.get("process", 0))
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - lease.get("started", 0)) < 1
     except psutil.Error:
         return False
 
 
-def _described(other: dict[str, Any]) -> str:
-    return f"process {other.get('process', '?')} on {other.get('host', '?')}, since {other.get('since', '?')}"
+def _described(lease: dict[str, Any]) -> str:
+    return f"process {lease.get('process', '?')} on {lease.get('host', '?')}, since {lease.get('since', '?')}"

@@ -80,7 +80,7 @@ def read(location: str, classes: Classes = "number") -> Read:
     words = table.column(CLASS if by_number else CLASS_NAME)
     findings, known = _findings(words, by_number, classes)
     row_readers = table.column(READER) if READER in table else [""] * len(table.rows)
-    drawn: dict[str, dict[tuple[str, ...], dict[str, Any]]] = {}
+    unique_boxes: dict[str, dict[tuple[str, ...], dict[str, Any]]] = {}
     readers_by_image: dict[str, dict[str, None]] = defaultdict(dict)
     healthy: set[tuple[str, str]] = set()  # (image, reader) pairs with "No finding"
     unsure: dict[str, set[str]] = defaultdict(set)
@@ -88,7 +88,7 @@ def read(location: str, classes: Classes = "number") -> Read:
     columns = image_keys(table, IMAGE), words, row_readers
     corner_columns = zip(*(table.column(name) for name in rater_agreement.CORNERS), strict=True)
     for row, (image, word, reader, corners) in enumerate(zip(*columns, corner_columns, strict=True)):
-        of_image = drawn.setdefault(image, {})
+        of_image = unique_boxes.setdefault(image, {})
         if reader:
             readers_by_image[image][reader] = None
         finding = known.get(word.removesuffix(".0") if by_number else word_key(word))
@@ -108,7 +108,7 @@ def read(location: str, classes: Classes = "number") -> Read:
     file = storage.name(location)
     notes = unknown_words_note(unknown_words, file, "all other findings of these images are unknown")
     contradictions = 0
-    for image, of_image in drawn.items():
+    for image, of_image in unique_boxes.items():
         contradictory = [key for key in of_image if (image, key[1]) in healthy]
         contradictions += len({key[1] for key in contradictory})
         for key in contradictory:
@@ -121,7 +121,7 @@ def read(location: str, classes: Classes = "number") -> Read:
         notes.append(
             f"readings with both 'No finding' and a box: {contradictions:,}; the findings of these boxes are unknown"
         )
-    boxes = {image: list(of_image.values()) for image, of_image in drawn.items()}
+    boxes = {image: list(of_image.values()) for image, of_image in unique_boxes.items()}
     readers = {image: tuple(readers_by_image[image]) for image in boxes}
     return Read(findings, boxes, readers, _frames(table), unsure, notes)
 

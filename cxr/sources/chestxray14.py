@@ -206,7 +206,7 @@ def _boxes(uri: str, keys: Sequence[str]) -> tuple[pa.Array, list[str]]:
     boxes: dict[str, list[dict[str, str | float]]] = {}
     unknown_words: Counter[str] = Counter()
     for key, rows in rows_by_image(table, INDEX).items():
-        drawn: dict[tuple[str | float, ...], dict[str, str | float]] = {}  # repeated boxes count once
+        unique_boxes: dict[tuple[str | float, ...], dict[str, str | float]] = {}  # repeated boxes count once
         for row in rows:
             finding = _WORDS.get(word_key(words[row]), NO_FINDING)
             if finding == NO_FINDING:
@@ -218,9 +218,9 @@ def _boxes(uri: str, keys: Sequence[str]) -> tuple[pa.Array, list[str]]:
             except ValueError:
                 raise table.error(row, "x, y, width and height as numbers", ", ".join(values)) from None
             corners = {schema.X_MIN: x, schema.Y_MIN: y, schema.X_MAX: x + width, schema.Y_MAX: y + height}
-            drawn[finding, *corners.values()] = {schema.LABEL: finding, **corners}
-        if drawn:
-            boxes[key] = list(drawn.values())
+            unique_boxes[finding, *corners.values()] = {schema.LABEL: finding, **corners}
+        if unique_boxes:
+            boxes[key] = list(unique_boxes.values())
     notes = unknown_words_note(unknown_words, BOXES_FILE, "these boxes are dropped")
     return pa.array([boxes.get(key) for key in keys], _BOXES_TYPE), notes
 
@@ -280,14 +280,14 @@ def _labels_by_image(entries: _Entries, keys: Sequence[str]) -> tuple[list[Row |
             row = listed[0]
             labels_NC[image], differ_in_labels = of_text[row[at]]
         elif listed:
-            statements = [each for other in listed for each in texts[other[at]].statements]
+            statements = [each for row_fields in listed for each in texts[row_fields[at]].statements]
             labels_NC[image], differ_in_labels = agreed_labels(statements)
-            row, differ = merged_row([[*other[:at], "", *other[at + 1 :]] for other in listed])
+            row, differ = merged_row([[*row_fields[:at], "", *row_fields[at + 1 :]] for row_fields in listed])
             row[at] = "" if differ_in_labels else listed[0][at]
         rows.append(row)
         contradictory += differ or differ_in_labels
-        for other in listed:
-            if words := texts[other[at]].unknown_words:
+        for row_fields in listed:
+            if words := texts[row_fields[at]].unknown_words:
                 unknown_words.update(words)
     notes = unknown_words_note(unknown_words, entries.file, "the other findings of these rows are unknown")
     return rows, labels_NC, notes + contradictions_note(contradictory, entries.file)

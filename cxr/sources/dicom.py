@@ -144,8 +144,8 @@ def _standard_name(sop_class: str) -> str:
 def _kind_notes(headers: pa.Table) -> list[str]:
     counts = Counter(headers[header_scan.KIND].to_pylist())
     notes = []
-    if other := counts[header_scan.OTHER]:
-        notes.append(f"files that are not DICOM: {other:,}; each counts as an image of a patient of its own")
+    if not_dicom := counts[header_scan.OTHER]:
+        notes.append(f"files that are not DICOM: {not_dicom:,}; each counts as an image of a patient of its own")
     if unreadable := counts[header_scan.UNREADABLE]:
         reasons = Counter(pc.drop_null(headers[schema.ERROR]).to_pylist()).most_common(3)
         listed = ", ".join(f"{count:,} x {reason}" for reason, count in reasons)
@@ -188,8 +188,8 @@ def _unique(headers: pa.Table, folder: str) -> tuple[pa.Table, pa.Array, list[st
         notes.append(f"DICOM files without SOPInstanceUID: {dicom:,}; their paths are their ids")
     if not copies:
         return headers, pa.array(ids, pa.string()), notes
-    kept = np.array([row for row in range(len(ids)) if row not in copies])
-    return headers.take(pa.array(kept)), pa.array([ids[row] for row in kept], pa.string()), notes
+    rows_used = np.array([row for row in range(len(ids)) if row not in copies])
+    return headers.take(pa.array(rows_used)), pa.array([ids[row] for row in rows_used], pa.string()), notes
 
 
 def _digests(headers: pa.Table, rows: Sequence[int], folder: str) -> Iterable[tuple[int, str]]:

@@ -58,19 +58,19 @@ def manifest(uri: str) -> Manifest:
     if not table.rows:
         raise UserError(f"{uri}: expected one image per row, got no rows: add some")
     entries = table.column(uri_column)
-    given = {column: table.column(column) for column in _READ if column in table}
-    ids = [given_id or entry for given_id, entry in zip(given.get(schema.IMAGE_ID, entries), entries, strict=True)]
+    texts = {column: table.column(column) for column in _READ if column in table}
+    ids = [given_id or entry for given_id, entry in zip(texts.get(schema.IMAGE_ID, entries), entries, strict=True)]
     uris = _resolved(table, entries)
-    rows, repeated = _distinct_rows(table, ids, list(zip(ids, uris, *given.values(), strict=True)))
+    rows, repeated = _distinct_rows(table, ids, list(zip(ids, uris, *texts.values(), strict=True)))
     columns = {
-        column: pa.array([given[column][row] or None for row in rows], pa.string())
+        column: pa.array([texts[column][row] or None for row in rows], pa.string())
         for column in _COPIED
-        if column in given
+        if column in texts
     }
     image_ids = pa.array([ids[row] for row in rows], pa.string())
-    patients = given.get(schema.PATIENT_ID, ids)
+    patients = texts.get(schema.PATIENT_ID, ids)
     patient_ids = pa.array([patients[row] or ids[row] for row in rows], pa.string())
-    splits = _splits(table, rows, patient_ids, given.get(schema.SPLIT))
+    splits = _splits(table, rows, patient_ids, texts.get(schema.SPLIT))
     columns |= {
         schema.IMAGE_ID: image_ids,
         schema.PATIENT_ID: patient_ids,
@@ -80,7 +80,7 @@ def manifest(uri: str) -> Manifest:
     }
     notes = [f"repeated rows: {repeated:,}; each image is used once"] if repeated else []
     return Manifest(
-        manifest_table(columns), (), [*notes, *_patient_notes(patient_ids, splits, schema.PATIENT_ID in given)]
+        manifest_table(columns), (), [*notes, *_patient_notes(patient_ids, splits, schema.PATIENT_ID in texts)]
     )
 
 

@@ -246,12 +246,12 @@ def request(scan: Scan, part: ScanPart) -> dict[str, Any]:
 def serve() -> None:
     """The main function of a child process: write the parts that are requested on standard input, one per line."""
     for line in sys.stdin:
-        asked = json.loads(line)
-        secret = asked["pseudonyms"]
-        scan = Scan(asked["folder"], Pseudonyms(bytes.fromhex(secret["key"]), secret["keep_ids"]), [])
+        request = json.loads(line)
+        secret = request["pseudonyms"]
+        scan = Scan(request["folder"], Pseudonyms(bytes.fromhex(secret["key"]), secret["keep_ids"]), [])
         try:
-            scan.write(ScanPart(asked["name"], pa.table(asked["files"])))
-            answer = {"name": asked["name"]}
+            scan.write(ScanPart(request["name"], pa.table(request["files"])))
+            answer = {"name": request["name"]}
         except storage.StorageError as error:
             answer = {"storage": str(error)}
         except Exception as error:  # its text may quote a header
@@ -275,9 +275,9 @@ def _child() -> Iterator[Callable[[dict[str, Any]], None]]:
     assert process.stdout is not None
     stdin, stdout = process.stdin, process.stdout
 
-    def ask(asked: dict[str, Any]) -> None:
+    def ask(request: dict[str, Any]) -> None:
         try:
-            stdin.write(json.dumps(asked) + "\n")
+            stdin.write(json.dumps(request) + "\n")
             stdin.flush()
         except BrokenPipeError:
             pass

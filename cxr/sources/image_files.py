@@ -179,8 +179,8 @@ def _other_kind(path: str) -> str | None:
     """The kind of a file whose name shows that it is not an image; None for others."""
     if _is_hidden(path):
         return "hidden"
-    other = _OTHER_FILES.fullmatch(path.rpartition("/")[2])
-    return (other["suffix"] or other[0]).lower() if other else None
+    match = _OTHER_FILES.fullmatch(path.rpartition("/")[2])
+    return (match["suffix"] or match[0]).lower() if match else None
 
 
 def _is_hidden(path: str) -> bool:

@@ -106,8 +106,8 @@ def _mask(uri: str | None) -> dict[str, str | None]:
 
 
 def _notes(paths: Sequence[str], images: int, without_masks: int) -> list[str]:
-    others = sum(_side(path) is None for path in paths) - images
-    notes = [f"skipped files that are neither images of the database nor lung masks: {others:,}"] if others else []
+    skipped = sum(_side(path) is None for path in paths) - images
+    notes = [f"skipped files that are neither images of the database nor lung masks: {skipped:,}"] if skipped else []
     return (
         [*notes, f"without lung masks: {without_masks:,} of {counted(images, 'image')}"] if without_masks else notes
     )

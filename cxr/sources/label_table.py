@@ -189,11 +189,11 @@ class _Columns:
 def _recognize(location: str, table: pa.Table, labeling: Labeling) -> _Columns:
     """The columns that the options name, or that have a usual name or usual values."""
 
-    def find(given: str, option: str, usual: Sequence[str]) -> str | None:
-        if given.casefold() == NO_COLUMN:
+    def find(named: str, option: str, usual: Sequence[str]) -> str | None:
+        if named.casefold() == NO_COLUMN:
             return None
-        if given:
-            return _named(location, table, given, option)
+        if named:
+            return _named(location, table, named, option)
         by_key = {word_key(name): name for name in reversed(table.column_names)}
         return next((by_key[key] for key in usual if key in by_key), None)
 
@@ -203,22 +203,22 @@ def _recognize(location: str, table: pa.Table, labeling: Labeling) -> _Columns:
         raise UserError(
             f"{location}: expected a column with the images' names, got {got}: name it with --image-column"
         )
-    given = {
+    named = {
         schema.PATIENT_ID: (labeling.patient_column, "--patient-column"),
         schema.SPLIT: (labeling.split_column, "--split-column"),
         schema.VIEW: (labeling.view_column, "--view-column"),
     }
-    found = {name: find(*given.get(name, ("", "")), usual) for name, usual in _NAMES.items()}
+    columns = {name: find(*named.get(name, ("", "")), usual) for name, usual in _NAMES.items()}
     label_columns = [_named(location, table, name, "--label-columns") for name in labeling.label_columns]
-    details = {name: column for name, column in found.items() if column and column not in (image, *label_columns)}
-    others = [name for name in table.column_names if name not in (image, *details.values())]
-    others = [name for name in others if word_key(name) not in _NO_NAME]
+    details = {name: column for name, column in columns.items() if column and column not in (image, *label_columns)}
+    remaining = [name for name in table.column_names if name not in (image, *details.values())]
+    remaining = [name for name in remaining if word_key(name) not in _NO_NAME]
 
     finding = ""
     if len(label_columns) == 1 and not _has_values(table[label_columns[0]]):
         finding = label_columns[0]
     elif not label_columns:
-        usual = [name for key in _LISTS for name in others if word_key(name) == key]
+        usual = [name for key in _LISTS for name in remaining if word_key(name) == key]
         finding = next((name for name in usual if not _has_values(table[name])), "")
     if finding:
         value = find(labeling.value_column, "--value-column", _VALUE_COLUMNS)
@@ -230,13 +230,13 @@ def _recognize(location: str, table: pa.Table, labeling: Labeling) -> _Columns:
             f"{location}: expected a column with the names of findings for --value-column, got none: name it with "
             f"--label-columns"
         )
-    findings = label_columns or [name for name in others if _has_values(table[name])]
+    findings = label_columns or [name for name in remaining if _has_values(table[name])]
     if not findings:
         raise UserError(
             f"{location}: expected columns with {_EXPECTED_VALUE}, or one with the names of findings, got "
             f"{_some(table.column_names)}: name them with --label-columns"
         )
-    unused = [name for name in others if name not in findings]
+    unused = [name for name in remaining if name not in findings]
     notes = [f"columns of {storage.name(location)} that are not used: {_some(unused)}"] if unused else []
     return _Columns(image, details, findings=findings, notes=notes)
 

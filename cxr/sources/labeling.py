@@ -72,31 +72,30 @@ def with_boxes(manifest: Manifest, location: str, *, listed_only: bool = True) -
     Raises:
         UserError: as `read_boxes`, or the file lists none of the images.
     """
-    given = read_boxes(location)
+    read = read_boxes(location)
     file = storage.name(location)
-    images = _image_keys(manifest.table, given.boxes)
-    listed = [image for image in images if image in given.boxes]
+    images = _image_keys(manifest.table, read.boxes)
+    listed = [image for image in images if image in read.boxes]
     if not listed:
-        raise _no_match(location, images, given.boxes)
+        raise _no_match(location, images, read.boxes)
     table, rows = manifest.table, images
     if listed_only:
-        table, rows = table.filter(pa.array([image in given.boxes for image in images])), listed
+        table, rows = table.filter(pa.array([image in read.boxes for image in images])), listed
     frames = [
-        given.frames_px.get(image, own)
-        for image, own in zip(rows, table[schema.BOXES_FRAME].to_pylist(), strict=True)
+        read.frames_px.get(image, own) for image, own in zip(rows, table[schema.BOXES_FRAME].to_pylist(), strict=True)
     ]
-    columns = {schema.BOXES: [given.boxes.get(image) for image in rows], schema.BOXES_FRAME: frames}
+    columns = {schema.BOXES: [read.boxes.get(image) for image in rows], schema.BOXES_FRAME: frames}
     for name, values in columns.items():
         table = replace_column(table, name, pa.array(values, schema.MANIFEST.field(name).type))
-    table = replace_column(table, schema.LABELS, labels_column(given.labels(rows)))
+    table = replace_column(table, schema.LABELS, labels_column(read.labels(rows)))
     notes = [
         *manifest.notes,
-        *given.notes,
+        *read.notes,
         f"labels and boxes of {len(listed):,} of {counted(len(images), 'image')}: {file}",
-        *_count_notes("boxes", [given.boxes[image] for image in listed], given.findings),
-        *_unmatched_notes(file, images, given.boxes, "skipped" if listed_only else "so that their boxes are unknown"),
+        *_count_notes("boxes", [read.boxes[image] for image in listed], read.findings),
+        *_unmatched_notes(file, images, read.boxes, "skipped" if listed_only else "so that their boxes are unknown"),
     ]
-    return Manifest(table, given.findings, notes)
+    return Manifest(table, read.findings, notes)
 
 
 def with_masks(manifest: Manifest, labeling: Labeling) -> Manifest:
@@ -107,29 +106,29 @@ def with_masks(manifest: Manifest, labeling: Labeling) -> Manifest:
     """
     location = storage.normalize(labeling.masks)
     ids, files = (_keys(manifest.table[column]) for column in (schema.IMAGE_ID, schema.SOURCE_URI))
-    given = read_masks(
+    read = read_masks(
         location,
         {*ids, *files},
         label=labeling.mask_label,
         form=labeling.mask_code,
         quality=labeling.mask_quality,
     )
-    images = _image_keys(manifest.table, given.masks)
-    if given.masks.keys().isdisjoint(images):
-        raise _no_match(location, images, given.masks)
+    images = _image_keys(manifest.table, read.masks)
+    if read.masks.keys().isdisjoint(images):
+        raise _no_match(location, images, read.masks)
     masks: list[list[dict[str, Any]] | None] = []
     for image, own in zip(images, manifest.table[schema.MASKS].to_pylist(), strict=True):
-        of_image = given.masks.get(image, ())
+        of_image = read.masks.get(image, ())
         replaced = {mask[schema.LABEL] for mask in of_image}
-        others = [mask for mask in own or () if mask[schema.LABEL] not in replaced]
-        masks.append([*others, *of_image] if own is not None or of_image else None)
+        remaining = [mask for mask in own or () if mask[schema.LABEL] not in replaced]
+        masks.append([*remaining, *of_image] if own is not None or of_image else None)
     file = storage.name(location)
-    listed = [given.masks[image] for image in images if image in given.masks]
+    listed = [read.masks[image] for image in images if image in read.masks]
     notes = [
         *manifest.notes,
-        *given.notes,
-        *_mask_notes(file, listed, given.labels),
-        *_unmatched_notes(file, images, given.masks, "so that their masks are unknown"),
+        *read.notes,
+        *_mask_notes(file, listed, read.labels),
+        *_unmatched_notes(file, images, read.masks, "so that their masks are unknown"),
     ]
     column = pa.array(masks, schema.MANIFEST.field(schema.MASKS).type)
     return Manifest(replace_column(manifest.table, schema.MASKS, column), manifest.findings, notes)

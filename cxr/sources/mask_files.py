@@ -211,20 +211,20 @@ class _CodeTable:
 
     def rows(self, images: Collection[str], columns: Sequence[int]) -> Iterator[tuple[int, str, Sequence[str]]]:
         """Number in the file, `image_key` and values of each row; without the values for images not in `images`."""
-        wanted = [f"f{number}" for number in dict.fromkeys((self.image, *columns))]
+        names = [f"f{number}" for number in dict.fromkeys((self.image, *columns))]
         options = (
             csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES, autogenerate_column_names=True),
             csv.ParseOptions(newlines_in_values=True),  # in CheXmask's landmarks
-            csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())),
+            csv.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string())),
         )
         row = 1
         try:
             for batch in csv.open_csv(self._stream(), *options):
-                keys = map(image_key, batch[wanted[0]].to_pylist())
+                keys = map(image_key, batch[names[0]].to_pylist())
                 for at, key in enumerate(keys):
                     if row > 1:
-                        given = key in images
-                        yield row, key, [batch[f"f{n}"][at].as_py().strip() for n in columns] if given else ()
+                        known = key in images
+                        yield row, key, [batch[f"f{n}"][at].as_py().strip() for n in columns] if known else ()
                     row += 1
         except pa.ArrowInvalid as error:  # whose message may contain the row
             fields = re.search(r"Expected (\d+) columns, got (\d+)", str(error))
@@ -255,8 +255,8 @@ def _from_codes(table: _CodeTable, images: Collection[str], label: str, form: Ma
         of_image = masks.setdefault(image, {})
         if not values:
             continue
-        text, *others = values
-        name = mask_label(others.pop(0)) if word is not None else ""
+        text, *rest = values
+        name = mask_label(rest.pop(0)) if word is not None else ""
         of_label = of_image.setdefault(label or name, [])
         if text in _NO_MASK:
             continue
@@ -264,7 +264,7 @@ def _from_codes(table: _CodeTable, images: Collection[str], label: str, form: Ma
             in_order[rle.has_absolute_order(text)] += 1
         except ImageRejectedError:
             raise table.error(row, "pairs of a position and a length, or -1 for an empty mask", text) from None
-        of_label.append(_coded(label or name, text, size=_size(table, row, others) if sized else None))
+        of_label.append(_coded(label or name, text, size=_size(table, row, rest) if sized else None))
     chosen = _chosen_form(table.location, in_order) if form == "auto" else form
     for of_image in masks.values():
         for name, pieces in of_image.items():

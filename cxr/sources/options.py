@@ -67,8 +67,8 @@ class ReadOptions:
 
     def check_raw(self, archive: str) -> None:
         """Raise UserError if images are selected; call this for shards, whose images have been selected already."""
-        if given := self.describe():
-            options = " and ".join(f"--{name}" for name in given)
+        if changed := self.describe():
+            options = " and ".join(f"--{name}" for name in changed)
             raise UserError(
                 f"{archive} contains shards, whose images cannot be selected: omit {options}, or give it to "
                 f"jobs/ingest_archive.py when you make the shards"

@@ -146,10 +146,10 @@ def _labels(texts: pa.Array, file: str) -> tuple[np.ndarray, list[str]]:
     for text, (content, count) in enumerate(zip(encoded.dictionary.to_pylist(), images, strict=True)):
         words = _words(content)
         findings = {finding for word in words for finding in WORDS.get(word, ())}
-        others = [word for word in words if word not in WORDS]
-        strange = [word for word in others if word not in _OTHER_WORDS]
+        unlisted = [word for word in words if word not in WORDS]
+        strange = [word for word in unlisted if word not in _OTHER_WORDS]
         unrecognized.update(dict.fromkeys(strange, count))
-        unmapped.update(dict.fromkeys((word for word in others if word in WITHOUT_FINDING), count))
+        unmapped.update(dict.fromkeys((word for word in unlisted if word in WITHOUT_FINDING), count))
         is_contradictory = NORMAL in words and bool(findings)
         contradictory += count if is_contradictory else 0
         is_complete = not strange and EXCLUDED not in words and any(word not in UNINFORMATIVE for word in words)

@@ -108,17 +108,17 @@ def read_labels(table: CsvTable) -> tuple[dict[str, int], dict[str, list[Box] | 
         for row in rows:
             if targets[row] not in _TARGETS:
                 raise table.error(row, f"a {TARGET} of 0 or 1", targets[row])
-        drawn: dict[tuple[str, ...], int] = {}  # the first row of each place
+        first_rows: dict[tuple[str, ...], int] = {}  # the first row of each place
         for row in rows:
             if any(places[row]):
-                drawn.setdefault(places[row], row)
+                first_rows.setdefault(places[row], row)
         of_image = {_TARGETS[targets[row]] for row in rows}
-        if len(of_image) > 1 or (drawn and schema.NEGATIVE in of_image):
+        if len(of_image) > 1 or (first_rows and schema.NEGATIVE in of_image):
             contradictory += 1
             labels[image], boxes[image] = schema.UNKNOWN, None
             continue
         (labels[image],) = of_image
-        made = [_box(table, row, place) for place, row in drawn.items()]
+        made = [_box(table, row, place) for place, row in first_rows.items()]
         boxes[image] = made if made or labels[image] == schema.NEGATIVE else None
     return labels, boxes, contradictions_note(contradictory, storage.name(table.location))
 
@@ -172,8 +172,8 @@ def _mapping(location: str) -> tuple[dict[str, dict[str, str]], list[str]]:
 
 def _patients(nih_images: Sequence[str | None], keys: Sequence[str]) -> pa.Array:
     """The patient in a name such as 00000013_005.png, without leading zeros; else the image itself."""
-    found = pc.extract_regex(pa.array(nih_images, pa.string()), r"^0*(?P<patient>\d+)_\d+")
-    return pc.coalesce(pc.struct_field(found, "patient"), pa.array(keys, pa.string()))
+    numbers = pc.extract_regex(pa.array(nih_images, pa.string()), r"^0*(?P<patient>\d+)_\d+")
+    return pc.coalesce(pc.struct_field(numbers, "patient"), pa.array(keys, pa.string()))
 
 
 def _extra(class_name: str | None, nih_image: str | None) -> str | None:

@@ -166,10 +166,10 @@ class _Columns:
 
     def compare(self, comparison: Comparison) -> np.ndarray:
         """(N,) bool: the rows for which the comparison is true."""
-        name, wanted = comparison.column, comparison.values
+        name, compared = comparison.column, comparison.values
         values = self.values(name)
         if values.dtype.kind == "f":
-            numbers = np.array([self._number(name, value) for value in wanted])
+            numbers = np.array([self._number(name, value) for value in compared])
             if comparison.operator in _ORDERS:
                 return _ORDERS[comparison.operator](values, numbers[0])  # false for NaN
             return np.isin(values, numbers) | (np.isnan(values) & bool(np.isnan(numbers).any()))
@@ -177,9 +177,9 @@ class _Columns:
             raise UserError(
                 f"--select: expected == or in after {name}, which is text, got {comparison.operator}: correct it"
             )
-        folded = [None if value.casefold() == _UNKNOWN else value.casefold() for value in wanted]
+        folded = [None if value.casefold() == _UNKNOWN else value.casefold() for value in compared]
         different, index = self._different(name)
-        self._check_values(name, wanted, different)
+        self._check_values(name, compared, different)
         matches = np.array([value in folded for value in different], bool)
         return matches[index]
 
@@ -250,10 +250,10 @@ class _Columns:
         except ValueError:
             raise UserError(f"--select: expected a number after {name}, got {value!r}: correct it") from None
 
-    def _check_values(self, name: str, wanted: Sequence[str], different: Sequence[str | None]) -> None:
+    def _check_values(self, name: str, values: Sequence[str], different: Sequence[str | None]) -> None:
         """Raise UserError for a value that neither an image nor the standard has: it is most likely misspelled."""
         allowed = {*different, _UNKNOWN, *(code.casefold() for code in _CODES.get(name, ()))}
-        for value in wanted:
+        for value in values:
             if value.casefold() not in allowed:
                 listed = sorted(_shown(name, text) for text in different if text is not None)
                 there = "" if name in _IDS else f"; the images have {', '.join(listed[:_MOST_VALUES])}"

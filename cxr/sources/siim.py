@@ -152,12 +152,14 @@ def _from_dicom_release(location: str) -> tuple[dict[str, _Entry], list[str]]:
         row_codes = dict.fromkeys(codes[row] for row in rows)  # repeated rows count once
         pieces = [code for code in row_codes if _is_piece(code)]
         empty = [code for code in row_codes if code in _NO_MASK]
-        others = [code for code in row_codes if code not in pieces and code not in empty]
-        unknown_words.update(others)
+        unusable = [code for code in row_codes if code not in pieces and code not in empty]
+        unknown_words.update(unusable)
         contradictory += bool(pieces and empty)
         if pieces and not empty:
-            entries[image] = _Entry(image, schema.POSITIVE, None if others else [_mask(code=code) for code in pieces])
-        elif empty and not pieces and not others:
+            entries[image] = _Entry(
+                image, schema.POSITIVE, None if unusable else [_mask(code=code) for code in pieces]
+            )
+        elif empty and not pieces and not unusable:
             entries[image] = _Entry(image, schema.NEGATIVE, [_mask(code=rle.EMPTY)])
         else:
             entries[image] = _Entry(image, schema.UNKNOWN, None)

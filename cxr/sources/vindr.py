@@ -61,7 +61,7 @@ def manifest(uri: str) -> Manifest:
     """
     lists = zip(PARTS, BOXES_FILES, LABELS_FILES, strict=True)
     parts = {part: _read_part(_location(uri, drawn), _location(uri, labeled)) for part, drawn, labeled in lists}
-    listed = {part: told.images for part, told in parts.items()}
+    listed = {part: read.images for part, read in parts.items()}
     if not any(listed.values()):
         raise UserError(f"expected {' or '.join(BOXES_FILES)} in {uri}, got neither: add one, or use --source folder")
     files, notes = list_images(uri)
@@ -177,8 +177,8 @@ def _read_image_labels(location: str) -> _ImageLabels:
         fields = ["" if position is None else values[position] for position in positions]
         if invalid := next((value for value in fields if value not in _VALUES), None):
             raise table.error(row, "labels of 0, 1 or blank", invalid)
-        *given, normal = (_VALUES[value] for value in fields)
-        labels = np.array(given, np.int8)
+        *of_findings, normal = (_VALUES[value] for value in fields)
+        labels = np.array(of_findings, np.int8)
         if normal == POSITIVE:
             contradicting |= {(image, reader)} if (labels == POSITIVE).any() else set()
             labels = np.where(labels == POSITIVE, UNKNOWN, NEGATIVE)

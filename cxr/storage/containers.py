@@ -82,12 +82,12 @@ def list_members(uri: str, special: Counter[str]) -> Iterator[FileEntry]:
     if member in container.members:
         yield FileEntry(_member_uri(address, member), name(uri), container.members[member].size)
         return
-    prefix, found = f"{member}/" if member else "", False
+    prefix, exists = f"{member}/" if member else "", False
     for path, entry in container.members.items():
         if path.startswith(prefix):
-            found = True
+            exists = True
             yield FileEntry(_member_uri(address, path), path.removeprefix(prefix), entry.size)
-    if not found and member:
+    if not exists and member:
         raise storage_error(uri, FileNotFoundError(uri))
     if container.damage:
         yield FileEntry(local_uri(f"{address}!"), f"{name(address)}!", 0)

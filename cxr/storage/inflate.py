@@ -85,14 +85,14 @@ class InflatingStream:
         self._decompressor = None if method == STORED else self._open(method)
 
     def read(self, size: int = -1, /) -> bytes:
-        wanted = self._left if size < 0 else min(size, self._left)
+        remaining = self._left if size < 0 else min(size, self._left)
         pieces: list[bytes] = []
-        while wanted:
-            piece = self._piece(wanted)
+        while remaining:
+            piece = self._piece(remaining)
             if not piece:
                 reject_damaged(self._uri, "it is truncated")
             pieces.append(piece)
-            wanted -= len(piece)
+            remaining -= len(piece)
             self._left -= len(piece)
             self._crc = zlib.crc32(piece, self._crc)
         if not self._left:

@@ -27,20 +27,20 @@ def best_kept(recipe: Recipe, count: int, reported: Sequence[Reported]) -> list[
     return best_first[:count]
 
 
-def averaged_network(kept: Sequence[ray.train.Checkpoint], engine: Engine) -> nn.Module:
+def averaged_network(checkpoints: Sequence[ray.train.Checkpoint], engine: Engine) -> nn.Module:
     """A new network with the mean of the kept ones' weights; the engine's task gets the first one's state."""
     states: list[dict[str, Tensor]] = []
-    for one in kept:
-        states.append(_loaded(one, checkpoint_files.WEIGHTS))
+    for saved in checkpoints:
+        states.append(_loaded(saved, checkpoint_files.WEIGHTS))
         if len(states) == 1:
-            checkpoint.restore_task_state(engine.task, _loaded(one, checkpoint_files.TASK))
+            checkpoint.restore_task_state(engine.task, _loaded(saved, checkpoint_files.TASK))
     network = copy.deepcopy(engine.shipped())
     network.load_state_dict(checkpoint.averaged(states))
     return network
 
 
-def _loaded(kept: ray.train.Checkpoint, name: str) -> dict[str, Tensor]:
+def _loaded(saved: ray.train.Checkpoint, name: str) -> dict[str, Tensor]:
     """One file of a checkpoint: what resuming needs is larger, and stays where it is."""
-    assert kept.filesystem is not None
-    with kept.filesystem.open_input_stream(f"{kept.path}/{name}") as file:
+    assert saved.filesystem is not None
+    with saved.filesystem.open_input_stream(f"{saved.path}/{name}") as file:
         return torch.load(io.BytesIO(file.read()), weights_only=True, map_location="cpu")

@@ -120,7 +120,7 @@ class Engine:
         moved = self.moved(batches)
         if isinstance(self.task, BatchLookahead):
             moved = self.task.look_ahead(moved)
-        return (batch for one in moved for batch in repeat(one, self.stage.data_echo_factor))
+        return (batch for batch_on_device in moved for batch in repeat(batch_on_device, self.stage.data_echo_factor))
 
     def step(self, batch: Batch, *, last: bool = True) -> dict[str, Tensor]:
         """Augment, forward and backward; with `last`, also update the weights. Returns detached terms, without a host
@@ -253,12 +253,12 @@ class MovingAverage(AveragedModel):
         """Move toward `model`; the first update copies it."""
         done = int(self.n_averaged)  # on the CPU
         grown = 1 - math.exp(-(done + 1) / self.ramp) if self.ramp else 1.0
-        kept = self.decay * grown if done else 0.0
+        decay = self.decay * grown if done else 0.0
         pairs = list(zip(_values(self.module), _values(model), strict=True))
         for dtype in {own.dtype for own, _ in pairs}:
             averages, values = zip(*(pair for pair in pairs if pair[0].dtype == dtype), strict=True)
             if dtype.is_floating_point:
-                torch._foreach_lerp_(averages, values, 1 - kept)  # pyright: ignore[reportPrivateImportUsage]
+                torch._foreach_lerp_(averages, values, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
             else:
                 torch._foreach_copy_(averages, values)  # pyright: ignore[reportPrivateImportUsage]
         self.n_averaged += 1

@@ -189,7 +189,7 @@ def _describe(
 def _run_config(
     recipe: Recipe, out: str, name: str, options: RunOptions, callbacks: Sequence[UserCallback]
 ) -> RunConfig:
-    kept = CheckpointConfig(
+    checkpoints = CheckpointConfig(
         num_to_keep=options.num_to_keep,
         checkpoint_score_attribute=CHECKPOINT_SCORE,
         checkpoint_score_order=recipe.mode,
@@ -200,7 +200,7 @@ def _run_config(
         storage_path=path,
         storage_filesystem=files,
         failure_config=FailureConfig(max_failures=options.max_failures),
-        checkpoint_config=kept,
+        checkpoint_config=checkpoints,
         callbacks=list(callbacks),
     )
 
@@ -248,10 +248,10 @@ def _finish(returned: Mapping[str, Any], recipe: Recipe, out: str, name: str) ->
             f"{recipe.monitor} could not be measured in any epoch: check that the validation images have the labels, "
             f"boxes or masks that it needs"
         )
-    kept = checkpoint_files.copy_for_scoring(
+    uri = checkpoint_files.copy_for_scoring(
         storage.join(out, name, best["checkpoint"]), storage.join(out, "checkpoint")
     )
-    return Fitted(kept, checkpoint_files.read_about(kept)["metrics"], rows[-1]["epoch"])
+    return Fitted(uri, checkpoint_files.read_about(uri)["metrics"], rows[-1]["epoch"])
 
 
 class ExactlyOnceDataConfig(DataConfig):

@@ -51,17 +51,17 @@ class SettingsMismatchError(RuntimeError):
 class CheckApplied(UserCallback):
     """Ends a trial whose workers report other settings than the sampled ones."""
 
-    def __init__(self, drawn: Mapping[str, Any]) -> None:
-        self.drawn = dict(drawn)
+    def __init__(self, sampled: Mapping[str, Any]) -> None:
+        self.sampled = dict(sampled)
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         for rank, reported in enumerate(metrics):
-            check_applied(self.drawn, reported["applied"], rank)
+            check_applied(self.sampled, reported["applied"], rank)
 
 
-def check_applied(drawn: Mapping[str, Any], applied: Mapping[str, Any], rank: int = 0) -> None:
+def check_applied(sampled: Mapping[str, Any], applied: Mapping[str, Any], rank: int = 0) -> None:
     """Raise SettingsMismatchError unless the worker of `rank` reports every sampled value as applied."""
-    wrong = [f"{k}: sampled {v!r}, applied {applied.get(k)!r}" for k, v in drawn.items() if applied.get(k) != v]
+    wrong = [f"{k}: sampled {v!r}, applied {applied.get(k)!r}" for k, v in sampled.items() if applied.get(k) != v]
     if wrong:
         raise SettingsMismatchError(
             f"worker {rank} trained with other settings than the sampled ones: {'; '.join(wrong)}"
@@ -164,12 +164,12 @@ def searched(recipe: Recipe, options: SearchOptions) -> dict[str, BaseDistributi
             f"frozen_params={' '.join(sorted(unknown))}: expected settings that this search samples, which are "
             f"{', '.join(space) or 'none'}{f' for the stages {stages}' * bool(stages)}"
         )
-    if not (drawn := recipe.active_search_space(options.frozen_params)):
+    if not (active := recipe.active_search_space(options.frozen_params)):
         raise UserError(
             f"frozen_params={' '.join(options.frozen_params)} leaves no setting of family {recipe.family} to search, "
             f"so that all trials would be equal: remove some of them from --frozen-params"
         )
-    return drawn
+    return active
 
 
 class EarlyStopping(ASHAScheduler):
@@ -322,7 +322,7 @@ def _check_dashboard() -> None:
 def _trainable(
     recipe: Recipe, archive: str, out: str, run: RunOptions, reading: ReadOptions, objectives: tuple[str, ...]
 ) -> Any:
-    """The function that Tune calls for each trial: `fit` with the settings drawn for it, in a folder of its own.
+    """The function that Tune calls for each trial: `fit` with its sampled settings, in a folder of its own.
 
     A trial of one worker trains in its own process: a controller and a worker would be two more processes, whose
     start takes longer than many a trial trains. Tune starts a trial again if it dies with its machine, and would as
@@ -332,17 +332,17 @@ def _trainable(
 
     in_process = run.workers == 1
 
-    def trial(drawn: dict[str, Any]) -> None:
+    def trial(sampled: dict[str, Any]) -> None:
         folder = storage.join(out, TRIALS, tune.get_context().get_trial_id())
         with _once(storage.join(folder, FAILED), this_search):
-            mine = recipe_from_dict(base).replace(**drawn)
+            mine = recipe_from_dict(base).replace(**sampled)
             fit(
                 mine,
                 archive,
                 folder,
                 replace(run, resume=storage.exists(storage.join(folder, "train"))),
                 reading=reading,
-                callbacks=[CheckApplied(drawn), ReportBest(mine, folder, objectives, in_process=in_process)],
+                callbacks=[CheckApplied(sampled), ReportBest(mine, folder, objectives, in_process=in_process)],
                 in_process=in_process,
                 show_epochs=False,
             )
@@ -376,20 +376,20 @@ def _trial(result: Any, recipe: Recipe, out: str) -> Trial:
     trial_id = (result.metrics or {}).get("trial_id") or storage.name(result.path).split("_")[1]
     folder = storage.join(out, TRIALS, trial_id)
     rows = read_metrics(folder)
-    drawn = dict(result.config or {})
+    sampled = dict(result.config or {})
     best = best_row(rows, recipe)
     if result.error is not None or best is None:
         reason = str(result.error or f"no epoch gave a finite {recipe.monitor}").strip().splitlines()[-1]
-        return Trial(trial_id, f"failed: {reason}", len(rows), math.nan, drawn, {}, "")
-    kept = _keep(folder, best["checkpoint"])
-    metrics = checkpoint_files.read_about(kept)["metrics"]
+        return Trial(trial_id, f"failed: {reason}", len(rows), math.nan, sampled, {}, "")
+    checkpoint = _keep(folder, best["checkpoint"])
+    metrics = checkpoint_files.read_about(checkpoint)["metrics"]
     status = "done" if rows[-1]["epoch"] == recipe.total_epochs else "stopped early"
-    return Trial(trial_id, status, len(rows), best[recipe.monitor], drawn, metrics, kept)
+    return Trial(trial_id, status, len(rows), best[recipe.monitor], sampled, metrics, checkpoint)
 
 
 def _keep(folder: str, epoch: str) -> str:
     """The trial's best checkpoint under its stable name; a trial stopped early has not been given it yet."""
-    kept = storage.join(folder, "checkpoint")
-    if not storage.exists(storage.join(kept, checkpoint_files.ABOUT)):
-        checkpoint_files.copy_for_scoring(storage.join(folder, "train", epoch), kept)
-    return kept
+    target = storage.join(folder, "checkpoint")
+    if not storage.exists(storage.join(target, checkpoint_files.ABOUT)):
+        checkpoint_files.copy_for_scoring(storage.join(folder, "train", epoch), target)
+    return target

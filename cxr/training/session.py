@@ -54,7 +54,7 @@ class RayTrainSession:
         ray.train.report(metrics, checkpoint, checkpoint_dir_name=name)
 
     def reported(self) -> list[Reported]:
-        return [Reported(one.checkpoint, one.metrics) for one in ray.train.get_all_reported_checkpoints()]
+        return [Reported(saved.checkpoint, saved.metrics) for saved in ray.train.get_all_reported_checkpoints()]
 
     def stream(self, split: str) -> DataIterator | None:
         return ray.train.get_dataset_shard(split)
@@ -93,7 +93,9 @@ class InProcessSession:
         uri = storage.join(self.out, self.name, name)
         storage.upload_folder(Path(folder), uri)
         reported = Reported(_checkpoint(uri), metrics)
-        self._reported = [one for one in self._reported if storage.name(one.checkpoint.path) != name] + [reported]
+        self._reported = [saved for saved in self._reported if storage.name(saved.checkpoint.path) != name] + [
+            reported
+        ]
         self._delete_all_but_the_best()
         for callback in self.callbacks:
             callback.after_report(None, [metrics], reported.checkpoint)  # pyright: ignore[reportArgumentType]
@@ -114,10 +116,10 @@ class InProcessSession:
 
         best = sorted(range(len(self._reported)), key=rank, reverse=True)[: self.keep]
         stays = {*best, len(self._reported) - 1}
-        for number, one in enumerate(self._reported):
+        for number, saved in enumerate(self._reported):
             if number not in stays:
-                storage.delete(storage.join(self.out, self.name, storage.name(one.checkpoint.path)))
-        self._reported = [one for number, one in enumerate(self._reported) if number in stays]
+                storage.delete(storage.join(self.out, self.name, storage.name(saved.checkpoint.path)))
+        self._reported = [saved for number, saved in enumerate(self._reported) if number in stays]
 
 
 def _checkpoint(uri: str) -> Checkpoint:

@@ -61,7 +61,7 @@ def train_all(
         for name, recipe in recipes.items()
         for seed in seeds or (recipe.seed,)
     ]
-    todo = [one for one in planned if not _finished(one[2])]
+    todo = [item for item in planned if not _finished(item[2])]
     fits = room(run, raw=not shards.is_shards(storage.normalize(archive)), beside=RUN_CPU)
     start = ray.remote(num_cpus=RUN_CPU, max_retries=run.max_failures)(_train_one)
     running: dict[Any, str] = {}

@@ -182,11 +182,11 @@ class Worker:
             return
         self.progress.averaged = due
         resume = self._resume(engine)
-        network = averaged_network([one.checkpoint for one in best], engine)
+        network = averaged_network([reported.checkpoint for reported in best], engine)
         self._seed(self.progress.epoch)
         metrics = engine.validated(network, val.every)
         report = {**self._described(AVERAGE, metrics), **self._rank(metrics, in_last_stage=True)}
-        report["averaged"] = sorted(one.metrics["epoch"] for one in best)
+        report["averaged"] = sorted(reported.metrics["epoch"] for reported in best)
         self._report(engine, metrics, report, network, resume)
 
     def _rank(self, metrics: dict[str, float], *, in_last_stage: bool) -> dict[str, Any]:

@@ -248,7 +248,7 @@ def test_mistakes_raise_errors(archive: str, tmp_path: Path) -> None:
     rest = write_run(tmp_path / "rest", dict(list(scored.items())[:-5]), archive=archive)
     assert "no scored images or findings in common" in mistake(rest, out, against=others)
     fracture = write_run(tmp_path / "fracture", {i: [0.5] for i in scored}, ("Fracture",), archive=archive)
-    assert "scores are of Fracture, labels of Mass, Edema, Hernia" in mistake(fracture, out)
+    assert "the scored findings are Fracture, the labeled ones Mass, Edema, Hernia" in mistake(fracture, out)
     narrow = write_run(tmp_path / "narrow", {i: [0.5] for i in scored}, archive=archive)
     assert "expected 3 values per image, one for each finding, got [1]" in mistake(narrow, out)
     assert "expected --resamples of 1 or more, got 0" in mistake(run, out, resamples=0)

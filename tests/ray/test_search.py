@@ -43,12 +43,12 @@ def test_drawn_weights_take_effect_and_trials_are_ranked(made: str, tmp_path: Pa
     )
     assert len(trials) == 2
     assert [t.value for t in trials] == sorted((t.value for t in trials), reverse=True)
-    assert len({t.drawn["structure_weight"] for t in trials}) == 2
+    assert len({t.sampled["structure_weight"] for t in trials}) == 2
     losses = {read_metrics(f"{out}/trials/{t.trial}")[0]["train/structure"] for t in trials}
     assert len(losses) == 2
     for trial in trials:
         recipe = checkpoint.load(trial.checkpoint).recipe
-        assert {name: getattr(recipe, name) for name in SPACE} == trial.drawn
+        assert {name: getattr(recipe, name) for name in SPACE} == trial.sampled
     write_trials(trials, "group_correlation", out)
     with (Path(out) / "trials.csv").open() as file:
         assert [row["trial"] for row in csv.DictReader(file)] == [t.trial for t in trials]

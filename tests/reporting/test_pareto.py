@@ -59,7 +59,7 @@ def test_the_front_as_plain_data() -> None:
         "trial": "b",
         "objectives": {"auroc": 0.8, "error": 5.0},
         "checkpoint": "/b",
-        "drawn": {"lr": 0.1},
+        "sampled": {"lr": 0.1},
     }
 
 

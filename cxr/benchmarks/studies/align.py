@@ -185,7 +185,7 @@ def metrics(
     """
     results = {f"iou_{method}{ending}": float(off_diagonal_mean(iou)) for method, iou in comparison.iou.items()}
     for source in sorted(set(sources)):
-        rows = torch.tensor([i for i, other in enumerate(sources) if other == source])
+        rows = torch.tensor([i for i, image_source in enumerate(sources) if image_source == source])
         for method, iou in comparison.iou.items():
             results[f"iou_{method}_{source}{ending}"] = float(off_diagonal_mean(iou[rows][:, rows]))
     low, high = gain_interval(comparison.iou[CXR], comparison.iou[ECC], seed)

@@ -39,8 +39,8 @@ class StillCodec:
         """A whole file of a uint8 picture, headers included."""
         sink = io.BytesIO()
         value = int(quality) if self.whole else quality
-        given = {self.setting: [value] if self.listed else value}
-        Image.fromarray(picture_HW).save(sink, self.kind, **given, **self.options)
+        options = {self.setting: [value] if self.listed else value}
+        Image.fromarray(picture_HW).save(sink, self.kind, **options, **self.options)
         return sink.getvalue()
 
     def decode(self, data: bytes) -> np.ndarray:

@@ -130,8 +130,8 @@ def picture(results: Sequence[LocalizationResult]) -> Figure:
     figure = Figure(figsize=(3.6 * columns, 3.4 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).reshape(-1)
     for axes, of in zip(grid, panels, strict=False):
-        for place, result in enumerate(results):
-            _curve(axes, result, of, palette.series(place))
+        for row, result in enumerate(results):
+            _curve(axes, result, of, palette.series(row))
         tidy(axes, "iou")
         axes.set_title(of[0] if len(of) == 1 else "mean over findings", fontsize=10)
     for axes in grid[len(panels) :]:

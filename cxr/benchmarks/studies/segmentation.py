@@ -103,8 +103,8 @@ class SegmentationResult:
             for name, of in (("dice", self.dice), ("positive_dice", self.positive_dice))
             for end in ("low", "high")
         }
-        other = {"dice_sd": self.dice_sd, "forward_ms": self.forward_ms, **asdict(self.architecture)}
-        return {"network": self.name, **self.figures, **ends, **other}
+        details = {"dice_sd": self.dice_sd, "forward_ms": self.forward_ms, **asdict(self.architecture)}
+        return {"network": self.name, **self.figures, **ends, **details}
 
 
 def evaluate(

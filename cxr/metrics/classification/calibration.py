@@ -35,10 +35,10 @@ def reliability(scores_NF: np.ndarray, labels_NF: np.ndarray, bins: int = BINS) 
     scores, labels = checked(scores_NF, labels_NF)
     findings = labels.shape[1]
     known = labels != UNKNOWN
-    place = np.minimum((scores * bins).astype(int), bins - 1) + bins * np.arange(findings)
+    bin_index = np.minimum((scores * bins).astype(int), bins - 1) + bins * np.arange(findings)
 
     def summed(values: np.ndarray) -> np.ndarray:
-        return np.bincount(place[known], values[known], minlength=findings * bins).reshape(findings, bins)
+        return np.bincount(bin_index[known], values[known], minlength=findings * bins).reshape(findings, bins)
 
     counts = summed(np.ones_like(scores))
     observed = ratio(summed((labels == POSITIVE).astype(float)), counts)
@@ -52,6 +52,6 @@ def calibration_error(scores_NF: np.ndarray, labels_NF: np.ndarray, bins: int = 
     the probability *of the finding* (Naeini et al. 2015). Guo et al. (2017) bin the confidence in the likelier class
     instead.
     """
-    found = reliability(scores_NF, labels_NF, bins)
-    apart = np.where(found.counts > 0, found.counts * np.abs(found.probability - found.observed), 0)
-    return ratio(apart.sum(1), found.counts.sum(1))
+    curve = reliability(scores_NF, labels_NF, bins)
+    apart = np.where(curve.counts > 0, curve.counts * np.abs(curve.probability - curve.observed), 0)
+    return ratio(apart.sum(1), curve.counts.sum(1))

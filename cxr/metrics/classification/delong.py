@@ -34,17 +34,17 @@ def delong(scores_NF: np.ndarray, others_NF: np.ndarray, labels_NF: np.ndarray) 
     difference is 0 (for example, if both models are perfect). If both rank all images equally, p is 1.
     """
     scores, labels = checked(scores_NF, labels_NF)
-    others, _ = checked(others_NF, labels_NF)
-    columns = [_finding(scores[:, f], others[:, f], labels[:, f]) for f in range(labels.shape[1])]
+    baseline, _ = checked(others_NF, labels_NF)
+    columns = [_finding(scores[:, f], baseline[:, f], labels[:, f]) for f in range(labels.shape[1])]
     return DeLong(*np.array(columns, np.float64).reshape(-1, 6).T)
 
 
-def _finding(scores: np.ndarray, others: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:
+def _finding(scores: np.ndarray, baseline: np.ndarray, labels: np.ndarray) -> tuple[float, ...]:
     positive, negative = labels == POSITIVE, labels == NEGATIVE
     if not positive.any() or not negative.any():
         return (math.nan,) * 6
     wins, losses = _placements(scores[positive], scores[negative])
-    wins_other, losses_other = _placements(others[positive], others[negative])
+    wins_other, losses_other = _placements(baseline[positive], baseline[negative])
     area, other = wins.mean(), wins_other.mean()
     error = _standard_error(wins - wins_other, losses - losses_other)
     difference = area - other
@@ -60,9 +60,11 @@ def _placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray,
     return _share_below(positive, negative), 1 - _share_below(negative, positive)
 
 
-def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-    ordered = np.sort(others)
-    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / (2 * len(others))
+def _share_below(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    ordered = np.sort(thresholds)
+    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / (
+        2 * len(thresholds)
+    )
 
 
 def _standard_error(wins: np.ndarray, losses: np.ndarray) -> float:

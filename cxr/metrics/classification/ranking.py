@@ -76,12 +76,12 @@ def _ends_of_ties(scores_NF: np.ndarray) -> np.ndarray:
 def auroc(scores_NF: np.ndarray, labels_NF: np.ndarray) -> np.ndarray:
     """(F,) area under the ROC curve, the probability that a positive ranks above a negative; NaN without both
     classes."""
-    found = ranked(scores_NF, labels_NF)
-    return ratio(_from_zero_area(found), found.positives * found.negatives)
+    ranks = ranked(scores_NF, labels_NF)
+    return ratio(_from_zero_area(ranks), ranks.positives * ranks.negatives)
 
 
-def _from_zero_area(found: Ranked) -> np.ndarray:
-    true, false = (np.pad(counts, ((1, 0), (0, 0))) for counts in (found.true, found.false))
+def _from_zero_area(ranks: Ranked) -> np.ndarray:
+    true, false = (np.pad(counts, ((1, 0), (0, 0))) for counts in (ranks.true, ranks.false))
     return np.trapezoid(true, false, axis=0)
 
 
@@ -90,10 +90,10 @@ def average_precision(scores_NF: np.ndarray, labels_NF: np.ndarray) -> np.ndarra
 
     The step-wise sum of scikit-learn, without interpolation.
     """
-    found = ranked(scores_NF, labels_NF)
-    precision = found.true / np.maximum(1, found.true + found.false)
-    gained = np.diff(found.true, axis=0, prepend=0)
-    return np.where(found.measurable, ratio((gained * precision).sum(0), found.positives), np.nan)
+    ranks = ranked(scores_NF, labels_NF)
+    precision = ranks.true / np.maximum(1, ranks.true + ranks.false)
+    gained = np.diff(ranks.true, axis=0, prepend=0)
+    return np.where(ranks.measurable, ratio((gained * precision).sum(0), ranks.positives), np.nan)
 
 
 def specificity_counts(negatives: np.ndarray, specificity: float) -> np.ndarray:
@@ -103,10 +103,10 @@ def specificity_counts(negatives: np.ndarray, specificity: float) -> np.ndarray:
 
 def sensitivity_at(scores_NF: np.ndarray, labels_NF: np.ndarray, specificity: float = 0.9) -> np.ndarray:
     """(F,) highest sensitivity of any threshold with at least this specificity; NaN without both classes."""
-    found = ranked(scores_NF, labels_NF)
-    allowed = found.false <= specificity_counts(found.negatives, specificity)
-    best = np.where(allowed, found.true, 0).max(0, initial=0)
-    return np.where(found.measurable, ratio(best, found.positives), np.nan)
+    ranks = ranked(scores_NF, labels_NF)
+    allowed = ranks.false <= specificity_counts(ranks.negatives, specificity)
+    best = np.where(allowed, ranks.true, 0).max(0, initial=0)
+    return np.where(ranks.measurable, ratio(best, ranks.positives), np.nan)
 
 
 def roc_curve(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,10 +128,10 @@ def precision_recall_curve(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[
 
 def _steps(scores_N: np.ndarray, labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts of negatives and positives predicted positive, from none to all, each pair once."""
-    found = ranked(scores_N[:, None], labels_N[:, None])
-    if not found.measurable[0]:
+    ranks = ranked(scores_N[:, None], labels_N[:, None])
+    if not ranks.measurable[0]:
         raise ValueError("a curve needs at least one positive and one negative label")
-    pairs = np.stack([found.false[:, 0], found.true[:, 0]])
+    pairs = np.stack([ranks.false[:, 0], ranks.true[:, 0]])
     pairs = np.pad(pairs, ((0, 0), (1, 0)))
     false, true = pairs[:, np.append(True, np.diff(pairs).any(0))]
     return false, true

@@ -19,8 +19,8 @@ def auroc_intervals(
     Args:
         patients_N: one id per image, of any sortable type; images of a patient are resampled together.
     """
-    drawn = resampled_aurocs(scores_NF, labels_NF, patients_N, resamples, seed)
-    return intervals(auroc(scores_NF, labels_NF), drawn)
+    sampled = resampled_aurocs(scores_NF, labels_NF, patients_N, resamples, seed)
+    return intervals(auroc(scores_NF, labels_NF), sampled)
 
 
 def paired_gain(
@@ -34,8 +34,10 @@ def paired_gain(
 ) -> Intervals:
     """AUROC of `scores` minus that of `others`, the scores of two models on the same images and the same
     resamples."""
-    one, other = (resampled_aurocs(s, labels_NF, patients_N, resamples, seed) for s in (scores_NF, others_NF))
-    return intervals(auroc(scores_NF, labels_NF) - auroc(others_NF, labels_NF), one - other)
+    sampled, sampled_baseline = (
+        resampled_aurocs(s, labels_NF, patients_N, resamples, seed) for s in (scores_NF, others_NF)
+    )
+    return intervals(auroc(scores_NF, labels_NF) - auroc(others_NF, labels_NF), sampled - sampled_baseline)
 
 
 def resampled_aurocs(
@@ -47,11 +49,11 @@ def resampled_aurocs(
     if len(patients) != len(labels):
         raise ValueError(f"expected one patient id per image, got {len(patients)} for {len(labels)} images")
     findings = [_Finding.of(scores[:, f], labels[:, f], patients) for f in range(labels.shape[1])]
-    found = np.full((resamples, len(findings)), np.nan)
+    aurocs = np.full((resamples, len(findings)), np.nan)
     for block, times in enumerate(resamples_of(len(ids), resamples, seed)):
         for column, finding in enumerate(findings):
-            found[block * BLOCK : (block + 1) * BLOCK, column] = finding.aurocs(times)
-    return found
+            aurocs[block * BLOCK : (block + 1) * BLOCK, column] = finding.aurocs(times)
+    return aurocs
 
 
 @dataclass(frozen=True)

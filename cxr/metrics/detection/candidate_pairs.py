@@ -18,9 +18,9 @@ class Pairs:
     true: np.ndarray  # (P,) row of the true boxes
     iou: np.ndarray  # (P,) float64
 
-    def at(self, kept: np.ndarray) -> Pairs:
+    def at(self, index: np.ndarray) -> Pairs:
         """Some of the pairs, by a mask or an index."""
-        return Pairs(self.predicted[kept], self.true[kept], self.iou[kept])
+        return Pairs(self.predicted[index], self.true[index], self.iou[index])
 
     def firsts(self) -> np.ndarray:
         """The index at which the pairs of each predicted box begin."""
@@ -32,8 +32,8 @@ class Pairs:
         if not len(starts):
             return self
         highest = np.repeat(np.maximum.reduceat(self.iou, starts), np.diff([*starts.tolist(), len(self.iou)]))
-        kept = np.flatnonzero(self.iou == highest)
-        return self.at(kept[np.diff(self.predicted[kept], prepend=-1) > 0])
+        first_best = np.flatnonzero(self.iou == highest)
+        return self.at(first_best[np.diff(self.predicted[first_best], prepend=-1) > 0])
 
 
 def pairs(predicted: Boxes, true: Boxes, *, any_finding: bool = False) -> Pairs:

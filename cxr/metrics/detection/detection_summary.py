@@ -65,7 +65,7 @@ def coco_average_precisions(
 
 def paired_gain(
     predicted: Boxes,
-    others: Boxes,
+    compared: Boxes,
     true: Boxes,
     patients_N: np.ndarray,
     findings: int,
@@ -74,11 +74,13 @@ def paired_gain(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Intervals:
-    """VOC's average precisions of `predicted` minus those of `others`, on the same images and resamples."""
-    true_positive = [(some, true_positives(some, true, iou)) for some in (predicted, others)]
-    one, other = (np.array([curve.voc_ap() for curve in curves(*of, true, findings)]) for of in true_positive)
-    drawn, drawn_other = (resampled_aps(*of, true, patients_N, findings, resamples, seed) for of in true_positive)
-    return intervals(one - other, drawn - drawn_other)
+    """VOC's average precisions of `predicted` minus those of `compared`, on the same images and resamples."""
+    true_positive = [(some, true_positives(some, true, iou)) for some in (predicted, compared)]
+    values, baseline = (np.array([curve.voc_ap() for curve in curves(*of, true, findings)]) for of in true_positive)
+    sampled, sampled_baseline = (
+        resampled_aps(*of, true, patients_N, findings, resamples, seed) for of in true_positive
+    )
+    return intervals(values - baseline, sampled - sampled_baseline)
 
 
 def summarize(

@@ -26,9 +26,9 @@ def voc_true_positives(predicted: Boxes, candidates: Pairs, iou: float) -> np.nd
     """
     best = candidates.best()
     best = best.at(best.iou > iou)
-    place = np.empty(len(predicted.score), np.int64)
-    place[by_score(predicted)] = np.arange(len(predicted.score))
-    order = np.argsort(place[best.predicted], kind="stable")
+    rank = np.empty(len(predicted.score), np.int64)
+    rank[by_score(predicted)] = np.arange(len(predicted.score))
+    order = np.argsort(rank[best.predicted], kind="stable")
     _, first = np.unique(best.true[order], return_index=True)
     true_positive = np.zeros(len(predicted.score), bool)
     true_positive[best.predicted[order[first]]] = True

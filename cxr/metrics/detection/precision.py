@@ -118,14 +118,14 @@ class _Weighted:
         cls, predicted: Boxes, true_positive_M: np.ndarray, true: Boxes, patients_N: np.ndarray, finding: int
     ) -> _Weighted:
         patients, own = patients_N[predicted.image], predicted.finding == finding
-        rows, others = (np.flatnonzero(own & kind) for kind in (true_positive_M, ~true_positive_M))
+        rows, false_positives = (np.flatnonzero(own & kind) for kind in (true_positive_M, ~true_positive_M))
         rows = rows[np.argsort(-predicted.score[rows], kind="stable")]
         falling = -predicted.score[rows]
-        groups = np.searchsorted(falling, -predicted.score[others], "left")
+        groups = np.searchsorted(falling, -predicted.score[false_positives], "left")
         grouped = np.argsort(groups, kind="stable")[: int((groups < len(rows)).sum())]
         ends = np.searchsorted(falling, falling, "right") - 1
         of_true = patients_N[true.image[true.finding == finding]]
-        return cls(patients[rows], ends, patients[others[grouped]], groups[grouped], of_true)
+        return cls(patients[rows], ends, patients[false_positives[grouped]], groups[grouped], of_true)
 
     def aps(self, times_PR: np.ndarray) -> np.ndarray:
         """(R,) average precision if each patient's images count as often as the patient was drawn; NaN without a true

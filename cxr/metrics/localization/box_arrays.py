@@ -41,9 +41,9 @@ class Boxes:
         scale = np.stack([width_N, height_N, width_N, height_N], axis=1)[self.image]
         return replace(self, xyxy=self.xyxy * scale)
 
-    def at(self, kept: np.ndarray) -> Boxes:
+    def at(self, index: np.ndarray) -> Boxes:
         """Some of the boxes, by a mask or an index; images keep their rows."""
-        return Boxes(self.image[kept], self.finding[kept], self.xyxy[kept], self.score[kept])
+        return Boxes(self.image[index], self.finding[index], self.xyxy[index], self.score[index])
 
 
 def _floats(boxes: pa.Array, name: str) -> np.ndarray:

@@ -44,15 +44,15 @@ class Located:
 
     def of(self, findings: Sequence[int]) -> Located:
         """Some of the findings, by their indices, in this order."""
-        place = np.full(self.known.shape[1], -1)
-        place[list(findings)] = np.arange(len(findings))
-        selected = place[self.finding] >= 0
+        column = np.full(self.known.shape[1], -1)
+        column[list(findings)] = np.arange(len(findings))
+        selected = column[self.finding] >= 0
         return Located(
             best={name: values[:, findings] for name, values in self.best.items()},
             pointed=self.pointed[:, findings],
             known=self.known[:, findings],
             image=self.image[selected],
-            finding=place[self.finding[selected]],
+            finding=column[self.finding[selected]],
             overlap={name: values[selected] for name, values in self.overlap.items()},
         )
 
@@ -96,12 +96,12 @@ def locate(predicted: Boxes, true: Boxes, known_NF: np.ndarray) -> Located:
     overlap = {name: np.zeros(len(predicted.image)) for name in MEASURES}
     predicted_keys, true_keys = (_keys(boxes_of, known_NF) for boxes_of in (predicted, true))
     for key in np.unique(true_keys):
-        place = np.unravel_index(key, known_NF.shape)
+        index = np.unravel_index(key, known_NF.shape)
         ours, theirs = (slice(*np.searchsorted(keys, [key, key + 1])) for keys in (predicted_keys, true_keys))
         for name, measured in zip(MEASURES, (boxes.iou, boxes.iobb), strict=True):
             overlap[name][ours] = measured(predicted.xyxy[ours], true.xyxy[theirs]).max(1)
-            best[name][place] = overlap[name][ours].max(initial=0)
-        pointed[place] = _points_into(predicted.at(np.arange(ours.start, ours.stop)), true.xyxy[theirs])
+            best[name][index] = overlap[name][ours].max(initial=0)
+        pointed[index] = _points_into(predicted.at(np.arange(ours.start, ours.stop)), true.xyxy[theirs])
     return Located(best, pointed, known_NF, predicted.image, predicted.finding, overlap)
 
 

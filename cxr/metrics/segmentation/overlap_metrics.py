@@ -85,10 +85,10 @@ def image_level(rows: Tensor, probability_N: Tensor | None = None) -> dict[str, 
     `probability_N`, if all images have one. NaN without both classes.
     """
     labels = (rows[:, TRUE] > 0).cpu().numpy()[:, None].astype(np.int8)
-    called = (rows[:, PREDICTED] > 0).cpu().numpy()[:, None]
+    predicted_positive = (rows[:, PREDICTED] > 0).cpu().numpy()[:, None]
     values = {
-        "image_sensitivity": decisions(called, labels).recall.item(),
-        "image_specificity": ratio((~called & (labels == 0)).sum(), (labels == 0).sum()).item(),
+        "image_sensitivity": decisions(predicted_positive, labels).recall.item(),
+        "image_specificity": ratio((~predicted_positive & (labels == 0)).sum(), (labels == 0).sum()).item(),
     }
     if probability_N is not None and bool(probability_N.isfinite().all()):
         values["image_auroc"] = auroc(probability_N.double().cpu().numpy()[:, None], labels).item()
