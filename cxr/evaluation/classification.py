@@ -61,7 +61,7 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     result = {"metrics": metrics(summary, joined), "findings": tables.write_summary(summary, out)}
     if options.against:
         sections.append(compared(joined, truth, options, out, result))
-    return finish_report(run, archive, options.split, counted, sections, result, out)
+    return finish_report(run, archive, options, counted, sections, result, out)
 
 
 def one_sided(scores: ClassificationScores, truth: LabelTruth, rows: np.ndarray) -> list[FindingRow]:

@@ -67,7 +67,7 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     result |= {"boxes": tables.write_findings(summary, out), "findings": label_tables.write_summary(labels, out)}
     if options.against:
         sections.append(compared(evaluation, truth, options, result))
-    return finish_report(run, archive, options.split, lead, sections, result, out)
+    return finish_report(run, archive, options, lead, sections, result, out)
 
 
 @dataclass(frozen=True)

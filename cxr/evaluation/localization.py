@@ -50,7 +50,7 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
         sections.append(_classification_section(joined, options, out, result))
     if options.against:
         sections += compared(evaluation, joined, truth, options, out, result)
-    return finish_report(run, archive, options.split, lead, sections, result, out)
+    return finish_report(run, archive, options, lead, sections, result, out)
 
 
 def _labeled(scores: classification_data.ClassificationScores, truth: BoxTruth) -> LabeledScores | None:

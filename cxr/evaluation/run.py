@@ -101,7 +101,13 @@ def read_run(uri: str) -> Run:
 
 
 def finish_report(
-    run: Run, archive: str, split: str, lead: str, sections: Sequence[Section], result: dict[str, Any], out: str
+    run: Run,
+    archive: str,
+    options: ReportOptions,
+    lead: str,
+    sections: Sequence[Section],
+    result: dict[str, Any],
+    out: str,
 ) -> dict[str, Any]:
     """Write the report's pages into the URI `out`. Returns `result` with the URIs of the pages and pictures, and null
     in place of NaN.
@@ -110,7 +116,10 @@ def finish_report(
         archive: the ground truth; empty for a report without one.
     """
     facts = {"scores": run.uri, "model family": run.family, "checkpoint SHA-256": run.checkpoint_sha256}
-    facts |= {"scored archive": ", ".join(run.archives), "ground truth": archive or "none", "split": split}
+    facts |= {"scored archive": ", ".join(run.archives), "ground truth": archive or "none"}
+    if archive:
+        facts |= {name.replace("_", " "): str(value) for name, value in options.labeling.describe().items()}
+    facts["split"] = options.split
     about = Section("About this report", [Table(["", ""], [[name, fact] for name, fact in facts.items()])])
     title = f"{run.family} on {storage.name(archive or run.archives[0])}"
     pages = write_report(out, title, lead, [*sections, about])

@@ -120,7 +120,7 @@ def report(run: Run, options: ReportOptions, out: str, kinds: Sequence[Kind]) ->
     for part in described:
         metrics |= part.metrics
         result |= part.files
-    return finish_report(run, "", options.split, text, [part.section for part in described], result, out)
+    return finish_report(run, "", options, text, [part.section for part in described], result, out)
 
 
 def _rejects(table: pa.Table, out: str) -> Description:

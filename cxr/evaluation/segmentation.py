@@ -51,7 +51,7 @@ def report(run: Run, options: ReportOptions, out: str, *, label: str) -> dict[st
     result = {"metrics": {**predicted, **ends, **counts}, "images": tables.write_images(listed, out)}
     if options.against:
         sections.append(compared(evaluation, truth, options, result))
-    return finish_report(run, archive, options.split, lead, sections, result, out)
+    return finish_report(run, archive, options, lead, sections, result, out)
 
 
 def figures(evaluation: SegmentationEvaluation) -> dict[str, float]:
