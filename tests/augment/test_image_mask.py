@@ -75,7 +75,7 @@ def test_sampling_positions_are_the_same_under_autocast(elastic: float) -> None:
         assert (256 * (plain - exact)).abs().max() > 1
 
 
-def test_still_changes_nothing() -> None:
+def test_no_variation_leaves_images_unchanged() -> None:
     x, mask = torch.rand(3, 1, 32, 32), disc(3)[..., :32, :32]
     same, follows = augment_with_masks(x, mask, STILL)
     assert torch.equal(same, x)

@@ -31,7 +31,7 @@ def framed(count: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, boxes
 
 
-def test_still_changes_nothing() -> None:
+def test_no_variation_leaves_images_unchanged() -> None:
     x, boxes = framed()
     found, kept = augment_with_boxes(x, boxes, STILL)
     assert torch.equal(found, x)

@@ -48,7 +48,9 @@ def test_file_sizes_are_as_close_to_the_target_as_possible(codec: StillCodec, pi
 
 
 @pytest.mark.parametrize(("wanted", "quality"), [(10, JPEG.lowest), (1e6, JPEG.highest)])
-def test_sizes_out_of_reach_give_an_end_of_the_scale(wanted: float, quality: float, pictures: np.ndarray) -> None:
+def test_unreachable_sizes_give_the_lowest_or_highest_quality(
+    wanted: float, quality: float, pictures: np.ndarray
+) -> None:
     assert codecs.quality_near(JPEG, pictures, wanted) == quality
 
 

@@ -87,7 +87,7 @@ def test_images_with_a_known_mask_are_read(shards: str) -> None:
         segmentation.read(shards, "test", schema.LUNGS)
 
 
-def test_a_perfect_network_and_one_that_misses_by_a_third(shards: str) -> None:
+def test_metrics_of_a_perfect_network_and_of_one_that_misses_by_a_third(shards: str) -> None:
     test = segmentation.read(shards, "test", schema.PNEUMOTHORAX)
     perfect = segmentation.evaluate("small_unet", [network(0)], test, CPU)
     assert (perfect.dice.value, perfect.positive_dice.value) == (1, 1)

@@ -44,7 +44,7 @@ def test_parsing_options_imports_no_heavy_package(jobs: list[str], heavy: str) -
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
 
 
-def test_mistakes_of_scoring_and_reports_are_found_before_torch_is_imported(tmp_path: Path) -> None:
+def test_mistakes_in_scoring_and_reports_are_reported_before_torch_is_imported(tmp_path: Path) -> None:
     wrong = (
         f'[("score_archive", ["--archive", "{tmp_path}/none"]), ("score_archive", ["--checkpoint", "{tmp_path}"]), '
         f'("ingest_archive", ["--archive", "{tmp_path}/none"]), ("report_run", ["--run", "{tmp_path}"]), '

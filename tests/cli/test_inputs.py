@@ -164,7 +164,7 @@ def test_shards_must_have_the_crop_of_the_recipe(tmp_path: Path) -> None:
         train(ALIGN, whole, tmp_path)
 
 
-def test_streaming_excludes_what_only_shards_offer(tmp_path: Path) -> None:
+def test_streaming_rejects_settings_that_need_shards(tmp_path: Path) -> None:
     archive = labeled(tmp_path)
     for recipe in (ALIGN.replace(folds=3, fold=0), ALIGN.replace(equalize="clahe"), AttendRecipe(size=32)):
         with pytest.raises(UserError, match="is not shards"):

@@ -58,14 +58,14 @@ def other(options: ArchiveOptions, **changes: Any) -> ArchiveOptions:
     return ArchiveOptions(**(vars(options) | changes))
 
 
-def test_archives_are_given_one_after_the_other() -> None:
+def test_archives_are_given_in_repeated_options() -> None:
     options = tyro.cli(ArchiveOptions, args=["--archive", "/a", "--archive", "/b"])
     assert options.archive == ("/a", "/b")
     assert tyro.cli(ArchiveOptions, args=[]).archive == ()
 
 
 @pytest.mark.usefixtures("_no_cluster")
-def test_several_archives_become_one_and_stay_the_same(two: ArchiveOptions, tmp_path: Path) -> None:
+def test_several_archives_make_one_set_of_shards_and_must_stay_the_same(two: ArchiveOptions, tmp_path: Path) -> None:
     out = check_inputs(RECIPE, two, str(tmp_path / "out"))
     data = ensure_shards(two, out)
     assert data == f"{out}/shards"
@@ -101,7 +101,7 @@ def test_incompatible_archives_are_rejected_before_anything_is_written(two: Arch
     assert not out.exists()
 
 
-def test_the_shards_of_one_archive_are_not_taken_for_those_of_several(two: ArchiveOptions, tmp_path: Path) -> None:
+def test_shards_of_one_archive_are_not_reused_for_several(two: ArchiveOptions, tmp_path: Path) -> None:
     storage.write_json(str(tmp_path / "out" / "shards" / LEDGER_FILE), {})
     with pytest.raises(UserError, match=r"contains shards of one archive, not of .*/a and .*/b"):
         check_inputs(RECIPE, two, str(tmp_path / "out"))
@@ -213,7 +213,7 @@ GONE = "/gone/weights.pt"
         (AlignRecipe(lungs=True, lung_pretrained=GONE), "lung_pretrained", {}),
     ],
 )
-def test_going_on_does_not_need_what_training_started_from(
+def test_resuming_does_not_need_the_initial_weights(
     given: Recipe, setting: str, read: dict[str, Any], tmp_path: Path
 ) -> None:
     out, resume = str(tmp_path), RunOptions(resume=True)

@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
 
-def test_the_demo_ends_with_one_page_and_shows_nothing_of_ray(tmp_path: Path) -> None:
+def test_the_demo_ends_with_one_page_and_hides_rays_output(tmp_path: Path) -> None:
     command = [sys.executable, "cluster/demo.py", "--out", str(tmp_path / "demo"), "--images", "40", "--trials", "2"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

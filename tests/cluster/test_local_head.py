@@ -46,7 +46,7 @@ def running(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_private_and_gone_when_interrupted_in_mid_job(head, tmp_path: Path) -> None:
+def test_the_head_is_private_and_stops_when_interrupted_during_a_job(head, tmp_path: Path) -> None:
     process, variables = head
     token = Path(variables["RAY_AUTH_TOKEN_PATH"])
     assert token.stat().st_mode & 0o077 == 0

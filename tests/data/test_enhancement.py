@@ -169,7 +169,7 @@ def test_ingest_shows_each_step(archive: str, tmp_path: Path) -> None:
     assert 1.1 < height / width < 1.8  # four rows of three images
 
 
-def test_lungs_are_sought_in_images_as_their_network_saw_them(
+def test_lungs_are_segmented_in_images_preprocessed_as_in_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finder = lung_crop.by_checkpoint(save_finder(tmp_path)).loaded()

@@ -34,7 +34,7 @@ def test_upright_frontal_phantoms_pass_and_all_others_do_not(held_out) -> None:
     assert max(measure(held_out.other).values()) <= 0.05
 
 
-def test_verdicts_name_what_an_image_is(held_out) -> None:
+def test_verdicts_name_the_kind_of_image(held_out) -> None:
     small = np.stack([gate.thumbnail(image) for image in held_out.frontal.numpy()])
     for turn in TURNS:
         turned = np.rot90(small, -turn // 90, (1, 2))
@@ -65,7 +65,7 @@ def test_a_short_training_learns_and_writes_weights(tmp_path: Path) -> None:
     assert frontal["upright"] > frontal["inverted_rotated_180"]
 
 
-def test_rows_say_what_an_image_is_and_excluded_images_are_errors(tmp_path: Path) -> None:
+def test_rows_contain_the_verdict_and_excluded_images_are_errors(tmp_path: Path) -> None:
     image = render_images(1, seed=5, first=10_000).frontal[0].numpy()
     for name, pixels in {"a": image, "b": np.rot90(image), "c": 255 - image}.items():
         cv2.imwrite(str(tmp_path / f"{name}.png"), pixels)

@@ -88,7 +88,7 @@ def test_a_report_uses_the_same_table(tmp_path: Path) -> None:
     assert re.search(rf"\| labels +\| {labels} +\|", (tmp_path / "report" / "report.md").read_text())
 
 
-def test_mistakes_are_found_before_ray_starts(tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_ray_starts(tmp_path: Path) -> None:
     archive, labels = folder_of(tmp_path, "a"), table(tmp_path, "b", "heart")
     recipe = LocalizeRecipe(size=32)
     options = ArchiveOptions(archive=(archive,), labeling=Labeling(labels=labels))

@@ -170,7 +170,7 @@ def test_findings_meet_by_name_in_a_raw_archive(tmp_path: Path) -> None:
     assert fewer["metrics"]["images"] == table[schema.SPLIT].to_pylist().count("test")
 
 
-def test_two_runs_are_compared_on_what_both_have_scored(archive: str, tmp_path: Path) -> None:
+def test_two_runs_are_compared_on_the_images_that_both_have_scored(archive: str, tmp_path: Path) -> None:
     weaker = {i: p for i, p in named(guesses(60, 1, 0.1)).items() if i > "009.png"}
     reordered = {i: [p[2], p[0]] for i, p in weaker.items() if p}
     run = write_run(tmp_path / "run", named(guesses(60)), archive=archive)
@@ -191,7 +191,7 @@ def test_two_runs_are_compared_on_what_both_have_scored(archive: str, tmp_path: 
     assert (same["mean_auroc_gain"], same["p/Mass"], same["images_compared"]) == (0, 1, 50)
 
 
-def test_patients_that_are_not_known_are_their_own(archive: str, tmp_path: Path) -> None:
+def test_unknown_patients_count_as_one_each(archive: str, tmp_path: Path) -> None:
     part = tmp_path / "shards" / "test" / "part-00000.parquet"
     table = pq.read_table(part)
     patients = pa.array([None] * 10 + table[schema.PATIENT_ID].to_pylist()[10:], pa.string())

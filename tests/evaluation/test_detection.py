@@ -109,7 +109,9 @@ def read_csv(uri: str) -> list[dict[str, str]]:
     return list(csv.DictReader(Path(uri).read_text().splitlines()))
 
 
-def test_what_the_readers_agreed_on_is_all_right(run: str, truth: dict[str, Boxes], tmp_path: Path) -> None:
+def test_boxes_that_the_readers_agreed_on_are_perfect_predictions(
+    run: str, truth: dict[str, Boxes], tmp_path: Path
+) -> None:
     """The page, its tables and all its pictures are there."""
     result = reports.report(run, ALL, str(tmp_path / "report"))
     metrics = result["metrics"]
@@ -130,7 +132,7 @@ def test_what_the_readers_agreed_on_is_all_right(run: str, truth: dict[str, Boxe
 
 @pytest.mark.usefixtures("_no_pictures")
 @pytest.mark.parametrize(("how", "least"), [("union", 1.5), ("majority", 0.0)])
-def test_the_truth_may_be_all_that_was_drawn_or_what_most_drew(
+def test_ground_truth_may_be_the_union_or_the_majority_of_readers(
     how: Literal["union", "majority"], least: float, run: str, truth: dict[str, Boxes], archive: str, tmp_path: Path
 ) -> None:
     """Of all boxes as they are, a detector can find one a place: it misses the other readers'."""
@@ -182,7 +184,7 @@ def test_runs_that_cannot_be_evaluated_are_reported(archive: str, tmp_path: Path
 
 
 @pytest.mark.usefixtures("_no_pictures")
-def test_boxes_below_the_score_asked_for_are_not_called(run: str, tmp_path: Path) -> None:
+def test_boxes_below_the_minimum_score_are_not_counted(run: str, tmp_path: Path) -> None:
     """All have a score of .9: no image is called anything but free of findings; average precision stays."""
     result = reports.report(run, replace(ALL, box_score=0.95), str(tmp_path / "report"))
     recalls = 1 / (1 + result["metrics"]["findings_measured"])
@@ -198,7 +200,7 @@ def test_the_job_writes_a_result(run: str, tmp_path: Path) -> None:
     assert report_run.main(options)["metrics"]["map_40"] == 1
 
 
-def test_a_submission_names_every_image_once(archive: str, truth: dict[str, Boxes], tmp_path: Path) -> None:
+def test_a_submission_lists_every_image_once(archive: str, truth: dict[str, Boxes], tmp_path: Path) -> None:
     box = {"score": 0.123456789, "label": FINDINGS[3], "x_min": 3, "y_min": 5.2, "x_max": 21.2, "y_max": 30}
     other = {**box, "label": FINDINGS[0], "score": 0.5}
     strange = {**box, "label": "Hernia"}
@@ -217,7 +219,7 @@ def test_a_submission_names_every_image_once(archive: str, truth: dict[str, Boxe
     ]
 
 
-def test_a_submission_holds_the_challenges_test_images_and_says_where_it_is(
+def test_a_submission_contains_the_challenges_test_images_and_prints_its_path(
     archive: str, truth: dict[str, Boxes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of the test split, the images that train.csv lists are no test images of the challenge."""
@@ -233,7 +235,7 @@ def test_a_submission_holds_the_challenges_test_images_and_says_where_it_is(
         write_submission(read_run(run), str(tmp_path / "submission.csv"), split="val")
 
 
-def test_a_run_without_boxes_is_no_submission_and_one_without_classes_no_filter(archive: str, tmp_path: Path) -> None:
+def test_runs_without_boxes_or_without_classes_are_rejected(archive: str, tmp_path: Path) -> None:
     aecnn = read_run(write_run(tmp_path / "aecnn", archive, {"a.png": []}, family="aecnn"))
     with pytest.raises(UserError, match=r"is a run of family aecnn, but .* needs family detect or attend"):
         write_submission(aecnn, str(tmp_path / "submission.csv"))
@@ -242,7 +244,7 @@ def test_a_run_without_boxes_is_no_submission_and_one_without_classes_no_filter(
 
 
 @pytest.mark.parametrize("as_shards", [False, True])
-def test_boxes_found_in_copies_are_submitted_in_the_originals_pixels(
+def test_boxes_in_copies_are_submitted_in_pixels_of_the_originals(
     as_shards: bool, archive: str, truth: dict[str, Boxes], tmp_path: Path
 ) -> None:
     image = next(image for image, boxes in truth.items() if boxes)
@@ -289,7 +291,7 @@ def test_the_probability_that_an_image_is_normal(findings: list[str], expected: 
     np.testing.assert_allclose([told["a"], told["b"]], expected, atol=1e-6)
 
 
-def test_two_images_of_one_name_cannot_be_submitted(archive: str, tmp_path: Path) -> None:
+def test_two_images_with_the_same_name_cannot_be_submitted(archive: str, tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run", archive, {"one/a.png": [], "two/a.png": []}))
     with pytest.raises(UserError, match="two images named a"):
         write_submission(run, str(tmp_path / "submission.csv"))

@@ -152,7 +152,7 @@ def test_the_job_evaluates_boxes_and_labels(raw: str, images: Rows, tmp_path: Pa
     assert {row["accuracy"] for row in table if row["boxes"] == "run"} == {"1.0"}
 
 
-def test_shards_know_the_same_boxes(raw: str, images: Rows, tmp_path: Path) -> None:
+def test_shards_contain_the_same_boxes(raw: str, images: Rows, tmp_path: Path) -> None:
     """A shift by a third of the width: IoU 1/2, so that small errors of coordinates matter."""
     run = write_run(tmp_path / "run", raw, images, shift=0.33)
     by_raw = reports.report(run, ALL, str(tmp_path / "by_raw"))["metrics"]
@@ -198,7 +198,7 @@ def test_boxes_of_a_split_and_of_its_training_images(raw: str, images: Rows) -> 
     np.testing.assert_allclose(training.xyxy, wanted, atol=1e-6)
 
 
-def test_two_runs_are_compared_on_what_both_have_scored(raw: str, images: Rows, tmp_path: Path) -> None:
+def test_two_runs_are_compared_on_the_images_that_both_have_scored(raw: str, images: Rows, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", raw, images)
     other = write_run(tmp_path / "other", raw, images[5:], shift=0.33)
     options = ReportOptions(against=other, split="all", resamples=30)

@@ -117,7 +117,7 @@ def write_shards(folder: Path, archive: str, rows: pa.Table, findings: tuple[str
 
 
 @pytest.mark.parametrize("layout", ["chestxray14", "vindr"])
-def test_a_network_that_finds_what_it_was_taught_has_an_average_precision_of_one(
+def test_a_perfect_network_has_an_average_precision_of_one(
     layout: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for draws in ("_box_pictures", "_label_pictures"):
@@ -138,7 +138,7 @@ def test_a_network_that_finds_what_it_was_taught_has_an_average_precision_of_one
     assert results[0] == results[1]
 
 
-def test_boxes_of_a_finding_that_is_somewhere_in_the_image_are_not_wrong(
+def test_boxes_of_a_finding_without_true_boxes_in_a_positive_image_are_not_false_positives(
     chestxray14: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first image shows an effusion, and masses have no boxes: only a predicted nodule is a false positive."""

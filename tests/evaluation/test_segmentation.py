@@ -176,7 +176,7 @@ def test_the_job_evaluates_masks_and_counts_the_rest(run: str, tmp_path: Path) -
     assert all(cv2.imread(uri) is not None and f"(pictures/{Path(uri).name})" in page for uri in result["pictures"])
 
 
-def test_the_table_by_image_begins_with_the_worst(run: str, tmp_path: Path) -> None:
+def test_the_table_of_images_starts_with_the_worst(run: str, tmp_path: Path) -> None:
     table = read_csv(reports.report(run, ReportOptions(split="all", resamples=5), str(tmp_path / "out"))["images"])
     wanted = sorted(JUDGED, key=dice_of)
     assert [row["image_id"] for row in table][:5] == [name_of(image) for image in wanted][:5]
@@ -185,7 +185,7 @@ def test_the_table_by_image_begins_with_the_worst(run: str, tmp_path: Path) -> N
     assert (int(table[0]["predicted_px"]), int(table[0]["true_px"])) == (40, 0)
 
 
-def test_shards_know_the_same_masks(raw: str, run: str, tmp_path: Path) -> None:
+def test_shards_contain_the_same_masks(raw: str, run: str, tmp_path: Path) -> None:
     options = ReportOptions(split="all", resamples=5)
     by_raw = reports.report(run, options, str(tmp_path / "by_raw"))["metrics"]
     stored = write_shards(tmp_path / "shards", raw, SIDE)
@@ -228,7 +228,7 @@ def test_lungs_are_evaluated_with_lung_masks(raw: str, tmp_path: Path) -> None:
     assert metrics["images_without_truth"] == 2
 
 
-def test_two_runs_are_compared_on_what_both_have_scored(raw: str, run: str, tmp_path: Path) -> None:
+def test_two_runs_are_compared_on_the_images_that_both_have_scored(raw: str, run: str, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", raw, {image: box(0, 0, 0, 0) for image in (1, 2, 3, 9, 10, MISSING)})
     options = ReportOptions(against=other, split="all", resamples=200)
     result = reports.report(run, options, str(tmp_path / "out"))
@@ -287,7 +287,7 @@ def test_a_run_becomes_a_submission(run: str, tmp_path: Path) -> None:
     assert result["metrics"] == {"images": 11, "positives": 7, "errors": 1}
 
 
-def test_a_submission_holds_the_test_images_and_says_where_it_is(
+def test_a_submission_contains_the_test_images_and_prints_its_path(
     run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = submit_siim.main(submit_siim.Options(run=run, out=str(tmp_path / "out")))
@@ -304,7 +304,7 @@ def test_a_run_of_another_family_is_no_submission(family: str, raw: str, tmp_pat
         submit_siim.main(submit_siim.Options(run=run, out=str(tmp_path / "out")))
 
 
-def test_two_images_of_one_name_are_no_submission(run: str, tmp_path: Path) -> None:
+def test_two_images_with_the_same_name_cannot_be_submitted(run: str, tmp_path: Path) -> None:
     part = Path(run) / SCORES / "part-00000.parquet"
     table = pq.read_table(part)
     ids = pa.array(["another/11.dcm", *table[schema.IMAGE_ID].to_pylist()[1:]])

@@ -52,7 +52,7 @@ def task_in(stage: str, recipe: AecnnRecipe = SMALL, network: AECNN | None = Non
     return task
 
 
-def test_three_stages_or_those_between_start_and_stop() -> None:
+def test_stages_run_from_first_stage_to_last_stage() -> None:
     def names(**changes: object) -> list[str]:
         return [stage.name for stage in SMALL.replace(**changes).stages()]
 
@@ -94,7 +94,7 @@ def test_invalid_settings_are_rejected(wrong: dict[str, object], said: str) -> N
         SMALL.replace(**wrong)
 
 
-def test_the_published_recipe_is_the_paper_s() -> None:
+def test_the_published_preset_has_the_settings_of_the_paper() -> None:
     recipe = preset(AecnnRecipe, "published").replace(backbone="densenet121")
     assert (recipe.size, recipe.crop, recipe.compressor, recipe.tta_crops) == (1024, 896, "published", "ten")
     assert (recipe.mse_weight, recipe.bce_weight, recipe.lr, recipe.weight_decay) == (0.1, 0.9, 1e-4, 1e-5)
@@ -109,7 +109,7 @@ def test_the_published_recipe_is_the_paper_s() -> None:
         ("joint", {"bce", "mse"}, {"classifier", "codec"}),
     ],
 )
-def test_each_stage_teaches_its_parts(stage: str, terms: set[str], moves: set[str]) -> None:
+def test_each_stage_trains_its_parts(stage: str, terms: set[str], moves: set[str]) -> None:
     task = task_in(stage)
     before = {name: p.clone() for name, p in task.network.named_parameters()}
     losses = task(task.augment(batch()))
@@ -121,7 +121,7 @@ def test_each_stage_teaches_its_parts(stage: str, terms: set[str], moves: set[st
     assert moved == moves
 
 
-def test_an_unknown_label_teaches_nothing() -> None:
+def test_unknown_labels_do_not_affect_training() -> None:
     task = task_in("joint").eval()
     logits = torch.randn(4, 3, requires_grad=True)
     unknown = batch([[1, 0, 0], [0, -1, 0], [1, 1, 0], [-1, -1, -1]])
@@ -130,7 +130,7 @@ def test_an_unknown_label_teaches_nothing() -> None:
     assert torch.equal(logits.grad == 0, unknown[schema.LABELS] == -1)
 
 
-def test_the_cross_entropy_is_shared_exactly_by_workers() -> None:
+def test_the_cross_entropy_of_several_workers_equals_that_of_one() -> None:
     task, logits = task_in("joint"), torch.randn(4, 3)
     whole = batch([[1, 0, 0], [0, -1, 0], [1, 1, 0], [-1, -1, -1]])
     parts = [{schema.LABELS: whole[schema.LABELS][rows]} for rows in (slice(2), slice(2, 4))]
@@ -140,7 +140,7 @@ def test_the_cross_entropy_is_shared_exactly_by_workers() -> None:
     assert torch.stack(halves).mean() == pytest.approx(task.bce(logits, whole[schema.LABELS]).item())
 
 
-def test_rare_findings_weigh_more_if_wished() -> None:
+def test_pos_weight_power_raises_the_weight_of_rare_findings() -> None:
     task = task_in("joint", SMALL.replace(pos_weight_power=0.5))
     labels = [[1, 1, 0]] + [[1, 0, 0]] * 2 + [[0, 0, 0]] * 6 + [[-1, -1, 0]]
     task.begin(lambda: iter([batch(labels)]), SingleProcess())
@@ -169,7 +169,7 @@ def test_batch_norm_adapts_unless_it_is_frozen() -> None:
     assert first.abs().max() > 0
 
 
-def test_what_cannot_be_measured_is_left_out_and_thresholds_are_kept() -> None:
+def test_unmeasurable_metrics_are_omitted_and_thresholds_saved() -> None:
     task = task_in("joint").eval()
     metrics = task.evaluate(some, SingleProcess())
     assert metrics["findings_measured"] == 2
@@ -185,7 +185,7 @@ def test_what_cannot_be_measured_is_left_out_and_thresholds_are_kept() -> None:
     assert torch.equal(predicted[schema.DECISIONS].bool(), predicted[schema.PROBABILITIES] >= network.thresholds)
 
 
-def test_decoded_images_are_measured_beside_resized_ones() -> None:
+def test_decoded_images_are_compared_with_resized_ones() -> None:
     metrics = task_in("autoencoder").eval().evaluate(some, SingleProcess())
     assert set(metrics) == {"psnr_pooled", "psnr_mean_per_image", "psnr_resized"}
     assert metrics["psnr_pooled"] == pytest.approx(metrics["psnr_resized"], abs=0.1)  # the codec begins as resizing
@@ -205,7 +205,7 @@ def test_the_published_codec_learns_without_clipped_latents() -> None:
     assert torch.equal(clipped.aecnn.decode(clipped.latent(x)), network.decode(torch.ones(2, 1, 8, 8)))
 
 
-def test_ten_crops_are_the_mean_of_ten() -> None:
+def test_ten_crops_average_ten_predictions() -> None:
     network, latent = small_network().eval(), torch.rand(2, 1, 10, 10)
     five = [latent[..., a : a + 8, b : b + 8] for a, b in ((1, 1), (0, 0), (0, 2), (2, 0), (2, 2))]
     views = five + [view.flip(-1) for view in five]
@@ -214,7 +214,7 @@ def test_ten_crops_are_the_mean_of_ten() -> None:
     assert torch.allclose(crop_probabilities(network, latent, 32, "center"), network.classifier(five[0]).sigmoid())
 
 
-def test_training_begins_with_a_checkpoint_s_weights(tmp_path: Path) -> None:
+def test_training_starts_from_the_weights_of_a_checkpoint(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = SMALL.network(FINDINGS)
     task = SMALL.task(network)
@@ -240,7 +240,7 @@ def test_weights_of_another_classifier_are_rejected_before_training(tmp_path: Pa
         SMALL.replace(backbone_pretrained=str(tmp_path / "odd.pt")).resolve_weights(str(tmp_path / "out"))
 
 
-def test_weights_are_those_of_the_same_findings(tmp_path: Path) -> None:
+def test_start_from_requires_the_same_findings(tmp_path: Path) -> None:
     network = SMALL.network(FINDINGS)
     checkpoint.save(tmp_path, SMALL, SMALL.task(network), network.state_dict(), findings=FINDINGS, metrics={})
     out = str(tmp_path / "out")
@@ -260,7 +260,7 @@ def test_weights_are_those_of_the_same_findings(tmp_path: Path) -> None:
     assert heads == [True, False]
 
 
-def test_a_search_leaves_alone_what_given_weights_decide() -> None:
+def test_a_search_does_not_sample_settings_that_initial_weights_determine() -> None:
     assert {"backbone", "compression", "depth"} <= set(SMALL.search_space())
     assert not {"backbone", "compression", "depth"} & set(SMALL.replace(start_from="/a/b").search_space())
     assert "backbone" not in SMALL.replace(backbone_pretrained="/a/b").search_space()
@@ -268,7 +268,7 @@ def test_a_search_leaves_alone_what_given_weights_decide() -> None:
     assert set(SMALL.replace(compressor="none").objectives) == {"mean_auroc", "mean_ap"}
 
 
-def test_every_drawn_network_fits_its_latents() -> None:
+def test_every_sampled_network_fits_its_latents() -> None:
     recipe = AecnnRecipe(size=128, width=8, depth=1)
     for compression in (4, 16, 64):
         network = recipe.replace(compression=compression, backbone="densenet121").network(FINDINGS).eval()
@@ -283,6 +283,6 @@ def test_a_codec_without_classifier_has_no_probabilities() -> None:
     assert (told[schema.DECISIONS] == schema.UNKNOWN).all()
 
 
-def test_pictures_show_what_is_lost(tmp_path: Path) -> None:
+def test_pictures_show_the_compression_error(tmp_path: Path) -> None:
     task_in("joint").eval().save_pictures(some, tmp_path)
     assert (tmp_path / "compressed.png").stat().st_size > 1000

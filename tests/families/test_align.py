@@ -186,7 +186,7 @@ class Perfect(torch.nn.Module):
         return self.pose[start : start + len(x_B1HW)]
 
 
-def test_metrics_of_a_perfect_aligner_and_of_none() -> None:
+def test_metrics_of_a_perfect_and_of_an_untrained_aligner() -> None:
     batch = posed_batch(16)
     task = started(small(rotation_deg=0.0, max_zoom=1.0, translate=0.0), batch)
     untrained = task.eval().evaluate(lambda: iter([batch]), SingleProcess())
@@ -203,7 +203,7 @@ def test_metrics_of_a_perfect_aligner_and_of_none() -> None:
     assert small().degenerate_reason(perfect) == small().degenerate_reason(untrained) == ""
 
 
-def test_images_without_mask_or_pose_are_ignored_only_where_these_are_needed() -> None:
+def test_images_without_mask_or_pose_are_excluded_only_from_metrics_that_need_them() -> None:
     batch = posed_batch(8)
     task = started(small(), batch).eval()
     whole = task.evaluate(lambda: iter([batch]), SingleProcess())

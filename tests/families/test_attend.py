@@ -102,7 +102,7 @@ def aligner(tmp_path_factory: pytest.TempPathFactory) -> tuple[AttendRecipe, str
     return recipe, str(folder)
 
 
-def test_partners_are_others_without_findings_drawn_evenly() -> None:
+def test_partners_are_other_images_without_findings_sampled_uniformly() -> None:
     without = torch.tensor([False, True, True, False, True])
     torch.manual_seed(0)
     drawn = torch.stack([choose_partners(without, 0, 5) for _ in range(600)])
@@ -131,7 +131,7 @@ class Share(SingleProcess):
         return self.everyone
 
 
-def test_on_8_workers_an_image_finds_a_partner_as_on_one() -> None:
+def test_images_have_partners_on_eight_workers_as_on_one() -> None:
     """Two images on each of 8 workers: on their own, half of them would have no partner without findings."""
     torch.manual_seed(0)
     task, given, found = task_of(), batch(), []
@@ -150,7 +150,7 @@ def test_on_8_workers_an_image_finds_a_partner_as_on_one() -> None:
     assert partner.unique().tolist()[-16:] == list(range(16)), "of all workers"
 
 
-def test_an_image_of_unknown_labels_is_nobodys_partner() -> None:
+def test_images_with_unknown_labels_are_never_partners() -> None:
     task, given = task_of(), batch()
     given[schema.LABELS][4:, 1] = schema.UNKNOWN
     terms_of(task, given)
@@ -158,7 +158,7 @@ def test_an_image_of_unknown_labels_is_nobodys_partner() -> None:
     assert task.negatives_seen == 0
 
 
-def test_the_mean_of_images_without_findings_is_that_of_all_workers() -> None:
+def test_the_mean_of_images_without_findings_includes_all_workers() -> None:
     """Two workers' shares, 4 and 1 such images, together give the mean of the five: not the mean of two means."""
 
     class Pair(SingleProcess):
@@ -198,7 +198,7 @@ def test_the_mean_replaces_a_missing_normal_image() -> None:
     assert terms[0] == terms[1]
 
 
-def test_boxes_of_a_share_of_the_images_are_used_the_same_each_time() -> None:
+def test_box_fraction_selects_the_same_images_each_time() -> None:
     def marked(share: float) -> list[bool]:
         task = task_of(SMALL.replace(box_fraction=share))
         return (~task.augmented_boxes(batch(), identity(8))[..., 0].isnan()).any(1).tolist()
@@ -211,7 +211,7 @@ def test_boxes_of_a_share_of_the_images_are_used_the_same_each_time() -> None:
     assert terms_of(task_of(), batch())["box"].item() > 0
 
 
-def test_boxes_are_marked_where_alignment_takes_them(aligner: tuple[AttendRecipe, str]) -> None:
+def test_boxes_mark_the_cells_that_alignment_moves_them_to(aligner: tuple[AttendRecipe, str]) -> None:
     """The bright quarter of an aligned image lies in the cells that its box marks."""
     task = task_of(aligner[0])
     task.begin(some, SingleProcess())
@@ -238,7 +238,7 @@ def test_images_and_boxes_are_aligned_in_float32_under_autocast(aligner: tuple[A
         torch.testing.assert_close(cast[name], values, rtol=0, atol=0, equal_nan=True)
 
 
-def test_it_learns_to_locate_and_needs_no_label_to_do_so() -> None:
+def test_training_learns_to_locate_and_inference_needs_no_labels() -> None:
     recipe, task = SMALL, task_of()
     engine = Engine(task, recipe, SingleProcess(), steps_per_epoch=4, device=torch.device("cpu"))
     metrics: dict[str, float] = {}
@@ -291,7 +291,7 @@ def test_the_checkpoint_holds_mean_thresholds_and_aligner(aligner: tuple[AttendR
     assert recipe.render(kept.network, batch())["located"].shape == (8, 64, 128, 3)
 
 
-def test_found_boxes_come_back_through_alignment() -> None:
+def test_predicted_boxes_are_mapped_back_through_alignment() -> None:
     """A hot square of cells, and another finding that is too improbable for a box."""
     torch.manual_seed(0)
     logits = torch.full((5, 2, 8, 8), -12.0)
@@ -308,7 +308,7 @@ def test_found_boxes_come_back_through_alignment() -> None:
     assert back[0, 0].numpy() == pytest.approx(np.array([1, 2, 4, 5]) / 8, abs=0.1)
 
 
-def test_overlap_is_of_each_findings_first_box_with_the_nearest_true_one() -> None:
+def test_overlap_compares_the_first_box_with_the_best_true_box() -> None:
     logits = torch.full((8, 2, 4, 4), -12.0)
     for i in range(4):
         logits[i, 0, 2 * (i // 2) : 2 * (i // 2) + 2, 2 * (i % 2) : 2 * (i % 2) + 2] = 9
@@ -319,7 +319,7 @@ def test_overlap_is_of_each_findings_first_box_with_the_nearest_true_one() -> No
     assert overlaps == pytest.approx([1, 0, 1, 1], abs=0.05)
 
 
-def test_pictures_show_the_boxes_of_the_best_found_finding() -> None:
+def test_pictures_show_the_boxes_of_the_top_finding() -> None:
     logits = torch.full((2, 2, 4, 4), -12.0)
     logits[0, 1, :2, :2] = 9
     found = predict_boxes(logits, identity(2), BoxRule(), min_score=0.05)

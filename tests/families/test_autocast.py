@@ -67,7 +67,7 @@ def assert_same(found: Batch, wanted: Batch) -> None:
         torch.testing.assert_close(found[name], values, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
-def test_autocast_changes_nothing_of_an_augmented_batch(engine: Engine) -> None:
+def test_autocast_does_not_change_augmentation(engine: Engine) -> None:
     for _ in each_stage(engine):
         wanted = augmented(engine)
         with torch.autocast(**BFLOAT16):
@@ -153,7 +153,7 @@ def test_under_autocast_only_layers_compute_in_bfloat16(engine: Engine) -> None:
         assert noted.in_layers > 0, "the networks themselves are cast"
 
 
-def test_a_product_outside_of_layers_is_noted() -> None:
+def test_a_matrix_product_outside_layers_is_reported() -> None:
     a, layer = torch.rand(2, 3, 3), nn.Linear(3, 3)
     with short_products() as noted, torch.autocast(**BFLOAT16):
         layer(a)

@@ -28,7 +28,7 @@ def save(folder: Path) -> torch.nn.Module:
     return network.eval()
 
 
-def test_load_gives_the_network_recipe_and_target_back(tmp_path: Path) -> None:
+def test_load_restores_network_recipe_and_target(tmp_path: Path) -> None:
     network = save(tmp_path)
     loaded = checkpoint.load(str(tmp_path))
     x = torch.rand(3, 1, 32, 32)
@@ -47,7 +47,7 @@ def test_a_copy_for_scoring_loads(tmp_path: Path) -> None:
     assert not (tmp_path / "to" / checkpoint_files.RESUME).exists()
 
 
-def test_damaged_weights_are_seen(tmp_path: Path) -> None:
+def test_damaged_weights_are_detected(tmp_path: Path) -> None:
     save(tmp_path)
     with (tmp_path / checkpoint_files.WEIGHTS).open("r+b") as file:
         file.seek(2000)

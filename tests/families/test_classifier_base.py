@@ -76,7 +76,7 @@ def test_a_plain_classifier_is_a_family_in_sixty_lines(tmp_path: Path, monkeypat
     assert [decisions[0] for decisions in scores[schema.DECISIONS].to_pylist()] == [1, 1, 1, 1, 0, 0, 0, 0]
 
 
-def test_its_backbone_starts_from_a_checkpoint_of_other_findings(tmp_path: Path) -> None:
+def test_a_plain_classifier_starts_from_a_checkpoint_of_other_findings(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source = PlainNetwork("resnet18", ("Edema",))
     torch.save(source.state_dict(), tmp_path / "edema.pt")

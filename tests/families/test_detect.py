@@ -100,7 +100,7 @@ def plain_training(network: Yolo) -> tuple[dict[str, Tensor], dict[str, Tensor]]
     return network.detector.state_dict(), slow.ema.state_dict()
 
 
-def test_steps_are_those_of_ultralytics() -> None:
+def test_steps_equal_those_of_ultralytics() -> None:
     """Parameter groups, rates, momentum, decay, the scale and clipping of gradients, the moving average."""
     torch.manual_seed(0)
     network = RECIPE.network(FINDINGS)
@@ -126,7 +126,7 @@ def test_steps_are_those_of_ultralytics() -> None:
 
 
 @pytest.mark.parametrize(("optimizer", "named"), [("sgd", "SGD"), ("adamw", "AdamW")])
-def test_parameters_are_grouped_as_ultralytics_does(optimizer: str, named: str) -> None:
+def test_parameter_groups_equal_those_of_ultralytics(optimizer: str, named: str) -> None:
     recipe = RECIPE.replace(optimizer=optimizer)
     network = recipe.network(FINDINGS)
     ours = recipe.make_optimizer(recipe.task(network), recipe.stages()[0], fused=False)
@@ -175,7 +175,7 @@ def test_a_detector_overfits_a_few_images() -> None:
     assert engine.finish_epoch(lambda: some_batches(4))["map_50"] > 0.7
 
 
-def test_the_last_epochs_are_without_mosaic() -> None:
+def test_the_last_epochs_have_no_mosaic() -> None:
     recipe = DetectRecipe(size=64, epochs=3, close_mosaic=1, mixup=0.5)
     task = recipe.task(recipe.network(FINDINGS))
     shares = []
@@ -255,7 +255,7 @@ def test_findings_with_too_many_boxes_for_a_mixed_image_are_unknown_in_it(
         assert regions[~regions[:, 0].isnan()].tolist() == [[0, 0, 0, 1, 1], [1, 0, 0, 1, 1]]
 
 
-def test_every_step_has_the_same_shapes_whatever_is_known() -> None:
+def test_every_step_has_the_same_shapes_whichever_labels_are_known() -> None:
     """Else cuDNN searches for the fastest convolutions again and again, and the host waits for the numbers."""
     recipe = DetectRecipe(size=64, batch_size=4, mixup=0.5)
     task, shapes = recipe.task(recipe.network(FINDINGS)).train(), []

@@ -59,7 +59,7 @@ def _cuda() -> Iterator[None]:
         yield
 
 
-def test_every_family_is_run_here() -> None:
+def test_every_family_is_covered() -> None:
     assert {recipe.family for recipe in RECIPES.values()} == set(FAMILIES)
 
 
@@ -75,7 +75,7 @@ def test_a_training_step_waits_for_the_device_only_where_it_must(trained: Traine
 
 
 @pytest.mark.usefixtures("_cuda")
-def test_a_network_on_the_device_is_used_and_pictured(trained: Trained) -> None:
+def test_a_network_on_the_device_predicts_and_saves_pictures(trained: Trained) -> None:
     assert use(trained.engine).num_rows == 4
     trained.engine.task.save_pictures(lambda: trained.engine.moved(some_batches()), trained.folder)
     assert any(trained.folder.glob("*.png"))
@@ -90,7 +90,7 @@ def test_training_resumes_from_a_checkpoint_on_the_device(trained: Trained) -> N
 
 @pytest.mark.usefixtures("_cuda")
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_workers_exchange_tensors_of_the_device_alone(name: str) -> None:
+def test_workers_exchange_only_device_tensors(name: str) -> None:
     engine = engine_on(DEVICE, RECIPES[name], FakeNccl(2))
     engine.task.train()
     engine.task(engine.task.augment(next(engine.moved(some_batches()))))
@@ -98,7 +98,7 @@ def test_workers_exchange_tensors_of_the_device_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_the_device_shows_and_learns_what_the_cpu_does(name: str) -> None:
+def test_augmentation_and_losses_on_the_device_equal_those_on_the_cpu(name: str) -> None:
     recipe = RECIPES[name].replace(precision="float32")
     on_cpu = engine_on("cpu", recipe)
     shown = augmented(on_cpu)
@@ -152,7 +152,7 @@ with FakeCuda():
 
 
 @pytest.mark.parametrize("code", [SKIPPED, pytest.param(RUN, marks=pytest.mark.slow)], ids=["collected", "run"])
-def test_gpu_tests_need_neither_ray_nor_what_only_reports_need(code: str, tmp_path: Path) -> None:
+def test_gpu_tests_import_neither_ray_nor_packages_of_reports(code: str, tmp_path: Path) -> None:
     """Where these packages are not installed, they are collected, and skipped for want of a GPU; their calls run."""
     done = subprocess.run(
         [sys.executable, "-c", BARE + code, ABSENT],

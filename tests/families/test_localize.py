@@ -85,7 +85,7 @@ def rows_of(frame: ResizeTransform, height: int, width: int, count: int = 4) -> 
     })  # fmt: skip
 
 
-def test_classes_of_a_finding_weigh_alike() -> None:
+def test_positives_and_negatives_of_a_finding_have_equal_total_weight() -> None:
     labels = [[1, 1, 0]] + [[1, 0, 0]] * 2 + [[0, 0, 0]] * 6 + [[-1, -1, 0]]
     task = task_of()
     task.begin(lambda: iter([batch(labels)]), SingleProcess())
@@ -110,7 +110,7 @@ def test_the_loss_is_the_weighted_cross_entropy() -> None:
     assert torch.equal(logits.grad == 0, labels[schema.LABELS] == schema.UNKNOWN)
 
 
-def test_workers_share_the_loss_exactly() -> None:
+def test_the_loss_of_several_workers_equals_that_of_one() -> None:
     task, logits = task_of(), torch.randn(4, 3)
     task.class_weight = torch.rand(2, 3) + 1
     whole = batch([[1, 0, 0], [0, -1, 0], [1, 1, 0], [-1, -1, -1]])
@@ -126,7 +126,7 @@ def test_augmentation_can_be_switched_off() -> None:
         assert not torch.equal(changed, given[schema.PIXELS])
 
 
-def test_validation_measures_findings_and_places_and_sets_the_scale() -> None:
+def test_validation_measures_classification_and_localization_and_sets_the_scale() -> None:
     task = SMALL.task(seeing()).eval()
     metrics = task.evaluate(some, SingleProcess())
     assert metrics["findings_measured"] == 2  # no Hernia
@@ -162,7 +162,7 @@ def test_images_with_unknown_boxes_are_not_evaluated() -> None:
 
 
 @torch.inference_mode()
-def test_found_boxes_are_pixels_of_the_original() -> None:
+def test_predicted_boxes_are_in_pixels_of_the_original() -> None:
     predicted = SMALL.predict(seeing(), batch())
     frame = ResizeTransform(
         10.0, 10.0, 0.0, -50.0
@@ -190,7 +190,7 @@ def test_scores_come_from_pixels_alone() -> None:
 
 
 @torch.inference_mode()
-def test_most_boxes_and_the_coldest_map_are_settings() -> None:
+def test_max_boxes_and_min_box_score_are_applied() -> None:
     warm = SMALL.predict(seeing(), batch())
     none = SMALL.replace(min_box_score=1.0, box_threshold_mode="wang")
     network = seeing()
@@ -204,7 +204,7 @@ def test_most_boxes_and_the_coldest_map_are_settings() -> None:
     assert len(SMALL.scored(warm, rows_of(ResizeTransform(), 40, 40), CONTEXT)[schema.PRED_BOXES].to_pylist()[0]) == 1
 
 
-def test_a_few_steps_teach_where_the_bright_square_is() -> None:
+def test_a_few_steps_learn_to_locate_the_bright_square() -> None:
     recipe = SMALL.replace(epochs=6, lr=5e-3, size=40, stem_stride=2)
     engine = Engine(task_of(recipe), recipe, SingleProcess(), steps_per_epoch=8, device=torch.device("cpu"))
     labels = [[1, 0, 0], [0, 0, 0]] * 4
@@ -234,7 +234,7 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
     assert all(path.stat().st_size > 1000 for path in tmp_path.iterdir())
 
 
-def test_weights_come_from_classifiers_and_from_checkpoints(tmp_path: Path) -> None:
+def test_backbone_weights_come_from_classifiers_or_checkpoints(tmp_path: Path) -> None:
     torch.manual_seed(0)
     whole = Classifier("resnet18", 5)
     torch.save(whole.body.state_dict(), tmp_path / "resnet.pt")

@@ -74,7 +74,7 @@ def manifest(folder: Path, images: dict[str, np.ndarray], **columns: list[Any]) 
 
 @pytest.mark.parametrize(("height", "width"), [(120, 120), (90, 160), (160, 100)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_the_lungs_are_found_in_originals_of_any_shape(finder: str, height: int, width: int, dtype: type) -> None:
+def test_lungs_are_segmented_in_originals_of_any_shape(finder: str, height: int, width: int, dtype: type) -> None:
     pixels, lungs = chest(height, width, dtype)
     found = lung_crop.by_checkpoint(finder, margin=0.1).loaded()(pixels)
     wanted = lung_square(lungs, margin=0.1)
@@ -83,7 +83,7 @@ def test_the_lungs_are_found_in_originals_of_any_shape(finder: str, height: int,
         assert abs(getattr(found, name) - getattr(wanted, name)) <= 4 * max(height, width) / 64, name
 
 
-def test_rows_hold_crops_masks_and_boxes_of_the_original(finder: str, tmp_path: Path) -> None:
+def test_rows_contain_crops_masks_and_boxes_of_the_original(finder: str, tmp_path: Path) -> None:
     pixels, lungs = chest(90, 160)
     masks = [[{schema.LABEL: schema.LUNGS, schema.MASK_RLE: rle.encode(lungs), schema.MASK_URI: None}]]
     pose = [[1, 0, 0, 0, 1, 0]]
@@ -111,7 +111,7 @@ def test_rows_hold_crops_masks_and_boxes_of_the_original(finder: str, tmp_path: 
         (EVERYWHERE, "whole image: the lung mask covers 100.0% of the image, expected at most 60%"),
     ],
 )
-def test_absurd_masks_leave_the_image_whole_and_say_why(bias: float, reason: str, tmp_path: Path) -> None:
+def test_implausible_masks_leave_the_image_whole_with_a_reason(bias: float, reason: str, tmp_path: Path) -> None:
     crop = lung_crop.by_checkpoint(save_finder(tmp_path / "finder", bias=bias)).loaded()
     pose = [[1, 0, 0, 0, 1, 0]]
     table = manifest(tmp_path, {"a.png": chest(90, 160)[0]}, true_theta=pose)
@@ -120,7 +120,7 @@ def test_absurd_masks_leave_the_image_whole_and_say_why(bias: float, reason: str
     assert kept.drop_columns([schema.CROP_STATUS]).equals(whole.drop_columns([schema.CROP_STATUS]))
 
 
-def test_bad_images_stay_rows_with_their_reason(finder: str, tmp_path: Path) -> None:
+def test_rejected_images_keep_their_reason(finder: str, tmp_path: Path) -> None:
     table = manifest(tmp_path, {"a.png": chest(64, 64)[0], "b.png": chest(64, 64)[0]})
     (tmp_path / "a.png").write_bytes(b"")
     bad, good = make_rows(table, PIXELS, crop=lung_crop.by_checkpoint(finder).loaded()).to_pylist()
@@ -165,7 +165,7 @@ def test_points_and_boxes_map_back_exactly(
 
 @settings(deadline=None, max_examples=60)
 @given(height=SIDE, width=SIDE, size=st.integers(16, 150), seed=st.integers(0, 10**6))
-def test_masks_follow_their_crop_and_come_back(height: int, width: int, size: int, seed: int) -> None:
+def test_masks_are_cropped_and_mapped_back(height: int, width: int, size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, y, side = (int(value) for value in rng.integers((-20, -20, 16), (width - 8, height - 8, 200)))
     square = LungSquare(x, y, side)
@@ -195,14 +195,14 @@ def saved(folder: Path, recipe: Recipe) -> str:
 
 
 @pytest.mark.parametrize("recipe", [ALIGN, PneumothoraxRecipe(size=64, architecture="small_unet")])
-def test_only_what_finds_lungs_may_crop(recipe: Recipe, tmp_path: Path) -> None:
+def test_only_lung_checkpoints_can_crop(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"of family '{recipe.family}', which does not segment lungs"):
         lung_crop.by_checkpoint(saved(tmp_path, recipe))
     with pytest.raises(UserError, match=r"contains no checkpoint\.json"):
         lung_crop.of_recipe(ALIGN.replace(lung_crop=str(tmp_path / "none")))
 
 
-def test_settings_that_make_no_sense(finder: str) -> None:
+def test_invalid_crop_settings_are_rejected(finder: str) -> None:
     with pytest.raises(UserError, match="Lungs are segmented in whole images"):
         LungsRecipe(lung_crop=finder)
     with pytest.raises(UserError, match="lung_margin: expected a fraction from 0 to 1, got 2"):
@@ -219,7 +219,7 @@ def test_a_checkpoint_that_was_replaced_is_not_used(tmp_path: Path) -> None:
         crop.loaded()
 
 
-def test_shards_must_be_cropped_alike(finder: str, tmp_path: Path) -> None:
+def test_shards_with_another_crop_are_rejected(finder: str, tmp_path: Path) -> None:
     crop = lung_crop.by_checkpoint(finder)
     whole = write_shards(tmp_path / "whole", {"train": 4, "val": 2})
     about = storage.read_json(f"{whole}/{shards.ARCHIVE_FILE}")
@@ -242,7 +242,7 @@ def test_shards_must_be_cropped_alike(finder: str, tmp_path: Path) -> None:
     check_crop(joined, crop)
 
 
-def test_a_copy_for_scoring_brings_the_lungs_along(tmp_path: Path) -> None:
+def test_a_copy_for_scoring_includes_the_lung_network(tmp_path: Path) -> None:
     finder = save_finder(tmp_path / "finder")
     recipe = ALIGN.replace(lung_crop=finder, lung_margin=0.2)
     given = lung_crop.of_recipe(recipe)
@@ -264,7 +264,7 @@ def test_a_lung_checkpoint_may_move_but_not_change_its_margin(finder: str) -> No
     assert all("lung_crop" in family.LOCATION_SETTINGS for family in (AlignRecipe, LungsRecipe, PneumothoraxRecipe))
 
 
-def test_rows_written_before_there_were_crops_are_read() -> None:
+def test_rows_without_a_crop_column_are_read() -> None:
     wanted = schema.row_schema(PIXELS)
     old = wanted.empty_table().drop_columns([schema.CROP_STATUS])
     one = pa.table([pa.nulls(1, field.type) for field in old.schema], schema=old.schema)

@@ -41,7 +41,7 @@ def test_phantoms_are_augmented_in_float32_under_autocast() -> None:
         assert plain.shape == (3, 1, 32, 32)
 
 
-def test_training_that_failed_raises_and_writes_nothing(tmp_path: Path) -> None:
+def test_failed_training_raises_and_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lung_steps"):
         lung_pretraining.pretrain(LungTraining(sizes=(32,), phantoms=4, steps=10), str(tmp_path))
     assert not [*tmp_path.iterdir()]
@@ -61,7 +61,7 @@ def test_weights_carry_their_provenance(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[name], values) for name, values in network.state_dict().items())
 
 
-def test_the_shipped_network_is_small_and_says_how_it_was_made() -> None:
+def test_the_shipped_network_is_small_and_records_how_it_was_made() -> None:
     assert lung_pretraining.SHIPPED_FILE.stat().st_size < 5_000_000
     with safe_open(str(lung_pretraining.SHIPPED_FILE), "pt") as file:
         provenance = file.metadata()
@@ -70,12 +70,12 @@ def test_the_shipped_network_is_small_and_says_how_it_was_made() -> None:
 
 
 @pytest.mark.parametrize(("size", "least"), [(64, 0.9), (128, 0.95)])
-def test_the_shipped_network_finds_the_lungs_of_new_phantoms(size: int, least: float) -> None:
+def test_the_shipped_network_segments_the_lungs_of_new_phantoms(size: int, least: float) -> None:
     phantoms = lung_pretraining.render_phantoms(16, size, seed=1)
     assert lung_pretraining.evaluate(shipped(), *phantoms.split(1, 1))["iou"] > least
 
 
-def test_the_shipped_network_finds_the_lungs_of_patients(real_data: Path) -> None:
+def test_the_shipped_network_segments_the_lungs_of_patients(real_data: Path) -> None:
     images = []
     for path in sorted((real_data / "montgomery/CXR_png").glob("*.png"))[::4]:
         sides = [

@@ -34,7 +34,7 @@ def drawn(window: PartnerWindow, count: int = 400) -> set[int]:
 
 
 @pytest.mark.parametrize("own", [1, 2, 3, 8])
-def test_every_step_of_any_share_has_a_full_window_with_its_own_images(own: int) -> None:
+def test_every_step_has_a_full_window_that_contains_its_images(own: int) -> None:
     window, seen = PartnerWindow(8, lambda batch: batch), []
     for batch in window.look_ahead(steps(12, own)):
         seen += batch["number"].tolist()
@@ -45,7 +45,7 @@ def test_every_step_of_any_share_has_a_full_window_with_its_own_images(own: int)
     assert seen == list(range(12 * own)), "each batch once, in order"
 
 
-def test_an_epoch_with_fewer_images_shows_all_of_them_and_none_of_the_last() -> None:
+def test_a_short_epoch_uses_all_of_its_images_and_none_of_the_previous_epoch() -> None:
     window = PartnerWindow(64, lambda batch: batch)
     for _ in window.look_ahead(steps(40, 2)):
         pass
@@ -63,7 +63,7 @@ def test_without_reading_ahead_a_step_depends_on_its_batch_alone() -> None:
         assert drawn(window) == set(batch["number"].tolist())
 
 
-def test_only_usable_rows_are_drawn_evenly_and_by_the_seed() -> None:
+def test_partners_are_sampled_uniformly_from_usable_rows_with_the_seed() -> None:
     window = PartnerWindow(8, lambda batch: batch)
     window.show(numbered(range(8), torch.tensor([True, False] * 4)))
     torch.manual_seed(0)
@@ -139,7 +139,7 @@ def test_mixup_takes_partners_from_the_window(changes: dict[str, float]) -> None
     assert len(others) > 40
 
 
-def test_a_resumed_epoch_is_augmented_as_it_would_have_been() -> None:
+def test_a_resumed_epoch_has_the_same_augmentation() -> None:
     def epochs(task: DetectTask, numbers: Sequence[int]) -> list[Tensor]:
         shown = []
         for epoch in numbers:

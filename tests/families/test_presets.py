@@ -23,7 +23,7 @@ NAMED = [(family, name) for family, presets in PRESETS.items() for name in prese
 
 
 @pytest.mark.parametrize(("family", "name"), NAMED)
-def test_every_preset_makes_a_recipe_that_fits_its_options(family: str, name: str) -> None:
+def test_every_preset_makes_a_valid_recipe(family: str, name: str) -> None:
     chosen = find_preset(family, name)
     recipe = preset(recipe_type(family), name)
     assert {setting: getattr(recipe, setting) for setting in chosen.settings} == chosen.settings
@@ -75,7 +75,7 @@ def test_a_recipe_is_read_from_yaml_json_a_result_and_a_checkpoint(tmp_path: Pat
         assert options.recipe_file == str(tmp_path / name)
 
 
-def test_wrong_recipe_files_say_what_is_wrong(tmp_path: Path) -> None:
+def test_errors_of_recipe_files_name_the_mistake(tmp_path: Path) -> None:
     wrong = {
         "[1, 2]": "expected settings by name, a result.json or a checkpoint",
         "{a: [": "expected JSON or YAML",

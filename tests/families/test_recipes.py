@@ -85,7 +85,7 @@ def test_settings_survive_json(recipe: Recipe) -> None:
     assert type(again) is type(recipe)
 
 
-def test_settings_that_an_older_version_did_not_have_were_their_defaults(recipe: Recipe) -> None:
+def test_settings_missing_from_older_recipes_have_their_defaults(recipe: Recipe) -> None:
     written = json.loads(json.dumps(recipe.to_dict()))
     older = {name: value for name, value in written.items() if name != "denoise"}
     assert recipe.changes_from(older) == []
@@ -123,7 +123,7 @@ def test_an_epoch_gives_finite_losses_and_the_monitored_metric(recipe: Recipe) -
     assert recipe.monitor in engine.finish_epoch(some_batches)
 
 
-def test_predictions_have_the_announced_columns(recipe: Recipe) -> None:
+def test_predictions_have_the_declared_columns(recipe: Recipe) -> None:
     network = recipe.network(schema.FINDINGS).eval()
     with torch.inference_mode():
         predicted = recipe.predict(network, next(some_batches()))
@@ -139,7 +139,7 @@ def test_predictions_have_the_announced_columns(recipe: Recipe) -> None:
         assert len(images) == 4
 
 
-def test_a_task_continues_from_its_state(recipe: Recipe) -> None:
+def test_a_task_resumes_from_its_state(recipe: Recipe) -> None:
     engine = engine_of(recipe)
     engine.epoch(some_batches())
     other = recipe.task(recipe.network(schema.FINDINGS))

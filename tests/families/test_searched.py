@@ -83,7 +83,7 @@ def two_of(drawn: BaseDistribution) -> tuple[Any, Any]:
     ("name", "setting"),
     [(name, setting) for name, recipe in VARIANTS.items() for setting in recipe.active_search_space()],
 )
-def test_two_draws_of_a_searched_setting_train_differently(name: str, setting: str) -> None:
+def test_two_values_of_a_searched_setting_train_differently(name: str, setting: str) -> None:
     space = VARIANTS[name].active_search_space()
     weights = {other: drawn.high for other, drawn in space.items() if isinstance(drawn, FloatDistribution)}
     recipe = VARIANTS[name].replace(**weights)  # a term that is switched off by default is drawn too
@@ -114,7 +114,7 @@ JOINT = {"lr", "bce_weight", "mse_weight", "backbone", *CODEC}
         ("joint", "joint", JOINT),
     ],
 )
-def test_an_aecnn_is_searched_by_what_its_stages_use(start: Any, stop: Any, expected: set[str]) -> None:
+def test_an_aecnn_search_samples_the_settings_that_its_stages_use(start: Any, stop: Any, expected: set[str]) -> None:
     assert set(AecnnRecipe(first_stage=start, last_stage=stop).active_search_space()) == expected
 
 
@@ -128,7 +128,7 @@ def test_a_loss_of_one_term_has_no_weight_to_search() -> None:
     assert set(LungsRecipe(bce_weight=0).active_search_space()) == {"lr"}
 
 
-def test_what_belongs_to_something_switched_off_is_not_searched() -> None:
+def test_settings_of_disabled_parts_are_not_searched() -> None:
     assert "feature_layers" in AlignRecipe().active_search_space()
     assert "feature_layers" not in AlignRecipe().active_search_space(["feature_weight"])
     assert "feature_layers" in AlignRecipe(feature_weight=1.0).active_search_space(["feature_weight"])

@@ -187,7 +187,7 @@ def test_scores_have_masks_at_the_original_size(stored: int) -> None:
     assert found[schema.PRED_MASK_PROBABILITY].to_numpy() == pytest.approx([1, 1, 0], abs=1e-3)
 
 
-def test_too_few_certain_pixels_leave_the_image_empty() -> None:
+def test_too_few_confident_pixels_give_an_empty_mask() -> None:
     masks = [ellipse(150, 230)]
     share = masks[0].sum() / 230**2  # of the padded square
     for factor, empty in ((0.9, False), (1.1, True)):
@@ -305,7 +305,7 @@ def train_together(_: int) -> tuple[list[float], dict[str, float]]:
     return curve(ProcessGroup())
 
 
-def test_two_workers_give_the_loss_and_the_masks_of_one(two_workers: TwoWorkers) -> None:
+def test_two_workers_have_the_loss_and_the_masks_of_one_worker(two_workers: TwoWorkers) -> None:
     (losses, found), second = two_workers.run(train_together)
     assert (losses, found) == second
     alone, alike = curve(SingleProcess())

@@ -49,7 +49,7 @@ def test_a_family_trains_resumes_and_is_used(tmp_path: Path, name: str) -> None:
     assert all(math.isfinite(value) for value in again.step(next(again.moved(some_batches()))).values())
 
 
-def test_a_gpu_shows_what_the_cpu_shows(name: str) -> None:
+def test_augmentation_on_the_gpu_equals_that_on_the_cpu(name: str) -> None:
     """Pixels, boxes and masks of an augmented batch, by the same random parameters."""
     recipe = RECIPES[name].replace(size=SIDE, precision="float32")
     expected = augmented(engine_on("cpu", recipe))
@@ -64,7 +64,7 @@ def test_a_gpu_shows_what_the_cpu_shows(name: str) -> None:
                 torch.testing.assert_close(found[column], values, rtol=0, atol=most, equal_nan=True)
 
 
-def test_a_gpu_learns_what_the_cpu_learns(name: str) -> None:
+def test_training_on_the_gpu_equals_that_on_the_cpu(name: str) -> None:
     """Loss terms and the gradient's norm in float32, on the same augmented images."""
     recipe = RECIPES[name].replace(precision="float32")
     on_cpu = engine_on("cpu", recipe)

@@ -108,7 +108,7 @@ def rows_with_everything() -> pa.Table:
     return pa.table([pa.array(given.get(f.name, [None] * 2), f.type) for f in wanted], schema=wanted)
 
 
-def test_rows_keep_all_but_what_depends_on_the_size() -> None:
+def test_rows_keep_all_columns_that_do_not_depend_on_the_size() -> None:
     rows, small = rows_with_everything(), PixelFormat(16, 16)
     values = np.arange(2 * 16 * 16, dtype=np.uint16).reshape(2, 16, 16) * 100
     found = latents.with_latents(rows, PixelFormat(SIZE), values, small)
@@ -177,5 +177,5 @@ def test_a_lost_part_is_reported(written: tuple[str, str, Checkpoint]) -> None:
         latents.finish(folder, {"scores/part-00000": scores}, kept, ORIGIN)
 
 
-def test_plain_shards_hold_no_latents(tmp_path: Path) -> None:
+def test_plain_shards_contain_no_latents(tmp_path: Path) -> None:
     assert shards.read_info(write_shards(tmp_path, {"train": 2})).latents is None

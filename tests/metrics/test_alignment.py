@@ -41,7 +41,7 @@ def test_correlation_to_the_mean_equals_its_definition() -> None:
     assert alignment.correlation_to_mean(unit.mean(0)) == pytest.approx(wanted.item(), abs=1e-6)
 
 
-def test_equal_images_correlate_fully_whatever_their_exposure() -> None:
+def test_equal_images_correlate_fully_at_any_exposure() -> None:
     x = images(1).repeat(4, 1, 1, 1) * torch.tensor([0.3, 0.5, 0.8, 1]).reshape(4, 1, 1, 1)
     metrics = overlap(x, identity(4))
     assert metrics["correlation"] == pytest.approx(1, abs=0.01)
@@ -61,7 +61,7 @@ def test_pairwise_iou_on_three_masks() -> None:
     assert math.isnan(alignment.pairwise_iou(masks[:1]))
 
 
-def test_masks_follow_their_images() -> None:
+def test_masks_are_warped_with_their_images() -> None:
     mask = torch.zeros(32, 32)
     mask[8:20, 10:22] = 1
     poses = affines(4, 1)
@@ -124,7 +124,7 @@ def test_local_correlation_ignores_local_exposure() -> None:
     assert alignment.local_correlation(x, torch.zeros_like(x), 9).abs().max() < 1e-3
 
 
-def test_lungs_that_nobody_finds_are_no_agreement() -> None:
+def test_empty_lung_masks_do_not_count_as_agreement() -> None:
     empty = torch.zeros(3, 4, 4)
     assert alignment.pairwise_iou(empty) == 1
     assert alignment.pairwise_iou(empty, of_empty=0.0) == 0

@@ -75,7 +75,7 @@ def test_validation_gives_the_numbers_of_the_report(batch: tuple[Tensor, Tensor]
     assert 0.2 < results["recall"] < 1
 
 
-def test_two_workers_give_the_numbers_of_one(batch: tuple[Tensor, Tensor]) -> None:
+def test_two_workers_have_the_metrics_of_one(batch: tuple[Tensor, Tensor]) -> None:
     predicted, true = batch
     alone, meters = BoxMeter(CPU), [BoxMeter(CPU) for _ in range(2)]
     alone.add(predicted, true)
@@ -96,7 +96,7 @@ def test_precision_and_recall_are_those_of_the_best_score() -> None:
     assert (results["precision"], results["recall"]) == (1, 0.5)
 
 
-def test_nothing_predicted_is_zero_and_nothing_true_is_unknown() -> None:
+def test_no_predictions_score_zero_and_no_true_boxes_nan() -> None:
     none, box = torch.full((1, 1, 6), math.nan), torch.tensor([[[0, 0.1, 0.1, 0.5, 0.5]]])
     meter = BoxMeter(CPU)
     meter.add(none, box)

@@ -96,7 +96,7 @@ def test_calibration_error_by_its_definition() -> None:
     assert ours.reliability(np.ones((2, 1)), np.ones((2, 1), int)).counts[0].tolist() == [0] * 14 + [2]
 
 
-def test_a_single_class_is_not_measured_and_said() -> None:
+def test_a_single_class_is_not_measured_and_noted() -> None:
     scores, labels = made(4)
     labels[labels[:, 0] == 1, 0] = 0
     labels[:, 1] = -1
@@ -119,7 +119,7 @@ def test_a_single_class_is_not_measured_and_said() -> None:
     assert [bool(note) for note in chosen.notes] == [True, True, True, False]
 
 
-def test_nothing_at_all_is_no_crash() -> None:
+def test_empty_input_does_not_crash() -> None:
     scores, labels = np.zeros((0, 4)), np.zeros((0, 4), np.int8)
     found = ours.summarize(scores, labels, scores > 0.5, np.array([], str), FINDINGS, resamples=20)
     assert math.isnan(found.mean.auroc)
@@ -135,7 +135,7 @@ def test_invalid_probabilities_and_labels_are_rejected(scores: list, labels: lis
         ours.auroc(np.array(scores), np.array(labels))
 
 
-def test_an_unknown_entry_may_hold_anything() -> None:
+def test_scores_of_unknown_labels_are_ignored() -> None:
     scores, labels = made(5)
     wanted = ours.auroc(scores, labels)
     scores[labels == -1] = np.nan
@@ -171,7 +171,7 @@ def test_thresholds_mean_the_same_in_both_precisions_and_after_json() -> None:
     assert chosen.describe()["positives"] == (labels == 1).sum(0).tolist()
 
 
-def test_a_threshold_that_nothing_reaches() -> None:
+def test_a_threshold_above_all_scores() -> None:
     scores, labels = np.array([[1.0], [1.0], [0.2]]), np.array([[0], [0], [1]])
     chosen = ours.choose_thresholds(scores, labels, "specificity")
     assert (scores >= chosen.values).sum() == 0
@@ -186,7 +186,7 @@ def resampled_slowly(
     return each(sk.roc_auc_score, scores[rows], labels[rows])
 
 
-def test_a_resample_is_what_counting_images_again_would_give() -> None:
+def test_a_resample_equals_recounting_its_images() -> None:
     scores, labels = made(7)
     patients = np.random.default_rng(0).integers(80, size=300)
     ids = np.unique(patients)
@@ -211,7 +211,7 @@ def test_a_patients_images_are_no_more_evidence_when_doubled() -> None:
     assert strangers.mean_high - strangers.mean_low < 0.85 * (once.mean_high - once.mean_low)
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_true_value_at_its_nominal_rate() -> None:
     """Normal scores one deviation apart have an AUROC of Φ(1/√2) = .7602; patients of three like images."""
     truth = 0.5 * (1 + math.erf(0.5))
     labels = np.repeat((np.arange(120) % 3 == 0).astype(np.int8), 3)[:, None]
@@ -253,7 +253,7 @@ def rival(scores: np.ndarray, seed: int) -> np.ndarray:
     return np.clip(np.round((scores + np.random.default_rng(seed).normal(0, 0.15, scores.shape)) * 30) / 30, 0, 1)
 
 
-def test_delong_is_its_definition() -> None:
+def test_delong_equals_its_definition() -> None:
     scores, labels = made(9)
     others = rival(scores, 1)
     found = ours.delong(scores, others, labels)
@@ -277,7 +277,7 @@ def test_delong_and_the_bootstrap_agree_where_each_image_is_a_patient() -> None:
     assert gain.mean_low < gain.mean < gain.mean_high
 
 
-def test_delong_claims_nothing_where_it_cannot() -> None:
+def test_delong_does_not_claim_significance_without_evidence() -> None:
     scores, labels = made(11)
     same = ours.delong(scores, scores**2, labels)
     assert same.difference.tolist() == [0] * 4
@@ -289,7 +289,7 @@ def test_delong_claims_nothing_where_it_cannot() -> None:
     assert np.isnan(ours.delong(scores, scores, np.zeros_like(labels)).auroc).all()
 
 
-def test_the_summary_holds_each_figure_in_its_row() -> None:
+def test_the_summary_has_each_metric_in_its_row() -> None:
     scores, labels = made(12)
     labels[np.flatnonzero(labels[:, 3] == 1)[5:], 3] = -1
     patients = np.arange(300) // 2

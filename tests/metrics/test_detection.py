@@ -79,14 +79,14 @@ def test_voc_is_that_of_the_procedure(iou: float) -> None:
     np.testing.assert_allclose(detection.average_precisions(predicted, true, 3, iou), expected)
 
 
-def test_a_true_box_is_found_once_and_the_other_way_is_wrong() -> None:
+def test_a_second_match_of_a_true_box_is_a_false_positive() -> None:
     """Right at .9, wrong the second time at .8, right at .7: precision 1, then 2/3."""
     true = boxes([(0, 0, shifted(0), 0), (1, 0, shifted(0), 0)])
     predicted = boxes([(0, 0, shifted(0), 0.9), (0, 0, shifted(1), 0.8), (1, 0, shifted(0), 0.7)])
     np.testing.assert_allclose(detection.average_precisions(predicted, true, 1, 0.4), [(1 + 2 / 3) / 2])
 
 
-def test_at_the_threshold_itself_voc_says_no_and_coco_yes() -> None:
+def test_an_iou_at_the_threshold_matches_in_coco_but_not_in_voc() -> None:
     true, predicted = boxes([(0, 0, [0, 0, 10, 10], 0)]), boxes([(0, 0, [0, 0, 10, 5], 0.9)])
     assert detection.average_precisions(predicted, true, 1, 0.5)[0] == 0
     assert detection.average_precisions(predicted, true, 1, 0.499)[0] == 1
@@ -94,7 +94,7 @@ def test_at_the_threshold_itself_voc_says_no_and_coco_yes() -> None:
     assert coco[:, 0].tolist() == [1] + [0] * 9
 
 
-def test_voc_holds_a_box_against_its_best_true_box_and_coco_against_the_best_that_is_free() -> None:
+def test_voc_matches_the_best_true_box_and_coco_the_best_unmatched_one() -> None:
     true = boxes([(0, 0, shifted(0), 0), (0, 0, shifted(3), 0)])
     predicted = boxes([(0, 0, shifted(0), 0.9), (0, 0, shifted(1), 0.8)])
     assert detection.average_precisions(predicted, true, 1, 0.5)[0] == 0.5
@@ -116,7 +116,7 @@ def test_coco_looks_at_a_hundred_boxes_of_an_image_and_finding() -> None:
     assert detection.average_precisions(predicted, true, 1, 0.4)[0] == pytest.approx(1 / 101)
 
 
-def test_boxes_of_one_score_count_together_in_whatever_order() -> None:
+def test_boxes_with_equal_scores_count_together_in_any_order() -> None:
     true = boxes([(0, 0, shifted(0), 0)])
     predicted = boxes([(0, 0, shifted(0), 0.5), (0, 0, shifted(90), 0.5)])
     for order in ([0, 1], [1, 0]):
@@ -156,7 +156,7 @@ def test_no_boxes_at_all() -> None:
     assert np.isnan([summary.voc[0.4].mean, summary.map_50_95]).all()
 
 
-def test_a_resample_is_what_the_drawn_images_give() -> None:
+def test_a_resample_equals_recomputing_on_its_images() -> None:
     """Of the bootstrap's weights: images that are drawn twice stand there twice."""
     predicted, true = drawn(1, images=12, per_image=10, findings=2, true=30)
     predicted = Boxes(predicted.image, predicted.finding, predicted.xyxy, np.round(predicted.score, 1))
@@ -178,7 +178,7 @@ def _renamed(of: Boxes, images: list[int]) -> Boxes:
     return Boxes(image, kept.finding, kept.xyxy, kept.score)
 
 
-def test_intervals_hold_the_value() -> None:
+def test_intervals_contain_the_value() -> None:
     predicted, true = drawn(2, images=60, per_image=20, findings=2, true=150)
     sure = detection.summarize(predicted, true, np.arange(60), ["a", "b"], resamples=200).voc[0.4]
     assert (sure.low < sure.value).all()
@@ -194,7 +194,7 @@ def test_labels_and_probabilities_of_images() -> None:
     assert labels.tolist() == [[0, 1, 0], [0, 0, 1], [0, -1, -1]]
 
 
-def test_confusions_and_what_is_left_to_the_background() -> None:
+def test_confusion_matrix_with_background() -> None:
     """Finding 0 taken for 1; a box nowhere near; a true box nobody predicted; one below the score."""
     true = boxes([(0, 0, shifted(0), 0), (0, 1, shifted(50), 0), (1, 1, shifted(0), 0)])
     predicted = boxes(

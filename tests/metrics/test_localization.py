@@ -66,7 +66,7 @@ def test_right_is_above_the_threshold_and_never_equal_to_it(located: Located) ->
     assert np.isnan(located.localized("iou", 0.1)[0, 1])
 
 
-def test_wrong_boxes_are_counted_where_the_truth_is_known(located: Located) -> None:
+def test_false_positives_are_counted_where_the_truth_is_known(located: Located) -> None:
     np.testing.assert_allclose(located.false_positives("iou", 0.5), [[1, 1], [0, 1], [0, 0], [0, np.nan]])
     np.testing.assert_allclose(located.false_positives("iobb", 0.5), [[1, 1], [0, 0], [0, 0], [0, np.nan]])
     np.testing.assert_array_equal(counts(located, "iou", 0.5), [[1, 0], [2, 1], [1, 2], [4, 3]])
@@ -91,14 +91,14 @@ def test_the_pointing_game_takes_the_best_scored_box(located: Located) -> None:
     assert nearer.pointed[0, 0] == 1
 
 
-def test_nothing_found_is_a_miss_without_false_positives() -> None:
+def test_no_prediction_is_a_miss_without_false_positives() -> None:
     located = locate(NOTHING, TRUE, KNOWN)
     assert np.nanmax(located.best["iou"]) == 0
     rates = summarize(located, np.arange(4), FINDINGS, resamples=20)
     assert rates.at("iou", 0.1).mean == rates.false_positives["iou"][0].mean == rates.pointing.mean == 0
 
 
-def test_what_is_known_of_an_image() -> None:
+def test_known_findings_of_an_image() -> None:
     true = boxes((0, 0, (0, 0, 1, 1), np.nan))
     labels = np.array([[1, 1], [0, -1], [-1, 1]])
     np.testing.assert_array_equal(known_places(true, labels), [[1, 0], [1, 0], [0, 0]])
@@ -136,7 +136,7 @@ def many(seed: int, images: int = 60) -> tuple[Boxes, Boxes, np.ndarray]:
     return moved, true, np.ones((images, 2), bool)
 
 
-def test_rates_are_plain_means_and_intervals_hold_them() -> None:
+def test_rates_are_plain_means_and_lie_in_their_intervals() -> None:
     predicted, true, known = many(0)
     located, patients = locate(predicted, true, known), np.arange(60) // 2
     rates = summarize(located, patients, FINDINGS, resamples=300)
@@ -169,7 +169,7 @@ def test_resamples_are_those_of_the_aurocs() -> None:
     np.testing.assert_allclose(means[known], aurocs[known])
 
 
-def test_a_finding_lost_in_a_resample_is_left_out_of_its_mean() -> None:
+def test_a_finding_missing_from_a_resample_is_excluded_from_its_mean() -> None:
     values = np.full((30, 2), np.nan)
     values[:, 0], values[0, 1] = 1, 0  # one image alone has the second finding
     drawn = resampled_means(values, np.arange(30), 500, 0)
@@ -178,7 +178,7 @@ def test_a_finding_lost_in_a_resample_is_left_out_of_its_mean() -> None:
     assert (drawn[~lost, 1] == 0).all()
 
 
-def test_paired_gains_are_surer_than_unpaired_ones() -> None:
+def test_paired_intervals_are_narrower_than_unpaired_ones() -> None:
     predicted, true, known = many(1)
     shrunk = Boxes(predicted.image, predicted.finding, predicted.xyxy + np.array([2, 2, -2, -2]), predicted.score)
     one, other = locate(predicted, true, known), locate(shrunk, true, known)

@@ -25,7 +25,7 @@ def test_too_few_certain_pixels_make_an_empty_mask() -> None:
     assert MaskRule(0.75, 0, 0.3).apply(p).flatten(1).sum(1).tolist() == [20] * 3
 
 
-def test_a_rule_holds_at_every_size() -> None:
+def test_a_rule_applies_at_every_size() -> None:
     p = torch.full((2, 32, 32), 0.5)
     p[0, :2, :1], p[1, :1, :1] = 0.9, 0.9
     larger = p.repeat_interleave(32, 1).repeat_interleave(32, 2)
@@ -76,7 +76,7 @@ def test_the_minimum_of_certain_pixels_is_inclusive() -> None:
     assert choose_rule(rows, (0.5,), (0.5,), (0, 4 / 64, 5 / 64)) == MaskRule(0.5, 4 / 64, 0.5)
 
 
-def test_workers_choose_as_one_does_and_size_does_not_matter() -> None:
+def test_several_workers_choose_the_same_rule_as_one_at_any_size() -> None:
     p, true = validation()
     larger_p, larger_true = (x.repeat_interleave(2, 1).repeat_interleave(2, 2) for x in (p[12:], true[12:]))
     together = torch.cat([rule_rows(p[:12], true[:12]), rule_rows(larger_p, larger_true)])

@@ -23,7 +23,7 @@ class Two(SingleProcess):
         return values + self.other
 
 
-def test_batches_count_by_their_rows() -> None:
+def test_batches_are_weighted_by_their_rows() -> None:
     mean = Mean()
     mean.add(torch.tensor([[1.0, 10], [2, 20]]))
     mean.add(torch.tensor([[6.0, 60]]))
@@ -32,7 +32,7 @@ def test_batches_count_by_their_rows() -> None:
     )
 
 
-def test_workers_count_by_their_rows() -> None:
+def test_workers_are_weighted_by_their_rows() -> None:
     mean = Mean()
     mean.add(torch.tensor([1.0, 2, 3]))
     other = torch.tensor([10.0, 1], dtype=torch.float64)  # the sum and the count of one row
@@ -44,5 +44,5 @@ def test_a_worker_without_rows_still_sends_the_right_shape() -> None:
     assert Mean().over(Two(other), torch.zeros(2)).tolist() == [2, 4]
 
 
-def test_nothing_counted_is_not_a_number() -> None:
+def test_without_images_metrics_are_nan() -> None:
     assert Mean().over(SingleProcess(), torch.zeros(())).isnan()

@@ -70,7 +70,7 @@ def test_pooled_figures_are_those_of_scikit_learn() -> None:
     assert pooled["pixel_accuracy"] == pytest.approx((labels[0] == labels[1]).mean())
 
 
-def test_finding_nothing_scores_what_empty_dice_says() -> None:
+def test_empty_predictions_score_empty_prediction_dice() -> None:
     nothing = torch.zeros_like(TRUE)
     results = summary(overlap_rows(nothing, TRUE))
     assert (
@@ -84,7 +84,7 @@ def test_finding_nothing_scores_what_empty_dice_says() -> None:
     assert math.isnan(summary(torch.zeros(0, 4, dtype=torch.long))["dice"])
 
 
-def test_finding_nothing_in_the_whole_of_siim(real_data: Path) -> None:
+def test_empty_predictions_on_all_of_siim(real_data: Path) -> None:
     lines = (real_data / "siim" / "train-rle.csv").read_text().splitlines()[1:]
     areas: dict[str, int] = {}
     for image, _, code in (line.partition(",") for line in lines):
@@ -97,7 +97,7 @@ def test_finding_nothing_in_the_whole_of_siim(real_data: Path) -> None:
     assert results["positive_dice"] == 0
 
 
-def test_images_of_other_sizes_and_workers_come_together() -> None:
+def test_images_of_different_sizes_and_workers_are_combined() -> None:
     small, large = overlap_rows(PREDICTED, TRUE), overlap_rows(blocks((0, 20, 0, 20), size=40), blocks(NONE, size=40))
     results = summary(torch.cat([small, large]))
     assert results["dice"] == pytest.approx(1.5 / 5)
@@ -179,7 +179,7 @@ def test_a_mask_at_the_edge_has_a_boundary_there() -> None:
     assert boundary(np.ones((3, 4), bool)).tolist() == [[True] * 4, [True, False, False, True], [True] * 4]
 
 
-def test_a_mean_is_as_sure_as_its_patients_are_many() -> None:
+def test_intervals_of_means_shrink_with_the_number_of_patients() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(0.7, 0.1, 400)
     alone = mean_interval(values, np.arange(400), resamples=500)

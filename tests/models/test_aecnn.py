@@ -27,7 +27,7 @@ def test_the_published_codec_has_1025_parameters_and_keeps_a_sixteenth() -> None
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
 @pytest.mark.parametrize("depth", [1, 4])
-def test_the_residual_codec_begins_as_plain_resizing(factor: int, depth: int) -> None:
+def test_the_residual_codec_starts_as_plain_resizing(factor: int, depth: int) -> None:
     torch.manual_seed(0)
     codec, plain, x = ResidualCodec(factor, depth, 8), ResizeCodec(factor), torch.rand(2, 1, 32, 48)
     latent = codec.encode(x)
@@ -51,7 +51,7 @@ def test_the_residual_codec_learns_what_resizing_loses() -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_latents_are_what_can_be_stored(bits: int) -> None:
+def test_latents_are_values_that_can_be_stored(bits: int) -> None:
     torch.manual_seed(0)
     network = made(PublishedCodec(), bits)
     latent = network.encode(torch.rand(2, 1, 32, 32))
@@ -71,7 +71,7 @@ def test_rounding_lets_gradients_through() -> None:
     assert torch.equal(x.grad, torch.ones(100))
 
 
-def test_clipped_values_learn_their_way_back_and_no_further() -> None:
+def test_gradients_move_clipped_values_back_into_range_only() -> None:
     values = torch.tensor([-1.0, -1.0, 0.5, 2.0, 2.0], requires_grad=True)
     kept = clipped(values)
     assert kept.tolist() == [0, 0, 0.5, 1, 1]
@@ -87,7 +87,7 @@ def test_without_a_codec_the_classifier_sees_the_image() -> None:
     assert torch.allclose(logits, network.classifier(x), atol=1e-4)
 
 
-def test_the_published_codec_begins_as_resizing() -> None:
+def test_the_published_codec_starts_as_resizing() -> None:
     codec = PublishedCodec()
     ramp = torch.linspace(0.2, 0.8, 64).expand(1, 1, 64, 64)
     slope = ramp + 0.1 * ramp.transpose(2, 3)

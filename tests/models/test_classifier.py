@@ -11,7 +11,7 @@ from cxr.models.classifier import Classifier, ClassifierName, StemStride, load_b
 
 @pytest.mark.parametrize("name", ["densenet121", "resnet18"])
 @pytest.mark.parametrize(("stride", "side"), [(4, 1), (2, 2), (1, 4)])
-def test_the_stem_shrinks_as_asked(name: ClassifierName, stride: StemStride, side: int) -> None:
+def test_the_stem_has_the_requested_stride(name: ClassifierName, stride: StemStride, side: int) -> None:
     classifier = Classifier(name, 3, stride).eval()
     seen = []
     last = classifier.body.features if name == "densenet121" else classifier.body.layer4

@@ -49,14 +49,14 @@ def test_one_reference_serves_all_images() -> None:
 
 
 @pytest.mark.parametrize(("stages", "channels"), [(3, 256), (4, 512)])
-def test_features_have_the_grid_asked_for(stages: ContrastStages, channels: int) -> None:
+def test_features_have_the_requested_grid(stages: ContrastStages, channels: int) -> None:
     net = network(stages).eval()
     for size in (32, 64, 160):
         assert net.features(torch.rand(2, 1, size, size)).shape == (2, channels, 4, 4)
     assert net(torch.rand(2, 1, 64, 64)).shape == (2, 2, 4, 4)
 
 
-def test_features_keep_their_place_on_another_grid() -> None:
+def test_features_keep_their_position_on_another_grid() -> None:
     ramp = ((torch.arange(8) + 0.5) / 8).view(1, 1, 1, 8).expand(1, 1, 8, 8)
     for grid in (4, 8, 16):
         wanted = (torch.arange(grid) + 0.5) / grid
@@ -77,7 +77,7 @@ def test_backbone_and_head_learn_through_the_attention_and_the_aligner_does_not(
     assert net.theta(x).shape == (3, 2, 3)
 
 
-def test_probabilities_begin_low_and_follow_any_cell() -> None:
+def test_initial_probabilities_are_low_and_any_cell_can_raise_them() -> None:
     assert probabilities(network().eval()(torch.rand(2, 1, 64, 64))).max() < 0.2
     logits = torch.full((1, 1, 4, 4), -20.0)
     logits[0, 0, 2, 1] = 3
@@ -102,7 +102,7 @@ def some_transforms(count: int, transform: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("transform", ["similarity", "anisotropic", "affine"])
-def test_a_box_moved_and_moved_back_still_holds_what_it_held(transform: str) -> None:
+def test_a_box_warped_forth_and_back_contains_the_original(transform: str) -> None:
     torch.manual_seed(0)
     theta = some_transforms(200, transform)
     low, side = torch.rand(200, 3, 2), 0.5 * torch.rand(200, 3, 2)
@@ -137,7 +137,7 @@ def test_a_box_follows_its_pixels() -> None:
         assert [float(edge) for edge in found] == pytest.approx(inside, abs=3)
 
 
-def test_no_box_stays_no_box() -> None:
+def test_missing_boxes_stay_missing() -> None:
     assert warp_boxes(torch.full((1, 2, 4), math.nan), identity(1)).isnan().all()
 
 

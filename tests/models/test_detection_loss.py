@@ -69,7 +69,7 @@ def of_ultralytics(network: Yolo, raw: dict[str, Any], boxes: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_values_and_gradients_are_those_of_ultralytics(network: Yolo, seed: int) -> None:
+def test_values_and_gradients_equal_those_of_ultralytics(network: Yolo, seed: int) -> None:
     raw, boxes = raw_of(network, seed), some_boxes(seed)
     ours, theirs = torch.stack([*loss_of(network)(raw, boxes).values()]), of_ultralytics(network, raw, boxes)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -81,7 +81,7 @@ def test_values_and_gradients_are_those_of_ultralytics(network: Yolo, seed: int)
         assert its.any()
 
 
-def test_a_batch_without_boxes_has_the_loss_of_the_background(network: Yolo) -> None:
+def test_a_batch_without_boxes_has_only_the_background_loss(network: Yolo) -> None:
     raw, none = raw_of(network), torch.full((IMAGES, MOST, 5), math.nan)
     ours = torch.stack([*loss_of(network)(raw, none).values()])
     torch.testing.assert_close(ours, of_ultralytics(network, raw, none), rtol=1e-5, atol=1e-6)
@@ -89,7 +89,7 @@ def test_a_batch_without_boxes_has_the_loss_of_the_background(network: Yolo) -> 
     assert ours[1] > 0
 
 
-def test_padding_and_parts_change_nothing(network: Yolo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_and_chunking_do_not_change_the_loss(network: Yolo, monkeypatch: pytest.MonkeyPatch) -> None:
     raw, boxes = raw_of(network), some_boxes()
     whole = loss_of(network)(raw, boxes)
     padded = torch.cat([boxes.new_full((IMAGES, 9, 5), math.nan), boxes], 1)
@@ -105,7 +105,7 @@ def everywhere(*findings: int) -> Tensor:
     return torch.tensor([[finding, 0.0, 0, 1, 1] for finding in findings])
 
 
-def test_what_is_unknown_teaches_nothing(network: Yolo) -> None:
+def test_unknown_findings_have_no_gradient(network: Yolo) -> None:
     """Neither an image nor one finding of it: no gradient but for what is known."""
     raw, boxes = raw_of(network), some_boxes()
     unknown = torch.full((IMAGES, len(FINDINGS), 5), math.nan)
@@ -121,7 +121,7 @@ def test_what_is_unknown_teaches_nothing(network: Yolo) -> None:
     assert values[0]["class"] < values[1]["class"]
 
 
-def test_a_finding_that_is_unknown_in_a_region_is_no_background_there(
+def test_a_finding_that_is_unknown_in_a_region_is_not_background_there(
     network: Yolo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The left half of the third image may show the second finding; one box of it is known there."""
@@ -143,7 +143,7 @@ def test_a_finding_that_is_unknown_in_a_region_is_no_background_there(
     torch.testing.assert_close(gradient, again)
 
 
-def test_nothing_known_gives_gradients_of_zero(network: Yolo) -> None:
+def test_images_with_only_unknown_findings_have_zero_gradients(network: Yolo) -> None:
     """All there, as a group of workers needs them."""
     network.zero_grad()
     nothing, unknown = torch.full((IMAGES, MOST, 5), math.nan), everywhere(0, 1, 2).expand(IMAGES, -1, -1)
@@ -153,7 +153,7 @@ def test_nothing_known_gives_gradients_of_zero(network: Yolo) -> None:
     assert all(g is not None and not g.any() for g in gradients)
 
 
-def test_workers_divide_by_the_targets_of_all(network: Yolo) -> None:
+def test_workers_divide_by_the_targets_of_all_workers(network: Yolo) -> None:
     """The mean of two workers' terms, of two images each, equals the terms of all four images."""
     raw, boxes = raw_of(network), some_boxes()
     whole = loss_of(network)(raw, boxes)
@@ -180,7 +180,7 @@ def test_workers_divide_by_the_targets_of_all(network: Yolo) -> None:
         assert torch.stack([one[name] for one in both]).mean().item() == pytest.approx(value.item(), rel=1e-5)
 
 
-def test_overlap_and_anchors_are_those_of_ultralytics() -> None:
+def test_overlap_and_anchors_equal_those_of_ultralytics() -> None:
     generator = torch.Generator().manual_seed(0)
     low = torch.rand(2, 300, 2, generator=generator)
     a, b = torch.cat([low, low + torch.rand(2, 300, 2, generator=generator)], -1)

@@ -25,7 +25,7 @@ def products(logits: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
-def test_logarithms_are_those_of_the_products(scale: float) -> None:
+def test_log_probabilities_equal_the_logarithms_of_products(scale: float) -> None:
     logits = grids(scale) - 2
     inside = torch.rand(logits.shape, generator=torch.Generator().manual_seed(1)) < 0.3
     present, absent, marked = products(logits, inside)
@@ -35,7 +35,7 @@ def test_logarithms_are_those_of_the_products(scale: float) -> None:
 
 
 @pytest.mark.parametrize("logit", [-300.0, -90.0, -30.0, -16.0, -15.0, -14.0, -10.0, -5.0])
-def test_what_is_hardly_there_keeps_its_logarithm_and_its_gradient(logit: float) -> None:
+def test_tiny_probabilities_keep_finite_logarithms_and_gradients(logit: float) -> None:
     """p = 256 · exp(logit), where products in floats would give 0, or 1 − 1."""
     logits = torch.full((1, 1, 16, 16), logit, requires_grad=True)
     log_p = log_present(logits)
@@ -55,7 +55,7 @@ def _odds(logit: float) -> float:
 
 
 @pytest.mark.parametrize("logit", [5.0, 50.0, 1000.0])
-def test_what_is_surely_there_costs_nothing_and_denying_it_costs_much(logit: float) -> None:
+def test_certain_findings_have_no_loss_and_missing_them_a_large_one(logit: float) -> None:
     logits = torch.full((1, 1, 16, 16), logit, requires_grad=True)
     assert log_present(logits).item() == 0
     loss = -log_absent(logits)
@@ -73,7 +73,7 @@ def test_the_papers_rescaled_product_is_close_only_where_cells_are_few() -> None
     assert log_absent(sure).item() < -5000
 
 
-def test_boxes_mark_cells_by_their_middles_and_never_none() -> None:
+def test_boxes_mark_cells_by_their_centers_and_at_least_one() -> None:
     """On a grid of 4: the left half; a dot; a box in a corner that overlaps no middle; all; nothing; outside."""
     boxes = torch.tensor(
         [
@@ -93,7 +93,7 @@ def test_boxes_mark_cells_by_their_middles_and_never_none() -> None:
     assert not marked[2, [0, 2]].any()
 
 
-def test_each_finding_counts_by_its_box_its_label_or_not_at_all() -> None:
+def test_each_finding_uses_its_box_its_label_or_neither() -> None:
     logits = grids(1)[:2]
     labels = torch.tensor([[1, 1, 0], [-1, 0, 1]], dtype=torch.int8)
     inside = torch.zeros(logits.shape, dtype=torch.bool)
@@ -117,7 +117,7 @@ def test_a_box_of_the_whole_image_requires_every_cell() -> None:
     assert (logits.grad < 0).all()
 
 
-def test_training_begins_with_findings_as_rare_as_said() -> None:
+def test_initial_logits_give_the_requested_probability() -> None:
     for grid in (1, 4, 16):
         logits = torch.full((1, 1, grid, grid), unlikely_bias(grid, 0.1))
         assert log_present(logits).exp().item() == pytest.approx(0.1, rel=1e-4)

@@ -25,7 +25,7 @@ def moved(network: MultiscaleCAM) -> MultiscaleCAM:
     return network
 
 
-def test_relevance_is_convex_and_begins_uniform() -> None:
+def test_relevance_is_convex_and_starts_uniform() -> None:
     network = small()
     assert torch.allclose(network.relevance(), torch.full((4, 3), 0.25))
     weights = moved(network).relevance()
@@ -35,7 +35,7 @@ def test_relevance_is_convex_and_begins_uniform() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "lse"])
-def test_logits_are_the_stages_combined(pooling: Pooling) -> None:
+def test_logits_combine_the_stages(pooling: Pooling) -> None:
     network, x = moved(small(pooling=pooling)), torch.rand(2, 1, 64, 64)
     alpha, expected = network.relevance(), torch.zeros(2, 3)
     pools = {
@@ -62,7 +62,7 @@ def test_lse_lies_between_mean_and_maximum() -> None:
     assert ((found["mean"] < found["mid"]) & (found["mid"] < found["max"])).all()
 
 
-def test_relevance_learns_where_it_may() -> None:
+def test_relevance_is_trained_only_with_several_stages_and_learned_weights() -> None:
     network = small()
     network(torch.rand(2, 1, 64, 64)).sum().backward()
     assert network.relevance_logits.grad is not None
@@ -92,7 +92,7 @@ def test_one_stage_is_cam() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["small", "resnet18", "densenet121"])
-def test_a_blob_comes_out_where_it_lies(backbone: CamBackbone) -> None:
+def test_a_blob_appears_at_its_position_in_the_map(backbone: CamBackbone) -> None:
     """A network that only averages: what each stage shows must have its middle where the blob has it."""
     trunk, size = averaging(BackboneStages(backbone)), 256
     axis = torch.arange(size) + 0.5
@@ -114,7 +114,7 @@ def averaging(trunk: BackboneStages) -> BackboneStages:
     return trunk.eval().requires_grad_(False)
 
 
-def test_maps_reach_from_edge_to_edge() -> None:
+def test_maps_cover_the_image_from_edge_to_edge() -> None:
     network = small()
     shown = network.attention(network.maps(torch.rand(1, 1, 64, 64)), 64, 2)
     assert shown.shape == (1, 3, 32, 32)
@@ -134,14 +134,14 @@ def test_the_scale_is_fixed_so_that_absent_findings_stay_dark() -> None:
     assert torch.equal(network.scaled([one / 5 for one in present])[0].max(), torch.tensor(0.5))
 
 
-def test_a_scale_without_rise_does_not_divide_by_nothing() -> None:
+def test_a_scale_with_equal_ends_does_not_divide_by_zero() -> None:
     network = small()
     network.scale_maps(torch.ones(4, 3), torch.ones(4, 3))
     assert network.attention(network.maps(torch.rand(1, 1, 64, 64)), 64, 4).isfinite().all()
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "densenet121"])
-def test_torchvision_s_weights_fit_and_stages_are_its_own(backbone: CamBackbone) -> None:
+def test_torchvision_weights_fit_and_stages_equal_torchvisions(backbone: CamBackbone) -> None:
     torch.manual_seed(0)
     assert backbone != "small"
     whole, trunk = Classifier(backbone, 7).eval(), BackboneStages(backbone).eval()

@@ -46,7 +46,7 @@ def test_unknown_names_are_rejected() -> None:
         FrozenLayers(nn.Sequential(AddOne()), ["relu"], imagenet=False)
 
 
-def test_vgg_layers_are_what_torchvision_computes() -> None:
+def test_vgg_layers_equal_those_of_torchvision() -> None:
     network = vgg16(weights=None).eval()
     frozen = perceptual.build("vgg16", network.state_dict(), 2)
     x = torch.randn(1, 1, 32, 32)

@@ -101,9 +101,7 @@ def test_workers_start_from_the_weights_in_out_and_never_ask_torchvision(
     assert len(server.asked) == 1
 
 
-def test_a_search_has_the_weights_of_a_perceptual_loss_that_only_some_trials_use(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_search_resolves_weights_that_only_some_trials_use(server: Server, tmp_path: Path) -> None:
     base = SMALL["align"].replace(feature_network="vgg16", feature_weight=0.0)
     resolved, _ = base.resolve_weights(str(tmp_path))
     server.gone = True
@@ -114,7 +112,7 @@ def test_a_search_has_the_weights_of_a_perceptual_loss_that_only_some_trials_use
 
 
 @pytest.mark.parametrize("family", sorted(NAMED))
-def test_named_weights_that_cannot_be_fetched_are_an_error_that_says_how_to_provide_them(
+def test_unavailable_named_weights_raise_an_error_with_instructions(
     family: str, server: Server, tmp_path: Path
 ) -> None:
     server.gone = True
@@ -134,7 +132,7 @@ def test_a_frozen_backbone_does_not_fall_back_even_by_default(server: Server, tm
         FROZEN.replace(backbone_pretrained="auto").resolve_weights(str(tmp_path))
 
 
-def test_default_weights_fall_back_aloud_and_keep_to_it_in_one_out(server: Server, tmp_path: Path) -> None:
+def test_default_weights_fall_back_with_a_note_for_all_runs_in_one_out(server: Server, tmp_path: Path) -> None:
     server.gone = True
     given = preset(AecnnRecipe, "published").replace(
         size=128, crop=0, compressor="residual", compression=4, backbone="resnet18", patch=64
@@ -168,7 +166,7 @@ def test_the_record_says_which_weights_were_used(server: Server, tmp_path: Path)
     }
 
 
-def test_weights_by_uri_are_copied_once_and_need_not_be_there_afterwards(tmp_path: Path) -> None:
+def test_weights_by_uri_are_copied_once_and_may_be_deleted_afterwards(tmp_path: Path) -> None:
     given, out = tmp_path / "mine", str(tmp_path / "out")
     given.mkdir()
     torch.save(Classifier("resnet18", 3).body.state_dict(), given / "resnet18.pt")
@@ -220,7 +218,7 @@ def _checkpoint(folder: Path) -> None:
         (PneumothoraxRecipe(backbone="resnet18"), "backbone_pretrained"),
     ],
 )
-def test_weights_of_one_channel_are_said_to_be_that(recipe: Recipe, setting: str, tmp_path: Path) -> None:
+def test_the_error_names_weights_for_one_input_channel(recipe: Recipe, setting: str, tmp_path: Path) -> None:
     torch.save(_one_channel(), tmp_path / "gray.pt")
     with pytest.raises(
         UserError, match=r"expected shape 64 x 3 x 7 x 7, got 64 x 1 x 7 x 7 .input channels: expected 3"
@@ -294,7 +292,7 @@ def test_unknown_names_list_the_known() -> None:
         pretrained.from_torchvision("vgg16", "IMAGENET")
 
 
-def test_an_unreachable_server_is_an_os_error_soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreachable_server_raises_an_os_error_quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     patience = []
 
     def unreachable(*args: object, **options: object) -> None:
@@ -309,7 +307,7 @@ def test_an_unreachable_server_is_an_os_error_soon(monkeypatch: pytest.MonkeyPat
     assert socket.getdefaulttimeout() is None
 
 
-def test_a_damaged_download_counts_as_one_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_damaged_download_counts_as_unavailable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cached = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"PK\x03\x04 half a file")
@@ -318,7 +316,7 @@ def test_a_damaged_download_counts_as_one_that_cannot_be_had(monkeypatch: pytest
         pretrained.from_torchvision("resnet18", NAME)
 
 
-def test_torchvision_s_old_files_are_understood(tmp_path: Path) -> None:
+def test_old_torchvision_files_are_read(tmp_path: Path) -> None:
     classifier = Classifier("densenet121", 3)
     state = classifier.body.state_dict()
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name): v for name, v in state.items()}
@@ -346,7 +344,7 @@ def prefixed(prefix: str) -> dict[str, Tensor]:
     return {prefix + name: values + 1 for name, values in OWN.items()}
 
 
-def test_the_prefix_under_which_most_tensors_fit_is_used() -> None:
+def test_the_prefix_with_the_most_matching_tensors_is_used() -> None:
     decoy = {"other.norm.bias": torch.ones(4), "conv.weight": torch.zeros(9)}
     found = pretrained.match(OWN, decoy | prefixed("deep.body."), "it")
     assert found.keys() == OWN.keys()

@@ -37,7 +37,7 @@ def seen(layers: nn.Module, image: int, index: int, which: int) -> tuple[int, in
     return rows[0], rows[-1]
 
 
-def test_by_hand() -> None:
+def test_receptive_fields_of_a_small_network() -> None:
     layers = nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Conv2d(1, 1, 3, padding=1))
     assert receptive_fields(layers) == [
         ReceptiveField(-2, 5, 2, 2)
@@ -47,7 +47,7 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_as_the_gradient_says(which: int) -> None:
+def test_receptive_fields_match_gradients(which: int) -> None:
     layers = Branches()
     reach, index = receptive_fields(layers)[which], 5
     moved = index * reach.stride
@@ -58,7 +58,7 @@ def test_as_the_gradient_says(which: int) -> None:
 @pytest.mark.parametrize(
     ("name", "convolutions", "millions", "field"), [("alexnet", 8, 57, 355), ("vgg16", 16, 134, 404)]
 )
-def test_as_the_paper_tabulates(name: FcnBackbone, convolutions: int, millions: int, field: int) -> None:
+def test_receptive_fields_match_the_paper(name: FcnBackbone, convolutions: int, millions: int, field: int) -> None:
     """Long et al. 2015, table 1. Padding, in which torchvision's AlexNet differs, does not enter."""
     with torch.device("meta"):
         network = FullyConvolutional(name, 32)
@@ -67,7 +67,7 @@ def test_as_the_paper_tabulates(name: FcnBackbone, convolutions: int, millions: 
     assert round(found.parameters / 1e6) == millions
 
 
-def test_googlenet_is_the_papers_but_for_what_torchvision_changed() -> None:
+def test_googlenet_matches_the_paper_except_for_torchvisions_changes() -> None:
     """Its fourth pooling is 2 px wide, not 3, its 5 x 5 convolutions are 3 x 3; and the paper counts the 7 x 7
     pooling before the classifier, which no mask needs."""
     with torch.device("meta"):

@@ -23,7 +23,7 @@ def images(*rows: list[float]) -> Tensor:
     return torch.tensor(rows).view(len(rows), 1, 1, -1)
 
 
-def test_by_hand() -> None:
+def test_losses_equal_values_computed_by_hand() -> None:
     logits, mask = images([logit(0.8), logit(0.3)]), images([1, 0])
     found = MaskLoss(bce_weight=2, dice_weight=3, focal_weight=1, positive_weight=4)(logits, mask)
     bce = (-4 * math.log(0.8) - math.log(0.7)) / 2
@@ -34,13 +34,13 @@ def test_by_hand() -> None:
     )
 
 
-def test_focal_without_focus_or_balance_is_cross_entropy() -> None:
+def test_focal_loss_with_gamma_0_and_no_alpha_is_cross_entropy() -> None:
     logits, mask = torch.randn(2, 1, 4, 4), (torch.rand(2, 1, 4, 4) > 0.5).to(torch.uint8)
     found = MaskLoss(focal_weight=1, gamma=0, alpha=None)(logits, mask)
     torch.testing.assert_close(found["focal"], found["bce"])
 
 
-def test_only_what_has_a_weight_is_given() -> None:
+def test_only_terms_with_a_weight_are_returned() -> None:
     found = MaskLoss(bce_weight=0, dice_weight=0, focal_weight=2)(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
     assert list(found) == ["focal"]
 
@@ -53,7 +53,7 @@ def test_the_mean_of_two_workers_is_that_of_the_whole_batch() -> None:
         torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, loss)
 
 
-def test_unknown_pixels_count_nothing() -> None:
+def test_unknown_pixels_do_not_count() -> None:
     """Neither in value nor in gradient; an image without a known pixel adds 0, and is an image all the same."""
     assert UNKNOWN == NO_MASK
     logits = torch.tensor([[1.0, -1.0, 5.0, -5.0], [3.0, 3.0, 3.0, 3.0]]).view(2, 1, 1, 4).requires_grad_()
@@ -69,7 +69,7 @@ def test_unknown_pixels_count_nothing() -> None:
 
 
 @pytest.mark.parametrize("logits", [-100.0, -5.0, 0.0, 100.0])
-def test_empty_masks_give_finite_losses_that_less_found_lowers(logits: float) -> None:
+def test_empty_masks_give_finite_losses_that_fall_with_fewer_predicted_pixels(logits: float) -> None:
     values = torch.full((2, 1, 64, 64), logits, requires_grad=True)
     found = MaskLoss(bce_weight=1, dice_weight=1, focal_weight=1, gamma=0.5)(values, torch.zeros(2, 1, 64, 64))
     sum(found.values(), torch.zeros(())).backward()
@@ -83,7 +83,7 @@ def test_empty_masks_give_finite_losses_that_less_found_lowers(logits: float) ->
         assert 0.99 < found["dice"] <= 1
 
 
-def test_a_small_finding_missed_costs_nearly_all_of_dice() -> None:
+def test_missing_a_small_mask_costs_nearly_the_whole_dice_loss() -> None:
     """As small as the smallest pneumothorax of SIIM: 55 pixels of 1024 x 1024."""
     mask = torch.zeros(1, 1, 1024, 1024)
     mask[..., :5, :11] = 1

@@ -56,7 +56,7 @@ def test_parameters_stay_in_their_bounds_and_never_mirror(parameterization: Para
     assert torch.linalg.det(theta[..., :2]).min() >= 0.25 - 1e-5
 
 
-def test_anisotropic_matrix_is_as_documented() -> None:
+def test_the_anisotropic_matrix_has_the_documented_form() -> None:
     raw = torch.tensor([[0.1, -0.2, 0.3, 0.4, -0.5]])
     t = torch.tanh(raw[0])
     a, sx, sy = math.radians(30) * t[2], 2 ** t[3], 2 ** t[4]
@@ -114,7 +114,7 @@ def test_frame_distance_ignores_the_choice_of_frame() -> None:
     torch.testing.assert_close(frame_distance(compose(a, zoom), compose(b, zoom)), plain, rtol=1e-3, atol=1e-5)
 
 
-def test_a_network_that_finds_every_warp_has_no_frame_distance() -> None:
+def test_a_network_that_undoes_every_warp_has_no_frame_distance() -> None:
     pose, warps = some_affines(seed=3), some_affines(seed=4)
     found_after_warp = compose(invert(warps), pose)
     assert frame_distance(compose(warps, found_after_warp), pose).max() < 1e-4
@@ -129,7 +129,7 @@ class ShiftOnce(nn.Module):
         return x_B1HW.new_ones(len(x_B1HW), 1)
 
 
-def test_two_passes_compose_what_each_finds() -> None:
+def test_two_iterations_compose_their_transforms() -> None:
     network = SpatialTransformer(ShiftOnce(), "similarity", iterations=2)
     with torch.no_grad():
         network.head.bias.copy_(torch.tensor([0.5, 0, 0, 0.5]))

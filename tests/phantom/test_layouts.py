@@ -66,7 +66,7 @@ def test_siim_has_one_row_per_connected_piece(tmp_path: Path) -> None:
     assert {area.max() for area in areas.values()} == {1}
 
 
-def test_a_larger_siim_archive_begins_with_the_smaller_one(tmp_path: Path) -> None:
+def test_a_larger_siim_archive_starts_with_the_smaller_one(tmp_path: Path) -> None:
     for count in (2, 3):
         write_siim_phantom(str(tmp_path / str(count)), count, size=64, seed=5)
     smaller = {path.relative_to(tmp_path / "2"): path.read_bytes() for path in (tmp_path / "2").rglob("*.dcm")}

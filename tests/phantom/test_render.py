@@ -59,7 +59,7 @@ def test_healthy_chest_has_two_dark_lungs_and_no_findings() -> None:
     assert healthy.pixels.dtype == np.uint8
 
 
-def test_same_seed_same_image_other_seed_other_image() -> None:
+def test_the_seed_determines_the_image() -> None:
     settings = {"film": Film(noise=0.2)}
     first, again, other = (phantom("Mass", "Effusion", seed=s, **settings) for s in (4, 4, 5))
     np.testing.assert_array_equal(first.pixels, again.pixels)

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600), pytes
 RECIPE = AlignRecipe(size=32, epochs=3, batch_size=8, backbone="conv3", lungs=False)
 
 
-def test_an_average_is_one_more_network_to_choose_from(tmp_path: Path) -> None:
+def test_an_averaged_network_competes_with_the_best_epoch(tmp_path: Path) -> None:
     made, out = write_shards(tmp_path / "shards", {"train": 32, "val": 9}, size=32), str(tmp_path / "out")
     fit(RECIPE, made, out, RunOptions(workers=2, keep_checkpoints=3))
     epochs = read_metrics(out)

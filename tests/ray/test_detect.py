@@ -44,7 +44,7 @@ def made(archive: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return ensure_shards(ArchiveOptions(archive=(archive,), stored_size=64), str(tmp_path_factory.mktemp("made")))
 
 
-def test_a_run_whose_worker_was_killed_ends_where_an_undisturbed_one_does(made: str, tmp_path: Path) -> None:
+def test_a_run_whose_worker_was_killed_ends_like_an_uninterrupted_one(made: str, tmp_path: Path) -> None:
     straight = fit(RECIPE, made, str(tmp_path / "straight"), RunOptions(workers=2))
     disturbed = str(tmp_path / "disturbed")
     killer = threading.Thread(target=kill_a_worker_after, args=(disturbed, 1), daemon=True)
@@ -59,7 +59,7 @@ def test_a_run_whose_worker_was_killed_ends_where_an_undisturbed_one_does(made: 
     assert max((one[name].float() - other[name].float()).abs().max().item() for name in one) < 1e-2
 
 
-def test_members_that_are_left_make_one_checkpoint_that_scores(archive: str, made: str, tmp_path: Path) -> None:
+def test_the_remaining_members_form_one_checkpoint_that_scores(archive: str, made: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     recipes = member_recipes(RECIPE.replace(epochs=1), 3, sizes=(64, 32))
     recipes["member-2"] = recipes["member-2"].replace(lr=1e9, clip=0.0, warmup=0.0)

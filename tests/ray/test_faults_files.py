@@ -25,7 +25,7 @@ REASONS = {
 }
 
 
-def test_a_file_that_ends_its_decoder_costs_one_row_in_ingest_streaming_and_scoring(tmp_path: Path) -> None:
+def test_a_file_that_crashes_its_decoder_costs_one_row_in_ingest_streaming_and_scoring(tmp_path: Path) -> None:
     archive, out = tmp_path / "archive", tmp_path / "out"
     write_phantom(str(archive), IMAGES, size=64)
     files = sorted((archive / "images").iterdir())

@@ -112,7 +112,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_is_named_and_once_there_is_room_the_work_is_done(small_disk: Path, archive: str) -> None:
+def test_a_full_disk_is_reported_and_the_job_resumes_once_there_is_space(small_disk: Path, archive: str) -> None:
     """Of 300 images at 128 pixels, 5 MB, one megabyte's worth of parts is written; then training, likewise."""
     out = small_disk / "out"
     ingest = command("ingest_archive", archive=archive, out=out / "shards", stored_size=128)

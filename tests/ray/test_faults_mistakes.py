@@ -87,7 +87,7 @@ CASES = [
 
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize(("archive", "out", "message"), CASES)
-def test_a_wrong_place(
+def test_wrong_uris_are_rejected(
     job: str,
     archive: str,
     out: str,
@@ -105,7 +105,7 @@ def test_a_wrong_place(
     assert not Path(places["out"]).exists()
 
 
-def test_no_checkpoint(places: dict[str, str], capsys, monkeypatch) -> None:
+def test_a_folder_without_a_checkpoint_is_rejected(places: dict[str, str], capsys, monkeypatch) -> None:
     options = ["--archive", places["good"], "--out", places["out"], "--checkpoint", places["empty"]]
     assert "contains no checkpoint.json" in run("score_archive", options, capsys, monkeypatch)
 
@@ -119,7 +119,7 @@ def test_score_takes_one_checkpoint_and_each_archive_once(places: dict[str, str]
     assert not Path(places["out"]).exists()
 
 
-def test_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_cluster_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(UserError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):

@@ -29,7 +29,7 @@ def lose_a_node(how: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("how", ["fixed", "elastic"])
-def test_a_run_survives(how: str, tmp_path: Path) -> None:
+def test_a_run_survives_the_loss_of_a_node(how: str, tmp_path: Path) -> None:
     said = lose_a_node(how, tmp_path)
     rows = read_metrics(str(tmp_path / "out"))
     assert [row["epoch"] for row in rows] == [*range(1, EPOCHS + 1)], said[-3000:]

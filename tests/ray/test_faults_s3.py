@@ -50,7 +50,7 @@ def down(front: Faulty, stage: str) -> None:
 
 
 @pytest.mark.parametrize("fault", [one_in_five, throttled, down])
-def test_the_chain_ends_well(front: Faulty, fault, tmp_path: Path) -> None:
+def test_the_pipeline_succeeds(front: Faulty, fault, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.ray.chain", ARCHIVE, OUT]
     with (tmp_path / "errors").open("w") as errors:
         chain = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -66,7 +66,7 @@ def test_the_chain_ends_well(front: Faulty, fault, tmp_path: Path) -> None:
     check_whole()
 
 
-def test_every_request_of_the_chain_is_signed_by_the_assumed_role(
+def test_every_request_of_the_pipeline_is_signed_by_the_assumed_role(
     front: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config").write_text(

@@ -42,7 +42,7 @@ def kill_a_worker_after(out: str, epoch: int) -> None:
             return
 
 
-def test_a_run_whose_worker_was_killed_ends_where_an_undisturbed_one_does(made: str, tmp_path: Path) -> None:
+def test_a_run_whose_worker_was_killed_ends_like_an_uninterrupted_one(made: str, tmp_path: Path) -> None:
     recipe = RECIPE.replace(epochs=6)
     straight = fit(recipe, made, str(tmp_path / "straight"))
     disturbed = str(tmp_path / "disturbed")
@@ -96,6 +96,6 @@ def test_requests_beyond_the_cluster_are_rejected(made: str, tmp_path: Path) -> 
         fit(RECIPE, made, str(tmp_path / "odd"), RunOptions(workers=3))
 
 
-def test_nothing_to_resume(made: str, tmp_path: Path) -> None:
+def test_resuming_without_a_run_is_rejected(made: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="contains no run to resume"):
         fit(RECIPE, made, str(tmp_path / "empty"), RunOptions(resume=True))

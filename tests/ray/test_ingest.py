@@ -39,7 +39,7 @@ def all_rows(out: str) -> pa.Table:
     return pa.concat_tables([pq.ParquetFile(file).read() for file in files]).sort_by(schema.IMAGE_ID)
 
 
-def test_shards_hold_what_decoding_gives(archive: str, ingested: IngestResult) -> None:
+def test_shards_contain_the_decoded_images(archive: str, ingested: IngestResult) -> None:
     rows = make_rows(open_manifest(archive).table.sort_by(schema.IMAGE_ID), PIXELS, check="warn")
     good = rows.slice(0, GOOD)
     assert all_rows(ingested.shards).select(good.column_names).equals(good)
@@ -66,7 +66,7 @@ def test_archive_file_lists_every_part(ingested: IngestResult) -> None:
             assert schema.pixel_format(table.schema) == PIXELS
 
 
-def test_a_stopped_ingest_continues_with_missing_parts(archive: str, ingested: IngestResult) -> None:
+def test_a_stopped_ingest_resumes_with_the_missing_parts(archive: str, ingested: IngestResult) -> None:
     before = all_rows(ingested.shards)
     first, *kept = sorted(Path(ingested.shards).glob("*/part-*.parquet"))
     times = [path.stat().st_mtime_ns for path in kept]
@@ -88,7 +88,7 @@ def test_a_finished_ingest_has_nothing_left_to_do(archive: str, ingested: Ingest
     assert again.counts == ingested.counts
 
 
-def test_other_pixels_need_another_out(archive: str, ingested: IngestResult) -> None:
+def test_another_pixel_format_needs_another_out(archive: str, ingested: IngestResult) -> None:
     with pytest.raises(UserError, match="another --out"):
         ingest(archive, ingested.shards, pixels=PixelFormat(size=64), max_rejects=0.1)
 

@@ -31,7 +31,7 @@ def finished(out: Path) -> dict[str, list[dict]]:
     return {trial: kept for trial, kept in rows.items() if len(kept) == EPOCHS}
 
 
-def test_a_killed_search_continues(tmp_path: Path) -> None:
+def test_a_killed_search_resumes(tmp_path: Path) -> None:
     out = tmp_path / "search"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with (tmp_path / "log").open("wb") as log:

@@ -79,21 +79,21 @@ class Counter:
         return {"name": part.name, "rows": part.rows.num_rows, "worker": os.getpid()}
 
 
-def test_each_part_is_worked_on_once(archive: str, ray_cluster: None) -> None:
+def test_each_part_is_processed_once(archive: str, ray_cluster: None) -> None:
     parts = plan(open_manifest(archive).table, 5)
     summaries = list(map_parts(parts, Counter, ("",)))
     assert sorted((s["name"], s["rows"]) for s in summaries) == [(p.name, p.rows.num_rows) for p in parts]
     assert os.getpid() not in {s["worker"] for s in summaries}
 
 
-def test_a_users_mistake_comes_back_as_such(archive: str, ray_cluster: None) -> None:
+def test_a_user_error_on_a_worker_is_raised_as_such(archive: str, ray_cluster: None) -> None:
     parts = plan(open_manifest(archive).table, GOOD + BAD)
     with pytest.raises(UserError) as mistake:
         list(map_parts(parts, Counter, ("part-00000",)))
     assert str(mistake.value) == "the bucket is gone: make it again"
 
 
-def test_a_failure_that_is_not_the_users_stays_what_it_is(archive: str, ray_cluster: None) -> None:
+def test_other_errors_on_a_worker_keep_their_type(archive: str, ray_cluster: None) -> None:
     def work(part: Part) -> dict[str, object]:
         raise ZeroDivisionError("a bug")
 

@@ -97,7 +97,7 @@ def test_scores_identify_the_exams_of_selected_dicom_files(kept: str, tmp_path: 
         score(str(tmp_path / "archive"), kept, str(out), ScoreOptions(reading=ReadOptions(gate="off")))
 
 
-def test_scores_say_what_is_no_frontal_chest_view_also_of_parts_scored_earlier(kept: str, tmp_path: Path) -> None:
+def test_images_other_than_frontal_views_are_counted_also_in_parts_scored_earlier(kept: str, tmp_path: Path) -> None:
     tags = {
         "pa.dcm": {"ViewPosition": "PA", "BodyPartExamined": "CHEST", "Modality": "DX"},
         "lateral.dcm": {"ViewPosition": "LATERAL", "BodyPartExamined": "CHEST", "Modality": "DX"},
@@ -168,7 +168,7 @@ def contents(folder: str) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
-def test_a_killed_run_continues_and_its_latents_score_the_same(
+def test_a_killed_run_resumes_and_its_latents_have_the_same_scores(
     compressors: list[str], archive: str, tmp_path: Path
 ) -> None:
     kept, out, again = compressors[0], str(tmp_path / "out"), str(tmp_path / "again")
@@ -209,7 +209,7 @@ def test_another_checkpoint_is_rejected_in_the_same_folder(kept: str, archive: s
         score(archive, kept, out, ScoreOptions(save_images=True))
 
 
-def test_too_many_rejects_fail_after_all_else_is_scored(kept: str, tmp_path: Path) -> None:
+def test_too_many_rejects_fail_after_everything_is_scored(kept: str, tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     write_phantom(str(archive), 4, size=64)
     for name in ("a.png", "b.png", "c.png"):
@@ -246,7 +246,7 @@ def test_archives_that_share_an_image_id_are_not_scored_together(kept: str, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_a_shard_file_that_is_gone_is_named_in_one_line(kept: str, tmp_path: Path) -> None:
+def test_a_missing_shard_file_is_named_in_one_line(kept: str, tmp_path: Path) -> None:
     archive = write_archive(tmp_path / "archive", good=3)
     made = ingest.ingest(archive, str(tmp_path / "shards"), pixels=PixelFormat(32), max_rejects=0.9).shards
     gone = next(Path(made).glob("*/part-*.parquet"))

@@ -36,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_drawn_weights_take_effect_and_trials_are_ranked(made: str, tmp_path: Path) -> None:
+def test_sampled_weights_take_effect_and_trials_are_ranked(made: str, tmp_path: Path) -> None:
     out = str(tmp_path / "search")
     trials = search(
         RECIPE, made, out, SearchOptions(trials=2, grace_period=2), RunOptions(cpus_per_worker=0.5), space=SPACE
@@ -107,7 +107,7 @@ def told(out: Path) -> list[list[float]]:
 
 
 @pytest.mark.slow
-def test_two_objectives_are_weighed_by_each_trials_best_epoch(made: str, tmp_path: Path) -> None:
+def test_two_objectives_are_compared_at_each_trials_best_epoch(made: str, tmp_path: Path) -> None:
     recipe, out = Weighed(**{**vars(RECIPE), "epochs": 3}), str(tmp_path / "search")
     options = SearchOptions(trials=3, objectives=tuple(Weighed.objectives))
     trials = search(recipe, made, out, options, RunOptions(cpus_per_worker=0.5), space=SPACE)
@@ -121,7 +121,7 @@ def test_two_objectives_are_weighed_by_each_trials_best_epoch(made: str, tmp_pat
     assert search(recipe, made, out, options, again, space=SPACE) == trials
 
 
-def test_as_many_trials_at_once_as_fit() -> None:
+def test_as_many_trials_run_at_once_as_fit() -> None:
     assert room(RunOptions(cpus_per_worker=0.5), raw=False) == 4
     assert room(RunOptions(), raw=False, beside=TRIAL_CPU) == 2
     assert room(RunOptions(), raw=True) == 1

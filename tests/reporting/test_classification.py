@@ -94,7 +94,7 @@ def test_intervals_are_drawn_best_first(made: Made) -> None:
     np.testing.assert_array_equal(axes.lines[1].get_xdata(), [best.auroc_low, best.auroc_high])
 
 
-def test_nothing_measured_is_no_picture(tmp_path: Path) -> None:
+def test_without_metrics_no_picture_is_written(tmp_path: Path) -> None:
     scores, labels = np.full((4, 2), 0.5), np.zeros((4, 2), np.int8)
     summary = classification.summarize(scores, labels, scores > 0, np.arange(4), FINDINGS[:2], resamples=20)
     assert pictures.write_pictures(summary, scores, labels, scores > 0, str(tmp_path)) == []

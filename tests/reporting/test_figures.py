@@ -28,7 +28,7 @@ def test_rows_that_do_not_match_are_rejected(lengths: tuple[int, int]) -> None:
         figures.picture_rows({str(i): np.zeros((n, 4, 4)) for i, n in enumerate(lengths)})
 
 
-def test_panels_have_no_empty_places() -> None:
+def test_panels_leave_no_gaps() -> None:
     figure, axes = figures.panels(7, 2, 2, ("title", "x", "y"))
     assert figure.axes == axes
     assert len(axes) == 7

@@ -73,7 +73,7 @@ def test_text_from_files_is_escaped_everywhere(picture: Picture) -> None:
     assert page.text.count(HOSTILE) == 9, "title, heading, lead, link, section, paragraph, two cells, caption"
 
 
-def test_columns_of_numbers_are_aligned_and_others_are_not() -> None:
+def test_only_columns_of_numbers_are_right_aligned() -> None:
     numbers = ["0.812 (0.790 to 0.831)", "1,234", "12.5 %", "–", "< 0.001", "-0.01", ""]
     table = Table(["finding", "value", "images"], [["Mass", number, "3 of 4"] for number in numbers])
     page = Page(html_page("", "", [Section("", [table])]))

@@ -89,6 +89,6 @@ def test_each_two_of_three_objectives_are_drawn_without_a_line() -> None:
 
 
 @pytest.mark.parametrize("trials", [[], [FAILED]])
-def test_nothing_to_draw(trials: list[Trial], tmp_path: Path) -> None:
+def test_without_trials_nothing_is_drawn(trials: list[Trial], tmp_path: Path) -> None:
     assert pareto.write_picture(pareto.marked(trials, BOTH), BOTH, str(tmp_path)) == []
     assert list(tmp_path.iterdir()) == []

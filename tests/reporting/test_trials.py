@@ -32,7 +32,7 @@ def test_the_table_of_one_objective_has_no_front() -> None:
     assert first == ["1", "t_0", "0.9", "3", "done", "0.1"]
 
 
-def test_the_table_of_two_says_who_is_on_the_front(tmp_path: Path) -> None:
+def test_the_table_of_two_objectives_marks_the_front(tmp_path: Path) -> None:
     trials = marked(TRIALS, BOTH)
     uri = write_trials(trials, "auroc", str(tmp_path), BOTH)
     head, _, *rows = cells(Path(uri).read_text())
@@ -44,7 +44,7 @@ def test_the_table_of_two_says_who_is_on_the_front(tmp_path: Path) -> None:
     assert [row["error"] for row in written] == ["8.0", "9.0", ""]
 
 
-def test_each_objective_has_importances_of_its_own(tmp_path: Path) -> None:
+def test_each_objective_has_its_own_importances(tmp_path: Path) -> None:
     """The monitor follows lr alone, the other objective decay alone."""
     drawn = [{"lr": i / 40, "decay": (i * 17 % 40) / 40} for i in range(40)]
     trials = [

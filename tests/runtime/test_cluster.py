@@ -67,7 +67,7 @@ def test_a_start_that_a_busy_machine_spoils_is_tried_again(
     assert capsys.readouterr().out.count("trying again") == 2
 
 
-def test_starts_that_fail_end_in_one_message_with_the_last_reason(starts: list[object]) -> None:
+def test_failed_starts_end_in_one_message_with_the_last_reason(starts: list[object]) -> None:
     starts += BUSY[:2] + BUSY[1:2]
     with pytest.raises(ClusterError, match=r"in 3 attempts, .* head.py:2 -- the dashboard did not answer\."):
         cluster.connect()
@@ -87,7 +87,7 @@ def test_a_failed_start_leaves_no_process_behind(starts: list[object], monkeypat
     assert not psutil.pid_exists(left[0].pid)
 
 
-def test_machines_that_come_and_go_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_joining_and_leaving_machines_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
     lines = ["======== Autoscaler status ========", ":event_summary:Adding 2 node(s) of type train."]
     cluster._show_worker_lines({"lines": lines, "pid": "autoscaler"})
     assert capsys.readouterr().out == "note: Adding 2 node(s) of type train.\n"

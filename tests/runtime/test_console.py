@@ -28,7 +28,7 @@ def events(text: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_text_is_shown_and_what_only_programs_read_is_not(job: Console, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_is_shown_and_machine_readable_events_are_not(job: Console, capsys: pytest.CaptureFixture[str]) -> None:
     console.say("two images")
     console.note("one is damaged")
     console.event("epoch", "train 1/2", shown=False, epoch=1)
@@ -73,7 +73,7 @@ def test_lines_that_are_printed_become_events_of_a_job_that_speaks_json(
     assert [record["text"] for record in events(capsys.readouterr().out)] == ["a table", "of two lines"]
 
 
-def test_of_a_workers_lines_ours_are_shown_and_the_others_logged(
+def test_our_lines_of_a_worker_are_shown_and_the_others_logged(
     job: Console, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = {"event": "note", "text": "note: 3 images are damaged", "shown": True}
@@ -93,7 +93,7 @@ def test_of_a_workers_lines_ours_are_shown_and_the_others_logged(
     ]
 
 
-def test_what_a_library_prints_can_be_hidden(job: Console, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_of_libraries_can_be_hidden(job: Console, capsys: pytest.CaptureFixture[str]) -> None:
     with job.hidden_stdout():
         print("a box")
         console.say("a trial is done")

@@ -76,7 +76,7 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
 
-def test_a_job_that_ends_well_writes_and_names_its_result(job: list[str], tmp_path: Path) -> None:
+def test_a_successful_job_writes_and_prints_its_result(job: list[str], tmp_path: Path) -> None:
     done = run([*job, "well"])
     path = tmp_path / "out" / "result.json"
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, str(path))
@@ -99,7 +99,7 @@ def test_a_failure_shows_its_traceback(job: list[str]) -> None:
     assert "ZeroDivisionError: oh" in done.stderr
 
 
-def test_a_wrong_option_is_misuse(job: list[str]) -> None:
+def test_a_wrong_option_exits_with_2(job: list[str]) -> None:
     assert run([*job, "well", "--nonsense", "1"]).returncode == 2
 
 

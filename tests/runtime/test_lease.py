@@ -95,7 +95,7 @@ def test_a_run_that_died_on_another_machine_is_taken_over_when_it_is_stale(
         assert "waiting up to 2 s" in capsys.readouterr().out
 
 
-def test_the_lease_is_renewed_and_gone_at_the_end(out: str) -> None:
+def test_the_lease_is_renewed_and_deleted_at_the_end(out: str) -> None:
     uri = storage.join(out, lease.LEASE_FILE)
     with lease.held(out), lease.held(out):
         first = storage.read_bytes(uri)
@@ -125,7 +125,7 @@ def test_a_run_whose_lease_was_taken_over_stops(out: str, capsys: pytest.Capture
     assert "another run has taken over" in capsys.readouterr().out
 
 
-def test_of_many_that_begin_at_once_one_writes(out: str) -> None:
+def test_of_many_concurrent_jobs_only_one_writes(out: str) -> None:
     uri, written = storage.join(out, "file"), []
     for previous in (None, b"0"):
         if previous is not None:
@@ -146,7 +146,7 @@ def test_of_many_that_begin_at_once_one_writes(out: str) -> None:
     assert storage.read_text(uri) == written[1]
 
 
-def test_a_process_with_the_number_of_a_dead_one_is_another() -> None:
+def test_a_process_that_reuses_the_pid_of_a_dead_one_is_not_the_holder() -> None:
     here = lease._this_process()
     assert here["process"] == os.getpid()
     assert lease._lives(here)

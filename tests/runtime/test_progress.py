@@ -48,7 +48,7 @@ def test_a_line_is_printed_every_few_seconds(clock: Clock, capsys: pytest.Captur
     assert capsys.readouterr().out.count("\n") == 3
 
 
-def test_nothing_left_is_no_division_by_zero(clock: Clock) -> None:
+def test_zero_remaining_rows_do_not_divide_by_zero(clock: Clock) -> None:
     assert Progress("ingest", total=0).line() == "ingest: 0 of 0 images (0%)"
     assert Progress("ingest", total=5, done=5).images_per_second == 0
 

@@ -57,7 +57,7 @@ def test_private_names_are_in_one_file_only() -> None:
     assert "cxr/runtime/ray_private.py" in users
 
 
-def test_the_installed_ray_is_the_one_that_was_read() -> None:
+def test_the_installed_ray_version_is_the_one_the_code_was_written_for() -> None:
     assert ray.__version__ == ray_private.READ_FROM
 
 
@@ -88,7 +88,7 @@ assert services.resolve_ip_for_localhost("127.0.0.1") == "127.0.0.1"
 """
 
 
-def test_handlers_and_loopback_addresses_stay_as_they_are() -> None:
+def test_handlers_and_loopback_addresses_are_unchanged() -> None:
     subprocess.run([sys.executable, "-c", SIGNALS], check=True, cwd=REPOSITORY)
 
 
@@ -100,7 +100,7 @@ assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
 """
 
 
-def test_ray_sets_its_signal_handlers_where_it_did() -> None:
+def test_ray_sets_signal_handlers_in_the_expected_places() -> None:
     subprocess.run([sys.executable, "-c", RAYS_SIGNALS], check=True)  # here, `keep_signal_handlers` may have run
     assert "ray._private.utils.set_sigterm_handler(" in source("_private/node.py")
     assert b"RAY_DISABLE_FAILURE_SIGNAL_HANDLER" in (Path(ray.__file__).parent / "_raylet.so").read_bytes()
@@ -113,7 +113,7 @@ def test_a_job_may_set_a_second_runtime_environment(monkeypatch: pytest.MonkeyPa
     assert 'os.getenv("RAY_OVERRIDE_JOB_RUNTIME_ENV") == "1"' in source("_private/worker.py")
 
 
-def test_the_dashboard_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dashboard_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private import node, worker
 
     assert isinstance(node.Node.webui_url, property)
@@ -174,7 +174,7 @@ def test_ray_data_warns_of_progress_bars_through_the_logger_that_is_silenced() -
     assert progress.logger.name == ray_private.DATA_PROGRESS_LOGGER
 
 
-def test_a_split_has_execution_options_of_its_own() -> None:
+def test_each_split_has_its_own_execution_options() -> None:
     from ray.data import ExecutionOptions
     from ray.train import DataConfig
 

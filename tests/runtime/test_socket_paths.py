@@ -52,7 +52,7 @@ def test_sockets_below_a_long_temporary_folder_can_be_bound(
     assert (folder / socket_paths.LONGEST).exists()
 
 
-def test_short_folders_stay_as_they_are(at_exit: list[Call], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_folders_are_unchanged(at_exit: list[Call], monkeypatch: pytest.MonkeyPatch) -> None:
     fits = "/" + "x" * (socket_paths.FOLDER_BYTES - 1)
     monkeypatch.setenv("TMPDIR", fits)
     monkeypatch.delenv("RAY_TMPDIR")
@@ -60,7 +60,7 @@ def test_short_folders_stay_as_they_are(at_exit: list[Call], monkeypatch: pytest
     assert (os.environ["TMPDIR"], "RAY_TMPDIR" in os.environ, at_exit) == (fits, False, [])
 
 
-def test_no_place_for_a_link_is_an_error_that_says_what_to_do(
+def test_without_room_for_a_link_the_error_says_what_to_do(
     at_exit: list[Call], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / ("x" * 60)))

@@ -40,5 +40,5 @@ def test_a_full_disk_is_reported_with_its_path_and_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("wrong"), OSError(errno.EPERM, "Operation not permitted"), None])
-def test_other_failures_are_no_mistake_of_the_user(error: Exception | None) -> None:
+def test_other_failures_are_not_user_errors(error: Exception | None) -> None:
     assert user_error_in(caused_by(error) if error else None) is None

@@ -151,7 +151,7 @@ def test_an_unrecognized_vindr_class_makes_undrawn_findings_unknown(tmp_path: Pa
     assert any(note in each for each in content.notes)
 
 
-def test_findings_of_ones_own_are_those_that_the_file_names(archive: str, tmp_path: Path) -> None:
+def test_findings_are_those_that_the_file_names(archive: str, tmp_path: Path) -> None:
     """Class numbers count only where every name agrees with VinBigData's; spellings of a word are one finding."""
     rows = (
         "00000001_000,Bulla,2,R1,1,2,3,4\n00000001_000,Old fracture,1,R1,1,2,3,4\n"

@@ -32,7 +32,7 @@ def columns(folder: Path, data: bytes, needed: tuple[str, ...] = ("A", "b")) -> 
         b'"a","b",c\n"1","2",3\n"4",5,"6\n7"\n',
     ],
 )
-def test_columns_are_found_whatever_software_saved_the_file(tmp_path: Path, data: bytes) -> None:
+def test_columns_are_recognized_in_files_of_any_software(tmp_path: Path, data: bytes) -> None:
     assert columns(tmp_path, data) == {"A": ["1", "4"], "b": ["2", "5"], "other": ["", ""]}
     assert has_columns(str(tmp_path / "list.csv"), ("B", "a"))
     assert not has_columns(str(tmp_path / "list.csv"), ("a", "other"))

@@ -216,7 +216,7 @@ def test_studies_stand_in_for_patients_without_an_id_or_with_a_placeholder(tmp_p
     assert manifest.notes[0].startswith("PatientID is missing or the same in most studies: 15 images")
 
 
-def test_a_scan_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_scan_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(header_scan, "_FEWEST", 4)
     for number in range(12):
         write(tmp_path / "archive", f"{number:02d}.dcm", xray(number))

@@ -77,7 +77,7 @@ def test_optional_columns(tmp_path: Path, suffix: str) -> None:
     assert open_manifest(uri).notes == ["repeated rows: 1; each image is used once"]
 
 
-def test_without_patients_each_image_is_one(tmp_path: Path) -> None:
+def test_without_patients_each_image_counts_as_a_patient(tmp_path: Path) -> None:
     uri = saved(tmp_path / "images.csv", b"file\n" + b"".join(b"%d.dcm\n" % number for number in range(200)))
     assert {split for (split,) in columns(uri, schema.SPLIT)} == set(schema.SPLITS)
     assert "each image counts as a patient" in open_manifest(uri).notes[0]

@@ -355,7 +355,7 @@ def test_mistakes_in_mappings_are_one_line(archive: str, text: str, message: str
     assert "\n" not in str(raised.value)
 
 
-def test_options_that_need_each_other() -> None:
+def test_dependent_options_are_checked() -> None:
     with pytest.raises(UserError, match="expected --labels with --image-column, got none"):
         Labeling(image_column="file")
     with pytest.raises(UserError, match="expected --labels or --readers-agree, got both"):

@@ -112,7 +112,7 @@ def test_containers_in_containers_are_not_opened(tmp_path: Path) -> None:
         open_manifest(str(tmp_path / "a.zip"))
 
 
-def test_what_is_skipped_in_containers_is_counted(tmp_path: Path) -> None:
+def test_skipped_members_of_containers_are_counted(tmp_path: Path) -> None:
     saved(tmp_path / "a.zip", zipped({"../1.dcm": b"?", "/2.dcm": b"?", "3.dcm": b"?", "__MACOSX/._3.dcm": b"?"}))
     saved(tmp_path / "b.tar", tarred({"../1.dcm": b"?", "4.dcm": b"?"}))
     files, notes = list_images(str(tmp_path))

@@ -80,7 +80,7 @@ def test_labels_identity_and_metadata(tmp_path: Path) -> None:
         ("['pseudonodule', 'pericardial effusion', 'subcutaneous emphysema']", set(), schema.NEGATIVE),
     ],
 )
-def test_what_the_words_say_of_findings(tmp_path: Path, labels: str, positive: set[str], others: int) -> None:
+def test_words_are_mapped_to_findings(tmp_path: Path, labels: str, positive: set[str], others: int) -> None:
     manifest, rows = read(archive(tmp_path, line("a", labels), images=["a.png"]))
     assert findings(manifest, rows["a.png"]) == positive
     assert findings(manifest, rows["a.png"], others) == set(FINDINGS) - positive
@@ -133,7 +133,7 @@ def test_the_compressed_list_is_read_too(tmp_path: Path) -> None:
     assert findings(manifest, rows["a.png"]) == {"Nodule"}
 
 
-def test_every_word_has_one_place() -> None:
+def test_every_word_is_listed_once() -> None:
     assert len(WORDS) + len(WITHOUT_FINDING) + len(padchest.UNINFORMATIVE) + 2 == 193
     assert not WORDS.keys() & WITHOUT_FINDING.keys()
     assert {finding for named in WORDS.values() for finding in named} == set(FINDINGS)

@@ -56,7 +56,7 @@ def test_boxes_with_low_overlap_are_not_fused() -> None:
     assert len(fused("majority", [low, high], [0, 0], ["r1", "r2"]).boxes) == 0
 
 
-def test_readers_who_drew_nothing_count() -> None:
+def test_readers_without_boxes_count() -> None:
     assert fused("majority", [FAR], [0], ["r1"], looked=1).scores == pytest.approx([1])
     assert len(fused("majority", [FAR], [0], ["r1"], looked=2).boxes) == 0
 

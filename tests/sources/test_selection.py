@@ -76,7 +76,7 @@ def test_expressions(expression: str, expected: str) -> None:
     assert chosen(expression) == expected
 
 
-def test_what_is_left_out_is_counted() -> None:
+def test_excluded_images_are_counted() -> None:
     _, (note,) = selection.select(table(), "view in PA,AP and age_years > 18", "source test")
     assert (
         note

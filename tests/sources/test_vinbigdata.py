@@ -218,7 +218,7 @@ def test_simulated_readers_agree_like_radiologists() -> None:
     assert sum(map(len, boxes)) < 0.95 * 3 * sum(len(exact(exam)) for exam in exams)
 
 
-def test_a_larger_archive_begins_with_the_smaller_one(tmp_path: Path) -> None:
+def test_a_larger_archive_starts_with_the_smaller_one(tmp_path: Path) -> None:
     for count in (3, 5):
         write_vinbigdata_phantom(str(tmp_path / str(count)), count, size=64, seed=3, prevalence=1.0)
     for path in (tmp_path / "3").rglob("*.dicom"):

@@ -122,7 +122,7 @@ def test_members_before_the_damage_of_a_tar_file_are_listed_and_the_rest_is_an_e
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_is_no_container_is_an_error(tmp_path: Path, suffix: str) -> None:
+def test_files_that_are_not_containers_are_rejected(tmp_path: Path, suffix: str) -> None:
     for number, data in enumerate([b"", b"<html>", bytes(100_000), RNG.randbytes(100_000)]):
         uri = saved(tmp_path / f"{number}.{suffix}", data)
         if data == bytes(100_000) and suffix == "tar":
@@ -306,7 +306,7 @@ def test_links_devices_and_sparse_files_are_not_followed(tmp_path: Path) -> None
     assert special == {"link": 1}
 
 
-def test_members_do_not_lead_out_of_their_container(tmp_path: Path) -> None:
+def test_member_names_cannot_leave_their_container(tmp_path: Path) -> None:
     saved(tmp_path / "secret.dcm", b"secret")
     for suffix in SUFFIXES:
         uri = saved(tmp_path / f"a.{suffix}", container({"../secret.dcm": b"x", "1.dcm": b"1"}, suffix))

@@ -254,7 +254,7 @@ def test_transient_errors_are_retried(s3: FlakyS3, status: int) -> None:
     assert s3.failures == 0
 
 
-def test_retries_end(s3: FlakyS3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_stop_after_the_time_limit(s3: FlakyS3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXR_STORAGE_PATIENCE_S", "1")
     s3.failures = 10**6
     begin = time.monotonic()

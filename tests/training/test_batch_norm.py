@@ -64,7 +64,7 @@ def test_several_gpus_share_statistics_unless_that_is_off(
         assert engine.shipped().state_dict().keys() == recipe.network(schema.FINDINGS).state_dict().keys()
 
 
-def test_workers_on_cpus_have_their_own_statistics_and_the_first_one_s_log_says_so(
+def test_workers_on_cpus_have_their_own_statistics_and_the_log_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     network = SMALL["localize"].network(schema.FINDINGS)
@@ -85,7 +85,7 @@ def test_workers_on_cpus_have_their_own_statistics_and_the_first_one_s_log_says_
     assert capsys.readouterr().out == f"note: {few}\n"
 
 
-def test_nothing_is_said_where_the_number_of_workers_changes_nothing() -> None:
+def test_no_note_if_the_number_of_workers_has_no_effect() -> None:
     network = SMALL["localize"].network(schema.FINDINGS)
     assert batch_norm.note(network, 1, 2, CPU) == ""
     assert batch_norm.note(SMALL["align"].network(()), 8, 2, CPU) == "", "no batch norm"

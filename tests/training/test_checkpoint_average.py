@@ -118,7 +118,7 @@ def test_the_average_is_reported_once_and_training_can_resume_from_it(
     assert [report["checkpoint"] for report in reports] == ["average_0002_of_2", "average_0002_of_3"]
 
 
-def test_one_kept_epoch_is_no_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_checkpoint_is_not_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker, engine, reports = trained(tmp_path, monkeypatch)
     keep(monkeypatch, reported(0.1, 1), reported(0.2, 2, rankable=False))
     worker._average(engine, SimpleNamespace(every=some_batches))  # pyright: ignore[reportArgumentType]
@@ -130,7 +130,7 @@ def row(epoch: int, value: float, **more: Any) -> dict[str, Any]:
     return {**common, "train/loss": 0.5, "stage": "", "rankable": True, **more}
 
 
-def test_the_log_keeps_an_average_beside_its_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_has_an_average_in_addition_to_its_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = RunLog(str(tmp_path), "train", RECIPE.monitor)
     of = {"epoch": 2, "stage": "average", "averaged": [1, 2], "seconds": 1.0, "epochs": 3, "rankable": True}
     for one in (row(1, 0.1), row(2, 0.3), {**of, RECIPE.monitor: 0.2}, {**of, RECIPE.monitor: 0.4}, row(3, 0.2)):

@@ -85,7 +85,7 @@ def both(two_workers: TwoWorkers) -> list[list[tuple]]:
     return two_workers.run(train)
 
 
-def test_two_workers_have_one_network_after_every_epoch(both: list[list[tuple]]) -> None:
+def test_two_workers_have_the_same_network_after_every_epoch(both: list[list[tuple]]) -> None:
     for (losses, kept, metrics), (others, kept_other, metrics_other) in zip(*both, strict=True):
         assert losses == others
         assert metrics == metrics_other
@@ -96,7 +96,7 @@ def test_two_workers_have_one_network_after_every_epoch(both: list[list[tuple]])
         )
 
 
-def test_two_workers_give_the_loss_curve_of_one(both: list[list[tuple]]) -> None:
+def test_two_workers_have_the_loss_curve_of_one(both: list[list[tuple]]) -> None:
     """Exactly, although one worker has most of the boxes; with batch norms of each worker's own images, nearly."""
     for fixed, (losses, *_), tolerance in zip((True, False), both[0], (1e-3, 0.1), strict=True):
         alone, *_ = trained(SingleProcess(), fixed=fixed)

@@ -100,7 +100,7 @@ def train_curves(_: int) -> list[list[float]]:
     return [curve(ProcessGroup(), norm_epochs) for norm_epochs in NORM_EPOCHS]
 
 
-def test_two_workers_give_the_loss_curve_of_one(two_workers: TwoWorkers) -> None:
+def test_two_workers_have_the_loss_curve_of_one(two_workers: TwoWorkers) -> None:
     one, other = two_workers.run(train_curves)
     assert one == other
     fixed, own = (curve(SingleProcess(), norm_epochs) for norm_epochs in NORM_EPOCHS)
@@ -109,7 +109,7 @@ def test_two_workers_give_the_loss_curve_of_one(two_workers: TwoWorkers) -> None
     assert all(first > second for first, second in (fixed[:2], fixed[2:4], fixed[4:]))
 
 
-def test_two_workers_keep_one_network_and_one_average(two_workers: TwoWorkers) -> None:
+def test_two_workers_have_the_same_network_and_average(two_workers: TwoWorkers) -> None:
     (alike, uneven_one), (alike_other, uneven_other) = two_workers.run(train)
     for one, other in ((alike, alike_other), (uneven_one, uneven_other)):
         assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])

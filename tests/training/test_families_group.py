@@ -117,7 +117,7 @@ def train(_: int, family: str) -> list[tuple[list[float], Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize("family", sorted(RECIPES))
-def test_two_workers_learn_what_one_does(
+def test_two_workers_learn_the_same_as_one(
     family: str, two_workers: TwoWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = two_workers.run(train, family)

@@ -24,7 +24,7 @@ from cxr.training.options import RunOptions
         (9, {"workers": 9, "device": "gpu"}, "the cluster has 8 CPUs: too few for a run of 9 workers"),
     ],
 )
-def test_what_is_missing_is_named_with_its_remedy(
+def test_missing_resources_are_named_with_a_remedy(
     gpus: int, options: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "total", {"CPU": 8, "GPU": gpus}.__getitem__)
@@ -33,7 +33,7 @@ def test_what_is_missing_is_named_with_its_remedy(
     assert ("Lower --workers" in str(caught.value)) is ("too few" in message)
 
 
-def test_a_cluster_that_is_large_enough_holds_several_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_cluster_runs_several_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "total", {"CPU": 8, "GPU": 2}.__getitem__)
     assert room(RunOptions(device="cpu", workers=2), raw=False) == 4
     assert room(RunOptions(), raw=True) == 2

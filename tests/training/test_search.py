@@ -45,7 +45,7 @@ RECIPE = Weighed(epochs=4)
 NAMES = ("pairwise_lung_iou", "equivariance_error_pct")
 
 
-def test_what_was_drawn_must_be_what_was_applied() -> None:
+def test_applied_settings_must_equal_the_sampled_ones() -> None:
     check_applied({"lr": 0.1}, {"lr": 0.1, "epochs": 3})
     with pytest.raises(SettingsMismatchError, match=r"worker 1 .*lr: sampled 0.1, applied 0.2"):
         check_applied({"lr": 0.1, "backbone": "conv3"}, {"lr": 0.2, "backbone": "conv3"}, rank=1)
@@ -53,7 +53,7 @@ def test_what_was_drawn_must_be_what_was_applied() -> None:
         check_applied({"lr": 0.1}, {})
 
 
-def test_objectives_come_with_which_way_each_is_better() -> None:
+def test_objectives_include_their_direction() -> None:
     assert objectives_of(RECIPE, SearchOptions(objectives=NAMES[::-1])) == {
         "equivariance_error_pct": "min",
         "pairwise_lung_iou": "max",
@@ -72,7 +72,7 @@ def test_unsuitable_objectives_are_rejected_with_a_list(names: tuple[str, ...]) 
         objectives_of(AlignRecipe(), SearchOptions(objectives=("pairwise_lung_iou", "correlation")))
 
 
-def test_a_job_with_objectives_that_cannot_be_weighed_ends_before_it_makes_anything(tmp_path: Path) -> None:
+def test_invalid_objectives_end_a_job_before_anything_is_written(tmp_path: Path) -> None:
     options = SearchOptions(objectives=("pairwise_lung_iou", "psnr"))
     with pytest.raises(UserError, match="it has none"):
         tune_job(AlignRecipe(), ArchiveOptions(), options, RunOptions(), str(tmp_path / "out"))
@@ -151,7 +151,7 @@ def test_no_trial_is_stopped_before_its_last_stage() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_trials_without_a_network_to_rank_stop_nobody_at_a_rung() -> None:
+def test_trials_without_a_rankable_network_stop_no_other_trial() -> None:
     refused: list[float | None] = [None] * 10
     ranked: list[float | None] = [*[None] * 6, *[0.5] * 4]
     said = decisions(RECIPE, SearchOptions(), [refused, refused, refused, ranked, [*[None] * 6, *[0.4] * 4]])

@@ -50,7 +50,7 @@ def test_the_smallest_is_best_where_less_is_better(tmp_path: Path) -> None:
     assert stored(tmp_path / "out") == ["epoch_0002", "epoch_0004", "epoch_0005"]
 
 
-def test_a_run_that_died_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = session(out)
     report(run, tmp_path / "made", 1, 0.5)
