@@ -73,16 +73,16 @@ class BoxPair:
 
 
 def label_places(
-    boxes: Sequence[Sequence[float]], labels: Sequence[str], size: tuple[float, float]
+    boxes: Sequence[Sequence[float]], labels: Sequence[str], size: tuple[float, float], tile_px: int = TILE_PX
 ) -> list[tuple[float, float]]:
     """The upper left corner of each box's label, inside the image and, where there is room, not on another label.
 
     A label stands above its box, else below it, else in the nearest free row.
 
     Args:
-        size: width and height of the picture, in the pixels of `boxes`; it is shown `TILE_PX` high.
+        size: width and height of the picture, in the pixels of `boxes`; it is shown `tile_px` high.
     """
-    letter = _LABEL_POINTS / 72 * DPI * max(size) / TILE_PX
+    letter = _LABEL_POINTS / 72 * DPI * max(size) / tile_px
     placed: list[Rectangle4] = []
     for (x0, y0, x1, y1), label in zip(boxes, labels, strict=True):
         width, height = _LETTER[0] * letter * len(label), _LETTER[1] * letter
