@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).parents[2]
 JOBS = sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py"))
 LIGHT = (
     "ingest_archive",
+    "inspect_archive",
     "make_phantom",
     "report_run",
     "score_archive",
@@ -47,7 +48,8 @@ def test_parsing_options_imports_no_heavy_package(jobs: list[str], heavy: str) -
 def test_mistakes_in_scoring_and_reports_are_reported_before_torch_is_imported(tmp_path: Path) -> None:
     wrong = (
         f'[("score_archive", ["--archive", "{tmp_path}/none"]), ("score_archive", ["--checkpoint", "{tmp_path}"]), '
-        f'("ingest_archive", ["--archive", "{tmp_path}/none"]), ("report_run", ["--run", "{tmp_path}"]), '
+        f'("ingest_archive", ["--archive", "{tmp_path}/none"]), '
+        f'("inspect_archive", ["--archive", "{tmp_path}/none"]), ("report_run", ["--run", "{tmp_path}"]), '
         f'("submit_siim", ["--run", "{tmp_path}"]), ("submit_vinbigdata", ["--run", "{tmp_path}"])]'
     )
     script = f"""
@@ -65,5 +67,5 @@ print(*(package for package in ("torch", "ray", "matplotlib") if package in sys.
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 7
+    assert len(done.stdout.splitlines()) == 8
     assert done.stdout.splitlines()[-1] == ""
