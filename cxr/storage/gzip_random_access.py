@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import zlib
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ _FED = 1 << 18  # compressed bytes given to zlib at a time
 _STEP = 1 << 20  # bytes of content produced at a time
 _SPACING = 8 << 20  # bytes of content between remembered states, at first
 _MAX_STATES = 256  # of about 40 KiB; with more, every other one is dropped and the spacing doubles
+_MAX_ENDS = 8
 _MAX_RATIO = 200  # of the content to the compressed file, beyond _RATIO_EXEMPT
 _RATIO_EXEMPT = 1 << 30
 _MAGIC = b"\x1f\x8b"
@@ -44,8 +46,10 @@ class GzipRandomAccess:
         self._uri = uri
         self._lock = threading.Lock()
         self._spacing = _SPACING
-        self._states = [_State(0, 0, zlib.decompressobj(_GZIP))]  # by position; their decompressors are never used
-        self._last = self._states[0].copied()  # where the last read ended
+        # The decompressors of remembered states are only copied.
+        self._states = [_State(0, 0, zlib.decompressobj(_GZIP))]  # by position
+        self._ends = deque[_State](maxlen=_MAX_ENDS)  # where the last reads of this file's threads ended
+        self._current = self._states[0]
         self._block_start, self._block = 0, b""
 
     def read_at(self, offset: int, size: int) -> bytes:
@@ -55,24 +59,25 @@ class GzipRandomAccess:
             DamagedError: the compressed data are damaged or a decompression bomb.
         """
         with self._lock:
-            known = next(state for state in reversed(self._states) if state.content <= offset)
-            if not known.content <= self._last.content <= offset:
-                self._last = known.copied()
+            before = [state for state in self._ends if state.content <= offset]
+            before.append(next(state for state in reversed(self._states) if state.content <= offset))
+            self._current = max(before, key=lambda state: state.content).copied()
             pieces = []
-            while self._last.content < offset + size:
-                start = self._last.content
+            while self._current.content < offset + size:
+                start = self._current.content
                 limit = offset - start if start < offset else offset + size - start
                 piece = self._advance(min(limit, _STEP))
                 if not piece:
                     break
                 if start >= offset:
                     pieces.append(piece)
+            self._ends.append(self._current)
             return b"".join(pieces)
 
     def _advance(self, limit: int) -> bytes:
-        """Decompress up to `limit` bytes from the last position on; empty at the end of the content."""
+        """Decompress up to `limit` bytes from the current position on; empty at the end of the content."""
         while True:
-            state = self._last
+            state = self._current
             decompressor, data = state.zlib, self._compressed_at(state.compressed)
             if decompressor.eof:
                 if not data.startswith(_MAGIC):  # the end, or padding
@@ -84,8 +89,8 @@ class GzipRandomAccess:
                 reject_damaged(self._uri, "its compressed data are damaged")
             left = decompressor.unused_data if decompressor.eof else decompressor.unconsumed_tail
             used = len(data) - len(left)
-            self._last = _State(state.content + len(piece), state.compressed + used, decompressor)
-            if self._last.content > max(_RATIO_EXEMPT, _MAX_RATIO * self._last.compressed):
+            self._current = _State(state.content + len(piece), state.compressed + used, decompressor)
+            if self._current.content > max(_RATIO_EXEMPT, _MAX_RATIO * self._current.compressed):
                 reject_damaged(self._uri, "it is a decompression bomb")
             if piece:
                 self._remember()
@@ -94,9 +99,9 @@ class GzipRandomAccess:
                 reject_damaged(self._uri, "it is truncated")
 
     def _remember(self) -> None:
-        if self._last.content < self._states[-1].content + self._spacing:
+        if self._current.content < self._states[-1].content + self._spacing:
             return
-        self._states.append(self._last.copied())
+        self._states.append(self._current.copied())
         if len(self._states) > _MAX_STATES:
             self._states = self._states[::2]
             self._spacing *= 2

@@ -19,6 +19,7 @@ from cxr.storage.uri import DamagedError, is_local, normalize, reject_damaged
 _MAX_HEADER_BYTES = 1 << 20  # of a long name or of extended headers
 _BLOCK = 1 << 20  # bytes of a remote file read at a time while its headers are read
 _GZIP_BLOCK = 1 << 14
+_READ_AT_ONCE = 16 << 20  # bytes; in pieces, threads that read neighbors would decompress many bytes twice
 
 
 class TarMember(NamedTuple):
@@ -57,6 +58,8 @@ class TarContainer:
         if self.gzip is None:
             with open_range(self.uri, member.offset, member.size) as raw:
                 yield raw
+        elif member.size <= _READ_AT_ONCE:
+            yield io.BytesIO(self.gzip.read_at(member.offset, member.size))
         else:
             content = BlockReader(self.gzip.read_at)
             content.seek(member.offset)
