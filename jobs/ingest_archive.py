@@ -38,7 +38,8 @@ class Options:
     """Settings of the job."""
 
     archive: str | None = None
-    """Folder or URI of the archive. Default: a small phantom archive, written to OUT/phantoms."""
+    """Folder or URI of the archive, a ZIP or TAR file, or a CSV or Parquet file that lists images. Default: a small
+    phantom archive, written to OUT/phantoms."""
     out: str = "runs/ingest"
     """Folder or URI of the shards. Give the same command again to continue a run that was stopped."""
     stored_size: int = 256

@@ -23,8 +23,9 @@ class Options:
     """Settings of the job."""
 
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Archive, shards or the latents of an earlier run: a folder, s3://bucket/prefix or gs://bucket/prefix. Repeat
-    the option to score several archives into one result. Default: a small phantom archive."""
+    """Archive, shards or the latents of an earlier run: a folder, s3://bucket/prefix or gs://bucket/prefix; a ZIP or
+    TAR file; or a CSV or Parquet file that lists images. Repeat the option to score several archives into one result.
+    Default: a small phantom archive."""
     checkpoint: str = ""
     """Folder or URI of a checkpoint. Default: train an aligner for a minute on the first archive, or with
     --save-latents a compressor."""

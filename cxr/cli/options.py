@@ -20,9 +20,9 @@ class ArchiveOptions:
     """Which X-rays to use, and how to read them."""
 
     archive: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Archive or shards: a folder, s3://bucket/prefix or gs://bucket/prefix. Repeat the option to use several
-    archives together; findings that an archive does not have are unknown for its images. Default: a small phantom
-    archive."""
+    """Archive or shards: a folder, s3://bucket/prefix or gs://bucket/prefix; a ZIP or TAR file; or a CSV or Parquet
+    file that lists images. Repeat the option to use several archives together; findings that an archive does not have
+    are unknown for its images. Default: a small phantom archive."""
     reading: ReadOptions = field(default_factory=ReadOptions)
     stored_size: int = 256
     """Height and width in pixels of the images in the shards that are made from an archive."""
