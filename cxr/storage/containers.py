@@ -133,13 +133,15 @@ def _member_uri(container: str, member: str) -> str:
 # ---- Indexes, which each process keeps for the containers that it used last
 
 
+Version = tuple[int, int] | None
+
+
 @dataclass
 class _Slot:
-    """A cached index; `lock` is held while it is read."""
+    """A cached index, with the version of its file; `lock` is held while it is read."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    version: tuple[int, int] | None = None
-    container: Container | None = None
+    current: tuple[Version, Container] | None = None
 
 
 _slots: OrderedDict[str, _Slot] = OrderedDict()
@@ -153,13 +155,14 @@ def _index(uri: str) -> Container:
         _slots.move_to_end(uri)
         while len(_slots) > _CACHED:
             _slots.popitem(last=False)
-    with slot.lock:
-        return retried(uri, lambda: _current(uri, slot))
+    return retried(uri, lambda: _current(uri, slot))
 
 
 def _current(uri: str, slot: _Slot) -> Container:
     version = local_version(uri)
-    if slot.container is None or slot.version != version:
-        slot.container = (read_zip if uri.lower().endswith(".zip") else read_tar)(uri)
-        slot.version = version
-    return slot.container
+    if slot.current and slot.current[0] == version:
+        return slot.current[1]
+    with slot.lock:
+        if not slot.current or slot.current[0] != version:  # else another thread has read it
+            slot.current = version, (read_zip if uri.lower().endswith(".zip") else read_tar)(uri)
+        return slot.current[1]
