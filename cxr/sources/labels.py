@@ -75,7 +75,7 @@ def with_label_table(manifest: Manifest, labeling: Labeling) -> Manifest:
 def _with_splits(
     rows: pa.Table, details: dict[str, pa.Array], file: str, *, hashed: bool
 ) -> tuple[pa.Table, list[str]]:
-    """Patients and splits of the table; the archive's own splits remain if they are official (not `hashed`)."""
+    """Patients and splits of the table; the archive's own remain unless they follow from its patients (`hashed`)."""
     patients = schema.patients_of(rows)
     notes = []
     if schema.PATIENT_ID in details:
@@ -101,7 +101,7 @@ def _with_splits(
     elif schema.PATIENT_ID in details and (several := _in_several(patients, rows[schema.SPLIT])):
         splits = split_by_patient(patients)
         notes.append(
-            f"the archive's official splits are not used: by {file}, images of {counted(several, 'patient')} are in "
+            f"the archive's own splits are not used: by {file}, images of {counted(several, 'patient')} are in "
             f"several of them"
         )
     else:

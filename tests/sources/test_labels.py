@@ -229,7 +229,7 @@ def test_official_splits_remain_unless_patients_contradict_them(tmp_path: Path) 
     assert column(given(archive, f"file,patient,Edema\n{rows}"), schema.SPLIT) == official
     others = "".join(f"{name},{number % 20},1\n" for number, name in enumerate(names))
     manifest = given(archive, f"file,patient,Edema\n{others}")
-    assert any(note.startswith("the archive's official splits are not used") for note in manifest.notes)
+    assert any(note.startswith("the archive's own splits are not used") for note in manifest.notes)
 
 
 # ---- Mappings
