@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 CHANNELS = (16, 32, 48, 64)
 
@@ -40,11 +40,12 @@ class GateNetwork(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> dict[str, Tensor]:
-        """Weights with batch normalization folded in: `convN.weight`, `convN.bias`, `head.weight`, `head.bias`."""
+        """Weights of an evaluating network with batch normalization folded in: `convN.weight`, `convN.bias`, `head.weight`, `head.bias`."""
         state = {"head.weight": self.head.weight, "head.bias": self.head.bias}
         for number, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            weight, bias = fuse_conv_bn_weights(
-                convolution.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-            )
-            state |= {f"conv{number}.weight": weight, f"conv{number}.bias": bias}
+            assert isinstance(convolution, nn.Conv2d)
+            assert isinstance(norm, nn.BatchNorm2d)
+            fused = fuse_conv_bn_eval(convolution, norm)
+            assert fused.bias is not None
+            state |= {f"conv{number}.weight": fused.weight, f"conv{number}.bias": fused.bias}
         return {name: values.detach().cpu().contiguous() for name, values in state.items()}
