@@ -40,7 +40,10 @@ class GateNetwork(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> dict[str, Tensor]:
-        """Weights of an evaluating network with batch normalization folded in: `convN.weight`, `convN.bias`, `head.weight`, `head.bias`."""
+        """The weights in evaluation mode, with batch normalization folded into the convolutions.
+
+        Names: `convN.weight`, `convN.bias`, `head.weight`, `head.bias`.
+        """
         state = {"head.weight": self.head.weight, "head.bias": self.head.bias}
         for number, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             assert isinstance(convolution, nn.Conv2d)
