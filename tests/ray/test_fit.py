@@ -10,10 +10,12 @@ import psutil
 import pytest
 from torch import Tensor
 
+from cxr.data.ingest import ingest
 from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.align import AlignRecipe
 from cxr.phantom.archive import write_phantom
+from cxr.schema import PixelFormat
 from cxr.training.fit import TrainingStoppedError, fit
 from cxr.training.options import RunOptions
 from cxr.training.run_log import read_metrics
@@ -71,12 +73,17 @@ def test_two_workers_end_with_one_network_and_a_finished_run_continues(made: str
 
 
 @pytest.mark.slow
-def test_a_raw_archive_trains_without_shards(tmp_path: Path) -> None:
-    archive = str(tmp_path / "archive")
-    write_phantom(archive, 24, size=64)
-    fitted = fit(RECIPE.replace(epochs=1), archive, str(tmp_path / "raw"), RunOptions(cpus_per_worker=0.5))
-    assert fitted.epochs == 1
-    assert fitted.metrics["correlation"] == pytest.approx(0.5, abs=0.501)
+def test_a_raw_archive_trains_on_the_images_that_its_shards_have(tmp_path: Path) -> None:
+    archive, recipe = str(tmp_path / "archive"), RECIPE.replace(epochs=1)
+    write_phantom(archive, 48, size=64)
+    made = ingest(archive, str(tmp_path / "shards"), pixels=PixelFormat(recipe.size))
+    assert made.counts["val"] > 1
+    raw = fit(recipe, archive, str(tmp_path / "raw"), RunOptions(cpus_per_worker=0.5))
+    stored = fit(recipe, made.shards, str(tmp_path / "stored"), in_process=True)
+    assert raw.epochs == stored.epochs == 1
+    for name in ("group_correlation_before", "pixel_std_before"):  # of all validation images, as they are
+        assert raw.metrics[name] == pytest.approx(stored.metrics[name], rel=1e-4)
+    assert 0 < read_metrics(str(tmp_path / "raw"))[0]["train/loss"] < 10
 
 
 def test_a_loss_that_explodes_is_named(made: str, tmp_path: Path) -> None:
