@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.cluster_utils import Cluster
 
 from cxr.families.align import AlignRecipe
@@ -65,6 +66,7 @@ def main(how: str, folder: str) -> None:
     if how == "fixed":
         machines.add_node(num_cpus=1, **ADDRESS)
     work.join()
+    ray.shutdown()  # a cluster does not remove the machine that this process is connected to
     machines.shutdown()
     print("ended at", epochs(Path(folder, "out")), flush=True)
 
