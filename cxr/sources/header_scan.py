@@ -8,15 +8,19 @@ the parts.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import queue
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +77,7 @@ HEADERS = pa.schema(
     ]
 )
 _FIRST_BYTES, _MORE, _MOST_BYTES = 32 << 10, 8, 16 << 20  # of a file; each attempt reads _MORE times as much
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _REMOTE_THREADS = 16  # that wait for a remote store, in each process
 
 
@@ -133,6 +138,9 @@ class Scan:
             f"note: reading the headers of {counted(files, 'file')} in {counted(workers, 'process', 'processes')}",
             flush=True,
         )
+        if _can_fork(self.folder) and _can_fork(missing[0].files[schema.SOURCE_URI][0].as_py()):
+            self._run_forked(missing, workers)
+            return
         todo: queue.SimpleQueue[ScanPart] = queue.SimpleQueue()
         for part in missing:
             todo.put(part)
@@ -144,6 +152,19 @@ class Scan:
             except BaseException:  # also an interruption: begin no other part
                 while not todo.empty():
                     todo.get_nowait()
+                raise
+
+    def _run_forked(self, missing: list[ScanPart], workers: int) -> None:
+        """Copies of this process begin at once, while new processes would import pydicom and Arrow first."""
+        import cxr.imaging.dicom_header  # noqa: F401  # the copies share it
+
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(workers, context, initializer=_prepare_fork, initargs=(os.getpid(),)) as pool:
+            try:
+                for _ in pool.map(_write_requested, [request(self, part) for part in missing]):
+                    pass
+            except BaseException:  # also an interruption: begin no other part
+                pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def table(self) -> pa.Table:
@@ -243,15 +264,20 @@ def request(scan: Scan, part: ScanPart) -> dict[str, Any]:
     return {"folder": scan.folder, "pseudonyms": secret, "name": part.name, "files": part.files.to_pydict()}
 
 
+def _write_requested(work: dict[str, Any]) -> None:
+    """Write the part that `request` describes."""
+    secret = work["pseudonyms"]
+    scan = Scan(work["folder"], Pseudonyms(bytes.fromhex(secret["key"]), secret["keep_ids"]), [])
+    scan.write(ScanPart(work["name"], pa.table(work["files"])))
+
+
 def serve() -> None:
     """The main function of a child process: write the parts that are requested on standard input, one per line."""
     for line in sys.stdin:
-        request = json.loads(line)
-        secret = request["pseudonyms"]
-        scan = Scan(request["folder"], Pseudonyms(bytes.fromhex(secret["key"]), secret["keep_ids"]), [])
+        work = json.loads(line)
         try:
-            scan.write(ScanPart(request["name"], pa.table(request["files"])))
-            answer = {"name": request["name"]}
+            _write_requested(work)
+            answer = {"name": work["name"]}
         except storage.StorageError as error:
             answer = {"storage": str(error)}
         except Exception as error:  # its text may quote a header
@@ -293,6 +319,20 @@ def _child() -> Iterator[Callable[[dict[str, Any]], None]]:
     finally:
         process.kill()
         process.communicate()
+
+
+def _can_fork(uri: str) -> bool:
+    """Whether this process can be copied safely for work on a URI: it has no other threads, and no connections."""
+    return sys.platform == "linux" and threading.active_count() == 1 and storage.is_local(uri)
+
+
+def _prepare_fork(parent: int) -> None:
+    """Leave Ctrl-C to the parent process, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # the parent has already ended
+        os._exit(1)
 
 
 def _cpus() -> int:

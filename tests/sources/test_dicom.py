@@ -207,7 +207,7 @@ def test_studies_stand_in_for_patients_without_an_id_or_with_a_placeholder(tmp_p
     manifest, rows = read(tmp_path / "none")
     assert {row[schema.PATIENT_ID] for row in rows.values()} == {"1.5.0", "1.5.1"}
     assert manifest.notes == [
-        "PatientID is missing: 4 images; each study of these counts as a patient (2 patients in all)"
+        "PatientID is missing: 4 images, each study of which counts as a patient (2 patients in all)"
     ]
     for number in range(20):
         write(tmp_path / "anonymous", f"{number}.dcm", xray(number, "ANON" if number < 15 else f"P{number}"))
@@ -246,7 +246,9 @@ def test_a_stopped_scan_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         read(tmp_path / "archive", **options)
 
 
-def test_other_processes_read_many_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fork", [True, False])
+def test_other_processes_read_many_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fork: bool) -> None:
+    monkeypatch.setattr(header_scan, "_can_fork", lambda uri: fork)
     monkeypatch.setattr(header_scan, "HERE_AT_MOST", 2)
     monkeypatch.setattr(header_scan, "_FEWEST", 2)
     for number in range(5):
