@@ -85,7 +85,7 @@ _VALUES = {
     _UNCERTAIN: ["-1", "-1.0", "-1,0", "uncertain", "unknown", "?"],
     0: ["", *["nan", "na", "n/a", "<na>", "null", "none"]],
 }
-_VALUE_WORDS = pa.array([word for words in _VALUES.values() for word in words])
+_VALUE_WORDS = [word for words in _VALUES.values() for word in words]  # as a pa.array, it would import pandas here
 _VALUE_BITS = np.array([bits for bits, words in _VALUES.items() for _ in words], np.uint8)
 _EXPECTED_VALUE = "1, 0, -1 or blank"
 _SPLITS = {
@@ -259,7 +259,7 @@ def _has_values(texts: pa.ChunkedArray) -> bool:
 
 def _value_codes(texts: pa.ChunkedArray) -> np.ndarray:
     """Each text's index in `_VALUE_BITS`; -1 for others."""
-    code = pc.index_in(pc.utf8_lower(texts), value_set=_VALUE_WORDS)
+    code = pc.index_in(pc.utf8_lower(texts), value_set=pa.array(_VALUE_WORDS))
     return pc.fill_null(code, -1).to_numpy()
 
 
