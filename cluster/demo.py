@@ -1,7 +1,7 @@
 """The whole pipeline on one machine, as `make demo` runs it; each command is printed and can be copied.
 
 Starts a private Ray head, makes synthetic X-rays, and submits one job that searches for an aligner, scores the X-rays
-with the best one and writes a page. What was started is stopped, also after a failure or Ctrl-C.
+with the best one and writes a page. Everything that it started is stopped, also after a failure or Ctrl-C.
 """
 
 from __future__ import annotations

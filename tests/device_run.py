@@ -1,4 +1,4 @@
-"""A family on a device from begin to use, for tests on the stand-in (`fake_cuda`) and on a GPU (`tests/gpu`).
+"""A family on a device, from training to prediction, for tests on `fake_cuda` and on a GPU (`tests/gpu`).
 
 Imports no Ray, so that a GPU machine without it can run this.
 """
@@ -109,13 +109,13 @@ def _latent_size(recipe: LatentEncoder) -> int:
 
 @contextmanager
 def same_noise() -> Iterator[None]:
-    """Noise of every pixel comes from the CPU too: the one thing that a device draws by itself."""
+    """Sample the noise of pixels on the CPU; it is the only random value that the device samples itself."""
     with mock.patch.object(affine_exposure, "pixel_noise", lambda like, *_: torch.randn(like.shape).to(like.device)):
         yield
 
 
 def augmented(engine: Engine) -> list[Batch]:
-    """A batch as the first step of every stage shows it, on the CPU; what is drawn is the same on every device."""
+    """The augmented batch of the first step of every stage, on the CPU; random values are equal on all devices."""
     shown = []
     for stage in engine.recipe.stages():
         engine.enter(stage)

@@ -29,7 +29,7 @@ def texts() -> dict[str, str]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """`python jobs/NAME.py …` in code blocks, in `inline code` and in docstrings, with where it stands.
+    """`python jobs/NAME.py …` in code blocks, in `inline code` and in docstrings, with its location.
 
     Continued lines are joined, comments dropped. Names in capitals (OUT, ARCHIVE) stand for a value.
     """

@@ -1,4 +1,4 @@
-"""A checkpoint of family `lungs` without training: by its weights whatever is bright is lung."""
+"""A checkpoint of family `lungs` without training, whose weights segment bright pixels as lung."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More than 50 kinds of odd and broken image files, made by hand: as old archives hold them."""
+"""More than 50 kinds of odd and broken image files, made by hand, as they occur in old archives."""
 
 from __future__ import annotations
 

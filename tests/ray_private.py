@@ -30,7 +30,7 @@ def validate_cluster(config: dict[str, Any]) -> None:
 
 
 def aws_cluster(config: dict[str, Any]) -> dict[str, Any]:
-    """A prepared cluster file with the AWS resources it needs found or made (autoscaler/_private/aws/config.py)."""
+    """A cluster file whose AWS resources have been looked up or created (autoscaler/_private/aws/config.py)."""
     from ray.autoscaler._private.aws.config import bootstrap_aws
 
     return bootstrap_aws(config)

@@ -12,7 +12,7 @@ IN_CXR = sorted((REPOSITORY / "cxr").rglob("*.py"))
 SCRIPTS = sorted(path for folder in ("jobs", "cluster") for path in (REPOSITORY / folder).glob("*.py"))
 MODULES = [*IN_CXR, *SCRIPTS]
 
-# The parts of cxr from bottom to top, each with those of the parts before it that it may import.
+# The packages of cxr from bottom to top, each with the earlier packages that it may import.
 MAY_IMPORT = {
     "errors": "",
     "wording": "",

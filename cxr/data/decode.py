@@ -63,7 +63,7 @@ _FROM_HEADER = (  # fields of `Image`, which fill what the manifest does not kno
 )
 
 _KEPT_WITH_ERRORS = (schema.VIEW, schema.BODY_PART, schema.MODALITY, schema.GATE, schema.GATE_SCORE)  # of the gate
-_THUMBNAIL = "thumbnail"  # key of what the gate sees, until it has
+_THUMBNAIL = "thumbnail"  # key of the gate's input, until the gate has run
 
 GateMode = Literal["off", "warn", "exclude"]
 Values = dict[str, Any]  # column name -> value of one row

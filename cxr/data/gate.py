@@ -23,9 +23,9 @@ from cxr.wording import counted
 SIZE = 64
 FRONTAL = "frontal"
 INVERTED = "inverted"
-EXCLUDED = "not an upright frontal chest X-ray"  # begins the error of an excluded image
+EXCLUDED = "not an upright frontal chest X-ray"  # start of the error of an excluded image
 CLASSES = (FRONTAL, "rotated 90", "rotated 180", "rotated 270", "lateral", "not a chest")
-"""What the network tells apart, in the order of its logits; rotations are clockwise degrees. One more logit says that
+"""The network's classes, in the order of its logits; rotations are clockwise degrees. One more logit says that
 the gray values are inverted (dense tissue dark)."""
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 PASSING_SCORE = 0.5
@@ -44,7 +44,7 @@ def header_verdict(view: str | None, body_part: str | None, modality: str | None
 
 
 def not_frontal(column: pa.ChunkedArray) -> dict[str, int]:
-    """How many images of a column `gate` are something else, by what they are."""
+    """Number of images in a column `gate` that are not upright frontal chest X-rays, by kind."""
     counts = Counter(column.to_pylist())
     return {name: count for name, count in counts.items() if name not in (None, FRONTAL)}
 

@@ -2,7 +2,7 @@
 
 OUT/train/part-00000.parquet …    good rows (schema.row_schema); the part's rejects stand in its footer
 OUT/rejects.parquet               images that could not be used, and why (schema.REJECTS)
-OUT/archive.json                  what the shards hold; written last: without it they are not finished
+OUT/archive.json                  contents of the shards; written last, so that shards without it are incomplete
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 
 _REJECTS = b"cxr.rejects"  # key of a part's rejects in its Parquet footer
 _BOXES, _MOST_BOXES = b"cxr.boxes", b"cxr.most_boxes"  # keys of how its boxes lie, and of an image's most boxes
-_GATE = b"cxr.gate"  # key of the counts of images that are no upright frontal chest X-rays, by what they are instead
+_GATE = b"cxr.gate"  # key of the counts of images that are not upright frontal chest X-rays, by kind
 _PART_BYTES = 64 << 20  # of pixels in a part, which a worker holds twice
 _GROUP_BYTES = 8 << 20  # of pixels in a row group, the unit of reading
 _SMALLEST_PART, _LARGEST_PART, _PARTS_AT_LEAST = 16, 512, 16
@@ -49,13 +49,13 @@ _TOP_REASONS = 10
 
 @dataclass(frozen=True)
 class IngestResult:
-    """What an ingest gave. `images_per_second` is this run's, start-up included; 0 if nothing was left."""
+    """Result of an ingest. `images_per_second` is that of this run with start-up; 0 if all parts were finished."""
 
     shards: str
     counts: dict[str, int]  # good rows by split
     rejects: int
     reasons: dict[str, int]  # the most frequent ones
-    not_frontal: dict[str, int]  # images that are no upright frontal chest X-rays, by what they are instead
+    not_frontal: dict[str, int]  # images that are not upright frontal chest X-rays, by kind
     notes: list[str]
     seconds: float
     images_per_second: float
@@ -63,7 +63,7 @@ class IngestResult:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a finished part's footer says."""
+    """The metadata of a finished part."""
 
     path: str
     split: str
@@ -86,14 +86,14 @@ def ingest(
     enhance: Enhancement | None = None,
     labeling: Labeling = SOURCE_LABELS,
 ) -> IngestResult:
-    """Decode an archive into shards; called again after an interruption, it continues with the missing parts.
+    """Decode an archive into shards. After an interruption, another call continues with the missing parts.
 
     Args:
         pixels: what is stored; 256 x 256, 8 bits by default.
         max_rejects: share of images that may be unusable; with more, UserError is raised once all is written.
-        limit: take only so many images, spread evenly over the archive.
+        limit: maximum number of images, spread evenly over the archive.
         crop: store the squares around the lungs instead of whole images.
-        enhance: what is done to images before they are stored.
+        enhance: changes to the images before they are stored.
         labeling: labels and boxes other than the source's own, and how those of several readers become one set.
 
     Raises:
@@ -138,7 +138,7 @@ def ingest(
 def rows_per_part(images: int, pixels: PixelFormat) -> int:
     """Rows of a part: as memory allows, and few enough for a small archive to keep several workers busy.
 
-    Hangs on nothing but the archive and the format, so that a run on another cluster plans the same parts.
+    Depends only on the archive and the pixel format, so that a run on another cluster plans the same parts.
     """
     balanced = min(max(-(-images // _PARTS_AT_LEAST), _SMALLEST_PART), _LARGEST_PART)
     return min(balanced, max(1, _PART_BYTES // pixels.row_bytes))
@@ -161,7 +161,7 @@ def _thinned(manifest: pa.Table, limit: int | None) -> pa.Table:
 
 
 def _write_parts(ledger: Ledger, parts: Sequence[Part], how: tuple[Any, ...]) -> Progress:
-    """Write what is missing; `how` is what a `PartWriter` takes besides the ledger."""
+    """Write the missing parts; `how` contains the arguments of `PartWriter` apart from the ledger."""
     todo = ledger.todo(parts)
     total, left = (sum(part.rows.num_rows for part in some) for some in (parts, todo))
     progress = Progress("ingest", total, done=total - left)

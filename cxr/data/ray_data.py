@@ -113,9 +113,9 @@ def _decoded(
     *,
     seed: int | None = None,
 ) -> Dataset:
-    """The usable images, decoded by plain tasks, which share the CPUs with whatever else runs.
+    """The usable images, decoded by plain tasks, which share the CPUs with all other tasks.
 
-    With `seed`, the blocks of each pass have an order of their own.
+    With `seed`, the blocks of each pass have another order.
     """
     step = max(1, min(-(-manifest.num_rows // 16), _BLOCK_BYTES // pixels.row_bytes, _BLOCK_ROWS))
     keys = [{"rows": _packed(manifest.slice(start, step))} for start in range(0, manifest.num_rows, step)]

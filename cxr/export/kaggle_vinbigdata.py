@@ -58,7 +58,7 @@ def write_submission(run: Run, uri: str, normal: NormalFilter | None = None, spl
     image_id is the file's name without folders and ending. Of the test split, only the challenge's own test images
     are written: images that train.csv lists are left out and counted, unless there are no others.
 
-    The challenge wants every image: one without boxes, or with an error in place of them, is submitted as normal.
+    The challenge requires every image. Images without boxes, or with an error, are submitted as normal.
     Boxes are brought to the originals' pixels, where the archive that was scored holds copies and tells the sizes of
     the originals, and rounded; where nothing tells them, an image that is no DICOM is counted. Boxes of findings that
     are not VinBigData's are left out and counted.

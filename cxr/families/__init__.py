@@ -1,4 +1,4 @@
-"""The families by name; a new family adds one line. A family's module is imported when it is first asked for."""
+"""The families by name; a new family adds one line. A family's module is imported when it is first needed."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ class AecnnRecipe(ClassifierRecipe):
 
     @property
     def input_size(self) -> int:
-        """Height and width in image pixels of what the classifier sees."""
+        """Height and width, in image pixels, of the region that the classifier sees."""
         return self.crop or self.size
 
     @property
@@ -215,7 +215,7 @@ class AecnnRecipe(ClassifierRecipe):
 
     @property
     def classifier_is_trained(self) -> bool:
-        """Whether the classifier is trained on what it will see; not if the autoencoder stage is the last."""
+        """Whether the classifier is trained on the final latents; it is not if the autoencoder stage is the last."""
         return self.trained_last != "autoencoder"
 
     @property
@@ -345,7 +345,7 @@ class AecnnRecipe(ClassifierRecipe):
     def search_space(self) -> dict[str, BaseDistribution]:
         """The last stage's learning rate, loss weights, codec and backbone.
 
-        Settings that no stage uses, or that given weights determine, are left out.
+        Settings that no stage uses, or that initial weights determine, are left out.
         """
         learning_rates = {"joint": "lr", "autoencoder": "autoencoder_lr", "classifier": "classifier_lr"}
         low, high = {"joint": (1e-4, 2e-3), "autoencoder": (4e-4, 8e-3), "classifier": (2e-4, 4e-3)}[

@@ -206,7 +206,7 @@ class AttendRecipe(HeatmapBoxesRecipe):
             )
         for name in ("lung_crop", "denoise", "normalize", "equalize"):
             theirs, ours = recipe.get(name) or "none", getattr(self, name) or "none"
-            # Crops only have to be crops: the checkpoint with which lungs were found may have been moved.
+            # It only matters whether images are cropped: the lung checkpoint may have been moved.
             same = (theirs == "none") == (ours == "none") if name == "lung_crop" else theirs == ours
             if not same:
                 raise ValueError(
@@ -414,7 +414,7 @@ class AttendTask(ClassifierTask):
 def choose_partners(without_A: Tensor, first: int, count: int) -> Tensor:
     """(count,) for each of a worker's images, the index of another image without findings; −1 if there is none.
 
-    Drawn uniformly, from PyTorch's CPU generator.
+    Sampled uniformly with PyTorch's CPU generator.
 
     Args:
         without_A: bool, which images of all workers in this step have no findings.

@@ -105,7 +105,7 @@ class Task(nn.Module):
         Everything random in a step belongs here. Return a new batch and leave the given one unchanged, because
         several steps may use the same batch. Changed pixels are float32 in [0, 1]. Draw small random parameters from
         PyTorch's CPU generator, so that a GPU draws the same ones, and move them with `non_blocking=True`; noise for
-        every pixel may be drawn on the device.
+        every pixel may be sampled on the device.
         """
         return batch
 
@@ -138,7 +138,7 @@ class Task(nn.Module):
         return {}
 
     def save_pictures(self, batches: Batches, folder: Path) -> None:
-        """Write pictures that show what the network does, and learned state that is useful as a file of its own."""
+        """Write pictures that show what the network does, and learned state that is useful as a separate file."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,7 +71,7 @@ class SharedPretraining(Protocol):
     def pretrain_shared(self, out: str) -> Self:
         """Train the shared network into OUT, or reuse the one an earlier call left there; returns the new recipe.
 
-        Called once, on a device like a worker's; `training.shared_pretraining` does this on the cluster.
+        Called once, on the same kind of device as a worker's; `training.shared_pretraining` does this on the cluster.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Saving and loading checkpoints; `checkpoint_files` says what a checkpoint's folder holds."""
+"""Saving and loading checkpoints; `checkpoint_files` lists the files of a checkpoint's folder."""
 
 from __future__ import annotations
 

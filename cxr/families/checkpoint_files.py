@@ -1,8 +1,8 @@
-"""The files of a checkpoint: a folder that holds all that scoring and further training need.
+"""The files of a checkpoint: a folder with everything that scoring and further training need.
 
     checkpoint.json   recipe, findings in order, input contract, metrics, versions, commit, SHA-256 of the weights
     weights.pt        the network's state
-    task.pt           what the task learnt besides the network: the alignment target, say
+    task.pt           what the task has learned besides the network, such as the alignment target
     resume.pt         optimizer, schedule and step, for going on; scoring does not read it
     lungs/            the checkpoint by which images are cropped, where the recipe has `lung_crop`; in copies only
 
@@ -37,7 +37,7 @@ def read_about(uri: str) -> dict[str, Any]:
 
 
 def copy_for_scoring(source: str, target: str) -> str:
-    """Copy a checkpoint without what only resuming needs; what was at `target` is replaced, whole or not there.
+    """Copy a checkpoint without the files that only resuming needs. Replaces `target`, which is never incomplete.
 
     The checkpoint by which its images are cropped is copied too, so that scoring needs nothing else.
     """

@@ -1,4 +1,4 @@
-"""What classifiers share: class weights, a loss that ignores unknown labels, metrics, thresholds and decisions.
+"""The common part of classifiers: class weights, a loss for unknown labels, metrics, thresholds and decisions.
 
 A new multi-label classifier extends `ClassifierRecipe`, says what its network is, and registers itself in
 `cxr.families`; `tests/families/plain_classifier.py` is a complete example.

@@ -46,7 +46,7 @@ class GateTraining:
     """Settings of one training.
 
     Args:
-        phantoms: number of frontal phantoms, and of those of each kind that is not frontal.
+        phantoms: number of frontal phantoms, and of phantoms of each kind that is not frontal.
         steps: number of steps with BATCH_SIZE images each.
     """
 
@@ -154,7 +154,7 @@ def _augmented(x_B1HW: Tensor, inverted: Tensor) -> Tensor:
     """Images in random positions, exposures and collimations, some inverted, reduced to the gate's size.
 
     They are inverted before they are moved, and the space around a moved image is black or any gray, because
-    otherwise the border would tell which are inverted.
+    otherwise the border would reveal which are inverted.
     """
     count = len(x_B1HW)
     x = torch.where(inverted[:, None, None, None], 1 - x_B1HW, x_B1HW)
@@ -189,7 +189,7 @@ def measure(images: Tensor, weights: Path | None = None) -> dict[str, float]:
 
     Args:
         images: uint8 (N, H, W), as they lie in the archive.
-        weights: another file than the shipped one.
+        weights: a file to use instead of the shipped one.
     """
     small = np.stack([gate.thumbnail(image) for image in images.numpy()])
     passed = {}

@@ -30,9 +30,9 @@ from cxr.sources import rle
 
 @dataclass(frozen=True)
 class LungCrop:
-    """How images are cropped: by which checkpoint, known by the SHA-256 of its weights, and with which margin.
+    """How images are cropped: the checkpoint, identified by the SHA-256 of its weights, and the margin.
 
-    Wherever the checkpoint lies: equal crops have equal `describe()`.
+    Equal crops have equal `describe()`, regardless of the checkpoint's URI.
     """
 
     uri: str
@@ -48,7 +48,7 @@ class LungCrop:
         The network is loaded once in each process; the function may be called by several threads.
 
         Raises:
-            UserError: the checkpoint is gone, damaged, or another now.
+            UserError: the checkpoint was deleted, damaged or replaced.
         """
         return partial(_square, _finder(self.uri, self.sha256), self.margin)
 
@@ -60,7 +60,7 @@ def by_checkpoint(uri: str, margin: float = MARGIN) -> LungCrop:
         margin: share of the side of the smallest square around the lungs, added on each side.
 
     Raises:
-        UserError: no checkpoint there, or one that does not find lungs.
+        UserError: there is no checkpoint, or it does not segment lungs.
     """
     uri = storage.normalize(uri)
     about = checkpoint_files.read_about(uri)
@@ -79,7 +79,7 @@ def of_recipe(recipe: Recipe) -> LungCrop | None:
 
 
 def of_checkpoint(saved: Checkpoint) -> LungCrop | None:
-    """How images are cropped that `saved` scores; None: they are whole."""
+    """The crop of the images that `saved` scores; None: they are not cropped."""
     uri = checkpoint_files.lungs_of(saved.uri, saved.recipe.lung_crop)
     return by_checkpoint(uri, saved.recipe.lung_margin) if uri else None
 
@@ -97,7 +97,7 @@ def _finder(uri: str, sha256: str) -> Checkpoint:
 
 @torch.inference_mode()
 def _square(finder: Checkpoint, margin: float, pixels_HW: np.ndarray) -> LungSquare:
-    """The network sees the image padded; what it finds in the padding is none of the lungs."""
+    """The network sees the padded image; predicted lungs in the padding are ignored."""
     height, width = pixels_HW.shape
     stored, frame = fit(to_bits(finder.recipe.enhancement(pixels_HW), 8), finder.recipe.size)
     corners = np.rint(frame.from_original(np.array([[0, 0], [width, height]])))

@@ -48,7 +48,7 @@ class LungTraining:
     """Settings of one training.
 
     Args:
-        sizes: heights and widths of the images in pixels; each step uses one of them, drawn at random.
+        sizes: heights and widths of the images in pixels; each step uses one of them at random.
         phantoms: number of training images.
         steps: number of steps with `BATCH_SIZE` images each.
     """

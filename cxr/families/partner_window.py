@@ -21,7 +21,7 @@ class PartnerWindow:
     starts empty in each epoch, so the partners depend only on the seed and the epoch, also in a resumed run.
 
     Args:
-        size: number of rows, at least those of a batch. An epoch with fewer rows is in the window as a whole.
+        size: number of rows, at least those of a batch. If an epoch has fewer rows, the window contains all of them.
         columns: the columns of a batch that the window stores, including `USABLE`, (B,) bool.
     """
 
@@ -35,7 +35,7 @@ class PartnerWindow:
         return self._filled
 
     def look_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, each once the window has been filled with its rows and those that follow."""
+        """The same batches. Each is returned after its rows and those that follow have filled the window."""
         self._next = self._filled = 0
         self._reads_ahead = True
         waiting, rows = deque[Batch](), 0
@@ -55,7 +55,7 @@ class PartnerWindow:
             self._add(batch)
 
     def draw(self, count: int) -> dict[str, Tensor]:
-        """`count` usable rows, drawn uniformly with replacement; any rows if none is usable.
+        """`count` usable rows, sampled uniformly with replacement; any rows if none is usable.
 
         Draws from PyTorch's CPU generator and does not wait for the device.
         """

@@ -60,7 +60,7 @@ Elements = dict[int, RawDataElement | DataElement]
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What a header says; None where it is absent or invalid. It identifies the patient."""
+    """The attributes of a header; None if absent or invalid. They identify the patient."""
 
     sop_class: str | None
     sop_instance: str | None

@@ -1,4 +1,4 @@
-"""Options of scoring, and what they exclude."""
+"""Options of scoring."""
 
 from __future__ import annotations
 

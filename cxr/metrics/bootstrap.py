@@ -44,14 +44,14 @@ class MeanInterval:
 
 
 def resamples_of(patients: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks of resamples, (P, r) int32: how often each patient is drawn. They depend only on the arguments."""
+    """Blocks of resamples, (P, r) int32: how often each patient is sampled. They depend only on the arguments."""
     rng = np.random.default_rng(seed)
     for start in range(0, resamples if patients else 0, BLOCK):
         yield _resample(rng, patients, min(BLOCK, resamples - start))
 
 
 def _resample(rng: np.random.Generator, patients: int, resamples: int) -> np.ndarray:
-    """(P, R) int32: how often each patient is drawn."""
+    """(P, R) int32: how often each patient is sampled."""
     sampled = rng.integers(patients, size=(resamples, patients)) + patients * np.arange(resamples)[:, None]
     times = np.bincount(sampled.reshape(-1), minlength=patients * resamples).reshape(resamples, patients)
     return np.ascontiguousarray(times.T, np.int32)

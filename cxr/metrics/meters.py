@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Communicator(Protocol):
-    """What a meter needs from the group of workers; see `families.base.Communicator`."""
+    """The part of the worker group's interface that a meter needs; see `families.base.Communicator`."""
 
     def sum(self, values: Tensor) -> Tensor: ...
     def gather(self, rows: Tensor) -> Tensor: ...

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TOP_K = 10  # anchors per box
-_PAIRS = 1 << 24  # pairs of boxes and anchors that are compared at once
+_PAIRS = 1 << 24  # pairs of boxes and anchors that are compared in one operation
 _EPS, _SMALL_EPS = 1e-7, 1e-9  # Ultralytics' values, to avoid division by 0
 
 

@@ -1,4 +1,4 @@
-"""A small network that tells at 64 px what an image is: an upright frontal chest, a rotated one, or something else.
+"""A small network that classifies images of 64 px: upright frontal chest, rotated chest, or something else.
 
 It is trained here; `cxr.data.gate` applies it with NumPy, so that decoding does not import torch.
 """

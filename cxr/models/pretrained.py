@@ -169,7 +169,7 @@ def _unavailable(setting: str, network: str, value: str, error: OSError) -> str:
 
 
 def key(value: str, network: str = "") -> str:
-    """Name of the folder in OUT/weights for the value `value` of a setting; a torchvision name needs the network."""
+    """Name of the folder in OUT/weights for a setting's value; a torchvision name needs the network."""
     if not is_uri(value):
         return f"{network}-{AUTO_NAME if value == AUTO else value}"
     uri = storage.normalize(value)

@@ -64,7 +64,7 @@ class ResidualBlock(nn.Module):
 class LungField(SmallUNetBody):
     """Contrast-normalized images (B, 1, H, W) to the probability that a pixel shows lung, (B, 1, H, W) in [0, 1].
 
-    Lung means the visible field, without what the heart, the great vessels and the diaphragm cover.
+    Lung means the visible field, without the parts behind the heart, the great vessels and the diaphragm.
     """
 
     def __init__(self) -> None:

@@ -204,7 +204,7 @@ def _padchest(exam: Exam, index: int, seed: int) -> _Image:
 
 
 def observations(exam: Exam, index: int, seed: int) -> list[str]:
-    """What a report says of image `index`, in the order of `labeler.COLUMNS`; see the module."""
+    """The labels of a report on image `index`, in the order of `labeler.COLUMNS`; see the module."""
     rng = np.random.default_rng([seed, _REPORT, index])
     present = {OBSERVATIONS[finding] for finding in exam.phantom.labels}
     values = []

@@ -1,4 +1,4 @@
-"""Where a network looked: heat over X-rays, boxes, and the relevance of its stages as a table of colors.
+"""Attention of a network: heat maps over X-rays, boxes, and the relevance of its stages as a table of colors.
 
 Color pictures are uint8 (H, W, 3) in red, green, blue.
 """
@@ -75,7 +75,7 @@ def sheet_figure(tiles: Sequence[np.ndarray], columns: int, title: str) -> Figur
 
 
 def relevance_figure(relevance_SF: np.ndarray, findings: Sequence[str], stages: Sequence[str]) -> Figure:
-    """A row a finding, a column a stage: the weight that each stage's map has, as a number and a color."""
+    """Table of the weight of each stage's map, as a number and a color: one row per finding, one column per stage."""
     figure = new_figure(1.8 + 0.9 * len(stages), 0.9 + 0.3 * len(findings))
     ax = figure.subplots()
     ax.imshow(relevance_SF.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -176,7 +176,7 @@ def _line(row: FindingRow, note: str, bold: bool = False) -> _Line:
 
 
 def _forest(lines: Sequence[_Line], title: str, at: float, noted: str) -> Figure:
-    """Values with their intervals on an axis with a line at `at`, and beside it the same as numbers, with notes."""
+    """Forest plot: values with their intervals and a line at `at`, and next to it the same as numbers, with notes."""
     figure = Figure(figsize=(8.6, 0.3 * len(lines) + 1.3), layout="constrained")
     ax, beside = figure.subplots(1, 2, sharey=True, width_ratios=[5, 3 if noted else 2])
     ax.axvline(at, **_LINE)

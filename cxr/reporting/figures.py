@@ -59,7 +59,7 @@ def pictures(named: Mapping[str, np.ndarray]) -> Figure:
 
 
 def panels(count: int, width: float, height: float, labels: tuple[str, str, str]) -> tuple[Figure, list[Axes]]:
-    """A figure with so many axes from 0 to 1 in x, in rows of five, and nothing in the places that are left over.
+    """A figure with `count` axes from 0 to 1 in x, in rows of five, without empty axes in the last row.
 
     Args:
         width: of a panel, inches; likewise `height`.

@@ -1,4 +1,4 @@
-"""What the networks of a k-fold run say together: each fold's metrics, their mean and standard deviation."""
+"""Metrics of a k-fold run: those of each fold, their mean and standard deviation."""
 
 from __future__ import annotations
 

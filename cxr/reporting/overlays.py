@@ -77,7 +77,7 @@ def label_places(
 ) -> list[tuple[float, float]]:
     """The upper left corner of each box's label, inside the image and, where there is room, not on another label.
 
-    A label stands above its box, else below it, else in the nearest free row.
+    A label is above its box if there is room, otherwise below it, otherwise in the nearest free row.
 
     Args:
         size: width and height of the picture, in the pixels of `boxes`; it is shown `tile_px` high.
@@ -108,9 +108,9 @@ class Overlay:
     """An image to show.
 
     Args:
-        note: what is said of it beside its id, such as a score.
+        note: text after the image's id, such as a score.
         picture: (H, W) in [0, 1].
-        pair: what is drawn over it.
+        pair: truth and prediction to draw over the image.
     """
 
     image_id: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TRUTH, PREDICTION = "#12a5dc", "#f58216"  # readable over an X-ray as well as on white, and for the color-blind
 MODEL, MODEL_PALE = "#1b6ca8", "#d5e5f1"  # one model's curve or points, and the area under it
-MARK = "#c0392b"  # what the eye should find: a mean, a decision threshold, a target
+MARK = "#c0392b"  # for what should stand out: a mean, a decision threshold, a target
 NEUTRAL, FRAME, GRID = "0.45", "0.8", "0.92"  # notes and baselines; axes; grid lines
 SERIES = (
     "#1b6ca8",

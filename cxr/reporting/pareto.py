@@ -21,7 +21,7 @@ Place = tuple[float, float]
 def on_front(values: np.ndarray) -> np.ndarray:
     """Which rows of (N, K), more being better, no other row dominates; boolean (N,).
 
-    A row dominates one that it beats in a column and matches at least in all others, so equal rows stand or fall
+    A row dominates another if it is better in a column and at least equal in all others, so equal rows stand or fall
     together. Rows with NaN or infinity are not on the front and dominate nothing.
     """
     finite = _finite(values)
@@ -35,7 +35,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def marked(trials: Sequence[Trial], objectives: Mapping[str, str]) -> list[Trial]:
-    """The trials in their order, each told whether it is on the front of `objectives` ("min" or "max")."""
+    """The trials in their order, each marked if it is on the front of `objectives` ("min" or "max")."""
     if not (trials and objectives):
         return list(trials)
     signs = [1 if mode == "max" else -1 for mode in objectives.values()]

@@ -127,7 +127,7 @@ def write_search_pictures(
 ) -> list[str]:
     """Parallel coordinates by the monitor, importances for it and for each other objective ("min" or "max"), as PNG.
 
-    Returns their URIs, none where no trial gave a value.
+    Returns their URIs; none if no trial has a value.
     """
     good = [trial for trial in trials if math.isfinite(trial.value)]
     if not good:
@@ -155,7 +155,7 @@ def _write_importances(
 def _importances(importances: Mapping[str, float], metric: str, trials: int) -> Figure:
     """A bar for each setting, the most important on top.
 
-    Optuna's own plot sets pyplot's style for the whole process, and has a gray background and a title of its own.
+    Optuna's own plot sets pyplot's style for the whole process, and adds a gray background and a title.
     """
     figure = Figure(figsize=(7.5, 0.4 * len(importances) + 1.2), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""What a job shows, itself and through its workers: lines for a reader, or JSON for a program.
+"""Output of a job and its workers: text for people, or JSON for programs.
 
 Code calls `say`, `note` and `event`, on whatever machine it runs. In a worker they print a marked line, which Ray
 brings to the job; the job shows it in the form that its command line asked for. All else that workers print, and all
@@ -25,7 +25,7 @@ from typing import IO, Any, Literal, cast
 from cxr import storage
 
 Form = Literal["text", "quiet", "json"]
-MARK = "::cxr::"  # begins a line of ours among a worker's lines
+MARK = "::cxr::"  # prefix of our lines among a worker's lines
 LOG = "ray.log"  # in OUT
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -96,7 +96,7 @@ class Console:
         self._errors: IO[str] | None = None  # the terminal, once descriptor 2 leads to the log
         self._bar: Any = None
 
-    # ---- What is shown
+    # ---- Output
 
     def show(self, record: dict[str, Any], shown: bool = True) -> None:
         """Print an event; after the job's result nothing is printed any more, so that it stays the last line."""

@@ -91,7 +91,7 @@ class OutputOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Command(Generic[Options]):
-    """A command line: what the job takes, and what every job takes."""
+    """A command line: the options of the job, and those of every job."""
 
     job: Annotated[Options, tyro.conf.arg(name="")]
     buckets: BucketOptions = field(default_factory=BucketOptions)
@@ -115,8 +115,8 @@ def parse(options_type: type[Options], arguments: Sequence[str], description: st
 def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Options]) -> None:
     """Parse the command line, run `main`, write OUT/result.json, print its path last, exit.
 
-    Exits with 0 when done, 2 on a mistake in what was given (its message alone is printed), 130 after SIGINT, 143
-    after SIGTERM, and 1 on any other failure (with a traceback, unless it was the cluster's).
+    Exits with 0 when done, 2 on a mistake in the options or the input (only its message is printed), 130 after
+    SIGINT, 143 after SIGTERM, and 1 on any other failure (with a traceback, unless it was the cluster's).
     """
     command = parse(options_type, sys.argv[1:], sys.modules["__main__"].__doc__ or "")
     command.buckets.apply()
@@ -130,7 +130,7 @@ def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Option
         code, error = _outcome(main, command.job)
     finally:
         if interruption.number:
-            interruption.end()  # says no more of what it made Ray raise
+            interruption.end()  # do not report the errors that it made Ray raise
     if error:
         shown.show_error(error, code)
     sys.exit(code)

@@ -33,7 +33,7 @@ _HELD: set[str] = set()  # folders whose lease this process has
 def held(folder: str) -> Iterator[None]:
     """Keep other runs out of a folder, any URI, while the block runs. Nested blocks have no effect.
 
-    That a run on this machine was killed is recognized at once. For a run on another machine it takes STALE_S seconds
+    A killed run on this machine is recognized immediately. For a run on another machine it takes STALE_S seconds
     by this machine's clock. If the storage has neither file locks nor conditional writes, two runs that start at the
     same moment can both get the folder: see `storage.replace_if`.
 

@@ -22,10 +22,10 @@ class Progress:
     """Counts items: a live line on a terminal; elsewhere a line at most every `every_s` seconds.
 
     Args:
-        what: the work, which begins each line.
+        what: name of the work, with which each line starts.
         total: items of the whole work.
         done: items that an earlier run finished.
-        unit: what is counted.
+        unit: unit of the counted items.
     """
 
     what: str

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # ray.train imports torch, which most jobs' processes do not 
     from ray.train.torch import TorchTrainer
 
 READ_FROM = "2.60.0"
-AUTOSCALER_EVENT = ray_constants.LOG_PREFIX_EVENT_SUMMARY  # stands before what the autoscaler has to say to a user
+AUTOSCALER_EVENT = ray_constants.LOG_PREFIX_EVENT_SUMMARY  # prefix of the autoscaler's messages to the user
 DATA_PROGRESS_LOGGER = "ray.data._internal.progress"  # data/_internal/progress: warns that progress bars are off
 START_LOGGER = "ray._private.services"  # _private/services.py: logs the end of a failed process's log as an error
 
@@ -75,7 +75,7 @@ def dashboard_url() -> str:
 
 
 def spilled_bytes() -> int:
-    """What the cluster's object store has written to disk because memory ran out (_private/internal_api.py)."""
+    """Bytes that the cluster's object store has written to disk because memory ran out (_private/internal_api.py)."""
     return get_memory_info_reply(get_state_from_address(None)).store_stats.spilled_bytes_total
 
 

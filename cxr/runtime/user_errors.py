@@ -15,7 +15,7 @@ from cxr.runtime import ray_private
 def user_error_in(error: Any) -> UserError | None:
     """The UserError, or one about the full disk, in an exception that Ray has wrapped, often twice; else None."""
     while error is not None:
-        if isinstance(error, RayTaskError):  # its type is that of its cause too, but its text is a traceback
+        if isinstance(error, RayTaskError):  # it also has the type of its cause, but its text is a traceback
             error = error.cause
         if isinstance(error, UserError):
             return error

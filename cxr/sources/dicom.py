@@ -6,7 +6,7 @@ share a placeholder such as "ANON", each study counts as a patient.
 
 Objects that are not X-ray images (reports, presentation states, segmentations, CT …) are left out by their SOP class
 and counted. Files that are not DICOM, and DICOM files whose header cannot be read, count as images of their own, with
-their path as the id: decoding them says what is wrong.
+their path as the id: decoding reports what is wrong.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _uris(scan: Scan) -> pa.Array:
 
 
 def _without_other_objects(headers: pa.Table) -> tuple[pa.Table, list[str]]:
-    """Leave out what is known not to be an X-ray image, and count it."""
+    """Leave out files that are known not to be X-ray images, and count them."""
     classes, modalities = (headers[each].to_pylist() for each in (header_scan.SOP_CLASS, schema.MODALITY))
     names = {sop_class: _standard_name(sop_class) for sop_class in set(classes) - _XRAYS - {None}}
     reasons = [
@@ -241,7 +241,7 @@ def _patients(headers: pa.Table) -> tuple[pa.Array, np.ndarray, list[str]]:
 
 
 def _placeholder(ids: Sequence[str | None], studies: Sequence[str | None]) -> str | None:
-    """The PatientID that so many studies share that it stands for no person."""
+    """The PatientID that too many studies share for it to be a person's."""
     pairs = {(patient, study) for patient, study in zip(ids, studies, strict=True) if patient and study}
     if len(pairs) < _PLACEHOLDER_STUDIES:
         return None

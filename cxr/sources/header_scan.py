@@ -34,7 +34,7 @@ from cxr.sources.image_files import FILE_BYTES, PATH
 from cxr.sources.pseudonyms import Pseudonyms, patient_byte
 from cxr.wording import counted
 
-VERSION = 1  # of what is stored; part of every part's name
+VERSION = 1  # of the stored columns; included in the name of every part
 _FEWEST, _MOST, _PARTS = 256, 4096, 32  # files of a part; parts of an archive, if that gives such a number
 HERE_AT_MOST = 256  # files whose headers are read in this process: more are worth the start of others
 
@@ -149,7 +149,7 @@ class Scan:
             try:
                 for work in running:
                     work.result()
-            except BaseException:  # also an interruption: begin no other part
+            except BaseException:  # also an interruption: start no other part
                 while not todo.empty():
                     todo.get_nowait()
                 raise
@@ -259,7 +259,7 @@ def _row(uri: str, pseudonyms: Pseudonyms) -> dict[str, Any]:
 
 
 def request(scan: Scan, part: ScanPart) -> dict[str, Any]:
-    """What a child process needs to write a part, as JSON."""
+    """The JSON from which a child process writes a part."""
     secret = {"key": scan.pseudonyms.key.hex(), "keep_ids": scan.pseudonyms.keep_ids}
     return {"folder": scan.folder, "pseudonyms": secret, "name": part.name, "files": part.files.to_pydict()}
 

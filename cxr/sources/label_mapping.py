@@ -11,7 +11,7 @@ A mapping file is YAML or JSON:
     unknown_as:                      # uncertain labels of single findings; --unknown-as applies to the others
       Cardiomegaly: positive         # unknown, negative or positive: U-Ignore, U-Zeros, U-Ones (Irvin et al. 2019)
 
-Words are compared by their letters and digits, regardless of case. Other words remain findings of their own.
+Words are compared by their letters and digits, regardless of case. Other words remain separate findings.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SHOWN = 60  # letters of a value in an error message
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """What the words of labels mean. All words are `word_key`s."""
+    """Meaning of the words of labels. All words are `word_key`s."""
 
     findings: Mapping[str, str] = field(default_factory=dict)  # by word
     ignored: frozenset[str] = frozenset()

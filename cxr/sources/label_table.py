@@ -117,7 +117,7 @@ _NAMED = 10  # columns in a message
 
 @dataclass(frozen=True)
 class LabelTable:
-    """What a table says of the M images that it names."""
+    """The contents of a table for the M images that it names."""
 
     location: str
     names: pa.ChunkedArray
@@ -283,7 +283,7 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Statements:
-    """What the rows of M images say of W words."""
+    """The labels of W words in the rows of M images."""
 
     words: Sequence[str]
     bits: np.ndarray  # uint8 (M, W): any of `_NEGATIVE`, `_POSITIVE`, `_UNCERTAIN`; 0: nothing

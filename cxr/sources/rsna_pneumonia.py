@@ -5,7 +5,7 @@
     stage_2_train_images/*.dcm, stage_2_test_images/*.dcm    1024 x 1024 pixels, to which the boxes refer
     pneumonia-challenge-dataset-mappings_2018.json           from the RSNA's page: the images' names in ChestX-ray14
 
-`patientId` identifies an image, although it is also the DICOM files' PatientID. Only the mapping tells which
+`patientId` identifies an image, although it is also the DICOM files' PatientID. Only the mapping shows which
 images show the same person; without it each image counts as a patient of its own, and a note says that a person's
 images may be in several splits. With it, patients have the numbers that they have in `sources.chestxray14`.
 

@@ -113,7 +113,7 @@ def select(table: pa.Table, text: str, source: str) -> tuple[pa.Table, list[str]
 
     Args:
         table: has `COLUMNS`.
-        source: what the columns come from, for messages: "source folder".
+        source: name of the origin of the columns, for messages, such as "source folder".
 
     Raises:
         UserError: the expression is invalid, names a column or a value that is not known, or selects nothing.
@@ -194,7 +194,7 @@ class _Columns:
         return self._values[name]
 
     def count(self, name: str, rows: np.ndarray) -> str:
-        """What a column's values are in these rows, such as "view: LATERAL 3, unknown 1"; "" if there are many."""
+        """Summary of a column's values in these rows, such as "view: LATERAL 3, unknown 1"; "" if there are many."""
         values = self.values(name)[rows]
         if name in _IDS or values.dtype.kind == "f":
             return ""

@@ -1,4 +1,4 @@
-"""Ground truth beside an archive's images (`truth.parquet`): poses and masks of phantoms, by image id.
+"""Ground truth in an archive's root folder (`truth.parquet`): poses and masks of phantoms, by image id.
 
 A mask is a run-length code or the URI of an image file. A URI without a scheme and a leading slash is relative to the
 archive's root. All files must be below that root, so that a table that comes with an archive cannot make a job read

@@ -7,7 +7,7 @@
 
 Three of seventeen radiologists read each image in train.csv. The manifest contains all their boxes with their
 readers, in pixels of the original. Copies of any size can be read if the original size is known from train_meta.csv
-or, as in some copies, from columns width and height in train.csv and test.csv. An image in which no reader found
+or, as in some copies, from columns width and height in train.csv and test.csv. An image in which no reader marked
 anything has an empty list of boxes, not null.
 
 The patients are unknown, so each image has its own. Its split is a hash of its id. Images that are not in train.csv
@@ -106,7 +106,7 @@ def original_px(uri: str) -> dict[str, list[int]]:
 
 
 def _extra(annotations: Read, image: str) -> str | None:
-    """All readers, including those who found nothing: {"readers": ["R8", "R9", "R10"]}."""
+    """All readers, including those who marked nothing: {"readers": ["R8", "R9", "R10"]}."""
     return json.dumps({rater_agreement.READERS: annotations.readers[image]}) if image in annotations.readers else None
 
 

@@ -1,4 +1,4 @@
-"""Decompress files of untrusted size: never more than is asked for, and never what a header claims in advance."""
+"""Decompress files of untrusted size: never more than requested, without trusting sizes in headers."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class InflatingStream:
 
 
 def is_gzipped_image(uri: str) -> bool:
-    """Whether the name is that of a compressed DICOM file, which reads as the DICOM file in it."""
+    """Whether the name is that of a compressed DICOM file, which is read as the DICOM file that it contains."""
     return uri.lower().endswith(_GZIPPED_IMAGES)
 
 

@@ -16,7 +16,7 @@ _DRAINED = 1 << 16  # bytes left of a response that are read so that its connect
 
 
 class ByteStream(Protocol):
-    """What is read once from its start to its end."""
+    """A stream that is read once from start to end."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
@@ -25,7 +25,7 @@ class ByteStream(Protocol):
 def open_range(uri: str, start: int, length: int) -> Iterator[ByteStream]:
     """Open a file for one sequential read of at most `length` bytes from `start`: one request on a remote store.
 
-    The stream ends early if the file does. A local stream may go on beyond `length`.
+    The stream ends early if the file does. A local stream may continue beyond `length`.
     """
     if is_local(uri):
         with open_local(normalize(uri)) as file:

@@ -124,7 +124,7 @@ def _add(info: tarfile.TarInfo, names: Names, members: dict[str, TarMember]) -> 
 
 
 class _Bounded:
-    """A seekable file of which not more can be read at once than a header may have."""
+    """A seekable file that limits each read to the maximum size of a header."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -100,7 +100,7 @@ def split_member(uri: str) -> tuple[str, str] | None:
 
 
 def is_container(uri: str) -> bool:
-    """Whether the file's name ends like that of a ZIP or TAR file."""
+    """Whether the file's name has the extension of a ZIP or TAR file."""
     return uri.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz"))
 
 

@@ -127,7 +127,7 @@ def _problem(entry: zipfile.ZipInfo, extent: int) -> str | None:
 
 
 class _Bounded:
-    """A seekable file of which not more can be read at once than a directory may have."""
+    """A seekable file that limits each read to the maximum size of a directory."""
 
     def __init__(self, file: BinaryIO, uri: str) -> None:
         self._file, self._uri = file, uri

@@ -12,13 +12,13 @@ FEW = 16  # images: with fewer, batch norm's error grows quickly (Wu & He 2018, 
 def synchronized(network: nn.Module) -> nn.Module:
     """The network with SyncBatchNorm in place of its batch norms, for GPUs; parameters and names stay the same.
 
-    Layers that are not in training mode, such as those of a frozen backbone, go on using their running statistics.
+    Layers that are not in training mode, such as those of a frozen backbone, keep using their running statistics.
     """
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 
 def note(network: nn.Module, workers: int, images: int, device: torch.device) -> str:
-    """What a user must know of the network's batch norms where they see less than a whole step; else empty.
+    """A note for the user if batch norms see only a part of a step's images, otherwise empty.
 
     Args:
         images: of each worker in a step.

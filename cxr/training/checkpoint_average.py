@@ -28,7 +28,7 @@ def best_kept(recipe: Recipe, count: int, reported: Sequence[Reported]) -> list[
 
 
 def averaged_network(checkpoints: Sequence[ray.train.Checkpoint], engine: Engine) -> nn.Module:
-    """A new network with the mean of the kept ones' weights; the engine's task gets the first one's state."""
+    """A new network with the mean of the checkpoints' weights; the engine's task gets the state of the first one."""
     states: list[dict[str, Tensor]] = []
     for saved in checkpoints:
         states.append(_loaded(saved, checkpoint_files.WEIGHTS))

@@ -73,7 +73,7 @@ class Engine:
         self.enter(stage or recipe.stages()[0])
 
     def enter(self, stage: Stage) -> None:
-        """Begin a stage, which may train another part of the task, with a new optimizer, schedule and moving
+        """Start a stage, which may train another part of the task, with a new optimizer, schedule and moving
         average."""
         if self.average is not None:  # the result of a stage is the network that was validated
             self.task.network.load_state_dict(self.average.module.state_dict())

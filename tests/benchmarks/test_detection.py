@@ -43,7 +43,7 @@ def known(split: str, number: int) -> Mapping[str, object]:
 
 
 def detector(finds: Callable[[int], bool]) -> Checkpoint:
-    """One that finds the box of some images, by their numbers, and a wrong nodule in all of them."""
+    """A detector that predicts the true box of some images, by number, and a false nodule in all images."""
     wrong = {**NODULE, "x_min": 0.0, "x_max": 8.0, schema.SCORE: 0.1}
 
     def scored(predicted: dict[str, torch.Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:

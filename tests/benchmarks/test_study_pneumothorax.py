@@ -39,7 +39,7 @@ RECIPE = PneumothoraxRecipe(size=32, architecture="small_unet", tta_flip=False)
 
 
 class Bright(SmallUNet):
-    """Finds what is brighter than mid-gray, shifted by some pixels."""
+    """Segments pixels brighter than mid-gray, shifted by some pixels."""
 
     def __init__(self, shift: int) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> Non
 def untrained(
     recipes: Mapping[str, Recipe], seeds: Sequence[int], archive: str, out: str, run: RunOptions
 ) -> list[Trained]:
-    """Networks as they begin, where training would leave its own."""
+    """Untrained networks in place of trained ones."""
     made = [(name, seed, f"{out}/{name}/seed-{seed}/checkpoint") for name in recipes for seed in seeds]
     for name, seed, folder in made:
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What the options, the manifest and the recipe tell is checked before Ray starts and before an image is decoded."""
+"""Options, manifest and recipe are checked before Ray starts and before an image is decoded."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What lies in cluster/: the local head, the launcher's and KubeRay's files."""
+"""The contents of cluster/: the local head, the launcher's and KubeRay's files."""

@@ -1,4 +1,4 @@
-"""The gate: what it passes, that NumPy applies the trained network, and what ingest and scoring make of it."""
+"""The gate: its verdicts, its network in NumPy, and its use in ingest and scoring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores and labels come together by image and by finding, and what is missing is counted and said."""
+"""Scores and labels are joined by image and by finding, and missing ones are counted and reported."""
 
 from __future__ import annotations
 

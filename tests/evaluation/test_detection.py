@@ -185,7 +185,7 @@ def test_runs_that_cannot_be_evaluated_are_reported(archive: str, tmp_path: Path
 
 @pytest.mark.usefixtures("_no_pictures")
 def test_boxes_below_the_minimum_score_are_not_counted(run: str, tmp_path: Path) -> None:
-    """All have a score of .9: no image is called anything but free of findings; average precision stays."""
+    """All scores are .9: with a minimum of .95, no image is predicted positive; average precision is unchanged."""
     result = reports.report(run, replace(ALL, box_score=0.95), str(tmp_path / "report"))
     recalls = 1 / (1 + result["metrics"]["findings_measured"])
     assert (result["metrics"]["map_40"], result["metrics"]["mean_recall"]) == (1, pytest.approx(recalls))

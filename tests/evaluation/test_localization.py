@@ -47,7 +47,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def images(raw: str) -> Rows:
-    """The images with their true boxes in pixels of their own."""
+    """The images with their true boxes in their own pixels."""
     rows = open_manifest(raw).table.to_pylist()
     for row in rows:
         row[schema.BOXES] = [

@@ -188,7 +188,7 @@ def test_unmeasurable_metrics_are_omitted_and_thresholds_saved() -> None:
 def test_decoded_images_are_compared_with_resized_ones() -> None:
     metrics = task_in("autoencoder").eval().evaluate(some, SingleProcess())
     assert set(metrics) == {"psnr_pooled", "psnr_mean_per_image", "psnr_resized"}
-    assert metrics["psnr_pooled"] == pytest.approx(metrics["psnr_resized"], abs=0.1)  # the codec begins as resizing
+    assert metrics["psnr_pooled"] == pytest.approx(metrics["psnr_resized"], abs=0.1)  # the codec starts as resizing
     assert "psnr_pooled" not in task_in("classifier").eval().evaluate(some, SingleProcess())
     assert "psnr_pooled" not in AecnnTask.evaluate(task_in("joint", SMALL.replace(compressor="none"), SMALL.replace(
         compressor="none").network(FINDINGS)).eval(), some, SingleProcess())  # fmt: skip

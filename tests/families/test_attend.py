@@ -92,7 +92,7 @@ def net_of(task: AttendTask) -> ContrastAttention:
 
 @pytest.fixture(scope="module")
 def aligner(tmp_path_factory: pytest.TempPathFactory) -> tuple[AttendRecipe, str]:
-    """A small recipe with an aligner that turns and shifts every image alike, and where that aligner lies."""
+    """A small recipe with an aligner that rotates and shifts every image in the same way, and the aligner's URI."""
     folder = tmp_path_factory.mktemp("aligner") / "checkpoint"
     torch.manual_seed(0)
     task = ALIGNER.task(ALIGNER.network(()))
@@ -313,7 +313,7 @@ def test_overlap_compares_the_first_box_with_the_best_true_box() -> None:
     for i in range(4):
         logits[i, 0, 2 * (i // 2) : 2 * (i // 2) + 2, 2 * (i % 2) : 2 * (i % 2) + 2] = 9
     given = batch()
-    given[schema.BOXES][0, 1] = torch.tensor([1, 0.0, 0.0, 1.0, 1.0])  # a Nodule, of which no box is found
+    given[schema.BOXES][0, 1] = torch.tensor([1, 0.0, 0.0, 1.0, 1.0])  # a Nodule without a predicted box
     given[HAS_BOXES][3] = False
     overlaps = best_overlaps(predict_boxes(logits, identity(8), BoxRule(), min_score=0.05), given)
     assert overlaps == pytest.approx([1, 0, 1, 1], abs=0.05)

@@ -37,7 +37,7 @@ BFLOAT16 = {"device_type": "cpu", "dtype": torch.bfloat16}
 
 @pytest.fixture(params=sorted(EVERY))
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """One that trains in bfloat16, also on CPUs that do not compute in it."""
+    """An engine that trains in bfloat16, also on CPUs without bfloat16 arithmetic."""
     recipe = EVERY[request.param]
     if request.param != "align with lungs":
         made = engine_of(recipe)

@@ -1,4 +1,4 @@
-"""What classifiers share: the loss, class weights and thresholds, and a whole family on top of them."""
+"""The common part of classifiers: loss, class weights, thresholds, and a complete family on top of them."""
 
 from __future__ import annotations
 

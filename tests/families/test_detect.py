@@ -1,4 +1,4 @@
-"""Training a detector: the same steps as Ultralytics' own code, what is trained on, weights, scores."""
+"""Training a detector: the same steps as Ultralytics' code, training targets, initial weights, scores."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def task_of(recipe: DetectRecipe) -> DetectTask:
 
 
 def gradients(task: DetectTask, batch: Batch) -> Tensor:
-    """Of the loss by each anchor's logits, (B, findings, A): 0 where nothing is taught."""
+    """Gradient of the loss with respect to each anchor's logits, (B, findings, A): 0 for unknown findings."""
     held = {}
     keep = task.network.register_forward_hook(lambda module, given, raw: held.update(scores=raw["scores"]))
     terms = task(batch)

@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @dataclass
 class Trained:
-    """What an epoch of two steps of each stage gave, and how often these steps waited for the device."""
+    """Results of an epoch of two steps of each stage, and how often these steps waited for the device."""
 
     engine: Engine
     folder: Path

@@ -1,4 +1,4 @@
-"""Localizing by labels: class weights, what is learnt from which labels, the maps' scale, boxes in the original."""
+"""Localization from labels: class weights, unknown labels, the scale of maps, boxes in the original."""
 
 from __future__ import annotations
 

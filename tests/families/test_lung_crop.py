@@ -1,4 +1,4 @@
-"""Crops to the lungs: what is stored, why not, where it lies on the original, and who may use it."""
+"""Crops to the lungs: stored pixels, reasons for whole images, positions in the original, compatible checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The window of images from which mosaics take others: as many for any share, and the same after a resume."""
+"""The window of partner images for mosaics: its size on any number of workers, and its contents after resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search draws only settings that change what is trained, and offers only objectives that are measured."""
+"""A search samples only settings that affect training, and offers only objectives that are measured."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def two_of(drawn: BaseDistribution) -> tuple[Any, Any]:
 def test_two_values_of_a_searched_setting_train_differently(name: str, setting: str) -> None:
     space = VARIANTS[name].active_search_space()
     weights = {other: drawn.high for other, drawn in space.items() if isinstance(drawn, FloatDistribution)}
-    recipe = VARIANTS[name].replace(**weights)  # a term that is switched off by default is drawn too
+    recipe = VARIANTS[name].replace(**weights)  # a term that is off by default is sampled, too
     first, second = (trained(recipe.replace(**{setting: value})) for value in two_of(space[setting]))
     assert first.loss != second.loss
     shapes, others = ({key: values.shape for key, values in each.state.items()} for each in (first, second))

@@ -52,7 +52,7 @@ def test_an_archive_without_such_masks_is_rejected_at_once() -> None:
 
 
 class Bright(Segmenter):
-    """Finds what is brighter than mid-gray; remembers how large its images were."""
+    """Segments pixels brighter than mid-gray; records the sizes of its images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -326,7 +326,7 @@ def twin(source: Path, target: Path) -> None:
 
 
 def network_that_finds_half(folder: Path, rows: pa.Table) -> Checkpoint:
-    """A checkpoint of random weights whose rule takes the likelier half of the first row's pixels."""
+    """A checkpoint of random weights whose threshold selects the more probable half of the first row's pixels."""
     recipe = SMALL.replace(size=64)
     torch.manual_seed(0)
     network = recipe.network(())

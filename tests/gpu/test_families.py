@@ -75,7 +75,7 @@ def test_training_on_the_gpu_equals_that_on_the_cpu(name: str) -> None:
 
 def test_a_training_step_waits_for_the_gpu_only_where_it_must(name: str) -> None:
     engine = engine_on(DEVICE, RECIPES[name])
-    train(engine)  # what is done once, as cuDNN's choice of algorithms is, is done
+    train(engine)  # one-time work, such as cuDNN's choice of algorithms, is done
     with waiting_is_an_error(), pytest.raises(RuntimeError, match="synchronizing CUDA operation"):
         torch.ones(1, device=DEVICE).item()
     if RECIPES[name].family not in WAITS:

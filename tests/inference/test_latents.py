@@ -32,7 +32,7 @@ ORIGIN = Origin("/archive", "folder", schema.FINDINGS)
 
 
 def made(recipe: AecnnRecipe = RECIPE, seed: int = 0) -> Checkpoint:
-    """A checkpoint whose codec and classifier are drawn by lot."""
+    """A checkpoint with a random codec and classifier."""
     torch.manual_seed(seed)
     network = recipe.network(schema.FINDINGS).eval()
     for values in network.codec.parameters():

@@ -1,4 +1,4 @@
-"""Pictures of images: a file of its own for each image id, inside the folder, with a name that file systems take."""
+"""Pictures of images: one file for each image id, inside the folder, with a name that file systems accept."""
 
 from __future__ import annotations
 

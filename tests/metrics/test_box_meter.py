@@ -18,7 +18,7 @@ IMAGES, FINDINGS, CPU = 12, 3, torch.device("cpu")
 
 
 class Recording(SingleProcess):
-    """One of two workers; keeps what it sends, and receives what the other has sent."""
+    """One of two workers; records what it sends, and receives what the other worker has sent."""
 
     size = 2
 

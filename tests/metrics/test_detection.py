@@ -1,4 +1,4 @@
-"""Average precision, image labels and confusions on boxes whose figures can be worked out by hand."""
+"""Average precision, image labels and confusions on boxes whose metrics can be computed by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def boxes(rows: list[tuple[int, int, list[float], float]]) -> Boxes:
 
 
 def drawn(seed: int, images: int, per_image: int, findings: int, true: int) -> tuple[Boxes, Boxes]:
-    """Found boxes, a third of them near true ones, and the true ones."""
+    """Predicted boxes, a third of them near true boxes, and the true boxes."""
     rng = np.random.default_rng(seed)
     image, finding = rng.integers(images, size=true), rng.integers(findings, size=true)
     low = rng.uniform(0, 70, (true, 2))
@@ -157,7 +157,7 @@ def test_no_boxes_at_all() -> None:
 
 
 def test_a_resample_equals_recomputing_on_its_images() -> None:
-    """Of the bootstrap's weights: images that are drawn twice stand there twice."""
+    """Reference for the bootstrap's weights: images that are sampled twice are repeated."""
     predicted, true = drawn(1, images=12, per_image=10, findings=2, true=30)
     predicted = Boxes(predicted.image, predicted.finding, predicted.xyxy, np.round(predicted.score, 1))
     patients = np.arange(12) // 2
@@ -195,7 +195,7 @@ def test_labels_and_probabilities_of_images() -> None:
 
 
 def test_confusion_matrix_with_background() -> None:
-    """Finding 0 taken for 1; a box nowhere near; a true box nobody predicted; one below the score."""
+    """Finding 0 predicted as 1; a box far from all others; a missed true box; a box below the minimum score."""
     true = boxes([(0, 0, shifted(0), 0), (0, 1, shifted(50), 0), (1, 1, shifted(0), 0)])
     predicted = boxes(
         [

@@ -1,4 +1,4 @@
-"""Boxes by hand: which pairs are right, which boxes are wrong, where nothing is known, and how sure the rates are."""
+"""Localization of hand-made boxes: correct pairs, false positives, unknown boxes, and confidence intervals."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_columns_of_rows_and_scores_become_flat() -> None:
 
 
 def many(seed: int, images: int = 60) -> tuple[Boxes, Boxes, np.ndarray]:
-    """Found and true boxes of images, two a patient; predicted ones are the true ones moved."""
+    """Predicted and true boxes of images, two images per patient; predicted boxes are shifted true boxes."""
     rng = np.random.default_rng(seed)
     image, finding = np.repeat(np.arange(images), 2), np.tile([0, 1], images)
     low = rng.uniform(0, 60, (2 * images, 2))
@@ -152,7 +152,7 @@ def test_rates_are_plain_means_and_lie_in_their_intervals() -> None:
 
 
 def test_intervals_are_wider_where_patients_have_more_images() -> None:
-    """Each image thrice: of a patient of its own the interval shrinks, of the same patient it does not."""
+    """Each image three times: the interval shrinks if the copies count as other patients, otherwise it does not."""
     values = (np.random.default_rng(0).random((40, 1)) < 0.5).astype(float).repeat(3, axis=0)
     spread = [np.std(resampled_means(values, p, 2000, 0)) for p in (np.arange(120), np.arange(120) // 3)]
     assert spread[1] == pytest.approx(spread[0] * np.sqrt(3), rel=0.1)

@@ -1,4 +1,4 @@
-"""Means are exact whatever the shares of the workers."""
+"""Means are exact for any shares of the workers."""
 
 from __future__ import annotations
 

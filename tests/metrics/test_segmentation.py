@@ -119,7 +119,7 @@ def test_image_level_detection() -> None:
 
 
 def brute_hd95(predicted: np.ndarray, true: np.ndarray, spacing: tuple[float, float]) -> float:
-    """By the distance of every pair of boundary pixels, which are looked for one by one."""
+    """Computed from the distances of all pairs of boundary pixels."""
     edges = [np.array(edge_pixels(mask)) * spacing for mask in (predicted, true)]
     apart = np.linalg.norm(edges[0][:, None] - edges[1][None], axis=2)
     return max(np.percentile(apart.min(1), 95), np.percentile(apart.min(0), 95))

@@ -1,4 +1,4 @@
-"""The loss of a detector: Ultralytics' values and gradients, what is unknown, parts of a batch, workers."""
+"""The loss of a detector: Ultralytics' values and gradients, unknown findings, chunks of a batch, workers."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def everywhere(*findings: int) -> Tensor:
 
 
 def test_unknown_findings_have_no_gradient(network: Yolo) -> None:
-    """Neither an image nor one finding of it: no gradient but for what is known."""
+    """Unknown images and unknown findings of an image have no gradient."""
     raw, boxes = raw_of(network), some_boxes()
     unknown = torch.full((IMAGES, len(FINDINGS), 5), math.nan)
     unknown[1], unknown[3, 1] = everywhere(0, 1, 2), everywhere(1)[0]

@@ -57,7 +57,7 @@ def _bends(mask: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["alexnet", "googlenet", "resnet18"])
 @pytest.mark.parametrize(("stride", "scored"), [(8, "8"), (8, "32"), (32, "32")])
 def test_masks_are_not_shifted(name: FcnBackbone, stride: FcnStride, scored: str) -> None:
-    """A disc through layers that only average: the middle of what comes out is the middle of the disc."""
+    """The center of a disc stays in place in layers that only average."""
     network = FullyConvolutional(name, stride, fully_connected=False).eval()
     for layer in network.strided.modules():
         if isinstance(layer, nn.Conv2d):

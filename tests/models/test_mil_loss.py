@@ -66,7 +66,7 @@ def test_certain_findings_have_no_loss_and_missing_them_a_large_one(logit: float
 
 
 def test_the_papers_rescaled_product_is_close_only_where_cells_are_few() -> None:
-    """Factors moved into [.98, 1] never let 256 cells deny a finding below .98²⁵⁶, however sure they are."""
+    """Factors moved into [.98, 1] never give 256 cells a probability of absence below .98²⁵⁶."""
     sure = torch.full((1, 1, 16, 16), 20.0)
     rescaled = (0.98 + 0.02 * (1 - sure.double().sigmoid())).prod()
     assert rescaled > 0.005

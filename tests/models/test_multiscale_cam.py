@@ -1,4 +1,4 @@
-"""Multiscale CAM: convex relevance, logits as combinations, maps that lie where what they show lies."""
+"""Multiscale CAM: convex relevance, logits as combinations, maps that show objects at their positions."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_relevance_is_trained_only_with_several_stages_and_learned_weights() -> 
 
 
 def test_one_stage_is_cam() -> None:
-    """Zhou et al. 2016: global average pooling and a linear layer; the map is the features weighed by that layer."""
+    """Zhou et al. 2016: global average pooling and a linear layer; the map is the features weighted by that layer."""
     network, x = small(stages="last", pooling="mean"), torch.rand(2, 1, 64, 64)
     head = network.heads[0]
     assert isinstance(head, nn.Conv2d)

@@ -1,4 +1,4 @@
-"""Feature networks: exact layer names, frozen weights, what local features see."""
+"""Feature networks: exact layer names, frozen weights, local features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that training starts from: read once for a run, stored with it, an error where named ones are missing."""
+"""Initial weights: read once per run, stored with it, and an error if named weights are missing."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ NAMED: dict[str, tuple[Recipe, str]] = {
 
 
 class Server:
-    """In place of torchvision's: networks with random weights, until it is gone."""
+    """Replaces torchvision's server by random weights, until it is made unreachable."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []

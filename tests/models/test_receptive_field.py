@@ -1,4 +1,4 @@
-"""Depth, stride and receptive field: by hand, by gradients, and as papers print them."""
+"""Depth, stride and receptive field: computed by hand, from gradients, and as in papers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cxr.models.receptive_field import ArchitectureSummary, ReceptiveField, rece
 
 
 class Branches(nn.Module):
-    """Two branches that see different amounts, then a layer behind both; gives what is inside too."""
+    """Two branches with different receptive fields, then a layer after both; also returns the inner layers."""
 
     def __init__(self) -> None:
         super().__init__()

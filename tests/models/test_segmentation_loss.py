@@ -1,4 +1,4 @@
-"""Losses of masks, by hand."""
+"""Segmentation losses, compared with values computed by hand."""
 
 from __future__ import annotations
 

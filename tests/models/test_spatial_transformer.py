@@ -121,7 +121,7 @@ def test_a_network_that_undoes_every_warp_has_no_frame_distance() -> None:
 
 
 class ShiftOnce(nn.Module):
-    """A backbone whose single feature asks for the same shift in x, whatever it sees."""
+    """A backbone whose single feature requests the same shift in x for every image."""
 
     features = 1
 

@@ -11,7 +11,7 @@ GOOD, BAD = 40, 3
 
 
 def write_archive(folder: Path, good: int = GOOD, first: str = "") -> str:
-    """A tree of `good` gray noise PNGs and BAD files that are none; `first` begins every name."""
+    """A tree of `good` gray noise PNGs and BAD files that are not images; every name starts with `first`."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for i in range(good):

@@ -42,7 +42,7 @@ def run(job: list[str], code: int = 0) -> str:
 
 
 def kill_when(job: list[str], out: Path, pattern: str, log: Path) -> None:
-    """Start a job and kill it, hard, as soon as a file of `pattern` lies in its OUT."""
+    """Start a job and kill it with SIGKILL as soon as its OUT contains a file that matches `pattern`."""
     with log.open("wb") as file:
         driver = subprocess.Popen(job, cwd=REPOSITORY, stdout=file, stderr=file, env=environment())
         while not any(out.glob(pattern)) and driver.poll() is None:
@@ -113,7 +113,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_reported_and_the_job_resumes_once_there_is_space(small_disk: Path, archive: str) -> None:
-    """Of 300 images at 128 pixels, 5 MB, one megabyte's worth of parts is written; then training, likewise."""
+    """Of 5 MB (300 images of 128 pixels), only about one megabyte of parts fits; then the same for training."""
     out = small_disk / "out"
     ingest = command("ingest_archive", archive=archive, out=out / "shards", stored_size=128)
     train = command("train_align", archive=out / "shards", out=out / "align", size=64, epochs=2, max_failures=0)

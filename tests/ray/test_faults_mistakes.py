@@ -1,4 +1,4 @@
-"""What a user gives wrong: every job says it in one line, before it starts Ray, and exits with 2."""
+"""Mistakes of the user: every job reports them in one line before it starts Ray, and exits with 2."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_an_unreachable_cluster_is_reported(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run(job: str, options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the job prints as its error, a line of its own, before it exits with 2."""
+    """The job's error, which is one line, before it exits with 2."""
     module = importlib.import_module(f"jobs.{job}")
     monkeypatch.setattr(sys, "argv", [job, *options])
     main = MAINS.get(job) or module.main

@@ -1,4 +1,4 @@
-"""fit() on a local cluster: workers that die, resuming, two workers, raw archives, clear refusals."""
+"""fit() on a local cluster: dying workers, resuming, two workers, raw archives, clear errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ingest on a cluster: every image exactly once, whatever happens on the way."""
+"""Ingest on a cluster: every image exactly once, also after interruptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recipe with `lung_crop`, from a raw archive to scores: cropped alike in training and in scoring."""
+"""A recipe with `lung_crop`, from a raw archive to scores: the same crops in training and in scoring."""
 
 from __future__ import annotations
 

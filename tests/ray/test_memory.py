@@ -1,4 +1,4 @@
-"""What Ray's object store tells of memory."""
+"""Bytes that Ray's object store reports as spilled."""
 
 from __future__ import annotations
 

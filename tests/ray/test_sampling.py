@@ -33,7 +33,7 @@ class Sampled(AlignRecipe):
 
 
 def train_sampled(config: dict[str, Any]) -> dict[str, Any]:
-    """What a worker runs, where family `align` is sampled."""
+    """The function of a worker, with family `align` as a sampled family."""
     RECIPES[AlignRecipe.family] = f"{__name__}.Sampled"
     return train_worker(config)
 

@@ -1,4 +1,4 @@
-"""score(): every image in exactly one row, whatever it is, however often the job is run."""
+"""score(): every image in exactly one row, also for odd files and repeated runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""search() on a local cluster: drawn values take effect, a worker that applies others fails its trial."""
+"""search() on a local cluster: sampled values take effect, and a worker that applies other values fails its trial."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_sampled_weights_take_effect_and_trials_are_ranked(made: str, tmp_path: 
 
 
 class Disobedient(AlignRecipe):
-    """Takes what is drawn and trains with something else."""
+    """Receives the sampled settings and trains with others."""
 
     def replace(self, **changes: Any) -> Self:
         return super().replace(**(changes | {"structure_weight": 1.5}))

@@ -59,7 +59,7 @@ def test_boxes_lie_on_pixel_edges_with_their_words() -> None:
 
 
 def test_labels_lie_inside_the_picture_and_not_on_one_another() -> None:
-    """As they are drawn, with the letters' true widths."""
+    """Labels as drawn, with the true widths of their letters."""
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 0.7, (12, 2)) * TILE_PX
     boxes = np.hstack([low, low + rng.uniform(20, 140, (12, 2))])

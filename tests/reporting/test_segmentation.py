@@ -1,4 +1,4 @@
-"""Tables say what was measured."""
+"""Tables show the measured values."""
 
 from __future__ import annotations
 

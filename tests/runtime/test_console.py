@@ -1,4 +1,4 @@
-"""What a job shows as text, as JSON and with --quiet, and what goes to its log instead."""
+"""Output of a job as text, as JSON and with --quiet, and the lines that go to its log instead."""
 
 from __future__ import annotations
 

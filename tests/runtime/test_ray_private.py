@@ -1,4 +1,4 @@
-"""Ray's private names mean what `cxr/runtime/ray_private.py` takes them to mean, and are used nowhere else."""
+"""Ray's private names behave as `cxr/runtime/ray_private.py` expects, and are used nowhere else."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 @pytest.fixture
 def at_exit(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """What is to be called when the process ends, in the order of calls."""
+    """The functions registered for the end of the process, in the order of their calls."""
     calls: list[Call] = []
     register = SimpleNamespace(register=lambda call, *values, **_: calls.insert(0, (call, values)))
     monkeypatch.setattr(socket_paths, "atexit", register)
@@ -45,7 +45,7 @@ def test_sockets_below_a_long_temporary_folder_can_be_bound(
     place.parent.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(str(place))
-    for call, values in at_exit:  # ends Ray, then removes the link; what lies in the folder stays
+    for call, values in at_exit:  # stops Ray, then removes the link; the contents of the folder remain
         call(*values)
     assert [call for call, _ in at_exit] == [list, shutil.rmtree]
     assert not Path(short).parent.exists()

@@ -39,10 +39,10 @@ class Seen:
 
 
 class Faulty:
-    """What the proxy does wrong; set its attributes while it serves.
+    """The faults of the proxy; set the attributes while it serves.
 
     Attributes:
-        one_in: of so many requests one meets one of PASSING in turn; 0 for none.
+        one_in: one of this many requests gets one of PASSING in turn; 0 for none.
         refused: part of a path -> the S3 error code that every request to such a path gets, "" for all paths.
         expired: ids of keys whose requests get an ExpiredToken.
         counts: of requests, by what became of them: "ok" or the fault.
@@ -63,7 +63,7 @@ class Faulty:
         self._throttled_until = time.monotonic() + seconds
 
     def down(self, seconds: float) -> None:
-        """Refuse connections for so long, and end those that are open; returns when up again."""
+        """Refuse connections for this time, and close open ones; returns when the server is up again."""
         self.is_down = True
         self.close()
         time.sleep(seconds)
@@ -83,7 +83,7 @@ class Faulty:
         return server
 
     def fault(self, request: Seen) -> str:
-        """What the next request meets; "" for an honest answer."""
+        """The fault of the next request; "" for a correct response."""
         with self._lock:
             self.seen.append(request)
             found = "ExpiredToken" if request.signer in self.expired else self._drawn(unquote(request.path))
@@ -175,7 +175,7 @@ def _kept(response: HTTPResponse) -> list[tuple[str, str]]:
 @contextlib.contextmanager
 def moto() -> Iterator[str]:
     """moto's S3, in memory; yields its URL."""
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it tells of every request
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it logs every request
     server = make_server(LOOPBACK, 0, DomainDispatcherApplication(create_backend_app), threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

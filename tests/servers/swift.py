@@ -74,7 +74,7 @@ PLAIN_FILTERS = ["catch_errors", "listing_formats", "copy", "slo", "dlo", "versi
 
 @contextlib.contextmanager
 def swift(folder: Path, venv: Path = VENV, port: int = 0) -> Iterator[dict[str, str]]:
-    """Serve what `folder` holds; yields the environment variables by which S3 clients find the server.
+    """Serve the contents of `folder`; yields the environment variables with which S3 clients find the server.
 
     `port` 0 is any free one.
 

@@ -30,7 +30,7 @@ KEY = "a secret of at least sixteen bytes"
 
 
 def xray(number: int, patient: str | None = "MRN-77123", **tags: Any) -> Dataset:
-    """An X-ray with a UID of its own and all that identifies a patient."""
+    """An X-ray with a unique UID and all attributes that identify a patient."""
     named = {
         "SOPInstanceUID": f"1.2.3.{number}",
         "StudyInstanceUID": f"1.2.9.{number}",

@@ -1,4 +1,4 @@
-"""A list of URIs as an archive: CSV and Parquet, relative and absolute entries, and what it may refer to."""
+"""A list of URIs as an archive: CSV and Parquet, relative and absolute entries, and which files it may name."""
 
 from __future__ import annotations
 

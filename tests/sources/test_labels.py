@@ -57,7 +57,7 @@ def archive(tmp_path: Path) -> str:
 
 
 def given(archive: str, content: str | bytes, name: str = "labels.csv", **options: Any) -> Manifest:
-    """The manifest with a table of labels beside the archive."""
+    """The manifest with a table of labels."""
     location = Path(archive).parent / name
     location.write_bytes(content if isinstance(content, bytes) else content.encode())
     return open_manifest(archive, labeling=Labeling(labels=str(location), **options))

@@ -1,4 +1,4 @@
-"""Masks beside an archive: folders of pictures, COCO JSON, run lengths in CSV and CheXmask's tables."""
+"""Masks given with an archive: folders of pictures, COCO JSON, run lengths in CSV and CheXmask's tables."""
 
 from __future__ import annotations
 

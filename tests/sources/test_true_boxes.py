@@ -89,4 +89,4 @@ def test_too_many_boxes_outside_their_files_are_an_error() -> None:
 def test_all_boxes_outside_are_an_error() -> None:
     with pytest.raises(UserError, match="got 1 of 1 box outside"):
         with_usable_boxes(manifest([[box(100, 100, 200, 200)], []], side=64))
-    with_usable_boxes(manifest([[box(60, 60, 200, 200)], []], side=64))  # what is left of it lies inside
+    with_usable_boxes(manifest([[box(60, 60, 200, 200)], []], side=64))  # the remaining part is inside

@@ -1,4 +1,4 @@
-"""Damaged and hostile containers end as errors of the user or of one member: no crash, no hang, no escape."""
+"""Damaged and hostile containers give user errors or errors of one member: no crash, no hang, no escape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mean of the best epochs' networks: which these are, what is averaged and reported, and that it is done once."""
+"""The mean of the best epochs' networks: selection, averaging, reporting, and that it is done once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes train one detector: with the weights and losses of a single process after every epoch."""
+"""Two processes train one detector: the weights and losses equal those of a single process after every epoch."""
 
 from __future__ import annotations
 

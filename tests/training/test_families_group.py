@@ -76,14 +76,14 @@ def some_batches(workers: Communicator) -> Iterator[Batch]:
 
 
 def first_partner(without_A: Tensor, first: int, count: int) -> Tensor:
-    """In place of a random image without findings: the first that is another."""
+    """Replaces the random choice of an image without findings by the first other one."""
     images = torch.arange(len(without_A))
     others_BA = without_A & (images != images[first : first + count, None])
     return torch.where(others_BA.any(1), others_BA.int().argmax(1), -1)
 
 
 def trained(family: str, workers: Communicator, *, fixed: bool) -> tuple[list[float], Tensor, Tensor]:
-    """Losses of an epoch of each stage; all weights before and after."""
+    """The losses of an epoch of each stage, and all weights before and after."""
     recipe = recipe_of(family)
     torch.manual_seed(0)
     network = recipe.network(FINDINGS)

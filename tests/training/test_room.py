@@ -1,4 +1,4 @@
-"""Clusters that have no room for a run: the message says what is there and what to give."""
+"""Clusters without room for a run: the message says what the cluster has and which options to give."""
 
 from __future__ import annotations
 

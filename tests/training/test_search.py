@@ -31,7 +31,7 @@ from cxr.training.search import (
 
 
 class Weighed(AlignRecipe):
-    """Offers two metrics to weigh, and learns in two stages."""
+    """Has two objectives and trains in two stages."""
 
     @property
     def objectives(self) -> dict[str, Literal["min", "max"]]:
@@ -99,7 +99,7 @@ def test_a_trial_without_finite_values_fails_and_the_sampler_continues(names: tu
     modes = [str(RECIPE.objectives[name]) for name in names]
     metric, mode = (metrics, modes) if len(names) > 1 else (metrics[0], modes[0])
     sampler = Sampler({"lr": FloatDistribution(0, 1)}, metric=metric, mode=mode, seed=0)
-    for i in range(24):  # TPE itself begins after ten
+    for i in range(24):  # TPE itself starts after ten
         drawn = sampler.suggest(str(i))
         assert drawn is not None
         told: dict[str, Any] = dict.fromkeys(metrics, drawn["lr"]) | {"training_iteration": 1}

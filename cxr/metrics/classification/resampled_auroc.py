@@ -73,7 +73,7 @@ class _Finding:
         return cls(patients[positive], patients[negative][order], *ranks)
 
     def aurocs(self, times_PR: np.ndarray) -> np.ndarray:
-        """(R,) AUROC if each patient's images count as often as the patient was drawn."""
+        """(R,) AUROC if each patient's images count as often as the patient was sampled."""
         positive, negative = times_PR[self.positives_p], times_PR[self.negatives_n]
         counts = np.zeros((len(negative) + 1, times_PR.shape[1]), np.int32)
         np.cumsum(negative, axis=0, out=counts[1:])

@@ -1,4 +1,4 @@
-"""Pairs of a predicted and a true box of the same image that may match, all at once, with their IoU."""
+"""Pairs of a predicted and a true box of the same image that may match, with their IoU."""
 
 from __future__ import annotations
 

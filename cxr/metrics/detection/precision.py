@@ -128,8 +128,8 @@ class _Weighted:
         return cls(patients[rows], ends, patients[false_positives[grouped]], groups[grouped], of_true)
 
     def aps(self, times_PR: np.ndarray) -> np.ndarray:
-        """(R,) average precision if each patient's images count as often as the patient was drawn; NaN without a true
-        box."""
+        """(R,) average precision if each patient's images count as often as the patient was sampled; NaN without
+        a true box."""
         gains = times_PR[self.true_positive]
         false_positive = np.zeros(gains.shape, np.int64)
         if len(self.false_positive):
