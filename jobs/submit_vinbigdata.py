@@ -27,9 +27,9 @@ class Options:
     """OUT of jobs/score_archive.py with a classifier, whose scores give the probability that an image is normal.
     Default: no filter."""
     low: float = 0.08
-    """Probability of being normal from which an image gets a "No finding" box in addition to its boxes."""
+    """Images whose probability of being normal is at least this get a "No finding" box in addition to their boxes."""
     high: float = 0.95
-    """Probability of being normal from which a "No finding" box replaces the boxes of an image."""
+    """Images whose probability of being normal is at least this get a "No finding" box instead of their boxes."""
     out: str = "runs/submission"
     """Folder or URI of the result: OUT/submission.csv."""
 

@@ -31,7 +31,7 @@ class Options:
     """Archive of frontal chest X-rays. The network is trained on its training images and measured on its test images.
     May be repeated."""
     test: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Archive of frontal chest X-rays on all of whose images the network is measured. May be repeated."""
+    """Archive of frontal chest X-rays. The network is measured on all of its images. May be repeated."""
     phantoms: int = 1000
     """Number of phantoms of each kind to train on."""
     steps: int = 3000

@@ -1,4 +1,4 @@
-"""Options of scoring."""
+"""Options of scoring and their checks."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ def _patients(headers: pa.Table) -> tuple[pa.Array, np.ndarray, list[str]]:
     if alone := int((in_dicom & ~known).sum()):
         reason = "PatientID is missing or the same in most studies" if placeholder else "PatientID is missing"
         notes = [
-            f"{reason}: {counted(alone, 'image')}, each study of which counts as a patient ({identified} in all)"
+            f"{reason}: {counted(alone, 'image')}, whose studies count as one patient each ({identified} in all)"
         ]
     return pa.array(patients, pa.string()), np.array(values) / 256 + tie_breaks, notes
 

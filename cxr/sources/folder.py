@@ -48,8 +48,8 @@ def manifest(uri: str) -> Manifest:
 def _patient_note(images: int, patients: pa.ChunkedArray) -> str:
     """What counts as a patient: splits are only as disjoint as this is correct."""
     deep = len(patients) - patients.null_count
-    alone = counted(images - deep, "image")
-    single = f"counted as one patient each: {alone}; the images of a person may be in several splits"
+    alone = images - deep
+    single = f"images that count as one patient each: {alone:,}; images of a person may be in several splits"
     if not deep:
         return f"the folders do not identify patients; {single}"
     count = pc.count_distinct(patients, mode="only_valid").as_py()

@@ -374,7 +374,7 @@ def _read_lists(
         bits_MW[listed_M] |= np.where(bits_MW[listed_M] == 0, _NEGATIVE, 0).astype(np.uint8)
         if silent := images - int((listed_M | healthy_M).sum()):
             notes.append(
-                f"without findings in {file}: {counted(silent, 'image')}; --blank-as says what that means, and words "
+                f"without findings in {file}: {counted(silent, 'image')}; --blank-as decides their labels, and words "
                 f"such as 'No finding' make findings negative"
             )
     return _Statements(words, bits_MW, notes)

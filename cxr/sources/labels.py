@@ -51,7 +51,11 @@ def with_label_table(manifest: Manifest, labeling: Labeling) -> Manifest:
     if len(row_N) < len(listed):
         examples = _examples(manifest.table[schema.IMAGE_ID].take(np.flatnonzero(~listed)[:_EXAMPLES]).to_pylist())
         skipped = _images(len(listed) - len(row_N))
-        shared = f"; name not unique, so that {file} must give paths: {match.ambiguous:,}" if match.ambiguous else ""
+        shared = (
+            f"; with a name that is not unique, so that {file} must give paths: {match.ambiguous:,}"
+            if match.ambiguous
+            else ""
+        )
         notes.append(f"skipped, because {file} has no row for them: {skipped} ({examples}){shared}")
     unused = np.setdiff1d(np.arange(len(table.rows)), row_N)
     if len(unused):
@@ -91,8 +95,8 @@ def _with_splits(
             )
         if several:
             notes.append(
-                f"splits from {file}: by the archive's layout, images of {counted(several, 'patient')} are in "
-                f"several splits; name the patients with --patient-column if that is so"
+                f"splits from {file}: they divide the images of {counted(several, 'patient')}, as the archive's "
+                f"layout identifies patients; if it is wrong, name the patients with --patient-column"
             )
             patients = rows[schema.IMAGE_ID]
         splits = official_splits(patients, details[schema.SPLIT])
@@ -101,8 +105,8 @@ def _with_splits(
     elif schema.PATIENT_ID in details and (several := _in_several(patients, rows[schema.SPLIT])):
         splits = split_by_patient(patients)
         notes.append(
-            f"the archive's own splits are not used: by {file}, images of {counted(several, 'patient')} are in "
-            f"several of them"
+            f"the archive's own splits are not used, because they divide the images of "
+            f"{counted(several, 'patient')} of {file}"
         )
     else:
         splits = rows[schema.SPLIT]

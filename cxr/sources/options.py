@@ -131,8 +131,7 @@ class Labeling:
     run, as in SIIM-ACR. absolute: from the first pixel, along columns. absolute-rows: from the first pixel, along
     rows. auto: detect whether they are relative or absolute."""
     mask_quality: float = 0.7
-    """Minimum quality of CheXmask's masks, the value of its column Dice RCA (Mean). Masks of lower quality are not
-    used."""
+    """Minimum quality of masks from CheXmask, as in the column Dice RCA (Mean). Others are not used."""
 
     def __post_init__(self) -> None:
         of_masks = [name for name in self.describe() if name.startswith("mask_")]

@@ -127,6 +127,6 @@ def size_notes(
     unsized = sum(bool(box) and each not in frames and not path.lower().endswith(DICOM) for path, each, box in images)
     if unsized:
         yield (
-            f"boxes read as pixels of the files, because no table gives the originals' size ({META_FILES[0]} would): "
-            f"{counted(unsized, 'image')} other than DICOM"
+            f"boxes read as pixels of the files, because no table such as {META_FILES[0]} gives the originals' sizes"
+            f": {counted(unsized, 'image')} other than DICOM"
         )

@@ -86,11 +86,11 @@ class Faulty:
         """The fault of the next request; "" for a correct response."""
         with self._lock:
             self.seen.append(request)
-            found = "ExpiredToken" if request.signer in self.expired else self._drawn(unquote(request.path))
-            self.counts[found or "ok"] = self.counts.get(found or "ok", 0) + 1
-            return found
+            kind = "ExpiredToken" if request.signer in self.expired else self._next_fault(unquote(request.path))
+            self.counts[kind or "ok"] = self.counts.get(kind or "ok", 0) + 1
+            return kind
 
-    def _drawn(self, path: str) -> str:
+    def _next_fault(self, path: str) -> str:
         if self.is_down:
             return RESET
         if time.monotonic() < self._throttled_until:
@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         payer = self.headers.get("x-amz-request-payer", "")
         fault = self.faulty.fault(Seen(self.command, self.path, service, signer, payer))
         if fault == RESET:
-            self._hang_up()
+            self._close_connection()
         elif fault and fault != TORN:
             text = f"<Error><Code>{fault}</Code><Message>no</Message></Error>".encode()
             self._send(STATUS.get(fault, 403), [("Content-Type", "text/xml")], text, len(text))
@@ -144,9 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
         response = connection.getresponse()
         data = response.read()
         connection.close()
-        self._send(response.status, _kept(response), data[: len(data) // 2] if torn else data, len(data))
+        self._send(response.status, _forwarded_headers(response), data[: len(data) // 2] if torn else data, len(data))
         if torn:
-            self._hang_up()
+            self._close_connection()
 
     def _send(self, status: int, headers: list[tuple[str, str]], data: bytes, length: int) -> None:
         self.send_response_only(status)
@@ -158,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def _hang_up(self) -> None:
+    def _close_connection(self) -> None:
         self.close_connection = True
         with contextlib.suppress(OSError):
             self.wfile.flush()
@@ -168,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _kept(response: HTTPResponse) -> list[tuple[str, str]]:
+def _forwarded_headers(response: HTTPResponse) -> list[tuple[str, str]]:
     return [(name, value) for name, value in response.getheaders() if name.lower() not in PER_HOP]
 
 
@@ -194,7 +194,7 @@ def before(backend: str, tls: ssl.SSLContext | None = None) -> Iterator[Faulty]:
 
 
 def variables(url: str) -> dict[str, str]:
-    """The environment that leads S3 clients to a server at `url`, and to no other."""
+    """The environment variables with which S3 clients use the server at `url` and no other."""
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_ENDPOINT_URL_S3": url,

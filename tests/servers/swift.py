@@ -37,7 +37,7 @@ swift_hash_path_suffix = tests
 name = only
 default = yes
 """
-# workers = 0: no forks, so that one process a server is all there is to stop. No log address: no syslog.
+# workers = 0: no forks, so that each server is a single process to stop. No log address: no syslog.
 DEFAULTS = """\
 [DEFAULT]
 bind_ip = 127.0.0.1
@@ -76,7 +76,7 @@ PLAIN_FILTERS = ["catch_errors", "listing_formats", "copy", "slo", "dlo", "versi
 def swift(folder: Path, venv: Path = VENV, port: int = 0) -> Iterator[dict[str, str]]:
     """Serve the contents of `folder`; yields the environment variables with which S3 clients find the server.
 
-    `port` 0 is any free one.
+    `port` 0 uses any free port.
 
     Raises:
         FileNotFoundError: `venv` holds no Swift.
@@ -117,9 +117,9 @@ def client(variables: dict[str, str], attempts: int = 1):
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for server_socket in sockets:
+            server_socket.bind(("127.0.0.1", 0))
+        return [server_socket.getsockname()[1] for server_socket in sockets]
 
 
 def _configure(folder: Path, venv: Path, ports: dict[str, int]) -> None:
@@ -183,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--folder", type=Path, required=True, help="data and log; made if missing")
     parser.add_argument("--bucket", action="append", default=[], help="make it if missing (repeatable)")
-    parser.add_argument("--port", type=int, default=0, help="of the S3 endpoint; any free one by default")
+    parser.add_argument("--port", type=int, default=0, help="Port of the S3 endpoint. Default: any free port.")
     parser.add_argument("--venv", type=Path, default=VENV, help="where Swift is installed")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -29,8 +29,8 @@ def use_everything(uri: str = "s3://xrays/run") -> None:
     with files.open_output_stream(f"{path}/epoch/weights.pt") as stream:
         stream.write(b"weights")
     assert files.open_input_stream(f"{path}/epoch/weights.pt").read() == b"weights"
-    found = files.get_file_info(fs.FileSelector(path, recursive=True))
-    assert {info.base_name for info in found} == {"a", "rows.parquet", "epoch", "weights.pt"}
+    infos = files.get_file_info(fs.FileSelector(path, recursive=True))
+    assert {info.base_name for info in infos} == {"a", "rows.parquet", "epoch", "weights.pt"}
     files.copy_file(f"{path}/epoch/weights.pt", f"{path}/best.pt")
     files.move(f"{path}/best.pt", f"{path}/last.pt")
     assert files.get_file_info(f"{path}/last.pt").size == len(b"weights")

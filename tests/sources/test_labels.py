@@ -152,7 +152,10 @@ def test_paths_tell_images_with_the_same_name_apart(tmp_path: Path) -> None:
     rows = "other/place/p1/s1/view.jpg,1\np1/s2/view.png,0\np2\\s1\\view.png,1\nview.png,1\np4/s9/view.png,1\n"
     manifest = given(archive, f"path,Mass\n{rows}")
     assert labels(manifest) == {"p1/s1/view.png": [1], "p1/s2/view.png": [0], "p2/s1/view.png": [1]}
-    assert any(note.endswith("name not unique, so that labels.csv must give paths: 1") for note in manifest.notes)
+    assert any(
+        note.endswith("with a name that is not unique, so that labels.csv must give paths: 1")
+        for note in manifest.notes
+    )
 
 
 def test_ids_that_are_not_file_names_match(tmp_path: Path) -> None:
@@ -212,7 +215,7 @@ def test_splits_that_contradict_the_folders_are_noted(tmp_path: Path) -> None:
     archive = write(tmp_path / "archive", {}, ("all/day/a.png", "all/day/b.png", "all/day/c.png"))
     manifest = given(archive, "file,split,Mass\na,train,1\nb,test,1\nc,val,0\n")
     assert list(column(manifest, schema.SPLIT).values()) == ["train", "test", "val"]
-    assert any("images of 1 patient are in several splits" in note for note in manifest.notes)
+    assert any("they divide the images of 1 patient" in note for note in manifest.notes)
 
 
 def test_official_splits_remain_unless_patients_contradict_them(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_boxes_of_resized_copies_are_scaled(tmp_path: Path) -> None:
     np.testing.assert_allclose(corners, [[10, 10, 30, 20], [10, 5, 20, 10]])
     assert c == []
     note = (
-        "boxes read as pixels of the files, because no table gives the originals' size (train_meta.csv would): "
+        "boxes read as pixels of the files, because no table such as train_meta.csv gives the originals' sizes: "
         "1 image"
     )
     assert any(each.startswith(note) for each in manifest.notes)
