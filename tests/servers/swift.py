@@ -181,9 +181,7 @@ def _stop(servers: Sequence[subprocess.Popen[bytes]]) -> None:
 def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="Folder of data and log, created if missing."
-    )
+    parser.add_argument("--folder", type=Path, required=True, help="Folder of data and log, created if missing.")
     parser.add_argument("--bucket", action="append", default=[], help="Bucket to create if missing. May be repeated.")
     parser.add_argument("--port", type=int, default=0, help="Port of the S3 endpoint. Default: any free port.")
     parser.add_argument("--venv", type=Path, default=VENV, help="Virtual environment in which Swift is installed.")
