@@ -184,7 +184,8 @@ class PartWriter:
         enhance: Enhancement | None = None,
         check: GateMode = "off",
     ) -> None:
-        self._ledger, self._pixels, self._crop, self._enhance, self._check = ledger, pixels, crop, enhance, check
+        self._ledger, self._pixels, self._crop, self._enhance = ledger, pixels, crop, enhance
+        self._check: GateMode = check
 
     def __call__(self, part: Part) -> dict[str, int]:
         crop = self._crop.loaded() if self._crop else None

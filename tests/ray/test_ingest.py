@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -116,3 +117,13 @@ def test_parts_stay_small_and_many() -> None:
     for size in (256, 1024, 4096):
         assert rows_per_part(112_120, PixelFormat(size, 16)) * PixelFormat(size, 16).row_bytes <= 64 << 20
         assert row_group_rows(PixelFormat(size, 16)) >= 1
+
+
+def test_a_zip_file_gives_the_same_shards(archive: str, ingested: IngestResult, tmp_path: Path) -> None:
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", archive)
+    result = ingest(packed, str(tmp_path / "shards"), pixels=PIXELS, max_rejects=0.1)
+    assert (result.counts, result.reasons) == (ingested.counts, ingested.reasons)
+    rows, expected = all_rows(result.shards), all_rows(ingested.shards)
+    names = [name for name in expected.column_names if name != schema.SOURCE_URI]
+    assert rows.select(names).equals(expected.select(names))
+    assert all(uri.startswith(f"{packed}!/") for uri in rows[schema.SOURCE_URI].to_pylist())
