@@ -61,7 +61,7 @@ def main(how: str, folder: str) -> None:
     begun = TRIALS if how == "search" else 1
     while work.is_alive() and sum(done >= 2 for done in epochs(Path(folder, "out"))) < begun:
         time.sleep(0.1)
-    print("lost at", epochs(Path(folder, "out")), flush=True)
+    print("lost at", epochs(Path(folder, "out")), file=sys.__stdout__, flush=True)  # a search hides sys.stdout
     machines.remove_node(second, allow_graceful=False)
     if how == "fixed":
         machines.add_node(num_cpus=1, **ADDRESS)
