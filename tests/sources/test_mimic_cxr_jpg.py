@@ -45,7 +45,7 @@ def files(**lists: str) -> dict[str, str | bytes]:
 
 
 def test_labels_identity_views_and_splits(tmp_path: Path) -> None:
-    compressed = {f"{name}.gz": gzip.compress(str(text).encode()) for name, text in files(**LISTS).items()}
+    compressed = {f"{name}.gz": gzip.compress(str(text).encode(), mtime=0) for name, text in files(**LISTS).items()}
     archive = write(tmp_path, compressed, IMAGES)
     assert find_source(archive).name == "mimic-cxr-jpg"
     manifest, rows = read(archive)

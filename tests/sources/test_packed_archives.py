@@ -79,7 +79,7 @@ def test_a_folder_with_nothing_but_containers_is_read(tmp_path: Path, suffix: st
     saved(tmp_path / "export" / f"a.{suffix}", container(DICOM_FILES, suffix))
     saved(
         tmp_path / "export" / "deep" / f"b.{suffix}",
-        container({"x.dcm.gz": gzip.compress(DICOM_FILES["p0/e/0.dcm"])}, suffix),
+        container({"x.dcm.gz": gzip.compress(DICOM_FILES["p0/e/0.dcm"], mtime=0)}, suffix),
     )
     saved(tmp_path / "export" / "labels.csv", b"a,b\n")
     manifest = open_manifest(str(tmp_path / "export"))
@@ -150,7 +150,9 @@ def test_members_larger_than_an_image_may_be_are_not_read(tmp_path: Path, monkey
     monkeypatch.setattr("cxr.imaging.image.MAX_FILE_BYTES", 10_000)
     large = dicom(dataset(np.random.default_rng(0).integers(0, 4000, (100, 100)).astype(np.uint16)))
     for suffix in SUFFIXES:
-        saved(tmp_path / f"a.{suffix}", container({"1.dcm": large, "2.dcm.gz": gzip.compress(large)}, suffix))
+        saved(
+            tmp_path / f"a.{suffix}", container({"1.dcm": large, "2.dcm.gz": gzip.compress(large, mtime=0)}, suffix)
+        )
     rows = make_rows(open_manifest(str(tmp_path)).table, PIXELS)
     assert rows.num_rows == 8
     assert all(

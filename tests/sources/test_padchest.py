@@ -126,7 +126,7 @@ def test_odd_rows(tmp_path: Path) -> None:
 def test_the_compressed_list_is_read_too(tmp_path: Path) -> None:
     uri = archive(tmp_path, line("a", "['nodule']"))
     plain = tmp_path / padchest.LIST
-    (tmp_path / f"{padchest.LIST}.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    (tmp_path / f"{padchest.LIST}.gz").write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
     plain.unlink()
     assert find_source(uri).name == "padchest"
     manifest, rows = read(uri)

@@ -205,7 +205,7 @@ def test_random_access_to_gzip_files_decompresses_little(tmp_path: Path, monkeyp
     monkeypatch.setattr(gzip_random_access, "_MAX_STATES", 8)
     data = b"".join(RNG.randbytes(1000) + bytes(3000) for _ in range(500))
     # Several gzip members, as bgzip and pigz write them.
-    packed = b"".join(gzip.compress(data[start : start + 300_000]) for start in range(0, len(data), 300_000))
+    packed = b"".join(gzip.compress(data[start : start + 300_000], mtime=0) for start in range(0, len(data), 300_000))
     file = gzip_random_access.GzipRandomAccess(saved(tmp_path / "a.gz", packed))
     for _ in range(50):
         offset, size = RNG.randrange(len(data)), RNG.randrange(100_000)
@@ -232,13 +232,13 @@ def test_random_access_to_gzip_files_decompresses_little(tmp_path: Path, monkeyp
 def test_compressed_dicom_files_are_read_decompressed(tmp_path: Path, name: str) -> None:
     seen: list[tuple[bytes, int]] = []
     data = bytes(200_000) + b"end"
-    uri = saved(tmp_path / name, gzip.compress(data))
+    uri = saved(tmp_path / name, gzip.compress(data, mtime=0))
     assert storage.read_bytes(uri, check=lambda head, size: seen.append((head, size))) == data
     assert seen == [(bytes(4096), len(data))]
     assert storage.read_bytes(saved(tmp_path / f"b{name}", b"not compressed")) == b"not compressed"
-    other = gzip.compress(b"a label file")
+    other = gzip.compress(b"a label file", mtime=0)
     assert storage.read_bytes(saved(tmp_path / "labels.csv.gz", other)) == other
-    inside = saved(tmp_path / "c.zip", zipped({name: gzip.compress(data)}))
+    inside = saved(tmp_path / "c.zip", zipped({name: gzip.compress(data, mtime=0)}))
     assert storage.read_bytes(f"{inside}!/{name}") == data
 
 

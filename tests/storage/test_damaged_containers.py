@@ -93,7 +93,7 @@ def test_mutated_containers(tmp_path: Path, suffix: str, mutate: Callable[[bytes
 def test_mutated_compressed_dicom_files(tmp_path: Path, mutate: Callable[[bytes, random.Random], bytes]) -> None:
     rng, data, unreadable = random.Random(2), FILES["images/0.dcm"], 0
     for number in range(MUTATIONS):
-        uri = saved(tmp_path / f"{number}.dcm.gz", mutate(gzip.compress(data), rng))
+        uri = saved(tmp_path / f"{number}.dcm.gz", mutate(gzip.compress(data, mtime=0), rng))
         try:
             storage.read_bytes(uri)
         except UnreadableError:
@@ -108,7 +108,12 @@ def test_members_before_the_damage_of_a_tar_file_are_listed_and_the_rest_is_an_e
     data = tarred(FILES)
     fifth = data.index(b"images/5.dcm")
     broken_header = data[:fifth] + b"\xff" * 512 + data[fifth + 512 :]
-    for damaged in (data[: fifth + 1000], broken_header, gzip.compress(broken_header), gzip.compress(data)[:-9000]):
+    for damaged in (
+        data[: fifth + 1000],
+        broken_header,
+        gzip.compress(broken_header, mtime=0),
+        gzip.compress(data, mtime=0)[:-9000],
+    ):
         suffix = "tgz" if damaged.startswith(b"\x1f\x8b") else "tar"
         uri = saved(tmp_path / f"a{len(damaged)}.{suffix}", damaged)
         entries = list(storage.list_files(f"{uri}!"))
@@ -187,7 +192,7 @@ def test_claimed_sizes_are_not_allocated(tmp_path: Path) -> None:
     data = zipped({"1.dcm": RNG.randbytes(3 << 20)})
     data = patched(data, 24, struct.pack("<I", 2 << 30))
     assert peak_bytes(lambda: unreadable(tmp_path, data)) < 20 << 20
-    packed = gzip.compress(RNG.randbytes(1000))
+    packed = gzip.compress(RNG.randbytes(1000), mtime=0)
     uri = saved(tmp_path / "a.dcm.gz", packed[:-4] + struct.pack("<I", 60 << 20))
     with pytest.raises(UnreadableError, match="damaged"):
         storage.read_bytes(uri)
@@ -198,7 +203,7 @@ def test_decompression_bombs_are_refused_before_they_are_read(tmp_path: Path) ->
     assert unreadable(tmp_path, data) == "a decompression bomb"
     data = zipped({"1.dcm": b"x" * 1000})
     assert unreadable(tmp_path, patched(data, 24, struct.pack("<I", inflate.MAX_BYTES + 1))) == "larger than 2 GiB"
-    uri = saved(tmp_path / "a.dcm.gz", gzip.compress(b"x")[:-4] + struct.pack("<I", 1 << 30))
+    uri = saved(tmp_path / "a.dcm.gz", gzip.compress(b"x", mtime=0)[:-4] + struct.pack("<I", 1 << 30))
     with pytest.raises(UnreadableError, match="bomb"):
         storage.read_bytes(uri)
 
