@@ -293,7 +293,7 @@ class LocalizeTask(ClassifierTask):
         ):
             tiles += self._tiles(image_HW, heat_Fhw, p_F, _without_padding(boxes))
         title = (
-            "true boxes: blue; predicted boxes: orange; to the right of each image: the map of the predicted boxes"
+            "true boxes: blue; predicted boxes: orange; right: the map of the predicted boxes, brighter is stronger"
         )
         figures.save_figure(attention.sheet_figure(tiles, 4, title), str(folder), "boxes.png")
 

@@ -25,7 +25,7 @@ _LETTERS = 0.0016  # font scale per pixel of the picture's height
 def heated(picture_HW: np.ndarray, map_hw: np.ndarray) -> np.ndarray:
     """A picture in [0, 1] under a map in [0, 1], which leaves it gray where it is 0."""
     heat = cv2.resize(map_hw.astype(np.float32), picture_HW.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    colors = cv2.applyColorMap(np.rint(255 * heat.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1]
+    colors = cv2.applyColorMap(np.rint(255 * heat.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     much = _STRONGEST * heat.clip(0, 1)[..., None]
     return np.rint((1 - much) * 255 * picture_HW[..., None] + much * colors).astype(np.uint8)
 
