@@ -52,7 +52,7 @@ def test_a_part_counts_boxes_inside_and_outside(tmp_path: Path) -> None:
     assert contents.boxes == BoxCounts(boxes=11, clipped=2, dropped=1, outside_file=1)
     assert contents.most_boxes == 10
     assert contents.boxes.notes() == [
-        "boxes clipped to their images: 2 of 11, of which 1 entirely outside were dropped"
+        "boxes clipped to their images: 2 of 11; 1 of these were entirely outside and are dropped"
     ]
 
 

@@ -286,7 +286,7 @@ def test_a_backbone_starts_from_weights_at_a_uri(architecture: str, tmp_path: Pa
         ({"image_weight": -1.0}, "image_weight: expected 0 or more, got -1.0"),
         ({"bce_weight": 0.0, "dice_weight": 0.0, "focal_weight": 0.0}, "at least one loss weight above 0"),
         ({"freeze_backbone": True}, "freeze_backbone without backbone_pretrained"),
-        ({"max_zoom": 0.5}, "scale and gamma >= 1"),
+        ({"max_zoom": 0.5}, "max_zoom >= 1, gamma >= 1"),
     ],
 )
 def test_invalid_settings_are_rejected(wrong: dict[str, object], said: str) -> None:

@@ -70,7 +70,7 @@ def test_stored_latents_give_the_same_probabilities_and_pictures(compressor: str
 
 
 def test_latents_too_small_for_an_archive_are_rejected() -> None:
-    with pytest.raises(UserError, match="8 x 8"):
+    with pytest.raises(UserError, match="got 8 with size=64"):
         RECIPE.replace(compression=64).latent_format()
     with pytest.raises(UserError, match="'align' has no latents"):
         latent_encoder(AlignRecipe())

@@ -49,7 +49,8 @@ def test_streams_have_the_rows_of_shards(archive: str, shards_uri: str) -> None:
     for split in ("train", "val"):
         rows = rows_of(streams[split])
         stored = pa.concat_tables([storage.read_parquet(file.uri) for file in info.parts[split]])
-        assert rows.equals(stored.sort_by(schema.IMAGE_ID))
+        checked = [schema.GATE, schema.GATE_SCORE]  # by ingest, not by streams into training
+        assert rows.drop_columns(checked).equals(stored.sort_by(schema.IMAGE_ID).drop_columns(checked))
         assert schema.pixel_format(rows.schema) == PIXELS
 
 

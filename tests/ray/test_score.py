@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -121,7 +122,7 @@ def test_images_other_than_frontal_views_are_counted_also_in_parts_scored_earlie
 def test_excluded_images_are_rows_with_reasons_and_do_not_count_as_unusable(kept: str, tmp_path: Path) -> None:
     upright = make_exam(0, size=96).phantom.pixels
     (tmp_path / "archive").mkdir()
-    for name, pixels in {"upright": upright, "turned": upright[:, ::-1].T, "inverted": 255 - upright}.items():
+    for name, pixels in {"upright": upright, "turned": np.rot90(upright, -1), "inverted": 255 - upright}.items():
         cv2.imwrite(str(tmp_path / "archive" / f"{name}.png"), pixels)
     (tmp_path / "archive" / "hand.dcm").write_bytes(dicom(dataset(radiograph(), BodyPartExamined="HAND")))
     options = ScoreOptions(reading=ReadOptions(source="folder", gate="exclude"), max_rejects=0)

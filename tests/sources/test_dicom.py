@@ -207,7 +207,7 @@ def test_studies_stand_in_for_patients_without_an_id_or_with_a_placeholder(tmp_p
     manifest, rows = read(tmp_path / "none")
     assert {row[schema.PATIENT_ID] for row in rows.values()} == {"1.5.0", "1.5.1"}
     assert manifest.notes == [
-        "PatientID is missing: 4 images, each study of which counts as a patient (2 patients in all)"
+        "PatientID is missing: 4 images, whose studies count as one patient each (2 patients in all)"
     ]
     for number in range(20):
         write(tmp_path / "anonymous", f"{number}.dcm", xray(number, "ANON" if number < 15 else f"P{number}"))

@@ -48,7 +48,7 @@ def test_boxes_are_clipped_to_a_known_image_size() -> None:
     assert usable.notes == ["boxes clipped to their images: 2 of 2"]
     beside = with_usable_boxes(manifest([[box(1, 1, 5, 5)], [box(40, 1, 60, 5)]], [[20, 30], [20, 30]]))
     assert beside.table[schema.BOXES].to_pylist() == [[box(1, 1, 5, 5)], []]
-    lost = "boxes clipped to their images: 1 of 2, of which 1 entirely outside were dropped"
+    lost = "boxes clipped to their images: 1 of 2; 1 of these were entirely outside and are dropped"
     assert beside.notes == [lost]
 
 
@@ -71,7 +71,7 @@ def test_too_many_boxes_outside_a_known_image_size_are_an_error(frames: Any, sid
     with pytest.raises(UserError, match=f"got 4 of 9 boxes outside. .*{told}"):
         with_usable_boxes(manifest(boxes, frames, side))
     few = with_usable_boxes(manifest([*boxes[:3], *boxes[4:], []], frames, side))
-    assert few.notes == ["boxes clipped to their images: 3 of 8, of which 3 entirely outside were dropped"]
+    assert few.notes == ["boxes clipped to their images: 3 of 8; 3 of these were entirely outside and are dropped"]
 
 
 def test_too_many_boxes_outside_their_files_are_an_error() -> None:
