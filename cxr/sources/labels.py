@@ -85,7 +85,7 @@ def _with_splits(
     if schema.PATIENT_ID in details:
         patients = pc.coalesce(details[schema.PATIENT_ID], patients)
         rows = replace_column(rows, schema.PATIENT_ID, patients)
-        notes.append(f"patients from {file}: {pc.count_distinct(patients).as_py():,}")
+        notes.append(f"patients from {file}, not from the archive: {pc.count_distinct(patients).as_py():,}")
     if schema.SPLIT in details:
         several = _in_several(patients, details[schema.SPLIT])
         if several and schema.PATIENT_ID in details:

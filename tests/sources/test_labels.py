@@ -181,7 +181,7 @@ def test_patients_of_the_table_are_in_one_split(tmp_path: Path) -> None:
     archive, images = many(tmp_path)
     rows = "".join(f"{image},{number // 4},{number % 2}\n" for number, image in enumerate(images))
     manifest = given(archive, f"file,PatientID,Mass\n{rows}")
-    assert "patients from labels.csv: 15" in manifest.notes
+    assert "patients from labels.csv, not from the archive: 15" in manifest.notes
     splits: dict[str, set[str]] = {}
     for row in manifest.table.to_pylist():
         splits.setdefault(row[schema.PATIENT_ID], set()).add(row[schema.SPLIT])
