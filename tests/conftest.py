@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
-os.environ.setdefault("RAY_worker_niceness", "0")  # else workers wait for the other test process
 
 REPOSITORY = Path(__file__).parent.parent
 
