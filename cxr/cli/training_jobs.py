@@ -175,13 +175,14 @@ def picture(uri: str, data: str, out: str) -> list[str]:
     task = loaded.task().eval()
     target = storage.join(out, "pictures")
     with tempfile.TemporaryDirectory() as folder:
-        task.save_pictures(lambda: _some(loaded.recipe, data), Path(folder))
+        stream = _pictured(loaded.recipe, data)
+        task.save_pictures(lambda: _first(stream), Path(folder), stream.first_ids(PICTURED))
         storage.upload_folder(Path(folder), target)
         return [storage.join(target, path.name) for path in sorted(Path(folder).glob("*.png"))]
 
 
-def _some(recipe: Recipe, data: str) -> Iterator[Batch]:
-    stream = ShardStream(
+def _pictured(recipe: Recipe, data: str) -> ShardStream:
+    return ShardStream(
         shards.read_info(data),
         "val",
         recipe.columns,
@@ -190,6 +191,9 @@ def _some(recipe: Recipe, data: str) -> Iterator[Batch]:
         mask_label=recipe.mask_label,
         fold=fold_of(recipe),
     )
+
+
+def _first(stream: ShardStream) -> Iterator[Batch]:
     batches = stream.every()
     yield next(batches)
     batches.close()  # pyright: ignore[reportAttributeAccessIssue]

@@ -131,6 +131,13 @@ class ShardStream:
         """Each row of this worker's part exactly once, in file order; parts differ by at most one row group."""
         return prefetched(to_tensors(columns, self.info.pixels) for columns in self._in_order())
 
+    def first_ids(self, count: int) -> list[str]:
+        """Ids of the first images of the split in file order, which is the order of `every` on a single worker."""
+        ids: list[str] = []
+        for group, inside in self._rows.by_group(np.arange(min(count, self.rows))):
+            ids += read_rows(group, [schema.IMAGE_ID], ())[schema.IMAGE_ID].take(inside).to_pylist()
+        return ids
+
     def _permuted(self, shown: np.ndarray) -> Iterator[Columns]:
         rows = self._load()
         for start in range(0, len(shown), self._step):

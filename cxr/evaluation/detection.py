@@ -23,7 +23,7 @@ from cxr.reporting import classification as label_tables
 from cxr.reporting import classification_pictures
 from cxr.reporting import detection as tables
 from cxr.reporting.detection import PREDICTION, TRUTH
-from cxr.reporting.overlays import BoxPair, Overlay, save_overlays
+from cxr.reporting.overlays import BoxPair, Overlay, save_overlays, without_repeats
 from cxr.reporting.page import Picture, Section, save_picture
 from cxr.reporting.tables import Table, interval
 from cxr.schema import NO_FINDING
@@ -231,11 +231,11 @@ def overlays(
     boxed = np.flatnonzero(np.isfinite(f1))
     order = boxed[np.argsort(f1[boxed], kind="stable")]
     shuffled = np.random.default_rng(seed).permutation(order)
-    chosen = {"worst": order[:SHOWN], "best": order[::-1][:SHOWN], "random": shuffled[:SHOWN]}
+    chosen = without_repeats({"worst": order, "best": order[::-1], "random": shuffled}, SHOWN)
     pictures = truth.pictures(sorted({int(evaluation.rows[image]) for part in chosen.values() for image in part}))
     shown: dict[str, list[Overlay]] = {name: [] for name in chosen}
     for name, part in chosen.items():
-        for image in part.tolist():
+        for image in part:
             if (pictured := pictures.get(int(evaluation.rows[image]))) is None:
                 continue
             picture, transform = pictured

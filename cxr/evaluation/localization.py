@@ -19,7 +19,7 @@ from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics.localization import MEASURES, THRESHOLDS, LocalizationRates, paired_gain, summarize
 from cxr.reporting import classification as label_tables
 from cxr.reporting import localization as tables
-from cxr.reporting.overlays import BoxPair, Overlay, save_overlays
+from cxr.reporting.overlays import BoxPair, Overlay, save_overlays, without_repeats
 from cxr.reporting.page import Section, save_picture
 from cxr.wording import counted
 
@@ -162,7 +162,7 @@ def overlays(evaluation: LocalizationEvaluation, truth: BoxTruth, seed: int) -> 
     pairs = np.argwhere(np.isfinite(evaluation.located.pointed))
     order = np.argsort(evaluation.located.best["iou"][tuple(pairs.T)], kind="stable")
     shuffled = np.random.default_rng(seed).permutation(len(order))
-    chosen = {"worst": order[:SHOWN], "best": order[::-1][:SHOWN], "random": shuffled[:SHOWN]}
+    chosen = without_repeats({"worst": order, "best": order[::-1], "random": shuffled}, SHOWN)
     rows = evaluation.rows[pairs[:, 0]].tolist()
     pictures = truth.pictures(sorted({rows[pair] for part in chosen.values() for pair in part}))
     return {

@@ -22,7 +22,7 @@ from cxr.imaging.geometry import ResizeTransform, fit_mask
 from cxr.metrics.localization import Boxes
 from cxr.reporting import score_summary as tables
 from cxr.reporting.detection import PREDICTION, area_figure, distribution_figure
-from cxr.reporting.overlays import BoxPair, MaskPair, Overlay, save_overlays
+from cxr.reporting.overlays import BoxPair, MaskPair, Overlay, save_overlays, without_repeats
 from cxr.reporting.page import Section, save_picture
 from cxr.reporting.tables import csv_text
 from cxr.sources import rle
@@ -62,12 +62,12 @@ class Scored:
     def overlays(
         self, chosen: dict[str, np.ndarray], draw: Callable[[int, np.ndarray, ResizeTransform], Overlay]
     ) -> dict[str, list[Overlay]]:
-        """The first `SHOWN` of the rows of each name; images that can no longer be read are left out.
+        """The first `SHOWN` rows of each name that no earlier name shows, without images that can no longer be read.
 
         Args:
             draw: takes a row, its picture (S, S) in [0, 1], and the transform of the picture to the original.
         """
-        shown = {name: rows[:SHOWN].tolist() for name, rows in chosen.items() if len(rows)}
+        shown = without_repeats(chosen, SHOWN)
         stored = [shards.read_info(archive) for archive in self.run.archives if shards.is_shards(archive)]
         pictures = read_pictures(self.table, sorted({row for rows in shown.values() for row in rows}), stored)
         rendered = {
@@ -295,8 +295,8 @@ def _mask_overlays(scored: Scored, share: np.ndarray, not_empty: np.ndarray) -> 
     empty = np.setdiff1d(np.arange(len(share)), not_empty)
     chosen = {
         "largest": order,
-        "middle": order[middle:],
         "smallest": order[::-1],
+        "middle": order[middle : middle + SHOWN],
         "no mask": scored.random.permutation(empty),
     }
 

@@ -17,7 +17,7 @@ from cxr.metrics import segmentation
 from cxr.metrics.bootstrap import MeanInterval, mean_interval
 from cxr.metrics.segmentation.overlap_metrics import PREDICTED, TRUE
 from cxr.reporting import segmentation as tables
-from cxr.reporting.overlays import MaskPair, Overlay, save_overlays
+from cxr.reporting.overlays import MaskPair, Overlay, save_overlays, without_repeats
 from cxr.reporting.page import Section
 from cxr.wording import counted
 
@@ -138,13 +138,14 @@ def overlays(evaluation: SegmentationEvaluation, scores: MaskScores, truth: Mask
     ranks = np.flatnonzero((evaluation.overlap[:, [PREDICTED, TRUE]] > 0).any(1).numpy()[order])
     ranks = ranks if len(ranks) else np.arange(len(order))
     middle = max(0, (len(ranks) - SHOWN) // 2)
-    chosen = {"worst": ranks[:SHOWN], "middle": ranks[middle : middle + SHOWN], "best": ranks[::-1][:SHOWN]}
+    ranked = {"worst": ranks, "best": ranks[::-1], "middle": ranks[middle : middle + SHOWN]}
+    chosen = without_repeats(ranked, SHOWN)
     rows = evaluation.rows[order]
     pictures = truth.pictures(sorted({int(rows[rank]) for part in chosen.values() for rank in part}))
     dice = segmentation.dice(evaluation.overlap).numpy()[order]
     shown: dict[str, list[Overlay]] = {name: [] for name in chosen}
     for name, part in chosen.items():
-        for rank in part.tolist():
+        for rank in part:
             if rows[rank] in pictures:
                 predicted, true = both_masks(scores, truth, int(rows[rank]), int(evaluation.places[order][rank]))
                 picture, frame = pictures[int(rows[rank])]

@@ -483,7 +483,7 @@ class AecnnTask(ClassifierTask):
         return metrics | _psnr_metrics(errors_N2)
 
     @torch.inference_mode()
-    def save_pictures(self, batches: Batches, folder: Path) -> None:
+    def save_pictures(self, batches: Batches, folder: Path, image_ids: Sequence[str]) -> None:
         """compressed.png: images, their latents, the decoded images, and ten times the difference."""
         if not self.compresses:
             return
@@ -497,7 +497,8 @@ class AecnnTask(ClassifierTask):
             f"decoded, {psnr:.1f} dB": decoded,
             "10 x (decoded - original)": (0.5 + 10 * (decoded - x)).clamp(0, 1),
         }
-        figure = figures.picture_rows({name: images[:, 0].cpu().numpy() for name, images in rows.items()})
+        shown = {name: images[:, 0].cpu().numpy() for name, images in rows.items()}
+        figure = figures.picture_rows(shown, image_ids[:PICTURED])
         figures.save_figure(figure, str(folder), "compressed.png")
 
 

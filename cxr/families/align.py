@@ -456,7 +456,7 @@ class AlignTask(Task):
         return metrics
 
     @torch.inference_mode()
-    def save_pictures(self, batches: Batches, folder: Path) -> None:
+    def save_pictures(self, batches: Batches, folder: Path, image_ids: Sequence[str]) -> None:
         """before_after.png, mean_before_after.png, target.png, and target.pt, (H, W), for `target_uri`."""
         before, after, count = [], [], 0
         for x, theta, _ in self._aligned(batches):
@@ -468,7 +468,7 @@ class AlignTask(Task):
         images, aligned = torch.cat(before).numpy(), torch.cat(after).numpy()
         target = self.target[0, 0].cpu()
         rows = {"before": images[:SHOWN_IMAGES], "aligned": aligned[:SHOWN_IMAGES]}
-        figures.save_figure(figures.picture_rows(rows), str(folder), "before_after.png")
+        figures.save_figure(figures.picture_rows(rows, image_ids[:SHOWN_IMAGES]), str(folder), "before_after.png")
         means = {
             "mean before": images.mean(0),
             "mean aligned": aligned.mean(0),

@@ -43,7 +43,7 @@ from cxr.models.contrast_attention import (
 from cxr.models.mil_loss import MILLoss, cells_inside
 from cxr.models.pretrained import Weights
 from cxr.models.spatial_transformer import SpatialTransformer, compose, identity, invert, warp
-from cxr.reporting import figures
+from cxr.reporting import attention, figures
 
 LOGITS = "logits"  # additional prediction: what `scored` makes boxes of
 SHA256 = "sha256"  # in `aligner_recipe`: SHA-256 of the aligner's weights, since another aligner is another network
@@ -388,8 +388,8 @@ class AttendTask(ClassifierTask):
         }
 
     @torch.inference_mode()
-    def save_pictures(self, batches: Batches, folder: Path) -> None:
-        """attention.png: images and aligned images with true and predicted boxes, and the attention."""
+    def save_pictures(self, batches: Batches, folder: Path, image_ids: Sequence[str]) -> None:
+        """attention.png: images with true and predicted boxes, and the attention; with an aligner, aligned images."""
         batch, recipe = next(iter(batches())), self.recipe
         order = torch.argsort(batch[schema.BOXES][:, 0, 0].isnan().int(), stable=True)[:PICTURED]
         batch = {name: values[order] for name, values in batch.items()}
@@ -401,13 +401,18 @@ class AttendTask(ClassifierTask):
             top_boxes(predict_boxes(logits, transform, recipe.box_rule), recipe.max_boxes)
             for transform in (theta, identity(len(x)))
         )
+        heat = contrast(features, self.attention.mean_negative)[:, 0]
+        pairs = zip(x[:, 0].cpu().numpy(), heat.float().cpu().numpy(), strict=True)
+        heated = np.stack([attention.heated(image_HW, heat_hw) for image_HW, heat_hw in pairs]) / 255
+        aligned = self.attention.aligner is not None
         rows = {
-            "original, true boxes": outlined_boxes(images, batch[schema.BOXES][..., 1:], TRUTH_COLOR) / 255,
-            "original, predicted boxes of the top-scoring finding": outlined_boxes(images, on_images) / 255,
-            "aligned, the same boxes": outlined_boxes(x, on_aligned) / 255,
-            "attention": contrast(features, self.attention.mean_negative)[:, 0],
+            "true boxes": outlined_boxes(images, batch[schema.BOXES][..., 1:], TRUTH_COLOR).numpy() / 255,
+            "predicted boxes of the top-scoring finding": outlined_boxes(images, on_images).numpy() / 255,
+            **({"the same boxes, aligned": outlined_boxes(x, on_aligned).numpy() / 255} if aligned else {}),
+            f"attention{' on the aligned images' if aligned else ''}": heated,
         }
-        figure = figures.picture_rows({name: pictures.cpu().numpy() for name, pictures in rows.items()})
+        shown = [image_ids[i] for i in order.tolist()]
+        figure = figures.picture_rows(rows, shown, scale=("attention", attention.scale_strip()))
         figures.save_figure(figure, str(folder), "attention.png")
 
 

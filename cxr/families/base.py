@@ -137,8 +137,12 @@ class Task(nn.Module):
         """What the task has learned besides weights, as JSON for readers of a checkpoint: thresholds, for example."""
         return {}
 
-    def save_pictures(self, batches: Batches, folder: Path) -> None:
-        """Write pictures that show what the network does, and learned state that is useful as a separate file."""
+    def save_pictures(self, batches: Batches, folder: Path, image_ids: Sequence[str]) -> None:
+        """Write pictures that show what the network does, and learned state that is useful as a separate file.
+
+        Args:
+            image_ids: ids of the images of the first batch, in its order.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -384,19 +384,21 @@ class DetectTask(Task):
         return {"epochs": int(self.epoch)}
 
     @torch.inference_mode()
-    def save_pictures(self, batches: Batches, folder: Path) -> None:
+    def save_pictures(self, batches: Batches, folder: Path, image_ids: Sequence[str]) -> None:
         """boxes.png: images, true boxes and predicted boxes; images with the most boxes come first."""
         batch = next(iter(batches()))
         counts = (~batch[schema.BOXES][..., 0].isnan()).sum(1)
         order = torch.argsort(counts, descending=True, stable=True)[:SHOWN_IMAGES]
         x, true = unit_pixels(batch, self.recipe.size)[order], batch[schema.BOXES][order]
         boxes = self.recipe.boxes(self.network, batch)[order]
+        predicted = f"predicted boxes with a score of {SHOWN_SCORE:g} or more"
         rows = {
             "image": x[:, 0].cpu().numpy(),
-            "truth": outlined_boxes(x, true[..., 1:], TRUTH_COLOR).numpy() / 255,
-            f"prediction, score from {SHOWN_SCORE:g}": outlined_boxes(x, shown_boxes(boxes)).numpy() / 255,
+            "true boxes": outlined_boxes(x, true[..., 1:], TRUTH_COLOR).numpy() / 255,
+            predicted: outlined_boxes(x, shown_boxes(boxes)).numpy() / 255,
         }
-        figures.save_figure(figures.picture_rows(rows), str(folder), "boxes.png")
+        figure = figures.picture_rows(rows, [image_ids[i] for i in order.tolist()])
+        figures.save_figure(figure, str(folder), "boxes.png")
 
 
 def fused(members: Sequence[Tensor], iou: float) -> Tensor:

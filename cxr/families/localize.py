@@ -274,7 +274,7 @@ class LocalizeTask(ClassifierTask):
         }
 
     @torch.inference_mode()
-    def save_pictures(self, batches: Batches, folder: Path) -> None:
+    def save_pictures(self, batches: Batches, folder: Path, image_ids: Sequence[str]) -> None:
         """relevance.png: the weights of the stages. boxes.png: images with true and predicted boxes, and the map."""
         strides = [f"stride {reach.stride}" for reach in self.cam.fields]
         weights = attention.relevance_figure(self.cam.relevance().cpu().numpy(), self.findings, strides)
@@ -287,28 +287,35 @@ class LocalizeTask(ClassifierTask):
         x = unit_pixels(batch, self.recipe.size)
         _, heat, p = attend(self.cam, x, self.recipe.map_stride)
         true = batch.get(schema.BOXES, torch.zeros(len(x), 0, 5))
-        tiles = []
+        tiles, maps, notes = [], [], []
         for image_HW, heat_Fhw, p_F, boxes in zip(
-            x[:, 0].cpu().numpy(), heat.cpu().numpy(), p.cpu().numpy(), true, strict=True
+            x[:, 0].cpu().numpy(), heat.cpu().numpy(), p.float().cpu().numpy(), true, strict=True
         ):
-            tiles += self._tiles(image_HW, heat_Fhw, p_F, _without_padding(boxes))
-        title = (
-            "true boxes: blue; predicted boxes: orange; right: the map of the predicted boxes, brighter is stronger"
+            tile, heated, note = self._tiles(image_HW, heat_Fhw, p_F, _without_padding(boxes))
+            tiles.append(tile)
+            maps.append(heated)
+            notes.append(note)
+        figure = figures.picture_rows(
+            {"boxes of the finding below": np.stack(tiles) / 255, "its map": np.stack(maps) / 255},
+            [image_ids[i] for i in index.tolist()],
+            notes=notes,
+            colors={"truth": palette.TRUTH, "prediction": palette.PREDICTION},
+            scale=("map", attention.scale_strip()),
         )
-        figures.save_figure(attention.sheet_figure(tiles, 4, title), str(folder), "boxes.png")
+        figures.save_figure(figure, str(folder), "boxes.png")
 
     def _tiles(
         self, image_HW: np.ndarray, heat_FHW: np.ndarray, p_F: np.ndarray, true_N5: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The image with true and predicted boxes, and the map, of the first finding with true boxes, or else of the
-        most probable one."""
+    ) -> tuple[np.ndarray, np.ndarray, str]:
+        """The image with true and predicted boxes, the map with the predicted ones, and the name and probability, of
+        the first finding with true boxes, or else of the most probable one."""
         f = int(true_N5[0, 0]) if len(true_N5) else int(p_F.argmax())
         predicted = predict_boxes(heat_FHW, p_F, self.recipe.box_rule)
         boxes_N4 = predicted.boxes_N4[predicted.index_N == f]
         true_N4 = true_N5[true_N5[:, 0] == f, 1:]
         plain = attention.boxed(attention.colored(image_HW), true_N4, palette.TRUTH)
         heated = attention.boxed(attention.heated(image_HW, heat_FHW[f] / FULL), boxes_N4)
-        return attention.titled(attention.boxed(plain, boxes_N4), f"{self.findings[f]} {p_F[f]:.2f}"), heated
+        return attention.boxed(plain, boxes_N4), heated, f"{self.findings[f]} {p_F[f]:.2f}"
 
 
 def attend(network: MultiscaleCAM, x_B1HW: Tensor, stride: int) -> tuple[list[Tensor], Tensor, Tensor]:

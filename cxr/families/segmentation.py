@@ -8,7 +8,7 @@ are not trained on.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -332,7 +332,7 @@ class SegmentationTask(Task):
         return {"mask_rule": self.rule.describe()} if self.rule else {}
 
     @torch.inference_mode()
-    def save_pictures(self, batches: Batches, folder: Path) -> None:
+    def save_pictures(self, batches: Batches, folder: Path, image_ids: Sequence[str]) -> None:
         """masks.png: images, true outlines and predicted outlines; images with a mask come first."""
         batch = next(iter(batches()))
         x, mask = images_and_masks(batch, self.recipe.size)
@@ -341,10 +341,11 @@ class SegmentationTask(Task):
         p, _ = self.recipe.probabilities(self.network, x)
         rows = {
             "image": x[:, 0],
-            "truth": outlined_masks(x, mask, TRUTH_COLOR) / 255,
-            "prediction": outlined_masks(x, rule_of(self.network).apply(p)) / 255,
+            "true mask": outlined_masks(x, mask, TRUTH_COLOR) / 255,
+            "predicted mask": outlined_masks(x, rule_of(self.network).apply(p)) / 255,
         }
-        figure = figures.picture_rows({name: images.cpu().numpy() for name, images in rows.items()})
+        shown = {name: images.cpu().numpy() for name, images in rows.items()}
+        figure = figures.picture_rows(shown, [image_ids[i] for i in order.tolist()])
         figures.save_figure(figure, str(folder), "masks.png")
 
 

@@ -355,9 +355,14 @@ class Scorer:
     def _write_pictures(self, pictures: dict[str, Tensor], image_ids: list[str]) -> None:
         for kind, images in pictures.items():
             for image_id, image in zip(image_ids, images.cpu().numpy(), strict=True):
-                good, data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)  # RGB to BGR
-                assert good
-                storage.write_bytes(storage.join(self.run_ledger.uri, kind, picture_name(image_id)), data.tobytes())
+                storage.write_bytes(storage.join(self.run_ledger.uri, kind, picture_name(image_id)), png(image))
+
+
+def png(image: np.ndarray) -> bytes:
+    """A picture, uint8 (H, W), or (H, W, 3) in red, green, blue, as a PNG file."""
+    good, data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)  # OpenCV expects blue first
+    assert good
+    return data.tobytes()
 
 
 def picture_name(image_id: str) -> str:

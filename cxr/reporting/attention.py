@@ -30,6 +30,11 @@ def heated(picture_HW: np.ndarray, map_hw: np.ndarray) -> np.ndarray:
     return np.rint((1 - much) * 255 * picture_HW[..., None] + much * colors).astype(np.uint8)
 
 
+def scale_strip() -> np.ndarray:
+    """The colors of `heated` from 0 to 1, left to right, over a gray picture, (8, 64, 3) in [0, 1]."""
+    return heated(np.full((8, 64), 0.5), np.tile(np.linspace(0, 1, 64), (8, 1))) / 255
+
+
 def colored(picture_HW: np.ndarray) -> np.ndarray:
     """A picture in [0, 1] as a color picture."""
     return np.repeat(np.rint(255 * picture_HW).astype(np.uint8)[..., None], 3, 2)
@@ -52,26 +57,6 @@ def titled(picture_HW3: np.ndarray, text: str) -> np.ndarray:
     canvas[:strip] //= 2
     cv2.putText(canvas, text, (3, round(26 * scale)), cv2.FONT_HERSHEY_SIMPLEX, scale, _TEXT, 1, cv2.LINE_AA)
     return canvas
-
-
-def sheet(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Pictures of one size in rows, as one picture."""
-    blank = [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    every = [*tiles, *blank]
-    rows = [np.hstack(every[at : at + columns]) for at in range(0, len(every), columns)]
-    return np.vstack(rows)
-
-
-def sheet_figure(tiles: Sequence[np.ndarray], columns: int, title: str) -> Figure:
-    """`sheet` under a title."""
-    picture = sheet(tiles, columns)
-    height, width = picture.shape[:2]
-    figure = new_figure(2.2 * columns, 2.2 * columns * height / width + 0.4)
-    ax = figure.subplots()
-    ax.imshow(picture)
-    ax.set_axis_off()
-    ax.set_title(title, loc="left", fontsize=9)
-    return figure
 
 
 def relevance_figure(relevance_SF: np.ndarray, findings: Sequence[str], stages: Sequence[str]) -> Figure:

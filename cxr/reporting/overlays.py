@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from cxr.reporting.figures import DPI
+from cxr.reporting.figures import DPI, cut_id
 from cxr.reporting.page import Picture, save_picture
 from cxr.reporting.palette import PREDICTION, TRUTH
 
@@ -68,7 +68,7 @@ class BoxPair:
                 fontsize=_LABEL_POINTS,
                 va="top",
                 clip_on=True,
-                bbox={"facecolor": "black", "alpha": 0.55, "linewidth": 0, "pad": 1},
+                bbox={"facecolor": "black", "alpha": 0.75, "linewidth": 0, "pad": 1},
             )
 
 
@@ -119,6 +119,15 @@ class Overlay:
     pair: MaskPair | BoxPair
 
 
+def without_repeats(ranked: Mapping[str, Iterable[int]], count: int) -> dict[str, list[int]]:
+    """The first `count` of each name that no earlier name has, so that a figure shows every image once."""
+    shown: dict[str, list[int]] = {}
+    for name, items in ranked.items():
+        earlier = {item for others in shown.values() for item in others}
+        shown[name] = [int(item) for item in items if int(item) not in earlier][:count]
+    return shown
+
+
 def overlay_figure(rows: Mapping[str, Sequence[Overlay]]) -> Figure:
     """One row for each name that has images; every image with its id, and a legend.
 
@@ -155,6 +164,5 @@ def _show(ax: Axes, overlay: Overlay, name: str) -> None:
     height, width = overlay.picture.shape
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     overlay.pair.draw(ax)
-    cut = len(overlay.image_id) > _ID_LETTERS
-    image_id = f"…{overlay.image_id[-_ID_LETTERS:]}" if cut else overlay.image_id
+    image_id = cut_id(overlay.image_id, _ID_LETTERS)
     ax.set_title(f"{image_id}\n{name}{f': {overlay.note}' if overlay.note else ''}", loc="left", fontsize=9)

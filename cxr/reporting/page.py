@@ -96,7 +96,7 @@ def _markdown_block(block: Block, out: str) -> str:
 def _html_block(block: Block) -> str:
     if isinstance(block, Table):
         numeric = [all(map(_NUMBER.match, filter(None, column))) for column in zip(*block.rows, strict=True)]
-        head = _row("th", block.head, numeric or [False] * len(block.head))
+        head = _row("th", block.head, numeric or [False] * len(block.head)) if any(block.head) else ""
         rows = "\n".join(_row("td", row, numeric) for row in block.rows)
         return f'<div class="table"><table>\n<thead>{head}</thead>\n<tbody>\n{rows}</tbody></table></div>\n'
     if isinstance(block, Picture):

@@ -284,5 +284,5 @@ def test_a_codec_without_classifier_has_no_probabilities() -> None:
 
 
 def test_pictures_show_the_compression_error(tmp_path: Path) -> None:
-    task_in("joint").eval().save_pictures(some, tmp_path)
+    task_in("joint").eval().save_pictures(some, tmp_path, list("abcd"))
     assert (tmp_path / "compressed.png").stat().st_size > 1000

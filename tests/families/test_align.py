@@ -242,7 +242,7 @@ def test_scores_are_six_numbers_that_undo_the_pose() -> None:
 def test_pictures_are_written_and_the_target_can_be_reused(tmp_path: Path) -> None:
     batch = posed_batch()
     task = started(small(), batch)
-    task.save_pictures(lambda: iter([batch]), tmp_path)
+    task.save_pictures(lambda: iter([batch]), tmp_path, list("abcdefgh"))
     assert {p.name for p in tmp_path.iterdir()} == {
         "before_after.png",
         "mean_before_after.png",

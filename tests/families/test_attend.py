@@ -286,7 +286,7 @@ def test_the_checkpoint_holds_mean_thresholds_and_aligner(aligner: tuple[AttendR
         theirs = checkpoint.load(uri).network(torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
         ours = kept.network.theta(torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(ours, theirs)
-    task.save_pictures(some, tmp_path)
+    task.save_pictures(some, tmp_path, list("abcdefgh"))
     assert (tmp_path / "attention.png").stat().st_size > 1000
     assert recipe.render(kept.network, batch())["located"].shape == (8, 64, 128, 3)
 

@@ -77,7 +77,7 @@ def test_a_training_step_waits_for_the_device_only_where_it_must(trained: Traine
 @pytest.mark.usefixtures("_cuda")
 def test_a_network_on_the_device_predicts_and_saves_pictures(trained: Trained) -> None:
     assert use(trained.engine).num_rows == 4
-    trained.engine.task.save_pictures(lambda: trained.engine.moved(some_batches()), trained.folder)
+    trained.engine.task.save_pictures(lambda: trained.engine.moved(some_batches()), trained.folder, list("abcd"))
     assert any(trained.folder.glob("*.png"))
 
 

@@ -228,8 +228,9 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
         "stages": (4, 32, 6 * 32, 3),
     }
     task = SMALL.task(seeing()).eval()
-    task.save_pictures(some, tmp_path)
-    task.save_pictures(lambda: iter([{name: v[:1] for name, v in batch([[0, 0, 0]]).items()}]), tmp_path)  # no boxes
+    task.save_pictures(some, tmp_path, list("abcd"))
+    without_boxes = batch([[0, 0, 0]])
+    task.save_pictures(lambda: iter([without_boxes]), tmp_path, ["a"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["boxes.png", "relevance.png"]
     assert all(path.stat().st_size > 1000 for path in tmp_path.iterdir())
 

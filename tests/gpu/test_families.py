@@ -44,7 +44,7 @@ def test_a_family_trains_resumes_and_is_used(tmp_path: Path, name: str) -> None:
     assert {values.device for values in engine.task.state_dict().values()} == {DEVICE}
     assert use(engine).num_rows == 4
     if importlib.util.find_spec("matplotlib"):
-        engine.task.save_pictures(lambda: engine.moved(some_batches()), tmp_path)
+        engine.task.save_pictures(lambda: engine.moved(some_batches()), tmp_path, list("abcd"))
     again = resumed(engine)
     assert all(math.isfinite(value) for value in again.step(next(again.moved(some_batches()))).values())
 

@@ -1,11 +1,18 @@
-"""Pictures of images: one file for each image id, inside the folder, with a name that file systems accept."""
+"""Pictures of images: one file for each image id, with a name that file systems accept, in the palette's colors."""
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
-from cxr.inference.score import picture_name
+import numpy as np
+import torch
+from PIL import Image
+
+from cxr.families.outlines import outlined_boxes, outlined_masks
+from cxr.inference.score import picture_name, png
+from cxr.reporting import palette
 
 IDS = [
     *("IM0001", "IM0001.png", "IM0001.PNG", "IM0001.png.png", "IM0001.dcm", "IM0001.dcm.png"),
@@ -26,3 +33,14 @@ def test_pictures_stay_in_their_folder_and_can_be_written(tmp_path: Path) -> Non
         assert Path(os.path.normpath(path)).is_relative_to(tmp_path / "aligned")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(exist_ok=False)
+
+
+def test_a_saved_outline_has_the_color_of_predictions() -> None:
+    images = torch.full((1, 1, 32, 32), 0.5)
+    mask = torch.zeros(1, 32, 32, dtype=torch.bool)
+    mask[:, 9:24, 9:24] = True
+    boxes = torch.tensor([[[0.25, 0.25, 0.75, 0.75]]])
+    for drawn in (outlined_boxes(images, boxes), outlined_masks(images, mask)):
+        saved = np.asarray(Image.open(io.BytesIO(png(drawn[0].numpy()))))
+        assert tuple(saved[8, 16]) == palette.rgb(palette.PREDICTION)
+        assert tuple(saved[16, 16]) == (128, 128, 128)

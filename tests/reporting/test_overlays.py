@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.contour import ContourSet
 from matplotlib.patches import Rectangle
 
-from cxr.reporting.overlays import TILE_PX, BoxPair, MaskPair, Overlay, label_places, overlay_figure
+from cxr.reporting.overlays import TILE_PX, BoxPair, MaskPair, Overlay, label_places, overlay_figure, without_repeats
 from cxr.reporting.palette import PREDICTION, TRUTH
 
 
@@ -93,3 +93,9 @@ def test_every_image_has_its_own_pixels_and_its_id() -> None:
     extents = [axes.get_window_extent() for axes in figure.axes]
     np.testing.assert_allclose([(extent.width, extent.height) for extent in extents], TILE_PX)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["prediction"]
+
+
+def test_no_image_is_shown_twice() -> None:
+    order = np.arange(5)
+    shown = without_repeats({"worst": order, "best": order[::-1], "random": order}, 3)
+    assert shown == {"worst": [0, 1, 2], "best": [4, 3], "random": []}
