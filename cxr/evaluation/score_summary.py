@@ -269,7 +269,7 @@ def _describe_masks(scored: Scored, out: str) -> Description:
         _mask_overlays(scored, share, not_empty),
         folder,
         "masks.png",
-        "The largest, middle and smallest masks, and images without a mask.",
+        "The largest, smallest and middle masks, and images without a mask.",
     )
     histograms = save_picture(
         tables.histograms_figure(panels, "Masks", "share of the image; probability", "images"),
@@ -289,7 +289,7 @@ def _describe_masks(scored: Scored, out: str) -> Description:
 
 
 def _mask_overlays(scored: Scored, share: np.ndarray, not_empty: np.ndarray) -> dict[str, list[Overlay]]:
-    """The largest, middle and smallest masks, and images without a mask."""
+    """The largest, smallest and middle masks, and images without a mask."""
     order = not_empty[np.argsort(-share[not_empty], kind="stable")]
     middle = max(0, (len(order) - SHOWN) // 2)
     empty = np.setdiff1d(np.arange(len(share)), not_empty)

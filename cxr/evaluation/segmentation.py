@@ -39,7 +39,7 @@ def report(run: Run, options: ReportOptions, out: str, *, label: str) -> dict[st
         overlays(evaluation, scores, truth),
         storage.join(out, PICTURES),
         "masks.png",
-        "The worst, middle and best images of those with a true or predicted mask.",
+        "The worst, best and middle images of those with a true or predicted mask.",
     )
     legend = tables.summary_legend(truth.resolution, options.resamples, counts)
     worst = [tables.worst_table(listed), "Ranks are those of `images.csv`.", *written]
@@ -133,7 +133,7 @@ def image_rows(evaluation: SegmentationEvaluation, truth: MaskTruth) -> list[dic
 
 
 def overlays(evaluation: SegmentationEvaluation, scores: MaskScores, truth: MaskTruth) -> dict[str, list[Overlay]]:
-    """The worst, middle and best images among those with a mask that is not empty, or among all if there is none."""
+    """The worst, best and middle images among those with a mask that is not empty, or among all if there is none."""
     order = evaluation.worst_first()
     ranks = np.flatnonzero((evaluation.overlap[:, [PREDICTED, TRUE]] > 0).any(1).numpy()[order])
     ranks = ranks if len(ranks) else np.arange(len(order))

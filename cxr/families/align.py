@@ -467,8 +467,9 @@ class AlignTask(Task):
                 break
         images, aligned = torch.cat(before).numpy(), torch.cat(after).numpy()
         target = self.target[0, 0].cpu()
-        rows = {"before": images[:SHOWN_IMAGES], "aligned": aligned[:SHOWN_IMAGES]}
-        figures.save_figure(figures.picture_rows(rows, image_ids[:SHOWN_IMAGES]), str(folder), "before_after.png")
+        shown = image_ids[:SHOWN_IMAGES]
+        rows = {"before": images[: len(shown)], "aligned": aligned[: len(shown)]}
+        figures.save_figure(figures.picture_rows(rows, shown), str(folder), "before_after.png")
         means = {
             "mean before": images.mean(0),
             "mean aligned": aligned.mean(0),

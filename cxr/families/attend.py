@@ -254,12 +254,16 @@ class AttendRecipe(HeatmapBoxesRecipe):
         return predict_boxes(predicted[LOGITS], predicted[schema.THETA], self.box_rule, self.min_box_score)
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """located: the image and the aligned image, both with the boxes of the finding with the highest box score."""
+        """located: the image and, with an aligner, the aligned image, both with the boxes of the finding with the
+        highest box score."""
         x, theta = self.aligned(_attention(network), batch)
         logits = network(x)
+        shown = [(unit_pixels(batch, self.size), theta)]
+        if self.aligner:
+            shown.append((x, identity(len(x))))
         sides = [
             outlined_boxes(image, top_boxes(predict_boxes(logits, to_image, self.box_rule), self.max_boxes))
-            for image, to_image in ((unit_pixels(batch, self.size), theta), (x, identity(len(x))))
+            for image, to_image in shown
         ]
         return {"located": torch.cat(sides, 2)}
 
@@ -411,7 +415,7 @@ class AttendTask(ClassifierTask):
             **({"the same boxes, aligned": outlined_boxes(x, on_aligned).numpy() / 255} if aligned else {}),
             f"attention{' on the aligned images' if aligned else ''}": heated,
         }
-        shown = [image_ids[i] for i in order.tolist()]
+        shown = [image_ids[int(i)] for i in order]
         figure = figures.picture_rows(rows, shown, scale=("attention", attention.scale_strip()))
         figures.save_figure(figure, str(folder), "attention.png")
 

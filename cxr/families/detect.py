@@ -397,7 +397,7 @@ class DetectTask(Task):
             "true boxes": outlined_boxes(x, true[..., 1:], TRUTH_COLOR).numpy() / 255,
             predicted: outlined_boxes(x, shown_boxes(boxes)).numpy() / 255,
         }
-        figure = figures.picture_rows(rows, [image_ids[i] for i in order.tolist()])
+        figure = figures.picture_rows(rows, [image_ids[int(i)] for i in order])
         figures.save_figure(figure, str(folder), "boxes.png")
 
 

@@ -297,7 +297,7 @@ class LocalizeTask(ClassifierTask):
             notes.append(note)
         figure = figures.picture_rows(
             {"boxes of the finding below": np.stack(tiles) / 255, "its map": np.stack(maps) / 255},
-            [image_ids[i] for i in index.tolist()],
+            [image_ids[int(i)] for i in index],
             notes=notes,
             colors={"truth": palette.TRUTH, "prediction": palette.PREDICTION},
             scale=("map", attention.scale_strip()),

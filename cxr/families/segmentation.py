@@ -345,7 +345,7 @@ class SegmentationTask(Task):
             "predicted mask": outlined_masks(x, rule_of(self.network).apply(p)) / 255,
         }
         shown = {name: images.cpu().numpy() for name, images in rows.items()}
-        figure = figures.picture_rows(shown, [image_ids[i] for i in order.tolist()])
+        figure = figures.picture_rows(shown, [image_ids[int(i)] for i in order])
         figures.save_figure(figure, str(folder), "masks.png")
 
 

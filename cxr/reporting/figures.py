@@ -103,7 +103,7 @@ def cut_id(image_id: str, letters: int) -> str:
 
 def pictures(named: Mapping[str, np.ndarray]) -> Figure:
     """Titled pictures (H, W) in [0, 1] side by side."""
-    figure = new_figure(2 * TILE_INCHES * len(named), 2.2 * TILE_INCHES)
+    figure = new_figure(2 * TILE_INCHES * len(named), 2 * TILE_INCHES + 0.2)
     for ax, (name, picture) in zip(figure.subplots(1, len(named), squeeze=False)[0], named.items(), strict=True):
         _show(ax, picture)
         ax.set_title(name, fontsize=10)

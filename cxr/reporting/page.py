@@ -147,6 +147,10 @@ figure { margin: 1.5rem 0 }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px }
 figcaption { color: var(--soft); font-size: .9rem; max-width: 48rem }
 code { font-size: .9em }
+@media screen and (max-width: 40rem) {
+  figure { overflow-x: auto }
+  img { max-width: max(100%, 60rem) }
+}
 @media print {
   :root { --line: #bbb; --soft: #444; --back: #fff; --text: #000; --link: #000 }
   body { font-size: 11pt }

@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from cxr import schema
 from cxr.data import sampling as selection
 from cxr.data import shards
+from cxr.data.batch import to_columns
 from cxr.data.sampling import Fold, Sampling
 from cxr.data.shard_loader import ShardStream
 from cxr.errors import UserError
@@ -243,3 +245,17 @@ def test_raw_archives_support_neither_folds_nor_sampling() -> None:
     for recipe in (Sliding(), AlignRecipe(folds=2, fold=0)):
         with pytest.raises(UserError, match=r"/data is not shards.* Leave --stream out"):
             check_raw(recipe, "/data")
+
+
+@pytest.mark.parametrize("fold", [None, Fold(1, 4)])
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 0])
+def test_the_first_ids_are_those_of_the_first_images(
+    made: shards.ShardInfo, fold: Fold | None, cache_bytes: int
+) -> None:
+    columns = (schema.PIXELS, schema.IMAGE_ID)
+    (val,) = streams(made, 1, split="val", columns=columns, fold=fold, cache_bytes=cache_bytes)
+    first = next(val.every())[schema.IMAGE_ID]
+    ids = val.first_ids(len(first))
+    hashed = to_columns(pa.table({schema.IMAGE_ID: ids}), [schema.IMAGE_ID], made.pixels)[schema.IMAGE_ID]
+    assert hashed.tolist() == first.tolist()
+    assert len(val.first_ids(10_000)) == val.rows

@@ -27,7 +27,7 @@ def save_pictures(images: Masked, comparison: AlignmentComparison, folder: str, 
     figures_by_name = {
         "mean_image": figures.pictures(mean_image),
         "mean_lungs": figures.pictures(mean_lungs),
-        "outlines": figures.picture_rows(outlined),
+        "outlines": figures.picture_rows(outlined, [images.image_ids[i] for i in chosen]),
     }
     return [figures.save_figure(figure, folder, f"{name}{ending}.png") for name, figure in figures_by_name.items()]
 

@@ -137,7 +137,8 @@ def picture(results: Sequence[LocalizationResult]) -> Figure:
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(results), frameon=False)
-    grid[0].set_ylabel("images in which it is localized")
+    for axes in grid[::columns]:
+        axes.set_ylabel("share of images in which it is localized", fontsize=9)
     return figure
 
 
