@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cxr.data.ingest import IngestResult
 
 PICTURED, PICTURE_PX = 4, 320
+_SHOWN = (schema.IMAGE_ID, schema.SOURCE_URI)
 
 
 @dataclass(frozen=True)
@@ -99,16 +100,18 @@ def _pictures(options: Options, archive: str) -> list[str]:
     from cxr.reporting.figures import picture_rows, save_figure
 
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
-    files = open_manifest(archive, options.reading.with_headers(options.out)).table[schema.SOURCE_URI]
-    for uri in files.slice(0, PICTURED).to_pylist():
+    image_ids = []
+    manifest = open_manifest(archive, options.reading.with_headers(options.out)).table
+    for image_id, uri in zip(*(manifest[n].slice(0, PICTURED).to_pylist() for n in _SHOWN), strict=True):
         with suppress(ImageRejectedError, storage.NotFoundError):
             image = decode_image(storage.read_bytes(uri, check=check_head)).image.pixels
             for name, pixels in options.enhancement.after_each_step(image).items():
                 rows[name].append(to_bits(fit(pixels, PICTURE_PX)[0], 8) / 255)
+            image_ids.append(image_id)
     if not rows:
         return []
     shown = {name: np.stack(images) for name, images in rows.items()}
-    uri = save_figure(picture_rows(shown), storage.join(options.out, "pictures"), "enhanced.png")
+    uri = save_figure(picture_rows(shown, image_ids), storage.join(options.out, "pictures"), "enhanced.png")
     print(f"picture: {uri}", flush=True)
     return [uri]
 
