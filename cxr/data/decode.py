@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -26,6 +26,7 @@ from cxr.imaging.lung_bbox import LungSquare
 from cxr.schema import PixelFormat
 from cxr.sources import rle
 from cxr.sources.manifest import boxes_frame_px, frame_scales
+from cxr.sources.options import GateMode
 from cxr.sources.true_boxes import BoxCounts, PlacedBoxes, frames_px, place_boxes
 
 _ASPECT_TOLERANCE = 0.01  # relative difference of aspect ratios allowed between a mask file and its image
@@ -65,7 +66,6 @@ _FROM_HEADER = (  # fields of `Image`, which fill what the manifest does not kno
 _KEPT_WITH_ERRORS = (schema.VIEW, schema.BODY_PART, schema.MODALITY, schema.GATE, schema.GATE_SCORE)  # of the gate
 _THUMBNAIL = "thumbnail"  # key of the gate's input, until the gate has run
 
-GateMode = Literal["off", "warn", "exclude"]
 Values = dict[str, Any]  # column name -> value of one row
 Crop = Callable[[np.ndarray], LungSquare]  # an original's pixels (H, W) -> the square to crop
 
@@ -122,7 +122,14 @@ def make_counted_rows(
     """`make_rows`, and what became of the manifest's boxes."""
     cv2.setNumThreads(0)
     store = np.zeros((manifest.num_rows, pixels.size, pixels.size), pixels.dtype)
-    make = partial(_row, boxes_frame=boxes_frame_px(manifest.schema), bits=pixels.bits, crop=crop, enhance=enhance)
+    make = partial(
+        _row,
+        boxes_frame=boxes_frame_px(manifest.schema),
+        bits=pixels.bits,
+        crop=crop,
+        enhance=enhance,
+        gated=check != "off",
+    )
     with ThreadPoolExecutor(threads) as pool:
         values = list(pool.map(make, manifest.to_pylist(), store))
     if check != "off":
@@ -152,6 +159,7 @@ def _row(
     bits: int,
     crop: Crop | None,
     enhance: Enhancement | None,
+    gated: bool,
 ) -> Values:
     """The columns that decoding adds to a manifest row; the pixels are written into `out` (size, size)."""
     try:
@@ -163,7 +171,8 @@ def _row(
             values[schema.MASKS] = _masks(
                 manifest_row[schema.MASKS] or (), decoded.height, decoded.width, len(out), transform
             )
-            values[_THUMBNAIL] = gate.thumbnail(decoded.image.pixels)
+            if gated:
+                values[_THUMBNAIL] = gate.thumbnail(decoded.image.pixels)
             out[:] = to_bits(square, bits)
             return values
     except Exception as error:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from cxr import schema, storage
 from cxr.data import gate
-from cxr.data.decode import CropSettings, GateMode, make_counted_rows
+from cxr.data.decode import CropSettings, make_counted_rows
 from cxr.data.dicom_headers import read_large_archive
 from cxr.data.ledger import Ledger, Part, open_ledger, plan, rows_at
 from cxr.data.ray_data import map_parts
@@ -35,7 +35,7 @@ from cxr.schema import PixelFormat
 from cxr.sources import find_source, open_manifest
 from cxr.sources.labeling import one_reader
 from cxr.sources.manifest import Manifest
-from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
+from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, GateMode, Labeling, ReadOptions
 from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 
 _REJECTS = b"cxr.rejects"  # key of a part's rejects in its Parquet footer

@@ -20,7 +20,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from cxr import schema
 from cxr.data import ledger
-from cxr.data.decode import GateMode, make_counted_rows, make_rows
+from cxr.data.decode import make_counted_rows, make_rows
 from cxr.data.ledger import Part
 from cxr.errors import ClusterError, UserError
 from cxr.runtime import cluster, ray_private
@@ -30,7 +30,7 @@ from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 from cxr.sources.labeling import one_reader
 from cxr.sources.manifest import Manifest, boxes_frame_px
-from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, ReadOptions
+from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, GateMode, ReadOptions
 from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 
 _BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 64  # maximum pixel bytes and images per block of a decoded archive

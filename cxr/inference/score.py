@@ -24,7 +24,7 @@ from torch import Tensor
 from cxr import schema, storage
 from cxr.data import gate, ledger, shards
 from cxr.data.batch import Batch, best_device, to_columns, to_device, to_tensors
-from cxr.data.decode import GateMode, make_rows
+from cxr.data.decode import make_rows
 from cxr.data.dicom_headers import read_large_archive
 from cxr.data.ledger import Ledger, Part
 from cxr.data.ray_data import finished, map_blocks
@@ -44,6 +44,7 @@ from cxr.runtime import cluster, lease
 from cxr.runtime.progress import Progress
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, open_manifest
+from cxr.sources.options import GateMode
 
 SCORES, LATENTS = "scores", "latents"  # folders of the result
 PART_BYTES = 64 << 20  # of decoded pixels in one part, well below the size at which Ray Data splits a block

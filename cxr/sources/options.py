@@ -11,6 +11,7 @@ from cxr import storage
 from cxr.errors import UserError
 from cxr.sources import selection
 
+GateMode = Literal["off", "warn", "exclude"]
 ReaderBoxes = Literal["wbf", "majority", "union"]
 MaskCode = Literal["auto", "relative", "absolute", "absolute-rows"]
 LabelPolicy = Literal["unknown", "negative", "positive"]
@@ -40,7 +41,7 @@ class ReadOptions:
     split, sex, age_years, view, body_part and modality. An unknown value matches only the word unknown, as in
     'view in PA,unknown'. Default: all images."""
 
-    gate: Literal["off", "warn", "exclude"] = "warn"
+    gate: GateMode = "warn"
     """Whether to check that each image is an upright frontal chest X-ray that is not inverted. warn: report the
     others in the columns gate and gate_score, and count them. exclude: also reject them. off: do not check."""
     headers: str = ""
