@@ -116,6 +116,8 @@ def open_member(uri: str) -> Iterator[tuple[ByteStream, int]]:
         reject_damaged(uri, container.damage or "it is a container, not a file")
     if member not in container.members:
         raise FileNotFoundError(uri)
+    if problem := container.members[member].problem:
+        reject_damaged(normalize(uri), problem)
     with container.open(member) as (stream, size):
         yield stream, size
 

@@ -42,14 +42,12 @@ class TarContainer:
 
     @contextmanager
     def open(self, name: str) -> Iterator[tuple[ByteStream, int]]:
-        """A stream of a member's content for one sequential read, and its size in bytes.
+        """A stream of the content of a member without `problem`, for one sequential read, and its size in bytes.
 
         Raises:
             DamagedError: the member cannot be read.
         """
         member, uri = self.members[name], f"{self.uri}!/{name}"
-        if member.problem:
-            reject_damaged(uri, member.problem)
         with self._open_range(member) as raw:
             yield InflatingStream(uri, raw, member.size, member.size, STORED, crc=None), member.size
 

@@ -49,14 +49,12 @@ class ZipContainer:
 
     @contextmanager
     def open(self, name: str) -> Iterator[tuple[ByteStream, int]]:
-        """A stream of a member's content for one sequential read, and its size in bytes.
+        """A stream of the content of a member without `problem`, for one sequential read, and its size in bytes.
 
         Raises:
             DamagedError: the member cannot be read.
         """
         member, uri = self.members[name], f"{self.uri}!/{name}"
-        if member.problem:
-            reject_damaged(uri, member.problem)
         with open_range(self.uri, member.offset, member.extent) as raw:
             header = read_up_to(raw, _LOCAL_HEADER.size)
             if len(header) < _LOCAL_HEADER.size:

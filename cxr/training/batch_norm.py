@@ -1,4 +1,4 @@
-"""Batch norm on several workers: statistics of all their images where that can be had, else a note in the log."""
+"""Batch norm on several workers: statistics of all their images if possible, otherwise a note in the log."""
 
 from __future__ import annotations
 
