@@ -50,13 +50,13 @@ def write_jsrt_phantom(
     """
     check_settings(count, size, prevalence, pose)
     numbers = {jsrt.NODULE: 0, jsrt.NO_NODULE: 0}
-    poses: list[dict[str, object]] = []
+    poses: dict[str, np.ndarray] = {}
     for index in range(count):
         exam = make_exam(index, size=size, seed=seed, findings=(jsrt.FINDING,), prevalence=prevalence, pose=pose)
         kind = jsrt.NODULE if exam.phantom.labels else jsrt.NO_NODULE
         numbers[kind] += 1
         name = _write(out_uri, exam, kind, numbers[kind])
-        poses.append({schema.IMAGE_ID: name, schema.TRUE_THETA: exam.phantom.pose_unit.reshape(-1).tolist()})
+        poses[name] = exam.phantom.pose_unit
         if on_exam:
             on_exam(exam)
     storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))

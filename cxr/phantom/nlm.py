@@ -11,7 +11,7 @@ Image `index` is that of `archive.make_exam`; each image counts as another patie
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -50,7 +50,7 @@ def write_masked_phantom(
     if layout not in _SOURCES:
         raise UserError(f"expected layout {' or '.join(get_args(Layout))}, got {layout!r}: choose one of these")
     check_settings(count, size, prevalence, pose)
-    poses: list[dict[str, object]] = []
+    poses: dict[str, np.ndarray] = {}
     for index in range(count):
         exam = make_exam(index, size=size, seed=seed, findings=findings, prevalence=prevalence, pose=pose)
         stem = f"{_SOURCES[layout].prefix}{index + 1:04d}_{int(bool(exam.phantom.labels))}"
@@ -59,7 +59,7 @@ def write_masked_phantom(
         masks = zip(_SOURCES[layout].masks, _masks(exam.phantom, layout), strict=True)
         for path, mask in masks:
             storage.write_bytes(storage.join(out_uri, path.format(stem)), png(mask * np.uint8(255)))
-        poses.append({schema.IMAGE_ID: name, schema.TRUE_THETA: exam.phantom.pose_unit.reshape(-1).tolist()})
+        poses[name] = exam.phantom.pose_unit
         if on_exam:
             on_exam(exam)
     storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))
@@ -84,9 +84,11 @@ def patients_left(phantom: Phantom) -> np.ndarray:
     return inverse[0, 0] * centers[None, :] + inverse[0, 1] * centers[:, None] + inverse[0, 2] > 0
 
 
-def poses_parquet(rows: list[dict[str, object]]) -> bytes:
-    """A `truth.parquet` with image_id and true_theta."""
+def poses_parquet(poses: Mapping[str, np.ndarray]) -> bytes:
+    """A `truth.parquet` with image_id and true_theta, from each image's (2, 3) pose."""
     columns = pa.schema([schema.MANIFEST.field(name) for name in (schema.IMAGE_ID, schema.TRUE_THETA)])
     data = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, columns), data)
+    pq.write_table(
+        pa.table([list(poses), [pose.reshape(-1).tolist() for pose in poses.values()]], schema=columns), data
+    )
     return data.getvalue()

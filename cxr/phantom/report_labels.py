@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
-from cxr import schema, storage
+from cxr import storage
 from cxr.errors import UserError
 from cxr.phantom.archive import Exam, check_settings, make_exam, png
 from cxr.phantom.nlm import poses_parquet
@@ -138,7 +138,7 @@ def write_report_phantom(
     check_settings(count, size, prevalence, pose)
     describe = {"chexpert": _chexpert, "mimic-cxr-jpg": _mimic, "padchest": _padchest}[layout]
     lists: dict[str, list[Row]] = {}
-    poses: list[dict[str, object]] = []
+    poses: dict[str, np.ndarray] = {}
     for index in range(count):
         exam = make_exam(index, size=size, seed=seed, findings=FINDINGS, prevalence=prevalence, pose=pose)
         image = describe(exam, index, seed)
@@ -146,7 +146,7 @@ def write_report_phantom(
         storage.write_bytes(storage.join(out_uri, image.path), data)
         for file, row in image.rows.items():
             lists.setdefault(file, []).append(row)
-        poses.append({schema.IMAGE_ID: image.id, schema.TRUE_THETA: exam.phantom.pose_unit.reshape(-1).tolist()})
+        poses[image.id] = exam.phantom.pose_unit
         if on_exam:
             on_exam(exam)
     storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))

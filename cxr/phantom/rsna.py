@@ -16,7 +16,9 @@ import json
 import uuid
 from collections.abc import Callable
 
-from cxr import schema, storage
+import numpy as np
+
+from cxr import storage
 from cxr.phantom.archive import Exam, check_settings, make_exam
 from cxr.phantom.nlm import poses_parquet
 from cxr.phantom.siim import dicom
@@ -51,7 +53,7 @@ def write_rsna_phantom(
     labels = [",".join((rsna_pneumonia.IMAGE, *rsna_pneumonia.BOX, rsna_pneumonia.TARGET))]
     classes = [f"{rsna_pneumonia.IMAGE},{rsna_pneumonia.CLASS}"]
     mapping: list[dict[str, str]] = []
-    poses: list[dict[str, object]] = []
+    poses: dict[str, np.ndarray] = {}
     for index in range(count):
         exam = make_exam(index, size=size, seed=seed, findings=FINDINGS, prevalence=prevalence, pose=pose)
         image = image_id(index, seed)
@@ -63,7 +65,7 @@ def write_rsna_phantom(
             normal_class = "No Lung Opacity / Not Normal" if exam.phantom.labels else "Normal"
             classes += [f"{image},{'Lung Opacity' if boxes else normal_class}"] * max(1, len(boxes))
         mapping.append({rsna_pneumonia.MAPPED_IMAGE: image, rsna_pneumonia.NIH_IMAGE: exam.image_id})
-        poses.append({schema.IMAGE_ID: image, schema.TRUE_THETA: exam.phantom.pose_unit.reshape(-1).tolist()})
+        poses[image] = exam.phantom.pose_unit
         if on_exam:
             on_exam(exam)
     storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
-from cxr import schema, storage
+from cxr import storage
 from cxr.errors import UserError
 from cxr.phantom.archive import Exam, check_settings, make_exam, png
 from cxr.phantom.nlm import poses_parquet
@@ -68,13 +68,13 @@ def write_siim_phantom(
     check_settings(count, size, prevalence, pose)
     write = _write_dicom if layout == "siim" else _write_pngs
     lists: dict[str, Rows] = {}
-    poses: list[dict[str, object]] = []
+    poses: dict[str, np.ndarray] = {}
     for index in range(count):
         exam = make_exam(index, size=size, seed=seed, findings=(siim.FINDING,), prevalence=prevalence, pose=pose)
         file, rows = write(out_uri, exam, index, seed)
         lists.setdefault(file, []).extend(rows)
         image = image_uid(index, seed)
-        poses.append({schema.IMAGE_ID: image, schema.TRUE_THETA: exam.phantom.pose_unit.reshape(-1).tolist()})
+        poses[image] = exam.phantom.pose_unit
         if on_exam:
             on_exam(exam)
     storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))

@@ -95,7 +95,7 @@ def write_vinbigdata_phantom(
     files: dict[str, list[Row]] = {vinbigdata.META_FILES[0]: [], vinbigdata.META_FILES[1]: [], EXACT_FILE: []}
     readings: list[Row] = []
     vindr_lists = _VinDrLists()
-    poses: list[dict[str, object]] = []
+    poses: dict[str, np.ndarray] = {}
     for index in range(count):
         exam = make_exam(index, size=size, seed=seed, findings=FINDINGS, prevalence=prevalence, pose=pose)
         image = image_id(index, seed)
@@ -105,7 +105,7 @@ def write_vinbigdata_phantom(
         read = [] if exam.is_test else read_by_three(exam, index, seed)
         readings += read
         vindr_lists.add(exam, image, read)
-        poses.append({schema.IMAGE_ID: image, schema.TRUE_THETA: exam.phantom.pose_unit.reshape(-1).tolist()})
+        poses[image] = exam.phantom.pose_unit
         if on_exam:
             on_exam(exam)
     storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))
