@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import cv2
 import numpy as np
@@ -47,6 +48,8 @@ _PATIENT, _IMAGE = 0, 1  # random streams
 class Exam:
     """An image of an archive: its patient, and the phantom itself."""
 
+    index: int
+    seed: int
     patient: int
     follow_up: int
     age: int
@@ -86,7 +89,48 @@ def make_exam(
         pose_unit=sample_pose(rng, pose),
         film=Film.sample(rng, view),
     )
-    return Exam(patient, follow_up, anatomy.age + follow_up // 2, anatomy.sex, view, phantom)
+    return Exam(index, seed, patient, follow_up, anatomy.age + follow_up // 2, anatomy.sex, view, phantom)
+
+
+class ExamSettings(TypedDict, total=False):
+    """Settings that the writers of all layouts share."""
+
+    size: int
+    """Height and width of the images in pixels; 512 by default."""
+    seed: int
+    """Random seed; 0 by default."""
+    pose: float
+    """Strength of the random affine pose; 0 leaves every chest upright and centered. 1 by default."""
+    on_exam: Callable[[Exam], None] | None
+    """Called after each image has been written, for example to show progress."""
+
+
+def make_exams(
+    count: int,
+    *,
+    findings: Sequence[str],
+    prevalence: float,
+    size: int = 512,
+    seed: int = 0,
+    pose: float = 1.0,
+    on_exam: Callable[[Exam], None] | None = None,
+) -> Iterator[Exam]:
+    """The images of an archive, in order; see `ExamSettings`.
+
+    Args:
+        findings: findings that may occur.
+        prevalence: fraction of images with a finding.
+
+    Raises:
+        UserError: a setting is out of range, or a finding is unknown.
+    """
+    check_settings(count, size, prevalence, pose)
+    check_findings(findings)
+    for index in range(count):
+        exam = make_exam(index, size=size, seed=seed, findings=findings, prevalence=prevalence, pose=pose)
+        yield exam
+        if on_exam:
+            on_exam(exam)
 
 
 def patient_of(index: int, seed: int) -> tuple[int, int]:
@@ -102,39 +146,25 @@ def write_phantom(
     out_uri: str,
     count: int,
     *,
-    size: int = 512,
-    seed: int = 0,
     findings: Sequence[str] = FINDINGS,
     prevalence: float = 0.5,
-    pose: float = 1.0,
-    on_exam: Callable[[Exam], None] | None = None,
+    **settings: Unpack[ExamSettings],
 ) -> None:
-    """Write an archive of `count` images of `size` x `size` px.
-
-    Args:
-        findings: findings that may occur.
-        prevalence: fraction of images with a finding.
-        pose: strength of the random affine pose; 0 leaves every chest upright and centered.
-        on_exam: called after each image, for example to show progress.
+    """Write an archive of `count` images; see `make_exams` for the settings.
 
     Raises:
         UserError: a setting is out of range, a finding is unknown, or `out_uri` is not writable.
     """
-    check_settings(count, size, prevalence, pose)
-    check_findings(findings)
     entries: list[Sequence[object]] = []
     boxes: list[Sequence[object]] = []
     truth: list[dict[str, object]] = []
     lists: dict[bool, list[str]] = {False: [], True: []}
-    for index in range(count):
-        exam = make_exam(index, size=size, seed=seed, findings=findings, prevalence=prevalence, pose=pose)
+    for exam in make_exams(count, findings=findings, prevalence=prevalence, **settings):
         storage.write_bytes(storage.join(out_uri, "images", exam.image_id), png(exam.phantom.pixels))
         entries.append(_entry(exam))
         boxes.extend(_boxes(exam))
         truth.append(_truth(exam))
         lists[exam.is_test].append(exam.image_id)
-        if on_exam:
-            on_exam(exam)
     storage.write_bytes(storage.join(out_uri, TRUTH_FILE), _parquet(truth))
     storage.write_text(storage.join(out_uri, chestxray14.BOXES_FILE), _csv(BOXES_HEADER, boxes))
     storage.write_text(storage.join(out_uri, chestxray14.TRAIN_VAL_FILE), "\n".join([*lists[False], ""]))
@@ -195,6 +225,15 @@ def _parquet(rows: list[dict[str, object]]) -> bytes:
     data = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, columns), data)
     return data.getvalue()
+
+
+def write_poses(out_uri: str, poses: Mapping[str, np.ndarray]) -> None:
+    """Write a truth.parquet with image_id and true_theta, from each image's (2, 3) pose."""
+    columns = pa.schema([schema.MANIFEST.field(name) for name in (schema.IMAGE_ID, schema.TRUE_THETA)])
+    rows = pa.table([list(poses), [pose.reshape(-1).tolist() for pose in poses.values()]], schema=columns)
+    data = io.BytesIO()
+    pq.write_table(rows, data)
+    storage.write_bytes(storage.join(out_uri, TRUTH_FILE), data.getvalue())
 
 
 def _csv(header: str, rows: Iterable[Sequence[object]]) -> str:

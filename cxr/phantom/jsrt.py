@@ -11,17 +11,16 @@ resized to those of the databases.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from typing import Unpack
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from cxr import schema, storage
-from cxr.phantom.archive import Exam, check_settings, make_exam
-from cxr.phantom.nlm import patients_left, poses_parquet
+from cxr.phantom.archive import Exam, ExamSettings, make_exams, write_poses
+from cxr.phantom.nlm import patients_left
 from cxr.sources import jsrt
-from cxr.sources.sidecar import TRUTH_FILE
 
 PREVALENCE = 0.62  # 154 of 247 images
 MASK_PX = 1024
@@ -32,34 +31,26 @@ def write_jsrt_phantom(
     out_uri: str,
     count: int,
     *,
-    size: int = 512,
-    seed: int = 0,
     prevalence: float = PREVALENCE,
-    pose: float = 1.0,
-    on_exam: Callable[[Exam], None] | None = None,
+    **settings: Unpack[ExamSettings],
 ) -> None:
     """Write an archive of `count` images.
 
     Args:
-        size: size at which images are drawn, before they are resized to 2048 x 2048.
         prevalence: fraction of images with a nodule, the only finding.
-        seed, pose, on_exam: as in `archive.write_phantom`.
+        settings: see `make_exams`; images are drawn at `size` and then resized to 2048 x 2048.
 
     Raises:
         UserError: a setting is out of range, or `out_uri` is not writable.
     """
-    check_settings(count, size, prevalence, pose)
     numbers = {jsrt.NODULE: 0, jsrt.NO_NODULE: 0}
     poses: dict[str, np.ndarray] = {}
-    for index in range(count):
-        exam = make_exam(index, size=size, seed=seed, findings=(jsrt.FINDING,), prevalence=prevalence, pose=pose)
+    for exam in make_exams(count, findings=(jsrt.FINDING,), prevalence=prevalence, **settings):
         kind = jsrt.NODULE if exam.phantom.labels else jsrt.NO_NODULE
         numbers[kind] += 1
         name = _write(out_uri, exam, kind, numbers[kind])
         poses[name] = exam.phantom.pose_unit
-        if on_exam:
-            on_exam(exam)
-    storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))
+    write_poses(out_uri, poses)
 
 
 def _write(out_uri: str, exam: Exam, kind: str, number: int) -> str:

@@ -10,21 +10,17 @@ Image `index` is that of `archive.make_exam`; each image counts as another patie
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, get_args
+from collections.abc import Iterator, Sequence
+from typing import Literal, Unpack, get_args
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cxr import schema, storage
 from cxr.errors import UserError
-from cxr.phantom.archive import Exam, check_settings, make_exam, png
+from cxr.phantom.archive import ExamSettings, make_exams, png, write_poses
 from cxr.phantom.render import Phantom
 from cxr.schema import FINDINGS
 from cxr.sources import nlm
-from cxr.sources.sidecar import TRUTH_FILE
 
 Layout = Literal["montgomery", "shenzhen"]
 _SOURCES: dict[Layout, nlm.MaskedLungs] = {"montgomery": nlm.montgomery, "shenzhen": nlm.shenzhen}
@@ -35,34 +31,27 @@ def write_masked_phantom(
     count: int,
     layout: Layout,
     *,
-    size: int = 512,
-    seed: int = 0,
     findings: Sequence[str] = FINDINGS,
     prevalence: float = 0.5,
-    pose: float = 1.0,
-    on_exam: Callable[[Exam], None] | None = None,
+    **settings: Unpack[ExamSettings],
 ) -> None:
-    """Write an archive of `count` images in this layout; the settings are those of `archive.write_phantom`.
+    """Write an archive of `count` images in this layout; see `make_exams` for the settings.
 
     Raises:
         UserError: the layout is unknown, a setting is out of range, or `out_uri` is not writable.
     """
     if layout not in _SOURCES:
         raise UserError(f"expected layout {' or '.join(get_args(Layout))}, got {layout!r}: choose one of these")
-    check_settings(count, size, prevalence, pose)
     poses: dict[str, np.ndarray] = {}
-    for index in range(count):
-        exam = make_exam(index, size=size, seed=seed, findings=findings, prevalence=prevalence, pose=pose)
-        stem = f"{_SOURCES[layout].prefix}{index + 1:04d}_{int(bool(exam.phantom.labels))}"
+    for exam in make_exams(count, findings=findings, prevalence=prevalence, **settings):
+        stem = f"{_SOURCES[layout].prefix}{exam.index + 1:04d}_{int(bool(exam.phantom.labels))}"
         name = f"{stem}.png"
         storage.write_bytes(storage.join(out_uri, nlm.IMAGES, name), png(exam.phantom.pixels))
         masks = zip(_SOURCES[layout].masks, _masks(exam.phantom, layout), strict=True)
         for path, mask in masks:
             storage.write_bytes(storage.join(out_uri, path.format(stem)), png(mask * np.uint8(255)))
         poses[name] = exam.phantom.pose_unit
-        if on_exam:
-            on_exam(exam)
-    storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))
+    write_poses(out_uri, poses)
 
 
 def _masks(phantom: Phantom, layout: Layout) -> Iterator[np.ndarray]:
@@ -82,13 +71,3 @@ def patients_left(phantom: Phantom) -> np.ndarray:
     centers = (2 * np.arange(size) + 1) / size - 1
     inverse = np.linalg.inv(np.vstack([phantom.pose_unit, [0, 0, 1]]))
     return inverse[0, 0] * centers[None, :] + inverse[0, 1] * centers[:, None] + inverse[0, 2] > 0
-
-
-def poses_parquet(poses: Mapping[str, np.ndarray]) -> bytes:
-    """A `truth.parquet` with image_id and true_theta, from each image's (2, 3) pose."""
-    columns = pa.schema([schema.MANIFEST.field(name) for name in (schema.IMAGE_ID, schema.TRUE_THETA)])
-    data = io.BytesIO()
-    pq.write_table(
-        pa.table([list(poses), [pose.reshape(-1).tolist() for pose in poses.values()]], schema=columns), data
-    )
-    return data.getvalue()

@@ -16,20 +16,18 @@ import csv
 import gzip
 import io
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import cv2
 import numpy as np
 
 from cxr import storage
 from cxr.errors import UserError
-from cxr.phantom.archive import Exam, check_settings, make_exam, png
-from cxr.phantom.nlm import poses_parquet
+from cxr.phantom.archive import Exam, ExamSettings, make_exams, png, write_poses
 from cxr.schema import FINDINGS
 from cxr.sources import chexpert, labeler, mimic_cxr_jpg, padchest
-from cxr.sources.sidecar import TRUTH_FILE
 
 Layout = Literal["chexpert", "mimic-cxr-jpg", "padchest"]
 Row = Sequence[object]
@@ -119,37 +117,31 @@ def write_report_phantom(
     count: int,
     layout: Layout,
     *,
-    size: int = 512,
-    seed: int = 0,
     prevalence: float = PREVALENCE,
-    pose: float = 1.0,
-    on_exam: Callable[[Exam], None] | None = None,
+    **settings: Unpack[ExamSettings],
 ) -> None:
     """Write an archive of `count` images in this layout.
 
     Args:
-        size, seed, prevalence, pose, on_exam: as in `archive.write_phantom`.
+        prevalence: fraction of images with a finding.
+        settings: see `make_exams`.
 
     Raises:
         UserError: the layout is unknown, a setting is out of range, or `out_uri` is not writable.
     """
     if layout not in get_args(Layout):
         raise UserError(f"expected layout {', '.join(get_args(Layout))}, got {layout!r}: choose one of these")
-    check_settings(count, size, prevalence, pose)
     describe = {"chexpert": _chexpert, "mimic-cxr-jpg": _mimic, "padchest": _padchest}[layout]
     lists: dict[str, list[Row]] = {}
     poses: dict[str, np.ndarray] = {}
-    for index in range(count):
-        exam = make_exam(index, size=size, seed=seed, findings=FINDINGS, prevalence=prevalence, pose=pose)
-        image = describe(exam, index, seed)
+    for exam in make_exams(count, findings=FINDINGS, prevalence=prevalence, **settings):
+        image = describe(exam)
         data = png(exam.phantom.pixels.astype(np.uint16) << 4) if layout == "padchest" else _jpeg(exam.phantom.pixels)
         storage.write_bytes(storage.join(out_uri, image.path), data)
         for file, row in image.rows.items():
             lists.setdefault(file, []).append(row)
         poses[image.id] = exam.phantom.pose_unit
-        if on_exam:
-            on_exam(exam)
-    storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))
+    write_poses(out_uri, poses)
     for file, rows in lists.items():
         text = _csv([_HEADERS[file], *rows]).encode()
         storage.write_bytes(
@@ -166,19 +158,19 @@ class _Image:
     rows: dict[str, Row]
 
 
-def _chexpert(exam: Exam, index: int, seed: int) -> _Image:
+def _chexpert(exam: Exam) -> _Image:
     part = "valid" if exam.is_test else "train"
     key = f"patient{exam.patient:05d}/study{exam.follow_up + 1}/view1_frontal"
     path = f"{part}/{key}.jpg"
     sex = {"F": "Female", "M": "Male"}[exam.sex]
-    row = (f"CheXpert-v1.0-small/{path}", sex, exam.age, "Frontal", exam.view, *observations(exam, index, seed))
+    row = (f"CheXpert-v1.0-small/{path}", sex, exam.age, "Frontal", exam.view, *observations(exam))
     return _Image(key, path, {f"{part}.csv": row})
 
 
-def _mimic(exam: Exam, index: int, seed: int) -> _Image:
-    digits = uuid.uuid5(uuid.NAMESPACE_OID, f"cxr phantom mimic {seed} {index}").hex
+def _mimic(exam: Exam) -> _Image:
+    digits = uuid.uuid5(uuid.NAMESPACE_OID, f"cxr phantom mimic {exam.seed} {exam.index}").hex
     image = "-".join((digits + digits)[start : start + 8] for start in range(0, 40, 8))
-    subject, study = 10_000_000 + exam.patient, 50_000_000 + index
+    subject, study = 10_000_000 + exam.patient, 50_000_000 + exam.index
     split = "test" if exam.is_test else "validate" if exam.patient % 5 == 1 else "train"
     rows: dict[str, Row] = {
         SPLIT: (image, study, subject, split),
@@ -189,23 +181,23 @@ def _mimic(exam: Exam, index: int, seed: int) -> _Image:
             f"CHEST ({'PORTABLE AP' if exam.view == 'AP' else 'PA AND LAT'})",
             exam.view,
         ),
-        OBSERVED: (subject, study, *observations(exam, index, seed)),
+        OBSERVED: (subject, study, *observations(exam)),
     }
     return _Image(image, f"files/p{str(subject)[:2]}/p{subject}/s{study}/{image}.jpg", rows)
 
 
-def _padchest(exam: Exam, index: int, seed: int) -> _Image:
-    study = uuid.uuid5(uuid.NAMESPACE_OID, f"cxr phantom padchest {seed} {index}").int
-    image = f"{study}_{index:06x}.png"
+def _padchest(exam: Exam) -> _Image:
+    study = uuid.uuid5(uuid.NAMESPACE_OID, f"cxr phantom padchest {exam.seed} {exam.index}").int
+    image = f"{study}_{exam.index:06x}.png"
     words = [WORDS[finding] for finding in exam.phantom.labels] or ["normal"]
-    birth, method = float(_EXAM_YEAR - exam.age), "Physician" if index % 4 == 0 else "RNN_model"
+    birth, method = float(_EXAM_YEAR - exam.age), "Physician" if exam.index % 4 == 0 else "RNN_model"
     row = (image, 0, f"{_EXAM_YEAR}0701", study, exam.patient, birth, exam.sex, exam.view, method, words)
     return _Image(image, f"0/{image}", {PADCHEST_LIST: row})
 
 
-def observations(exam: Exam, index: int, seed: int) -> list[str]:
-    """The labels of a report on image `index`, in the order of `labeler.COLUMNS`; see the module."""
-    rng = np.random.default_rng([seed, _REPORT, index])
+def observations(exam: Exam) -> list[str]:
+    """The labels of a report on the image, in the order of `labeler.COLUMNS`; see the module."""
+    rng = np.random.default_rng([exam.seed, _REPORT, exam.index])
     present = {OBSERVATIONS[finding] for finding in exam.phantom.labels}
     values = []
     for name, draw in zip(labeler.FINDINGS, rng.random(len(labeler.FINDINGS)), strict=True):

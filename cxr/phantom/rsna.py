@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from typing import Unpack
 
 import numpy as np
 
 from cxr import storage
-from cxr.phantom.archive import Exam, check_settings, make_exam
-from cxr.phantom.nlm import poses_parquet
+from cxr.phantom.archive import Exam, ExamSettings, make_exams, write_poses
 from cxr.phantom.siim import dicom
 from cxr.schema import FINDINGS
 from cxr.sources import rsna_pneumonia
-from cxr.sources.sidecar import TRUTH_FILE
 
 OPACITIES = ("Pneumonia", "Infiltration", "Consolidation")
 PREVALENCE = 0.67  # 17,833 of 26,684 images are not normal
@@ -34,31 +32,26 @@ def write_rsna_phantom(
     out_uri: str,
     count: int,
     *,
-    size: int = 512,
-    seed: int = 0,
     prevalence: float = PREVALENCE,
-    pose: float = 1.0,
-    on_exam: Callable[[Exam], None] | None = None,
+    **settings: Unpack[ExamSettings],
 ) -> None:
     """Write an archive of `count` images.
 
     Args:
         prevalence: fraction of images with a finding of any kind.
-        size, seed, pose, on_exam: as in `archive.write_phantom`.
+        settings: see `make_exams`.
 
     Raises:
         UserError: a setting is out of range, or `out_uri` is not writable.
     """
-    check_settings(count, size, prevalence, pose)
     labels = [",".join((rsna_pneumonia.IMAGE, *rsna_pneumonia.BOX, rsna_pneumonia.TARGET))]
     classes = [f"{rsna_pneumonia.IMAGE},{rsna_pneumonia.CLASS}"]
     mapping: list[dict[str, str]] = []
     poses: dict[str, np.ndarray] = {}
-    for index in range(count):
-        exam = make_exam(index, size=size, seed=seed, findings=FINDINGS, prevalence=prevalence, pose=pose)
-        image = image_id(index, seed)
+    for exam in make_exams(count, findings=FINDINGS, prevalence=prevalence, **settings):
+        image = image_id(exam.index, exam.seed)
         folder = "stage_2_test_images" if exam.is_test else "stage_2_train_images"
-        storage.write_bytes(storage.join(out_uri, folder, f"{image}.dcm"), dicom(exam, index, seed))
+        storage.write_bytes(storage.join(out_uri, folder, f"{image}.dcm"), dicom(exam))
         if not exam.is_test:
             boxes = opacities(exam)
             labels += [f"{image},{','.join(map(str, box))},1" for box in boxes] or [f"{image},,,,,0"]
@@ -66,9 +59,7 @@ def write_rsna_phantom(
             classes += [f"{image},{'Lung Opacity' if boxes else normal_class}"] * max(1, len(boxes))
         mapping.append({rsna_pneumonia.MAPPED_IMAGE: image, rsna_pneumonia.NIH_IMAGE: exam.image_id})
         poses[image] = exam.phantom.pose_unit
-        if on_exam:
-            on_exam(exam)
-    storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))
+    write_poses(out_uri, poses)
     storage.write_text(storage.join(out_uri, rsna_pneumonia.MAPPING_FILE), json.dumps(mapping))
     storage.write_text(storage.join(out_uri, rsna_pneumonia.CLASSES_FILE), "\n".join([*classes, ""]))
     storage.write_text(storage.join(out_uri, rsna_pneumonia.LABELS_FILE), "\n".join([*labels, ""]))

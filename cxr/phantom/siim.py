@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import io
 import uuid
-from collections.abc import Callable, Iterator
-from typing import Literal, get_args
+from collections.abc import Iterator
+from typing import Literal, Unpack, get_args
 
 import cv2
 import numpy as np
 
 from cxr import storage
 from cxr.errors import UserError
-from cxr.phantom.archive import Exam, check_settings, make_exam, png
-from cxr.phantom.nlm import poses_parquet
+from cxr.phantom.archive import Exam, ExamSettings, make_exams, png, write_poses
 from cxr.sources import rle, siim
-from cxr.sources.sidecar import TRUTH_FILE
 
 Layout = Literal["siim", "siim-png"]
 
@@ -48,36 +46,28 @@ def write_siim_phantom(
     count: int,
     layout: Layout = "siim",
     *,
-    size: int = 512,
-    seed: int = 0,
     prevalence: float = PREVALENCE,
-    pose: float = 1.0,
-    on_exam: Callable[[Exam], None] | None = None,
+    **settings: Unpack[ExamSettings],
 ) -> None:
     """Write an archive of `count` images in this layout.
 
     Args:
         prevalence: fraction of images with a pneumothorax, the only finding.
-        size, seed, pose, on_exam: as in `archive.write_phantom`.
+        settings: see `make_exams`.
 
     Raises:
         UserError: the layout is unknown, a setting is out of range, or `out_uri` is not writable.
     """
     if layout not in get_args(Layout):
         raise UserError(f"expected layout {' or '.join(get_args(Layout))}, got {layout!r}: choose one of these")
-    check_settings(count, size, prevalence, pose)
     write = _write_dicom if layout == "siim" else _write_pngs
     lists: dict[str, Rows] = {}
     poses: dict[str, np.ndarray] = {}
-    for index in range(count):
-        exam = make_exam(index, size=size, seed=seed, findings=(siim.FINDING,), prevalence=prevalence, pose=pose)
-        file, rows = write(out_uri, exam, index, seed)
+    for exam in make_exams(count, findings=(siim.FINDING,), prevalence=prevalence, **settings):
+        file, rows = write(out_uri, exam)
         lists.setdefault(file, []).extend(rows)
-        image = image_uid(index, seed)
-        poses[image] = exam.phantom.pose_unit
-        if on_exam:
-            on_exam(exam)
-    storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))
+        poses[image_uid(exam.index, exam.seed)] = exam.phantom.pose_unit
+    write_poses(out_uri, poses)
     for file, rows in lists.items():
         storage.write_text(storage.join(out_uri, file), "\n".join([_HEADERS[file], *rows, ""]))
 
@@ -88,12 +78,12 @@ def image_uid(index: int, seed: int, level: str = "image") -> str:
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, f'cxr phantom {seed} {index} {level}').int}"
 
 
-def _write_dicom(out_uri: str, exam: Exam, index: int, seed: int) -> tuple[str, Rows]:
+def _write_dicom(out_uri: str, exam: Exam) -> tuple[str, Rows]:
     """Write an image; return the name of the list that contains it, and its rows there."""
-    folders = (image_uid(index, seed, level) for level in ("study", "series"))
-    image = image_uid(index, seed)
+    folders = (image_uid(exam.index, exam.seed, level) for level in ("study", "series"))
+    image = image_uid(exam.index, exam.seed)
     location = storage.join(out_uri, "dicom-images-train", *folders, f"{image}.dcm")
-    storage.write_bytes(location, dicom(exam, index, seed))
+    storage.write_bytes(location, dicom(exam))
     return siim.CODES_FILE, [f"{image}, {code}" for code in _codes(exam)]
 
 
@@ -107,7 +97,7 @@ def _codes(exam: Exam) -> Iterator[str]:
     yield from (rle.encode(pieces == number) for number in range(1, count))
 
 
-def dicom(exam: Exam, index: int, seed: int) -> bytes:
+def dicom(exam: Exam) -> bytes:
     """A DICOM file like those of the release: JPEG baseline pixels, and tags of a fictitious patient."""
     from pydicom import uid  # pydicom takes half a second to import
     from pydicom.dataset import FileDataset, FileMetaDataset
@@ -115,10 +105,12 @@ def dicom(exam: Exam, index: int, seed: int) -> bytes:
 
     file = FileDataset("", {}, preamble=bytes(128), file_meta=FileMetaDataset())
     file.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
-    file.SOPClassUID, file.SOPInstanceUID = _SECONDARY_CAPTURE, image_uid(index, seed)
-    file.StudyInstanceUID, file.SeriesInstanceUID = (image_uid(index, seed, level) for level in ("study", "series"))
+    file.SOPClassUID, file.SOPInstanceUID = _SECONDARY_CAPTURE, image_uid(exam.index, exam.seed)
+    file.StudyInstanceUID, file.SeriesInstanceUID = (
+        image_uid(exam.index, exam.seed, level) for level in ("study", "series")
+    )
     file.Modality, file.BodyPartExamined, file.ViewPosition = "CR", "CHEST", exam.view
-    file.PatientID = file.PatientName = f"phantom-{seed}-{index}"
+    file.PatientID = file.PatientName = f"phantom-{exam.seed}-{exam.index}"
     file.PatientAge, file.PatientSex = f"{exam.age:03d}Y", exam.sex
     file.Rows, file.Columns = exam.phantom.pixels.shape
     file.PixelSpacing = [SPACING_MM, SPACING_MM]
@@ -134,13 +126,13 @@ def dicom(exam: Exam, index: int, seed: int) -> bytes:
     return stream.getvalue()
 
 
-def _write_pngs(out_uri: str, exam: Exam, index: int, seed: int) -> tuple[str, Rows]:
+def _write_pngs(out_uri: str, exam: Exam) -> tuple[str, Rows]:
     """Write an image and its mask; return the name of the list that contains it, and its row there."""
     pixels, mask = exam.phantom.pixels, exam.phantom.masks.get(siim.FINDING)
     part, has_pneumothorax = ("test" if exam.is_test else "train"), int(mask is not None)
-    file = f"{index}_{part}_{has_pneumothorax}_.png"
+    file = f"{exam.index}_{part}_{has_pneumothorax}_.png"
     mask_pixels = np.zeros_like(pixels) if mask is None else mask * np.uint8(255)
     storage.write_bytes(storage.join(out_uri, siim.IMAGES, file), png(pixels))
     storage.write_bytes(storage.join(out_uri, siim.MASKS, file), png(mask_pixels))
     listed_in = siim.TEST_FILE if exam.is_test else siim.TRAIN_FILE
-    return listed_in, [f"{file},{image_uid(index, seed)},{has_pneumothorax}"]
+    return listed_in, [f"{file},{image_uid(exam.index, exam.seed)},{has_pneumothorax}"]

@@ -20,20 +20,18 @@ from __future__ import annotations
 import csv
 import io
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, get_args
+from collections.abc import Iterable, Sequence
+from typing import Literal, Unpack, get_args
 
 import cv2
 import numpy as np
 
 from cxr import schema, storage
 from cxr.errors import UserError
-from cxr.phantom.archive import Exam, check_settings, make_exam, png
-from cxr.phantom.nlm import poses_parquet
+from cxr.phantom.archive import Exam, ExamSettings, make_exams, png, write_poses
 from cxr.schema import FINDINGS, VINBIGDATA_FINDINGS
 from cxr.sources import vinbigdata, vindr
 from cxr.sources.annotations import CLASS_NAME, HEADER, IMAGE, READER
-from cxr.sources.sidecar import TRUTH_FILE
 
 Layout = Literal["vinbigdata", "vinbigdata-png", "vindr-cxr"]
 ReaderBox = tuple[str, Sequence[float]]  # a class's name, and corners in pixels
@@ -74,41 +72,34 @@ def write_vinbigdata_phantom(
     count: int,
     layout: Layout = "vinbigdata",
     *,
-    size: int = 512,
-    seed: int = 0,
     prevalence: float = PREVALENCE,
-    pose: float = 1.0,
-    on_exam: Callable[[Exam], None] | None = None,
+    **settings: Unpack[ExamSettings],
 ) -> None:
     """Write an archive of `count` images in this layout.
 
     Args:
-        size: size of the originals; PNG copies have half of it.
-        prevalence, seed, pose, on_exam: as in `archive.write_phantom`.
+        prevalence: fraction of images with a finding.
+        settings: see `make_exams`; `size` is that of the originals, and PNG copies have half of it.
 
     Raises:
         UserError: the layout is unknown, a setting is out of range, or `out_uri` is not writable.
     """
     if layout not in get_args(Layout):
         raise UserError(f"expected layout {' or '.join(get_args(Layout))}, got {layout!r}: choose one of these")
-    check_settings(count, size, prevalence, pose)
     files: dict[str, list[Row]] = {vinbigdata.META_FILES[0]: [], vinbigdata.META_FILES[1]: [], EXACT_FILE: []}
     readings: list[Row] = []
     vindr_lists = _VinDrLists()
     poses: dict[str, np.ndarray] = {}
-    for index in range(count):
-        exam = make_exam(index, size=size, seed=seed, findings=FINDINGS, prevalence=prevalence, pose=pose)
-        image = image_id(index, seed)
-        _write_image(out_uri, exam, index, image, layout)
-        files[vinbigdata.META_FILES[exam.is_test]].append((image, size, size))
+    for exam in make_exams(count, findings=FINDINGS, prevalence=prevalence, **settings):
+        image = image_id(exam.index, exam.seed)
+        _write_image(out_uri, exam, image, layout)
+        files[vinbigdata.META_FILES[exam.is_test]].append((image, *exam.phantom.pixels.shape))
         files[EXACT_FILE] += _rows(image, TRUTH, exact(exam))
-        read = [] if exam.is_test else read_by_three(exam, index, seed)
+        read = [] if exam.is_test else read_by_three(exam)
         readings += read
         vindr_lists.add(exam, image, read)
         poses[image] = exam.phantom.pose_unit
-        if on_exam:
-            on_exam(exam)
-    storage.write_bytes(storage.join(out_uri, TRUTH_FILE), poses_parquet(poses))
+    write_poses(out_uri, poses)
     storage.write_text(storage.join(out_uri, EXACT_FILE), _csv(HEADER, files.pop(EXACT_FILE)))
     for file, sizes in files.items() if layout == "vinbigdata-png" else ():
         header = (IMAGE, vinbigdata.HEIGHT, vinbigdata.WIDTH)
@@ -174,14 +165,12 @@ def exact(exam: Exam) -> list[ReaderBox]:
     return [(CLASSES[box.label], box.xyxy_px) for box in exam.phantom.boxes]
 
 
-def read_by_three(exam: Exam, index: int, seed: int) -> list[Row]:
-    """Rows of train.csv for image `index`; readers and boxes depend only on the index and the seed."""
-    rng = np.random.default_rng([seed, _READING, index])
+def read_by_three(exam: Exam) -> list[Row]:
+    """Rows of train.csv for an image; readers and boxes depend only on its index and seed."""
+    rng = np.random.default_rng([exam.seed, _READING, exam.index])
     readers = np.sort(rng.choice(READERS, READERS_OF_IMAGE, replace=False)) + 1
-    side = len(exam.phantom.pixels)
-    return [
-        row for number in readers for row in _rows(image_id(index, seed), f"R{number}", _read(exact(exam), side, rng))
-    ]
+    image, side = image_id(exam.index, exam.seed), len(exam.phantom.pixels)
+    return [row for number in readers for row in _rows(image, f"R{number}", _read(exact(exam), side, rng))]
 
 
 def _read(truth: Sequence[ReaderBox], side: int, rng: np.random.Generator) -> list[ReaderBox]:
@@ -219,28 +208,28 @@ def _csv(header: Sequence[str], rows: Iterable[Row]) -> str:
 # ---- Images
 
 
-def _write_image(out_uri: str, exam: Exam, index: int, image: str, layout: Layout) -> None:
+def _write_image(out_uri: str, exam: Exam, image: str, layout: Layout) -> None:
     folder = storage.join(out_uri, vinbigdata.TEST if exam.is_test else vinbigdata.TRAIN)
     if layout != "vinbigdata-png":
-        storage.write_bytes(storage.join(folder, f"{image}.dicom"), _dicom(exam.phantom.pixels, index, image))
+        storage.write_bytes(storage.join(folder, f"{image}.dicom"), _dicom(exam, image))
     else:
         copy = cv2.resize(exam.phantom.pixels, None, fx=COPY_SHARE, fy=COPY_SHARE, interpolation=cv2.INTER_AREA)
         storage.write_bytes(storage.join(folder, f"{image}.png"), png(copy))
 
 
-def _dicom(pixels: np.ndarray, index: int, image: str) -> bytes:
+def _dicom(exam: Exam, image: str) -> bytes:
     """A DICOM file without patient data, as in the release; uint8 pixels are stored with 12 bits."""
     from pydicom import uid  # pydicom takes half a second to import
     from pydicom.dataset import FileDataset, FileMetaDataset
 
     largest = (1 << _BITS) - 1
-    stored = np.rint(pixels * (largest / 255)).astype(np.uint16)
-    inverted = index % 3 == 2
+    stored = np.rint(exam.phantom.pixels * (largest / 255)).astype(np.uint16)
+    inverted = exam.index % 3 == 2
     file = FileDataset("", {}, preamble=bytes(128), file_meta=FileMetaDataset())
     file.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     file.SOPClassUID, file.SOPInstanceUID = _DIGITAL_X_RAY, f"2.25.{int(image, 16)}"
     file.Modality = "DX"
-    file.Rows, file.Columns = pixels.shape
+    file.Rows, file.Columns = exam.phantom.pixels.shape
     file.SamplesPerPixel, file.PixelRepresentation = 1, 0
     file.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
     file.BitsAllocated, file.BitsStored, file.HighBit = 16, _BITS, _BITS - 1

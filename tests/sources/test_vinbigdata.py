@@ -69,7 +69,7 @@ def test_a_phantom_archive_is_read_with_all_readers_boxes(archive: Path, layout:
             testing += 1
             assert (row[schema.SPLIT], row[schema.BOXES], set(row[schema.LABELS])) == ("test", None, {-1})
             continue
-        wanted = [each for each in read_by_three(exam, index, 0) if each[2] != 14]
+        wanted = [each for each in read_by_three(exam) if each[2] != 14]
         assert [(box["label"], box["reader"]) for box in row[schema.BOXES]] == [(each[1], each[3]) for each in wanted]
         corners = [[box[corner] for corner in rater_agreement.CORNERS] for box in row[schema.BOXES]]
         np.testing.assert_allclose(corners, [[scale * edge for edge in each[4:]] for each in wanted])
@@ -206,7 +206,7 @@ def test_the_published_boxes_with_all_images(
 
 def test_simulated_readers_agree_like_radiologists() -> None:
     exams = [make_exam(index, size=64, seed=1, prevalence=1.0) for index in range(120)]
-    drawn = [read_by_three(exam, index, 1) for index, exam in enumerate(exams)]
+    drawn = [read_by_three(exam) for exam in exams]
     columns = (schema.LABEL, schema.READER, *rater_agreement.CORNERS)
     boxes = [[dict(zip(columns, (r[1], r[3], *r[4:]), strict=True)) for r in rows if r[2] != 14] for rows in drawn]
     looked = [sorted({str(row[3]) for row in rows}) for rows in drawn]
