@@ -40,6 +40,7 @@ from cxr.models.contrast_attention import (
     probabilities,
     warp_boxes,
 )
+from cxr.models.input_contract import IMAGENET, InputContract
 from cxr.models.mil_loss import MILLoss, cells_inside
 from cxr.models.pretrained import Weights
 from cxr.models.spatial_transformer import SpatialTransformer, compose, identity, invert, warp
@@ -172,6 +173,10 @@ class AttendRecipe(HeatmapBoxesRecipe):
     def _new_aligner(recipe: Mapping[str, Any]) -> SpatialTransformer:
         """An aligner without its weights."""
         return AlignRecipe.from_dict({name: value for name, value in recipe.items() if name != SHA256}).network(())
+
+    @property
+    def input_contract(self) -> InputContract:
+        return IMAGENET.replace(size=self.size)
 
     @property
     def torchvision_backbone(self) -> str:

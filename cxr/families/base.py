@@ -26,6 +26,7 @@ from cxr.errors import UserError
 from cxr.imaging.enhance import Denoise, Enhancement, Equalize, Normalize
 from cxr.imaging.lung_bbox import MARGIN
 from cxr.models import pretrained
+from cxr.models.input_contract import UNIT, InputContract
 from cxr.models.pretrained import Weights
 from cxr.precision import outside_autocast
 
@@ -264,6 +265,11 @@ class Recipe(ABC):
     def enhancement(self) -> Enhancement:
         """Enhancement applied to images before they are stored; the same in training and scoring."""
         return Enhancement(self.denoise, self.normalize, self.equalize)
+
+    @property
+    def input_contract(self) -> InputContract:
+        """What the weights expect as input. The network applies it to the gray values in [0, 1] that it is given."""
+        return UNIT.replace(size=self.size)
 
     @property
     def objectives(self) -> dict[str, Literal["min", "max"]]:

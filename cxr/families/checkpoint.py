@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from cxr.families import recipe_from_dict
 from cxr.families.base import Recipe, Task
 from cxr.families.checkpoint_files import ABOUT, KIND, RESUME, TASK, VERSION, WEIGHTS, read_about
 from cxr.models import pretrained
+from cxr.models.input_contract import InputContract
 from cxr.runtime import provenance
 
 
@@ -34,7 +35,7 @@ class Checkpoint:
     def task(self) -> Task:
         """The training task around the network, with the state it had besides the network."""
         task = self.recipe.task(self.network)
-        restore_task_state(task, _tensors(storage.join(self.uri, TASK)))
+        restore_task_state(task, safetensors.torch.load(storage.read_bytes(storage.join(self.uri, TASK))))
         return task
 
 
@@ -56,8 +57,8 @@ def save(
         reading: which images of the archive were used; see `ReadOptions.describe`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(weights), folder / WEIGHTS)
-    torch.save(task_state(task), folder / TASK)
+    (folder / WEIGHTS).write_bytes(pretrained.to_safetensors(weights))
+    (folder / TASK).write_bytes(pretrained.to_safetensors(task_state(task)))
     if resume is not None:
         torch.save(dict(resume), folder / RESUME)
     about = {
@@ -65,7 +66,7 @@ def save(
         "version": VERSION,
         "recipe": recipe.to_dict(),
         "findings": list(findings),
-        "input": {"size": recipe.size, "channels": 1, "range": [0, 1], "normalization": "inside the network"},
+        "input": recipe.input_contract.to_dict(),
         "metrics": dict(metrics),
         "reading": dict(reading or {}),
         "learned": task.describe(),
@@ -91,7 +92,12 @@ def load(uri: str) -> Checkpoint:
             f"{uri}/{WEIGHTS} is damaged: its SHA-256 differs from the one in {ABOUT}. Copy the checkpoint again"
         )
     network = recipe.network(about["findings"])
-    state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    if differences := recipe.input_contract.differences(InputContract.from_dict(about["input"])):
+        raise UserError(
+            f"{uri} has weights for other inputs than its recipe gives them ({'; '.join(differences)}): use the "
+            f"version of cxr that wrote it, or train again"
+        )
+    state = safetensors.torch.load(data)
     try:
         pretrained.load(network, state, "the network", exact=True)
     except ValueError as error:
@@ -139,7 +145,3 @@ def restore_task_state(task: Task, state: Mapping[str, Tensor]) -> None:
     """Restore what `task_state` returned. Shapes are taken from the state, since `begin` may have set them."""
     for name, values in state.items():
         task.register_buffer(name, values.to(next(task.network.parameters()).device))
-
-
-def _tensors(uri: str) -> dict[str, Any]:
-    return torch.load(io.BytesIO(storage.read_bytes(uri)), weights_only=True, map_location="cpu")

@@ -1,12 +1,13 @@
 """The files of a checkpoint: a folder with everything that scoring and further training need.
 
-    checkpoint.json   recipe, findings in order, input contract, metrics, versions, commit, SHA-256 of the weights
-    weights.pt        the network's state
-    task.pt           what the task has learned besides the network, such as the alignment target
-    resume.pt         optimizer, schedule and step, for going on; scoring does not read it
-    lungs/            the checkpoint by which images are cropped, where the recipe has `lung_crop`; in copies only
+    checkpoint.json       recipe, findings in order, input contract (`cxr.models.input_contract`), metrics, versions,
+                          commit, SHA-256 of weights.safetensors
+    weights.safetensors   the network's state
+    task.safetensors      what the task has learned besides the network, such as the alignment target
+    resume.pt             optimizer, schedule and step, for resuming; scoring does not read it
+    lungs/                the checkpoint by which images are cropped, where the recipe has `lung_crop`; in copies only
 
-All `.pt` files load with `weights_only=True`: no pickle is run.
+`resume.pt` is loaded with `weights_only=True`, so that no pickle is ever run.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 from cxr import storage
 from cxr.errors import UserError
 
-ABOUT, WEIGHTS, TASK, RESUME = "checkpoint.json", "weights.pt", "task.pt", "resume.pt"
+ABOUT, WEIGHTS, TASK, RESUME = "checkpoint.json", "weights.safetensors", "task.safetensors", "resume.pt"
 LUNGS = "lungs"
-KIND, VERSION = "cxr-checkpoint", 1
+KIND, VERSION = "cxr-checkpoint", 2
 
 
 def read_about(uri: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from cxr.families.classifier_base import (
     with_decisions,
 )
 from cxr.models.classifier import StemStride, load_body
+from cxr.models.input_contract import IMAGENET, InputContract
 from cxr.models.multiscale_cam import (
     CAM_BACKBONES,
     CamBackbone,
@@ -128,6 +129,10 @@ class LocalizeRecipe(HeatmapBoxesRecipe):
 
     def task(self, network: nn.Module) -> LocalizeTask:
         return LocalizeTask(self, network)
+
+    @property
+    def input_contract(self) -> InputContract:
+        return IMAGENET.replace(size=self.size)
 
     @property
     def torchvision_backbone(self) -> str:

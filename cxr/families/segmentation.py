@@ -30,7 +30,8 @@ from cxr.imaging.geometry import ResizeTransform, mask_to_original
 from cxr.metrics.segmentation import hd95_rows, image_level, summary
 from cxr.metrics.segmentation.mask_thresholds import MaskRule, choose_rule, decided, rule_rows
 from cxr.models import pretrained
-from cxr.models.fcn import FcnBackbone, FcnStride, FullyConvolutional, Upsampling
+from cxr.models.fcn import HALF, FcnBackbone, FcnStride, FullyConvolutional, Upsampling
+from cxr.models.input_contract import IMAGENET, InputContract
 from cxr.models.pretrained import Weights
 from cxr.models.segmentation_loss import MaskLoss, image_loss
 from cxr.models.segmentation_model import SegmentationModel, Segmenter
@@ -141,6 +142,13 @@ class SegmentationRecipe(Recipe):
             _ = self.loss, self.variation
         except ValueError as error:
             raise UserError(str(error)) from error
+
+    @property
+    def input_contract(self) -> InputContract:
+        if self.architecture == "small_unet":
+            return super().input_contract
+        googlenet = self.architecture != "unet" and self.backbone == "googlenet"
+        return (HALF if googlenet else IMAGENET).replace(size=self.size)
 
     @property
     def loss(self) -> MaskLoss:

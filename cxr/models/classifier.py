@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from cxr.models import pretrained
+from cxr.models.input_contract import IMAGENET
 
 ClassifierName = Literal["densenet121", "densenet169", "densenet201", "resnet18", "resnet34", "resnet50"]
 CLASSIFIERS: tuple[ClassifierName, ...] = get_args(ClassifierName)
 StemStride = Literal[1, 2, 4]
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 class Classifier(nn.Module):
     """Images (B, 1, H, W) in [0, 1], of any size, to logits (B, findings).
 
-    The network sees three equal channels, normalized as torchvision's weights expect.
+    The network sees three channels, normalized as torchvision's weights expect.
 
     Args:
         name: a network of torchvision; the parameters of `body` have its names.
@@ -33,9 +31,6 @@ class Classifier(nn.Module):
         ValueError: there is no such network or stride.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, name: ClassifierName, findings: int, stem_stride: StemStride = 4) -> None:
         super().__init__()
         if name not in CLASSIFIERS or stem_stride not in get_args(StemStride):
@@ -45,13 +40,12 @@ class Classifier(nn.Module):
             )
         from torchvision import models as torchvision_models  # imported here because it takes seconds
 
+        self.contract = IMAGENET
         self.body = getattr(torchvision_models, name)(weights=None, num_classes=findings)
         _set_stem(self.body, stem_stride)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, x_B1HW: Tensor) -> Tensor:
-        return self.body((x_B1HW.expand(-1, 3, -1, -1) - self.mean) / self.std)
+        return self.body(self.contract.apply(x_B1HW))
 
 
 def _set_stem(body: nn.Module, stride: StemStride) -> None:

@@ -84,7 +84,7 @@ class ContrastAttention(nn.Module):
 
     def features(self, x_B1HW: Tensor) -> Tensor:
         """(B, channels, grid, grid), without negative values."""
-        x = (x_B1HW.expand(-1, 3, -1, -1) - self.backbone.mean) / self.backbone.std
+        x = self.backbone.contract.apply(x_B1HW)
         for layer in self.layers():
             x = layer(x)
         return resized(x, self.grid)

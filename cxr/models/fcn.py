@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD
+from cxr.models.input_contract import IMAGENET
 from cxr.models.receptive_field import receptive_fields
 from cxr.models.segmentation_model import ImageHead, Segmenter
 
@@ -20,6 +20,7 @@ FcnStride = Literal[32, 16, 8]
 Upsampling = Literal["published", "fixed", "learned"]
 
 FC_CHANNELS = 4096
+HALF = IMAGENET.replace(mean=(0.5,) * 3, std=(0.5,) * 3)  # GoogLeNet's weights were converted from another library
 
 
 class _Cut(NamedTuple):
@@ -74,8 +75,7 @@ class FullyConvolutional(Segmenter):
         ):
             if value not in allowed:
                 raise ValueError(f"FCN {setting}: expected one of {', '.join(map(str, allowed))}, got {value}")
-        half = (0.5, 0.5, 0.5)  # GoogLeNet's weights were converted from another library
-        super().__init__(*((half, half) if name == "googlenet" else (IMAGENET_MEAN, IMAGENET_STD)))
+        super().__init__(HALF if name == "googlenet" else IMAGENET)
         self.strided = StridedBackbone(name, fully_connected)
         self.scores = nn.ModuleDict()
         self.upsampling = nn.ModuleDict()

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, ClassifierName, StemStride
+from cxr.models.classifier import Classifier, ClassifierName, StemStride
+from cxr.models.input_contract import IMAGENET
 from cxr.models.receptive_field import ReceptiveField, receptive_fields
 from cxr.precision import in_float32
 
@@ -150,22 +151,17 @@ class BackboneStages(nn.Module):
     # and a copied network would normalize by the statistics of the batch. timm's features_only has other parameter
     # names for DenseNets, and gives their blocks without the norm that follows.
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, backbone: CamBackbone, stem_stride: StemStride = 4, *, last_only: bool = False) -> None:
         super().__init__()
         _one_of(backbone, CAM_BACKBONES)
-        self.last_only = last_only
+        self.last_only, self.contract = last_only, IMAGENET
         self.body = SmallResNet(stem_stride) if backbone == "small" else _headless(backbone, stem_stride)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         with torch.no_grad():
             self.channels = [seen.shape[1] for seen in self.eval()(torch.zeros(1, 1, 64, 64))]
         self.train()
 
     def forward(self, x_B1HW: Tensor) -> list[Tensor]:
-        z_BCHW = (x_B1HW.expand(-1, 3, -1, -1) - self.mean) / self.std
+        z_BCHW = self.contract.apply(x_B1HW)
         stages = _dense_stages if hasattr(self.body, "features") else _residual_stages
         seen = stages(self.body, z_BCHW)
         return seen[-1:] if self.last_only else seen

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cxr.models import pretrained
 from cxr.models.backbones import conv_blocks, normalize_contrast
-from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD
+from cxr.models.input_contract import IMAGENET
 
 FeatureKind = Literal["local", "vgg16", "densenet121", "lungs"]
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
@@ -44,9 +44,6 @@ class FrozenLayers(nn.Module):
         ValueError: `names` is empty or contains a name that is not a child's.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, sequence: nn.Module, names: Sequence[str], imagenet: bool) -> None:
         super().__init__()
         children = dict(sequence.named_children())
@@ -57,8 +54,6 @@ class FrozenLayers(nn.Module):
         self.children_used = nn.ModuleDict({n: c for i, (n, c) in enumerate(children.items()) if i <= last})
         self.names = frozenset(names)
         self.imagenet = imagenet
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.train(False)
 
@@ -66,7 +61,7 @@ class FrozenLayers(nn.Module):
         return super().train(False)
 
     def forward(self, x_B1HW: Tensor) -> list[Tensor]:
-        x = (as_unit(x_B1HW).expand(-1, 3, -1, -1) - self.mean) / self.std if self.imagenet else x_B1HW
+        x = IMAGENET.apply(as_unit(x_B1HW)) if self.imagenet else x_B1HW
         features = []
         for name, child in self.children_used.items():
             x = child(x)

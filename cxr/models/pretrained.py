@@ -34,7 +34,7 @@ from cxr.errors import UserError
 
 AUTO, AUTO_NAME = "auto", "IMAGENET1K_V1"
 TIMEOUT_S = 15.0  # of torchvision's server
-CHECKPOINT_WEIGHTS, CHECKPOINT_ABOUT = "weights.pt", "checkpoint.json"  # in a checkpoint folder
+CHECKPOINT_WEIGHTS, CHECKPOINT_ABOUT = "weights.safetensors", "checkpoint.json"  # in a checkpoint folder
 SAFETENSORS = ".safetensors"
 STORE = "weights"  # in OUT
 SOURCE, UNAVAILABLE = "source.json", "unavailable.json"  # in a folder of OUT/weights; the first is written last
@@ -149,9 +149,7 @@ def _read(setting: str, network: str, value: str) -> Weights:
 
 
 def _write(folder: str, state: Mapping[str, Tensor], about: Mapping[str, Any] | None, source: dict[str, str]) -> None:
-    data = io.BytesIO()
-    torch.save(dict(state), data)
-    storage.write_bytes(storage.join(folder, CHECKPOINT_WEIGHTS), data.getvalue())
+    storage.write_bytes(storage.join(folder, CHECKPOINT_WEIGHTS), to_safetensors(state))
     if about is not None:
         storage.write_json(storage.join(folder, CHECKPOINT_ABOUT), dict(about))
     storage.write_json(storage.join(folder, SOURCE), source)
@@ -194,12 +192,18 @@ def sha256_of(stored: str) -> str:
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the names, types, shapes and values of a state dict."""
+    """SHA-256 of the names, types, shapes and values of a state dict, in any order."""
     total = hashlib.sha256()
-    for name, values in state.items():
+    for name, values in sorted(state.items()):
         total.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         total.update(np.ascontiguousarray(values.contiguous().flatten().view(torch.uint8).numpy()).data)
     return total.hexdigest()
+
+
+def to_safetensors(state: Mapping[str, Tensor]) -> bytes:
+    """A state dict as the bytes of a safetensors file. Tensors that share memory are stored as separate ones."""
+    own = {name: values.detach().cpu().contiguous().clone() for name, values in state.items()}
+    return safetensors.torch.save(own)
 
 
 # Step 2: read a state dict.
@@ -218,11 +222,12 @@ def from_uri(uri: str) -> Mapping[str, Tensor]:
         NotWeightsError: it is not a state dict.
     """
     inside = storage.join(uri, CHECKPOINT_WEIGHTS)
-    data = storage.read_bytes(inside if storage.exists(inside) else uri)
+    file = inside if storage.exists(inside) else uri
+    data = storage.read_bytes(file)
     try:
         state: Any = (
             safetensors.torch.load(data)
-            if uri.endswith(SAFETENSORS)
+            if file.endswith(SAFETENSORS)
             else torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         )
     except pickle.UnpicklingError as error:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cxr.models import pretrained
-from cxr.models.classifier import IMAGENET_MEAN, IMAGENET_STD
+from cxr.models.input_contract import IMAGENET, InputContract
 
 MULTIPLE = 32  # largest stride of all backbones
 MIN_SIDE = 64  # pixels; smaller images leave too few cells at stride 32
@@ -21,22 +21,13 @@ class Segmenter(nn.Module):
     The image logit says whether the image shows the target at all. Images whose sides are not multiples of 32 px, or
     are below 64 px, are extended to the right and at the bottom by repeating the last pixels; masks are cropped back.
 
-    Subclasses define `backbone`, `encoder_path` and `segment`. They see three equal channels, normalized by `mean`
-    and `std` as the backbone's pretrained weights expect.
+    Subclasses define `backbone`, `encoder_path` and `segment`. They see three channels, normalized as the backbone's
+    pretrained weights expect (`contract`).
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self,
-        mean: tuple[float, ...] = IMAGENET_MEAN,
-        std: tuple[float, ...] = IMAGENET_STD,
-    ) -> None:
+    def __init__(self, contract: InputContract = IMAGENET) -> None:
         super().__init__()
-        self.frozen = False
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.frozen, self.contract = False, contract
 
     @property
     def backbone(self) -> nn.Module:
@@ -52,7 +43,7 @@ class Segmenter(nn.Module):
         raise NotImplementedError
 
     def normalized(self, x_B1HW: Tensor) -> Tensor:
-        return (x_B1HW.expand(-1, 3, -1, -1) - self.mean) / self.std
+        return self.contract.apply(x_B1HW)
 
     def forward(self, x_B1HW: Tensor) -> tuple[Tensor, Tensor]:
         height, width = x_B1HW.shape[-2:]

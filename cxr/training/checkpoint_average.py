@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Sequence
 
 import ray.train
-import torch
+import safetensors.torch
 from torch import Tensor, nn
 
 from cxr.families import checkpoint, checkpoint_files
@@ -43,4 +42,4 @@ def _loaded(saved: ray.train.Checkpoint, name: str) -> dict[str, Tensor]:
     """One file of a checkpoint: what resuming needs is larger, and stays where it is."""
     assert saved.filesystem is not None
     with saved.filesystem.open_input_stream(f"{saved.path}/{name}") as file:
-        return torch.load(io.BytesIO(file.read()), weights_only=True, map_location="cpu")
+        return safetensors.torch.load(file.read())

@@ -279,8 +279,8 @@ def test_default_feature_weights_fall_back_to_local_features(monkeypatch: pytest
 def test_an_aligners_checkpoint_can_be_the_feature_network(tmp_path: Path) -> None:
     torch.manual_seed(1)
     state = small(lungs=True).network([]).state_dict()
-    torch.save(state, tmp_path / "weights.pt")
-    recipe, notes = small(feature_network="lungs", feature_pretrained=str(tmp_path)).resolve_weights(
+    torch.save(state, tmp_path / "aligner.pt")
+    recipe, notes = small(feature_network="lungs", feature_pretrained=str(tmp_path / "aligner.pt")).resolve_weights(
         str(tmp_path / "out")
     )
     assert notes == []
@@ -347,9 +347,9 @@ def test_a_lung_network_that_has_not_been_trained_is_rejected() -> None:
 
 
 def test_weights_without_a_lung_network_are_rejected(tmp_path: Path) -> None:
-    torch.save(small().network([]).state_dict(), tmp_path / "weights.pt")
+    torch.save(small().network([]).state_dict(), tmp_path / "aligner.pt")
     with pytest.raises(UserError, match=r"does not fit: they have none of the .* tensors of a lung network"):
-        small(lungs=True, lung_pretrained=str(tmp_path)).resolve_weights(str(tmp_path / "out"))
+        small(lungs=True, lung_pretrained=str(tmp_path / "aligner.pt")).resolve_weights(str(tmp_path / "out"))
 
 
 def test_pairwise_lung_iou_compares_predicted_lungs() -> None:

@@ -334,9 +334,9 @@ def test_pictures_show_the_boxes_of_the_top_finding() -> None:
 def test_invalid_aligners_are_rejected(aligner: tuple[AttendRecipe, str], tmp_path: Path) -> None:
     recipe, uri = aligner
     out = str(tmp_path / "out")
-    torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pt")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"does not fit: expected a checkpoint folder of family 'align'"):
-        SMALL.replace(aligner=str(tmp_path)).resolve_weights(out)
+        SMALL.replace(aligner=str(tmp_path / "other.pt")).resolve_weights(out)
     with pytest.raises(
         UserError, match="expected an aligner for images of at most size=16 px, got 32 px: raise size"
     ):

@@ -11,6 +11,7 @@ from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files
 from cxr.families.align import AlignRecipe
+from cxr.models.input_contract import InputContract
 
 RECIPE = AlignRecipe(size=32, backbone="conv3", lungs=False, parameterization="affine")
 
@@ -61,4 +62,14 @@ def test_other_folders_are_rejected(tmp_path: Path) -> None:
         checkpoint.load(str(tmp_path))
     storage.write_json(str(tmp_path / checkpoint_files.ABOUT), {"kind": "other", "version": 7})
     with pytest.raises(UserError, match="'other' version 7"):
+        checkpoint.load(str(tmp_path))
+
+
+def test_a_checkpoint_records_its_input_and_is_not_loaded_with_another(tmp_path: Path) -> None:
+    save(tmp_path)
+    about = storage.read_json(str(tmp_path / checkpoint_files.ABOUT))
+    assert InputContract.from_dict(about["input"]) == RECIPE.input_contract
+    about["input"]["range"] = [-1024, 1024]
+    storage.write_json(str(tmp_path / checkpoint_files.ABOUT), about)
+    with pytest.raises(UserError, match=r"weights for other inputs .*range: \[0\.0, 1\.0\] and \[-1024, 1024\]"):
         checkpoint.load(str(tmp_path))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr.models.classifier import Classifier, load_body
+from cxr.models.input_contract import UNIT
 from cxr.models.multiscale_cam import BackboneStages, CamBackbone, MultiscaleCAM, Pooling, placed
 from cxr.models.receptive_field import receptive_fields
 
@@ -106,8 +107,7 @@ def test_a_blob_appears_at_its_position_in_the_map(backbone: CamBackbone) -> Non
 
 
 def averaging(trunk: BackboneStages) -> BackboneStages:
-    trunk.mean.zero_()
-    trunk.std.fill_(1)
+    trunk.contract = UNIT.replace(channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
     for layer in trunk.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.constant_(layer.weight, 1 / layer.weight[0].numel())

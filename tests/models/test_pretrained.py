@@ -96,8 +96,8 @@ def test_workers_start_from_the_weights_in_out_and_never_ask_torchvision(
     task.begin(some_batches, SingleProcess())
     given = pretrained.from_uri(stored)
     kept = [values for values in task.state_dict().values() if values.ndim == 4]
-    convolutions = [values for values in given.values() if values.ndim == 4][:3]
-    assert all(any(torch.equal(values, own) for own in kept) for values in convolutions)
+    convolutions = [values for values in given.values() if values.ndim == 4]
+    assert sum(any(torch.equal(values, own) for own in kept) for values in convolutions) >= 3
     assert len(server.asked) == 1
 
 
@@ -269,8 +269,9 @@ def test_names_and_uris_are_distinguished() -> None:
 
 def test_files_and_checkpoint_folders_are_read(tmp_path: Path) -> None:
     state = {"a": torch.arange(3.0)}
-    torch.save(state, tmp_path / "weights.pt")
-    for uri in (str(tmp_path), str(tmp_path / "weights.pt")):
+    (tmp_path / "weights.safetensors").write_bytes(pretrained.to_safetensors(state))
+    torch.save(state, tmp_path / "torch.pt")
+    for uri in (str(tmp_path), str(tmp_path / "weights.safetensors"), str(tmp_path / "torch.pt")):
         torch.testing.assert_close(dict(pretrained.from_uri(uri)), state)
 
 
