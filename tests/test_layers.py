@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "storage": "errors",
     "imaging": "errors",
     "boxes": "errors wording schema imaging",
-    "augment": "precision",
+    "augment": "precision schema",
     "sources": "errors wording schema storage imaging boxes",
     "phantom": "errors schema storage sources",
     "runtime": "errors storage",

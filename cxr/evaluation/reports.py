@@ -32,6 +32,7 @@ class Reports:
 REPORTS: dict[str, Reports] = {
     "aecnn": Reports(classification.report, (PROBABILITIES,)),
     "attend": Reports(localization.report, (PROBABILITIES, BOXES)),
+    "classify": Reports(classification.report, (PROBABILITIES,)),
     "detect": Reports(detection.report, (BOXES,)),
     "localize": Reports(localization.report, (PROBABILITIES, BOXES)),
     "lungs": Reports(partial(segmentation.report, label=schema.LUNGS), (MASKS,)),

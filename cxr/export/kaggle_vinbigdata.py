@@ -23,7 +23,7 @@ from cxr.sources.image_files import image_key
 from cxr.wording import counted
 
 BOX_FAMILIES = ("detect", "attend", "localize")
-CLASSIFIERS = ("aecnn", "attend", "localize")
+CLASSIFIERS = ("aecnn", "attend", "classify", "localize")
 _NORMAL = f"{schema.NO_FINDING_CLASS} 1 0 0 1 1"
 
 

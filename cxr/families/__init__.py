@@ -15,6 +15,7 @@ RECIPES = {
     "align": "cxr.families.align.AlignRecipe",
     "aecnn": "cxr.families.aecnn.AecnnRecipe",
     "attend": "cxr.families.attend.AttendRecipe",
+    "classify": "cxr.families.classify.ClassifyRecipe",
     "detect": "cxr.families.detect.DetectRecipe",
     "localize": "cxr.families.localize.LocalizeRecipe",
     "lungs": "cxr.families.lungs.LungsRecipe",

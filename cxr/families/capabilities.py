@@ -60,6 +60,28 @@ def latent_encoder(recipe: Recipe) -> LatentEncoder:
 
 
 @runtime_checkable
+class Embedder(Protocol):
+    """A recipe whose network describes an image by one vector."""
+
+    def embed(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The vectors of a batch, float32 (B, D). Called in inference mode."""
+        ...
+
+
+@runtime_checkable
+class HeatMaps(Protocol):
+    """A recipe whose network shows where in an image the evidence for each finding is."""
+
+    def heat_maps(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Maps (B, F, h, w) in [0, 1], float32, of the checkpoint's findings; each covers the network's input.
+
+        h and w may be smaller than the input. Called in inference mode, on a network whose parameters were made
+        outside of it.
+        """
+        ...
+
+
+@runtime_checkable
 class SharedPretraining(Protocol):
     """A recipe with a network that is trained once and then shared by all its trainings."""
 

@@ -15,8 +15,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from torch import Tensor, nn
 
 from cxr import schema
-from cxr.augment.affine_exposure import random_affine, random_exposure
-from cxr.augment.crops import random_flips
 from cxr.boxes import iou
 from cxr.boxes.from_heatmaps import FULL, BoxRule, MapBoxes, boxes_of
 from cxr.data.batch import HAS_BOXES, Batch
@@ -30,6 +28,7 @@ from cxr.families.classifier_base import (
     label_rows,
     with_decisions,
 )
+from cxr.families.image_augmentation import ImageAugmentationRecipe
 from cxr.models.classifier import StemStride, load_body
 from cxr.models.input_contract import IMAGENET, InputContract
 from cxr.models.multiscale_cam import (
@@ -40,7 +39,6 @@ from cxr.models.multiscale_cam import (
     Relevance,
     StageChoice,
 )
-from cxr.models.spatial_transformer import warp
 from cxr.reporting import attention, figures, palette
 
 HEAT = "heat"  # additional prediction: maps (B, F, h, w), uint8
@@ -49,7 +47,7 @@ PICTURED = 8  # images in the picture of a run
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalizeRecipe(HeatmapBoxesRecipe):
+class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
     """Multiscale class activation maps (Sedai et al. 2018, arXiv 1808.08280).
 
     The paper's settings are backbone=densenet121, pooling=mean and backbone_pretrained=IMAGENET1K_V1.
@@ -83,17 +81,6 @@ class LocalizeRecipe(HeatmapBoxesRecipe):
 
     map_stride: int = 4
     """Input pixels per cell of the maps from which boxes are made."""
-    flip: float = 0.5
-    """Augmentation: probability of a horizontal flip."""
-    rotation_deg: float = 5.0
-    """Augmentation: maximum rotation in degrees."""
-    max_zoom: float = 1.1
-    """Augmentation: maximum zoom factor of each axis, in and out. 1: no zoom."""
-    translate: float = 0.05
-    """Augmentation: maximum translation, as a fraction of the width."""
-    exposure: float = 0.5
-    """Augmentation: strength of changes in exposure and noise, from 0 to 1. 1: gamma up to 1.5, contrast by 30 %,
-    brightness by 0.1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,13 +95,6 @@ class LocalizeRecipe(HeatmapBoxesRecipe):
             raise UserError(f"pos_weight_power: expected a number from 0 to 2, got {self.pos_weight_power}")
         if self.map_stride < 1 or self.size % self.map_stride:
             raise UserError(f"map_stride: expected a divisor of size={self.size}, got {self.map_stride}")
-        for name in ("flip", "translate", "exposure"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}")
-        if not 1 <= self.max_zoom < math.inf:
-            raise UserError(f"max_zoom: expected a factor of 1 or more, got {self.max_zoom}")
-        if not 0 <= self.rotation_deg <= 180:
-            raise UserError(f"rotation_deg: expected an angle from 0 to 180, got {self.rotation_deg}")
 
     def network(self, findings: Sequence[str]) -> MultiscaleCAM:
         return MultiscaleCAM(
@@ -145,6 +125,11 @@ class LocalizeRecipe(HeatmapBoxesRecipe):
         """Probabilities, decisions and the heat maps that `scored` makes boxes of."""
         _, heat_BFhw, p_BF = attend(_cam(network), unit_pixels(batch, self.size), self.map_stride)
         return {**with_decisions(network, p_BF), HEAT: heat_BFhw}
+
+    def heat_maps(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The attention maps that boxes are made of, on the scale of the validation images."""
+        _, heat_BFhw, _ = attend(_cam(network), unit_pixels(batch, self.size), self.map_stride)
+        return heat_BFhw.float() / FULL
 
     def predicted_boxes(self, predicted: Mapping[str, Tensor]) -> list[MapBoxes]:
         heat_BFhw = predicted[HEAT].cpu().numpy()
@@ -199,26 +184,7 @@ class LocalizeTask(ClassifierTask):
         self.class_weight = balanced_class_weights(counts_2F, self.recipe.pos_weight_power)
 
     def augmented(self, batch: Batch) -> Batch:
-        recipe, x_B1HW = self.recipe, unit_pixels(batch, self.recipe.size)
-        if recipe.rotation_deg or recipe.max_zoom != 1 or recipe.translate:
-            transforms = random_affine(
-                len(x_B1HW),
-                rotation_deg=recipe.rotation_deg,
-                max_zoom=recipe.max_zoom,
-                translate=recipe.translate,
-                device=x_B1HW.device,
-            )
-            x_B1HW = warp(x_B1HW, transforms)
-        if recipe.flip:
-            x_B1HW = random_flips(x_B1HW, recipe.flip)
-        if recipe.exposure:
-            x_B1HW = random_exposure(
-                x_B1HW,
-                gamma=1 + 0.5 * recipe.exposure,
-                contrast=0.3 * recipe.exposure,
-                brightness=0.1 * recipe.exposure,
-                noise=0.02 * recipe.exposure,
-            )
+        x_B1HW = self.recipe.augment_images(unit_pixels(batch, self.recipe.size))
         return batch | {schema.PIXELS: x_B1HW[:, 0]}
 
     @torch.no_grad()

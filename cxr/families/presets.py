@@ -88,6 +88,63 @@ PRESETS: dict[str, dict[str, Preset]] = {
             archive={"stored_size": 512},
         ),
     },
+    "classify": {
+        "demo": Preset("The small backbone with EMA, which two CPU cores train in a few minutes.", {"ema": 0.99}),
+        # Rajpurkar et al. 2017 (arXiv 1711.05225), version 3: mean AUROC .841 on ChestX-ray14, with their own random
+        # split by patient (70 % train, 10 % val, 20 % test; not the official one) and an unweighted cross-entropy of
+        # all 14 findings. Images of 224 px, ImageNet's weights and normalization, horizontal flips, Adam without
+        # weight decay, batches of 16. Unlike there, the learning rate warms up and then follows a cosine instead of
+        # falling to a tenth whenever the validation loss stops falling, and gradients are clipped.
+        "densenet121-chexnet": Preset(
+            "CheXNet (Rajpurkar et al. 2017): DenseNet-121, 224 px; ImageNet weights if they can be downloaded.",
+            {
+                "size": 224,
+                "backbone": "densenet121",
+                "backbone_pretrained": "auto",
+                "batch_size": 16,
+                "lr": 1e-3,
+                "weight_decay": 0.0,
+                "rotation_deg": 0.0,
+                "max_zoom": 1.0,
+                "translate": 0.0,
+                "exposure": 0.0,
+            },
+            archive={"stored_size": 256},
+        ),
+        # Fine-tuning as in Liu et al. 2022 (arXiv 2201.03545, table 6): layer-wise learning rate decay .8 and
+        # weight decay; their drop path is left out.
+        "convnext": Preset(
+            "ConvNeXt-Tiny with layer-wise learning rate decay; ImageNet weights if they can be downloaded.",
+            {
+                "size": 224,
+                "epochs": 10,
+                "backbone": "convnext_tiny",
+                "backbone_pretrained": "auto",
+                "batch_size": 32,
+                "lr": 5e-4,
+                "layer_decay": 0.8,
+                "weight_decay": 0.05,
+                "ema": 0.999,
+                "warmup": 0.1,
+            },
+            archive={"stored_size": 256},
+        ),
+        # Oquab et al. 2023 (arXiv 2304.07193): a linear layer on frozen features.
+        "vit-dinov2-frozen": Preset(
+            "A linear layer on a frozen DINOv2 ViT-B/14; give its weights with --backbone-pretrained.",
+            {
+                "size": 224,
+                "epochs": 10,
+                "backbone": "timm:vit_base_patch14_dinov2",
+                "input": "dinov2",
+                "backbone_pretrained": "auto",
+                "freeze_backbone": True,
+                "batch_size": 64,
+                "lr": 1e-3,
+            },
+            archive={"stored_size": 256},
+        ),
+    },
     "detect": {
         "demo": Preset(
             "The smallest network with AdamW and without mosaic, for a few hundred images on CPUs.",

@@ -99,16 +99,8 @@ class MultiscaleCAM(nn.Module):
 
     def logits(self, maps: Sequence[Tensor]) -> Tensor:
         """The stages' logits, weighted by relevance, (B, F)."""
-        stages_BSF = torch.stack([self._pooled(map_BFhw) for map_BFhw in maps], 1)
-        return (self.relevance() * stages_BSF).sum(1)
-
-    def _pooled(self, map_BFhw: Tensor) -> Tensor:
-        cells_BFN = map_BFhw.flatten(2)
-        if self.pooling == "mean":
-            return cells_BFN.mean(2)
-        if self.pooling == "max":
-            return cells_BFN.amax(2)
-        return (cells_BFN.mul(self.lse_r).logsumexp(2) - math.log(cells_BFN.shape[2])) / self.lse_r
+        pooled = [pool_cells(map_BFhw.flatten(2), self.pooling, self.lse_r) for map_BFhw in maps]
+        return (self.relevance() * torch.stack(pooled, 1)).sum(1)
 
     def relevance(self) -> Tensor:
         """(S, F) non-negative weights of the stages, which sum to 1 for each finding."""
@@ -137,6 +129,15 @@ class MultiscaleCAM(nn.Module):
         """Each stage's maps on the grid of `attention`, (B, S, F, size / stride, size / stride)."""
         stages = zip(self.scaled(maps), self.fields, strict=True)
         return torch.stack([placed(map_BFhw, field, size, stride) for map_BFhw, field in stages], 1)
+
+
+def pool_cells(cells_BFN: Tensor, pooling: Pooling, lse_r: float) -> Tensor:
+    """The N cells of each map pooled to (B, F): their mean, their max, or (1 / r) log mean exp(r cell) (lse)."""
+    if pooling == "mean":
+        return cells_BFN.mean(2)
+    if pooling == "max":
+        return cells_BFN.amax(2)
+    return (cells_BFN.mul(lse_r).logsumexp(2) - math.log(cells_BFN.shape[2])) / lse_r
 
 
 class BackboneStages(nn.Module):

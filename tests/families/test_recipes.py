@@ -20,6 +20,7 @@ from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.families.attend import AttendRecipe
 from cxr.families.base import Recipe, ScoringContext, SingleProcess
+from cxr.families.classify import ClassifyRecipe
 from cxr.families.detect import DetectRecipe
 from cxr.families.localize import LocalizeRecipe
 from cxr.families.lungs import LungsRecipe
@@ -32,6 +33,7 @@ SMALL: dict[str, Recipe] = {
     "align": AlignRecipe(size=32, backbone="conv3", batch_size=4, epochs=1, lungs=False),
     "aecnn": AecnnRecipe(size=32, patch=16, width=8, backbone="resnet18", stem_stride=1, batch_size=4, epochs=1),
     "attend": AttendRecipe(size=32, batch_size=4, epochs=1),
+    "classify": ClassifyRecipe(size=32, batch_size=4, epochs=1),
     "detect": DetectRecipe(size=32, batch_size=4, epochs=1),
     "localize": LocalizeRecipe(size=32, batch_size=4, epochs=1),
     "lungs": LungsRecipe(size=32, warmup_size=0, warmup_epochs=0, batch_size=4, epochs=1),
