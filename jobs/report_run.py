@@ -1,45 +1,9 @@
-"""Report on scores: metrics with confidence intervals and pictures, for one run or compared with another run.
+"""`cxr report` as a script.
 
-If the archive has no ground truth, the report describes the scores: their distributions, examples, and the images
-that could not be scored.
-
-python jobs/report_run.py --run runs/scores --archive /data/chestxray14
-
-python jobs/report_run.py --run s3://xrays/scores/new --against s3://xrays/scores/old --out s3://xrays/reports/new
+ray job submit --working-dir . -- python jobs/report_run.py --run s3://xrays/scores --out s3://xrays/report
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
-from typing import Any
-
-from cxr.evaluation.run import ReportOptions, read_run
-from cxr.runtime.job import run_job
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Settings of the job."""
-
-    run: str = "runs/score"
-    """OUT of jobs/score_archive.py: a folder, s3://bucket/prefix or gs://bucket/prefix."""
-    out: str = "runs/report"
-    """Folder or URI of the results: report.html to open in a browser, report.md with the same content, tables and
-    pictures."""
-    report: ReportOptions = field(default_factory=ReportOptions)
-
-
-def main(options: Options) -> dict[str, Any]:
-    read_run(options.run)  # raises where there is none, before torch and matplotlib are imported
-
-    from cxr.evaluation.reports import report
-
-    result = report(options.run, options.report, options.out)
-    for name, value in result["metrics"].items():
-        print(f"{name} {value:.4g}" if value is not None else f"{name} not measured")
-    print(f"text and tables: {result['report']}\nopen in a browser: {result['page']}", flush=True)
-    return result
-
+from cxr.cli.main import run
 
 if __name__ == "__main__":
-    run_job(main, Options)
+    run("report")

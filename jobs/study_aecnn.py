@@ -1,50 +1,9 @@
-"""Compare an AE-CNN with the same classifier on resized and on uncompressed images: mean AUROC over several seeds.
-
-python jobs/study_aecnn.py  # on a phantom archive
+"""`cxr benchmark aecnn` as a script.
 
 ray job submit --working-dir . -- python jobs/study_aecnn.py --archive s3://xrays/nih --out s3://xrays/study --seeds 5
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
-from typing import Any
-
-from cxr.cli.options import ArchiveOptions
-from cxr.families.aecnn import AecnnRecipe
-from cxr.runtime.job import run_job
-from cxr.training.options import RunOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Settings of the job. The same command continues a killed study."""
-
-    out: str = "runs/study_aecnn"
-    """Folder or URI of the results: table.md, auroc.png, and a folder for each recipe."""
-    seeds: int = 3
-    """Number of networks per recipe, each with its own seed."""
-    test_images: int = 5000
-    """Number of test images, spread evenly over the split, on which networks are compared. They are held in memory.
-    0: all."""
-    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=600, stored_size=128))
-    recipe: AecnnRecipe = field(default_factory=lambda: AecnnRecipe(size=128, compression=4))
-    """Settings of the AE-CNN. The other recipes differ only in `compressor` and skip the autoencoder stage."""
-    run: RunOptions = field(default_factory=RunOptions)
-
-
-def main(options: Options) -> dict[str, Any]:
-    from cxr.cli.study_aecnn import run_study  # Ray takes seconds to import
-
-    return run_study(
-        options.recipe,
-        options.data,
-        options.run,
-        options.out,
-        seeds=options.seeds,
-        test_images=options.test_images,
-    )
-
+from cxr.cli.main import run
 
 if __name__ == "__main__":
-    run_job(main, Options)
+    run("benchmark aecnn")

@@ -1,44 +1,9 @@
-"""Write the scores of a run as a submission (CSV) to the SIIM-ACR Pneumothorax Segmentation challenge.
+"""`cxr export kaggle-siim` as a script.
 
-python jobs/submit_siim.py --run runs/scores --out runs/submission
+ray job submit --working-dir . -- python jobs/submit_siim.py --run s3://xrays/scores --out s3://xrays/submission_siim
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
-
-from cxr import storage
-from cxr.evaluation.run import Split, read_run
-from cxr.runtime.job import run_job
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Settings of the job."""
-
-    run: str = "runs/score"
-    """OUT of jobs/score_archive.py with a checkpoint of family pneumothorax: a folder or URI."""
-    split: Split = "test"
-    """Split whose images are submitted. The challenge accepts only its test images."""
-    out: str = "runs/submission"
-    """Folder or URI of the result: OUT/submission.csv."""
-
-
-def main(options: Options) -> dict[str, Any]:
-    run = read_run(options.run)
-
-    from cxr.export.kaggle_siim import write_submission  # torch takes seconds to import
-
-    uri = storage.join(storage.normalize(options.out), "submission.csv")
-    counts = write_submission(run, uri, options.split)
-    print(
-        "{images:,} images, {positives:,} with a mask; {errors:,} could not be scored and are submitted without a "
-        "mask".format(**counts)
-    )
-    print(f"submission: {uri}")
-    return {"submission": uri, "metrics": counts}
-
+from cxr.cli.main import run
 
 if __name__ == "__main__":
-    run_job(main, Options)
+    run("export kaggle-siim")

@@ -1,30 +1,10 @@
-"""Search the learning rate, box weight and backbone of a network that compares aligned X-rays.
-
-python jobs/tune_attend.py  # on a phantom archive
+"""`cxr tune attend` as a script.
 
 ray job submit --working-dir . -- python jobs/tune_attend.py --archive s3://xrays/nih \\
     --out s3://xrays/tune --trials 20
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
-
-from cxr.cli.entry import tune
-from cxr.cli.options import ArchiveOptions, TuneOptions
-from cxr.families.attend import AttendRecipe
-from cxr.runtime.job import run_job
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(TuneOptions):
-    """Settings of the job; the search starts from those of the recipe."""
-
-    out: str = "runs/tune_attend"
-    """Folder or URI of the results."""
-    data: ArchiveOptions = field(default_factory=lambda: ArchiveOptions(phantoms=800))
-    recipe: AttendRecipe = field(default_factory=AttendRecipe)
-
+from cxr.cli.main import run
 
 if __name__ == "__main__":
-    run_job(tune, Options)
+    run("tune attend")

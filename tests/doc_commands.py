@@ -1,17 +1,17 @@
-"""The commands in README, docs and job docstrings, and a check that a job's own parser accepts one."""
+"""The commands in README, docs and docstrings, and a check that the command's own parser accepts one."""
 
 from __future__ import annotations
 
 import ast
-import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from cxr.cli.commands import COMMANDS, GROUPS, FamilyCommand
+from cxr.cli.main import find
 from cxr.cli.options import TuneOptions
-from cxr.runtime.job import parse
 from cxr.training.search import objectives_of, searched
 
 REPOSITORY = Path(__file__).parents[1]
@@ -20,42 +20,62 @@ PAGES = [
     *sorted((REPOSITORY / "docs").rglob("*.md")),
 ]
 JOBS = sorted((REPOSITORY / "jobs").glob("*.py"))
+_BY_SCRIPT = {f"jobs/{command.script}.py": command for command in COMMANDS.values() if command.script}
+# `cxr score …` at the start of a line, after `ray job submit … --`, or as the image and arguments of `docker run`.
+_CXR = re.compile(r"^\s*(?:\$ |ray job submit (?:.* )?-- |docker run .* )?(cxr [a-z].*)$", re.MULTILINE)
 
 
 def texts() -> dict[str, str]:
-    """Every page, and the docstring of every job, by path."""
+    """Every page, the docstring of every job and the examples of every command, by path or name."""
     pages = {str(path.relative_to(REPOSITORY)): path.read_text() for path in PAGES}
-    return pages | {f"jobs/{path.name}": ast.get_docstring(ast.parse(path.read_text())) or "" for path in JOBS}
+    pages |= {f"jobs/{path.name}": ast.get_docstring(ast.parse(path.read_text())) or "" for path in JOBS}
+    for path in sorted((REPOSITORY / "cxr/cli/commands").glob("[!_]*.py")):
+        pages[str(path.relative_to(REPOSITORY))] = ast.get_docstring(ast.parse(path.read_text())) or ""
+    families = [command for command in COMMANDS.values() if isinstance(command, FamilyCommand)]
+    return pages | {f"cxr {command.name} --help": "\n".join(command.examples) for command in families}
 
 
 def commands() -> list[tuple[str, str]]:
-    """`python jobs/NAME.py …` in code blocks, in `inline code` and in docstrings, with its location.
+    """`cxr …` and `python jobs/NAME.py …` in code blocks, in `inline code` and in docstrings, with their location.
 
     Continued lines are joined, comments dropped. Names in capitals (OUT, ARCHIVE) stand for a value.
     """
     found = []
     for place, text in texts().items():
         joined = re.sub(r"\\\s*\n\s*", " ", text)
-        inline = re.findall(r"`(python jobs/[^`]+)`", joined)
+        inline = re.findall(r"`((?:python jobs/|cxr [a-z])[^`]+)`", joined)
         lines = re.findall(r"^(?!.*`python jobs/).*?(python jobs/\S+\.py.*)$", joined, re.MULTILINE)
-        found += [(place, command.partition(" #")[0]) for command in (*inline, *lines)]
-    return [(place, command) for place, command in found if "NAME.py" not in command]
+        lines += _CXR.findall(_code(joined) if place.endswith(".md") else joined)
+        found += [(place, re.split(r"\s#", command)[0]) for command in (*inline, *lines)]
+    return [(place, command) for place, command in found if not re.search(r"NAME\.py|^cxr \w+ [A-Z]+\b", command)]
 
 
-def check(command: str, scratch: Path) -> None:
-    """Parse a command with the options of its job; fails if it is not accepted."""
-    script, *arguments = shlex.split(command.removeprefix("python "))
-    job = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+def _code(page: str) -> str:
+    """The lines of a page's code blocks: fenced, or indented by four spaces."""
+    fenced = re.findall(r"^```\w*\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    return "\n".join([*fenced, *re.findall(r"^    .*$", page, re.MULTILINE)])
+
+
+def check(text: str, scratch: Path) -> None:
+    """Parse a command line with the options of its command; fails if it is not accepted."""
+    program, *arguments = shlex.split(text)
+    if program == "python":
+        command, arguments = _BY_SCRIPT[arguments[0]], arguments[1:]
+    elif arguments[0] in GROUPS and arguments[1:] == ["--help"]:
+        return
+    else:
+        command, arguments = find(arguments)
+    job = command.load()
     if "--recipe" in arguments:  # the file is the reader's own
         recipe = scratch / "recipe.yaml"
-        recipe.write_text(f"family: {script.rpartition('_')[2].removesuffix('.py')}\n")
+        recipe.write_text(f"family: {command.name.partition(' ')[2]}\n")
         arguments[arguments.index("--recipe") + 1] = str(recipe)
     if "--help" in arguments:
         with pytest.raises(SystemExit) as ended:
-            parse(job.Options, arguments)
+            job.parse(arguments)
         assert ended.value.code == 0
         return
-    options = parse(job.Options, arguments).job
+    options = job.parse(arguments).job
     if isinstance(options, TuneOptions):  # else mistakes in these names end the job later
         objectives_of(options.recipe, options.search)
         searched(options.recipe, options.search)

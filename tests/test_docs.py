@@ -1,4 +1,4 @@
-"""Commands in docs and job docstrings name jobs and options that exist; links and paths lead to files."""
+"""Commands in docs and docstrings name commands and options that exist; links and paths lead to files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cxr.cli.commands import COMMANDS
 from tests.doc_commands import JOBS, PAGES, REPOSITORY, check, commands, texts
 
 
@@ -18,7 +19,13 @@ def test_commands_are_accepted(place: str, command: str, tmp_path: Path) -> None
 
 def test_enough_commands_are_found() -> None:
     places = {place for place, _ in commands()}
-    assert {"README.md", "docs/how-to/aecnn.md", "docs/how-to/recipes.md", "jobs/train_localize.py"} <= places
+    assert {
+        "README.md",
+        "docs/how-to/aecnn.md",
+        "docs/how-to/recipes.md",
+        "jobs/train_localize.py",
+        "cxr/cli/commands/score.py",
+    } <= places
     assert len(commands()) > 100
 
 
@@ -51,7 +58,12 @@ def test_the_site_lists_every_page() -> None:
     assert listed == {str(path.relative_to(docs).with_suffix(".md")) for path in files}
 
 
-def test_every_job_is_in_the_reference() -> None:
-    reference = (REPOSITORY / "docs/reference/jobs.md").read_text()
-    listed = re.findall(r"^\| `(\w+\.py)` \| \S.* \|$", reference, re.MULTILINE)
-    assert sorted(listed) == [path.name for path in JOBS]
+def test_every_command_is_in_the_reference() -> None:
+    reference = (REPOSITORY / "docs/reference/cli.md").read_text()
+    listed = re.findall(r"^\| `cxr ([a-z -]+)` \| (?:`(\w+)\.py`)? *\| (.*) \|$", reference, re.MULTILINE)
+    assert sorted(listed) == sorted((c.name, c.script, c.summary) for c in COMMANDS.values())
+
+
+def test_every_script_runs_the_command_that_names_it() -> None:
+    run = {path.stem: re.findall(r'^    run\("(.+)"\)$', path.read_text(), re.MULTILINE) for path in JOBS}
+    assert run == {c.script: [c.name] for c in COMMANDS.values() if c.script}

@@ -37,8 +37,8 @@ MAY_IMPORT = {
     "export": "errors wording schema storage boxes sources data metrics reporting evaluation",
     "benchmarks": "errors schema storage sources phantom runtime "
     "data models metrics reporting families training inference",
-    "cli": "errors wording schema storage sources phantom runtime "
-    "data models metrics reporting families training benchmarks",
+    "cli": "errors wording schema storage imaging boxes sources phantom runtime "
+    "data models metrics reporting families training inference evaluation export benchmarks",
 }
 MAY_IMPORT_RAY = (  # folders and files
     "runtime/",

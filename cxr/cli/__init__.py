@@ -1,1 +1,1 @@
-"""Code that several jobs share."""
+"""The program `cxr`: its commands, and code that they share."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Self
 
 import tyro
@@ -46,7 +46,7 @@ class ArchiveOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Options of every job that trains. A job sets `out` and narrows `recipe` to its family's class."""
+    """Options of every command that trains. The parser takes the class of `recipe` from its default."""
 
     out: str
     """Folder or URI of the results."""
@@ -59,17 +59,15 @@ class TrainOptions:
     recipe: Any
     run: RunOptions = field(default_factory=RunOptions)
 
-    @classmethod
-    def starting_point(cls, arguments: Sequence[str]) -> Self:
-        """The job's options as set by `--preset` or `--recipe`, before other arguments are applied.
+    def starting_point(self, arguments: Sequence[str]) -> Self:
+        """These options as changed by `--preset` or `--recipe`, before other arguments are applied.
 
         Raises:
             UserError: both are given, or they name no recipe of this family.
         """
-        from cxr.families import presets  # imports torch, as the recipe of every job of this kind does
+        from cxr.families import presets
 
-        options: Any = cls()  # pyright: ignore[reportCallIssue]  # jobs set `out`
-        recipe_type = type(options.recipe)
+        recipe_type = type(self.recipe)
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--preset")
         parser.add_argument("--recipe")
@@ -77,31 +75,28 @@ class TrainOptions:
         if parsed.preset and parsed.recipe:
             raise UserError("expected --preset or --recipe, got both: give one of them")
         if parsed.recipe:
-            return replace(options, recipe=presets.read_recipe(recipe_type, parsed.recipe))
+            return replace(self, recipe=presets.read_recipe(recipe_type, parsed.recipe))
         if parsed.preset:
             preset = presets.find_preset(recipe_type.family, parsed.preset)
             return replace(
-                options,
+                self,
                 recipe=presets.preset(recipe_type, parsed.preset),
-                data=replace(options.data, **preset.archive),
-                run=replace(options.run, **preset.run),
+                data=replace(self.data, **preset.archive),
+                run=replace(self.run, **preset.run),
             )
-        return options
+        return self
 
-    @classmethod
-    def presets_help(cls) -> str:
+    def presets_help(self) -> str:
         """The family's presets, one per line, for `--help`."""
         from cxr.families.presets import PRESETS
 
-        recipe = next(f for f in fields(cls) if f.name == "recipe")
-        family = recipe.default_factory().family  # pyright: ignore[reportCallIssue, reportOptionalCall]
         return "Presets:\n" + "\n".join(
-            f"  {name:<12} {preset.description}" for name, preset in PRESETS[family].items()
+            f"  {name:<12} {preset.description}" for name, preset in PRESETS[self.recipe.family].items()
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions(TrainOptions):
-    """Options of every job that searches settings; the recipe has those that are not searched."""
+    """Options of every command that searches settings; the recipe has those that are not searched."""
 
     search: SearchOptions = field(default_factory=SearchOptions)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from cxr import storage
 from cxr.errors import UserError
-from cxr.families.base import SomeRecipe
 from cxr.families.checkpoint_files import ABOUT
+
+if TYPE_CHECKING:
+    from cxr.families.base import SomeRecipe
 
 RECIPE_FILE = "recipe.json"  # in OUT of a job that trains: the recipe that was used
 

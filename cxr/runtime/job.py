@@ -16,6 +16,7 @@ from typing import (
     Annotated,
     Any,
     Generic,
+    NoReturn,
     Protocol,
     TypeVar,
     cast,
@@ -45,11 +46,9 @@ class HasOut(Protocol):
 class HasStartingPoint(Protocol):
     """Options whose defaults depend on arguments, such as `--preset`."""
 
-    @classmethod
-    def starting_point(cls, arguments: Sequence[str]) -> Any: ...
+    def starting_point(self, arguments: Sequence[str]) -> Any: ...
 
-    @classmethod
-    def presets_help(cls) -> str: ...
+    def presets_help(self) -> str: ...
 
 
 Options = TypeVar("Options", bound=HasOut)
@@ -98,27 +97,50 @@ class Command(Generic[Options]):
     output: OutputOptions = field(default_factory=OutputOptions)
 
 
-def parse(options_type: type[Options], arguments: Sequence[str], description: str = "") -> Command[Options]:
-    """Parse a job's command line; exits with 2 if it is wrong."""
+def parse(
+    options: type[Options] | Options, arguments: Sequence[str], description: str = "", program: str | None = None
+) -> Command[Options]:
+    """Parse a job's command line; exits with 2 if it is wrong.
+
+    Args:
+        options: the class of the job's options, or an instance with the job's defaults.
+        program: what the help calls the program. Default: the name of the script.
+    """
+    options_type: Any = options if isinstance(options, type) else type(options)
+    defaults: Any = {} if isinstance(options, type) else {"default": Command(job=options)}
     _check_given_once(arguments, options_type)
-    command, defaults = cast(Any, Command)[options_type], {}
-    if isinstance(options_type, HasStartingPoint):
+    if defaults and isinstance(options, HasStartingPoint):
+        description = f"{description.rstrip()}\n\n{options.presets_help()}\n"
         try:
-            defaults = {"default": command(job=options_type.starting_point(arguments))}
+            defaults = {"default": Command(job=options.starting_point(arguments))}
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(MISUSED)
-        description = f"{description.rstrip()}\n\n{options_type.presets_help()}\n"
-    return tyro.cli(command, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,), **defaults)
+    return tyro.cli(
+        cast(Any, Command)[options_type],
+        prog=program,
+        args=arguments,
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
+        **defaults,
+    )
 
 
 def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Options]) -> None:
-    """Parse the command line, run `main`, write OUT/result.json, print its path last, exit.
+    """Parse the command line of a script and run `main`; see `run`."""
+    command = parse(options_type, sys.argv[1:], sys.modules["__main__"].__doc__ or "")
+    run(main, command, Path(sys.argv[0]).stem)
+
+
+def run(main: Callable[[Options], dict[str, Any]], command: Command[Options], name: str) -> NoReturn:
+    """Run `main`, write OUT/result.json, print its path last, exit.
 
     Exits with 0 when done, 2 on a mistake in the options or the input (only its message is printed), 130 after
     SIGINT, 143 after SIGTERM, and 1 on any other failure (with a traceback, unless it was the cluster's).
+
+    Args:
+        name: the job's name in result.json.
     """
-    command = parse(options_type, sys.argv[1:], sys.modules["__main__"].__doc__ or "")
     command.buckets.apply()
     try:
         shown = console.start(command.output.form, command.job.out)
@@ -127,7 +149,7 @@ def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Option
         sys.exit(MISUSED)
     interruption = Interruption(_interrupted(command.job))
     try:
-        code, error = _outcome(main, command.job)
+        code, error = _outcome(main, command.job, name)
     finally:
         if interruption.number:
             interruption.end()  # do not report the errors that it made Ray raise
@@ -167,13 +189,13 @@ def _repeatable(options_type: type) -> Iterator[str]:
             yield name
 
 
-def _outcome(main: Callable[[Options], dict[str, Any]], options: Options) -> tuple[int, str]:
+def _outcome(main: Callable[[Options], dict[str, Any]], options: Options, name: str) -> tuple[int, str]:
     """Run `main`; the exit code, and what there is to say of an error."""
     start = time.monotonic()
     try:
         _check_out(options.out)
         with lease.held(options.out):
-            path, result = write_result(options, main(options), time.monotonic() - start)
+            path, result = write_result(name, options, main(options), time.monotonic() - start)
             console.current().show_result(path, result)
         return DONE, ""
     except UserError as mistake:
@@ -194,7 +216,7 @@ def _check_out(out: str) -> None:
     storage.check_writable(out)
 
 
-def write_result(options: Any, result: dict[str, Any], seconds: float) -> tuple[str, dict[str, Any]]:
+def write_result(name: str, options: Any, result: dict[str, Any], seconds: float) -> tuple[str, dict[str, Any]]:
     """Write OUT/result.json: the job's name, its settings, versions, duration and what it returned.
 
     Returns:
@@ -202,7 +224,7 @@ def write_result(options: Any, result: dict[str, Any], seconds: float) -> tuple[
     """
     uri = storage.join(storage.normalize(options.out), "result.json")
     head = {
-        "job": Path(sys.argv[0]).stem,
+        "job": name,
         "settings": dataclasses.asdict(options),
         "versions": provenance.versions(),
         "commit": provenance.commit(),

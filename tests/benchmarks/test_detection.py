@@ -15,10 +15,10 @@ from cxr import schema
 from cxr.benchmarks.studies import detection
 from cxr.benchmarks.studies.boxed_xrays import BoxedXRays
 from cxr.cli import detect_ensemble
+from cxr.cli.commands import benchmark_detect
 from cxr.errors import UserError
 from cxr.families.base import ScoringContext
 from cxr.families.checkpoint import Checkpoint
-from jobs import benchmark_detect
 from tests.families.test_recipes import some_batches
 from tests.made_shards import write_shards
 

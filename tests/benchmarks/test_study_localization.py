@@ -18,6 +18,8 @@ from cxr import schema
 from cxr.benchmarks.studies import boxed_xrays, localization, localization_report
 from cxr.benchmarks.studies.localization import LocalizationResult
 from cxr.cli import study_localization as study
+from cxr.cli.commands import phantom as phantom_command
+from cxr.cli.commands.benchmark_localization import Options, main
 from cxr.cli.options import ArchiveOptions
 from cxr.cli.study_localization import FINDINGS, LAST, MULTISCALE, VARIANTS, named, phantoms
 from cxr.errors import UserError
@@ -27,8 +29,6 @@ from cxr.families.checkpoint import Checkpoint
 from cxr.families.localize import LocalizeRecipe
 from cxr.training.options import RunOptions
 from cxr.training.sweep import Trained
-from jobs import make_phantom
-from jobs.study_localization import Options, main
 from tests.made_shards import write_shards
 
 CPU = torch.device("cpu")
@@ -162,9 +162,9 @@ def test_mistakes_are_reported_before_anything_is_written(tmp_path: Path) -> Non
         main(Options(out=out, variants=("first",)))
     with pytest.raises(UserError, match="omit --stream"):
         main(Options(out=out, data=ArchiveOptions(stream=True)))
-    phantom = make_phantom.Options(out=out, layout="siim", findings=("Mass",))
+    phantom = phantom_command.Options(out=out, layout="siim", findings=("Mass",))
     with pytest.raises(UserError, match="which has fixed findings, got Mass"):
-        make_phantom.main(phantom)
+        phantom_command.main(phantom)
     assert not Path(out).exists()
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from cxr import schema, storage
 from cxr.benchmarks.studies import segmentation, segmentation_report
 from cxr.cli import study_pneumothorax as study
+from cxr.cli.commands.benchmark_pneumothorax import Options, main
 from cxr.cli.options import ArchiveOptions
 from cxr.cli.study_pneumothorax import NETWORKS, named
 from cxr.data.shards import ARCHIVE_FILE, KIND
@@ -31,7 +32,6 @@ from cxr.models.unet import SmallUNet
 from cxr.schema import PixelFormat
 from cxr.training.options import RunOptions
 from cxr.training.sweep import Trained
-from jobs.study_pneumothorax import Options, main
 
 SIZE, IMAGES = 64, 12
 CPU = torch.device("cpu")

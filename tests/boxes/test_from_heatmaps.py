@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cxr.boxes.from_heatmaps import BoxRule, boxes_of, to_original
+from cxr.cli.commands import benchmark_map_boxes
 from cxr.imaging.geometry import ResizeTransform, fit
-from jobs import benchmark_map_boxes
 
 EMPTY = np.zeros((20, 30), np.uint8)
 

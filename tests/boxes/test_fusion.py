@@ -11,8 +11,8 @@ import pytest
 from cxr import boxes
 from cxr.boxes import ScoredBoxes
 from cxr.boxes.fusion import ConfType
+from cxr.cli.commands import benchmark_fusion
 from cxr.errors import UserError
-from jobs import benchmark_fusion
 
 WEIGHTS = [None, [1.0, 2.0, 0.5, 3.0, 1.5]]
 UNIT = [[0.1, 0.1, 0.5, 0.5]]

@@ -164,7 +164,7 @@ def test_named_weights_that_cannot_be_fetched_end_a_job_with_2_before_an_image_i
         lambda _: train_job(FROZEN.replace(folds=2), data, RunOptions(), str(out)),
         lambda _: tune_job(FROZEN, data, SearchOptions(), RunOptions(), str(out)),
     ):
-        code, said = _outcome(main, options)
+        code, said = _outcome(main, options, "some job")
         assert code == 2
         assert "backbone_pretrained=IMAGENET1K_V1: " in said
         assert "\n" not in said

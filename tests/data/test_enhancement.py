@@ -162,7 +162,7 @@ def test_recipe_records_the_enhancement(tmp_path: Path) -> None:
 
 
 def test_ingest_shows_each_step(archive: str, tmp_path: Path) -> None:
-    job = importlib.import_module("jobs.ingest_archive")
+    job = importlib.import_module("cxr.cli.commands.ingest")
     (Path(archive) / "00.png").write_bytes(b"no picture")
     (uri,) = job._pictures(job.Options(archive=archive, out=str(tmp_path / "out"), enhancement=DONE), archive)
     height, width = cv2.imread(uri, cv2.IMREAD_GRAYSCALE).shape

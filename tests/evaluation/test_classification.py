@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr import schema, storage
+from cxr.cli.commands import report as report_command
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, join_shards
 from cxr.errors import UserError
 from cxr.evaluation import reports
@@ -25,7 +26,6 @@ from cxr.runtime.job import write_result
 from cxr.schema import FINDINGS_KEY
 from cxr.sources import open_manifest
 from cxr.sources.options import ALL_IMAGES
-from jobs import report_run
 
 FINDINGS = ("Mass", "Edema", "Hernia")
 
@@ -114,8 +114,8 @@ def test_the_job_evaluates_the_split_and_counts_the_rest(archive: str, tmp_path:
     scored["005.png"] = [float("nan"), 0.5, 0.5]
     del scored["006.png"]
     run = write_run(tmp_path / "run", scored, archive=archive)
-    options = report_run.Options(run=run, out=str(tmp_path / "out"), report=ReportOptions(resamples=50))
-    write_result(options, report_run.main(options), 0)
+    options = report_command.Options(run=run, out=str(tmp_path / "out"), report=ReportOptions(resamples=50))
+    write_result("report", options, report_command.main(options), 0)
     result = json.loads((tmp_path / "out" / "result.json").read_text(), parse_constant=pytest.fail)
     metrics = result["metrics"]
     kept = [i for i in range(50) if i not in (4, 5, 6)]

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr import schema, storage
+from cxr.cli.commands import export_kaggle_vinbigdata
+from cxr.cli.commands import report as report_command
 from cxr.data.shards import ARCHIVE_FILE
 from cxr.errors import UserError
 from cxr.evaluation import detection, reports
@@ -22,7 +24,6 @@ from cxr.export.kaggle_vinbigdata import NormalFilter, normal_probabilities, wri
 from cxr.phantom.vinbigdata import write_vinbigdata_phantom
 from cxr.sources import open_manifest, rater_agreement
 from cxr.sources.options import Labeling
-from jobs import report_run, submit_vinbigdata
 
 IMAGES, SIZE = 16, 64
 FINDINGS = schema.VINBIGDATA_FINDINGS
@@ -196,8 +197,8 @@ def test_boxes_below_the_minimum_score_are_not_counted(run: str, tmp_path: Path)
 
 @pytest.mark.usefixtures("_no_pictures")
 def test_the_job_writes_a_result(run: str, tmp_path: Path) -> None:
-    options = report_run.Options(run=run, report=replace(ALL, resamples=2), out=str(tmp_path / "report"))
-    assert report_run.main(options)["metrics"]["map_40"] == 1
+    options = report_command.Options(run=run, report=replace(ALL, resamples=2), out=str(tmp_path / "report"))
+    assert report_command.main(options)["metrics"]["map_40"] == 1
 
 
 def test_a_submission_lists_every_image_once(archive: str, truth: dict[str, Boxes], tmp_path: Path) -> None:
@@ -206,8 +207,8 @@ def test_a_submission_lists_every_image_once(archive: str, truth: dict[str, Boxe
     strange = {**box, "label": "Hernia"}
     found = {"train/b.dicom": [box, strange, other], "a.png": [], "c.dicom": None}
     run = write_run(tmp_path / "run", archive, found)
-    options = submit_vinbigdata.Options(run=run, split="all", out=str(tmp_path / "out"))
-    result = submit_vinbigdata.main(options)
+    options = export_kaggle_vinbigdata.Options(run=run, split="all", out=str(tmp_path / "out"))
+    result = export_kaggle_vinbigdata.main(options)
     counts = {"images": 3, "normal": 2, "training_images_left_out": 0, "boxes_left_out": 1, "of_unknown_size": 1}
     assert result["metrics"] == {**counts, "errors": 1}
     rows = read_csv(result["submission"])
@@ -225,7 +226,7 @@ def test_a_submission_contains_the_challenges_test_images_and_prints_its_path(
     """Of the test split, the images that train.csv lists are no test images of the challenge."""
     read, *_ = truth
     run = write_run(tmp_path / "run", archive, {"train/b.png": [], "a.png": [], f"{read}.png": [], "c.png": None})
-    result = submit_vinbigdata.main(submit_vinbigdata.Options(run=run, out=str(tmp_path / "out")))
+    result = export_kaggle_vinbigdata.main(export_kaggle_vinbigdata.Options(run=run, out=str(tmp_path / "out")))
     assert [row["image_id"] for row in read_csv(result["submission"])] == ["a", "c"]
     assert (result["metrics"]["training_images_left_out"], result["metrics"]["errors"]) == (1, 1)
     told = capsys.readouterr().out

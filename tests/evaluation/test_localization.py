@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr import schema, storage
+from cxr.cli.commands import report as report_command
 from cxr.data.decode import make_rows
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE
 from cxr.errors import UserError
@@ -28,7 +29,6 @@ from cxr.reporting.overlays import BoxPair
 from cxr.runtime.job import write_result
 from cxr.schema import FINDINGS_KEY, PixelFormat
 from cxr.sources import open_manifest
-from jobs import report_run
 
 SIDE, IMAGES = 96, 40
 SCORED = ("Mass", "Hernia", "Nodule")  # of the checkpoint, in its order
@@ -123,8 +123,8 @@ def pairs_of(images: Rows, finding: str) -> int:
 
 def test_the_job_evaluates_boxes_and_labels(raw: str, images: Rows, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", raw, images, broken=2)
-    options = report_run.Options(run=run, out=str(tmp_path / "out"), report=ALL)
-    write_result(options, report_run.main(options), 0)
+    options = report_command.Options(run=run, out=str(tmp_path / "out"), report=ALL)
+    write_result("report", options, report_command.main(options), 0)
     result = json.loads((tmp_path / "out" / "result.json").read_text(), parse_constant=pytest.fail)
     metrics, scored = result["metrics"], images[:-2]
     pairs = {finding: pairs_of(scored, finding) for finding in ("Mass", "Nodule")}

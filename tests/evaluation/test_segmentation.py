@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr import schema, storage
+from cxr.cli.commands import export_kaggle_siim
+from cxr.cli.commands import report as report_command
 from cxr.data.decode import make_rows
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE
 from cxr.errors import UserError
@@ -28,7 +30,6 @@ from cxr.schema import PixelFormat
 from cxr.sources import open_manifest, rle
 from cxr.sources.manifest import Manifest, manifest_table
 from cxr.sources.options import ReadOptions
-from jobs import report_run, submit_siim
 
 SIDE = 64
 IMAGES = 12
@@ -155,8 +156,10 @@ COUNTS = {
 
 
 def test_the_job_evaluates_masks_and_counts_the_rest(run: str, tmp_path: Path) -> None:
-    options = report_run.Options(run=run, out=str(tmp_path / "out"), report=ReportOptions(split="all", resamples=50))
-    write_result(options, report_run.main(options), 0)
+    options = report_command.Options(
+        run=run, out=str(tmp_path / "out"), report=ReportOptions(split="all", resamples=50)
+    )
+    write_result("report", options, report_command.main(options), 0)
     result = json.loads((tmp_path / "out" / "result.json").read_text(), parse_constant=pytest.fail)
     metrics = result["metrics"]
     assert {name: metrics[name] for name in COUNTS} == COUNTS
@@ -274,8 +277,8 @@ def test_mistakes_are_reported(raw: str, run: str, tmp_path: Path) -> None:
 
 
 def test_a_run_becomes_a_submission(run: str, tmp_path: Path) -> None:
-    options = submit_siim.Options(run=run, split="all", out=str(tmp_path / "out"))
-    result = submit_siim.main(options)
+    options = export_kaggle_siim.Options(run=run, split="all", out=str(tmp_path / "out"))
+    result = export_kaggle_siim.main(options)
     lines = Path(result["submission"]).read_text().splitlines()
     assert lines[0] == "ImageId,EncodedPixels"
     codes = {row["ImageId"]: row["EncodedPixels"] for row in read_csv(result["submission"])}
@@ -290,18 +293,18 @@ def test_a_run_becomes_a_submission(run: str, tmp_path: Path) -> None:
 def test_a_submission_contains_the_test_images_and_prints_its_path(
     run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = submit_siim.main(submit_siim.Options(run=run, out=str(tmp_path / "out")))
+    result = export_kaggle_siim.main(export_kaggle_siim.Options(run=run, out=str(tmp_path / "out")))
     assert [row["ImageId"] for row in read_csv(result["submission"])] == ["01", "03", "05", "07", "09", "11"]
     assert f"submission: {result['submission']}" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"no image in split 'val' \(test 6, train 5\)"):
-        submit_siim.main(submit_siim.Options(run=run, split="val", out=str(tmp_path / "out")))
+        export_kaggle_siim.main(export_kaggle_siim.Options(run=run, split="val", out=str(tmp_path / "out")))
 
 
 @pytest.mark.parametrize("family", ["lungs", "detect"])
 def test_a_run_of_another_family_is_no_submission(family: str, raw: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "other", raw, {1: found_mask(1)}, family=family)
     with pytest.raises(UserError, match=f"is a run of family {family}, but .* needs family pneumothorax"):
-        submit_siim.main(submit_siim.Options(run=run, out=str(tmp_path / "out")))
+        export_kaggle_siim.main(export_kaggle_siim.Options(run=run, out=str(tmp_path / "out")))
 
 
 def test_two_images_with_the_same_name_cannot_be_submitted(run: str, tmp_path: Path) -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from cxr.cli.commands import COMMANDS
 from cxr.cli.options import ArchiveOptions
 from cxr.errors import UserError
 from cxr.families import RECIPES, checkpoint, recipe_type
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.families.presets import PRESETS, find_preset, preset, read_recipe
-from cxr.runtime.job import parse, run_job
 from cxr.training.options import RunOptions
-from jobs import train_aecnn, train_align, train_pneumothorax, tune_align
 
 NAMED = [(family, name) for family, presets in PRESETS.items() for name in presets]
 
@@ -37,24 +34,25 @@ def test_every_family_has_presets_a_job_that_trains_and_one_that_searches() -> N
     assert set(PRESETS) == set(RECIPES)
     for family in RECIPES:
         for kind in ("train", "tune"):
-            options = import_module(f"jobs.{kind}_{family}").Options()
+            options = COMMANDS[f"{kind} {family}"].load().options
             assert options.recipe.family == family
             assert options.recipe.search_space()
             assert options.out == f"runs/{kind}_{family}"
 
 
 def test_explicit_options_override_a_preset() -> None:
-    options = parse(train_aecnn.Options, ["--preset", "published", "--epochs", "3"]).job
+    train_aecnn = COMMANDS["train aecnn"].load()
+    options = train_aecnn.parse(["--preset", "published", "--epochs", "3"]).job
     assert options.recipe == preset(AecnnRecipe, "published").replace(epochs=3)
     assert (options.preset, options.data.stored_size, options.data.phantoms) == ("published", 1024, 1200)
-    assert parse(train_aecnn.Options, ["--preset=published", "--stored-size", "2048"]).job.data.stored_size == 2048
-    assert parse(train_pneumothorax.Options, ["--preset", "siim"]).job.recipe.architecture == "unet"
-    assert parse(train_aecnn.Options, []).job.recipe == AecnnRecipe()
+    assert train_aecnn.parse(["--preset=published", "--stored-size", "2048"]).job.data.stored_size == 2048
+    assert COMMANDS["train pneumothorax"].load().parse(["--preset", "siim"]).job.recipe.architecture == "unet"
+    assert train_aecnn.parse([]).job.recipe == AecnnRecipe()
 
 
 def test_help_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        parse(tune_align.Options, ["--help"], "Search.")
+        COMMANDS["tune align"].load().parse(["--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
     for name, described in PRESETS["align"].items():
@@ -70,7 +68,7 @@ def test_a_recipe_is_read_from_yaml_json_a_result_and_a_checkpoint(tmp_path: Pat
     checkpoint.save(tmp_path / "checkpoint", recipe, task, task.network.state_dict(), findings=(), metrics={})
     for name in ("recipe.yaml", "recipe.json", "result.json", "checkpoint"):
         assert read_recipe(AlignRecipe, str(tmp_path / name)) == recipe
-        options = parse(train_align.Options, ["--recipe", str(tmp_path / name), "--size", "64"]).job
+        options = COMMANDS["train align"].load().parse(["--recipe", str(tmp_path / name), "--size", "64"]).job
         assert options.recipe == recipe.replace(size=64)
         assert options.recipe_file == str(tmp_path / name)
 
@@ -102,10 +100,9 @@ def test_errors_of_recipe_files_name_the_mistake(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_starting_point_ends_a_job_with_2(
-    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["train_align.py", *arguments])
     with pytest.raises(SystemExit) as ended:
-        run_job(lambda options: {}, train_align.Options)
+        COMMANDS["train align"].run(arguments)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err

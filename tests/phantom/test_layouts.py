@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import get_args
 
@@ -11,17 +10,16 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
+from cxr.cli.commands import phantom
 from cxr.errors import UserError
 from cxr.phantom.jsrt import write_jsrt_phantom
 from cxr.phantom.siim import image_uid, write_siim_phantom
 from cxr.sources import find_source, rle, siim
 
-make_phantom = importlib.import_module("jobs.make_phantom")
 
-
-@pytest.mark.parametrize("layout", get_args(make_phantom.Layout))
+@pytest.mark.parametrize("layout", get_args(phantom.Layout))
 def test_every_layout_of_the_job_is_detected(layout: str, tmp_path: Path) -> None:
-    result = make_phantom.main(make_phantom.Options(str(tmp_path), layout=layout, count=2, size=64))
+    result = phantom.main(phantom.Options(str(tmp_path), layout=layout, count=2, size=64))
     assert result == {"archive": str(tmp_path), "images": 2}
     assert find_source(str(tmp_path)).name == layout.removesuffix("-png")
 

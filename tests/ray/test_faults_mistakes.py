@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import boto3
 import pytest
 
 from cxr import schema
-from cxr.cli.entry import train, tune
+from cxr.cli.commands import COMMANDS
 from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.align import AlignRecipe
 from cxr.runtime import cluster
-from cxr.runtime.job import run_job
 from tests.ray.archives import write_archive
 from tests.servers import faulty
 from tests.servers.faulty import Faulty
 
-JOBS = ("ingest_archive", "train_align", "tune_align", "score_archive")
-MAINS: dict[str, Any] = {"train_align": train, "tune_align": tune}
+NAMES = ("ingest", "train align", "tune align", "score")
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +80,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("archive", "out", "message"), CASES)
 def test_wrong_uris_are_rejected(
-    job: str,
+    name: str,
     archive: str,
     out: str,
     message: str,
@@ -96,25 +91,24 @@ def test_wrong_uris_are_rejected(
     front: Faulty,
     kept: str,
     capsys,
-    monkeypatch,
 ) -> None:
     front.refused = {"": "InvalidAccessKeyId"} if "refused" in (archive, out) else {}
     options = ["--archive", places[archive], "--out", places[out]]
-    errors = run(job, options + ["--checkpoint", kept] * (job == "score_archive"), capsys, monkeypatch)
+    errors = run(name, options + ["--checkpoint", kept] * (name == "score"), capsys)
     assert message in errors
     assert not Path(places["out"]).exists()
 
 
-def test_a_folder_without_a_checkpoint_is_rejected(places: dict[str, str], capsys, monkeypatch) -> None:
+def test_a_folder_without_a_checkpoint_is_rejected(places: dict[str, str], capsys) -> None:
     options = ["--archive", places["good"], "--out", places["out"], "--checkpoint", places["empty"]]
-    assert "contains no checkpoint.json" in run("score_archive", options, capsys, monkeypatch)
+    assert "contains no checkpoint.json" in run("score", options, capsys)
 
 
-def test_score_takes_one_checkpoint_and_each_archive_once(places: dict[str, str], capsys, monkeypatch) -> None:
+def test_score_takes_one_checkpoint_and_each_archive_once(places: dict[str, str], capsys) -> None:
     options = ["--out", places["out"], "--checkpoint", places["empty"], "--archive", places["good"]]
-    twice = run("score_archive", [*options, "--archive", places["good"]], capsys, monkeypatch)
+    twice = run("score", [*options, "--archive", places["good"]], capsys)
     assert "the same archive twice; give each archive once" in twice
-    several = run("score_archive", [*options, "--checkpoint", places["missing"]], capsys, monkeypatch)
+    several = run("score", [*options, "--checkpoint", places["missing"]], capsys)
     assert several == "error: expected one --checkpoint, got 2: give it once\n"
     assert not Path(places["out"]).exists()
 
@@ -126,13 +120,10 @@ def test_an_unreachable_cluster_is_reported(monkeypatch: pytest.MonkeyPatch) -> 
         cluster.connect()
 
 
-def run(job: str, options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
-    """The job's error, which is one line, before it exits with 2."""
-    module = importlib.import_module(f"jobs.{job}")
-    monkeypatch.setattr(sys, "argv", [job, *options])
-    main = MAINS.get(job) or module.main
+def run(name: str, options: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The command's error, which is one line, before it exits with 2."""
     with pytest.raises(SystemExit) as end:
-        run_job(main, module.Options)
+        COMMANDS[name].run(options)
     errors = capsys.readouterr().err
     assert end.value.code == 2, errors
     assert errors.startswith("error: ")

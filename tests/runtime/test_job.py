@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from cxr.cli.commands import score
 from cxr.runtime.job import parse
-from jobs import score_archive
 
 JOB = '''
 """A job for tests."""
@@ -126,7 +126,7 @@ def test_every_job_has_options_for_access_to_buckets(
     for name in names:
         monkeypatch.setenv(name, "before")  # so that it is put back
         del os.environ[name]
-    parse(score_archive.Options, ["--out", "x", *arguments]).buckets.apply()
+    parse(score.Options, ["--out", "x", *arguments]).buckets.apply()
     assert {name: os.environ[name] for name in names if name in os.environ} == variables
 
 

@@ -1,0 +1,44 @@
+"""Shell completion of `cxr`, as tyro writes it: `cxr --tyro-write-completion bash FILE`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import field, make_dataclass
+from typing import Annotated, Any, Union
+
+import tyro
+
+from cxr.cli.commands import COMMANDS, GROUPS
+from cxr.runtime.job import Command
+
+
+def write_completion(arguments: Sequence[str]) -> None:
+    """Let tyro write the completion script of all commands, whose modules this imports.
+
+    Args:
+        arguments: `--tyro-write-completion SHELL PATH` or `--tyro-print-completion SHELL`.
+    """
+    single = {name: _options(name) for name in COMMANDS if " " not in name}
+    groups = {
+        first: _group(
+            first, {name.partition(" ")[2]: _options(name) for name in COMMANDS if name.startswith(f"{first} ")}
+        )
+        for first in GROUPS
+    }
+    tyro.cli(_either(single | groups), prog="cxr", args=list(arguments), config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _options(name: str) -> Any:
+    """A command's options as an annotated type."""
+    options, word = COMMANDS[name].load().options, name.rpartition(" ")[2]
+    parsed: Any = Command[type(options)]
+    return Annotated[parsed, tyro.conf.subcommand(word, default=Command(job=options))]
+
+
+def _group(first: str, choices: dict[str, Any]) -> Any:
+    choice = tyro.conf.OmitSubcommandPrefixes[_either(choices)]
+    return Annotated[make_dataclass(first, [("command", choice, field())]), tyro.conf.subcommand(first)]
+
+
+def _either(choices: dict[str, Any]) -> Any:
+    return Union[tuple(choices.values())]  # noqa: UP007  # of a tuple
