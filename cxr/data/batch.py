@@ -106,7 +106,7 @@ def _boxes(rows: pa.Table, pixels: PixelFormat, findings: Sequence[str], most: i
             if len(inside) > most:
                 raise UserError(
                     f"expected at most {most} boxes per image, got {len(inside):,}: ingest the archive again with "
-                    f"this version of jobs/ingest_archive.py, which records how many boxes an image has"
+                    f"this version of cxr ingest, which records how many boxes an image has"
                 )
             boxes[i, : len(inside)] = np.column_stack([labels, unit_boxes])[inside]
     return {schema.BOXES: boxes, HAS_BOXES: np.array([image_boxes is not None for image_boxes in listed], bool)}

@@ -1,6 +1,6 @@
 """Is an image an upright frontal chest X-ray, not inverted? The header decides where it can, else a small network.
 
-The network (cxr/data/gate.safetensors, 54,000 weights, made by jobs/train_gate.py) sees the whole image at 64 px. It
+The network (cxr/data/gate.safetensors, 54,000 weights, made by `cxr train gate`) sees the whole image at 64 px. It
 is applied with NumPy, because decoding does not import torch.
 """
 

@@ -83,14 +83,14 @@ def read_info(uri: str, *, latents: bool = False) -> ShardInfo:
     if not is_shards(uri):
         raise UserError(
             f"expected shards in {uri}, got no {ARCHIVE_FILE}: if ingest did not finish, resume it with "
-            f"jobs/ingest_archive.py --out {uri}"
+            f"cxr ingest --out {uri}"
         )
     about = storage.read_json(storage.join(uri, ARCHIVE_FILE))
     if MEMBERS in about:
         return _combine(uri, [read_info(member) for member in about[MEMBERS]])
     if about.get("latents") and not latents:
         raise UserError(
-            f"expected X-rays in {uri}, got latents, which only jobs/score_archive.py can use: give the archive from "
+            f"expected X-rays in {uri}, got latents, which only cxr score can use: give the archive from "
             f"which they were made, {about['archive']}"
         )
     findings = tuple(about["findings"])

@@ -50,6 +50,31 @@ def _reading_of(run: Run, options: ReportOptions) -> ReadOptions:
     return reading.with_headers(run.uri) if read_before else reading
 
 
+def evaluate(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
+    """Compare the run that `score_archive` wrote to `run_uri` with the ground truth, and write the report.
+
+    Raises:
+        UserError: there is no scoring run, its family has no report, or there is no ground truth.
+    """
+    run, options = _opened(run_uri, options)
+    return REPORTS[run.family].evaluate(run, _of_test_images(options), out)
+
+
+def _opened(run_uri: str, options: ReportOptions) -> tuple[Run, ReportOptions]:
+    """The run, and the options with those of reading its archive."""
+    run = read_run(run_uri)
+    if run.family not in REPORTS:
+        raise UserError(
+            f"{run.uri} contains scores of family {run.family!r}, for which there is no report; expected one of "
+            f"{', '.join(REPORTS)}"
+        )
+    return run, replace(options, reading=_reading_of(run, options))
+
+
+def _of_test_images(options: ReportOptions) -> ReportOptions:
+    return replace(options, split="test") if options.split == "auto" else options
+
+
 def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
     """Write the report of the run that `score_archive` wrote to `run_uri`.
 
@@ -60,19 +85,13 @@ def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
         UserError: there is no scoring run, its family has no report, or the options request a comparison without
             ground truth.
     """
-    run = read_run(run_uri)
-    options = replace(options, reading=_reading_of(run, options))
-    if run.family not in REPORTS:
-        raise UserError(
-            f"{run.uri} contains scores of family {run.family!r}, for which there is no report; expected one of "
-            f"{', '.join(REPORTS)}"
-        )
+    run, options = _opened(run_uri, options)
     how, scored = REPORTS[run.family], " and ".join(run.archives)
     if len(run.archives) > 1 and not options.archive and not options.against:
         print(f"note: {scored} were scored, so the report only describes the scores; give --archive to compare")
         return score_summary.report(run, options, out, how.kinds)
     try:
-        return how.evaluate(run, replace(options, split="test") if options.split == "auto" else options, out)
+        return how.evaluate(run, _of_test_images(options), out)
     except NoGroundTruthError:
         if options.archive or options.against:
             raise

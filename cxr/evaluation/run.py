@@ -91,9 +91,7 @@ def read_run(uri: str) -> Run:
     ledger = storage.join(uri, LEDGER_FILE)
     settings = storage.read_json(ledger).get("settings", {}) if storage.exists(ledger) else {}
     if not {"recipe", "archive", "checkpoint_sha256"} <= set(settings):
-        raise UserError(
-            f"{uri} contains no scoring run: give the --out of jobs/score_archive.py, or run that job first"
-        )
+        raise UserError(f"{uri} contains no scoring run: give the --out of cxr score, or run that job first")
     archives = settings["archive"]
     archives = (archives,) if isinstance(archives, str) else tuple(archives)
     family, sha256 = settings["recipe"]["family"], settings["checkpoint_sha256"]
@@ -142,7 +140,7 @@ def check_family(run: Run, families: Sequence[str], purpose: str) -> None:
         expected = f"family {' or '.join(families)}"
         raise UserError(
             f"{run.uri} is a run of family {run.family}, but {purpose} needs {expected}: give the --out of "
-            f"jobs/score_archive.py with such a checkpoint"
+            f"cxr score with such a checkpoint"
         )
 
 
@@ -158,9 +156,7 @@ def read_scores(run: Run, columns: Sequence[str], split: Split = "all") -> list[
     folder = storage.join(run.uri, SCORES)
     uris = sorted(file.uri for file in storage.list_files(folder) if file.path.endswith(SUFFIX))
     if not uris:
-        raise UserError(
-            f"{folder} contains no scores: run jobs/score_archive.py with --out {run.uri} until it finishes"
-        )
+        raise UserError(f"{folder} contains no scores: run cxr score with --out {run.uri} until it finishes")
     read = [schema.SPLIT, *columns] if split != "all" else [*columns]
     with ThreadPoolExecutor(_THREADS) as pool:
         parts = list(pool.map(partial(storage.read_parquet, columns=read), uris))

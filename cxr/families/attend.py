@@ -203,7 +203,7 @@ class AttendRecipe(HeatmapBoxesRecipe):
         recipe = weights.about["recipe"] if weights.about else {}
         if recipe.get("family") != AlignRecipe.family:
             raise ValueError(
-                f"expected a checkpoint folder of family {AlignRecipe.family!r}, as written by jobs/train_align.py"
+                f"expected a checkpoint folder of family {AlignRecipe.family!r}, as written by cxr train align"
             )
         if recipe["size"] > self.size:
             raise ValueError(

@@ -97,7 +97,7 @@ def check_crop(info: ShardInfo, crop: LungCrop | None) -> None:
     how = f"with --lung-crop {crop.uri} --lung-margin {crop.margin:g}" if crop else "without --lung-crop"
     raise UserError(
         f"{info.uri} contains {_crop_text(info.lung_crop)}, but {_crop_text(expected)} are needed: run "
-        f"jobs/ingest_archive.py {how} into another --out, or give the archive that these shards were made of"
+        f"cxr ingest {how} into another --out, or give the archive that these shards were made of"
     )
 
 
@@ -113,7 +113,7 @@ def check_enhancement(info: ShardInfo, enhancement: Enhancement) -> None:
         actual, expected = info.enhancement.options() or "no enhancement", enhancement.options()
         raise UserError(
             f"{info.uri} was ingested with {actual}, but this run needs {expected or 'no enhancement'}: run "
-            f"jobs/ingest_archive.py {expected or 'without these options'} into another --out, or give the archive "
+            f"cxr ingest {expected or 'without these options'} into another --out, or give the archive "
             f"that these shards were made of"
         )
 
@@ -147,17 +147,17 @@ def check_raw(recipe: Recipe, archive: str) -> None:
     if recipe.lung_crop:
         raise UserError(
             f"{archive} is not shards, and images are cropped to the lungs when shards are made. Leave --stream out, "
-            f"or run jobs/ingest_archive.py with --lung-crop {recipe.lung_crop} and give its --out as --archive"
+            f"or run cxr ingest with --lung-crop {recipe.lung_crop} and give its --out as --archive"
         )
     if recipe.enhancement:
         raise UserError(
             f"{archive} is not shards, and images are enhanced when shards are made. Leave --stream out, or run "
-            f"jobs/ingest_archive.py with {recipe.enhancement} and give its --out as --archive"
+            f"cxr ingest with {recipe.enhancement} and give its --out as --archive"
         )
     if fold_of(recipe) or sampling_of(recipe):
         raise UserError(
             f"{archive} is not shards, but folds and a fraction of positives require the list of all images before "
-            f"the first is decoded. Leave --stream out, or run jobs/ingest_archive.py and give its --out as --archive"
+            f"the first is decoded. Leave --stream out, or run cxr ingest and give its --out as --archive"
         )
 
 

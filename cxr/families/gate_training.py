@@ -1,7 +1,7 @@
 """Trains the network of `cxr.data.gate` on phantoms and real frontal X-rays, and measures it.
 
 Frontal images are rotated by 90, 180 or 270 degrees and inverted at random; lateral chests and other parts of the
-body are phantoms. The package ships one such network, cxr/data/gate.safetensors; jobs/train_gate.py made it.
+body are phantoms. The package ships one such network, cxr/data/gate.safetensors; `cxr train gate` made it.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def by_checkpoint(uri: str, margin: float = MARGIN) -> LungCrop:
     if schema.PRED_MASK_RLE not in recipe.score_columns.names or recipe.mask_label != schema.LUNGS:
         raise UserError(
             f"lung_crop={uri}: a checkpoint of family {recipe.family!r}, which does not segment lungs. Give one that "
-            f"jobs/train_lungs.py made"
+            f"cxr train lungs made"
         )
     return LungCrop(uri, about["sha256"], margin)
 

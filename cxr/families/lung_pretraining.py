@@ -1,6 +1,6 @@
 """Trains a network that finds the lung fields on phantoms, whose lungs are known, so that no real mask is needed.
 
-The package ships one such network, cxr/models/phantom_lungs.safetensors; jobs/train_phantom_lungs.py made it.
+The package ships one such network, cxr/models/phantom_lungs.safetensors; `cxr train phantom-lungs` made it.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -156,6 +157,18 @@ def run(main: Callable[[Options], dict[str, Any]], command: Command[Options], na
     if error:
         shown.show_error(error, code)
     sys.exit(code)
+
+
+def show(main: Callable[[Any], tuple[dict[str, Any], str]], command: Command[Any]) -> NoReturn:
+    """Print what `main` returns, as JSON or as text, and exit: with 0, or with 2 on a mistake of the user."""
+    command.buckets.apply()
+    try:
+        content, text = main(command.job)
+        print(json.dumps(console.finite(content)) if command.output.form == "json" else text, flush=True)
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr, flush=True)
+        sys.exit(MISUSED)
+    sys.exit(DONE)
 
 
 def _interrupted(options: object) -> str:

@@ -72,7 +72,7 @@ class ReadOptions:
             options = " and ".join(f"--{name}" for name in changed)
             raise UserError(
                 f"{archive} contains shards, whose images cannot be selected: omit {options}, or give it to "
-                f"jobs/ingest_archive.py when you make the shards"
+                f"cxr ingest when you make the shards"
             )
 
 

@@ -130,7 +130,7 @@ def test_shards_with_another_enhancement_are_rejected(tmp_path: Path) -> None:
         lambda: check_inputs(RECIPE, ArchiveOptions(archive=(plain,)), str(tmp_path / "out")),
         lambda: score._plan(plain, saved(tmp_path / "kept", RECIPE), score.ScoreOptions()),
     ):
-        with pytest.raises(UserError, match=f"{wanted}: run jobs/ingest_archive.py --denoise median"):
+        with pytest.raises(UserError, match=f"{wanted}: run cxr ingest --denoise median"):
             refused()
     with pytest.raises(UserError, match=r"with --denoise .*, but this run needs no enhancement: .* without these"):
         check_enhancement(shards.read_info(done), Enhancement())
@@ -147,7 +147,7 @@ def test_labels_of_shards_cannot_be_changed(tmp_path: Path) -> None:
 
 
 def test_raw_archives_are_not_streamed(archive: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"Leave --stream out, or run jobs/ingest_archive.py with --denoise median"):
+    with pytest.raises(UserError, match=r"Leave --stream out, or run cxr ingest with --denoise median"):
         check_raw(RECIPE, archive)
     given = ArchiveOptions(archive=(archive,), stream=True, labeling=Labeling(readers_agree=2))
     with pytest.raises(UserError, match="--readers-agree takes effect only when shards are made: omit --stream"):

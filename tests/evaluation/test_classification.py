@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr import schema, storage
+from cxr.cli.commands import evaluate
 from cxr.cli.commands import report as report_command
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, join_shards
 from cxr.errors import UserError
@@ -261,3 +262,25 @@ def test_mistakes_raise_errors(archive: str, tmp_path: Path) -> None:
     assert "do not name one list of findings" in mistake(twice, out)
     pq.write_table(pq.read_table(part).drop_columns([schema.DECISIONS]), part)
     assert "no column decisions" in mistake(twice, out)
+
+
+def test_evaluate_writes_the_metrics_and_tables_of_the_report_alone(archive: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", named(guesses(60)), archive=archive)
+    other = write_run(tmp_path / "other", named(guesses(60)), archive=archive)
+    chosen = ReportOptions(resamples=20, against=other)
+    reported = report_command.main(report_command.Options(run=run, out=str(tmp_path / "report"), report=chosen))
+    out = tmp_path / "out"
+    result = evaluate.main(evaluate.Options(run=run, out=str(out), report=chosen))
+    assert result == {
+        "metrics": reported["metrics"],
+        "tables": [str(out / "comparison.csv"), str(out / "findings.csv")],
+    }
+    assert {path.name for path in out.iterdir()} == {"comparison.csv", "findings.csv"}
+    assert (out / "findings.csv").read_text() == (tmp_path / "report" / "findings.csv").read_text()
+
+
+def test_evaluate_needs_images_with_ground_truth(archive: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", named(guesses(60)), archive=archive)
+    with pytest.raises(UserError, match="no image in split 'train'"):
+        evaluate.main(evaluate.Options(run=run, out=str(tmp_path / "out"), report=ReportOptions(split="train")))
+    assert not (tmp_path / "out").exists()

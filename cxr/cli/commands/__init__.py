@@ -2,8 +2,8 @@
 
 The command `score` is the module `score` of this package, and `export kaggle-siim` is `export_kaggle_siim`. A module
 has a docstring, which is its help; `Options`, a dataclass with a default for each option; and `main`, which takes
-them and returns the contents of result.json. Modules import torch, Ray and matplotlib inside functions where they
-can, so that help, wrong options and missing files are reported at once.
+them and returns the contents of result.json, or what to print (`info`). Modules import torch, Ray and matplotlib
+inside functions where they can, so that help, wrong options and missing files are reported at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 class Job:
     """What a command consists of once its module is imported."""
 
-    main: Callable[[Any], dict[str, Any]]
+    main: Callable[[Any], Any]
     options: Any
     """The default options."""
     description: str
@@ -58,11 +58,14 @@ class Command:
         return Job(module.main, module.Options(), module.__doc__ or "")
 
     def run(self, arguments: Sequence[str], program: str | None = None) -> NoReturn:
-        """Run the command and exit, as `cxr.runtime.job.run` says."""
+        """Run the command and exit, as `cxr.runtime.job.run` says, or `show` if it has no option `--out`."""
         from cxr.runtime import job
 
         loaded = self.load()
-        job.run(loaded.main, loaded.parse(arguments, program), self.name)
+        parsed = loaded.parse(arguments, program)
+        if not hasattr(parsed.job, "out"):
+            job.show(loaded.main, parsed)
+        job.run(loaded.main, parsed, self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +219,9 @@ COMMANDS: dict[str, Command] = {
             own_module="tune_pneumothorax",
         ),
         Command("score", "score_archive"),
+        Command("evaluate", "evaluate_run"),
         Command("report", "report_run"),
+        Command("info"),
         Command("export kaggle-siim", "submit_siim"),
         Command("export kaggle-vinbigdata", "submit_vinbigdata"),
         Command("benchmark aecnn", "study_aecnn"),

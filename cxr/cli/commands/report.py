@@ -10,6 +10,7 @@ cxr report --run s3://xrays/scores/new --against s3://xrays/scores/old --out s3:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +35,12 @@ def main(options: Options) -> dict[str, Any]:
     from cxr.evaluation.reports import report
 
     result = report(options.run, options.report, options.out)
-    for name, value in result["metrics"].items():
-        print(f"{name} {value:.4g}" if value is not None else f"{name} not measured")
+    print_metrics(result["metrics"])
     print(f"text and tables: {result['report']}\nopen in a browser: {result['page']}", flush=True)
     return result
+
+
+def print_metrics(metrics: Mapping[str, float | None]) -> None:
+    """Print each metric on a line."""
+    for name, value in metrics.items():
+        print(f"{name} {value:.4g}" if value is not None else f"{name} not measured", flush=True)

@@ -1,0 +1,158 @@
+"""The program `cxr`: finding commands, help, mistakes, and what it says about itself and about checkpoints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cxr
+from cxr.cli import completion, main
+from cxr.cli.commands import COMMANDS, GROUPS, FamilyCommand
+from cxr.cli.commands.info import SCORE_COLUMNS
+from cxr.families import RECIPES, checkpoint, recipe_type
+from cxr.families.align import AlignRecipe
+from cxr.families.presets import PRESETS
+from cxr.sources import SOURCES
+from tests.conftest import REPOSITORY
+
+
+def call(*words: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run `cxr` in this process; the exit code."""
+    monkeypatch.setattr(sys, "argv", ["cxr", *words])
+    try:
+        main.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_every_command_has_a_module_and_every_module_a_command() -> None:
+    folder = REPOSITORY / "cxr/cli/commands"
+    modules = {path.stem for path in folder.glob("[!_]*.py")}
+    assert {command.module for command in COMMANDS.values()} == modules
+    for command in COMMANDS.values():
+        assert command.summary[0].isupper()
+        assert command.summary[-1] == "."
+        assert (" " in command.name) == (command.name.partition(" ")[0] in GROUPS)
+
+
+def test_the_first_words_name_the_command() -> None:
+    assert main.find(["score", "--archive", "x"]) == (COMMANDS["score"], ["--archive", "x"])
+    assert main.find(["train", "align", "--epochs", "3"]) == (COMMANDS["train align"], ["--epochs", "3"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("scroe --archive x", "got `cxr scroe`. Did you mean `cxr score`?"),
+        ("train algin", "got `cxr train algin`. Did you mean `cxr train align`?"),
+        ("tran align", "got `cxr tran align`. Did you mean `cxr train align`?"),
+        ("train_align", "got `cxr train_align`. Did you mean `cxr train align`?"),
+        ("train", "expected `cxr train FAMILY` with FAMILY one of aecnn, align"),
+        ("train --epochs 3", "got `cxr train`."),
+        ("benchmark fussion", "Did you mean `cxr benchmark fusion`?"),
+        ("--nope", "expected a command: phantom, inspect"),
+    ],
+)
+def test_a_mistyped_command_exits_with_2_and_names_the_nearest(
+    words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*words.split(), monkeypatch=monkeypatch) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: expected ")
+    assert said in errors
+
+
+def test_help_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help", monkeypatch=monkeypatch) == 0
+    overview = capsys.readouterr().out
+    for first in GROUPS:
+        assert call(first, "--help", monkeypatch=monkeypatch) == 0
+        listed = capsys.readouterr().out
+        for name in (name for name in COMMANDS if name.startswith(f"{first} ")):
+            assert f"  {name.partition(' ')[2]} " in listed
+            assert name.partition(" ")[2] in overview
+    for name in (name for name in COMMANDS if " " not in name):
+        assert f"  {name} " in overview
+    assert call("--version", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out == f"{cxr.__version__}\n"
+
+
+def test_options_are_those_of_the_family(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS.values():
+        if isinstance(command, FamilyCommand):
+            loaded = command.load()
+            parsed = loaded.parse(["--epochs", "3", "--out", "elsewhere"]).job
+            assert parsed.recipe == loaded.options.recipe.replace(epochs=3)
+            assert (parsed.out, parsed.data) == ("elsewhere", loaded.options.data)
+    assert call("train", "align", "--epohcs", "3", monkeypatch=monkeypatch) == 2
+    assert "--epochs" in capsys.readouterr().err
+
+
+def test_a_script_runs_its_command(tmp_path: Path) -> None:
+    out = tmp_path / "phantom"
+    for program in (["jobs/make_phantom.py"], ["-m", "cxr.cli.main", "phantom"]):
+        command = [sys.executable, *program, "--count", "1", "--size", "64", "--out", str(out)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, str(out / "result.json")), done.stderr
+        assert json.loads((out / "result.json").read_text())["job"] == "phantom"
+
+
+def test_info_lists_families_sources_and_presets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("info", "--json", monkeypatch=monkeypatch) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert {family: set(about["presets"]) for family, about in info["families"].items()} == {
+        family: set(PRESETS[family]) for family in RECIPES
+    }
+    assert info["sources"] == [source.name for source in SOURCES]
+    assert call("info", monkeypatch=monkeypatch) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in (*RECIPES, *info["sources"], "--preset demo"))
+
+
+def test_info_knows_the_scores_of_every_family() -> None:
+    assert {name: tuple(columns) for name, columns in SCORE_COLUMNS.items()} == {
+        family: tuple(recipe_type(family).score_columns.names) for family in RECIPES
+    }
+
+
+def test_info_says_what_a_checkpoint_needs_and_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = AlignRecipe(size=32, backbone="conv3", lungs=False)
+    task = recipe.task(recipe.network(()))
+    checkpoint.save(tmp_path, recipe, task, task.network.state_dict(), findings=(), metrics={"loss": 0.25})
+    assert call("info", "--checkpoint", str(tmp_path), "--json", monkeypatch=monkeypatch) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert (info["family"], info["metrics"]) == ("align", {"loss": 0.25})
+    assert info["needs"] == {**recipe.input_contract.to_dict(), "lung_crop": False}
+    assert info["gives"]["columns"] == ["theta"]
+    assert call("info", "--checkpoint", str(tmp_path), monkeypatch=monkeypatch) == 0
+    text = capsys.readouterr().out
+    assert "family align" in text
+    assert "loss: 0.25" in text
+    assert call("info", "--checkpoint", str(tmp_path / "none"), monkeypatch=monkeypatch) == 2
+    assert "contains no checkpoint.json" in capsys.readouterr().err
+
+
+def test_completion_knows_commands_and_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    few = {name: COMMANDS[name] for name in ("score", "report", "export kaggle-siim", "export kaggle-vinbigdata")}
+    monkeypatch.setattr(completion, "COMMANDS", few)  # those that import no torch
+    monkeypatch.setattr(completion, "GROUPS", {"export": GROUPS["export"]})
+    script = tmp_path / "cxr.bash"
+    assert call("--tyro-write-completion", "bash", str(script), monkeypatch=monkeypatch) == 0
+    ask = 'source "$1"; COMP_WORDS=("${@:2}"); COMP_CWORD=$(($# - 2)); _tyro_cxr; echo "${COMPREPLY[@]}"'
+
+    def completed(*words: str) -> list[str]:
+        command = ["bash", "-c", ask, "bash", str(script), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+
+    assert completed("cxr", "sc") == ["score"]
+    assert completed("cxr", "export", "kaggle-s") == ["kaggle-siim"]
+    assert "--checkpoint" in completed("cxr", "score", "--ch")
