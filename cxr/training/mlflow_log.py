@@ -129,7 +129,7 @@ class MlflowLog(UserCallback):
         server, or if CXR_MLFLOW_PICTURES is 1."""
 
         def send(client: MlflowClient) -> None:
-            folder = storage.is_local(client.get_run(self.run_id).info.artifact_uri)
+            folder = storage.is_local(client.get_run(self.run_id).info.artifact_uri or "")
             if folder or os.environ.get(SEND_PICTURES) == "1":
                 self._send_files(client, uris, "pictures")
 
