@@ -13,6 +13,7 @@ import pytest
 
 from cxr import storage
 from cxr.errors import UserError
+from cxr.families import checkpoint_files
 from cxr.families.align import AlignRecipe
 from cxr.training import mlflow_log
 from cxr.training.mlflow_log import EXPERIMENT, SEND_PICTURES, TRACKING_URI, MlflowLog, check_installed
@@ -53,8 +54,8 @@ def row(epoch: int, value: float, **more: Any) -> dict[str, Any]:
 def write_checkpoint(folder: Path) -> str:
     folder.mkdir()
     about = {
-        "kind": "cxr-checkpoint",
-        "version": 1,
+        "kind": checkpoint_files.KIND,
+        "version": checkpoint_files.VERSION,
         "findings": ["Edema"],
         "reading": {"select": "patient_id != 'P7'"},
     }
