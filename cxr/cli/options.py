@@ -90,8 +90,10 @@ class TrainOptions:
         """The family's presets, one per line, for `--help`."""
         from cxr.families.presets import PRESETS
 
+        presets = PRESETS[self.recipe.family]
+        width = max(map(len, presets), default=0)
         return "Presets:\n" + "\n".join(
-            f"  {name:<12} {preset.description}" for name, preset in PRESETS[self.recipe.family].items()
+            f"  {name:<{width}}  {preset.description}" for name, preset in presets.items()
         )
 
 

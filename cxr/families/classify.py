@@ -40,6 +40,7 @@ from cxr.reporting import attention, figures
 
 Loss = Literal["bce", "focal", "asymmetric"]
 HEAD_STAGE = "head"  # the stage that trains only the head
+MAP_STRIDE = 8  # pixels of the input per cell of a convolutional network's heat maps, if they divide its size
 PICTURED = 8  # images in the picture of a run
 SIZES: tuple[tuple[str, ...], ...] = (
     ("resnet18", "resnet34", "resnet50", "resnet101"),
@@ -185,7 +186,7 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
             logits_BF, evidence_BFhw = classifier.evidence(unit_pixels(batch, size))
             field = classifier.backbone.receptive_field
             if field is not None:
-                evidence_BFhw = placed(evidence_BFhw, field, size, min(field.stride, size))
+                evidence_BFhw = placed(evidence_BFhw, field, size, math.gcd(size, MAP_STRIDE))
             evidence_BFhw = evidence_BFhw.clamp(min=0)
             peak_BF = evidence_BFhw.amax((2, 3)).clamp(min=torch.finfo(torch.float32).tiny)
             return evidence_BFhw * (logits_BF.sigmoid() / peak_BF)[:, :, None, None]

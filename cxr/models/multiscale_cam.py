@@ -55,6 +55,7 @@ class MultiscaleCAM(nn.Module):
         ValueError: there is no such backbone, pooling, stages or relevance.
     """
 
+    pooling: Pooling
     relevance_logits: Tensor
     thresholds: Tensor
     low: Tensor
