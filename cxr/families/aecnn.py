@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -29,7 +29,7 @@ from cxr.families.classifier_base import (
 from cxr.models import pretrained
 from cxr.models.aecnn import AECNN, Codec, NoCodec, PublishedCodec, ResidualCodec, ResizeCodec, clipped
 from cxr.models.classifier import CLASSIFIERS, Classifier, ClassifierName, StemStride, load_body, norm_layers
-from cxr.models.pretrained import Weights
+from cxr.models.pretrained import Fit, Weights
 from cxr.models.spatial_transformer import warp
 from cxr.reporting import figures
 from cxr.schema import PixelFormat
@@ -265,13 +265,13 @@ class AecnnRecipe(ClassifierRecipe):
     def torchvision_backbone(self) -> str:
         return self.backbone
 
-    def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> None:
-        load_body(_aecnn(network).classifier, state)
+    def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> Fit:
+        return load_body(_aecnn(network).classifier, state)
 
     def initial_weights(self) -> dict[str, str]:
         return {"start_from": "", **super().initial_weights()}
 
-    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]:
+    def fit_weights(self, setting: str, weights: Weights) -> Fit:
         if setting == "start_from":
             return _match_all(self.network(weights.findings or ("any",)), weights.state)
         return super().fit_weights(setting, weights)
@@ -285,7 +285,7 @@ class AecnnRecipe(ClassifierRecipe):
                     f"start_from={self.start_from}: expected the archive's findings {', '.join(aecnn.findings)}, got "
                     f"{', '.join(known)}: give it as backbone_pretrained, which does not load the last layer"
                 )
-            aecnn.load_state_dict(_match_all(aecnn, pretrained.from_uri(self.start_from)))
+            aecnn.load_state_dict(_match_all(aecnn, pretrained.from_uri(self.start_from)).state)
         if self.backbone_pretrained:
             same_findings = pretrained.findings_of(self.backbone_pretrained) == aecnn.findings
             load_body(aecnn.classifier, pretrained.from_uri(self.backbone_pretrained), head=same_findings)
@@ -522,9 +522,11 @@ def _render_decoded(network: AECNN, latent_B1hw: Tensor) -> dict[str, Tensor]:
     return {"decoded": network.decode(latent_B1hw)[:, 0].mul(255).round().to(torch.uint8)}
 
 
-def _match_all(network: AECNN, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _match_all(network: AECNN, state: Mapping[str, Tensor]) -> Fit:
+    """A state dict of the whole network."""
     own = network.state_dict()
-    return own | pretrained.match(own, state, "the network that these settings describe", exact=True)
+    fit = pretrained.match(own, state, "the network that these settings describe", exact=True)
+    return replace(fit, state=own | dict(fit.state))
 
 
 def _mse(a_B1HW: Tensor, b_B1HW: Tensor) -> Tensor:

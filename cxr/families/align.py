@@ -38,7 +38,7 @@ from cxr.metrics.meters import Mean
 from cxr.models import perceptual, pretrained
 from cxr.models.backbones import BACKBONES, BackboneName, make_backbone, normalize_contrast
 from cxr.models.perceptual import FeatureKind, as_unit, feature_distance
-from cxr.models.pretrained import Weights
+from cxr.models.pretrained import Fit, Weights
 from cxr.models.small_unet import LungField, soft_dice
 from cxr.models.spatial_transformer import (
     PARAMETERS,
@@ -246,7 +246,7 @@ class AlignRecipe(Recipe):
             return {}
         return {"feature_pretrained": "" if self.feature_network == "lungs" else self.feature_network}
 
-    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]:
+    def fit_weights(self, setting: str, weights: Weights) -> Fit:
         if setting == "lung_pretrained":
             return lung_pretraining.match_weights(weights.state)
         return perceptual.needed(self.feature_network, weights.state)

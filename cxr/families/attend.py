@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -42,7 +42,7 @@ from cxr.models.contrast_attention import (
 )
 from cxr.models.input_contract import IMAGENET, InputContract
 from cxr.models.mil_loss import MILLoss, cells_inside
-from cxr.models.pretrained import Weights
+from cxr.models.pretrained import Fit, Weights
 from cxr.models.spatial_transformer import SpatialTransformer, compose, identity, invert, warp
 from cxr.reporting import attention, figures
 
@@ -182,19 +182,19 @@ class AttendRecipe(HeatmapBoxesRecipe):
     def torchvision_backbone(self) -> str:
         return self.backbone
 
-    def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> None:
-        load_backbone(_attention(network), state)
+    def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> Fit:
+        return load_backbone(_attention(network), state)
 
     def initial_weights(self) -> dict[str, str]:
         return {"aligner": "", **super().initial_weights()}
 
-    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]:
+    def fit_weights(self, setting: str, weights: Weights) -> Fit:
         if setting == "aligner":
             return self._fit_aligner(weights)
-        load_backbone(ContrastAttention(self.backbone, (), 1, self.backbone_stages), weights.state)
-        return weights.state
+        network = ContrastAttention(self.backbone, (), 1, self.backbone_stages)
+        return replace(load_backbone(network, weights.state), state=weights.state)
 
-    def _fit_aligner(self, weights: Weights) -> Mapping[str, Tensor]:
+    def _fit_aligner(self, weights: Weights) -> Fit:
         """The weights of an aligner.
 
         Raises:

@@ -27,7 +27,7 @@ from cxr.imaging.enhance import Denoise, Enhancement, Equalize, Normalize
 from cxr.imaging.lung_bbox import MARGIN
 from cxr.models import pretrained
 from cxr.models.input_contract import UNIT, InputContract
-from cxr.models.pretrained import Weights
+from cxr.models.pretrained import Fit, Weights
 from cxr.precision import outside_autocast
 
 Batches = Callable[[], Iterator[Batch]]
@@ -340,8 +340,8 @@ class Recipe(ABC):
         """
         return {}
 
-    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]:
-        """The part that workers need of the weights named by one of the `initial_weights`.
+    def fit_weights(self, setting: str, weights: Weights) -> Fit:
+        """How the weights named by one of the `initial_weights` fit; `state` is the part that workers need.
 
         Raises:
             ValueError: the weights do not fit this recipe; the message says in one line how they differ.

@@ -17,7 +17,7 @@ from cxr.errors import UserError
 from cxr.families import recipe_from_dict
 from cxr.families.base import Recipe, Task
 from cxr.families.checkpoint_files import ABOUT, KIND, RESUME, TASK, VERSION, WEIGHTS, read_about
-from cxr.models import pretrained
+from cxr.models import pretrained, weight_files
 from cxr.models.input_contract import InputContract
 from cxr.runtime import provenance
 
@@ -57,8 +57,8 @@ def save(
         reading: which images of the archive were used; see `ReadOptions.describe`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS).write_bytes(pretrained.to_safetensors(weights))
-    (folder / TASK).write_bytes(pretrained.to_safetensors(task_state(task)))
+    (folder / WEIGHTS).write_bytes(weight_files.to_safetensors(weights))
+    (folder / TASK).write_bytes(weight_files.to_safetensors(task_state(task)))
     if resume is not None:
         torch.save(dict(resume), folder / RESUME)
     about = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ from cxr.data.batch import Batch
 from cxr.families.base import Batches, Communicator, Recipe, Task, unit_pixels
 from cxr.metrics import classification
 from cxr.models import pretrained
-from cxr.models.pretrained import Weights
+from cxr.models.pretrained import Fit, Weights
 
 COUNTED_IMAGES = 20_000  # training images, over all workers, from which the frequency of each finding is estimated
 
@@ -65,7 +65,7 @@ class ClassifierRecipe(Recipe):
         """The backbone's name in torchvision; empty if torchvision does not have it."""
 
     @abstractmethod
-    def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> Fit:
         """Load pretrained weights into the backbone of a network of this recipe.
 
         Raises:
@@ -80,9 +80,8 @@ class ClassifierRecipe(Recipe):
     def initial_weights(self) -> dict[str, str]:
         return {"backbone_pretrained": self.torchvision_backbone}
 
-    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]:
-        self.load_backbone(self.network(("any",)), weights.state)
-        return weights.state
+    def fit_weights(self, setting: str, weights: Weights) -> Fit:
+        return replace(self.load_backbone(self.network(("any",)), weights.state), state=weights.state)
 
     def probabilities(self, network: nn.Module, batch: Batch) -> Tensor:
         """Probabilities of the findings, float32 (B, F)."""

@@ -36,6 +36,7 @@ from cxr.models.image_classifier import HEADS, HeadName, ImageClassifier
 from cxr.models.input_contract import CONTRACTS, InputContract
 from cxr.models.input_contract import named as named_contract
 from cxr.models.multiscale_cam import placed
+from cxr.models.pretrained import Fit
 from cxr.reporting import attention, figures
 
 Loss = Literal["bce", "focal", "asymmetric"]
@@ -159,8 +160,8 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
     def torchvision_backbone(self) -> str:
         return "" if self.backbone == SMALL or self.backbone.startswith(TIMM) else self.backbone
 
-    def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> None:
-        pretrained.load(_classifier(network).backbone.body, state, f"backbone {self.backbone}")
+    def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> Fit:
+        return pretrained.load(_classifier(network).backbone.body, state, f"backbone {self.backbone}")
 
     def without_weights(self, setting: str) -> ClassifyRecipe | None:
         return None if self.keeps_weights else super().without_weights(setting)

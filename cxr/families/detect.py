@@ -49,7 +49,8 @@ from cxr.families.partner_window import USABLE, PartnerWindow
 from cxr.metrics.detection import BoxMeter
 from cxr.models import pretrained
 from cxr.models.detection_loss import DetectionLoss
-from cxr.models.pretrained import Weights
+from cxr.models.pretrained import Fit, Weights
+from cxr.models.weight_files import NotWeightsError
 from cxr.models.yolo import SIZES, STRIDE, Yolo, YoloEnsemble, YoloSize, predict_boxes
 from cxr.reporting import figures
 
@@ -256,16 +257,15 @@ class DetectRecipe(Recipe):
     def initial_weights(self) -> dict[str, str]:
         return {"pretrained": ""}
 
-    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]:
-        self.yolo(weights.findings or schema.FINDINGS).load(weights.state)
-        return weights.state
+    def fit_weights(self, setting: str, weights: Weights) -> Fit:
+        return replace(self.yolo(weights.findings or schema.FINDINGS).load(weights.state), state=weights.state)
 
     def resolve_weights(self, out: str) -> tuple[Self, list[str]]:
         if self.members:
             raise UserError("members: expected none, because an ensemble is assembled from trained networks")
         try:
             return super().resolve_weights(out)
-        except (pretrained.NotWeightsError, storage.NotFoundError) as error:
+        except (NotWeightsError, storage.NotFoundError) as error:
             raise UserError(f"{error}. {CONVERSION}") from error
 
 

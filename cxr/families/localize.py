@@ -39,6 +39,7 @@ from cxr.models.multiscale_cam import (
     Relevance,
     StageChoice,
 )
+from cxr.models.pretrained import Fit
 from cxr.reporting import attention, figures, palette
 
 HEAT = "heat"  # additional prediction: maps (B, F, h, w), uint8
@@ -118,8 +119,8 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
     def torchvision_backbone(self) -> str:
         return "" if self.backbone == "small" else self.backbone
 
-    def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> None:
-        load_body(_cam(network).trunk, state)
+    def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> Fit:
+        return load_body(_cam(network).trunk, state)
 
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Probabilities, decisions and the heat maps that `scored` makes boxes of."""

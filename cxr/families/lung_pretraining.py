@@ -27,6 +27,7 @@ from cxr.errors import UserError
 from cxr.metrics import segmentation
 from cxr.models import pretrained
 from cxr.models.backbones import normalize_contrast
+from cxr.models.pretrained import Fit
 from cxr.models.small_unet import LungField, soft_dice
 from cxr.models.spatial_transformer import warp
 from cxr.phantom.archive import make_exam
@@ -106,13 +107,13 @@ def load_weights(source: str) -> dict[str, Tensor]:
         ValueError: the state dict contains no lung network.
     """
     if source == SHIPPED:
-        return match_weights(pretrained.from_uri(str(SHIPPED_FILE)))
+        return dict(match_weights(pretrained.from_uri(str(SHIPPED_FILE))).state)
     if not pretrained.is_uri(source):
         raise UserError(f"expected {SHIPPED}, or a path or URI of lung weights, got {source!r}")
-    return match_weights(pretrained.from_uri(source))
+    return dict(match_weights(pretrained.from_uri(source)).state)
 
 
-def match_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def match_weights(state: Mapping[str, Tensor]) -> Fit:
     """The lung network's part of a state dict, which may be that of a larger network, such as an aligner's.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -32,7 +32,7 @@ from cxr.metrics.segmentation.mask_thresholds import MaskRule, choose_rule, deci
 from cxr.models import pretrained
 from cxr.models.fcn import HALF, FcnBackbone, FcnStride, FullyConvolutional, Upsampling
 from cxr.models.input_contract import IMAGENET, InputContract
-from cxr.models.pretrained import Weights
+from cxr.models.pretrained import Fit, Weights
 from cxr.models.segmentation_loss import MaskLoss, image_loss
 from cxr.models.segmentation_model import SegmentationModel, Segmenter
 from cxr.models.unet import UNET_BACKBONES, SmallUNet, UNet
@@ -259,9 +259,8 @@ class SegmentationRecipe(Recipe):
     def initial_weights(self) -> dict[str, str]:
         return {"backbone_pretrained": "" if self.architecture == "small_unet" else self.backbone}
 
-    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]:
-        self.segmenter().load_backbone(weights.state)
-        return weights.state
+    def fit_weights(self, setting: str, weights: Weights) -> Fit:
+        return replace(self.segmenter().load_backbone(weights.state), state=weights.state)
 
     def without_weights(self, setting: str) -> Self | None:
         return None if self.freeze_backbone else super().without_weights(setting)

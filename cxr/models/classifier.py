@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cxr.models import pretrained
 from cxr.models.input_contract import IMAGENET
+from cxr.models.pretrained import Fit
 
 ClassifierName = Literal["densenet121", "densenet169", "densenet201", "resnet18", "resnet34", "resnet50"]
 CLASSIFIERS: tuple[ClassifierName, ...] = get_args(ClassifierName)
@@ -57,7 +58,7 @@ def _set_stem(body: nn.Module, stride: StemStride) -> None:
         getattr(layers, conv).stride = (1, 1)
 
 
-def load_body(classifier: nn.Module, state: Mapping[str, Tensor], *, head: bool = False) -> None:
+def load_body(classifier: nn.Module, state: Mapping[str, Tensor], *, head: bool = False) -> Fit:
     """Load torchvision's state dict, or that of a network that contains a Classifier.
 
     Args:
@@ -67,7 +68,7 @@ def load_body(classifier: nn.Module, state: Mapping[str, Tensor], *, head: bool 
     Raises:
         ValueError: the weights do not fit this network.
     """
-    pretrained.load(
+    return pretrained.load(
         classifier.get_submodule("body"), state, "the classifier", skip=() if head else ("classifier.", "fc.")
     )
 

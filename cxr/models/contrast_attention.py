@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from cxr.models.classifier import Classifier, load_body
 from cxr.models.mil_loss import log_absent, unlikely_bias
+from cxr.models.pretrained import Fit
 from cxr.models.spatial_transformer import SpatialTransformer, identity
 from cxr.precision import affine_points, in_float32
 
@@ -134,9 +135,9 @@ def warp_boxes(boxes_BN4: Tensor, theta: Tensor) -> Tensor:
     return (torch.cat([moved_BN42.amin(-2), moved_BN42.amax(-2)], -1) + 1) / 2
 
 
-def load_backbone(network: ContrastAttention, state: Mapping[str, Tensor]) -> None:
+def load_backbone(network: ContrastAttention, state: Mapping[str, Tensor]) -> Fit:
     """Load torchvision's state dict, or that of a network that contains a Classifier; raises as `load_body`."""
-    load_body(network.backbone, state)
+    return load_body(network.backbone, state)
 
 
 def _headless(name: ContrastBackbone, stages: ContrastStages) -> Classifier:

@@ -105,7 +105,8 @@ class InputContract:
             raise UserError(
                 f"input contract: expected {', '.join(sorted(names))}, got {', '.join(sorted(values)) or 'nothing'}"
             )
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**plain)
 
     def differences(self, other: InputContract) -> list[str]:
         """A description of each value in which `other` differs."""

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from cxr.models import pretrained
 from cxr.models.backbones import conv_blocks, normalize_contrast
 from cxr.models.input_contract import IMAGENET
+from cxr.models.pretrained import Fit
 
 FeatureKind = Literal["local", "vgg16", "densenet121", "lungs"]
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
@@ -114,7 +115,7 @@ def build(kind: FeatureKind, state_dict: Mapping[str, Tensor] | None, layers: in
     return FrozenLayers(network, LAYERS[kind][:layers], imagenet=True)
 
 
-def needed(kind: FeatureKind, state_dict: Mapping[str, Tensor], layers: int | None = None) -> dict[str, Tensor]:
+def needed(kind: FeatureKind, state_dict: Mapping[str, Tensor], layers: int | None = None) -> Fit:
     """The part of a state dict that `build` needs, by default for all layers.
 
     Raises:
@@ -128,7 +129,9 @@ def needed(kind: FeatureKind, state_dict: Mapping[str, Tensor], layers: int | No
 
 
 def _loaded(kind: FeatureKind, state_dict: Mapping[str, Tensor], layers: int) -> nn.Module:
-    weights = {name.removeprefix(_PREFIX[kind]): values for name, values in needed(kind, state_dict, layers).items()}
+    weights = {
+        name.removeprefix(_PREFIX[kind]): values for name, values in needed(kind, state_dict, layers).state.items()
+    }
     with torch.device("meta"):  # initializing VGG16's 120 million unused weights would take seconds
         network = _sequential(kind, layers)
     counters = {name: torch.tensor(0) for name in network.state_dict() if name not in weights}

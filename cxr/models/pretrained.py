@@ -13,37 +13,31 @@ required; only `auto` falls back to random weights. Weights take three steps:
 from __future__ import annotations
 
 import hashlib
-import io
 import pickle
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from cxr import storage
 from cxr.errors import UserError
+from cxr.models import transformer_names, weight_files
+from cxr.models.weight_files import CHECKPOINT_WEIGHTS, to_safetensors
 
 AUTO, AUTO_NAME = "auto", "IMAGENET1K_V1"
 TIMEOUT_S = 15.0  # of torchvision's server
-CHECKPOINT_WEIGHTS, CHECKPOINT_ABOUT = "weights.safetensors", "checkpoint.json"  # in a checkpoint folder
-SAFETENSORS = ".safetensors"
+CHECKPOINT_ABOUT = "checkpoint.json"  # in a checkpoint folder
 STORE = "weights"  # in OUT
 SOURCE, UNAVAILABLE = "source.json", "unavailable.json"  # in a folder of OUT/weights; the first is written last
 COUNTER = "num_batches_tracked"  # of batch norms: old files lack it, and no forward pass uses it
 _OLD_DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
-
-
-class NotWeightsError(UserError):
-    """A file that is not a state dict of tensors."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +53,41 @@ class Weights:
         return tuple(self.about["findings"]) if self.about else None
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How weights fit a network."""
+
+    state: Mapping[str, Tensor]
+    """Tensors under the network's names and in its shapes."""
+    loaded: int
+    """Number of the network's tensors that the weights have, without batch-norm counters."""
+    adapted: tuple[str, ...] = ()
+    """What was changed to make them fit, in words."""
+    kept: tuple[str, ...] = ()
+    """Names of the network's tensors that keep their initial values."""
+    unused: tuple[str, ...] = ()
+    """Names of the tensors that the network does not have."""
+
+    def summary(self) -> str:
+        """All of it in one line."""
+        parts = [f"{self.loaded} tensors loaded", *self.adapted]
+        if self.kept:
+            parts.append(f"{_some(self.kept)} of the network not loaded, since the weights do not have them")
+        if self.unused:
+            parts.append(f"{_some(self.unused)} of the weights not used")
+        return "; ".join(parts)
+
+    def describe(self) -> dict[str, Any]:
+        """All of it as JSON, for the record."""
+        names = {name: list(getattr(self, name)) for name in ("adapted", "kept", "unused")}
+        return {"loaded": self.loaded, **names}
+
+
 class HasInitialWeights(Protocol):
     """The members of a recipe that `resolve` uses; see `families.base.Recipe`."""
 
     def initial_weights(self) -> dict[str, str]: ...
-    def fit_weights(self, setting: str, weights: Weights) -> Mapping[str, Tensor]: ...
+    def fit_weights(self, setting: str, weights: Weights) -> Fit: ...
     def without_weights(self, setting: str) -> Self | None: ...
     def replace(self, **changes: Any) -> Self: ...
 
@@ -89,7 +113,10 @@ def resolve(recipe: SomeRecipe, settings: Mapping[str, str], out: str) -> tuple[
         if not value or value.startswith(f"{storage.join(out, STORE)}/"):
             continue
         try:
-            recipe = recipe.replace(**{setting: _stored(recipe, setting, network, out)})
+            stored, fit = _stored(recipe, setting, network, out)
+            recipe = recipe.replace(**{setting: stored})
+            if fit is not None:
+                notes.append(f"{setting}={value}: {fit.summary()}")
         except OSError as error:
             fallback = recipe.without_weights(setting) if value == AUTO else None
             if fallback is None:
@@ -100,8 +127,8 @@ def resolve(recipe: SomeRecipe, settings: Mapping[str, str], out: str) -> tuple[
     return recipe, notes
 
 
-def _stored(recipe: HasInitialWeights, setting: str, network: str, out: str) -> str:
-    """URI of the copy in OUT of the weights that `setting` names, made unless it exists.
+def _stored(recipe: HasInitialWeights, setting: str, network: str, out: str) -> tuple[str, Fit | None]:
+    """URI of the copy in OUT of the weights that `setting` names, and how they fit if the copy is new.
 
     Later runs in the same OUT start from the same weights: a torchvision name always means the same file, a file at a
     URI is compared with its copy as long as it exists, and `auto` falls back again if it did the first time.
@@ -114,27 +141,28 @@ def _stored(recipe: HasInitialWeights, setting: str, network: str, out: str) -> 
     folder = storage.join(out, STORE, key(value, network))
     exists = storage.exists(storage.join(folder, SOURCE))
     if exists and not (is_uri(value) and storage.exists(value)):
-        return folder
+        return folder, None
     unavailable = storage.join(folder, UNAVAILABLE)
     if value == AUTO and storage.exists(unavailable):
         raise OSError(f"at the first run in {out}: {storage.read_json(unavailable)}")
     weights = _read(setting, network, value)
     try:
-        state = recipe.fit_weights(setting, weights)
+        fit = recipe.fit_weights(setting, weights)
     except ValueError as error:
         family = weights.about.get("recipe", {}).get("family") if weights.about else None
         origin = f", a checkpoint of family {family!r}," if family else ""
         raise UserError(f"{setting}={value}{origin} does not fit: {error}") from error
-    sha256 = digest(state)
+    sha256 = digest(fit.state)
     if exists and sha256 != sha256_of(folder):
         raise UserError(
             f"{setting}={value} contains other weights than those that an earlier run in {out} started from: give "
             f"another --out, or delete {folder} to use the new weights there"
         )
-    if not exists:
-        source = storage.normalize(value) if is_uri(value) else value
-        _write(folder, state, weights.about, {"given": source, "network": network, "sha256": sha256})
-    return folder
+    if exists:
+        return folder, None
+    source = {"given": storage.normalize(value) if is_uri(value) else value, "network": network, "sha256": sha256}
+    _write(folder, fit.state, weights.about, {**source, "fit": fit.describe()})
+    return folder, fit
 
 
 def _read(setting: str, network: str, value: str) -> Weights:
@@ -148,7 +176,7 @@ def _read(setting: str, network: str, value: str) -> Weights:
     return Weights(from_torchvision(network, AUTO_NAME if value == AUTO else value))
 
 
-def _write(folder: str, state: Mapping[str, Tensor], about: Mapping[str, Any] | None, source: dict[str, str]) -> None:
+def _write(folder: str, state: Mapping[str, Tensor], about: Mapping[str, Any] | None, source: dict[str, Any]) -> None:
     storage.write_bytes(storage.join(folder, CHECKPOINT_WEIGHTS), to_safetensors(state))
     if about is not None:
         storage.write_json(storage.join(folder, CHECKPOINT_ABOUT), dict(about))
@@ -174,12 +202,12 @@ def key(value: str, network: str = "") -> str:
     return f"{storage.name(uri)}-{hashlib.blake2b(uri.encode(), digest_size=4).hexdigest()}"
 
 
-def sources(recipe: HasInitialWeights) -> dict[str, dict[str, str] | None]:
+def sources(recipe: HasInitialWeights) -> dict[str, dict[str, Any] | None]:
     """For the record: where the weights of each setting came from; None if there were none."""
     return {setting: _source(getattr(recipe, setting)) for setting in recipe.initial_weights()}
 
 
-def _source(value: str) -> dict[str, str] | None:
+def _source(value: str) -> dict[str, Any] | None:
     if not value:
         return None
     about = storage.join(value, SOURCE)
@@ -200,50 +228,24 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def to_safetensors(state: Mapping[str, Tensor]) -> bytes:
-    """A state dict as the bytes of a safetensors file. Tensors that share memory are stored as separate ones."""
-    own = {name: values.detach().cpu().contiguous().clone() for name, values in state.items()}
-    return safetensors.torch.save(own)
-
-
 # Step 2: read a state dict.
 
 
 def is_uri(weights: str) -> bool:
     """Whether this is a URI or path, and not one of torchvision's names such as IMAGENET1K_V1."""
-    return "/" in weights or weights.endswith((".pt", ".pth", SAFETENSORS))
+    return "/" in weights or weights.endswith(weight_files.SUFFIXES)
 
 
-def from_uri(uri: str) -> Mapping[str, Tensor]:
-    """The state dict in a file (safetensors or `torch.save`) or a checkpoint folder; never runs a pickle's code.
+def from_uri(uri: str) -> dict[str, Tensor]:
+    """The state dict in a file (safetensors or `torch.save`), a checkpoint folder, or a folder of a model hub.
+
+    Never runs a pickle's code.
 
     Raises:
         NotFoundError: there is nothing at the URI.
         NotWeightsError: it is not a state dict.
     """
-    inside = storage.join(uri, CHECKPOINT_WEIGHTS)
-    file = inside if storage.exists(inside) else uri
-    data = storage.read_bytes(file)
-    try:
-        state: Any = (
-            safetensors.torch.load(data)
-            if file.endswith(SAFETENSORS)
-            else torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-        )
-    except pickle.UnpicklingError as error:
-        raise NotWeightsError(
-            f"{uri} holds Python objects, which are not loaded: expected a state dict of tensors"
-        ) from error
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise NotWeightsError(
-            f"{uri} cannot be read as weights ({reason}): expected a state dict of tensors"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(values, Tensor) for values in state.values()):
-        raise NotWeightsError(
-            f"{uri} holds a {type(state).__name__}: expected a state dict, a mapping from names to tensors"
-        )
-    return _with_current_names(state)
+    return _with_current_names(weight_files.read(uri))
 
 
 def about_of(uri: str) -> dict[str, Any] | None:
@@ -301,12 +303,12 @@ def _socket_timeout() -> Iterator[None]:
 
 def load(
     network: nn.Module, state: Mapping[str, Tensor], what: str, *, exact: bool = False, skip: Sequence[str] = ()
-) -> None:
-    """Load a state dict into `network`; see `match` for what fits.
+) -> Fit:
+    """Load a state dict into `network`; see `match` for what fits. timm's networks also take the names of others.
 
     Args:
         what: the network in words, for the error message.
-        exact: the state dict must have exactly the network's names.
+        exact: the state dict must have exactly the network's names and shapes.
         skip: prefixes of parameters that keep their values.
 
     Raises:
@@ -314,21 +316,25 @@ def load(
     """
     own = network.state_dict()
     required = {name: values for name, values in own.items() if not name.startswith(tuple(skip))}
-    network.load_state_dict(own | match(required, state, what, exact=exact))
+    converted, changes = (state, []) if exact else transformer_names.to_timm(state, network)
+    fit = match(required, converted, what, exact=exact)
+    network.load_state_dict({**own, **fit.state})
+    kept = [name for name in own if name not in required and not name.endswith(COUNTER)]
+    return replace(fit, adapted=(*changes, *fit.adapted), kept=tuple(kept))
 
 
-def match(
-    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], what: str, *, exact: bool = False
-) -> dict[str, Tensor]:
+def match(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], what: str, *, exact: bool = False) -> Fit:
     """The tensors of `weights` under the names of `own` and in its shapes, without missing batch-norm counters.
 
     `weights` may be the state dict of a larger network that contains this one: its names may have any prefix. The
-    weights of a linear layer fit a convolution of the same size.
+    weights of a linear layer fit a convolution of the same size. A first convolution for color images fits one for
+    gray images, and the reverse: its weights are summed over colors, or repeated and divided by three. Either gives
+    the same output for images whose three channels are equal.
 
     Args:
         own: the state dict of the network, or of the part to load.
         what: the network in words, for the error message.
-        exact: `weights` must have the same names: no prefix, and no other tensors.
+        exact: `weights` must have the same names, shapes and channels: no prefix, and no other tensors.
 
     Raises:
         ValueError: tensors are missing or have other shapes; the message says in one line which.
@@ -336,17 +342,26 @@ def match(
     names = [name for name in own if not name.endswith(COUNTER)]
     prefixes = [""] if exact else _prefixes(names, weights)
     misfits = {
-        prefix: [name for name in names if not _fits(own[name], weights.get(prefix + name))] for prefix in prefixes
+        prefix: [name for name in names if _fitted(own[name], weights.get(prefix + name), exact) is None]
+        for prefix in prefixes
     }
     prefix = min(
         prefixes, key=lambda prefix: (len(misfits[prefix]), sum(prefix + name not in weights for name in names))
     )
     if misfits[prefix]:
         raise ValueError(_difference(own, weights, prefix, names, misfits[prefix], what))
-    extra = [name for name in weights if name not in own] if exact else []
-    if extra:
-        raise ValueError(f"they have {_count(extra)} that {what} does not have, such as {extra[0]}")
-    return {name: weights[prefix + name].reshape(own[name].shape) for name in own if prefix + name in weights}
+    used = {prefix + name for name in own}
+    unused = tuple(name for name in weights if name not in used and not name.endswith(COUNTER))
+    if exact and unused:
+        raise ValueError(f"they have {_count(unused)} that {what} does not have, such as {unused[0]}")
+    state, adapted = {}, []
+    for name in own:
+        if prefix + name in weights:
+            fitted = _fitted(own[name], weights[prefix + name], exact)
+            assert fitted is not None
+            state[name], change = fitted
+            adapted += [f"{name}: {change}"] if change else []
+    return Fit(state, len(names), tuple(adapted), unused=unused)
 
 
 def _prefixes(names: Sequence[str], weights: Mapping[str, Tensor]) -> list[str]:
@@ -356,11 +371,21 @@ def _prefixes(names: Sequence[str], weights: Mapping[str, Tensor]) -> list[str]:
     return list(dict.fromkeys(["", *prefixes]))
 
 
-def _fits(own: Tensor, weight: Tensor | None) -> bool:
+def _fitted(own: Tensor, weight: Tensor | None, exact: bool) -> tuple[Tensor, str] | None:
+    """`weight` in the shape of `own`, and what was changed, in words; None if it does not fit."""
     if weight is None:
-        return False
+        return None
     linear_as_convolution = (weight.ndim, own.ndim) == (2, 4) and weight.numel() == own.numel()
-    return weight.shape == own.shape or linear_as_convolution
+    if weight.shape == own.shape or linear_as_convolution:
+        return weight.reshape(own.shape), ""
+    if exact or own.ndim != 4 or weight.ndim != 4 or own[:, 0].shape != weight[:, 0].shape:
+        return None
+    match weight.shape[1], own.shape[1]:
+        case 3, 1:
+            return weight.sum(1, keepdim=True), "summed over 3 input channels"
+        case 1, 3:
+            return weight.repeat(1, 3, 1, 1) / 3, "repeated for 3 input channels and divided by 3"
+    return None
 
 
 def _difference(
@@ -392,6 +417,12 @@ def _channels(own: Tensor, weight: Tensor) -> str:
 
 def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "of a single number"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The number of tensors and up to two of their names."""
+    more = ", …" if len(names) > 2 else ""
+    return f"{_count(names)} ({', '.join(names[:2])}{more})"
 
 
 def _count(names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from cxr.models import pretrained
 from cxr.models.input_contract import IMAGENET, InputContract
+from cxr.models.pretrained import Fit
 
 MULTIPLE = 32  # largest stride of all backbones
 MIN_SIDE = 64  # pixels; smaller images leave too few cells at stride 32
@@ -65,13 +66,13 @@ class Segmenter(nn.Module):
             self.backbone.train(False)
         return self
 
-    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
+    def load_backbone(self, state: Mapping[str, Tensor]) -> Fit:
         """Load a state dict of torchvision's classifier, or of any network that contains this backbone.
 
         Raises:
             ValueError: the weights do not fit this backbone.
         """
-        pretrained.load(self.backbone, state, "the backbone")
+        return pretrained.load(self.backbone, state, "the backbone")
 
 
 class ImageHead(nn.Module):

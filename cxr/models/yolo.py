@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from cxr.models import pretrained
+from cxr.models.pretrained import Fit
 
 YoloSize = Literal["yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x"]
 SIZES: tuple[str, ...] = get_args(YoloSize)
 STRIDE = 32  # the sides of the network's input are multiples of it
-_FIRST_CONVOLUTION = "model.0.conv.weight"
 _CLASS_LAYERS = ".cv3."  # in the names of layers whose widths depend on the number of findings
 _OFFLINE = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
 
@@ -72,27 +72,21 @@ class Yolo(nn.Module):
     def forward(self, x_B1HW: Tensor) -> Any:
         return self.detector(x_B1HW)
 
-    def load(self, state: Mapping[str, Tensor]) -> list[str]:
+    def load(self, state: Mapping[str, Tensor]) -> Fit:
         """Load a state dict with Ultralytics' names (`model.0.conv.weight`), with any prefix.
 
-        Class layers of another number of findings are skipped; returns the names of the parameters that keep their
-        values. The first convolution of a network for color images is summed over colors, which gives the same output
-        for gray images.
+        Class layers of another number of findings are skipped (`kept` of the result). The first convolution of a
+        network for color images is summed over colors, which gives the same output for gray images.
 
         Raises:
             ValueError: the weights do not fit this network.
         """
-        weights = dict(state)
-        for name, values in state.items():
-            if name.endswith(_FIRST_CONVOLUTION) and values.ndim == 4 and values.shape[1] == 3:
-                weights[name] = values.sum(1, keepdim=True)
-        shapes = {name[name.find("model.") :]: values.shape for name, values in weights.items()}
+        shapes = {name[name.find("model.") :]: values.shape for name, values in state.items()}
         own = self.detector.state_dict()
         skipped = [name for name in own if _CLASS_LAYERS in name and shapes.get(name) != own[name].shape]
-        pretrained.load(
-            self.detector, weights, "YOLOv5 of this size, as the `ultralytics` package trains it", skip=skipped
+        return pretrained.load(
+            self.detector, state, "YOLOv5 of this size, as the `ultralytics` package trains it", skip=skipped
         )
-        return skipped
 
 
 class YoloEnsemble(nn.Module):

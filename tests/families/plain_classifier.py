@@ -16,6 +16,7 @@ from cxr.data.batch import Batch
 from cxr.families.base import unit_pixels
 from cxr.families.classifier_base import ClassifierRecipe, ClassifierTask
 from cxr.models.classifier import Classifier, ClassifierName, load_body
+from cxr.models.pretrained import Fit
 
 
 class PlainNetwork(Classifier):
@@ -45,8 +46,8 @@ class PlainRecipe(ClassifierRecipe):
     def network(self, findings: Sequence[str]) -> PlainNetwork:
         return PlainNetwork(self.backbone, findings)
 
-    def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> None:
-        load_body(network, state)
+    def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> Fit:
+        return load_body(network, state)
 
     def task(self, network: nn.Module) -> PlainTask:
         return PlainTask(self, network)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cxr import schema
 from cxr.errors import UserError
@@ -25,7 +25,7 @@ from cxr.families.localize import LocalizeRecipe
 from cxr.families.lungs import LungsRecipe
 from cxr.families.pneumothorax import PneumothoraxRecipe
 from cxr.families.presets import preset
-from cxr.models import perceptual, pretrained
+from cxr.models import perceptual, pretrained, weight_files
 from cxr.models.classifier import Classifier, load_body
 from cxr.models.small_unet import LungField
 from tests.families.test_recipes import SMALL, some_batches
@@ -86,7 +86,8 @@ def test_workers_start_from_the_weights_in_out_and_never_ask_torchvision(
     recipe, setting = NAMED[family]
     assert recipe.unresolved_weights == (setting,)
     resolved, notes = recipe.resolve_weights(str(tmp_path))
-    assert (notes, len(server.asked)) == ([], 1)
+    assert len(server.asked) == 1
+    assert re.fullmatch(rf"{setting}=IMAGENET1K_V1: \d+ tensors loaded.*", "".join(notes))
     stored = getattr(resolved, setting)
     assert stored.startswith(f"{tmp_path}/weights/")
     assert resolved.unresolved_weights == ()
@@ -147,7 +148,9 @@ def test_default_weights_fall_back_with_a_note_for_all_runs_in_one_out(server: S
     assert again == resolved, "trials of one search start alike"
     assert "at the first run" in told[0]
     insisted, notes = given.replace(backbone_pretrained=NAME).resolve_weights(str(tmp_path))
-    assert (notes, pretrained.sources(insisted)["backbone_pretrained"]["given"]) == ([], NAME)  # pyright: ignore
+    assert pretrained.sources(insisted)["backbone_pretrained"]["given"] == NAME  # pyright: ignore
+    assert len(notes) == 1
+    assert "tensors loaded" in notes[0]
     elsewhere, notes = given.resolve_weights(str(tmp_path / "other"))
     assert pretrained.is_uri(elsewhere.backbone_pretrained)
 
@@ -159,6 +162,7 @@ def test_the_record_says_which_weights_were_used(server: Server, tmp_path: Path)
         "given": NAME,
         "network": "resnet18",
         "sha256": pretrained.digest(pretrained.from_uri(resolved.backbone_pretrained)),
+        "fit": {"loaded": 100, "adapted": [], "kept": [], "unused": ["fc.weight", "fc.bias"]},
         "uri": f"{tmp_path}/weights/resnet18-IMAGENET1K_V1",
     }
     assert pretrained.sources(FROZEN.replace(backbone_pretrained="", freeze_backbone=False)) == {
@@ -218,12 +222,17 @@ def _checkpoint(folder: Path) -> None:
         (PneumothoraxRecipe(backbone="resnet18"), "backbone_pretrained"),
     ],
 )
-def test_the_error_names_weights_for_one_input_channel(recipe: Recipe, setting: str, tmp_path: Path) -> None:
+def test_weights_for_one_input_channel_are_adapted_and_the_note_says_so(
+    recipe: Recipe, setting: str, tmp_path: Path
+) -> None:
     torch.save(_one_channel(), tmp_path / "gray.pt")
-    with pytest.raises(
-        UserError, match=r"expected shape 64 x 3 x 7 x 7, got 64 x 1 x 7 x 7 .input channels: expected 3"
-    ):
-        recipe.replace(**{setting: str(tmp_path / "gray.pt")}).resolve_weights(str(tmp_path / "out"))
+    given = recipe.replace(**{setting: str(tmp_path / "gray.pt")})
+    resolved, notes = given.resolve_weights(str(tmp_path / "out"))
+    assert "repeated for 3 input channels and divided by 3" in notes[0]
+    record = pretrained.sources(resolved)[setting]
+    assert record is not None
+    assert len(record["fit"]["adapted"]) == 1
+    assert record["fit"]["loaded"] > 60
 
 
 @pytest.mark.parametrize(
@@ -269,19 +278,34 @@ def test_names_and_uris_are_distinguished() -> None:
 
 def test_files_and_checkpoint_folders_are_read(tmp_path: Path) -> None:
     state = {"a": torch.arange(3.0)}
-    (tmp_path / "weights.safetensors").write_bytes(pretrained.to_safetensors(state))
+    (tmp_path / "weights.safetensors").write_bytes(weight_files.to_safetensors(state))
     torch.save(state, tmp_path / "torch.pt")
-    for uri in (str(tmp_path), str(tmp_path / "weights.safetensors"), str(tmp_path / "torch.pt")):
-        torch.testing.assert_close(dict(pretrained.from_uri(uri)), state)
+    torch.save({"epoch": 3, "model": {"state_dict": state}}, tmp_path / "wrapped.pt")
+    for name in ("", "/weights.safetensors", "/torch.pt", "/wrapped.pt"):
+        torch.testing.assert_close(pretrained.from_uri(f"{tmp_path}{name}"), state)
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_folders_of_model_hubs_are_read(divided: bool, tmp_path: Path) -> None:
+    state = {"a": torch.arange(3.0), "b": torch.ones(2)}
+    (tmp_path / "config.json").write_text("{}")
+    if divided:
+        names = {name: f"model-{number}-of-2.safetensors" for number, name in enumerate(state, 1)}
+        for name, file in names.items():
+            (tmp_path / file).write_bytes(weight_files.to_safetensors({name: state[name]}))
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    else:
+        (tmp_path / "model.safetensors").write_bytes(weight_files.to_safetensors(state))
+    torch.testing.assert_close(pretrained.from_uri(str(tmp_path)), state)
 
 
 def test_files_without_a_state_dict_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("not weights")
     torch.save([1, 2], tmp_path / "list.pt")
-    torch.save({"epoch": 3, "state_dict": {"a": torch.zeros(1)}}, tmp_path / "wrapped.pt")
+    torch.save({"epoch": 3, "losses": {"a": torch.zeros(1)}}, tmp_path / "other.pt")
     torch.save({"model": LungField()}, tmp_path / "objects.pt")
-    for name in ("text.pt", "list.pt", "wrapped.pt", "objects.pt"):
-        with pytest.raises(pretrained.NotWeightsError, match="expected a state dict") as refused:
+    for name in ("text.pt", "list.pt", "other.pt", "objects.pt"):
+        with pytest.raises(weight_files.NotWeightsError, match="expected a state dict") as refused:
             pretrained.from_uri(str(tmp_path / name))
         assert "\n" not in str(refused.value)
     with pytest.raises(UserError):
@@ -347,14 +371,16 @@ def prefixed(prefix: str) -> dict[str, Tensor]:
 
 def test_the_prefix_with_the_most_matching_tensors_is_used() -> None:
     decoy = {"other.norm.bias": torch.ones(4), "conv.weight": torch.zeros(9)}
-    found = pretrained.match(OWN, decoy | prefixed("deep.body."), "it")
+    fit = pretrained.match(OWN, decoy | prefixed("deep.body."), "it")
+    found = fit.state
+    assert (fit.loaded, fit.unused) == (2, ("other.norm.bias", "conv.weight"))
     assert found.keys() == OWN.keys()
     assert all(torch.equal(found[name], values + 1) for name, values in OWN.items())
 
 
 def test_counters_may_be_missing_and_linear_layers_fit_convolutions() -> None:
     given = {"conv.weight": torch.ones(4, 12), "norm.bias": torch.ones(4)}
-    found = pretrained.match(OWN, given, "it")
+    found = pretrained.match(OWN, given, "it").state
     assert found["conv.weight"].shape == (4, 3, 2, 2)
     assert "norm.num_batches_tracked" not in found
 
@@ -365,8 +391,8 @@ def test_counters_may_be_missing_and_linear_layers_fit_convolutions() -> None:
         ({"x": torch.ones(1)}, "they have none of the 2 tensors of it, such as conv.weight"),
         ({"a.conv.weight": OWN["conv.weight"]}, "they lack 1 of the 2 tensors of it, such as a.norm.bias"),
         (
-            prefixed("") | {"conv.weight": torch.ones(4, 1, 2, 2)},
-            "conv.weight of it: expected shape 4 x 3 x 2 x 2, got 4 x 1 x 2 x 2 (input channels: expected 3, got 1)",
+            prefixed("") | {"conv.weight": torch.ones(4, 2, 2, 2)},
+            "conv.weight of it: expected shape 4 x 3 x 2 x 2, got 4 x 2 x 2 x 2 (input channels: expected 3, got 2)",
         ),
         (
             {name: torch.ones(7) for name in OWN},
@@ -380,8 +406,31 @@ def test_the_error_names_the_difference(given: dict[str, Tensor], said: str) -> 
 
 
 def test_an_exact_match_has_no_prefix_and_no_other_tensors() -> None:
-    assert pretrained.match(OWN, prefixed(""), "it", exact=True).keys() == OWN.keys()
+    assert pretrained.match(OWN, prefixed(""), "it", exact=True).state.keys() == OWN.keys()
     with pytest.raises(ValueError, match="none of the 2"):
         pretrained.match(OWN, prefixed("body."), "it", exact=True)
     with pytest.raises(ValueError, match="they have 1 tensor that it does not have, such as more"):
         pretrained.match(OWN, prefixed("") | {"more": torch.ones(1)}, "it", exact=True)
+    with pytest.raises(ValueError, match="got 4 x 1 x 2 x 2"):
+        pretrained.match(OWN, prefixed("") | {"conv.weight": torch.ones(4, 1, 2, 2)}, "it", exact=True)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(3, 1), (1, 3)])
+def test_a_first_convolution_for_other_channels_gives_the_same_output_for_gray_images(theirs: int, ours: int) -> None:
+    given, network = nn.Conv2d(theirs, 8, 3), nn.Conv2d(ours, 8, 3)
+    fit = pretrained.load(network, given.state_dict(), "the network")
+    assert fit.adapted[0].startswith("weight: ")
+    gray = torch.rand(2, 1, 9, 9)
+    expected = given(gray.expand(-1, theirs, -1, -1))
+    torch.testing.assert_close(network(gray.expand(-1, ours, -1, -1)), expected)
+
+
+def test_the_summary_names_what_was_not_loaded() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    state = {"0.weight": torch.ones(3, 2), "0.bias": torch.ones(3), **{f"head.{i}": torch.ones(1) for i in range(3)}}
+    fit = pretrained.load(network, state, "the network", skip=("1.",))
+    assert fit.summary() == (
+        "2 tensors loaded; 2 tensors (1.weight, 1.bias) of the network not loaded, since the weights do not have "
+        "them; 3 tensors (head.0, head.1, …) of the weights not used"
+    )
+    assert fit.describe()["unused"] == ["head.0", "head.1", "head.2"]

@@ -38,11 +38,11 @@ def test_color_weights_are_summed_and_class_layers_skipped(network: Yolo) -> Non
     colors = {name: values.clone() for name, values in other.detector.state_dict().items()}
     colors["model.0.conv.weight"] = torch.rand(16, 3, 6, 6)
     fresh = Yolo("yolov5n", FINDINGS)
-    left = fresh.load(colors)
+    left = fresh.load(colors).kept
     assert {name.split(".")[2] for name in left} == {"cv3"}, "the last layers of the classes"
     first = fresh.detector.state_dict()["model.0.conv.weight"]
     assert torch.allclose(first, colors["model.0.conv.weight"].sum(1, keepdim=True))
-    assert Yolo("yolov5n", FINDINGS).load(network.state_dict()) == [], "our own names"
+    assert Yolo("yolov5n", FINDINGS).load(network.state_dict()).kept == (), "our own names"
 
 
 def test_weights_of_another_network_are_rejected(network: Yolo) -> None:
