@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,39 +16,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
-import torch
-from torch import Tensor
 
 from cxr import schema, storage
 from cxr.data import gate, ledger, shards
-from cxr.data.batch import Batch, best_device, to_columns, to_device, to_tensors
-from cxr.data.decode import make_rows
+from cxr.data.batch import best_device
 from cxr.data.dicom_headers import read_large_archive
 from cxr.data.ledger import Ledger, Part
 from cxr.data.ray_data import finished, map_blocks
 from cxr.errors import UserError
-from cxr.families import checkpoint, lung_crop
-from cxr.families.base import ScoringContext
+from cxr.families import checkpoint
 from cxr.families.capabilities import latent_encoder
 from cxr.families.checkpoint import Checkpoint
-from cxr.families.compatibility import check_compatible
-from cxr.families.lung_crop import LungCrop
 from cxr.imaging import dicom_terms
-from cxr.imaging.enhance import Enhancement
 from cxr.inference import latents
-from cxr.inference.latents import Origin
 from cxr.inference.options import ScoreOptions, check_archives
+from cxr.inference.plan import PART_ROWS, SCORES, SHARD, Plan, plan_scoring, read_rows
+from cxr.inference.scorer import ScoredBatch, Scorer
 from cxr.runtime import cluster, lease
 from cxr.runtime.progress import Progress
-from cxr.schema import PixelFormat
-from cxr.sources import find_source, open_manifest
 from cxr.sources.options import GateMode
 
-SCORES, LATENTS = "scores", "latents"  # folders of the result
-PART_BYTES = 64 << 20  # of decoded pixels in one part, well below the size at which Ray Data splits a block
+LATENTS = "latents"  # folder of the result, beside SCORES
 _CODES = (schema.VIEW, schema.BODY_PART, schema.MODALITY)
 _COUNTED = pa.schema([schema.SCORES.field(n) for n in (schema.ERROR, schema.GATE, *_CODES)])
-PART, PART_ROWS, SHARD = "part", "part_rows", "shard"
+PART = "part"  # column with the name of a row's part
 
 
 @dataclass(frozen=True)
@@ -99,6 +88,8 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
     cluster.check_shared(out)
     options = replace(options, reading=options.reading.with_headers(out))
     model = checkpoint.load(checkpoint_uri)
+    if options.save_latents:
+        latent_encoder(model.recipe).latent_format()  # raises UserError if the family has no latents
     plans = _numbered([_plan(uri, model, options) for uri in archives])
     _check_ids(plans)
     parts = [part for plan in plans for part in plan.parts]
@@ -141,16 +132,13 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
     return scored
 
 
-@dataclass(frozen=True)
-class Plan:
-    """An archive divided into parts, and the format of its images when they reach the network."""
-
-    parts: list[Part]
-    pixels: PixelFormat
-    origin: Origin
-    encoded: bool = False  # the pixels are latents
-    crop: LungCrop | None = None  # how images are cropped, or were cropped when shards were made
-    enhance: Enhancement | None = None  # how images are enhanced, or were enhanced then
+def _plan(archive: str, model: Checkpoint, options: ScoreOptions) -> Plan:
+    if not shards.is_shards(archive):
+        read_large_archive(archive, options.reading)
+    plan = plan_scoring(archive, model, options.reading)
+    if plan.encoded and options.save_latents:
+        raise UserError(f"{archive} already contains latents: omit --save-latents")
+    return plan
 
 
 def _numbered(plans: Sequence[Plan]) -> list[Plan]:
@@ -176,48 +164,6 @@ def _image_ids(plan: Plan) -> Iterable[str]:
     return itertools.chain(shards.image_ids(uris), *listed)
 
 
-def _plan(archive: str, model: Checkpoint, options: ScoreOptions) -> Plan:
-    if options.save_latents:
-        latent_encoder(model.recipe).latent_format()  # raises UserError if the family has no latents
-    crop = lung_crop.of_checkpoint(model)
-    if shards.is_shards(archive):
-        options.reading.check_raw(archive)
-        info = shards.read_info(archive, latents=True)
-        _check_shards(info, model, options)
-        shards.check_ids(info)
-        origin = Origin(archive, info.source, info.findings)
-        return Plan(_shard_parts(info), info.pixels, origin, bool(info.latents), crop, info.enhancement)
-    read_large_archive(archive, options.reading)
-    manifest = open_manifest(archive, options.reading)
-    manifest.print_notes()
-    pixels = PixelFormat(model.recipe.size)
-    rows = max(16, min(1024, PART_BYTES // pixels.row_bytes, math.ceil(manifest.table.num_rows / 8)))
-    origin = Origin(archive, find_source(archive, options.reading.source).name, manifest.findings)
-    return Plan(
-        ledger.plan(manifest.table, rows, folder=SCORES), pixels, origin, crop=crop, enhance=model.recipe.enhancement
-    )
-
-
-def _check_shards(info: shards.ShardInfo, model: Checkpoint, options: ScoreOptions) -> None:
-    check_compatible([info], model)
-    if info.latents is None:
-        return
-    if options.save_latents:
-        raise UserError(f"{info.uri} already contains latents: omit --save-latents")
-    latents.check_encoder(info, model)
-
-
-def _shard_parts(info: shards.ShardInfo) -> list[Part]:
-    """One part of scores per shard file, and one for the images that ingest rejected."""
-    files = [file for split in sorted(info.parts) for file in info.parts[split]]
-    rejects = [storage.join(info.uri, shards.REJECTS_FILE)] if info.rejects else []
-    listed = [(file.uri, file.rows) for file in files] + [(uri, info.rejects) for uri in rejects]
-    return [
-        Part(f"{SCORES}/part-{number:05d}", pa.table({SHARD: [uri], PART_ROWS: [rows]}))
-        for number, (uri, rows) in enumerate(listed)
-    ]
-
-
 def _images(parts: list[Part]) -> int:
     return sum(
         part.rows[PART_ROWS][0].as_py() if SHARD in part.rows.column_names else part.rows.num_rows for part in parts
@@ -239,13 +185,14 @@ def _score_parts(
     gpus = int(cluster.total("GPU"))
     share = min(1.0, cluster.total("CPU") / 2)  # CPUs per task: reading and scoring must both fit into the cluster
     workers = options.workers or gpus or max(1, int(cluster.total("CPU")) // 2)
-    read = partial(_read, pixels=plan.pixels, crop=plan.crop, enhance=plan.enhance, check=options.reading.gate)
-    tables = map_blocks(ray.data.from_arrow([_labeled(part) for part in todo]), read, num_cpus=share)
+    parts, plan = [_labeled(part) for part in todo], replace(plan, parts=[])
+    read = partial(_read, plan=plan, check=options.reading.gate)
+    tables = map_blocks(ray.data.from_arrow(parts), read, num_cpus=share)
     scored = map_blocks(
         tables,
-        Scorer,
+        PartScorer,
         pool=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
-        fn_constructor_args=(checkpoint_uri, run_ledger, replace(plan, parts=[]), options),
+        fn_constructor_args=(checkpoint_uri, run_ledger, plan, options),
         num_cpus=share,
         num_gpus=1 if gpus else None,
     )
@@ -266,38 +213,40 @@ def _labeled(part: Part) -> pa.Table:
     return rows
 
 
-def _read(
-    part: pa.Table, pixels: PixelFormat, crop: LungCrop | None, enhance: Enhancement | None, check: GateMode
-) -> pa.Table:
-    """Manifest rows, or the name of a shard file -> schema rows, each with the name of its part."""
+def _read(part: pa.Table, plan: Plan, check: GateMode) -> pa.Table:
+    """The decoded rows of a part, each with the name of its part."""
     name, count = part[PART][0].as_py(), part[PART_ROWS][0].as_py()
-    if SHARD in part.column_names:
-        rows = schema.conform_to_schema(storage.read_parquet(part[SHARD][0].as_py()), schema.row_schema(pixels))
-    else:
-        manifest = part.drop_columns([PART, PART_ROWS])
-        rows = make_rows(manifest, pixels, crop=crop.loaded() if crop else None, enhance=enhance, check=check)
+    rows = read_rows(part.drop_columns([PART, PART_ROWS]), plan, check)
     assert rows.num_rows == count, f"{name}: planned {count} rows, read {rows.num_rows}"
     rows = rows.append_column(PART, pa.array([name] * count, pa.string()))
     return rows.append_column(PART_ROWS, pa.array([count] * count, pa.int64()))
 
 
-class Scorer:
+class PartScorer:
     """A network in an actor, which scores one part at a time and writes each as one file."""
 
     def __init__(self, checkpoint_uri: str, run_ledger: Ledger, plan: Plan, options: ScoreOptions) -> None:
-        loaded = checkpoint.load(checkpoint_uri)
-        self.recipe, self.findings, self.run_ledger = loaded.recipe, loaded.findings, run_ledger
-        self.plan, self.options = plan, options
-        self.device = best_device()
-        memory = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        self.network = loaded.network.to(self.device, memory_format=memory)  # pyright: ignore[reportCallIssue]
+        self.run_ledger, self.plan, self.options = run_ledger, plan, options
+        self.scorer = Scorer(checkpoint.load(checkpoint_uri), best_device(), options.batch_size)
 
     def __call__(self, rows: pa.Table) -> dict[str, Any]:
         name, count = rows[PART][0].as_py(), rows[PART_ROWS][0].as_py()
         assert rows.num_rows == count, f"Ray Data split {name}: {rows.num_rows} of {count} rows"
-        table, encoded = self.table(rows)
-        if encoded is not None and encoded.num_rows:
-            latents.write_part(storage.join(self.run_ledger.uri, LATENTS), name, encoded)
+        scores, encoded = [], []
+        for batch in self.scorer.batches(
+            rows,
+            self.plan.pixels,
+            encoded=self.plan.encoded,
+            render=self.options.save_images,
+            save_latents=self.options.save_latents,
+        ):
+            scores.append(batch.scores)
+            if batch.latents is not None:
+                encoded.append(batch.latents)
+            self._write_pictures(batch)
+        if encoded:
+            latents.write_part(storage.join(self.run_ledger.uri, LATENTS), name, pa.concat_tables(encoded))
+        table = self.scorer.table(rows, scores)
         sink = io.BytesIO()
         pq.write_table(table, sink)
         storage.write_bytes(self.run_ledger.file(Part(name, rows)), sink.getvalue())
@@ -310,51 +259,9 @@ class Scorer:
             "not_frontal_chest": [list(counts.not_frontal_chest.elements())],
         }
 
-    def table(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
-        """Scores of `rows` in their order, null for rows with errors, and latents of the others if requested."""
-        good = pc.is_null(rows[schema.ERROR])
-        scores, encoded = self._scores(rows.filter(good))
-        where = np.full(rows.num_rows, -1)
-        where[good.to_numpy()] = np.arange(scores.num_rows)
-        index = pa.array(where, mask=where < 0)
-        identity = {field.name: rows[field.name] for field in schema.SCORES}
-        table = pa.table(identity | {name: scores[name].take(index) for name in scores.column_names})
-        return table.replace_schema_metadata({schema.FINDINGS_KEY: json.dumps(self.findings)}), encoded
-
-    @torch.inference_mode()
-    def _scores(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
-        step = self.options.batch_size
-        batches = [self._batch(rows.slice(at, step)) for at in range(0, rows.num_rows, step)]
-        scores = [self.recipe.score_columns.empty_table(), *(scored for scored, _ in batches)]
-        encoded = [latents for _, latents in batches if latents is not None]
-        return pa.concat_tables(scores), pa.concat_tables(encoded) if encoded else None
-
-    def _batch(self, rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
-        columns = to_columns(rows, [schema.PIXELS], self.plan.pixels)
-        batch = to_device(to_tensors(columns, self.plan.pixels), self.device)
-        encoded = None
-        if self.options.save_latents:  # predictions are made from the stored latents
-            encoder = latent_encoder(self.recipe)
-            batch = {schema.PIXELS: encoder.encode(self.network, batch)}
-            encoded = latents.with_latents(
-                rows, self.plan.pixels, batch[schema.PIXELS].cpu().numpy(), encoder.latent_format()
-            )
-        predicted, pictures = self._predicted(batch)
-        self._write_pictures(pictures, rows[schema.IMAGE_ID].to_pylist())
-        context = ScoringContext(self.findings, self.plan.pixels.size)
-        return self.recipe.scored(predicted, rows, context), encoded
-
-    def _predicted(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Predictions and, if requested, pictures of a batch whose pixels are images or latents."""
-        recipe, drawing = self.recipe, self.options.save_images
-        if self.plan.encoded or self.options.save_latents:
-            encoder = latent_encoder(recipe)
-            pictures = encoder.render_latents(self.network, batch) if drawing else {}
-            return encoder.predict_latents(self.network, batch), pictures
-        return recipe.predict(self.network, batch), recipe.render(self.network, batch) if drawing else {}
-
-    def _write_pictures(self, pictures: dict[str, Tensor], image_ids: list[str]) -> None:
-        for kind, images in pictures.items():
+    def _write_pictures(self, batch: ScoredBatch) -> None:
+        image_ids = batch.rows[schema.IMAGE_ID].to_pylist()
+        for kind, images in batch.pictures.items():
             for image_id, image in zip(image_ids, images.cpu().numpy(), strict=True):
                 storage.write_bytes(storage.join(self.run_ledger.uri, kind, picture_name(image_id)), png(image))
 

@@ -24,11 +24,11 @@ from cxr.families.detect import DetectRecipe
 from cxr.families.localize import LocalizeRecipe
 from cxr.families.lungs import LungsRecipe
 from cxr.families.pneumothorax import PneumothoraxRecipe
-from cxr.inference import score
-from cxr.inference.options import ScoreOptions
+from cxr.inference.plan import plan_scoring
 from cxr.phantom.archive import write_phantom
 from cxr.phantom.nlm import write_masked_phantom
 from cxr.sources import chestxray14
+from cxr.sources.options import ReadOptions
 from cxr.training.options import RunOptions, SearchOptions
 from tests.made_shards import write_shards
 
@@ -139,14 +139,14 @@ def test_images_must_be_as_large_as_the_network_input(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected stored images of at least size=96 px"):
         train(ALIGN.replace(size=96), small, tmp_path)
     with pytest.raises(UserError, match="expected stored images of at least size=96 px"):
-        score._plan(small, saved(tmp_path / "checkpoint", ALIGN.replace(size=96)), ScoreOptions())
+        plan_scoring(small, saved(tmp_path / "checkpoint", ALIGN.replace(size=96)), ReadOptions())
 
 
 def test_shards_must_have_the_enhancement_of_recipe_and_checkpoint(tmp_path: Path) -> None:
     plain, recipe = write_shards(tmp_path / "shards", SHARDS), ALIGN.replace(equalize="clahe")
     refused: tuple[Callable[[], object], ...] = (
         lambda: train(recipe, plain, tmp_path),
-        lambda: score._plan(plain, saved(tmp_path / "checkpoint", recipe), ScoreOptions()),
+        lambda: plan_scoring(plain, saved(tmp_path / "checkpoint", recipe), ReadOptions()),
     )
     for call in refused:
         with pytest.raises(UserError, match="was ingested with no enhancement, but this run needs --equalize clahe"):

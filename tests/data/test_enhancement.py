@@ -25,10 +25,10 @@ from cxr.families.compatibility import check_enhancement, check_raw
 from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import fit
 from cxr.imaging.lung_bbox import LungSquare
-from cxr.inference import score
+from cxr.inference.plan import plan_scoring, read_rows
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
-from cxr.sources.options import Labeling
+from cxr.sources.options import Labeling, ReadOptions
 from tests.lung_rule import save_finder
 from tests.made_shards import chest_like, write_shards
 
@@ -81,10 +81,8 @@ def test_training_shards_equal_the_pixels_of_scoring(archive: str, tmp_path: Pat
     made = ensure_shards(options, str(tmp_path / "out"), RECIPE)
     info = shards.read_info(made)
     assert info.enhancement == DONE
-    plan = score._plan(archive, saved(tmp_path / "kept", RECIPE), score.ScoreOptions())
-    rows = pa.concat_tables(
-        score._read(score._labeled(part), plan.pixels, plan.crop, plan.enhance, "off") for part in plan.parts
-    )
+    plan = plan_scoring(archive, saved(tmp_path / "kept", RECIPE), ReadOptions())
+    rows = pa.concat_tables(read_rows(part.rows, plan, "off") for part in plan.parts)
     seen = dict(zip(rows[schema.IMAGE_ID].to_pylist(), rows[schema.PIXELS].to_pylist(), strict=True))
     assert stored(made) == seen
     assert stored(ensure_shards(options, str(tmp_path / "plain"), PLAIN)) != seen
@@ -128,7 +126,7 @@ def test_shards_with_another_enhancement_are_rejected(tmp_path: Path) -> None:
     wanted = "with no enhancement, but this run needs --denoise median --normalize percentile --equalize clahe"
     for refused in (
         lambda: check_inputs(RECIPE, ArchiveOptions(archive=(plain,)), str(tmp_path / "out")),
-        lambda: score._plan(plain, saved(tmp_path / "kept", RECIPE), score.ScoreOptions()),
+        lambda: plan_scoring(plain, saved(tmp_path / "kept", RECIPE), ReadOptions()),
     ):
         with pytest.raises(UserError, match=f"{wanted}: run cxr ingest --denoise median"):
             refused()

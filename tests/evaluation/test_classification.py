@@ -20,7 +20,7 @@ from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, join_shards
 from cxr.errors import UserError
 from cxr.evaluation import reports
 from cxr.evaluation.run import SCORES, ReportOptions, read_run, read_truth
-from cxr.inference import score
+from cxr.inference import plan
 from cxr.metrics import classification
 from cxr.phantom.archive import write_phantom
 from cxr.runtime.job import write_result
@@ -223,7 +223,7 @@ def test_combined_archives_are_evaluated_only_if_ids_are_unique(archive: str, tm
 
 
 def test_a_run_lies_where_scoring_puts_it(archive: str, tmp_path: Path) -> None:
-    assert SCORES == score.SCORES
+    assert SCORES == plan.SCORES
     run = read_run(write_run(tmp_path / "run", named(guesses(60)), archive=archive))
     assert (run.family, run.archive) == ("aecnn", archive)
 
