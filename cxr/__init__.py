@@ -1,3 +1,21 @@
-"""cxr: chest X-ray models trained, tuned and scored on a Ray cluster."""
+"""cxr: chest X-ray models trained, tuned and scored on a Ray cluster, and used from Python without it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cxr.inference.predictor import Predictor as Predictor
+    from cxr.inference.predictor import load as load
 
 __version__ = "0.1.0"
+__all__ = ["Predictor", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the Python API when it is first used: it needs torch, which takes seconds to import."""
+    if name in ("Predictor", "load"):
+        from cxr.inference import predictor
+
+        return getattr(predictor, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from typing import Any, Protocol
 
 import cv2
@@ -21,7 +23,7 @@ from cxr.imaging import dicom_terms, geometry
 from cxr.imaging.decode import check_head
 from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import ResizeTransform
-from cxr.imaging.image import MAX_PIXELS, to_bits
+from cxr.imaging.image import MAX_PIXELS, Image, check_not_blank, check_size, to_bits
 from cxr.imaging.lung_bbox import LungSquare
 from cxr.schema import PixelFormat
 from cxr.sources import rle
@@ -68,6 +70,8 @@ _THUMBNAIL = "thumbnail"  # key of the gate's input, until the gate has run
 
 Values = dict[str, Any]  # column name -> value of one row
 Crop = Callable[[np.ndarray], LungSquare]  # an original's pixels (H, W) -> the square to crop
+Content = Callable[[], bytes | Image]
+"""An image in memory: returns its encoded file or its pixels, or raises ImageRejectedError."""
 
 
 class CropSettings(Protocol):
@@ -82,6 +86,7 @@ def make_rows(
     pixels: PixelFormat,
     threads: int = 4,
     *,
+    contents: Sequence[Content | None] | None = None,
     crop: Crop | None = None,
     enhance: Enhancement | None = None,
     check: GateMode = "off",
@@ -89,12 +94,13 @@ def make_rows(
     """Fetch and decode the images of a manifest; one row of `schema.row_schema(pixels)` each, in its order.
 
     Threads fetch, resize and store while child processes decode (`cxr.data.decode_pool`): OpenCV and file reads
-    release the GIL. OpenCV's own threads are disabled in this process, because every core has its own worker.
+    release the GIL.
 
     An image that is missing, unreadable, rejected, damaged or crashes its decoder becomes a row with `error` set and
     without pixels, boxes, masks and pose; its labels remain.
 
     Args:
+        contents: the images that are in memory; the others, which are None, are read from `source_uri`.
         crop: finds the square of each image to store; None stores the whole image. If no square is found, the whole
             image is stored, and column `crop_status` says why. Boxes remain in pixels of the original.
         enhance: applied to each decoded image; `crop` sees the image before enhancement.
@@ -107,7 +113,8 @@ def make_rows(
         UserError: decoder processes cannot run on this machine.
         MemoryError: there is not enough memory at the moment.
     """
-    return make_counted_rows(manifest, pixels, threads, crop=crop, enhance=enhance, check=check)[0]
+    options: dict[str, Any] = {"contents": contents, "crop": crop, "enhance": enhance, "check": check}
+    return make_counted_rows(manifest, pixels, threads, **options)[0]
 
 
 def make_counted_rows(
@@ -115,12 +122,12 @@ def make_counted_rows(
     pixels: PixelFormat,
     threads: int = 4,
     *,
+    contents: Sequence[Content | None] | None = None,
     crop: Crop | None = None,
     enhance: Enhancement | None = None,
     check: GateMode = "off",
 ) -> tuple[pa.Table, BoxCounts]:
     """`make_rows`, and what became of the manifest's boxes."""
-    cv2.setNumThreads(0)
     store = np.zeros((manifest.num_rows, pixels.size, pixels.size), pixels.dtype)
     make = partial(
         _row,
@@ -131,7 +138,7 @@ def make_counted_rows(
         gated=check != "off",
     )
     with ThreadPoolExecutor(threads) as pool:
-        values = list(pool.map(make, manifest.to_pylist(), store))
+        values = list(pool.map(make, manifest.to_pylist(), store, contents or repeat(None)))
     if check != "off":
         _apply_gate(values, check)
     return _table(manifest, values, store, pixels)
@@ -155,6 +162,7 @@ def _apply_gate(values: list[Values], check: GateMode) -> None:
 def _row(
     manifest_row: Values,
     out: np.ndarray,
+    content: Content | None,
     boxes_frame: int | None,
     bits: int,
     crop: Crop | None,
@@ -163,8 +171,7 @@ def _row(
 ) -> Values:
     """The columns that decoding adds to a manifest row; the pixels are written into `out` (size, size)."""
     try:
-        with _file_in_memory(manifest_row[schema.SOURCE_URI]) as data:
-            decoded = decode_image(data, fit_px=None if crop or enhance else len(out))
+        with _decoded(manifest_row[schema.SOURCE_URI], content, None if crop or enhance else len(out)) as decoded:
             square, transform, crop_status = _stored_pixels(decoded, len(out), crop, enhance)
             values = _image_columns(manifest_row, decoded, transform, boxes_frame) | {schema.CROP_STATUS: crop_status}
             values[schema.TRUE_THETA] = None if crop_status == CROPPED else manifest_row[schema.TRUE_THETA]
@@ -182,8 +189,8 @@ def _row(
 
 
 @contextmanager
-def _file_in_memory(uri: str) -> Iterator[bytes]:
-    """Read a file that may be an image; while the block runs, its memory is reserved from the threads' budget."""
+def _decoded(uri: str, content: Content | None, fit_px: int | None) -> Iterator[Decoded]:
+    """Read and decode an image; while the block runs, the memory of its file is reserved from the threads' budget."""
     with ExitStack() as reservation:
 
         def check(head: bytes, file_bytes: int) -> None:
@@ -191,7 +198,19 @@ def _file_in_memory(uri: str) -> Iterator[bytes]:
             reservation.close()  # release the memory of a failed attempt
             reservation.enter_context(_FILES.hold(_COPIES * file_bytes))
 
-        yield storage.read_bytes(uri, check=check)
+        if content is None:
+            image = storage.read_bytes(uri, check=check)
+        elif isinstance(image := content(), bytes):
+            check(image, len(image))
+        yield decode_image(image, fit_px) if isinstance(image, bytes) else _fitted(image, fit_px)
+
+
+def _fitted(image: Image, fit_px: int | None) -> Decoded:
+    """An image that has been decoded already, as `decode_image` would return it."""
+    height, width = image.pixels.shape
+    check_size(height, width)
+    check_not_blank(image.pixels)
+    return Decoded(replace(image, pixels=geometry.fit(image.pixels, fit_px)[0]) if fit_px else image, height, width)
 
 
 def _stored_pixels(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -101,6 +102,7 @@ def _check_boxes(manifest: pa.Table) -> None:
 
 
 def _box_counts(rows: bytes) -> BoxCounts:
+    cv2.setNumThreads(0)  # every core has a task of its own
     manifest = pa.ipc.open_stream(rows).read_all()
     return make_counted_rows(manifest, PixelFormat(16))[1]
 
@@ -127,6 +129,7 @@ def _decoded(
 
 
 def _decode(key: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None, check: GateMode) -> pa.Table:
+    cv2.setNumThreads(0)  # every core has a task of its own
     rows = make_rows(_unpacked(key["rows"][0]), pixels, check=check)
     rows = rows.filter(rows[schema.ERROR].is_null())
     return rows.select(list(columns)) if columns else rows
@@ -215,6 +218,7 @@ class _OnPart:
     """A worker of a pool: created once, called with each part."""
 
     def __init__(self, make: Callable[..., Work], args: Sequence[Any]) -> None:
+        cv2.setNumThreads(0)  # every core has a worker of its own
         self._work = make(*args)
 
     def __call__(self, key: pa.Table) -> pa.Table:

@@ -255,6 +255,12 @@ class AttendRecipe(HeatmapBoxesRecipe):
         logits = network(x).float()
         return {**with_decisions(network, probabilities(logits)), schema.THETA: theta, LOGITS: logits}
 
+    def heat_maps(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The probabilities of the cells, in the frame of the image; 0 outside the aligned image."""
+        x, theta = self.aligned(_attention(network), batch)
+        cells = F.interpolate(network(x).float().sigmoid(), scale_factor=UPSAMPLING, mode="bilinear")
+        return warp(cells, invert(theta)) if self.aligner else cells
+
     def predicted_boxes(self, predicted: Mapping[str, Tensor]) -> list[MapBoxes]:
         return predict_boxes(predicted[LOGITS], predicted[schema.THETA], self.box_rule, self.min_box_score)
 

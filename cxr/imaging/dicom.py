@@ -12,7 +12,8 @@ from functools import partial
 from io import BytesIO
 from itertools import count
 
-from pydicom import Dataset, uid
+from pydicom import Dataset, dcmwrite, uid
+from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 
@@ -80,6 +81,36 @@ def inspect_dicom(data: bytes) -> EncodedImage:
     return EncodedImage(pixel_data.memory_bytes, partial(_decode, dataset, pixel_data))
 
 
+def encode_dataset(dataset: Dataset) -> bytes:
+    """A DICOM file with those elements of a data set in memory that decoding reads, so that it is decoded like any
+    other file.
+
+    Raises:
+        ImageRejectedError: it cannot be written as a file.
+    """
+    with rejecting_damaged_files():
+        reduced = Dataset()
+        for tag in map(Tag, _REQUESTED):
+            if tag in dataset:
+                reduced[tag] = dataset.get_item(tag)
+        implicit, little = dataset.original_encoding
+        syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID") or _plain_syntax(implicit, little)
+        reduced.file_meta = FileMetaDataset()
+        reduced.file_meta.TransferSyntaxUID = syntax
+        reduced.preamble = bytes(PREAMBLE_BYTES)
+        reduced.set_original_encoding(implicit, little)
+        file = BytesIO()
+        dcmwrite(file, reduced, enforce_file_format=False)
+        return file.getvalue()
+
+
+def _plain_syntax(implicit: bool | None, little: bool | None) -> str:
+    """The transfer syntax of uncompressed pixels, by whether VRs are implicit, and bytes in little-endian order."""
+    if implicit:
+        return uid.ImplicitVRLittleEndian
+    return uid.ExplicitVRBigEndian if little is False else uid.ExplicitVRLittleEndian
+
+
 def _decode(dataset: Dataset, pixel_data: PixelData) -> Image:
     with rejecting_damaged_files():
         samples = pixel_data.decode()
@@ -128,8 +159,7 @@ def _parse(data: bytes) -> Dataset:
         raise ImageRejectedError(f"DICOM without pixel data: truncated or not an image ({dicom_tags.kind(dataset)})")
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
-        explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
-        dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
+        dataset.file_meta.TransferSyntaxUID = _plain_syntax(implicit, little)
     return dataset
 
 

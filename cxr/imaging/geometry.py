@@ -38,6 +38,10 @@ class ResizeTransform:
         offset = self._offset * outer._scale + outer._offset
         return ResizeTransform(*scale.tolist(), *offset.tolist())
 
+    def inverse(self) -> ResizeTransform:
+        """The map from the original image to stored pixels."""
+        return ResizeTransform(*(1 / self._scale).tolist(), *(-self._offset / self._scale).tolist())
+
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 
@@ -94,30 +98,37 @@ def cut(pixels: np.ndarray, low_xy: Sequence[int], high_xy: Sequence[int], size:
 def mask_to_original(mask: np.ndarray, transform: ResizeTransform, height: int, width: int) -> np.ndarray:
     """Map a mask of stored pixels (H, W), bool or probabilities in [0, 1], to its original: bool (height, width).
 
-    True where the probabilities, interpolated linearly between pixel centers, are at least 0.5. Smooth outlines need
-    probabilities; a bool mask keeps the corners of its pixels. False outside the stored pixels. The padding added by
-    `fit` has no influence.
+    True where `map_to_original` is at least 0.5. Smooth outlines need probabilities; a bool mask keeps the corners of
+    its pixels.
     """
-    square = np.array([[0, 0], mask.shape[::-1]])
+    return map_to_original(mask, transform, height, width) >= 0.5
+
+
+def map_to_original(values: np.ndarray, transform: ResizeTransform, height: int, width: int) -> np.ndarray:
+    """Map values of stored pixels (H, W) to their original: float32 (height, width).
+
+    Interpolated linearly between pixel centers; 0 outside the stored pixels. The padding added by `fit` has no
+    influence.
+    """
+    square = np.array([[0, 0], values.shape[::-1]])
     whole = np.array([[0, 0], [width, height]])
     (x0, y0), (x1, y1) = _whole_pixels(
         transform.to_original(square), whole[1]
-    )  # the part of the original that the mask covers
+    )  # the part of the original that the values cover
     (left, top), (right, bottom) = _whole_pixels(
         transform.from_original(whole), square[1]
-    )  # the part of the mask without padding
-    result = np.zeros((height, width), bool)
+    )  # the part of the values without padding
+    result = np.zeros((height, width), np.float32)
     if x1 > x0 and y1 > y0 and right > left and bottom > top:
         step = 1 / transform._scale
         first = (np.array([x0, y0]) + 0.5 - transform._offset) * step - 0.5 - (left, top)
-        probabilities = cv2.warpAffine(
-            mask[top:bottom, left:right].astype(np.float32),
+        result[y0:y1, x0:x1] = cv2.warpAffine(
+            values[top:bottom, left:right].astype(np.float32),
             np.column_stack([np.diag(step), first]),
             (x1 - x0, y1 - y0),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_REPLICATE,
         )
-        result[y0:y1, x0:x1] = probabilities >= 0.5
     return result
 
 

@@ -66,6 +66,13 @@ def to_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
     return cv2.convertScaleAbs(pixels, alpha=1 / 257)
 
 
+def full_range(pixels: np.ndarray) -> np.ndarray:
+    """Shift 16-bit samples that use only lower bits, as in exports of 10–14-bit X-rays, to the full range."""
+    if pixels.dtype != np.uint16:
+        return pixels
+    return pixels << (16 - max(8, int(pixels.max(initial=0)).bit_length()))
+
+
 def check_size(height_px: int, width_px: int) -> None:
     """Reject an image that is empty, or smaller or larger than any X-ray, before it is decoded."""
     size = f"{width_px} x {height_px} pixels"

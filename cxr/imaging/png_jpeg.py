@@ -26,6 +26,7 @@ from cxr.imaging.image import (
     check_decoding_bytes,
     check_ratio,
     check_size,
+    full_range,
     require_memory,
     to_gray,
 )
@@ -110,7 +111,7 @@ def inspect_png(data: bytes) -> EncodedImage:
 
 def _decode_png(data: bytes, shape: tuple[int, int], gray_bits: int | None) -> Image:
     pixels = _decode_gray(data, shape, gray_bits) if gray_bits else None
-    return Image(_full_range(_decode(data, "PNG") if pixels is None else pixels))
+    return Image(full_range(_decode(data, "PNG") if pixels is None else pixels))
 
 
 def _decode_gray(data: bytes, shape: tuple[int, int], bits: int) -> np.ndarray | None:
@@ -122,13 +123,6 @@ def _decode_gray(data: bytes, shape: tuple[int, int], bits: int) -> np.ndarray |
         raise
     except BaseException:  # the decoder has no specific exceptions, and a Rust panic is not an Exception
         return None
-
-
-def _full_range(pixels: np.ndarray) -> np.ndarray:
-    """Shift 16-bit samples that use only lower bits, as in exports of 10–14-bit X-rays, to the full range."""
-    if pixels.dtype != np.uint16:
-        return pixels
-    return pixels << (16 - max(8, int(pixels.max(initial=0)).bit_length()))
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -38,6 +38,7 @@ class Plan:
     encoded: bool = False  # the pixels are latents
     crop: LungCrop | None = None  # how images are cropped, or were cropped when shards were made
     enhance: Enhancement | None = None  # how images are enhanced, or were enhanced then
+    notes: tuple[str, ...] = ()  # for the user
 
 
 def plan_scoring(archive: str, model: Checkpoint, reading: ReadOptions) -> Plan:
@@ -57,12 +58,12 @@ def plan_scoring(archive: str, model: Checkpoint, reading: ReadOptions) -> Plan:
         origin = Origin(archive, info.source, info.findings)
         return Plan(_shard_parts(info), info.pixels, origin, bool(info.latents), crop, info.enhancement)
     manifest = open_manifest(archive, reading)
-    manifest.print_notes()
     pixels = PixelFormat(model.recipe.size)
     rows = max(_MIN_ROWS, min(rows_per_part(pixels), math.ceil(manifest.table.num_rows / 8)))
     origin = Origin(archive, find_source(archive, reading.source).name, manifest.findings)
     parts = ledger.plan(manifest.table, rows, folder=SCORES)
-    return Plan(parts, pixels, origin, crop=crop, enhance=model.recipe.enhancement)
+    notes = tuple(manifest.notes)
+    return Plan(parts, pixels, origin, crop=crop, enhance=model.recipe.enhancement, notes=notes)
 
 
 def rows_per_part(pixels: PixelFormat) -> int:

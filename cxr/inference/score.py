@@ -136,6 +136,8 @@ def _plan(archive: str, model: Checkpoint, options: ScoreOptions) -> Plan:
     if not shards.is_shards(archive):
         read_large_archive(archive, options.reading)
     plan = plan_scoring(archive, model, options.reading)
+    for note in plan.notes:
+        print(f"note: {note}", flush=True)
     if plan.encoded and options.save_latents:
         raise UserError(f"{archive} already contains latents: omit --save-latents")
     return plan
@@ -215,6 +217,7 @@ def _labeled(part: Part) -> pa.Table:
 
 def _read(part: pa.Table, plan: Plan, check: GateMode) -> pa.Table:
     """The decoded rows of a part, each with the name of its part."""
+    cv2.setNumThreads(0)  # every core has a task of its own
     name, count = part[PART][0].as_py(), part[PART_ROWS][0].as_py()
     rows = read_rows(part.drop_columns([PART, PART_ROWS]), plan, check)
     assert rows.num_rows == count, f"{name}: planned {count} rows, read {rows.num_rows}"

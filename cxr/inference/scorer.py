@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,11 +42,15 @@ class Scorer:
     Args:
         model: its network is moved to the device.
         batch_size: number of images per forward pass.
+        bfloat16: compute convolutions and matrix products in bfloat16.
+
+    Thread-safe: one batch at a time goes through the network.
     """
 
-    def __init__(self, model: Checkpoint, device: torch.device, batch_size: int) -> None:
+    def __init__(self, model: Checkpoint, device: torch.device, batch_size: int, *, bfloat16: bool = False) -> None:
         self.recipe, self.findings = model.recipe, model.findings
-        self.device, self.batch_size = device, batch_size
+        self.device, self.batch_size, self.bfloat16 = device, batch_size, bfloat16
+        self._lock = threading.Lock()
         memory = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.network = model.network.to(device, memory_format=memory)  # pyright: ignore[reportCallIssue]
 
@@ -69,29 +75,47 @@ class Scorer:
         for at in range(0, good.num_rows, self.batch_size):
             yield self._batch(good.slice(at, self.batch_size), pixels, encoded, render, save_latents)
 
-    @torch.inference_mode()
     def _batch(
         self, rows: pa.Table, pixels: PixelFormat, encoded: bool, render: bool, save_latents: bool
     ) -> ScoredBatch:
-        batch = to_device(to_tensors(to_columns(rows, [schema.PIXELS], pixels), pixels), self.device)
         latent_rows = None
-        if save_latents:
-            encoder = latent_encoder(self.recipe)
-            batch = {schema.PIXELS: encoder.encode(self.network, batch)}
-            stored = batch[schema.PIXELS].cpu().numpy()
-            latent_rows = latents.with_latents(rows, pixels, stored, encoder.latent_format())
-        predicted, pictures = self._predicted(batch, encoded or save_latents, render)
+        with self.computing():
+            batch = self.to_batch(rows, pixels)
+            if save_latents:
+                encoder = latent_encoder(self.recipe)
+                batch = {schema.PIXELS: encoder.encode(self.network, batch)}
+                stored = batch[schema.PIXELS].cpu().numpy()
+                latent_rows = latents.with_latents(rows, pixels, stored, encoder.latent_format())
+            predicted, pictures = self._predicted(batch, encoded or save_latents, render)
         scores = self.recipe.scored(predicted, rows, ScoringContext(self.findings, pixels.size))
         return ScoredBatch(rows, scores, pictures, latent_rows)
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Whoever uses the network does so in this context: one thread at a time, in inference mode."""
+        with (
+            self._lock,
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16),
+        ):
+            yield
+
+    def to_batch(self, rows: pa.Table, pixels: PixelFormat) -> Batch:
+        """The pixels of rows without an error, on the network's device."""
+        return to_device(to_tensors(to_columns(rows, [schema.PIXELS], pixels), pixels), self.device)
+
     def _predicted(self, batch: Batch, encoded: bool, render: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Predictions and pictures of a batch whose pixels are images or latents."""
-        recipe = self.recipe
+        recipe, network = self.recipe, self.network
         if encoded:
             encoder = latent_encoder(recipe)
-            pictures = encoder.render_latents(self.network, batch) if render else {}
-            return encoder.predict_latents(self.network, batch), pictures
-        return recipe.predict(self.network, batch), recipe.render(self.network, batch) if render else {}
+            predicted = encoder.predict_latents(network, batch)
+            pictures = encoder.render_latents(network, batch) if render else {}
+        else:
+            predicted = recipe.predict(network, batch)
+            pictures = recipe.render(network, batch) if render else {}
+        wide = {name: value.float() if value.dtype == torch.bfloat16 else value for name, value in predicted.items()}
+        return wide, pictures
 
     def table(self, rows: pa.Table, scores_of_batches: Sequence[pa.Table]) -> pa.Table:
         """The scores of all `rows` in their order: `schema.SCORES` and the family's columns, null where there is an

@@ -1,0 +1,118 @@
+"""The images that a program gives to a `Predictor`: files, bytes, arrays and data sets, or an archive."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import numpy as np
+import pyarrow as pa
+
+from cxr import schema, storage
+from cxr.data.decode import Content
+from cxr.errors import UserError
+from cxr.imaging.arrays import image_from_array
+from cxr.sources.manifest import manifest_table
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+OneImage: TypeAlias = Union[str, os.PathLike[str], bytes, bytearray, memoryview, np.ndarray, "Dataset"]
+Images: TypeAlias = OneImage | Iterable[OneImage]
+
+_KINDS = "a path or URI, the bytes of a file, a NumPy array or a pydicom Dataset"
+_LISTS = (".csv", ".tsv", ".parquet")
+_HELD_BYTES = 256 << 20  # of images in memory that are taken from an iterator before they are decoded
+_DATASET_BYTES = 16 << 20  # assumed size of a pydicom Dataset
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some images: their rows of a manifest, and the content of those that are in memory."""
+
+    manifest: pa.Table
+    contents: list[Content | None]
+
+
+def archive_uri(images: Images) -> str | None:
+    """The URI of an archive, if that is what was given: a folder, a container or a list of images.
+
+    Raises:
+        UserError: a path or URI that does not exist.
+    """
+    if not isinstance(images, (str, os.PathLike)):
+        return None
+    uri = storage.normalize(images)
+    if storage.is_container(uri) or uri.lower().endswith(_LISTS):
+        return uri
+    if storage.is_local(uri) and "!" not in uri:
+        if not Path(uri).exists():
+            raise UserError(f"expected an image or an archive, got {images}, which does not exist: correct the path")
+        return uri if Path(uri).is_dir() else None
+    return None if storage.exists(uri) else uri
+
+
+def chunks(images: Images, most_rows: int) -> Iterator[Chunk]:
+    """The images in order, at most `most_rows` at a time; an iterator is read only as far as needed.
+
+    Image ids are the paths as they were given, or the number of the image, from 0, for images in memory.
+
+    Raises:
+        UserError: there is no image, or something is not an image.
+    """
+    rows: list[tuple[str, str | None, Content | None]] = []
+    number, held = -1, 0
+    for number, image in enumerate(_each(images)):
+        uri, content, size = _content(image, number)
+        rows.append((os.fspath(image) if uri else str(number), uri, content))  # pyright: ignore[reportArgumentType]
+        held += size
+        if len(rows) == most_rows or held >= _HELD_BYTES:
+            yield _chunk(rows)
+            rows, held = [], 0
+    if rows:
+        yield _chunk(rows)
+    if number < 0:
+        raise UserError(f"expected at least one image, got none: give {_KINDS}, or several of them")
+
+
+def _each(images: Images) -> Iterable[OneImage]:
+    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, np.ndarray)) or _is_dataset(images):
+        return [images]  # pyright: ignore[reportReturnType]
+    if isinstance(images, Iterable):
+        return images
+    raise UserError(f"expected {_KINDS}, or several of them, got {_type_name(images)}: convert it")
+
+
+def _content(image: OneImage, number: int) -> tuple[str | None, Content | None, int]:
+    """The URI of an image in a file, or the content of an image in memory; and the bytes of memory it holds."""
+    if isinstance(image, (str, os.PathLike)):
+        return storage.normalize(image), None, 0
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return None, partial(bytes, image), memoryview(image).nbytes
+    if isinstance(image, np.ndarray):
+        return None, partial(image_from_array, image), image.nbytes
+    if _is_dataset(image):
+        from cxr.imaging.dicom import encode_dataset  # imports pydicom, as the caller has
+
+        return None, partial(encode_dataset, image), _DATASET_BYTES
+    raise UserError(f"image {number}: expected {_KINDS}, got {_type_name(image)}: convert it")
+
+
+def _is_dataset(image: Any) -> bool:
+    pydicom = sys.modules.get("pydicom")  # whoever has a Dataset has imported it
+    return pydicom is not None and isinstance(image, pydicom.Dataset)
+
+
+def _type_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
+def _chunk(rows: list[tuple[str, str | None, Content | None]]) -> Chunk:
+    image_ids, uris, contents = map(list, zip(*rows, strict=True))
+    columns = {schema.IMAGE_ID: pa.array(image_ids), schema.SOURCE_URI: pa.array(uris, pa.string())}
+    return Chunk(manifest_table(columns), contents)

@@ -1,0 +1,288 @@
+"""`cxr.load`: a checkpoint as a Python object that scores images in this process, without Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from cxr import schema
+from cxr.data.batch import best_device, prefetched
+from cxr.data.decode import make_rows
+from cxr.errors import ImageRejectedError, UserError
+from cxr.families import checkpoint, lung_crop
+from cxr.families.base import one_of
+from cxr.families.capabilities import Embedder, HeatMaps
+from cxr.families.checkpoint import Checkpoint
+from cxr.imaging.geometry import ResizeTransform, map_to_original
+from cxr.inference.inputs import Images, archive_uri, chunks
+from cxr.inference.plan import plan_scoring, read_rows, rows_per_part
+from cxr.inference.scorer import Scorer
+from cxr.schema import PixelFormat
+from cxr.sources.options import ALL_IMAGES, ReadOptions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OnError = Literal["row", "raise"]
+Precision = Literal["float32", "bfloat16"]
+_LOGGER = logging.getLogger("cxr")
+
+
+def load(
+    uri: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    precision: Precision = "float32",
+    batch_size: int = 64,
+) -> Predictor:
+    """Load a checkpoint of any family from a folder, S3 or Google Cloud Storage.
+
+    Args:
+        uri: folder or URI of the checkpoint.
+        device: "cpu", "cuda", "cuda:1", …; None: the GPU if there is one, else the CPU.
+        precision: bfloat16 is faster on GPUs and on CPUs with AMX or AVX512-BF16; scores differ slightly.
+        batch_size: number of images per forward pass, and the most that are decoded together.
+
+    Raises:
+        UserError: there is no checkpoint, it cannot be read, or this machine does not have the device.
+    """
+    one_of("precision", precision, ("float32", "bfloat16"))
+    if batch_size < 1:
+        raise UserError(f"batch_size: expected 1 or more, got {batch_size}: correct it")
+    return Predictor(checkpoint.load(os.fspath(uri)), _device(device), precision, batch_size)
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    if name is None:
+        return best_device()
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # an unknown name; a device that this build or machine does not have
+        known = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise UserError(f"device: expected one of {', '.join(known)}, got {name}: give one of these") from None
+    return device
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Where in an image the evidence for each finding is.
+
+    `maps` is float32 (findings, h, w) in [0, 1], in the order of `findings`, on a grid over the square that the
+    network saw; empty where `error` is set. `transform` maps points of this grid to pixels of the original image
+    (x to the right, y down, edges at integers): original = grid * scale + offset.
+    """
+
+    image_id: str
+    findings: tuple[str, ...]
+    maps: np.ndarray
+    transform: ResizeTransform
+    height_px: int
+    width_px: int
+    error: str | None = None
+
+    def on_original(self, finding: str) -> np.ndarray:
+        """The map of a finding at the original's size: float32 (height_px, width_px) in [0, 1], 0 where the network
+        did not see the image.
+
+        Raises:
+            UserError: the image has an error, or there is no map of this finding.
+        """
+        if self.error is not None:
+            raise UserError(f"expected an image with heat maps, got one with an error ({self.error}): skip it")
+        one_of("finding", finding, self.findings)
+        values = self.maps[self.findings.index(finding)]
+        return map_to_original(values, self.transform, self.height_px, self.width_px)
+
+
+class Predictor:
+    """A checkpoint that scores images in this process.
+
+    Every method takes one image or several: paths or URIs, the bytes of files (DICOM, PNG, JPEG), NumPy arrays,
+    pydicom data sets, any mix of these, or an iterator over them; or the path or URI of an archive (a folder, a ZIP
+    or TAR file, a list of images, shards). Images are decoded, cropped, enhanced and scored by the same code as in
+    `jobs/score_archive.py`, and scores are the same.
+
+    An array is (height, width), uint8 or uint16, or float in [0, 1], with dense tissue bright.
+
+    Thread-safe: several threads may use one predictor. They decode images at the same time, and take turns with the
+    network. Files are decoded in two child processes, which this process shares and ends with itself.
+    """
+
+    def __init__(self, model: Checkpoint, device: torch.device, precision: Precision, batch_size: int) -> None:
+        self._model = model
+        self._scorer = Scorer(model, device, batch_size, bfloat16=precision == "bfloat16")
+        self._crop = lung_crop.of_checkpoint(model)
+
+    def __repr__(self) -> str:
+        return f"<cxr.Predictor: {self.family}, {self._model.uri}, on {self._scorer.device}>"
+
+    @property
+    def family(self) -> str:
+        """The family of the checkpoint, such as "detect"."""
+        return self._model.recipe.family
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """The findings of the checkpoint, in the order of the columns `probabilities` and `decisions`."""
+        return self._model.findings
+
+    def predict(self, images: Images, *, on_error: OnError = "row", reading: ReadOptions = ALL_IMAGES) -> pa.Table:
+        """Scores: one row per image, in order, with the columns that `jobs/score_archive.py` writes.
+
+        Args:
+            on_error: "row": an image that cannot be used is a row with `error`. "raise": it is an exception.
+            reading: how an archive is read, which of its images, and whether images are checked to be frontal chest
+                X-rays (`gate`).
+
+        Raises:
+            UserError: something is not an image, or a path, archive or bucket does not exist.
+            ImageRejectedError: an image cannot be used, and `on_error` is "raise".
+        """
+        return pa.concat_tables(self.predict_batches(images, on_error=on_error, reading=reading))
+
+    def predict_batches(
+        self, images: Images, *, on_error: OnError = "row", reading: ReadOptions = ALL_IMAGES
+    ) -> Iterator[pa.Table]:
+        """`predict` for more images than fit into memory: yields the scores of a batch of images at a time."""
+        for rows, pixels, encoded in self._decoded(images, on_error, reading):
+            batches = self._scorer.batches(rows, pixels, encoded=encoded)
+            yield self._scorer.table(rows, [batch.scores for batch in batches])
+
+    def explain(
+        self, images: Images, *, on_error: OnError = "row", reading: ReadOptions = ALL_IMAGES
+    ) -> Iterator[HeatMap]:
+        """Yield the heat maps of each image, in order; one with an error has no maps.
+
+        Raises:
+            UserError: the family has no heat maps; otherwise as `predict`.
+        """
+        recipe = self._model.recipe
+        if not isinstance(recipe, HeatMaps):
+            raise UserError(
+                f"expected a checkpoint of a family with heat maps, such as classify, localize or attend, got one of "
+                f"family {self.family!r}: use predict or show"
+            )
+        return self._heat_maps(recipe, images, on_error, reading)
+
+    def _heat_maps(
+        self, recipe: HeatMaps, images: Images, on_error: OnError, reading: ReadOptions
+    ) -> Iterator[HeatMap]:
+        for rows, pixels, encoded in self._decoded(images, on_error, reading):
+            self._check_not_encoded(encoded)
+            for batch in self._slices(rows):
+                good = batch.filter(pc.is_null(batch[schema.ERROR]))
+                with self._scorer.computing():
+                    maps_BFhw = (
+                        recipe.heat_maps(self._scorer.network, self._scorer.to_batch(good, pixels))
+                        if good.num_rows
+                        else torch.zeros(0, len(self.findings), 1, 1)
+                    )
+                of_good = iter(maps_BFhw.float().cpu().numpy())
+                for row in batch.drop_columns([schema.PIXELS]).to_pylist():
+                    yield self._heat_map(row, of_good, pixels)
+
+    def _heat_map(self, row: dict, of_good: Iterator[np.ndarray], pixels: PixelFormat) -> HeatMap:
+        if row[schema.ERROR] is not None:
+            nothing = np.zeros((0, 0, 0), np.float32)
+            return HeatMap(row[schema.IMAGE_ID], (), nothing, ResizeTransform(), 0, 0, row[schema.ERROR])
+        maps_Fhw = next(of_good)
+        height, width = maps_Fhw.shape[1:]
+        to_stored = ResizeTransform(pixels.size / width, pixels.size / height)
+        to_original = to_stored.then(ResizeTransform(**row[schema.RESIZE_TRANSFORM]))
+        size = row[schema.HEIGHT_PX], row[schema.WIDTH_PX]
+        return HeatMap(row[schema.IMAGE_ID], self.findings, maps_Fhw, to_original, *size)
+
+    def embed(self, images: Images, *, on_error: OnError = "row", reading: ReadOptions = ALL_IMAGES) -> np.ndarray:
+        """The network's description of each image as a vector: float32 (images, D), in order; NaN where an image
+        cannot be used.
+
+        Raises:
+            UserError: the family has no such vectors; otherwise as `predict`.
+        """
+        recipe = self._model.recipe
+        if not isinstance(recipe, Embedder):
+            raise UserError(
+                f"expected a checkpoint of a family with embeddings, such as classify, got one of family "
+                f"{self.family!r}: use predict"
+            )
+        embedded, places = [np.zeros((0, 0), np.float32)], []
+        for rows, pixels, encoded in self._decoded(images, on_error, reading):
+            self._check_not_encoded(encoded)
+            good = pc.is_null(rows[schema.ERROR])
+            places.append(good.to_numpy())
+            for batch in self._slices(rows.filter(good)):
+                with self._scorer.computing():
+                    vectors_BD = recipe.embed(self._scorer.network, self._scorer.to_batch(batch, pixels))
+                embedded.append(vectors_BD.float().cpu().numpy())
+        good_N = np.concatenate(places)
+        vectors_ND = np.full((len(good_N), embedded[-1].shape[1]), np.nan, np.float32)
+        if good_N.any():
+            vectors_ND[good_N] = np.concatenate(embedded[1:])
+        return vectors_ND
+
+    def show(self, images: Images, *, finding: str | None = None) -> Figure:
+        """A matplotlib figure: each image with its predicted boxes, mask or heat map, or what else the family makes.
+
+        Args:
+            images: at most `figure.MOST` images, not an archive.
+            finding: of the heat map. None: the most probable one of each image.
+
+        Raises:
+            UserError: too many images, an archive, or an unknown finding; otherwise as `predict`.
+        """
+        from cxr.inference.figure import prediction_figure  # imports matplotlib
+
+        return prediction_figure(self, images, finding)
+
+    def _decoded(
+        self, images: Images, on_error: OnError, reading: ReadOptions
+    ) -> Iterator[tuple[pa.Table, PixelFormat, bool]]:
+        """Decoded rows, the format of their pixels, and whether these are latents."""
+        one_of("on_error", on_error, ("row", "raise"))
+        for rows, pixels, encoded in self._read(images, reading):
+            if on_error == "raise" and (bad := rows.filter(pc.is_valid(rows[schema.ERROR]))).num_rows:
+                raise ImageRejectedError(f"image {bad[schema.IMAGE_ID][0]}: {bad[schema.ERROR][0]}")
+            yield rows, pixels, encoded
+
+    def _read(self, images: Images, reading: ReadOptions) -> Iterator[tuple[pa.Table, PixelFormat, bool]]:
+        archive = archive_uri(images)
+        if archive is not None:
+            plan = plan_scoring(archive, self._model, reading)
+            for note in plan.notes:
+                _LOGGER.info(note)
+            parts = (read_rows(part.rows, plan, reading.gate) for part in plan.parts)
+            yield from ((rows, plan.pixels, plan.encoded) for rows in prefetched(parts, depth=1))
+            return
+        pixels = PixelFormat(self._model.recipe.size)
+        crop = self._crop.loaded() if self._crop else None
+        enhance = self._model.recipe.enhancement
+        for chunk in chunks(images, min(self._scorer.batch_size, rows_per_part(pixels))):
+            yield (
+                make_rows(
+                    chunk.manifest,
+                    pixels,
+                    contents=chunk.contents,
+                    crop=crop,
+                    enhance=enhance,
+                    check=reading.gate,
+                ),
+                pixels,
+                False,
+            )
+
+    def _slices(self, rows: pa.Table) -> Iterator[pa.Table]:
+        step = self._scorer.batch_size
+        return (rows.slice(at, step) for at in range(0, rows.num_rows, step))
+
+    def _check_not_encoded(self, encoded: bool) -> None:
+        if encoded:
+            raise UserError("expected images, got an archive of latents: give the archive that they were made of")
