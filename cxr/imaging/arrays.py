@@ -25,8 +25,9 @@ def image_from_array(array: np.ndarray) -> Image:
             f"array of shape {array.shape}: expected (height, width), or (height, width, 3) in RGB, of one image; "
             f"give several images as a list"
         )
-    if array.dtype in (np.uint8, np.uint16):
-        pixels = array.astype(array.dtype.newbyteorder("="), copy=False)
+    native = array.dtype.newbyteorder("=")
+    if native in (np.uint8, np.uint16):
+        pixels = array.astype(native, copy=False)
     elif array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if not (low >= 0 and high <= 1):  # also if one of them is not a number

@@ -94,9 +94,9 @@ def encode_dataset(dataset: Dataset) -> bytes:
             if tag in dataset:
                 reduced[tag] = dataset.get_item(tag)
         implicit, little = dataset.original_encoding
-        syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID") or _plain_syntax(implicit, little)
+        syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
         reduced.file_meta = FileMetaDataset()
-        reduced.file_meta.TransferSyntaxUID = syntax
+        reduced.file_meta.TransferSyntaxUID = syntax or _plain_syntax(implicit, little)
         reduced.preamble = bytes(PREAMBLE_BYTES)
         reduced.set_original_encoding(implicit, little)
         file = BytesIO()
@@ -104,7 +104,7 @@ def encode_dataset(dataset: Dataset) -> bytes:
         return file.getvalue()
 
 
-def _plain_syntax(implicit: bool | None, little: bool | None) -> str:
+def _plain_syntax(implicit: bool | None, little: bool | None) -> uid.UID:
     """The transfer syntax of uncompressed pixels, by whether VRs are implicit, and bytes in little-endian order."""
     if implicit:
         return uid.ImplicitVRLittleEndian

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,16 @@ class Chunk:
     contents: list[Content | None]
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """An image: a file with this URI, or in memory, where it holds about so many bytes."""
+
+    image_id: str
+    uri: str | None = None
+    content: Content | None = None
+    size_bytes: int = 0
+
+
 def archive_uri(images: Images) -> str | None:
     """The URI of an archive, if that is what was given: a folder, a container or a list of images.
 
@@ -65,12 +75,11 @@ def chunks(images: Images, most_rows: int) -> Iterator[Chunk]:
     Raises:
         UserError: there is no image, or something is not an image.
     """
-    rows: list[tuple[str, str | None, Content | None]] = []
+    rows: list[_Entry] = []
     number, held = -1, 0
     for number, image in enumerate(_each(images)):
-        uri, content, size = _content(image, number)
-        rows.append((os.fspath(image) if uri else str(number), uri, content))  # pyright: ignore[reportArgumentType]
-        held += size
+        rows.append(_entry(image, number))
+        held += rows[-1].size_bytes
         if len(rows) == most_rows or held >= _HELD_BYTES:
             yield _chunk(rows)
             rows, held = [], 0
@@ -84,26 +93,25 @@ def _each(images: Images) -> Iterable[OneImage]:
     if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, np.ndarray)) or _is_dataset(images):
         return [images]  # pyright: ignore[reportReturnType]
     if isinstance(images, Iterable):
-        return images
+        return images  # pyright: ignore[reportReturnType] (no Dataset)
     raise UserError(f"expected {_KINDS}, or several of them, got {_type_name(images)}: convert it")
 
 
-def _content(image: OneImage, number: int) -> tuple[str | None, Content | None, int]:
-    """The URI of an image in a file, or the content of an image in memory; and the bytes of memory it holds."""
+def _entry(image: OneImage, number: int) -> _Entry:
     if isinstance(image, (str, os.PathLike)):
-        return storage.normalize(image), None, 0
+        return _Entry(os.fspath(image), uri=storage.normalize(image))
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return None, partial(bytes, image), memoryview(image).nbytes
+        return _Entry(str(number), content=partial(bytes, image), size_bytes=memoryview(image).nbytes)
     if isinstance(image, np.ndarray):
-        return None, partial(image_from_array, image), image.nbytes
+        return _Entry(str(number), content=partial(image_from_array, image), size_bytes=image.nbytes)
     if _is_dataset(image):
         from cxr.imaging.dicom import encode_dataset  # imports pydicom, as the caller has
 
-        return None, partial(encode_dataset, image), _DATASET_BYTES
+        return _Entry(str(number), content=partial(encode_dataset, image), size_bytes=_DATASET_BYTES)
     raise UserError(f"image {number}: expected {_KINDS}, got {_type_name(image)}: convert it")
 
 
-def _is_dataset(image: Any) -> bool:
+def _is_dataset(image: Any) -> TypeGuard[Dataset]:
     pydicom = sys.modules.get("pydicom")  # whoever has a Dataset has imported it
     return pydicom is not None and isinstance(image, pydicom.Dataset)
 
@@ -112,7 +120,9 @@ def _type_name(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
-def _chunk(rows: list[tuple[str, str | None, Content | None]]) -> Chunk:
-    image_ids, uris, contents = map(list, zip(*rows, strict=True))
-    columns = {schema.IMAGE_ID: pa.array(image_ids), schema.SOURCE_URI: pa.array(uris, pa.string())}
-    return Chunk(manifest_table(columns), contents)
+def _chunk(entries: Sequence[_Entry]) -> Chunk:
+    columns = {
+        schema.IMAGE_ID: pa.array([entry.image_id for entry in entries]),
+        schema.SOURCE_URI: pa.array([entry.uri for entry in entries], pa.string()),
+    }
+    return Chunk(manifest_table(columns), [entry.content for entry in entries])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -21,8 +20,9 @@ from cxr.families import checkpoint, lung_crop
 from cxr.families.base import one_of
 from cxr.families.capabilities import Embedder, HeatMaps
 from cxr.families.checkpoint import Checkpoint
-from cxr.imaging.geometry import ResizeTransform, map_to_original
-from cxr.inference.inputs import Images, archive_uri, chunks
+from cxr.imaging.geometry import ResizeTransform
+from cxr.inference.explanation import HeatMap
+from cxr.inference.inputs import Chunk, Images, archive_uri, chunks
 from cxr.inference.plan import plan_scoring, read_rows, rows_per_part
 from cxr.inference.scorer import Scorer
 from cxr.schema import PixelFormat
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 OnError = Literal["row", "raise"]
 Precision = Literal["float32", "bfloat16"]
+Decoded = tuple[pa.Table, PixelFormat, bool]
+"""Decoded rows, the format of their pixels, and whether these are latents."""
+MOST_SHOWN = 8  # images in a figure
 _LOGGER = logging.getLogger("cxr")
 
 
@@ -54,6 +57,8 @@ def load(
     Raises:
         UserError: there is no checkpoint, it cannot be read, or this machine does not have the device.
     """
+    if not isinstance(uri, (str, os.PathLike)):
+        raise UserError(f"expected the path or URI of a checkpoint, got {type(uri).__name__}: give a string")
     one_of("precision", precision, ("float32", "bfloat16"))
     if batch_size < 1:
         raise UserError(f"batch_size: expected 1 or more, got {batch_size}: correct it")
@@ -70,37 +75,6 @@ def _device(name: str | torch.device | None) -> torch.device:
         known = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise UserError(f"device: expected one of {', '.join(known)}, got {name}: give one of these") from None
     return device
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """Where in an image the evidence for each finding is.
-
-    `maps` is float32 (findings, h, w) in [0, 1], in the order of `findings`, on a grid over the square that the
-    network saw; empty where `error` is set. `transform` maps points of this grid to pixels of the original image
-    (x to the right, y down, edges at integers): original = grid * scale + offset.
-    """
-
-    image_id: str
-    findings: tuple[str, ...]
-    maps: np.ndarray
-    transform: ResizeTransform
-    height_px: int
-    width_px: int
-    error: str | None = None
-
-    def on_original(self, finding: str) -> np.ndarray:
-        """The map of a finding at the original's size: float32 (height_px, width_px) in [0, 1], 0 where the network
-        did not see the image.
-
-        Raises:
-            UserError: the image has an error, or there is no map of this finding.
-        """
-        if self.error is not None:
-            raise UserError(f"expected an image with heat maps, got one with an error ({self.error}): skip it")
-        one_of("finding", finding, self.findings)
-        values = self.maps[self.findings.index(finding)]
-        return map_to_original(values, self.transform, self.height_px, self.width_px)
 
 
 class Predictor:
@@ -120,6 +94,7 @@ class Predictor:
     def __init__(self, model: Checkpoint, device: torch.device, precision: Precision, batch_size: int) -> None:
         self._model = model
         self._scorer = Scorer(model, device, batch_size, bfloat16=precision == "bfloat16")
+        self._pixels = PixelFormat(model.recipe.size)
         self._crop = lung_crop.of_checkpoint(model)
 
     def __repr__(self) -> str:
@@ -171,12 +146,10 @@ class Predictor:
                 f"expected a checkpoint of a family with heat maps, such as classify, localize or attend, got one of "
                 f"family {self.family!r}: use predict or show"
             )
-        return self._heat_maps(recipe, images, on_error, reading)
+        return self._heat_maps(recipe, self._decoded(images, on_error, reading))
 
-    def _heat_maps(
-        self, recipe: HeatMaps, images: Images, on_error: OnError, reading: ReadOptions
-    ) -> Iterator[HeatMap]:
-        for rows, pixels, encoded in self._decoded(images, on_error, reading):
+    def _heat_maps(self, recipe: HeatMaps, decoded: Iterable[Decoded]) -> Iterator[HeatMap]:
+        for rows, pixels, encoded in decoded:
             self._check_not_encoded(encoded)
             for batch in self._slices(rows):
                 good = batch.filter(pc.is_null(batch[schema.ERROR]))
@@ -229,31 +202,53 @@ class Predictor:
             vectors_ND[good_N] = np.concatenate(embedded[1:])
         return vectors_ND
 
-    def show(self, images: Images, *, finding: str | None = None) -> Figure:
+    def show(self, images: Images, *, finding: str | None = None, min_score: float = 0.25) -> Figure:
         """A matplotlib figure: each image with its predicted boxes, mask or heat map, or what else the family makes.
 
         Args:
-            images: at most `figure.MOST` images, not an archive.
-            finding: of the heat map. None: the most probable one of each image.
+            images: at most 8, not an archive.
+            finding: of the heat maps. None: the most probable one of each image.
+            min_score: boxes with a lower score are not shown.
 
         Raises:
             UserError: too many images, an archive, or an unknown finding; otherwise as `predict`.
         """
-        from cxr.inference.figure import prediction_figure  # imports matplotlib
+        from cxr.inference.figure import PICTURE, prediction_figure  # imports matplotlib
 
-        return prediction_figure(self, images, finding)
+        if finding is not None:
+            one_of("finding", finding, self.findings)
+        if archive_uri(images) is not None:
+            raise UserError(f"expected images to show, got the archive {images}: give some of its files")
+        first, *others = chunks(images, MOST_SHOWN + 1)
+        if others or first.manifest.num_rows > MOST_SHOWN:
+            raise UserError(f"expected at most {MOST_SHOWN} images in a figure, got more: make several figures")
+        recipe, (rows, pixels) = self._model.recipe, self._rows(first, ALL_IMAGES)
+        originals = make_rows(first.manifest, PICTURE, contents=first.contents)
+        has_heat_maps = isinstance(recipe, HeatMaps)
+        located = has_heat_maps or {schema.PRED_BOXES, schema.PRED_MASK_RLE} & {*recipe.score_columns.names}
+        batches = list(self._scorer.batches(rows, pixels, render=not located))
+        pictures: dict[str, list[np.ndarray | None]] = {}
+        for name in batches[0].pictures if batches else ():
+            made = iter([picture for batch in batches for picture in batch.pictures[name].cpu().numpy()])
+            pictures[name] = [None if error else _unit(next(made)) for error in rows[schema.ERROR].to_pylist()]
+        return prediction_figure(
+            self._scorer.table(rows, [batch.scores for batch in batches]),
+            originals,
+            self.findings,
+            list(self._heat_maps(recipe, [(rows, pixels, False)])) if has_heat_maps else [],
+            pictures,
+            finding=finding,
+            min_score=min_score,
+        )
 
-    def _decoded(
-        self, images: Images, on_error: OnError, reading: ReadOptions
-    ) -> Iterator[tuple[pa.Table, PixelFormat, bool]]:
-        """Decoded rows, the format of their pixels, and whether these are latents."""
+    def _decoded(self, images: Images, on_error: OnError, reading: ReadOptions) -> Iterator[Decoded]:
         one_of("on_error", on_error, ("row", "raise"))
         for rows, pixels, encoded in self._read(images, reading):
             if on_error == "raise" and (bad := rows.filter(pc.is_valid(rows[schema.ERROR]))).num_rows:
                 raise ImageRejectedError(f"image {bad[schema.IMAGE_ID][0]}: {bad[schema.ERROR][0]}")
             yield rows, pixels, encoded
 
-    def _read(self, images: Images, reading: ReadOptions) -> Iterator[tuple[pa.Table, PixelFormat, bool]]:
+    def _read(self, images: Images, reading: ReadOptions) -> Iterator[Decoded]:
         archive = archive_uri(images)
         if archive is not None:
             plan = plan_scoring(archive, self._model, reading)
@@ -262,22 +257,19 @@ class Predictor:
             parts = (read_rows(part.rows, plan, reading.gate) for part in plan.parts)
             yield from ((rows, plan.pixels, plan.encoded) for rows in prefetched(parts, depth=1))
             return
-        pixels = PixelFormat(self._model.recipe.size)
-        crop = self._crop.loaded() if self._crop else None
-        enhance = self._model.recipe.enhancement
-        for chunk in chunks(images, min(self._scorer.batch_size, rows_per_part(pixels))):
-            yield (
-                make_rows(
-                    chunk.manifest,
-                    pixels,
-                    contents=chunk.contents,
-                    crop=crop,
-                    enhance=enhance,
-                    check=reading.gate,
-                ),
-                pixels,
-                False,
-            )
+        for chunk in chunks(images, min(self._scorer.batch_size, rows_per_part(self._pixels))):
+            yield *self._rows(chunk, reading), False
+
+    def _rows(self, chunk: Chunk, reading: ReadOptions) -> tuple[pa.Table, PixelFormat]:
+        rows = make_rows(
+            chunk.manifest,
+            self._pixels,
+            contents=chunk.contents,
+            crop=self._crop.loaded() if self._crop else None,
+            enhance=self._model.recipe.enhancement,
+            check=reading.gate,
+        )
+        return rows, self._pixels
 
     def _slices(self, rows: pa.Table) -> Iterator[pa.Table]:
         step = self._scorer.batch_size
@@ -286,3 +278,8 @@ class Predictor:
     def _check_not_encoded(self, encoded: bool) -> None:
         if encoded:
             raise UserError("expected images, got an archive of latents: give the archive that they were made of")
+
+
+def _unit(picture: np.ndarray) -> np.ndarray:
+    """A rendered picture as figures expect it: gray in [0, 1], or uint8 in red, green, blue."""
+    return picture if picture.ndim == 3 else picture / np.float32(255)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ _WIDTHS = {TRUTH: 2.6, PREDICTION: 1.2}  # points; where both coincide, the trut
 _LABEL_POINTS = 8.0
 _LETTER = 0.62, 1.45  # width and height of a letter with its margin, in font sizes
 _ID_LETTERS = 56  # an image id is cut to its end beyond these
+_MESSAGE_LETTERS = 40  # of a line
 
 Rectangle4 = tuple[float, float, float, float]  # x_min, y_min, x_max, y_max
 
@@ -72,6 +74,17 @@ class BoxPair:
             )
 
 
+@dataclass(frozen=True)
+class Message:
+    """A few words in the middle of the picture, such as why there is none."""
+
+    text: str
+
+    def draw(self, ax: Axes) -> None:
+        words = textwrap.fill(self.text, _MESSAGE_LETTERS)
+        ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color="white", fontsize=10)
+
+
 def label_places(
     boxes: Sequence[Sequence[float]], labels: Sequence[str], size: tuple[float, float], tile_px: int = TILE_PX
 ) -> list[tuple[float, float]]:
@@ -109,14 +122,14 @@ class Overlay:
 
     Args:
         note: text after the image's id, such as a score.
-        picture: (H, W) in [0, 1].
-        pair: truth and prediction to draw over the image.
+        picture: (H, W) in [0, 1], or (H, W, 3) uint8 in red, green, blue.
+        pair: what to draw over the image: truth and prediction, or a message.
     """
 
     image_id: str
     note: str
     picture: np.ndarray
-    pair: MaskPair | BoxPair
+    pair: MaskPair | BoxPair | Message | None = None
 
 
 def without_repeats(ranked: Mapping[str, Iterable[int]], count: int) -> dict[str, list[int]]:
@@ -146,10 +159,13 @@ def overlay_figure(rows: Mapping[str, Sequence[Overlay]]) -> Figure:
         for column, overlay in enumerate(shown):
             left = gap + column * (tile + gap)
             _show(figure.add_axes((left / width, bottom / height, tile / width, tile / height)), overlay, name)
-    known = any(overlay.pair.truth is not None for shown in filled.values() for overlay in shown)
-    colors = {"truth": TRUTH, "prediction": PREDICTION} if known else {"prediction": PREDICTION}
+    drawn = (overlay.pair for shown in filled.values() for overlay in shown)
+    pairs = [pair for pair in drawn if isinstance(pair, (MaskPair, BoxPair))]
+    known = any(pair.truth is not None for pair in pairs)
+    colors = ({"truth": TRUTH} if known else {}) | ({"prediction": PREDICTION} if pairs else {})
     handles = [Line2D([], [], color=color, lw=2, label=name) for name, color in colors.items()]
-    figure.legend(handles=handles, loc="upper left", ncols=2, borderaxespad=0.2, fontsize=10, frameon=False)
+    if handles:
+        figure.legend(handles=handles, loc="upper left", ncols=2, borderaxespad=0.2, fontsize=10, frameon=False)
     return figure
 
 
@@ -161,8 +177,9 @@ def save_overlays(rows: Mapping[str, Sequence[Overlay]], folder: str, name: str,
 def _show(ax: Axes, overlay: Overlay, name: str) -> None:
     ax.set_axis_off()
     ax.imshow(overlay.picture, cmap="gray", vmin=0, vmax=1)
-    height, width = overlay.picture.shape
+    height, width = overlay.picture.shape[:2]
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    overlay.pair.draw(ax)
+    if overlay.pair is not None:
+        overlay.pair.draw(ax)
     image_id = cut_id(overlay.image_id, _ID_LETTERS)
     ax.set_title(f"{image_id}\n{name}{f': {overlay.note}' if overlay.note else ''}", loc="left", fontsize=9)
