@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "families": "errors schema precision storage imaging boxes augment "
     "sources phantom runtime data models metrics reporting",
     "training": "errors schema storage sources runtime data reporting families",
-    "inference": "errors schema storage imaging sources runtime data families",
+    "inference": "errors schema storage imaging sources runtime data reporting families",  # reporting: `show`
     "evaluation": "errors wording schema storage imaging boxes sources data metrics reporting",
     "export": "errors wording schema storage boxes sources data metrics reporting evaluation",
     "benchmarks": "errors schema storage sources phantom runtime "
