@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import Tensor, nn
 
 from cxr import schema
-from cxr.data.batch import best_device, prefetched
+from cxr.data.batch import Batch, best_device, prefetched
 from cxr.data.decode import make_rows
 from cxr.errors import ImageRejectedError, UserError
 from cxr.families import checkpoint, lung_crop
@@ -150,29 +151,31 @@ class Predictor:
 
     def _heat_maps(self, recipe: HeatMaps, decoded: Iterable[Decoded]) -> Iterator[HeatMap]:
         for rows, pixels, encoded in decoded:
-            self._check_not_encoded(encoded)
-            for batch in self._slices(rows):
-                good = batch.filter(pc.is_null(batch[schema.ERROR]))
-                with self._scorer.computing():
-                    maps_BFhw = (
-                        recipe.heat_maps(self._scorer.network, self._scorer.to_batch(good, pixels))
-                        if good.num_rows
-                        else torch.zeros(0, len(self.findings), 1, 1)
-                    )
-                of_good = iter(maps_BFhw.float().cpu().numpy())
-                for row in batch.drop_columns([schema.PIXELS]).to_pylist():
-                    yield self._heat_map(row, of_good, pixels)
+            of_good = self._per_image(recipe.heat_maps, rows, pixels, encoded)
+            for row in rows.drop_columns([schema.PIXELS]).to_pylist():
+                if row[schema.ERROR] is not None:
+                    nothing = np.zeros((0, 0, 0), np.float32)
+                    yield HeatMap(row[schema.IMAGE_ID], (), nothing, ResizeTransform(), 0, 0, row[schema.ERROR])
+                    continue
+                maps_Fhw = next(of_good)
+                height, width = maps_Fhw.shape[1:]
+                to_stored = ResizeTransform(pixels.size / width, pixels.size / height)
+                to_original = to_stored.then(ResizeTransform(**row[schema.RESIZE_TRANSFORM]))
+                size = row[schema.HEIGHT_PX], row[schema.WIDTH_PX]
+                yield HeatMap(row[schema.IMAGE_ID], self.findings, maps_Fhw, to_original, *size)
 
-    def _heat_map(self, row: dict, of_good: Iterator[np.ndarray], pixels: PixelFormat) -> HeatMap:
-        if row[schema.ERROR] is not None:
-            nothing = np.zeros((0, 0, 0), np.float32)
-            return HeatMap(row[schema.IMAGE_ID], (), nothing, ResizeTransform(), 0, 0, row[schema.ERROR])
-        maps_Fhw = next(of_good)
-        height, width = maps_Fhw.shape[1:]
-        to_stored = ResizeTransform(pixels.size / width, pixels.size / height)
-        to_original = to_stored.then(ResizeTransform(**row[schema.RESIZE_TRANSFORM]))
-        size = row[schema.HEIGHT_PX], row[schema.WIDTH_PX]
-        return HeatMap(row[schema.IMAGE_ID], self.findings, maps_Fhw, to_original, *size)
+    def _per_image(
+        self, compute: Callable[[nn.Module, Batch], Tensor], rows: pa.Table, pixels: PixelFormat, encoded: bool
+    ) -> Iterator[np.ndarray]:
+        """What `compute` makes of each image without an error, float32, a batch at a time."""
+        if encoded:
+            raise UserError("expected images, got an archive of latents: give the archive that they were made of")
+        good = rows.filter(pc.is_null(rows[schema.ERROR]))
+        for at in range(0, good.num_rows, self._scorer.batch_size):
+            with self._scorer.computing():
+                batch = self._scorer.to_batch(good.slice(at, self._scorer.batch_size), pixels)
+                values = compute(self._scorer.network, batch).float().cpu().numpy()
+            yield from values
 
     def embed(self, images: Images, *, on_error: OnError = "row", reading: ReadOptions = ALL_IMAGES) -> np.ndarray:
         """The network's description of each image as a vector: float32 (images, D), in order; NaN where an image
@@ -187,20 +190,13 @@ class Predictor:
                 f"expected a checkpoint of a family with embeddings, such as classify, got one of family "
                 f"{self.family!r}: use predict"
             )
-        embedded, places = [np.zeros((0, 0), np.float32)], []
+        vectors: list[np.ndarray | None] = []
         for rows, pixels, encoded in self._decoded(images, on_error, reading):
-            self._check_not_encoded(encoded)
-            good = pc.is_null(rows[schema.ERROR])
-            places.append(good.to_numpy())
-            for batch in self._slices(rows.filter(good)):
-                with self._scorer.computing():
-                    vectors_BD = recipe.embed(self._scorer.network, self._scorer.to_batch(batch, pixels))
-                embedded.append(vectors_BD.float().cpu().numpy())
-        good_N = np.concatenate(places)
-        vectors_ND = np.full((len(good_N), embedded[-1].shape[1]), np.nan, np.float32)
-        if good_N.any():
-            vectors_ND[good_N] = np.concatenate(embedded[1:])
-        return vectors_ND
+            of_good = self._per_image(recipe.embed, rows, pixels, encoded)
+            vectors += [None if error else next(of_good) for error in rows[schema.ERROR].to_pylist()]
+        width = next((len(vector) for vector in vectors if vector is not None), 0)
+        missing = np.full(width, np.nan, np.float32)
+        return np.stack([missing if vector is None else vector for vector in vectors])
 
     def show(self, images: Images, *, finding: str | None = None, min_score: float = 0.25) -> Figure:
         """A matplotlib figure: each image with its predicted boxes, mask or heat map, or what else the family makes.
@@ -270,14 +266,6 @@ class Predictor:
             check=reading.gate,
         )
         return rows, self._pixels
-
-    def _slices(self, rows: pa.Table) -> Iterator[pa.Table]:
-        step = self._scorer.batch_size
-        return (rows.slice(at, step) for at in range(0, rows.num_rows, step))
-
-    def _check_not_encoded(self, encoded: bool) -> None:
-        if encoded:
-            raise UserError("expected images, got an archive of latents: give the archive that they were made of")
 
 
 def _unit(picture: np.ndarray) -> np.ndarray:
