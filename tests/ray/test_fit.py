@@ -46,7 +46,7 @@ def kill_a_worker_after(out: str, epoch: int) -> None:
 
 def test_a_run_whose_worker_was_killed_ends_like_an_uninterrupted_one(made: str, tmp_path: Path) -> None:
     recipe = RECIPE.replace(epochs=6)
-    straight = fit(recipe, made, str(tmp_path / "straight"))
+    straight = fit(recipe, made, str(tmp_path / "straight"), in_process=True)
     disturbed = str(tmp_path / "disturbed")
     killer = threading.Thread(target=kill_a_worker_after, args=(disturbed, 2), daemon=True)
     killer.start()
@@ -68,7 +68,7 @@ def test_two_workers_end_with_one_network_and_a_finished_run_continues(made: str
         fit(RECIPE, made, out)
     with pytest.raises(UserError, match=r"lr was 0.002, is 0.5"):
         fit(RECIPE.replace(epochs=3, lr=0.5), made, out, RunOptions(resume=True))
-    longer = fit(RECIPE.replace(epochs=3), made, out, RunOptions(resume=True))
+    longer = fit(RECIPE.replace(epochs=3), made, out, RunOptions(resume=True), in_process=True)
     assert longer.epochs == 3
 
 

@@ -142,6 +142,8 @@ def test_shards_and_their_archive_get_the_same_scores(kept: str, archive: str, t
     ingest.ingest(archive, str(tmp_path / "shards"), pixels=PixelFormat(32))
     score(str(tmp_path / "shards"), kept, str(tmp_path / "from_shards"))
     score(archive, kept, str(tmp_path / "from_archive"), ScoreOptions(save_images=True))
+    with pytest.raises(UserError, match="save_images was True, is False.*another --out"):
+        score(archive, kept, str(tmp_path / "from_archive"))
     one, other = rows(str(tmp_path / "from_shards")), rows(str(tmp_path / "from_archive"))
     assert set(one) == set(other)
     for image_id in one:
@@ -203,33 +205,19 @@ def test_a_killed_run_resumes_and_its_latents_have_the_same_scores(
         score(latents, compressors[1], str(tmp_path / "other"))
 
 
-def test_another_checkpoint_is_rejected_in_the_same_folder(kept: str, archive: str, tmp_path: Path) -> None:
-    out = str(tmp_path / "out")
-    score(archive, kept, out)
-    with pytest.raises(UserError, match="another --out"):
-        score(archive, kept, out, ScoreOptions(save_images=True))
-
-
-def test_too_many_rejects_fail_after_everything_is_scored(kept: str, tmp_path: Path) -> None:
-    archive = tmp_path / "archive"
-    write_phantom(str(archive), 4, size=64)
-    for name in ("a.png", "b.png", "c.png"):
-        (archive / "images" / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"3 of 7 images .43%. could not be read"):
-        score(str(archive), kept, str(tmp_path / "out"), ScoreOptions(max_rejects=0.2))
-    assert sum(row[schema.ERROR] is None for row in rows(str(tmp_path / "out")).values()) == 4
-
-
 def test_several_archives_are_scored_together_and_evaluated_separately(kept: str, tmp_path: Path) -> None:
     raw, stored, more = (write_archive(tmp_path / name, good=3, first=name) for name in ("raw", "stored", "more"))
     ingest.ingest(stored, str(tmp_path / "shards"), pixels=PixelFormat(32), max_rejects=0.9)
     archives, out = [raw, str(tmp_path / "shards"), more], str(tmp_path / "out")
+    too_many = f"{3 * BAD} of {3 * (3 + BAD)} images .{BAD / (3 + BAD):.0%}. could not be read"
+    with pytest.raises(UserError, match=too_many):
+        score(archives, kept, out, ScoreOptions(max_rejects=0.2))
+    assert sum(row[schema.ERROR] is None for row in rows(out).values()) == 9
+    parts = contents(out)
     scored = score(archives, kept, out, ScoreOptions(max_rejects=0.9))
+    assert contents(out) == parts
     assert set(rows(out)) == {path.name for name in ("raw", "stored", "more") for path in (tmp_path / name).iterdir()}
     assert (scored.images, scored.rejects) == (3 * (3 + BAD), 3 * BAD)
-    parts = contents(out)
-    assert score(archives, kept, out, ScoreOptions(max_rejects=0.9)).rejects == 3 * BAD
-    assert contents(out) == parts
     with pytest.raises(UserError, match=r"archive was .*, is .*another --out"):
         score(archives[:2], kept, out)
     with pytest.raises(UserError, match=r"contains scores of .*raw and .*shards and .*more: name the archive"):
