@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+os.environ.setdefault("RAY_worker_niceness", "0")  # by default workers would yield to the other process of the tests
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -88,7 +88,7 @@ def test_a_raw_archive_trains_on_the_images_that_its_shards_have(tmp_path: Path)
 
 def test_a_loss_that_explodes_is_named(made: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingStoppedError, match="became NaN or infinite"):
-        fit(RECIPE.replace(pixel_weight=1e300), made, str(tmp_path / "exploded"))
+        fit(RECIPE.replace(pixel_weight=1e300), made, str(tmp_path / "exploded"), in_process=True)
 
 
 def test_a_network_larger_than_the_shards_is_rejected(made: str, tmp_path: Path) -> None:

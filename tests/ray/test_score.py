@@ -142,7 +142,7 @@ def test_shards_and_their_archive_get_the_same_scores(kept: str, archive: str, t
     ingest.ingest(archive, str(tmp_path / "shards"), pixels=PixelFormat(32))
     score(str(tmp_path / "shards"), kept, str(tmp_path / "from_shards"))
     score(archive, kept, str(tmp_path / "from_archive"), ScoreOptions(save_images=True))
-    with pytest.raises(UserError, match="save_images was True, is False.*another --out"):
+    with pytest.raises(UserError, match=r"save_images was True.*another --out"):
         score(archive, kept, str(tmp_path / "from_archive"))
     one, other = rows(str(tmp_path / "from_shards")), rows(str(tmp_path / "from_archive"))
     assert set(one) == set(other)
