@@ -15,7 +15,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 # After these layers there is no grid of equal receptive fields, or it is not computed here.
-_END = (nn.Linear, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ConvTranspose2d, nn.Upsample)
+_GLOBAL = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_END = (nn.Linear, nn.ConvTranspose2d, nn.Upsample)
 _END_FUNCTIONS = (F.interpolate, F.conv2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.conv_transpose2d)
 
 
@@ -67,7 +68,8 @@ def summarize_architecture(network: nn.Module, path: nn.Module) -> ArchitectureS
 def receptive_fields(path: nn.Module) -> list[ReceptiveField]:
     """The receptive field of each tensor that a module with one input returns. Runs no layer, on any device.
 
-    Where branches meet, the receptive field is the union of theirs.
+    Where branches meet, the receptive field is the union of theirs. A branch that pools globally, as in squeeze and
+    excitation, depends on the whole image everywhere and is not counted.
 
     Raises:
         ValueError: a layer has a non-square kernel, branches of different strides meet, or an output comes after a
@@ -79,10 +81,20 @@ def receptive_fields(path: nn.Module) -> list[ReceptiveField]:
         if node.op == "placeholder":
             known[node] = ReceptiveField()
         elif node.op == "output":
+            if missing := [end for end in node.all_input_nodes if end not in known]:
+                raise ValueError(
+                    f"{missing[0]} is not supported: it comes after global pooling; end the path before it"
+                )
             return [known[end] for end in node.all_input_nodes]
+        elif _pools_globally(node, path):
+            continue
         elif before := [known[other] for other in node.all_input_nodes if other in known]:
             known[node] = _after_node(node, path, _union(before))
     raise AssertionError("a graph without an output")
+
+
+def _pools_globally(node: fx.Node, path: nn.Module) -> bool:
+    return node.op == "call_module" and isinstance(path.get_submodule(str(node.target)), _GLOBAL)
 
 
 def _after_node(node: fx.Node, path: nn.Module, before: ReceptiveField) -> ReceptiveField:

@@ -113,7 +113,7 @@ def test_layers_are_numbered_from_the_input(
     assert sorted(set(layer_of.values())) == list(range(layers))
 
 
-@pytest.mark.parametrize("name", ["small", "densenet121", "timm:resnet18"])
+@pytest.mark.parametrize("name", ["small", "densenet121", "efficientnet_b0", "timm:resnet18"])
 def test_convolutional_networks_know_where_their_cells_lie(name: str) -> None:
     field = backbone(name).receptive_field
     assert field is not None

@@ -84,6 +84,23 @@ def test_googlenet_matches_the_paper_except_for_torchvisions_changes() -> None:
     assert receptive_fields(path)[0].size == 907
 
 
+class Excited(nn.Module):
+    """A convolution whose channels are scaled by their means over the image (squeeze and excitation)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, stride=2, padding=1)
+        self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 2, 1), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x * self.squeeze(x)
+
+
+def test_global_branches_are_not_counted() -> None:
+    assert receptive_fields(Excited()) == [ReceptiveField(-1, 1, 2, 1)]
+
+
 class Uneven(nn.Module):
     def __init__(self) -> None:
         super().__init__()
