@@ -241,7 +241,7 @@ class AttendRecipe(HeatmapBoxesRecipe):
         """Images in the common frame, (B, 1, size, size), and the transforms from there to the images, (B, 2, 3)."""
         x = unit_pixels(batch, self.size)
         if network.aligner is None:
-            return x, identity(len(x), x.device)
+            return x, identity(x.shape[0], x.device)  # `len` would fix the size of the batch in an export
         theta = network.theta(unit_pixels(batch, self.aligner_size))
         return warp(x, theta), theta
 

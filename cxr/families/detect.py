@@ -225,6 +225,11 @@ class DetectRecipe(Recipe):
     def boxes(self, network: nn.Module, batch: Batch) -> Tensor:
         """Boxes predicted by the network or the ensemble, (B, MAX_BOXES, 6); see `models.yolo.predict_boxes`."""
         if isinstance(network, YoloEnsemble):
+            if torch.compiler.is_exporting():
+                raise UserError(
+                    "boxes of several networks are fused outside the network, which cannot be exported: export the "
+                    "checkpoint of each network"
+                )
             pairs = zip(self._members(), network.members, strict=True)
             return fused([recipe.boxes(member, batch) for recipe, member in pairs], self.fusion_iou)
         assert isinstance(network, Yolo)

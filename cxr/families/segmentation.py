@@ -28,7 +28,7 @@ from cxr.families.base import Batches, Communicator, Recipe, ScoringContext, Sta
 from cxr.families.outlines import TRUTH_COLOR, outlined_masks
 from cxr.imaging.geometry import ResizeTransform, mask_to_original
 from cxr.metrics.segmentation import hd95_rows, image_level, summary
-from cxr.metrics.segmentation.mask_thresholds import MaskRule, choose_rule, decided, rule_rows
+from cxr.metrics.segmentation.mask_thresholds import MaskRule, apply_rule, choose_rule, decided, rule_rows
 from cxr.models import pretrained
 from cxr.models.fcn import HALF, FcnBackbone, FcnStride, FullyConvolutional, Upsampling
 from cxr.models.input_contract import IMAGENET, InputContract
@@ -202,10 +202,10 @@ class SegmentationRecipe(Recipe):
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Values of the pixels (B, size, size), of which a mask contains those from .5 on; 0 if the mask is empty."""
         p, image = self.probabilities(network, unit_pixels(batch, self.size))
-        rule = rule_of(network)
-        present = rule.apply(p).flatten(1).any(1)[:, None, None]
+        present = predicted_masks(network, p).flatten(1).any(1)[:, None, None]
+        bottom = network.get_buffer("rule")[2]
         return {
-            MASK_VALUES: torch.where(present, p - rule.bottom + 0.5, 0.0),
+            MASK_VALUES: torch.where(present, p - bottom + 0.5, 0.0),
             schema.PRED_MASK_PROBABILITY: image if self.image_weight else torch.full_like(image, math.nan),
         }
 
@@ -244,7 +244,7 @@ class SegmentationRecipe(Recipe):
         """overlay: the image with the outline of the predicted mask, (B, size, size, 3)."""
         x = unit_pixels(batch, self.size)
         p, _ = self.probabilities(network, x)
-        return {"overlay": outlined_masks(x, rule_of(network).apply(p))}
+        return {"overlay": outlined_masks(x, predicted_masks(network, p))}
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Learning rate and loss weights."""
@@ -349,17 +349,17 @@ class SegmentationTask(Task):
         rows = {
             "image": x[:, 0],
             "true mask": outlined_masks(x, mask, TRUTH_COLOR) / 255,
-            "predicted mask": outlined_masks(x, rule_of(self.network).apply(p)) / 255,
+            "predicted mask": outlined_masks(x, predicted_masks(self.network, p)) / 255,
         }
         shown = {name: images.cpu().numpy() for name, images in rows.items()}
         figure = figures.picture_rows(shown, [image_ids[int(i)] for i in order])
         figures.save_figure(figure, str(folder), "masks.png")
 
 
-def rule_of(network: nn.Module) -> MaskRule:
-    """The rule that turns a network's probabilities into masks."""
-    assert isinstance(network, SegmentationModel)
-    return MaskRule(*network.rule.tolist())
+def predicted_masks(network: nn.Module, probabilities_BHW: Tensor) -> Tensor:
+    """Bool masks (B, H, W), by the network's own rule."""
+    top, min_area, bottom = network.get_buffer("rule").unbind()
+    return apply_rule(probabilities_BHW, top, min_area, bottom)
 
 
 def images_and_masks(batch: Batch, size: int) -> tuple[Tensor, Tensor]:

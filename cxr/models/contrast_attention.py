@@ -81,7 +81,7 @@ class ContrastAttention(nn.Module):
     def theta(self, x_B1HW: Tensor) -> Tensor:
         """`theta_unit` (B, 2, 3), from the common frame to the given images; the identity without an aligner."""
         with torch.no_grad():
-            return identity(len(x_B1HW), x_B1HW.device) if self.aligner is None else self.aligner(x_B1HW)
+            return identity(x_B1HW.shape[0], x_B1HW.device) if self.aligner is None else self.aligner(x_B1HW)
 
     def features(self, x_B1HW: Tensor) -> Tensor:
         """(B, channels, grid, grid), without negative values."""

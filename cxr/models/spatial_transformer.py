@@ -114,7 +114,7 @@ def warp(x_BCHW: Tensor, theta_unit: Tensor, size: int | None = None) -> Tensor:
     `size` is the height and width of the output; by default those of the input.
     """
     height, width = x_BCHW.shape[-2:]
-    grid = affine_grid(theta_unit.float(), size or height, size or width).expand(len(x_BCHW), -1, -1, -1)
+    grid = affine_grid(theta_unit.float(), size or height, size or width).expand(x_BCHW.shape[0], -1, -1, -1)
     return F.grid_sample(x_BCHW.float(), grid, padding_mode="zeros", align_corners=False)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cxr.models import pretrained
 from cxr.models.pretrained import Fit
+from cxr.models.suppression import best_boxes, suppress
 
 YoloSize = Literal["yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x"]
 SIZES: tuple[str, ...] = get_args(YoloSize)
@@ -107,13 +108,28 @@ def predict_boxes(network: Yolo, x_B1HW: Tensor, *, min_score: float, nms_iou: f
         min_score: boxes with lower scores are dropped.
         nms_iou: of two boxes of a finding that overlap more than this, the one with the lower score is dropped.
     """
+    height, width = x_B1HW.shape[-2:]
+    suppressed = _suppressed_in_graph if torch.compiler.is_exporting() else _suppressed
+    boxes = suppressed(network, x_B1HW, min_score, nms_iou, max_boxes)
+    return boxes / boxes.new_tensor([width, height, width, height, 1, 1])
+
+
+def _suppressed(network: Yolo, x_B1HW: Tensor, min_score: float, nms_iou: float, max_boxes: int) -> Tensor:
+    """`predict_boxes` in pixels, by Ultralytics, whose loop over images is fast but cannot be exported."""
     importlib.import_module("torchvision.ops")  # Ultralytics uses torchvision's NMS if it has been imported
     suppress = ultralytics("utils.nms").non_max_suppression
-    height, width = x_B1HW.shape[-2:]
     suppressed = suppress(
         network(x_B1HW)[0], min_score, nms_iou, multi_label=True, max_det=max_boxes, max_time_img=math.inf
     )
     boxes = x_B1HW.new_full((len(x_B1HW), max_boxes, 6), math.nan)
     for row, image_boxes in zip(boxes, suppressed, strict=True):
         row[: len(image_boxes)] = image_boxes
-    return boxes / boxes.new_tensor([width, height, width, height, 1, 1])
+    return boxes
+
+
+def _suppressed_in_graph(network: Yolo, x_B1HW: Tensor, min_score: float, nms_iou: float, max_boxes: int) -> Tensor:
+    """`_suppressed` in operations whose shapes do not depend on values."""
+    network.detector.model[-1].dynamic = True  # pyright: ignore, else the anchors of an earlier batch would be reused
+    center_xy, size_xy, scores_BFA = network(x_B1HW)[0].split([2, 2, len(network.findings)], 1)
+    boxes_BA4 = torch.cat([center_xy - size_xy / 2, center_xy + size_xy / 2], 1).transpose(1, 2)
+    return best_boxes(boxes_BA4, suppress(boxes_BA4, scores_BFA, nms_iou, min_score, max_boxes), max_boxes)

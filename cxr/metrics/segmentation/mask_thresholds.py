@@ -7,7 +7,6 @@ an image without a pneumothorax reduces its Dice from 1 to 0.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -43,14 +42,23 @@ class MaskRule:
 
     def apply(self, probabilities_BHW: Tensor) -> Tensor:
         """Bool masks (B, H, W)."""
-        p = probabilities_BHW.float()
-        certain = (p > self.top).flatten(1).sum(1)
-        required = math.ceil(self.min_area * p.shape[-2] * p.shape[-1])
-        return (p > self.bottom) & (certain >= required)[:, None, None]
+        return apply_rule(probabilities_BHW, self.top, self.min_area, self.bottom)
 
     def describe(self) -> dict[str, float]:
         """As plain JSON, for a checkpoint."""
         return asdict(self)
+
+
+def apply_rule(
+    probabilities_BHW: Tensor, top: float | Tensor, min_area: float | Tensor, bottom: float | Tensor
+) -> Tensor:
+    """Bool masks (B, H, W) by the rule with these values, which may be scalar tensors on the device.
+
+    Does not wait for the device, and can be traced for export.
+    """
+    p = probabilities_BHW.float()
+    certain = (p > top).flatten(1).sum(1).double()
+    return (p > bottom) & (certain >= min_area * (p.shape[-2] * p.shape[-1]))[:, None, None]
 
 
 def rule_rows(
