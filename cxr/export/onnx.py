@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +30,7 @@ from cxr.families.checkpoint import Checkpoint
 from cxr.families.detect import PREDICTIONS
 from cxr.families.localize import HEAT
 from cxr.families.segmentation import MASK_VALUES
+from cxr.models.input_contract import CropRule
 
 OPSET = 20  # of ONNX; ONNX Runtime reads it from version 1.17 on
 BATCH = "batch"  # name of the first axis of the input and of all outputs
@@ -47,6 +50,10 @@ OUTPUTS = {
     "if the mask is empty",
     schema.PRED_MASK_PROBABILITY: "float32 (batch,): probability that the mask is not empty, in [0, 1]; NaN if the "
     "checkpoint predicts none",
+}
+CONTENTS: dict[CropRule, str] = {
+    "letterbox": "the whole image, its long side resized to the full width or height, centered, the rest 0",
+    "center": "the largest centered square of the image, resized",
 }
 REMAINING = {
     HEAT: "Boxes are drawn around connected regions of the heat maps (cxr/boxes/from_heatmaps.py).",
@@ -128,7 +135,9 @@ def to_onnx(recipe: Recipe, network: nn.Module, stored_size: int) -> Any:
 
     module = Predictions(recipe, copy.deepcopy(network).cpu()).eval()  # a copy, because tracing may change it
     example = torch.zeros(2, stored_size, stored_size, dtype=torch.uint8)
-    with torch.no_grad():
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of buffers that predictions do not use
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")  # Ultralytics' anchors
         traced = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim(BATCH)},), strict=False)
         program = torch.onnx.export(
             traced,
@@ -170,8 +179,7 @@ def metadata(saved: Checkpoint, stored_size: int, outputs: Sequence[str]) -> dic
             "name": schema.PIXELS,
             "type": "uint8",
             "shape": [BATCH, stored_size, stored_size],
-            "contents": "gray values, dense tissue bright, 0 to 255; the whole image, its long side resized to the "
-            "full width or height (mean over area), centered, the rest 0",
+            "contents": f"gray values from 0 to 255, dense tissue bright: {CONTENTS[saved.recipe.input_contract.crop]}",
             "preparation": preparation(saved),
         },
         "network_input": about["input"],
@@ -204,7 +212,8 @@ def session(model: bytes, threads: int = 0) -> Any:
 def differences(model: bytes, recipe: Recipe, network: nn.Module, images: int = 3) -> dict[str, float]:
     """The largest difference between ONNX Runtime's and PyTorch's outputs for images of noise, by name.
 
-    Differences are divided by values above 1. NaN in one of them only is an infinite difference.
+    Differences are divided by values above 1. NaN in one of them only is an infinite difference. Of predicted boxes,
+    only scores are compared: boxes with nearly equal scores may change places.
     """
     running = session(model)
     size = running.get_inputs()[0].shape[1]
@@ -214,12 +223,16 @@ def differences(model: bytes, recipe: Recipe, network: nn.Module, images: int = 
         expected = recipe.predict(network, {schema.PIXELS: pixels})
     names = [output.name for output in running.get_outputs()]
     results = running.run(names, {schema.PIXELS: pixels.numpy()})
-    return {name: _difference(got, expected[name].numpy()) for name, got in zip(names, results, strict=True)}
+    compared: dict[str, float] = {}
+    for name, got in zip(names, results, strict=True):
+        index = 4 if name == PREDICTIONS else slice(None)
+        compared[name] = _difference(got[..., index], expected[name].numpy()[..., index])
+    return compared
 
 
 def _difference(got: np.ndarray, expected: np.ndarray) -> float:
+    assert got.shape == expected.shape
     a, b = got.astype(np.float64), expected.astype(np.float64)
-    assert a.shape == b.shape
     if (np.isnan(a) != np.isnan(b)).any():
         return math.inf
     return float(np.nanmax(np.abs(a - b) / np.maximum(1, np.abs(b)), initial=0))
