@@ -1,62 +1,9 @@
-"""Export a checkpoint of any family as one ONNX file, and compare its predictions with PyTorch's.
+"""`cxr export onnx` as a script.
 
-python jobs/export_onnx.py --checkpoint runs/localize/checkpoint --stored-size 512
+ray job submit --working-dir . -- python jobs/export_onnx.py --out s3://xrays/export_onnx
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
-
-from cxr import storage
-from cxr.families.checkpoint_files import read_about
-from cxr.runtime.job import run_job
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Settings of the job."""
-
-    checkpoint: str = ""
-    """Folder or URI of a checkpoint. Default: train an aligner for a minute on a small phantom archive."""
-    stored_size: int = 0
-    """Height and width in pixels of the images that the file takes; it resizes them to the network's input. 0: the
-    network's own input size, as for scores of an archive that is not shards."""
-    prepared_images: bool = False
-    """Export also a checkpoint whose images must be cropped to the lungs or enhanced, which the file cannot do: the
-    program that uses it must."""
-    out: str = "runs/export"
-    """Folder or URI of the result: OUT/model.onnx."""
-
-
-def main(options: Options) -> dict[str, Any]:
-    if options.checkpoint:
-        read_about(options.checkpoint)
-
-    from cxr.export import onnx  # torch takes seconds to import
-    from cxr.families import checkpoint
-
-    onnx.require_packages()
-    out = storage.normalize(options.out)
-    saved = checkpoint.load(options.checkpoint or _demo_checkpoint(out))
-    model = onnx.export(saved, options.stored_size, prepared=options.prepared_images)
-    uri = storage.join(out, "model.onnx")
-    storage.write_bytes(uri, model)
-    differences = onnx.differences(model, saved.recipe, saved.network)
-    for name, difference in differences.items():
-        print(f"{name}: largest difference from PyTorch {difference:.1g}")
-    for step in onnx.preparation(saved):
-        print(f"note: your program must prepare images: {step}")
-    print(f"model: {uri} ({len(model) / 1e6:.1f} MB)", flush=True)
-    return {"model": uri, "checkpoint": saved.uri, "metrics": {f"difference/{k}": v for k, v in differences.items()}}
-
-
-def _demo_checkpoint(out: str) -> str:
-    from cxr.cli.phantoms import phantom_archive
-    from cxr.cli.training_jobs import demo_aligner_checkpoint
-
-    return demo_aligner_checkpoint(phantom_archive(out), out)
-
+from cxr.cli.main import run
 
 if __name__ == "__main__":
-    run_job(main, Options)
+    run("export onnx")

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "evaluation": "errors wording schema storage imaging boxes sources data metrics reporting",
     "export": "errors wording schema storage boxes sources data models metrics reporting families evaluation",
     "benchmarks": "errors schema storage sources phantom runtime "
-    "data models metrics reporting families training inference",
+    "data models metrics reporting families training inference export",
     "cli": "errors wording schema storage imaging boxes sources phantom runtime "
     "data models metrics reporting families training inference evaluation export benchmarks",
 }

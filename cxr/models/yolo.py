@@ -129,7 +129,8 @@ def _suppressed(network: Yolo, x_B1HW: Tensor, min_score: float, nms_iou: float,
 
 def _suppressed_in_graph(network: Yolo, x_B1HW: Tensor, min_score: float, nms_iou: float, max_boxes: int) -> Tensor:
     """`_suppressed` in operations whose shapes do not depend on values."""
-    network.detector.model[-1].dynamic = True  # pyright: ignore, else the anchors of an earlier batch would be reused
+    detector: Any = network.detector
+    detector.model[-1].dynamic = True  # else the anchors of an earlier batch would be reused
     center_xy, size_xy, scores_BFA = network(x_B1HW)[0].split([2, 2, len(network.findings)], 1)
     boxes_BA4 = torch.cat([center_xy - size_xy / 2, center_xy + size_xy / 2], 1).transpose(1, 2)
     return best_boxes(boxes_BA4, suppress(boxes_BA4, scores_BFA, nms_iou, min_score, max_boxes), max_boxes)

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from cxr import schema
+from cxr.benchmarks.throughput import onnx_predictions
+from cxr.cli.commands import export_onnx as export_command
 from cxr.errors import UserError
 from cxr.export import onnx as export_onnx
 from cxr.families import checkpoint
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.base import Recipe
 from cxr.families.detect import DetectRecipe
+from cxr.imaging.decode import decode
+from cxr.imaging.geometry import fit
 from cxr.models.suppression import suppress
 from cxr.models.yolo import Yolo
+from tests.conftest import REPOSITORY
 from tests.families.test_recipes import SMALL
 
 pytest.importorskip("onnx", reason="needs the extra [onnx]")
 pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
 
+WITHOUT_CXR = "import sys; sys.modules['torch'] = sys.modules['cxr'] = None"
 LARGER = 45  # stored size in pixels, which the input size, 32, does not divide
 RECIPES = SMALL | {
     "aecnn of ten crops": AecnnRecipe(
@@ -185,6 +195,7 @@ def test_suppression_drops_lower_scores_of_the_same_finding() -> None:
     assert torch.equal(suppress(boxes, scores, 0.5, 0.1, 1)[0, 0], torch.tensor([0, 0.9, 0]))
 
 
+@pytest.mark.slow
 def test_no_box_is_left_when_none_has_the_score() -> None:
     recipe = SMALL["detect"]
     network: Any = recipe.network(schema.FINDINGS).eval()
@@ -193,3 +204,52 @@ def test_no_box_is_left_when_none_has_the_score() -> None:
         nn.init.constant_(layer[-1].bias, -50)
     running = export_onnx.session(export_onnx.to_onnx(recipe, network, 32).SerializeToString())
     assert np.isnan(running.run(None, {schema.PIXELS: images(2, 32).numpy()})[0]).all()
+
+
+def test_the_example_of_the_documentation_gives_the_scores_of_the_pipeline(tmp_path: Path) -> None:
+    recipe = SMALL["classify"]
+    model = saved(tmp_path / "checkpoint", recipe)
+    (tmp_path / "model.onnx").write_bytes(export_onnx.export(model, 48))
+    pixels = images(1, 90)[0, :70].numpy()
+    cv2.imwrite(str(tmp_path / "image.png"), pixels)
+    text = (REPOSITORY / "docs/how-to/export.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{WITHOUT_CXR}\n{code}", "model.onnx", "image.png"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    stored, _ = fit(decode((tmp_path / "image.png").read_bytes()).pixels, 48)
+    with torch.inference_mode():
+        expected = recipe.predict(model.network, {schema.PIXELS: torch.from_numpy(stored)[None]})
+    lines = [
+        f"{finding}: {p:.4f}{' (present)' if present else ''}"
+        for finding, p, present in zip(
+            schema.FINDINGS, expected["probabilities"][0].tolist(), expected["decisions"][0].tolist(), strict=True
+        )
+    ]
+    assert done.stdout.splitlines() == lines
+
+
+def test_the_command_writes_a_file_and_measures_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path / "checkpoint", SMALL["classify"])
+    options = export_command.Options(checkpoint=str(tmp_path / "checkpoint"), out=str(tmp_path / "out"))
+    result = export_command.main(options)
+    assert result["metrics"].keys() == {"difference/probabilities"}
+    assert max(result["metrics"].values()) < export_onnx.TOLERANCE
+    assert Path(result["model"]).read_bytes() == export_onnx.export(checkpoint.load(str(tmp_path / "checkpoint")))
+    assert "probabilities: largest difference from PyTorch" in capsys.readouterr().out
+
+
+def test_speeds_are_measured_on_networks_whose_outputs_vary() -> None:
+    (speed,) = onnx_predictions.measure(SMALL["classify"], (2,), rounds=1)
+    assert speed.batch == 2
+    assert speed.torch_ms > 0
+    assert speed.onnx_ms > 0
+    assert speed.difference < export_onnx.TOLERANCE
+    network = SMALL["align"].network(())
+    onnx_predictions.randomize(network, torch.rand(4, 1, 32, 32))
+    theta = SMALL["align"].predict(network, {schema.PIXELS: images(3, 32)})[schema.THETA]
+    assert theta.std(0).min() > 1e-4

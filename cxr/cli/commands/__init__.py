@@ -222,6 +222,7 @@ COMMANDS: dict[str, Command] = {
         Command("evaluate", "evaluate_run"),
         Command("report", "report_run"),
         Command("info"),
+        Command("export onnx", "export_onnx"),
         Command("export kaggle-siim", "submit_siim"),
         Command("export kaggle-vinbigdata", "submit_vinbigdata"),
         Command("benchmark aecnn", "study_aecnn"),
@@ -232,6 +233,7 @@ COMMANDS: dict[str, Command] = {
         Command("benchmark input", "benchmark_input"),
         Command("benchmark localization", "study_localization"),
         Command("benchmark map-boxes", "benchmark_map_boxes"),
+        Command("benchmark onnx", "benchmark_onnx"),
         Command("benchmark pneumothorax", "study_pneumothorax"),
         Command("benchmark step", "benchmark_step"),
     )
