@@ -5,7 +5,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 PIP := pip install -q --disable-pip-version-check -c constraints.txt
 PYTEST := pytest -n 2 --dist loadscope --no-loadscope-reorder
-WANTED := --no-build-isolation -e .[dev,detect]
+WANTED := --no-build-isolation -e .[dev]
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export RAY_USAGE_STATS_ENABLED := 0

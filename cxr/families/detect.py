@@ -217,7 +217,9 @@ class DetectRecipe(Recipe):
         try:
             return Yolo(self.architecture, findings)
         except ImportError as error:
-            raise UserError(f"{error}: family detect needs Ultralytics. Run pip install '.[detect]'") from error
+            raise UserError(
+                f"{error}: family detect needs Ultralytics: expected the extra detect; run pip install 'cxr[detect]'"
+            ) from error
 
     def task(self, network: nn.Module) -> DetectTask:
         return DetectTask(self, network)

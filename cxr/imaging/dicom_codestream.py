@@ -1,22 +1,20 @@
 """Compressed DICOM frames: check their headers before calling a codec, then decode them.
 
 The codecs are called here rather than by pydicom, which turns all of their exceptions, MemoryError included, into
-RuntimeError, and which parses the codestreams' headers again, sometimes in an endless loop.
+RuntimeError, and which parses the codestreams' headers again, sometimes in an endless loop. They are the packages of
+the extra `dicom`; without them, images that need one are rejected.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import jpeg_ls
 import numpy as np
-from libjpeg.utils import decode_pixel_data as libjpeg_decode
-from openjpeg.utils import decode_pixel_data as openjpeg_decode
 
 from cxr.errors import ImageRejectedError
 from cxr.imaging.image import BLANK_PIXELS, check_ratio
@@ -119,12 +117,17 @@ def decode_codestream(coded: bytes, header: Codestream) -> np.ndarray:
     """Decode to (height, width, samples), uint8 or uint16, as unsigned numbers; colors are not converted.
 
     Raises:
-        ImageRejectedError: the codec, which the message names, cannot decode it.
+        ImageRejectedError: the codec, which the message names, cannot decode it, or is not installed.
     """
     codec, decode = _CODECS[header.format]
+    if decode is None:
+        raise ImageRejectedError(
+            f"{header.format} needs a codec: expected the extra dicom; run pip install 'cxr[dicom]'"
+        )
     dtype = np.dtype("<u1" if header.bits <= 8 else "<u2")
     try:
-        return np.frombuffer(decode(coded), dtype).reshape(header.height, header.width, header.samples)
+        samples = _decode_jpeg_ls(coded, decode) if header.format == "JPEG-LS" else decode(coded, version=2)
+        return np.frombuffer(samples, dtype).reshape(header.height, header.width, header.samples)
     except MemoryError:
         raise
     except Exception as error:  # codecs raise many kinds
@@ -132,18 +135,26 @@ def decode_codestream(coded: bytes, header: Codestream) -> np.ndarray:
         raise ImageRejectedError(f"damaged DICOM pixels: {reason}") from None
 
 
-def _decode_jpeg_ls(coded: bytes) -> bytes | bytearray:
-    decoded, info = jpeg_ls.decode_pixel_data(coded)
+def _decoder(module: str) -> Callable[..., Any] | None:
+    """A codec's function that decodes; None if the codec is not installed."""
+    try:
+        return importlib.import_module(module).decode_pixel_data
+    except ModuleNotFoundError:
+        return None
+
+
+def _decode_jpeg_ls(coded: bytes, decode: Callable[..., Any]) -> bytes | bytearray:
+    decoded, info = decode(coded)
     if info["components"] == 1 or info["interleave_mode"] != 0:
         return decoded
     planes = np.frombuffer(decoded, np.uint8).reshape(info["components"], info["height"] * info["width"], -1)
     return planes.swapaxes(0, 1).tobytes()
 
 
-_CODECS: dict[str, tuple[str, Callable[[bytes], Any]]] = {
-    "JPEG": ("libjpeg", partial(libjpeg_decode, version=2)),
-    "JPEG-LS": ("CharLS", _decode_jpeg_ls),
-    "JPEG 2000": ("OpenJPEG", partial(openjpeg_decode, version=2)),
+_CODECS = {
+    "JPEG": ("libjpeg", _decoder("libjpeg.utils")),
+    "JPEG-LS": ("CharLS", _decoder("jpeg_ls")),
+    "JPEG 2000": ("OpenJPEG", _decoder("openjpeg.utils")),
 }
 
 

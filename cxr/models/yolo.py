@@ -1,8 +1,8 @@
 """YOLOv5 with Ultralytics' anchor-free head and its non-maximum suppression, for grayscale X-rays.
 
 Ultralytics is imported when a network is made, not with this module: it is an optional, heavy dependency
-(`pip install '.[detect]'`) that inspects the process on import. The function `ultralytics` keeps it offline: it does
-not probe the network, download fonts, weights or packages, or send reports.
+(`pip install 'cxr[detect]'`) that inspects the process on import. The function `ultralytics` keeps it offline: it
+does not probe the network, download fonts, weights or packages, or send reports.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from cxr import schema
 from cxr.benchmarks.studies import codecs
@@ -163,6 +162,12 @@ def _ssim(a_B1HW: Tensor, b_B1HW: Tensor) -> Tensor:
 
     Computed in float32, with an error below 1e-3 in flat images; in float64 it takes gigabytes per image.
     """
+    try:
+        from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+    except ImportError:
+        raise UserError(
+            "SSIM needs torchmetrics: expected the extra benchmarks; run pip install 'cxr[benchmarks]'"
+        ) from None
     values = []
     for a, b in zip(a_B1HW.float().split(1), b_B1HW.float().split(1), strict=True):
         values.append(ssim(a, b, sigma=1.5, kernel_size=11, data_range=1.0, reduction="none"))

@@ -69,7 +69,9 @@ def _package() -> Callable[[Sequence[ScoredBoxes]], ScoredBoxes]:
     try:
         from ensemble_boxes import weighted_boxes_fusion
     except ImportError:
-        raise UserError("the package ensemble-boxes is not installed: run pip install ensemble-boxes") from None
+        raise UserError(
+            "the comparison needs ensemble-boxes: expected the extra benchmarks; run pip install 'cxr[benchmarks]'"
+        ) from None
 
     def fuse(image: Sequence[ScoredBoxes]) -> ScoredBoxes:
         boxes, scores, labels = ([predicted[field] for predicted in image] for field in range(3))
