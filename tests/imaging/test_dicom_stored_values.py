@@ -10,6 +10,7 @@ import pytest
 from pydicom import uid
 
 from cxr.errors import ImageRejectedError
+from cxr.imaging import dicom_codestream
 from cxr.imaging.decode import decode
 from tests.odd_files import dataset, dicom, radiograph, run_lengths
 
@@ -76,6 +77,14 @@ def test_codec_samples_with_fewer_bits_begin_at_bit_0() -> None:
     expected = decode(data).pixels
     element = b"\x28\0\x02\1US\2\0"
     np.testing.assert_array_equal(decode(data.replace(element + b"\x0b\0", element + b"\x0f\0")).pixels, expected)
+
+
+def test_without_its_codec_a_file_is_rejected_and_the_reason_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dicom(dataset(radiograph(12), BitsStored=12, HighBit=11), uid.JPEGLSLossless)
+    assert dicom_codestream._decoder("no_such_codec") is None
+    monkeypatch.setitem(dicom_codestream._CODECS, "JPEG-LS", ("CharLS", None))
+    with pytest.raises(ImageRejectedError, match=r"JPEG-LS needs a codec: .*; run pip install 'cxr\[dicom\]'"):
+        decode(data)
 
 
 @pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEG2000Lossless], ids=lambda syntax: syntax.name)
