@@ -24,7 +24,6 @@ from cxr.imaging.decode import check_head
 from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import ResizeTransform
 from cxr.imaging.image import MAX_PIXELS, Image, check_not_blank, check_size, to_bits
-from cxr.imaging.lung_bbox import LungSquare
 from cxr.schema import PixelFormat
 from cxr.sources import rle
 from cxr.sources.manifest import boxes_frame_px, frame_scales
@@ -32,7 +31,6 @@ from cxr.sources.options import GateMode
 from cxr.sources.true_boxes import BoxCounts, PlacedBoxes, frames_px, place_boxes
 
 _ASPECT_TOLERANCE = 0.01  # relative difference of aspect ratios allowed between a mask file and its image
-CROPPED = "lungs"  # value in column `crop_status`
 
 _FILES = MemoryBudget(512 << 20)  # for files in memory, shared by the threads of a process
 _COPIES = 3  # copies of a file: here, in shared memory, and in the decoder
@@ -66,10 +64,35 @@ _FROM_HEADER = (  # fields of `Image`, which fill what the manifest does not kno
 )
 
 _KEPT_WITH_ERRORS = (schema.VIEW, schema.BODY_PART, schema.MODALITY, schema.GATE, schema.GATE_SCORE)  # of the gate
+_WHOLE = "whole image"  # beginning of `crop_status` where the crop failed
 _THUMBNAIL = "thumbnail"  # key of the gate's input, until the gate has run
 
 Values = dict[str, Any]  # column name -> value of one row
-Crop = Callable[[np.ndarray], LungSquare]  # an original's pixels (H, W) -> the square to crop
+
+
+class Square(Protocol):
+    """A square to cut out of an image."""
+
+    @property
+    def reason(self) -> str:
+        """Why it is the whole image; empty if it was cropped."""
+        ...
+
+    @property
+    def status(self) -> str:
+        """Value in column `crop_status` if it was cropped."""
+        ...
+
+    def crop(self, pixels_HW: np.ndarray, size: int) -> np.ndarray:
+        """The square resized to (size, size), uint8 or uint16."""
+        ...
+
+    def transform(self, size: int) -> ResizeTransform:
+        """Map from the pixels of `crop(…, size)` to the image that was cropped."""
+        ...
+
+
+Crop = Callable[[np.ndarray], Square]  # an original's pixels (H, W) -> the square to crop
 Content = Callable[[], bytes | Image]
 """An image in memory: returns its encoded file or its pixels, or raises ImageRejectedError."""
 
@@ -174,7 +197,8 @@ def _row(
         with _decoded(manifest_row[schema.SOURCE_URI], content, None if crop or enhance else len(out)) as decoded:
             square, transform, crop_status = _stored_pixels(decoded, len(out), crop, enhance)
             values = _image_columns(manifest_row, decoded, transform, boxes_frame) | {schema.CROP_STATUS: crop_status}
-            values[schema.TRUE_THETA] = None if crop_status == CROPPED else manifest_row[schema.TRUE_THETA]
+            cropped = crop_status is not None and not crop_status.startswith(_WHOLE)
+            values[schema.TRUE_THETA] = None if cropped else manifest_row[schema.TRUE_THETA]
             values[schema.MASKS] = _masks(
                 manifest_row[schema.MASKS] or (), decoded.height, decoded.width, len(out), transform
             )
@@ -220,10 +244,10 @@ def _stored_pixels(
     if not (crop or enhance):
         return decoded.image.pixels, geometry.fitted_transform(decoded.height, decoded.width, size), None
     pixels = enhance(decoded.image.pixels) if enhance else decoded.image.pixels
-    lungs = crop(decoded.image.pixels) if crop else None
-    if lungs is None or lungs.reason:
-        return *geometry.fit(pixels, size), lungs and f"whole image: {lungs.reason}"
-    return lungs.crop(pixels, size), lungs.transform(size), CROPPED
+    square = crop(decoded.image.pixels) if crop else None
+    if square is None or square.reason:
+        return *geometry.fit(pixels, size), f"{_WHOLE}: {square.reason}" if square else None
+    return square.crop(pixels, size), square.transform(size), square.status
 
 
 def _concerns_one_image(error: Exception) -> bool:

@@ -92,7 +92,7 @@ def ingest(
         pixels: what is stored; 256 x 256, 8 bits by default.
         max_rejects: share of images that may be unusable; with more, UserError is raised once all is written.
         limit: maximum number of images, spread evenly over the archive.
-        crop: store the squares around the lungs instead of whole images.
+        crop: store squares that are cut out of the images, such as those around the lungs, instead of whole images.
         enhance: changes to the images before they are stored.
         labeling: labels and boxes other than the source's own, and how those of several readers become one set.
 

@@ -29,6 +29,7 @@ from cxr.models import pretrained
 from cxr.models.input_contract import UNIT, InputContract
 from cxr.models.pretrained import Fit, Weights
 from cxr.precision import outside_autocast
+from cxr.schema import PixelFormat
 
 Batches = Callable[[], Iterator[Batch]]
 """Each call makes one pass over this worker's share of the images."""
@@ -270,6 +271,11 @@ class Recipe(ABC):
     def input_contract(self) -> InputContract:
         """What the weights expect as input. The network applies it to the gray values in [0, 1] that it is given."""
         return UNIT.replace(size=self.size)
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """Format in which originals are decoded for scoring."""
+        return PixelFormat(self.size, self.input_contract.bits)
 
     @property
     def objectives(self) -> dict[str, Literal["min", "max"]]:

@@ -16,7 +16,7 @@ from cxr.families import lung_crop
 from cxr.families.base import Recipe
 from cxr.families.capabilities import PositiveSampling
 from cxr.families.checkpoint import Checkpoint
-from cxr.families.lung_crop import LungCrop
+from cxr.families.lung_crop import ImageCrop
 from cxr.imaging.enhance import Enhancement
 from cxr.sources.manifest import Manifest
 
@@ -69,7 +69,7 @@ def check_compatible(archives: Sequence[ShardInfo | RawArchive], model: Recipe |
     _check_boxes(archives, recipe)
 
 
-def check_pixels(info: ShardInfo, recipe: Recipe, crop: LungCrop | None) -> None:
+def check_pixels(info: ShardInfo, recipe: Recipe, crop: ImageCrop | None) -> None:
     """Raise UserError unless the stored images have the size, the crop and the enhancement that `recipe` needs.
 
     The size of latents is checked with their encoder, see `cxr.inference.latents`.
@@ -89,12 +89,12 @@ def check_size(recipe: Recipe, stored_px: int) -> None:
         )
 
 
-def check_crop(info: ShardInfo, crop: LungCrop | None) -> None:
+def check_crop(info: ShardInfo, crop: ImageCrop | None) -> None:
     """Raise UserError unless the images of `info` were cropped by `crop`; None: unless they are whole."""
     expected = crop.describe() if crop else None
     if info.lung_crop == expected:
         return
-    how = f"with --lung-crop {crop.uri} --lung-margin {crop.margin:g}" if crop else "without --lung-crop"
+    how = f"with {crop.options()}" if crop else "without --lung-crop and --center-crop"
     raise UserError(
         f"{info.uri} contains {_crop_text(info.lung_crop)}, but {_crop_text(expected)} are needed: run "
         f"cxr ingest {how} into another --out, or give the archive that these shards were made of"
@@ -104,6 +104,8 @@ def check_crop(info: ShardInfo, crop: LungCrop | None) -> None:
 def _crop_text(crop: Mapping[str, Any] | None) -> str:
     if crop is None:
         return "whole images"
+    if "sha256" not in crop:
+        return f"centered squares ({crop['resampling']} resampling)"
     return f"crops by the lung checkpoint {crop['sha256'][:12]} with margin {crop['margin']:g}"
 
 
@@ -144,6 +146,12 @@ def sampling_of(recipe: Recipe) -> Sampling | None:
 
 def check_raw(recipe: Recipe, archive: str) -> None:
     """Raise UserError if the recipe needs what only shards offer, and `archive` is to be streamed."""
+    contract = recipe.input_contract
+    if contract.crop == "center" and not recipe.lung_crop:
+        raise UserError(
+            f"{archive} is not shards, and images are cropped to squares when shards are made. Leave out --stream or "
+            f"run cxr ingest with --center-crop {contract.resampling} and give its --out as --archive"
+        )
     if recipe.lung_crop:
         raise UserError(
             f"{archive} is not shards, and images are cropped to the lungs when shards are made. Leave --stream out, "

@@ -1,7 +1,7 @@
-"""Images cropped to the square around the lungs before any family sees them; a checkpoint finds the lungs.
+"""Images cropped before any family sees them: to the square around the lungs, which a checkpoint finds, or centered.
 
-An image is decoded, a network sees it whole and small, and the square is cut out of the original's own pixels: a crop
-loses no detail, and its frame leads back to the original exactly.
+For the lungs, an image is decoded, a network sees it whole and small, and the square is cut out of the original's own
+pixels: a crop loses no detail, and its transform leads back to the original exactly.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files, recipe_from_dict
 from cxr.families.base import Recipe, ScoringContext
 from cxr.families.checkpoint import Checkpoint
+from cxr.imaging.center_crop import CenterCrop
 from cxr.imaging.geometry import ResizeTransform, fit
 from cxr.imaging.image import to_bits
 from cxr.imaging.lung_bbox import MARGIN, LungSquare, lung_square
@@ -39,6 +40,10 @@ class LungCrop:
     sha256: str
     margin: float
 
+    def options(self) -> str:
+        """The options of `cxr ingest` that crop images in this way."""
+        return f"--lung-crop {self.uri} --lung-margin {self.margin:g}"
+
     def describe(self) -> dict[str, Any]:
         return {"sha256": self.sha256, "margin": self.margin}
 
@@ -51,6 +56,9 @@ class LungCrop:
             UserError: the checkpoint was deleted, damaged or replaced.
         """
         return partial(_square, _finder(self.uri, self.sha256), self.margin)
+
+
+ImageCrop = LungCrop | CenterCrop
 
 
 def by_checkpoint(uri: str, margin: float = MARGIN) -> LungCrop:
@@ -73,15 +81,22 @@ def by_checkpoint(uri: str, margin: float = MARGIN) -> LungCrop:
     return LungCrop(uri, about["sha256"], margin)
 
 
-def of_recipe(recipe: Recipe) -> LungCrop | None:
-    """How images are cropped that a network of this recipe is trained on; None: they are whole."""
-    return by_checkpoint(recipe.lung_crop, recipe.lung_margin) if recipe.lung_crop else None
+def of_recipe(recipe: Recipe, lungs: str | None = None) -> ImageCrop | None:
+    """How images are cropped that a network of this recipe sees; None: they are whole.
+
+    Args:
+        lungs: URI of the lung checkpoint; None: where the recipe says.
+    """
+    lungs = recipe.lung_crop if lungs is None else lungs
+    if lungs:
+        return by_checkpoint(lungs, recipe.lung_margin)
+    contract = recipe.input_contract
+    return CenterCrop(contract.resampling) if contract.crop == "center" else None
 
 
-def of_checkpoint(saved: Checkpoint) -> LungCrop | None:
+def of_checkpoint(saved: Checkpoint) -> ImageCrop | None:
     """The crop of the images that `saved` scores; None: they are not cropped."""
-    uri = checkpoint_files.lungs_of(saved.uri, saved.recipe.lung_crop)
-    return by_checkpoint(uri, saved.recipe.lung_margin) if uri else None
+    return of_recipe(saved.recipe, checkpoint_files.lungs_of(saved.uri, saved.recipe.lung_crop))
 
 
 @lru_cache(maxsize=2)

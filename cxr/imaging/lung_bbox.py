@@ -30,6 +30,11 @@ class LungSquare:
     side: int
     reason: str = ""
 
+    @property
+    def status(self) -> str:
+        """Value in column `crop_status`."""
+        return "lungs"
+
     def transform(self, size: int) -> ResizeTransform:
         """Map from the pixels of `crop(…, size)` to the image that was cropped."""
         scale = self.side / size

@@ -14,7 +14,7 @@ from cxr.data.ledger import Part
 from cxr.families import lung_crop
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.compatibility import check_compatible
-from cxr.families.lung_crop import LungCrop
+from cxr.families.lung_crop import ImageCrop
 from cxr.imaging.enhance import Enhancement
 from cxr.inference import latents
 from cxr.inference.latents import Origin
@@ -36,7 +36,7 @@ class Plan:
     pixels: PixelFormat
     origin: Origin
     encoded: bool = False  # the pixels are latents
-    crop: LungCrop | None = None  # how images are cropped, or were cropped when shards were made
+    crop: ImageCrop | None = None  # how images are cropped, or were cropped when shards were made
     enhance: Enhancement | None = None  # how images are enhanced, or were enhanced then
     notes: tuple[str, ...] = ()  # for the user
 
@@ -58,7 +58,7 @@ def plan_scoring(archive: str, model: Checkpoint, reading: ReadOptions) -> Plan:
         origin = Origin(archive, info.source, info.findings)
         return Plan(_shard_parts(info), info.pixels, origin, bool(info.latents), crop, info.enhancement)
     manifest = open_manifest(archive, reading)
-    pixels = PixelFormat(model.recipe.size)
+    pixels = model.recipe.pixel_format
     rows = max(_MIN_ROWS, min(rows_per_part(pixels), math.ceil(manifest.table.num_rows / 8)))
     origin = Origin(archive, find_source(archive, reading.source).name, manifest.findings)
     parts = ledger.plan(manifest.table, rows, folder=SCORES)

@@ -95,7 +95,7 @@ class Predictor:
     def __init__(self, model: Checkpoint, device: torch.device, precision: Precision, batch_size: int) -> None:
         self._model = model
         self._scorer = Scorer(model, device, batch_size, bfloat16=precision == "bfloat16")
-        self._pixels = PixelFormat(model.recipe.size)
+        self._pixels = model.recipe.pixel_format
         self._crop = lung_crop.of_checkpoint(model)
 
     def __repr__(self) -> str:

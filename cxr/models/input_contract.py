@@ -44,7 +44,8 @@ class InputContract:
     std: tuple[float, ...] = (1.0,)
     """Value by which each channel is divided."""
     crop: CropRule = "letterbox"
-    """letterbox: the whole image, with black bars beside its short side. center: the largest centered square."""
+    """letterbox: the whole image, with black bars beside its short side. center: the largest centered square. A lung
+    crop takes the place of either."""
     resampling: Resampling = "area"
     """How originals are resized. area: mean over the area of a pixel. gaussian: Gaussian filter with a standard
     deviation of (factor - 1) / 2 pixels, then linear interpolation, as scikit-image does."""
@@ -72,6 +73,11 @@ class InputContract:
             )
         if (self.crop, self.resampling) == ("letterbox", "gaussian"):
             raise UserError("input resampling: gaussian needs crop=center, got crop=letterbox")
+
+    @property
+    def bits(self) -> Literal[8, 16]:
+        """Bits of a stored gray value. Gaussian resampling gives values between the steps of 8 bits."""
+        return 16 if self.resampling == "gaussian" else 8
 
     def apply(self, x_B1HW: Tensor) -> Tensor:
         """Gray values (B, 1, H, W) in [0, 1] as the network's input, float32 (B, channels, H, W).

@@ -17,7 +17,7 @@ from cxr.data.decode import make_rows
 from cxr.errors import UserError
 from cxr.families.base import Recipe, unit_pixels
 from cxr.families.compatibility import check_pixels
-from cxr.families.lung_crop import LungCrop
+from cxr.families.lung_crop import ImageCrop
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 from cxr.sources.options import ALL_IMAGES, ReadOptions
@@ -41,7 +41,7 @@ def read(
     recipe: Recipe,
     limit: int = 0,
     reading: ReadOptions = ALL_IMAGES,
-    crop: LungCrop | None = None,
+    crop: ImageCrop | None = None,
 ) -> tuple[XRays, list[str]]:
     """Images of a split as `recipe` gets them in scoring, rounded to 8 bits, and notes on images left out.
 

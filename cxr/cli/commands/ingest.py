@@ -14,7 +14,8 @@ import numpy as np
 
 from cxr import schema, storage
 from cxr.cli.phantoms import phantom_archive
-from cxr.errors import ImageRejectedError
+from cxr.errors import ImageRejectedError, UserError
+from cxr.imaging.center_crop import CenterCrop
 from cxr.imaging.decode import check_head
 from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import fit
@@ -54,12 +55,17 @@ class Options:
     """URI of a checkpoint of family lungs. Images are cropped to the square around the lungs. Default: no crop."""
     lung_margin: float = MARGIN
     """Margin added on each side of the square around the lungs, as a fraction of its side."""
+    center_crop: Literal["", "area", "gaussian"] = ""
+    """Crop images to their largest centered square, and resample it by area, or with a Gaussian filter as
+    TorchXRayVision does (give 16 bits). Default: no crop."""
     enhancement: Enhancement = field(default_factory=Enhancement)
     reading: ReadOptions = field(default_factory=ReadOptions)
     labeling: Labeling = field(default_factory=Labeling)
 
 
 def main(options: Options) -> dict[str, Any]:
+    if options.lung_crop and options.center_crop:
+        raise UserError("expected one of --lung-crop and --center-crop, got both: leave one out")
     if options.archive:
         storage.check_readable(options.archive)
     if options.labeling.labels:
@@ -70,6 +76,8 @@ def main(options: Options) -> dict[str, Any]:
     from cxr.runtime import cluster
 
     crop = _lung_crop(options) if options.lung_crop else None
+    if options.center_crop:
+        crop = CenterCrop(options.center_crop)
     cluster.connect()
     result = ingest(
         options.archive or phantom_archive(options.out, count=60),
