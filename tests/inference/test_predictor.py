@@ -24,8 +24,10 @@ from cxr.errors import ImageRejectedError, UserError
 from cxr.families import RECIPES, checkpoint
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.base import Recipe
+from cxr.families.capabilities import Embedder, HeatMaps
 from cxr.families.localize import LocalizeRecipe
 from cxr.sources.options import ReadOptions
+from tests.fake_cuda import DEVICE, FakeCuda
 from tests.families.test_recipes import SMALL
 from tests.odd_files import dataset, dicom, encoded, radiograph
 
@@ -116,6 +118,23 @@ def test_every_family_computes_in_bfloat16(family: str, checkpoints: dict[str, P
     if schema.PROBABILITIES in wide.column_names:
         first, second = probabilities(wide)[0], probabilities(narrow)[0]
         assert 0 < np.abs(first - second).max() < 0.05
+
+
+@pytest.mark.parametrize("family", sorted(RECIPES))
+def test_every_method_works_on_a_device(family: str, checkpoints: dict[str, Path]) -> None:
+    images = [radiograph(), BROKEN, radiograph(seed=1)]
+    expected = cxr.load(checkpoints[family], device="cpu").predict(images)
+    with FakeCuda():
+        model = cxr.load(checkpoints[family], device=DEVICE)
+        scores = model.predict(images)
+        model.show(images)
+        if isinstance(SMALL[family], HeatMaps):
+            assert [heat_map.error is None for heat_map in model.explain(images)] == [True, False, True]
+        if isinstance(SMALL[family], Embedder):
+            assert np.isfinite(model.embed(images)[:, 0]).tolist() == [True, False, True]
+    assert scores.column_names == expected.column_names
+    if schema.PROBABILITIES in scores.column_names:
+        np.testing.assert_allclose(probabilities(scores), probabilities(expected), atol=1e-5)
 
 
 # ---- Images
