@@ -32,6 +32,10 @@ RECIPES: dict[str, Recipe] = SMALL | {
     "align by features": SMALL["align"].replace(target="features", feature_weight=1.0),
     "align by structure": SMALL["align"].replace(target="structure", iterations=2),
     "align with lungs": AlignRecipe(size=32, backbone="conv3", batch_size=4, epochs=1),
+    "classify by positions": SMALL["classify"].replace(head="mil", mixup=0.4, loss="focal", pos_weight_power=1.0),
+    "classify with a transformer": SMALL["classify"].replace(
+        backbone="timm:vit_tiny_patch16_224", head="attention", mixup=0.4, loss="asymmetric", layer_decay=0.7
+    ),
     "detect by AdamW": SMALL["detect"].replace(optimizer="adamw", epochs=20, close_mosaic=0, mixup=0.5),
     "lungs in two stages": SMALL["lungs"].replace(warmup_size=16, warmup_epochs=1),
 }

@@ -91,7 +91,11 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
     },
     "classify": {
-        "demo": Preset("The small backbone with EMA, which two CPU cores train in a few minutes.", {"ema": 0.99}),
+        "demo": Preset(
+            "The small backbone with log-sum-exp pooling on 4,000 phantoms, for two CPU cores and ten minutes.",
+            {"epochs": 24, "batch_size": 32, "lr": 3e-3, "head": "lse", "ema": 0.99},
+            archive={"phantoms": 4000, "stored_size": 192},
+        ),
         # Rajpurkar et al. 2017 (arXiv 1711.05225), version 3: mean AUROC .841 on ChestX-ray14, with their own random
         # split by patient (70 % train, 10 % val, 20 % test; not the official one) and an unweighted cross-entropy of
         # all 14 findings. Images of 224 px, ImageNet's weights and normalization, horizontal flips, Adam without

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
 from cxr.errors import UserError
@@ -43,6 +43,8 @@ class ImageBackbone(nn.Module, ABC):
     """Length D of the vectors of `pool` and `cells`."""
     matcher: Any
     """The layers of `body` in timm's notation: regular expressions for the names of their parameters."""
+    receptive_field: ReceptiveField | None = None
+    """The receptive field of the first cell. None: the cells are tiles of the image."""
 
     @abstractmethod
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -65,14 +67,6 @@ class ImageBackbone(nn.Module, ABC):
         """The module that mixes positions into the class token for the last time; None: `pool` averages positions."""
         return None
 
-    @property
-    def receptive_field(self) -> ReceptiveField | None:
-        """The receptive field of the first cell. None: the cells are tiles of the image."""
-        try:
-            return receptive_fields(self)[0]
-        except (ValueError, TraceError):
-            return None
-
     def layer_of(self) -> dict[str, int]:
         """The index of the layer of each parameter of `body`, from 0 at the input."""
         from timm.models import group_parameters  # imported here because it takes seconds
@@ -94,8 +88,12 @@ def image_backbone(name: str, channels: int, size: int, *, pools: bool = True) -
     """
     check_backbone_name(name)
     if name.startswith(TIMM):
-        return TimmBackbone(name.removeprefix(TIMM), channels, size, pools=pools)
-    return TorchvisionBackbone(name, channels)
+        backbone = TimmBackbone(name.removeprefix(TIMM), channels, size, pools=pools)
+    else:
+        backbone = TorchvisionBackbone(name, channels)
+    with suppress(Exception):  # not every network can be traced; those that cannot, such as transformers, have tiles
+        backbone.receptive_field = receptive_fields(backbone)[0]
+    return backbone
 
 
 def check_backbone_name(name: str) -> None:

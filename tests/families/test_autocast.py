@@ -26,6 +26,10 @@ EVERY = SMALL | {
     "align with lungs": AlignRecipe(
         size=32, backbone="conv3", batch_size=4, epochs=1, iterations=2, parameterization="affine"
     ),
+    "classify with a transformer": SMALL["classify"].replace(
+        backbone="timm:vit_tiny_patch16_224", head="attention", mixup=0.4, loss="asymmetric"
+    ),
+    "classify by positions": SMALL["classify"].replace(head="mil", mixup=0.4),
     "detect with mixup": SMALL["detect"].replace(
         epochs=20, mosaic=0.5, mixup=0.5, rotation_deg=10.0, shear_deg=5.0, close_mosaic=0
     ),
