@@ -120,6 +120,7 @@ def test_training_and_scoring_know_no_family() -> None:
         "capabilities",
         "checkpoint",
         "checkpoint_files",
+        "model_card",
         "compatibility",
         "lung_crop",
         "presets",

@@ -16,7 +16,8 @@ from cxr import storage
 from cxr.errors import UserError
 from cxr.families import recipe_from_dict
 from cxr.families.base import Recipe, Task
-from cxr.families.checkpoint_files import ABOUT, KIND, RESUME, TASK, VERSION, WEIGHTS, read_about
+from cxr.families.checkpoint_files import ABOUT, CARD, KIND, RESUME, TASK, VERSION, WEIGHTS, read_about
+from cxr.families.model_card import model_card
 from cxr.models import pretrained, weight_files
 from cxr.models.input_contract import InputContract
 from cxr.runtime import provenance
@@ -47,6 +48,7 @@ def save(
     *,
     findings: Sequence[str],
     metrics: Mapping[str, float],
+    data: Mapping[str, Any] | None = None,
     reading: Mapping[str, Any] | None = None,
     resume: Mapping[str, Any] | None = None,
 ) -> None:
@@ -54,6 +56,7 @@ def save(
 
     Args:
         weights: the network state to score with.
+        data: the images that it was trained on, for the model card: `source`, and `images` by split.
         reading: which images of the archive were used; see `ReadOptions.describe`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,12 +71,14 @@ def save(
         "findings": list(findings),
         "input": recipe.input_contract.to_dict(),
         "metrics": dict(metrics),
+        "data": dict(data or {}),
         "reading": dict(reading or {}),
         "learned": task.describe(),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
         "sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
     }
+    (folder / CARD).write_text(model_card(about))
     storage.write_json(str(folder / ABOUT), about)
 
 

@@ -3,6 +3,7 @@
     checkpoint.json       recipe, findings in order, input contract (`cxr.models.input_contract`), metrics, versions,
                           commit, SHA-256 of weights.safetensors
     weights.safetensors   the network's state
+    README.md             the model card, written from checkpoint.json
     task.safetensors      what the task has learned besides the network, such as the alignment target
     resume.pt             optimizer, schedule and step, for resuming; scoring does not read it
     lungs/                the checkpoint by which images are cropped, where the recipe has `lung_crop`; in copies only
@@ -18,6 +19,7 @@ from cxr import storage
 from cxr.errors import UserError
 
 ABOUT, WEIGHTS, TASK, RESUME = "checkpoint.json", "weights.safetensors", "task.safetensors", "resume.pt"
+CARD = "README.md"
 LUNGS = "lungs"
 KIND, VERSION = "cxr-checkpoint", 2
 
@@ -46,7 +48,8 @@ def copy_for_scoring(source: str, target: str) -> str:
         storage.delete(storage.join(target, ABOUT))
     if lungs := lungs_of(source, read_about(source)["recipe"].get("lung_crop", "")):
         copy_for_scoring(lungs, storage.join(target, LUNGS))
-    for name in (WEIGHTS, TASK, ABOUT):
+    card = [CARD] if storage.exists(storage.join(source, CARD)) else []  # earlier versions wrote none
+    for name in (WEIGHTS, TASK, *card, ABOUT):
         storage.write_bytes(storage.join(target, name), storage.read_bytes(storage.join(source, name)))
     return target
 

@@ -19,7 +19,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from cxr import storage
+from cxr import schema, storage
 from cxr.data import ray_data, shards
 from cxr.data.batch import stored
 from cxr.errors import UserError
@@ -28,6 +28,7 @@ from cxr.families.base import Recipe
 from cxr.families.compatibility import RawArchive, check_compatible
 from cxr.runtime import cluster, ray_private
 from cxr.runtime.user_errors import user_error_in
+from cxr.sources import find_source
 from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.training.options import CHECKPOINT_SCORE, RunOptions, check_resume
 from cxr.training.run_log import RunLog, best_row, read_metrics
@@ -89,13 +90,14 @@ def fit(
         )
     check_resume(storage.join(out, name), options.resume)
     _check_batch(recipe, options)
-    data, findings, datasets = _describe(archive, recipe, reading)
+    data, findings, trained_on, datasets = _describe(archive, recipe, reading)
     room(options, raw=bool(datasets))
     gpu = uses_gpu(options)
     config = {
         "recipe": recipe.to_dict(),
         "findings": list(findings),
         "data": data,
+        "trained_on": trained_on,
         "reading": reading.describe(),
         "compile": options.compile,
         "average": options.average_checkpoints,
@@ -170,20 +172,24 @@ def room(options: RunOptions, *, raw: bool, beside: float = 0.0) -> int:
 
 def _describe(
     archive: str, recipe: Recipe, reading: ReadOptions
-) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]:
-    """What workers must know of the data; for a raw archive also the Ray Data streams they share."""
+) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any], dict[str, Any]]:
+    """What workers must know of the data, its findings, what the model card says of it, and, for a raw archive, the
+    Ray Data streams that the workers share."""
     archive = storage.normalize(archive)
     if shards.is_shards(archive):
         info = shards.read_info(archive)
         check_compatible([info], recipe)
-        return {"shards": archive, "cache_bytes": CACHE_BYTES}, info.findings, {}
+        images = {split: info.rows(split) for split in schema.SPLITS if info.rows(split)}
+        trained_on = {"source": info.source, "images": images, "rejects": info.rejects}
+        return {"shards": archive, "cache_bytes": CACHE_BYTES}, info.findings, trained_on, {}
     datasets, manifest = ray_data.open_streams(
         archive, recipe.size, reading, columns=stored(recipe.columns), seed=recipe.seed
     )
     raw = RawArchive(archive, manifest, None)
     check_compatible([raw], recipe)
     rows = {split: raw.rows(split) for split in datasets}
-    return {"rows": rows, "findings": list(raw.findings)}, raw.findings, datasets
+    trained_on = {"source": find_source(archive, reading.source).name, "images": rows}
+    return {"rows": rows, "findings": list(raw.findings)}, raw.findings, trained_on, datasets
 
 
 def _run_config(

@@ -237,6 +237,7 @@ class Worker:
                 (engine.shipped() if average is None else average).state_dict(),
                 findings=self.config["findings"],
                 metrics=metrics,
+                data=self.config.get("trained_on"),
                 reading=self.config.get("reading"),
                 resume=resume or self._resume(engine),
             )

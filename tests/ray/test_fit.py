@@ -10,9 +10,10 @@ import psutil
 import pytest
 from torch import Tensor
 
+from cxr import storage
 from cxr.data.ingest import ingest
 from cxr.errors import UserError
-from cxr.families import checkpoint
+from cxr.families import checkpoint, checkpoint_files
 from cxr.families.align import AlignRecipe
 from cxr.phantom.archive import write_phantom
 from cxr.schema import PixelFormat
@@ -81,6 +82,13 @@ def test_a_raw_archive_trains_on_the_images_that_its_shards_have(tmp_path: Path)
     raw = fit(recipe, archive, str(tmp_path / "raw"), RunOptions(cpus_per_worker=0.5))
     stored = fit(recipe, made.shards, str(tmp_path / "stored"), in_process=True)
     assert raw.epochs == stored.epochs == 1
+    for fitted in (raw, stored):
+        data = checkpoint_files.read_about(fitted.checkpoint)["data"]
+        assert data["source"] == "phantom"
+        assert {split: data["images"][split] for split in ("train", "val")} == {
+            split: made.counts[split] for split in ("train", "val")
+        }
+        assert "Source: phantom." in storage.read_bytes(f"{fitted.checkpoint}/README.md").decode()
     for name in ("group_correlation_before", "pixel_std_before"):  # of all validation images, as they are
         assert raw.metrics[name] == pytest.approx(stored.metrics[name], rel=1e-4)
     assert 0 < read_metrics(str(tmp_path / "raw"))[0]["train/loss"] < 10

@@ -1,0 +1,189 @@
+"""The model card of a checkpoint: its README.md, written from the facts in checkpoint.json.
+
+It contains no paths, no URIs and no expressions that selected images, which could name patients.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cxr import schema, storage
+from cxr.families import recipe_type
+from cxr.families.base import Recipe
+from cxr.models.input_contract import InputContract
+from cxr.reporting.tables import markdown
+
+FEW = 50  # images of one class below which a threshold is called uncertain
+
+_SCORES = {
+    schema.PROBABILITIES: "probability of each finding, in [0, 1]; NaN: no label was known in training",
+    schema.DECISIONS: "1 if the probability is at least the finding's threshold, else 0; -1: untrained finding",
+    schema.PRED_BOXES: "boxes with finding and score, in pixels of the original image, highest score first",
+    schema.PRED_MASK_RLE: "the mask as run-length code, at the size of the original image",
+    schema.PRED_MASK_AREA_PX: "area of the mask in pixels of the original image",
+    schema.PRED_MASK_PROBABILITY: "probability that the mask is not empty, in [0, 1]; NaN: not predicted",
+    schema.THETA: "2 x 3 transform from the aligned image to the image as stored, row by row, as in PyTorch's "
+    "affine_grid",
+}
+_CROPS = {
+    "letterbox": "the whole image, with black bars beside its short side",
+    "center": "the largest centered square",
+}
+_NOT_SETTINGS = {"family", "members", "aligner_recipe", "folds", "fold"}  # described elsewhere, or too long
+
+_NOT_INTERVALS = """\
+These are estimates without confidence intervals. They were measured on the validation images, which also selected
+this epoch, the thresholds and possibly the settings, so expect lower values for new images. `cxr score` and
+`cxr report` measure the checkpoint on other images, with intervals from resampling patients.
+"""
+_LIMITS = """\
+- This is not a medical device. It has not been tested for clinical use, and its scores must not be used for diagnosis
+  without an evaluation at the place of use.
+- It was measured only on images like those listed under Data. Other hospitals, devices, projections, ages and
+  prevalences can change its performance; measure it on your own images first.
+"""
+_CLASSIFIER_LIMITS = """\
+- Labels of public archives are often extracted from reports and contain errors, which the network learns, too.
+- Probabilities are not calibrated. Thresholds were selected at the prevalence of the validation images.
+"""
+_LICENSE = """\
+The software cxr is licensed under AGPL-3.0-or-later. The terms of these weights also depend on the archives and
+the initial weights that they were trained with. These terms are not recorded: ask whoever trained the checkpoint.
+"""
+
+
+def model_card(about: Mapping[str, Any]) -> str:
+    """The Markdown text for the contents of a checkpoint.json."""
+    kind = recipe_type(about["recipe"]["family"])
+    recipe = kind.from_dict(about["recipe"])
+    sections = {
+        "Scores": _scores(recipe, about["findings"]),
+        "Data": _data(recipe, about),
+        "Metrics": _metrics(recipe, about["metrics"]),
+        "Thresholds": _thresholds(about["learned"]),
+        "Input": _input(recipe, InputContract.from_dict(about["input"])),
+        "Limits": _LIMITS + (_CLASSIFIER_LIMITS if schema.PROBABILITIES in recipe.score_columns.names else ""),
+        "How to use it": _USE,
+        "Settings": _settings(recipe),
+        "License": _LICENSE,
+        "Provenance": _provenance(about),
+    }
+    title = f"# Chest X-ray model of family `{recipe.family}`\n\n{inspect.getdoc(kind)}\n"
+    return title + "".join(f"\n## {name}\n\n{text}" for name, text in sections.items() if text)
+
+
+_USE = """\
+Give the folder that contains this file, or its URI:
+
+    cxr score --archive ARCHIVE --checkpoint FOLDER --out OUT
+    cxr export onnx --checkpoint FOLDER --out OUT
+
+In Python, `cxr.load("FOLDER").predict(["image.dcm"])` returns a table of the scores above.
+"""
+
+
+def _scores(recipe: Recipe, findings: Sequence[str]) -> str:
+    text = markdown(("column", "contents"), [(f"`{n}`", _SCORES.get(n, "")) for n in recipe.score_columns.names])
+    if {schema.PROBABILITIES, schema.PRED_BOXES} & {*recipe.score_columns.names}:
+        text += f"\n{len(findings)} findings, in this order: {', '.join(findings)}.\n"
+    return text
+
+
+def _data(recipe: Recipe, about: Mapping[str, Any]) -> str:
+    data = about.get("data") or {}
+    if not data:
+        return "The archives and numbers of images are not recorded.\n"
+    rows = [(split, f"{count:,}", _used(split, recipe)) for split, count in data["images"].items()]
+    text = f"Source: {data['source']}.\n\n" + markdown(("split", "images", "used for"), rows)
+    if data.get("rejects"):
+        text += f"\n{data['rejects']:,} more images could not be used.\n"
+    if about.get("reading"):
+        text += "\nOnly selected images of the archive were used; `reading` in checkpoint.json has the selection.\n"
+    return text + "\nSplits are those of the archive, or made by patient where it has none.\n"
+
+
+def _used(split: str, recipe: Recipe) -> str:
+    if split == "test":
+        return "nothing"
+    if recipe.folds:
+        return f"fold {recipe.fold} of {recipe.folds} (counted from 0) for validation, the others for training"
+    return {"train": "training", "val": "validation"}.get(split, "nothing")
+
+
+def _metrics(recipe: Recipe, metrics: Mapping[str, float | None]) -> str:
+    if not metrics:
+        return ""
+    rows = [
+        (f"`{name}`", _number(value), "selected this epoch" * (name == recipe.monitor))
+        for name, value in sorted(metrics.items())
+    ]
+    return f"{markdown(('metric', 'value', 'note'), rows)}\n{_NOT_INTERVALS}"
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None or math.isnan(value) else f"{value:.4g}"
+
+
+def _thresholds(learned: Mapping[str, Any]) -> str:
+    text = ""
+    if chosen := learned.get("thresholds"):
+        columns = (chosen[name] for name in ("findings", "values", "positives", "negatives", "notes"))
+        rows = [
+            (finding, _number(value), f"{positives:,}", f"{negatives:,}", note or _few(positives, negatives))
+            for finding, value, positives, negatives, note in zip(*columns, strict=True)
+        ]
+        how = f"{chosen['rule']}, at {chosen['specificity']:g}" if chosen["rule"] == "specificity" else chosen["rule"]
+        text += f"A finding is present if its probability is at least the threshold. Rule: {how}.\n\n"
+        text += markdown(("finding", "threshold", "positives", "negatives", "note"), rows)
+        text += "\nPositives and negatives: the validation images by which the threshold was selected.\n"
+    if rule := learned.get("mask_rule"):
+        text += (
+            f"A mask contains the pixels with a probability above {rule['bottom']:g}. It is empty if fewer than "
+            f"{rule['min_area']:.2%} of the image's pixels have a probability above {rule['top']:g}.\n"
+        )
+    return text
+
+
+def _few(positives: int, negatives: int) -> str:
+    return f"uncertain: fewer than {FEW} images" if min(positives, negatives) < FEW else ""
+
+
+def _input(recipe: Recipe, contract: InputContract) -> str:
+    rows = [
+        ("size", f"{contract.size} x {contract.size} pixels"),
+        ("channels", "1" if contract.channels == 1 else "3, equal before normalization"),
+        ("values of black and white", " to ".join(f"{value:g}" for value in contract.range)),
+        ("mean, standard deviation", " and ".join(str(list(values)) for values in (contract.mean, contract.std))),
+        ("part of the image", _CROPS[contract.crop]),
+        ("lung crop", f"yes, with a margin of {recipe.lung_margin:g}" if recipe.lung_crop else "no"),
+        ("enhancement", recipe.enhancement.options() or "none"),
+    ]
+    table = markdown(("property", "value"), rows)
+    return f"Gray X-rays with bright dense tissue. cxr prepares images like this itself.\n\n{table}"
+
+
+def _settings(recipe: Recipe) -> str:
+    """Settings that differ from the family's defaults; of locations only the last part, which names the weights."""
+    default = type(recipe)().to_dict()
+    rows = []
+    for name, value in recipe.to_dict().items():
+        if value == default[name] or name in _NOT_SETTINGS:
+            continue
+        location = name in recipe.LOCATION_SETTINGS or (isinstance(value, str) and "/" in value)
+        rows.append((f"`{name}`", storage.name(value) if location else json.dumps(value)))
+    if not rows:
+        return f"The defaults of family `{recipe.family}`.\n"
+    return f"Settings that differ from the defaults of the family:\n\n{markdown(('setting', 'value'), rows)}"
+
+
+def _provenance(about: Mapping[str, Any]) -> str:
+    rows = [
+        ("SHA-256 of the weights", f"`{about['sha256']}`"),
+        ("commit of cxr", f"`{about['commit']}`" if about["commit"] else "not recorded"),
+        *about["versions"].items(),
+    ]
+    return markdown(("property", "value"), rows)
