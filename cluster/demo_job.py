@@ -79,11 +79,11 @@ def main(options: Options) -> dict[str, Any]:
         Section(
             "Next steps",
             [
-                "Train on images of your own: `python jobs/train_align.py --archive FOLDER --out runs/align`",
-                "Search for longer: `python jobs/tune_align.py --archive FOLDER --trials 20 --out runs/tune`",
-                f"Score other images: `python jobs/score_archive.py --archive FOLDER --checkpoint "
+                "Train on images of your own: `cxr train align --archive FOLDER --out runs/align`",
+                "Search for longer: `cxr tune align --archive FOLDER --trials 20 --out runs/tune`",
+                f"Score other images: `cxr score --archive FOLDER --checkpoint "
                 f"{tuned['checkpoint']} --out runs/scores`",
-                "Each command runs on a cluster as well: put `ray job submit --working-dir . --` before it.",
+                "Each command runs on a cluster as well: put `ray job submit --` before it.",
             ],
         ),
     ]

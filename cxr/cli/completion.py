@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field, make_dataclass
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
@@ -18,6 +19,8 @@ def write_completion(arguments: Sequence[str]) -> None:
     Args:
         arguments: `--tyro-write-completion SHELL PATH` or `--tyro-print-completion SHELL`.
     """
+    if len(arguments) == 3:
+        Path(arguments[2]).parent.mkdir(parents=True, exist_ok=True)
     single = {name: _options(name) for name in COMMANDS if " " not in name}
     groups = {
         first: _group(

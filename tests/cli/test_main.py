@@ -145,7 +145,7 @@ def test_completion_knows_commands_and_options(monkeypatch: pytest.MonkeyPatch, 
     few = {name: COMMANDS[name] for name in ("score", "report", "export kaggle-siim", "export kaggle-vinbigdata")}
     monkeypatch.setattr(completion, "COMMANDS", few)  # those that import no torch
     monkeypatch.setattr(completion, "GROUPS", {"export": GROUPS["export"]})
-    script = tmp_path / "cxr.bash"
+    script = tmp_path / "completions" / "cxr.bash"
     assert call("--tyro-write-completion", "bash", str(script), monkeypatch=monkeypatch) == 0
     ask = 'source "$1"; COMP_WORDS=("${@:2}"); COMP_CWORD=$(($# - 2)); _tyro_cxr; echo "${COMPREPLY[@]}"'
 
