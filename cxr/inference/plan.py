@@ -1,4 +1,4 @@
-"""An archive as a list of parts that are read and scored one after another, and the reader of a part. Without Ray."""
+"""An archive as a list of parts that are read and scored one after another. Without Ray."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from cxr import schema, storage
+from cxr import storage
 from cxr.data import ledger, shards
-from cxr.data.decode import make_rows
 from cxr.data.ledger import Part
 from cxr.families import lung_crop
 from cxr.families.checkpoint import Checkpoint
@@ -18,12 +17,12 @@ from cxr.families.lung_crop import ImageCrop
 from cxr.imaging.enhance import Enhancement
 from cxr.inference import latents
 from cxr.inference.latents import Origin
+from cxr.inference.read import PART_ROWS, SHARD, PartReader
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, open_manifest
 from cxr.sources.options import GateMode, ReadOptions
 
 SCORES = "scores"  # folder of the scores in a result
-SHARD, PART_ROWS = "shard", "part_rows"  # columns of a part that is a shard file: its URI and its number of rows
 _PART_BYTES = 64 << 20  # of decoded pixels in one part, well below the size at which Ray Data splits a block
 _MIN_ROWS, _MAX_ROWS = 16, 1024  # of a part
 
@@ -39,6 +38,10 @@ class Plan:
     crop: ImageCrop | None = None  # how images are cropped, or were cropped when shards were made
     enhance: Enhancement | None = None  # how images are enhanced, or were enhanced then
     notes: tuple[str, ...] = ()  # for the user
+
+    def reader(self, check: GateMode) -> PartReader:
+        """The reader of these parts, with or without the gate."""
+        return PartReader(self.pixels, self.crop, self.enhance, check)
 
 
 def plan_scoring(archive: str, model: Checkpoint, reading: ReadOptions) -> Plan:
@@ -80,11 +83,3 @@ def _shard_parts(info: shards.ShardInfo) -> list[Part]:
         Part(f"{SCORES}/part-{number:05d}", pa.table({SHARD: [uri], PART_ROWS: [rows]}))
         for number, (uri, rows) in enumerate(listed)
     ]
-
-
-def read_rows(part: pa.Table, plan: Plan, check: GateMode) -> pa.Table:
-    """The rows (`schema.row_schema`) of a part: those of its shard file, or the decoded images of its manifest."""
-    if SHARD in part.column_names:
-        return schema.conform_to_schema(storage.read_parquet(part[SHARD][0].as_py()), schema.row_schema(plan.pixels))
-    crop = plan.crop.loaded() if plan.crop else None
-    return make_rows(part, plan.pixels, crop=crop, enhance=plan.enhance, check=check)

@@ -24,7 +24,7 @@ from cxr.families.checkpoint import Checkpoint
 from cxr.imaging.geometry import ResizeTransform
 from cxr.inference.explanation import HeatMap
 from cxr.inference.inputs import Chunk, Images, archive_uri, chunks
-from cxr.inference.plan import plan_scoring, read_rows, rows_per_part
+from cxr.inference.plan import plan_scoring, rows_per_part
 from cxr.inference.scorer import Scorer
 from cxr.schema import PixelFormat
 from cxr.sources.options import ALL_IMAGES, ReadOptions
@@ -250,7 +250,7 @@ class Predictor:
             plan = plan_scoring(archive, self._model, reading)
             for note in plan.notes:
                 _LOGGER.info(note)
-            parts = (read_rows(part.rows, plan, reading.gate) for part in plan.parts)
+            parts = (plan.reader(reading.gate).rows(part.rows) for part in plan.parts)
             yield from ((rows, plan.pixels, plan.encoded) for rows in prefetched(parts, depth=1))
             return
         for chunk in chunks(images, min(self._scorer.batch_size, rows_per_part(self._pixels))):

@@ -7,7 +7,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import cv2
@@ -30,16 +29,15 @@ from cxr.families.checkpoint import Checkpoint
 from cxr.imaging import dicom_terms
 from cxr.inference import latents
 from cxr.inference.options import ScoreOptions, check_archives
-from cxr.inference.plan import PART_ROWS, SCORES, SHARD, Plan, plan_scoring, read_rows
+from cxr.inference.plan import SCORES, Plan, plan_scoring
+from cxr.inference.read import PART, PART_ROWS, SHARD
 from cxr.inference.scorer import ScoredBatch, Scorer
 from cxr.runtime import cluster, lease
 from cxr.runtime.progress import Progress
-from cxr.sources.options import GateMode
 
 LATENTS = "latents"  # folder of the result, beside SCORES
 _CODES = (schema.VIEW, schema.BODY_PART, schema.MODALITY)
 _COUNTED = pa.schema([schema.SCORES.field(n) for n in (schema.ERROR, schema.GATE, *_CODES)])
-PART = "part"  # column with the name of a row's part
 
 
 @dataclass(frozen=True)
@@ -188,8 +186,8 @@ def _score_parts(
     share = min(1.0, cluster.total("CPU") / 2)  # CPUs per task: reading and scoring must both fit into the cluster
     workers = options.workers or gpus or max(1, int(cluster.total("CPU")) // 2)
     parts, plan = [_labeled(part) for part in todo], replace(plan, parts=[])
-    read = partial(_read, plan=plan, check=options.reading.gate)
-    tables = map_blocks(ray.data.from_arrow(parts), read, num_cpus=share)
+    read = plan.reader(options.reading.gate)
+    tables = map_blocks(ray.data.from_arrow(parts), read.labeled_rows, num_cpus=share)
     scored = map_blocks(
         tables,
         PartScorer,
@@ -213,16 +211,6 @@ def _labeled(part: Part) -> pa.Table:
     if PART_ROWS not in rows.column_names:
         rows = rows.append_column(PART_ROWS, pa.array([part.rows.num_rows] * part.rows.num_rows))
     return rows
-
-
-def _read(part: pa.Table, plan: Plan, check: GateMode) -> pa.Table:
-    """The decoded rows of a part, each with the name of its part."""
-    cv2.setNumThreads(0)  # every core has a task of its own
-    name, count = part[PART][0].as_py(), part[PART_ROWS][0].as_py()
-    rows = read_rows(part.drop_columns([PART, PART_ROWS]), plan, check)
-    assert rows.num_rows == count, f"{name}: planned {count} rows, read {rows.num_rows}"
-    rows = rows.append_column(PART, pa.array([name] * count, pa.string()))
-    return rows.append_column(PART_ROWS, pa.array([count] * count, pa.int64()))
 
 
 class PartScorer:

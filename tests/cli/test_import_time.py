@@ -45,6 +45,12 @@ def test_help_and_mistyped_commands_import_no_command() -> None:
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, ""), done.stderr
 
 
+def test_processes_that_read_for_scoring_import_no_torch() -> None:
+    code = "import sys, cxr.inference.read; print(*{'torch', 'ray'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
 @pytest.mark.parametrize(
     ("names", "heavy"),
     [

@@ -25,7 +25,7 @@ from cxr.families.compatibility import check_enhancement, check_raw
 from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import fit
 from cxr.imaging.lung_bbox import LungSquare
-from cxr.inference.plan import plan_scoring, read_rows
+from cxr.inference.plan import plan_scoring
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 from cxr.sources.options import Labeling, ReadOptions
@@ -82,7 +82,7 @@ def test_training_shards_equal_the_pixels_of_scoring(archive: str, tmp_path: Pat
     info = shards.read_info(made)
     assert info.enhancement == DONE
     plan = plan_scoring(archive, saved(tmp_path / "kept", RECIPE), ReadOptions())
-    rows = pa.concat_tables(read_rows(part.rows, plan, "off") for part in plan.parts)
+    rows = pa.concat_tables(plan.reader("off").rows(part.rows) for part in plan.parts)
     seen = dict(zip(rows[schema.IMAGE_ID].to_pylist(), rows[schema.PIXELS].to_pylist(), strict=True))
     assert stored(made) == seen
     assert stored(ensure_shards(options, str(tmp_path / "plain"), PLAIN)) != seen
