@@ -10,7 +10,7 @@ WANTED := --no-build-isolation -e .[dev]
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo check lint test test-all coverage test-gpu clean
+.PHONY: help install demo check lint test tests test-all coverage test-gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -34,12 +34,15 @@ lint: install
 	ruff format --check .
 	basedpyright
 
-check test test-all coverage: export OMP_NUM_THREADS ?= 1
+check tests test-all coverage: export OMP_NUM_THREADS ?= 1
 
 check: lint  ## lint, types, the fast tests
 	$(PYTEST) -m "not ray and not slow and not gpu"
 
-test: lint  ## lint, types, all tests that need no GPU, no network and no patience
+test: install  ## lint, types, all tests that need no GPU, no network and no patience
+	$(MAKE) --no-print-directory -j 2 lint tests
+
+tests: install
 	$(PYTEST) -m "not slow and not gpu"
 
 test-all: lint  ## the slow tests too
