@@ -188,21 +188,24 @@ BOX_SCORES = pa.schema([(PRED_BOXES, pa.list_(PRED_BOX_TYPE))])  # added by fami
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """Format of the column `pixels`: `size` x `size`, 8 or 16 bits, full range [0, 2**bits − 1]."""
+    """Format of the column `pixels`: `size` x `size`, 8 or 16 bits, full range [0, 2**bits − 1].
+
+    32 bits are float32 in [0, 1]: for scoring originals, never stored.
+    """
 
     size: int = 256
     bits: int = 8
 
     def __post_init__(self) -> None:
-        if self.bits not in (8, 16) or not 16 <= self.size <= 4096:
+        if self.bits not in (8, 16, 32) or not 16 <= self.size <= 4096:
             raise ValueError(
-                f"expected 16 to 4096 pixels and 8 or 16 bits, got {self.size} pixels and {self.bits} bits: "
+                f"expected 16 to 4096 pixels and 8, 16 or 32 bits, got {self.size} pixels and {self.bits} bits: "
                 "correct the pixel format"
             )
 
     @property
     def dtype(self) -> np.dtype:
-        return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
+        return np.dtype({8: np.uint8, 16: np.uint16, 32: np.float32}[self.bits])
 
     @property
     def row_bytes(self) -> int:

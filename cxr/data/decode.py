@@ -84,7 +84,7 @@ class Square(Protocol):
         ...
 
     def crop(self, pixels_HW: np.ndarray, size: int) -> np.ndarray:
-        """The square resized to (size, size), uint8 or uint16."""
+        """The square resized to (size, size), uint8, uint16, or float32 in [0, 1]."""
         ...
 
     def transform(self, size: int) -> ResizeTransform:

@@ -51,6 +51,7 @@ def save(
     data: Mapping[str, Any] | None = None,
     reading: Mapping[str, Any] | None = None,
     resume: Mapping[str, Any] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint of `task` to a local folder.
 
@@ -58,6 +59,7 @@ def save(
         weights: the network state to score with.
         data: the images that it was trained on, for the model card: `source`, and `images` by split.
         reading: which images of the archive were used; see `ReadOptions.describe`.
+        origin: where imported weights come from; see `families.public_weights`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS).write_bytes(weight_files.to_safetensors(weights))
@@ -74,6 +76,7 @@ def save(
         "data": dict(data or {}),
         "reading": dict(reading or {}),
         "learned": task.describe(),
+        **({"origin": dict(origin)} if origin else {}),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
         "sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),

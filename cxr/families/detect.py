@@ -63,9 +63,8 @@ UNKNOWN = "unknown"  # of an augmented batch: (B, K, 5) regions in which a findi
 SHOWN_IMAGES, SHOWN_SCORE = 6, 0.1
 
 CONVERSION = (
-    "Ultralytics' own files (yolov5nu.pt) contain code, which is not run here. If you trust a file, convert it to a "
-    'state dict: python -c "import torch, ultralytics; '
-    "torch.save(ultralytics.YOLO('yolov5nu.pt').model.float().state_dict(), 'yolov5nu_weights.pt')\""
+    "Ultralytics' own files (yolov5nu.pt) contain code, which is not run here. If you trust a file, import it: "
+    "cxr import-weights --from ultralytics --file yolov5nu.pt --trust --out yolov5nu"
 )
 
 

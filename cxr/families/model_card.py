@@ -69,7 +69,7 @@ def model_card(about: Mapping[str, Any]) -> str:
         "Limits": _LIMITS + (_CLASSIFIER_LIMITS if schema.PROBABILITIES in recipe.score_columns.names else ""),
         "How to use it": _USE,
         "Settings": _settings(recipe),
-        "License": _LICENSE,
+        "License": _license(about.get("origin")),
         "Provenance": _provenance(about),
     }
     title = f"# Chest X-ray model of family `{recipe.family}`\n\n{inspect.getdoc(kind)}\n"
@@ -84,6 +84,17 @@ Give the folder that contains this file, or its URI:
 
 In Python, `cxr.load("FOLDER").predict(["image.dcm"])` returns a table of the scores above.
 """
+
+
+def _license(origin: Mapping[str, Any] | None) -> str:
+    if not origin:
+        return _LICENSE
+    where = f" from {origin['source_url']}" if origin["source_url"] else ""
+    return (
+        f"The software cxr is licensed under AGPL-3.0-or-later. These weights were not trained with it: they were "
+        f"imported from {origin['library']}, file {origin['file']}{where}, SHA-256 {origin['sha256']}. Their license "
+        f"is {origin['license']}. The images that they were trained on may have terms of their own.\n"
+    )
 
 
 def _scores(recipe: Recipe, findings: Sequence[str]) -> str:

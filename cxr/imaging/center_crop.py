@@ -11,6 +11,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from cxr.imaging.geometry import ResizeTransform, cut
+from cxr.imaging.image import to_bits
 
 Resampling = Literal["area", "gaussian"]
 CENTER = "center"  # value in column `crop_status`
@@ -55,7 +56,7 @@ class CenterSquare:
         return ResizeTransform(scale, scale, self.x, self.y)
 
     def crop(self, pixels_HW: np.ndarray, size: int) -> np.ndarray:
-        """The square resized to (size, size). area: same dtype, see `geometry.cut`. gaussian: uint16, full range.
+        """The square resized to (size, size). area: same dtype, see `geometry.cut`. gaussian: float32 in [0, 1].
 
         gaussian is `skimage.transform.resize` of gray values between -1 and 1, which is what TorchXRayVision does: a
         Gaussian filter whose standard deviation is (factor - 1) / 2 pixels, and linear interpolation. Beyond the
@@ -64,10 +65,9 @@ class CenterSquare:
         end = self.x + self.side, self.y + self.side
         if self.resampling == "area":
             return cut(pixels_HW, (self.x, self.y), end, size)
-        white = np.float32(np.iinfo(pixels_HW.dtype).max)
-        square = pixels_HW[self.y : end[1], self.x : end[0]].astype(np.float32) / white - np.float32(0.5)
+        square = to_bits(pixels_HW[self.y : end[1], self.x : end[0]], 32) - np.float32(0.5)
         weights = _gaussian_weights(self.side, size)
-        return np.rint((weights @ square @ weights.T + 0.5) * 65535).clip(0, 65535).astype(np.uint16)
+        return (weights @ square @ weights.T + np.float32(0.5)).clip(0, 1)
 
 
 def center_square(pixels_HW: np.ndarray, resampling: Resampling) -> CenterSquare:

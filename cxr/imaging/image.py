@@ -56,11 +56,18 @@ class EncodedImage:
 
 
 def to_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """Convert full-range pixels to uint8 (`bits` 8) or uint16 (16); 255 corresponds to 65,535."""
-    assert bits in (8, 16)
-    assert pixels.dtype in (np.uint8, np.uint16)
+    """Convert full-range pixels to uint8 (`bits` 8), uint16 (16) or float32 (32).
+
+    255, 65,535 and 1.0 correspond to each other.
+    """
+    assert bits in (8, 16, 32)
+    assert pixels.dtype in (np.uint8, np.uint16, np.float32)
     if pixels.dtype.itemsize * 8 == bits:
         return pixels
+    if bits == 32:
+        return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+    if pixels.dtype == np.float32:
+        return np.rint(pixels * np.float32(2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
     if bits == 16:
         return pixels.astype(np.uint16) * np.uint16(257)
     return cv2.convertScaleAbs(pixels, alpha=1 / 257)

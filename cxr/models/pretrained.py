@@ -245,7 +245,7 @@ def from_uri(uri: str) -> dict[str, Tensor]:
         NotFoundError: there is nothing at the URI.
         NotWeightsError: it is not a state dict.
     """
-    return _with_current_names(weight_files.read(uri))
+    return with_current_names(weight_files.read(uri))
 
 
 def about_of(uri: str) -> dict[str, Any] | None:
@@ -276,14 +276,12 @@ def from_torchvision(network: str, name: str) -> Mapping[str, Tensor]:
         )
     try:
         with _socket_timeout():
-            return _with_current_names(
-                known[name].get_state_dict(progress=False, check_hash=True, map_location="cpu")
-            )
+            return with_current_names(known[name].get_state_dict(progress=False, check_hash=True, map_location="cpu"))
     except (RuntimeError, EOFError, HTTPException, pickle.UnpicklingError) as error:  # wrong hash; truncated file
         raise OSError(str(error).partition("\n")[0]) from error
 
 
-def _with_current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict with today's names of DenseNet's layers; torchvision's files still say `denselayer1.norm.1`."""
     return {_OLD_DENSENET_NAME.sub(r"\1\2", name): values for name, values in state.items()}
 

@@ -54,7 +54,7 @@ def _read_file(uri: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise NotWeightsError(
             f"{uri} holds Python objects, which are not loaded: expected a state dict of tensors. If you trust the "
-            f"file, convert it with jobs/import_weights.py"
+            f"file, import it with cxr import-weights"
         ) from error
     except Exception as error:
         reason = str(error).partition("\n")[0]

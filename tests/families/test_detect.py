@@ -357,7 +357,7 @@ def test_weights_are_loaded_and_pickles_are_rejected(tmp_path: Path) -> None:
     assert torch.equal(task.network.state_dict()[first], network.state_dict()[first])
     torch.save({"model": network}, tmp_path / "pickle.pt")
     for name in ("pickle.pt", "yolov5nu.pt"):
-        with pytest.raises(UserError, match="convert it to a state dict: python -c"):
+        with pytest.raises(UserError, match="import it: cxr import-weights"):
             RECIPE.replace(pretrained=str(tmp_path / name)).resolve_weights(out)
     with pytest.raises(UserError, match="YOLOv5 of this size"):
         RECIPE.replace(architecture="yolov5s", pretrained=str(tmp_path / "state.pt")).resolve_weights(

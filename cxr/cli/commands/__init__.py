@@ -218,6 +218,7 @@ COMMANDS: dict[str, Command] = {
             preset="demo",
             own_module="tune_pneumothorax",
         ),
+        Command("import-weights", "import_weights"),
         Command("score", "score_archive"),
         Command("evaluate", "evaluate_run"),
         Command("report", "report_run"),
