@@ -23,11 +23,12 @@ from cxr.families.capabilities import Embedder, HeatMaps
 from cxr.families.checkpoint import Checkpoint
 from cxr.imaging.geometry import ResizeTransform
 from cxr.inference.explanation import HeatMap
-from cxr.inference.inputs import Chunk, Images, archive_uri, chunks
+from cxr.inference.inputs import Images, archive_uri, chunks
 from cxr.inference.plan import plan_scoring, rows_per_part
+from cxr.inference.read import PartReader
 from cxr.inference.scorer import Scorer
 from cxr.schema import PixelFormat
-from cxr.sources.options import ALL_IMAGES, ReadOptions
+from cxr.sources.options import ALL_IMAGES, GateMode, ReadOptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -218,7 +219,8 @@ class Predictor:
         first, *others = chunks(images, MOST_SHOWN + 1)
         if others or first.manifest.num_rows > MOST_SHOWN:
             raise UserError(f"expected at most {MOST_SHOWN} images in a figure, got more: make several figures")
-        recipe, (rows, pixels) = self._model.recipe, self._rows(first, ALL_IMAGES)
+        recipe, pixels = self._model.recipe, self._pixels
+        rows = self._reader(ALL_IMAGES.gate).rows(first.manifest, first.contents)
         originals = make_rows(first.manifest, PICTURE, contents=first.contents)
         has_heat_maps = isinstance(recipe, HeatMaps)
         located = has_heat_maps or {schema.PRED_BOXES, schema.PRED_MASK_RLE} & {*recipe.score_columns.names}
@@ -254,18 +256,10 @@ class Predictor:
             yield from ((rows, plan.pixels, plan.encoded) for rows in prefetched(parts, depth=1))
             return
         for chunk in chunks(images, min(self._scorer.batch_size, rows_per_part(self._pixels))):
-            yield *self._rows(chunk, reading), False
+            yield self._reader(reading.gate).rows(chunk.manifest, chunk.contents), self._pixels, False
 
-    def _rows(self, chunk: Chunk, reading: ReadOptions) -> tuple[pa.Table, PixelFormat]:
-        rows = make_rows(
-            chunk.manifest,
-            self._pixels,
-            contents=chunk.contents,
-            crop=self._crop.loaded() if self._crop else None,
-            enhance=self._model.recipe.enhancement,
-            check=reading.gate,
-        )
-        return rows, self._pixels
+    def _reader(self, check: GateMode) -> PartReader:
+        return PartReader(self._pixels, self._crop, self._model.recipe.enhancement, check)
 
 
 def _unit(picture: np.ndarray) -> np.ndarray:

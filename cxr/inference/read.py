@@ -5,13 +5,14 @@ Imports neither torch nor Ray: torch would cost each reading process seconds and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import pyarrow as pa
 
 from cxr import schema, storage
-from cxr.data.decode import CropSettings, make_rows
+from cxr.data.decode import Content, CropSettings, make_rows
 from cxr.imaging.enhance import Enhancement
 from cxr.schema import PixelFormat
 from cxr.sources.options import GateMode
@@ -29,13 +30,16 @@ class PartReader:
     enhance: Enhancement | None
     check: GateMode
 
-    def rows(self, part: pa.Table) -> pa.Table:
-        """The rows (`schema.row_schema`) of a part: those of its shard file, or the images of its manifest."""
+    def rows(self, part: pa.Table, contents: Sequence[Content | None] | None = None) -> pa.Table:
+        """The rows (`schema.row_schema`) of a part: those of its shard file, or the images of its manifest, some of
+        which may be in memory (see `data.decode.make_rows`)."""
         if SHARD in part.column_names:
             stored = storage.read_parquet(part[SHARD][0].as_py())
             return schema.conform_to_schema(stored, schema.row_schema(self.pixels))
         crop = self.crop.loaded() if self.crop else None
-        return make_rows(part, self.pixels, crop=crop, enhance=self.enhance, check=self.check)
+        return make_rows(
+            part, self.pixels, contents=contents, crop=crop, enhance=self.enhance, check=self.check
+        )
 
     def labeled_rows(self, part: pa.Table) -> pa.Table:
         """The rows of a part that has the columns PART and PART_ROWS, with these columns."""

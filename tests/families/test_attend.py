@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -306,6 +307,24 @@ def test_predicted_boxes_are_mapped_back_through_alignment() -> None:
     assert [len(boxed) for boxed in predict_boxes(logits, theta, BoxRule())] == [2] * 5
     back = warp_boxes(torch.from_numpy(found[0].boxes_N4)[None].float(), invert(theta[:1]))
     assert back[0, 0].numpy() == pytest.approx(np.array([1, 2, 4, 5]) / 8, abs=0.1)
+
+
+def test_heat_maps_are_hot_where_the_boxes_are(aligner: tuple[AttendRecipe, str]) -> None:
+    """In the frame of the image, which the aligner rotates and shifts."""
+    task, images = task_of(aligner[0]), batch()
+    task.begin(some, SingleProcess())
+    logits = torch.full((8, 2, 8, 8), -12.0)
+    logits[:, 0, 3:5, 2:5] = 3
+    with mock.patch.object(ContrastAttention, "forward", return_value=logits), torch.inference_mode():
+        maps = task.recipe.heat_maps(task.network, images)
+        boxes = task.recipe.predicted_boxes(task.recipe.predict(task.network, images))
+    assert maps[:, 1].max() < 0.001
+    for map_hw, predicted in zip(maps[:, 0], boxes, strict=True):
+        hot_yx = (map_hw > 0.5 * map_hw.max()).nonzero().float() + 0.5
+        center_xy = hot_yx.mean(0).flip(0).numpy() / len(map_hw)
+        box = predicted.boxes_N4[predicted.index_N == 0][0]
+        assert center_xy == pytest.approx((box[:2] + box[2:]) / 2, abs=0.015)
+    assert np.abs(center_xy - np.array([3.5, 4]) / 8).max() > 0.03  # alignment has moved it
 
 
 def test_overlap_compares_the_first_box_with_the_best_true_box() -> None:
