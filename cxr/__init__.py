@@ -19,3 +19,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(predictor, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Names for tab completion, with those that have not been imported yet."""
+    return sorted({*globals(), *__all__})

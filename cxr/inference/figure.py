@@ -113,7 +113,8 @@ def _heat(
     picture, transform = original
     if row[schema.ERROR] is not None:
         return Overlay(row[schema.IMAGE_ID], "", picture)
-    shown = findings.index(finding) if finding else int(np.nanargmax(row[schema.PROBABILITIES]))
+    probabilities = row[schema.PROBABILITIES]
+    shown = findings.index(finding) if finding else int(np.argmax(np.nan_to_num(probabilities)))
     to_picture = heat_map.transform.then(transform.inverse())
     heat = map_to_original(heat_map.maps[shown], to_picture, *picture.shape)
-    return Overlay(row[schema.IMAGE_ID], findings[shown], heated(picture, heat))
+    return Overlay(row[schema.IMAGE_ID], f"{findings[shown]} {probabilities[shown]:.2f}", heated(picture, heat))

@@ -69,6 +69,7 @@ def test_nothing_but_the_network_is_loaded_and_nothing_is_written(
 import sys
 import cxr
 print(cxr.__version__, *(name for name in ("torch", "pyarrow", "numpy", "cv2") if name in sys.modules))
+assert {{"load", "Predictor"}} <= {{*dir(cxr)}}
 model = cxr.load({str(checkpoints["aecnn"])!r})
 model.predict({str(file)!r}, on_error="raise")
 print(*(name for name in ("ray", "matplotlib", "ultralytics") if name in sys.modules))
