@@ -37,9 +37,7 @@ class PartReader:
             stored = storage.read_parquet(part[SHARD][0].as_py())
             return schema.conform_to_schema(stored, schema.row_schema(self.pixels))
         crop = self.crop.loaded() if self.crop else None
-        return make_rows(
-            part, self.pixels, contents=contents, crop=crop, enhance=self.enhance, check=self.check
-        )
+        return make_rows(part, self.pixels, contents=contents, crop=crop, enhance=self.enhance, check=self.check)
 
     def labeled_rows(self, part: pa.Table) -> pa.Table:
         """The rows of a part that has the columns PART and PART_ROWS, with these columns."""
