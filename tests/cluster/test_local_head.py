@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "cluster" / "local_head.py"
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = REPOSITORY / "cluster" / "local_head.py"
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -70,3 +72,14 @@ def test_the_head_is_private_and_stops_when_interrupted_during_a_job(head, tmp_p
     assert process.wait(60) == 0
     assert not running(family)
     assert not token.parent.exists()
+
+
+def test_a_submitted_command_and_its_script_do_the_same(head, tmp_path: Path) -> None:
+    _, variables = head
+    results = []
+    for how, program in (([], ["cxr", "phantom"]), (["--working-dir", "."], ["python", "jobs/make_phantom.py"])):
+        out = tmp_path / program[0]
+        submit = ["ray", "job", "submit", *how, "--", *program, "--count", "1", "--size", "64", "--out", str(out)]
+        subprocess.run(submit, cwd=REPOSITORY, env=os.environ | variables, check=True, capture_output=True)
+        results.append(json.loads((out / "result.json").read_text()))
+    assert [(result["job"], result["images"]) for result in results] == [("phantom", 1), ("phantom", 1)]
