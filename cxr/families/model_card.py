@@ -109,7 +109,7 @@ def _data(recipe: Recipe, about: Mapping[str, Any]) -> str:
     if not data:
         return "The archives and numbers of images are not recorded.\n"
     rows = [(split, f"{count:,}", _used(split, recipe)) for split, count in data["images"].items()]
-    text = f"Source: {data['source']}.\n\n" + markdown(("split", "images", "used for"), rows)
+    text = f"X-rays in the layout of {data['source']}.\n\n" + markdown(("split", "images", "used for"), rows)
     if data.get("rejects"):
         text += f"\n{data['rejects']:,} more images could not be used.\n"
     if about.get("reading"):

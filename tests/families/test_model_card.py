@@ -54,7 +54,7 @@ def test_every_family_has_a_card(family: str, tmp_path: Path) -> None:
     assert ["size", f"{recipe.size} x {recipe.size} pixels"] in rows
     assert ["SHA-256 of the weights", f"`{about['sha256']}`"] in rows
     assert ["torch", about["versions"]["torch"]] in rows
-    assert "chestxray14 + padchest" in card
+    assert "X-rays in the layout of chestxray14 + padchest." in card
     assert "4 more images could not be used" in card
     assert "not a medical device" in card
     assert "AGPL-3.0" in card

@@ -84,11 +84,11 @@ def test_a_raw_archive_trains_on_the_images_that_its_shards_have(tmp_path: Path)
     assert raw.epochs == stored.epochs == 1
     for fitted in (raw, stored):
         data = checkpoint_files.read_about(fitted.checkpoint)["data"]
-        assert data["source"] == "phantom"
+        assert data["source"] == "chestxray14", "the layout of phantoms"
         assert {split: data["images"][split] for split in ("train", "val")} == {
             split: made.counts[split] for split in ("train", "val")
         }
-        assert "Source: phantom." in storage.read_bytes(f"{fitted.checkpoint}/README.md").decode()
+        assert "X-rays in the layout of chestxray14." in storage.read_bytes(f"{fitted.checkpoint}/README.md").decode()
     for name in ("group_correlation_before", "pixel_std_before"):  # of all validation images, as they are
         assert raw.metrics[name] == pytest.approx(stored.metrics[name], rel=1e-4)
     assert 0 < read_metrics(str(tmp_path / "raw"))[0]["train/loss"] < 10
