@@ -97,7 +97,8 @@ def export(saved: Checkpoint, stored_size: int = 0, *, prepared: bool = False) -
     stored_size = stored_size or saved.recipe.size
     if stored_size < saved.recipe.size:
         raise UserError(
-            f"stored_size: expected at least the network's input size, {saved.recipe.size} px, got {stored_size} px"
+            f"stored_size: expected at least the network's input size, {saved.recipe.size} px, got {stored_size} px: "
+            f"give a larger one, or 0 for the input size"
         )
     steps = preparation(saved)
     if steps and not prepared:
