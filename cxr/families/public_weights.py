@@ -13,7 +13,7 @@ import hashlib
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,6 +29,7 @@ from cxr.families.classify import ClassifyRecipe
 from cxr.families.detect import DetectRecipe
 from cxr.families.torchxrayvision_weights import FINDINGS, PUBLISHED, RELEASE, PublishedWeights
 from cxr.models import pickled_modules, pretrained, weight_files
+from cxr.models.image_backbone import timm_network
 from cxr.models.pretrained import Fit
 from cxr.models.weight_files import NotWeightsError
 from cxr.models.yolo import Yolo, YoloSize
@@ -231,7 +232,8 @@ def _fitting_classifier(state: Mapping[str, Tensor], findings: Sequence[str], si
         if given != own:
             reasons.append(f"{backbone} has {own} tensors")
             continue
-        return recipe, network, recipe.load_backbone(network, state)
+        fit = recipe.load_backbone(network, state)
+        return recipe, network, replace(fit, loaded=fit.loaded + 2, unused=())  # the head is loaded, too
     raise ValueError(f"expected one of {', '.join(_XRV_BACKBONES)}, but {' and '.join(reasons)}")
 
 
@@ -258,13 +260,9 @@ def _ultralytics(opened: Opened, out: str, origin: Mapping[str, Any], findings: 
 
 def _backbone(opened: Opened, out: str, origin: Mapping[str, Any], name: str) -> Imported:
     """Weights under timm's names, at the size at which timm has the network."""
-    import timm  # imported here because it takes seconds
-
     if not name:
         raise UserError("expected timm's name of the network, such as vit_base_patch14_dinov2: give it as --name")
-    if not timm.is_model(name):
-        raise UserError(f"name: timm has no network {name}; `timm.list_models` lists the names")
-    network = timm.create_model(name, pretrained=False, num_classes=0)
+    network = timm_network(name)
     fit = pretrained.load(network, opened.state, name)
     origin = {**origin, "network": name, "backbone": f"timm:{name}", "fit": fit.describe()}
     storage.write_bytes(

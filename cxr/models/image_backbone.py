@@ -21,6 +21,11 @@ from cxr.models.receptive_field import ReceptiveField, receptive_fields
 
 SMALL = "small"  # a ResNet with a quarter of a million parameters, for CPUs
 TIMM = "timm:"
+EVA_X = {  # EVA-X (Yao et al. 2024): EVA-02 with patches of 16 instead of 14 pixels
+    "eva_x_tiny_patch16": "eva02_tiny_patch14_224",
+    "eva_x_small_patch16": "eva02_small_patch14_224",
+    "eva_x_base_patch16": "eva02_base_patch14_224",
+}
 TORCHVISION = (
     "convnext",
     "densenet",
@@ -197,20 +202,32 @@ def _set_channels(body: nn.Module, channels: int) -> None:
     setattr(body.get_submodule(parent), last, stem)
 
 
+def timm_network(name: str, **settings: Any) -> nn.Module:
+    """A network of timm, or one of `EVA_X`, with random weights and without a classifier.
+
+    Raises:
+        UserError: there is no such network.
+        TypeError: the network does not have one of the settings.
+    """
+    import timm  # imported here because it takes seconds
+
+    if name in EVA_X:
+        name, settings = EVA_X[name], {"patch_size": 16, "ref_feat_shape": (14, 14), **settings}
+    if not timm.is_model(name):
+        raise UserError(f"backbone: timm has no network {name}; `timm.list_models` lists the names")
+    return timm.create_model(name, pretrained=False, num_classes=0, **settings)
+
+
 class TimmBackbone(ImageBackbone):
     """A network of timm without its classifier. Its features are (B, C, h, w), (B, h, w, C) or tokens (B, N, C)."""
 
     def __init__(self, name: str, channels: int, size: int, *, pools: bool) -> None:
         super().__init__()
-        import timm  # imported here because it takes seconds
-
-        settings: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": channels}
-        if not timm.is_model(name):
-            raise UserError(f"backbone: timm has no network {name}; `timm.list_models` lists the names")
+        settings: dict[str, Any] = {"in_chans": channels}
         try:
-            body: Any = timm.create_model(name, img_size=size, **settings)
+            body: Any = timm_network(name, img_size=size, **settings)
         except TypeError:  # networks without position embeddings take any size
-            body = timm.create_model(name, **settings)
+            body = timm_network(name, **settings)
         self.class_token = pools and getattr(body, "global_pool", "") == "token"
         if not pools:
             body.reset_classifier(0, "")  # then `forward_head` only normalizes

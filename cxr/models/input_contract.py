@@ -134,6 +134,12 @@ CONTRACTS: Mapping[str, InputContract] = {
     "unit": UNIT,
     "imagenet": IMAGENET,  # torchvision's and most of timm's weights
     "dinov2": IMAGENET.replace(size=518),  # Oquab et al. 2023: ImageNet's normalization, last trained at 518 px
+    "rad-dino": InputContract(  # Perez-Garcia et al. 2024, preprocessor_config.json of microsoft/rad-dino
+        size=518, channels=3, mean=(0.5307,) * 3, std=(0.2583,) * 3, crop="center"
+    ),
+    "eva-x": InputContract(  # Yao et al. 2024, classification/utils/datasets.py of github.com/hustvl/EVA-X
+        size=224, channels=3, mean=(0.49185243,) * 3, std=(0.28509309,) * 3
+    ),
     "clip": InputContract(  # Radford et al. 2021, clip.py of github.com/openai/CLIP
         size=224,
         channels=3,

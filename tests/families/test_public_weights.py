@@ -79,6 +79,7 @@ def test_a_densenet_of_torchxrayvision_gives_the_same_outputs(xrv: Any, tmp_path
     torch.save(network, tmp_path / "densenet.pt")
     result = imported(tmp_path / "densenet.pt", "torchxrayvision", tmp_path / "out")
 
+    assert result.fit.unused == ()
     trained = [i for i in range(18) if i != 5]
     assert result.findings == tuple(FINDINGS[i] for i in trained)
     p = probabilities(result.uri, paths)
