@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import shutil
 import sys
 import textwrap
@@ -19,7 +20,15 @@ _HELP = ("-h", "--help")
 
 def main() -> None:
     """Run the command line of `cxr`."""
-    words = sys.argv[1:]
+    try:
+        _main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `cxr score --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it ends
+        sys.exit(1)
+
+
+def _main(words: list[str]) -> None:
     if words and words[0].replace("_", "-") in COMPLETION:
         from cxr.cli.completion import write_completion
 

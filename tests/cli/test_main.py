@@ -93,6 +93,17 @@ def test_options_are_those_of_the_family(monkeypatch: pytest.MonkeyPatch, capsys
     assert "--epochs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ["--help", "score --help", "info"])
+def test_a_reader_that_stops_early_causes_no_traceback(words: str) -> None:
+    command = [sys.executable, "-m", "cxr.cli.main", *words.split()]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(100) == 1
+
+
 def test_a_script_runs_its_command(tmp_path: Path) -> None:
     out = tmp_path / "phantom"
     for program in (["jobs/make_phantom.py"], ["-m", "cxr.cli.main", "phantom"]):

@@ -241,7 +241,7 @@ COMMANDS: dict[str, Command] = {
 }
 
 GROUPS = {
-    "train": ("FAMILY", "Train a network of a family."),
+    "train": ("FAMILY", "Train a network of a family, or one that cxr ships (gate, phantom-lungs)."),
     "tune": ("FAMILY", "Search a family's settings with Ray Tune and Optuna."),
     "export": ("FORMAT", "Write scores or checkpoints in the format of other software."),
     "benchmark": ("NAME", "Compare with other methods, or measure speed."),
