@@ -289,8 +289,14 @@ class ClassifyTask(ClassifierTask):
         return {recipe.loss: (loss_BF * (labels_BF != schema.UNKNOWN)).mean()}
 
     def save_pictures(self, batches: Batches, folder: Path, image_ids: Sequence[str]) -> None:
-        """heat_maps.png: images, and the heat map of a finding of each image, or else of the most probable one."""
-        batch = {name: values[:PICTURED] for name, values in next(iter(batches())).items()}
+        """heat_maps.png: images, those with findings first, and the heat map of one finding of each.
+
+        It is the most probable finding among those that the image is labeled with, or else among all.
+        """
+        batch = next(iter(batches()))
+        without_B = (batch[schema.LABELS] != schema.POSITIVE).all(1)
+        index = without_B.int().argsort(stable=True)[:PICTURED]
+        batch = {name: values[index] for name, values in batch.items()}
         with torch.inference_mode():
             p_BF = self.recipe.probabilities(self.network, batch)
         heat = self.recipe.heat_maps(self.network, batch).cpu().numpy()
@@ -308,7 +314,7 @@ class ClassifyTask(ClassifierTask):
         ]
         figure = figures.picture_rows(
             {"image": images, "heat map of the finding below": np.stack(maps)},
-            image_ids[: len(images)],
+            [image_ids[i] for i in index.tolist()],
             notes=notes,
             scale=("evidence", attention.scale_strip()),
         )
