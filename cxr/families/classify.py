@@ -314,7 +314,7 @@ class ClassifyTask(ClassifierTask):
         ]
         figure = figures.picture_rows(
             {"image": images, "heat map of the finding below": np.stack(maps)},
-            [image_ids[i] for i in index.tolist()],
+            [image_ids[int(i)] for i in index],
             notes=notes,
             scale=("evidence", attention.scale_strip()),
         )
