@@ -19,6 +19,7 @@ from cxr.families.base import Recipe
 from cxr.families.presets import RECIPE_FILE
 from cxr.reporting import pareto
 from cxr.reporting.trials import trials_table, write_search_pictures, write_trials
+from cxr.training.mlflow_log import MlflowLog
 from cxr.training.options import SEARCH, RunOptions, SearchOptions, check_resume
 from cxr.training.search import objectives_of, search, searched
 
@@ -48,8 +49,12 @@ def tune_job(
     pictures = picture(best.checkpoint, data, out)
     maximize = recipe.mode == "max"
     storage.write_json(storage.join(out, RECIPE_FILE), recipe.replace(**best.sampled).to_dict())
-    pictures += write_search_pictures(trials, space, recipe.monitor, maximize, out, objectives)
-    pictures += pareto.write_picture(trials, objectives, out)
+    figures = write_search_pictures(trials, space, recipe.monitor, maximize, out, objectives)
+    figures += pareto.write_picture(trials, objectives, out)
+    tracked = MlflowLog.of(out)
+    tracked.send_pictures(pictures)
+    tracked.send_files([table, *figures])
+    pictures += figures
     print_result(best.metrics, best.checkpoint, pictures)
     return {
         "checkpoint": best.checkpoint,

@@ -24,7 +24,9 @@ from cxr.models import pretrained
 from cxr.reporting import folds
 from cxr.runtime import cluster
 from cxr.schema import PixelFormat
+from cxr.training import mlflow_log
 from cxr.training.fit import begun_with, fit, room
+from cxr.training.mlflow_log import MlflowLog
 from cxr.training.options import RunOptions, check_resume
 from cxr.training.shared_pretraining import prepare
 from cxr.training.sweep import train_all
@@ -100,6 +102,7 @@ def resolve_environment(recipe: SomeRecipe, out: str, run: RunOptions) -> SomeRe
 
 def connect(out: str, archive: ArchiveOptions, run: RunOptions) -> None:
     """Join or start a Ray cluster, and check that it reaches `out` and has room for the run."""
+    mlflow_log.check_installed()
     cluster.connect()
     cluster.check_shared(out)
     room(run, raw=archive.stream)
@@ -118,6 +121,7 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
     data = ensure_shards(archive, out, recipe)
     fitted = fit(recipe, data, out, run, reading=archive.reading)
     pictures = picture(fitted.checkpoint, data, out)
+    MlflowLog.of(out).send_pictures(pictures)
     print_result(fitted.metrics, fitted.checkpoint, pictures)
     return {
         "checkpoint": fitted.checkpoint,

@@ -23,6 +23,8 @@ PASSED_ON = (  # variables for workers, whose environment is that of their machi
     "CXR_DECODE_SECONDS",
     "CXR_DECODE_MEMORY_GIB",
     "CXR_STALL_WARNING_S",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_EXPERIMENT_NAME",
 )
 OOM_RETRIES = 5  # attempts for a task that the node killed because memory ran out; Ray itself sets no limit
 STARTS = 3  # attempts to start a cluster on this machine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray.train
@@ -30,6 +30,7 @@ from cxr.runtime import cluster, ray_private
 from cxr.runtime.user_errors import user_error_in
 from cxr.sources import find_source
 from cxr.sources.options import ALL_IMAGES, ReadOptions
+from cxr.training.mlflow_log import MlflowLog
 from cxr.training.options import CHECKPOINT_SCORE, RunOptions, check_resume
 from cxr.training.run_log import RunLog, best_row, read_metrics
 from cxr.training.session import InProcessSession
@@ -62,6 +63,7 @@ def fit(
     callbacks: Sequence[UserCallback] = (),
     in_process: bool = False,
     show_epochs: bool = True,
+    search_log: MlflowLog | None = None,
 ) -> Fitted:
     """Train `recipe` on the train split of `archive` (shards, or a raw archive), validating on its val split; or, in
     folds, on all of these two splits' patients but one fold, which validates.
@@ -74,6 +76,7 @@ def fit(
         in_process: train in this process, which must hold the resources of a worker, instead of in a worker group;
             for one worker. Whoever started the process starts it again if it dies.
         show_epochs: show a line for each epoch; for several runs at the same time, leave them to programs.
+        search_log: the MLflow log of the search that this run is a trial of.
 
     Raises:
         UserError: the recipe names weights other than by URI; OUT contains a run and `options.resume` is off, or it
@@ -103,20 +106,27 @@ def fit(
         "average": options.average_checkpoints,
         "threads": options.cpus_per_worker,
     }
-    callbacks = [RunLog(out, name, recipe.monitor, show=show_epochs), *callbacks]
-    if in_process:
-        assert options.workers == 1
-        session = InProcessSession(out, name, recipe.monitor, recipe.mode, options.num_to_keep, callbacks, datasets)
-        return _finish(train_in_process(config, session), recipe, out, name)
-    trainer = ray_private.torch_trainer(
-        train_worker,
-        train_loop_config=config,
-        scaling_config=_scaling(options, gpu),
-        run_config=_run_config(recipe, out, name, options, callbacks),
-        datasets=datasets,
-        dataset_config=ExactlyOnceDataConfig() if datasets else None,
-    )
-    return _finish(_result(trainer).return_value or {}, recipe, out, name)
+    settings = {"archive": archive, **asdict(replace(options, resume=False))}
+    with MlflowLog.begin(out, recipe, settings, search_log) as tracked:
+        callbacks = [RunLog(out, name, recipe.monitor, show=show_epochs), tracked, *callbacks]
+        if in_process:
+            assert options.workers == 1
+            keep = options.num_to_keep
+            session = InProcessSession(out, name, recipe.monitor, recipe.mode, keep, callbacks, datasets)
+            returned = train_in_process(config, session)
+        else:
+            trainer = ray_private.torch_trainer(
+                train_worker,
+                train_loop_config=config,
+                scaling_config=_scaling(options, gpu),
+                run_config=_run_config(recipe, out, name, options, callbacks),
+                datasets=datasets,
+                dataset_config=ExactlyOnceDataConfig() if datasets else None,
+            )
+            returned = _result(trainer).return_value or {}
+        fitted = _finish(returned, recipe, out, name)
+        tracked.send_best(fitted.metrics, fitted.checkpoint)
+        return fitted
 
 
 def begun_with(out: str, name: str = "train") -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,7 @@ class RunLog(UserCallback):
         self._board: Board | None = None
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        row = {key: value for key, value in metrics[0].items() if key not in ("applied", CHECKPOINT_SCORE)}
-        if row.get("stage") != AVERAGE:
-            row["images_per_s"] = sum(worker["images_per_s"] for worker in metrics) / len(metrics)
+        row = combine(metrics)
         if checkpoint is not None:
             row["checkpoint"] = storage.name(checkpoint.path)
         self._append(row)
@@ -84,9 +82,8 @@ class Board:
         self.writer = SummaryWriter(str(self.folder))
 
     def write(self, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if isinstance(value, (int, float)) and math.isfinite(value) and name != "epoch":
-                self.writer.add_scalar(name, value, row["epoch"])
+        for name, value in scalars(row).items():
+            self.writer.add_scalar(name, value, row["epoch"])
         self.writer.flush()
         if not storage.is_local(self.uri):
             self._upload()
@@ -96,6 +93,23 @@ class Board:
             storage.upload_folder(self.folder, self.uri)
         except storage.StorageError as error:  # the next epoch brings these too: no reason to stop training
             console.note(f"TensorBoard's files were not copied: {error}")
+
+
+def combine(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row to log of what each worker reported, which differs only in speed."""
+    row = {key: value for key, value in metrics[0].items() if key not in ("applied", CHECKPOINT_SCORE)}
+    if row.get("stage") != AVERAGE:
+        row["images_per_s"] = sum(worker["images_per_s"] for worker in metrics) / len(metrics)
+    return row
+
+
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a row, for software that draws curves over epochs."""
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if isinstance(value, (int, float)) and math.isfinite(value) and name != "epoch"
+    }
 
 
 def best_row(rows: Sequence[dict[str, Any]], recipe: Recipe) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from optuna.distributions import BaseDistribution
@@ -26,6 +26,7 @@ from cxr.families.base import Recipe
 from cxr.runtime import console, ray_private
 from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.training.fit import fit, room, uses_gpu
+from cxr.training.mlflow_log import MlflowLog
 from cxr.training.options import SEARCH, RunOptions, SearchOptions
 from cxr.training.run_log import best_row, read_metrics
 
@@ -234,17 +235,36 @@ def search(
     )
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial may have no rankable epoch yet
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, not just the wait for its trials
-    trainable = _trainable(recipe, archive, out, run, reading, tuple(objectives))
-    if run.resume:
-        tuner = _restored(trainable, recipe, out, tuple(objectives))
-    else:
-        space = dict(space or searched(recipe, options))
-        tuner = _new(trainable, recipe, out, space, options, min(options.max_concurrent_trials or fits, fits), run)
-    from cxr.reporting.pareto import marked  # imports matplotlib, which a trial's process does without
+    settings = {"archive": archive, **asdict(options), **asdict(replace(run, resume=False))}
+    with MlflowLog.begin(out, recipe, settings) as tracked:
+        trainable = _trainable(recipe, archive, out, run, reading, tuple(objectives), tracked)
+        if run.resume:
+            tuner = _restored(trainable, recipe, out, tuple(objectives))
+        else:
+            space = dict(space or searched(recipe, options))
+            tuner = _new(
+                trainable, recipe, out, space, options, min(options.max_concurrent_trials or fits, fits), run
+            )
+        from cxr.reporting.pareto import marked  # imports matplotlib, which a trial's process does without
 
-    with console.current().hidden_stdout():  # Tune prints a box and paths of its own, however quiet it is set
-        results = tuner.fit()
-    return marked(ranked(results, recipe, out), objectives)
+        with console.current().hidden_stdout():  # Tune prints a box and paths of its own, however quiet it is set
+            results = tuner.fit()
+        trials = marked(ranked(results, recipe, out), objectives)
+        _end_tracked(tracked, trials, out)
+        return trials
+
+
+def _end_tracked(tracked: MlflowLog, trials: Sequence[Trial], out: str) -> None:
+    """End the MLflow runs of trials, since Tune may have stopped them, and send the best one's metrics."""
+    if not tracked.active:
+        return
+    for trial in trials:
+        log = MlflowLog.of(storage.join(out, TRIALS, trial.trial))
+        if trial.status == "stopped early":
+            log.send_best(trial.metrics, trial.checkpoint)
+        log.end(failed=not trial.checkpoint, outcome=trial.status)
+    if trials and trials[0].checkpoint:
+        tracked.send_best(trials[0].metrics, trials[0].checkpoint)
 
 
 def _new(
@@ -320,7 +340,13 @@ def _check_dashboard() -> None:
 
 
 def _trainable(
-    recipe: Recipe, archive: str, out: str, run: RunOptions, reading: ReadOptions, objectives: tuple[str, ...]
+    recipe: Recipe,
+    archive: str,
+    out: str,
+    run: RunOptions,
+    reading: ReadOptions,
+    objectives: tuple[str, ...],
+    search_log: MlflowLog,
 ) -> Any:
     """The function that Tune calls for each trial: `fit` with its sampled settings, in a folder of its own.
 
@@ -345,6 +371,7 @@ def _trainable(
                 callbacks=[CheckApplied(sampled), ReportBest(mine, folder, objectives, in_process=in_process)],
                 in_process=in_process,
                 show_epochs=False,
+                search_log=search_log,
             )
 
     worker = run.resources_per_worker | ({"GPU": 1} if uses_gpu(run) else {})

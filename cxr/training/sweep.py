@@ -17,6 +17,7 @@ from cxr.families.base import Recipe
 from cxr.runtime import console
 from cxr.runtime.user_errors import user_error_in
 from cxr.sources.options import ALL_IMAGES, ReadOptions
+from cxr.training import mlflow_log
 from cxr.training.fit import fit, room
 from cxr.training.options import RunOptions
 
@@ -63,6 +64,7 @@ def train_all(
     ]
     todo = [item for item in planned if not _finished(item[2])]
     fits = room(run, raw=not shards.is_shards(storage.normalize(archive)), beside=RUN_CPU)
+    mlflow_log.create_experiment()
     start = ray.remote(num_cpus=RUN_CPU, max_retries=run.max_failures)(_train_one)
     running: dict[Any, str] = {}
     for number, (name, seed, folder) in enumerate(todo, 1):
