@@ -25,6 +25,7 @@ from cxr.sources.manifest import Manifest
 from cxr.sources.options import SOURCE_LABELS, Labeling, ReadOptions
 from cxr.wording import counted
 
+ENSEMBLE = "ensemble"  # family of a checkpoint that joins several; see `cxr.families.ensemble`
 SCORES = "scores"  # the folder of a run's Parquet files
 Split = Literal["train", "val", "test", "all"]
 _THREADS = 8
@@ -68,6 +69,7 @@ class Run:
 
     uri: str
     family: str
+    """For an ensemble, the family of its members."""
     archives: tuple[str, ...]  # scored archives
     checkpoint_sha256: str
     select: str = ""  # the expression that selected the scored images; see sources.selection
@@ -94,7 +96,8 @@ def read_run(uri: str) -> Run:
         raise UserError(f"{uri} contains no scoring run: give the --out of cxr score, or run that job first")
     archives = settings["archive"]
     archives = (archives,) if isinstance(archives, str) else tuple(archives)
-    family, sha256 = settings["recipe"]["family"], settings["checkpoint_sha256"]
+    recipe, sha256 = settings["recipe"], settings["checkpoint_sha256"]
+    family = recipe["members"][0]["family"] if recipe["family"] == ENSEMBLE else recipe["family"]
     return Run(uri, family, archives, sha256, settings.get("select", ""))
 
 

@@ -22,6 +22,8 @@ RECIPES = {
     "pneumothorax": "cxr.families.pneumothorax.PneumothoraxRecipe",
 }
 
+ENSEMBLES = {"ensemble": "cxr.families.ensemble.EnsembleRecipe"}  # not trained, but joined from trained networks
+
 
 def recipe_type(family: str) -> type[Recipe]:
     """The recipe's class of a family.
@@ -29,9 +31,9 @@ def recipe_type(family: str) -> type[Recipe]:
     Raises:
         UserError: the family is not one of `RECIPES`.
     """
-    if family not in RECIPES:
+    if family not in RECIPES | ENSEMBLES:
         raise UserError(f"unknown family {family!r}: expected one of {', '.join(RECIPES)}")
-    module, _, name = RECIPES[family].rpartition(".")
+    module, _, name = (RECIPES | ENSEMBLES)[family].rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 

@@ -24,7 +24,6 @@ from cxr.families.classifier_base import (
     count_labels,
     label_rows,
     positive_class_weights,
-    with_decisions,
 )
 from cxr.models import pretrained
 from cxr.models.aecnn import AECNN, Codec, NoCodec, PublishedCodec, ResidualCodec, ResizeCodec, clipped
@@ -302,14 +301,19 @@ class AecnnRecipe(ClassifierRecipe):
             return latent_B1hw.new_full((len(latent_B1hw), len(network.findings)), math.nan)
         return crop_probabilities(network, latent_B1hw, self.input_size, self.tta_crops)
 
-    def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return self._scores(network, self.probabilities(network, batch))
-
-    def _scores(self, network: nn.Module, probabilities_BF: Tensor) -> dict[str, Tensor]:
-        scores = with_decisions(network, probabilities_BF)
+    def decide(self, raw: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+        scores = super().decide(raw, network)
         if not self.classifier_is_trained:
             scores[schema.DECISIONS].fill_(schema.UNKNOWN)
         return scores
+
+    def shared_settings(self) -> tuple[str, ...]:
+        if not self.classifier_is_trained:
+            raise UserError(
+                "networks without a trained classifier cannot form an ensemble, because latents of different "
+                "compressors cannot be combined: give last_stage=joint or last_stage=classifier"
+            )
+        return super().shared_settings()
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """decoded: the image after compression and decompression."""
@@ -335,7 +339,7 @@ class AecnnRecipe(ClassifierRecipe):
 
     def predict_latents(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         latent_B1hw = unit_pixels(batch, self.latent_format().size)
-        return self._scores(network, self.latent_probabilities(_aecnn(network), latent_B1hw))
+        return self.decide({schema.PROBABILITIES: self.latent_probabilities(_aecnn(network), latent_B1hw)}, network)
 
     def render_latents(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return _render_decoded(_aecnn(network), unit_pixels(batch, self.latent_format().size))

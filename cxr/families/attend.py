@@ -23,11 +23,7 @@ from cxr.errors import UserError
 from cxr.families.align import AlignRecipe
 from cxr.families.base import Batches, Communicator, one_of, unit_pixels
 from cxr.families.box_scores import HeatmapBoxesRecipe
-from cxr.families.classifier_base import (
-    ClassifierTask,
-    label_rows,
-    with_decisions,
-)
+from cxr.families.classifier_base import ClassifierTask, label_rows
 from cxr.families.outlines import TRUTH_COLOR, outlined_boxes
 from cxr.models import pretrained
 from cxr.models.contrast_attention import (
@@ -249,11 +245,20 @@ class AttendRecipe(HeatmapBoxesRecipe):
         x, _ = self.aligned(_attention(network), batch)
         return probabilities(network(x).float())
 
-    def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Probabilities, decisions, and what `scored` makes boxes of: logits of cells, transforms to the images."""
+    def shared_settings(self) -> tuple[str, ...]:
+        return (*super().shared_settings(), "grid", "backbone_stages", "aligner_recipe")
+
+    def raw_predictions(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Probabilities, and what `scored` makes boxes of: logits of cells, transforms to the images."""
         x, theta = self.aligned(_attention(network), batch)
         logits = network(x).float()
-        return {**with_decisions(network, probabilities(logits)), schema.THETA: theta, LOGITS: logits}
+        return {schema.PROBABILITIES: probabilities(logits), schema.THETA: theta, LOGITS: logits}
+
+    def combine(self, members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Means of the probabilities of findings and of cells. The transforms are equal: the aligner is the same."""
+        cells = torch.stack([raw[LOGITS].sigmoid() for raw in members]).mean(0)
+        p_BF = torch.stack([raw[schema.PROBABILITIES] for raw in members]).mean(0)
+        return {schema.PROBABILITIES: p_BF, schema.THETA: members[0][schema.THETA], LOGITS: cells.logit(eps=1e-7)}
 
     def heat_maps(self, network: nn.Module, batch: Batch) -> Tensor:
         """The probabilities of the cells, in the frame of the image; 0 outside the aligned image."""
@@ -262,21 +267,25 @@ class AttendRecipe(HeatmapBoxesRecipe):
         return warp(cells, invert(theta)) if self.aligner else cells
 
     def predicted_boxes(self, predicted: Mapping[str, Tensor]) -> list[MapBoxes]:
-        return predict_boxes(predicted[LOGITS], predicted[schema.THETA], self.box_rule, self.min_box_score)
+        p_BF, logits, theta = (predicted[name] for name in (schema.PROBABILITIES, LOGITS, schema.THETA))
+        return predict_boxes(logits, theta, self.box_rule, self.min_box_score, p_BF)
 
-    def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def draw(self, raw: Mapping[str, Tensor], network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """located: the image and, with an aligner, the aligned image, both with the boxes of the finding with the
         highest box score."""
-        x, theta = self.aligned(_attention(network), batch)
-        logits = network(x)
-        shown = [(unit_pixels(batch, self.size), theta)]
+        x, theta = unit_pixels(batch, self.size), raw[schema.THETA]
+        shown = [(x, theta)]
         if self.aligner:
-            shown.append((x, identity(len(x))))
-        sides = [
-            outlined_boxes(image, top_boxes(predict_boxes(logits, to_image, self.box_rule), self.max_boxes))
-            for image, to_image in shown
-        ]
+            shown.append((warp(x, theta), identity(len(x))))
+        sides = []
+        for image, to_image in shown:
+            boxes = predict_boxes(raw[LOGITS], to_image, self.box_rule, p_BK=raw[schema.PROBABILITIES])
+            sides.append(outlined_boxes(image, top_boxes(boxes, self.max_boxes)))
         return {"located": torch.cat(sides, 2)}
+
+    def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """See `draw`."""
+        return self.draw(self.raw_predictions(network, batch), network, batch)
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Learning rate, weight of boxes, and the backbone's depth unless weights are given for it."""
@@ -453,7 +462,9 @@ def partner_features(features_ACPP: Tensor, partner_B: Tensor, mean_CPP: Tensor)
 
 
 @torch.no_grad()
-def predict_boxes(logits_BKPP: Tensor, theta: Tensor, rule: BoxRule, min_score: float = 0.0) -> list[MapBoxes]:
+def predict_boxes(
+    logits_BKPP: Tensor, theta: Tensor, rule: BoxRule, min_score: float = 0.0, p_BK: Tensor | None = None
+) -> list[MapBoxes]:
     """Boxes of each image, as fractions of the original image; sorted by finding and then by descending score.
 
     `rule` is applied to each finding's map divided by its maximum: how probable a finding is says nothing about where
@@ -462,15 +473,16 @@ def predict_boxes(logits_BKPP: Tensor, theta: Tensor, rule: BoxRule, min_score: 
     Args:
         theta: (B, 2, 3) from the frame of the logits to the image.
         min_score: a finding with a lower probability has no box.
+        p_BK: probabilities of the findings; None: those of the logits.
     """
     maps = F.interpolate(logits_BKPP.float().sigmoid(), scale_factor=UPSAMPLING, mode="bilinear")
     maps = maps / maps.amax((2, 3), keepdim=True).clamp(min=1e-30)
-    p_BK = probabilities(logits_BKPP).double().cpu().numpy()
+    p = (probabilities(logits_BKPP) if p_BK is None else p_BK).double().cpu().numpy()
     boxes = boxes_of(maps.flatten(0, 1).cpu().numpy(), rule)
-    image_N, finding_N = np.divmod(boxes.index_N, p_BK.shape[1])
+    image_N, finding_N = np.divmod(boxes.index_N, p.shape[1])
     moved = warp_boxes(torch.from_numpy(boxes.boxes_N4)[:, None], theta.cpu()[torch.from_numpy(image_N)])[:, 0]
-    boxes_N4, p_N = moved.clamp(0, 1).numpy(), p_BK[image_N, finding_N]
-    by_image = [np.flatnonzero((image_N == i) & (p_N >= min_score)) for i in range(len(p_BK))]
+    boxes_N4, p_N = moved.clamp(0, 1).numpy(), p[image_N, finding_N]
+    by_image = [np.flatnonzero((image_N == i) & (p_N >= min_score)) for i in range(len(p))]
     return [MapBoxes(finding_N[rows], boxes_N4[rows], (p_N * boxes.score_N)[rows]) for rows in by_image]
 
 

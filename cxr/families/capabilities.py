@@ -5,9 +5,10 @@ Callers ask with `isinstance`, or with a function of this module that raises a m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Protocol, Self, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -15,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from cxr.data.batch import Batch
 from cxr.errors import UserError
 from cxr.families import optimizers
-from cxr.families.base import Recipe, Stage, Task
+from cxr.families.base import Communicator, Recipe, Stage, Task
 from cxr.schema import PixelFormat
 
 
@@ -176,3 +177,84 @@ class BatchLookahead(Protocol):
     def look_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches of an epoch, on the task's device, in the same order."""
         ...
+
+
+@runtime_checkable
+class RawEvaluation(Protocol):
+    """What evaluates raw predictions, see `Combinable`: the family's task, or a part of it."""
+
+    def evaluate_raw(
+        self, predictions: Iterable[tuple[Batch, Mapping[str, Tensor]]], workers: Communicator
+    ) -> dict[str, float]:
+        """Metrics of the raw predictions for each batch of this worker's validation images.
+
+        Also chooses the network's thresholds, if it has any. The same values on every worker.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """The chosen thresholds, as `Task.describe` returns them."""
+        ...
+
+
+@runtime_checkable
+class Combinable(Protocol):
+    """A recipe whose networks can form an ensemble (`cxr.families.ensemble`).
+
+    Its `predict` consists of two steps, `decide(raw_predictions(network, batch), network)`, of which only the second
+    uses thresholds. An ensemble combines its members' raw predictions, and then decides by its own thresholds.
+    """
+
+    decision_buffers: ClassVar[tuple[str, ...]]
+    """Names of the network's buffers that `decide` reads."""
+
+    def shared_settings(self) -> tuple[str, ...]:
+        """Settings that must be equal in all members, in addition to those of how images are stored.
+
+        Raises:
+            UserError: networks of this recipe predict nothing that could be combined.
+        """
+        ...
+
+    def raw_predictions(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Predictions before thresholds, as tensors whose first axis is B. Called in inference mode."""
+        ...
+
+    def combine(self, members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The raw predictions of an ensemble, from those of its members for the same batch."""
+        ...
+
+    def decide(self, raw: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+        """What `Recipe.predict` returns. Reads only `decision_buffers` and `findings` of the network."""
+        ...
+
+    def draw(self, raw: Mapping[str, Tensor], network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Pictures of raw predictions, as `Recipe.render` returns them."""
+        ...
+
+    def raw_evaluation(self, network: nn.Module) -> RawEvaluation:
+        """Evaluates raw predictions. Writes thresholds into the `decision_buffers` of the network."""
+        ...
+
+
+def combinable(recipe: Recipe) -> Combinable:
+    """The recipe as a `Combinable`.
+
+    Raises:
+        UserError: networks of this family cannot form an ensemble.
+    """
+    if isinstance(recipe, Combinable):
+        return recipe
+    raise UserError(
+        f"networks of family {recipe.family!r} cannot form an ensemble, because their outputs cannot be combined: "
+        f"train a single network (--members 1)"
+    )
+
+
+def mean_predictions(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each tensor over the members, in float32; means of integers are rounded."""
+    means = {name: torch.stack([raw[name].float() for raw in members]).mean(0) for name in members[0]}
+    return {
+        name: mean if members[0][name].is_floating_point() else mean.round().to(members[0][name].dtype)
+        for name, mean in means.items()
+    }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from cxr import schema
 from cxr.data.batch import Batch
 from cxr.families.base import Batches, Communicator, Recipe, Task, unit_pixels
+from cxr.families.capabilities import mean_predictions
 from cxr.metrics import classification
 from cxr.models import pretrained
 from cxr.models.pretrained import Fit, Weights
@@ -46,6 +47,7 @@ class ClassifierRecipe(Recipe):
         [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.DECISIONS, pa.list_(pa.int8()))]
     )
     LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "backbone_pretrained")
+    decision_buffers: ClassVar[tuple[str, ...]] = ("thresholds",)
 
     backbone_pretrained: str = ""
     """Initial weights of the backbone: a path or URI of a state dict or checkpoint, or a torchvision name such as
@@ -88,13 +90,29 @@ class ClassifierRecipe(Recipe):
         return network(unit_pixels(batch, self.size)).float().sigmoid()
 
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return with_decisions(network, self.probabilities(network, batch))
+        return self.decide(self.raw_predictions(network, batch), network)
 
+    # ---- Ensembles: `capabilities.Combinable`
 
-def with_decisions(network: nn.Module, probabilities_BF: Tensor) -> dict[str, Tensor]:
-    """Probabilities and, from the network's thresholds, decisions: int8, 1 for present and 0 for absent."""
-    decisions = (probabilities_BF >= network.get_buffer("thresholds")).to(torch.int8)
-    return {schema.PROBABILITIES: probabilities_BF, schema.DECISIONS: decisions}
+    def shared_settings(self) -> tuple[str, ...]:
+        return ("size",)
+
+    def raw_predictions(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {schema.PROBABILITIES: self.probabilities(network, batch)}
+
+    def combine(self, members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return mean_predictions(members)
+
+    def decide(self, raw: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+        """The raw predictions and, from the network's thresholds, decisions: int8, 1 for present and 0 for absent."""
+        decisions = (raw[schema.PROBABILITIES] >= network.get_buffer("thresholds")).to(torch.int8)
+        return {schema.PROBABILITIES: raw[schema.PROBABILITIES], schema.DECISIONS: decisions, **raw}
+
+    def draw(self, raw: Mapping[str, Tensor], network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {}
+
+    def raw_evaluation(self, network: nn.Module) -> ClassifierTask:
+        return ClassifierTask(self, network)
 
 
 class ClassifierTask(Task):
@@ -133,10 +151,15 @@ class ClassifierTask(Task):
     @torch.no_grad()
     def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:
         """Metrics of `evaluate_labels` on the validation images."""
-        rows = [self.no_rows()]
-        for batch in batches():
-            rows.append(label_rows(self.recipe.probabilities(self.network, batch), batch))
-        return self.evaluate_labels(workers.gather(torch.cat(rows)))
+        return self.evaluate_raw(
+            ((batch, self.recipe.raw_predictions(self.network, batch)) for batch in batches()), workers
+        )
+
+    def evaluate_raw(
+        self, predictions: Iterable[tuple[Batch, Mapping[str, Tensor]]], workers: Communicator
+    ) -> dict[str, float]:
+        rows = [label_rows(raw[schema.PROBABILITIES], batch) for batch, raw in predictions]
+        return self.evaluate_labels(workers.gather(torch.cat([self.no_rows(), *rows])))
 
     def no_rows(self) -> Tensor:
         """An empty `label_rows`, for a worker whose share has no image."""

@@ -20,16 +20,14 @@ in which this finding is unknown, and augmentation moves such regions as it move
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
-import tyro
 from optuna.distributions import BaseDistribution, FloatDistribution
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -51,7 +49,7 @@ from cxr.models import pretrained
 from cxr.models.detection_loss import DetectionLoss
 from cxr.models.pretrained import Fit, Weights
 from cxr.models.weight_files import NotWeightsError
-from cxr.models.yolo import SIZES, STRIDE, Yolo, YoloEnsemble, YoloSize, predict_boxes
+from cxr.models.yolo import SIZES, STRIDE, Yolo, YoloSize, predict_boxes
 from cxr.reporting import figures
 
 PREDICTIONS = "predictions"  # from `predict`: (B, MAX_BOXES, 6)
@@ -78,6 +76,7 @@ class DetectRecipe(Recipe):
     score_columns: ClassVar[pa.Schema] = schema.BOX_SCORES
     LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "pretrained")
     ema_ramp: ClassVar[float] = 2000.0
+    decision_buffers: ClassVar[tuple[str, ...]] = ()
 
     size: int = 640
     epochs: int = 100
@@ -141,9 +140,6 @@ class DetectRecipe(Recipe):
     """Augmentation: brightness factors are within 1 ± this value. (The name is that of Ultralytics.)"""
     nms_iou: float = 0.7
     """IoU above which, of two overlapping boxes of a finding, the one with the lower score is dropped."""
-    members: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    """Recipes (JSON) of the members of an ensemble, whose boxes are fused (WBF). `train_detect --members` assembles
-    an ensemble from trained networks; it is not trained itself. Empty: one network."""
     fusion_iou: float = 0.55
     """IoU above which boxes of a finding from different members of an ensemble are fused."""
 
@@ -203,16 +199,7 @@ class DetectRecipe(Recipe):
             first_momentum=self.warmup_momentum,
         ).schedule(optimizer)
 
-    def network(self, findings: Sequence[str]) -> Yolo | YoloEnsemble:
-        if self.members:
-            return YoloEnsemble([member.yolo(findings) for member in self._members()])
-        return self.yolo(findings)
-
-    def _members(self) -> list[DetectRecipe]:
-        return [DetectRecipe.from_dict(json.loads(member)) for member in self.members]
-
-    def yolo(self, findings: Sequence[str]) -> Yolo:
-        """A single network of this recipe."""
+    def network(self, findings: Sequence[str]) -> Yolo:
         try:
             return Yolo(self.architecture, findings)
         except ImportError as error:
@@ -223,22 +210,40 @@ class DetectRecipe(Recipe):
     def task(self, network: nn.Module) -> DetectTask:
         return DetectTask(self, network)
 
-    def boxes(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Boxes predicted by the network or the ensemble, (B, MAX_BOXES, 6); see `models.yolo.predict_boxes`."""
-        if isinstance(network, YoloEnsemble):
-            if torch.compiler.is_exporting():
-                raise UserError(
-                    "boxes of several networks are fused outside the network, which cannot be exported: export the "
-                    "checkpoint of each network"
-                )
-            pairs = zip(self._members(), network.members, strict=True)
-            return fused([recipe.boxes(member, batch) for recipe, member in pairs], self.fusion_iou)
+    def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return self.raw_predictions(network, batch)
+
+    # ---- Ensembles: `capabilities.Combinable`
+
+    def shared_settings(self) -> tuple[str, ...]:
+        return ()
+
+    def raw_predictions(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Boxes, (B, MAX_BOXES, 6); see `models.yolo.predict_boxes`."""
         assert isinstance(network, Yolo)
         x = unit_pixels(batch, self.size)
-        return predict_boxes(network, x, min_score=MIN_SCORE, nms_iou=self.nms_iou, max_boxes=MAX_BOXES)
+        boxes = predict_boxes(network, x, min_score=MIN_SCORE, nms_iou=self.nms_iou, max_boxes=MAX_BOXES)
+        return {PREDICTIONS: boxes}
 
-    def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        return {PREDICTIONS: self.boxes(network, batch)}
+    def combine(self, members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        if torch.compiler.is_exporting():
+            raise UserError(
+                "boxes of several networks are fused outside the network, which cannot be exported: export the "
+                "checkpoint of each network"
+            )
+        return {PREDICTIONS: fused([raw[PREDICTIONS] for raw in members], self.fusion_iou)}
+
+    def decide(self, raw: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+        return dict(raw)
+
+    def draw(self, raw: Mapping[str, Tensor], network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """boxes: the image with the outlines of predicted boxes above a minimum score, (B, size, size, 3)."""
+        return {"boxes": outlined_boxes(unit_pixels(batch, self.size), shown_boxes(raw[PREDICTIONS]))}
+
+    def raw_evaluation(self, network: nn.Module) -> DetectTask:
+        return DetectTask(self, network)
+
+    # ---- Scoring
 
     def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
         boxes = []
@@ -248,8 +253,8 @@ class DetectRecipe(Recipe):
         return pa.table([to_box_column(boxes, rows, context)], schema=self.score_columns)
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """boxes: the image with the outlines of predicted boxes above a minimum score, (B, size, size, 3)."""
-        return {"boxes": outlined_boxes(unit_pixels(batch, self.size), shown_boxes(self.boxes(network, batch)))}
+        """See `draw`."""
+        return self.draw(self.raw_predictions(network, batch), network, batch)
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Learning rate, loss weights and zoom."""
@@ -264,11 +269,9 @@ class DetectRecipe(Recipe):
         return {"pretrained": ""}
 
     def fit_weights(self, setting: str, weights: Weights) -> Fit:
-        return replace(self.yolo(weights.findings or schema.FINDINGS).load(weights.state), state=weights.state)
+        return replace(self.network(weights.findings or schema.FINDINGS).load(weights.state), state=weights.state)
 
     def resolve_weights(self, out: str) -> tuple[Self, list[str]]:
-        if self.members:
-            raise UserError("members: expected none, because an ensemble is assembled from trained networks")
         try:
             return super().resolve_weights(out)
         except (NotWeightsError, storage.NotFoundError) as error:
@@ -278,14 +281,11 @@ class DetectRecipe(Recipe):
 class DetectTask(Task):
     """A detector in training."""
 
-    network: Yolo | YoloEnsemble
     epoch: Tensor  # number of epochs trained
 
     def __init__(self, recipe: DetectRecipe, network: nn.Module) -> None:
         super().__init__()
-        assert isinstance(network, Yolo | YoloEnsemble)
-        self.recipe = recipe
-        self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.recipe, self.network = recipe, network
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
         self.variation = recipe.variation  # of the current epoch
         self.window = PartnerWindow(max(PARTNERS, recipe.batch_size), self._partner_columns)
@@ -379,11 +379,19 @@ class DetectTask(Task):
         The only difference from a report is that boxes are not clipped to the original image, but to nothing: an
         image that was padded to a square may have boxes that extend into the padding.
         """
+        return self.evaluate_raw(
+            ((batch, self.recipe.raw_predictions(self.network, batch)) for batch in batches()), workers
+        )
+
+    def evaluate_raw(
+        self, predictions: Iterable[tuple[Batch, Mapping[str, Tensor]]], workers: Communicator
+    ) -> dict[str, float]:
         meter = BoxMeter(self.epoch.device)
-        for batch in batches():
+        for batch, raw in predictions:
             boxes, known = self.truth(batch)
-            meter.add(of_known_findings(self.recipe.boxes(self.network, batch), known), boxes)
-        metrics = meter.results(workers, len(self.network.findings))
+            meter.add(of_known_findings(raw[PREDICTIONS], known), boxes)
+        findings: Sequence[str] = self.network.findings  # pyright: ignore[reportAssignmentType]
+        metrics = meter.results(workers, len(findings))
         return {name: value for name, value in metrics.items() if value == value or name == self.recipe.monitor}
 
     def describe(self) -> dict[str, Any]:
@@ -396,7 +404,7 @@ class DetectTask(Task):
         counts = (~batch[schema.BOXES][..., 0].isnan()).sum(1)
         order = torch.argsort(counts, descending=True, stable=True)[:SHOWN_IMAGES]
         x, true = unit_pixels(batch, self.recipe.size)[order], batch[schema.BOXES][order]
-        boxes = self.recipe.boxes(self.network, batch)[order]
+        boxes = self.recipe.raw_predictions(self.network, batch)[PREDICTIONS][order]
         predicted = f"predicted boxes with a score of {SHOWN_SCORE:g} or more"
         rows = {
             "image": x[:, 0].cpu().numpy(),

@@ -26,7 +26,6 @@ from cxr.families.classifier_base import (
     balanced_class_weights,
     count_labels,
     label_rows,
-    with_decisions,
 )
 from cxr.families.image_augmentation import ImageAugmentationRecipe
 from cxr.models.classifier import StemStride, load_body
@@ -122,10 +121,13 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
     def load_backbone(self, network: nn.Module, state: Mapping[str, Tensor]) -> Fit:
         return load_body(_cam(network).trunk, state)
 
-    def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Probabilities, decisions and the heat maps that `scored` makes boxes of."""
+    def shared_settings(self) -> tuple[str, ...]:
+        return (*super().shared_settings(), "map_stride")
+
+    def raw_predictions(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Probabilities, and the heat maps that `scored` makes boxes of."""
         _, heat_BFhw, p_BF = attend(_cam(network), unit_pixels(batch, self.size), self.map_stride)
-        return {**with_decisions(network, p_BF), HEAT: heat_BFhw}
+        return {schema.PROBABILITIES: p_BF, HEAT: heat_BFhw}
 
     def heat_maps(self, network: nn.Module, batch: Batch) -> Tensor:
         """The attention maps that boxes are made of, on the scale of the validation images."""
@@ -137,30 +139,40 @@ class LocalizeRecipe(HeatmapBoxesRecipe, ImageAugmentationRecipe):
         p_BF = predicted[schema.PROBABILITIES].float().cpu().numpy()
         return [predict_boxes(heat, p, self.box_rule) for heat, p in zip(heat_BFhw, p_BF, strict=True)]
 
+    def draw(self, raw: Mapping[str, Tensor], network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """overlay: the map and boxes of the most probable finding."""
+        overlays = []
+        findings: Sequence[str] = network.findings  # pyright: ignore[reportAssignmentType]
+        x = unit_pixels(batch, self.size)
+        for image_HW, heat_Fhw, p_F in zip(
+            *(values.float().cpu().numpy() for values in (x[:, 0], raw[HEAT], raw[schema.PROBABILITIES])), strict=True
+        ):
+            f = int(p_F.argmax())
+            boxes = predict_boxes(heat_Fhw[f : f + 1].astype(np.uint8), p_F[f : f + 1], self.box_rule)
+            heated = attention.boxed(attention.heated(image_HW, heat_Fhw[f] / FULL), boxes.boxes_N4)
+            overlays.append(attention.titled(heated, f"{findings[f]} {p_F[f]:.2f}"))
+        return {"overlay": torch.from_numpy(np.stack(overlays))}
+
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """overlay: the map and boxes of the most probable finding. stages: the image, each stage's map, the
-        overlay."""
+        """overlay: see `draw`. stages: the image, each stage's map of the most probable finding, and their sum."""
         cam = _cam(network)
         x = unit_pixels(batch, self.size)
         maps, heat, p = attend(cam, x, self.map_stride)
         by_stage = cam.placed_maps(maps, self.size, self.map_stride)
-        overlays, stages = [], []
+        stages = []
         for image_HW, stages_SFhw, heat_Fhw, p_F in zip(
             *(values.float().cpu().numpy() for values in (x[:, 0], by_stage, heat, p)), strict=True
         ):
             f = int(p_F.argmax())
-            boxes = predict_boxes(heat_Fhw[f : f + 1].astype(np.uint8), p_F[f : f + 1], self.box_rule)
-            heated = attention.heated(image_HW, heat_Fhw[f] / FULL)
-            overlays.append(
-                attention.titled(attention.boxed(heated, boxes.boxes_N4), f"{cam.findings[f]} {p_F[f]:.2f}")
-            )
             weights = cam.relevance()[:, f].tolist()
             tiles = [
                 attention.titled(attention.heated(image_HW, map_Fhw[f]), f"stride {reach.stride}: {weight:.2f}")
                 for map_Fhw, reach, weight in zip(stages_SFhw, cam.fields, weights, strict=True)
             ]
+            heated = attention.heated(image_HW, heat_Fhw[f] / FULL)
             stages.append(np.hstack([attention.colored(image_HW), *tiles, heated]))
-        return {"overlay": torch.from_numpy(np.stack(overlays)), "stages": torch.from_numpy(np.stack(stages))}
+        overlay = self.draw({schema.PROBABILITIES: p, HEAT: heat}, network, batch)
+        return {**overlay, "stages": torch.from_numpy(np.stack(stages))}
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Learning rate and pooling."""

@@ -8,7 +8,7 @@ are not trained on.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -25,6 +25,7 @@ from cxr.augment.image_mask import Variation, augment_with_masks
 from cxr.data.batch import NO_MASK, Batch
 from cxr.errors import UserError
 from cxr.families.base import Batches, Communicator, Recipe, ScoringContext, Stage, Task, one_of, unit_pixels
+from cxr.families.capabilities import mean_predictions
 from cxr.families.outlines import TRUTH_COLOR, outlined_masks
 from cxr.imaging.geometry import ResizeTransform, mask_to_original
 from cxr.metrics.segmentation import hd95_rows, image_level, summary
@@ -41,6 +42,7 @@ from cxr.sources import rle
 
 Architecture = Literal["small_unet", "unet", "fcn32s", "fcn16s", "fcn8s"]
 FCN_STRIDES: dict[str, FcnStride] = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}
+PIXEL_PROBABILITIES = "pixel_probabilities"  # of raw predictions: (B, size, size)
 MASK_VALUES = "mask_values"  # from `predict`: (B, size, size); a mask contains the pixels from .5 on
 SHOWN_IMAGES = 6
 
@@ -54,6 +56,7 @@ class SegmentationRecipe(Recipe):
     score_columns: ClassVar[pa.Schema] = schema.MASK_SCORES
     LOCATION_SETTINGS: ClassVar[tuple[str, ...]] = (*Recipe.LOCATION_SETTINGS, "backbone_pretrained")
     depends_on: ClassVar[Mapping[str, str]] = {"positive_weight": "bce_weight"}
+    decision_buffers: ClassVar[tuple[str, ...]] = ("rule",)
     measures_distance: ClassVar[bool] = False
     """Whether validation also measures the distance between outlines (HD95)."""
     rule: ClassVar[MaskRule] = MaskRule()
@@ -200,14 +203,43 @@ class SegmentationRecipe(Recipe):
         return SegmentationTask(self, network)
 
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return self.decide(self.raw_predictions(network, batch), network)
+
+    # ---- Ensembles: `capabilities.Combinable`
+
+    def shared_settings(self) -> tuple[str, ...]:
+        return ("size", "image_weight")
+
+    def raw_predictions(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return self.raw_from(network, unit_pixels(batch, self.size))
+
+    def raw_from(self, network: nn.Module, x_B1HW: Tensor) -> dict[str, Tensor]:
+        """Probabilities of pixels (B, H, W) and of images (B,), the latter NaN without `image_weight`."""
+        pixels, image = self.probabilities(network, x_B1HW)
+        image = image if self.image_weight else torch.full_like(image, math.nan)
+        return {PIXEL_PROBABILITIES: pixels, schema.PRED_MASK_PROBABILITY: image}
+
+    def combine(self, members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return mean_predictions(members)
+
+    def decide(self, raw: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
         """Values of the pixels (B, size, size), of which a mask contains those from .5 on; 0 if the mask is empty."""
-        p, image = self.probabilities(network, unit_pixels(batch, self.size))
+        p, bottom = raw[PIXEL_PROBABILITIES], network.get_buffer("rule")[2]
         present = predicted_masks(network, p).flatten(1).any(1)[:, None, None]
-        bottom = network.get_buffer("rule")[2]
         return {
             MASK_VALUES: torch.where(present, p - bottom + 0.5, 0.0),
-            schema.PRED_MASK_PROBABILITY: image if self.image_weight else torch.full_like(image, math.nan),
+            schema.PRED_MASK_PROBABILITY: raw[schema.PRED_MASK_PROBABILITY],
         }
+
+    def draw(self, raw: Mapping[str, Tensor], network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """overlay: the image with the outline of the predicted mask, (B, size, size, 3)."""
+        masks = predicted_masks(network, raw[PIXEL_PROBABILITIES])
+        return {"overlay": outlined_masks(unit_pixels(batch, self.size), masks)}
+
+    def raw_evaluation(self, network: nn.Module) -> SegmentationTask:
+        return SegmentationTask(self, network)
+
+    # ---- Scoring
 
     def probabilities(self, network: nn.Module, x_B1HW: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities of pixels (B, H, W) and images (B,)."""
@@ -241,10 +273,8 @@ class SegmentationRecipe(Recipe):
         return values_HW
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """overlay: the image with the outline of the predicted mask, (B, size, size, 3)."""
-        x = unit_pixels(batch, self.size)
-        p, _ = self.probabilities(network, x)
-        return {"overlay": outlined_masks(x, predicted_masks(network, p))}
+        """See `draw`."""
+        return self.draw(self.raw_predictions(network, batch), network, batch)
 
     def search_space(self) -> dict[str, BaseDistribution]:
         """Learning rate and loss weights."""
@@ -269,24 +299,26 @@ class SegmentationRecipe(Recipe):
 class SegmentationTask(Task):
     """A segmentation model in training."""
 
-    network: SegmentationModel
-
     def __init__(self, recipe: SegmentationRecipe, network: nn.Module) -> None:
         super().__init__()
-        assert isinstance(network, SegmentationModel)
-        self.recipe, self.loss = recipe, recipe.loss
-        self.network = network  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.recipe, self.loss, self.network = recipe, recipe.loss, network
         self.size = recipe.size  # of the current stage
         self.rule = None if recipe.chooses_rule else recipe.rule
+
+    @property
+    def _rule(self) -> Tensor:
+        """The network's rule; see `SegmentationModel`."""
+        return self.network.get_buffer("rule")
 
     def enter_stage(self, stage: str) -> None:
         self.size = self.recipe.warmup_size if stage == f"{self.recipe.warmup_size} px" else self.recipe.size
 
     def begin(self, batches: Batches, workers: Communicator) -> None:
         if self.recipe.backbone_pretrained:
+            assert isinstance(self.network, SegmentationModel)
             self.network.segmenter.load_backbone(pretrained.from_uri(self.recipe.backbone_pretrained))
         known = any(bool((batch[schema.MASKS][:, 0, 0] != NO_MASK).any()) for batch in batches())
-        if not workers.sum(torch.tensor(float(known), device=self.network.rule.device)).item():
+        if not workers.sum(torch.tensor(float(known), device=self._rule.device)).item():
             raise UserError(
                 f"expected masks of {self.recipe.mask_label}, got a train split without any: give an archive whose "
                 f"source has such masks"
@@ -311,23 +343,33 @@ class SegmentationTask(Task):
         image_auroc, image_sensitivity and image_specificity are about images with and without a mask. hd95_px, the
         mean over images for which it is defined, is in pixels of the network's input.
         """
-        device = self.network.rule.device
+        return self.evaluate_raw(map(self._evaluated, batches()), workers)
+
+    def _evaluated(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+        """The images of a batch whose mask is known, and their raw predictions, at the size of the stage."""
+        known = batch[schema.MASKS][:, 0, 0] != NO_MASK
+        batch = {name: batch[name][known] for name in (schema.PIXELS, schema.MASKS)}
+        return batch, self.recipe.raw_from(self.network, unit_pixels(batch, self.size))
+
+    def evaluate_raw(
+        self, predictions: Iterable[tuple[Batch, Mapping[str, Tensor]]], workers: Communicator
+    ) -> dict[str, float]:
+        device = self._rule.device
         empty = torch.zeros(0, device=device)  # for workers without images
         counts = [rule_rows(empty.view(0, 1, 1), empty.view(0, 1, 1))]
         images, distances = [empty], [torch.zeros(0, dtype=torch.float64)]
-        for batch in batches():
-            x, mask = images_and_masks(batch, self.size)
+        for batch, raw in predictions:
+            mask = resized_masks(batch, raw[PIXEL_PROBABILITIES].shape[-1])
             known = mask[:, 0, 0, 0] != NO_MASK
-            p, image = self.recipe.probabilities(self.network, x[known])
-            true = mask[known, 0] == 1
+            p, true = raw[PIXEL_PROBABILITIES][known], mask[known, 0] == 1
             counts.append(rule_rows(p, true))
-            images.append(image)
+            images.append(raw[schema.PRED_MASK_PROBABILITY][known])
             if self.recipe.measures_distance:
                 distances.append(hd95_rows((self.rule or MaskRule()).apply(p), true))
         rows = workers.gather(torch.cat(counts))
         if self.recipe.chooses_rule and len(rows):
             self.rule = choose_rule(rows)
-            self.network.rule.copy_(torch.tensor(tuple(self.rule.describe().values()), dtype=torch.float64))
+            self._rule.copy_(torch.tensor(tuple(self.rule.describe().values()), dtype=torch.float64))
         overlaps = decided(rows, self.rule or MaskRule())
         probabilities = workers.gather(torch.cat(images)) if self.recipe.image_weight else None
         metrics = summary(overlaps) | image_level(overlaps, probabilities)
@@ -363,12 +405,17 @@ def predicted_masks(network: nn.Module, probabilities_BHW: Tensor) -> Tensor:
 
 
 def images_and_masks(batch: Batch, size: int) -> tuple[Tensor, Tensor]:
-    """Images (B, 1, size, size) in [0, 1], and their masks, uint8 with values 0 and 1, or `NO_MASK` everywhere."""
+    """Images (B, 1, size, size) in [0, 1], and `resized_masks`."""
+    return unit_pixels(batch, size), resized_masks(batch, size)
+
+
+def resized_masks(batch: Batch, size: int) -> Tensor:
+    """A batch's masks, uint8 (B, 1, size, size) with values 0 and 1, or `NO_MASK` everywhere if unknown."""
     mask = batch[schema.MASKS][:, None]
-    if mask.shape[-1] != size:
-        coverage = F.interpolate(mask.float(), size=(size, size), mode="area")
-        mask = torch.where(coverage > 1, NO_MASK, (coverage >= 0.5).to(torch.uint8))
-    return unit_pixels(batch, size), mask
+    if mask.shape[-1] == size:
+        return mask
+    coverage = F.interpolate(mask.float(), size=(size, size), mode="area")
+    return torch.where(coverage > 1, NO_MASK, (coverage >= 0.5).to(torch.uint8))
 
 
 def _presence(mask_B1HW: Tensor) -> Tensor:

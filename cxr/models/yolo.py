@@ -90,15 +90,6 @@ class Yolo(nn.Module):
         )
 
 
-class YoloEnsemble(nn.Module):
-    """Networks with the same findings that see the same images, each at its own size."""
-
-    def __init__(self, members: Sequence[Yolo]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-        self.findings = members[0].findings
-
-
 def predict_boxes(network: Yolo, x_B1HW: Tensor, *, min_score: float, nms_iou: float, max_boxes: int) -> Tensor:
     """Boxes after non-maximum suppression per finding: (B, max_boxes, 6), best score first, padded with NaN.
 
