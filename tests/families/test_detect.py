@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -381,17 +380,3 @@ def test_an_ensemble_fuses_the_boxes_of_its_members() -> None:
     assert both[:2, 4].tolist() == pytest.approx([0.6, 0.3])
     assert both[0, 2].item() == pytest.approx((0.3 * 0.8 + 0.32 * 0.4) / 1.2)
     assert both[2:].isnan().all()
-
-
-def test_an_ensemble_cannot_be_trained() -> None:
-    small = RECIPE.replace(size=32)
-    recipe = RECIPE.replace(members=tuple(json.dumps(one.to_dict()) for one in (RECIPE, small)))
-    recipe = DetectRecipe.from_dict(json.loads(json.dumps(recipe.to_dict())))
-    network = recipe.network(FINDINGS).eval()
-    with torch.inference_mode():
-        (batch,) = some_batches(1)
-        predicted = recipe.predict(network, batch)
-        boxes = [one.boxes(net, batch) for one, net in zip((RECIPE, small), network.members, strict=True)]  # pyright: ignore
-    assert torch.equal(predicted[PREDICTIONS].nan_to_num(-1), fused(boxes, recipe.fusion_iou).nan_to_num(-1))
-    with pytest.raises(UserError, match="assembled from trained"):
-        recipe.resolve_weights("/nowhere")

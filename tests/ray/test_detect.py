@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 
@@ -10,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr import schema
-from cxr.cli.detect_ensemble import member_recipes, save_ensemble
+from cxr.cli.ensembles import train_ensemble
 from cxr.cli.options import ArchiveOptions
 from cxr.cli.training_jobs import ensure_shards
+from cxr.evaluation.reports import report
+from cxr.evaluation.run import ReportOptions
 from cxr.families import checkpoint
 from cxr.families.detect import DetectRecipe
 from cxr.inference.score import score
@@ -20,7 +21,6 @@ from cxr.phantom.archive import write_phantom
 from cxr.training.fit import fit
 from cxr.training.options import RunOptions
 from cxr.training.run_log import read_metrics
-from cxr.training.sweep import train_all
 from tests.ray.test_fit import kill_a_worker_after, weights
 
 pytestmark = [
@@ -60,16 +60,20 @@ def test_a_run_whose_worker_was_killed_ends_like_an_uninterrupted_one(made: str,
 
 
 def test_the_remaining_members_form_one_checkpoint_that_scores(archive: str, made: str, tmp_path: Path) -> None:
-    out = str(tmp_path / "out")
-    recipes = member_recipes(RECIPE.replace(epochs=1), 3, sizes=(64, 32))
-    recipes["member-2"] = recipes["member-2"].replace(lr=1e9, clip=0.0, warmup=0.0)
-    trained = train_all(recipes, None, made, out, continue_on_failure=True)
-    assert [one.name for one in trained] == ["member-0", "member-1"], "the third's loss became infinite"
-    together = save_ensemble([checkpoint.load(one.checkpoint) for one in trained], str(tmp_path / "checkpoint"))
-    kept = checkpoint.load(together)
-    assert [json.loads(member)["size"] for member in kept.recipe.to_dict()["members"]] == [64, 32]
-    scored = score(archive, together, str(tmp_path / "scores"))
+    recipe = RECIPE.replace(epochs=1)
+    changes = [
+        {"seed": 0, "size": 64},
+        {"seed": 1, "size": 32},
+        {"seed": 2, "lr": 1e9, "clip": 0.0, "warmup": 0.0},  # its loss becomes infinite
+    ]
+    result = train_ensemble(recipe, changes, ArchiveOptions(archive=(made,)), RunOptions(), str(tmp_path / "out"))
+    assert (list(result["members"]), result["failed"]) == (["member-0", "member-1"], ["member-2"])
+    assert list(result["comparison"]["members"]) == ["member-0", "member-1"]
+    kept = checkpoint.load(result["checkpoint"])
+    assert [member["size"] for member in kept.recipe.to_dict()["members"]] == [64, 32]
+    scored = score(archive, result["checkpoint"], str(tmp_path / "scores"))
     rows = pq.read_table(scored.scores)
     assert rows.num_rows == 60
     assert rows[schema.ERROR].null_count == 60
     assert {box["label"] for boxes in rows[schema.PRED_BOXES].to_pylist() for box in boxes} <= set(kept.findings)
+    assert report(str(tmp_path / "scores"), ReportOptions(), str(tmp_path / "report"))["metrics"]

@@ -1,4 +1,4 @@
-"""One split of shards in memory with its true boxes, and the boxes of the training images."""
+"""One split of shards in memory with its ground truth, and the boxes of the training images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from cxr.metrics.localization import Boxes, Located, known_places, locate
 from cxr.schema import PixelFormat
 
 BATCH = 32  # images per forward pass
+_IDENTITY = {"x_scale": 1.0, "y_scale": 1.0, "x_offset": 0.0, "y_offset": 0.0}  # a resize transform
 _SIZES = (schema.WIDTH_PX, schema.HEIGHT_PX)
 _COLUMNS = (
     schema.IMAGE_ID,
     schema.PATIENT_ID,
     schema.LABELS,
     schema.BOXES,
+    schema.MASKS,
     *_SIZES,
     schema.RESIZE_TRANSFORM,
     schema.PIXELS,
@@ -33,13 +35,12 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True)
-class BoxedXRays:
-    """Images of a split with their boxes; row i of each array belongs to image i."""
+class StoredXRays:
+    """Images of a split with their ground truth; row i of each array belongs to image i."""
 
     rows: pa.Table  # with pixels
     pixels: PixelFormat
     findings: tuple[str, ...]  # of the archive
-    training: Boxes  # of the training images, as fractions of the image
 
     @property
     def labels(self) -> np.ndarray:
@@ -67,8 +68,11 @@ class BoxedXRays:
         return locate(predicted, self.true, self.known)
 
     @torch.inference_mode()
-    def scored(self, checkpoint: Checkpoint, device: torch.device) -> pa.Table:
+    def scored(self, checkpoint: Checkpoint, device: torch.device, *, as_stored: bool = False) -> pa.Table:
         """Scores of the images, the same as those of the scoring job.
+
+        Args:
+            as_stored: boxes and masks are in the frame of the stored images, not of the originals.
 
         Raises:
             UserError: the images are smaller than the network needs.
@@ -80,8 +84,15 @@ class BoxedXRays:
             rows = self.rows.slice(start, BATCH)
             columns = to_columns(rows, [schema.PIXELS], self.pixels)
             batch = to_device(to_tensors(columns, self.pixels), device)
+            rows = rows if not as_stored else self._uncropped(rows.num_rows)
             scores.append(checkpoint.recipe.scored(checkpoint.recipe.predict(network, batch), rows, context))
         return pa.concat_tables(scores)
+
+    def _uncropped(self, count: int) -> pa.Table:
+        """What scoring needs to know of `count` originals that look like the stored images."""
+        side = pa.array([self.pixels.size] * count)
+        frame = {schema.RESIZE_TRANSFORM: pa.array([_IDENTITY] * count)}
+        return pa.table({**frame, schema.HEIGHT_PX: side, schema.WIDTH_PX: side})
 
     def boxed(self) -> list[int]:
         """Indices of the findings with true boxes."""
@@ -94,27 +105,44 @@ class BoxedXRays:
         return {self.findings[f]: int((pairs == f).sum()) for f in self.boxed()}
 
 
-def read(uri: str, split: str, limit: int = 0) -> BoxedXRays:
+@dataclass(frozen=True)
+class BoxedXRays(StoredXRays):
+    """Images of a split with their boxes."""
+
+    training: Boxes  # of the training images, as fractions of the image
+
+
+def read_stored(uri: str, split: str, limit: int = 0) -> StoredXRays:
     """Images of a split of shards.
 
     Args:
         limit: maximum number of images, spread evenly over the split; 0 for all.
 
     Raises:
-        UserError: there are no shards, or none of the images has a box of one of the archive's findings.
+        UserError: there are no shards, or none of the images is in that split.
     """
     info = shards.read_info(uri)
-    parts = [storage.read_parquet(file.uri, columns=_COLUMNS) for file in info.parts.get(split, ())]
+    parts = [shards.read_rows(file, _COLUMNS, info.findings) for file in info.parts.get(split, ())]
     total = sum(part.num_rows for part in parts)
     if not total:
         raise UserError(f"{uri} has no image in its {split} split: give another archive, or one of more patients")
     chosen = pa.array(np.linspace(0, total - 1, min(limit or total, total)).astype(int))
+    return StoredXRays(pa.concat_tables(parts).take(chosen), info.pixels, info.findings)
+
+
+def read(uri: str, split: str, limit: int = 0) -> BoxedXRays:
+    """`read_stored`, with the boxes of the training images.
+
+    Raises:
+        UserError: as `read_stored`, or none of the images has a box of one of the archive's findings.
+    """
+    stored, info = read_stored(uri, split, limit), shards.read_info(uri)
     training = [_shares(file.uri, info.findings) for file in info.parts.get("train", ())]
-    xrays = BoxedXRays(pa.concat_tables(parts).take(chosen), info.pixels, info.findings, _joined(training))
+    xrays = BoxedXRays(stored.rows, stored.pixels, stored.findings, _joined(training))
     if not xrays.boxed():
         raise UserError(
-            f"{uri}: none of {len(chosen):,} images of its {split} split has a box of {', '.join(info.findings)}: "
-            f"give an archive that has such boxes"
+            f"{uri}: none of {xrays.rows.num_rows:,} images of its {split} split has a box of "
+            f"{', '.join(info.findings)}: give an archive that has such boxes"
         )
     return xrays
 

@@ -219,6 +219,7 @@ COMMANDS: dict[str, Command] = {
             own_module="tune_pneumothorax",
         ),
         Command("import-weights", "import_weights"),
+        Command("ensemble", "join_checkpoints"),
         Command("score", "score_archive"),
         Command("evaluate", "evaluate_run"),
         Command("report", "report_run"),

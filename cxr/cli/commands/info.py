@@ -16,7 +16,7 @@ from typing import Any
 
 from cxr import schema, storage
 from cxr.cli.commands import COMMANDS
-from cxr.families import RECIPES
+from cxr.families import ENSEMBLES, RECIPES
 from cxr.families.checkpoint_files import read_about
 from cxr.families.presets import PRESETS
 from cxr.runtime import provenance
@@ -73,16 +73,24 @@ def _version() -> tuple[dict[str, Any], str]:
 def _checkpoint(uri: str) -> tuple[dict[str, Any], str]:
     about = read_about(uri := storage.normalize(uri))
     recipe, family = about["recipe"], about["recipe"]["family"]
+    members = [member["family"] for member in recipe["members"]] if family in ENSEMBLES else []
+    scored = members[0] if members else family
     needs = {**about["input"], "lung_crop": bool(recipe.get("lung_crop"))}
-    gives = {"columns": SCORE_COLUMNS.get(family, ()), "findings": about["findings"], "learned": about["learned"]}
+    gives = {
+        "columns": SCORE_COLUMNS.get(scored, ()),
+        "findings": about["findings"],
+        "learned": about["learned"],
+    }
     content = {
         "checkpoint": uri,
         "family": family,
+        **({"members": members} if members else {}),
         "needs": needs,
         "gives": gives,
         **{name: about[name] for name in ("metrics", "versions", "commit", "sha256")},
     }
-    lines = [f"{uri}: family {family}, written by cxr {about['versions'].get('cxr', 'of unknown version')}", ""]
+    kind = f"ensemble of {len(members)} networks of family {members[0]}" if members else f"family {family}"
+    lines = [f"{uri}: {kind}, written by cxr {about['versions'].get('cxr', 'of unknown version')}", ""]
     lines += ["needs", *_indented("any image or archive that `cxr score` reads; it is converted to:")]
     lines += [f"    {name.replace('_', ' ')}: {value}" for name, value in needs.items()]
     lines += ["gives", *_indented(f"columns: {', '.join(gives['columns'])}")]

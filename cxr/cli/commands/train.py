@@ -10,7 +10,15 @@ __all__ = ["Options", "main"]
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Train the recipe; returns the result.json."""
+    """Train the recipe, or the members of an ensemble; returns the result.json."""
+    if options.members > 1:
+        from cxr.cli.ensembles import member_changes, train_ensemble  # imports Ray
+
+        changes = member_changes(options.recipe, options.members)
+        return train_ensemble(
+            options.recipe, changes, options.data, options.run, options.out, test_images=options.test_images
+        )
+
     from cxr.cli.training_jobs import train_job  # imports Ray
 
     return train_job(options.recipe, options.data, options.run, options.out)

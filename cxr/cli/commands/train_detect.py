@@ -12,25 +12,28 @@ from cxr.models.yolo import YoloSize
 
 @dataclass(frozen=True, kw_only=True)
 class Options(TrainOptions):
-    """Options of every training, and those of an ensemble."""
+    """Options of every training, and those of ensembles of different detectors."""
 
-    members: int = 1
-    """Number of networks to train. Several networks become an ensemble: each has its own seed, and they cycle
-    through folds, architectures and sizes. If a member fails, the job continues without it."""
     architectures: tuple[YoloSize, ...] = ()
     """Architectures that the members of an ensemble cycle through. Default: the recipe's."""
     sizes: tuple[int, ...] = ()
     """Input sizes in pixels that the members of an ensemble cycle through. Default: the recipe's."""
-    test_images: int = 1000
-    """Number of test images, spread evenly over the split, on which an ensemble and its members are compared. They
-    are held in memory. 0: all."""
 
 
 def main(options: Options) -> dict[str, Any]:
     if options.members == 1:
         return train.main(options)
 
-    from cxr.cli.detect_ensemble import member_recipes, train_ensemble  # Ray takes seconds to import
+    from cxr.cli.ensembles import member_changes, train_ensemble  # imports Ray
 
-    recipes = member_recipes(options.recipe, options.members, options.architectures, options.sizes)
-    return train_ensemble(recipes, options.data, options.run, options.out, test_images=options.test_images)
+    recipe = options.recipe
+    architectures, sizes = options.architectures or (recipe.architecture,), options.sizes or (recipe.size,)
+    changes = [
+        {
+            **change,
+            "architecture": architectures[number % len(architectures)],
+            "size": sizes[number % len(sizes)],
+        }
+        for number, change in enumerate(member_changes(recipe, options.members))
+    ]
+    return train_ensemble(recipe, changes, options.data, options.run, options.out, test_images=options.test_images)

@@ -1,0 +1,123 @@
+"""Deep ensembles: training their members side by side, joining checkpoints, comparing members and ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cxr import storage
+from cxr.benchmarks.studies import ensemble as study
+from cxr.cli.inputs import check_inputs
+from cxr.cli.options import ArchiveOptions
+from cxr.cli.training_jobs import connect, ensure_shards, picture, print_result, resolve_environment, training_record
+from cxr.data import shards
+from cxr.data.batch import best_device
+from cxr.errors import UserError
+from cxr.families import checkpoint
+from cxr.families.base import Recipe
+from cxr.families.checkpoint import Checkpoint
+from cxr.families.ensemble import check_members, join
+from cxr.training.options import RunOptions
+from cxr.training.sweep import train_all
+
+Changes = Mapping[str, Any]
+
+
+def member_changes(recipe: Recipe, members: int) -> list[Changes]:
+    """The settings in which each member differs from `recipe`: seeds count up, and members cycle through folds."""
+    cycles = recipe.folds and recipe.fold is None
+    return [
+        {"seed": recipe.seed + number, **({"fold": number % recipe.folds} if cycles else {})}
+        for number in range(members)
+    ]
+
+
+def train_ensemble(
+    recipe: Recipe,
+    changes: Sequence[Changes],
+    archive: ArchiveOptions,
+    run: RunOptions,
+    out: str,
+    *,
+    test_images: int = 0,
+) -> dict[str, Any]:
+    """Train the members in OUT/member-0 …, join the finished ones in OUT/checkpoint; returns the result.json.
+
+    Args:
+        changes: settings in which each member differs from `recipe`.
+        test_images: number of held-out images on which the ensemble and its members are compared; 0: all.
+
+    Raises:
+        UserError: networks of these recipes cannot form an ensemble, or a mistake in the input.
+        RuntimeError: no member finished.
+    """
+    recipes = [recipe.replace(**change) for change in changes]
+    check_members(recipes)
+    if archive.stream:
+        raise UserError(
+            "--members needs shards, on whose validation images thresholds of the ensemble are chosen: omit --stream"
+        )
+    largest = max(recipes, key=lambda member: member.size)
+    archive = archive.with_headers(out)
+    out = check_inputs(largest, archive, out)
+    connect(out, archive, run)
+    resolved = resolve_environment(largest, out, run)
+    data = ensure_shards(archive, out, largest)
+    named = {f"member-{number}": resolved.replace(**change) for number, change in enumerate(changes)}
+    trained = train_all(named, None, data, out, run, reading=archive.reading, continue_on_failure=True)
+    if not trained:
+        raise RuntimeError(f"all {len(named)} members failed; see the messages above")
+    for member in trained:
+        print(f"checkpoint of {member.name}: {member.checkpoint}", flush=True)
+    uris = {member.name: member.checkpoint for member in trained}
+    return {
+        **join_checkpoints(uris, data, out, test_images=test_images),
+        "failed": sorted(set(named) - set(uris)),
+        "trained": {name: training_record(member) for name, member in named.items()},
+    }
+
+
+def join_checkpoints(uris: Mapping[str, str], data: str, out: str, *, test_images: int = 0) -> dict[str, Any]:
+    """Join the checkpoints of the members, by name, in OUT/checkpoint, and compare them; returns the result.json.
+
+    Args:
+        data: shards.
+    """
+    members = {name: checkpoint.load(uri) for name, uri in uris.items()}
+    ensemble = join([*members.values()], data, storage.join(out, "checkpoint"), best_device())
+    comparison = compare_members(members, ensemble, data, test_images)
+    has_validation_images = bool(shards.read_info(data).rows("val"))
+    pictures = picture(ensemble.uri, data, out) if has_validation_images else []
+    print_result(ensemble.about["metrics"], ensemble.uri, pictures)
+    return {
+        "checkpoint": ensemble.uri,
+        "members": dict(uris),
+        "data": data,
+        "metrics": ensemble.about["metrics"],
+        "comparison": comparison,
+        "pictures": pictures,
+    }
+
+
+def compare_members(
+    members: Mapping[str, Checkpoint], ensemble: Checkpoint, data: str, limit: int
+) -> dict[str, Any] | None:
+    """Print and return the metrics of members and ensemble; None if no held-out image has a ground truth."""
+    images = study.held_out(data, ensemble.recipe, limit)
+    if images is None:
+        print(
+            f"note: no test or validation image of {data} has a ground truth for the scores, so the members were not "
+            f"compared",
+            flush=True,
+        )
+        return None
+    if images.split == "val":
+        print(
+            "note: no test image has a ground truth, so the members are compared on validation images. Their best "
+            "epochs and thresholds were selected on these images and, with folds, some members were trained on them",
+            flush=True,
+        )
+    comparison = study.compare(members, ensemble, images, best_device())
+    print(f"{comparison.images:,} images of the {comparison.split} split, {comparison.patients:,} patients")
+    print(comparison.table(), flush=True)
+    return comparison.describe()
