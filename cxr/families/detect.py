@@ -210,6 +210,12 @@ class DetectRecipe(Recipe):
     def task(self, network: nn.Module) -> DetectTask:
         return DetectTask(self, network)
 
+    def boxes(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Boxes predicted by the network, (B, MAX_BOXES, 6); see `models.yolo.predict_boxes`."""
+        assert isinstance(network, Yolo)
+        x = unit_pixels(batch, self.size)
+        return predict_boxes(network, x, min_score=MIN_SCORE, nms_iou=self.nms_iou, max_boxes=MAX_BOXES)
+
     def predict(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return self.raw_predictions(network, batch)
 
@@ -219,11 +225,7 @@ class DetectRecipe(Recipe):
         return ()
 
     def raw_predictions(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Boxes, (B, MAX_BOXES, 6); see `models.yolo.predict_boxes`."""
-        assert isinstance(network, Yolo)
-        x = unit_pixels(batch, self.size)
-        boxes = predict_boxes(network, x, min_score=MIN_SCORE, nms_iou=self.nms_iou, max_boxes=MAX_BOXES)
-        return {PREDICTIONS: boxes}
+        return {PREDICTIONS: self.boxes(network, batch)}
 
     def combine(self, members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         if torch.compiler.is_exporting():
@@ -404,7 +406,7 @@ class DetectTask(Task):
         counts = (~batch[schema.BOXES][..., 0].isnan()).sum(1)
         order = torch.argsort(counts, descending=True, stable=True)[:SHOWN_IMAGES]
         x, true = unit_pixels(batch, self.recipe.size)[order], batch[schema.BOXES][order]
-        boxes = self.recipe.raw_predictions(self.network, batch)[PREDICTIONS][order]
+        boxes = self.recipe.boxes(self.network, batch)[order]
         predicted = f"predicted boxes with a score of {SHOWN_SCORE:g} or more"
         rows = {
             "image": x[:, 0].cpu().numpy(),

@@ -32,7 +32,7 @@ from cxr.families.base import Batches, Communicator, Recipe, ScoringContext, Sin
 from cxr.families.capabilities import HeatMaps, combinable
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.compatibility import check_pixels, fold_of
-from cxr.families.lung_crop import LungCrop
+from cxr.families.lung_crop import ImageCrop
 from cxr.models.ensemble import Ensemble
 from cxr.models.input_contract import UNIT, InputContract
 from cxr.reporting import figures
@@ -48,7 +48,7 @@ class EnsembleRecipe(Recipe):
 
     family: ClassVar[str] = "ensemble"
 
-    members: tuple[dict[str, Any], ...]
+    members: tuple[dict[str, Any], ...] = ()
     """The recipes of the members, as `Recipe.to_dict` describes them."""
 
     @classmethod
@@ -69,7 +69,9 @@ class EnsembleRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if all(isinstance(recipe, HeatMaps) for recipe in self.recipes):  # then an ensemble is `HeatMaps`, too
+        if self.members and all(
+            isinstance(recipe, HeatMaps) for recipe in self.recipes
+        ):  # then an ensemble is `HeatMaps`, too
             object.__setattr__(self, "heat_maps", self._mean_heat_maps)
 
     def to_dict(self) -> dict[str, Any]:
@@ -248,14 +250,20 @@ def join(members: Sequence[Checkpoint], data: str, target: str, device: torch.de
     with torch.inference_mode():
         metrics = task.evaluate_raw(_validation_predictions(recipe, network, info, device), SingleProcess())
     with tempfile.TemporaryDirectory() as folder:
-        weights, reading = network.state_dict(), first.about.get("reading")
         checkpoint.save(
-            Path(folder), recipe, task, weights, findings=first.findings, metrics=metrics, reading=reading
+            Path(folder),
+            recipe,
+            task,
+            network.state_dict(),
+            findings=first.findings,
+            metrics=metrics,
+            data=first.about.get("data"),
+            reading=first.about.get("reading"),
         )
         return checkpoint.load(checkpoint_files.copy_for_scoring(folder, target))
 
 
-def _described(crop: LungCrop | None) -> dict[str, Any] | None:
+def _described(crop: ImageCrop | None) -> dict[str, Any] | None:
     return crop.describe() if crop else None
 
 

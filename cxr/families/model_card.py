@@ -60,19 +60,23 @@ def model_card(about: Mapping[str, Any]) -> str:
     """The Markdown text for the contents of a checkpoint.json."""
     kind = recipe_type(about["recipe"]["family"])
     recipe = kind.from_dict(about["recipe"])
+    members = [recipe_type(member["family"]).from_dict(member) for member in about["recipe"].get("members", ())]
+    networks = list(enumerate(members or [recipe]))
     sections = {
         "Scores": _scores(recipe, about["findings"]),
-        "Data": _data(recipe, about),
+        "Data": _data([network for _, network in networks], about),
         "Metrics": _metrics(recipe, about["metrics"]),
         "Thresholds": _thresholds(about["learned"]),
         "Input": _input(recipe, InputContract.from_dict(about["input"])),
         "Limits": _LIMITS + (_CLASSIFIER_LIMITS if schema.PROBABILITIES in recipe.score_columns.names else ""),
         "How to use it": _USE,
-        "Settings": _settings(recipe),
+        "Settings": "\n".join(_settings(network, f"Member {n}: " if members else "") for n, network in networks),
         "License": _license(about.get("origin")),
         "Provenance": _provenance(about),
     }
     title = f"# Chest X-ray model of family `{recipe.family}`\n\n{inspect.getdoc(kind)}\n"
+    if members:
+        title += f"\nMembers: {len(members)} networks of family `{members[0].family}`.\n"
     return title + "".join(f"\n## {name}\n\n{text}" for name, text in sections.items() if text)
 
 
@@ -104,11 +108,11 @@ def _scores(recipe: Recipe, findings: Sequence[str]) -> str:
     return text
 
 
-def _data(recipe: Recipe, about: Mapping[str, Any]) -> str:
+def _data(networks: Sequence[Recipe], about: Mapping[str, Any]) -> str:
     data = about.get("data") or {}
     if not data:
         return "The archives and numbers of images are not recorded.\n"
-    rows = [(split, f"{count:,}", _used(split, recipe)) for split, count in data["images"].items()]
+    rows = [(split, f"{count:,}", _used(split, networks)) for split, count in data["images"].items()]
     text = f"X-rays in the layout of {data['source']}.\n\n" + markdown(("split", "images", "used for"), rows)
     if data.get("rejects"):
         text += f"\n{data['rejects']:,} more images could not be used.\n"
@@ -117,11 +121,12 @@ def _data(recipe: Recipe, about: Mapping[str, Any]) -> str:
     return text + "\nSplits are those of the archive, or made by patient where it has none.\n"
 
 
-def _used(split: str, recipe: Recipe) -> str:
+def _used(split: str, networks: Sequence[Recipe]) -> str:
     if split == "test":
         return "nothing"
-    if recipe.folds:
-        return f"fold {recipe.fold} of {recipe.folds} (counted from 0) for validation, the others for training"
+    if networks[0].folds:
+        folds = " or ".join(dict.fromkeys(str(recipe.fold) for recipe in networks))
+        return f"fold {folds} of {networks[0].folds} (counted from 0) for validation, the others for training"
     return {"train": "training", "val": "validation"}.get(split, "nothing")
 
 
@@ -177,8 +182,12 @@ def _input(recipe: Recipe, contract: InputContract) -> str:
     return f"Gray X-rays with bright dense tissue. cxr prepares images like this itself.\n\n{table}"
 
 
-def _settings(recipe: Recipe) -> str:
-    """Settings that differ from the family's defaults; of locations only the last part, which names the weights."""
+def _settings(recipe: Recipe, whose: str) -> str:
+    """Settings that differ from the family's defaults; of locations only the last part, which names the weights.
+
+    Args:
+        whose: member of an ensemble; empty for a single network.
+    """
     default = type(recipe)().to_dict()
     rows = []
     for name, value in recipe.to_dict().items():
@@ -187,8 +196,8 @@ def _settings(recipe: Recipe) -> str:
         location = name in recipe.LOCATION_SETTINGS or (isinstance(value, str) and "/" in value)
         rows.append((f"`{name}`", storage.name(value) if location else json.dumps(value)))
     if not rows:
-        return f"The defaults of family `{recipe.family}`.\n"
-    return f"Settings that differ from the defaults of the family:\n\n{markdown(('setting', 'value'), rows)}"
+        return f"{whose}The defaults of family `{recipe.family}`.\n"
+    return f"{whose}Settings that differ from the defaults of the family:\n\n{markdown(('setting', 'value'), rows)}"
 
 
 def _provenance(about: Mapping[str, Any]) -> str:

@@ -89,6 +89,9 @@ def test_an_ensemble_is_one_checkpoint_that_scores_like_its_members_together(
     assert recipe_from_dict(json.loads(json.dumps(again.recipe.to_dict()))) == again.recipe
     assert again.recipe.score_columns == SMALL[family].score_columns
     assert again.recipe.monitor in again.about["metrics"]
+    card = (tmp_path / "ensemble" / "README.md").read_text()
+    assert f"Members: 3 networks of family `{family}`." in card
+    assert "Member 2: Settings that differ" in card
     assert isinstance(again.network, Ensemble)
     for own, member in zip(again.network.members, members, strict=True):
         assert all(

@@ -94,7 +94,7 @@ class EnsembleComparison:
             [name, interval(of.mean, of.mean_low, of.mean_high), *(map(number, of.value) if several else ())]
             for name, of in networks
         ]
-        head = [_TITLES[self.metric], "mean" if several else self.findings[0], *several]
+        head = [_TITLES[self.metric], "mean" if several else "".join(self.findings), *several]
         gain = interval(self.gain.mean, self.gain.mean_low, self.gain.mean_high)
         return f"{markdown(head, rows)}\nThe ensemble gains {gain} over {self.best}.\n{_LEGEND}"
 
