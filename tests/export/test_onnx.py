@@ -49,6 +49,7 @@ CASES = [
     pytest.param(name, stored, marks=[] if name in SMALL and (stored or name == "localize") else [pytest.mark.slow])
     for name in RECIPES
     for stored in (LARGER, None)
+    if stored or name != "detect"  # at 32 px, random weights give scores of exactly 1, whose order is arbitrary
 ]
 
 
@@ -63,7 +64,11 @@ def some_network(recipe: Recipe) -> nn.Module:
             norm.momentum = 1.0
         network.train()(images(8, recipe.size)[:, None] / 255)  # else all boxes would have nearly equal scores
         for layer in network.detector.model[-1].cv3:
-            nn.init.normal_(layer[-1].bias, std=2)
+            nn.init.zeros_(layer[-1].bias)
+        spread = network.eval()(images(8, recipe.size)[:, None] / 255)[1]["scores"].abs().max().item()
+        for layer in network.detector.model[-1].cv3:
+            layer[-1].weight.data.div_(spread)  # scores of exactly 1 would have no order
+            nn.init.normal_(layer[-1].bias)
     if recipe.family == "pneumothorax":
         for layer in (module for module in network.modules() if isinstance(module, nn.Conv2d)):
             nn.init.kaiming_normal_(layer.weight)
