@@ -73,8 +73,8 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
     [0, 1]), or torchxrayvision (one channel in [-1024, 1024]). rad-dino and torchxrayvision also crop images to a
     square."""
     head: HeadName = "linear"
-    """Classifier on the backbone. linear: a linear layer on its pooled features; attention: the same, with learned
-    attention as pooling; mil: multiple-instance learning, in which an image shows a finding if any position does;
+    """Classifier on the backbone. linear: a linear layer on its pooled features; mlp: two layers on them;
+    attention: a linear layer, with learned attention as pooling; mil: multiple-instance learning, in which an image shows a finding if any position does;
     lse: log-sum-exp of the positions' logits."""
     freeze_backbone: bool = False
     """Keep all weights of the backbone fixed in training."""
@@ -175,7 +175,7 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
         return (p_BF + network(x_B1HW.flip(-1)).float().sigmoid()) / 2 if self.tta_flip else p_BF
 
     def embed(self, network: nn.Module, batch: Batch) -> Tensor:
-        """(B, D) pooled features, float32; with `linear` and `attention`, the input of the last layer."""
+        """(B, D) pooled features, float32; with `linear`, `mlp` and `attention`, the input of the head."""
         return _classifier(network).embed(unit_pixels(batch, self.size))
 
     def heat_maps(self, network: nn.Module, batch: Batch) -> Tensor:
@@ -206,6 +206,30 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
         return {"heat": torch.from_numpy(np.stack(pictures))}
 
     # ---- Optimization
+
+    def loss_of(self, logits_BF: Tensor, labels_BF: Tensor, class_weight_2F: Tensor) -> Tensor:
+        """The mean loss of known labels, a scalar.
+
+        Args:
+            labels_BF: probabilities of the findings, or `schema.UNKNOWN`.
+            class_weight_2F: weights of negatives and positives.
+        """
+        exponents = {
+            "bce": (0.0, 0.0, 0.0),
+            "focal": (self.focal_gamma, self.focal_gamma, 0.0),
+            "asymmetric": (self.gamma_positive, self.gamma_negative, self.margin),
+        }
+        gamma_positive, gamma_negative, margin = exponents[self.loss]
+        loss_BF = asymmetric_loss(
+            logits_BF,
+            labels_BF.clamp(min=0),
+            gamma_positive=gamma_positive,
+            gamma_negative=gamma_negative,
+            margin=margin,
+            class_weight_2F=class_weight_2F,
+        )
+        # The divisor does not depend on which labels are known, so the mean over workers is that of the whole batch.
+        return (loss_BF * (labels_BF != schema.UNKNOWN)).mean()
 
     loss_scale: ClassVar[float] = 1.0
     ema_ramp: ClassVar[float] = 0.0
@@ -270,23 +294,8 @@ class ClassifyTask(ClassifierTask):
         return batch
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        recipe, labels_BF = self.recipe, batch[schema.LABELS]
-        exponents = {
-            "bce": (0.0, 0.0, 0.0),
-            "focal": (recipe.focal_gamma, recipe.focal_gamma, 0.0),
-            "asymmetric": (recipe.gamma_positive, recipe.gamma_negative, recipe.margin),
-        }
-        gamma_positive, gamma_negative, margin = exponents[recipe.loss]
-        loss_BF = asymmetric_loss(
-            self.network(unit_pixels(batch, recipe.size)),
-            labels_BF.clamp(min=0),
-            gamma_positive=gamma_positive,
-            gamma_negative=gamma_negative,
-            margin=margin,
-            class_weight_2F=self.class_weight,
-        )
-        # The divisor does not depend on which labels are known, so the mean over workers is that of the whole batch.
-        return {recipe.loss: (loss_BF * (labels_BF != schema.UNKNOWN)).mean()}
+        logits_BF = self.network(unit_pixels(batch, self.recipe.size))
+        return {self.recipe.loss: self.recipe.loss_of(logits_BF, batch[schema.LABELS], self.class_weight)}
 
     def save_pictures(self, batches: Batches, folder: Path, image_ids: Sequence[str]) -> None:
         """heat_maps.png: images, those with findings first, and the heat map of one finding of each.

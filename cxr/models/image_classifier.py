@@ -21,11 +21,13 @@ from cxr.models.input_contract import InputContract
 from cxr.models.mil_loss import log_absent, log_present, unlikely_bias
 from cxr.models.multiscale_cam import pool_cells
 
-HeadName = Literal["linear", "attention", "mil", "lse"]
+HeadName = Literal["linear", "mlp", "attention", "mil", "lse"]
 HEADS: tuple[HeadName, ...] = get_args(HeadName)
+POOLED_HEADS: tuple[HeadName, ...] = ("linear", "mlp")  # those that classify the backbone's own pooled features
 POSITION_HEADS: tuple[HeadName, ...] = ("mil", "lse")  # those that classify positions
 LSE_R = 6.0  # sharpness of log-sum-exp pooling, as in family `localize`
 ATTENTION_WIDTH = 128
+MLP_WIDTH = 256
 
 
 class ImageClassifier(nn.Module):
@@ -35,8 +37,8 @@ class ImageClassifier(nn.Module):
         backbone: see `image_backbone`.
         contract: what the backbone's weights expect as input.
         findings: F names.
-        head: linear: a linear layer on the backbone's own pooling. attention: the same on the mean of positions,
-            weighted by a learned attention. mil: a finding is present if it is at some position (noisy-or of their
+        head: linear: a linear layer on the backbone's own pooling. mlp: two layers on it. attention: a linear layer
+            on the mean of positions, weighted by a learned attention. mil: a finding is present if it is at some position (noisy-or of their
             probabilities). lse: log-sum-exp of the positions' logits.
     """
 
@@ -48,12 +50,12 @@ class ImageClassifier(nn.Module):
         super().__init__()
         self.findings, self.contract, self.head_name = tuple(findings), contract, head
         self.backbone: ImageBackbone = image_backbone(
-            backbone, contract.channels, contract.size, pools=head == "linear"
+            backbone, contract.channels, contract.size, pools=head in POOLED_HEADS
         )
         self.attention = GatedAttention(self.backbone.width) if head == "attention" else None
-        self.head = nn.Linear(self.backbone.width, len(findings))
+        self.head = classification_layers(head, self.backbone.width, len(findings))
         if head == "mil":
-            nn.init.constant_(self.head.bias, unlikely_bias(self._cells_per_side()))
+            nn.init.constant_(self.head.get_parameter("bias"), unlikely_bias(self._cells_per_side()))
         self.register_buffer("thresholds", torch.full((len(findings),), 0.5, dtype=torch.float64))
 
     def forward(self, x_B1HW: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ class ImageClassifier(nn.Module):
 
     def pool(self, features: Tensor) -> Tensor:
         """(B, D) embeddings. With the heads `mil` and `lse`, which need none, the mean of the positions."""
-        if self.head_name == "linear":
+        if self.head_name in POOLED_HEADS:
             return self.backbone.pool(features)
         cells_BDhw = self.backbone.cells(features)
         return cells_BDhw.mean((2, 3)) if self.attention is None else self.attention(cells_BDhw)
@@ -115,6 +117,13 @@ class ImageClassifier(nn.Module):
             side = self.backbone.cells(self.backbone(blank)).shape[-1]
         self.train(was_training)
         return side
+
+
+def classification_layers(head: HeadName, width: int, findings: int) -> nn.Module:
+    """The layers from embeddings (B, width), or from positions, to logits (B, findings)."""
+    if head == "mlp":
+        return nn.Sequential(nn.Linear(width, MLP_WIDTH), nn.GELU(), nn.Linear(MLP_WIDTH, findings))
+    return nn.Linear(width, findings)
 
 
 class GatedAttention(nn.Module):
