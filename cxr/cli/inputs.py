@@ -45,14 +45,15 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> str:
             f"and only if all are different. Give each archive once, and omit --stream"
         )
     _check_out(options, out)
-    archives = [_opened(options, uri) for uri in options.uris]
+    archives = [open_archive(options, uri) for uri in options.uris]
     check_compatible(archives, recipe)
     is_classifier = schema.PROBABILITIES in recipe.score_columns.names
     _check_alike(archives, by_box=schema.BOXES in recipe.columns and not is_classifier)
     return out
 
 
-def _opened(options: ArchiveOptions, uri: str) -> ShardInfo | RawArchive:
+def open_archive(options: ArchiveOptions, uri: str) -> ShardInfo | RawArchive:
+    """The description of shards, or the manifest of a raw archive."""
     if not shards.is_shards(uri):
         read_large_archive(uri, options.reading)
         manifest = open_manifest(uri, options.reading, options.labeling)

@@ -32,8 +32,8 @@ class Embeddings:
     """All vectors of a scoring run, in memory."""
 
     image_ids: pa.ChunkedArray
-    vectors_ND: np.ndarray
-    """float16."""
+    vectors: np.ndarray
+    """(N, D) float16."""
 
 
 def write_part(folder: str, part: str, rows: pa.Table, vectors_BD: np.ndarray) -> None:
@@ -41,8 +41,10 @@ def write_part(folder: str, part: str, rows: pa.Table, vectors_BD: np.ndarray) -
 
     Args:
         rows: IDENTITY of the images; other columns are ignored.
+        vectors_BD: float32; values that float16 cannot represent are stored as its largest.
     """
-    stored = np.ascontiguousarray(vectors_BD, np.float16)
+    largest = np.finfo(np.float16).max
+    stored = np.ascontiguousarray(vectors_BD.clip(-largest, largest), np.float16)
     count, width = stored.shape
     column = pa.Array.from_buffers(pa.binary(2 * width), count, [None, pa.py_buffer(stored)])
     table = pa.table({name: rows[name] for name in IDENTITY} | {schema.EMBEDDING: column})

@@ -213,17 +213,23 @@ def read_rows(part: ShardFile | RowGroup, columns: Sequence[str], findings: Sequ
     rows = storage.read_parquet(part.uri, row_group=group, columns=columns)
     if schema.LABELS not in rows.column_names or part.findings == tuple(findings):
         return rows
-    lists = rows[schema.LABELS]
-    known_N = lists.is_valid().to_numpy()
-    own_NF = pc.list_flatten(lists).to_numpy().reshape(known_N.sum(), len(part.findings))
-    common = [finding for finding in part.findings if finding in findings]
-    labels_NF = np.full((len(known_N), len(findings)), schema.UNKNOWN, np.int8)
-    at = [list(findings).index(finding) for finding in common]
-    labels_NF[np.ix_(known_N, at)] = own_NF[:, [part.findings.index(finding) for finding in common]]
+    known_N = rows[schema.LABELS].is_valid().to_numpy()
+    labels_NF = aligned_labels(rows[schema.LABELS], part.findings, findings)
     ends = pa.array(np.arange(len(known_N) + 1, dtype=np.int32) * len(findings))
     aligned = pa.ListArray.from_arrays(ends, pa.array(labels_NF.reshape(-1)), mask=pa.array(~known_N))
     index = rows.schema.get_field_index(schema.LABELS)
     return rows.set_column(index, rows.schema.field(index), aligned)
+
+
+def aligned_labels(lists: pa.ChunkedArray, own: Sequence[str], findings: Sequence[str]) -> np.ndarray:
+    """Labels of `own` findings as labels of `findings`, int8 (N, F); unknown where there are none."""
+    known_N = lists.is_valid().to_numpy()
+    own_NF = pc.list_flatten(lists).to_numpy().reshape(known_N.sum(), len(own))
+    common = [finding for finding in own if finding in findings]
+    labels_NF = np.full((len(known_N), len(findings)), schema.UNKNOWN, np.int8)
+    at = [list(findings).index(finding) for finding in common]
+    labels_NF[np.ix_(known_N, at)] = own_NF[:, [list(own).index(finding) for finding in common]]
+    return labels_NF
 
 
 def row_groups(info: ShardInfo, split: str) -> list[RowGroup]:

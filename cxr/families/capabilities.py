@@ -68,6 +68,22 @@ class Embedder(Protocol):
         """The vectors of a batch, float32 (B, D). Called in inference mode."""
         ...
 
+    def predict_and_embed(self, network: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """What `predict` and `embed` return, from one pass through the network. Called in inference mode."""
+        ...
+
+
+def embedder(recipe: object) -> Embedder:
+    """`recipe`, which must be able to embed images.
+
+    Raises:
+        UserError: the family has no embeddings.
+    """
+    if isinstance(recipe, Embedder):
+        return recipe
+    family = getattr(recipe, "family", "")
+    raise UserError(f"family {family!r} has no embeddings: give a checkpoint of a family that has, such as classify")
+
 
 @runtime_checkable
 class HeatMaps(Protocol):

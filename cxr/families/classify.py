@@ -26,6 +26,7 @@ from cxr.families.classifier_base import (
     ClassifierTask,
     count_labels,
     positive_class_weights,
+    with_decisions,
 )
 from cxr.families.image_augmentation import ImageAugmentationRecipe
 from cxr.models import pretrained
@@ -74,8 +75,8 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
     square."""
     head: HeadName = "linear"
     """Classifier on the backbone. linear: a linear layer on its pooled features; mlp: two layers on them;
-    attention: a linear layer, with learned attention as pooling; mil: multiple-instance learning, in which an image shows a finding if any position does;
-    lse: log-sum-exp of the positions' logits."""
+    attention: a linear layer, with learned attention as pooling; mil: multiple-instance learning, in which an image
+    shows a finding if any position does; lse: log-sum-exp of the positions' logits."""
     freeze_backbone: bool = False
     """Keep all weights of the backbone fixed in training."""
     freeze_layers: int = 0
@@ -177,6 +178,14 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
     def embed(self, network: nn.Module, batch: Batch) -> Tensor:
         """(B, D) pooled features, float32; with `linear`, `mlp` and `attention`, the input of the head."""
         return _classifier(network).embed(unit_pixels(batch, self.size))
+
+    def predict_and_embed(self, network: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        classifier, x_B1HW = _classifier(network), unit_pixels(batch, self.size)
+        features = classifier.features(x_B1HW)
+        p_BF = classifier.logits(features).sigmoid()
+        if self.tta_flip:
+            p_BF = (p_BF + network(x_B1HW.flip(-1)).float().sigmoid()) / 2
+        return with_decisions(network, p_BF), classifier.pool(features).float()
 
     def heat_maps(self, network: nn.Module, batch: Batch) -> Tensor:
         """Positive evidence for each finding, (B, F, h, w) in [0, 1].

@@ -18,6 +18,7 @@ import optuna
 import torch
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cxr import schema
 from cxr.errors import UserError
@@ -43,10 +44,10 @@ SEARCH_STEPS = 1_000  # maximum number of steps of a trial; the best one's setti
 class LabeledEmbeddings:
     """Embeddings in memory, and the rows that have labels."""
 
-    vectors_ND: Tensor
-    """float16."""
-    labels_NF: Tensor
-    """int8: 1, 0 or −1 (unknown)."""
+    vectors: Tensor
+    """(N, D) float16."""
+    labels: Tensor
+    """(N, F) int8: 1, 0 or −1 (unknown)."""
     train: Tensor
     """Rows to train on, int64."""
     val: Tensor
@@ -54,20 +55,20 @@ class LabeledEmbeddings:
 
     def to(self, device: torch.device) -> LabeledEmbeddings:
         return LabeledEmbeddings(
-            self.vectors_ND.to(device), self.labels_NF.to(device), self.train.to(device), self.val.to(device)
+            self.vectors.to(device), self.labels.to(device), self.train.to(device), self.val.to(device)
         )
 
     @functools.cached_property
     def scale(self) -> tuple[Tensor, Tensor]:
         """(D,) mean and standard deviation of each feature in training images."""
         step = max(1, len(self.train) // SCALED_BY)
-        x_ND = self.vectors_ND[self.train[::step]].float()
+        x_ND = self.vectors[self.train[::step]].float()
         return x_ND.mean(0), x_ND.std(0, correction=0).clamp(min=1e-6)
 
     @functools.cached_property
-    def counts_2F(self) -> Tensor:
-        """Numbers of negative and positive training images of each finding, at least 1."""
-        labels_NF = self.labels_NF[self.train]
+    def label_counts(self) -> Tensor:
+        """(2, F) numbers of negative and positive training images of each finding, at least 1."""
+        labels_NF = self.labels[self.train]
         counts = [(labels_NF == value).sum(0) for value in (schema.NEGATIVE, schema.POSITIVE)]
         return torch.stack(counts).clamp(min=1).float()
 
@@ -80,8 +81,8 @@ def starting_recipe(base: ClassifyRecipe) -> ClassifyRecipe:
     """
     if base.head in POSITION_HEADS:
         raise UserError(
-            f"head={base.head} classifies positions, not embeddings: expected embeddings of a checkpoint with the head "
-            f"linear, mlp or attention"
+            f"expected embeddings of a checkpoint with the head linear, mlp or attention, got head={base.head}, "
+            f"which classifies positions: score with another checkpoint"
         )
     return base.replace(
         head="linear" if base.head in POOLED_HEADS else base.head,
@@ -140,11 +141,11 @@ class HeadTraining:
     def __init__(self, recipe: ClassifyRecipe, data: LabeledEmbeddings, steps: int) -> None:
         self.recipe, self.data = recipe, data
         self._random = torch.Generator().manual_seed(recipe.seed)
-        device, width, findings = data.vectors_ND.device, data.vectors_ND.shape[1], data.labels_NF.shape[1]
+        device, width, findings = data.vectors.device, data.vectors.shape[1], data.labels.shape[1]
         self.head = classification_layers(recipe.head, width, findings)
         self._initialize()
         self.head.to(device)
-        self.class_weight_2F = positive_class_weights(data.counts_2F, recipe.pos_weight_power)
+        self.class_weight_2F = positive_class_weights(data.label_counts, recipe.pos_weight_power)
         decays, others = ([p for p in self.head.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))
         groups = [{"params": decays, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
@@ -163,8 +164,8 @@ class HeadTraining:
         """Train for so many steps more."""
         for _ in range(steps):
             rows = self._next_rows()
-            logits_BF = self.head(self._features(rows))
-            loss = self.recipe.loss_of(logits_BF, self.data.labels_NF[rows], self.class_weight_2F)
+            logits_BF = self._logits(self.data.vectors.index_select(0, rows).float())
+            loss = self.recipe.loss_of(logits_BF, self.data.labels[rows], self.class_weight_2F)
             self._optimizer.zero_grad()
             loss.backward()
             if self.recipe.clip:
@@ -183,18 +184,31 @@ class HeadTraining:
         first = min(self.recipe.batch_size, len(self._rows))
         return [first, len(self._rows) - first]
 
-    def _features(self, rows: Tensor) -> Tensor:
+    def _logits(self, x_BD: Tensor) -> Tensor:
+        """The head's output for unscaled features: scaling the first layer instead of each batch halves the time."""
+        first, *others = self.head if isinstance(self.head, nn.Sequential) else [self.head]
+        x = functional.linear(x_BD, *self._unscaled(first))
+        for layer in others:
+            x = layer(x)
+        return x
+
+    def _unscaled(self, first: nn.Module) -> tuple[Tensor, Tensor]:
+        """Weight and bias that do to unscaled features what the first layer does to scaled ones."""
         mean_D, std_D = self.data.scale
-        return (self.data.vectors_ND[rows].float() - mean_D) / std_D
+        weight = first.get_parameter("weight") / std_D
+        return weight, first.get_parameter("bias") - weight @ mean_D
 
     @torch.inference_mode()
     def probabilities(self, rows: Tensor) -> Tensor:
         """(R, F) float32."""
-        return torch.cat([self.head(self._features(some)).sigmoid() for some in rows.split(EVALUATED)])
+        x_ND = self.data.vectors
+        return torch.cat(
+            [self._logits(x_ND.index_select(0, some).float()).sigmoid() for some in rows.split(EVALUATED)]
+        )
 
     def mean_auroc(self, rows: Tensor) -> float:
         """Mean AUROC of the findings with both classes among these rows; NaN if there is none."""
-        p_RF, labels_RF = self.probabilities(rows).cpu().numpy(), self.data.labels_NF[rows].cpu().numpy()
+        p_RF, labels_RF = self.probabilities(rows).cpu().numpy(), self.data.labels[rows].cpu().numpy()
         auroc_F = classification.auroc(p_RF, labels_RF)
         return float(np.nanmean(auroc_F)) if np.isfinite(auroc_F).any() else float("nan")
 
@@ -202,9 +216,8 @@ class HeadTraining:
     def finished(self) -> nn.Module:
         """The head for features as the network makes them, with their scale in its first layer; on the CPU."""
         first = next(layer for layer in self.head.modules() if isinstance(layer, nn.Linear))
-        mean_D, std_D = self.data.scale
-        first.weight /= std_D
-        first.bias -= first.weight @ mean_D
+        for parameter, values in zip((first.weight, first.bias), self._unscaled(first), strict=True):
+            parameter.copy_(values)
         return self.head.cpu()
 
 
@@ -251,7 +264,7 @@ def search_heads(
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(20, trials), constant_liar=True)
     study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
-    _ = data.scale, data.counts_2F  # threads share them
+    _ = data.scale, data.label_counts  # threads share them
 
     def run(_: int) -> HeadTrial:
         trial = study.ask(dict(space))

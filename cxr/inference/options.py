@@ -23,6 +23,9 @@ class ScoreOptions:
     """Also write pictures of the predictions, for example OUT/aligned/a.png.png for the image a.png."""
     save_latents: bool = False
     """Also write OUT/latents, an archive of the compressed images, which can be scored like any other archive."""
+    save_embeddings: bool = False
+    """Also write OUT/embeddings, a vector per image, on which `cxr train classify --embeddings OUT` trains another
+    classifier in seconds."""
     max_rejects: float = 0.5
     """Fraction of unusable images above which the job fails. All other images are scored in any case."""
 

@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 import ray.data
 
 from cxr import schema, storage
-from cxr.data import gate, ledger, shards
+from cxr.data import embeddings, gate, ledger, shards
 from cxr.data.batch import best_device
 from cxr.data.dicom_headers import read_large_archive
 from cxr.data.ledger import Ledger, Part
 from cxr.data.ray_data import finished, map_blocks
 from cxr.errors import UserError
 from cxr.families import checkpoint
-from cxr.families.capabilities import latent_encoder
+from cxr.families.capabilities import embedder, latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.imaging import dicom_terms
 from cxr.inference import latents
@@ -46,6 +46,7 @@ class Scored:
 
     scores: str  # folder of Parquet files, schema.SCORES and the family's columns
     latents: str  # archive of latents; empty if none was requested
+    embeddings: str  # folder of Parquet files, see data.embeddings; empty if none were requested
     images: int
     rejects: int
     reasons: dict[str, int]  # the most frequent errors, with counts
@@ -88,6 +89,8 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
     model = checkpoint.load(checkpoint_uri)
     if options.save_latents:
         latent_encoder(model.recipe).latent_format()  # raises UserError if the family has no latents
+    if options.save_embeddings:
+        embedder(model.recipe)  # raises UserError if the family has none
     plans = _numbered([_plan(uri, model, options) for uri in archives])
     _check_ids(plans)
     parts = [part for plan in plans for part in plan.parts]
@@ -98,6 +101,7 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
         "save_images": options.save_images,
         **options.reading.describe(),
         **({"save_latents": True} if options.save_latents else {}),
+        **({"save_embeddings": True} if options.save_embeddings else {}),
         **({"lung_crop": plans[0].crop.describe()} if plans[0].crop else {}),
     }
     with lease.held(out):
@@ -112,13 +116,17 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
         for part in parts:
             if part.name not in missing:  # an earlier run has written it
                 counts.add(storage.read_parquet(run_ledger.file(part), columns=_COUNTED.names))
+        uris = {part.name: run_ledger.file(part) for part in parts}
         if options.save_latents:
-            uris = {part.name: run_ledger.file(part) for part in parts}
             latents.finish(storage.join(out, LATENTS), uris, model, plans[0].origin)
+        if options.save_embeddings:
+            network = {"checkpoint": model.uri, "sha256": model.about["sha256"], "archives": archives}
+            embeddings.finish(storage.join(out, embeddings.FOLDER), uris, network)
     progress.show()
     scored = Scored(
         scores=storage.join(out, SCORES),
         latents=storage.join(out, LATENTS) if options.save_latents else "",
+        embeddings=storage.join(out, embeddings.FOLDER) if options.save_embeddings else "",
         images=progress.total,
         rejects=counts.reasons.total(),
         reasons=dict(counts.reasons.most_common(20)),
@@ -223,20 +231,27 @@ class PartScorer:
     def __call__(self, rows: pa.Table) -> dict[str, Any]:
         name, count = rows[PART][0].as_py(), rows[PART_ROWS][0].as_py()
         assert rows.num_rows == count, f"Ray Data split {name}: {rows.num_rows} of {count} rows"
-        scores, encoded = [], []
+        scores, encoded, vectors = [], [], []
         for batch in self.scorer.batches(
             rows,
             self.plan.pixels,
             encoded=self.plan.encoded,
             render=self.options.save_images,
             save_latents=self.options.save_latents,
+            save_embeddings=self.options.save_embeddings,
         ):
             scores.append(batch.scores)
             if batch.latents is not None:
                 encoded.append(batch.latents)
+            if batch.embeddings is not None:
+                vectors.append(batch.embeddings)
             self._write_pictures(batch)
         if encoded:
             latents.write_part(storage.join(self.run_ledger.uri, LATENTS), name, pa.concat_tables(encoded))
+        if self.options.save_embeddings:
+            good = rows.filter(pc.is_null(rows[schema.ERROR]))
+            vectors_BD = np.concatenate(vectors) if vectors else np.zeros((0, 1), np.float32)
+            embeddings.write_part(storage.join(self.run_ledger.uri, embeddings.FOLDER), name, good, vectors_BD)
         table = self.scorer.table(rows, scores)
         sink = io.BytesIO()
         pq.write_table(table, sink)

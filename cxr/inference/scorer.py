@@ -17,7 +17,7 @@ from torch import Tensor
 from cxr import schema
 from cxr.data.batch import Batch, to_columns, to_device, to_tensors
 from cxr.families.base import ScoringContext
-from cxr.families.capabilities import latent_encoder
+from cxr.families.capabilities import embedder, latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.inference import latents
 from cxr.schema import PixelFormat
@@ -34,6 +34,8 @@ class ScoredBatch:
     """As `Recipe.render` returns them; empty unless requested."""
     latents: pa.Table | None
     """Rows with latents instead of pixels, if requested."""
+    embeddings: np.ndarray | None
+    """(B, D) float32, if requested."""
 
 
 class Scorer:
@@ -62,6 +64,7 @@ class Scorer:
         encoded: bool = False,
         render: bool = False,
         save_latents: bool = False,
+        save_embeddings: bool = False,
     ) -> Iterator[ScoredBatch]:
         """Score the rows that have no error.
 
@@ -70,15 +73,22 @@ class Scorer:
             encoded: the pixels are latents.
             render: also make pictures.
             save_latents: also return latents, from which the scores are made then.
+            save_embeddings: also return embeddings.
         """
         good = rows.filter(pc.is_null(rows[schema.ERROR]))
         for at in range(0, good.num_rows, self.batch_size):
-            yield self._batch(good.slice(at, self.batch_size), pixels, encoded, render, save_latents)
+            yield self._batch(good.slice(at, self.batch_size), pixels, encoded, render, save_latents, save_embeddings)
 
     def _batch(
-        self, rows: pa.Table, pixels: PixelFormat, encoded: bool, render: bool, save_latents: bool
+        self,
+        rows: pa.Table,
+        pixels: PixelFormat,
+        encoded: bool,
+        render: bool,
+        save_latents: bool,
+        save_embeddings: bool,
     ) -> ScoredBatch:
-        latent_rows = None
+        latent_rows = vectors_BD = None
         with self.computing():
             batch = self.to_batch(rows, pixels)
             if save_latents:
@@ -86,9 +96,15 @@ class Scorer:
                 batch = {schema.PIXELS: encoder.encode(self.network, batch)}
                 stored = batch[schema.PIXELS].cpu().numpy()
                 latent_rows = latents.with_latents(rows, pixels, stored, encoder.latent_format())
-            predicted, pictures = self._predicted(batch, encoded or save_latents, render)
+            if save_embeddings:
+                predicted, vectors_BD = embedder(self.recipe).predict_and_embed(self.network, batch)
+                pictures = self.recipe.render(self.network, batch) if render else {}
+            else:
+                predicted, pictures = self._predicted(batch, encoded or save_latents, render)
+            embeddings_BD = None if vectors_BD is None else vectors_BD.float().cpu().numpy()
+        predicted = {name: v.float() if v.dtype == torch.bfloat16 else v for name, v in predicted.items()}
         scores = self.recipe.scored(predicted, rows, ScoringContext(self.findings, pixels.size))
-        return ScoredBatch(rows, scores, pictures, latent_rows)
+        return ScoredBatch(rows, scores, pictures, latent_rows, embeddings_BD)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -114,8 +130,7 @@ class Scorer:
         else:
             predicted = recipe.predict(network, batch)
             pictures = recipe.render(network, batch) if render else {}
-        wide = {name: value.float() if value.dtype == torch.bfloat16 else value for name, value in predicted.items()}
-        return wide, pictures
+        return predicted, pictures
 
     def table(self, rows: pa.Table, scores_of_batches: Sequence[pa.Table]) -> pa.Table:
         """The scores of all `rows` in their order: `schema.SCORES` and the family's columns, null where there is an

@@ -27,7 +27,7 @@ POOLED_HEADS: tuple[HeadName, ...] = ("linear", "mlp")  # those that classify th
 POSITION_HEADS: tuple[HeadName, ...] = ("mil", "lse")  # those that classify positions
 LSE_R = 6.0  # sharpness of log-sum-exp pooling, as in family `localize`
 ATTENTION_WIDTH = 128
-MLP_WIDTH = 256
+MLP_WIDTH = 64
 
 
 class ImageClassifier(nn.Module):
@@ -38,8 +38,8 @@ class ImageClassifier(nn.Module):
         contract: what the backbone's weights expect as input.
         findings: F names.
         head: linear: a linear layer on the backbone's own pooling. mlp: two layers on it. attention: a linear layer
-            on the mean of positions, weighted by a learned attention. mil: a finding is present if it is at some position (noisy-or of their
-            probabilities). lse: log-sum-exp of the positions' logits.
+            on the mean of positions, weighted by a learned attention. mil: a finding is present if it is at some
+            position (noisy-or of their probabilities). lse: log-sum-exp of the positions' logits.
     """
 
     thresholds: Tensor

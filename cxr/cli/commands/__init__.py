@@ -144,7 +144,9 @@ COMMANDS: dict[str, Command] = {
             "classify",
             "Train a multi-label classifier on a backbone of torchvision or timm.",
             "cxr train classify --archive s3://xrays/nih --preset densenet121-chexnet --out s3://xrays/classify",
+            "cxr train classify --embeddings s3://xrays/scores --labels s3://xrays/labels.csv --out s3://xrays/head",
             phantoms=1200,
+            own_module="train_classify",
         ),
         _train(
             "detect",
@@ -199,7 +201,10 @@ COMMANDS: dict[str, Command] = {
         _tune(
             "classify",
             "Search the learning rate, class weights, head and backbone size of a multi-label classifier.",
+            "cxr tune classify --archive s3://xrays/nih --out s3://xrays/tune --trials 20",
+            "cxr tune classify --embeddings s3://xrays/scores --out s3://xrays/tune --trials 200",
             phantoms=1200,
+            own_module="tune_classify",
         ),
         _tune(
             "detect",
@@ -232,6 +237,7 @@ COMMANDS: dict[str, Command] = {
         Command("benchmark compression", "benchmark_compression"),
         Command("benchmark detect", "benchmark_detect"),
         Command("benchmark fusion", "benchmark_fusion"),
+        Command("benchmark heads", "benchmark_heads"),
         Command("benchmark input", "benchmark_input"),
         Command("benchmark localization", "study_localization"),
         Command("benchmark map-boxes", "benchmark_map_boxes"),

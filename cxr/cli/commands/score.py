@@ -29,7 +29,7 @@ class Options:
     """Folder or URI of a checkpoint. Default: train an aligner for a minute on the first archive, or with
     --save-latents a compressor."""
     out: str = "runs/score"
-    """Folder or URI of the results: OUT/scores/*.parquet, OUT/latents."""
+    """Folder or URI of the results: OUT/scores/*.parquet, OUT/latents, OUT/embeddings."""
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
 
@@ -52,6 +52,8 @@ def main(options: Options) -> dict[str, Any]:
     print(f"scores: {scored.scores}: {scored.images} images, {scored.rejects} of them with an error", flush=True)
     if scored.latents:
         print(f"latents: {scored.latents}")
+    if scored.embeddings:
+        print(f"embeddings: {scored.embeddings}")
     for reason, count in scored.reasons.items():
         print(f"  {count:6d}  {reason}")
     if scored.not_frontal_chest:

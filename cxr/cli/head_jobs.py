@@ -1,0 +1,240 @@
+"""Training and searching the head of a classifier on stored embeddings: what jobs do with `--embeddings`. No Ray."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import nn
+
+from cxr import schema, storage
+from cxr.cli.inputs import open_archive
+from cxr.cli.options import ArchiveOptions
+from cxr.data import embeddings, shards
+from cxr.data.batch import best_device
+from cxr.errors import UserError
+from cxr.families import checkpoint, checkpoint_files, recipe_from_dict
+from cxr.families.classify import ClassifyRecipe
+from cxr.families.compatibility import RawArchive
+from cxr.families.head_training import (
+    LabeledEmbeddings,
+    attach,
+    check_settings,
+    search_heads,
+    search_space,
+    starting_recipe,
+    train_head,
+)
+from cxr.families.presets import RECIPE_FILE
+from cxr.reporting.trials import Trial, trials_table, write_search_pictures, write_trials
+from cxr.runtime import console
+from cxr.training.options import SearchOptions
+
+CHECKPOINT = "checkpoint"  # folder in OUT
+SHOWN = 10  # trials in the printed table; trials.csv has all
+
+
+def head_recipe(run: str) -> ClassifyRecipe:
+    """The default settings of a head on the embeddings of a scoring run.
+
+    Raises:
+        UserError: there are no embeddings, or their network is no classifier.
+    """
+    return starting_recipe(_base_recipe(storage.normalize(run)))
+
+
+def train_head_job(recipe: ClassifyRecipe, run: str, archive: ArchiveOptions, out: str) -> dict[str, Any]:
+    """The body of `cxr train classify --embeddings`; returns its result.json."""
+    out, data, findings = _prepared(recipe, run, archive, out)
+    start = time.monotonic()
+    head = train_head(recipe, data)
+    console.say(f"trained the head for {recipe.epochs} epochs in {time.monotonic() - start:.1f} s")
+    return _saved(recipe, run, archive, out, data, findings, head)
+
+
+def tune_head_job(
+    recipe: ClassifyRecipe, run: str, archive: ArchiveOptions, options: SearchOptions, out: str
+) -> dict[str, Any]:
+    """The body of `cxr tune classify --embeddings`; returns its result.json."""
+    space = search_space(recipe)
+    if unknown := set(options.frozen_params) - set(space):
+        raise UserError(
+            f"frozen_params={' '.join(sorted(unknown))}: expected settings of a head that are searched, which are "
+            f"{', '.join(space)}"
+        )
+    if options.objectives not in ((), (recipe.monitor,)):
+        raise UserError(
+            f"objectives={' '.join(options.objectives)}: expected none with --embeddings, which optimizes "
+            f"{recipe.monitor}: omit --objectives"
+        )
+    space = {name: values for name, values in space.items() if name not in options.frozen_params}
+    if not space:
+        raise UserError("frozen_params leaves no setting to search: remove some of them from --frozen-params")
+    out, data, findings = _prepared(recipe, run, archive, out)
+    start = time.monotonic()
+    found = search_heads(
+        recipe,
+        data,
+        space,
+        trials=options.trials,
+        seed=options.search_seed,
+        threads=options.max_concurrent_trials,
+    )
+    seconds = time.monotonic() - start
+    console.say(f"searched {len(found)} trials in {seconds:.1f} s")
+    epochs_of = recipe.batch_size / len(data.train)
+    trials = [
+        Trial(
+            str(trial.number),
+            "stopped early" if trial.stopped_early else "done",
+            max(1, round(trial.steps * epochs_of)),
+            trial.value,
+            trial.sampled,
+            {},
+            "",
+        )
+        for trial in found
+    ]
+    table = write_trials(trials, recipe.monitor, out)
+    print(trials_table(trials[:SHOWN], recipe.monitor), flush=True)
+    best = recipe.replace(**found[0].sampled)
+    pictures = write_search_pictures(trials, space, recipe.monitor, True, out)
+    result = _saved(best, run, archive, out, data, findings, train_head(best, data))
+    return {**result, "sampled": found[0].sampled, "trials": table, "search_seconds": seconds, "pictures": pictures}
+
+
+def _base_recipe(run: str) -> ClassifyRecipe:
+    about = embeddings.read_about(run)
+    base = checkpoint_files.read_about(about["checkpoint"])
+    if base["sha256"] != about["sha256"]:
+        raise UserError(
+            f"{about['checkpoint']} has other weights than the network that made the embeddings in {run}: restore "
+            f"it, or score again"
+        )
+    recipe = recipe_from_dict(base["recipe"])
+    if not isinstance(recipe, ClassifyRecipe):
+        raise UserError(
+            f"expected embeddings of family classify in {run}, got those of {recipe.family}: score with a checkpoint "
+            f"of family classify"
+        )
+    return recipe
+
+
+def _prepared(
+    recipe: ClassifyRecipe, run: str, archive: ArchiveOptions, out: str
+) -> tuple[str, LabeledEmbeddings, tuple[str, ...]]:
+    """Check the options and read embeddings and labels; OUT, the data on the device, and the findings."""
+    out, run = storage.normalize(out), storage.normalize(run)
+    if storage.exists(storage.join(out, CHECKPOINT, checkpoint_files.ABOUT)):
+        raise UserError(f"{out} already contains a run: give another --out")
+    check_settings(recipe, _base_recipe(run))
+    ids, splits, labels_NF, findings = _labels(archive, _archives(run, archive), out)
+    start = time.monotonic()
+    stored = embeddings.load(run)
+    rows = pc.index_in(ids, value_set=stored.image_ids)
+    known_N = rows.is_valid().to_numpy(zero_copy_only=False)
+    if not known_N.all():
+        console.note(f"{(~known_N).sum()} of {len(ids)} labeled images have no embedding and are not used")
+    at_N = rows.fill_null(0).to_numpy(zero_copy_only=False)
+    everywhere_NF = np.full((len(stored.image_ids), len(findings)), schema.UNKNOWN, np.int8)
+    everywhere_NF[at_N[known_N]] = labels_NF[known_N]
+    parts = {}
+    for split in ("train", "val"):
+        chosen_N = known_N & pc.equal(splits, split).to_numpy(zero_copy_only=False)
+        parts[split] = torch.from_numpy(at_N[chosen_N].astype(np.int64))
+        if not chosen_N.any():
+            raise UserError(
+                f"expected images with embeddings in the splits train and val, got none in {split}: score all splits "
+                f"of the archive, or give an archive whose images were scored"
+            )
+    data = LabeledEmbeddings(torch.from_numpy(stored.vectors), torch.from_numpy(everywhere_NF), **parts)
+    console.say(
+        f"read {len(data.train)} embeddings to train on and {len(data.val)} to validate on, each of "
+        f"{data.vectors.shape[1]} numbers, in {time.monotonic() - start:.1f} s"
+    )
+    return out, data.to(best_device()), findings
+
+
+def _archives(run: str, archive: ArchiveOptions) -> Sequence[str]:
+    return archive.uris or embeddings.read_about(run)["archives"]
+
+
+def _labels(
+    options: ArchiveOptions, archives: Sequence[str], out: str
+) -> tuple[pa.ChunkedArray, pa.ChunkedArray, np.ndarray, tuple[str, ...]]:
+    """Ids, splits and labels (N, F) of all images of the archives, and the findings: those of any archive."""
+    options = options.with_headers(out)
+    opened = [open_archive(options, uri) for uri in archives]
+    findings = tuple(dict.fromkeys(finding for each in opened for finding in each.findings))
+    columns = [schema.IMAGE_ID, schema.SPLIT, schema.LABELS]
+    tables = []
+    for each in opened:
+        if isinstance(each, RawArchive):
+            tables.append((each.manifest.table.select(columns), each.findings))
+        else:
+            files = [file for split in each.parts.values() for file in split]
+            tables += [(storage.read_parquet(file.uri, columns=columns), file.findings) for file in files]
+    ids, splits = (
+        pa.chunked_array([chunk for table, _ in tables for chunk in table[name].chunks], pa.string())
+        for name in columns[:2]
+    )
+    shards.check_unique(ids.to_pylist(), " and ".join(archives))
+    labels_NF = np.concatenate([shards.aligned_labels(table[schema.LABELS], own, findings) for table, own in tables])
+    return ids, splits, labels_NF, findings
+
+
+def _saved(
+    recipe: ClassifyRecipe,
+    run: str,
+    archive: ArchiveOptions,
+    out: str,
+    data: LabeledEmbeddings,
+    findings: tuple[str, ...],
+    head: nn.Module,
+) -> dict[str, Any]:
+    """Write the checkpoint of the whole network in OUT/checkpoint, with its thresholds; the result.json."""
+    run = storage.normalize(run)
+    base = checkpoint.load(embeddings.read_about(run)["checkpoint"])
+    network = attach(base.network, recipe, findings, head)
+    task = recipe.task(network)
+    device = data.vectors.device
+    with torch.inference_mode():
+        p_NF = torch.cat(
+            [network.head.to(device)(data.vectors[rows].float()).sigmoid() for rows in data.val.split(65_536)]
+        )
+        network.cpu()
+        metrics = task.evaluate_labels(torch.cat([p_NF, data.labels[data.val].float()], 1).cpu())
+    if not np.isfinite(metrics[recipe.monitor]):
+        raise UserError(
+            "expected a finding with positive and negative labels among the validation images, got none: give "
+            "--archive or --labels with labels of these images"
+        )
+    target = storage.join(out, CHECKPOINT)
+    with tempfile.TemporaryDirectory() as folder:
+        reading = archive.reading.describe()
+        checkpoint.save(
+            Path(folder), recipe, task, network.state_dict(), findings=findings, metrics=metrics, reading=reading
+        )
+        storage.upload_folder(Path(folder), target)
+    if lungs := checkpoint_files.lungs_of(base.uri, recipe.lung_crop):
+        checkpoint_files.copy_for_scoring(lungs, storage.join(target, checkpoint_files.LUNGS))
+    storage.write_json(storage.join(out, RECIPE_FILE), recipe.to_dict())
+    print("  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items())))
+    print(f"checkpoint: {target}", flush=True)
+    return {
+        "checkpoint": target,
+        "metrics": metrics,
+        "epochs": recipe.epochs,
+        "embeddings": os.fspath(run),
+        "data": list(_archives(run, archive)),
+        "recipe": recipe.to_dict(),
+        "initial_weights": {},
+    }
