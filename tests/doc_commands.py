@@ -12,7 +12,11 @@ import pytest
 from cxr.cli.commands import COMMANDS, GROUPS, FamilyCommand
 from cxr.cli.main import find
 from cxr.cli.options import TuneOptions
+from cxr.data import embeddings
+from cxr.families.checkpoint_files import read_about
+from cxr.families.classify import ClassifyRecipe
 from cxr.training.search import objectives_of, searched
+from tests.saved_checkpoint import save_untrained
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [
@@ -56,6 +60,15 @@ def _code(page: str) -> str:
     return "\n".join([*fenced, *re.findall(r"^    .*$", page, re.MULTILINE)])
 
 
+def _no_embeddings(scratch: Path) -> str:
+    """A scoring run with the embeddings of no image."""
+    (scratch / embeddings.FOLDER).mkdir()
+    network = save_untrained(scratch / "network", ClassifyRecipe(size=32))
+    about = {"checkpoint": network, "sha256": read_about(network)["sha256"], "archives": []}
+    embeddings.finish(str(scratch / embeddings.FOLDER), {}, about)
+    return str(scratch)
+
+
 def check(text: str, scratch: Path) -> None:
     """Parse a command line with the options of its command; fails if it is not accepted."""
     program, *arguments = shlex.split(text)
@@ -70,13 +83,17 @@ def check(text: str, scratch: Path) -> None:
         recipe = scratch / "recipe.yaml"
         recipe.write_text(f"family: {command.name.partition(' ')[2]}\n")
         arguments[arguments.index("--recipe") + 1] = str(recipe)
+    if "--embeddings" in arguments:  # these, too
+        arguments[arguments.index("--embeddings") + 1] = _no_embeddings(scratch)
     if "--help" in arguments:
         with pytest.raises(SystemExit) as ended:
             job.parse(arguments)
         assert ended.value.code == 0
         return
     options = job.parse(arguments).job
-    if isinstance(options, TuneOptions):  # else mistakes in these names end the job later
+    if (
+        isinstance(options, TuneOptions) and "--embeddings" not in arguments
+    ):  # else mistakes in these names end the job later
         objectives_of(options.recipe, options.search)
         searched(options.recipe, options.search)
     if "--out" in arguments:

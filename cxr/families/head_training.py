@@ -37,7 +37,7 @@ SCALED_BY = 20_000  # images from which the mean and the standard deviation of e
 EVALUATED = 65_536  # images per forward pass in evaluation
 RANKED_BY = 10_000  # validation images by which a search compares trials before the end
 RUNGS = (1, 3, 9, 27)  # of 27 parts of a trial's steps: when it may be stopped
-SEARCH_STEPS = 1_000  # maximum number of steps of a trial; the best one's settings are trained for all their epochs
+SEARCH_STEPS = 540  # maximum number of steps of a trial; the best one's settings are trained for all their epochs
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,10 @@ def search_heads(
     some_val = data.val[:: max(1, len(data.val) // RANKED_BY)]
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(20, trials), constant_liar=True)
+    quiet = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
+    optuna.logging.set_verbosity(quiet)
     _ = data.scale, data.label_counts  # threads share them
 
     def run(_: int) -> HeadTrial:
@@ -281,15 +284,13 @@ def search_heads(
         study.tell(trial, value if np.isfinite(value) else None)
         return HeadTrial(trial.number, trial.params, value, done * unit, False)
 
-    quiet, cores = optuna.logging.get_verbosity(), torch.get_num_threads()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    cores = torch.get_num_threads()
     torch.set_num_threads(1)  # trials run side by side
     try:
         with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
             ended = list(pool.map(run, range(trials)))
     finally:
         torch.set_num_threads(cores)
-        optuna.logging.set_verbosity(quiet)
     return sorted(ended, key=lambda trial: (trial.stopped_early, -np.nan_to_num(trial.value, nan=-1.0)))
 
 

@@ -1,0 +1,52 @@
+"""The actor that scores an archive's parts, called without Ray: what it writes for a part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from cxr import schema, storage
+from cxr.data import embeddings
+from cxr.data.ledger import Ledger
+from cxr.families import checkpoint
+from cxr.families.classify import ClassifyRecipe
+from cxr.inference.options import ScoreOptions
+from cxr.inference.plan import plan_scoring
+from cxr.inference.read import PART, PART_ROWS, PartReader
+from cxr.inference.score import PartScorer
+from cxr.sources.options import ALL_IMAGES
+from tests.made_shards import write_shards
+from tests.saved_checkpoint import save_untrained
+
+
+def _named(rows: pa.Table, part: str) -> pa.Table:
+    count = rows.num_rows
+    return rows.append_column(PART, pa.array([part] * count)).append_column(PART_ROWS, pa.array([count] * count))
+
+
+def test_embeddings_of_good_images_are_written_beside_the_scores(tmp_path: Path) -> None:
+    made, base = (
+        write_shards(tmp_path / "shards", {"train": 6}),
+        save_untrained(tmp_path / "c", ClassifyRecipe(size=32)),
+    )
+    plan = plan_scoring(made, checkpoint.load(base), ALL_IMAGES)
+    rows = PartReader(plan.pixels, None, None, "off").rows(plan.parts[0].rows)
+    errors = pa.array([None, "damaged", *[None] * 4], pa.string())
+    rows = rows.set_column(rows.schema.get_field_index(schema.ERROR), schema.ERROR, errors)
+    out, first, second = str(tmp_path / "out"), "scores/part-00000", "scores/part-00001"
+    scorer = PartScorer(base, Ledger(out), plan, ScoreOptions(save_embeddings=True, batch_size=4))
+    scorer(_named(rows, first))
+    scorer(_named(rows.slice(1, 1), second))  # a part without a good image
+    scores = storage.read_parquet(storage.join(out, "scores/part-00000.parquet"))
+    about = {"checkpoint": base, "sha256": "", "archives": [made]}
+    embeddings.finish(storage.join(out, embeddings.FOLDER), {first: "", second: ""}, about)
+    stored = embeddings.load(out)
+    ids = rows[schema.IMAGE_ID].to_pylist()
+    assert stored.image_ids.to_pylist() == [ids[0], *ids[2:]]
+    head = checkpoint.load(base).network.get_submodule("head")
+    weight, bias = head.get_parameter("weight").detach().numpy(), head.get_parameter("bias").detach().numpy()
+    expected = 1 / (1 + np.exp(-(stored.vectors.astype(np.float32) @ weight.T + bias)))
+    probabilities = [p for p in scores[schema.PROBABILITIES].to_pylist() if p is not None]
+    np.testing.assert_allclose(probabilities, expected, atol=1e-3)
