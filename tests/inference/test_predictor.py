@@ -290,10 +290,8 @@ def test_embeddings_are_in_the_order_of_the_images(model: cxr.Predictor, monkeyp
         image[0] = 0  # not blank
     with pytest.raises(UserError, match=r"expected a checkpoint of a family with embeddings, .* family 'aecnn'"):
         model.embed(images)
-    monkeypatch.setattr(AecnnRecipe, "embed", mean, raising=False)
-    monkeypatch.setattr(
-        AecnnRecipe, "predict_and_embed", None, raising=False
-    )  # the protocol has it; scoring calls it
+    for name in ("embed", "predict_and_embed"):
+        monkeypatch.setattr(AecnnRecipe, name, mean, raising=False)
     vectors = model.embed(images)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors[:, 0], [np.nan, *(31 / 32 * level for level in (50, 100, 150))], rtol=0.01)
