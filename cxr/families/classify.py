@@ -26,7 +26,6 @@ from cxr.families.classifier_base import (
     ClassifierTask,
     count_labels,
     positive_class_weights,
-    with_decisions,
 )
 from cxr.families.image_augmentation import ImageAugmentationRecipe
 from cxr.models import pretrained
@@ -185,7 +184,7 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
         p_BF = classifier.logits(features).sigmoid()
         if self.tta_flip:
             p_BF = (p_BF + network(x_B1HW.flip(-1)).float().sigmoid()) / 2
-        return with_decisions(network, p_BF), classifier.pool(features).float()
+        return self.decide({schema.PROBABILITIES: p_BF}, network), classifier.pool(features).float()
 
     def heat_maps(self, network: nn.Module, batch: Batch) -> Tensor:
         """Positive evidence for each finding, (B, F, h, w) in [0, 1].
