@@ -18,7 +18,7 @@ from cxr.training.search import search
 from tests.made_shards import write_shards
 
 mlflow = pytest.importorskip("mlflow")
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 RECIPE = AlignRecipe(size=32, epochs=1, batch_size=8, backbone="conv3", lungs=False)
 
 
