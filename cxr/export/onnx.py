@@ -198,7 +198,7 @@ def without_locations(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: without_locations(value) if isinstance(value, dict) and "family" in value else value
         for name, value in recipe.items()
-        if name not in locations
+        if name not in locations and not (isinstance(value, str) and "/" in value)
     }
 
 
