@@ -30,7 +30,6 @@ from cxr.families.classifier_base import (
 from cxr.families.image_augmentation import ImageAugmentationRecipe
 from cxr.models import pretrained
 from cxr.models.classification_loss import asymmetric_loss
-from cxr.models.classifier import norm_layers
 from cxr.models.image_backbone import SMALL, TIMM, check_backbone_name
 from cxr.models.image_classifier import HEADS, HeadName, ImageClassifier
 from cxr.models.input_contract import CONTRACTS, InputContract
@@ -192,14 +191,15 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
         The maximum of a map is the finding's probability, so that the map of an absent finding is dark.
         """
         classifier, size = _classifier(network), self.size
-        with torch.autocast(batch[schema.PIXELS].device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(batch[schema.PIXELS].device.type, enabled=False):
             logits_BF, evidence_BFhw = classifier.evidence(unit_pixels(batch, size))
             field = classifier.backbone.receptive_field
             if field is not None:
                 evidence_BFhw = placed(evidence_BFhw, field, size, math.gcd(size, MAP_STRIDE))
             evidence_BFhw = evidence_BFhw.clamp(min=0)
             peak_BF = evidence_BFhw.amax((2, 3)).clamp(min=torch.finfo(torch.float32).tiny)
-            return evidence_BFhw * (logits_BF.sigmoid() / peak_BF)[:, :, None, None]
+            p_BF = self.probabilities(network, batch) if self.tta_flip else logits_BF.sigmoid()
+            return evidence_BFhw * (p_BF / peak_BF)[:, :, None, None]
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """heat: the heat map of the most probable finding over the image."""
@@ -286,11 +286,13 @@ class ClassifyTask(ClassifierTask):
             parameter.requires_grad_(not all_fixed and layer_of.get(name, math.inf) >= self.recipe.freeze_layers)
 
     def train(self, mode: bool = True) -> ClassifyTask:
-        """Norms with fixed weights keep their running statistics."""
+        """Modules with fixed weights stay in evaluation mode: statistics of norms do not move, and no block is
+        dropped at random."""
         super().train(mode)
-        for layer in norm_layers(self.network):
-            if mode and not any(parameter.requires_grad for parameter in layer.parameters()):
-                layer.eval()
+        for module in self.network.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
         return self
 
     def augmented(self, batch: Batch) -> Batch:

@@ -89,7 +89,7 @@ def image_backbone(name: str, channels: int, size: int, *, pools: bool = True) -
         pools: whether `pool` will be called; if not, `cells` will.
 
     Raises:
-        UserError: there is no such network.
+        UserError: there is no such network, or patches of its size do not fill the images.
     """
     check_backbone_name(name)
     if name.startswith(TIMM):
@@ -228,6 +228,7 @@ class TimmBackbone(ImageBackbone):
             body: Any = timm_network(name, img_size=size, **settings)
         except TypeError:  # networks without position embeddings take any size
             body = timm_network(name, **settings)
+        _check_patches(body, name, size)
         self.class_token = pools and getattr(body, "global_pool", "") == "token"
         if not pools:
             body.reset_classifier(0, "")  # then `forward_head` only normalizes
@@ -247,9 +248,8 @@ class TimmBackbone(ImageBackbone):
 
     def as_map(self, positions: Tensor) -> Tensor:
         if positions.ndim == 3:
-            tokens_BNC = positions[:, getattr(self.body, "num_prefix_tokens", 0) :]
-            side = math.isqrt(tokens_BNC.shape[1])
-            return tokens_BNC.mT.unflatten(2, (side, side))
+            side = math.isqrt(positions.shape[1])  # some networks add their class token only before the last blocks
+            return positions[:, positions.shape[1] - side**2 :].mT.unflatten(2, (side, side))
         channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
         return positions.permute(0, 3, 1, 2) if channels_last else positions
 
@@ -257,3 +257,15 @@ class TimmBackbone(ImageBackbone):
     def last_mixing(self) -> nn.Module | None:
         blocks: Any = getattr(self.body, "blocks", None)
         return blocks[-1] if self.class_token and blocks is not None else None
+
+
+def _check_patches(body: Any, name: str, size: int) -> None:
+    """Raise UserError if a vision transformer would not see the right and lower edge, which fill no whole patch."""
+    patch = getattr(getattr(body, "patch_embed", None), "patch_size", 1)
+    patch = max(patch) if isinstance(patch, tuple) else patch
+    if size % patch and body.feature_info[-1]["reduction"] == patch:  # otherwise, patches overlap or are padded
+        below = size - size % patch
+        raise UserError(
+            f"size: expected a multiple of {patch} px, the size of the patches of {name}, got {size} px: give "
+            f"{f'{below} or ' if below else ''}{below + patch}"
+        )

@@ -116,6 +116,16 @@ def test_a_frozen_backbone_keeps_its_weights_and_statistics() -> None:
     assert changed == {"head.weight", "head.bias"}
 
 
+def test_a_frozen_backbone_drops_no_blocks_at_random() -> None:
+    recipe = ClassifyRecipe(size=32, backbone="convnext_tiny", freeze_backbone=True, **FROZEN)
+    task = task_of(recipe)
+    task.enter_stage("")
+    x = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        features = [task.train(mode).network.features(x) for mode in (True, False)]
+    assert torch.equal(*features)
+
+
 def test_the_first_layers_can_be_frozen() -> None:
     changed, _ = moved(RECIPE.replace(freeze_layers=3, **FROZEN))  # the stem and two blocks
     stages = {name.split(".")[2] for name in changed if name.startswith("backbone.")}
@@ -213,6 +223,11 @@ def test_heat_maps_show_where_a_finding_is_and_peak_at_its_probability(tmp_path:
     assert heat.min() >= 0
     peaks = heat.amax((2, 3))
     assert torch.all(((peaks - p).abs() < 1e-5) | (peaks == 0))
+    with torch.inference_mode():
+        flipped = RECIPE.replace(tta_flip=True)
+        p_flipped, heat_flipped = (f(task.network, batch()) for f in (flipped.probabilities, flipped.heat_maps))
+    assert abs(p_flipped[0, 0] - p[0, 0]) > 1e-4, "the image is not symmetric"
+    torch.testing.assert_close(heat_flipped[0, 0].max(), p_flipped[0, 0])
     assert (peaks[:, 0] > 0).tolist() == [True, False, True, False], "there is no evidence of an absent finding"
     assert divmod(int(heat[0, 0].argmax()), 8) == (4, 0), "of the rows 3 and 4 and the columns 0 and 1"
     assert pictures["heat"].shape == (4, 64, 64, 3)

@@ -136,3 +136,17 @@ def test_the_cells_of_a_transformer_are_tiles() -> None:
 def test_unknown_networks_are_rejected(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         image_backbone(name, 3, SIZE)
+
+
+def test_vision_transformers_only_take_sizes_that_whole_patches_fill() -> None:
+    with pytest.raises(UserError, match=r"expected a multiple of 16 px.* got 72 px: give 64 or 80"):
+        image_backbone(TOKENS, 3, 72)
+    assert image_backbone("timm:resnet10t", 3, 72).width == 512
+
+
+@torch.no_grad()
+def test_a_class_token_may_be_added_before_the_last_blocks() -> None:
+    body = image_backbone("timm:xcit_nano_12_p16_224", 3, SIZE).eval()
+    tokens = torch.rand(1, 16, body.width)
+    before = body.as_map(tokens)
+    assert torch.equal(body.as_map(torch.cat([torch.zeros(1, 1, body.width), tokens], 1)), before)
