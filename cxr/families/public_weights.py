@@ -31,7 +31,7 @@ from cxr.families.torchxrayvision_weights import FINDINGS, PUBLISHED, RELEASE, P
 from cxr.models import pickled_modules, pretrained, weight_files
 from cxr.models.image_backbone import timm_network
 from cxr.models.pretrained import Fit
-from cxr.models.weight_files import NotWeightsError
+from cxr.models.weight_files import PythonObjectsError
 from cxr.models.yolo import Yolo, YoloSize
 
 Library = Literal["torchxrayvision", "ultralytics", "timm", "dinov2"]
@@ -82,12 +82,12 @@ def open_file(uri: str, *, trust: bool) -> Opened:
 
     Raises:
         UserError: the file holds Python objects, and is not trusted.
-        NotWeightsError: the file holds no weights.
+        NotWeightsError: the file is damaged, or holds no weights.
     """
     uri = storage.normalize(uri)
     try:
         state, facts = pretrained.from_uri(uri), {}
-    except NotWeightsError:
+    except PythonObjectsError:
         if not trust:
             raise UserError(
                 f"{uri} holds Python objects: only tensors are read unless you trust where the file comes from. Give "

@@ -26,6 +26,10 @@ class NotWeightsError(UserError):
     """A file that is not a state dict of tensors."""
 
 
+class PythonObjectsError(NotWeightsError):
+    """A file of `torch.save` that holds other objects than a state dict of tensors."""
+
+
 def read(uri: str) -> dict[str, Tensor]:
     """The state dict in a file or folder; never runs a pickle's code.
 
@@ -35,7 +39,11 @@ def read(uri: str) -> dict[str, Tensor]:
     """
     index = storage.join(uri, HUB_INDEX)
     if storage.exists(index):
-        parts = sorted(set(storage.read_json(index)["weight_map"].values()))
+        parts = sorted(set(storage.read_json(index).get("weight_map", {}).values()))
+        if not parts or any(part != storage.name(part) for part in parts):
+            raise NotWeightsError(
+                f"{index}: expected the names of files in its own folder: download the folder again"
+            )
         return {name: values for part in parts for name, values in _read_file(storage.join(uri, part)).items()}
     for name in (CHECKPOINT_WEIGHTS, *HUB_WEIGHTS):
         if storage.exists(storage.join(uri, name)):
@@ -52,7 +60,7 @@ def _read_file(uri: str) -> dict[str, Tensor]:
             else torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         )
     except pickle.UnpicklingError as error:
-        raise NotWeightsError(
+        raise PythonObjectsError(
             f"{uri} holds Python objects, which are not loaded: expected a state dict of tensors. If you trust the "
             f"file, import it with cxr import-weights"
         ) from error
@@ -66,7 +74,7 @@ def _read_file(uri: str) -> dict[str, Tensor]:
     ):
         state = state[key]
     if not is_state_dict(state):
-        raise NotWeightsError(
+        raise PythonObjectsError(
             f"{uri} holds a {type(state).__name__}: expected a state dict, a mapping from names to tensors"
         )
     return dict(state)

@@ -213,6 +213,16 @@ def test_python_objects_need_trust_and_are_not_run(tmp_path: Path, capfd: pytest
         public_weights.open_file(str(tmp_path / "text.pt"), trust=True)
 
 
+def test_damaged_files_are_not_said_to_need_trust(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "whole.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:3000])
+    (tmp_path / "cut.safetensors").write_bytes(weight_files.to_safetensors({"a": torch.zeros(10)})[:40])
+    for name in ("cut.pt", "cut.safetensors"):
+        for trust in (False, True):
+            with pytest.raises(weight_files.NotWeightsError, match="cannot be read as weights"):
+                public_weights.open_file(str(tmp_path / name), trust=trust)
+
+
 @pytest.mark.parametrize(
     ("library", "state", "options", "message"),
     [

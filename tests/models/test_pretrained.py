@@ -299,6 +299,15 @@ def test_folders_of_model_hubs_are_read(divided: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(pretrained.from_uri(str(tmp_path)), state)
 
 
+@pytest.mark.parametrize("index", [{}, {"weight_map": {"a": "../outside.safetensors"}}])
+def test_an_index_only_names_files_of_its_own_folder(tmp_path: Path, index: dict[str, object]) -> None:
+    (tmp_path / "outside.safetensors").write_bytes(weight_files.to_safetensors({"a": torch.ones(2)}))
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(weight_files.NotWeightsError, match="expected the names of files in its own folder"):
+        pretrained.from_uri(str(tmp_path / "hub"))
+
+
 def test_files_without_a_state_dict_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("not weights")
     torch.save([1, 2], tmp_path / "list.pt")
