@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import (
     Annotated,
     Any,
@@ -27,6 +28,7 @@ from typing import (
     runtime_checkable,
 )
 
+import docstring_parser
 import tyro
 
 from cxr import storage
@@ -117,14 +119,34 @@ def parse(
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(MISUSED)
-    return tyro.cli(
-        cast(Any, Command)[options_type],
-        prog=program,
-        args=arguments,
-        description=description,
-        config=(tyro.conf.OmitArgPrefixes,),
-        **defaults,
-    )
+    if defaults and {"-h", "--help"} & {*arguments}:
+        _join_help_lines(defaults["default"])
+    try:
+        return tyro.cli(
+            cast(Any, Command)[options_type],
+            prog=program,
+            args=arguments,
+            description=description,
+            config=(tyro.conf.OmitArgPrefixes,),
+            **defaults,
+        )
+    except UserError as error:  # a check in the `__post_init__` of the options
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(MISUSED)
+
+
+def _join_help_lines(options: Any) -> None:
+    """Make the help of each option one paragraph. tyro keeps the line breaks of docstrings that are indented."""
+    texts = {
+        text.arg_name: " ".join((text.description or "").split())
+        for base in reversed(type(options).__mro__[:-1])
+        for text in docstring_parser.parse_from_object(base).params
+    }
+    for option in dataclasses.fields(options):
+        if option.name in texts:
+            option.metadata = MappingProxyType({**option.metadata, "help": texts[option.name]})
+        if dataclasses.is_dataclass(nested := getattr(options, option.name)):
+            _join_help_lines(nested)
 
 
 def run_job(main: Callable[[Options], dict[str, Any]], options_type: type[Options]) -> None:

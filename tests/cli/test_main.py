@@ -93,6 +93,23 @@ def test_options_are_those_of_the_family(monkeypatch: pytest.MonkeyPatch, capsys
     assert "--epochs" in capsys.readouterr().err
 
 
+def test_a_wrong_value_exits_with_2_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("train", "classify", "--members", "0", monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err == "error: --members: expected 1 or more, got 0\n"
+
+
+def test_help_fills_the_lines_of_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "118")
+    call("train", "classify", "--help", monkeypatch=monkeypatch)
+    shown = capsys.readouterr().out
+    assert "become an ensemble, which is one checkpoint" in shown  # an option of the job, with a line break there
+    assert "them; attention: a linear layer" in shown  # and one of the recipe
+
+
 @pytest.mark.parametrize("words", ["--help", "score --help", "info"])
 def test_a_reader_that_stops_early_causes_no_traceback(words: str) -> None:
     command = [sys.executable, "-m", "cxr.cli.main", *words.split()]
