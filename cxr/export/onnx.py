@@ -118,7 +118,7 @@ def require_packages() -> None:
     if missing:
         raise UserError(
             f"expected the packages onnx, onnxscript and onnxruntime, got no {' and no '.join(missing)}: run pip "
-            f"install '.[onnx]'"
+            f"install 'cxr[onnx]'"
         )
 
 
@@ -193,10 +193,16 @@ def metadata(saved: Checkpoint, stored_size: int, outputs: Sequence[str]) -> dic
 
 
 def without_locations(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe as in checkpoint.json, without paths and URIs of the place where it was trained."""
+    """A recipe as in checkpoint.json, and those of its members, without paths and URIs of where they were trained."""
     locations = recipe_type(recipe["family"]).LOCATION_SETTINGS
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict) and "family" in value:
+            return without_locations(value)
+        return [cleaned(one) for one in value] if isinstance(value, list) else value
+
     return {
-        name: without_locations(value) if isinstance(value, dict) and "family" in value else value
+        name: cleaned(value)
         for name, value in recipe.items()
         if name not in locations and not (isinstance(value, str) and "/" in value)
     }

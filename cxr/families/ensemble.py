@@ -44,7 +44,7 @@ SHOWN_IMAGES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleRecipe(Recipe):
-    """Networks of one family whose predictions are combined. Made by `of`; settings of training have no effect."""
+    """Several networks of one family whose predictions are combined."""
 
     family: ClassVar[str] = "ensemble"
 

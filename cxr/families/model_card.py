@@ -37,7 +37,7 @@ _NOT_SETTINGS = {"family", "members", "aligner_recipe", "folds", "fold"}  # desc
 
 _NOT_INTERVALS = """\
 These are estimates without confidence intervals. They were measured on the validation images, which also selected
-this epoch, the thresholds and possibly the settings, so expect lower values for new images. `cxr score` and
+the epoch, the thresholds and possibly the settings, so expect lower values for new images. `cxr score` and
 `cxr report` measure the checkpoint on other images, with intervals from resampling patients.
 """
 _LIMITS = """\
@@ -134,7 +134,7 @@ def _metrics(recipe: Recipe, metrics: Mapping[str, float | None]) -> str:
     if not metrics:
         return ""
     rows = [
-        (f"`{name}`", _number(value), "selected this epoch" * (name == recipe.monitor))
+        (f"`{name}`", _number(value), "selected the epoch" * (name == recipe.monitor))
         for name, value in sorted(metrics.items())
     ]
     return f"{markdown(('metric', 'value', 'note'), rows)}\n{_NOT_INTERVALS}"

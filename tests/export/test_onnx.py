@@ -24,8 +24,10 @@ from cxr.families import checkpoint
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.base import Recipe
 from cxr.families.detect import DetectRecipe
+from cxr.families.ensemble import EnsembleRecipe
 from cxr.imaging.decode import decode
 from cxr.imaging.geometry import fit
+from cxr.models.ensemble import Ensemble
 from cxr.models.suppression import suppress
 from cxr.models.yolo import Yolo
 from tests.conftest import REPOSITORY
@@ -154,6 +156,22 @@ def test_a_file_describes_itself(exported: tuple[checkpoint.Checkpoint, bytes]) 
     assert "someone" not in str(facts), "paths of the place of training"
 
 
+def test_an_ensemble_is_one_graph_and_names_no_locations_of_its_members(tmp_path: Path) -> None:
+    recipe = SMALL["classify"].replace(backbone_pretrained="/home/someone/weights.pt")
+    members = [some_network(recipe) for _ in range(2)]
+    with torch.no_grad():
+        members[1].get_parameter("head.weight").mul_(3)
+    ensemble = EnsembleRecipe.of([recipe, recipe])
+    network = Ensemble(members, schema.FINDINGS, ("thresholds",)).eval()
+    task = ensemble.task(network)
+    checkpoint.save(tmp_path, ensemble, task, network.state_dict(), findings=schema.FINDINGS, metrics={})
+    data = export_onnx.export(checkpoint.load(str(tmp_path)))
+    assert export_onnx.differences(data, ensemble, network)["probabilities"] < export_onnx.TOLERANCE
+    facts = export_onnx.session(data).get_modelmeta().custom_metadata_map
+    assert len(json.loads(facts["recipe"])["members"]) == 2
+    assert "someone" not in str(facts)
+
+
 def test_differences_from_pytorch_are_measured(exported: tuple[checkpoint.Checkpoint, bytes]) -> None:
     model, data = exported
     measured = export_onnx.differences(data, model.recipe, model.network)
@@ -177,8 +195,7 @@ def test_images_smaller_than_the_input_are_rejected(tmp_path: Path) -> None:
 
 
 def test_ensembles_of_detectors_are_rejected() -> None:
-    member = DetectRecipe(size=32)
-    ensemble = member.replace(members=(json.dumps(member.to_dict()),) * 2)
+    ensemble = EnsembleRecipe.of([DetectRecipe(size=32)] * 2)
     with pytest.raises(UserError, match="export the checkpoint of each network"):
         export_onnx.to_onnx(ensemble, ensemble.network(schema.FINDINGS), 32)
 
@@ -188,7 +205,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         export_onnx.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
     )
-    with pytest.raises(UserError, match=r"got no onnxruntime: run pip install '\.\[onnx\]'"):
+    with pytest.raises(UserError, match=r"got no onnxruntime: run pip install 'cxr\[onnx\]'"):
         export_onnx.require_packages()
 
 

@@ -49,7 +49,7 @@ def test_every_family_has_a_card(family: str, tmp_path: Path) -> None:
         assert any(row[0] == f"`{column}`" and row[1] for row in rows), f"{column} is not described"
     assert ["train", "12,345", "training"] in rows
     assert ["test", "90", "nothing"] in rows
-    assert [f"`{recipe.monitor}`", "0.8123", "selected this epoch"] in rows
+    assert [f"`{recipe.monitor}`", "0.8123", "selected the epoch"] in rows
     assert ["`auroc/Hernia`", "not measured", ""] in rows
     assert ["size", f"{recipe.size} x {recipe.size} pixels"] in rows
     assert ["SHA-256 of the weights", f"`{about['sha256']}`"] in rows
