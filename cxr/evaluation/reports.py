@@ -51,7 +51,7 @@ def _reading_of(run: Run, options: ReportOptions) -> ReadOptions:
 
 
 def evaluate(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
-    """Compare the run that `score_archive` wrote to `run_uri` with the ground truth, and write the report.
+    """Compare the run that `cxr score` wrote to `run_uri` with the ground truth, and write the report.
 
     Raises:
         UserError: there is no scoring run, its family has no report, or there is no ground truth.
@@ -76,7 +76,7 @@ def _of_test_images(options: ReportOptions) -> ReportOptions:
 
 
 def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
-    """Write the report of the run that `score_archive` wrote to `run_uri`.
+    """Write the report of the run that `cxr score` wrote to `run_uri`.
 
     If the scored archive has no ground truth, or if several archives were scored and none is named to compare with,
     the report describes the scores, and a note says so.

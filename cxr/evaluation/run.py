@@ -84,7 +84,7 @@ class Run:
 
 
 def read_run(uri: str) -> Run:
-    """Read the run that `score_archive` wrote to `uri`.
+    """Read the run that `cxr score` wrote to `uri`.
 
     Raises:
         UserError: there is no scoring run.

@@ -320,7 +320,7 @@ class Recipe(ABC):
         return pa.table(columns, schema=self.score_columns)
 
     def render(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Pictures of a batch for `score_archive --save-images`, by name: uint8 (B, H, W) or (B, H, W, 3) in RGB."""
+        """Pictures of a batch for `cxr score --save-images`, by name: uint8 (B, H, W) or (B, H, W, 3) in RGB."""
         return {}
 
     def search_space(self) -> dict[str, BaseDistribution]:

@@ -62,7 +62,7 @@ SHOWN_IMAGES, SHOWN_SCORE = 6, 0.1
 
 CONVERSION = (
     "Ultralytics' own files (yolov5nu.pt) contain code, which is not run here. If you trust a file, import it: "
-    "cxr import-weights --from ultralytics --file yolov5nu.pt --trust --out yolov5nu"
+    "cxr import-weights yolov5nu.pt --from ultralytics --trust --out yolov5nu"
 )
 
 
@@ -83,8 +83,8 @@ class DetectRecipe(Recipe):
     batch_size: int = 16
     lr: float = 0.01
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Optimizer. sgd (with Nesterov momentum) suits long trainings. adamw, with an lr of about 0.001 and no separate
-    warmup of biases, learns faster in trainings of a few thousand steps."""
+    """Optimizer. sgd (with Nesterov momentum) suits long training runs. adamw, with an lr of about 0.001 and no
+    separate warmup of biases, learns faster in a few thousand steps."""
     weight_decay: float = 5e-4
     """Weight decay of convolution weights, added to the gradient. The value is for updates of 64 images and is
     scaled in proportion for other batch sizes."""

@@ -166,7 +166,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             },
         ),
         "ultralytics": Preset(
-            "YOLOv5m with the settings of Ultralytics, for long trainings on many images of 640 px.",
+            "YOLOv5m with the settings of Ultralytics, for long training runs on many images of 640 px.",
             {"architecture": "yolov5m"},
             archive={"stored_size": 640},
         ),

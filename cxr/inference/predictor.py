@@ -85,7 +85,7 @@ class Predictor:
     Every method takes one image or several: paths or URIs, the bytes of files (DICOM, PNG, JPEG), NumPy arrays,
     pydicom data sets, any mix of these, or an iterator over them; or the path or URI of an archive (a folder, a ZIP
     or TAR file, a list of images, shards). Images are decoded, cropped, enhanced and scored by the same code as in
-    `jobs/score_archive.py`, and scores are the same.
+    `cxr score`, and scores are the same.
 
     An array is (height, width), uint8 or uint16, or float in [0, 1], with dense tissue bright.
 
@@ -113,7 +113,7 @@ class Predictor:
         return self._model.findings
 
     def predict(self, images: Images, *, on_error: OnError = "row", reading: ReadOptions = ALL_IMAGES) -> pa.Table:
-        """Scores: one row per image, in order, with the columns that `jobs/score_archive.py` writes.
+        """Scores: one row per image, in order, with the columns that `cxr score` writes.
 
         Args:
             on_error: "row": an image that cannot be used is a row with `error`. "raise": it is an exception.

@@ -11,7 +11,7 @@
 #
 # This tutorial makes synthetic chest X-rays, trains a small network that segments the lungs, saves it as a
 # checkpoint, and applies the checkpoint to new images. It runs in plain PyTorch in about a minute on one CPU core: no
-# Ray, no GPU, no download. The jobs in `jobs/` do the same on a cluster.
+# Ray, no GPU, no download. The program `cxr` does the same on a cluster.
 #
 # Run it as a script (`python docs/tutorials/first_model.py`) or open it in Jupyter with jupytext.
 
@@ -92,8 +92,8 @@ for epoch in range(recipe.epochs):
 # %% [markdown]
 # ## A checkpoint
 #
-# A checkpoint is a folder that describes itself: weights, recipe, metrics, versions. `jobs/score_archive.py` takes
-# it.
+# A checkpoint is a folder that describes itself: weights, recipe, metrics, versions. `cxr score` applies
+# it to archives.
 
 # %%
 saved = OUT / "checkpoint"

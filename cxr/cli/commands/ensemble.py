@@ -37,7 +37,7 @@ def main(options: Options) -> dict[str, Any]:
     uris = list(map(storage.normalize, options.checkpoint))
     if len(uris) < 2 or len(set(uris)) < len(uris):
         raise UserError(
-            f"expected --checkpoint at least twice, each with another checkpoint, got {', '.join(uris) or 'none'}"
+            f"expected --checkpoint at least twice, with different checkpoints, got {', '.join(uris) or 'none'}"
         )
     if not options.data.archive:
         raise UserError(

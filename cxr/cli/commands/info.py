@@ -1,4 +1,4 @@
-"""Show what this version offers, or what a checkpoint needs and gives. Prints only, and imports no torch.
+"""Show the families, presets and sources of this version, or the input, scores and metrics of a checkpoint.
 
 cxr info  # families with their presets, sources, versions
 
