@@ -34,6 +34,7 @@ SETTINGS = (
 )
 """Settings of a recipe that a head is trained with; the others are those of the network that made the embeddings."""
 SCALED_BY = 20_000  # images from which the mean and the standard deviation of each feature are estimated
+CONSTANT = 1e-6  # standard deviation below which a feature counts as constant
 EVALUATED = 65_536  # images per forward pass in evaluation
 RANKED_BY = 10_000  # validation images by which a search compares trials before the end
 RUNGS = (1, 3, 9, 27)  # of 27 parts of a trial's steps: when it may be stopped
@@ -60,10 +61,15 @@ class LabeledEmbeddings:
 
     @functools.cached_property
     def scale(self) -> tuple[Tensor, Tensor]:
-        """(D,) mean and standard deviation of each feature in training images."""
+        """(D,) mean and standard deviation of each feature in training images.
+
+        The deviation of a constant feature is infinite, so that heads ignore it: any other value, in a later image,
+        would otherwise be millions of deviations away.
+        """
         step = max(1, len(self.train) // SCALED_BY)
         x_ND = self.vectors[self.train[::step]].float()
-        return x_ND.mean(0), x_ND.std(0, correction=0).clamp(min=1e-6)
+        std_D = x_ND.std(0, correction=0)
+        return x_ND.mean(0), std_D.masked_fill(std_D < CONSTANT, torch.inf)
 
     @functools.cached_property
     def label_counts(self) -> Tensor:

@@ -44,6 +44,19 @@ def test_a_head_learns_from_features_of_any_scale(head: str) -> None:
     assert right[known].float().mean() > 0.9
 
 
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_features_that_are_constant_in_training_are_ignored(head: str) -> None:
+    data = separable()
+    data.vectors[:, 3] = 0  # such as a dead ReLU
+    trained = train_head(RECIPE.replace(head=head, epochs=2), data)
+    x = data.vectors[data.val].float()
+    with torch.inference_mode():
+        expected = trained(x)
+        assert expected.std() > 0.1
+        x[:, 3] = 0.5
+        torch.testing.assert_close(trained(x), expected)
+
+
 def test_the_same_seed_gives_the_same_head_and_another_gives_another() -> None:
     data, recipe = separable(), RECIPE.replace(head="mlp", epochs=2)
     first, again, other = (train_head(recipe.replace(seed=seed), data).state_dict() for seed in (1, 1, 2))
