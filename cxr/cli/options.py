@@ -121,8 +121,8 @@ class EmbeddingsOption:
     """The option of commands that can train a head on stored embeddings."""
 
     embeddings: str = ""
-    """Train only the head, on the embeddings in this folder: the --out of `cxr score --save-embeddings`. Takes
-    seconds and needs no cluster. The archive is by default the one that was scored; options of images and of the
+    """Train only the head, on the embeddings in this folder: the --out of `cxr score --save-embeddings`. This
+    takes seconds and needs no cluster. The default archive is the one that was scored. Options for images and for the
     cluster have no effect."""
 
     def from_embeddings(self, arguments: Sequence[str]) -> Self | None:
@@ -140,8 +140,8 @@ class EmbeddingsOption:
             return None
         if parsed.preset or parsed.recipe:
             raise UserError(
-                "expected --embeddings without --preset and --recipe, got several: the settings of the network are "
-                "those of the embeddings"
+                "expected --embeddings without --preset and --recipe, got several: omit the others, because the "
+                "settings are those of the network that made the embeddings"
             )
         from cxr.cli.head_jobs import head_recipe
 

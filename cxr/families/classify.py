@@ -92,7 +92,7 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
     gamma_negative: float = 4.0
     """Exponent of negatives in the asymmetric loss."""
     margin: float = 0.05
-    """Probability up to which negatives count 0 in the asymmetric loss."""
+    """Probability up to which negatives have no loss in the asymmetric loss."""
     pos_weight_power: float = 0.0
     """Exponent p of the weight (negatives / positives)^p of a finding's positives in the loss; negatives have weight
     1. 0: unweighted."""

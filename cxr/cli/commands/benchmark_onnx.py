@@ -1,4 +1,4 @@
-"""Measure how fast ONNX Runtime predicts on one CPU thread, beside PyTorch, for each family.
+"""Measure how fast ONNX Runtime predicts on one CPU thread, compared with PyTorch, for each family.
 
 cxr benchmark onnx --families classify detect --out runs/benchmark_onnx
 """

@@ -20,10 +20,10 @@ class Options:
     """Folder or URI of a checkpoint. Default: train an aligner for a minute on a small phantom archive."""
     stored_size: int = 0
     """Height and width in pixels of the images that the file takes; it resizes them to the network's input. 0: the
-    network's own input size, as for scores of an archive that is not shards."""
+    size of the network's input."""
     prepared_images: bool = False
-    """Export also a checkpoint whose images must be cropped to the lungs or enhanced, which the file cannot do: the
-    program that uses it must."""
+    """Also export a checkpoint whose images must be cropped to the lungs or enhanced. The file does not contain these
+    steps: the program that uses it must do them first."""
     out: str = "runs/export"
     """Folder or URI of the result: OUT/model.onnx."""
 

@@ -21,7 +21,7 @@ class Options:
     """Settings of the job."""
 
     file: tyro.conf.Positional[str] = ""
-    """Path or URI of the file of weights, or of a folder as model hubs publish them."""
+    """Path or URI of the file of weights, or of a folder downloaded from a model hub."""
     library: Annotated[Literal["torchxrayvision", "ultralytics", "timm", "dinov2"], tyro.conf.arg(name="from")] = (
         "torchxrayvision"
     )
@@ -30,7 +30,7 @@ class Options:
     """Folder or URI of the result."""
     trust: bool = False
     """Open a file that holds Python objects and not only tensors, in a separate process that runs none of the file's
-    code. Do this where you can trust the file, and outside of the hospital's network."""
+    code. Do this only if you trust the file, and on a machine outside the hospital's network."""
     name: str = ""
     """TorchXRayVision's name of the weights (densenet121-res224-all), or timm's name of the network. Default:
     recognized by the file's name and contents."""
@@ -41,12 +41,12 @@ class Options:
     license: str = ""
     """SPDX identifier of the weights' license. Default: the library's; timm's weights have no common license."""
     source_url: str = ""
-    """Where the file was downloaded, for the record."""
+    """URL from which the file was downloaded, for the record."""
 
 
 def main(options: Options) -> dict[str, Any]:
     if not options.file:
-        raise UserError("expected a file of weights: give its path or URI")
+        raise UserError("expected the path or URI of a file of weights, got none")
     storage.check_readable(options.file)
     if options.size < 0:
         raise UserError(f"size: expected 0 or more pixels, got {options.size}")
