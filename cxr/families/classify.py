@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from cxr.families.classifier_base import (
 from cxr.families.image_augmentation import ImageAugmentationRecipe
 from cxr.models import pretrained
 from cxr.models.classification_loss import asymmetric_loss
-from cxr.models.image_backbone import SMALL, TIMM, check_backbone_name
+from cxr.models.image_backbone import SMALL, TIMM, check_backbone_name, image_backbone
 from cxr.models.image_classifier import HEADS, HeadName, ImageClassifier
 from cxr.models.input_contract import CONTRACTS, InputContract
 from cxr.models.input_contract import named as named_contract
@@ -143,6 +143,11 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
     @property
     def input_contract(self) -> InputContract:
         return named_contract(self.input, self.size)
+
+    def resolve_weights(self, out: str) -> tuple[Self, list[str]]:
+        if not self.backbone_pretrained:  # a mistake must not first appear when an archive has been decoded
+            image_backbone(self.backbone, self.input_contract.channels, self.size)
+        return super().resolve_weights(out)
 
     def stages(self) -> tuple[Stage, ...]:
         head = (Stage(HEAD_STAGE, self.head_epochs, self.lr),) if self.head_epochs else ()

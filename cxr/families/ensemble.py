@@ -197,7 +197,7 @@ def check_members(recipes: Sequence[Recipe]) -> None:
         if recipe.family != first.family:
             raise UserError(
                 f"an ensemble needs networks of one family, got {first.family} and {recipe.family}: train the "
-                f"members with the same job"
+                f"members with the same command"
             )
         for name in (*STORED, *combinable(recipe).shared_settings()):
             values = getattr(first, name), getattr(recipe, name)

@@ -20,8 +20,9 @@ from cxr.reporting.tables import markdown
 FEW = 50  # images of one class below which a threshold is called uncertain
 
 _SCORES = {
-    schema.PROBABILITIES: "probability of each finding, in [0, 1]; NaN: no label was known in training",
-    schema.DECISIONS: "1 if the probability is at least the finding's threshold, else 0; -1: untrained finding",
+    schema.PROBABILITIES: "probability of each finding, in [0, 1]; NaN: finding without training labels",
+    schema.DECISIONS: "1 if the probability is at least the finding's threshold, else 0; "
+    "-1: finding without training labels",
     schema.PRED_BOXES: "boxes with finding and score, in pixels of the original image, highest score first",
     schema.PRED_MASK_RLE: "the mask as run-length code, at the size of the original image",
     schema.PRED_MASK_AREA_PX: "area of the mask in pixels of the original image",
@@ -29,8 +30,13 @@ _SCORES = {
     schema.THETA: "2 x 3 transform from the aligned image to the image as stored, row by row, as in PyTorch's "
     "affine_grid",
 }
+_RULES = {  # others are in words
+    "youden": "the largest sum of sensitivity and specificity (Youden's index)",
+    "f1": "the largest F1",
+    "specificity": "the largest sensitivity with a specificity of at least {specificity:g}",
+}
 _CROPS = {
-    "letterbox": "the whole image, with black bars beside its short side",
+    "letterbox": "the whole image, with black bars that make it square",
     "center": "the largest centered square",
 }
 _NOT_SETTINGS = {"family", "members", "aligner_recipe", "folds", "fold"}  # described elsewhere, or too long
@@ -152,10 +158,10 @@ def _thresholds(learned: Mapping[str, Any]) -> str:
             (finding, _number(value), f"{positives:,}", f"{negatives:,}", note or _few(positives, negatives))
             for finding, value, positives, negatives, note in zip(*columns, strict=True)
         ]
-        how = f"{chosen['rule']}, at {chosen['specificity']:g}" if chosen["rule"] == "specificity" else chosen["rule"]
+        how = str(_RULES.get(chosen["rule"], chosen["rule"])).format(specificity=chosen.get("specificity"))
         text += f"A finding is present if its probability is at least the threshold. Rule: {how}.\n\n"
         text += markdown(("finding", "threshold", "positives", "negatives", "note"), rows)
-        text += "\nPositives and negatives: the validation images by which the threshold was selected.\n"
+        text += "\nPositives and negatives: numbers of validation images with which the threshold was selected.\n"
     if rule := learned.get("mask_rule"):
         text += (
             f"A mask contains the pixels with a probability above {rule['bottom']:g}. It is empty if fewer than "

@@ -90,8 +90,8 @@ def open_file(uri: str, *, trust: bool) -> Opened:
     except PythonObjectsError:
         if not trust:
             raise UserError(
-                f"{uri} holds Python objects: only tensors are read unless you trust where the file comes from. Give "
-                f"--trust to open it in a separate process, outside of the hospital's network"
+                f"{uri} holds Python objects, and only tensors are read without --trust. If you trust the source of "
+                f"the file, give --trust, on a machine outside the hospital's network: another process opens it"
             ) from None
         read, facts = pickled_modules.open_in_subprocess(storage.read_bytes(uri))
         state = pretrained.with_current_names(read)

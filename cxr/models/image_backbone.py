@@ -175,7 +175,9 @@ def _without_classifier(name: str) -> tuple[nn.Module, int]:
     try:
         body = models.get_model(name, weights=None)
     except ValueError as error:
-        raise UserError(f"backbone: torchvision has no network {name}") from error
+        raise UserError(
+            f"backbone: torchvision has no network {name}; `torchvision.models.list_models()` lists the names"
+        ) from error
     for last in ("classifier", "fc", "head"):
         if hasattr(body, last):
             old = body.get_submodule(last)
@@ -214,7 +216,7 @@ def timm_network(name: str, **settings: Any) -> nn.Module:
     if name in EVA_X:
         name, settings = EVA_X[name], {"patch_size": 16, "ref_feat_shape": (14, 14), **settings}
     if not timm.is_model(name):
-        raise UserError(f"backbone: timm has no network {name}; `timm.list_models` lists the names")
+        raise UserError(f"backbone: timm has no network {name}; `timm.list_models()` lists the names")
     return timm.create_model(name, pretrained=False, num_classes=0, **settings)
 
 

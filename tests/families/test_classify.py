@@ -296,6 +296,11 @@ def test_presets_describe_networks_that_exist(name: str) -> None:
     assert network.head.out_features == 3
 
 
+def test_a_backbone_that_does_not_exist_is_reported_before_an_archive_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="torchvision has no network resnet51"):
+        ClassifyRecipe(backbone="resnet51").resolve_weights(str(tmp_path))
+
+
 def test_a_search_chooses_among_sizes_of_the_backbone() -> None:
     space = RECIPE.replace(backbone="densenet169").search_space()
     assert space["backbone"].choices == ("densenet121", "densenet169", "densenet201")  # pyright: ignore

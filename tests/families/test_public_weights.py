@@ -203,7 +203,7 @@ def test_python_objects_need_trust_and_are_not_run(tmp_path: Path, capfd: pytest
     network = nn.Sequential(nn.Linear(2, 3))
     network.attack = Attack()  # pyright: ignore[reportArgumentType]
     torch.save(network, tmp_path / "network.pt")
-    with pytest.raises(UserError, match=r"holds Python objects.* Give --trust"):
+    with pytest.raises(UserError, match=r"holds Python objects.* give --trust"):
         public_weights.open_file(str(tmp_path / "network.pt"), trust=False)
     opened = public_weights.open_file(str(tmp_path / "network.pt"), trust=True)
     assert torch.equal(opened.state["0.weight"], network[0].weight)
