@@ -100,7 +100,7 @@ class HeatMaps(Protocol):
 
 @runtime_checkable
 class SharedPretraining(Protocol):
-    """A recipe with a network that is trained once and then shared by all its trainings."""
+    """A recipe with a network that is trained once and then shared by all its training runs."""
 
     @property
     def is_pretrained(self) -> bool:

@@ -1,7 +1,7 @@
 """One run at a time per folder: a lease that is renewed while the run lives, and taken over when it is dead.
 
 Parts of work have deterministic names, so two runs in one folder would not damage results. But they would do all work
-twice, and two trainings would write to the same log.
+twice, and two training runs would write to the same log.
 """
 
 from __future__ import annotations

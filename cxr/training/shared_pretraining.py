@@ -1,4 +1,4 @@
-"""Pretraining that all trainings of a recipe share, run once on the cluster before the first of them."""
+"""Pretraining that all training runs of a recipe share, run once on the cluster before the first of them."""
 
 from __future__ import annotations
 

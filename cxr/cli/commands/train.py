@@ -1,4 +1,4 @@
-"""Training any family. Its defaults are in the entries of `COMMANDS`."""
+"""Train a network of any family. Its defaults are in the entries of `COMMANDS`."""
 
 from __future__ import annotations
 

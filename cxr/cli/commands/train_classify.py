@@ -1,4 +1,4 @@
-"""Training a classifier of images, or only its head on stored embeddings."""
+"""Train a classifier of images, or only its head on stored embeddings."""
 
 from __future__ import annotations
 

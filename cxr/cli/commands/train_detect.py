@@ -1,4 +1,4 @@
-"""Training detectors: one network, or the members of an ensemble."""
+"""Train a detector: one network, or the members of an ensemble."""
 
 from __future__ import annotations
 

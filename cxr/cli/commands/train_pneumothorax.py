@@ -1,4 +1,4 @@
-"""Training pneumothorax segmentation. Phantoms have the prevalence of SIIM-ACR."""
+"""Train pneumothorax segmentation. Phantoms have the prevalence of SIIM-ACR."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searching the settings of any family. Its defaults are in the entries of `COMMANDS`."""
+"""Search the settings of any family. Its defaults are in the entries of `COMMANDS`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searching the settings of a classifier of images, or only those of its head on stored embeddings."""
+"""Search the settings of a classifier of images, or only those of its head on stored embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searching the settings of pneumothorax segmentation. Phantoms have the prevalence of SIIM-ACR."""
+"""Search the settings of pneumothorax segmentation. Phantoms have the prevalence of SIIM-ACR."""
 
 from __future__ import annotations
 
