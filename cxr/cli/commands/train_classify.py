@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from cxr.cli.options import EmbeddingsOption, TrainOptions
+from cxr.cli.embeddings_option import EmbeddingsOption
+from cxr.cli.options import TrainOptions
 from cxr.errors import UserError
 
 
