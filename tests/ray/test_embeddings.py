@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 OPTIONS = ScoreOptions(save_embeddings=True, workers=1)
 
 
+@pytest.mark.slow
 def test_a_run_that_died_ends_with_every_embedding_once(tmp_path: Path) -> None:
     made = write_shards(tmp_path / "shards", {"train": 40, "val": 20}, size=32)
     base, out = save_untrained(tmp_path / "base", ClassifyRecipe(size=32)), str(tmp_path / "scores")

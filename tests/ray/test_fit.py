@@ -45,6 +45,7 @@ def kill_a_worker_after(out: str, epoch: int) -> None:
             return
 
 
+@pytest.mark.slow
 def test_a_run_whose_worker_was_killed_ends_like_an_uninterrupted_one(made: str, tmp_path: Path) -> None:
     recipe = RECIPE.replace(epochs=6)
     straight = fit(recipe, made, str(tmp_path / "straight"), in_process=True)
