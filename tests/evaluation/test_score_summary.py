@@ -56,8 +56,8 @@ def kinds(family: str) -> pa.Schema:
     if family in ("lungs", "pneumothorax"):
         return schema.MASK_SCORES
     labels = [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.DECISIONS, pa.list_(pa.int8()))]
-    boxes = {"aecnn": [], "attend": schema.BOX_SCORES, "localize": schema.BOX_SCORES, "detect": schema.BOX_SCORES}
-    return pa.schema([*(labels if family != "detect" else ()), *boxes[family]])
+    boxes = schema.BOX_SCORES if family in ("attend", "localize", "detect") else ()
+    return pa.schema([*(labels if family != "detect" else ()), *boxes])
 
 
 def scores(family: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
