@@ -82,7 +82,9 @@ def embedder(recipe: object) -> Embedder:
     if isinstance(recipe, Embedder):
         return recipe
     family = getattr(recipe, "family", "")
-    raise UserError(f"family {family!r} has no embeddings: give a checkpoint of a family that has, such as classify")
+    raise UserError(
+        f"expected a checkpoint of a family with embeddings, such as classify: family {family!r} has no embeddings"
+    )
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ from cxr.data.decode import make_rows
 from cxr.errors import ImageRejectedError, UserError
 from cxr.families import checkpoint, lung_crop
 from cxr.families.base import one_of
-from cxr.families.capabilities import Embedder, HeatMaps
+from cxr.families.capabilities import HeatMaps, embedder
 from cxr.families.checkpoint import Checkpoint
 from cxr.imaging.geometry import ResizeTransform
 from cxr.inference.explanation import HeatMap
@@ -185,15 +185,10 @@ class Predictor:
         Raises:
             UserError: the family has no such vectors; otherwise as `predict`.
         """
-        recipe = self._model.recipe
-        if not isinstance(recipe, Embedder):
-            raise UserError(
-                f"expected a checkpoint of a family with embeddings, such as classify, got one of family "
-                f"{self.family!r}: use predict"
-            )
+        embed = embedder(self._model.recipe).embed
         vectors: list[np.ndarray | None] = []
         for rows, pixels, encoded in self._decoded(images, on_error, reading):
-            of_good = self._per_image(recipe.embed, rows, pixels, encoded)
+            of_good = self._per_image(embed, rows, pixels, encoded)
             vectors += [None if error else next(of_good) for error in rows[schema.ERROR].to_pylist()]
         width = next((len(vector) for vector in vectors if vector is not None), 0)
         missing = np.full(width, np.nan, np.float32)
