@@ -47,8 +47,9 @@ RECIPES = SMALL | {
         aligner="/aligner", aligner_recipe=SMALL["align"].replace(size=24).to_dict()
     ),
 }
+QUICK = {("align", LARGER), ("detect", LARGER), ("pneumothorax", LARGER), ("classify", LARGER), ("localize", None)}
 CASES = [
-    pytest.param(name, stored, marks=[] if name in SMALL and (stored or name == "localize") else [pytest.mark.slow])
+    pytest.param(name, stored, marks=[] if (name, stored) in QUICK else [pytest.mark.slow])
     for name in RECIPES
     for stored in (LARGER, None)
     if stored or name != "detect"  # at 32 px, random weights give scores of exactly 1, whose order is arbitrary
