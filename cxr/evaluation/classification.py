@@ -17,7 +17,7 @@ from cxr.evaluation.classification_data import (
     known_labels,
     load_scores,
 )
-from cxr.evaluation.run import ReportOptions, Run, coverage, finish_report, read_run, read_truth
+from cxr.evaluation.run import Content, ReportOptions, Run, coverage, read_run, read_truth
 from cxr.metrics import classification
 from cxr.metrics.classification import ClassificationSummary, FindingRow
 from cxr.reporting import classification as tables
@@ -41,7 +41,7 @@ def summarize(joined: LabeledScores, options: ReportOptions) -> ClassificationSu
     )
 
 
-def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
+def report(run: Run, options: ReportOptions, out: str) -> Content:
     """Evaluate a run. Writes the pages, findings.csv, pictures and, with `against`, comparison.csv; returns the job's
     result."""
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
@@ -61,7 +61,7 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     result = {"metrics": metrics(summary, joined), "findings": tables.write_summary(summary, out)}
     if options.against:
         sections.append(compared(joined, truth, options, out, result))
-    return finish_report(run, archive, options, counted, sections, result, out)
+    return Content(run, archive, options, counted, sections, result)
 
 
 def one_sided(scores: ClassificationScores, truth: LabelTruth, rows: np.ndarray) -> list[FindingRow]:

@@ -15,7 +15,7 @@ from cxr.errors import UserError
 from cxr.evaluation.detection_data import DetectionEvaluation, evaluate, one_truth, scored_findings
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import load_scores
-from cxr.evaluation.run import ReportOptions, Run, coverage, finish_report, read_run
+from cxr.evaluation.run import Content, ReportOptions, Run, coverage, read_run
 from cxr.metrics import classification, detection
 from cxr.metrics.detection import VOC_IOUS, DetectionSummary
 from cxr.metrics.localization import Boxes
@@ -33,7 +33,7 @@ PICTURES = "pictures"
 SHOWN = 3  # images in each row of the picture
 
 
-def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
+def report(run: Run, options: ReportOptions, out: str) -> Content:
     """Evaluate a run. Writes the pages, boxes.csv, findings.csv and pictures; returns the job's result."""
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     truth = one_truth(known_boxes(archive, options), options.labeling.reader_boxes)
@@ -67,7 +67,7 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
     result |= {"boxes": tables.write_findings(summary, out), "findings": label_tables.write_summary(labels, out)}
     if options.against:
         sections.append(compared(evaluation, truth, options, result))
-    return finish_report(run, archive, options, lead, sections, result, out)
+    return Content(run, archive, options, lead, sections, result)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from cxr.imaging.geometry import ResizeTransform
 from cxr.imaging.image import to_bits
 from cxr.reporting import archive as pictures
 from cxr.reporting.archive import Tile
-from cxr.reporting.page import Block, Section, save_picture, write_report
+from cxr.reporting.page import Block, Report, Section, save_picture, write_report
 from cxr.reporting.tables import Table
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, open_manifest
@@ -81,7 +81,7 @@ def inspect(
         Section("Notes", facts["notes"] or ["None."]),
     ]
     lead = f"{counted(facts['images'], 'image')} of {counted(facts['patients'], 'patient')} in {kind}."
-    pages = write_report(out, storage.name(archive), lead, [each for each in sections if each.blocks])
+    pages = write_report(out, Report(storage.name(archive), lead, [each for each in sections if each.blocks]))
     return {"archive": archive, **facts, **pages}
 
 

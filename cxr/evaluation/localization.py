@@ -14,7 +14,7 @@ from cxr.evaluation import classification, classification_data
 from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import LocalizationEvaluation, baseline_boxes, evaluate, load_scores
-from cxr.evaluation.run import ReportOptions, Run, coverage, finish_report, read_run
+from cxr.evaluation.run import Content, ReportOptions, Run, coverage, read_run
 from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics.localization import MEASURES, THRESHOLDS, LocalizationRates, paired_gain, summarize
 from cxr.reporting import classification as label_tables
@@ -28,7 +28,7 @@ SHOWN = 3  # images in each row of the picture
 _THRESHOLDS_BY_FINDING = (0.1, 0.3, 0.5)  # thresholds for which result.json has the accuracy of each finding
 
 
-def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
+def report(run: Run, options: ReportOptions, out: str) -> Content:
     """Evaluate a run. Writes the pages, boxes.csv, findings.csv and pictures; returns the job's result.
 
     If the archive has labels but no boxes, the report is that of a classifier.
@@ -50,7 +50,7 @@ def report(run: Run, options: ReportOptions, out: str) -> dict[str, Any]:
         sections.append(_classification_section(joined, options, out, result))
     if options.against:
         sections += compared(evaluation, joined, truth, options, out, result)
-    return finish_report(run, archive, options, lead, sections, result, out)
+    return Content(run, archive, options, lead, sections, result)
 
 
 def _labeled(scores: classification_data.ClassificationScores, truth: BoxTruth) -> LabeledScores | None:

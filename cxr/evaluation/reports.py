@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.evaluation import classification, detection, localization, score_summary, segmentation
-from cxr.evaluation.run import NoGroundTruthError, ReportOptions, Run, read_run
+from cxr.evaluation.about import about_section, unscored_section
+from cxr.evaluation.headlines import key_figures
+from cxr.evaluation.run import Content, NoGroundTruthError, ReportOptions, Run, read_run
 from cxr.evaluation.score_summary import BOXES, MASKS, PROBABILITIES, Kind
+from cxr.reporting.page import Report, pictures, write_report
 from cxr.sources.options import HEADERS, ReadOptions
 
 
@@ -20,12 +24,12 @@ class Reports:
     """How runs of a family are reported.
 
     Args:
-        evaluate: compares a run with the ground truth, writes the report into a URI, and returns the contents of the
-            job's result.json. Raises NoGroundTruthError if there is no ground truth.
+        evaluate: compares a run with the ground truth, and writes tables and pictures into a URI. Raises
+            NoGroundTruthError if there is no ground truth.
         kinds: the kinds of its scores, which are described if there is no ground truth.
     """
 
-    evaluate: Callable[[Run, ReportOptions, str], dict[str, Any]]
+    evaluate: Callable[[Run, ReportOptions, str], Content]
     kinds: tuple[Kind, ...]
 
 
@@ -51,13 +55,67 @@ def _reading_of(run: Run, options: ReportOptions) -> ReadOptions:
 
 
 def evaluate(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
-    """Compare the run that `cxr score` wrote to `run_uri` with the ground truth, and write the report.
+    """Compare the run that `cxr score` wrote to `run_uri` with the ground truth; writes tables and pictures into the
+    URI `out`, but no page. Returns the contents of the job's result.json.
 
     Raises:
         UserError: there is no scoring run, its family has no report, or there is no ground truth.
     """
     run, options = _opened(run_uri, options)
-    return REPORTS[run.family].evaluate(run, _of_test_images(options), out)
+    result = REPORTS[run.family].evaluate(run, _of_test_images(options), out).result
+    return {**result, "metrics": _without_nan(result["metrics"])}
+
+
+def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
+    """Write the report of the run that `cxr score` wrote to `run_uri`; returns the contents of the job's result.json.
+
+    If the scored archive has no ground truth, or if several archives were scored and none is named to compare with,
+    the report describes the scores, and a note says so.
+
+    Raises:
+        UserError: there is no scoring run, its family has no report, or the options request a comparison without
+            ground truth.
+    """
+    out = storage.normalize(out)
+    run, options = _opened(run_uri, options)
+    content = _content(run, options, out)
+    result = {**content.result, "metrics": _without_nan(content.result["metrics"])}
+    ground_truth = content.archive or "none"
+    page = Report(
+        title=f"{run.family} on {storage.name(content.archive or run.archives[0])}",
+        lead=content.lead,
+        figures=key_figures(result["metrics"]),
+        facts={
+            "Model": run.family,
+            "Checkpoint": f"SHA-256 {run.checkpoint_sha256[:12]}",
+            "Scored archive": ", ".join(run.archives),
+            "Ground truth": "the scored archive" if (ground_truth,) == run.archives else ground_truth,
+            "Report written": datetime.now(UTC).strftime("%B %-d, %Y, %H:%M UTC"),
+        },
+        sections=[*content.sections, unscored_section(run, out, result)],
+        closing=[about_section(content)],
+    )
+    return {**result, "pictures": pictures(page.sections), **write_report(out, page)}
+
+
+def _content(run: Run, options: ReportOptions, out: str) -> Content:
+    """What the report says: a comparison with the ground truth, or a description of the scores."""
+    how, scored = REPORTS[run.family], " and ".join(run.archives)
+    if len(run.archives) > 1 and not options.archive and not options.against:
+        print(f"note: {scored} were scored, so the report only describes the scores; give --archive to compare")
+        return score_summary.report(run, options, out, how.kinds)
+    try:
+        return how.evaluate(run, _of_test_images(options), out)
+    except NoGroundTruthError:
+        if options.archive or options.against:
+            raise
+        print(f"note: {scored} has no ground truth for these scores: the report covers only them", flush=True)
+        return score_summary.report(run, options, out, how.kinds)
+
+
+def _without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics for JSON: null in place of NaN."""
+    return {name: None if value != value else value for name, value in metrics.items()}
 
 
 def _opened(run_uri: str, options: ReportOptions) -> tuple[Run, ReportOptions]:
@@ -73,27 +131,3 @@ def _opened(run_uri: str, options: ReportOptions) -> tuple[Run, ReportOptions]:
 
 def _of_test_images(options: ReportOptions) -> ReportOptions:
     return replace(options, split="test") if options.split == "auto" else options
-
-
-def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
-    """Write the report of the run that `cxr score` wrote to `run_uri`.
-
-    If the scored archive has no ground truth, or if several archives were scored and none is named to compare with,
-    the report describes the scores, and a note says so.
-
-    Raises:
-        UserError: there is no scoring run, its family has no report, or the options request a comparison without
-            ground truth.
-    """
-    run, options = _opened(run_uri, options)
-    how, scored = REPORTS[run.family], " and ".join(run.archives)
-    if len(run.archives) > 1 and not options.archive and not options.against:
-        print(f"note: {scored} were scored, so the report only describes the scores; give --archive to compare")
-        return score_summary.report(run, options, out, how.kinds)
-    try:
-        return how.evaluate(run, _of_test_images(options), out)
-    except NoGroundTruthError:
-        if options.archive or options.against:
-            raise
-        print(f"note: {scored} has no ground truth for these scores: the report covers only them", flush=True)
-        return score_summary.report(run, options, out, how.kinds)

@@ -1,9 +1,9 @@
-"""Code that all reports share: a scoring run, its scores, the ground truth, and writing a report."""
+"""Code that all reports share: a scoring run, its scores, the ground truth, and what a report says about it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,9 +17,8 @@ from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.ledger import LEDGER_FILE, SUFFIX
 from cxr.errors import UserError
-from cxr.metrics.bootstrap import RESAMPLES
-from cxr.reporting.page import Picture, Section, write_report
-from cxr.reporting.tables import Table
+from cxr.metrics.bootstrap import RESAMPLES, MeanInterval
+from cxr.reporting.page import Section
 from cxr.sources import open_manifest, selection
 from cxr.sources.manifest import Manifest
 from cxr.sources.options import SOURCE_LABELS, Labeling, ReadOptions
@@ -101,32 +100,40 @@ def read_run(uri: str) -> Run:
     return Run(uri, family, archives, sha256, settings.get("select", ""))
 
 
-def finish_report(
-    run: Run,
-    archive: str,
-    options: ReportOptions,
-    lead: str,
-    sections: Sequence[Section],
-    result: dict[str, Any],
-    out: str,
-) -> dict[str, Any]:
-    """Write the report's pages into the URI `out`. Returns `result` with the URIs of the pages and pictures, and null
-    in place of NaN.
+@dataclass(frozen=True)
+class Measures:
+    """How metrics are measured on some of the evaluated images, for a report by subgroup.
+
+    Args:
+        image_ids: of the N evaluated images.
+        patients: (N,) one number per patient.
+        measure: takes the places of some of the N images, ascending, and returns the metrics on them by name, such as
+            "mean AUROC", with intervals by patient; NaN for metrics that cannot be measured there.
+    """
+
+    image_ids: Sequence[str]
+    patients: np.ndarray
+    measure: Callable[[np.ndarray], Mapping[str, MeanInterval]]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a report says about one run, before it is written.
 
     Args:
         archive: the ground truth; empty for a report without one.
+        lead: one or two sentences that summarize the report.
+        result: what the job's result.json says; `metrics` may contain NaN.
+        measures: None if the report cannot be divided into subgroups.
     """
-    facts = {"scores": run.uri, "model family": run.family, "checkpoint SHA-256": run.checkpoint_sha256}
-    facts |= {"scored archive": ", ".join(run.archives), "ground truth": archive or "none"}
-    if archive:
-        facts |= {name.replace("_", " "): str(value) for name, value in options.labeling.describe().items()}
-    facts["split"] = options.split
-    about = Section("About this report", [Table(["", ""], [[name, fact] for name, fact in facts.items()])])
-    title = f"{run.family} on {storage.name(archive or run.archives[0])}"
-    pages = write_report(out, title, lead, [*sections, about])
-    pictures = [block.uri for section in sections for block in section.blocks if isinstance(block, Picture)]
-    metrics = {name: None if value != value else value for name, value in result["metrics"].items()}
-    return {**result, "metrics": metrics, "pictures": pictures, **pages}
+
+    run: Run
+    archive: str
+    options: ReportOptions
+    lead: str
+    sections: Sequence[Section]
+    result: dict[str, Any]
+    measures: Measures | None = None
 
 
 def coverage(images: int, patients_N: np.ndarray, content: str, left_out: Mapping[str, int]) -> str:
@@ -147,11 +154,14 @@ def check_family(run: Run, families: Sequence[str], purpose: str) -> None:
         )
 
 
-def read_scores(run: Run, columns: Sequence[str], split: Split = "all") -> list[pa.Table]:
+def read_scores(
+    run: Run, columns: Sequence[str], split: Split = "all", optional: Sequence[str] = ()
+) -> list[pa.Table]:
     """These columns of each part of a run's scores; parts keep the metadata of their schema.
 
     Args:
         split: only images of this split; "all" for all scored images.
+        optional: further columns of `schema.SCORES`, which are null where a part lacks them.
 
     Raises:
         UserError: there is no part, a part lacks a column, an image occurs twice, or the split is empty.
@@ -162,13 +172,19 @@ def read_scores(run: Run, columns: Sequence[str], split: Split = "all") -> list[
         raise UserError(f"{folder} contains no scores: run cxr score with --out {run.uri} until it finishes")
     read = [schema.SPLIT, *columns] if split != "all" else [*columns]
     with ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(partial(storage.read_parquet, columns=read), uris))
+        parts = list(pool.map(partial(storage.read_parquet, columns=[*read, *optional]), uris))
     for uri, part in zip(uris, parts, strict=True):
         if missing := set(read) - set(part.column_names):
             raise UserError(
                 f"{uri} has no column {', '.join(sorted(missing))}, which runs of family {run.family} should have: "
                 f"score the archive again, into an empty --out"
             )
+    for name in optional:
+        field = schema.SCORES.field(name)
+        parts = [
+            part if name in part.column_names else part.append_column(field, pa.nulls(part.num_rows, field.type))
+            for part in parts
+        ]
     images = sum(part.num_rows for part in parts)
     if len({image_id for part in parts for image_id in part[schema.IMAGE_ID].to_pylist()}) < images:
         raise UserError(f"{folder} contains images twice: score the archive again, into an empty --out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +16,7 @@ from cxr import schema, storage
 from cxr.boxes import areas
 from cxr.data import shards
 from cxr.evaluation.images import read_pictures
-from cxr.evaluation.run import ReportOptions, Run, finish_report, patient_numbers, read_scores
+from cxr.evaluation.run import Content, ReportOptions, Run, patient_numbers, read_scores
 from cxr.imaging.geometry import ResizeTransform, fit_mask
 from cxr.metrics.localization import Boxes
 from cxr.reporting import score_summary as tables
@@ -98,8 +97,8 @@ class Kind:
     describe: Callable[[Scored, str], Description]
 
 
-def report(run: Run, options: ReportOptions, out: str, kinds: Sequence[Kind]) -> dict[str, Any]:
-    """Describe a run without ground truth: its pages, rejects.csv, a table and pictures of each kind of scores.
+def report(run: Run, options: ReportOptions, out: str, kinds: Sequence[Kind]) -> Content:
+    """Describe a run without ground truth: a table and pictures of each kind of scores.
 
     Raises:
         UserError: the run has scored no image of the split.
@@ -115,24 +114,12 @@ def report(run: Run, options: ReportOptions, out: str, kinds: Sequence[Kind]) ->
     print(text, flush=True)
     metrics: dict[str, Any] = {"images": table.num_rows, "patients": patients, "images_with_error": failed}
     scored = Scored(run, options, good, tuple(json.loads(named.pop())) if len(named) == 1 else ())
-    described = [*(kind.describe(scored, out) for kind in kinds if good.num_rows), _rejects(table, out)]
+    described = [kind.describe(scored, out) for kind in kinds if good.num_rows]
     result: dict[str, Any] = {"metrics": metrics}
     for part in described:
         metrics |= part.metrics
         result |= part.files
-    return finish_report(run, "", options, text, [part.section for part in described], result, out)
-
-
-def _rejects(table: pa.Table, out: str) -> Description:
-    """Why images have no scores; rejects.csv names them."""
-    failed = table.filter(pc.is_valid(table[schema.ERROR])).select([schema.IMAGE_ID, schema.ERROR])
-    if not failed.num_rows:
-        return Description(Section("Images without scores", ["None."]))
-    uri = storage.join(out, "rejects.csv")
-    storage.write_text(uri, csv_text(failed.to_pylist()))
-    reasons = Counter(failed[schema.ERROR].to_pylist())
-    blocks = [tables.rejects_table(reasons, table.num_rows), "`rejects.csv` names each image."]
-    return Description(Section("Images without scores", blocks), files={"rejects": uri})
+    return Content(run, "", options, text, [part.section for part in described], result)
 
 
 def _describe_probabilities(scored: Scored, out: str) -> Description:

@@ -10,7 +10,7 @@ import torch
 from cxr import storage
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_masks import MaskTruth, known_masks
-from cxr.evaluation.run import ReportOptions, Run, coverage, finish_report, read_run
+from cxr.evaluation.run import Content, ReportOptions, Run, coverage, read_run
 from cxr.evaluation.segmentation_data import MaskScores, SegmentationEvaluation, both_masks, evaluate, load_scores
 from cxr.imaging.geometry import fit_mask
 from cxr.metrics import segmentation
@@ -25,7 +25,7 @@ PICTURES = "pictures"
 SHOWN = 3  # images in each row of the picture
 
 
-def report(run: Run, options: ReportOptions, out: str, *, label: str) -> dict[str, Any]:
+def report(run: Run, options: ReportOptions, out: str, *, label: str) -> Content:
     """Evaluate a run that finds masks of `label`: OUT/report.md, images.csv, pictures; the job's result."""
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     truth, scores = known_masks(archive, options, label), load_scores(run)
@@ -51,7 +51,7 @@ def report(run: Run, options: ReportOptions, out: str, *, label: str) -> dict[st
     result = {"metrics": {**predicted, **ends, **counts}, "images": tables.write_images(listed, out)}
     if options.against:
         sections.append(compared(evaluation, truth, options, result))
-    return finish_report(run, archive, options, lead, sections, result, out)
+    return Content(run, archive, options, lead, sections, result)
 
 
 def figures(evaluation: SegmentationEvaluation) -> dict[str, float]:

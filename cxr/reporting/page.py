@@ -1,21 +1,17 @@
 """Reports: sections of text, tables and pictures, written as one self-contained HTML page and as Markdown.
 
-The HTML page holds its pictures as data URIs and its style inline. It opens from disk without a network, follows the
-reader's light or dark mode, and prints.
+`html_page` renders the HTML page. This module has the blocks that a report consists of, and the Markdown.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cxr import storage
 from cxr.reporting.figures import save_figure
-from cxr.reporting.tables import Table
+from cxr.reporting.tables import Table, interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,14 +25,37 @@ class Picture:
 
     uri: str
     caption: str
+    alt: str = ""
+    """What readers hear who cannot see the picture. Default: the caption."""
 
 
-def save_picture(figure: Figure, folder: str, name: str, caption: str) -> Picture:
+def save_picture(figure: Figure, folder: str, name: str, caption: str, alt: str = "") -> Picture:
     """Write a figure as the PNG `name` into the URI `folder`."""
-    return Picture(save_figure(figure, folder, name), caption)
+    return Picture(save_figure(figure, folder, name), caption, alt)
 
 
-Block = str | Table | Picture  # a string is a paragraph of plain text, in which `code` is set in monospace
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures of single images in named groups, such as the worst and the best, shown side by side.
+
+    Args:
+        groups: the pictures by name of the group; groups without pictures are left out.
+        sheet: all of them in one picture, which stands for them in the Markdown. Default: the pictures themselves.
+    """
+
+    groups: Mapping[str, Sequence[Picture]]
+    sheet: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks that are folded away below a line that says what they are; they are printed."""
+
+    summary: str
+    blocks: Sequence[Block]
+
+
+Block = str | Table | Picture | Gallery | Details  # a string is a paragraph of plain text, with `code` in monospace
 
 
 @dataclass(frozen=True)
@@ -47,118 +66,108 @@ class Section:
     blocks: Sequence[Block]
 
 
-def write_report(out: str, title: str, lead: str, sections: Sequence[Section]) -> dict[str, str]:
-    """Write OUT/report.html and OUT/report.md; returns their URIs as `page` and `report`.
+@dataclass(frozen=True)
+class KeyFigure:
+    """A metric that is shown in large type at the top.
 
     Args:
-        lead: one sentence that summarizes the report.
-        sections: their pictures must have been written already; the Markdown links to those below `out`.
+        name: of the metric in result.json.
+        title: what it is, in a few words.
+        explanation: what it means, for a radiologist, in a sentence.
+        low: lower end of its 95 % interval, NaN if there is none; likewise `high`.
+        digits: decimals to show.
+        share: it lies between 0 and 1, so that a bar can show it.
     """
+
+    name: str
+    title: str
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+    explanation: str = ""
+    digits: int = 3
+    share: bool = True
+
+    @property
+    def text(self) -> str:
+        """The value with its interval."""
+        return f"{self.value:,.0f}" if not self.digits else interval(self.value, self.low, self.high, self.digits)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page says.
+
+    Args:
+        lead: one or two sentences that summarize the report.
+        facts: what was evaluated, when and with which model: names and values.
+        parts: reports about single runs or models, between the sections and the closing ones.
+    """
+
+    title: str
+    lead: str
+    sections: Sequence[Section]
+    figures: Sequence[KeyFigure] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    parts: Sequence[Report] = ()
+    closing: Sequence[Section] = ()
+
+
+def write_report(out: str, report: Report) -> dict[str, str]:
+    """Write OUT/report.html and OUT/report.md; returns their URIs as `page` and `report`.
+
+    The pictures must have been written already; the Markdown links to those below `out`.
+    """
+    from cxr.reporting.html_page import html_page  # imports OpenCV and Jinja, which other uses of blocks do not need
+
     uris = {"page": storage.join(out, PAGE), "report": storage.join(out, TEXT)}
-    storage.write_text(uris["page"], html_page(title, lead, sections))
-    storage.write_text(uris["report"], markdown_page(title, lead, sections, out))
+    storage.write_text(uris["page"], html_page(report))
+    storage.write_text(uris["report"], "\n\n".join(_markdown(report, out, 1)) + "\n")
     return uris
 
 
-def html_page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The report as one HTML document. All text is escaped; pictures are read from their URIs and embedded."""
-    links = "".join(f'<li><a href="#s{n}">{_text(s.title)}</a></li>' for n, s in enumerate(sections))
-    body = ""
-    for n, section in enumerate(sections):
-        blocks = "".join(map(_html_block, section.blocks))
-        body += f'<section id="s{n}">\n<h2>{_text(section.title)}</h2>\n{blocks}</section>\n'
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<h1>{_text(title)}</h1>\n<p class="lead">{_text(lead)}</p>\n'
-        f"{f'<nav><ul>{links}</ul></nav>' if len(sections) > 1 else ''}\n{body}</main>\n</body>\n</html>\n"
-    )
+def pictures(sections: Sequence[Section]) -> list[str]:
+    """The URIs of all pictures of sections that the Markdown shows."""
+    return [uri for section in sections for block in section.blocks for uri in _uris(block)]
 
 
-def markdown_page(title: str, lead: str, sections: Sequence[Section], out: str) -> str:
-    """The report as Markdown, with links to its pictures relative to `out`."""
-    parts = [f"# {title}", lead]
-    for section in sections:
-        parts += [f"## {section.title}", *(_markdown_block(block, out) for block in section.blocks)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _markdown_block(block: Block, out: str) -> str:
-    if isinstance(block, Table):
-        return block.markdown().rstrip("\n")
+def _uris(block: Block) -> list[str]:
     if isinstance(block, Picture):
-        return f"![{block.caption}]({block.uri.removeprefix(out.rstrip('/') + '/')})"
-    return block
+        return [block.uri]
+    if isinstance(block, Gallery):
+        return [block.sheet.uri] if block.sheet else [each.uri for group in block.groups.values() for each in group]
+    return [uri for inner in block.blocks for uri in _uris(inner)] if isinstance(block, Details) else []
 
 
-def _html_block(block: Block) -> str:
+def _markdown(report: Report, out: str, level: int) -> list[str]:
+    """The paragraphs of a report whose title has that level."""
+    parts = [f"{'#' * level} {report.title}", report.lead]
+    if report.facts:
+        parts.append(Table(["", ""], list(report.facts.items())).markdown().rstrip("\n"))
+    if report.figures:
+        rows = [[each.title, each.text, each.explanation] for each in report.figures]
+        parts.append(Table(["", "value (95 %)", ""], rows).markdown().rstrip("\n"))
+    for section in report.sections:
+        parts += _markdown_section(section, out, level + 1)
+    for part in report.parts:
+        parts += _markdown(part, out, level + 1)
+    for section in report.closing:
+        parts += _markdown_section(section, out, level + 1)
+    return parts
+
+
+def _markdown_section(section: Section, out: str, level: int) -> list[str]:
+    return [f"{'#' * level} {section.title}", *(text for block in section.blocks for text in _block(block, out))]
+
+
+def _block(block: Block, out: str) -> list[str]:
     if isinstance(block, Table):
-        numeric = [all(map(_NUMBER.match, filter(None, column))) for column in zip(*block.rows, strict=True)]
-        head = _row("th", block.head, numeric or [False] * len(block.head)) if any(block.head) else ""
-        rows = "\n".join(_row("td", row, numeric) for row in block.rows)
-        return f'<div class="table"><table>\n<thead>{head}</thead>\n<tbody>\n{rows}</tbody></table></div>\n'
+        return [*([block.caption] if block.caption else []), block.markdown().rstrip("\n")]
     if isinstance(block, Picture):
-        data = base64.b64encode(storage.read_bytes(block.uri)).decode("ascii")
-        caption = _text(block.caption)
-        return (
-            f'<figure><img alt="{html.escape(block.caption)}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{caption}</figcaption></figure>\n"
-        )
-    return f"<p>{_text(block)}</p>\n"
-
-
-def _row(tag: str, cells: Sequence[str], numeric: Sequence[bool]) -> str:
-    kinds = (' class="number"' if number else "" for number in numeric)
-    return (
-        f"<tr>{''.join(f'<{tag}{kind}>{_text(cell)}</{tag}>' for cell, kind in zip(cells, kinds, strict=True))}</tr>"
-    )
-
-
-def _text(text: str) -> str:
-    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))
-
-
-_NUMBER = re.compile(r"[-−<]? ?\d[\d,.]*( ?%| \(.*\))?$|–$")
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_STYLE = """
-:root { color-scheme: light dark }
-:root { --line: #d4d8dd; --soft: #5c6570; --back: #ffffff; --text: #1c2126; --link: #1b6ca8 }
-@media (prefers-color-scheme: dark) {
-  :root { --line: #3a4149; --soft: #a3adb8; --back: #16191d; --text: #e6e9ec; --link: #7fbde8 }
-}
-body { margin: 0; background: var(--back); color: var(--text); font: 16px/1.5 system-ui, sans-serif }
-main { max-width: 84rem; margin: 0 auto; padding: 1.5rem 1rem 4rem }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: anywhere }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line) }
-p { max-width: 48rem; margin: .75rem 0; overflow-wrap: anywhere }
-.lead { font-size: 1.1rem }
-a { color: var(--link) }
-nav ul { list-style: none; padding: 0; margin: 1rem 0; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem }
-.table { overflow-x: auto; margin: 1rem 0 }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
-th { font-weight: 600; vertical-align: bottom }
-tbody tr:hover { background: color-mix(in srgb, var(--line) 35%, transparent) }
-td:last-child:not(:first-child):not(.number) { min-width: 10rem }
-.number { text-align: right; white-space: nowrap }
-figure { margin: 1.5rem 0 }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 4px }
-figcaption { color: var(--soft); font-size: .9rem; max-width: 48rem }
-code { font-size: .9em }
-@media screen and (max-width: 40rem) {
-  figure { overflow-x: auto }
-  img { max-width: max(100%, 60rem) }
-}
-@media print {
-  :root { --line: #bbb; --soft: #444; --back: #fff; --text: #000; --link: #000 }
-  body { font-size: 11pt }
-  main { max-width: none; padding: 0 }
-  nav { display: none }
-  .table { overflow: visible }
-  table { font-size: 7pt }
-  h2 { break-after: avoid }
-  figure, tr { break-inside: avoid }
-}
-"""
+        return [f"![{block.caption}]({block.uri.removeprefix(out.rstrip('/') + '/')})"]
+    if isinstance(block, Gallery):
+        shown = [block.sheet] if block.sheet else [each for group in block.groups.values() for each in group]
+        return [text for each in shown for text in _block(each, out)]
+    if isinstance(block, Details):
+        return [block.summary, *(text for inner in block.blocks for text in _block(inner, out))]
+    return [block]

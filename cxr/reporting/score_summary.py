@@ -17,12 +17,6 @@ QUANTILES = {"5th percentile": 0.05, "median": 0.5, "95th percentile": 0.95}
 _BINS = 40
 
 
-def rejects_table(reasons: Mapping[str, int], images: int) -> Table:
-    """How many of the images have no scores, by reason."""
-    rows = [[reason, f"{count:,}", share(count, images)] for reason, count in reasons.items()]
-    return Table(["reason", "images", "share"], rows)
-
-
 def share(count: int, of: int) -> str:
     """A percentage to read."""
     return f"{100 * count / of:.1f} %" if of else "–"

@@ -16,6 +16,7 @@ class Table:
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    caption: str = ""
 
     def markdown(self) -> str:
         return markdown(self.head, self.rows)

@@ -1,0 +1,105 @@
+"""Which metrics a report shows in large type at its top, and what they mean to a radiologist."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cxr.reporting.page import KeyFigure
+
+
+@dataclass(frozen=True)
+class Headline:
+    """How a metric of result.json is shown."""
+
+    title: str
+    explanation: str
+    digits: int = 3
+    share: bool = True  # between 0 and 1
+
+
+def _count(title: str, explanation: str = "") -> Headline:
+    return Headline(title, explanation, 0, share=False)
+
+
+HEADLINES: dict[str, Headline] = {
+    "mean_auroc": Headline(
+        "Mean AUROC",
+        "How often a random image with a finding scores higher than one without it, averaged over findings. "
+        "0.5 is chance, 1 is perfect.",
+    ),
+    "mean_ap": Headline(
+        "Mean average precision",
+        "Area under the precision-recall curve, averaged over findings. Chance is the prevalence of a finding.",
+    ),
+    "map_40": Headline(
+        "mAP at IoU > 0.4",
+        "Average precision of boxes, averaged over findings. A box is right if it overlaps the true box by more than "
+        "40 % of their union.",
+    ),
+    "map_50": Headline("mAP at IoU > 0.5", "The same, with an overlap of more than half of the union."),
+    "dice": Headline(
+        "Mean Dice",
+        "Overlap of the predicted and the true mask: 1 if they are equal, 0 if they are disjoint. Two empty masks "
+        "count as 1.",
+    ),
+    "positive_dice": Headline("Mean Dice where there is a mask", "Over the images whose true mask is not empty."),
+    "iou": Headline("Mean IoU", "Intersection of the predicted and the true mask, as a share of their union."),
+    "hd95_mm": Headline(
+        "Distance between outlines, mm",
+        "95 % of the points on one outline are at most this far from the other (HD95), averaged over images.",
+        1,
+        share=False,
+    ),
+    "hd95_px": Headline(
+        "Distance between outlines, px",
+        "95 % of the points on one outline are at most this far from the other (HD95), averaged over images.",
+        1,
+        share=False,
+    ),
+    "image_auroc": Headline(
+        "AUROC of the image's score",
+        "How often an image with a mask scores higher than one without.",
+    ),
+    "localization_accuracy_iou10": Headline(
+        "Localization accuracy at IoU 0.1",
+        "Share of the findings that a predicted box overlaps by at least 10 % of the union.",
+    ),
+    "localization_accuracy_iou50": Headline("Localization accuracy at IoU 0.5", "The same at half of the union."),
+    "mean_pointing": Headline(
+        "Pointing game",
+        "Share of the findings in whose true box the strongest predicted point lies.",
+    ),
+    "predicted_boxes": _count("Predicted boxes"),
+    "images_with_boxes": _count("Images with a box"),
+    "images_with_mask": _count("Images with a mask"),
+    "median_area_share": Headline(
+        "Median area of a mask", "As a share of the image, over the masks that are not empty."
+    ),
+    "images": _count("Images"),
+    "patients": _count("Patients"),
+    "images_with_error": _count("Images without scores", "Why is listed below."),
+}
+
+
+def key_figures(metrics: Mapping[str, float | None]) -> list[KeyFigure]:
+    """The metrics among these that have a headline and a value, in the order of the headlines."""
+    return [
+        KeyFigure(
+            name,
+            headline.title,
+            value,
+            _or_nan(metrics.get(f"{name}_low")),
+            _or_nan(metrics.get(f"{name}_high")),
+            headline.explanation,
+            headline.digits,
+            headline.share,
+        )
+        for name, headline in HEADLINES.items()
+        if (value := metrics.get(name)) is not None and math.isfinite(value)
+    ]
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
