@@ -29,16 +29,16 @@ def read_large_archive(archive: str, reading: ReadOptions) -> None:
     if not reading.headers or find_source(archive, reading.source) is not dicom:
         return
     with dicom.planned(archive, reading) as (scan, _):
-        missing = scan.missing()
-        files, left = (sum(part.files.num_rows for part in parts) for parts in (scan.parts, missing))
+        files, left = scan.files.num_rows, sum(part.files.num_rows for part in scan.parts)
         if left < ON_CLUSTER:
             return
         cluster.connect()
         for uri in (archive, scan.folder):
             cluster.check_shared(uri)
         progress = Progress("headers read", files, done=files - left, unit="files")
-        parts = [Part(part.name, part.files) for part in missing]
-        for summary in map_parts(parts, HeaderReader, (replace(scan, parts=[]),)):
+        parts = [Part(part.name, part.files) for part in scan.parts]
+        here = replace(scan, files=scan.files.slice(0, 0), parts=[])  # workers need neither
+        for summary in map_parts(parts, HeaderReader, (here,)):
             progress.add(summary["files"])
         progress.show()
 

@@ -76,7 +76,7 @@ def manifest(uri: str, reading: ReadOptions = ALL_IMAGES) -> Manifest:
     with planned(uri, reading) as (scan, notes):
         scan.run_here()
         headers = scan.table()
-        headers = headers.append_column(schema.SOURCE_URI, pa.chunked_array([_uris(scan)]))
+        headers = headers.append_column(schema.SOURCE_URI, scan.files[schema.SOURCE_URI])
         headers, left_out = _without_other_objects(headers)
         notes += left_out
         if not headers.num_rows:
@@ -111,10 +111,6 @@ def _is_dicom(uri: str) -> bool:
     except (storage.NotFoundError, storage.UnreadableError):
         return False
     return has_preamble(head) or begins_like_data_set(head)
-
-
-def _uris(scan: Scan) -> pa.Array:
-    return pa.concat_arrays(chunk for part in scan.parts for chunk in part.files[schema.SOURCE_URI].chunks)
 
 
 def _without_other_objects(headers: pa.Table) -> tuple[pa.Table, list[str]]:

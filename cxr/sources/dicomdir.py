@@ -15,6 +15,7 @@ from cxr.wording import counted
 
 PATH = "path"  # of an image, relative to the archive's root
 FILE_BYTES = "file_bytes"
+FILE_VERSION = "file_version"  # see storage.FileEntry
 
 _MAX_BYTES = 256 << 20
 _IMAGE = "IMAGE"  # Directory Record Type (0004,1430)
@@ -29,7 +30,7 @@ def referenced_files(files: pa.Table, directory_uri: str, root_uri: str) -> tupl
     counted and left out, as are objects that are not images.
 
     Args:
-        files: all files of the folder, with PATH, schema.SOURCE_URI and FILE_BYTES.
+        files: all files of the folder, with PATH, schema.SOURCE_URI, FILE_BYTES and FILE_VERSION.
 
     Raises:
         UserError: the file is not a DICOMDIR, or references no image.
@@ -46,7 +47,7 @@ def referenced_files(files: pa.Table, directory_uri: str, root_uri: str) -> tupl
     rows: dict[str, dict[str, str | int]] = {}
     for path in paths:
         existing = path if path in by_path else folded.get(path.casefold())
-        absent = {PATH: path, schema.SOURCE_URI: storage.join(root_uri, path), FILE_BYTES: 0}
+        absent = {PATH: path, schema.SOURCE_URI: storage.join(root_uri, path), FILE_BYTES: 0, FILE_VERSION: ""}
         rows[existing or path] = by_path[existing] if existing else absent
     missing = len(rows.keys() - by_path.keys())
     note = f"DICOMDIR lists {counted(len(rows), 'image')}"

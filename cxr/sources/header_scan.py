@@ -1,9 +1,9 @@
 """Read the headers of many DICOM files into Parquet, each file once.
 
-The sorted listing of an archive is cut into parts. The name of a part's file, `part-HASH.parquet`, is a hash of the
-listing of its files (paths and sizes), of the archive's URI and of the key of the pseudonyms. So a part is complete
-or absent, an interrupted scan continues with the missing parts, and a later scan of an unchanged archive reads only
-the parts.
+The files of an archive whose headers have not been read are cut into parts. The name of a part's Parquet file,
+`part-ARCHIVE-FILES.parquet`, consists of a hash of the archive's URI and the key of the pseudonyms, and a hash of the
+listing of its files (paths, sizes and versions). So a part is complete or absent, an interrupted scan continues with
+the files that it has not read, and a later scan reads only files that are new or have changed.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr import schema, storage
 from cxr.errors import ImageRejectedError, raised_at
-from cxr.sources.image_files import FILE_BYTES, PATH
+from cxr.sources.image_files import FILE_BYTES, FILE_VERSION, PATH
 from cxr.sources.pseudonyms import Pseudonyms, patient_byte
 from cxr.wording import counted
 
-VERSION = 1  # of the stored columns; included in the name of every part
-_FEWEST, _MOST, _PARTS = 256, 4096, 32  # files of a part; parts of an archive, if that gives such a number
+VERSION = 2  # of the stored columns; included in the name of every part
+_FEWEST, _MOST, _PARTS = 256, 4096, 32  # files of a part; parts of a scan, if that gives such a number
 HERE_AT_MOST = 256  # files whose headers are read in this process: more are worth the start of others
 
 DICOM, OTHER, UNREADABLE = "dicom", "other", "unreadable"
@@ -50,6 +51,7 @@ HEADERS = pa.schema(
     [
         (PATH, pa.string()),
         (FILE_BYTES, pa.int64()),
+        (FILE_VERSION, pa.string()),
         (KIND, pa.string()),
         (schema.ERROR, pa.string()),  # why the header is unreadable
         (SOP_CLASS, pa.string()),
@@ -76,9 +78,11 @@ HEADERS = pa.schema(
         (TRANSFER_SYNTAX, pa.string()),
     ]
 )
+_LISTING = pa.schema([HEADERS.field(name) for name in (PATH, FILE_BYTES, FILE_VERSION)])
 _FIRST_BYTES, _MORE, _MOST_BYTES = 32 << 10, 8, 16 << 20  # of a file; each attempt reads _MORE times as much
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _REMOTE_THREADS = 16  # that wait for a remote store, in each process
+_READ_THREADS = 8  # that read parts
 
 
 @dataclass(frozen=True)
@@ -95,22 +99,19 @@ class Scan:
 
     Args:
         folder: URI of the folder of its parts.
+        files: all files of the archive, sorted, with the columns of `image_files.list_images`.
+        read: names of the parts that earlier scans have written.
+        parts: the files whose headers none of them has.
     """
 
     folder: str
     pseudonyms: Pseudonyms
+    files: pa.Table
+    read: tuple[str, ...]
     parts: list[ScanPart]
 
     def uri(self, name: str) -> str:
         return storage.join(self.folder, f"{name}.parquet")
-
-    def missing(self) -> list[ScanPart]:
-        """The parts that have not been read; lists the folder once."""
-        try:
-            there = {entry.path.removesuffix(".parquet") for entry in storage.list_files(self.folder)}
-        except storage.NotFoundError:
-            there = set()
-        return [part for part in self.parts if part.name not in there]
 
     def write(self, part: ScanPart) -> int:
         """Read the headers of a part's files and write its Parquet file; returns the number of files."""
@@ -121,13 +122,13 @@ class Scan:
         return rows.num_rows
 
     def run_here(self) -> None:
-        """Read all missing parts, on the CPUs of this machine.
+        """Read all parts that earlier scans have not written, on the CPUs of this machine.
 
         Raises:
             StorageError: storage failed in a way that concerns more than one file.
             RuntimeError: a process of the scan ended unexpectedly.
         """
-        missing = self.missing()
+        missing = self.parts
         files = sum(part.files.num_rows for part in missing)
         if files <= HERE_AT_MOST:
             for part in missing:
@@ -168,10 +169,10 @@ class Scan:
                 raise
 
     def table(self) -> pa.Table:
-        """The headers of all files, in the order of their paths; every part must have been read."""
-        with ThreadPoolExecutor(8) as pool:
-            tables = list(pool.map(lambda part: storage.read_parquet(self.uri(part.name)), self.parts))
-        return pa.concat_tables(table.cast(HEADERS) for table in tables)
+        """The headers of all files, in their order; every part must have been read."""
+        tables = _read_all(self.folder, [*self.read, *(part.name for part in self.parts)], HEADERS)
+        stored = pa.concat_tables(tables)
+        return stored.take(_rows_of(self.files, stored))
 
     def _work(self, todo: queue.SimpleQueue[ScanPart]) -> None:
         """Let a child process read one part after another, until none is left."""
@@ -185,15 +186,46 @@ class Scan:
 
 
 def plan_scan(archive: str, files: pa.Table, folder: str, pseudonyms: Pseudonyms) -> Scan:
-    """Cut a sorted listing (`image_files.list_images`) into parts, whose rows `Scan.table` returns."""
-    parts, size = [], min(max(files.num_rows // _PARTS, _FEWEST), _MOST)
-    for start in range(0, files.num_rows, size):
-        some = files.slice(start, size)
-        about = {"version": VERSION, "archive": archive, **pseudonyms.describe()}
-        listing = [some[PATH].to_pylist(), some[FILE_BYTES].to_pylist()]
-        digest = hashlib.sha256(json.dumps([about, listing], sort_keys=True).encode()).hexdigest()
-        parts.append(ScanPart(f"part-{digest[:32]}", some))
-    return Scan(folder, pseudonyms, parts)
+    """The scan of an archive from its sorted listing (`image_files.list_images`); `folder` may have earlier scans."""
+    about = {"version": VERSION, "archive": archive, **pseudonyms.describe()}
+    prefix = f"part-{_digest(about)}-"
+    try:
+        names = (entry.path.removesuffix(".parquet") for entry in storage.list_files(folder))
+        read = tuple(sorted(name for name in names if name.startswith(prefix)))
+    except storage.NotFoundError:
+        read = ()
+    stored = pa.concat_tables([_LISTING.empty_table(), *_read_all(folder, read, _LISTING)])
+    left = files.filter(pc.is_null(_rows_of(files, stored)))
+    parts, size = [], min(max(left.num_rows // _PARTS, _FEWEST), _MOST)
+    for start in range(0, left.num_rows, size):
+        some = left.slice(start, size)
+        parts.append(ScanPart(f"{prefix}{_digest(some.select(_LISTING.names).to_pydict())}", some))
+    return Scan(folder, pseudonyms, files, read, parts)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _read_all(folder: str, names: Sequence[str], columns: pa.Schema) -> list[pa.Table]:
+    """These columns of some parts in a folder."""
+
+    def read(name: str) -> pa.Table:
+        return storage.read_parquet(storage.join(folder, f"{name}.parquet"), columns=columns.names).cast(columns)
+
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        return list(pool.map(read, names))
+
+
+def _rows_of(files: pa.Table, stored: pa.Table) -> pa.Array:
+    """int32 (N): the row of `stored` for each of the files, with the same path, size and version; null if none."""
+
+    def keys(table: pa.Table) -> pa.Array:
+        size = table[FILE_BYTES].cast(pa.string())
+        joined = pc.binary_join_element_wise(table[PATH], size, table[FILE_VERSION], "\0")
+        return joined.cast(pa.large_string()).combine_chunks()
+
+    return pc.index_in(keys(files), value_set=keys(stored))
 
 
 def read_headers(files: pa.Table, pseudonyms: Pseudonyms) -> pa.Table:
@@ -209,7 +241,7 @@ def read_headers(files: pa.Table, pseudonyms: Pseudonyms) -> pa.Table:
     else:
         rows = [_row(uri, pseudonyms) for uri in uris]
     columns = {field.name: pa.array([row.get(field.name) for row in rows], field.type) for field in HEADERS}
-    columns[PATH], columns[FILE_BYTES] = (files[name].combine_chunks() for name in (PATH, FILE_BYTES))
+    columns |= {name: files[name].combine_chunks() for name in _LISTING.names}
     return pa.table(columns, schema=HEADERS)
 
 
@@ -267,8 +299,8 @@ def request(scan: Scan, part: ScanPart) -> dict[str, Any]:
 def _write_requested(work: dict[str, Any]) -> None:
     """Write the part that `request` describes."""
     secret = work["pseudonyms"]
-    scan = Scan(work["folder"], Pseudonyms(bytes.fromhex(secret["key"]), secret["keep_ids"]), [])
-    scan.write(ScanPart(work["name"], pa.table(work["files"])))
+    pseudonyms, files = Pseudonyms(bytes.fromhex(secret["key"]), secret["keep_ids"]), pa.table(work["files"])
+    Scan(work["folder"], pseudonyms, files, (), []).write(ScanPart(work["name"], files))
 
 
 def serve() -> None:

@@ -6,7 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import pyarrow as pa
@@ -14,16 +16,23 @@ import pyarrow.compute as pc
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.sources.dicomdir import FILE_BYTES, PATH, referenced_files
+from cxr.sources.dicomdir import FILE_BYTES, FILE_VERSION, PATH, referenced_files
 from cxr.storage import FileEntry, NotFoundError, UnreadableError, is_container, list_files, normalize, split_member
 from cxr.wording import counted
 
 IMAGE_SUFFIXES = frozenset(
     ("dcm", "dicom", "dic", "png", "jpg", "jpeg", "jp2", "tif", "tiff", "bmp", "gif", "webp", "img")
 )
-_COLUMNS = pa.schema([(PATH, pa.string()), (schema.SOURCE_URI, pa.string()), (FILE_BYTES, pa.int64())])
+_COLUMNS = pa.schema(
+    [(PATH, pa.string()), (schema.SOURCE_URI, pa.string()), (FILE_BYTES, pa.int64()), (FILE_VERSION, pa.string())]
+)
 _LONG_COLUMNS = pa.schema(
-    [(PATH, pa.large_string()), (schema.SOURCE_URI, pa.large_string()), (FILE_BYTES, pa.int64())]
+    [
+        (PATH, pa.large_string()),
+        (schema.SOURCE_URI, pa.large_string()),
+        (FILE_BYTES, pa.int64()),
+        (FILE_VERSION, pa.string()),
+    ]
 )
 _CHUNK = 65_536
 _THREADS = 16  # containers listed at a time
@@ -37,6 +46,9 @@ _OTHER_FILES = re.compile(
 )
 
 
+_recorded: ContextVar[dict[str, tuple[pa.Table, list[str]]] | None] = ContextVar("listings", default=None)
+
+
 @dataclass
 class _Skipped:
     """Files that are not listed as images."""
@@ -47,7 +59,7 @@ class _Skipped:
 
 
 def list_images(uri: str) -> tuple[pa.Table, list[str]]:
-    """Files that may be images, sorted, with columns PATH, schema.SOURCE_URI and FILE_BYTES; and notes.
+    """Files that may be images, sorted, with columns PATH, schema.SOURCE_URI, FILE_BYTES and FILE_VERSION; and notes.
 
     Only its content determines what a file is, so files count regardless of their extension, except hidden files and
     files whose names clearly say otherwise. Pipes, sockets and devices are skipped. No file is opened, with two
@@ -60,6 +72,51 @@ def list_images(uri: str) -> tuple[pa.Table, list[str]]:
     Raises:
         UserError: no file remains, or the URI cannot be listed.
     """
+    recorded = _recorded.get()
+    if recorded is None:
+        return _list_images(uri)
+    if uri not in recorded:
+        recorded[uri] = _list_images(uri)
+    files, notes = recorded[uri]
+    return files, [*notes]
+
+
+@contextmanager
+def recorded_listings() -> Iterator[None]:
+    """List each URI only once within the block, and let `file_versions` know what was listed."""
+    token = _recorded.set({})
+    try:
+        yield
+    finally:
+        _recorded.reset(token)
+
+
+def file_versions(uris: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    """Sizes (FILE_BYTES) and versions (FILE_VERSION) of an archive's files, as they were listed.
+
+    Files that were not listed within `recorded_listings`, such as those of a list of images, are examined one by one.
+    Missing files have size 0 and an empty version.
+    """
+    listed = [files for files, _ in (_recorded.get() or {}).values()]
+    known = pa.concat_tables(listed) if listed else _COLUMNS.empty_table()
+    row = pc.index_in(uris.combine_chunks(), value_set=known[schema.SOURCE_URI].combine_chunks())
+    others = [uri for uri, there in zip(uris.to_pylist(), row.is_valid().to_pylist(), strict=True) if not there]
+    if others:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            examined = list(pool.map(_examined, others))
+        known = pa.concat_tables([known, pa.Table.from_batches(_batches(iter(examined))).cast(_COLUMNS)])
+        row = pc.index_in(uris.combine_chunks(), value_set=known[schema.SOURCE_URI].combine_chunks())
+    return known[FILE_BYTES].combine_chunks().take(row), known[FILE_VERSION].combine_chunks().take(row)
+
+
+def _examined(uri: str) -> FileEntry:
+    try:
+        return replace(next(list_files(uri)), uri=uri)
+    except (NotFoundError, UnreadableError, StopIteration):
+        return FileEntry(uri, "", 0)
+
+
+def _list_images(uri: str) -> tuple[pa.Table, list[str]]:
     skipped = _Skipped()
     files = _table(_candidates(list_files(uri, skipped.others), skipped))
     containers = counted(len(skipped.containers), "ZIP or TAR file")
@@ -126,7 +183,7 @@ def image_ids(paths: pa.Array, names: pa.Array) -> tuple[pa.Array, list[str]]:
 def _batches(entries: Iterator[FileEntry]) -> Iterator[pa.RecordBatch]:
     while chunk := list(islice(entries, _CHUNK)):
         yield pa.record_batch(
-            [[e.path for e in chunk], [e.uri for e in chunk], [e.size for e in chunk]], schema=_LONG_COLUMNS
+            [[getattr(e, name) for e in chunk] for name in ("path", "uri", "size", "version")], schema=_LONG_COLUMNS
         )
 
 
@@ -166,9 +223,7 @@ def _members_of(container: FileEntry) -> tuple[list[FileEntry], Counter[str]]:
     )  # also listed for the damaged rest of a container
     try:
         return [
-            FileEntry(member.uri, f"{container.path}/{member.path}", member.size)
-            if normalize(member.uri) != root
-            else unreadable
+            replace(member, path=f"{container.path}/{member.path}") if normalize(member.uri) != root else unreadable
             for member in list_files(root, special)
         ], special
     except (UnreadableError, NotFoundError):

@@ -24,11 +24,16 @@ _CACHED = 16  # containers whose index a process keeps
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A listed file: its URI, its `path` relative to the listed folder, its size in bytes."""
+    """A listed file: its URI, its `path` relative to the listed folder, its size in bytes.
+
+    `version` changes when the file is replaced: the time of its last change on local disks and Google Cloud Storage,
+    its ETag on S3, its checksum in a ZIP file, and its modification time in a TAR file. Empty: unknown.
+    """
 
     uri: str
     path: str
     size: int
+    version: str = ""
 
 
 class Container(Protocol):
@@ -80,13 +85,14 @@ def list_members(uri: str, special: Counter[str]) -> Iterator[FileEntry]:
     container = _index(address)
     special.update(container.skipped)
     if member in container.members:
-        yield FileEntry(_member_uri(address, member), name(uri), container.members[member].size)
+        entry = container.members[member]
+        yield FileEntry(_member_uri(address, member), name(uri), entry.size, entry.version)
         return
     prefix, exists = f"{member}/" if member else "", False
     for path, entry in container.members.items():
         if path.startswith(prefix):
             exists = True
-            yield FileEntry(_member_uri(address, path), path.removeprefix(prefix), entry.size)
+            yield FileEntry(_member_uri(address, path), path.removeprefix(prefix), entry.size, entry.version)
     if not exists and member:
         raise storage_error(uri, FileNotFoundError(uri))
     if container.damage:

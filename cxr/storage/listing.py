@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 from pyarrow import fs
 
+from cxr.storage import s3
 from cxr.storage.containers import FileEntry, list_members
 from cxr.storage.errors import storage_error
 from cxr.storage.filesystems import check_regular, file_info, filesystem, special_kind
 from cxr.storage.retries import retried
-from cxr.storage.s3 import client
 from cxr.storage.uri import is_local, local_uri, name, normalize, split_member
 
 PARTIAL_SUFFIX = ".partial"
@@ -57,17 +57,23 @@ def _list_local(root: str, special: Counter[str]) -> Iterator[FileEntry]:
     try:
         if not os.path.isdir(root):  # noqa: PTH112
             check_regular(root)
-            yield FileEntry(local_uri(root), name(root), os.stat(root).st_size)  # noqa: PTH116
+            yield _local_entry(root, name(root), os.stat(root))  # noqa: PTH116
             return
-        for entry, size in _walk(root, special):
+        for entry, status in _walk(root, special):
             path = os.path.relpath(os.fsencode(entry.path), os.fsencode(root))
-            yield FileEntry(local_uri(entry.path), path.decode("utf-8", "backslashreplace"), size)
+            yield _local_entry(entry.path, path.decode("utf-8", "backslashreplace"), status)
     except OSError as error:
         raise storage_error(error.filename or root, error) from error
 
 
-def _walk(root: str, special: Counter[str]) -> Iterator[tuple[os.DirEntry[str], int]]:
-    """Files and broken links below a folder, with their sizes in bytes."""
+def _local_entry(file: str, path: str, status: os.stat_result | None) -> FileEntry:
+    if status is None:
+        return FileEntry(local_uri(file), path, 0)
+    return FileEntry(local_uri(file), path, status.st_size, str(status.st_mtime_ns))
+
+
+def _walk(root: str, special: Counter[str]) -> Iterator[tuple[os.DirEntry[str], os.stat_result | None]]:
+    """Files below a folder with their status, and broken links without one."""
     pending, visited = [root], set()
     while pending:
         folder = pending.pop()
@@ -85,7 +91,7 @@ def _walk(root: str, special: Counter[str]) -> Iterator[tuple[os.DirEntry[str], 
                 elif status and (kind := special_kind(status.st_mode)):
                     special[kind] += 1
                 else:
-                    yield entry, status.st_size if status else 0
+                    yield entry, status
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
@@ -104,12 +110,12 @@ def _list_s3(uri: str) -> Iterator[FileEntry]:
     request = {"Bucket": bucket, "Prefix": prefix}
     exists = not key
     while True:
-        page = retried(uri, lambda: client(bucket).list_objects_v2(**request))
+        page = retried(uri, lambda: s3.client(bucket).list_objects_v2(**request))
         for item in page.get("Contents", ()):
             exists = True
             if not item["Key"].endswith("/"):  # else the marker of an empty folder
                 path = item["Key"].removeprefix(prefix)
-                yield FileEntry(f"s3://{bucket}/{item['Key']}", path, item["Size"])
+                yield FileEntry(f"s3://{bucket}/{item['Key']}", path, item["Size"], item["ETag"].strip('"'))
         if not page.get("IsTruncated"):
             break
         request["ContinuationToken"] = page["NextContinuationToken"]
@@ -125,11 +131,12 @@ def _list_gcs(uri: str) -> Iterator[FileEntry]:
     selector = fs.FileSelector(path, recursive=True)
     for info in retried(uri, lambda: filesystem_.get_file_info(selector)):
         if info.type == fs.FileType.File:
-            yield FileEntry(f"gs://{info.path}", info.path.removeprefix(f"{path}/"), info.size)
+            yield FileEntry(f"gs://{info.path}", info.path.removeprefix(f"{path}/"), info.size, str(info.mtime_ns))
 
 
 def _single(uri: str) -> FileEntry:
     info = retried(uri, lambda: file_info(uri))
     if info.type != fs.FileType.File:
         raise storage_error(uri, FileNotFoundError(uri))
-    return FileEntry(uri, name(uri), info.size)
+    version = s3.etag(uri.removeprefix("s3://")) if uri.startswith("s3://") else str(info.mtime_ns)
+    return FileEntry(uri, name(uri), info.size, version)

@@ -139,6 +139,12 @@ def read_start(path: str, size: int) -> tuple[bytes, int]:
     return data, int(total) if total.isdigit() else len(data)
 
 
+def etag(path: str) -> str:
+    """The ETag of the object at "bucket/key", which changes with its content."""
+    bucket, key = split(path)
+    return client(bucket).head_object(Bucket=bucket, Key=key)["ETag"].strip('"')
+
+
 def _get(bucket: str, key: str, **options: Any) -> dict[str, Any]:
     try:
         return client(bucket).get_object(Bucket=bucket, Key=key, **options)

@@ -27,7 +27,12 @@ class TarMember(NamedTuple):
 
     size: int
     offset: int
+    modified: float  # seconds since 1970
     problem: str | None  # why it cannot be read
+
+    @property
+    def version(self) -> str:
+        return f"{self.modified:.6f}"
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ def _add(info: tarfile.TarInfo, names: Names, members: dict[str, TarMember]) -> 
         names.skipped["device"] += 1
     elif name := names.add(info.name):
         problem = "it is a sparse file" if info.issparse() else claim_problem(info.size, info.size)
-        members[name] = TarMember(info.size, info.offset_data, problem)
+        members[name] = TarMember(info.size, info.offset_data, info.mtime, problem)
 
 
 class _Bounded:

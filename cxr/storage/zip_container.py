@@ -37,6 +37,10 @@ class ZipMember(NamedTuple):
     crc: int
     problem: str | None  # why it cannot be read
 
+    @property
+    def version(self) -> str:
+        return f"{self.crc:08x}"
+
 
 @dataclass(frozen=True)
 class ZipContainer:

@@ -9,6 +9,7 @@ from typing import Any
 
 import boto3
 import cv2
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydicom import Dataset, dcmread, uid
@@ -244,6 +245,32 @@ def test_a_stopped_scan_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write(tmp_path / "archive", "12.dcm", xray(12))
     with pytest.raises(TypeError):
         read(tmp_path / "archive", **options)
+
+
+def test_a_later_scan_reads_only_files_that_are_new_or_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        write(tmp_path / "archive", f"{number}.dcm", xray(number))
+    options = {"headers": str(tmp_path / "headers")}
+    read(tmp_path / "archive", **options)
+    original, scanned = header_scan.read_headers, []
+
+    def recording(files: pa.Table, *rest: Any) -> pa.Table:
+        scanned.extend(files[header_scan.PATH].to_pylist())
+        return original(files, *rest)
+
+    monkeypatch.setattr(header_scan, "read_headers", recording)
+    write(tmp_path / "archive", "0-new.dcm", xray(100))  # sorted before others
+    changed = write(tmp_path / "archive", "3.dcm", xray(3, ViewPosition="AP"))
+    (tmp_path / "archive" / "5.dcm").unlink()
+    assert changed.stat().st_size == (tmp_path / "archive" / "4.dcm").stat().st_size
+    _, rows = read(tmp_path / "archive", **options)
+    assert sorted(scanned) == ["0-new.dcm", "3.dcm"]
+    assert {image: row[schema.VIEW] for image, row in rows.items()} == {
+        f"1.2.3.{number}": "AP" if number == 3 else "PA" for number in (0, 1, 2, 3, 4, 100)
+    }
+    assert rows["1.2.3.100"][schema.SOURCE_URI] == str(tmp_path / "archive" / "0-new.dcm")
 
 
 @pytest.mark.parametrize("fork", [True, False])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from cxr.errors import UserError
@@ -99,3 +100,19 @@ def test_image_key_keeps_other_suffixes(name: str) -> None:
 
 def test_image_key_is_case_sensitive() -> None:
     assert image_files.image_key("a.png") != image_files.image_key("A.png")
+
+
+def test_sizes_and_versions_of_listed_and_of_other_files(tmp_path: Path) -> None:
+    _write(tmp_path, "archive/a.png", "archive/b.png", "elsewhere/c.png")
+    uris = [str(tmp_path / name) for name in ("archive/b.png", "elsewhere/c.png", "missing.png", "archive/a.png")]
+    with image_files.recorded_listings():
+        first = image_files.list_images(str(tmp_path / "archive"))
+        first[1].append("of the caller")
+        _write(tmp_path, "archive/later.png")
+        files, notes = image_files.list_images(str(tmp_path / "archive"))
+        assert (files.num_rows, notes) == (2, [])
+        sizes, versions = image_files.file_versions(pa.chunked_array([uris]))
+    assert sizes.to_pylist() == [1, 1, 0, 1]
+    times = [str(Path(uri).stat().st_mtime_ns) if Path(uri).exists() else "" for uri in uris]
+    assert versions.to_pylist() == times
+    assert image_files.list_images(str(tmp_path / "archive"))[0].num_rows == 3

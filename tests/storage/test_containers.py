@@ -162,6 +162,20 @@ def test_a_container_that_was_replaced_is_read_again(tmp_path: Path) -> None:
         assert contents(f"{uri}!") == {"2": b"newer"}
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_member_keeps_its_version_when_others_are_added_and_gets_another_when_it_changes(
+    tmp_path: Path, suffix: str
+) -> None:
+    def versions(files: dict[str, bytes], modified: dict[str, float]) -> dict[str, str]:
+        uri = saved(tmp_path / f"a.{suffix}", container(files, suffix, modified))
+        return {entry.path: entry.version for entry in storage.list_files(f"{uri}!")}
+
+    before = versions({"b.png": b"1234", "c.png": b"1234"}, {"b.png": 7.25, "c.png": 8})
+    after = versions({"a.png": b"5", "b.png": b"1234", "c.png": b"4321"}, {"b.png": 7.25, "c.png": 9})
+    assert before["b.png"] == after["b.png"] != ""
+    assert before["c.png"] != after["c.png"]
+
+
 def test_indexes_of_few_containers_are_kept(tmp_path: Path) -> None:
     for number in range(40):
         uri = saved(tmp_path / f"{number}.zip", zipped({"1": b"%d" % number}))

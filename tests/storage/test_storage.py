@@ -225,6 +225,25 @@ def test_s3_listing_is_paged(s3: FlakyS3) -> None:
     assert s3.requests == 2
 
 
+def versions(uri: str) -> dict[str, tuple[int, str]]:
+    return {entry.path: (entry.size, entry.version) for entry in storage.list_files(uri)}
+
+
+def test_a_replaced_file_has_another_version(s3: FlakyS3, tmp_path: Path) -> None:
+    for root in ("s3://archive/a", str(tmp_path)):
+        for name in ("same.png", "replaced.png"):
+            storage.write_bytes(f"{root}/{name}", b"1234")
+        before = versions(root)
+        assert versions(f"{root}/same.png") == {"same.png": before["same.png"]}  # listed alone
+        if root == str(tmp_path):
+            os.utime(tmp_path / "replaced.png", ns=(1, 1))
+        storage.write_bytes(f"{root}/replaced.png", b"4321")
+        after = versions(root)
+        assert after["same.png"] == before["same.png"]
+        assert after["replaced.png"] != before["replaced.png"]
+        assert all(version for _, version in after.values())
+
+
 def test_upload_and_download_folder(s3: FlakyS3, tmp_path: Path) -> None:
     for part in ("weights.pt", "deep/recipe.json"):
         storage.write_text(str(tmp_path / "run" / part), part)
