@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,17 @@ def head_recipe(run: str) -> ClassifyRecipe:
     Raises:
         UserError: there are no embeddings, or their network is no classifier.
     """
-    return starting_recipe(_base_recipe(storage.normalize(run)))
+    run = storage.normalize(run)
+    return starting_recipe(_base_recipe(run, embeddings.read_about(run)))
 
 
 def train_head_job(recipe: ClassifyRecipe, run: str, archive: ArchiveOptions, out: str) -> dict[str, Any]:
     """The body of `cxr train classify --embeddings`; returns its result.json."""
-    out, data, findings = _prepared(recipe, run, archive, out)
+    prepared = _prepared(recipe, run, archive, out)
     start = time.monotonic()
-    head = train_head(recipe, data)
+    head = train_head(recipe, prepared.data)
     console.say(f"trained the head for {recipe.epochs} epochs in {time.monotonic() - start:.1f} s")
-    return _saved(recipe, run, archive, out, data, findings, head)
+    return _saved(recipe, prepared, archive, head)
 
 
 def tune_head_job(
@@ -78,11 +79,11 @@ def tune_head_job(
     space = {name: values for name, values in space.items() if name not in options.frozen_params}
     if not space:
         raise UserError("frozen_params leaves no setting to search: remove some of them from --frozen-params")
-    out, data, findings = _prepared(recipe, run, archive, out)
+    prepared = _prepared(recipe, run, archive, out)
     start = time.monotonic()
     found = search_heads(
         recipe,
-        data,
+        prepared.data,
         space,
         trials=options.trials,
         seed=options.search_seed,
@@ -90,7 +91,7 @@ def tune_head_job(
     )
     seconds = time.monotonic() - start
     console.say(f"searched {len(found)} trials in {seconds:.1f} s")
-    epochs_of = recipe.batch_size / len(data.train)
+    epochs_of = recipe.batch_size / len(prepared.data.train)
     trials = [
         Trial(
             str(trial.number),
@@ -103,16 +104,29 @@ def tune_head_job(
         )
         for trial in found
     ]
-    table = write_trials(trials, recipe.monitor, out)
+    table = write_trials(trials, recipe.monitor, prepared.out)
     print(trials_table(trials[:SHOWN], recipe.monitor), flush=True)
     best = recipe.replace(**found[0].sampled)
-    pictures = write_search_pictures(trials, space, recipe.monitor, True, out)
-    result = _saved(best, run, archive, out, data, findings, train_head(best, data))
+    pictures = write_search_pictures(trials, space, recipe.monitor, True, prepared.out)
+    result = _saved(best, prepared, archive, train_head(best, prepared.data))
     return {**result, "sampled": found[0].sampled, "trials": table, "search_seconds": seconds, "pictures": pictures}
 
 
-def _base_recipe(run: str) -> ClassifyRecipe:
-    about = embeddings.read_about(run)
+@dataclass(frozen=True)
+class _Prepared:
+    """What a job needs, read once: the URIs of OUT, of the scoring run and of the checkpoint that made its
+    embeddings, the archives with the labels, the data on the device, and the findings."""
+
+    out: str
+    run: str
+    base: str
+    archives: tuple[str, ...]
+    data: LabeledEmbeddings
+    findings: tuple[str, ...]
+
+
+def _base_recipe(run: str, about: Mapping[str, Any]) -> ClassifyRecipe:
+    """The recipe of the network that made the embeddings of a run; `about` is their embeddings.json."""
     base = checkpoint_files.read_about(about["checkpoint"])
     if base["sha256"] != about["sha256"]:
         raise UserError(
@@ -128,15 +142,15 @@ def _base_recipe(run: str) -> ClassifyRecipe:
     return recipe
 
 
-def _prepared(
-    recipe: ClassifyRecipe, run: str, archive: ArchiveOptions, out: str
-) -> tuple[str, LabeledEmbeddings, tuple[str, ...]]:
-    """Check the options and read embeddings and labels; OUT, the data on the device, and the findings."""
+def _prepared(recipe: ClassifyRecipe, run: str, archive: ArchiveOptions, out: str) -> _Prepared:
+    """Check the options, and read embeddings and labels."""
     out, run = storage.normalize(out), storage.normalize(run)
     if storage.exists(storage.join(out, CHECKPOINT, checkpoint_files.ABOUT)):
         raise UserError(f"{out} already contains a run: give another --out")
-    check_settings(recipe, _base_recipe(run))
-    ids, splits, labels_NF, findings = _labels(archive, _archives(run, archive), out)
+    about = embeddings.read_about(run)
+    check_settings(recipe, _base_recipe(run, about))
+    archives = tuple(archive.uris or about["archives"])
+    ids, splits, labels_NF, findings = _labels(archive, archives, out)
     start = time.monotonic()
     stored = embeddings.load(run)
     rows = pc.index_in(ids, value_set=stored.image_ids)
@@ -160,11 +174,7 @@ def _prepared(
         f"read {len(data.train)} embeddings to train on and {len(data.val)} to validate on, each of "
         f"{data.vectors.shape[1]} numbers, in {time.monotonic() - start:.1f} s"
     )
-    return out, data.to(best_device()), findings
-
-
-def _archives(run: str, archive: ArchiveOptions) -> Sequence[str]:
-    return archive.uris or embeddings.read_about(run)["archives"]
+    return _Prepared(out, run, about["checkpoint"], archives, data.to(best_device()), findings)
 
 
 def _labels(
@@ -191,18 +201,10 @@ def _labels(
     return ids, splits, labels_NF, findings
 
 
-def _saved(
-    recipe: ClassifyRecipe,
-    run: str,
-    archive: ArchiveOptions,
-    out: str,
-    data: LabeledEmbeddings,
-    findings: tuple[str, ...],
-    head: nn.Module,
-) -> dict[str, Any]:
+def _saved(recipe: ClassifyRecipe, prepared: _Prepared, archive: ArchiveOptions, head: nn.Module) -> dict[str, Any]:
     """Write the checkpoint of the whole network in OUT/checkpoint, with its thresholds; the result.json."""
-    run = storage.normalize(run)
-    base = checkpoint.load(embeddings.read_about(run)["checkpoint"])
+    out, data, findings = prepared.out, prepared.data, prepared.findings
+    base = checkpoint.load(prepared.base)
     network = attach(base.network, recipe, findings, head)
     task = recipe.task(network)
     device = data.vectors.device
@@ -221,7 +223,14 @@ def _saved(
     with tempfile.TemporaryDirectory() as folder:
         reading = archive.reading.describe()
         checkpoint.save(
-            Path(folder), recipe, task, network.state_dict(), findings=findings, metrics=metrics, reading=reading
+            Path(folder),
+            recipe,
+            task,
+            network.state_dict(),
+            findings=findings,
+            metrics=metrics,
+            reading=reading,
+            origin=base.about.get("origin"),
         )
         storage.upload_folder(Path(folder), target)
     if lungs := checkpoint_files.lungs_of(base.uri, recipe.lung_crop):
@@ -233,8 +242,8 @@ def _saved(
         "checkpoint": target,
         "metrics": metrics,
         "epochs": recipe.epochs,
-        "embeddings": os.fspath(run),
-        "data": list(_archives(run, archive)),
+        "embeddings": prepared.run,
+        "data": list(prepared.archives),
         "recipe": recipe.to_dict(),
         "initial_weights": {},
     }

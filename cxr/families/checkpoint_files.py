@@ -31,6 +31,8 @@ def read_about(uri: str) -> dict[str, Any]:
             f"{uri} contains no {ABOUT}: give the folder of a checkpoint, for example `checkpoint` in a result.json"
         )
     about = storage.read_json(storage.join(uri, ABOUT))
+    if not isinstance(about, dict):
+        raise UserError(f"{uri}/{ABOUT}: expected a JSON object, got a {type(about).__name__}: copy the file again")
     if (about.get("kind"), about.get("version")) != (KIND, VERSION):
         raise UserError(
             f"{uri}: expected {KIND!r} version {VERSION}, got {about.get('kind')!r} version {about.get('version')}: "

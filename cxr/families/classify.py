@@ -156,7 +156,15 @@ class ClassifyRecipe(ClassifierRecipe, ImageAugmentationRecipe):
     # ---- Network and weights
 
     def network(self, findings: Sequence[str]) -> ImageClassifier:
-        return ImageClassifier(self.backbone, self.input_contract, findings, self.head)
+        network = ImageClassifier(self.backbone, self.input_contract, findings, self.head)
+        if self.freeze_layers:
+            layers = 1 + max(network.backbone.layer_of().values())
+            if self.freeze_layers >= layers:
+                raise UserError(
+                    f"freeze_layers: expected fewer than the {layers} layers of {self.backbone}, got "
+                    f"{self.freeze_layers}; use freeze_backbone to train only the head"
+                )
+        return network
 
     def task(self, network: nn.Module) -> ClassifyTask:
         return ClassifyTask(self, network)

@@ -232,10 +232,13 @@ class TimmBackbone(ImageBackbone):
             body = timm_network(name, **settings)
         _check_patches(body, name, size)
         self.class_token = pools and getattr(body, "global_pool", "") == "token"
-        if not pools:
-            body.reset_classifier(0, "")  # then `forward_head` only normalizes
-        self.body, self.width = body, body.head_hidden_size
-        self.matcher = body.group_matcher(coarse=False)
+        try:
+            if not pools:
+                body.reset_classifier(0, "")  # then `forward_head` only normalizes
+            self.body, self.width = body, body.head_hidden_size
+            self.matcher = body.group_matcher(coarse=False)
+        except (AssertionError, AttributeError) as error:  # a few networks have another interface than most
+            raise UserError(f"backbone: {TIMM}{name} cannot be used ({error}); use another network") from error
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         body: Any = self.body

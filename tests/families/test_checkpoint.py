@@ -63,6 +63,9 @@ def test_other_folders_are_rejected(tmp_path: Path) -> None:
     storage.write_json(str(tmp_path / checkpoint_files.ABOUT), {"kind": "other", "version": 7})
     with pytest.raises(UserError, match="'other' version 7"):
         checkpoint.load(str(tmp_path))
+    storage.write_json(str(tmp_path / checkpoint_files.ABOUT), [])
+    with pytest.raises(UserError, match="expected a JSON object, got a list"):
+        checkpoint.load(str(tmp_path))
 
 
 def test_a_checkpoint_records_its_input_and_is_not_loaded_with_another(tmp_path: Path) -> None:

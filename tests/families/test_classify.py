@@ -134,6 +134,14 @@ def test_the_first_layers_can_be_frozen() -> None:
     assert stages == {"layer3", "layer4"}
 
 
+def test_freezing_all_layers_is_rejected() -> None:
+    recipe = RECIPE.replace(**FROZEN, freeze_layers=100)
+    with pytest.raises(
+        UserError, match=r"freeze_layers: expected fewer than the \d+ layers of .*; use freeze_backbone"
+    ):
+        recipe.network(schema.FINDINGS)
+
+
 def test_a_first_stage_trains_only_the_head() -> None:
     recipe = RECIPE.replace(head_epochs=1)
     assert [stage.name for stage in recipe.stages()] == ["head", "all"]

@@ -130,6 +130,7 @@ def test_the_cells_of_a_transformer_are_tiles() -> None:
         ("resnet19", "torchvision has no network resnet19"),
         ("timm:cat", "timm has no network cat"),
         ("timm:", "backbone: expected small"),
+        ("timm:pit_ti_224", "backbone: timm:pit_ti_224 cannot be used .*group_matcher.*; use another network"),
         ("vit_b_16", "backbone: expected small"),
     ],
 )
