@@ -186,6 +186,9 @@ MASK_SCORES = pa.schema(
     [(PRED_MASK_RLE, pa.string()), (PRED_MASK_AREA_PX, pa.int64()), (PRED_MASK_PROBABILITY, pa.float32())]
 )  # added by segmentation families
 BOX_SCORES = pa.schema([(PRED_BOXES, pa.list_(PRED_BOX_TYPE))])  # added by families that predict boxes
+# The version of all columns of scores, which docs/reference/scores.md describes. Increase it when a column is
+# renamed, removed or changes its meaning.
+SCORES_VERSION, SCORES_VERSION_KEY = 1, b"cxr.scores_version"  # the key is one of a scores file's metadata
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,32 @@ def from_counts(counts: Sequence[int]) -> str:
     return " ".join(map(str, pairs)) if any(pairs[1::2]) else EMPTY
 
 
+def to_counts(code: str, pixels: int) -> list[int]:
+    """COCO's uncompressed counts from a relative code for an image of so many pixels: the inverse of `from_counts`.
+
+    Raises:
+        ImageRejectedError: the code is invalid, or exceeds the image.
+    """
+    counts = _values(code).tolist()
+    if sum(counts) > pixels:
+        raise ImageRejectedError(f"mask code exceeds the image ({pixels} pixels)")
+    return [*counts, pixels - sum(counts)]
+
+
+def compressed(counts: Sequence[int]) -> str:
+    """COCO's compressed text from its counts: the inverse of `uncompressed`."""
+    text = []
+    for number, count in enumerate(counts):
+        value = count - counts[number - 2] if number > 2 else count
+        while True:
+            group, value = value & 31, value >> 5
+            last = value == (-1 if group & 16 else 0)
+            text.append(chr(48 + (group if last else group | 32)))
+            if last:
+                break
+    return "".join(text)
+
+
 def uncompressed(text: str) -> list[int]:
     """COCO's counts from their compressed text (the format of `cocoapi/common/maskApi.c`).
 

@@ -230,6 +230,8 @@ COMMANDS: dict[str, Command] = {
         Command("report", "report_run"),
         Command("info"),
         Command("export onnx", "export_onnx"),
+        Command("export csv", "export_csv"),
+        Command("export coco", "export_coco"),
         Command("export kaggle-siim", "submit_siim"),
         Command("export kaggle-vinbigdata", "submit_vinbigdata"),
         Command("benchmark aecnn", "study_aecnn"),

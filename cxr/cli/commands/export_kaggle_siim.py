@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cxr import storage
-from cxr.evaluation.run import Split, read_run
+from cxr.cli.exports import ExportOptions
+from cxr.evaluation.run import Split
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ExportOptions):
     """Settings of the job."""
 
     run: str = "runs/score"
@@ -25,7 +26,7 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    run = read_run(options.run)
+    run = options.open_run()
 
     from cxr.export.kaggle_siim import write_submission  # torch takes seconds to import
 

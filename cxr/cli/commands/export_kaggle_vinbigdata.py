@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cxr import storage
+from cxr.cli.exports import ExportOptions
 from cxr.evaluation.run import Split, read_run
 from cxr.sources.vinbigdata import META_FILES
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(ExportOptions):
     """Settings of the job."""
 
     run: str = "runs/score"
@@ -34,7 +35,7 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    run = read_run(options.run)
+    run = options.open_run()
     normal_run = read_run(options.normal_run) if options.normal_run else None
 
     from cxr.export.kaggle_vinbigdata import NormalFilter, normal_probabilities, write_submission  # torch: seconds

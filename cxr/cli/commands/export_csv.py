@@ -1,0 +1,31 @@
+"""Write the scores of a run as CSV: a row for each image, each study or each patient.
+
+cxr export csv --run runs/score --out runs/export
+
+cxr export csv --run s3://xrays/scores --per study --out s3://xrays/export
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cxr.cli.exports import ExportOptions, export_csv
+from cxr.export.score_tables import Per
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ExportOptions):
+    """Settings of the job."""
+
+    per: Per = "image"
+    """What a row of the file describes. image: OUT/scores.csv. study: OUT/studies.csv, with the maximum of each score
+    over the frontal images of the study, and the id of that image. patient: OUT/patients.csv, the same for all
+    studies of a patient."""
+
+
+def main(options: Options) -> dict[str, Any]:
+    uri, counts = export_csv(options.open_run(), options.out, options.per, options.split)
+    print("{rows:,} rows for {images:,} images, {errors:,} of them with an error".format(**counts))
+    print(f"table: {uri}")
+    return {"table": uri, "metrics": counts}
