@@ -109,6 +109,9 @@ class FakeCudaTensor(Tensor):
     def pin_memory(self, device: Any = None) -> Tensor:
         raise RuntimeError("cannot pin 'torch.cuda.FloatTensor': only dense CPU tensors can be pinned")
 
+    def record_stream(self, s: Any) -> None:
+        pass
+
     def new_tensor(self, data: Any, **kwargs: Any) -> Tensor:
         return torch.tensor(data, **{"device": DEVICE, "dtype": self.dtype} | kwargs)
 
@@ -177,6 +180,8 @@ class FakeCuda:
         self._stack.enter_context(_Functions(self))
         for place in (torch, torch.amp):
             self._stack.enter_context(mock.patch.object(place, "autocast", _autocast))
+        for name in ("Stream", "stream", "current_stream"):  # everything happens at once
+            self._stack.enter_context(mock.patch.object(torch.cuda, name, mock.MagicMock()))
         self._stack.enter_context(mock.patch.object(torch, "Generator", _generator))
         self._stack.enter_context(mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", _grouped))
         return self

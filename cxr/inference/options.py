@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cxr import storage
 from cxr.errors import UserError
 from cxr.sources.options import ReadOptions
+
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,11 @@ class ScoreOptions:
     workers: int | None = None
     """Number of parallel model replicas. Default: one per GPU, or half of the CPUs."""
     batch_size: int = 64
-    """Number of images per forward pass."""
+    """Number of images per forward pass. It is halved if a GPU has too little memory."""
+    precision: Precision = "auto"
+    """Precision of convolutions and matrix products. auto is bfloat16 on GPUs and float32 on CPUs."""
+    compile: bool = False
+    """Compile the network with torch.compile. This takes a minute, and pays off on GPUs for large archives."""
     save_images: bool = False
     """Also write pictures of the predictions, for example OUT/aligned/a.png.png for the image a.png."""
     save_latents: bool = False
@@ -38,3 +45,8 @@ def check_archives(uris: Sequence[str], options: ScoreOptions) -> list[str]:
     if len(archives) > 1 and options.save_latents:
         raise UserError("--save-latents takes one archive, got several: score each into its own --out")
     return archives
+
+
+def resolved(precision: Precision, device: str) -> Precision:
+    """The precision of predictions on a type of device ("cuda", "cpu"): "auto" is bfloat16 on GPUs."""
+    return ("bfloat16" if device == "cuda" else "float32") if precision == "auto" else precision

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from cxr.families.checkpoint import Checkpoint
 from cxr.imaging.geometry import ResizeTransform
 from cxr.inference.explanation import HeatMap
 from cxr.inference.inputs import Images, archive_uri, chunks
+from cxr.inference.options import Precision
 from cxr.inference.plan import plan_scoring, rows_per_part
 from cxr.inference.read import PartReader
 from cxr.inference.scorer import Scorer
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OnError = Literal["row", "raise"]
-Precision = Literal["float32", "bfloat16"]
 Decoded = tuple[pa.Table, PixelFormat, bool]
 """Decoded rows, the format of their pixels, and whether these are latents."""
 MOST_SHOWN = 8  # images in a figure
@@ -45,7 +45,7 @@ def load(
     uri: str | os.PathLike[str],
     *,
     device: str | torch.device | None = None,
-    precision: Precision = "float32",
+    precision: Precision = "auto",
     batch_size: int = 64,
 ) -> Predictor:
     """Load a checkpoint of any family from a folder, S3 or Google Cloud Storage.
@@ -53,15 +53,17 @@ def load(
     Args:
         uri: folder or URI of the checkpoint.
         device: "cpu", "cuda", "cuda:1", …; None: the GPU if there is one, else the CPU.
-        precision: bfloat16 is faster on GPUs and on CPUs with AMX or AVX512-BF16; scores differ slightly.
-        batch_size: number of images per forward pass, and the most that are decoded together.
+        precision: "auto" is bfloat16 on GPUs and float32 on CPUs. bfloat16 is faster on GPUs and on CPUs with AMX or
+            AVX512-BF16; scores differ slightly.
+        batch_size: number of images per forward pass, and the most that are decoded together. It is halved if the
+            device has too little memory.
 
     Raises:
         UserError: there is no checkpoint, it cannot be read, or this machine does not have the device.
     """
     if not isinstance(uri, (str, os.PathLike)):
         raise UserError(f"expected the path or URI of a checkpoint, got {type(uri).__name__}: give a string")
-    one_of("precision", precision, ("float32", "bfloat16"))
+    one_of("precision", precision, get_args(Precision))
     if batch_size < 1:
         raise UserError(f"batch_size: expected 1 or more, got {batch_size}: correct it")
     return Predictor(checkpoint.load(os.fspath(uri)), _device(device), precision, batch_size)
@@ -95,7 +97,7 @@ class Predictor:
 
     def __init__(self, model: Checkpoint, device: torch.device, precision: Precision, batch_size: int) -> None:
         self._model = model
-        self._scorer = Scorer(model, device, batch_size, bfloat16=precision == "bfloat16")
+        self._scorer = Scorer(model, device, batch_size, precision=precision)
         self._pixels = model.recipe.pixel_format
         self._crop = lung_crop.of_checkpoint(model)
 
@@ -171,11 +173,14 @@ class Predictor:
         """What `compute` makes of each image without an error, float32, a batch at a time."""
         if encoded:
             raise UserError("expected images, got an archive of latents: give the archive that they were made of")
-        good = rows.filter(pc.is_null(rows[schema.ERROR]))
-        for at in range(0, good.num_rows, self._scorer.batch_size):
-            with self._scorer.computing():
-                batch = self._scorer.to_batch(good.slice(at, self._scorer.batch_size), pixels)
-                values = compute(self._scorer.network, batch).float().cpu().numpy()
+        scorer = self._scorer
+
+        def computed(good: pa.Table) -> np.ndarray:
+            batch = scorer.to_batch(good, pixels)
+            with scorer.computing():
+                return compute(scorer.network, batch).float().cpu().numpy()
+
+        for values in scorer.in_batches(rows, computed):
             yield from values
 
     def embed(self, images: Images, *, on_error: OnError = "row", reading: ReadOptions = ALL_IMAGES) -> np.ndarray:

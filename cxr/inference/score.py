@@ -28,11 +28,12 @@ from cxr.families.capabilities import embedder, latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.imaging import dicom_terms
 from cxr.inference import latents
-from cxr.inference.options import ScoreOptions, check_archives
+from cxr.inference.options import ScoreOptions, check_archives, resolved
 from cxr.inference.plan import SCORES, Plan, plan_scoring
 from cxr.inference.read import PART, PART_ROWS, SHARD
 from cxr.inference.scorer import ScoredBatch, Scorer
 from cxr.runtime import cluster, lease
+from cxr.runtime.console import note
 from cxr.runtime.progress import Progress
 
 LATENTS = "latents"  # folder of the result, beside SCORES
@@ -85,7 +86,8 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
     archives = check_archives([archive] if isinstance(archive, str) else archive, options)
     out = storage.normalize(out)
     cluster.check_shared(out)
-    options = replace(options, reading=options.reading.with_headers(out))
+    precision = resolved(options.precision, "cuda" if cluster.total("GPU") else "cpu")
+    options = replace(options, reading=options.reading.with_headers(out), precision=precision)
     model = checkpoint.load(checkpoint_uri)
     if options.save_latents:
         latent_encoder(model.recipe).latent_format()  # raises UserError if the family has no latents
@@ -98,6 +100,7 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
         "archive": archives[0] if len(archives) == 1 else archives,
         "checkpoint_sha256": model.about["sha256"],
         "recipe": model.recipe.to_dict(),
+        "precision": precision,
         "save_images": options.save_images,
         **options.reading.describe(),
         **({"save_latents": True} if options.save_latents else {}),
@@ -142,8 +145,8 @@ def _plan(archive: str, model: Checkpoint, options: ScoreOptions) -> Plan:
     if not shards.is_shards(archive):
         read_large_archive(archive, options.reading)
     plan = plan_scoring(archive, model, options.reading)
-    for note in plan.notes:
-        print(f"note: {note}", flush=True)
+    for line in plan.notes:
+        print(f"note: {line}", flush=True)
     if plan.encoded and options.save_latents:
         raise UserError(f"{archive} already contains latents: omit --save-latents")
     return plan
@@ -226,7 +229,14 @@ class PartScorer:
 
     def __init__(self, checkpoint_uri: str, run_ledger: Ledger, plan: Plan, options: ScoreOptions) -> None:
         self.run_ledger, self.plan, self.options = run_ledger, plan, options
-        self.scorer = Scorer(checkpoint.load(checkpoint_uri), best_device(), options.batch_size)
+        self.scorer = Scorer(
+            checkpoint.load(checkpoint_uri),
+            best_device(),
+            options.batch_size,
+            precision=options.precision,
+            compiled=options.compile,
+            note=note,
+        )
 
     def __call__(self, rows: pa.Table) -> dict[str, Any]:
         name, count = rows[PART][0].as_py(), rows[PART_ROWS][0].as_py()

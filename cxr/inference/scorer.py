@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +19,16 @@ from torch import Tensor
 
 from cxr import schema
 from cxr.data.batch import Batch, to_columns, to_device, to_tensors
+from cxr.errors import UserError
 from cxr.families.base import ScoringContext
 from cxr.families.capabilities import embedder, latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.inference import latents
+from cxr.inference.options import Precision, resolved
 from cxr.schema import PixelFormat
+
+T = TypeVar("T")
+_LOGGER = logging.getLogger("cxr")
 
 
 @dataclass(frozen=True)
@@ -43,18 +51,37 @@ class Scorer:
 
     Args:
         model: its network is moved to the device.
-        batch_size: number of images per forward pass.
-        bfloat16: compute convolutions and matrix products in bfloat16.
+        batch_size: number of images per forward pass. If the device has too little memory for them, it is halved.
+        precision: "auto" computes convolutions and matrix products in bfloat16 on GPUs and in float32 on CPUs.
+        compiled: compile the network with torch.compile.
+        note: called with what the user should know.
 
-    Thread-safe: one batch at a time goes through the network.
+    Thread-safe: one batch at a time goes through the network, while other threads copy batches to the device or turn
+    predictions into scores.
     """
 
-    def __init__(self, model: Checkpoint, device: torch.device, batch_size: int, *, bfloat16: bool = False) -> None:
+    def __init__(
+        self,
+        model: Checkpoint,
+        device: torch.device,
+        batch_size: int,
+        *,
+        precision: Precision = "float32",
+        compiled: bool = False,
+        note: Callable[[str], None] = _LOGGER.warning,
+    ) -> None:
         self.recipe, self.findings = model.recipe, model.findings
-        self.device, self.batch_size, self.bfloat16 = device, batch_size, bfloat16
+        self.device, self.batch_size = device, batch_size
+        self.bfloat16 = resolved(precision, device.type) == "bfloat16"
+        self._note = note
         self._lock = threading.Lock()
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         memory = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.network = model.network.to(device, memory_format=memory)  # pyright: ignore[reportCallIssue]
+        if compiled:  # families call the network, its parts or parts of these; what is never called is not compiled
+            for name, module in self.network.named_modules():
+                if name.count(".") < 2:
+                    module.compile()
 
     def batches(
         self,
@@ -75,9 +102,49 @@ class Scorer:
             save_latents: also return latents, from which the scores are made then.
             save_embeddings: also return embeddings.
         """
-        good = rows.filter(pc.is_null(rows[schema.ERROR]))
-        for at in range(0, good.num_rows, self.batch_size):
-            yield self._batch(good.slice(at, self.batch_size), pixels, encoded, render, save_latents, save_embeddings)
+        score = partial(
+            self._batch,
+            pixels=pixels,
+            encoded=encoded,
+            render=render,
+            save_latents=save_latents,
+            save_embeddings=save_embeddings,
+        )
+        return self.in_batches(rows, score)
+
+    def in_batches(self, rows: pa.Table, compute: Callable[[pa.Table], T]) -> Iterator[T]:
+        """What `compute` returns for each batch of the rows that have no error.
+
+        If the device runs out of memory, batches are halved from then on.
+
+        Raises:
+            UserError: the device has too little memory for a single image.
+        """
+        good, at = rows.filter(pc.is_null(rows[schema.ERROR])), 0
+        while at < good.num_rows:
+            size = self.batch_size
+            try:
+                computed = compute(good.slice(at, size))
+            except torch.OutOfMemoryError as error:
+                self._halve(size, error)
+                continue
+            at += size
+            yield computed
+
+    def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
+        with self._lock:
+            if size == 1:
+                raise UserError(
+                    f"{self.device} has too little memory for one image of {self.recipe.size} px: use a device with "
+                    f"more memory, or one that nothing else uses"
+                ) from error
+            if self.batch_size == size:  # else another thread has halved it
+                self.batch_size = size // 2
+                self._note(
+                    f"{self.device} has too little memory for {size} images at a time: scoring "
+                    f"{self.batch_size} at a time"
+                )
+        torch.cuda.empty_cache()
 
     def _batch(
         self,
@@ -89,8 +156,8 @@ class Scorer:
         save_embeddings: bool,
     ) -> ScoredBatch:
         latent_rows = vectors_BD = None
+        batch = self.to_batch(rows, pixels)
         with self.computing():
-            batch = self.to_batch(rows, pixels)
             if save_latents:
                 encoder = latent_encoder(self.recipe)
                 batch = {schema.PIXELS: encoder.encode(self.network, batch)}
@@ -117,8 +184,16 @@ class Scorer:
             yield
 
     def to_batch(self, rows: pa.Table, pixels: PixelFormat) -> Batch:
-        """The pixels of rows without an error, on the network's device."""
-        return to_device(to_tensors(to_columns(rows, [schema.PIXELS], pixels), pixels), self.device)
+        """The pixels of rows without an error, on the network's device. Copied while the network computes."""
+        tensors = to_tensors(to_columns(rows, [schema.PIXELS], pixels), pixels)
+        if self._copies is None:
+            return to_device(tensors, self.device)
+        with torch.cuda.stream(self._copies):
+            batch = to_device(tensors, self.device)
+        for values in batch.values():  # otherwise their memory could be reused before the network has read them
+            values.record_stream(torch.cuda.current_stream(self.device))
+        self._copies.synchronize()
+        return batch
 
     def _predicted(self, batch: Batch, encoded: bool, render: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Predictions and pictures of a batch whose pixels are images or latents."""

@@ -12,7 +12,7 @@ import cxr
 from cxr import schema
 from cxr.families import RECIPES, checkpoint
 from cxr.families.capabilities import HeatMaps
-from cxr.inference.predictor import Precision
+from cxr.inference.options import Precision
 from tests.families.test_recipes import SMALL
 from tests.odd_files import radiograph
 

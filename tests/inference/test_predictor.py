@@ -126,7 +126,7 @@ def test_every_method_works_on_a_device(family: str, checkpoints: dict[str, Path
     images = [radiograph(), BROKEN, radiograph(seed=1)]
     expected = cxr.load(checkpoints[family], device="cpu").predict(images)
     with FakeCuda():
-        model = cxr.load(checkpoints[family], device=DEVICE)
+        model = cxr.load(checkpoints[family], device=DEVICE, precision="float32")
         scores = model.predict(images)
         model.show(images)
         if isinstance(SMALL[family], HeatMaps):
@@ -238,7 +238,7 @@ def test_mistakes_say_what_to_give(model: cxr.Predictor, kind: str) -> None:
         ({"uri": "/none/such"}, "/none/such contains no checkpoint.json: give the folder of a checkpoint"),
         ({"uri": None}, "expected the path or URI of a checkpoint, got NoneType: give a string"),
         ({"device": "tpu"}, "device: expected one of cpu.*, got tpu"),
-        ({"precision": "fp16"}, "precision: expected one of float32, bfloat16, got fp16"),
+        ({"precision": "fp16"}, "precision: expected one of auto, float32, bfloat16, got fp16"),
         ({"batch_size": 0}, "batch_size: expected 1 or more, got 0"),
     ],
 )
