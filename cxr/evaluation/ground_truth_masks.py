@@ -48,6 +48,14 @@ class MaskTruth(ABC):
         """
 
     @abstractmethod
+    def true_mask(self, row: int, height: int, width: int) -> tuple[np.ndarray, ResizeTransform]:
+        """The true mask alone, bool, and the transform from its pixels to those of the original.
+
+        Raises:
+            ImageRejectedError: it cannot be read, or does not fit the image.
+        """
+
+    @abstractmethod
     def spacing_mm(self, row: int, height: int, width: int) -> tuple[float, float] | None:
         """Distance of the compared pixels' centers, between rows and between columns; None if unknown."""
 
@@ -66,10 +74,13 @@ class RawTruth(MaskTruth):
     resolution = "the images' own resolution"
 
     def masks(self, row: int, code: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        return rle.decode(code, height, width), self.true_mask(row, height, width)[0]
+
+    def true_mask(self, row: int, height: int, width: int) -> tuple[np.ndarray, ResizeTransform]:
         true = np.zeros((height, width), bool)
         for entry in self._entries(row):
             true |= original_mask(entry, height, width)
-        return rle.decode(code, height, width), true
+        return true, ResizeTransform()
 
     def spacing_mm(self, row: int, height: int, width: int) -> tuple[float, float] | None:
         spacing = self.table[schema.SPACING_MM][row].as_py()
@@ -91,9 +102,12 @@ class ShardTruth(MaskTruth):
 
     def masks(self, row: int, code: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         predicted = geometry.fit_mask(rle.decode(code, height, width), self.size, self._frame(row))
+        return predicted, self.true_mask(row, height, width)[0]
+
+    def true_mask(self, row: int, height: int, width: int) -> tuple[np.ndarray, ResizeTransform]:
         (entry,) = self._entries(row)
         true = np.unpackbits(np.frombuffer(entry[schema.MASK_BITS], np.uint8), count=self.size**2)
-        return predicted, true.astype(bool).reshape(self.size, self.size)
+        return true.astype(bool).reshape(self.size, self.size), self._frame(row)
 
     def spacing_mm(self, row: int, height: int, width: int) -> tuple[float, float] | None:
         spacing, frame = self.table[schema.SPACING_MM][row].as_py(), self._frame(row)
@@ -101,25 +115,22 @@ class ShardTruth(MaskTruth):
 
     def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
         shown = read_pictures(self.table, rows, [self.info])
-        return {row: (picture, frame.then(_inverse(self._frame(row)))) for row, (picture, frame) in shown.items()}
+        return {row: (picture, frame.then(self._frame(row).inverse())) for row, (picture, frame) in shown.items()}
 
     def _frame(self, row: int) -> ResizeTransform:
         return ResizeTransform(**self.table[schema.RESIZE_TRANSFORM][row].as_py())
 
 
-def _inverse(frame: ResizeTransform) -> ResizeTransform:
-    """From the original's pixels to the stored ones."""
-    x, y = 1 / frame.x_scale, 1 / frame.y_scale
-    return ResizeTransform(x, y, -frame.x_offset * x, -frame.y_offset * y)
-
-
-def known_masks(archive: str, options: ReportOptions, label: str) -> MaskTruth:
+def known_masks(archive: str, options: ReportOptions, label: str, columns: Sequence[str] = ()) -> MaskTruth:
     """The masks of `label` of an archive or of shards, in the split that the options name; prints its notes.
+
+    Args:
+        columns: further columns of its table.
 
     Raises:
         UserError: there is no such archive, or no image in that split.
     """
-    columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.MASKS, schema.SPACING_MM]
+    columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.MASKS, schema.SPACING_MM, *columns]
     if not shards.is_shards(archive):
         manifest = read_truth(archive, options.reading, options.split, columns, options.labeling)
         manifest.print_notes()

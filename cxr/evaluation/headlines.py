@@ -71,6 +71,24 @@ HEADLINES: dict[str, Headline] = {
         "Pointing game",
         "Share of the findings in whose true box the strongest predicted point lies.",
     ),
+    "mask_iou": Headline(
+        "IoU of lungs after alignment",
+        "Overlap of the true lung masks of two aligned images, averaged over pairs of images.",
+    ),
+    "mask_iou_before": Headline("IoU of lungs before alignment", "The same in the images as they are."),
+    "corner_error_pct": Headline(
+        "Pose error, % of the width",
+        "Distance of the image's corners from where they belong, after the constant frame that fits best.",
+        1,
+        share=False,
+    ),
+    "corner_error_before_pct": Headline("Pose error before alignment, % of the width", "", 1, share=False),
+    "group_correlation": Headline(
+        "Correlation with the mean image", "Of the aligned images, averaged over images; 1 if all are equal."
+    ),
+    "images_implausible": _count(
+        "Implausible transforms", "They mirror the image, or zoom or shift it more than a chest needs."
+    ),
     "predicted_boxes": _count("Predicted boxes"),
     "images_with_boxes": _count("Images with a box"),
     "images_with_mask": _count("Images with a mask"),

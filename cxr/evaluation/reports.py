@@ -10,7 +10,7 @@ from typing import Any
 
 from cxr import schema, storage
 from cxr.errors import UserError
-from cxr.evaluation import classification, detection, localization, score_summary, segmentation
+from cxr.evaluation import alignment, classification, detection, localization, score_summary, segmentation
 from cxr.evaluation.about import about_section, unscored_section
 from cxr.evaluation.headlines import key_figures
 from cxr.evaluation.run import Content, NoGroundTruthError, ReportOptions, Run, read_run
@@ -35,6 +35,7 @@ class Reports:
 
 REPORTS: dict[str, Reports] = {
     "aecnn": Reports(classification.report, (PROBABILITIES,)),
+    "align": Reports(alignment.report, (alignment.TRANSFORMS,)),
     "attend": Reports(localization.report, (PROBABILITIES, BOXES)),
     "classify": Reports(classification.report, (PROBABILITIES,)),
     "detect": Reports(detection.report, (BOXES,)),

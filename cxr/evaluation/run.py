@@ -72,6 +72,7 @@ class Run:
     archives: tuple[str, ...]  # scored archives
     checkpoint_sha256: str
     select: str = ""  # the expression that selected the scored images; see sources.selection
+    input_size: int = 0  # height and width in pixels of the network's input
 
     @property
     def archive(self) -> str:
@@ -97,7 +98,7 @@ def read_run(uri: str) -> Run:
     archives = (archives,) if isinstance(archives, str) else tuple(archives)
     recipe, sha256 = settings["recipe"], settings["checkpoint_sha256"]
     family = recipe["members"][0]["family"] if recipe["family"] == ENSEMBLE else recipe["family"]
-    return Run(uri, family, archives, sha256, settings.get("select", ""))
+    return Run(uri, family, archives, sha256, settings.get("select", ""), recipe.get("size", 0))
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cxr.metrics.bootstrap import ENDS, RESAMPLES, MeanInterval, ratio, resamples_of
 from cxr.metrics.meters import Communicator, Mean
 from cxr.models.backbones import local_mean, normalize_contrast
 from cxr.models.spatial_transformer import compose, corner_distance, invert, warp
@@ -30,6 +32,12 @@ def correlation_to_mean(mean_unit_vector: Tensor) -> float:
     return float(torch.linalg.vector_norm(mean_unit_vector))
 
 
+def correlations_to_mean(unit_BN: Tensor) -> Tensor:
+    """(B,) correlation of each of the `unit_vectors` with their mean; their mean is `correlation_to_mean`."""
+    mean = unit_BN.mean(0)
+    return unit_BN @ (mean / torch.linalg.vector_norm(mean).clamp(min=1e-12))
+
+
 def centered(theta: Tensor, mean_theta: Tensor) -> Tensor:
     """Transforms with the group's mean transform removed, so that a common zoom or shift does not affect a metric."""
     return compose(theta, invert(mean_theta).expand_as(theta))
@@ -43,6 +51,31 @@ def mean_scale(theta: Tensor) -> Tensor:
 def middle_shift(theta: Tensor) -> Tensor:
     """(B,) distance of the center of the common frame from the image's center, as a fraction of the width."""
     return torch.linalg.vector_norm(theta[..., 2].float(), dim=-1) / 2
+
+
+def parameters(theta: Tensor) -> dict[str, Tensor]:
+    """The parts (B,) of transforms (B, 2, 3) as a reader thinks of them.
+
+    rotation_deg: clockwise rotation of the chest in the image. scale: `mean_scale`. stretch: width of the chest
+    relative to its height. shift_x_pct and shift_y_pct: how far right of and below the image's center the center of
+    the common frame lies, in percent of the width.
+    """
+    linear = theta[..., :2].float()
+    (a, b), (c, d) = linear[..., 0, :].unbind(-1), linear[..., 1, :].unbind(-1)
+    x_axis, y_axis = (torch.linalg.vector_norm(linear[..., axis], dim=-1) for axis in (0, 1))
+    return {
+        "rotation_deg": torch.rad2deg(torch.atan2(c - b, a + d)),
+        "scale": mean_scale(theta),
+        "stretch": x_axis / y_axis,
+        "shift_x_pct": 50 * theta[..., 0, 2].float(),
+        "shift_y_pct": 50 * theta[..., 1, 2].float(),
+    }
+
+
+def implausible(theta: Tensor) -> Tensor:
+    """(B,) bool: images for which `degenerate` gives a reason."""
+    scale = mean_scale(theta)
+    return (scale < SCALES[0]) | (scale > SCALES[1]) | ~(middle_shift(theta) <= FARTHEST) | mirrored(theta)
 
 
 def mirrored(theta: Tensor) -> Tensor:
@@ -85,9 +118,44 @@ def off_diagonal_mean(matrix_BB: Tensor) -> Tensor:
     return (matrix_BB.sum() - matrix_BB.diagonal().sum()) / (count * (count - 1))
 
 
+def mean_of_others(matrix_BB: Tensor) -> Tensor:
+    """(B,) mean over the pairs of each row with the other rows; NaN for fewer than two."""
+    return (matrix_BB.sum(1) - matrix_BB.diagonal()) / (len(matrix_BB) - 1)
+
+
+def resampled_pair_means(matrix_BB: np.ndarray, times_BR: np.ndarray) -> np.ndarray:
+    """(R,) mean over pairs in each resample; NaN without pairs.
+
+    Pairs of an image with itself are excluded, also if a resample contains the image more than once.
+
+    Args:
+        times_BR: how often each row is sampled.
+    """
+    matrix, times = np.array(matrix_BB, np.float64), np.asarray(times_BR, np.float64)
+    np.fill_diagonal(matrix, 0)
+    return ratio(((matrix @ times) * times).sum(0), times.sum(0) ** 2 - (times**2).sum(0))
+
+
+def pair_interval(
+    matrix_BB: np.ndarray, patients_B: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
+) -> MeanInterval:
+    """The mean over all pairs of different images, such as of `iou_matrix`, with its interval by patient."""
+    ids, patients = np.unique(np.asarray(patients_B), return_inverse=True)
+    means = [resampled_pair_means(matrix_BB, block[patients]) for block in resamples_of(len(ids), resamples, seed)]
+    sampled = np.concatenate([*means, np.zeros(0)])
+    sampled = sampled[np.isfinite(sampled)]
+    low, high = np.quantile(sampled, ENDS) if len(sampled) else (math.nan, math.nan)
+    value = resampled_pair_means(matrix_BB, np.ones((len(patients), 1)))[0]
+    return MeanInterval(float(value), float(low), float(high))
+
+
 def pose_errors(theta: Tensor, pose: Tensor) -> Tensor:
-    """(B,) distance of corners between θ∘H and the known pose, as a fraction of the width; H is the best constant
-    frame.
+    """(B,) distance of corners between `in_frame_of` and the known pose, as a fraction of the width."""
+    return corner_distance(in_frame_of(theta, pose), pose.double())
+
+
+def in_frame_of(theta: Tensor, pose: Tensor) -> Tensor:
+    """θ∘H (B, 2, 3), float64, where H is the constant frame that brings the transforms closest to the known poses.
 
     A network is free to choose its common frame, so one H (2, 3) is fitted by least squares over all images and
     corners. H undoes a zoom that is common to all θ.
@@ -97,7 +165,7 @@ def pose_errors(theta: Tensor, pose: Tensor) -> Tensor:
     target = pose - F.pad(shift.unsqueeze(-1), (2, 0))  # θ∘H = [L·H2, L·h + t]
     normal = (linear.transpose(1, 2) @ linear).sum(0)
     frame = torch.linalg.solve(normal, (linear.transpose(1, 2) @ target).sum(0))
-    return corner_distance(compose(theta, frame.expand_as(theta)), pose)
+    return compose(theta, frame.expand_as(theta))
 
 
 def local_correlation(a_BCHW: Tensor, b_BCHW: Tensor, side: int) -> Tensor:

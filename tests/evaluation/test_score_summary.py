@@ -53,6 +53,8 @@ def write_run(out: Path, archive: str, images: list[dict[str, Any]], family: str
 
 
 def kinds(family: str) -> pa.Schema:
+    if family == "align":
+        return pa.schema([(schema.THETA, pa.list_(pa.float32(), 6))])
     if family in ("lungs", "pneumothorax"):
         return schema.MASK_SCORES
     labels = [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.DECISIONS, pa.list_(pa.int8()))]
@@ -68,6 +70,7 @@ def scores(family: str, number: int, rng: np.random.Generator) -> dict[str, Any]
         schema.PROBABILITIES: p.tolist(),
         schema.DECISIONS: (p > 0.5).astype(int).tolist(),
         schema.PRED_BOXES: [BOX | {"score": 0.3 + 0.05 * number}, BOX | {"score": 0.1}] if number % 3 else [],
+        schema.THETA: [1.0, 0.0, 0.02 * number, 0.0, 1.0, 0.0],
         schema.PRED_MASK_RLE: rle.encode(mask),
         schema.PRED_MASK_AREA_PX: int(mask.sum()),
         schema.PRED_MASK_PROBABILITY: float("nan") if family == "lungs" else 0.5,

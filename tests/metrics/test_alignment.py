@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -128,3 +129,45 @@ def test_empty_lung_masks_do_not_count_as_agreement() -> None:
     empty = torch.zeros(3, 4, 4)
     assert alignment.pairwise_iou(empty) == 1
     assert alignment.pairwise_iou(empty, of_empty=0.0) == 0
+
+
+def test_parameters_are_those_a_transform_was_made_of() -> None:
+    angle = math.radians(10)
+    x, y = 1.2, 0.8
+    theta = torch.tensor(
+        [[[x * math.cos(angle), -y * math.sin(angle), 0.1], [x * math.sin(angle), y * math.cos(angle), -0.4]]]
+    )
+    found = {name: of.item() for name, of in alignment.parameters(theta).items()}
+    expected = {"rotation_deg": 10, "scale": math.sqrt(x * y), "stretch": 1.5, "shift_x_pct": 5, "shift_y_pct": -20}
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_implausible_transforms_are_found_one_by_one() -> None:
+    theta = identity(5)
+    theta[1] *= torch.tensor([[-1.0], [1.0]])
+    theta[2, :, :2] *= 1.7
+    theta[3, 0, 2] = 0.5
+    assert alignment.implausible(theta).tolist() == [False, True, True, True, False]
+
+
+def test_correlations_to_the_mean_have_the_groups_correlation_as_mean() -> None:
+    unit = alignment.unit_vectors(images(7))
+    each = alignment.correlations_to_mean(unit)
+    assert each.mean().item() == pytest.approx(alignment.correlation_to_mean(unit.mean(0)), abs=1e-6)
+
+
+def test_pairs_of_an_image_with_itself_never_count() -> None:
+    matrix = np.array([[1, 0.2, 0.4], [0.2, 1, 0.6], [0.4, 0.6, 1]])
+    assert alignment.pair_interval(matrix, np.arange(3), resamples=20).value == pytest.approx(0.4)
+    times = np.array([[2, 3], [1, 0], [0, 0]])
+    assert alignment.resampled_pair_means(matrix, times).tolist() == pytest.approx([0.2, math.nan], nan_ok=True)
+
+
+def test_patients_are_resampled_with_all_their_images() -> None:
+    matrix = np.full((6, 6), 0.5)
+    matrix[:3, :3] = matrix[3:, 3:] = 0.9
+    by_image = alignment.pair_interval(matrix, np.arange(6), resamples=500)
+    by_patient = alignment.pair_interval(matrix, np.repeat([0, 1], 3), resamples=500)
+    assert by_patient.value == by_image.value
+    assert by_patient.low == pytest.approx(by_patient.value)  # of either patient twice: 0.9
+    assert by_image.low < 0.6

@@ -27,7 +27,7 @@ from cxr.data.decode import make_rows
 from cxr.errors import UserError
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.compatibility import check_size
-from cxr.metrics.alignment import centered, iou_matrix, off_diagonal_mean
+from cxr.metrics.alignment import centered, iou_matrix, off_diagonal_mean, resampled_pair_means
 from cxr.models.spatial_transformer import identity, warp
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, open_manifest
@@ -196,17 +196,12 @@ def metrics(
 
 
 def gain_interval(better_BB: Tensor, worse_BB: Tensor, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95 % interval of the difference of two mean pairwise IoUs, from resampled images.
-
-    Pairs of an image with itself are excluded, also if a resample contains the image more than once.
-    """
+    """95 % interval of the difference of two mean pairwise IoUs, from resampled images."""
     difference = (better_BB - worse_BB).double().numpy()
-    np.fill_diagonal(difference, 0)
     count = len(difference)
-    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64)
-    pairs = count**2 - (times**2).sum(1)
-    gains = ((times @ difference) * times).sum(1)[pairs > 0] / pairs[pairs > 0]
-    low, high = np.quantile(gains, [0.025, 0.975])
+    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
+    gains = resampled_pair_means(difference, times.T)
+    low, high = np.quantile(gains[np.isfinite(gains)], [0.025, 0.975])
     return float(low), float(high)
 
 
