@@ -109,6 +109,7 @@ PRED_MASK_PROBABILITY = "mask_probability"  # that the mask is not empty, in [0,
 
 PRED_BOXES = "pred_boxes"  # score of detectors and localizers: boxes in the original's pixels, highest score first
 
+INCREMENT = "increment"  # column of stored scores: number of the increment that scored the image, see data.run_ledger
 EMBEDDING = "embedding"  # column of stored embeddings: float16 numbers, see `data.embeddings`
 
 FINDINGS_KEY = b"cxr.findings"  # metadata key of a scores file: the checkpoint's findings in order, a JSON list

@@ -1,0 +1,226 @@
+"""Increments of a scoring run: what is new in an archive, the stored plan of an increment, and its commit.
+
+OUT/increments/0001/plan-00.parquet   the images of an archive that the increment scores: rows of its manifest, sizes
+                                      and versions of their files, and the number of their part
+OUT/increments/0001/moved.parquet     images whose file has another place but the same content
+
+An open increment is resumed from its plan, so it does not matter whether the archive has changed in the meantime. The
+plans of the committed increments together say which version of each image has been scored.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cxr import schema, storage
+from cxr.data import ledger
+from cxr.data.ledger import Part
+from cxr.data.run_ledger import REMOVED, Generation, Increment, folder_of, moved_file, plan_folder, removed_file
+from cxr.inference.latents import Origin
+from cxr.sources.image_files import FILE_BYTES, FILE_VERSION
+
+_NUMBER = "part_number"
+_PLAN = "plan-"  # how names of plans begin
+_ORIGIN = b"cxr.origin"
+_THREADS = 8
+KNOWN = pa.schema(
+    [
+        (schema.IMAGE_ID, pa.string()),
+        (schema.SOURCE_URI, pa.string()),
+        (FILE_BYTES, pa.int64()),
+        (FILE_VERSION, pa.string()),
+    ]
+)
+_LISTED = pa.schema([*schema.MANIFEST, KNOWN.field(FILE_BYTES), KNOWN.field(FILE_VERSION)])
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of an archive as they are now.
+
+    Args:
+        rows: its manifest with the columns FILE_BYTES and FILE_VERSION.
+        ids_identify_files: an image's id says which file it is, wherever the file lies: the SOPInstanceUID of DICOM.
+    """
+
+    origin: Origin
+    rows: pa.Table
+    ids_identify_files: bool = False
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How archives differ from the images that have been scored."""
+
+    to_score: list[pa.Table]
+    """For each archive, the rows of its listing that are new or have changed."""
+    new: int
+    changed: int
+    unchanged: int
+    moved: pa.Table
+    """KNOWN, with the new places of unchanged images."""
+    removed: pa.Table
+    """KNOWN, with the last known places of images that are no longer there."""
+
+    @property
+    def any(self) -> bool:
+        return bool(self.new or self.changed or self.moved.num_rows or self.removed.num_rows)
+
+
+def compare(listings: Sequence[Listing], known: pa.Table) -> Changes:
+    """Compare archives with the images that have been scored.
+
+    An image is unchanged if an image with its id, and a file of its size and version, has been scored. Its file may
+    have another place by now. Where ids identify files, its version may differ, too, if it has another place.
+
+    Args:
+        known: KNOWN, one row for each scored image.
+    """
+    known_ids = known[schema.IMAGE_ID].combine_chunks()
+    to_score, moved, new, changed, unchanged = [], [KNOWN.empty_table()], 0, 0, 0
+    for listing in listings:
+        rows = listing.rows
+        row = pc.index_in(rows[schema.IMAGE_ID].combine_chunks(), value_set=known_ids)
+        before = known.take(row)
+
+        def same(name: str, rows: pa.Table = rows, before: pa.Table = before) -> pa.ChunkedArray:
+            return pc.fill_null(pc.equal(rows[name], before[name]), False)
+
+        same_place = same(schema.SOURCE_URI)
+        any_version = pc.and_(pa.scalar(listing.ids_identify_files), pc.invert(same_place))
+        same_file = pc.and_(same(FILE_BYTES), pc.or_(same(FILE_VERSION), any_version))
+        scored, is_new = rows.filter(pc.invert(same_file)), pc.sum(row.is_null()).as_py() or 0
+        to_score.append(scored)
+        new, changed = new + is_new, changed + scored.num_rows - is_new
+        unchanged += rows.num_rows - scored.num_rows
+        moved.append(rows.filter(pc.and_(same_file, pc.invert(same_place))).select(KNOWN.names).cast(KNOWN))
+    listed = pa.concat_arrays([id_ for each in listings for id_ in each.rows[schema.IMAGE_ID].chunks] or [known_ids])
+    removed = known.filter(pc.invert(pc.is_in(known[schema.IMAGE_ID], value_set=listed)))
+    return Changes(to_score, new, changed, unchanged, pa.concat_tables(moved), removed)
+
+
+# ---- Stored plans
+
+
+@dataclass(frozen=True)
+class StoredPlan:
+    """The parts of an increment that are images of one archive."""
+
+    origin: Origin
+    parts: list[Part]
+
+
+def divide(rows: pa.Table, number: int, rows_per_part: int, first: int = 0) -> list[Part]:
+    """Divide images of an archive into the parts of an increment, whose numbers begin with `first`."""
+    parts = ledger.plan(rows, rows_per_part)
+    return [Part(f"{folder_of(number)}/part-{first + n:05d}", part.rows) for n, part in enumerate(parts)]
+
+
+def write_plan(out: str, number: int, plans: Sequence[StoredPlan]) -> None:
+    """Store the parts of an increment, by archive; their rows have the columns FILE_BYTES and FILE_VERSION."""
+    for index, plan in enumerate(plans):
+        if plan.parts:
+            _write_plan(storage.join(plan_folder(out, number), f"{_PLAN}{index:02d}.parquet"), plan)
+
+
+def read_plan(out: str, number: int) -> list[StoredPlan]:
+    """The plan of an increment, by archive; archives of which it scores nothing are left out."""
+    return [_read_plan(uri, number) for uri in _plan_files(out, number)]
+
+
+def shorten_plan(out: str, number: int, scored: Collection[str]) -> None:
+    """Leave only these parts in the plan of an increment, so that the images of all others count as new again."""
+    for uri in _plan_files(out, number):
+        plan = _read_plan(uri, number)
+        parts = [part for part in plan.parts if part.name in scored]
+        if parts:
+            _write_plan(uri, replace(plan, parts=parts))
+        else:
+            storage.delete(uri)
+
+
+def _write_plan(uri: str, plan: StoredPlan) -> None:
+    table = pa.concat_tables(
+        part.rows.append_column(_NUMBER, pa.array([_number(part)] * part.rows.num_rows, pa.int32()))
+        for part in plan.parts
+    )
+    origin = {_ORIGIN: json.dumps(asdict(plan.origin)).encode()}
+    _write(uri, table.replace_schema_metadata({**(table.schema.metadata or {}), **origin}))
+
+
+def _read_plan(uri: str, number: int) -> StoredPlan:
+    table = storage.read_parquet(uri)
+    metadata, numbers = dict(table.schema.metadata), table[_NUMBER]
+    origin = json.loads(metadata.pop(_ORIGIN))
+    rows = table.drop_columns([_NUMBER]).cast(_LISTED.with_metadata(metadata or None))
+    parts = [
+        Part(f"{folder_of(number)}/part-{each:05d}", rows.filter(pc.equal(numbers, each)))
+        for each in sorted(numbers.unique().to_pylist())
+    ]
+    return StoredPlan(Origin(origin["archive"], origin["source"], tuple(origin["findings"])), parts)
+
+
+def _plan_files(out: str, number: int) -> list[str]:
+    try:
+        entries = list(storage.list_files(plan_folder(out, number)))
+    except storage.NotFoundError:  # the increment only marks images as removed
+        return []
+    return sorted(entry.uri for entry in entries if entry.path.startswith(_PLAN))
+
+
+def _number(part: Part) -> int:
+    return int(part.name.rpartition("-")[2])
+
+
+def write_departures(out: str, number: int, changes: Changes) -> None:
+    """Store the moved images, and mark the removed ones in the scores."""
+    if changes.moved.num_rows:
+        _write(moved_file(out, number), changes.moved)
+    if changes.removed.num_rows:
+        count = changes.removed.num_rows
+        known = {name: changes.removed[name] for name in (schema.IMAGE_ID, schema.SOURCE_URI)}
+        known[schema.ERROR] = pa.array([REMOVED] * count, pa.string())
+        columns = [known.get(field.name, pa.nulls(count, field.type)) for field in schema.SCORES]
+        marked = pa.table(columns, schema=schema.SCORES)
+        _write(
+            removed_file(out, number), marked.append_column(schema.INCREMENT, pa.array([number] * count, pa.int32()))
+        )
+
+
+def read_known(out: str, generation: Generation) -> pa.Table:
+    """The images that the committed increments of a generation have scored and that had not been removed: KNOWN."""
+
+    def read(increment: Increment) -> tuple[pa.Table, pa.ChunkedArray]:
+        """The places and versions that an increment recorded, and the ids of the images that it marked as removed."""
+        files = _plan_files(out, increment.number)
+        if increment.moved:
+            files.append(moved_file(out, increment.number))
+        tables = [storage.read_parquet(uri, columns=KNOWN.names).cast(KNOWN) for uri in files]
+        removed = pa.chunked_array([], pa.string())
+        if increment.removed:
+            marked = storage.read_parquet(removed_file(out, increment.number), columns=[schema.IMAGE_ID])
+            removed = marked[schema.IMAGE_ID]
+        return pa.concat_tables([KNOWN.empty_table(), *tables]), removed
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        increments = list(pool.map(read, generation.increments))
+    known = KNOWN.empty_table()
+    for recorded, removed in increments:
+        outdated = pa.chunked_array([*recorded[schema.IMAGE_ID].chunks, *removed.chunks], pa.string())
+        still_valid = pc.invert(pc.is_in(known[schema.IMAGE_ID], value_set=outdated.combine_chunks()))
+        known = pa.concat_tables([known.filter(still_valid), recorded])
+    return known
+
+
+def _write(uri: str, table: pa.Table) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    storage.write_bytes(uri, sink.getvalue())

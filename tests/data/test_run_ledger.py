@@ -1,0 +1,124 @@
+"""A run of several increments and generations, read as one table."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cxr import schema, storage
+from cxr.data.run_ledger import (
+    REMOVED,
+    Generation,
+    Increment,
+    OpenIncrement,
+    RunLedger,
+    current_rows,
+    folder_of,
+    increment_of,
+    moved_file,
+    read_ledger,
+    removed_file,
+)
+from cxr.errors import UserError
+
+SETTINGS = {"archive": "/archive", "checkpoint_sha256": "0"}
+read = partial(storage.read_parquet, columns=[schema.IMAGE_ID, schema.SOURCE_URI, schema.INCREMENT])
+
+
+def write(uri: str, ids: str, number: int, **more: object) -> None:
+    places = [f"/{image_id}" for image_id in ids]
+    columns = {schema.IMAGE_ID: [*ids], schema.SOURCE_URI: places, schema.INCREMENT: [number] * len(ids)}
+    Path(uri).parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns | {name: [value] * len(ids) for name, value in more.items()}), uri)
+
+
+def write_part(out: Path, number: int, part: int, ids: str) -> None:
+    write(str(out / folder_of(number) / f"part-{part:05d}.parquet"), ids, number)
+
+
+def table(out: Path, generation: Generation) -> dict[str, int]:
+    rows = [row for part in current_rows(str(out), generation, read) for row in part.to_pylist()]
+    assert len({row[schema.IMAGE_ID] for row in rows}) == len(rows)
+    return {row[schema.IMAGE_ID]: row[schema.INCREMENT] for row in rows}
+
+
+def test_the_ledger_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert read_ledger(str(tmp_path)).generations == ()
+    first = Generation(SETTINGS, "first run", "now", "abc", (Increment(0, 2, 5, 5, 0, reasons={"bad": 1}),))
+    written = RunLedger(str(tmp_path), (first,))
+    written = written.with_generation(Generation(SETTINGS | {"gate": "off"}, "gate", "now"))
+    written = written.with_latest(open=OpenIncrement(1, 5, 0))
+    written.write()
+    again = read_ledger(str(tmp_path))
+    assert again == written
+    assert again.readable == first
+    assert again.latest != first
+    assert again.next_number == 2
+
+
+def test_a_run_of_an_earlier_version_has_one_increment(tmp_path: Path) -> None:
+    storage.write_json(str(tmp_path / "ledger.json"), {"settings": SETTINGS, "fingerprint": "abc"})
+    write_part(tmp_path, 0, 0, "ab")
+    ledger = read_ledger(str(tmp_path))
+    assert ledger.readable is not None
+    assert table(tmp_path, ledger.readable) == {"a": 0, "b": 0}
+    assert ledger.next_number == 1
+
+
+def test_ledgers_of_other_jobs_are_rejected(tmp_path: Path) -> None:
+    storage.write_json(str(tmp_path / "ledger.json"), {"settings": {"job": "ingest"}, "fingerprint": "abc"})
+    with pytest.raises(UserError, match="something else than a scoring run: choose another --out"):
+        read_ledger(str(tmp_path))
+
+
+def test_numbers_of_increments_are_part_of_the_names() -> None:
+    assert [folder_of(number) for number in (0, 1, 12345)] == [
+        "scores",
+        "scores/increment-0001",
+        "scores/increment-12345",
+    ]
+    assert [increment_of(f"{folder_of(number)}/part-00003") for number in (0, 1, 12345)] == [0, 1, 12345]
+
+
+def test_the_last_row_of_each_image_counts_unless_it_was_removed(tmp_path: Path) -> None:
+    write_part(tmp_path, 0, 0, "abc")
+    write_part(tmp_path, 0, 1, "def")
+    write_part(tmp_path, 1, 0, "bx")
+    write(removed_file(str(tmp_path), 1), "ce", 1, error=REMOVED)
+    write(removed_file(str(tmp_path), 2), "x", 2, error=REMOVED)  # nothing was scored
+    write_part(tmp_path, 3, 0, "c")  # is there again
+    write_part(tmp_path, 4, 0, "abcdef")  # is not committed
+    done = (
+        Increment(0, 2, 6, 6, 0),
+        Increment(1, 1, 2, 1, 1, removed=2),
+        Increment(2, 0, 0, 0, 0, removed=1),
+        Increment(3, 1, 1, 1, 0),
+    )
+    assert table(tmp_path, Generation(SETTINGS, "", "", increments=done[:1])) == dict.fromkeys("abcdef", 0)
+    two = {"a": 0, "b": 1, "d": 0, "f": 0, "x": 1}
+    assert table(tmp_path, Generation(SETTINGS, "", "", increments=done[:2])) == two
+    assert table(tmp_path, Generation(SETTINGS, "", "", increments=done)) == {"a": 0, "b": 1, "c": 3, "d": 0, "f": 0}
+
+
+def test_files_that_were_moved_have_their_new_places(tmp_path: Path) -> None:
+    write_part(tmp_path, 0, 0, "abc")
+    write_part(tmp_path, 2, 0, "b")
+    for number, places in ((1, {"a": "/1/a", "b": "/1/b"}), (3, {"a": "/3/a"})):
+        moved = pa.table({schema.IMAGE_ID: [*places], schema.SOURCE_URI: [*places.values()]})
+        storage.write_bytes(moved_file(str(tmp_path), number), b"")
+        pq.write_table(moved, moved_file(str(tmp_path), number))
+    done = [Increment(number, number % 2 == 0, 0, 0, 0, moved=number % 2) for number in range(4)]
+    rows = current_rows(str(tmp_path), Generation(SETTINGS, "", "", increments=tuple(done)), read)
+    places = {row[schema.IMAGE_ID]: row[schema.SOURCE_URI] for part in rows for row in part.to_pylist()}
+    assert places == {"a": "/3/a", "b": "/b", "c": "/c"}
+
+
+def test_a_missing_file_of_a_committed_increment_is_reported(tmp_path: Path) -> None:
+    write_part(tmp_path, 1, 0, "ab")
+    generation = Generation(SETTINGS, "", "", increments=(Increment(1, 2, 4, 4, 0),))
+    with pytest.raises(UserError, match=r"expected 2 files of increment 1 in .*scores, got 1: restore"):
+        table(tmp_path, generation)
