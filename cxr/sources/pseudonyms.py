@@ -55,7 +55,7 @@ def open_pseudonyms(id_key: str, keep_ids: bool, folder: str) -> Pseudonyms:
         StorageError: the file cannot be read or written.
     """
     if id_key:
-        return Pseudonyms(_checked(storage.read_bytes(storage.normalize(id_key)), f"--id-key {id_key}"), keep_ids)
+        return Pseudonyms(read_key(id_key, f"--id-key {id_key}"), keep_ids)
     if os.environ.get(KEY_VARIABLE):
         return Pseudonyms(_checked(os.environ[KEY_VARIABLE].encode(), KEY_VARIABLE), keep_ids)
     if not folder:
@@ -63,7 +63,20 @@ def open_pseudonyms(id_key: str, keep_ids: bool, folder: str) -> Pseudonyms:
     uri = storage.join(folder, KEY_FILE)
     if not storage.exists(uri):
         _write_once(uri, secrets.token_hex(32).encode())
-    return Pseudonyms(_checked(storage.read_bytes(uri), uri), keep_ids)
+    return Pseudonyms(read_key(uri, uri), keep_ids)
+
+
+def read_key(uri: str, where: str) -> bytes:
+    """The secret key in a file.
+
+    Args:
+        where: what messages call the file.
+
+    Raises:
+        UserError: the file has fewer than 16 bytes.
+        StorageError: it cannot be read.
+    """
+    return _checked(storage.read_bytes(storage.normalize(uri)), where)
 
 
 def patient_byte(value: bytes) -> int:

@@ -79,9 +79,13 @@ def read_start(uri: str, size: int) -> tuple[bytes, int]:
     return retried(uri, read)
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Write a file and create its folders. Readers see the old file or the complete new one, never a part."""
-    retried(uri, lambda: _put(uri, io.BytesIO(data)))
+def write_bytes(uri: str, data: bytes, *, private: bool = False) -> None:
+    """Write a file and create its folders. Readers see the old file or the complete new one, never a part.
+
+    Args:
+        private: only the owner may read a local file, and its folder if it is new.
+    """
+    retried(uri, lambda: _put(uri, io.BytesIO(data), private))
 
 
 def read_text(uri: str) -> str:
@@ -258,13 +262,13 @@ def atomic_writer(uri: str) -> Iterator[BinaryIO]:
         retried(uri, send)
 
 
-def _put(uri: str, source: BinaryIO) -> None:
+def _put(uri: str, source: BinaryIO, private: bool = False) -> None:
     """Write the rest of `source`, completely or not at all: an object on S3 appears once its upload is complete."""
     if split_member(normalize(uri)):
         check_writable_uri(uri)
     filesystem_, path = filesystem(uri)
     if is_local(uri):
-        with _replacing(Path(path)) as target:
+        with _replacing(Path(path), private) as target:
             shutil.copyfileobj(source, target, _CHUNK)
     elif uri.startswith("s3://"):
         bucket, key = s3.split(path)
@@ -287,11 +291,12 @@ def _put_gcs(files: fs.FileSystem, path: str, source: BinaryIO) -> None:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _replacing(path: Path, private: bool = False) -> Iterator[BinaryIO]:
+    path.parent.mkdir(0o700 if private else 0o777, parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     try:
-        with partial.open("xb") as stream:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with open(os.open(partial, flags, 0o600 if private else 0o666), "wb") as stream:
             yield stream
         os.replace(partial, path)  # noqa: PTH105
     finally:
