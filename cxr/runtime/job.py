@@ -170,7 +170,7 @@ def run(main: Callable[[Options], dict[str, Any]], command: Command[Options], na
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr, flush=True)
         sys.exit(MISUSED)
-    interruption = Interruption(_interrupted(command.job))
+    interruption = Interruption(f"interrupted{_how_to_continue(command.job)}")
     try:
         code, error = _outcome(main, command.job, name)
     finally:
@@ -193,9 +193,9 @@ def show(main: Callable[[Any], tuple[dict[str, Any], str]], command: Command[Any
     sys.exit(DONE)
 
 
-def _interrupted(options: object) -> str:
+def _how_to_continue(options: object) -> str:
     resume = ", with --resume if training had begun" if _has_resume(options) else ""
-    return f"interrupted; the same command continues{resume}"
+    return f"; the same command continues{resume}"
 
 
 def _has_resume(options: object) -> bool:
@@ -237,7 +237,12 @@ def _outcome(main: Callable[[Options], dict[str, Any]], options: Options, name: 
         return MISUSED, f"error: {mistake}"
     except ClusterError as failure:
         return FAILED, f"error: {failure}"
-    except Exception:
+    except Exception as error:
+        if type(error).__name__ == "LocalRayletDiedError":  # by name, since importing Ray takes seconds
+            return FAILED, (
+                f"error: Ray's node process on this machine died, most likely because the machine was overloaded or "
+                f"short of memory. Finished work is saved{_how_to_continue(options)}"
+            )
         return FAILED, traceback.format_exc().rstrip()
 
 

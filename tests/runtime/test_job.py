@@ -45,6 +45,10 @@ def main(options):
         raise ZeroDivisionError("oh")
     if options.how == "elsewhere":
         raise ClusterError("Ray did not start")
+    if options.how == "without a node":
+        from ray.exceptions import LocalRayletDiedError
+
+        raise LocalRayletDiedError
     if options.how in ("slowly", "training", "swallowing", "stubborn"):
         try:
             print("started", flush=True)
@@ -133,6 +137,10 @@ def test_every_job_has_options_for_access_to_buckets(
 def test_a_failure_of_the_cluster_is_reported_without_a_traceback(job: list[str]) -> None:
     done = run([*job, "elsewhere"])
     assert (done.returncode, done.stderr) == (1, "error: Ray did not start\n")
+    done = run([*job, "without a node"])
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: Ray's node process on this machine died")
+    assert done.stderr.endswith("Finished work is saved; the same command continues\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
