@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "training": "errors schema storage sources runtime data reporting families",
     "inference": "errors schema storage imaging sources runtime data reporting families",  # reporting: `show`
     "evaluation": "errors wording schema storage imaging boxes sources data models metrics reporting",
-    "export": "errors wording schema storage boxes sources data models metrics reporting families evaluation",
+    "export": "errors wording schema storage imaging boxes sources runtime "
+    "data models metrics reporting families evaluation",
     "benchmarks": "errors schema storage sources phantom runtime "
     "data models metrics reporting families training inference export",
     "cli": "errors wording schema storage imaging boxes sources phantom runtime "

@@ -88,14 +88,25 @@ class Message:
 def label_places(
     boxes: Sequence[Sequence[float]], labels: Sequence[str], size: tuple[float, float], tile_px: int = TILE_PX
 ) -> list[tuple[float, float]]:
+    """`free_places` for labels of a figure.
+
+    Args:
+        size: width and height of the picture, in the pixels of `boxes`; it is shown `tile_px` high.
+    """
+    return free_places(boxes, labels, size, _LABEL_POINTS / 72 * DPI * max(size) / tile_px)
+
+
+def free_places(
+    boxes: Sequence[Sequence[float]], labels: Sequence[str], size: tuple[float, float], letter: float
+) -> list[tuple[float, float]]:
     """The upper left corner of each box's label, inside the image and, where there is room, not on another label.
 
     A label is above its box if there is room, otherwise below it, otherwise in the nearest free row.
 
     Args:
-        size: width and height of the picture, in the pixels of `boxes`; it is shown `tile_px` high.
+        size: width and height of the picture, in the pixels of `boxes`.
+        letter: size of the font, in the same pixels.
     """
-    letter = _LABEL_POINTS / 72 * DPI * max(size) / tile_px
     placed: list[Rectangle4] = []
     for (x0, y0, x1, y1), label in zip(boxes, labels, strict=True):
         width, height = _LETTER[0] * letter * len(label), _LETTER[1] * letter

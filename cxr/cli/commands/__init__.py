@@ -232,6 +232,7 @@ COMMANDS: dict[str, Command] = {
         Command("export onnx", "export_onnx"),
         Command("export csv", "export_csv"),
         Command("export coco", "export_coco"),
+        Command("export dicom", "export_dicom"),
         Command("export kaggle-siim", "submit_siim"),
         Command("export kaggle-vinbigdata", "submit_vinbigdata"),
         Command("benchmark aecnn", "study_aecnn"),

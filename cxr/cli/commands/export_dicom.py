@@ -1,0 +1,99 @@
+"""Write a run's scores as DICOM objects for a PACS: structured reports, segmentations and pictures with findings.
+
+cxr export dicom --run runs/scores --out runs/dicom
+
+cxr export dicom --run runs/scores --out runs/dicom --kinds sr seg --push https://pacs.example.org/dicomweb
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cxr import storage
+from cxr.errors import UserError
+from cxr.evaluation.run import read_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the job."""
+
+    run: str = "runs/score"
+    """OUT of `cxr score` on DICOM files: a folder or URI."""
+    out: str = "runs/dicom"
+    """Folder or URI of the results: OUT/STUDY/KIND-INSTANCE.dcm, and OUT/export.csv, which says for each image what
+    was written or why not. The files contain the identity of patients."""
+    kinds: tuple[str, ...] = ("sr", "seg", "sc")
+    """Objects to write: sr (structured report with findings, boxes, probabilities and thresholds), seg (segmentation
+    with the predicted mask), sc (secondary capture: the image with its findings drawn)."""
+    all_images: bool = False
+    """Export all scored images, also those without a finding, box or mask."""
+    box_score: float = 0.25
+    """Minimum score of the boxes that are exported."""
+    member: str = ""
+    """Name of the checkpoint to export, if the run is of several."""
+    checkpoint: str = ""
+    """Checkpoint of the run, from which reports take the thresholds. Default: where it was when the run was made."""
+    archive: str = ""
+    """Where the scored archive is now. Default: where it was when the run was made."""
+    crosswalk: str = ""
+    """File that links pseudonyms with the archive's ids, for runs with --pseudonymize."""
+    workers: int = 0
+    """Number of processes. Default: one per CPU."""
+    push: str = ""
+    """URL of a DICOMweb service (STOW-RS) to which the objects are sent, such as https://pacs.example.org/dicomweb.
+    Default: do not send them."""
+    credentials: str = ""
+    """JSON file with a user and password, or a token, for --push. Default: the variables CXR_PACS_USER and
+    CXR_PACS_PASSWORD, or CXR_PACS_TOKEN."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.kinds) - {"sr", "seg", "sc"}:
+            raise UserError(
+                f"expected --kinds sr, seg or sc, got {', '.join(sorted(unknown))}: give one or more of these"
+            )
+        if not self.kinds:
+            raise UserError("expected one or more --kinds, got none: give sr, seg or sc")
+        if not 0 <= self.box_score <= 1:
+            raise UserError(f"expected --box-score from 0 to 1, got {self.box_score}")
+        if self.workers < 0:
+            raise UserError(f"expected --workers of 0 or more, got {self.workers}")
+
+
+def main(options: Options) -> dict[str, Any]:
+    from cxr.export.dicom_objects import KINDS, Kind, require_packages
+    from cxr.export.dicom_push import check_service, push
+
+    require_packages()
+    service = check_service(options.push, options.credentials) if options.push else None
+    run = read_run(options.run)
+
+    from cxr.export import dicom_run  # torch takes seconds to import
+
+    originals = dicom_run.originals(run, options.archive, options.crosswalk)
+    parts = dicom_run.read_parts(run)
+    kinds: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind in options.kinds)
+    algorithm, notes = dicom_run.read_algorithm(run, parts, kinds, options.checkpoint)
+    for note in notes:
+        print(f"note: {note}", flush=True)
+    out = storage.normalize(options.out)
+    export = dicom_run.Export(
+        out,
+        algorithm,
+        kinds=kinds,
+        all_images=options.all_images,
+        box_score=options.box_score,
+    )
+    dicom_run.export_run(parts, export, originals, options.workers)
+    counts, lines = dicom_run.write_csv(out)
+    if service is not None:
+        try:
+            push(out, service)
+        finally:
+            counts, lines = dicom_run.write_csv(out)
+    for line in lines:
+        print(line, flush=True)
+    table = storage.join(out, dicom_run.CSV_FILE)
+    print(f"what was written for each image: {table}", flush=True)
+    return {"objects": out, "table": table, "metrics": counts}
