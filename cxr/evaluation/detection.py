@@ -24,7 +24,7 @@ from cxr.reporting import classification_pictures
 from cxr.reporting import detection as tables
 from cxr.reporting.detection import PREDICTION, TRUTH
 from cxr.reporting.overlays import BoxPair, Overlay, save_overlays, without_repeats
-from cxr.reporting.page import Picture, Section, save_picture
+from cxr.reporting.page import Gallery, Picture, Section, save_picture
 from cxr.reporting.tables import Table, interval
 from cxr.schema import NO_FINDING
 from cxr.wording import counted
@@ -173,7 +173,7 @@ def _box_pictures(
     truth: BoxTruth,
     options: ReportOptions,
     out: str,
-) -> list[Picture]:
+) -> list[Picture | Gallery]:
     """All pictures of boxes."""
     score = options.box_score
     counted_boxes = evaluation.predicted.at(evaluation.predicted.score >= score)
@@ -210,10 +210,11 @@ def _box_pictures(
         ),
     }
     folder, shown = storage.join(out, PICTURES), overlays(evaluation, counted_boxes, truth, options.seed)
-    box_pictures = save_overlays(
+    examples = save_overlays(
         shown, folder, "boxes.png", "Images with the lowest and the highest F1, and a random sample."
     )
-    return box_pictures + [save_picture(figure, folder, name, caption) for name, (figure, caption) in figures.items()]
+    charts = [save_picture(figure, folder, name, caption) for name, (figure, caption) in figures.items()]
+    return [*examples, *charts]
 
 
 def _shares(evaluation: DetectionEvaluation, boxes: Boxes) -> list[np.ndarray]:

@@ -172,14 +172,14 @@ def _describe_boxes(scored: Scored, out: str) -> Description:
     shares = areas(positive.xyxy) / scored.sizes_px.prod(1)[positive.image]
     counts = np.bincount(positive.finding, minlength=len(names))
     title = f"Boxes with a score of {least:g} or more"
-    pictures = save_overlays(
+    examples = save_overlays(
         _box_overlays(scored, positive),
         folder,
         "boxes.png",
         "Images with the highest scores, a random sample of images with boxes, and images without a box.",
     )
     areas_by_finding = {PREDICTION: [shares[positive.finding == f] for f in range(len(names))]}
-    pictures += [
+    charts = [
         save_picture(figure, folder, name, caption)
         for name, figure, caption in (
             (
@@ -203,7 +203,7 @@ def _describe_boxes(scored: Scored, out: str) -> Description:
     boxed = len(np.unique(positive.image))
     count = f"{counted(len(positive.image), 'box', 'boxes')} in {counted(boxed, 'image')}."
     return Description(
-        Section("Boxes", [count, tables.finding_table(rows), legend, *pictures]),
+        Section("Boxes", [count, tables.finding_table(rows), legend, *examples, *charts]),
         metrics={"predicted_boxes": len(positive.image), "images_with_boxes": float(boxed)}
         | {f"images_with_boxes/{row['finding']}": row["positive"] for row in rows},
         files={"boxes": _write(rows, out, "boxes.csv")},

@@ -147,6 +147,15 @@ def save_figure(figure: Figure, folder: str, name: str) -> str:
     return _write(png, folder, name)
 
 
+def save_pixels(pixels_HW3: np.ndarray, folder: str, name: str) -> str:
+    """Write a color picture, uint8, as the PNG `name`, pixel by pixel; returns its URI."""
+    from matplotlib.image import imsave
+
+    png = io.BytesIO()
+    imsave(png, pixels_HW3, format="png")
+    return _write(png, folder, name)
+
+
 def save_gray(picture: np.ndarray, folder: str, name: str) -> str:
     """Write a picture (H, W) in [0, 1] as the PNG `name`, pixel by pixel; returns its URI."""
     from matplotlib.image import imsave

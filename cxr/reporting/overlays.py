@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from cxr.reporting.figures import DPI, cut_id
-from cxr.reporting.page import Picture, save_picture
+from cxr.reporting.figures import DPI, cut_id, save_pixels
+from cxr.reporting.page import Gallery, Picture, save_picture
 from cxr.reporting.palette import PREDICTION, TRUTH
 
 TILE_PX = 512  # width and height of each image in the figure; evaluation reads images of at least that size
@@ -170,19 +172,49 @@ def overlay_figure(rows: Mapping[str, Sequence[Overlay]]) -> Figure:
         for column, overlay in enumerate(shown):
             left = gap + column * (tile + gap)
             _show(figure.add_axes((left / width, bottom / height, tile / width, tile / height)), overlay, name)
-    drawn = (overlay.pair for shown in filled.values() for overlay in shown)
-    pairs = [pair for pair in drawn if isinstance(pair, (MaskPair, BoxPair))]
-    known = any(pair.truth is not None for pair in pairs)
-    colors = ({"truth": TRUTH} if known else {}) | ({"prediction": PREDICTION} if pairs else {})
-    handles = [Line2D([], [], color=color, lw=2, label=name) for name, color in colors.items()]
-    if handles:
+    if handles := _legend(filled):
         figure.legend(handles=handles, loc="upper left", ncols=2, borderaxespad=0.2, fontsize=10, frameon=False)
     return figure
 
 
-def save_overlays(rows: Mapping[str, Sequence[Overlay]], folder: str, name: str, caption: str) -> list[Picture]:
-    """Write `overlay_figure` as the PNG `name` into the URI `folder`; no picture where there is no image."""
-    return [save_picture(overlay_figure(rows), folder, name, caption)] if any(rows.values()) else []
+def save_overlays(rows: Mapping[str, Sequence[Overlay]], folder: str, name: str, caption: str) -> list[Gallery]:
+    """Write `overlay_figure` as the PNG `name` into the URI `folder`, and each of its images as a PNG of its own.
+
+    Returns:
+        One gallery; none if there is no image.
+    """
+    if not any(rows.values()):
+        return []
+    figure = overlay_figure(rows)
+    sheet = save_picture(figure, folder, name, caption)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    stem, axes, groups = name.removesuffix(".png"), iter(figure.axes), {}
+    for group, shown in rows.items():
+        groups[group] = []
+        for number, overlay in enumerate(shown, 1):
+            (x0, y0), (x1, y1) = np.rint(next(axes).get_window_extent().get_points()).astype(int)
+            uri = save_pixels(
+                pixels[len(pixels) - y1 : len(pixels) - y0, x0:x1],
+                folder,
+                f"{stem}_{group}_{number}.png".replace(" ", "_"),
+            )
+            note = f": {overlay.note}" if overlay.note else ""
+            groups[group].append(
+                Picture(uri, f"{overlay.image_id}{note}", f"X-ray {overlay.image_id}, {group}{note}")
+            )
+    colors = {str(handle.get_label()): to_hex(handle.get_color()) for handle in _legend(rows)}
+    return [Gallery(groups, sheet, colors)]
+
+
+def _legend(rows: Mapping[str, Sequence[Overlay]]) -> list[Line2D]:
+    """What the colors of masks and boxes mean; only those that occur."""
+    drawn = (overlay.pair for shown in rows.values() for overlay in shown)
+    pairs = [pair for pair in drawn if isinstance(pair, (MaskPair, BoxPair))]
+    known = any(pair.truth is not None for pair in pairs)
+    colors = ({"truth": TRUTH} if known else {}) | ({"prediction": PREDICTION} if pairs else {})
+    return [Line2D([], [], color=color, lw=2, label=name) for name, color in colors.items()]
 
 
 def _show(ax: Axes, overlay: Overlay, name: str) -> None:

@@ -40,11 +40,13 @@ class Gallery:
 
     Args:
         groups: the pictures by name of the group; groups without pictures are left out.
-        sheet: all of them in one picture, which stands for them in the Markdown. Default: the pictures themselves.
+        sheet: all of them in one picture, which stands for them in the Markdown. Its caption explains the gallery.
+        colors: what the colors of outlines mean, as #rrggbb by meaning.
     """
 
     groups: Mapping[str, Sequence[Picture]]
-    sheet: Picture | None = None
+    sheet: Picture
+    colors: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _uris(block: Block) -> list[str]:
     if isinstance(block, Picture):
         return [block.uri]
     if isinstance(block, Gallery):
-        return [block.sheet.uri] if block.sheet else [each.uri for group in block.groups.values() for each in group]
+        return [block.sheet.uri]
     return [uri for inner in block.blocks for uri in _uris(inner)] if isinstance(block, Details) else []
 
 
@@ -166,8 +168,7 @@ def _block(block: Block, out: str) -> list[str]:
     if isinstance(block, Picture):
         return [f"![{block.caption}]({block.uri.removeprefix(out.rstrip('/') + '/')})"]
     if isinstance(block, Gallery):
-        shown = [block.sheet] if block.sheet else [each for group in block.groups.values() for each in group]
-        return [text for each in shown for text in _block(each, out)]
+        return _block(block.sheet, out)
     if isinstance(block, Details):
         return [block.summary, *(text for inner in block.blocks for text in _block(inner, out))]
     return [block]
