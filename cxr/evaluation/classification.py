@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from cxr import schema, storage
 from cxr.errors import UserError
@@ -17,8 +19,9 @@ from cxr.evaluation.classification_data import (
     known_labels,
     load_scores,
 )
-from cxr.evaluation.run import Content, ReportOptions, Run, coverage, read_run, read_truth
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_run, read_truth
 from cxr.metrics import classification
+from cxr.metrics.bootstrap import MeanInterval, column_means, intervals, resampled_means
 from cxr.metrics.classification import ClassificationSummary, FindingRow
 from cxr.reporting import classification as tables
 from cxr.reporting import classification_pictures as pictures
@@ -61,7 +64,27 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
     result = {"metrics": metrics(summary, joined), "findings": tables.write_summary(summary, out)}
     if options.against:
         sections.append(compared(joined, truth, options, out, result))
-    return Content(run, archive, options, counted, sections, result)
+    image_ids = truth.image_ids.take(pa.array(joined.rows)).to_pylist()
+    measures = Measures(image_ids, joined.patients, partial(measure, joined, options))
+    return Content(run, archive, options, counted, sections, result, measures)
+
+
+def measure(joined: LabeledScores, options: ReportOptions, places: np.ndarray) -> dict[str, MeanInterval]:
+    """Metrics of some of these images: means over findings, and the AUROC of each finding."""
+    some = joined.at(joined.rows[places], joined.findings)
+    bootstrap = {"resamples": options.resamples, "seed": options.seed}
+    auroc = classification.auroc_intervals(some.probabilities, some.labels, some.patients, **bootstrap)
+    shares = {
+        "sensitivity": np.where(some.labels == schema.POSITIVE, some.predicted_positive == 1, np.nan),
+        "specificity": np.where(some.labels == schema.NEGATIVE, some.predicted_positive != 1, np.nan),
+    }
+    by_name = {"AUROC": auroc} | {
+        name: intervals(column_means(values), resampled_means(values, some.patients, options.resamples, options.seed))
+        for name, values in shares.items()
+    }
+    return {f"mean {name}": of.over_findings for name, of in by_name.items()} | {
+        f"AUROC/{finding}": value for finding, value in auroc.by_finding(joined.findings).items()
+    }
 
 
 def one_sided(scores: ClassificationScores, truth: LabelTruth, rows: np.ndarray) -> list[FindingRow]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from cxr import schema, storage
 from cxr.boxes import areas
@@ -15,8 +17,9 @@ from cxr.errors import UserError
 from cxr.evaluation.detection_data import DetectionEvaluation, evaluate, one_truth, scored_findings
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import load_scores
-from cxr.evaluation.run import Content, ReportOptions, Run, coverage, read_run
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_run
 from cxr.metrics import classification, detection
+from cxr.metrics.bootstrap import MeanInterval
 from cxr.metrics.detection import VOC_IOUS, DetectionSummary
 from cxr.metrics.localization import Boxes
 from cxr.reporting import classification as label_tables
@@ -67,7 +70,26 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
     result |= {"boxes": tables.write_findings(summary, out), "findings": label_tables.write_summary(labels, out)}
     if options.against:
         sections.append(compared(evaluation, truth, options, result))
-    return Content(run, archive, options, lead, sections, result)
+    image_ids = truth.table[schema.IMAGE_ID].take(pa.array(evaluation.rows)).to_pylist()
+    measures = Measures(image_ids, evaluation.patients, partial(measure, evaluation, options))
+    return Content(run, archive, options, lead, sections, result, measures)
+
+
+def measure(evaluation: DetectionEvaluation, options: ReportOptions, places: np.ndarray) -> dict[str, MeanInterval]:
+    """Metrics of some of these images: mean AP over findings, and the AP of each finding."""
+    some = evaluation.at(evaluation.rows[places])
+    summary = detection.summarize(
+        some.predicted,
+        some.true,
+        some.patients,
+        some.findings,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+    return {f"mean AP at IoU > {iou:g}": means.over_findings for iou, means in summary.voc.items()} | {
+        f"AP at IoU > {VOC_IOUS[0]:g}/{finding}": value
+        for finding, value in summary.voc[VOC_IOUS[0]].by_finding(some.findings).items()
+    }
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from cxr import schema, storage
 from cxr.errors import UserError
@@ -14,8 +15,9 @@ from cxr.evaluation import classification, classification_data
 from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import LocalizationEvaluation, baseline_boxes, evaluate, load_scores
-from cxr.evaluation.run import Content, ReportOptions, Run, coverage, read_run
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_run
 from cxr.imaging.geometry import ResizeTransform
+from cxr.metrics.bootstrap import MeanInterval
 from cxr.metrics.localization import MEASURES, THRESHOLDS, LocalizationRates, paired_gain, summarize
 from cxr.reporting import classification as label_tables
 from cxr.reporting import localization as tables
@@ -25,6 +27,7 @@ from cxr.wording import counted
 
 PICTURES = "pictures"
 SHOWN = 3  # images in each row of the picture
+_THRESHOLDS_BY_SUBGROUP = (0.1, 0.5)
 _THRESHOLDS_BY_FINDING = (0.1, 0.3, 0.5)  # thresholds for which result.json has the accuracy of each finding
 
 
@@ -50,7 +53,30 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
         sections.append(_classification_section(joined, options, out, result))
     if options.against:
         sections += compared(evaluation, joined, truth, options, out, result)
-    return Content(run, archive, options, lead, sections, result)
+    image_ids = truth.table[schema.IMAGE_ID].take(pa.array(evaluation.rows)).to_pylist()
+    measures = Measures(image_ids, evaluation.patients, partial(measure, evaluation, options))
+    return Content(run, archive, options, lead, sections, result, measures)
+
+
+def measure(
+    evaluation: LocalizationEvaluation, options: ReportOptions, places: np.ndarray
+) -> dict[str, MeanInterval]:
+    """Metrics of some of these images: means over findings, and the accuracy of each finding."""
+    rates = summarize(
+        evaluation.located.at(places),
+        evaluation.patients[places],
+        evaluation.findings,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+    means = {
+        f"localization accuracy at IoU {at:g}": rates.at("iou", at).over_findings for at in _THRESHOLDS_BY_SUBGROUP
+    }
+    at = _THRESHOLDS_BY_SUBGROUP[0]
+    return {**means, "pointing game": rates.pointing.over_findings} | {
+        f"Localization accuracy at IoU {at:g}/{finding}": value
+        for finding, value in rates.at("iou", at).by_finding(rates.findings).items()
+    }
 
 
 def _labeled(scores: classification_data.ClassificationScores, truth: BoxTruth) -> LabeledScores | None:

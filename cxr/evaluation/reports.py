@@ -15,6 +15,7 @@ from cxr.evaluation.about import about_section, unscored_section
 from cxr.evaluation.headlines import key_figures
 from cxr.evaluation.run import Content, NoGroundTruthError, ReportOptions, Run, read_run
 from cxr.evaluation.score_summary import BOXES, MASKS, PROBABILITIES, Kind
+from cxr.evaluation.subgroups import check_columns, with_subgroups
 from cxr.reporting.page import Report, pictures, write_report
 from cxr.sources.options import HEADERS, ReadOptions
 
@@ -63,7 +64,7 @@ def evaluate(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
         UserError: there is no scoring run, its family has no report, or there is no ground truth.
     """
     run, options = _opened(run_uri, options)
-    result = REPORTS[run.family].evaluate(run, _of_test_images(options), out).result
+    result = with_subgroups(REPORTS[run.family].evaluate(run, _of_test_images(options), out), out).result
     return {**result, "metrics": _without_nan(result["metrics"])}
 
 
@@ -79,7 +80,7 @@ def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
     """
     out = storage.normalize(out)
     run, options = _opened(run_uri, options)
-    content = _content(run, options, out)
+    content = with_subgroups(_content(run, options, out), out)
     result = {**content.result, "metrics": _without_nan(content.result["metrics"])}
     ground_truth = content.archive or "none"
     page = Report(
@@ -122,6 +123,7 @@ def _without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
 def _opened(run_uri: str, options: ReportOptions) -> tuple[Run, ReportOptions]:
     """The run, and the options with those of reading its archive."""
     run = read_run(run_uri)
+    check_columns(options)
     if run.family not in REPORTS:
         raise UserError(
             f"{run.uri} contains scores of family {run.family!r}, for which there is no report; expected one of "

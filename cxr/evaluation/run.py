@@ -45,6 +45,12 @@ class ReportOptions:
     """Number of bootstrap resamples of patients for confidence intervals."""
     seed: int = 0
     """Random seed of the bootstrap and of the images shown."""
+    by: str = ""
+    """Subgroups for which to report the metrics as well: sex, age, view, modality, body_part, and columns of the
+    table given with --groups, separated by commas, such as sex,age,device."""
+    groups: str = ""
+    """Table that divides the images into subgroups: a CSV, TSV or Parquet file with a row for each image or patient
+    and any columns, such as device or site."""
     box_score: float = 0.25
     """Minimum score of the boxes used for image-level decisions, the confusion matrix and pictures. Average
     precision uses all boxes."""
@@ -56,6 +62,13 @@ class ReportOptions:
             raise UserError(f"expected --box-score from 0 to 1, got {self.box_score}")
         if self.resamples < 1:
             raise UserError(f"expected --resamples of 1 or more, got {self.resamples}")
+        if self.groups and not self.by:
+            raise UserError("expected --by with --groups, got none: name the columns by which to divide the images")
+
+    @property
+    def by_columns(self) -> list[str]:
+        """The columns that `by` names, each once."""
+        return list(dict.fromkeys(name.strip() for name in self.by.split(",") if name.strip()))
 
 
 class NoGroundTruthError(UserError):

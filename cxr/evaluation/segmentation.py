@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from cxr import storage
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_masks import MaskTruth, known_masks
-from cxr.evaluation.run import Content, ReportOptions, Run, coverage, read_run
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_run
 from cxr.evaluation.segmentation_data import MaskScores, SegmentationEvaluation, both_masks, evaluate, load_scores
 from cxr.imaging.geometry import fit_mask
 from cxr.metrics import segmentation
@@ -51,7 +52,22 @@ def report(run: Run, options: ReportOptions, out: str, *, label: str) -> Content
     result = {"metrics": {**predicted, **ends, **counts}, "images": tables.write_images(listed, out)}
     if options.against:
         sections.append(compared(evaluation, truth, options, result))
-    return Content(run, archive, options, lead, sections, result)
+    image_ids = [truth.image_ids[int(row)].as_py() for row in evaluation.rows]
+    measures = Measures(image_ids, evaluation.patients, partial(measure, evaluation, options))
+    return Content(run, archive, options, lead, sections, result, measures)
+
+
+def measure(
+    evaluation: SegmentationEvaluation, options: ReportOptions, places: np.ndarray
+) -> dict[str, MeanInterval]:
+    """Means of some of these images."""
+    some = evaluation.at(evaluation.rows[places])
+    means = intervals(some, options)
+    return {
+        "mean Dice": means["dice"],
+        "mean Dice where there is a mask": means["positive_dice"],
+        "mean HD95, px": _interval(some.hd95_px, some, options),
+    }
 
 
 def figures(evaluation: SegmentationEvaluation) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,16 @@ class Intervals:
     mean_high: float
     mean_incomplete: int  # resamples whose mean lacks a finding
     resamples: int
+
+    @property
+    def over_findings(self) -> MeanInterval:
+        """The mean over findings with its interval."""
+        return MeanInterval(self.mean, self.mean_low, self.mean_high)
+
+    def by_finding(self, findings: Sequence[str]) -> dict[str, MeanInterval]:
+        """The metric of each finding with its interval."""
+        columns = (values.tolist() for values in (self.value, self.low, self.high))
+        return {finding: MeanInterval(*row) for finding, *row in zip(findings, *columns, strict=True)}
 
 
 @dataclass(frozen=True)

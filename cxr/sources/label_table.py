@@ -32,7 +32,7 @@ from cxr.sources.text_table import LIST_SEPARATOR, read_table
 from cxr.wording import counted
 
 # Usual names of columns, as `word_key`s, the most specific first.
-_IMAGE = [
+IMAGE_COLUMNS = [
     "path",
     "imagepath",
     "filepath",
@@ -50,7 +50,7 @@ _IMAGE = [
     "uri",
     "id",
 ]
-_NAMES = {
+DETAIL_COLUMNS = {
     schema.PATIENT_ID: ["patientid", "patient", "subjectid", "subject"],
     schema.SPLIT: ["split", "subset", "partition"],
     schema.VIEW: ["viewposition", "view", "projection", "appa"],
@@ -197,7 +197,7 @@ def _recognize(location: str, table: pa.Table, labeling: Labeling) -> _Columns:
         by_key = {word_key(name): name for name in reversed(table.column_names)}
         return next((by_key[key] for key in usual if key in by_key), None)
 
-    image = find(labeling.image_column, "--image-column", _IMAGE)
+    image = find(labeling.image_column, "--image-column", IMAGE_COLUMNS)
     if image is None:
         got = _some(table.column_names)
         raise UserError(
@@ -208,7 +208,7 @@ def _recognize(location: str, table: pa.Table, labeling: Labeling) -> _Columns:
         schema.SPLIT: (labeling.split_column, "--split-column"),
         schema.VIEW: (labeling.view_column, "--view-column"),
     }
-    columns = {name: find(*named.get(name, ("", "")), usual) for name, usual in _NAMES.items()}
+    columns = {name: find(*named.get(name, ("", "")), usual) for name, usual in DETAIL_COLUMNS.items()}
     label_columns = [_named(location, table, name, "--label-columns") for name in labeling.label_columns]
     details = {name: column for name, column in columns.items() if column and column not in (image, *label_columns)}
     remaining = [name for name in table.column_names if name not in (image, *details.values())]
