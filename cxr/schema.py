@@ -112,7 +112,9 @@ PRED_BOXES = "pred_boxes"  # score of detectors and localizers: boxes in the ori
 INCREMENT = "increment"  # column of stored scores: number of the increment that scored the image, see data.run_ledger
 EMBEDDING = "embedding"  # column of stored embeddings: float16 numbers, see `data.embeddings`
 
-FINDINGS_KEY = b"cxr.findings"  # metadata key of a scores file: the checkpoint's findings in order, a JSON list
+# Metadata keys of a scores file.
+FINDINGS_KEY = b"cxr.findings"  # the findings of a single checkpoint in order, a JSON list
+MEMBERS_KEY = b"cxr.members"  # the checkpoints: a JSON list of {name, family, checkpoint, sha256, findings}
 
 LABEL, READER, SCORE = "label", "reader", "score"
 X_MIN, Y_MIN, X_MAX, Y_MAX = "x_min", "y_min", "x_max", "y_max"
@@ -183,6 +185,19 @@ SCORES = pa.schema(
         *_GATE,
     ]
 )  # first columns of every family's scores; `Recipe.score_columns` adds the family's own
+_INPUT_SCORES = (RESIZE_TRANSFORM, CROP_STATUS)  # of SCORES: depend on the input of the network
+
+
+def member_column(member: str, column: str) -> str:
+    """Name of a column in scores of several checkpoints: "MEMBER/COLUMN", or COLUMN if it is the same for all.
+
+    Args:
+        member: name of a checkpoint; empty in scores of a single checkpoint.
+    """
+    shared = column in SCORES.names and column not in _INPUT_SCORES
+    return column if shared or not member else f"{member}/{column}"
+
+
 MASK_SCORES = pa.schema(
     [(PRED_MASK_RLE, pa.string()), (PRED_MASK_AREA_PX, pa.int64()), (PRED_MASK_PROBABILITY, pa.float32())]
 )  # added by segmentation families

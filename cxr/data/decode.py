@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import repeat
 from typing import Any, Protocol
 
@@ -46,13 +46,11 @@ _DECODED_COLUMNS = (
     schema.HEIGHT_PX,
     schema.WIDTH_PX,
     schema.SPACING_MM,
-    schema.RESIZE_TRANSFORM,
-    schema.CROP_STATUS,
     schema.GATE,
     schema.GATE_SCORE,
-    schema.TRUE_THETA,
-    schema.MASKS,
 )
+_FORMAT_COLUMNS = (schema.RESIZE_TRANSFORM, schema.CROP_STATUS, schema.TRUE_THETA, schema.MASKS)
+"""Besides the pixels, what depends on the format in which an image is stored."""
 
 _FROM_HEADER = (  # fields of `Image`, which fill what the manifest does not know
     schema.STUDY_ID,
@@ -104,6 +102,36 @@ class CropSettings(Protocol):
     def loaded(self) -> Crop: ...
 
 
+@dataclass(frozen=True)
+class ImageFormat:
+    """A format in which images are stored."""
+
+    pixels: PixelFormat
+    crop: Crop | None = None
+    """Finds the square of each image to store; None stores the whole image. If no square is found, the whole image is
+    stored, and column `crop_status` says why. Boxes remain in pixels of the original."""
+    enhance: Enhancement | None = None
+    """Applied to each decoded image; `crop` sees the image before enhancement."""
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether images are only resized."""
+        return not (self.crop or self.enhance)
+
+
+def format_column(column: str, number: int) -> str:
+    """Name of a column that depends on the format, in rows of several formats: "pixels", "pixels/1", "pixels/2"."""
+    return f"{column}/{number}" if number else column
+
+
+def rows_in_format(rows: pa.Table, number: int, pixels: PixelFormat) -> pa.Table:
+    """Rows of several formats as `schema.row_schema(pixels)` of one of them."""
+    own = (schema.PIXELS, *_FORMAT_COLUMNS)
+    expected = schema.row_schema(pixels)
+    columns = [rows[format_column(name, number) if name in own else name] for name in expected.names]
+    return pa.table(columns, schema=expected)
+
+
 def make_rows(
     manifest: pa.Table,
     pixels: PixelFormat,
@@ -124,9 +152,8 @@ def make_rows(
 
     Args:
         contents: the images that are in memory; the others, which are None, are read from `source_uri`.
-        crop: finds the square of each image to store; None stores the whole image. If no square is found, the whole
-            image is stored, and column `crop_status` says why. Boxes remain in pixels of the original.
-        enhance: applied to each decoded image; `crop` sees the image before enhancement.
+        crop: see `ImageFormat`.
+        enhance: see `ImageFormat`.
         check: "warn" fills the columns `gate` and `gate_score`, see `cxr.data.gate`; "exclude" also makes images that
             are not upright frontal chest X-rays rows with an error.
 
@@ -151,20 +178,43 @@ def make_counted_rows(
     check: GateMode = "off",
 ) -> tuple[pa.Table, BoxCounts]:
     """`make_rows`, and what became of the manifest's boxes."""
-    store = np.zeros((manifest.num_rows, pixels.size, pixels.size), pixels.dtype)
-    make = partial(
-        _row,
-        boxes_frame=boxes_frame_px(manifest.schema),
-        bits=pixels.bits,
-        crop=crop,
-        enhance=enhance,
-        gated=check != "off",
-    )
+    return _make(manifest, [ImageFormat(pixels, crop, enhance)], threads, contents, check)
+
+
+def make_rows_in_formats(
+    manifest: pa.Table,
+    formats: Sequence[ImageFormat],
+    threads: int = 4,
+    *,
+    contents: Sequence[Content | None] | None = None,
+    check: GateMode = "off",
+) -> pa.Table:
+    """`make_rows` for several formats: each image is fetched and decoded once, and each step that several formats
+    share, such as a crop by the same function, is computed once.
+
+    The columns that depend on the format are there once per format, under the names of `format_column`; see
+    `rows_in_format`. An image that cannot be stored in one of the formats is a row with an error.
+    """
+    return _make(manifest, formats, threads, contents, check)[0]
+
+
+def _make(
+    manifest: pa.Table,
+    formats: Sequence[ImageFormat],
+    threads: int,
+    contents: Sequence[Content | None] | None,
+    check: GateMode,
+) -> tuple[pa.Table, BoxCounts]:
+    stores = [
+        np.zeros((manifest.num_rows, pixels.size, pixels.size), pixels.dtype)
+        for pixels in (stored.pixels for stored in formats)
+    ]
+    make = partial(_row, formats=formats, boxes_frame=boxes_frame_px(manifest.schema), gated=check != "off")
     with ThreadPoolExecutor(threads) as pool:
-        values = list(pool.map(make, manifest.to_pylist(), store, contents or repeat(None)))
+        values = list(pool.map(make, manifest.to_pylist(), zip(*stores, strict=True), contents or repeat(None)))
     if check != "off":
         _apply_gate(values, check)
-    return _table(manifest, values, store, pixels)
+    return _table(manifest, values, stores, formats)
 
 
 def _apply_gate(values: list[Values], check: GateMode) -> None:
@@ -184,27 +234,34 @@ def _apply_gate(values: list[Values], check: GateMode) -> None:
 
 def _row(
     manifest_row: Values,
-    out: np.ndarray,
+    outputs: Sequence[np.ndarray],
     content: Content | None,
+    formats: Sequence[ImageFormat],
     boxes_frame: int | None,
-    bits: int,
-    crop: Crop | None,
-    enhance: Enhancement | None,
     gated: bool,
 ) -> Values:
-    """The columns that decoding adds to a manifest row; the pixels are written into `out` (size, size)."""
+    """The columns that decoding adds to a manifest row; the pixels of each format are written into its output, an
+    array (size, size)."""
+    sizes = {stored.pixels.size for stored in formats}
+    fit_px = sizes.pop() if len(sizes) == 1 and all(stored.is_fit for stored in formats) else None
     try:
-        with _decoded(manifest_row[schema.SOURCE_URI], content, None if crop or enhance else len(out)) as decoded:
-            square, transform, crop_status = _stored_pixels(decoded, len(out), crop, enhance)
-            values = _image_columns(manifest_row, decoded, transform, boxes_frame) | {schema.CROP_STATUS: crop_status}
-            cropped = crop_status is not None and not crop_status.startswith(_WHOLE)
-            values[schema.TRUE_THETA] = None if cropped else manifest_row[schema.TRUE_THETA]
-            values[schema.MASKS] = _masks(
-                manifest_row[schema.MASKS] or (), decoded.height, decoded.width, len(out), transform
-            )
+        with _decoded(manifest_row[schema.SOURCE_URI], content, fit_px) as decoded:
+            height, width = decoded.height, decoded.width
+            values = _image_columns(manifest_row, decoded, boxes_frame)
+            masks = _original_masks(manifest_row[schema.MASKS] or (), height, width)
+            in_formats = enumerate(zip(_stored_pixels(decoded, formats, fit_px), formats, outputs, strict=True))
+            for number, ((square, transform, crop_status), stored, output) in in_formats:
+                output[:] = to_bits(square, stored.pixels.bits)
+                cropped = crop_status is not None and not crop_status.startswith(_WHOLE)
+                own = {
+                    schema.RESIZE_TRANSFORM: transform.as_dict(),
+                    schema.CROP_STATUS: crop_status,
+                    schema.TRUE_THETA: None if cropped else manifest_row[schema.TRUE_THETA],
+                    schema.MASKS: _fitted_masks(masks, stored.pixels.size, transform),
+                }
+                values |= {format_column(name, number): value for name, value in own.items()}
             if gated:
                 values[_THUMBNAIL] = gate.thumbnail(decoded.image.pixels)
-            out[:] = to_bits(square, bits)
             return values
     except Exception as error:
         if not _concerns_one_image(error):
@@ -238,16 +295,39 @@ def _fitted(image: Image, fit_px: int | None) -> Decoded:
 
 
 def _stored_pixels(
-    decoded: Decoded, size: int, crop: Crop | None, enhance: Enhancement | None
-) -> tuple[np.ndarray, ResizeTransform, str | None]:
-    """The pixels to store, their transform, and the value of column `crop_status`."""
-    if not (crop or enhance):
-        return decoded.image.pixels, geometry.fitted_transform(decoded.height, decoded.width, size), None
-    pixels = enhance(decoded.image.pixels) if enhance else decoded.image.pixels
-    square = crop(decoded.image.pixels) if crop else None
-    if square is None or square.reason:
-        return *geometry.fit(pixels, size), f"{_WHOLE}: {square.reason}" if square else None
-    return square.crop(pixels, size), square.transform(size), square.status
+    decoded: Decoded, formats: Sequence[ImageFormat], fit_px: int | None
+) -> Iterator[tuple[np.ndarray, ResizeTransform, str | None]]:
+    """For each format: the pixels to store, their transform, and the value of column `crop_status`.
+
+    Args:
+        fit_px: the size to which the image has been fitted when it was decoded; None: it has its original size.
+    """
+    original = decoded.image.pixels
+
+    @cache
+    def enhanced(enhance: Enhancement | None) -> np.ndarray:
+        return enhance(original) if enhance else original
+
+    @cache
+    def square_of(crop: Crop) -> Square:
+        return crop(original)
+
+    @cache
+    def fitted(enhance: Enhancement | None, size: int) -> np.ndarray:
+        return original if fit_px else geometry.fit(enhanced(enhance), size)[0]
+
+    @cache
+    def cropped(crop: Crop, enhance: Enhancement | None, size: int) -> np.ndarray:
+        return square_of(crop).crop(enhanced(enhance), size)
+
+    for stored in formats:
+        size, crop, enhance = stored.pixels.size, stored.crop, stored.enhance or None
+        square = square_of(crop) if crop else None
+        if crop and square and not square.reason:
+            yield cropped(crop, enhance, size), square.transform(size), square.status
+        else:
+            transform = geometry.fitted_transform(decoded.height, decoded.width, size)
+            yield fitted(enhance, size), transform, f"{_WHOLE}: {square.reason}" if square else None
 
 
 def _concerns_one_image(error: Exception) -> bool:
@@ -268,10 +348,8 @@ def _reason(error: Exception) -> str:
     return f"unexpected {type(error).__name__}{raised_at(error)}"
 
 
-def _image_columns(
-    manifest_row: Values, decoded: Decoded, transform: ResizeTransform, boxes_frame: int | None
-) -> Values:
-    """All columns except pixels, boxes and masks; the spacing is that of the file's own pixels."""
+def _image_columns(manifest_row: Values, decoded: Decoded, boxes_frame: int | None) -> Values:
+    """All columns except boxes and those that depend on the format; the spacing is that of the file's own pixels."""
     image, height, width = decoded.image, decoded.height, decoded.width
     x_scale, y_scale = frame_scales(manifest_row[schema.BOXES_FRAME], boxes_frame, height, width)
     spacing = manifest_row[schema.SPACING_MM]
@@ -283,7 +361,6 @@ def _image_columns(
         schema.HEIGHT_PX: height,
         schema.WIDTH_PX: width,
         schema.SPACING_MM: spacing or image.spacing_mm,
-        schema.RESIZE_TRANSFORM: transform.as_dict(),
     }
 
 
@@ -291,16 +368,21 @@ def _first_known(listed: Any, in_file: Any) -> Any:
     return in_file if listed is None else listed
 
 
-def _masks(sources: Sequence[Values], height: int, width: int, size: int, transform: ResizeTransform) -> list[Values]:
-    """One bit-packed mask per label: the union of all masks with this label, such as left and right lung."""
+def _original_masks(sources: Sequence[Values], height: int, width: int) -> dict[str, np.ndarray]:
+    """One bool (height, width) per label: the union of all masks with this label, such as left and right lung."""
     united: dict[str, np.ndarray] = {}
     for source in sources:
         label = source[schema.LABEL]
         mask = original_mask(source, height, width)
         united[label] = united[label] | mask if label in united else mask
+    return united
+
+
+def _fitted_masks(masks: Mapping[str, np.ndarray], size: int, transform: ResizeTransform) -> list[Values]:
+    """The masks of an original, bit-packed on the pixel grid of its stored pixels."""
     return [
         {schema.LABEL: label, schema.MASK_BITS: np.packbits(geometry.fit_mask(mask, size, transform)).tobytes()}
-        for label, mask in united.items()
+        for label, mask in masks.items()
     ]
 
 
@@ -339,17 +421,26 @@ def _resized_mask(mask: np.ndarray, label: str, height: int, width: int) -> np.n
 
 
 def _table(
-    manifest: pa.Table, values: Sequence[Values], store: np.ndarray, pixels: PixelFormat
+    manifest: pa.Table, values: Sequence[Values], stores: Sequence[np.ndarray], formats: Sequence[ImageFormat]
 ) -> tuple[pa.Table, BoxCounts]:
-    row_schema = schema.row_schema(pixels)
+    row_schema = schema.row_schema(formats[0].pixels)
     errors = pa.array([row.get(schema.ERROR) for row in values], pa.string())
+
+    def column(name: str, key: str) -> pa.Array:
+        return pa.array([row.get(key) for row in values], row_schema.field(name).type)
+
     columns = {name: manifest[name] for name in manifest.column_names}
-    columns |= {
-        name: pa.array([row.get(name) for row in values], row_schema.field(name).type) for name in _DECODED_COLUMNS
-    }
-    columns |= {schema.ERROR: errors, schema.PIXELS: _pixels_column(store, errors, pixels)}
+    columns |= {name: column(name, name) for name in _DECODED_COLUMNS}
+    columns |= {schema.ERROR: errors}
     placed = _placed_boxes(manifest, columns[schema.WIDTH_PX], columns[schema.HEIGHT_PX])
     columns[schema.BOXES] = placed.boxes
+    fields = [*row_schema]
+    for number, (store, stored) in enumerate(zip(stores, formats, strict=True)):
+        own = {name: column(name, format_column(name, number)) for name in _FORMAT_COLUMNS}
+        own[schema.PIXELS] = _pixels_column(store, errors, stored.pixels)
+        columns |= {format_column(name, number): value for name, value in own.items()}
+        fields += [pa.field(format_column(name, number), value.type) for name, value in own.items() if number]
+    row_schema = pa.schema(fields, row_schema.metadata)
     return pa.table([columns[name] for name in row_schema.names], schema=row_schema), placed.counts
 
 

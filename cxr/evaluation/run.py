@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -86,6 +87,8 @@ class Run:
     checkpoint_sha256: str
     select: str = ""  # the expression that selected the scored images; see sources.selection
     input_size: int = 0  # height and width in pixels of the network's input
+    member: str = ""
+    """Which of several checkpoints; empty if the run is of a single one."""
 
     @property
     def archive(self) -> str:
@@ -96,8 +99,28 @@ class Run:
         return self.archives[0]
 
 
-def read_run(uri: str) -> Run:
+def read_run(uri: str, member: str = "") -> Run:
     """Read the run that `cxr score` wrote to `uri`.
+
+    Args:
+        member: which of several checkpoints.
+
+    Raises:
+        UserError: there is no scoring run, `member` is not one of its checkpoints, or there are several and none is
+            named.
+    """
+    runs = read_runs(uri)
+    named = {run.member: run for run in runs}
+    if member in named:
+        return named[member]
+    if not member:
+        raise UserError(f"{uri} has scores of several checkpoints: name one with --member: {', '.join(named)}")
+    expected = f"one of {', '.join(named)}" if runs[0].member else "no --member, because the run is of one checkpoint"
+    raise UserError(f"{uri}: expected {expected}, got --member {member}: correct it")
+
+
+def read_runs(uri: str) -> list[Run]:
+    """Read the run that `cxr score` wrote to `uri`: one entry for each of its checkpoints, in their order.
 
     Raises:
         UserError: there is no scoring run.
@@ -105,13 +128,30 @@ def read_run(uri: str) -> Run:
     uri = storage.normalize(uri)
     ledger = storage.join(uri, LEDGER_FILE)
     settings = storage.read_json(ledger).get("settings", {}) if storage.exists(ledger) else {}
-    if not {"recipe", "archive", "checkpoint_sha256"} <= set(settings):
+    members = (
+        {name: settings["members"][name] for name in settings["panel"]} if "panel" in settings else {"": settings}
+    )
+    if "archive" not in settings or not all({"recipe", "checkpoint_sha256"} <= set(one) for one in members.values()):
         raise UserError(f"{uri} contains no scoring run: give the --out of cxr score, or run that job first")
     archives = settings["archive"]
     archives = (archives,) if isinstance(archives, str) else tuple(archives)
-    recipe, sha256 = settings["recipe"], settings["checkpoint_sha256"]
-    family = recipe["members"][0]["family"] if recipe["family"] == ENSEMBLE else recipe["family"]
-    return Run(uri, family, archives, sha256, settings.get("select", ""), recipe.get("size", 0))
+    select = settings.get("select", "")
+    return [
+        Run(
+            uri,
+            _family(one["recipe"]),
+            archives,
+            one["checkpoint_sha256"],
+            select,
+            one["recipe"].get("size", 0),
+            name,
+        )
+        for name, one in members.items()
+    ]
+
+
+def _family(recipe: Mapping[str, Any]) -> str:
+    return recipe["members"][0]["family"] if recipe["family"] == ENSEMBLE else recipe["family"]
 
 
 @dataclass(frozen=True)
@@ -173,6 +213,8 @@ def read_scores(
 ) -> list[pa.Table]:
     """These columns of each part of a run's scores; parts keep the metadata of their schema.
 
+    For one of several checkpoints (`Run.member`), columns and metadata are as in a run of this checkpoint alone.
+
     Args:
         split: only images of this split; "all" for all scored images.
         optional: further columns of `schema.SCORES`, which are null where a part lacks them.
@@ -186,7 +228,7 @@ def read_scores(
         raise UserError(f"{folder} contains no scores: run cxr score with --out {run.uri} until it finishes")
     read = [schema.SPLIT, *columns] if split != "all" else [*columns]
     with ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(partial(storage.read_parquet, columns=[*read, *optional]), uris))
+        parts = list(pool.map(partial(_read_part, member=run.member, columns=[*read, *optional]), uris))
     for uri, part in zip(uris, parts, strict=True):
         if missing := set(read) - set(part.column_names):
             raise UserError(
@@ -203,6 +245,19 @@ def read_scores(
     if len({image_id for part in parts for image_id in part[schema.IMAGE_ID].to_pylist()}) < images:
         raise UserError(f"{folder} contains images twice: score the archive again, into an empty --out")
     return parts if split == "all" else _of_split(parts, split, f"the run {run.uri}")
+
+
+def _read_part(uri: str, member: str, columns: Sequence[str]) -> pa.Table:
+    """These columns of a part of scores, as far as there are any, as if only this member had scored it."""
+    names = {schema.member_column(member, name): name for name in columns}
+    part = storage.read_parquet(uri, columns=[*names])
+    if not member:
+        return part
+    records = json.loads(part.schema.metadata[schema.MEMBERS_KEY])
+    (record,) = (record for record in records if record["name"] == member)
+    return part.rename_columns([names[name] for name in part.column_names]).replace_schema_metadata(
+        {schema.FINDINGS_KEY: json.dumps(record["findings"]), schema.MEMBERS_KEY: json.dumps([record])}
+    )
 
 
 def _of_split(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -10,15 +11,13 @@ import pyarrow as pa
 from cxr import storage
 from cxr.data import ledger, shards
 from cxr.data.ledger import Part
+from cxr.errors import UserError
 from cxr.families import lung_crop
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.compatibility import check_compatible
-from cxr.families.lung_crop import ImageCrop
-from cxr.imaging.enhance import Enhancement
 from cxr.inference import latents
 from cxr.inference.latents import Origin
-from cxr.inference.read import PART_ROWS, SHARD, PartReader
-from cxr.schema import PixelFormat
+from cxr.inference.read import PART_ROWS, SHARD, InputFormat, PartReader
 from cxr.sources import find_source, open_manifest
 from cxr.sources.options import GateMode, ReadOptions
 
@@ -29,49 +28,63 @@ _MIN_ROWS, _MAX_ROWS = 16, 1024  # of a part
 
 @dataclass(frozen=True)
 class Plan:
-    """An archive divided into parts, and the format of its images when they reach the network."""
+    """An archive divided into parts, and the formats of its images when they reach the networks."""
 
     parts: list[Part]
-    pixels: PixelFormat
+    formats: tuple[InputFormat, ...]
+    """All different formats; of shards, there is one, which says how images were cropped and enhanced when they were
+    stored."""
+    format_of: tuple[int, ...]
+    """For each network, the number of its format."""
     origin: Origin
     encoded: bool = False  # the pixels are latents
-    crop: ImageCrop | None = None  # how images are cropped, or were cropped when shards were made
-    enhance: Enhancement | None = None  # how images are enhanced, or were enhanced then
     notes: tuple[str, ...] = ()  # for the user
 
     def reader(self, check: GateMode) -> PartReader:
         """The reader of these parts, with or without the gate."""
-        return PartReader(self.pixels, self.crop, self.enhance, check)
+        return PartReader(self.formats, check)
 
 
-def plan_scoring(archive: str, model: Checkpoint, reading: ReadOptions) -> Plan:
-    """Divide an archive (raw, shards or latents) into parts that a checkpoint can score.
+def plan_scoring(archive: str, models: Mapping[str, Checkpoint], reading: ReadOptions) -> Plan:
+    """Divide an archive (raw, shards or latents) into parts that all of these checkpoints can score.
+
+    Args:
+        models: the checkpoints by the names that messages call them by; a single one may have an empty name.
 
     Raises:
-        UserError: the archive does not exist or does not fit the checkpoint, or `reading` selects images of shards.
+        UserError: the archive does not exist or does not fit a checkpoint, or `reading` selects images of shards.
     """
-    crop = lung_crop.of_checkpoint(model)
     if shards.is_shards(archive):
         reading.check_raw(archive)
         info = shards.read_info(archive, latents=True)
-        check_compatible([info], model)
-        if info.latents is not None:
-            latents.check_encoder(info, model)
+        for name, model in models.items():
+            try:
+                check_compatible([info], model)
+                if info.latents is not None:
+                    latents.check_encoder(info, model)
+            except UserError as mistake:
+                raise (UserError(f"member {name}: {mistake}") if name else mistake) from mistake.__cause__
         shards.check_ids(info)
+        stored = InputFormat(info.pixels, lung_crop.of_checkpoint(next(iter(models.values()))), info.enhancement)
         origin = Origin(archive, info.source, info.findings)
-        return Plan(_shard_parts(info), info.pixels, origin, bool(info.latents), crop, info.enhancement)
+        return Plan(_shard_parts(info), (stored,), (0,) * len(models), origin, bool(info.latents))
+    formats: list[InputFormat] = []
+    format_of: list[int] = []
+    for recipe, crop in ((model.recipe, lung_crop.of_checkpoint(model)) for model in models.values()):
+        own = InputFormat(recipe.pixel_format, crop, recipe.enhancement)
+        number = next((i for i, other in enumerate(formats) if own.same_images(other)), len(formats))
+        format_of.append(number)
+        formats += [own] if number == len(formats) else []
     manifest = open_manifest(archive, reading)
-    pixels = model.recipe.pixel_format
-    rows = max(_MIN_ROWS, min(rows_per_part(pixels), math.ceil(manifest.table.num_rows / 8)))
+    rows = max(_MIN_ROWS, min(rows_per_part(formats), math.ceil(manifest.table.num_rows / 8)))
     origin = Origin(archive, find_source(archive, reading.source).name, manifest.findings)
     parts = ledger.plan(manifest.table, rows, folder=SCORES)
-    notes = tuple(manifest.notes)
-    return Plan(parts, pixels, origin, crop=crop, enhance=model.recipe.enhancement, notes=notes)
+    return Plan(parts, tuple(formats), tuple(format_of), origin, notes=tuple(manifest.notes))
 
 
-def rows_per_part(pixels: PixelFormat) -> int:
+def rows_per_part(formats: Iterable[InputFormat]) -> int:
     """The largest number of images that are decoded together."""
-    return max(1, min(_MAX_ROWS, _PART_BYTES // pixels.row_bytes))
+    return max(1, min(_MAX_ROWS, _PART_BYTES // sum(stored.pixels.row_bytes for stored in formats)))
 
 
 def _shard_parts(info: shards.ShardInfo) -> list[Part]:

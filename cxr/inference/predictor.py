@@ -26,7 +26,7 @@ from cxr.inference.explanation import HeatMap
 from cxr.inference.inputs import Images, archive_uri, chunks
 from cxr.inference.options import Precision
 from cxr.inference.plan import plan_scoring, rows_per_part
-from cxr.inference.read import PartReader
+from cxr.inference.read import InputFormat, PartReader
 from cxr.inference.scorer import Scorer
 from cxr.schema import PixelFormat
 from cxr.sources.options import ALL_IMAGES, GateMode, ReadOptions
@@ -99,7 +99,7 @@ class Predictor:
         self._model = model
         self._scorer = Scorer(model, device, batch_size, precision=precision)
         self._pixels = model.recipe.pixel_format
-        self._crop = lung_crop.of_checkpoint(model)
+        self._input = InputFormat(self._pixels, lung_crop.of_checkpoint(model), model.recipe.enhancement)
 
     def __repr__(self) -> str:
         return f"<cxr.Predictor: {self.family}, {self._model.uri}, on {self._scorer.device}>"
@@ -249,17 +249,18 @@ class Predictor:
     def _read(self, images: Images, reading: ReadOptions) -> Iterator[Decoded]:
         archive = archive_uri(images)
         if archive is not None:
-            plan = plan_scoring(archive, self._model, reading)
+            plan = plan_scoring(archive, {"": self._model}, reading)
             for note in plan.notes:
                 _LOGGER.info(note)
             parts = (plan.reader(reading.gate).rows(part.rows) for part in plan.parts)
-            yield from ((rows, plan.pixels, plan.encoded) for rows in prefetched(parts, depth=1))
+            pixels = plan.formats[0].pixels
+            yield from ((rows, pixels, plan.encoded) for rows in prefetched(parts, depth=1))
             return
-        for chunk in chunks(images, min(self._scorer.batch_size, rows_per_part(self._pixels))):
+        for chunk in chunks(images, min(self._scorer.batch_size, rows_per_part([self._input]))):
             yield self._reader(reading.gate).rows(chunk.manifest, chunk.contents), self._pixels, False
 
     def _reader(self, check: GateMode) -> PartReader:
-        return PartReader(self._pixels, self._crop, self._model.recipe.enhancement, check)
+        return PartReader((self._input,), check)
 
 
 def _unit(picture: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ Imports neither torch nor Ray: torch would cost each reading process seconds and
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import cv2
 import pyarrow as pa
 
 from cxr import schema, storage
-from cxr.data.decode import Content, CropSettings, make_rows
+from cxr.data.decode import Content, Crop, CropSettings, ImageFormat, make_rows_in_formats
 from cxr.imaging.enhance import Enhancement
 from cxr.schema import PixelFormat
 from cxr.sources.options import GateMode
@@ -22,22 +23,48 @@ SHARD = "shard"  # column of a part that is a shard file: its URI
 
 
 @dataclass(frozen=True)
+class InputFormat:
+    """How images reach a network."""
+
+    pixels: PixelFormat
+    crop: CropSettings | None = None
+    enhance: Enhancement | None = None
+
+    def same_images(self, other: InputFormat) -> bool:
+        """Whether images in both formats are identical, wherever the checkpoint lies that crops them."""
+        mine, others = ((f.pixels, f.enhance or None, _described(f.crop)) for f in (self, other))
+        return mine == others
+
+
+def _described(crop: CropSettings | None) -> str:
+    return json.dumps(crop.describe(), sort_keys=True) if crop else ""
+
+
+@dataclass(frozen=True)
 class PartReader:
     """Reads parts of an archive, and decodes them unless they are shard files."""
 
-    pixels: PixelFormat
-    crop: CropSettings | None
-    enhance: Enhancement | None
+    formats: tuple[InputFormat, ...]
+    """Of raw images, which are decoded once for all of them; shards have only one."""
     check: GateMode
 
     def rows(self, part: pa.Table, contents: Sequence[Content | None] | None = None) -> pa.Table:
-        """The rows (`schema.row_schema`) of a part: those of its shard file, or the images of its manifest, some of
-        which may be in memory (see `data.decode.make_rows`)."""
+        """The rows of a part: those of its shard file, or the images of its manifest, some of which may be in memory.
+
+        They have `schema.row_schema`, and further columns if there are several formats; see
+        `data.decode.make_rows_in_formats`.
+        """
         if SHARD in part.column_names:
-            stored = storage.read_parquet(part[SHARD][0].as_py())
-            return schema.conform_to_schema(stored, schema.row_schema(self.pixels))
-        crop = self.crop.loaded() if self.crop else None
-        return make_rows(part, self.pixels, contents=contents, crop=crop, enhance=self.enhance, check=self.check)
+            (stored,) = self.formats
+            return schema.conform_to_schema(
+                storage.read_parquet(part[SHARD][0].as_py()), schema.row_schema(stored.pixels)
+            )
+        crops: dict[str, Crop] = {}  # one function for equal crops, so that their squares are computed once
+        for settings in filter(None, (one.crop for one in self.formats)):
+            if _described(settings) not in crops:
+                crops[_described(settings)] = settings.loaded()
+        formats = [ImageFormat(f.pixels, crops.get(_described(f.crop)), f.enhance) for f in self.formats]
+        return make_rows_in_formats(part, formats, contents=contents, check=self.check)
 
     def labeled_rows(self, part: pa.Table) -> pa.Table:
         """The rows of a part that has the columns PART and PART_ROWS, with these columns."""

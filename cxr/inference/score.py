@@ -1,24 +1,17 @@
-"""score(): a checkpoint applied to a whole archive, each image exactly once, on Ray Data."""
+"""score(): checkpoints applied to whole archives in one pass, each image exactly once, on Ray Data."""
 
 from __future__ import annotations
 
-import io
 import itertools
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import cv2
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray.data
 
 from cxr import schema, storage
 from cxr.data import embeddings, gate, ledger, shards
-from cxr.data.batch import best_device
 from cxr.data.dicom_headers import read_large_archive
 from cxr.data.ledger import Ledger, Part
 from cxr.data.ray_data import finished, map_blocks
@@ -26,86 +19,75 @@ from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.capabilities import embedder, latent_encoder
 from cxr.families.checkpoint import Checkpoint
-from cxr.imaging import dicom_terms
 from cxr.inference import latents
 from cxr.inference.options import ScoreOptions, check_archives, resolved
+from cxr.inference.panel import Member, Panel, member_record
+from cxr.inference.part_scorer import COUNTED, LATENTS, PartScorer, ScoreCounts, gives_embeddings, gives_latents
 from cxr.inference.plan import SCORES, Plan, plan_scoring
 from cxr.inference.read import PART, PART_ROWS, SHARD
-from cxr.inference.scorer import ScoredBatch, Scorer
 from cxr.runtime import cluster, lease
-from cxr.runtime.console import note
 from cxr.runtime.progress import Progress
-
-LATENTS = "latents"  # folder of the result, beside SCORES
-_CODES = (schema.VIEW, schema.BODY_PART, schema.MODALITY)
-_COUNTED = pa.schema([schema.SCORES.field(n) for n in (schema.ERROR, schema.GATE, *_CODES)])
 
 
 @dataclass(frozen=True)
 class Scored:
     """The result of a scoring run."""
 
-    scores: str  # folder of Parquet files, schema.SCORES and the family's columns
-    latents: str  # archive of latents; empty if none was requested
-    embeddings: str  # folder of Parquet files, see data.embeddings; empty if none were requested
+    scores: str  # folder of Parquet files, schema.SCORES and the columns of the families
     images: int
     rejects: int
     reasons: dict[str, int]  # the most frequent errors, with counts
     not_frontal_chest: dict[str, int]  # known properties of other images ("view LATERAL"), with counts
     images_per_s: float
+    members: list[ScoredMember] = field(default_factory=list)
 
 
-@dataclass
-class ScoreCounts:
-    """Counts over the written parts of a run."""
+@dataclass(frozen=True)
+class ScoredMember:
+    """A checkpoint of a scoring run, and what it wrote besides scores."""
 
-    reasons: Counter[str] = field(default_factory=Counter)
-    not_frontal_chest: Counter[str] = field(default_factory=Counter)
-
-    def add(self, part: pa.Table) -> None:
-        """Add a part's scores; for images that the gate has not checked, the codes of DICOM headers count."""
-        rows = schema.conform_to_schema(part.select([n for n in _COUNTED.names if n in part.column_names]), _COUNTED)
-        self.reasons.update(pc.drop_null(rows[schema.ERROR]).to_pylist())
-        self.not_frontal_chest.update(gate.not_frontal(rows[schema.GATE]))
-        unchecked = rows.filter(rows[schema.GATE].is_null())
-        codes = (unchecked[name].to_pylist() for name in _CODES)
-        self.not_frontal_chest += dicom_terms.other_than_frontal_chest(*codes)
+    name: str  # empty for a single checkpoint
+    family: str
+    checkpoint: str
+    sha256: str
+    latents: str  # archive of latents; empty if there is none
+    embeddings: str  # folder of Parquet files, see data.embeddings; empty if there are none
 
 
-def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: ScoreOptions | None = None) -> Scored:
+def score(archive: str | Sequence[str], panel: str | Panel, out: str, options: ScoreOptions | None = None) -> Scored:
     """Score every image of an archive (raw, or shards), or of several archives, into OUT/scores/*.parquet.
 
     A rerun into the same OUT continues with the missing parts; every image ends up in exactly one row,
     scored or with `error` set.
 
+    Args:
+        panel: checkpoints that score each image in the same pass, or the URI of a single one.
+
     Raises:
-        UserError: OUT has scores of other archives or another checkpoint, several archives share an image id, or
+        UserError: OUT has scores of other archives or other checkpoints, several archives share an image id, or
             more than `max_rejects` are unreadable.
     """
     options = options or ScoreOptions()
+    panel = Panel.of([panel]) if isinstance(panel, str) else panel
     archives = check_archives([archive] if isinstance(archive, str) else archive, options)
     out = storage.normalize(out)
     cluster.check_shared(out)
     precision = resolved(options.precision, "cuda" if cluster.total("GPU") else "cpu")
     options = replace(options, reading=options.reading.with_headers(out), precision=precision)
-    model = checkpoint.load(checkpoint_uri)
-    if options.save_latents:
-        latent_encoder(model.recipe).latent_format()  # raises UserError if the family has no latents
-    if options.save_embeddings:
-        embedder(model.recipe)  # raises UserError if the family has none
-    plans = _numbered([_plan(uri, model, options) for uri in archives])
+    models = {member.name: checkpoint.load(member.checkpoint) for member in panel.members}
+    _check_outputs(models, options)
+    plans = _numbered([_plan(uri, models, options) for uri in archives])
     _check_ids(plans)
     parts = [part for plan in plans for part in plan.parts]
+    of_members = {name: _member_settings(plans[0], i, model) for i, (name, model) in enumerate(models.items())}
     settings = {
         "archive": archives[0] if len(archives) == 1 else archives,
-        "checkpoint_sha256": model.about["sha256"],
-        "recipe": model.recipe.to_dict(),
+        **(of_members[""] if panel.is_single else {"panel": panel.names, "members": of_members}),
         "precision": precision,
         "save_images": options.save_images,
         **options.reading.describe(),
         **({"save_latents": True} if options.save_latents else {}),
         **({"save_embeddings": True} if options.save_embeddings else {}),
-        **({"lung_crop": plans[0].crop.describe()} if plans[0].crop else {}),
     }
     with lease.held(out):
         run_ledger = ledger.open_ledger(out, settings, parts)
@@ -115,41 +97,81 @@ def score(archive: str | Sequence[str], checkpoint_uri: str, out: str, options: 
         counts = ScoreCounts()
         for plan in plans:
             remaining = [part for part in plan.parts if part.name in missing]
-            _score_parts(remaining, run_ledger, model.uri, plan, options, progress, counts)
+            _score_parts(remaining, run_ledger, panel, plan, options, progress, counts)
         for part in parts:
             if part.name not in missing:  # an earlier run has written it
-                counts.add(storage.read_parquet(run_ledger.file(part), columns=_COUNTED.names))
+                counts.add(storage.read_parquet(run_ledger.file(part), columns=COUNTED.names))
         uris = {part.name: run_ledger.file(part) for part in parts}
-        if options.save_latents:
-            latents.finish(storage.join(out, LATENTS), uris, model, plans[0].origin)
-        if options.save_embeddings:
-            network = {"checkpoint": model.uri, "sha256": model.about["sha256"], "archives": archives}
-            embeddings.finish(storage.join(out, embeddings.FOLDER), uris, network)
+        members = [_finish(member, models[member.name], plans, uris, out, options) for member in panel.members]
     progress.show()
     scored = Scored(
         scores=storage.join(out, SCORES),
-        latents=storage.join(out, LATENTS) if options.save_latents else "",
-        embeddings=storage.join(out, embeddings.FOLDER) if options.save_embeddings else "",
         images=progress.total,
         rejects=counts.reasons.total(),
         reasons=dict(counts.reasons.most_common(20)),
         not_frontal_chest=dict(counts.not_frontal_chest.most_common()),
         images_per_s=round(progress.images_per_second, 1),
+        members=members,
     )
     excluded = sum(count for reason, count in counts.reasons.items() if gate.is_excluded(reason))
     _check_rejects(scored, excluded, options.max_rejects)
     return scored
 
 
-def _plan(archive: str, model: Checkpoint, options: ScoreOptions) -> Plan:
+def _check_outputs(models: Mapping[str, Checkpoint], options: ScoreOptions) -> None:
+    """Raise UserError if no checkpoint has the latents or embeddings that the options request."""
+    recipes = [model.recipe for model in models.values()]
+    if options.save_latents and not any(map(gives_latents, recipes)):
+        latent_encoder(recipes[0]).latent_format()  # raises UserError
+    if options.save_embeddings and not any(map(gives_embeddings, recipes)):
+        embedder(recipes[0])  # raises UserError
+
+
+def _plan(archive: str, models: Mapping[str, Checkpoint], options: ScoreOptions) -> Plan:
     if not shards.is_shards(archive):
         read_large_archive(archive, options.reading)
-    plan = plan_scoring(archive, model, options.reading)
+    plan = plan_scoring(archive, models, options.reading)
     for line in plan.notes:
         print(f"note: {line}", flush=True)
     if plan.encoded and options.save_latents:
         raise UserError(f"{archive} already contains latents: omit --save-latents")
     return plan
+
+
+def _member_settings(plan: Plan, number: int, model: Checkpoint) -> dict[str, Any]:
+    """What the scores of a member depend on, besides the options."""
+    crop = plan.formats[plan.format_of[number]].crop
+    return {
+        "checkpoint_sha256": model.about["sha256"],
+        "recipe": model.recipe.to_dict(),
+        **({"lung_crop": crop.describe()} if crop else {}),
+    }
+
+
+def _finish(
+    member: Member,
+    model: Checkpoint,
+    plans: Sequence[Plan],
+    uris: Mapping[str, str],
+    out: str,
+    options: ScoreOptions,
+) -> ScoredMember:
+    """Finish the latents and embeddings of a member after all parts have been written.
+
+    Args:
+        uris: of the scores of each part, by the part's name.
+    """
+    saves_latents = options.save_latents and gives_latents(model.recipe)
+    saves_embeddings = options.save_embeddings and gives_embeddings(model.recipe)
+    latents_uri = storage.join(member.folder(out), LATENTS) if saves_latents else ""
+    embeddings_uri = storage.join(member.folder(out), embeddings.FOLDER) if saves_embeddings else ""
+    if latents_uri:
+        latents.finish(latents_uri, uris, model, plans[0].origin)
+    if embeddings_uri:
+        network = {"checkpoint": model.uri, "sha256": model.about["sha256"]}
+        embeddings.finish(embeddings_uri, uris, network | {"archives": [plan.origin.archive for plan in plans]})
+    about = member_record(member.name, model)
+    return ScoredMember(member.name, about["family"], model.uri, about["sha256"], latents_uri, embeddings_uri)
 
 
 def _numbered(plans: Sequence[Plan]) -> list[Plan]:
@@ -184,7 +206,7 @@ def _images(parts: list[Part]) -> int:
 def _score_parts(
     todo: list[Part],
     run_ledger: Ledger,
-    checkpoint_uri: str,
+    panel: Panel,
     plan: Plan,
     options: ScoreOptions,
     progress: Progress,
@@ -203,7 +225,7 @@ def _score_parts(
         tables,
         PartScorer,
         pool=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
-        fn_constructor_args=(checkpoint_uri, run_ledger, plan, options),
+        fn_constructor_args=(panel, run_ledger, plan, options),
         num_cpus=share,
         num_gpus=1 if gpus else None,
     )
@@ -222,76 +244,6 @@ def _labeled(part: Part) -> pa.Table:
     if PART_ROWS not in rows.column_names:
         rows = rows.append_column(PART_ROWS, pa.array([part.rows.num_rows] * part.rows.num_rows))
     return rows
-
-
-class PartScorer:
-    """A network in an actor, which scores one part at a time and writes each as one file."""
-
-    def __init__(self, checkpoint_uri: str, run_ledger: Ledger, plan: Plan, options: ScoreOptions) -> None:
-        self.run_ledger, self.plan, self.options = run_ledger, plan, options
-        self.scorer = Scorer(
-            checkpoint.load(checkpoint_uri),
-            best_device(),
-            options.batch_size,
-            precision=options.precision,
-            compiled=options.compile,
-            note=note,
-        )
-
-    def __call__(self, rows: pa.Table) -> dict[str, Any]:
-        name, count = rows[PART][0].as_py(), rows[PART_ROWS][0].as_py()
-        assert rows.num_rows == count, f"Ray Data split {name}: {rows.num_rows} of {count} rows"
-        scores, encoded, vectors = [], [], []
-        for batch in self.scorer.batches(
-            rows,
-            self.plan.pixels,
-            encoded=self.plan.encoded,
-            render=self.options.save_images,
-            save_latents=self.options.save_latents,
-            save_embeddings=self.options.save_embeddings,
-        ):
-            scores.append(batch.scores)
-            if batch.latents is not None:
-                encoded.append(batch.latents)
-            if batch.embeddings is not None:
-                vectors.append(batch.embeddings)
-            self._write_pictures(batch)
-        if encoded:
-            latents.write_part(storage.join(self.run_ledger.uri, LATENTS), name, pa.concat_tables(encoded))
-        if self.options.save_embeddings:
-            good = rows.filter(pc.is_null(rows[schema.ERROR]))
-            vectors_BD = np.concatenate(vectors) if vectors else np.zeros((0, 1), np.float32)
-            embeddings.write_part(storage.join(self.run_ledger.uri, embeddings.FOLDER), name, good, vectors_BD)
-        table = self.scorer.table(rows, scores)
-        sink = io.BytesIO()
-        pq.write_table(table, sink)
-        storage.write_bytes(self.run_ledger.file(Part(name, rows)), sink.getvalue())
-        counts = ScoreCounts()
-        counts.add(table)
-        return {
-            "name": [name],
-            "images": [count],
-            "errors": [list(counts.reasons.elements())],
-            "not_frontal_chest": [list(counts.not_frontal_chest.elements())],
-        }
-
-    def _write_pictures(self, batch: ScoredBatch) -> None:
-        image_ids = batch.rows[schema.IMAGE_ID].to_pylist()
-        for kind, images in batch.pictures.items():
-            for image_id, image in zip(image_ids, images.cpu().numpy(), strict=True):
-                storage.write_bytes(storage.join(self.run_ledger.uri, kind, picture_name(image_id)), png(image))
-
-
-def png(image: np.ndarray) -> bytes:
-    """A picture, uint8 (H, W), or (H, W, 3) in red, green, blue, as a PNG file."""
-    good, data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)  # OpenCV expects blue first
-    assert good
-    return data.tobytes()
-
-
-def picture_name(image_id: str) -> str:
-    """File name of an image's picture, unique per id: "a/b" -> "a/b.png", "a/b.png" -> "a/b.png.png"."""
-    return storage.safe_path(image_id) + ".png"
 
 
 def _check_rejects(scored: Scored, excluded: int, most: float) -> None:

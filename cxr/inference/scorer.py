@@ -23,7 +23,7 @@ from cxr.errors import UserError
 from cxr.families.base import ScoringContext
 from cxr.families.capabilities import embedder, latent_encoder
 from cxr.families.checkpoint import Checkpoint
-from cxr.inference import latents
+from cxr.inference import latents, panel
 from cxr.inference.options import Precision, resolved
 from cxr.schema import PixelFormat
 
@@ -74,6 +74,7 @@ class Scorer:
         self.device, self.batch_size = device, batch_size
         self.bfloat16 = resolved(precision, device.type) == "bfloat16"
         self._note = note
+        self._record = panel.member_record("", model)
         self._lock = threading.Lock()
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         memory = torch.channels_last if device.type == "cuda" else torch.contiguous_format
@@ -220,4 +221,6 @@ class Scorer:
         index = pa.array(where, mask=~good)
         identity = {field.name: rows[field.name] for field in schema.SCORES}
         table = pa.table(identity | {name: scores[name].take(index) for name in scores.column_names})
-        return table.replace_schema_metadata({schema.FINDINGS_KEY: json.dumps(self.findings)})
+        return table.replace_schema_metadata(
+            {schema.FINDINGS_KEY: json.dumps(self.findings), schema.MEMBERS_KEY: json.dumps([self._record])}
+        )

@@ -139,14 +139,14 @@ def test_images_must_be_as_large_as_the_network_input(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected stored images of at least size=96 px"):
         train(ALIGN.replace(size=96), small, tmp_path)
     with pytest.raises(UserError, match="expected stored images of at least size=96 px"):
-        plan_scoring(small, saved(tmp_path / "checkpoint", ALIGN.replace(size=96)), ReadOptions())
+        plan_scoring(small, {"": saved(tmp_path / "checkpoint", ALIGN.replace(size=96))}, ReadOptions())
 
 
 def test_shards_must_have_the_enhancement_of_recipe_and_checkpoint(tmp_path: Path) -> None:
     plain, recipe = write_shards(tmp_path / "shards", SHARDS), ALIGN.replace(equalize="clahe")
     refused: tuple[Callable[[], object], ...] = (
         lambda: train(recipe, plain, tmp_path),
-        lambda: plan_scoring(plain, saved(tmp_path / "checkpoint", recipe), ReadOptions()),
+        lambda: plan_scoring(plain, {"": saved(tmp_path / "checkpoint", recipe)}, ReadOptions()),
     )
     for call in refused:
         with pytest.raises(UserError, match="was ingested with no enhancement, but this run needs --equalize clahe"):

@@ -81,7 +81,7 @@ def test_training_shards_equal_the_pixels_of_scoring(archive: str, tmp_path: Pat
     made = ensure_shards(options, str(tmp_path / "out"), RECIPE)
     info = shards.read_info(made)
     assert info.enhancement == DONE
-    plan = plan_scoring(archive, saved(tmp_path / "kept", RECIPE), ReadOptions())
+    plan = plan_scoring(archive, {"": saved(tmp_path / "kept", RECIPE)}, ReadOptions())
     rows = pa.concat_tables(plan.reader("off").rows(part.rows) for part in plan.parts)
     seen = dict(zip(rows[schema.IMAGE_ID].to_pylist(), rows[schema.PIXELS].to_pylist(), strict=True))
     assert stored(made) == seen
@@ -126,7 +126,7 @@ def test_shards_with_another_enhancement_are_rejected(tmp_path: Path) -> None:
     wanted = "with no enhancement, but this run needs --denoise median --normalize percentile --equalize clahe"
     for refused in (
         lambda: check_inputs(RECIPE, ArchiveOptions(archive=(plain,)), str(tmp_path / "out")),
-        lambda: plan_scoring(plain, saved(tmp_path / "kept", RECIPE), ReadOptions()),
+        lambda: plan_scoring(plain, {"": saved(tmp_path / "kept", RECIPE)}, ReadOptions()),
     ):
         with pytest.raises(UserError, match=f"{wanted}: run cxr ingest --denoise median"):
             refused()

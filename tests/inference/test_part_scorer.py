@@ -13,9 +13,10 @@ from cxr.data.ledger import Ledger
 from cxr.families import checkpoint
 from cxr.families.classify import ClassifyRecipe
 from cxr.inference.options import ScoreOptions
+from cxr.inference.panel import Panel
+from cxr.inference.part_scorer import PartScorer
 from cxr.inference.plan import plan_scoring
-from cxr.inference.read import PART, PART_ROWS, PartReader
-from cxr.inference.score import PartScorer
+from cxr.inference.read import PART, PART_ROWS
 from cxr.sources.options import ALL_IMAGES
 from tests.made_shards import write_shards
 from tests.saved_checkpoint import save_untrained
@@ -31,12 +32,12 @@ def test_embeddings_of_good_images_are_written_beside_the_scores(tmp_path: Path)
         write_shards(tmp_path / "shards", {"train": 6}),
         save_untrained(tmp_path / "c", ClassifyRecipe(size=32)),
     )
-    plan = plan_scoring(made, checkpoint.load(base), ALL_IMAGES)
-    rows = PartReader(plan.pixels, None, None, "off").rows(plan.parts[0].rows)
+    plan = plan_scoring(made, {"": checkpoint.load(base)}, ALL_IMAGES)
+    rows = plan.reader("off").rows(plan.parts[0].rows)
     errors = pa.array([None, "damaged", *[None] * 4], pa.string())
     rows = rows.set_column(rows.schema.get_field_index(schema.ERROR), schema.ERROR, errors)
     out, first, second = str(tmp_path / "out"), "scores/part-00000", "scores/part-00001"
-    scorer = PartScorer(base, Ledger(out), plan, ScoreOptions(save_embeddings=True, batch_size=4))
+    scorer = PartScorer(Panel.of([base]), Ledger(out), plan, ScoreOptions(save_embeddings=True, batch_size=4))
     scorer(_named(rows, first))
     scorer(_named(rows.slice(1, 1), second))  # a part without a good image
     scores = storage.read_parquet(storage.join(out, "scores/part-00000.parquet"))

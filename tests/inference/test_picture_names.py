@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from cxr.families.outlines import outlined_boxes, outlined_masks
-from cxr.inference.score import picture_name, png
+from cxr.inference.part_scorer import picture_name, png
 from cxr.reporting import palette
 
 IDS = [

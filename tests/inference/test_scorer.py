@@ -15,7 +15,6 @@ from cxr.families import checkpoint
 from cxr.families.classify import ClassifyRecipe
 from cxr.inference.options import resolved
 from cxr.inference.plan import plan_scoring
-from cxr.inference.read import PartReader
 from cxr.inference.scorer import Scorer
 from cxr.schema import PixelFormat
 from cxr.sources.options import ALL_IMAGES
@@ -30,8 +29,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, pa.Table, Pixel
     """A checkpoint of family classify, and rows that it can score."""
     folder = tmp_path_factory.mktemp("scorer")
     base = save_untrained(folder / "checkpoint", ClassifyRecipe(size=32))
-    plan = plan_scoring(write_shards(folder / "shards", {"train": 11}), checkpoint.load(base), ALL_IMAGES)
-    return base, PartReader(plan.pixels, None, None, "off").rows(plan.parts[0].rows), plan.pixels
+    plan = plan_scoring(write_shards(folder / "shards", {"train": 11}), {"": checkpoint.load(base)}, ALL_IMAGES)
+    return base, plan.reader("off").rows(plan.parts[0].rows), plan.formats[0].pixels
 
 
 def scored(scorer: Scorer, rows: pa.Table, pixels: PixelFormat) -> tuple[list[int], list[list[float]]]:

@@ -19,7 +19,8 @@ from cxr.families import checkpoint
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.inference.options import ScoreOptions
-from cxr.inference.score import picture_name, score
+from cxr.inference.part_scorer import picture_name
+from cxr.inference.score import score
 from cxr.phantom.archive import make_exam, write_phantom
 from cxr.schema import PixelFormat
 from cxr.sources.options import ReadOptions

@@ -1,6 +1,8 @@
-"""Score every image of an archive with a checkpoint of any family.
+"""Score every image of an archive with one or more checkpoints of any family, in one pass.
 
 cxr score --archive s3://xrays/nih --checkpoint s3://xrays/align
+
+cxr score --archive s3://xrays/nih --checkpoint s3://xrays/align --checkpoint findings=s3://xrays/classify/checkpoint
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from cxr import storage
 from cxr.cli.phantoms import phantom_archive
 from cxr.families.checkpoint_files import read_about
 from cxr.inference.options import ScoreOptions, check_archives
+from cxr.inference.panel import Panel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,19 +28,22 @@ class Options:
     """Archive, shards or the latents of an earlier run: a folder, s3://bucket/prefix or gs://bucket/prefix; a ZIP or
     TAR file; or a CSV or Parquet file that lists images. Repeat the option to score several archives into one result.
     Default: a small phantom archive."""
-    checkpoint: str = ""
-    """Folder or URI of a checkpoint. Default: train an aligner for a minute on the first archive, or with
-    --save-latents a compressor."""
+    checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Folder or URI of a checkpoint. Repeat the option to score with several in one pass; their scores are columns
+    named NAME/COLUMN. NAME=URI names a checkpoint; the default is the last folder of its URI. Default: train an
+    aligner for a minute on the first archive, or with --save-latents a compressor."""
     out: str = "runs/score"
-    """Folder or URI of the results: OUT/scores/*.parquet, OUT/latents, OUT/embeddings."""
+    """Folder or URI of the results: OUT/scores/*.parquet, OUT/latents, OUT/embeddings. With several checkpoints,
+    latents and embeddings are in OUT/NAME."""
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
 
 def main(options: Options) -> dict[str, Any]:
     for archive in check_archives(options.archive, options.score):
         storage.check_readable(archive)
-    if options.checkpoint:
-        read_about(options.checkpoint)
+    panel = Panel.of(options.checkpoint) if options.checkpoint else None
+    for member in panel.members if panel else ():
+        read_about(member.checkpoint)
 
     # These import torch and Ray, which takes seconds: mistakes above are reported without them.
     from cxr.data import gate
@@ -47,19 +53,28 @@ def main(options: Options) -> dict[str, Any]:
     cluster.connect()
     out = storage.normalize(options.out)
     archives = options.archive or (phantom_archive(out),)
-    checkpoint = options.checkpoint or _demo_checkpoint(archives[0], out, latents=options.score.save_latents)
-    scored = score(archives, checkpoint, out, options.score)
+    if panel is None:
+        panel = Panel.of([_demo_checkpoint(archives[0], out, latents=options.score.save_latents)])
+    scored = score(archives, panel, out, options.score)
     print(f"scores: {scored.scores}: {scored.images} images, {scored.rejects} of them with an error", flush=True)
-    if scored.latents:
-        print(f"latents: {scored.latents}")
-    if scored.embeddings:
-        print(f"embeddings: {scored.embeddings}")
+    for member in scored.members:
+        prefix = f"{member.name} " if member.name else ""
+        if member.name:
+            print(f"{member.name}: family {member.family}, {member.checkpoint}")
+        if member.latents:
+            print(f"{prefix}latents: {member.latents}")
+        if member.embeddings:
+            print(f"{prefix}embeddings: {member.embeddings}")
     for reason, count in scored.reasons.items():
         print(f"  {count:6d}  {reason}")
     if scored.not_frontal_chest:
         print(f"note: {gate.describe(scored.not_frontal_chest)}", flush=True)
     metrics = {"images": scored.images, "rejects": scored.rejects, "images_per_s": scored.images_per_s}
-    return {**dataclasses.asdict(scored), "checkpoint": checkpoint, "metrics": metrics}
+    result = {**dataclasses.asdict(scored), "metrics": metrics}
+    if panel.is_single:
+        (member,) = scored.members
+        result |= {"checkpoint": member.checkpoint, "latents": member.latents, "embeddings": member.embeddings}
+    return result
 
 
 def _demo_checkpoint(archive: str, out: str, *, latents: bool) -> str:

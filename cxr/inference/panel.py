@@ -1,0 +1,142 @@
+"""A panel: checkpoints of any family that score an archive in one pass, and the table of their scores."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import pyarrow as pa
+
+from cxr import schema, storage
+from cxr.errors import UserError
+
+if TYPE_CHECKING:
+    from cxr.families.checkpoint import Checkpoint
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_NAMED = re.compile(rf"({_NAME.pattern})=(.+)", re.DOTALL)
+_RESERVED = ("scores", "latents", "embeddings", "weights")  # folders of a result
+_CHECKPOINT_FOLDERS = ("checkpoint", "best")  # names that training gives to folders of checkpoints
+
+
+@dataclass(frozen=True)
+class Member:
+    """A checkpoint of a panel."""
+
+    name: str
+    """Its scores are the columns NAME/COLUMN. Empty: the only checkpoint, whose columns have no prefix."""
+    checkpoint: str
+    """Folder or URI."""
+    batch_size: int | None = None
+    """Number of images per forward pass; None: that of the options."""
+
+    def folder(self, out: str) -> str:
+        """The folder of the member's pictures, latents and embeddings in a result."""
+        return storage.join(out, self.name) if self.name else out
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One or more checkpoints.
+
+    Raises:
+        UserError: there is none, or a name is invalid, reserved or given twice.
+    """
+
+    members: tuple[Member, ...]
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise UserError("expected at least one checkpoint in a panel, got none: add one")
+        if not self.is_single:
+            for name, count in Counter(member.name for member in self.members).items():
+                _check_name(name)
+                if count > 1:
+                    raise UserError(f"expected different names of members, got {name!r} {count} times: rename one")
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is only one checkpoint, without a name."""
+        return [member.name for member in self.members] == [""]
+
+    @property
+    def names(self) -> list[str]:
+        return [member.name for member in self.members]
+
+    @classmethod
+    def of(cls, checkpoints: Sequence[str]) -> Self:
+        """The panel of these checkpoints, each a URI or NAME=URI.
+
+        A single URI has an empty name. Of several, each without a name is named after the last folder of its URI, or
+        the folder above one named "checkpoint", with a number if the name is taken.
+        """
+        if len(checkpoints) == 1 and not _NAMED.fullmatch(checkpoints[0]):
+            return cls((Member("", storage.normalize(checkpoints[0])),))
+        named = [match.groups() if (match := _NAMED.fullmatch(uri)) else (None, uri) for uri in checkpoints]
+        taken = {*_RESERVED, *(name for name, _ in named if name)}
+        members = []
+        for name, uri in named:
+            name = name or _free_name(_default_name(uri), taken)
+            taken.add(name)
+            members.append(Member(name, storage.normalize(uri)))
+        return cls(tuple(members))
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"expected the name of a member to consist of letters, digits, - and _, got {name!r}: rename it"
+        )
+    if name in _RESERVED:
+        raise UserError(f"expected other names of members than {', '.join(_RESERVED)}, got {name!r}: rename it")
+
+
+def _default_name(uri: str) -> str:
+    folders = [folder for folder in storage.normalize(uri).rpartition("://")[2].split("/") if folder]
+    while len(folders) > 1 and folders[-1] in _CHECKPOINT_FOLDERS:
+        folders.pop()
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", folders[-1]).strip("-") if folders else ""
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """`name`, or with the first number from 2 that makes it differ from those that are taken."""
+    numbered, number = name or "member", 1
+    while numbered in taken:
+        number += 1
+        numbered = f"{name or 'member'}-{number}"
+    return numbered
+
+
+def member_record(name: str, model: Checkpoint) -> dict[str, Any]:
+    """A checkpoint's entry in the metadata `schema.MEMBERS_KEY`; the family of an ensemble is that of its members."""
+    recipe = model.recipe.to_dict()
+    return {
+        "name": name,
+        "family": recipe["members"][0]["family"] if "members" in recipe else recipe["family"],
+        "checkpoint": model.uri,
+        "sha256": model.about["sha256"],
+        "findings": list(model.findings),
+    }
+
+
+def join_scores(tables: Mapping[str, pa.Table]) -> pa.Table:
+    """The scores of the same images by several checkpoints as one table; see `schema.member_column`.
+
+    Args:
+        tables: from `Scorer.table`, by the names of the members. A single one without a name is returned as it is.
+    """
+    if [*tables] == [""]:
+        return tables[""]
+    columns: dict[str, pa.ChunkedArray] = {}
+    records = []
+    for member, table in tables.items():
+        columns |= {schema.member_column(member, name): table[name] for name in table.column_names}
+        records += [record | {"name": member} for record in json.loads(table.schema.metadata[schema.MEMBERS_KEY])]
+    shared = [name for name in schema.SCORES.names if name in columns]
+    order = [*shared, *(name for name in columns if name not in shared)]
+    table = pa.table({name: columns[name] for name in order})
+    return table.replace_schema_metadata({schema.MEMBERS_KEY: json.dumps(records)})

@@ -1,0 +1,169 @@
+"""The actor that scores the parts of an archive: networks, and the files that it writes for each part."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from cxr import schema, storage
+from cxr.data import embeddings, gate
+from cxr.data.batch import best_device
+from cxr.data.decode import rows_in_format
+from cxr.data.ledger import Ledger, Part
+from cxr.errors import UserError
+from cxr.families import checkpoint
+from cxr.families.base import Recipe
+from cxr.families.capabilities import embedder, latent_encoder
+from cxr.imaging import dicom_terms
+from cxr.inference import latents
+from cxr.inference.options import ScoreOptions
+from cxr.inference.panel import Member, Panel, join_scores
+from cxr.inference.plan import Plan
+from cxr.inference.read import PART, PART_ROWS
+from cxr.inference.scorer import ScoredBatch, Scorer
+from cxr.runtime.console import note
+from cxr.schema import PixelFormat
+
+LATENTS = "latents"  # folder of the result, beside SCORES
+_CODES = (schema.VIEW, schema.BODY_PART, schema.MODALITY)
+COUNTED = pa.schema([schema.SCORES.field(n) for n in (schema.ERROR, schema.GATE, *_CODES)])
+"""The columns of scores that `ScoreCounts` counts."""
+
+
+@dataclass
+class ScoreCounts:
+    """Counts over the written parts of a run."""
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    not_frontal_chest: Counter[str] = field(default_factory=Counter)
+
+    def add(self, part: pa.Table) -> None:
+        """Add a part's scores; for images that the gate has not checked, the codes of DICOM headers count."""
+        rows = schema.conform_to_schema(part.select([n for n in COUNTED.names if n in part.column_names]), COUNTED)
+        self.reasons.update(pc.drop_null(rows[schema.ERROR]).to_pylist())
+        self.not_frontal_chest.update(gate.not_frontal(rows[schema.GATE]))
+        unchecked = rows.filter(rows[schema.GATE].is_null())
+        codes = (unchecked[name].to_pylist() for name in _CODES)
+        self.not_frontal_chest += dicom_terms.other_than_frontal_chest(*codes)
+
+
+def gives_latents(recipe: Recipe) -> bool:
+    """Whether networks of this recipe compress images."""
+    with suppress(UserError):
+        latent_encoder(recipe).latent_format()
+        return True
+    return False
+
+
+def gives_embeddings(recipe: Recipe) -> bool:
+    """Whether networks of this recipe describe images by vectors."""
+    with suppress(UserError):
+        embedder(recipe)
+        return True
+    return False
+
+
+class PartScorer:
+    """The networks of a panel in an actor, which scores one part at a time and writes each as one file.
+
+    Raises:
+        UserError: a checkpoint is missing or damaged, or the networks do not fit in the memory of the GPU.
+    """
+
+    def __init__(self, panel: Panel, run_ledger: Ledger, plan: Plan, options: ScoreOptions) -> None:
+        self.panel, self.run_ledger, self.plan, self.options = panel, run_ledger, plan, options
+        self.scorers = [self._loaded(member) for member in panel.members]
+
+    def _loaded(self, member: Member) -> Scorer:
+        try:
+            return Scorer(
+                checkpoint.load(member.checkpoint),
+                best_device(),
+                member.batch_size or self.options.batch_size,
+                precision=self.options.precision,
+                compiled=self.options.compile,
+                note=note,
+            )
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"expected the {len(self.panel.members)} networks of the panel to fit in the memory of one GPU, got "
+                f"no room for {member.name or 'the checkpoint'}: score fewer members per run, or use GPUs with more "
+                f"memory"
+            ) from error
+
+    def __call__(self, rows: pa.Table) -> dict[str, Any]:
+        name, count = rows[PART][0].as_py(), rows[PART_ROWS][0].as_py()
+        assert rows.num_rows == count, f"Ray Data split {name}: {rows.num_rows} of {count} rows"
+        tables = {}
+        for member, scorer, number in zip(self.panel.members, self.scorers, self.plan.format_of, strict=True):
+            pixels = self.plan.formats[number].pixels
+            tables[member.name] = self._score(name, member, scorer, rows_in_format(rows, number, pixels), pixels)
+        table = join_scores(tables)
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        storage.write_bytes(self.run_ledger.file(Part(name, rows)), sink.getvalue())
+        counts = ScoreCounts()
+        counts.add(table)
+        return {
+            "name": [name],
+            "images": [count],
+            "errors": [list(counts.reasons.elements())],
+            "not_frontal_chest": [list(counts.not_frontal_chest.elements())],
+        }
+
+    def _score(self, part: str, member: Member, scorer: Scorer, rows: pa.Table, pixels: PixelFormat) -> pa.Table:
+        """The scores of a part by a member; writes its latents, embeddings and pictures."""
+        folder = member.folder(self.run_ledger.uri)
+        save_latents = self.options.save_latents and gives_latents(scorer.recipe)
+        save_embeddings = self.options.save_embeddings and gives_embeddings(scorer.recipe)
+        scores, encoded, vectors = [], [], []
+        for batch in scorer.batches(
+            rows,
+            pixels,
+            encoded=self.plan.encoded,
+            render=self.options.save_images,
+            save_latents=save_latents,
+            save_embeddings=save_embeddings,
+        ):
+            scores.append(batch.scores)
+            if batch.latents is not None:
+                encoded.append(batch.latents)
+            if batch.embeddings is not None:
+                vectors.append(batch.embeddings)
+            _write_pictures(folder, batch)
+        if encoded:
+            latents.write_part(storage.join(folder, LATENTS), part, pa.concat_tables(encoded))
+        if save_embeddings:
+            good = rows.filter(pc.is_null(rows[schema.ERROR]))
+            vectors_BD = np.concatenate(vectors) if vectors else np.zeros((0, 1), np.float32)
+            embeddings.write_part(storage.join(folder, embeddings.FOLDER), part, good, vectors_BD)
+        return scorer.table(rows, scores)
+
+
+def _write_pictures(folder: str, batch: ScoredBatch) -> None:
+    image_ids = batch.rows[schema.IMAGE_ID].to_pylist()
+    for kind, images in batch.pictures.items():
+        for image_id, image in zip(image_ids, images.cpu().numpy(), strict=True):
+            storage.write_bytes(storage.join(folder, kind, picture_name(image_id)), png(image))
+
+
+def png(image: np.ndarray) -> bytes:
+    """A picture, uint8 (H, W), or (H, W, 3) in red, green, blue, as a PNG file."""
+    good, data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)  # OpenCV expects blue first
+    assert good
+    return data.tobytes()
+
+
+def picture_name(image_id: str) -> str:
+    """File name of an image's picture, unique per id: "a/b" -> "a/b.png", "a/b.png" -> "a/b.png.png"."""
+    return storage.safe_path(image_id) + ".png"
