@@ -19,6 +19,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from collections import Counter, deque
@@ -34,7 +35,7 @@ import pyarrow as pa
 import cxr
 from cxr import schema, storage
 from cxr.data import shards
-from cxr.data.ledger import LEDGER_FILE
+from cxr.data.identity import read_crosswalk
 from cxr.errors import ImageRejectedError, UserError
 from cxr.evaluation.run import Run, read_scores
 from cxr.export.dicom_objects import KINDS, Kind, instance_uid, series_uid
@@ -51,6 +52,7 @@ NOT_SCORED, BELOW, NO_MASK, FAILED = "not scored", "below threshold", "no mask",
 COLUMNS = ("image_id", "kind", "status", "reason", "file", "study_uid", "series_uid", "sop_uid", "pushed")
 _VERSION = 1  # of the objects' content; part of each digest
 _PART_IMAGES = 64
+_PSEUDONYM = re.compile(r"[0-9a-f]{32}")  # of data.identity; the URI of a file contains a slash
 _HERE_AT_MOST = 24  # images of which so few are exported in this process: others take seconds to start
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -113,7 +115,7 @@ def read_algorithm(
         )
     metadata = (parts[0].schema.metadata or {}) if parts else {}
     findings = tuple(json.loads(metadata.get(schema.FINDINGS_KEY, b"[]")))
-    named = json.loads(metadata.get(b"cxr.members", b"[]"))
+    named = json.loads(metadata.get(schema.MEMBERS_KEY, b"[]"))
     uri, notes, thresholds = checkpoint or (named[0]["checkpoint"] if named else ""), [], {}
     try:
         about = read_about(uri) if uri else None
@@ -137,7 +139,7 @@ def read_algorithm(
             "--checkpoint"
         )
     mask_label = recipe.mask_label if schema.PRED_MASK_RLE in recipe.score_columns.names else ""
-    return Algorithm(run.family, run.checkpoint_sha256, "", findings, thresholds, mask_label), notes
+    return Algorithm(run.family, run.checkpoint_sha256, run.member, findings, thresholds, mask_label), notes
 
 
 def read_parts(run: Run) -> list[pa.Table]:
@@ -169,23 +171,27 @@ class Originals:
         return result
 
 
-def originals(run: Run, archive: str = "", crosswalk: str = "") -> Originals:
+def originals(run: Run, parts: Sequence[pa.Table], archive: str = "", crosswalk: str = "") -> Originals:
     """Where the files of a run's images are.
 
     Args:
+        parts: the run's scores.
         archive: where the scored archive is now; "" if it has not moved.
-        crosswalk: see `read_crosswalk`; required for a run with pseudonyms.
+        crosswalk: URI of the folder that leads from pseudonyms back to images; required for a run with pseudonyms.
 
     Raises:
         UserError: the run has pseudonyms, and there is no crosswalk.
     """
-    settings = storage.read_json(storage.join(run.uri, LEDGER_FILE))["settings"]
-    if settings.get("pseudonymize") and not crosswalk:
-        raise UserError(
-            f"{run.uri} contains pseudonyms, by which its images cannot be found: give the file that links them with "
-            f"the archive's ids with --crosswalk"
-        )
-    return Originals(_moved(run, archive), read_crosswalk(crosswalk) if crosswalk else None)
+    if not crosswalk:
+        if any(_PSEUDONYM.fullmatch(uri or "") for part in parts for uri in part[schema.SOURCE_URI].to_pylist()):
+            raise UserError(
+                f"{run.uri} contains pseudonyms, by which its images cannot be found: give the folder with which "
+                f"cxr score --pseudonymize links them to images with --crosswalk"
+            )
+        return Originals(_moved(run, archive))
+    names = (f"pseudonym_{schema.IMAGE_ID}", schema.IMAGE_ID, schema.SOURCE_URI)
+    pseudonyms, ids, uris = (read_crosswalk(crosswalk).table[name].to_pylist() for name in names)
+    return Originals(_moved(run, archive), dict(zip(pseudonyms, zip(ids, uris, strict=True), strict=True)))
 
 
 def _moved(run: Run, archive: str) -> tuple[str, str] | None:
@@ -206,26 +212,6 @@ def _moved(run: Run, archive: str) -> tuple[str, str] | None:
             f"now: omit it, or score each archive separately"
         )
     return storage.normalize(scored[0]), storage.normalize(archive)
-
-
-def read_crosswalk(uri: str) -> dict[str, tuple[str, str]]:
-    """Image ids and URIs of the archive by pseudonymous image ids.
-
-    Args:
-        uri: Parquet file with the columns `pseudonym`, `image_id` and `source_uri`.
-
-    Raises:
-        UserError: it lacks a column.
-    """
-    columns = ["pseudonym", schema.IMAGE_ID, schema.SOURCE_URI]
-    table = storage.read_parquet(storage.normalize(uri))
-    if missing := set(columns) - set(table.column_names):
-        raise UserError(
-            f"{uri} has no column {', '.join(sorted(missing))}: give the crosswalk that cxr score --pseudonymize "
-            f"wrote"
-        )
-    pseudonyms, ids, uris = (table[name].to_pylist() for name in columns)
-    return dict(zip(pseudonyms, zip(ids, uris, strict=True), strict=True))
 
 
 # ---- One image

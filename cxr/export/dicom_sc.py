@@ -99,7 +99,7 @@ def _draw_boxes(
     font = _font(letter)
     boxes = sorted(result.boxes, key=lambda box: box.score)
     corners = [[corner * scale for corner in box.corners] for box in boxes]
-    labels = [f"{box.label} {box.score:.2f}" for box in boxes]
+    labels = [f"{_shown(box.label)} {box.score:.2f}" for box in boxes]
     for box in corners:
         draw.rectangle(box, outline=rgb(PREDICTION), width=max(2, letter // 8))
     for (x, y), label in zip(free_places(corners, labels, size, letter), labels, strict=True):
@@ -138,11 +138,15 @@ def _draw_panel(
         if finding.threshold is not None and finding.probability is not None:
             number += f"  ({'≥' if finding.present else '<'} {finding.threshold:.2f})"
         number = number or ("present" if finding.present else "absent")
-        draw.text((x, y), finding.name[:22], font=_font(letter, bold=bool(finding.present)), fill=color)
+        draw.text((x, y), _shown(finding.name)[:22], font=_font(letter, bold=bool(finding.present)), fill=color)
         draw.text((right, y), number, font=_font(letter), fill=color, anchor="ra")
         y += step
     if len(shown) < len(findings):
         draw.text((x, y), f"and {len(findings) - len(shown)} more", font=_font(letter), fill=_GRAY)
+
+
+def _shown(finding: str) -> str:
+    return finding.replace("_", " ")
 
 
 @cache

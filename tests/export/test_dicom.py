@@ -19,6 +19,7 @@ from pydicom.sr._concepts_dict import concepts
 
 from cxr import schema
 from cxr.cli.commands.export_dicom import Options, main
+from cxr.data.identity import Identity
 from cxr.errors import UserError
 from cxr.export import dicom_codes, dicom_sc
 from cxr.export.dicom_results import Algorithm, BoxScore, ImageResult
@@ -26,6 +27,7 @@ from cxr.imaging.decode import decode
 from cxr.reporting.palette import MARK, PREDICTION, rgb
 from cxr.schema import FINDINGS, NO_FINDING, VINDR_GLOBAL_FINDINGS, VINDR_LOCAL_FINDINGS
 from cxr.sources import rle
+from cxr.sources.pseudonyms import Pseudonyms
 from tests.made_dicoms import SHA256, SYNTAXES, made_uid, scored, write_run, xray, xray_file
 
 CLASSES = pa.schema(
@@ -389,6 +391,44 @@ def test_images_that_have_moved_are_found_with_archive(two: Any, tmp_path: Path)
     uid = images[0].SOPInstanceUID
     assert export(run, tmp_path / "out")[uid, "sr"]["status"] == "failed"
     assert export(run, tmp_path / "out", archive=str(tmp_path / "elsewhere"))[uid, "sr"]["status"] == "written"
+
+
+def test_pseudonyms_need_the_crosswalk(two: Any, tmp_path: Path) -> None:
+    _, images = two
+    archive = tmp_path / "archive"
+    identity = Identity(Pseudonyms(b"a key of sixteen bytes"), str(tmp_path / "private"), (str(archive),))
+    rows = [scored(ds, archive / f"{number}.dcm", **positive()) for number, ds in enumerate(images)]
+    run = Path(localizer_run(tmp_path / "hidden", rows))
+    scores = run / "scores/part-00000.parquet"
+    table = pq.read_table(scores)
+    identity.record(table)
+    pq.write_table(identity.applied(table), scores)
+    with pytest.raises(UserError, match="--crosswalk"):
+        export(str(run), tmp_path / "out")
+    written = export(str(run), tmp_path / "out", crosswalk=str(tmp_path / "private"))
+    assert {row["status"] for row in written.values()} == {"written"}
+    assert not {ds.SOPInstanceUID for ds in images} & {image_id for image_id, _ in written}
+    (report,) = (tmp_path / "out").rglob("sr-*")
+    assert {*_values(dcmread(report), "ReferencedSOPInstanceUID")} == {images[0].SOPInstanceUID}
+
+
+def test_one_of_several_checkpoints_is_exported(two: Any, tmp_path: Path) -> None:
+    run, images = two
+    scores, ledger = Path(run, "scores/part-00000.parquet"), Path(run, "ledger.json")
+    table = pq.read_table(scores)
+    settings = json.loads(ledger.read_text())["settings"]
+    of_one = {name: settings.pop(name) for name in ("checkpoint_sha256", "recipe")}
+    settings |= {"panel": ["a", "b"], "members": {"a": of_one, "b": of_one | {"checkpoint_sha256": "b" * 64}}}
+    ledger.write_text(json.dumps({"settings": settings, "fingerprint": ""}))
+    record = {"name": "b", "family": "localize", "checkpoint": "", "sha256": "b" * 64, "findings": [*NAMES]}
+    metadata = {schema.MEMBERS_KEY: json.dumps([record | {"name": "a"}, record])}
+    table = table.rename_columns([schema.member_column("b", name) for name in table.column_names])
+    pq.write_table(table.replace_schema_metadata(metadata), scores)
+    with pytest.raises(UserError, match="--member: a, b"):
+        export(run, tmp_path / "out")
+    rows = export(run, tmp_path / "out", member="b")
+    made = dcmread(tmp_path / "out" / rows[images[0].SOPInstanceUID, "sr"]["file"])
+    assert (made.ManufacturerModelName, made.DeviceSerialNumber) == ("cxr localize b", "b" * 64)
 
 
 # ---- Codes

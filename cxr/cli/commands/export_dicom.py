@@ -38,7 +38,8 @@ class Options:
     archive: str = ""
     """Where the scored archive is now. Default: where it was when the run was made."""
     crosswalk: str = ""
-    """File that links pseudonyms with the archive's ids, for runs with --pseudonymize."""
+    """Folder that leads from pseudonyms back to images, for runs with --pseudonymize: the --crosswalk of
+    cxr score."""
     workers: int = 0
     """Number of processes. Default: one per CPU."""
     push: str = ""
@@ -67,12 +68,12 @@ def main(options: Options) -> dict[str, Any]:
 
     require_packages()
     service = check_service(options.push, options.credentials) if options.push else None
-    run = read_run(options.run)
+    run = read_run(options.run, options.member)
 
     from cxr.export import dicom_run  # torch takes seconds to import
 
-    originals = dicom_run.originals(run, options.archive, options.crosswalk)
     parts = dicom_run.read_parts(run)
+    originals = dicom_run.originals(run, parts, options.archive, options.crosswalk)
     kinds: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind in options.kinds)
     algorithm, notes = dicom_run.read_algorithm(run, parts, kinds, options.checkpoint)
     for note in notes:
