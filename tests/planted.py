@@ -53,8 +53,12 @@ def xray(number: int) -> Dataset:
 def write_archive(folder: Path) -> int:
     """DICOM and PNG files in folders named after patients, some of them broken; returns their number."""
     odd = {file.name: file.data for file in odd_files()}
-    files = {f"Quokkasetonix^Walterstein 19630402/Numbatfasciatus {number}.dcm": dicom(xray(number)) for number in range(3)}
-    files |= {f"Axolotlmexicanum/Numbatfasciatus{number}.png": encoded(radiograph(seed=10 + number)) for number in range(2)}
+    files = {
+        f"Quokkasetonix^Walterstein 19630402/Numbatfasciatus {number}.dcm": dicom(xray(number)) for number in range(3)
+    }
+    files |= {
+        f"Axolotlmexicanum/Numbatfasciatus{number}.png": encoded(radiograph(seed=10 + number)) for number in range(2)
+    }
     files |= {f"Axolotlmexicanum/Tapirindicus {number} {name}": odd[name] for number, name in enumerate(BROKEN)}
     torn = dicom(xray(7))
     files["Quokkasetonix^Walterstein 19630402/Tapirindicus torn.dcm"] = torn[: len(torn) // 2]

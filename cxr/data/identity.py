@@ -48,6 +48,18 @@ class Identity:
     """URI of the folder."""
     archives: tuple[str, ...]
     """URIs of the archives, which are no secret."""
+    key_file: str = ""
+
+    @property
+    def key_name(self) -> str:
+        """A name of the key that does not reveal it."""
+        return str(self.pseudonyms.describe()["key"])
+
+    def private(self, reading: ReadOptions) -> ReadOptions:
+        """The same options; headers of DICOM files, which contain ids, are stored beside the crosswalk, and
+        PatientIDs are hashed with the same key."""
+        changed = reading.with_headers(_parent(self.crosswalk))
+        return changed if changed.id_key else replace(changed, id_key=self.key_file)
 
     def applied(self, rows: pa.Table) -> pa.Table:
         """The same rows with pseudonyms, and null in place of what else the source published about an image.
@@ -105,14 +117,14 @@ class Identity:
         return names | {_ENDINGS.sub("", name) for name in names}
 
     @contextmanager
-    def hidden_in_errors(self, rows: pa.Table) -> Iterator[None]:
-        """Errors that the block raises do not name anything of these rows."""
+    def hidden_in_errors(self, rows: Sequence[pa.Table]) -> Iterator[None]:
+        """Errors that the block raises do not name anything of these rows, to which the block may add."""
         try:
             yield
         except MemoryError:
             raise
         except Exception as error:
-            _raise_hidden(error, self.hide(str(error), [rows]))
+            _raise_hidden(error, self.hide(str(error), rows))
 
 
 def _raise_hidden(error: Exception, message: str) -> NoReturn:
@@ -129,17 +141,21 @@ def _is_telling(name: str) -> bool:
 # ---- Where the key and the crosswalk are
 
 
-def open_identity(key_file: str, crosswalk: str, out: str, archives: Sequence[str]) -> Identity:
-    """Read the key, and check where the crosswalk is to be written.
+def open_identity(key_file: str, crosswalk: str, out: str, archives: Sequence[str]) -> Identity | None:
+    """Read the key, and check where the crosswalk is to be written; None if results have the archive's own ids.
 
     Args:
-        key_file: a file with at least 16 bytes, as for `--id-key`.
+        key_file: a file with at least 16 bytes, as for `--id-key`; empty for the archive's own ids.
         crosswalk: URI of the folder of the crosswalk; empty for one beside the key.
         out: URI of the results.
 
     Raises:
         UserError: the key cannot be read or is too short, or the key or the crosswalk lies among the results.
     """
+    if not key_file:
+        if crosswalk:
+            raise UserError("--crosswalk takes effect only with --pseudonymize: give both or none of them")
+        return None
     key_uri = storage.normalize(key_file)
     folder = storage.normalize(crosswalk) if crosswalk else storage.join(_parent(key_uri), CROSSWALK)
     for uri, option in ((key_uri, "--pseudonymize"), (folder, "--crosswalk")):
@@ -148,14 +164,8 @@ def open_identity(key_file: str, crosswalk: str, out: str, archives: Sequence[st
                 f"{option}: expected a place outside of --out {out}, whose readers must not see the ids, got {uri}: "
                 f"give another one"
             )
-    return Identity(Pseudonyms(read_key(key_file, f"--pseudonymize {key_file}")), folder, tuple(archives))
-
-
-def private_reading(reading: ReadOptions, key_file: str, identity: Identity) -> ReadOptions:
-    """The same options; headers of DICOM files, which contain ids, are stored beside the crosswalk, and PatientIDs
-    are hashed with the same key."""
-    changed = reading.with_headers(_parent(identity.crosswalk))
-    return changed if changed.id_key else replace(changed, id_key=key_file)
+    key = read_key(key_file, f"--pseudonymize {key_file}")
+    return Identity(Pseudonyms(key), folder, tuple(archives), key_file)
 
 
 def _parent(uri: str) -> str:

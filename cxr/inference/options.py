@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from cxr import storage
 from cxr.errors import UserError
@@ -33,6 +35,12 @@ class ScoreOptions:
     save_embeddings: bool = False
     """Also write OUT/embeddings, a vector per image, on which `cxr train classify --embeddings OUT` trains another
     classifier in seconds."""
+    pseudonymize: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
+    """Replace ids of patients, studies, series and images, and paths, by pseudonyms in all results. They are made
+    with the secret key in this file or URI, which needs at least 16 bytes."""
+    crosswalk: str = ""
+    """Folder or URI of Parquet files that lead from pseudonyms to ids and paths. It must not be inside OUT. Default:
+    the folder crosswalk beside the key."""
     max_rejects: float = 0.5
     """Fraction of unusable images above which the job fails. All other images are scored in any case."""
 

@@ -139,4 +139,6 @@ def join_scores(tables: Mapping[str, pa.Table]) -> pa.Table:
     shared = [name for name in schema.SCORES.names if name in columns]
     order = [*shared, *(name for name in columns if name not in shared)]
     table = pa.table({name: columns[name] for name in order})
-    return table.replace_schema_metadata({schema.MEMBERS_KEY: json.dumps(records)})
+    return table.replace_schema_metadata(
+        {schema.MEMBERS_KEY: json.dumps(records), schema.SCORES_VERSION_KEY: str(schema.SCORES_VERSION)}
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections import Counter
 from contextlib import suppress
@@ -46,6 +47,8 @@ class ScoreCounts:
 
     reasons: Counter[str] = field(default_factory=Counter)
     not_frontal_chest: Counter[str] = field(default_factory=Counter)
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each file that this run has written, by its path in OUT."""
 
     def add(self, part: pa.Table) -> None:
         """Add a part's scores; for images that the gate has not checked, the codes of DICOM headers count."""
@@ -111,12 +114,14 @@ class PartScorer:
         table = join_scores(tables)
         sink = io.BytesIO()
         pq.write_table(table, sink)
-        storage.write_bytes(self.run_ledger.file(Part(name, rows)), sink.getvalue())
+        content = sink.getvalue()
+        storage.write_bytes(self.run_ledger.file(Part(name, rows)), content)
         counts = ScoreCounts()
         counts.add(table)
         return {
             "name": [name],
             "images": [count],
+            "sha256": [hashlib.sha256(content).hexdigest()],
             "errors": [list(counts.reasons.elements())],
             "not_frontal_chest": [list(counts.not_frontal_chest.elements())],
         }

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from cxr import schema, storage
 from cxr.data.decode import Content, Crop, CropSettings, ImageFormat, make_rows_in_formats
+from cxr.data.identity import Identity
 from cxr.imaging.enhance import Enhancement
 from cxr.schema import PixelFormat
 from cxr.sources.options import GateMode
@@ -47,6 +48,8 @@ class PartReader:
     formats: tuple[InputFormat, ...]
     """Of raw images, which are decoded once for all of them; shards have only one."""
     check: GateMode
+    identity: Identity | None = None
+    """Replaces ids and paths; None keeps them."""
 
     def rows(self, part: pa.Table, contents: Sequence[Content | None] | None = None) -> pa.Table:
         """The rows of a part: those of its shard file, or the images of its manifest, some of which may be in memory.
@@ -70,7 +73,16 @@ class PartReader:
         """The rows of a part that has the columns PART and PART_ROWS, with these columns."""
         cv2.setNumThreads(0)  # every core has a task of its own
         name, count = part[PART][0].as_py(), part[PART_ROWS][0].as_py()
-        rows = self.rows(part.drop_columns([PART, PART_ROWS]))
+        rows = self._named_rows(part.drop_columns([PART, PART_ROWS]))
         assert rows.num_rows == count, f"{name}: planned {count} rows, read {rows.num_rows}"
         rows = rows.append_column(PART, pa.array([name] * count, pa.string()))
         return rows.append_column(PART_ROWS, pa.array([count] * count, pa.int64()))
+
+    def _named_rows(self, part: pa.Table) -> pa.Table:
+        """The rows of a part, with pseudonyms if requested; the crosswalk is written before anything uses them."""
+        if self.identity is None:
+            return self.rows(part)
+        with self.identity.hidden_in_errors([part]):
+            rows = self.rows(part)
+        self.identity.record(rows)
+        return self.identity.applied(rows)

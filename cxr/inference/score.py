@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +13,8 @@ import ray.data
 from cxr import schema, storage
 from cxr.data import embeddings, gate, ledger, shards
 from cxr.data.dicom_headers import read_large_archive
+from cxr.data.identity import COLUMNS as IDENTITY_COLUMNS
+from cxr.data.identity import Identity, open_identity
 from cxr.data.ledger import Ledger, Part
 from cxr.data.ray_data import finished, map_blocks
 from cxr.errors import UserError
@@ -25,7 +27,7 @@ from cxr.inference.panel import Member, Panel, member_record
 from cxr.inference.part_scorer import COUNTED, LATENTS, PartScorer, ScoreCounts, gives_embeddings, gives_latents
 from cxr.inference.plan import SCORES, Plan, plan_scoring
 from cxr.inference.read import PART, PART_ROWS, SHARD
-from cxr.runtime import cluster, lease
+from cxr.runtime import audit, cluster, lease
 from cxr.runtime.progress import Progress
 
 
@@ -72,11 +74,35 @@ def score(archive: str | Sequence[str], panel: str | Panel, out: str, options: S
     archives = check_archives([archive] if isinstance(archive, str) else archive, options)
     out = storage.normalize(out)
     cluster.check_shared(out)
+    identity = open_identity(options.pseudonymize, options.crosswalk, out, archives)
+    if identity is None:
+        return _score(archives, panel, out, options)
+    cluster.check_shared(identity.crosswalk)
+    named: list[pa.Table] = []
+    with identity.hidden_in_errors(named):
+        return _score(archives, panel, out, options, identity, named)
+
+
+def _score(
+    archives: list[str],
+    panel: Panel,
+    out: str,
+    options: ScoreOptions,
+    identity: Identity | None = None,
+    named: list[pa.Table] | None = None,
+) -> Scored:
+    """See `score`.
+
+    Args:
+        identity: replaces ids and paths; None keeps them.
+        named: gets the ids and paths of the images as soon as they are known.
+    """
     precision = resolved(options.precision, "cuda" if cluster.total("GPU") else "cpu")
-    options = replace(options, reading=options.reading.with_headers(out), precision=precision)
+    reading = identity.private(options.reading) if identity else options.reading.with_headers(out)
+    options = replace(options, reading=reading, precision=precision)
     models = {member.name: checkpoint.load(member.checkpoint) for member in panel.members}
     _check_outputs(models, options)
-    plans = _numbered([_plan(uri, models, options) for uri in archives])
+    plans = _numbered([_plan(uri, models, options, identity, named) for uri in archives])
     _check_ids(plans)
     parts = [part for plan in plans for part in plan.parts]
     of_members = {name: _member_settings(plans[0], i, model) for i, (name, model) in enumerate(models.items())}
@@ -88,34 +114,45 @@ def score(archive: str | Sequence[str], panel: str | Panel, out: str, options: S
         **options.reading.describe(),
         **({"save_latents": True} if options.save_latents else {}),
         **({"save_embeddings": True} if options.save_embeddings else {}),
+        **({"pseudonyms": identity.key_name} if identity else {}),
     }
-    with lease.held(out):
+    about = {
+        "job": "score",
+        "archives": archives,
+        "options": asdict(options),
+        "members": [
+            {"name": name, "checkpoint": model.uri, "sha256": model.about["sha256"]} for name, model in models.items()
+        ],
+    }
+    with lease.held(out), audit.recorded(out, about, errors=identity is None) as audited:
         run_ledger = ledger.open_ledger(out, settings, parts)
         todo = run_ledger.todo(parts)
         progress = Progress("scored", _images(parts), done=_images(parts) - _images(todo))
         missing = {part.name for part in todo}
         counts = ScoreCounts()
+        audited |= {"reasons": counts.reasons, "files": counts.files}  # as far as the run gets
         for plan in plans:
             remaining = [part for part in plan.parts if part.name in missing]
-            _score_parts(remaining, run_ledger, panel, plan, options, progress, counts)
+            _score_parts(remaining, run_ledger, panel, plan, options, identity, progress, counts)
         for part in parts:
             if part.name not in missing:  # an earlier run has written it
                 counts.add(storage.read_parquet(run_ledger.file(part), columns=COUNTED.names))
         uris = {part.name: run_ledger.file(part) for part in parts}
         members = [_finish(member, models[member.name], plans, uris, out, options) for member in panel.members]
-    progress.show()
-    scored = Scored(
-        scores=storage.join(out, SCORES),
-        images=progress.total,
-        rejects=counts.reasons.total(),
-        reasons=dict(counts.reasons.most_common(20)),
-        not_frontal_chest=dict(counts.not_frontal_chest.most_common()),
-        images_per_s=round(progress.images_per_second, 1),
-        members=members,
-    )
-    excluded = sum(count for reason, count in counts.reasons.items() if gate.is_excluded(reason))
-    _check_rejects(scored, excluded, options.max_rejects)
-    return scored
+        progress.show()
+        scored = Scored(
+            scores=storage.join(out, SCORES),
+            images=progress.total,
+            rejects=counts.reasons.total(),
+            reasons=dict(counts.reasons.most_common(20)),
+            not_frontal_chest=dict(counts.not_frontal_chest.most_common()),
+            images_per_s=round(progress.images_per_second, 1),
+            members=members,
+        )
+        audited |= {"images": scored.images, "rejects": scored.rejects}
+        excluded = sum(count for reason, count in counts.reasons.items() if gate.is_excluded(reason))
+        _check_rejects(scored, excluded, options.max_rejects)
+        return scored
 
 
 def _check_outputs(models: Mapping[str, Checkpoint], options: ScoreOptions) -> None:
@@ -127,15 +164,32 @@ def _check_outputs(models: Mapping[str, Checkpoint], options: ScoreOptions) -> N
         embedder(recipes[0])  # raises UserError
 
 
-def _plan(archive: str, models: Mapping[str, Checkpoint], options: ScoreOptions) -> Plan:
+def _plan(
+    archive: str,
+    models: Mapping[str, Checkpoint],
+    options: ScoreOptions,
+    identity: Identity | None,
+    named: list[pa.Table] | None,
+) -> Plan:
     if not shards.is_shards(archive):
         read_large_archive(archive, options.reading)
     plan = plan_scoring(archive, models, options.reading)
+    rows = _identified(plan) if identity else []
+    if named is not None:
+        named += rows
     for line in plan.notes:
-        print(f"note: {line}", flush=True)
+        print(f"note: {identity.hide(line, rows) if identity else line}", flush=True)
     if plan.encoded and options.save_latents:
         raise UserError(f"{archive} already contains latents: omit --save-latents")
     return plan
+
+
+def _identified(plan: Plan) -> list[pa.Table]:
+    """The ids and paths of all images of a plan."""
+    parts = [part.rows for part in plan.parts]
+    if plan.parts and SHARD in parts[0].column_names:
+        parts = [storage.read_parquet(rows[SHARD][0].as_py(), columns=IDENTITY_COLUMNS) for rows in parts]
+    return parts
 
 
 def _member_settings(plan: Plan, number: int, model: Checkpoint) -> dict[str, Any]:
@@ -209,6 +263,7 @@ def _score_parts(
     panel: Panel,
     plan: Plan,
     options: ScoreOptions,
+    identity: Identity | None,
     progress: Progress,
     counts: ScoreCounts,
 ) -> None:
@@ -219,7 +274,7 @@ def _score_parts(
     share = min(1.0, cluster.total("CPU") / 2)  # CPUs per task: reading and scoring must both fit into the cluster
     workers = options.workers or gpus or max(1, int(cluster.total("CPU")) // 2)
     parts, plan = [_labeled(part) for part in todo], replace(plan, parts=[])
-    read = plan.reader(options.reading.gate)
+    read = replace(plan.reader(options.reading.gate), identity=identity)
     tables = map_blocks(ray.data.from_arrow(parts), read.labeled_rows, num_cpus=share)
     scored = map_blocks(
         tables,
@@ -231,6 +286,7 @@ def _score_parts(
     )
     try:
         for row in finished(scored, [part.name for part in todo]):
+            counts.files[f"{row['name']}{ledger.SUFFIX}"] = row["sha256"]
             counts.reasons.update(row["errors"])
             counts.not_frontal_chest.update(row["not_frontal_chest"])
             progress.add(row["images"], len(row["errors"]))

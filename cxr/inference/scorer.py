@@ -222,5 +222,9 @@ class Scorer:
         identity = {field.name: rows[field.name] for field in schema.SCORES}
         table = pa.table(identity | {name: scores[name].take(index) for name in scores.column_names})
         return table.replace_schema_metadata(
-            {schema.FINDINGS_KEY: json.dumps(self.findings), schema.MEMBERS_KEY: json.dumps([self._record])}
+            {
+                schema.FINDINGS_KEY: json.dumps(self.findings),
+                schema.MEMBERS_KEY: json.dumps([self._record]),
+                schema.SCORES_VERSION_KEY: str(schema.SCORES_VERSION),
+            }
         )

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cxr import schema, storage
-from cxr.data.identity import COLUMNS, Identity, open_identity, private_reading, read_crosswalk
+from cxr.data.identity import COLUMNS, Identity, open_identity, read_crosswalk
 from cxr.errors import UserError
 from cxr.sources.options import ReadOptions
 from cxr.sources.pseudonyms import Pseudonyms
@@ -126,7 +126,7 @@ def test_errors_keep_their_kind_but_name_nothing(tmp_path: Path) -> None:
 
 
 def fail(made: Identity, table: pa.Table, error: Exception) -> None:
-    with made.hidden_in_errors(table):
+    with made.hidden_in_errors([table]):
         raise error
 
 
@@ -135,9 +135,13 @@ def test_key_and_crosswalk_lie_outside_of_the_results(tmp_path: Path) -> None:
     storage.write_bytes(str(key), KEY)
     out = str(tmp_path / "out")
     made = open_identity(str(key), "", out, [ARCHIVE])
+    assert made is not None
     assert made.crosswalk == str(tmp_path / "secret" / "crosswalk")
-    reading = private_reading(ReadOptions(), str(key), made)
+    reading = made.private(ReadOptions())
     assert (reading.headers, reading.id_key) == (str(tmp_path / "secret" / "headers"), str(key))
+    assert open_identity("", "", out, [ARCHIVE]) is None
+    with pytest.raises(UserError, match="takes effect only with --pseudonymize"):
+        open_identity("", str(tmp_path / "crosswalk"), out, [ARCHIVE])
     with pytest.raises(UserError, match=r"--crosswalk: expected a place outside of --out"):
         open_identity(str(key), f"{out}/crosswalk", out, [ARCHIVE])
     storage.write_bytes(f"{out}/key.txt", KEY)
