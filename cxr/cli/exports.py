@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cxr import storage
+from cxr import schema, storage
 from cxr.cli.commands.info import SCORE_COLUMNS
 from cxr.errors import UserError
-from cxr.evaluation.run import Run, Split, read_run, read_scores
+from cxr.evaluation.run import Run, Split, read_run, read_runs, read_scores
 from cxr.export import coco, score_tables
 from cxr.export.score_tables import Per
 
 ExportFormat = Literal["csv", "coco"]
+EXPORTS = "exports"  # folder in OUT of `cxr score`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,8 @@ class ExportOptions:
 
     run: str = "runs/score"
     """OUT of `cxr score`: a folder, s3://bucket/prefix or gs://bucket/prefix."""
+    member: str = ""
+    """Name of the checkpoint whose scores are exported, if the run is of several."""
     split: Split = "all"
     """Split whose images are exported."""
     out: str = "runs/export"
@@ -32,7 +36,7 @@ class ExportOptions:
         Raises:
             UserError: there is none, or the results would be written among its own.
         """
-        run = read_run(self.run)
+        run = read_run(self.run, self.member)
         if storage.normalize(self.out) == run.uri:
             raise UserError(
                 f"--out {self.out} is the folder of the run: give another one, such as {self.out}/exports"
@@ -53,3 +57,29 @@ def export_coco(run: Run, out: str, split: Split = "all", min_score: float = 0.0
     columns = coco.columns_to_read(run.family, SCORE_COLUMNS[run.family])
     parts = read_scores(run, columns, split)
     return uri, coco.write_coco(parts, uri, run.family, run.archives, min_score)
+
+
+def check_formats(formats: Sequence[ExportFormat], families: Sequence[str]) -> None:
+    """Raise UserError if there are families and no checkpoint of them predicts what a format contains."""
+    if "coco" in formats and families and not any(map(is_located, families)):
+        coco.columns_to_read(families[0], SCORE_COLUMNS[families[0]])  # raises UserError
+
+
+def is_located(family: str) -> bool:
+    """Whether checkpoints of a family predict boxes or masks."""
+    return bool({schema.PRED_BOXES, schema.PRED_MASK_RLE} & {*SCORE_COLUMNS[family]})
+
+
+def export_all(out: str, formats: Sequence[ExportFormat]) -> list[str]:
+    """Write the scores of a run into OUT/exports, or OUT/exports/NAME if it is of several checkpoints; returns URIs.
+
+    COCO JSON is written for checkpoints that predict boxes or masks.
+    """
+    uris = []
+    for run in read_runs(out):
+        folder = storage.join(out, EXPORTS, run.member) if run.member else storage.join(out, EXPORTS)
+        if "csv" in formats:
+            uris.append(export_csv(run, folder)[0])
+        if "coco" in formats and is_located(run.family):
+            uris.append(export_coco(run, folder)[0])
+    return uris

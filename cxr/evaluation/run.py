@@ -139,7 +139,7 @@ def read_runs(uri: str) -> list[Run]:
     return [
         Run(
             uri,
-            _family(one["recipe"]),
+            family_of(one["recipe"]),
             archives,
             one["checkpoint_sha256"],
             select,
@@ -150,7 +150,8 @@ def read_runs(uri: str) -> list[Run]:
     ]
 
 
-def _family(recipe: Mapping[str, Any]) -> str:
+def family_of(recipe: Mapping[str, Any]) -> str:
+    """The family of a recipe as a checkpoint stores it; of an ensemble, that of its members."""
     return recipe["members"][0]["family"] if recipe["family"] == ENSEMBLE else recipe["family"]
 
 

@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from cxr import schema
 from cxr.cli.commands.export_coco import Options, main
+from cxr.cli.exports import check_formats, export_all
 from cxr.errors import UserError
 from cxr.export import coco
 from cxr.sources import rle
@@ -124,3 +125,17 @@ def test_the_command_reads_a_run_and_refuses_classifiers(tmp_path: Path) -> None
     classified = write_run(tmp_path / "classified", "classify", [[image("a.png", **probabilities(0.5, 0.5))]])
     with pytest.raises(UserError, match="got one of family classify"):
         main(Options(run=classified, out=str(tmp_path / "out")))
+
+
+def test_formats_that_no_checkpoint_fills_are_refused_before_scoring() -> None:
+    check_formats(["csv"], ["classify"])
+    check_formats(["csv", "coco"], ["classify", "lungs"])
+    with pytest.raises(UserError, match="COCO JSON cannot contain its scores"):
+        check_formats(["coco"], ["classify"])
+
+
+def test_scoring_can_export_all_formats(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "detect", [[image("a.png", pred_boxes=[])]])
+    assert export_all(run, ["csv", "coco"]) == [f"{run}/exports/scores.csv", f"{run}/exports/coco.json"]
+    assert all(Path(uri).exists() for uri in export_all(run, ["csv", "coco"]))
+    assert export_all(run, []) == []

@@ -14,7 +14,10 @@ from typing import Any
 import tyro
 
 from cxr import storage
+from cxr.cli.exports import ExportFormat, check_formats, export_all
 from cxr.cli.phantoms import phantom_archive
+from cxr.data.identity import open_identity
+from cxr.evaluation.run import family_of
 from cxr.families.checkpoint_files import read_about
 from cxr.inference.options import ScoreOptions, check_archives
 from cxr.inference.panel import Panel
@@ -35,6 +38,9 @@ class Options:
     out: str = "runs/score"
     """Folder or URI of the results: OUT/scores/*.parquet, OUT/latents, OUT/embeddings. With several checkpoints,
     latents and embeddings are in OUT/NAME."""
+    export: tyro.conf.UseAppendAction[tuple[ExportFormat, ...]] = ()
+    """Also write the scores as OUT/exports/scores.csv (csv), or predicted boxes and masks as OUT/exports/coco.json
+    (coco). Repeat the option for both. With several checkpoints, the files are in OUT/exports/NAME."""
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
 
@@ -42,8 +48,9 @@ def main(options: Options) -> dict[str, Any]:
     for archive in check_archives(options.archive, options.score):
         storage.check_readable(archive)
     panel = Panel.of(options.checkpoint) if options.checkpoint else None
-    for member in panel.members if panel else ():
-        read_about(member.checkpoint)
+    recipes = [read_about(member.checkpoint)["recipe"] for member in panel.members] if panel else []
+    check_formats(options.export, [family_of(recipe) for recipe in recipes])
+    open_identity(options.score.pseudonymize, options.score.crosswalk, storage.normalize(options.out), ())
 
     # These import torch and Ray, which takes seconds: mistakes above are reported without them.
     from cxr.data import gate
@@ -69,8 +76,11 @@ def main(options: Options) -> dict[str, Any]:
         print(f"  {count:6d}  {reason}")
     if scored.not_frontal_chest:
         print(f"note: {gate.describe(scored.not_frontal_chest)}", flush=True)
+    exports = export_all(out, options.export)
+    for uri in exports:
+        print(f"export: {uri}", flush=True)
     metrics = {"images": scored.images, "rejects": scored.rejects, "images_per_s": scored.images_per_s}
-    result = {**dataclasses.asdict(scored), "metrics": metrics}
+    result = {**dataclasses.asdict(scored), "exports": exports, "metrics": metrics}
     if panel.is_single:
         (member,) = scored.members
         result |= {"checkpoint": member.checkpoint, "latents": member.latents, "embeddings": member.embeddings}
