@@ -63,13 +63,13 @@ _REQUESTED = (  # no other tags are read
 MAX_ELEMENTS = 10_000  # X-rays have a few hundred; many more take long to parse
 _LOGGER = logging.getLogger("pydicom")
 _PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
-_LIBRARIES = r"(pydicom|PIL|jpeg_ls|libjpeg|openjpeg|pylibjpeg)\b"
+_LIBRARIES = r"(pydicom|PIL|imagecodecs)\b"
 
 
 def inspect_dicom(data: bytes) -> EncodedImage:
-    """Parse a single-frame DICOM file: uncompressed, deflated, RLE, JPEG, JPEG lossless, JPEG-LS or JPEG 2000.
+    """Parse a single-frame DICOM file: uncompressed, deflated, RLE, JPEG, JPEG lossless, JPEG-LS, JPEG 2000, HTJ2K.
 
-    Decoding applies its display pipeline (`dicom_display.rendered`).
+    Decoding applies its display pipeline (`dicom_display.apply_display_pipeline`).
 
     Raises:
         ImageRejectedError: the file does not contain a usable X-ray; decoding may raise it too.

@@ -103,7 +103,7 @@ class PixelData:
             samples = decode_codestream(self.coded, self.codestream)
             if self.samples == 1:
                 return samples[..., 0]
-            jfif = self.codestream.format == "JPEG" and self.coded.startswith(b"JFIF", 6)
+            jfif = self.codestream.format in ("JPEG", "JPEG lossless") and self.coded.startswith(b"JFIF", 6)
             luminance = self.photometric in ("YBR_FULL", "YBR_FULL_422") or jfif
             return convert_color_space(samples, "YBR_FULL", "RGB") if luminance else samples
         if self.coded is not None:

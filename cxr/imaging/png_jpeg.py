@@ -48,8 +48,8 @@ _DEFLATE_RATIO = 1032  # maximum bytes from one compressed byte
 JPEG_END = b"\xff\xd9"
 _JPEG_SCAN = 0xDA
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}  # the last is JPEG-LS
-_JPEG_PROGRESSIVE = 0xC2
-_JPEG_DECODABLE = {0xC0, 0xC1, _JPEG_PROGRESSIVE}  # baseline, extended
+JPEG_PROGRESSIVE = 0xC2
+_JPEG_DECODABLE = {0xC0, 0xC1, JPEG_PROGRESSIVE}  # baseline, extended
 _JPEG_SCAN_MARKER = b"\xff\xda"
 _JPEG_MAX_SCANS = 100  # encoders use about ten; each covers the whole image
 
@@ -161,10 +161,8 @@ def inspect_jpeg(data: bytes) -> EncodedImage:
             f"color image: expected a grayscale X-ray, got a JPEG with {channels} channels (CMYK)"
         )
     check_ratio(height * width, len(data))
-    scans = data.count(_JPEG_SCAN_MARKER)
-    if scans > _JPEG_MAX_SCANS:
-        raise ImageRejectedError(f"damaged JPEG: expected at most {_JPEG_MAX_SCANS} scans, got {scans}")
-    progressive = marker == _JPEG_PROGRESSIVE
+    check_scans(data)
+    progressive = marker == JPEG_PROGRESSIVE
     memory_bytes = (
         (4 if progressive else 2) * height * width * channels
     )  # progressive decoding keeps the coefficients of all scans
@@ -172,10 +170,17 @@ def inspect_jpeg(data: bytes) -> EncodedImage:
     return EncodedImage(memory_bytes, lambda: Image(_decode(data, "JPEG")))
 
 
+def check_scans(data: bytes) -> None:
+    """Reject a JPEG with so many scans, each of which may cover the whole image, that decoding takes minutes."""
+    scans = data.count(_JPEG_SCAN_MARKER)
+    if scans > _JPEG_MAX_SCANS:
+        raise ImageRejectedError(f"damaged JPEG: expected at most {_JPEG_MAX_SCANS} scans, got {scans}")
+
+
 def jpeg_frame(data: bytes) -> tuple[int, int, int, int, int]:
     """Frame marker, bits, height, width and channels of a JPEG or JPEG-LS; rejects one without an end marker."""
     frame = None
-    for marker, start, length in _jpeg_segments(data):
+    for marker, start, length in jpeg_segments(data):
         if marker in _JPEG_FRAMES:
             frame = (marker, *struct.unpack_from(">BHHB", data, start))
         if marker == _JPEG_SCAN and data.find(JPEG_END, start + length) < 0:
@@ -185,7 +190,7 @@ def jpeg_frame(data: bytes) -> tuple[int, int, int, int, int]:
     return frame
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Segments up to the first scan: (marker, start of content, length of content)."""
     position, marker = 2, 0
     while marker != _JPEG_SCAN:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -16,9 +17,11 @@ _PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "optuna", "numpy", "pydic
 
 def versions() -> dict[str, str]:
     """Version of cxr, Python and the packages that results depend on."""
-    return {"cxr": cxr.__version__, "python": platform.python_version()} | {
-        name: metadata.version(name) for name in _PACKAGES
-    }
+    found = {"cxr": cxr.__version__, "python": platform.python_version()}
+    found |= {name: metadata.version(name) for name in _PACKAGES}
+    with suppress(metadata.PackageNotFoundError):
+        found["imagecodecs"] = metadata.version("imagecodecs")  # of the extra `dicom`
+    return found
 
 
 @lru_cache

@@ -124,7 +124,7 @@ def test_the_lung_network_is_trained_on_the_device(monkeypatch: pytest.MonkeyPat
     assert 0 <= metrics["iou"] <= metrics["dice"] <= 1
 
 
-ABSENT = "ray,matplotlib,torchmetrics,pylibjpeg,openjpeg,libjpeg,jpeg_ls,sklearn,tensorboard,moto"
+ABSENT = "ray,matplotlib,torchmetrics,imagecodecs,pylibjpeg,openjpeg,libjpeg,jpeg_ls,sklearn,tensorboard,moto"
 BARE = """
 import sys
 class Without:

@@ -94,8 +94,10 @@ def test_a_small_jpeg_that_declares_many_pixels_is_rejected() -> None:
 @pytest.mark.usefixtures("_no_decoder")
 def test_a_jpeg_with_a_thousand_scans_is_rejected() -> None:
     data = encoded(GRAY, "JPEG", progressive=True)
-    with pytest.raises(ImageRejectedError, match="expected at most 100 scans, got 10"):
-        decode(data[:-2] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 1000 + data[-2:])
+    data = data[:-2] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 1000 + data[-2:]
+    for file in (data, dicom_file(dataset(GRAY), uid.JPEGBaseline8Bit, data)):
+        with pytest.raises(ImageRejectedError, match="expected at most 100 scans, got 10"):
+            decode(file)
 
 
 def test_a_header_with_too_many_elements_is_rejected() -> None:

@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+from imagecodecs import htj2k_encode
 from pydicom import Dataset, dcmread, uid
 from pydicom.encaps import get_frame
 
@@ -132,16 +133,23 @@ def codestream_of(syntax: uid.UID) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("syntax", "codestream", "codec"),
+    ("syntax", "codestream", "reason"),
     [
         (uid.JPEGLSLossless, codestream_of(uid.JPEGLSLossless), "CharLS cannot decode the JPEG-LS codestream"),
-        (uid.JPEGLosslessSV1, lossless_jpeg(TWELVE, 12), "libjpeg cannot decode the JPEG codestream"),
+        (uid.JPEGLosslessSV1, lossless_jpeg(TWELVE, 12), "the lossless JPEG decodes to more or fewer bits"),
+        (uid.HTJ2KLossless, htj2k_encode(TWELVE, reversible=True), "OpenJPEG cannot decode the JPEG 2000 codestream"),
     ],
-    ids=["JPEG-LS", "JPEG lossless"],
+    ids=["JPEG-LS", "JPEG lossless", "HTJ2K"],
 )
-def test_the_error_names_the_codec_that_failed(syntax: uid.UID, codestream: bytes, codec: str) -> None:
-    with pytest.raises(ImageRejectedError, match=codec):
+def test_damaged_coded_data_are_rejected(syntax: uid.UID, codestream: bytes, reason: str) -> None:
+    with pytest.raises(ImageRejectedError, match=reason):
         decode(torn(syntax, codestream, TWELVE))
+
+
+def test_the_error_names_libjpeg_turbo() -> None:
+    data = dicom(DS, uid.JPEGLosslessSV1, lossless_jpeg(TWELVE, 12).replace(b"\xff\xc4", b"\xff\xcc"))
+    with pytest.raises(ImageRejectedError, match="libjpeg-turbo cannot decode the JPEG lossless codestream"):
+        decode(data)
 
 
 def test_the_error_names_openjpeg_too() -> None:

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-import jpeg_ls
 import numpy as np
 import psutil
 import pytest
+from imagecodecs import htj2k_encode, jpeg8_encode, jpegls_encode
 from pydicom import uid
 
 from cxr.errors import ImageRejectedError
@@ -46,16 +46,27 @@ def whole_files() -> list[bytes]:
         (uid.RLELossless, twelve, run_lengths(twelve)),
         (uid.JPEGBaseline8Bit, gray, encoded(gray, "JPEG", progressive=True)),
         (uid.JPEGExtended12Bit, gray, encoded(gray, "JPEG")),
-        (uid.JPEGLSNearLossless, gray, bytes(jpeg_ls.encode_array(gray, lossy_error=3))),
+        (uid.JPEGLSNearLossless, gray, jpegls_encode(gray, 3)),
         (uid.JPEG2000, gray, encoded(gray, "JPEG2000", **lossy)),
         (uid.JPEG2000, gray, encoded(gray, "JPEG2000", **tiles)),
         (uid.JPEG2000, gray, encoded(gray, "JPEG2000")),
+        (uid.JPEGExtended12Bit, twelve, jpeg8_encode(twelve, bitspersample=12)),
+        (uid.JPEGLossless, twelve, jpeg8_encode(twelve, lossless=True, predictor=7, bitspersample=12)),
+        (uid.HTJ2KLossless, twelve, htj2k_encode(twelve, reversible=True)),
+        (uid.HTJ2KLosslessRPCL, twelve, htj2k_encode(twelve, reversible=True, tile=(32, 32), tlm=True)),
+        (uid.HTJ2K, gray, htj2k_encode(gray, 0.01, reversible=False)),
+    ]
+    colored = [
+        (uid.JPEGBaseline8Bit, encoded(rgb, "JPEG")),
+        (uid.JPEGLosslessSV1, jpeg8_encode(rgb, lossless=True, predictor=1)),
+        (uid.JPEGLSLossless, jpegls_encode(rgb)),
+        (uid.HTJ2KLossless, htj2k_encode(rgb, reversible=True)),
     ]
     return [
         *(file.data for file in odd_files() if file.reason is None),
         *(dicom(dataset(pixels), syntax, codestream) for syntax, pixels, codestream in compressed),
         *(dicom(dataset(rgb, **color), syntax) for syntax in (uid.JPEG2000Lossless, uid.RLELossless)),
-        dicom(dataset(rgb, **color), uid.JPEGBaseline8Bit, encoded(rgb, "JPEG")),
+        *(dicom(dataset(rgb, **color), syntax, codestream) for syntax, codestream in colored),
         np.random.default_rng(0).integers(0, 4096, (2048, 2048)).astype(">u2").tobytes(),
     ]
 
