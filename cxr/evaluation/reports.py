@@ -17,7 +17,7 @@ from cxr.evaluation.run import Content, NoGroundTruthError, ReportOptions, Run, 
 from cxr.evaluation.score_summary import BOXES, MASKS, PROBABILITIES, Kind
 from cxr.evaluation.subgroups import check_columns, with_subgroups
 from cxr.reporting.page import Report, pictures, write_report
-from cxr.sources.options import HEADERS, ReadOptions
+from cxr.sources.options import HEADERS
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,15 @@ REPORTS: dict[str, Reports] = {
 }
 
 
-def _reading_of(run: Run, options: ReportOptions) -> ReadOptions:
-    """How to read the archive with the ground truth: only images that have scores, and with the run's headers."""
+def reading_of(run: Run, options: ReportOptions) -> ReportOptions:
+    """The options with how to read the archive with the ground truth: only images that have scores, and with the
+    run's headers."""
     reading = options.reading
     if run.select and not reading.select:
         reading = replace(reading, select=run.select)
     same_archive = not options.archive or storage.normalize(options.archive) in run.archives
     read_before = same_archive and storage.exists(storage.join(run.uri, HEADERS))
-    return reading.with_headers(run.uri) if read_before else reading
+    return replace(options, reading=reading.with_headers(run.uri) if read_before else reading)
 
 
 def evaluate(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def _opened(run_uri: str, options: ReportOptions) -> tuple[Run, ReportOptions]:
             f"{run.uri} contains scores of family {run.family!r}, for which there is no report; expected one of "
             f"{', '.join(REPORTS)}"
         )
-    return run, replace(options, reading=_reading_of(run, options))
+    return run, reading_of(run, options)
 
 
 def _of_test_images(options: ReportOptions) -> ReportOptions:

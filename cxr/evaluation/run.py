@@ -89,6 +89,8 @@ class Run:
     input_size: int = 0  # height and width in pixels of the network's input
     member: str = ""
     """Which of several checkpoints; empty if the run is of a single one."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Decision thresholds by finding that replaced the checkpoint's own; see `families.thresholds_file`."""
 
     @property
     def archive(self) -> str:
@@ -145,6 +147,7 @@ def read_runs(uri: str) -> list[Run]:
             select,
             one["recipe"].get("size", 0),
             name,
+            one.get("thresholds", {}),
         )
         for name, one in members.items()
     ]

@@ -33,6 +33,7 @@ class MaskScores:
     image_ids: pa.Array
     codes: pa.ChunkedArray  # relative RLE at the original size, null for images with an error
     sizes: np.ndarray  # (N, 2) height and width of the original
+    areas_px: np.ndarray  # (N,) of the masks, at the original size
     probabilities: np.ndarray  # (N,) NaN if there is none
     good: np.ndarray  # (N,) bool: scored without an error
 
@@ -80,6 +81,7 @@ def load_scores(run: Run, split: Split = "all") -> MaskScores:
         image_ids=table[schema.IMAGE_ID].combine_chunks(),
         codes=table[schema.PRED_MASK_RLE],
         sizes=np.stack(list(sizes), 1),
+        areas_px=table[schema.PRED_MASK_AREA_PX].fill_null(0).to_numpy(),
         probabilities=table[schema.PRED_MASK_PROBABILITY].fill_null(math.nan).to_numpy(),
         good=good.to_numpy(),
     )
@@ -96,8 +98,7 @@ def evaluate(scores: MaskScores, truth: MaskTruth) -> SegmentationEvaluation:
     good = present & scores.good[places]
     rows = np.flatnonzero(good & truth.known)
     if not len(rows):
-        error = UserError if truth.known.any() else NoGroundTruthError
-        raise error(_nothing_in_common(scores, truth, int(present.sum()), int(good.sum())))
+        raise nothing_in_common(scores, truth, int(present.sum()), int(good.sum()))
     with ThreadPoolExecutor(_THREADS) as pool:
         compared = list(pool.map(lambda row: _compared(scores, truth, row, places[row]), rows.tolist()))
     rejected = Counter(result for result in compared if isinstance(result, str))
@@ -136,8 +137,10 @@ def _compared(scores: MaskScores, truth: MaskTruth, row: int, place: int) -> tup
     return counts, hd95(predicted, true), hd95(predicted, true, spacing) if spacing else math.nan
 
 
-def _nothing_in_common(scores: MaskScores, truth: MaskTruth, present: int, good: int) -> str:
-    return (
+def nothing_in_common(scores: MaskScores, truth: MaskTruth, present: int, good: int) -> UserError:
+    """The error if no image has both masks: a NoGroundTruthError if the archive has none."""
+    error = UserError if truth.known.any() else NoGroundTruthError
+    return error(
         f"there is nothing to evaluate: {int(truth.known.sum()):,} of {counted(len(truth.known), 'image')} of the "
         f"archive have a mask of {truth.label}, {present:,} are in {scores.uri}, and {good:,} were scored without an "
         "error. Give the archive that was scored, one that has such masks, or another --split"

@@ -167,6 +167,9 @@ class ScoringContext:
     """The checkpoint's findings, in the order of the network's outputs."""
     stored_size: int
     """Height and width in pixels of the stored images. The rows' resize transforms map to these pixels."""
+    thresholds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Decision thresholds by finding, or by the label of a mask, in place of the network's own; see
+    `families.thresholds_file`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from cxr.boxes.from_heatmaps import BoxRule, MapBoxes, ThresholdMode, to_origina
 from cxr.data.batch import to_arrow
 from cxr.errors import UserError
 from cxr.families.base import ScoringContext
-from cxr.families.classifier_base import ClassifierRecipe
+from cxr.families.classifier_base import ClassifierRecipe, redecided
 from cxr.imaging.geometry import ResizeTransform
 
 _EDGES = (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
@@ -55,7 +55,8 @@ class HeatmapBoxesRecipe(ClassifierRecipe):
         """The boxes of each image, from what `predict` returned; a box's index is its finding."""
 
     def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
-        columns = [to_arrow(predicted[field.name], field.type) for field in ClassifierRecipe.score_columns]
+        decided = redecided(predicted, context)
+        columns = [to_arrow(decided[field.name], field.type) for field in ClassifierRecipe.score_columns]
         boxes = to_box_column(self.predicted_boxes(predicted), rows, context)
         return pa.table([*columns, boxes], schema=self.score_columns)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Checkpoint:
     network: nn.Module
     findings: tuple[str, ...]
     about: dict[str, Any]
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Decision thresholds that replace the checkpoint's own; see `families.thresholds_file`."""
 
     def task(self) -> Task:
         """The training task around the network, with the state it had besides the network."""

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from cxr import schema
 from cxr.data.batch import Batch
-from cxr.families.base import Batches, Communicator, Recipe, Task, unit_pixels
+from cxr.families.base import Batches, Communicator, Recipe, ScoringContext, Task, unit_pixels
 from cxr.families.capabilities import mean_predictions
 from cxr.metrics import classification
 from cxr.models import pretrained
@@ -108,11 +108,26 @@ class ClassifierRecipe(Recipe):
         decisions = (raw[schema.PROBABILITIES] >= network.get_buffer("thresholds")).to(torch.int8)
         return {schema.PROBABILITIES: raw[schema.PROBABILITIES], schema.DECISIONS: decisions, **raw}
 
+    def scored(self, predicted: Mapping[str, Tensor], rows: pa.Table, context: ScoringContext) -> pa.Table:
+        return super().scored(redecided(predicted, context), rows, context)
+
     def draw(self, raw: Mapping[str, Tensor], network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {}
 
     def raw_evaluation(self, network: nn.Module) -> ClassifierTask:
         return ClassifierTask(self, network)
+
+
+def redecided(predicted: Mapping[str, Tensor], context: ScoringContext) -> dict[str, Tensor]:
+    """What `ClassifierRecipe.decide` returned, with decisions by the thresholds of `context` where it has some.
+    Findings that were not trained stay undecided."""
+    decisions = predicted[schema.DECISIONS].clone()
+    for finding, threshold in context.thresholds.items():
+        column = context.findings.index(finding)
+        positive = predicted[schema.PROBABILITIES][:, column].double() >= threshold
+        undecided = decisions[:, column] == schema.UNKNOWN
+        decisions[:, column] = torch.where(undecided, decisions[:, column], positive.to(decisions.dtype))
+    return {**predicted, schema.DECISIONS: decisions}
 
 
 class ClassifierTask(Task):

@@ -33,7 +33,7 @@ _SCORES = {
 _RULES = {  # others are in words
     "youden": "the largest sum of sensitivity and specificity (Youden's index)",
     "f1": "the largest F1",
-    "specificity": "the largest sensitivity with a specificity of at least {specificity:g}",
+    "specificity": "the largest sensitivity with a specificity of at least {at_least:g}",
 }
 _CROPS = {
     "letterbox": "the whole image, with black bars that make it square",
@@ -158,7 +158,7 @@ def _thresholds(learned: Mapping[str, Any]) -> str:
             (finding, _number(value), f"{positives:,}", f"{negatives:,}", note or _few(positives, negatives))
             for finding, value, positives, negatives, note in zip(*columns, strict=True)
         ]
-        how = str(_RULES.get(chosen["rule"], chosen["rule"])).format(specificity=chosen.get("specificity"))
+        how = str(_RULES.get(chosen["rule"], chosen["rule"])).format(at_least=chosen.get("at_least"))
         text += f"A finding is present if its probability is at least the threshold. Rule: {how}.\n\n"
         text += markdown(("finding", "threshold", "positives", "negatives", "note"), rows)
         text += "\nPositives and negatives: numbers of validation images with which the threshold was selected.\n"

@@ -250,8 +250,9 @@ class SegmentationRecipe(Recipe):
         values = predicted[MASK_VALUES].cpu().numpy()
         zoom = ResizeTransform(context.stored_size / self.size, context.stored_size / self.size)
         originals = (rows[name].to_pylist() for name in (schema.RESIZE_TRANSFORM, schema.HEIGHT_PX, schema.WIDTH_PX))
+        least = context.thresholds.get(self.mask_label, 0.0)
         encoded = [
-            self._encoded(values_HW, zoom.then(ResizeTransform(**transform)), height, width)
+            self._encoded(values_HW, least, zoom.then(ResizeTransform(**transform)), height, width)
             for values_HW, transform, height, width in zip(values, *originals, strict=True)
         ]
         columns = {
@@ -261,12 +262,19 @@ class SegmentationRecipe(Recipe):
         }
         return pa.table(columns, schema=self.score_columns)
 
-    def _encoded(self, values_HW: np.ndarray, transform: ResizeTransform, height: int, width: int) -> tuple[str, int]:
-        """The run-length code and the area of the mask in the original image."""
+    def _encoded(
+        self, values_HW: np.ndarray, least: float, transform: ResizeTransform, height: int, width: int
+    ) -> tuple[str, int]:
+        """The run-length code and the area of the mask in the original image.
+
+        Args:
+            least: share of the image below which a mask is emptied.
+        """
         if values_HW.max() < 0.5:
             return rle.EMPTY, 0
         mask = mask_to_original(self.cleaned(values_HW), transform, height, width)
-        return rle.encode(mask), int(mask.sum())
+        area = int(mask.sum())
+        return (rle.encode(mask), area) if area >= least * height * width else (rle.EMPTY, 0)
 
     def cleaned(self, values_HW: np.ndarray) -> np.ndarray:
         """The values without parts that cannot belong to the mask."""

@@ -10,7 +10,7 @@ import pytest
 from sklearn import metrics as sk
 
 from cxr.metrics import classification as ours
-from cxr.metrics.bootstrap import _resample
+from cxr.metrics.bootstrap import _resample, resamples_of
 from cxr.metrics.classification.ranking import precision_recall_curve, roc_curve
 from cxr.metrics.classification.resampled_auroc import resampled_aurocs
 
@@ -306,3 +306,67 @@ def test_the_summary_has_each_metric_in_its_row() -> None:
     assert (found.images, found.patients, found.resamples) == (300, 150, 100)
     assert found.rows[3].note == "5 patients with it: too few to trust the interval"
     assert found.rows[0].note == ""
+
+
+@pytest.mark.parametrize("rule", ["sensitivity", "ppv"])
+@pytest.mark.parametrize("steps", [7, 10**6])
+def test_no_threshold_with_the_minimum_is_better_than_the_chosen(rule: ours.thresholds.Rule, steps: int) -> None:  # type: ignore[name-defined]
+    scores, labels = made(6, steps=steps)
+    chosen = ours.choose_thresholds(scores, labels, rule, 0.5)
+
+    def worth(thresholds: np.ndarray) -> np.ndarray:
+        made_ = ours.decisions(scores >= thresholds, labels)
+        specificity = ((scores < thresholds) & (labels == 0)).sum(0) / (labels == 0).sum(0)
+        if rule == "ppv":
+            return np.where(made_.precision >= 0.5, made_.recall, 0)
+        return np.where(made_.recall >= 0.5, specificity, -1)
+
+    best = np.max([worth(np.full(4, t)) for t in [*np.unique(scores), 1.01]], axis=0)
+    close(worth(chosen.values)[chosen.reached], best[chosen.reached])
+    assert (best[~chosen.reached] <= 0).all()
+
+
+def test_a_minimum_that_no_threshold_reaches_is_noted() -> None:
+    scores, labels = np.array([[0.9], [0.8], [0.1]]), np.array([[0], [1], [0]])
+    chosen = ours.choose_thresholds(scores, labels, "ppv", 0.6)
+    assert chosen.notes == ["not chosen: no threshold has a ppv of at least 0.6"]
+    assert chosen.values.tolist() == [0.5]
+
+
+def test_criteria_are_written_as_they_are_read() -> None:
+    for text in ("youden", "f1", "specificity:0.9", "sensitivity:0.95", "ppv:1"):
+        assert str(ours.Criterion.parse(text)) == text
+
+
+def test_resampled_thresholds_are_those_of_the_resampled_images() -> None:
+    scores, labels = made(7, steps=9)
+    patients = np.arange(len(scores)) // 3
+    criterion = ours.Criterion("sensitivity", 0.8)
+    fast = ours.resampled_thresholds(scores[:, 0], labels[:, 0], patients, criterion, resamples=70, seed=3)
+    times = np.concatenate([*resamples_of(patients.max() + 1, 70, 3)], 1)
+    for resample in (0, 5, 69):
+        rows = np.repeat(np.arange(len(scores)), times[patients, resample])
+        slow = ours.choose_thresholds(scores[rows, :1], labels[rows, :1], "sensitivity", 0.8).values[0]
+        same = (scores[:, 0] >= fast[resample]) == (scores[:, 0] >= slow)
+        assert same[times[patients, resample] > 0].all()
+
+
+def test_operating_points_are_shares_of_counts_with_intervals_by_patient() -> None:
+    scores, labels = made(8)
+    patients = np.arange(len(scores)) // 2
+    points = ours.operating_points(scores >= 0.5, labels, patients, resamples=200)
+    for f, point in enumerate(points):
+        called, known = scores[:, f] >= 0.5, labels[:, f] >= 0
+        positive = labels[:, f] == 1
+        assert point.true_positives == (called & positive).sum()
+        assert point.false_positives == (called & known & ~positive).sum()
+        assert point.true_positives + point.false_negatives == positive.sum()
+        assert point.true_negatives + point.false_positives == (labels[:, f] == 0).sum()
+        close(point.ppv.value, point.true_positives / (point.true_positives + point.false_positives))
+        close(point.npv.value, point.true_negatives / (point.true_negatives + point.false_negatives))
+        close(point.sensitivity.value, ours.decisions(scores >= 0.5, labels).recall[f])
+        for share in (point.sensitivity, point.specificity, point.ppv, point.npv):
+            assert share.low <= share.value <= share.high
+    nothing = ours.operating_points(np.zeros_like(labels), labels, patients, resamples=20)[0]
+    assert math.isnan(nothing.ppv.value)
+    assert (nothing.sensitivity.value, nothing.specificity.high) == (0, 1)

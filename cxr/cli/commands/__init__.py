@@ -228,6 +228,7 @@ COMMANDS: dict[str, Command] = {
         Command("score", "score_archive"),
         Command("evaluate", "evaluate_run"),
         Command("report", "report_run"),
+        Command("thresholds", "choose_thresholds"),
         Command("info"),
         Command("export onnx", "export_onnx"),
         Command("export csv", "export_csv"),

@@ -7,16 +7,26 @@ known label are ignored. Metrics that cannot be measured are NaN. NumPy only, fl
 from cxr.metrics.classification.calibration import Bins, brier, calibration_error, reliability
 from cxr.metrics.classification.classification_summary import ClassificationSummary, FindingRow, summarize
 from cxr.metrics.classification.delong import DeLong, delong
+from cxr.metrics.classification.operating_points import OperatingPoint, operating_points
 from cxr.metrics.classification.ranking import auroc, average_precision, sensitivity_at, specificity_counts
 from cxr.metrics.classification.resampled_auroc import auroc_intervals, paired_gain
-from cxr.metrics.classification.thresholds import Decisions, Thresholds, choose_thresholds, decisions
+from cxr.metrics.classification.thresholds import (
+    Criterion,
+    Decisions,
+    Thresholds,
+    choose_thresholds,
+    decisions,
+    resampled_thresholds,
+)
 
 __all__ = [
     "Bins",
     "ClassificationSummary",
+    "Criterion",
     "DeLong",
     "Decisions",
     "FindingRow",
+    "OperatingPoint",
     "Thresholds",
     "auroc",
     "auroc_intervals",
@@ -26,8 +36,10 @@ __all__ = [
     "choose_thresholds",
     "decisions",
     "delong",
+    "operating_points",
     "paired_gain",
     "reliability",
+    "resampled_thresholds",
     "sensitivity_at",
     "specificity_counts",
     "summarize",

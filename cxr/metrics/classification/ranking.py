@@ -65,6 +65,22 @@ def ranked(scores_NF: np.ndarray, labels_NF: np.ndarray) -> Ranked:
     )
 
 
+def ranked_resamples(scores_N: np.ndarray, labels_N: np.ndarray, times_NR: np.ndarray) -> Ranked:
+    """One finding's images as `ranked` counts them in each of R resamples, in place of findings.
+
+    Args:
+        times_NR: how often each image is sampled.
+    """
+    scores, labels = checked(scores_N[:, None], labels_N[:, None])
+    order = np.argsort(-np.where(labels == UNKNOWN, -np.inf, scores)[:, 0], kind="stable")
+    scores, labels, times = scores[order], labels[order], times_NR[order]
+    scores = np.where(labels == UNKNOWN, -np.inf, scores)
+    ends = _ends_of_ties(scores)[:, 0]
+    true, false = (np.cumsum(times * (labels == kind), axis=0) for kind in (POSITIVE, NEGATIVE))
+    totals = [counts[-1] if len(counts) else np.zeros(times.shape[1], int) for counts in (true, false)]
+    return Ranked(np.broadcast_to(scores, times.shape), true[ends], false[ends], *totals)
+
+
 def _ends_of_ties(scores_NF: np.ndarray) -> np.ndarray:
     """The last row that has the same score as each row; columns are sorted."""
     rows = len(scores_NF)

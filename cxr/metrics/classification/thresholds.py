@@ -1,4 +1,4 @@
-"""From probabilities to decisions: thresholds selected on validation images, and metrics of the decisions."""
+"""From probabilities to decisions: thresholds selected on labeled images, and metrics of the decisions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from cxr.metrics.bootstrap import ratio
-from cxr.metrics.classification.ranking import Ranked, ranked, specificity_counts
+from cxr.metrics.bootstrap import RESAMPLES, ratio, resamples_of
+from cxr.metrics.classification.ranking import Ranked, ranked, ranked_resamples, specificity_counts
 from cxr.schema import NEGATIVE, POSITIVE
 
-Rule = Literal["youden", "f1", "specificity"]
+Rule = Literal["youden", "f1", "specificity", "sensitivity", "ppv"]
+BOUNDED = ("specificity", "sensitivity", "ppv")  # rules that need a minimum
 WITHOUT_CHOICE = 0.5  # threshold of a finding for which none could be selected
 
 
@@ -44,26 +45,72 @@ def decisions(predicted_positive_NF: np.ndarray, labels_NF: np.ndarray) -> Decis
 
 
 @dataclass(frozen=True)
+class Criterion:
+    """What makes a threshold the best one.
+
+    youden: maximizes sensitivity + specificity (Youden 1950). f1: maximizes F1. specificity: maximizes sensitivity
+    among thresholds with a specificity of at least `at_least`. sensitivity: maximizes specificity among those with
+    such a sensitivity. ppv: maximizes sensitivity among those with such a positive predictive value.
+
+    Raises:
+        ValueError: there is no such rule, or `at_least` is not in (0, 1] where the rule needs it.
+    """
+
+    rule: Rule = "youden"
+    at_least: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"rule: expected one of {', '.join(get_args(Rule))}, got {self.rule!r}")
+        if not 0 < self.at_least <= 1:
+            raise ValueError(f"{self.rule}: expected a minimum above 0 and up to 1, got {self.at_least:g}")
+
+    @classmethod
+    def parse(cls, text: str) -> Criterion:
+        """From "youden", "f1", or a rule with its minimum, such as "sensitivity:0.95".
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        rule, _, minimum = text.partition(":")
+        form = f"expected youden, f1, or a rule with a minimum ({', '.join(f'{name}:0.95' for name in BOUNDED)})"
+        if rule not in get_args(Rule) or bool(minimum) != (rule in BOUNDED):
+            raise ValueError(f"{form}, got {text!r}")
+        try:
+            return cls(rule, float(minimum)) if minimum else cls(rule)
+        except ValueError as error:
+            raise ValueError(f"{form}, got {text!r}") from error
+
+    def __str__(self) -> str:
+        return f"{self.rule}:{self.at_least:g}" if self.rule in BOUNDED else self.rule
+
+
+@dataclass(frozen=True)
 class Thresholds:
     """One threshold per finding, and how it was selected; `probability >= value` is a positive."""
 
     values: np.ndarray  # (F,) float64 of float32 values, so that both precisions give the same decisions
-    rule: Rule
-    specificity: float  # minimum of the rule "specificity"
+    criterion: Criterion
     positives: np.ndarray  # (F,) number of images on which each was selected
     negatives: np.ndarray  # (F,)
+    reached: np.ndarray  # (F,) bool: some threshold meets the criterion's minimum
 
     @property
     def notes(self) -> list[str]:
         """A note per finding; empty if a threshold could be selected."""
-        counts = zip(self.positives, self.negatives, strict=True)
-        return [f"not chosen: {note}" if (note := missing_class(*pair)) else "" for pair in counts]
+        notes = []
+        for positives, negatives, reached in zip(self.positives, self.negatives, self.reached, strict=True):
+            reason = missing_class(positives, negatives)
+            if not reason and not reached:
+                reason = f"no threshold has a {self.criterion.rule} of at least {self.criterion.at_least:g}"
+            notes.append(f"not chosen: {reason}" if reason else "")
+        return notes
 
     def describe(self) -> dict[str, Any]:
         """For a checkpoint: plain JSON, lists in the order of the findings."""
         return {
-            "rule": self.rule,
-            "specificity": self.specificity,
+            "rule": self.criterion.rule,
+            "at_least": self.criterion.at_least,
             "values": self.values.tolist(),
             "positives": self.positives.tolist(),
             "negatives": self.negatives.tolist(),
@@ -82,35 +129,63 @@ def missing_class(positives: int, negatives: int) -> str:
 
 
 def choose_thresholds(
-    scores_NF: np.ndarray, labels_NF: np.ndarray, rule: Rule = "youden", specificity: float = 0.9
+    scores_NF: np.ndarray, labels_NF: np.ndarray, rule: Rule = "youden", at_least: float = 0.9
 ) -> Thresholds:
-    """Thresholds that are best by `rule` on these images, separately for each finding.
+    """Thresholds that are best by a `Criterion` on these images, separately for each finding.
 
-    youden: maximizes sensitivity + specificity (Youden 1950). f1: maximizes F1. specificity: maximizes sensitivity
-    among thresholds with at least `specificity`. Among equally good thresholds the highest is selected. A threshold
-    lies midway between two neighboring scores. A finding without both classes gets 0.5 and a note that says so.
+    Among equally good thresholds the highest is selected. A threshold lies midway between two neighboring scores. A
+    finding for which none can be selected gets 0.5 and a note that says so.
 
     Raises:
         ValueError: there is no such rule.
     """
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule: expected one of {', '.join(get_args(Rule))}, got {rule!r}")
+    criterion = Criterion(rule, at_least)
     ranking = ranked(scores_NF, labels_NF)
-    none = np.zeros((1, len(ranking.positives)))
-    worth = np.concatenate([none, _worth(ranking, rule, specificity)])  # row 0: nothing is predicted positive
-    values = _between(ranking.scores, worth.argmax(0))
-    values = np.where(ranking.measurable, values, WITHOUT_CHOICE)
-    return Thresholds(values, rule, specificity, ranking.positives, ranking.negatives)
+    values, reached = _best(ranking, criterion)
+    values = np.where(ranking.measurable & reached, values, WITHOUT_CHOICE)
+    return Thresholds(values, criterion, ranking.positives, ranking.negatives, reached)
 
 
-def _worth(ranked: Ranked, rule: Rule, specificity: float) -> np.ndarray:
+def resampled_thresholds(
+    scores_N: np.ndarray,
+    labels_N: np.ndarray,
+    patients_N: np.ndarray,
+    criterion: Criterion,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> np.ndarray:
+    """(R,) the threshold of one finding that is selected in each resample of patients; NaN where none can be."""
+    ids, patients = np.unique(np.asarray(patients_N), return_inverse=True)
+    chosen = []
+    for times in resamples_of(len(ids), resamples, seed):
+        ranking = ranked_resamples(scores_N, labels_N, times[patients])
+        values, reached = _best(ranking, criterion)
+        chosen.append(np.where(ranking.measurable & reached, values, np.nan))
+    return np.concatenate(chosen) if chosen else np.full(resamples, np.nan)
+
+
+def _best(ranking: Ranked, criterion: Criterion) -> tuple[np.ndarray, np.ndarray]:
+    """(F,) the best thresholds, and whether there is one that meets the criterion's minimum."""
+    nothing = np.zeros((1, len(ranking.positives)))
+    worth = np.concatenate([nothing, _worth(ranking, criterion)])  # row 0: nothing is predicted positive
+    reached = worth.any(0) | (criterion.rule not in ("sensitivity", "ppv"))
+    return _between(ranking.scores, worth.argmax(0)), reached
+
+
+def _worth(ranked: Ranked, criterion: Criterion) -> np.ndarray:
     """(N, F) the quantity that the rule maximizes, for a threshold at each image's score; 0 if it is no better than
     no positives."""
-    true, false = ranked.true, ranked.false
-    if rule == "f1":
+    true, false, at_least = ranked.true, ranked.false, criterion.at_least
+    if criterion.rule == "f1":
         return 2 * true / np.maximum(1, true + false + ranked.positives)
-    if rule == "specificity":
-        return np.where(false <= specificity_counts(ranked.negatives, specificity), true, 0)
+    if criterion.rule == "specificity":
+        return np.where(false <= specificity_counts(ranked.negatives, at_least), true, 0)
+    if criterion.rule == "sensitivity":
+        missed = specificity_counts(ranked.positives, at_least)  # positives that may be missed
+        return np.where(ranked.positives - true <= missed, ranked.negatives - false + 1, 0)
+    if criterion.rule == "ppv":
+        return np.where(true >= at_least * (true + false) - 1e-9, true, 0)
     return true / np.maximum(1, ranked.positives) - false / np.maximum(1, ranked.negatives)
 
 

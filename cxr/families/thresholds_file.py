@@ -1,0 +1,122 @@
+"""Decision thresholds in a file beside a checkpoint: re-chosen on a hospital's own labels, and used when scoring.
+
+    {"cxr_thresholds": 1, "family": "classify", "checkpoint_sha256": "…", "criterion": "youden",
+     "thresholds": {"Effusion": 0.31}, "made_from": {…}}
+
+A threshold is a probability in [0, 1] for classifiers, a box's score for detectors, and for segmentation models the
+area of a mask as a share of the image, below which the mask is emptied. Findings that are not listed keep the
+checkpoint's own decisions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cxr import storage
+from cxr.errors import UserError
+from cxr.families.base import Recipe
+from cxr.families.checkpoint import Checkpoint
+from cxr.families.ensemble import EnsembleRecipe
+from cxr.families.segmentation import SegmentationRecipe
+
+VERSION = 1
+FILE = "thresholds.json"
+_FORMAT = "cxr_thresholds"
+
+
+@dataclass(frozen=True)
+class ThresholdsFile:
+    """The contents of a file of thresholds."""
+
+    family: str
+    checkpoint_sha256: str
+    criterion: str
+    thresholds: Mapping[str, float]
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    """Counts of the images and patients, and intervals, by finding."""
+
+    def write(self, uri: str) -> None:
+        storage.write_json(uri, {_FORMAT: VERSION, **{name: getattr(self, name) for name in _FIELDS}})
+
+    @classmethod
+    def read(cls, uri: str) -> ThresholdsFile:
+        """The file at a URI, or in a folder.
+
+        Raises:
+            UserError: it does not exist, or is not such a file.
+        """
+        within = storage.join(uri, FILE)
+        try:
+            values = json.loads(storage.read_bytes(within if storage.exists(within) else uri))
+        except ValueError as error:
+            raise UserError(f"{uri} is not JSON ({error}): give a file that cxr thresholds wrote") from error
+        if not isinstance(values, dict) or _FORMAT not in values:
+            raise UserError(f"{uri} contains no thresholds: give a file that cxr thresholds wrote")
+        if values[_FORMAT] != VERSION:
+            raise UserError(
+                f"{uri}: expected thresholds of version {VERSION}, got {values[_FORMAT]}: use the version of cxr "
+                f"that wrote them"
+            )
+        if missing := {"family", "checkpoint_sha256", "criterion", "thresholds"} - set(values):
+            raise UserError(f"{uri} lacks {', '.join(sorted(missing))}: give a file that cxr thresholds wrote")
+        thresholds = values["thresholds"]
+        if not isinstance(thresholds, dict) or not all(map(_is_share, thresholds.values())):
+            raise UserError(f"{uri}: expected a number from 0 to 1 for each finding in `thresholds`: correct it")
+        return cls(**{name: values[name] for name in _FIELDS if name in values})
+
+
+_FIELDS = ("family", "checkpoint_sha256", "criterion", "thresholds", "made_from")
+
+
+def _is_share(value: object) -> bool:
+    """Slightly more than 1 is allowed: nothing is positive then."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 <= value < 1.1
+
+
+def with_thresholds(models: Mapping[str, Checkpoint], uris: Sequence[str]) -> dict[str, Checkpoint]:
+    """Checkpoints by name, each with the thresholds of the file that was made for it, if there is one.
+
+    Raises:
+        UserError: a file is for none of these checkpoints, two are for the same one, or one does not fit.
+    """
+    files = {uri: ThresholdsFile.read(uri) for uri in uris}
+    changed = dict(models)
+    for uri, file in files.items():
+        named = [name for name, model in models.items() if model.about["sha256"] == file.checkpoint_sha256]
+        if not named:
+            given = ", ".join(f"{model.uri} ({model.about['sha256'][:12]})" for model in models.values())
+            raise UserError(
+                f"{uri}: expected thresholds of {given}, got those of another checkpoint, with SHA-256 "
+                f"{file.checkpoint_sha256[:12]}: give that checkpoint, or choose thresholds for this one with "
+                f"cxr thresholds"
+            )
+        for name in named:
+            if changed[name].thresholds:
+                raise UserError(f"{uri} is the second file with thresholds of {models[name].uri}: give one")
+            changed[name] = _applied(models[name], file, uri)
+    return changed
+
+
+def _applied(model: Checkpoint, file: ThresholdsFile, uri: str) -> Checkpoint:
+    recipe = model.recipe.first if isinstance(model.recipe, EnsembleRecipe) else model.recipe
+    if file.family != recipe.family:
+        raise UserError(
+            f"{uri}: expected thresholds of family {recipe.family}, got {file.family}: give the file made for this "
+            f"checkpoint"
+        )
+    known = decided_names(recipe, model.findings)
+    if unknown := set(file.thresholds) - set(known):
+        raise UserError(
+            f"{uri}: expected thresholds of {', '.join(known) or 'nothing'}, got {', '.join(sorted(unknown))}: give "
+            f"the file made for this checkpoint"
+        )
+    return replace(model, thresholds={name: float(value) for name, value in file.thresholds.items()})
+
+
+def decided_names(recipe: Recipe, findings: Sequence[str]) -> tuple[str, ...]:
+    """What a checkpoint decides about an image: its findings, or the label of its mask."""
+    return (recipe.mask_label,) if isinstance(recipe, SegmentationRecipe) else tuple(findings)

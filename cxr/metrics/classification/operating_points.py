@@ -1,0 +1,71 @@
+"""Sensitivity, specificity and predictive values of decisions, with intervals by patient."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from cxr.metrics.bootstrap import ENDS, RESAMPLES, MeanInterval, ratio, resamples_of
+from cxr.schema import NEGATIVE, POSITIVE
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Decisions on one finding; shares are NaN if the denominator is 0."""
+
+    true_positives: int  # images
+    false_positives: int
+    false_negatives: int
+    true_negatives: int
+    sensitivity: MeanInterval
+    specificity: MeanInterval
+    ppv: MeanInterval  # positive predictive value
+    npv: MeanInterval  # negative predictive value
+
+
+def operating_points(
+    predicted_positive_NF: np.ndarray,
+    labels_NF: np.ndarray,
+    patients_N: np.ndarray,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[OperatingPoint]:
+    """The operating point of each finding, for decisions of 1 or True: positive. Unknown labels are ignored."""
+    called, labels = np.asarray(predicted_positive_NF, bool), np.asarray(labels_NF)
+    ids, patients = np.unique(np.asarray(patients_N), return_inverse=True)
+    positive, negative = labels == POSITIVE, labels == NEGATIVE
+    cells = np.stack([called & positive, called & negative, ~called & positive, ~called & negative])  # (4, N, F)
+    totals = np.zeros((4, len(ids), labels.shape[1]))
+    np.add.at(totals, (slice(None), patients), cells)
+    whole = _shares(totals.sum(1))  # (4, F)
+    sampled = [_shares(np.einsum("cpf,pr->crf", totals, times)) for times in resamples_of(len(ids), resamples, seed)]
+    resampled = np.concatenate(sampled, 1) if sampled else np.full((4, 0, labels.shape[1]), np.nan)
+    return [
+        OperatingPoint(
+            *(int(count) for count in totals[:, :, f].sum(1)),
+            *(_interval(whole[share, f], resampled[share, :, f]) for share in range(4)),
+        )
+        for f in range(labels.shape[1])
+    ]
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Sensitivity, specificity, PPV and NPV from the four counts, which are the first axis."""
+    true_positive, false_positive, false_negative, true_negative = counts
+    return np.stack(
+        [
+            ratio(true_positive, true_positive + false_negative),
+            ratio(true_negative, true_negative + false_positive),
+            ratio(true_positive, true_positive + false_positive),
+            ratio(true_negative, true_negative + false_negative),
+        ]
+    )
+
+
+def _interval(value: float, sampled_R: np.ndarray) -> MeanInterval:
+    known = sampled_R[np.isfinite(sampled_R)]
+    low, high = np.quantile(known, ENDS) if len(known) and not math.isnan(value) else (math.nan, math.nan)
+    return MeanInterval(float(value), float(low), float(high))
