@@ -15,12 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cxr import storage
+from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.families.base import Recipe
 from cxr.families.checkpoint import Checkpoint
-from cxr.families.ensemble import EnsembleRecipe
-from cxr.families.segmentation import SegmentationRecipe
 
 VERSION = 1
 FILE = "thresholds.json"
@@ -73,8 +71,7 @@ _FIELDS = ("family", "checkpoint_sha256", "criterion", "thresholds", "made_from"
 
 def _is_share(value: object) -> bool:
     """Slightly more than 1 is allowed: nothing is positive then."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and 0 <= value < 1.1
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(0 <= value < 1.1)
 
 
 def with_thresholds(models: Mapping[str, Checkpoint], uris: Sequence[str]) -> dict[str, Checkpoint]:
@@ -102,13 +99,14 @@ def with_thresholds(models: Mapping[str, Checkpoint], uris: Sequence[str]) -> di
 
 
 def _applied(model: Checkpoint, file: ThresholdsFile, uri: str) -> Checkpoint:
-    recipe = model.recipe.first if isinstance(model.recipe, EnsembleRecipe) else model.recipe
-    if file.family != recipe.family:
+    recipe = model.recipe.to_dict()
+    family = recipe["members"][0]["family"] if "members" in recipe else recipe["family"]  # of an ensemble's members
+    if file.family != family:
         raise UserError(
-            f"{uri}: expected thresholds of family {recipe.family}, got {file.family}: give the file made for this "
+            f"{uri}: expected thresholds of family {family}, got {file.family}: give the file made for this "
             f"checkpoint"
         )
-    known = decided_names(recipe, model.findings)
+    known = decided_names(model.recipe, model.findings)
     if unknown := set(file.thresholds) - set(known):
         raise UserError(
             f"{uri}: expected thresholds of {', '.join(known) or 'nothing'}, got {', '.join(sorted(unknown))}: give "
@@ -119,4 +117,4 @@ def _applied(model: Checkpoint, file: ThresholdsFile, uri: str) -> Checkpoint:
 
 def decided_names(recipe: Recipe, findings: Sequence[str]) -> tuple[str, ...]:
     """What a checkpoint decides about an image: its findings, or the label of its mask."""
-    return (recipe.mask_label,) if isinstance(recipe, SegmentationRecipe) else tuple(findings)
+    return (recipe.mask_label,) if schema.PRED_MASK_RLE in recipe.score_columns.names else tuple(findings)

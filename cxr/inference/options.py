@@ -29,8 +29,8 @@ class ScoreOptions:
     compile: bool = False
     """Compile the network with torch.compile. This takes a minute, and pays off on GPUs for large archives."""
     thresholds: tuple[str, ...] = ()
-    """Files or URIs of decision thresholds that `cxr thresholds` wrote. Each replaces the thresholds of the checkpoint
-    that it was made for."""
+    """Files or URIs of decision thresholds that `cxr thresholds` wrote. Each replaces the thresholds of the
+    checkpoint that it was made for."""
     save_images: bool = False
     """Also write pictures of the predictions, for example OUT/aligned/a.png.png for the image a.png."""
     save_latents: bool = False

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
@@ -33,6 +33,8 @@ class Member:
     """Folder or URI."""
     batch_size: int | None = None
     """Number of images per forward pass; None: that of the options."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Decision thresholds that replace the checkpoint's own; see `families.thresholds_file`."""
 
     def folder(self, out: str) -> str:
         """The folder of the member's pictures, latents and embeddings in a result."""

@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -90,7 +90,7 @@ class PartScorer:
     def _loaded(self, member: Member) -> Scorer:
         try:
             return Scorer(
-                checkpoint.load(member.checkpoint),
+                replace(checkpoint.load(member.checkpoint), thresholds=member.thresholds),
                 best_device(),
                 member.batch_size or self.options.batch_size,
                 precision=self.options.precision,

@@ -21,6 +21,7 @@ from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.capabilities import embedder, latent_encoder
 from cxr.families.checkpoint import Checkpoint
+from cxr.families.thresholds_file import with_thresholds
 from cxr.inference import latents
 from cxr.inference.options import ScoreOptions, check_archives, resolved
 from cxr.inference.panel import Member, Panel, member_record
@@ -54,6 +55,7 @@ class ScoredMember:
     sha256: str
     latents: str  # archive of latents; empty if there is none
     embeddings: str  # folder of Parquet files, see data.embeddings; empty if there are none
+    thresholds: dict[str, float]  # decision thresholds that replaced the checkpoint's own
 
 
 def score(archive: str | Sequence[str], panel: str | Panel, out: str, options: ScoreOptions | None = None) -> Scored:
@@ -101,6 +103,8 @@ def _score(
     reading = identity.private(options.reading) if identity else options.reading.with_headers(out)
     options = replace(options, reading=reading, precision=precision)
     models = {member.name: checkpoint.load(member.checkpoint) for member in panel.members}
+    models = with_thresholds(models, options.thresholds)
+    panel = Panel(tuple(replace(member, thresholds=models[member.name].thresholds) for member in panel.members))
     _check_outputs(models, options)
     plans = _numbered([_plan(uri, models, options, identity, named) for uri in archives])
     _check_ids(plans)
@@ -198,6 +202,7 @@ def _member_settings(plan: Plan, number: int, model: Checkpoint) -> dict[str, An
     return {
         "checkpoint_sha256": model.about["sha256"],
         "recipe": model.recipe.to_dict(),
+        **({"thresholds": dict(model.thresholds)} if model.thresholds else {}),
         **({"lung_crop": crop.describe()} if crop else {}),
     }
 
@@ -225,7 +230,15 @@ def _finish(
         network = {"checkpoint": model.uri, "sha256": model.about["sha256"]}
         embeddings.finish(embeddings_uri, uris, network | {"archives": [plan.origin.archive for plan in plans]})
     about = member_record(member.name, model)
-    return ScoredMember(member.name, about["family"], model.uri, about["sha256"], latents_uri, embeddings_uri)
+    return ScoredMember(
+        name=member.name,
+        family=about["family"],
+        checkpoint=model.uri,
+        sha256=about["sha256"],
+        latents=latents_uri,
+        embeddings=embeddings_uri,
+        thresholds=dict(model.thresholds),
+    )
 
 
 def _numbered(plans: Sequence[Plan]) -> list[Plan]:

@@ -70,7 +70,7 @@ class Scorer:
         compiled: bool = False,
         note: Callable[[str], None] = _LOGGER.warning,
     ) -> None:
-        self.recipe, self.findings = model.recipe, model.findings
+        self.recipe, self.findings, self.thresholds = model.recipe, model.findings, model.thresholds
         self.device, self.batch_size = device, batch_size
         self.bfloat16 = resolved(precision, device.type) == "bfloat16"
         self._note = note
@@ -171,7 +171,7 @@ class Scorer:
                 predicted, pictures = self._predicted(batch, encoded or save_latents, render)
             embeddings_BD = None if vectors_BD is None else vectors_BD.float().cpu().numpy()
         predicted = {name: v.float() if v.dtype == torch.bfloat16 else v for name, v in predicted.items()}
-        scores = self.recipe.scored(predicted, rows, ScoringContext(self.findings, pixels.size))
+        scores = self.recipe.scored(predicted, rows, ScoringContext(self.findings, pixels.size, self.thresholds))
         return ScoredBatch(rows, scores, pictures, latent_rows, embeddings_BD)
 
     @contextmanager

@@ -82,7 +82,7 @@ def test_wrong_criteria_are_explained(tmp_path: Path, archive: str, criterion: s
 
 
 def test_labels_of_one_kind_are_not_enough(tmp_path: Path, archive: str) -> None:
-    rows = {f"{i:03d}.png": [0.5] for i in range(IMAGES)}
+    rows: dict[str, list[float] | None] = {f"{i:03d}.png": [0.5] for i in range(IMAGES)}
     run = read_run(write_run(tmp_path / "run", rows, findings=("Hernia",), archive=archive))
     with pytest.raises(UserError, match="Hernia: no positive among 60 images"):
         choose(run, OPTIONS, Criterion())

@@ -13,7 +13,7 @@ from cxr.data.ledger import Ledger
 from cxr.families import checkpoint
 from cxr.families.classify import ClassifyRecipe
 from cxr.inference.options import ScoreOptions
-from cxr.inference.panel import Panel
+from cxr.inference.panel import Member, Panel
 from cxr.inference.part_scorer import PartScorer
 from cxr.inference.plan import plan_scoring
 from cxr.inference.read import PART, PART_ROWS
@@ -51,3 +51,27 @@ def test_embeddings_of_good_images_are_written_beside_the_scores(tmp_path: Path)
     expected = 1 / (1 + np.exp(-(stored.vectors.astype(np.float32) @ weight.T + bias)))
     probabilities = [p for p in scores[schema.PROBABILITIES].to_pylist() if p is not None]
     np.testing.assert_allclose(probabilities, expected, atol=1e-3)
+
+
+def test_thresholds_change_decisions_and_no_other_column(tmp_path: Path) -> None:
+    made = write_shards(tmp_path / "shards", {"train": 6})
+    base = save_untrained(tmp_path / "c", ClassifyRecipe(size=32), schema.FINDINGS)
+    plan = plan_scoring(made, {"": checkpoint.load(base)}, ALL_IMAGES)
+    rows = _named(plan.reader("off").rows(plan.parts[0].rows), "scores/part-00000")
+
+    def scored(out: str, thresholds: dict[str, float]) -> pa.Table:
+        panel = Panel((Member("", base, thresholds=thresholds),))
+        PartScorer(panel, Ledger(out), plan, ScoreOptions(batch_size=4))(rows)
+        return storage.read_parquet(storage.join(out, "scores/part-00000.parquet"))
+
+    before = scored(str(tmp_path / "before"), {})
+    p = np.array(before[schema.PROBABILITIES].to_pylist(), np.float32)
+    thresholds = {schema.FINDINGS[2]: float(np.sort(p[:, 2])[3]), schema.FINDINGS[5]: 1.01}
+    after = scored(str(tmp_path / "after"), thresholds)
+    decisions, new = (np.array(table[schema.DECISIONS].to_pylist()) for table in (before, after))
+    assert (new[:, 2] == (p[:, 2] >= thresholds[schema.FINDINGS[2]])).all()
+    assert 0 < new[:, 2].sum() < 6
+    assert not new[:, 5].any()
+    others = [f for f in range(len(schema.FINDINGS)) if f not in (2, 5)]
+    assert (new[:, others] == decisions[:, others]).all()
+    assert after.drop_columns([schema.DECISIONS]).equals(before.drop_columns([schema.DECISIONS]))

@@ -11,13 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cxr import schema
+from cxr import schema, storage
 from cxr.data import ingest, shards
 from cxr.errors import UserError
 from cxr.evaluation.run import read_run
 from cxr.families import checkpoint
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
+from cxr.families.classify import ClassifyRecipe
+from cxr.families.thresholds_file import ThresholdsFile
 from cxr.inference.options import ScoreOptions
 from cxr.inference.part_scorer import picture_name
 from cxr.inference.score import score
@@ -26,6 +28,7 @@ from cxr.schema import PixelFormat
 from cxr.sources.options import ReadOptions
 from tests.odd_files import dataset, dicom, odd_files, radiograph
 from tests.ray.archives import BAD, write_archive
+from tests.saved_checkpoint import save_untrained
 from tests.sources.test_dicom import PLANTED, write, xray
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -246,3 +249,21 @@ def test_a_missing_shard_file_is_named_in_one_line(kept: str, tmp_path: Path) ->
     assert str(gone) in str(mistake.value)
     assert str(mistake.value).endswith("Scored parts are saved: run the same command again to continue")
     assert len(str(mistake.value).splitlines()) == 1
+
+
+def test_thresholds_are_recorded_and_change_decisions(archive: str, tmp_path: Path) -> None:
+    findings = ("Edema", "Mass")
+    model = save_untrained(tmp_path / "model", ClassifyRecipe(size=32), findings)
+    sha256 = storage.read_json(f"{model}/checkpoint.json")["sha256"]
+    file = str(tmp_path / "thresholds.json")
+    ThresholdsFile("classify", sha256, "youden", {"Mass": 0.0}).write(file)
+    options = ScoreOptions(thresholds=(file,))
+    scored = score(archive, model, str(tmp_path / "out"), options)
+    assert scored.members[0].thresholds == {"Mass": 0.0}
+    assert read_run(str(tmp_path / "out")).thresholds == {"Mass": 0.0}
+    assert {row[schema.DECISIONS][1] for row in rows(str(tmp_path / "out")).values()} == {1}
+    with pytest.raises(UserError, match="thresholds"):  # decisions of two kinds would mix
+        score(archive, model, str(tmp_path / "out"))
+    ThresholdsFile("classify", "another", "youden", {"Mass": 0.0}).write(file)
+    with pytest.raises(UserError, match="got those of another checkpoint"):
+        score(archive, model, str(tmp_path / "other"), options)

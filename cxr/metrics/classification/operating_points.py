@@ -38,18 +38,18 @@ def operating_points(
     ids, patients = np.unique(np.asarray(patients_N), return_inverse=True)
     positive, negative = labels == POSITIVE, labels == NEGATIVE
     cells = np.stack([called & positive, called & negative, ~called & positive, ~called & negative])  # (4, N, F)
-    totals = np.zeros((4, len(ids), labels.shape[1]))
-    np.add.at(totals, (slice(None), patients), cells)
-    whole = _shares(totals.sum(1))  # (4, F)
-    sampled = [_shares(np.einsum("cpf,pr->crf", totals, times)) for times in resamples_of(len(ids), resamples, seed)]
-    resampled = np.concatenate(sampled, 1) if sampled else np.full((4, 0, labels.shape[1]), np.nan)
-    return [
-        OperatingPoint(
-            *(int(count) for count in totals[:, :, f].sum(1)),
-            *(_interval(whole[share, f], resampled[share, :, f]) for share in range(4)),
-        )
-        for f in range(labels.shape[1])
-    ]
+    totals = np.zeros((len(ids), 4, labels.shape[1]))
+    np.add.at(totals, patients, cells.transpose(1, 0, 2))
+    counts_4F = totals.sum(0)
+    whole_4F = _shares(counts_4F)
+    sampled = [_shares(np.einsum("pcf,pr->crf", totals, times)) for times in resamples_of(len(ids), resamples, seed)]
+    sampled_4RF = np.concatenate(sampled, 1) if sampled else np.full((4, 0, labels.shape[1]), np.nan)
+    points = []
+    for f in range(labels.shape[1]):
+        true_positives, false_positives, false_negatives, true_negatives = map(int, counts_4F[:, f])
+        shares = [_interval(float(whole_4F[share, f]), sampled_4RF[share, :, f]) for share in range(4)]
+        points.append(OperatingPoint(true_positives, false_positives, false_negatives, true_negatives, *shares))
+    return points
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:

@@ -72,7 +72,8 @@ class Criterion:
         Raises:
             ValueError: it is none of these.
         """
-        rule, _, minimum = text.partition(":")
+        name, _, minimum = text.partition(":")
+        rule: Any = name
         form = f"expected youden, f1, or a rule with a minimum ({', '.join(f'{name}:0.95' for name in BOUNDED)})"
         if rule not in get_args(Rule) or bool(minimum) != (rule in BOUNDED):
             raise ValueError(f"{form}, got {text!r}")
@@ -169,8 +170,8 @@ def _best(ranking: Ranked, criterion: Criterion) -> tuple[np.ndarray, np.ndarray
     """(F,) the best thresholds, and whether there is one that meets the criterion's minimum."""
     nothing = np.zeros((1, len(ranking.positives)))
     worth = np.concatenate([nothing, _worth(ranking, criterion)])  # row 0: nothing is predicted positive
-    reached = worth.any(0) | (criterion.rule not in ("sensitivity", "ppv"))
-    return _between(ranking.scores, worth.argmax(0)), reached
+    reached = worth.any(0) if criterion.rule in ("sensitivity", "ppv") else np.ones(worth.shape[1], bool)
+    return _between(ranking.scores, worth.argmax(0)), np.asarray(reached)
 
 
 def _worth(ranked: Ranked, criterion: Criterion) -> np.ndarray:
