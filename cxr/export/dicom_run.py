@@ -89,17 +89,43 @@ class Export:
 # ---- The model and the images
 
 
-def read_algorithm(
-    run: Run, parts: Sequence[pa.Table], kinds: Sequence[Kind] = KINDS, checkpoint: str = ""
-) -> tuple[Algorithm, list[str]]:
-    """The model of a run, and notes for the user.
+def find_checkpoint(run: Run, parts: Sequence[pa.Table], checkpoint: str = "") -> tuple[str, dict[str, Any]] | None:
+    """URI and checkpoint.json of a run's checkpoint; None if it is not where it was when the run was made.
 
     Args:
         parts: the run's scores, with their metadata.
-        checkpoint: URI of the run's checkpoint. Default: the one that the scores name.
+        checkpoint: where it is now; "" if it has not moved.
 
     Raises:
-        UserError: the family has nothing to export as `kinds`, or `checkpoint` is another one.
+        UserError: there is another checkpoint at `checkpoint`, or none.
+    """
+    named = json.loads(_metadata(parts).get(schema.MEMBERS_KEY, b"[]"))
+    uri = storage.normalize(checkpoint) if checkpoint else named[0]["checkpoint"] if named else ""
+    try:
+        about = read_about(uri) if uri else {}
+    except UserError:
+        if checkpoint:
+            raise
+        return None
+    if about.get("sha256") == run.checkpoint_sha256:
+        return uri, about
+    if checkpoint:
+        raise UserError(
+            f"{checkpoint} has other weights than the checkpoint that made {run.uri}: give that one, or omit "
+            f"--checkpoint"
+        )
+    return None
+
+
+def read_algorithm(run: Run, parts: Sequence[pa.Table], kinds: Sequence[Kind], about: Mapping[str, Any]) -> Algorithm:
+    """The model of a run.
+
+    Args:
+        parts: the run's scores, with their metadata.
+        about: checkpoint.json; empty if it is not available, so that thresholds are unknown.
+
+    Raises:
+        UserError: the family has nothing to export as `kinds`.
     """
     recipe = recipe_type(run.family)
     columns = score_columns(recipe.score_columns.names)
@@ -108,38 +134,21 @@ def read_algorithm(
             f"{run.uri} is a run of family {run.family}, which predicts neither findings nor boxes nor masks: give a "
             f"run of another family"
         )
-    if schema.PRED_MASK_RLE not in columns and kinds == ("seg",):
+    has_masks = schema.PRED_MASK_RLE in columns
+    if not has_masks and [*kinds] == ["seg"]:
         raise UserError(
             f"{run.uri} is a run of family {run.family}, which predicts no masks: give --kinds sr or sc, or a run of "
             f"family lungs or pneumothorax"
         )
-    metadata = (parts[0].schema.metadata or {}) if parts else {}
-    findings = tuple(json.loads(metadata.get(schema.FINDINGS_KEY, b"[]")))
-    named = json.loads(metadata.get(schema.MEMBERS_KEY, b"[]"))
-    uri, notes, thresholds = checkpoint or (named[0]["checkpoint"] if named else ""), [], {}
-    try:
-        about = read_about(uri) if uri else None
-    except UserError:
-        if checkpoint:
-            raise
-        about = None
-    if about is not None and about["sha256"] != run.checkpoint_sha256:
-        if checkpoint:
-            raise UserError(
-                f"{checkpoint} has other weights than the checkpoint that made {run.uri}: give that one, or omit "
-                f"--checkpoint"
-            )
-        about = None
-    if about is not None:
-        learned = about["learned"].get("thresholds", {})
-        thresholds = dict(zip(learned.get("findings", ()), learned.get("values", ()), strict=True))
-    elif schema.PROBABILITIES in recipe.score_columns.names:
-        notes.append(
-            "the run's checkpoint is not available, so reports contain decisions without thresholds; name it with "
-            "--checkpoint"
-        )
-    mask_label = recipe.mask_label if schema.PRED_MASK_RLE in recipe.score_columns.names else ""
-    return Algorithm(run.family, run.checkpoint_sha256, run.member, findings, thresholds, mask_label), notes
+    findings = tuple(json.loads(_metadata(parts).get(schema.FINDINGS_KEY, b"[]")))
+    chosen = about.get("learned", {}).get("thresholds", {})
+    thresholds = dict(zip(chosen.get("findings", ()), chosen.get("values", ()), strict=True))
+    mask_label = recipe.mask_label if has_masks else ""
+    return Algorithm(run.family, run.checkpoint_sha256, run.member, findings, thresholds, mask_label)
+
+
+def _metadata(parts: Sequence[pa.Table]) -> Mapping[bytes, bytes]:
+    return (parts[0].schema.metadata or {}) if parts else {}
 
 
 def read_parts(run: Run) -> list[pa.Table]:

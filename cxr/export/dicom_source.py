@@ -23,7 +23,7 @@ from pydicom.tag import BaseTag
 from pydicom.valuerep import DA, TM
 
 from cxr import storage
-from cxr.errors import ImageRejectedError, raised_at
+from cxr.errors import ImageRejectedError, UserError, raised_at
 from cxr.imaging import dicom_terms
 from cxr.imaging.dicom import rejecting_damaged_files
 from cxr.imaging.dicom_header import is_dicom, read_header
@@ -140,7 +140,7 @@ def quiet_libraries() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (ImageRejectedError, storage.StorageError, MemoryError):
+    except (ImageRejectedError, UserError, MemoryError):
         raise
     except Exception as error:
         raise ImageRejectedError(f"cannot be written as DICOM: {type(error).__name__}{raised_at(error)}") from None

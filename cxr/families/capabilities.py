@@ -101,6 +101,21 @@ class HeatMaps(Protocol):
 
 
 @runtime_checkable
+class MaskProbabilities(Protocol):
+    """A recipe whose network segments one kind of mask."""
+
+    @property
+    def mask_label(self) -> str:
+        """What the mask shows."""
+        ...
+
+    def mask_probabilities(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The probability of each pixel of the network's input that it belongs to the mask: (B, h, w) in [0, 1].
+        Called in inference mode."""
+        ...
+
+
+@runtime_checkable
 class SharedPretraining(Protocol):
     """A recipe with a network that is trained once and then shared by all its training runs."""
 

@@ -29,7 +29,7 @@ from cxr.data.shards import ShardInfo
 from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files, lung_crop, recipe_from_dict
 from cxr.families.base import Batches, Communicator, Recipe, ScoringContext, SingleProcess, Task, unit_pixels
-from cxr.families.capabilities import HeatMaps, combinable
+from cxr.families.capabilities import HeatMaps, MaskProbabilities, combinable
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.compatibility import check_pixels, fold_of
 from cxr.families.lung_crop import ImageCrop
@@ -69,10 +69,12 @@ class EnsembleRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.members and all(
-            isinstance(recipe, HeatMaps) for recipe in self.recipes
-        ):  # then an ensemble is `HeatMaps`, too
+        if not self.members:
+            return
+        if all(isinstance(recipe, HeatMaps) for recipe in self.recipes):  # then an ensemble is `HeatMaps`, too
             object.__setattr__(self, "heat_maps", self._mean_heat_maps)
+        if all(isinstance(recipe, MaskProbabilities) for recipe in self.recipes):
+            object.__setattr__(self, "mask_probabilities", self._mean_mask_probabilities)
 
     def to_dict(self) -> dict[str, Any]:
         """Without the settings of training."""
@@ -153,6 +155,13 @@ class EnsembleRecipe(Recipe):
         maps = [recipe.heat_maps(member, batch) for recipe, member in pairs if isinstance(recipe, HeatMaps)]
         resized = [F.interpolate(map_BFhw, maps[0].shape[-2:], mode="bilinear") for map_BFhw in maps]
         return torch.stack(resized).mean(0)
+
+    def _mean_mask_probabilities(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The mean of the members' probabilities; see `MaskProbabilities`."""
+        assert isinstance(network, Ensemble)
+        pairs = zip(self.recipes, network.members, strict=True)
+        members = [r.mask_probabilities(m, batch) for r, m in pairs if isinstance(r, MaskProbabilities)]
+        return torch.stack([member.float() for member in members]).mean(0)
 
 
 class EnsembleTask(Task):

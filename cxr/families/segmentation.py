@@ -219,6 +219,9 @@ class SegmentationRecipe(Recipe):
         image = image if self.image_weight else torch.full_like(image, math.nan)
         return {PIXEL_PROBABILITIES: pixels, schema.PRED_MASK_PROBABILITY: image}
 
+    def mask_probabilities(self, network: nn.Module, batch: Batch) -> Tensor:
+        return self.raw_predictions(network, batch)[PIXEL_PROBABILITIES]
+
     def combine(self, members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return mean_predictions(members)
 

@@ -19,7 +19,7 @@ from cxr.data.decode import make_rows
 from cxr.errors import ImageRejectedError, UserError
 from cxr.families import checkpoint, lung_crop
 from cxr.families.base import one_of
-from cxr.families.capabilities import HeatMaps, embedder
+from cxr.families.capabilities import HeatMaps, MaskProbabilities, embedder
 from cxr.families.checkpoint import Checkpoint
 from cxr.imaging.geometry import ResizeTransform
 from cxr.inference.explanation import HeatMap
@@ -150,11 +150,40 @@ class Predictor:
                 f"expected a checkpoint of a family with heat maps, such as classify, localize or attend, got one of "
                 f"family {self.family!r}: use predict or show"
             )
-        return self._heat_maps(recipe, self._decoded(images, on_error, reading))
+        return self._maps(recipe.heat_maps, self.findings, self._decoded(images, on_error, reading))
 
-    def _heat_maps(self, recipe: HeatMaps, decoded: Iterable[Decoded]) -> Iterator[HeatMap]:
+    def segment(
+        self, images: Images, *, on_error: OnError = "row", reading: ReadOptions = ALL_IMAGES
+    ) -> Iterator[HeatMap]:
+        """Yield the probability of each pixel that it belongs to the mask, for each image, in order: one map, named
+        like the mask ("Lungs", "Pneumothorax"); none for an image with an error.
+
+        `predict` makes a mask of these probabilities by the rule that training chose.
+
+        Raises:
+            UserError: the family does not predict masks; otherwise as `predict`.
+        """
+        recipe = self._model.recipe
+        if not isinstance(recipe, MaskProbabilities):
+            raise UserError(
+                f"expected a checkpoint of a family that predicts masks, such as lungs or pneumothorax, got one of "
+                f"family {self.family!r}: use predict or explain"
+            )
+
+        def one_map(network: nn.Module, batch: Batch) -> Tensor:
+            return recipe.mask_probabilities(network, batch)[:, None]
+
+        return self._maps(one_map, (recipe.mask_label,), self._decoded(images, on_error, reading))
+
+    def _maps(
+        self,
+        compute: Callable[[nn.Module, Batch], Tensor],
+        names: tuple[str, ...],
+        decoded: Iterable[Decoded],
+    ) -> Iterator[HeatMap]:
+        """The maps (names, h, w) that `compute` makes of each image."""
         for rows, pixels, encoded in decoded:
-            of_good = self._per_image(recipe.heat_maps, rows, pixels, encoded)
+            of_good = self._per_image(compute, rows, pixels, encoded)
             for row in rows.drop_columns([schema.PIXELS]).to_pylist():
                 if row[schema.ERROR] is not None:
                     nothing = np.zeros((0, 0, 0), np.float32)
@@ -165,7 +194,7 @@ class Predictor:
                 to_stored = ResizeTransform(pixels.size / width, pixels.size / height)
                 to_original = to_stored.then(ResizeTransform(**row[schema.RESIZE_TRANSFORM]))
                 size = row[schema.HEIGHT_PX], row[schema.WIDTH_PX]
-                yield HeatMap(row[schema.IMAGE_ID], self.findings, maps_Fhw, to_original, *size)
+                yield HeatMap(row[schema.IMAGE_ID], names, maps_Fhw, to_original, *size)
 
     def _per_image(
         self, compute: Callable[[nn.Module, Batch], Tensor], rows: pa.Table, pixels: PixelFormat, encoded: bool
@@ -233,7 +262,7 @@ class Predictor:
             self._scorer.table(rows, [batch.scores for batch in batches]),
             originals,
             self.findings,
-            list(self._heat_maps(recipe, [(rows, pixels, False)])) if has_heat_maps else [],
+            list(self._maps(recipe.heat_maps, self.findings, [(rows, pixels, False)])) if has_heat_maps else [],
             pictures,
             finding=finding,
             min_score=min_score,

@@ -17,6 +17,7 @@ from highdicom import seg, sr
 from pydicom import Dataset, dcmread
 from pydicom.sr._concepts_dict import concepts
 
+import cxr
 from cxr import schema
 from cxr.cli.commands.export_dicom import Options, main
 from cxr.data.identity import Identity
@@ -28,7 +29,9 @@ from cxr.reporting.palette import MARK, PREDICTION, rgb
 from cxr.schema import FINDINGS, NO_FINDING, VINDR_GLOBAL_FINDINGS, VINDR_LOCAL_FINDINGS
 from cxr.sources import rle
 from cxr.sources.pseudonyms import Pseudonyms
+from tests.families.test_recipes import SMALL
 from tests.made_dicoms import SHA256, SYNTAXES, made_uid, scored, write_run, xray, xray_file
+from tests.saved_checkpoint import save_untrained
 
 CLASSES = pa.schema(
     [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.DECISIONS, pa.list_(pa.int8())), *schema.BOX_SCORES]
@@ -169,6 +172,27 @@ def test_segmentation_has_the_mask_bit_for_bit_and_the_report_refers_to_it(famil
 
 def _values(ds: Dataset, keyword: str) -> list[Any]:
     return [element.value for element in ds.iterall() if element.keyword == keyword]
+
+
+def test_fractional_segmentation_has_the_probability_of_each_pixel(tmp_path: Path) -> None:
+    run, images = masked_run(tmp_path, [np.ones((96, 80), bool)], "lungs")
+    with pytest.raises(UserError, match="--checkpoint with --fractional"):
+        export(run, tmp_path / "out", fractional=True)
+    checkpoint = save_untrained(tmp_path / "checkpoint", SMALL["lungs"])
+    with pytest.raises(UserError, match="other weights"):
+        export(run, tmp_path / "out", fractional=True, checkpoint=checkpoint)
+    ledger = json.loads(Path(run, "ledger.json").read_text())
+    ledger["settings"]["checkpoint_sha256"] = json.loads(Path(checkpoint, "checkpoint.json").read_text())["sha256"]
+    Path(run, "ledger.json").write_text(json.dumps(ledger))
+    rows = export(run, tmp_path / "out", fractional=True, checkpoint=checkpoint)
+    uid = images[0].SOPInstanceUID
+    made = seg.segread(tmp_path / "out" / rows[uid, "seg"]["file"])
+    assert (made.segmentation_type.value, made.segmentation_fractional_type.value) == ("FRACTIONAL", "PROBABILITY")
+    (found,) = cxr.load(checkpoint, precision="float32").segment([str(tmp_path / "archive/0.dcm")])
+    expected = found.on_original(schema.LUNGS)
+    assert np.ptp(expected) > 0.05
+    written = made.get_pixels_by_source_instance([uid], rescale_fractional=True)[0, ..., 0]
+    np.testing.assert_allclose(written, expected, atol=0.51 / 255)
 
 
 def test_an_empty_mask_has_no_segmentation(tmp_path: Path) -> None:

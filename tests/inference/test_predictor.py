@@ -25,7 +25,9 @@ from cxr.families import RECIPES, checkpoint
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.base import Recipe
 from cxr.families.capabilities import Embedder, HeatMaps
+from cxr.families.ensemble import EnsembleRecipe
 from cxr.families.localize import LocalizeRecipe
+from cxr.sources import rle
 from cxr.sources.options import ReadOptions
 from tests.fake_cuda import DEVICE, FakeCuda
 from tests.families.test_recipes import SMALL
@@ -296,6 +298,29 @@ def test_embeddings_are_in_the_order_of_the_images(model: cxr.Predictor, monkeyp
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors[:, 0], [np.nan, *(31 / 32 * level for level in (50, 100, 150))], rtol=0.01)
     assert model.embed([BROKEN]).shape[0] == 1
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_masks_consist_of_probable_pixels(joined: bool, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    uri = checkpoints["lungs"]
+    if joined:
+        uri = saved(tmp_path / "ensemble", EnsembleRecipe.of([SMALL["lungs"], SMALL["lungs"]]))
+    predictor, image = cxr.load(uri), radiograph()
+    (found,) = predictor.segment(image)
+    probabilities = found.on_original(schema.LUNGS)
+    assert probabilities.shape == image.shape
+    assert 0 <= probabilities.min() < probabilities.max() <= 1
+    cut = float(np.median(probabilities))
+    predictor._model.network.get_buffer("rule").copy_(torch.tensor([cut, 0.0, cut]))  # an untrained network's mask
+    scores = predictor.predict(image)
+    mask = rle.decode(scores[schema.PRED_MASK_RLE][0].as_py(), *image.shape)
+    assert 0 < mask.sum() < mask.size
+    np.testing.assert_array_less(cut - 1e-4, probabilities[mask])
+
+
+def test_families_without_masks_say_so(model: cxr.Predictor) -> None:
+    with pytest.raises(UserError, match=r"expected a checkpoint of a family that predicts masks"):
+        model.segment(radiograph())
 
 
 def test_families_without_heat_maps_say_so(model: cxr.Predictor) -> None:

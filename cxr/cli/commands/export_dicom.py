@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cxr import storage
+from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.evaluation.run import read_run
 
@@ -31,6 +31,9 @@ class Options:
     """Export all scored images, also those without a finding, box or mask."""
     box_score: float = 0.25
     """Minimum score of the boxes that are exported."""
+    fractional: bool = False
+    """Write segmentations with the probability of each pixel (FRACTIONAL) instead of masks (BINARY). The run contains
+    only masks, so the exported images are segmented again, in this process, with the run's checkpoint."""
     member: str = ""
     """Name of the checkpoint to export, if the run is of several."""
     checkpoint: str = ""
@@ -75,9 +78,22 @@ def main(options: Options) -> dict[str, Any]:
     parts = dicom_run.read_parts(run)
     originals = dicom_run.originals(run, parts, options.archive, options.crosswalk)
     kinds: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind in options.kinds)
-    algorithm, notes = dicom_run.read_algorithm(run, parts, kinds, options.checkpoint)
-    for note in notes:
-        print(f"note: {note}", flush=True)
+    checkpoint = dicom_run.find_checkpoint(run, parts, options.checkpoint)
+    algorithm = dicom_run.read_algorithm(run, parts, kinds, checkpoint[1] if checkpoint else {})
+    if checkpoint is None and any(schema.PROBABILITIES in part.column_names for part in parts):
+        print(
+            "note: the run's checkpoint is not where it was, so reports contain decisions without thresholds; give "
+            "its place with --checkpoint",
+            flush=True,
+        )
+    mask_probabilities, workers = None, options.workers
+    if options.fractional:
+        if checkpoint is None:
+            raise UserError("expected --checkpoint with --fractional, because the run's is not where it was: give it")
+
+        from cxr.inference.pixel_probabilities import PixelProbabilities
+
+        mask_probabilities, workers = PixelProbabilities(checkpoint[0]), 1
     out = storage.normalize(options.out)
     export = dicom_run.Export(
         out,
@@ -85,8 +101,9 @@ def main(options: Options) -> dict[str, Any]:
         kinds=kinds,
         all_images=options.all_images,
         box_score=options.box_score,
+        mask_probabilities=mask_probabilities,
     )
-    dicom_run.export_run(parts, export, originals, options.workers)
+    dicom_run.export_run(parts, export, originals, workers)
     counts, lines = dicom_run.write_csv(out)
     if service is not None:
         try:
