@@ -49,7 +49,7 @@ def unscored_section(run: Run, out: str, result: dict[str, Any]) -> Section:
     return Section("Images without scores, and the gate", blocks)
 
 
-def about_section(content: Content) -> Section:
+def about_section(content: Content, title: str) -> Section:
     """Where the report's figures come from: the run, its checkpoint, options, versions and speed."""
     run, options = content.run, content.options
     made = _json(storage.join(run.uri, RESULT_FILE))
@@ -78,7 +78,7 @@ def about_section(content: Content) -> Section:
     if settings:
         table = Table(["option", "value"], [[name, value] for name, value in settings.items()])
         blocks.append(Details("All options of the scoring run", [table]))
-    return Section("About this run", blocks)
+    return Section(title, blocks)
 
 
 def _json(uri: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from cxr.evaluation.alignment_data import (
 )
 from cxr.evaluation.ground_truth_masks import MaskTruth, ShardTruth, known_masks
 from cxr.evaluation.images import read_pictures
-from cxr.evaluation.run import Content, ReportOptions, Run, coverage, patient_numbers, read_run
+from cxr.evaluation.run import Content, ReportOptions, Run, coverage, patient_numbers, read_other_run
 from cxr.evaluation.score_summary import Description, Kind, Scored
 from cxr.metrics import alignment
 from cxr.metrics.bootstrap import MeanInterval, mean_interval
@@ -347,7 +347,7 @@ def compared(
     Raises:
         UserError: the other run has no image in common with this one.
     """
-    other = read_run(options.against)
+    other = read_other_run(options)
     theirs = join(load_scores(other), truth)
     rows = np.intersect1d(ours.rows, theirs.rows)
     if not len(rows):

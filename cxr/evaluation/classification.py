@@ -19,7 +19,7 @@ from cxr.evaluation.classification_data import (
     known_labels,
     load_scores,
 )
-from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_run, read_truth
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run, read_truth
 from cxr.metrics import classification
 from cxr.metrics.bootstrap import MeanInterval, column_means, intervals, resampled_means
 from cxr.metrics.classification import ClassificationSummary, FindingRow
@@ -140,7 +140,7 @@ def compared(
     Raises:
         UserError: the other run has no image or finding in common with this one.
     """
-    other = read_run(options.against)
+    other = read_other_run(options)
     ours, theirs = in_common(joined, join(load_scores(other), truth), other.uri)
     tested = classification.delong(ours.probabilities, theirs.probabilities, ours.labels)
     gain = classification.paired_gain(

@@ -17,7 +17,7 @@ from cxr.errors import UserError
 from cxr.evaluation.detection_data import DetectionEvaluation, evaluate, one_truth, scored_findings
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import load_scores
-from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_run
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run
 from cxr.metrics import classification, detection
 from cxr.metrics.bootstrap import MeanInterval
 from cxr.metrics.detection import VOC_IOUS, DetectionSummary
@@ -294,7 +294,7 @@ def compared(
     Raises:
         UserError: the other run has no image in common with this one.
     """
-    other = read_run(options.against)
+    other = read_other_run(options)
     theirs = evaluate(load_scores(other), scored_findings(other), truth)
     rows = np.intersect1d(evaluation.rows, theirs.rows)
     if not len(rows) or theirs.findings != evaluation.findings:

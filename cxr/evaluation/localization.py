@@ -15,7 +15,7 @@ from cxr.evaluation import classification, classification_data
 from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import LocalizationEvaluation, baseline_boxes, evaluate, load_scores
-from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_run
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run
 from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics.bootstrap import MeanInterval
 from cxr.metrics.localization import MEASURES, THRESHOLDS, LocalizationRates, paired_gain, summarize
@@ -230,7 +230,7 @@ def compared(
     Raises:
         UserError: the other run has no image in common with this one.
     """
-    other = read_run(options.against)
+    other = read_other_run(options)
     scored = tuple(
         finding for finding in classification_data.load_scores(other).findings if finding in evaluation.findings
     )

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.evaluation import alignment, classification, detection, localization, score_summary, segmentation
-from cxr.evaluation.about import about_section, unscored_section
-from cxr.evaluation.headlines import key_figures
-from cxr.evaluation.run import Content, NoGroundTruthError, ReportOptions, Run, read_run
+from cxr.evaluation.page_content import one_run, several_runs, without_nan
+from cxr.evaluation.run import Content, NoGroundTruthError, ReportOptions, Run, name_runs, read_run
 from cxr.evaluation.score_summary import BOXES, MASKS, PROBABILITIES, Kind
 from cxr.evaluation.subgroups import check_columns, with_subgroups
-from cxr.reporting.page import Report, pictures, write_report
+from cxr.reporting.page import pictures, write_report
 from cxr.sources.options import HEADERS
 
 
@@ -62,75 +60,71 @@ def evaluate(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
     URI `out`, but no page. Returns the contents of the job's result.json.
 
     Raises:
-        UserError: there is no scoring run, its family has no report, or there is no ground truth.
+        UserError: there is no scoring run, it is of several checkpoints and none is named, its family has no report,
+            or there is no ground truth.
     """
-    run, options = _opened(run_uri, options)
-    result = with_subgroups(REPORTS[run.family].evaluate(run, _of_test_images(options), out), out).result
-    return {**result, "metrics": _without_nan(result["metrics"])}
+    check_columns(options)
+    run = read_run(run_uri, options.member)
+    options = _of_run(run, options)
+    result = with_subgroups(_reports(run).evaluate(run, _of_test_images(options), out), out).result
+    return {**result, "metrics": without_nan(result["metrics"])}
 
 
-def report(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
-    """Write the report of the run that `cxr score` wrote to `run_uri`; returns the contents of the job's result.json.
+def report(runs: str | Sequence[str], options: ReportOptions, out: str) -> dict[str, Any]:
+    """Write one page about runs that `cxr score` wrote; returns the contents of the job's result.json.
 
-    If the scored archive has no ground truth, or if several archives were scored and none is named to compare with,
-    the report describes the scores, and a note says so.
+    Several runs, and the checkpoints of a run of several, have a part each. If a scored archive has no ground truth,
+    or if several archives were scored and none is named to compare with, the report describes the scores, and a note
+    says so.
+
+    Args:
+        runs: their URIs, which may be preceded by a name for the run, as in NAME=URI.
 
     Raises:
-        UserError: there is no scoring run, its family has no report, or the options request a comparison without
-            ground truth.
+        UserError: there is no scoring run, two have the same name, a family has no report, or the options request a
+            comparison without ground truth.
     """
     out = storage.normalize(out)
-    run, options = _opened(run_uri, options)
-    content = with_subgroups(_content(run, options, out), out)
-    result = {**content.result, "metrics": _without_nan(content.result["metrics"])}
-    ground_truth = content.archive or "none"
-    page = Report(
-        title=f"{run.family} on {storage.name(content.archive or run.archives[0])}",
-        lead=content.lead,
-        figures=key_figures(result["metrics"]),
-        facts={
-            "Model": run.family,
-            "Checkpoint": f"SHA-256 {run.checkpoint_sha256[:12]}",
-            "Scored archive": ", ".join(run.archives),
-            "Ground truth": "the scored archive" if (ground_truth,) == run.archives else ground_truth,
-            "Report written": datetime.now(UTC).strftime("%B %-d, %Y, %H:%M UTC"),
-        },
-        sections=[*content.sections, unscored_section(run, out, result)],
-        closing=[about_section(content)],
-    )
-    return {**result, "pictures": pictures(page.sections), **write_report(out, page)}
-
-
-def _content(run: Run, options: ReportOptions, out: str) -> Content:
-    """What the report says: a comparison with the ground truth, or a description of the scores."""
-    how, scored = REPORTS[run.family], " and ".join(run.archives)
-    if len(run.archives) > 1 and not options.archive and not options.against:
-        print(f"note: {scored} were scored, so the report only describes the scores; give --archive to compare")
-        return score_summary.report(run, options, out, how.kinds)
-    try:
-        return how.evaluate(run, _of_test_images(options), out)
-    except NoGroundTruthError:
-        if options.archive or options.against:
-            raise
-        print(f"note: {scored} has no ground truth for these scores: the report covers only them", flush=True)
-        return score_summary.report(run, options, out, how.kinds)
-
-
-def _without_nan(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Metrics for JSON: null in place of NaN."""
-    return {name: None if value != value else value for name, value in metrics.items()}
-
-
-def _opened(run_uri: str, options: ReportOptions) -> tuple[Run, ReportOptions]:
-    """The run, and the options with those of reading its archive."""
-    run = read_run(run_uri)
     check_columns(options)
+    named = name_runs([runs] if isinstance(runs, str) else runs, options.member)
+    for run in named.values():
+        _reports(run)  # raises for an unknown family before anything is computed
+    if len(named) == 1:
+        (run,) = named.values()
+        report, result = one_run(_content(run, options, out), out)
+    else:
+        contents = {name: _content(run, options, storage.join(out, name)) for name, run in named.items()}
+        report, result = several_runs(contents, out)
+    return {**result, "pictures": pictures(report), **write_report(out, report)}
+
+
+def _reports(run: Run) -> Reports:
     if run.family not in REPORTS:
         raise UserError(
             f"{run.uri} contains scores of family {run.family!r}, for which there is no report; expected one of "
             f"{', '.join(REPORTS)}"
         )
-    return run, reading_of(run, options)
+    return REPORTS[run.family]
+
+
+def _content(run: Run, options: ReportOptions, out: str) -> Content:
+    """What the report says: a comparison with the ground truth, or a description of the scores."""
+    options, how, scored = _of_run(run, options), _reports(run), " and ".join(run.archives)
+    if len(run.archives) > 1 and not options.archive and not options.against:
+        print(f"note: {scored} were scored, so the report only describes the scores; give --archive to compare")
+        return with_subgroups(score_summary.report(run, options, out, how.kinds), out)
+    try:
+        return with_subgroups(how.evaluate(run, _of_test_images(options), out), out)
+    except NoGroundTruthError:
+        if options.archive or options.against:
+            raise
+        print(f"note: {scored} has no ground truth for these scores: the report covers only them", flush=True)
+        return with_subgroups(score_summary.report(run, options, out, how.kinds), out)
+
+
+def _of_run(run: Run, options: ReportOptions) -> ReportOptions:
+    """The options with the run's checkpoint, and with those of reading its archive."""
+    return replace(reading_of(run, options), member=run.member)
 
 
 def _of_test_images(options: ReportOptions) -> ReportOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ ENSEMBLE = "ensemble"  # family of a checkpoint that joins several; see `cxr.fam
 SCORES = "scores"  # the folder of a run's Parquet files
 Split = Literal["train", "val", "test", "all"]
 _THREADS = 8
+_NAMED = re.compile(r"([A-Za-z0-9_-]+)=(.+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class ReportOptions:
     """Images to report on. auto: the test images, or all images if the archive has no ground truth."""
     against: str = ""
     """OUT of another run to compare with this one, on the images that both runs have scored."""
+    member: str = ""
+    """Which checkpoint of a run of several to report on. Default: all of them, each in a part of its own."""
     resamples: int = RESAMPLES
     """Number of bootstrap resamples of patients for confidence intervals."""
     seed: int = 0
@@ -119,6 +123,44 @@ def read_run(uri: str, member: str = "") -> Run:
         raise UserError(f"{uri} has scores of several checkpoints: name one with --member: {', '.join(named)}")
     expected = f"one of {', '.join(named)}" if runs[0].member else "no --member, because the run is of one checkpoint"
     raise UserError(f"{uri}: expected {expected}, got --member {member}: correct it")
+
+
+def name_runs(runs: Sequence[str], member: str = "") -> dict[str, Run]:
+    """Runs by the name of their part in the report; those of several checkpoints have an entry for each.
+
+    Args:
+        runs: URIs, which may be preceded by a name, as in NAME=URI. The default name is that of the folder.
+        member: only this checkpoint.
+
+    Raises:
+        UserError: there is no scoring run, it has no such checkpoint, or two runs have the same name.
+    """
+    named: dict[str, Run] = {}
+    for text in runs:
+        match = _NAMED.fullmatch(text)
+        given, uri = (match[1], match[2]) if match else ("", text)
+        checkpoints = read_runs(uri)
+        chosen = [run for run in checkpoints if not member or run.member == member]
+        if not chosen:
+            names = ", ".join(run.member for run in checkpoints) or "none"
+            raise UserError(f"{uri}: expected --member among {names}, got {member}: correct it")
+        for run in chosen:
+            whole = given or storage.name(run.uri)
+            name = (f"{whole}-{run.member}" if len(runs) > 1 else run.member) if run.member else whole
+            if name in named:
+                raise UserError(f"expected runs with different names, got two named {name}: give --run NAME=URI")
+            named[name] = run
+    return named
+
+
+def read_other_run(options: ReportOptions) -> Run:
+    """The run to compare with: its only checkpoint, or the one with the name of this run's.
+
+    Raises:
+        UserError: there is no scoring run, or it has several checkpoints and none of that name.
+    """
+    runs = read_runs(options.against)
+    return runs[0] if len(runs) == 1 else read_run(options.against, options.member)
 
 
 def read_runs(uri: str) -> list[Run]:

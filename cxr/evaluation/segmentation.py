@@ -11,7 +11,7 @@ import torch
 from cxr import storage
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_masks import MaskTruth, known_masks
-from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_run
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run
 from cxr.evaluation.segmentation_data import MaskScores, SegmentationEvaluation, both_masks, evaluate, load_scores
 from cxr.imaging.geometry import fit_mask
 from cxr.metrics import segmentation
@@ -179,7 +179,7 @@ def compared(
     Raises:
         UserError: the other run has no image in common with this one.
     """
-    other = read_run(options.against)
+    other = read_other_run(options)
     theirs = evaluate(load_scores(other), truth)
     rows = np.intersect1d(evaluation.rows, theirs.rows)
     if not len(rows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,9 @@ from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.evaluation.run import Content, ReportOptions, Run, read_scores
 from cxr.metrics.bootstrap import MeanInterval
-from cxr.reporting import subgroups as pictures
+from cxr.reporting.forest import ForestLine, forest_figure
 from cxr.reporting.page import Block, Details, Section, save_picture
-from cxr.reporting.subgroups import Group
-from cxr.reporting.tables import Table, csv_text
+from cxr.reporting.tables import Table, csv_text, interval
 from cxr.sources.csv_table import folded
 from cxr.sources.group_table import group_columns, read_groups
 from cxr.wording import counted
@@ -37,6 +36,27 @@ _AGES = {"0 to 17": 0, "18 to 39": 18, "40 to 59": 40, "60 to 74": 60, "75 or ol
 _SEXES = {"F": "female", "M": "male", "O": "other"}
 _MOST_GROUPS = 30  # of one column; a column with more is an id or a free text
 PICTURES = "pictures"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A part of the images.
+
+    Args:
+        values: metrics by name; empty if there are too few patients.
+    """
+
+    name: str
+    images: int
+    patients: int
+    values: Mapping[str, MeanInterval]
+
+    def cell(self, metric: str) -> str:
+        """The value of a metric with its interval; a dash if it cannot be measured."""
+        if metric not in self.values:
+            return "–"
+        of = self.values[metric]
+        return interval(of.value, of.low, of.high, 3 if abs(of.value) <= 1 else 1)
 
 
 def check_columns(options: ReportOptions) -> None:
@@ -85,11 +105,14 @@ def with_subgroups(content: Content, out: str) -> Content:
     blocks: list[Block] = [_explanation(content)]
     blocks += [_table(f"By {_spoken(name)}", [whole, *of], metrics) for name, of in groups.items()]
     if metrics:
-        spoken = {_spoken(name): of for name, of in groups.items()}
+        lines = [ForestLine(whole.name, whole.values, reference=True)]
+        for name, listed in groups.items():
+            lines.append(ForestLine(f"by {_spoken(name)}"))
+            lines += [ForestLine(f"{of.name} ({of.images:,})", of.values) for of in listed if of.values]
         caption = (
             "Each metric by subgroup, with 95 % intervals by patient. The dashed line is the value of all images."
         )
-        figure = pictures.forest_figure(whole, spoken, metrics)
+        figure = forest_figure(lines, metrics)
         blocks.append(save_picture(figure, storage.join(out, PICTURES), "subgroups.png", caption))
     if by_finding := [metric for metric in whole.values if "/" in metric]:
         tables = [_by_finding(f"By {_spoken(name)}", [whole, *of], by_finding) for name, of in groups.items()]
@@ -160,14 +183,13 @@ def _explanation(content: Content) -> str:
 
 def _table(caption: str, groups: Sequence[Group], metrics: Sequence[str]) -> Table:
     rows = [
-        [of.name, f"{of.images:,}", f"{of.patients:,}", *(pictures.cell(of, metric) for metric in metrics)]
-        for of in groups
+        [of.name, f"{of.images:,}", f"{of.patients:,}", *(of.cell(metric) for metric in metrics)] for of in groups
     ]
     return Table(["group", "images", "patients", *(f"{metric} (95 %)" for metric in metrics)], rows, caption)
 
 
 def _by_finding(caption: str, groups: Sequence[Group], metrics: Sequence[str]) -> Table:
-    rows = [[metric.partition("/")[2], *(pictures.cell(of, metric) for of in groups)] for metric in metrics]
+    rows = [[metric.partition("/")[2], *(of.cell(metric) for of in groups)] for metric in metrics]
     return Table(["finding", *(of.name for of in groups)], rows, caption)
 
 

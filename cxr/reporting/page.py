@@ -128,9 +128,10 @@ def write_report(out: str, report: Report) -> dict[str, str]:
     return uris
 
 
-def pictures(sections: Sequence[Section]) -> list[str]:
-    """The URIs of all pictures of sections that the Markdown shows."""
-    return [uri for section in sections for block in section.blocks for uri in _uris(block)]
+def pictures(report: Report) -> list[str]:
+    """The URIs of all pictures of a report that the Markdown shows."""
+    own = [uri for section in report.sections for block in section.blocks for uri in _uris(block)]
+    return own + [uri for part in report.parts for uri in pictures(part)]
 
 
 def _uris(block: Block) -> list[str]:

@@ -115,7 +115,7 @@ def test_the_job_evaluates_the_split_and_counts_the_rest(archive: str, tmp_path:
     scored["005.png"] = [float("nan"), 0.5, 0.5]
     del scored["006.png"]
     run = write_run(tmp_path / "run", scored, archive=archive)
-    options = report_command.Options(run=run, out=str(tmp_path / "out"), report=ReportOptions(resamples=50))
+    options = report_command.Options(run=(run,), out=str(tmp_path / "out"), report=ReportOptions(resamples=50))
     write_result("report", options, report_command.main(options), 0)
     result = json.loads((tmp_path / "out" / "result.json").read_text(), parse_constant=pytest.fail)
     metrics = result["metrics"]
@@ -239,8 +239,8 @@ def test_mistakes_raise_errors(archive: str, tmp_path: Path) -> None:
     scored = named(guesses(60))
     run = write_run(tmp_path / "run", scored, archive=archive)
     assert "no scoring run" in mistake(str(tmp_path / "nothing"), out)
-    aligner = write_run(tmp_path / "align", scored, family="align")
-    assert "'align', for which there is no report; expected one of aecnn" in mistake(aligner, out)
+    strange = write_run(tmp_path / "strange", scored, family="unheard-of")
+    assert "'unheard-of', for which there is no report; expected one of aecnn" in mistake(strange, out)
     assert "no image in split 'train' (test 52, val 10)" in mistake(run, out, split="train")
     strangers = write_run(tmp_path / "strangers", {"a.png": [0.1, 0.2, 0.3]}, archive=archive)
     assert "0 are in" in mistake(strangers, out)
@@ -268,7 +268,7 @@ def test_evaluate_writes_the_metrics_and_tables_of_the_report_alone(archive: str
     run = write_run(tmp_path / "run", named(guesses(60)), archive=archive)
     other = write_run(tmp_path / "other", named(guesses(60)), archive=archive)
     chosen = ReportOptions(resamples=20, against=other)
-    reported = report_command.main(report_command.Options(run=run, out=str(tmp_path / "report"), report=chosen))
+    reported = report_command.main(report_command.Options(run=(run,), out=str(tmp_path / "report"), report=chosen))
     out = tmp_path / "out"
     result = evaluate.main(evaluate.Options(run=run, out=str(out), report=chosen))
     assert result == {

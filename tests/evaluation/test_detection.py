@@ -197,7 +197,7 @@ def test_boxes_below_the_minimum_score_are_not_counted(run: str, tmp_path: Path)
 
 @pytest.mark.usefixtures("_no_pictures")
 def test_the_job_writes_a_result(run: str, tmp_path: Path) -> None:
-    options = report_command.Options(run=run, report=replace(ALL, resamples=2), out=str(tmp_path / "report"))
+    options = report_command.Options(run=(run,), report=replace(ALL, resamples=2), out=str(tmp_path / "report"))
     assert report_command.main(options)["metrics"]["map_40"] == 1
 
 

@@ -123,7 +123,7 @@ def pairs_of(images: Rows, finding: str) -> int:
 
 def test_the_job_evaluates_boxes_and_labels(raw: str, images: Rows, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", raw, images, broken=2)
-    options = report_command.Options(run=run, out=str(tmp_path / "out"), report=ALL)
+    options = report_command.Options(run=(run,), out=str(tmp_path / "out"), report=ALL)
     write_result("report", options, report_command.main(options), 0)
     result = json.loads((tmp_path / "out" / "result.json").read_text(), parse_constant=pytest.fail)
     metrics, scored = result["metrics"], images[:-2]

@@ -10,25 +10,29 @@ cxr evaluate --run s3://xrays/scores/new --against s3://xrays/scores/old --json
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cxr import storage
 from cxr.cli.commands import report
-from cxr.evaluation.run import read_run
+from cxr.evaluation.run import ReportOptions, read_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(report.Options):
+class Options:
     """Settings of the evaluation."""
 
+    run: str = report.RUN
+    """OUT of `cxr score`: a folder, s3://bucket/prefix or gs://bucket/prefix."""
     out: str = "runs/evaluation"
     """Folder or URI of the results: the metrics in result.json, and tables (CSV)."""
+    report: ReportOptions = field(default_factory=ReportOptions)
 
 
 def main(options: Options) -> dict[str, Any]:
-    read_run(options.run)  # raises where there is none, before torch and matplotlib are imported
+    # Raises where there is no such run, before torch and matplotlib are imported.
+    read_run(options.run, options.report.member)
 
     from cxr.evaluation.reports import evaluate
 

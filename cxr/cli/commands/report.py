@@ -6,6 +6,8 @@ that could not be scored.
 cxr report --run runs/scores --archive /data/chestxray14
 
 cxr report --run s3://xrays/scores/new --against s3://xrays/scores/old --out s3://xrays/reports/new
+
+cxr report --run new=runs/a --run old=runs/b --by sex,age,site --groups sites.csv
 """
 
 from __future__ import annotations
@@ -14,15 +16,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cxr.evaluation.run import ReportOptions, read_run
+import tyro
+
+from cxr.evaluation.run import ReportOptions, name_runs
+
+RUN = "runs/score"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Settings of the job."""
 
-    run: str = "runs/score"
-    """OUT of `cxr score`: a folder, s3://bucket/prefix or gs://bucket/prefix."""
+    run: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """OUT of `cxr score`: a folder, s3://bucket/prefix or gs://bucket/prefix. Repeat the option to show several runs
+    side by side, each with a name of your choice, as in --run new=runs/a --run old=runs/b. Default: runs/score."""
     out: str = "runs/report"
     """Folder or URI of the results: report.html to open in a browser, report.md with the same content, tables and
     pictures."""
@@ -30,11 +37,12 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    read_run(options.run)  # raises where there is none, before torch and matplotlib are imported
+    runs = options.run or (RUN,)
+    name_runs(runs, options.report.member)  # raises where there is none, before torch and matplotlib are imported
 
     from cxr.evaluation.reports import report
 
-    result = report(options.run, options.report, options.out)
+    result = report(runs, options.report, options.out)
     print_metrics(result["metrics"])
     print(f"text and tables: {result['report']}\nopen in a browser: {result['page']}", flush=True)
     return result
