@@ -157,7 +157,7 @@ COUNTS = {
 
 def test_the_job_evaluates_masks_and_counts_the_rest(run: str, tmp_path: Path) -> None:
     options = report_command.Options(
-        run=run, out=str(tmp_path / "out"), report=ReportOptions(split="all", resamples=50)
+        run=(run,), out=str(tmp_path / "out"), report=ReportOptions(split="all", resamples=50)
     )
     write_result("report", options, report_command.main(options), 0)
     result = json.loads((tmp_path / "out" / "result.json").read_text(), parse_constant=pytest.fail)
