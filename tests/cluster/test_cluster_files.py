@@ -24,9 +24,12 @@ CLUSTER = REPOSITORY / "cluster"
 HADOLINT = Path(sysconfig.get_path("scripts")) / "hadolint"
 
 
+AWS, ON_PREMISES = REPOSITORY / "cluster.yaml", CLUSTER / "on_premises.yaml"
+
+
 @pytest.fixture
 def config() -> dict[str, Any]:
-    return yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
+    return yaml.safe_load(AWS.read_text())
 
 
 @pytest.fixture
@@ -42,8 +45,9 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         yield
 
 
-def test_ray_accepts_the_cluster(config: dict[str, Any]) -> None:
-    schema = cluster_schema()
+@pytest.mark.parametrize("file", [AWS, ON_PREMISES], ids=lambda file: file.name)
+def test_ray_accepts_the_cluster(file: Path) -> None:
+    schema, config = cluster_schema(), yaml.safe_load(file.read_text())
     jsonschema.validate(config, schema)
     validate_cluster(prepared_cluster(config))
     with pytest.raises(jsonschema.ValidationError):
@@ -59,7 +63,9 @@ def test_pools_fill_and_empty(config: dict[str, Any]) -> None:
     assert config["idle_timeout_minutes"] <= 10
 
 
-def test_callers_need_the_token_and_a_tunnel(config: dict[str, Any]) -> None:
+@pytest.mark.parametrize("file", [AWS, ON_PREMISES], ids=lambda file: file.name)
+def test_callers_need_the_token_and_a_tunnel(file: Path) -> None:
+    config = yaml.safe_load(file.read_text())
     assert config["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
     assert "export RAY_AUTH_MODE=token" in (CLUSTER / "setup_node.sh").read_text()
     starts = [c for c in config["head_start_ray_commands"] if "ray start" in c]
@@ -67,7 +73,9 @@ def test_callers_need_the_token_and_a_tunnel(config: dict[str, Any]) -> None:
     assert "--dashboard-host=127.0.0.1" in starts[0]
 
 
-def test_mounted_files_and_setup_exist(config: dict[str, Any]) -> None:
+@pytest.mark.parametrize("file", [AWS, ON_PREMISES], ids=lambda file: file.name)
+def test_mounted_files_and_setup_exist(file: Path) -> None:
+    config = yaml.safe_load(file.read_text())
     assert config["file_mounts"]["/home/ubuntu/cxr"] == "."
     scripts = [re.findall(r"~/cxr/(\S+)", command) for command in config["setup_commands"]]
     assert scripts == [["cluster/setup_node.sh"]]
@@ -136,7 +144,7 @@ def test_the_image_runs_cxr_as_a_user_without_privileges() -> None:
     lines = (CLUSTER / "Dockerfile").read_text().splitlines()
     assert 'ENTRYPOINT ["cxr"]' in lines
     assert [line.split()[1] for line in lines if line.startswith("USER")] == ["1000"]
-    extras = set(re.findall(r'"\.\[([\w,]+)\]"', "\n".join(lines))[0].split(","))
+    extras = set(re.findall(r'"\.\[([\w,-]+)\]"', "\n".join(lines))[0].split(","))
     known = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert extras <= set(known)
 
