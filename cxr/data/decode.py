@@ -193,7 +193,8 @@ def make_rows_in_formats(
     share, such as a crop by the same function, is computed once.
 
     The columns that depend on the format are there once per format, under the names of `format_column`; see
-    `rows_in_format`. An image that cannot be stored in one of the formats is a row with an error.
+    `rows_in_format`. An image that cannot be stored in one of the formats is a row with an error. The gate sees what
+    it would see if the largest format without crop and enhancement were the only one.
     """
     return _make(manifest, formats, threads, contents, check)[0]
 
@@ -249,6 +250,8 @@ def _row(
             height, width = decoded.height, decoded.width
             values = _image_columns(manifest_row, decoded, boxes_frame)
             masks = _original_masks(manifest_row[schema.MASKS] or (), height, width)
+            seen = decoded.image.pixels  # by the gate: the largest whole image that has been made, or the original
+            fitted_px = 0
             in_formats = enumerate(zip(_stored_pixels(decoded, formats, fit_px), formats, outputs, strict=True))
             for number, ((square, transform, crop_status), stored, output) in in_formats:
                 output[:] = to_bits(square, stored.pixels.bits)
@@ -260,8 +263,10 @@ def _row(
                     schema.MASKS: _fitted_masks(masks, stored.pixels.size, transform),
                 }
                 values |= {format_column(name, number): value for name, value in own.items()}
+                if stored.is_fit and stored.pixels.size > fitted_px:
+                    seen, fitted_px = square, stored.pixels.size
             if gated:
-                values[_THUMBNAIL] = gate.thumbnail(decoded.image.pixels)
+                values[_THUMBNAIL] = gate.thumbnail(seen)
             return values
     except Exception as error:
         if not _concerns_one_image(error):

@@ -7,12 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast, get_args
 
 import pyarrow as pa
+import yaml
 
 from cxr import schema, storage
 from cxr.errors import UserError
+from cxr.inference.options import Precision
 
 if TYPE_CHECKING:
     from cxr.families.checkpoint import Checkpoint
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _NAMED = re.compile(rf"({_NAME.pattern})=(.+)", re.DOTALL)
 _RESERVED = ("scores", "latents", "embeddings", "weights")  # folders of a result
+_REASON_CHARS = 200  # of a YAML error in a message
 _CHECKPOINT_FOLDERS = ("checkpoint", "best")  # names that training gives to folders of checkpoints
 
 
@@ -33,6 +36,8 @@ class Member:
     """Folder or URI."""
     batch_size: int | None = None
     """Number of images per forward pass; None: that of the options."""
+    precision: Precision | None = None
+    """Precision of convolutions and matrix products; None: that of the options."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """Decision thresholds that replace the checkpoint's own; see `families.thresholds_file`."""
 
@@ -86,6 +91,70 @@ class Panel:
             taken.add(name)
             members.append(Member(name, storage.normalize(uri)))
         return cls(tuple(members))
+
+    @classmethod
+    def read(cls, uri: str) -> Self:
+        """The panel that a YAML file describes; relative paths in it are relative to its folder.
+
+        Raises:
+            UserError: the file does not exist, or does not describe a panel; the message says where.
+        """
+        uri = storage.normalize(uri)
+        if not storage.exists(uri):
+            raise UserError(f"expected the file of a panel, got {uri}, which does not exist: correct --panel")
+        try:
+            content = yaml.load(storage.read_bytes(uri), _UniqueKeyLoader)  # a SafeLoader
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())[:_REASON_CHARS]
+            raise UserError(f"{uri}: expected a YAML file, got an error ({reason}): correct it") from None
+        if not isinstance(content, dict) or [*content] != ["members"]:
+            raise UserError(f"{uri}: expected the key members and no other, got {_keys(content)}: correct it")
+        if not isinstance(content["members"], dict):
+            got = type(content["members"]).__name__
+            raise UserError(f"{uri}: expected members to be a mapping of names to checkpoints, got {got}: correct it")
+        return cls(tuple(_member(name, entry, uri) for name, entry in content["members"].items()))
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Rejects mappings in which a key occurs twice, of which YAML loaders silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} occurs twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _keys(content: object) -> str:
+    if not isinstance(content, dict):
+        return type(content).__name__
+    return f"the keys {', '.join(map(str, content)) or '(none)'}"
+
+
+def _member(name: object, entry: object, uri: str) -> Member:
+    """A member of the panel file at `uri`: its checkpoint, or a mapping with the checkpoint and its options."""
+    where = f"{uri}: member {name}"
+    if not isinstance(name, str):
+        raise UserError(f"{where}: expected a name, got {type(name).__name__}: put it in quotes")
+    values = {"checkpoint": entry} if isinstance(entry, str) else entry
+    known = ("checkpoint", "batch_size", "precision")
+    if not isinstance(values, dict) or "checkpoint" not in values or set(values) - {*known}:
+        raise UserError(
+            f"{where}: expected the URI of a checkpoint, or checkpoint and some of {', '.join(known[1:])}, got "
+            f"{_keys(values)}: correct it"
+        )
+    checkpoint, batch_size, precision = (values.get(key) for key in known)
+    if not isinstance(checkpoint, str) or not checkpoint:
+        raise UserError(f"{where}: expected checkpoint to be a URI, got {checkpoint!r}: correct it")
+    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+        raise UserError(f"{where}: expected batch_size to be a number from 1, got {batch_size!r}: correct it")
+    if precision is not None and precision not in get_args(Precision):
+        expected = ", ".join(get_args(Precision))
+        raise UserError(f"{where}: expected precision to be one of {expected}, got {precision!r}: correct it")
+    at_home = checkpoint.startswith("~")
+    location = storage.normalize(checkpoint) if at_home else storage.resolve(checkpoint, uri.rpartition("/")[0])
+    return Member(name, location, batch_size, cast("Precision | None", precision))
 
 
 def _check_name(name: str) -> None:

@@ -93,7 +93,7 @@ class PartScorer:
                 replace(checkpoint.load(member.checkpoint), thresholds=member.thresholds),
                 best_device(),
                 member.batch_size or self.options.batch_size,
-                precision=self.options.precision,
+                precision=member.precision or self.options.precision,
                 compiled=self.options.compile,
                 note=note,
             )

@@ -23,11 +23,11 @@ from cxr.families.capabilities import embedder, latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.thresholds_file import with_thresholds
 from cxr.inference import latents
-from cxr.inference.options import ScoreOptions, check_archives, resolved
+from cxr.inference.options import Precision, ScoreOptions, check_archives, resolved
 from cxr.inference.panel import Member, Panel, member_record
 from cxr.inference.part_scorer import COUNTED, LATENTS, PartScorer, ScoreCounts, gives_embeddings, gives_latents
 from cxr.inference.plan import SCORES, Plan, plan_scoring
-from cxr.inference.read import PART, PART_ROWS, SHARD
+from cxr.inference.read import PART, PART_ROWS, SHARD, InputFormat
 from cxr.runtime import audit, cluster, lease
 from cxr.runtime.progress import Progress
 
@@ -99,9 +99,9 @@ def _score(
         identity: replaces ids and paths; None keeps them.
         named: gets the ids and paths of the images as soon as they are known.
     """
-    precision = resolved(options.precision, "cuda" if cluster.total("GPU") else "cpu")
     reading = identity.private(options.reading) if identity else options.reading.with_headers(out)
-    options = replace(options, reading=reading, precision=precision)
+    options = replace(options, reading=reading)
+    panel = _with_precision(panel, options.precision)
     models = {member.name: checkpoint.load(member.checkpoint) for member in panel.members}
     models = with_thresholds(models, options.thresholds)
     panel = Panel(tuple(replace(member, thresholds=models[member.name].thresholds) for member in panel.members))
@@ -109,11 +109,13 @@ def _score(
     plans = _numbered([_plan(uri, models, options, identity, named) for uri in archives])
     _check_ids(plans)
     parts = [part for plan in plans for part in plan.parts]
-    of_members = {name: _member_settings(plans[0], i, model) for i, (name, model) in enumerate(models.items())}
+    of_members = {
+        member.name: _member_settings(member, models[member.name], plans[0].formats[number])
+        for member, number in zip(panel.members, plans[0].format_of, strict=True)
+    }
     settings = {
         "archive": archives[0] if len(archives) == 1 else archives,
         **(of_members[""] if panel.is_single else {"panel": panel.names, "members": of_members}),
-        "precision": precision,
         "save_images": options.save_images,
         **options.reading.describe(),
         **({"save_latents": True} if options.save_latents else {}),
@@ -196,14 +198,20 @@ def _identified(plan: Plan) -> list[pa.Table]:
     return parts
 
 
-def _member_settings(plan: Plan, number: int, model: Checkpoint) -> dict[str, Any]:
+def _with_precision(panel: Panel, default: Precision) -> Panel:
+    """The panel with the precision of each member on the machines of this cluster."""
+    device = "cuda" if cluster.total("GPU") else "cpu"
+    return Panel(tuple(replace(m, precision=resolved(m.precision or default, device)) for m in panel.members))
+
+
+def _member_settings(member: Member, model: Checkpoint, images: InputFormat) -> dict[str, Any]:
     """What the scores of a member depend on, besides the options."""
-    crop = plan.formats[plan.format_of[number]].crop
     return {
         "checkpoint_sha256": model.about["sha256"],
         "recipe": model.recipe.to_dict(),
         **({"thresholds": dict(model.thresholds)} if model.thresholds else {}),
-        **({"lung_crop": crop.describe()} if crop else {}),
+        "precision": member.precision,
+        **({"lung_crop": images.crop.describe()} if images.crop else {}),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -118,6 +119,18 @@ def test_formats_are_shared_by_members_with_the_same_images(tmp_path: Path) -> N
     assert [name for name in rows.column_names if name.startswith("pixels")] == ["pixels", "pixels/1"]
 
 
+def test_the_gate_judges_once_as_for_the_largest_member_that_sees_whole_images(tmp_path: Path) -> None:
+    archive = write_images(tmp_path / "archive")
+    small, large = (save_untrained(tmp_path / name, SMALL["align"].replace(size=int(name))) for name in ("32", "48"))
+    enhanced = save_untrained(tmp_path / "enhanced", SMALL["lungs"].replace(size=64, equalize="clahe"))
+    checked = replace(OPTIONS, reading=ReadOptions(source="folder", gate="exclude"))
+    together = run(archive, Panel.of([small, enhanced, large]), tmp_path / "together", checked)
+    alone = run(archive, Panel.of([large]), tmp_path / "alone", checked)
+    columns = [schema.ERROR, schema.GATE, schema.GATE_SCORE]
+    assert together.select(columns).to_pylist() == alone.select(columns).to_pylist()
+    assert alone[schema.GATE_SCORE].null_count == 4
+
+
 def test_shards_must_fit_every_member_and_the_message_names_it(tmp_path: Path) -> None:
     archive = write_shards(tmp_path / "shards", {"train": 4})
     fits = save_untrained(tmp_path / "fits", ClassifyRecipe(size=32))
@@ -177,3 +190,54 @@ def test_read_scores_gives_each_member_the_columns_of_its_own_run(tmp_path: Path
         read_run(str(out))
     with pytest.raises(UserError, match="expected one of classify, localize, lungs, got --member other"):
         read_run(str(out), "other")
+
+
+def test_panel_files_name_members_and_their_options(tmp_path: Path) -> None:
+    (tmp_path / "panel.yaml").write_text(
+        "members:\n"
+        "  align: ../models/align\n"
+        "  findings: {checkpoint: s3://bucket/classify, batch_size: 8, precision: float32}\n"
+        "  lungs: {checkpoint: /models/lungs}\n"
+    )
+    assert Panel.read(str(tmp_path / "panel.yaml")).members == (
+        Member("align", f"{tmp_path.parent}/models/align"),
+        Member("findings", "s3://bucket/classify", 8, "float32"),
+        Member("lungs", "/models/lungs"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("members: {a: /a", "expected a YAML file, got an error"),
+        ("members: {a: /a, a: /b}", "'a' occurs twice"),
+        ("members: {1: /a}", "member 1: expected a name, got int: put it in quotes"),
+        ("members: [/a]", "expected members to be a mapping of names to checkpoints, got list"),
+        ("[/a]", "expected the key members and no other, got list"),
+        ("{members: {a: /a}, size: 3}", "got the keys members, size"),
+        ("members: {}", "at least one checkpoint"),
+        ("members: {a/b: /a}", "letters, digits, - and _, got 'a/b'"),
+        ("members: {a: {checkpoint: /a, size: 3}}", "member a: expected the URI .* got the keys checkpoint, size"),
+        ("members: {a: {batch_size: 3}}", "member a: expected the URI .* got the keys batch_size"),
+        ("members: {a: null}", "member a: expected the URI .* got NoneType"),
+        ("members: {a: {checkpoint: 3}}", "member a: expected checkpoint to be a URI, got 3"),
+        (
+            "members: {a: {checkpoint: /a, batch_size: 0}}",
+            "member a: expected batch_size to be a number from 1, got 0",
+        ),
+        ("members: {a: {checkpoint: /a, batch_size: true}}", "member a: expected batch_size .* got True"),
+        (
+            "members: {a: {checkpoint: /a, precision: half}}",
+            "precision to be one of auto, float32, bfloat16, got 'half'",
+        ),
+    ],
+)
+def test_wrong_panel_files_are_rejected_with_the_place(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "panel.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        Panel.read(str(tmp_path / "panel.yaml"))
+
+
+def test_a_missing_panel_file_is_reported() -> None:
+    with pytest.raises(UserError, match=r"/no/panel\.yaml, which does not exist: correct --panel"):
+        Panel.read("/no/panel.yaml")

@@ -3,6 +3,8 @@
 cxr score --archive s3://xrays/nih --checkpoint s3://xrays/align
 
 cxr score --archive s3://xrays/nih --checkpoint s3://xrays/align --checkpoint findings=s3://xrays/classify/checkpoint
+
+cxr score --archive s3://xrays/nih --panel panel.yaml
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from cxr import storage
 from cxr.cli.exports import ExportFormat, check_formats, export_all
 from cxr.cli.phantoms import phantom_archive
 from cxr.data.identity import open_identity
+from cxr.errors import UserError
 from cxr.evaluation.run import family_of
 from cxr.families.checkpoint_files import read_about
 from cxr.inference.options import ScoreOptions, check_archives
@@ -35,6 +38,9 @@ class Options:
     """Folder or URI of a checkpoint. Repeat the option to score with several in one pass; their scores are columns
     named NAME/COLUMN. NAME=URI names a checkpoint; the default is the last folder of its URI. Default: train an
     aligner for a minute on the first archive, or with --save-latents a compressor."""
+    panel: str = ""
+    """YAML file or URI with several checkpoints and their options, instead of --checkpoint; see
+    docs/how-to/panels.md."""
     out: str = "runs/score"
     """Folder or URI of the results: OUT/scores/*.parquet, OUT/latents, OUT/embeddings. With several checkpoints,
     latents and embeddings are in OUT/NAME."""
@@ -47,7 +53,7 @@ class Options:
 def main(options: Options) -> dict[str, Any]:
     for archive in check_archives(options.archive, options.score):
         storage.check_readable(archive)
-    panel = Panel.of(options.checkpoint) if options.checkpoint else None
+    panel = _panel(options)
     recipes = [read_about(member.checkpoint)["recipe"] for member in panel.members] if panel else []
     check_formats(options.export, [family_of(recipe) for recipe in recipes])
     open_identity(options.score.pseudonymize, options.score.crosswalk, storage.normalize(options.out), ())
@@ -85,6 +91,15 @@ def main(options: Options) -> dict[str, Any]:
         (member,) = scored.members
         result |= {"checkpoint": member.checkpoint, "latents": member.latents, "embeddings": member.embeddings}
     return result
+
+
+def _panel(options: Options) -> Panel | None:
+    """The checkpoints that the options name; None if they name none."""
+    if options.panel and options.checkpoint:
+        raise UserError("expected --panel or --checkpoint, got both: add the checkpoint to the file of the panel")
+    if options.panel:
+        return Panel.read(options.panel)
+    return Panel.of(options.checkpoint) if options.checkpoint else None
 
 
 def _demo_checkpoint(archive: str, out: str, *, latents: bool) -> str:
