@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _NAMED = re.compile(rf"({_NAME.pattern})=(.+)", re.DOTALL)
-_RESERVED = ("scores", "latents", "embeddings", "weights")  # folders of a result
+_RESERVED = ("scores", "latents", "embeddings", "increments", "exports", "audit", "weights")  # folders of a result
 _REASON_CHARS = 200  # of a YAML error in a message
 _CHECKPOINT_FOLDERS = ("checkpoint", "best")  # names that training gives to folders of checkpoints
 

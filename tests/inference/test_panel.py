@@ -155,7 +155,7 @@ def test_default_names_are_the_last_folders_and_unique() -> None:
         (["a", "a"], "expected different names of members, got 'a' 2 times"),
         (["a b"], "letters, digits, - and _, got 'a b'"),
         (["a", ""], "letters, digits, - and _, got ''"),
-        (["scores"], "expected other names of members than scores"),
+        (["scores"], "expected other names of members than scores, latents"),
         ([], "at least one checkpoint"),
     ],
 )
