@@ -38,8 +38,10 @@ class Member:
     """Number of images per forward pass; None: that of the options."""
     precision: Precision | None = None
     """Precision of convolutions and matrix products; None: that of the options."""
+    thresholds_file: str = ""
+    """Folder or URI of decision thresholds; see `families.thresholds_file`."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
-    """Decision thresholds that replace the checkpoint's own; see `families.thresholds_file`."""
+    """The decision thresholds that replace the checkpoint's own, read from that file or given in the options."""
 
     def folder(self, out: str) -> str:
         """The folder of the member's pictures, latents and embeddings in a result."""
@@ -138,23 +140,34 @@ def _member(name: object, entry: object, uri: str) -> Member:
     if not isinstance(name, str):
         raise UserError(f"{where}: expected a name, got {type(name).__name__}: put it in quotes")
     values = {"checkpoint": entry} if isinstance(entry, str) else entry
-    known = ("checkpoint", "batch_size", "precision")
+    known = ("checkpoint", "batch_size", "precision", "thresholds")
     if not isinstance(values, dict) or "checkpoint" not in values or set(values) - {*known}:
         raise UserError(
             f"{where}: expected the URI of a checkpoint, or checkpoint and some of {', '.join(known[1:])}, got "
             f"{_keys(values)}: correct it"
         )
-    checkpoint, batch_size, precision = (values.get(key) for key in known)
-    if not isinstance(checkpoint, str) or not checkpoint:
-        raise UserError(f"{where}: expected checkpoint to be a URI, got {checkpoint!r}: correct it")
+    checkpoint, batch_size, precision, thresholds = (values.get(key) for key in known)
+    for key, location in (("checkpoint", checkpoint), ("thresholds", thresholds)):
+        if key in values and (not isinstance(location, str) or not location):
+            raise UserError(f"{where}: expected {key} to be a URI, got {location!r}: correct it")
     if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
         raise UserError(f"{where}: expected batch_size to be a number from 1, got {batch_size!r}: correct it")
     if precision is not None and precision not in get_args(Precision):
         expected = ", ".join(get_args(Precision))
         raise UserError(f"{where}: expected precision to be one of {expected}, got {precision!r}: correct it")
-    at_home = checkpoint.startswith("~")
-    location = storage.normalize(checkpoint) if at_home else storage.resolve(checkpoint, uri.rpartition("/")[0])
-    return Member(name, location, batch_size, cast("Precision | None", precision))
+    folder = uri.rpartition("/")[0]
+    return Member(
+        name,
+        _located(cast("str", checkpoint), folder),
+        batch_size,
+        cast("Precision | None", precision),
+        _located(thresholds, folder) if thresholds else "",
+    )
+
+
+def _located(uri: str, folder: str) -> str:
+    """The normal form of a URI or path, which may be relative to `folder`."""
+    return storage.normalize(uri) if uri.startswith("~") else storage.resolve(uri, folder)
 
 
 def _check_name(name: str) -> None:

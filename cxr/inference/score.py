@@ -104,6 +104,9 @@ def _score(
     panel = _with_precision(panel, options.precision)
     models = {member.name: checkpoint.load(member.checkpoint) for member in panel.members}
     models = with_thresholds(models, options.thresholds)
+    for member in panel.members:
+        if member.thresholds_file:
+            models |= with_thresholds({member.name: models[member.name]}, [member.thresholds_file])
     panel = Panel(tuple(replace(member, thresholds=models[member.name].thresholds) for member in panel.members))
     _check_outputs(models, options)
     plans = _numbered([_plan(uri, models, options, identity, named) for uri in archives])

@@ -197,12 +197,12 @@ def test_panel_files_name_members_and_their_options(tmp_path: Path) -> None:
         "members:\n"
         "  align: ../models/align\n"
         "  findings: {checkpoint: s3://bucket/classify, batch_size: 8, precision: float32}\n"
-        "  lungs: {checkpoint: /models/lungs}\n"
+        "  lungs: {checkpoint: /models/lungs, thresholds: local/thresholds.json}\n"
     )
     assert Panel.read(str(tmp_path / "panel.yaml")).members == (
         Member("align", f"{tmp_path.parent}/models/align"),
         Member("findings", "s3://bucket/classify", 8, "float32"),
-        Member("lungs", "/models/lungs"),
+        Member("lungs", "/models/lungs", thresholds_file=f"{tmp_path}/local/thresholds.json"),
     )
 
 
