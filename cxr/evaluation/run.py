@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from cxr import schema, storage
 from cxr.data import shards
+from cxr.data.identity import read_crosswalk
 from cxr.data.ledger import LEDGER_FILE, SUFFIX
 from cxr.errors import UserError
 from cxr.metrics.bootstrap import RESAMPLES, MeanInterval
@@ -59,6 +60,9 @@ class ReportOptions:
     box_score: float = 0.25
     """Minimum score of the boxes used for image-level decisions, the confusion matrix and pictures. Average
     precision uses all boxes."""
+    crosswalk: str = ""
+    """Crosswalk of a run with --pseudonymize: a folder or URI, as for cxr score. It is needed to compare the run with
+    the ground truth and to show its images. The results contain only pseudonyms."""
     reading: ReadOptions = field(default_factory=ReadOptions)
     labeling: Labeling = field(default_factory=Labeling)
 
@@ -93,6 +97,10 @@ class Run:
     input_size: int = 0  # height and width in pixels of the network's input
     member: str = ""
     """Which of several checkpoints; empty if the run is of a single one."""
+    pseudonymized: bool = False
+    """Ids and paths are pseudonyms; see `data.identity`."""
+    crosswalk: str = ""
+    """URI of the crosswalk with which `read_scores` restores the paths of a run with pseudonyms."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """Decision thresholds by finding that replaced the checkpoint's own; see `families.thresholds_file`."""
 
@@ -190,6 +198,7 @@ def read_runs(uri: str) -> list[Run]:
             one["recipe"].get("size", 0),
             name,
             one.get("thresholds", {}),
+            pseudonymized="pseudonyms" in settings,
         )
         for name, one in members.items()
     ]
@@ -290,6 +299,9 @@ def read_scores(
     images = sum(part.num_rows for part in parts)
     if len({image_id for part in parts for image_id in part[schema.IMAGE_ID].to_pylist()}) < images:
         raise UserError(f"{folder} contains images twice: score the archive again, into an empty --out")
+    if run.crosswalk and schema.SOURCE_URI in read:
+        crosswalk = read_crosswalk(run.crosswalk)
+        parts = [crosswalk.with_paths(part) for part in parts]
     return parts if split == "all" else _of_split(parts, split, f"the run {run.uri}")
 
 
@@ -345,9 +357,13 @@ def read_all_truth(
     names = [schema.IMAGE_ID, schema.SPLIT, *columns]
     if shards.is_shards(archive):
         labeling.check_raw(archive)
-        return _of_shards(shards.read_info(archive, latents=True), names, needed, reading.select)
-    known = open_manifest(archive, reading, labeling)
-    return Manifest(known.table.select(names), known.findings, known.notes)
+        known = _of_shards(shards.read_info(archive, latents=True), names, needed, reading.select)
+    else:
+        known = open_manifest(archive, reading, labeling)
+    table = known.table.select(names)
+    if reading.crosswalk:
+        table = read_crosswalk(reading.crosswalk).pseudonymized(table)
+    return Manifest(table, known.findings, known.notes)
 
 
 def of_split(known: Manifest, archive: str, split: str) -> Manifest:

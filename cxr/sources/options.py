@@ -50,6 +50,9 @@ class ReadOptions:
     id_key: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """File or URI of the secret key from which pseudonyms of patients are made. Default: the value of CXR_ID_KEY, or
     else a random key in the folder of headers."""
+    crosswalk: tyro.conf.Suppress[str] = ""
+    """URI of the crosswalk by which the archive's ids are replaced once it has been read; see `data.identity`. Set by
+    reports on runs with pseudonyms."""
     keep_ids: bool = False
     """Store PatientID and AccessionNumber of DICOM files as they are, instead of pseudonyms."""
 
