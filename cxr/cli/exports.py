@@ -30,13 +30,21 @@ class ExportOptions:
     out: str = "runs/export"
     """Folder or URI of the results."""
 
-    def open_run(self) -> Run:
+    def open_run(self, *, own_ids: bool = False) -> Run:
         """The run.
 
+        Args:
+            own_ids: the export needs the archive's own ids, not pseudonyms.
+
         Raises:
-            UserError: there is none, or the results would be written among its own.
+            UserError: there is no such run, or the results would be written among its own.
         """
         run = read_run(self.run, self.member)
+        if own_ids and run.pseudonymized:
+            raise UserError(
+                f"{run.uri} has pseudonyms, but a submission needs the archive's own names: score the archive "
+                f"without --pseudonymize"
+            )
         if storage.normalize(self.out) == run.uri:
             raise UserError(
                 f"--out {self.out} is the folder of the run: give another one, such as {self.out}/exports"

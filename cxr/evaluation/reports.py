@@ -45,9 +45,20 @@ REPORTS: dict[str, Reports] = {
 
 
 def reading_of(run: Run, options: ReportOptions) -> ReportOptions:
-    """The options with how to read the archive with the ground truth: only images that have scores, and with the
-    run's headers."""
-    reading = options.reading
+    """The options with how to read the archive with the ground truth: only images that have scores, with the run's
+    headers, and with pseudonyms if the run has them.
+
+    Raises:
+        UserError: the run has pseudonyms and there is no crosswalk, or the other way round.
+    """
+    if run.pseudonymized and not options.crosswalk:
+        raise UserError(
+            f"{run.uri} has pseudonyms, by which no ground truth can be found: give the crosswalk that cxr score "
+            f"--pseudonymize wrote, with --crosswalk"
+        )
+    if options.crosswalk and not run.pseudonymized:
+        raise UserError(f"{run.uri} has the archive's own ids, not pseudonyms: omit --crosswalk")
+    reading = replace(options.reading, crosswalk=options.crosswalk)
     if run.select and not reading.select:
         reading = replace(reading, select=run.select)
     same_archive = not options.archive or storage.normalize(options.archive) in run.archives
@@ -64,8 +75,7 @@ def evaluate(run_uri: str, options: ReportOptions, out: str) -> dict[str, Any]:
             or there is no ground truth.
     """
     check_columns(options)
-    run = read_run(run_uri, options.member)
-    options = _of_run(run, options)
+    run, options = _opened(read_run(run_uri, options.member), options)
     result = with_subgroups(_reports(run).evaluate(run, _of_test_images(options), out), out).result
     return {**result, "metrics": without_nan(result["metrics"])}
 
@@ -109,7 +119,12 @@ def _reports(run: Run) -> Reports:
 
 def _content(run: Run, options: ReportOptions, out: str) -> Content:
     """What the report says: a comparison with the ground truth, or a description of the scores."""
-    options, how, scored = _of_run(run, options), _reports(run), " and ".join(run.archives)
+    how, scored = _reports(run), " and ".join(run.archives)
+    if run.pseudonymized and not (options.crosswalk or options.archive or options.against):
+        print(f"note: {run.uri} has pseudonyms, so the report only describes the scores; give --crosswalk to compare")
+        options = replace(options, member=run.member)
+        return with_subgroups(score_summary.report(run, options, out, how.kinds), out)
+    run, options = _opened(run, options)
     if len(run.archives) > 1 and not options.archive and not options.against:
         print(f"note: {scored} were scored, so the report only describes the scores; give --archive to compare")
         return with_subgroups(score_summary.report(run, options, out, how.kinds), out)
@@ -122,9 +137,9 @@ def _content(run: Run, options: ReportOptions, out: str) -> Content:
         return with_subgroups(score_summary.report(run, options, out, how.kinds), out)
 
 
-def _of_run(run: Run, options: ReportOptions) -> ReportOptions:
-    """The options with the run's checkpoint, and with those of reading its archive."""
-    return replace(reading_of(run, options), member=run.member)
+def _opened(run: Run, options: ReportOptions) -> tuple[Run, ReportOptions]:
+    """The run with the crosswalk, and the options with its checkpoint and with those of reading its archive."""
+    return replace(run, crosswalk=options.crosswalk), replace(reading_of(run, options), member=run.member)
 
 
 def _of_test_images(options: ReportOptions) -> ReportOptions:

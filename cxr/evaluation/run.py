@@ -97,12 +97,12 @@ class Run:
     input_size: int = 0  # height and width in pixels of the network's input
     member: str = ""
     """Which of several checkpoints; empty if the run is of a single one."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Decision thresholds by finding that replaced the checkpoint's own; see `families.thresholds_file`."""
     pseudonymized: bool = False
     """Ids and paths are pseudonyms; see `data.identity`."""
     crosswalk: str = ""
     """URI of the crosswalk with which `read_scores` restores the paths of a run with pseudonyms."""
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    """Decision thresholds by finding that replaced the checkpoint's own; see `families.thresholds_file`."""
 
     @property
     def archive(self) -> str:
@@ -361,9 +361,9 @@ def read_all_truth(
     else:
         known = open_manifest(archive, reading, labeling)
     table = known.table.select(names)
-    if reading.crosswalk:
-        table = read_crosswalk(reading.crosswalk).pseudonymized(table)
-    return Manifest(table, known.findings, known.notes)
+    if not reading.crosswalk:
+        return Manifest(table, known.findings, known.notes)
+    return Manifest(read_crosswalk(reading.crosswalk).pseudonymized(table), known.findings)  # notes can name images
 
 
 def of_split(known: Manifest, archive: str, split: str) -> Manifest:

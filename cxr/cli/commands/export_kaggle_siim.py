@@ -26,7 +26,7 @@ class Options(ExportOptions):
 
 
 def main(options: Options) -> dict[str, Any]:
-    run = options.open_run()
+    run = options.open_run(own_ids=True)
 
     from cxr.export.kaggle_siim import write_submission  # torch takes seconds to import
 

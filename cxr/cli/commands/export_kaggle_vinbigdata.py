@@ -35,7 +35,7 @@ class Options(ExportOptions):
 
 
 def main(options: Options) -> dict[str, Any]:
-    run = options.open_run()
+    run = options.open_run(own_ids=True)
     normal_run = read_run(options.normal_run) if options.normal_run else None
 
     from cxr.export.kaggle_vinbigdata import NormalFilter, normal_probabilities, write_submission  # torch: seconds

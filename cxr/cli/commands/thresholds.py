@@ -35,6 +35,8 @@ class Options:
     """Number of bootstrap resamples of patients for confidence intervals."""
     seed: int = 0
     """Random seed of the bootstrap."""
+    crosswalk: str = ""
+    """Crosswalk of a run with --pseudonymize: a folder or URI, as for cxr score."""
     reading: ReadOptions = field(default_factory=ReadOptions)
     labeling: Labeling = field(default_factory=Labeling)
     out: str = "runs/thresholds"
@@ -54,7 +56,7 @@ def main(options: Options) -> dict[str, Any]:
         criterion = Criterion.parse(options.criterion)
     except ValueError as error:
         raise UserError(f"--criterion: {error}") from error
-    names = ("archive", "split", "resamples", "seed", "reading", "labeling")
+    names = ("archive", "split", "resamples", "seed", "crosswalk", "reading", "labeling")
     report = ReportOptions(**{name: getattr(options, name) for name in names})
     chosen = choose(run, reading_of(run, report), criterion)
     uri = storage.join(storage.normalize(options.out), FILE)
