@@ -14,7 +14,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -118,13 +118,24 @@ class Identity:
 
     @contextmanager
     def hidden_in_errors(self, rows: Sequence[pa.Table]) -> Iterator[None]:
-        """Errors that the block raises do not name anything of these rows, to which the block may add."""
+        """Errors that the block raises do not name anything of these rows, to which the block may add.
+
+        If there are no rows by then, because the archive could not be read, they do not name any of its files.
+        """
         try:
             yield
         except MemoryError:
             raise
         except Exception as error:
-            _raise_hidden(error, self.hide(str(error), rows))
+            _raise_hidden(error, self.hide(str(error), rows or self._files()))
+
+    def _files(self) -> list[pa.Table]:
+        """The paths of all files of the archives, as far as they can be listed."""
+        uris: list[str] = []
+        for archive in self.archives:
+            with suppress(UserError):
+                uris += [file.uri for file in storage.list_files(archive)]
+        return [pa.table({schema.SOURCE_URI: pa.array(uris, pa.string())})]
 
 
 def _raise_hidden(error: Exception, message: str) -> NoReturn:

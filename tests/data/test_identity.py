@@ -130,6 +130,13 @@ def fail(made: Identity, table: pa.Table, error: Exception) -> None:
         raise error
 
 
+def test_errors_of_an_archive_that_cannot_be_read_do_not_name_its_files(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "archive" / "DOE JANE" / "list.csv"), b"x")
+    made = Identity(Pseudonyms(KEY), str(tmp_path / "crosswalk"), (str(tmp_path / "archive"), str(tmp_path / "none")))
+    with pytest.raises(UserError, match=r"^\[removed\] in \[removed\] is empty$"), made.hidden_in_errors([]):
+        raise UserError("list.csv in DOE JANE is empty")
+
+
 def test_key_and_crosswalk_lie_outside_of_the_results(tmp_path: Path) -> None:
     key = tmp_path / "secret" / "key.txt"
     storage.write_bytes(str(key), KEY)
