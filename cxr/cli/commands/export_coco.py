@@ -10,6 +10,7 @@ from typing import Any
 
 from cxr.cli.exports import ExportOptions, export_coco
 from cxr.errors import UserError
+from cxr.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +29,7 @@ class Options(ExportOptions):
 
 def main(options: Options) -> dict[str, Any]:
     uri, counts = export_coco(options.open_run(), options.out, options.split, options.min_score)
-    print(
-        "{images:,} images with {annotations:,} boxes or masks; {errors:,} images with an error are left out".format(
-            **counts
-        )
-    )
+    images = counted(counts["images"], "image")
+    print(f"{images}, boxes and masks: {counts['annotations']:,}; left out because of an error: {counts['errors']:,}")
     print(f"COCO JSON: {uri}")
     return {"coco": uri, "metrics": counts}

@@ -12,6 +12,7 @@ from typing import Any
 
 from cxr.cli.exports import ExportOptions, export_csv
 from cxr.export.score_tables import Per
+from cxr.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Options(ExportOptions):
 
 def main(options: Options) -> dict[str, Any]:
     uri, counts = export_csv(options.open_run(), options.out, options.per, options.split)
-    print("{rows:,} rows for {images:,} images, {errors:,} of them with an error".format(**counts))
+    rows, images = counted(counts["rows"], "row"), counted(counts["images"], "image")
+    print(f"{rows} for {images}, {counts['errors']:,} of them with an error")
     print(f"table: {uri}")
     return {"table": uri, "metrics": counts}
