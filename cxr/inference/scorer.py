@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cxr import schema
 from cxr.data.batch import Batch, to_columns, to_device, to_tensors
@@ -28,6 +28,7 @@ from cxr.inference.options import Precision, resolved
 from cxr.schema import PixelFormat
 
 T = TypeVar("T")
+_CLOSE = 0.005  # distance of a probability from its threshold within which bfloat16 may change the decision
 _LOGGER = logging.getLogger("cxr")
 
 
@@ -53,6 +54,8 @@ class Scorer:
         model: its network is moved to the device.
         batch_size: number of images per forward pass. If the device has too little memory for them, it is halved.
         precision: "auto" computes convolutions and matrix products in bfloat16 on GPUs and in float32 on CPUs.
+            Images with a probability close to its threshold are predicted again in float32, so that bfloat16 does
+            not change decisions.
         compiled: compile the network with torch.compile.
         note: called with what the user should know.
 
@@ -166,9 +169,16 @@ class Scorer:
                 latent_rows = latents.with_latents(rows, pixels, stored, encoder.latent_format())
             if save_embeddings:
                 predicted, vectors_BD = embedder(self.recipe).predict_and_embed(self.network, batch)
-                pictures = self.recipe.render(self.network, batch) if render else {}
+                predict, draw = self.recipe.predict, self.recipe.render
+            elif encoded or save_latents:
+                encoder = latent_encoder(self.recipe)
+                predict, draw = encoder.predict_latents, encoder.render_latents
+                predicted = predict(self.network, batch)
             else:
-                predicted, pictures = self._predicted(batch, encoded or save_latents, render)
+                predict, draw = self.recipe.predict, self.recipe.render
+                predicted = predict(self.network, batch)
+            predicted = self._decided(predicted, predict, batch)
+            pictures = draw(self.network, batch) if render else {}
             embeddings_BD = None if vectors_BD is None else vectors_BD.float().cpu().numpy()
         predicted = {name: v.float() if v.dtype == torch.bfloat16 else v for name, v in predicted.items()}
         scores = self.recipe.scored(predicted, rows, ScoringContext(self.findings, pixels.size, self.thresholds))
@@ -184,6 +194,11 @@ class Scorer:
         ):
             yield
 
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """The predictions of the family for a batch on the network's device."""
+        with self.computing():
+            return self._decided(self.recipe.predict(self.network, batch), self.recipe.predict, batch)
+
     def to_batch(self, rows: pa.Table, pixels: PixelFormat) -> Batch:
         """The pixels of rows without an error, on the network's device. Copied while the network computes."""
         tensors = to_tensors(to_columns(rows, [schema.PIXELS], pixels), pixels)
@@ -196,17 +211,21 @@ class Scorer:
         self._copies.synchronize()
         return batch
 
-    def _predicted(self, batch: Batch, encoded: bool, render: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Predictions and pictures of a batch whose pixels are images or latents."""
-        recipe, network = self.recipe, self.network
-        if encoded:
-            encoder = latent_encoder(recipe)
-            predicted = encoder.predict_latents(network, batch)
-            pictures = encoder.render_latents(network, batch) if render else {}
-        else:
-            predicted = recipe.predict(network, batch)
-            pictures = recipe.render(network, batch) if render else {}
-        return predicted, pictures
+    def _decided(
+        self, predicted: dict[str, Tensor], predict: Callable[[nn.Module, Batch], dict[str, Tensor]], batch: Batch
+    ) -> dict[str, Tensor]:
+        """The predictions of a batch, with those of float32 where bfloat16 may have changed a decision."""
+        if not self.bfloat16 or schema.DECISIONS not in predicted:
+            return predicted
+        distances_BF = predicted[schema.PROBABILITIES].float() - self.network.get_buffer("thresholds")
+        close = (distances_BF.abs() < _CLOSE).any(1).nonzero()[:, 0]
+        if not len(close):
+            return predicted
+        with torch.autocast(self.device.type, enabled=False):
+            again = predict(self.network, {name: values[close] for name, values in batch.items()})
+        return {
+            name: values.to(again[name].dtype).index_copy(0, close, again[name]) for name, values in predicted.items()
+        }
 
     def table(self, rows: pa.Table, scores_of_batches: Sequence[pa.Table]) -> pa.Table:
         """The scores of all `rows` in their order: `schema.SCORES` and the family's columns, null where there is an

@@ -1,0 +1,183 @@
+"""Throughput and memory of `cxr score`, compared with bare loops over the same images, in alternating rounds."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from cxr import schema
+from cxr.benchmarks.throughput.archive import make_archive, make_pictures
+from cxr.benchmarks.throughput.memory import PeakMemory, cpu_seconds
+from cxr.benchmarks.throughput.peers import read_cv2
+from cxr.families import checkpoint
+from cxr.families.align import AlignRecipe
+from cxr.families.base import Recipe
+from cxr.families.classify import ClassifyRecipe
+from cxr.inference.options import ScoreOptions
+from cxr.inference.score import score
+from cxr.runtime import cluster
+from cxr.sources.options import ReadOptions
+
+LIGHT = AlignRecipe(size=128, lungs=False)
+HEAVY = ClassifyRecipe(size=512, backbone="densenet121")
+_OPTIONS = ScoreOptions(reading=ReadOptions(gate="off"))
+_SMALL_PX = 256  # of the pictures for comparing memory, which are many
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Size of the measurements.
+
+    Args:
+        light, heavy: images for a small and for a large network.
+        few, many: images of two archives whose peak memory is compared.
+        rounds: number of alternating rounds; the median of their ratios is reported.
+        pictures, picture_px: number and size of different images.
+        heavy_recipe: the large network.
+    """
+
+    light: int
+    heavy: int
+    few: int
+    many: int
+    rounds: int
+    pictures: int
+    picture_px: int
+    heavy_recipe: Recipe = HEAVY
+
+
+@dataclass
+class Measured:
+    """Results, under the names in result.json."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    rounds: dict[str, list[float]] = field(default_factory=dict)
+    images_per_second: dict[str, float] = field(default_factory=dict)
+    cpu_seconds_per_image: dict[str, float] = field(default_factory=dict)
+    peak_mib: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, paces: list[float], cpu_seconds: list[float]) -> None:
+        """Images per second, and seconds of all cores per image, in each round."""
+        self.images_per_second[name] = round(statistics.median(paces), 2)
+        self.cpu_seconds_per_image[name] = round(statistics.median(cpu_seconds), 5)
+        print(f"{name:<16} {self.images_per_second[name]:>9,.1f} images/s", flush=True)
+
+    def compare(self, metric: str, ratios: list[float]) -> None:
+        self.rounds[metric] = [round(ratio, 3) for ratio in ratios]
+        self.metrics[metric] = statistics.median(ratios)
+
+
+class ScoreBenchmark:
+    """The measurements, which add to `measured`."""
+
+    def __init__(self, plan: Plan, scratch: Path) -> None:
+        self.plan, self.scratch = plan, scratch
+        self.cores = int(cluster.total("CPU"))
+        self.measured = Measured()
+        self.pictures = make_pictures(scratch / "pictures", plan.pictures, plan.picture_px)
+
+    def light(self) -> None:
+        """A network so small that images are the work, and a bare loop that decodes and resizes on all cores."""
+        files = make_archive(self.scratch / "light", self.pictures, self.plan.light)
+        saved = self._saved("light", LIGHT)
+        with ProcessPoolExecutor(self.cores, mp_context=get_context("forkserver")) as pool:
+            list(pool.map(_one_thread, range(4 * self.cores)))  # starts all processes
+            read = partial(read_cv2, size=LIGHT.size)
+            bare = lambda: sum(1 for _ in pool.map(_read, [(read, str(file)) for file in files], chunksize=16))  # noqa: E731
+            self._rounds("light", lambda: self._score("light", saved), bare)
+
+    def heavy(self) -> None:
+        """A network so large that it is the work, and its bare forward pass on tensors in memory.
+
+        The seconds until the first images are scored are not counted.
+        """
+        recipe, count = self.plan.heavy_recipe, self.plan.heavy
+        files = make_archive(self.scratch / "heavy", self.pictures, count)
+        saved = self._saved("heavy", recipe)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network = checkpoint.load(saved).network.to(device)
+        pixels = np.stack([read_cv2(str(file), recipe.size) for file in files[:16]])
+        batch = {schema.PIXELS: torch.from_numpy(pixels).to(device)}
+        threads = torch.get_num_threads()
+
+        def bare() -> int:
+            with torch.inference_mode():
+                for _ in range(count // 16):
+                    recipe.predict(network, batch)[schema.PROBABILITIES].cpu()
+            return count // 16 * 16
+
+        torch.set_num_threads(self.cores)
+        self._rounds("heavy", lambda: self._score("heavy", saved), bare)
+        torch.set_num_threads(threads)
+
+    def memory(self) -> None:
+        """Peak memory of all processes with few and with many images."""
+        pictures = make_pictures(self.scratch / "small", 8, min(_SMALL_PX, self.plan.picture_px))
+        saved = self._saved("light", LIGHT)
+        for name, count in (("few", self.plan.few), ("many", self.plan.many)):
+            make_archive(self.scratch / name, pictures, count)
+            with PeakMemory() as memory:
+                self._score(name, saved)
+            self.measured.peak_mib[name] = round(memory.peak_bytes / 2**20)
+        self.measured.metrics["peak_rss_ratio"] = self.measured.peak_mib["many"] / self.measured.peak_mib["few"]
+
+    def _rounds(self, name: str, ours: Callable[[], float], bare: Callable[[], int]) -> None:
+        """Time scoring and a bare loop in turn. `ours` returns its images per second, `bare` its number of images."""
+        bare_count = bare()  # not timed: it loads libraries and files
+        paces: dict[str, list[float]] = {name: [], f"{name}_bare": []}
+        cpu: dict[str, list[float]] = {name: [], f"{name}_bare": []}
+        for _ in range(self.plan.rounds):
+            before = cpu_seconds()
+            paces[name].append(ours())
+            between, start = cpu_seconds(), time.perf_counter()
+            bare()
+            paces[f"{name}_bare"].append(bare_count / (time.perf_counter() - start))
+            cpu[name].append((between - before) / bare_count)
+            cpu[f"{name}_bare"].append((cpu_seconds() - between) / bare_count)
+        for each in paces:
+            self.measured.add(each, paces[each], cpu[each])
+        ratios = [mine / theirs for mine, theirs in zip(*paces.values(), strict=True)]
+        self.measured.compare(f"{name}_over_bare", ratios)
+
+    def _score(self, archive: str, saved: str) -> float:
+        """Images per second of scoring an archive, after the first part; parts are files."""
+        out = self.scratch / "out"
+        scored = score(str(self.scratch / archive), saved, str(out), _OPTIONS)
+        assert scored.rejects == 0
+        parts = sorted((out / "scores").glob("*.parquet"), key=lambda path: path.stat().st_mtime)
+        rows = sum(pq.read_metadata(path).num_rows for path in parts[1:])
+        seconds = parts[-1].stat().st_mtime - parts[0].stat().st_mtime
+        shutil.rmtree(out)
+        return rows / max(1e-9, seconds)
+
+    def _saved(self, name: str, recipe: Recipe) -> str:
+        """A checkpoint with random weights."""
+        folder = self.scratch / f"checkpoint-{name}"
+        if not folder.exists():
+            task = recipe.task(recipe.network(schema.FINDINGS))
+            checkpoint.save(
+                folder, recipe, task, task.network.state_dict(), findings=schema.FINDINGS, metrics={}
+            )
+        return str(folder)
+
+
+def _one_thread(_: int) -> None:
+    cv2.setNumThreads(0)
+    time.sleep(0.05)
+
+
+def _read(job: tuple[Callable[[str], np.ndarray], str]) -> None:
+    read, file = job
+    read(file)
