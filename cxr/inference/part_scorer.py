@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,6 +37,7 @@ from cxr.inference.scorer import ScoredBatch, Scorer
 from cxr.runtime.console import note
 from cxr.schema import PixelFormat
 
+_FILE_THREADS = 8  # that write pictures
 LATENTS = "latents"  # folder of the result, beside SCORES
 _CODES = (schema.VIEW, schema.BODY_PART, schema.MODALITY)
 COUNTED = pa.schema([schema.SCORES.field(n) for n in (schema.ERROR, schema.GATE, *_CODES)])
@@ -77,14 +80,26 @@ def gives_embeddings(recipe: Recipe) -> bool:
 
 
 class PartScorer:
-    """The networks of a panel in an actor, which scores one part at a time and writes each as one file.
+    """The networks of a panel in an actor, which scores parts and writes each as one file.
+
+    Called by a few threads at a time, each with a part: while one part is in the networks, the scores of others are
+    made of predictions (masks at the size of the original, boxes, tables), compressed and written.
+
+    Args:
+        cpu_threads: of a network on the CPU.
 
     Raises:
         UserError: a checkpoint is missing or damaged, or the networks do not fit in the memory of the GPU.
     """
 
-    def __init__(self, panel: Panel, run_ledger: Ledger, plan: Plan, options: ScoreOptions) -> None:
+    def __init__(
+        self, panel: Panel, run_ledger: Ledger, plan: Plan, options: ScoreOptions, cpu_threads: int = 1
+    ) -> None:
+        cv2.setNumThreads(0)  # parts are worked on by several threads
+        torch.set_num_threads(cpu_threads)  # Ray sets it to the CPUs that the actor reserves, which reading also uses
         self.panel, self.run_ledger, self.plan, self.options = panel, run_ledger, plan, options
+        self._turn = threading.Lock()
+        self._files = ThreadPoolExecutor(_FILE_THREADS)
         self.scorers = [self._loaded(member) for member in panel.members]
 
     def _loaded(self, member: Member) -> Scorer:
@@ -96,6 +111,7 @@ class PartScorer:
                 precision=member.precision or self.options.precision,
                 compiled=self.options.compile,
                 note=note,
+                turn=self._turn,
             )
         except torch.OutOfMemoryError as error:
             raise UserError(
@@ -145,7 +161,7 @@ class PartScorer:
                 encoded.append(batch.latents)
             if batch.embeddings is not None:
                 vectors.append(batch.embeddings)
-            _write_pictures(folder, batch)
+            self._write_pictures(folder, batch)
         if encoded:
             latents.write_part(storage.join(folder, LATENTS), part, pa.concat_tables(encoded))
         if save_embeddings:
@@ -154,12 +170,14 @@ class PartScorer:
             embeddings.write_part(storage.join(folder, embeddings.FOLDER), part, good, vectors_BD)
         return scorer.table(rows, scores)
 
-
-def _write_pictures(folder: str, batch: ScoredBatch) -> None:
-    image_ids = batch.rows[schema.IMAGE_ID].to_pylist()
-    for kind, images in batch.pictures.items():
-        for image_id, image in zip(image_ids, images.cpu().numpy(), strict=True):
-            storage.write_bytes(storage.join(folder, kind, picture_name(image_id)), png(image))
+    def _write_pictures(self, folder: str, batch: ScoredBatch) -> None:
+        image_ids = batch.rows[schema.IMAGE_ID].to_pylist()
+        for kind, images in batch.pictures.items():
+            uris = [storage.join(folder, kind, picture_name(image_id)) for image_id in image_ids]
+            for _ in self._files.map(
+                lambda uri, image: storage.write_bytes(uri, png(image)), uris, images.cpu().numpy()
+            ):
+                pass
 
 
 def png(image: np.ndarray) -> bytes:

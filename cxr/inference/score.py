@@ -31,6 +31,8 @@ from cxr.inference.read import PART, PART_ROWS, SHARD, InputFormat
 from cxr.runtime import audit, cluster, lease
 from cxr.runtime.progress import Progress
 
+_PARTS_AT_ONCE = 3  # of a replica: one in the network, one becoming scores, one being written
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -291,7 +293,11 @@ def _score_parts(
     progress: Progress,
     counts: ScoreCounts,
 ) -> None:
-    """Read parts on CPUs, score and write them on GPUs if there are any; only counts return, into `counts`."""
+    """Read parts on CPUs, score and write them on GPUs if there are any; only counts return, into `counts`.
+
+    Each replica has a few parts at a time, so that its network never waits for what is made of predictions, and no
+    more than these, so that reading waits for it. Networks on CPUs use all of them between parts that are read.
+    """
     if not todo:
         return
     gpus = int(cluster.total("GPU"))
@@ -303,8 +309,14 @@ def _score_parts(
     scored = map_blocks(
         tables,
         PartScorer,
-        pool=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
-        fn_constructor_args=(panel, run_ledger, plan, options),
+        pool=ray.data.ActorPoolStrategy(
+            min_size=1,
+            max_size=workers,
+            enable_true_multi_threading=True,
+            max_concurrent_calls_per_actor=_PARTS_AT_ONCE,
+            max_tasks_in_flight_per_actor=_PARTS_AT_ONCE + 1,
+        ),
+        fn_constructor_args=(panel, run_ledger, plan, options, max(1, int(cluster.total("CPU")) // workers)),
         num_cpus=share,
         num_gpus=1 if gpus else None,
     )

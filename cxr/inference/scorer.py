@@ -58,6 +58,7 @@ class Scorer:
             not change decisions.
         compiled: compile the network with torch.compile.
         note: called with what the user should know.
+        turn: held by the thread that uses the network; one for all networks on a device.
 
     Thread-safe: one batch at a time goes through the network, while other threads copy batches to the device or turn
     predictions into scores.
@@ -72,16 +73,21 @@ class Scorer:
         precision: Precision = "float32",
         compiled: bool = False,
         note: Callable[[str], None] = _LOGGER.warning,
+        turn: threading.Lock | None = None,
     ) -> None:
         self.recipe, self.findings, self.thresholds = model.recipe, model.findings, model.thresholds
         self.device, self.batch_size = device, batch_size
         self.bfloat16 = resolved(precision, device.type) == "bfloat16"
         self._note = note
         self._record = panel.member_record("", model)
-        self._lock = threading.Lock()
+        self._lock = turn or threading.Lock()
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         memory = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.network = model.network.to(device, memory_format=memory)  # pyright: ignore[reportCallIssue]
+        if schema.DECISIONS in self.recipe.score_columns.names:
+            own_F = self.network.get_buffer("thresholds").tolist()
+            used_F = [self.thresholds.get(finding, own) for finding, own in zip(self.findings, own_F, strict=True)]
+            self._thresholds_F = torch.tensor(used_F, dtype=torch.float64, device=device)
         if compiled:  # families call the network, its parts or parts of these; what is never called is not compiled
             for name, module in self.network.named_modules():
                 if name.count(".") < 2:
@@ -217,7 +223,7 @@ class Scorer:
         """The predictions of a batch, with those of float32 where bfloat16 may have changed a decision."""
         if not self.bfloat16 or schema.DECISIONS not in predicted:
             return predicted
-        distances_BF = predicted[schema.PROBABILITIES].float() - self.network.get_buffer("thresholds")
+        distances_BF = predicted[schema.PROBABILITIES].float() - self._thresholds_F
         close = (distances_BF.abs() < _CLOSE).any(1).nonzero()[:, 0]
         if not len(close):
             return predicted

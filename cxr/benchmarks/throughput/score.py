@@ -167,9 +167,7 @@ class ScoreBenchmark:
         folder = self.scratch / f"checkpoint-{name}"
         if not folder.exists():
             task = recipe.task(recipe.network(schema.FINDINGS))
-            checkpoint.save(
-                folder, recipe, task, task.network.state_dict(), findings=schema.FINDINGS, metrics={}
-            )
+            checkpoint.save(folder, recipe, task, task.network.state_dict(), findings=schema.FINDINGS, metrics={})
         return str(folder)
 
 
