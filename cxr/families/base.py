@@ -326,6 +326,12 @@ class Recipe(ABC):
         """Pictures of a batch for `cxr score --save-images`, by name: uint8 (B, H, W) or (B, H, W, 3) in RGB."""
         return {}
 
+    def with_tta_flip(self, on: bool) -> Self | None:
+        """This recipe with predictions averaged over images and their mirror images, or not; None if the family has no
+        such setting."""
+        has_it = any(field.name == "tta_flip" for field in dataclasses.fields(self))
+        return self.replace(tta_flip=on) if has_it else None
+
     def search_space(self) -> dict[str, BaseDistribution]:
         """Settings worth searching, with Optuna's distributions. Includes only those that the stages to run use."""
         return {}

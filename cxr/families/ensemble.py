@@ -119,6 +119,10 @@ class EnsembleRecipe(Recipe):
         contract = self.first.input_contract
         return UNIT.replace(size=self.size, crop=contract.crop, resampling=contract.resampling)
 
+    def with_tta_flip(self, on: bool) -> Self | None:
+        changed = [recipe.with_tta_flip(on) for recipe in self.recipes]
+        return None if None in changed else self.replace(members=tuple(r.to_dict() for r in changed if r))
+
     def network(self, findings: Sequence[str]) -> Ensemble:
         members = [recipe.network(findings) for recipe in self.recipes]
         return Ensemble(members, findings, combinable(self.first).decision_buffers)

@@ -13,6 +13,7 @@ from cxr.errors import UserError
 from cxr.sources.options import ReadOptions
 
 Precision = Literal["auto", "float32", "bfloat16"]
+TtaFlip = Literal["checkpoint", "on", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,9 @@ class ScoreOptions:
     """Precision of convolutions and matrix products. auto is bfloat16 on GPUs and float32 on CPUs."""
     compile: bool = False
     """Compile the network with torch.compile. This takes a minute, and pays off on GPUs for large archives."""
+    tta_flip: TtaFlip = "checkpoint"
+    """Average predictions over each image and its mirror image, which takes twice as long: on, off, or as in the
+    validation that chose the checkpoint's thresholds. For families classify, lungs and pneumothorax."""
     thresholds: tuple[str, ...] = ()
     """Files or URIs of decision thresholds that `cxr thresholds` wrote. Each replaces the thresholds of the
     checkpoint that it was made for."""

@@ -33,7 +33,7 @@ from cxr.inference.options import ScoreOptions
 from cxr.inference.panel import Member, Panel, join_scores
 from cxr.inference.plan import Plan
 from cxr.inference.read import PART, PART_ROWS
-from cxr.inference.scorer import ScoredBatch, Scorer
+from cxr.inference.scorer import ScoredBatch, Scorer, with_tta_flip
 from cxr.runtime.console import note
 from cxr.schema import PixelFormat
 
@@ -105,7 +105,9 @@ class PartScorer:
     def _loaded(self, member: Member) -> Scorer:
         try:
             return Scorer(
-                replace(checkpoint.load(member.checkpoint), thresholds=member.thresholds),
+                with_tta_flip(
+                    replace(checkpoint.load(member.checkpoint), thresholds=member.thresholds), self.options.tta_flip
+                ),
                 best_device(),
                 member.batch_size or self.options.batch_size,
                 precision=member.precision or self.options.precision,

@@ -28,6 +28,7 @@ from cxr.inference.panel import Member, Panel, member_record
 from cxr.inference.part_scorer import COUNTED, LATENTS, PartScorer, ScoreCounts, gives_embeddings, gives_latents
 from cxr.inference.plan import SCORES, Plan, plan_scoring
 from cxr.inference.read import PART, PART_ROWS, SHARD, InputFormat
+from cxr.inference.scorer import with_tta_flip
 from cxr.runtime import audit, cluster, lease
 from cxr.runtime.progress import Progress
 
@@ -104,7 +105,7 @@ def _score(
     reading = identity.private(options.reading) if identity else options.reading.with_headers(out)
     options = replace(options, reading=reading)
     panel = _with_precision(panel, options.precision)
-    models = {member.name: checkpoint.load(member.checkpoint) for member in panel.members}
+    models = {m.name: with_tta_flip(checkpoint.load(m.checkpoint), options.tta_flip) for m in panel.members}
     models = with_thresholds(models, options.thresholds)
     for member in panel.members:
         if member.thresholds_file:
@@ -167,8 +168,13 @@ def _score(
 
 
 def _check_outputs(models: Mapping[str, Checkpoint], options: ScoreOptions) -> None:
-    """Raise UserError if no checkpoint has the latents or embeddings that the options request."""
+    """Raise UserError if no checkpoint has the latents, embeddings or mirror images that the options request."""
     recipes = [model.recipe for model in models.values()]
+    if options.tta_flip != "checkpoint" and all(recipe.with_tta_flip(True) is None for recipe in recipes):
+        raise UserError(
+            f"--tta-flip {options.tta_flip}: expected a checkpoint of family classify, lungs or pneumothorax, got "
+            f"{', '.join(recipe.family for recipe in recipes)}: omit it"
+        )
     if options.save_latents and not any(map(gives_latents, recipes)):
         latent_encoder(recipes[0]).latent_format()  # raises UserError
     if options.save_embeddings and not any(map(gives_embeddings, recipes)):

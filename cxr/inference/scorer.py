@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ from cxr.families.base import ScoringContext
 from cxr.families.capabilities import embedder, latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.inference import latents, panel
-from cxr.inference.options import Precision, resolved
+from cxr.inference.options import Precision, TtaFlip, resolved
 from cxr.schema import PixelFormat
 
 T = TypeVar("T")
@@ -45,6 +45,12 @@ class ScoredBatch:
     """Rows with latents instead of pixels, if requested."""
     embeddings: np.ndarray | None
     """(B, D) float32, if requested."""
+
+
+def with_tta_flip(model: Checkpoint, choice: TtaFlip) -> Checkpoint:
+    """A checkpoint that averages predictions over mirror images or does not, if its family has this choice."""
+    recipe = None if choice == "checkpoint" else model.recipe.with_tta_flip(choice == "on")
+    return replace(model, recipe=recipe) if recipe else model
 
 
 class Scorer:

@@ -12,10 +12,12 @@ from cxr import schema
 from cxr.data.batch import Batch
 from cxr.errors import UserError
 from cxr.families import checkpoint
+from cxr.families.align import AlignRecipe
 from cxr.families.classify import ClassifyRecipe
+from cxr.families.ensemble import EnsembleRecipe
 from cxr.inference.options import resolved
 from cxr.inference.plan import plan_scoring
-from cxr.inference.scorer import Scorer
+from cxr.inference.scorer import Scorer, with_tta_flip
 from cxr.schema import PixelFormat
 from cxr.sources.options import ALL_IMAGES
 from tests.made_shards import write_shards
@@ -98,3 +100,20 @@ def test_a_compiled_network_gives_the_same_scores(
     expected = scored(Scorer(checkpoint.load(base), CPU, 11), rows, pixels)
     assert scored(Scorer(checkpoint.load(base), CPU, 11, compiled=True), rows, pixels) == expected
     assert max(calls) > 20  # the whole network, not only its last layers
+
+
+def test_predictions_are_averaged_over_mirror_images_on_request(made: tuple[str, pa.Table, PixelFormat]) -> None:
+    base, rows, pixels = made
+    both = with_tta_flip(checkpoint.load(base), "on")
+    images = schema.pixels_array(rows[schema.PIXELS], pixels)
+    single = Scorer(checkpoint.load(base), CPU, 11)
+    views = [{schema.PIXELS: torch.tensor(view)} for view in (images, images[:, :, ::-1].copy())]
+    expected = sum(single.predict(view)[schema.PROBABILITIES] for view in views) / 2
+    torch.testing.assert_close(
+        torch.tensor(scored(Scorer(both, CPU, 11), rows, pixels)[1]), expected, atol=1e-4, rtol=0
+    )
+    ensemble = EnsembleRecipe.of([model.recipe for model in (both, checkpoint.load(base))])
+    made_equal = ensemble.with_tta_flip(False)
+    assert made_equal is not None
+    assert [recipe.tta_flip for recipe in made_equal.recipes if isinstance(recipe, ClassifyRecipe)] == [False, False]
+    assert AlignRecipe().with_tta_flip(True) is None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -26,12 +27,20 @@ from cxr.families.align import AlignRecipe
 from cxr.families.base import Recipe
 from cxr.families.classify import ClassifyRecipe
 from cxr.inference.options import ScoreOptions
+from cxr.inference.panel import Panel
+from cxr.inference.plan import SCORES
 from cxr.inference.score import score
 from cxr.runtime import cluster
 from cxr.sources.options import ReadOptions
 
 LIGHT = AlignRecipe(size=128, lungs=False)
 HEAVY = ClassifyRecipe(size=512, backbone="densenet121")
+MEMBERS = {
+    "align": LIGHT,
+    "align-fine": LIGHT.replace(size=256),
+    "classify": ClassifyRecipe(size=128),
+    "classify-fine": ClassifyRecipe(size=256),
+}
 _OPTIONS = ScoreOptions(reading=ReadOptions(gate="off"))
 _SMALL_PX = 256  # of the pictures for comparing memory, which are many
 
@@ -41,7 +50,7 @@ class Plan:
     """Size of the measurements.
 
     Args:
-        light, heavy: images for a small and for a large network.
+        light, heavy, panel: images for a small network, for a large one, and for four at a time.
         few, many: images of two archives whose peak memory is compared.
         rounds: number of alternating rounds; the median of their ratios is reported.
         pictures, picture_px: number and size of different images.
@@ -50,6 +59,7 @@ class Plan:
 
     light: int
     heavy: int
+    panel: int
     few: int
     many: int
     rounds: int
@@ -94,9 +104,11 @@ class ScoreBenchmark:
         saved = self._saved("light", LIGHT)
         with ProcessPoolExecutor(self.cores, mp_context=get_context("forkserver")) as pool:
             list(pool.map(_one_thread, range(4 * self.cores)))  # starts all processes
-            read = partial(read_cv2, size=LIGHT.size)
-            bare = lambda: sum(1 for _ in pool.map(_read, [(read, str(file)) for file in files], chunksize=16))  # noqa: E731
-            self._rounds("light", lambda: self._score("light", saved), bare)
+            read = partial(_read, size=LIGHT.size)
+            names = [str(file) for file in files]
+            self._rounds(
+                "light", lambda: self._score("light", saved), lambda: sum(pool.map(read, names, chunksize=16))
+            )
 
     def heavy(self) -> None:
         """A network so large that it is the work, and its bare forward pass on tensors in memory.
@@ -121,6 +133,16 @@ class ScoreBenchmark:
         torch.set_num_threads(self.cores)
         self._rounds("heavy", lambda: self._score("heavy", saved), bare)
         torch.set_num_threads(threads)
+
+    def panel(self) -> None:
+        """Four networks in one pass, and in four."""
+        make_archive(self.scratch / "panel", self.pictures, self.plan.panel)
+        saved = [f"{name}={self._saved(name, recipe)}" for name, recipe in MEMBERS.items()]
+        ratios = []
+        for _ in range(self.plan.rounds):
+            together = self._seconds("panel", Panel.of(saved))
+            ratios.append(together / sum(self._seconds("panel", Panel.of([one])) for one in saved))
+        self.measured.compare("panel_over_sum", ratios)
 
     def memory(self) -> None:
         """Peak memory of all processes with few and with many images."""
@@ -153,14 +175,24 @@ class ScoreBenchmark:
 
     def _score(self, archive: str, saved: str) -> float:
         """Images per second of scoring an archive, after the first part; parts are files."""
-        out = self.scratch / "out"
-        scored = score(str(self.scratch / archive), saved, str(out), _OPTIONS)
-        assert scored.rejects == 0
-        parts = sorted((out / "scores").glob("*.parquet"), key=lambda path: path.stat().st_mtime)
-        rows = sum(pq.read_metadata(path).num_rows for path in parts[1:])
-        seconds = parts[-1].stat().st_mtime - parts[0].stat().st_mtime
-        shutil.rmtree(out)
-        return rows / max(1e-9, seconds)
+        with self._scored(archive, Panel.of([saved])) as scores:
+            parts = sorted((path.stat().st_mtime, path) for path in scores.glob("*.parquet"))
+            rows = sum(pq.read_metadata(path).num_rows for _, path in parts[1:])
+            return rows / max(1e-9, parts[-1][0] - parts[0][0])
+
+    def _seconds(self, archive: str, panel: Panel) -> float:
+        """How long scoring an archive takes."""
+        start = time.perf_counter()
+        with self._scored(archive, panel):
+            return time.perf_counter() - start
+
+    @contextmanager
+    def _scored(self, archive: str, panel: Panel) -> Iterator[Path]:
+        """The folder of an archive's scores, which is removed afterwards."""
+        with tempfile.TemporaryDirectory(dir=self.scratch) as out:
+            scored = score(str(self.scratch / archive), panel, out, _OPTIONS)
+            assert scored.rejects == 0
+            yield Path(out, SCORES)
 
     def _saved(self, name: str, recipe: Recipe) -> str:
         """A checkpoint with random weights."""
@@ -176,6 +208,5 @@ def _one_thread(_: int) -> None:
     time.sleep(0.05)
 
 
-def _read(job: tuple[Callable[[str], np.ndarray], str]) -> None:
-    read, file = job
-    read(file)
+def _read(file: str, size: int) -> int:
+    return len(read_cv2(file, size)) // size
