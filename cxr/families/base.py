@@ -327,8 +327,8 @@ class Recipe(ABC):
         return {}
 
     def with_tta_flip(self, on: bool) -> Self | None:
-        """This recipe with predictions averaged over images and their mirror images, or not; None if the family has no
-        such setting."""
+        """This recipe with predictions averaged over images and their mirror images, or not; None if the family
+        has no such setting."""
         has_it = any(field.name == "tta_flip" for field in dataclasses.fields(self))
         return self.replace(tta_flip=on) if has_it else None
 

@@ -99,9 +99,20 @@ def mask_to_original(mask: np.ndarray, transform: ResizeTransform, height: int, 
     """Map a mask of stored pixels (H, W), bool or probabilities in [0, 1], to its original: bool (height, width).
 
     True where `map_to_original` is at least 0.5. Smooth outlines need probabilities; a bool mask keeps the corners of
-    its pixels.
+    its pixels. Only the part of the original around stored pixels of at least 0.5 is computed.
     """
-    return map_to_original(mask, transform, height, width) >= 0.5
+    original = np.zeros((height, width), bool)
+    inside = mask >= 0.5
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    if not rows.size:
+        return original
+    box = transform.to_original(np.array([[columns[0] - 1, rows[0] - 1], [columns[-1] + 2, rows[-1] + 2]]))
+    x0, y0 = np.floor(box[0].clip(0, (width, height))).astype(int).tolist()
+    x1, y1 = np.ceil(box[1].clip(0, (width, height))).astype(int).tolist()
+    if x1 > x0 and y1 > y0:
+        of_box = transform.then(ResizeTransform(x_offset=-x0, y_offset=-y0))
+        original[y0:y1, x0:x1] = map_to_original(mask, of_box, y1 - y0, x1 - x0) >= 0.5
+    return original
 
 
 def map_to_original(values: np.ndarray, transform: ResizeTransform, height: int, width: int) -> np.ndarray:
