@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from cxr import schema, storage
+from cxr.data import shards
 from cxr.errors import UserError
+from cxr.evaluation import decisions
 from cxr.evaluation.classification_data import (
     ClassificationScores,
     LabeledScores,
@@ -19,6 +21,7 @@ from cxr.evaluation.classification_data import (
     known_labels,
     load_scores,
 )
+from cxr.evaluation.images import TruthImages
 from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run, read_truth
 from cxr.metrics import classification
 from cxr.metrics.bootstrap import MeanInterval, column_means, intervals, resampled_means
@@ -48,7 +51,8 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
     """Evaluate a run. Writes the pages, findings.csv, pictures and, with `against`, comparison.csv; returns the job's
     result."""
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
-    columns = [schema.PATIENT_ID, schema.LABELS]
+    info = shards.read_info(archive, latents=True) if shards.is_shards(archive) else None
+    columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.LABELS, *([schema.RESIZE_TRANSFORM] if info else ())]
     manifest = read_truth(archive, options.reading, options.split, columns, options.labeling)
     manifest.print_notes()
     scores, truth = load_scores(run), known_labels(manifest)
@@ -62,11 +66,25 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
     print(counted, flush=True)
     sections = [Section("Findings", [tables.summary_table(summary), tables.summary_legend(summary), *written])]
     result = {"metrics": metrics(summary, joined), "findings": tables.write_summary(summary, out)}
+    images = TruthImages(manifest.table, [info] if info and not info.latents else [])
+    sections += decision_sections(joined, images, run, options, out, result)
     if options.against:
         sections.append(compared(joined, truth, options, out, result))
     image_ids = truth.image_ids.take(pa.array(joined.rows)).to_pylist()
     measures = Measures(image_ids, joined.patients, partial(measure, joined, options))
     return Content(run, archive, options, counted, sections, result, measures)
+
+
+def decision_sections(
+    joined: LabeledScores, images: TruthImages, run: Run, options: ReportOptions, out: str, result: dict[str, Any]
+) -> list[Section]:
+    """Operating points, labels predicted beside actual, and the hardest cases."""
+    folder = storage.join(out, PICTURES)
+    return [
+        decisions.operating_section(joined, decisions.run_thresholds(run), options, out, result),
+        Section("Labels, predicted and actual", decisions.label_blocks(joined, folder)),
+        decisions.hardest_section(joined, images, run, out, folder, result),
+    ]
 
 
 def measure(joined: LabeledScores, options: ReportOptions, places: np.ndarray) -> dict[str, MeanInterval]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -19,6 +20,30 @@ from cxr.imaging.geometry import ResizeTransform
 from cxr.imaging.image import to_bits
 
 PICTURE_PX = 512  # width and height of the pictures of original images
+
+
+@dataclass(frozen=True)
+class TruthImages:
+    """The images of a ground truth, by row.
+
+    Args:
+        table: `image_id` and `source_uri`; with shards also `resize_transform`.
+        stored: shards that may contain the images.
+    """
+
+    table: pa.Table
+    stored: Sequence[shards.ShardInfo] = ()
+
+    def ids(self, rows: np.ndarray) -> list[str]:
+        return self.table[schema.IMAGE_ID].take(pa.array(rows)).to_pylist()
+
+    def source(self, row: int) -> str:
+        """The URI of the original; empty if unknown."""
+        return self.table[schema.SOURCE_URI][row].as_py() or ""
+
+    def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
+        """See `read_pictures`."""
+        return read_pictures(self.table, rows, self.stored)
 
 
 def read_pictures(
@@ -67,8 +92,8 @@ def _stored(
         ids = storage.read_parquet(part.uri, columns=[schema.IMAGE_ID])[schema.IMAGE_ID]
         for at in np.flatnonzero(pc.is_in(ids, value_set=pa.array(row_of, ids.type))).tolist():
             row = row_of[ids[at].as_py()]
-            transform = ResizeTransform(**table[schema.RESIZE_TRANSFORM][row].as_py())
-            shown[row] = _pixels(info, part.uri, at), transform
+            if (transform := table[schema.RESIZE_TRANSFORM][row].as_py()) is not None:
+                shown[row] = _pixels(info, part.uri, at), ResizeTransform(**transform)
     return shown
 
 

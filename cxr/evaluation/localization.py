@@ -14,6 +14,7 @@ from cxr.errors import UserError
 from cxr.evaluation import classification, classification_data
 from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
+from cxr.evaluation.images import TruthImages
 from cxr.evaluation.localization_data import LocalizationEvaluation, baseline_boxes, evaluate, load_scores
 from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run
 from cxr.imaging.geometry import ResizeTransform
@@ -21,6 +22,7 @@ from cxr.metrics.bootstrap import MeanInterval
 from cxr.metrics.localization import MEASURES, THRESHOLDS, LocalizationRates, paired_gain, summarize
 from cxr.reporting import classification as label_tables
 from cxr.reporting import localization as tables
+from cxr.reporting.classification_pictures import write_pictures
 from cxr.reporting.overlays import BoxPair, Overlay, save_overlays, without_repeats
 from cxr.reporting.page import Section, save_picture
 from cxr.wording import counted
@@ -50,7 +52,7 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
     result: dict[str, Any] = {}
     sections = _localization_sections(evaluation, truth, options, out, result)
     if joined:
-        sections.append(_classification_section(joined, options, out, result))
+        sections += _classification_sections(joined, truth, run, options, out, result)
     if options.against:
         sections += compared(evaluation, joined, truth, options, out, result)
     image_ids = truth.table[schema.IMAGE_ID].take(pa.array(evaluation.rows)).to_pylist()
@@ -136,17 +138,25 @@ def _localization_sections(
     ]
 
 
-def _classification_section(
-    joined: LabeledScores, options: ReportOptions, out: str, result: dict[str, Any]
-) -> Section:
-    """The section about classification; its metrics and file are added to `result`."""
+def _classification_sections(
+    joined: LabeledScores, truth: BoxTruth, run: Run, options: ReportOptions, out: str, result: dict[str, Any]
+) -> list[Section]:
+    """The sections about classification; their metrics and files are added to `result`."""
     summary = classification.summarize(joined, options)
     figures = classification.metrics(summary, joined)
     result["metrics"] |= {name: figures[name] for name in figures if "auroc" in name or name == "mean_ap"}
     result["metrics"]["images_with_labels"] = summary.images
     result["findings"] = label_tables.write_summary(summary, out)
     head = f"Classification of the {summary.images:,} images with labels"
-    return Section(head, [label_tables.summary_table(summary), label_tables.summary_legend(summary)])
+    written = write_pictures(
+        summary, joined.probabilities, joined.labels, joined.predicted_positive, storage.join(out, PICTURES)
+    )
+    blocks = [label_tables.summary_table(summary), label_tables.summary_legend(summary), *written]
+    images = TruthImages(truth.table, [truth.info] if truth.info else [])
+    return [
+        Section(head, blocks),
+        *classification.decision_sections(joined, images, run, options, out, result),
+    ]
 
 
 def metrics(

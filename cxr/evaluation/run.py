@@ -245,6 +245,14 @@ class Content:
     measures: Measures | None = None
 
 
+def checkpoint_uri(run: Run) -> str:
+    """Where the checkpoint of a run was when it scored; empty if the scores do not say."""
+    for part in read_scores(run, [schema.IMAGE_ID]):
+        for record in json.loads((part.schema.metadata or {}).get(schema.MEMBERS_KEY, b"[]")):
+            return record["checkpoint"]
+    return ""
+
+
 def coverage(images: int, patients_N: np.ndarray, content: str, left_out: Mapping[str, int]) -> str:
     """The first sentences of a report: the number of images, their contents, and why other images were left out."""
     patients = counted(len(np.unique(patients_N)), "patient")

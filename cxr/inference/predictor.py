@@ -110,6 +110,11 @@ class Predictor:
         return self._model.recipe.family
 
     @property
+    def sha256(self) -> str:
+        """SHA-256 of the checkpoint's weights."""
+        return self._model.about["sha256"]
+
+    @property
     def findings(self) -> tuple[str, ...]:
         """The findings of the checkpoint, in the order of the columns `probabilities` and `decisions`."""
         return self._model.findings

@@ -17,7 +17,7 @@ from cxr.reporting import palette
 from cxr.reporting.figures import panels
 from cxr.reporting.page import Picture, save_picture
 from cxr.reporting.tables import interval
-from cxr.schema import POSITIVE, UNKNOWN
+from cxr.schema import NEGATIVE, POSITIVE, UNKNOWN
 
 _NOTE_AT = 0.66  # of the width of the numbers beside a forest plot
 _LINE = {"color": palette.NEUTRAL, "linewidth": 0.8, "linestyle": "--"}
@@ -118,6 +118,25 @@ def reliability_figure(rows: Sequence[FindingRow], scores_NF: np.ndarray, labels
 
     title = "Reliability; a calibrated model lies on the dashed line; dot areas are shares of the images"
     return _panels(rows, draw, title, "mean probability", "observed share of positives")
+
+
+def separation_figure(
+    findings: Sequence[str], scores_NF: np.ndarray, labels_NF: np.ndarray, value: str = "probability"
+) -> Figure | None:
+    """A panel for each finding with both classes: shares of the images with and without it, by their value."""
+    both = [f for f in range(len(findings)) if {POSITIVE, NEGATIVE} <= {*np.unique(labels_NF[:, f]).tolist()}]
+    if not both:
+        return None
+    title = f"Images with each finding (blue) and without it (gray), by {value}"
+    figure, axes = panels(len(both), 2.15, 1.9, (title, value, "share of the images"))
+    for ax, f in zip(axes, both, strict=True):
+        for kind, color, alpha in ((NEGATIVE, palette.NEUTRAL, 0.5), (POSITIVE, palette.MODEL, 0.7)):
+            values = scores_NF[labels_NF[:, f] == kind, f]
+            ax.hist(
+                values, bins=25, range=(0, 1), weights=np.full(len(values), 1 / len(values)), color=color, alpha=alpha
+            )
+        ax.set_title(_spoken(findings[f]), fontsize=8.5)
+    return figure
 
 
 def _wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cxr.metrics.classification import OperatingPoint
@@ -26,21 +26,28 @@ class ChosenThreshold:
     note: str  # why none could be chosen
 
 
-def points_table(
-    named: Mapping[str, Sequence[OperatingPoint]], thresholds: Mapping[str, Sequence[float]], findings: Sequence[str]
-) -> Table:
-    """A row for each finding and kind of threshold, with counts of images and shares with intervals.
+def points_table(points: Sequence[OperatingPoint], values: Sequence[float], findings: Sequence[str]) -> Table:
+    """A row for each finding, with counts of images, and shares with intervals.
 
     Args:
-        named: the operating points of all findings, by the kind of threshold.
-        thresholds: the values, NaN if they are not known.
+        values: the thresholds, NaN if they are not known.
     """
     rows = [
-        [finding, name, number(thresholds[name][f]), *_cells(points[f])]
-        for f, finding in enumerate(findings)
-        for name, points in named.items()
+        [finding, number(value), *_cells(point)]
+        for finding, value, point in zip(findings, values, points, strict=True)
     ]
-    return Table(["finding", "threshold chosen by", "threshold", *_HEAD, "TP", "FP", "FN", "TN"], rows)
+    return Table(["finding", "threshold", *_HEAD, "TP", "FP", "FN", "TN"], rows)
+
+
+def points_legend(resamples: int) -> str:
+    """Explains `points_table`."""
+    return (
+        "An image is positive if its value is at least the threshold. PPV and NPV: positive and negative predictive "
+        "value, which depend on how frequent the finding is in this archive. TP, FP, FN, TN: numbers of true "
+        f"positive, false positive, false negative and true negative images. Intervals are percentile intervals of "
+        f"{resamples:,} bootstrap resamples of patients. Thresholds that are chosen on the same images look better "
+        f"than they are."
+    )
 
 
 def _cells(point: OperatingPoint) -> list[str]:

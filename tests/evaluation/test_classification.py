@@ -273,9 +273,9 @@ def test_evaluate_writes_the_metrics_and_tables_of_the_report_alone(archive: str
     result = evaluate.main(evaluate.Options(run=run, out=str(out), report=chosen))
     assert result == {
         "metrics": reported["metrics"],
-        "tables": [str(out / "comparison.csv"), str(out / "findings.csv")],
+        "tables": [str(out / f"{name}.csv") for name in ("comparison", "findings", "hardest", "operating_points")],
     }
-    assert {path.name for path in out.iterdir()} == {"comparison.csv", "findings.csv"}
+    assert {str(path) for path in out.iterdir()} == {*result["tables"]}
     assert (out / "findings.csv").read_text() == (tmp_path / "report" / "findings.csv").read_text()
 
 

@@ -1,0 +1,248 @@
+"""What reports say about decisions by finding: operating points, labels predicted beside actual, hardest cases."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cxr import storage
+from cxr.evaluation.classification_data import LabeledScores
+from cxr.evaluation.heat_maps import heat_maps
+from cxr.evaluation.images import TruthImages
+from cxr.evaluation.run import ReportOptions, Run, checkpoint_uri
+from cxr.metrics import classification
+from cxr.metrics.classification import Criterion, OperatingPoint
+from cxr.reporting import classification_pictures, thresholds
+from cxr.reporting.attention import heated
+from cxr.reporting.detection import PREDICTION, TRUTH, distribution_figure
+from cxr.reporting.overlays import BoxPair, MaskPair, Message, Overlay, save_overlays
+from cxr.reporting.page import Block, Details, Section, save_picture
+from cxr.reporting.tables import csv_text
+from cxr.schema import NEGATIVE, POSITIVE, UNKNOWN
+
+OWN, YOUDEN, SENSITIVE = "this run", "Youden's index", "sensitivity of at least 0.95"
+SHOWN = 4  # images of each kind of error
+PER_FINDING = 2  # of them with the same finding
+LISTED = 50  # errors of each kind in hardest.csv
+FALSE_POSITIVES, FALSE_NEGATIVES = "false positives", "false negatives"
+
+
+def run_thresholds(run: Run) -> dict[str, float]:
+    """The thresholds by finding with which a run decided, as far as they are known: those of its file of thresholds,
+    else those of its checkpoint, if it can still be read."""
+    uri = checkpoint_uri(run)
+    known: dict[str, float] = {}
+    about = _about(storage.join(uri, "checkpoint.json")) if uri else {}
+    if about.get("sha256") == run.checkpoint_sha256:
+        chosen = about.get("learned", {}).get("thresholds", {})
+        known = dict(zip(chosen.get("findings", ()), chosen.get("values", ()), strict=False))
+    return known | dict(run.thresholds)
+
+
+def _about(uri: str) -> dict[str, Any]:
+    try:
+        return json.loads(storage.read_bytes(uri))
+    except (OSError, ValueError):  # moved, deleted, or not accessible from here
+        return {}
+
+
+def operating_section(
+    joined: LabeledScores,
+    own_thresholds: Mapping[str, float],
+    options: ReportOptions,
+    out: str,
+    result: dict[str, Any],
+) -> Section:
+    """Sensitivity, specificity and predictive values with the run's thresholds, and with others for comparison.
+
+    Writes operating_points.csv, which is added to `result`.
+    """
+    bootstrap = {"resamples": options.resamples, "seed": options.seed}
+    own = [own_thresholds.get(finding, math.nan) for finding in joined.findings]
+    decided = {OWN: (joined.predicted_positive == 1, own)}
+    for name, criterion in ((YOUDEN, Criterion("youden")), (SENSITIVE, Criterion("sensitivity", 0.95))):
+        chosen = classification.choose_thresholds(
+            joined.probabilities, joined.labels, criterion.rule, criterion.at_least
+        )
+        values = np.where([note == "" for note in chosen.notes], chosen.values, math.nan)
+        decided[name] = (joined.probabilities >= chosen.values, values.tolist())
+    points = {
+        name: classification.operating_points(positive, joined.labels, joined.patients, **bootstrap)
+        for name, (positive, _) in decided.items()
+    }
+    values = {name: value for name, (_, value) in decided.items()}
+    result["operating_points"] = storage.join(out, "operating_points.csv")
+    rows = [
+        {"finding": finding, "chosen_by": name, "threshold": values[name][f]} | _plain(points[name][f])
+        for f, finding in enumerate(joined.findings)
+        for name in decided
+    ]
+    storage.write_text(result["operating_points"], csv_text(rows))
+    for f, finding in enumerate(joined.findings):
+        for share in ("sensitivity", "specificity"):
+            result["metrics"][f"{share}/{finding}"] = getattr(points[OWN][f], share).value
+    others = [
+        Details(
+            f"Thresholds chosen on these images: {name}",
+            [thresholds.points_table(points[name], values[name], joined.findings)],
+        )
+        for name in (YOUDEN, SENSITIVE)
+    ]
+    return Section(
+        "Operating points",
+        [
+            thresholds.points_table(points[OWN], own, joined.findings),
+            thresholds.points_legend(options.resamples),
+            *others,
+        ],
+    )
+
+
+def _plain(point: OperatingPoint) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for name, of in vars(point).items():
+        if isinstance(of, int):
+            values[name] = of
+        else:
+            values |= {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
+    return values
+
+
+def label_blocks(joined: LabeledScores, folder: str, value: str = "probability") -> list[Block]:
+    """Pictures of labels predicted beside actual, and of the values of images with and without each finding."""
+    known = joined.labels != UNKNOWN
+    actual = (joined.labels == POSITIVE).sum(0)
+    predicted = ((joined.predicted_positive == 1) & known).sum(0)
+    blocks: list[Block] = []
+    if actual.any() or predicted.any():
+        title = "Images by finding, among those with a known label"
+        figure = distribution_figure({TRUTH: actual, PREDICTION: predicted}, joined.findings, title, "images")
+        caption = "Number of images in which each finding is present, and in which it is predicted."
+        blocks.append(save_picture(figure, folder, "labels_predicted.png", caption))
+    figure = classification_pictures.separation_figure(joined.findings, joined.probabilities, joined.labels, value)
+    if figure is not None:
+        caption = f"Distribution of the {value} over the images with and without each finding."
+        blocks.append(save_picture(figure, folder, "separation.png", caption))
+    return blocks
+
+
+@dataclass(frozen=True)
+class Case:
+    """A wrong decision: the place of the image among the evaluated ones, and of the finding."""
+
+    image: int
+    finding: int
+
+
+def wrong_decisions(joined: LabeledScores) -> dict[str, list[Case]]:
+    """False positives and false negatives, the most confident first.
+
+    Probabilities of different findings cannot be compared. A false positive is the more confident, the fewer images
+    have a higher probability of the finding; a false negative, the fewer have a lower one.
+    """
+    known = joined.labels != UNKNOWN
+    called = joined.predicted_positive == 1
+    cases = {}
+    for name, wrong, sign in (
+        (FALSE_POSITIVES, called & (joined.labels == NEGATIVE), -1),
+        (FALSE_NEGATIVES, ~called & (joined.labels == POSITIVE), 1),
+    ):
+        images, findings = np.nonzero(wrong & known)
+        ahead = np.array(
+            [
+                (sign * joined.probabilities[known[:, f], f] < sign * joined.probabilities[image, f]).mean()
+                for image, f in zip(images.tolist(), findings.tolist(), strict=True)
+            ]
+        )
+        order = np.lexsort((sign * joined.probabilities[images, findings], ahead)) if len(images) else []
+        cases[name] = [Case(int(images[at]), int(findings[at])) for at in order]
+    return cases
+
+
+def varied(cases: Sequence[Case], shown: set[int]) -> list[Case]:
+    """The first cases, without repeating an image, and with few of the same finding. Adds to `shown`."""
+    chosen: list[Case] = []
+    for case in cases:
+        if case.image not in shown and sum(case.finding == other.finding for other in chosen) < PER_FINDING:
+            chosen.append(case)
+            shown.add(case.image)
+        if len(chosen) == SHOWN:
+            break
+    return chosen
+
+
+Drawn = Callable[[Case, np.ndarray, Any], BoxPair | MaskPair | Message | None]
+"""What to draw over the picture of a case, from the picture and its transform to the original."""
+
+
+def hardest_section(
+    joined: LabeledScores,
+    images: TruthImages,
+    run: Run,
+    out: str,
+    folder: str,
+    result: dict[str, Any],
+    *,
+    value: str = "probability",
+    draw: Drawn | None = None,
+    with_heat_maps: bool = True,
+) -> Section:
+    """The most confident wrong decisions as pictures. Writes hardest.csv, which is added to `result`.
+
+    Args:
+        value: what a threshold is compared with.
+        draw: what to draw over the pictures, such as boxes.
+    """
+    cases, shown = wrong_decisions(joined), set[int]()
+    ids = images.ids(joined.rows)
+    rows = [
+        {
+            "kind": kind.removesuffix("s"),
+            "image_id": ids[case.image],
+            "finding": joined.findings[case.finding],
+            value.replace(" ", "_"): float(joined.probabilities[case.image, case.finding]),
+        }
+        for kind, some in cases.items()
+        for case in some[:LISTED]
+    ]
+    counts = {kind: len(some) for kind, some in cases.items()}
+    if not rows:
+        return Section("Hardest cases", ["There are no wrong decisions."])
+    result["hardest"] = storage.join(out, "hardest.csv")
+    storage.write_text(result["hardest"], csv_text(rows))
+    chosen = {kind: varied(some, shown) for kind, some in cases.items()}
+    pictures = images.pictures(sorted(int(joined.rows[image]) for image in shown))
+    overlays: dict[str, list[Overlay]] = {}
+    maps = {}
+    if with_heat_maps:
+        wanted = [case for some in chosen.values() for case in some if int(joined.rows[case.image]) in pictures]
+        sources = {ids[case.image]: images.source(int(joined.rows[case.image])) for case in wanted}
+        maps = heat_maps(run, {image_id: uri for image_id, uri in sources.items() if uri})
+    for kind, some in chosen.items():
+        actually = "absent" if kind == FALSE_POSITIVES else "present"
+        plain, heat = [], []
+        for case in some:
+            if (pictured := pictures.get(int(joined.rows[case.image]))) is None:
+                continue
+            picture, transform = pictured
+            finding = joined.findings[case.finding]
+            note = f"{finding} {joined.probabilities[case.image, case.finding]:.2f}, actually {actually}"
+            pair = draw(case, picture, transform) if draw else None
+            plain.append(Overlay(ids[case.image], note, picture, pair))
+            if (heat_map := maps.get(ids[case.image])) is not None and finding in heat_map.findings:
+                map_HW = heat_map.on_picture(finding, transform, len(picture))
+                warm = heated(picture, map_HW / max(1e-6, float(map_HW.max())))
+                heat.append(Overlay(ids[case.image], f"heat map of {finding}", warm))
+        overlays |= {kind: plain, f"{kind} with heat maps": heat}
+    text = (
+        f"{counts[FALSE_POSITIVES]:,} false positives and {counts[FALSE_NEGATIVES]:,} false negatives. Shown are the "
+        f"most confident ones: false positives whose {value} few images exceed, and false negatives with the lowest. "
+        f"Labels can be wrong, too: look at these images first. `hardest.csv` lists up to {LISTED} of each."
+    ) + (" Each heat map is scaled to its own maximum: it shows where the evidence is, not how much." if maps else "")
+    caption = "The most confident wrong decisions."
+    return Section("Hardest cases", [text, *save_overlays(overlays, folder, "hardest.png", caption)])
