@@ -23,6 +23,8 @@ class Options:
 
     run: str = "runs/score"
     """OUT of `cxr score`: a folder, s3://bucket/prefix or gs://bucket/prefix."""
+    member: str = ""
+    """Name of the checkpoint, if the run is of several."""
     archive: str = ""
     """Archive or shards with the labels: a folder or URI. Default: the archive that was scored."""
     criterion: str = "youden"
@@ -44,7 +46,7 @@ class Options:
 
 
 def main(options: Options) -> dict[str, Any]:
-    run = read_run(options.run)
+    run = read_run(options.run, options.member)
 
     from cxr.evaluation.reports import reading_of  # torch takes seconds to import
     from cxr.evaluation.thresholds import WHAT, choose, thresholds_file
