@@ -24,6 +24,21 @@ def _count(title: str, explanation: str = "") -> Headline:
 
 
 HEADLINES: dict[str, Headline] = {
+    "localization_accuracy_iou10": Headline(
+        "Localization accuracy at IoU 0.1",
+        "Share of the findings that a predicted box overlaps by at least 10 % of the union.",
+    ),
+    "localization_accuracy_iou50": Headline("Localization accuracy at IoU 0.5", "The same at half of the union."),
+    "mean_pointing": Headline(
+        "Pointing game",
+        "Share of the findings in whose true box the strongest predicted point lies.",
+    ),
+    "map_40": Headline(
+        "mAP at IoU > 0.4",
+        "Average precision of boxes, averaged over findings. A box is right if it overlaps the true box by more than "
+        "40 % of their union.",
+    ),
+    "map_50": Headline("mAP at IoU > 0.5", "The same, with an overlap of more than half of the union."),
     "mean_auroc": Headline(
         "Mean AUROC",
         "How often a random image with a finding scores higher than one without it, averaged over findings. "
@@ -33,12 +48,6 @@ HEADLINES: dict[str, Headline] = {
         "Mean average precision",
         "Area under the precision-recall curve, averaged over findings. Chance is the prevalence of a finding.",
     ),
-    "map_40": Headline(
-        "mAP at IoU > 0.4",
-        "Average precision of boxes, averaged over findings. A box is right if it overlaps the true box by more than "
-        "40 % of their union.",
-    ),
-    "map_50": Headline("mAP at IoU > 0.5", "The same, with an overlap of more than half of the union."),
     "dice": Headline(
         "Mean Dice",
         "Overlap of the predicted and the true mask: 1 if they are equal, 0 if they are disjoint. Two empty masks "
@@ -61,15 +70,6 @@ HEADLINES: dict[str, Headline] = {
     "image_auroc": Headline(
         "AUROC of the image's score",
         "How often an image with a mask scores higher than one without.",
-    ),
-    "localization_accuracy_iou10": Headline(
-        "Localization accuracy at IoU 0.1",
-        "Share of the findings that a predicted box overlaps by at least 10 % of the union.",
-    ),
-    "localization_accuracy_iou50": Headline("Localization accuracy at IoU 0.5", "The same at half of the union."),
-    "mean_pointing": Headline(
-        "Pointing game",
-        "Share of the findings in whose true box the strongest predicted point lies.",
     ),
     "mask_iou": Headline(
         "IoU of lungs after alignment",
