@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from cxr.evaluation.alignment_data import (
 )
 from cxr.evaluation.ground_truth_masks import MaskTruth, ShardTruth, known_masks
 from cxr.evaluation.images import read_pictures
-from cxr.evaluation.run import Content, ReportOptions, Run, coverage, patient_numbers, read_other_run
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, patient_numbers, read_other_run
 from cxr.evaluation.score_summary import Description, Kind, Scored
 from cxr.metrics import alignment
 from cxr.metrics.bootstrap import MeanInterval, mean_interval
@@ -139,7 +140,20 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
     result["transforms"] = tables.write_transforms(image_rows(measures, ids), out)
     if options.against:
         sections.append(compared(images, truth, masks, pictures, options, result))
-    return Content(run, archive, options, lead, sections, result)
+    measured = Measures(ids, images.patients, partial(_measure_part, images, masks, pictures, options))
+    return Content(run, archive, options, lead, sections, result, measured)
+
+
+def _measure_part(
+    images: AlignedImages,
+    masks: Mapping[int, Placed],
+    pictures: Mapping[int, Placed],
+    options: ReportOptions,
+    places: np.ndarray,
+) -> dict[str, MeanInterval]:
+    """Each of HEADLINES after alignment, of some of the images."""
+    part = measure(images.at(images.rows[places]), masks, pictures)
+    return {tables.SHORT_TITLES[name]: after for name, (_, after, _) in part.headlines(options).items()}
 
 
 def _pictures_of(truth: MaskTruth, rows: Sequence[int]) -> dict[int, Placed]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from cxr import schema, storage
 from cxr.boxes import areas
 from cxr.data import shards
 from cxr.evaluation.images import read_pictures
-from cxr.evaluation.run import Content, ReportOptions, Run, patient_numbers, read_scores
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, patient_numbers, read_scores
 from cxr.imaging.geometry import ResizeTransform, fit_mask
+from cxr.metrics.bootstrap import MeanInterval, mean_interval
 from cxr.metrics.localization import Boxes
 from cxr.reporting import score_summary as tables
 from cxr.reporting.detection import PREDICTION, area_figure, distribution_figure
@@ -77,11 +78,16 @@ class Scored:
 
 @dataclass(frozen=True)
 class Description:
-    """A section of the report, and its entries in the job's result."""
+    """A section of the report, and its entries in the job's result.
+
+    Args:
+        positive: (N, K) which images count as positive, for K findings, and their names; for reports by subgroup.
+    """
 
     section: Section
     metrics: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    positive: tuple[np.ndarray, Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,29 @@ def report(run: Run, options: ReportOptions, out: str, kinds: Sequence[Kind]) ->
     for part in described:
         metrics |= part.metrics
         result |= part.files
-    return Content(run, "", options, text, [part.section for part in described], result)
+    positive = next((part.positive for part in described if part.positive), None)
+    return Content(
+        run,
+        "",
+        options,
+        text,
+        [part.section for part in described],
+        result,
+        Measures(good[schema.IMAGE_ID].to_pylist(), patient_numbers(good), partial(_shares, good, options, *positive))
+        if positive
+        else None,
+    )
+
+
+def _shares(
+    good: pa.Table, options: ReportOptions, positive_NK: np.ndarray, names: Sequence[str], places: np.ndarray
+) -> dict[str, MeanInterval]:
+    """The share of positive images among some of the images: of any kind, and of each if there are several."""
+    shares: dict[str, np.ndarray] = {"share of positive images": positive_NK.any(1)}
+    if len(names) > 1:
+        shares |= {f"Share of positive images/{name}": of for name, of in zip(names, positive_NK.T, strict=True)}
+    patients, bootstrap = patient_numbers(good)[places], {"resamples": options.resamples, "seed": options.seed}
+    return {name: mean_interval(of[places].astype(np.float64), patients, **bootstrap) for name, of in shares.items()}
 
 
 def _describe_probabilities(scored: Scored, out: str) -> Description:
@@ -148,6 +176,7 @@ def _describe_probabilities(scored: Scored, out: str) -> Description:
     legend = "An image is positive if its probability reaches the checkpoint's threshold."
     return Description(
         Section(head, [tables.finding_table(rows), legend, picture]),
+        positive=(decisions == 1, scored.findings),
         metrics={f"positive_share/{row['finding']}": row["positive_share"] for row in rows},
         files={"findings": _write(rows, out, "findings.csv")},
     )
@@ -200,10 +229,13 @@ def _describe_boxes(scored: Scored, out: str) -> Description:
         )
     ]
     legend = f"An image is positive if it has a box with a score of {least:g} or more. Only such boxes are counted."
-    boxed = len(np.unique(positive.image))
+    with_box_NF = np.zeros((images, len(names)), bool)
+    with_box_NF[positive.image, positive.finding] = True
+    boxed = int(with_box_NF.any(1).sum())
     count = f"{counted(len(positive.image), 'box', 'boxes')} in {counted(boxed, 'image')}."
     return Description(
         Section("Boxes", [count, tables.finding_table(rows), legend, *examples, *charts]),
+        positive=(with_box_NF, names),
         metrics={"predicted_boxes": len(positive.image), "images_with_boxes": float(boxed)}
         | {f"images_with_boxes/{row['finding']}": row["positive"] for row in rows},
         files={"boxes": _write(rows, out, "boxes.csv")},
@@ -267,6 +299,7 @@ def _describe_masks(scored: Scored, out: str) -> Description:
     count = f"{len(not_empty):,} of {len(area):,} images ({rate}) have a mask that is not empty."
     return Description(
         Section("Masks", [count, tables.quantile_table(panels), *examples, histograms]),
+        positive=(area[:, None] > 0, ["mask"]),
         metrics={
             "images_with_mask": len(not_empty),
             "median_area_share": tables.quantiles(share[not_empty])["median"],

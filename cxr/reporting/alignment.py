@@ -28,6 +28,11 @@ HEADLINES = {
     "group_correlation": ("correlation of an image with the mean image", 3),
 }
 """Name and digits of each metric that is measured before and after alignment."""
+SHORT_TITLES = {
+    "corner_error_pct": "pose error, % of the width",
+    "mask_iou": "IoU of lungs",
+    "group_correlation": "correlation with the mean image",
+}
 _QUANTILES = {"minimum": 0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "maximum": 1}
 _BINS = 30
 

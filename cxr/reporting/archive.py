@@ -14,12 +14,14 @@ from cxr.reporting.palette import FRAME, GRID, NEUTRAL, SERIES, TRUTH, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLUMNS, TILE_PX = 4, 384  # of the contact sheet
 MASK_COLORS = (SERIES[1], SERIES[2], SERIES[7], SERIES[9], SERIES[3])  # visible on an X-ray beside TRUTH
 _LINE_LETTERS, _TITLE_LINES = 56, 3
 _MOST_FINDINGS = 40  # in a figure
+_MOST_CENTERS = 400  # of boxes of a finding that are shown
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def labels_by_split(positives: Mapping[str, Mapping[str, int]], known: Mapping[s
     ax.set_yticks(places, list(shown), fontsize=9)
     ax.invert_yaxis()
     ax.set_xlim(0, 1.25 * max(1, left.max(initial=1)))
+    _whole_numbers(ax.xaxis)
     ax.set_xlabel("positive images (share of the images in which the finding is known)")
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(splits), fontsize=8, frameon=False)
     _plain(ax)
@@ -130,6 +133,8 @@ def labels_by_split(positives: Mapping[str, Mapping[str, int]], known: Mapping[s
 
 def box_places(boxes: Mapping[str, np.ndarray]) -> Figure:
     """The areas and centers of boxes (K, 4) in shares of the image, xyxy, by finding."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     shown = dict(sorted(boxes.items(), key=lambda item: -len(item[1]))[:_MOST_FINDINGS])
     figure = new_figure(11, max(4.4, 1.2 + 0.3 * len(shown)))
     areas_ax, centers_ax = figure.subplots(1, 2, width_ratios=(1.5, 1))
@@ -141,12 +146,15 @@ def box_places(boxes: Mapping[str, np.ndarray]) -> Figure:
         areas_ax.plot((first, third), (place, place), color=color, lw=6, solid_capstyle="butt")
         areas_ax.plot(median, place, "o", color="white", mec=color, ms=6)
         center = (of_finding[:, :2] + of_finding[:, 2:]) / 2
-        chosen = center[:: max(1, len(center) // 400)]
-        centers_ax.plot(*chosen.T, "o", color=color, ms=3.5, alpha=0.6, mew=0, label=finding)
+        chosen = center[:: max(1, len(center) // _MOST_CENTERS)]
+        size = np.clip(9 - 0.25 * np.sqrt(len(chosen)), 4, 9)  # few points are large enough to be seen
+        centers_ax.plot(*chosen.T, "o", color=color, ms=size, alpha=0.6, mew=0, label=finding)
     areas_ax.set_yticks(range(len(shown)), [f"{name} ({len(each):,})" for name, each in shown.items()], fontsize=9)
     areas_ax.invert_yaxis()
     areas_ax.set_xscale("log")
+    areas_ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     areas_ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    areas_ax.xaxis.set_minor_locator(NullLocator())
     areas_ax.set_xlabel("area of a box, % of the image (5 to 95 %, quartiles, median)")
     _plain(areas_ax)
     centers_ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
@@ -176,17 +184,28 @@ def counts_and_ages(counts: Mapping[str, Mapping[str, int]], ages: Mapping[str, 
         ax.set_ylim(max(4, len(values)) - 0.4, -0.6)  # a few bars are not thicker than many
         ax.set_title(name, fontsize=10, loc="left")
         ax.tick_params(labelsize=8)
+        _whole_numbers(ax.xaxis)
         _plain(ax)
     if ages:
         bins = np.arange(0, 105, 5)
         for number, (sex, years) in enumerate(ages.items()):
             axes[-1].hist(years, bins, histtype="stepfilled", alpha=0.45, color=series(number), label=sex)
             axes[-1].hist(years, bins, histtype="step", color=series(number))
+        _whole_numbers(axes[-1].yaxis)
+        axes[-1].set_ylabel("images", fontsize=8)
         axes[-1].set_title("age in years", fontsize=10, loc="left")
         axes[-1].legend(fontsize=8, frameon=False)
         axes[-1].tick_params(labelsize=8)
         axes[-1].spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _whole_numbers(axis: Axis) -> None:
+    """Ticks for counts: there are no half images."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    axis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def _plain(ax: Axes) -> None:

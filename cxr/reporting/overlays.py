@@ -111,7 +111,10 @@ def free_places(
     """
     placed: list[Rectangle4] = []
     for (x0, y0, x1, y1), label in zip(boxes, labels, strict=True):
-        width, height = _LETTER[0] * letter * len(label), _LETTER[1] * letter
+        width, height = (
+            _LETTER[0] * letter * (len(label) + 1),
+            _LETTER[1] * letter,
+        )  # labels side by side do not touch
         rows = sorted(np.arange(0, max(height, size[1] - height), height).tolist(), key=lambda y: abs(y - y0))
         places = [
             (min(max(0, x), max(0, size[0] - width)), y)

@@ -137,3 +137,17 @@ def test_wrong_columns_and_tables_are_explained(run: str, tmp_path: Path) -> Non
     table.write_text("image,site\n" + "\n".join(f"test-{image:04d},{image}" for image in range(IMAGES)))
     with pytest.raises(UserError, match="expected at most 30 groups by site, got 79"):
         reports.report(run, ReportOptions(by="site", groups=str(table), resamples=2), out)
+
+
+def test_without_ground_truth_the_shares_of_positive_images_are_by_subgroup(run: str, tmp_path: Path) -> None:
+    (tmp_path / "unlabeled").mkdir()
+    settings = storage.read_json(f"{run}/ledger.json")["settings"]
+    settings["archive"] = [settings["archive"], str(tmp_path / "unlabeled")]
+    storage.write_json(f"{run}/ledger.json", {"settings": settings, "fingerprint": ""})
+    rows = rows_of(reports.report(run, ReportOptions(by="sex", resamples=5), str(tmp_path / "out")))
+    positive = PROBABILITIES[:-1] >= 0.4
+    assert float(rows["", "all images", "share of positive images"]["value"]) == pytest.approx(positive.any(1).mean())
+    women = [image for image in range(IMAGES - 1) if SEXES[patient(image) % 4] == "F"]
+    share = rows["sex", "female", "Share of positive images/Edema"]
+    assert float(share["value"]) == pytest.approx(positive[women, 1].mean())
+    assert float(share["low"]) <= float(share["value"]) <= float(share["high"])
