@@ -143,7 +143,7 @@ def _shares(
     good: pa.Table, options: ReportOptions, positive_NK: np.ndarray, names: Sequence[str], places: np.ndarray
 ) -> dict[str, MeanInterval]:
     """The share of positive images among some of the images: of any kind, and of each if there are several."""
-    shares: dict[str, np.ndarray] = {"share of positive images": positive_NK.any(1)}
+    shares: dict[str, np.ndarray] = {"share of positive images": np.asarray(positive_NK.any(1))}
     if len(names) > 1:
         shares |= {f"Share of positive images/{name}": of for name, of in zip(names, positive_NK.T, strict=True)}
     patients, bootstrap = patient_numbers(good)[places], {"resamples": options.resamples, "seed": options.seed}
