@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr import schema, storage
-from cxr.data.ledger import LEDGER_FILE
+from cxr.data.run_ledger import read_ledger
 from cxr.evaluation.run import Content, Run, read_scores
 from cxr.reporting.page import Block, Details, Section
 from cxr.reporting.score_summary import share
@@ -20,6 +20,7 @@ from cxr.wording import counted
 
 RESULT_FILE, REJECTS_FILE = "result.json", "rejects.csv"
 _NOT_CHECKED = "not checked"
+_COUNTS = ("new", "changed", "unchanged", "removed")  # of images in a pass
 
 
 def unscored_section(run: Run, out: str, result: dict[str, Any]) -> Section:
@@ -53,7 +54,8 @@ def about_section(content: Content, title: str) -> Section:
     """Where the report's figures come from: the run, its checkpoint, options, versions and speed."""
     run, options = content.run, content.options
     made = _json(storage.join(run.uri, RESULT_FILE))
-    ledger = _json(storage.join(run.uri, LEDGER_FILE))
+    ledger = read_ledger(run.uri)
+    generation = ledger.readable or ledger.latest
     facts = {
         "scores": run.uri,
         "scored archive": ", ".join(run.archives),
@@ -68,13 +70,18 @@ def about_section(content: Content, title: str) -> Section:
         "split": options.split,
         "selected images": run.select,
         "bootstrap": f"{counted(options.resamples, 'resample')} of patients, seed {options.seed}",
-        "throughput": f"{speed:,.1f} images/s" if (speed := made.get("images_per_s")) else "",
-        "duration of the job": f"{made['seconds']:,.0f} s" if "seconds" in made else "",
+        "throughput of the last pass": f"{speed:,.1f} images/s" if (speed := made.get("images_per_s")) else "",
+        "duration of the last job": f"{made['seconds']:,.0f} s" if "seconds" in made else "",
         "versions": ", ".join(f"{name} {number}" for name, number in made.get("versions", {}).items()),
         "commit": made.get("commit", ""),
     }
     blocks: list[Block] = [Table(["", ""], [[name, fact] for name, fact in facts.items() if fact])]
-    settings = _flat(made.get("settings", {})) or _flat(ledger.get("settings", {}))
+    if generation and (passes := [each for each in generation.increments if each.committed]):
+        counts = [[f"{getattr(each, name):,}" for name in (*_COUNTS, "rejects")] for each in passes]
+        rows = [[each.committed, *numbers] for each, numbers in zip(passes, counts, strict=True)]
+        caption = "Passes over the archive: each scored the images that were new or had changed"
+        blocks.append(Table(["finished", *_COUNTS, "without scores"], rows, caption))
+    settings = _flat(made.get("settings", {})) or _flat(generation.settings if generation else {})
     if settings:
         table = Table(["option", "value"], [[name, value] for name, value in settings.items()])
         blocks.append(Details("All options of the scoring run", [table]))
