@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 
 from cxr import storage
 from cxr.errors import UserError
-from cxr.export.dicom_run import WRITTEN, Row, part_uris
+from cxr.export.dicom_run import part_uris
+from cxr.export.dicom_write import WRITTEN, Row
 from cxr.runtime.progress import Progress
 from cxr.wording import counted
 

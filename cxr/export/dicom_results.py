@@ -157,7 +157,8 @@ def _findings(row: Mapping[str, Any], algorithm: Algorithm, box_score: float) ->
     if schema.PRED_MASK_AREA_PX in row:
         label, probability = algorithm.mask_label, row[schema.PRED_MASK_PROBABILITY]
         known = isinstance(probability, float) and not math.isnan(probability)
-        yield FindingScore(label, probability if known else None, None, bool(row[schema.PRED_MASK_AREA_PX]))
+        present = bool(row[schema.PRED_MASK_AREA_PX])
+        yield FindingScore(label, probability if known else None, thresholds.get(label), present)
         return
     boxes = row.get(schema.PRED_BOXES)
     best: dict[str, float] = {}

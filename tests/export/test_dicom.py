@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +73,7 @@ def localizer_run(tmp_path: Path, rows: list[dict[str, Any]], **settings: Any) -
 
 def export(run: str, out: Path, **options: Any) -> dict[tuple[str, str], dict[str, str]]:
     """Run the command; returns the rows of export.csv by image and kind."""
-    main(Options(run=run, out=str(out), workers=1, **options))
+    main(Options(**{"run": run, "out": str(out), "workers": 1} | options))
     with (out / "export.csv").open() as file:
         return {(row["image_id"], row["kind"]): row for row in csv.DictReader(file)}
 
@@ -310,26 +314,65 @@ def test_a_second_export_writes_only_what_has_changed(two: Any, tmp_path: Path) 
 
 
 def test_an_export_continues_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cxr.export import dicom_run
+    from cxr.export import dicom_run, dicom_write
 
     images = [xray(number) for number in range(5)]
     paths = write_images(tmp_path / "archive", images)
     run = localizer_run(tmp_path, [scored(ds, path, **positive()) for ds, path in zip(images, paths, strict=True)])
     whole = export(run, tmp_path / "whole", kinds=("sr",))
     monkeypatch.setattr(dicom_run, "_PART_IMAGES", 2)
-    write, seen = dicom_run.read_source, []
+    read, seen = dicom_write.read_source, []
 
     def interrupted(uri: str) -> Any:
         seen.append(uri)
         if len(seen) == 4:
             raise KeyboardInterrupt
-        return write(uri)
+        return read(uri)
 
-    monkeypatch.setattr(dicom_run, "read_source", interrupted)
+    monkeypatch.setattr(dicom_write, "read_source", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(run, tmp_path / "out", kinds=("sr",))
     assert export(run, tmp_path / "out", kinds=("sr",)) == whole
     assert len(seen) == 4 + 3  # the two images of the complete part are not read again
+
+
+def test_several_processes_write_the_same_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cxr.export import dicom_processes, dicom_run
+
+    images = [xray(number) for number in range(6)]
+    paths = write_images(tmp_path / "archive", images)
+    paths[3].write_bytes(b"no DICOM file")
+    rows = [scored(ds, path, **positive()) for ds, path in zip(images, paths, strict=True)]
+    run = localizer_run(tmp_path, [*rows, scored(xray(9), paths[0], **negative())])
+    expected = export(run, tmp_path / "one", kinds=("sr",))
+    monkeypatch.setattr(dicom_processes, "_HERE_AT_MOST", 0)
+    monkeypatch.setattr(dicom_run, "_PART_IMAGES", 2)
+    for _ in range(2):  # the second time, only the file that is no DICOM file is read
+        assert export(run, tmp_path / "several", kinds=("sr",), workers=2) == expected
+    assert len([*(tmp_path / "several").rglob("*.dcm")]) == 5
+
+
+@pytest.mark.slow
+def test_an_interrupted_command_ends_soon_and_continues(tmp_path: Path) -> None:
+    images = [xray(number) for number in range(400)]
+    paths = write_images(tmp_path / "archive", images)
+    run = localizer_run(tmp_path, [scored(ds, path, **positive()) for ds, path in zip(images, paths, strict=True)])
+    out = tmp_path / "out"
+    options = ["--run", run, "--out", str(out), "--workers", "2", "--kinds", "sr"]
+    command = [sys.executable, "-m", "cxr.cli.main", "export", "dicom", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    while process.poll() is None and not [*out.glob("parts/*")]:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert not [path for path in out.rglob("*") if path.name.endswith(".partial")]
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*.dcm")}
+    recorded = {row["file"] for part in out.glob("parts/*") for row in json.loads(part.read_text())}
+    assert 0 < len(recorded) < len(images)
+    assert len(export(run, out, kinds=("sr",))) == len(images)
+    again = {str(path.relative_to(out)) for path, at in written.items() if path.stat().st_mtime_ns != at}
+    assert not again & recorded
 
 
 def test_out_belongs_to_one_model(two: Any, tmp_path: Path) -> None:

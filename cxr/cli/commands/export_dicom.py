@@ -74,6 +74,7 @@ def main(options: Options) -> dict[str, Any]:
     run = read_run(options.run, options.member)
 
     from cxr.export import dicom_run  # torch takes seconds to import
+    from cxr.export.dicom_write import Export
 
     parts = dicom_run.read_parts(run)
     originals = dicom_run.originals(run, parts, options.archive, options.crosswalk)
@@ -95,7 +96,7 @@ def main(options: Options) -> dict[str, Any]:
 
         mask_probabilities, workers = PixelProbabilities(checkpoint[0]), 1
     out = storage.normalize(options.out)
-    export = dicom_run.Export(
+    export = Export(
         out,
         algorithm,
         kinds=kinds,
