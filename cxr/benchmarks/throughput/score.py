@@ -124,13 +124,14 @@ class ScoreBenchmark:
         batch = {schema.PIXELS: torch.from_numpy(pixels).to(device)}
         threads = torch.get_num_threads()
 
-        def bare() -> int:
+        def bare(batches: int = count // 16) -> int:
             with torch.inference_mode():
-                for _ in range(count // 16):
+                for _ in range(batches):
                     recipe.predict(network, batch)[schema.PROBABILITIES].cpu()
-            return count // 16 * 16
+            return batches * 16
 
         torch.set_num_threads(self.cores)
+        bare(1)  # the first one loads libraries
         self._rounds("heavy", lambda: self._score("heavy", saved), bare)
         torch.set_num_threads(threads)
 
@@ -157,17 +158,16 @@ class ScoreBenchmark:
 
     def _rounds(self, name: str, ours: Callable[[], float], bare: Callable[[], int]) -> None:
         """Time scoring and a bare loop in turn. `ours` returns its images per second, `bare` its number of images."""
-        bare_count = bare()  # not timed: it loads libraries and files
         paces: dict[str, list[float]] = {name: [], f"{name}_bare": []}
         cpu: dict[str, list[float]] = {name: [], f"{name}_bare": []}
         for _ in range(self.plan.rounds):
             before = cpu_seconds()
             paces[name].append(ours())
             between, start = cpu_seconds(), time.perf_counter()
-            bare()
-            paces[f"{name}_bare"].append(bare_count / (time.perf_counter() - start))
-            cpu[name].append((between - before) / bare_count)
-            cpu[f"{name}_bare"].append((cpu_seconds() - between) / bare_count)
+            images = bare()
+            paces[f"{name}_bare"].append(images / (time.perf_counter() - start))
+            cpu[name].append((between - before) / images)
+            cpu[f"{name}_bare"].append((cpu_seconds() - between) / images)
         for each in paces:
             self.measured.add(each, paces[each], cpu[each])
         ratios = [mine / theirs for mine, theirs in zip(*paces.values(), strict=True)]
