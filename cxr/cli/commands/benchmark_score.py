@@ -23,7 +23,7 @@ class Options:
 
     out: str = "runs/benchmark_score"
     """Folder or URI of result.json."""
-    light: int = 4_000
+    light: int = 10_000
     """Number of images for a small network."""
     heavy: int = 128
     """Number of images for a large network."""
