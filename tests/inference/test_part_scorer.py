@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Lock
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from cxr import schema, storage
 from cxr.data import embeddings
@@ -51,6 +56,36 @@ def test_embeddings_of_good_images_are_written_beside_the_scores(tmp_path: Path)
     expected = 1 / (1 + np.exp(-(stored.vectors.astype(np.float32) @ weight.T + bias)))
     probabilities = [p for p in scores[schema.PROBABILITIES].to_pylist() if p is not None]
     np.testing.assert_allclose(probabilities, expected, atol=1e-3)
+
+
+def test_scores_of_a_part_are_made_while_another_is_in_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, base = write_shards(tmp_path / "shards", {"train": 6}), tmp_path / "c"
+    plan = plan_scoring(made, {"": checkpoint.load(save_untrained(base, ClassifyRecipe(size=32)))}, ALL_IMAGES)
+    rows = plan.reader("off").rows(plan.parts[0].rows)
+    network_again, predict, scored = Event(), ClassifyRecipe.predict, ClassifyRecipe.scored
+    calls, alone = itertools.count(), Lock()
+
+    def noted(self: ClassifyRecipe, network: Any, batch: Any) -> Any:
+        assert alone.acquire(blocking=False), "two parts were in the network"
+        if next(calls):
+            network_again.set()
+        try:
+            return predict(self, network, batch)
+        finally:
+            alone.release()
+
+    def waiting(self: ClassifyRecipe, *args: Any) -> pa.Table:
+        assert network_again.wait(20), "no other part reached the network"
+        return scored(self, *args)
+
+    monkeypatch.setattr(ClassifyRecipe, "predict", noted)
+    monkeypatch.setattr(ClassifyRecipe, "scored", waiting)
+    scorer = PartScorer(Panel.of([str(base)]), Ledger(str(tmp_path / "out")), plan, ScoreOptions(batch_size=6))
+    with ThreadPoolExecutor(2) as pool:
+        replies = list(pool.map(scorer, [_named(rows, f"scores/part-0000{number}") for number in range(2)]))
+    assert [reply["images"] for reply in replies] == [[6], [6]]
 
 
 def test_thresholds_change_decisions_and_no_other_column(tmp_path: Path) -> None:
