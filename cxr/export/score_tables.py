@@ -37,7 +37,8 @@ _IMAGE_COLUMNS = (
 _NUMBERS = frozenset({schema.PRED_MASK_AREA_PX, schema.PRED_MASK_PROBABILITY})  # scores that are written as they are
 _KEY, _FRONTAL = "key", "frontal"
 _BUCKETS = 64
-_SORTED_ROWS = 500_000  # images up to which all studies or patients are sorted together
+_SPLIT_ROWS = 50_000  # images that are divided into buckets together: each bucket's share must not be tiny
+_SORTED_ROWS = 200_000  # images up to which all studies or patients are sorted together
 
 # Columns of the file. The part after the slash is a finding, or the index of a number of `theta`.
 PROBABILITY, DECISION, BOX_SCORE, THETA = "probability/", "decision/", "box_score/", "theta/"
@@ -140,7 +141,7 @@ def _combined(images: Iterator[pa.Table], per: Per) -> Iterator[pa.Table]:
     with tempfile.TemporaryDirectory(prefix="cxr-export-") as folder:
         files: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
         with ExitStack() as closing:
-            for table in images:
+            for table in _joined(images):
                 if any(name.startswith(THETA) for name in table.column_names):
                     raise UserError(
                         f"expected scores that can be combined per {per}, got those of an aligner: export them per "
@@ -163,6 +164,18 @@ def _combined(images: Iterator[pa.Table], per: Per) -> Iterator[pa.Table]:
         for block in [buckets] if count <= _SORTED_ROWS else [[bucket] for bucket in buckets]:
             paths = [Path(folder, f"{bucket:02d}.arrow") for bucket in block]
             yield _groups(pa.concat_tables(pa.ipc.open_stream(path.read_bytes()).read_all() for path in paths), per)
+
+
+def _joined(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of `_SPLIT_ROWS` or a little more."""
+    joined: list[pa.Table] = []
+    for table in tables:
+        joined.append(table)
+        if sum(each.num_rows for each in joined) >= _SPLIT_ROWS:
+            yield pa.concat_tables(joined).combine_chunks()
+            joined = []
+    if joined:
+        yield pa.concat_tables(joined).combine_chunks()
 
 
 def _keys(table: pa.Table, column: str) -> pa.ChunkedArray:

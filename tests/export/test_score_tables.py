@@ -172,6 +172,7 @@ def parts_of_a_large_run(parts: int, allocated: list[int]) -> Iterator[pa.Table]
 @pytest.mark.parametrize("per", get_args(Per))
 def test_memory_does_not_grow_with_the_run(per: Per, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(score_tables, "_SORTED_ROWS", 100)
+    monkeypatch.setattr(score_tables, "_SPLIT_ROWS", 200)
     groups, in_memory = score_tables._groups, []
     monkeypatch.setattr(
         score_tables, "_groups", lambda rows, per: in_memory.append(rows.num_rows) or groups(rows, per)
