@@ -89,7 +89,8 @@ class PartScorer:
         cpu_threads: of a network on the CPU.
 
     Raises:
-        UserError: a checkpoint is missing or damaged, or the networks do not fit in the memory of the GPU.
+        UserError: when called: a checkpoint is missing or damaged, or the networks do not fit in the memory of the
+            GPU. Ray would report an error of the constructor as the death of a process, without its message.
     """
 
     def __init__(
@@ -100,7 +101,12 @@ class PartScorer:
         self.panel, self.run_ledger, self.plan, self.options = panel, run_ledger, plan, options
         self._turn = threading.Lock()
         self._files = ThreadPoolExecutor(_FILE_THREADS)
-        self.scorers = [self._loaded(member) for member in panel.members]
+        self.scorers: list[Scorer] = []
+        self._mistake: UserError | None = None
+        try:
+            self.scorers += [self._loaded(member) for member in panel.members]
+        except UserError as mistake:
+            self._mistake = mistake
 
     def _loaded(self, member: Member) -> Scorer:
         try:
@@ -116,13 +122,19 @@ class PartScorer:
                 turn=self._turn,
             )
         except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"expected the {len(self.panel.members)} networks of the panel to fit in the memory of one GPU, got "
-                f"no room for {member.name or 'the checkpoint'}: score fewer members per run, or use GPUs with more "
-                f"memory"
-            ) from error
+            if self.panel.is_single:
+                message = "expected the network to fit in the memory of the GPU: use a GPU with more memory"
+            else:
+                names = " and ".join(self.panel.names)
+                message = (
+                    f"expected the networks of {names} to fit together in the memory of one GPU, got too little "
+                    f"memory for {member.name}: divide the panel into several runs, or use GPUs with more memory"
+                )
+            raise UserError(message) from error
 
     def __call__(self, rows: pa.Table) -> dict[str, Any]:
+        if self._mistake:
+            raise self._mistake
         name, count = rows[PART][0].as_py(), rows[PART_ROWS][0].as_py()
         assert rows.num_rows == count, f"Ray Data split {name}: {rows.num_rows} of {count} rows"
         tables = {}

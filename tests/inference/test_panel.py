@@ -7,11 +7,13 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from cxr import schema, storage
 from cxr.data import decode
@@ -20,6 +22,7 @@ from cxr.errors import UserError
 from cxr.evaluation.run import read_run, read_runs, read_scores
 from cxr.families import checkpoint, lung_crop
 from cxr.families.classify import ClassifyRecipe
+from cxr.inference import part_scorer
 from cxr.inference.options import ScoreOptions
 from cxr.inference.panel import Member, Panel
 from cxr.inference.part_scorer import PartScorer
@@ -138,6 +141,28 @@ def test_shards_must_fit_every_member_and_the_message_names_it(tmp_path: Path) -
     with pytest.raises(UserError, match="member large: expected stored images of at least size=512"):
         planned(archive, Panel.of([fits, too_large]), ScoreOptions())
     assert planned(archive, Panel.of([fits, f"b={fits}"]), ScoreOptions()).format_of == (0, 0)
+
+
+def test_networks_that_do_not_fit_together_are_reported_when_the_first_part_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = write_images(tmp_path / "archive")
+    panel = Panel.of([save_untrained(tmp_path / name, SMALL[name]) for name in ("align", "lungs")])
+    first, loaded = part_scorer.Scorer, []
+
+    def limited(*args: Any, **options: Any) -> Any:
+        if loaded:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        loaded.append(args)
+        return first(*args, **options)
+
+    monkeypatch.setattr(part_scorer, "Scorer", limited)
+    PartScorer(panel, Ledger(str(tmp_path / "out")), planned(archive, panel), OPTIONS)
+    loaded.clear()
+    with pytest.raises(
+        UserError, match=r"the networks of align and lungs to fit together .* too little memory for lungs"
+    ):
+        run(archive, panel, tmp_path / "out")
 
 
 def test_default_names_are_the_last_folders_and_unique() -> None:
