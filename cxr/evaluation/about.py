@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from cxr import schema, storage
 from cxr.data.run_ledger import read_ledger
-from cxr.evaluation.run import Content, Run, read_scores
+from cxr.evaluation.run import Content, Run, checkpoint_uri, read_scores
 from cxr.reporting.page import Block, Details, Section
 from cxr.reporting.score_summary import share
 from cxr.reporting.tables import Table, csv_text
@@ -61,7 +61,7 @@ def about_section(content: Content, title: str) -> Section:
         "scored archive": ", ".join(run.archives),
         "ground truth": content.archive or "none",
         "model family": run.family,
-        "checkpoint": made.get("checkpoint", ""),
+        "checkpoint": made.get("checkpoint") or checkpoint_uri(run),
         "checkpoint SHA-256": run.checkpoint_sha256,
     }
     if content.archive:

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cxr import storage
+from cxr.data.run_ledger import read_ledger
 from cxr.evaluation.about import about_section, unscored_section
 from cxr.evaluation.headlines import key_figures
-from cxr.evaluation.run import Content
+from cxr.evaluation.run import Content, checkpoint_uri
 from cxr.metrics.bootstrap import MeanInterval
 from cxr.reporting.forest import ForestLine, forest_figure
 from cxr.reporting.page import Block, KeyFigure, Report, Section, save_picture
@@ -18,23 +19,13 @@ from cxr.reporting.tables import Table
 from cxr.wording import counted
 
 PICTURES = "pictures"
-_SUBJECTS = {
-    "aecnn": "Findings",
-    "align": "Alignment",
-    "attend": "Findings and boxes",
-    "classify": "Findings",
-    "detect": "Boxes",
-    "localize": "Findings and boxes",
-    "lungs": "Lung masks",
-    "pneumothorax": "Pneumothorax masks",
-}
 
 
 def one_run(content: Content, out: str) -> tuple[Report, dict[str, Any]]:
     """The page about one run, and the contents of the job's result.json; writes OUT/rejects.csv."""
     result = content.result | {"metrics": without_nan(content.result["metrics"])}
     page = Report(
-        title=f"{_SUBJECTS[content.run.family]} on {_archive(content)}",
+        title=f"{content.subject} on {_archive(content)}",
         lead=content.lead,
         figures=key_figures(result["metrics"]),
         facts=_facts(content) | _written(),
@@ -60,7 +51,7 @@ def several_runs(contents: Mapping[str, Content], out: str) -> tuple[Report, dic
         own = [unscored_section(content.run, storage.join(out, name), results[name])] if len(runs) > 1 else []
         parts.append(
             Report(
-                title=f"{name}: {_SUBJECTS[content.run.family].lower()}",
+                title=f"{name}: {content.subject.lower()}",
                 lead=content.lead,
                 figures=[replace(figure, name=f"{name}/{figure.name}") for figure in figures[name]],
                 facts=_facts(content),
@@ -92,13 +83,16 @@ def _archive(content: Content) -> str:
 
 def _facts(content: Content) -> dict[str, str]:
     run = content.run
-    scored = ", ".join(run.archives)
-    return {
-        "Model": run.family,
+    scored, checkpoint = ", ".join(run.archives), checkpoint_uri(run)
+    facts = {
+        "Model": f"{run.family}{f', {checkpoint}' if checkpoint else ''}",
         "Checkpoint": f"SHA-256 {run.checkpoint_sha256[:12]}",
         "Scored archive": scored,
         "Ground truth": "of the scored archive" if content.archive == scored else content.archive or "none",
     }
+    generation = read_ledger(run.uri).readable
+    passes = [each.committed for each in generation.increments if each.committed] if generation else []
+    return facts | ({"Scored": passes[-1]} if passes else {})
 
 
 def _written() -> dict[str, str]:

@@ -23,24 +23,26 @@ class Reports:
     """How runs of a family are reported.
 
     Args:
+        subject: what the scores are about, for the title of the page.
         evaluate: compares a run with the ground truth, and writes tables and pictures into a URI. Raises
             NoGroundTruthError if there is no ground truth.
         kinds: the kinds of its scores, which are described if there is no ground truth.
     """
 
+    subject: str
     evaluate: Callable[[Run, ReportOptions, str], Content]
     kinds: tuple[Kind, ...]
 
 
 REPORTS: dict[str, Reports] = {
-    "aecnn": Reports(classification.report, (PROBABILITIES,)),
-    "align": Reports(alignment.report, (alignment.TRANSFORMS,)),
-    "attend": Reports(localization.report, (PROBABILITIES, BOXES)),
-    "classify": Reports(classification.report, (PROBABILITIES,)),
-    "detect": Reports(detection.report, (BOXES,)),
-    "localize": Reports(localization.report, (PROBABILITIES, BOXES)),
-    "lungs": Reports(partial(segmentation.report, label=schema.LUNGS), (MASKS,)),
-    "pneumothorax": Reports(partial(segmentation.report, label=schema.PNEUMOTHORAX), (MASKS,)),
+    "aecnn": Reports("Findings", classification.report, (PROBABILITIES,)),
+    "align": Reports("Alignment", alignment.report, (alignment.TRANSFORMS,)),
+    "attend": Reports("Findings and boxes", localization.report, (PROBABILITIES, BOXES)),
+    "classify": Reports("Findings", classification.report, (PROBABILITIES,)),
+    "detect": Reports("Boxes", detection.report, (BOXES,)),
+    "localize": Reports("Findings and boxes", localization.report, (PROBABILITIES, BOXES)),
+    "lungs": Reports("Lung masks", partial(segmentation.report, label=schema.LUNGS), (MASKS,)),
+    "pneumothorax": Reports("Pneumothorax masks", partial(segmentation.report, label=schema.PNEUMOTHORAX), (MASKS,)),
 }
 
 
@@ -118,23 +120,28 @@ def _reports(run: Run) -> Reports:
 
 
 def _content(run: Run, options: ReportOptions, out: str) -> Content:
-    """What the report says: a comparison with the ground truth, or a description of the scores."""
+    """What the report says about a run."""
+    return replace(with_subgroups(_evaluated(run, options, out), out), subject=_reports(run).subject)
+
+
+def _evaluated(run: Run, options: ReportOptions, out: str) -> Content:
+    """A comparison with the ground truth, or a description of the scores."""
     how, scored = _reports(run), " and ".join(run.archives)
     if run.pseudonymized and not (options.crosswalk or options.archive or options.against):
         print(f"note: {run.uri} has pseudonyms, so the report only describes the scores; give --crosswalk to compare")
         options = replace(options, member=run.member)
-        return with_subgroups(score_summary.report(run, options, out, how.kinds), out)
+        return score_summary.report(run, options, out, how.kinds)
     run, options = _opened(run, options)
     if len(run.archives) > 1 and not options.archive and not options.against:
         print(f"note: {scored} were scored, so the report only describes the scores; give --archive to compare")
-        return with_subgroups(score_summary.report(run, options, out, how.kinds), out)
+        return score_summary.report(run, options, out, how.kinds)
     try:
-        return with_subgroups(how.evaluate(run, _of_test_images(options), out), out)
+        return how.evaluate(run, _of_test_images(options), out)
     except NoGroundTruthError:
         if options.archive or options.against:
             raise
         print(f"note: {scored} has no ground truth for these scores: the report covers only them", flush=True)
-        return with_subgroups(score_summary.report(run, options, out, how.kinds), out)
+        return score_summary.report(run, options, out, how.kinds)
 
 
 def _opened(run: Run, options: ReportOptions) -> tuple[Run, ReportOptions]:

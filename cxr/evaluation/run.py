@@ -234,6 +234,7 @@ class Content:
         lead: one or two sentences that summarize the report.
         result: what the job's result.json says; `metrics` may contain NaN.
         measures: None if the report cannot be divided into subgroups.
+        subject: what the scores are about, such as "Lung masks", for the title.
     """
 
     run: Run
@@ -243,6 +244,7 @@ class Content:
     sections: Sequence[Section]
     result: dict[str, Any]
     measures: Measures | None = None
+    subject: str = ""
 
 
 def checkpoint_uri(run: Run) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,8 +13,8 @@ import numpy as np
 import pytest
 
 from cxr.reporting.figures import new_figure
-from cxr.reporting.html_page import html_page
-from cxr.reporting.page import Picture, Report, Section, save_picture, write_report
+from cxr.reporting.html_page import embedded, html_page
+from cxr.reporting.page import Details, KeyFigure, Picture, Report, Section, save_picture, write_report
 from cxr.reporting.tables import Table
 
 HOSTILE = '<script>alert("1")</script> & "Mass"'
@@ -95,3 +97,57 @@ def test_code_in_a_paragraph_is_set_as_code() -> None:
     page = Page(html_page(Report("", "", [Section("", ["See `images.csv` & `<b>`."])])))
     assert len(page.of("code")) == 2
     assert "<b>" in page.text
+
+
+def test_the_page_can_be_used_with_a_keyboard_and_a_screen_reader(picture: Picture, tmp_path: Path) -> None:
+    wide = Table([f"column {n}" for n in range(9)], [["a", *["1"] * 8]], "What the table shows.")
+    sections = [Section("One", ["Text.", wide, picture, Details("More", [wide, picture])]), Section("Two", [wide])]
+    figures = [KeyFigure("auroc", "AUROC", 0.5, 0.4, 0.6, "An explanation.")]
+    part = Report("Part", "Lead.", sections, figures)
+    page = Page(html_page(Report("Title", "Lead.", sections, figures, {"Model": "a"}, [part], sections)))
+    assert page.of("html")[0]["lang"] == "en"
+    for landmark in ("header", "nav", "main", "footer"):
+        assert len(page.of(landmark)) == 1
+    levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
+    assert levels == [1, 2, 2, 2, 3, 3, 2, 2]
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    targets = [(attributes["href"] or "").removeprefix("#") for attributes in page.of("a")]
+    assert set(targets) <= set(ids), "every link leads somewhere"
+    assert page.tags[[tag for tag, _ in page.tags].index("a")][1]["href"] == "#content", (
+        "the first link skips the rest"
+    )
+    assert all(image["alt"] and image["width"] and image["height"] for image in page.of("img"))
+    assert {cell["scope"] for cell in page.of("th")} == {"row", "col"}
+    assert len(page.of("caption")) == len(page.of("table"))
+    named = {value for _, attributes in page.tags if (value := attributes.get("aria-labelledby"))}
+    assert named <= set(ids)
+
+
+def test_the_policy_allows_the_style_of_the_page_and_nothing_else() -> None:
+    text = html_page(Report("", "", []))
+    (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    (policy,) = (meta["content"] for meta in Page(text).of("meta") if "http-equiv" in meta)
+    assert policy is not None
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    expected = {"default-src": "'none'", "img-src": "data:", "style-src": f"'sha256-{digest}'"}
+    assert rules == expected | {"base-uri": "'none'", "form-action": "'none'"}
+    assert not re.search(r" style=|<script|https?:", text)
+
+
+def test_xrays_are_stored_in_half_of_their_png_or_less(tmp_path: Path) -> None:
+    """Charts stay exact; X-rays may change a little."""
+    rng = np.random.default_rng(0)
+    xray = cv2.GaussianBlur(rng.normal(128, 60, (256, 256)), (0, 0), 3) + rng.normal(0, 3, (256, 256))
+    xray = np.clip(xray, 0, 255).astype(np.uint8)
+    png = cv2.imencode(".png", xray)[1].tobytes()
+    shown = embedded(png)
+    assert (shown.width, shown.height, shown.is_chart) == (256, 256, False)
+    data = base64.b64decode(shown.src.removeprefix("data:image/webp;base64,"))
+    assert len(data) <= len(png) / 2
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert decoded is not None
+    assert np.abs(decoded.astype(float) - xray).mean() < 4
+    with pytest.raises(ValueError, match="expected a PNG file"):
+        embedded(b"nothing")
