@@ -14,10 +14,13 @@ import pyarrow as pa
 from cxr import schema, storage
 from cxr.boxes import areas
 from cxr.errors import UserError
+from cxr.evaluation import decisions
+from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.detection_data import DetectionEvaluation, evaluate, one_truth, scored_findings
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import load_scores
 from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run
+from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics import classification, detection
 from cxr.metrics.bootstrap import MeanInterval
 from cxr.metrics.detection import VOC_IOUS, DetectionSummary
@@ -28,7 +31,7 @@ from cxr.reporting import detection as tables
 from cxr.reporting.detection import PREDICTION, TRUTH
 from cxr.reporting.overlays import BoxPair, Overlay, save_overlays, without_repeats
 from cxr.reporting.page import Gallery, Picture, Section, save_picture
-from cxr.reporting.tables import Table, interval
+from cxr.reporting.tables import Table, csv_text, interval
 from cxr.schema import NO_FINDING
 from cxr.wording import counted
 
@@ -49,24 +52,31 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
         resamples=options.resamples,
         seed=options.seed,
     )
-    score = options.box_score
-    images = WholeImages.of(evaluation, score)
+    least = Least.of(run, evaluation.findings, options)
+    images = WholeImages.of(evaluation, least.scores)
     labels = _image_summary(evaluation, images, options)
-    confusion = detection.confusion(
-        evaluation.predicted, evaluation.true, len(evaluation.findings), iou=VOC_IOUS[0], score=score
-    )
+    positive = evaluation.predicted.at(evaluation.predicted.score >= least.scores[evaluation.predicted.finding])
+    confusion = detection.confusion(positive, evaluation.true, len(evaluation.findings), iou=VOC_IOUS[0], score=0)
     lead = _coverage(evaluation)
     print(lead, flush=True)
-    box_pictures = _box_pictures(evaluation, images, summary, confusion, truth, options, out)
+    box_pictures = _box_pictures(evaluation, images, summary, confusion, positive, truth, least, options, out)
     label_pictures = _label_pictures(images, labels, storage.join(out, PICTURES))
     box_legend = tables.precision_legend(summary, options.resamples)
-    confusions = [tables.confusion_table(confusion, evaluation.findings), _confusion_legend(score)]
+    confusions = [tables.confusion_table(confusion, evaluation.findings), _confusion_legend(least)]
+    froc = save_picture(
+        tables.froc_figure(summary), storage.join(out, PICTURES), "froc.png", "FROC, one curve for each finding."
+    )
+    result: dict[str, Any] = {"metrics": metrics(evaluation, summary, labels)}
+    joined = images.joined(evaluation)
+    own = dict(zip(evaluation.findings, least.scores.tolist(), strict=True))
     sections = [
         Section("Boxes", [tables.precision_table(summary), box_legend, *box_pictures]),
-        Section("Whole images", [label_tables.summary_table(labels), _labels_legend(score), *label_pictures]),
+        Section("FROC", [tables.froc_table(summary), tables.froc_legend(), froc]),
+        Section("Whole images", [label_tables.summary_table(labels), _labels_legend(least), *label_pictures]),
+        decisions.operating_section(joined, own, options, out, result),
         Section("Confusion matrix", confusions),
+        _hardest(evaluation, positive, truth, out, result),
     ]
-    result: dict[str, Any] = {"metrics": metrics(evaluation, summary, labels)}
     result |= {"boxes": tables.write_findings(summary, out), "findings": label_tables.write_summary(labels, out)}
     if options.against:
         sections.append(compared(evaluation, truth, options, result))
@@ -93,6 +103,20 @@ def measure(evaluation: DetectionEvaluation, options: ReportOptions, places: np.
 
 
 @dataclass(frozen=True)
+class Least:
+    """The lowest scores of boxes that count as predicted: the run's thresholds, otherwise those of the options."""
+
+    scores: np.ndarray  # (F,)
+    text: str
+
+    @classmethod
+    def of(cls, run: Run, findings: Sequence[str], options: ReportOptions) -> Least:
+        scores = np.array([run.thresholds.get(finding, options.box_score) for finding in findings], np.float64)
+        of_run = any(finding in run.thresholds for finding in findings)
+        return cls(scores, "of at least the finding's threshold" if of_run else f"of {options.box_score:g} or more")
+
+
+@dataclass(frozen=True)
 class WholeImages:
     """Image-level scores, labels and decisions derived from boxes, (N, F + 1) each; the last column is no finding."""
 
@@ -101,13 +125,27 @@ class WholeImages:
     predicted_positive: np.ndarray  # bool: a finding if one of its boxes reaches the score, no finding if no box does
 
     @classmethod
-    def of(cls, evaluation: DetectionEvaluation, score: float) -> WholeImages:
+    def of(cls, evaluation: DetectionEvaluation, least_F: np.ndarray) -> WholeImages:
         probabilities = detection.image_probabilities(
             evaluation.predicted, len(evaluation.rows), len(evaluation.findings)
         )
-        predicted_positive = probabilities >= score
+        predicted_positive = probabilities >= np.append(np.maximum(least_F, 1e-12), 0)  # not without a box
         predicted_positive[:, -1] = ~predicted_positive[:, :-1].any(1)
         return cls(probabilities, detection.image_labels(evaluation.true, evaluation.known), predicted_positive)
+
+    def joined(self, evaluation: DetectionEvaluation) -> LabeledScores:
+        """The same without the last column, as of a classifier."""
+        return LabeledScores(
+            findings=evaluation.findings,
+            rows=evaluation.rows,
+            patients=evaluation.patients,
+            probabilities=self.probabilities[:, :-1],
+            predicted_positive=self.predicted_positive[:, :-1],
+            labels=self.labels[:, :-1],
+            images_with_error=evaluation.images_with_error,
+            images_without_score=evaluation.images_without_score,
+            images_without_labels=evaluation.images_without_boxes,
+        )
 
 
 def _image_summary(
@@ -139,6 +177,7 @@ def metrics(
         "images_without_score": evaluation.images_without_score,
         "images_without_boxes": evaluation.images_without_boxes,
         "map_50_95": summary.map_50_95,
+        "mean_froc": summary.mean_froc,
     }
     for iou, of in summary.voc.items():
         name = f"map_{100 * iou:.0f}"
@@ -170,18 +209,18 @@ def _coverage(evaluation: DetectionEvaluation) -> str:
     return text + note if unknown else text
 
 
-def _labels_legend(score: float) -> str:
+def _labels_legend(least: Least) -> str:
     return (
         f"An image's probability of a finding is the highest score of its boxes; that of {NO_FINDING!r} is one minus "
         f"the highest score of all boxes. AUROC ranks images by it. For accuracy, precision, recall and F1, a "
-        f"finding is predicted if a box has a score of {score:g} or more. Brier score and ECE treat scores as "
+        f"finding is predicted if a box has a score {least.text}. Brier score and ECE treat scores as "
         f"probabilities, although a detector's scores need not be calibrated."
     )
 
 
-def _confusion_legend(score: float) -> str:
+def _confusion_legend(least: Least) -> str:
     return (
-        f"Predicted boxes with a score of {score:g} or more, matched one to one with true boxes of any finding at "
+        f"Predicted boxes with a score {least.text}, matched one to one with true boxes of any finding at "
         f"IoU > {VOC_IOUS[0]:g}, the highest IoU first. The row {tables.BACKGROUND!r} counts true boxes that were "
         f"missed; the column counts predicted boxes that match no true box."
     )
@@ -192,13 +231,13 @@ def _box_pictures(
     images: WholeImages,
     summary: DetectionSummary,
     confusion: np.ndarray,
+    counted_boxes: Boxes,
     truth: BoxTruth,
+    least: Least,
     options: ReportOptions,
     out: str,
 ) -> list[Picture | Gallery]:
     """All pictures of boxes."""
-    score = options.box_score
-    counted_boxes = evaluation.predicted.at(evaluation.predicted.score >= score)
     count, names = len(evaluation.findings), evaluation.findings
     shown_by = {TRUTH: (images.labels == 1).sum(0), PREDICTION: images.predicted_positive.sum(0)}
     boxes = {TRUTH: summary.true, PREDICTION: np.bincount(counted_boxes.finding, minlength=count)}
@@ -218,12 +257,12 @@ def _box_pictures(
         ),
         "labels_predicted.png": (
             tables.distribution_figure(
-                shown_by, [*names, NO_FINDING], f"Images by finding, box scores of {score:g} or more", "images"
+                shown_by, [*names, NO_FINDING], f"Images by finding, box scores {least.text}", "images"
             ),
             "Number of images in which each finding is present, and in which it is predicted.",
         ),
         "boxes_predicted.png": (
-            tables.distribution_figure(boxes, names, f"Boxes by finding, scores of {score:g} or more", "boxes"),
+            tables.distribution_figure(boxes, names, f"Boxes by finding, scores {least.text}", "boxes"),
             "Number of true and predicted boxes of each finding.",
         ),
         "box_area.png": (
@@ -262,19 +301,78 @@ def overlays(
             if (pictured := pictures.get(int(evaluation.rows[image]))) is None:
                 continue
             picture, transform = pictured
-            true, predicted = (boxes.at(boxes.image == image) for boxes in (evaluation.true, predictions))
-            placed = [
-                transform.from_original(boxes.xyxy.reshape(-1, 2)).reshape(-1, 4) for boxes in (true, predicted)
-            ]
-            names = [evaluation.findings[f] for f in true.finding]
-            scored = [
-                f"{evaluation.findings[f]} {score:.2f}"
-                for f, score in zip(predicted.finding, predicted.score, strict=True)
-            ]
-            pair = BoxPair(placed[0], names, placed[1], scored)
+            pair = _pair(evaluation, predictions, transform, image)
             image_id = truth.table[schema.IMAGE_ID][int(evaluation.rows[image])].as_py()
             shown[name].append(Overlay(image_id, f"F1 {f1[image]:.2f}", picture, pair))
     return shown
+
+
+def _hardest(
+    evaluation: DetectionEvaluation, positive: Boxes, truth: BoxTruth, out: str, result: dict[str, Any]
+) -> Section:
+    """False boxes with the highest scores, and the largest missed boxes. Writes hardest.csv."""
+    false = positive.at(~detection.true_positives(positive, evaluation.true, VOC_IOUS[0]))
+    missed = evaluation.true.at(detection.missed_boxes(positive, evaluation.true, VOC_IOUS[0]))
+    share = areas(missed.xyxy) / np.maximum(1, evaluation.sizes_px.prod(1))[missed.image]
+    groups = {
+        "false boxes": (false, false.score, [f"score {score:.2f}" for score in false.score]),
+        "missed boxes": (missed, share, [f"missed, {part:.1%} of the image" for part in share]),
+    }
+    ids = truth.table[schema.IMAGE_ID].take(pa.array(evaluation.rows)).to_pylist()
+    rows, shown, chosen = [], set[int](), {}
+    for name, (boxes, worth, notes) in groups.items():
+        order = np.argsort(-worth, kind="stable").tolist()
+        cases = [decisions.Case(int(boxes.image[at]), int(boxes.finding[at])) for at in order]
+        notes_of = dict(reversed(list(zip(cases, (notes[at] for at in order), strict=True))))  # of the first box
+        chosen[name] = [(case, notes_of[case]) for case in decisions.varied(cases, shown)]
+        rows += [
+            {"kind": name.removesuffix("es"), "image_id": ids[boxes.image[at]]}
+            | {"finding": evaluation.findings[boxes.finding[at]], "score": float(boxes.score[at])}
+            | dict(zip(("x_min", "y_min", "x_max", "y_max"), boxes.xyxy[at].tolist(), strict=True))
+            for at in order[: decisions.LISTED]
+        ]
+    if not rows:
+        return Section("Hardest cases", ["There are no false boxes and no missed boxes."])
+    result["hardest"] = storage.join(out, "hardest.csv")
+    storage.write_text(result["hardest"], csv_text(rows))
+    pictures = truth.pictures(sorted(int(evaluation.rows[image]) for image in shown))
+    overlays: dict[str, list[Overlay]] = {name: [] for name in chosen}
+    for name, cases in chosen.items():
+        for case, note in cases:
+            if (pictured := pictures.get(int(evaluation.rows[case.image]))) is not None:
+                pair = _pair(evaluation, positive, pictured[1], case.image, case.finding)
+                text = f"{evaluation.findings[case.finding]}, {note}"
+                overlays[name].append(Overlay(ids[case.image], text, pictured[0], pair))
+    text = (
+        f"{len(false.image):,} predicted boxes match no true box at IoU > {VOC_IOUS[0]:g}, and "
+        f"{len(missed.image):,} true boxes are missed. Shown are false boxes with the highest scores, and the "
+        f"largest missed boxes, with all boxes of the same finding in the image. Annotations can be wrong, too. "
+        f"`hardest.csv` lists up to {decisions.LISTED} of each."
+    )
+    caption = "False boxes with the highest scores, and the largest missed boxes."
+    return Section(
+        "Hardest cases", [text, *save_overlays(overlays, storage.join(out, PICTURES), "hardest.png", caption)]
+    )
+
+
+def _pair(
+    evaluation: DetectionEvaluation,
+    predictions: Boxes,
+    transform: ResizeTransform,
+    image: int,
+    finding: int | None = None,
+) -> BoxPair:
+    """True and predicted boxes of an image, of all findings or of one, on its picture."""
+    true, predicted = (
+        boxes.at((boxes.image == image) & ((boxes.finding == finding) | (finding is None)))
+        for boxes in (evaluation.true, predictions)
+    )
+    placed = [transform.from_original(boxes.xyxy.reshape(-1, 2)).reshape(-1, 4) for boxes in (true, predicted)]
+    names = [evaluation.findings[f] for f in true.finding]
+    scored = [
+        f"{evaluation.findings[f]} {score:.2f}" for f, score in zip(predicted.finding, predicted.score, strict=True)
+    ]
+    return BoxPair(placed[0], names, placed[1], scored)
 
 
 def image_f1(evaluation: DetectionEvaluation, predictions: Boxes) -> np.ndarray:

@@ -48,6 +48,10 @@ HEADLINES: dict[str, Headline] = {
         "Mean average precision",
         "Area under the precision-recall curve, averaged over findings. Chance is the prevalence of a finding.",
     ),
+    "mean_froc": Headline(
+        "Mean FROC sensitivity",
+        "Share of the true boxes that are found, averaged over 1/8 to 8 false boxes per image and over findings.",
+    ),
     "dice": Headline(
         "Mean Dice",
         "Overlap of the predicted and the true mask: 1 if they are equal, 0 if they are disjoint. Two empty masks "

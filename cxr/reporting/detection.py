@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from cxr import storage
 from cxr.metrics.classification.classification_summary import FEW
-from cxr.metrics.detection import COCO_IOUS, VOC_IOUS, DetectionSummary
+from cxr.metrics.detection import COCO_IOUS, FROC_RATES, VOC_IOUS, DetectionSummary
 from cxr.reporting import palette
 from cxr.reporting.tables import Table, csv_text, interval, number
 from cxr.wording import counted
@@ -133,6 +133,57 @@ def curves_figure(summary: DetectionSummary) -> Figure:
             axes.step(recall, precision, where="pre", lw=1.4, label=label, color=palette.series(f), linestyle=line)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.set_title(f"Precision and recall of boxes at IoU > {VOC_IOUS[0]:g}, with AP", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def froc_table(summary: DetectionSummary) -> Table:
+    """Sensitivity of each finding at FROC_RATES false positives per image, and the means over findings."""
+    head = ["finding", *(f"{rate:g} per image" for rate in FROC_RATES), "mean", "true boxes"]
+    rates_FR = summary.froc
+    rows = [
+        [finding, *map(number, rates_FR[f].tolist()), number(float(rates_FR[f].mean())), f"{summary.true[f]:,}"]
+        for f, finding in enumerate(summary.findings)
+    ]
+    measured = rates_FR[summary.true > 0]
+    means = measured.mean(0).tolist() if len(measured) else [float("nan")] * len(FROC_RATES)
+    return Table(head, [*rows, ["mean", *map(number, means), number(summary.mean_froc), f"{summary.true.sum():,}"]])
+
+
+def froc_legend() -> str:
+    """Explains `froc_table`."""
+    return (
+        "FROC: the share of the true boxes of a finding that are found, if the score threshold is as low as so many "
+        "false boxes of that finding per evaluated image allow. A box is found if a predicted box overlaps it at "
+        f"IoU > {VOC_IOUS[0]:g}."
+    )
+
+
+def froc_figure(summary: DetectionSummary) -> Figure:
+    """Sensitivity against false positives per image, one line for each finding with true boxes."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    rates_FR, lowest, highest = summary.froc, FROC_RATES[0] / 4, FROC_RATES[-1]
+    for f in np.argsort(-np.nan_to_num(rates_FR.mean(1), nan=-1.0), kind="stable").tolist():
+        curve = summary.curves[f]
+        if curve.true and len(curve.scores):
+            per_image = curve.false_positive / max(1, summary.images)
+            before = curve.recall[per_image <= lowest].max(initial=0)
+            shown = per_image > lowest
+            x = np.concatenate([[lowest], per_image[shown], [highest]])
+            y = np.maximum.accumulate(np.concatenate([[before], curve.recall[shown], [curve.recall[-1]]]))
+            label, line = f"{summary.findings[f]} {rates_FR[f].mean():.2f}", "-" if f < 10 else "--"
+            axes.step(x, y, where="post", lw=1.4, label=label, color=palette.series(f), linestyle=line)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(
+        [lowest, *FROC_RATES], [f"1/{1 / rate:g}" if rate < 1 else f"{rate:g}" for rate in (lowest, *FROC_RATES)]
+    )
+    axes.set(xlim=(lowest, highest), ylim=(0, 1.02), xlabel="false boxes of the finding per image, log scale")
+    axes.set_ylabel("share of the true boxes that are found")
+    axes.grid(color=palette.GRID)
+    axes.set_title(f"FROC at IoU > {VOC_IOUS[0]:g}, with the mean sensitivity", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

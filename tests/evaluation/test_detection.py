@@ -122,6 +122,7 @@ def test_boxes_that_the_readers_agreed_on_are_perfect_predictions(
     assert {Path(uri).name for uri in result["pictures"]} == {
         *("box_precision_recall.png", "confusion.png", "labels.png", "labels_predicted.png", "boxes_predicted.png"),
         *("box_area.png", "boxes.png", "auroc.png", "roc.png", "precision_recall.png", "reliability.png"),
+        "froc.png",
     }
     assert all(Path(uri).stat().st_size > 5000 for uri in result["pictures"])
     rows = {row["finding"]: row for row in read_csv(result["boxes"])}
@@ -303,3 +304,27 @@ def test_boxes_of_no_finding_of_the_challenge_cannot_be_submitted(archive: str, 
     run = read_run(write_run(tmp_path / "run", archive, {"a.png": [box]}))
     with pytest.raises(UserError, match="none for VinBigData's findings"):
         write_submission(run, str(tmp_path / "submission.csv"))
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_the_thresholds_of_a_run_decide_which_boxes_count(
+    archive: str, truth: dict[str, Boxes], tmp_path: Path
+) -> None:
+    found: dict[str, Boxes | None] = {**truth}
+    run = write_run(tmp_path / "run", archive, found)
+    before = reports.report(run, ALL, str(tmp_path / "before"))
+    assert "hardest" not in before
+    finding = next(box["label"] for boxes in truth.values() for box in boxes)
+    ledger = storage.read_json(f"{run}/ledger.json")
+    ledger["settings"]["thresholds"] = {finding: 1.05}
+    storage.write_json(f"{run}/ledger.json", ledger)
+    after = reports.report(run, ALL, str(tmp_path / "after"))
+    assert after["metrics"]["map_40"] == before["metrics"]["map_40"] == 1  # of all scores
+    assert after["metrics"]["mean_froc"] == 1
+    assert after["metrics"][f"sensitivity/{finding}"] == 0
+    points = {row["finding"]: row for row in read_csv(after["operating_points"]) if row["chosen_by"] == "this run"}
+    assert (points[finding]["threshold"], points[finding]["true_positives"]) == ("1.05", "0")
+    rows = read_csv(after["hardest"])
+    assert {(row["kind"], row["finding"]) for row in rows} == {("missed box", finding)}
+    assert len(rows) == sum(box["label"] == finding for boxes in truth.values() for box in boxes)
+    assert "of at least the finding's threshold" in Path(after["report"]).read_text()

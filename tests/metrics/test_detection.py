@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from cxr.metrics import detection
-from cxr.metrics.detection import VOC_IOUS
+from cxr.metrics.detection import VOC_IOUS, Curve
 from cxr.metrics.localization import Boxes
 
 UNIT = np.array([0.0, 0, 10, 10])
@@ -208,3 +210,11 @@ def test_confusion_matrix_with_background() -> None:
     )
     counts = detection.confusion(predicted, true, 2, iou=0.4, score=0.25)
     assert counts.tolist() == [[0, 0, 2], [1, 1, 0], [0, 1, 0]]
+
+
+def test_froc_counts_the_true_boxes_found_within_so_many_false_ones() -> None:
+    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+    curve = Curve.of(scores, np.array([True, False, True, False, True]), true=4)
+    assert [curve.sensitivity_at(most) for most in (0, 0.9, 1, 2)] == [0.25, 0.25, 0.5, 0.75]
+    assert math.isnan(Curve.of(scores, np.zeros(5, bool), true=0).sensitivity_at(1))
+    assert Curve.of(scores[:0], np.zeros(0, bool), true=3).sensitivity_at(1) == 0

@@ -7,10 +7,12 @@ boxes is NaN, and means ignore it. NumPy only, float64.
 from cxr.metrics.detection.box_meter import BoxMeter
 from cxr.metrics.detection.detection_summary import (
     COCO_IOUS,
+    FROC_RATES,
     VOC_IOUS,
     DetectionSummary,
     average_precisions,
     coco_average_precisions,
+    missed_boxes,
     paired_gain,
     summarize,
     true_positives,
@@ -20,6 +22,7 @@ from cxr.metrics.detection.precision import Curve
 
 __all__ = [
     "COCO_IOUS",
+    "FROC_RATES",
     "VOC_IOUS",
     "BoxMeter",
     "Curve",
@@ -29,6 +32,7 @@ __all__ = [
     "confusion",
     "image_labels",
     "image_probabilities",
+    "missed_boxes",
     "paired_gain",
     "summarize",
     "true_positives",

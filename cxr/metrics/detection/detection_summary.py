@@ -14,6 +14,7 @@ from cxr.metrics.detection.precision import Curve, curves, resampled_aps
 from cxr.metrics.localization import Boxes
 
 VOC_IOUS = (0.4, 0.5)  # VinBigData's, and VOC's own
+FROC_RATES = (0.125, 0.25, 0.5, 1, 2, 4, 8)  # false positives per image (LUNA16, Setio et al. 2017)
 COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
@@ -37,6 +38,18 @@ class DetectionSummary:
         return [finding for finding, count in zip(self.findings, self.true, strict=True) if not count]
 
     @property
+    def froc(self) -> np.ndarray:
+        """(F, R) sensitivity of each finding at FROC_RATES false positives per image; NaN without true boxes."""
+        rates = [[curve.sensitivity_at(rate * self.images) for rate in FROC_RATES] for curve in self.curves]
+        return np.array(rates, np.float64).reshape(len(self.findings), len(FROC_RATES))
+
+    @property
+    def mean_froc(self) -> float:
+        """Mean over FROC_RATES and the findings with true boxes."""
+        measured = self.froc[self.true > 0]
+        return float(measured.mean()) if measured.size else float("nan")
+
+    @property
     def map_50_95(self) -> float:
         """Mean over COCO's IoUs and the findings with true boxes."""
         measured = self.coco[:, self.true > 0]
@@ -46,6 +59,16 @@ class DetectionSummary:
 def true_positives(predicted: Boxes, true: Boxes, iou: float) -> np.ndarray:
     """(M,) bool: which predicted boxes are true positives, see `matching.voc_true_positives`."""
     return voc_true_positives(predicted, pairs(predicted, true), iou)
+
+
+def missed_boxes(predicted: Boxes, true: Boxes, iou: float) -> np.ndarray:
+    """(K,) bool: true boxes that no predicted box is a true positive of, see `matching.voc_true_positives`."""
+    candidates = pairs(predicted, true)
+    best = candidates.best()
+    best = best.at(best.iou > iou)
+    missed = np.ones(len(true.score), bool)
+    missed[best.true[voc_true_positives(predicted, candidates, iou)[best.predicted]]] = False
+    return missed
 
 
 def average_precisions(predicted: Boxes, true: Boxes, findings: int, iou: float) -> np.ndarray:

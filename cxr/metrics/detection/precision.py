@@ -56,6 +56,12 @@ class Curve:
         at = np.searchsorted(self.recall, _COCO_RECALLS, "left")
         return float(np.append(self.precision, 0)[at].mean())
 
+    def sensitivity_at(self, false_positives: float) -> float:
+        """The highest recall of any score threshold with at most so many false positives; NaN without a true box."""
+        if not self.true:
+            return float("nan")
+        return float(self.recall[self.false_positive <= false_positives].max(initial=0))
+
     def best_f1(self) -> tuple[float, float]:
         """The highest F1 of any score threshold, and that threshold.
 
