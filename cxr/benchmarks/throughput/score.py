@@ -21,7 +21,7 @@ import torch
 
 from cxr import schema
 from cxr.benchmarks.throughput.archive import make_pictures
-from cxr.benchmarks.throughput.memory import PeakMemory, cpu_seconds
+from cxr.benchmarks.throughput.memory import PeakMemory, ProcessorTime
 from cxr.benchmarks.throughput.peers import read_cv2
 from cxr.families import checkpoint
 from cxr.families.align import AlignRecipe
@@ -164,13 +164,14 @@ class ScoreBenchmark:
         paces: dict[str, list[float]] = {name: [], f"{name}_bare": []}
         cpu: dict[str, list[float]] = {name: [], f"{name}_bare": []}
         for _ in range(self.plan.rounds):
-            before = cpu_seconds()
-            paces[name].append(ours())
-            between, start = cpu_seconds(), time.perf_counter()
-            images = bare()
-            paces[f"{name}_bare"].append(images / (time.perf_counter() - start))
-            cpu[name].append((between - before) / images)
-            cpu[f"{name}_bare"].append((cpu_seconds() - between) / images)
+            with ProcessorTime() as of_ours:
+                paces[name].append(ours())
+            with ProcessorTime() as of_bare:
+                start = time.perf_counter()
+                images = bare()
+                paces[f"{name}_bare"].append(images / (time.perf_counter() - start))
+            cpu[name].append(of_ours.seconds / images)
+            cpu[f"{name}_bare"].append(of_bare.seconds / images)
         for each in paces:
             self.measured.add(each, paces[each], cpu[each])
         pairs = list(zip(*paces.values(), strict=True)), list(zip(*cpu.values(), strict=True))
