@@ -32,10 +32,10 @@ import cv2
 import numpy as np
 
 from cxr.errors import ImageRejectedError, raised_at
-from cxr.imaging import geometry
-from cxr.imaging.decode import decode, inspect
-from cxr.imaging.image import Image
-from cxr.imaging.png_jpeg import decode_picture, inspect_picture
+from cxr.imaging.decode import inspect
+from cxr.imaging.image import require_memory
+from cxr.imaging.png_jpeg import inspect_picture
+from cxr.imaging.reduced import decode_to_fit
 
 Kind = Literal["image", "mask"]
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -83,10 +83,13 @@ def _respond(
 ) -> dict[str, Any]:
     """Decode `data` into `memory` and return the response."""
     try:
-        wait_for_memory((inspect if kind == "image" else inspect_picture)(data).memory_bytes)
-        image = decode(data) if kind == "image" else Image(decode_picture(data))
-        height, width = image.pixels.shape
-        pixels = geometry.fit(image.pixels, fit_px)[0] if fit_px else image.pixels
+        encoded = inspect(data) if kind == "image" else inspect_picture(data)
+        wait_for_memory(encoded.memory_bytes)
+        if kind == "mask":
+            require_memory(encoded.memory_bytes)
+        image = decode_to_fit(encoded, fit_px) if fit_px else encoded.decode()
+        pixels = image.pixels
+        height, width = (encoded.height, encoded.width) if fit_px else pixels.shape
         stored = np.frombuffer(memory.view(pixels.nbytes), pixels.dtype.newbyteorder("=")).reshape(pixels.shape)
         stored[:] = pixels
         info = {field.name: getattr(image, field.name) for field in fields(image) if field.name != "pixels"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from cxr.errors import ImageRejectedError
@@ -58,7 +59,7 @@ def inspect(data: bytes) -> EncodedImage:
         encoded = _inspect_dicom(data)
     else:
         raise ImageRejectedError(f"unsupported file type: {_unsupported_type(data)}; expected DICOM, PNG or JPEG")
-    return EncodedImage(encoded.memory_bytes, partial(_decode, encoded))
+    return replace(encoded, decode=partial(_decode, encoded), decode_reduced=partial(_decode_reduced, encoded))
 
 
 def _inspect_dicom(data: bytes) -> EncodedImage:
@@ -87,6 +88,18 @@ def check_head(head: bytes, file_bytes: int) -> None:
 def _decode(encoded: EncodedImage) -> Image:
     require_memory(encoded.memory_bytes)
     image = encoded.decode()
+    if image.pixels.shape != (encoded.height, encoded.width):
+        raise ImageRejectedError("damaged image: the pixels contradict the size in the header")
+    check_not_blank(image.pixels)
+    return image
+
+
+def _decode_reduced(encoded: EncodedImage, halvings: int) -> Image | None:
+    require_memory(encoded.memory_bytes >> 2 * halvings)
+    image = encoded.decode_reduced(halvings)
+    expected = ((encoded.height - 1 >> halvings) + 1, (encoded.width - 1 >> halvings) + 1)
+    if image is None or image.pixels.shape != expected:
+        return None
     check_not_blank(image.pixels)
     return image
 

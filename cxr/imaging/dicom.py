@@ -12,6 +12,7 @@ from functools import partial
 from io import BytesIO
 from itertools import count
 
+import numpy as np
 from pydicom import Dataset, dcmwrite, uid
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_partial
@@ -19,7 +20,7 @@ from pydicom.tag import BaseTag, Tag
 
 from cxr.errors import ImageRejectedError
 from cxr.imaging import dicom_tags
-from cxr.imaging.dicom_display import apply_display_pipeline
+from cxr.imaging.dicom_display import apply_display_pipeline, is_windowed, window_shows
 from cxr.imaging.dicom_pixels import PixelData, read_pixel_data
 from cxr.imaging.dicom_signature import LONG_VR, MAGIC, PREAMBLE_BYTES, has_preamble
 from cxr.imaging.image import MAX_FILE_BYTES, EncodedImage, Image, to_gray
@@ -78,7 +79,16 @@ def inspect_dicom(data: bytes) -> EncodedImage:
     with rejecting_damaged_files():
         dataset = _parse(data)
         pixel_data = read_pixel_data(dataset)
-    return EncodedImage(pixel_data.memory_bytes, partial(_decode, dataset, pixel_data))
+        max_halvings = pixel_data.max_halvings if is_windowed(dataset) else 0
+    return EncodedImage(
+        height=pixel_data.height,
+        width=pixel_data.width,
+        memory_bytes=pixel_data.memory_bytes,
+        decode=partial(_decode, dataset, pixel_data),
+        max_halvings=max_halvings,
+        decode_reduced=partial(_decode_reduced, dataset, pixel_data),
+        first_center=lambda halvings: 0.5,  # low-pass samples lie at even samples (ISO/IEC 15444-1 F.3)
+    )
 
 
 def encode_dataset(dataset: Dataset) -> bytes:
@@ -113,19 +123,30 @@ def _plain_syntax(implicit: bool | None, little: bool | None) -> uid.UID:
 
 def _decode(dataset: Dataset, pixel_data: PixelData) -> Image:
     with rejecting_damaged_files():
-        samples = pixel_data.decode()
-        gray = samples.ndim == 2
-        return Image(
-            pixels=apply_display_pipeline(samples, pixel_data.bits, dataset) if gray else to_gray(samples[..., ::-1]),
-            spacing_mm=dicom_tags.spacing_mm(dataset),
-            view=dicom_tags.view(dataset),
-            body_part=dicom_tags.body_part(dataset),
-            modality=dicom_tags.modality(dataset),
-            study_id=dicom_tags.uid(dataset, "StudyInstanceUID"),
-            series_id=dicom_tags.uid(dataset, "SeriesInstanceUID"),
-            sex=dicom_tags.sex(dataset),
-            age_years=dicom_tags.age_years(dataset),
-        )
+        return _image(dataset, pixel_data, pixel_data.decode())
+
+
+def _decode_reduced(dataset: Dataset, pixel_data: PixelData, halvings: int) -> Image | None:
+    with rejecting_damaged_files():
+        samples = pixel_data.decode_reduced(halvings)
+        if samples is None or not window_shows(samples, pixel_data.bits, dataset):
+            return None
+        return _image(dataset, pixel_data, samples)
+
+
+def _image(dataset: Dataset, pixel_data: PixelData, samples: np.ndarray) -> Image:
+    gray = samples.ndim == 2
+    return Image(
+        pixels=apply_display_pipeline(samples, pixel_data.bits, dataset) if gray else to_gray(samples[..., ::-1]),
+        spacing_mm=dicom_tags.spacing_mm(dataset),
+        view=dicom_tags.view(dataset),
+        body_part=dicom_tags.body_part(dataset),
+        modality=dicom_tags.modality(dataset),
+        study_id=dicom_tags.uid(dataset, "StudyInstanceUID"),
+        series_id=dicom_tags.uid(dataset, "SeriesInstanceUID"),
+        sex=dicom_tags.sex(dataset),
+        age_years=dicom_tags.age_years(dataset),
+    )
 
 
 @contextmanager

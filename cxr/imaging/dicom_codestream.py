@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
+from PIL import Image as Pillow
 
 from cxr.errors import ImageRejectedError
 from cxr.imaging.image import BLANK_PIXELS, check_ratio
@@ -46,6 +48,7 @@ class Codestream:
     bits: int  # per sample
     format: str
     memory_bytes: int = 0  # estimated peak of decoding
+    max_halvings: int = 0  # how often the resolution may be halved on decoding
 
 
 def read_header(coded: bytes) -> Codestream:
@@ -97,18 +100,21 @@ def _jpeg_2000(coded: bytes) -> Codestream:
         raise ImageRejectedError(
             "unsupported DICOM pixels: JPEG 2000 with subsampled or different components; convert the file"
         )
-    blocks = width * height * samples // _code_block_area(coded)
-    memory = _BYTES_PER_SAMPLE * width * height * samples + _BYTES_PER_BLOCK * blocks
-    return Codestream(height, width, samples, bits, "JPEG 2000", memory)
+    levels, block_area = _coding_style(coded)
+    memory = _BYTES_PER_SAMPLE * width * height * samples + _BYTES_PER_BLOCK * (
+        width * height * samples // block_area
+    )
+    is_plain = samples == 1 and coded[42] < 0x80 and not any(coded[16:24] + coded[32:40])  # unsigned, no offsets
+    return Codestream(height, width, samples, bits, "JPEG 2000", memory, levels if is_plain else 0)
 
 
-def _code_block_area(coded: bytes) -> int:
-    """Pixels in a code block, from the COD marker segment (ISO/IEC 15444-1 A.6.1)."""
+def _coding_style(coded: bytes) -> tuple[int, int]:
+    """Decomposition levels, and pixels of a code block, from the COD marker segment (ISO/IEC 15444-1 A.6.1)."""
     position = 2
     while position + 14 <= len(coded):
         marker, length = struct.unpack_from(">HH", coded, position)
         if marker == _COD:
-            return 1 << (4 + (coded[position + 10] & 15) + (coded[position + 11] & 15))
+            return coded[position + 9], 1 << (4 + (coded[position + 10] & 15) + (coded[position + 11] & 15))
         if marker == _SOT or length < 2:
             break
         position += 2 + length
@@ -135,6 +141,25 @@ def decode_codestream(coded: bytes, header: Codestream) -> np.ndarray:
     except Exception as error:  # codecs raise many kinds
         reason = f"{codec} cannot decode the {header.format} codestream ({type(error).__name__})"
         raise ImageRejectedError(f"damaged DICOM pixels: {reason}") from None
+
+
+def decode_reduced(coded: bytes, header: Codestream, halvings: int) -> np.ndarray | None:
+    """Decode a gray JPEG 2000 codestream at a lower resolution, which its wavelets contain: (height, width), uint8 or
+    uint16, with sides divided by 2 ** halvings and rounded up.
+
+    Pillow contains the same OpenJPEG as imagecodecs, but can reduce. None: it cannot decode the codestream.
+    """
+    try:
+        with Pillow.open(BytesIO(_without_boxes(coded)), formats=["JPEG2000"]) as picture:
+            picture.reduce = halvings  # pyright: ignore[reportAttributeAccessIssue]
+            samples = np.asarray(picture)
+    except MemoryError:
+        raise
+    except Exception:  # the full resolution tells what is wrong
+        return None
+    if samples.dtype != (np.uint8 if header.bits <= 8 else np.uint16):
+        return None
+    return samples >> (8 * samples.itemsize - header.bits)  # Pillow scales to all bits
 
 
 def _decode_jpeg(coded: bytes, header: Codestream) -> np.ndarray:

@@ -12,7 +12,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import convert_color_space
 
 from cxr.errors import ImageRejectedError
-from cxr.imaging.dicom_codestream import Codestream, decode_codestream, decode_rle, read_header
+from cxr.imaging.dicom_codestream import Codestream, decode_codestream, decode_reduced, decode_rle, read_header
 from cxr.imaging.dicom_tags import code, number, value
 from cxr.imaging.image import check_decoding_bytes, check_size
 
@@ -92,6 +92,19 @@ class PixelData:
         if self.codestream is not None:
             return self.codestream.memory_bytes
         return (2 if self.coded is None else 4) * self.sample_bytes
+
+    @property
+    def max_halvings(self) -> int:
+        """How often the resolution may be halved on decoding; 0 if samples are not simply unsigned stored values."""
+        bits = self.bits
+        is_plain = bits.allocated == bits.stored == bits.high + 1 and not bits.signed
+        return self.codestream.max_halvings if self.codestream is not None and is_plain else 0
+
+    def decode_reduced(self, halvings: int) -> np.ndarray | None:
+        """`decode` with sides divided by 2 ** halvings and rounded up; None: only `decode` gives the samples."""
+        assert self.coded is not None
+        assert self.codestream is not None
+        return decode_reduced(self.coded, self.codestream, halvings)
 
     def decode(self) -> np.ndarray:
         """Samples as unsigned numbers: (height, width) of 8 or 16 bits, or (height, width, 3) RGB of 8 bits.

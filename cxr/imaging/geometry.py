@@ -54,16 +54,22 @@ class ResizeTransform:
         return np.array([self.x_offset, self.y_offset])
 
 
-def fit(pixels: np.ndarray, size: int) -> tuple[np.ndarray, ResizeTransform]:
+def fit(pixels: np.ndarray, size: int, original: tuple[int, int] | None = None) -> tuple[np.ndarray, ResizeTransform]:
     """Resize (H, W) pixels into a (size, size) square; the long side fills it, the short side is padded with 0.
 
     The image is centered; odd padding has its extra pixel on the right or at the bottom. Pixels are averaged by area
     when shrunk and interpolated linearly when enlarged. The transform's scales are exact for the sides after rounding
     to whole pixels.
+
+    Args:
+        original: height and width of the original, if the pixels are a smaller copy of it; the transform is to the
+            original.
     """
-    height, width = pixels.shape
+    height, width = original or pixels.shape
     transform = fitted_transform(height, width, size)
-    return _place(pixels, size, transform), transform
+    own_height, own_width = pixels.shape
+    to_copy = ResizeTransform(own_width / width, own_height / height)
+    return _place(pixels, size, transform.then(to_copy)), transform
 
 
 def fitted_transform(height: int, width: int, size: int) -> ResizeTransform:

@@ -51,8 +51,15 @@ class Image:
 class EncodedImage:
     """An image whose header has been checked, but whose pixels have not been decoded."""
 
+    height: int
+    width: int
     memory_bytes: int  # estimated peak memory of `decode`, without the file's own bytes
     decode: Callable[[], Image]
+    max_halvings: int = 0  # how often the resolution may be halved on decoding, see `imaging.reduced`
+    decode_reduced: Callable[[int], Image | None] = lambda halvings: None
+    """Decode with sides divided by 2 ** halvings and rounded up; None: only `decode` gives the pixels."""
+    first_center: Callable[[int], float] = lambda halvings: (1 << halvings) / 2
+    """Where the center of the reduced image's first pixel lies in the original, in pixels from the edge."""
 
 
 def to_bits(pixels: np.ndarray, bits: int) -> np.ndarray:

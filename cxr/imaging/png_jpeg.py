@@ -50,6 +50,10 @@ _JPEG_SCAN = 0xDA
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC} | {0xF7}  # the last is JPEG-LS
 JPEG_PROGRESSIVE = 0xC2
 _JPEG_DECODABLE = {0xC0, 0xC1, JPEG_PROGRESSIVE}  # baseline, extended
+_JPEG_REDUCED = {  # by channels: OpenCV's flags for 1/2, 1/4 and 1/8 of the resolution
+    1: (cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_GRAYSCALE_4, cv2.IMREAD_REDUCED_GRAYSCALE_8),
+    3: (cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_COLOR_8),
+}
 _JPEG_SCAN_MARKER = b"\xff\xda"
 _JPEG_MAX_SCANS = 100  # encoders use about ten; each covers the whole image
 
@@ -106,7 +110,9 @@ def inspect_png(data: bytes) -> EncodedImage:
     if pixel_bytes > _DEFLATE_RATIO * lengths[b"IDAT"]:
         raise ImageRejectedError("damaged PNG: too few compressed bytes for the declared size")
     is_plain_gray = color == _PNG_GRAY and bits in (8, 16)
-    return EncodedImage(memory_bytes, partial(_decode_png, data, (height, width), bits if is_plain_gray else None))
+    return EncodedImage(
+        height, width, memory_bytes, partial(_decode_png, data, (height, width), bits if is_plain_gray else None)
+    )
 
 
 def _decode_png(data: bytes, shape: tuple[int, int], gray_bits: int | None) -> Image:
@@ -167,7 +173,14 @@ def inspect_jpeg(data: bytes) -> EncodedImage:
         (4 if progressive else 2) * height * width * channels
     )  # progressive decoding keeps the coefficients of all scans
     check_decoding_bytes(memory_bytes)
-    return EncodedImage(memory_bytes, lambda: Image(_decode(data, "JPEG")))
+    return EncodedImage(
+        height,
+        width,
+        memory_bytes,
+        decode=lambda: Image(_decode(data, "JPEG")),
+        max_halvings=len(_JPEG_REDUCED[channels]),
+        decode_reduced=lambda halvings: Image(_decode(data, "JPEG", _JPEG_REDUCED[channels][halvings - 1])),
+    )
 
 
 def check_scans(data: bytes) -> None:
@@ -183,7 +196,9 @@ def jpeg_frame(data: bytes) -> tuple[int, int, int, int, int]:
     for marker, start, length in jpeg_segments(data):
         if marker in _JPEG_FRAMES:
             frame = (marker, *struct.unpack_from(">BHHB", data, start))
-        if marker == _JPEG_SCAN and data.find(JPEG_END, start + length) < 0:
+        if (
+            marker == _JPEG_SCAN and data.rfind(JPEG_END) < start + length
+        ):  # searches from the end, where it should be
             raise ImageRejectedError("truncated JPEG: there is no end marker")
     if frame is None:
         raise ImageRejectedError("damaged JPEG: there is no frame header")
@@ -207,9 +222,9 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         position += 2 + length
 
 
-def _decode(data: bytes, kind: str) -> np.ndarray:
+def _decode(data: bytes, kind: str, flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray:
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         if error.code == cv2.Error.STS_NO_MEM:
             raise MemoryError from None
@@ -229,7 +244,7 @@ def inspect_gif(data: bytes) -> EncodedImage:
         raise ImageRejectedError("truncated GIF: the file ends inside its header")
     width, height = struct.unpack_from("<HH", data, 6)
     check_size(height, width)
-    return EncodedImage(4 * height * width, lambda: Image(_decode_gif(data)))
+    return EncodedImage(height, width, 4 * height * width, lambda: Image(_decode_gif(data)))
 
 
 def _decode_gif(data: bytes) -> np.ndarray:
@@ -258,7 +273,7 @@ def inspect_jsrt(data: bytes) -> EncodedImage:
 
     The file contains only 2048 rows of 2048 big-endian 16-bit numbers, of which 12 bits are used; 0 is white.
     """
-    return EncodedImage(3 * JSRT_BYTES, lambda: Image(_decode_jsrt(data)))
+    return EncodedImage(_JSRT_SIDE_PX, _JSRT_SIDE_PX, 3 * JSRT_BYTES, lambda: Image(_decode_jsrt(data)))
 
 
 def _decode_jsrt(data: bytes) -> np.ndarray:

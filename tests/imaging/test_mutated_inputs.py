@@ -14,6 +14,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -24,7 +25,9 @@ from imagecodecs import htj2k_encode, jpeg8_encode, jpegls_encode
 from pydicom import uid
 
 from cxr.errors import ImageRejectedError
-from cxr.imaging.decode import decode
+from cxr.imaging.decode import decode, inspect
+from cxr.imaging.image import Image
+from cxr.imaging.reduced import decode_to_fit
 from tests.odd_files import HEIGHT, WIDTH, chunk, dataset, dicom, encoded, odd_files, radiograph, run_lengths
 
 MAX_CPU_S = 5.0  # CPU time per file
@@ -40,6 +43,7 @@ def whole_files() -> list[bytes]:
     gray, twelve = radiograph(), radiograph(12)
     rgb = np.dstack([gray] * 3)
     color = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+    window = {"WindowCenter": "100", "WindowWidth": "200"}
     tiles = {"no_jp2": True, "tile_size": (32, 32), "codeblock_size": (8, 8), "precinct_size": (64, 64)}
     lossy = {"no_jp2": True, "irreversible": True, "quality_layers": [10]}
     compressed = [
@@ -64,7 +68,7 @@ def whole_files() -> list[bytes]:
     ]
     return [
         *(file.data for file in odd_files() if file.reason is None),
-        *(dicom(dataset(pixels), syntax, codestream) for syntax, pixels, codestream in compressed),
+        *(dicom(dataset(pixels, **window), syntax, codestream) for syntax, pixels, codestream in compressed),
         *(dicom(dataset(rgb, **color), syntax) for syntax in (uid.JPEG2000Lossless, uid.RLELossless)),
         *(dicom(dataset(rgb, **color), syntax, codestream) for syntax, codestream in colored),
         np.random.default_rng(0).integers(0, 4096, (2048, 2048)).astype(">u2").tobytes(),
@@ -124,6 +128,13 @@ def damaged_file(seed: int, files: list[bytes]) -> bytes:
     return with_checksums(damaged) if rng.random() < 0.7 else damaged
 
 
+def decode_both(data: bytes) -> Image:
+    """Decode at full resolution, and, if the file allows it, at a reduced one."""
+    with suppress(ImageRejectedError):
+        decode_to_fit(inspect(data), 20)
+    return decode(data)
+
+
 def decode_all(channel: Connection, first: int, last: int, decoder: Callable[[bytes], Any]) -> None:
     """Send (seed, None) before and (seed, outcome) after each file; outcomes other than "decoded" and "rejected"
     fail."""
@@ -147,7 +158,7 @@ def decode_all(channel: Connection, first: int, last: int, decoder: Callable[[by
         channel.send((seed, outcome if seconds <= MAX_CPU_S else f"{outcome} after {seconds:.1f} s"))
 
 
-def outcomes(count: int, decoder: Callable[[bytes], Any] = decode) -> tuple[Counter[str], list[str]]:
+def outcomes(count: int, decoder: Callable[[bytes], Any] = decode_both) -> tuple[Counter[str], list[str]]:
     """Counts of decoded and rejected files, and the other outcomes with their seeds."""
     processes = multiprocessing.get_context("spawn")
     counts: Counter[str] = Counter()

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -44,12 +45,17 @@ MARKS = {b"#" + action.__name__.encode(): action for action in (exits, crashes, 
 if "cxr.data.decode_worker" in sys.orig_argv:
     from cxr.imaging import decode
 
-    unmarked = decode.decode
+    unmarked = decode.inspect
 
-    def marked(data: bytes) -> decode.Image:
-        for mark, action in MARKS.items():
-            if data.endswith(mark):
-                action()
-        return unmarked(data)
+    def marked(data: bytes) -> decode.EncodedImage:
+        encoded = unmarked(data)
 
-    decode.decode = marked
+        def decode_pixels() -> decode.Image:
+            for mark, action in MARKS.items():
+                if data.endswith(mark):
+                    action()
+            return encoded.decode()
+
+        return replace(encoded, decode=decode_pixels)
+
+    decode.inspect = marked
