@@ -52,7 +52,9 @@ def not_frontal(column: pa.ChunkedArray) -> dict[str, int]:
 def describe(counts: Mapping[str, int]) -> str:
     """The counts of `not_frontal` in words."""
     listed = ", ".join(f"{count:,} {what}" for what, count in counts.items())
-    return f"{counted(sum(counts.values()), 'image')} do not look like upright frontal chest X-rays: {listed}"
+    total = sum(counts.values())
+    verb, what = ("does", "an upright frontal chest X-ray") if total == 1 else ("do", "upright frontal chest X-rays")
+    return f"{counted(total, 'image')} {verb} not look like {what}: {listed}"
 
 
 def is_excluded(error: str) -> bool:

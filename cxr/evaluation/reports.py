@@ -103,7 +103,7 @@ def report(runs: str | Sequence[str], options: ReportOptions, out: str) -> dict[
         _reports(run)  # raises for an unknown family before anything is computed
     if len(named) == 1:
         (run,) = named.values()
-        report, result = one_run(_content(run, options, out), out)
+        report, result = one_run(_content(run, options, out, must_compare=bool(options.archive)), out)
     else:
         contents = {name: _content(run, options, storage.join(out, name)) for name, run in named.items()}
         report, result = several_runs(contents, out)
@@ -119,13 +119,14 @@ def _reports(run: Run) -> Reports:
     return REPORTS[run.family]
 
 
-def _content(run: Run, options: ReportOptions, out: str) -> Content:
+def _content(run: Run, options: ReportOptions, out: str, *, must_compare: bool = False) -> Content:
     """What the report says about a run."""
-    return replace(with_subgroups(_evaluated(run, options, out), out), subject=_reports(run).subject)
+    content = _evaluated(run, options, out, must_compare=must_compare)
+    return replace(with_subgroups(content, out), subject=_reports(run).subject)
 
 
-def _evaluated(run: Run, options: ReportOptions, out: str) -> Content:
-    """A comparison with the ground truth, or a description of the scores."""
+def _evaluated(run: Run, options: ReportOptions, out: str, *, must_compare: bool) -> Content:
+    """A comparison with the ground truth, or, unless it was requested, a description of the scores."""
     how, scored = _reports(run), " and ".join(run.archives)
     if run.pseudonymized and not (options.crosswalk or options.archive or options.against):
         print(f"note: {run.uri} has pseudonyms, so the report only describes the scores; give --crosswalk to compare")
@@ -138,8 +139,9 @@ def _evaluated(run: Run, options: ReportOptions, out: str) -> Content:
     try:
         return how.evaluate(run, _of_test_images(options), out)
     except NoGroundTruthError:
-        if options.archive or options.against:
+        if must_compare or options.against:
             raise
+        scored = options.archive or scored
         print(f"note: {scored} has no ground truth for these scores: the report covers only them", flush=True)
         return score_summary.report(run, options, out, how.kinds)
 

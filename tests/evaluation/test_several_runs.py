@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,8 @@ def test_every_checkpoint_of_a_panel_has_a_part(archive: str, tmp_path: Path) ->
         ]
         assert {key: metrics[f"{name}/{key}"] for key in alone} == alone
     assert metrics["masks/images_with_mask"] == IMAGES
+    named = replace(OPTIONS, archive=archive)  # also where the ground truth of some checkpoints is given
+    assert reports.report(run, named, str(tmp_path / "out"))["metrics"] == metrics
     page = (tmp_path / "out/report.html").read_text()
     assert f'data-metric="strong/mean_auroc" data-value="{metrics["strong/mean_auroc"]}"' in page
     assert page.count("Images without scores, and the gate</h2>") == 1
