@@ -199,16 +199,40 @@ def export_run(parts: Sequence[pa.Table], export: Export, originals: Originals, 
     before = {key: row for key, row in _read_before(export.out).items() if row["file"] in files}
     total = sum(part.num_rows for part in parts)
     progress, unused = Progress("exported", total), set(files)
+    owners: dict[str, str] = {}
+    shared: set[str] = set()  # files of several images
     for number, rows in enumerate(map_works(_works(parts, export, originals, before), workers, total)):
         storage.write_json(storage.join(export.out, PARTS, f"part-{number:06d}.json"), rows)
+        for row in (row for row in rows if row["status"] == WRITTEN):
+            if owners.setdefault(row["file"], row["image_id"]) != row["image_id"]:
+                shared.add(row["file"])
         unused -= {row["file"] for row in rows}
         progress.add(len({row["image_id"] for row in rows}), sum(row["status"] == FAILED for row in rows))
     progress.show()
+    _reject_shared(export.out, shared)
     for file in unused:
         if file.rpartition("/")[2].startswith(tuple(f"{kind}-2.25." for kind in KINDS)):
             storage.delete(storage.join(export.out, file))
     for uri in part_uris(export.out)[-(-total // _PART_IMAGES) :]:  # of an earlier, longer export
         storage.delete(uri)
+
+
+def _reject_shared(out: str, files: set[str]) -> None:
+    """Delete objects that several images would have in common, and record that none of these images has them.
+
+    Such images have the same SOPInstanceUID but different contents, so nothing can refer to one of them.
+    """
+    if not files:
+        return
+    reason = "another image of the archive has the same SOPInstanceUID, so objects cannot refer to this one"
+    for uri in part_uris(out):
+        rows = storage.read_json(uri)
+        if any(row["file"] in files for row in rows):
+            for row in (row for row in rows if row["file"] in files):
+                row.update(status=FAILED, reason=reason, file=None, sop_uid=None)
+            storage.write_json(uri, rows)
+    for file in files:
+        storage.delete(storage.join(out, file))
 
 
 def _works(

@@ -16,11 +16,12 @@ from io import BytesIO
 from typing import Any
 from uuid import UUID, uuid5
 
-from pydicom import Dataset, uid
+from pydicom import DataElement, Dataset, uid
 from pydicom.charset import python_encoding
+from pydicom.config import RAISE
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
-from pydicom.valuerep import DA, TM
+from pydicom.valuerep import DA, TM, VR, validate_value
 
 from cxr import storage
 from cxr.errors import ImageRejectedError, UserError, raised_at
@@ -169,7 +170,7 @@ def _source(header: Dataset, file_bytes: int) -> SourceImage:
         setattr(reference, keyword, _valid(DA, header.get(keyword)))
     reference.StudyTime = _valid(TM, header.get("StudyTime"))
     for keyword in _COPIED:
-        if header.get(keyword):
+        if header.get(keyword) and _is_valid(header[keyword]):
             reference[keyword] = deepcopy(header[keyword])
     reference.Modality = str(header.get("Modality") or "OT")
     number = str(header.get("InstanceNumber") or "")
@@ -200,6 +201,17 @@ def _add_lossy_compression(reference: Dataset, header: Dataset, file_bytes: int)
     reference.LossyImageCompressionRatio = ratio
     if method:
         reference.LossyImageCompressionMethod = method
+
+
+def _is_valid(element: DataElement) -> bool:
+    """Whether a value conforms to its value representation. Others are left out, since they are optional."""
+    if element.VR == VR.SQ:
+        return True
+    try:
+        validate_value(element.VR, str(element.value), RAISE)
+    except ValueError:
+        return False
+    return True
 
 
 def _valid(kind: type[DA] | type[TM], value: object) -> str:

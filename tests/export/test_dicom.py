@@ -421,6 +421,24 @@ def test_every_image_that_cannot_be_exported_has_a_row_with_the_reason(
     assert "Doe" not in printed.out + printed.err + (tmp_path / "out/export.csv").read_text()
 
 
+def test_images_with_the_same_uid_have_no_objects(tmp_path: Path) -> None:
+    images = [xray(0), xray(1), xray(2, SOPInstanceUID=xray(0).SOPInstanceUID)]
+    paths = write_images(tmp_path / "archive", images)
+    ids = ["a.dcm", images[1].SOPInstanceUID, "c.dcm"]  # as the source `dicom` names images with the same UID
+    rows = [
+        scored(ds, path, **positive()) | {schema.IMAGE_ID: name, schema.STUDY_ID: None}
+        for ds, path, name in zip(images, paths, ids, strict=True)
+    ]
+    images[2].StudyInstanceUID = images[0].StudyInstanceUID
+    paths[2].write_bytes(xray_file(images[2]))
+    run = localizer_run(tmp_path, rows)
+    for _ in range(2):
+        written = export(run, tmp_path / "out", kinds=("sr",))
+        assert [written[name, "sr"]["status"] for name in ids] == ["failed", "written", "failed"]
+        assert "same SOPInstanceUID" in written["a.dcm", "sr"]["reason"]
+        assert len([*(tmp_path / "out").rglob("*.dcm")]) == 1
+
+
 @pytest.mark.parametrize(
     ("family", "columns", "kinds", "message"),
     [
@@ -538,6 +556,7 @@ def test_other_findings_get_stable_private_codes() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")  # of the test's own files
 def test_objects_of_all_transfer_syntaxes_are_valid(tmp_path: Path) -> None:
     if shutil.which("dciodvfy") is None:
         pytest.skip("dciodvfy of Debian's package dicom3tools is not installed")
@@ -546,6 +565,7 @@ def test_objects_of_all_transfer_syntaxes_are_valid(tmp_path: Path) -> None:
     run, _ = masked_run(tmp_path / "masks", [mask] * len(SYNTAXES))
     export(run, tmp_path / "masks/out")
     images = [xray(number) for number in range(len(SYNTAXES))]
+    images += [xray(52, PatientAge="62")]  # invalid: "062Y" is expected
     images += [xray(50, PatientOrientation=None, PixelSpacing=None, PatientSex=None, Modality="CR")]
     images += [xray(51, FrameOfReferenceUID=made_uid("frame"), PhotometricInterpretation="MONOCHROME1")]
     paths = write_images(tmp_path / "archive", images)
