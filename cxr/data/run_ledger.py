@@ -161,11 +161,6 @@ def folder_of(number: int) -> str:
     return f"{SCORES}/increment-{number:04d}" if number else SCORES
 
 
-def plan_folder(out: str, number: int) -> str:
-    """URI of the folder of an increment's plan."""
-    return storage.join(out, INCREMENTS, f"{number:04d}")
-
-
 def increment_of(part: str) -> int:
     """Number of the increment of a part of scores, such as "scores/increment-0001/part-00003"."""
     match = _PART.fullmatch(part.removeprefix(f"{SCORES}/") + SUFFIX)
@@ -245,4 +240,4 @@ def removed_file(out: str, number: int) -> str:
 
 def moved_file(out: str, number: int) -> str:
     """URI of the new places that an increment records; it exists if there are any."""
-    return storage.join(plan_folder(out, number), f"moved{SUFFIX}")
+    return storage.join(out, INCREMENTS, f"{number:04d}", f"moved{SUFFIX}")

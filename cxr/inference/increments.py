@@ -3,6 +3,7 @@
 OUT/increments/0001/plan-00.parquet   the images of an archive that the increment scores: rows of its manifest, sizes
                                       and versions of their files, and the number of their part
 OUT/increments/0001/moved.parquet     images whose file has another place but the same content
+OUT/increments/0001/removed.parquet   images that are no longer in the archive
 
 An open increment is resumed from its plan, so it does not matter whether the archive has changed in the meantime. The
 plans of the committed increments together say which version of each image has been scored.
@@ -22,13 +23,15 @@ import pyarrow.parquet as pq
 
 from cxr import schema, storage
 from cxr.data import ledger
+from cxr.data.identity import Identity
 from cxr.data.ledger import Part
-from cxr.data.run_ledger import REMOVED, Generation, Increment, folder_of, moved_file, plan_folder, removed_file
+from cxr.data.run_ledger import REMOVED, Generation, Increment, folder_of, moved_file, removed_file
 from cxr.inference.latents import Origin
 from cxr.sources.image_files import FILE_BYTES, FILE_VERSION
 
 _NUMBER = "part_number"
 _PLAN = "plan-"  # how names of plans begin
+_MOVED, _REMOVED = "moved.parquet", "removed.parquet"
 _ORIGIN = b"cxr.origin"
 _THREADS = 8
 KNOWN = pa.schema(
@@ -39,7 +42,7 @@ KNOWN = pa.schema(
         (FILE_VERSION, pa.string()),
     ]
 )
-_LISTED = pa.schema([*schema.MANIFEST, KNOWN.field(FILE_BYTES), KNOWN.field(FILE_VERSION)])
+LISTED = pa.schema([*schema.MANIFEST, KNOWN.field(FILE_BYTES), KNOWN.field(FILE_VERSION)])
 
 
 @dataclass(frozen=True)
@@ -124,43 +127,110 @@ def divide(rows: pa.Table, number: int, rows_per_part: int, first: int = 0) -> l
     return [Part(f"{folder_of(number)}/part-{first + n:05d}", part.rows) for n, part in enumerate(parts)]
 
 
-def write_plan(out: str, number: int, plans: Sequence[StoredPlan]) -> None:
-    """Store the parts of an increment, by archive; their rows have the columns FILE_BYTES and FILE_VERSION."""
-    for index, plan in enumerate(plans):
-        if plan.parts:
-            _write_plan(storage.join(plan_folder(out, number), f"{_PLAN}{index:02d}.parquet"), plan)
+@dataclass(frozen=True)
+class PlanStore:
+    """The stored plans of a run's increments.
 
+    Args:
+        out: URI of the results.
+        folder: URI of the plans, which contain ids and paths: OUT/increments, or with pseudonyms a private folder.
+        identity: replaces ids and paths in what readers of the results see.
+    """
 
-def read_plan(out: str, number: int) -> list[StoredPlan]:
-    """The plan of an increment, by archive; archives of which it scores nothing are left out."""
-    return [_read_plan(uri, number) for uri in _plan_files(out, number)]
+    out: str
+    folder: str
+    identity: Identity | None = None
 
+    def write(self, number: int, plans: Sequence[StoredPlan]) -> None:
+        """Store the parts of an increment, by archive; their rows have the columns FILE_BYTES and FILE_VERSION."""
+        for index, plan in enumerate(plans):
+            if plan.parts:
+                self._write_plan(storage.join(self._of(number), f"{_PLAN}{index:02d}.parquet"), plan)
 
-def shorten_plan(out: str, number: int, scored: Collection[str]) -> None:
-    """Leave only these parts in the plan of an increment, so that the images of all others count as new again."""
-    for uri in _plan_files(out, number):
-        plan = _read_plan(uri, number)
-        parts = [part for part in plan.parts if part.name in scored]
-        if parts:
-            _write_plan(uri, replace(plan, parts=parts))
-        else:
-            storage.delete(uri)
+    def read(self, number: int) -> list[StoredPlan]:
+        """The plan of an increment, by archive; archives of which it scores nothing are left out."""
+        return [_read_plan(uri, number) for uri in self._files(number)]
 
+    def shorten(self, number: int, scored: Collection[str]) -> None:
+        """Leave only these parts in the plan of an increment, so that the images of all others count as new again."""
+        for uri in self._files(number):
+            plan = _read_plan(uri, number)
+            parts = [part for part in plan.parts if part.name in scored]
+            if parts:
+                self._write_plan(uri, replace(plan, parts=parts))
+            else:
+                storage.delete(uri)
 
-def _write_plan(uri: str, plan: StoredPlan) -> None:
-    table = pa.concat_tables(
-        part.rows.append_column(_NUMBER, pa.array([_number(part)] * part.rows.num_rows, pa.int32()))
-        for part in plan.parts
-    )
-    origin = {_ORIGIN: json.dumps(asdict(plan.origin)).encode()}
-    _write(uri, table.replace_schema_metadata({**(table.schema.metadata or {}), **origin}))
+    def write_departures(self, number: int, changes: Changes) -> None:
+        """Store the moved and removed images, also for readers of the results: see `data.run_ledger.current_rows`."""
+        for name, rows in ((_MOVED, changes.moved), (_REMOVED, changes.removed)):
+            if rows.num_rows:
+                self._write(storage.join(self._of(number), name), rows)
+        if changes.moved.num_rows:
+            self._write(moved_file(self.out, number), self._shown(changes.moved))
+        if changes.removed.num_rows:
+            count = changes.removed.num_rows
+            known = {name: changes.removed[name] for name in (schema.IMAGE_ID, schema.SOURCE_URI)}
+            known[schema.ERROR] = pa.chunked_array([[REMOVED] * count], pa.string())
+            columns = [known.get(field.name, pa.nulls(count, field.type)) for field in schema.SCORES]
+            marked = self._shown(pa.table(columns, schema=schema.SCORES))
+            marked = marked.append_column(schema.INCREMENT, pa.array([number] * count, pa.int32()))
+            self._write(removed_file(self.out, number), marked)
+
+    def known(self, generation: Generation) -> pa.Table:
+        """The images that the committed increments of a generation have scored and not marked as removed: KNOWN."""
+
+        def read(increment: Increment) -> tuple[pa.Table, pa.ChunkedArray]:
+            """The places and versions that an increment recorded, and the ids of the removed images."""
+            files, folder = self._files(increment.number), self._of(increment.number)
+            files += [storage.join(folder, _MOVED)] if increment.moved else []
+            tables = [storage.read_parquet(uri, columns=KNOWN.names).cast(KNOWN) for uri in files]
+            removed = KNOWN.empty_table()
+            if increment.removed:
+                removed = storage.read_parquet(storage.join(folder, _REMOVED))
+            return pa.concat_tables([KNOWN.empty_table(), *tables]), removed[schema.IMAGE_ID]
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            increments = list(pool.map(read, generation.increments))
+        known = KNOWN.empty_table()
+        for recorded, removed in increments:
+            outdated = pa.chunked_array([*recorded[schema.IMAGE_ID].chunks, *removed.chunks], pa.string())
+            still_valid = pc.invert(pc.is_in(known[schema.IMAGE_ID], value_set=outdated.combine_chunks()))
+            known = pa.concat_tables([known.filter(still_valid), recorded])
+        return known
+
+    def _write_plan(self, uri: str, plan: StoredPlan) -> None:
+        table = pa.concat_tables(
+            part.rows.append_column(_NUMBER, pa.array([_number(part)] * part.rows.num_rows, pa.int32()))
+            for part in plan.parts
+        )
+        origin = {_ORIGIN: json.dumps(asdict(plan.origin)).encode()}
+        self._write(uri, table.replace_schema_metadata({**(table.schema.metadata or {}), **origin}))
+
+    def _write(self, uri: str, table: pa.Table) -> None:
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        storage.write_bytes(uri, sink.getvalue(), private=self.identity is not None)
+
+    def _of(self, number: int) -> str:
+        return storage.join(self.folder, f"{number:04d}")
+
+    def _files(self, number: int) -> list[str]:
+        try:
+            entries = list(storage.list_files(self._of(number)))
+        except storage.NotFoundError:  # a run of shards, or of an earlier version
+            return []
+        return sorted(entry.uri for entry in entries if entry.path.startswith(_PLAN))
+
+    def _shown(self, rows: pa.Table) -> pa.Table:
+        return self.identity.applied(rows) if self.identity else rows
 
 
 def _read_plan(uri: str, number: int) -> StoredPlan:
     table = storage.read_parquet(uri)
     metadata, numbers = dict(table.schema.metadata), table[_NUMBER]
     origin = json.loads(metadata.pop(_ORIGIN))
-    rows = table.drop_columns([_NUMBER]).cast(_LISTED.with_metadata(metadata or None))
+    rows = table.drop_columns([_NUMBER]).cast(LISTED.with_metadata(metadata or None))
     parts = [
         Part(f"{folder_of(number)}/part-{each:05d}", rows.filter(pc.equal(numbers, each)))
         for each in sorted(numbers.unique().to_pylist())
@@ -168,59 +238,5 @@ def _read_plan(uri: str, number: int) -> StoredPlan:
     return StoredPlan(Origin(origin["archive"], origin["source"], tuple(origin["findings"])), parts)
 
 
-def _plan_files(out: str, number: int) -> list[str]:
-    try:
-        entries = list(storage.list_files(plan_folder(out, number)))
-    except storage.NotFoundError:  # the increment only marks images as removed
-        return []
-    return sorted(entry.uri for entry in entries if entry.path.startswith(_PLAN))
-
-
 def _number(part: Part) -> int:
     return int(part.name.rpartition("-")[2])
-
-
-def write_departures(out: str, number: int, changes: Changes) -> None:
-    """Store the moved images, and mark the removed ones in the scores."""
-    if changes.moved.num_rows:
-        _write(moved_file(out, number), changes.moved)
-    if changes.removed.num_rows:
-        count = changes.removed.num_rows
-        known = {name: changes.removed[name] for name in (schema.IMAGE_ID, schema.SOURCE_URI)}
-        known[schema.ERROR] = pa.array([REMOVED] * count, pa.string())
-        columns = [known.get(field.name, pa.nulls(count, field.type)) for field in schema.SCORES]
-        marked = pa.table(columns, schema=schema.SCORES)
-        _write(
-            removed_file(out, number), marked.append_column(schema.INCREMENT, pa.array([number] * count, pa.int32()))
-        )
-
-
-def read_known(out: str, generation: Generation) -> pa.Table:
-    """The images that the committed increments of a generation have scored and that had not been removed: KNOWN."""
-
-    def read(increment: Increment) -> tuple[pa.Table, pa.ChunkedArray]:
-        """The places and versions that an increment recorded, and the ids of the images that it marked as removed."""
-        files = _plan_files(out, increment.number)
-        if increment.moved:
-            files.append(moved_file(out, increment.number))
-        tables = [storage.read_parquet(uri, columns=KNOWN.names).cast(KNOWN) for uri in files]
-        removed = pa.chunked_array([], pa.string())
-        if increment.removed:
-            marked = storage.read_parquet(removed_file(out, increment.number), columns=[schema.IMAGE_ID])
-            removed = marked[schema.IMAGE_ID]
-        return pa.concat_tables([KNOWN.empty_table(), *tables]), removed
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        increments = list(pool.map(read, generation.increments))
-    known = KNOWN.empty_table()
-    for recorded, removed in increments:
-        outdated = pa.chunked_array([*recorded[schema.IMAGE_ID].chunks, *removed.chunks], pa.string())
-        still_valid = pc.invert(pc.is_in(known[schema.IMAGE_ID], value_set=outdated.combine_chunks()))
-        known = pa.concat_tables([known.filter(still_valid), recorded])
-    return known
-
-
-def _write(uri: str, table: pa.Table) -> None:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    storage.write_bytes(uri, sink.getvalue())

@@ -10,19 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr import schema
-from cxr.data.run_ledger import REMOVED, Generation, Increment, plan_folder
+from cxr.data.identity import Identity, open_identity
+from cxr.data.run_ledger import REMOVED, Generation, Increment, moved_file
 from cxr.inference.increments import (
     KNOWN,
     Changes,
     Listing,
+    PlanStore,
     StoredPlan,
     compare,
     divide,
-    read_known,
-    read_plan,
-    shorten_plan,
-    write_departures,
-    write_plan,
 )
 from cxr.inference.latents import Origin
 from cxr.sources.image_files import FILE_BYTES, FILE_VERSION
@@ -94,34 +91,39 @@ def test_several_archives_and_an_empty_state() -> None:
     assert not unchanged.any
 
 
-def stored(out: str, number: int, files: Sequence[Files], rows_per_part: int = 2) -> list[StoredPlan]:
+def store_in(folder: Path, identity: Identity | None = None) -> PlanStore:
+    return PlanStore(str(folder), str(folder / "increments"), identity)
+
+
+def stored(store: PlanStore, number: int, files: Sequence[Files], rows_per_part: int = 2) -> list[StoredPlan]:
     plans, first = [], 0
     for each in files:
         parts = divide(rows(each), number, rows_per_part, first)
         plans.append(StoredPlan(ORIGIN, parts))
         first += len(parts)
-    write_plan(out, number, plans)
+    store.write(number, plans)
     return plans
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     files = [{f"{archive}{n}": (f"/{archive}/{n}", n, "v") for n in range(3)} for archive in "ab"]
-    plans = stored(str(tmp_path), 3, files)
+    store = store_in(tmp_path)
+    plans = stored(store, 3, files)
     names = [part.name for plan in plans for part in plan.parts]
     assert names == [f"scores/increment-0003/part-{number:05d}" for number in range(4)]
-    for before, after in zip(plans, read_plan(str(tmp_path), 3), strict=True):
+    for before, after in zip(plans, store.read(3), strict=True):
         assert after.origin == before.origin
         for one, other in zip(before.parts, after.parts, strict=True):
             assert one.name == other.name
             assert one.rows.equals(other.rows)
             assert one.rows.schema.equals(other.rows.schema, check_metadata=True)
-    shorten_plan(str(tmp_path), 3, names[:1])
-    assert [[part.name for part in plan.parts] for plan in read_plan(str(tmp_path), 3)] == [names[:1]]
-    assert read_plan(str(tmp_path), 4) == []
+    store.shorten(3, names[:1])
+    assert [[part.name for part in plan.parts] for plan in store.read(3)] == [names[:1]]
+    assert store.read(4) == []
 
 
 def test_the_state_follows_additions_changes_moves_and_removals(tmp_path: Path) -> None:
-    out = str(tmp_path)
+    store = store_in(tmp_path)
     state: dict[str, tuple[str, int, str]] = {}
     increments: list[Increment] = []
 
@@ -129,17 +131,17 @@ def test_the_state_follows_additions_changes_moves_and_removals(tmp_path: Path) 
         for name, file in changed.items():
             state.pop(name) if file is None else state.update({name: file})
         generation = Generation({}, "", "", increments=tuple(increments))
-        changes = compare([Listing(ORIGIN, rows(state))], read_known(out, generation))
+        changes = compare([Listing(ORIGIN, rows(state))], store.known(generation))
         number = len(increments)
-        write_plan(out, number, [StoredPlan(ORIGIN, divide(changes.to_score[0], number, 2))])
-        write_departures(out, number, changes)
+        store.write(number, [StoredPlan(ORIGIN, divide(changes.to_score[0], number, 2))])
+        store.write_departures(number, changes)
         new, altered, unchanged, moved, removed = counts(changes)
         increments.append(Increment(number, 0, new + altered, new, altered, unchanged, removed, moved))
         return changes
 
     assert counts(next_increment(a=("/a", 1, "v"), b=("/b", 1, "v"), c=("/c", 1, "v"))) == (3, 0, 0, 0, 0)
     assert counts(next_increment()) == (0, 0, 3, 0, 0)
-    assert not Path(plan_folder(out, 1)).exists()
+    assert not (tmp_path / "increments" / "0001").exists()
     assert counts(next_increment(a=("/a", 1, "w"), b=("/x/b", 1, "v"), c=None, d=("/d", 1, "v"))) == (1, 1, 1, 1, 1)
     marked = pq.read_table(tmp_path / "scores" / "increment-0002" / "removed.parquet").to_pylist()
     assert [(row[schema.IMAGE_ID], row[schema.ERROR], row[schema.INCREMENT]) for row in marked] == [("c", REMOVED, 2)]
@@ -150,8 +152,31 @@ def test_the_state_follows_additions_changes_moves_and_removals(tmp_path: Path) 
 
 def test_images_of_parts_that_were_left_out_are_new_again(tmp_path: Path) -> None:
     files: dict[str, Any] = {name: (f"/{name}", 1, "v") for name in "abcde"}
-    plans = stored(str(tmp_path), 0, [files])
-    shorten_plan(str(tmp_path), 0, [plans[0].parts[1].name])
-    state = read_known(str(tmp_path), Generation({}, "", "", increments=(Increment(0, 1, 2, 5, 0, remaining=3),)))
+    store = store_in(tmp_path)
+    plans = stored(store, 0, [files])
+    store.shorten(0, [plans[0].parts[1].name])
+    state = store.known(Generation({}, "", "", increments=(Increment(0, 1, 2, 5, 0, remaining=3),)))
     assert ids([state]) == [["c", "d"]]
     assert ids(compare([Listing(ORIGIN, rows(files))], state).to_score) == [["a", "b", "e"]]
+
+
+def test_with_pseudonyms_readers_of_the_results_see_no_ids(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("a secret of at least sixteen bytes")
+    identity = open_identity(str(tmp_path / "key"), "", str(tmp_path / "out"), ["/archive"])
+    store = PlanStore(str(tmp_path / "out"), str(tmp_path / "private"), identity)
+    before = {name: (f"/a/{name}", 1, "v") for name in ("Zebrafish-gone", "Zebrafish-moved", "Zebrafish-same")}
+    now = {"Zebrafish-moved": ("/b/Zebrafish-moved", 1, "v"), "Zebrafish-same": before["Zebrafish-same"]}
+    store.write(0, [StoredPlan(ORIGIN, divide(rows(before), 0, 2))])
+    first = Increment(0, 2, 3, 3, 0)
+    changes = compare([Listing(ORIGIN, rows(now))], store.known(Generation({}, "", "", increments=(first,))))
+    store.write_departures(1, changes)
+    second = Increment(1, 0, 0, 0, 0, removed=1, moved=1)
+    again = compare([Listing(ORIGIN, rows(now))], store.known(Generation({}, "", "", increments=(first, second))))
+    assert not again.any
+    shown = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {path.name for path in shown} == {"moved.parquet", "removed.parquet"}
+    assert not any("Zebrafish" in str(pq.read_table(path).to_pylist()) for path in shown)
+    expected = identity.applied(known({"Zebrafish-moved": now["Zebrafish-moved"]}))
+    assert (
+        pq.read_table(moved_file(store.out, 1))[schema.IMAGE_ID].to_pylist() == expected[schema.IMAGE_ID].to_pylist()
+    )
