@@ -194,7 +194,7 @@ def member_column(member: str, column: str) -> str:
     Args:
         member: name of a checkpoint; empty in scores of a single checkpoint.
     """
-    shared = column in SCORES.names and column not in _INPUT_SCORES
+    shared = column == INCREMENT or (column in SCORES.names and column not in _INPUT_SCORES)
     return column if shared or not member else f"{member}/{column}"
 
 

@@ -46,7 +46,7 @@ MAY_IMPORT_RAY = (  # folders and files
     "data/ingest.py",
     "data/ray_data.py",
     "training/",
-    "inference/score.py",
+    "inference/score_increment.py",
     "benchmarks/throughput/",
 )
 KNOW_NO_FAMILY = {"data", "training", "inference"}  # they work with any recipe and task

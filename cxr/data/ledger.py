@@ -110,7 +110,7 @@ def open_ledger(out_uri: str, settings: Mapping[str, Any], parts: Iterable[Part]
     ledger = Ledger(storage.normalize(out_uri))
     uri = storage.join(ledger.uri, LEDGER_FILE)
     if storage.exists(uri):
-        _check_same(ledger.uri, storage.read_json(uri), entry)
+        check_same(ledger.uri, storage.read_json(uri), entry)
     else:
         storage.write_json(uri, entry)
     return ledger
@@ -124,18 +124,19 @@ def fingerprint(parts: Iterable[Part]) -> str:
     return digest.hexdigest()
 
 
-def _check_same(uri: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changes = _changes(before["settings"], now["settings"])
-    if not changes and before["fingerprint"] != now["fingerprint"]:
-        changes = ["the archive's images, labels or splits have changed"]
-    if changes:
+def check_same(uri: str, before: Mapping[str, Any], now: Mapping[str, Any], advice: str = "") -> None:
+    """Raise UserError unless the settings and fingerprints of two runs are the same; `advice` ends its message."""
+    differing = changes(before["settings"], now["settings"])
+    if not differing and before["fingerprint"] != now["fingerprint"]:
+        differing = ["the archive's images, labels or splits have changed"]
+    if differing:
         raise UserError(
-            f"{uri} contains results of other settings ({'; '.join(changes)}): choose another --out, or the same "
-            f"settings"
+            f"{uri} contains results of other settings ({'; '.join(differing)}): choose another --out, or the same "
+            f"settings{advice}"
         )
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Describe the settings that differ.
 
     Nested settings, such as those of a checkpoint's recipe, are described only if nothing else differs, because they
@@ -145,7 +146,7 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     nested = [key for key in differing if isinstance(old.get(key), Mapping) and isinstance(new.get(key), Mapping)]
     if plain := [key for key in differing if key not in nested]:
         return [_change(key, old.get(key), new.get(key)) for key in plain]
-    return [f"{key}: {change}" for key in nested for change in _changes(old[key], new[key])]
+    return [f"{key}: {change}" for key in nested for change in changes(old[key], new[key])]
 
 
 def _change(key: str, old: Any, new: Any) -> str:

@@ -59,6 +59,8 @@ class Increment:
     not_frontal_chest: dict[str, int] = field(default_factory=dict)
     committed: str = ""
     """Local time."""
+    images_per_s: float = 0.0
+    """Of the run that finished it."""
     cxr: str = ""
     """Version of the software that scored it."""
 
@@ -143,11 +145,12 @@ def read_ledger(out: str) -> RunLedger:
     content = storage.read_json(uri)
     if "generations" in content:
         return RunLedger(out, tuple(_generation(each) for each in content["generations"]))
-    if not {"settings", "fingerprint"} <= set(content) or "archive" not in content["settings"]:
+    settings = content.get("settings", {})
+    if "archive" not in settings or not {"checkpoint_sha256", "members"} & set(settings):
         raise UserError(f"{out} contains something else than a scoring run: choose another --out")
     # A run of cxr 0.1: a single increment, which is not known to be complete.
     only = Increment(0, parts=0, images=0, new=0, changed=0)
-    return RunLedger(out, (Generation(content["settings"], "", "", content["fingerprint"], (only,)),))
+    return RunLedger(out, (Generation(settings, "", "", content.get("fingerprint", ""), (only,)),))
 
 
 def _generation(content: Mapping[str, Any]) -> Generation:
@@ -218,8 +221,9 @@ def current_rows(out: str, generation: Generation, read: Callable[[str], pa.Tabl
             later += marked[schema.IMAGE_ID].chunks
         outdated = pa.concat_arrays(later)
         if increment.moved:
-            places = storage.read_parquet(moved_file(out, increment.number)).to_pydict()
-            moved = dict(zip(places[schema.IMAGE_ID], places[schema.SOURCE_URI], strict=True)) | moved
+            with suppress(storage.NotFoundError):  # with pseudonyms, new places are not in OUT
+                places = storage.read_parquet(moved_file(out, increment.number)).to_pydict()
+                moved = dict(zip(places[schema.IMAGE_ID], places[schema.SOURCE_URI], strict=True)) | moved
     return [table for table in reversed(current) if table.num_rows] or current[:1]
 
 

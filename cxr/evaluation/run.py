@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.identity import read_crosswalk
-from cxr.data.ledger import LEDGER_FILE, SUFFIX
+from cxr.data.run_ledger import SCORES, current_rows, read_ledger
 from cxr.errors import UserError
 from cxr.metrics.bootstrap import RESAMPLES, MeanInterval
 from cxr.reporting.page import Section
@@ -28,7 +28,6 @@ from cxr.sources.options import SOURCE_LABELS, Labeling, ReadOptions
 from cxr.wording import counted
 
 ENSEMBLE = "ensemble"  # family of a checkpoint that joins several; see `cxr.families.ensemble`
-SCORES = "scores"  # the folder of a run's Parquet files
 Split = Literal["train", "val", "test", "all"]
 _THREADS = 8
 _NAMED = re.compile(r"([A-Za-z0-9_-]+)=(.+)")
@@ -178,13 +177,14 @@ def read_runs(uri: str) -> list[Run]:
         UserError: there is no scoring run.
     """
     uri = storage.normalize(uri)
-    ledger = storage.join(uri, LEDGER_FILE)
-    settings = storage.read_json(ledger).get("settings", {}) if storage.exists(ledger) else {}
+    ledger = read_ledger(uri)
+    generation = ledger.readable or ledger.latest
+    if generation is None:
+        raise UserError(f"{uri} contains no scoring run: give the --out of cxr score, or run that job first")
+    settings = generation.settings
     members = (
         {name: settings["members"][name] for name in settings["panel"]} if "panel" in settings else {"": settings}
     )
-    if "archive" not in settings or not all({"recipe", "checkpoint_sha256"} <= set(one) for one in members.values()):
-        raise UserError(f"{uri} contains no scoring run: give the --out of cxr score, or run that job first")
     archives = settings["archive"]
     archives = (archives,) if isinstance(archives, str) else tuple(archives)
     select = settings.get("select", "")
@@ -278,28 +278,33 @@ def read_scores(
 ) -> list[pa.Table]:
     """These columns of each part of a run's scores; parts keep the metadata of their schema.
 
-    For one of several checkpoints (`Run.member`), columns and metadata are as in a run of this checkpoint alone.
+    Each image of the archive has the row of the last committed increment that scored it; see `data.run_ledger`. For
+    one of several checkpoints (`Run.member`), columns and metadata are as in a run of this checkpoint alone.
 
     Args:
         split: only images of this split; "all" for all scored images.
         optional: further columns of `schema.SCORES`, which are null where a part lacks them.
 
     Raises:
-        UserError: there is no part, a part lacks a column, an image occurs twice, or the split is empty.
+        UserError: no increment is complete, a part is missing or lacks a column, an image occurs twice, or the split
+            is empty.
     """
-    folder = storage.join(run.uri, SCORES)
-    uris = sorted(file.uri for file in storage.list_files(folder) if file.path.endswith(SUFFIX))
-    if not uris:
-        raise UserError(f"{folder} contains no scores: run cxr score with --out {run.uri} until it finishes")
     read = [schema.SPLIT, *columns] if split != "all" else [*columns]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(partial(_read_part, member=run.member, columns=[*read, *optional]), uris))
-    for uri, part in zip(uris, parts, strict=True):
+
+    def read_file(uri: str) -> pa.Table:
+        part = _read_part(uri, run.member, [*read, *optional])
         if missing := set(read) - set(part.column_names):
             raise UserError(
                 f"{uri} has no column {', '.join(sorted(missing))}, which runs of family {run.family} should have: "
                 f"score the archive again, into an empty --out"
             )
+        return part
+
+    generation = read_ledger(run.uri).readable
+    parts = current_rows(run.uri, generation, read_file) if generation else []
+    folder = storage.join(run.uri, SCORES)
+    if not parts:
+        raise UserError(f"{folder} contains no scores: run cxr score with --out {run.uri} until it finishes")
     for name in optional:
         field = schema.SCORES.field(name)
         parts = [

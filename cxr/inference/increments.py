@@ -25,7 +25,7 @@ from cxr import schema, storage
 from cxr.data import ledger
 from cxr.data.identity import Identity
 from cxr.data.ledger import Part
-from cxr.data.run_ledger import REMOVED, Generation, Increment, folder_of, moved_file, removed_file
+from cxr.data.run_ledger import REMOVED, Generation, Increment, folder_of, removed_file
 from cxr.inference.latents import Origin
 from cxr.sources.image_files import FILE_BYTES, FILE_VERSION
 
@@ -142,7 +142,11 @@ class PlanStore:
     identity: Identity | None = None
 
     def write(self, number: int, plans: Sequence[StoredPlan]) -> None:
-        """Store the parts of an increment, by archive; their rows have the columns FILE_BYTES and FILE_VERSION."""
+        """Store the parts of an increment, by archive; their rows have the columns FILE_BYTES and FILE_VERSION.
+
+        Replaces what a run has stored for this number that was killed before the ledger listed it.
+        """
+        storage.delete(self._of(number))
         for index, plan in enumerate(plans):
             if plan.parts:
                 self._write_plan(storage.join(self._of(number), f"{_PLAN}{index:02d}.parquet"), plan)
@@ -165,9 +169,7 @@ class PlanStore:
         """Store the moved and removed images, also for readers of the results: see `data.run_ledger.current_rows`."""
         for name, rows in ((_MOVED, changes.moved), (_REMOVED, changes.removed)):
             if rows.num_rows:
-                self._write(storage.join(self._of(number), name), rows)
-        if changes.moved.num_rows:
-            self._write(moved_file(self.out, number), self._shown(changes.moved))
+                self._write(storage.join(self._of(number), name), rows)  # without pseudonyms, _MOVED is `moved_file`
         if changes.removed.num_rows:
             count = changes.removed.num_rows
             known = {name: changes.removed[name] for name in (schema.IMAGE_ID, schema.SOURCE_URI)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -10,6 +11,7 @@ import tyro
 
 from cxr import storage
 from cxr.errors import UserError
+from cxr.runtime.deadline import parse_deadline
 from cxr.sources.options import ReadOptions
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -49,7 +51,21 @@ class ScoreOptions:
     """Folder or URI of Parquet files that lead from pseudonyms to ids and paths. It must not be inside OUT. Default:
     the folder crosswalk beside the key."""
     max_rejects: float = 0.5
-    """Fraction of unusable images above which the job fails. All other images are scored in any case."""
+    """Fraction of unusable images above which the job fails. All other images are scored in any case. With
+    --new-only, the job fails only if there are at least 10."""
+    new_only: bool = False
+    """Score only images that are new or have changed since the previous runs with this --out, as for every night.
+    Other checkpoints or options score all images again. See docs/how-to/nightly.md."""
+    until: Annotated[str, tyro.conf.arg(metavar="TIME")] = ""
+    """Stop in time for this moment, and leave the remaining images for the next run with the same command: a time of
+    day such as 06:00, or a date and time such as 2026-01-31T06:00. Local time unless it has an offset from UTC."""
+
+    def __post_init__(self) -> None:
+        if self.until:
+            parse_deadline(self.until, time.time())
+        if self.new_only and (self.save_latents or self.save_embeddings):
+            option = "--save-latents" if self.save_latents else "--save-embeddings"
+            raise UserError(f"expected --new-only or {option}, got both: write them in a run without --new-only")
 
 
 def check_archives(uris: Sequence[str], options: ScoreOptions) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,6 +25,7 @@ from cxr.data import embeddings, gate
 from cxr.data.batch import best_device
 from cxr.data.decode import rows_in_format
 from cxr.data.ledger import Ledger, Part
+from cxr.data.run_ledger import increment_of
 from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.base import Recipe
@@ -32,13 +35,14 @@ from cxr.inference import latents
 from cxr.inference.options import ScoreOptions
 from cxr.inference.panel import Member, Panel, join_scores
 from cxr.inference.plan import Plan
-from cxr.inference.read import PART, PART_ROWS
+from cxr.inference.read import PART, PART_ROWS, is_read
 from cxr.inference.scorer import ScoredBatch, Scorer, with_tta_flip
 from cxr.runtime.console import note
 from cxr.schema import PixelFormat
 
 _FILE_THREADS = 8  # that write pictures
 LATENTS = "latents"  # folder of the result, beside SCORES
+_COUNTS_KEY = b"cxr.counts"  # metadata of a file of scores: the fields of `ScoreCounts`, as JSON
 _CODES = (schema.VIEW, schema.BODY_PART, schema.MODALITY)
 COUNTED = pa.schema([schema.SCORES.field(n) for n in (schema.ERROR, schema.GATE, *_CODES)])
 """The columns of scores that `ScoreCounts` counts."""
@@ -61,6 +65,22 @@ class ScoreCounts:
         unchecked = rows.filter(rows[schema.GATE].is_null())
         codes = (unchecked[name].to_pylist() for name in _CODES)
         self.not_frontal_chest += dicom_terms.other_than_frontal_chest(*codes)
+
+    def update(self, other: ScoreCounts) -> None:
+        """Add the counts of other parts."""
+        self.reasons.update(other.reasons)
+        self.not_frontal_chest.update(other.not_frontal_chest)
+
+
+def read_counts(uri: str) -> ScoreCounts:
+    """The counts of a written part, from the end of its file."""
+    stored = (storage.read_parquet_footer(uri).metadata or {}).get(_COUNTS_KEY)
+    if stored is not None:
+        reasons, not_frontal_chest = map(Counter, json.loads(stored))
+        return ScoreCounts(reasons, not_frontal_chest)
+    counts = ScoreCounts()  # an earlier version has written it
+    counts.add(storage.read_parquet(uri, columns=COUNTED.names))
+    return counts
 
 
 def gives_latents(recipe: Recipe) -> bool:
@@ -87,6 +107,7 @@ class PartScorer:
 
     Args:
         cpu_threads: of a network on the CPU.
+        deadline: seconds since 1970 by which every part must have been scored; others are left.
 
     Raises:
         UserError: when called: a checkpoint is missing or damaged, or the networks do not fit in the memory of the
@@ -94,11 +115,18 @@ class PartScorer:
     """
 
     def __init__(
-        self, panel: Panel, run_ledger: Ledger, plan: Plan, options: ScoreOptions, cpu_threads: int = 1
+        self,
+        panel: Panel,
+        run_ledger: Ledger,
+        plan: Plan,
+        options: ScoreOptions,
+        cpu_threads: int = 1,
+        deadline: float | None = None,
     ) -> None:
         cv2.setNumThreads(0)  # parts are worked on by several threads
         torch.set_num_threads(cpu_threads)  # Ray sets it to the CPUs that the actor reserves, which reading also uses
         self.panel, self.run_ledger, self.plan, self.options = panel, run_ledger, plan, options
+        self.deadline, self.slowest_s = deadline, 0.0
         self._turn = threading.Lock()
         self._files = ThreadPoolExecutor(_FILE_THREADS)
         self.scorers: list[Scorer] = []
@@ -136,25 +164,40 @@ class PartScorer:
         if self._mistake:
             raise self._mistake
         name, count = rows[PART][0].as_py(), rows[PART_ROWS][0].as_py()
+        if self._is_too_late(rows):
+            skipped = {"scored": [False], "images": [0], "sha256": [""], "errors": [[]], "not_frontal_chest": [[]]}
+            return {"name": [name], **skipped}
+        start = time.monotonic()
         assert rows.num_rows == count, f"Ray Data split {name}: {rows.num_rows} of {count} rows"
         tables = {}
         for member, scorer, number in zip(self.panel.members, self.scorers, self.plan.format_of, strict=True):
             pixels = self.plan.formats[number].pixels
             tables[member.name] = self._score(name, member, scorer, rows_in_format(rows, number, pixels), pixels)
         table = join_scores(tables)
+        counts = ScoreCounts()
+        counts.add(table)
+        number = pa.array([increment_of(name)] * count, pa.int32())
+        table = table.append_column(schema.INCREMENT, number)
+        table = table.replace_schema_metadata(
+            {**table.schema.metadata, _COUNTS_KEY: json.dumps([counts.reasons, counts.not_frontal_chest])}
+        )
         sink = io.BytesIO()
         pq.write_table(table, sink)
         content = sink.getvalue()
         storage.write_bytes(self.run_ledger.file(Part(name, rows)), content)
-        counts = ScoreCounts()
-        counts.add(table)
+        self.slowest_s = max(self.slowest_s, time.monotonic() - start)
         return {
             "name": [name],
+            "scored": [True],
             "images": [count],
             "sha256": [hashlib.sha256(content).hexdigest()],
             "errors": [list(counts.reasons.elements())],
             "not_frontal_chest": [list(counts.not_frontal_chest.elements())],
         }
+
+    def _is_too_late(self, rows: pa.Table) -> bool:
+        """Whether a part is to be left for the next run: it would probably not be scored by the deadline."""
+        return not is_read(rows) or (self.deadline is not None and time.time() + self.slowest_s >= self.deadline)
 
     def _score(self, part: str, member: Member, scorer: Scorer, rows: pa.Table, pixels: PixelFormat) -> pa.Table:
         """The scores of a part by a member; writes its latents, embeddings and pictures."""

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from cxr import storage
+from cxr import schema, storage
 from cxr.data import ledger, shards
 from cxr.data.ledger import Part
+from cxr.data.run_ledger import SCORES
 from cxr.errors import UserError
 from cxr.families import lung_crop
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.compatibility import check_compatible
 from cxr.inference import latents
+from cxr.inference.increments import Listing
 from cxr.inference.latents import Origin
 from cxr.inference.read import PART_ROWS, SHARD, InputFormat, PartReader
-from cxr.sources import find_source, open_manifest
+from cxr.sources import dicom, find_source, open_manifest
+from cxr.sources.image_files import FILE_BYTES, FILE_VERSION, file_versions, recorded_listings
 from cxr.sources.options import GateMode, ReadOptions
 
-SCORES = "scores"  # folder of the scores in a result
 _PART_BYTES = 64 << 20  # of decoded pixels in one part, well below the size at which Ray Data splits a block
 _MIN_ROWS, _MAX_ROWS = 16, 1024  # of a part
 
@@ -68,6 +70,29 @@ def plan_scoring(archive: str, models: Mapping[str, Checkpoint], reading: ReadOp
         stored = InputFormat(info.pixels, lung_crop.of_checkpoint(next(iter(models.values()))), info.enhancement)
         origin = Origin(archive, info.source, info.findings)
         return Plan(_shard_parts(info), (stored,), (0,) * len(models), origin, bool(info.latents))
+    listing, notes = list_raw(archive, reading)
+    plan = raw_plan(listing.origin, models)
+    parts = ledger.plan(listing.rows, part_rows(plan.formats, listing.rows.num_rows), folder=SCORES)
+    return replace(plan, parts=parts, notes=notes)
+
+
+def list_raw(archive: str, reading: ReadOptions) -> tuple[Listing, tuple[str, ...]]:
+    """The images of a raw archive with the versions of their files, and notes for the user.
+
+    Raises:
+        UserError: the archive does not exist, or has no images.
+    """
+    with recorded_listings():
+        manifest = open_manifest(archive, reading)
+        sizes, versions = file_versions(manifest.table[schema.SOURCE_URI])
+    rows = manifest.table.append_column(FILE_BYTES, sizes).append_column(FILE_VERSION, versions)
+    source = find_source(archive, reading.source)
+    listing = Listing(Origin(archive, source.name, manifest.findings), rows, ids_identify_files=source is dicom)
+    return listing, tuple(manifest.notes)
+
+
+def raw_plan(origin: Origin, models: Mapping[str, Checkpoint], parts: Sequence[Part] = ()) -> Plan:
+    """The plan for parts of a raw archive."""
     formats: list[InputFormat] = []
     format_of: list[int] = []
     for recipe, crop in ((model.recipe, lung_crop.of_checkpoint(model)) for model in models.values()):
@@ -75,11 +100,12 @@ def plan_scoring(archive: str, models: Mapping[str, Checkpoint], reading: ReadOp
         number = next((i for i, other in enumerate(formats) if own.same_images(other)), len(formats))
         format_of.append(number)
         formats += [own] if number == len(formats) else []
-    manifest = open_manifest(archive, reading)
-    rows = max(_MIN_ROWS, min(rows_per_part(formats), math.ceil(manifest.table.num_rows / 8)))
-    origin = Origin(archive, find_source(archive, reading.source).name, manifest.findings)
-    parts = ledger.plan(manifest.table, rows, folder=SCORES)
-    return Plan(parts, tuple(formats), tuple(format_of), origin, notes=tuple(manifest.notes))
+    return Plan([*parts], tuple(formats), tuple(format_of), origin)
+
+
+def part_rows(formats: Iterable[InputFormat], images: int) -> int:
+    """The number of images in each part of so many."""
+    return max(_MIN_ROWS, min(rows_per_part(formats), math.ceil(images / 8)))
 
 
 def rows_per_part(formats: Iterable[InputFormat]) -> int:
@@ -88,11 +114,11 @@ def rows_per_part(formats: Iterable[InputFormat]) -> int:
 
 
 def _shard_parts(info: shards.ShardInfo) -> list[Part]:
-    """One part of scores per shard file, and one for the images that ingest rejected."""
+    """One part of scores per shard file that has images, and one for the images that ingest rejected."""
     files = [file for split in sorted(info.parts) for file in info.parts[split]]
     rejects = [storage.join(info.uri, shards.REJECTS_FILE)] if info.rejects else []
     listed = [(file.uri, file.rows) for file in files] + [(uri, info.rejects) for uri in rejects]
     return [
         Part(f"{SCORES}/part-{number:05d}", pa.table({SHARD: [uri], PART_ROWS: [rows]}))
-        for number, (uri, rows) in enumerate(listed)
+        for number, (uri, rows) in enumerate((uri, rows) for uri, rows in listed if rows)
     ]

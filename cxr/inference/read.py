@@ -6,6 +6,7 @@ Imports neither torch nor Ray: torch would cost each reading process seconds and
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,8 @@ class PartReader:
     check: GateMode
     identity: Identity | None = None
     """Replaces ids and paths; None keeps them."""
+    deadline: float | None = None
+    """Seconds since 1970 from which on nothing more is read."""
 
     def rows(self, part: pa.Table, contents: Sequence[Content | None] | None = None) -> pa.Table:
         """The rows of a part: those of its shard file, or the images of its manifest, some of which may be in memory.
@@ -70,7 +73,12 @@ class PartReader:
         return make_rows_in_formats(part, formats, contents=contents, check=self.check)
 
     def labeled_rows(self, part: pa.Table) -> pa.Table:
-        """The rows of a part that has the columns PART and PART_ROWS, with these columns."""
+        """The rows of a part that has the columns PART and PART_ROWS, with these columns.
+
+        After the deadline, the part is returned as it is; see `is_read`.
+        """
+        if self.deadline is not None and time.time() >= self.deadline:
+            return part
         cv2.setNumThreads(0)  # every core has a task of its own
         name, count = part[PART][0].as_py(), part[PART_ROWS][0].as_py()
         rows = self._named_rows(part.drop_columns([PART, PART_ROWS]))
@@ -86,3 +94,8 @@ class PartReader:
             rows = self.rows(part)
         self.identity.record(rows)
         return self.identity.applied(rows)
+
+
+def is_read(part: pa.Table) -> bool:
+    """Whether a table contains the rows of a part, or only says which they are."""
+    return schema.ERROR in part.column_names

@@ -19,6 +19,7 @@ from cxr import storage
 from cxr.cli.exports import ExportFormat, check_formats, export_all
 from cxr.cli.phantoms import phantom_archive
 from cxr.data.identity import open_identity
+from cxr.data.run_ledger import read_ledger
 from cxr.errors import UserError
 from cxr.evaluation.run import family_of
 from cxr.families.checkpoint_files import read_about
@@ -63,13 +64,17 @@ def main(options: Options) -> dict[str, Any]:
     from cxr.inference.score import score
     from cxr.runtime import cluster
 
-    cluster.connect()
+    if panel is None or not options.archive or not options.score.new_only:
+        cluster.connect()
     out = storage.normalize(options.out)
     archives = options.archive or (phantom_archive(out),)
     if panel is None:
         panel = Panel.of([_demo_checkpoint(archives[0], out, latents=options.score.save_latents)])
     scored = score(archives, panel, out, options.score)
-    print(f"scores: {scored.scores}: {scored.images} images, {scored.rejects} of them with an error", flush=True)
+    if options.score.new_only and not scored.increments:
+        print("nothing new: all images of the archive have been scored", flush=True)
+    else:
+        print(f"scores: {scored.scores}: {scored.images} images, {scored.rejects} of them with an error", flush=True)
     for member in scored.members:
         prefix = f"{member.name} " if member.name else ""
         if member.name:
@@ -82,7 +87,7 @@ def main(options: Options) -> dict[str, Any]:
         print(f"  {count:6d}  {reason}")
     if scored.not_frontal_chest:
         print(f"note: {gate.describe(scored.not_frontal_chest)}", flush=True)
-    exports = export_all(out, options.export)
+    exports = export_all(out, options.export) if read_ledger(out).readable else []
     for uri in exports:
         print(f"export: {uri}", flush=True)
     metrics = {"images": scored.images, "rejects": scored.rejects, "images_per_s": scored.images_per_s}
