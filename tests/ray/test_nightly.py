@@ -292,3 +292,29 @@ def test_committed_parts_are_listed_with_their_counts(network: str, pictures: li
     (increment,) = storage.read_json(str(out / "ledger.json"))["generations"][0]["increments"]
     assert (increment["parts"], increment["images"], increment["rejects"]) == (2, 21, 1)
     assert sum(json.loads(json.dumps(increment["reasons"])).values()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_night_with_a_hundred_new_ten_changed_and_five_removed_images(
+    network: str, pictures: list[Path], tmp_path: Path
+) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    names = [f"{n:04d}.png" for n in range(1000)]
+    fill(archive, (pictures * 17)[:1000], names)
+    assert counts(score(str(archive), network, str(out), NIGHTLY)) == [(0, 1000, 0, 0, 0, 0, 0)]
+    before = table(out)
+    changed, removed = names[100:200:10], names[700:705]
+    fill(archive, (pictures * 2)[:100], [f"{n:04d}-new.png" for n in range(100)])
+    fill(archive, pictures[-10:], changed)
+    for name in removed:
+        (archive / name).unlink()
+    second = score(str(archive), network, str(out), NIGHTLY)
+    assert (second.images, counts(second)) == (110, [(1, 100, 10, 885, 5, 0, 0)])
+    after = table(out)
+    scored = [f"{n:04d}-new.png" for n in range(100)] + changed
+    assert sorted(name for name, row in after.items() if row[schema.INCREMENT] == 1) == sorted(scored)
+    kept = set(names) - set(changed) - set(removed)
+    assert set(after) == kept | set(scored)
+    assert all(after[name] == before[name] for name in kept)
+    assert documented_state(out) == increments_of(out)
