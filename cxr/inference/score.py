@@ -242,15 +242,15 @@ def _score_plans(job: Job, run: RunLedger, plans: Sequence[Plan]) -> Increment:
 
 def _check_continues(run: RunLedger, generation: Generation, settings: Mapping[str, Any], fingerprint: str) -> None:
     """Raise UserError unless a run without --new-only continues the run that OUT has."""
-    now = {"settings": settings, "fingerprint": fingerprint}
-    ledger.check_same(run.uri, now | {"settings": generation.settings}, now)
+    asked = {"settings": settings, "fingerprint": fingerprint}
+    ledger.check_same(run.uri, asked | {"settings": generation.settings}, asked)
     if run.next_number > 1:
         raise UserError(
             f"{run.uri} contains {run.next_number} increments: give --new-only to add what is new, or choose another "
             f"--out"
         )
     advice = ", or give --new-only to score only what is new or has changed"
-    ledger.check_same(run.uri, now | {"fingerprint": generation.fingerprint or fingerprint}, now, advice)
+    ledger.check_same(run.uri, asked | {"fingerprint": generation.fingerprint or fingerprint}, asked, advice)
 
 
 # ---- Increments
@@ -279,6 +279,7 @@ def _score_new(job: Job, run: RunLedger) -> Scored:
 
 
 def _score_increments(job: Job, run: RunLedger) -> Iterator[Increment]:
+    """Score and commit the increment that an interrupted run has left, and one of what is new or has changed."""
     if planned := run.generations[-1].open:
         note(f"continuing with increment {planned.number}, begun {planned.opened}")
         plans = [raw_plan(plan.origin, job.models, plan.parts) for plan in job.plans.read(planned.number)]
@@ -308,6 +309,9 @@ def _listing(archive: str, job: Job) -> Listing:
 def _open_increment(job: Job, run: RunLedger, listings: Sequence[Listing]) -> tuple[RunLedger, list[Plan]]:
     """Plan what has changed since the last increment; the ledger has an open increment if there is anything."""
     generation = run.generations[-1]
+    if len(listings) > 1:
+        ids = itertools.chain.from_iterable(each.rows[schema.IMAGE_ID].to_pylist() for each in listings)
+        shards.check_unique(ids, " and ".join(each.origin.archive for each in listings))
     changes = compare(listings, job.plans.known(generation))
     counts = {
         "new": changes.new,
@@ -324,7 +328,6 @@ def _open_increment(job: Job, run: RunLedger, listings: Sequence[Listing]) -> tu
         plan = raw_plan(listing.origin, job.models)
         first = sum(len(each.parts) for each in plans)
         plans.append(replace(plan, parts=divide(rows, number, part_rows(plan.formats, rows.num_rows), first)))
-    _check_ids(plans)
     parts = [part for plan in plans for part in plan.parts]
     if number:
         storage.delete(storage.join(job.out, folder_of(number)))  # left by a run that was killed at this point

@@ -228,6 +228,9 @@ def test_several_archives_are_compared_together(network: str, pictures: list[Pat
     (tmp_path / "one" / "a.png").unlink()
     assert counts(score(archives, network, str(out), NIGHTLY)) == [(1, 1, 0, 3, 1, 0, 0)]
     assert increments_of(out) == {"b.png": 0, "c.png": 0, "d.png": 0, "e.png": 1}
+    fill(tmp_path / "one", pictures[5:6], ["c.png"])
+    with pytest.raises(UserError, match=r"one and .*two, got 1 id in common, for example 'c.png'"):
+        score(archives, network, str(out), NIGHTLY)
     with pytest.raises(UserError, match=r"archive was .*choose another --out"):
         score(archives[:1], network, str(out), NIGHTLY)
 
