@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -50,8 +50,13 @@ def unscored_section(run: Run, out: str, result: dict[str, Any]) -> Section:
     return Section("Images without scores, and the gate", blocks)
 
 
-def about_section(content: Content, title: str) -> Section:
-    """Where the report's figures come from: the run, its checkpoint, options, versions and speed."""
+def about_section(contents: Sequence[Content], title: str) -> Section:
+    """Where the report's figures come from: the run, its checkpoints, options, versions and speed.
+
+    Args:
+        contents: of the checkpoints of one run.
+    """
+    content = contents[0]
     run, options = content.run, content.options
     made = _json(storage.join(run.uri, RESULT_FILE))
     ledger = read_ledger(run.uri)
@@ -59,12 +64,9 @@ def about_section(content: Content, title: str) -> Section:
     facts = {
         "scores": run.uri,
         "scored archive": ", ".join(run.archives),
-        "ground truth": content.archive or "none",
-        "model family": run.family,
-        "checkpoint": made.get("checkpoint") or checkpoint_uri(run),
-        "checkpoint SHA-256": run.checkpoint_sha256,
+        "ground truth": ", ".join(dict.fromkeys(each.archive or "none" for each in contents)),
     }
-    if content.archive:
+    if any(each.archive for each in contents):
         facts |= {name.replace("_", " "): str(value) for name, value in options.labeling.describe().items()}
     facts |= {
         "split": options.split,
@@ -75,7 +77,14 @@ def about_section(content: Content, title: str) -> Section:
         "versions": ", ".join(f"{name} {number}" for name, number in made.get("versions", {}).items()),
         "commit": made.get("commit", ""),
     }
-    blocks: list[Block] = [Table(["", ""], [[name, fact] for name, fact in facts.items() if fact])]
+    models = [
+        [each.run.member or each.run.family, each.run.family, checkpoint_uri(each.run), each.run.checkpoint_sha256]
+        for each in contents
+    ]
+    blocks: list[Block] = [
+        Table(["", ""], [[name, fact] for name, fact in facts.items() if fact]),
+        Table(["model", "family", "checkpoint", "SHA-256"], models, "Models"),
+    ]
     if generation and (passes := [each for each in generation.increments if each.committed]):
         counts = [[f"{getattr(each, name):,}" for name in (*_COUNTS, "rejects")] for each in passes]
         rows = [[each.committed, *numbers] for each, numbers in zip(passes, counts, strict=True)]

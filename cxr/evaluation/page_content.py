@@ -30,7 +30,7 @@ def one_run(content: Content, out: str) -> tuple[Report, dict[str, Any]]:
         figures=key_figures(result["metrics"]),
         facts=_facts(content) | _written(),
         sections=[*content.sections, unscored_section(content.run, out, result)],
-        closing=[about_section(content, "About this run")],
+        closing=[about_section([content], "About this run")],
     )
     return page, result
 
@@ -59,7 +59,12 @@ def several_runs(contents: Mapping[str, Content], out: str) -> tuple[Report, dic
             )
         )
     of_all = [unscored_section(next(iter(runs.values())), out, result)] if len(runs) == 1 else []
-    abouts = [about_section(content, f"About {name}") for name, content in contents.items()]
+    abouts = []
+    for uri in runs:
+        of_run = {name: content for name, content in contents.items() if content.run.uri == uri}
+        abouts.append(
+            about_section([*of_run.values()], f"About {', '.join(of_run) if len(runs) > 1 else 'this run'}")
+        )
     archives = dict.fromkeys(map(_archive, contents.values()))
     page = Report(
         title=f"{counted(len(contents), 'run' if len(runs) > 1 else 'model')} on {' and '.join(archives)}",
@@ -103,18 +108,30 @@ def _side_by_side(contents: Mapping[str, Content], figures: Mapping[str, Sequenc
     """The key figures of all runs; those that several runs have are also shown as a forest plot."""
     by_run = {name: {figure.name: figure for figure in of} for name, of in figures.items()}
     titles = {figure.name: figure.title for of in figures.values() for figure in of}
-    rows = [[title, *(of[key].text if key in of else "–" for of in by_run.values())] for key, title in titles.items()]
-    blocks: list[Block] = [
-        Table(["metric (95 % interval)", *(f"{name} ({of.run.family})" for name, of in contents.items())], rows)
-    ]
+    if len({content.run.family for content in contents.values()}) == 1:
+        head = ["metric (95 % interval)", *by_run]
+        rows = [
+            [title, *(of[key].text if key in of else "–" for of in by_run.values())] for key, title in titles.items()
+        ]
+    else:  # which have few metrics in common
+        head = ["model", "family", "images", "metrics (95 % interval)"]
+        rows = [
+            [
+                name,
+                content.run.family,
+                by_run[name]["images"].text if "images" in by_run[name] else "–",
+                "; ".join(f"{figure.title} {figure.text}" for figure in figures[name] if figure.digits) or "–",
+            ]
+            for name, content in contents.items()
+        ]
+    blocks: list[Block] = [Table(head, rows)]
     shared = [key for key in titles if sum(key in of and of[key].digits > 0 for of in by_run.values()) > 1]
     if shared:
         lines = []
         for name, of in by_run.items():
-            own = [of[key] for key in shared if key in of]
-            lines.append(
-                ForestLine(name, {each.title: MeanInterval(each.value, each.low, each.high) for each in own})
-            )
+            if own := [of[key] for key in shared if key in of]:
+                values = {each.title: MeanInterval(each.value, each.low, each.high) for each in own}
+                lines.append(ForestLine(name, values))
         caption = "The metrics that several runs have, with 95 % intervals by patient."
         figure = forest_figure(lines, [titles[key] for key in shared])
         blocks += [
