@@ -243,16 +243,16 @@ def _row(
 ) -> Values:
     """The columns that decoding adds to a manifest row; the pixels of each format are written into its output, an
     array (size, size)."""
-    sizes = {stored.pixels.size for stored in formats}
-    fit_px = sizes.pop() if len(sizes) == 1 and all(stored.is_fit for stored in formats) else None
+    sizes = sorted({stored.pixels.size for stored in formats if stored.is_fit}, reverse=True)
+    needs_original = not all(stored.is_fit for stored in formats)
     try:
-        with _decoded(manifest_row[schema.SOURCE_URI], content, fit_px) as decoded:
+        with _decoded(
+            manifest_row[schema.SOURCE_URI], content, [None, *sizes] if needs_original else sizes
+        ) as decoded:
             height, width = decoded.height, decoded.width
             values = _image_columns(manifest_row, decoded, boxes_frame)
             masks = _original_masks(manifest_row[schema.MASKS] or (), height, width)
-            seen = decoded.image.pixels  # by the gate: the largest whole image that has been made, or the original
-            fitted_px = 0
-            in_formats = enumerate(zip(_stored_pixels(decoded, formats, fit_px), formats, outputs, strict=True))
+            in_formats = enumerate(zip(_stored_pixels(decoded, formats), formats, outputs, strict=True))
             for number, ((square, transform, crop_status), stored, output) in in_formats:
                 output[:] = to_bits(square, stored.pixels.bits)
                 cropped = crop_status is not None and not crop_status.startswith(_WHOLE)
@@ -263,10 +263,8 @@ def _row(
                     schema.MASKS: _fitted_masks(masks, stored.pixels.size, transform),
                 }
                 values |= {format_column(name, number): value for name, value in own.items()}
-                if stored.is_fit and stored.pixels.size > fitted_px:
-                    seen, fitted_px = square, stored.pixels.size
             if gated:
-                values[_THUMBNAIL] = gate.thumbnail(seen)
+                values[_THUMBNAIL] = gate.thumbnail(decoded.fitted[sizes[0]] if sizes else decoded.image.pixels)
             return values
     except Exception as error:
         if not _concerns_one_image(error):
@@ -275,8 +273,11 @@ def _row(
 
 
 @contextmanager
-def _decoded(uri: str, content: Content | None, fit_px: int | None) -> Iterator[Decoded]:
-    """Read and decode an image; while the block runs, the memory of its file is reserved from the threads' budget."""
+def _decoded(uri: str, content: Content | None, sizes: Sequence[int | None]) -> Iterator[Decoded]:
+    """Read and decode an image in some sizes; None is its original size, which only the first may be.
+
+    While the block runs, the memory of its file is reserved from the threads' budget.
+    """
     with ExitStack() as reservation:
 
         def check(head: bytes, file_bytes: int) -> None:
@@ -288,24 +289,25 @@ def _decoded(uri: str, content: Content | None, fit_px: int | None) -> Iterator[
             image = storage.read_bytes(uri, check=check)
         elif isinstance(image := content(), bytes):
             check(image, len(image))
-        yield decode_image(image, fit_px) if isinstance(image, bytes) else _fitted(image, fit_px)
+        yield decode_image(image, *sizes) if isinstance(image, bytes) else _fitted(image, sizes)
 
 
-def _fitted(image: Image, fit_px: int | None) -> Decoded:
+def _fitted(image: Image, sizes: Sequence[int | None]) -> Decoded:
     """An image that has been decoded already, as `decode_image` would return it."""
     height, width = image.pixels.shape
     check_size(height, width)
     check_not_blank(image.pixels)
-    return Decoded(replace(image, pixels=geometry.fit(image.pixels, fit_px)[0]) if fit_px else image, height, width)
+    fitted = {size: geometry.fit(image.pixels, size)[0] for size in sizes if size}
+    return Decoded(replace(image, pixels=fitted[sizes[0]]) if sizes[0] else image, height, width, fitted)
 
 
 def _stored_pixels(
-    decoded: Decoded, formats: Sequence[ImageFormat], fit_px: int | None
+    decoded: Decoded, formats: Sequence[ImageFormat]
 ) -> Iterator[tuple[np.ndarray, ResizeTransform, str | None]]:
     """For each format: the pixels to store, their transform, and the value of column `crop_status`.
 
     Args:
-        fit_px: the size to which the image has been fitted when it was decoded; None: it has its original size.
+        decoded: at its original size, if a format needs it; and resized for all others.
     """
     original = decoded.image.pixels
 
@@ -319,7 +321,7 @@ def _stored_pixels(
 
     @cache
     def fitted(enhance: Enhancement | None, size: int) -> np.ndarray:
-        return original if fit_px else geometry.fit(enhanced(enhance), size)[0]
+        return geometry.fit(enhanced(enhance), size)[0]
 
     @cache
     def cropped(crop: Crop, enhance: Enhancement | None, size: int) -> np.ndarray:
@@ -332,7 +334,8 @@ def _stored_pixels(
             yield cropped(crop, enhance, size), square.transform(size), square.status
         else:
             transform = geometry.fitted_transform(decoded.height, decoded.width, size)
-            yield fitted(enhance, size), transform, f"{_WHOLE}: {square.reason}" if square else None
+            whole = decoded.fitted[size] if stored.is_fit else fitted(enhance, size)
+            yield whole, transform, f"{_WHOLE}: {square.reason}" if square else None
 
 
 def _concerns_one_image(error: Exception) -> bool:

@@ -12,6 +12,7 @@ Files and pixels are passed in shared memory; 1,024 x 1,024 pixels take 0.2 ms.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -21,10 +22,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import IO, Any
 
@@ -82,19 +83,22 @@ class Decoded:
     image: Image
     height: int
     width: int
+    fitted: dict[int, np.ndarray] = field(default_factory=dict)
+    """The resized pixels by their height and width; `image` has the first of all sizes."""
 
 
-def decode_image(data: bytes, fit_px: int | None = None) -> Decoded:
-    """Run `cxr.imaging.decode.decode` in a child process.
+def decode_image(data: bytes, *sizes: int | None) -> Decoded:
+    """Run `cxr.imaging.reduced.decode_in_sizes` in a child process.
 
     Args:
-        fit_px: resize to this height and width in the child, which avoids copying the original's pixels.
+        sizes: heights and widths to which the image is resized in the child, which avoids copying the original's
+            pixels. The first may be None, for the image at its original size, which is also the default.
 
     Raises:
         ImageRejectedError: the file does not contain a usable X-ray, or its decoder failed twice.
         DecoderUnavailableError: no child process can be started.
     """
-    return _shared().decode(data, "image", fit_px)
+    return _shared().decode(data, "image", *sizes)
 
 
 def decode_mask(data: bytes) -> np.ndarray:
@@ -133,14 +137,15 @@ class DecodePool:
         # they.
         self._starter = ThreadPoolExecutor(1, "start-decoder")
 
-    def decode(self, data: bytes, kind: Kind, fit_px: int | None = None) -> Decoded:
+    def decode(self, data: bytes, kind: Kind, *sizes: int | None) -> Decoded:
+        sizes = sizes or (None,)
         if self._failed and (reason := self._failed.get(_digest(data))):
             raise ImageRejectedError(reason)
         with suppress(DecoderFailedError), self._slots:
-            return self._attempt(self._pop_idle() or self._new(), data, kind, fit_px)
+            return self._attempt(self._pop_idle() or self._new(), data, kind, sizes)
         with self._all_slots():
             try:
-                return self._attempt(self._new(), data, kind, fit_px)
+                return self._attempt(self._new(), data, kind, sizes)
             except DecoderFailedError as failure:
                 self._failed[_digest(data)] = str(failure)
                 raise ImageRejectedError(str(failure)) from None
@@ -150,9 +155,9 @@ class DecodePool:
         while decoder := self._pop_idle():
             decoder.close()
 
-    def _attempt(self, decoder: _Decoder, data: bytes, kind: Kind, fit_px: int | None) -> Decoded:
+    def _attempt(self, decoder: _Decoder, data: bytes, kind: Kind, sizes: Sequence[int | None]) -> Decoded:
         try:
-            decoded = decoder.decode(data, kind, fit_px)
+            decoded = decoder.decode(data, kind, sizes)
         except ImageRejectedError:
             self._keep(decoder)
             raise
@@ -216,10 +221,10 @@ class _Decoder:
             last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
             raise _unavailable("; ".join([str(failure), *last])) from None
 
-    def decode(self, data: bytes, kind: Kind, fit_px: int | None) -> Decoded:
+    def decode(self, data: bytes, kind: Kind, sizes: Sequence[int | None]) -> Decoded:
         """Decode a file. After a DecoderFailedError, this process is unusable."""
         self._memory.view(len(data))[:] = data
-        response = self._ask({"kind": kind, "bytes": len(data), "fit": fit_px})
+        response = self._ask({"kind": kind, "bytes": len(data), "sizes": list(sizes)})
         if "needs" in response:
             with self._budget.hold(response["needs"]):
                 response = self._ask({})
@@ -228,13 +233,16 @@ class _Decoder:
         if "out_of_memory" in response:
             raise DecoderFailedError(f"decoding needed more than {self._limits.memory_gib:g} GiB of memory")
         height, width, dtype = response["height"], response["width"], np.dtype(response["dtype"])
-        shape = (fit_px, fit_px) if fit_px else (height, width)
-        size = math.prod(shape) * dtype.itemsize
-        pixels = np.frombuffer(self._memory.view(size), dtype).reshape(shape).copy()
-        if max(size, len(data)) > _RETAINED_BYTES:
+        shapes = [(size, size) if size else (height, width) for size in sizes]
+        ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+        total_bytes = ends[-1] * dtype.itemsize
+        flat = np.frombuffer(self._memory.view(total_bytes), dtype).copy()
+        if max(total_bytes, len(data)) > _RETAINED_BYTES:
             self._memory.release()
+        pixels = [part.reshape(shape) for part, shape in zip(np.split(flat, ends[:-1]), shapes, strict=True)]
         info: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in response["about"].items()}
-        return Decoded(Image(pixels, **info), height, width)
+        fitted = {size: part for size, part in zip(sizes, pixels, strict=True) if size}
+        return Decoded(Image(pixels[0], **info), height, width, fitted)
 
     def close(self) -> None:
         self._process.kill()

@@ -4,12 +4,12 @@ It is started as `python -m cxr.data.decode_worker SOCKET MEMORY BYTES PARENT`: 
 shared memory, the memory limit of this process, and the id of the parent process. Requests and responses are lines of
 JSON:
 
-    -> {"kind": "image", "bytes": 700123, "fit": 256}   the encoded file is at the start of the shared memory
-    <- {"needs": 12345678}                              bytes of memory that decoding needs, according to the header
-    -> {}                                               the memory may be used now
-    <- {"height": 2048, "width": 2500, ...}             the pixels, resized to 256 x 256, are in the shared memory
-    <- {"rejected": "truncated PNG: ..."}               the file does not contain a usable X-ray
-    <- {"out_of_memory": true}                          this process should be replaced
+    -> {"kind": "image", "bytes": 700123, "sizes": [null, 256]}  the encoded file is at the start of the shared memory
+    <- {"needs": 12345678}                   bytes of memory that decoding needs, according to the header
+    -> {}                                    the memory may be used now
+    <- {"height": 2048, "width": 2500, ...}  the pixels are in the shared memory: original, then 256 x 256
+    <- {"rejected": "truncated PNG: ..."}    the file does not contain a usable X-ray
+    <- {"out_of_memory": true}               this process should be replaced
 
 Before the first request, the process sends {"ready": true}. It ends when the other side of the socket is closed.
 """
@@ -24,7 +24,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from cxr.errors import ImageRejectedError, raised_at
 from cxr.imaging.decode import inspect
 from cxr.imaging.image import require_memory
 from cxr.imaging.png_jpeg import inspect_picture
-from cxr.imaging.reduced import decode_to_fit
+from cxr.imaging.reduced import decode_in_sizes
 
 Kind = Literal["image", "mask"]
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -75,11 +75,15 @@ def main(channel: socket.socket, memory: SharedMemory, limit_bytes: int) -> None
                 _send(channel, {"needs": needed})
                 requests.readline()
 
-            _send(channel, _respond(request["kind"], data, request["fit"], memory, wait_for_memory))
+            _send(channel, _respond(request["kind"], data, request["sizes"], memory, wait_for_memory))
 
 
 def _respond(
-    kind: Kind, data: bytes, fit_px: int | None, memory: SharedMemory, wait_for_memory: Callable[[int], None]
+    kind: Kind,
+    data: bytes,
+    sizes: Sequence[int | None],
+    memory: SharedMemory,
+    wait_for_memory: Callable[[int], None],
 ) -> dict[str, Any]:
     """Decode `data` into `memory` and return the response."""
     try:
@@ -87,13 +91,17 @@ def _respond(
         wait_for_memory(encoded.memory_bytes)
         if kind == "mask":
             require_memory(encoded.memory_bytes)
-        image = decode_to_fit(encoded, fit_px) if fit_px else encoded.decode()
-        pixels = image.pixels
-        height, width = (encoded.height, encoded.width) if fit_px else pixels.shape
-        stored = np.frombuffer(memory.view(pixels.nbytes), pixels.dtype.newbyteorder("=")).reshape(pixels.shape)
-        stored[:] = pixels
-        info = {field.name: getattr(image, field.name) for field in fields(image) if field.name != "pixels"}
-        return {"height": height, "width": width, "dtype": stored.dtype.name, "about": info}
+        images = decode_in_sizes(encoded, sizes)
+        first = images[0]
+        height, width = first.pixels.shape if sizes[0] is None else (encoded.height, encoded.width)
+        dtype = first.pixels.dtype.newbyteorder("=")
+        flat = np.frombuffer(memory.view(sum(image.pixels.size for image in images) * dtype.itemsize), dtype)
+        for image in images:
+            assert image.pixels.dtype == first.pixels.dtype
+            flat[: image.pixels.size] = image.pixels.reshape(-1)
+            flat = flat[image.pixels.size :]
+        info = {field.name: getattr(first, field.name) for field in fields(first) if field.name != "pixels"}
+        return {"height": height, "width": width, "dtype": dtype.name, "about": info}
     except ImageRejectedError as error:
         return {"rejected": str(error)}
     except MemoryError:

@@ -6,13 +6,15 @@ pixels differ from those of a full decoding by less than methods of resizing dif
 image has at least twice the size that is needed, and if it is aligned with the original: the samples of JPEG 2000 lie
 beside the centers of the pixels that they replace (tests/imaging/test_reduced.py).
 
-`decode_to_fit` is the only place that decides this, for ingesting, scoring and `cxr.load` alike. Lung crops,
+`decode_in_sizes` is the only place that decides this, for ingesting, scoring and `cxr.load` alike. Lung crops,
 enhancement and everything else that needs the original's pixels decode in full.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import cv2
 import numpy as np
@@ -30,16 +32,40 @@ def decode_to_fit(encoded: EncodedImage, size: int) -> Image:
         ImageRejectedError: as `encoded.decode`.
         MemoryError: there is not enough memory at the moment.
     """
+    return decode_in_sizes(encoded, [size])[0]
+
+
+def decode_in_sizes(encoded: EncodedImage, sizes: Sequence[int | None]) -> list[Image]:
+    """What `decode_to_fit` makes of an image for each of several sizes, and for None the image at its original size.
+
+    Each resolution is decoded once. All that are smaller than the largest take at most a third of its time together.
+    """
     height, width = encoded.height, encoded.width
-    halvings = 0
-    while halvings < encoded.max_halvings and max(height, width) >> halvings + 1 >= MIN_OVERSAMPLING * size:
+
+    @cache
+    def decoded(halvings: int) -> Image:
+        if not halvings:
+            return encoded.decode()
+        image = encoded.decode_reduced(halvings)
+        if image is None:
+            return decoded(0)
+        aligned = _aligned(image.pixels, height, width, 1 << halvings, encoded.first_center(halvings))
+        return replace(image, pixels=aligned)
+
+    images = []
+    for size in sizes:
+        image = decoded(_halvings(encoded, size) if size else 0)
+        fitted = geometry.fit(image.pixels, size, (height, width))[0] if size else image.pixels
+        images.append(replace(image, pixels=fitted))
+    return images
+
+
+def _halvings(encoded: EncodedImage, size: int) -> int:
+    """How often the resolution can be halved for a copy of this size."""
+    halvings, longest = 0, max(encoded.height, encoded.width)
+    while halvings < encoded.max_halvings and longest >> halvings + 1 >= MIN_OVERSAMPLING * size:
         halvings += 1
-    image = encoded.decode_reduced(halvings) if halvings else None
-    if image is None:
-        image = encoded.decode()
-        return replace(image, pixels=geometry.fit(image.pixels, size)[0])
-    aligned = _aligned(image.pixels, height, width, 1 << halvings, encoded.first_center(halvings))
-    return replace(image, pixels=geometry.fit(aligned, size, (height, width))[0])
+    return halvings
 
 
 def _aligned(pixels: np.ndarray, height: int, width: int, step: int, first_center: float) -> np.ndarray:

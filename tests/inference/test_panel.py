@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from pydicom.uid import JPEG2000Lossless
 
 from cxr import schema, storage
 from cxr.data import decode
@@ -33,6 +34,7 @@ from tests.families.test_lung_crop import chest
 from tests.families.test_recipes import SMALL
 from tests.lung_rule import save_finder
 from tests.made_shards import write_shards
+from tests.odd_files import dataset, dicom
 from tests.saved_checkpoint import save_untrained
 
 OPTIONS = ScoreOptions(reading=ReadOptions(source="folder", gate="off"), batch_size=3)
@@ -43,6 +45,9 @@ def write_images(folder: Path) -> str:
     folder.mkdir()
     for number, (height, width) in enumerate([(120, 120), (90, 160), (160, 100), (64, 64), (33, 47)]):
         cv2.imwrite(str(folder / f"{number}.png"), chest(height, width, np.uint16 if number % 2 else np.uint8)[0])
+    # These two are decoded at a lower resolution for small networks.
+    cv2.imwrite(str(folder / "5.jpg"), chest(200, 280)[0])
+    (folder / "6.dcm").write_bytes(dicom(dataset(chest(300, 240, np.uint16)[0]), JPEG2000Lossless))
     whole = (folder / "0.png").read_bytes()
     (folder / "torn.png").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.png").write_bytes(b"")
@@ -97,9 +102,9 @@ def test_a_panel_of_all_families_equals_separate_passes(tmp_path: Path, monkeypa
         counted.setattr(decode, "decode_image", lambda *a: counts.update(["decoded"]) or decode_image(*a))
         counted.setattr(lung_crop, "_square", lambda *a: counts.update(["cropped"]) or lungs(*a))
         together = run(archive, panel, tmp_path / "together")
-    assert counts["decoded"] == 7  # all but the empty file and the text, whose first bytes rule them out
-    assert counts["cropped"] == 2 * 5  # two margins
-    assert sum(together[schema.ERROR].is_null().to_pylist()) == 5
+    assert counts["decoded"] == 9  # all but the empty file and the text, whose first bytes rule them out
+    assert counts["cropped"] == 2 * 7  # two margins
+    assert sum(together[schema.ERROR].is_null().to_pylist()) == 7
     records = json.loads(together.schema.metadata[schema.MEMBERS_KEY])
     assert [(record["name"], record["checkpoint"]) for record in records] == [*checkpoints.items()]
     seen = [name for name in schema.SCORES.names if name == schema.member_column("x", name)]
