@@ -9,7 +9,7 @@ from typing import Literal
 from cxr import schema, storage
 from cxr.cli.commands.info import SCORE_COLUMNS
 from cxr.errors import UserError
-from cxr.evaluation.run import Run, Split, read_run, read_runs, read_scores
+from cxr.evaluation.run import Run, Split, read_run, read_runs, scan_scores
 from cxr.export import coco, score_tables
 from cxr.export.score_tables import Per
 
@@ -56,14 +56,14 @@ def export_csv(run: Run, out: str, per: Per = "image", split: Split = "all") -> 
     """Write OUT/scores.csv, studies.csv or patients.csv; returns its URI and `score_tables.write_csv`'s counts."""
     uri = storage.join(storage.normalize(out), score_tables.FILES[per])
     columns = score_tables.columns_to_read(SCORE_COLUMNS[run.family])
-    return uri, score_tables.write_csv(read_scores(run, columns, split), uri, per)
+    return uri, score_tables.write_csv(scan_scores(run, columns, split), uri, per)
 
 
 def export_coco(run: Run, out: str, split: Split = "all", min_score: float = 0.0) -> tuple[str, dict[str, int]]:
     """Write OUT/coco.json; returns its URI and the counts of `coco.write_coco`."""
     uri = storage.join(storage.normalize(out), coco.FILE)
     columns = coco.columns_to_read(run.family, SCORE_COLUMNS[run.family])
-    parts = read_scores(run, columns, split)
+    parts = scan_scores(run, columns, split)
     return uri, coco.write_coco(parts, uri, run.family, run.archives, min_score)
 
 

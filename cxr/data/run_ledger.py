@@ -14,8 +14,9 @@ that has a committed increment.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -195,8 +196,11 @@ def committed_files(out: str, generation: Generation) -> dict[int, list[str]]:
     return {number: sorted(uris) for number, uris in files.items()}
 
 
-def current_rows(out: str, generation: Generation, read: Callable[[str], pa.Table]) -> list[pa.Table]:
+def current_rows(out: str, generation: Generation, read: Callable[[str], pa.Table]) -> Iterator[pa.Table]:
     """The rows of all images that are in the archive, by file of scores, each as the last increment has scored it.
+
+    A few files are read ahead. Besides them, memory holds the ids of the images that later increments concern.
+    If there are files but no such rows, one table without rows is yielded.
 
     Args:
         read: reads a file of scores, with `schema.IMAGE_ID`; called in several threads.
@@ -205,34 +209,70 @@ def current_rows(out: str, generation: Generation, read: Callable[[str], pa.Tabl
         UserError: a committed file is missing.
     """
     files = committed_files(out, generation)
+    last, moved = _last_increments(out, generation, files), _places(out, generation)
+    empty, any_rows = None, False
     with ThreadPoolExecutor(_THREADS) as pool:
-        tables = {number: list(pool.map(read, uris)) for number, uris in files.items()}
-    current: list[pa.Table] = []
-    outdated = pa.array([], pa.string())
-    moved: dict[str, str] = {}
-    for increment in reversed(generation.increments):
-        for table in reversed(tables[increment.number]):
-            if len(outdated):
-                table = table.filter(pc.invert(pc.is_in(table[schema.IMAGE_ID], value_set=outdated)))
-            current.append(_with_places(table, moved))
-        later = [outdated, *(chunk for table in tables[increment.number] for chunk in table[schema.IMAGE_ID].chunks)]
-        if increment.removed:
-            marked = storage.read_parquet(removed_file(out, increment.number), columns=[schema.IMAGE_ID])
-            later += marked[schema.IMAGE_ID].chunks
-        outdated = pa.concat_arrays(later)
+        for number, uris in files.items():
+            for table in _read_ahead(pool, read, uris):
+                if len(last):
+                    found = pc.index_in(table[schema.IMAGE_ID], value_set=last[schema.IMAGE_ID].combine_chunks())
+                    is_current = pc.less_equal(last[schema.INCREMENT].take(found), number)
+                    table = table.filter(pc.fill_null(is_current, True))
+                if table.num_rows:
+                    any_rows = True
+                    yield _with_places(table, number, moved)
+                else:
+                    empty = table
+    if empty is not None and not any_rows:
+        yield empty
+
+
+def _read_ahead(pool: ThreadPoolExecutor, read: Callable[[str], pa.Table], uris: Sequence[str]) -> Iterator[pa.Table]:
+    """The files in their order; `_THREADS` at a time are read or wait in memory."""
+    pending: deque[Future[pa.Table]] = deque()
+    for uri in uris:
+        pending.append(pool.submit(read, uri))
+        if len(pending) == _THREADS:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _last_increments(out: str, generation: Generation, files: Mapping[int, Sequence[str]]) -> pa.Table:
+    """For each image that an increment after the first has scored or marked as removed: the last one that did."""
+    fields = pa.schema([(schema.IMAGE_ID, pa.string()), (schema.INCREMENT, pa.int32())])
+    last = fields.empty_table()
+    for increment in generation.increments[:0:-1]:
+        uris = [*files[increment.number], *([removed_file(out, increment.number)] if increment.removed else [])]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            read = pool.map(lambda uri: storage.read_parquet(uri, columns=[schema.IMAGE_ID]), uris)
+            tables = [table.replace_schema_metadata() for table in read]
+        for ids in (table[schema.IMAGE_ID] for table in tables):
+            new = ids.filter(pc.invert(pc.is_in(ids, value_set=last[schema.IMAGE_ID].combine_chunks())))
+            numbers = pa.array([increment.number] * len(new), pa.int32())
+            last = pa.concat_tables([last, pa.table([new, numbers], schema=fields)])
+    return last
+
+
+def _places(out: str, generation: Generation) -> dict[str, tuple[int, str]]:
+    """For each image whose file has been moved: the last increment that recorded it, and the new place."""
+    moved: dict[str, tuple[int, str]] = {}
+    for increment in generation.increments:
         if increment.moved:
             with suppress(storage.NotFoundError):  # with pseudonyms, new places are not in OUT
                 places = storage.read_parquet(moved_file(out, increment.number)).to_pydict()
-                moved = dict(zip(places[schema.IMAGE_ID], places[schema.SOURCE_URI], strict=True)) | moved
-    return [table for table in reversed(current) if table.num_rows] or current[:1]
+                pairs = zip(places[schema.IMAGE_ID], places[schema.SOURCE_URI], strict=True)
+                moved |= {image_id: (increment.number, place) for image_id, place in pairs}
+    return moved
 
 
-def _with_places(table: pa.Table, moved: Mapping[str, str]) -> pa.Table:
-    """The table with the present places of files that have been moved since."""
+def _with_places(table: pa.Table, number: int, moved: Mapping[str, tuple[int, str]]) -> pa.Table:
+    """A table of an increment, with the places of files that later increments have found elsewhere."""
     if not moved or schema.SOURCE_URI not in table.column_names:
         return table
     ids, places = (table[name].to_pylist() for name in (schema.IMAGE_ID, schema.SOURCE_URI))
-    present = [moved.get(image_id, place) for image_id, place in zip(ids, places, strict=True)]
+    latest = (moved.get(image_id, (-1, "")) for image_id in ids)
+    present = [new if when > number else place for (when, new), place in zip(latest, places, strict=True)]
     index = table.schema.get_field_index(schema.SOURCE_URI)
     return table.set_column(index, table.schema.field(index), pa.array(present, pa.string()))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -276,18 +276,34 @@ def check_family(run: Run, families: Sequence[str], purpose: str) -> None:
 def read_scores(
     run: Run, columns: Sequence[str], split: Split = "all", optional: Sequence[str] = ()
 ) -> list[pa.Table]:
-    """These columns of each part of a run's scores; parts keep the metadata of their schema.
+    """All tables of `scan_scores`, whose arguments and errors it shares.
+
+    Raises:
+        UserError: also if an image occurs twice.
+    """
+    parts = list(scan_scores(run, columns, split, optional))
+    images = sum(part.num_rows for part in parts)
+    if len({image_id for part in parts for image_id in part[schema.IMAGE_ID].to_pylist()}) < images:
+        folder = storage.join(run.uri, SCORES)
+        raise UserError(f"{folder} contains images twice: score the archive again, into an empty --out")
+    return parts
+
+
+def scan_scores(
+    run: Run, columns: Sequence[str], split: Split = "all", optional: Sequence[str] = ()
+) -> Iterator[pa.Table]:
+    """These columns of each part of a run's scores, one part after another; parts keep the metadata of their schema.
 
     Each image of the archive has the row of the last committed increment that scored it; see `data.run_ledger`. For
     one of several checkpoints (`Run.member`), columns and metadata are as in a run of this checkpoint alone.
 
     Args:
+        columns: `schema.IMAGE_ID` and others.
         split: only images of this split; "all" for all scored images.
         optional: further columns of `schema.SCORES`, which are null where a part lacks them.
 
     Raises:
-        UserError: no increment is complete, a part is missing or lacks a column, an image occurs twice, or the split
-            is empty.
+        UserError: no increment is complete, a part is missing or lacks a column, or the split is empty.
     """
     read = [schema.SPLIT, *columns] if split != "all" else [*columns]
 
@@ -298,26 +314,26 @@ def read_scores(
                 f"{uri} has no column {', '.join(sorted(missing))}, which runs of family {run.family} should have: "
                 f"score the archive again, into an empty --out"
             )
+        for column in (schema.SCORES.field(name) for name in optional if name not in part.column_names):
+            part = part.append_column(column, pa.nulls(part.num_rows, column.type))
         return part
 
     generation = read_ledger(run.uri).readable
-    parts = current_rows(run.uri, generation, read_file) if generation else []
-    folder = storage.join(run.uri, SCORES)
+    crosswalk = read_crosswalk(run.crosswalk) if run.crosswalk and schema.SOURCE_URI in read else None
+    parts = found = 0
+    by_split: Counter[str | None] = Counter()
+    for part in current_rows(run.uri, generation, read_file) if generation else ():
+        parts += 1
+        if split != "all":
+            by_split.update(part[schema.SPLIT].to_pylist())
+            part = part.filter(pc.equal(part[schema.SPLIT], split))
+        found += part.num_rows
+        yield crosswalk.with_paths(part) if crosswalk else part
     if not parts:
+        folder = storage.join(run.uri, SCORES)
         raise UserError(f"{folder} contains no scores: run cxr score with --out {run.uri} until it finishes")
-    for name in optional:
-        field = schema.SCORES.field(name)
-        parts = [
-            part if name in part.column_names else part.append_column(field, pa.nulls(part.num_rows, field.type))
-            for part in parts
-        ]
-    images = sum(part.num_rows for part in parts)
-    if len({image_id for part in parts for image_id in part[schema.IMAGE_ID].to_pylist()}) < images:
-        raise UserError(f"{folder} contains images twice: score the archive again, into an empty --out")
-    if run.crosswalk and schema.SOURCE_URI in read:
-        crosswalk = read_crosswalk(run.crosswalk)
-        parts = [crosswalk.with_paths(part) for part in parts]
-    return parts if split == "all" else _of_split(parts, split, f"the run {run.uri}")
+    if split != "all" and not found:
+        raise UserError(_no_images(f"the run {run.uri}", split, by_split))
 
 
 def _read_part(uri: str, member: str, columns: Sequence[str]) -> pa.Table:
@@ -333,18 +349,10 @@ def _read_part(uri: str, member: str, columns: Sequence[str]) -> pa.Table:
     )
 
 
-def _of_split(
-    tables: Sequence[pa.Table], split: str, where: str, error: type[UserError] = UserError
-) -> list[pa.Table]:
-    """The rows of a split; raises an error that counts the images of the other splits if there is none."""
-    chosen = [table.filter(pc.equal(table[schema.SPLIT], split)) for table in tables]
-    if not any(table.num_rows for table in chosen):
-        counts = Counter(name for table in tables for name in table[schema.SPLIT].to_pylist())
-        listed = ", ".join(f"{name or 'unknown'} {count:,}" for name, count in counts.most_common())
-        raise error(
-            f"{where} has no image in split {split!r} ({listed or 'no images'}): give another --split, or all"
-        )
-    return chosen
+def _no_images(where: str, split: str, by_split: Counter[str | None]) -> str:
+    """The message if a split is empty, which counts the images of the others."""
+    listed = ", ".join(f"{name or 'unknown'} {count:,}" for name, count in by_split.most_common())
+    return f"{where} has no image in split {split!r} ({listed or 'no images'}): give another --split, or all"
 
 
 def read_truth(
@@ -389,7 +397,10 @@ def of_split(known: Manifest, archive: str, split: str) -> Manifest:
     """
     if split == "all" and known.table.num_rows:
         return known
-    (table,) = _of_split([known.table], split, archive, UserError if _has_truth(known.table) else NoGroundTruthError)
+    table = known.table.filter(pc.equal(known.table[schema.SPLIT], split))
+    if not table.num_rows:
+        error = UserError if _has_truth(known.table) else NoGroundTruthError
+        raise error(_no_images(archive, split, Counter(known.table[schema.SPLIT].to_pylist())))
     return Manifest(table, known.findings, known.notes)
 
 

@@ -122,3 +122,21 @@ def test_a_missing_file_of_a_committed_increment_is_reported(tmp_path: Path) -> 
     generation = Generation(SETTINGS, "", "", increments=(Increment(1, 2, 4, 4, 0),))
     with pytest.raises(UserError, match=r"expected 2 files of increment 1 in .*scores, got 1: restore"):
         table(tmp_path, generation)
+
+
+def test_only_a_few_files_are_read_ahead(tmp_path: Path) -> None:
+    for part in range(40):
+        uri = tmp_path / folder_of(0) / f"part-{part:05d}.parquet"
+        uri.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({schema.IMAGE_ID: [f"{part}"]}), uri)
+    done, seen = Increment(0, parts=40, images=40, new=40, changed=0), []
+    started: list[str] = []
+
+    def reading(uri: str) -> pa.Table:
+        started.append(uri)
+        return pq.read_table(uri)
+
+    for table in current_rows(str(tmp_path), Generation(SETTINGS, "", "", increments=(done,)), reading):
+        seen += table[schema.IMAGE_ID].to_pylist()
+        assert len(started) <= len(seen) + 8
+    assert seen == [f"{part}" for part in range(40)]
