@@ -51,6 +51,11 @@ class Identity:
     key_file: str = ""
 
     @property
+    def private_folder(self) -> str:
+        """URI of the folder that contains the crosswalk, and other files with ids and paths."""
+        return _parent(self.crosswalk)
+
+    @property
     def key_name(self) -> str:
         """A name of the key that does not reveal it."""
         return str(self.pseudonyms.describe()["key"])
@@ -58,7 +63,7 @@ class Identity:
     def private(self, reading: ReadOptions) -> ReadOptions:
         """The same options; headers of DICOM files, which contain ids, are stored beside the crosswalk, and
         PatientIDs are hashed with the same key."""
-        changed = reading.with_headers(_parent(self.crosswalk))
+        changed = reading.with_headers(self.private_folder)
         return changed if changed.id_key else replace(changed, id_key=self.key_file)
 
     def applied(self, rows: pa.Table) -> pa.Table:

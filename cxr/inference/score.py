@@ -18,7 +18,6 @@ from cxr.data import embeddings, gate, ledger, shards
 from cxr.data.dicom_headers import read_large_archive
 from cxr.data.identity import COLUMNS as IDENTITY_COLUMNS
 from cxr.data.identity import open_identity
-from cxr.data.ledger import Part
 from cxr.data.run_ledger import (
     SCORES,
     Generation,
@@ -45,7 +44,6 @@ from cxr.inference.score_increment import (
     check_shared,
     count_images,
     is_shard,
-    manifest_rows,
     now,
     score_increment,
     written_parts,
@@ -220,7 +218,7 @@ def _score_all(job: Job, run: RunLedger) -> Scored:
 def _score_plans(job: Job, run: RunLedger, plans: Sequence[Plan]) -> Increment:
     """Score the missing parts of increment 0, and commit it."""
     parts = [part for plan in plans for part in plan.parts]
-    fingerprint = ledger.fingerprint([Part(part.name, manifest_rows(part)) for part in parts])
+    fingerprint = job.fingerprint(parts)
     generation = run.latest
     if generation is None:
         generation = Generation(job.settings, "first run", now(), fingerprint)
@@ -334,7 +332,7 @@ def _open_increment(job: Job, run: RunLedger, listings: Sequence[Listing]) -> tu
     job.plans.write(number, [StoredPlan(plan.origin, plan.parts) for plan in plans])
     job.plans.write_departures(number, changes)
     if not generation.increments:
-        fingerprint = ledger.fingerprint([Part(part.name, manifest_rows(part)) for part in parts])
+        fingerprint = job.fingerprint(parts)
         run = run.with_latest(fingerprint=fingerprint)
     run = run.with_latest(open=OpenIncrement(number, opened=now(), **counts))
     run.write()

@@ -14,7 +14,7 @@ import ray.data
 
 from cxr import storage
 from cxr.data.identity import Identity
-from cxr.data.ledger import SUFFIX, Ledger, Part
+from cxr.data.ledger import SUFFIX, Ledger, Part, fingerprint
 from cxr.data.ray_data import finished, map_blocks
 from cxr.data.run_ledger import INCREMENTS, Increment, RunLedger, folder_of
 from cxr.errors import UserError
@@ -60,7 +60,12 @@ class Job:
         if self.identity is None:
             return PlanStore(self.out, storage.join(self.out, INCREMENTS))
         of_out = hashlib.sha256(self.out.encode()).hexdigest()[:16]
-        return PlanStore(self.out, storage.join(self.identity.crosswalk, INCREMENTS, of_out), self.identity)
+        return PlanStore(self.out, storage.join(self.identity.private_folder, INCREMENTS, of_out), self.identity)
+
+    def fingerprint(self, parts: Sequence[Part]) -> str:
+        """See `data.ledger.fingerprint`. With pseudonyms, it is keyed, so that nobody can test guesses of the ids."""
+        digest = fingerprint(Part(part.name, manifest_rows(part)) for part in parts)
+        return str(self.identity.pseudonyms.of("fingerprint", digest.encode())) if self.identity else digest
 
     def show_notes(self, notes: Iterable[str], rows: Iterable[pa.Table]) -> None:
         """Print notes on an archive whose images have these ids and paths."""
