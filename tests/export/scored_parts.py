@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from cxr import schema, storage
 from cxr.families import recipe_type
+from cxr.inference.panel import join_scores
 
 FINDINGS = ("Mass", "Nodule")
 
@@ -37,6 +38,27 @@ def probabilities(*values: float) -> dict[str, Any]:
 def box(label: str, score: float, *xyxy: float) -> dict[str, Any]:
     edges = zip((schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX), xyxy, strict=True)
     return {schema.LABEL: label, schema.SCORE: score, **dict(edges)}
+
+
+def write_panel_run(out: Path, members: Mapping[str, pa.Table]) -> str:
+    """A run of several checkpoints over /archive, from a part of each."""
+    records = {name: {"name": name, "findings": FINDINGS} for name in members}
+    parts = {
+        name: table.replace_schema_metadata({schema.MEMBERS_KEY: json.dumps([records[name]])})
+        for name, table in members.items()
+    }
+    storage.write_bytes(str(out / "scores" / "part-00000.parquet"), b"")
+    pq.write_table(join_scores(parts), out / "scores" / "part-00000.parquet")
+    about = {
+        name: {
+            "checkpoint_sha256": "0" * 64,
+            "recipe": {"family": "detect" if schema.PRED_BOXES in table.column_names else "classify"},
+        }
+        for name, table in members.items()
+    }
+    settings = {"archive": "/archive", "panel": [*members], "members": about}
+    storage.write_json(str(out / "ledger.json"), {"settings": settings, "fingerprint": ""})
+    return str(out)
 
 
 def write_run(out: Path, family: str, parts: Sequence[Sequence[dict[str, Any]]]) -> str:

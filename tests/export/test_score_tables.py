@@ -13,11 +13,12 @@ import pytest
 
 from cxr import schema
 from cxr.cli.commands.export_csv import Options, main
+from cxr.cli.exports import export_all
 from cxr.errors import UserError
 from cxr.export import score_tables
 from cxr.export.score_tables import Per, write_csv
 from cxr.families import RECIPES
-from tests.export.scored_parts import box, image, part, probabilities, write_run
+from tests.export.scored_parts import box, image, part, probabilities, write_panel_run, write_run
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -198,3 +199,17 @@ def test_the_command_reads_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "1 row for 2 images" in capsys.readouterr().out
     with pytest.raises(UserError, match="is the folder of the run: give another one"):
         main(Options(run=run, out=run))
+
+
+def test_one_of_several_checkpoints_is_exported_by_its_name(tmp_path: Path) -> None:
+    boxes, p = {"pred_boxes": [box("Mass", 0.5, 1, 2, 3, 4)]}, probabilities(0.25, 0.75)
+    members = {"lesions": part("detect", [image("a", **boxes)]), "findings": part("classify", [image("a", **p)])}
+    run, out = write_panel_run(tmp_path / "run", members), str(tmp_path / "out")
+    with pytest.raises(UserError, match="name one with --member: lesions, findings"):
+        main(Options(run=run, out=out))
+    main(Options(run=run, member="findings", out=out))
+    (row,) = read(tmp_path / "out" / "scores.csv")
+    assert (row["image_id"], row["probability/Nodule"]) == ("a", "0.75")
+    assert "boxes" not in row
+    written = [str(Path(uri).relative_to(run)) for uri in export_all(run, ["csv", "coco"])]
+    assert written == ["exports/lesions/scores.csv", "exports/lesions/coco.json", "exports/findings/scores.csv"]
