@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from io import BytesIO
 from typing import Any, Literal, get_args
 
@@ -72,7 +71,6 @@ def to_file(made: Dataset, source: SourceImage) -> bytes:
             made[element.tag] = element
     if source.character_set is not None:
         made.SpecificCharacterSet = source.character_set
-    made.TimezoneOffsetFromUTC = datetime.datetime.now().astimezone().strftime("%z")
     file = BytesIO()
     made.save_as(file, enforce_file_format=True)
     return file.getvalue()

@@ -106,6 +106,9 @@ def main(options: Options) -> dict[str, Any]:
     )
     dicom_run.export_run(parts, export, originals, workers)
     counts, lines = dicom_run.write_csv(out)
+    if counts["failed"] and not any(counts[kind] for kind in KINDS):
+        reason = next(line for line in lines if line.startswith("not exported"))
+        raise UserError(f"nothing could be exported ({reason}): see {storage.join(out, dicom_run.CSV_FILE)}")
     if service is not None:
         try:
             push(out, service)
