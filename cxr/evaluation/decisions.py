@@ -165,10 +165,12 @@ def wrong_decisions(joined: LabeledScores) -> dict[str, list[Case]]:
 
 
 def varied(cases: Sequence[Case], shown: set[int]) -> list[Case]:
-    """The first cases, without repeating an image, and with few of the same finding. Adds to `shown`."""
+    """The first cases, without repeating an image, and with few of the same finding if there are several. Adds to
+    `shown`."""
     chosen: list[Case] = []
+    most = PER_FINDING if len({case.finding for case in cases}) > 1 else SHOWN
     for case in cases:
-        if case.image not in shown and sum(case.finding == other.finding for other in chosen) < PER_FINDING:
+        if case.image not in shown and sum(case.finding == other.finding for other in chosen) < most:
             chosen.append(case)
             shown.add(case.image)
         if len(chosen) == SHOWN:
@@ -189,13 +191,14 @@ def hardest_section(
     result: dict[str, Any],
     *,
     value: str = "probability",
+    digits: int = 2,
     draw: Drawn | None = None,
     with_heat_maps: bool = True,
 ) -> Section:
     """The most confident wrong decisions as pictures. Writes hardest.csv, which is added to `result`.
 
     Args:
-        value: what a threshold is compared with.
+        value: what a threshold is compared with, shown with so many `digits`.
         draw: what to draw over the pictures, such as boxes.
     """
     cases, shown = wrong_decisions(joined), set[int]()
@@ -231,7 +234,8 @@ def hardest_section(
                 continue
             picture, transform = pictured
             finding = joined.findings[case.finding]
-            note = f"{finding} {joined.probabilities[case.image, case.finding]:.2f}, actually {actually}"
+            said = f"{joined.probabilities[case.image, case.finding]:.{digits}f}"
+            note = f"{finding}, {value} {said}, actually {actually}"
             pair = draw(case, picture, transform) if draw else None
             plain.append(Overlay(ids[case.image], note, picture, pair))
             if (heat_map := maps.get(ids[case.image])) is not None and finding in heat_map.findings:

@@ -18,7 +18,7 @@ from cxr.evaluation import decisions
 from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.detection_data import DetectionEvaluation, evaluate, one_truth, scored_findings
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
-from cxr.evaluation.localization_data import load_scores
+from cxr.evaluation.localization_data import box_shares, load_scores
 from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run
 from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics import classification, detection
@@ -241,7 +241,10 @@ def _box_pictures(
     count, names = len(evaluation.findings), evaluation.findings
     shown_by = {TRUTH: (images.labels == 1).sum(0), PREDICTION: images.predicted_positive.sum(0)}
     boxes = {TRUTH: summary.true, PREDICTION: np.bincount(counted_boxes.finding, minlength=count)}
-    shares = {TRUTH: _shares(evaluation, evaluation.true), PREDICTION: _shares(evaluation, counted_boxes)}
+    shares = {
+        name: box_shares(of, evaluation.sizes_px, count)
+        for name, of in ((TRUTH, evaluation.true), (PREDICTION, counted_boxes))
+    }
     figures = {
         "box_precision_recall.png": (
             tables.curves_figure(summary),
@@ -276,13 +279,6 @@ def _box_pictures(
     )
     charts = [save_picture(figure, folder, name, caption) for name, (figure, caption) in figures.items()]
     return [*examples, *charts]
-
-
-def _shares(evaluation: DetectionEvaluation, boxes: Boxes) -> list[np.ndarray]:
-    """Areas of the boxes of each finding, as fractions of their images."""
-    whole = np.maximum(1, evaluation.sizes_px.prod(1))[boxes.image]
-    shares = areas(boxes.xyxy) / whole
-    return [shares[(boxes.finding == f) & (shares > 0)] for f in range(len(evaluation.findings))]
 
 
 def overlays(

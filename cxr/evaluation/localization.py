@@ -15,7 +15,13 @@ from cxr.evaluation import classification, classification_data
 from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.images import TruthImages
-from cxr.evaluation.localization_data import LocalizationEvaluation, baseline_boxes, evaluate, load_scores
+from cxr.evaluation.localization_data import (
+    LocalizationEvaluation,
+    baseline_boxes,
+    box_shares,
+    evaluate,
+    load_scores,
+)
 from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run
 from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics.bootstrap import MeanInterval
@@ -23,6 +29,7 @@ from cxr.metrics.localization import MEASURES, THRESHOLDS, LocalizationRates, pa
 from cxr.reporting import classification as label_tables
 from cxr.reporting import localization as tables
 from cxr.reporting.classification_pictures import write_pictures
+from cxr.reporting.detection import PREDICTION, TRUTH, area_figure
 from cxr.reporting.overlays import BoxPair, Overlay, save_overlays, without_repeats
 from cxr.reporting.page import Section, save_picture
 from cxr.wording import counted
@@ -117,7 +124,7 @@ def _localization_sections(
     storage.write_text(result["boxes"], tables.csv(rates))
     own = rates.pop("run")
     result["metrics"] = metrics(evaluation, own, rates)
-    folder = storage.join(out, PICTURES)
+    folder, count = storage.join(out, PICTURES), len(evaluation.findings)
     curves = save_picture(
         tables.curves_figure(own, rates),
         folder,
@@ -130,10 +137,20 @@ def _localization_sections(
         "boxes.png",
         "Images with the smallest and the largest overlap, and a random sample.",
     )
+    sides = (evaluation.true, evaluation.predicted)
+    areas_of = dict(
+        zip((TRUTH, PREDICTION), (box_shares(boxes, evaluation.sizes_px, count) for boxes in sides), strict=True)
+    )
+    box_areas = save_picture(
+        area_figure(areas_of, evaluation.findings),
+        folder,
+        "box_area.png",
+        "Area of true and predicted boxes, as a share of the image.",
+    )
     accuracy = [tables.accuracy_table(own, rates, measure) for measure in MEASURES]
     missed = [tables.false_positives_table(own, rates), tables.legend(own, options.resamples)]
     return [
-        Section("Localization accuracy", [*accuracy, curves, *examples]),
+        Section("Localization accuracy", [*accuracy, curves, box_areas, *examples]),
         Section("False positives per image, and the pointing game", missed),
     ]
 

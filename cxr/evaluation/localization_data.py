@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr import schema
+from cxr.boxes import areas
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth_boxes import BoxTruth
 from cxr.evaluation.run import NoGroundTruthError, Run, Split, read_scores
@@ -139,3 +140,9 @@ def baseline_boxes(evaluation: LocalizationEvaluation, training: Boxes, seed: in
     boxes = baselines(training, len(evaluation.rows), len(evaluation.findings), seed)
     known = evaluation.located.known
     return {name: locate(of.scaled(*evaluation.sizes_px.T), evaluation.true, known) for name, of in boxes.items()}
+
+
+def box_shares(boxes: Boxes, sizes_px: np.ndarray, findings: int) -> list[np.ndarray]:
+    """Areas of the boxes of each finding, as fractions of their images; `sizes_px` (N, 2) are those of the images."""
+    shares = areas(boxes.xyxy) / np.maximum(1, sizes_px.prod(1))[boxes.image]
+    return [shares[(boxes.finding == f) & (shares > 0)] for f in range(findings)]

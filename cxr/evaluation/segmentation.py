@@ -10,16 +10,20 @@ import torch
 
 from cxr import storage
 from cxr.errors import UserError
-from cxr.evaluation.ground_truth_masks import MaskTruth, known_masks
+from cxr.evaluation import decisions
+from cxr.evaluation.classification_data import LabeledScores
+from cxr.evaluation.ground_truth_masks import MaskTruth, ShardTruth, known_masks
+from cxr.evaluation.images import TruthImages
 from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run
 from cxr.evaluation.segmentation_data import MaskScores, SegmentationEvaluation, both_masks, evaluate, load_scores
-from cxr.imaging.geometry import fit_mask
+from cxr.imaging.geometry import ResizeTransform, fit_mask
 from cxr.metrics import segmentation
 from cxr.metrics.bootstrap import MeanInterval, mean_interval
-from cxr.metrics.segmentation.overlap_metrics import PREDICTED, TRUE
+from cxr.metrics.segmentation.overlap_metrics import PIXELS, PREDICTED, TRUE
 from cxr.reporting import segmentation as tables
 from cxr.reporting.overlays import MaskPair, Overlay, save_overlays, without_repeats
-from cxr.reporting.page import Section
+from cxr.reporting.page import Picture, Section, save_picture
+from cxr.sources import rle
 from cxr.wording import counted
 
 PICTURES = "pictures"
@@ -44,17 +48,84 @@ def report(run: Run, options: ReportOptions, out: str, *, label: str) -> Content
     )
     legend = tables.summary_legend(truth.resolution, options.resamples, counts)
     worst = [tables.worst_table(listed), "Ranks are those of `images.csv`.", *written]
-    sections = [
-        Section("Masks", [tables.summary_table(predicted, confidence), legend]),
-        Section("The worst images", worst),
-    ]
+    folder = storage.join(out, PICTURES)
+    masks = [tables.summary_table(predicted, confidence), legend, *_distributions(evaluation, folder)]
+    sections = [Section("Masks", masks), Section("The worst images", worst)]
     ends = {f"{name}_{end}": getattr(of, end) for name, of in confidence.items() for end in ("low", "high")}
     result = {"metrics": {**predicted, **ends, **counts}, "images": tables.write_images(listed, out)}
+    sections += _decisions(evaluation, scores, truth, run, options, out, result)
     if options.against:
         sections.append(compared(evaluation, truth, options, result))
     image_ids = [truth.image_ids[int(row)].as_py() for row in evaluation.rows]
     measures = Measures(image_ids, evaluation.patients, partial(measure, evaluation, options))
     return Content(run, archive, options, lead, sections, result, measures)
+
+
+def _distributions(evaluation: SegmentationEvaluation, folder: str) -> list[Picture]:
+    """Pictures of the Dice of all images, and of the areas of masks predicted beside actual."""
+    true, dice = evaluation.overlap[:, TRUE].numpy(), segmentation.dice(evaluation.overlap).numpy()
+    written = [
+        save_picture(
+            tables.dice_figure(dice, true > 0),
+            folder,
+            "dice.png",
+            "Distribution of Dice over the images; the red line is the median.",
+        )
+    ]
+    pixels = evaluation.overlap[:, PIXELS].numpy()
+    shares = evaluation.overlap[:, PREDICTED].numpy() / pixels, true / pixels
+    if any(of.any() for of in shares):
+        caption = (
+            "Areas of masks that are not empty: distributions, and predicted against actual; a point is an image."
+        )
+        written.append(save_picture(tables.area_figure(*shares), folder, "areas.png", caption))
+    return written
+
+
+def _decisions(
+    evaluation: SegmentationEvaluation,
+    scores: MaskScores,
+    truth: MaskTruth,
+    run: Run,
+    options: ReportOptions,
+    out: str,
+    result: dict[str, Any],
+) -> list[Section]:
+    """Whether there is a mask at all: the operating point and the hardest cases. Nothing unless some true masks are
+    empty and others are not."""
+    labels = (evaluation.overlap[:, TRUE].numpy() > 0).astype(np.int8)[:, None]
+    if labels.all() or not labels.any():
+        return []
+    places = evaluation.places
+    shares = scores.areas_px[places] / np.maximum(1, scores.sizes[places].prod(1))
+    joined = LabeledScores(
+        findings=(truth.label,),
+        rows=evaluation.rows,
+        patients=evaluation.patients,
+        probabilities=shares[:, None],
+        predicted_positive=shares[:, None] > 0,
+        labels=labels,
+        images_with_error=evaluation.images_with_error,
+        images_without_score=evaluation.images_without_score,
+        images_without_labels=evaluation.images_without_truth,
+    )
+
+    def draw(case: decisions.Case, picture: np.ndarray, transform: ResizeTransform) -> MaskPair:
+        row, place = int(evaluation.rows[case.image]), int(places[case.image])
+        height, width = scores.sizes[place].tolist()
+        true, to_original = truth.true_mask(row, height, width)
+        predicted = rle.decode(scores.codes[place].as_py(), height, width)
+        side = len(picture)
+        return MaskPair(
+            fit_mask(true, side, transform.then(to_original.inverse())), fit_mask(predicted, side, transform)
+        )
+
+    images = TruthImages(truth.table, [truth.info] if isinstance(truth, ShardTruth) else [])
+    folder, value = storage.join(out, PICTURES), "area of the mask"
+    return [
+        decisions.operating_section(joined, run.thresholds, options, out, result),
+        decisions.hardest_section(joined, images, run, out, folder, result, value=value, digits=4, draw=draw),
+    ]
 
 
 def measure(

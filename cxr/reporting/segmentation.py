@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
 from cxr import storage
 from cxr.metrics.bootstrap import MeanInterval
+from cxr.reporting import palette
+from cxr.reporting.figures import new_figure
 from cxr.reporting.tables import Table, csv_text, interval, number
 
 _WORST = 10  # images in the page's table
@@ -52,6 +58,51 @@ def summary_legend(resolution: str, resamples: int, counts: Mapping[str, int]) -
         f"spacing. It does not include {one_empty} images in which only one of the masks is empty. A dash marks a "
         "metric that cannot be measured."
     )
+
+
+def dice_figure(dice_N: np.ndarray, positive_N: np.ndarray) -> Figure:
+    """Histogram of the Dice of the images with a true mask, and of those without, if there are any."""
+    kinds = {"with a true mask": positive_N, "without": ~positive_N}
+    shown = {name: dice_N[of] for name, of in kinds.items() if of.any()}
+    figure = new_figure(4.2 * len(shown) + 0.2, 2.8)
+    for ax, (name, values) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        ax.hist(values, bins=25, range=(0, 1), color=palette.MODEL)
+        ax.axvline(float(np.median(values)), color=palette.MARK, linewidth=1.2)
+        ax.set_title(f"{len(values):,} images {name}; median {np.median(values):.3f}", fontsize=9)
+        ax.set_xlabel("Dice", fontsize=8)
+        ax.set_ylabel("images", fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def area_figure(predicted_N: np.ndarray, true_N: np.ndarray) -> Figure:
+    """Areas of masks that are not empty, as shares of the image: distributions, and predicted against actual."""
+    figure = new_figure(8.6, 3.2)
+    bars, points = figure.subplots(1, 2)
+    both = np.concatenate([predicted_N[predicted_N > 0], true_N[true_N > 0]])
+    low, high = (float(np.log10(end)) for end in (both.min() / 1.2, both.max() * 1.2))
+    bins = np.logspace(low, high, 26)
+    bars.hist(predicted_N[predicted_N > 0], bins, color=palette.PREDICTION, alpha=0.6, label="prediction")
+    bars.hist(true_N[true_N > 0], bins, histtype="step", color=palette.TRUTH, linewidth=1.6, label="truth")
+    bars.set_ylabel("images", fontsize=8)
+    bars.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    bars.legend(fontsize=7, frameon=False)
+    common = (predicted_N > 0) & (true_N > 0)
+    points.plot([10**low, 10**high], [10**low, 10**high], color=palette.NEUTRAL, linewidth=0.8, linestyle="--")
+    points.plot(true_N[common], predicted_N[common], ".", color=palette.MODEL, markersize=4, alpha=0.6)
+    points.set(xlim=(10**low, 10**high), ylim=(10**low, 10**high), yscale="log", aspect="equal")
+    points.set_ylabel("area of the predicted mask", fontsize=8)
+    names = ("area of the mask, share of the image", "area of the true mask")
+    for ax, name in zip((bars, points), names, strict=True):
+        ax.set_xscale("log")
+        ax.set_xlabel(f"{name}, log scale", fontsize=8)
+        for axis in (ax.xaxis, points.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
+            axis.set_minor_formatter(NullFormatter())
+        ax.tick_params(labelsize=7)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def gain_table(gains: Mapping[str, MeanInterval]) -> Table:

@@ -32,7 +32,17 @@ from cxr.sources import open_manifest
 
 SIDE, IMAGES = 96, 40
 SCORED = ("Mass", "Hernia", "Nodule")  # of the checkpoint, in its order
-PICTURES = {"accuracy", "boxes", "auroc", "roc", "precision_recall", "reliability", "labels_predicted", "separation"}
+PICTURES = {
+    "accuracy",
+    "boxes",
+    "box_area",
+    "auroc",
+    "roc",
+    "precision_recall",
+    "reliability",
+    "labels_predicted",
+    "separation",
+}
 ALL = ReportOptions(split="all", resamples=30)
 CORNERS = (schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
 Rows = list[dict[str, Any]]

@@ -171,6 +171,11 @@ def test_the_job_evaluates_masks_and_counts_the_rest(run: str, tmp_path: Path) -
     assert (metrics["hd95_mm"], metrics["hd95_one_empty"]) == (None, 1)
     assert (metrics["image_sensitivity"], metrics["image_specificity"]) == pytest.approx((1, 2 / 3))
     assert metrics["image_auroc"] == pytest.approx(10 / 12)
+    assert metrics["sensitivity/Pneumothorax"] == metrics["image_sensitivity"]
+    assert metrics["specificity/Pneumothorax"] == metrics["image_specificity"]
+    assert {Path(uri).stem for uri in result["pictures"]} == {"dice", "areas", "masks", "hardest"}
+    kinds = [line.split(",")[0] for line in Path(result["hardest"]).read_text().splitlines()]
+    assert kinds == ["kind", "false positive"]
     assert metrics["dice_low"] < metrics["dice"] < metrics["dice_high"]
     page = Path(result["report"]).read_text()
     assert "7 images of 4 patients evaluated: 4 images with a true mask that is not empty. Left out: 1 image" in page
