@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
+import ray
 import torch
 
 from cxr import schema
@@ -149,11 +150,13 @@ class ScoreBenchmark:
         self.measured.compare("panel_over_sum", ratios)
 
     def memory(self) -> None:
-        """Peak memory of all processes with few and with many images."""
+        """Peak memory of all processes with few and with many images, each on a new cluster if it is a local one."""
         pictures = make_pictures(self.scratch / "small", 8, min(_SMALL_PX, self.plan.picture_px))
         saved = self._saved("light", LIGHT)
         for name, count in (("few", self.plan.few), ("many", self.plan.many)):
             self._archive(name, pictures, count)
+            ray.shutdown()  # otherwise processes of earlier runs would count
+            cluster.connect()
             with PeakMemory() as memory:
                 self._score(name, saved)
             self.measured.peak_mib[name] = round(memory.peak_bytes / 2**20)
