@@ -39,7 +39,7 @@ def main(options: Options) -> dict[str, Any]:
     from cxr.cli.search_jobs import tune_job  # these import torch and Ray, which takes seconds
     from cxr.families.align import AlignRecipe
     from cxr.inference.score import score
-    from cxr.reporting.page import Picture, Section, write_report
+    from cxr.reporting.page import Picture, Report, Section, write_report
     from cxr.reporting.tables import Table
     from cxr.sources.options import ReadOptions
 
@@ -88,7 +88,7 @@ def main(options: Options) -> dict[str, Any]:
         ),
     ]
     lead = f"The best of {options.trials} aligners of chest X-rays, trained and applied on this machine in one job."
-    pages = write_report(out, "Chest X-rays aligned to a common frame", lead, sections)
+    pages = write_report(out, Report("Chest X-rays aligned to a common frame", lead, sections))
     return {"checkpoint": tuned["checkpoint"], "metrics": metrics, "scores": scored.scores, **pages}
 
 
