@@ -24,6 +24,7 @@ from cxr.inference import score_increment
 from cxr.inference.options import ScoreOptions
 from cxr.inference.score import Scored, score
 from cxr.phantom.archive import write_phantom
+from cxr.runtime import cluster
 from cxr.sources.options import ReadOptions
 from tests.conftest import REPOSITORY
 from tests.made_shards import write_shards
@@ -100,7 +101,9 @@ def queried_state(out: Path) -> dict[str, int]:
     return dict(rows)
 
 
-def test_each_night_scores_what_is_new_or_has_changed(network: str, pictures: list[Path], tmp_path: Path) -> None:
+def test_each_night_scores_what_is_new_or_has_changed(
+    network: str, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive, out = tmp_path / "archive", tmp_path / "out"
     fill(archive, pictures[:20], [f"{n:02d}.png" for n in range(20)])
     first = score(str(archive), network, str(out), NIGHTLY)
@@ -108,7 +111,9 @@ def test_each_night_scores_what_is_new_or_has_changed(network: str, pictures: li
     assert sorted(path.name for path in (out / "scores").iterdir()) == ["part-00000.parquet", "part-00001.parquet"]
     before = table(out)
 
-    again = score(str(archive), network, str(out), NIGHTLY)
+    with monkeypatch.context() as patched:
+        patched.setattr(cluster, "connect", lambda: pytest.fail("Ray is not needed"))
+        again = score(str(archive), network, str(out), NIGHTLY)
     assert (again.images, again.increments) == (0, [])
 
     fill(archive, pictures[20:23], ["00a.png", "20.png", "21.png"])
