@@ -29,5 +29,6 @@ def test_quick_run_gives_all_ratios(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     ratios = ("light_over_bare", "heavy_over_bare", "panel_over_sum", "peak_rss_ratio")
     assert all(result["metrics"][name] > 0 for name in ratios)
+    assert result["metrics"]["dicom_over_pydicom_jpeg_lossless"] > 0
     assert result["cpu_seconds_per_image"]["heavy"] > 0
     assert list(tmp_path.glob("cxr-score-*")) == []

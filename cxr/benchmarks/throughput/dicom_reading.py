@@ -51,9 +51,14 @@ class Compared:
     pydicom: tuple[float, ...]
 
     @property
+    def ratios(self) -> list[float]:
+        """Ratio of the two measurements of each round."""
+        return [ours / theirs for ours, theirs in zip(self.ours, self.pydicom, strict=True)]
+
+    @property
     def ratio(self) -> float:
-        """Median over the rounds of the ratio of two measurements that followed each other."""
-        return statistics.median(ours / theirs for ours, theirs in zip(self.ours, self.pydicom, strict=True))
+        """Median of the ratios."""
+        return statistics.median(self.ratios)
 
 
 def dicom_over_pydicom(

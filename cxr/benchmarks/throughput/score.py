@@ -55,6 +55,7 @@ class Plan:
         light, heavy, panel: images for a small network, for a large one, and for four at a time.
         few, many: images of two archives whose peak memory is compared.
         rounds: number of alternating rounds; the median of their ratios is reported.
+        dicom, dicom_px: DICOM files in each transfer syntax, and their height and width.
         pictures, picture_px: number and size of different images.
         heavy_recipe: the large network.
     """
@@ -62,11 +63,13 @@ class Plan:
     light: int
     heavy: int
     panel: int
+    dicom: int
     few: int
     many: int
     rounds: int
     pictures: int
     picture_px: int
+    dicom_px: tuple[int, int] = (2500, 2048)
     heavy_recipe: Recipe = HEAVY
 
 
@@ -148,6 +151,23 @@ class ScoreBenchmark:
             together = self._seconds("panel", Panel.of(saved))
             ratios.append(together / sum(self._seconds("panel", Panel.of([one])) for one in saved))
         self.measured.compare("panel_over_sum", ratios)
+
+    def dicom(self) -> None:
+        """DICOM files, read as in scoring and ingesting, and a loop over pydicom, by transfer syntax."""
+        from cxr.benchmarks.throughput.dicom_reading import dicom_over_pydicom  # needs the extra `dicom`
+
+        height, width = self.plan.dicom_px
+        for name, compared in dicom_over_pydicom(
+            self.scratch / "dicom",
+            self.plan.dicom,
+            self.plan.rounds,
+            cores=self.cores,
+            height_px=height,
+            width_px=width,
+        ).items():
+            self.measured.images_per_second[f"dicom_{name}"] = round(statistics.median(compared.ours), 2)
+            self.measured.images_per_second[f"pydicom_{name}"] = round(statistics.median(compared.pydicom), 2)
+            self.measured.compare(f"dicom_over_pydicom_{name}", compared.ratios)
 
     def memory(self) -> None:
         """Peak memory of all processes with few and with many images, each on a new cluster if it is a local one."""

@@ -29,9 +29,11 @@ class Options:
     """Number of images for a large network."""
     panel: int = 1_000
     """Number of images for four networks."""
+    dicom: int = 16
+    """Number of DICOM files in each transfer syntax."""
     rounds: int = 3
     """Number of alternating rounds of scoring and bare loops; the median of their ratios is reported."""
-    only: tuple[str, ...] = ("light", "heavy", "panel", "memory")
+    only: tuple[str, ...] = ("light", "heavy", "panel", "dicom", "memory")
     """Which comparisons to make."""
     scratch: str = ""
     """Folder for temporary files. Empty: the system's default."""
@@ -41,11 +43,13 @@ class Options:
     def plan(self) -> Plan:
         if self.quick:
             small = HEAVY.replace(size=64)
-            return Plan(64, 32, 32, few=32, many=64, rounds=1, pictures=8, picture_px=128, heavy_recipe=small)
+            sizes: dict[str, Any] = {"pictures": 8, "picture_px": 128, "dicom_px": (300, 250)}
+            return Plan(64, 32, 32, 2, few=32, many=64, rounds=1, heavy_recipe=small, **sizes)
         return Plan(
             self.light,
             self.heavy,
             self.panel,
+            self.dicom,
             few=1_000,
             many=20_000,
             rounds=self.rounds,
