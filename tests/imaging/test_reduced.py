@@ -17,10 +17,11 @@ from pydicom import Dataset, uid
 from pydicom import Sequence as Items
 
 from cxr import schema
-from cxr.data.decode import make_rows
+from cxr.data.decode import ImageFormat, make_rows, make_rows_in_formats, rows_in_format
 from cxr.errors import ImageRejectedError
 from cxr.imaging import dicom_codestream, reduced
 from cxr.imaging.decode import decode, inspect
+from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import ResizeTransform, fit
 from cxr.imaging.image import EncodedImage, Image
 from cxr.imaging.reduced import decode_to_fit
@@ -210,6 +211,18 @@ def test_damage_is_reported_as_without_reduction(halvings: list[int]) -> None:
     with pytest.raises(ImageRejectedError, match="OpenJPEG cannot decode the JPEG 2000 codestream"):
         decode_to_fit(inspect(bytes(data)), 20)
     assert halvings == [1]
+
+
+def test_rows_in_several_formats_are_those_of_each_format(tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(jpeg_2000(radiograph(12)))
+    uris = pa.array([str(tmp_path / "a.dcm")])
+    manifest = manifest_table({schema.IMAGE_ID: uris, schema.SOURCE_URI: uris})
+    small, large = PixelFormat(16), PixelFormat(24, 16)
+    formats = [ImageFormat(small), ImageFormat(large), ImageFormat(small, enhance=Enhancement(equalize="clahe"))]
+    rows = make_rows_in_formats(manifest, formats)
+    for number, stored in enumerate(formats):
+        alone = make_rows(manifest, stored.pixels, enhance=stored.enhance)
+        assert rows_in_format(rows, number, stored.pixels).equals(alone)
 
 
 def test_rows_are_those_of_decode_to_fit(tmp_path: Path) -> None:
