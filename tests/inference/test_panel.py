@@ -23,6 +23,7 @@ from cxr.errors import UserError
 from cxr.evaluation.run import read_run, read_runs, read_scores
 from cxr.families import checkpoint, lung_crop
 from cxr.families.classify import ClassifyRecipe
+from cxr.imaging.decode import inspect
 from cxr.inference import part_scorer
 from cxr.inference.options import ScoreOptions
 from cxr.inference.panel import Member, Panel
@@ -47,7 +48,9 @@ def write_images(folder: Path) -> str:
         cv2.imwrite(str(folder / f"{number}.png"), chest(height, width, np.uint16 if number % 2 else np.uint8)[0])
     # These two are decoded at a lower resolution for small networks.
     cv2.imwrite(str(folder / "5.jpg"), chest(200, 280)[0])
-    (folder / "6.dcm").write_bytes(dicom(dataset(chest(300, 240, np.uint16)[0]), JPEG2000Lossless))
+    windowed = dataset(chest(300, 240, np.uint16)[0], WindowCenter=30000, WindowWidth=50000)
+    (folder / "6.dcm").write_bytes(dicom(windowed, JPEG2000Lossless))
+    assert all(inspect((folder / name).read_bytes()).max_halvings for name in ("5.jpg", "6.dcm"))
     whole = (folder / "0.png").read_bytes()
     (folder / "torn.png").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.png").write_bytes(b"")
