@@ -137,10 +137,10 @@ def _localization_sections(
         "boxes.png",
         "Images with the smallest and the largest overlap, and a random sample.",
     )
-    sides = (evaluation.true, evaluation.predicted)
-    areas_of = dict(
-        zip((TRUTH, PREDICTION), (box_shares(boxes, evaluation.sizes_px, count) for boxes in sides), strict=True)
-    )
+    areas_of: dict[str, list[np.ndarray]] = {
+        TRUTH: box_shares(evaluation.true, evaluation.sizes_px, count),
+        PREDICTION: box_shares(evaluation.predicted, evaluation.sizes_px, count),
+    }
     box_areas = save_picture(
         area_figure(areas_of, evaluation.findings),
         folder,
