@@ -29,7 +29,7 @@ from cxr.errors import UserError
 from cxr.imaging.dicom_signature import begins_like_data_set, has_preamble
 from cxr.sources import header_scan
 from cxr.sources.header_scan import Scan, plan_scan
-from cxr.sources.image_files import FILE_BYTES, PATH, first_images, list_images
+from cxr.sources.image_files import FILE_BYTES, FILE_VERSION, PATH, first_images, list_images
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.sources.pseudonyms import open_pseudonyms, patient_byte
@@ -192,7 +192,7 @@ def _digests(headers: pa.Table, rows: Sequence[int], folder: str) -> Iterable[tu
     """(row, hash of the file's content) for these rows; hashes are stored in `folder` and used again."""
     if not rows:
         return []
-    files = headers.select([PATH, FILE_BYTES, schema.SOURCE_URI]).take(pa.array(rows)).to_pylist()
+    files = headers.select([PATH, FILE_BYTES, FILE_VERSION, schema.SOURCE_URI]).take(pa.array(rows)).to_pylist()
     listing = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:32]
     stored = storage.join(folder, f"contents-{listing}.json")
     if not storage.exists(stored):

@@ -169,6 +169,17 @@ def test_other_objects_are_left_out_by_class_and_counted(tmp_path: Path) -> None
         read(tmp_path)
 
 
+def test_a_copy_that_is_replaced_by_another_image_of_the_same_size_is_no_copy_any_more(tmp_path: Path) -> None:
+    archive, headers = tmp_path / "archive", str(tmp_path / "headers")
+    write(archive, "a.dcm", xray(1))
+    write(archive, "b.dcm", xray(1))
+    assert [*read(archive, headers=headers)[1]] == ["1.2.3.1"]
+    changed = xray(1)
+    changed.PixelData = radiograph(seed=77).tobytes()
+    write(archive, "b.dcm", changed)
+    assert [*read(archive, headers=headers)[1]] == ["a.dcm", "b.dcm"]
+
+
 def test_copies_are_used_once_and_different_files_with_one_uid_all(tmp_path: Path) -> None:
     write(tmp_path, "a.dcm", xray(1))
     write(tmp_path, "copy/a.dcm", xray(1))
