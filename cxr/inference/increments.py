@@ -141,15 +141,25 @@ class PlanStore:
     folder: str
     identity: Identity | None = None
 
-    def write(self, number: int, plans: Sequence[StoredPlan]) -> None:
+    def write(self, number: int, plans: Sequence[StoredPlan], scored: Collection[str] = ()) -> None:
         """Store the parts of an increment, by archive; their rows have the columns FILE_BYTES and FILE_VERSION.
 
-        Replaces what a run has stored for this number that was killed before the ledger listed it.
+        Replaces what a run has stored for this number that was killed before the ledger listed it. There is a
+        complete plan at any moment, so that a run that is killed here does not forget what has been scored.
+
+        Args:
+            scored: names of parts that an earlier run has planned in the same way and scored. Their stored rows
+                remain, because they say which versions of the files were scored.
         """
-        storage.delete(self._of(number))
+        before = {part.name: part for plan in self.read(number) for part in plan.parts if part.name in scored}
+        unused = set(self._files(number))
         for index, plan in enumerate(plans):
             if plan.parts:
-                self._write_plan(storage.join(self._of(number), f"{_PLAN}{index:02d}.parquet"), plan)
+                uri = storage.join(self._of(number), f"{_PLAN}{index:02d}.parquet")
+                self._write_plan(uri, replace(plan, parts=[before.get(part.name, part) for part in plan.parts]))
+                unused.discard(uri)
+        for uri in unused:
+            storage.delete(uri)
 
     def read(self, number: int) -> list[StoredPlan]:
         """The plan of an increment, by archive; archives of which it scores nothing are left out."""
@@ -168,8 +178,11 @@ class PlanStore:
     def write_departures(self, number: int, changes: Changes) -> None:
         """Store the moved and removed images, also for readers of the results: see `data.run_ledger.current_rows`."""
         for name, rows in ((_MOVED, changes.moved), (_REMOVED, changes.removed)):
+            uri = storage.join(self._of(number), name)  # without pseudonyms, that of _MOVED is `moved_file`
             if rows.num_rows:
-                self._write(storage.join(self._of(number), name), rows)  # without pseudonyms, _MOVED is `moved_file`
+                self._write(uri, rows)
+            else:
+                storage.delete(uri)
         if changes.removed.num_rows:
             count = changes.removed.num_rows
             known = {name: changes.removed[name] for name in (schema.IMAGE_ID, schema.SOURCE_URI)}

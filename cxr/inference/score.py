@@ -226,12 +226,13 @@ def _score_plans(job: Job, run: RunLedger, plans: Sequence[Plan]) -> Increment:
     else:
         _check_continues(run, generation, job.settings, fingerprint)
     before = generation.increments[0] if generation.increments else None
-    missing = {part.name for part in parts} - written_parts(job.out, 0)
+    written = written_parts(job.out, 0)
+    missing = {part.name for part in parts} - written
     if before and not missing and (before.parts, before.remaining) == (len(parts), 0):
         job.total.reasons.update(before.reasons)
         return before
     raw = [plan for plan in plans if not any(map(is_shard, plan.parts))]
-    job.plans.write(0, [StoredPlan(plan.origin, plan.parts) for plan in raw])
+    job.plans.write(0, [StoredPlan(plan.origin, plan.parts) for plan in raw], scored=written)
     planned = OpenIncrement(0, new=count_images(parts), changed=0, opened=now())
     run = run.with_latest(fingerprint=fingerprint, increments=(), open=planned)
     run.write()

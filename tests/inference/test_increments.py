@@ -8,8 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from cxr import schema
+from cxr import schema, storage
 from cxr.data.identity import Identity, open_identity
 from cxr.data.run_ledger import REMOVED, Generation, Increment
 from cxr.inference.increments import (
@@ -158,6 +159,34 @@ def test_images_of_parts_that_were_left_out_are_new_again(tmp_path: Path) -> Non
     state = store.known(Generation({}, "", "", increments=(Increment(0, 1, 2, 5, 0, remaining=3),)))
     assert ids([state]) == [["c", "d"]]
     assert ids(compare([Listing(ORIGIN, rows(files))], state).to_score) == [["a", "b", "e"]]
+
+
+def test_a_plan_that_is_written_again_keeps_the_versions_of_the_files_that_were_scored(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    plans = stored(store, 0, [{name: (f"/{name}", 1, "v") for name in "abcd"}, {"e": ("/e", 1, "v")}])
+    replaced = {name: (f"/{name}", 1, "w") for name in "abcd"}
+    again = [StoredPlan(ORIGIN, divide(rows(replaced), 0, 2))]
+    store.write(0, again, scored=[plans[0].parts[0].name])
+    generation = Generation({}, "", "", increments=(Increment(0, 2, 4, 4, 0),))
+    known = store.known(generation)
+    versions = dict(zip(known[schema.IMAGE_ID].to_pylist(), known[FILE_VERSION].to_pylist(), strict=True))
+    assert versions == {"a": "v", "b": "v", "c": "w", "d": "w"}
+    assert ids(compare([Listing(ORIGIN, rows(replaced))], known).to_score) == [["a", "b"]]
+
+
+def test_a_run_that_is_killed_while_it_writes_a_plan_again_leaves_a_complete_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_in(tmp_path)
+    plans = stored(store, 0, [{"a": ("/a", 1, "v")}])
+
+    def killed(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "write_bytes", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.write(0, plans)
+    assert [[part.name for part in plan.parts] for plan in store.read(0)] == [[plans[0].parts[0].name]]
 
 
 def test_with_pseudonyms_readers_of_the_results_see_no_ids(tmp_path: Path) -> None:
