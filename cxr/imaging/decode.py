@@ -95,7 +95,7 @@ def _decode(encoded: EncodedImage) -> Image:
 
 
 def _decode_reduced(encoded: EncodedImage, halvings: int) -> Image | None:
-    require_memory(encoded.memory_bytes >> 2 * halvings)
+    require_memory(encoded.memory_bytes)  # codecs hold all coefficients or code blocks, whatever they decode
     image = encoded.decode_reduced(halvings)
     expected = ((encoded.height - 1 >> halvings) + 1, (encoded.width - 1 >> halvings) + 1)
     if image is None or image.pixels.shape != expected:

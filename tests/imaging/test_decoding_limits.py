@@ -186,6 +186,17 @@ def test_memory_is_checked_before_a_codec_starts(
         read(encoded(GRAY))
 
 
+def test_reduced_decoding_requires_the_memory_that_codecs_take_at_any_resolution(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Progressive JPEGs have all their coefficients in memory, and JPEG 2000 all its code blocks."""
+    required: list[int] = []
+    monkeypatch.setattr(decoding, "require_memory", required.append)
+    image = inspect(encoded(radiograph(), "JPEG", progressive=True))
+    image.decode_reduced(2)
+    assert required == [image.memory_bytes]
+
+
 def test_inspect_returns_the_memory_and_decodes_nothing() -> None:
     encoded_image = inspect(dicom_file(dataset(GRAY), uid.JPEG2000Lossless))
     assert encoded_image.memory_bytes >= 8 * GRAY.size
