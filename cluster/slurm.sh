@@ -6,8 +6,8 @@
 #
 # --archive and --out must lie on a file system that all machines share, or in object storage. Activate the environment
 # of cxr first, or set CXR_ENV to its folder: sbatch passes the environment on. Options of sbatch override the lines
-# below. scancel, and the end of the time limit, stop the job with SIGTERM two minutes early: what is finished is saved,
-# and the same command continues. The exit code is that of the command.
+# below. scancel stops the job with SIGTERM, and so does Slurm two minutes before the time limit: what is finished is
+# saved, and the same command continues. The exit code is that of the command.
 #SBATCH --job-name=cxr
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -25,7 +25,7 @@ if [ -n "${CXR_ENV:-}" ]; then
     PATH="$CXR_ENV/bin:$PATH"
 fi
 if ! command -v ray >/dev/null; then
-    echo "error: there is no program ray: activate the environment of cxr, or set CXR_ENV to its folder" >&2
+    echo "error: the program ray was not found: activate the environment of cxr, or set CXR_ENV to its folder" >&2
     exit 2
 fi
 
@@ -40,7 +40,7 @@ export RAY_TMPDIR="/tmp/cxr-$SLURM_JOB_ID"
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
-# Several jobs may share a machine: their ports follow from the number of the job.
+# Several jobs may share a machine, so the ports are derived from the id of the job.
 port=$((20000 + SLURM_JOB_ID % 20000))
 address=$(srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" hostname --ip-address | awk '{print $1}'):$port
 resources=(--num-cpus="${SLURM_CPUS_PER_TASK:-$(nproc)}")
@@ -72,7 +72,7 @@ for attempt in {1..40}; do
     if [ "$alive" -ge "${#nodes[@]}" ]; then
         break
     elif [ "$attempt" = 40 ]; then
-        echo "error: $alive of ${#nodes[@]} machines run Ray after minutes: see ray-$SLURM_JOB_ID-*.log" >&2
+        echo "error: $alive of ${#nodes[@]} machines run Ray after several minutes: see ray-$SLURM_JOB_ID-*.log" >&2
         exit 1
     fi
     sleep 5
