@@ -170,7 +170,7 @@ def open_identity(key_file: str, crosswalk: str, out: str, archives: Sequence[st
     """
     if not key_file:
         if crosswalk:
-            raise UserError("--crosswalk takes effect only with --pseudonymize: give both or none of them")
+            raise UserError("--crosswalk takes effect only with --pseudonymize: give both or neither")
         return None
     key_uri = storage.normalize(key_file)
     folder = storage.normalize(crosswalk) if crosswalk else storage.join(_parent(key_uri), CROSSWALK)

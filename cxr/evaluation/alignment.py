@@ -244,7 +244,7 @@ def _means(measures: Measured, folder: str) -> list[Block]:
         named |= {"mean lungs before": overlaps.mean_before, "mean lungs after": overlaps.mean_after}
     if not named:
         return []
-    caption = "Mean over images before and after alignment: the sharper, the better images lie on each other."
+    caption = "Mean over images before and after alignment: the sharper the mean, the better the images are aligned."
     return [save_picture(figures.pictures(named), folder, "means.png", caption)]
 
 

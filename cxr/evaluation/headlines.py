@@ -31,7 +31,7 @@ HEADLINES: dict[str, Headline] = {
     "localization_accuracy_iou50": Headline("Localization accuracy at IoU 0.5", "The same at half of the union."),
     "mean_pointing": Headline(
         "Pointing game",
-        "Share of the findings in whose true box the strongest predicted point lies.",
+        "Share of the findings whose strongest predicted point lies in a true box.",
     ),
     "map_40": Headline(
         "mAP at IoU > 0.4",
@@ -79,19 +79,19 @@ HEADLINES: dict[str, Headline] = {
         "IoU of lungs after alignment",
         "Overlap of the true lung masks of two aligned images, averaged over pairs of images.",
     ),
-    "mask_iou_before": Headline("IoU of lungs before alignment", "The same in the images as they are."),
+    "mask_iou_before": Headline("IoU of lungs before alignment", "The same for the original images."),
     "corner_error_pct": Headline(
         "Pose error, % of the width",
-        "Distance of the image's corners from where they belong, after the constant frame that fits best.",
+        "Distance of the image's corners from where they belong, after the best-fitting constant transform.",
         1,
         share=False,
     ),
     "corner_error_before_pct": Headline("Pose error before alignment, % of the width", "", 1, share=False),
     "group_correlation": Headline(
-        "Correlation with the mean image", "Of the aligned images, averaged over images; 1 if all are equal."
+        "Correlation with the mean image", "Average over the aligned images; 1 if all are equal."
     ),
     "images_implausible": _count(
-        "Implausible transforms", "They mirror the image, or zoom or shift it more than a chest needs."
+        "Implausible transforms", "They mirror the image, or zoom or shift it more than is plausible."
     ),
     "predicted_boxes": _count("Predicted boxes"),
     "images_with_boxes": _count("Images with a box"),
@@ -101,7 +101,7 @@ HEADLINES: dict[str, Headline] = {
     ),
     "images": _count("Images"),
     "patients": _count("Patients"),
-    "images_with_error": _count("Images without scores", "Why is listed below."),
+    "images_with_error": _count("Images without scores", "The reasons are listed below."),
 }
 
 

@@ -50,7 +50,7 @@ def heat_maps(run: Run, images: Mapping[str, str]) -> dict[str, PlacedMaps]:
 
         predictor = load(uri)
         if predictor.sha256 != run.checkpoint_sha256:
-            print(f"note: the report has no heat maps, because {uri} contains another checkpoint now", flush=True)
+            print(f"note: the report has no heat maps, because {uri} now contains another checkpoint", flush=True)
             return {}
         explained = zip(readable, predictor.explain(list(readable.values())), strict=True)
         return {

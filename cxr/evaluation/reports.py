@@ -142,7 +142,10 @@ def _evaluated(run: Run, options: ReportOptions, out: str, *, must_compare: bool
         if must_compare or options.against:
             raise
         scored = options.archive or scored
-        print(f"note: {scored} has no ground truth for these scores: the report covers only them", flush=True)
+        print(
+            f"note: {scored} has no ground truth for these scores, so the report only describes the scores",
+            flush=True,
+        )
         return score_summary.report(run, options, out, how.kinds)
 
 

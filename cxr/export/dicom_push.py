@@ -39,7 +39,7 @@ _TEMPORARY = (
 )
 _REASONS = {  # Failure Reason, PS3.18 Table I.2-2 and PS3.4 Table B.2-1
     0x0110: "processing failure",
-    0x0111: "it has an object with this UID already, and does not replace it",
+    0x0111: "it already has an object with this UID, and does not replace it",
     0x0122: "it does not accept this kind of object",
     0x0124: "it does not permit storing this object",
     0xC122: "it does not accept this transfer syntax",

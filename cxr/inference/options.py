@@ -52,12 +52,12 @@ class ScoreOptions:
     the folder crosswalk beside the key."""
     max_rejects: float = 0.5
     """Fraction of unusable images above which the job fails. All other images are scored in any case. With
-    --new-only, the job fails only if there are at least 10."""
+    --new-only, the job fails only if at least 10 images are unusable."""
     new_only: bool = False
-    """Score only images that are new or have changed since the previous runs with this --out, as for every night.
-    Other checkpoints or options score all images again. See docs/how-to/nightly.md."""
+    """Score only images that are new or have changed since the previous runs with this --out, for example every
+    night. If checkpoints or options have changed, all images are scored again. See docs/how-to/nightly.md."""
     until: Annotated[str, tyro.conf.arg(metavar="TIME")] = ""
-    """Stop in time for this moment, and leave the remaining images for the next run with the same command: a time of
+    """Stop at this time, and leave the remaining images for the next run with the same command: a time of
     day such as 06:00, or a date and time such as 2026-01-31T06:00. Local time unless it has an offset from UTC."""
 
     def __post_init__(self) -> None:

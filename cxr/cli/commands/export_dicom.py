@@ -90,7 +90,9 @@ def main(options: Options) -> dict[str, Any]:
     mask_probabilities, workers = None, options.workers
     if options.fractional:
         if checkpoint is None:
-            raise UserError("expected --checkpoint with --fractional, because the run's is not where it was: give it")
+            raise UserError(
+                "expected --checkpoint with --fractional, because the run's checkpoint has moved: give it"
+            )
 
         from cxr.inference.pixel_probabilities import PixelProbabilities
 
