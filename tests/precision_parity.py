@@ -60,7 +60,9 @@ def trained(recipe: Recipe, device: torch.device) -> Any:
     engine.epoch(batch(torch.randperm(PHANTOMS, generator=generator)[:BATCH]) for _ in range(STEPS))
     engine.finish_epoch(batches)
     network = engine.shipped().eval()
-    return SimpleNamespace(recipe=recipe, findings=schema.FINDINGS, network=network, uri="", about={"sha256": ""})
+    return SimpleNamespace(
+        recipe=recipe, findings=schema.FINDINGS, network=network, uri="", about={"sha256": ""}, thresholds={}
+    )
 
 
 def _others() -> dict[str, Tensor]:
@@ -76,7 +78,9 @@ def untrained(family: str) -> Any:
     torch.manual_seed(0)
     recipe = SMALL[family]
     network = recipe.network(schema.FINDINGS).eval()
-    return SimpleNamespace(recipe=recipe, findings=schema.FINDINGS, network=network, uri="", about={"sha256": ""})
+    return SimpleNamespace(
+        recipe=recipe, findings=schema.FINDINGS, network=network, uri="", about={"sha256": ""}, thresholds={}
+    )
 
 
 def predictions(model: Any, device: torch.device, precision: Precision, pixels: Tensor) -> dict[str, Tensor]:

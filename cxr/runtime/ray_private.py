@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray._private import ray_constants, utils, worker
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from ray._private.state import state
@@ -75,8 +76,12 @@ def dashboard_url() -> str:
 
 
 def spilled_bytes() -> int:
-    """Bytes that the cluster's object store has written to disk because memory ran out (_private/internal_api.py)."""
-    return get_memory_info_reply(get_state_from_address(None)).store_stats.spilled_bytes_total
+    """Bytes that the cluster's object store has written to disk because memory ran out (_private/internal_api.py).
+
+    Without an address, Ray would ask the cluster that was started last on this machine.
+    """
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    return get_memory_info_reply(state).store_stats.spilled_bytes_total
 
 
 def is_worker_process() -> bool:
