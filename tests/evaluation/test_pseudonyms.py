@@ -79,6 +79,7 @@ def identity(tmp_path: Path, archive: str) -> Identity:
 OPTIONS = {"split": "all", "resamples": 20}
 
 
+@pytest.mark.slow
 def test_with_the_crosswalk_the_metrics_are_those_of_the_run_with_ids(
     archive: str, identity: Identity, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ def archive(tmp_path: Path) -> str:
     return labeled_shards(tmp_path / "shards")
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_have_the_metrics_that_each_has_alone(archive: str, tmp_path: Path) -> None:
     runs = {name: write_run(tmp_path / name, archive, signal) for name, signal in (("a", 0.3), ("b", 0.1))}
     together = reports.report([f"new={runs['a']}", runs["b"]], OPTIONS, str(tmp_path / "out"))

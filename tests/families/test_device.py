@@ -23,9 +23,10 @@ from cxr.families.lung_pretraining import LungTraining
 from cxr.training.engine import Engine
 from tests.device_run import RECIPES, WAITS, augmented, engine_on, losses, not_channels_last, resumed, train, use
 from tests.fake_cuda import DEVICE, FakeCuda, FakeNccl, Sync
-from tests.families.test_recipes import some_batches
+from tests.families.test_recipes import SMALL, some_batches
 
 REPOSITORY = Path(__file__).parents[2]
+CASES = [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in sorted(RECIPES)]
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Trained:
     waits: list[Sync]
 
 
-@pytest.fixture(scope="module", params=sorted(RECIPES))
+@pytest.fixture(scope="module", params=CASES)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder, waits = tmp_path_factory.mktemp("device"), []
     with FakeCuda() as cuda:
@@ -89,7 +90,7 @@ def test_training_resumes_from_a_checkpoint_on_the_device(trained: Trained) -> N
 
 
 @pytest.mark.usefixtures("_cuda")
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", CASES)
 def test_workers_exchange_only_device_tensors(name: str) -> None:
     engine = engine_on(DEVICE, RECIPES[name], FakeNccl(2))
     engine.task.train()
@@ -97,7 +98,7 @@ def test_workers_exchange_only_device_tensors(name: str) -> None:
     assert engine.recipe.monitor in engine.finish_epoch(some_batches)
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", CASES)
 def test_augmentation_and_losses_on_the_device_equal_those_on_the_cpu(name: str) -> None:
     recipe = RECIPES[name].replace(precision="float32")
     on_cpu = engine_on("cpu", recipe)
@@ -111,7 +112,7 @@ def test_augmentation_and_losses_on_the_device_equal_those_on_the_cpu(name: str)
 
 
 @pytest.mark.usefixtures("_cuda")
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", CASES)
 def test_channels_stay_last_in_bfloat16(name: str) -> None:
     assert not_channels_last(engine_on(DEVICE, RECIPES[name].replace(precision="bfloat16"))) == []
 

@@ -45,6 +45,7 @@ BROKEN = (  # files of tests/odd_files.py
 )
 
 
+@pytest.mark.slow
 def test_a_thousand_files_of_which_200_are_broken_are_a_thousand_rows(tmp_path: Path) -> None:
     archive, out = tmp_path / "archive", tmp_path / "out"
     archive.mkdir()

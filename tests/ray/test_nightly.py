@@ -137,6 +137,7 @@ def test_each_night_scores_what_is_new_or_has_changed(
     assert queried_state(out) == expected | {"05.png": 2}
 
 
+@pytest.mark.slow
 def test_a_run_without_new_only_is_continued_with_it(network: str, pictures: list[Path], tmp_path: Path) -> None:
     archive, out, whole = tmp_path / "archive", tmp_path / "out", ScoreOptions(reading=NIGHTLY.reading)
     fill(archive, pictures[:3], ["a.png", "b.png", "c.png"])
@@ -179,6 +180,7 @@ def test_an_interrupted_increment_is_finished_as_planned_and_is_invisible_until_
     assert not any(row[schema.ERROR] for row in table(out).values())
 
 
+@pytest.mark.slow
 def test_other_checkpoints_and_options_begin_a_generation(
     network: str, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,6 +204,7 @@ def test_other_checkpoints_and_options_begin_a_generation(
     assert read_ledger(str(out)).generations[2].reason == "gate was None, is now 'exclude'"
 
 
+@pytest.mark.slow
 def test_dicom_files_are_recognized_wherever_they_are(network: str, tmp_path: Path) -> None:
     archive, out = tmp_path / "archive", tmp_path / "out"
     for number in range(3):
@@ -224,6 +227,7 @@ def test_dicom_files_are_recognized_wherever_they_are(network: str, tmp_path: Pa
     assert score(str(archive), network, str(out), nightly).increments == []
 
 
+@pytest.mark.slow
 def test_several_archives_are_compared_together(network: str, pictures: list[Path], tmp_path: Path) -> None:
     archives, out = [str(tmp_path / "one"), str(tmp_path / "two")], tmp_path / "out"
     fill(tmp_path / "one", pictures[:2], ["a.png", "b.png"])
@@ -240,6 +244,7 @@ def test_several_archives_are_compared_together(network: str, pictures: list[Pat
         score(archives[:1], network, str(out), NIGHTLY)
 
 
+@pytest.mark.slow
 def test_until_leaves_the_rest_for_the_next_run(
     network: str, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +273,7 @@ def test_until_leaves_the_rest_for_the_next_run(
     assert set(increments_of(whole).values()) == {0}
 
 
+@pytest.mark.slow
 def test_few_broken_images_do_not_fail_a_night_and_many_do(
     network: str, pictures: list[Path], tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from tests.odd_files import dataset, dicom, radiograph
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 FOLDER = ReadOptions(source="folder")
-QUICK = {"classify", "detect", "pneumothorax"}  # probabilities, boxes and masks; the others in `make test-all`
+QUICK = ("classify",)  # the others in `make test-all`
 
 
 @pytest.fixture(scope="module")

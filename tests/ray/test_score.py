@@ -212,6 +212,7 @@ def test_a_killed_run_resumes_and_its_latents_have_the_same_scores(
         score(latents, compressors[1], str(tmp_path / "other"))
 
 
+@pytest.mark.slow
 def test_several_archives_are_scored_together_and_evaluated_separately(kept: str, tmp_path: Path) -> None:
     raw, stored, more = (write_archive(tmp_path / name, good=3, first=name) for name in ("raw", "stored", "more"))
     ingest.ingest(stored, str(tmp_path / "shards"), pixels=PixelFormat(32), max_rejects=0.9)
@@ -242,6 +243,7 @@ def test_archives_that_share_an_image_id_are_not_scored_together(kept: str, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_missing_shard_file_is_named_in_one_line(kept: str, tmp_path: Path) -> None:
     archive = write_archive(tmp_path / "archive", good=3)
     made = ingest.ingest(archive, str(tmp_path / "shards"), pixels=PixelFormat(32), max_rejects=0.9).shards
@@ -254,6 +256,7 @@ def test_a_missing_shard_file_is_named_in_one_line(kept: str, tmp_path: Path) ->
     assert len(str(mistake.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_thresholds_are_recorded_and_change_decisions(archive: str, tmp_path: Path) -> None:
     findings = ("Edema", "Mass")
     model = save_untrained(tmp_path / "model", ClassifyRecipe(size=32), findings)
