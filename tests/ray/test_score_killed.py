@@ -22,7 +22,6 @@ from tests.ray.test_nightly import saved_aligner
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 IMAGES, DIFFERENT, KILLS = 3000, 300, 20
-STOP_S = 20  # Ray is given 8 to stop; the rest is for a busy machine
 
 
 def command(archive: Path, network: str, out: Path) -> list[str]:
@@ -62,7 +61,7 @@ def test_a_run_that_is_killed_at_random_ends_with_the_same_bytes(tmp_path: Path)
         subprocess.run(command(archive, network, straight), cwd=REPOSITORY, env=environment, check=True)
         longest = time.monotonic() - start
         finished = 0
-        for number in range(KILLS + 1):
+        for _ in range(KILLS):
             with log.open("wb") as file:
                 process = subprocess.Popen(
                     command(archive, network, killed), cwd=REPOSITORY, stdout=file, stderr=file, env=environment
@@ -70,9 +69,8 @@ def test_a_run_that_is_killed_at_random_ends_with_the_same_bytes(tmp_path: Path)
                 try:
                     finished += process.wait(generator.uniform(0.2, 0.8) * longest) == 0
                 except subprocess.TimeoutExpired:
-                    last = number == KILLS  # SIGTERM, after so many SIGKILLs
-                    process.send_signal(signal.SIGTERM if last else signal.SIGKILL)
-                    assert process.wait(STOP_S) == (143 if last else -signal.SIGKILL), log.read_text()[-3000:]
+                    process.send_signal(signal.SIGKILL)
+                    assert process.wait() == -signal.SIGKILL
         assert finished < KILLS / 2, "most runs ended before they were killed"
         subprocess.run(command(archive, network, killed), cwd=REPOSITORY, env=environment, check=True)
     assert ledger(killed) == ledger(straight)
