@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from cluster.local_head import local_head
 from cxr import storage
 from cxr.phantom.archive import write_phantom
 from tests.conftest import REPOSITORY
@@ -47,32 +47,54 @@ def ledger(out: Path) -> list[dict[str, Any]]:
     return generations
 
 
+def parts(out: Path) -> int:
+    return len([*out.glob("scores/*.parquet")])
+
+
+def leases(out: Path) -> list[int]:
+    """When the lease was last renewed."""
+    return [path.stat().st_mtime_ns for path in out.glob("lease.json")]
+
+
 def test_a_run_that_is_killed_at_random_ends_with_the_same_bytes(tmp_path: Path) -> None:
     write_phantom(str(tmp_path / "phantoms"), DIFFERENT, size=64)
     archive, network = tmp_path / "archive", saved_aligner(tmp_path / "network")
     archive.mkdir()
     for number, picture in enumerate(sorted((tmp_path / "phantoms").rglob("*.png")) * (IMAGES // DIFFERENT)):
         shutil.copyfile(picture, archive / f"{number:04d}.png")
-    straight, killed, log = tmp_path / "straight", tmp_path / "killed", tmp_path / "log"
-    generator = random.Random(0)
-    with local_head(tmp_path / "head.log") as joined:
-        environment = os.environ | joined
-        start = time.monotonic()
-        subprocess.run(command(archive, network, straight), cwd=REPOSITORY, env=environment, check=True)
-        longest = time.monotonic() - start
-        finished = 0
-        for _ in range(KILLS):
-            with log.open("wb") as file:
-                process = subprocess.Popen(
-                    command(archive, network, killed), cwd=REPOSITORY, stdout=file, stderr=file, env=environment
-                )
-                try:
-                    finished += process.wait(generator.uniform(0.2, 0.8) * longest) == 0
-                except subprocess.TimeoutExpired:
-                    process.send_signal(signal.SIGKILL)
-                    assert process.wait() == -signal.SIGKILL
-        assert finished < KILLS / 2, "most runs ended before they were killed"
-        subprocess.run(command(archive, network, killed), cwd=REPOSITORY, env=environment, check=True)
-    assert ledger(killed) == ledger(straight)
-    assert ledger(killed)[0]["increments"][0]["images"] == IMAGES
-    assert results(killed) == results(straight)
+    straight, log, generator = tmp_path / "straight", tmp_path / "log", random.Random(0)
+
+    def started(out: Path) -> subprocess.Popen[bytes]:
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        with log.open("wb") as file:
+            return subprocess.Popen(
+                command(archive, network, out), cwd=REPOSITORY, stdout=file, stderr=file, env=environment
+            )
+
+    assert started(straight).wait() == 0, log.read_text()[-3000:]
+    kills, between, runs = 0, 0, [tmp_path / "killed-0"]
+    while kills < KILLS:
+        out = runs[-1]
+        watched = generator.choice([leases, parts])  # kill soon after the job has begun, or has written a part
+        before, process = watched(out), started(out)
+        while watched(out) == before and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 2))
+        if process.poll() is None:
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+            kills += 1
+            between += 0 < parts(out) < parts(straight)
+            for left in psutil.wait_procs(children, timeout=10)[1]:  # agents of Ray notice it only after a minute
+                left.kill()
+        else:
+            assert process.returncode == 0, log.read_text()[-3000:]
+            runs.append(tmp_path / f"killed-{len(runs)}")
+    assert started(runs[-1]).wait() == 0, log.read_text()[-3000:]
+    print(f"{kills} kills, {between} of them with some of the parts written, over {len(runs)} runs")
+    assert between >= KILLS / 4
+    for out in runs:
+        assert ledger(out) == ledger(straight)
+        assert ledger(out)[0]["increments"][0]["images"] == IMAGES
+        assert results(out) == results(straight)
