@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from multiprocessing.synchronize import Event
 
 from cxr.export.dicom_results import ImageResult
-from cxr.export.dicom_write import Export, Row, export_image
+from cxr.export.dicom_write import Export, Row, export_image, outdated_kinds
 
 _HERE_AT_MOST = 24  # images of which so few are exported in this process: others take seconds to start
 _PRELOADED = [f"cxr.export.dicom_{kind}" for kind in ("processes", "sr", "seg", "sc")]  # imported once, by the server
@@ -33,25 +33,19 @@ def _export_some(work: Work) -> list[Row]:
     for result in results:
         if _stopping is not None and _stopping.is_set():
             raise InterruptedError
-        own = {kind: before[result.image_id, kind] for kind in export.kinds if (result.image_id, kind) in before}
-        rows += export_image(result, export, own)
+        rows += export_image(result, export, _own(result, export, before))
     return rows
 
 
 def _is_quick(work: Work) -> bool:
     """Whether there is nothing to write for these images."""
     results, export, before = work
-    wanted = (
-        (result, kind)
-        for result in results
-        if result.error is None and (export.all_images or result.is_positive)
-        for kind in export.kinds
-        if kind != "seg" or result.has_mask
-    )
-    return all(
-        (row := before.get((result.image_id, kind))) is not None and row["digest"] == export.digest(kind, result)
-        for result, kind in wanted
-    )
+    return not any(outdated_kinds(result, export, _own(result, export, before)) for result in results)
+
+
+def _own(result: ImageResult, export: Export, before: dict[tuple[str, str], Row]) -> dict[str, Row]:
+    """What an earlier export has written for an image, by kind."""
+    return {kind: before[result.image_id, kind] for kind in export.kinds if (result.image_id, kind) in before}
 
 
 def map_works(works: Iterable[Work], workers: int, images: int) -> Iterator[list[Row]]:

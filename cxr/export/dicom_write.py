@@ -52,6 +52,23 @@ class Export:
         return hashlib.sha256(json.dumps([made_from, options]).encode()).hexdigest()
 
 
+def exported_kinds(result: ImageResult, export: Export) -> list[Kind]:
+    """The kinds of objects that an export has of an image; none if it was not scored or nothing was found."""
+    if result.error is not None or not (export.all_images or result.is_positive):
+        return []
+    return [kind for kind in export.kinds if kind != "seg" or result.has_mask]
+
+
+def outdated_kinds(result: ImageResult, export: Export, before: Mapping[str, Row]) -> list[Kind]:
+    """The kinds of objects that must be written for an image.
+
+    Args:
+        before: rows of an earlier export whose files are still there, by kind.
+    """
+    kinds = exported_kinds(result, export)
+    return [k for k in kinds if k not in before or before[k]["digest"] != export.digest(k, result)]
+
+
 def export_image(result: ImageResult, export: Export, before: Mapping[str, Row]) -> list[Row]:
     """Write the objects of one image; returns a row for each kind, or one row that says why there is none.
 
@@ -66,25 +83,18 @@ def export_image(result: ImageResult, export: Export, before: Mapping[str, Row])
         return [nothing | {"status": NOT_SCORED, "reason": result.error}]
     if not (export.all_images or result.is_positive):
         return [nothing | {"status": BELOW}]
-    kept: dict[Kind, Row] = {
-        kind: row
-        for kind in export.kinds
-        if (row := before.get(kind)) is not None and row["digest"] == export.digest(kind, result)
-    }
-    wanted: list[Kind] = [
-        kind for kind in export.kinds if kind not in kept and not (kind == "seg" and not result.has_mask)
-    ]
-    rows = [*kept.values()]
+    outdated = outdated_kinds(result, export, before)
+    rows = [before[kind] for kind in exported_kinds(result, export) if kind not in outdated]
     if "seg" in export.kinds and result.mask is not None and not result.has_mask:
         rows.append(nothing | {"kind": "seg", "status": NO_MASK})
-    if not wanted:
+    if not outdated:
         return rows
     try:
         source = read_source(result.source_uri)
         _check_same_image(source, result)
     except ImageRejectedError as error:
-        return [*rows, *(nothing | {"kind": kind, "status": FAILED, "reason": str(error)} for kind in wanted)]
-    for kind in wanted:
+        return [*rows, *(nothing | {"kind": kind, "status": FAILED, "reason": str(error)} for kind in outdated)]
+    for kind in outdated:
         row = nothing | {"kind": kind, "study_uid": source.study_uid}
         try:
             with quiet_libraries():
