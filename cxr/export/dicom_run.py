@@ -15,7 +15,6 @@ import csv
 import io
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cxr import schema, storage
 from cxr.data import shards
@@ -41,7 +39,6 @@ from cxr.wording import counted
 
 CSV_FILE, PARTS, ABOUT_FILE = "export.csv", "parts", "export.json"
 _PART_IMAGES = 64
-_PSEUDONYM = re.compile(r"[0-9a-f]{32}")  # of data.identity; the URI of a file contains a slash
 
 # ---- The model and the images
 
@@ -137,11 +134,10 @@ class Originals:
         return result
 
 
-def originals(run: Run, parts: Sequence[pa.Table], archive: str = "", crosswalk: str = "") -> Originals:
+def originals(run: Run, archive: str = "", crosswalk: str = "") -> Originals:
     """Where the files of a run's images are.
 
     Args:
-        parts: the run's scores.
         archive: where the scored archive is now; "" if it has not moved.
         crosswalk: URI of the folder that leads from pseudonyms back to images; required for a run with pseudonyms.
 
@@ -149,8 +145,7 @@ def originals(run: Run, parts: Sequence[pa.Table], archive: str = "", crosswalk:
         UserError: the run has pseudonyms, and there is no crosswalk.
     """
     if not crosswalk:
-        firsts = (pc.drop_null(part[schema.SOURCE_URI])[:1].to_pylist() for part in parts)
-        if any(_PSEUDONYM.fullmatch(uri) for uris in firsts for uri in uris):
+        if run.pseudonymized:
             raise UserError(
                 f"{run.uri} contains pseudonyms, by which its images cannot be found: give the folder with which "
                 f"cxr score --pseudonymize links them to images with --crosswalk"

@@ -484,7 +484,7 @@ def test_pseudonyms_need_the_crosswalk(two: Any, tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     identity = Identity(Pseudonyms(b"a key of sixteen bytes"), str(tmp_path / "private"), (str(archive),))
     rows = [scored(ds, archive / f"{number}.dcm", **positive()) for number, ds in enumerate(images[:1])]
-    run = Path(localizer_run(tmp_path / "hidden", rows))
+    run = Path(localizer_run(tmp_path / "hidden", rows, pseudonyms="a key"))
     scores = run / "scores/part-00000.parquet"
     table = pq.read_table(scores)
     identity.record(table)

@@ -77,7 +77,7 @@ def main(options: Options) -> dict[str, Any]:
     from cxr.export.dicom_write import Export
 
     parts = dicom_run.read_parts(run)
-    originals = dicom_run.originals(run, parts, options.archive, options.crosswalk)
+    originals = dicom_run.originals(run, options.archive, options.crosswalk)
     kinds: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind in options.kinds)
     checkpoint = dicom_run.find_checkpoint(run, parts, options.checkpoint)
     algorithm = dicom_run.read_algorithm(run, parts, kinds, checkpoint[1] if checkpoint else {})
