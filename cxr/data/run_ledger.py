@@ -160,6 +160,11 @@ def _generation(content: Mapping[str, Any]) -> Generation:
     return Generation(**{**content, "increments": increments, "open": still_open})
 
 
+def family_of(recipe: Mapping[str, Any]) -> str:
+    """The family of a recipe as ledgers and checkpoints store it; of an ensemble, that of its members."""
+    return recipe["members"][0]["family"] if "members" in recipe else recipe["family"]
+
+
 def folder_of(number: int) -> str:
     """The folder of an increment's scores in OUT."""
     return f"{SCORES}/increment-{number:04d}" if number else SCORES

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from cxr import schema, storage
 from cxr.data import shards
-from cxr.errors import UserError
 from cxr.evaluation.alignment_data import (
     COMPARED_PX,
     MOST_MASKS,
@@ -35,7 +34,16 @@ from cxr.evaluation.alignment_data import (
 )
 from cxr.evaluation.ground_truth_masks import MaskTruth, ShardTruth, known_masks
 from cxr.evaluation.images import read_pictures
-from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, patient_numbers, read_other_run
+from cxr.evaluation.run import (
+    Content,
+    Measures,
+    ReportOptions,
+    Run,
+    coverage,
+    images_in_common,
+    patient_numbers,
+    read_other_run,
+)
 from cxr.evaluation.score_summary import Description, Kind, Scored
 from cxr.metrics import alignment
 from cxr.metrics.bootstrap import MeanInterval, mean_interval
@@ -363,9 +371,7 @@ def compared(
     """
     other = read_other_run(options)
     theirs = join(load_scores(other), truth)
-    rows = np.intersect1d(ours.rows, theirs.rows)
-    if not len(rows):
-        raise UserError(f"{other.uri} and this run have no scored images in common: score the same archive with both")
+    rows = images_in_common(ours.rows, theirs.rows, other)
     measured = [measure(images.at(rows), masks, pictures) for images in (ours, theirs)]
     gains = paired_gains(measured[0], measured[1], options)
     result["metrics"]["images_compared"] = len(rows)

@@ -44,14 +44,7 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     truth = one_truth(known_boxes(archive, options), options.labeling.reader_boxes)
     evaluation = evaluate(load_scores(run), scored_findings(run), truth)
-    summary = detection.summarize(
-        evaluation.predicted,
-        evaluation.true,
-        evaluation.patients,
-        evaluation.findings,
-        resamples=options.resamples,
-        seed=options.seed,
-    )
+    summary = _box_summary(evaluation, options)
     least = Least.of(run, evaluation.findings, options)
     images = WholeImages.of(evaluation, least.scores)
     labels = _image_summary(evaluation, images, options)
@@ -88,14 +81,7 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
 def measure(evaluation: DetectionEvaluation, options: ReportOptions, places: np.ndarray) -> dict[str, MeanInterval]:
     """Metrics of some of these images: mean AP over findings, and the AP of each finding."""
     some = evaluation.at(evaluation.rows[places])
-    summary = detection.summarize(
-        some.predicted,
-        some.true,
-        some.patients,
-        some.findings,
-        resamples=options.resamples,
-        seed=options.seed,
-    )
+    summary = _box_summary(some, options)
     return {f"mean AP at IoU > {iou:g}": means.over_findings for iou, means in summary.voc.items()} | {
         f"AP at IoU > {VOC_IOUS[0]:g}/{finding}": value
         for finding, value in summary.voc[VOC_IOUS[0]].by_finding(some.findings).items()
@@ -146,6 +132,17 @@ class WholeImages:
             images_without_score=evaluation.images_without_score,
             images_without_labels=evaluation.images_without_boxes,
         )
+
+
+def _box_summary(evaluation: DetectionEvaluation, options: ReportOptions) -> detection.DetectionSummary:
+    return detection.summarize(
+        evaluation.predicted,
+        evaluation.true,
+        evaluation.patients,
+        evaluation.findings,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
 
 
 def _image_summary(

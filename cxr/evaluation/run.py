@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.identity import read_crosswalk
-from cxr.data.run_ledger import SCORES, current_rows, read_ledger
+from cxr.data.run_ledger import SCORES, current_rows, family_of, read_ledger
 from cxr.errors import UserError
 from cxr.metrics.bootstrap import RESAMPLES, MeanInterval
 from cxr.reporting.page import Section
@@ -27,7 +27,6 @@ from cxr.sources.manifest import Manifest
 from cxr.sources.options import SOURCE_LABELS, Labeling, ReadOptions
 from cxr.wording import counted
 
-ENSEMBLE = "ensemble"  # family of a checkpoint that joins several; see `cxr.families.ensemble`
 Split = Literal["train", "val", "test", "all"]
 _THREADS = 8
 _NAMED = re.compile(r"([A-Za-z0-9_-]+)=(.+)")
@@ -170,6 +169,18 @@ def read_other_run(options: ReportOptions) -> Run:
     return runs[0] if len(runs) == 1 else read_run(options.against, options.member)
 
 
+def images_in_common(ours: np.ndarray, theirs: np.ndarray, other: Run) -> np.ndarray:
+    """The rows of the ground truth that two runs have both scored, ascending.
+
+    Raises:
+        UserError: there are none.
+    """
+    rows = np.intersect1d(ours, theirs)
+    if not len(rows):
+        raise UserError(f"{other.uri} and this run have no scored images in common: score the same archive with both")
+    return rows
+
+
 def read_runs(uri: str) -> list[Run]:
     """Read the run that `cxr score` wrote to `uri`: one entry for each of its checkpoints, in their order.
 
@@ -202,11 +213,6 @@ def read_runs(uri: str) -> list[Run]:
         )
         for name, one in members.items()
     ]
-
-
-def family_of(recipe: Mapping[str, Any]) -> str:
-    """The family of a recipe as a checkpoint stores it; of an ensemble, that of its members."""
-    return recipe["members"][0]["family"] if recipe["family"] == ENSEMBLE else recipe["family"]
 
 
 @dataclass(frozen=True)
@@ -249,7 +255,7 @@ class Content:
 
 def checkpoint_uri(run: Run) -> str:
     """Where the checkpoint of a run was when it scored; empty if the scores do not say."""
-    for part in read_scores(run, [schema.IMAGE_ID]):
+    for part in scan_scores(run, [schema.IMAGE_ID]):
         for record in json.loads((part.schema.metadata or {}).get(schema.MEMBERS_KEY, b"[]")):
             return record["checkpoint"]
     return ""

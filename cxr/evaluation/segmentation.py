@@ -9,12 +9,11 @@ import numpy as np
 import torch
 
 from cxr import storage
-from cxr.errors import UserError
 from cxr.evaluation import decisions
 from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.ground_truth_masks import MaskTruth, ShardTruth, known_masks
 from cxr.evaluation.images import TruthImages
-from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, images_in_common, read_other_run
 from cxr.evaluation.segmentation_data import MaskScores, SegmentationEvaluation, both_masks, evaluate, load_scores
 from cxr.imaging.geometry import ResizeTransform, fit_mask
 from cxr.metrics import segmentation
@@ -252,9 +251,7 @@ def compared(
     """
     other = read_other_run(options)
     theirs = evaluate(load_scores(other), truth)
-    rows = np.intersect1d(evaluation.rows, theirs.rows)
-    if not len(rows):
-        raise UserError(f"{other.uri} and this run have no scored images in common: score the same archive with both")
+    rows = images_in_common(evaluation.rows, theirs.rows, other)
     ours, theirs = evaluation.at(rows), theirs.at(rows)
     gain = segmentation.dice(ours.overlap).numpy() - segmentation.dice(theirs.overlap).numpy()
     positive = ours.overlap[:, TRUE].numpy() > 0

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cxr import schema, storage
+from cxr.data.run_ledger import family_of
 from cxr.errors import UserError
 from cxr.families.base import Recipe
 from cxr.families.checkpoint import Checkpoint
@@ -99,8 +100,7 @@ def with_thresholds(models: Mapping[str, Checkpoint], uris: Sequence[str]) -> di
 
 
 def _applied(model: Checkpoint, file: ThresholdsFile, uri: str) -> Checkpoint:
-    recipe = model.recipe.to_dict()
-    family = recipe["members"][0]["family"] if "members" in recipe else recipe["family"]  # of an ensemble's members
+    family = family_of(model.recipe.to_dict())
     if file.family != family:
         raise UserError(
             f"{uri}: expected thresholds of family {family}, got {file.family}: give the file made for this "

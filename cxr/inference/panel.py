@@ -13,6 +13,7 @@ import pyarrow as pa
 import yaml
 
 from cxr import schema, storage
+from cxr.data.run_ledger import family_of
 from cxr.errors import UserError
 from cxr.inference.options import Precision
 
@@ -197,10 +198,9 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 def member_record(name: str, model: Checkpoint) -> dict[str, Any]:
     """A checkpoint's entry in the metadata `schema.MEMBERS_KEY`; the family of an ensemble is that of its members."""
-    recipe = model.recipe.to_dict()
     return {
         "name": name,
-        "family": recipe["members"][0]["family"] if "members" in recipe else recipe["family"],
+        "family": family_of(model.recipe.to_dict()),
         "checkpoint": model.uri,
         "sha256": model.about["sha256"],
         "findings": list(model.findings),

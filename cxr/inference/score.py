@@ -434,8 +434,8 @@ def _check_ids(plans: Sequence[Plan]) -> None:
 
 def _image_ids(plan: Plan) -> Iterable[str]:
     """Ids of all images of a plan, including those that ingest rejected."""
-    uris = [part.rows[SHARD][0].as_py() for part in plan.parts if SHARD in part.rows.column_names]
-    listed = (part.rows[schema.IMAGE_ID].to_pylist() for part in plan.parts if SHARD not in part.rows.column_names)
+    uris = [part.rows[SHARD][0].as_py() for part in plan.parts if is_shard(part)]
+    listed = (part.rows[schema.IMAGE_ID].to_pylist() for part in plan.parts if not is_shard(part))
     return itertools.chain(shards.image_ids(uris), *listed)
 
 

@@ -19,9 +19,8 @@ from cxr import storage
 from cxr.cli.exports import ExportFormat, check_formats, export_all
 from cxr.cli.phantoms import phantom_archive
 from cxr.data.identity import open_identity
-from cxr.data.run_ledger import read_ledger
+from cxr.data.run_ledger import family_of, read_ledger
 from cxr.errors import UserError
-from cxr.evaluation.run import family_of
 from cxr.families.checkpoint_files import read_about
 from cxr.inference.options import ScoreOptions, check_archives
 from cxr.inference.panel import Panel
