@@ -149,6 +149,7 @@ def test_a_run_without_new_only_is_continued_with_it(network: str, pictures: lis
     assert increments_of(out) == {"a.png": 0, "b.png": 0, "c.png": 0, "d.png": 1}
 
 
+@pytest.mark.slow
 def test_an_interrupted_increment_is_finished_as_planned_and_is_invisible_until_then(
     network: str, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

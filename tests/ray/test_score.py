@@ -143,6 +143,7 @@ def test_excluded_images_are_rows_with_reasons_and_do_not_count_as_unusable(kept
     assert scored.not_frontal_chest == {"rotated 90": 1, "inverted": 1, "body part HAND": 1}
 
 
+@pytest.mark.slow
 def test_shards_and_their_archive_get_the_same_scores(kept: str, archive: str, tmp_path: Path) -> None:
     ingest.ingest(archive, str(tmp_path / "shards"), pixels=PixelFormat(32))
     score(str(tmp_path / "shards"), kept, str(tmp_path / "from_shards"))
