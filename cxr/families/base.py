@@ -186,6 +186,9 @@ class Recipe(ABC):
     """Number of steps whose gradients are summed before the weights are updated."""
     lr: float = 1e-3
     """Peak learning rate."""
+    lr_batch_size: int = 0
+    """Batch size for which the learning rates were chosen: they are multiplied by batch_size / lr_batch_size (linear
+    scaling rule, Goyal et al. 2017). 0: use them as they are."""
     weight_decay: float = 1e-4
     """AdamW's decoupled weight decay, scaled by the learning rate."""
     warmup: float = 0.05
@@ -246,6 +249,8 @@ class Recipe(ABC):
         one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UserError(f"lr: expected a positive number, got {self.lr}")
+        if self.lr_batch_size < 0:
+            raise UserError(f"lr_batch_size: expected a batch size, or 0, got {self.lr_batch_size}")
         for name in ("ema", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(
@@ -293,6 +298,11 @@ class Recipe(ABC):
     def stages(self) -> tuple[Stage, ...]:
         """The stages of training, at least one. Only networks of the last stage are ranked."""
         return (Stage("", self.epochs, self.lr),)
+
+    @property
+    def lr_factor(self) -> float:
+        """Factor of all learning rates by the linear scaling rule."""
+        return self.batch_size / self.lr_batch_size if self.lr_batch_size else 1.0
 
     @property
     def total_epochs(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -82,9 +83,10 @@ class Engine:
         ema = self.recipe.ema
         self.average = MovingAverage(self.task.network, ema, self.optimization.ema_ramp) if ema else None
         self.parameters = [p for p in self.task.parameters() if p.requires_grad]
-        self.optimizer = self.optimization.make_optimizer(self.task, stage, fused=self.device.type == "cuda")
+        scaled = replace(stage, lr=stage.lr * self.recipe.lr_factor)
+        self.optimizer = self.optimization.make_optimizer(self.task, scaled, fused=self.device.type == "cuda")
         moves = max(1, self.steps_per_epoch * stage.data_echo_factor // self.recipe.accumulate)
-        self.schedule = self.optimization.make_schedule(self.optimizer, stage, moves)
+        self.schedule = self.optimization.make_schedule(self.optimizer, scaled, moves)
         self._forward: nn.Module | None = None
 
     def epoch(self, batches: Iterator[Batch]) -> dict[str, float]:

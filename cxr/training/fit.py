@@ -110,7 +110,7 @@ def fit(
     with MlflowLog.begin(out, recipe, settings, search_log) as tracked:
         callbacks = [RunLog(out, name, recipe.monitor, show=show_epochs), tracked, *callbacks]
         if in_process:
-            assert options.workers == 1
+            assert options.max_workers == 1
             keep = options.num_to_keep
             session = InProcessSession(out, name, recipe.monitor, recipe.mode, keep, callbacks, datasets)
             returned = train_in_process(config, session)
@@ -141,10 +141,10 @@ def begun_with(out: str, name: str = "train") -> dict[str, Any] | None:
 
 
 def _check_batch(recipe: Recipe, options: RunOptions) -> None:
-    if options.min_workers is None and recipe.batch_size % options.workers:
+    if not options.is_elastic and recipe.batch_size % options.max_workers:
         raise UserError(
-            f"batch_size={recipe.batch_size} cannot be shared equally by {options.workers} workers: "
-            f"give a multiple of {options.workers}"
+            f"batch_size={recipe.batch_size} cannot be shared equally by {options.max_workers} workers: "
+            f"give a multiple of {options.max_workers}"
         )
 
 
@@ -163,7 +163,7 @@ def room(options: RunOptions, *, raw: bool, beside: float = 0.0) -> int:
     Raises:
         UserError: not even one.
     """
-    workers, cpus, gpus = options.min_workers or options.workers, cluster.total("CPU"), cluster.total("GPU")
+    workers, cpus, gpus = options.min_workers, cluster.total("CPU"), cluster.total("GPU")
     if uses_gpu(options) and gpus < workers:
         remedy = (
             f"give --workers {gpus:g}, or --device cpu" if gpus else "give --device cpu, or use a cluster with GPUs"
@@ -222,9 +222,8 @@ def _run_config(
 
 
 def _scaling(options: RunOptions, gpu: bool) -> ScalingConfig:
-    workers = options.workers if options.min_workers is None else (options.min_workers, options.workers)
     return ScalingConfig(
-        num_workers=workers,
+        num_workers=(options.min_workers, options.max_workers) if options.is_elastic else options.max_workers,
         use_gpu=gpu,
         resources_per_worker=options.resources_per_worker | ({"GPU": 1} if gpu else {}),
     )

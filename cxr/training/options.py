@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from cxr import storage
 from cxr.errors import UserError
@@ -24,11 +27,9 @@ class RunOptions:
     a worker's cache; and batch norm on CPUs, where each worker has statistics of its own images (a note says so).
     """
 
-    workers: int = 1
-    """Number of training processes. With GPUs, each process takes one."""
-    min_workers: int | None = None
-    """Smallest number of processes with which training continues when machines leave. Processes are added again when
-    machines return. Default: the number of processes is fixed."""
+    workers: Annotated[int | str, tyro.conf.arg(metavar="N|MIN:MAX")] = 1
+    """Number of training processes. With GPUs, each process takes one. 2:8: from 2 to 8 processes; training continues
+    with fewer when machines leave, and with more when machines are added."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Device to train on. auto: GPUs if the cluster has any."""
     cpus_per_worker: float = 1
@@ -46,9 +47,9 @@ class RunOptions:
     """Continue the run in --out that was killed, or that finished and now gets more --epochs."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or not 1 <= (self.min_workers or 1) <= self.workers:
+        if not re.fullmatch(r"\d+(:\d+)?", str(self.workers)) or not 1 <= self.min_workers <= self.max_workers:
             raise UserError(
-                f"expected 1 ≤ min_workers ≤ workers, got workers={self.workers}, min_workers={self.min_workers}"
+                f"workers: expected a number from 1, or two such as 2:8, the smaller one first, got {self.workers}"
             )
         if self.keep_checkpoints < 1:
             raise UserError(f"keep_checkpoints: expected 1 or more, got {self.keep_checkpoints}")
@@ -58,6 +59,21 @@ class RunOptions:
             raise UserError(
                 f"average_checkpoints: expected 0 for no average, or 2 or more, got {self.average_checkpoints}"
             )
+
+    @property
+    def min_workers(self) -> int:
+        """Smallest number of processes that training starts or continues with."""
+        return int(str(self.workers).partition(":")[0])
+
+    @property
+    def max_workers(self) -> int:
+        """Number of processes that training uses if the cluster has room for them."""
+        return int(str(self.workers).rpartition(":")[2])
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of processes may change during training."""
+        return self.min_workers < self.max_workers
 
     @property
     def num_to_keep(self) -> int:

@@ -231,7 +231,7 @@ def search(
     out = storage.normalize(out)
     _check_dashboard()
     fits = room(
-        run, raw=not shards.is_shards(storage.normalize(archive)), beside=0 if run.workers == 1 else TRIAL_CPU
+        run, raw=not shards.is_shards(storage.normalize(archive)), beside=0 if run.max_workers == 1 else TRIAL_CPU
     )
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial may have no rankable epoch yet
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, not just the wait for its trials
@@ -293,7 +293,7 @@ def _new(
         verbose=0,
         callbacks=[ShowTrials(recipe, options.trials)],
     )
-    tune_config = _tune_config(recipe, space, options, at_once, reuse=run.workers == 1)
+    tune_config = _tune_config(recipe, space, options, at_once, reuse=run.max_workers == 1)
     return tune.Tuner(trainable, tune_config=tune_config, run_config=config)
 
 
@@ -356,7 +356,7 @@ def _trainable(
     """
     base, this_search = recipe.to_dict(), secrets.token_hex(8)
 
-    in_process = run.workers == 1
+    in_process = run.max_workers == 1
 
     def trial(sampled: dict[str, Any]) -> None:
         folder = storage.join(out, TRIALS, tune.get_context().get_trial_id())

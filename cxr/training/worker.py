@@ -69,7 +69,7 @@ class Worker:
         try:
             train, val = open_streams(self.config["data"], self.recipe, self.workers, self.session)
             engine, resumed = self._engine(train)
-            self._say_what_is_not_shared(engine)
+            self._say_what_batches_affect(engine)
             if not resumed:
                 engine.task.begin(lambda: engine.moved(train.every()), self.workers)
         except UserError as error:
@@ -88,11 +88,16 @@ class Worker:
             return {"stopped": str(reason)}
         return {"epochs": self.progress.epoch, "best": self.progress.best}
 
-    def _say_what_is_not_shared(self, engine: Engine) -> None:
-        """Print, once for all workers, how their number affects the result."""
+    def _say_what_batches_affect(self, engine: Engine) -> None:
+        """Print, once for all workers, how the number of workers and the batch size affect the result."""
         images = share(self.recipe, self.workers)
-        note = batch_norm.note(engine.task.network, self.workers.size, images, self.device)
-        if note and self.workers.rank == 0:
+        notes = [batch_norm.note(engine.task.network, self.workers.size, images, self.device)]
+        if self.recipe.lr_batch_size:
+            notes.append(
+                f"learning rates are multiplied by batch_size / lr_batch_size = {self.recipe.batch_size} / "
+                f"{self.recipe.lr_batch_size} = {self.recipe.lr_factor:.4g} (linear scaling rule)"
+            )
+        for note in filter(None, notes if self.workers.rank == 0 else []):
             console.note(note)
 
     def _all_well(self, well: bool) -> bool:

@@ -44,7 +44,7 @@ def runs(how: str, made: str, out: str) -> Callable[[], object]:
     if how == "search":
         options = SearchOptions(trials=TRIALS, grace_period=EPOCHS)
         return lambda: search(RECIPE, made, out, options, once)
-    workers = RunOptions(workers=2, min_workers=1 if how == "elastic" else None, max_failures=2)
+    workers = RunOptions(workers="1:2" if how == "elastic" else 2, max_failures=2)
     return lambda: fit(RECIPE, made, out, workers)
 
 

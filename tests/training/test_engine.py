@@ -105,6 +105,15 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True)
 
 
+def test_the_learning_rate_is_scaled_with_the_batch_size() -> None:
+    plain = engine(Line(), batch_size=32, warmup=0.0)
+    scaled = engine(Line(), batch_size=32, warmup=0.0, lr_batch_size=8)
+    assert scaled.schedule.get_last_lr()[0] == pytest.approx(4 * plain.schedule.get_last_lr()[0])
+    assert scaled.recipe.lr_factor == 4
+    with pytest.raises(UserError, match="lr_batch_size: expected a batch size"):
+        AlignRecipe(lr_batch_size=-1)
+
+
 def test_echoed_batches_are_as_many_steps() -> None:
     plain, echoed = engine(Line()), engine(Line(), steps=10)
     echoed.enter(Stage("", 8, 0.1, data_echo_factor=3))

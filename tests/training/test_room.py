@@ -37,3 +37,17 @@ def test_a_large_cluster_runs_several_trainings(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cluster, "total", {"CPU": 8, "GPU": 2}.__getitem__)
     assert room(RunOptions(device="cpu", workers=2), raw=False) == 4
     assert room(RunOptions(), raw=True) == 2
+    assert room(RunOptions(device="cpu", workers="2:9"), raw=False) == 4, "it starts with two workers"
+
+
+@pytest.mark.parametrize(
+    ("given", "least", "most"),
+    [(1, 1, 1), ("8", 8, 8), ("2:8", 2, 8), (0, 0, 0), ("8:2", 0, 0), ("2:", 0, 0), ("many", 0, 0)],
+)
+def test_a_number_of_workers_or_a_range(given: int | str, least: int, most: int) -> None:
+    if not least:
+        with pytest.raises(UserError, match=f"workers: expected a number from 1, or two such as 2:8, .* got {given}"):
+            RunOptions(workers=given)
+        return
+    options = RunOptions(workers=given)
+    assert (options.min_workers, options.max_workers, options.is_elastic) == (least, most, least < most)
