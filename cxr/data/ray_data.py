@@ -228,7 +228,11 @@ class _OnPart:
 
 
 def _packed(rows: pa.Table) -> bytes:
-    """A whole table in one cell. As a block, Ray Data could split a table, or combine it with others."""
+    """A whole table in one cell. As a block, Ray Data could split a table, or combine it with others.
+
+    Rows are taken rather than sliced: Arrow would write the whole of some buffers of a null column with each slice.
+    """
+    rows = rows.take(pa.array(np.arange(rows.num_rows)))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as stream:
         stream.write_table(rows)
