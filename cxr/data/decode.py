@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import repeat
+from threading import Semaphore
 from typing import Any, Protocol
 
 import cv2
@@ -32,6 +33,7 @@ from cxr.sources.true_boxes import BoxCounts, PlacedBoxes, frames_px, place_boxe
 
 _ASPECT_TOLERANCE = 0.01  # relative difference of aspect ratios allowed between a mask file and its image
 
+_FETCHED = 16  # images per call that are fetched, wait to be decoded, or are decoded; a distant store answers slowly
 _FILES = MemoryBudget(512 << 20)  # for files in memory, shared by the threads of a process
 _COPIES = 3  # copies of a file: here, in shared memory, and in the decoder
 
@@ -145,12 +147,14 @@ def make_rows(
     """Fetch and decode the images of a manifest; one row of `schema.row_schema(pixels)` each, in its order.
 
     Threads fetch, resize and store while child processes decode (`cxr.data.decode_pool`): OpenCV and file reads
-    release the GIL.
+    release the GIL. More files are fetched than decoded at a time, so that decoders do not wait for a distant store;
+    `_FILES` limits their memory.
 
     An image that is missing, unreadable, rejected, damaged or crashes its decoder becomes a row with `error` set and
     without pixels, boxes, masks and pose; its labels remain.
 
     Args:
+        threads: number of images that are decoded, resized and stored at a time.
         contents: the images that are in memory; the others, which are None, are read from `source_uri`.
         crop: see `ImageFormat`.
         enhance: see `ImageFormat`.
@@ -210,8 +214,14 @@ def _make(
         np.zeros((manifest.num_rows, pixels.size, pixels.size), pixels.dtype)
         for pixels in (stored.pixels for stored in formats)
     ]
-    make = partial(_row, formats=formats, boxes_frame=boxes_frame_px(manifest.schema), gated=check != "off")
-    with ThreadPoolExecutor(threads) as pool:
+    make = partial(
+        _row,
+        turn=Semaphore(threads),
+        formats=formats,
+        boxes_frame=boxes_frame_px(manifest.schema),
+        gated=check != "off",
+    )
+    with ThreadPoolExecutor(max(_FETCHED, threads)) as pool:
         values = list(pool.map(make, manifest.to_pylist(), zip(*stores, strict=True), contents or repeat(None)))
     if check != "off":
         _apply_gate(values, check)
@@ -237,18 +247,22 @@ def _row(
     manifest_row: Values,
     outputs: Sequence[np.ndarray],
     content: Content | None,
+    turn: Semaphore,
     formats: Sequence[ImageFormat],
     boxes_frame: int | None,
     gated: bool,
 ) -> Values:
     """The columns that decoding adds to a manifest row; the pixels of each format are written into its output, an
-    array (size, size)."""
+    array (size, size).
+
+    Args:
+        turn: limits the number of images that are decoded, but not how many are fetched.
+    """
     sizes = sorted({stored.pixels.size for stored in formats if stored.is_fit}, reverse=True)
     needs_original = not all(stored.is_fit for stored in formats)
     try:
-        with _decoded(
-            manifest_row[schema.SOURCE_URI], content, [None, *sizes] if needs_original else sizes
-        ) as decoded:
+        with _fetched(manifest_row[schema.SOURCE_URI], content) as image, turn:
+            decoded = _decoded(image, [None, *sizes] if needs_original else sizes)
             height, width = decoded.height, decoded.width
             values = _image_columns(manifest_row, decoded, boxes_frame)
             masks = _original_masks(manifest_row[schema.MASKS] or (), height, width)
@@ -273,11 +287,9 @@ def _row(
 
 
 @contextmanager
-def _decoded(uri: str, content: Content | None, sizes: Sequence[int | None]) -> Iterator[Decoded]:
-    """Read and decode an image in some sizes; None is its original size, which only the first may be.
-
-    While the block runs, the memory of its file is reserved from the threads' budget.
-    """
+def _fetched(uri: str, content: Content | None) -> Iterator[bytes | Image]:
+    """Read an image's file, unless it is in memory; while the block runs, its memory is reserved from the threads'
+    budget."""
     with ExitStack() as reservation:
 
         def check(head: bytes, file_bytes: int) -> None:
@@ -289,11 +301,14 @@ def _decoded(uri: str, content: Content | None, sizes: Sequence[int | None]) -> 
             image = storage.read_bytes(uri, check=check)
         elif isinstance(image := content(), bytes):
             check(image, len(image))
-        yield decode_image(image, *sizes) if isinstance(image, bytes) else _fitted(image, sizes)
+        yield image
 
 
-def _fitted(image: Image, sizes: Sequence[int | None]) -> Decoded:
-    """An image that has been decoded already, as `decode_image` would return it."""
+def _decoded(image: bytes | Image, sizes: Sequence[int | None]) -> Decoded:
+    """Decode an image, unless it has been decoded already, and resize it; None is its original size, which only the
+    first may be."""
+    if isinstance(image, bytes):
+        return decode_image(image, *sizes)
     height, width = image.pixels.shape
     check_size(height, width)
     check_not_blank(image.pixels)
