@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, RandomSeedConfig
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 
 from cxr import schema
@@ -26,7 +26,7 @@ from cxr.data.ledger import Part
 from cxr.errors import ClusterError, UserError
 from cxr.runtime import cluster, ray_private
 from cxr.runtime.progress import with_stall_notes
-from cxr.runtime.user_errors import user_error_in
+from cxr.runtime.user_errors import PROCESS_DEATHS, user_error_in
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 from cxr.sources.labeling import one_reader
@@ -199,7 +199,7 @@ def finished(replies: Dataset, names: Sequence[str]) -> Iterator[dict[str, Any]]
         if (mistake := user_error_in(error)) is None:
             raise
         raise UserError(str(mistake).partition("\n")[0]) from error  # the rest is Ray's advice on retries
-    except (WorkerCrashedError, RayActorError, OutOfMemoryError, NodeDiedError) as error:
+    except PROCESS_DEATHS as error:
         raise ClusterError(
             f"the process that worked on one of these died {_RETRIES + 1} times: {_some(missing)} "
             f"({type(error).__name__}). Most likely its machine has too little memory: use machines with more, or "

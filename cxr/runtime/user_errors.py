@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 
 from cxr import storage
 from cxr.errors import UserError
 from cxr.runtime import ray_private
+
+PROCESS_DEATHS = (WorkerCrashedError, RayActorError, OutOfMemoryError, NodeDiedError)
+"""What Ray raises where a process of the cluster died, instead of raising an exception itself."""
 
 
 def user_error_in(error: Any) -> UserError | None:

@@ -22,12 +22,12 @@ from ray.train.torch import TorchTrainer
 from cxr import schema, storage
 from cxr.data import ray_data, shards
 from cxr.data.batch import stored
-from cxr.errors import UserError
+from cxr.errors import ClusterError, UserError
 from cxr.families import checkpoint_files
 from cxr.families.base import Recipe
 from cxr.families.compatibility import RawArchive, check_compatible
 from cxr.runtime import cluster, ray_private
-from cxr.runtime.user_errors import user_error_in
+from cxr.runtime.user_errors import PROCESS_DEATHS, user_error_in
 from cxr.sources import find_source
 from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.training.mlflow_log import MlflowLog
@@ -82,7 +82,7 @@ def fit(
         UserError: the recipe names weights other than by URI; OUT contains a run and `options.resume` is off, or it
             contains none and `options.resume` is on; storage kept failing beyond all retries.
         TrainingStoppedError: a loss term stopped being finite, or an epoch gave no batch.
-        ray.train.TrainingFailedError: workers died more often than `options.max_failures`.
+        ClusterError: workers died more often than `options.max_failures`.
     """
     options = options or RunOptions()
     out = storage.normalize(out)
@@ -123,7 +123,7 @@ def fit(
                 datasets=datasets,
                 dataset_config=ExactlyOnceDataConfig() if datasets else None,
             )
-            returned = _result(trainer).return_value or {}
+            returned = _result(trainer, options).return_value or {}
         fitted = _finish(returned, recipe, out, name)
         tracked.send_best(fitted.metrics, fitted.checkpoint)
         return fitted
@@ -229,14 +229,24 @@ def _scaling(options: RunOptions, gpu: bool) -> ScalingConfig:
     )
 
 
-def _result(trainer: TorchTrainer) -> ray.train.Result:
+def _result(trainer: TorchTrainer, options: RunOptions) -> ray.train.Result:
     try:
         return trainer.fit()
     except TrainingFailedError as error:
-        mistake = next(filter(None, map(user_error_in, _failures(error))), None)
-        if mistake is None:
-            raise
-        raise UserError(f"{mistake}. Finished epochs are saved: add --resume to continue from there") from error
+        failures, advice = _failures(error), "Finished epochs are saved: add --resume to continue from there"
+        if mistake := next(filter(None, map(user_error_in, failures)), None):
+            raise UserError(f"{mistake}. {advice}") from error
+        if any(map(_has_died, failures)):
+            raise ClusterError(
+                f"training processes died, more often than the {options.max_failures} times that --max-failures "
+                f"allows. Most likely machines were lost, or one has too little memory: look at them. {advice}"
+            ) from error
+        raise
+
+
+def _has_died(failure: Any) -> bool:
+    """Whether a worker's process died, instead of raising an exception."""
+    return isinstance(getattr(failure, "health_check_failure", failure), PROCESS_DEATHS)
 
 
 def _failures(error: TrainingFailedError) -> list[Any]:
