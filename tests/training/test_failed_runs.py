@@ -38,7 +38,7 @@ def test_dead_processes_are_the_clusters_fault(failures: list[Exception]) -> Non
 
 
 def test_a_mistake_of_the_user_keeps_its_message() -> None:
-    with pytest.raises(UserError, match="expected 2, got 3: correct it. Finished epochs are saved"):
+    with pytest.raises(UserError, match=r"expected 2, got 3: correct it\. Finished epochs are saved"):
         fit._result(FailedRun(Died(), UserError("expected 2, got 3: correct it")), RunOptions())  # pyright: ignore[reportArgumentType]
 
 
