@@ -13,7 +13,7 @@ from cxr.training import fit
 from cxr.training.options import RunOptions
 
 
-class Died(RuntimeError):
+class DiedError(RuntimeError):
     """As Ray Train wraps the death of a worker."""
 
     health_check_failure = ActorDiedError()
@@ -31,7 +31,7 @@ class FailedRun:
         raise error
 
 
-@pytest.mark.parametrize("failures", [[ActorDiedError()], [RuntimeError("connection closed by peer"), Died()]])
+@pytest.mark.parametrize("failures", [[ActorDiedError()], [RuntimeError("connection closed by peer"), DiedError()]])
 def test_dead_processes_are_the_clusters_fault(failures: list[Exception]) -> None:
     with pytest.raises(ClusterError, match=r"more often than the 3 times that --max-failures allows.* add --resume"):
         fit._result(FailedRun(*failures), RunOptions())  # pyright: ignore[reportArgumentType]
@@ -39,7 +39,7 @@ def test_dead_processes_are_the_clusters_fault(failures: list[Exception]) -> Non
 
 def test_a_mistake_of_the_user_keeps_its_message() -> None:
     with pytest.raises(UserError, match=r"expected 2, got 3: correct it\. Finished epochs are saved"):
-        fit._result(FailedRun(Died(), UserError("expected 2, got 3: correct it")), RunOptions())  # pyright: ignore[reportArgumentType]
+        fit._result(FailedRun(DiedError(), UserError("expected 2, got 3: correct it")), RunOptions())  # pyright: ignore[reportArgumentType]
 
 
 def test_other_exceptions_are_passed_on() -> None:
