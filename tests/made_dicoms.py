@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydicom import Dataset, uid
 
 from cxr import schema
 from cxr.imaging.geometry import ResizeTransform
 from tests import odd_files
+from tests.written_runs import write_scored
 
 SHA256 = "0123456789abcdef" * 4
 SYNTAXES = (
@@ -90,12 +90,9 @@ def write_run(
         for row in rows
     ]
     table = pa.table({f.name: pa.array([row.get(f.name) for row in filled], f.type) for f in fields}, schema=fields)
-    (folder / "scores").mkdir(parents=True)
     metadata = {schema.FINDINGS_KEY: json.dumps(list(findings))}
-    pq.write_table(table.replace_schema_metadata(metadata), folder / "scores/part-00000.parquet")
     recorded = {"archive": str(archive), "checkpoint_sha256": SHA256, "recipe": {"family": family}, **settings}
-    (folder / "ledger.json").write_text(json.dumps({"settings": recorded, "fingerprint": ""}))
-    return str(folder)
+    return write_scored(folder, recorded, table.replace_schema_metadata(metadata))
 
 
 def scored(ds: Dataset, path: Path, **columns: Any) -> dict[str, Any]:

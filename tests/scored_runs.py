@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cxr import schema, storage
-from cxr.evaluation.run import SCORES
+from cxr import schema
 from cxr.sources import rle
 from tests.made_shards import write_shards
+from tests.written_runs import write_scored
 
 IMAGES, SIDE, FINDINGS = 30, 16, ("Mass", "Edema")
 LABELS = (np.random.default_rng(0).random((IMAGES, 2)) < 0.5).astype(np.int8)
@@ -43,14 +42,11 @@ def segmented() -> list[dict[str, Any]]:
 
 
 def _write(folder: Path, settings: dict[str, Any], rows: list[dict[str, Any]], fields: pa.Schema) -> str:
-    storage.write_json(str(folder / "ledger.json"), {"settings": settings, "fingerprint": ""})
     size = {schema.HEIGHT_PX: SIDE, schema.WIDTH_PX: SIDE}
     same = [{schema.IMAGE_ID: f"test-{number:04d}.png"} | size for number in range(IMAGES)]
     rows = [one | row for one, row in zip(same, rows, strict=True)]
     columns = pa.schema([*schema.SCORES, *fields], metadata=fields.metadata)
-    (folder / SCORES).mkdir()
-    pq.write_table(pa.Table.from_pylist(rows, columns), folder / SCORES / "part-00000.parquet")
-    return str(folder)
+    return write_scored(folder, settings, pa.Table.from_pylist(rows, columns))
 
 
 def write_run(folder: Path, archive: str, signal: float) -> str:

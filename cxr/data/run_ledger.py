@@ -144,14 +144,9 @@ def read_ledger(out: str) -> RunLedger:
     if not storage.exists(uri):
         return RunLedger(out)
     content = storage.read_json(uri)
-    if "generations" in content:
-        return RunLedger(out, tuple(_generation(each) for each in content["generations"]))
-    settings = content.get("settings", {})
-    if "archive" not in settings or not {"checkpoint_sha256", "members"} & set(settings):
-        raise UserError(f"{out} contains something else than a scoring run: choose another --out")
-    # A run of cxr 0.1: a single increment, which is not known to be complete.
-    only = Increment(0, parts=0, images=0, new=0, changed=0)
-    return RunLedger(out, (Generation(settings, "", "", content.get("fingerprint", ""), (only,)),))
+    if "generations" not in content:
+        raise UserError(f"expected the results of cxr score in {out}, got those of another job: choose another --out")
+    return RunLedger(out, tuple(_generation(each) for each in content["generations"]))
 
 
 def _generation(content: Mapping[str, Any]) -> Generation:

@@ -233,7 +233,7 @@ class PlanStore:
     def _files(self, number: int) -> list[str]:
         try:
             entries = list(storage.list_files(self._of(number)))
-        except storage.NotFoundError:  # a run of shards, or of an earlier version
+        except storage.NotFoundError:  # a run of shards
             return []
         return sorted(entry.uri for entry in entries if entry.path.startswith(_PLAN))
 

@@ -177,7 +177,7 @@ def _check_name(name: str) -> None:
             f"expected the name of a member to consist of letters, digits, - and _, got {name!r}: rename it"
         )
     if name in _RESERVED:
-        raise UserError(f"expected other names of members than {', '.join(_RESERVED)}, got {name!r}: rename it")
+        raise UserError(f"{name!r} cannot be the name of a member, because OUT has a folder {name}: rename it")
 
 
 def _default_name(uri: str) -> str:

@@ -74,13 +74,8 @@ class ScoreCounts:
 
 def read_counts(uri: str) -> ScoreCounts:
     """The counts of a written part, from the end of its file."""
-    stored = (storage.read_parquet_footer(uri).metadata or {}).get(_COUNTS_KEY)
-    if stored is not None:
-        reasons, not_frontal_chest = map(Counter, json.loads(stored))
-        return ScoreCounts(reasons, not_frontal_chest)
-    counts = ScoreCounts()  # an earlier version has written it
-    counts.add(storage.read_parquet(uri, columns=COUNTED.names))
-    return counts
+    reasons, not_frontal_chest = map(Counter, json.loads(storage.read_parquet_footer(uri).metadata[_COUNTS_KEY]))
+    return ScoreCounts(reasons, not_frontal_chest)
 
 
 def gives_latents(recipe: Recipe) -> bool:

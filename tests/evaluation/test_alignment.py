@@ -10,21 +10,21 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
 
-from cxr import schema, storage
+from cxr import schema
 from cxr.errors import UserError
 from cxr.evaluation import reports
 from cxr.evaluation.alignment_data import AlignedImages
-from cxr.evaluation.run import SCORES, ReportOptions
+from cxr.evaluation.run import ReportOptions
 from cxr.imaging.geometry import ResizeTransform, fitted_transform
 from cxr.models.spatial_transformer import identity, invert, warp
 from cxr.phantom.archive import write_phantom
 from cxr.sources import open_manifest
 from tests.made_shards import chest_like
+from tests.written_runs import write_scored
 
 IMAGES, SIDE = 24, 64
 OPTIONS = ReportOptions(split="all", resamples=50)
@@ -45,17 +45,14 @@ def poses(archive: str) -> Tensor:
 def write_run(out: Path, archive: str, theta: Tensor) -> str:
     """What `cxr score` writes for an aligner; the last image has an error."""
     settings = {"archive": archive, "checkpoint_sha256": "0", "recipe": {"family": "align", "size": 32}}
-    storage.write_json(str(out / "ledger.json"), {"settings": settings, "fingerprint": ""})
     names = (schema.IMAGE_ID, schema.PATIENT_ID, schema.SPLIT, schema.SOURCE_URI)
     rows = open_manifest(archive).table.select(names).to_pylist()
     for row, pose in zip(rows, theta.reshape(-1, 6).tolist(), strict=True):
         transform = fitted_transform(SIDE, SIDE, 32).as_dict()
         row |= {schema.HEIGHT_PX: SIDE, schema.WIDTH_PX: SIDE, schema.RESIZE_TRANSFORM: transform, schema.THETA: pose}
     rows[-1] |= {schema.ERROR: "no image", schema.THETA: None, schema.RESIZE_TRANSFORM: None}
-    (out / SCORES).mkdir(parents=True)
     fields = pa.schema([*schema.SCORES, (schema.THETA, pa.list_(pa.float32(), 6))])
-    pq.write_table(pa.Table.from_pylist(rows[::-1], fields), out / SCORES / "part-00000.parquet")
-    return str(out)
+    return write_scored(out, settings, pa.Table.from_pylist(rows[::-1], fields))
 
 
 def check_pictures(result: dict[str, Any], names: set[str]) -> None:

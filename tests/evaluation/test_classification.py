@@ -27,6 +27,7 @@ from cxr.runtime.job import write_result
 from cxr.schema import FINDINGS_KEY
 from cxr.sources import open_manifest
 from cxr.sources.options import ALL_IMAGES
+from tests.written_runs import write_scored
 
 FINDINGS = ("Mass", "Edema", "Hernia")
 
@@ -69,7 +70,6 @@ def write_run(
 ) -> str:
     """A run of `score_archive` in two parts; None is an image with an error."""
     settings = {"archive": archive, "checkpoint_sha256": "0", "recipe": {"family": family}}
-    storage.write_json(str(folder / "ledger.json"), {"settings": settings, "fingerprint": ""})
     fields = pa.schema(
         [
             (schema.IMAGE_ID, pa.string()),
@@ -82,11 +82,8 @@ def write_run(
     rows = [
         (i, None if p else "no image", p, [int(v >= 0.5) for v in p] if p else None) for i, p in probabilities.items()
     ]
-    (folder / SCORES).mkdir(parents=True)
-    for number, part in enumerate((rows[:20], rows[20:])):
-        table = pa.Table.from_pylist([dict(zip(fields.names, row, strict=True)) for row in part], fields)
-        pq.write_table(table, folder / SCORES / f"part-{number:05d}.parquet")
-    return str(folder)
+    named = [dict(zip(fields.names, row, strict=True)) for row in rows]
+    return write_scored(folder, settings, *(pa.Table.from_pylist(part, fields) for part in (named[:20], named[20:])))
 
 
 def guesses(images: int, seed: int = 0, signal: float = 0.3) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cxr import schema, storage
+from cxr import schema
 from cxr.evaluation import reports
 from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.decisions import FALSE_NEGATIVES, FALSE_POSITIVES, Case, varied, wrong_decisions
@@ -20,6 +20,7 @@ from cxr.families.classify import ClassifyRecipe
 from cxr.inference.predictor import load
 from cxr.phantom.archive import write_phantom
 from tests.saved_checkpoint import save_untrained
+from tests.written_runs import settings_of, write_scored
 
 OPTIONS = ReportOptions(split="all", resamples=20)
 FINDINGS = ("Cardiomegaly", "Effusion")
@@ -38,16 +39,12 @@ def run(archive: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     model = save_untrained(folder / "checkpoint", ClassifyRecipe(size=32), FINDINGS)
     predictor = load(model, device="cpu")
-    (folder / SCORES).mkdir()
-    pq.write_table(predictor.predict(archive), folder / SCORES / "part-00000.parquet")
-    write_ledger(folder, archive, predictor.sha256)
+    write_scored(folder, settings_for(archive, predictor.sha256), predictor.predict(archive))
     return folder
 
 
-def write_ledger(folder: Path, archive: str, sha256: str, thresholds: dict[str, float] | None = None) -> None:
-    settings: dict[str, Any] = {"archive": archive, "checkpoint_sha256": sha256, "recipe": {"family": "classify"}}
-    settings |= {"thresholds": thresholds} if thresholds else {}
-    storage.write_json(str(folder / "ledger.json"), {"settings": settings, "fingerprint": ""})
+def settings_for(archive: str, sha256: str) -> dict[str, Any]:
+    return {"archive": archive, "checkpoint_sha256": sha256, "recipe": {"family": "classify"}}
 
 
 def read_csv(uri: str) -> list[dict[str, str]]:
@@ -111,10 +108,8 @@ def test_a_report_shows_operating_points_and_mistakes_with_heat_maps(run: Path, 
 
 
 def test_a_report_shows_the_thresholds_that_the_run_used(run: Path, archive: str, tmp_path: Path) -> None:
-    sha256 = json.loads((run / "ledger.json").read_text())["settings"]["checkpoint_sha256"]
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / SCORES).symlink_to(run / SCORES)
-    write_ledger(tmp_path / "run", archive, sha256, {"Effusion": 0.125})
+    scores = pq.read_table(run / SCORES / "part-00000.parquet")
+    write_scored(tmp_path / "run", settings_of(run) | {"thresholds": {"Effusion": 0.125}}, scores)
     result = reports.report(str(tmp_path / "run"), OPTIONS, str(tmp_path / "out"))
     own = {r["finding"]: r["threshold"] for r in read_csv(result["operating_points"]) if r["chosen_by"] == "this run"}
     assert own["Effusion"] == "0.125"
@@ -123,13 +118,11 @@ def test_a_report_shows_the_thresholds_that_the_run_used(run: Path, archive: str
 def test_a_report_without_its_checkpoint_has_no_heat_maps(
     run: Path, archive: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "run" / SCORES).mkdir(parents=True)
     table = pq.read_table(run / SCORES / "part-00000.parquet")
     members = json.loads(table.schema.metadata[schema.MEMBERS_KEY])
     members[0]["checkpoint"] = str(tmp_path / "gone")
     metadata = {**table.schema.metadata, schema.MEMBERS_KEY: json.dumps(members)}
-    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "run" / SCORES / "part-00000.parquet")
-    write_ledger(tmp_path / "run", archive, "0")
+    write_scored(tmp_path / "run", settings_for(archive, "0"), table.replace_schema_metadata(metadata))
     result = reports.report(str(tmp_path / "run"), OPTIONS, str(tmp_path / "out"))
     assert "hardest" in {Path(uri).stem for uri in result["pictures"]}
     assert "heat map" not in Path(result["report"]).read_text()

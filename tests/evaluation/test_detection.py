@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from cxr import schema, storage
@@ -19,11 +18,12 @@ from cxr.cli.commands import report as report_command
 from cxr.data.shards import ARCHIVE_FILE
 from cxr.errors import UserError
 from cxr.evaluation import detection, reports
-from cxr.evaluation.run import SCORES, ReportOptions, read_run
+from cxr.evaluation.run import ReportOptions, read_run
 from cxr.export.kaggle_vinbigdata import NormalFilter, normal_probabilities, write_submission
 from cxr.phantom.vinbigdata import write_vinbigdata_phantom
 from cxr.sources import open_manifest, rater_agreement
 from cxr.sources.options import Labeling
+from tests.written_runs import set_settings, settings_of, write_scored
 
 IMAGES, SIZE = 16, 64
 FINDINGS = schema.VINBIGDATA_FINDINGS
@@ -67,14 +67,10 @@ def moved(boxes: Boxes, by: float) -> Boxes:
 def write_run(folder: Path, archive: str, found: dict[str, Boxes | None], family: str = "detect") -> str:
     """A run of `score_archive` on the copies, half as large as the originals; None: an error."""
     settings = {"archive": archive, "checkpoint_sha256": "0", "recipe": {"family": family}}
-    storage.write_json(str(folder / "ledger.json"), {"settings": settings, "fingerprint": ""})
     metadata = {schema.FINDINGS_KEY: json.dumps(FINDINGS)}
     fields = pa.schema([*schema.SCORES, *schema.BOX_SCORES], metadata=metadata)
     rows = [score_row(image, boxes) for image, boxes in reversed(found.items())]
-    (folder / SCORES).mkdir(parents=True)
-    for number, part in enumerate((rows[:5], rows[5:])):
-        pq.write_table(pa.Table.from_pylist(part, fields), folder / SCORES / f"part-{number:05d}.parquet")
-    return str(folder)
+    return write_scored(folder, settings, *(pa.Table.from_pylist(part, fields) for part in (rows[:5], rows[5:])))
 
 
 def score_row(image: str, boxes: Boxes | None) -> dict[str, Any]:
@@ -280,16 +276,13 @@ def test_a_submission_takes_a_classifiers_word_on_normal_images(archive: str, tm
 )
 def test_the_probability_that_an_image_is_normal(findings: list[str], expected: list[float], tmp_path: Path) -> None:
     settings = {"archive": "x", "checkpoint_sha256": "0", "recipe": {"family": "aecnn"}}
-    storage.write_json(str(tmp_path / "ledger.json"), {"settings": settings, "fingerprint": ""})
     own = [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.DECISIONS, pa.list_(pa.int8()))]
     fields = pa.schema([*schema.SCORES, *own], metadata={schema.FINDINGS_KEY: json.dumps(findings)})
     rows = [
         {schema.IMAGE_ID: name, schema.PROBABILITIES: p, schema.DECISIONS: [0, 0]}
         for name, p in (("a", [0.6, 0.3]), ("b", [0.1, 0.9]))
     ]
-    (tmp_path / SCORES).mkdir()
-    pq.write_table(pa.Table.from_pylist(rows, fields), tmp_path / SCORES / "part-00000.parquet")
-    told = normal_probabilities(read_run(str(tmp_path)))
+    told = normal_probabilities(read_run(write_scored(tmp_path, settings, pa.Table.from_pylist(rows, fields))))
     np.testing.assert_allclose([told["a"], told["b"]], expected, atol=1e-6)
 
 
@@ -315,9 +308,7 @@ def test_the_thresholds_of_a_run_decide_which_boxes_count(
     before = reports.report(run, ALL, str(tmp_path / "before"))
     assert "hardest" not in before
     finding = next(box["label"] for boxes in truth.values() for box in boxes)
-    ledger = storage.read_json(f"{run}/ledger.json")
-    ledger["settings"]["thresholds"] = {finding: 1.05}
-    storage.write_json(f"{run}/ledger.json", ledger)
+    set_settings(run, settings_of(run) | {"thresholds": {finding: 1.05}})
     after = reports.report(run, ALL, str(tmp_path / "after"))
     assert after["metrics"]["map_40"] == before["metrics"]["map_40"] == 1  # of all scores
     assert after["metrics"]["mean_froc"] == 1

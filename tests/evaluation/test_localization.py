@@ -29,6 +29,7 @@ from cxr.reporting.overlays import BoxPair
 from cxr.runtime.job import write_result
 from cxr.schema import FINDINGS_KEY, PixelFormat
 from cxr.sources import open_manifest
+from tests.written_runs import write_scored
 
 SIDE, IMAGES = 96, 40
 SCORED = ("Mass", "Hernia", "Nodule")  # of the checkpoint, in its order
@@ -81,7 +82,6 @@ def found_in(row: dict[str, Any], shift: float) -> list[dict[str, Any]]:
 def write_run(folder: Path, archive: str, images: Rows, shift: float = 0.0, broken: int = 0) -> str:
     """A run of `score_archive` in two parts; its first `broken` images have an error."""
     settings = {"archive": archive, "checkpoint_sha256": "0", "recipe": {"family": "localize"}}
-    storage.write_json(str(folder / "ledger.json"), {"settings": settings, "fingerprint": ""})
     own = [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.DECISIONS, pa.list_(pa.int8()))]
     fields = pa.schema([*schema.SCORES, *own, *schema.BOX_SCORES], metadata={FINDINGS_KEY: json.dumps(SCORED)})
     rows = [score_row(row, found_in(row, shift)) for row in reversed(images)]
@@ -92,10 +92,7 @@ def write_run(folder: Path, archive: str, images: Rows, shift: float = 0.0, brok
             schema.PROBABILITIES: None,
             schema.DECISIONS: None,
         }
-    (folder / SCORES).mkdir(parents=True)
-    for number, part in enumerate((rows[:7], rows[7:])):
-        pq.write_table(pa.Table.from_pylist(part, fields), folder / SCORES / f"part-{number:05d}.parquet")
-    return str(folder)
+    return write_scored(folder, settings, *(pa.Table.from_pylist(part, fields) for part in (rows[:7], rows[7:])))
 
 
 def score_row(row: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from cxr import schema, storage
@@ -20,6 +19,7 @@ from cxr.evaluation.run import ReportOptions
 from cxr.families import recipe_type
 from cxr.phantom.archive import write_phantom
 from cxr.sources import open_manifest
+from tests.written_runs import write_scored
 
 IMAGES, SIDE = 40, 64
 
@@ -50,10 +50,7 @@ def write_run(out: Path, archive: str, identity: Identity | None) -> str:
         identity.record(table)
         table = identity.applied(table)
         settings["pseudonyms"] = identity.key_name
-    storage.write_json(str(out / "ledger.json"), {"settings": settings, "fingerprint": ""})
-    (out / "scores").mkdir(parents=True)
-    pq.write_table(table, out / "scores" / "part-00000.parquet")
-    return str(out)
+    return write_scored(out, settings, table)
 
 
 def named(folder: Path, archive: str) -> list[tuple[Path, str]]:

@@ -18,12 +18,13 @@ from cxr.data.batch import to_columns
 from cxr.data.decode import make_rows
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE
 from cxr.evaluation import detection, reports
-from cxr.evaluation.run import SCORES, ReportOptions
+from cxr.evaluation.run import ReportOptions
 from cxr.families import box_scores
 from cxr.families.base import ScoringContext
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 from cxr.sources.labeling import one_reader
+from tests.written_runs import write_scored
 
 PIXELS = PixelFormat(64)
 WIDE, HIGH = 96, 60  # of the files
@@ -96,12 +97,9 @@ def taught(rows: pa.Table, findings: tuple[str, ...]) -> list[MapBoxes]:
 def write_run(folder: Path, archive: str, rows: pa.Table, findings: tuple[str, ...], found: list[MapBoxes]) -> str:
     column = box_scores.to_box_column(found, rows, ScoringContext(findings, PIXELS.size))
     settings = {"archive": archive, "checkpoint_sha256": "0", "recipe": {"family": "detect"}}
-    storage.write_json(str(folder / "ledger.json"), {"settings": settings, "fingerprint": ""})
     table = pa.table({f.name: rows[f.name] for f in schema.SCORES} | {schema.PRED_BOXES: column})
-    (folder / SCORES).mkdir(parents=True)
     metadata = {schema.FINDINGS_KEY: json.dumps(findings)}
-    pq.write_table(table.replace_schema_metadata(metadata), folder / SCORES / "part-00000.parquet")
-    return str(folder)
+    return write_scored(folder, settings, table.replace_schema_metadata(metadata))
 
 
 def write_shards(folder: Path, archive: str, rows: pa.Table, findings: tuple[str, ...]) -> str:

@@ -11,15 +11,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from cxr import schema, storage
+from cxr import schema
 from cxr.errors import UserError
 from cxr.evaluation import reports
-from cxr.evaluation.run import SCORES, ReportOptions
+from cxr.evaluation.run import ReportOptions
 from cxr.sources import open_manifest, rle
 from tests.made_shards import chest_like, write_shards
+from tests.written_runs import set_settings, settings_of, write_scored
 
 IMAGES, SIDE = 12, 64
 FINDINGS = ("Mass", "Nodule", "Hernia")
@@ -41,15 +41,12 @@ def folder(tmp_path: Path) -> str:
 def write_run(out: Path, archive: str, images: list[dict[str, Any]], family: str) -> str:
     """What `score_archive` writes; the last image has an error, and each third has nothing to find."""
     settings = {"archive": archive, "checkpoint_sha256": "0", "recipe": {"family": family}}
-    storage.write_json(str(out / "ledger.json"), {"settings": settings, "fingerprint": ""})
     rng = np.random.default_rng(1)
     rows = [row | scores(family, number, rng) for number, row in enumerate(images)]
     rows[-1] |= dict.fromkeys([*kinds(family).names, schema.HEIGHT_PX, schema.WIDTH_PX])
     rows[-1] |= {schema.ERROR: "no image"}
-    (out / SCORES).mkdir(parents=True)
     fields = pa.schema([*schema.SCORES, *kinds(family)], metadata={schema.FINDINGS_KEY: json.dumps(FINDINGS)})
-    pq.write_table(pa.Table.from_pylist(rows[::-1], fields), out / SCORES / "part-00000.parquet")
-    return str(out)
+    return write_scored(out, settings, pa.Table.from_pylist(rows[::-1], fields))
 
 
 def kinds(family: str) -> pa.Schema:
@@ -139,8 +136,7 @@ def test_pictures_of_a_run_over_shards_come_from_the_shards(tmp_path: Path, fami
 
 def test_a_run_over_several_archives_is_described(folder: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", folder, listed(folder), "lungs")
-    settings = {"archive": [folder, str(tmp_path / "gone")], "checkpoint_sha256": "0", "recipe": {"family": "lungs"}}
-    storage.write_json(f"{run}/ledger.json", {"settings": settings, "fingerprint": ""})
+    set_settings(run, settings_of(run) | {"archive": [folder, str(tmp_path / "gone")]})
     assert reports.report(run, ReportOptions(), str(tmp_path / "out"))["metrics"]["images"] == IMAGES
     with pytest.raises(UserError, match="name the archive to evaluate with --archive"):
         reports.report(run, ReportOptions(against=run), str(tmp_path / "out"))

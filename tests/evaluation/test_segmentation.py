@@ -30,6 +30,7 @@ from cxr.schema import PixelFormat
 from cxr.sources import open_manifest, rle
 from cxr.sources.manifest import Manifest, manifest_table
 from cxr.sources.options import ReadOptions
+from tests.written_runs import write_scored
 
 SIDE = 64
 IMAGES = 12
@@ -106,13 +107,9 @@ def write_shards(folder: Path, raw: str, size: int) -> str:
 def write_run(folder: Path, archive: str, found: dict[int, np.ndarray], family: str = "pneumothorax") -> str:
     """A run of `score_archive` in two parts, in another order than the archive's; a mask of no pixels: an error."""
     settings = {"archive": archive, "checkpoint_sha256": "0", "recipe": {"family": family}}
-    storage.write_json(str(folder / "ledger.json"), {"settings": settings, "fingerprint": ""})
     fields = pa.schema([*schema.SCORES, *schema.MASK_SCORES])
     rows = [score_row(image, mask) for image, mask in reversed(found.items())]
-    (folder / SCORES).mkdir(parents=True)
-    for number, part in enumerate((rows[:3], rows[3:])):
-        pq.write_table(pa.Table.from_pylist(part, fields), folder / SCORES / f"part-{number:05d}.parquet")
-    return str(folder)
+    return write_scored(folder, settings, *(pa.Table.from_pylist(part, fields) for part in (rows[:3], rows[3:])))
 
 
 def score_row(image: int, mask: np.ndarray) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from cxr import schema, storage
+from cxr import schema
 from cxr.errors import UserError
 from cxr.evaluation import reports
-from cxr.evaluation.run import SCORES, ReportOptions
+from cxr.evaluation.run import ReportOptions
 from cxr.metrics import classification
 from tests.made_shards import write_shards
+from tests.written_runs import set_settings, settings_of, write_scored
 
 IMAGES, FINDINGS = 80, ("Mass", "Edema")
 SEXES = ["F", "M", "F", None]  # by patient
@@ -56,10 +56,7 @@ def run(tmp_path: Path) -> str:
     fields = [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.DECISIONS, pa.list_(pa.int8()))]
     columns = pa.schema([*schema.SCORES, *fields], metadata={schema.FINDINGS_KEY: json.dumps(FINDINGS)})
     settings = {"archive": archive, "checkpoint_sha256": "0", "recipe": {"family": "classify"}}
-    storage.write_json(str(tmp_path / "run/ledger.json"), {"settings": settings, "fingerprint": ""})
-    (tmp_path / "run" / SCORES).mkdir()
-    pq.write_table(pa.Table.from_pylist(rows, columns), tmp_path / "run" / SCORES / "part-00000.parquet")
-    return str(tmp_path / "run")
+    return write_scored(tmp_path / "run", settings, pa.Table.from_pylist(rows, columns))
 
 
 def rows_of(result: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, str]]:
@@ -141,9 +138,8 @@ def test_wrong_columns_and_tables_are_explained(run: str, tmp_path: Path) -> Non
 
 def test_without_ground_truth_the_shares_of_positive_images_are_by_subgroup(run: str, tmp_path: Path) -> None:
     (tmp_path / "unlabeled").mkdir()
-    settings = storage.read_json(f"{run}/ledger.json")["settings"]
-    settings["archive"] = [settings["archive"], str(tmp_path / "unlabeled")]
-    storage.write_json(f"{run}/ledger.json", {"settings": settings, "fingerprint": ""})
+    settings = settings_of(run)
+    set_settings(run, settings | {"archive": [settings["archive"], str(tmp_path / "unlabeled")]})
     rows = rows_of(reports.report(run, ReportOptions(by="sex", resamples=5), str(tmp_path / "out")))
     positive = PROBABILITIES[:-1] >= 0.4
     assert float(rows["", "all images", "share of positive images"]["value"]) == pytest.approx(positive.any(1).mean())

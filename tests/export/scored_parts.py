@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cxr import schema, storage
+from cxr import schema
 from cxr.families import recipe_type
 from cxr.inference.panel import join_scores
+from tests.written_runs import write_scored
 
 FINDINGS = ("Mass", "Nodule")
 
@@ -47,8 +47,6 @@ def write_panel_run(out: Path, members: Mapping[str, pa.Table]) -> str:
         name: table.replace_schema_metadata({schema.MEMBERS_KEY: json.dumps([records[name]])})
         for name, table in members.items()
     }
-    storage.write_bytes(str(out / "scores" / "part-00000.parquet"), b"")
-    pq.write_table(join_scores(parts), out / "scores" / "part-00000.parquet")
     about = {
         name: {
             "checkpoint_sha256": "0" * 64,
@@ -57,15 +55,10 @@ def write_panel_run(out: Path, members: Mapping[str, pa.Table]) -> str:
         for name, table in members.items()
     }
     settings = {"archive": "/archive", "panel": [*members], "members": about}
-    storage.write_json(str(out / "ledger.json"), {"settings": settings, "fingerprint": ""})
-    return str(out)
+    return write_scored(out, settings, join_scores(parts))
 
 
 def write_run(out: Path, family: str, parts: Sequence[Sequence[dict[str, Any]]]) -> str:
     """A run of one checkpoint over /archive."""
     settings = {"archive": "/archive", "checkpoint_sha256": "0" * 64, "recipe": {"family": family}}
-    storage.write_json(str(out / "ledger.json"), {"settings": settings, "fingerprint": ""})
-    (out / "scores").mkdir(parents=True)
-    for number, rows in enumerate(parts):
-        pq.write_table(part(family, rows), out / "scores" / f"part-{number:05d}.parquet")
-    return str(out)
+    return write_scored(out, settings, *(part(family, rows) for rows in parts))

@@ -36,6 +36,7 @@ from cxr.sources.pseudonyms import Pseudonyms
 from tests.families.test_recipes import SMALL
 from tests.made_dicoms import SHA256, SYNTAXES, made_uid, scored, write_run, xray, xray_file
 from tests.saved_checkpoint import save_untrained
+from tests.written_runs import set_settings, settings_of
 
 CLASSES = pa.schema(
     [(schema.PROBABILITIES, pa.list_(pa.float32())), (schema.DECISIONS, pa.list_(pa.int8())), *schema.BOX_SCORES]
@@ -185,9 +186,8 @@ def test_fractional_segmentation_has_the_probability_of_each_pixel(tmp_path: Pat
     checkpoint = save_untrained(tmp_path / "checkpoint", SMALL["lungs"])
     with pytest.raises(UserError, match="other weights"):
         export(run, tmp_path / "out", fractional=True, checkpoint=checkpoint)
-    ledger = json.loads(Path(run, "ledger.json").read_text())
-    ledger["settings"]["checkpoint_sha256"] = json.loads(Path(checkpoint, "checkpoint.json").read_text())["sha256"]
-    Path(run, "ledger.json").write_text(json.dumps(ledger))
+    sha256 = json.loads(Path(checkpoint, "checkpoint.json").read_text())["sha256"]
+    set_settings(run, settings_of(run) | {"checkpoint_sha256": sha256})
     rows = export(run, tmp_path / "out", fractional=True, checkpoint=checkpoint)
     uid = images[0].SOPInstanceUID
     made = seg.segread(tmp_path / "out" / rows[uid, "seg"]["file"])
@@ -378,9 +378,7 @@ def test_an_interrupted_command_ends_soon_and_continues(tmp_path: Path) -> None:
 def test_out_belongs_to_one_model(two: Any, tmp_path: Path) -> None:
     run, _ = two
     export(run, tmp_path / "out", kinds=("sr",))
-    ledger = json.loads(Path(run, "ledger.json").read_text())
-    ledger["settings"]["checkpoint_sha256"] = "f" * 64
-    Path(run, "ledger.json").write_text(json.dumps(ledger))
+    set_settings(run, settings_of(run) | {"checkpoint_sha256": "f" * 64})
     with pytest.raises(UserError, match="choose another --out"):
         export(run, tmp_path / "out", kinds=("sr",))
 
@@ -500,12 +498,12 @@ def test_pseudonyms_need_the_crosswalk(two: Any, tmp_path: Path) -> None:
 
 def test_one_of_several_checkpoints_is_exported(two: Any, tmp_path: Path) -> None:
     run, images = two
-    scores, ledger = Path(run, "scores/part-00000.parquet"), Path(run, "ledger.json")
+    scores = Path(run, "scores/part-00000.parquet")
     table = pq.read_table(scores)
-    settings = json.loads(ledger.read_text())["settings"]
+    settings = settings_of(run)
     of_one = {name: settings.pop(name) for name in ("checkpoint_sha256", "recipe")}
     settings |= {"panel": ["a", "b"], "members": {"a": of_one, "b": of_one | {"checkpoint_sha256": "b" * 64}}}
-    ledger.write_text(json.dumps({"settings": settings, "fingerprint": ""}))
+    set_settings(run, settings)
     record = {"name": "b", "family": "localize", "checkpoint": "", "sha256": "b" * 64, "findings": [*NAMES]}
     metadata = {schema.MEMBERS_KEY: json.dumps([record | {"name": "a"}, record])}
     table = table.rename_columns([schema.member_column("b", name) for name in table.column_names])

@@ -19,6 +19,7 @@ from pydicom.uid import JPEG2000Lossless
 from cxr import schema, storage
 from cxr.data import decode
 from cxr.data.ledger import Ledger
+from cxr.data.run_ledger import Increment
 from cxr.errors import UserError
 from cxr.evaluation.run import read_run, read_runs, read_scores
 from cxr.families import checkpoint, lung_crop
@@ -37,6 +38,7 @@ from tests.lung_rule import save_finder
 from tests.made_shards import write_shards
 from tests.odd_files import dataset, dicom
 from tests.saved_checkpoint import save_untrained
+from tests.written_runs import write_ledger
 
 OPTIONS = ScoreOptions(reading=ReadOptions(source="folder", gate="off"), batch_size=3)
 
@@ -188,7 +190,7 @@ def test_default_names_are_the_last_folders_and_unique() -> None:
         (["a", "a"], "expected different names of members, got 'a' 2 times"),
         (["a b"], "letters, digits, - and _, got 'a b'"),
         (["a", ""], "letters, digits, - and _, got ''"),
-        (["scores"], "expected other names of members than scores, latents"),
+        (["scores"], "cannot be the name of a member, because OUT has a folder scores"),
         ([], "at least one checkpoint"),
     ],
 )
@@ -206,7 +208,7 @@ def test_read_scores_gives_each_member_the_columns_of_its_own_run(tmp_path: Path
         name: {"checkpoint_sha256": name, "recipe": {"family": name}} for name in ("classify", "localize", "lungs")
     }
     settings = {"archive": archive, "panel": panel.names, "members": of_members}
-    storage.write_json(str(out / "ledger.json"), {"settings": settings})
+    write_ledger(out, settings, Increment(0, len(list(out.glob("scores/*"))), len(table), new=len(table), changed=0))
     runs = read_runs(str(out))
     assert [(run.member, run.family, run.checkpoint_sha256) for run in runs] == [
         (name, name, name) for name in of_members

@@ -13,6 +13,7 @@ from cxr import schema, storage
 from cxr.cli.exports import export_coco, export_csv
 from cxr.data.identity import COLUMNS, Identity, open_identity, read_crosswalk
 from cxr.data.ledger import Ledger
+from cxr.data.run_ledger import Increment
 from cxr.evaluation.run import read_run, read_scores
 from cxr.families import checkpoint
 from cxr.families.aecnn import AecnnRecipe
@@ -27,6 +28,7 @@ from cxr.inference.read import PART, PART_ROWS
 from cxr.sources.options import ReadOptions
 from tests import planted
 from tests.saved_checkpoint import save_untrained
+from tests.written_runs import write_ledger
 
 
 def labeled(rows: pa.Table, name: str) -> pa.Table:
@@ -50,7 +52,8 @@ def scored(tmp_path: Path, recipe: Recipe, *, pseudonyms: bool = True) -> Path:
     for part in plan.parts:
         scorer(reader.labeled_rows(labeled(part.rows, part.name)))
     settings = {"archive": "the archive", "checkpoint_sha256": "0" * 64, "recipe": recipe.to_dict()}
-    storage.write_json(str(out / "ledger.json"), {"settings": settings, "fingerprint": ""})
+    images = sum(part.rows.num_rows for part in plan.parts)
+    write_ledger(out, settings, Increment(0, len(plan.parts), images, new=images, changed=0))
     return out
 
 
