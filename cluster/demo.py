@@ -15,11 +15,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from local_head import local_head
+
+from cxr.runtime.submission import Follower, connect
 
 PAGE = "report.html"
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -87,20 +89,10 @@ def shell(*command: object, quiet: bool = False) -> None:
 
 def submit(job: Sequence[object]) -> str:
     """Submit the job, print its log until it has ended, and return the status it ended with."""
-    from ray.job_submission import JobSubmissionClient  # only now, since Ray reads its settings when it is imported
-
     name = f"demo-{secrets.token_hex(4)}"
     options = ["--submission-id", name, "--working-dir", ".", "--no-wait"]
     shell("ray", "job", "submit", *options, "--", *job, quiet=True)
-    client, printed = JobSubmissionClient(), 0
-    while True:
-        info = client.get_job_info(name)  # polled: a followed log can end before its job does
-        log = client.get_job_logs(name).partition("Running entrypoint for job")[2].partition("\n")[2]
-        print(log[printed:], end="", flush=True)
-        printed = len(log)
-        if info.status.is_terminal():
-            return info.status.value
-        time.sleep(1)
+    return Follower(connect(), name, partial(print, end="", flush=True)).follow().status.value
 
 
 if __name__ == "__main__":

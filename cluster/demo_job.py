@@ -83,7 +83,7 @@ def main(options: Options) -> dict[str, Any]:
                 "Search for longer: `cxr tune align --archive FOLDER --trials 20 --out runs/tune`",
                 f"Score other images: `cxr score --archive FOLDER --checkpoint "
                 f"{tuned['checkpoint']} --out runs/scores`",
-                "Each command runs on a cluster as well: put `ray job submit --` before it.",
+                "Each command runs on a cluster as well: put `cxr submit --` before its name.",
             ],
         ),
     ]

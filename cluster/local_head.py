@@ -2,7 +2,7 @@
 
     python cluster/local_head.py
 
-runs one until Ctrl-C or SIGTERM and prints the `export` lines that `ray job submit` needs to find it. The head
+runs one until Ctrl-C or SIGTERM and prints the `export` lines that `cxr submit` needs to find it. The head
 listens on loopback only, requires a token that only this user can read, and sends no usage statistics.
 """
 

@@ -9,6 +9,14 @@ if ! command -v make >/dev/null || ! python3 -c 'import ensurepip' 2>/dev/null; 
 fi
 make --no-print-directory install
 
+# NVIDIA's driver, for machines with a GPU whose image has none.
+if grep -qs 0x10de /sys/bus/pci/devices/*/vendor && ! [ -e /proc/driver/nvidia ]; then
+    sudo apt-get -qq update
+    sudo DEBIAN_FRONTEND=noninteractive apt-get -qq install -y ubuntu-drivers-common
+    sudo ubuntu-drivers install --gpgpu
+    sudo modprobe nvidia
+fi
+
 # The launcher's later commands, and thereby Ray and all its jobs, take these from here.
 if ! grep -q RAY_AUTH_MODE ~/.bashrc; then
     cat >>~/.bashrc <<EOF

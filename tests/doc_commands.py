@@ -79,6 +79,9 @@ def check(text: str, scratch: Path) -> None:
     else:
         command, arguments = find(arguments)
     job = command.load()
+    if command.name == "submit" and "--" in arguments:
+        submitted = job.parse(arguments).job.command
+        return check(shlex.join(["cxr", *submitted]), scratch)
     if "--recipe" in arguments:  # the file is the reader's own
         recipe = scratch / "recipe.yaml"
         recipe.write_text(f"family: {command.name.partition(' ')[2]}\n")

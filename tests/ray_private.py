@@ -36,6 +36,30 @@ def aws_cluster(config: dict[str, Any]) -> dict[str, Any]:
     return bootstrap_aws(config)
 
 
+def aws_machines(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Start a machine of each type and return what AWS says of it (autoscaler/_private/aws/node_provider.py)."""
+    import boto3
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+    from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME, TAG_RAY_NODE_NAME, TAG_RAY_USER_NODE_TYPE
+
+    provider, ec2 = AWSNodeProvider(config["provider"], config["cluster_name"]), boto3.client("ec2")
+    machines = {}
+    for name, kind in config["available_node_types"].items():
+        tags = {TAG_RAY_NODE_NAME: name, TAG_RAY_USER_NODE_TYPE: name, TAG_RAY_CLUSTER_NAME: config["cluster_name"]}
+        (started,) = provider.create_node(kind["node_config"], tags, 1)
+        (reservation,) = ec2.describe_instances(InstanceIds=[started])["Reservations"]
+        machines[name] = reservation["Instances"][0]
+    return machines
+
+
+def azure_machine_parameters() -> set[str]:
+    """The names of the settings of a machine on Azure (autoscaler/_private/_azure)."""
+    import ray.autoscaler
+
+    folder = Path(ray.autoscaler.__file__).parent / "_private" / "_azure"
+    return set(json.loads((folder / "azure-vm-template.json").read_text())["parameters"])
+
+
 def write_no_address_file() -> None:
     """Keep a cluster to itself: `cluster_utils` leaves its address in a file that other programs' Ray would join."""
     from ray._private import utils
@@ -59,3 +83,11 @@ def dashboard_socket_names() -> list[str]:
 def trial_values(searcher_state: dict[str, Any]) -> list[list[float]]:
     """What Optuna was given for each trial, in a state that OptunaSearch saved (tune/search/optuna)."""
     return [trial.values for trial in searcher_state["_ot_study"].trials]
+
+
+def kubernetes_node_types(ray_cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What Ray's autoscaler reads from a RayCluster (autoscaler/_private/kuberay/autoscaling_config.py)."""
+    from ray.autoscaler._private.kuberay import autoscaling_config
+
+    cluster = ray_cluster | {"metadata": ray_cluster["metadata"] | {"namespace": "default"}}
+    return autoscaling_config._derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]

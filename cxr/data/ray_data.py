@@ -91,7 +91,8 @@ def _check_boxes(manifest: pa.Table) -> None:
     if not rows.num_rows or boxes_frame_px(manifest.schema):
         return
     chosen = np.linspace(0, rows.num_rows - 1, min(_LOOKED_AT, rows.num_rows)).astype(int)
-    task = ray.remote(max_retries=0, num_cpus=_DECODER_CPUS)(_box_counts)
+    where = cluster.data_machines()
+    task = ray.remote(max_retries=0, num_cpus=_DECODER_CPUS, label_selector=where)(_box_counts)
     reply = task.remote(_packed(ledger.rows_at(rows, pa.array(chosen))))
     try:
         counts = ray.get(reply, timeout=_LOOK_S)
@@ -138,9 +139,12 @@ def _decode(key: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None, c
 def map_blocks(rows: Dataset, work: Any, *, pool: ActorPoolStrategy | None = None, **options: Any) -> Dataset:
     """`rows.map_batches` on whole blocks, each of which is retried a few times if its process dies.
 
-    Ray Data itself retries without limit. It does not fuse tasks that have a limit with the pool that follows them.
+    Work that needs no GPU runs on the cluster's machines for data, if it has any. Ray Data itself retries without
+    limit. It does not fuse tasks that have a limit with the pool that follows them.
     """
     limits = {"max_restarts": -1, "max_task_retries": _RETRIES} if pool else {"max_retries": _RETRIES}
+    if not options.get("num_gpus"):
+        options["label_selector"] = cluster.data_machines()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)  # there is no other way to set these limits yet
         return rows.map_batches(work, batch_format="pyarrow", batch_size=None, compute=pool, **limits, **options)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
+import yaml
 
 from cxr.errors import ClusterError, UserError
 from cxr.runtime import console, ray_private
@@ -26,6 +28,9 @@ PASSED_ON = (  # variables for workers, whose environment is that of their machi
     "MLFLOW_TRACKING_URI",
     "MLFLOW_EXPERIMENT_NAME",
 )
+POOL = "cxr-pool"  # label of machines in the files of cluster/, with one of the values head, data and train
+RAY_UP_CONFIG = Path("~/ray_bootstrap_config.yaml")  # the cluster file, where `ray up` puts it on the head
+KUBERNETES_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")  # of pods that may ask Kubernetes
 OOM_RETRIES = 5  # attempts for a task that the node killed because memory ran out; Ray itself sets no limit
 STARTS = 3  # attempts to start a cluster on this machine
 
@@ -128,6 +133,23 @@ def _join(address: str) -> None:
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it, correct the address, or unset "
             f"RAY_ADDRESS to run on this machine alone"
         ) from error
+    _report_node_types()
+
+
+def _report_node_types() -> None:
+    """Tell the cluster which machines its autoscaler may start, if this process is on the head and can know it.
+
+    Otherwise jobs would take a cluster whose pools are still empty for one without GPUs.
+    """
+    file = RAY_UP_CONFIG.expanduser()
+    if file.exists():
+        config = yaml.safe_load(file.read_text())
+        ray_private.report_node_types(config.get("available_node_types", {}), config.get("head_node_type", ""))
+    elif "RAY_CLUSTER_NAME" in os.environ and KUBERNETES_TOKEN.exists():
+        try:
+            ray_private.report_node_types(ray_private.kubernetes_node_types(), ray_private.KUBERNETES_HEAD)
+        except OSError as error:  # of which the errors of requests are a kind
+            console.note(f"Kubernetes does not tell which machines this cluster may start ({error})")
 
 
 def _runtime_environment() -> dict[str, Any]:
@@ -147,6 +169,15 @@ def free_port() -> int:
 def total(resource: str) -> float:
     """The cluster's CPUs or GPUs (`resource`), busy or free, including machines that it may still start."""
     return max(ray.cluster_resources().get(resource, 0.0), ray_private.largest_resources().get(resource, 0.0))
+
+
+def data_machines() -> dict[str, str]:
+    """A label selector that keeps tasks without a GPU off machines that have one.
+
+    Empty for clusters whose machines are not labeled with their pool: there, Ray only prefers machines without GPUs.
+    """
+    labeled = any(POOL in node["Labels"] for node in ray.nodes() if node["Alive"])
+    return {POOL: "data"} if labeled else {}
 
 
 def free() -> str:

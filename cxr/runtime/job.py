@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -207,7 +208,8 @@ def _has_resume(options: object) -> bool:
 
 def _check_given_once(arguments: Sequence[str], options_type: type) -> None:
     """Exit where an option that takes one value is given several times: the parser would use the last one alone."""
-    names = [word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
+    options = itertools.takewhile(lambda word: word != "--", arguments)
+    names = [word.partition("=")[0].replace("_", "-") for word in options if word.startswith("--")]
     repeated = {f"--{name.replace('_', '-')}" for name in _repeatable(options_type)}
     for name, count in Counter(names).items():
         if count > 1 and name not in repeated:

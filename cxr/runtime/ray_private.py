@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray import _raylet
 from ray._private import ray_constants, utils, worker
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from ray._private.state import state
+from ray.core.generated import autoscaler_pb2
+from ray.experimental.internal_kv import _internal_kv_put
 
 if TYPE_CHECKING:  # ray.train imports torch, which most jobs' processes do not need
     from ray.train import DataConfig
@@ -23,6 +26,7 @@ if TYPE_CHECKING:  # ray.train imports torch, which most jobs' processes do not 
 READ_FROM = "2.60.0"
 AUTOSCALER_EVENT = ray_constants.LOG_PREFIX_EVENT_SUMMARY  # prefix of the autoscaler's messages to the user
 DATA_PROGRESS_LOGGER = "ray.data._internal.progress"  # data/_internal/progress: warns that progress bars are off
+KUBERNETES_HEAD = "headgroup"  # how the autoscaler calls the head (autoscaler/_private/kuberay/autoscaling_config.py)
 START_LOGGER = "ray._private.services"  # _private/services.py: logs the end of a failed process's log as an error
 
 
@@ -59,6 +63,34 @@ def stay_on_loopback() -> None:
 def allow_another_runtime_environment() -> None:
     """Let `ray.init` take a runtime environment in a submitted job that has one already (_private/worker.py)."""
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+
+
+def kubernetes_node_types() -> dict[str, dict[str, Any]]:
+    """The groups of machines of this pod's RayCluster, as in a cluster file (autoscaler/_private/kuberay).
+
+    KubeRay sets these variables in each pod; only the head's account may read the RayCluster.
+    """
+    from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer
+
+    produce = AutoscalingConfigProducer(os.environ["RAY_CLUSTER_NAME"], os.environ["RAY_CLUSTER_NAMESPACE"])
+    return produce()["available_node_types"]
+
+
+def report_node_types(node_types: Mapping[str, Mapping[str, Any]], head: str) -> None:
+    """Tell the cluster which machines its autoscaler may start; Ray's open-source autoscalers do not.
+
+    `state.get_cluster_config` (_private/state.py) reads it, and thereby `largest_resources` and Ray Data.
+    """
+    config = autoscaler_pb2.ClusterConfig()  # pyright: ignore[reportAttributeAccessIssue]
+    for name, node_type in node_types.items():
+        resources = {key: int(count) for key, count in node_type.get("resources", {}).items()}
+        count = 1 if name == head else node_type.get("max_workers", 0)
+        config.node_group_configs.add(name=name, resources=resources, max_count=count)
+    _internal_kv_put(
+        _raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY,  # pyright: ignore[reportAttributeAccessIssue]
+        config.SerializeToString(),
+        namespace=_raylet.GCS_AUTOSCALER_STATE_NAMESPACE,  # pyright: ignore[reportAttributeAccessIssue]
+    )
 
 
 def largest_resources() -> dict[str, float]:

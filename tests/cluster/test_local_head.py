@@ -44,6 +44,13 @@ def status_without_token(address: str) -> int:
         return refusal.code
 
 
+def submit(variables: dict[str, str], *arguments: str) -> None:
+    """`ray job submit` to the head; fails with its output."""
+    command = ["ray", "job", "submit", *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, env=os.environ | variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def running(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
@@ -56,8 +63,7 @@ def test_the_head_is_private_and_stops_when_interrupted_during_a_job(head, tmp_p
 
     started = tmp_path / "started"
     work = f"import pathlib, time; pathlib.Path('{started}').touch(); time.sleep(600)"
-    submit = ["ray", "job", "submit", "--no-wait", "--", "python", "-c", work]
-    subprocess.run(submit, env=os.environ | variables, check=True, capture_output=True)
+    submit(variables, "--no-wait", "--", "python", "-c", work)
     deadline = time.monotonic() + 60
     while not started.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -79,7 +85,6 @@ def test_a_submitted_command_and_its_script_do_the_same(head, tmp_path: Path) ->
     results = []
     for how, program in (([], ["cxr", "phantom"]), (["--working-dir", "."], ["python", "jobs/make_phantom.py"])):
         out = tmp_path / program[0]
-        submit = ["ray", "job", "submit", *how, "--", *program, "--count", "1", "--size", "64", "--out", str(out)]
-        subprocess.run(submit, cwd=REPOSITORY, env=os.environ | variables, check=True, capture_output=True)
+        submit(variables, *how, "--", *program, "--count", "1", "--size", "64", "--out", str(out))
         results.append(json.loads((out / "result.json").read_text()))
     assert [(result["job"], result["images"]) for result in results] == [("phantom", 1), ("phantom", 1)]

@@ -1,16 +1,20 @@
-"""Starting a private cluster on a busy machine."""
+"""Starting a private cluster on a busy machine, and what a job on a shared one knows of its machines."""
 
 from __future__ import annotations
 
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
+import ray
+import requests
+import yaml
 
 from cxr.errors import ClusterError
-from cxr.runtime import cluster
+from cxr.runtime import cluster, ray_private
 
 
 @pytest.fixture
@@ -91,3 +95,66 @@ def test_joining_and_leaving_machines_are_noted(capsys: pytest.CaptureFixture[st
     lines = ["======== Autoscaler status ========", ":event_summary:Adding 2 node(s) of type train."]
     cluster._show_worker_lines({"lines": lines, "pid": "autoscaler"})
     assert capsys.readouterr().out == "note: Adding 2 node(s) of type train.\n"
+
+
+UP = """
+head_node_type: head
+available_node_types:
+  head: {resources: {CPU: 4, GPU: 0}, max_workers: 0}
+  data: {resources: {CPU: 16, GPU: 0}, max_workers: 3}
+  train: {resources: {CPU: 8, GPU: 1}, max_workers: 2}
+"""
+
+
+def test_a_job_on_the_head_tells_which_machines_may_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: dict[str, dict[str, object]] = {}
+    monkeypatch.setattr(ray_private, "report_node_types", lambda types, head: stored.update({head: types}))
+    monkeypatch.setattr(cluster, "RAY_UP_CONFIG", tmp_path / "config.yaml")
+    monkeypatch.setattr(cluster, "KUBERNETES_TOKEN", tmp_path / "token")
+    cluster._report_node_types()
+    assert not stored, "this is not the head of a cluster"
+    (tmp_path / "config.yaml").write_text(UP)
+    cluster._report_node_types()
+    assert stored == {"head": yaml.safe_load(UP)["available_node_types"]}
+
+
+def test_a_head_on_kubernetes_asks_for_the_groups_of_its_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = {"headgroup": {"resources": {"CPU": 4}, "max_workers": 0}, "train": {"resources": {"GPU": 1}}}
+    stored: dict[str, dict[str, object]] = {}
+    monkeypatch.setattr(ray_private, "report_node_types", lambda types, head: stored.update({head: types}))
+    monkeypatch.setattr(ray_private, "kubernetes_node_types", lambda: groups)
+    monkeypatch.setattr(cluster, "RAY_UP_CONFIG", tmp_path / "config.yaml")
+    monkeypatch.setattr(cluster, "KUBERNETES_TOKEN", tmp_path / "token")
+    (tmp_path / "token").touch()
+    cluster._report_node_types()
+    assert not stored, "this is not a pod of KubeRay"
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "cxr")
+    cluster._report_node_types()
+    assert stored == {"headgroup": groups}
+
+    def forbidden() -> None:
+        raise requests.HTTPError("403 Forbidden")
+
+    monkeypatch.setattr(ray_private, "kubernetes_node_types", forbidden)
+    cluster._report_node_types()
+    assert "note: Kubernetes does not tell which machines this cluster may start (403 Forbidden)" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([{}, {}], {}),
+        ([{cluster.POOL: "head"}, {}], {cluster.POOL: "data"}),
+    ],
+)
+def test_data_tasks_stay_off_other_pools_where_machines_have_one(
+    labels: list[dict[str, str]], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Labels": each} for each in labels])
+    assert cluster.data_machines() == expected

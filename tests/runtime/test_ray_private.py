@@ -136,6 +136,28 @@ def test_resources_of_a_cluster_that_grows(monkeypatch: pytest.MonkeyPatch) -> N
     assert ray_private.largest_resources() == {"CPU": 24}
 
 
+def test_node_types_are_reported_where_ray_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray import _raylet
+    from ray._private.state import GlobalState
+    from ray.core.generated import autoscaler_pb2
+
+    stored: dict[tuple[str, str], bytes] = {}
+    monkeypatch.setattr(
+        ray_private, "_internal_kv_put", lambda key, value, namespace: stored.update({(namespace, key): value})
+    )
+    types = {
+        "head": {"resources": {"CPU": 4, "GPU": 0}, "max_workers": 0},
+        "data": {"resources": {"CPU": 16}, "max_workers": 3},
+        "train": {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 2},
+    }
+    ray_private.report_node_types(types, "head")
+    place = (_raylet.GCS_AUTOSCALER_STATE_NAMESPACE, _raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY)
+    config = autoscaler_pb2.ClusterConfig.FromString(stored[place])
+    assert "ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY" in source("_private/state.py")
+    monkeypatch.setattr(GlobalState, "get_cluster_config", lambda self: config)
+    assert ray_private.largest_resources() == {"CPU": 4 + 3 * 16 + 2 * 8, "GPU": 2}
+
+
 PRINTING = """
 import inspect
 from cxr.runtime import ray_private

@@ -230,6 +230,7 @@ COMMANDS: dict[str, Command] = {
         Command("report", "report_run"),
         Command("thresholds", "choose_thresholds"),
         Command("info"),
+        Command("submit"),
         Command("export onnx", "export_onnx"),
         Command("export csv", "export_csv"),
         Command("export coco", "export_coco"),
