@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Full, Queue
 from threading import Event, Lock, Thread
 from typing import TypeVar
@@ -29,7 +31,7 @@ Columns = dict[str, np.ndarray]  # column name -> array whose first axis is rows
 # Column name -> tensor on the device. "pixels" is uint8 or uint16 (B, H, W) as stored, or float32 in [0, 1] after
 # `Task.augment`.
 Batch = dict[str, torch.Tensor]
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 
 
 def stored(names: Sequence[str]) -> list[str]:
@@ -223,6 +225,22 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     if device.type == "cpu":
         return batch
     return {name: values.pin_memory().to(device, non_blocking=True) for name, values in batch.items()}
+
+
+def read_ahead(read: Callable[[S], T], items: Iterable[S], ahead: int) -> Iterator[T]:
+    """`map(read, items)`, with up to `ahead` results that are read or wait at a time, in as many threads."""
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting = deque[Future[T]]()
+        try:
+            for item in items:
+                waiting.append(pool.submit(read, item))
+                if len(waiting) == ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def prefetched(items: Iterable[T], depth: int = 3) -> Iterator[T]:

@@ -4,7 +4,8 @@ Every worker computes the same plan from `archive.json` and, for sampling and fo
 reads only the pixels that it needs. The images and the number of steps of an epoch do not depend on the number of
 workers. If the split fits in `cache_bytes`, it is kept in memory and permuted as a whole, so that the global batches
 do not depend on the number of workers either. Otherwise rows are distributed by row group and shuffled in a moving
-window. Memory is reused, because touching fresh pages costs more than reading the shards.
+window. Row groups are read ahead by several threads and arrive in order. Memory is reused, because touching fresh
+pages costs more than reading the shards.
 """
 
 from __future__ import annotations
@@ -14,12 +15,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr import schema
-from cxr.data.batch import Batch, BufferPool, Columns, ShuffleBuffer, prefetched, stored, take, to_columns, to_tensors
+from cxr import schema, storage
+from cxr.data.batch import (
+    Batch,
+    BufferPool,
+    Columns,
+    ShuffleBuffer,
+    prefetched,
+    read_ahead,
+    stored,
+    take,
+    to_columns,
+    to_tensors,
+)
 from cxr.data.sampling import Fold, Sampling, rows_of
 from cxr.data.shards import ARCHIVE_FILE, RowGroup, ShardInfo, read_rows
 from cxr.errors import UserError
 from cxr.wording import counted
+
+_AHEAD, _AHEAD_LOCAL = 16, 4  # row groups that are read ahead, on a remote store and on a local disk
+_AHEAD_BYTES = 256 << 20  # of their pixels
 
 
 @dataclass
@@ -57,6 +72,7 @@ class ShardStream:
         self._rows = rows_of(self.info, self.split, self.fold)
         self._resident: ShuffleBuffer | None = None
         self._arrays = BufferPool()
+        self._reader = storage.RowGroupReader()
         if self.rows < self.world:
             raise UserError(
                 f"expected at least {counted(self.world, 'image')} for {counted(self.world, 'worker')}, got "
@@ -163,8 +179,7 @@ class ShardStream:
     def _pieces(self, rows: np.ndarray) -> Iterator[tuple[Columns, np.ndarray]]:
         """Row groups and the positions of `rows` in them, at most as many at a time as a row group has rows."""
         most = self.info.row_group_rows
-        for group, inside in self._rows.by_group(rows):
-            columns = self._read(group)
+        for columns, inside in self._groups([*self._rows.by_group(rows)]):
             for start in range(0, len(inside), most):
                 yield columns, inside[start : start + most]
 
@@ -183,8 +198,7 @@ class ShardStream:
             for start in range(0, len(own), self.batch_size):
                 yield rows.take(own[start : start + self.batch_size])
             return
-        for group, inside in list(self._rows.by_group(np.arange(self.rows)))[self.rank :: self.world]:
-            columns = self._read(group)
+        for columns, inside in self._groups([*self._rows.by_group(np.arange(self.rows))][self.rank :: self.world]):
             for start in range(0, len(inside), self.batch_size):
                 yield take(columns, inside[start : start + self.batch_size])
 
@@ -192,13 +206,21 @@ class ShardStream:
         """Read the whole split, once."""
         if self._resident is None:
             rows = ShuffleBuffer(self.rows, self._arrays)
-            for group, inside in self._rows.by_group(np.arange(self.rows)):
-                rows.add(self._read(group), inside)
+            for columns, inside in self._groups([*self._rows.by_group(np.arange(self.rows))]):
+                rows.add(columns, inside)
             self._resident = rows
         return self._resident
 
+    def _groups(self, groups: Sequence[tuple[RowGroup, np.ndarray]]) -> Iterator[tuple[Columns, np.ndarray]]:
+        """The columns of these row groups in place of them, read ahead."""
+        group_bytes = self.info.row_group_rows * self.info.pixels.row_bytes
+        most = _AHEAD_LOCAL if storage.is_local(self.info.uri) else _AHEAD
+        ahead = max(2, min(most, _AHEAD_BYTES // group_bytes))
+        columns = read_ahead(self._read, (group for group, _ in groups), ahead)
+        return zip(columns, (inside for _, inside in groups), strict=True)
+
     def _read(self, group: RowGroup) -> Columns:
         info = self.info
-        rows = read_rows(group, stored(self.columns), info.findings)
+        rows = read_rows(group, stored(self.columns), info.findings, self._reader)
         assert rows.num_rows == group.rows, f"{group.uri} was modified after {ARCHIVE_FILE} was written"
         return to_columns(rows, self.columns, info.pixels, self.mask_label, info.findings, max(1, info.most_boxes))

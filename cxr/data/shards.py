@@ -204,13 +204,23 @@ def _combine(uri: str, members: Sequence[ShardInfo]) -> ShardInfo:
     )
 
 
-def read_rows(part: ShardFile | RowGroup, columns: Sequence[str], findings: Sequence[str]) -> pa.Table:
+def read_rows(
+    part: ShardFile | RowGroup,
+    columns: Sequence[str],
+    findings: Sequence[str],
+    reader: storage.RowGroupReader | None = None,
+) -> pa.Table:
     """These columns of a file or of a row group, with labels of `findings`.
 
     Combined shards may have different findings: those that a file does not have are unknown for its images.
+
+    Args:
+        reader: keeps the footers for the next row groups.
     """
-    group = part.index if isinstance(part, RowGroup) else None
-    rows = storage.read_parquet(part.uri, row_group=group, columns=columns)
+    if isinstance(part, RowGroup):
+        rows = (reader or storage.RowGroupReader()).read(part.uri, part.index, columns)
+    else:
+        rows = storage.read_parquet(part.uri, columns=columns)
     if schema.LABELS not in rows.column_names or part.findings == tuple(findings):
         return rows
     known_N = rows[schema.LABELS].is_valid().to_numpy()

@@ -33,7 +33,7 @@ from cxr.storage.files import (
 )
 from cxr.storage.filesystems import filesystem
 from cxr.storage.listing import list_files
-from cxr.storage.parquet import read_parquet, read_parquet_footer
+from cxr.storage.parquet import RowGroupReader, read_parquet, read_parquet_footer
 from cxr.storage.ray_filesystem import ray_storage
 from cxr.storage.uri import (
     ANONYMOUS,
@@ -57,6 +57,7 @@ __all__ = [
     "REQUESTER_PAYS",
     "FileEntry",
     "NotFoundError",
+    "RowGroupReader",
     "StorageError",
     "UnreadableError",
     "archive_root",

@@ -270,18 +270,26 @@ def _file(path: str, size: int, modified: Any) -> fs.FileInfo:
 
 
 class RangeReader(io.RawIOBase):
-    """A seekable object, read by range requests; the first request reads the last _TAIL bytes."""
+    """A seekable object, read by range requests.
 
-    def __init__(self, bucket: str, key: str) -> None:
+    Args:
+        size: of the object in bytes. If it is not given, a first request reads it and the last _TAIL bytes.
+    """
+
+    def __init__(self, bucket: str, key: str, size: int | None = None) -> None:
         self._bucket, self._key, self._at = bucket, key, 0
+        self._tail = b""
+        if size is not None:
+            self._size = size
+            return
         try:
             response = _get(bucket, key, Range=f"bytes=-{_TAIL}")
         except ClientError as error:
             if _code(error) not in _BEYOND_END:  # the object is empty
                 raise
-            self._size, self._tail = 0, b""
+            self._size = 0
             return
-        self._tail: bytes = response["Body"].read()
+        self._tail = response["Body"].read()
         total = response.get("ContentRange", "").rpartition("/")[2]
         self._size = int(total) if total.isdigit() else len(self._tail)
 

@@ -18,6 +18,7 @@ from cxr.data.batch import (
     BufferPool,
     ShuffleBuffer,
     prefetched,
+    read_ahead,
     stored,
     to_columns,
     to_tensors,
@@ -130,6 +131,27 @@ def test_prefetch_thread_ends_with_its_consumer() -> None:
     reading.close()
     time.sleep(0.3)
     assert threading.active_count() == before
+
+
+def test_reading_ahead_keeps_the_order_and_its_limit() -> None:
+    started, lock = [0, 0], threading.Lock()
+
+    def read(number: int) -> int:
+        with lock:
+            started[0] += 1
+            started[1] = max(started[1], started[0])
+        time.sleep(0.001 * (number % 3))
+        return number
+
+    taken = []
+    for number in read_ahead(read, range(20), 3):
+        taken.append(number)
+        with lock:
+            started[0] -= 1
+    assert taken == [*range(20)]
+    assert started[1] <= 3
+    with pytest.raises(ZeroDivisionError):
+        list(read_ahead(lambda number: 1 // number, range(2), 2))
 
 
 def test_arrays_are_reused_only_when_unreferenced() -> None:
