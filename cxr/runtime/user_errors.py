@@ -15,6 +15,11 @@ PROCESS_DEATHS = (WorkerCrashedError, RayActorError, OutOfMemoryError, NodeDiedE
 """What Ray raises where a process of the cluster died, instead of raising an exception itself."""
 
 
+def is_death(failure: Any) -> bool:
+    """Whether this is the death of a process, also as Ray Train reports it of a worker."""
+    return isinstance(getattr(failure, "health_check_failure", failure), PROCESS_DEATHS)
+
+
 def user_error_in(error: Any) -> UserError | None:
     """The UserError, or one about the full disk, in an exception that Ray has wrapped, often twice; else None."""
     while error is not None:

@@ -27,11 +27,12 @@ from cxr.families import checkpoint_files
 from cxr.families.base import Recipe
 from cxr.families.compatibility import RawArchive, check_compatible
 from cxr.runtime import cluster, ray_private
-from cxr.runtime.user_errors import PROCESS_DEATHS, user_error_in
+from cxr.runtime.user_errors import is_death, user_error_in
 from cxr.sources import find_source
 from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.training.mlflow_log import MlflowLog
 from cxr.training.options import CHECKPOINT_SCORE, RunOptions, check_resume
+from cxr.training.restarts import RestartNotes
 from cxr.training.run_log import RunLog, best_row, read_metrics
 from cxr.training.session import InProcessSession
 from cxr.training.worker import train_in_process, train_worker
@@ -115,6 +116,7 @@ def fit(
             session = InProcessSession(out, name, recipe.monitor, recipe.mode, keep, callbacks, datasets)
             returned = train_in_process(config, session)
         else:
+            callbacks += [RestartNotes(name)] if show_epochs else []
             trainer = ray_private.torch_trainer(
                 train_worker,
                 train_loop_config=config,
@@ -236,17 +238,12 @@ def _result(trainer: TorchTrainer, options: RunOptions) -> ray.train.Result:
         failures, advice = _failures(error), "Finished epochs are saved: add --resume to continue from there"
         if mistake := next(filter(None, map(user_error_in, failures)), None):
             raise UserError(f"{mistake}. {advice}") from error
-        if any(map(_has_died, failures)):
+        if any(map(is_death, failures)):
             raise ClusterError(
                 f"training processes died, more often than the {options.max_failures} times that --max-failures "
                 f"allows. Most likely machines were lost, or one has too little memory: look at them. {advice}"
             ) from error
         raise
-
-
-def _has_died(failure: Any) -> bool:
-    """Whether a worker's process died, instead of raising an exception."""
-    return isinstance(getattr(failure, "health_check_failure", failure), PROCESS_DEATHS)
 
 
 def _failures(error: TrainingFailedError) -> list[Any]:

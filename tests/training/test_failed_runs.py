@@ -1,4 +1,4 @@
-"""The message with which a training ends after its workers failed too often."""
+"""What a training says when its workers fail, and when they failed too often."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ray.train import TrainingFailedError
 from cxr.errors import ClusterError, UserError
 from cxr.training import fit
 from cxr.training.options import RunOptions
+from cxr.training.restarts import RestartNotes
 
 
 class DiedError(RuntimeError):
@@ -45,3 +46,13 @@ def test_a_mistake_of_the_user_keeps_its_message() -> None:
 def test_other_exceptions_are_passed_on() -> None:
     with pytest.raises(TrainingFailedError):
         fit._result(FailedRun(ValueError("wrong")), RunOptions())  # pyright: ignore[reportArgumentType]
+
+
+def test_restarts_after_deaths_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    notes = RestartNotes("train")
+    notes.after_exception(None, {0: RuntimeError("connection closed by peer"), 1: DiedError()})
+    assert capsys.readouterr().out.startswith(
+        "note: train: 1 of the workers died. Training continues from the last checkpoint"
+    )
+    notes.after_exception(None, {0: ValueError("wrong")})
+    assert not capsys.readouterr().out
