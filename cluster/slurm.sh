@@ -68,11 +68,11 @@ done
 count="import ray; ray.init('$address', logging_level='ERROR', log_to_driver=False)
 print(sum(node['Alive'] for node in ray.nodes()))"
 for attempt in {1..40}; do
-    alive=$(python3 -c "$count" 2>/dev/null || echo 0)
+    alive=$(timeout 60 python3 -c "$count" 2>/dev/null || echo 0) # without a head, Ray would wait for ever
     if [ "$alive" -ge "${#nodes[@]}" ]; then
         break
-    elif [ "$attempt" = 40 ]; then
-        echo "error: $alive of ${#nodes[@]} machines run Ray after several minutes: see ray-$SLURM_JOB_ID-*.log" >&2
+    elif [ "$attempt" = 40 ] || ! kill -0 "${steps[0]}" 2>/dev/null; then
+        echo "error: $alive of ${#nodes[@]} machines run Ray, and the others did not start it in time: see ray-$SLURM_JOB_ID-*.log" >&2
         exit 1
     fi
     sleep 5

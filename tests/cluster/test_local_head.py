@@ -80,6 +80,22 @@ def test_the_head_is_private_and_stops_when_interrupted_during_a_job(head, tmp_p
     assert not token.parent.exists()
 
 
+def test_cxr_submit_shows_the_output_and_exits_as_the_job_does(head, tmp_path: Path) -> None:
+    _, variables = head
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # the token's file is enough
+        del variables[name]
+    for how in ([], ["--working-dir", "."]):
+        command = ["cxr", "submit", *how, "--", "phantom", "--count", "1", "--size", "64", "--out"]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | variables
+        run = {"cwd": REPOSITORY, "env": environment, "capture_output": True, "text": True}
+        done = subprocess.run([*command, str(tmp_path / f"out{len(how)}")], **run)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.splitlines()[-1] == str(tmp_path / f"out{len(how)}" / "result.json")
+        failed = subprocess.run([*command, "/proc/nowhere"], **run)
+        assert failed.returncode == 2, failed.stdout + failed.stderr
+        assert "Traceback" not in failed.stdout + failed.stderr
+
+
 def test_a_submitted_command_and_its_script_do_the_same(head, tmp_path: Path) -> None:
     _, variables = head
     results = []

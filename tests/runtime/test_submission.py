@@ -114,10 +114,10 @@ def dashboard(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[Dashboard]:
     thread.join(10)
 
 
-def followed(dashboard: Dashboard, job: str = JOB, **options: float) -> tuple[str, int]:
+def followed(dashboard: Dashboard, job: str = JOB, patience_s: float = 600) -> tuple[str, int]:
     """The text that following a job writes, and the exit code of the job."""
     pieces: list[str] = []
-    info = Follower(connect(dashboard.address), job, pieces.append, **options).follow()
+    info = Follower(connect(dashboard.address), job, pieces.append, patience_s).follow()
     return "".join(pieces), exit_code(info)
 
 
