@@ -7,7 +7,6 @@ U-Net was trained on phantoms. docs/decisions/0003 says how the defaults were ch
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from cxr.families.base import Batches, Communicator, Recipe, Task, one_of, unit_
 from cxr.families.lung_pretraining import SHIPPED, LungTraining
 from cxr.metrics import alignment
 from cxr.metrics.meters import Mean
-from cxr.models import perceptual, pretrained
+from cxr.models import perceptual, pretrained, weight_files
 from cxr.models.backbones import BACKBONES, BackboneName, make_backbone, normalize_contrast
 from cxr.models.perceptual import FeatureKind, as_unit, feature_distance
 from cxr.models.pretrained import Fit, Weights
@@ -502,7 +501,7 @@ def read_target(uri: str) -> Tensor:
     Raises:
         UserError: there is nothing at the URI, or no target.
     """
-    target = torch.load(io.BytesIO(storage.read_bytes(uri)), weights_only=True, map_location="cpu")
+    target = weight_files.load(storage.read_bytes(uri), uri)
     if not isinstance(target, Tensor) or target.ndim != 2:
         raise UserError(
             f"expected a target, a tensor (height, width) as saved in target.pt, at {uri}, got something else"

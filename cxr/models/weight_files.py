@@ -51,24 +51,39 @@ def read(uri: str) -> dict[str, Tensor]:
     return _read_file(uri)
 
 
+def load(data: bytes, uri: str, expected: str = "tensors and plain values") -> Any:
+    """What `torch.save` wrote, if it is made of tensors and plain values; never runs a pickle's code.
+
+    Args:
+        uri: where the data is from, for errors.
+        expected: what the error for a file with other objects says.
+
+    Raises:
+        PythonObjectsError: it holds other objects.
+        NotWeightsError: it is damaged, or no file of `torch.save`.
+    """
+    try:
+        return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        raise PythonObjectsError(f"{uri} holds Python objects, which are not loaded: expected {expected}") from error
+    except Exception as error:
+        raise _unreadable(uri, error) from error
+
+
+def _unreadable(uri: str, error: Exception) -> NotWeightsError:
+    reason = str(error).partition("\n")[0]
+    return NotWeightsError(f"{uri} cannot be read as weights ({reason}): expected a state dict of tensors")
+
+
 def _read_file(uri: str) -> dict[str, Tensor]:
     data = storage.read_bytes(uri)
-    try:
-        state: Any = (
-            safetensors.torch.load(data)
-            if uri.endswith(SAFETENSORS)
-            else torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-        )
-    except pickle.UnpicklingError as error:
-        raise PythonObjectsError(
-            f"{uri} holds Python objects, which are not loaded: expected a state dict of tensors. If you trust the "
-            f"file, import it with cxr import-weights"
-        ) from error
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise NotWeightsError(
-            f"{uri} cannot be read as weights ({reason}): expected a state dict of tensors"
-        ) from error
+    if uri.endswith(SAFETENSORS):
+        try:
+            state: Any = safetensors.torch.load(data)
+        except Exception as error:
+            raise _unreadable(uri, error) from error
+    else:
+        state = load(data, uri, "a state dict of tensors. If you trust the file, import it with cxr import-weights")
     while isinstance(state, Mapping) and (
         key := next((k for k in _WRAPPERS if isinstance(state.get(k), Mapping)), "")
     ):

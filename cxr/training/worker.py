@@ -19,6 +19,7 @@ from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files, recipe_from_dict
 from cxr.families.base import Communicator, Recipe, SingleProcess, Stage
 from cxr.families.capabilities import DegeneracyCheck
+from cxr.models import weight_files
 from cxr.runtime import console
 from cxr.training import batch_norm
 from cxr.training.checkpoint_average import averaged_network, best_kept
@@ -129,12 +130,12 @@ class Worker:
         """The state in a checkpoint from which training resumes.
 
         Raises:
-            UserError: it was trained with other settings, or on other findings.
+            UserError: it was trained with other settings, or on other findings, or `resume.pt` holds Python objects.
         """
         with previous.as_directory() as folder:
             about = checkpoint_files.read_about(folder)
             checkpoint.check_same_settings(about, self.recipe, self.config["findings"])
-            return torch.load(Path(folder) / checkpoint_files.RESUME, weights_only=True, map_location="cpu")
+            return weight_files.load((Path(folder) / checkpoint_files.RESUME).read_bytes(), checkpoint_files.RESUME)
 
     def _epoch(self, engine: Engine, train: Stream, val: Stream) -> None:
         """One epoch, then a report; the seed depends on the epoch alone, so that a resumed run repeats it."""
