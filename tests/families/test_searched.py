@@ -34,6 +34,9 @@ PAIRS = [(start, stop) for number, start in enumerate(STAGES) for stop in STAGES
 VARIANTS: dict[str, Recipe] = {name: recipe for name, recipe in SMALL.items() if name != "aecnn"}
 VARIANTS |= {f"aecnn {start} to {stop}": AECNN.replace(first_stage=start, last_stage=stop) for start, stop in PAIRS}
 VARIANTS |= {f"aecnn {codec}": AECNN.replace(compressor=codec) for codec in ("published", "resize", "none")}
+SLOW = {
+    f"aecnn {start} to {stop}" for start, stop in PAIRS if start != stop
+}  # each of their stages is trained alone, too
 
 
 def batches() -> Iterator[Batch]:
@@ -79,9 +82,13 @@ def two_of(drawn: BaseDistribution) -> tuple[Any, Any]:
     return drawn.low, drawn.high
 
 
+def variant(name: str, *setting: str) -> Any:
+    return pytest.param(name, *setting, marks=[pytest.mark.slow] if name in SLOW else [])
+
+
 @pytest.mark.parametrize(
     ("name", "setting"),
-    [(name, setting) for name, recipe in VARIANTS.items() for setting in recipe.active_search_space()],
+    [variant(name, setting) for name, recipe in VARIANTS.items() for setting in recipe.active_search_space()],
 )
 def test_two_values_of_a_searched_setting_train_differently(name: str, setting: str) -> None:
     space = VARIANTS[name].active_search_space()
@@ -93,7 +100,7 @@ def test_two_values_of_a_searched_setting_train_differently(name: str, setting: 
     assert shapes != others or any(not torch.equal(first.state[key], second.state[key]) for key in shapes)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", map(variant, VARIANTS))
 def test_every_objective_is_measured_in_the_last_stage(name: str) -> None:
     recipe = VARIANTS[name]
     assert {recipe.monitor, *recipe.objectives} <= set(trained(recipe).metrics)

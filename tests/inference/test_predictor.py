@@ -80,7 +80,13 @@ print(*(name for name in ("ray", "matplotlib.pyplot") if name in sys.modules))
 """
     work = tmp_path / "work"
     work.mkdir()
-    environment = {"PYTHONPATH": ":".join(sys.path), "HOME": str(work), "TMPDIR": str(work), "MPLCONFIGDIR": "/tmp"}
+    environment = {
+        "PYTHONPATH": ":".join(sys.path),
+        "HOME": str(work),
+        "TMPDIR": str(work),
+        "MPLCONFIGDIR": "/tmp",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=work, env=environment, capture_output=True, text=True, timeout=100
     )
