@@ -24,7 +24,8 @@ from tests.written_runs import set_settings, settings_of, write_scored
 IMAGES, SIDE = 12, 64
 FINDINGS = ("Mass", "Nodule", "Hernia")
 BOX = {"label": "Mass", "x_min": 10.0, "y_min": 12.0, "x_max": 30.0, "y_max": 40.0}
-FAMILIES = sorted(reports.REPORTS)
+SLOW = {"aecnn", "localize", "pneumothorax"}  # described like classify, attend and lungs
+FAMILIES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in sorted(reports.REPORTS)]
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ RECIPES = SMALL | {
         aligner="/aligner", aligner_recipe=SMALL["align"].replace(size=24).to_dict()
     ),
 }
-QUICK = {("classify", LARGER), ("detect", LARGER), ("localize", None)}
+QUICK = {("classify", LARGER), ("localize", None)}
 CASES = [
     pytest.param(name, stored, marks=[] if (name, stored) in QUICK else [pytest.mark.slow])
     for name in RECIPES
@@ -195,6 +195,7 @@ def test_images_smaller_than_the_input_are_rejected(tmp_path: Path) -> None:
         export_onnx.export(saved(tmp_path, SMALL["localize"]), 31)
 
 
+@pytest.mark.slow
 def test_ensembles_of_detectors_are_rejected() -> None:
     ensemble = EnsembleRecipe.of([DetectRecipe(size=32)] * 2)
     with pytest.raises(UserError, match="export the checkpoint of each network"):
@@ -256,6 +257,7 @@ def test_the_example_of_the_documentation_gives_the_scores_of_the_pipeline(tmp_p
     assert done.stdout.splitlines() == lines
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_file_and_measures_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(tmp_path / "checkpoint", SMALL["classify"])
     options = export_command.Options(checkpoint=str(tmp_path / "checkpoint"), out=str(tmp_path / "out"))
@@ -266,6 +268,7 @@ def test_the_command_writes_a_file_and_measures_it(tmp_path: Path, capsys: pytes
     assert "probabilities: largest difference from PyTorch" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_speeds_are_measured_on_networks_whose_outputs_vary() -> None:
     (speed,) = onnx_predictions.measure(SMALL["classify"], (2,), rounds=1)
     assert speed.batch == 2

@@ -33,7 +33,12 @@ from tests.made_shards import write_shards
 
 CPU = torch.device("cpu")
 FINDINGS = ("Mass", "Nodule")
-COMBINABLE = sorted(family for family, recipe in SMALL.items() if isinstance(recipe, Combinable))
+LARGE = {"aecnn", "pneumothorax"}  # networks whose ensembles take seconds
+COMBINABLE = [
+    pytest.param(family, marks=[pytest.mark.slow] if family in LARGE else [])
+    for family in sorted(SMALL)
+    if isinstance(SMALL[family], Combinable)
+]
 
 
 def known(split: str, number: int) -> Mapping[str, object]:
@@ -143,7 +148,7 @@ def test_heat_maps_are_averaged_and_other_capabilities_end_at_the_members(made: 
     assert not isinstance(EnsembleRecipe.of([SMALL["lungs"]]), HeatMaps)
 
 
-@pytest.mark.parametrize("family", ["lungs", "pneumothorax"])
+@pytest.mark.parametrize("family", ["lungs", pytest.param("pneumothorax", marks=pytest.mark.slow)])
 def test_masks_come_from_the_mean_of_pixel_probabilities(family: str, made: str, tmp_path: Path) -> None:
     members = members_of(family, tmp_path)
     ensemble = join(members, made, str(tmp_path / "ensemble"), CPU)
@@ -193,6 +198,7 @@ def test_thresholds_are_chosen_on_the_ensembles_own_probabilities(made: str, tmp
     assert own.tolist() != pytest.approx(of_member.tolist(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_rule_of_masks_is_chosen_on_the_ensembles_own_probabilities(made: str, tmp_path: Path) -> None:
     members = members_of("pneumothorax", tmp_path)
     ensemble = join(members, made, str(tmp_path / "ensemble"), CPU)

@@ -65,6 +65,7 @@ def probabilities(uri: str, paths: list[Path]) -> torch.Tensor:
     return torch.tensor(table[schema.PROBABILITIES].to_pylist())
 
 
+@pytest.mark.slow
 def test_a_densenet_of_torchxrayvision_gives_the_same_outputs(xrv: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = xrv.models.DenseNet(weights=None)

@@ -92,7 +92,7 @@ def test_one_stage_is_cam() -> None:
     assert torch.allclose(network.attention([seen], 64, 4), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("backbone", ["small", "resnet18", "densenet121"])
+@pytest.mark.parametrize("backbone", ["small", "resnet18", pytest.param("densenet121", marks=pytest.mark.slow)])
 def test_a_blob_appears_at_its_position_in_the_map(backbone: CamBackbone) -> None:
     """A network that only averages: what each stage shows must have its middle where the blob has it."""
     trunk, size = averaging(BackboneStages(backbone)), 256

@@ -361,6 +361,7 @@ def test_the_published_lists_with_a_part_of_the_images(real_data: Path) -> None:
         assert (split == "test") == (image in in_test)
 
 
+@pytest.mark.slow
 def test_the_published_lists_with_all_images(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def test_a_mask_without_pixels_is_empty(shape: tuple[int, int]) -> None:
     assert rle.encode(np.ones(shape, bool)) == rle.EMPTY
 
 
+@pytest.mark.slow
 def test_round_trip_of_all_published_codes(real_data: Path) -> None:
     """Also with the last pixel set, which some encoders drop."""
     codes = published_codes(real_data)

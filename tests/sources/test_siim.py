@@ -281,6 +281,7 @@ def test_phantoms_have_the_prevalence_of_the_original() -> None:
     assert 0.08 < np.mean([bool(exam.phantom.labels) for exam in drawn]) < 0.4
 
 
+@pytest.mark.slow
 def test_the_published_codes_with_all_images(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

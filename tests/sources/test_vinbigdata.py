@@ -175,6 +175,7 @@ def test_user_errors_say_what_was_expected(tmp_path: Path, files: dict[str, str]
         open_manifest(str(tmp_path), ReadOptions(source="vinbigdata"))
 
 
+@pytest.mark.slow
 def test_the_published_boxes_with_all_images(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +205,7 @@ def test_the_published_boxes_with_all_images(
 # ---- The phantom's readers
 
 
+@pytest.mark.slow
 def test_simulated_readers_agree_like_radiologists() -> None:
     exams = [make_exam(index, size=64, seed=1, prevalence=1.0) for index in range(120)]
     drawn = [read_by_three(exam) for exam in exams]
