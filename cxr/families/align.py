@@ -279,6 +279,9 @@ class AlignTask(Task):
     network: SpatialTransformer
     target: Tensor
     lung_target: Tensor
+    _aligned_sum: Tensor  # of the images of the current epoch and their lung fields, aligned, (2, size, size)
+    _theta_sum: Tensor
+    _count: Tensor
 
     def __init__(self, recipe: AlignRecipe, network: nn.Module) -> None:
         super().__init__()
@@ -294,7 +297,10 @@ class AlignTask(Task):
         self.feature_targets: tuple[str, ...] = ()  # names of buffers, shallow to deep
         if self.strategy == "features":
             self._register_feature_targets([torch.zeros_like(values) for values in self.features(target)])
-        self._aligned_mean, self._theta_mean = Mean(), Mean()  # of the current epoch
+        sums = torch.zeros(2, *shape, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.float64)
+        self.register_buffer("_aligned_sum", sums[0], persistent=False)
+        self.register_buffer("_theta_sum", sums[1], persistent=False)
+        self.register_buffer("_count", torch.zeros((), dtype=torch.float64), persistent=False)
 
     @property
     def strategy(self) -> TargetStrategy | Literal["saved"]:
@@ -360,8 +366,9 @@ class AlignTask(Task):
         theta = compose(batch[WARPS], self.network(batch[WARPED]))  # applies to the images as stored
         aligned_and_lungs = warp(z_and_lungs, theta)
         if self.strategy == "structure":
-            self._aligned_mean.add(aligned_and_lungs)
-            self._theta_mean.add(theta)
+            self._aligned_sum = self._aligned_sum + aligned_and_lungs.detach().double().sum(0)
+            self._theta_sum = self._theta_sum + theta.detach().double().sum(0)
+            self._count = self._count + len(theta)
         aligned, lungs = aligned_and_lungs.split(1, 1)
 
         if recipe.lungs and recipe.overlap_weight:
@@ -391,12 +398,12 @@ class AlignTask(Task):
         """
         if self.strategy != "structure":
             return
-        template = torch.cat([self.target, self.lung_target], 1)[0]
-        mean = self._aligned_mean.over(workers, template)[None].float()
-        drift = self._theta_mean.over(workers, identity(1, mean.device)[0])[None].float()
+        sums = (self._aligned_sum, self._theta_sum, self._count)
+        aligned, theta, count = (workers.sum(values) for values in sums)
+        mean, drift = (aligned / count)[None].float(), (theta / count)[None].float()
         image, self.lung_target = warp(mean, invert(drift)).split(1, 1)
         self.target = normalize_contrast(image)
-        self._aligned_mean, self._theta_mean = Mean(), Mean()
+        self._aligned_sum, self._theta_sum, self._count = map(torch.zeros_like, sums)
 
     @torch.no_grad()
     def evaluate(self, batches: Batches, workers: Communicator) -> dict[str, float]:

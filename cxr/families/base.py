@@ -78,7 +78,7 @@ class Task(nn.Module):
 
     A training step calls `augment`, then `forward` on the result. `forward` returns weighted loss terms; the loop
     minimizes their sum. Only `self.network` is kept for scoring. Other state that training must resume with belongs
-    in buffers.
+    in buffers; sums over a worker's images of the current epoch in buffers that are not persistent.
 
     The loop averages losses and gradients over workers. Anything that is not a sum over images, such as the distance
     of a batch's mean or the choice of a partner image, needs the rows of all workers (`workers.all_rows`): one
@@ -121,6 +121,11 @@ class Task(nn.Module):
     def compiled_modules(self) -> list[nn.Module]:
         """Modules that `--compile` compiles, each called once per step."""
         return [self.network]
+
+    @final
+    def epoch_sums(self) -> list[Tensor]:
+        """The task's own buffers that are not persistent: sums over this worker's images of the current epoch."""
+        return [b for n, b in self.named_buffers(recurse=False) if n in self._non_persistent_buffers_set]
 
     def enter_stage(self, stage: str) -> None:
         """Called before each stage and when resuming inside one. Freeze everything this stage does not train."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from itertools import repeat
-from typing import Any
+from dataclasses import dataclass, field, replace
+from itertools import islice, repeat
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +30,48 @@ class NonFiniteLossError(UnrecoverableTrainingError):
     """A loss term became NaN or infinite; the message names it."""
 
 
+CHECK_SECONDS = 10.0  # longest time between two checks of an epoch, unless a single step takes longer
+
+
+@dataclass
+class EpochSoFar:
+    """What one worker has done of an epoch, and the sums from which the epoch's means are made."""
+
+    steps: int = 0
+    images: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """Sum of each loss term over the steps, on the device."""
+    seconds: float = 0.0
+    """Duration of the steps, without writing checkpoints."""
+    waited: float = 0.0
+    """Seconds of it in which this process waited for batches."""
+
+    def next(self, batches: Iterator[Batch]) -> Batch | None:
+        """The next batch, or None at the end; counts the time until it is there."""
+        start = time.monotonic()
+        batch = next(batches, None)
+        self.waited += time.monotonic() - start
+        return batch
+
+
+class CheckpointsWithinEpoch(Protocol):
+    """Decides when to save the state within an epoch, and saves it. Called on all workers after the same steps."""
+
+    def due(self) -> bool:
+        """Whether to save soon; one worker that says so is enough."""
+        ...
+
+    def save(self, so_far: EpochSoFar) -> None: ...
+
+
 class Engine:
     """Trains one task on one device. With several workers, all of them call each method in the same order.
 
     Args:
         steps_per_epoch: used only for the schedule.
         stage: the stage to start with; by default the recipe's first.
-        check_every: number of steps between checks of the running sums, the only time that the host waits for the
-            device.
+        check_every: largest number of steps between checks of the running sums, the only time that the host waits for
+            the device. Steps that take long are checked more often (CHECK_SECONDS).
     """
 
     def __init__(
@@ -89,39 +124,64 @@ class Engine:
         self.schedule = self.optimization.make_schedule(self.optimizer, scaled, moves)
         self._forward: nn.Module | None = None
 
-    def epoch(self, batches: Iterator[Batch]) -> dict[str, float]:
+    def epoch(
+        self,
+        batches: Iterator[Batch],
+        so_far: EpochSoFar | None = None,
+        checkpoints: CheckpointsWithinEpoch | None = None,
+    ) -> dict[str, float]:
         """Train on one epoch's batches. Returns the mean of each loss term over all workers' steps, and the mean of
         their sum.
+
+        Args:
+            batches: all batches of the epoch, also when it is continued.
+            so_far: what an interrupted run has done of this epoch; updated here.
 
         Raises:
             NonFiniteLossError: a term stopped being finite; raised on every worker, within `check_every` steps.
         """
         self.task.train()
         self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, Tensor] = {}
-        steps = images = 0
-        for batch in self._echoed(batches):
-            steps += 1
-            images += len(next(iter(batch.values())))
-            terms = self.step(batch, last=steps % self.recipe.accumulate == 0)
+        so_far = so_far or EpochSoFar()
+        start, next_check, due = time.monotonic() - so_far.seconds, so_far.steps + 1, False
+        batches = self._echoed(batches, so_far.steps)
+        while (batch := so_far.next(batches)) is not None:
+            so_far.steps += 1
+            so_far.images += len(next(iter(batch.values())))
+            terms = self.step(batch, last=so_far.steps % self.recipe.accumulate == 0)
             for name, value in terms.items():
-                sums[name] = sums[name] + value if name in sums else value
-            if steps % self.check_every == 0:
-                self._means(sums, steps)
-        if not steps:
+                so_far.sums[name] = so_far.sums[name] + value if name in so_far.sums else value
+            if so_far.steps == next_check:
+                pace = (time.monotonic() - start) / so_far.steps
+                _, (wishes, pace) = self._means(so_far, float(checkpoints is not None and checkpoints.due()), pace)
+                due = due or wishes > 0
+                next_check += max(1, min(self.check_every, int(CHECK_SECONDS / max(pace, 1e-9))))
+            if due and checkpoints and so_far.steps % self._steps_between_states == 0:
+                so_far.seconds = time.monotonic() - start
+                checkpoints.save(so_far)
+                start, due = time.monotonic() - so_far.seconds, False
+        so_far.seconds = time.monotonic() - start
+        if not so_far.steps:
             raise UnrecoverableTrainingError(
                 "an epoch produced no batches: lower batch_size, or give a larger archive"
             )
-        means = self._means(sums, steps)
+        means, _ = self._means(so_far)
         means["loss"] = sum(value for name, value in means.items() if name != "grad_norm")
-        return means | {"images": self.workers.sum(torch.tensor(float(images), device=self.device)).item()}
+        return means | {"images": self.workers.sum(torch.tensor(float(so_far.images), device=self.device)).item()}
 
-    def _echoed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    @property
+    def _steps_between_states(self) -> int:
+        """Training can be continued after multiples of so many steps, when no batch or gradient is in use."""
+        return math.lcm(self.stage.data_echo_factor, self.recipe.accumulate)
+
+    def _echoed(self, batches: Iterator[Batch], done: int) -> Iterator[Batch]:
         """Batches on this engine's device, each repeated as often as the stage requires; every step augments it
-        anew."""
-        moved = self.moved(batches)
-        if isinstance(self.task, BatchLookahead):
-            moved = self.task.look_ahead(moved)
+        anew. Batches of the first `done` steps are skipped."""
+        skipped = done // self.stage.data_echo_factor
+        if isinstance(self.task, BatchLookahead):  # it has seen the skipped batches, too
+            moved = islice(self.task.look_ahead(self.moved(batches)), skipped, None)
+        else:
+            moved = self.moved(islice(batches, skipped, None))
         return (batch for batch_on_device in moved for batch in repeat(batch_on_device, self.stage.data_echo_factor))
 
     def step(self, batch: Batch, *, last: bool = True) -> dict[str, Tensor]:
@@ -131,7 +191,7 @@ class Engine:
         Augmentation runs outside autocast (`Task.augment`) and on the unwrapped task, since it has no gradients to
         average over workers.
         """
-        module = self._distributed()
+        module = self.distributed()
         augmented = self.task.augment(batch)
         with self._no_sync(module, last):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.casts):
@@ -150,8 +210,8 @@ class Engine:
             self.average.update_parameters(self.task.network)
         return norm.detach().float()
 
-    def _distributed(self) -> nn.Module:
-        """The task, wrapped once for gradient averaging if several workers train."""
+    def distributed(self) -> nn.Module:
+        """The task, wrapped once for gradient averaging if several workers train; this makes their states equal."""
         if self._forward is None:
             ids = [self.device.index] if self.device.type == "cuda" else None
             wrap = self.workers.size > 1
@@ -165,17 +225,20 @@ class Engine:
         waits = isinstance(module, DistributedDataParallel) and not last
         return module.no_sync() if waits else nullcontext()  # pyright: ignore[reportCallIssue, reportReturnType]
 
-    def _means(self, sums: dict[str, Tensor], steps: int) -> dict[str, float]:
-        """Means over all workers; raises if one is not finite, so that all workers stop together."""
-        totals = self.workers.sum(torch.stack([*sums.values()]))
-        means = dict(zip(sums, (totals / (steps * self.workers.size)).tolist(), strict=True))
+    def _means(self, so_far: EpochSoFar, *values: float) -> tuple[dict[str, float], list[float]]:
+        """Means of the loss terms and of other `values` over all workers; raises if a term's is not finite, so that
+        all workers stop together."""
+        terms, steps = so_far.sums, so_far.steps
+        totals = self.workers.sum(torch.stack([*terms.values(), *torch.tensor(values, device=self.device)]))
+        averages = (totals / self.workers.size).tolist()
+        means = {name: total / steps for name, total in zip(terms, averages, strict=False)}
         bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:
             raise NonFiniteLossError(
                 f"{', '.join(bad)} became NaN or infinite within {steps} steps of an epoch: lower lr, or the "
                 f"weight of that term; the last good checkpoint is kept"
             )
-        return means
+        return means, averages[len(terms) :]
 
     def finish_epoch(self, batches: Batches) -> dict[str, float]:
         """Close the epoch: task statistics, equal batch-norm statistics on all workers, then validation."""
@@ -202,11 +265,29 @@ class Engine:
         """Average running statistics over workers, each of which saw only its own images."""
         if self.workers.size == 1:
             return
+        for statistics in self.statistics():
+            statistics.copy_(self.workers.sum(statistics) / self.workers.size)
+
+    def statistics(self) -> list[Tensor]:
+        """Buffers that differ by worker during an epoch: running statistics of the network and of its average."""
         averaged = [] if self.average is None else [self.average.module]
-        for network in (self.task.network, *averaged):
-            for buffer in network.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(self.workers.sum(buffer) / self.workers.size)
+        networks = (self.task.network, *averaged)
+        return [buffer for network in networks for buffer in network.buffers() if buffer.is_floating_point()]
+
+    def exchange_seconds(self) -> float:
+        """Mean time for which an update waited for other workers' gradients after its own backward pass.
+
+        DDP measures it in the first ten steps of a stage and in every hundredth. What overlaps with the backward pass
+        is not included; waiting for slower workers is.
+        """
+        if not isinstance(self._forward, DistributedDataParallel):
+            return 0.0
+        measured = self._forward._get_ddp_logging_data()
+        exchange, hidden = (
+            float(measured.get(name, 0))
+            for name in ("avg_backward_comm_time", "avg_backward_compute_comm_overlap_time")
+        )
+        return max(0.0, exchange - hidden) / 1e9
 
     def shipped(self) -> nn.Module:
         """The network that is validated and saved: the moving average if there is one."""

@@ -33,7 +33,7 @@ from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.training.mlflow_log import MlflowLog
 from cxr.training.options import CHECKPOINT_SCORE, RunOptions, check_resume
 from cxr.training.restarts import RestartNotes
-from cxr.training.run_log import RunLog, best_row, read_metrics
+from cxr.training.run_log import RunLog, best_row, read_in_progress, read_metrics
 from cxr.training.session import InProcessSession
 from cxr.training.worker import train_in_process, train_worker
 
@@ -106,10 +106,15 @@ def fit(
         "compile": options.compile,
         "average": options.average_checkpoints,
         "threads": options.cpus_per_worker,
+        "checkpoint_seconds": options.checkpoint_seconds,
     }
     settings = {"archive": archive, **asdict(replace(options, resume=False))}
     with MlflowLog.begin(out, recipe, settings, search_log) as tracked:
-        callbacks = [RunLog(out, name, recipe.monitor, show=show_epochs), tracked, *callbacks]
+        callbacks = [
+            RunLog(out, name, recipe.monitor, show=show_epochs, streamed=bool(datasets)),
+            tracked,
+            *callbacks,
+        ]
         if in_process:
             assert options.max_workers == 1
             keep = options.num_to_keep
@@ -136,7 +141,7 @@ def begun_with(out: str, name: str = "train") -> dict[str, Any] | None:
 
     None if there is no checkpoint, so that training starts from the beginning.
     """
-    rows = read_metrics(out)
+    rows = [*read_metrics(out), *filter(None, [read_in_progress(out)])]
     last = storage.join(out, name, rows[-1]["checkpoint"]) if rows else ""
     there = bool(last) and storage.exists(storage.join(last, checkpoint_files.ABOUT))
     return checkpoint_files.read_about(last)["recipe"] if there else None
@@ -217,7 +222,9 @@ def _run_config(
         name=name,
         storage_path=path,
         storage_filesystem=files,
-        failure_config=FailureConfig(max_failures=options.max_failures),
+        failure_config=FailureConfig(
+            max_failures=options.max_failures, max_preemption_failures=options.max_preemption_failures
+        ),
         checkpoint_config=checkpoints,
         callbacks=list(callbacks),
     )

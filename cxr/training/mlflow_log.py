@@ -26,7 +26,7 @@ from cxr.errors import UserError
 from cxr.families import checkpoint_files
 from cxr.families.base import Recipe
 from cxr.runtime import console, provenance
-from cxr.training.run_log import AVERAGE, combine, scalars
+from cxr.training.run_log import AVERAGE, combine, is_within_epoch, scalars
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -102,6 +102,8 @@ class MlflowLog(UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         row = combine(metrics)
+        if is_within_epoch(row):
+            return
         averaged = row.get("stage") == AVERAGE  # its metrics would be second values of the last epoch
         self._send_metrics(scalars(row), f"{AVERAGE}/" if averaged else "", row["epoch"])
 

@@ -41,8 +41,14 @@ class RunOptions:
     average_checkpoints: int = 0
     """Number of best checkpoints whose weights are averaged after training; the average replaces the best one if it
     validates better. 0: no average."""
+    checkpoint_every: str = "10m"
+    """Time between checkpoints within an epoch, such as 90s, 10m or 2h. A run that resumes from one continues exactly
+    there. Epochs end with a checkpoint in any case. 0: only then."""
     max_failures: int = 3
     """Number of times that training restarts from the last checkpoint after a process or a machine has died."""
+    max_preemption_failures: int = -1
+    """Number of times that training restarts after the cluster has lost a machine with notice, such as a spot
+    instance that its provider takes back; a checkpoint is written upon notice. -1: no limit."""
     resume: bool = False
     """Continue the run in --out that was killed, or that finished and now gets more --epochs."""
 
@@ -50,6 +56,11 @@ class RunOptions:
         if not re.fullmatch(r"\d+(:\d+)?", str(self.workers)) or not 1 <= self.min_workers <= self.max_workers:
             raise UserError(
                 f"workers: expected a number from 1, or two such as 2:8, the smaller one first, got {self.workers}"
+            )
+        _ = self.checkpoint_seconds  # raises
+        if self.max_preemption_failures < -1:
+            raise UserError(
+                f"max_preemption_failures: expected 0 or more, or -1 for no limit, got {self.max_preemption_failures}"
             )
         if self.keep_checkpoints < 1:
             raise UserError(f"keep_checkpoints: expected 1 or more, got {self.keep_checkpoints}")
@@ -74,6 +85,17 @@ class RunOptions:
     def is_elastic(self) -> bool:
         """Whether the number of processes may change during training."""
         return self.min_workers < self.max_workers
+
+    @property
+    def checkpoint_seconds(self) -> float:
+        """Seconds between checkpoints within an epoch; 0 for none."""
+        parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", self.checkpoint_every)
+        if parts is None or not (parts[2] or not float(parts[1])):
+            raise UserError(
+                f"checkpoint_every: expected a time such as 90s, 10m or 2h, or 0 for never, got "
+                f"{self.checkpoint_every}"
+            )
+        return float(parts[1]) * {"": 0, "s": 1, "m": 60, "h": 3600}[parts[2]]
 
     @property
     def num_to_keep(self) -> int:

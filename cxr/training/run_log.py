@@ -18,6 +18,8 @@ from cxr.runtime import console
 from cxr.training.options import CHECKPOINT_SCORE
 
 METRICS_FILE, TENSORBOARD = "metrics.jsonl", "tensorboard"
+IN_PROGRESS = "in_progress.json"  # in OUT: the last checkpoint within an epoch that has not ended
+TIME, PARTS = "time/", ("data", "compute", "gradients", "validation")  # of an epoch's duration, fractions
 AVERAGE = "average"  # the stage of a row about an average of epochs
 
 
@@ -27,8 +29,8 @@ class RunLog(UserCallback):
     Object stores cannot append, so there the whole file is written anew each epoch: a few kilobytes.
     """
 
-    def __init__(self, out: str, name: str, monitor: str, *, show: bool = True) -> None:
-        self.show = show
+    def __init__(self, out: str, name: str, monitor: str, *, show: bool = True, streamed: bool = False) -> None:
+        self.show, self.streamed, self._advised = show, streamed, False
         self.out, self.name, self.monitor = out, name, monitor
         self._lines: list[str] | None = None
         self._board: Board | None = None
@@ -37,11 +39,21 @@ class RunLog(UserCallback):
         row = combine(metrics)
         if checkpoint is not None:
             row["checkpoint"] = storage.name(checkpoint.path)
+        if is_within_epoch(row):
+            storage.write_json(storage.join(self.out, IN_PROGRESS), row)
+            text = f"{self.name} {row['epoch'] + 1}/{row['epochs']}: saved after step {row['step']} of {row['steps']}"
+            console.event("checkpoint", text, shown=self.show, run=self.out, **row)
+            return
         self._append(row)
+        if storage.exists(in_progress := storage.join(self.out, IN_PROGRESS)):
+            storage.delete(in_progress)  # the epoch has ended
         if row.get("stage") != AVERAGE:  # it would be a second value at the last epoch
             self._board = self._board or Board(storage.join(self.out, TENSORBOARD))
             self._board.write(row)
         console.event("epoch", self.line(row), shown=self.show, run=self.out, **row)
+        if self.show and not self._advised and (advice := self.advice(row)):
+            self._advised = True
+            console.note(advice)
 
     def _append(self, row: dict[str, Any]) -> None:
         """Add a row; rows of epochs that a restart repeats give way to the new ones. Averages follow their epoch."""
@@ -57,16 +69,31 @@ class RunLog(UserCallback):
             return f"{self.name} average of epochs {row['averaged']}  {self.monitor} {row[self.monitor]:.4f}"
         left = round(row["seconds"] / row["epoch"] * (row["epochs"] - row["epoch"]))
         value = row.get(self.monitor, math.nan)  # a stage may not measure it
+        shares = [f"{row[TIME + part]:.0%} {part}" for part in PARTS if row.get(TIME + part, 0) >= 0.005]
         parts = [
             f"{self.name} {row['epoch']}/{row['epochs']}",
             row.get("stage", ""),
             f"loss {row['train/loss']:.4g}",
             f"{self.monitor} {value:.4f}" if math.isfinite(value) else "",
             f"{row['images_per_s']:.0f} images/s",
+            f"time: {', '.join(shares)}" if shares else "",
             f"{left // 60}:{left % 60:02d} left",
             f"degenerate: {row['degenerate']}" if "degenerate" in row else "",
         ]
         return "  ".join(filter(None, parts))
+
+    def advice(self, row: Mapping[str, Any]) -> str:
+        """What to do if this epoch was mostly spent waiting for data; "" otherwise, and for a short first epoch,
+        which fills caches."""
+        waited = row.get(TIME + "data", 0.0)
+        if waited <= 0.5 or (row["epoch"] == 1 and row["seconds"] < 60):
+            return ""
+        remedy = (
+            "add CPU machines, or ingest to shards (omit --stream)"
+            if self.streamed
+            else "store fewer pixels (--stored-size), or put the shards on faster storage near the workers"
+        )
+        return f"{waited:.0%} of epoch {row['epoch']} was spent waiting for data: {remedy}"
 
 
 def _order(row: dict[str, Any]) -> tuple[int, bool]:
@@ -98,8 +125,9 @@ class Board:
 def combine(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The row to log of what each worker reported, which differs only in speed."""
     row = {key: value for key, value in metrics[0].items() if key not in ("applied", CHECKPOINT_SCORE)}
-    if row.get("stage") != AVERAGE:
-        row["images_per_s"] = sum(worker["images_per_s"] for worker in metrics) / len(metrics)
+    for name in row:
+        if name == "images_per_s" or name.startswith(TIME):
+            row[name] = sum(worker[name] for worker in metrics) / len(metrics)
     return row
 
 
@@ -118,6 +146,19 @@ def best_row(rows: Sequence[dict[str, Any]], recipe: Recipe) -> dict[str, Any] |
     sign = 1 if recipe.mode == "max" else -1
     rankable = [row for row in rows if row["rankable"]]
     return max(reversed(rankable), key=lambda row: sign * row[recipe.monitor], default=None)
+
+
+def is_within_epoch(row: Mapping[str, Any]) -> bool:
+    """Whether this was reported with a checkpoint within an epoch, so that it has no metrics."""
+    return "step" in row
+
+
+def read_in_progress(out: str) -> dict[str, Any] | None:
+    """What was reported with the last checkpoint within an epoch, unless that epoch has ended since."""
+    uri = storage.join(out, IN_PROGRESS)
+    row = storage.read_json(uri) if storage.exists(uri) else None
+    ended = [row["epoch"] for row in read_metrics(out)]
+    return row if row and row["epoch"] >= max(ended, default=0) else None
 
 
 def read_metrics(out: str) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.training.fit import fit, room, uses_gpu
 from cxr.training.mlflow_log import MlflowLog
 from cxr.training.options import SEARCH, RunOptions, SearchOptions
-from cxr.training.run_log import best_row, read_metrics
+from cxr.training.run_log import best_row, is_within_epoch, read_metrics
 
 if TYPE_CHECKING:
     from cxr.reporting.trials import Trial
@@ -83,6 +83,8 @@ class ReportBest(UserCallback):
         self.from_workers = None if in_process else TuneReportCallback()
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        if is_within_epoch(metrics[0]):
+            return
         row = metrics[0] | standing(read_metrics(self.folder), self.recipe, self.objectives)
         if self.from_workers:
             self.from_workers.after_report(run_context, [row], checkpoint)

@@ -12,7 +12,7 @@ from ray.data import DataIterator
 from ray.train import Checkpoint, UserCallback
 
 from cxr import storage
-from cxr.training.run_log import read_metrics
+from cxr.training.run_log import is_within_epoch, read_in_progress, read_metrics
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Session(Protocol):
         """This worker's share of a split that Ray Data decodes."""
         ...
 
+    def machines_to_be_lost(self) -> frozenset[str]:
+        """Ids of the run's machines whose loss is announced, alike on every worker; all workers ask equally often."""
+        ...
+
 
 class RayTrainSession:
     """The session of a worker in Ray Train's worker group."""
@@ -58,6 +62,10 @@ class RayTrainSession:
 
     def stream(self, split: str) -> DataIterator | None:
         return ray.train.get_dataset_shard(split)
+
+    def machines_to_be_lost(self) -> frozenset[str]:
+        announced = ray.train.get_preemption_info()
+        return frozenset(announced.preempted_node_ids if announced else ())
 
 
 @dataclass
@@ -82,7 +90,8 @@ class InProcessSession:
     datasets: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        folders = [(row, storage.join(self.out, self.name, row["checkpoint"])) for row in read_metrics(self.out)]
+        rows = [*read_metrics(self.out), *filter(None, [read_in_progress(self.out)])]
+        folders = [(row, storage.join(self.out, self.name, row["checkpoint"])) for row in rows]
         self._reported = [Reported(_checkpoint(uri), row) for row, uri in folders if storage.exists(uri)]
 
     def latest(self) -> Checkpoint | None:
@@ -93,9 +102,8 @@ class InProcessSession:
         uri = storage.join(self.out, self.name, name)
         storage.upload_folder(Path(folder), uri)
         reported = Reported(_checkpoint(uri), metrics)
-        self._reported = [saved for saved in self._reported if storage.name(saved.checkpoint.path) != name] + [
-            reported
-        ]
+        others = [saved for saved in self._reported if storage.name(saved.checkpoint.path) != name]
+        self._reported = [*others, reported]
         self._delete_all_but_the_best()
         for callback in self.callbacks:
             callback.after_report(None, [metrics], reported.checkpoint)  # pyright: ignore[reportArgumentType]
@@ -106,6 +114,9 @@ class InProcessSession:
     def stream(self, split: str) -> DataIterator | None:
         return self.datasets[split].iterator()
 
+    def machines_to_be_lost(self) -> frozenset[str]:
+        return frozenset()
+
     def _delete_all_but_the_best(self) -> None:
         """Keep the last checkpoint, from which a run resumes, and the best ones, the latest of equals first."""
         sign = 1 if self.mode == "max" else -1
@@ -114,7 +125,8 @@ class InProcessSession:
             metrics = self._reported[number].metrics
             return metrics["rankable"], sign * metrics[self.monitor] if metrics["rankable"] else 0.0, number
 
-        best = sorted(range(len(self._reported)), key=rank, reverse=True)[: self.keep]
+        whole = [number for number, saved in enumerate(self._reported) if not is_within_epoch(saved.metrics)]
+        best = sorted(whole, key=rank, reverse=True)[: self.keep]
         stays = {*best, len(self._reported) - 1}
         for number, saved in enumerate(self._reported):
             if number not in stays:

@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: epochs of training and validation, a checkpoint after each, resuming."""
+"""What each Ray Train worker runs: epochs of training and validation, checkpoints, resuming."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from cxr.data.batch import best_device
+from cxr.data.shard_loader import ShardStream
 from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files, recipe_from_dict
 from cxr.families.base import Communicator, Recipe, SingleProcess, Stage
@@ -24,11 +25,12 @@ from cxr.runtime import console
 from cxr.training import batch_norm
 from cxr.training.checkpoint_average import averaged_network, best_kept
 from cxr.training.distributed import ProcessGroup
-from cxr.training.engine import Engine, UnrecoverableTrainingError
+from cxr.training.engine import Engine, EpochSoFar, UnrecoverableTrainingError
 from cxr.training.options import CHECKPOINT_SCORE
 from cxr.training.raw_stream import Stream, open_streams, share
-from cxr.training.run_log import AVERAGE
+from cxr.training.run_log import AVERAGE, TIME, is_within_epoch
 from cxr.training.session import InProcessSession, RayTrainSession, Session
+from cxr.training.within_epoch import WithinEpoch, continue_within, state_within
 
 
 @dataclass
@@ -63,6 +65,7 @@ class Worker:
     device: torch.device
     progress: TrainingProgress = field(default_factory=TrainingProgress)
     session: Session = field(default_factory=RayTrainSession)
+    within: dict[str, Any] | None = None  # what `state_within` returned, if the run resumes within an epoch
 
     def run(self) -> dict[str, Any]:
         """Train to the end. Returns why training failed, the same on every rank, if a restart would fail again."""
@@ -111,14 +114,15 @@ class Worker:
         previous = self.session.latest()
         state = self._resume_state(previous) if previous else None
         if state:
-            self.progress = TrainingProgress(**state["progress"])
+            self.progress, self.within = TrainingProgress(**state["progress"]), state["within"]
+        ended = max(0, self.progress.epoch - 1)  # the epoch after which `state` was saved
         engine = Engine(
             task,
             self.recipe,
             self.workers,
             steps_per_epoch=train.steps,
             device=self.device,
-            stage=stage_at(self.recipe, max(0, self.progress.epoch - 1)),  # the one that `state` comes from
+            stage=stage_at(self.recipe, self.progress.epoch if self.within else ended),
             compiled=self.config["compile"],
         )
         if state:
@@ -138,27 +142,51 @@ class Worker:
             return weight_files.load((Path(folder) / checkpoint_files.RESUME).read_bytes(), checkpoint_files.RESUME)
 
     def _epoch(self, engine: Engine, train: Stream, val: Stream) -> None:
-        """One epoch, then a report; the seed depends on the epoch alone, so that a resumed run repeats it."""
+        """One epoch, or the rest of it, then a report; the seed depends on the epoch alone, so that a resumed run
+        repeats it."""
         epoch = self.progress.epoch
         self._seed(epoch)
+        so_far = EpochSoFar()
+        if self.within:
+            so_far, self.within = continue_within(engine, self.within, self.workers), None
+        means = engine.epoch(train.train(epoch), so_far, self._checkpoints(engine, train))
         start = time.monotonic()
-        means = engine.epoch(train.train(epoch))
-        trained = time.monotonic() - start
         metrics = engine.finish_epoch(val.every)
+        validated = time.monotonic() - start
         ranking = self._rank(metrics, in_last_stage=epoch >= self.recipe.unranked_epochs)
         if epoch < self.recipe.unranked_epochs:
             self.progress.epoch += 1
         else:
             self.progress.update(metrics[self.recipe.monitor] if ranking["rankable"] else None, self.recipe.mode)
-        self.progress.seconds += time.monotonic() - start
+        self.progress.seconds += so_far.seconds + validated
         report = {
             **self._described(engine.stage.name, metrics),
             **ranking,
-            "images_per_s": means.pop("images") / trained,
+            "images_per_s": means.pop("images") / so_far.seconds,
             "lr": engine.schedule.get_last_lr()[0],
+            **shares_of_time(so_far, validated, engine.exchange_seconds() / self.recipe.accumulate),
             **{f"train/{name}": value for name, value in means.items()},
         }
         self._report(engine, metrics, report)
+
+    def _checkpoints(self, engine: Engine, train: Stream) -> WithinEpoch | None:
+        """What saves the state within an epoch; None where its batches come in another order when it is repeated."""
+        if not isinstance(train, ShardStream):
+            return None
+        steps = train.steps * engine.stage.data_echo_factor
+
+        def write(so_far: EpochSoFar) -> None:
+            report = {
+                **self._described(engine.stage.name, {}),
+                **self._rank({}, in_last_stage=False),
+                "seconds": self.progress.seconds + so_far.seconds,
+                "step": so_far.steps,
+                "steps": steps,
+            }
+            within = state_within(engine, so_far, self.workers)
+            self._report(engine, {}, report, resume=self._resume(engine) | {"within": within})
+
+        return WithinEpoch(self.session, self.config.get("checkpoint_seconds", 0.0), write)
 
     def _seed(self, epoch: int) -> None:
         torch.manual_seed((self.recipe.seed * 1_000_003 + epoch) * 1_009 + self.workers.rank)
@@ -215,6 +243,7 @@ class Worker:
             "engine": engine.state(),
             "task": checkpoint.task_state(engine.task),
             "progress": vars(self.progress),
+            "within": None,
         }
 
     def _report(
@@ -225,13 +254,15 @@ class Worker:
         average: nn.Module | None = None,
         resume: dict[str, Any] | None = None,
     ) -> None:
-        """Hand the epoch to the session, rank 0 with a checkpoint; every rank waits for the others here.
+        """Hand the epoch, or its state so far, to the session, rank 0 with a checkpoint; ranks wait for each other.
 
         Args:
             average: the network to keep in place of the epoch's, and with it what going on needs.
         """
         epoch, count = self.progress.epoch, self.progress.averaged[1]
         name = f"epoch_{epoch:04d}" if average is None else f"{AVERAGE}_{epoch:04d}_of_{count}"
+        if is_within_epoch(report):
+            name += f"_step_{report['step']:06d}"
         if self.workers.rank > 0:
             self.session.report(report, None, name)
             return
@@ -248,6 +279,27 @@ class Worker:
                 resume=resume or self._resume(engine),
             )
             self.session.report(report, folder, name)
+
+
+def shares_of_time(so_far: EpochSoFar, validated: float, exchange_s: float) -> dict[str, float]:
+    """Fractions of an epoch's duration in which this worker waited for batches, computed, waited for the gradients of
+    other workers, and validated.
+
+    On a GPU, computing includes the time that the device still needs for steps that have been sent to it.
+
+    Args:
+        validated: seconds of validation.
+        exchange_s: seconds of a step in which it waited for gradients.
+    """
+    computed = so_far.seconds - so_far.waited
+    exchanged = min(exchange_s * so_far.steps, computed)
+    seconds = {
+        "data": so_far.waited,
+        "compute": computed - exchanged,
+        "gradients": exchanged,
+        "validation": validated,
+    }
+    return {TIME + name: value / (so_far.seconds + validated) for name, value in seconds.items()}
 
 
 def stage_at(recipe: Recipe, epoch: int) -> Stage:

@@ -123,3 +123,17 @@ def test_two_workers_have_the_same_network_and_average(two_workers: TwoWorkers) 
     assert own == pytest.approx(2 * seen, abs=1e-5)  # between 0 and 4
     assert 0.1 < slow < own
     assert not torch.equal(alike[0]["own.1.weight"], alike[0]["mean.1.weight"])
+
+
+def exchanged(rank: int) -> list[float]:
+    workers = ProcessGroup()
+    engine = Engine(Norm(), AlignRecipe(epochs=2), workers, steps_per_epoch=STEPS, device=torch.device("cpu"))
+    before = engine.exchange_seconds()
+    engine.epoch(data(workers))
+    return [before, engine.exchange_seconds()]
+
+
+def test_the_time_of_exchanging_gradients_is_measured(two_workers: TwoWorkers) -> None:
+    for before, after in two_workers.run(exchanged):
+        assert before == 0
+        assert 0 < after < 5

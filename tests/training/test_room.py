@@ -51,3 +51,14 @@ def test_a_number_of_workers_or_a_range(given: int | str, least: int, most: int)
         return
     options = RunOptions(workers=given)
     assert (options.min_workers, options.max_workers, options.is_elastic) == (least, most, least < most)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("0", 0), ("90s", 90), ("10m", 600), ("1.5h", 5400), ("10", None), ("m", None)]
+)
+def test_times_between_checkpoints(given: str, seconds: float | None) -> None:
+    if seconds is None:
+        with pytest.raises(UserError, match=f"checkpoint_every: expected a time such as .*, got {given}"):
+            RunOptions(checkpoint_every=given)
+    else:
+        assert RunOptions(checkpoint_every=given).checkpoint_seconds == seconds
