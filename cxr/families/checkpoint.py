@@ -87,6 +87,15 @@ def save(
     storage.write_json(str(folder / ABOUT), about)
 
 
+def read_resume(folder: Path) -> dict[str, Any]:
+    """The `resume` that `save` wrote to a local folder; never runs a pickle's code.
+
+    Raises:
+        UserError: it is damaged, or holds other objects than tensors and plain values.
+    """
+    return weight_files.load((folder / RESUME).read_bytes(), RESUME)
+
+
 def load(uri: str) -> Checkpoint:
     """Load a checkpoint folder from any URI.
 

@@ -20,7 +20,6 @@ from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files, recipe_from_dict
 from cxr.families.base import Communicator, Recipe, SingleProcess, Stage
 from cxr.families.capabilities import DegeneracyCheck
-from cxr.models import weight_files
 from cxr.runtime import console
 from cxr.training import batch_norm
 from cxr.training.checkpoint_average import averaged_network, best_kept
@@ -139,7 +138,7 @@ class Worker:
         with previous.as_directory() as folder:
             about = checkpoint_files.read_about(folder)
             checkpoint.check_same_settings(about, self.recipe, self.config["findings"])
-            return weight_files.load((Path(folder) / checkpoint_files.RESUME).read_bytes(), checkpoint_files.RESUME)
+            return checkpoint.read_resume(Path(folder))
 
     def _epoch(self, engine: Engine, train: Stream, val: Stream) -> None:
         """One epoch, or the rest of it, then a report; the seed depends on the epoch alone, so that a resumed run
