@@ -31,7 +31,8 @@ Columns = dict[str, np.ndarray]  # column name -> array whose first axis is rows
 # Column name -> tensor on the device. "pixels" is uint8 or uint16 (B, H, W) as stored, or float32 in [0, 1] after
 # `Task.augment`.
 Batch = dict[str, torch.Tensor]
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def stored(names: Sequence[str]) -> list[str]:

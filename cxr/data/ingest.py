@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from cxr.data.decode import CropSettings, make_counted_rows
 from cxr.data.dicom_headers import read_large_archive
 from cxr.data.ledger import Ledger, Part, open_ledger, plan, rows_at
 from cxr.data.ray_data import map_parts
+from cxr.data.shard_writer import FILE_BYTES, FILE_ROWS, row_group_rows, shard_writer
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION
 from cxr.errors import UserError
 from cxr.imaging.enhance import Enhancement
@@ -41,9 +42,8 @@ from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 _REJECTS = b"cxr.rejects"  # key of a part's rejects in its Parquet footer
 _BOXES, _MOST_BOXES = b"cxr.boxes", b"cxr.most_boxes"  # keys of how its boxes lie, and of an image's most boxes
 _GATE = b"cxr.gate"  # key of the counts of images that are not upright frontal chest X-rays, by kind
-_PART_BYTES = 64 << 20  # of pixels in a part, which a worker holds twice
-_GROUP_BYTES = 8 << 20  # of pixels in a row group, the unit of reading
-_SMALLEST_PART, _LARGEST_PART, _PARTS_AT_LEAST = 16, 512, 16
+_DECODED_BYTES = 64 << 20  # of pixels that a worker decodes before it writes them
+_SMALLEST_PART, _PARTS = 16, 256  # rows of a part, and number of parts at which they begin to grow
 _TOP_REASONS = 10
 
 
@@ -136,16 +136,12 @@ def ingest(
 
 
 def rows_per_part(images: int, pixels: PixelFormat) -> int:
-    """Rows of a part: as memory allows, and few enough for a small archive to keep several workers busy.
+    """Rows of a part, which is a shard file: few enough for a small archive to keep several workers busy.
 
     Depends only on the archive and the pixel format, so that a run on another cluster plans the same parts.
     """
-    balanced = min(max(-(-images // _PARTS_AT_LEAST), _SMALLEST_PART), _LARGEST_PART)
-    return min(balanced, max(1, _PART_BYTES // pixels.row_bytes))
-
-
-def row_group_rows(pixels: PixelFormat) -> int:
-    return max(1, _GROUP_BYTES // pixels.row_bytes)
+    balanced = min(max(-(-images // _PARTS), _SMALLEST_PART), FILE_ROWS)
+    return min(balanced, max(1, FILE_BYTES // pixels.row_bytes))
 
 
 def _thinned(manifest: pa.Table, limit: int | None) -> pa.Table:
@@ -174,7 +170,10 @@ def _write_parts(ledger: Ledger, parts: Sequence[Part], how: tuple[Any, ...]) ->
 
 
 class PartWriter:
-    """Decodes a part of the manifest and writes its file, good rows and rejects in one piece."""
+    """Decodes a part of the manifest and writes its file, good rows and rejects in one piece.
+
+    Memory is that of the images decoded together, whatever the size of the part.
+    """
 
     def __init__(
         self,
@@ -189,38 +188,25 @@ class PartWriter:
 
     def __call__(self, part: Part) -> dict[str, int]:
         crop = self._crop.loaded() if self._crop else None
-        rows, boxes = make_counted_rows(part.rows, self._pixels, crop=crop, enhance=self._enhance, check=self._check)
-        boxes.check(PART_SHARE)
-        rejects = rows.filter(rows[schema.ERROR].is_valid()).select(schema.REJECTS.names)
-        good = rows.filter(rows[schema.ERROR].is_null()) if rejects.num_rows else rows
-        storage.write_bytes(
-            self._ledger.file(part), _parquet(good, rejects, boxes, gate.not_frontal(rows[schema.GATE]), self._pixels)
-        )
-        return {"images": rows.num_rows, "rejects": rejects.num_rows}
-
-
-def _parquet(
-    good: pa.Table, rejects: pa.Table, boxes: BoxCounts, not_frontal: Mapping[str, int], pixels: PixelFormat
-) -> bytes:
-    """LZ4 costs a scan next to nothing; a dictionary or statistics of pixels would only take room."""
-    most = pc.max(pc.list_value_length(good[schema.BOXES])).as_py() or 0
-    metadata = {
-        **(good.schema.metadata or {}),
-        _REJECTS: json.dumps(rejects.to_pylist()),
-        _BOXES: json.dumps(asdict(boxes)),
-        _MOST_BOXES: json.dumps(most),
-        _GATE: json.dumps(not_frontal),
-    }
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        good.replace_schema_metadata(metadata),
-        sink,
-        row_group_size=row_group_rows(pixels),
-        compression="lz4",
-        use_dictionary=[schema.SPLIT, schema.VIEW, schema.PATIENT_ID],  # pyright: ignore[reportArgumentType]
-        write_statistics=[schema.IMAGE_ID, schema.PATIENT_ID],  # pyright: ignore[reportArgumentType]
-    )
-    return sink.getvalue()
+        rejects, boxes, most_boxes, not_frontal = list[dict[str, Any]](), BoxCounts(), 0, Counter[str]()
+        together = max(1, _DECODED_BYTES // self._pixels.row_bytes)
+        with shard_writer(self._ledger.file(part), self._pixels) as shard:
+            for start in range(0, part.rows.num_rows, together):
+                manifest = part.rows.slice(start, together)
+                rows, counts = make_counted_rows(
+                    manifest, self._pixels, crop=crop, enhance=self._enhance, check=self._check
+                )
+                boxes += counts
+                boxes.check(PART_SHARE)
+                bad = rows.filter(rows[schema.ERROR].is_valid()).select(schema.REJECTS.names)
+                good = rows.filter(rows[schema.ERROR].is_null()) if bad.num_rows else rows
+                shard.add(good)
+                rejects += bad.to_pylist()
+                most_boxes = max(most_boxes, pc.max(pc.list_value_length(good[schema.BOXES])).as_py() or 0)
+                not_frontal.update(gate.not_frontal(rows[schema.GATE]))
+            values = {_REJECTS: rejects, _BOXES: asdict(boxes), _MOST_BOXES: most_boxes, _GATE: not_frontal}
+            shard.finish({key.decode(): json.dumps(value) for key, value in values.items()})
+        return {"images": part.rows.num_rows, "rejects": len(rejects)}
 
 
 def _read_footers(ledger: Ledger, parts: Sequence[Part]) -> list[_Contents]:

@@ -99,6 +99,6 @@ def _stored(
 
 def _pixels(info: shards.ShardInfo, uri: str, at: int) -> np.ndarray:
     group, inside = divmod(at, info.row_group_rows)
-    column = storage.read_parquet(uri, row_group=group, columns=[schema.PIXELS])[schema.PIXELS]
+    column = storage.read_parquet(uri, row_groups=[group], columns=[schema.PIXELS])[schema.PIXELS]
     pixels = schema.pixels_array(column.slice(inside, 1), info.pixels)[0]
     return to_bits(pixels, 8) / np.float32(255)

@@ -201,7 +201,7 @@ def _stored_rows(info: shards.ShardInfo, sampled: pa.Table) -> pa.Table:
         here = storage.read_parquet(part.uri, columns=[schema.IMAGE_ID])[schema.IMAGE_ID]
         for at in np.flatnonzero(pc.is_in(here, value_set=ids.combine_chunks())).tolist():
             group, inside = divmod(at, info.row_group_rows)
-            found.append(storage.read_parquet(part.uri, row_group=group).slice(inside, 1))
+            found.append(storage.read_parquet(part.uri, row_groups=[group]).slice(inside, 1))
     row_schema = schema.row_schema(info.pixels)
     if info.rejects:
         rejects = storage.read_parquet(storage.join(info.uri, shards.REJECTS_FILE))

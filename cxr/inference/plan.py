@@ -19,13 +19,14 @@ from cxr.families.compatibility import check_compatible
 from cxr.inference import latents
 from cxr.inference.increments import Listing
 from cxr.inference.latents import Origin
-from cxr.inference.read import PART_ROWS, SHARD, InputFormat, PartReader
+from cxr.inference.read import PART_ROWS, ROW_GROUPS, SHARD, InputFormat, PartReader
 from cxr.sources import dicom, find_source, open_manifest
 from cxr.sources.image_files import FILE_BYTES, FILE_VERSION, file_versions, recorded_listings
 from cxr.sources.options import GateMode, ReadOptions
 
 _PART_BYTES = 64 << 20  # of decoded pixels in one part, well below the size at which Ray Data splits a block
 _MIN_ROWS, _MAX_ROWS = 16, 1024  # of a part
+_SHARD_PART = pa.schema([(SHARD, pa.string()), (ROW_GROUPS, pa.list_(pa.int32())), (PART_ROWS, pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,17 @@ def rows_per_part(formats: Iterable[InputFormat]) -> int:
 
 
 def _shard_parts(info: shards.ShardInfo) -> list[Part]:
-    """One part of scores per shard file that has images, and one for the images that ingest rejected."""
-    files = [file for split in sorted(info.parts) for file in info.parts[split]]
-    rejects = [storage.join(info.uri, shards.REJECTS_FILE)] if info.rejects else []
-    listed = [(file.uri, file.rows) for file in files] + [(uri, info.rejects) for uri in rejects]
+    """Row groups of shard files that fit into memory together, and one part for the images that ingest rejected."""
+    groups = max(1, _PART_BYTES // (info.row_group_rows * info.pixels.row_bytes))
+    step = groups * info.row_group_rows
+    listed: list[tuple[str, list[int] | None, int]] = []  # URI, row groups, rows
+    for file in (file for split in sorted(info.parts) for file in info.parts[split]):
+        for start in range(0, file.rows, step):
+            rows, first = min(step, file.rows - start), start // info.row_group_rows
+            listed.append((file.uri, [*range(first, first - (-rows // info.row_group_rows))], rows))
+    if info.rejects:
+        listed.append((storage.join(info.uri, shards.REJECTS_FILE), None, info.rejects))
     return [
-        Part(f"{SCORES}/part-{number:05d}", pa.table({SHARD: [uri], PART_ROWS: [rows]}))
-        for number, (uri, rows) in enumerate((uri, rows) for uri, rows in listed if rows)
+        Part(f"{SCORES}/part-{number:05d}", pa.table([[uri], [groups], [rows]], schema=_SHARD_PART))
+        for number, (uri, groups, rows) in enumerate(listed)
     ]

@@ -21,7 +21,8 @@ from cxr.schema import PixelFormat
 from cxr.sources.options import GateMode
 
 PART, PART_ROWS = "part", "part_rows"  # columns: name of a row's part, and that part's number of rows
-SHARD = "shard"  # column of a part that is a shard file: its URI
+SHARD = "shard"  # column of a part of shards: the file's URI
+ROW_GROUPS = "row_groups"  # column of a part of shards: list of the row groups to read, null for the whole file
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,16 @@ class PartReader:
     """Seconds since 1970 from which on nothing more is read."""
 
     def rows(self, part: pa.Table, contents: Sequence[Content | None] | None = None) -> pa.Table:
-        """The rows of a part: those of its shard file, or the images of its manifest, some of which may be in memory.
+        """The rows of a part: row groups of a shard file, or the images of its manifest, some of which may be in
+        memory.
 
         They have `schema.row_schema`, and further columns if there are several formats; see
         `data.decode.make_rows_in_formats`.
         """
         if SHARD in part.column_names:
             (stored,) = self.formats
-            return schema.conform_to_schema(
-                storage.read_parquet(part[SHARD][0].as_py()), schema.row_schema(stored.pixels)
-            )
+            rows = storage.read_parquet(part[SHARD][0].as_py(), row_groups=part[ROW_GROUPS][0].as_py())
+            return schema.conform_to_schema(rows, schema.row_schema(stored.pixels))
         crops: dict[str, Crop] = {}  # one function for equal crops, so that their squares are computed once
         for settings in filter(None, (one.crop for one in self.formats)):
             if _described(settings) not in crops:

@@ -372,7 +372,8 @@ def _identified(plan: Plan) -> list[pa.Table]:
     """The ids and paths of all images of a plan."""
     parts = [part.rows for part in plan.parts]
     if plan.parts and is_shard(plan.parts[0]):
-        parts = [storage.read_parquet(rows[SHARD][0].as_py(), columns=IDENTITY_COLUMNS) for rows in parts]
+        files = dict.fromkeys(rows[SHARD][0].as_py() for rows in parts)
+        parts = [storage.read_parquet(uri, columns=IDENTITY_COLUMNS) for uri in files]
     return parts
 
 
@@ -434,7 +435,7 @@ def _check_ids(plans: Sequence[Plan]) -> None:
 
 def _image_ids(plan: Plan) -> Iterable[str]:
     """Ids of all images of a plan, including those that ingest rejected."""
-    uris = [part.rows[SHARD][0].as_py() for part in plan.parts if is_shard(part)]
+    uris = [*dict.fromkeys(part.rows[SHARD][0].as_py() for part in plan.parts if is_shard(part))]
     listed = (part.rows[schema.IMAGE_ID].to_pylist() for part in plan.parts if not is_shard(part))
     return itertools.chain(shards.image_ids(uris), *listed)
 

@@ -24,6 +24,7 @@ from cxr.storage.inflate import gunzipped, is_gzipped_image
 from cxr.storage.listing import PARTIAL_SUFFIX, list_files
 from cxr.storage.ranges import open_local, read_up_to
 from cxr.storage.retries import retried
+from cxr.storage.s3_upload import uploaded
 from cxr.storage.uri import NotFoundError, StorageError, check_writable_uri, is_local, join, normalize, split_member
 
 HEAD_BYTES = 4096  # first bytes of a file, which `read_bytes` passes to its check
@@ -243,10 +244,18 @@ def open_local_copy(uri: str) -> BinaryIO:
 
 @contextmanager
 def atomic_writer(uri: str) -> Iterator[BinaryIO]:
-    """A stream whose bytes appear at the URI if the block ends without an exception, and not at all otherwise."""
+    """A stream whose bytes appear at the URI if the block ends without an exception, and not at all otherwise.
+
+    The bytes are uploaded to S3 while they are written, up to 64 MiB being in memory.
+    """
     if is_local(uri):
         with _replacing(Path(normalize(uri))) as stream:
             yield stream
+        return
+    if uri.startswith("s3://"):
+        check_writable_uri(uri)
+        with uploaded(uri, filesystem(uri)[1]) as upload:
+            yield cast(BinaryIO, upload)
         return
     with tempfile.TemporaryFile() as stream:
         yield cast(BinaryIO, stream)

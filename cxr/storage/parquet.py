@@ -18,8 +18,10 @@ from cxr.storage.uri import is_local
 _KEPT = 2048  # row groups in the footers that a reader keeps; rows of 34 columns take 36 KB for each
 
 
-def read_parquet(uri: str, *, row_group: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file or one of its row groups; `columns` are returned in the file's order.
+def read_parquet(
+    uri: str, *, row_groups: Sequence[int] | None = None, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Read a Parquet file or some of its row groups; `columns` are returned in the file's order.
 
     Raises:
         StorageError: it cannot be read.
@@ -30,9 +32,9 @@ def read_parquet(uri: str, *, row_group: int | None = None, columns: Sequence[st
     def read() -> pa.Table:
         files, path = _filesystem_and_path(uri)
         with pq.ParquetFile(path, filesystem=files, pre_buffer=True) as file:
-            if row_group is None:
+            if row_groups is None:
                 return file.read(column_list, use_threads=False)
-            return file.read_row_group(row_group, columns=column_list, use_threads=False)
+            return file.read_row_groups(list(row_groups), columns=column_list, use_threads=False)
 
     return retried(uri, read)
 

@@ -149,7 +149,7 @@ def test_an_archive_describes_its_contents(written: tuple[str, str, Checkpoint])
     assert (info.pixels, info.findings, info.source, info.rejects) == (PixelFormat(16), schema.FINDINGS, "folder", 1)
     assert {split: info.rows(split) for split in info.parts} == {"train": 1, "test": 1}
     for group in (*shards.row_groups(info, "train"), *shards.row_groups(info, "test")):
-        assert storage.read_parquet(group.uri, row_group=group.index).num_rows == group.rows
+        assert storage.read_parquet(group.uri, row_groups=[group.index]).num_rows == group.rows
     assert storage.read_parquet(f"{folder}/{shards.REJECTS_FILE}")[schema.ERROR].to_pylist() == ["torn"]
     assert info.latents is not None
     assert info.latents["checkpoint"] == kept.uri

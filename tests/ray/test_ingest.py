@@ -14,7 +14,7 @@ import pytest
 from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.decode import make_rows
-from cxr.data.ingest import IngestResult, ingest, row_group_rows, rows_per_part
+from cxr.data.ingest import IngestResult, ingest
 from cxr.errors import UserError
 from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
@@ -113,14 +113,6 @@ def test_too_many_rejects_fail_the_ingest_after_it_is_written(archive: str, inge
     with pytest.raises(UserError, match=r"3 of 43 images.*3 x truncated"):
         ingest(archive, ingested.shards, pixels=PIXELS, max_rejects=0.05)
     assert storage.exists(f"{ingested.shards}/archive.json")
-
-
-def test_parts_stay_small_and_many() -> None:
-    assert rows_per_part(393, PixelFormat(256)) == 25
-    assert rows_per_part(112_120, PixelFormat(256)) == 512
-    for size in (256, 1024, 4096):
-        assert rows_per_part(112_120, PixelFormat(size, 16)) * PixelFormat(size, 16).row_bytes <= 64 << 20
-        assert row_group_rows(PixelFormat(size, 16)) >= 1
 
 
 def test_a_zip_file_gives_the_same_shards(archive: str, ingested: IngestResult, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ def use_everything(uri: str = "s3://xrays/run") -> None:
         ("a/rows.parquet", len(sink.getvalue()))
     ]
     assert storage.read_bytes(f"{uri}/a/rows.parquet") == sink.getvalue()
-    assert storage.read_parquet(f"{uri}/a/rows.parquet", row_group=1)["row"].to_pylist() == [*range(10_000, 20_000)]
+    assert storage.read_parquet(f"{uri}/a/rows.parquet", row_groups=[1])["row"].to_pylist() == [
+        *range(10_000, 20_000)
+    ]
     assert storage.read_parquet_footer(f"{uri}/a/rows.parquet").num_rows == 20_000
     path, files = storage.ray_storage(uri)
     files = pickle.loads(pickle.dumps(files))

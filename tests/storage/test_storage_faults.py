@@ -22,6 +22,7 @@ from cxr.schema import PixelFormat
 from cxr.sources import open_manifest
 from cxr.storage import NotFoundError, StorageError, UnreadableError
 from cxr.storage.errors import storage_error
+from cxr.storage.files import atomic_writer
 from tests.ray.archives import write_archive
 from tests.servers import faulty
 from tests.servers.faulty import Faulty
@@ -117,6 +118,29 @@ def test_a_failed_multipart_upload_leaves_the_old_object(front: Faulty, tmp_path
     assert "Uploads" not in boto3.client("s3").list_multipart_uploads(Bucket="xrays")
 
 
+def test_an_object_that_is_not_finished_does_not_appear(front: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(size: int) -> None:
+        with atomic_writer("s3://xrays/a.bin") as stream:
+            stream.write(bytes(size))
+            raise ZeroDivisionError
+
+    def uploads() -> int:  # an answer that was lost may have left one
+        return len(boto3.client("s3").list_multipart_uploads(Bucket="xrays").get("Uploads", ()))
+
+    storage.write_text("s3://xrays/a.bin", "old")
+    before = uploads()
+    for size in (5, 40 << 20):
+        with pytest.raises(ZeroDivisionError):
+            write(size)
+    monkeypatch.setenv("CXR_STORAGE_PATIENCE_S", "0")
+    front.refused = {"partNumber=2": "AccessDenied"}
+    with pytest.raises(StorageError, match="403"), atomic_writer("s3://xrays/a.bin") as stream:
+        stream.write(bytes(40 << 20))
+    front.refused = {}
+    assert storage.read_text("s3://xrays/a.bin") == "old"
+    assert uploads() == before
+
+
 @pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch"])
 def test_wrong_credentials_are_reported_by_every_operation(front: Faulty, code: str) -> None:
     front.refused = {"": code}
@@ -157,6 +181,22 @@ def test_a_missing_bucket_is_not_a_missing_file(front: Faulty) -> None:
         with pytest.raises(StorageError, match="there is no bucket 'nowhere'") as caught:
             operation("s3://nowhere/a.png")
         assert not isinstance(caught.value, NotFoundError)
+
+
+def test_an_object_is_uploaded_while_it_is_written(front: Faulty) -> None:
+    blocks = [bytes([number]) * (5 << 20) for number in range(8)]
+    front.one_in = 3
+    with atomic_writer("s3://xrays/a.bin") as stream:
+        for number, block in enumerate(blocks):
+            assert stream.write(block) == len(block)
+            if number == 5:
+                assert any("partNumber=1" in seen.path for seen in front.seen)
+                assert not storage.exists("s3://xrays/a.bin")
+    front.one_in = 0
+    assert storage.read_bytes("s3://xrays/a.bin") == b"".join(blocks)
+    with atomic_writer("s3://xrays/small.bin") as stream:
+        stream.write(b"small")
+    assert storage.read_bytes("s3://xrays/small.bin") == b"small"
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENODEV, errno.ENOMEM, errno.EMFILE])
