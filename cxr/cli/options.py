@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 import tyro
 
 from cxr import storage
+from cxr.cli.plan_options import PlanOptions
 from cxr.errors import UserError
 from cxr.sources.options import Labeling, ReadOptions
 from cxr.training.options import RunOptions, SearchOptions
@@ -58,6 +59,7 @@ class RecipeOptions:
     data: ArchiveOptions = field(default_factory=ArchiveOptions)
     recipe: Any
     run: RunOptions = field(default_factory=RunOptions)
+    planning: PlanOptions = field(default_factory=PlanOptions)
 
     def starting_point(self, arguments: Sequence[str]) -> Self:
         """These options as changed by `--preset` or `--recipe`, before other arguments are applied.

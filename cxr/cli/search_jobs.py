@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from cxr import storage
 from cxr.cli.inputs import check_inputs
-from cxr.cli.options import ArchiveOptions
+from cxr.cli.options import ArchiveOptions, TuneOptions
 from cxr.cli.training_jobs import (
     connect,
     ensure_shards,
     picture,
     print_result,
     resolve_environment,
+    say_plan,
     training_record,
 )
 from cxr.families.base import Recipe
@@ -40,6 +42,7 @@ def tune_job(
     connect(out, archive, run)
     recipe = resolve_environment(recipe, out, run)
     data = ensure_shards(archive, out, recipe)
+    say_plan(TuneOptions(out=out, recipe=recipe, run=run, search=options, data=replace(archive, archive=(data,))))
     trials = search(recipe, data, out, options, run, reading=archive.reading)
     table = write_trials(trials, recipe.monitor, out, objectives)
     print(trials_table(trials, recipe.monitor, objectives), flush=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cxr import storage
+from cxr.cli import plans
 from cxr.cli.inputs import SHARDS, check_inputs
-from cxr.cli.options import ArchiveOptions
+from cxr.cli.options import ArchiveOptions, RecipeOptions, TrainOptions
 from cxr.cli.phantoms import phantom_archive
 from cxr.data import ingest, shards
 from cxr.data.batch import Batch
@@ -22,7 +24,7 @@ from cxr.families.compatibility import fold_of
 from cxr.families.presets import RECIPE_FILE, preset
 from cxr.models import pretrained
 from cxr.reporting import folds
-from cxr.runtime import cluster
+from cxr.runtime import cluster, console
 from cxr.schema import PixelFormat
 from cxr.training import mlflow_log
 from cxr.training.fit import begun_with, fit, room
@@ -119,6 +121,7 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
     recipe = resolve_environment(recipe, out, run)
     storage.write_json(storage.join(out, RECIPE_FILE), recipe.to_dict())
     data = ensure_shards(archive, out, recipe)
+    say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=replace(archive, archive=(data,))))
     fitted = fit(recipe, data, out, run, reading=archive.reading)
     pictures = picture(fitted.checkpoint, data, out)
     MlflowLog.of(out).send_pictures(pictures)
@@ -131,6 +134,12 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
         "pictures": pictures,
         **training_record(recipe),
     }
+
+
+def say_plan(options: RecipeOptions) -> None:
+    """Show what the run asks of the cluster, for shards, whose images are counted in a moment."""
+    if not options.data.stream:
+        console.say(plans.plan_training(options).short())
 
 
 def training_record(recipe: Recipe) -> dict[str, Any]:

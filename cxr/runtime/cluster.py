@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,13 @@ def data_machines() -> dict[str, str]:
     """
     labeled = any(POOL in node["Labels"] for node in ray.nodes() if node["Alive"])
     return {POOL: "data"} if labeled else {}
+
+
+def has_machine_for(needed: Mapping[str, float]) -> bool:
+    """Whether a machine of the cluster, or one that it may start, has these resources, busy or free."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    machines = [*alive, *ray_private.machine_types()]
+    return any(all(machine.get(name, 0.0) >= count for name, count in needed.items()) for machine in machines)
 
 
 def free() -> str:

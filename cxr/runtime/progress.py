@@ -85,15 +85,16 @@ class Progress:
     def _time_left(self) -> str:
         """Estimated from the pace since the first items: the start of a run says nothing about the rest."""
         if self.done >= self.total:
-            return f", {_duration(self.seconds)}" if self._new else ""
+            return f", {duration(self.seconds)}" if self._new else ""
         since, count = self._first or (0.0, self._new)
         if self._new == count:
             return ""
         left = (self.total - self.done) * (time.monotonic() - since) / (self._new - count)
-        return f", {_duration(left)} left"
+        return f", {duration(left)} left"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Such as "40 s", "2 min 03 s" or "3 h 10 min"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -150,4 +151,4 @@ class _StallWatch:
             since, now = self.waiting_since, time.monotonic()
             if since is not None and now - max(since, noted) >= self._stall_s:
                 noted = now
-                console.note(f"{_duration(now - since)} without progress; waiting for {self._waiting_for()}")
+                console.note(f"{duration(now - since)} without progress; waiting for {self._waiting_for()}")

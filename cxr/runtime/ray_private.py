@@ -101,6 +101,14 @@ def largest_resources() -> dict[str, float]:
     return {name: float(count) for name, count in (state.get_max_resources_from_cluster_config() or {}).items()}
 
 
+def machine_types() -> list[dict[str, float]]:
+    """The resources of each type of machine that the cluster may start, empty without an autoscaler
+    (_private/state.py)."""
+    config = state.get_cluster_config()
+    types = config.node_group_configs if config else ()
+    return [dict(kind.resources) for kind in types if kind.max_count != 0]
+
+
 def dashboard_url() -> str:
     """The address of the dashboard of this process's cluster, "" without one (_private/worker.py, node.py)."""
     node = worker._global_node

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -93,7 +93,7 @@ def fit(
             f"before fit"
         )
     check_resume(storage.join(out, name), options.resume)
-    _check_batch(recipe, options)
+    check_batch(recipe, options)
     data, findings, trained_on, datasets = _describe(archive, recipe, reading)
     room(options, raw=bool(datasets))
     gpu = uses_gpu(options)
@@ -147,7 +147,8 @@ def begun_with(out: str, name: str = "train") -> dict[str, Any] | None:
     return checkpoint_files.read_about(last)["recipe"] if there else None
 
 
-def _check_batch(recipe: Recipe, options: RunOptions) -> None:
+def check_batch(recipe: Recipe, options: RunOptions) -> None:
+    """Raise UserError unless the workers can share a batch equally."""
     if not options.is_elastic and recipe.batch_size % options.max_workers:
         raise UserError(
             f"batch_size={recipe.batch_size} cannot be shared equally by {options.max_workers} workers: "
@@ -155,34 +156,46 @@ def _check_batch(recipe: Recipe, options: RunOptions) -> None:
         )
 
 
-def uses_gpu(options: RunOptions) -> bool:
+Total = Callable[[str], float]
+"""The CPUs or GPUs of a cluster, like `cluster.total`."""
+
+
+def uses_gpu(options: RunOptions, total: Total | None = None) -> bool:
     """Whether workers train on GPUs, one each."""
-    return options.device == "gpu" or (options.device == "auto" and cluster.total("GPU") > 0)
+    return options.device == "gpu" or (options.device == "auto" and (total or cluster.total)("GPU") > 0)
 
 
-def room(options: RunOptions, *, raw: bool, beside: float = 0.0) -> int:
+def room(options: RunOptions, *, raw: bool, beside: float = 0.0, total: Total | None = None) -> int:
     """How many runs with these options the cluster can hold at once, machines counted that it may still start.
 
     Args:
         raw: a raw archive is streamed, for which a CPU must stay free.
         beside: CPUs that each run takes besides its workers'.
+        total: resources to count in place of the cluster's.
 
     Raises:
         UserError: not even one.
     """
-    workers, cpus, gpus = options.min_workers, cluster.total("CPU"), cluster.total("GPU")
-    if uses_gpu(options) and gpus < workers:
+    count = total or cluster.total
+    workers, cpus, gpus, on_gpus = options.min_workers, count("CPU"), count("GPU"), uses_gpu(options, total)
+    if on_gpus and gpus < workers:
         remedy = (
             f"give --workers {gpus:g}, or --device cpu" if gpus else "give --device cpu, or use a cluster with GPUs"
         )
         raise UserError(f"expected {workers} GPUs, one for each worker, got a cluster with {gpus:g}: {remedy}")
     fits = math.floor((cpus - raw) / (workers * options.resources_per_worker["CPU"] + beside))
-    if uses_gpu(options):
+    if on_gpus:
         fits = min(fits, math.floor(gpus / workers))
     if fits < 1:
         raise UserError(
             f"the cluster has {cpus:g} CPUs: too few for a run of {workers} workers with {options.cpus_per_worker:g} "
             f"CPUs each{', and a CPU for decoding' * raw}. Lower --workers or --cpus-per-worker, or add machines"
+        )
+    needed = options.resources_per_worker | ({"GPU": 1.0} if on_gpus else {})
+    if total is None and not cluster.has_machine_for(needed):
+        raise UserError(
+            f"no machine of the cluster has {options.cpus_per_worker:g} CPUs{' and a GPU' * on_gpus} for a worker: "
+            f"lower --cpus-per-worker, or add larger machines"
         )
     return fits
 

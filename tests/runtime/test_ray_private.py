@@ -130,10 +130,12 @@ def test_resources_of_a_cluster_that_grows(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(GlobalState, "get_cluster_config", lambda self: None)
     assert state.get_max_resources_from_cluster_config() is None
     assert ray_private.largest_resources() == {}
+    assert ray_private.machine_types() == []
     config = autoscaler_pb2.ClusterConfig()
     config.node_group_configs.add(resources={"CPU": 8}, max_count=3)
     monkeypatch.setattr(GlobalState, "get_cluster_config", lambda self: config)
     assert ray_private.largest_resources() == {"CPU": 24}
+    assert ray_private.machine_types() == [{"CPU": 8}]
 
 
 def test_node_types_are_reported_where_ray_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:

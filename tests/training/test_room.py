@@ -5,9 +5,31 @@ from __future__ import annotations
 import pytest
 
 from cxr.errors import UserError
-from cxr.runtime import cluster
+from cxr.runtime import cluster, ray_private
 from cxr.training.fit import room
 from cxr.training.options import RunOptions
+
+
+@pytest.fixture(autouse=True)
+def machines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
+    """The machines of the cluster, each large enough unless a test replaces them."""
+    machines = [{"CPU": 64.0, "GPU": 8.0}]
+    nodes = [{"Alive": True, "Resources": machines[0]}, {"Alive": False, "Resources": {"CPU": 999.0}}]
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray_private, "machine_types", lambda: machines[1:])
+    return machines
+
+
+def test_a_worker_must_fit_on_one_machine(machines: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "total", {"CPU": 256, "GPU": 2}.__getitem__)
+    wide = RunOptions(cpus_per_worker=32)
+    machines[0].update(CPU=16, GPU=2)
+    with pytest.raises(UserError, match="no machine of the cluster has 32 CPUs and a GPU for a worker: lower --cpus"):
+        room(wide, raw=False)
+    machines.append({"CPU": 64})  # which the cluster may start
+    with pytest.raises(UserError, match="and a GPU"):
+        room(wide, raw=False)
+    assert room(RunOptions(cpus_per_worker=32, device="cpu"), raw=False) == 8
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,10 @@ class Command:
         parsed = loaded.parse(arguments, program)
         if not hasattr(parsed.job, "out"):
             job.show(loaded.main, parsed)
+        if hasattr(parsed.job, "planning") and parsed.job.planning.plan:
+            from cxr.cli.plans import plan_of
+
+            job.show(plan_of, parsed)
         job.run(loaded.main, parsed, self.name)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from cxr import schema, storage
 from cxr.cli.phantoms import phantom_archive
+from cxr.cli.plan_options import PlanOptions
 from cxr.errors import ImageRejectedError, UserError
 from cxr.imaging.center_crop import CenterCrop
 from cxr.imaging.decode import check_head
@@ -61,6 +62,7 @@ class Options:
     enhancement: Enhancement = field(default_factory=Enhancement)
     reading: ReadOptions = field(default_factory=ReadOptions)
     labeling: Labeling = field(default_factory=Labeling)
+    planning: PlanOptions = field(default_factory=PlanOptions)
 
 
 def main(options: Options) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import tyro
 from cxr import storage
 from cxr.cli.exports import ExportFormat, check_formats, export_all
 from cxr.cli.phantoms import phantom_archive
+from cxr.cli.plan_options import PlanOptions
 from cxr.data.identity import open_identity
 from cxr.data.run_ledger import family_of, read_ledger
 from cxr.errors import UserError
@@ -48,6 +49,7 @@ class Options:
     """Also write the scores as OUT/exports/scores.csv (csv), or predicted boxes and masks as OUT/exports/coco.json
     (coco). Repeat the option for both. With several checkpoints, the files are in OUT/exports/NAME."""
     score: ScoreOptions = field(default_factory=ScoreOptions)
+    planning: PlanOptions = field(default_factory=PlanOptions)
 
 
 def main(options: Options) -> dict[str, Any]:

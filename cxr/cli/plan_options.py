@@ -1,0 +1,34 @@
+"""The options of `--plan`. This module imports neither torch nor Ray, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from cxr.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """Show what the job needs instead of running it."""
+
+    plan: bool = False
+    """Print what the job asks of the cluster and how long it takes, and exit. Nothing is written. Ray starts only to
+    join the cluster in RAY_ADDRESS."""
+    plan_images: int | None = None
+    """Number of images to plan for: of the train split, or to ingest or score. Default: those of the archive."""
+    plan_cpus: int | None = None
+    """Number of CPUs to plan for. Default: those of the cluster in RAY_ADDRESS, or of this machine."""
+    plan_gpus: int | None = None
+    """Number of GPUs to plan for. Default: those of the cluster in RAY_ADDRESS, or of this machine."""
+    images_per_second: float | None = None
+    """Images per second of one training process, one CPU that ingests, or one replica that scores, as you measured
+    them. Default: those of an earlier run in OUT, if there is one."""
+
+    def __post_init__(self) -> None:
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "plan"}
+        for name, value in given.items():
+            option = f"--{name.replace('_', '-')}"
+            if value is not None and not self.plan:
+                raise UserError(f"{option} has an effect only with --plan: add --plan, or omit it")
+            if value is not None and value <= 0 and name != "plan_gpus":
+                raise UserError(f"{option}: expected a positive number, got {value:g}")

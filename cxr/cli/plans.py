@@ -1,0 +1,273 @@
+"""`--plan`: what a job asks of the cluster and how long it takes, before it starts.
+
+Rates are measured, never assumed: each says where it comes from, and without one no time is given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from cxr import schema, storage
+from cxr.cli.options import ArchiveOptions, RecipeOptions, TrainOptions, TuneOptions
+from cxr.cli.plan_options import PlanOptions
+from cxr.data import shards
+from cxr.runtime.progress import duration
+from cxr.sources import open_manifest
+from cxr.wording import counted
+
+INGEST_RATE = 177.0  # images per second and CPU
+INGEST_SOURCE = "docs/reference/performance.md: PNGs of 1024 px on two cores"
+READ_RATE = 52.0
+READ_SOURCE = "docs/reference/performance.md: PNGs of 1024 px on two busy cores, decoded and resized"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Images per second of one process, and where that was measured."""
+
+    images_per_s: float
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.images_per_s:.4g} images/s ({self.source})"
+
+
+@dataclass
+class JobPlan:
+    """Lines of text by what they are about, and the same as values for programs."""
+
+    lines: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def text(self) -> str:
+        width = max(map(len, self.lines))
+        return "\n".join(f"{name:<{width}}  {said}" for name, said in self.lines.items())
+
+    def short(self) -> str:
+        """What a job says of itself when it starts."""
+        return "plan: " + "; ".join(self.lines[name] for name in ("asks for", "images", "epoch", "time"))
+
+    def shown(self) -> tuple[dict[str, Any], str]:
+        return {"plan": self.lines, **self.values}, self.text()
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The CPUs and GPUs to plan for, and whose they are."""
+
+    cpus: float
+    gpus: float
+    whose: str
+
+    @classmethod
+    def of(cls, options: PlanOptions) -> Capacity:
+        """What the options say, else the cluster of this process or in RAY_ADDRESS, else this machine."""
+        joined = not options.plan or os.environ.get("RAY_ADDRESS")
+        if joined and None in (options.plan_cpus, options.plan_gpus):
+            from cxr.runtime import cluster  # imports Ray
+
+            cluster.connect()
+            found = cluster.total("CPU"), cluster.total("GPU")
+            whose = "of the cluster, with machines that it may start"
+        else:
+            found, whose = (float(len(os.sched_getaffinity(0))), _gpus_here()), "of this machine"
+        given = [options.plan_cpus, options.plan_gpus]
+        cpus, gpus = (float(own if own is not None else other) for own, other in zip(given, found, strict=True))
+        return cls(cpus, gpus, whose if None in given else "as given")
+
+    def total(self, resource: str) -> float:
+        return {"CPU": self.cpus, "GPU": self.gpus}[resource]
+
+    def __str__(self) -> str:
+        return f"{counted(int(self.cpus), 'CPU')} and {counted(int(self.gpus), 'GPU')} ({self.whose})"
+
+
+def _gpus_here() -> float:
+    import torch
+
+    return float(torch.cuda.device_count())
+
+
+def plan_of(options: Any) -> tuple[dict[str, Any], str]:
+    """What to show of a job with these options, as JSON and as text."""
+    from cxr.cli.commands import ingest, score
+
+    if isinstance(options, RecipeOptions):
+        return plan_training(options).shown()
+    if isinstance(options, ingest.Options):
+        return plan_ingest(options).shown()
+    assert isinstance(options, score.Options)
+    return plan_scoring(options).shown()
+
+
+def plan_training(options: RecipeOptions) -> JobPlan:
+    """The plan of a training or of a search.
+
+    Raises:
+        UserError: the CPUs or GPUs to plan for can never hold the job.
+    """
+    from cxr.training.fit import CACHE_BYTES, check_batch, room, uses_gpu  # imports Ray
+
+    recipe, run, archive = options.recipe, options.run, options.data
+    check_batch(recipe, run)
+    images, source, on_disk = _training_images(archive, options.planning)
+    if recipe.folds:
+        images = images * (recipe.folds - 1) // recipe.folds
+    capacity = Capacity.of(options.planning)
+    fits = room(run, raw=archive.stream, total=capacity.total)
+    gpu = uses_gpu(run, capacity.total)
+    runs, what = _runs(options)
+    steps = max(1, images // recipe.batch_size)
+    image_bytes = archive.stored_size**2
+    plan = JobPlan()
+    number = f"{run.min_workers} to {run.max_workers}" if run.is_elastic else f"{run.max_workers:,}"
+    processes = "process" if run.max_workers == 1 else "processes"
+    plan.lines["asks for"] = (
+        f"{number} training {processes}, each with {run.cpus_per_worker:g} CPU{' and 1 GPU' * gpu}"
+        f"{', and a CPU for decoding' * archive.stream}"
+    )
+    plan.lines["available"] = str(capacity)
+    plan.lines["memory"] = (
+        f"up to {CACHE_BYTES >> 20} MiB of pixels for each process, in addition to Python, PyTorch and the network"
+    )
+    plan.lines["disk"] = (
+        f"shards in OUT of up to {_size(images * image_bytes)}"
+        if not (on_disk or archive.stream)
+        else "checkpoints only"
+    )
+    plan.lines["images"] = f"{images:,} for training ({source})"
+    plan.lines["epoch"] = f"{steps:,} steps of {recipe.batch_size} images over all processes"
+    rate = _training_rate(options)
+    if rate is None:
+        plan.lines["time"] = "unknown: give --images-per-second, or plan again with the --out of a run"
+    else:
+        seconds = images / (rate.images_per_s * run.max_workers)
+        at_once = min(fits, runs, getattr(getattr(options, "search", None), "max_concurrent_trials", None) or fits)
+        total = seconds * recipe.total_epochs * -(-runs // at_once)
+        plan.lines["time"] = (
+            f"{duration(seconds)} of training per epoch, {duration(total)} for {what}"
+            f"{f', {at_once} at a time' * (runs > 1)}; validation and start-up not included"
+        )
+        plan.lines["rate"] = f"{rate} per process; several are assumed to be as many times as fast"
+        plan.values |= {"epoch_seconds": seconds, "seconds": total}
+    plan.values |= {"images": images, "steps": steps, "workers": run.max_workers, "runs_at_once": fits}
+    return plan
+
+
+def _runs(options: RecipeOptions) -> tuple[int, str]:
+    """How many networks a job trains, and how they are called."""
+    epochs = counted(options.recipe.total_epochs, "epoch")
+    if isinstance(options, TuneOptions):
+        return options.search.trials, f"{counted(options.search.trials, 'trial')} of {epochs} without early stopping"
+    members = options.members if isinstance(options, TrainOptions) else 1
+    folds = options.recipe.folds if options.recipe.fold is None and members == 1 else 0
+    runs = max(members, folds or 1)
+    return runs, epochs if runs == 1 else f"{runs} networks of {epochs} each"
+
+
+def _training_images(archive: ArchiveOptions, options: PlanOptions) -> tuple[int, str, bool]:
+    """Training images, who says so, and whether they are shards already."""
+    on_disk = bool(archive.uris) and all(map(shards.is_shards, archive.uris))
+    if options.plan_images:
+        return options.plan_images, "as given", on_disk
+    if not archive.uris:
+        return archive.phantoms, "the phantom archive, all splits", False
+    count = sum(_rows(uri, archive, ("train",)) for uri in archive.uris)
+    return count, "the archive's train split", on_disk
+
+
+def _rows(uri: str, archive: ArchiveOptions, splits: tuple[str, ...]) -> int:
+    if shards.is_shards(uri):
+        return sum(shards.read_info(uri).rows(split) for split in splits)
+    listed = open_manifest(uri, archive.reading, archive.labeling).table[schema.SPLIT].to_pylist()
+    return sum(listed.count(split) for split in splits)
+
+
+def _training_rate(options: RecipeOptions) -> Rate | None:
+    """Of one training process."""
+    if options.planning.images_per_second:
+        return Rate(options.planning.images_per_second, "--images-per-second")
+    uri = storage.join(storage.normalize(options.out), "metrics.jsonl")
+    rows = [json.loads(line) for line in storage.read_text(uri).splitlines()] if storage.exists(uri) else []
+    rates = [row["images_per_s"] / row["workers"] for row in rows if "images_per_s" in row]
+    return Rate(median(rates), f"median of {counted(len(rates), 'epoch')} in {uri}") if rates else None
+
+
+def plan_ingest(options: Any) -> JobPlan:
+    """The plan of an ingest."""
+    capacity = Capacity.of(options.planning)
+    images, source = _all_images((options.archive,) if options.archive else (), options.reading, options.planning, 60)
+    images = min(images, options.limit or images)
+    rate = _earlier(options, lambda result: sum(result["counts"].values()) / result["seconds"] / capacity.cpus)
+    rate = rate or Rate(INGEST_RATE, INGEST_SOURCE)
+    plan = JobPlan()
+    plan.lines["asks for"] = "all CPUs of the cluster, no GPU"
+    plan.lines["available"] = str(capacity)
+    plan.lines["disk"] = f"up to {_size(images * options.stored_size**2 * options.bits // 8)} in OUT"
+    plan.lines["images"] = f"{images:,} ({source})"
+    _add_time(plan, images, {"reading and decoding": (rate, capacity.cpus, "CPU")})
+    return plan
+
+
+def plan_scoring(options: Any) -> JobPlan:
+    """The plan of scoring: CPUs read while replicas of the networks work, so the slower of the two counts."""
+    capacity = Capacity.of(options.planning)
+    images, source = _all_images(options.archive, options.score.reading, options.planning, 160)
+    replicas = options.score.workers or int(capacity.gpus) or max(1, int(capacity.cpus) // 2)
+    rate = _earlier(options, lambda result: result["metrics"]["images_per_s"] / replicas)
+    plan = JobPlan()
+    plan.lines["asks for"] = (
+        f"{counted(replicas, 'replica')} of the networks, {'each with 1 GPU' if capacity.gpus else 'on CPUs'}, and "
+        f"CPUs for reading"
+    )
+    plan.lines["available"] = str(capacity)
+    plan.lines["images"] = f"{images:,} ({source})"
+    stages = {"reading and decoding": (Rate(READ_RATE, READ_SOURCE), capacity.cpus, "CPU")}
+    if rate:
+        stages["networks"] = (rate, replicas, "replica")
+    else:
+        plan.lines["networks"] = "unknown: give --images-per-second, or plan again with the --out of a run"
+    _add_time(plan, images, stages, least=not rate)
+    return plan
+
+
+def _add_time(plan: JobPlan, images: int, stages: dict[str, tuple[Rate, float, str]], *, least: bool = False) -> None:
+    """Add the time of each stage; stages run side by side.
+
+    Args:
+        least: another stage, of unknown speed, may take longer.
+    """
+    seconds = {name: images / (rate.images_per_s * count) for name, (rate, count, _) in stages.items()}
+    for name, (rate, count, unit) in stages.items():
+        plan.lines[name] = f"{duration(seconds[name])} on {counted(int(count), unit)}; each {rate}"
+    plan.lines["time"] = f"{'at least ' * least}{duration(max(seconds.values()))}, start-up not included"
+    plan.values |= {"images": images, "seconds": max(seconds.values())}
+
+
+def _all_images(archives: tuple[str, ...], reading: Any, options: PlanOptions, phantoms: int) -> tuple[int, str]:
+    if options.plan_images:
+        return options.plan_images, "as given"
+    if not archives:
+        return phantoms, "the phantom archive"
+    archive = ArchiveOptions(reading=reading)
+    return sum(_rows(storage.normalize(uri), archive, schema.SPLITS) for uri in archives), "listed in the archive"
+
+
+def _earlier(options: Any, rate: Callable[[dict[str, Any]], float]) -> Rate | None:
+    """The rate that the options name, or that of an earlier run in OUT, on as much hardware as is planned for."""
+    if options.planning.images_per_second:
+        return Rate(options.planning.images_per_second, "--images-per-second")
+    uri = storage.join(storage.normalize(options.out), "result.json")
+    if not storage.exists(uri):
+        return None
+    return Rate(rate(storage.read_json(uri)), f"{uri}, if it ran on the same hardware")
+
+
+def _size(count: int) -> str:
+    value = count / 1e9
+    return f"{value:,.1f} GB" if value >= 0.1 else f"{count / 1e6:,.1f} MB"
