@@ -25,7 +25,7 @@ from cxr.inference.panel import Panel
 from cxr.inference.part_scorer import PartScorer, ScoreCounts, read_counts
 from cxr.inference.plan import Plan
 from cxr.inference.read import PART, PART_ROWS, SHARD
-from cxr.runtime import cluster, provenance
+from cxr.runtime import cluster, metrics, provenance
 from cxr.runtime.console import say
 from cxr.runtime.progress import Progress
 from cxr.sources.image_files import FILE_BYTES, FILE_VERSION
@@ -194,6 +194,7 @@ def _score_parts(todo: list[Part], job: Job, plan: Plan, progress: Progress, cou
                     each.reasons.update(row["errors"])
                     each.not_frontal_chest.update(row["not_frontal_chest"])
                 progress.add(row["images"], len(row["errors"]))
+                metrics.count_reasons(row["errors"])
     except UserError as mistake:
         raise UserError(f"{mistake}. Scored parts are saved: run the same command again to continue") from mistake
     return scored

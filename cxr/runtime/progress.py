@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cxr.errors import UserError
-from cxr.runtime import console
+from cxr.runtime import console, metrics
 
 T = TypeVar("T")
 STALL_S = "CXR_STALL_WARNING_S"
@@ -44,6 +44,8 @@ class Progress:
         self.done += count
         self._new += count
         self.rejects += rejects
+        if self.unit == "images":
+            metrics.count_images(self.what, count, rejects)
         self._first = self._first or (time.monotonic(), self._new)
         self._show(due=time.monotonic() - self._shown >= self.every_s)
 

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cxr import storage
 from cxr.families.base import Recipe
 from cxr.runtime import console
+from cxr.runtime.metrics import record_epoch
 from cxr.training.options import CHECKPOINT_SCORE
 
 METRICS_FILE, TENSORBOARD = "metrics.jsonl", "tensorboard"
@@ -47,6 +48,9 @@ class RunLog(UserCallback):
         self._append(row)
         if storage.exists(in_progress := storage.join(self.out, IN_PROGRESS)):
             storage.delete(in_progress)  # the epoch has ended
+        if "images_per_s" in row:
+            shares = {part: row[TIME + part] for part in PARTS if TIME + part in row}
+            record_epoch(self.out, row["images_per_s"], row["epoch"], shares)
         if row.get("stage") != AVERAGE:  # it would be a second value at the last epoch
             self._board = self._board or Board(storage.join(self.out, TENSORBOARD))
             self._board.write(row)

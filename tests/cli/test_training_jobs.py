@@ -50,6 +50,7 @@ def two(tmp_path: Path) -> ArchiveOptions:
 @pytest.fixture
 def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cxr.runtime.cluster.connect", lambda: None)
+    monkeypatch.setattr("cxr.cli.training_jobs.say_plan", lambda options: None)
     monkeypatch.setattr("cxr.runtime.cluster.check_shared", lambda uri: None)
     monkeypatch.setattr("cxr.cli.training_jobs.room", lambda *_, **__: 1)
 
