@@ -10,7 +10,7 @@ WANTED := --no-build-isolation -e .[dev]
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo check lint test tests test-all coverage test-gpu clean
+.PHONY: help install demo check lint test tests test-all coverage test-gpu sbom audit clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -55,10 +55,24 @@ coverage: install  ## which lines of cxr the fast tests never run
 test-gpu:  ## the tests that need a GPU, with the packages that PYTHON has (minutes)
 	$(PYTHON) -m pytest -m gpu tests/gpu
 
+.venv-tools:  # the programs that list and audit packages
+	$(PYTHON) -m venv $@
+	$@/bin/pip install -q --disable-pip-version-check cyclonedx-bom==7.5.0 pip-audit==2.10.1
+
+sbom: install .venv-tools  ## write sbom.json: the packages in .venv, with versions and licenses (CycloneDX)
+	.venv-tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o sbom.json $(VENV)
+
+audit: .venv-tools  ## compare the versions in constraints.txt with known vulnerabilities (needs internet)
+	@.venv-tools/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
+		>audit.log 2>&1; code=$$?; cat audit.log; \
+	if grep -qE 'ConnectionError|ServiceError|HTTPError|could not be audited' audit.log; then \
+		echo "error: not all packages were found in the list of vulnerabilities: run make audit where there is internet" >&2; exit 2; \
+	fi; exit $$code
+
 .venv-swift:  # the S3 server of tests/servers
 	$(PYTHON) -m venv $@
 	$@/bin/pip install -q --disable-pip-version-check swift==2.38.3
 
 clean:  ## remove .venv, runs and caches
-	rm -rf $(VENV) .venv-swift runs build *.egg-info .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-swift .venv-tools sbom.json audit.log runs build *.egg-info .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
