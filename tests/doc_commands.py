@@ -65,7 +65,7 @@ def _no_embeddings(scratch: Path) -> str:
     (scratch / embeddings.FOLDER).mkdir()
     network = save_untrained(scratch / "network", ClassifyRecipe(size=32))
     about = {"checkpoint": network, "sha256": read_about(network)["sha256"], "archives": []}
-    embeddings.finish(str(scratch / embeddings.FOLDER), {}, about)
+    embeddings.finish(str(scratch / embeddings.FOLDER), [], about)
     return str(scratch)
 
 

@@ -67,6 +67,8 @@ _KEPT_WITH_ERRORS = (schema.VIEW, schema.BODY_PART, schema.MODALITY, schema.GATE
 _WHOLE = "whole image"  # beginning of `crop_status` where the crop failed
 _THUMBNAIL = "thumbnail"  # key of the gate's input, until the gate has run
 
+_NOT_READABLE = "file not readable"  # beginning of an error
+
 Values = dict[str, Any]  # column name -> value of one row
 
 
@@ -367,8 +369,15 @@ def _reason(error: Exception) -> str:
         return "file not found"
     if isinstance(error, storage.StorageError):
         cause = error.__cause__
-        return f"file not readable: {getattr(cause, 'strerror', None) or type(cause).__name__}"
+        reason = getattr(cause, "strerror", None) or type(cause).__name__
+        return f"unusable file: {reason}" if isinstance(error, storage.DamagedError) else f"{_NOT_READABLE}: {reason}"
     return f"unexpected {type(error).__name__}{raised_at(error)}"
+
+
+def is_unread(error: str) -> bool:
+    """Whether an error of a row says that storage did not give its file, which it may do later although the file has
+    not changed."""
+    return error.startswith(_NOT_READABLE)
 
 
 def _image_columns(manifest_row: Values, decoded: Decoded, boxes_frame: int | None) -> Values:

@@ -9,7 +9,7 @@ A vector is a binary value of float16 numbers. Parquet files of these are read a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -64,24 +64,24 @@ def part_name(part: str) -> str:
     return f"{part.rpartition('/')[2]}.parquet"
 
 
-def finish(folder: str, scores: Mapping[str, str], about: Mapping[str, Any]) -> None:
+def finish(folder: str, parts: Sequence[str], about: Mapping[str, Any]) -> None:
     """Write embeddings.json after all parts have been written.
 
     Args:
-        scores: URI of the scores of each part, by the part's name. They determine which vectors must exist.
+        parts: names of the scored parts. They determine which vectors must exist.
         about: `checkpoint`, its `sha256`, and `archives`.
 
     Raises:
         UserError: the vectors of a part are missing although its scores exist.
     """
-    existing = {entry.path for entry in storage.list_files(folder)}
-    for part, uri in scores.items():
-        if part_name(part) not in existing:
+    existing = {entry.path for entry in storage.list_files(folder)} if parts else set()
+    names = [part_name(part) for part in parts]
+    for name in names:
+        if name not in existing:
             raise UserError(
-                f"{storage.join(folder, part_name(part))} is missing: delete {uri} too, and run the job again"
+                f"{storage.join(folder, name)} is missing: restore it, or score the archive again into an empty --out"
             )
-    parts = [part_name(part) for part in scores]
-    storage.write_json(storage.join(folder, ABOUT), {"kind": KIND, "version": VERSION, **about, "parts": parts})
+    storage.write_json(storage.join(folder, ABOUT), {"kind": KIND, "version": VERSION, **about, "parts": names})
 
 
 def read_about(run: str) -> dict[str, Any]:

@@ -4,22 +4,22 @@ OUT/ledger.json                             generations and their increments; re
 OUT/scores/part-00000.parquet …             the rows of increment 0
 OUT/scores/increment-0001/part-00000.parquet …  the rows of increment 1
 OUT/scores/increment-0001/removed.parquet   a row for each image that had left the archive, with REMOVED as its error
-OUT/increments/0001/                        what was planned, see `inference.increments`
+OUT/unfinished/part-0001-00000.parquet …    parts of the increment that is being scored, see `inference.joined_parts`
+OUT/increments/0001/                        what was planned, see `inference.plan_store`
 
 An increment is one pass over the images that were new or had changed. It counts once it is committed, which means
-that the ledger lists it. A generation is a sequence of increments with the same settings; readers use the last one
-that has a committed increment.
+that the ledger lists it. A generation is a sequence of increments with the same settings; see `RunLedger.readable`
+for the one that readers use.
 """
 
 from __future__ import annotations
 
-import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,7 +34,7 @@ INCREMENTS = "increments"  # folder of the plans in OUT
 REMOVED_FILE = f"removed{SUFFIX}"
 _THREADS = 8
 REMOVED = "removed from the archive"  # `schema.ERROR` of an image that had left the archive
-_PART = re.compile(rf"(?:increment-(\d+)/)?part-\d+\{SUFFIX}")
+UNFINISHED = "unfinished"  # folder of the open increment's parts in OUT
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Increment:
     """A committed increment: numbers of images, unless said otherwise."""
 
     number: int
-    parts: int
+    files: int
     """Number of Parquet files with scores."""
     images: int
     """Number of rows in these files: new and changed images."""
@@ -54,6 +54,8 @@ class Increment:
     """Unchanged images whose file has another place."""
     remaining: int = 0
     """New and changed images that --until left for the next run."""
+    unread: int = 0
+    """Images whose file could not be read, which the next run tries again."""
     rejects: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     """Every error with its number of images."""
@@ -62,6 +64,8 @@ class Increment:
     """Local time."""
     images_per_s: float = 0.0
     """Of the run that finished it."""
+    steady_images_per_s: float = 0.0
+    """Of the same run, without its start."""
     cxr: str = ""
     """Version of the software that scored it."""
 
@@ -89,10 +93,18 @@ class Generation:
     """Why it was begun."""
     began: str
     """Local time."""
-    fingerprint: str = ""
-    """Of the parts of its first increment, see `data.ledger.fingerprint`."""
     increments: tuple[Increment, ...] = ()
     open: OpenIncrement | None = None
+
+    @property
+    def remaining(self) -> int:
+        """Images that --until left for the next run."""
+        return self.increments[-1].remaining if self.increments else 0
+
+    @property
+    def has_been_complete(self) -> bool:
+        """Whether all images of the archive have had scores at some time."""
+        return any(not increment.remaining for increment in self.increments)
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,8 @@ class RunLedger:
     uri: str
     """The run's folder."""
     generations: tuple[Generation, ...] = ()
+    id: str = field(default_factory=lambda: uuid4().hex)
+    """Stays the same if the folder is moved."""
 
     @property
     def latest(self) -> Generation | None:
@@ -109,8 +123,27 @@ class RunLedger:
 
     @property
     def readable(self) -> Generation | None:
-        """The last generation that has a committed increment."""
-        return next((each for each in reversed(self.generations) if each.increments), None)
+        """The generation whose scores readers use: the last one that has scored all images, as long as there is one,
+        else the last one that has scored any."""
+        usable = [each for each in self.generations if any(increment.files for increment in each.increments)]
+        complete = [each for each in usable if each.has_been_complete]
+        return next(reversed(complete or usable), None)
+
+    @property
+    def note(self) -> str:
+        """What readers should know about the scores that they use; empty if they are of all images."""
+        used, latest = self.readable, self.latest
+        if not used or not latest or (used is latest and not used.remaining):
+            return ""
+        left = counted(latest.remaining, "image")
+        if used is latest:
+            return f"{self.uri} is not complete: {left} are left for the next run of cxr score"
+        if not latest.increments:
+            return ""
+        return (
+            f"{self.uri} has newer scores with other settings ({latest.reason}), but {left} are left for the next "
+            f"run of cxr score: until then, the earlier scores of all images are used"
+        )
 
     @property
     def next_number(self) -> int:
@@ -129,7 +162,7 @@ class RunLedger:
 
     def write(self) -> None:
         """Write OUT/ledger.json, completely or not at all."""
-        content = {"generations": [asdict(generation) for generation in self.generations]}
+        content = {"id": self.id, "generations": [asdict(generation) for generation in self.generations]}
         storage.write_json(storage.join(self.uri, LEDGER_FILE), content)
 
 
@@ -146,7 +179,7 @@ def read_ledger(out: str) -> RunLedger:
     content = storage.read_json(uri)
     if "generations" not in content:
         raise UserError(f"expected the results of cxr score in {out}, got those of another job: choose another --out")
-    return RunLedger(out, tuple(_generation(each) for each in content["generations"]))
+    return RunLedger(out, tuple(_generation(each) for each in content["generations"]), content["id"])
 
 
 def _generation(content: Mapping[str, Any]) -> Generation:
@@ -165,13 +198,6 @@ def folder_of(number: int) -> str:
     return f"{SCORES}/increment-{number:04d}" if number else SCORES
 
 
-def increment_of(part: str) -> int:
-    """Number of the increment of a part of scores, such as "scores/increment-0001/part-00003"."""
-    match = _PART.fullmatch(part.removeprefix(f"{SCORES}/") + SUFFIX)
-    assert match, f"{part} is not a part of scores"
-    return int(match[1] or 0)
-
-
 def committed_files(out: str, generation: Generation) -> dict[int, list[str]]:
     """URIs of the score files of each committed increment of a generation, in order.
 
@@ -179,31 +205,30 @@ def committed_files(out: str, generation: Generation) -> dict[int, list[str]]:
         UserError: a committed file is missing.
     """
     folder = storage.join(out, SCORES)
-    files: dict[int, list[str]] = {increment.number: [] for increment in generation.increments}
-    with suppress(storage.NotFoundError):
-        for entry in storage.list_files(folder):
-            match = _PART.fullmatch(entry.path)
-            if match and int(match[1] or 0) in files:
-                files[int(match[1] or 0)].append(entry.uri)
-    for increment in generation.increments:
-        if len(files[increment.number]) < increment.parts:
-            expected = counted(increment.parts, "file")
+    try:
+        existing = {entry.uri for entry in storage.list_files(folder)}
+    except storage.NotFoundError:
+        existing = set()
+    files = {
+        each.number: [score_file(out, each.number, n) for n in range(each.files)] for each in generation.increments
+    }
+    for number, uris in files.items():
+        if (found := len(existing.intersection(uris))) < len(uris):
             raise UserError(
-                f"expected {expected} of increment {increment.number} in {folder}, got "
-                f"{len(files[increment.number])}: restore the missing files, or score the archive again into an "
-                f"empty --out"
+                f"expected {counted(len(uris), 'file')} of increment {number} in {folder}, got {found}: restore the "
+                f"missing files, or score the archive again into an empty --out"
             )
-    return {number: sorted(uris) for number, uris in files.items()}
+    return files
 
 
-def current_rows(out: str, generation: Generation, read: Callable[[str], pa.Table]) -> Iterator[pa.Table]:
-    """The rows of all images that are in the archive, by file of scores, each as the last increment has scored it.
+def current_rows(out: str, generation: Generation, read: Callable[[str, int], pa.Table]) -> Iterator[pa.Table]:
+    """The rows of all images that are in the archive, each as the last increment has scored it.
 
-    A few files are read ahead. Besides them, memory holds the ids of the images that later increments concern.
+    A few row groups are read ahead. Besides them, memory holds the ids of the images that later increments concern.
     If there are files but no such rows, one table without rows is yielded.
 
     Args:
-        read: reads a file of scores, with `schema.IMAGE_ID`; called in several threads.
+        read: reads a row group of a file of scores, with `schema.IMAGE_ID`; called in several threads.
 
     Raises:
         UserError: a committed file is missing.
@@ -213,7 +238,7 @@ def current_rows(out: str, generation: Generation, read: Callable[[str], pa.Tabl
     empty, any_rows = None, False
     with ThreadPoolExecutor(_THREADS) as pool:
         for number, uris in files.items():
-            for table in _read_ahead(pool, read, uris):
+            for table in read_ahead(pool, read, row_groups(pool, uris)):
                 if len(last):
                     found = pc.index_in(table[schema.IMAGE_ID], value_set=last[schema.IMAGE_ID].combine_chunks())
                     is_current = pc.less_equal(last[schema.INCREMENT].take(found), number)
@@ -227,11 +252,19 @@ def current_rows(out: str, generation: Generation, read: Callable[[str], pa.Tabl
         yield empty
 
 
-def _read_ahead(pool: ThreadPoolExecutor, read: Callable[[str], pa.Table], uris: Sequence[str]) -> Iterator[pa.Table]:
-    """The files in their order; `_THREADS` at a time are read or wait in memory."""
+def row_groups(pool: ThreadPoolExecutor, uris: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """All row groups of some files, in order."""
+    for uri, footer in zip(uris, pool.map(storage.read_parquet_footer, uris), strict=True):
+        yield from ((uri, number) for number in range(footer.num_row_groups))
+
+
+def read_ahead(
+    pool: ThreadPoolExecutor, read: Callable[[str, int], pa.Table], groups: Iterable[tuple[str, int]]
+) -> Iterator[pa.Table]:
+    """What `read` returns for row groups, in their order; `_THREADS` at a time are read or wait in memory."""
     pending: deque[Future[pa.Table]] = deque()
-    for uri in uris:
-        pending.append(pool.submit(read, uri))
+    for uri, number in groups:
+        pending.append(pool.submit(read, uri, number))
         if len(pending) == _THREADS:
             yield pending.popleft().result()
     while pending:
@@ -259,10 +292,9 @@ def _places(out: str, generation: Generation) -> dict[str, tuple[int, str]]:
     moved: dict[str, tuple[int, str]] = {}
     for increment in generation.increments:
         if increment.moved:
-            with suppress(storage.NotFoundError):  # with pseudonyms, new places are not in OUT
-                places = storage.read_parquet(moved_file(out, increment.number)).to_pydict()
-                pairs = zip(places[schema.IMAGE_ID], places[schema.SOURCE_URI], strict=True)
-                moved |= {image_id: (increment.number, place) for image_id, place in pairs}
+            places = storage.read_parquet(moved_file(out, increment.number)).to_pydict()
+            pairs = zip(places[schema.IMAGE_ID], places[schema.SOURCE_URI], strict=True)
+            moved |= {image_id: (increment.number, place) for image_id, place in pairs}
     return moved
 
 
@@ -275,6 +307,11 @@ def _with_places(table: pa.Table, number: int, moved: Mapping[str, tuple[int, st
     present = [new if when > number else place for (when, new), place in zip(latest, places, strict=True)]
     index = table.schema.get_field_index(schema.SOURCE_URI)
     return table.set_column(index, table.schema.field(index), pa.array(present, pa.string()))
+
+
+def score_file(out: str, number: int, file: int) -> str:
+    """URI of a file of an increment's scores."""
+    return storage.join(out, folder_of(number), f"part-{file:05d}{SUFFIX}")
 
 
 def removed_file(out: str, number: int) -> str:

@@ -313,8 +313,8 @@ def scan_scores(
     """
     read = [schema.SPLIT, *columns] if split != "all" else [*columns]
 
-    def read_file(uri: str) -> pa.Table:
-        part = _read_part(uri, run.member, [*read, *optional])
+    def read_rows(uri: str, row_group: int) -> pa.Table:
+        part = _read_part(uri, row_group, run.member, [*read, *optional])
         if missing := set(read) - set(part.column_names):
             raise UserError(
                 f"{uri} has no column {', '.join(sorted(missing))}, which runs of family {run.family} should have: "
@@ -328,7 +328,7 @@ def scan_scores(
     crosswalk = read_crosswalk(run.crosswalk) if run.crosswalk and schema.SOURCE_URI in read else None
     parts = found = 0
     by_split: Counter[str | None] = Counter()
-    for part in current_rows(run.uri, generation, read_file) if generation else ():
+    for part in current_rows(run.uri, generation, read_rows) if generation else ():
         parts += 1
         if split != "all":
             by_split.update(part[schema.SPLIT].to_pylist())
@@ -342,10 +342,10 @@ def scan_scores(
         raise UserError(_no_images(f"the run {run.uri}", split, by_split))
 
 
-def _read_part(uri: str, member: str, columns: Sequence[str]) -> pa.Table:
-    """These columns of a part of scores, as far as there are any, as if only this member had scored it."""
+def _read_part(uri: str, row_group: int, member: str, columns: Sequence[str]) -> pa.Table:
+    """These columns of a row group of scores, as far as there are any, as if only this member had scored it."""
     names = {schema.member_column(member, name): name for name in columns}
-    part = storage.read_parquet(uri, columns=[*names])
+    part = storage.read_parquet(uri, row_group=row_group, columns=[*names])
     if not member:
         return part
     records = json.loads(part.schema.metadata[schema.MEMBERS_KEY])

@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,7 +30,6 @@ from cxr.schema import PixelFormat
 
 # The Parquet compression with the smallest latents at a few ms per image; levels 10 and 11 take tens of ms.
 COMPRESSION, LEVEL = "brotli", 9
-_THREADS = 8
 _TOP_REASONS = 10
 
 
@@ -147,35 +145,32 @@ def stored_bytes(pictures_Bhw: np.ndarray) -> float:
 # ---- The archive
 
 
-def finish(folder: str, scores: Mapping[str, str], model: Checkpoint, origin: Origin) -> None:
+def finish(folder: str, scores: Iterable[tuple[str, pa.Table]], model: Checkpoint, origin: Origin) -> None:
     """Write rejects.parquet and archive.json after all parts have been written.
 
     Args:
-        scores: URI of the scores of each part, by the part's name. They determine which latents must exist.
+        scores: the name of each part, and `schema.REJECTS` of its rows. They determine which latents must exist.
 
     Raises:
         UserError: the latents of a part are missing although its scores exist.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        parts_read = list(pool.map(_read_part, scores.values()))
-    rejects = pa.concat_tables([rejects for _, rejects in parts_read])
-    _write_rejects(storage.join(folder, REJECTS_FILE), rejects)
     existing = {entry.path for entry in storage.list_files(folder)}
+    rejects = [schema.REJECTS.empty_table()]
     parts: dict[str, list[dict[str, Any]]] = {}
-    for (name, uri), (counts, _) in zip(scores.items(), parts_read, strict=True):
-        for split, rows in sorted(counts.items()):
+    for name, rows in scores:
+        good = pc.is_null(rows[schema.ERROR])
+        rejects.append(rows.select(schema.REJECTS.names).replace_schema_metadata().filter(pc.invert(good)))
+        for split, count in sorted(Counter(rows[schema.SPLIT].filter(good).to_pylist()).items()):
             path = part_path(split, name)
             if path not in existing:
-                raise UserError(f"{storage.join(folder, path)} is missing: delete {uri} too, and run the job again")
-            parts.setdefault(split, []).append({"path": path, "rows": rows})
-    storage.write_json(storage.join(folder, ARCHIVE_FILE), _described(parts, rejects, model, origin))
-
-
-def _read_part(uri: str) -> tuple[Counter[str], pa.Table]:
-    """The number of rows without an error per split, and the rejects, of a part of scores."""
-    table = storage.read_parquet(uri, columns=schema.REJECTS.names).replace_schema_metadata()
-    good = pc.is_null(table[schema.ERROR])
-    return Counter(table[schema.SPLIT].filter(good).to_pylist()), table.filter(pc.invert(good))
+                raise UserError(
+                    f"{storage.join(folder, path)} is missing: restore it, or score the archive again into an empty "
+                    f"--out"
+                )
+            parts.setdefault(split, []).append({"path": path, "rows": count})
+    rejected = pa.concat_tables(rejects)
+    _write_rejects(storage.join(folder, REJECTS_FILE), rejected)
+    storage.write_json(storage.join(folder, ARCHIVE_FILE), _described(parts, rejected, model, origin))
 
 
 def _write_rejects(uri: str, rejects: pa.Table) -> None:

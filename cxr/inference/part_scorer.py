@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import threading
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -21,16 +18,14 @@ import pyarrow.parquet as pq
 import torch
 
 from cxr import schema, storage
-from cxr.data import embeddings, gate
+from cxr.data import embeddings
 from cxr.data.batch import best_device
 from cxr.data.decode import rows_in_format
-from cxr.data.ledger import Ledger, Part
-from cxr.data.run_ledger import increment_of
+from cxr.data.ledger import SUFFIX
 from cxr.errors import UserError
 from cxr.families import checkpoint
 from cxr.families.base import Recipe
 from cxr.families.capabilities import embedder, latent_encoder
-from cxr.imaging import dicom_terms
 from cxr.inference import latents
 from cxr.inference.options import ScoreOptions
 from cxr.inference.panel import Member, Panel, join_scores
@@ -42,40 +37,6 @@ from cxr.schema import PixelFormat
 
 _FILE_THREADS = 8  # that write pictures
 LATENTS = "latents"  # folder of the result, beside SCORES
-_COUNTS_KEY = b"cxr.counts"  # metadata of a file of scores: the fields of `ScoreCounts`, as JSON
-_CODES = (schema.VIEW, schema.BODY_PART, schema.MODALITY)
-COUNTED = pa.schema([schema.SCORES.field(n) for n in (schema.ERROR, schema.GATE, *_CODES)])
-"""The columns of scores that `ScoreCounts` counts."""
-
-
-@dataclass
-class ScoreCounts:
-    """Counts over the written parts of a run."""
-
-    reasons: Counter[str] = field(default_factory=Counter)
-    not_frontal_chest: Counter[str] = field(default_factory=Counter)
-    files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of each file that this run has written, by its path in OUT."""
-
-    def add(self, part: pa.Table) -> None:
-        """Add a part's scores; for images that the gate has not checked, the codes of DICOM headers count."""
-        rows = schema.conform_to_schema(part.select([n for n in COUNTED.names if n in part.column_names]), COUNTED)
-        self.reasons.update(pc.drop_null(rows[schema.ERROR]).to_pylist())
-        self.not_frontal_chest.update(gate.not_frontal(rows[schema.GATE]))
-        unchecked = rows.filter(rows[schema.GATE].is_null())
-        codes = (unchecked[name].to_pylist() for name in _CODES)
-        self.not_frontal_chest += dicom_terms.other_than_frontal_chest(*codes)
-
-    def update(self, other: ScoreCounts) -> None:
-        """Add the counts of other parts."""
-        self.reasons.update(other.reasons)
-        self.not_frontal_chest.update(other.not_frontal_chest)
-
-
-def read_counts(uri: str) -> ScoreCounts:
-    """The counts of a written part, from the end of its file."""
-    reasons, not_frontal_chest = map(Counter, json.loads(storage.read_parquet_footer(uri).metadata[_COUNTS_KEY]))
-    return ScoreCounts(reasons, not_frontal_chest)
 
 
 def gives_latents(recipe: Recipe) -> bool:
@@ -103,6 +64,7 @@ class PartScorer:
     Args:
         cpu_threads: of a network on the CPU.
         deadline: seconds since 1970 by which every part must have been scored; others are left.
+        increment: number of the increment that the parts belong to.
 
     Raises:
         UserError: when called: a checkpoint is missing or damaged, or the networks do not fit in the memory of the
@@ -112,16 +74,17 @@ class PartScorer:
     def __init__(
         self,
         panel: Panel,
-        run_ledger: Ledger,
+        out: str,
         plan: Plan,
         options: ScoreOptions,
         cpu_threads: int = 1,
         deadline: float | None = None,
+        increment: int = 0,
     ) -> None:
         cv2.setNumThreads(0)  # parts are worked on by several threads
         torch.set_num_threads(cpu_threads)  # Ray sets it to the CPUs that the actor reserves, which reading also uses
-        self.panel, self.run_ledger, self.plan, self.options = panel, run_ledger, plan, options
-        self.deadline, self.slowest_s = deadline, 0.0
+        self.panel, self.out, self.plan, self.options = panel, out, plan, options
+        self.deadline, self.increment, self.slowest_s = deadline, increment, 0.0
         self._turn = threading.Lock()
         self._files = ThreadPoolExecutor(_FILE_THREADS)
         self.scorers: list[Scorer] = []
@@ -160,8 +123,7 @@ class PartScorer:
             raise self._mistake
         name, count = rows[PART][0].as_py(), rows[PART_ROWS][0].as_py()
         if self._is_too_late(rows):
-            skipped = {"scored": [False], "images": [0], "sha256": [""], "errors": [[]], "not_frontal_chest": [[]]}
-            return {"name": [name], **skipped}
+            return {"name": [name], "images": [0], "errors": [[]]}
         start = time.monotonic()
         assert rows.num_rows == count, f"Ray Data split {name}: {rows.num_rows} of {count} rows"
         tables = {}
@@ -169,26 +131,12 @@ class PartScorer:
             pixels = self.plan.formats[number].pixels
             tables[member.name] = self._score(name, member, scorer, rows_in_format(rows, number, pixels), pixels)
         table = join_scores(tables)
-        counts = ScoreCounts()
-        counts.add(table)
-        number = pa.array([increment_of(name)] * count, pa.int32())
-        table = table.append_column(schema.INCREMENT, number)
-        table = table.replace_schema_metadata(
-            {**table.schema.metadata, _COUNTS_KEY: json.dumps([counts.reasons, counts.not_frontal_chest])}
-        )
+        table = table.append_column(schema.INCREMENT, pa.array([self.increment] * count, pa.int32()))
         sink = io.BytesIO()
         pq.write_table(table, sink)
-        content = sink.getvalue()
-        storage.write_bytes(self.run_ledger.file(Part(name, rows)), content)
+        storage.write_bytes(storage.join(self.out, name + SUFFIX), sink.getvalue())
         self.slowest_s = max(self.slowest_s, time.monotonic() - start)
-        return {
-            "name": [name],
-            "scored": [True],
-            "images": [count],
-            "sha256": [hashlib.sha256(content).hexdigest()],
-            "errors": [list(counts.reasons.elements())],
-            "not_frontal_chest": [list(counts.not_frontal_chest.elements())],
-        }
+        return {"name": [name], "images": [count], "errors": [pc.drop_null(table[schema.ERROR]).to_pylist()]}
 
     def _is_too_late(self, rows: pa.Table) -> bool:
         """Whether a part is to be left for the next run: it would probably not be scored by the deadline."""
@@ -196,7 +144,7 @@ class PartScorer:
 
     def _score(self, part: str, member: Member, scorer: Scorer, rows: pa.Table, pixels: PixelFormat) -> pa.Table:
         """The scores of a part by a member; writes its latents, embeddings and pictures."""
-        folder = member.folder(self.run_ledger.uri)
+        folder = member.folder(self.out)
         save_latents = self.options.save_latents and gives_latents(scorer.recipe)
         save_embeddings = self.options.save_embeddings and gives_embeddings(scorer.recipe)
         scores, encoded, vectors = [], [], []

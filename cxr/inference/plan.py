@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from cxr.families import lung_crop
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.compatibility import check_compatible
 from cxr.inference import latents
-from cxr.inference.increments import Listing
+from cxr.inference.increments import KNOWN, Listing
 from cxr.inference.latents import Origin
 from cxr.inference.read import PART_ROWS, ROW_GROUPS, SHARD, InputFormat, PartReader
 from cxr.sources import dicom, find_source, open_manifest
@@ -26,7 +26,9 @@ from cxr.sources.options import GateMode, ReadOptions
 
 _PART_BYTES = 64 << 20  # of decoded pixels in one part, well below the size at which Ray Data splits a block
 _MIN_ROWS, _MAX_ROWS = 16, 1024  # of a part
-_SHARD_PART = pa.schema([(SHARD, pa.string()), (ROW_GROUPS, pa.list_(pa.int32())), (PART_ROWS, pa.int64())])
+SHARD_PARTS = pa.schema([*KNOWN, (SHARD, pa.string()), (ROW_GROUPS, pa.list_(pa.int32())), (PART_ROWS, pa.int64())])
+"""Parts of shards as rows of a listing. A part's id is the URI of its file with its first row group, and its size is its
+number of images."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,43 @@ def plan_scoring(archive: str, models: Mapping[str, Checkpoint], reading: ReadOp
     Raises:
         UserError: the archive does not exist or does not fit a checkpoint, or `reading` selects images of shards.
     """
+    listing = list_images(archive, reading)
+    plan = plan_inputs(listing.origin, models)
+    return replace(
+        plan,
+        parts=ledger.plan(listing.rows, part_rows(plan, listing.rows), folder=SCORES),
+        notes=listing.notes,
+    )
+
+
+def list_images(archive: str, reading: ReadOptions) -> Listing:
+    """The images of an archive with the versions of their files; of shards and latents, their parts (SHARD_PARTS).
+
+    Raises:
+        UserError: the archive does not exist or has no images, or `reading` selects images of shards.
+    """
     if shards.is_shards(archive):
         reading.check_raw(archive)
         info = shards.read_info(archive, latents=True)
+        shards.check_ids(info)
+        return Listing(Origin(archive, info.source, info.findings), _shard_parts(info))
+    with recorded_listings():
+        manifest = open_manifest(archive, reading)
+        sizes, versions = file_versions(manifest.table[schema.SOURCE_URI])
+    rows = manifest.table.append_column(FILE_BYTES, sizes).append_column(FILE_VERSION, versions)
+    source = find_source(archive, reading.source)
+    origin = Origin(archive, source.name, manifest.findings)
+    return Listing(origin, rows, ids_identify_files=source is dicom, notes=tuple(manifest.notes))
+
+
+def plan_inputs(origin: Origin, models: Mapping[str, Checkpoint]) -> Plan:
+    """The formats in which images of an archive reach these checkpoints, without any parts.
+
+    Raises:
+        UserError: shards do not fit a checkpoint.
+    """
+    if shards.is_shards(origin.archive):
+        info = shards.read_info(origin.archive, latents=True)
         for name, model in models.items():
             try:
                 check_compatible([info], model)
@@ -67,33 +103,8 @@ def plan_scoring(archive: str, models: Mapping[str, Checkpoint], reading: ReadOp
                     latents.check_encoder(info, model)
             except UserError as mistake:
                 raise (UserError(f"member {name}: {mistake}") if name else mistake) from mistake.__cause__
-        shards.check_ids(info)
         stored = InputFormat(info.pixels, lung_crop.of_checkpoint(next(iter(models.values()))), info.enhancement)
-        origin = Origin(archive, info.source, info.findings)
-        return Plan(_shard_parts(info), (stored,), (0,) * len(models), origin, bool(info.latents))
-    listing, notes = list_raw(archive, reading)
-    plan = raw_plan(listing.origin, models)
-    parts = ledger.plan(listing.rows, part_rows(plan.formats, listing.rows.num_rows), folder=SCORES)
-    return replace(plan, parts=parts, notes=notes)
-
-
-def list_raw(archive: str, reading: ReadOptions) -> tuple[Listing, tuple[str, ...]]:
-    """The images of a raw archive with the versions of their files, and notes for the user.
-
-    Raises:
-        UserError: the archive does not exist, or has no images.
-    """
-    with recorded_listings():
-        manifest = open_manifest(archive, reading)
-        sizes, versions = file_versions(manifest.table[schema.SOURCE_URI])
-    rows = manifest.table.append_column(FILE_BYTES, sizes).append_column(FILE_VERSION, versions)
-    source = find_source(archive, reading.source)
-    listing = Listing(Origin(archive, source.name, manifest.findings), rows, ids_identify_files=source is dicom)
-    return listing, tuple(manifest.notes)
-
-
-def raw_plan(origin: Origin, models: Mapping[str, Checkpoint], parts: Sequence[Part] = ()) -> Plan:
-    """The plan for parts of a raw archive."""
+        return Plan([], (stored,), (0,) * len(models), origin, bool(info.latents))
     formats: list[InputFormat] = []
     format_of: list[int] = []
     for recipe, crop in ((model.recipe, lung_crop.of_checkpoint(model)) for model in models.values()):
@@ -101,12 +112,14 @@ def raw_plan(origin: Origin, models: Mapping[str, Checkpoint], parts: Sequence[P
         number = next((i for i, other in enumerate(formats) if own.same_images(other)), len(formats))
         format_of.append(number)
         formats += [own] if number == len(formats) else []
-    return Plan([*parts], tuple(formats), tuple(format_of), origin)
+    return Plan([], tuple(formats), tuple(format_of), origin)
 
 
-def part_rows(formats: Iterable[InputFormat], images: int) -> int:
-    """The number of images in each part of so many."""
-    return max(_MIN_ROWS, min(rows_per_part(formats), math.ceil(images / 8)))
+def part_rows(plan: Plan, rows: pa.Table) -> int:
+    """How many rows of a listing make a part: images, or a single part of shards."""
+    if SHARD in rows.column_names:
+        return 1
+    return max(_MIN_ROWS, min(rows_per_part(plan.formats), math.ceil(rows.num_rows / 8)))
 
 
 def rows_per_part(formats: Iterable[InputFormat]) -> int:
@@ -114,7 +127,7 @@ def rows_per_part(formats: Iterable[InputFormat]) -> int:
     return max(1, min(_MAX_ROWS, _PART_BYTES // sum(stored.pixels.row_bytes for stored in formats)))
 
 
-def _shard_parts(info: shards.ShardInfo) -> list[Part]:
+def _shard_parts(info: shards.ShardInfo) -> pa.Table:
     """Row groups of shard files that fit into memory together, and one part for the images that ingest rejected."""
     groups = max(1, _PART_BYTES // (info.row_group_rows * info.pixels.row_bytes))
     step = groups * info.row_group_rows
@@ -125,7 +138,7 @@ def _shard_parts(info: shards.ShardInfo) -> list[Part]:
             listed.append((file.uri, [*range(first, first - (-rows // info.row_group_rows))], rows))
     if info.rejects:
         listed.append((storage.join(info.uri, shards.REJECTS_FILE), None, info.rejects))
-    return [
-        Part(f"{SCORES}/part-{number:05d}", pa.table([[uri], [groups], [rows]], schema=_SHARD_PART))
-        for number, (uri, groups, rows) in enumerate(listed)
-    ]
+    uris, row_groups, rows = ([part[n] for part in listed] for n in range(3))
+    ids = [f"{uri}#{groups[0] if groups else 0:06d}" for uri, groups, _ in listed]
+    columns = {schema.IMAGE_ID: ids, schema.SOURCE_URI: uris, FILE_BYTES: rows, FILE_VERSION: [""] * len(ids)}
+    return pa.table(columns | {SHARD: uris, ROW_GROUPS: row_groups, PART_ROWS: rows}, schema=SHARD_PARTS)

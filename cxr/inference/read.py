@@ -9,9 +9,11 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cxr import schema, storage
 from cxr.data.decode import Content, Crop, CropSettings, ImageFormat, make_rows_in_formats
@@ -23,6 +25,8 @@ from cxr.sources.options import GateMode
 PART, PART_ROWS = "part", "part_rows"  # columns: name of a row's part, and that part's number of rows
 SHARD = "shard"  # column of a part of shards: the file's URI
 ROW_GROUPS = "row_groups"  # column of a part of shards: list of the row groups to read, null for the whole file
+ORIGIN_KEY, PARTS_KEY = b"cxr.origin", b"cxr.parts"  # metadata of a file of a plan, see `inference.plan_store`
+_PLAN, _ROW_GROUP = "plan", "row_group"  # columns of a key
 
 
 @dataclass(frozen=True)
@@ -73,16 +77,20 @@ class PartReader:
         formats = [ImageFormat(f.pixels, crops.get(_described(f.crop)), f.enhance) for f in self.formats]
         return make_rows_in_formats(part, formats, contents=contents, check=self.check)
 
-    def labeled_rows(self, part: pa.Table) -> pa.Table:
-        """The rows of a part that has the columns PART and PART_ROWS, with these columns.
+    def planned_rows(self, key: pa.Table) -> pa.Table:
+        """The rows of the part that a key from `part_key` names, as `labeled_rows` returns them.
 
-        After the deadline, the part is returned as it is; see `is_read`.
+        After the deadline, the key is returned as it is; see `is_read`.
         """
         if self.deadline is not None and time.time() >= self.deadline:
-            return part
+            return key
+        (each,) = key.to_pylist()
+        return self.labeled_rows(each[PART], read_planned(each[_PLAN], each[_ROW_GROUP]), each[PART_ROWS])
+
+    def labeled_rows(self, name: str, part: pa.Table, count: int) -> pa.Table:
+        """The rows of a part that has so many images, with the columns PART and PART_ROWS."""
         cv2.setNumThreads(0)  # every core has a task of its own
-        name, count = part[PART][0].as_py(), part[PART_ROWS][0].as_py()
-        rows = self._named_rows(part.drop_columns([PART, PART_ROWS]))
+        rows = self._named_rows(part)
         assert rows.num_rows == count, f"{name}: planned {count} rows, read {rows.num_rows}"
         rows = rows.append_column(PART, pa.array([name] * count, pa.string()))
         return rows.append_column(PART_ROWS, pa.array([count] * count, pa.int64()))
@@ -95,6 +103,23 @@ class PartReader:
             rows = self.rows(part)
         self.identity.record(rows)
         return self.identity.applied(rows)
+
+
+def part_key(name: str, images: int, plan: str, row_group: int) -> pa.Table:
+    """What passes through Ray in place of a part's rows: where they are."""
+    return pa.table({PART: [name], PART_ROWS: [images], _PLAN: [plan], _ROW_GROUP: [row_group]})
+
+
+def read_planned(plan: str, row_group: int) -> pa.Table:
+    """The rows of a part, with the metadata of its manifest; see `inference.plan_store`."""
+    table = pq.ParquetFile(pa.BufferReader(_content(plan))).read_row_group(row_group, use_threads=False)
+    metadata = {key: value for key, value in table.schema.metadata.items() if key not in (ORIGIN_KEY, PARTS_KEY)}
+    return table.replace_schema_metadata(metadata or None)
+
+
+@lru_cache(maxsize=1)
+def _content(plan: str) -> bytes:
+    return storage.read_bytes(plan)
 
 
 def is_read(part: pa.Table) -> bool:

@@ -17,37 +17,22 @@ from cxr import schema, storage
 from cxr.data import embeddings, gate, ledger, shards
 from cxr.data.dicom_headers import read_large_archive
 from cxr.data.identity import COLUMNS as IDENTITY_COLUMNS
-from cxr.data.identity import open_identity
-from cxr.data.run_ledger import (
-    SCORES,
-    Generation,
-    Increment,
-    OpenIncrement,
-    RunLedger,
-    folder_of,
-    read_ledger,
-)
+from cxr.data.identity import Identity, open_identity
+from cxr.data.run_ledger import SCORES, UNFINISHED, Generation, OpenIncrement, RunLedger, folder_of, read_ledger
 from cxr.errors import UserError
 from cxr.families import checkpoint, lung_crop
 from cxr.families.capabilities import embedder, latent_encoder
 from cxr.families.checkpoint import Checkpoint
 from cxr.families.thresholds_file import with_thresholds
 from cxr.inference import latents
-from cxr.inference.increments import Listing, StoredPlan, compare, divide
+from cxr.inference.increments import Changes, Listing, compare
+from cxr.inference.joined_parts import parts_of
 from cxr.inference.options import ScoreOptions, check_archives, resolved
 from cxr.inference.panel import Member, Panel, member_record
 from cxr.inference.part_scorer import LATENTS, gives_embeddings, gives_latents
-from cxr.inference.plan import Plan, list_raw, part_rows, plan_scoring, raw_plan
-from cxr.inference.read import SHARD
-from cxr.inference.score_increment import (
-    Job,
-    check_shared,
-    count_images,
-    is_shard,
-    now,
-    score_increment,
-    written_parts,
-)
+from cxr.inference.plan import list_images, part_rows, plan_inputs
+from cxr.inference.read import PART_ROWS, SHARD
+from cxr.inference.score_increment import Job, check_shared, now, score_increment
 from cxr.inference.scorer import with_tta_flip
 from cxr.runtime import audit, cluster, lease
 from cxr.runtime.console import note
@@ -113,27 +98,18 @@ def score(archive: str | Sequence[str], panel: str | Panel, out: str, options: S
         run = read_ledger(out)
         reading = identity.private(options.reading) if identity else options.reading.with_headers(out)
         options = replace(options, reading=reading)
-        panel = _with_precision(panel, options, run)
-        models = {m.name: with_tta_flip(checkpoint.load(m.checkpoint), options.tta_flip) for m in panel.members}
-        models = with_thresholds(models, options.thresholds)
-        for member in panel.members:
-            if member.thresholds_file:
-                models |= with_thresholds({member.name: models[member.name]}, [member.thresholds_file])
-        panel = Panel(tuple(replace(member, thresholds=models[member.name].thresholds) for member in panel.members))
-        _check_outputs(models, options)
-        of_members = {member.name: _member_settings(member, models[member.name]) for member in panel.members}
-        settings = {
-            "archive": archives[0] if len(archives) == 1 else archives,
-            **(of_members[""] if panel.is_single else {"panel": panel.names, "members": of_members}),
-            "save_images": options.save_images,
-            **options.reading.describe(),
-            **({"save_latents": True} if options.save_latents else {}),
-            **({"save_embeddings": True} if options.save_embeddings else {}),
-            **({"pseudonyms": identity.key_name} if identity else {}),
-        }
-        settings = json.loads(json.dumps(settings))
+        panel, models = _loaded(_with_precision(panel, options, run), options)
+        settings = _settings(archives, panel, models, options, identity)
         job = Job(archives, panel, models, out, options, settings, deadline, identity, named)
-        return _score_new(job, run) if options.new_only else _score_all(job, run)
+        run = _with_generation(job, run)
+        before = len(run.generations[-1].increments) if options.new_only else 0
+        with _audited(job) as audited:
+            run = _score_increments(job, run)
+            members = [_finish(member, job, run) for member in panel.members]
+            return _scored(job, run, before, members, audited)
+
+
+# ---- What is scored, and with what
 
 
 def _with_precision(panel: Panel, options: ScoreOptions, run: RunLedger) -> Panel:
@@ -153,194 +129,15 @@ def _with_precision(panel: Panel, options: ScoreOptions, run: RunLedger) -> Pane
     return Panel(tuple(members))
 
 
-@contextmanager
-def _audited(job: Job) -> Iterator[dict[str, Any]]:
-    """Record the block in the audit log: what it scores, and how far it gets."""
-    about = {
-        "job": "score",
-        "archives": job.archives,
-        "options": asdict(job.options),
-        "members": [
-            {"name": name, "checkpoint": model.uri, "sha256": model.about["sha256"]}
-            for name, model in job.models.items()
-        ],
-    }
-    with audit.recorded(job.out, about, errors=job.identity is None) as audited:
-        audited |= {"reasons": job.total.reasons, "files": job.total.files}
-        yield audited
-
-
-def _scored(
-    job: Job, increments: Sequence[Increment], members: list[ScoredMember], audited: dict[str, Any]
-) -> Scored:
-    """The result of increments that have been committed.
-
-    Raises:
-        UserError: too many of their images are unusable.
-    """
-    reasons, not_frontal_chest = Counter[str](), Counter[str]()
-    for increment in increments:
-        reasons.update(increment.reasons)
-        not_frontal_chest.update(increment.not_frontal_chest)
-    scored = Scored(
-        scores=storage.join(job.out, SCORES),
-        images=sum(increment.images for increment in increments),
-        rejects=sum(increment.rejects for increment in increments),
-        reasons=dict(reasons.most_common(20)),
-        not_frontal_chest=dict(not_frontal_chest.most_common()),
-        images_per_s=increments[-1].images_per_s if increments else 0.0,
-        members=members,
-        increments=[asdict(increment) for increment in increments],
-        remaining=sum(increment.remaining for increment in increments),
-    )
-    audited |= {"images": scored.images, "rejects": scored.rejects}
-    excluded = sum(count for reason, count in reasons.items() if gate.is_excluded(reason))
-    if not job.options.new_only or scored.rejects - excluded >= _FEWEST_REJECTS:
-        _check_rejects(scored, excluded, job.options.max_rejects)
-    return scored
-
-
-# ---- Whole archives
-
-
-def _score_all(job: Job, run: RunLedger) -> Scored:
-    """Score all images into increment 0, or those that an interrupted run has left."""
-    plans = _numbered([_plan(uri, job) for uri in job.archives])
-    _check_ids(plans)
-    with _audited(job) as audited:
-        increment = _score_plans(job, run, plans)
-        written = {part.name: storage.join(job.out, part.path) for plan in plans for part in plan.parts}
-        uris = {} if increment.remaining else written
-        members = [_finish(member, job, plans, uris) for member in job.panel.members]
-        return _scored(job, [increment], members, audited)
-
-
-def _score_plans(job: Job, run: RunLedger, plans: Sequence[Plan]) -> Increment:
-    """Score the missing parts of increment 0, and commit it."""
-    parts = [part for plan in plans for part in plan.parts]
-    fingerprint = job.fingerprint(parts)
-    generation = run.latest
-    if generation is None:
-        generation = Generation(job.settings, "first run", now(), fingerprint)
-        run = run.with_generation(generation)
-    else:
-        _check_continues(run, generation, job.settings, fingerprint)
-    before = generation.increments[0] if generation.increments else None
-    written = written_parts(job.out, 0)
-    missing = {part.name for part in parts} - written
-    if before and not missing and (before.parts, before.remaining) == (len(parts), 0):
-        job.total.reasons.update(before.reasons)
-        return before
-    raw = [plan for plan in plans if not any(map(is_shard, plan.parts))]
-    job.plans.write(0, [StoredPlan(plan.origin, plan.parts) for plan in raw], scored=written)
-    planned = OpenIncrement(0, new=count_images(parts), changed=0, opened=now())
-    run = run.with_latest(fingerprint=fingerprint, increments=(), open=planned)
-    run.write()
-    return score_increment(job, run, plans)
-
-
-def _check_continues(run: RunLedger, generation: Generation, settings: Mapping[str, Any], fingerprint: str) -> None:
-    """Raise UserError unless a run without --new-only continues the run that OUT has."""
-    asked = {"settings": settings, "fingerprint": fingerprint}
-    ledger.check_same(run.uri, asked | {"settings": generation.settings}, asked)
-    if run.next_number > 1:
-        raise UserError(
-            f"{run.uri} contains {run.next_number} increments: give --new-only to add what is new, or choose another "
-            f"--out"
-        )
-    advice = ", or give --new-only to score only what is new or has changed"
-    ledger.check_same(run.uri, asked | {"fingerprint": generation.fingerprint or fingerprint}, asked, advice)
-
-
-# ---- Increments
-
-
-def _score_new(job: Job, run: RunLedger) -> Scored:
-    """Finish an open increment, then score what is new or has changed since."""
-    if of_shards := next((uri for uri in job.archives if shards.is_shards(uri)), None):
-        raise UserError(
-            f"expected the original archive with --new-only, got the shards {of_shards}: give the archive from which "
-            f"they were made, or omit --new-only"
-        )
-    generation = run.latest
-    if generation and generation.settings["archive"] != job.settings["archive"]:
-        ledger.check_same(run.uri, _archive_only(generation.settings), _archive_only(job.settings))
-    changes = ledger.changes(generation.settings, job.settings) if generation else ["first run"]
-    if changes:
-        reason = "; ".join(changes)
-        if generation:
-            note(f"a new generation begins, which scores all images again: {reason}")
-        run = run.with_generation(Generation(job.settings, reason, now()))
-    with _audited(job) as audited:
-        increments = list(_score_increments(job, run))
-        members = [_finish(member, job, [], {}) for member in job.panel.members]
-        return _scored(job, increments, members, audited)
-
-
-def _score_increments(job: Job, run: RunLedger) -> Iterator[Increment]:
-    """Score and commit the increment that an interrupted run has left, and one of what is new or has changed."""
-    if planned := run.generations[-1].open:
-        note(f"continuing with increment {planned.number}, begun {planned.opened}")
-        plans = [raw_plan(plan.origin, job.models, plan.parts) for plan in job.plans.read(planned.number)]
-        job.show_notes((), (part.rows for plan in plans for part in plan.parts))
-        increment = score_increment(job, run, plans)
-        yield increment
-        if increment.remaining:
-            return
-        run = read_ledger(job.out)
-    run, plans = _open_increment(job, run, [_listing(uri, job) for uri in job.archives])
-    if run.generations[-1].open:
-        yield score_increment(job, run, plans)
-
-
-def _archive_only(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {"settings": {"archive": settings["archive"]}, "fingerprint": ""}
-
-
-def _listing(archive: str, job: Job) -> Listing:
-    with recorded_listings():
-        read_large_archive(archive, job.options.reading)
-        listing, notes = list_raw(archive, job.options.reading)
-    job.show_notes(notes, [listing.rows])
-    return listing
-
-
-def _open_increment(job: Job, run: RunLedger, listings: Sequence[Listing]) -> tuple[RunLedger, list[Plan]]:
-    """Plan what has changed since the last increment; the ledger has an open increment if there is anything."""
-    generation = run.generations[-1]
-    if len(listings) > 1:
-        ids = itertools.chain.from_iterable(each.rows[schema.IMAGE_ID].to_pylist() for each in listings)
-        shards.check_unique(ids, " and ".join(each.origin.archive for each in listings))
-    changes = compare(listings, job.plans.known(generation))
-    counts = {
-        "new": changes.new,
-        "changed": changes.changed,
-        "unchanged": changes.unchanged,
-        "removed": changes.removed.num_rows,
-        "moved": changes.moved.num_rows,
-    }
-    print(f"archive: {', '.join(f'{count:,} {name}' for name, count in counts.items())} images", flush=True)
-    if not changes.any:
-        return run, []
-    number, plans = run.next_number, list[Plan]()
-    for listing, rows in zip(listings, changes.to_score, strict=True):
-        plan = raw_plan(listing.origin, job.models)
-        first = sum(len(each.parts) for each in plans)
-        plans.append(replace(plan, parts=divide(rows, number, part_rows(plan.formats, rows.num_rows), first)))
-    parts = [part for plan in plans for part in plan.parts]
-    if number:
-        storage.delete(storage.join(job.out, folder_of(number)))  # left by a run that was killed at this point
-    job.plans.write(number, [StoredPlan(plan.origin, plan.parts) for plan in plans])
-    job.plans.write_departures(number, changes)
-    if not generation.increments:
-        fingerprint = job.fingerprint(parts)
-        run = run.with_latest(fingerprint=fingerprint)
-    run = run.with_latest(open=OpenIncrement(number, opened=now(), **counts))
-    run.write()
-    return run, plans
-
-
-# ---- Plans and results
+def _loaded(panel: Panel, options: ScoreOptions) -> tuple[Panel, dict[str, Checkpoint]]:
+    """The panel with the thresholds that its members use, and its checkpoints."""
+    models = {m.name: with_tta_flip(checkpoint.load(m.checkpoint), options.tta_flip) for m in panel.members}
+    models = with_thresholds(models, options.thresholds)
+    for member in panel.members:
+        if member.thresholds_file:
+            models |= with_thresholds({member.name: models[member.name]}, [member.thresholds_file])
+    _check_outputs(models, options)
+    return Panel(tuple(replace(each, thresholds=models[each.name].thresholds) for each in panel.members)), models
 
 
 def _check_outputs(models: Mapping[str, Checkpoint], options: ScoreOptions) -> None:
@@ -357,24 +154,25 @@ def _check_outputs(models: Mapping[str, Checkpoint], options: ScoreOptions) -> N
         embedder(recipes[0])  # raises UserError
 
 
-def _plan(archive: str, job: Job) -> Plan:
-    with recorded_listings():
-        if not shards.is_shards(archive):
-            read_large_archive(archive, job.options.reading)
-        plan = plan_scoring(archive, job.models, job.options.reading)
-    job.show_notes(plan.notes, _identified(plan) if job.identity else [])
-    if plan.encoded and job.options.save_latents:
-        raise UserError(f"{archive} already contains latents: omit --save-latents")
-    return plan
-
-
-def _identified(plan: Plan) -> list[pa.Table]:
-    """The ids and paths of all images of a plan."""
-    parts = [part.rows for part in plan.parts]
-    if plan.parts and is_shard(plan.parts[0]):
-        files = dict.fromkeys(rows[SHARD][0].as_py() for rows in parts)
-        parts = [storage.read_parquet(uri, columns=IDENTITY_COLUMNS) for uri in files]
-    return parts
+def _settings(
+    archives: Sequence[str],
+    panel: Panel,
+    models: Mapping[str, Checkpoint],
+    options: ScoreOptions,
+    identity: Identity | None,
+) -> dict[str, Any]:
+    """Everything that scores depend on, as the ledger stores it."""
+    of_members = {member.name: _member_settings(member, models[member.name]) for member in panel.members}
+    settings = {
+        "archive": archives[0] if len(archives) == 1 else archives,
+        **(of_members[""] if panel.is_single else {"panel": panel.names, "members": of_members}),
+        "save_images": options.save_images,
+        **options.reading.describe(),
+        **({"save_latents": True} if options.save_latents else {}),
+        **({"save_embeddings": True} if options.save_embeddings else {}),
+        **({"pseudonyms": identity.key_name} if identity else {}),
+    }
+    return json.loads(json.dumps(settings))
 
 
 def _member_settings(member: Member, model: Checkpoint) -> dict[str, Any]:
@@ -389,22 +187,160 @@ def _member_settings(member: Member, model: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _finish(member: Member, job: Job, plans: Sequence[Plan], uris: Mapping[str, str]) -> ScoredMember:
-    """Finish the latents and embeddings of a member after all parts have been written.
+def _with_generation(job: Job, run: RunLedger) -> RunLedger:
+    """The ledger, whose last generation has the job's settings.
 
-    Args:
-        uris: of the scores of each part, by the part's name; empty if parts are left for another run.
+    Raises:
+        UserError: OUT has scores with other settings, and a run without --new-only cannot begin a generation; or it
+            has those of another archive.
     """
-    model = job.models[member.name]
-    saves_latents = uris and job.options.save_latents and gives_latents(model.recipe)
-    saves_embeddings = uris and job.options.save_embeddings and gives_embeddings(model.recipe)
+    generation = run.latest
+    if generation is None:
+        return run.with_generation(Generation(job.settings, "first run", now()))
+    changes = ledger.changes(generation.settings, job.settings)
+    if not changes:
+        return run
+    reason = "; ".join(changes)
+    if not job.options.new_only or generation.settings["archive"] != job.settings["archive"]:
+        raise UserError(
+            f"{run.uri} contains results of other settings ({reason}): choose another --out, or the same settings"
+        )
+    note(f"a new generation begins, which scores all images again: {reason}")
+    return run.with_generation(Generation(job.settings, reason, now()))
+
+
+# ---- Increments
+
+
+def _score_increments(job: Job, run: RunLedger) -> RunLedger:
+    """Score and commit the increment that an interrupted run has left, and one of what is new or has changed."""
+    if planned := run.generations[-1].open:
+        note(f"continuing with increment {planned.number}, begun {planned.opened}")
+        if job.identity:
+            job.named.append(job.plans(run).images(planned.number))
+        run = score_increment(job, run)
+        if run.generations[-1].remaining:
+            return run
+    run = _open_increment(job, run, [_listing(uri, job) for uri in job.archives])
+    return score_increment(job, run) if run.generations[-1].open else run
+
+
+def _listing(archive: str, job: Job) -> Listing:
+    is_raw = not shards.is_shards(archive)
+    if job.options.new_only and not is_raw:
+        raise UserError(
+            f"expected the original archive with --new-only, got the shards {archive}: give the archive from which "
+            f"they were made, or omit --new-only"
+        )
+    with recorded_listings():
+        if is_raw:
+            read_large_archive(archive, job.options.reading)
+        listing = list_images(archive, job.options.reading)
+    files = [] if is_raw else listing.rows[SHARD].unique().to_pylist()
+    ids = [storage.read_parquet(file, columns=IDENTITY_COLUMNS) for file in files] if job.identity else []
+    job.show_notes(listing.notes, [listing.rows] if is_raw else ids)
+    return listing
+
+
+def _open_increment(job: Job, run: RunLedger, listings: Sequence[Listing]) -> RunLedger:
+    """Plan what has changed since the last increment; the ledger has an open increment if there is anything."""
+    generation, plans, number = run.generations[-1], job.plans(run), run.next_number
+    _check_ids(listings)
+    changes = compare(listings, plans.known(generation, retry=job.options.new_only))
+    if job.options.new_only:
+        counts = {
+            "new": changes.new,
+            "changed": changes.changed,
+            "unchanged": changes.unchanged,
+            "removed": changes.removed.num_rows,
+            "moved": changes.moved.num_rows,
+        }
+        print(f"archive: {', '.join(f'{count:,} {name}' for name, count in counts.items())} images", flush=True)
+    else:
+        _check_unchanged(run, changes)
+        counts = {"new": sum(_count(rows) for rows in changes.to_score), "changed": 0}
+    if not changes.any:
+        return run
+    to_score = []
+    for listing, rows in zip(listings, changes.to_score, strict=True):
+        plan = plan_inputs(listing.origin, job.models)
+        if plan.encoded and job.options.save_latents:
+            raise UserError(f"{listing.origin.archive} already contains latents: omit --save-latents")
+        to_score.append((listing.origin, rows, part_rows(plan, rows)))
+    if number:
+        storage.delete(storage.join(job.out, folder_of(number)))  # left by a run that was killed at this point
+    storage.delete(storage.join(job.out, UNFINISHED))
+    plans.write(number, to_score)
+    plans.write_departures(number, changes)
+    run = run.with_latest(open=OpenIncrement(number, opened=now(), **counts))
+    run.write()
+    return run
+
+
+def _check_unchanged(run: RunLedger, changes: Changes) -> None:
+    """Raise UserError if the archive has changed since a run without --new-only began to score it."""
+    generation = run.generations[-1]
+    left = sum(_count(rows) for rows in changes.to_score)
+    if generation.increments and (changes.changed or changes.removed.num_rows or left != generation.remaining):
+        raise UserError(
+            f"{run.uri} contains scores of an earlier state of the archive ({changes.new:,} images are new, "
+            f"{changes.changed:,} have changed, {changes.removed.num_rows:,} have been removed): choose another "
+            f"--out, or give --new-only to score only what is new or has changed"
+        )
+
+
+def _count(rows: pa.Table) -> int:
+    """The number of images in rows of a listing, which may be parts of shards."""
+    return sum(rows[PART_ROWS].to_pylist()) if PART_ROWS in rows.column_names else rows.num_rows
+
+
+def _check_ids(listings: Sequence[Listing]) -> None:
+    """Raise UserError if several archives share an image id, by which scores are identified."""
+    if len(listings) > 1:
+        ids = itertools.chain.from_iterable(_image_ids(listing.rows) for listing in listings)
+        shards.check_unique(ids, " and ".join(listing.origin.archive for listing in listings))
+
+
+def _image_ids(rows: pa.Table) -> Iterable[str]:
+    """Ids of all images of a listing, including those that ingest rejected."""
+    is_shards = SHARD in rows.column_names
+    return shards.image_ids(rows[SHARD].unique().to_pylist()) if is_shards else rows[schema.IMAGE_ID].to_pylist()
+
+
+# ---- Results
+
+
+@contextmanager
+def _audited(job: Job) -> Iterator[dict[str, Any]]:
+    """Record the block in the audit log: what it scores, and how far it gets."""
+    about = {
+        "job": "score",
+        "archives": job.archives,
+        "options": asdict(job.options),
+        "members": [
+            {"name": name, "checkpoint": model.uri, "sha256": model.about["sha256"]}
+            for name, model in job.models.items()
+        ],
+    }
+    with audit.recorded(job.out, about, errors=job.identity is None) as audited:
+        audited |= {"reasons": job.reasons, "files": job.files}
+        yield audited
+
+
+def _finish(member: Member, job: Job, run: RunLedger) -> ScoredMember:
+    """Finish the latents and embeddings of a member, unless images are left for another run."""
+    model, generation, plans = job.models[member.name], run.generations[-1], job.plans(run)
+    saves_latents = job.options.save_latents and gives_latents(model.recipe) and not generation.remaining
+    saves_embeddings = job.options.save_embeddings and gives_embeddings(model.recipe) and not generation.remaining
     latents_uri = storage.join(member.folder(job.out), LATENTS) if saves_latents else ""
     embeddings_uri = storage.join(member.folder(job.out), embeddings.FOLDER) if saves_embeddings else ""
     if latents_uri:
-        latents.finish(latents_uri, uris, model, plans[0].origin)
+        (origin,) = {plan.origin for each in generation.increments for plan in plans.read(each.number)}
+        latents.finish(latents_uri, parts_of(job.out, generation, plans, schema.REJECTS.names), model, origin)
     if embeddings_uri:
-        network = {"checkpoint": model.uri, "sha256": model.about["sha256"]}
-        embeddings.finish(embeddings_uri, uris, network | {"archives": [plan.origin.archive for plan in plans]})
+        parts = [name for name, _ in parts_of(job.out, generation, plans, [schema.IMAGE_ID])]
+        network = {"checkpoint": model.uri, "sha256": model.about["sha256"], "archives": job.archives}
+        embeddings.finish(embeddings_uri, parts, network)
     about = member_record(member.name, model)
     return ScoredMember(
         name=member.name,
@@ -417,27 +353,33 @@ def _finish(member: Member, job: Job, plans: Sequence[Plan], uris: Mapping[str, 
     )
 
 
-def _numbered(plans: Sequence[Plan]) -> list[Plan]:
-    """The same plans with their parts numbered consecutively, so that part names are unique across archives."""
-    numbers = itertools.count()
-    return [
-        replace(plan, parts=[replace(part, name=f"{SCORES}/part-{next(numbers):05d}") for part in plan.parts])
-        for plan in plans
-    ]
+def _scored(job: Job, run: RunLedger, before: int, members: list[ScoredMember], audited: dict[str, Any]) -> Scored:
+    """The result of the increments after the first `before`, which have been committed.
 
-
-def _check_ids(plans: Sequence[Plan]) -> None:
-    """Raise UserError if several archives share an image id, by which scores are identified."""
-    if len(plans) > 1:
-        ids = itertools.chain.from_iterable(_image_ids(plan) for plan in plans)
-        shards.check_unique(ids, " and ".join(plan.origin.archive for plan in plans))
-
-
-def _image_ids(plan: Plan) -> Iterable[str]:
-    """Ids of all images of a plan, including those that ingest rejected."""
-    uris = [*dict.fromkeys(part.rows[SHARD][0].as_py() for part in plan.parts if is_shard(part))]
-    listed = (part.rows[schema.IMAGE_ID].to_pylist() for part in plan.parts if not is_shard(part))
-    return itertools.chain(shards.image_ids(uris), *listed)
+    Raises:
+        UserError: too many of their images are unusable.
+    """
+    increments = run.generations[-1].increments[before:]
+    reasons, not_frontal_chest = Counter[str](), Counter[str]()
+    for increment in increments:
+        reasons.update(increment.reasons)
+        not_frontal_chest.update(increment.not_frontal_chest)
+    scored = Scored(
+        scores=storage.join(job.out, SCORES),
+        images=sum(increment.images for increment in increments),
+        rejects=sum(increment.rejects for increment in increments),
+        reasons=dict(reasons.most_common(20)),
+        not_frontal_chest=dict(not_frontal_chest.most_common()),
+        images_per_s=increments[-1].images_per_s if increments else 0.0,
+        members=members,
+        increments=[asdict(increment) for increment in increments],
+        remaining=increments[-1].remaining if increments else 0,
+    )
+    audited |= {"images": scored.images, "rejects": scored.rejects}
+    excluded = sum(count for reason, count in reasons.items() if gate.is_excluded(reason))
+    if not job.options.new_only or scored.rejects - excluded >= _FEWEST_REJECTS:
+        _check_rejects(scored, excluded, job.options.max_rejects)
+    return scored
 
 
 def _check_rejects(scored: Scored, excluded: int, most: float) -> None:

@@ -76,6 +76,12 @@ class Progress:
         """Average of this run, including its start-up."""
         return self._new / max(self.seconds, 1e-9)
 
+    @property
+    def steady_images_per_second(self) -> float:
+        """Average since the first images were done; 0 if all of them were done at once."""
+        since, count = self._first or (0.0, self._new)
+        return (self._new - count) / max(time.monotonic() - since, 1e-9)
+
     def line(self) -> str:
         text = f"{self.what}: {self.done:,} of {self.total:,} {self.unit} ({self.done / max(1, self.total):.0%})"
         if self.rejects:

@@ -38,6 +38,7 @@ from cxr.storage.ray_filesystem import ray_storage
 from cxr.storage.uri import (
     ANONYMOUS,
     REQUESTER_PAYS,
+    DamagedError,
     NotFoundError,
     StorageError,
     UnreadableError,
@@ -55,6 +56,7 @@ from cxr.storage.uri import (
 __all__ = [
     "ANONYMOUS",
     "REQUESTER_PAYS",
+    "DamagedError",
     "FileEntry",
     "NotFoundError",
     "RowGroupReader",

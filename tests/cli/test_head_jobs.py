@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> str:
     embeddings.write_part(folder, "scores/part-00000", rows.slice(1, 29), vectors[1:30])
     embeddings.write_part(folder, "scores/part-00001", rows.slice(30), vectors[30:])
     about = {"checkpoint": base, "sha256": checkpoint.load(base).about["sha256"], "archives": [made]}
-    embeddings.finish(folder, {"scores/part-00000": "", "scores/part-00001": ""}, about)
+    embeddings.finish(folder, ["scores/part-00000", "scores/part-00001"], about)
     return str(tmp_path / "run")
 
 

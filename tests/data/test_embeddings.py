@@ -20,7 +20,7 @@ def rows(*ids: str) -> pa.Table:
 
 
 def test_vectors_are_read_in_the_order_of_the_images(tmp_path: Path) -> None:
-    folder, parts = str(tmp_path / embeddings.FOLDER), {"scores/part-00000": "", "scores/part-00001": "", "s/p2": ""}
+    folder, parts = str(tmp_path / embeddings.FOLDER), ["scores/part-00000", "scores/part-00001", "s/p2"]
     vectors = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
     vectors[0, 0] = 1e9
     embeddings.write_part(folder, "scores/part-00000", rows("a", "b", "c"), vectors[:3])
@@ -38,5 +38,5 @@ def test_vectors_are_read_in_the_order_of_the_images(tmp_path: Path) -> None:
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
     embeddings.write_part(str(tmp_path), "scores/part-00000", rows("a"), np.zeros((1, 2), np.float32))
-    with pytest.raises(UserError, match=r"part-00001\.parquet is missing: delete /scores/1 too"):
-        embeddings.finish(str(tmp_path), {"scores/part-00000": "/0", "scores/part-00001": "/scores/1"}, ABOUT)
+    with pytest.raises(UserError, match=r"part-00001\.parquet is missing: restore it, or score the archive again"):
+        embeddings.finish(str(tmp_path), ["scores/part-00000", "scores/part-00001"], ABOUT)

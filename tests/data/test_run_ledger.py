@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +18,6 @@ from cxr.data.run_ledger import (
     RunLedger,
     current_rows,
     folder_of,
-    increment_of,
     moved_file,
     read_ledger,
     removed_file,
@@ -26,7 +25,11 @@ from cxr.data.run_ledger import (
 from cxr.errors import UserError
 
 SETTINGS = {"archive": "/archive", "checkpoint_sha256": "0"}
-read = partial(storage.read_parquet, columns=[schema.IMAGE_ID, schema.SOURCE_URI, schema.INCREMENT])
+
+
+def read(uri: str, row_group: int) -> pa.Table:
+    columns = [schema.IMAGE_ID, schema.SOURCE_URI, schema.INCREMENT]
+    return storage.read_parquet(uri, row_group=row_group, columns=columns)
 
 
 def write(uri: str, ids: str, number: int, **more: object) -> None:
@@ -48,7 +51,7 @@ def table(out: Path, generation: Generation) -> dict[str, int]:
 
 def test_the_ledger_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_ledger(str(tmp_path)).generations == ()
-    first = Generation(SETTINGS, "first run", "now", "abc", (Increment(0, 2, 5, 5, 0, reasons={"bad": 1}),))
+    first = Generation(SETTINGS, "first run", "now", (Increment(0, 2, 5, 5, 0, reasons={"bad": 1}),))
     written = RunLedger(str(tmp_path), (first,))
     written = written.with_generation(Generation(SETTINGS | {"gate": "off"}, "gate", "now"))
     written = written.with_latest(open=OpenIncrement(1, 5, 0))
@@ -74,7 +77,6 @@ def test_numbers_of_increments_are_part_of_the_names() -> None:
         "scores/increment-0001",
         "scores/increment-12345",
     ]
-    assert [increment_of(f"{folder_of(number)}/part-00003") for number in (0, 1, 12345)] == [0, 1, 12345]
 
 
 def test_the_last_row_of_each_image_counts_unless_it_was_removed(tmp_path: Path) -> None:
@@ -122,14 +124,36 @@ def test_only_a_few_files_are_read_ahead(tmp_path: Path) -> None:
         uri = tmp_path / folder_of(0) / f"part-{part:05d}.parquet"
         uri.parent.mkdir(exist_ok=True)
         pq.write_table(pa.table({schema.IMAGE_ID: [f"{part}"]}), uri)
-    done, seen = Increment(0, parts=40, images=40, new=40, changed=0), []
+    done, seen = Increment(0, files=40, images=40, new=40, changed=0), []
     started: list[str] = []
 
-    def reading(uri: str) -> pa.Table:
+    def reading(uri: str, row_group: int) -> pa.Table:
         started.append(uri)
-        return pq.read_table(uri)
+        return storage.read_parquet(uri, row_group=row_group)
 
     for table in current_rows(str(tmp_path), Generation(SETTINGS, "", "", increments=(done,)), reading):
         seen += table[schema.IMAGE_ID].to_pylist()
         assert len(started) <= len(seen) + 8
     assert seen == [f"{part}" for part in range(40)]
+
+
+def test_readers_use_the_last_generation_that_was_complete(tmp_path: Path) -> None:
+    whole, part = Increment(0, 1, 5, 5, 0), Increment(1, 1, 2, 5, 0, remaining=3)
+    first, second = Generation(SETTINGS, "first run", ""), Generation(SETTINGS | {"gate": "off"}, "gate", "")
+
+    def run(*increments: Increment, new: tuple[Increment, ...] = ()) -> RunLedger:
+        return RunLedger("/out", (replace(first, increments=increments), replace(second, increments=new)))
+
+    unfinished = run(whole, new=(part,))
+    assert unfinished.readable == unfinished.generations[0]
+    assert "newer scores with other settings (gate), but 3 images are left" in unfinished.note
+    finished = run(whole, new=(part, Increment(2, 1, 3, 3, 0), replace(part, number=3)))
+    assert finished.readable == finished.generations[1]
+    assert "not complete: 3 images are left" in finished.note
+    begun = run(whole)
+    assert (begun.readable, begun.note) == (begun.generations[0], "")
+    only = RunLedger("/out", (replace(first, increments=(part,)),))
+    assert only.readable == only.latest
+    assert "3 images are left" in only.note
+    nothing = RunLedger("/out", (replace(first, increments=(replace(part, files=0, images=0),)),))
+    assert (nothing.readable, nothing.note) == (None, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cxr import schema, storage
-from cxr.data.identity import Identity, open_identity
+from cxr import schema
+from cxr.data.identity import Identity, open_identity, read_crosswalk
 from cxr.data.run_ledger import REMOVED, Generation, Increment
-from cxr.inference.increments import (
-    KNOWN,
-    Changes,
-    Listing,
-    PlanStore,
-    StoredPlan,
-    compare,
-    divide,
-)
+from cxr.inference import plan_store
+from cxr.inference.increments import KNOWN, Changes, Listing, compare
 from cxr.inference.latents import Origin
+from cxr.inference.plan_store import Left, PlannedPart, PlanStore
+from cxr.inference.read import read_planned
 from cxr.sources.image_files import FILE_BYTES, FILE_VERSION
 from cxr.sources.manifest import manifest_table
 
@@ -67,7 +63,8 @@ def test_images_are_compared_by_id_place_size_and_version() -> None:
     changes = compare([Listing(ORIGIN, rows(now))], before)
     assert ids(changes.to_score) == [["larger", "rewritten", "added"]]
     assert counts(changes) == (1, 2, 2, 1, 1)
-    assert changes.moved.to_pylist() == [dict(zip(KNOWN.names, ("elsewhere", "/b/elsewhere", 10, "v1"), strict=True))]
+    moved = changes.moved.select(KNOWN.names).to_pylist()
+    assert moved == [dict(zip(KNOWN.names, ("elsewhere", "/b/elsewhere", 10, "v1"), strict=True))]
     assert ids([changes.removed]) == [["gone"]]
     assert changes.any
 
@@ -96,31 +93,35 @@ def store_in(folder: Path, identity: Identity | None = None) -> PlanStore:
     return PlanStore(str(folder), str(folder / "increments"), identity)
 
 
-def stored(store: PlanStore, number: int, files: Sequence[Files], rows_per_part: int = 2) -> list[StoredPlan]:
-    plans, first = [], 0
-    for each in files:
-        parts = divide(rows(each), number, rows_per_part, first)
-        plans.append(StoredPlan(ORIGIN, parts))
-        first += len(parts)
-    store.write(number, plans)
-    return plans
+def stored(store: PlanStore, number: int, files: Sequence[Files], rows_per_part: int = 2) -> list[PlannedPart]:
+    store.write(
+        number, [(replace(ORIGIN, archive=f"/{n}"), rows(each), rows_per_part) for n, each in enumerate(files)]
+    )
+    return [part for plan in store.read(number) for part in plan.parts]
 
 
-def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
-    files = [{f"{archive}{n}": (f"/{archive}/{n}", n, "v") for n in range(3)} for archive in "ab"]
+def state_of(store: PlanStore, *increments: Increment, retry: bool = True) -> dict[str, str | None]:
+    """The versions of the known images."""
+    known = store.known(Generation({}, "", "", increments=increments), retry=retry)
+    return dict(zip(known[schema.IMAGE_ID].to_pylist(), known[FILE_VERSION].to_pylist(), strict=True))
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_store, "_FILE_PARTS", 2)
+    files = [{f"{archive}{n}": (f"/{archive}/{n}", n, "v") for n in range(5)} for archive in "ab"]
     store = store_in(tmp_path)
-    plans = stored(store, 3, files)
-    names = [part.name for plan in plans for part in plan.parts]
-    assert names == [f"scores/increment-0003/part-{number:05d}" for number in range(4)]
-    for before, after in zip(plans, store.read(3), strict=True):
-        assert after.origin == before.origin
-        for one, other in zip(before.parts, after.parts, strict=True):
-            assert one.name == other.name
-            assert one.rows.equals(other.rows)
-            assert one.rows.schema.equals(other.rows.schema, check_metadata=True)
-    store.shorten(3, names[:1])
-    assert [[part.name for part in plan.parts] for plan in store.read(3)] == [names[:1]]
+    parts = stored(store, 3, files)
+    assert [part.name for part in parts] == [f"unfinished/part-0003-{number:05d}" for number in range(6)]
+    assert [(part.number, part.images) for part in parts] == [(0, 2), (1, 2), (2, 1), (3, 2), (4, 2), (5, 1)]
+    assert [plan.origin for plan in store.read(3)] == [replace(ORIGIN, archive=f"/{n}") for n in range(2)]
+    for number, each in enumerate(files):
+        read = pa.concat_tables(read_planned(part.plan, part.row_group) for part in parts[3 * number :][:3])
+        assert read.equals(rows(each))
+        assert read.schema.metadata == rows(each).schema.metadata
+    assert store.images(3)[schema.IMAGE_ID].to_pylist() == [*files[0], *files[1]]
     assert store.read(4) == []
+    assert stored(store, 3, files[:1])[-1].number == 2
+    assert store.images(3)[schema.IMAGE_ID].to_pylist() == [*files[0]]
 
 
 def test_the_state_follows_additions_changes_moves_and_removals(tmp_path: Path) -> None:
@@ -132,9 +133,9 @@ def test_the_state_follows_additions_changes_moves_and_removals(tmp_path: Path) 
         for name, file in changed.items():
             state.pop(name) if file is None else state.update({name: file})
         generation = Generation({}, "", "", increments=tuple(increments))
-        changes = compare([Listing(ORIGIN, rows(state))], store.known(generation))
+        changes = compare([Listing(ORIGIN, rows(state))], store.known(generation, retry=True))
         number = len(increments)
-        store.write(number, [StoredPlan(ORIGIN, divide(changes.to_score[0], number, 2))])
+        store.write(number, [(ORIGIN, changes.to_score[0], 2)])
         store.write_departures(number, changes)
         new, altered, unchanged, moved, removed = counts(changes)
         increments.append(Increment(number, 0, new + altered, new, altered, unchanged, removed, moved))
@@ -151,42 +152,32 @@ def test_the_state_follows_additions_changes_moves_and_removals(tmp_path: Path) 
     assert counts(next_increment()) == (0, 0, 4, 0, 0)
 
 
-def test_images_of_parts_that_were_left_out_are_new_again(tmp_path: Path) -> None:
+def test_images_of_parts_that_were_left_are_new_again(tmp_path: Path) -> None:
     files: dict[str, Any] = {name: (f"/{name}", 1, "v") for name in "abcde"}
     store = store_in(tmp_path)
-    plans = stored(store, 0, [files])
-    store.shorten(0, [plans[0].parts[1].name])
-    state = store.known(Generation({}, "", "", increments=(Increment(0, 1, 2, 5, 0, remaining=3),)))
+    stored(store, 0, [files])
+    store.write_left(0, Left(parts=[0, 2]))
+    state = store.known(Generation({}, "", "", increments=(Increment(0, 1, 2, 5, 0, remaining=3),)), retry=True)
     assert ids([state]) == [["c", "d"]]
     assert ids(compare([Listing(ORIGIN, rows(files))], state).to_score) == [["a", "b", "e"]]
+    assert set(state_of(store, Increment(0, 1, 5, 5, 0))) == set("abcde")  # a run that was killed has left the file
 
 
-def test_a_plan_that_is_written_again_keeps_the_versions_of_the_files_that_were_scored(tmp_path: Path) -> None:
-    store = store_in(tmp_path)
-    plans = stored(store, 0, [{name: (f"/{name}", 1, "v") for name in "abcd"}, {"e": ("/e", 1, "v")}])
-    replaced = {name: (f"/{name}", 1, "w") for name in "abcd"}
-    again = [StoredPlan(ORIGIN, divide(rows(replaced), 0, 2))]
-    store.write(0, again, scored=[plans[0].parts[0].name])
-    generation = Generation({}, "", "", increments=(Increment(0, 2, 4, 4, 0),))
-    known = store.known(generation)
-    versions = dict(zip(known[schema.IMAGE_ID].to_pylist(), known[FILE_VERSION].to_pylist(), strict=True))
-    assert versions == {"a": "v", "b": "v", "c": "w", "d": "w"}
-    assert ids(compare([Listing(ORIGIN, rows(replaced))], known).to_score) == [["a", "b"]]
-
-
-def test_a_run_that_is_killed_while_it_writes_a_plan_again_leaves_a_complete_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = store_in(tmp_path)
-    plans = stored(store, 0, [{"a": ("/a", 1, "v")}])
-
-    def killed(*arguments: object, **options: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(storage, "write_bytes", killed)
-    with pytest.raises(KeyboardInterrupt):
-        store.write(0, plans)
-    assert [[part.name for part in plan.parts] for plan in store.read(0)] == [[plans[0].parts[0].name]]
+def test_images_whose_file_could_not_be_read_are_scored_again_by_new_only(tmp_path: Path) -> None:
+    files: dict[str, Any] = {name: (f"/{name}", 1, "v") for name in "abcd"}
+    store, done = store_in(tmp_path), Increment(0, 1, 4, 4, 0, unread=2)
+    stored(store, 0, [files])
+    store.write_left(0, Left(unread=[(0, 1), (1, 0)]))
+    assert state_of(store, done, retry=False) == dict.fromkeys("abcd", "v")
+    assert state_of(store, done) == {"a": "v", "b": None, "c": None, "d": "v"}
+    moved = files | {"b": ("/x/b", 1, "v")}
+    listing, gone = Listing(ORIGIN, rows(moved), ids_identify_files=True), {"a": files["a"]}
+    known = store.known(Generation({}, "", "", increments=(done,)), retry=True)
+    changes = compare([listing], known)
+    assert (ids(changes.to_score), counts(changes)) == ([["b", "c"]], (0, 2, 2, 0, 0))
+    assert set(compare([Listing(ORIGIN, rows(gone))], known).removed[schema.IMAGE_ID].to_pylist()) == set("bcd")
+    stored(store, 1, [{name: moved[name] for name in "bc"}])
+    assert state_of(store, done, Increment(1, 1, 2, 0, 2)) == dict.fromkeys("abcd", "v")
 
 
 def test_with_pseudonyms_readers_of_the_results_see_no_ids(tmp_path: Path) -> None:
@@ -195,13 +186,20 @@ def test_with_pseudonyms_readers_of_the_results_see_no_ids(tmp_path: Path) -> No
     store = PlanStore(str(tmp_path / "out"), str(tmp_path / "private"), identity)
     before = {name: (f"/a/{name}", 1, "v") for name in ("Zebrafish-gone", "Zebrafish-moved", "Zebrafish-same")}
     now = {"Zebrafish-moved": ("/b/Zebrafish-moved", 1, "v"), "Zebrafish-same": before["Zebrafish-same"]}
-    store.write(0, [StoredPlan(ORIGIN, divide(rows(before), 0, 2))])
+    stored(store, 0, [before])
     first = Increment(0, 2, 3, 3, 0)
-    changes = compare([Listing(ORIGIN, rows(now))], store.known(Generation({}, "", "", increments=(first,))))
+    changes = compare(
+        [Listing(ORIGIN, rows(now))], store.known(Generation({}, "", "", increments=(first,)), retry=True)
+    )
     store.write_departures(1, changes)
     second = Increment(1, 0, 0, 0, 0, removed=1, moved=1)
-    again = compare([Listing(ORIGIN, rows(now))], store.known(Generation({}, "", "", increments=(first, second))))
+    again = compare(
+        [Listing(ORIGIN, rows(now))], store.known(Generation({}, "", "", increments=(first, second)), retry=True)
+    )
     assert not again.any
     shown = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert [path.name for path in shown] == ["removed.parquet"]
+    assert {path.name for path in shown} == {"removed.parquet", "moved.parquet"}
     assert not any("Zebrafish" in str(pq.read_table(path).to_pylist()) for path in shown)
+    crosswalk = read_crosswalk(str(tmp_path / "crosswalk"))
+    (moved,) = (pq.read_table(path) for path in shown if path.name == "moved.parquet")
+    assert crosswalk.with_paths(moved)[schema.SOURCE_URI].to_pylist() == ["/b/Zebrafish-moved"]

@@ -128,22 +128,21 @@ def test_rows_keep_all_columns_that_do_not_depend_on_the_size() -> None:
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> tuple[str, str, Checkpoint]:
+def written(tmp_path: Path) -> tuple[str, pa.Table, Checkpoint]:
     """A latent archive of two images and a reject in one part, the part's scores, and the encoder."""
-    folder, scores, kept = str(tmp_path / "latents"), str(tmp_path / "scores" / "part-00000.parquet"), made()
+    folder, kept = str(tmp_path / "latents"), made()
     rows = rows_with_everything()
     encoded = latents.with_latents(
         rows, PixelFormat(SIZE), np.zeros((2, 16, 16)), latent_encoder(kept.recipe).latent_format()
     )
     latents.write_part(folder, "scores/part-00000", encoded)
     reject = {schema.IMAGE_ID: "c", schema.SPLIT: "train", schema.ERROR: "torn"}
-    told = pa.Table.from_pylist([*rows.select(schema.REJECTS.names).to_pylist(), reject], schema=schema.REJECTS)
-    storage.write_bytes(scores, latents.parquet_bytes(told))
-    latents.finish(folder, {"scores/part-00000": scores}, kept, ORIGIN)
+    scores = pa.Table.from_pylist([*rows.select(schema.REJECTS.names).to_pylist(), reject], schema=schema.REJECTS)
+    latents.finish(folder, [("scores/part-00000", scores)], kept, ORIGIN)
     return folder, scores, kept
 
 
-def test_an_archive_describes_its_contents(written: tuple[str, str, Checkpoint]) -> None:
+def test_an_archive_describes_its_contents(written: tuple[str, pa.Table, Checkpoint]) -> None:
     folder, _, kept = written
     info = shards.read_info(folder, latents=True)
     assert (info.pixels, info.findings, info.source, info.rejects) == (PixelFormat(16), schema.FINDINGS, "folder", 1)
@@ -155,7 +154,7 @@ def test_an_archive_describes_its_contents(written: tuple[str, str, Checkpoint])
     assert info.latents["checkpoint"] == kept.uri
 
 
-def test_only_the_encoders_checkpoint_may_read_it(written: tuple[str, str, Checkpoint]) -> None:
+def test_only_the_encoders_checkpoint_may_read_it(written: tuple[str, pa.Table, Checkpoint]) -> None:
     info = shards.read_info(written[0], latents=True)
     latents.check_encoder(info, made())
     with pytest.raises(UserError, match=r"checkpoint-1 has another encoder.*Give /checkpoint-0, which made"):
@@ -165,16 +164,16 @@ def test_only_the_encoders_checkpoint_may_read_it(written: tuple[str, str, Check
         latents.check_encoder(info, replace(made(), recipe=aligner, network=aligner.network(())))
 
 
-def test_jobs_that_need_images_reject_latents(written: tuple[str, str, Checkpoint]) -> None:
+def test_jobs_that_need_images_reject_latents(written: tuple[str, pa.Table, Checkpoint]) -> None:
     with pytest.raises(UserError, match=r"expected X-rays in .*, got latents.*were made, /archive"):
         shards.read_info(written[0])
 
 
-def test_a_lost_part_is_reported(written: tuple[str, str, Checkpoint]) -> None:
+def test_a_lost_part_is_reported(written: tuple[str, pa.Table, Checkpoint]) -> None:
     folder, scores, kept = written
     Path(folder, "test", "part-00000.parquet").unlink()
-    with pytest.raises(UserError, match=r"test/part-00000.parquet is missing: delete .*part-00000.parquet too"):
-        latents.finish(folder, {"scores/part-00000": scores}, kept, ORIGIN)
+    with pytest.raises(UserError, match=r"test/part-00000.parquet is missing: restore it, or score"):
+        latents.finish(folder, [("scores/part-00000", scores)], kept, ORIGIN)
 
 
 def test_plain_shards_contain_no_latents(tmp_path: Path) -> None:

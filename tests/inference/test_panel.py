@@ -18,7 +18,6 @@ from pydicom.uid import JPEG2000Lossless
 
 from cxr import schema, storage
 from cxr.data import decode
-from cxr.data.ledger import Ledger
 from cxr.data.run_ledger import Increment
 from cxr.errors import UserError
 from cxr.evaluation.run import read_run, read_runs, read_scores
@@ -87,13 +86,12 @@ def planned(archive: str, panel: Panel, options: ScoreOptions = OPTIONS) -> Plan
 def run(archive: str, panel: Panel, out: Path, options: ScoreOptions = OPTIONS) -> pa.Table:
     """The scores that `PartScorer` writes for an archive, without Ray."""
     plan = planned(archive, panel, options)
-    ledger = Ledger(str(out))
-    scorer = PartScorer(panel, ledger, plan, options)
+    scorer = PartScorer(panel, str(out), plan, options)
     for part in plan.parts:
         rows = plan.reader(options.reading.gate).rows(part.rows)
         named = rows.append_column(PART, pa.array([part.name] * len(rows)))
         scorer(named.append_column(PART_ROWS, pa.array([len(rows)] * len(rows))))
-    return pa.concat_tables(storage.read_parquet(ledger.file(part)) for part in plan.parts)
+    return pa.concat_tables(storage.read_parquet(storage.join(str(out), part.path)) for part in plan.parts)
 
 
 def test_a_panel_of_all_families_equals_separate_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +165,7 @@ def test_networks_that_do_not_fit_together_are_reported_when_the_first_part_is_s
         return first(*args, **options)
 
     monkeypatch.setattr(part_scorer, "Scorer", limited)
-    PartScorer(panel, Ledger(str(tmp_path / "out")), planned(archive, panel), OPTIONS)
+    PartScorer(panel, str(tmp_path / "out"), planned(archive, panel), OPTIONS)
     loaded.clear()
     with pytest.raises(
         UserError, match=r"the networks of align and lungs to fit together .* too little memory for lungs"

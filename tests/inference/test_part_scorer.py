@@ -14,7 +14,6 @@ import pytest
 
 from cxr import schema, storage
 from cxr.data import embeddings
-from cxr.data.ledger import Ledger
 from cxr.families import checkpoint
 from cxr.families.classify import ClassifyRecipe
 from cxr.inference.options import ScoreOptions
@@ -42,12 +41,12 @@ def test_embeddings_of_good_images_are_written_beside_the_scores(tmp_path: Path)
     errors = pa.array([None, "damaged", *[None] * 4], pa.string())
     rows = rows.set_column(rows.schema.get_field_index(schema.ERROR), schema.ERROR, errors)
     out, first, second = str(tmp_path / "out"), "scores/part-00000", "scores/part-00001"
-    scorer = PartScorer(Panel.of([base]), Ledger(out), plan, ScoreOptions(save_embeddings=True, batch_size=4))
+    scorer = PartScorer(Panel.of([base]), out, plan, ScoreOptions(save_embeddings=True, batch_size=4))
     scorer(_named(rows, first))
     scorer(_named(rows.slice(1, 1), second))  # a part without a good image
     scores = storage.read_parquet(storage.join(out, "scores/part-00000.parquet"))
     about = {"checkpoint": base, "sha256": "", "archives": [made]}
-    embeddings.finish(storage.join(out, embeddings.FOLDER), {first: "", second: ""}, about)
+    embeddings.finish(storage.join(out, embeddings.FOLDER), [first, second], about)
     stored = embeddings.load(out)
     ids = rows[schema.IMAGE_ID].to_pylist()
     assert stored.image_ids.to_pylist() == [ids[0], *ids[2:]]
@@ -82,7 +81,7 @@ def test_scores_of_a_part_are_made_while_another_is_in_the_network(
 
     monkeypatch.setattr(ClassifyRecipe, "predict", noted)
     monkeypatch.setattr(ClassifyRecipe, "scored", waiting)
-    scorer = PartScorer(Panel.of([str(base)]), Ledger(str(tmp_path / "out")), plan, ScoreOptions(batch_size=6))
+    scorer = PartScorer(Panel.of([str(base)]), str(tmp_path / "out"), plan, ScoreOptions(batch_size=6))
     with ThreadPoolExecutor(2) as pool:
         replies = list(pool.map(scorer, [_named(rows, f"scores/part-0000{number}") for number in range(2)]))
     assert [reply["images"] for reply in replies] == [[6], [6]]
@@ -96,7 +95,7 @@ def test_thresholds_change_decisions_and_no_other_column(tmp_path: Path) -> None
 
     def scored(out: str, thresholds: dict[str, float]) -> pa.Table:
         panel = Panel((Member("", base, thresholds=thresholds),))
-        PartScorer(panel, Ledger(out), plan, ScoreOptions(batch_size=4))(rows)
+        PartScorer(panel, out, plan, ScoreOptions(batch_size=4))(rows)
         return storage.read_parquet(storage.join(out, "scores/part-00000.parquet"))
 
     before = scored(str(tmp_path / "before"), {})

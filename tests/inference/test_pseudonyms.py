@@ -12,7 +12,6 @@ import pytest
 from cxr import schema, storage
 from cxr.cli.exports import export_coco, export_csv
 from cxr.data.identity import COLUMNS, Identity, open_identity, read_crosswalk
-from cxr.data.ledger import Ledger
 from cxr.data.run_ledger import Increment
 from cxr.evaluation.run import read_run, read_scores
 from cxr.families import checkpoint
@@ -24,16 +23,10 @@ from cxr.inference.options import ScoreOptions
 from cxr.inference.panel import Panel
 from cxr.inference.part_scorer import PartScorer
 from cxr.inference.plan import plan_scoring
-from cxr.inference.read import PART, PART_ROWS
 from cxr.sources.options import ReadOptions
 from tests import planted
 from tests.saved_checkpoint import save_untrained
 from tests.written_runs import write_ledger
-
-
-def labeled(rows: pa.Table, name: str) -> pa.Table:
-    count = rows.num_rows
-    return rows.append_column(PART, pa.array([name] * count)).append_column(PART_ROWS, pa.array([count] * count))
 
 
 def scored(tmp_path: Path, recipe: Recipe, *, pseudonyms: bool = True) -> Path:
@@ -47,10 +40,10 @@ def scored(tmp_path: Path, recipe: Recipe, *, pseudonyms: bool = True) -> Path:
     plan = plan_scoring(archive, {"": checkpoint.load(saved)}, reading)
     assert sum(part.rows.num_rows for part in plan.parts) == count
     options = ScoreOptions(save_images=True, save_latents=isinstance(recipe, AecnnRecipe), save_embeddings=True)
-    scorer = PartScorer(Panel.of([saved]), Ledger(str(out)), plan, options)
+    scorer = PartScorer(Panel.of([saved]), str(out), plan, options)
     reader = replace(plan.reader("warn"), identity=identity)
     for part in plan.parts:
-        scorer(reader.labeled_rows(labeled(part.rows, part.name)))
+        scorer(reader.labeled_rows(part.name, part.rows, part.rows.num_rows))
     settings = {"archive": "the archive", "checkpoint_sha256": "0" * 64, "recipe": recipe.to_dict()}
     images = sum(part.rows.num_rows for part in plan.parts)
     write_ledger(out, settings, Increment(0, len(plan.parts), images, new=images, changed=0))
@@ -118,5 +111,5 @@ def test_what_goes_wrong_while_reading_is_reported_without_names(
     reader = replace(plan.reader("off"), identity=identity)
     monkeypatch.setattr(storage, "read_bytes", gone)
     with pytest.raises(storage.StorageError, match="the disk is gone") as error:
-        reader.labeled_rows(labeled(plan.parts[0].rows, plan.parts[0].name))
+        reader.labeled_rows(plan.parts[0].name, plan.parts[0].rows, plan.parts[0].rows.num_rows)
     assert planted.leaks(text="".join(traceback.format_exception(error.value))) == []

@@ -134,13 +134,13 @@ def test_unusable_members_and_containers_are_rows_with_the_reason(tmp_path: Path
     rows = make_rows(manifest.table, PIXELS)
     assert dict(zip(rows[schema.IMAGE_ID].to_pylist(), rows[schema.ERROR].to_pylist(), strict=True)) == {
         "a.zip/1.dcm": None,
-        "a.zip/2.dcm": "file not readable: it is encrypted",
+        "a.zip/2.dcm": "unusable file: it is encrypted",
         "a.zip/4.dcm": "unsupported file type: ZIP archive; expected DICOM, PNG or JPEG",
-        "a.zip/5.dcm.gz": "file not readable: its compressed data are damaged",
-        "b.zip!": "file not readable: its directory is missing or damaged (File is not a zip file)",
-        "c.tar!": "file not readable: damaged or truncated after 2 members (unexpected end of data)",
+        "a.zip/5.dcm.gz": "unusable file: its compressed data are damaged",
+        "b.zip!": "unusable file: its directory is missing or damaged (File is not a zip file)",
+        "c.tar!": "unusable file: damaged or truncated after 2 members (unexpected end of data)",
         "c.tar/1.dcm": None,
-        "c.tar/2.dcm": "file not readable: it is truncated",
+        "c.tar/2.dcm": "unusable file: it is truncated",
     }
     with pytest.raises(UserError, match="repair, repack or remove it"):
         open_manifest(str(tmp_path / "b.zip"))

@@ -6,9 +6,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pyarrow.parquet as pq
 import ray
 import torch
 
@@ -30,8 +28,7 @@ from cxr.families.base import Recipe
 from cxr.families.classify import ClassifyRecipe
 from cxr.inference.options import ScoreOptions
 from cxr.inference.panel import Panel
-from cxr.inference.plan import SCORES
-from cxr.inference.score import score
+from cxr.inference.score import Scored, score
 from cxr.runtime import cluster
 from cxr.sources.options import ReadOptions
 
@@ -202,25 +199,20 @@ class ScoreBenchmark:
         self.measured.compare(f"{name}_cpu_over_bare", [theirs / mine for mine, theirs in pairs[1]])
 
     def _score(self, archive: str, saved: str) -> float:
-        """Images per second of scoring an archive, after the first part; parts are files."""
-        with self._scored(archive, Panel.of([saved])) as scores:
-            parts = sorted((path.stat().st_mtime, path) for path in scores.glob("*.parquet"))
-            rows = sum(pq.read_metadata(path).num_rows for _, path in parts[1:])
-            return rows / max(1e-9, parts[-1][0] - parts[0][0])
+        """Images per second of scoring an archive, after the first part."""
+        return self._scored(archive, Panel.of([saved])).increments[0]["steady_images_per_s"]
 
     def _seconds(self, archive: str, panel: Panel) -> float:
         """How long scoring an archive takes."""
         start = time.perf_counter()
-        with self._scored(archive, panel):
-            return time.perf_counter() - start
+        self._scored(archive, panel)
+        return time.perf_counter() - start
 
-    @contextmanager
-    def _scored(self, archive: str, panel: Panel) -> Iterator[Path]:
-        """The folder of an archive's scores, which is removed afterwards."""
+    def _scored(self, archive: str, panel: Panel) -> Scored:
         with tempfile.TemporaryDirectory(dir=self.scratch) as out:
             scored = score(str(self.scratch / archive), panel, out, _OPTIONS)
-            assert scored.rejects == 0
-            yield Path(out, SCORES)
+        assert scored.rejects == 0
+        return scored
 
     def _archive(self, name: str, pictures: list[Path], count: int) -> list[str]:
         """Make an archive of `count` images, all links to `pictures`; the paths of its files."""
