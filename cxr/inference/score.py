@@ -103,8 +103,10 @@ def score(archive: str | Sequence[str], panel: str | Panel, out: str, options: S
         job = Job(archives, panel, models, out, options, settings, deadline, identity, named)
         run = _with_generation(job, run)
         before = len(run.generations[-1].increments) if options.new_only else 0
+        resumes = run.generations[-1].open is not None
+        run = run if resumes else _open_increment(job, run)  # nothing is written if it fails
         with _audited(job) as audited:
-            run = _score_increments(job, run)
+            run = _score_increments(job, run, resumes)
             members = [_finish(member, job, run) for member in panel.members]
             return _scored(job, run, before, members, audited)
 
@@ -212,17 +214,19 @@ def _with_generation(job: Job, run: RunLedger) -> RunLedger:
 # ---- Increments
 
 
-def _score_increments(job: Job, run: RunLedger) -> RunLedger:
-    """Score and commit the increment that an interrupted run has left, and one of what is new or has changed."""
-    if planned := run.generations[-1].open:
+def _score_increments(job: Job, run: RunLedger, resumes: bool) -> RunLedger:
+    """Score and commit the open increment if there is one; if an interrupted run has left it, then also one of what
+    is new or has changed since."""
+    planned = run.generations[-1].open
+    if planned and resumes:
         note(f"continuing with increment {planned.number}, begun {planned.opened}")
         if job.identity:
             job.named.append(job.plans(run).images(planned.number))
+    if planned:
         run = score_increment(job, run)
-        if run.generations[-1].remaining:
-            return run
-    run = _open_increment(job, run, [_listing(uri, job) for uri in job.archives])
-    return score_increment(job, run) if run.generations[-1].open else run
+    if resumes and not run.generations[-1].remaining:
+        return _score_increments(job, _open_increment(job, run), resumes=False)
+    return run
 
 
 def _listing(archive: str, job: Job) -> Listing:
@@ -242,9 +246,10 @@ def _listing(archive: str, job: Job) -> Listing:
     return listing
 
 
-def _open_increment(job: Job, run: RunLedger, listings: Sequence[Listing]) -> RunLedger:
+def _open_increment(job: Job, run: RunLedger) -> RunLedger:
     """Plan what has changed since the last increment; the ledger has an open increment if there is anything."""
     generation, plans, number = run.generations[-1], job.plans(run), run.next_number
+    listings = [_listing(uri, job) for uri in job.archives]
     _check_ids(listings)
     changes = compare(listings, plans.known(generation, retry=job.options.new_only))
     if job.options.new_only:
@@ -323,7 +328,7 @@ def _audited(job: Job) -> Iterator[dict[str, Any]]:
         ],
     }
     with audit.recorded(job.out, about, errors=job.identity is None) as audited:
-        audited |= {"reasons": job.reasons, "files": job.files}
+        audited["files"] = job.files
         yield audited
 
 
@@ -375,7 +380,7 @@ def _scored(job: Job, run: RunLedger, before: int, members: list[ScoredMember], 
         increments=[asdict(increment) for increment in increments],
         remaining=increments[-1].remaining if increments else 0,
     )
-    audited |= {"images": scored.images, "rejects": scored.rejects}
+    audited |= {"images": scored.images, "rejects": scored.rejects, "reasons": dict(reasons)}
     excluded = sum(count for reason, count in reasons.items() if gate.is_excluded(reason))
     if not job.options.new_only or scored.rejects - excluded >= _FEWEST_REJECTS:
         _check_rejects(scored, excluded, job.options.max_rejects)

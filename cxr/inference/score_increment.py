@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -50,8 +49,6 @@ class Job:
     """Replaces ids and paths; None keeps them."""
     named: list[pa.Table]
     """Gets the ids and paths of the images as soon as they are known."""
-    reasons: Counter[str] = field(default_factory=Counter)
-    """Errors in all increments that this run has committed, with their numbers of images."""
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each file of scores that this run has committed, by its path in OUT."""
 
@@ -115,7 +112,6 @@ def score_increment(job: Job, run: RunLedger) -> RunLedger:
     run = run.with_latest(increments=(*generation.increments, increment), open=None)
     run.write()
     storage.delete(storage.join(job.out, UNFINISHED))
-    job.reasons.update(joined.counts.reasons)
     job.files.update({uri.removeprefix(f"{job.out}/"): sha256 for uri, sha256 in joined.sha256.items()})
     return run
 

@@ -11,6 +11,7 @@ from cxr.data import embeddings
 from cxr.errors import UserError
 from cxr.families.align import AlignRecipe
 from cxr.families.classify import ClassifyRecipe
+from cxr.inference import score_increment
 from cxr.inference.options import ScoreOptions
 from cxr.inference.predictor import load
 from cxr.inference.score import score
@@ -21,22 +22,25 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 OPTIONS = ScoreOptions(save_embeddings=True, workers=1)
 
 
+def killed(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
-def test_a_run_that_died_ends_with_every_embedding_once(tmp_path: Path) -> None:
+def test_a_run_that_died_ends_with_every_embedding_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = write_shards(tmp_path / "shards", {"train": 40, "val": 20}, size=32)
     base, out = save_untrained(tmp_path / "base", ClassifyRecipe(size=32)), str(tmp_path / "scores")
+    monkeypatch.setattr(score_increment, "join_parts", killed)
+    with pytest.raises(KeyboardInterrupt):
+        score(made, base, out, OPTIONS)
+    monkeypatch.undo()
+    next(Path(out, "unfinished").iterdir()).unlink()  # as if the process had died before it wrote the scores
     score(made, base, out, OPTIONS)
-    first = embeddings.load(out)
-    np.testing.assert_allclose(first.vectors, load(base).embed(made), rtol=1e-2, atol=1e-3)
-
-    part = Path(out) / "scores" / "part-00000.parquet"  # as if the process had died before it wrote the scores
-    part.unlink()
-    (Path(out) / embeddings.FOLDER / embeddings.ABOUT).unlink()
-    score(made, base, out, OPTIONS)
-    again = embeddings.load(out)
-    assert part.exists()
-    assert again.image_ids == first.image_ids
-    np.testing.assert_array_equal(again.vectors, first.vectors)
+    stored = embeddings.load(out)
+    np.testing.assert_allclose(stored.vectors, load(base).embed(made), rtol=1e-2, atol=1e-3)
+    assert stored.image_ids.to_pylist() == [f"train-{n:04d}.png" for n in range(40)] + [
+        f"val-{n:04d}.png" for n in range(20)
+    ]
     with pytest.raises(UserError, match="save_embeddings"):
         score(made, base, out, ScoreOptions())
 

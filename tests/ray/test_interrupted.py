@@ -58,7 +58,7 @@ JOBS = {
     ),
     "score_archive": (
         ["--archive", "{folder}/archive", "--checkpoint", "{folder}/checkpoint", "--workers", "1"],
-        "scores/*.parquet",
+        "unfinished/*.parquet",
     ),
 }
 

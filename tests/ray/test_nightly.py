@@ -108,7 +108,7 @@ def test_each_night_scores_what_is_new_or_has_changed(
     fill(archive, pictures[:20], [f"{n:02d}.png" for n in range(20)])
     first = score(str(archive), network, str(out), NIGHTLY)
     assert counts(first) == [(0, 20, 0, 0, 0, 0, 0)]
-    assert sorted(path.name for path in (out / "scores").iterdir()) == ["part-00000.parquet", "part-00001.parquet"]
+    assert sorted(path.name for path in (out / "scores").iterdir()) == ["part-00000.parquet"]
     before = table(out)
 
     with monkeypatch.context() as patched:
@@ -132,8 +132,8 @@ def test_each_night_scores_what_is_new_or_has_changed(
     fill(archive, pictures[5:6], ["05.png"])
     assert counts(score(str(archive), network, str(out), NIGHTLY)) == [(2, 1, 0, 22, 0, 0, 0)]
     assert documented_state(out) == increments_of(out) == expected | {"05.png": 2}
-    with pytest.raises(UserError, match="contains 3 increments: give --new-only to add what is new"):
-        score(str(archive), network, str(out), ScoreOptions(reading=NIGHTLY.reading))
+    whole = score(str(archive), network, str(out), ScoreOptions(reading=NIGHTLY.reading))
+    assert (len(whole.increments), whole.images) == (3, 20 + 5 + 2)
     assert queried_state(out) == expected | {"05.png": 2}
 
 
@@ -143,7 +143,7 @@ def test_a_run_without_new_only_is_continued_with_it(network: str, pictures: lis
     fill(archive, pictures[:3], ["a.png", "b.png", "c.png"])
     score(str(archive), network, str(out), whole)
     fill(archive, pictures[3:4], ["d.png"])
-    with pytest.raises(UserError, match=r"labels or splits have changed.*choose another --out.*or give --new-only"):
+    with pytest.raises(UserError, match=r"earlier state .*1 images are new.*another --out, or give --new-only"):
         score(str(archive), network, str(out), whole)
     assert counts(score(str(archive), network, str(out), NIGHTLY)) == [(1, 1, 0, 3, 0, 0, 0)]
     assert increments_of(out) == {"a.png": 0, "b.png": 0, "c.png": 0, "d.png": 1}
@@ -159,7 +159,7 @@ def test_an_interrupted_increment_is_finished_as_planned_and_is_invisible_until_
     fill(archive, pictures[1:41], [f"{n:02d}.png" for n in range(40)])
     original = score_increment._score_parts
 
-    def first_part(todo: list[Any], *rest: Any) -> set[str]:
+    def first_part(todo: list[Any], *rest: Any) -> None:
         original(todo[:1], *rest)
         raise KeyboardInterrupt
 
@@ -167,15 +167,22 @@ def test_an_interrupted_increment_is_finished_as_planned_and_is_invisible_until_
     with pytest.raises(KeyboardInterrupt):
         score(str(archive), network, str(out), NIGHTLY)
     monkeypatch.undo()
-    done = {path: path.stat().st_mtime_ns for path in (out / "scores" / "increment-0001").iterdir()}
-    assert [path.name for path in done] == ["part-00000.parquet"]
+    assert [path.name for path in (out / "unfinished").iterdir()] == ["part-0001-00000.parquet"]
     assert increments_of(out) == {"first.png": 0}
 
     (archive / "39.png").unlink()  # planned, but not scored
     fill(archive, pictures[41:43], ["00.png", "new.png"])
+    todo: list[int] = []
+
+    def noted(parts: list[Any], *rest: Any) -> None:
+        todo.extend(part.number for part in parts)
+        original(parts, *rest)
+
+    monkeypatch.setattr(score_increment, "_score_parts", noted)
     resumed = score(str(archive), network, str(out), NIGHTLY)
+    assert todo == [1, 2, 0]
     assert counts(resumed) == [(1, 40, 0, 1, 0, 0, 0), (2, 1, 1, 39, 1, 0, 0)]
-    assert all(path.stat().st_mtime_ns == written for path, written in done.items())
+    assert not (out / "unfinished").exists()
     expected = {"first.png": 0, "00.png": 2, "new.png": 2} | {f"{n:02d}.png": 1 for n in range(1, 39)}
     assert increments_of(out) == expected
     assert not any(row[schema.ERROR] for row in table(out).values())
@@ -271,7 +278,7 @@ def test_until_leaves_the_rest_for_the_next_run(
         table(whole)
     monkeypatch.undo()
     assert score(str(archive), network, str(whole), options).remaining == 0
-    assert set(increments_of(whole).values()) == {0}
+    assert set(increments_of(whole).values()) == {1}
 
 
 @pytest.mark.slow
@@ -305,7 +312,7 @@ def test_committed_parts_are_listed_with_their_counts(network: str, pictures: li
     (archive / "broken.png").write_bytes(b"?")
     score(str(archive), network, str(out), NIGHTLY)
     (increment,) = storage.read_json(str(out / "ledger.json"))["generations"][0]["increments"]
-    assert (increment["parts"], increment["images"], increment["rejects"]) == (2, 21, 1)
+    assert (increment["files"], increment["images"], increment["rejects"]) == (1, 21, 1)
     assert sum(json.loads(json.dumps(increment["reasons"])).values()) == 1
 
 

@@ -20,6 +20,7 @@ from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.families.classify import ClassifyRecipe
 from cxr.families.thresholds_file import ThresholdsFile
+from cxr.inference import score_increment
 from cxr.inference.options import ScoreOptions
 from cxr.inference.part_scorer import picture_name
 from cxr.inference.score import score
@@ -53,9 +54,13 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def rows(out: str) -> dict[str, dict]:
+def killed(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def rows(out: str, folder: str = "scores") -> dict[str, dict]:
     """Scores by image; fails if an image occurs twice."""
-    found = [row for file in sorted(Path(out, "scores").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    found = [row for file in sorted(Path(out, folder).glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
     by_id = {row[schema.IMAGE_ID]: row for row in found}
     assert len(by_id) == len(found)
     return by_id
@@ -180,25 +185,31 @@ def contents(folder: str) -> dict[Path, bytes]:
 
 
 def test_a_killed_run_resumes_and_its_latents_have_the_same_scores(
-    compressors: list[str], archive: str, tmp_path: Path
+    compressors: list[str], archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept, out, again = compressors[0], str(tmp_path / "out"), str(tmp_path / "again")
     latents = f"{out}/latents"
-    score(archive, kept, out, ScoreOptions(save_latents=True))
-    before, parts = rows(out), contents(latents)
+    monkeypatch.setattr(score_increment, "join_parts", killed)
+    with pytest.raises(KeyboardInterrupt):
+        score(archive, kept, out, ScoreOptions(save_latents=True))
+    monkeypatch.undo()
+    parts = contents(latents)
+    first, second = sorted(Path(out, "unfinished").glob("*.parquet"))
+    before = rows(out, "unfinished")
+    for path in (second, *Path(latents).glob(f"*/{second.name}")):
+        path.unlink()
+    written = first.stat().st_ino
+    monkeypatch.setattr(storage, "delete", lambda uri: None)  # keep the parts
+    finished = score(archive, kept, out, ScoreOptions(save_latents=True))
+    assert (finished.images, finished.rejects) == (30, 0)
+    assert rows(out) == before
+    assert parts.items() <= contents(latents).items()
+    assert first.stat().st_ino == written
+    monkeypatch.undo()
     info = shards.read_info(latents, latents=True)
     assert sum(info.rows(split) for split in info.parts) == len(before) == 30
     assert len(info.parts) > 1
     assert info.pixels == PixelFormat(16)
-
-    first, second = sorted(Path(out, "scores").glob("*.parquet"))
-    written = first.stat().st_mtime_ns
-    for path in (second, Path(latents, shards.ARCHIVE_FILE), *Path(latents).glob(f"*/{second.name}")):
-        path.unlink()
-    finished = score(archive, kept, out, ScoreOptions(save_latents=True))
-    assert (finished.images, finished.rejects) == (30, 0)
-    assert (rows(out), contents(latents)) == (before, parts)
-    assert first.stat().st_mtime_ns == written
 
     score(latents, kept, again, ScoreOptions(save_images=True))
     found = rows(again)
