@@ -1,342 +1,45 @@
-"""`--new-only`: every night scores exactly what is new or has changed, and the run reads as one table."""
+"""`--new-only` on a cluster, with pseudonyms."""
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
-import time
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import pytest
-import torch
 
-from cxr import schema, storage
-from cxr.data.run_ledger import read_ledger
-from cxr.errors import UserError
+from cxr import schema
+from cxr.data.identity import read_crosswalk
 from cxr.evaluation.run import read_run, read_scores
-from cxr.families import checkpoint
-from cxr.families.align import AlignRecipe
-from cxr.inference import score as scoring
-from cxr.inference import score_increment
 from cxr.inference.options import ScoreOptions
-from cxr.inference.score import Scored, score
+from cxr.inference.score import score
 from cxr.phantom.archive import write_phantom
-from cxr.runtime import cluster
 from cxr.sources.options import ReadOptions
-from tests.conftest import REPOSITORY
-from tests.made_shards import write_shards
-from tests.sources.test_dicom import write, xray
+from tests.aligners import saved_aligner
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-NIGHTLY = ScoreOptions(new_only=True, reading=ReadOptions(source="folder"))
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 
-def saved_aligner(folder: Path, seed: int = 1) -> str:
-    recipe = AlignRecipe(size=32, backbone="conv3", lungs=False)
-    torch.manual_seed(seed)
-    network = recipe.network(schema.FINDINGS)
-    for values in [*network.parameters()][-2:]:  # zero, so that all images would have the same scores
-        torch.nn.init.normal_(values, std=0.1)
-    checkpoint.save(folder, recipe, recipe.task(network), network.state_dict(), findings=schema.FINDINGS, metrics={})
-    return str(folder)
+def test_nights_with_pseudonyms_score_what_is_new_and_name_nobody(tmp_path: Path) -> None:
+    write_phantom(str(tmp_path / "phantoms"), 21, size=64)
+    pictures = sorted((tmp_path / "phantoms").rglob("*.png"))
+    archive, out, key = tmp_path / "archive", str(tmp_path / "out"), tmp_path / "private" / "key"
+    (archive / "incoming").mkdir(parents=True)
+    key.parent.mkdir()
+    key.write_text("a secret of at least sixteen bytes")
+    network = saved_aligner(tmp_path / "network")
+    options = ScoreOptions(new_only=True, reading=ReadOptions(source="folder"), pseudonymize=str(key))
 
+    def night(first: int, last: int) -> tuple[int, ...]:
+        for number in range(first, last):
+            shutil.copyfile(pictures[number], archive / "incoming" / f"Zebrafish{number:02d}.png")
+        (increment,) = score(str(archive), network, out, options).increments
+        return tuple(increment[name] for name in ("new", "changed", "unchanged", "moved"))
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return saved_aligner(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """60 PNG files, all different."""
-    folder = tmp_path_factory.mktemp("pictures")
-    write_phantom(str(folder), 60, size=64)
-    return sorted(folder.rglob("*.png"))
-
-
-def fill(archive: Path, pictures: list[Path], names: list[str]) -> None:
-    """Copy pictures into an archive under other names."""
-    archive.mkdir(exist_ok=True)
-    for picture, name in zip(pictures, names, strict=True):
-        shutil.copyfile(picture, archive / name)
-
-
-def table(out: Path) -> dict[str, dict[str, Any]]:
-    """The current state of a run by image id; fails if an image occurs twice."""
-    columns = [schema.IMAGE_ID, schema.SOURCE_URI, schema.INCREMENT, schema.ERROR, schema.THETA]
-    rows = [row for part in read_scores(read_run(str(out)), columns) for row in part.to_pylist()]
-    by_id = {row[schema.IMAGE_ID]: row for row in rows}
-    assert len(by_id) == len(rows)
-    return by_id
-
-
-def increments_of(out: Path) -> dict[str, int]:
-    return {image_id: row[schema.INCREMENT] for image_id, row in table(out).items()}
-
-
-def counts(scored: Scored) -> list[tuple[int, ...]]:
-    names = ("number", "new", "changed", "unchanged", "removed", "moved", "remaining")
-    return [tuple(increment[name] for name in names) for increment in scored.increments]
-
-
-def documented_state(out: Path) -> dict[str, int]:
-    """What the pandas code of docs/how-to/nightly.md gives."""
-    page = (REPOSITORY / "docs/how-to/nightly.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    variables: dict[str, Any] = {}
-    exec(code.replace("OUT", str(out)), variables)
-    scores: pd.DataFrame = variables["scores"]
-    return dict(zip(scores[schema.IMAGE_ID], scores[schema.INCREMENT], strict=True))
-
-
-def queried_state(out: Path) -> dict[str, int]:
-    """What the SQL query of docs/how-to/nightly.md gives."""
-    duckdb = pytest.importorskip("duckdb", reason="no duckdb: pip install duckdb")
-    page = (REPOSITORY / "docs/how-to/nightly.md").read_text()
-    (query,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
-    rows = duckdb.sql(query.replace("OUT", str(out))).select("image_id", "increment").fetchall()
-    return dict(rows)
-
-
-def test_each_night_scores_what_is_new_or_has_changed(
-    network: str, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    archive, out = tmp_path / "archive", tmp_path / "out"
-    fill(archive, pictures[:20], [f"{n:02d}.png" for n in range(20)])
-    first = score(str(archive), network, str(out), NIGHTLY)
-    assert counts(first) == [(0, 20, 0, 0, 0, 0, 0)]
-    assert sorted(path.name for path in (out / "scores").iterdir()) == ["part-00000.parquet"]
-    before = table(out)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(cluster, "connect", lambda: pytest.fail("Ray is not needed"))
-        again = score(str(archive), network, str(out), NIGHTLY)
-    assert (again.images, again.increments) == (0, [])
-
-    fill(archive, pictures[20:23], ["00a.png", "20.png", "21.png"])
-    fill(archive, pictures[23:25], ["03.png", "04.png"])
-    (archive / "05.png").unlink()
-    second = score(str(archive), network, str(out), NIGHTLY)
-    assert (second.images, counts(second)) == (5, [(1, 3, 2, 17, 1, 0, 0)])
-    expected = {f"{n:02d}.png": 0 for n in range(20) if n != 5}
-    expected |= dict.fromkeys(("00a.png", "20.png", "21.png", "03.png", "04.png"), 1)
-    assert increments_of(out) == expected
-    after = table(out)
-    assert all(after[name] == before[name] for name, number in expected.items() if number == 0)
-    assert after["03.png"][schema.THETA] != before["03.png"][schema.THETA]
-    assert documented_state(out) == expected
-
-    fill(archive, pictures[5:6], ["05.png"])
-    assert counts(score(str(archive), network, str(out), NIGHTLY)) == [(2, 1, 0, 22, 0, 0, 0)]
-    assert documented_state(out) == increments_of(out) == expected | {"05.png": 2}
-    whole = score(str(archive), network, str(out), ScoreOptions(reading=NIGHTLY.reading))
-    assert (len(whole.increments), whole.images) == (3, 20 + 5 + 2)
-    assert queried_state(out) == expected | {"05.png": 2}
-
-
-@pytest.mark.slow
-def test_a_run_without_new_only_is_continued_with_it(network: str, pictures: list[Path], tmp_path: Path) -> None:
-    archive, out, whole = tmp_path / "archive", tmp_path / "out", ScoreOptions(reading=NIGHTLY.reading)
-    fill(archive, pictures[:3], ["a.png", "b.png", "c.png"])
-    score(str(archive), network, str(out), whole)
-    fill(archive, pictures[3:4], ["d.png"])
-    with pytest.raises(UserError, match=r"earlier state .*1 images are new.*another --out, or give --new-only"):
-        score(str(archive), network, str(out), whole)
-    assert counts(score(str(archive), network, str(out), NIGHTLY)) == [(1, 1, 0, 3, 0, 0, 0)]
-    assert increments_of(out) == {"a.png": 0, "b.png": 0, "c.png": 0, "d.png": 1}
-
-
-@pytest.mark.slow
-def test_an_interrupted_increment_is_finished_as_planned_and_is_invisible_until_then(
-    network: str, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    archive, out = tmp_path / "archive", tmp_path / "out"
-    fill(archive, pictures[:1], ["first.png"])
-    score(str(archive), network, str(out), NIGHTLY)
-    fill(archive, pictures[1:41], [f"{n:02d}.png" for n in range(40)])
-    original = score_increment._score_parts
-
-    def first_part(todo: list[Any], *rest: Any) -> None:
-        original(todo[:1], *rest)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(score_increment, "_score_parts", first_part)
-    with pytest.raises(KeyboardInterrupt):
-        score(str(archive), network, str(out), NIGHTLY)
-    monkeypatch.undo()
-    assert [path.name for path in (out / "unfinished").iterdir()] == ["part-0001-00000.parquet"]
-    assert increments_of(out) == {"first.png": 0}
-
-    (archive / "39.png").unlink()  # planned, but not scored
-    fill(archive, pictures[41:43], ["00.png", "new.png"])
-    todo: list[int] = []
-
-    def noted(parts: list[Any], *rest: Any) -> None:
-        todo.extend(part.number for part in parts)
-        original(parts, *rest)
-
-    monkeypatch.setattr(score_increment, "_score_parts", noted)
-    resumed = score(str(archive), network, str(out), NIGHTLY)
-    assert todo == [1, 2, 0]
-    assert counts(resumed) == [(1, 40, 0, 1, 0, 0, 0), (2, 1, 1, 39, 1, 0, 0)]
-    assert not (out / "unfinished").exists()
-    expected = {"first.png": 0, "00.png": 2, "new.png": 2} | {f"{n:02d}.png": 1 for n in range(1, 39)}
-    assert increments_of(out) == expected
-    assert not any(row[schema.ERROR] for row in table(out).values())
-
-
-@pytest.mark.slow
-def test_other_checkpoints_and_options_begin_a_generation(
-    network: str, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    archive, out = tmp_path / "archive", tmp_path / "out"
-    fill(archive, pictures[:4], ["a.png", "b.png", "c.png", "d.png"])
-    score(str(archive), network, str(out), NIGHTLY)
-    other = saved_aligner(tmp_path / "other", seed=2)
-    fill(archive, pictures[4:5], ["e.png"])
-    capsys.readouterr()
-    assert counts(score(str(archive), other, str(out), NIGHTLY)) == [(1, 5, 0, 0, 0, 0, 0)]
-    assert "a new generation begins, which scores all images again: checkpoint changed" in capsys.readouterr().out
-    assert set(increments_of(out).values()) == {1}
-    assert read_run(str(out)).checkpoint_sha256 == checkpoint.load(other).about["sha256"]
-    assert documented_state(out) == increments_of(out)
-    reasons = [generation.reason for generation in read_ledger(str(out)).generations]
-    assert reasons[0] == "first run"
-    assert reasons[1].startswith("checkpoint changed: SHA-256 was ")
-    assert score(str(archive), other, str(out), NIGHTLY).increments == []
-    gated = ScoreOptions(new_only=True, reading=ReadOptions(source="folder", gate="exclude"))
-    assert counts(score(str(archive), other, str(out), gated)) == [(2, 5, 0, 0, 0, 0, 0)]
-    assert read_ledger(str(out)).generations[2].reason == "gate was None, is now 'exclude'"
-
-
-@pytest.mark.slow
-def test_dicom_files_are_recognized_wherever_they_are(network: str, tmp_path: Path) -> None:
-    archive, out = tmp_path / "archive", tmp_path / "out"
-    for number in range(3):
-        write(archive, f"inbox/{number}.dcm", xray(number))
-    nightly = ScoreOptions(new_only=True)
-    score(str(archive), network, str(out), nightly)
-    (archive / "sorted").mkdir()
-    shutil.copyfile(archive / "inbox" / "0.dcm", archive / "sorted" / "x.dcm")
-    (archive / "inbox" / "0.dcm").unlink()
-    write(archive, "inbox/3.dcm", xray(3))
-    assert counts(score(str(archive), network, str(out), nightly)) == [(1, 1, 0, 3, 0, 1, 0)]
-    rows = table(out)
-    assert {image_id: row[schema.INCREMENT] for image_id, row in rows.items()} == {
-        "1.2.3.0": 0,
-        "1.2.3.1": 0,
-        "1.2.3.2": 0,
-        "1.2.3.3": 1,
-    }
-    assert rows["1.2.3.0"][schema.SOURCE_URI] == str(archive / "sorted" / "x.dcm")
-    assert score(str(archive), network, str(out), nightly).increments == []
-
-
-@pytest.mark.slow
-def test_several_archives_are_compared_together(network: str, pictures: list[Path], tmp_path: Path) -> None:
-    archives, out = [str(tmp_path / "one"), str(tmp_path / "two")], tmp_path / "out"
-    fill(tmp_path / "one", pictures[:2], ["a.png", "b.png"])
-    fill(tmp_path / "two", pictures[2:4], ["c.png", "d.png"])
-    score(archives, network, str(out), NIGHTLY)
-    fill(tmp_path / "two", pictures[4:5], ["e.png"])
-    (tmp_path / "one" / "a.png").unlink()
-    assert counts(score(archives, network, str(out), NIGHTLY)) == [(1, 1, 0, 3, 1, 0, 0)]
-    assert increments_of(out) == {"b.png": 0, "c.png": 0, "d.png": 0, "e.png": 1}
-    fill(tmp_path / "one", pictures[5:6], ["c.png"])
-    with pytest.raises(UserError, match=r"one and .*two, got 1 id in common, for example 'c.png'"):
-        score(archives, network, str(out), NIGHTLY)
-    with pytest.raises(UserError, match=r"archive was .*choose another --out"):
-        score(archives[:1], network, str(out), NIGHTLY)
-
-
-@pytest.mark.slow
-def test_until_leaves_the_rest_for_the_next_run(
-    network: str, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    archive = tmp_path / "archive"
-    fill(archive, pictures, [f"{n:02d}.png" for n in range(60)])
-    moments = {"nothing": -1.0, "something": 4.0}
-    for name, seconds in moments.items():
-        monkeypatch.setattr(scoring, "parse_deadline", lambda text, now, seconds=seconds: time.time() + seconds)
-        out = tmp_path / name
-        stopped = score(str(archive), network, str(out), ScoreOptions(new_only=True, until="06:00"))
-        assert stopped.images + stopped.remaining == 60
-        if name == "nothing":
-            assert stopped.images == 0
-            assert read_ledger(str(out)).readable is None
-        monkeypatch.undo()
-        rest = score(str(archive), network, str(out), NIGHTLY)
-        assert rest.images == stopped.remaining
-        assert len(table(out)) == 60
-    whole, options = tmp_path / "whole", ScoreOptions(until="06:00")
-    monkeypatch.setattr(scoring, "parse_deadline", lambda text, now: time.time() - 1)
-    assert score(str(archive), network, str(whole), options).remaining == 60
-    with pytest.raises(UserError, match="contains no scores: run cxr score"):
-        table(whole)
-    monkeypatch.undo()
-    assert score(str(archive), network, str(whole), options).remaining == 0
-    assert set(increments_of(whole).values()) == {1}
-
-
-@pytest.mark.slow
-def test_few_broken_images_do_not_fail_a_night_and_many_do(
-    network: str, pictures: list[Path], tmp_path: Path
-) -> None:
-    archive, out = tmp_path / "archive", tmp_path / "out"
-    fill(archive, pictures[:3], ["a.png", "b.png", "c.png"])
-    score(str(archive), network, str(out), NIGHTLY)
-    (archive / "broken.png").write_bytes(b"?")
-    assert score(str(archive), network, str(out), NIGHTLY).rejects == 1
-    assert table(out)["broken.png"][schema.ERROR]
-    for number in range(10):
-        (archive / f"{number}.png").write_bytes(b"?")
-    with pytest.raises(UserError, match=r"10 of 10 images .100%. could not be read"):
-        score(str(archive), network, str(out), NIGHTLY)
-    assert score(str(archive), network, str(out), NIGHTLY).increments == []
-
-
-def test_shards_are_rejected(network: str, tmp_path: Path) -> None:
-    shards = write_shards(tmp_path / "shards", {"train": 4, "val": 4})
-    with pytest.raises(UserError, match="expected the original archive with --new-only, got the shards"):
-        score(shards, network, str(tmp_path / "out"), NIGHTLY)
-    with pytest.raises(UserError, match="expected --new-only or --save-embeddings, got both"):
-        ScoreOptions(new_only=True, save_embeddings=True)
-
-
-def test_committed_parts_are_listed_with_their_counts(network: str, pictures: list[Path], tmp_path: Path) -> None:
-    archive, out = tmp_path / "archive", tmp_path / "out"
-    fill(archive, pictures[:20], [f"{n:02d}.png" for n in range(20)])
-    (archive / "broken.png").write_bytes(b"?")
-    score(str(archive), network, str(out), NIGHTLY)
-    (increment,) = storage.read_json(str(out / "ledger.json"))["generations"][0]["increments"]
-    assert (increment["files"], increment["images"], increment["rejects"]) == (1, 21, 1)
-    assert sum(json.loads(json.dumps(increment["reasons"])).values()) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_night_with_a_hundred_new_ten_changed_and_five_removed_images(
-    network: str, pictures: list[Path], tmp_path: Path
-) -> None:
-    archive, out = tmp_path / "archive", tmp_path / "out"
-    names = [f"{n:04d}.png" for n in range(1000)]
-    fill(archive, (pictures * 17)[:1000], names)
-    assert counts(score(str(archive), network, str(out), NIGHTLY)) == [(0, 1000, 0, 0, 0, 0, 0)]
-    before = table(out)
-    changed, removed = names[100:200:10], names[700:705]
-    fill(archive, (pictures * 2)[:100], [f"{n:04d}-new.png" for n in range(100)])
-    fill(archive, pictures[-10:], changed)
-    for name in removed:
-        (archive / name).unlink()
-    second = score(str(archive), network, str(out), NIGHTLY)
-    assert (second.images, counts(second)) == (110, [(1, 100, 10, 985, 5, 0, 0)])
-    after = table(out)
-    scored = [f"{n:04d}-new.png" for n in range(100)] + changed
-    assert sorted(name for name, row in after.items() if row[schema.INCREMENT] == 1) == sorted(scored)
-    kept = set(names) - set(changed) - set(removed)
-    assert set(after) == kept | set(scored)
-    assert all(after[name] == before[name] for name in kept)
-    assert documented_state(out) == increments_of(out)
+    assert night(0, 20) == (20, 0, 0, 0)
+    assert night(20, 21) == (1, 0, 20, 0)
+    rows = [row for part in read_scores(read_run(out), [schema.IMAGE_ID, schema.ERROR]) for row in part.to_pylist()]
+    assert len({row[schema.IMAGE_ID] for row in rows}) == 21
+    assert not any(row[schema.ERROR] for row in rows)
+    assert len(read_crosswalk(str(tmp_path / "private" / "crosswalk")).table) == 21
+    written = [path for path in Path(out).rglob("*") if path.is_file()]
+    assert not [path for path in written if b"Zebrafish" in path.read_bytes()]

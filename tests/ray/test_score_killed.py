@@ -17,8 +17,8 @@ import pytest
 
 from cxr import storage
 from cxr.phantom.archive import write_phantom
+from tests.aligners import saved_aligner
 from tests.conftest import REPOSITORY
-from tests.ray.test_nightly import saved_aligner
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 IMAGES, DIFFERENT, KILLS = 3000, 300, 20
