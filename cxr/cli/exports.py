@@ -12,6 +12,7 @@ from cxr.errors import UserError
 from cxr.evaluation.run import Run, Split, read_run, read_runs, scan_scores
 from cxr.export import coco, score_tables
 from cxr.export.score_tables import Per
+from cxr.runtime.console import note
 
 ExportFormat = Literal["csv", "coco"]
 EXPORTS = "exports"  # folder in OUT of `cxr score`
@@ -40,6 +41,7 @@ class ExportOptions:
             UserError: there is no such run, or the results would be written among its own.
         """
         run = read_run(self.run, self.member)
+        show_notes(run)
         if own_ids and run.pseudonymized:
             raise UserError(
                 f"{run.uri} has pseudonyms, but a submission needs the archive's own names: score the archive "
@@ -50,6 +52,12 @@ class ExportOptions:
                 f"--out {self.out} is the folder of the run: give another one, such as {self.out}/exports"
             )
         return run
+
+
+def show_notes(*runs: Run) -> None:
+    """Show what the user should know about the scores of these runs, each note once."""
+    for text in dict.fromkeys(run.note for run in runs if run.note):
+        note(text)
 
 
 def export_csv(run: Run, out: str, per: Per = "image", split: Split = "all") -> tuple[str, dict[str, int]]:

@@ -63,6 +63,7 @@ def about_section(contents: Sequence[Content], title: str) -> Section:
     generation = ledger.readable or ledger.latest
     facts = {
         "scores": run.uri,
+        "note": run.note,
         "scored archive": ", ".join(run.archives),
         "ground truth": ", ".join(dict.fromkeys(each.archive or "none" for each in contents)),
     }

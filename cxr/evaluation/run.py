@@ -101,6 +101,8 @@ class Run:
     """Ids and paths are pseudonyms; see `data.identity`."""
     crosswalk: str = ""
     """URI of the crosswalk with which `read_scores` restores the paths of a run with pseudonyms."""
+    note: str = ""
+    """What the user should know about scores that are not of all images; see `RunLedger.note`."""
 
     @property
     def archive(self) -> str:
@@ -210,6 +212,7 @@ def read_runs(uri: str) -> list[Run]:
             name,
             one.get("thresholds", {}),
             pseudonymized="pseudonyms" in settings,
+            note=ledger.note,
         )
         for name, one in members.items()
     ]

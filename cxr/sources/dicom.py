@@ -50,6 +50,7 @@ _XRAYS = {
 }
 _OTHER_MODALITIES = {"BMD", "BI", "CT", "ES", "GM", "MR", "NM", "OCT", "OP", "PT", "SM", "TG", "US", "XC"}
 _PLACEHOLDER_SHARE, _PLACEHOLDER_STUDIES = 0.5, 10  # a PatientID of more than this share of at least so many studies
+_UNREADABLE = "unreadable"  # beginning of what stands for the digest of a file that storage did not give
 _DIGEST_THREADS = 8
 _EXTRA = (
     header_scan.SOP_CLASS,
@@ -195,18 +196,20 @@ def _digests(headers: pa.Table, rows: Sequence[int], folder: str) -> Iterable[tu
     files = headers.select([PATH, FILE_BYTES, FILE_VERSION, schema.SOURCE_URI]).take(pa.array(rows)).to_pylist()
     listing = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:32]
     stored = storage.join(folder, f"contents-{listing}.json")
-    if not storage.exists(stored):
-        with ThreadPoolExecutor(_DIGEST_THREADS) as pool:
-            digests = list(pool.map(_digest, (file[schema.SOURCE_URI] for file in files)))
+    if storage.exists(stored):
+        return zip(rows, storage.read_json(stored), strict=True)
+    with ThreadPoolExecutor(_DIGEST_THREADS) as pool:
+        digests = list(pool.map(_digest, (file[schema.SOURCE_URI] for file in files)))
+    if not any(digest.startswith(_UNREADABLE) for digest in digests):  # else they are read again the next time
         storage.write_json(stored, digests)
-    return zip(rows, storage.read_json(stored), strict=True)
+    return zip(rows, digests, strict=True)
 
 
 def _digest(uri: str) -> str:
     try:
         return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
     except (storage.NotFoundError, storage.UnreadableError):
-        return f"unreadable {uri}"
+        return f"{_UNREADABLE} {uri}"
 
 
 # ---- Patients

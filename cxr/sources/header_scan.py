@@ -3,7 +3,7 @@
 The files of an archive whose headers have not been read are cut into parts. The name of a part's Parquet file,
 `part-ARCHIVE-FILES.parquet`, consists of a hash of the archive's URI and the key of the pseudonyms, and a hash of the
 listing of its files (paths, sizes and versions). So a part is complete or absent, an interrupted scan continues with
-the files that it has not read, and a later scan reads only files that are new or have changed.
+the files that it has not read, and a later scan reads only files that are new, have changed, or could not be read.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ HEADERS = pa.schema(
 )
 _LISTING = pa.schema([HEADERS.field(name) for name in (PATH, FILE_BYTES, FILE_VERSION)])
 _FIRST_BYTES, _MORE, _MOST_BYTES = 32 << 10, 8, 16 << 20  # of a file; each attempt reads _MORE times as much
+_NOT_READABLE = "file not readable"  # beginning of the error of a file that storage did not give
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _REMOTE_THREADS = 16  # that wait for a remote store, in each process
 _READ_THREADS = 8  # that read parts
@@ -170,7 +171,8 @@ class Scan:
 
     def table(self) -> pa.Table:
         """The headers of all files, in their order; every part must have been read."""
-        tables = _read_all(self.folder, [*self.read, *(part.name for part in self.parts)], HEADERS)
+        names = dict.fromkeys([*(part.name for part in self.parts), *self.read])  # the latest row of a file first
+        tables = _read_all(self.folder, [*names], HEADERS)
         stored = pa.concat_tables(tables)
         return stored.take(_rows_of(self.files, stored))
 
@@ -194,7 +196,10 @@ def plan_scan(archive: str, files: pa.Table, folder: str, pseudonyms: Pseudonyms
         read = tuple(sorted(name for name in names if name.startswith(prefix)))
     except storage.NotFoundError:
         read = ()
-    stored = pa.concat_tables([_LISTING.empty_table(), *_read_all(folder, read, _LISTING)])
+    with_errors = pa.schema([*_LISTING, HEADERS.field(schema.ERROR)])
+    stored = pa.concat_tables([with_errors.empty_table(), *_read_all(folder, read, with_errors)])
+    was_read = pc.invert(pc.starts_with(stored[schema.ERROR], _NOT_READABLE))
+    stored = stored.filter(pc.fill_null(was_read, True))
     left = files.filter(pc.is_null(_rows_of(files, stored)))
     parts, size = [], min(max(left.num_rows // _PARTS, _FEWEST), _MOST)
     for start in range(0, left.num_rows, size):
@@ -258,8 +263,10 @@ def _row(uri: str, pseudonyms: Pseudonyms) -> dict[str, Any]:
             size *= _MORE
     except ImageRejectedError as error:
         return {KIND: UNREADABLE, schema.ERROR: str(error)}
+    except storage.DamagedError as error:
+        return {KIND: UNREADABLE, schema.ERROR: f"unusable file: {type(error).__name__}"}
     except (storage.NotFoundError, storage.UnreadableError) as error:
-        return {KIND: UNREADABLE, schema.ERROR: f"file not readable: {type(error).__name__}"}
+        return {KIND: UNREADABLE, schema.ERROR: f"{_NOT_READABLE}: {type(error).__name__}"}
     return {
         KIND: DICOM,
         SOP_CLASS: header.sop_class,

@@ -284,6 +284,28 @@ def test_a_later_scan_reads_only_files_that_are_new_or_have_changed(
     assert rows["1.2.3.100"][schema.SOURCE_URI] == str(tmp_path / "archive" / "0-new.dcm")
 
 
+def test_files_that_storage_did_not_give_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2):
+        write(tmp_path / "archive", f"{number}.dcm", xray(number))
+    stored, read = str(tmp_path / "headers"), storage.read_start
+
+    def denied(uri: str, size: int) -> tuple[bytes, int]:
+        if uri.endswith("1.dcm"):
+            raise storage.UnreadableError("no permission")
+        return read(uri, size)
+
+    reading = ReadOptions(source="dicom", headers=stored)
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "read_start", denied)
+        for _ in range(2):
+            ids = open_manifest(str(tmp_path / "archive"), reading).table[schema.IMAGE_ID].to_pylist()
+            assert sorted(ids) == ["1.2.3.0", "1.dcm"]
+    assert sorted(open_manifest(str(tmp_path / "archive"), reading).table[schema.IMAGE_ID].to_pylist()) == [
+        "1.2.3.0",
+        "1.2.3.1",
+    ]
+
+
 @pytest.mark.parametrize("fork", [True, False])
 def test_other_processes_read_many_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fork: bool) -> None:
     monkeypatch.setattr(header_scan, "_can_fork", lambda uri: fork)

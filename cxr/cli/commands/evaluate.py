@@ -16,6 +16,7 @@ from typing import Any
 
 from cxr import storage
 from cxr.cli.commands import report
+from cxr.cli.exports import show_notes
 from cxr.evaluation.run import ReportOptions, read_run
 
 
@@ -32,7 +33,7 @@ class Options:
 
 def main(options: Options) -> dict[str, Any]:
     # Raises where there is no such run, before torch and matplotlib are imported.
-    read_run(options.run, options.report.member)
+    show_notes(read_run(options.run, options.report.member))
 
     from cxr.evaluation.reports import evaluate
 

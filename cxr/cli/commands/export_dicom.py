@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cxr import schema, storage
+from cxr.cli.exports import show_notes
 from cxr.errors import UserError
 from cxr.evaluation.run import read_run
 
@@ -72,6 +73,7 @@ def main(options: Options) -> dict[str, Any]:
     require_packages()
     service = check_service(options.push, options.credentials) if options.push else None
     run = read_run(options.run, options.member)
+    show_notes(run)
 
     from cxr.export import dicom_run  # torch takes seconds to import
     from cxr.export.dicom_write import Export

@@ -18,6 +18,7 @@ from typing import Any
 
 import tyro
 
+from cxr.cli.exports import show_notes
 from cxr.evaluation.run import ReportOptions, name_runs
 
 RUN = "runs/score"
@@ -38,7 +39,8 @@ class Options:
 
 def main(options: Options) -> dict[str, Any]:
     runs = options.run or (RUN,)
-    name_runs(runs, options.report.member)  # raises where there is none, before torch and matplotlib are imported
+    # Raises where there is none, before torch and matplotlib are imported.
+    show_notes(*name_runs(runs, options.report.member).values())
 
     from cxr.evaluation.reports import report
 

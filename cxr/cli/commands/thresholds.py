@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cxr import storage
+from cxr.cli.exports import show_notes
 from cxr.errors import UserError
 from cxr.evaluation.run import ReportOptions, Split, read_run
 from cxr.metrics.bootstrap import RESAMPLES
@@ -47,6 +48,7 @@ class Options:
 
 def main(options: Options) -> dict[str, Any]:
     run = read_run(options.run, options.member)
+    show_notes(run)
 
     from cxr.evaluation.reports import reading_of  # torch takes seconds to import
     from cxr.evaluation.thresholds import WHAT, choose, thresholds_file
