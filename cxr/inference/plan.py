@@ -24,8 +24,8 @@ from cxr.sources import dicom, find_source, open_manifest
 from cxr.sources.image_files import FILE_BYTES, FILE_VERSION, file_versions, recorded_listings
 from cxr.sources.options import GateMode, ReadOptions
 
-_PART_BYTES = 64 << 20  # of decoded pixels in one part, well below the size at which Ray Data splits a block
-_MIN_ROWS, _MAX_ROWS = 16, 1024  # of a part
+PART_BYTES = 64 << 20  # of decoded pixels in one part, well below the size at which Ray Data splits a block
+_MIN_ROWS, _MAX_ROWS = 16, 256  # of a part
 SHARD_PARTS = pa.schema([*KNOWN, (SHARD, pa.string()), (ROW_GROUPS, pa.list_(pa.int32())), (PART_ROWS, pa.int64())])
 """Parts of shards as rows of a listing. A part's id is the URI of its file with its first row group, and its size is its
 number of images."""
@@ -124,12 +124,12 @@ def part_rows(plan: Plan, rows: pa.Table) -> int:
 
 def rows_per_part(formats: Iterable[InputFormat]) -> int:
     """The largest number of images that are decoded together."""
-    return max(1, min(_MAX_ROWS, _PART_BYTES // sum(stored.pixels.row_bytes for stored in formats)))
+    return max(1, min(_MAX_ROWS, PART_BYTES // sum(stored.pixels.row_bytes for stored in formats)))
 
 
 def _shard_parts(info: shards.ShardInfo) -> pa.Table:
     """Row groups of shard files that fit into memory together, and one part for the images that ingest rejected."""
-    groups = max(1, _PART_BYTES // (info.row_group_rows * info.pixels.row_bytes))
+    groups = max(1, PART_BYTES // (info.row_group_rows * info.pixels.row_bytes))
     step = groups * info.row_group_rows
     listed: list[tuple[str, list[int] | None, int]] = []  # URI, row groups, rows
     for file in (file for split in sorted(info.parts) for file in info.parts[split]):

@@ -106,7 +106,10 @@ class PlanStore:
         about = {ORIGIN_KEY: json.dumps(asdict(origin)), PARTS_KEY: json.dumps(listed)}
         fields = parts[0].schema.with_metadata({**(parts[0].schema.metadata or {}), **about})
         sink = io.BytesIO()
-        with pq.ParquetWriter(sink, fields, compression="zstd") as writer:
+        # Dictionaries and statistics would be most of a small row group.
+        with pq.ParquetWriter(
+            sink, fields, compression="zstd", use_dictionary=False, write_statistics=False
+        ) as writer:
             for rows in parts:
                 writer.write_table(rows, row_group_size=max(1, rows.num_rows))
         storage.write_bytes(uri, sink.getvalue(), private=self.identity is not None)

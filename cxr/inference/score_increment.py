@@ -21,7 +21,7 @@ from cxr.inference.joined_parts import join_parts
 from cxr.inference.options import ScoreOptions
 from cxr.inference.panel import Panel
 from cxr.inference.part_scorer import PartScorer
-from cxr.inference.plan import plan_inputs
+from cxr.inference.plan import PART_BYTES, plan_inputs
 from cxr.inference.plan_store import Left, PlannedPart, PlanStore, StoredPlan
 from cxr.inference.read import part_key
 from cxr.runtime import cluster, metrics, provenance
@@ -29,6 +29,7 @@ from cxr.runtime.console import say
 from cxr.runtime.progress import Progress
 
 _PARTS_AT_ONCE = 3  # of a replica: one in the network, one becoming scores, one being written
+_WAITING_PARTS = 4  # for each CPU and replica, that have been read or are being read: more would only fill memory
 _REASONS = 1000  # different errors that the ledger lists
 
 
@@ -164,6 +165,9 @@ def _score_parts(todo: Sequence[PlannedPart], job: Job, stored: StoredPlan, numb
         num_cpus=share,
         num_gpus=1 if gpus else None,
     )
+    waiting = _WAITING_PARTS * (int(cluster.total("CPU")) + workers) * PART_BYTES
+    limits = ray.data.ExecutionResources.for_limits(object_store_memory=waiting)
+    replies.context.execution_options.resource_limits = limits
     try:
         for row in finished(replies, [part.name for part in todo]):
             progress.add(row["images"], len(row["errors"]))
