@@ -348,7 +348,7 @@ def scan_scores(
 def _read_part(uri: str, row_group: int, member: str, columns: Sequence[str]) -> pa.Table:
     """These columns of a row group of scores, as far as there are any, as if only this member had scored it."""
     names = {schema.member_column(member, name): name for name in columns}
-    part = storage.read_parquet(uri, row_group=row_group, columns=[*names])
+    part = storage.read_parquet(uri, row_groups=[row_group], columns=[*names])
     if not member:
         return part
     records = json.loads(part.schema.metadata[schema.MEMBERS_KEY])

@@ -135,7 +135,7 @@ def parts_of(
             not_scored = set(plans.read_left(increment).parts)
             groups = read_ahead(
                 pool,
-                lambda uri, group: storage.read_parquet(uri, row_group=group, columns=columns),
+                lambda uri, group: storage.read_parquet(uri, row_groups=[group], columns=columns),
                 row_groups(pool, uris),
             )
             rows: pa.Table | None = None

@@ -27,7 +27,7 @@ from cxr.sources.options import GateMode, ReadOptions
 PART_BYTES = 64 << 20  # of decoded pixels in one part, well below the size at which Ray Data splits a block
 _MIN_ROWS, _MAX_ROWS = 16, 256  # of a part
 SHARD_PARTS = pa.schema([*KNOWN, (SHARD, pa.string()), (ROW_GROUPS, pa.list_(pa.int32())), (PART_ROWS, pa.int64())])
-"""Parts of shards as rows of a listing. A part's id is the URI of its file with its first row group, and its size is its
+"""Parts of shards as rows of a listing. A part's id is the URI of its file with its first row group, and its size its
 number of images."""
 
 

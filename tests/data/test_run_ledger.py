@@ -29,7 +29,7 @@ SETTINGS = {"archive": "/archive", "checkpoint_sha256": "0"}
 
 def read(uri: str, row_group: int) -> pa.Table:
     columns = [schema.IMAGE_ID, schema.SOURCE_URI, schema.INCREMENT]
-    return storage.read_parquet(uri, row_group=row_group, columns=columns)
+    return storage.read_parquet(uri, row_groups=[row_group], columns=columns)
 
 
 def write(uri: str, ids: str, number: int, **more: object) -> None:
@@ -129,7 +129,7 @@ def test_only_a_few_files_are_read_ahead(tmp_path: Path) -> None:
 
     def reading(uri: str, row_group: int) -> pa.Table:
         started.append(uri)
-        return storage.read_parquet(uri, row_group=row_group)
+        return storage.read_parquet(uri, row_groups=[row_group])
 
     for table in current_rows(str(tmp_path), Generation(SETTINGS, "", "", increments=(done,)), reading):
         seen += table[schema.IMAGE_ID].to_pylist()
