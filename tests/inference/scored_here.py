@@ -26,7 +26,7 @@ def score_parts(todo: Sequence[PlannedPart], job: Job, stored: StoredPlan, numbe
     for part in todo:
         key = part_key(part.name, part.images, part.plan, part.row_group)
         reply = scorer(reader.planned_rows(key))
-        progress.add(reply["images"][0], reply["errors"][0])
+        progress.add(reply["images"][0], len(reply["errors"][0]))
 
 
 @pytest.fixture
