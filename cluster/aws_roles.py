@@ -2,7 +2,7 @@
 
     python cluster/aws_roles.py --bucket my-xrays [--bucket my-results]
 
-cxr-worker may read and write the buckets, nothing else; cxr-head may also start and stop the machines.
+cxr-worker may read and write the buckets, nothing else; cxr-head may also start machines and stop its own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def main() -> None:
     account = boto3.client("sts").get_caller_identity()["Account"]
     make_role(WORKER, use_buckets(buckets))
     make_role(HEAD, use_buckets(buckets) + run_machines(account))
+    allow_spot_machines()
     print(f"{HEAD} and {WORKER} may use {', '.join(buckets)}. Next: ray up cluster.yaml")
 
 
@@ -39,6 +40,13 @@ def make_role(name: str, statements: Sequence[dict[str, Any]]) -> None:
         iam.create_instance_profile(InstanceProfileName=name)
     if not iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Roles"]:
         iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
+
+
+def allow_spot_machines() -> None:
+    """Make the role with which EC2 itself starts spot machines; an account has it once it has used any."""
+    iam = boto3.client("iam")
+    with contextlib.suppress(iam.exceptions.InvalidInputException, iam.exceptions.EntityAlreadyExistsException):
+        iam.create_service_linked_role(AWSServiceName="spot.amazonaws.com")
 
 
 def use_buckets(buckets: Sequence[str]) -> list[dict[str, Any]]:

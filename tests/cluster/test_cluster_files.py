@@ -165,6 +165,33 @@ def test_workers_may_use_the_bucket_alone(aws, monkeypatch, capsys) -> None:
     assert stop["Condition"] == {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": "cxr"}}
 
 
+S3_ACTIONS = {  # what the requests that cxr makes need: AWS, "Actions, resources, and condition keys for Amazon S3"
+    "abort_multipart_upload": "s3:AbortMultipartUpload",
+    "copy_object": "s3:PutObject",
+    "delete_object": "s3:DeleteObject",
+    "get_object": "s3:GetObject",
+    "head_object": "s3:GetObject",
+    "list_objects_v2": "s3:ListBucket",
+    "put_object": "s3:PutObject",
+    "upload_fileobj": "s3:PutObject",
+}
+
+
+def test_workers_may_do_what_jobs_ask_of_buckets_and_no_more() -> None:
+    requests = set()
+    for path in (REPOSITORY / "cxr" / "storage").glob("*.py"):
+        requests |= set(re.findall(r"\bclient\(\w+\)\s*\.(\w+)\(", path.read_text())) - {"get_paginator"}
+        requests |= set(re.findall(r'get_paginator\("(\w+)"\)', path.read_text()))
+    allowed = {
+        action
+        for statement in runpy.run_path(str(CLUSTER / "aws_roles.py"))["use_buckets"](["xrays"])
+        for action in statement["Action"]
+    }
+    assert {S3_ACTIONS[request] for request in requests} <= allowed
+    # Multipart uploads are part of put_object; pyarrow and Ray ask for the region of a bucket.
+    assert allowed <= {*S3_ACTIONS.values(), "s3:GetBucketLocation"}
+
+
 def test_jobs_take_the_runtime_environment() -> None:
     from ray.runtime_env import RuntimeEnv
 
