@@ -52,6 +52,39 @@ def aws_machines(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return machines
 
 
+def machines_started_for(
+    config: dict[str, Any], demands: list[tuple[dict[str, float], dict[str, str]]], scarce: tuple[str, ...] = ()
+) -> dict[str, int]:
+    """What the autoscaler starts for tasks, given as resources and label selectors (autoscaler/v2/scheduler.py).
+
+    Args:
+        scarce: types of machines of which the cloud has recently had none.
+    """
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.autoscaler.v2.utils import ResourceRequestUtil
+    from ray.core.generated.common_pb2 import LABEL_OPERATOR_IN  # pyright: ignore[reportAttributeAccessIssue]
+
+    types = AutoscalingConfig(config, skip_content_hash=True)
+    requests = [
+        ResourceRequestUtil.make(
+            resources, label_selectors=[[(key, LABEL_OPERATOR_IN, [value]) for key, value in labels.items()]]
+        )
+        for resources, labels in demands
+    ]
+    reply = ResourceDemandScheduler().schedule(
+        SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=types.get_node_type_configs(),
+            max_num_nodes=types.get_max_num_nodes(),
+            resource_requests=ResourceRequestUtil.group_by_count(requests),
+            recoverable_resource_availabilities=dict.fromkeys(scarce, 0.0),
+        )
+    )
+    assert not reply.infeasible_resource_requests
+    return {launch.instance_type: launch.count for launch in reply.to_launch}
+
+
 def azure_machine_parameters() -> set[str]:
     """The names of the settings of a machine on Azure (autoscaler/_private/_azure)."""
     import ray.autoscaler

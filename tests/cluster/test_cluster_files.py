@@ -23,6 +23,7 @@ from tests.ray_private import (
     aws_machines,
     azure_machine_parameters,
     cluster_schema,
+    machines_started_for,
     prepared_cluster,
     validate_cluster,
 )
@@ -70,6 +71,16 @@ def test_all_clouds_have_the_same_pools(file: Path, config: dict[str, Any]) -> N
         return {name: {k: v for k, v in kind.items() if k != "node_config"} for name, kind in types.items()}
 
     assert pools(yaml.safe_load(file.read_text())) == pools(config)
+
+
+@pytest.mark.parametrize("file", CLOUDS, ids=lambda file: file.name)
+def test_the_autoscaler_starts_spot_machines_of_the_pool_that_tasks_need(file: Path) -> None:
+    config = yaml.safe_load(file.read_text())
+    decoding, training = ({"CPU": 1}, {POOL: "data"}), ({"CPU": 4, "GPU": 1}, {})
+    assert machines_started_for(config, [decoding] * 40) == {"data-spot": 3}
+    assert machines_started_for(config, [training] * 3) == {"train-spot": 3}
+    assert machines_started_for(config, [decoding] * 40 + [training]) == {"data-spot": 3, "train-spot": 1}
+    assert machines_started_for(config, [decoding] * 16, scarce=("data-spot",)) == {"data": 1}
 
 
 def test_pools_fill_and_empty(config: dict[str, Any]) -> None:
