@@ -35,7 +35,7 @@ from cxr.inference.scorer import ScoredBatch, Scorer, with_tta_flip
 from cxr.runtime.console import note
 from cxr.schema import PixelFormat
 
-_FILE_THREADS = 8  # that write pictures
+_FILE_THREADS = 32  # that write pictures: on object stores, they wait
 LATENTS = "latents"  # folder of the result, beside SCORES
 
 

@@ -23,6 +23,7 @@ from cxr.errors import UserError
 from cxr.evaluation.run import read_run, read_runs, read_scores
 from cxr.families import checkpoint, lung_crop
 from cxr.families.classify import ClassifyRecipe
+from cxr.families.ensemble import join
 from cxr.imaging.decode import inspect
 from cxr.inference import part_scorer
 from cxr.inference.options import ScoreOptions
@@ -119,6 +120,35 @@ def test_a_panel_of_all_families_equals_separate_passes(tmp_path: Path, monkeypa
             assert repr(together[own].to_pylist()) == repr(alone[column].to_pylist()), own
         seen += [column for column in columns if column not in seen]
     assert sorted(seen) == sorted(together.column_names)
+
+
+def test_an_ensemble_can_be_a_member(tmp_path: Path) -> None:
+    archive, recipe = write_images(tmp_path / "archive"), ClassifyRecipe(size=32, backbone="resnet18")
+    findings, known = ("Mass", "Nodule"), [{schema.LABELS: [number % 2, 1 - number % 2]} for number in range(8)]
+    made = write_shards(
+        tmp_path / "shards", {"val": 8}, size=32, findings=findings, known=lambda _, number: known[number]
+    )
+    uris = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        network, folder = recipe.network(findings), tmp_path / f"network-{seed}"
+        checkpoint.save(folder, recipe, recipe.task(network), network.state_dict(), findings=findings, metrics={})
+        uris.append(str(folder))
+    ensemble = str(tmp_path / "ensemble")
+    join([checkpoint.load(uri) for uri in uris], made, ensemble, torch.device("cpu"))
+    together = run(archive, Panel.of([f"both={ensemble}", f"one={uris[0]}"]), tmp_path / "together")
+    assert [r["family"] for r in json.loads(together.schema.metadata[schema.MEMBERS_KEY])] == ["classify", "classify"]
+    alone = [run(archive, Panel.of([uri]), tmp_path / f"alone-{n}") for n, uri in enumerate(uris)]
+    of_both, first, second = (
+        np.array([row for row in column.to_pylist() if row is not None])
+        for column in (
+            together[f"both/{schema.PROBABILITIES}"],
+            *(table[schema.PROBABILITIES] for table in alone),
+        )
+    )
+    np.testing.assert_allclose(of_both, (first + second) / 2, atol=1e-6)
+    assert abs(first - second).max() > 1e-3
+    assert together[f"one/{schema.PROBABILITIES}"].to_pylist() == alone[0][schema.PROBABILITIES].to_pylist()
 
 
 def test_formats_are_shared_by_members_with_the_same_images(tmp_path: Path) -> None:
