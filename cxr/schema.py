@@ -110,6 +110,8 @@ PRED_MASK_PROBABILITY = "mask_probability"  # that the mask is not empty, in [0,
 PRED_BOXES = "pred_boxes"  # score of detectors and localizers: boxes in the original's pixels, highest score first
 
 INCREMENT = "increment"  # column of stored scores: number of the increment that scored the image, see data.run_ledger
+SHARD_FILE = "shard_file"  # where an image is stored: index in `data.shards.ShardInfo.files`; null: nowhere
+SHARD_ROW = "shard_row"  # row of that file
 EMBEDDING = "embedding"  # column of stored embeddings: float16 numbers, see `data.embeddings`
 
 # Metadata keys of a scores file.

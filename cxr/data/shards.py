@@ -53,6 +53,11 @@ class ShardInfo:
     lung_crop: Mapping[str, Any] | None = None  # settings of lung crops, see cxr.families.lung_crop
     enhancement: Enhancement = field(default_factory=Enhancement)  # applied before the pixels were stored
 
+    @property
+    def files(self) -> tuple[ShardFile, ...]:
+        """The files of all splits, in a fixed order."""
+        return tuple(file for files in self.parts.values() for file in files)
+
     def rows(self, split: str) -> int:
         return sum(part.rows for part in self.parts.get(split, ()))
 
@@ -153,7 +158,7 @@ def check_ids(info: ShardInfo) -> None:
     """
     if not joined_archives(info.uri):
         return
-    files = [file.uri for files in info.parts.values() for file in files]
+    files = [file.uri for file in info.files]
     files += [storage.join(info.uri, REJECTS_FILE)] if info.rejects else []
     check_unique(image_ids(files), f"the archives combined in {info.uri}")
 

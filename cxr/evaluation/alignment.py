@@ -32,18 +32,10 @@ from cxr.evaluation.alignment_data import (
     sample,
     scores_of,
 )
+from cxr.evaluation.ground_truth import patient_numbers
 from cxr.evaluation.ground_truth_masks import MaskTruth, ShardTruth, known_masks
 from cxr.evaluation.images import read_pictures
-from cxr.evaluation.run import (
-    Content,
-    Measures,
-    ReportOptions,
-    Run,
-    coverage,
-    images_in_common,
-    patient_numbers,
-    read_other_run,
-)
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, images_in_common, read_other_run
 from cxr.evaluation.score_summary import Description, Kind, Scored
 from cxr.metrics import alignment
 from cxr.metrics.bootstrap import MeanInterval, mean_interval

@@ -21,8 +21,9 @@ from cxr.evaluation.classification_data import (
     known_labels,
     load_scores,
 )
+from cxr.evaluation.ground_truth import read_truth
 from cxr.evaluation.images import TruthImages
-from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run, read_truth
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run
 from cxr.metrics import classification
 from cxr.metrics.bootstrap import MeanInterval, column_means, intervals, resampled_means
 from cxr.metrics.classification import ClassificationSummary, FindingRow
@@ -52,7 +53,7 @@ def report(run: Run, options: ReportOptions, out: str) -> Content:
     result."""
     out, archive = storage.normalize(out), storage.normalize(options.archive or run.archive)
     info = shards.read_info(archive, latents=True) if shards.is_shards(archive) else None
-    columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.LABELS, *([schema.RESIZE_TRANSFORM] if info else ())]
+    columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.LABELS]
     manifest = read_truth(archive, options.reading, options.split, columns, options.labeling)
     manifest.print_notes()
     scores, truth = load_scores(run), known_labels(manifest)

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from cxr import schema
 from cxr.errors import UserError
-from cxr.evaluation.run import NoGroundTruthError, Run, patient_numbers, read_scores
+from cxr.evaluation.ground_truth import patient_numbers
+from cxr.evaluation.run import NoGroundTruthError, Run, read_scores
 from cxr.sources.manifest import Manifest
 from cxr.wording import counted
 

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from cxr import schema
 from cxr.data import shards
 from cxr.evaluation.classification_data import LabelTruth, known_labels
+from cxr.evaluation.ground_truth import of_split, read_all_truth
 from cxr.evaluation.images import read_pictures
-from cxr.evaluation.run import ReportOptions, of_split, read_all_truth
+from cxr.evaluation.run import ReportOptions
 from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics.localization import Boxes, known_places
 from cxr.sources.true_boxes import frames_px, place_boxes
@@ -85,7 +86,7 @@ def known_boxes(archive: str, options: ReportOptions) -> BoxTruth:
     """
     info = shards.read_info(archive) if shards.is_shards(archive) else None
     columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.LABELS, schema.BOXES, schema.EXTRA]
-    columns += [schema.HEIGHT_PX, schema.WIDTH_PX, schema.RESIZE_TRANSFORM] if info else [schema.BOXES_FRAME]
+    columns += [schema.HEIGHT_PX, schema.WIDTH_PX] if info else [schema.BOXES_FRAME]
     everything = read_all_truth(archive, options.reading, columns, options.labeling)
     everything.print_notes()
     everything.table = everything.table.sort_by(

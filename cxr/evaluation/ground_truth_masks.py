@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 from cxr import schema
 from cxr.data import shards
 from cxr.data.decode import original_mask
+from cxr.evaluation.ground_truth import patient_numbers, read_truth
 from cxr.evaluation.images import read_pictures
-from cxr.evaluation.run import ReportOptions, patient_numbers, read_truth
+from cxr.evaluation.run import ReportOptions
 from cxr.imaging import geometry
 from cxr.imaging.geometry import ResizeTransform
 from cxr.sources import rle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,12 +15,17 @@ from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.decode_pool import decode_image
 from cxr.errors import ImageRejectedError
+from cxr.evaluation.ground_truth import PLACES
 from cxr.imaging import geometry
 from cxr.imaging.decode import check_head
 from cxr.imaging.geometry import ResizeTransform
 from cxr.imaging.image import to_bits
 
 PICTURE_PX = 512  # width and height of the pictures of original images
+_THREADS = 16
+
+Pictures = dict[int, tuple[np.ndarray, ResizeTransform]]
+"""Pictures (S, S) in [0, 1] by row, and the transform from their pixels to the original image's."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class TruthImages:
     """The images of a ground truth, by row.
 
     Args:
-        table: `image_id` and `source_uri`; with shards also `resize_transform`.
+        table: `image_id` and `source_uri`; with shards also where the images are stored, see `ground_truth.PLACES`.
         stored: shards that may contain the images.
     """
 
@@ -41,33 +47,65 @@ class TruthImages:
         """The URI of the original; empty if unknown."""
         return self.table[schema.SOURCE_URI][row].as_py() or ""
 
-    def pictures(self, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
+    def pictures(self, rows: Sequence[int]) -> Pictures:
         """See `read_pictures`."""
         return read_pictures(self.table, rows, self.stored)
 
 
-def read_pictures(
-    table: pa.Table, rows: Sequence[int], stored: Sequence[shards.ShardInfo]
-) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
-    """Pictures (S, S) in [0, 1] by row, and the transform from their pixels to the original image's.
+def read_pictures(table: pa.Table, rows: Sequence[int], stored: Sequence[shards.ShardInfo]) -> Pictures:
+    """Pictures of some rows.
 
     They come from the shards if these have at least `PICTURE_PX` pixels, otherwise from the originals if they can
     still be read, otherwise from the shards. Images that are in neither are left out.
 
     Args:
-        table: `image_id` and `source_uri`; with shards also `resize_transform`.
+        table: `image_id` and `source_uri`. It may say where the images are stored, see `ground_truth.PLACES`;
+            otherwise the ids in all files of the shards are searched.
         stored: shards that may contain the images.
     """
-    large = [info for info in stored if info.pixels.size >= PICTURE_PX]
-    small = [info for info in stored if info.pixels.size < PICTURE_PX]
-    shown: dict[int, tuple[np.ndarray, ResizeTransform]] = {}
-    for read in (*(partial(_stored, info) for info in large), _decoded, *(partial(_stored, info) for info in small)):
-        missing = [row for row in rows if row not in shown]
-        shown |= read(table, missing) if missing else {}
-    return shown
+    files = [(info, file) for info in stored for file in info.files]
+    places = _places(table, rows, [file for _, file in files])
+    large = [row for row in places if files[places[row][0]][0].pixels.size >= PICTURE_PX]
+
+    def read(some: Sequence[int]) -> Pictures:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            read_each = pool.map(lambda row: _stored(*files[places[row][0]], places[row][1]), some)
+            return {row: picture for row, picture in zip(some, read_each, strict=True) if picture is not None}
+
+    shown = read(large)
+    shown |= _decoded(table, [row for row in rows if row not in shown])
+    return shown | read([row for row in places if row not in shown])
 
 
-def _decoded(table: pa.Table, rows: Sequence[int]) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
+def read_stored_row(
+    info: shards.ShardInfo, file: shards.ShardFile, row: int, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """One row of a file of shards, with these columns or all; reads the row group that contains it."""
+    group, inside = divmod(row, info.row_group_rows)
+    stored = storage.read_parquet(file.uri, row_groups=[group], columns=columns).slice(inside, 1)
+    whole = schema.row_schema(info.pixels)
+    fields = whole if columns is None else pa.schema([whole.field(name) for name in columns])
+    return schema.conform_to_schema(stored, fields)
+
+
+def _places(table: pa.Table, rows: Sequence[int], files: Sequence[shards.ShardFile]) -> dict[int, tuple[int, int]]:
+    """For each row of a table that is in one of the files: the number of the file and the row there."""
+    if set(PLACES.names) <= set(table.column_names):
+        known = table.select(PLACES.names).take(pa.array(rows, pa.int64())).to_pydict()
+        return {
+            row: (number, at) for row, number, at in zip(rows, *known.values(), strict=True) if number is not None
+        }
+    row_of = {table[schema.IMAGE_ID][row].as_py(): row for row in rows}
+    places: dict[int, tuple[int, int]] = {}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        read = partial(storage.read_parquet, columns=[schema.IMAGE_ID])
+        for number, ids in enumerate(pool.map(read, [file.uri for file in files] if rows else ())):
+            found = np.flatnonzero(pc.is_in(ids[schema.IMAGE_ID], value_set=pa.array(row_of, pa.string())))
+            places |= {row_of[ids[schema.IMAGE_ID][at].as_py()]: (number, at) for at in found.tolist()}
+    return places
+
+
+def _decoded(table: pa.Table, rows: Sequence[int]) -> Pictures:
     """Pictures of the originals; those without a readable one are left out."""
     shown = {}
     for row in rows:
@@ -82,23 +120,11 @@ def _decoded(table: pa.Table, rows: Sequence[int]) -> dict[int, tuple[np.ndarray
     return shown
 
 
-def _stored(
-    info: shards.ShardInfo, table: pa.Table, rows: Sequence[int]
-) -> dict[int, tuple[np.ndarray, ResizeTransform]]:
-    """Pictures of the stored pixels of shards."""
-    row_of = {table[schema.IMAGE_ID][row].as_py(): row for row in rows}
-    shown = {}
-    for part in (part for parts in info.parts.values() for part in parts):
-        ids = storage.read_parquet(part.uri, columns=[schema.IMAGE_ID])[schema.IMAGE_ID]
-        for at in np.flatnonzero(pc.is_in(ids, value_set=pa.array(row_of, ids.type))).tolist():
-            row = row_of[ids[at].as_py()]
-            if (transform := table[schema.RESIZE_TRANSFORM][row].as_py()) is not None:
-                shown[row] = _pixels(info, part.uri, at), ResizeTransform(**transform)
-    return shown
-
-
-def _pixels(info: shards.ShardInfo, uri: str, at: int) -> np.ndarray:
-    group, inside = divmod(at, info.row_group_rows)
-    column = storage.read_parquet(uri, row_groups=[group], columns=[schema.PIXELS])[schema.PIXELS]
-    pixels = schema.pixels_array(column.slice(inside, 1), info.pixels)[0]
-    return to_bits(pixels, 8) / np.float32(255)
+def _stored(info: shards.ShardInfo, file: shards.ShardFile, row: int) -> tuple[np.ndarray, ResizeTransform] | None:
+    """The picture of a row of shards; None if its transform is unknown."""
+    stored = read_stored_row(info, file, row, [schema.PIXELS, schema.RESIZE_TRANSFORM])
+    transform = stored[schema.RESIZE_TRANSFORM][0].as_py()
+    if transform is None:
+        return None
+    pixels = schema.pixels_array(stored[schema.PIXELS], info.pixels)[0]
+    return to_bits(pixels, 8) / np.float32(255), ResizeTransform(**transform)

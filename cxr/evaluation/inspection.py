@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.decode import make_rows
-from cxr.evaluation.run import read_all_truth
+from cxr.evaluation.ground_truth import PLACES, read_all_truth
+from cxr.evaluation.images import read_stored_row
 from cxr.imaging.geometry import ResizeTransform
 from cxr.imaging.image import to_bits
 from cxr.reporting import archive as pictures
@@ -168,8 +169,8 @@ def _mask_counts(column: pa.ChunkedArray) -> dict[str, int]:
 def _stored_mask_counts(info: shards.ShardInfo) -> dict[str, int]:
     """The same for shards, without reading the masks themselves."""
     labels: Counter[str] = Counter()
-    for part in (part for parts in info.parts.values() for part in parts):
-        column = storage.read_parquet(part.uri, columns=[f"{schema.MASKS}.list.element.{schema.LABEL}"])[schema.MASKS]
+    for file in info.files:
+        column = storage.read_parquet(file.uri, columns=[f"{schema.MASKS}.list.element.{schema.LABEL}"])[schema.MASKS]
         labels.update(_mask_counts(column))
     return dict(labels)
 
@@ -195,17 +196,13 @@ def _sample(manifest: Manifest, images: int, seed: int) -> list[int]:
 
 def _stored_rows(info: shards.ShardInfo, sampled: pa.Table) -> pa.Table:
     """The rows of shards with these ids; images that ingest rejected have only their reasons."""
-    ids = sampled[schema.IMAGE_ID]
-    found = []
-    for part in (part for parts in info.parts.values() for part in parts):
-        here = storage.read_parquet(part.uri, columns=[schema.IMAGE_ID])[schema.IMAGE_ID]
-        for at in np.flatnonzero(pc.is_in(here, value_set=ids.combine_chunks())).tolist():
-            group, inside = divmod(at, info.row_group_rows)
-            found.append(storage.read_parquet(part.uri, row_groups=[group]).slice(inside, 1))
+    places = [tuple(place.values()) for place in sampled.select(PLACES.names).to_pylist()]
+    found = [read_stored_row(info, info.files[file], row) for file, row in places if file is not None]
     row_schema = schema.row_schema(info.pixels)
     if info.rejects:
         rejects = storage.read_parquet(storage.join(info.uri, shards.REJECTS_FILE))
-        found.append(rejects.filter(pc.is_in(rejects[schema.IMAGE_ID], value_set=ids.combine_chunks())))
+        ids = sampled[schema.IMAGE_ID].combine_chunks()
+        found.append(rejects.filter(pc.is_in(rejects[schema.IMAGE_ID], value_set=ids)))
     return pa.concat_tables([schema.conform_to_schema(rows, row_schema) for rows in found]).sort_by(schema.IMAGE_ID)
 
 

@@ -13,10 +13,11 @@ from cxr import schema
 from cxr.errors import ImageRejectedError, UserError
 from cxr.evaluation import detection_data, segmentation_data
 from cxr.evaluation.classification_data import LabeledScores, join, known_labels, load_scores
+from cxr.evaluation.ground_truth import read_truth
 from cxr.evaluation.ground_truth_boxes import known_boxes
 from cxr.evaluation.ground_truth_masks import known_masks
 from cxr.evaluation.localization_data import load_scores as load_boxes
-from cxr.evaluation.run import ReportOptions, Run, read_truth
+from cxr.evaluation.run import ReportOptions, Run
 from cxr.metrics import detection
 
 MASK_LABELS = {"lungs": schema.LUNGS, "pneumothorax": schema.PNEUMOTHORAX}

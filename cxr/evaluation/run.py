@@ -6,9 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -16,15 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr import schema, storage
-from cxr.data import shards
 from cxr.data.identity import read_crosswalk
 from cxr.data.run_ledger import SCORES, current_rows, family_of, read_ledger
 from cxr.errors import UserError
 from cxr.metrics.bootstrap import RESAMPLES, MeanInterval
 from cxr.reporting.page import Section
-from cxr.sources import open_manifest, selection
-from cxr.sources.manifest import Manifest
-from cxr.sources.options import SOURCE_LABELS, Labeling, ReadOptions
+from cxr.sources.options import Labeling, ReadOptions
 from cxr.wording import counted
 
 Split = Literal["train", "val", "test", "all"]
@@ -342,7 +337,7 @@ def scan_scores(
         folder = storage.join(run.uri, SCORES)
         raise UserError(f"{folder} contains no scores: run cxr score with --out {run.uri} until it finishes")
     if split != "all" and not found:
-        raise UserError(_no_images(f"the run {run.uri}", split, by_split))
+        raise UserError(no_images(f"the run {run.uri}", split, by_split))
 
 
 def _read_part(uri: str, row_group: int, member: str, columns: Sequence[str]) -> pa.Table:
@@ -358,87 +353,7 @@ def _read_part(uri: str, row_group: int, member: str, columns: Sequence[str]) ->
     )
 
 
-def _no_images(where: str, split: str, by_split: Counter[str | None]) -> str:
+def no_images(where: str, split: str, by_split: Counter[str | None]) -> str:
     """The message if a split is empty, which counts the images of the others."""
     listed = ", ".join(f"{name or 'unknown'} {count:,}" for name, count in by_split.most_common())
     return f"{where} has no image in split {split!r} ({listed or 'no images'}): give another --split, or all"
-
-
-def read_truth(
-    archive: str, reading: ReadOptions, split: str, columns: Sequence[str], labeling: Labeling = SOURCE_LABELS
-) -> Manifest:
-    """These columns, `image_id` first, of an archive's images in `split` ("all" for every image). Decodes no pixels.
-
-    Shards also have the images that ingest rejected, of which only the ids are set.
-
-    Raises:
-        UserError: there is no such archive, no image in that split, or combined shards share an image id.
-    """
-    archive = storage.normalize(archive)
-    return of_split(read_all_truth(archive, reading, columns, labeling, split), archive, split)
-
-
-def read_all_truth(
-    archive: str,
-    reading: ReadOptions,
-    columns: Sequence[str],
-    labeling: Labeling = SOURCE_LABELS,
-    needed: str = "all",
-) -> Manifest:
-    """Like `read_truth`, for the images of all splits; shards may return only those of `needed`."""
-    names = [schema.IMAGE_ID, schema.SPLIT, *columns]
-    if shards.is_shards(archive):
-        labeling.check_raw(archive)
-        known = _of_shards(shards.read_info(archive, latents=True), names, needed, reading.select)
-    else:
-        known = open_manifest(archive, reading, labeling)
-    table = known.table.select(names)
-    if not reading.crosswalk:
-        return Manifest(table, known.findings, known.notes)
-    return Manifest(read_crosswalk(reading.crosswalk).pseudonymized(table), known.findings)  # notes can name images
-
-
-def of_split(known: Manifest, archive: str, split: str) -> Manifest:
-    """The images of a split, or of "all".
-
-    Raises:
-        UserError: there is none; a NoGroundTruthError if the other splits have no ground truth either.
-    """
-    if split == "all" and known.table.num_rows:
-        return known
-    table = known.table.filter(pc.equal(known.table[schema.SPLIT], split))
-    if not table.num_rows:
-        error = UserError if _has_truth(known.table) else NoGroundTruthError
-        raise error(_no_images(archive, split, Counter(known.table[schema.SPLIT].to_pylist())))
-    return Manifest(table, known.findings, known.notes)
-
-
-def _has_truth(table: pa.Table) -> bool:
-    """Whether any image has a known label, a list of boxes, or a mask. Columns may be missing."""
-    there = set(table.column_names)
-    labels = pc.list_flatten(table[schema.LABELS]) if schema.LABELS in there else []
-    masks = pc.list_flatten(table[schema.MASKS]) if schema.MASKS in there else []
-    boxed = schema.BOXES in there and table[schema.BOXES].null_count < table.num_rows
-    known = len(labels) > 0 and pc.any(pc.not_equal(labels, schema.UNKNOWN)).as_py()
-    return bool(known) or boxed or len(masks) > 0
-
-
-def patient_numbers(table: pa.Table) -> np.ndarray:
-    """(N,) one number per patient, in the order of their ids; see `schema.patients_of`."""
-    return np.unique(schema.patients_of(table).to_numpy(), return_inverse=True)[1]
-
-
-def _of_shards(info: shards.ShardInfo, columns: Sequence[str], split: str, expression: str) -> Manifest:
-    """The images of a split, or of all splits if it is empty or "all", and the rejects; only selected ones."""
-    read = list(dict.fromkeys([*columns, *(selection.COLUMNS if expression else ())]))
-    shards.check_ids(info)
-    fields = pa.schema([schema.row_schema(info.pixels).field(name) for name in read])
-    parts = [info.parts[split]] if info.rows(split) else info.parts.values()
-    files = [file for files in parts for file in files]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        tables = list(pool.map(partial(shards.read_rows, columns=read, findings=info.findings), files))
-    if info.rejects:
-        tables.append(storage.read_parquet(storage.join(info.uri, shards.REJECTS_FILE), columns=read))
-    table = pa.concat_tables(schema.conform_to_schema(table, fields) for table in tables)
-    table, notes = selection.select(table, expression, "these shards")
-    return Manifest(table.select(columns), info.findings, notes)

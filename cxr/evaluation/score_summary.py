@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from cxr import schema, storage
 from cxr.boxes import areas
 from cxr.data import shards
+from cxr.evaluation.ground_truth import patient_numbers
 from cxr.evaluation.images import read_pictures
-from cxr.evaluation.run import Content, Measures, ReportOptions, Run, patient_numbers, read_scores
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, read_scores
 from cxr.imaging.geometry import ResizeTransform, fit_mask
 from cxr.metrics.bootstrap import MeanInterval, mean_interval
 from cxr.metrics.localization import Boxes

@@ -16,7 +16,7 @@ from cxr.data import shards
 from cxr.data.sampling import rows_of
 from cxr.data.shard_loader import ShardStream
 from cxr.errors import UserError
-from cxr.evaluation.run import read_truth
+from cxr.evaluation.ground_truth import read_truth
 from cxr.sources.options import ALL_IMAGES
 from tests.made_shards import Known, write_shards
 

@@ -19,7 +19,8 @@ from cxr.cli.commands import report as report_command
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, join_shards
 from cxr.errors import UserError
 from cxr.evaluation import reports
-from cxr.evaluation.run import SCORES, ReportOptions, read_run, read_truth
+from cxr.evaluation.ground_truth import read_truth
+from cxr.evaluation.run import SCORES, ReportOptions, read_run
 from cxr.inference import plan
 from cxr.metrics import classification
 from cxr.phantom.archive import write_phantom
@@ -51,7 +52,7 @@ def write_archive(folder: Path, images: int = 60, rejects: int = 2) -> str:
             schema.LABELS: pa.array(labels_of(images)[rows].tolist(), pa.list_(pa.int8())),
         }
         (folder / split).mkdir(parents=True)
-        pq.write_table(pa.table(columns), folder / split / "part-00000.parquet")
+        pq.write_table(pa.table(columns), folder / split / "part-00000.parquet", row_group_size=8)
         parts[split] = [{"path": f"{split}/part-00000.parquet", "rows": len(ids[rows])}]
     broken = [{"image_id": f"broken {i}.png", "split": "test", "error": "no image"} for i in range(rejects)]
     pq.write_table(pa.Table.from_pylist(broken, schema.REJECTS), folder / REJECTS_FILE)
@@ -193,7 +194,7 @@ def test_unknown_patients_count_as_one_each(archive: str, tmp_path: Path) -> Non
     part = tmp_path / "shards" / "test" / "part-00000.parquet"
     table = pq.read_table(part)
     patients = pa.array([None] * 10 + table[schema.PATIENT_ID].to_pylist()[10:], pa.string())
-    pq.write_table(table.set_column(1, schema.PATIENT_ID, patients), part)
+    pq.write_table(table.set_column(1, schema.PATIENT_ID, patients), part, row_group_size=8)
     run = write_run(tmp_path / "run", named(guesses(60)), archive=archive)
     assert reports.report(run, ReportOptions(resamples=20), str(tmp_path / "out"))["metrics"]["patients"] == 10 + 20
 

@@ -9,7 +9,7 @@ import pytest
 from cxr import schema
 from cxr.data.decode import make_rows
 from cxr.errors import UserError
-from cxr.evaluation.run import read_truth
+from cxr.evaluation.ground_truth import read_truth
 from cxr.schema import PixelFormat
 from cxr.sources import annotations, open_manifest
 from cxr.sources.manifest import Manifest
