@@ -7,7 +7,7 @@ area and overlaps nothing. Pure NumPy, float64.
 
 from cxr.boxes.fusion import nms, nmw, soft_nms, wbf
 from cxr.boxes.no_finding import add_no_finding
-from cxr.boxes.overlap import areas, intersections, iobb, iou, paired_iou
+from cxr.boxes.overlap import areas, intersections, iobb, iou, paired_iobb, paired_iou
 from cxr.boxes.predictions import ScoredBoxes
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "iou",
     "nms",
     "nmw",
+    "paired_iobb",
     "paired_iou",
     "soft_nms",
     "wbf",

@@ -33,9 +33,18 @@ def iobb(pred_N4: np.ndarray, true_M4: np.ndarray) -> np.ndarray:
 
 def paired_iou(a_N4: np.ndarray, b_N4: np.ndarray) -> np.ndarray:
     """(N,) intersection over union of corresponding boxes; 0 if either has no area."""
+    shared = _paired_intersections(a_N4, b_N4)
+    return _ratio(shared, areas(a_N4) + areas(b_N4) - shared)
+
+
+def paired_iobb(pred_N4: np.ndarray, true_N4: np.ndarray) -> np.ndarray:
+    """(N,) intersection over the area of the predicted box of corresponding boxes; 0 if that has no area."""
+    return _ratio(_paired_intersections(pred_N4, true_N4), areas(pred_N4))
+
+
+def _paired_intersections(a_N4: np.ndarray, b_N4: np.ndarray) -> np.ndarray:
     a, b = np.asarray(a_N4, np.float64), np.asarray(b_N4, np.float64)
-    shared = areas(np.concatenate([np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])], 1))
-    return _ratio(shared, areas(a) + areas(b) - shared)
+    return areas(np.concatenate([np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])], 1))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

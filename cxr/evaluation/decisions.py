@@ -153,12 +153,10 @@ def wrong_decisions(joined: LabeledScores) -> dict[str, list[Case]]:
         (FALSE_NEGATIVES, ~called & (joined.labels == POSITIVE), 1),
     ):
         images, findings = np.nonzero(wrong & known)
-        ahead = np.array(
-            [
-                (sign * joined.probabilities[known[:, f], f] < sign * joined.probabilities[image, f]).mean()
-                for image, f in zip(images.tolist(), findings.tolist(), strict=True)
-            ]
-        )
+        ahead = np.zeros(len(images))  # share of the known images whose value is beyond that of the case
+        for f in np.unique(findings).tolist():
+            values, own = np.sort(sign * joined.probabilities[known[:, f], f]), findings == f
+            ahead[own] = np.searchsorted(values, sign * joined.probabilities[images[own], f]) / len(values)
         order = np.lexsort((sign * joined.probabilities[images, findings], ahead)) if len(images) else []
         cases[name] = [Case(int(images[at]), int(findings[at])) for at in order]
     return cases

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cxr.metrics.bootstrap import ENDS, RESAMPLES, MeanInterval, ratio, resamples_of
+from cxr.metrics.bootstrap import ENDS, RESAMPLES, MeanInterval, ratio, resample
 from cxr.metrics.meters import Communicator, Mean
 from cxr.models.backbones import local_mean, normalize_contrast
 from cxr.models.spatial_transformer import compose, corner_distance, invert, warp
@@ -141,8 +141,11 @@ def pair_interval(
 ) -> MeanInterval:
     """The mean over all pairs of different images, such as of `iou_matrix`, with its interval by patient."""
     ids, patients = np.unique(np.asarray(patients_B), return_inverse=True)
-    means = [resampled_pair_means(matrix_BB, block[patients]) for block in resamples_of(len(ids), resamples, seed)]
-    sampled = np.concatenate([*means, np.zeros(0)])
+
+    def measure(times_PR: np.ndarray) -> np.ndarray:
+        return resampled_pair_means(matrix_BB, times_PR[patients])
+
+    sampled = resample(len(ids), resamples, seed, measure) if len(ids) else np.zeros(0)
     sampled = sampled[np.isfinite(sampled)]
     low, high = np.quantile(sampled, ENDS) if len(sampled) else (math.nan, math.nan)
     value = resampled_pair_means(matrix_BB, np.ones((len(patients), 1)))[0]

@@ -1,18 +1,27 @@
-"""Confidence intervals by the bootstrap over patients: a patient is resampled with all of their images."""
+"""Confidence intervals by the bootstrap over patients: a patient is resampled with all of their images.
+
+Resamples are drawn and measured in threads, in blocks of limited memory. Each `_DRAWN_TOGETHER` of them have a random
+generator of their own, so that results depend neither on the number of threads nor on the size of a block.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 RESAMPLES = 1000
 LEVEL = 0.95
 ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-BLOCK = 64  # number of resamples that are computed at a time
+_DRAWN_TOGETHER = 16  # resamples that one random generator draws
+_MOST_VALUES = 1 << 20  # patients or rows, times resamples, that a thread measures at a time
+_HERE_AT_MOST = 1 << 22  # the same, below which threads are not worth starting
 
 
 @dataclass(frozen=True)
@@ -53,18 +62,46 @@ class MeanInterval:
     high: float
 
 
-def resamples_of(patients: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks of resamples, (P, r) int32: how often each patient is sampled. They depend only on the arguments."""
-    rng = np.random.default_rng(seed)
-    for start in range(0, resamples if patients else 0, BLOCK):
-        yield _resample(rng, patients, min(BLOCK, resamples - start))
+def resample(
+    patients: int, resamples: int, seed: int, measure: Callable[[np.ndarray], np.ndarray], rows: int = 0
+) -> np.ndarray:
+    """(R, …) what is measured in each resample of patients; it depends only on the arguments.
+
+    Args:
+        patients: their number, at least 1.
+        measure: takes (P, r) int32, how often each patient is in each of r resamples, and returns (r, …). It runs in
+            several threads.
+        rows: number of images or boxes for which `measure` needs memory, if there are more of them than patients.
+    """
+    size = max(1, patients, rows)
+    of_some = partial(_resample_some, patients, resamples, seed, measure, max(1, _MOST_VALUES // size))
+    starts = range(0, max(1, resamples), _DRAWN_TOGETHER)
+    threads = min(len(starts), _cpus()) if size * resamples > _HERE_AT_MOST else 1
+    if threads == 1:
+        return np.concatenate([of_some(start) for start in starts])
+    with ThreadPoolExecutor(threads) as pool:
+        return np.concatenate(list(pool.map(of_some, starts)))
 
 
-def _resample(rng: np.random.Generator, patients: int, resamples: int) -> np.ndarray:
+def _resample_some(
+    patients: int, resamples: int, seed: int, measure: Callable[[np.ndarray], np.ndarray], block: int, start: int
+) -> np.ndarray:
+    """The resamples from `start` that one random generator draws, so many at a time."""
+    rng = np.random.default_rng([seed, start])
+    end = min(resamples, start + _DRAWN_TOGETHER)
+    counts = [min(block, end - at) for at in range(start, end, block)] or [0]
+    return np.concatenate([measure(_draw(rng, patients, count)) for count in counts])
+
+
+def _draw(rng: np.random.Generator, patients: int, resamples: int) -> np.ndarray:
     """(P, R) int32: how often each patient is sampled."""
     sampled = rng.integers(patients, size=(resamples, patients)) + patients * np.arange(resamples)[:, None]
     times = np.bincount(sampled.reshape(-1), minlength=patients * resamples).reshape(resamples, patients)
     return np.ascontiguousarray(times.T, np.int32)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def intervals(value_F: np.ndarray, resampled_RF: np.ndarray) -> Intervals:
@@ -116,11 +153,14 @@ def resampled_means(values_NK: np.ndarray, patients_N: np.ndarray, resamples: in
     totals, numbers = np.zeros((2, len(informative), values_NK.shape[1]))
     np.add.at(totals, position[patients[rows]], np.where(known, values_NK, 0)[rows])
     np.add.at(numbers, position[patients[rows]], known[rows])
-    means = [
-        ratio(times.T @ totals, times.T @ numbers)
-        for times in (block[informative].astype(np.float64) for block in resamples_of(len(ids), resamples, seed))
-    ]
-    return np.concatenate(means) if means else np.full((resamples, values_NK.shape[1]), np.nan)
+    if not len(informative):
+        return np.full((resamples, values_NK.shape[1]), np.nan)
+
+    def measure(times_PR: np.ndarray) -> np.ndarray:
+        times = times_PR[informative].T.astype(np.float64)
+        return ratio(times @ totals, times @ numbers)
+
+    return resample(len(ids), resamples, seed, measure)
 
 
 def mean_interval(

@@ -10,7 +10,7 @@ import pytest
 from sklearn import metrics as sk
 
 from cxr.metrics import classification as ours
-from cxr.metrics.bootstrap import _resample, resamples_of
+from cxr.metrics.bootstrap import resample
 from cxr.metrics.classification.ranking import precision_recall_curve, roc_curve
 from cxr.metrics.classification.resampled_auroc import resampled_aurocs
 
@@ -190,7 +190,7 @@ def test_a_resample_equals_recounting_its_images() -> None:
     scores, labels = made(7)
     patients = np.random.default_rng(0).integers(80, size=300)
     ids = np.unique(patients)
-    times = _resample(np.random.default_rng(3), len(ids), 5)
+    times = resample(len(ids), 5, 3, np.transpose).T
     found = resampled_aurocs(scores, labels, patients, 5, 3)
     wanted = [resampled_slowly(scores, labels, patients, dict(zip(ids, column, strict=True))) for column in times.T]
     np.testing.assert_allclose(found, wanted, atol=1e-9)
@@ -343,12 +343,12 @@ def test_resampled_thresholds_are_those_of_the_resampled_images() -> None:
     patients = np.arange(len(scores)) // 3
     criterion = ours.Criterion("sensitivity", 0.8)
     fast = ours.resampled_thresholds(scores[:, 0], labels[:, 0], patients, criterion, resamples=70, seed=3)
-    times = np.concatenate([*resamples_of(patients.max() + 1, 70, 3)], 1)
-    for resample in (0, 5, 69):
-        rows = np.repeat(np.arange(len(scores)), times[patients, resample])
+    times = resample(patients.max() + 1, 70, 3, np.transpose).T
+    for number in (0, 5, 69):
+        rows = np.repeat(np.arange(len(scores)), times[patients, number])
         slow = ours.choose_thresholds(scores[rows, :1], labels[rows, :1], "sensitivity", 0.8).values[0]
-        same = (scores[:, 0] >= fast[resample]) == (scores[:, 0] >= slow)
-        assert same[times[patients, resample] > 0].all()
+        same = (scores[:, 0] >= fast[number]) == (scores[:, 0] >= slow)
+        assert same[times[patients, number] > 0].all()
 
 
 def test_operating_points_are_shares_of_counts_with_intervals_by_patient() -> None:

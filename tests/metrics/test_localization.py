@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from cxr import schema
+from cxr.boxes import iobb, iou
 from cxr.metrics.bootstrap import resampled_means
 from cxr.metrics.classification.resampled_auroc import resampled_aurocs
 from cxr.metrics.localization import (
@@ -134,6 +135,33 @@ def many(seed: int, images: int = 60) -> tuple[Boxes, Boxes, np.ndarray]:
     true = Boxes(image, finding, np.hstack([low, low + 20]), np.full(2 * images, np.nan))
     moved = Boxes(image, finding, true.xyxy + rng.normal(0, 5, (2 * images, 1)), rng.random(2 * images))
     return moved, true, np.ones((images, 2), bool)
+
+
+def test_many_boxes_are_located_as_each_pair_alone() -> None:
+    rng = np.random.default_rng(0)
+
+    def some(count: int) -> Boxes:
+        low = rng.uniform(0, 30, (count, 2))
+        corners = np.hstack([low, low + rng.uniform(5, 30, (count, 2))])
+        return Boxes(
+            rng.integers(12, size=count), rng.integers(2, size=count), corners, rng.integers(3, size=count) / 2
+        )
+
+    predicted, true = some(60), some(25)
+    known = known_places(true, rng.integers(-1, 2, (12, 2)).astype(np.int8))
+    found = locate(predicted, true, known)
+    for image, finding in np.ndindex(known.shape):
+        ours, theirs = (b.at((b.image == image) & (b.finding == finding)) for b in (predicted, true))
+        if not len(theirs.image):
+            assert np.isnan([found.best["iou"][image, finding], found.pointed[image, finding]]).all()
+            continue
+        for name, measured in (("iou", iou), ("iobb", iobb)):
+            best = measured(ours.xyxy, theirs.xyxy).max(initial=0) if known[image, finding] else 0
+            assert found.best[name][image, finding] == best
+        if len(ours.image) and known[image, finding]:
+            x, y = ours.xyxy[np.argmax(ours.score)].reshape(2, 2).sum(0) / 2
+            x0, y0, x1, y1 = theirs.xyxy.T
+            assert found.pointed[image, finding] == ((x0 <= x) & (x <= x1) & (y0 <= y) & (y <= y1)).any()
 
 
 def test_rates_are_plain_means_and_lie_in_their_intervals() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr.metrics.bootstrap import ENDS, RESAMPLES, MeanInterval, ratio, resamples_of
+from cxr.metrics.bootstrap import ENDS, RESAMPLES, MeanInterval, ratio, resample
 from cxr.schema import NEGATIVE, POSITIVE
 
 
@@ -42,12 +42,18 @@ def operating_points(
     np.add.at(totals, patients, cells.transpose(1, 0, 2))
     counts_4F = totals.sum(0)
     whole_4F = _shares(counts_4F)
-    sampled = [_shares(np.einsum("pcf,pr->crf", totals, times)) for times in resamples_of(len(ids), resamples, seed)]
-    sampled_4RF = np.concatenate(sampled, 1) if sampled else np.full((4, 0, labels.shape[1]), np.nan)
+
+    def measure(times_PR: np.ndarray) -> np.ndarray:
+        counts_RK = times_PR.T.astype(np.float64) @ totals.reshape(len(ids), -1)
+        return np.swapaxes(_shares(np.moveaxis(counts_RK.reshape(-1, *totals.shape[1:]), 1, 0)), 0, 1)
+
+    sampled_R4F = (
+        resample(len(ids), resamples, seed, measure) if len(ids) else np.full((0, 4, labels.shape[1]), np.nan)
+    )
     points = []
     for f in range(labels.shape[1]):
         true_positives, false_positives, false_negatives, true_negatives = map(int, counts_4F[:, f])
-        shares = [_interval(float(whole_4F[share, f]), sampled_4RF[share, :, f]) for share in range(4)]
+        shares = [_interval(float(whole_4F[share, f]), sampled_R4F[:, share, f]) for share in range(4)]
         points.append(OperatingPoint(true_positives, false_positives, false_negatives, true_negatives, *shares))
     return points
 

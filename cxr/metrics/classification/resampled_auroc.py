@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr.metrics.bootstrap import BLOCK, RESAMPLES, Intervals, intervals, ratio, resamples_of
+from cxr.metrics.bootstrap import RESAMPLES, Intervals, intervals, ratio, resample
 from cxr.metrics.classification.ranking import auroc, checked
 from cxr.schema import NEGATIVE, POSITIVE
 
@@ -49,11 +49,13 @@ def resampled_aurocs(
     if len(patients) != len(labels):
         raise ValueError(f"expected one patient id per image, got {len(patients)} for {len(labels)} images")
     findings = [_Finding.of(scores[:, f], labels[:, f], patients) for f in range(labels.shape[1])]
-    aurocs = np.full((resamples, len(findings)), np.nan)
-    for block, times in enumerate(resamples_of(len(ids), resamples, seed)):
-        for column, finding in enumerate(findings):
-            aurocs[block * BLOCK : (block + 1) * BLOCK, column] = finding.aurocs(times)
-    return aurocs
+    if not findings or not len(ids):
+        return np.full((resamples, len(findings)), np.nan)
+
+    def measure(times_PR: np.ndarray) -> np.ndarray:
+        return np.stack([finding.aurocs(times_PR) for finding in findings], 1)
+
+    return resample(len(ids), resamples, seed, measure, rows=len(labels))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from cxr.metrics.bootstrap import RESAMPLES, ratio, resamples_of
+from cxr.metrics.bootstrap import RESAMPLES, ratio, resample
 from cxr.metrics.classification.ranking import Ranked, ranked, ranked_resamples, specificity_counts
 from cxr.schema import NEGATIVE, POSITIVE
 
@@ -158,12 +158,15 @@ def resampled_thresholds(
 ) -> np.ndarray:
     """(R,) the threshold of one finding that is selected in each resample of patients; NaN where none can be."""
     ids, patients = np.unique(np.asarray(patients_N), return_inverse=True)
-    chosen = []
-    for times in resamples_of(len(ids), resamples, seed):
-        ranking = ranked_resamples(scores_N, labels_N, times[patients])
+
+    def measure(times_PR: np.ndarray) -> np.ndarray:
+        ranking = ranked_resamples(scores_N, labels_N, times_PR[patients])
         values, reached = _best(ranking, criterion)
-        chosen.append(np.where(ranking.measurable & reached, values, np.nan))
-    return np.concatenate(chosen) if chosen else np.full(resamples, np.nan)
+        return np.where(ranking.measurable & reached, values, np.nan)
+
+    if not len(ids):
+        return np.full(resamples, np.nan)
+    return resample(len(ids), resamples, seed, measure, rows=len(patients))
 
 
 def _best(ranking: Ranked, criterion: Criterion) -> tuple[np.ndarray, np.ndarray]:

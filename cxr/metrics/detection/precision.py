@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cxr.metrics.bootstrap import ratio, resamples_of
+from cxr.metrics.bootstrap import ratio, resample
 from cxr.metrics.localization import Boxes
 
 _COCO_RECALLS = np.linspace(0, 1, 101)
@@ -101,9 +101,11 @@ def resampled_aps(
     weighted = [_Weighted.of(predicted, true_positive_M, true, patients, finding) for finding in range(findings)]
     if not weighted or not len(ids):
         return np.full((resamples, findings), np.nan)
-    return np.concatenate(
-        [np.stack([of.aps(times) for of in weighted], 1) for times in resamples_of(len(ids), resamples, seed)]
-    )
+
+    def measure(times_PR: np.ndarray) -> np.ndarray:
+        return np.stack([of.aps(times_PR) for of in weighted], 1)
+
+    return resample(len(ids), resamples, seed, measure, rows=len(predicted.image))
 
 
 @dataclass(frozen=True)

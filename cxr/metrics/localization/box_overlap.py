@@ -91,18 +91,45 @@ def locate(predicted: Boxes, true: Boxes, known_NF: np.ndarray) -> Located:
         _sorted(predicted.at(known_NF[predicted.image, predicted.finding]), known_NF),
         _sorted(true, known_NF),
     )
-    best = {name: np.full(known_NF.shape, np.nan) for name in MEASURES}
-    pointed = np.full(known_NF.shape, np.nan)
-    overlap = {name: np.zeros(len(predicted.image)) for name in MEASURES}
-    predicted_keys, true_keys = (_keys(boxes_of, known_NF) for boxes_of in (predicted, true))
-    for key in np.unique(true_keys):
-        index = np.unravel_index(key, known_NF.shape)
-        ours, theirs = (slice(*np.searchsorted(keys, [key, key + 1])) for keys in (predicted_keys, true_keys))
-        for name, measured in zip(MEASURES, (boxes.iou, boxes.iobb), strict=True):
-            overlap[name][ours] = measured(predicted.xyxy[ours], true.xyxy[theirs]).max(1)
-            best[name][index] = overlap[name][ours].max(initial=0)
-        pointed[index] = _points_into(predicted.at(np.arange(ours.start, ours.stop)), true.xyxy[theirs])
+    ours, theirs = (_keys(boxes_of, known_NF) for boxes_of in (predicted, true))
+    first = np.searchsorted(theirs, ours, "left")
+    count = np.searchsorted(theirs, ours, "right") - first  # true boxes of the same pair
+    of_predicted, of_true = _combined(np.arange(len(ours)), first, count)
+    starts, boxed = np.flatnonzero(np.diff(of_predicted, prepend=-1)), count > 0
+    best: dict[str, np.ndarray] = {}
+    overlap: dict[str, np.ndarray] = {}
+    for name, measured in zip(MEASURES, (boxes.paired_iou, boxes.paired_iobb), strict=True):
+        values = measured(predicted.xyxy[of_predicted], true.xyxy[of_true])
+        overlap[name] = np.zeros(len(ours))
+        overlap[name][boxed] = np.maximum.reduceat(values, starts) if len(starts) else values
+        best[name] = _zero_where(theirs, known_NF)
+        np.maximum.at(best[name].reshape(-1), ours[boxed], overlap[name][boxed])
+    pointed = _zero_where(theirs, known_NF)
+    strongest = np.lexsort((np.arange(len(ours)), -predicted.score, ours))
+    strongest = strongest[np.flatnonzero(np.diff(ours[strongest], prepend=-1))]  # the first of each pair
+    of_predicted, of_true = _combined(strongest, first[strongest], count[strongest])
+    inside = _center_in(predicted.xyxy[of_predicted], true.xyxy[of_true])
+    np.maximum.at(pointed.reshape(-1), ours[of_predicted], inside.astype(np.float64))
     return Located(best, pointed, known_NF, predicted.image, predicted.finding, overlap)
+
+
+def _combined(predicted_M: np.ndarray, first_M: np.ndarray, count_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(K,) predicted boxes and (K,) true boxes: each predicted box with its `count` true boxes from `first` on."""
+    within = np.arange(count_M.sum()) - np.repeat(np.cumsum(count_M) - count_M, count_M)
+    return np.repeat(predicted_M, count_M), np.repeat(first_M, count_M) + within
+
+
+def _zero_where(true_keys: np.ndarray, known_NF: np.ndarray) -> np.ndarray:
+    """(N, F) 0 where there is a true box, elsewhere NaN."""
+    values = np.full(known_NF.shape, np.nan)
+    values.reshape(-1)[true_keys] = 0
+    return values
+
+
+def _center_in(predicted_K4: np.ndarray, true_K4: np.ndarray) -> np.ndarray:
+    """(K,) bool: whether the center of the predicted box is in the true box."""
+    center = (predicted_K4[:, :2] + predicted_K4[:, 2:]) / 2
+    return np.logical_and.reduce((true_K4[:, :2] <= center) & (center <= true_K4[:, 2:]), axis=1)
 
 
 def _keys(boxes_of: Boxes, known_NF: np.ndarray) -> np.ndarray:
@@ -111,15 +138,6 @@ def _keys(boxes_of: Boxes, known_NF: np.ndarray) -> np.ndarray:
 
 def _sorted(boxes_of: Boxes, known_NF: np.ndarray) -> Boxes:
     return boxes_of.at(np.argsort(_keys(boxes_of, known_NF), kind="stable"))
-
-
-def _points_into(predicted: Boxes, true_K4: np.ndarray) -> bool:
-    """Whether the center of the box with the highest score, the first of several, lies in a true box."""
-    if not len(predicted.image):
-        return False
-    box = predicted.xyxy[int(np.argmax(predicted.score))]
-    center = (box[:2] + box[2:]) / 2
-    return bool(((true_K4[:, :2] <= center) & (center <= true_K4[:, 2:])).all(1).any())
 
 
 def counts(located: Located, measure: str, threshold: float) -> np.ndarray:
