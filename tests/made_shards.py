@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from cxr import schema, storage
 from cxr.data.shards import ARCHIVE_FILE, KIND
+from cxr.imaging.geometry import ResizeTransform
 from cxr.schema import PixelFormat
 
 
@@ -83,6 +84,7 @@ def _rows(split: str, numbers: range, pixels: PixelFormat, rng: np.random.Genera
         schema.PIXELS: [image.tobytes() for image in images],
         schema.HEIGHT_PX: [pixels.size] * len(images),
         schema.WIDTH_PX: [pixels.size] * len(images),
+        schema.RESIZE_TRANSFORM: [ResizeTransform().as_dict()] * len(images),
     }
     for name in known(split, 0):
         given[name] = [known(split, number)[name] for number in numbers]

@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "sources phantom runtime data models metrics reporting",
     "training": "errors schema storage sources runtime data reporting families",
     "inference": "errors schema storage imaging sources runtime data reporting families",  # reporting: `show`
-    "evaluation": "errors wording schema storage imaging boxes sources data models metrics reporting inference",
+    "evaluation": "errors wording schema storage imaging boxes sources runtime "
+    "data models metrics reporting inference",
     "export": "errors wording schema storage imaging boxes sources runtime "
     "data models metrics reporting families evaluation",
     "benchmarks": "errors schema storage sources phantom runtime "

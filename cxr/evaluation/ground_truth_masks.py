@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cxr import schema
+from cxr import schema, storage
 from cxr.data import shards
-from cxr.data.decode import original_mask
-from cxr.evaluation.ground_truth import patient_numbers, read_truth
+from cxr.evaluation.ground_truth import PLACES, patient_numbers, read_truth
 from cxr.evaluation.images import read_pictures
+from cxr.evaluation.mask_comparison import MaskSource, PublishedMask, StoredMask
 from cxr.evaluation.run import ReportOptions
-from cxr.imaging import geometry
 from cxr.imaging.geometry import ResizeTransform
-from cxr.sources import rle
 from cxr.sources.manifest import Manifest
+
+_THREADS = 8
 
 
 class MaskTruth(ABC):
@@ -34,27 +35,19 @@ class MaskTruth(ABC):
 
     resolution = ""
 
-    def __init__(self, manifest: Manifest, label: str) -> None:
+    def __init__(self, manifest: Manifest, label: str, known: np.ndarray) -> None:
         self.table, self.label, self.boxes_frame_px = manifest.table, label, manifest.boxes_frame_px
         self.image_ids: pa.ChunkedArray = manifest.table[schema.IMAGE_ID]
         self.patients = patient_numbers(manifest.table)
-        self.known = _labeled(manifest.table[schema.MASKS], label)
+        self.known = known
 
     @abstractmethod
-    def masks(self, row: int, code: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """The predicted mask, from its code at the original size, and the true one, bool and of the same size.
+    def source(self, row: int) -> MaskSource:
+        """Where the mask of a known row is."""
 
-        Raises:
-            ImageRejectedError: the archive's mask cannot be read, or one of them does not fit the image.
-        """
-
-    @abstractmethod
     def true_mask(self, row: int, height: int, width: int) -> tuple[np.ndarray, ResizeTransform]:
-        """The true mask alone, bool, and the transform from its pixels to those of the original.
-
-        Raises:
-            ImageRejectedError: it cannot be read, or does not fit the image.
-        """
+        """See `MaskSource.true_mask`."""
+        return self.source(row).true_mask(height, width)
 
     @abstractmethod
     def spacing_mm(self, row: int, height: int, width: int) -> tuple[float, float] | None:
@@ -65,23 +58,18 @@ class MaskTruth(ABC):
         """Images to show, by row: (S, S) in [0, 1], and the transform to the compared pixels. Rows without an
         available image are left out."""
 
-    def _entries(self, row: int) -> list[dict[str, Any]]:
-        return [mask for mask in self.table[schema.MASKS][row].as_py() if mask[schema.LABEL] == self.label]
-
 
 class RawTruth(MaskTruth):
     """Masks of a raw archive, at the images' own size."""
 
     resolution = "the images' own resolution"
 
-    def masks(self, row: int, code: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        return rle.decode(code, height, width), self.true_mask(row, height, width)[0]
+    def __init__(self, manifest: Manifest, label: str) -> None:
+        super().__init__(manifest, label, _labeled(manifest.table[schema.MASKS], label))
 
-    def true_mask(self, row: int, height: int, width: int) -> tuple[np.ndarray, ResizeTransform]:
-        true = np.zeros((height, width), bool)
-        for entry in self._entries(row):
-            true |= original_mask(entry, height, width)
-        return true, ResizeTransform()
+    def source(self, row: int) -> PublishedMask:
+        masks = self.table[schema.MASKS][row].as_py()
+        return PublishedMask([mask for mask in masks if mask[schema.LABEL] == self.label])
 
     def spacing_mm(self, row: int, height: int, width: int) -> tuple[float, float] | None:
         spacing = self.table[schema.SPACING_MM][row].as_py()
@@ -97,18 +85,14 @@ class ShardTruth(MaskTruth):
     """Masks of shards, at the size of the stored pixels."""
 
     def __init__(self, manifest: Manifest, label: str, info: shards.ShardInfo) -> None:
-        super().__init__(manifest, label)
+        super().__init__(manifest, label, _stored_labels(manifest.table, label, info))
         self.info, self.size = info, info.pixels.size
         self.resolution = f"{self.size} x {self.size} px, the shards' resolution"
 
-    def masks(self, row: int, code: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        predicted = geometry.fit_mask(rle.decode(code, height, width), self.size, self._frame(row))
-        return predicted, self.true_mask(row, height, width)[0]
-
-    def true_mask(self, row: int, height: int, width: int) -> tuple[np.ndarray, ResizeTransform]:
-        (entry,) = self._entries(row)
-        true = np.unpackbits(np.frombuffer(entry[schema.MASK_BITS], np.uint8), count=self.size**2)
-        return true.astype(bool).reshape(self.size, self.size), self._frame(row)
+    def source(self, row: int) -> StoredMask:
+        file, stored_row = (self.table[name][row].as_py() for name in PLACES.names)
+        group, inside = divmod(stored_row, self.info.row_group_rows)
+        return StoredMask(self.info.files[file].uri, group, inside, self.label, self.size, self._frame(row))
 
     def spacing_mm(self, row: int, height: int, width: int) -> tuple[float, float] | None:
         spacing, frame = self.table[schema.SPACING_MM][row].as_py(), self._frame(row)
@@ -131,9 +115,9 @@ def known_masks(archive: str, options: ReportOptions, label: str, columns: Seque
     Raises:
         UserError: there is no such archive, or no image in that split.
     """
-    columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.MASKS, schema.SPACING_MM, *columns]
+    columns = [schema.PATIENT_ID, schema.SOURCE_URI, schema.SPACING_MM, *columns]
     if not shards.is_shards(archive):
-        manifest = read_truth(archive, options.reading, options.split, columns, options.labeling)
+        manifest = read_truth(archive, options.reading, options.split, [*columns, schema.MASKS], options.labeling)
         manifest.print_notes()
         return RawTruth(manifest, label)
     info = shards.read_info(archive)
@@ -150,4 +134,18 @@ def _labeled(masks: pa.ChunkedArray, label: str) -> np.ndarray:
         labels = pc.struct_field(pc.list_flatten(chunk), schema.LABEL)
         known[start + np.asarray(pc.list_parent_indices(chunk).filter(pc.equal(labels, label)))] = True
         start += len(chunk)
+    return known
+
+
+def _stored_labels(table: pa.Table, label: str, info: shards.ShardInfo) -> np.ndarray:
+    """(N,) bool: whether shards have a mask of that label for each image of a table with PLACES; reads no mask."""
+    files, rows = (table[name].to_numpy() for name in PLACES.names)  # NaN for rejected images
+    known = np.zeros(table.num_rows, bool)
+    numbers = np.unique(files[~np.isnan(files)]).astype(int).tolist()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        read = partial(storage.read_parquet, columns=[f"{schema.MASKS}.list.element.{schema.LABEL}"])
+        parts = pool.map(read, [info.files[number].uri for number in numbers])
+        for number, part in zip(numbers, parts, strict=True):
+            own = files == number
+            known[own] = _labeled(part[schema.MASKS], label)[rows[own].astype(int)]
     return known

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,15 +13,15 @@ import torch
 from torch import Tensor
 
 from cxr import schema
-from cxr.errors import ImageRejectedError, UserError
+from cxr.errors import UserError
 from cxr.evaluation.ground_truth_masks import MaskTruth
+from cxr.evaluation.mask_comparison import ImageMasks, compare_all
 from cxr.evaluation.run import NoGroundTruthError, Run, Split, read_scores
-from cxr.metrics.segmentation import dice, hd95, overlap_rows
+from cxr.metrics.segmentation import dice
 from cxr.metrics.segmentation.overlap_metrics import PREDICTED, TRUE
 from cxr.wording import counted
 
 _COLUMNS = (schema.IMAGE_ID, schema.ERROR, schema.HEIGHT_PX, schema.WIDTH_PX, *schema.MASK_SCORES.names)
-_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,8 @@ def evaluate(scores: MaskScores, truth: MaskTruth) -> SegmentationEvaluation:
     rows = np.flatnonzero(good & truth.known)
     if not len(rows):
         raise nothing_in_common(scores, truth, int(present.sum()), int(good.sum()))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        compared = list(pool.map(lambda row: _compared(scores, truth, row, places[row]), rows.tolist()))
+    pairs = (_masks_of(scores, truth, row, int(places[row])) for row in rows.tolist())
+    compared = list(compare_all(pairs, len(rows)))
     rejected = Counter(result for result in compared if isinstance(result, str))
     readable = np.array([not isinstance(result, str) for result in compared])
     figures = [result for result in compared if not isinstance(result, str)]
@@ -111,9 +110,9 @@ def evaluate(scores: MaskScores, truth: MaskTruth) -> SegmentationEvaluation:
         places=places[rows[readable]],
         patients=truth.patients[rows[readable]],
         probabilities=scores.probabilities[places[rows[readable]]],
-        overlap=torch.cat([counts for counts, _, _ in figures]),
-        hd95_px=np.array([px for _, px, _ in figures]),
-        hd95_mm=np.array([mm for _, _, mm in figures]),
+        overlap=torch.tensor([figure.counts for figure in figures]),
+        hd95_px=np.array([figure.hd95_px for figure in figures]),
+        hd95_mm=np.array([figure.hd95_mm for figure in figures]),
         rejected=dict(rejected.most_common()),
         images_with_error=int((present & ~good).sum()),
         images_without_score=int((~present).sum()),
@@ -123,18 +122,13 @@ def evaluate(scores: MaskScores, truth: MaskTruth) -> SegmentationEvaluation:
 
 def both_masks(scores: MaskScores, truth: MaskTruth, row: int, place: int) -> tuple[np.ndarray, np.ndarray]:
     """The predicted and the true mask of one image; raises ImageRejectedError if one cannot be read."""
-    return truth.masks(row, scores.codes[place].as_py(), *scores.sizes[place].tolist())
+    return truth.source(row).pair(scores.codes[place].as_py(), *scores.sizes[place].tolist())
 
 
-def _compared(scores: MaskScores, truth: MaskTruth, row: int, place: int) -> tuple[Tensor, float, float] | str:
-    """Overlap counts (1, 4) and HD95 in px and in mm of one image, or the reason why there are none."""
-    try:
-        predicted, true = both_masks(scores, truth, row, place)
-    except ImageRejectedError as rejected:
-        return str(rejected)
-    counts = overlap_rows(torch.from_numpy(predicted)[None], torch.from_numpy(true)[None])
-    spacing = truth.spacing_mm(row, *scores.sizes[place].tolist())
-    return counts, hd95(predicted, true), hd95(predicted, true, spacing) if spacing else math.nan
+def _masks_of(scores: MaskScores, truth: MaskTruth, row: int, place: int) -> ImageMasks:
+    height, width = scores.sizes[place].tolist()
+    spacing = truth.spacing_mm(row, height, width)
+    return ImageMasks(truth.source(row), scores.codes[place].as_py(), height, width, spacing)
 
 
 def nothing_in_common(scores: MaskScores, truth: MaskTruth, present: int, good: int) -> UserError:

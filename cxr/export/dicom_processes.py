@@ -5,11 +5,7 @@ Imports neither torch nor Ray, because every process would import them, too.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
-import os
-import signal
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -18,10 +14,10 @@ from multiprocessing.synchronize import Event
 
 from cxr.export.dicom_results import ImageResult
 from cxr.export.dicom_write import Export, Row, export_image, outdated_kinds
+from cxr.runtime.child_processes import available_cpus, prepare_child
 
 _HERE_AT_MOST = 24  # images of which so few are exported in this process: others take seconds to start
 _PRELOADED = [f"cxr.export.dicom_{kind}" for kind in ("processes", "sr", "seg", "sc")]  # imported once, by the server
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Work = tuple[list[ImageResult], Export, dict[tuple[str, str], Row]]
 """Some images, how to export them, and what an earlier export has written for them, by image and kind."""
@@ -55,7 +51,7 @@ def map_works(works: Iterable[Work], workers: int, images: int) -> Iterator[list
         workers: number of processes; 0: one per CPU. Few images are exported in this process.
         images: number of images of all works.
     """
-    workers = workers or _cpus()
+    workers = workers or available_cpus()
     if workers == 1 or images <= _HERE_AT_MOST:
         yield from map(_export_some, works)
         return
@@ -89,14 +85,6 @@ _stopping: Event | None = None  # in a process of the export: set when it must e
 
 
 def _prepare_process(stopping: Event) -> None:
-    """Leave Ctrl-C to the job's process, and end with the server, which ends with the job."""
     global _stopping
     _stopping = stopping
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    prepare_child()

@@ -53,6 +53,21 @@ def decode(code: str, height: int, width: int, form: Form = "relative") -> np.nd
         raise ImageRejectedError(f"invalid mask code: expected the form {', '.join(FORMS)}, got {form[:40]!r}")
     if form == "polygon":
         return _filled(code, height, width)
+    flat = np.zeros(height * width, bool)
+    for start, end in runs(code, height, width, form).tolist():
+        flat[start:end] = True
+    return flat.reshape(height, width) if form == "absolute-rows" else flat.reshape(width, height).T
+
+
+def runs(code: str, height: int, width: int, form: Form = "relative") -> np.ndarray:
+    """The runs of a mask, int64 (K, 2): each one's first pixel from 0, and the pixel after its last one.
+
+    Args:
+        form: not "polygon".
+
+    Raises:
+        ImageRejectedError: the code does not have that form, or exceeds the image.
+    """
     values, pixels = _values(code), height * width
     if form == "relative":
         starts_ends = np.cumsum(values).reshape(-1, 2)
@@ -63,10 +78,7 @@ def decode(code: str, height: int, width: int, form: Form = "relative") -> np.nd
         starts_ends = np.stack([starts - 1, starts - 1 + lengths], 1)
     if values.max(initial=0) > pixels or starts_ends.max(initial=0) > pixels:
         raise ImageRejectedError(f"mask code exceeds the image ({width} x {height} = {pixels} pixels)")
-    flat = np.zeros(pixels, bool)
-    for start, end in starts_ends.tolist():
-        flat[start:end] = True
-    return flat.reshape(height, width) if form == "absolute-rows" else flat.reshape(width, height).T
+    return starts_ends
 
 
 def has_absolute_order(code: str) -> bool | None:

@@ -23,17 +23,17 @@ def test_each_picture_takes_one_read_if_its_place_is_known(tmp_path: Path, monke
     )
     info, rows = shards.read_info(folder), [3, 17, 18, 49]
     table = read_truth(folder, ALL_IMAGES, "test", [schema.SOURCE_URI]).table
-    reads: list[tuple[str, int | None]] = []
+    reads: list[tuple[str, list[int]]] = []
     read_parquet = storage.read_parquet
 
     def counted(uri: str, **options: object) -> object:
-        reads.append((Path(uri).name, options.get("row_group")))  # pyright: ignore[reportArgumentType]
+        reads.append((Path(uri).name, options.get("row_groups")))  # pyright: ignore[reportArgumentType]
         return read_parquet(uri, **options)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(storage, "read_parquet", counted)
     shown = images.read_pictures(table, rows, [info])
     names = [f"part-{number:05d}.parquet" for number in (0, 1, 1, 4)]
-    assert sorted(reads) == list(zip(names, [0, 0, 1, 1], strict=True))
+    assert sorted(reads) == list(zip(names, [[0], [0], [1], [1]], strict=True))
     searched = images.read_pictures(table.drop_columns(PLACES.names), rows, [info])
     assert list(shown) == rows == sorted(searched)
     for row, (picture, transform) in shown.items():

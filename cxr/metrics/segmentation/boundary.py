@@ -8,9 +8,12 @@ import cv2
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
+from scipy.spatial import KDTree
 from torch import Tensor
 
 PERCENTILE = 95
+_CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+_SPARSE = 50  # pixels of the picture for each of an outline, above which a k-d tree is faster
 
 
 def hd95(predicted_HW: np.ndarray, true_HW: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)) -> float:
@@ -41,16 +44,20 @@ def hd95_rows(predicted_BHW: Tensor, true_BHW: Tensor) -> Tensor:
 
 def boundary(mask_HW: np.ndarray) -> np.ndarray:
     """Bool (H, W): the pixels of the mask that share an edge with a pixel outside of it."""
-    padded = np.pad(mask_HW, 1)
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask_HW & ~inside
+    if not mask_HW.size:
+        return mask_HW
+    inside = cv2.erode(mask_HW.astype(np.uint8), _CROSS, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return mask_HW & (inside == 0)
 
 
 def distances(from_HW: np.ndarray, to_HW: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
     """(N,) distance of each pixel of one mask to the nearest pixel of the other, which is not empty; both bool.
 
-    OpenCV is several times faster than SciPy, but supports only square pixels.
+    For few pixels, such as outlines, a k-d tree is faster than distance transforms of the whole picture. Of those,
+    OpenCV's is several times faster than SciPy's, but supports only square pixels. They agree within 1e-5 pixels.
     """
+    if _SPARSE * (np.count_nonzero(from_HW) + np.count_nonzero(to_HW)) < from_HW.size:
+        return KDTree(np.argwhere(to_HW) * spacing).query(np.argwhere(from_HW) * spacing)[0]
     y_spacing, x_spacing = spacing
     if y_spacing == x_spacing:
         elsewhere = (~to_HW).astype(np.uint8)
