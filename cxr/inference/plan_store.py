@@ -140,9 +140,7 @@ class PlanStore:
     def write_departures(self, number: int, changes: Changes) -> None:
         """Store the moved and removed images, also for readers of the results: see `data.run_ledger.current_rows`."""
         if changes.moved.num_rows:
-            self._write_rows(
-                storage.join(self._of(number), storage.name(moved_file(self.out, number))), changes.moved
-            )
+            self._write_rows(storage.join(self._of(number), _MOVED), changes.moved)
             if self.identity:
                 self.identity.record(changes.moved)
                 storage.write_bytes(moved_file(self.out, number), _parquet(self.identity.applied(changes.moved)))
