@@ -124,15 +124,15 @@ def fingerprint(parts: Iterable[Part]) -> str:
     return digest.hexdigest()
 
 
-def check_same(uri: str, before: Mapping[str, Any], now: Mapping[str, Any], advice: str = "") -> None:
-    """Raise UserError unless the settings and fingerprints of two runs are the same; `advice` ends its message."""
+def check_same(uri: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise UserError unless the settings and fingerprints of two runs are the same."""
     differing = changes(before["settings"], now["settings"])
     if not differing and before["fingerprint"] != now["fingerprint"]:
         differing = ["the archive's images, labels or splits have changed"]
     if differing:
         raise UserError(
             f"{uri} contains results of other settings ({'; '.join(differing)}): choose another --out, or the same "
-            f"settings{advice}"
+            f"settings"
         )
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import yaml
 
 from cxr import schema, storage
-from cxr.data.run_ledger import family_of
+from cxr.data.run_ledger import INCREMENTS, SCORES, UNFINISHED, family_of
 from cxr.errors import UserError
 from cxr.inference.options import Precision
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _NAMED = re.compile(rf"({_NAME.pattern})=(.+)", re.DOTALL)
-_RESERVED = ("scores", "latents", "embeddings", "increments", "exports", "audit", "weights")  # folders of a result
+_RESERVED = (SCORES, UNFINISHED, INCREMENTS, "latents", "embeddings", "exports", "audit", "weights", "headers")
+"""Folders of a result."""
 _REASON_CHARS = 200  # of a YAML error in a message
 _CHECKPOINT_FOLDERS = ("checkpoint", "best")  # names that training gives to folders of checkpoints
 
