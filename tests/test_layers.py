@@ -46,6 +46,7 @@ MAY_IMPORT_RAY = (  # folders and files
     "runtime/",
     "data/ingest.py",
     "data/ray_data.py",
+    "data/ray_input.py",
     "training/",
     "inference/score_increment.py",
     "benchmarks/throughput/",

@@ -27,8 +27,6 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> str:
         UserError: the first mistake.
     """
     out = storage.normalize(out)
-    if options.stream and options.labeling:
-        raise UserError(f"{options.labeling.options()} takes effect only when shards are made: omit --stream")
     if not options.uris:  # a phantom archive, which suits every recipe of which these hold
         fold_of(recipe)
         if options.stream:

@@ -18,6 +18,7 @@ from cxr.cli.training_jobs import (
     training_record,
 )
 from cxr.families.base import Recipe
+from cxr.families.compatibility import check_ray_input
 from cxr.families.presets import RECIPE_FILE
 from cxr.reporting import pareto
 from cxr.reporting.trials import trials_table, write_search_pictures, write_trials
@@ -36,6 +37,8 @@ def tune_job(
         RuntimeError: no trial finished an epoch.
     """
     objectives, space = objectives_of(recipe, options), searched(recipe, options)
+    if run.input == "ray":
+        check_ray_input(recipe)
     check_resume(storage.join(storage.normalize(out), SEARCH), run.resume)
     archive = archive.with_headers(out)
     out = check_inputs(recipe, archive, out)
@@ -43,7 +46,7 @@ def tune_job(
     recipe = resolve_environment(recipe, out, run)
     data = ensure_shards(archive, out, recipe)
     say_plan(TuneOptions(out=out, recipe=recipe, run=run, search=options, data=replace(archive, archive=(data,))))
-    trials = search(recipe, data, out, options, run, reading=archive.reading)
+    trials = search(recipe, data, out, options, run, reading=archive.reading, labeling=archive.labeling)
     table = write_trials(trials, recipe.monitor, out, objectives)
     print(trials_table(trials, recipe.monitor, objectives), flush=True)
     best = trials[0]

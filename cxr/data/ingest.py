@@ -34,9 +34,9 @@ from cxr.runtime import cluster, console, lease
 from cxr.runtime.progress import Progress
 from cxr.schema import PixelFormat
 from cxr.sources import find_source, open_manifest
-from cxr.sources.labeling import one_reader
+from cxr.sources.labeling import one_reader, readers_note
 from cxr.sources.manifest import Manifest
-from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, GateMode, Labeling, ReadOptions
+from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, GateMode, Labeling, ReaderBoxes, ReadOptions
 from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 
 _REJECTS = b"cxr.rejects"  # key of a part's rejects in its Parquet footer
@@ -106,7 +106,8 @@ def ingest(
     reading = reading.with_headers(out)
     read_large_archive(archive, reading)
     source = find_source(archive, reading.source).name
-    manifest = one_reader(open_manifest(archive, reading, labeling), labeling.reader_boxes)
+    manifest = open_manifest(archive, reading, labeling)
+    manifest.notes += readers_note(manifest, labeling.reader_boxes)
     manifest.print_notes()
     table = _thinned(manifest.table, limit)
     parts = plan(table, rows_per_part(table.num_rows, pixels), by=schema.SPLIT)
@@ -116,7 +117,7 @@ def ingest(
     origin |= reading.describe() | labeling.describe()
     with lease.held(out):
         ledger = open_ledger(out, {"job": "ingest", **origin, "limit": limit}, parts)
-        progress = _write_parts(ledger, parts, (pixels, crop, enhance, reading.gate))
+        progress = _write_parts(ledger, parts, (pixels, crop, enhance, reading.gate, labeling.reader_boxes))
         contents = _read_footers(ledger, parts)
         boxes = sum((part.boxes for part in contents), BoxCounts())
         boxes.check(whole=True)
@@ -182,17 +183,20 @@ class PartWriter:
         crop: CropSettings | None = None,
         enhance: Enhancement | None = None,
         check: GateMode = "off",
+        reader_boxes: ReaderBoxes = "wbf",
     ) -> None:
         self._ledger, self._pixels, self._crop, self._enhance = ledger, pixels, crop, enhance
         self._check: GateMode = check
+        self._reader_boxes: ReaderBoxes = reader_boxes
 
     def __call__(self, part: Part) -> dict[str, int]:
         crop = self._crop.loaded() if self._crop else None
         rejects, boxes, most_boxes, not_frontal = list[dict[str, Any]](), BoxCounts(), 0, Counter[str]()
+        images = one_reader(Manifest(part.rows, ()), self._reader_boxes).table
         together = max(1, _DECODED_BYTES // self._pixels.row_bytes)
         with shard_writer(self._ledger.file(part), self._pixels) as shard:
-            for start in range(0, part.rows.num_rows, together):
-                manifest = part.rows.slice(start, together)
+            for start in range(0, images.num_rows, together):
+                manifest = images.slice(start, together)
                 rows, counts = make_counted_rows(
                     manifest, self._pixels, crop=crop, enhance=self._enhance, check=self._check
                 )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -89,11 +90,11 @@ def rows_at(manifest: pa.Table, order: pa.Array) -> pa.Table:
 
 def _check_unique(image_ids: pa.ChunkedArray) -> None:
     counts = image_ids.value_counts()
-    repeated = [entry["values"].as_py() for entry in counts if entry["counts"].as_py() > 1]
-    if repeated:
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
         raise UserError(
             f"expected unique image ids, got {counted(len(repeated), 'id')} more than once, for example "
-            f"{repeated[0]!r}: rename the images, or split the archive"
+            f"{repeated[0].as_py()!r}: rename the images, or split the archive"
         )
 
 
@@ -117,11 +118,31 @@ def open_ledger(out_uri: str, settings: Mapping[str, Any], parts: Iterable[Part]
 
 
 def fingerprint(parts: Iterable[Part]) -> str:
-    """SHA-256 of the parts' names and all values of their rows."""
+    """SHA-256 of the parts' names and all values of their rows, however Arrow stores them."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(json.dumps([part.name, part.rows.to_pylist()]).encode())
+        digest.update(json.dumps([part.name, part.rows.num_rows, part.rows.column_names]).encode())
+        for column in part.rows.columns:
+            _digest_values(column.combine_chunks(), digest)
     return digest.hexdigest()
+
+
+def _digest_values(values: pa.Array, digest: hashlib._Hash) -> None:
+    """Add the type and the values of an array to a digest: first which are null, then the others."""
+    digest.update(str(values.type).encode())
+    digest.update(np.packbits(values.is_valid().to_numpy(zero_copy_only=False)).tobytes())
+    values = values.drop_null()
+    if isinstance(values, pa.StructArray):
+        for field in values.flatten():
+            _digest_values(field, digest)
+    elif isinstance(values, (pa.ListArray, pa.FixedSizeListArray)):
+        digest.update(pc.list_value_length(values).to_numpy().astype("<i4").tobytes())
+        _digest_values(values.flatten(), digest)
+    elif pa.types.is_string(values.type):
+        digest.update(pc.binary_length(values).to_numpy().astype("<i4").tobytes())
+        digest.update("".join(values.to_pylist()).encode())
+    else:
+        digest.update(values.to_numpy(zero_copy_only=False).tobytes())
 
 
 def check_same(uri: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

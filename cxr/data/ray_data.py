@@ -1,4 +1,4 @@
-"""Raw archives as Ray datasets of schema rows, and a pool of workers over the parts of a plan."""
+"""A pool of workers over the parts of a plan, and how all of our Ray datasets are configured."""
 
 from __future__ import annotations
 
@@ -6,134 +6,29 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, cast
 
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Dataset, RandomSeedConfig
-from ray.exceptions import RayError, RayTaskError
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.exceptions import RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 
-from cxr import schema
-from cxr.data import ledger
-from cxr.data.decode import make_counted_rows, make_rows
 from cxr.data.ledger import Part
 from cxr.errors import ClusterError, UserError
 from cxr.runtime import cluster, ray_private
 from cxr.runtime.progress import with_stall_notes
 from cxr.runtime.user_errors import PROCESS_DEATHS, user_error_in
-from cxr.schema import PixelFormat
-from cxr.sources import open_manifest
-from cxr.sources.labeling import one_reader
-from cxr.sources.manifest import Manifest, boxes_frame_px
-from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, GateMode, ReadOptions
-from cxr.sources.true_boxes import PART_SHARE, BoxCounts
 
-_BLOCK_BYTES, _BLOCK_ROWS = 16 << 20, 64  # maximum pixel bytes and images per block of a decoded archive
-_DECODER_CPUS = 0.5  # CPUs per decoding task: while one of two tasks waits for files, the other uses the CPU
-_LOOKED_AT, _LOOK_S = (
-    32,
-    120,
-)  # number of images whose boxes are checked before streaming, and time limit of this check
 _REPLY = pa.schema([("name", pa.string()), ("summary", pa.string())])
 _RETRIES = 3  # retries of work whose process died with its machine; images do not kill processes (decode_pool)
 _NAMED = 3  # number of parts that a message names
 _EARLY_DEATHS = 5  # consecutive failed starts of a pool's workers that are tolerated, for busy machines
 
 Work = Callable[[Part], Mapping[str, Any]]
-
-
-def open_streams(
-    uri: str, size: int, reading: ReadOptions = ALL_IMAGES, *, columns: Sequence[str] | None = None, seed: int = 0
-) -> tuple[dict[str, Dataset], Manifest]:
-    """The train and val splits of a raw archive, to train on without shards, and the archive's manifest.
-
-    A dataset has the usable images of its split, in a new order in each pass over train. Boxes of several readers
-    are combined as ingest does by default.
-
-    Args:
-        reading: how the archive is read, and which of its images.
-        columns: columns of `schema.row_schema`; None for all.
-        seed: random seed of the order of train, which is exact as long as tasks end in the order in which they began.
-
-    Raises:
-        UserError: there is no archive, a split has no images, or boxes are outside their images.
-    """
-    manifest = one_reader(open_manifest(uri, reading), SOURCE_LABELS.reader_boxes)
-    if columns is None or schema.BOXES in columns:
-        _check_boxes(manifest.table)
-    train, val = (_of_split(manifest.table, split, uri) for split in ("train", "val"))
-    train = ledger.rows_at(train, pa.array(np.random.default_rng(seed).permutation(train.num_rows)))
-    check: GateMode = "exclude" if reading.gate == "exclude" else "off"  # training has no use for a warning
-    streams = {
-        "train": _decoded(train, PixelFormat(size), columns, check, seed=seed),
-        "val": _decoded(val, PixelFormat(size), columns, check),
-    }
-    return streams, manifest
-
-
-def _of_split(manifest: pa.Table, split: str, uri: str) -> pa.Table:
-    rows = manifest.filter(pc.field(schema.SPLIT) == split)
-    if not rows.num_rows:
-        raise UserError(f"{uri} has no image in its {split} split: give another archive")
-    return rows
-
-
-def _check_boxes(manifest: pa.Table) -> None:
-    """Raise UserError if boxes are outside images of unknown size: a stream decodes its images too late for that."""
-    boxed = pc.greater(pc.list_value_length(manifest[schema.BOXES]), 0).fill_null(False)
-    rows = manifest.filter(pc.and_(boxed, pc.is_null(manifest[schema.BOXES_FRAME])))
-    if not rows.num_rows or boxes_frame_px(manifest.schema):
-        return
-    chosen = np.linspace(0, rows.num_rows - 1, min(_LOOKED_AT, rows.num_rows)).astype(int)
-    where = cluster.data_machines()
-    task = ray.remote(max_retries=0, num_cpus=_DECODER_CPUS, label_selector=where)(_box_counts)
-    reply = task.remote(_packed(ledger.rows_at(rows, pa.array(chosen))))
-    try:
-        counts = ray.get(reply, timeout=_LOOK_S)
-    except RayError:  # a file that crashes its decoder is reported by the stream itself
-        ray.cancel(reply, force=True)
-        return
-    counts.check(PART_SHARE)
-
-
-def _box_counts(rows: bytes) -> BoxCounts:
-    cv2.setNumThreads(0)  # every core has a task of its own
-    manifest = pa.ipc.open_stream(rows).read_all()
-    return make_counted_rows(manifest, PixelFormat(16))[1]
-
-
-def _decoded(
-    manifest: pa.Table,
-    pixels: PixelFormat,
-    columns: Sequence[str] | None,
-    check: GateMode,
-    *,
-    seed: int | None = None,
-) -> Dataset:
-    """The usable images, decoded by plain tasks, which share the CPUs with all other tasks.
-
-    With `seed`, the blocks of each pass have another order.
-    """
-    step = max(1, min(-(-manifest.num_rows // 16), _BLOCK_BYTES // pixels.row_bytes, _BLOCK_ROWS))
-    keys = [{"rows": _packed(manifest.slice(start, step))} for start in range(0, manifest.num_rows, step)]
-    blocks = ray.data.from_items(keys, override_num_blocks=len(keys))
-    if seed is not None:
-        blocks = blocks.randomize_block_order(seed=RandomSeedConfig(seed))
-    decode = partial(_decode, pixels=pixels, columns=columns, check=check)
-    return configured(map_blocks(blocks, decode, num_cpus=_DECODER_CPUS))
-
-
-def _decode(key: pa.Table, pixels: PixelFormat, columns: Sequence[str] | None, check: GateMode) -> pa.Table:
-    cv2.setNumThreads(0)  # every core has a task of its own
-    rows = make_rows(_unpacked(key["rows"][0]), pixels, check=check)
-    rows = rows.filter(rows[schema.ERROR].is_null())
-    return rows.select(list(columns)) if columns else rows
 
 
 def map_blocks(rows: Dataset, work: Any, *, pool: ActorPoolStrategy | None = None, **options: Any) -> Dataset:
@@ -174,7 +69,7 @@ def map_parts(parts: Sequence[Part], make: Callable[..., Work], args: Sequence[A
     """
     if not parts:
         return
-    keys = [{"name": part.name, "rows": _packed(part.rows)} for part in parts]
+    keys = [{"name": part.name, "rows": packed(part.rows)} for part in parts]
     blocks = ray.data.from_items(keys, override_num_blocks=len(keys))
     replies = map_blocks(blocks, _OnPart, pool=_pool(len(parts)), fn_constructor_args=(make, tuple(args)))
     for reply in finished(replies, [part.name for part in parts]):
@@ -227,11 +122,11 @@ class _OnPart:
 
     def __call__(self, key: pa.Table) -> pa.Table:
         name = key["name"][0].as_py()
-        summary = self._work(Part(name, _unpacked(key["rows"][0])))
+        summary = self._work(Part(name, unpacked(key["rows"][0])))
         return pa.table([[name], [json.dumps(dict(summary))]], schema=_REPLY)
 
 
-def _packed(rows: pa.Table) -> bytes:
+def packed(rows: pa.Table) -> bytes:
     """A whole table in one cell. As a block, Ray Data could split a table, or combine it with others.
 
     Rows are taken rather than sliced: Arrow would write the whole of some buffers of a null column with each slice.
@@ -243,7 +138,7 @@ def _packed(rows: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _unpacked(cell: pa.Scalar) -> pa.Table:
+def unpacked(cell: pa.Scalar) -> pa.Table:
     return pa.ipc.open_stream(cell.as_buffer()).read_all()
 
 

@@ -61,7 +61,7 @@ def scored_findings(run: Run) -> tuple[str, ...]:
 def one_truth(truth: BoxTruth, how: rater_agreement.ReaderBoxes) -> BoxTruth:
     """The truth with one set of boxes where several readers drew theirs, by a name of `readers.FUSIONS`."""
     extras = truth.table[schema.EXTRA].to_pylist()
-    made, _ = rater_agreement.one_set(truth.table[schema.BOXES].to_pylist(), extras, how)
+    made = rater_agreement.one_set(truth.table[schema.BOXES].to_pylist(), extras, how)
     column = truth.table.schema.get_field_index(schema.BOXES)
     field = truth.table.schema.field(column)
     table = truth.table.set_column(column, field, pa.array(made, field.type))

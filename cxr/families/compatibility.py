@@ -146,27 +146,27 @@ def sampling_of(recipe: Recipe) -> Sampling | None:
 
 def check_raw(recipe: Recipe, archive: str) -> None:
     """Raise UserError if the recipe needs what only shards offer, and `archive` is to be streamed."""
-    contract = recipe.input_contract
-    if contract.crop == "center" and not recipe.lung_crop:
+    if needed := _needs_own_reader(recipe):
         raise UserError(
-            f"{archive} is not shards, and images are cropped to squares when shards are made. Leave out --stream or "
-            f"run cxr ingest with --center-crop {contract.resampling} and give its --out as --archive"
+            f"{archive} is not shards, but {needed} require the list of all images before the first is decoded. "
+            f"Leave --stream out, or run cxr ingest and give its --out as --archive"
         )
-    if recipe.lung_crop:
+
+
+def check_ray_input(recipe: Recipe) -> None:
+    """Raise UserError if the recipe needs what only our own reader of shards offers."""
+    if needed := _needs_own_reader(recipe):
         raise UserError(
-            f"{archive} is not shards, and images are cropped to the lungs when shards are made. Leave --stream out, "
-            f"or run cxr ingest with --lung-crop {recipe.lung_crop} and give its --out as --archive"
+            f"--input ray: {needed} are not available, because Ray Data reads each image of the archive's own splits "
+            f"once per epoch. Use --input own"
         )
-    if recipe.enhancement:
-        raise UserError(
-            f"{archive} is not shards, and images are enhanced when shards are made. Leave --stream out, or run "
-            f"cxr ingest with {recipe.enhancement} and give its --out as --archive"
-        )
-    if fold_of(recipe) or sampling_of(recipe):
-        raise UserError(
-            f"{archive} is not shards, but folds and a fraction of positives require the list of all images before "
-            f"the first is decoded. Leave --stream out, or run cxr ingest and give its --out as --archive"
-        )
+
+
+def _needs_own_reader(recipe: Recipe) -> str:
+    """What the recipe asks for that Ray Data cannot do, as a plural; empty if nothing."""
+    if recipe.folds:
+        return "folds"
+    return "samples with a fraction of positives" if sampling_of(recipe) else ""
 
 
 def _check_splits(archives: Sequence[ShardInfo | RawArchive], fold: Fold | None) -> None:

@@ -23,7 +23,7 @@ from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources import rater_agreement
 from cxr.sources.csv_table import CsvTable, read_csv
-from cxr.sources.label_rows import image_keys, unknown_words_note, word_key
+from cxr.sources.label_rows import listed_keys, unknown_words_note, word_key
 
 IMAGE, CLASS, READER = "image_id", "class_id", "rad_id"
 CLASS_NAME = "class_name"
@@ -79,13 +79,13 @@ def read(location: str, classes: Classes = "number") -> Read:
     )
     words = table.column(CLASS if by_number else CLASS_NAME)
     findings, known = _findings(words, by_number, classes)
-    row_readers = table.column(READER) if READER in table else [""] * len(table.rows)
+    row_readers = table.column(READER) if READER in table else [""] * len(table)
     unique_boxes: dict[str, dict[tuple[str, ...], dict[str, Any]]] = {}
     readers_by_image: dict[str, dict[str, None]] = defaultdict(dict)
     healthy: set[tuple[str, str]] = set()  # (image, reader) pairs with "No finding"
     unsure: dict[str, set[str]] = defaultdict(set)
     unknown_words: Counter[str] = Counter()
-    columns = image_keys(table, IMAGE), words, row_readers
+    columns = listed_keys(table, IMAGE).to_pylist(), words, row_readers
     corner_columns = zip(*(table.column(name) for name in rater_agreement.CORNERS), strict=True)
     for row, (image, word, reader, corners) in enumerate(zip(*columns, corner_columns, strict=True)):
         of_image = unique_boxes.setdefault(image, {})
@@ -146,7 +146,9 @@ def _frames(table: CsvTable, names: tuple[str, str] = FRAME) -> dict[str, list[i
     if not all(name in table for name in names):
         return sizes
     first_row: dict[str, int] = {}
-    for row, (image, *sides) in enumerate(zip(image_keys(table, IMAGE), *map(table.column, names), strict=True)):
+    for row, (image, *sides) in enumerate(
+        zip(listed_keys(table, IMAGE).to_pylist(), *map(table.column, names), strict=True)
+    ):
         if not any(sides):
             continue
         size = [side_px(side) for side in sides]

@@ -13,9 +13,8 @@ and spacing refer to that size (`manifest.boxes_frame_px`), so that copies of an
 
 from __future__ import annotations
 
-import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,11 +26,12 @@ import pyarrow.compute as pc
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources.csv_table import read_csv, read_lines
-from cxr.sources.image_files import PATH, image_ids, image_key, list_images
-from cxr.sources.image_table import SEXES, ages, translated
+from cxr.sources.image_files import PATH, image_ids, image_keys, list_images
+from cxr.sources.image_table import SEXES, ages, blank_as_null, by_text, json_rows, translated
 from cxr.sources.label_rows import (
     agreed_labels,
     contradictions_note,
+    listed_keys,
     merged_row,
     presence_notes,
     rows_by_image,
@@ -55,6 +55,8 @@ SEX = ("Patient Gender", "Patient Sex")  # by release
 AGE = "Patient Age"
 ORIGINAL_PX = ("OriginalImage[Height]", "OriginalImage[Width]")
 ORIGINAL_SPACING_MM = ("OriginalImagePixelSpacing[y]", "OriginalImagePixelSpacing[x]")
+_ORIGINAL = tuple(zip(ORIGINAL_PX, ORIGINAL_SPACING_MM, strict=True))
+_USED = (FINDINGS, PATIENT, VIEW, *SEX, AGE, *ORIGINAL_PX, *ORIGINAL_SPACING_MM)
 NO_FINDING = "No Finding"  # as the lists spell it
 
 BOX_FINDING = "Finding Label"  # column of the box list
@@ -72,8 +74,6 @@ _BETWEEN_WORDS = re.compile(r"[|;,]")
 _PER_YEAR = {"": 1, "Y": 1, "M": 12, "W": 365.25 / 7, "D": 365.25}
 _LARGEST_SPACING_MM = 1e6  # larger values are not a spacing
 _BOXES_TYPE = schema.MANIFEST.field(schema.BOXES).type
-
-Row = Sequence[str]
 
 
 def detect(uri: str) -> bool:
@@ -94,33 +94,30 @@ def manifest(uri: str) -> Manifest:
         raise UserError(f"expected {' or '.join(ENTRY_FILES)} in {uri}, got neither: add it, or use --source folder")
     entries = _read_entries(storage.join(uri, file))
     files, file_notes = list_images(uri)
-    paths = files[PATH].to_pylist()
-    keys = [image_key(path) for path in paths]
-    names = pa.array([path.rpartition("/")[2] for path in paths], pa.string())
-    ids, id_notes = image_ids(files[PATH].combine_chunks(), names)
-    rows, labels_NC, label_notes = _labels_by_image(entries, keys)
+    paths = files[PATH].combine_chunks()
+    keys = image_keys(paths)
+    ids, id_notes = image_ids(paths, pc.replace_substring_regex(paths, "^.*/", ""))
     boxes, box_notes = _boxes(uri, keys)
     in_test, in_train_val, list_notes = _official_lists(uri, entries, keys)
-    patient_ids = _patient_ids(entries.values(rows, PATIENT), keys, ids)
+    row = pc.index_in(keys, value_set=entries.keys)
+    listed = {name: pc.fill_null(column.take(row), "") for name, column in entries.columns.items()}
+    patient_ids = _patient_ids(listed[PATIENT], keys, ids)
     columns = {
         schema.IMAGE_ID: ids,
         schema.PATIENT_ID: patient_ids,
         schema.SPLIT: split_by_patient(patient_ids, in_test, in_train_val),
         schema.SOURCE_URI: files[schema.SOURCE_URI],
-        schema.SEX: pc.coalesce(
-            *(translated(pa.array(entries.values(rows, name), pa.string()), SEXES) for name in SEX)
-        ),
-        schema.AGE_YEARS: ages(np.array([_years(age) for age in entries.values(rows, AGE)])),
-        schema.VIEW: pa.array([view.upper() or None for view in entries.values(rows, VIEW)], pa.string()),
-        schema.LABELS: labels_column(labels_NC),
+        schema.SEX: pc.coalesce(*(translated(listed[name], SEXES) for name in SEX)),
+        schema.AGE_YEARS: ages(by_text(listed[AGE], _years)),
+        schema.VIEW: blank_as_null(pc.utf8_upper(listed[VIEW])),
+        schema.LABELS: labels_column(entries.labels_of(row)),
         schema.BOXES: boxes,
-        schema.EXTRA: pa.array([entries.as_json(row) for row in rows], pa.string()),
-        schema.SPACING_MM: _spacing_mm(entries, rows),
+        schema.EXTRA: entries.extra.take(row),
+        schema.SPACING_MM: _spacing_mm(listed),
     }
-    listed = entries.by_image.keys()
-    unlisted = sum(key not in listed for key in keys)
-    listing_notes = presence_notes(file, len(listed), len(listed - set(keys)), len(keys), unlisted)
-    notes = [*file_notes, *listing_notes, *id_notes, *label_notes, *box_notes, *list_notes]
+    matched = pc.count_distinct(row, mode="only_valid").as_py()
+    listing_notes = presence_notes(file, len(entries.keys), len(entries.keys) - matched, len(keys), row.null_count)
+    notes = [*file_notes, *listing_notes, *id_notes, *entries.notes, *box_notes, *list_notes]
     return Manifest(manifest_table(columns, FRAME_PX), schema.FINDINGS, notes)
 
 
@@ -129,25 +126,19 @@ def manifest(uri: str) -> Manifest:
 
 @dataclass(frozen=True)
 class _Entries:
-    """The entry file as published."""
+    """The entry file with one row per image."""
 
     file: str
-    columns: Sequence[str]
-    rows: Sequence[Row]
-    by_image: Mapping[str, Sequence[int]]  # rows, mostly one, by the image's key
+    keys: pa.Array
+    columns: Mapping[str, pa.ChunkedArray]  # those that are used; blank if the file does not have them
+    labels: np.ndarray  # int8 (N, findings)
+    extra: pa.ChunkedArray  # all columns as JSON
+    notes: Sequence[str]
 
-    def values(self, rows: Sequence[Row | None], column: str) -> list[str]:
-        """A column of some rows; blank if the row is None or the column is missing."""
-        if column not in self.columns:
-            return [""] * len(rows)
-        position = self.columns.index(column)
-        return [row[position] if row else "" for row in rows]
-
-    def as_json(self, row: Row | None) -> str | None:
-        """A row as a JSON object by column name."""
-        if row is None:
-            return None
-        return json.dumps({column: value for column, value in zip(self.columns, row, strict=True) if column})
+    def labels_of(self, row: pa.Array) -> np.ndarray:
+        """int8 (images, findings) of the images in these rows; unknown where `row` is null."""
+        unknown = np.full((1, len(schema.FINDINGS)), schema.UNKNOWN, np.int8)
+        return np.concatenate([self.labels, unknown])[pc.fill_null(row, len(self.labels)).to_numpy()]
 
 
 def _entry_file(uri: str) -> str | None:
@@ -164,13 +155,59 @@ def _read_entries(location: str) -> _Entries:
         stem, bracket, inner = first.partition("[")
         if bracket and "]" not in inner and second.endswith("]"):
             columns[at : at + 2] = [f"{stem}[{inner}]", f"{stem}[{second}"]
-    if not table.rows:
+    if not len(table):
         raise UserError(f"{location}: expected one row per image, got none: restore the file")
-    return _Entries(storage.name(location), columns, table.rows, rows_by_image(table, INDEX))
+    named = {column: table.texts(at) for at, column in enumerate(columns) if column}
+    return _merged_entries(storage.name(location), listed_keys(table, INDEX), pa.table(named))
+
+
+def _merged_entries(file: str, keys: pa.Array, table: pa.Table) -> _Entries:
+    """Merge the rows of each image; notes count unrecognized words and contradictory rows."""
+    texts = table[FINDINGS].combine_chunks().dictionary_encode()
+    parsed = [_parse_findings(text) for text in texts.dictionary.to_pylist()]
+    agreed = [agreed_labels(each.statements) for each in parsed]
+    text_N = texts.indices.to_numpy(zero_copy_only=False)
+    labels_NC = np.stack([labels for labels, _ in agreed])[text_N]
+    contradicts_N = np.array([differ for _, differ in agreed])[text_N]
+
+    counts = keys.value_counts()
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    several = pc.is_in(keys, value_set=repeated)
+    contradictory = int(contradicts_N[~several.to_numpy(zero_copy_only=False)].sum())
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row in np.flatnonzero(several.to_numpy(zero_copy_only=False)).tolist():
+        rows_of[keys[row].as_py()].append(row)
+    merged_rows, merged_labels = [], [labels_NC[:0]]
+    at = table.column_names.index(FINDINGS)
+    for rows in rows_of.values():
+        labels, differ_in_labels = agreed_labels([each for row in rows for each in parsed[text_N[row]].statements])
+        values = [[column[row].as_py() for column in table.columns] for row in rows]
+        merged, differ = merged_row([[*row[:at], "", *row[at + 1 :]] for row in values])
+        merged[at] = "" if differ_in_labels else values[0][at]
+        contradictory += differ or differ_in_labels
+        merged_rows.append(merged)
+        merged_labels.append(labels[None])
+
+    unknown_words: Counter[str] = Counter()
+    for each, rows in zip(parsed, np.bincount(text_N, minlength=len(parsed)).tolist(), strict=True):
+        unknown_words.update({word: count * rows for word, count in Counter(each.unknown_words).items()})
+    notes = unknown_words_note(unknown_words, file, "the other findings of these rows are unknown")
+    notes += contradictions_note(contradictory, file)
+    once = pc.invert(several)
+    if merged_rows:
+        merged_columns = [pa.array(column, pa.string()) for column in zip(*merged_rows, strict=True)]
+        table = pa.concat_tables([table.filter(once), pa.table(merged_columns, table.column_names)])
+        keys = pa.concat_arrays([keys.filter(once), pa.array(list(rows_of), pa.string())])
+        labels_NC = np.concatenate([labels_NC[once.to_numpy(zero_copy_only=False)], *merged_labels])
+    blank = pa.chunked_array([pa.repeat(pa.scalar(""), len(keys))])
+    used = {name: table[name] if name in table.column_names else blank for name in _USED}
+    return _Entries(
+        file, keys, used, labels_NC, json_rows(dict(zip(table.column_names, table.columns, strict=True))), notes
+    )
 
 
 def _official_lists(
-    uri: str, entries: _Entries, keys: Sequence[str]
+    uri: str, entries: _Entries, keys: pa.Array
 ) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
     """bool (N) for each official list, test and train/val: whether it contains each image; and notes.
 
@@ -183,9 +220,12 @@ def _official_lists(
         if not storage.exists(location):
             in_lists.append(None)
             continue
-        names = {image_key(line.strip(_AROUND_NAMES)) for line in read_lines(location)} - {""}
-        in_lists.append(np.array([key in names for key in keys]))
-        if unlisted := len(names - entries.by_image.keys()):
+        names = image_keys(
+            pa.array([line.strip(_AROUND_NAMES) for line in read_lines(location)], pa.string())
+        ).unique()
+        names = names.filter(pc.not_equal(names, ""))
+        in_lists.append(pc.is_in(keys, value_set=names).to_numpy(zero_copy_only=False))
+        if unlisted := pc.sum(pc.invert(pc.is_in(names, value_set=entries.keys))).as_py():
             notes.append(
                 f"listed in {file} but not in {entries.file}: {unlisted:,} of {counted(len(names), 'image')}"
             )
@@ -195,7 +235,7 @@ def _official_lists(
     return in_test, in_train_val, notes
 
 
-def _boxes(uri: str, keys: Sequence[str]) -> tuple[pa.Array, list[str]]:
+def _boxes(uri: str, keys: pa.Array) -> tuple[pa.Array, list[str]]:
     """Column `boxes` in pixels of the 1024 x 1024 image, and notes. Boxes with an unrecognized finding are
     dropped."""
     location = storage.join(uri, BOXES_FILE)
@@ -222,7 +262,8 @@ def _boxes(uri: str, keys: Sequence[str]) -> tuple[pa.Array, list[str]]:
         if unique_boxes:
             boxes[key] = list(unique_boxes.values())
     notes = unknown_words_note(unknown_words, BOXES_FILE, "these boxes are dropped")
-    return pa.array([boxes.get(key) for key in keys], _BOXES_TYPE), notes
+    row = pc.index_in(keys, value_set=pa.array(list(boxes), pa.string()))
+    return pa.array(list(boxes.values()), _BOXES_TYPE).take(row), notes
 
 
 def _position_of_corners(location: str, header: Sequence[str]) -> int:
@@ -264,42 +305,13 @@ def _parse_findings(text: str) -> _Parsed:
     return _Parsed(statements, unknown_words)
 
 
-def _labels_by_image(entries: _Entries, keys: Sequence[str]) -> tuple[list[Row | None], np.ndarray, list[str]]:
-    """Merge the rows of each image: one row, labels as int8 (N, findings), and notes."""
-    at = entries.columns.index(FINDINGS)
-    texts = {text: _parse_findings(text) for text in {row[at] for row in entries.rows}}
-    of_text = {text: agreed_labels(parsed.statements) for text, parsed in texts.items()}
-    rows: list[Row | None] = []
-    labels_NC = np.full((len(keys), len(schema.FINDINGS)), schema.UNKNOWN, np.int8)
-    unknown_words: Counter[str] = Counter()
-    contradictory = 0
-    for image, key in enumerate(keys):
-        listed = [entries.rows[row] for row in entries.by_image.get(key, ())]
-        row, differ, differ_in_labels = None, False, False
-        if len(listed) == 1:
-            row = listed[0]
-            labels_NC[image], differ_in_labels = of_text[row[at]]
-        elif listed:
-            statements = [each for row_fields in listed for each in texts[row_fields[at]].statements]
-            labels_NC[image], differ_in_labels = agreed_labels(statements)
-            row, differ = merged_row([[*row_fields[:at], "", *row_fields[at + 1 :]] for row_fields in listed])
-            row[at] = "" if differ_in_labels else listed[0][at]
-        rows.append(row)
-        contradictory += differ or differ_in_labels
-        for row_fields in listed:
-            if words := texts[row_fields[at]].unknown_words:
-                unknown_words.update(words)
-    notes = unknown_words_note(unknown_words, entries.file, "the other findings of these rows are unknown")
-    return rows, labels_NC, notes + contradictions_note(contradictory, entries.file)
-
-
-def _patient_ids(listed: Sequence[str], keys: Sequence[str], ids: pa.Array) -> pa.Array:
+def _patient_ids(listed: pa.ChunkedArray, keys: pa.Array, ids: pa.Array) -> pa.Array:
     """The patient in the entry file; else the one in a file name such as 00000013_005; else the image itself.
 
     Leading zeros are removed, so that both give the same id.
     """
-    in_names = pc.struct_field(pc.extract_regex(pa.array(keys, pa.string()), r"^(?P<patient>\d+)_\d+$"), "patient")
-    patients = pc.coalesce(pa.array([patient or None for patient in listed], pa.string()), in_names)
+    in_names = pc.struct_field(pc.extract_regex(keys, r"^(?P<patient>\d+)_\d+$"), "patient")
+    patients = pc.coalesce(blank_as_null(listed.combine_chunks()), in_names)
     return pc.coalesce(pc.replace_substring_regex(patients, r"^0*(\d+)(\.0*)?$", r"\1"), ids)
 
 
@@ -309,23 +321,18 @@ def _years(age: str) -> float:
     return int(match[1]) / _PER_YEAR[match[2]] if match else np.nan
 
 
-def _spacing_mm(entries: _Entries, rows: Sequence[Row | None]) -> pa.Array:
+def _spacing_mm(listed: Mapping[str, pa.ChunkedArray]) -> pa.Array:
     """Spacing [between rows, between columns] in the 1024 x 1024 image: the original's spacing x its size / 1024."""
-    spacing_N2 = np.empty((len(rows), 2))
-    for side, (px, mm) in enumerate(zip(ORIGINAL_PX, ORIGINAL_SPACING_MM, strict=True)):
-        spacing_N2[:, side] = _numbers(entries.values(rows, px)) * _numbers(entries.values(rows, mm)) / FRAME_PX
+    sides = [by_text(listed[px], _number) * by_text(listed[mm], _number) for px, mm in _ORIGINAL]
+    spacing_N2 = np.stack(sides, 1) / FRAME_PX
     known_N = np.all((spacing_N2 > 0) & (spacing_N2 < _LARGEST_SPACING_MM), axis=1)
     values = pa.array(np.where(known_N[:, None], spacing_N2, 0).reshape(-1), pa.float32())
     return pa.FixedSizeListArray.from_arrays(values, 2, mask=pa.array(~known_N))
 
 
-def _numbers(texts: Sequence[str]) -> np.ndarray:
-    """float64 (N); NaN where the text is not a number."""
-
-    def number(text: str) -> float:
-        try:
-            return float(text)
-        except ValueError:
-            return np.nan
-
-    return np.array([number(text) for text in texts], np.float64)
+def _number(text: str) -> float:
+    """NaN if the text is not a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv as arrow_csv
 
 from cxr import storage
 from cxr.errors import UserError
@@ -21,31 +26,57 @@ _SEPARATORS = (",", ";", "\t")
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 HEADER_BYTES = 1 << 16  # a header may not be longer
 _SHOWN = 60  # maximum length of a value in an error message
+_BLOCK_BYTES = 1 << 24  # that Arrow reads at a time; files with longer rows are read without it
 _FIELD_LIMIT = 2**31 - 1  # characters; the csv module's default of 131,072 is too short for long mask codes
 
 
-@dataclass(frozen=True)
 class CsvTable:
-    """A CSV file's rows as text, with one value per column."""
+    """A CSV file's rows as text, in Arrow columns.
 
-    location: str
-    header: Sequence[str]
-    """Column names. They are unique regardless of case, except blank ones."""
-    rows: Sequence[Sequence[str]]
-    lines: Sequence[int]
-    """Each row's line number in the file, from 1, for error messages."""
+    Args:
+        header: column names. They are unique regardless of case, except blank ones.
+        columns: a column of strings without nulls for each name.
+        lines: each row's line number in the file, from 1, for error messages; None: found when it is needed.
+    """
+
+    def __init__(
+        self,
+        location: str,
+        header: Sequence[str],
+        columns: Sequence[pa.ChunkedArray],
+        lines: Sequence[int] | None = None,
+    ) -> None:
+        self.location, self.header, self._columns, self._lines = location, header, columns, lines
 
     def __contains__(self, name: str) -> bool:
         return folded(name) in map(folded, self.header)
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self._columns[0])
 
     def position(self, name: str) -> int:
         """The index of a column, from 0. The case of its name is ignored."""
         return list(map(folded, self.header)).index(folded(name))
 
+    def texts(self, column: str | int) -> pa.ChunkedArray:
+        """A column's values, by its name or its index."""
+        return self._columns[self.position(column) if isinstance(column, str) else column]
+
     def column(self, name: str) -> list[str]:
-        """A column's values."""
-        at = self.position(name)
-        return [row[at] for row in self.rows]
+        """A column's values as a list, for files of a moderate size."""
+        return self.texts(name).to_pylist()
+
+    @cached_property
+    def rows(self) -> list[list[str]]:
+        """All values as lists, for files of a moderate size."""
+        return [list(row) for row in zip(*(column.to_pylist() for column in self._columns), strict=True)]
+
+    @property
+    def lines(self) -> Sequence[int]:
+        if self._lines is None:
+            self._lines = _read_rows(self.location, ())[2]
+        return self._lines
 
     def error(self, row: int, expected: str, got: str) -> UserError:
         """The error to raise for an invalid value in a row (an index into `rows`)."""
@@ -60,6 +91,53 @@ def read_csv(location: str, columns: Sequence[str]) -> CsvTable:
             line, or the file is not text; the message names the line.
         StorageError: the file cannot be read.
     """
+    if table := _read_plain(location, columns):
+        return table
+    header, rows, lines = _read_rows(location, columns)
+    texts = [pa.chunked_array([pa.array([row[at] for row in rows], pa.string())]) for at in range(len(header))]
+    return CsvTable(location, header, texts, lines)
+
+
+def _read_plain(location: str, columns: Sequence[str]) -> CsvTable | None:
+    """Read a file with Arrow if it is UTF-8 without quotes and every row has as many fields as the header.
+
+    None for other files, which `_read_rows` reads, more slowly, or explains what is wrong with them.
+    """
+    data = storage.read_bytes(location).removeprefix(codecs.BOM_UTF8)
+    lone_returns = data.count(b"\r") - data.count(b"\r\n")
+    if data.startswith(UTF16_MARKS) or b'"' in data or b"\0" in data or lone_returns:
+        return None
+    lines = _lines(data[:HEADER_BYTES].decode("utf-8", "replace"))
+    start, separator = find_header(lines)
+    rows_at = 0
+    for _ in range(start + 1):
+        rows_at = data.find(b"\n", rows_at) + 1
+        if not rows_at:
+            return None
+    header = [name.strip() for name in lines[start].split(separator)]
+    if not any(header) or len(lines) <= start + 1:
+        return None
+    check_header(location, start + 1, header, columns)
+    names = [f"f{number}" for number in range(len(header))]
+    try:
+        table = arrow_csv.read_csv(
+            pa.BufferReader(pa.py_buffer(data).slice(rows_at)),
+            arrow_csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES, column_names=names),
+            arrow_csv.ParseOptions(delimiter=separator, quote_char=False),
+            arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+        )
+    except pa.ArrowInvalid:
+        return None
+    texts = [pc.utf8_trim_whitespace(column) for column in table.columns]
+    blank = [pc.equal(column, "") for column in texts]
+    empty = functools.reduce(pc.and_, blank)
+    if pc.any(empty).as_py():
+        texts = [column.filter(pc.invert(empty)) for column in texts]
+    return CsvTable(location, header, texts)
+
+
+def _read_rows(location: str, columns: Sequence[str]) -> tuple[list[str], list[list[str]], list[int]]:
+    """The header, the rows that are not blank, and their line numbers from 1; raises as `read_csv`."""
     lines = read_lines(location)
     start, separator = find_header(lines)
     if not lines[start].strip():
@@ -89,7 +167,7 @@ def read_csv(location: str, columns: Sequence[str]) -> CsvTable:
                 numbers.append(line)
     except csv.Error as error:
         raise _error(location, line + 1, "quoted fields as in RFC 4180", f"an error: {error}") from None
-    return CsvTable(location, header, rows, numbers)
+    return header, rows, numbers
 
 
 def has_columns(location: str, columns: Sequence[str]) -> bool:

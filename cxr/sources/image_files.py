@@ -168,6 +168,17 @@ def image_key(name: str) -> str:
     return key
 
 
+def image_keys(names: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The `image_key` of each of many names or paths."""
+    keys = names.combine_chunks() if isinstance(names, pa.ChunkedArray) else names
+    keys = pc.replace_substring_regex(pc.replace_substring(keys, "\\", "/"), r"(?s)^.*/", "")
+    keys = pc.replace_substring_regex(pc.utf8_trim_whitespace(keys), r"(?is)(\.dcm|\.dicom)\.gz$", r"\1")
+    for _ in range(2):  # a copy may keep the original's suffix: A.dicom.png
+        keys = pc.replace_substring_regex(keys, rf"(?is)^(.+)\.({'|'.join(sorted(IMAGE_SUFFIXES))})$", r"\1")
+        keys = pc.utf8_rtrim_whitespace(keys)
+    return keys
+
+
 def image_ids(paths: pa.Array, names: pa.Array) -> tuple[pa.Array, list[str]]:
     """File names as ids, or paths for names shared by several files, which a note counts."""
     counts = names.value_counts()

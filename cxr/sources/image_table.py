@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cxr.sources.image_files import image_key
 from cxr.sources.label_rows import merged_row, presence_notes
 
 SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O"}
 _OLDEST_YEARS = 130  # higher ages are errors
-
-
-def image_keys(names: pa.Array) -> pa.Array:
-    """The `image_key` of each name or path."""
-    return pa.array([image_key(name) for name in names.to_pylist()], pa.string())
+_CHUNK = 65_536  # rows of JSON, far below the 2 GiB limit of an Arrow string array
 
 
 def merged_rows(table: pa.Table, key: str) -> tuple[pa.Table, int]:
@@ -113,3 +108,30 @@ def json_objects(columns: Mapping[str, pa.Array]) -> pa.Array:
         filled = {name: value for name, value in zip(columns, reversed(row), strict=True) if value}
         texts.append(json.dumps(filled) if filled else None)
     return pa.array(texts, pa.string()).take(combined.indices)
+
+
+def json_rows(columns: Mapping[str, pa.ChunkedArray]) -> pa.ChunkedArray:
+    """A JSON object per row with all its values, as `json.dumps` writes it."""
+    table = pa.table(dict(columns))
+    return pa.chunked_array(
+        [_json_rows(table.slice(at, _CHUNK)) for at in range(0, table.num_rows, _CHUNK)], pa.string()
+    )
+
+
+def _json_rows(table: pa.Table) -> pa.Array:
+    pieces, special = [], np.zeros(table.num_rows, bool)
+    for number, (name, values) in enumerate(zip(table.column_names, table.columns, strict=True)):
+        pieces += [f'{", " if number else "{"}{json.dumps(name)}: "', values.combine_chunks(), '"']
+        special |= pc.match_substring_regex(values, r"[^ !#-\[\]-~]").to_numpy()
+    texts = pc.binary_join_element_wise(*pieces, "}", "")
+    if not special.any():
+        return texts
+    encoded = pa.array([json.dumps(row) for row in table.filter(pa.array(special)).to_pylist()], pa.string())
+    return pc.replace_with_mask(texts, pa.array(special), encoded)
+
+
+def by_text(texts: pa.Array | pa.ChunkedArray, function: Callable[[str], float]) -> np.ndarray:
+    """float64 (N): a function of each text, called once for each different one."""
+    encoded = (texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts).dictionary_encode()
+    values = np.array([function(text) for text in encoded.dictionary.to_pylist()], np.float64)
+    return values[encoded.indices.to_numpy(zero_copy_only=False)]

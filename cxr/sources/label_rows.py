@@ -10,34 +10,34 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cxr import schema
 from cxr.sources.csv_table import CsvTable
-from cxr.sources.image_files import image_key
+from cxr.sources.image_files import image_keys
 from cxr.wording import counted
 
 _WORDS_IN_NOTE = 10
 _LETTERS_IN_NOTE = 40  # of each word
 
 
-def image_keys(table: CsvTable, column: str) -> list[str]:
+def listed_keys(table: CsvTable, column: str) -> pa.Array:
     """The `image_key` of each row's image, whose name is in `column`.
 
     Raises:
         UserError: a row does not name an image.
     """
-    names = table.column(column)
-    keys = [image_key(name) for name in names]
-    if "" in keys:
-        row = keys.index("")
-        raise table.error(row, "an image name", names[row])
+    keys = image_keys(table.texts(column))
+    if (row := pc.index(keys, "").as_py()) >= 0:
+        raise table.error(row, "an image name", table.texts(column)[row].as_py())
     return keys
 
 
 def rows_by_image(table: CsvTable, column: str) -> dict[str, list[int]]:
-    """Indices of the rows of each image, by `image_key`, in the file's order; raises like `image_keys`."""
+    """Indices of the rows of each image, by `image_key`, in the file's order; raises like `listed_keys`."""
     rows: dict[str, list[int]] = defaultdict(list)
-    for row, key in enumerate(image_keys(table, column)):
+    for row, key in enumerate(listed_keys(table, column).to_pylist()):
         rows[key].append(row)
     return dict(rows)
 

@@ -50,17 +50,25 @@ def labeled(manifest: Manifest, labeling: Labeling) -> Manifest:
 
 
 def one_reader(manifest: Manifest, how: ReaderBoxes) -> Manifest:
-    """Combine the boxes of several readers into one set per image."""
+    """Combine the boxes of several readers into one set per image. Each image is processed by itself, so that parts
+    of a manifest can be processed by different workers."""
     table = manifest.table
-    boxes_by_image, readers = rater_agreement.one_set(
-        table[schema.BOXES].to_pylist(), table[schema.EXTRA].to_pylist(), how
-    )
-    several = int((readers > 1).sum())
-    if not several:
+    several = rater_agreement.reader_counts(table[schema.BOXES], table[schema.EXTRA]) > 1
+    if not several.any():
         return manifest
-    notes = [*manifest.notes, f"boxes of several readers combined by {how}: {counted(several, 'image')}"]
-    boxes = pa.array(boxes_by_image, schema.MANIFEST.field(schema.BOXES).type)
-    return Manifest(replace_column(table, schema.BOXES, boxes), manifest.findings, notes)
+    boxes, extras = (table[name].filter(pa.array(several)).to_pylist() for name in (schema.BOXES, schema.EXTRA))
+    fused = pa.array(rater_agreement.one_set(boxes, extras, how), schema.MANIFEST.field(schema.BOXES).type)
+    row = np.arange(table.num_rows)
+    row[several] = table.num_rows + np.arange(len(fused))
+    combined = pa.concat_arrays([table[schema.BOXES].combine_chunks(), fused]).take(pa.array(row))
+    return Manifest(replace_column(table, schema.BOXES, combined), manifest.findings, manifest.notes)
+
+
+def readers_note(manifest: Manifest, how: ReaderBoxes) -> list[str]:
+    """A note that counts the images whose boxes `one_reader` combines."""
+    table = manifest.table
+    several = int((rater_agreement.reader_counts(table[schema.BOXES], table[schema.EXTRA]) > 1).sum())
+    return [f"boxes of several readers combined by {how}: {counted(several, 'image')}"] if several else []
 
 
 def with_boxes(manifest: Manifest, location: str, *, listed_only: bool = True) -> Manifest:

@@ -27,10 +27,9 @@ from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources import labeler
 from cxr.sources.arrow_csv import has_columns, locate, read_columns
-from cxr.sources.image_files import PATH, image_ids, list_images
+from cxr.sources.image_files import PATH, image_ids, image_keys, list_images
 from cxr.sources.image_table import (
     blank_as_null,
-    image_keys,
     json_objects,
     listing_notes,
     match,

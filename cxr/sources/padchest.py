@@ -29,12 +29,11 @@ import pyarrow.compute as pc
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources.arrow_csv import has_columns, invalid_value, locate, read_columns
-from cxr.sources.image_files import PATH, image_ids, list_images
+from cxr.sources.image_files import PATH, image_ids, image_keys, list_images
 from cxr.sources.image_table import (
     SEXES,
     ages,
     blank_as_null,
-    image_keys,
     json_objects,
     listing_notes,
     match,

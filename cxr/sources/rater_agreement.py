@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
 from cxr import schema
@@ -122,22 +124,40 @@ def agreed(
 
 def one_set(
     rows: Sequence[Sequence[Box] | None], extras: Sequence[str | None], how: ReaderBoxes
-) -> tuple[list[Sequence[Box] | None], np.ndarray]:
+) -> list[Sequence[Box] | None]:
     """Fuse the boxes (schema.BOX_TYPE) of images with several named readers; others are unchanged.
-
-    Also returns (N,) the number of named readers of each image.
 
     Args:
         extras: `schema.EXTRA` of the images, whose `READERS` also lists readers who drew nothing.
         how: a key of `FUSIONS`.
     """
-    reader_counts = [_reader_count(boxes, extra) for boxes, extra in zip(rows, extras, strict=True)]
+    counts = [_reader_count(boxes, extra) for boxes, extra in zip(rows, extras, strict=True)]
     findings = sorted({box[schema.LABEL] for boxes in rows for box in boxes or ()})
-    fused = [
+    return [
         _fuse_boxes(boxes, findings, how, count) if count > 1 and _drawn_by_readers(boxes) else boxes
-        for boxes, count in zip(rows, reader_counts, strict=True)
+        for boxes, count in zip(rows, counts, strict=True)
     ]
-    return fused, np.array(reader_counts, int)
+
+
+def reader_counts(boxes: pa.ChunkedArray, extras: pa.ChunkedArray) -> np.ndarray:
+    """(N,) the number of named readers of each image: `_reader_count` of columns of a manifest."""
+    encoded = extras.combine_chunks().dictionary_encode()
+    listed = [_extra_value(text, READERS, []) for text in encoded.dictionary.to_pylist()]
+    lengths = np.array([*map(len, listed), 0])  # the last one is that of images without an extra
+    ends = np.cumsum(lengths)
+    text_N = pc.fill_null(encoded.indices, len(listed)).to_numpy()
+    images = np.repeat(np.arange(len(text_N)), lengths[text_N])
+    within = np.arange(len(images)) - np.repeat(np.cumsum(lengths[text_N]) - lengths[text_N], lengths[text_N])
+    names = pa.array([str(reader) for readers in listed for reader in readers], pa.string())
+    listed_names = names.take(pa.array((ends - lengths)[text_N][images] + within))
+
+    lists = boxes.combine_chunks()
+    drew = pc.struct_field(lists.flatten(), schema.READER)
+    named = drew.is_valid()
+    images = np.concatenate([images, pc.list_parent_indices(lists).filter(named).to_numpy()])
+    readers = pa.concat_arrays([listed_names, drew.filter(named)]).dictionary_encode()
+    pairs = np.unique(images * (len(readers.dictionary) + 1) + readers.indices.to_numpy(zero_copy_only=False))
+    return np.bincount(pairs // (len(readers.dictionary) + 1), minlength=len(lists))
 
 
 def _drawn_by_readers(boxes: Sequence[Box] | None) -> TypeGuard[Sequence[Box]]:

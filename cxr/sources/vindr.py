@@ -31,7 +31,7 @@ from cxr.sources import rater_agreement, vinbigdata
 from cxr.sources.annotations import CLASS_NAME, IMAGE, READER, Read, read
 from cxr.sources.csv_table import has_columns, read_csv
 from cxr.sources.image_files import PATH, image_ids, image_key, list_images
-from cxr.sources.label_rows import image_keys, word_key
+from cxr.sources.label_rows import listed_keys, word_key
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
 from cxr.wording import counted
@@ -170,10 +170,12 @@ def _read_image_labels(location: str) -> _ImageLabels:
     names = [_ALIASES.get(word_key(column), word_key(column)) for column in table.header]
     words = [word_key(word) for word in (*LOCAL, *GLOBAL, schema.NO_FINDING)]
     positions = [names.index(word) if word in names else None for word in words]
-    who = table.column(READER) if READER in table else [""] * len(table.rows)
+    who = table.column(READER) if READER in table else [""] * len(table)
     rows: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     contradicting: set[tuple[str, str]] = set()  # (image, reader) pairs
-    for row, (image, reader, values) in enumerate(zip(image_keys(table, IMAGE), who, table.rows, strict=True)):
+    for row, (image, reader, values) in enumerate(
+        zip(listed_keys(table, IMAGE).to_pylist(), who, table.rows, strict=True)
+    ):
         fields = ["" if position is None else values[position] for position in positions]
         if invalid := next((value for value in fields if value not in _VALUES), None):
             raise table.error(row, "labels of 0, 1 or blank", invalid)

@@ -19,25 +19,20 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from cxr import schema, storage
-from cxr.data import ray_data, shards
-from cxr.data.batch import stored
+from cxr import storage
 from cxr.errors import ClusterError, UserError
 from cxr.families import checkpoint_files
 from cxr.families.base import Recipe
-from cxr.families.compatibility import RawArchive, check_compatible
 from cxr.runtime import cluster, ray_private
 from cxr.runtime.user_errors import is_death, user_error_in
-from cxr.sources import find_source
-from cxr.sources.options import ALL_IMAGES, ReadOptions
+from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
 from cxr.training.mlflow_log import MlflowLog
 from cxr.training.options import CHECKPOINT_SCORE, RunOptions, check_resume
 from cxr.training.restarts import RestartNotes
 from cxr.training.run_log import RunLog, best_row, read_in_progress, read_metrics
 from cxr.training.session import InProcessSession
+from cxr.training.training_data import describe
 from cxr.training.worker import train_in_process, train_worker
-
-CACHE_BYTES = 1 << 28  # of pixels that each worker keeps in memory
 
 
 class TrainingStoppedError(RuntimeError):
@@ -60,6 +55,7 @@ def fit(
     options: RunOptions | None = None,
     *,
     reading: ReadOptions = ALL_IMAGES,
+    labeling: Labeling = SOURCE_LABELS,
     name: str = "train",
     callbacks: Sequence[UserCallback] = (),
     in_process: bool = False,
@@ -74,6 +70,7 @@ def fit(
     is, and read weights from URIs alone.
 
     Args:
+        labeling: labels and boxes for a raw archive, if not its own.
         in_process: train in this process, which must hold the resources of a worker, instead of in a worker group;
             for one worker. Whoever started the process starts it again if it dies.
         show_epochs: show a line for each epoch; for several runs at the same time, leave them to programs.
@@ -94,14 +91,15 @@ def fit(
         )
     check_resume(storage.join(out, name), options.resume)
     check_batch(recipe, options)
-    data, findings, trained_on, datasets = _describe(archive, recipe, reading)
-    room(options, raw=bool(datasets))
+    data = describe(archive, recipe, out, reading, labeling, options.input)
+    room(options, raw=bool(data.streams))
+    datasets = data.datasets(recipe.seed, out)
     gpu = uses_gpu(options)
     config = {
         "recipe": recipe.to_dict(),
-        "findings": list(findings),
-        "data": data,
-        "trained_on": trained_on,
+        "findings": list(data.findings),
+        "data": data.about,
+        "trained_on": data.trained_on,
         "reading": reading.describe(),
         "compile": options.compile,
         "average": options.average_checkpoints,
@@ -200,28 +198,6 @@ def room(options: RunOptions, *, raw: bool, beside: float = 0.0, total: Total | 
     return fits
 
 
-def _describe(
-    archive: str, recipe: Recipe, reading: ReadOptions
-) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Any], dict[str, Any]]:
-    """What workers must know of the data, its findings, what the model card says of it, and, for a raw archive, the
-    Ray Data streams that the workers share."""
-    archive = storage.normalize(archive)
-    if shards.is_shards(archive):
-        info = shards.read_info(archive)
-        check_compatible([info], recipe)
-        images = {split: info.rows(split) for split in schema.SPLITS if info.rows(split)}
-        trained_on = {"source": info.source, "images": images, "rejects": info.rejects}
-        return {"shards": archive, "cache_bytes": CACHE_BYTES}, info.findings, trained_on, {}
-    datasets, manifest = ray_data.open_streams(
-        archive, recipe.size, reading, columns=stored(recipe.columns), seed=recipe.seed
-    )
-    raw = RawArchive(archive, manifest, None)
-    check_compatible([raw], recipe)
-    rows = {split: raw.rows(split) for split in datasets}
-    trained_on = {"source": find_source(archive, reading.source).name, "images": rows}
-    return {"rows": rows, "findings": list(raw.findings)}, raw.findings, trained_on, datasets
-
-
 def _run_config(
     recipe: Recipe, out: str, name: str, options: RunOptions, callbacks: Sequence[UserCallback]
 ) -> RunConfig:
@@ -297,14 +273,19 @@ def _finish(returned: Mapping[str, Any], recipe: Recipe, out: str, name: str) ->
 
 
 class ExactlyOnceDataConfig(DataConfig):
-    """Deals train rows in equal shares, so that workers step alike, and every other split whole: no row is lost."""
+    """Deals train rows in equal shares, so that workers step alike, and every other split whole: no row is lost.
+
+    The order is the same in every run with as many workers.
+    """
 
     def configure(
         self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
     ) -> Any:
         shares: list[dict[str, Any]] = [{} for _ in range(world_size)]
         for split, rows in datasets.items():
-            rows.context.execution_options = ray_private.execution_options(self, split)
+            options = ray_private.execution_options(self, split)
+            options.preserve_order = True
+            rows.context.execution_options = options
             parts = rows.streaming_split(world_size, equal=split == "train", locality_hints=worker_node_ids)
             for share, part in zip(shares, parts, strict=True):
                 share[split] = part

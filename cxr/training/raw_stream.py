@@ -1,4 +1,4 @@
-"""The source of a worker's batches: shards read directly, or a raw archive streamed by Ray Data."""
+"""The source of a worker's batches: shards read directly, or shards or a raw archive streamed by Ray Data."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 from ray.data import DataIterator
 
@@ -31,11 +32,13 @@ class Stream(Protocol):
 
 
 @dataclass
-class ArchiveStream:
-    """One worker's share of a Ray Data stream of schema rows, decoded again in each pass.
+class RayStream:
+    """One worker's share of a Ray Data stream of schema rows, which are read again in each pass.
 
     Args:
         rows: number of rows that the split lists. Rejected images reduce it, so `steps` is an upper bound.
+        seed: seed of the order, to which the epoch is added.
+        shuffle_rows: rows among which each training batch is drawn, besides the order of the blocks.
     """
 
     iterator: DataIterator
@@ -46,6 +49,9 @@ class ArchiveStream:
     world: int
     mask_label: str = schema.LUNGS
     findings: tuple[str, ...] = ()
+    most_boxes: int = schema.MOST_BOXES
+    seed: int = 0
+    shuffle_rows: int = 0
 
     @property
     def steps(self) -> int:
@@ -54,19 +60,28 @@ class ArchiveStream:
     def train(self, epoch: int) -> Iterator[Batch]:
         """Complete batches only. Ray Data gives each worker an equal share; the order of blocks changes in each
         pass."""
-        return self._batches(drop_last=self.rows >= self.batch_size * self.world)
+        return self._batches(
+            drop_last=self.rows >= self.batch_size * self.world,
+            local_shuffle_buffer_size=max(self.shuffle_rows, self.batch_size),
+            local_shuffle_seed=order_seed(self.seed, epoch),
+        )
 
     def every(self) -> Iterator[Batch]:
         return self._batches(drop_last=False)
 
-    def _batches(self, drop_last: bool) -> Iterator[Batch]:
+    def _batches(self, **options: Any) -> Iterator[Batch]:
         tables = self.iterator.iter_batches(
-            batch_size=self.batch_size, batch_format="pyarrow", drop_last=drop_last, prefetch_batches=2
+            batch_size=self.batch_size, batch_format="pyarrow", prefetch_batches=2, **options
         )
-        for rows in with_stall_notes(tables, lambda: f"images to be decoded, while {cluster.free()}"):
+        for rows in with_stall_notes(tables, lambda: f"images to be read, while {cluster.free()}"):
             assert isinstance(rows, pa.Table)
-            columns = to_columns(rows, self.columns, self.pixels, self.mask_label, self.findings)
+            columns = to_columns(rows, self.columns, self.pixels, self.mask_label, self.findings, self.most_boxes)
             yield to_tensors(columns, self.pixels)
+
+
+def order_seed(seed: int, epoch: int) -> int:
+    """The seed of a random order that begins with an epoch."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
 def share(recipe: Recipe, workers: Communicator) -> int:
@@ -78,9 +93,9 @@ def open_streams(
     data: dict[str, Any], recipe: Recipe, workers: Communicator, session: Session
 ) -> tuple[Stream, Stream]:
     """This worker's shares of the train and val splits. `data` is the description of the data that `fit` made from
-    the archive's URI."""
-    own = share(recipe, workers)
-    if "shards" in data:
+    the archive's URI; with "streamed", Ray Data gives the rows."""
+    own, streamed = share(recipe, workers), data.get("streamed")
+    if streamed is None:
         info = shards.read_info(data["shards"])
         train, val = (
             ShardStream(
@@ -99,18 +114,21 @@ def open_streams(
             for split in ("train", "val")
         )
         return train, val
-    pixels = PixelFormat(recipe.size)
+    pixels = PixelFormat(**streamed["pixels"])
     shares = {split: session.stream(split) for split in ("train", "val")}
     train, val = (
-        ArchiveStream(
+        RayStream(
             share,
             recipe.columns,
             pixels,
             own,
-            data["rows"][split],
+            streamed["rows"][split],
             workers.size,
             recipe.mask_label,
-            tuple(data["findings"]),
+            tuple(streamed["findings"]),
+            max(1, streamed["most_boxes"]),
+            recipe.seed,
+            streamed["shuffle_rows"],
         )
         for split, share in shares.items()
         if share is not None

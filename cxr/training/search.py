@@ -24,7 +24,7 @@ from cxr.errors import UserError
 from cxr.families import checkpoint_files, recipe_from_dict
 from cxr.families.base import Recipe
 from cxr.runtime import console, ray_private
-from cxr.sources.options import ALL_IMAGES, ReadOptions
+from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
 from cxr.training.fit import fit, room, uses_gpu
 from cxr.training.mlflow_log import MlflowLog
 from cxr.training.options import SEARCH, RunOptions, SearchOptions
@@ -215,6 +215,7 @@ def search(
     *,
     space: Mapping[str, BaseDistribution] | None = None,
     reading: ReadOptions = ALL_IMAGES,
+    labeling: Labeling = SOURCE_LABELS,
 ) -> list[Trial]:
     """Train with settings sampled from `space` (default: the recipe's), each in a trial; returns the best first.
 
@@ -239,7 +240,7 @@ def search(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, not just the wait for its trials
     settings = {"archive": archive, **asdict(options), **asdict(replace(run, resume=False))}
     with MlflowLog.begin(out, recipe, settings) as tracked:
-        trainable = _trainable(recipe, archive, out, run, reading, tuple(objectives), tracked)
+        trainable = _trainable(recipe, archive, out, run, reading, labeling, tuple(objectives), tracked)
         if run.resume:
             tuner = _restored(trainable, recipe, out, tuple(objectives))
         else:
@@ -347,6 +348,7 @@ def _trainable(
     out: str,
     run: RunOptions,
     reading: ReadOptions,
+    labeling: Labeling,
     objectives: tuple[str, ...],
     search_log: MlflowLog,
 ) -> Any:
@@ -370,6 +372,7 @@ def _trainable(
                 folder,
                 replace(run, resume=storage.exists(storage.join(folder, "train"))),
                 reading=reading,
+                labeling=labeling,
                 callbacks=[CheckApplied(sampled), ReportBest(mine, folder, objectives, in_process=in_process)],
                 in_process=in_process,
                 show_epochs=False,

@@ -39,7 +39,7 @@ class Session(Protocol):
         ...
 
     def stream(self, split: str) -> DataIterator | None:
-        """This worker's share of a split that Ray Data decodes."""
+        """This worker's share of a split that Ray Data reads."""
         ...
 
     def machines_to_be_lost(self) -> frozenset[str]:
@@ -78,7 +78,7 @@ class InProcessSession:
     Args:
         keep: how many of the best checkpoints by `monitor` to keep, besides the last.
         callbacks: are given each report.
-        datasets: for a raw archive, a Ray dataset for each split.
+        datasets: for data that Ray Data reads, a function for each split that makes its dataset.
     """
 
     out: str
@@ -112,7 +112,7 @@ class InProcessSession:
         return list(self._reported)
 
     def stream(self, split: str) -> DataIterator | None:
-        return self.datasets[split].iterator()
+        return self.datasets[split]().iterator()
 
     def machines_to_be_lost(self) -> frozenset[str]:
         return frozenset()

@@ -109,10 +109,16 @@ def test_shards_of_one_archive_are_not_reused_for_several(two: ArchiveOptions, t
 
 
 def test_streams_reject_settings_that_need_shards(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the phantom archive is not shards, but folds"):
+    with pytest.raises(UserError, match="the phantom archive is not shards, but folds require"):
         check_inputs(RECIPE.replace(folds=3, fold=0), ArchiveOptions(stream=True), str(tmp_path))
     with pytest.raises(UserError, match="folds=3 without fold"):
         check_inputs(RECIPE.replace(folds=3), ArchiveOptions(), str(tmp_path))
+
+
+def test_ray_data_is_not_given_folds(tmp_path: Path) -> None:
+    for recipe in (RECIPE.replace(folds=3), RECIPE.replace(folds=3, fold=0)):
+        with pytest.raises(UserError, match=r"--input ray: folds are not available.* Use --input own"):
+            train_job(recipe, ArchiveOptions(), RunOptions(input="ray"), str(tmp_path / "out"))
 
 
 @pytest.mark.usefixtures("_no_cluster")

@@ -8,7 +8,7 @@ import pytest
 
 from cxr import schema
 from cxr.data.ledger import rows_at
-from cxr.data.ray_data import _packed, _unpacked
+from cxr.data.ray_data import packed, unpacked
 from cxr.sources.manifest import labels_column, manifest_table
 
 STEP = 64
@@ -25,7 +25,7 @@ def manifest(rows: int) -> pa.Table:
 
 
 def key_bytes(table: pa.Table) -> int:
-    return sum(len(_packed(table.slice(start, STEP))) for start in range(0, table.num_rows, STEP))
+    return sum(len(packed(table.slice(start, STEP))) for start in range(0, table.num_rows, STEP))
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -39,5 +39,5 @@ def test_keys_have_the_same_size_in_a_long_list(shuffled: bool) -> None:
 
 def test_a_key_contains_its_rows() -> None:
     rows = manifest(200).slice(70, 90)
-    cell = pa.array([_packed(rows)])[0]
-    assert _unpacked(cell).equals(rows)
+    cell = pa.array([packed(rows)])[0]
+    assert unpacked(cell).equals(rows)

@@ -116,3 +116,10 @@ def test_sizes_and_versions_of_listed_and_of_other_files(tmp_path: Path) -> None
     times = [str(Path(uri).stat().st_mtime_ns) if Path(uri).exists() else "" for uri in uris]
     assert versions.to_pylist() == times
     assert image_files.list_images(str(tmp_path / "archive"))[0].num_rows == 3
+
+
+def test_keys_of_many_names_are_those_of_each() -> None:
+    names = ["A.1", "a/b/A.1.Jpeg", "a\\A.1.dcm", " A.1.png ", "A.1 .png", "x.dicom.png.png", ".png", "a.unheard-of"]
+    names += ["png", "s.DCM.gz", "s.png.gz", "é/ü .TIFF", "a\n.png", "", " ", "dir/", "a. .png", "1.2.840.113619"]
+    keys = image_files.image_keys(pa.chunked_array([pa.array(names[:4]), pa.array(names[4:])]))
+    assert keys.to_pylist() == [image_files.image_key(name) for name in names]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cxr import schema
@@ -101,11 +102,11 @@ def test_fused_boxes_without_readers_are_unchanged() -> None:
     """Shards contain one fused set of boxes and the names of the readers."""
     extra = '{"readers": ["r1", "r2"]}'
     own = [box("a", "r1", NEAR[0]), box("a", "r2", NEAR[1])]
-    (fused,), _ = rater_agreement.one_set([own], [extra], "wbf")
+    (fused,) = rater_agreement.one_set([own], [extra], "wbf")
     assert fused is not None
     assert len(fused) == 1
-    union, _ = rater_agreement.one_set([own], [extra], "union")
-    assert rater_agreement.one_set(union, [extra], "wbf")[0] == union
+    union = rater_agreement.one_set([own], [extra], "union")
+    assert rater_agreement.one_set(union, [extra], "wbf") == union
 
 
 def test_pair_f1() -> None:
@@ -121,3 +122,23 @@ def test_pair_f1() -> None:
 def test_matches_are_one_to_one_in_order_of_iou() -> None:
     assert sorted(matches(np.array(NEAR), np.array([NEAR[0], NEAR[1]]))) == [(0, 0), (1, 1)]
     assert list(matches(np.zeros((0, 4)), np.array([FAR]))) == []
+
+
+def test_readers_are_counted_by_image() -> None:
+    """Those who drew boxes and those whom the source lists, each once; other boxes have no readers."""
+    box = {schema.LABEL: "Mass", schema.X_MIN: 0.0, schema.Y_MIN: 0.0, schema.X_MAX: 1.0, schema.Y_MAX: 1.0}
+    boxes = [
+        [box | {schema.READER: "R1"}] * 2,
+        None,
+        [],
+        [box | {schema.READER: each} for each in ("R2", "R3")],
+        [box],
+    ]
+    extras = ['{"readers": ["R1", "R2"]}', None, '{"readers": ["R4"]}', '{"readers": ["R3", "R9"]}', "{}"]
+    columns = (
+        pa.chunked_array([pa.array(boxes, schema.MANIFEST.field(schema.BOXES).type)]),
+        pa.chunked_array([pa.array(extras, pa.string())]),
+    )
+    assert rater_agreement.reader_counts(*columns).tolist() == [2, 0, 1, 3, 0]
+    none = [column.slice(0, 0) for column in columns]
+    assert rater_agreement.reader_counts(*none).tolist() == []

@@ -13,16 +13,16 @@ from ray.train import RunConfig, ScalingConfig
 from torch import Tensor, nn
 
 from cxr import schema
-from cxr.data import ray_data, shards
+from cxr.data import shards
 from cxr.data.batch import Batch
 from cxr.data.shard_loader import ShardStream
 from cxr.families.base import Recipe, SingleProcess, Task
-from cxr.families.compatibility import RawArchive
 from cxr.runtime import ray_private
-from cxr.training.fit import CACHE_BYTES, ExactlyOnceDataConfig
-from cxr.training.options import RunOptions
+from cxr.training.fit import ExactlyOnceDataConfig
+from cxr.training.options import RunOptions, ShardInput
 from cxr.training.raw_stream import Stream, open_streams
 from cxr.training.session import RayTrainSession
+from cxr.training.training_data import CACHE_BYTES, describe
 
 BATCH_SIZE = 32
 _GRID = 8  # side of the grid of pixels that the step uses
@@ -104,22 +104,16 @@ def shard_stream(info: shards.ShardInfo) -> ShardStream:
     return ShardStream(info, "train", Reading.columns, batch_size=BATCH_SIZE, cache_bytes=CACHE_BYTES)
 
 
-def on_worker(archive: str, size: int, epochs: int, scratch: str) -> Pace:
+def on_worker(archive: str, size: int, epochs: int, scratch: str, shard_input: ShardInput = "own") -> Pace:
     """Read the train split of shards, or of a raw archive with Ray Data, on a worker of Ray Train."""
-    recipe = Reading(size=size)
-    streams: dict[str, Any] = {}
-    data: dict[str, Any] = {"shards": archive, "cache_bytes": CACHE_BYTES}
-    if not shards.is_shards(archive):
-        streams, manifest = ray_data.open_streams(archive, size, columns=recipe.columns, seed=recipe.seed)
-        raw = RawArchive(archive, manifest, None)
-        data = {"rows": {split: raw.rows(split) for split in streams}, "findings": list(raw.findings)}
+    data = describe(archive, Reading(size=size), scratch, shard_input=shard_input)
     trainer = ray_private.torch_trainer(
         _read_on_worker,
-        train_loop_config={"data": data, "size": size, "epochs": epochs},
+        train_loop_config={"data": data.about, "size": size, "epochs": epochs},
         scaling_config=ScalingConfig(num_workers=1, resources_per_worker=RunOptions().resources_per_worker),
         run_config=RunConfig(storage_path=scratch),
-        datasets=streams,
-        dataset_config=ExactlyOnceDataConfig() if streams else None,
+        datasets=data.datasets(0, scratch),
+        dataset_config=ExactlyOnceDataConfig() if data.streams else None,
     )
     result = trainer.fit().return_value
     assert result is not None

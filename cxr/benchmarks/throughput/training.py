@@ -18,10 +18,10 @@ from cxr.families import recipe_from_dict
 from cxr.families.base import Recipe, SingleProcess, Task
 from cxr.runtime import ray_private
 from cxr.training.engine import Engine, casts
-from cxr.training.fit import CACHE_BYTES
 from cxr.training.options import RunOptions
 from cxr.training.raw_stream import open_streams
 from cxr.training.session import RayTrainSession
+from cxr.training.training_data import CACHE_BYTES
 
 
 def both_paces(

@@ -1,0 +1,122 @@
+"""What a training run reads: shards, by our own loader or by Ray Data, or a raw archive that Ray Data streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from ray.data import Dataset
+
+from cxr import schema, storage
+from cxr.data import shards
+from cxr.data.batch import stored
+from cxr.data.ray_input import RowStream, Streams, archive_streams, shard_streams
+from cxr.families import lung_crop
+from cxr.families.base import Recipe
+from cxr.families.compatibility import RawArchive, check_compatible, check_ray_input
+from cxr.schema import PixelFormat
+from cxr.sources import find_source
+from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
+from cxr.training.options import ShardInput
+from cxr.training.raw_stream import order_seed
+from cxr.training.run_log import read_metrics
+
+CACHE_BYTES = 1 << 28  # of pixels that each worker keeps in memory
+_STREAMED = "stream"  # folder in OUT with the manifest of an archive that is streamed
+_SHUFFLED_BATCHES = 4  # of a raw archive, among which images are drawn; more would delay the first batch of an epoch
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The data of a run.
+
+    Args:
+        about: what workers must know to open it, as plain data: see `raw_stream.open_streams`.
+        findings: the findings of its labels, in order.
+        trained_on: what the model card says of it.
+        streams: what Ray Data reads and the workers share; empty if they read shards themselves.
+    """
+
+    about: dict[str, Any]
+    findings: tuple[str, ...]
+    trained_on: dict[str, Any]
+    streams: Streams = field(default_factory=dict)
+
+    def datasets(self, seed: int, out: str) -> dict[str, Callable[[], Dataset]]:
+        """For each split, a function that makes its dataset whenever workers start.
+
+        The order of the rows depends on the seed and on the epoch with which the workers begin, so that a run that
+        resumes does not show images in the order of its first epochs again.
+        """
+        return {split: partial(_begin, stream, seed, out) for split, stream in self.streams.items()}
+
+
+def _begin(stream: RowStream, seed: int, out: str) -> Dataset:
+    finished = read_metrics(out)
+    return stream.dataset(order_seed(seed, finished[-1]["epoch"] if finished else 0))
+
+
+def describe(
+    archive: str,
+    recipe: Recipe,
+    out: str,
+    reading: ReadOptions = ALL_IMAGES,
+    labeling: Labeling = SOURCE_LABELS,
+    shard_input: ShardInput = "own",
+) -> TrainingData:
+    """The data of a run on shards or a raw archive.
+
+    Raises:
+        UserError: the recipe cannot learn from this archive, or not through Ray Data.
+    """
+    archive = storage.normalize(archive)
+    if not shards.is_shards(archive):
+        return _raw(archive, recipe, out, reading, labeling)
+    info = shards.read_info(archive)
+    check_compatible([info], recipe)
+    images = {split: info.rows(split) for split in schema.SPLITS if info.rows(split)}
+    trained_on = {"source": info.source, "images": images, "rejects": info.rejects}
+    about: dict[str, Any] = {"shards": archive, "cache_bytes": CACHE_BYTES}
+    if shard_input == "own":
+        return TrainingData(about, info.findings, trained_on)
+    check_ray_input(recipe)
+    streams = shard_streams(info, stored(recipe.columns))
+    about["streamed"] = _streamed(
+        streams, info.pixels, info.findings, info.most_boxes, CACHE_BYTES // info.pixels.row_bytes
+    )
+    return TrainingData(about, info.findings, trained_on, streams)
+
+
+def _raw(archive: str, recipe: Recipe, out: str, reading: ReadOptions, labeling: Labeling) -> TrainingData:
+    pixels = PixelFormat(recipe.size)
+    streams, manifest = archive_streams(
+        archive,
+        storage.join(out, _STREAMED),
+        pixels,
+        reading,
+        labeling,
+        columns=stored(recipe.columns),
+        crop=lung_crop.of_recipe(recipe),
+        enhance=recipe.enhancement,
+        seed=recipe.seed,
+    )
+    raw = RawArchive(archive, manifest, None)
+    check_compatible([raw], recipe)
+    images = {split: stream.rows for split, stream in streams.items()}
+    trained_on = {"source": find_source(archive, reading.source).name, "images": images}
+    streamed = _streamed(streams, pixels, raw.findings, schema.MOST_BOXES, _SHUFFLED_BATCHES * recipe.batch_size)
+    return TrainingData({"streamed": streamed}, raw.findings, trained_on, streams)
+
+
+def _streamed(
+    streams: Streams, pixels: PixelFormat, findings: tuple[str, ...], most_boxes: int, shuffle_rows: int
+) -> dict[str, Any]:
+    return {
+        "rows": {split: stream.rows for split, stream in streams.items()},
+        "pixels": asdict(pixels),
+        "findings": list(findings),
+        "most_boxes": most_boxes,
+        "shuffle_rows": shuffle_rows,
+    }
