@@ -42,4 +42,4 @@ def write_pieces(folder: str, pieces: Sequence[pa.Table]) -> list[RowGroup]:
 
 def read_piece(group: RowGroup) -> pa.Table:
     """The rows of a piece, with the schema and metadata with which it was written."""
-    return storage.read_parquet(group.uri, row_group=group.index)
+    return storage.read_parquet(group.uri, row_groups=[group.index])

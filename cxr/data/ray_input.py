@@ -49,13 +49,13 @@ class RowStream:
 
     Args:
         tasks: the row groups that each task reads.
-        read: yields the rows of a row group.
+        read: yields the rows of a task's row groups.
         shuffled: whether each pass has another order of tasks.
         cpus: of a task.
     """
 
     tasks: tuple[tuple[RowGroup, ...], ...]
-    read: Callable[[RowGroup], Iterator[pa.Table]]
+    read: Callable[[Sequence[RowGroup]], Iterator[pa.Table]]
     shuffled: bool
     cpus: float
 
@@ -78,8 +78,7 @@ class RowStream:
     def _read(self, key: pa.Table) -> Iterator[pa.Table]:
         cv2.setNumThreads(0)  # every core has a task of its own
         for number in key["task"].to_pylist():
-            for group in self.tasks[number]:
-                yield from self.read(group)
+            yield from self.read(self.tasks[number])
 
 
 Streams = dict[str, RowStream]
@@ -94,15 +93,17 @@ def shard_streams(info: ShardInfo, columns: Sequence[str]) -> Streams:
     Args:
         columns: columns of `schema.row_schema`.
     """
-    read = partial(_read_shard, columns=tuple(columns), findings=info.findings)
+    read = partial(_read_shards, columns=tuple(columns), findings=info.findings)
     return {
         split: _stream(shards.row_groups(info, split), read, shuffled=split == "train", cpus=1.0)
         for split in ("train", "val")
     }
 
 
-def _read_shard(group: RowGroup, columns: Sequence[str], findings: Sequence[str]) -> Iterator[pa.Table]:
-    yield shards.read_rows(group, columns, findings)
+def _read_shards(groups: Sequence[RowGroup], columns: Sequence[str], findings: Sequence[str]) -> Iterator[pa.Table]:
+    reader = storage.RowGroupReader()
+    for group in groups:
+        yield shards.read_rows(group, columns, findings, reader)
 
 
 def _stream(groups: Sequence[RowGroup], read: Callable, *, shuffled: bool, cpus: float) -> RowStream:
@@ -168,7 +169,7 @@ def archive_streams(
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes the images of a stored piece of a manifest."""
+    """Decodes the images of stored pieces of a manifest."""
 
     pixels: PixelFormat
     columns: tuple[str, ...]
@@ -177,9 +178,10 @@ class Decoder:
     check: GateMode
     reader_boxes: ReaderBoxes
 
-    def __call__(self, group: RowGroup) -> Iterator[pa.Table]:
+    def __call__(self, groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
         """The usable images, some at a time."""
-        rows = one_reader(Manifest(read_piece(group), ()), self.reader_boxes).table
+        rows = pa.concat_tables(map(read_piece, groups))
+        rows = one_reader(Manifest(rows, ()), self.reader_boxes).table
         crop = self.crop.loaded() if self.crop else None
         step = max(1, min(_DECODED_ROWS, _BLOCK_BYTES // self.pixels.row_bytes))
         for start in range(0, rows.num_rows, step):

@@ -53,7 +53,7 @@ class CsvTable:
 
     def __len__(self) -> int:
         """The number of rows."""
-        return len(self._columns[0])
+        return len(self._columns[0]) if self._columns else 0
 
     def position(self, name: str) -> int:
         """The index of a column, from 0. The case of its name is ignored."""

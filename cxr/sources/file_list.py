@@ -55,7 +55,7 @@ def manifest(uri: str) -> Manifest:
         raise UserError(
             f"{uri}: expected one of the columns {', '.join(URI_COLUMNS)}, got {columns}: rename a column"
         )
-    if not table.rows:
+    if not len(table):
         raise UserError(f"{uri}: expected one image per row, got no rows: add some")
     entries = table.column(uri_column)
     texts = {column: table.column(column) for column in _READ if column in table}
@@ -91,12 +91,11 @@ def _read_parquet(uri: str) -> CsvTable:
         file = pq.ParquetFile(pa.BufferReader(data))
         known = [column for column in file.schema_arrow.names if column.casefold() in (*URI_COLUMNS, *_READ)]
         table = file.read(known)
-        columns = [pc.fill_null(table[column].cast(pa.string()), "").to_pylist() for column in known]
+        columns = [pc.utf8_trim_whitespace(pc.fill_null(table[column].cast(pa.string()), "")) for column in known]
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{uri}: expected a Parquet file, got an error ({reason}): write it again") from error
-    rows = [[value.strip() for value in row] for row in zip(*columns, strict=True)]
-    return CsvTable(uri, known, rows, range(1, len(rows) + 1))
+    return CsvTable(uri, known, columns, range(1, table.num_rows + 1))
 
 
 def _resolved(table: CsvTable, entries: Sequence[str]) -> list[str]:

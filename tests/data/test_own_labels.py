@@ -90,10 +90,7 @@ def test_a_report_uses_the_same_table(tmp_path: Path) -> None:
 
 def test_mistakes_are_reported_before_ray_starts(tmp_path: Path) -> None:
     archive, labels = folder_of(tmp_path, "a"), table(tmp_path, "b", "heart")
-    recipe = LocalizeRecipe(size=32)
-    options = ArchiveOptions(archive=(archive,), labeling=Labeling(labels=labels))
-    with pytest.raises(UserError, match=r"expected labels of the archive's 12 images, such as 'a00.png', got"):
-        check_inputs(recipe, options, str(tmp_path / "out"))
-    options = ArchiveOptions(archive=(archive,), stream=True, labeling=Labeling(labels=labels))
-    with pytest.raises(UserError, match="--labels takes effect only when shards are made: omit --stream"):
-        check_inputs(recipe, options, str(tmp_path / "out"))
+    for stream in (False, True):
+        options = ArchiveOptions(archive=(archive,), stream=stream, labeling=Labeling(labels=labels))
+        with pytest.raises(UserError, match=r"expected labels of the archive's 12 images, such as 'a00.png', got"):
+            check_inputs(LocalizeRecipe(size=32), options, str(tmp_path / "out"))
