@@ -111,7 +111,8 @@ def plan_training(options: RecipeOptions) -> JobPlan:
     Raises:
         UserError: the CPUs or GPUs to plan for can never hold the job.
     """
-    from cxr.training.fit import CACHE_BYTES, check_batch, room, uses_gpu  # imports Ray
+    from cxr.training.fit import check_batch, room, uses_gpu  # imports Ray
+    from cxr.training.training_data import CACHE_BYTES
 
     recipe, run, archive = options.recipe, options.run, options.data
     check_batch(recipe, run)
@@ -119,7 +120,8 @@ def plan_training(options: RecipeOptions) -> JobPlan:
     if recipe.folds:
         images = images * (recipe.folds - 1) // recipe.folds
     capacity = Capacity.of(options.planning)
-    fits = room(run, raw=archive.stream, total=capacity.total)
+    by_ray = archive.stream or run.shard_reader == "ray"
+    fits = room(run, raw=by_ray, total=capacity.total)
     gpu = uses_gpu(run, capacity.total)
     runs, what = _runs(options)
     steps = max(1, images // recipe.batch_size)
@@ -129,7 +131,7 @@ def plan_training(options: RecipeOptions) -> JobPlan:
     processes = "process" if run.max_workers == 1 else "processes"
     plan.lines["asks for"] = (
         f"{number} training {processes}, each with {run.cpus_per_worker:g} CPU{' and 1 GPU' * gpu}"
-        f"{', and a CPU for decoding' * archive.stream}"
+        f"{', and a CPU for decoding' * by_ray}"
     )
     plan.lines["available"] = str(capacity)
     plan.lines["memory"] = (

@@ -18,7 +18,7 @@ from cxr.cli.training_jobs import (
     training_record,
 )
 from cxr.families.base import Recipe
-from cxr.families.compatibility import check_ray_input
+from cxr.families.compatibility import check_ray_reader
 from cxr.families.presets import RECIPE_FILE
 from cxr.reporting import pareto
 from cxr.reporting.trials import trials_table, write_search_pictures, write_trials
@@ -37,8 +37,8 @@ def tune_job(
         RuntimeError: no trial finished an epoch.
     """
     objectives, space = objectives_of(recipe, options), searched(recipe, options)
-    if run.input == "ray":
-        check_ray_input(recipe)
+    if run.shard_reader == "ray":
+        check_ray_reader(recipe)
     check_resume(storage.join(storage.normalize(out), SEARCH), run.resume)
     archive = archive.with_headers(out)
     out = check_inputs(recipe, archive, out)

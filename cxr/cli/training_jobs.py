@@ -20,7 +20,7 @@ from cxr.families import checkpoint, checkpoint_files, lung_crop
 from cxr.families.aecnn import AecnnRecipe
 from cxr.families.align import AlignRecipe
 from cxr.families.base import Recipe, SomeRecipe
-from cxr.families.compatibility import check_ray_input, fold_of
+from cxr.families.compatibility import check_ray_reader, fold_of
 from cxr.families.presets import RECIPE_FILE, preset
 from cxr.models import pretrained
 from cxr.reporting import folds
@@ -107,13 +107,13 @@ def connect(out: str, archive: ArchiveOptions, run: RunOptions) -> None:
     mlflow_log.check_installed()
     cluster.connect()
     cluster.check_shared(out)
-    room(run, raw=archive.stream or run.input == "ray")
+    room(run, raw=archive.stream or run.shard_reader == "ray")
 
 
 def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str) -> dict[str, Any]:
     """The body of a train_<family> job; returns its result.json. Trains all folds if none is named."""
-    if run.input == "ray":
-        check_ray_input(recipe)
+    if run.shard_reader == "ray":
+        check_ray_reader(recipe)
     if recipe.folds and recipe.fold is None:
         return train_folds_job(recipe, archive, run, out)
     check_resume(storage.join(storage.normalize(out), "train"), run.resume)

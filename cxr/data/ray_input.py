@@ -1,4 +1,4 @@
-"""Training input by Ray Data: raw archives, decoded in every epoch (--stream), and shards (--input ray).
+"""Training input by Ray Data: raw archives, decoded in every epoch (--stream), and shards (--shard-reader ray).
 
 The order of rows is the same in every run with the same seed and number of workers, because Ray preserves the order
 of blocks and each task reads fixed row groups. Only their order, which a seed decides, changes in each pass.

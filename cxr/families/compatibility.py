@@ -153,12 +153,12 @@ def check_raw(recipe: Recipe, archive: str) -> None:
         )
 
 
-def check_ray_input(recipe: Recipe) -> None:
+def check_ray_reader(recipe: Recipe) -> None:
     """Raise UserError if the recipe needs what only our own reader of shards offers."""
     if needed := _needs_own_reader(recipe):
         raise UserError(
-            f"--input ray: {needed} are not available, because Ray Data reads each image of the archive's own splits "
-            f"once per epoch. Use --input own"
+            f"--shard-reader ray: {needed} are not available, because Ray Data reads each image of the archive's own "
+            f"splits once per epoch. Use --shard-reader own"
         )
 
 

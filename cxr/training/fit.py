@@ -91,7 +91,7 @@ def fit(
         )
     check_resume(storage.join(out, name), options.resume)
     check_batch(recipe, options)
-    data = describe(archive, recipe, out, reading, labeling, options.input)
+    data = describe(archive, recipe, out, reading, labeling, options.shard_reader)
     room(options, raw=bool(data.streams))
     datasets = data.datasets(recipe.seed, out)
     gpu = uses_gpu(options)

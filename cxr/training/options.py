@@ -14,7 +14,7 @@ from cxr.errors import UserError
 CHECKPOINT_SCORE = "checkpoint_score"  # reported metric by which Ray Train keeps checkpoints; not logged
 
 SEARCH = "search"  # folder in OUT with the state of a search
-ShardInput = Literal["own", "ray"]
+ShardReader = Literal["own", "ray"]
 CPU_SHARE = 0.98  # of a worker's CPUs, requested from Ray; the rest is for the processes that supervise runs
 
 
@@ -35,7 +35,7 @@ class RunOptions:
     """Device to train on. auto: GPUs if the cluster has any."""
     cpus_per_worker: float = 1
     """Number of CPUs reserved for each process, and of its threads when it trains on CPUs."""
-    input: ShardInput = "own"
+    shard_reader: ShardReader = "own"
     """Reader of shards. own: each process reads its row groups itself, in an order that does not depend on the number
     of processes. ray: Ray Data reads them on all machines of the cluster, which must have a CPU free; the order is
     the same in every run with as many processes, and folds are not available."""

@@ -15,11 +15,11 @@ from cxr.data.batch import stored
 from cxr.data.ray_input import RowStream, Streams, archive_streams, shard_streams
 from cxr.families import lung_crop
 from cxr.families.base import Recipe
-from cxr.families.compatibility import RawArchive, check_compatible, check_ray_input
+from cxr.families.compatibility import RawArchive, check_compatible, check_ray_reader
 from cxr.schema import PixelFormat
 from cxr.sources import find_source
 from cxr.sources.options import ALL_IMAGES, SOURCE_LABELS, Labeling, ReadOptions
-from cxr.training.options import ShardInput
+from cxr.training.options import ShardReader
 from cxr.training.raw_stream import order_seed
 from cxr.training.run_log import read_metrics
 
@@ -64,7 +64,7 @@ def describe(
     out: str,
     reading: ReadOptions = ALL_IMAGES,
     labeling: Labeling = SOURCE_LABELS,
-    shard_input: ShardInput = "own",
+    shard_reader: ShardReader = "own",
 ) -> TrainingData:
     """The data of a run on shards or a raw archive.
 
@@ -79,9 +79,9 @@ def describe(
     images = {split: info.rows(split) for split in schema.SPLITS if info.rows(split)}
     trained_on = {"source": info.source, "images": images, "rejects": info.rejects}
     about: dict[str, Any] = {"shards": archive, "cache_bytes": CACHE_BYTES}
-    if shard_input == "own":
+    if shard_reader == "own":
         return TrainingData(about, info.findings, trained_on)
-    check_ray_input(recipe)
+    check_ray_reader(recipe)
     streams = shard_streams(info, stored(recipe.columns))
     about["streamed"] = _streamed(
         streams, info.pixels, info.findings, info.most_boxes, CACHE_BYTES // info.pixels.row_bytes

@@ -117,8 +117,8 @@ def test_streams_reject_settings_that_need_shards(tmp_path: Path) -> None:
 
 def test_ray_data_is_not_given_folds(tmp_path: Path) -> None:
     for recipe in (RECIPE.replace(folds=3), RECIPE.replace(folds=3, fold=0)):
-        with pytest.raises(UserError, match=r"--input ray: folds are not available.* Use --input own"):
-            train_job(recipe, ArchiveOptions(), RunOptions(input="ray"), str(tmp_path / "out"))
+        with pytest.raises(UserError, match=r"--shard-reader ray: folds are not available.* Use --shard-reader own"):
+            train_job(recipe, ArchiveOptions(), RunOptions(shard_reader="ray"), str(tmp_path / "out"))
 
 
 @pytest.mark.usefixtures("_no_cluster")

@@ -127,7 +127,7 @@ def test_training_through_ray_data_is_repeatable(
 
     def losses(out: Path, *stops: int) -> list[float]:
         for number, epochs in enumerate(stops):
-            run = RunOptions(input="ray", resume=number > 0)
+            run = RunOptions(shard_reader="ray", resume=number > 0)
             fit(recipe.replace(epochs=epochs), numbered.uri, str(out), run, in_process=True)
         return [row["train/loss"] for row in read_metrics(str(out))]
 

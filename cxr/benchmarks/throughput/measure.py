@@ -21,7 +21,7 @@ from cxr.data.ingest import ingest
 from cxr.families.base import Recipe
 from cxr.runtime import ray_private
 from cxr.schema import PixelFormat
-from cxr.training.options import ShardInput
+from cxr.training.options import ShardReader
 
 _ROOM = 1.1  # size of shards on disk, as a multiple of their pixels
 
@@ -117,10 +117,10 @@ class Benchmark:
             pace = self._on_worker(f"{archive}-{size}", f"shards_{archive}", epochs=3)
         self.measured.metrics["first_batch_s"] = pace.first_batch_again_s
         self.measured.pace("shards_on_worker", pace.rows_per_second)
-        by_ray = self._on_worker(f"archive-{size}", "shards_ray", epochs=3, shard_input="ray")
+        by_ray = self._on_worker(f"archive-{size}", "shards_ray", epochs=3, shard_reader="ray")
         self.measured.pace("shards_by_ray_data_on_worker", by_ray.rows_per_second)
-        self.measured.metrics["ray_input_over_own"] = by_ray.rows_per_second / pace.rows_per_second
-        self.measured.metrics["first_batch_s_ray_input"] = by_ray.first_batch_again_s
+        self.measured.metrics["ray_reader_over_own"] = by_ray.rows_per_second / pace.rows_per_second
+        self.measured.metrics["first_batch_s_ray_reader"] = by_ray.first_batch_again_s
         self._grown("memory_growth_ingest", f"ingest_few_{size}", f"ingest_archive_{size}")
         self._grown("memory_growth_shards", "shards_few", "shards_archive")
 
@@ -138,10 +138,10 @@ class Benchmark:
         self._grown("memory_growth_stream", "stream_few", "stream_archive")
         metrics["memory_growth"] = max(metrics[f"memory_growth_{way}"] for way in ("ingest", "shards", "stream"))
 
-    def _on_worker(self, archive: str, name: str, epochs: int, shard_input: ShardInput = "own") -> reading.Pace:
+    def _on_worker(self, archive: str, name: str, epochs: int, shard_reader: ShardReader = "own") -> reading.Pace:
         size, runs = self.plan.sizes[0], str(self.scratch / "runs")
         with PeakMemory() as memory:
-            pace = on_worker(str(self.scratch / archive), size, epochs, runs, shard_input)
+            pace = on_worker(str(self.scratch / archive), size, epochs, runs, shard_reader)
         self.measured.peak_mib[name] = memory.peak_bytes / 2**20
         return pace
 

@@ -19,7 +19,7 @@ from cxr.data.shard_loader import ShardStream
 from cxr.families.base import Recipe, SingleProcess, Task
 from cxr.runtime import ray_private
 from cxr.training.fit import ExactlyOnceDataConfig
-from cxr.training.options import RunOptions, ShardInput
+from cxr.training.options import RunOptions, ShardReader
 from cxr.training.raw_stream import Stream, open_streams
 from cxr.training.session import RayTrainSession
 from cxr.training.training_data import CACHE_BYTES, describe
@@ -104,9 +104,9 @@ def shard_stream(info: shards.ShardInfo) -> ShardStream:
     return ShardStream(info, "train", Reading.columns, batch_size=BATCH_SIZE, cache_bytes=CACHE_BYTES)
 
 
-def on_worker(archive: str, size: int, epochs: int, scratch: str, shard_input: ShardInput = "own") -> Pace:
+def on_worker(archive: str, size: int, epochs: int, scratch: str, shard_reader: ShardReader = "own") -> Pace:
     """Read the train split of shards, or of a raw archive with Ray Data, on a worker of Ray Train."""
-    data = describe(archive, Reading(size=size), scratch, shard_input=shard_input)
+    data = describe(archive, Reading(size=size), scratch, shard_reader=shard_reader)
     trainer = ray_private.torch_trainer(
         _read_on_worker,
         train_loop_config={"data": data.about, "size": size, "epochs": epochs},
