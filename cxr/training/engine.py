@@ -156,7 +156,8 @@ class Engine:
                 _, (wishes, pace) = self._means(so_far, float(checkpoints is not None and checkpoints.due()), pace)
                 due = due or wishes > 0
                 next_check += max(1, min(self.check_every, int(CHECK_SECONDS / max(pace, 1e-9))))
-            if due and checkpoints and so_far.steps % self._steps_between_states == 0:
+            ends = so_far.steps >= self.steps_per_epoch * self.stage.data_echo_factor  # with a checkpoint anyway
+            if due and checkpoints and not ends and so_far.steps % self._steps_between_states == 0:
                 so_far.seconds = time.monotonic() - start
                 checkpoints.save(so_far)
                 start, due = time.monotonic() - so_far.seconds, False

@@ -109,7 +109,7 @@ def fit(
     settings = {"archive": archive, **asdict(replace(options, resume=False))}
     with MlflowLog.begin(out, recipe, settings, search_log) as tracked:
         callbacks = [
-            RunLog(out, name, recipe.monitor, show=show_epochs, streamed=bool(datasets)),
+            RunLog(out, name, recipe.monitor, show=show_epochs, by_ray=bool(datasets)),
             tracked,
             *callbacks,
         ]

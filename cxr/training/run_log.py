@@ -30,8 +30,8 @@ class RunLog(UserCallback):
     Object stores cannot append, so there the whole file is written anew each epoch: a few kilobytes.
     """
 
-    def __init__(self, out: str, name: str, monitor: str, *, show: bool = True, streamed: bool = False) -> None:
-        self.show, self.streamed, self._advised = show, streamed, False
+    def __init__(self, out: str, name: str, monitor: str, *, show: bool = True, by_ray: bool = False) -> None:
+        self.show, self.by_ray, self._advised = show, by_ray, False
         self.out, self.name, self.monitor = out, name, monitor
         self._lines: list[str] | None = None
         self._board: Board | None = None
@@ -93,8 +93,8 @@ class RunLog(UserCallback):
         if waited <= 0.5 or (row["epoch"] == 1 and row["seconds"] < 60):
             return ""
         remedy = (
-            "add CPU machines, or ingest to shards (omit --stream)"
-            if self.streamed
+            "add CPU machines, or train from shards that each process reads (omit --stream and --shard-reader)"
+            if self.by_ray
             else "store fewer pixels (--stored-size), or put the shards on faster storage near the workers"
         )
         return f"{waited:.0%} of epoch {row['epoch']} was spent waiting for data: {remedy}"
