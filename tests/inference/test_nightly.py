@@ -380,6 +380,7 @@ def test_committed_parts_are_listed_with_their_counts(network: str, pictures: li
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_night_with_a_hundred_new_ten_changed_and_five_removed_images(
     network: str, pictures: list[Path], tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from tests.conftest import REPOSITORY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 IMAGES, DIFFERENT, KILLS = 3000, 300, 20
-PARTS = 12  # of 250 images
+PARTS = 12  # of at most 256 images
 
 
 def command(archive: Path, network: str, out: Path) -> list[str]:
