@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr import schema, storage
+from cxr.data.shard_index import write_index
 from cxr.data.shards import ARCHIVE_FILE, KIND
 from cxr.imaging.geometry import ResizeTransform
 from cxr.schema import PixelFormat
@@ -51,6 +52,7 @@ def write_shards(
     rng = np.random.default_rng(0)
     pixels = PixelFormat(size)
     parts: dict[str, list[dict[str, object]]] = {}
+    indexed: list[tuple[str, pa.Table]] = []
     for split, count in counts.items():
         parts[split] = []
         for number, start in enumerate(range(0, count, part_rows)):
@@ -59,6 +61,8 @@ def write_shards(
             (folder / split).mkdir(parents=True, exist_ok=True)
             pq.write_table(rows, folder / path, row_group_size=row_group_rows)
             parts[split].append({"path": path, "rows": rows.num_rows})
+            indexed.append((path, rows))
+    write_index(str(folder), indexed)
     about = {
         "kind": KIND,
         "version": 1,

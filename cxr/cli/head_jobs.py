@@ -18,7 +18,7 @@ from torch import nn
 from cxr import schema, storage
 from cxr.cli.inputs import open_archive
 from cxr.cli.options import ArchiveOptions
-from cxr.data import embeddings, shards
+from cxr.data import embeddings, shard_index, shards
 from cxr.data.batch import best_device
 from cxr.errors import UserError
 from cxr.families import checkpoint, checkpoint_files, recipe_from_dict
@@ -196,7 +196,7 @@ def _labels(
         pa.chunked_array([chunk for table, _ in tables for chunk in table[name].chunks], pa.string())
         for name in columns[:2]
     )
-    shards.check_unique(ids.to_pylist(), " and ".join(archives))
+    shard_index.check_unique([ids], " and ".join(archives))
     labels_NF = np.concatenate([shards.aligned_labels(table[schema.LABELS], own, findings) for table, own in tables])
     return ids, splits, labels_NF, findings
 

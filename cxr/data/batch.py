@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from queue import Full, Queue
-from threading import Event, Lock, Thread
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +27,6 @@ Columns = dict[str, np.ndarray]  # column name -> array whose first axis is rows
 # Column name -> tensor on the device. "pixels" is uint8 or uint16 (B, H, W) as stored, or float32 in [0, 1] after
 # `Task.augment`.
 Batch = dict[str, torch.Tensor]
-S = TypeVar("S")
-T = TypeVar("T")
 
 
 def stored(names: Sequence[str]) -> list[str]:
@@ -226,60 +220,3 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     if device.type == "cpu":
         return batch
     return {name: values.pin_memory().to(device, non_blocking=True) for name, values in batch.items()}
-
-
-def read_ahead(read: Callable[[S], T], items: Iterable[S], ahead: int) -> Iterator[T]:
-    """`map(read, items)`, with up to `ahead` results that are read or wait at a time, in as many threads."""
-    with ThreadPoolExecutor(ahead) as pool:
-        waiting = deque[Future[T]]()
-        try:
-            for item in items:
-                waiting.append(pool.submit(read, item))
-                if len(waiting) == ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def prefetched(items: Iterable[T], depth: int = 3) -> Iterator[T]:
-    """Iterate over `items` in a thread that is up to `depth` ahead. Its exceptions are raised here."""
-    queue: Queue[tuple[bool, object]] = Queue(depth)
-    stop = Event()
-    worker = Thread(target=_fill, args=(iter(items), queue, stop), daemon=True)
-    worker.start()
-    try:
-        while True:
-            good, item = queue.get()
-            if good:
-                yield item  # pyright: ignore[reportReturnType]
-            elif item is None:
-                return
-            else:
-                raise item  # pyright: ignore[reportGeneralTypeIssues]
-    finally:
-        stop.set()
-        worker.join()
-
-
-def _fill(items: Iterator[object], queue: Queue[tuple[bool, object]], stop: Event) -> None:
-    end: object = None
-    try:
-        for item in items:
-            if not _put(queue, (True, item), stop):
-                return
-    except BaseException as error:
-        end = error
-    _put(queue, (False, end), stop)
-
-
-def _put(queue: Queue[tuple[bool, object]], entry: tuple[bool, object], stop: Event) -> bool:
-    while not stop.is_set():
-        try:
-            queue.put(entry, timeout=0.1)
-            return True
-        except Full:
-            continue
-    return False

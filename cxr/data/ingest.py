@@ -1,6 +1,7 @@
 """Archive -> shards: every image decoded once, into Parquet files of fixed-size pixels that are only scanned.
 
 OUT/train/part-00000.parquet …    good rows (schema.row_schema); the part's rejects stand in its footer
+OUT/index.parquet                 where each image is, its patient and labels (`cxr.data.shard_index`)
 OUT/rejects.parquet               images that could not be used, and why (schema.REJECTS)
 OUT/archive.json                  contents of the shards; written last, so that shards without it are incomplete
 """
@@ -26,6 +27,7 @@ from cxr.data.decode import CropSettings, make_counted_rows
 from cxr.data.dicom_headers import read_large_archive
 from cxr.data.ledger import Ledger, Part, open_ledger, plan, rows_at
 from cxr.data.ray_data import map_parts
+from cxr.data.shard_index import write_index
 from cxr.data.shard_writer import FILE_BYTES, FILE_ROWS, row_group_rows, shard_writer
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION
 from cxr.errors import UserError
@@ -126,6 +128,7 @@ def ingest(
         manifest.notes += boxes.notes()
         about = _describe(contents, manifest, origin)
         _write_rejects(out, contents)
+        write_index(out, ((part.path, _good(part, of)) for part, of in zip(parts, contents, strict=True)))
         storage.write_json(storage.join(out, ARCHIVE_FILE), about)
     _check_rejects(about, table.num_rows, max_rejects, out)
     return IngestResult(
@@ -270,6 +273,12 @@ def _write_rejects(out: str, contents: Sequence[_Contents]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rejects, schema=schema.REJECTS), sink)
     storage.write_bytes(storage.join(out, REJECTS_FILE), sink.getvalue())
+
+
+def _good(part: Part, contents: _Contents) -> pa.Table:
+    """The rows of a part's manifest that are in its file, which has them in the same order."""
+    rejected = pa.array([reject[schema.IMAGE_ID] for reject in contents.rejects], pa.string())
+    return part.rows.filter(pc.invert(pc.is_in(part.rows[schema.IMAGE_ID], value_set=rejected)))
 
 
 def _check_rejects(about: dict[str, Any], images: int, max_rejects: float, out: str) -> None:

@@ -5,22 +5,16 @@ Everything here depends only on the shards, the seed and the epoch, so all worke
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from cxr import schema
-from cxr.data.shards import RowGroup, ShardFile, ShardInfo, read_rows, row_groups
+from cxr.data.shard_index import read_labels
+from cxr.data.shards import RowGroup, ShardInfo, row_groups
 from cxr.errors import UserError
 from cxr.sources.splits import stratified
-
-_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -105,10 +99,6 @@ class Rows:
         position = rng.permutation(len(self.groups))
         return rows[np.argsort(position[self.group_N[rows]], kind="stable")]
 
-    def showing(self, findings: Sequence[str]) -> np.ndarray:
-        """(N,) bool: whether any of these findings is positive; reads only the labels."""
-        return (_labels(self.groups, findings) == schema.POSITIVE).any(1)[self.numbers_N]
-
 
 def rows_of(info: ShardInfo, split: str, fold: Fold | None = None) -> Rows:
     """The rows of a split; with a fold, "val" is that fold of train and val combined, and "train" the other folds.
@@ -116,36 +106,28 @@ def rows_of(info: ShardInfo, split: str, fold: Fold | None = None) -> Rows:
     Raises:
         UserError: there are fewer patients than folds.
     """
+    splits = splits_of(split, fold)
+    groups = [group for name in splits for group in row_groups(info, name)]
     if fold is None or split == "test":
-        groups = row_groups(info, split)
         return Rows(groups, np.arange(sum(group.rows for group in groups)))
-    groups = [*row_groups(info, "train"), *row_groups(info, "val")]
-    labels = _labels(groups, info.findings)
-    in_fold = stratified(labels, _patients(groups), fold.of) == fold.number
+    in_fold = _folds(info, fold.of) == fold.number
     return Rows(groups, np.flatnonzero(in_fold if split == "val" else ~in_fold))
 
 
-def _labels(groups: Sequence[RowGroup], findings: Sequence[str]) -> np.ndarray:
-    """(N, findings) int8 labels."""
-    lists = _columns(groups, [schema.LABELS], findings)[schema.LABELS]
-    labels = np.full((len(lists), len(findings)), schema.UNKNOWN, np.int8)
-    labels[lists.is_valid().to_numpy()] = pc.list_flatten(lists).to_numpy().reshape(-1, len(findings))
-    return labels
+def splits_of(split: str, fold: Fold | None) -> tuple[str, ...]:
+    """The archive's own splits that the rows of a split are from."""
+    return (split,) if fold is None or split == "test" else ("train", "val")
 
 
-def _patients(groups: Sequence[RowGroup]) -> np.ndarray:
-    """(N,) patient ids; an image of an unknown patient counts as its own patient."""
-    return schema.patients_of(_columns(groups, [schema.PATIENT_ID, schema.IMAGE_ID])).to_numpy()
+def showing(info: ShardInfo, split: str, findings: Sequence[str], fold: Fold | None = None) -> np.ndarray:
+    """bool, one for each of `rows_of(info, split, fold)`: whether any of these findings is positive."""
+    labels, _ = read_labels(info, splits_of(split, fold), findings)
+    return (labels == schema.POSITIVE).any(1)[rows_of(info, split, fold).numbers_N]
 
 
-def _columns(groups: Sequence[RowGroup], names: Sequence[str], findings: Sequence[str] = ()) -> pa.Table:
-    """Read these columns of the files of all `groups`, labels in the order of `findings`."""
-    rows = Counter[str]()
-    for group in groups:
-        rows[group.uri] += group.rows
-    own = {group.uri: group.findings for group in groups}
-    files = [ShardFile(uri, count, own[uri]) for uri, count in rows.items()]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        table = pa.concat_tables(pool.map(partial(read_rows, columns=names, findings=findings), files))
-    assert table.num_rows == sum(group.rows for group in groups), "the shards were modified after ingest"
-    return table
+def _folds(info: ShardInfo, folds: int) -> np.ndarray:
+    """The fold of each image of train and val, which is computed once for each `info`."""
+    if folds not in info.folds:
+        labels, patients = read_labels(info, ("train", "val"), info.findings, patients=True)
+        info.folds[folds] = stratified(labels, patients, folds)
+    return info.folds[folds]

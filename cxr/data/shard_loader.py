@@ -21,14 +21,13 @@ from cxr.data.batch import (
     BufferPool,
     Columns,
     ShuffleBuffer,
-    prefetched,
-    read_ahead,
     stored,
     take,
     to_columns,
     to_tensors,
 )
-from cxr.data.sampling import Fold, Sampling, rows_of
+from cxr.data.prefetch import prefetched, read_ahead
+from cxr.data.sampling import Fold, Sampling, rows_of, showing
 from cxr.data.shards import ARCHIVE_FILE, RowGroup, ShardInfo, read_rows
 from cxr.errors import UserError
 from cxr.wording import counted
@@ -95,7 +94,7 @@ class ShardStream:
                 f"expected labels of {sampling.finding} in {self.info.uri}, got {known}: use another archive, or "
                 f"train without sampling"
             )
-        positive_N = self._rows.showing(sampled)
+        positive_N = showing(self.info, self.split, sampled, self.fold)
         if not positive_N.any() or (positive_N.all() and min(sampling.shares) < 1):
             kind = "all" if positive_N.any() else "none"
             raise UserError(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,13 +16,11 @@ from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.imaging.enhance import Enhancement
 from cxr.schema import PixelFormat
-from cxr.wording import counted
 
-ARCHIVE_FILE, REJECTS_FILE = "archive.json", "rejects.parquet"
+ARCHIVE_FILE, REJECTS_FILE, INDEX_FILE = "archive.json", "rejects.parquet", "index.parquet"
 KIND, VERSION = "cxr-shards", 1
 MEMBERS, ARCHIVES = "members", "archives"  # keys of an archive.json that combines several sets of shards
 MUST_AGREE = ("pixels", "row_group_rows", "lung_crop", "enhancement")  # between combined sets of shards
-_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,14 @@ class ShardFile:
 
     uri: str
     rows: int
+    findings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class IndexFile:
+    """The index of a set of shards (see `cxr.data.shard_index`): the shards' URI, and the findings of its labels."""
+
+    shards: str
     findings: tuple[str, ...]
 
 
@@ -47,11 +50,13 @@ class ShardInfo:
     pixels: PixelFormat
     row_group_rows: int
     parts: dict[str, tuple[ShardFile, ...]]  # by split
+    indexes: tuple[IndexFile, ...]  # one for each set of shards, in the order of their files
     rejects: int
     most_boxes: int = schema.MOST_BOXES  # maximum number of boxes per image
     latents: Mapping[str, Any] | None = None  # encoder of a latent archive, see cxr.inference.latents
     lung_crop: Mapping[str, Any] | None = None  # settings of lung crops, see cxr.families.lung_crop
     enhancement: Enhancement = field(default_factory=Enhancement)  # applied before the pixels were stored
+    folds: dict[int, np.ndarray] = field(default_factory=dict, compare=False, repr=False)  # see `cxr.data.sampling`
 
     @property
     def files(self) -> tuple[ShardFile, ...]:
@@ -110,6 +115,7 @@ def read_info(uri: str, *, latents: bool = False) -> ShardInfo:
         pixels=PixelFormat(**about["pixels"]),
         row_group_rows=about["row_group_rows"],
         parts=parts,
+        indexes=(IndexFile(uri, findings),),
         rejects=about["rejects"],
         most_boxes=about.get("most_boxes", schema.MOST_BOXES),
         latents=about.get("latents"),
@@ -151,35 +157,6 @@ def made_of(uri: str) -> tuple[str, ...]:
     return tuple(raw for member in about.get(MEMBERS) or (about["archive"],) for raw in made_of(member))
 
 
-def check_ids(info: ShardInfo) -> None:
-    """Raise UserError if combined shards have an image id in common: scores are identified by the image id.
-
-    Training on such shards is fine.
-    """
-    if not joined_archives(info.uri):
-        return
-    files = [file.uri for file in info.files]
-    files += [storage.join(info.uri, REJECTS_FILE)] if info.rejects else []
-    check_unique(image_ids(files), f"the archives combined in {info.uri}")
-
-
-def image_ids(files: Sequence[str]) -> Iterator[str]:
-    """The image ids in Parquet files of rows or rejects, given by their URIs."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for table in pool.map(partial(storage.read_parquet, columns=[schema.IMAGE_ID]), files):
-            yield from table[schema.IMAGE_ID].to_pylist()
-
-
-def check_unique(ids: Iterable[str], archives: str) -> None:
-    """Raise UserError if an image id occurs more than once in the archives that `archives` describes."""
-    counts = Counter(ids)
-    if repeated := [name for name, count in counts.items() if count > 1]:
-        raise UserError(
-            f"expected different image ids in {archives}, got {counted(len(repeated), 'id')} in common, for example "
-            f"{repeated[0]!r}: score and evaluate each archive separately, or rename the images of one"
-        )
-
-
 def check_alike(kinds: Mapping[str, Mapping[str, object]]) -> None:
     """Raise UserError unless all shards, given by URI, have the same properties, such as their pixel format."""
     (first, expected), *rest = kinds.items()
@@ -201,6 +178,7 @@ def _combine(uri: str, members: Sequence[ShardInfo]) -> ShardInfo:
         findings=tuple(dict.fromkeys(finding for info in members for finding in info.findings)),
         pixels=first.pixels,
         row_group_rows=first.row_group_rows,
+        indexes=tuple(index for info in members for index in info.indexes),
         parts={split: sum((info.parts.get(split, ()) for info in members), ()) for split in schema.SPLITS},
         rejects=sum(info.rejects for info in members),
         most_boxes=max(info.most_boxes for info in members),

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cxr import schema, storage
-from cxr.data import shards
+from cxr.data import shard_index, shards
 from cxr.data.identity import read_crosswalk
 from cxr.errors import UserError
 from cxr.evaluation.run import NoGroundTruthError, no_images
@@ -93,7 +93,7 @@ def patient_numbers(table: pa.Table) -> np.ndarray:
 def _of_shards(info: shards.ShardInfo, columns: Sequence[str], split: str, expression: str) -> Manifest:
     """The images of a split, or of all splits if it is empty or "all", and the rejects; only selected ones."""
     read = list(dict.fromkeys([*columns, *(selection.COLUMNS if expression else ())]))
-    shards.check_ids(info)
+    shard_index.check_ids(info)
     fields = pa.schema([*(schema.row_schema(info.pixels).field(name) for name in read), *PLACES])
     numbers = {file.uri: number for number, file in enumerate(info.files)}
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cxr import schema, storage
 from cxr.data import shards
 from cxr.data.decode_pool import decode_image
+from cxr.data.shard_index import find_rows
 from cxr.errors import ImageRejectedError
 from cxr.evaluation.ground_truth import PLACES
 from cxr.imaging import geometry
@@ -60,11 +59,11 @@ def read_pictures(table: pa.Table, rows: Sequence[int], stored: Sequence[shards.
 
     Args:
         table: `image_id` and `source_uri`. It may say where the images are stored, see `ground_truth.PLACES`;
-            otherwise the ids in all files of the shards are searched.
+            otherwise the index of the shards is searched.
         stored: shards that may contain the images.
     """
     files = [(info, file) for info in stored for file in info.files]
-    places = _places(table, rows, [file for _, file in files])
+    places = _places(table, rows, files, stored)
     large = [row for row in places if files[places[row][0]][0].pixels.size >= PICTURE_PX]
 
     def read(some: Sequence[int]) -> Pictures:
@@ -88,7 +87,12 @@ def read_stored_row(
     return schema.conform_to_schema(stored, fields)
 
 
-def _places(table: pa.Table, rows: Sequence[int], files: Sequence[shards.ShardFile]) -> dict[int, tuple[int, int]]:
+def _places(
+    table: pa.Table,
+    rows: Sequence[int],
+    files: Sequence[tuple[shards.ShardInfo, shards.ShardFile]],
+    stored: Sequence[shards.ShardInfo],
+) -> dict[int, tuple[int, int]]:
     """For each row of a table that is in one of the files: the number of the file and the row there."""
     if set(PLACES.names) <= set(table.column_names):
         known = table.select(PLACES.names).take(pa.array(rows, pa.int64())).to_pydict()
@@ -96,13 +100,12 @@ def _places(table: pa.Table, rows: Sequence[int], files: Sequence[shards.ShardFi
             row: (number, at) for row, number, at in zip(rows, *known.values(), strict=True) if number is not None
         }
     row_of = {table[schema.IMAGE_ID][row].as_py(): row for row in rows}
-    places: dict[int, tuple[int, int]] = {}
-    with ThreadPoolExecutor(_THREADS) as pool:
-        read = partial(storage.read_parquet, columns=[schema.IMAGE_ID])
-        for number, ids in enumerate(pool.map(read, [file.uri for file in files] if rows else ())):
-            found = np.flatnonzero(pc.is_in(ids[schema.IMAGE_ID], value_set=pa.array(row_of, pa.string())))
-            places |= {row_of[ids[schema.IMAGE_ID][at].as_py()]: (number, at) for at in found.tolist()}
-    return places
+    number_of = {file.uri: number for number, (_, file) in enumerate(files)}
+    return {
+        row_of[image_id]: (number_of[uri], at)
+        for info in (stored if rows else ())
+        for image_id, (uri, at) in find_rows(info, row_of).items()
+    }
 
 
 def _decoded(table: pa.Table, rows: Sequence[int]) -> Pictures:

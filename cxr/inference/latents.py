@@ -1,6 +1,7 @@
 """Latent archives: shards whose pixels are X-rays compressed by an encoder, with a record of that encoder.
 
 LATENTS/train/part-00003.parquet …   rows (schema.row_schema) of one part of scores, by split
+LATENTS/index.parquet                file and row of each image
 LATENTS/rejects.parquet              images that could not be used, and why (schema.REJECTS)
 LATENTS/archive.json                 as of other shards, and the encoder; written last
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr import schema, storage
+from cxr.data.shard_index import write_index
 from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, VERSION, ShardInfo
 from cxr.errors import UserError
 from cxr.families import lung_crop
@@ -146,7 +148,7 @@ def stored_bytes(pictures_Bhw: np.ndarray) -> float:
 
 
 def finish(folder: str, scores: Iterable[tuple[str, pa.Table]], model: Checkpoint, origin: Origin) -> None:
-    """Write rejects.parquet and archive.json after all parts have been written.
+    """Write index.parquet, rejects.parquet and archive.json after all parts have been written.
 
     Args:
         scores: the name of each part, and `schema.REJECTS` of its rows. They determine which latents must exist.
@@ -157,17 +159,25 @@ def finish(folder: str, scores: Iterable[tuple[str, pa.Table]], model: Checkpoin
     existing = {entry.path for entry in storage.list_files(folder)}
     rejects = [schema.REJECTS.empty_table()]
     parts: dict[str, list[dict[str, Any]]] = {}
-    for name, rows in scores:
-        good = pc.is_null(rows[schema.ERROR])
-        rejects.append(rows.select(schema.REJECTS.names).replace_schema_metadata().filter(pc.invert(good)))
-        for split, count in sorted(Counter(rows[schema.SPLIT].filter(good).to_pylist()).items()):
-            path = part_path(split, name)
-            if path not in existing:
-                raise UserError(
-                    f"{storage.join(folder, path)} is missing: restore it, or score the archive again into an empty "
-                    f"--out"
-                )
-            parts.setdefault(split, []).append({"path": path, "rows": count})
+
+    def files() -> Iterator[tuple[str, pa.Table]]:
+        """Each file of latents, and the ids and splits of its rows; fills `rejects` and `parts`."""
+        for name, rows in scores:
+            good = pc.is_null(rows[schema.ERROR])
+            rejects.append(rows.select(schema.REJECTS.names).replace_schema_metadata().filter(pc.invert(good)))
+            usable = rows.filter(good)
+            for split in sorted(usable[schema.SPLIT].unique().to_pylist()):
+                path = part_path(split, name)
+                if path not in existing:
+                    raise UserError(
+                        f"{storage.join(folder, path)} is missing: restore it, or score the archive again into an "
+                        f"empty --out"
+                    )
+                own = usable.filter(pc.equal(usable[schema.SPLIT], split))
+                parts.setdefault(split, []).append({"path": path, "rows": own.num_rows})
+                yield path, own
+
+    write_index(folder, files())
     rejected = pa.concat_tables(rejects)
     _write_rejects(storage.join(folder, REJECTS_FILE), rejected)
     storage.write_json(storage.join(folder, ARCHIVE_FILE), _described(parts, rejected, model, origin))

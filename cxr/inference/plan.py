@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from cxr import schema, storage
-from cxr.data import ledger, shards
+from cxr.data import ledger, shard_index, shards
 from cxr.data.ledger import Part
 from cxr.data.run_ledger import SCORES
 from cxr.errors import UserError
@@ -77,7 +77,7 @@ def list_images(archive: str, reading: ReadOptions) -> Listing:
     if shards.is_shards(archive):
         reading.check_raw(archive)
         info = shards.read_info(archive, latents=True)
-        shards.check_ids(info)
+        shard_index.check_ids(info)
         return Listing(Origin(archive, info.source, info.findings), _shard_parts(info))
     with recorded_listings():
         manifest = open_manifest(archive, reading)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from cxr import schema
-from cxr.data.batch import Batch, best_device, prefetched
+from cxr.data.batch import Batch, best_device
 from cxr.data.decode import make_rows
+from cxr.data.prefetch import prefetched
 from cxr.errors import ImageRejectedError, UserError
 from cxr.families import checkpoint, lung_crop
 from cxr.families.base import one_of

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from cxr import schema, storage
-from cxr.data import embeddings, gate, ledger, shards
+from cxr.data import embeddings, gate, ledger, shard_index, shards
 from cxr.data.dicom_headers import read_large_archive
 from cxr.data.identity import COLUMNS as IDENTITY_COLUMNS
 from cxr.data.identity import Identity, open_identity
@@ -302,14 +302,15 @@ def _count(rows: pa.Table) -> int:
 def _check_ids(listings: Sequence[Listing]) -> None:
     """Raise UserError if several archives share an image id, by which scores are identified."""
     if len(listings) > 1:
-        ids = itertools.chain.from_iterable(_image_ids(listing.rows) for listing in listings)
-        shards.check_unique(ids, " and ".join(listing.origin.archive for listing in listings))
+        ids = itertools.chain.from_iterable(_image_ids(listing) for listing in listings)
+        shard_index.check_unique(ids, " and ".join(listing.origin.archive for listing in listings))
 
 
-def _image_ids(rows: pa.Table) -> Iterable[str]:
+def _image_ids(listing: Listing) -> Iterable[pa.ChunkedArray]:
     """Ids of all images of a listing, including those that ingest rejected."""
-    is_shards = SHARD in rows.column_names
-    return shards.image_ids(rows[SHARD].unique().to_pylist()) if is_shards else rows[schema.IMAGE_ID].to_pylist()
+    if SHARD in listing.rows.column_names:
+        return shard_index.image_ids(shards.read_info(listing.origin.archive, latents=True))
+    return [listing.rows[schema.IMAGE_ID]]
 
 
 # ---- Results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -88,7 +89,7 @@ def official_splits(patient_ids: pa.Array | pa.ChunkedArray, official: pa.Array)
     return pc.coalesce(listed, hashed)
 
 
-def stratified(labels_NK: np.ndarray, groups_N: np.ndarray, folds: int) -> np.ndarray:
+def stratified(labels_NK: np.ndarray, groups_N: np.ndarray | pa.ChunkedArray, folds: int) -> np.ndarray:
     """(N,) each image's fold, from 0; folds are balanced in the number of images and of every finding.
 
     Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011): groups with the rarest remaining finding are
@@ -97,12 +98,17 @@ def stratified(labels_NK: np.ndarray, groups_N: np.ndarray, folds: int) -> np.nd
 
     Args:
         labels_NK: as `schema.LABELS`; labels that are not positive count as negative.
-        groups_N: group ids, which are converted to text.
+        groups_N: group ids, numbers or text.
 
     Raises:
         UserError: there are fewer groups than folds.
     """
-    groups, group_N = np.unique(np.asarray(groups_N).astype(str), return_inverse=True)
+    ids = groups_N if isinstance(groups_N, pa.ChunkedArray) else pa.array(np.asarray(groups_N).astype(str))
+    encoded: Any = pc.dictionary_encode(ids)  # pyright: ignore[reportAttributeAccessIssue]
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    position = pc.sort_indices(encoded.dictionary)
+    groups = encoded.dictionary.take(position).to_pylist()
+    group_N = np.argsort(position.to_numpy())[encoded.indices.to_numpy()]
     if len(groups) < folds:
         raise UserError(
             f"expected at least {folds} patients for training and validation in {folds} folds, got {len(groups)}: "

@@ -17,12 +17,11 @@ from cxr.data.batch import (
     NO_MASK,
     BufferPool,
     ShuffleBuffer,
-    prefetched,
-    read_ahead,
     stored,
     to_columns,
     to_tensors,
 )
+from cxr.data.prefetch import prefetched, read_ahead
 from cxr.schema import MOST_BOXES, PixelFormat
 
 PIXELS = PixelFormat(16)

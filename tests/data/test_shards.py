@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from cxr import schema, storage
-from cxr.data import shards
-from cxr.data.sampling import rows_of
+from cxr.data import shard_index, shards
+from cxr.data.sampling import showing
 from cxr.data.shard_loader import ShardStream
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth import read_truth
@@ -120,8 +120,8 @@ def test_combined_shards_are_read_as_one(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"expected different image ids in the archives combined in .*both, got 24 ids in common"
     ):
-        shards.check_ids(info)
-    shards.check_ids(shards.read_info(members[0]))
+        shard_index.check_ids(info)
+    shard_index.check_ids(shards.read_info(members[0]))
     assert shards.joined_archives(members[0]) == shards.joined_archives(str(tmp_path / "none")) == ()
 
 
@@ -140,9 +140,8 @@ def test_combined_shards_have_the_findings_of_all(tmp_path: Path) -> None:
     assert pa.concat_tables(read)[schema.LABELS].to_pylist() == [[1, 0, -1]] * 3 + [None] + [[0, -1, 1]] * 3
     batches = list(ShardStream(info, "val", (schema.PIXELS, schema.LABELS), batch_size=2).every())
     assert torch.cat([batch[schema.LABELS] for batch in batches]).tolist() == [[0, -1, 1]] * 2 + [[-1, -1, -1]]
-    rows = rows_of(info, "train")
-    assert rows.showing(["Hernia"]).tolist() == [False] * 4 + [True] * 3
-    assert rows.showing(["Mass", "Hernia"]).tolist() == [True] * 3 + [False] + [True] * 3
+    assert showing(info, "train", ["Hernia"]).tolist() == [False] * 4 + [True] * 3
+    assert showing(info, "train", ["Mass", "Hernia"]).tolist() == [True] * 3 + [False] + [True] * 3
     joined = shards.join_shards(str(tmp_path / "joined"), [first, third], ["/a", "/c"]).uri
     truth = read_truth(joined, ALL_IMAGES, "val", [schema.LABELS])
     assert (truth.findings, truth.table[schema.LABELS].to_pylist()) == (("Mass", "Edema"), [[-1, -1]])
@@ -164,7 +163,7 @@ def test_shards_that_differ_cannot_be_combined(tmp_path: Path, other: dict[str, 
 
 def test_image_ids_of_rejects_must_be_unique_too(tmp_path: Path) -> None:
     members = [write_shards(tmp_path / "a", {"train": 3}), write_shards(tmp_path / "b", {"val": 3})]
-    shards.check_ids(shards.join_shards(str(tmp_path / "both"), members, ["/a", "/b"]))
+    shard_index.check_ids(shards.join_shards(str(tmp_path / "both"), members, ["/a", "/b"]))
     reject(tmp_path / "b", "train-0001.png")
     with pytest.raises(UserError, match=r"got 1 id in common, for example 'train-0001.png'"):
-        shards.check_ids(shards.join_shards(str(tmp_path / "both"), members, ["/a", "/b"]))
+        shard_index.check_ids(shards.join_shards(str(tmp_path / "both"), members, ["/a", "/b"]))
