@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from cxr import schema, storage
 from cxr.data.prefetch import read_ahead
-from cxr.data.shards import INDEX_FILE, REJECTS_FILE, IndexFile, ShardInfo, aligned_labels, joined_archives
+from cxr.data.shards import INDEX_FILE, REJECTS_FILE, IndexFile, ShardInfo, aligned_labels, file_uri, joined_archives
 from cxr.errors import UserError
 from cxr.storage.files import atomic_writer
 from cxr.wording import counted
@@ -94,7 +94,7 @@ def find_rows(info: ShardInfo, image_ids: Iterable[str]) -> dict[str, tuple[str,
     expected, found = pa.array(list(image_ids), pa.string()), dict[str, tuple[str, int]]()
     for index, table in read_index(info, [schema.IMAGE_ID, PART, ROW]):
         for row in table.filter(pc.is_in(table[schema.IMAGE_ID], value_set=expected)).to_pylist():
-            found[row[schema.IMAGE_ID]] = storage.join(index.shards, row[PART]), row[ROW]
+            found[row[schema.IMAGE_ID]] = file_uri(index.shards, row[PART]), row[ROW]
     return found
 
 

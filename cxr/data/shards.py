@@ -105,7 +105,7 @@ def read_info(uri: str, *, latents: bool = False) -> ShardInfo:
         )
     findings = tuple(about["findings"])
     parts = {
-        split: tuple(ShardFile(storage.join(uri, part["path"]), part["rows"], findings) for part in listed)
+        split: tuple(ShardFile(file_uri(uri, part["path"]), part["rows"], findings) for part in listed)
         for split, listed in about["parts"].items()
     }
     return ShardInfo(
@@ -122,6 +122,18 @@ def read_info(uri: str, *, latents: bool = False) -> ShardInfo:
         lung_crop=about.get("lung_crop"),
         enhancement=Enhancement(**about.get("enhancement", {})),
     )
+
+
+def file_uri(uri: str, path: str) -> str:
+    """The URI of a file of the shards at `uri`, given by its path in their metadata.
+
+    Raises:
+        UserError: the path leads out of the shards, which may be from others.
+    """
+    resolved = storage.resolve(path, uri)
+    if not storage.is_inside(resolved, uri):
+        raise UserError(f"expected paths of files below {uri}, got {path!r}: do not use these shards, ingest again")
+    return resolved
 
 
 def join_shards(uri: str, members: Sequence[str], archives: Sequence[str]) -> ShardInfo:

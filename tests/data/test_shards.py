@@ -93,6 +93,23 @@ def test_unfinished_shards_are_rejected(tmp_path: Path) -> None:
         shards.read_info(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "path", ["../secret.parquet", "train/../../x.parquet", "/etc/x", "s3://other/x", "file:///x", "."]
+)
+def test_metadata_cannot_name_files_outside_the_shards(tmp_path: Path, path: str) -> None:
+    folder = tmp_path / "shards"
+    write_shards(folder, {"train": 3})
+    about = storage.read_json(str(folder / shards.ARCHIVE_FILE))
+    rows = storage.read_parquet(str(folder / "train" / "part-00000.parquet"))
+    shard_index.write_index(str(folder), [(path, rows)])
+    info = shards.read_info(str(folder))
+    with pytest.raises(UserError, match="expected paths of files below"):
+        shard_index.find_rows(info, ["train-0001.png"])
+    storage.write_json(str(folder / shards.ARCHIVE_FILE), about | {"parts": {"train": [{"path": path, "rows": 3}]}})
+    with pytest.raises(UserError, match="expected paths of files below"):
+        shards.read_info(str(folder))
+
+
 def reject(folder: Path, image_id: str) -> None:
     """Add a rejected image to finished shards."""
     row = {"image_id": image_id, "source_uri": image_id, "split": "train", "error": "torn"}
