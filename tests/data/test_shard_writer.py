@@ -19,7 +19,7 @@ from cxr.data.ingest import PartWriter, rows_per_part
 from cxr.data.ledger import Part
 from cxr.data.shard_writer import row_group_rows
 from cxr.inference import plan
-from cxr.inference.read import InputFormat, PartReader
+from cxr.inference.read import PART_ROWS, InputFormat, PartReader
 from cxr.schema import PixelFormat
 from tests.data.test_decode import manifest
 from tests.made_shards import write_shards
@@ -76,11 +76,11 @@ def test_parts_keep_workers_busy_and_files_few() -> None:
 
 def test_large_shard_files_are_scored_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = shards.read_info(write_shards(tmp_path, {"train": 50, "val": 7}))
-    monkeypatch.setattr(plan, "_PART_BYTES", 16 * info.pixels.row_bytes)
+    monkeypatch.setattr(plan, "PART_BYTES", 16 * info.pixels.row_bytes)
     parts = plan._shard_parts(info)
-    assert [part.rows["part_rows"][0].as_py() for part in parts] == [16, 4, 16, 4, 10, 7]
+    assert parts[PART_ROWS].to_pylist() == [16, 4, 16, 4, 10, 7]
     reader = PartReader((InputFormat(info.pixels),), "off")
-    read = pa.concat_tables([reader.rows(part.rows) for part in parts])
+    read = pa.concat_tables([reader.rows(parts.slice(number, 1)) for number in range(6)])
     files = [file.uri for split in ("train", "val") for file in info.parts[split]]
     assert read.equals(pa.concat_tables(map(storage.read_parquet, files)))
 
