@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,7 +53,6 @@ def write_shards(
     rng = np.random.default_rng(0)
     pixels = PixelFormat(size)
     parts: dict[str, list[dict[str, object]]] = {}
-    indexed: list[tuple[str, pa.Table]] = []
     for split, count in counts.items():
         parts[split] = []
         for number, start in enumerate(range(0, count, part_rows)):
@@ -61,8 +61,6 @@ def write_shards(
             (folder / split).mkdir(parents=True, exist_ok=True)
             pq.write_table(rows, folder / path, row_group_size=row_group_rows)
             parts[split].append({"path": path, "rows": rows.num_rows})
-            indexed.append((path, rows))
-    write_index(str(folder), indexed)
     about = {
         "kind": KIND,
         "version": 1,
@@ -74,8 +72,15 @@ def write_shards(
         "parts": parts,
         "rejects": 0,
     }
-    storage.write_json(str(folder / ARCHIVE_FILE), about)
+    finish_shards(folder, about)
     return str(folder)
+
+
+def finish_shards(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write the index of shard files, and `archive.json`."""
+    paths = [part["path"] for listed in about["parts"].values() for part in listed]
+    write_index(str(folder), ((path, storage.read_parquet(str(folder / path))) for path in paths))
+    storage.write_json(str(folder / ARCHIVE_FILE), about)
 
 
 def _rows(split: str, numbers: range, pixels: PixelFormat, rng: np.random.Generator, known: Known) -> pa.Table:

@@ -16,7 +16,7 @@ import pytest
 from cxr import schema, storage
 from cxr.cli.commands import evaluate
 from cxr.cli.commands import report as report_command
-from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE, join_shards
+from cxr.data.shards import KIND, REJECTS_FILE, join_shards
 from cxr.errors import UserError
 from cxr.evaluation import reports
 from cxr.evaluation.ground_truth import read_truth
@@ -28,6 +28,7 @@ from cxr.runtime.job import write_result
 from cxr.schema import FINDINGS_KEY
 from cxr.sources import open_manifest
 from cxr.sources.options import ALL_IMAGES
+from tests.made_shards import finish_shards
 from tests.written_runs import write_scored
 
 FINDINGS = ("Mass", "Edema", "Hernia")
@@ -58,7 +59,7 @@ def write_archive(folder: Path, images: int = 60, rejects: int = 2) -> str:
     pq.write_table(pa.Table.from_pylist(broken, schema.REJECTS), folder / REJECTS_FILE)
     about = {"kind": KIND, "version": 1, "source": "made", "archive": "", "findings": list(FINDINGS)}
     about |= {"pixels": {"size": 16, "bits": 8}, "row_group_rows": 8, "parts": parts, "rejects": rejects}
-    storage.write_json(str(folder / ARCHIVE_FILE), about)
+    finish_shards(folder, about)
     return str(folder)
 
 

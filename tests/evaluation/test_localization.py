@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cxr import schema, storage
+from cxr import schema
 from cxr.cli.commands import report as report_command
 from cxr.data.decode import make_rows
-from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE
+from cxr.data.shards import KIND, REJECTS_FILE
 from cxr.errors import UserError
 from cxr.evaluation import localization, reports
 from cxr.evaluation.ground_truth_boxes import known_boxes
@@ -29,6 +29,7 @@ from cxr.reporting.overlays import BoxPair
 from cxr.runtime.job import write_result
 from cxr.schema import FINDINGS_KEY, PixelFormat
 from cxr.sources import open_manifest
+from tests.made_shards import finish_shards
 from tests.written_runs import write_scored
 
 SIDE, IMAGES = 96, 40
@@ -121,7 +122,7 @@ def write_shards(folder: Path, raw: str, size: int) -> str:
     pq.write_table(schema.REJECTS.empty_table(), folder / REJECTS_FILE)
     about = {"kind": KIND, "version": 1, "source": "made", "archive": raw, "findings": list(schema.FINDINGS)}
     about |= {"pixels": {"size": size, "bits": 8}, "row_group_rows": 8, "parts": parts, "rejects": 0}
-    storage.write_json(str(folder / ARCHIVE_FILE), about)
+    finish_shards(folder, about)
     return str(folder)
 
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cxr import schema, storage
+from cxr import schema
 from cxr.cli.commands import export_kaggle_siim
 from cxr.cli.commands import report as report_command
 from cxr.data.decode import make_rows
-from cxr.data.shards import ARCHIVE_FILE, KIND, REJECTS_FILE
+from cxr.data.shards import KIND, REJECTS_FILE
 from cxr.errors import UserError
 from cxr.evaluation import reports
 from cxr.evaluation.ground_truth_masks import RawTruth, known_masks
@@ -30,6 +30,7 @@ from cxr.schema import PixelFormat
 from cxr.sources import open_manifest, rle
 from cxr.sources.manifest import Manifest, manifest_table
 from cxr.sources.options import ReadOptions
+from tests.made_shards import finish_shards
 from tests.written_runs import write_scored
 
 SIDE = 64
@@ -100,7 +101,7 @@ def write_shards(folder: Path, raw: str, size: int) -> str:
     about = {"kind": KIND, "version": 1, "source": "folder", "archive": raw, "findings": []}
     about |= {"pixels": {"size": size, "bits": 8}, "row_group_rows": 2, "rejects": rejected.num_rows}
     about |= {"parts": {"test": parts}}
-    storage.write_json(str(folder / ARCHIVE_FILE), about)
+    finish_shards(folder, about)
     return str(folder)
 
 
