@@ -12,11 +12,11 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,6 +36,8 @@ _FIELDS = pa.schema(
     [(name, pa.string()) for name in COLUMNS] + [(_PSEUDONYM + name, pa.string()) for name in COLUMNS]
 )
 _ENDINGS = re.compile(r"(\.[A-Za-z]\w{0,5}){1,2}$")
+_SELECT = "select"  # option whose value may contain ids
+_PRIVATE_PLACES = ("pseudonymize", "crosswalk", "id_key", "headers")  # options whose values are places of secrets
 _THREADS = 8
 
 
@@ -65,6 +67,19 @@ class Identity:
         PatientIDs are hashed with the same key."""
         changed = reading.with_headers(self.private_folder)
         return changed if changed.id_key else replace(changed, id_key=self.key_file)
+
+    def hidden_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Options, also within options, without what may name a patient or the key: of an expression that selects
+        images, only the HMAC remains, and the places of the key, the crosswalk and the headers are left out."""
+        hidden: dict[str, Any] = {}
+        for name, value in settings.items():
+            if isinstance(value, Mapping):
+                hidden[name] = self.hidden_settings(value)
+            elif name == _SELECT and value:
+                hidden[f"{_SELECT}_hmac"] = self.pseudonyms.of(_SELECT, value.encode())
+            elif name not in (_SELECT, *_PRIVATE_PLACES):
+                hidden[name] = value
+        return hidden
 
     def applied(self, rows: pa.Table) -> pa.Table:
         """The same rows with pseudonyms, and null in place of what else the source published about an image.
@@ -226,5 +241,8 @@ def read_crosswalk(uri: str) -> Crosswalk:
     with ThreadPoolExecutor(_THREADS) as pool:
         tables = list(pool.map(storage.read_parquet, files))
     if not tables or any(table.schema.names != _FIELDS.names for table in tables):
-        raise UserError(f"{uri} is no crosswalk: give the --crosswalk of cxr score, a folder of Parquet files")
-    return Crosswalk(pa.concat_tables(tables))
+        raise UserError(
+            f"expected a crosswalk in {uri}, got other files: give the folder that cxr score wrote for --pseudonymize"
+        )
+    whole = pa.concat_tables(tables)
+    return Crosswalk(whole.group_by(whole.column_names, use_threads=False).aggregate([]))  # runs may share images

@@ -35,7 +35,16 @@ from cxr.evaluation.alignment_data import (
 from cxr.evaluation.ground_truth import patient_numbers
 from cxr.evaluation.ground_truth_masks import MaskTruth, ShardTruth, known_masks
 from cxr.evaluation.images import read_pictures
-from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, images_in_common, read_other_run
+from cxr.evaluation.run import (
+    Content,
+    Measures,
+    ReportOptions,
+    Run,
+    comparison_section,
+    coverage,
+    images_in_common,
+    read_other_run,
+)
 from cxr.evaluation.score_summary import Description, Kind, Scored
 from cxr.metrics import alignment
 from cxr.metrics.bootstrap import MeanInterval, mean_interval
@@ -370,8 +379,9 @@ def compared(
     for name, gain in gains.items():
         stem, ending = name.removesuffix("_pct"), "_pct" * name.endswith("_pct")
         result["metrics"] |= {f"{stem}_gain{ending}{end}": getattr(gain, value) for end, value in _ENDS.items()}
-    head = f"Compared with {other.uri}, on the {len(rows):,} images that both have scored"
-    return Section(head, [tables.gain_table(gains), "A negative difference of distances is an improvement."])
+    return comparison_section(
+        other, len(rows), [tables.gain_table(gains), "A negative difference of distances is an improvement."]
+    )
 
 
 def paired_gains(ours: Measured, theirs: Measured, options: ReportOptions) -> dict[str, MeanInterval]:

@@ -23,7 +23,7 @@ from cxr.evaluation.classification_data import (
 )
 from cxr.evaluation.ground_truth import read_truth
 from cxr.evaluation.images import TruthImages
-from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, comparison_section, coverage, read_other_run
 from cxr.metrics import classification
 from cxr.metrics.bootstrap import MeanInterval, column_means, intervals, resampled_means
 from cxr.metrics.classification import ClassificationSummary, FindingRow
@@ -152,9 +152,17 @@ def _counted(joined: LabeledScores, summary: ClassificationSummary) -> str:
 
 
 def compared(
-    joined: LabeledScores, truth: LabelTruth, options: ReportOptions, out: str, result: dict[str, Any]
+    joined: LabeledScores,
+    truth: LabelTruth,
+    options: ReportOptions,
+    out: str,
+    result: dict[str, Any],
+    subject: str = "",
 ) -> Section:
     """The comparison with `options.against`; its files and metrics are added to `result`.
+
+    Args:
+        subject: what is compared, if the page has another comparison.
 
     Raises:
         UserError: the other run has no image or finding in common with this one.
@@ -183,9 +191,8 @@ def compared(
         "mean_auroc_gain_high": gain.mean_high,
         **{f"p/{finding}": float(p) for finding, p in zip(ours.findings, tested.p, strict=True)},
     }
-    head = f"Compared with {other.uri}, on the {len(ours.rows):,} images that both have scored"
     table = tables.comparison_table(ours.findings, tested, gain)
-    return Section(head, [table, tables.comparison_legend(gain), *written])
+    return comparison_section(other, len(ours.rows), [table, tables.comparison_legend(gain), *written], subject)
 
 
 def in_common(ours: LabeledScores, theirs: LabeledScores, their_uri: str) -> tuple[LabeledScores, LabeledScores]:

@@ -19,7 +19,7 @@ from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.detection_data import DetectionEvaluation, evaluate, one_truth, scored_findings
 from cxr.evaluation.ground_truth_boxes import BoxTruth, known_boxes
 from cxr.evaluation.localization_data import box_shares, load_scores
-from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, comparison_section, coverage, read_other_run
 from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics import classification, detection
 from cxr.metrics.bootstrap import MeanInterval
@@ -403,5 +403,4 @@ def compared(
         name = f"map_{100 * iou:.0f}_gain"
         result["metrics"].update({name: gain.mean, f"{name}_low": gain.mean_low, f"{name}_high": gain.mean_high})
         lines.append([f"mean AP at IoU > {iou:g}", interval(gain.mean, gain.mean_low, gain.mean_high)])
-    head = f"Compared with {other.uri}, on the {len(rows):,} images that both have scored"
-    return Section(head, [Table(["figure", "this run minus the other (95 %)"], lines)])
+    return comparison_section(other, len(rows), [Table(["figure", "this run minus the other (95 %)"], lines)])

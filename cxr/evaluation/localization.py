@@ -22,7 +22,7 @@ from cxr.evaluation.localization_data import (
     evaluate,
     load_scores,
 )
-from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, read_other_run
+from cxr.evaluation.run import Content, Measures, ReportOptions, Run, comparison_section, coverage, read_other_run
 from cxr.imaging.geometry import ResizeTransform
 from cxr.metrics.bootstrap import MeanInterval
 from cxr.metrics.localization import MEASURES, THRESHOLDS, LocalizationRates, paired_gain, summarize
@@ -276,6 +276,7 @@ def compared(
     for measure, at, of in ((m, t, of) for m in MEASURES for t, of in zip(THRESHOLDS, gains[m], strict=True)):
         name = f"localization_accuracy_gain_{measure}{100 * at:.0f}"
         result["metrics"] |= {f"{name}{end}": v for end, v in _ends(of.mean, of.mean_low, of.mean_high)}
-    head = f"Compared with {other.uri}, on the {len(rows):,} images that both have scored"
-    labels = [classification.compared(joined, truth.labels, options, out, result)] if joined else []
-    return [Section(head, [tables.gain_table(gains)]), *labels]
+    sections = [comparison_section(other, len(rows), [tables.gain_table(gains)])]
+    if joined:
+        sections.append(classification.compared(joined, truth.labels, options, out, result, "Classification"))
+    return sections

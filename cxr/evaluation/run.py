@@ -18,7 +18,7 @@ from cxr.data.identity import read_crosswalk
 from cxr.data.run_ledger import SCORES, current_rows, family_of, read_ledger
 from cxr.errors import UserError
 from cxr.metrics.bootstrap import RESAMPLES, MeanInterval
-from cxr.reporting.page import Section
+from cxr.reporting.page import Block, Section
 from cxr.sources.options import Labeling, ReadOptions
 from cxr.wording import counted
 
@@ -164,6 +164,13 @@ def read_other_run(options: ReportOptions) -> Run:
     """
     runs = read_runs(options.against)
     return runs[0] if len(runs) == 1 else read_run(options.against, options.member)
+
+
+def comparison_section(other: Run, images: int, blocks: Sequence[Block], subject: str = "") -> Section:
+    """The section that compares this run with another one, on the images that both have scored."""
+    head = f"compared with {storage.name(other.uri)}"
+    lead = f"Compared with {other.uri}, on the {counted(images, 'image')} that both have scored."
+    return Section(f"{subject} {head}" if subject else head.capitalize(), [lead, *blocks])
 
 
 def images_in_common(ours: np.ndarray, theirs: np.ndarray, other: Run) -> np.ndarray:

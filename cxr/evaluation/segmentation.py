@@ -13,7 +13,16 @@ from cxr.evaluation import decisions
 from cxr.evaluation.classification_data import LabeledScores
 from cxr.evaluation.ground_truth_masks import MaskTruth, ShardTruth, known_masks
 from cxr.evaluation.images import TruthImages
-from cxr.evaluation.run import Content, Measures, ReportOptions, Run, coverage, images_in_common, read_other_run
+from cxr.evaluation.run import (
+    Content,
+    Measures,
+    ReportOptions,
+    Run,
+    comparison_section,
+    coverage,
+    images_in_common,
+    read_other_run,
+)
 from cxr.evaluation.segmentation_data import MaskScores, SegmentationEvaluation, both_masks, evaluate, load_scores
 from cxr.imaging.geometry import ResizeTransform, fit_mask
 from cxr.metrics import segmentation
@@ -262,5 +271,4 @@ def compared(
     result["metrics"]["images_compared"] = len(rows)
     for name, of in gains.items():
         result["metrics"] |= {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
-    head = f"Compared with {other.uri}, on the {len(rows):,} images that both have scored"
-    return Section(head, [tables.gain_table(gains)])
+    return comparison_section(other, len(rows), [tables.gain_table(gains)])

@@ -82,7 +82,7 @@ def check_service(url: str, credentials: str, environment: Mapping[str, str] = o
     if credentials:
         values = _read_credentials(credentials)
     if bool(values.get("user")) != bool(values.get("password")):
-        raise UserError("expected a user with a password for --push, got only one of both: give both, or a token")
+        raise UserError("expected a user and a password for --push, got only one of them: give both, or a token")
     return Service(url.rstrip("/"), **{name: values.get(name, "") for name in ("user", "password", "token")})
 
 

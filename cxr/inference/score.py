@@ -165,11 +165,12 @@ def _settings(
 ) -> dict[str, Any]:
     """Everything that scores depend on, as the ledger stores it."""
     of_members = {member.name: _member_settings(member, models[member.name]) for member in panel.members}
+    reading = options.reading.describe()
     settings = {
         "archive": archives[0] if len(archives) == 1 else archives,
         **(of_members[""] if panel.is_single else {"panel": panel.names, "members": of_members}),
         "save_images": options.save_images,
-        **options.reading.describe(),
+        **(identity.hidden_settings(reading) if identity else reading),
         **({"save_latents": True} if options.save_latents else {}),
         **({"save_embeddings": True} if options.save_embeddings else {}),
         **({"pseudonyms": identity.key_name} if identity else {}),
@@ -319,10 +320,11 @@ def _image_ids(listing: Listing) -> Iterable[pa.ChunkedArray]:
 @contextmanager
 def _audited(job: Job) -> Iterator[dict[str, Any]]:
     """Record the block in the audit log: what it scores, and how far it gets."""
+    options = asdict(job.options)
     about = {
         "job": "score",
         "archives": job.archives,
-        "options": asdict(job.options),
+        "options": job.identity.hidden_settings(options) if job.identity else options,
         "members": [
             {"name": name, "checkpoint": model.uri, "sha256": model.about["sha256"]}
             for name, model in job.models.items()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from cxr import storage
 from cxr.metrics.bootstrap import MeanInterval
@@ -71,6 +71,7 @@ def dice_figure(dice_N: np.ndarray, positive_N: np.ndarray) -> Figure:
         ax.set_title(f"{len(values):,} images {name}; median {np.median(values):.3f}", fontsize=9)
         ax.set_xlabel("Dice", fontsize=8)
         ax.set_ylabel("images", fontsize=8)
+        ax.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
     return figure
@@ -82,6 +83,7 @@ def area_figure(predicted_N: np.ndarray, true_N: np.ndarray) -> Figure:
     bars, points = figure.subplots(1, 2)
     both = np.concatenate([predicted_N[predicted_N > 0], true_N[true_N > 0]])
     low, high = (float(np.log10(end)) for end in (both.min() / 1.2, both.max() * 1.2))
+    within_a_decade = high - low < 1.5  # in which the axis may have no power of ten
     bins = np.logspace(low, high, 26)
     bars.hist(predicted_N[predicted_N > 0], bins, color=palette.PREDICTION, alpha=0.6, label="prediction")
     bars.hist(true_N[true_N > 0], bins, histtype="step", color=palette.TRUTH, linewidth=1.6, label="truth")
@@ -98,6 +100,8 @@ def area_figure(predicted_N: np.ndarray, true_N: np.ndarray) -> Figure:
         ax.set_xscale("log")
         ax.set_xlabel(f"{name}, log scale", fontsize=8)
         for axis in (ax.xaxis, points.yaxis):
+            if within_a_decade:
+                axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
             axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
             axis.set_minor_formatter(NullFormatter())
         ax.tick_params(labelsize=7)

@@ -87,12 +87,30 @@ def test_scores_get_their_paths_again_and_truth_gets_pseudonyms(tmp_path: Path) 
     assert made[3]["patient_id"] is None
 
 
+def test_an_image_of_two_runs_is_in_the_crosswalk_once(tmp_path: Path) -> None:
+    identity(tmp_path).record(rows(image(1), image(2)))
+    identity(tmp_path).record(rows(image(2), image(3)))
+    assert read_crosswalk(str(tmp_path / "crosswalk")).table.num_rows == 3
+
+
+def test_options_say_neither_which_images_were_selected_nor_where_the_key_is(tmp_path: Path) -> None:
+    options = {"batch_size": 8, "pseudonymize": "/secret/key", "crosswalk": "/secret/crosswalk"}
+    options |= {"reading": {"select": "patient_id in MRN-1", "gate": "warn", "id_key": "/secret/key"}}
+    hidden = identity(tmp_path).hidden_settings(options)
+    assert "MRN-1" not in str(hidden)
+    assert "secret" not in str(hidden)
+    assert (hidden["batch_size"], hidden["reading"]["gate"]) == (8, "warn")
+    other = identity(tmp_path).hidden_settings({"select": "patient_id in MRN-2"})
+    assert other["select_hmac"] != hidden["reading"]["select_hmac"]
+    assert identity(tmp_path).hidden_settings({"select": ""}) == {}
+
+
 def test_a_folder_without_a_crosswalk_is_refused(tmp_path: Path) -> None:
     storage.write_text(str(tmp_path / "scores.csv"), "a,b\n")
-    with pytest.raises(UserError, match="is no crosswalk"):
+    with pytest.raises(UserError, match="expected a crosswalk in"):
         read_crosswalk(str(tmp_path))
     pq.write_table(pa.table({"image_id": ["a"]}), tmp_path / "part.parquet")
-    with pytest.raises(UserError, match="is no crosswalk"):
+    with pytest.raises(UserError, match="expected a crosswalk in"):
         read_crosswalk(str(tmp_path))
 
 

@@ -228,7 +228,7 @@ def test_unsafe_addresses_are_refused(url: str, message: str) -> None:
 
 
 def test_incomplete_credentials_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="only one of both"):
+    with pytest.raises(UserError, match="only one of them"):
         check_service("https://pacs.example.org", "", {USER: "cxr"})
     for text in ("[]", "{}", "secret", '{"username": "secret"}'):
         (tmp_path / "login.json").write_text(text)
