@@ -168,9 +168,9 @@ def read_other_run(options: ReportOptions) -> Run:
 
 def comparison_section(other: Run, images: int, blocks: Sequence[Block], subject: str = "") -> Section:
     """The section that compares this run with another one, on the images that both have scored."""
-    head = f"compared with {storage.name(other.uri)}"
+    head = f"{subject} compared" if subject else "Compared"
     lead = f"Compared with {other.uri}, on the {counted(images, 'image')} that both have scored."
-    return Section(f"{subject} {head}" if subject else head.capitalize(), [lead, *blocks])
+    return Section(f"{head} with {storage.name(other.uri)}", [lead, *blocks])
 
 
 def images_in_common(ours: np.ndarray, theirs: np.ndarray, other: Run) -> np.ndarray:
