@@ -7,6 +7,8 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from pyarrow import fs
 
@@ -18,6 +20,7 @@ from cxr.storage.retries import retried
 from cxr.storage.uri import is_local, local_uri, name, normalize, split_member
 
 PARTIAL_SUFFIX = ".partial"
+_S3_LISTINGS = 16  # folders of a bucket that are listed at the same time
 _PARTIAL = re.compile(rf"\..*\.[0-9a-f]{{8}}\{PARTIAL_SUFFIX}")  # a local file while it is written
 
 
@@ -107,20 +110,53 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
 def _list_s3(uri: str) -> Iterator[FileEntry]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     prefix = f"{key}/" if key else ""
-    request = {"Bucket": bucket, "Prefix": prefix}
     exists = not key
-    while True:
-        page = retried(uri, lambda: s3.client(bucket).list_objects_v2(**request))
+    for page in _s3_pages(uri, bucket, prefix):
         for item in page.get("Contents", ()):
             exists = True
             if not item["Key"].endswith("/"):  # else the marker of an empty folder
                 path = item["Key"].removeprefix(prefix)
                 yield FileEntry(f"s3://{bucket}/{item['Key']}", path, item["Size"], item["ETag"].strip('"'))
-        if not page.get("IsTruncated"):
-            break
-        request["ContinuationToken"] = page["NextContinuationToken"]
     if not exists:
         yield _single(uri)
+
+
+def _s3_pages(uri: str, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+    """Pages that together list all objects below a prefix, each once.
+
+    If a page does not hold all objects, and one holds the names of the folders, these are listed at the same time,
+    because a page of a listing can be requested only after the one before it.
+    """
+
+    def fetch(request: dict[str, Any]) -> dict[str, Any]:
+        return retried(uri, lambda: s3.client(bucket).list_objects_v2(Bucket=bucket, **request))
+
+    def next_of(request: dict[str, Any], page: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{**request, "ContinuationToken": page["NextContinuationToken"]}] if page.get("IsTruncated") else []
+
+    first: dict[str, Any] = {"Prefix": prefix}
+    page = fetch(first)
+    yield page
+    requests = next_of(first, page)
+    if requests:
+        last = page["Contents"][-1]["Key"]
+        top = fetch({"Prefix": prefix, "Delimiter": "/"})
+        while len(top.get("CommonPrefixes", ())) == 1 and not top.get("Contents"):
+            top = fetch({"Prefix": top["CommonPrefixes"][0]["Prefix"], "Delimiter": "/"})
+        if not top.get("IsTruncated"):
+            yield {"Contents": [item for item in top.get("Contents", ()) if item["Key"] > last]}
+            folders = [folder["Prefix"] for folder in top.get("CommonPrefixes", ())]
+            requests = [
+                {"Prefix": folder, "StartAfter": last}
+                for folder in folders
+                if folder > last or last.startswith(folder)
+            ]
+    with ThreadPoolExecutor(_S3_LISTINGS) as pool:
+        while requests:
+            now, requests = requests[:_S3_LISTINGS], requests[_S3_LISTINGS:]
+            for request, page in zip(now, pool.map(fetch, now), strict=True):
+                yield page
+                requests += next_of(request, page)
 
 
 def _list_gcs(uri: str) -> Iterator[FileEntry]:

@@ -20,7 +20,7 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
 from cxr import storage
-from cxr.storage import NotFoundError, StorageError, UnreadableError, filesystems, retries
+from cxr.storage import NotFoundError, StorageError, UnreadableError, filesystems, listing, retries
 
 
 class FlakyS3:
@@ -222,7 +222,28 @@ def test_s3_listing_is_paged(s3: FlakyS3) -> None:
     next(listed)
     assert s3.requests == 1
     assert len(list(listed)) == 1049
-    assert s3.requests == 2
+    assert s3.requests == 3, "the second one asks for folders"
+
+
+def test_folders_of_a_large_s3_listing_are_listed_at_the_same_time(
+    s3: FlakyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every object once, wherever it lies, in a few requests more than there are pages."""
+    folders = {f"split/{number}": 450 for number in range(5)} | {"split/3/deep": 1200, "split": 7, "split/z": 1}
+    expected = [f"{folder}/{number:05d}.png" for folder, count in folders.items() for number in range(count)]
+    for path in expected:
+        s3_backends["123456789012"]["aws"].put_object("archive", f"wide/{path}", b"")
+    together: list[int] = []
+    pooled = listing.ThreadPoolExecutor.map
+
+    def counting(pool: Any, work: Any, requests: list[Any]) -> Any:
+        together.append(len(requests))
+        return pooled(pool, work, requests)
+
+    monkeypatch.setattr(listing.ThreadPoolExecutor, "map", counting)
+    assert sorted(entry.path for entry in storage.list_files("s3://archive/wide")) == sorted(expected)
+    assert together[0] >= 3
+    assert s3.requests <= 12
 
 
 def versions(uri: str) -> dict[str, tuple[int, str]]:
