@@ -63,4 +63,4 @@ def test_no_output_of_a_command_names_a_patient(tmp_path: Path) -> None:
     assert done["files"] == {}
     start = audit.read(str(out))[0]
     assert start["members"][0]["sha256"] == json.loads(Path(model, "checkpoint.json").read_text())["sha256"]
-    assert start["options"]["pseudonymize"] == str(key)
+    assert str(key) not in str(start["options"])
