@@ -169,7 +169,7 @@ class Worker:
         self._report(engine, metrics, report)
 
     def _checkpoints(self, engine: Engine, train: Stream) -> WithinEpoch | None:
-        """What saves the state within an epoch; None where its batches come in another order when it is repeated."""
+        """What saves the state within an epoch; None unless this process reads its own shards."""
         if not isinstance(train, ShardStream):
             return None
         steps = train.steps * engine.stage.data_echo_factor
