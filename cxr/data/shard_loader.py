@@ -1,8 +1,8 @@
 """Load shards for training: seeded, exact over workers, without decoding and without Ray.
 
-Every worker computes the same plan from `archive.json` and, for sampling and folds, from the labels and patients; it
-reads only the pixels that it needs. The images and the number of steps of an epoch do not depend on the number of
-workers. If the split fits in `cache_bytes`, it is kept in memory and permuted as a whole, so that the global batches
+Every worker computes the same plan from `archive.json` and, for sampling and folds, from `index.parquet`; it reads
+only the pixels that it needs. The images and the number of steps of an epoch do not depend on the number of workers.
+If the split fits in `cache_bytes`, it is kept in memory and permuted as a whole, so that the global batches
 do not depend on the number of workers either. Otherwise rows are distributed by row group and shuffled in a moving
 window. Row groups are read ahead by several threads and arrive in order. Memory is reused, because touching fresh
 pages costs more than reading the shards.
