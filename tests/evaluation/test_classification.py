@@ -254,10 +254,10 @@ def test_mistakes_raise_errors(archive: str, tmp_path: Path) -> None:
     assert "expected --resamples of 1 or more, got 0" in mistake(run, out, resamples=0)
     twice = write_run(tmp_path / "twice", scored, archive=archive)
     part = tmp_path / "twice" / SCORES / "part-00000.parquet"
-    pq.write_table(pq.read_table(part), part.with_name("part-00009.parquet"))
+    rows = pq.read_table(part)
+    pq.write_table(pa.concat_tables([rows, rows]), part)
     assert "images twice" in mistake(twice, out)
-    pq.write_table(pq.read_table(part).replace_schema_metadata(), part)
-    part.with_name("part-00009.parquet").unlink()
+    pq.write_table(rows.replace_schema_metadata(), part)
     assert "do not name one list of findings" in mistake(twice, out)
     pq.write_table(pq.read_table(part).drop_columns([schema.DECISIONS]), part)
     assert "no column decisions" in mistake(twice, out)
