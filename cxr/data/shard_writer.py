@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxr import schema
+from cxr import schema, storage
 from cxr.schema import PixelFormat
 from cxr.storage.files import atomic_writer
 
@@ -50,15 +50,21 @@ def shard_writer(uri: str, pixels: PixelFormat) -> Iterator[ShardWriter]:
     """The writer of a shard file, which appears if the block ends without an exception.
 
     LZ4 costs a scan next to nothing; a dictionary or statistics of pixels would only take room.
+
+    Raises:
+        StorageError: the file cannot be written.
     """
-    with (
-        atomic_writer(uri) as stream,
-        pq.ParquetWriter(
-            stream,
-            schema.row_schema(pixels),
-            compression="lz4",
-            use_dictionary=[schema.SPLIT, schema.VIEW, schema.PATIENT_ID],  # pyright: ignore[reportArgumentType]
-            write_statistics=[schema.IMAGE_ID, schema.PATIENT_ID],  # pyright: ignore[reportArgumentType]
-        ) as writer,
-    ):
-        yield ShardWriter(writer, pixels)
+    try:
+        with (
+            atomic_writer(uri) as stream,
+            pq.ParquetWriter(
+                stream,
+                schema.row_schema(pixels),
+                compression="lz4",
+                use_dictionary=[schema.SPLIT, schema.VIEW, schema.PATIENT_ID],  # pyright: ignore[reportArgumentType]
+                write_statistics=[schema.IMAGE_ID, schema.PATIENT_ID],  # pyright: ignore[reportArgumentType]
+            ) as writer,
+        ):
+            yield ShardWriter(writer, pixels)
+    except OSError as error:  # a full disk, for example
+        raise storage.storage_error(uri, error) from error

@@ -21,13 +21,18 @@ def is_death(failure: Any) -> bool:
 
 
 def user_error_in(error: Any) -> UserError | None:
-    """The UserError, or one about the full disk, in an exception that Ray has wrapped, often twice; else None."""
+    """The UserError, or one about the full disk, in an exception that Ray has wrapped, often twice; else None.
+
+    Ray Data appends several lines of advice to the arguments of exceptions, which makes them the file name of an
+    OSError that had none.
+    """
     while error is not None:
         if isinstance(error, RayTaskError):  # it also has the type of its cause, but its text is a traceback
             error = error.cause
         if isinstance(error, UserError):
             return error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return storage.storage_error(error.filename or "a disk", error)
+            name = str(error.filename or "")
+            return storage.storage_error("a disk" if "\n" in name or not name else name, error)
         error = ray_private.wrapped_error(error) or getattr(error, "cause", None) or error.__cause__
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from cxr.data.shard_writer import row_group_rows
 from cxr.inference import plan
 from cxr.inference.read import PART_ROWS, InputFormat, PartReader
 from cxr.schema import PixelFormat
+from cxr.storage import StorageError
 from tests.data.test_decode import manifest
 from tests.made_shards import write_shards
 
@@ -92,6 +94,7 @@ from cxr.data import ledger
 from cxr.data.ingest import PartWriter
 from cxr.data.ledger import Part
 from cxr.schema import PixelFormat
+from cxr.storage import StorageError
 from tests.data.test_decode import manifest
 
 folder, images = Path(sys.argv[1]), int(sys.argv[2])
@@ -112,3 +115,16 @@ def test_memory_does_not_grow_with_the_part(tmp_path: Path, capsys: pytest.Captu
     with capsys.disabled():
         print(f"\npeak memory of a worker at 1024 px: {peaks[0]} MiB with 128 images a part, {peaks[1]} MiB with 512")
     assert peaks[1] < peaks[0] + 64
+
+
+def test_a_full_disk_ends_a_shard_file_with_advice_and_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    part = part_of(tmp_path, 12)
+    book = ledger.open_ledger(str(tmp_path / "shards"), {}, [part])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"part-00000\.parquet: File too large: free some space"):
+            PartWriter(book, PIXELS)(part)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (tmp_path / "shards").rglob("*") if path.is_file()] == ["ledger.json"]

@@ -39,6 +39,11 @@ def test_a_full_disk_is_reported_with_its_path_and_what_to_do() -> None:
     assert message.startswith("/data/part-00001.parquet: No space left on device: free some space")
 
 
+def test_what_ray_data_appends_is_not_taken_for_a_file_name() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "Failed to apply UDF transform.\nTo change this, …")
+    assert str(user_error_in(full)).startswith("a disk: No space left on device: free some space")
+
+
 @pytest.mark.parametrize("error", [ValueError("wrong"), OSError(errno.EPERM, "Operation not permitted"), None])
 def test_other_failures_are_not_user_errors(error: Exception | None) -> None:
     assert user_error_in(caused_by(error) if error else None) is None
