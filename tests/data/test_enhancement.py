@@ -144,9 +144,10 @@ def test_labels_of_shards_cannot_be_changed(tmp_path: Path) -> None:
         check_inputs(PLAIN, given, str(tmp_path / "out"))
 
 
-def test_raw_archives_are_not_streamed(archive: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"Leave --stream out, or run cxr ingest with --denoise median"):
-        check_raw(RECIPE, archive)
+def test_raw_archives_are_streamed_with_the_enhancement_but_not_with_options_of_ingest(
+    archive: str, tmp_path: Path
+) -> None:
+    check_raw(RECIPE, archive)
     given = ArchiveOptions(archive=(archive,), stream=True, labeling=Labeling(readers_agree=2))
     with pytest.raises(UserError, match="--readers-agree takes effect only when shards are made: omit --stream"):
         check_inputs(PLAIN, given, str(tmp_path / "out"))

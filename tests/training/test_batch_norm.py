@@ -81,7 +81,7 @@ def test_workers_on_cpus_have_their_own_statistics_and_the_log_says_so(
     for rank in range(8):
         workers = FakeNccl(8)
         workers.rank = rank
-        Worker(recipe, {}, workers, CPU)._say_what_is_not_shared(engine)
+        Worker(recipe, {}, workers, CPU)._say_what_batches_affect(engine)
     assert capsys.readouterr().out == f"note: {few}\n"
 
 
