@@ -21,7 +21,7 @@ from cxr.families import checkpoint, lung_crop
 from cxr.families.align import AlignRecipe
 from cxr.families.base import Recipe
 from cxr.families.checkpoint import Checkpoint
-from cxr.families.compatibility import check_enhancement, check_raw
+from cxr.families.compatibility import check_enhancement
 from cxr.imaging.enhance import Enhancement
 from cxr.imaging.geometry import fit
 from cxr.imaging.lung_bbox import LungSquare
@@ -141,15 +141,6 @@ def test_labels_of_shards_cannot_be_changed(tmp_path: Path) -> None:
     plain = write_shards(tmp_path / "plain", {"train": 4, "val": 2})
     given = ArchiveOptions(archive=(plain,), labeling=Labeling(readers_agree=2))
     with pytest.raises(UserError, match="omit --readers-agree"):
-        check_inputs(PLAIN, given, str(tmp_path / "out"))
-
-
-def test_raw_archives_are_streamed_with_the_enhancement_but_not_with_options_of_ingest(
-    archive: str, tmp_path: Path
-) -> None:
-    check_raw(RECIPE, archive)
-    given = ArchiveOptions(archive=(archive,), stream=True, labeling=Labeling(readers_agree=2))
-    with pytest.raises(UserError, match="--readers-agree takes effect only when shards are made: omit --stream"):
         check_inputs(PLAIN, given, str(tmp_path / "out"))
 
 
