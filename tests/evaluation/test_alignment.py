@@ -120,6 +120,7 @@ def test_without_poses_or_masks_the_transforms_are_described(tmp_path: Path) -> 
         assert next(csv.DictReader(lines))["image_id"] == "2.png"
 
 
+@pytest.mark.draws
 def test_a_transform_of_a_crop_is_applied_to_the_crop() -> None:
     rng = np.random.default_rng(0)
     picture = np.kron(rng.random((12, 15)), np.ones((4, 4))).astype(np.float32)  # 48 x 60, half of the original

@@ -108,6 +108,7 @@ def archive(tmp_path: Path) -> str:
     return write_archive(tmp_path / "shards")
 
 
+@pytest.mark.draws
 def test_the_job_evaluates_the_split_and_counts_the_rest(archive: str, tmp_path: Path) -> None:
     scored = named(guesses(60)) | {"broken 0.png": None, "of another archive.png": [0.1, 0.2, 0.3]}
     scored["004.png"] = None

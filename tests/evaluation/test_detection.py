@@ -17,7 +17,7 @@ from cxr.cli.commands import export_kaggle_vinbigdata
 from cxr.cli.commands import report as report_command
 from cxr.data.shards import ARCHIVE_FILE
 from cxr.errors import UserError
-from cxr.evaluation import detection, reports
+from cxr.evaluation import reports
 from cxr.evaluation.run import ReportOptions, read_run
 from cxr.export.kaggle_vinbigdata import NormalFilter, normal_probabilities, write_submission
 from cxr.phantom.vinbigdata import write_vinbigdata_phantom
@@ -95,17 +95,11 @@ def run(archive: str, truth: dict[str, Boxes], tmp_path: Path) -> str:
     return write_run(tmp_path / "run", archive, dict(truth))
 
 
-@pytest.fixture
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of a report's time."""
-    for draws in ("_box_pictures", "_label_pictures"):
-        monkeypatch.setattr(detection, draws, lambda *_: [])
-
-
 def read_csv(uri: str) -> list[dict[str, str]]:
     return list(csv.DictReader(Path(uri).read_text().splitlines()))
 
 
+@pytest.mark.draws
 def test_boxes_that_the_readers_agreed_on_are_perfect_predictions(
     run: str, truth: dict[str, Boxes], tmp_path: Path
 ) -> None:
@@ -128,7 +122,6 @@ def test_boxes_that_the_readers_agreed_on_are_perfect_predictions(
     assert all(finding in page for finding in ("No finding", "background", *(set(FINDINGS) - named)))
 
 
-@pytest.mark.usefixtures("_no_pictures")
 @pytest.mark.parametrize(("how", "least"), [("union", 1.5), ("majority", 0.0)])
 def test_ground_truth_may_be_the_union_or_the_majority_of_readers(
     how: Literal["union", "majority"], least: float, run: str, truth: dict[str, Boxes], archive: str, tmp_path: Path
@@ -147,7 +140,6 @@ def test_ground_truth_may_be_the_union_or_the_majority_of_readers(
     assert result["map_40"] < 1
 
 
-@pytest.mark.usefixtures("_no_pictures")
 def test_wrong_boxes_errors_and_images_that_were_not_scored(
     archive: str, truth: dict[str, Boxes], tmp_path: Path
 ) -> None:
@@ -163,7 +155,6 @@ def test_wrong_boxes_errors_and_images_that_were_not_scored(
     assert metrics["mean_f1"] == 1
 
 
-@pytest.mark.usefixtures("_no_pictures")
 def test_two_runs_are_compared_on_the_images_that_both_have_scored(
     run: str, archive: str, truth: dict[str, Boxes], tmp_path: Path
 ) -> None:
@@ -181,7 +172,6 @@ def test_runs_that_cannot_be_evaluated_are_reported(archive: str, tmp_path: Path
         reports.report(strange, ALL, str(tmp_path / "report"))
 
 
-@pytest.mark.usefixtures("_no_pictures")
 def test_boxes_below_the_minimum_score_are_not_counted(run: str, tmp_path: Path) -> None:
     """All scores are .9: with a minimum of .95, no image is predicted positive; average precision is unchanged."""
     result = reports.report(run, replace(ALL, box_score=0.95), str(tmp_path / "report"))
@@ -192,7 +182,6 @@ def test_boxes_below_the_minimum_score_are_not_counted(run: str, tmp_path: Path)
         replace(ALL, box_score=1.5)
 
 
-@pytest.mark.usefixtures("_no_pictures")
 def test_the_job_writes_a_result(run: str, tmp_path: Path) -> None:
     options = report_command.Options(run=(run,), report=replace(ALL, resamples=2), out=str(tmp_path / "report"))
     assert report_command.main(options)["metrics"]["map_40"] == 1
@@ -299,7 +288,6 @@ def test_boxes_of_no_finding_of_the_challenge_cannot_be_submitted(archive: str, 
         write_submission(run, str(tmp_path / "submission.csv"))
 
 
-@pytest.mark.usefixtures("_no_pictures")
 def test_the_thresholds_of_a_run_decide_which_boxes_count(
     archive: str, truth: dict[str, Boxes], tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def pairs_of(images: Rows, finding: str) -> int:
     return sum(any(box["label"] == finding for box in row[schema.BOXES]) for row in images)
 
 
+@pytest.mark.draws
 def test_the_job_evaluates_boxes_and_labels(raw: str, images: Rows, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", raw, images, broken=2)
     options = report_command.Options(run=(run,), out=str(tmp_path / "out"), report=ALL)

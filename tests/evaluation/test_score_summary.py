@@ -86,6 +86,7 @@ def read_csv(uri: str) -> list[dict[str, str]]:
     return list(csv.DictReader(Path(uri).read_text().splitlines()))
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_over_an_unlabeled_folder_is_described(folder: str, tmp_path: Path, family: str) -> None:
     run = write_run(tmp_path / "run", folder, listed(folder), family)

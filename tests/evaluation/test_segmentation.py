@@ -153,6 +153,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.draws
 def test_the_job_evaluates_masks_and_counts_the_rest(run: str, tmp_path: Path) -> None:
     options = report_command.Options(
         run=(run,), out=str(tmp_path / "out"), report=ReportOptions(split="all", resamples=50)
