@@ -22,6 +22,7 @@ def test_the_files_are_in_their_syntax_and_lossless_ones_are_exact(name: str, tm
         assert (ds.pixel_array == expected).all()
 
 
+@pytest.mark.slow
 def test_both_readers_are_timed_in_each_round(tmp_path: Path) -> None:
     compared = dicom_over_pydicom(tmp_path, 3, 2, size=32, syntaxes=["jpeg_lossless"], height_px=150, width_px=100)
     assert set(compared) == {"jpeg_lossless"}

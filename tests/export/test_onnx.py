@@ -157,6 +157,7 @@ def test_a_file_describes_itself(exported: tuple[checkpoint.Checkpoint, bytes]) 
     assert "someone" not in str(facts), "paths of the place of training"
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_one_graph_and_names_no_locations_of_its_members(tmp_path: Path) -> None:
     recipe = SMALL["classify"].replace(backbone_pretrained="/home/someone/weights.pt")
     members = [some_network(recipe) for _ in range(2)]

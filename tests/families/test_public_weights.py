@@ -98,6 +98,7 @@ def test_a_densenet_of_torchxrayvision_gives_the_same_outputs(xrv: Any, tmp_path
     assert heat.maps.shape[0] == 17
 
 
+@pytest.mark.slow
 def test_the_resnet_of_torchxrayvision_gives_the_same_outputs_at_512(
     xrv: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

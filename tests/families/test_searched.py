@@ -100,7 +100,7 @@ def test_two_values_of_a_searched_setting_train_differently(name: str, setting: 
     assert shapes != others or any(not torch.equal(first.state[key], second.state[key]) for key in shapes)
 
 
-@pytest.mark.parametrize("name", map(variant, VARIANTS))
+@pytest.mark.parametrize("name", [variant(name) for name in VARIANTS])
 def test_every_objective_is_measured_in_the_last_stage(name: str) -> None:
     recipe = VARIANTS[name]
     assert {recipe.monitor, *recipe.objectives} <= set(trained(recipe).metrics)

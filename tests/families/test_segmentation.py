@@ -305,6 +305,7 @@ def train_together(_: int) -> tuple[list[float], dict[str, float]]:
     return curve(ProcessGroup())
 
 
+@pytest.mark.slow
 def test_two_workers_have_the_loss_and_the_masks_of_one_worker(two_workers: TwoWorkers) -> None:
     (losses, found), second = two_workers.run(train_together)
     assert (losses, found) == second

@@ -44,6 +44,7 @@ def test_workers_read_the_headers_of_large_archives(
     assert open_manifest(archive, reading).table.num_rows == 48
 
 
+@pytest.mark.slow
 def test_shards_have_the_selected_images_of_whole_patients(archive: str, tmp_path: Path, ray_cluster: None) -> None:
     out = tmp_path / "shards"
     reading = ReadOptions(select="view in PA,AP", gate="off")

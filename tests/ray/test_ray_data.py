@@ -109,6 +109,7 @@ def passes(info: shards.ShardInfo, seed: int, count: int, world: int) -> list[li
     return ray.get([reading.remote(share) for share in shares])
 
 
+@pytest.mark.slow
 def test_ray_reads_shards_in_the_same_order_in_every_run(ray_cluster: None, numbered: shards.ShardInfo) -> None:
     first = passes(numbered, 0, 2, world=2)
     assert passes(numbered, 0, 2, world=2) == first

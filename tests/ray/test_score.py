@@ -184,6 +184,7 @@ def contents(folder: str) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_its_latents_have_the_same_scores(
     compressors: list[str], archive: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -281,7 +281,11 @@ def test_keys_cannot_escape_the_download_folder(s3: FlakyS3, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("status", [503, 500, 0], ids=["throttled", "broken", "connection lost"])
+@pytest.mark.parametrize(
+    "status",
+    [503, pytest.param(500, marks=pytest.mark.slow), 0],
+    ids=["throttled", "broken", "connection lost"],
+)
 def test_transient_errors_are_retried(s3: FlakyS3, status: int) -> None:
     storage.write_text("s3://archive/a.txt", "a")
     s3.status = status
