@@ -189,4 +189,4 @@ def png(image: np.ndarray) -> bytes:
 
 def picture_name(image_id: str) -> str:
     """File name of an image's picture, unique per id: "a/b" -> "a/b.png", "a/b.png" -> "a/b.png.png"."""
-    return storage.safe_path(image_id) + ".png"
+    return storage.safe_path(image_id, ".png")

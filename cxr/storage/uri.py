@@ -21,6 +21,12 @@ REMOTE_SCHEMES = ("s3", "gs")
 ANONYMOUS = "CXR_ANONYMOUS_BUCKETS"  # buckets to read without credentials, or * for all
 REQUESTER_PAYS = "CXR_REQUESTER_PAYS"  # if set, accept requester-pays charges
 _NAME_BYTES = 160  # file systems allow 255; suffixes and the marks of partial files need some of them
+_PATH_BYTES = 500  # keys of object stores have at most 1,024, and paths of some file systems even fewer
+_UNSAFE = re.compile(
+    r"""[\x00-\x1f\x7f%"*:<>?\\|] | [. ]\Z | \A(?=(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|\Z)). """,
+    re.IGNORECASE | re.VERBOSE,
+)
+"""Characters and endings that file systems reject or drop, "." and "..", and the first letter of device names."""
 
 _LOGIN = re.compile(r"(?<=://)[^\s/@\"']+@")  # user:password@ before a host
 _MEMBER = re.compile(r"(?P<container>.*?\.(?:zip|tar|tar\.gz|tgz))!(?:/(?P<member>.*))?", re.IGNORECASE | re.DOTALL)
@@ -135,21 +141,36 @@ def name(uri: str) -> str:
     return normalize(uri).rpartition("/")[2]
 
 
-def safe_path(identifier: str) -> str:
-    """An injective map from any text to a relative path inside its folder: "a/b" -> "a/b".
+def safe_path(identifier: str, suffix: str) -> str:
+    """The relative path of a file for any text, different for each text: "a/b" and ".png" -> "a/b.png".
 
-    Empty parts, "." and ".." are percent-encoded; parts too long for a file name are truncated and end in their hash.
+    The path stays in its folder, and Linux, macOS, Windows and object stores accept it. Characters and names that one
+    of them does not accept are percent-encoded, and long names and paths end in their hash instead of being complete.
+    Letter case is kept, so file systems that ignore it may take two texts for the same.
+
+    Args:
+        suffix: of the file's name, such as ".png". No folder of the path ends in it, because a file could be there.
     """
-    return "/".join(_safe_name(part) for part in identifier.split("/"))
+    *folders, file = (_UNSAFE.sub(_percent_encoded, part) or "%" for part in identifier.split("/"))
+    folders = [f"{name.removesuffix(suffix)}%{suffix}" if name.endswith(suffix) else name for name in folders]
+    path = "/".join(map(_shortened, [*folders, file])) + suffix
+    if len(path.encode()) > _PATH_BYTES:
+        return f"%{_digest(identifier)}/{_shortened(file)}{suffix}"
+    return path
 
 
-def _safe_name(part: str) -> str:
-    if part in ("", ".", ".."):
-        return "%" + part.replace(".", "%2E")
-    name = part.replace("%", "%25").encode(errors="surrogateescape")
-    if len(name) > _NAME_BYTES:
-        name = name[: _NAME_BYTES // 2] + b"~" + hashlib.sha256(name).hexdigest()[:32].encode()
-    return name.decode(errors="ignore")
+def _percent_encoded(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode())
+
+
+def _shortened(name: str) -> str:
+    if len(name.encode()) <= _NAME_BYTES:
+        return name
+    return f"{name.encode()[: _NAME_BYTES // 2].decode(errors='ignore')}~{_digest(name)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def local_uri(path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ from cxr.inference.part_scorer import picture_name, png
 from cxr.reporting import palette
 
 IDS = [
-    *("IM0001", "IM0001.png", "IM0001.PNG", "IM0001.png.png", "IM0001.dcm", "IM0001.dcm.png"),
-    *("x/b.dcm", "x//b.dcm", "/x/b.dcm", "./x/b.dcm", "../x/b.dcm", "../../etc/passwd", "..", ".", ""),
+    *("IM0001", "IM0001.png", "IM0001.PNG", "IM0001.png.png", "IM0001.dcm", "IM0001.dcm.png", "IM0001.png/IM0001"),
+    *("x/b.dcm", "x//b.dcm", "/x/b.dcm", "./x/b.dcm", "../x/b.dcm", "../../etc/passwd", "..", ".", "", "x.", "x "),
     *("%", "%2E", "%25", "x%b", "x%25b", "n" * 255, "n" * 254 + "m", "é" * 120, "é" * 119 + "è", "x/" + "n" * 255),
+    *("/".join("n" * 150 for _ in range(folders)) for folders in (20, 40)),
+    *("a\0b", "a%00b", "a\nb", "a\\b", "a:b", "a?b", "x./b", "x%2E/b", "x.png/b", "x%.png/b"),
+    *("CON", "%43ON", "CON.dcm", "con", "nul/b", "COM1.x/b", "CONTRAST"),
 ]
 
 
@@ -33,6 +37,14 @@ def test_pictures_stay_in_their_folder_and_can_be_written(tmp_path: Path) -> Non
         assert Path(os.path.normpath(path)).is_relative_to(tmp_path / "aligned")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(exist_ok=False)
+
+
+def test_names_that_windows_reserves_are_not_used() -> None:
+    reserved = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[. ]", re.IGNORECASE)
+    for image_id in IDS:
+        assert not re.search(r'[\x00-\x1f"*:<>?\\|]', picture_name(image_id))
+        assert not any(map(reserved.fullmatch, picture_name(image_id).split("/")))
+    assert picture_name("CONTRAST") == "CONTRAST.png"
 
 
 def test_a_saved_outline_has_the_color_of_predictions() -> None:
