@@ -11,8 +11,6 @@ are no longer part of the export are deleted.
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 from collections import Counter
@@ -34,7 +32,9 @@ from cxr.export.dicom_results import Algorithm, ImageResult, as_uid, image_resul
 from cxr.export.dicom_write import BELOW, COLUMNS, FAILED, NO_MASK, NOT_SCORED, WRITTEN, Export, Row
 from cxr.families import recipe_type
 from cxr.families.checkpoint_files import read_about
+from cxr.reporting.tables import csv_lines
 from cxr.runtime.progress import Progress
+from cxr.storage.files import atomic_writer
 from cxr.wording import counted
 
 CSV_FILE, PARTS, ABOUT_FILE = "export.csv", "parts", "export.json"
@@ -271,17 +271,22 @@ def _read_before(out: str) -> dict[tuple[str, str], Row]:
 
 def write_csv(out: str) -> tuple[dict[str, int], list[str]]:
     """Write OUT/export.csv from OUT/parts; returns counts for result.json, and lines for the user."""
-    counts, reasons, text = Counter[str](), Counter[str](), io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for uri in part_uris(out):
-        rows = storage.read_json(uri)
-        writer.writerows(rows)
-        counts["images"] += len({row["image_id"] for row in rows})
-        counts.update(row["kind"] if row["status"] == WRITTEN else row["status"].replace(" ", "_") for row in rows)
-        counts["pushed"] += sum(bool(row.get("pushed")) for row in rows)
-        reasons.update(row["reason"] for row in rows if row["status"] == FAILED)
-    storage.write_text(storage.join(out, CSV_FILE), text.getvalue())
+    counts, reasons = Counter[str](), Counter[str]()
+
+    def counted_rows() -> Iterator[Row]:
+        for uri in part_uris(out):
+            rows = storage.read_json(uri)
+            counts["images"] += len({row["image_id"] for row in rows})
+            counts.update(
+                row["kind"] if row["status"] == WRITTEN else row["status"].replace(" ", "_") for row in rows
+            )
+            counts["pushed"] += sum(bool(row.get("pushed")) for row in rows)
+            reasons.update(row["reason"] for row in rows if row["status"] == FAILED)
+            yield from rows
+
+    with atomic_writer(storage.join(out, CSV_FILE)) as stream:
+        for line in csv_lines(counted_rows(), COLUMNS):
+            stream.write(line.encode())
     written = [counted(counts[kind], noun) for kind, noun in _NOUNS.items()]
     lines = [f"{', '.join(written)} for {counted(counts['images'], 'image')}"]
     for status, what in ((BELOW, "nothing found, so not exported"), (NOT_SCORED, "not scored, so not exported")):

@@ -2,9 +2,6 @@
 
 Scores are read, and rows per image written, one part at a time. For rows per study or patient, parts are first
 divided by study or patient into temporary files, so that memory holds a small share of a large run at a time.
-
-Text that a spreadsheet would execute as a formula (it begins with =, +, -, @, a tab or a carriage return) gets an
-apostrophe in front, as OWASP recommends against CSV injection.
 """
 
 from __future__ import annotations
@@ -25,6 +22,7 @@ from pyarrow import csv
 from cxr import schema
 from cxr.data import gate
 from cxr.errors import UserError
+from cxr.reporting.tables import without_formulas
 from cxr.storage.files import atomic_writer
 
 Per = Literal["image", "study", "patient"]
@@ -78,7 +76,7 @@ def write_csv(parts: Iterable[pa.Table], uri: str, per: Per = "image") -> dict[s
     with atomic_writer(uri) as stream, ExitStack() as closing:
         writer = None
         for table in tables:
-            safe = _safe(table)
+            safe = without_formulas(table)
             writer = writer or closing.enter_context(csv.CSVWriter(stream, safe.schema))
             writer.write_table(safe)
             rows += table.num_rows
@@ -120,15 +118,6 @@ def _box_scores(boxes: pa.ChunkedArray, findings: Sequence[str]) -> dict[str, pa
     scores = pc.struct_field(entries, schema.SCORE).to_numpy(zero_copy_only=False)
     np.maximum.at(best, (finding.fill_null(0).to_numpy()[known], image[known]), scores[known])
     return {BOX_SCORE + name: pa.array(row, mask=np.isneginf(row)) for name, row in zip(findings, best, strict=True)}
-
-
-def _safe(table: pa.Table) -> pa.Table:
-    """The same, without text that a spreadsheet takes for a formula."""
-    columns = [
-        pc.replace_substring_regex(column, r"^([=+\-@\t\r])", r"'\1") if pa.types.is_string(column.type) else column
-        for column in table.columns
-    ]
-    return pa.table(columns, names=table.column_names)
 
 
 # ---- Studies and patients

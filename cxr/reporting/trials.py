@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from cxr import storage
 from cxr.reporting import palette
 from cxr.reporting.figures import save_figure
-from cxr.reporting.tables import markdown
+from cxr.reporting.tables import csv_lines, markdown
 
 FEWEST_FOR_IMPORTANCES = 20  # trials; estimates from fewer are noise
 
@@ -61,11 +59,7 @@ def write_trials(trials: Sequence[Trial], monitor: str, out: str, objectives: Co
     """
     rows = [trial.row(monitor) for trial in trials]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    storage.write_text(storage.join(out, "trials.csv"), text.getvalue())
+    storage.write_text(storage.join(out, "trials.csv"), "".join(csv_lines(rows, names)))
     uri = storage.join(out, "trials.md")
     storage.write_text(uri, trials_table(trials, monitor, objectives))
     return uri

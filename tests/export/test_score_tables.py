@@ -18,6 +18,7 @@ from cxr.errors import UserError
 from cxr.export import score_tables
 from cxr.export.score_tables import Per, write_csv
 from cxr.families import RECIPES
+from cxr.reporting.tables import csv_text
 from tests.export.scored_parts import box, image, part, probabilities, write_panel_run, write_run
 
 
@@ -91,12 +92,15 @@ def test_every_score_of_every_family_has_a_column(family: str, tmp_path: Path) -
 RECIPES_COLUMNS = {family: part(family, []).column_names[len(schema.SCORES) :] for family in RECIPES}
 
 
-@pytest.mark.parametrize("name", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])
+@pytest.mark.parametrize("name", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
 def test_text_is_never_a_formula(name: str, tmp_path: Path) -> None:
-    rows = exported(tmp_path, "classify", image(name, patient_id=name, error=name), image("a=b", study_id="1-2"))
+    rows = exported(tmp_path, "classify", image(name, patient_id=name, error=name), image("a=b", study_id="-1"))
     assert [rows[0][column] for column in ("image_id", "patient_id", "error")] == [f"'{name}"] * 3
-    assert (rows[1]["image_id"], rows[1]["study_id"]) == ("a=b", "1-2")
+    assert (rows[1]["image_id"], rows[1]["study_id"]) == ("a=b", "-1")
     assert rows[0]["source_uri"] == f"/archive/{name}"
+    assert csv_text([{name: name, "value": -0.5, "text": "-1"}]) == csv_text(
+        [{f"'{name}": f"'{name}", "value": -0.5, "text": "-1"}]
+    )
 
 
 def test_text_with_quotes_commas_and_line_breaks_is_read_back(tmp_path: Path) -> None:
