@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from cxr import schema, storage
@@ -25,7 +23,7 @@ from cxr.runtime import cluster
 from cxr.runtime.progress import Progress
 from cxr.sources.options import ReadOptions
 from tests.aligners import saved_aligner
-from tests.conftest import REPOSITORY
+from tests.documented_queries import state_by_pandas
 from tests.inference.scored_here import score_parts, without_ray  # noqa: F401
 from tests.made_shards import write_shards
 from tests.sources.test_dicom import write, xray
@@ -73,25 +71,6 @@ def counts(scored: Scored) -> list[tuple[int, ...]]:
     return [tuple(increment[name] for name in names) for increment in scored.increments]
 
 
-def documented_state(out: Path) -> dict[str, int]:
-    """What the pandas code of docs/how-to/nightly.md gives."""
-    page = (REPOSITORY / "docs/how-to/nightly.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    variables: dict[str, Any] = {}
-    exec(code.replace("OUT", str(out)), variables)
-    scores: pd.DataFrame = variables["scores"]
-    return dict(zip(scores[schema.IMAGE_ID], scores[schema.INCREMENT], strict=True))
-
-
-def queried_state(out: Path) -> dict[str, int]:
-    """What the SQL query of docs/how-to/nightly.md gives."""
-    duckdb = pytest.importorskip("duckdb", reason="no duckdb: pip install duckdb")
-    page = (REPOSITORY / "docs/how-to/nightly.md").read_text()
-    (query,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
-    rows = duckdb.sql(query.replace("OUT", str(out))).select("image_id", "increment").fetchall()
-    return dict(rows)
-
-
 def test_each_night_scores_what_is_new_or_has_changed(
     network: str, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,14 +97,13 @@ def test_each_night_scores_what_is_new_or_has_changed(
     after = table(out)
     assert all(after[name] == before[name] for name, number in expected.items() if number == 0)
     assert after["03.png"][schema.THETA] != before["03.png"][schema.THETA]
-    assert documented_state(out) == expected
+    assert state_by_pandas(out) == expected
 
     fill(archive, pictures[5:6], ["05.png"])
     assert counts(score(str(archive), network, str(out), NIGHTLY)) == [(2, 1, 0, 22, 0, 0, 0)]
-    assert documented_state(out) == increments_of(out) == expected | {"05.png": 2}
+    assert state_by_pandas(out) == increments_of(out) == expected | {"05.png": 2}
     whole = score(str(archive), network, str(out), WHOLE)
     assert (len(whole.increments), whole.images) == (3, 20 + 5 + 1)
-    assert queried_state(out) == expected | {"05.png": 2}
 
 
 def test_a_run_without_new_only_is_continued_with_it(network: str, pictures: list[Path], tmp_path: Path) -> None:
@@ -184,7 +162,7 @@ def test_other_checkpoints_and_options_begin_a_generation(
     assert "a new generation begins, which scores all images again: checkpoint changed" in capsys.readouterr().out
     assert set(increments_of(out).values()) == {1}
     assert read_run(str(out)).checkpoint_sha256 == checkpoint.load(other).about["sha256"]
-    assert documented_state(out) == increments_of(out)
+    assert state_by_pandas(out) == increments_of(out)
     reasons = [generation.reason for generation in read_ledger(str(out)).generations]
     assert reasons[0] == "first run"
     assert reasons[1].startswith("checkpoint changed: SHA-256 was ")
@@ -298,12 +276,12 @@ def test_a_new_generation_is_read_once_it_is_complete(
     stop_after(1, monkeypatch)
     assert score(str(archive), other, str(out), NIGHTLY).remaining == 24
     assert set(increments_of(out).values()) == {0}
-    assert documented_state(out) == increments_of(out)
+    assert state_by_pandas(out) == increments_of(out)
     assert "newer scores with other settings" in read_ledger(str(out)).note
     stop_after(99, monkeypatch)
     score(str(archive), other, str(out), NIGHTLY)
     assert set(increments_of(out).values()) == {1, 2}
-    assert documented_state(out) == increments_of(out)
+    assert state_by_pandas(out) == increments_of(out)
     assert read_ledger(str(out)).note == ""
 
 
@@ -402,4 +380,4 @@ def test_a_night_with_a_hundred_new_ten_changed_and_five_removed_images(
     kept = set(names) - set(changed) - set(removed)
     assert set(after) == kept | set(scored)
     assert all(after[name] == before[name] for name in kept)
-    assert documented_state(out) == increments_of(out)
+    assert state_by_pandas(out) == increments_of(out)
