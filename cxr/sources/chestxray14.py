@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -27,13 +27,12 @@ from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources.csv_table import read_csv, read_lines
 from cxr.sources.image_files import PATH, image_ids, image_keys, list_images
-from cxr.sources.image_table import SEXES, ages, blank_as_null, by_text, json_rows, translated
+from cxr.sources.image_table import SEXES, ages, blank_as_null, by_text, json_rows, listing_notes, translated
 from cxr.sources.label_rows import (
     agreed_labels,
     contradictions_note,
     listed_keys,
     merged_row,
-    presence_notes,
     rows_by_image,
     unknown_words_note,
     word_key,
@@ -56,7 +55,6 @@ AGE = "Patient Age"
 ORIGINAL_PX = ("OriginalImage[Height]", "OriginalImage[Width]")
 ORIGINAL_SPACING_MM = ("OriginalImagePixelSpacing[y]", "OriginalImagePixelSpacing[x]")
 _ORIGINAL = tuple(zip(ORIGINAL_PX, ORIGINAL_SPACING_MM, strict=True))
-_USED = (FINDINGS, PATIENT, VIEW, *SEX, AGE, *ORIGINAL_PX, *ORIGINAL_SPACING_MM)
 NO_FINDING = "No Finding"  # as the lists spell it
 
 BOX_FINDING = "Finding Label"  # column of the box list
@@ -100,24 +98,26 @@ def manifest(uri: str) -> Manifest:
     boxes, box_notes = _boxes(uri, keys)
     in_test, in_train_val, list_notes = _official_lists(uri, entries, keys)
     row = pc.index_in(keys, value_set=entries.keys)
-    listed = {name: pc.fill_null(column.take(row), "") for name, column in entries.columns.items()}
-    patient_ids = _patient_ids(listed[PATIENT], keys, ids)
+
+    def listed(name: str) -> pa.Array:
+        return entries.texts(name, row)
+
+    patient_ids = _patient_ids(listed(PATIENT), keys, ids)
     columns = {
         schema.IMAGE_ID: ids,
         schema.PATIENT_ID: patient_ids,
         schema.SPLIT: split_by_patient(patient_ids, in_test, in_train_val),
         schema.SOURCE_URI: files[schema.SOURCE_URI],
-        schema.SEX: pc.coalesce(*(translated(listed[name], SEXES) for name in SEX)),
-        schema.AGE_YEARS: ages(by_text(listed[AGE], _years)),
-        schema.VIEW: blank_as_null(pc.utf8_upper(listed[VIEW])),
+        schema.SEX: pc.coalesce(*(translated(listed(name), SEXES) for name in SEX)),
+        schema.AGE_YEARS: ages(by_text(listed(AGE), _years)),
+        schema.VIEW: blank_as_null(pc.utf8_upper(listed(VIEW))),
         schema.LABELS: labels_column(entries.labels_of(row)),
         schema.BOXES: boxes,
-        schema.EXTRA: entries.extra.take(row),
         schema.SPACING_MM: _spacing_mm(listed),
+        schema.EXTRA: json_rows(entries.table, row),
     }
-    matched = pc.count_distinct(row, mode="only_valid").as_py()
-    listing_notes = presence_notes(file, len(entries.keys), len(entries.keys) - matched, len(keys), row.null_count)
-    notes = [*file_notes, *listing_notes, *id_notes, *entries.notes, *box_notes, *list_notes]
+    presence = listing_notes(file, len(entries.keys), row)
+    notes = [*file_notes, *presence, *id_notes, *entries.notes, *box_notes, *list_notes]
     return Manifest(manifest_table(columns, FRAME_PX), schema.FINDINGS, notes)
 
 
@@ -130,10 +130,15 @@ class _Entries:
 
     file: str
     keys: pa.Array
-    columns: Mapping[str, pa.ChunkedArray]  # those that are used; blank if the file does not have them
+    table: pa.Table  # all columns that have a name, as text, in one chunk
     labels: np.ndarray  # int8 (N, findings)
-    extra: pa.ChunkedArray  # all columns as JSON
     notes: Sequence[str]
+
+    def texts(self, column: str, row: pa.Array) -> pa.Array:
+        """A column's texts in these rows; blank where `row` is null, or if the file does not have the column."""
+        if column not in self.table.column_names:
+            return pa.repeat(pa.scalar(""), len(row))
+        return pc.fill_null(self.table[column].combine_chunks().take(row), "")
 
     def labels_of(self, row: pa.Array) -> np.ndarray:
         """int8 (images, findings) of the images in these rows; unknown where `row` is null."""
@@ -157,8 +162,9 @@ def _read_entries(location: str) -> _Entries:
             columns[at : at + 2] = [f"{stem}[{inner}]", f"{stem}[{second}"]
     if not len(table):
         raise UserError(f"{location}: expected one row per image, got none: restore the file")
-    named = {column: table.texts(at) for at, column in enumerate(columns) if column}
-    return _merged_entries(storage.name(location), listed_keys(table, INDEX), pa.table(named))
+    keys = listed_keys(table, INDEX)
+    named = {column: table.texts(at).combine_chunks() for at, column in enumerate(columns) if column}
+    return _merged_entries(storage.name(location), keys, pa.table(named))
 
 
 def _merged_entries(file: str, keys: pa.Array, table: pa.Table) -> _Entries:
@@ -196,14 +202,10 @@ def _merged_entries(file: str, keys: pa.Array, table: pa.Table) -> _Entries:
     once = pc.invert(several)
     if merged_rows:
         merged_columns = [pa.array(column, pa.string()) for column in zip(*merged_rows, strict=True)]
-        table = pa.concat_tables([table.filter(once), pa.table(merged_columns, table.column_names)])
+        table = pa.concat_tables([table.filter(once), pa.table(merged_columns, table.column_names)]).combine_chunks()
         keys = pa.concat_arrays([keys.filter(once), pa.array(list(rows_of), pa.string())])
         labels_NC = np.concatenate([labels_NC[once.to_numpy(zero_copy_only=False)], *merged_labels])
-    blank = pa.chunked_array([pa.repeat(pa.scalar(""), len(keys))])
-    used = {name: table[name] if name in table.column_names else blank for name in _USED}
-    return _Entries(
-        file, keys, used, labels_NC, json_rows(dict(zip(table.column_names, table.columns, strict=True))), notes
-    )
+    return _Entries(file, keys, table, labels_NC, notes)
 
 
 def _official_lists(
@@ -305,13 +307,13 @@ def _parse_findings(text: str) -> _Parsed:
     return _Parsed(statements, unknown_words)
 
 
-def _patient_ids(listed: pa.ChunkedArray, keys: pa.Array, ids: pa.Array) -> pa.Array:
+def _patient_ids(listed: pa.Array, keys: pa.Array, ids: pa.Array) -> pa.Array:
     """The patient in the entry file; else the one in a file name such as 00000013_005; else the image itself.
 
     Leading zeros are removed, so that both give the same id.
     """
     in_names = pc.struct_field(pc.extract_regex(keys, r"^(?P<patient>\d+)_\d+$"), "patient")
-    patients = pc.coalesce(blank_as_null(listed.combine_chunks()), in_names)
+    patients = pc.coalesce(blank_as_null(listed), in_names)
     return pc.coalesce(pc.replace_substring_regex(patients, r"^0*(\d+)(\.0*)?$", r"\1"), ids)
 
 
@@ -321,9 +323,9 @@ def _years(age: str) -> float:
     return int(match[1]) / _PER_YEAR[match[2]] if match else np.nan
 
 
-def _spacing_mm(listed: Mapping[str, pa.ChunkedArray]) -> pa.Array:
+def _spacing_mm(listed: Callable[[str], pa.Array]) -> pa.Array:
     """Spacing [between rows, between columns] in the 1024 x 1024 image: the original's spacing x its size / 1024."""
-    sides = [by_text(listed[px], _number) * by_text(listed[mm], _number) for px, mm in _ORIGINAL]
+    sides = [by_text(listed(px), _number) * by_text(listed(mm), _number) for px, mm in _ORIGINAL]
     spacing_N2 = np.stack(sides, 1) / FRAME_PX
     known_N = np.all((spacing_N2 > 0) & (spacing_N2 < _LARGEST_SPACING_MM), axis=1)
     values = pa.array(np.where(known_N[:, None], spacing_N2, 0).reshape(-1), pa.float32())

@@ -58,8 +58,10 @@ def taken(table: pa.Table, row: pa.Array) -> dict[str, pa.Array]:
 
 def listing_notes(file: str, listed: int, row: pa.Array, consequence: str = "labels are unknown") -> list[str]:
     """`presence_notes` of a list with `listed` images, from the `match` of the archive's images."""
-    matched = pc.count_distinct(row, mode="only_valid").as_py()
-    return presence_notes(file, listed, listed - matched, len(row), row.null_count, consequence)
+    matched = np.zeros(listed, bool)
+    matched[row.drop_null().to_numpy()] = True
+    missing = listed - int(matched.sum())
+    return presence_notes(file, listed, missing, len(row), row.null_count, consequence)
 
 
 # ---- Columns
@@ -110,20 +112,22 @@ def json_objects(columns: Mapping[str, pa.Array]) -> pa.Array:
     return pa.array(texts, pa.string()).take(combined.indices)
 
 
-def json_rows(columns: Mapping[str, pa.ChunkedArray]) -> pa.ChunkedArray:
-    """A JSON object per row with all its values, as `json.dumps` writes it."""
-    table = pa.table(dict(columns))
-    return pa.chunked_array(
-        [_json_rows(table.slice(at, _CHUNK)) for at in range(0, table.num_rows, _CHUNK)], pa.string()
-    )
+def json_rows(table: pa.Table, row: pa.Array) -> pa.ChunkedArray:
+    """A JSON object with all values of each of these rows, as `json.dumps` writes it; null where `row` is null.
+
+    Args:
+        table: texts without nulls, in one chunk.
+    """
+    slices = (row.slice(start, _CHUNK) for start in range(0, len(row), _CHUNK))
+    return pa.chunked_array([_json_rows(table.take(some), some.is_valid()) for some in slices], pa.string())
 
 
-def _json_rows(table: pa.Table) -> pa.Array:
+def _json_rows(table: pa.Table, known: pa.Array) -> pa.Array:
     pieces, special = [], np.zeros(table.num_rows, bool)
     for number, (name, values) in enumerate(zip(table.column_names, table.columns, strict=True)):
         pieces += [f'{", " if number else "{"}{json.dumps(name)}: "', values.combine_chunks(), '"']
-        special |= pc.match_substring_regex(values, r"[^ !#-\[\]-~]").to_numpy()
-    texts = pc.binary_join_element_wise(*pieces, "}", "")
+        special |= pc.match_substring_regex(values, r"[^ !#-\[\]-~]").fill_null(False).to_numpy()
+    texts = pc.if_else(known, pc.binary_join_element_wise(*pieces, "}", ""), None)
     if not special.any():
         return texts
     encoded = pa.array([json.dumps(row) for row in table.filter(pa.array(special)).to_pylist()], pa.string())
