@@ -18,7 +18,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +29,7 @@ from cxr.imaging.dicom_signature import begins_like_data_set, has_preamble
 from cxr.sources import header_scan
 from cxr.sources.header_scan import Scan, plan_scan
 from cxr.sources.image_files import FILE_BYTES, FILE_VERSION, PATH, first_images, list_images
+from cxr.sources.image_table import json_objects
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.options import ALL_IMAGES, ReadOptions
 from cxr.sources.pseudonyms import open_pseudonyms, patient_byte
@@ -90,7 +90,7 @@ def manifest(uri: str, reading: ReadOptions = ALL_IMAGES) -> Manifest:
         schema.PATIENT_ID: patients,
         schema.SPLIT: split_by_patient(patients, hashes=hashes),
         schema.LABELS: labels_column(np.empty((headers.num_rows, 0), np.int8)),
-        schema.EXTRA: _extra(headers),
+        schema.EXTRA: json_objects({name: headers[name] for name in _EXTRA}),
     }
     notes += [*_kind_notes(headers), *unique_notes, *patient_notes]
     return Manifest(manifest_table(columns), (), notes)
@@ -116,18 +116,26 @@ def _is_dicom(uri: str) -> bool:
 
 def _without_other_objects(headers: pa.Table) -> tuple[pa.Table, list[str]]:
     """Leave out files that are known not to be X-ray images, and count them."""
-    classes, modalities = (headers[each].to_pylist() for each in (header_scan.SOP_CLASS, schema.MODALITY))
-    names = {sop_class: _standard_name(sop_class) for sop_class in set(classes) - _XRAYS - {None}}
-    reasons = [
-        names.get(sop_class) or (f"modality {modality}" if modality in _OTHER_MODALITIES else "")
-        for sop_class, modality in zip(classes, modalities, strict=True)
-    ]
-    counts = Counter(filter(None, reasons))
+    classes, modalities = (
+        headers[each].combine_chunks().dictionary_encode() for each in (header_scan.SOP_CLASS, schema.MODALITY)
+    )
+    names = ["" if name in _XRAYS else _standard_name(name) for name in classes.dictionary.to_pylist()]
+    others = [f"modality {name}" if name in _OTHER_MODALITIES else "" for name in modalities.dictionary.to_pylist()]
+    by_class = pc.fill_null(pa.array(names, pa.string()).take(classes.indices), "")
+    by_modality = pc.fill_null(pa.array(others, pa.string()).take(modalities.indices), "")
+    reasons = pc.if_else(pc.equal(by_class, ""), by_modality, by_class)
+    counts = _counted(reasons)
+    kept = counts.pop("", 0)
     if not counts:
         return headers, []
     listed = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
-    note = f"left out {counted(counts.total(), 'DICOM file')} that are not X-ray images: {listed}"
-    return headers.filter(pa.array([not reason for reason in reasons])), [note]
+    note = f"left out {counted(len(reasons) - kept, 'DICOM file')} that are not X-ray images: {listed}"
+    return headers.filter(pc.equal(reasons, "")), [note]
+
+
+def _counted(values: pa.Array | pa.ChunkedArray) -> Counter[str]:
+    """How often each value occurs."""
+    return Counter({each["values"]: each["counts"] for each in values.value_counts().to_pylist()})
 
 
 def _standard_name(sop_class: str) -> str:
@@ -139,7 +147,7 @@ def _standard_name(sop_class: str) -> str:
 
 
 def _kind_notes(headers: pa.Table) -> list[str]:
-    counts = Counter(headers[header_scan.KIND].to_pylist())
+    counts = _counted(headers[header_scan.KIND])
     notes = []
     if not_dicom := counts[header_scan.OTHER]:
         notes.append(f"files that are not DICOM: {not_dicom:,}; each counts as an image of a patient of its own")
@@ -158,35 +166,33 @@ def _unique(headers: pa.Table, folder: str) -> tuple[pa.Table, pa.Array, list[st
 
     Files that share a SOPInstanceUID but differ in content are all kept, with their paths as ids.
     """
-    instances, paths = headers[header_scan.SOP_INSTANCE].to_pylist(), headers[PATH].to_pylist()
+    instances, paths = (headers[name].combine_chunks() for name in (header_scan.SOP_INSTANCE, PATH))
+    counts = instances.value_counts()
+    shared = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).drop_null()
     rows_of: dict[str, list[int]] = defaultdict(list)
-    for row, instance in enumerate(instances):
-        if instance is not None:
-            rows_of[instance].append(row)
-    groups = [rows for rows in rows_of.values() if len(rows) > 1]
-    digests = dict(_digests(headers, [row for rows in groups for row in rows], folder))
-    copies: set[int] = set()
-    by_path: set[int] = set()
-    for rows in groups:
+    for row in np.flatnonzero(pc.is_in(instances, value_set=shared).to_numpy(zero_copy_only=False)).tolist():
+        rows_of[instances[row].as_py()].append(row)
+    digests = dict(_digests(headers, [row for rows in rows_of.values() for row in rows], folder))
+    is_copy, by_path = np.zeros((2, len(paths)), bool)
+    for rows in rows_of.values():
         first = {digests[row]: row for row in reversed(rows)}  # content -> the first row with it
-        copies |= set(rows) - set(first.values())
-        by_path |= set(first.values()) if len(first) > 1 else set()
-    without = [row for row, instance in enumerate(instances) if instance is None]
-    ids = [paths[row] if row in by_path or instance is None else instance for row, instance in enumerate(instances)]
+        is_copy[rows], is_copy[[*first.values()]] = True, False
+        by_path[[*first.values()]] = len(first) > 1
+    ids = pc.if_else(pc.or_(pa.array(by_path), instances.is_null()), paths, instances)
     notes = []
-    if copies:
-        notes.append(f"copies of the same DICOM file: {len(copies):,}; one of each is used")
-    if by_path:
+    if copies := int(is_copy.sum()):
+        notes.append(f"copies of the same DICOM file: {copies:,}; one of each is used")
+    if differing := int(by_path.sum()):
         notes.append(
-            f"files that share a SOPInstanceUID but differ: {len(by_path):,}; each is used, with its path as its id"
+            f"files that share a SOPInstanceUID but differ: {differing:,}; each is used, with its path as its id"
         )
-    dicom = sum(headers[header_scan.KIND][row].as_py() == header_scan.DICOM for row in without)
-    if dicom:
-        notes.append(f"DICOM files without SOPInstanceUID: {dicom:,}; their paths are their ids")
+    is_dicom = pc.equal(headers[header_scan.KIND], header_scan.DICOM)
+    if without := pc.sum(pc.and_(is_dicom, instances.is_null())).as_py():
+        notes.append(f"DICOM files without SOPInstanceUID: {without:,}; their paths are their ids")
     if not copies:
-        return headers, pa.array(ids, pa.string()), notes
-    rows_used = np.array([row for row in range(len(ids)) if row not in copies])
-    return headers.take(pa.array(rows_used)), pa.array([ids[row] for row in rows_used], pa.string()), notes
+        return headers, ids, notes
+    used = pa.array(~is_copy)
+    return headers.filter(used), ids.filter(used), notes
 
 
 def _digests(headers: pa.Table, rows: Sequence[int], folder: str) -> Iterable[tuple[int, str]]:
@@ -217,38 +223,35 @@ def _digest(uri: str) -> str:
 
 def _patients(headers: pa.Table) -> tuple[pa.Array, np.ndarray, list[str]]:
     """(N,) patients; (N,) their hashes in [0, 1), which decide their splits; and notes."""
-    ids, studies = headers[schema.PATIENT_ID].to_pylist(), headers[schema.STUDY_ID].to_pylist()
-    placeholder = _placeholder(ids, studies)
-    known = np.array([patient is not None and patient != placeholder for patient in ids], bool)
-    stand_ins = [study or path for study, path in zip(studies, headers[PATH].to_pylist(), strict=True)]
-    patients = [patient if there else own for patient, there, own in zip(ids, known, stand_ins, strict=True)]
-    stored = headers[header_scan.PATIENT_BYTE].to_pylist()
-    values = [
-        byte if there else patient_byte(own.encode())
-        for byte, there, own in zip(stored, known, stand_ins, strict=True)
-    ]
+    columns = (schema.PATIENT_ID, schema.STUDY_ID, PATH, header_scan.PATIENT_BYTE)
+    ids, studies, paths, stored = (headers[name].combine_chunks() for name in columns)
+    placeholder = _placeholder(headers)
+    known = ids.is_valid() if placeholder is None else pc.fill_null(pc.not_equal(ids, placeholder), False)
+    stand_ins = pc.if_else(pc.fill_null(pc.equal(studies, ""), True), paths, studies)
+    patients = pc.if_else(known, ids, stand_ins)
+    known_N = known.to_numpy(zero_copy_only=False)
+    bytes_N = pc.fill_null(stored, 0).to_numpy().astype(np.int64)
+    own = stand_ins.filter(pc.invert(known))
+    bytes_N[~known_N] = [patient_byte(text.encode()) for text in own.to_pylist()]
     tie_breaks = hash_values(patients) / 2**20  # so that few patients do not all have the same hash
-    identified = counted(len(set(patients)), "patient")
-    in_dicom = np.array([kind == header_scan.DICOM for kind in headers[header_scan.KIND].to_pylist()])
+    identified = counted(pc.count_distinct(patients).as_py(), "patient")
+    in_dicom = pc.equal(headers[header_scan.KIND], header_scan.DICOM).to_numpy()
     notes = [f"patients by PatientID: {identified}"]
-    if alone := int((in_dicom & ~known).sum()):
+    if alone := int((in_dicom & ~known_N).sum()):
         reason = "PatientID is missing or the same in most studies" if placeholder else "PatientID is missing"
         notes = [
             f"{reason}: {counted(alone, 'image')}, whose studies count as one patient each ({identified} in all)"
         ]
-    return pa.array(patients, pa.string()), np.array(values) / 256 + tie_breaks, notes
+    return patients, bytes_N / 256 + tie_breaks, notes
 
 
-def _placeholder(ids: Sequence[str | None], studies: Sequence[str | None]) -> str | None:
+def _placeholder(headers: pa.Table) -> str | None:
     """The PatientID that too many studies share for it to be a person's."""
-    pairs = {(patient, study) for patient, study in zip(ids, studies, strict=True) if patient and study}
-    if len(pairs) < _PLACEHOLDER_STUDIES:
+    named = headers.select([schema.PATIENT_ID, schema.STUDY_ID])
+    for name in named.column_names:
+        named = named.filter(pc.fill_null(pc.not_equal(named[name], ""), False))
+    pairs = named.group_by(named.column_names, use_threads=False).aggregate([])
+    if pairs.num_rows < _PLACEHOLDER_STUDIES:
         return None
-    ((patient, count),) = Counter(patient for patient, _ in pairs).most_common(1)
-    return patient if count > _PLACEHOLDER_SHARE * len(pairs) else None
-
-
-def _extra(headers: pa.Table) -> pa.Array:
-    rows: list[dict[str, Any]] = headers.select(list(_EXTRA)).to_pylist()
-    texts = [json.dumps({key: value for key, value in row.items() if value is not None}) for row in rows]
-    return pa.array([None if text == "{}" else text for text in texts], pa.string())
+    ((patient, count),) = _counted(pairs[schema.PATIENT_ID]).most_common(1)
+    return patient if count > _PLACEHOLDER_SHARE * pairs.num_rows else None

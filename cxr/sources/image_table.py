@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -89,27 +88,23 @@ def ages(years: np.ndarray) -> pa.Array:
     return pa.array(years.astype(np.float32), mask=~known)
 
 
-def json_objects(columns: Mapping[str, pa.Array]) -> pa.Array:
+def json_objects(columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Array:
     """A JSON object per image with its values that are not blank; null if all are blank.
 
     Each different combination of values is encoded only once, because many images share it.
     """
-    code = np.zeros(len(next(iter(columns.values()))), np.int64)
-    dictionaries = []
+    combinations: list[tuple[str, ...]] = [()]
+    number_N = np.zeros(len(next(iter(columns.values()))), np.int64)  # of each image's combination
     for values in columns.values():
-        encoded = values.dictionary_encode()
-        dictionaries.append(encoded.dictionary.to_pylist())
-        code = code * len(dictionaries[-1]) + encoded.indices.to_numpy(zero_copy_only=False)
-    combined = pa.array(code).dictionary_encode()
-    texts: list[str | None] = []
-    for rest in combined.dictionary.to_pylist():
-        row: list[Any] = []
-        for dictionary in reversed(dictionaries):
-            rest, number = divmod(rest, len(dictionary))
-            row.append(dictionary[number])
-        filled = {name: value for name, value in zip(columns, reversed(row), strict=True) if value}
-        texts.append(json.dumps(filled) if filled else None)
-    return pa.array(texts, pa.string()).take(combined.indices)
+        encoded = pc.fill_null(_one_chunk(values), "").dictionary_encode()
+        texts = encoded.dictionary.to_pylist()
+        pairs = pa.array(number_N * len(texts) + encoded.indices.to_numpy(zero_copy_only=False)).dictionary_encode()
+        number_N = pairs.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        split = (divmod(pair, len(texts)) for pair in pairs.dictionary.to_pylist())
+        combinations = [(*combinations[number], texts[text]) for number, text in split]
+    filled = [{name: value for name, value in zip(columns, row, strict=True) if value} for row in combinations]
+    objects = pa.array([json.dumps(row) if row else None for row in filled], pa.string())
+    return objects.take(pa.array(number_N))
 
 
 def json_rows(table: pa.Table, row: pa.Array) -> pa.ChunkedArray:
@@ -136,6 +131,10 @@ def _json_rows(table: pa.Table, known: pa.Array) -> pa.Array:
 
 def by_text(texts: pa.Array | pa.ChunkedArray, function: Callable[[str], float]) -> np.ndarray:
     """float64 (N): a function of each text, called once for each different one."""
-    encoded = (texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts).dictionary_encode()
+    encoded = _one_chunk(texts).dictionary_encode()
     values = np.array([function(text) for text in encoded.dictionary.to_pylist()], np.float64)
     return values[encoded.indices.to_numpy(zero_copy_only=False)]
+
+
+def _one_chunk(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values

@@ -19,21 +19,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources import rle
 from cxr.sources.csv_table import has_columns, read_csv
-from cxr.sources.image_files import PATH, files_below, image_ids, image_key, list_images
+from cxr.sources.image_files import PATH, files_below, image_ids, image_key, image_keys, list_images
+from cxr.sources.image_table import listing_notes
 from cxr.sources.label_rows import (
     contradictions_note,
+    listed_keys,
     merged_row,
-    presence_notes,
     rows_by_image,
     unknown_words_note,
 )
@@ -58,18 +59,21 @@ _LABELS = {
     **dict.fromkeys(("0", "0.0", "false"), schema.NEGATIVE),
 }
 
-Mask = dict[str, str | None]
+_PIECE = r"^\d+{0}\d+(?:{0}\d+{0}\d+)*$".format(r"[\s\x0b\x1c-\x1f]+")  # pairs of non-negative integers
+_MASKS_TYPE = schema.MANIFEST.field(schema.MASKS).type
+_KEY, _ROW = "key", "row"  # columns while the codes are read
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """The entry of an image in the lists; `masks` is None if they are unknown."""
+class _Entries:
+    """The images in the lists, each once."""
 
-    image_id: str
-    label: int
-    masks: list[Mask] | None
-    is_test: bool = False
-    extra: str | None = None
+    keys: pa.Array  # by `image_key`
+    image_ids: pa.Array
+    labels: np.ndarray  # (N,) int8
+    masks: pa.Array  # as schema.MASKS; null if they are unknown
+    is_test: np.ndarray  # (N,) bool
+    extra: pa.Array
 
 
 def detect(uri: str) -> bool:
@@ -93,13 +97,25 @@ def manifest(uri: str) -> Manifest:
         expected = f"{CODES_FILE}, {STAGE_2_FILE} or {IMAGES}/ with {TRAIN_FILE}"
         raise UserError(f"expected {expected} in {uri}, got none of them: add them, or use --source folder")
     files, notes = list_images(images)
-    keys = [image_key(path) for path in files[PATH].to_pylist()]
-    missing, unlisted = len(entries.keys() - set(keys)), sum(key not in entries for key in keys)
-    notes += presence_notes(lists, len(entries), missing, len(keys), unlisted, "pneumothorax is unknown")
-    notes += list_notes
-    by_file = [entries.get(key) or _Entry(key, schema.UNKNOWN, None, is_test=True) for key in keys]
-    columns, id_notes = _columns(files, by_file, has_test_list)
-    lost = sum(entry.label == schema.POSITIVE and entry.masks is None for entry in by_file)
+    paths = files[PATH].combine_chunks()
+    keys = image_keys(paths)
+    row = pc.index_in(keys, value_set=entries.keys)
+    notes += [*listing_notes(lists, len(entries.keys), row, "pneumothorax is unknown"), *list_notes]
+    names = pc.coalesce(entries.image_ids.take(row), keys)
+    ids, id_notes = image_ids(paths, names)
+    at = pc.fill_null(row, len(entries.keys)).to_numpy()
+    labels, is_test = np.append(entries.labels, np.int8(schema.UNKNOWN))[at], np.append(entries.is_test, True)[at]
+    masks = entries.masks.take(row)
+    columns = {
+        schema.IMAGE_ID: ids,
+        schema.PATIENT_ID: names,
+        schema.SPLIT: split_by_patient(names, is_test, ~is_test if has_test_list and is_test.any() else None),
+        schema.SOURCE_URI: files[schema.SOURCE_URI],
+        schema.LABELS: labels_column(labels[:, None]),
+        schema.MASKS: masks,
+        schema.EXTRA: entries.extra.take(row),
+    }
+    lost = int(((labels == schema.POSITIVE) & masks.is_null().to_numpy(zero_copy_only=False)).sum())
     notes += [f"with a pneumothorax but without a readable mask: {counted(lost, 'image')}"] if lost else []
     return Manifest(manifest_table(columns), (FINDING,), [*notes, *id_notes])
 
@@ -115,67 +131,61 @@ def _is_png_release(uri: str) -> bool:
     return all(storage.exists(storage.join(uri, each)) for each in (TRAIN_FILE, IMAGES))
 
 
-def _columns(
-    files: pa.Table, entries: Sequence[_Entry], has_test_list: bool
-) -> tuple[dict[str, pa.Array | pa.ChunkedArray], list[str]]:
-    """The manifest's columns, and notes.
-
-    Without a test list, unlisted images are in the test split, and some listed ones as well, because otherwise that
-    split would have no ground truth.
-    """
-    names = pa.array([entry.image_id for entry in entries], pa.string())
-    ids, notes = image_ids(files[PATH].combine_chunks(), names)
-    is_test = np.array([entry.is_test for entry in entries])
-    columns = {
-        schema.IMAGE_ID: ids,
-        schema.PATIENT_ID: names,
-        schema.SPLIT: split_by_patient(names, is_test, ~is_test if has_test_list and is_test.any() else None),
-        schema.SOURCE_URI: files[schema.SOURCE_URI],
-        schema.LABELS: labels_column(np.array([[entry.label] for entry in entries], np.int8)),
-        schema.MASKS: pa.array([entry.masks for entry in entries], schema.MANIFEST.field(schema.MASKS).type),
-        schema.EXTRA: pa.array([entry.extra for entry in entries], pa.string()),
-    }
-    return columns, notes
-
-
 # ---- The published lists
 
 
-def _from_dicom_release(location: str) -> tuple[dict[str, _Entry], list[str]]:
-    """Entries of the DICOM release, by `image_key`, and notes."""
+def _from_dicom_release(location: str) -> tuple[_Entries, list[str]]:
+    """The list of the DICOM release, and notes."""
     table = read_csv(location, (IMAGE_ID, CODE))
-    codes = table.column(CODE)
-    entries: dict[str, _Entry] = {}
-    unknown_words: Counter[str] = Counter()
-    contradictory = 0
-    for image, rows in rows_by_image(table, IMAGE_ID).items():
-        row_codes = dict.fromkeys(codes[row] for row in rows)  # repeated rows count once
-        pieces = [code for code in row_codes if _is_piece(code)]
-        empty = [code for code in row_codes if code in _NO_MASK]
-        unusable = [code for code in row_codes if code not in pieces and code not in empty]
-        unknown_words.update(unusable)
-        contradictory += bool(pieces and empty)
-        if pieces and not empty:
-            entries[image] = _Entry(
-                image, schema.POSITIVE, None if unusable else [_mask(code=code) for code in pieces]
-            )
-        elif empty and not pieces and not unusable:
-            entries[image] = _Entry(image, schema.NEGATIVE, [_mask(code=rle.EMPTY)])
-        else:
-            entries[image] = _Entry(image, schema.UNKNOWN, None)
+    rows = pa.table({_KEY: listed_keys(table, IMAGE_ID), CODE: table.texts(CODE), _ROW: np.arange(len(table))})
+    rows = rows.group_by([_KEY, CODE], use_threads=False).aggregate([(_ROW, "min")])  # repeated rows count once
+    rows = rows.sort_by(f"{_ROW}_min").combine_chunks()
+    codes = rows[CODE].combine_chunks()
+    encoded = rows[_KEY].combine_chunks().dictionary_encode()
+    image_N, images = encoded.indices.to_numpy(), len(encoded.dictionary)  # numbered as they first occur
+    del rows
+    is_empty = pc.is_in(codes, value_set=pa.array(_NO_MASK)).to_numpy(zero_copy_only=False)
+    is_piece = ~is_empty & pc.match_substring_regex(codes, _PIECE).to_numpy(zero_copy_only=False)
+    unusable = ~is_empty & ~is_piece
+    pieces, empty, other = (
+        np.bincount(image_N[chosen], minlength=images) > 0 for chosen in (is_piece, is_empty, unusable)
+    )
+    positive, negative = pieces & ~empty, empty & ~pieces & ~other
+    known = negative | (positive & ~other)
+
+    first_empty = np.zeros(len(codes), bool)
+    first_empty[np.flatnonzero(is_empty)[np.unique(image_N[is_empty], return_index=True)[1]]] = True
+    of_masks = np.flatnonzero((is_piece | first_empty) & known[image_N])
+    of_masks = of_masks[np.argsort(image_N[of_masks], kind="stable")]
+    texts = pc.if_else(pa.array(is_empty[of_masks]), rle.EMPTY, codes.take(pa.array(of_masks)))
+    ends = np.cumsum(np.bincount(image_N[of_masks], minlength=images), dtype=np.int32)
+    column = {schema.LABEL: pa.repeat(FINDING, len(texts)), schema.MASK_RLE: texts}
+    fields = [column.get(field.name, pa.nulls(len(texts), field.type)) for field in schema.MASK_SOURCE_TYPE]
+    masks = pa.ListArray.from_arrays(
+        np.insert(ends, 0, 0),
+        pa.StructArray.from_arrays(fields, fields=list(schema.MASK_SOURCE_TYPE)),
+        type=_MASKS_TYPE,
+        mask=pa.array(~known),
+    )
+    unusable_rows = np.flatnonzero(unusable)
+    unusable_rows = unusable_rows[np.argsort(image_N[unusable_rows], kind="stable")]
+    unknown_words = Counter(codes.take(pa.array(unusable_rows)).to_pylist())
+    labels = np.select([positive, negative], [schema.POSITIVE, schema.NEGATIVE], schema.UNKNOWN).astype(np.int8)
+    entries = _Entries(
+        encoded.dictionary,
+        encoded.dictionary,
+        labels,
+        masks,
+        np.zeros(images, bool),
+        pa.nulls(images, pa.string()),
+    )
     file = storage.name(location)
     notes = unknown_words_note(unknown_words, file, "the masks of these images are unknown")
-    return entries, notes + contradictions_note(contradictory, file)
+    return entries, notes + contradictions_note(int((pieces & empty).sum()), file)
 
 
-def _is_piece(code: str) -> bool:
-    """Whether the code is a list of pairs of non-negative integers."""
-    numbers = code.split()
-    return bool(numbers) and len(numbers) % 2 == 0 and code.isascii() and "".join(numbers).isdecimal()
-
-
-def _from_png_release(uri: str) -> tuple[dict[str, _Entry], list[str]]:
-    """Entries of the PNG release, by `image_key` of its files, and notes.
+def _from_png_release(uri: str) -> tuple[_Entries, list[str]]:
+    """The lists of the PNG release, and notes.
 
     Mask files are used only for images with a pneumothorax; the others are black and need not be read.
     """
@@ -190,7 +200,10 @@ def _from_png_release(uri: str) -> tuple[dict[str, _Entry], list[str]]:
                 rows[key] += [list(values[row]) for row in each]
                 listed[file].add(key)
     mask_files = {image_key(entry.path): entry.uri for entry in files_below(storage.join(uri, MASKS))}
-    entries: dict[str, _Entry] = {}
+    ids: list[str] = []
+    labels: list[int] = []
+    all_masks: list[list[dict[str, str]] | None] = []
+    extras: list[str] = []
     unknown_words: Counter[str] = Counter()
     contradictory = 0
     for key, each in rows.items():
@@ -198,11 +211,21 @@ def _from_png_release(uri: str) -> tuple[dict[str, _Entry], list[str]]:
         contradictory += differ
         unknown_words.update(text for *_, text in each if text.casefold() not in _LABELS)
         label = _LABELS.get(merged[2].casefold(), schema.UNKNOWN)
-        masks = [_mask(code=rle.EMPTY)] if label == schema.NEGATIVE else None
+        masks = [{schema.LABEL: FINDING, schema.MASK_RLE: rle.EMPTY}] if label == schema.NEGATIVE else None
         if label == schema.POSITIVE and key in mask_files:
-            masks = [_mask(uri=mask_files[key])]
-        extra = json.dumps(dict(zip(columns, merged, strict=True)))
-        entries[key] = _Entry(image_key(merged[1]) or key, label, masks, key in listed[TEST_FILE], extra)
+            masks = [{schema.LABEL: FINDING, schema.MASK_URI: mask_files[key]}]
+        ids.append(image_key(merged[1]) or key)
+        labels.append(label)
+        all_masks.append(masks)
+        extras.append(json.dumps(dict(zip(columns, merged, strict=True))))
+    entries = _Entries(
+        pa.array(list(rows), pa.string()),
+        pa.array(ids, pa.string()),
+        np.array(labels, np.int8),
+        pa.array(all_masks, _MASKS_TYPE),
+        np.array([key in listed[TEST_FILE] for key in rows], bool),
+        pa.array(extras, pa.string()),
+    )
     notes = unknown_words_note(
         unknown_words, f"{HAS_PNEUMOTHORAX} in {TRAIN_FILE}", "the labels of these images are unknown"
     )
@@ -210,7 +233,3 @@ def _from_png_release(uri: str) -> tuple[dict[str, _Entry], list[str]]:
     if both := len(listed[TRAIN_FILE] & listed[TEST_FILE]):
         notes.append(f"listed in both {TRAIN_FILE} and {TEST_FILE}, used for testing: {counted(both, 'image')}")
     return entries, notes
-
-
-def _mask(code: str | None = None, uri: str | None = None) -> Mask:
-    return {schema.LABEL: FINDING, schema.MASK_RLE: code, schema.MASK_URI: uri}

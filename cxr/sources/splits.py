@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from cxr.errors import UserError
 VAL_SHARE = 0.1  # of the patients that are not in an official test list
 VAL_AT_LEAST = 10  # patients; VAL_SHARE of archives with fewer than a hundred, where chance might leave only one
 TEST_SHARE = 0.1  # of the patients that are in no official list
+_CHUNK = 65_536  # patients whose ids are Python objects at a time
 
 
 def split_by_patient(
@@ -47,7 +47,7 @@ def split_by_patient(
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
     patient_N = encoded.indices.to_numpy()
     if hashes is None:
-        hashes = hash_values(encoded.dictionary.to_pylist(), seed)
+        hashes = hash_values(encoded.dictionary, seed)
     else:
         of_images, hashes = hashes, np.empty(len(encoded.dictionary))
         hashes[patient_N] = of_images
@@ -131,10 +131,13 @@ def stratified(labels_NK: np.ndarray, groups_N: np.ndarray | pa.ChunkedArray, fo
     return fold_G[group_N]
 
 
-def hash_values(patients: Sequence[str], seed: int = 0) -> np.ndarray:
-    """A number in [0, 1) per patient, the same on every machine and in every process."""
-    digests = (hashlib.blake2b(f"{seed}:{patient}".encode(), digest_size=4).digest() for patient in patients)
-    return np.frombuffer(b"".join(digests), ">u4") / 2.0**32
+def hash_values(patients: pa.Array, seed: int = 0) -> np.ndarray:
+    """A number in [0, 1) per patient (string), the same on every machine and in every process."""
+    digests = bytearray()
+    for start in range(0, len(patients), _CHUNK):
+        for patient in patients.slice(start, _CHUNK).to_pylist():
+            digests += hashlib.blake2b(f"{seed}:{patient}".encode(), digest_size=4).digest()
+    return np.frombuffer(digests, ">u4") / 2.0**32
 
 
 def _with_any(images: np.ndarray | None, patient_N: np.ndarray, patients: int) -> np.ndarray:
