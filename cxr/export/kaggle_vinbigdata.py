@@ -102,7 +102,8 @@ def _to_originals(scores: localization_data.BoxScores, run: Run) -> tuple[np.nda
     sizes: dict[str, list[int]] = {}
     for archive in run.archives:
         for raw in shards.made_of(archive):
-            sizes |= vinbigdata.original_px(raw)
+            table = vinbigdata.original_px(raw)
+            sizes |= dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
     originals = np.array(
         [sizes.get(image_key(image_id), [np.nan] * 2)[::-1] for image_id in scores.image_ids.to_pylist()]
     )

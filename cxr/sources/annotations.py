@@ -12,26 +12,31 @@ Files that people make for their own images may name other classes. `Classes` sa
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources import rater_agreement
 from cxr.sources.csv_table import CsvTable, read_csv
+from cxr.sources.image_table import blank_as_null, by_text
 from cxr.sources.label_rows import listed_keys, unknown_words_note, word_key
 
 IMAGE, CLASS, READER = "image_id", "class_id", "rad_id"
 CLASS_NAME = "class_name"
 HEADER = (IMAGE, CLASS_NAME, CLASS, READER, schema.X_MIN, schema.Y_MIN, schema.X_MAX, schema.Y_MAX)
 FRAME = ("height", "width")  # columns with the image size to which a row's corners refer
+FRAME_PX = "frame_px"
+FRAME_TYPE, BOXES_TYPE = (schema.MANIFEST.field(name).type for name in (schema.BOXES_FRAME, schema.BOXES))
+NO_FRAMES = pa.schema([(IMAGE, pa.string()), (FRAME_PX, FRAME_TYPE)]).empty_table()
+_UNKNOWN = -1  # in place of a finding's number
 _LARGEST_PX = 65_535  # DICOM's Rows and Columns are unsigned 16-bit numbers
-
-Boxes = list[dict[str, Any]]  # items of schema.BOX_TYPE
 
 Classes = Literal["number", "vindr", "own"]
 """How a file says which finding a row is about. number: by VinBigData's class number or, in a file without numbers,
@@ -42,23 +47,51 @@ NO_FINDING_WORDS = frozenset(("nofinding", "nofindings", "normal"))  # by `word_
 
 @dataclass(frozen=True)
 class Read:
-    """The contents of an annotation file by image (`image_key`), in the file's order."""
+    """The contents of an annotation file, one row per image, in the file's order."""
 
     findings: tuple[str, ...]
-    boxes: Mapping[str, Boxes | None]  # as drawn, with unchecked corners; empty if no box was drawn; null if unknown
-    readers: Mapping[str, Sequence[str]]  # who read the image, if named
-    frames_px: Mapping[str, list[int]]  # [height, width] that the corners refer to, if the file has it
-    unsure: Mapping[str, set[str]]  # findings for which the rows of an image contradict each other
+    images: pa.Array
+    """`image_key` of each."""
+    labels: np.ndarray
+    """int8 (N, findings): positive if a reader drew a box; unknown if the rows of an image contradict each other."""
+    boxes: pa.Array
+    """Lists of schema.BOX_TYPE, as drawn, with unchecked corners; empty if no box was drawn; null if unknown."""
+    readers: pa.Array
+    """Lists of texts: who read the image, if named."""
+    sizes: pa.Table
+    """[height, width] that the corners refer to, as far as the file has them; see `read_frames`."""
     notes: Sequence[str]
 
-    def labels(self, images: Sequence[str]) -> np.ndarray:
-        """int8 (N, findings): positive if any reader drew a box; unknown for images that the file does not list."""
-        labels = rater_agreement.labels([self.boxes.get(image) for image in images], self.findings)
-        for labels_F, image in zip(labels, images, strict=True):
-            for finding in self.unsure.get(image, ()):
-                number = self.findings.index(finding)
-                labels_F[number] = schema.POSITIVE if labels_F[number] == schema.POSITIVE else schema.UNKNOWN
-        return labels
+    @classmethod
+    def of(
+        cls,
+        findings: Sequence[str],
+        boxes: Mapping[str, Sequence[rater_agreement.Box] | None],
+        frames_px: Mapping[str, Sequence[int]],
+        notes: Sequence[str],
+    ) -> Read:
+        """The contents of a file that names no readers, by `image_key`."""
+        return cls(
+            tuple(findings),
+            pa.array(list(boxes), pa.string()),
+            rater_agreement.labels(boxes.values(), findings),
+            pa.array(list(boxes.values()), BOXES_TYPE),
+            pa.array([[]] * len(boxes), pa.list_(pa.string())),
+            pa.table(
+                [pa.array(list(frames_px), pa.string()), pa.array(list(frames_px.values()), FRAME_TYPE)],
+                schema=NO_FRAMES.schema,
+            ),
+            notes,
+        )
+
+    def rows_of(self, images: pa.Array) -> pa.Array:
+        """The row of each image; null for images that the file does not list."""
+        return pc.index_in(images, value_set=self.images)
+
+    def labels_of(self, images: pa.Array) -> np.ndarray:
+        """int8 (N, findings); unknown for images that the file does not list."""
+        unknown = np.full((1, len(self.findings)), schema.UNKNOWN, np.int8)
+        return np.concatenate([self.labels, unknown])[pc.fill_null(self.rows_of(images), len(self.images)).to_numpy()]
 
 
 def read(location: str, classes: Classes = "number") -> Read:
@@ -77,42 +110,40 @@ def read(location: str, classes: Classes = "number") -> Read:
     by_number = CLASS in table and (
         classes == "number" or CLASS_NAME not in table or (classes == "own" and _has_vinbigdata_classes(table))
     )
-    words = table.column(CLASS if by_number else CLASS_NAME)
-    findings, known = _findings(words, by_number, classes)
-    row_readers = table.column(READER) if READER in table else [""] * len(table)
-    unique_boxes: dict[str, dict[tuple[str, ...], dict[str, Any]]] = {}
-    readers_by_image: dict[str, dict[str, None]] = defaultdict(dict)
-    healthy: set[tuple[str, str]] = set()  # (image, reader) pairs with "No finding"
-    unsure: dict[str, set[str]] = defaultdict(set)
-    unknown_words: Counter[str] = Counter()
-    columns = listed_keys(table, IMAGE).to_pylist(), words, row_readers
-    corner_columns = zip(*(table.column(name) for name in rater_agreement.CORNERS), strict=True)
-    for row, (image, word, reader, corners) in enumerate(zip(*columns, corner_columns, strict=True)):
-        of_image = unique_boxes.setdefault(image, {})
-        if reader:
-            readers_by_image[image][reader] = None
-        finding = known.get(word.removesuffix(".0") if by_number else word_key(word))
-        if finding == schema.NO_FINDING:
-            healthy.add((image, reader))
-        elif finding is not None:
-            of_image[finding, reader, *corners] = _box(table, row, finding, reader, corners)
-        elif by_number:
-            raise table.error(row, f"a {CLASS} from 0 to {schema.NO_FINDING_CLASS}", word)
-        elif classes == "own":  # only a blank name is unknown
-            if any(corners):
-                raise table.error(row, f"a finding in {CLASS_NAME} for this box", word)
-            healthy.add((image, reader))
-        else:
-            unknown_words[word] += 1
-            unsure[image] |= {*findings}
+    words = table.texts(CLASS if by_number else CLASS_NAME).combine_chunks().dictionary_encode()
+    spellings = words.dictionary.to_pylist()
+    findings, known = _findings(spellings, by_number, classes)
+    named = [known.get(word.removesuffix(".0") if by_number else word_key(word)) for word in spellings]
+    numbers = [_UNKNOWN if name is None else (*findings, schema.NO_FINDING).index(name) for name in named]
+    finding_M = np.array(numbers, np.int64)[words.indices.to_numpy()]  # of each row; len(findings): no finding
+    image_M, images = numbered(listed_keys(table, IMAGE))
+    reader_M, readers = numbered(table.texts(READER) if READER in table else pa.repeat(pa.scalar(""), len(table)))
+    box_M, unknown_M = (finding_M >= 0) & (finding_M < len(findings)), finding_M == _UNKNOWN
+    corners_B4 = _corners(table, np.flatnonzero(box_M), _first_unknown(table, unknown_M, words, by_number, classes))
+
+    pair_M = image_M * len(readers) + reader_M  # of an image and a reader
+    reported_healthy_M = ~box_M & ~unknown_M if classes != "own" else ~box_M
+    boxes_B = _first_of_each(table, np.flatnonzero(box_M), image_M, finding_M, reader_M)
+    corners_B4, rows = corners_B4[boxes_B], np.flatnonzero(box_M)[boxes_B]
+    contradictory = np.isin(pair_M[rows], pair_M[reported_healthy_M])
+    unsure_NF = np.zeros((len(images), len(findings)), bool)
+    unsure_NF[image_M[rows[contradictory]], finding_M[rows[contradictory]]] = True
+    if classes != "own":
+        unsure_NF[image_M[unknown_M]] = True
+    contradictions = len(np.unique(pair_M[rows[contradictory]]))
+    corners_B4, rows = corners_B4[~contradictory], rows[~contradictory]
+    labels_NF = np.full((len(images), len(findings)), schema.NEGATIVE, np.int8)
+    labels_NF[unsure_NF] = schema.UNKNOWN
+    labels_NF[image_M[rows], finding_M[rows]] = schema.POSITIVE
+
     file = storage.name(location)
+    unknown_words = Counter[str]()
+    if classes != "own":
+        for word, count in zip(
+            spellings, np.bincount(words.indices.to_numpy()[unknown_M], minlength=len(spellings)), strict=True
+        ):
+            unknown_words += Counter({word: int(count)})
     notes = unknown_words_note(unknown_words, file, "all other findings of these images are unknown")
-    contradictions = 0
-    for image, of_image in unique_boxes.items():
-        contradictory = [key for key in of_image if (image, key[1]) in healthy]
-        contradictions += len({key[1] for key in contradictory})
-        for key in contradictory:
-            unsure[image].add(of_image.pop(key)[schema.LABEL])
     if classes == "own" and CLASS in table and not by_number:
         notes.append(
             f"findings in {file} are read from {CLASS_NAME}, because {CLASS} differs from VinBigData's numbers"
@@ -121,13 +152,118 @@ def read(location: str, classes: Classes = "number") -> Read:
         notes.append(
             f"readings with both 'No finding' and a box: {contradictions:,}; the findings of these boxes are unknown"
         )
-    boxes = {image: list(of_image.values()) for image, of_image in unique_boxes.items()}
-    readers = {image: tuple(readers_by_image[image]) for image in boxes}
-    return Read(findings, boxes, readers, _frames(table), unsure, notes)
+    columns = {
+        schema.LABEL: pa.array(findings, pa.string()).take(pa.array(finding_M[rows])),
+        schema.READER: blank_as_null(readers.take(pa.array(reader_M[rows]))),
+        **{
+            name: pa.array(values.astype(np.float32))
+            for name, values in zip(rater_agreement.CORNERS, corners_B4.T, strict=True)
+        },
+    }
+    boxes = pa.StructArray.from_arrays(
+        [columns[field.name] for field in schema.BOX_TYPE], fields=list(schema.BOX_TYPE)
+    )
+    named_M = np.flatnonzero(~pc.equal(readers, "").to_numpy(zero_copy_only=False)[reader_M])
+    named_M = named_M[np.sort(np.unique(pair_M[named_M], return_index=True)[1])]
+    return Read(
+        findings,
+        images,
+        labels_NF,
+        _lists(boxes, image_M[rows], len(images)),
+        _lists(readers.take(pa.array(reader_M[named_M])), image_M[named_M], len(images)),
+        _frames(table),
+        notes,
+    )
 
 
-def read_frames(location: str, *pairs: tuple[str, str]) -> dict[str, list[int]]:
-    """[height, width] by image, from the first of these pairs of columns that the table has.
+def numbered(texts: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """int64 (M,) the number of each text, in the order in which they first occur; and the texts by number."""
+    encoded = (texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts).dictionary_encode()
+    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary
+
+
+def _lists(values: pa.Array, list_V: np.ndarray, lists: int) -> pa.Array:
+    """The values in so many lists; each value's list is given. Values of a list keep their order."""
+    ends = np.cumsum(np.bincount(list_V, minlength=lists))
+    offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, values.take(pa.array(np.argsort(list_V, kind="stable"))))
+
+
+def _first_unknown(
+    table: CsvTable, unknown_M: np.ndarray, words: pa.DictionaryArray, by_number: bool, classes: Classes
+) -> tuple[int, UserError] | None:
+    """The first row whose class is an error, and the error."""
+    if classes == "own" and not by_number:  # only a blank name is unknown
+        filled = [pc.not_equal(table.texts(name), "").to_numpy() for name in rater_agreement.CORNERS]
+        unknown_M = unknown_M & np.logical_or.reduce(filled)
+        expected = f"a finding in {CLASS_NAME} for this box"
+    elif by_number:
+        expected = f"a {CLASS} from 0 to {schema.NO_FINDING_CLASS}"
+    else:
+        return None
+    if not unknown_M.any():
+        return None
+    row = int(unknown_M.argmax())
+    return row, table.error(row, expected, words[row].as_py())
+
+
+def _corners(table: CsvTable, rows_B: np.ndarray, other: tuple[int, UserError] | None) -> np.ndarray:
+    """float64 (B, 4), the corners in these rows; blank ones, as in tables written by pandas, are NaN.
+
+    Raises:
+        UserError: a corner is not a number, or the other error is of an earlier row.
+    """
+    at = pa.array(rows_B)
+    parsed = [_floats(table.texts(name).combine_chunks().take(at)) for name in rater_agreement.CORNERS]
+    wrong_B = np.logical_or.reduce([wrong for _, wrong in parsed])
+    row = int(rows_B[wrong_B.argmax()]) if wrong_B.any() else len(table)
+    if other and other[0] < row:
+        raise other[1]
+    if row < len(table):
+        corners = ", ".join(table.texts(name)[row].as_py() for name in rater_agreement.CORNERS)
+        raise table.error(row, f"numbers in {', '.join(rater_agreement.CORNERS)}", corners)
+    return np.stack([values for values, _ in parsed], 1)
+
+
+def _floats(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """float64 (B,) as Python reads these texts, NaN for blank ones; bool (B,) whether they are not numbers."""
+    plain = pc.match_substring_regex(texts, r"^-?\d{1,15}(\.\d{1,15})?$")
+    values = pc.if_else(plain, texts, None).cast(pa.float64()).to_numpy(zero_copy_only=False).copy()
+    wrong = np.zeros(len(texts), bool)
+    other_B = np.flatnonzero(~plain.to_numpy(zero_copy_only=False))
+    encoded = texts.take(pa.array(other_B)).dictionary_encode()
+    read = [_float(text) for text in encoded.dictionary.to_pylist()]
+    if read:
+        number_O = encoded.indices.to_numpy()
+        values[other_B] = np.array([np.nan if number is None else number for number in read])[number_O]
+        wrong[other_B] = np.array([number is None for number in read])[number_O]
+    return values, wrong
+
+
+def _float(text: str) -> float | None:
+    """None if it is not a number."""
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return None
+
+
+def _first_of_each(
+    table: CsvTable, rows_B: np.ndarray, image_M: np.ndarray, finding_M: np.ndarray, reader_M: np.ndarray
+) -> np.ndarray:
+    """Which of these rows are not repetitions of earlier ones, in order."""
+    columns = {IMAGE: image_M[rows_B], CLASS: finding_M[rows_B], READER: reader_M[rows_B]}
+    for name in rater_agreement.CORNERS:
+        columns[name] = (
+            table.texts(name).combine_chunks().take(pa.array(rows_B)).dictionary_encode().indices.to_numpy()
+        )
+    keys = pa.table({**columns, "position": np.arange(len(rows_B))})
+    firsts = keys.group_by([*columns], use_threads=False).aggregate([("position", "min")])
+    return np.sort(firsts["position_min"].to_numpy())
+
+
+def read_frames(location: str, *pairs: tuple[str, str]) -> pa.Table:
+    """The sizes in a table, columns IMAGE and FRAME_PX, from the first of these pairs of columns that it has.
 
     Raises:
         UserError: it has none of them, or an invalid size; the message names the line.
@@ -140,26 +276,44 @@ def read_frames(location: str, *pairs: tuple[str, str]) -> dict[str, list[int]]:
     raise UserError(f"{location}: expected the columns {expected}, got {', '.join(table.header)}")
 
 
-def _frames(table: CsvTable, names: tuple[str, str] = FRAME) -> dict[str, list[int]]:
+def frames_of(sizes: pa.Table, images: pa.Array) -> pa.Array:
+    """[height, width] of each image (`image_key`), from a table as `read_frames` returns it; null if unknown."""
+    row = pc.index_in(images, value_set=sizes[IMAGE].combine_chunks())
+    return sizes[FRAME_PX].combine_chunks().take(row)
+
+
+def joined_frames(tables: Iterable[pa.Table]) -> pa.Table:
+    """All sizes; of an image in several tables, that of the first."""
+    joined = NO_FRAMES
+    for sizes in tables:
+        known = pc.is_in(sizes[IMAGE], value_set=joined[IMAGE].combine_chunks())
+        joined = pa.concat_tables([joined, sizes.filter(pc.invert(known))])
+    return joined
+
+
+def _frames(table: CsvTable, names: tuple[str, str] = FRAME) -> pa.Table:
     """The image sizes in the table; rows with blank fields are skipped."""
-    sizes: dict[str, list[int]] = {}
     if not all(name in table for name in names):
-        return sizes
-    first_row: dict[str, int] = {}
-    for row, (image, *sides) in enumerate(
-        zip(listed_keys(table, IMAGE).to_pylist(), *map(table.column, names), strict=True)
-    ):
-        if not any(sides):
-            continue
-        size = [side_px(side) for side in sides]
-        if None in size:
-            expected = f"{' and '.join(names)} as whole numbers of pixels from 1 to {_LARGEST_PX:,}"
-            raise table.error(row, expected, ", ".join(sides))
-        if sizes.setdefault(image, size) != size:  # pyright: ignore[reportArgumentType]
-            expected = f"the same {' and '.join(names)} as in line {table.lines[first_row[image]]} for the same image"
-            raise table.error(row, expected, ", ".join(sides))
-        first_row.setdefault(image, row)
-    return sizes
+        return NO_FRAMES
+    keys, sides = listed_keys(table, IMAGE), [table.texts(name).combine_chunks() for name in names]
+    rows = np.flatnonzero(pc.or_(*(pc.not_equal(texts, "") for texts in sides)).to_numpy(zero_copy_only=False))
+    at = pa.array(rows)
+    size_R2 = np.stack([by_text(texts.take(at), lambda text: side_px(text) or 0) for texts in sides], 1).astype(
+        np.int32
+    )
+    image_R, images = numbered(keys.take(at))
+    first_N = np.unique(image_R, return_index=True)[1]
+    invalid_R, differs_R = (size_R2 == 0).any(1), (size_R2 != size_R2[first_N][image_R]).any(1)
+    if (invalid_R | differs_R).any():
+        wrong = int((invalid_R | differs_R).argmax())
+        expected = f"{' and '.join(names)} as whole numbers of pixels from 1 to {_LARGEST_PX:,}"
+        if not invalid_R[wrong]:
+            first = table.lines[int(rows[first_N[image_R[wrong]]])]
+            expected = f"the same {' and '.join(names)} as in line {first} for the same image"
+        row = int(rows[wrong])
+        raise table.error(row, expected, ", ".join(texts[row].as_py() for texts in sides))
+    sizes = pa.FixedSizeListArray.from_arrays(pa.array(size_R2[first_N].reshape(-1), pa.int32()), 2)
+    return pa.table([images, sizes], schema=NO_FRAMES.schema)
 
 
 def side_px(text: str) -> int | None:
@@ -190,22 +344,11 @@ def _findings(words: Sequence[str], by_number: bool, classes: Classes) -> tuple[
 def _has_vinbigdata_classes(table: CsvTable) -> bool:
     """Whether every class name in the table is VinBigData's name of its class number; blank names do not matter."""
     names = [word_key(name) for name in (*schema.VINBIGDATA_FINDINGS, schema.NO_FINDING)]
+    both = pa.table({name: table.texts(name) for name in (CLASS, CLASS_NAME)})
+    different = both.group_by([CLASS, CLASS_NAME], use_threads=False).aggregate([])
     pairs = {
         (number.removesuffix(".0"), word_key(name))
-        for number, name in zip(table.column(CLASS), table.column(CLASS_NAME), strict=True)
+        for number, name in zip(*(different[name].to_pylist() for name in both.column_names), strict=True)
         if word_key(name)
     }
     return pairs <= {(str(number), name) for number, name in enumerate(names)}
-
-
-def _box(table: CsvTable, row: int, finding: str, reader: str, corners: Sequence[str]) -> dict[str, Any]:
-    """A box as drawn; blank corners, as in tables written by pandas, are NaN."""
-    try:
-        numbers = [float(corner or "nan") for corner in corners]
-    except ValueError:
-        raise table.error(row, f"numbers in {', '.join(rater_agreement.CORNERS)}", ", ".join(corners)) from None
-    return {
-        schema.LABEL: finding,
-        schema.READER: reader or None,
-        **dict(zip(rater_agreement.CORNERS, numbers, strict=True)),
-    }

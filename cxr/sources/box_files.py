@@ -29,7 +29,7 @@ def read_boxes(location: str) -> Read:
         content = coco.read_coco(location)
         boxes = coco.boxes(content)
         sizes = {image: size for image, size in content.sizes_px.items() if size}
-        return Read(content.labels, boxes, dict.fromkeys(boxes, ()), sizes, {}, content.notes)
+        return Read.of(content.labels, boxes, sizes, content.notes)
     if has_columns(location, RSNA_COLUMNS):
         return _read_rsna(location)
     if has_columns(location, (IMAGE, *rater_agreement.CORNERS)):
@@ -44,4 +44,4 @@ def read_boxes(location: str) -> Read:
 def _read_rsna(location: str) -> Read:
     _, boxes, notes = rsna_pneumonia.read_labels(read_csv(location, RSNA_COLUMNS))
     frame = [rsna_pneumonia.FRAME_PX] * 2
-    return Read((rsna_pneumonia.FINDING,), boxes, dict.fromkeys(boxes, ()), dict.fromkeys(boxes, frame), {}, notes)
+    return Read.of((rsna_pneumonia.FINDING,), boxes, dict.fromkeys(boxes, frame), notes)

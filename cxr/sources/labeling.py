@@ -6,19 +6,20 @@ tables. Notes say what matched before anything is decoded.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources import rater_agreement, rle
+from cxr.sources.annotations import frames_of
 from cxr.sources.box_files import read_boxes
-from cxr.sources.image_files import image_key
+from cxr.sources.image_files import image_key, image_keys
 from cxr.sources.labels import mapped, with_label_table
 from cxr.sources.manifest import Manifest, labels_column, replace_column
 from cxr.sources.mask_files import read_masks
@@ -81,27 +82,29 @@ def with_boxes(manifest: Manifest, location: str, *, listed_only: bool = True) -
         UserError: as `read_boxes`, or the file lists none of the images.
     """
     read = read_boxes(location)
-    file = storage.name(location)
-    images = _image_keys(manifest.table, read.boxes)
-    listed = [image for image in images if image in read.boxes]
-    if not listed:
-        raise _no_match(location, images, read.boxes)
-    table, rows = manifest.table, images
+    file, table = storage.name(location), manifest.table
+    ids, files = (image_keys(table[column]) for column in (schema.IMAGE_ID, schema.SOURCE_URI))
+    by_file = pc.and_(read.rows_of(ids).is_null(), read.rows_of(files).is_valid())
+    images = pc.if_else(by_file, files, ids)
+    listed = read.rows_of(images).is_valid()
+    here, entries = images.to_pylist(), dict.fromkeys(read.images.to_pylist())
+    if not pc.any(listed).as_py():
+        raise _no_match(location, here, entries)
+    rows = images
     if listed_only:
-        table, rows = table.filter(pa.array([image in read.boxes for image in images])), listed
-    frames = [
-        read.frames_px.get(image, own) for image, own in zip(rows, table[schema.BOXES_FRAME].to_pylist(), strict=True)
-    ]
-    columns = {schema.BOXES: [read.boxes.get(image) for image in rows], schema.BOXES_FRAME: frames}
-    for name, values in columns.items():
-        table = replace_column(table, name, pa.array(values, schema.MANIFEST.field(name).type))
-    table = replace_column(table, schema.LABELS, labels_column(read.labels(rows)))
+        table, rows = table.filter(listed), images.filter(listed)
+    row = read.rows_of(rows)
+    boxes = read.boxes.take(row)
+    frames = pc.coalesce(frames_of(read.sizes, rows), table[schema.BOXES_FRAME].combine_chunks())
+    table = replace_column(table, schema.BOXES, boxes)
+    table = replace_column(table, schema.BOXES_FRAME, frames)
+    table = replace_column(table, schema.LABELS, labels_column(read.labels_of(rows)))
     notes = [
         *manifest.notes,
         *read.notes,
-        f"labels and boxes of {len(listed):,} of {counted(len(images), 'image')}: {file}",
-        *_count_notes("boxes", [read.boxes[image] for image in listed], read.findings),
-        *_unmatched_notes(file, images, read.boxes, "skipped" if listed_only else "so that their boxes are unknown"),
+        f"labels and boxes of {pc.sum(listed).as_py():,} of {counted(len(images), 'image')}: {file}",
+        *_count_notes(boxes.filter(row.is_valid()), read.findings),
+        *_unmatched_notes(file, here, entries, "skipped" if listed_only else "so that their boxes are unknown"),
     ]
     return Manifest(table, read.findings, notes)
 
@@ -170,17 +173,15 @@ def _no_match(location: str, images: Sequence[str], entries: Collection[str]) ->
     )
 
 
-def _count_notes(
-    kind: str, of_images: Iterable[Sequence[Mapping[str, Any]] | None], labels: Sequence[str]
-) -> list[str]:
-    """How many boxes or masks the images have, in total and of each label, and how many images have none."""
-    filled = list(of_images)
-    count = Counter(item[schema.LABEL] for items in filled for item in items or ())
-    by_label = ", ".join(f"{label} {count[label]:,}" for label in labels if count[label])
-    empty = sum(not items for items in filled)
+def _count_notes(boxes: pa.Array, labels: Sequence[str]) -> list[str]:
+    """How many boxes the images have, in total and of each label, and how many images have none."""
+    each = pc.struct_field(boxes.flatten(), schema.LABEL)
+    counts = {entry["values"]: entry["counts"] for entry in each.value_counts().to_pylist()}
+    by_label = ", ".join(f"{label} {counts[label]:,}" for label in labels if label in counts)
+    filled = pc.sum(pc.greater(pc.list_value_length(boxes), 0)).as_py() or 0
     return [
-        f"{kind} listed for these images: {count.total():,}{f' ({by_label})' if by_label else ''}; "
-        f"images without any: {empty:,}"
+        f"boxes listed for these images: {len(each):,}{f' ({by_label})' if by_label else ''}; "
+        f"images without any: {len(boxes) - filled:,}"
     ]
 
 

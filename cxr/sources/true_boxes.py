@@ -106,7 +106,7 @@ class _Flat:
         moved = [pa.array(column[keep_M], pa.float32()) for column in corners_M4.T]
         boxes = pa.StructArray.from_arrays([*named, *moved], fields=list(schema.BOX_TYPE))
         ends = np.cumsum(np.bincount(self.image[keep_M], minlength=len(self.lists)))
-        offsets = pa.array([0, *ends.tolist()], pa.int32())
+        offsets = pa.array(np.insert(ends, 0, 0), pa.int32())
         return pa.ListArray.from_arrays(offsets, boxes, type=BOXES_TYPE, mask=pa.array(~known_N))
 
 
@@ -117,8 +117,10 @@ def frames_px(own: pa.Array | pa.ChunkedArray, side_px: int | None) -> np.ndarra
         own: `schema.BOXES_FRAME`, [height, width] or null.
         side_px: `boxes_frame_px` of the manifest.
     """
-    common = [side_px or np.nan] * 2
-    return np.array([frame[::-1] if frame else common for frame in own.to_pylist()], np.float64).reshape(-1, 2)
+    frames = np.full((len(own), 2), side_px or np.nan, np.float64)
+    column = own.combine_chunks() if isinstance(own, pa.ChunkedArray) else own
+    frames[column.is_valid().to_numpy(zero_copy_only=False)] = column.flatten().to_numpy().reshape(-1, 2)[:, ::-1]
+    return frames
 
 
 def with_usable_boxes(manifest: Manifest) -> Manifest:

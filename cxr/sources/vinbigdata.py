@@ -17,18 +17,19 @@ are in the test split, and some that are as well, because otherwise that split w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.sources import rater_agreement
-from cxr.sources.annotations import FRAME, HEADER, IMAGE, Read, read, read_frames
+from cxr.sources.annotations import FRAME, HEADER, IMAGE, Read, frames_of, joined_frames, read, read_frames
 from cxr.sources.csv_table import has_columns
-from cxr.sources.image_files import PATH, image_ids, image_key, list_images
+from cxr.sources.image_files import PATH, image_ids, image_keys, list_images
+from cxr.sources.image_table import listing_notes
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
 from cxr.wording import counted
@@ -60,71 +61,69 @@ def manifest(uri: str) -> Manifest:
     annotations = read(location)
     files, notes = list_images(uri)
     paths = files[PATH].combine_chunks()
-    stems = [image_key(path) for path in paths.to_pylist()]
-    ids, id_notes = image_ids(paths, pa.array(stems, pa.string()))
-    boxes = [annotations.boxes.get(each) for each in stems]
-    frames = original_px(uri)
+    stems = image_keys(paths)
+    ids, id_notes = image_ids(paths, stems)
+    row = annotations.rows_of(stems)
+    boxes, frames = annotations.boxes.take(row), frames_of(original_px(uri), stems)
     columns = {
         schema.IMAGE_ID: ids,
-        schema.PATIENT_ID: pa.array(stems, pa.string()),
-        schema.SPLIT: split_by_patient(pa.array(stems, pa.string()), np.array([each is None for each in boxes])),
+        schema.PATIENT_ID: stems,
+        schema.SPLIT: split_by_patient(stems, row.is_null().to_numpy(zero_copy_only=False)),
         schema.SOURCE_URI: files[schema.SOURCE_URI],
-        schema.LABELS: labels_column(annotations.labels(stems)),
-        schema.BOXES: pa.array(boxes, schema.MANIFEST.field(schema.BOXES).type),
-        schema.BOXES_FRAME: pa.array(
-            [frames.get(each) for each in stems], schema.MANIFEST.field(schema.BOXES_FRAME).type
-        ),
-        schema.EXTRA: pa.array([_extra(annotations, each) for each in stems], pa.string()),
+        schema.LABELS: labels_column(annotations.labels_of(stems)),
+        schema.BOXES: boxes,
+        schema.BOXES_FRAME: frames,
+        schema.EXTRA: _extra(annotations).take(row),
     }
     notes = [
         *notes,
         *annotations.notes,
         *id_notes,
-        *_presence_notes(annotations, stems),
-        *size_notes(paths.to_pylist(), stems, boxes, frames),
+        *listing_notes(ANNOTATIONS_FILE, len(annotations.images), row, "findings are unknown"),
+        *size_notes(paths, boxes, frames),
     ]
     return Manifest(manifest_table(columns), schema.VINBIGDATA_FINDINGS, notes)
 
 
 def listed(uri: str) -> set[str]:
     """The images listed in train.csv; none if the archive has another layout."""
-    return set(read(storage.join(uri, ANNOTATIONS_FILE)).boxes) if detect(uri) else set()
+    return set(read(storage.join(uri, ANNOTATIONS_FILE)).images.to_pylist()) if detect(uri) else set()
 
 
-def original_px(uri: str) -> dict[str, list[int]]:
-    """[height, width] of the original by image, as far as known; train.csv takes precedence.
+def original_px(uri: str) -> pa.Table:
+    """[height, width] of the original by image, as far as known, as `annotations.read_frames` returns it.
+
+    train.csv takes precedence.
 
     Raises:
         UserError: a size is invalid; the message names the file and the line.
     """
-    sizes: dict[str, list[int]] = {}
-    for file in (*META_FILES, TEST_FILE, ANNOTATIONS_FILE):
-        location = storage.join(uri, file)
-        if storage.exists(location) and (file in META_FILES or has_columns(location, (IMAGE, *FRAME))):
-            sizes |= read_frames(location, (HEIGHT, WIDTH), FRAME)
-    return sizes
+    locations = [storage.join(uri, file) for file in (*META_FILES, TEST_FILE, ANNOTATIONS_FILE)]
+    has_sizes = [
+        storage.exists(location) and (storage.name(location) in META_FILES or has_columns(location, (IMAGE, *FRAME)))
+        for location in locations
+    ]
+    tables = [
+        read_frames(location, (HEIGHT, WIDTH), FRAME)
+        for location, has in zip(locations, has_sizes, strict=True)
+        if has
+    ]
+    return joined_frames(reversed(tables))
 
 
-def _extra(annotations: Read, image: str) -> str | None:
+def _extra(annotations: Read) -> pa.Array:
     """All readers, including those who marked nothing: {"readers": ["R8", "R9", "R10"]}."""
-    return json.dumps({rater_agreement.READERS: annotations.readers[image]}) if image in annotations.readers else None
+    readers = pc.binary_join(annotations.readers, "\0").dictionary_encode()
+    lists = [text.split("\0") if text else [] for text in readers.dictionary.to_pylist()]
+    objects = [json.dumps({rater_agreement.READERS: of_image}) for of_image in lists]
+    return pa.array(objects, pa.string()).take(readers.indices)
 
 
-def _presence_notes(annotations: Read, stems: Sequence[str]) -> Iterator[str]:
-    """Notes on listed images without a file and on images that are not listed."""
-    if missing := len(annotations.boxes.keys() - set(stems)):
-        lost = f"missing from the archive: {missing:,} of {counted(len(annotations.boxes), 'image')} listed in"
-        yield f"{lost} {ANNOTATIONS_FILE}; continuing with {counted(len(stems), 'image')}"
-    if unlisted := sum(each not in annotations.boxes for each in stems):
-        yield f"not listed in {ANNOTATIONS_FILE}, so findings are unknown: {counted(unlisted, 'image')}"
-
-
-def size_notes(
-    paths: Sequence[str], names: Sequence[str], boxes: Sequence[Any], frames: Mapping[str, Any]
-) -> Iterator[str]:
+def size_notes(paths: pa.Array, boxes: pa.Array, frames: pa.Array) -> Iterator[str]:
     """A note on copies whose original size is unknown."""
-    images = zip(paths, names, boxes, strict=True)
-    unsized = sum(bool(box) and each not in frames and not path.lower().endswith(DICOM) for path, each, box in images)
+    boxed = pc.fill_null(pc.greater(pc.list_value_length(boxes), 0), False)
+    is_dicom = pc.match_substring_regex(paths, rf"(?i)({'|'.join(map(re.escape, DICOM))})$")
+    unsized = pc.sum(pc.and_(pc.and_(boxed, frames.is_null()), pc.invert(is_dicom))).as_py()
     if unsized:
         yield (
             f"boxes read as pixels of the files, because no table such as {META_FILES[0]} gives the originals' sizes"

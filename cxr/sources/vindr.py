@@ -16,21 +16,31 @@ same files as for VinBigData (`sources.vinbigdata`).
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cxr import schema, storage
 from cxr.errors import UserError
 from cxr.schema import NEGATIVE, POSITIVE, UNKNOWN
 from cxr.sources import rater_agreement, vinbigdata
-from cxr.sources.annotations import CLASS_NAME, IMAGE, READER, Read, read
+from cxr.sources.annotations import (
+    BOXES_TYPE,
+    CLASS_NAME,
+    IMAGE,
+    READER,
+    Read,
+    frames_of,
+    joined_frames,
+    numbered,
+    read,
+)
 from cxr.sources.csv_table import has_columns, read_csv
-from cxr.sources.image_files import PATH, image_ids, image_key, list_images
+from cxr.sources.image_files import PATH, image_ids, image_keys, list_images
+from cxr.sources.image_table import by_text
 from cxr.sources.label_rows import listed_keys, word_key
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
@@ -44,6 +54,7 @@ LABELS_FILES = ("image_labels_train.csv", "image_labels_test.csv")
 FOLDER = "annotations"
 LOCAL, GLOBAL = schema.VINDR_LOCAL_FINDINGS, schema.VINDR_GLOBAL_FINDINGS
 _ALIASES = {"otherdiseases": "otherdisease"}  # spelling in image_labels_train.csv
+_CHUNK = 65_536  # images whose readers are Python objects at a time
 _VALUES = {"0": NEGATIVE, "0.0": NEGATIVE, "1": POSITIVE, "1.0": POSITIVE, "": UNKNOWN}
 
 
@@ -61,83 +72,117 @@ def manifest(uri: str) -> Manifest:
     """
     lists = zip(PARTS, BOXES_FILES, LABELS_FILES, strict=True)
     parts = {part: _read_part(_location(uri, drawn), _location(uri, labeled)) for part, drawn, labeled in lists}
-    listed = {part: read.images for part, read in parts.items()}
-    if not any(listed.values()):
+    listed = pa.concat_arrays([part.images for part in parts.values()]).unique()
+    if not len(listed):
         raise UserError(f"expected {' or '.join(BOXES_FILES)} in {uri}, got neither: add one, or use --source folder")
     files, notes = list_images(uri)
     paths = files[PATH].combine_chunks()
-    names = [image_key(path) for path in paths.to_pylist()]
-    ids, id_notes = image_ids(paths, pa.array(names, pa.string()))
-    own = [_part_of(path, image, listed) for path, image in zip(paths.to_pylist(), names, strict=True)]
-    images = [(parts.get(part or "", _Part()), image) for part, image in zip(own, names, strict=True)]
-    findings = (*LOCAL, *GLOBAL) if any(part.labeled.labels for part in parts.values()) else LOCAL
-    labels = [part.labels_of(image)[: len(findings)] for part, image in images]
-    boxes = [part.boxes_of(image) for part, image in images]
-    frames = vinbigdata.original_px(uri)
-    for part in parts.values():
-        frames |= part.drawn.frames_px if part.drawn else {}
-    in_test, in_train = (np.array([part == each for part in own]) for each in (TEST, TRAIN))
+    names = image_keys(paths)
+    ids, id_notes = image_ids(paths, names)
+    in_test = pc.is_in(names, value_set=parts[TEST].images).to_numpy(zero_copy_only=False)  # also if in both lists
+    in_train = pc.is_in(names, value_set=parts[TRAIN].images).to_numpy(zero_copy_only=False) & ~in_test
+    for part, chosen in ((TEST, in_test), (TRAIN, in_train)):
+        in_folder = pc.match_substring_regex(paths, rf"(^|/){part}/").to_numpy(zero_copy_only=False)
+        chosen |= in_folder & ~in_test & ~in_train
+    has_labels = any(len(part.labeled.images) for part in parts.values())
+    findings = (*LOCAL, *GLOBAL) if has_labels else LOCAL
+    own = np.select([in_train, in_test], [0, 1], -1)  # which of the parts; −1: neither
+    of_parts = [
+        part.of_images(pc.if_else(pa.array(own == number), names, None)) for number, part in enumerate(parts.values())
+    ]
+    boxes, extra = (
+        pc.coalesce(*columns) for columns in zip(*((each.boxes, each.extra) for each in of_parts), strict=True)
+    )
+    labels = np.select([(own == number)[:, None] for number in (0, 1)], [each.labels for each in of_parts], UNKNOWN)
+    drawn_frames = [part.drawn.sizes for part in (parts[TEST], parts[TRAIN]) if part.drawn]
+    frames = frames_of(joined_frames([*drawn_frames, vinbigdata.original_px(uri)]), names)
     columns = {
         schema.IMAGE_ID: ids,
-        schema.PATIENT_ID: pa.array(names, pa.string()),
-        schema.SPLIT: split_by_patient(pa.array(names, pa.string()), in_test, in_train),
+        schema.PATIENT_ID: names,
+        schema.SPLIT: split_by_patient(names, in_test, in_train),
         schema.SOURCE_URI: files[schema.SOURCE_URI],
-        schema.LABELS: labels_column(np.array(labels, np.int8)),
-        schema.BOXES: pa.array(boxes, schema.MANIFEST.field(schema.BOXES).type),
-        schema.BOXES_FRAME: pa.array([frames.get(image) for image in names], pa.list_(pa.int32(), 2)),
-        schema.EXTRA: pa.array([part.extra(image) for part, image in images], pa.string()),
+        schema.LABELS: labels_column(np.ascontiguousarray(labels[:, : len(findings)], np.int8)),
+        schema.BOXES: boxes,
+        schema.BOXES_FRAME: frames,
+        schema.EXTRA: extra,
     }
     notes += [
         *id_notes,
         *(note for part in parts.values() for note in part.notes),
-        *_presence_notes({*names}, set().union(*listed.values())),
+        *_presence_notes(names.unique(), listed),
     ]
-    notes += vinbigdata.size_notes(paths.to_pylist(), names, boxes, frames)
+    notes += vinbigdata.size_notes(paths, boxes, frames)
     return Manifest(manifest_table(columns), findings, notes)
 
 
 @dataclass(frozen=True)
 class _ImageLabels:
-    """A list of image labels, by image."""
+    """A list of image labels: readings, each what a reader said about an image, together by image."""
 
-    labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # int8, all findings
-    readers: Mapping[str, Sequence[str]] = field(default_factory=dict)  # who gave them, if named
-    seen: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)  # who marked it, by finding
+    images: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
+    labels: np.ndarray = field(default_factory=lambda: np.empty((0, len(LOCAL) + len(GLOBAL)), np.int8))
+    ends: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    """(N + 1,): the readings of image n are those from ends[n] to ends[n + 1]."""
+    readers: Sequence[str] = ()
+    """Of each reading; blank if not named."""
+    votes: np.ndarray = field(default_factory=lambda: np.empty((0, len(LOCAL) + len(GLOBAL)), np.int8))
     notes: Sequence[str] = ()
+
+    def named(self, row: int) -> dict[str, np.ndarray]:
+        """The named readers of an image, and the labels that they gave it."""
+        readings = range(self.ends[row], self.ends[row + 1])
+        return {self.readers[each]: self.votes[each] for each in readings if self.readers[each]}
+
+
+@dataclass(frozen=True)
+class _OfImages:
+    """What a part's lists say about images."""
+
+    boxes: pa.Array
+    labels: np.ndarray
+    extra: pa.Array
 
 
 @dataclass(frozen=True)
 class _Part:
-    """The lists of the training or the test split; empty without arguments."""
+    """The lists of the training or the test split."""
 
-    drawn: Read | None = None
-    labeled: _ImageLabels = field(default_factory=_ImageLabels)
+    drawn: Read | None
+    labeled: _ImageLabels
 
     @property
-    def images(self) -> set[str]:
-        return {*self.labeled.labels, *(self.drawn.boxes if self.drawn else ())}
+    def images(self) -> pa.Array:
+        drawn = [self.drawn.images] if self.drawn else []
+        return pa.concat_arrays([*drawn, self.labeled.images])
 
     @property
     def notes(self) -> list[str]:
         return [*(self.drawn.notes if self.drawn else ()), *self.labeled.notes]
 
-    def boxes_of(self, image: str) -> list[dict[str, Any]] | None:
-        return self.drawn.boxes.get(image) if self.drawn else None
-
-    def labels_of(self, image: str) -> np.ndarray:
-        """int8 (findings,): the labels of an image from boxes and image labels."""
-        labels = np.full((2, len(LOCAL) + len(GLOBAL)), UNKNOWN, np.int8)
+    def of_images(self, images: pa.Array) -> _OfImages:
+        """Boxes, labels from boxes and image labels, and readers; of null, nothing is known."""
+        both_2NF = np.full((2, len(images), len(LOCAL) + len(GLOBAL)), UNKNOWN, np.int8)
+        boxes, drew = pa.nulls(len(images), BOXES_TYPE), pa.nulls(len(images), pa.list_(pa.string()))
         if self.drawn:
-            labels[0, : len(LOCAL)] = self.drawn.labels([image])[0]
-        labels[1] = self.labeled.labels.get(image, UNKNOWN)
-        return _either(labels)
+            both_2NF[0, :, : len(LOCAL)] = self.drawn.labels_of(images)
+            row = self.drawn.rows_of(images)
+            boxes, drew = self.drawn.boxes.take(row), self.drawn.readers.take(row)
+        row = pc.fill_null(pc.index_in(images, value_set=self.labeled.images), -1).to_numpy()
+        both_2NF[1, row >= 0] = self.labeled.labels[row[row >= 0]]
+        labeled = (self.labeled.named(each) if each >= 0 else {} for each in row.tolist())
+        chunks = (drew.slice(start, _CHUNK).to_pylist() for start in range(0, len(drew), _CHUNK))
+        named = zip((readers or () for chunk in chunks for readers in chunk), labeled, strict=True)
+        return _OfImages(boxes, _either(both_2NF), pa.array((_extra(*each) for each in named), pa.string()))
 
-    def extra(self, image: str) -> str | None:
-        """JSON with all readers and, by finding, those who gave the image that label; None if no reader is named."""
-        box_readers = self.drawn.readers.get(image, ()) if self.drawn else ()
-        readers = list(dict.fromkeys([*box_readers, *self.labeled.readers.get(image, ())]))
-        seen = self.labeled.seen.get(image, {})
-        return json.dumps({rater_agreement.READERS: readers, rater_agreement.IMAGE_LABELS: seen}) if readers else None
+
+def _extra(drew: Sequence[str], labeled: Mapping[str, np.ndarray]) -> str | None:
+    """JSON with all readers and, by finding, those who gave an image that label; None if no reader is named."""
+    readers = list(dict.fromkeys([*drew, *labeled]))
+    seen: dict[str, list[str]] = {}
+    for reader, labels_F in labeled.items():
+        for number in np.flatnonzero(labels_F == POSITIVE).tolist():
+            seen.setdefault((*LOCAL, *GLOBAL)[number], []).append(reader)
+    return json.dumps({rater_agreement.READERS: readers, rater_agreement.IMAGE_LABELS: seen}) if readers else None
 
 
 def _location(uri: str, file: str) -> str | None:
@@ -154,13 +199,6 @@ def _read_part(drawn: str | None, labeled: str | None) -> _Part:
     )
 
 
-def _part_of(path: str, image: str, listed: Mapping[str, set[str]]) -> str | None:
-    """The split whose lists contain an image, else the one in whose folder it is; None for neither."""
-    parts = (TEST, TRAIN)  # an image in both lists is a test image
-    named = next((part for part in parts if image in listed[part]), None)
-    return named or next((part for part in parts if part in path.split("/")[:-1]), None)
-
-
 def _read_image_labels(location: str) -> _ImageLabels:
     """A finding is positive if a reader gave the image that label, else negative if a reader denied it, else unknown.
 
@@ -169,62 +207,69 @@ def _read_image_labels(location: str) -> _ImageLabels:
     table = read_csv(location, (IMAGE,))
     names = [_ALIASES.get(word_key(column), word_key(column)) for column in table.header]
     words = [word_key(word) for word in (*LOCAL, *GLOBAL, schema.NO_FINDING)]
-    positions = [names.index(word) if word in names else None for word in words]
-    who = table.column(READER) if READER in table else [""] * len(table)
-    rows: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
-    contradicting: set[tuple[str, str]] = set()  # (image, reader) pairs
-    for row, (image, reader, values) in enumerate(
-        zip(listed_keys(table, IMAGE).to_pylist(), who, table.rows, strict=True)
-    ):
-        fields = ["" if position is None else values[position] for position in positions]
-        if invalid := next((value for value in fields if value not in _VALUES), None):
-            raise table.error(row, "labels of 0, 1 or blank", invalid)
-        *of_findings, normal = (_VALUES[value] for value in fields)
-        labels = np.array(of_findings, np.int8)
-        if normal == POSITIVE:
-            contradicting |= {(image, reader)} if (labels == POSITIVE).any() else set()
-            labels = np.where(labels == POSITIVE, UNKNOWN, NEGATIVE)
-        rows[image][reader].append(labels)
-    votes = {image: {who: _merge_rows(np.stack(of)) for who, of in own.items()} for image, own in rows.items()}
-    contradicting |= {
-        (i, who) for i, own in rows.items() for who, of in own.items() if _contradictory(np.stack(of)).any()
-    }
-    count, file = len(contradicting), storage.name(location)
+    labels_MF = np.full((len(table), len(words)), UNKNOWN, np.int8)
+    invalid: list[tuple[int, int]] = []  # the first row of each column that is not a label, and the column
+    for number, word in enumerate(words):
+        if word in names:
+            values_M = by_text(table.texts(names.index(word)), lambda text: _VALUES.get(text, np.nan))
+            wrong_M = np.isnan(values_M)
+            invalid += [(int(wrong_M.argmax()), number)] if wrong_M.any() else []
+            labels_MF[:, number] = np.where(wrong_M, UNKNOWN, values_M)
+    keys = listed_keys(table, IMAGE)
+    if invalid:
+        row, number = min(invalid)
+        raise table.error(row, "labels of 0, 1 or blank", table.texts(names.index(words[number]))[row].as_py())
+    normal_M, labels_MF = labels_MF[:, -1] == POSITIVE, labels_MF[:, :-1]
+    found_MF = labels_MF == POSITIVE
+    contradicting_M = normal_M & found_MF.any(1)
+    labels_MF[normal_M] = np.where(found_MF[normal_M], UNKNOWN, NEGATIVE)
+
+    image_M, images = numbered(keys)
+    reader_M, readers = numbered(table.texts(READER) if READER in table else pa.repeat(pa.scalar(""), len(table)))
+    pairs, first_V, vote_M = np.unique(
+        image_M * max(1, len(readers)) + reader_M, return_index=True, return_inverse=True
+    )
+    order = np.argsort(vote_M, kind="stable")
+    starts = np.searchsorted(vote_M[order], np.arange(len(pairs)))
+    positive_VF, negative_VF = _any_of(labels_MF[order], starts)
+    contradictory_VF = positive_VF & negative_VF
+    votes_VF = np.select([contradictory_VF, positive_VF, negative_VF], [UNKNOWN, POSITIVE, NEGATIVE], UNKNOWN).astype(
+        np.int8
+    )
+    contradictory_V = np.union1d(np.flatnonzero(contradictory_VF.any(1)), vote_M[contradicting_M])
+
+    by_image = np.lexsort((first_V, image_M[first_V]))  # the readings of each image in the file's order
+    votes_VF, first_V = votes_VF[by_image], first_V[by_image]
+    ends = np.searchsorted(image_M[first_V], np.arange(len(images) + 1))
+    positive_NF, negative_NF = _any_of(votes_VF, ends[:-1])
+    count, file = len(contradictory_V), storage.name(location)
     return _ImageLabels(
-        labels={image: _either(np.stack([*own.values()])) for image, own in votes.items()},
-        readers={image: [reader for reader in own if reader] for image, own in votes.items()},
-        seen={image: _readers_by_finding(own) for image, own in votes.items()},
+        images=images,
+        labels=np.select([positive_NF, negative_NF], [POSITIVE, NEGATIVE], UNKNOWN).astype(np.int8),
+        ends=ends,
+        readers=readers.take(pa.array(reader_M[first_V])).to_pylist(),
+        votes=votes_VF,
         notes=[f"contradictory readings in {file}: {count:,}; such labels are ignored"] if count else [],
     )
 
 
-def _contradictory(rows_RF: np.ndarray) -> np.ndarray:
-    return (rows_RF == POSITIVE).any(0) & (rows_RF == NEGATIVE).any(0)
+def _any_of(labels_MF: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether any label of each run of rows is positive, and whether any is negative; runs begin at `starts`."""
+    if not len(labels_MF):
+        return np.zeros((0, labels_MF.shape[1]), bool), np.zeros((0, labels_MF.shape[1]), bool)
+    positive, negative = (np.logical_or.reduceat(labels_MF == value, starts) for value in (POSITIVE, NEGATIVE))
+    return positive, negative
 
 
-def _merge_rows(rows_RF: np.ndarray) -> np.ndarray:
-    """Merge one reader's rows of an image; unknown where they contradict each other."""
-    return np.where(_contradictory(rows_RF), UNKNOWN, _either(rows_RF)).astype(np.int8)
-
-
-def _either(rows_RF: np.ndarray) -> np.ndarray:
-    """int8 (F,): positive if any row is, else negative if any row is, else unknown."""
-    any_positive, any_negative = (rows_RF == POSITIVE).any(0), (rows_RF == NEGATIVE).any(0)
+def _either(labels_RNF: np.ndarray) -> np.ndarray:
+    """int8 (N, F): positive if any of the R labels is, else negative if any is negative, else unknown."""
+    any_positive, any_negative = ((labels_RNF == value).any(0) for value in (POSITIVE, NEGATIVE))
     return np.select([any_positive, any_negative], [POSITIVE, NEGATIVE], UNKNOWN).astype(np.int8)
 
 
-def _readers_by_finding(votes: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
-    """The named readers who marked each finding."""
-    seen: dict[str, list[str]] = {}
-    for reader, labels_F in votes.items():
-        for number in np.flatnonzero(labels_F == POSITIVE).tolist() if reader else ():
-            seen.setdefault((*LOCAL, *GLOBAL)[number], []).append(reader)
-    return seen
-
-
-def _presence_notes(here: set[str], listed: set[str]) -> Iterator[str]:
+def _presence_notes(here: pa.Array, listed: pa.Array) -> Iterator[str]:
     """Notes on listed images without a file and on images that are not listed."""
-    if missing := len(listed - here):
+    if missing := len(listed) - pc.sum(pc.is_in(listed, value_set=here)).as_py():
         yield f"missing from the archive: {missing:,} of {counted(len(listed), 'listed image')}"
-    if unlisted := len(here - listed):
+    if unlisted := len(here) - pc.sum(pc.is_in(here, value_set=listed)).as_py():
         yield f"not in any list, so findings are unknown: {counted(unlisted, 'image')}"

@@ -136,8 +136,8 @@ def test_too_few_patients() -> None:
 
 def test_folds_of_the_published_vinbigdata(real_data: Path) -> None:
     told = annotations.read(str(real_data / "vinbigdata" / "train.csv"))
-    labels = rater_agreement.labels(told.boxes.values(), schema.VINBIGDATA_FINDINGS)
-    fold = stratified(labels, np.array([*told.boxes]), 5)
+    labels = rater_agreement.labels(told.boxes.to_pylist(), schema.VINBIGDATA_FINDINGS)
+    fold = stratified(labels, pa.chunked_array([told.images]), 5)
     counts = np.array([(labels[fold == number] == 1).sum(0) for number in range(5)])
     assert np.bincount(fold).tolist() == [3000] * 5
     assert np.ptp(counts, axis=0).max() <= 2
