@@ -9,6 +9,8 @@ WANTED := --no-build-isolation -e .[dev]
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export RAY_USAGE_STATS_ENABLED := 0
+# Images of containers often set it; every process would then compile torch and Ray anew, which takes it seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo check lint test tests test-all coverage test-gpu sbom audit clean
 .DEFAULT_GOAL := help
