@@ -15,7 +15,7 @@ from cxr.errors import UserError
 VAL_SHARE = 0.1  # of the patients that are not in an official test list
 VAL_AT_LEAST = 10  # patients; VAL_SHARE of archives with fewer than a hundred, where chance might leave only one
 TEST_SHARE = 0.1  # of the patients that are in no official list
-_CHUNK = 65_536  # patients whose ids are Python objects at a time
+_CHUNK = 65_536  # ids that are Python objects at a time
 
 
 def split_by_patient(
@@ -107,37 +107,59 @@ def stratified(labels_NK: np.ndarray, groups_N: np.ndarray | pa.ChunkedArray, fo
     encoded: Any = pc.dictionary_encode(ids)  # pyright: ignore[reportAttributeAccessIssue]
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
     position = pc.sort_indices(encoded.dictionary)
-    groups = encoded.dictionary.take(position).to_pylist()
+    groups = encoded.dictionary.take(position)
     group_N = np.argsort(position.to_numpy())[encoded.indices.to_numpy()]
     if len(groups) < folds:
         raise UserError(
             f"expected at least {folds} patients for training and validation in {folds} folds, got {len(groups)}: "
             f"use fewer folds"
         )
-    counts_GK = np.zeros(
-        (len(groups), labels_NK.shape[1] + 1)
-    )  # images by finding; the last column counts all images
-    np.add.at(counts_GK, group_N, np.column_stack([labels_NK == schema.POSITIVE, np.ones(len(group_N), bool)]))
+    shows_KN = (labels_N == schema.POSITIVE for labels_N in labels_NK.T)
+    counts = [np.bincount(group_N[shows_N], minlength=len(groups)) for shows_N in shows_KN]
+    # images by finding; the last column counts all images
+    counts_GK = np.stack([*counts, np.bincount(group_N, minlength=len(groups))], 1).astype(np.int32)
     lacking_FK = np.tile(counts_GK.sum(0) / folds, (folds, 1))
-    order = np.argsort([hashlib.blake2b(f"fold {group}".encode(), digest_size=8).hexdigest() for group in groups])
-    fold_G = np.full(len(groups), -1)
-    while (remaining := order[fold_G[order] < 0]).size:
-        groups_K = (counts_GK[remaining] > 0).sum(0)
+    remaining = np.argsort(_digests("fold ", groups, 8).view(">u8"))
+    fold_G = np.empty(len(groups), np.int64)
+    while remaining.size:
+        groups_K = np.count_nonzero(counts_GK[remaining], axis=0)
         finding = int(np.where(groups_K > 0, groups_K, np.iinfo(np.int64).max).argmin())
-        for group in remaining[counts_GK[remaining, finding] > 0].tolist():
-            fold = int(np.lexsort((-lacking_FK[:, -1], -lacking_FK[:, finding]))[0])
-            fold_G[group] = fold
-            lacking_FK[fold] -= counts_GK[group]
+        has_finding = counts_GK[remaining, finding] > 0
+        chosen, remaining = remaining[has_finding], remaining[~has_finding]
+        fold_G[chosen] = _spread(lacking_FK[:, [finding, -1]], counts_GK[chosen][:, [finding, -1]])
+        np.subtract.at(lacking_FK, fold_G[chosen], counts_GK[chosen])
     return fold_G[group_N]
+
+
+def _spread(lacking_F2: np.ndarray, counts_G2: np.ndarray) -> list[int]:
+    """The fold of each group: that which lacks most images with a finding, and of equal ones most images.
+
+    Args:
+        lacking_F2: images with the finding, and all images, that each fold lacks at first.
+        counts_G2: those of each group.
+    """
+    with_finding, every = lacking_F2.T.tolist()
+    folds, chosen = range(len(every)), list[int]()
+    for of_finding, images in counts_G2.tolist():
+        fold = max(folds, key=lambda number: (with_finding[number], every[number]))
+        with_finding[fold] -= of_finding
+        every[fold] -= images
+        chosen.append(fold)
+    return chosen
 
 
 def hash_values(patients: pa.Array, seed: int = 0) -> np.ndarray:
     """A number in [0, 1) per patient (string), the same on every machine and in every process."""
+    return _digests(f"{seed}:", patients, 4).view(">u4") / 2.0**32
+
+
+def _digests(prefix: str, texts: pa.Array, size: int) -> np.ndarray:
+    """uint8 (N * size,): a hash of each text after a prefix."""
     digests = bytearray()
-    for start in range(0, len(patients), _CHUNK):
-        for patient in patients.slice(start, _CHUNK).to_pylist():
-            digests += hashlib.blake2b(f"{seed}:{patient}".encode(), digest_size=4).digest()
-    return np.frombuffer(digests, ">u4") / 2.0**32
+    for start in range(0, len(texts), _CHUNK):
+        for text in texts.slice(start, _CHUNK).to_pylist():
+            digests += hashlib.blake2b(f"{prefix}{text}".encode(), digest_size=size).digest()
+    return np.frombuffer(digests, np.uint8)
 
 
 def _with_any(images: np.ndarray | None, patient_N: np.ndarray, patients: int) -> np.ndarray:

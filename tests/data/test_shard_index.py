@@ -20,6 +20,7 @@ from cxr.data.sampling import Fold, rows_of, showing
 from cxr.data.shard_index import find_rows, image_ids, read_index, read_labels, write_index
 from cxr.errors import UserError
 from cxr.schema import PixelFormat
+from tests.data.large_index import measured
 from tests.data.test_shard_writer import part_of
 from tests.made_shards import write_shards
 from tests.servers import faulty, slow
@@ -160,3 +161,13 @@ def test_a_million_images_take_a_few_requests(
         print(f"peak memory of the whole test {peak_mib} MiB")
     assert (labels.shape, len(patients)) == ((1_000_000, 14), 1_000_000)
     assert requests < 30
+
+
+@pytest.mark.slow
+def test_folds_and_sampling_of_a_million_images_take_little_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = measured(tmp_path, 1_000_000)
+    with capsys.disabled():
+        print(f"\nfolds and sampling: {result}")
+    assert result["peak_gib"] < 1
