@@ -26,7 +26,7 @@ from cxr.errors import UserError
 from cxr.sources import rater_agreement
 from cxr.sources.csv_table import CsvTable, read_csv
 from cxr.sources.image_table import blank_as_null, by_text
-from cxr.sources.label_rows import listed_keys, unknown_words_note, word_key
+from cxr.sources.label_rows import listed_keys, numbered_images, unknown_words_note, word_key
 
 IMAGE, CLASS, READER = "image_id", "class_id", "rad_id"
 CLASS_NAME = "class_name"
@@ -116,7 +116,7 @@ def read(location: str, classes: Classes = "number") -> Read:
     named = [known.get(word.removesuffix(".0") if by_number else word_key(word)) for word in spellings]
     numbers = [_UNKNOWN if name is None else (*findings, schema.NO_FINDING).index(name) for name in named]
     finding_M = np.array(numbers, np.int64)[words.indices.to_numpy()]  # of each row; len(findings): no finding
-    image_M, images = numbered(listed_keys(table, IMAGE))
+    image_M, images = numbered_images(table, IMAGE)
     reader_M, readers = numbered(table.texts(READER) if READER in table else pa.repeat(pa.scalar(""), len(table)))
     box_M, unknown_M = (finding_M >= 0) & (finding_M < len(findings)), finding_M == _UNKNOWN
     corners_B4 = _corners(table, np.flatnonzero(box_M), _first_unknown(table, unknown_M, words, by_number, classes))

@@ -128,7 +128,11 @@ def _read_plain(location: str, columns: Sequence[str]) -> CsvTable | None:
         )
     except pa.ArrowInvalid:
         return None
-    texts = [pc.utf8_trim_whitespace(column) for column in table.columns]
+    del data  # the columns take as much memory again, so that each is freed once it is trimmed
+    texts: list[pa.ChunkedArray] = []
+    for name in names:
+        texts.append(pc.utf8_trim_whitespace(table[name]))
+        table = table.drop_columns(name)
     blank = [pc.equal(column, "") for column in texts]
     empty = functools.reduce(pc.and_, blank)
     if pc.any(empty).as_py():

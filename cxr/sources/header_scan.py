@@ -174,7 +174,12 @@ class Scan:
         names = dict.fromkeys([*(part.name for part in self.parts), *self.read])  # the latest row of a file first
         tables = _read_all(self.folder, [*names], HEADERS)
         stored = pa.concat_tables(tables)
-        return stored.take(_rows_of(self.files, stored))
+        del tables
+        row, columns = _rows_of(self.files, stored), []
+        for name in HEADERS.names:  # each column is freed once it is copied
+            columns.append(stored[name].take(row))
+            stored = stored.drop_columns(name)
+        return pa.table(columns, schema=HEADERS)
 
     def _work(self, todo: queue.SimpleQueue[ScanPart]) -> None:
         """Let a child process read one part after another, until none is left."""

@@ -34,6 +34,19 @@ def listed_keys(table: CsvTable, column: str) -> pa.Array:
     return keys
 
 
+def numbered_images(table: CsvTable, column: str) -> tuple[np.ndarray, pa.Array]:
+    """int64 (rows,) the number of each row's image, in the order in which images first occur; and their `image_key`s.
+
+    Raises like `listed_keys`, and takes less memory if images have several rows.
+    """
+    names = table.texts(column).combine_chunks().dictionary_encode()
+    keys = image_keys(names.dictionary)
+    if (number := pc.index(keys, "").as_py()) >= 0:
+        raise table.error(pc.index(names.indices, number).as_py(), "an image name", names.dictionary[number].as_py())
+    encoded = keys.dictionary_encode()
+    return encoded.indices.to_numpy().astype(np.int64)[names.indices.to_numpy()], encoded.dictionary
+
+
 def rows_by_image(table: CsvTable, column: str) -> dict[str, list[int]]:
     """Indices of the rows of each image, by `image_key`, in the file's order; raises like `listed_keys`."""
     rows: dict[str, list[int]] = defaultdict(list)

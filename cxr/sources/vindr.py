@@ -41,7 +41,7 @@ from cxr.sources.annotations import (
 from cxr.sources.csv_table import has_columns, read_csv
 from cxr.sources.image_files import PATH, image_ids, image_keys, list_images
 from cxr.sources.image_table import by_text
-from cxr.sources.label_rows import listed_keys, word_key
+from cxr.sources.label_rows import numbered_images, word_key
 from cxr.sources.manifest import Manifest, labels_column, manifest_table
 from cxr.sources.splits import split_by_patient
 from cxr.wording import counted
@@ -215,7 +215,7 @@ def _read_image_labels(location: str) -> _ImageLabels:
             wrong_M = np.isnan(values_M)
             invalid += [(int(wrong_M.argmax()), number)] if wrong_M.any() else []
             labels_MF[:, number] = np.where(wrong_M, UNKNOWN, values_M)
-    keys = listed_keys(table, IMAGE)
+    image_M, images = numbered_images(table, IMAGE)
     if invalid:
         row, number = min(invalid)
         raise table.error(row, "labels of 0, 1 or blank", table.texts(names.index(words[number]))[row].as_py())
@@ -224,7 +224,6 @@ def _read_image_labels(location: str) -> _ImageLabels:
     contradicting_M = normal_M & found_MF.any(1)
     labels_MF[normal_M] = np.where(found_MF[normal_M], UNKNOWN, NEGATIVE)
 
-    image_M, images = numbered(keys)
     reader_M, readers = numbered(table.texts(READER) if READER in table else pa.repeat(pa.scalar(""), len(table)))
     pairs, first_V, vote_M = np.unique(
         image_M * max(1, len(readers)) + reader_M, return_index=True, return_inverse=True
