@@ -8,7 +8,8 @@ from typing import Any
 from cxr import storage
 from cxr.benchmarks.studies import ensemble as study
 from cxr.cli.inputs import check_inputs
-from cxr.cli.options import ArchiveOptions
+from cxr.cli.options import ArchiveOptions, TrainOptions
+from cxr.cli.plans import say_plan
 from cxr.cli.training_jobs import connect, ensure_shards, picture, print_result, resolve_environment, training_record
 from cxr.data import shards
 from cxr.data.batch import best_device
@@ -59,8 +60,10 @@ def train_ensemble(
         )
     largest = max(recipes, key=lambda member: member.size)
     archive = archive.with_headers(out)
-    out = check_inputs(largest, archive, out)
+    inputs = check_inputs(largest, archive, out)
+    out = inputs.out
     connect(out, archive, run)
+    say_plan(TrainOptions(out=out, recipe=largest, run=run, data=archive, members=len(recipes)), inputs.images)
     resolved = resolve_environment(largest, out, run)
     data = ensure_shards(archive, out, largest)
     named = {f"member-{number}": resolved.replace(**change) for number, change in enumerate(changes)}

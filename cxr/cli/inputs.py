@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from cxr import schema, storage
 from cxr.cli.options import ArchiveOptions
@@ -19,9 +20,18 @@ from cxr.sources import open_manifest
 SHARDS = "shards"  # folder in OUT
 
 
-def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> str:
-    """Check everything that can be known from the options, the archives' manifests and the recipe. Returns the output
-    URI.
+@dataclass(frozen=True)
+class Inputs:
+    """What a job knows of its inputs before it starts."""
+
+    out: str
+    """URI of the results."""
+    images: int
+    """Training images; of folds, about as many as train each network."""
+
+
+def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> Inputs:
+    """Check everything that can be known from the options, the archives' manifests and the recipe.
 
     Raises:
         UserError: the first mistake.
@@ -34,7 +44,7 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> str:
         else:
             check_size(recipe, options.stored_size)
         _check_out(options, out)
-        return out
+        return Inputs(out, options.phantoms)
     for uri in options.uris:
         storage.check_readable(uri)
     if (options.stream and len(options.uris) > 1) or len(set(options.uris)) < len(options.uris):
@@ -47,7 +57,13 @@ def check_inputs(recipe: Recipe, options: ArchiveOptions, out: str) -> str:
     check_compatible(archives, recipe)
     is_classifier = schema.PROBABILITIES in recipe.score_columns.names
     _check_alike(archives, by_box=schema.BOXES in recipe.columns and not is_classifier)
-    return out
+    return Inputs(out, training_images(archives, recipe))
+
+
+def training_images(archives: Sequence[ShardInfo | RawArchive], recipe: Recipe) -> int:
+    """The number of images that train a network; of folds, about as many as train each."""
+    images = sum(archive.rows(split) for archive in archives for split in ("train", "val")[: 1 + (recipe.folds > 0)])
+    return images * (recipe.folds - 1) // recipe.folds if recipe.folds else images
 
 
 def open_archive(options: ArchiveOptions, uri: str) -> ShardInfo | RawArchive:

@@ -1,4 +1,4 @@
-"""`--plan`: what a job asks of the cluster and how long it takes, before it starts.
+"""What a job asks of the cluster and how long it takes: all of it with `--plan`, in a line when any job starts.
 
 Rates are measured, never assumed: each says where it comes from, and without one no time is given.
 """
@@ -13,17 +13,20 @@ from statistics import median
 from typing import Any
 
 from cxr import schema, storage
-from cxr.cli.options import ArchiveOptions, RecipeOptions, TrainOptions, TuneOptions
+from cxr.cli.inputs import open_archive, training_images
+from cxr.cli.options import RecipeOptions, TrainOptions, TuneOptions
 from cxr.cli.plan_options import PlanOptions
 from cxr.data import shards
+from cxr.runtime import console
 from cxr.runtime.progress import duration
 from cxr.sources import open_manifest
 from cxr.wording import counted
 
 INGEST_RATE = 177.0  # images per second and CPU
 INGEST_SOURCE = "docs/reference/performance.md: PNGs of 1024 px on two cores"
-READ_RATE = 52.0
+READ_RATE = 52.0  # images per second and CPU
 READ_SOURCE = "docs/reference/performance.md: PNGs of 1024 px on two busy cores, decoded and resized"
+_SHORT = ("asks for", "images", "epoch", "time")  # the lines of a plan that a job shows when it starts
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class JobPlan:
 
     def short(self) -> str:
         """What a job says of itself when it starts."""
-        return "plan: " + "; ".join(self.lines[name] for name in ("asks for", "images", "epoch", "time"))
+        return "plan: " + "; ".join(self.lines[name] for name in _SHORT if name in self.lines)
 
     def shown(self) -> tuple[dict[str, Any], str]:
         return {"plan": self.lines, **self.values}, self.text()
@@ -95,18 +98,35 @@ def _gpus_here() -> float:
 
 def plan_of(options: Any) -> tuple[dict[str, Any], str]:
     """What to show of a job with these options, as JSON and as text."""
+    return _plan(options).shown()
+
+
+def say_plan(options: Any, images: int | None = None) -> None:
+    """Show the plan of a job that is about to start.
+
+    Args:
+        images: number of images that the job has counted, so that the archive is not listed again.
+    """
+    plan = _plan(options, images)
+    console.event("plan", plan.short(), plan=plan.lines, **plan.values)
+
+
+def _plan(options: Any, images: int | None = None) -> JobPlan:
     from cxr.cli.commands import ingest, score
 
     if isinstance(options, RecipeOptions):
-        return plan_training(options).shown()
+        return plan_training(options, images)
     if isinstance(options, ingest.Options):
-        return plan_ingest(options).shown()
+        return plan_ingest(options, images)
     assert isinstance(options, score.Options)
-    return plan_scoring(options).shown()
+    return plan_scoring(options, images)
 
 
-def plan_training(options: RecipeOptions) -> JobPlan:
+def plan_training(options: RecipeOptions, counted_images: int | None = None) -> JobPlan:
     """The plan of a training or of a search.
+
+    Args:
+        counted_images: `inputs.Inputs.images`, if the archive has been listed.
 
     Raises:
         UserError: the CPUs or GPUs to plan for can never hold the job.
@@ -116,9 +136,7 @@ def plan_training(options: RecipeOptions) -> JobPlan:
 
     recipe, run, archive = options.recipe, options.run, options.data
     check_batch(recipe, run)
-    images, source, on_disk = _training_images(archive, options.planning)
-    if recipe.folds:
-        images = images * (recipe.folds - 1) // recipe.folds
+    images, source, on_disk = _training_images(options, counted_images)
     capacity = Capacity.of(options.planning)
     by_ray = archive.stream or run.shard_reader == "ray"
     fits = room(run, raw=by_ray, total=capacity.total)
@@ -142,7 +160,7 @@ def plan_training(options: RecipeOptions) -> JobPlan:
         if not (on_disk or archive.stream)
         else "checkpoints only"
     )
-    plan.lines["images"] = f"{images:,} for training ({source})"
+    plan.lines["images"] = f"{images:,} images for training ({source})"
     plan.lines["epoch"] = f"{steps:,} steps of {recipe.batch_size} images over all processes"
     rate = _training_rate(options)
     if rate is None:
@@ -172,22 +190,20 @@ def _runs(options: RecipeOptions) -> tuple[int, str]:
     return runs, epochs if runs == 1 else f"{runs} networks of {epochs} each"
 
 
-def _training_images(archive: ArchiveOptions, options: PlanOptions) -> tuple[int, str, bool]:
+def _training_images(options: RecipeOptions, counted_images: int | None) -> tuple[int, str, bool]:
     """Training images, who says so, and whether they are shards already."""
+    archive, folds = options.data, options.recipe.folds
     on_disk = bool(archive.uris) and all(map(shards.is_shards, archive.uris))
-    if options.plan_images:
-        return options.plan_images, "as given", on_disk
+    if counted_images is not None:
+        return counted_images, "listed in the archive", on_disk
+    if options.planning.plan_images:
+        count = options.planning.plan_images
+        return count * (folds - 1) // folds if folds else count, "as given", on_disk
     if not archive.uris:
         return archive.phantoms, "the phantom archive, all splits", False
-    count = sum(_rows(uri, archive, ("train",)) for uri in archive.uris)
-    return count, "the archive's train split", on_disk
-
-
-def _rows(uri: str, archive: ArchiveOptions, splits: tuple[str, ...]) -> int:
-    if shards.is_shards(uri):
-        return sum(shards.read_info(uri).rows(split) for split in splits)
-    listed = open_manifest(uri, archive.reading, archive.labeling).table[schema.SPLIT].to_pylist()
-    return sum(listed.count(split) for split in splits)
+    opened = [open_archive(archive, uri) for uri in archive.uris]
+    source = "the archive's folds" if folds else "the archive's train split"
+    return training_images(opened, options.recipe), source, on_disk
 
 
 def _training_rate(options: RecipeOptions) -> Rate | None:
@@ -200,26 +216,37 @@ def _training_rate(options: RecipeOptions) -> Rate | None:
     return Rate(median(rates), f"median of {counted(len(rates), 'epoch')} in {uri}") if rates else None
 
 
-def plan_ingest(options: Any) -> JobPlan:
-    """The plan of an ingest."""
+def plan_ingest(options: Any, counted_images: int | None = None) -> JobPlan:
+    """The plan of an ingest.
+
+    Args:
+        counted_images: those that are left to ingest, if the archive has been listed.
+    """
     capacity = Capacity.of(options.planning)
-    images, source = _all_images((options.archive,) if options.archive else (), options.reading, options.planning, 60)
+    archives = (options.archive,) if options.archive else ()
+    images, source = _all_images(archives, options.reading, options.planning, counted_images, phantoms=60)
     images = min(images, options.limit or images)
-    rate = _earlier(options, lambda result: sum(result["counts"].values()) / result["seconds"] / capacity.cpus)
+    rate = _earlier(options, lambda result: result["images_per_second"] / capacity.cpus)
     rate = rate or Rate(INGEST_RATE, INGEST_SOURCE)
     plan = JobPlan()
     plan.lines["asks for"] = "all CPUs of the cluster, no GPU"
     plan.lines["available"] = str(capacity)
     plan.lines["disk"] = f"up to {_size(images * options.stored_size**2 * options.bits // 8)} in OUT"
-    plan.lines["images"] = f"{images:,} ({source})"
+    plan.lines["images"] = f"{images:,} images ({source})"
     _add_time(plan, images, {"reading and decoding": (rate, capacity.cpus, "CPU")})
     return plan
 
 
-def plan_scoring(options: Any) -> JobPlan:
-    """The plan of scoring: CPUs read while replicas of the networks work, so the slower of the two counts."""
+def plan_scoring(options: Any, counted_images: int | None = None) -> JobPlan:
+    """The plan of scoring: CPUs read while replicas of the networks work, so the slower of the two counts.
+
+    Args:
+        counted_images: those that are left to score, if the archive has been listed.
+    """
     capacity = Capacity.of(options.planning)
-    images, source = _all_images(options.archive, options.score.reading, options.planning, 160)
+    images, source = _all_images(
+        options.archive, options.score.reading, options.planning, counted_images, phantoms=160
+    )
     replicas = options.score.workers or int(capacity.gpus) or max(1, int(capacity.cpus) // 2)
     rate = _earlier(options, lambda result: result["metrics"]["images_per_s"] / replicas)
     plan = JobPlan()
@@ -228,8 +255,10 @@ def plan_scoring(options: Any) -> JobPlan:
         f"CPUs for reading"
     )
     plan.lines["available"] = str(capacity)
-    plan.lines["images"] = f"{images:,} ({source})"
-    stages = {"reading and decoding": (Rate(READ_RATE, READ_SOURCE), capacity.cpus, "CPU")}
+    plan.lines["images"] = f"{images:,} images ({source})"
+    stages: dict[str, tuple[Rate, float, str]] = {}
+    if not (options.archive and all(shards.is_shards(storage.normalize(uri)) for uri in options.archive)):
+        stages["reading and decoding"] = Rate(READ_RATE, READ_SOURCE), capacity.cpus, "CPU"
     if rate:
         stages["networks"] = (rate, replicas, "replica")
     else:
@@ -239,35 +268,51 @@ def plan_scoring(options: Any) -> JobPlan:
 
 
 def _add_time(plan: JobPlan, images: int, stages: dict[str, tuple[Rate, float, str]], *, least: bool = False) -> None:
-    """Add the time of each stage; stages run side by side.
+    """Add the time of each stage whose speed is known; stages run side by side.
 
     Args:
         least: another stage, of unknown speed, may take longer.
     """
+    plan.values["images"] = images
+    if not stages:
+        plan.lines["time"] = "unknown"
+        return
     seconds = {name: images / (rate.images_per_s * count) for name, (rate, count, _) in stages.items()}
     for name, (rate, count, unit) in stages.items():
         plan.lines[name] = f"{duration(seconds[name])} on {counted(int(count), unit)}; each {rate}"
     plan.lines["time"] = f"{'at least ' * least}{duration(max(seconds.values()))}, start-up not included"
-    plan.values |= {"images": images, "seconds": max(seconds.values())}
+    plan.values["seconds"] = max(seconds.values())
 
 
-def _all_images(archives: tuple[str, ...], reading: Any, options: PlanOptions, phantoms: int) -> tuple[int, str]:
+def _all_images(
+    archives: tuple[str, ...], reading: Any, options: PlanOptions, counted_images: int | None, *, phantoms: int
+) -> tuple[int, str]:
+    if counted_images is not None:
+        return counted_images, "listed in the archive"
     if options.plan_images:
         return options.plan_images, "as given"
     if not archives:
         return phantoms, "the phantom archive"
-    archive = ArchiveOptions(reading=reading)
-    return sum(_rows(storage.normalize(uri), archive, schema.SPLITS) for uri in archives), "listed in the archive"
+    count = 0
+    for uri in map(storage.normalize, archives):
+        if shards.is_shards(uri):
+            info = shards.read_info(uri)
+            count += sum(map(info.rows, schema.SPLITS))
+        else:
+            count += open_manifest(uri, reading).table.num_rows
+    return count, "listed in the archive"
 
 
 def _earlier(options: Any, rate: Callable[[dict[str, Any]], float]) -> Rate | None:
-    """The rate that the options name, or that of an earlier run in OUT, on as much hardware as is planned for."""
+    """The rate that the options name, or that of an earlier run in OUT, on as much hardware as is planned for; None
+    if that run had nothing to do."""
     if options.planning.images_per_second:
         return Rate(options.planning.images_per_second, "--images-per-second")
     uri = storage.join(storage.normalize(options.out), "result.json")
     if not storage.exists(uri):
         return None
-    return Rate(rate(storage.read_json(uri)), f"{uri}, if it ran on the same hardware")
+    measured = rate(storage.read_json(uri))
+    return Rate(measured, f"{uri}, if it ran on the same hardware") if measured else None
 
 
 def _size(count: int) -> str:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from cxr import storage
 from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions, TuneOptions
+from cxr.cli.plans import say_plan
 from cxr.cli.training_jobs import (
     connect,
     ensure_shards,
     picture,
     print_result,
     resolve_environment,
-    say_plan,
     training_record,
 )
 from cxr.families.base import Recipe
@@ -41,11 +40,12 @@ def tune_job(
         check_ray_reader(recipe)
     check_resume(storage.join(storage.normalize(out), SEARCH), run.resume)
     archive = archive.with_headers(out)
-    out = check_inputs(recipe, archive, out)
+    inputs = check_inputs(recipe, archive, out)
+    out = inputs.out
     connect(out, archive, run)
+    say_plan(TuneOptions(out=out, recipe=recipe, run=run, search=options, data=archive), inputs.images)
     recipe = resolve_environment(recipe, out, run)
     data = ensure_shards(archive, out, recipe)
-    say_plan(TuneOptions(out=out, recipe=recipe, run=run, search=options, data=replace(archive, archive=(data,))))
     trials = search(recipe, data, out, options, run, reading=archive.reading, labeling=archive.labeling)
     table = write_trials(trials, recipe.monitor, out, objectives)
     print(trials_table(trials, recipe.monitor, objectives), flush=True)

@@ -7,7 +7,8 @@ from typing import Any
 from cxr import storage
 from cxr.benchmarks.studies import aecnn, xrays
 from cxr.cli.inputs import check_inputs
-from cxr.cli.options import ArchiveOptions
+from cxr.cli.options import ArchiveOptions, TrainOptions
+from cxr.cli.plans import say_plan
 from cxr.cli.study_networks import load_networks, networks_record
 from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment
 from cxr.families import lung_crop
@@ -24,12 +25,15 @@ def run_study(
     recipe: AecnnRecipe, archive: ArchiveOptions, run: RunOptions, out: str, *, seeds: int, test_images: int
 ) -> dict[str, Any]:
     """Train AE-CNN and its baselines with every seed, and compare them on test images; returns the result.json."""
+    compressors = {COMPRESSED: recipe.compressor, RESIZED: "resize", WHOLE: "none"}
     archive = archive.with_headers(out)
-    out = check_inputs(recipe, archive, out)
+    inputs = check_inputs(recipe, archive, out)
+    out = inputs.out
     connect(out, archive, run)
+    members = len(compressors) * seeds
+    say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=archive, members=members), inputs.images)
     resolved = resolve_environment(recipe, out, run)
     data = ensure_shards(archive, out, recipe)
-    compressors = {COMPRESSED: resolved.compressor, RESIZED: "resize", WHOLE: "none"}
     recipes = {name: resolved.replace(compressor=compressor) for name, compressor in compressors.items()}
     trained = train_all(recipes, range(seeds), data, out, run, reading=archive.reading)
     networks = {name: load_networks(trained, name) for name in recipes}

@@ -10,7 +10,8 @@ from cxr import storage
 from cxr.benchmarks.studies import boxed_xrays, localization, localization_report
 from cxr.benchmarks.studies.boxed_xrays import BoxedXRays
 from cxr.cli.inputs import check_inputs
-from cxr.cli.options import ArchiveOptions
+from cxr.cli.options import ArchiveOptions, TrainOptions
+from cxr.cli.plans import say_plan
 from cxr.cli.study_networks import load_networks, networks_record
 from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment
 from cxr.data.batch import best_device
@@ -57,8 +58,11 @@ def run_study(
             "networks are evaluated on shards, with at least 1 seed: omit --stream, and give --seeds 1 or more"
         )
     archive = archive.with_headers(out)
-    out = check_inputs(recipe, archive, out)
+    inputs = check_inputs(recipe, archive, out)
+    out = inputs.out
     connect(out, archive, run)
+    members = len(chosen) * seeds
+    say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=archive, members=members), inputs.images)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
     data = ensure_shards(phantoms(archive, out), out, recipe)
     test = boxed_xrays.read(data, "test", test_images)  # before training: it may have no boxes

@@ -10,8 +10,9 @@ import torch
 from cxr import storage
 from cxr.benchmarks.studies import segmentation, segmentation_report
 from cxr.cli.inputs import check_inputs
-from cxr.cli.options import ArchiveOptions
+from cxr.cli.options import ArchiveOptions, TrainOptions
 from cxr.cli.phantoms import siim_phantoms
+from cxr.cli.plans import say_plan
 from cxr.cli.study_networks import load_networks, networks_record
 from cxr.cli.training_jobs import connect, ensure_shards, resolve_environment
 from cxr.data.batch import best_device
@@ -53,8 +54,11 @@ def run_study(
     if archive.stream:
         raise UserError("all networks are evaluated on the same shards: omit --stream")
     archive = archive.with_headers(out)
-    out = check_inputs(recipe, archive, out)
+    inputs = check_inputs(recipe, archive, out)
+    out = inputs.out
     connect(out, archive, run)
+    members = len(chosen) * seeds
+    say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=archive, members=members), inputs.images)
     recipes = {name: resolve_environment(recipe, out, run) for name, recipe in chosen.items()}
     data = ensure_shards(siim_phantoms(archive, out), out, recipe)
     test = segmentation.read(data, "test", recipe.mask_label, test_images)  # before training: it may have no masks

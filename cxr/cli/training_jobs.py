@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cxr import storage
-from cxr.cli import plans
+from cxr.cli.commands import ingest as ingest_command
 from cxr.cli.inputs import SHARDS, check_inputs
-from cxr.cli.options import ArchiveOptions, RecipeOptions, TrainOptions
+from cxr.cli.options import ArchiveOptions, TrainOptions
 from cxr.cli.phantoms import phantom_archive
+from cxr.cli.plans import say_plan
 from cxr.data import ingest, shards
 from cxr.data.batch import Batch
 from cxr.data.shard_loader import ShardStream
@@ -24,7 +25,7 @@ from cxr.families.compatibility import check_ray_reader, fold_of
 from cxr.families.presets import RECIPE_FILE, preset
 from cxr.models import pretrained
 from cxr.reporting import folds
-from cxr.runtime import cluster, console
+from cxr.runtime import cluster
 from cxr.schema import PixelFormat
 from cxr.training import mlflow_log
 from cxr.training.fit import begun_with, fit, room
@@ -68,6 +69,9 @@ def _shards_of(archive: str, made: str, options: ArchiveOptions, recipe: Recipe 
         crop=lung_crop.of_recipe(recipe) if recipe else None,
         enhance=recipe.enhancement if recipe else None,
         labeling=options.labeling,
+        on_start=partial(
+            say_plan, ingest_command.Options(archive=archive, out=made, stored_size=options.stored_size)
+        ),
     )
     return made
 
@@ -118,12 +122,13 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
         return train_folds_job(recipe, archive, run, out)
     check_resume(storage.join(storage.normalize(out), "train"), run.resume)
     archive = archive.with_headers(out)
-    out = check_inputs(recipe, archive, out)
+    inputs = check_inputs(recipe, archive, out)
+    out = inputs.out
     connect(out, archive, run)
+    say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=archive), inputs.images)
     recipe = resolve_environment(recipe, out, run)
     storage.write_json(storage.join(out, RECIPE_FILE), recipe.to_dict())
     data = ensure_shards(archive, out, recipe)
-    say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=replace(archive, archive=(data,))))
     fitted = fit(recipe, data, out, run, reading=archive.reading, labeling=archive.labeling)
     pictures = picture(fitted.checkpoint, data, out)
     MlflowLog.of(out).send_pictures(pictures)
@@ -136,12 +141,6 @@ def train_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, out: str
         "pictures": pictures,
         **training_record(recipe),
     }
-
-
-def say_plan(options: RecipeOptions) -> None:
-    """Show what the run asks of the cluster, for shards, whose images are counted in a moment."""
-    if not options.data.stream:
-        console.say(plans.plan_training(options).short())
 
 
 def training_record(recipe: Recipe) -> dict[str, Any]:
@@ -160,8 +159,10 @@ def train_folds_job(recipe: Recipe, archive: ArchiveOptions, run: RunOptions, ou
     """
     numbered = [recipe.replace(fold=number) for number in range(recipe.folds)]
     archive = archive.with_headers(out)
-    out = check_inputs(numbered[0], archive, out)
+    inputs = check_inputs(numbered[0], archive, out)
+    out = inputs.out
     connect(out, archive, run)
+    say_plan(TrainOptions(out=out, recipe=recipe, run=run, data=archive), inputs.images)
     resolved = resolve_environment(numbered[0], out, run)
     storage.write_json(storage.join(out, RECIPE_FILE), resolved.replace(fold=None).to_dict())
     data = ensure_shards(archive, out, recipe)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -87,6 +87,7 @@ def ingest(
     crop: CropSettings | None = None,
     enhance: Enhancement | None = None,
     labeling: Labeling = SOURCE_LABELS,
+    on_start: Callable[[int], object] = lambda images: None,
 ) -> IngestResult:
     """Decode an archive into shards. After an interruption, another call continues with the missing parts.
 
@@ -97,6 +98,7 @@ def ingest(
         crop: store squares that are cut out of the images, such as those around the lungs, instead of whole images.
         enhance: changes to the images before they are stored.
         labeling: labels and boxes other than the source's own, and how those of several readers become one set.
+        on_start: called with the number of images that are left, before the first one, if there is any.
 
     Raises:
         UserError: no such archive; OUT has the work of another ingest or is in use by another run; too many rejects,
@@ -119,7 +121,8 @@ def ingest(
     origin |= reading.describe() | labeling.describe()
     with lease.held(out):
         ledger = open_ledger(out, {"job": "ingest", **origin, "limit": limit}, parts)
-        progress = _write_parts(ledger, parts, (pixels, crop, enhance, reading.gate, labeling.reader_boxes))
+        how = (pixels, crop, enhance, reading.gate, labeling.reader_boxes)
+        progress = _write_parts(ledger, parts, how, on_start)
         contents = _read_footers(ledger, parts)
         boxes = sum((part.boxes for part in contents), BoxCounts())
         boxes.check(whole=True)
@@ -160,10 +163,14 @@ def _thinned(manifest: pa.Table, limit: int | None) -> pa.Table:
 # ---- Parts
 
 
-def _write_parts(ledger: Ledger, parts: Sequence[Part], how: tuple[Any, ...]) -> Progress:
+def _write_parts(
+    ledger: Ledger, parts: Sequence[Part], how: tuple[Any, ...], on_start: Callable[[int], object]
+) -> Progress:
     """Write the missing parts; `how` contains the arguments of `PartWriter` apart from the ledger."""
     todo = ledger.todo(parts)
     total, left = (sum(part.rows.num_rows for part in some) for some in (parts, todo))
+    if todo:
+        on_start(left)
     progress = Progress("ingest", total, done=total - left)
     progress.show()
     for summary in map_parts(todo, PartWriter, (ledger, *how)):

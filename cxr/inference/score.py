@@ -6,7 +6,7 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -70,7 +70,14 @@ class ScoredMember:
     thresholds: dict[str, float]  # decision thresholds that replaced the checkpoint's own
 
 
-def score(archive: str | Sequence[str], panel: str | Panel, out: str, options: ScoreOptions | None = None) -> Scored:
+def score(
+    archive: str | Sequence[str],
+    panel: str | Panel,
+    out: str,
+    options: ScoreOptions | None = None,
+    *,
+    on_start: Callable[[int], object] = lambda images: None,
+) -> Scored:
     """Score every image of an archive (raw, or shards), or of several archives, into OUT/scores/*.parquet.
 
     A rerun into the same OUT continues with the missing parts; every image ends up in exactly one row,
@@ -80,6 +87,7 @@ def score(archive: str | Sequence[str], panel: str | Panel, out: str, options: S
 
     Args:
         panel: checkpoints that score each image in the same pass, or the URI of a single one.
+        on_start: called with the number of images that are left, before the first one, if there is any.
 
     Raises:
         UserError: OUT has scores of other archives or other checkpoints, several archives share an image id, or
@@ -100,7 +108,7 @@ def score(archive: str | Sequence[str], panel: str | Panel, out: str, options: S
         options = replace(options, reading=reading)
         panel, models = _loaded(_with_precision(panel, options, run), options)
         settings = _settings(archives, panel, models, options, identity)
-        job = Job(archives, panel, models, out, options, settings, deadline, identity, named)
+        job = Job(archives, panel, models, out, options, settings, deadline, identity, named, on_start)
         run = _with_generation(job, run)
         before = len(run.generations[-1].increments) if options.new_only else 0
         resumes = run.generations[-1].open is not None

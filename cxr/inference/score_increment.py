@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,6 +50,8 @@ class Job:
     """Replaces ids and paths; None keeps them."""
     named: list[pa.Table]
     """Gets the ids and paths of the images as soon as they are known."""
+    on_start: Callable[[int], object]
+    """Called with the number of images that are left, before the first one."""
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each file of scores that this run has committed, by its path in OUT."""
 
@@ -79,6 +81,7 @@ def score_increment(job: Job, run: RunLedger) -> RunLedger:
     if len(done) < len(parts):
         cluster.connect()
         check_shared(job.out, job.identity)
+        job.on_start(progress.total - progress.done)
         for plan in plans:
             _score_parts([part for part in plan.parts if part.name not in done], job, plan, planned.number, progress)
         done = _written(job.out, parts)

@@ -20,7 +20,9 @@ from cxr.benchmarks.studies.localization import LocalizationResult
 from cxr.cli import study_localization as study
 from cxr.cli.commands import phantom as phantom_command
 from cxr.cli.commands.benchmark_localization import Options, main
+from cxr.cli.inputs import Inputs
 from cxr.cli.options import ArchiveOptions
+from cxr.cli.plans import Capacity
 from cxr.cli.study_localization import FINDINGS, LAST, MULTISCALE, VARIANTS, named, phantoms
 from cxr.errors import UserError
 from cxr.families import checkpoint
@@ -198,7 +200,8 @@ def untrained(
 
 def test_the_job_reports_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "train_all", untrained)
-    monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: out)
+    monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: Inputs(out, 8))
+    monkeypatch.setattr("cxr.cli.plans.Capacity.of", lambda options: Capacity(2, 0, "of a test"))
     monkeypatch.setattr(study, "connect", lambda *_: None)
     recipe = LocalizeRecipe(size=32)
     data = ArchiveOptions(archive=(shards,))

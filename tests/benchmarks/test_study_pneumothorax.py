@@ -19,7 +19,9 @@ from cxr import schema, storage
 from cxr.benchmarks.studies import segmentation, segmentation_report
 from cxr.cli import study_pneumothorax as study
 from cxr.cli.commands.benchmark_pneumothorax import Options, main
+from cxr.cli.inputs import Inputs
 from cxr.cli.options import ArchiveOptions
+from cxr.cli.plans import Capacity
 from cxr.cli.study_pneumothorax import NETWORKS, named
 from cxr.data.shards import ARCHIVE_FILE, KIND
 from cxr.errors import UserError
@@ -155,7 +157,8 @@ def untrained(
 
 def test_the_job_reports_every_network(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "train_all", untrained)
-    monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: out)
+    monkeypatch.setattr(study, "check_inputs", lambda recipe, data, out: Inputs(out, 8))
+    monkeypatch.setattr("cxr.cli.plans.Capacity.of", lambda options: Capacity(2, 0, "of a test"))
     monkeypatch.setattr(study, "connect", lambda *_: None)
     names = ("small_unet", "fcn32s-resnet18")
     result = main(

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from cxr.cli.commands import COMMANDS
-from cxr.cli.plans import plan_of
+from cxr.cli.commands import COMMANDS, ingest, score
+from cxr.cli.plans import Capacity, plan_of, say_plan
 from cxr.errors import UserError
+from cxr.runtime import console
 from tests.made_shards import write_shards
 
 
@@ -71,6 +72,39 @@ def test_ten_million_images(tmp_path: Path) -> None:
     values, text = plan("ingest", *cluster)
     assert values["seconds"] == pytest.approx(1e7 / (256 * 177))
     assert "up to 655.4 GB in OUT" in text
+
+
+def test_shards_are_scored_without_decoding_and_idle_runs_give_no_rate(tmp_path: Path) -> None:
+    made = write_shards(tmp_path / "shards", {"test": 64})
+    cluster = ["--archive", made, "--plan-cpus", "4", "--plan-gpus", "2", "--out", str(tmp_path)]
+    values, text = plan("score", *cluster)
+    assert values["images"] == 64
+    assert "seconds" not in values
+    assert "time       unknown" in text
+    (tmp_path / "result.json").write_text(json.dumps({"metrics": {"images_per_s": 0.0}, "images_per_second": 0.0}))
+    assert "seconds" not in plan("score", *cluster)[0]
+    assert plan("ingest", *cluster)[0]["seconds"] == pytest.approx(64 / (4 * 177))
+    (tmp_path / "result.json").write_text(json.dumps({"metrics": {"images_per_s": 32.0}}))
+    assert plan("score", *cluster)[0]["seconds"] == pytest.approx(2)
+
+
+def test_a_job_shows_its_plan_for_the_images_that_it_has_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cxr.cli.plans.Capacity.of", lambda options: Capacity(4, 0, "of a test"))
+    monkeypatch.setattr("cxr.cli.plans.open_manifest", lambda *_: pytest.fail("the archive is listed again"))
+    console.start("text", "")
+    say_plan(score.Options(archive=("/nowhere",)), 4_160)
+    say_plan(ingest.Options(archive="/nowhere"), 70_800)
+    assert capsys.readouterr().out.splitlines() == [
+        "plan: 2 replicas of the networks, on CPUs, and CPUs for reading; 4,160 images (listed in the archive); "
+        "at least 20 s, start-up not included",
+        "plan: all CPUs of the cluster, no GPU; 70,800 images (listed in the archive); 1 min 40 s, "
+        "start-up not included",
+    ]
+    monkeypatch.setattr(console, "_console", console.Console("quiet"))
+    say_plan(score.Options(archive=("/nowhere",)), 4_160)
+    assert capsys.readouterr().out == ""
 
 
 def test_options_of_a_plan_need_the_plan(capsys: pytest.CaptureFixture[str]) -> None:

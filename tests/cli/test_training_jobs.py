@@ -14,6 +14,7 @@ from cxr import storage
 from cxr.cli import training_jobs
 from cxr.cli.inputs import check_inputs
 from cxr.cli.options import ArchiveOptions
+from cxr.cli.plans import Capacity
 from cxr.cli.search_jobs import tune_job
 from cxr.cli.training_jobs import ensure_shards, resolve_environment, train_job
 from cxr.data import shards
@@ -50,7 +51,7 @@ def two(tmp_path: Path) -> ArchiveOptions:
 @pytest.fixture
 def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cxr.runtime.cluster.connect", lambda: None)
-    monkeypatch.setattr("cxr.cli.training_jobs.say_plan", lambda options: None)
+    monkeypatch.setattr("cxr.cli.plans.Capacity.of", lambda options: Capacity(8, 0, "of a test"))
     monkeypatch.setattr("cxr.runtime.cluster.check_shared", lambda uri: None)
     monkeypatch.setattr("cxr.cli.training_jobs.room", lambda *_, **__: 1)
 
@@ -67,7 +68,9 @@ def test_archives_are_given_in_repeated_options() -> None:
 
 @pytest.mark.usefixtures("_no_cluster")
 def test_several_archives_make_one_set_of_shards_and_must_stay_the_same(two: ArchiveOptions, tmp_path: Path) -> None:
-    out = check_inputs(RECIPE, two, str(tmp_path / "out"))
+    inputs = check_inputs(RECIPE, two, str(tmp_path / "out"))
+    out = inputs.out
+    assert inputs.images == 12
     data = ensure_shards(two, out)
     assert data == f"{out}/shards"
     assert shards.read_info(data).rows("train") == 12

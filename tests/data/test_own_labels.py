@@ -66,7 +66,7 @@ def test_archives_with_different_findings_become_one(tmp_path: Path) -> None:
     assert storage.read_json(f"{made[0]}/{shards.ARCHIVE_FILE}")["labels"] == tables["a"]
     both = ArchiveOptions(archive=tuple(made))
     recipe = LocalizeRecipe(size=32, backbone="resnet18", cam_stages="last")
-    out = check_inputs(recipe, both, str(tmp_path / "both"))
+    out = check_inputs(recipe, both, str(tmp_path / "both")).out
     info = shards.read_info(ensure_shards(both, out))
     assert info.findings == ("heart", "fluid", "mass", "scar")
     labels = stored(info.uri)

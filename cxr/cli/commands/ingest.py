@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -74,6 +75,7 @@ def main(options: Options) -> dict[str, Any]:
         read_label_table(options.labeling)
 
     # These import torch and Ray, which takes seconds: mistakes above are reported without them.
+    from cxr.cli.plans import say_plan
     from cxr.data.ingest import ingest
     from cxr.runtime import cluster
 
@@ -91,6 +93,7 @@ def main(options: Options) -> dict[str, Any]:
         crop=crop,
         enhance=options.enhancement,
         labeling=options.labeling,
+        on_start=partial(say_plan, options),
     )
     _print_summary(result)
     archive = options.archive or phantom_archive(options.out)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import tyro
@@ -61,6 +62,7 @@ def main(options: Options) -> dict[str, Any]:
     open_identity(options.score.pseudonymize, options.score.crosswalk, storage.normalize(options.out), ())
 
     # These import torch and Ray, which takes seconds: mistakes above are reported without them.
+    from cxr.cli.plans import say_plan
     from cxr.data import gate
     from cxr.inference.score import score
     from cxr.runtime import cluster
@@ -71,7 +73,7 @@ def main(options: Options) -> dict[str, Any]:
     archives = options.archive or (phantom_archive(out),)
     if panel is None:
         panel = Panel.of([_demo_checkpoint(archives[0], out, latents=options.score.save_latents)])
-    scored = score(archives, panel, out, options.score)
+    scored = score(archives, panel, out, options.score, on_start=partial(say_plan, options))
     if options.score.new_only and not scored.increments:
         print("nothing new: all images of the archive have been scored", flush=True)
     else:
