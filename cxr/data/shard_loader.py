@@ -129,11 +129,15 @@ class ShardStream:
             return self.rows
         return self.sampling.images(int(self._positive_N.sum()), self._step)
 
-    def train(self, epoch: int) -> Iterator[Batch]:
-        """`steps` shuffled batches; their rows depend on the seed, the epoch and the global batch size."""
+    def train(self, epoch: int, skipped: int = 0) -> Iterator[Batch]:
+        """`steps` shuffled batches; their rows depend on the seed, the epoch and the global batch size.
+
+        Args:
+            skipped: number of batches to leave out at the beginning. Row groups that only they need are not read.
+        """
         rng = np.random.default_rng((self.seed, epoch))
         shown = self._sample_rows(epoch, rng)[: self.steps * self._step]
-        make = self._permuted(shown) if self.fits else self._windowed(shown, rng)
+        make = self._permuted(shown, skipped) if self.fits else self._windowed(shown, rng, skipped)
         return prefetched(to_tensors(columns, self.info.pixels) for columns in make)
 
     def _sample_rows(self, epoch: int, rng: np.random.Generator) -> np.ndarray:
@@ -153,38 +157,81 @@ class ShardStream:
             ids += read_rows(group, [schema.IMAGE_ID], ())[schema.IMAGE_ID].take(inside).to_pylist()
         return ids
 
-    def _permuted(self, shown: np.ndarray) -> Iterator[Columns]:
+    def _permuted(self, shown: np.ndarray, skipped: int) -> Iterator[Columns]:
         rows = self._load()
-        for start in range(0, len(shown), self._step):
+        for start in range(skipped * self._step, len(shown), self._step):
             yield rows.take(shown[start : start + self._step][self.rank :: self.world])
 
-    def _windowed(self, shown: np.ndarray, rng: np.random.Generator) -> Iterator[Columns]:
+    def _windowed(self, shown: np.ndarray, rng: np.random.Generator, skipped: int) -> Iterator[Columns]:
         """This worker's part of the epoch, sorted by row group; all parts have the same length."""
-        ends = [len(shown) * rank // self.world for rank in (self.rank, self.rank + 1)]
-        own = self._rows.together(shown, rng)[slice(*ends)]
+        part = [len(shown) * rank // self.world for rank in (self.rank, self.rank + 1)]
+        own = self._rows.together(shown, rng)[slice(*part)]
         window_rows = max(1, self.cache_bytes // (self.info.pixels.row_bytes * self.info.row_group_rows))
         window_rows *= self.info.row_group_rows
-        window, added = ShuffleBuffer(window_rows + self.batch_size, self._arrays), 0
-        for columns, inside in self._pieces(own):
-            if added + len(inside) > window_rows:
-                yield from self._shuffled(window, rng)
-                added = 0
-            window.add(columns, inside)
-            added += len(inside)
-        yield from self._shuffled(window, rng)
+        ends = self._window_ends(own, window_rows)
+        held, read, order = self._after(skipped, ends, rng)
+        window = ShuffleBuffer(window_rows + self.batch_size, self._arrays)
+        pieces = self._pieces([*self._rows.by_group(own[held]), *self._rows.by_group(own[read:])])
+        self._fill(window, pieces, len(held))
+        yield from self._batches(window, order)
+        for end in [end for end in ends if end > read]:
+            self._fill(window, pieces, end - read)
+            read = end
+            yield from self._batches(window, rng.permutation(window.rows))
         if window.rows:  # the whole part is smaller than a batch
             yield window.take(np.arange(window.rows))
 
-    def _pieces(self, rows: np.ndarray) -> Iterator[tuple[Columns, np.ndarray]]:
-        """Row groups and the positions of `rows` in them, at most as many at a time as a row group has rows."""
-        most = self.info.row_group_rows
-        for columns, inside in self._groups([*self._rows.by_group(rows)]):
-            for start in range(0, len(inside), most):
-                yield columns, inside[start : start + most]
+    def _window_ends(self, own: np.ndarray, window_rows: int) -> list[int]:
+        """How many rows of `own` have been read when the window is full, for each time that it is."""
+        ends, read, added = list[int](), 0, 0
+        for _, inside in self._rows.by_group(own):
+            for count in (len(piece) for piece in self._cut(inside)):
+                if added + count > window_rows:
+                    ends.append(read)
+                    added = 0
+                read, added = read + count, added + count
+        return [*ends, read]
 
-    def _shuffled(self, window: ShuffleBuffer, rng: np.random.Generator) -> Iterator[Columns]:
-        """The complete batches of the window; the remainder stays in it."""
-        order = rng.permutation(window.rows)
+    def _after(
+        self, skipped: int, ends: Sequence[int], rng: np.random.Generator
+    ) -> tuple[np.ndarray, int, np.ndarray]:
+        """The state of the window after the first `skipped` batches, without reading a row.
+
+        Returns:
+            The rows in it that have not been shown, increasing, as positions in this worker's part; how many rows
+            have been read; and the order in which those in the window will be shown.
+        """
+        held, read = np.zeros(0, np.int64), 0
+        for end in ends:
+            rows = np.concatenate([held, np.arange(read, end)])
+            order, read = rows[rng.permutation(len(rows))], end
+            batches = len(order) // self.batch_size
+            if batches > skipped or not skipped:
+                rest = order[skipped * self.batch_size :]
+                return np.sort(rest), read, np.argsort(np.argsort(rest))
+            skipped -= batches
+            held = order[batches * self.batch_size :]
+        return held[:0], read, held[:0]  # all batches were skipped
+
+    def _cut(self, inside: np.ndarray) -> Iterator[np.ndarray]:
+        """Positions in a row group, at most as many at a time as it has rows: when sampling, rows are repeated."""
+        most = self.info.row_group_rows
+        return (inside[start : start + most] for start in range(0, len(inside), most))
+
+    def _pieces(self, runs: Sequence[tuple[RowGroup, np.ndarray]]) -> Iterator[tuple[Columns, np.ndarray]]:
+        """The columns of row groups, and the positions in them."""
+        return ((columns, piece) for columns, inside in self._groups(runs) for piece in self._cut(inside))
+
+    @staticmethod
+    def _fill(window: ShuffleBuffer, pieces: Iterator[tuple[Columns, np.ndarray]], rows: int) -> None:
+        """Add the next `rows` rows of the pieces to the window."""
+        while rows > 0:
+            columns, inside = next(pieces)
+            window.add(columns, inside)
+            rows -= len(inside)
+
+    def _batches(self, window: ShuffleBuffer, order: np.ndarray) -> Iterator[Columns]:
+        """The complete batches of the window in this order of its rows; the remainder stays in it."""
         whole = len(order) // self.batch_size * self.batch_size
         for start in range(0, whole, self.batch_size):
             yield window.take(order[start : start + self.batch_size])

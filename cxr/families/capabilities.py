@@ -207,8 +207,12 @@ class DegeneracyCheck(Protocol):
 class BatchLookahead(Protocol):
     """A task that sees batches before their step, for example to combine images of several steps."""
 
-    def look_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches of an epoch, on the task's device, in the same order."""
+    def look_ahead(self, batches: Iterator[Batch], skipped: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch but the first `skipped`, on the task's device, in the same order."""
+        ...
+
+    def batches_before(self, rows: int) -> int:
+        """How many batches of `rows` images before a step it may depend on, in any epoch."""
         ...
 
 

@@ -320,8 +320,11 @@ class DetectTask(Task):
             boxes, known = torch.where(complete[:, None, None], boxes, torch.nan), known & complete[:, None]
         return boxes, known
 
-    def look_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        return self.window.look_ahead(batches) if self.variation.combines else batches
+    def look_ahead(self, batches: Iterator[Batch], skipped: int = 0) -> Iterator[Batch]:
+        return self.window.look_ahead(batches, skipped) if self.variation.combines else batches
+
+    def batches_before(self, rows: int) -> int:
+        return self.window.batches_before(rows)
 
     def _partner_columns(self, batch: Batch) -> dict[str, Tensor]:
         """What an image contributes to a mosaic or mixup: stored pixels, boxes, and regions of unknown findings."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
@@ -34,12 +35,24 @@ class PartnerWindow:
     def __len__(self) -> int:
         return self._filled
 
-    def look_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches. Each is returned after its rows and those that follow have filled the window."""
+    def batches_before(self, rows: int) -> int:
+        """How many batches of `rows` rows before a step the window may contain: at the end of an epoch, all of
+        them."""
+        return math.ceil(self.size / rows)
+
+    def look_ahead(self, batches: Iterator[Batch], skipped: int = 0) -> Iterator[Batch]:
+        """The same batches. Each is returned after its rows and those that follow have filled the window.
+
+        Args:
+            skipped: number of batches of the epoch before these. The window is as if it had seen them from the batch
+                number `batches_before` on.
+        """
         self._next = self._filled = 0
         self._reads_ahead = True
         waiting, rows = deque[Batch](), 0
-        for batch in batches:
+        for number, batch in enumerate(batches):
+            if number == 0:
+                self._next = skipped * _count(batch) % self.size
             waiting.append(batch)
             rows += self._add(batch)
             while rows >= self.size:

@@ -134,7 +134,7 @@ class Engine:
         their sum.
 
         Args:
-            batches: all batches of the epoch, also when it is continued.
+            batches: those of the epoch; when it is continued, without the first `unneeded_batches`.
             so_far: what an interrupted run has done of this epoch; updated here.
 
         Raises:
@@ -144,7 +144,7 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         so_far = so_far or EpochSoFar()
         start, next_check, due = time.monotonic() - so_far.seconds, so_far.steps + 1, False
-        batches = self._echoed(batches, so_far.steps)
+        batches = self._echoed(batches, so_far)
         while (batch := so_far.next(batches)) is not None:
             so_far.steps += 1
             so_far.images += len(next(iter(batch.values())))
@@ -175,14 +175,25 @@ class Engine:
         """Training can be continued after multiples of so many steps, when no batch or gradient is in use."""
         return math.lcm(self.stage.data_echo_factor, self.recipe.accumulate)
 
-    def _echoed(self, batches: Iterator[Batch], done: int) -> Iterator[Batch]:
-        """Batches on this engine's device, each repeated as often as the stage requires; every step augments it
-        anew. Batches of the first `done` steps are skipped."""
-        skipped = done // self.stage.data_echo_factor
-        if isinstance(self.task, BatchLookahead):  # it has seen the skipped batches, too
-            moved = islice(self.task.look_ahead(self.moved(batches)), skipped, None)
-        else:
-            moved = self.moved(islice(batches, skipped, None))
+    def unneeded_batches(self, so_far: EpochSoFar) -> int:
+        """How many batches at the beginning of an epoch the rest of it does not depend on."""
+        done = so_far.steps // self.stage.data_echo_factor
+        if isinstance(self.task, BatchLookahead):
+            rows = max(1, so_far.images // max(1, so_far.steps))
+            return max(0, done - self.task.batches_before(rows))
+        return done
+
+    def _echoed(self, batches: Iterator[Batch], so_far: EpochSoFar) -> Iterator[Batch]:
+        """The batches of the steps that are left, on this engine's device, each repeated as often as the stage
+        requires; every step augments it anew.
+
+        Args:
+            batches: without the first `unneeded_batches`.
+        """
+        moved, skipped = self.moved(batches), self.unneeded_batches(so_far)
+        if isinstance(self.task, BatchLookahead):  # it must have seen some of the batches before
+            seen = so_far.steps // self.stage.data_echo_factor - skipped
+            moved = islice(self.task.look_ahead(moved, skipped), seen, None)
         return (batch for batch_on_device in moved for batch in repeat(batch_on_device, self.stage.data_echo_factor))
 
     def step(self, batch: Batch, *, last: bool = True) -> dict[str, Tensor]:

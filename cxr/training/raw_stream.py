@@ -27,7 +27,7 @@ class Stream(Protocol):
 
     @property
     def steps(self) -> int: ...
-    def train(self, epoch: int) -> Iterator[Batch]: ...
+    def train(self, epoch: int, skipped: int = 0) -> Iterator[Batch]: ...
     def every(self) -> Iterator[Batch]: ...
 
 
@@ -57,9 +57,10 @@ class RayStream:
     def steps(self) -> int:
         return max(1, self.rows // (self.batch_size * self.world))
 
-    def train(self, epoch: int) -> Iterator[Batch]:
+    def train(self, epoch: int, skipped: int = 0) -> Iterator[Batch]:
         """Complete batches only. Ray Data gives each worker an equal share; the order of blocks changes in each
         pass."""
+        assert not skipped, "there are no checkpoints within an epoch"
         return self._batches(
             drop_last=self.rows >= self.batch_size * self.world,
             local_shuffle_buffer_size=max(self.shuffle_rows, self.batch_size),

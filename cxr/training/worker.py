@@ -148,7 +148,8 @@ class Worker:
         so_far = EpochSoFar()
         if self.within:
             so_far, self.within = continue_within(engine, self.within, self.workers), None
-        means = engine.epoch(train.train(epoch), so_far, self._checkpoints(engine, train))
+        batches = train.train(epoch, engine.unneeded_batches(so_far))
+        means = engine.epoch(batches, so_far, self._checkpoints(engine, train))
         start = time.monotonic()
         metrics = engine.finish_epoch(val.every)
         validated = time.monotonic() - start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from cxr import schema, storage
 from cxr.data import shard_index, shards
-from cxr.data.sampling import showing
+from cxr.data.sampling import Sampling, showing
 from cxr.data.shard_loader import ShardStream
 from cxr.errors import UserError
 from cxr.evaluation.ground_truth import read_truth
@@ -74,6 +75,29 @@ def test_a_window_shuffles_within_its_capacity(made: shards.ShardInfo) -> None:
     for batch in numbers(stream(made, "train", batch_size=8, cache_bytes=held).train(0))[:1]:
         starts = {number // 20 * 20 + (number % 20) // 8 * 8 for number in batch}
         assert len(starts) <= 2
+
+
+@pytest.mark.parametrize("groups", [0, 1, 2, 3, 100])
+@pytest.mark.parametrize("sampling", [None, Sampling(schema.FINDINGS[0], (0.5,))])
+def test_skipped_batches_change_nothing_and_are_not_read(
+    tmp_path: Path, groups: int, sampling: Sampling | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known(split: str, number: int) -> Mapping[str, object]:
+        return {schema.LABELS: [int(number % 9 == 0)] * len(schema.FINDINGS)}
+
+    info = shards.read_info(write_shards(tmp_path / "shards", {"train": 75}, known=known))
+    settings = {"cache_bytes": groups * 8 * info.pixels.row_bytes, "sampling": sampling}
+    read, count = ShardStream._read, []
+    monkeypatch.setattr(ShardStream, "_read", lambda self, group: count.append(1) or read(self, group))
+    for world in (1, 2):
+        made = stream(info, "train", world=world, rank=world - 1, **settings)
+        every, reads = numbers(made.train(0)), []
+        for skipped in range(made.steps + 1):
+            count.clear()
+            assert numbers(made.train(0, skipped)) == every[skipped:]
+            reads.append(len(count))
+        assert reads[-1] == 0
+        assert reads[-2] <= max(1, groups) + 1, "a batch of the last window"
 
 
 def test_unknown_pose_and_mask_are_marked(made: shards.ShardInfo) -> None:

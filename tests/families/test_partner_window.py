@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import pytest
 import torch
@@ -51,6 +52,22 @@ def test_a_short_epoch_uses_all_of_its_images_and_none_of_the_previous_epoch() -
         pass
     for _ in window.look_ahead(numbered([100 + i]) for i in range(5)):
         assert drawn(window) == {100, 101, 102, 103, 104}
+
+
+@pytest.mark.parametrize("own", [1, 2, 3, 8])
+def test_after_skipped_batches_the_window_is_the_same(own: int) -> None:
+    window = PartnerWindow(8, lambda batch: batch)
+
+    def windows(batches: Iterator[Batch], skipped: int = 0) -> list[list[int]]:
+        return [window.draw(8)["number"].tolist() for _ in window.look_ahead(batches, skipped)]
+
+    torch.manual_seed(0)
+    whole = windows(steps(12, own))
+    for done in range(12):
+        skipped = max(0, done - window.batches_before(own))
+        torch.manual_seed(0)
+        torch.rand(8 * skipped)
+        assert windows(islice(steps(12, own), skipped, None), skipped)[done - skipped :] == whole[done:]
 
 
 def test_without_reading_ahead_a_step_depends_on_its_batch_alone() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,7 +106,8 @@ def interrupted(recipe: Recipe, workers: Communicator) -> dict[str, Any]:
     torch.manual_seed(7 + workers.rank)
     so_far = continue_within(resumed, saved[0]["within"], workers)
     assert so_far.steps in (3, 4), "after the first step from the third on at which no batch or gradient is in use"
-    return outcome(resumed, resumed.epoch(batches(workers), so_far))
+    rest = islice(batches(workers), resumed.unneeded_batches(so_far), None)
+    return outcome(resumed, resumed.epoch(rest, so_far))
 
 
 def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
